@@ -1,0 +1,79 @@
+# `make help` lists the targets. Everything runs in .venv, which is made on first use.
+
+PYTHON ?= python3
+PYTHON_ARVIZ1 ?= /usr/bin/python3.13
+WORKERS ?= auto
+
+BIN := .venv/bin
+BIN_ARVIZ1 := .venv-arviz1/bin
+PROJECT := pyproject.toml pyro_ext/_version.py
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test test-all test-slow test-arviz1 lint format typecheck bench clean
+
+help: ## show this list
+	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 16
+
+demo: .venv/.demo ## install what the demo needs and run it
+	$(BIN)/pyro-ext demo
+
+test: lint typecheck test-all test-arviz1 ## all checks: style, types, every test, both lines of ArviZ
+
+test-all: .venv/.test ## every test, the slow ones included
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+test-slow: .venv/.test ## the slow tests alone
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
+
+# ArviZ 1 needs a newer Python than ArviZ 0.x has at its lower end, so it gets an environment of its own.
+test-arviz1: ## the tests of conversion under ArviZ 1, where PYTHON_ARVIZ1 exists
+	@if $(PYTHON_ARVIZ1) -c 'import ensurepip, venv' 2>/dev/null; then \
+		$(MAKE) --no-print-directory .venv-arviz1/.test \
+		&& $(BIN_ARVIZ1)/python -m pytest tests/diagnostics; \
+	else \
+		echo "No tests under ArviZ 1: $(PYTHON_ARVIZ1) or its venv module is missing."; \
+		echo "On Debian: apt-get install python3.13-venv. Elsewhere: make test-arviz1 PYTHON_ARVIZ1=<a Python of 3.12 or later>."; \
+		test -z "$${CI:-}"; \
+	fi
+
+lint: .venv/.test ## check style
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+format: .venv/.test ## put files in the house style
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+typecheck: .venv/.test ## check types
+	$(BIN)/python -m mypy
+
+bench: .venv/.test ## run every benchmark, one line of JSON each
+	@for file in benchmarks/*.py; do $(BIN)/python "$$file" || exit 1; done
+
+clean: ## delete environments, builds, caches and the demo's results
+	rm -rf .venv .venv-arviz1 build dist demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find pyro_ext inference models tutorials tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "pyro_ext needs Python 3.11 or later, and $(PYTHON) is: $$($(PYTHON) --version 2>&1)."; \
+		echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.13"; \
+		exit 1; }
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+
+.venv/.demo: $(PROJECT) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[data,plots]'
+	@touch $@
+
+.venv/.test: $(PROJECT) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[test,dev]'
+	@touch $@
+
+$(BIN_ARVIZ1)/python:
+	$(PYTHON_ARVIZ1) -m venv .venv-arviz1 || { rm -rf .venv-arviz1; exit 1; }
+
+.venv-arviz1/.test: $(PROJECT) | $(BIN_ARVIZ1)/python
+	$(BIN_ARVIZ1)/python -m pip install --quiet --editable '.[test]'
+	@$(BIN_ARVIZ1)/python -c 'import sys; from importlib.metadata import version as v; sys.exit(v("arviz").startswith("0.") and "ArviZ 1 expected, found " + v("arviz"))'
+	@touch $@

@@ -1,0 +1,64 @@
+"""Minibatches as a function of seed, chain and step: shuffled epochs without replacement."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pyro_ext.potential import Plate
+
+__all__ = ["Minibatches"]
+
+
+class Minibatches:
+    """Subsamples of plates for a group of chains, each chain with its own shuffles.
+
+    An epoch is a permutation of the plate, cut into batches; what is left of it after the last
+    whole batch is dropped, so that every batch is a uniform subset. The permutation of an epoch
+    follows from the seed, the chain, the plate and the epoch: there is no state to save.
+
+    :param Sequence plates: the plates that take a subsample.
+    :param range chains: numbers of the chains.
+    :param int seed: a non-negative integer.
+    """
+
+    def __init__(self, plates: Sequence[Plate], chains: range, seed: int) -> None:
+        self.plates = tuple(plates)
+        self.chains = chains
+        self.seed = seed
+        self._epochs: dict[tuple[int, int], tuple[int, npt.NDArray[np.int64]]] = {}
+
+    def __call__(self, first_step: int, num_steps: int) -> list[Tensor]:
+        """Indices of the given steps for each plate.
+
+        :param int first_step: number of the first step.
+        :param int num_steps: number of steps.
+        :returns: int64 tensors. **Shape:** ``(num_steps, num_chains, subsample_size)`` each.
+        """
+        result = []
+        for number, plate in enumerate(self.plates):
+            size = plate.subsample_size
+            num_batches = plate.size // size
+            indices = np.empty((num_steps, len(self.chains), size), dtype=np.int64)
+            row = 0
+            while row < num_steps:
+                epoch, batch = divmod(first_step + row, num_batches)
+                rows = min(num_batches - batch, num_steps - row)
+                for column, chain in enumerate(self.chains):
+                    order = self._order(number, plate.size, chain, epoch)
+                    taken = order[batch * size : (batch + rows) * size]
+                    indices[row : row + rows, column] = taken.reshape(rows, size)
+                row += rows
+            result.append(torch.from_numpy(indices))
+        return result
+
+    def _order(self, number: int, size: int, chain: int, epoch: int) -> npt.NDArray[np.int64]:
+        """Permutation of a plate in an epoch; the latest one is kept."""
+        known = self._epochs.get((number, chain))
+        if known is None or known[0] != epoch:
+            key = np.random.SeedSequence(self.seed, spawn_key=(chain, 2, number, epoch))
+            known = (epoch, np.random.default_rng(key).permutation(size))
+            self._epochs[number, chain] = known
+        return known[1]

@@ -1,0 +1,168 @@
+"""Schedules of the step size, and which steps of a run sample."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["ConstantSchedule", "CyclicalSchedule", "PolynomialSchedule", "Schedule"]
+
+Steps = npt.NDArray[np.int64]
+
+
+class Schedule:
+    """Step size of each step of a run, counted from zero; warm-up steps count too.
+
+    A subclass gives :meth:`step_sizes`; it may also tell exploring from sampling steps.
+    """
+
+    step_size: float
+
+    @property
+    def period(self) -> int:
+        """Number of steps after which :meth:`is_sampling` repeats itself."""
+        return 1
+
+    def step_sizes(self, steps: Steps) -> npt.NDArray[np.float64]:
+        """Step sizes at the given steps."""
+        raise NotImplementedError
+
+    def is_sampling(self, steps: Steps) -> npt.NDArray[np.bool_]:
+        """Whether noise is injected at the given steps, and draws after them are kept."""
+        return np.ones(steps.shape, dtype=np.bool_)
+
+
+def _check_step_size(step_size: float) -> None:
+    if not (isinstance(step_size, int | float) and math.isfinite(step_size) and step_size > 0):
+        raise ValueError(f"step_size must be a positive finite number, got {step_size!r}")
+
+
+@dataclass(frozen=True)
+class ConstantSchedule(Schedule):
+    """The same step size at every step.
+
+    :param float step_size: the step size.
+    """
+
+    step_size: float
+
+    def __post_init__(self) -> None:
+        _check_step_size(self.step_size)
+
+    def step_sizes(self, steps: Steps) -> npt.NDArray[np.float64]:
+        """Step sizes at the given steps."""
+        return np.full(steps.shape, float(self.step_size))
+
+
+@dataclass(frozen=True)
+class PolynomialSchedule(Schedule):
+    r"""A step size that decays as a power of the step, :math:`s_t = s_0 (b + t - t_0)^{-\kappa}`.
+
+    Before the step :math:`t_0` it is :math:`s_0`. With an exponent in (1/2, 1] the sum of the step
+    sizes diverges and that of their squares does not, as the convergence of [1] needs.
+
+    :param float step_size: :math:`s_0`.
+    :param float exponent: :math:`\kappa`, in (0.5, 1].
+    :param float offset: :math:`b`, positive.
+    :param int start: :math:`t_0`, the step from which on it decays.
+
+    [1] M. Welling, Y. W. Teh (2011),
+    Bayesian learning via stochastic gradient Langevin dynamics.
+
+    Example::
+
+        >>> PolynomialSchedule(0.5, exponent=1.0).step_sizes(np.array([0, 1, 4]))
+        array([0.5 , 0.25, 0.1 ])
+    """
+
+    step_size: float
+    exponent: float = 0.55
+    offset: float = 1.0
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        _check_step_size(self.step_size)
+        if not 0.5 < self.exponent <= 1.0:
+            raise ValueError(f"exponent must lie in (0.5, 1], got {self.exponent!r}")
+        if not self.offset > 0:
+            raise ValueError(f"offset must be positive, got {self.offset!r}")
+        if self.start < 0:
+            raise ValueError(f"start must be a non-negative step number, got {self.start!r}")
+
+    def step_sizes(self, steps: Steps) -> npt.NDArray[np.float64]:
+        """Step sizes at the given steps."""
+        elapsed = np.maximum(steps - self.start, 0)
+        decayed = self.step_size * (self.offset + elapsed) ** -self.exponent
+        return np.where(steps < self.start, self.step_size, decayed)
+
+
+@dataclass(frozen=True)
+class CyclicalSchedule(Schedule):
+    r"""Cosine cycles of the step size, each with an exploring and a sampling stage [1].
+
+    With :math:`L = \lceil K / M \rceil` steps in a cycle and :math:`r = (t \bmod L) / L`, the step
+    size is :math:`s_{min} + (s_0 - s_{min}) (1 + \cos \pi r) / 2`. While :math:`r` is below the
+    share of exploration no noise is injected, which is stochastic gradient descent, and no draw is
+    kept. With no exploration noise is injected at every step, as parameter-expanded SGHMC [2] has
+    it. After the last cycle another follows.
+
+    :param float step_size: :math:`s_0`, the step size at the start of a cycle.
+    :param int num_cycles: :math:`M`.
+    :param int num_steps: :math:`K`, steps of all cycles together, those of the warm-up included.
+    :param float exploration: share of each cycle that explores, in [0, 1).
+    :param float minimum: :math:`s_{min}`, at least zero.
+
+    [1] R. Zhang, C. Li, J. Zhang, C. Chen, A. G. Wilson (2020),
+    Cyclical stochastic gradient MCMC for Bayesian deep learning.
+    [2] H. Kim, G. Nam, C. Yun, H. Yang, J. Lee (2025),
+    Parameter expanded stochastic gradient Markov chain Monte Carlo.
+
+    Example::
+
+        >>> schedule = CyclicalSchedule(0.5, num_cycles=4, num_steps=1000, exploration=0.8)
+        >>> schedule.step_sizes(np.array([0, 125, 250]))
+        array([0.5 , 0.25, 0.5 ])
+        >>> schedule.is_sampling(np.array([199, 200]))
+        array([False,  True])
+    """
+
+    step_size: float
+    num_cycles: int
+    num_steps: int
+    exploration: float = 0.0
+    minimum: float = 0.0
+    cycle_length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        _check_step_size(self.step_size)
+        if self.num_cycles < 1:
+            raise ValueError(f"num_cycles must be at least 1, got {self.num_cycles!r}")
+        if self.num_steps < self.num_cycles:
+            raise ValueError(
+                f"num_steps must be at least num_cycles = {self.num_cycles}, got {self.num_steps!r}"
+            )
+        if not 0.0 <= self.exploration < 1.0:
+            raise ValueError(f"exploration must lie in [0, 1), got {self.exploration!r}")
+        if not 0.0 <= self.minimum <= self.step_size:
+            raise ValueError(
+                f"minimum must lie in [0, step_size = {self.step_size}], got {self.minimum!r}"
+            )
+        object.__setattr__(self, "cycle_length", -(-self.num_steps // self.num_cycles))
+
+    @property
+    def period(self) -> int:
+        """Number of steps in a cycle."""
+        return self.cycle_length
+
+    def step_sizes(self, steps: Steps) -> npt.NDArray[np.float64]:
+        """Step sizes at the given steps."""
+        share = 0.5 * (1.0 + np.cos(np.pi * self._position(steps)))
+        return np.asarray(self.minimum + (self.step_size - self.minimum) * share)
+
+    def is_sampling(self, steps: Steps) -> npt.NDArray[np.bool_]:
+        """Whether the given steps lie in the sampling stage of their cycle."""
+        return np.asarray(self._position(steps) >= self.exploration)
+
+    def _position(self, steps: Steps) -> npt.NDArray[np.float64]:
+        return np.asarray((steps % self.cycle_length) / self.cycle_length)

@@ -1,0 +1,37 @@
+"""Diagnostics: conversion to ArviZ, predictive metrics, ensemble diversity and plots.
+
+Names are resolved when they are first used, so that importing this package imports neither ArviZ
+nor matplotlib.
+
+Example::
+
+    >>> from pyro_ext import diagnostics
+    >>> diagnostics.metrics.nll.__name__
+    'nll'
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyro_ext.diagnostics import metrics, plots
+    from pyro_ext.diagnostics.arviz_conversion import to_arviz
+
+__all__ = ["metrics", "plots", "to_arviz"]
+
+_HOMES = {"to_arviz": "arviz_conversion"}  # where a name lives that is not a module itself
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name where it is first used."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_HOMES.get(name, name)}")
+    value = getattr(module, name) if name in _HOMES else module
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the names that are there and those that are yet to be imported."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,187 @@
+"""Names of dimensions, and the labelled object that ArviZ works with."""
+
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pyro_ext._version import __version__
+from pyro_ext.diagnostics._draws import Arrays, to_array
+from pyro_ext.potential import Plate, Site
+
+__all__ = ["label"]
+
+_SAMPLE_DIMS = ("chain", "draw")
+_RESERVED = {*_SAMPLE_DIMS, "sample"}  # ArviZ stacks chains and draws into a dimension "sample"
+_ATTRIBUTES = {"inference_library": "pyro_ext", "inference_library_version": __version__}
+
+
+def label(
+    groups: Mapping[str, Arrays],
+    sites: Mapping[str, Site],
+    coords: Mapping[str, Any] | None,
+    dims: Mapping[str, Sequence[str | None]] | None,
+) -> Any:
+    """Name the dimensions of arrays and put them into the object of the ArviZ that is installed.
+
+    :param Mapping groups: arrays by group and variable. **Shape:** ``(num_chains, num_draws,
+        *event)``, in ``"observed_data"`` ``(*event)``.
+    :param Mapping sites: what is known of the variables.
+    :param Mapping coords: labels along dimensions, by name.
+    :param Mapping dims: names of dimensions by variable, instead of those of the plates.
+    :returns: ``arviz.InferenceData`` with ArviZ 0.x, ``xarray.DataTree`` with ArviZ 1.
+    :raises TypeError: where ``coords`` or ``dims`` is not what it should be.
+    :raises ValueError: where names or sizes do not fit.
+    """
+    groups = {group: arrays for group, arrays in groups.items() if arrays}
+    given = _checked_dims(dims, {*sites, *(name for arrays in groups.values() for name in arrays)})
+    renamed = _plate_dims(groups, sites)
+    labels = _checked_coords(coords, renamed)
+    names = {}
+    for group, arrays in groups.items():
+        names[group] = {
+            name: _names(group, name, array.shape, sites.get(name), given.get(name, ()), renamed)
+            for name, array in arrays.items()
+        }
+        _check_group(group, arrays, names[group], labels)
+    return _assemble(groups, names, labels)
+
+
+def _assemble(
+    groups: Mapping[str, Arrays],
+    dims: Mapping[str, Mapping[str, list[str]]],
+    coords: Mapping[str, Any],
+) -> Any:
+    arviz: Any = importlib.import_module("arviz")
+    is_version_1 = int(arviz.__version__.split(".")[0]) >= 1
+    datasets = {}
+    for group, arrays in groups.items():
+        options: dict[str, Any] = {"default_dims": []}
+        if is_version_1:
+            sample_dims = [] if group == "observed_data" else list(_SAMPLE_DIMS)
+            options = {"sample_dims": sample_dims, "check_conventions": False}
+        datasets[group] = arviz.dict_to_dataset(
+            arrays, attrs=_ATTRIBUTES, coords=dict(coords), dims=dict(dims[group]), **options
+        )
+    if is_version_1:
+        return importlib.import_module("xarray").DataTree.from_dict(datasets)
+    return arviz.InferenceData(**datasets)
+
+
+def _names(
+    group: str,
+    variable: str,
+    shape: tuple[int, ...],
+    site: Site | None,
+    given: Sequence[str | None],
+    renamed: Mapping[str, str],
+) -> list[str]:
+    """Names of all dimensions of a variable: the caller's, else plates, else numbers."""
+    sampled = [] if group == "observed_data" else list(_SAMPLE_DIMS)
+    shape = shape[len(sampled) :]
+    names: list[str | None] = [None] * len(shape)
+    if group == "log_likelihood":
+        given = given[: len(shape)]  # an observation has one log likelihood, whatever its event
+    if group == "sample_stats":
+        given, site = (), None  # statistics are no sites, even where they share a name
+    if len(given) > len(shape):
+        raise ValueError(
+            f"dims[{variable!r}] has {len(given)} names {list(given)}, but {variable!r} in "
+            f"{group} has the shape {shape} besides chains and draws"
+        )
+    if site is not None:
+        event_dim = 0 if group == "log_likelihood" else site.event_dim
+        for position, plate in _plate_positions(shape, site.plates, event_dim):
+            names[position] = renamed.get(plate.name, plate.name)
+    for position, name in enumerate(given):
+        names[position] = names[position] if name is None else name
+    numbers = iter(range(len(shape)))
+    return sampled + [f"{variable}_dim_{next(numbers)}" if name is None else name for name in names]
+
+
+def _plate_positions(
+    shape: tuple[int, ...], plates: Iterable[Plate], event_dim: int
+) -> Iterable[tuple[int, Plate]]:
+    """Where in a shape the plates are."""
+    for plate in plates:
+        position = len(shape) - event_dim + (plate.dim or 0)
+        # Pyro gives a plate without a size the size -1.
+        if 0 <= position < len(shape) and plate.size in (shape[position], -1):
+            yield position, plate
+
+
+def _plate_dims(groups: Mapping[str, Arrays], sites: Mapping[str, Site]) -> dict[str, str]:
+    """Other names for plates that are called as a variable, which no dataset could hold."""
+    taken = _RESERVED.union(*(groups[group] for group in groups if group != "sample_stats"))
+    renamed = {}
+    for plate in {plate.name for site in sites.values() for plate in site.plates} & taken:
+        renamed[plate] = f"{plate}_dim"
+        while renamed[plate] in taken:
+            renamed[plate] += "_"
+    return renamed
+
+
+def _checked_dims(dims: Any, variables: set[str]) -> dict[str, list[str | None]]:
+    if dims is None:
+        return {}
+    if not isinstance(dims, Mapping):
+        raise TypeError(f"dims must map variables to lists of names, got {dims!r:.80}")
+    if unknown := sorted(set(dims) - variables):
+        raise ValueError(f"dims names {unknown}, but the variables are {sorted(variables)}")
+    for variable, names in dims.items():
+        fits = isinstance(names, Sequence) and not isinstance(names, str)
+        if not fits or not all(name is None or isinstance(name, str) for name in names):
+            raise TypeError(
+                f"dims[{variable!r}] must be a list of names (or None for the name a dimension has "
+                f"already), got {names!r:.80}"
+            )
+        if wrong := [name for name in names if name in _RESERVED]:
+            raise ValueError(
+                f"dims[{variable!r}] must not name {wrong}: chains and draws come first by "
+                "themselves"
+            )
+    return {variable: list(names) for variable, names in dims.items()}
+
+
+def _checked_coords(coords: Any, renamed: Mapping[str, str]) -> dict[str, Any]:
+    if coords is None:
+        return {}
+    if not isinstance(coords, Mapping):
+        raise TypeError(f"coords must map names of dimensions to labels, got {coords!r:.80}")
+    labels = {}
+    for name, values in coords.items():
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise TypeError(f"coords[{name!r}] must be a list of labels, got {values!r:.80}")
+        if isinstance(values, Tensor):
+            values = to_array(values, f"coords[{name!r}]")
+        array = np.asarray(values if hasattr(values, "__array__") else list(values))
+        if array.ndim != 1:
+            raise ValueError(f"coords[{name!r}] must be a list of labels, got {values!r:.80}")
+        labels[renamed.get(name, name)] = array
+    return labels
+
+
+def _check_group(
+    group: str, arrays: Arrays, dims: Mapping[str, list[str]], coords: Mapping[str, Any]
+) -> None:
+    """Raise where the variables of a group do not make a dataset."""
+    first: dict[str, tuple[int, str]] = {
+        name: (len(labels), f"coords[{name!r}]") for name, labels in coords.items()
+    }
+    for variable, names in dims.items():
+        if len(set(names)) < len(names):
+            raise ValueError(f"{variable!r} in {group} has a dimension twice: {names}")
+        for name, size in zip(names, arrays[variable].shape, strict=True):
+            if name in arrays:
+                raise ValueError(
+                    f"dims[{variable!r}] names {name!r}, which is a variable of {group} itself; "
+                    "give the dimension another name"
+                )
+            known, where = first.setdefault(name, (size, repr(variable)))
+            if known != size:
+                raise ValueError(
+                    f"dimension {name!r} has size {size} in {variable!r} of {group}, but "
+                    f"{known} in {where}"
+                )

@@ -1,0 +1,192 @@
+"""From posteriors of every kind to ArviZ."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pyro_ext.diagnostics._draws import (
+    Arrays,
+    context_of,
+    draws_of,
+    follow_chains,
+    statistics_of,
+    to_array,
+    with_chains,
+)
+from pyro_ext.diagnostics._labels import label
+from pyro_ext.diagnostics._model_groups import (
+    all_sites,
+    check_shapes,
+    log_likelihood_group,
+    observed_group,
+    potential_of,
+    predictive_group,
+    prior_group,
+    split,
+    with_deterministic,
+)
+from pyro_ext.potential import Potential
+from pyro_ext.random import fresh_seed
+
+__all__ = ["to_arviz"]
+
+_PRIOR_DRAWS = 500
+
+
+def to_arviz(
+    posterior: Any,
+    *args: Any,
+    model: Callable[..., Any] | Potential | None = None,
+    coords: Mapping[str, Any] | None = None,
+    dims: Mapping[str, Sequence[str | None]] | None = None,
+    log_likelihood: bool | Sequence[str] = True,
+    posterior_predictive: bool | Mapping[str, Any] = False,
+    prior: bool | int | Mapping[str, Any] = False,
+    sample_stats: bool = True,
+    num_samples: int = 1000,
+    group_by_chain: bool = False,
+    seed: int | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> Any:
+    """Convert a posterior to the object that ArviZ summarizes, plots, compares and saves.
+
+    Dimensions are named after the plates of the model. Where a plate subsamples, the log
+    likelihood, the predictive draws and the observed data are over all of the data.
+
+    :param posterior: what holds or makes the draws:
+
+        - a sampler that has run: :class:`pyro_ext.inference.MCMC`, :class:`pyro.infer.MCMC`, or
+          anything else with ``get_samples(group_by_chain=True)``;
+        - a dict of tensors or arrays, such as :class:`pyro.infer.Predictive` returns.
+          **Shape:** ``(num_draws, *event)`` each. With a ``model``, the observed sites in it become
+          the group ``posterior_predictive``; without one, all of it is the posterior;
+        - a guide trained by :class:`pyro.infer.SVI`, from which ``num_samples`` are drawn.
+
+    :param args: arguments of the model (and the guide), if other than those the sampler ran with.
+    :param model: the model of a dict or of a guide written by hand; the others know theirs. A
+        :class:`~pyro_ext.potential.Potential` of the model does as well.
+    :param Mapping coords: labels along dimensions, by name. Names of no dimension are passed over.
+    :param Mapping dims: by variable, names of its dimensions after chain and draw, instead of those
+        of the plates; ``None`` in place of a name keeps what is there.
+    :param log_likelihood: whether to compute the log likelihood of each observation, or a list of
+        the observed sites to compute it for. Without a known model there is none.
+    :param posterior_predictive: whether to draw the observed sites anew, once for each draw of the
+        posterior; or a dict of such draws. **Shape:** ``(num_chains, num_draws, *event)`` or
+        ``(num_chains * num_draws, *event)`` each.
+    :param prior: how many draws from the prior to take (``True`` for 500); or a dict of them.
+        **Shape:** ``(num_prior_draws, *event)`` each. The observed sites among them become the
+        group ``prior_predictive``.
+    :param bool sample_stats: whether to keep the statistics of the sampler.
+    :param int num_samples: number of draws from a guide.
+    :param bool group_by_chain: whether the arrays of a dict ``posterior`` have the shape
+        ``(num_chains, num_draws, *event)``.
+    :param int seed: seed of all that is drawn here; ``None`` takes one from PyTorch's generator.
+    :param Mapping model_kwargs: keyword arguments of the model (and the guide).
+    :returns: ``arviz.InferenceData`` with ArviZ 0.x, ``xarray.DataTree`` with ArviZ 1.
+    :raises TypeError: where an argument is of a wrong type.
+    :raises ValueError: where names or shapes do not fit the model, or where the model is needed and
+        cannot be evaluated.
+
+    Example::
+
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> draws = {"loc": 0.1 * torch.randn(100)}
+        >>> data = to_arviz(draws, torch.randn(20), model=model)
+        >>> data["posterior"]["loc"].dims, data["log_likelihood"]["x"].dims
+        (('chain', 'draw'), ('chain', 'draw', 'data'))
+    """
+    _check_types(log_likelihood, posterior_predictive, prior, num_samples)
+    context = context_of(posterior, model, args, model_kwargs)
+    needs = _needs(log_likelihood, posterior_predictive, prior)
+    potential = potential_of(context, needs)
+    sites = all_sites(potential)
+
+    draws = draws_of(posterior, context, potential, num_samples, group_by_chain, _part(seed, 0))
+    check_shapes(draws, sites, "posterior")
+    num_chains, num_draws = next(iter(draws.values())).shape[:2]
+    groups: dict[str, Arrays] = {}
+    groups["posterior"], predictive = split(draws, potential)
+    groups["posterior_predictive"] = predictive
+    if isinstance(posterior_predictive, Mapping):
+        if predictive:
+            raise ValueError(
+                f"posterior holds draws of the observed sites {sorted(predictive)} and "
+                "posterior_predictive others; give them in one place"
+            )
+        for name, value in posterior_predictive.items():
+            argument = f"posterior_predictive[{name!r}]"
+            array = to_array(value, argument)
+            predictive[name] = follow_chains(array, num_chains, num_draws, argument)
+        check_shapes(predictive, sites, "posterior_predictive")
+    if sample_stats:
+        groups["sample_stats"] = statistics_of(posterior, num_chains, num_draws)
+    if isinstance(prior, Mapping):
+        given = with_chains(prior, False, "prior")
+        check_shapes(given, sites, "prior")
+        groups["prior"], groups["prior_predictive"] = split(given, potential)
+    if potential is not None:
+        groups["posterior"] = with_deterministic(groups["posterior"], potential)
+        if posterior_predictive is True and not predictive:
+            groups["posterior_predictive"] = predictive_group(draws, potential, _part(seed, 1))
+        if prior is not False and not isinstance(prior, Mapping):
+            size = _PRIOR_DRAWS if prior is True else prior
+            drawn = prior_group(size, potential, _part(seed, 2))
+            groups["prior"], groups["prior_predictive"] = split(drawn, potential)
+        if log_likelihood:
+            groups["log_likelihood"] = log_likelihood_group(draws, potential, log_likelihood)
+        groups["observed_data"] = observed_group(potential)
+    return label(groups, sites, coords, dims)
+
+
+def _needs(log_likelihood: object, posterior_predictive: object, prior: object) -> dict[str, bool]:
+    """Return the arguments that ask for what takes a model, and whether it has to be there."""
+    needs = {}
+    if log_likelihood:
+        needs["log_likelihood"] = log_likelihood is not True
+    if posterior_predictive is True:
+        needs["posterior_predictive"] = True
+    if prior is not False and not isinstance(prior, Mapping):
+        needs["prior"] = True
+    return needs
+
+
+def _part(seed: int | None, number: int) -> int | None:
+    """Seed of one of several independent streams, from the seed of all."""
+    if seed is None:
+        return None
+    words = np.random.SeedSequence(fresh_seed(seed), spawn_key=(number,)).generate_state(1)
+    return int(words[0])
+
+
+def _check_types(
+    log_likelihood: object, posterior_predictive: object, prior: object, num_samples: object
+) -> None:
+    if not isinstance(log_likelihood, bool) and (
+        isinstance(log_likelihood, str)
+        or not isinstance(log_likelihood, Sequence)
+        or not all(isinstance(name, str) for name in log_likelihood)
+    ):
+        raise TypeError(
+            f"log_likelihood must be True, False or a list of names, got {log_likelihood!r:.80}"
+        )
+    if not isinstance(posterior_predictive, bool | Mapping):
+        raise TypeError(
+            "posterior_predictive must be True, False or a dict of draws, got "
+            f"{posterior_predictive!r:.80}"
+        )
+    if not isinstance(prior, bool | Mapping):
+        _check_count(prior, "prior", "True, False, a dict of draws or a number of draws")
+    _check_count(num_samples, "num_samples", "a number of draws")
+
+
+def _check_count(value: object, argument: str, wanted: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{argument} must be {wanted}, got {value!r:.80}")
+    if value < 1:
+        raise ValueError(f"{argument} must be at least 1, got {value}")

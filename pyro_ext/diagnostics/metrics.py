@@ -1,0 +1,396 @@
+"""Predictive metrics of an ensemble: pure functions of class probabilities and labels.
+
+All take NumPy arrays or torch tensors, of ``float32`` or ``float64``, mixed as you like, on any
+device, and return a Python float, computed in double precision; no gradient flows through them.
+
+``probabilities`` has the shape ``(num_draws, n, classes)``: one predictive distribution per
+posterior draw and point. ``(n, classes)`` is an average that was taken before. Several chains are
+more draws: ``probabilities.reshape(-1, n, classes)``. ``labels`` has the shape ``(n,)`` and holds
+the integers 0 to ``classes - 1``.
+
+What is no probability is refused: negative or NaN entries, and rows whose sum differs from one by
+more than 1e-4, get a ``ValueError`` that names the argument.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = [
+    "CalibrationBins",
+    "accuracy",
+    "agreement",
+    "ambiguity",
+    "brier",
+    "calibration_bins",
+    "ece",
+    "nll",
+    "total_variation",
+]
+
+ArrayLike: TypeAlias = Tensor | npt.NDArray[Any]
+
+_SUM_TOLERANCE = 1e-4
+
+
+def nll(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Negative log likelihood of the averaged predictive, per point.
+
+    ``-mean_i log (mean_s p[s, i, y_i])``, by log-sum-exp over the draws. A label to which every
+    draw gives probability zero makes it infinite.
+
+    Shape: ``probabilities (num_draws, n, classes)`` or ``(n, classes)``, ``labels (n,)``.
+
+    :param probabilities: predictive probabilities.
+    :param labels: the observed classes.
+    :raises ValueError: names the argument, what it got and what it wants.
+
+    Reference: I. Good (1952), *Rational decisions*, Journal of the Royal Statistical Society B 14,
+    107-114.
+
+    Example::
+
+        >>> import torch
+        >>> probabilities = torch.tensor([[[0.5, 0.5]], [[1.0, 0.0]]])  # two draws, one point
+        >>> round(nll(probabilities, torch.tensor([0])), 4)  # -log 0.75
+        0.2877
+        >>> nll(probabilities[1:], torch.tensor([1]))
+        inf
+    """
+    draws, observed = _checked(probabilities, labels)
+    index = observed.expand(draws.shape[0], -1).unsqueeze(-1)
+    log_likelihood = draws.gather(-1, index).squeeze(-1).double().log()  # (num_draws, n)
+    log_mean = torch.logsumexp(log_likelihood, 0)
+    return float((math.log(draws.shape[0]) - log_mean).mean())
+
+
+def brier(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Brier score of the averaged predictive, summed over the classes, per point.
+
+    ``mean_i sum_c (mean_s p[s, i, c] - [c = y_i])^2``, between 0 and 2. For two classes it is twice
+    the score of the probability of one of them.
+
+    Shape: ``probabilities (num_draws, n, classes)`` or ``(n, classes)``, ``labels (n,)``.
+
+    :param probabilities: predictive probabilities.
+    :param labels: the observed classes.
+    :raises ValueError: names the argument, what it got and what it wants.
+
+    Reference: G. Brier (1950), *Verification of forecasts expressed in terms of probability*,
+    Monthly Weather Review 78, 1-3.
+
+    Example::
+
+        >>> import torch
+        >>> round(brier(torch.tensor([[0.8, 0.2]]), torch.tensor([0])), 4)
+        0.08
+    """
+    draws, observed = _checked(probabilities, labels)
+    average = _average(draws)
+    one_hot = functional.one_hot(observed, average.shape[-1])
+    return float((average - one_hot).square().sum(-1).mean())
+
+
+def accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Fraction of points whose label is the likeliest class of the averaged predictive.
+
+    Of equally likely classes the first counts as the likeliest.
+
+    Shape: ``probabilities (num_draws, n, classes)`` or ``(n, classes)``, ``labels (n,)``.
+
+    :param probabilities: predictive probabilities.
+    :param labels: the observed classes.
+    :raises ValueError: names the argument, what it got and what it wants.
+
+    Example::
+
+        >>> import numpy as np
+        >>> accuracy(np.array([[0.9, 0.1], [0.3, 0.7]]), np.array([0, 0]))
+        0.5
+    """
+    draws, observed = _checked(probabilities, labels)
+    return float((_average(draws).argmax(-1) == observed).double().mean())
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationBins:
+    """Points grouped by the confidence of their averaged predictive.
+
+    Shape: ``edges (num_bins + 1,)``, the others ``(num_bins,)``.
+
+    :param edges: the borders of the bins, 0 to 1. A bin holds its right border and not its left.
+    :param counts: points per bin, ``int64``.
+    :param accuracy: fraction of the bin's points that were classified correctly; NaN where empty.
+    :param confidence: mean confidence of the bin's points; NaN where empty.
+    """
+
+    edges: Tensor
+    counts: Tensor
+    accuracy: Tensor
+    confidence: Tensor
+
+    @property
+    def expected_calibration_error(self) -> float:
+        """Mean over the points of the gap between accuracy and confidence of their bin."""
+        filled = self.counts > 0
+        gap = (self.accuracy - self.confidence)[filled].abs()
+        return float((self.counts[filled] * gap).sum() / self.counts.sum())
+
+
+def calibration_bins(
+    probabilities: ArrayLike, labels: ArrayLike, num_bins: int = 15
+) -> CalibrationBins:
+    """Group the points by confidence into bins of equal width.
+
+    The confidence is the largest probability of the averaged predictive. Bin ``b`` of ``B`` holds
+    confidences in ``(b / B, (b + 1) / B]``, compared in the precision of the probabilities, so that
+    0.6 is 0.6 in ``float32`` too.
+
+    Shape: ``probabilities (num_draws, n, classes)`` or ``(n, classes)``, ``labels (n,)``.
+
+    :param probabilities: predictive probabilities.
+    :param labels: the observed classes.
+    :param num_bins: number of bins, at least 1.
+    :returns: counts, accuracy and confidence per bin, on the CPU.
+    :raises ValueError: names the argument, what it got and what it wants.
+
+    Example::
+
+        >>> import numpy as np
+        >>> probabilities = np.array([[0.9, 0.1], [0.3, 0.7]])
+        >>> bins = calibration_bins(probabilities, np.array([0, 0]), num_bins=2)
+        >>> bins.counts.tolist(), bins.accuracy.tolist()
+        ([0, 2], [nan, 0.5])
+    """
+    if isinstance(num_bins, bool) or not isinstance(num_bins, int | np.integer) or num_bins < 1:
+        raise ValueError(f"num_bins must be an integer of at least 1; got {num_bins!r}")
+    num_bins = int(num_bins)
+    draws, observed = _checked(probabilities, labels)
+    confidence, predicted = (values.cpu() for values in _average(draws).max(-1))
+    correct = (predicted == observed.cpu()).double()
+    edges = torch.arange(num_bins + 1, dtype=torch.float64) / num_bins
+    borders = edges[1:-1].to(draws.dtype)
+    bin_of_point = torch.bucketize(confidence.to(draws.dtype), borders)
+    counts = torch.bincount(bin_of_point, minlength=num_bins)
+    return CalibrationBins(
+        edges=edges,
+        counts=counts,
+        accuracy=torch.bincount(bin_of_point, correct, num_bins) / counts,
+        confidence=torch.bincount(bin_of_point, confidence, num_bins) / counts,
+    )
+
+
+def ece(probabilities: ArrayLike, labels: ArrayLike, num_bins: int = 15) -> float:
+    """Expected calibration error of the averaged predictive.
+
+    ``sum_b (n_b / n) |accuracy_b - confidence_b|`` over the bins of :func:`calibration_bins`, which
+    have equal width and hold their right border.
+
+    Shape: ``probabilities (num_draws, n, classes)`` or ``(n, classes)``, ``labels (n,)``.
+
+    :param probabilities: predictive probabilities.
+    :param labels: the observed classes.
+    :param num_bins: number of bins, at least 1.
+    :raises ValueError: names the argument, what it got and what it wants.
+
+    Reference: C. Guo, G. Pleiss, Y. Sun and K. Weinberger (2017), *On calibration of modern neural
+    networks*, https://arxiv.org/abs/1706.04599.
+
+    Example::
+
+        >>> import numpy as np
+        >>> probabilities = np.array([[0.75, 0.25], [0.25, 0.75], [0.75, 0.25], [0.75, 0.25]])
+        >>> ece(probabilities, np.array([0, 1, 0, 1]))  # three of four right, at confidence 0.75
+        0.0
+    """
+    return calibration_bins(probabilities, labels, num_bins).expected_calibration_error
+
+
+def ambiguity(probabilities: ArrayLike, labels: ArrayLike | None = None) -> float:
+    """Diversity of an ensemble: mean NLL of its draws less the NLL of their averaged logits.
+
+    With logits ``l[s]`` and their mean ``m`` over the draws,
+    ``mean_s NLL(softmax(l[s])) - NLL(softmax(m))``, averaged over the points. It is zero where all
+    draws agree and positive otherwise.
+
+    Logarithms of probabilities serve as logits: they differ from the network's by a constant per
+    draw and point, ``log p[s] = l[s] - logsumexp(l[s])``; the mean over the draws then differs from
+    ``m`` by a constant per point, and softmax takes no notice of a constant. So
+    ``softmax(mean_s log p[s]) = softmax(m)``, and nothing is lost.
+
+    Written out, the logits of the label cancel. What is left is free of the labels,
+    ``mean_s logsumexp(l[s]) - logsumexp(m) = -log sum_c prod_s p[s, c]^(1 / num_draws)``, which is
+    how it is computed. In this form zeros do no harm, where the difference of two NLLs could be
+    infinity minus infinity: a class that any draw excludes drops out of the sum. The ambiguity of a
+    point is infinite only where every class is excluded by some draw, as nothing is left then that
+    all draws hold possible.
+
+    Shape: ``probabilities (num_draws, n, classes)``, ``labels (n,)``.
+
+    :param probabilities: predictive probabilities.
+    :param labels: the observed classes; checked where given, though the value does not use them.
+    :raises ValueError: names the argument, what it got and what it wants.
+
+    Reference: A. Krogh and J. Vedelsby (1994), *Neural network ensembles, cross validation, and
+    active learning*, NIPS 7; T. Heskes (1998), *Bias/variance decompositions for likelihood-based
+    estimators*, Neural Computation 10, 1425-1433.
+
+    Example::
+
+        >>> import torch
+        >>> probabilities = torch.tensor([[[0.9, 0.1]], [[0.1, 0.9]]])
+        >>> round(ambiguity(probabilities, torch.tensor([0])), 4)  # -log(2 * 0.3)
+        0.5108
+    """
+    draws = _probabilities("probabilities", probabilities, averaged=False)
+    if labels is not None:
+        _labels(labels, draws)
+    log_probabilities = draws.double().log()
+    normaliser = torch.logsumexp(log_probabilities, -1).mean(0)  # zero up to rounding
+    common = torch.logsumexp(log_probabilities.mean(0), -1)
+    return float((normaliser - common).clamp(min=0.0).mean())
+
+
+def agreement(p: ArrayLike, q: ArrayLike) -> float:
+    """Fraction of points at which two averaged predictives have the same likeliest class.
+
+    Of equally likely classes the first counts as the likeliest. The two ensembles may differ in the
+    number of their draws.
+
+    Shape: ``p`` and ``q`` each ``(num_draws, n, classes)`` or ``(n, classes)``.
+
+    :param p: predictive probabilities of one ensemble.
+    :param q: predictive probabilities of the other, for the same points and classes.
+    :raises ValueError: names the argument, what it got and what it wants.
+
+    Reference: P. Izmailov, S. Vikram, M. Hoffman and A. Wilson (2021), *What are Bayesian neural
+    network posteriors really like?*, https://arxiv.org/abs/2104.14421.
+
+    Example::
+
+        >>> import numpy as np
+        >>> agreement(np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([[0.6, 0.4], [0.7, 0.3]]))
+        0.5
+    """
+    first, second = _pair(p, q)
+    return float((first.argmax(-1) == second.argmax(-1)).double().mean())
+
+
+def total_variation(p: ArrayLike, q: ArrayLike) -> float:
+    """Total variation distance of two averaged predictives, averaged over the points.
+
+    ``0.5 mean_i sum_c |p[i, c] - q[i, c]|``, between 0 and 1. The two ensembles may differ in the
+    number of their draws.
+
+    Shape: ``p`` and ``q`` each ``(num_draws, n, classes)`` or ``(n, classes)``.
+
+    :param p: predictive probabilities of one ensemble.
+    :param q: predictive probabilities of the other, for the same points and classes.
+    :raises ValueError: names the argument, what it got and what it wants.
+
+    Reference: P. Izmailov, S. Vikram, M. Hoffman and A. Wilson (2021), *What are Bayesian neural
+    network posteriors really like?*, https://arxiv.org/abs/2104.14421.
+
+    Example::
+
+        >>> import numpy as np
+        >>> total_variation(np.array([[0.75, 0.25]]), np.array([[0.5, 0.5]]))
+        0.25
+    """
+    first, second = _pair(p, q)
+    return 0.5 * float((first - second).abs().sum(-1).mean())
+
+
+def _average(draws: Tensor) -> Tensor:
+    """Average over the draws in double precision, ``(n, classes)``."""
+    return draws.mean(0, dtype=torch.float64)
+
+
+def _checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Tensor, Tensor]:
+    """Return checked ``(num_draws, n, classes)`` probabilities and labels on the same device."""
+    draws = _probabilities("probabilities", probabilities)
+    return draws, _labels(labels, draws)
+
+
+def _pair(p: ArrayLike, q: ArrayLike) -> tuple[Tensor, Tensor]:
+    """Return the checked averages of two ensembles on the same device."""
+    first, second = _average(_probabilities("p", p)), _average(_probabilities("q", q))
+    if first.shape != second.shape:
+        raise ValueError(
+            "q must be for the same points and classes as p, (n, classes) = "
+            f"{tuple(first.shape)}; got {tuple(second.shape)}"
+        )
+    return first, second.to(first.device)
+
+
+def _tensor(argument: str, value: ArrayLike) -> Tensor:
+    """Return an array as a tensor that is used and not changed."""
+    if isinstance(value, Tensor):  # mps has no double precision
+        return value.detach().cpu() if value.device.type == "mps" else value.detach()
+    if not isinstance(value, np.ndarray):
+        raise TypeError(
+            f"{argument} must be a NumPy array or a torch tensor; got {type(value).__name__}"
+        )
+    if value.dtype.kind in "iu":  # labels: types that torch lacks or half supports
+        value = value.astype(np.int64)
+    elif value.dtype.kind not in "fb" or value.dtype.itemsize > 8:
+        raise ValueError(f"{argument} must hold numbers that torch knows; got dtype {value.dtype}")
+    native = value.dtype.newbyteorder("=")
+    return torch.from_numpy(np.require(value, dtype=native, requirements=["C", "W"]))
+
+
+def _probabilities(argument: str, value: ArrayLike, averaged: bool = True) -> Tensor:
+    """Return checked probabilities as ``(num_draws, n, classes)``."""
+    tensor = _tensor(argument, value)
+    shapes = "(num_draws, n, classes)" + (" or (n, classes)" if averaged else "")
+    if tensor.ndim not in ((2, 3) if averaged else (3,)):
+        raise ValueError(f"{argument} must have the shape {shapes}; got {tuple(tensor.shape)}")
+    if tensor.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{argument} must be float32 or float64; got {tensor.dtype}")
+    if tensor.numel() == 0:
+        raise ValueError(
+            f"{argument} must have at least one draw, point and class; got {tuple(tensor.shape)}"
+        )
+    wrong = ~(tensor >= 0)  # NaN as well
+    if wrong.any():
+        where = tuple(wrong.nonzero()[0].tolist())
+        raise ValueError(
+            f"{argument} must be non-negative numbers; got {tensor[where].item()} at {where}"
+        )
+    sums = tensor.sum(-1, dtype=torch.float64)
+    wrong = ~((sums - 1.0).abs() <= _SUM_TOLERANCE)
+    if wrong.any():
+        where = tuple(wrong.nonzero()[0].tolist())
+        raise ValueError(
+            f"{argument} must sum to one over the classes (within {_SUM_TOLERANCE}); "
+            f"got {sums[where].item():.6g} at {where}"
+        )
+    return tensor if tensor.ndim == 3 else tensor.unsqueeze(0)
+
+
+def _labels(value: ArrayLike, draws: Tensor) -> Tensor:
+    """Return checked labels, ``(n,)``, on the device of the probabilities."""
+    labels = _tensor("labels", value)
+    _, num_points, num_classes = draws.shape
+    if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"labels must be integers; got {labels.dtype}")
+    if labels.shape != (num_points,):
+        raise ValueError(
+            f"labels must have the shape (n,) = ({num_points},) to match the probabilities; "
+            f"got {tuple(labels.shape)}"
+        )
+    labels = labels.to(draws.device, torch.int64)
+    wrong = (labels < 0) | (labels >= num_classes)
+    if wrong.any():
+        where = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"labels must lie in 0 .. {num_classes - 1} ({num_classes} classes); "
+            f"got {int(labels[where])} at index {where}"
+        )
+    return labels

@@ -1,0 +1,41 @@
+"""The potential of a Pyro model as a pure function, vectorized over chains and compiled."""
+
+from pyro_ext.potential._batched import (
+    Backend,
+    BatchedFunction,
+    check_backend,
+    outputs_agree,
+)
+from pyro_ext.potential._capture import (
+    CaptureError,
+    capture,
+    compile_graph,
+    static_shapes,
+    value_and_gradient,
+    warn_fallback,
+)
+from pyro_ext.potential._function import FunctionPotential
+from pyro_ext.potential._layout import Layout
+from pyro_ext.potential._potential import Potential
+from pyro_ext.potential._runner import InitStrategy, init_to_prior
+from pyro_ext.potential._structure import Plate, Site
+
+__all__ = [
+    "Backend",
+    "BatchedFunction",
+    "CaptureError",
+    "FunctionPotential",
+    "InitStrategy",
+    "Layout",
+    "Plate",
+    "Potential",
+    "Site",
+    "capture",
+    "check_backend",
+    "compile_graph",
+    "init_to_prior",
+    "outputs_agree",
+    "static_shapes",
+    "value_and_gradient",
+    "warn_fallback",
+]

@@ -1,0 +1,229 @@
+"""A pure function of one chain, run over many chains: plainly, through a graph, or compiled."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from pyro_ext.potential._capture import (
+    CaptureError,
+    TensorFunction,
+    Warner,
+    capture,
+    compile_graph,
+    constants_of,
+    vectorize,
+)
+from pyro_ext.potential._evaluation import CHANGES_DATA, IS_RANDOM
+
+__all__ = ["Backend", "BatchedFunction", "check_backend", "outputs_agree", "version_of"]
+
+Backend = Literal["eager", "trace", "compile"]
+
+_NO_VMAP = "an operation cannot be vectorized"
+_ONE_BY_ONE = "running chains one by one"
+_NUM_CHECKS = 4
+_NUM_TRIES = 20
+
+
+def check_backend(backend: str) -> None:
+    """Raise where a backend is unknown."""
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be one of {get_args(Backend)}, got {backend!r}")
+
+
+class BatchedFunction:
+    """Runs a function of one chain's tensors over a leading dimension of chains.
+
+    ``"eager"`` calls the function for one chain after the other. ``"trace"`` records it once as a
+    graph, vectorizes the graph, and records the result for each number of chains. ``"compile"``
+    compiles that record. A record is compared with the function at random points before it is used,
+    and made anew when a tensor changes that it has frozen; where it cannot be made or does not
+    agree, the next plainer way is taken, with one warning.
+
+    :param function: maps tensors of one chain to tensors (in a tuple, list or dict).
+    :param example: makes random arguments of one chain.
+    :param str backend: ``"eager"``, ``"trace"`` or ``"compile"``.
+    :param Sequence data: tensors that the function uses besides its arguments.
+    :param Warner warn: gives warnings; functions that share one repeat none.
+    """
+
+    def __init__(
+        self,
+        function: TensorFunction,
+        example: Callable[[], Sequence[Tensor]],
+        backend: Backend,
+        data: Sequence[Tensor] = (),
+        warn: Warner | None = None,
+    ) -> None:
+        self.function = function
+        self.example = example
+        self.backend = backend
+        self._data = list(data)
+        self._warn = warn or Warner()
+        self._graph: GraphModule | None = None
+        self._frozen: list[tuple[Tensor, int]] = []
+        self._graphs: dict[int, TensorFunction] = {}
+        self._compiled: dict[int, TensorFunction] = {}
+        self._is_vectorizable = True
+
+    def __call__(self, *batched: Tensor) -> Any:
+        """Run over chains; the arguments have a leading chain dimension."""
+        num_chains = len(batched[0])
+        graph = self.graph(num_chains)
+        if graph is None:
+            return self.one_by_one(*batched)
+        with torch.no_grad():  # gradients are in the graph; parameters of a module need no others
+            if self.backend == "compile":
+                if num_chains not in self._compiled:
+                    self._compiled[num_chains] = self._compile(graph, *batched)
+                graph = self._compiled[num_chains]
+            return graph(*batched)
+
+    def one_by_one(self, *batched: Tensor) -> Any:
+        """Run over chains without any graph."""
+        with torch.no_grad():
+            return _loop(self.function, *batched)
+
+    def over_any(self, *batched: Tensor, chunk_size: int | None = None) -> Any:
+        """Run over any number of chains without making a record for that number."""
+        graph = self.single()
+        if graph is None:
+            return self.one_by_one(*batched)
+        with torch.no_grad():
+            if self._is_vectorizable:
+                try:
+                    return torch.func.vmap(graph, chunk_size=chunk_size)(*batched)
+                except RuntimeError as error:
+                    self._is_vectorizable = False
+                    self._warn(_NO_VMAP, _ONE_BY_ONE, error)
+            return _loop(graph, *batched)
+
+    def single(self) -> GraphModule | None:
+        """The recorded function of one chain, or ``None`` where it has to run eagerly."""
+        if self._changed():
+            self._graph = None
+            self._graphs.clear()
+            self._compiled.clear()
+        if self._graph is None and self.backend != "eager":
+            try:
+                self._graph = self._capture()
+            except CaptureError as error:
+                self.backend = "eager"
+                self._warn(
+                    "the model cannot be recorded as a graph",
+                    "its chains run one by one in Python, which is slower (give backend='eager' to "
+                    "silence this, or write branches on values with torch.where)",
+                    error,
+                )
+        return self._graph
+
+    def graph(self, num_chains: int) -> TensorFunction | None:
+        """The function recorded for a number of chains, or ``None`` where it has to run eagerly."""
+        single = self.single()
+        if single is None:
+            return None
+        if num_chains not in self._graphs:
+            self._graphs[num_chains] = self._vectorize(single, num_chains)
+        return self._graphs[num_chains]
+
+    def _capture(self) -> GraphModule:
+        arguments, expected = self._finite_example()
+        self._check_repeatable(arguments, expected)
+        graph = capture(self.function, *arguments)
+        tensors = {id(tensor): tensor for tensor in [*self._data, *constants_of(graph)]}
+        self._frozen = [(tensor, version_of(tensor)) for tensor in tensors.values()]
+        for _ in range(_NUM_CHECKS):
+            with torch.no_grad():
+                if not outputs_agree(graph(*arguments), expected):
+                    raise CaptureError(
+                        "the graph disagrees with the model at a random point: a Python branch or "
+                        "a number taken out of a tensor was frozen"
+                    )
+                arguments = self.example()
+                expected = self.function(*arguments)
+        if self._changed():
+            raise ValueError(CHANGES_DATA)
+        return graph
+
+    def _finite_example(self) -> tuple[Sequence[Tensor], Any]:
+        """Arguments to record with: what fails there could not be recorded."""
+        for _ in range(_NUM_TRIES):
+            arguments = self.example()
+            with torch.no_grad():
+                expected = self.function(*arguments)
+            if all(bool(torch.isfinite(leaf).all()) for leaf in pytree.tree_leaves(expected)):
+                break
+        return arguments, expected
+
+    def _check_repeatable(self, arguments: Sequence[Tensor], expected: Any) -> None:
+        with torch.no_grad():
+            if not outputs_agree(self.function(*arguments), expected):
+                raise ValueError(IS_RANDOM)
+
+    def _vectorize(self, single: GraphModule, num_chains: int) -> TensorFunction:
+        """Record the graph over chains, and compare two of them with the graph of one."""
+        examples = [self.example() for _ in range(min(num_chains, 2))]
+        examples += examples[:1] * (num_chains - len(examples))
+        batched = [torch.stack(list(tensors)) for tensors in zip(*examples, strict=True)]
+        try:
+            with torch.no_grad():
+                graph = vectorize(single, *batched)
+                pair = [tensor[:2] for tensor in batched]
+                result = pytree.tree_map(lambda leaf: leaf[:2], graph(*batched))
+                if not outputs_agree(result, _loop(single, *pair)):
+                    raise CaptureError("the vectorized graph disagrees with that of one chain")
+        except CaptureError as error:
+            self._warn(_NO_VMAP, _ONE_BY_ONE, error)
+            return lambda *arguments: _loop(single, *arguments)
+        return graph
+
+    def _compile(self, graph: TensorFunction, *batched: Tensor) -> TensorFunction:
+        if not isinstance(graph, GraphModule):
+            return graph
+        try:
+            with torch.no_grad():
+                compiled = compile_graph(graph, *batched)
+            agree = outputs_agree(compiled(*batched), graph(*batched))
+        except Exception as error:
+            self._warn("the potential cannot be compiled", "using its graph", error)
+            return graph
+        if not agree:
+            self._warn("the compiled potential disagrees", "using its graph", "other numbers")
+            return graph
+        return compiled
+
+    def _changed(self) -> bool:
+        return any(version_of(tensor) != version for tensor, version in self._frozen)
+
+
+def outputs_agree(actual: object, expected: object) -> bool:
+    """Whether two results are equal but for rounding; the scale is that of each whole tensor."""
+    for one, other in zip(pytree.tree_leaves(actual), pytree.tree_leaves(expected), strict=True):
+        if not other.is_floating_point():
+            if not torch.equal(one, other):
+                return False
+            continue
+        tolerance = 1e-3 if other.dtype != torch.float64 else 1e-8
+        finite = torch.isfinite(other)
+        if not torch.equal(torch.isfinite(one), finite):
+            return False
+        scale = 1.0 + other[finite].abs().max() if finite.any() else 1.0
+        if ((one - other)[finite].abs() > tolerance * scale).any():
+            return False
+    return True
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; an inference tensor does not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _loop(function: TensorFunction, *batched: Tensor) -> Any:
+    results = [function(*arguments) for arguments in zip(*batched, strict=True)]
+    leaves, spec = zip(*(pytree.tree_flatten(result) for result in results), strict=True)
+    stacked = [torch.stack(list(parts)) for parts in zip(*leaves, strict=True)]
+    return pytree.tree_unflatten(stacked, spec[0])

@@ -1,0 +1,168 @@
+"""Graph capture: a pure tensor function recorded once, vectorized over chains, and compiled."""
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_ext.potential._evaluation import without_validation
+from pyro_ext.potential._rewrites import drop_aliases, mutates, rewrite, uses_strides
+
+__all__ = [
+    "CaptureError",
+    "Gradient",
+    "TensorFunction",
+    "Warner",
+    "capture",
+    "compile_graph",
+    "constants_of",
+    "static_shapes",
+    "value_and_gradient",
+    "vectorize",
+    "warn_fallback",
+]
+
+TensorFunction = Callable[..., Any]
+
+
+def value_and_gradient(
+    potential: Callable[..., Tensor], flat: Tensor, *rest: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Value and gradient of a scalar function of a flat vector, as plain tensors."""
+    with torch.enable_grad():
+        leaf = flat.detach().requires_grad_()
+        value = potential(leaf, *rest)
+        (gradient,) = torch.autograd.grad(value, leaf)
+    return value.detach(), gradient
+
+
+class Gradient:
+    """The function that gives value and gradient of a scalar function of a flat vector.
+
+    :param value: the scalar function; further arguments are passed on.
+    """
+
+    def __init__(self, value: Callable[..., Tensor]) -> None:
+        self.value = value
+
+    def __call__(self, flat: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and gradient; see :func:`value_and_gradient`."""
+        return value_and_gradient(self.value, flat, *rest)
+
+
+class CaptureError(RuntimeError):
+    """A function could not be recorded as a graph."""
+
+
+def capture(function: TensorFunction, *example: Tensor) -> GraphModule:
+    """Record a function of tensors as a graph of tensor operations.
+
+    Shapes, Python branches and every tensor that is not an argument are frozen in the graph.
+
+    :param function: the function; it may differentiate inside.
+    :param example: arguments to record it with.
+    :returns: the graph.
+    :raises CaptureError: where the function branches on a value, or uses what cannot be recorded.
+    """
+    try:
+        with without_validation():
+            graph = _record(function, *example)
+            if mutates(graph):
+                graph = _record_pure(graph, *example)
+            if uses_strides(graph) and isinstance(function, Gradient):
+                # Differentiating a write into a part of a tensor gives what cannot be vectorized.
+                # To differentiate the record of the value, in which nothing is written, will do.
+                value = _record_pure(function.value, *example)
+                graph = _record(Gradient(value), *example)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CaptureError(reason) from error
+    rewrite(graph)
+    drop_aliases(graph)
+    return graph
+
+
+def _record(function: TensorFunction, *example: Tensor) -> GraphModule:
+    # Without a mode to share, the recorder makes one for each tensor, which takes as long as all
+    # the rest.
+    with tracing(TracingContext(FakeTensorMode())):
+        # It counts the arguments of what it is given, and miscounts those of a method.
+        return make_fx(lambda *arguments: function(*arguments))(*example)
+
+
+def _record_pure(function: TensorFunction, *example: Tensor) -> GraphModule:
+    """Record a function without operations that change tensors in place."""
+    graph = function if isinstance(function, GraphModule) else _record(function, *example)
+    graph = _record(torch.func.functionalize(graph), *example)
+    rewrite(graph)
+    return graph
+
+
+def vectorize(graph: GraphModule, *example: Tensor) -> GraphModule:
+    """Record a graph of one chain as a graph over a leading dimension of chains.
+
+    :param GraphModule graph: a captured function of one chain.
+    :param example: its arguments with a leading chain dimension.
+    :returns: the graph over chains, for this number of chains.
+    :raises CaptureError: where an operation has no vectorized form.
+    """
+    return capture(torch.func.vmap(graph), *example)
+
+
+def compile_graph(graph: GraphModule, *example: Tensor) -> TensorFunction:
+    """Compile a captured graph to machine code.
+
+    :param GraphModule graph: a captured function.
+    :param example: its arguments.
+    :returns: the function for arguments of the same shapes and types.
+    """
+    compiled = torch.compile(graph, fullgraph=True, dynamic=False)
+    with torch.no_grad(), static_shapes(), warnings.catch_warnings():
+        # PyTorch's compiler imports modules of its own that use what it deprecates.
+        warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)
+        compiled(*example)
+    return compiled
+
+
+def static_shapes() -> AbstractContextManager[None]:
+    """Keep PyTorch's tracer from making sizes symbolic when it meets a function a second time."""
+    context: AbstractContextManager[None] = torch._dynamo.config.patch(
+        automatic_dynamic_shapes=False, assume_static_by_default=True
+    )
+    return context
+
+
+def warn_fallback(what: str, instead: str, reason: object) -> None:
+    """Say once that a slower way is taken, and why."""
+    warnings.warn(f"{what}; {instead}. Reason: {reason}", stacklevel=3)
+
+
+class Warner:
+    """Gives each kind of warning once, whichever of the functions that share it comes first."""
+
+    def __init__(self) -> None:
+        self._given: set[str] = set()
+
+    def __call__(self, what: str, instead: str, reason: object) -> None:
+        """Warn as :func:`warn_fallback` does, unless that has been said."""
+        if what not in self._given:
+            self._given.add(what)
+            warn_fallback(what, instead, reason)
+
+
+def constants_of(graph: GraphModule) -> list[Tensor]:
+    """Tensors frozen in a graph."""
+    constants = []
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            value = getattr(graph, str(node.target), None)
+            if isinstance(value, Tensor):
+                constants.append(value)
+    return constants

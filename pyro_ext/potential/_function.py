@@ -1,0 +1,55 @@
+"""The potential of a plain function of parameters, with the surface that kernels need."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from pyro_ext.potential._batched import Backend, BatchedFunction, check_backend
+from pyro_ext.potential._capture import Gradient
+from pyro_ext.potential._layout import Layout
+from pyro_ext.potential._structure import Plate
+
+__all__ = ["FunctionPotential"]
+
+
+class FunctionPotential:
+    """A potential given as a function of one chain's unconstrained parameters.
+
+    :param potential_fn: maps a dict of tensors to a scalar.
+    :param Mapping params: parameters with a leading chain dimension, for their shapes and types.
+    :param str backend: as for :class:`~pyro_ext.potential.Potential`.
+    :raises ValueError: where the function does not return a scalar.
+    """
+
+    subsampled_plates: tuple[Plate, ...] = ()
+    data_size = 1
+
+    def __init__(
+        self,
+        potential_fn: Callable[[dict[str, Tensor]], Tensor],
+        params: Mapping[str, Tensor],
+        backend: Backend = "trace",
+    ) -> None:
+        check_backend(backend)
+        first = next(iter(params.values()))
+        self.layout = Layout(
+            {name: value.shape[1:] for name, value in params.items()},
+            {name: value.dtype for name, value in params.items()},
+            first.device,
+        )
+        self.layout.check(params, "initial_params")
+        self._potential_fn = potential_fn
+        self._start = self.layout.flatten(params)[0].detach()
+        value = self._value(self._start)
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            raise ValueError(f"potential_fn must return a scalar tensor, got {value!r:.80}")
+        self._generator = torch.Generator().manual_seed(0)
+        self.gradient = BatchedFunction(Gradient(self._value), self._example, backend)
+
+    def _value(self, flat: Tensor) -> Tensor:
+        return self._potential_fn(self.layout.unflatten(flat))
+
+    def _example(self) -> list[Tensor]:
+        noise = torch.randn(self._start.shape, generator=self._generator)
+        return [self._start + 0.3 * noise.to(self._start)]

@@ -1,0 +1,431 @@
+"""The potential of a Pyro model over many chains."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.infer.autoguide.initialization import init_to_median
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pyro_ext.potential._batched import Backend, BatchedFunction, check_backend, version_of
+from pyro_ext.potential._blocks import assemble
+from pyro_ext.potential._capture import Gradient, Warner
+from pyro_ext.potential._evaluation import CHANGES_DATA, Evaluation, from_unconstrained, log_density
+from pyro_ext.potential._layout import Layout
+from pyro_ext.potential._runner import (
+    InitStrategy,
+    ModelRunner,
+    draw_from_prior,
+)
+from pyro_ext.potential._structure import Plate, Site
+from pyro_ext.random import fresh_seed
+
+__all__ = ["Potential"]
+
+_DRAWS_PER_CALL = 64
+
+
+class Potential:
+    r"""Negative log joint density of a Pyro model, in unconstrained space, as a pure function.
+
+    The model is one written for :class:`~pyro.infer.SVI` or :class:`~pyro.infer.MCMC`, unchanged.
+    With latent values :math:`\theta = T(z)` and a subsample :math:`B` of the :math:`N` elements
+    of a plate,
+
+    .. math:: U(z) = -\log p(\theta) - \frac{N}{|B|} \sum_{i \in B} \log p(x_i | \theta)
+              - \log |\det \partial T(z) / \partial z| ,
+
+    a stochastic potential whose mean over subsamples is that of all of the data. A latent site
+    inside a subsampled plate has a value for each element of the plate, and its terms are scaled
+    as those of the observations there.
+
+    :param model: a Pyro model with continuous latent sites.
+    :param args: positional arguments of the model.
+    :param str backend: how it runs. ``"eager"`` runs the model for one chain after the other;
+        ``"trace"`` records it as a graph over all chains; ``"compile"`` compiles the graph, which
+        takes a C++ compiler and some seconds. All three give the same numbers.
+    :param kwargs: keyword arguments of the model.
+    :raises ValueError: for a model without latent sites, a discrete latent site, a sequential plate
+        that subsamples, or a log density that is not finite at any of 100 initial points.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        ...     with pyro.plate("data", len(x), subsample_size=10) as index:
+        ...         pyro.sample("x", dist.Normal(0.0, scale), obs=x[index])
+        >>> potential = Potential(model, torch.randn(100))
+        >>> z = potential.init(num_chains=4, seed=0)
+        >>> potential(z).shape, potential.constrain(z)["scale"].shape
+        (torch.Size([4]), torch.Size([4]))
+    """
+
+    def __init__(
+        self, model: Callable[..., Any], *args: Any, backend: Backend = "trace", **kwargs: Any
+    ) -> None:
+        if not callable(model):
+            raise TypeError(f"model must be callable, got {model!r:.80}")
+        check_backend(backend)
+        self.model = model
+        self.args = args
+        self.kwargs = kwargs
+        data = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if isinstance(model, torch.nn.Module):
+            data += [*model.parameters(), *model.buffers()]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self._runner = runner = ModelRunner(model, args, kwargs)
+            self._start = runner.initial(init_to_median)
+            has_nan = any(bool(leaf.isnan().any()) for leaf in data if leaf.is_floating_point())
+            versions = [version_of(leaf) for leaf in data]
+            runner.validate(self._start, whole=has_nan)
+            if versions != [version_of(leaf) for leaf in data]:
+                raise ValueError(CHANGES_DATA)
+        # What runs once in a while is not worth compiling.
+        plain: Backend = "trace" if backend == "compile" else backend
+        self._generator = torch.Generator().manual_seed(0)
+        warn = Warner()
+        self._functions = {
+            kind: BatchedFunction(function, example, function_backend, data, warn)
+            for kind, function, example, function_backend in (
+                ("value", runner.value, self._example, backend),
+                ("gradient", Gradient(runner.value), self._example, backend),
+                ("weighted", runner.weighted_value, self._weighted_example, backend),
+                ("constrain", runner.constrain, self._example, plain),
+                ("deterministic", runner.deterministic, self._constrained_example, plain),
+                ("pointwise", runner.pointwise, self._constrained_example, plain),
+            )
+        }
+
+    # What the model is -------------------------------------------------------------------------
+
+    @property
+    def sites(self) -> Mapping[str, Site]:
+        """The latent sites by name, each with its shape over all of the data and its support."""
+        return MappingProxyType(dict(self._runner.structure.latents))
+
+    @property
+    def observed_sites(self) -> Mapping[str, Site]:
+        """The observed sites by name."""
+        return MappingProxyType(dict(self._runner.structure.observed))
+
+    @property
+    def deterministic_sites(self) -> Mapping[str, Site]:
+        """The ``pyro.deterministic`` statements by name."""
+        return MappingProxyType(dict(self._runner.structure.deterministic))
+
+    @property
+    def subsampled_plates(self) -> tuple[Plate, ...]:
+        """The plates that take a subsample, in the order of the model."""
+        return self._runner.plates
+
+    @property
+    def data_size(self) -> int:
+        """Number of elements of the largest plate around an observed site."""
+        return self._runner.structure.data_size
+
+    @property
+    def layout(self) -> Layout:
+        """Order of the latent sites in a flat vector of unconstrained values."""
+        return self._runner.unconstrained
+
+    @property
+    def gradient(self) -> BatchedFunction:
+        """Potential and gradient of flat parameters and the subsamples, for kernels.
+
+        It maps ``(num_chains, size)`` in the order of ``layout`` and, for each of
+        ``subsampled_plates``, indices ``(num_chains, subsample_size)`` to the potentials
+        ``(num_chains,)`` and gradients ``(num_chains, size)``.
+        """
+        return self._functions["gradient"]
+
+    # The function ------------------------------------------------------------------------------
+
+    def potential(
+        self,
+        params: Mapping[str, Tensor],
+        subsample: Mapping[str, Tensor] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Potential of one chain: a pure function that runs the model.
+
+        It can be differentiated and vectorized with :mod:`torch.func`.
+
+        :param Mapping params: unconstrained value of each latent site. **Shape:** ``(*event)``.
+        :param Mapping subsample: indices for each subsampled plate; one without an entry draws.
+            **Shape:** ``(subsample_size,)``.
+        :param args: arguments of the model instead of those given at construction.
+        :param kwargs: the same by keyword.
+        :returns: a scalar.
+        :raises ValueError: where a latent site is missing.
+        """
+        if missing := set(self.layout.shapes) - set(params):
+            raise ValueError(f"params lacks the latent sites {sorted(missing)}")
+        indices = dict(subsample or {})
+        if not args and not kwargs:
+            args, kwargs = self.args, self.kwargs
+            indices = {**self._runner.whole_indices, **indices}
+        evaluation = Evaluation(from_unconstrained(params, indices), indices)
+        return -log_density(evaluation.run(self.model, args, kwargs))
+
+    def __call__(
+        self,
+        params: Mapping[str, Tensor],
+        subsample: Mapping[str, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Potential of each chain, on a fresh minibatch where a plate subsamples.
+
+        :param Mapping params: unconstrained values. **Shape:** ``(num_chains, *event)`` each.
+        :param Mapping subsample: indices for each subsampled plate.
+            **Shape:** ``(num_chains, subsample_size)``, or ``(subsample_size,)`` for all chains.
+        :param torch.Generator generator: source of a fresh minibatch.
+        :returns: **Shape:** ``(num_chains,)``.
+        :raises ValueError: where names or shapes do not fit the model.
+        """
+        num_chains = self.layout.check(params, "params")
+        indices = self._indices(num_chains, subsample, generator)
+        with torch.no_grad():
+            value: Tensor = self._functions["value"](self.layout.flatten(params), *indices)
+        return value
+
+    def value_and_grad(
+        self,
+        params: Mapping[str, Tensor],
+        subsample: Mapping[str, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Potential and its gradient for each chain; arguments as for a plain call.
+
+        :returns: potentials, **Shape:** ``(num_chains,)``, and gradients by site, shaped as
+            ``params``.
+        """
+        num_chains = self.layout.check(params, "params")
+        indices = self._indices(num_chains, subsample, generator)
+        value, gradient = self.gradient(self.layout.flatten(params).detach(), *indices)
+        return value, self.layout.unflatten(gradient)
+
+    def full(self, params: Mapping[str, Tensor]) -> Tensor:
+        """Potential of each chain over all of the data, subsample by subsample.
+
+        :param Mapping params: unconstrained values. **Shape:** ``(num_chains, *event)`` each.
+        :returns: **Shape:** ``(num_chains,)``.
+        """
+        num_chains = self.layout.check(params, "params")
+        if not self.subsampled_plates:
+            return self(params)
+        flat = self.layout.flatten(params)
+        total = torch.zeros(num_chains, dtype=self.layout.dtype, device=self.layout.device)
+        with torch.no_grad():
+            for block in self._runner.blocks():
+                tensors = [
+                    tensor.expand(num_chains, *tensor.shape)
+                    for tensor in self._runner.block_tensors(block)
+                ]
+                total = total + self._functions["weighted"](flat, *tensors)
+        return total
+
+    # Between the two spaces ----------------------------------------------------------------------
+
+    def init(
+        self,
+        num_chains: int = 1,
+        seed: int | None = None,
+        init_strategy: InitStrategy = init_to_median,
+    ) -> dict[str, Tensor]:
+        """Initial unconstrained values with a finite potential.
+
+        :param int num_chains: number of chains.
+        :param int seed: a chain's values follow from the seed and its number; ``None`` takes one
+            from PyTorch's generator.
+        :param init_strategy: one of :mod:`pyro.infer.autoguide.initialization`; by default the
+            median of a few draws from the prior, which tames the tails of wide priors.
+        :returns: **Shape:** ``(num_chains, *event)`` each.
+        :raises ValueError: where no try gives a finite potential; it names the sites at fault.
+        """
+        if num_chains < 1:
+            raise ValueError(f"num_chains must be at least 1, got {num_chains}")
+        return self.init_chains(range(num_chains), fresh_seed(seed), init_strategy)
+
+    def init_chains(
+        self, chains: range, seed: int, init_strategy: InitStrategy = init_to_median
+    ) -> dict[str, Tensor]:
+        """Initial unconstrained values of the chains with the given numbers; see :meth:`init`."""
+        rows = []
+        with torch.random.fork_rng():
+            for chain in chains:
+                words = np.random.SeedSequence(seed, spawn_key=(chain, 1)).generate_state(1)
+                torch.manual_seed(int(words[0]))
+                rows.append(self._runner.initial(init_strategy))
+        return self.layout.unflatten(torch.stack(rows))
+
+    def constrain(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Map unconstrained values to the supports of their sites.
+
+        :param Mapping params: **Shape:** ``(*leading, *event)`` each.
+        :returns: **Shape:** ``(*leading, *event)`` each, over all of the data.
+        """
+        return self._sweep("constrain", self.layout, params, self.sites)
+
+    def unconstrain(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Map values from the supports of their sites to unconstrained space.
+
+        :param Mapping samples: latent values; other names are passed over.
+            **Shape:** ``(*leading, *event)`` each.
+        :returns: **Shape:** ``(*leading, *event)`` each.
+        :raises ValueError: where a latent site is missing.
+        """
+        flat, leading = self._flat(self._runner.constrained, samples, "samples")
+        rows = torch.stack([self._runner.unconstrain(row) for row in flat])
+        return self.layout.unflatten(rows.reshape(*leading, self.layout.size))
+
+    # What follows from posterior draws -----------------------------------------------------------
+
+    def deterministic(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values of the ``pyro.deterministic`` statements at given latent values.
+
+        :param Mapping samples: constrained latent values. **Shape:** ``(*leading, *event)`` each.
+        :returns: **Shape:** ``(*leading, *event)`` each, over all of the data.
+        """
+        sites = self.deterministic_sites
+        return self._sweep("deterministic", self._runner.constrained, samples, sites)
+
+    def log_likelihood(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Log likelihood of each observation at given latent values, without any scale.
+
+        :param Mapping samples: constrained latent values. **Shape:** ``(*leading, *event)`` each.
+        :returns: by observed site. **Shape:** ``(*leading, *batch)``, over all of the data.
+        """
+        sites = self.observed_sites
+        return self._sweep("pointwise", self._runner.constrained, samples, sites, has_event=False)
+
+    def predictive(
+        self, samples: Mapping[str, Tensor], seed: int | None = None
+    ) -> dict[str, Tensor]:
+        """Draw new values of the observed sites at given latent values.
+
+        :param Mapping samples: constrained latent values. **Shape:** ``(*leading, *event)`` each.
+        :param int seed: seed of the draws; ``None`` takes one from PyTorch's generator.
+        :returns: by observed site. **Shape:** ``(*leading, *event)``, over all of the data.
+        """
+        flat, leading = self._flat(self._runner.constrained, samples, "samples")
+        seed = fresh_seed(seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            rows = [self._runner.predictive(row) for row in flat]
+        return {
+            name: torch.stack([row[name] for row in rows]).reshape(*leading, *site.shape)
+            for name, site in self.observed_sites.items()
+        }
+
+    def prior(self, num_samples: int, seed: int | None = None) -> dict[str, Tensor]:
+        """Draw latent and observed sites from the model, without looking at the observations.
+
+        :param int num_samples: number of draws.
+        :param int seed: seed of the draws; ``None`` takes one from PyTorch's generator.
+        :returns: by site. **Shape:** ``(num_samples, *event)``, over all of the data.
+        :raises ValueError: for a latent site whose prior cannot be drawn from, an improper one.
+        """
+        seed = fresh_seed(seed)
+        rows = []
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for _ in range(num_samples):
+                latents = self._runner.prior_draw(draw_from_prior)
+                flat = self._runner.constrained.flatten(latents)
+                rows.append(latents | self._runner.predictive(flat))
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def observations(self) -> dict[str, Tensor]:
+        """Observed values by site, over all of the data."""
+        return self._runner.observations()
+
+    # Helpers --------------------------------------------------------------------------------------
+
+    def _indices(
+        self,
+        num_chains: int,
+        subsample: Mapping[str, Tensor] | None,
+        generator: torch.Generator | None,
+    ) -> list[Tensor]:
+        names = [plate.name for plate in self.subsampled_plates]
+        if unknown := set(subsample or {}) - set(names):
+            raise ValueError(
+                f"subsample names {sorted(unknown)}, but the subsampled plates are {names}"
+            )
+        indices = []
+        for plate in self.subsampled_plates:
+            if subsample is None or plate.name not in subsample:
+                rows = [self._runner.random_index(plate, generator) for _ in range(num_chains)]
+                indices.append(torch.stack(rows))
+                continue
+            index = subsample[plate.name]
+            wanted = ((num_chains, plate.subsample_size), (plate.subsample_size,))
+            if not isinstance(index, Tensor) or index.dtype != torch.int64:
+                raise TypeError(
+                    f"subsample[{plate.name!r}] must be an int64 tensor, got {index!r:.80}"
+                )
+            if tuple(index.shape) not in wanted:
+                raise ValueError(
+                    f"subsample[{plate.name!r}] has shape {tuple(index.shape)}, wanted "
+                    f"{wanted[0]} or {wanted[1]}"
+                )
+            indices.append(index.expand(num_chains, -1))
+        return indices
+
+    def _example(self) -> list[Tensor]:
+        """Random arguments around the initial point or its mirror image, near or far.
+
+        Far ones and mirror images find branches that the model takes elsewhere. The global
+        generator is left alone.
+        """
+        spread, sign = torch.rand(2, generator=self._generator).tolist()
+        noise = torch.randn(self._start.shape, generator=self._generator)
+        center = self._start if sign < 0.5 else -self._start
+        flat = center + 0.3 * 10**spread * noise.to(self._start)
+        return [flat, *self._runner.random_indices(self._generator)]
+
+    def _constrained_example(self) -> list[Tensor]:
+        flat, *indices = self._example()
+        values = self.constrain(self.layout.unflatten(flat))
+        return [self._runner.constrained.flatten(values), *indices]
+
+    def _weighted_example(self) -> list[Tensor]:
+        block = next(self._runner.blocks())
+        return [self._example()[0], *self._runner.block_tensors(block)]
+
+    def _flat(
+        self, layout: Layout, values: Mapping[str, Tensor], argument: str
+    ) -> tuple[Tensor, torch.Size]:
+        leading = layout.check_leading(values, argument)
+        return layout.flatten(values).reshape(-1, layout.size), leading
+
+    def _sweep(
+        self,
+        kind: str,
+        layout: Layout,
+        values: Mapping[str, Tensor],
+        sites: Mapping[str, Site],
+        has_event: bool = True,
+    ) -> dict[str, Tensor]:
+        """Run a function of one chain over all draws and all of the data."""
+        if not sites:
+            return {}
+        flat, leading = self._flat(layout, values, "params" if layout is self.layout else "samples")
+        event_dims = {name: site.event_dim * has_event for name, site in sites.items()}
+        whole: dict[str, Tensor] = {}
+        for block in self._runner.blocks():
+            indices = [
+                block.indices[plate.name].expand(len(flat), -1) for plate in self.subsampled_plates
+            ]
+            with torch.no_grad():
+                part = self._functions[kind].over_any(flat, *indices, chunk_size=_DRAWS_PER_CALL)
+            assemble(whole, part, block, sites, event_dims)
+            if not any(site.is_subsampled for site in sites.values()):
+                break
+        return {name: value.reshape(leading + value.shape[1:]) for name, value in whole.items()}

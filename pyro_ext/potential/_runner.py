@@ -1,0 +1,364 @@
+"""Runs of a Pyro model for one chain: each method is a function of tensors of that chain."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_ext.potential._blocks import Block, assemble, blocks
+from pyro_ext.potential._distributions import bijection, innermost, near_origin
+from pyro_ext.potential._evaluation import (
+    IS_RANDOM,
+    Choice,
+    Evaluation,
+    Record,
+    from_constrained,
+    from_unconstrained,
+    log_density,
+    non_finite_sites,
+    without_validation,
+)
+from pyro_ext.potential._layout import Layout
+from pyro_ext.potential._structure import Plate, Site, structure_of
+
+__all__ = ["InitStrategy", "ModelRunner", "draw_from_prior", "init_to_prior"]
+
+_NOT_FINITE = (
+    "the log density of site(s) {sites}, or its gradient, is not finite: are there values outside "
+    "the support or NaN among the observations (masked ones may be any number, but a number)?"
+)
+_NUM_TRIES = 100
+
+InitStrategy = Callable[[dict[str, Any]], Tensor]
+
+
+def init_to_prior(site: dict[str, Any]) -> Tensor:
+    """Initialize a site by a draw from its distribution, or near the origin where that is improper.
+
+    :param dict site: a message of a Pyro sample site.
+    :returns: a value in the support of the site.
+    """
+    try:
+        value: Tensor = site["fn"].sample().detach()
+    except NotImplementedError:
+        value = near_origin(site["fn"])
+    return value
+
+
+def draw_from_prior(site: dict[str, Any]) -> Tensor:
+    """Draw a site from its distribution.
+
+    :raises ValueError: where the distribution has no sampler, such as an improper one.
+    """
+    try:
+        value: Tensor = site["fn"].sample().detach()
+    except NotImplementedError as error:
+        raise ValueError(
+            f"site {site['name']!r} cannot be drawn from its prior: "
+            f"{type(site['fn']).__name__} does not sample"
+        ) from error
+    return value
+
+
+class ModelRunner:
+    """Runs a model at flat latent values and subsamples of its plates.
+
+    :param model: a Pyro model.
+    :param tuple args: its positional arguments.
+    :param dict kwargs: its keyword arguments.
+    """
+
+    def __init__(
+        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self.model = model
+        self.args = args
+        self.kwargs = kwargs
+        # Whole plates get constant indices, sequential ones plain numbers: a graph cannot take
+        # numbers out of tensors that it makes itself.
+        self.whole_indices: dict[str, Any] = {}
+        first = self._first_run()
+        self.structure = structure_of(first.records, first.given_plates)
+        self.whole_indices = {
+            name: first.indices[name] if plate.dim is not None else list(range(plate.size))
+            for name, plate in self.structure.plates.items()
+            if name in first.indices and not plate.is_subsampled and not plate.is_given
+        }
+        latents = self.structure.latents
+        dtypes = {name: site.dtype for name, site in latents.items()}
+        device = next(iter(latents.values())).device
+        self.unconstrained = Layout(
+            {name: site.unconstrained_shape for name, site in latents.items()}, dtypes, device
+        )
+        self.constrained = Layout(
+            {name: site.shape for name, site in latents.items()}, dtypes, device
+        )
+
+    @property
+    def plates(self) -> tuple[Plate, ...]:
+        """The plates whose subsamples are arguments, in their order."""
+        return self.structure.subsampled_plates
+
+    def blocks(self) -> Iterator[Block]:
+        """Subsamples that cover all of the data."""
+        return blocks(self.plates, self.unconstrained.device, self.unconstrained.dtype)
+
+    def by_plate(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Name tensors by the plates they belong to."""
+        return dict(zip((plate.name for plate in self.plates), tensors, strict=True))
+
+    # Functions of a flat unconstrained vector --------------------------------------------------
+
+    def value(self, flat: Tensor, *indices: Tensor) -> Tensor:
+        """Potential, a scalar, NaN where a matrix cannot be factored."""
+        try:
+            return -log_density(self._run_unconstrained(flat, indices))
+        except torch.linalg.LinAlgError:
+            return math.nan * flat.sum()
+
+    def weighted_value(self, flat: Tensor, *tensors: Tensor) -> Tensor:
+        """Share of a block in the potential of all of the data; takes :meth:`block_tensors`."""
+        num = len(self.plates)
+        indices, weights, firsts = tensors[:num], tensors[num : 2 * num], tensors[2 * num :]
+        try:
+            records = self._run_unconstrained(flat, indices)
+            return -log_density(records, self.by_plate(weights), self.by_plate(firsts))
+        except torch.linalg.LinAlgError:
+            return math.nan * flat.sum()
+
+    def block_tensors(self, block: Block) -> list[Tensor]:
+        """A block as arguments of :meth:`weighted_value`."""
+        return [
+            mapping[plate.name]
+            for mapping in (block.indices, block.weights, block.firsts)
+            for plate in self.plates
+        ]
+
+    def constrain(self, flat: Tensor, *indices: Tensor) -> dict[str, Tensor]:
+        """Values of the latent sites."""
+        records = self._run_unconstrained(flat, indices)
+        return {name: records[name].value for name in self.structure.latents}
+
+    # Functions of a flat vector of constrained values --------------------------------------------
+
+    def deterministic(self, flat: Tensor, *indices: Tensor) -> dict[str, Tensor]:
+        """Values of the deterministic sites."""
+        records = self._run_constrained(flat, indices)
+        return {name: records[name].value for name in self.structure.deterministic}
+
+    def pointwise(self, flat: Tensor, *indices: Tensor) -> dict[str, Tensor]:
+        """Log likelihood of each observation."""
+        records = self._run_constrained(flat, indices)
+        with without_validation():
+            values = {name: records[name].masked_log_prob() for name in self.structure.observed}
+        shapes = {name: records[name].fn.batch_shape for name in values}
+        return {
+            name: value.expand(torch.broadcast_shapes(shapes[name], value.shape))
+            for name, value in values.items()
+        }
+
+    def unconstrain(self, flat: Tensor) -> Tensor:
+        """Flat unconstrained vector over all of the data."""
+        constrained = self.constrained.unflatten(flat)
+        whole: dict[str, Tensor] = {}
+        for block in self._latent_blocks():
+            records = self._run(from_constrained(constrained, block.indices), block.indices)
+            part, dims = {}, {}
+            for name in self.structure.latents:
+                transform = bijection(records[name].fn.support)
+                part[name] = transform.inv(records[name].value)
+                dims[name] = transform.domain.event_dim
+            assemble(whole, part, block, self.structure.latents, dims)
+        return self.unconstrained.flatten(whole)
+
+    def predictive(self, flat: Tensor) -> dict[str, Tensor]:
+        """New values of the observed sites over all of the data."""
+        values = self.constrained.unflatten(flat)
+        return self._observed_sites(values, resample=True)
+
+    # Functions without an argument ----------------------------------------------------------------
+
+    def observations(self) -> dict[str, Tensor]:
+        """Observed values over all of the data."""
+        with torch.random.fork_rng():
+            return self._observed_sites(self.prior_draw(), resample=False)
+
+    def prior_draw(self, strategy: InitStrategy = init_to_prior) -> dict[str, Tensor]:
+        """Values of the latent sites over all of the data from an initialization strategy."""
+        whole: dict[str, Tensor] = {}
+        sites = self.structure.latents
+        event_dims = {name: site.event_dim for name, site in sites.items()}
+        with torch.no_grad():
+            for block in self._latent_blocks():
+                known = {name: whole[name] for name in whole if not block.is_new(sites[name])}
+                records = self._run(_initializing(strategy, known, block.indices), block.indices)
+                part = {name: records[name].value for name in sites}
+                assemble(whole, part, block, sites, event_dims)
+        return whole
+
+    def initial(self, strategy: InitStrategy) -> Tensor:
+        """A flat unconstrained vector at which the density and its gradient are finite.
+
+        :raises ValueError: where no try gives one; it names the sites at fault.
+        """
+        reason = ""
+        for _ in range(_NUM_TRIES):
+            try:
+                with torch.no_grad():
+                    flat = self.unconstrain(self.constrained.flatten(self.prior_draw(strategy)))
+                at_fault = self._at_fault(flat, self.random_indices())
+            except torch.linalg.LinAlgError as error:
+                reason = str(error)
+                continue
+            if not at_fault:
+                return flat
+            reason = _NOT_FINITE.format(sites=at_fault)
+        raise ValueError(
+            f"none of {_NUM_TRIES} initial points will do; at the last, {reason}. Check also the "
+            "scale of the prior and the initialization (init_strategy or initial_params)"
+        )
+
+    def validate(self, flat: Tensor, whole: bool) -> None:
+        """Run the model with Pyro's checks where they are switched on, and twice at one point.
+
+        :param Tensor flat: a point at which the density is finite.
+        :param bool whole: look at all of the data, not at one subsample.
+        :raises ValueError: for parameters or observed values that a distribution does not admit, or
+            a model that is random.
+        """
+        indices = self.random_indices()
+        with torch.no_grad():
+            first, second = (float(self.value(flat, *indices)) for _ in range(2))
+            if not math.isclose(first, second, rel_tol=1e-3, abs_tol=1e-6):
+                raise ValueError(IS_RANDOM)
+            if dist.is_validation_enabled():
+                self._validate(flat, self.by_plate(indices))
+            if whole:
+                for block in self.blocks():
+                    if sites := self._at_fault(flat, list(block.indices.values())):
+                        raise ValueError(_NOT_FINITE.format(sites=sites))
+
+    def _validate(self, flat: Tensor, by_plate: Mapping[str, Tensor]) -> None:
+        values = self.unconstrained.unflatten(flat)
+        records = self._run(from_unconstrained(values, by_plate), by_plate, validate=True)
+        for name in self.structure.observed:
+            _validate_observed(name, records[name])
+
+    def random_indices(self, generator: torch.Generator | None = None) -> list[Tensor]:
+        """A subsample of each plate."""
+        return [self.random_index(plate, generator) for plate in self.plates]
+
+    def random_index(self, plate: Plate, generator: torch.Generator | None = None) -> Tensor:
+        """A subsample of one plate."""
+        index = torch.randperm(plate.size, generator=generator)[: plate.subsample_size]
+        return index.to(self.unconstrained.device)
+
+    # Helpers --------------------------------------------------------------------------------------
+
+    def _run(
+        self,
+        choice: Choice,
+        indices: Mapping[str, Tensor],
+        resample: bool = False,
+        validate: bool = False,
+    ) -> dict[str, Record]:
+        evaluation = Evaluation(choice, {**self.whole_indices, **indices}, resample=resample)
+        return evaluation.run(self.model, self.args, self.kwargs, validate=validate)
+
+    def _first_run(self) -> Evaluation:
+        """A run of the model at values from its prior."""
+        for _ in range(_NUM_TRIES - 1):
+            try:
+                return self._run_from_prior()
+            except torch.linalg.LinAlgError:
+                continue
+        return self._run_from_prior()
+
+    def _run_from_prior(self) -> Evaluation:
+        evaluation = Evaluation(_initializing(init_to_prior, {}, {}), {})
+        with torch.no_grad():
+            evaluation.run(self.model, self.args, self.kwargs)
+        return evaluation
+
+    def _at_fault(self, flat: Tensor, indices: Sequence[Tensor]) -> list[str]:
+        """Sites whose log density or its gradient is not finite."""
+        with torch.enable_grad():
+            leaf = flat.clone().requires_grad_()
+            records = self._run_unconstrained(leaf, indices)
+            total = log_density(records)
+            (gradient,) = torch.autograd.grad(total, leaf, retain_graph=True)
+            if bool(torch.isfinite(total)) and bool(torch.isfinite(gradient).all()):
+                return []
+            return non_finite_sites(records, leaf) or list(self.structure.latents)
+
+    def _run_unconstrained(self, flat: Tensor, indices: Sequence[Tensor]) -> dict[str, Record]:
+        by_plate = self.by_plate(indices)
+        return self._run(from_unconstrained(self.unconstrained.unflatten(flat), by_plate), by_plate)
+
+    def _run_constrained(self, flat: Tensor, indices: Sequence[Tensor]) -> dict[str, Record]:
+        by_plate = self.by_plate(indices)
+        return self._run(from_constrained(self.constrained.unflatten(flat), by_plate), by_plate)
+
+    def _latent_blocks(self) -> Iterator[Block]:
+        """Blocks that cover the latent sites: one where no latent site is subsampled."""
+        local = any(site.is_subsampled for site in self.structure.latents.values())
+        for block in self.blocks():
+            yield block
+            if not local:
+                return
+
+    def _observed_sites(self, latents: Mapping[str, Tensor], resample: bool) -> dict[str, Tensor]:
+        whole: dict[str, Tensor] = {}
+        sites: Mapping[str, Site] = self.structure.observed
+        event_dims = {name: site.event_dim for name, site in sites.items()}
+        for block in self.blocks():
+            known = {name: whole[name] for name in whole if not block.is_new(sites[name])}
+            choice = from_constrained({**latents, **known}, block.indices)
+            with torch.no_grad():
+                records = self._run(choice, block.indices, resample=resample)
+            part = {name: records[name].whole_value() for name in sites}
+            assemble(whole, part, block, sites, event_dims)
+        return whole
+
+
+def _initializing(
+    strategy: InitStrategy, known: Mapping[str, Tensor], indices: Mapping[str, Tensor]
+) -> Choice:
+    given = from_constrained(known, indices)
+
+    def choose(msg: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        choice = given(msg)
+        if choice is not None:
+            return choice
+        try:
+            return strategy(msg), None
+        except NotImplementedError:  # Pyro's own strategies ask for a sample first
+            return init_to_prior(msg), None
+
+    return choose
+
+
+def _validate_observed(name: str, record: Record) -> None:
+    """Raise where an observed value that counts lies outside the support."""
+    try:
+        allowed = record.fn.support.check(record.value)
+    except (NotImplementedError, AttributeError):
+        return
+    counts = torch.ones_like(allowed)
+    for mask in (record.mask, *_masks(record.fn)):
+        if mask is not None:
+            counts = counts & mask
+    if not bool((allowed | ~counts).all()):
+        raise ValueError(
+            f"site {name!r} has observed values outside the support of its distribution "
+            f"{type(innermost(record.fn)).__name__}: {record.fn.support}"
+        )
+
+
+def _masks(fn: Any) -> Iterator[Any]:
+    while hasattr(fn, "base_dist"):
+        yield getattr(fn, "_mask", None)
+        fn = fn.base_dist

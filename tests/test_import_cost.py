@@ -1,0 +1,46 @@
+"""Importing the package loads nothing heavy that ``import pyro`` does not load itself."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PUBLIC = "pyro_ext, pyro_ext.inference, pyro_ext.potential, pyro_ext.diagnostics"
+
+HEAVY = (
+    "arviz",
+    "arviz_base",
+    "arviz_plots",
+    "arviz_stats",
+    "gpytorch",
+    "h5netcdf",
+    "h5py",
+    "matplotlib",
+    "mlxtend",
+    "numba",
+    "pandas",
+    "scipy.stats",
+    "sklearn",
+    "torch._dynamo",
+    "torch._inductor",
+    "xarray",
+)
+
+
+def loaded_by(names: str) -> set[str]:
+    """Names in ``sys.modules`` of a fresh interpreter after an import."""
+    code = f"import {names}, sys; print(*sys.modules, sep='\\n')"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return set(result.stdout.split())
+
+
+def test_import_loads_nothing_heavy() -> None:
+    added = loaded_by(PUBLIC) - loaded_by("pyro")
+    heavy = {
+        root for root in HEAVY if any(name == root or name.startswith(root + ".") for name in added)
+    }
+    assert not heavy, f"import these where they are used: {sorted(heavy)}"

@@ -1,0 +1,208 @@
+"""The layout: folders of the checkout are floors of one package, and imports run downward."""
+
+import ast
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from shutil import copy2, copytree, ignore_patterns
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = ("inference", "models", "tutorials")
+MAX_LINES = 600
+
+
+def sources(folder: str) -> Iterator[Path]:
+    """Python files below a real folder, links not followed."""
+    for directory, _, names in os.walk(ROOT / folder):
+        yield from (Path(directory, name) for name in sorted(names) if name.endswith(".py"))
+
+
+def module_name(path: Path) -> str:
+    """The one name a file of the package has: floors are parts of pyro_ext."""
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    if parts[0] in FLOORS:
+        parts.insert(0, "pyro_ext")
+    if parts[-1] == "__init__":
+        parts.pop()
+    return ".".join(parts)
+
+
+def package_files() -> list[Path]:
+    return [path for folder in ("pyro_ext", *FLOORS) for path in sources(folder)]
+
+
+def is_under(name: str, parents: tuple[str, ...]) -> bool:
+    return any(name == parent or name.startswith(parent + ".") for parent in parents)
+
+
+def imported_names(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full name of whatever a file imports; a relative import keeps its dots."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = "." * node.level + (node.module or "")
+            yield from ((node.lineno, f"{origin}.{alias.name}") for alias in node.names)
+
+
+def forbidden(path: Path) -> tuple[str, ...]:
+    """What a file may not import, by the floor it is on."""
+    short = FLOORS
+    name = module_name(path)
+    if not name.startswith("pyro_ext"):  # tests and benchmarks
+        return short
+    if name == "pyro_ext.cli":
+        return short
+    command = ("pyro_ext.cli",)
+    if is_under(name, ("pyro_ext.tutorials",)):
+        return short + command
+    if is_under(name, ("pyro_ext.models",)):
+        themes = {f"pyro_ext.models.{path.name}" for path in (ROOT / "models").iterdir()}
+        own = ".".join(name.split(".")[:3])
+        sideways = tuple(sorted(themes - {own})) if own != "pyro_ext.models" else ()
+        return short + command + ("pyro_ext.tutorials",) + sideways
+    if is_under(name, ("pyro_ext.inference",)):
+        return short + command + ("pyro_ext.models", "pyro_ext.tutorials")
+    return short + command + tuple(f"pyro_ext.{floor}" for floor in FLOORS)
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_floor_is_a_link(floor: str) -> None:
+    link = ROOT / "pyro_ext" / floor
+    assert link.is_symlink(), (
+        f"{link} is no symbolic link: see CONTRIBUTING.md, 'Setting up', for Windows"
+    )
+    assert os.readlink(link) == f"../{floor}"
+    assert link.resolve() == ROOT / floor
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_short_name_is_refused(floor: str) -> None:
+    result = run_python(f"import {floor}")
+    assert result.returncode == 1
+    assert f"ImportError: '{floor}' is a folder" in result.stderr
+    assert f"import pyro_ext.{floor} instead" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "path", [path for floor in FLOORS for path in sources(floor)], ids=module_name
+)
+def test_no_second_name(path: Path) -> None:
+    """Without the guard each class would exist twice, and isinstance would fail between the two."""
+    guard = ROOT / path.relative_to(ROOT).parts[0] / "__init__.py"
+    tree = ast.parse(guard.read_text(encoding="utf-8"))
+    first = tree.body[1]  # after the docstring, before any import
+    assert isinstance(first, ast.If)
+    assert ast.unparse(first.test) == f"__name__ == '{guard.parent.name}'"
+    assert isinstance(first.body[0], ast.Raise)
+    # Every folder on the way is a package, so importing the file runs the guard first.
+    for folder in path.relative_to(ROOT).parents[:-1]:
+        assert (ROOT / folder / "__init__.py").exists(), f"{folder} needs an __init__.py"
+
+
+IMPORT_EVERYTHING = """
+import importlib, os, pkgutil, sys
+import pyro_ext
+
+for found in pkgutil.walk_packages(pyro_ext.__path__, "pyro_ext."):
+    if not found.name.endswith("__main__"):
+        importlib.import_module(found.name)
+for name, module in list(sys.modules.items()):
+    path = getattr(module, "__file__", None)
+    if path and name != "__main__":
+        print(name, os.path.realpath(path), sep="\\t")
+"""
+
+
+def test_every_module_is_imported_once() -> None:
+    result = run_python(IMPORT_EVERYTHING)
+    assert result.returncode == 0, result.stderr
+    names: dict[str, list[str]] = {}
+    ours = {str(path) for path in package_files()}
+    for line in result.stdout.splitlines():
+        name, _, path = line.partition("\t")
+        if path in ours:
+            names.setdefault(path, []).append(name)
+    wrong = {path: found for path, found in names.items() if found != [module_name(Path(path))]}
+    assert names and not wrong, wrong
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*package_files(), *sources("tests"), *sources("benchmarks")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_imports_run_downward(path: Path) -> None:
+    wrong = [
+        f"line {line}: {name}"
+        for line, name in imported_names(path)
+        if name.startswith(".") or is_under(name, forbidden(path))
+    ]
+    assert not wrong, f"{path.relative_to(ROOT)} imports relatively, upward or sideways: {wrong}"
+
+
+def test_files_stay_short() -> None:
+    files = [*package_files(), *sources("tests"), *sources("benchmarks")]
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    long = {str(path.relative_to(ROOT)): n for path, n in lengths.items() if n > MAX_LINES}
+    assert not long, f"files of more than {MAX_LINES} lines: {long}"
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Wheel and sdist, built from a copy so that the checkout stays as it is."""
+    scratch = tmp_path_factory.mktemp("build")
+    copy = scratch / "checkout"
+    copy.mkdir()
+    skip = ignore_patterns("__pycache__", "*.egg-info")
+    for folder in ("pyro_ext", "tests", *FLOORS):
+        copytree(ROOT / folder, copy / folder, symlinks=True, ignore=skip)
+    for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"):
+        copy2(ROOT / name, copy)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(scratch / "dist")]
+    result = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (wheel,) = (scratch / "dist").glob("*.whl")
+    (sdist,) = (scratch / "dist").glob("*.tar.gz")
+    return wheel, sdist
+
+
+def expected_files() -> list[str]:
+    """What both distributions hold: the folders below pyro_ext, with each floor inside it."""
+    paths = [path.relative_to(ROOT).as_posix() for path in package_files()]
+    modules = [path if path.startswith("pyro_ext/") else f"pyro_ext/{path}" for path in paths]
+    return sorted([*modules, "pyro_ext/py.typed"])
+
+
+@pytest.mark.slow
+def test_wheel_holds_every_module_once(distributions: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(distributions[0]) as wheel:
+        names = wheel.namelist()
+    assert len(names) == len(set(names))
+    metadata = [name for name in names if name.split("/")[0].endswith(".dist-info")]
+    assert sorted(set(names) - set(metadata)) == expected_files()
+    assert any(name.endswith("licenses/LICENSE") for name in metadata)
+
+
+@pytest.mark.slow
+def test_sdist_holds_every_module_once(distributions: tuple[Path, Path]) -> None:
+    with tarfile.open(distributions[1]) as sdist:
+        members = sdist.getmembers()
+    assert all(member.isfile() or member.isdir() for member in members)
+    names = [member.name.split("/", 1)[1] for member in members if member.isfile()]
+    assert len(names) == len(set(names))
+    assert sorted(name for name in names if name.startswith("pyro_ext/")) == expected_files()
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml"} <= set(names)
+    assert not [name for name in names if name.split("/")[0] in ("tests", "benchmarks", *FLOORS)]

@@ -1,0 +1,6 @@
+"""Runnable pages: one per workflow and one per paper, each with a checked claim on real data."""
+
+if __name__ == "tutorials":
+    raise ImportError(
+        "'tutorials' is a folder of the checkout, not a package: import pyro_ext.tutorials instead"
+    )
