@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,8 +58,8 @@ class ChainDraws:
 class Report(Protocol):
     """Hears of progress."""
 
-    def __call__(self, num_steps: int, line: Mapping[str, str]) -> None:
-        """Take note of steps just taken, and of a line of diagnostics."""
+    def __call__(self, num_steps: int, line: Callable[[], Mapping[str, str] | None]) -> None:
+        """Take note of steps just taken, and of what would make a line of diagnostics."""
 
 
 def kept_steps(plan: Plan, schedule: Schedule) -> list[int]:
@@ -118,7 +119,7 @@ def run_sgmcmc_chains(
                 finite &= torch.isfinite(chains.potential_energy)
                 for column in torch.nonzero(~finite)[:, 0].tolist():
                     stopped_at[column] = stopped_at[column] or chains.step
-                report(count, kernel.describe(chains))
+                report(count, partial(kernel.describe, chains))
             if all(stopped is not None for stopped in stopped_at):
                 break
             positions.append(chains.position.clone())
@@ -188,7 +189,7 @@ def run_pyro_chain(
                 current = kernel.sample(current)
                 if step == plan.warmup_steps:
                     kernel.end_warmup()
-                report(1, kernel.logging() or {})
+                report(1, kernel.logging)
                 kept = step - plan.warmup_steps
                 if kept > 0 and kept % plan.thinning == 0:
                     rows.append({name: value.detach().clone() for name, value in current.items()})

@@ -1,5 +1,7 @@
 """The MCMC driver: many chains, thinning, progress, and a posterior that ArviZ understands."""
 
+import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +28,8 @@ from pyro_ext.random import fresh_seed
 __all__ = ["MCMC", "ChainMethod"]
 
 ChainMethod = Literal["vectorized", "sequential"]
+
+_SECONDS_PER_LINE = 0.1
 
 
 class MCMC:
@@ -282,9 +286,14 @@ class MCMC:
             yield lambda num_steps, line: None
             return
         with tqdm(total=total, desc=type(self.kernel).__name__, unit="step") as bar:
+            shown = -math.inf
 
-            def report(num_steps: int, line: Mapping[str, str]) -> None:
-                bar.set_postfix(line, refresh=False)
+            def report(num_steps: int, line: Callable[[], Mapping[str, str] | None]) -> None:
+                nonlocal shown
+                now = time.monotonic()
+                if now - shown > _SECONDS_PER_LINE or bar.n + num_steps >= total:
+                    bar.set_postfix(line() or {}, refresh=False)
+                    shown = now
                 bar.update(num_steps)
 
             yield report

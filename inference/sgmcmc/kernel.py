@@ -12,7 +12,7 @@ import torch
 from pyro.infer.autoguide.initialization import init_to_median
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
-from torch.distributions import Transform, biject_to
+from torch.distributions import Transform
 
 from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient
 from pyro_ext.inference.sgmcmc.loop import Plan, StepLoop
@@ -23,6 +23,7 @@ from pyro_ext.potential import (
     FunctionPotential,
     InitStrategy,
     Potential,
+    bijection,
     check_backend,
 )
 from pyro_ext.random import chain_keys, fresh_seed
@@ -36,6 +37,7 @@ class Chains:
 
     :param range numbers: numbers of the chains.
     :param int seed: the seed of the run.
+    :param Tensor keys: keys of the chains' random streams. **Shape:** ``(num_chains, 2)``.
     :param int step: number of steps taken.
     :param tuple state: state of the sampler, a named tuple of tensors.
     :param Tensor potential_energy: potential that the last step saw. **Shape:** ``(num_chains,)``.
@@ -43,6 +45,7 @@ class Chains:
 
     numbers: range
     seed: int
+    keys: Tensor
     step: int
     state: Any
     potential_energy: Tensor
@@ -192,8 +195,9 @@ class SGMCMCKernel(MCMCKernel):
             params = potential.init_chains(numbers, seed, self.init_strategy)
         potential.layout.check(params, "initial_params")
         position = potential.layout.flatten(params).detach().contiguous()
-        state = self._init(position, chain_keys(seed, numbers, position.device))
-        return Chains(numbers, seed, 0, state, position.new_full((len(numbers),), math.nan))
+        keys = chain_keys(seed, numbers, position.device)
+        energy = position.new_full((len(numbers),), math.nan)
+        return Chains(numbers, seed, keys, 0, self._init(position, keys), energy)
 
     def advance(self, chains: Chains, num_steps: int) -> Chains:
         """Take steps.
@@ -226,7 +230,7 @@ class SGMCMCKernel(MCMCKernel):
         temperatures = np.where(self.schedule.is_sampling(steps), self.temperature, 0.0)
         step_sizes = self.schedule.step_sizes(steps)
         return Plan(
-            chain_keys(chains.seed, chains.numbers, position.device),
+            chains.keys,
             torch.from_numpy(steps).to(position.device),
             torch.from_numpy(step_sizes).to(position),
             torch.from_numpy(temperatures).to(position),
@@ -279,7 +283,7 @@ class SGMCMCKernel(MCMCKernel):
     def transforms(self) -> dict[str, Transform]:
         """Maps from the support of each site to unconstrained space."""
         if isinstance(self._potential, Potential):
-            return {name: biject_to(s.support).inv for name, s in self._potential.sites.items()}
+            return {name: bijection(s.support).inv for name, s in self._potential.sites.items()}
         return {}
 
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:

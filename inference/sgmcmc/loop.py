@@ -67,7 +67,8 @@ class StepLoop(Generic[State]):
         self._step = step
         self._gradient = gradient
         self._batch_elements = batch_elements
-        self._compiled: dict[int, Callable[..., Any] | None] = {}
+        self._compiled: tuple[Callable[..., Any], Callable[..., Any] | None] | None = None
+        self._drawn: tuple[Tensor, int, Tensor] | None = None
 
     def max_steps(self, num_chains: int, num_parameters: int) -> int:
         """Number of steps that one call takes at most."""
@@ -90,33 +91,42 @@ class StepLoop(Generic[State]):
     def _run(self, state: State, plan: Plan) -> tuple[State, Info]:
         num_steps = len(plan.steps)
         position = state[0]
-        noise = normal(plan.keys, plan.steps, position.shape[-1], dtype=position.dtype)
+        gradient = self._gradient.graph(len(position)) or self._gradient.one_by_one
+        noise = self._noise(plan, position)
         for number in range(num_steps):
             with torch.no_grad():
                 state, info = self._step(
                     state,
-                    self._at([index[number] for index in plan.indices]),
+                    _at(gradient, [index[number] for index in plan.indices]),
                     noise[number],
                     step_size=plan.step_sizes[number],
                     temperature=plan.temperatures[number],
                 )
         return state, info
 
-    def _at(self, indices: Sequence[Tensor]) -> ValueAndGradient:
-        def value_and_gradient(position: Tensor) -> tuple[Tensor, Tensor]:
-            value, gradient = self._gradient(position, *indices)
-            return value, gradient
-
-        return value_and_gradient
+    def _noise(self, plan: Plan, position: Tensor) -> Tensor:
+        """Noise of the planned steps, from a block drawn ahead: one step's alone costs as much."""
+        first, count = int(plan.steps[0]), len(plan.steps)
+        known = self._drawn
+        if (
+            known is None
+            or known[0] is not plan.keys
+            or not (known[1] <= first and first + count <= known[1] + len(known[2]))
+        ):
+            ahead = max(count, _NOISE_PER_CALL // position.numel())
+            steps = torch.arange(first, first + ahead, device=position.device)
+            block = normal(plan.keys, steps, position.shape[-1], dtype=position.dtype)
+            self._drawn = known = (plan.keys, first, block)
+        return known[2][first - known[1] :][:count]
 
     def _compiled_loop(self, state: State, plan: Plan, capacity: int) -> Callable[..., Any] | None:
-        num_chains = len(state[0])
         # Asking for the graph first also notices changed data, which makes it anew.
-        graph = self._gradient.graph(num_chains)
-        key = id(graph)
-        if key not in self._compiled:
-            self._compiled = {key: None if graph is None else self._compile(graph, state, plan)}
-        return self._compiled[key]
+        graph = self._gradient.graph(len(state[0]))
+        if graph is None:
+            return None
+        if self._compiled is None or self._compiled[0] is not graph:
+            self._compiled = (graph, self._compile(graph, state, plan))
+        return self._compiled[1]
 
     def _compile(
         self, graph: Callable[..., Any], state: State, plan: Plan
@@ -171,7 +181,7 @@ class StepLoop(Generic[State]):
                 )
                 state, info = self._step(
                     state_type(*carried[:-1]),
-                    lambda where: graph(where, *batch),
+                    _at(graph, batch),
                     noise,
                     step_size=step_sizes.index_select(0, pick)[0],
                     temperature=temperatures.index_select(0, pick)[0],
@@ -205,6 +215,16 @@ def _threads_for(num_elements: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _at(gradient: Callable[..., Any], indices: Sequence[Tensor]) -> ValueAndGradient:
+    """Potential and gradient on given minibatches, as a function of the position."""
+
+    def value_and_gradient(position: Tensor) -> tuple[Tensor, Tensor]:
+        value, slope = gradient(position, *indices)
+        return value, slope
+
+    return value_and_gradient
 
 
 def _flatten(state: tuple[Tensor, ...], plan: Plan, capacity: int) -> list[Tensor]:

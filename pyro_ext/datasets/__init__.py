@@ -12,14 +12,15 @@ Example::
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Unpack
 
-from pyro_ext.datasets._dataset import Dataset
+from pyro_ext.datasets._dataset import Dataset, Options
 from pyro_ext.datasets._mnist import load_mnist_5k
 from pyro_ext.datasets._tabular import load_breast_cancer, load_diabetes, load_digits, load_wine
 
 __all__ = [
     "Dataset",
+    "Options",
     "load",
     "load_breast_cancer",
     "load_diabetes",
@@ -50,12 +51,11 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_LOADERS))
 
 
-def load(name: str, **options: Any) -> Dataset:
+def load(name: str, **options: Unpack[Options]) -> Dataset:
     """Load a data set by its name.
 
     :param name: one of :func:`names`.
-    :param options: keyword arguments of the loader: ``test_fraction``, ``num_train``, ``num_test``,
-        ``split_seed``, ``dtype``, ``device``; :func:`load_digits` describes them.
+    :param options: keyword arguments that all loaders take, see :class:`Options`.
     :raises ValueError: names the argument, what it got and what it allows.
     :raises ImportError: without the package that carries the data; names the extra.
 

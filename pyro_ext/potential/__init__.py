@@ -14,6 +14,7 @@ from pyro_ext.potential._capture import (
     value_and_gradient,
     warn_fallback,
 )
+from pyro_ext.potential._distributions import bijection
 from pyro_ext.potential._function import FunctionPotential
 from pyro_ext.potential._layout import Layout
 from pyro_ext.potential._potential import Potential
@@ -30,6 +31,7 @@ __all__ = [
     "Plate",
     "Potential",
     "Site",
+    "bijection",
     "capture",
     "check_backend",
     "compile_graph",

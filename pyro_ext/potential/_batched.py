@@ -10,22 +10,30 @@ from torch.utils import _pytree as pytree
 
 from pyro_ext.potential._capture import (
     CaptureError,
+    Fallback,
     TensorFunction,
-    Warner,
     capture,
     compile_graph,
-    constants_of,
     vectorize,
 )
 from pyro_ext.potential._evaluation import CHANGES_DATA, IS_RANDOM
+from pyro_ext.potential._simplify import constants_of
 
-__all__ = ["Backend", "BatchedFunction", "check_backend", "outputs_agree", "version_of"]
+__all__ = [
+    "Backend",
+    "BatchedFunction",
+    "RandomPoints",
+    "check_backend",
+    "outputs_agree",
+    "version_of",
+]
 
 Backend = Literal["eager", "trace", "compile"]
 
 _NO_VMAP = "an operation cannot be vectorized"
 _ONE_BY_ONE = "running chains one by one"
 _NUM_CHECKS = 4
+_SPREADS = (0.3, 1.0, 3.0)
 _NUM_TRIES = 20
 
 
@@ -33,6 +41,32 @@ def check_backend(backend: str) -> None:
     """Raise where a backend is unknown."""
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be one of {get_args(Backend)}, got {backend!r}")
+
+
+class RandomPoints:
+    """Points around a start and its mirror image, near and far, in pairs on opposite sides.
+
+    What a graph has frozen shows at one of them: a branch taken on one side is not on the other.
+
+    :param Tensor start: a flat vector.
+    """
+
+    def __init__(self, start: Tensor) -> None:
+        self._start = start
+        self.generator = torch.Generator().manual_seed(0)
+        self._count = 0
+        self._noise = torch.zeros_like(start)
+
+    def __call__(self) -> Tensor:
+        """The next point."""
+        pair, is_second = divmod(self._count, 2)
+        self._count += 1
+        if is_second:
+            self._noise = -self._noise
+        else:
+            noise = torch.randn(self._start.shape, generator=self.generator)
+            self._noise = _SPREADS[pair % len(_SPREADS)] * noise.to(self._start)
+        return (self._start if pair % 2 == 0 else -self._start) + self._noise
 
 
 class BatchedFunction:
@@ -48,7 +82,8 @@ class BatchedFunction:
     :param example: makes random arguments of one chain.
     :param str backend: ``"eager"``, ``"trace"`` or ``"compile"``.
     :param Sequence data: tensors that the function uses besides its arguments.
-    :param Warner warn: gives warnings; functions that share one repeat none.
+    :param Fallback fallback: shared by functions of one model: none is recorded where another could
+        not be, and no warning is given twice.
     """
 
     def __init__(
@@ -57,13 +92,13 @@ class BatchedFunction:
         example: Callable[[], Sequence[Tensor]],
         backend: Backend,
         data: Sequence[Tensor] = (),
-        warn: Warner | None = None,
+        fallback: Fallback | None = None,
     ) -> None:
         self.function = function
         self.example = example
         self.backend = backend
         self._data = list(data)
-        self._warn = warn or Warner()
+        self._fallback = fallback or Fallback()
         self._graph: GraphModule | None = None
         self._frozen: list[tuple[Tensor, int]] = []
         self._graphs: dict[int, TensorFunction] = {}
@@ -99,21 +134,26 @@ class BatchedFunction:
                     return torch.func.vmap(graph, chunk_size=chunk_size)(*batched)
                 except RuntimeError as error:
                     self._is_vectorizable = False
-                    self._warn(_NO_VMAP, _ONE_BY_ONE, error)
+                    self._fallback.warn(_NO_VMAP, _ONE_BY_ONE, error)
             return _loop(graph, *batched)
 
     def single(self) -> GraphModule | None:
         """The recorded function of one chain, or ``None`` where it has to run eagerly."""
+        if self._fallback.is_eager:
+            self.backend = "eager"
+        if self.backend == "eager":
+            return None
         if self._changed():
             self._graph = None
             self._graphs.clear()
             self._compiled.clear()
-        if self._graph is None and self.backend != "eager":
+        if self._graph is None:
             try:
                 self._graph = self._capture()
             except CaptureError as error:
                 self.backend = "eager"
-                self._warn(
+                self._fallback.is_eager = True
+                self._fallback.warn(
                     "the model cannot be recorded as a graph",
                     "its chains run one by one in Python, which is slower (give backend='eager' to "
                     "silence this, or write branches on values with torch.where)",
@@ -132,37 +172,43 @@ class BatchedFunction:
 
     def _capture(self) -> GraphModule:
         arguments, expected = self._finite_example()
-        self._check_repeatable(arguments, expected)
+        if not outputs_agree(self._evaluate(arguments), expected):
+            raise ValueError(IS_RANDOM)
         graph = capture(self.function, *arguments)
         tensors = {id(tensor): tensor for tensor in [*self._data, *constants_of(graph)]}
         self._frozen = [(tensor, version_of(tensor)) for tensor in tensors.values()]
-        for _ in range(_NUM_CHECKS):
-            with torch.no_grad():
-                if not outputs_agree(graph(*arguments), expected):
-                    raise CaptureError(
-                        "the graph disagrees with the model at a random point: a Python branch or "
-                        "a number taken out of a tensor was frozen"
-                    )
+        with torch.no_grad():
+            agree = outputs_agree(graph(*arguments), expected)
+            for _ in range(_NUM_CHECKS):
                 arguments = self.example()
-                expected = self.function(*arguments)
+                expected = self._evaluate(arguments)
+                agree &= expected is None or outputs_agree(graph(*arguments), expected)
         if self._changed():
             raise ValueError(CHANGES_DATA)
+        if not agree:
+            raise CaptureError(
+                "the graph disagrees with the model at a random point: a Python branch or a number "
+                "taken out of a tensor was frozen"
+            )
         return graph
 
     def _finite_example(self) -> tuple[Sequence[Tensor], Any]:
         """Arguments to record with: what fails there could not be recorded."""
         for _ in range(_NUM_TRIES):
             arguments = self.example()
-            with torch.no_grad():
-                expected = self.function(*arguments)
-            if all(bool(torch.isfinite(leaf).all()) for leaf in pytree.tree_leaves(expected)):
+            expected = self._evaluate(arguments)
+            leaves = pytree.tree_leaves(expected)
+            if expected is not None and all(bool(torch.isfinite(leaf).all()) for leaf in leaves):
                 break
         return arguments, expected
 
-    def _check_repeatable(self, arguments: Sequence[Tensor], expected: Any) -> None:
-        with torch.no_grad():
-            if not outputs_agree(self.function(*arguments), expected):
-                raise ValueError(IS_RANDOM)
+    def _evaluate(self, arguments: Sequence[Tensor]) -> Any:
+        """Result of the function itself, ``None`` where a matrix cannot be factored."""
+        try:
+            with torch.no_grad():
+                return self.function(*arguments)
+        except torch.linalg.LinAlgError:
+            return None
 
     def _vectorize(self, single: GraphModule, num_chains: int) -> TensorFunction:
         """Record the graph over chains, and compare two of them with the graph of one."""
@@ -177,7 +223,7 @@ class BatchedFunction:
                 if not outputs_agree(result, _loop(single, *pair)):
                     raise CaptureError("the vectorized graph disagrees with that of one chain")
         except CaptureError as error:
-            self._warn(_NO_VMAP, _ONE_BY_ONE, error)
+            self._fallback.warn(_NO_VMAP, _ONE_BY_ONE, error)
             return lambda *arguments: _loop(single, *arguments)
         return graph
 
@@ -189,10 +235,12 @@ class BatchedFunction:
                 compiled = compile_graph(graph, *batched)
             agree = outputs_agree(compiled(*batched), graph(*batched))
         except Exception as error:
-            self._warn("the potential cannot be compiled", "using its graph", error)
+            self._fallback.warn("the potential cannot be compiled", "using its graph", error)
             return graph
         if not agree:
-            self._warn("the compiled potential disagrees", "using its graph", "other numbers")
+            self._fallback.warn(
+                "the compiled potential disagrees", "using its graph", "other numbers"
+            )
             return graph
         return compiled
 

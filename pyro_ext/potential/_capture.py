@@ -11,18 +11,19 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyro_ext.potential._evaluation import without_validation
-from pyro_ext.potential._rewrites import drop_aliases, mutates, rewrite, uses_strides
+from pyro_ext.potential._rewrites import mutates, rewrite, uses_strides
+from pyro_ext.potential._simplify import drop_identities, fold_constants
 
 __all__ = [
     "CaptureError",
+    "Fallback",
     "Gradient",
     "TensorFunction",
-    "Warner",
     "capture",
     "compile_graph",
-    "constants_of",
     "static_shapes",
     "value_and_gradient",
     "vectorize",
@@ -85,14 +86,15 @@ def capture(function: TensorFunction, *example: Tensor) -> GraphModule:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CaptureError(reason) from error
     rewrite(graph)
-    drop_aliases(graph)
+    drop_identities(graph)
     return graph
 
 
 def _record(function: TensorFunction, *example: Tensor) -> GraphModule:
     # Without a mode to share, the recorder makes one for each tensor, which takes as long as all
     # the rest.
-    with tracing(TracingContext(FakeTensorMode())):
+    # Attention in one piece has no vectorized form; written out it has.
+    with tracing(TracingContext(FakeTensorMode())), sdpa_kernel(SDPBackend.MATH):
         # It counts the arguments of what it is given, and miscounts those of a method.
         return make_fx(lambda *arguments: function(*arguments))(*example)
 
@@ -113,7 +115,10 @@ def vectorize(graph: GraphModule, *example: Tensor) -> GraphModule:
     :returns: the graph over chains, for this number of chains.
     :raises CaptureError: where an operation has no vectorized form.
     """
-    return capture(torch.func.vmap(graph), *example)
+    vectorized = capture(torch.func.vmap(graph), *example)
+    # Not before: some vectorized forms need all that they take to be vectorized.
+    fold_constants(vectorized)
+    return vectorized
 
 
 def compile_graph(graph: GraphModule, *example: Tensor) -> TensorFunction:
@@ -125,8 +130,9 @@ def compile_graph(graph: GraphModule, *example: Tensor) -> TensorFunction:
     """
     compiled = torch.compile(graph, fullgraph=True, dynamic=False)
     with torch.no_grad(), static_shapes(), warnings.catch_warnings():
-        # PyTorch's compiler imports modules of its own that use what it deprecates.
-        warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)
+        # No code but PyTorch's own runs here, which uses what it deprecates.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
         compiled(*example)
     return compiled
 
@@ -141,28 +147,19 @@ def static_shapes() -> AbstractContextManager[None]:
 
 def warn_fallback(what: str, instead: str, reason: object) -> None:
     """Say once that a slower way is taken, and why."""
-    warnings.warn(f"{what}; {instead}. Reason: {reason}", stacklevel=3)
+    first = str(reason).strip().split("\n\n")[0]  # a compiler's hints on debugging follow it
+    warnings.warn(f"{what}; {instead}. Reason: {first}", stacklevel=3)
 
 
-class Warner:
-    """Gives each kind of warning once, whichever of the functions that share it comes first."""
+class Fallback:
+    """What functions of one model share: whether it can be recorded at all, and warnings given."""
 
     def __init__(self) -> None:
+        self.is_eager = False
         self._given: set[str] = set()
 
-    def __call__(self, what: str, instead: str, reason: object) -> None:
+    def warn(self, what: str, instead: str, reason: object) -> None:
         """Warn as :func:`warn_fallback` does, unless that has been said."""
         if what not in self._given:
             self._given.add(what)
             warn_fallback(what, instead, reason)
-
-
-def constants_of(graph: GraphModule) -> list[Tensor]:
-    """Tensors frozen in a graph."""
-    constants = []
-    for node in graph.graph.nodes:
-        if node.op == "get_attr":
-            value = getattr(graph, str(node.target), None)
-            if isinstance(value, Tensor):
-                constants.append(value)
-    return constants

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 
-from pyro_ext.potential._batched import Backend, BatchedFunction, check_backend
+from pyro_ext.potential._batched import Backend, BatchedFunction, RandomPoints, check_backend
 from pyro_ext.potential._capture import Gradient
 from pyro_ext.potential._layout import Layout
 from pyro_ext.potential._structure import Plate
@@ -44,12 +43,11 @@ class FunctionPotential:
         value = self._value(self._start)
         if not isinstance(value, Tensor) or value.dim() != 0:
             raise ValueError(f"potential_fn must return a scalar tensor, got {value!r:.80}")
-        self._generator = torch.Generator().manual_seed(0)
+        self._points = RandomPoints(self._start)
         self.gradient = BatchedFunction(Gradient(self._value), self._example, backend)
 
     def _value(self, flat: Tensor) -> Tensor:
         return self._potential_fn(self.layout.unflatten(flat))
 
     def _example(self) -> list[Tensor]:
-        noise = torch.randn(self._start.shape, generator=self._generator)
-        return [self._start + 0.3 * noise.to(self._start)]
+        return [self._points()]

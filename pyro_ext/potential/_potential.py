@@ -10,9 +10,15 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_ext.potential._batched import Backend, BatchedFunction, check_backend, version_of
+from pyro_ext.potential._batched import (
+    Backend,
+    BatchedFunction,
+    RandomPoints,
+    check_backend,
+    version_of,
+)
 from pyro_ext.potential._blocks import assemble
-from pyro_ext.potential._capture import Gradient, Warner
+from pyro_ext.potential._capture import Fallback, Gradient
 from pyro_ext.potential._evaluation import CHANGES_DATA, Evaluation, from_unconstrained, log_density
 from pyro_ext.potential._layout import Layout
 from pyro_ext.potential._runner import (
@@ -87,10 +93,10 @@ class Potential:
                 raise ValueError(CHANGES_DATA)
         # What runs once in a while is not worth compiling.
         plain: Backend = "trace" if backend == "compile" else backend
-        self._generator = torch.Generator().manual_seed(0)
-        warn = Warner()
+        self._points = RandomPoints(self._start)
+        fallback = Fallback()
         self._functions = {
-            kind: BatchedFunction(function, example, function_backend, data, warn)
+            kind: BatchedFunction(function, example, function_backend, data, fallback)
             for kind, function, example, function_backend in (
                 ("value", runner.value, self._example, backend),
                 ("gradient", Gradient(runner.value), self._example, backend),
@@ -379,16 +385,8 @@ class Potential:
         return indices
 
     def _example(self) -> list[Tensor]:
-        """Random arguments around the initial point or its mirror image, near or far.
-
-        Far ones and mirror images find branches that the model takes elsewhere. The global
-        generator is left alone.
-        """
-        spread, sign = torch.rand(2, generator=self._generator).tolist()
-        noise = torch.randn(self._start.shape, generator=self._generator)
-        center = self._start if sign < 0.5 else -self._start
-        flat = center + 0.3 * 10**spread * noise.to(self._start)
-        return [flat, *self._runner.random_indices(self._generator)]
+        """Random arguments of one chain; they leave the global generator alone."""
+        return [self._points(), *self._runner.random_indices(self._points.generator)]
 
     def _constrained_example(self) -> list[Tensor]:
         flat, *indices = self._example()

@@ -1,4 +1,4 @@
-"""Rewrites of recorded graphs: fewer nodes, all with a vectorized form, and no raising inside."""
+"""Rewrites of recorded graphs: all nodes have a vectorized form, and none of them raises."""
 
 import math
 import operator
@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-__all__ = ["drop_aliases", "mutates", "rewrite", "uses_strides"]
+__all__ = ["mutates", "rewrite", "uses_strides"]
 
-_ALIASES = {torch.ops.aten.detach.default, torch.ops.aten.alias.default}
 _STRIDED = {torch.ops.aten.as_strided.default, torch.ops.aten.as_strided_scatter.default}
+_VIEW = torch.ops.aten.view.default
+_FILL = torch.ops.aten.fill.Scalar
+_PUT = torch.ops.aten.index_put.default
 _COPY = torch.ops.aten.copy.default
 _SCATTER = torch.ops.aten.slice_scatter.default
 _CHECK_FACTORIZATION = torch.ops.aten._linalg_check_errors.default
@@ -39,19 +41,12 @@ def rewrite(graph: GraphModule) -> None:
             _count_from_the_left(node)
         elif node.target is _COPY:
             _expand_instead(graph, node)
-    _finish(graph)
-
-
-def drop_aliases(graph: GraphModule) -> None:
-    """Drop nodes that change no number: an interpreter pays for each of them."""
-    for node in list(graph.graph.nodes):
-        if node.target in _ALIASES:
-            node.replace_all_uses_with(node.args[0])
-            graph.graph.erase_node(node)
-    _finish(graph)
-
-
-def _finish(graph: GraphModule) -> None:
+        elif node.target is _VIEW:  # strides may differ where the graph runs over chains
+            node.target = torch.ops.aten.reshape.default
+        elif node.target is _FILL:
+            node.target = torch.ops.aten.full_like.default
+        elif node.target is _PUT:
+            _fill_where_masked(graph, node)
     graph.graph.eliminate_dead_code()
     graph.recompile()
 
@@ -81,6 +76,25 @@ def _expand_instead(graph: GraphModule, copy: Node) -> None:
             )
     copy.replace_all_uses_with(value)
     graph.graph.erase_node(copy)
+
+
+def _fill_where_masked(graph: GraphModule, put: Node) -> None:
+    """Write ``x[mask] = number`` without asking where the mask is true."""
+    whole, indices, value, *rest = put.args
+    if not isinstance(indices, list | tuple) or len(indices) != 1 or True in rest:
+        return
+    (mask,) = indices
+    nodes = (whole, mask, value)
+    if not all(isinstance(node, Node) and "tensor_meta" in node.meta for node in nodes):
+        return
+    shapes = [node.meta["tensor_meta"].shape for node in nodes if isinstance(node, Node)]
+    is_mask = isinstance(mask, Node) and mask.meta["tensor_meta"].dtype == torch.bool
+    if is_mask and shapes[1] == shapes[0] and shapes[2] == torch.Size():
+        with graph.graph.inserting_before(put):
+            filled = graph.graph.call_function(torch.ops.aten.where.self, (mask, value, whole))
+        filled.meta = dict(put.meta)
+        put.replace_all_uses_with(filled)
+        graph.graph.erase_node(put)
 
 
 def _mark_failures(graph: GraphModule, check: Node) -> None:

@@ -194,10 +194,6 @@ def test_batch_norm_in_training_mode(is_argument: bool) -> None:
         potential(potential.init(1, seed=0))
 
 
-def call(potential: Potential, params: dict[str, Tensor], **subsample: Tensor) -> Tensor:
-    return potential(params, subsample or None)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
