@@ -211,46 +211,49 @@ class MCMC:
 
     # How a run goes ----------------------------------------------------------------------------
 
-    def _groups(self, vectorized: bool) -> list[range]:
-        if vectorized and self.chain_method == "vectorized":
-            return [range(self.num_chains)]
-        return [range(number, number + 1) for number in range(self.num_chains)]
-
     def _run_sgmcmc(self, kernel: SGMCMCKernel, seed: int, plan: Plan) -> None:
-        total = kept_steps(plan, kernel.schedule)[-1]
-        initial = self.initial_params
-        if initial is not None and kernel.model is None:
-            kernel.initial_params = {name: value[0] for name, value in initial.items()}
+        num_steps = kept_steps(plan, kernel.schedule)[-1]
+        params = self.initial_params
+        if params is not None and kernel.model is None:
+            kernel.initial_params = {name: value[0] for name, value in params.items()}
         kernel.setup(plan.warmup_steps, *self.args, **self.kwargs)
         self._potential = kernel.potential
-        params = None
-        if initial is not None:
-            params = self._unconstrained_start(kernel.potential, initial)
-        groups = self._groups(vectorized=True)
-        with self._progress(total * len(groups)) as report:
-            for numbers in groups:
-                start = None
-                if params is not None:
-                    start = {k: v[numbers.start : numbers.stop] for k, v in params.items()}
-                chains, self.interrupted = run_sgmcmc_chains(
-                    kernel, numbers, seed, start, plan, report
-                )
-                self._chains += chains
-                if self.interrupted:
-                    break
+        if params is not None:
+            params = self._unconstrained_start(kernel.potential, params)
+
+        def run_group(numbers: range, report: Report) -> tuple[list[ChainDraws], bool]:
+            start = None
+            if params is not None:
+                start = {k: v[numbers.start : numbers.stop] for k, v in params.items()}
+            return run_sgmcmc_chains(kernel, numbers, seed, start, plan, report)
+
+        size = self.num_chains if self.chain_method == "vectorized" else 1
+        self._run_groups(run_group, size, num_steps)
 
     def _run_pyro(self, seed: int, plan: Plan) -> None:
         self._potential = None
-        groups = self._groups(vectorized=False)
-        total = plan.warmup_steps + plan.num_samples * plan.thinning
-        with self._progress(total * len(groups)) as report:
-            for numbers in groups:
-                start = None
-                if self.initial_params is not None:
-                    start = {k: v[numbers.start] for k, v in self.initial_params.items()}
-                chains, self.interrupted = run_pyro_chain(
-                    self.kernel, numbers.start, seed, start, plan, report, self.args, self.kwargs
-                )
+        params = self.initial_params
+
+        def run_group(numbers: range, report: Report) -> tuple[list[ChainDraws], bool]:
+            number = numbers.start
+            start = None if params is None else {k: v[number] for k, v in params.items()}
+            return run_pyro_chain(
+                self.kernel, number, seed, start, plan, report, self.args, self.kwargs
+            )
+
+        self._run_groups(run_group, 1, plan.warmup_steps + plan.num_samples * plan.thinning)
+
+    def _run_groups(
+        self,
+        run_group: Callable[[range, Report], tuple[list[ChainDraws], bool]],
+        size: int,
+        num_steps: int,
+    ) -> None:
+        """Run groups of chains one after the other, until all are done or Ctrl-C is pressed."""
+        starts = range(0, self.num_chains, size)
+        with self._progress(num_steps * len(starts)) as report:
+            for start in starts:
+                chains, self.interrupted = run_group(range(start, start + size), report)
                 self._chains += chains
                 if self.interrupted:
                     break

@@ -188,7 +188,7 @@ class StepLoop(Generic[State]):
                 )
                 return (number + 1, *state, info.potential_energy)
 
-            start = torch.zeros((), dtype=torch.int64)
+            start = torch.zeros_like(count)
             return while_loop(proceed, body, (start, *leaves, energy))[1:]
 
         return run
@@ -230,7 +230,7 @@ def _at(gradient: Callable[..., Any], indices: Sequence[Tensor]) -> ValueAndGrad
 def _flatten(state: tuple[Tensor, ...], plan: Plan, capacity: int) -> list[Tensor]:
     """Arguments of the compiled loop; per-step tensors are padded to a fixed number of steps."""
     return [
-        torch.tensor(len(plan.steps)),
+        torch.tensor(len(plan.steps), device=plan.keys.device),
         plan.keys,
         *(_pad(part, capacity) for part in (plan.steps, plan.step_sizes, plan.temperatures)),
         state[0].new_zeros(len(state[0])),

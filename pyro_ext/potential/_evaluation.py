@@ -25,6 +25,7 @@ __all__ = [
     "from_unconstrained",
     "log_density",
     "non_finite_sites",
+    "restrict",
     "without_validation",
 ]
 
@@ -297,6 +298,17 @@ def _select(value: Tensor, msg: Any, indices: Mapping[str, Tensor], event_dim: i
     for frame in _subsampled_frames(msg["cond_indep_stack"]):
         if frame.name in indices:
             value = value.index_select(frame.dim - event_dim, indices[frame.name])
+    return value
+
+
+def restrict(value: Tensor, msg: Any, indices: Mapping[str, Tensor]) -> Tensor:
+    """The subsample's part of a constrained value, which may be given over all of the data."""
+    event_dim = len(msg["fn"].event_shape)
+    for frame in _subsampled_frames(msg["cond_indep_stack"]):
+        dim = frame.dim - event_dim
+        is_whole = value.dim() >= -dim and value.shape[dim] == frame.full_size
+        if is_whole and frame.name in indices:
+            value = value.index_select(dim, indices[frame.name])
     return value
 
 

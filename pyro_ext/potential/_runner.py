@@ -19,6 +19,7 @@ from pyro_ext.potential._evaluation import (
     from_unconstrained,
     log_density,
     non_finite_sites,
+    restrict,
     without_validation,
 )
 from pyro_ext.potential._layout import Layout
@@ -334,7 +335,7 @@ def _initializing(
         if choice is not None:
             return choice
         try:
-            return strategy(msg), None
+            return restrict(strategy(msg), msg, indices), None
         except NotImplementedError:  # Pyro's own strategies ask for a sample first
             return init_to_prior(msg), None
 
