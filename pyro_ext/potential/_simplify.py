@@ -54,7 +54,22 @@ def fold_constants(graph: GraphModule) -> None:
             constant.meta = dict(node.meta)
             node.replace_all_uses_with(constant)
     graph.graph.eliminate_dead_code()
+    _separate_constants(graph)
     graph.recompile()
+
+
+def _separate_constants(graph: GraphModule) -> None:
+    """Copy constants that share memory with others: a compiled loop takes none that overlap."""
+    names: dict[int, str] = {}
+    for node in graph.graph.nodes:
+        value = _attribute(graph, node) if node.op == "get_attr" else None
+        if not isinstance(value, Tensor):
+            continue
+        name = str(node.target)
+        if names.setdefault(value.untyped_storage().data_ptr(), name) != name:
+            separate = f"_separate_{name.replace('.', '_')}"
+            graph.register_buffer(separate, value.clone(), persistent=False)
+            node.target = separate
 
 
 def constants_of(graph: GraphModule) -> list[Tensor]:

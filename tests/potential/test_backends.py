@@ -14,6 +14,8 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_ext.potential import BatchedFunction, FunctionPotential, Potential, outputs_agree
+from pyro_ext.potential._batched import RandomPoints
+from pyro_ext.potential._capture import Fallback
 
 
 def normal(x: Tensor) -> None:
@@ -303,6 +305,51 @@ def test_random_function() -> None:
     function = BatchedFunction(lambda x: x + torch.rand(()), lambda: [torch.zeros(2)], "trace")
     with pytest.raises(ValueError, match="gives two results at the same point"):
         function(torch.zeros(3, 2))
+
+
+def test_functions_that_share_a_fallback() -> None:
+    """Where one function of a model cannot be recorded, none is, not even one recorded before."""
+    fallback = Fallback()
+
+    def function(x: Tensor) -> Tensor:
+        return x if x > 0 else 2 * x
+
+    def example() -> list[Tensor]:
+        return [torch.ones(())]
+
+    fine = BatchedFunction(torch.sin, example, "trace", fallback=fallback)
+    fails = [BatchedFunction(function, example, "trace", fallback=fallback) for _ in range(2)]
+    assert fine.graph(2) is not None
+    with given_warnings() as messages:
+        assert fails[0](torch.tensor([1.0, -1.0])).tolist() == [1.0, -2.0]
+        assert fails[1](torch.tensor([1.0, -1.0])).tolist() == [1.0, -2.0]
+    assert len(messages) == 1
+    assert fine.graph(2) is None and fine.backend == "eager"
+    torch.testing.assert_close(fine(torch.ones(2)), torch.ones(2).sin())
+
+
+def test_random_points_lie_on_both_sides() -> None:
+    start = torch.tensor([0.5, -2.0])
+    points = RandomPoints(start)
+    for sign in (1, -1, 1, -1):
+        one, other = points(), points()
+        torch.testing.assert_close((one + other) / 2, sign * start)
+        assert not torch.equal(one, other)
+
+
+def test_attention_is_written_out() -> None:
+    """In one piece it would run chain by chain."""
+
+    def model(x: Tensor) -> None:
+        query = pyro.sample("query", dist.Normal(torch.zeros(3, 2), 1.0).to_event(2))
+        mixed = nn.functional.scaled_dot_product_attention(query[None], x, x)
+        pyro.sample("y", dist.Normal(mixed.sum(), 1.0), obs=torch.tensor(0.0))
+
+    x = torch.randn(1, 4, 2)
+    potential, eager = Potential(model, x), Potential(model, x, backend="eager")
+    params = potential.init(2, seed=0)
+    torch.testing.assert_close(potential(params), eager(params))
+    assert "scaled_dot_product" not in str(potential.gradient.single())
 
 
 def test_data_made_in_inference_mode() -> None:

@@ -87,7 +87,7 @@ def test_prior(potential: Potential) -> None:
 
 
 def crossed(size: tuple[int, int]) -> None:
-    """Sites in crossed plates that subsample, each all but equal to the sum of its parents."""
+    """Sites in crossed plates that subsample, those in both all but equal to sums of others."""
     rows = pyro.plate("rows", 5, subsample_size=size[0], dim=-2)
     columns = pyro.plate("columns", 4, subsample_size=size[1], dim=-1)
     top = pyro.sample("top", dist.Normal(0.0, 10.0))
@@ -95,7 +95,7 @@ def crossed(size: tuple[int, int]) -> None:
         row = pyro.sample("row", dist.Normal(top, 1.0))
     with columns:
         column = pyro.sample("column", dist.Normal(top, 1.0))
-        first = pyro.sample("first", dist.Normal(column, TINY), obs=torch.zeros(size[1]))
+        first = pyro.sample("first", dist.Normal(column, 1.0), obs=torch.zeros(size[1]))
     with rows, columns:
         cell = pyro.sample("cell", dist.Normal(row + column, TINY))
         pyro.sample("second", dist.Normal(cell + first, TINY), obs=torch.zeros(size))
@@ -110,7 +110,7 @@ def test_draws_are_of_one_piece(size: tuple[int, int]) -> None:
     assert (row[:, :, 0] - draws["top"][:, None]).abs().max() < 5
     close = {"rtol": 0, "atol": 10 * TINY}
     torch.testing.assert_close(draws["cell"], row + column[:, None], **close)
-    torch.testing.assert_close(draws["first"], column, **close)
+    assert (draws["first"] - column).abs().max() < 5
     torch.testing.assert_close(draws["second"], draws["cell"] + draws["first"][:, None], **close)
 
 

@@ -117,6 +117,19 @@ def test_observation_outside_the_support() -> None:
         Potential(model, x, torch.tensor([True, True, True]))
 
 
+def test_values_are_checked_once() -> None:
+    """What was let through when the potential was made is not held up later."""
+
+    def model() -> None:
+        pyro.sample(
+            "x", dist.Bernoulli(pyro.sample("p", dist.Beta(1.0, 1.0))), obs=torch.ones(()) / 2
+        )
+
+    with pyro.validation_enabled(False):
+        potential = Potential(model, backend="eager")
+    assert torch.isfinite(potential(potential.init(1, seed=0))).all()
+
+
 def test_invalid_parameter() -> None:
     def model() -> None:
         scale = pyro.sample("scale", dist.HalfNormal(1.0))
@@ -143,6 +156,20 @@ def test_initial_values_without_density() -> None:
     values = {"loc": torch.zeros(2), "scale": torch.tensor(torch.inf)}
     with pytest.raises(ValueError, match=r"none of 100 initial points"):
         potential.init(1, seed=0, init_strategy=init_to_value(values=values))
+
+
+def test_initial_values_of_local_latents() -> None:
+    """Values given over all of the data reach each subsample."""
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y), subsample_size=3) as index:
+            scale = pyro.sample("scale", dist.Gamma(2.0, 1.0).expand([2]).to_event(1))
+            pyro.sample("y", dist.Normal(0.0, scale).to_event(1), obs=y[index])
+
+    potential = Potential(model, torch.zeros(7, 2), backend="eager")
+    values = {"scale": torch.arange(1.0, 15.0).reshape(7, 2)}
+    params = potential.init(2, seed=0, init_strategy=init_to_value(values=values))
+    torch.testing.assert_close(params["scale"].exp(), values["scale"].expand(2, 7, 2))
 
 
 def test_matrix_that_cannot_be_factored() -> None:

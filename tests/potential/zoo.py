@@ -114,6 +114,17 @@ def poisson_regression(full: bool) -> Problem:
 
 
 @zoo
+def multinomial_counts(full: bool) -> Problem:
+    def model(counts: Tensor, size: int | None) -> None:
+        logits = pyro.sample("logits", standard(3))
+        with pyro.plate("data", len(counts), subsample_size=size) as index:
+            pyro.sample("counts", dist.Multinomial(5, logits=logits), obs=counts[index])
+
+    counts = torch.tensor([[5, 0, 0], [1, 2, 2], [0, 4, 1], [2, 2, 1]])
+    return Problem(model, (counts.to(draws(1)), None if full else 3))
+
+
+@zoo
 def ordinal_regression(full: bool) -> Problem:
     """Improper priors, one of them on ordered vectors."""
 
@@ -421,6 +432,26 @@ def convolutional_network(full: bool) -> Problem:
             pyro.sample("y", dist.Categorical(logits=hidden @ weight), obs=labels[index])
 
     return Problem(model, (draws(5, 1, 6, 6), torch.arange(5) % 3, None if full else 2))
+
+
+@zoo
+def attention(full: bool) -> Problem:
+    """Self-attention over the elements of each sequence, all weights lifted."""
+    layer = nn.MultiheadAttention(4, 2, batch_first=True)
+    to_pyro_module_(layer.eval())
+    for module in layer.modules():
+        for name, value in list(module.named_parameters(recurse=False)):
+            setattr(module, name, PyroSample(standard(*value.shape)))
+
+    def model(x: Tensor, y: Tensor, size: int | None) -> None:
+        plate = pyro.plate("data", len(x), subsample_size=size)
+        with plate as index:
+            x, y = x[index], y[index]
+        mixed, _ = layer(x, x, x, need_weights=False)
+        with plate:
+            pyro.sample("y", dist.Normal(mixed.sum((-1, -2)), 1.0), obs=y)
+
+    return Problem(model, (draws(5, 3, 4), draws(5, seed=1), None if full else 2))
 
 
 @zoo
