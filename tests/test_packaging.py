@@ -117,7 +117,8 @@ import importlib, os, pkgutil, sys
 import pyro_ext
 
 for found in pkgutil.walk_packages(pyro_ext.__path__, "pyro_ext."):
-    if not found.name.endswith("__main__"):
+    # Importing a tutorial would run it.
+    if not found.name.endswith("__main__") and not found.name.startswith("pyro_ext.tutorials."):
         importlib.import_module(found.name)
 for name, module in list(sys.modules.items()):
     path = getattr(module, "__file__", None)

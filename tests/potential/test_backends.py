@@ -337,6 +337,22 @@ def test_random_points_lie_on_both_sides() -> None:
         assert not torch.equal(one, other)
 
 
+def test_view_of_what_lies_otherwise_over_chains() -> None:
+    """A convolution over chains puts them in the middle; the output of one is in one piece."""
+
+    def model(x: Tensor) -> None:
+        kernel = pyro.sample("kernel", dist.Normal(torch.zeros(2, 1, 3), 1.0).to_event(3))
+        hidden = nn.functional.conv1d(x, kernel).view(-1)
+        pyro.sample("y", dist.Normal(hidden, 1.0).to_event(1), obs=torch.zeros(len(hidden)))
+
+    x = torch.randn(3, 1, 5)
+    potential, eager = Potential(model, x), Potential(model, x, backend="eager")
+    params = potential.init(2, seed=0)
+    actual, expected = potential.value_and_grad(params), eager.value_and_grad(params)
+    torch.testing.assert_close(actual[0], expected[0])
+    torch.testing.assert_close(actual[1]["kernel"], expected[1]["kernel"])
+
+
 def test_attention_is_written_out() -> None:
     """In one piece it would run chain by chain."""
 
