@@ -109,7 +109,7 @@ def normal(
     :param int num_elements: how many numbers each chain gets at each step.
     :param int stream: number of an independent stream of the same chain.
     :param torch.dtype dtype: floating type of the result. Uniforms carry 32 bits in any type, so no
-        number exceeds 6.7 in absolute value (probability 3e-11).
+        number exceeds 6.77 in absolute value (probability 1.4e-11).
     :returns: **Shape:** ``(*steps, num_chains, num_elements)``.
 
     Example::
@@ -125,10 +125,12 @@ def normal(
         (keys[:, :1], keys[:, 1:]),
         (block, step, torch.full_like(block, stream), torch.zeros_like(block)),
     )
+    # Types of half precision hold no 32 bits, and round the smallest uniform to zero.
+    inner = dtype if dtype == torch.float64 else torch.float32
     pairs = []
     for radial, angular in (words[:2], words[2:]):
         # Box-Muller; half a unit keeps the logarithm away from zero.
-        radius = torch.sqrt(-2.0 * torch.log((radial.to(dtype) + 0.5) * _UNIT))
-        angle = angular.to(dtype) * (2.0 * math.pi * _UNIT)
+        radius = torch.sqrt(-2.0 * torch.log((radial.to(inner) + 0.5) * _UNIT))
+        angle = angular.to(inner) * (2.0 * math.pi * _UNIT)
         pairs += [radius * torch.cos(angle), radius * torch.sin(angle)]
-    return torch.stack(pairs, -1).flatten(-2)[..., :num_elements]
+    return torch.stack(pairs, -1).flatten(-2)[..., :num_elements].to(dtype)

@@ -210,3 +210,11 @@ def test_fresh_seed() -> None:
 def test_wrong_seed(seed: Any) -> None:
     with pytest.raises(ValueError, match="seed must be a non-negative integer or None, got"):
         fresh_seed(seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_single_precision(dtype: torch.dtype) -> None:
+    keys, steps = chain_keys(0, range(3)), torch.arange(200)
+    half = normal(keys, steps, 50, dtype=dtype)
+    assert half.dtype == dtype and torch.isfinite(half).all()
+    assert torch.equal(half, normal(keys, steps, 50).to(dtype))
