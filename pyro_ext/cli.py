@@ -40,7 +40,7 @@ def demo(
         "demo"
     ),
     num_chains: Annotated[int, typer.Option(min=1, help="Number of chains.")] = 8,
-    num_draws: Annotated[int, typer.Option(min=4, help="Draws of each chain, one a cycle.")] = 80,
+    num_draws: Annotated[int, typer.Option(min=4, help="Draws of each chain, one a cycle.")] = 50,
     cycle_length: Annotated[int, typer.Option(min=1, help="Steps in a cycle.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all randomness.")] = 0,
 ) -> None:

@@ -160,7 +160,7 @@ def save_plots(quantities: Any, probabilities: Tensor, labels: Tensor, output: P
 def run(
     output: Path,
     num_chains: int = 8,
-    num_draws: int = 80,
+    num_draws: int = 50,
     cycle_length: int = 200,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -196,7 +196,7 @@ def run(
     console.print("\n[bold]Do the chains agree on what the network predicts?[/]")
     console.print(arviz.summary(quantities, round_to=3).to_string(), highlight=False)
 
-    mode = find_mode(data, num_draws * cycle_length // 4, seed)
+    mode = find_mode(data, num_draws * cycle_length // 3, seed)
     table = Table("on the test images", "accuracy", "NLL", "ECE")
     table.add_row("one network at a posterior mode", *score(mode, data.test_targets))
     table.add_row(
