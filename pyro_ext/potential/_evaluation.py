@@ -30,8 +30,9 @@ __all__ = [
 ]
 
 IS_RANDOM = (
-    "model gives two results at the same point: it draws random numbers of its own (dropout in "
-    "training mode?); call module.eval() first"
+    "model gives two results at the same point: it draws random numbers of its own. Dropout in "
+    "training mode? Call module.eval() first. A minibatch drawn by hand? Give its plate a "
+    "subsample_size instead"
 )
 CHANGES_DATA = (
     "model changes its data or buffers as it runs (batch norm in training mode?); call "

@@ -1,0 +1,37 @@
+"""Simplified graphs."""
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_ext.potential import Potential
+from pyro_ext.potential._simplify import constants_of
+
+
+def test_no_two_constants_share_memory() -> None:
+    """Columns of one tensor do as arguments of a model, and a compiled loop takes no overlap."""
+
+    def model(first: Tensor, second: Tensor, response: Tensor) -> None:
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("rows", len(response), subsample_size=5) as index:
+            mean = first[index] * weight[0] + second[index] * weight[1]
+            pyro.sample("response", dist.Normal(mean, 1.0), obs=response[index])
+
+    table = torch.randn(20, 3)
+    potential = Potential(model, *table.unbind(-1))
+    graph = potential.gradient.graph(2)
+    assert isinstance(graph, torch.fx.GraphModule)
+    constants = {id(constant): constant for constant in constants_of(graph)}.values()
+    places = [constant.untyped_storage().data_ptr() for constant in constants]
+    assert len(places) >= 3
+    assert len(places) == len(set(places))
+
+    params = potential.init(2, seed=0)
+    index = {"rows": torch.arange(5)}
+    before = potential(params, index)
+    table[:5] += 1.0
+    torch.testing.assert_close(
+        potential(params, index), Potential(model, *table.unbind(-1))(params, index)
+    )
+    assert not torch.allclose(before, potential(params, index))
