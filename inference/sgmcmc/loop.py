@@ -82,44 +82,35 @@ class StepLoop(Generic[State]):
         num_chains, num_parameters = state[0].shape
         with _threads_for(num_chains * num_parameters):
             if self._gradient.backend == "compile":
-                capacity = self.max_steps(num_chains, num_parameters)
-                compiled = self._compiled_loop(state, plan, capacity)
+                compiled = self._compiled_loop(state, plan)
                 if compiled is not None:
-                    return self._call_compiled(compiled, state, plan, capacity)
+                    return self._call_compiled(compiled, state, plan)
             return self._run(state, plan)
 
     def _run(self, state: State, plan: Plan) -> tuple[State, Info]:
-        num_steps = len(plan.steps)
-        position = state[0]
-        gradient = self._gradient.graph(len(position)) or self._gradient.one_by_one
-        noise = self._noise(plan, position)
-        for number in range(num_steps):
+        gradient = self._gradient.graph(len(state[0])) or self._gradient.one_by_one
+        for number, step in enumerate(plan.steps.tolist()):
             with torch.no_grad():
                 state, info = self._step(
                     state,
                     _at(gradient, [index[number] for index in plan.indices]),
-                    noise[number],
+                    self._noise(plan.keys, step, state[0]),
                     step_size=plan.step_sizes[number],
                     temperature=plan.temperatures[number],
                 )
         return state, info
 
-    def _noise(self, plan: Plan, position: Tensor) -> Tensor:
-        """Noise of the planned steps, from a block drawn ahead: one step's alone costs as much."""
-        first, count = int(plan.steps[0]), len(plan.steps)
+    def _noise(self, keys: Tensor, step: int, position: Tensor) -> Tensor:
+        """Noise of a step, from a block drawn ahead: one step's alone costs as much."""
         known = self._drawn
-        if (
-            known is None
-            or known[0] is not plan.keys
-            or not (known[1] <= first and first + count <= known[1] + len(known[2]))
-        ):
-            ahead = max(count, _NOISE_PER_CALL // position.numel())
-            steps = torch.arange(first, first + ahead, device=position.device)
-            block = normal(plan.keys, steps, position.shape[-1], dtype=position.dtype)
-            self._drawn = known = (plan.keys, first, block)
-        return known[2][first - known[1] :][:count]
+        if known is None or known[0] is not keys or not 0 <= step - known[1] < len(known[2]):
+            ahead = max(1, _NOISE_PER_CALL // position.numel())
+            steps = torch.arange(step, step + ahead, device=position.device)
+            block = normal(keys, steps, position.shape[-1], dtype=position.dtype)
+            self._drawn = known = (keys, step, block)
+        return known[2][step - known[1]]
 
-    def _compiled_loop(self, state: State, plan: Plan, capacity: int) -> Callable[..., Any] | None:
+    def _compiled_loop(self, state: State, plan: Plan) -> Callable[..., Any] | None:
         # Asking for the graph first also notices changed data, which makes it anew.
         graph = self._gradient.graph(len(state[0]))
         if graph is None:
@@ -131,8 +122,7 @@ class StepLoop(Generic[State]):
     def _compile(
         self, graph: Callable[..., Any], state: State, plan: Plan
     ) -> Callable[..., Any] | None:
-        capacity = self.max_steps(*state[0].shape)
-        arguments = _flatten(state, plan, capacity)
+        arguments = _flatten(state, plan, self.max_steps(*state[0].shape))
         try:
             with torch.no_grad(), static_shapes():
                 recorded = capture(self._while_loop(graph, type(state), len(state)), *arguments)
@@ -144,9 +134,7 @@ class StepLoop(Generic[State]):
                 plan.temperatures[:2],
                 [index[:2] for index in plan.indices],
             )
-            agree = outputs_agree(
-                self._call_compiled(loop, state, check, capacity), self._run(state, check)
-            )
+            agree = outputs_agree(self._call_compiled(loop, state, check), self._run(state, check))
         except Exception as error:  # whatever a compiler may raise
             warn_fallback("the steps cannot be compiled", "running them through the graph", error)
             return None
@@ -194,10 +182,10 @@ class StepLoop(Generic[State]):
         return run
 
     def _call_compiled(
-        self, loop: Callable[..., Any], state: State, plan: Plan, capacity: int
+        self, loop: Callable[..., Any], state: State, plan: Plan
     ) -> tuple[State, Info]:
         with torch.no_grad():
-            *leaves, energy = loop(*_flatten(state, plan, capacity))
+            *leaves, energy = loop(*_flatten(state, plan, self.max_steps(*state[0].shape)))
         return type(state)(*leaves), Info(energy)
 
 
