@@ -5,6 +5,8 @@ if __name__ == "inference":
         "'inference' is a folder of the checkout, not a package: import pyro_ext.inference instead"
     )
 
+from pyro_ext.inference._running.dispatch import ExecutorError
+from pyro_ext.inference.early_stopping import EarlyStopping
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.sgmcmc import (
     PSGLD,
@@ -17,6 +19,7 @@ from pyro_ext.inference.sgmcmc import (
     Schedule,
     SGMCMCKernel,
 )
+from pyro_ext.inference.streaming import StreamingMCMC
 
 __all__ = [
     "MCMC",
@@ -26,7 +29,10 @@ __all__ = [
     "SGNHT",
     "ConstantSchedule",
     "CyclicalSchedule",
+    "EarlyStopping",
+    "ExecutorError",
     "PolynomialSchedule",
     "SGMCMCKernel",
     "Schedule",
+    "StreamingMCMC",
 ]

@@ -1,7 +1,10 @@
 """Stochastic-gradient MCMC: samplers as pure functions, and the kernels around them."""
 
-from pyro_ext.inference.sgmcmc.kernel import Chains, KernelOptions, SGMCMCKernel
+from pyro_ext.inference.sgmcmc.chains import Chains, Draws
+from pyro_ext.inference.sgmcmc.control_variates import Anchor
+from pyro_ext.inference.sgmcmc.kernel import KernelOptions, SGMCMCKernel
 from pyro_ext.inference.sgmcmc.kernels import PSGLD, SGHMC, SGLD, SGNHT
+from pyro_ext.inference.sgmcmc.modes import find_map
 from pyro_ext.inference.sgmcmc.schedules import (
     ConstantSchedule,
     CyclicalSchedule,
@@ -10,9 +13,11 @@ from pyro_ext.inference.sgmcmc.schedules import (
 )
 
 __all__ = [
+    "Anchor",
     "Chains",
     "ConstantSchedule",
     "CyclicalSchedule",
+    "Draws",
     "KernelOptions",
     "PSGLD",
     "PolynomialSchedule",
@@ -21,4 +26,5 @@ __all__ = [
     "SGMCMCKernel",
     "SGNHT",
     "Schedule",
+    "find_map",
 ]

@@ -1,22 +1,27 @@
 """The adapter that makes a pure sampler a kernel of MCMC drivers, ours and Pyro's."""
 
+import inspect
 import math
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, Self, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pyro.infer.autoguide.initialization import init_to_median
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 from torch.distributions import Transform
 
+from pyro_ext.inference.sgmcmc.chains import Chains, Draws
+from pyro_ext.inference.sgmcmc.control_variates import Anchor, anchor_at, is_anchor_of
 from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient
 from pyro_ext.inference.sgmcmc.loop import Plan, StepLoop
 from pyro_ext.inference.sgmcmc.minibatches import Minibatches
+from pyro_ext.inference.sgmcmc.modes import flat_point, minimum
 from pyro_ext.inference.sgmcmc.schedules import ConstantSchedule, Schedule
 from pyro_ext.potential import (
     Backend,
@@ -28,33 +33,10 @@ from pyro_ext.potential import (
 )
 from pyro_ext.random import chain_keys, fresh_seed
 
-__all__ = ["Chains", "KernelOptions", "SGMCMCKernel"]
+__all__ = ["Chains", "Draws", "KernelOptions", "SGMCMCKernel"]
 
 
-@dataclass(frozen=True)
-class Chains:
-    """State of a group of chains, all that a later step depends on.
-
-    :param range numbers: numbers of the chains.
-    :param int seed: the seed of the run.
-    :param Tensor keys: keys of the chains' random streams. **Shape:** ``(num_chains, 2)``.
-    :param int step: number of steps taken.
-    :param tuple state: state of the sampler, a named tuple of tensors.
-    :param Tensor potential_energy: potential that the last step saw. **Shape:** ``(num_chains,)``.
-    """
-
-    numbers: range
-    seed: int
-    keys: Tensor
-    step: int
-    state: Any
-    potential_energy: Tensor
-
-    @property
-    def position(self) -> Tensor:
-        """Flat unconstrained parameters. **Shape:** ``(num_chains, size)``."""
-        position: Tensor = self.state.position
-        return position
+ControlVariate = Literal["map"] | Mapping[str, Tensor] | None
 
 
 class KernelOptions(TypedDict, total=False):
@@ -64,6 +46,7 @@ class KernelOptions(TypedDict, total=False):
     backend: Backend
     step_size: float | Schedule
     temperature: float
+    control_variate: ControlVariate
     num_steps: int
     init_strategy: InitStrategy
 
@@ -82,6 +65,11 @@ class SGMCMCKernel(MCMCKernel):
     :param step_size: a positive number or a :class:`Schedule`.
     :param float temperature: target is the posterior to the power of its inverse; zero gives
         stochastic gradient descent to a posterior mode.
+    :param control_variate: an anchor near a mode, which takes most of the noise out of the
+        gradients of minibatches around it, at two gradients a step (see
+        :mod:`~pyro_ext.inference.sgmcmc.control_variates`); ``"map"`` searches for it with
+        :func:`~pyro_ext.inference.sgmcmc.find_map`, a mapping gives it by site in constrained
+        space. ``None`` does without.
     :param int num_steps: steps that one call of :meth:`sample` takes, under Pyro's driver, which
         has no thinning.
     :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`; by
@@ -97,6 +85,7 @@ class SGMCMCKernel(MCMCKernel):
         backend: Backend = "trace",
         step_size: float | Schedule = 1e-3,
         temperature: float = 1.0,
+        control_variate: ControlVariate = None,
         num_steps: int = 1,
         init_strategy: InitStrategy = init_to_median,
     ) -> None:
@@ -105,15 +94,19 @@ class SGMCMCKernel(MCMCKernel):
         check_backend(backend)
         if not (temperature >= 0 and math.isfinite(temperature)):
             raise ValueError(f"temperature must be a finite number >= 0, got {temperature!r}")
+        _check_control_variate(control_variate, potential_fn)
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps!r}")
         self.model = model
         self.potential_fn = potential_fn
         self.backend = backend
+        self.step_size = step_size
         self.schedule = (
             step_size if isinstance(step_size, Schedule) else ConstantSchedule(step_size)
         )
         self.temperature = temperature
+        self.control_variate = control_variate
+        self.anchor: Anchor | None = None
         self.num_steps = num_steps
         self.init_strategy = init_strategy
         self._initial_params: dict[str, Tensor] | None = None
@@ -121,6 +114,54 @@ class SGMCMCKernel(MCMCKernel):
         self._loop: StepLoop[Any] | None = None
         self._minibatches: Minibatches | None = None
         self._chains: Chains | None = None
+
+    # What it was made of -----------------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of the constructor by name, but for the model or potential.
+
+        Example::
+
+            >>> from pyro_ext.inference import SGLD
+            >>> def model():
+            ...     pyro.sample("x", dist.Normal(0.0, 1.0))
+            >>> SGLD(model, step_size=0.1).settings()["step_size"]
+            0.1
+        """
+        return {name: getattr(self, name) for name in _keywords(type(self))}
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a new kernel of the same type and model with other settings.
+
+        :param changes: keyword arguments of the constructor.
+        :returns: the kernel, on which :meth:`setup` has not been called.
+        :raises TypeError: for a keyword that the constructor does not take.
+        :raises ValueError: for arguments out of range.
+
+        Example::
+
+            >>> from pyro_ext.inference import SGLD
+            >>> def model():
+            ...     pyro.sample("x", dist.Normal(0.0, 1.0))
+            >>> SGLD(model, temperature=0.5).replace(step_size=0.1).temperature
+            0.5
+        """
+        settings = self.settings()
+        if unknown := set(changes) - set(settings):
+            raise TypeError(
+                f"{type(self).__name__} has no setting {sorted(unknown)}; it has {list(settings)}"
+            )
+        kernel = type(self)(self.model, potential_fn=self.potential_fn, **{**settings, **changes})
+        if self.potential_fn is not None:
+            kernel._initial_params = self._initial_params
+        if kernel.control_variate is self.control_variate:
+            kernel.anchor = self.anchor
+        return kernel
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What setup builds holds graphs and machine code, which stay in this process.
+        built = dict.fromkeys(("_potential", "_loop", "_minibatches", "_chains"))
+        return {**self.__dict__, **built}
 
     # What a sampler gives ----------------------------------------------------------------------
 
@@ -173,9 +214,30 @@ class SGMCMCKernel(MCMCKernel):
             self._potential = FunctionPotential(self.potential_fn, batched, self.backend)
         self._chains = None
         self._minibatches = None
+        self.anchor = self._find_anchor()
         self._prepare()
         elements = sum(plate.subsample_size for plate in self._potential.subsampled_plates)
         self._loop = StepLoop(self._step, self._potential.gradient, elements)
+
+    def _find_anchor(self) -> Anchor | None:
+        potential = self.potential
+        if self.control_variate is None or isinstance(potential, FunctionPotential):
+            return None
+        if not potential.subsampled_plates:
+            raise ValueError(
+                "control_variate needs a plate with a subsample_size: without one every gradient "
+                "is over all of the data, and has no noise to control"
+            )
+        if self.anchor is not None:  # from an earlier setup, here or where the kernel was pickled
+            known = Anchor(*(part.to(potential.layout.device) for part in self.anchor))
+            if is_anchor_of(potential, known):
+                return known
+        if isinstance(self.control_variate, Mapping):
+            position = flat_point(potential, self.control_variate, "control_variate")
+        else:
+            start = potential.init_chains(range(1), 0, self.init_strategy)
+            position = minimum(potential, potential.layout.flatten(start)[0])
+        return anchor_at(potential, position)
 
     def begin(
         self, numbers: range, seed: int, params: Mapping[str, Tensor] | None = None
@@ -197,7 +259,7 @@ class SGMCMCKernel(MCMCKernel):
         position = potential.layout.flatten(params).detach().contiguous()
         keys = chain_keys(seed, numbers, position.device)
         energy = position.new_full((len(numbers),), math.nan)
-        return Chains(numbers, seed, keys, 0, self._init(position, keys), energy)
+        return Chains(numbers, seed, keys, 0, self._init(position, keys), energy, self.anchor)
 
     def advance(self, chains: Chains, num_steps: int) -> Chains:
         """Take steps.
@@ -206,27 +268,61 @@ class SGMCMCKernel(MCMCKernel):
         :param int num_steps: number of steps, at least one.
         :returns: the chains after these steps.
         """
-        assert self._loop is not None
-        largest = self._loop.max_steps(*chains.position.shape)
-        end = chains.step + num_steps
-        while chains.step < end:
-            count = min(largest, end - chains.step)
-            state, info = self._loop(chains.state, self._plan(chains, count))
-            chains = replace(
-                chains,
-                step=chains.step + count,
-                state=state,
-                potential_energy=info.potential_energy,
-            )
-        return chains
+        return self.record(chains, [chains.step + num_steps])[0]
 
-    def _plan(self, chains: Chains, num_steps: int) -> Plan:
+    def record(self, chains: Chains, steps: Sequence[int]) -> tuple[Chains, Draws]:
+        """Take steps and record the states after some of them.
+
+        The states are those that :meth:`advance` would come to, to the last bit, at the cost of a
+        call for many of them.
+
+        :param Chains chains: the chains.
+        :param Sequence steps: increasing numbers, after how many steps in all of the chains a state
+            is recorded.
+        :returns: the chains after the last of these steps, and the draws.
+        :raises ValueError: for numbers that do not increase.
+
+        Example::
+
+            >>> from pyro_ext.inference import SGLD
+            >>> kernel = SGLD(potential_fn=lambda z: z["x"].square().sum(), step_size=0.1)
+            >>> kernel.initial_params = {"x": torch.zeros(3)}
+            >>> kernel.setup(0)
+            >>> chains = kernel.begin(range(4), 0, {"x": torch.zeros(4, 3)})
+            >>> chains, draws = kernel.record(chains, [10, 15, 20])
+            >>> chains.step, draws.position.shape
+            (20, torch.Size([3, 4, 3]))
+        """
+        assert self._loop is not None
+        targets = np.asarray(steps, dtype=np.int64)
+        if len(targets) < 1 or (np.diff(targets, prepend=chains.step) <= 0).any():
+            raise ValueError(
+                f"steps must increase from above the {chains.step} steps taken, got {steps!r:.80}"
+            )
+        most_steps = self._loop.max_steps(*chains.position.shape)
+        most_rows = self._loop.max_rows(*chains.position.shape)
+        pieces: list[list[Tensor]] = []
+        done = 0
+        while done < len(targets):
+            ahead = targets[done : done + most_rows]
+            end = min(chains.step + most_steps, int(ahead[-1]))
+            run = self._loop(chains.state, self._plan(chains, ahead, end))
+            count = int(np.searchsorted(ahead, end, side="right"))
+            pieces.append([part[:count] for part in (*run.draws, run.potential_energy)])
+            done += count
+            chains = replace(
+                chains, step=end, state=run.state, potential_energy=run.potential_energy[-1]
+            )
+        *leaves, energy = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        return chains, Draws(targets, type(chains.state)(*leaves), energy)
+
+    def _plan(self, chains: Chains, targets: npt.NDArray[np.int64], end: int) -> Plan:
         known = self._minibatches
         if known is None or (known.chains, known.seed) != (chains.numbers, chains.seed):
             known = Minibatches(self.potential.subsampled_plates, chains.numbers, chains.seed)
             self._minibatches = known
         position = chains.position
-        steps = np.arange(chains.step, chains.step + num_steps)
+        steps = np.arange(chains.step, end)
         temperatures = np.where(self.schedule.is_sampling(steps), self.temperature, 0.0)
         step_sizes = self.schedule.step_sizes(steps)
         return Plan(
@@ -234,23 +330,26 @@ class SGMCMCKernel(MCMCKernel):
             torch.from_numpy(steps).to(position.device),
             torch.from_numpy(step_sizes).to(position),
             torch.from_numpy(temperatures).to(position),
-            [index.to(position.device) for index in known(chains.step, num_steps)],
+            torch.from_numpy(np.searchsorted(targets, steps, side="right")).to(position.device),
+            [index.to(position.device) for index in known(chains.step, len(steps))],
+            chains.anchor,
         )
 
-    def statistics(self, chains: Chains) -> dict[str, Tensor]:
-        """Statistics of the last step of each chain.
+    def statistics(self, chains: Chains | Draws) -> dict[str, Tensor]:
+        """Statistics of the last step of each chain, or of the steps before draws.
 
-        :param Chains chains: the chains.
+        :param chains: the chains, or draws of them.
         :returns: ``lp``, the negative potential that the step saw, its ``step_size`` and
-            ``temperature``, and what the sampler adds. **Shape:** ``(num_chains,)`` each.
+            ``temperature``, and what the sampler adds. **Shape:** ``(num_chains,)`` each, of draws
+            ``(num_draws, num_chains)``.
         """
-        last = np.array([chains.step - 1])
-        sampling = bool(self.schedule.is_sampling(last)[0])
+        last = np.atleast_1d(chains.step if isinstance(chains, Chains) else chains.steps) - 1
         energy = chains.potential_energy
+        temperatures = np.where(self.schedule.is_sampling(last), self.temperature, 0.0)
         return {
             "lp": -energy,
-            "step_size": energy.new_full(energy.shape, float(self.schedule.step_sizes(last)[0])),
-            "temperature": energy.new_full(energy.shape, self.temperature * sampling),
+            "step_size": _per_chain(self.schedule.step_sizes(last), energy),
+            "temperature": _per_chain(temperatures, energy),
             **self._statistics(chains.state),
         }
 
@@ -316,3 +415,36 @@ class SGMCMCKernel(MCMCKernel):
         """Forget the chain that Pyro's driver ran; it may call this twice."""
         self._chains = None
         self._initial_params = None
+
+
+def _check_control_variate(value: ControlVariate, potential_fn: object) -> None:
+    if not (value is None or value == "map" or isinstance(value, Mapping)):
+        raise ValueError(
+            f"control_variate must be None, 'map' or a mapping of site names to tensors, got "
+            f"{value!r:.80}"
+        )
+    if value is not None and potential_fn is not None:
+        raise ValueError(
+            "control_variate needs a model with a subsampled plate: a potential_fn takes no "
+            "minibatches"
+        )
+
+
+def _per_chain(values: npt.NDArray[np.float64], like: Tensor) -> Tensor:
+    """Numbers of each draw, the same for all chains."""
+    return torch.from_numpy(values).to(like)[:, None].expand(-1, like.shape[-1]).reshape(like.shape)
+
+
+def _keywords(kernel_type: type[SGMCMCKernel]) -> list[str]:
+    """Names of the settings that a constructor takes, its own and those it passes on."""
+    names: list[str] = []
+    for base in kernel_type.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        variadic = [p for p in parameters if p.kind is p.VAR_KEYWORD]
+        positional = {"self", "model", "potential_fn"}
+        names += [p.name for p in parameters if p not in variadic and p.name not in positional]
+        if not variadic:
+            break
+    return names

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor
@@ -200,6 +200,20 @@ class SGHMC(SGMCMCKernel):
         self.momentum_decay = momentum_decay
         self.mass = mass
         self.noise_estimate = noise_estimate
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a new kernel with other settings; friction or momentum decay puts out the other.
+
+        See :meth:`SGMCMCKernel.replace`.
+        """
+        if "friction" in changes:
+            changes.setdefault("momentum_decay", None)
+        elif "momentum_decay" in changes:
+            changes["friction"] = None
+        return super().replace(**changes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: v for name, v in super().__getstate__().items() if name != "_rate"}
 
     def _prepare(self) -> None:
         layout = self.potential.layout

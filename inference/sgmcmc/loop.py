@@ -1,5 +1,6 @@
 """Many steps of a sampler over many chains: a Python loop, or a loop inside one compiled graph."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
+from pyro_ext.inference.sgmcmc.control_variates import Anchor, control
 from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient
 from pyro_ext.potential import (
     BatchedFunction,
@@ -19,7 +21,7 @@ from pyro_ext.potential import (
 )
 from pyro_ext.random import normal
 
-__all__ = ["StepLoop"]
+__all__ = ["Plan", "Run", "StepLoop"]
 
 State = TypeVar("State", bound=tuple[Tensor, ...])
 Step = Callable[..., tuple[State, Info]]
@@ -28,6 +30,8 @@ _NOISE_PER_CALL = 1 << 16
 _ELEMENTS_FOR_THREADS = 1 << 20
 _INDICES_PER_CALL = 1 << 21
 _MAX_COMPILED_STEPS = 256
+_MAX_COMPILED_ROWS = 32
+_ROWS_TIMES_COPIES = 1 << 19
 
 
 class Plan(NamedTuple):
@@ -37,15 +41,49 @@ class Plan(NamedTuple):
     :param Tensor steps: step numbers. **Shape:** ``(num_steps,)``.
     :param Tensor step_sizes: **Shape:** ``(num_steps,)``.
     :param Tensor temperatures: **Shape:** ``(num_steps,)``.
+    :param Tensor rows: number of the draw that each step leads to, from zero on; the last step that
+        leads to it makes it. **Shape:** ``(num_steps,)``.
     :param Sequence indices: a tensor for each subsampled plate.
         **Shape:** ``(num_steps, num_chains, subsample_size)``.
+    :param Anchor anchor: anchor of the control variates, ``None`` without them.
     """
 
     keys: Tensor
     steps: Tensor
     step_sizes: Tensor
     temperatures: Tensor
+    rows: Tensor
     indices: Sequence[Tensor]
+    anchor: Anchor | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Number of draws that the steps lead to."""
+        return int(self.rows[-1]) + 1
+
+    def first(self, num_steps: int) -> "Plan":
+        """Plan of the first steps."""
+        return self._replace(
+            steps=self.steps[:num_steps],
+            step_sizes=self.step_sizes[:num_steps],
+            temperatures=self.temperatures[:num_steps],
+            rows=self.rows[:num_steps],
+            indices=[index[:num_steps] for index in self.indices],
+        )
+
+
+class Run(NamedTuple, Generic[State]):
+    """What steps gave.
+
+    :param tuple state: the state after the last of them.
+    :param tuple draws: states after the last step of each row, with another leading dimension.
+    :param Tensor potential_energy: potentials that these steps saw.
+        **Shape:** ``(num_rows, num_chains)``.
+    """
+
+    state: State
+    draws: State
+    potential_energy: Tensor
 
 
 class StepLoop(Generic[State]):
@@ -77,8 +115,16 @@ class StepLoop(Generic[State]):
             return max(1, min(_MAX_COMPILED_STEPS, _INDICES_PER_CALL // elements))
         return max(1, _NOISE_PER_CALL // (num_chains * num_parameters))
 
-    def __call__(self, state: State, plan: Plan) -> tuple[State, Info]:
-        """Take the planned steps; no more than :meth:`max_steps`."""
+    def max_rows(self, num_chains: int, num_parameters: int) -> int:
+        """Number of draws that one call makes at most."""
+        if self._gradient.backend != "compile":
+            return self.max_steps(num_chains, num_parameters)
+        # A compiled step copies all rows; this many balance the copies with the cost of a call.
+        balance = math.isqrt(_ROWS_TIMES_COPIES // (num_chains * num_parameters))
+        return max(1, min(_MAX_COMPILED_ROWS, balance))
+
+    def __call__(self, state: State, plan: Plan) -> Run[State]:
+        """Take the planned steps, within :meth:`max_steps` and :meth:`max_rows`."""
         num_chains, num_parameters = state[0].shape
         with _threads_for(num_chains * num_parameters):
             if self._gradient.backend == "compile":
@@ -87,18 +133,23 @@ class StepLoop(Generic[State]):
                     return self._call_compiled(compiled, state, plan)
             return self._run(state, plan)
 
-    def _run(self, state: State, plan: Plan) -> tuple[State, Info]:
-        gradient = self._gradient.graph(len(state[0])) or self._gradient.one_by_one
-        for number, step in enumerate(plan.steps.tolist()):
+    def _run(self, state: State, plan: Plan) -> Run[State]:
+        gradient = self._gradient.graph(_num_points(state, plan)) or self._gradient.one_by_one
+        draws: dict[int, tuple[Tensor, ...]] = {}
+        for number, (step, row) in enumerate(
+            zip(plan.steps.tolist(), plan.rows.tolist(), strict=True)
+        ):
             with torch.no_grad():
                 state, info = self._step(
                     state,
-                    _at(gradient, [index[number] for index in plan.indices]),
+                    _at(gradient, [index[number] for index in plan.indices], plan.anchor),
                     self._noise(plan.keys, step, state[0]),
                     step_size=plan.step_sizes[number],
                     temperature=plan.temperatures[number],
                 )
-        return state, info
+            draws[row] = (*state, info.potential_energy)
+        *leaves, energy = (torch.stack(parts) for parts in zip(*draws.values(), strict=True))
+        return Run(state, type(state)(*leaves), energy)
 
     def _noise(self, keys: Tensor, step: int, position: Tensor) -> Tensor:
         """Noise of a step, from a block drawn ahead: one step's alone costs as much."""
@@ -112,7 +163,7 @@ class StepLoop(Generic[State]):
 
     def _compiled_loop(self, state: State, plan: Plan) -> Callable[..., Any] | None:
         # Asking for the graph first also notices changed data, which makes it anew.
-        graph = self._gradient.graph(len(state[0]))
+        graph = self._gradient.graph(_num_points(state, plan))
         if graph is None:
             return None
         if self._compiled is None or self._compiled[0] is not graph:
@@ -122,18 +173,12 @@ class StepLoop(Generic[State]):
     def _compile(
         self, graph: Callable[..., Any], state: State, plan: Plan
     ) -> Callable[..., Any] | None:
-        arguments = _flatten(state, plan, self.max_steps(*state[0].shape))
+        arguments = self._flatten(state, plan)
         try:
             with torch.no_grad(), static_shapes():
-                recorded = capture(self._while_loop(graph, type(state), len(state)), *arguments)
+                recorded = capture(self._while_loop(graph, state, plan), *arguments)
                 loop = compile_graph(recorded, *arguments)
-            check = Plan(
-                plan.keys,
-                plan.steps[:2],
-                plan.step_sizes[:2],
-                plan.temperatures[:2],
-                [index[:2] for index in plan.indices],
-            )
+            check = plan.first(2)
             agree = outputs_agree(self._call_compiled(loop, state, check), self._run(state, check))
         except Exception as error:  # whatever a compiler may raise
             warn_fallback("the steps cannot be compiled", "running them through the graph", error)
@@ -144,18 +189,23 @@ class StepLoop(Generic[State]):
         return loop
 
     def _while_loop(
-        self, graph: Callable[..., Any], state_type: Callable[..., Any], num_leaves: int
+        self, graph: Callable[..., Any], state: State, plan: Plan
     ) -> Callable[..., Any]:
+        make_state, num_leaves = type(state), len(state)
+        num_constants = num_leaves + len(plan.anchor or ())
+        num_rows = self.max_rows(*state[0].shape)
+
         def run(
             count: Tensor,
             keys: Tensor,
             steps: Tensor,
             step_sizes: Tensor,
             temperatures: Tensor,
-            energy: Tensor,
+            rows: Tensor,
             *rest: Tensor,
         ) -> Any:
-            leaves, indices = rest[:num_leaves], rest[num_leaves:]
+            leaves, indices = rest[:num_leaves], rest[num_constants:]
+            anchor = Anchor(*rest[num_leaves:num_constants]) if plan.anchor else None
 
             def proceed(number: Tensor, *carried: Tensor) -> Tensor:
                 return number < count
@@ -163,30 +213,54 @@ class StepLoop(Generic[State]):
             def body(number: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
                 pick = number.reshape(1)
                 batch = [index.index_select(0, pick)[0] for index in indices]
-                position = carried[0]
+                position, draws = carried[0], carried[num_leaves:]
                 noise = normal(
                     keys, steps.index_select(0, pick)[0], position.shape[-1], dtype=position.dtype
                 )
-                state, info = self._step(
-                    state_type(*carried[:-1]),
-                    _at(graph, batch),
+                after, info = self._step(
+                    make_state(*carried[:num_leaves]),
+                    _at(graph, batch, anchor),
                     noise,
                     step_size=step_sizes.index_select(0, pick)[0],
                     temperature=temperatures.index_select(0, pick)[0],
                 )
-                return (number + 1, *state, info.potential_energy)
+                row = rows.index_select(0, pick)
+                made = (*after, info.potential_energy)
+                return (
+                    number + 1,
+                    *after,
+                    *(
+                        draw.index_copy(0, row, part[None])
+                        for draw, part in zip(draws, made, strict=True)
+                    ),
+                )
 
+            recorded = (*leaves, leaves[0][:, 0])  # the last one stands for the potential
+            draws = [leaf.new_zeros(num_rows, *leaf.shape) for leaf in recorded]
             start = torch.zeros_like(count)
-            return while_loop(proceed, body, (start, *leaves, energy))[1:]
+            return while_loop(proceed, body, (start, *leaves, *draws))[1:]
 
         return run
 
-    def _call_compiled(
-        self, loop: Callable[..., Any], state: State, plan: Plan
-    ) -> tuple[State, Info]:
+    def _call_compiled(self, loop: Callable[..., Any], state: State, plan: Plan) -> Run[State]:
+        make_state, num_leaves = type(state), len(state)
         with torch.no_grad():
-            *leaves, energy = loop(*_flatten(state, plan, self.max_steps(*state[0].shape)))
-        return type(state)(*leaves), Info(energy)
+            results = loop(*self._flatten(state, plan))
+        *draws, energy = (part[: plan.num_rows] for part in results[num_leaves:])
+        return Run(make_state(*results[:num_leaves]), make_state(*draws), energy)
+
+    def _flatten(self, state: State, plan: Plan) -> list[Tensor]:
+        """Arguments of the compiled loop; per-step tensors are padded to a fixed number."""
+        capacity = self.max_steps(*state[0].shape)
+        per_step = (plan.steps, plan.step_sizes, plan.temperatures, plan.rows)
+        return [
+            torch.tensor(len(plan.steps), device=plan.keys.device),
+            plan.keys,
+            *(_pad(part, capacity) for part in per_step),
+            *state,
+            *(plan.anchor or ()),
+            *(_pad(index, capacity) for index in plan.indices),
+        ]
 
 
 @contextmanager
@@ -205,26 +279,22 @@ def _threads_for(num_elements: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _at(gradient: Callable[..., Any], indices: Sequence[Tensor]) -> ValueAndGradient:
+def _num_points(state: tuple[Tensor, ...], plan: Plan) -> int:
+    """Number of points at which a step takes the gradient."""
+    return len(state[0]) * (1 if plan.anchor is None else 2)
+
+
+def _at(
+    gradient: Callable[..., Any], indices: Sequence[Tensor], anchor: Anchor | None
+) -> ValueAndGradient:
     """Potential and gradient on given minibatches, as a function of the position."""
+    controlled = gradient if anchor is None else control(gradient, anchor)
 
     def value_and_gradient(position: Tensor) -> tuple[Tensor, Tensor]:
-        value, slope = gradient(position, *indices)
+        value, slope = controlled(position, *indices)
         return value, slope
 
     return value_and_gradient
-
-
-def _flatten(state: tuple[Tensor, ...], plan: Plan, capacity: int) -> list[Tensor]:
-    """Arguments of the compiled loop; per-step tensors are padded to a fixed number of steps."""
-    return [
-        torch.tensor(len(plan.steps), device=plan.keys.device),
-        plan.keys,
-        *(_pad(part, capacity) for part in (plan.steps, plan.step_sizes, plan.temperatures)),
-        state[0].new_zeros(len(state[0])),
-        *state,
-        *(_pad(index, capacity) for index in plan.indices),
-    ]
 
 
 def _pad(tensor: Tensor, length: int) -> Tensor:

@@ -34,7 +34,8 @@ __all__ = [
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 
 _KINDS = (
-    "a sampler with get_samples (of Pyro or of this package), a dict of arrays by site, or a guide"
+    "a sampler with get_samples (of Pyro or of this package), the folder of a checkpoint, a dict "
+    "of arrays by site, or a guide"
 )
 
 

@@ -1,10 +1,12 @@
 """From posteriors of every kind to ArviZ."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pyro_ext.checkpoint import Checkpoint
 from pyro_ext.diagnostics._draws import (
     Arrays,
     context_of,
@@ -58,6 +60,8 @@ def to_arviz(
 
         - a sampler that has run: :class:`pyro_ext.inference.MCMC`, :class:`pyro.infer.MCMC`, or
           anything else with ``get_samples(group_by_chain=True)``;
+        - the folder of a checkpoint, or a :class:`~pyro_ext.checkpoint.Checkpoint`, of a run that
+          has ended or goes on in another process. It knows no model: give it for what needs one;
         - a dict of tensors or arrays, such as :class:`pyro.infer.Predictive` returns.
           **Shape:** ``(num_draws, *event)`` each. With a ``model``, the observed sites in it become
           the group ``posterior_predictive``; without one, all of it is the posterior;
@@ -102,6 +106,10 @@ def to_arviz(
         (('chain', 'draw'), ('chain', 'draw', 'data'))
     """
     _check_types(log_likelihood, posterior_predictive, prior, num_samples)
+    if isinstance(posterior, str | Path):
+        posterior = Checkpoint(posterior)
+    if isinstance(posterior, Checkpoint) and model is None:
+        dims = _recorded_dims(posterior) | dict(dims or {})
     context = context_of(posterior, model, args, model_kwargs)
     needs = _needs(log_likelihood, posterior_predictive, prior)
     potential = potential_of(context, needs)
@@ -154,6 +162,15 @@ def _needs(log_likelihood: object, posterior_predictive: object, prior: object) 
     if prior is not False and not isinstance(prior, Mapping):
         needs["prior"] = True
     return needs
+
+
+def _recorded_dims(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Names of dimensions that a checkpoint knows, none of them the name of a variable."""
+    variables = checkpoint.dims.keys() | checkpoint.description["identity"]["model"]["sites"].keys()
+    return {
+        variable: [f"{name}_dim" if name in variables else name for name in names]
+        for variable, names in checkpoint.dims.items()
+    }
 
 
 def _part(seed: int | None, number: int) -> int | None:

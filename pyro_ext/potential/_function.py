@@ -46,6 +46,12 @@ class FunctionPotential:
         self._points = RandomPoints(self._start)
         self.gradient = BatchedFunction(Gradient(self._value), self._example, backend)
 
+    def full_value_and_grad(self, params: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Potential and its gradient for each chain, as of :class:`Potential`."""
+        self.layout.check(params, "params")
+        value, gradient = self.gradient.over_any(self.layout.flatten(params).detach())
+        return value, self.layout.unflatten(gradient)
+
     def _value(self, flat: Tensor) -> Tensor:
         return self._potential_fn(self.layout.unflatten(flat))
 

@@ -1,6 +1,7 @@
 """The potential of a Pyro model over many chains."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from types import MappingProxyType
 from typing import Any
 
@@ -101,6 +102,7 @@ class Potential:
                 ("value", runner.value, self._example, backend),
                 ("gradient", Gradient(runner.value), self._example, backend),
                 ("weighted", runner.weighted_value, self._weighted_example, backend),
+                ("whole", Gradient(runner.weighted_value), self._weighted_example, plain),
                 ("constrain", runner.constrain, self._example, plain),
                 ("deterministic", runner.deterministic, self._constrained_example, plain),
                 ("pointwise", runner.pointwise, self._constrained_example, plain),
@@ -235,6 +237,26 @@ class Potential:
                 ]
                 total = total + self._functions["weighted"](flat, *tensors)
         return total
+
+    def full_value_and_grad(self, params: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Potential and its gradient for each chain over all of the data.
+
+        :param Mapping params: unconstrained values. **Shape:** ``(num_chains, *event)`` each.
+        :returns: potentials, **Shape:** ``(num_chains,)``, and gradients by site, shaped as
+            ``params``.
+        """
+        num_chains = self.layout.check(params, "params")
+        flat = self.layout.flatten(params).detach()
+        value, gradient = flat.new_zeros(num_chains), torch.zeros_like(flat)
+        for tensors in self._block_rows(max(1, _DRAWS_PER_CALL // num_chains)):
+            # Blocks side by side: one at a time would cost as much for each small one.
+            num_blocks = len(tensors[0]) if tensors else 1
+            rows = flat.repeat_interleave(num_blocks, 0)
+            repeated = [tensor.repeat(num_chains, *[1] * (tensor.dim() - 1)) for tensor in tensors]
+            parts = self._functions["whole"].over_any(rows, *repeated, chunk_size=_DRAWS_PER_CALL)
+            value += parts[0].reshape(num_chains, num_blocks).sum(1)
+            gradient += parts[1].reshape(num_chains, num_blocks, -1).sum(1)
+        return value, self.layout.unflatten(gradient)
 
     # Between the two spaces ----------------------------------------------------------------------
 
@@ -396,6 +418,12 @@ class Potential:
     def _weighted_example(self) -> list[Tensor]:
         block = next(self._runner.blocks())
         return [self._example()[0], *self._runner.block_tensors(block)]
+
+    def _block_rows(self, count: int) -> Iterator[list[Tensor]]:
+        """Blocks that cover all of the data, at most ``count`` of them stacked at a time."""
+        tensors = (self._runner.block_tensors(block) for block in self._runner.blocks())
+        while some := list(islice(tensors, count)):
+            yield [torch.stack(parts) for parts in zip(*some, strict=True)]
 
     def _flat(
         self, layout: Layout, values: Mapping[str, Tensor], argument: str

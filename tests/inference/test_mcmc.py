@@ -12,7 +12,7 @@ from pyro.infer.autoguide.initialization import init_to_value
 from pyro.infer.reparam import LocScaleReparam
 
 from pyro_ext.inference import MCMC, SGHMC, SGLD, CyclicalSchedule
-from pyro_ext.inference._groups import Plan, kept_steps
+from pyro_ext.inference._running.plan import KeptSteps, Plan
 from pyro_ext.potential import FunctionPotential, Potential
 
 
@@ -68,12 +68,17 @@ def test_thinning_keeps_every_so_many_steps(x):
 
 def test_kept_steps_of_a_cyclical_schedule():
     schedule = CyclicalSchedule(0.1, num_cycles=4, num_steps=40, exploration=0.7)
-    assert kept_steps(Plan(10, 4, 10), schedule) == [20, 30, 40, 50]
+
+    def first(number, plan):
+        kept = KeptSteps(plan, schedule)
+        return [kept(draw) for draw in range(number)]
+
+    assert first(4, Plan(10, 10)) == [20, 30, 40, 50]
     # Steps 8, 9 and 10 of each cycle sample.
-    assert kept_steps(Plan(0, 7, 1), schedule) == [8, 9, 10, 18, 19, 20, 28]
-    assert kept_steps(Plan(0, 4, 3), schedule) == [9, 18, 30, 39]
+    assert first(7, Plan(0, 1)) == [8, 9, 10, 18, 19, 20, 28]
+    assert first(4, Plan(0, 3)) == [9, 18, 30, 39]
     with pytest.raises(ValueError, match="warmup_steps and thinning"):
-        kept_steps(Plan(5, 3, 10), schedule)
+        KeptSteps(Plan(5, 10), schedule)
 
 
 def test_initial_params_are_constrained(x):
@@ -198,8 +203,14 @@ def interrupting(count):
     return potential_fn
 
 
+@pytest.fixture
+def step_by_step(monkeypatch):
+    """Ctrl-C loses at most a call of the kernel, which is a step then."""
+    monkeypatch.setattr("pyro_ext.inference._running.sgmcmc._MOST_STEPS_PER_CALL", 1)
+
+
 @pytest.mark.parametrize(("method", "expected"), [("vectorized", (2, 14)), ("sequential", (1, 29))])
-def test_ctrl_c_keeps_what_has_been_drawn(method, expected):
+def test_ctrl_c_keeps_what_has_been_drawn(method, expected, step_by_step):
     """The potential is called once more at the start, then once per chain and step."""
     mcmc = MCMC(
         SGLD(potential_fn=interrupting(1 + 29), step_size=0.1, backend="eager"),
@@ -213,7 +224,7 @@ def test_ctrl_c_keeps_what_has_been_drawn(method, expected):
     assert mcmc.get_samples(group_by_chain=True)["x"].shape == (*expected, 3)
 
 
-def test_ctrl_c_in_a_later_sequential_chain_sets_it_aside():
+def test_ctrl_c_in_a_later_sequential_chain_sets_it_aside(step_by_step):
     mcmc = MCMC(
         SGLD(potential_fn=interrupting(1 + 10 + 4), step_size=0.1, backend="eager"),
         num_samples=10,
@@ -225,6 +236,29 @@ def test_ctrl_c_in_a_later_sequential_chain_sets_it_aside():
     assert mcmc.get_samples(group_by_chain=True)["x"].shape == (1, 10, 1)
     assert mcmc.stopped_chains[1]["samples"]["x"].shape == (4, 1)
     assert "interrupted" in mcmc.stopped_chains[1]["reason"]
+
+
+def test_calls_of_the_kernel_are_longer_where_steps_are_short(monkeypatch):
+    """A slow step is a call of its own, so that Ctrl-C and the deadline are heard."""
+    calls = []
+    record = SGLD.record
+
+    def recorded(self, chains, steps):
+        calls.append(len(steps))
+        return record(self, chains, steps)
+
+    monkeypatch.setattr(SGLD, "record", recorded)
+    start = {"x": torch.zeros(1, 1)}
+    options = {"num_samples": 9, "initial_params": start, "progress": False}
+
+    def run(seconds):
+        calls.clear()
+        monkeypatch.setattr("pyro_ext.inference._running.sgmcmc._SECONDS_PER_CALL", seconds)
+        MCMC(SGLD(potential_fn=lambda z: z["x"].square().sum()), **options).run()
+        return calls
+
+    assert run(1000.0) == [1, 2, 4, 2]
+    assert run(0.0) == [1] * 9
 
 
 def full_model(x):

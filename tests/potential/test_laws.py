@@ -69,6 +69,9 @@ def check_whole_data(name: str, potential: Potential, params: dict[str, Tensor])
         row = {site: value[chain] for site, value in params.items()}
         expected = pyro_potential(whole.model, whole.args, whole.kwargs, row)
         torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-9)
+    expected = build(name, full=True, backend="eager").value_and_grad(params)
+    actual = potential.full_value_and_grad(params)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 def check_derived(name: str, potential: Potential, samples: dict[str, Tensor]) -> None:

@@ -1,0 +1,371 @@
+"""What drivers share: arguments, legs of groups of chains, progress, checkpoints, interruption."""
+
+import math
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Self, TypedDict
+
+from pyro.infer import HMC
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from tqdm.auto import tqdm
+
+from pyro_ext.checkpoint.chains import ChainStatus
+from pyro_ext.checkpoint.files import CheckpointError
+from pyro_ext.checkpoint.folder import CheckpointWriter
+from pyro_ext.diagnostics._draws import Context
+from pyro_ext.inference._running.dispatch import Pace, run_elsewhere, run_here
+from pyro_ext.inference._running.identity import (
+    data_identity,
+    differences,
+    kernel_identity,
+    model_identity,
+    versions,
+)
+from pyro_ext.inference._running.legs import GroupState, Leg, Quantities, Report, Runner, silent
+from pyro_ext.inference._running.plan import Plan
+from pyro_ext.inference._running.pyro_kernels import PyroRunner
+from pyro_ext.inference._running.sgmcmc import SGMCMCRunner
+from pyro_ext.inference._running.stores import FolderStore
+from pyro_ext.inference._starts import Start, check_start, constrained_start, unconstrained_start
+from pyro_ext.inference.sgmcmc import SGMCMCKernel
+from pyro_ext.potential import FunctionPotential, Potential
+from pyro_ext.random import fresh_seed
+
+__all__ = ["ChainMethod", "Driver", "DriverOptions"]
+
+ChainMethod = Literal["vectorized", "sequential"] | Executor
+
+_METHODS = ("vectorized", "sequential")
+_SECONDS_PER_LINE = 0.1
+
+
+class DriverOptions(TypedDict, total=False):
+    """Keyword arguments that all drivers take; :class:`~pyro_ext.inference.MCMC` has them."""
+
+    chain_method: ChainMethod
+    checkpoint: str | Path | None
+    seed: int | None
+    progress: bool
+    group_size: int | None
+    quantities: Quantities | None
+
+
+class Driver(ABC):
+    """Runs groups of chains of a kernel, leg by leg.
+
+    A subclass says with :meth:`_open` and :meth:`_keep` where draws go, and with :meth:`_rounds`
+    when they are looked at.
+    """
+
+    def __init__(
+        self,
+        kernel: MCMCKernel,
+        num_samples: int,
+        warmup_steps: int,
+        num_chains: int,
+        thinning: int,
+        initial_params: Start | None,
+        extra_fields: Sequence[str],
+        *,
+        chain_method: ChainMethod = "vectorized",
+        checkpoint: str | Path | None = None,
+        seed: int | None = None,
+        progress: bool = True,
+        group_size: int | None = None,
+        quantities: Quantities | None = None,
+    ) -> None:
+        if not isinstance(kernel, MCMCKernel):
+            raise TypeError(f"kernel must be an MCMCKernel, got {kernel!r:.80}")
+        for argument, value, least in (
+            ("num_samples", num_samples, 1),
+            ("warmup_steps", warmup_steps, 0),
+            ("num_chains", num_chains, 1),
+            ("thinning", thinning, 1),
+            ("group_size", 1 if group_size is None else group_size, 1),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{argument} must be an integer >= {least}, got {value!r}")
+        if not isinstance(chain_method, Executor) and chain_method not in _METHODS:
+            raise ValueError(
+                f"chain_method must be one of {_METHODS} or a concurrent.futures.Executor, got "
+                f"{chain_method!r}"
+            )
+        if checkpoint is not None and not isinstance(checkpoint, str | Path):
+            raise TypeError(f"checkpoint must be the path of a folder, got {checkpoint!r:.80}")
+        if checkpoint is not None and not isinstance(kernel, SGMCMCKernel | HMC):
+            raise ValueError(
+                "checkpoint takes a kernel whose state is known, one of pyro_ext or Pyro's HMC or "
+                f"NUTS; got {type(kernel).__name__}"
+            )
+        if group_size not in (None, 1) and not isinstance(kernel, SGMCMCKernel):
+            raise ValueError(
+                f"group_size must be 1 for {type(kernel).__name__}, which runs one chain at a "
+                f"time; got {group_size!r}"
+            )
+        if extra_fields and not isinstance(kernel, SGMCMCKernel):
+            raise ValueError(f"extra_fields {list(extra_fields)} need a kernel of pyro_ext")
+        for name, function in (quantities or {}).items():
+            if not callable(function):
+                raise TypeError(f"quantities[{name!r}] must be callable, got {function!r:.80}")
+        if seed is not None:
+            fresh_seed(seed)
+        check_start(initial_params, num_chains)
+        self.kernel = kernel
+        self.num_samples = num_samples
+        self.warmup_steps = warmup_steps
+        self.num_chains = num_chains
+        self.thinning = thinning
+        self.initial_params = initial_params
+        self.extra_fields = tuple(extra_fields)
+        self.chain_method = chain_method
+        self.checkpoint = checkpoint
+        self.seed = seed
+        self.progress = progress
+        self.group_size = group_size
+        self.quantities = dict(quantities or {})
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
+        self.interrupted = False
+        self._potential: Potential | FunctionPotential | None = None
+        self._groups: list[range] = []
+        self._states: dict[range, GroupState] = {}
+
+    @property
+    def model(self) -> Callable[..., Any] | None:
+        """The Pyro model, ``None`` for a kernel with a ``potential_fn``."""
+        return getattr(self.kernel, "model", None)
+
+    @property
+    def potential(self) -> Potential | None:
+        """The potential of the model at the data of the last run, where the kernel has one."""
+        return self._potential if isinstance(self._potential, Potential) else None
+
+    def run(self, *args: Any, **kwargs: Any) -> Self:
+        """Run the chains from their start, or from where a checkpoint left them.
+
+        On Ctrl-C the run ends and keeps what has been drawn. A chain that leaves the finite numbers
+        stops, with a warning, and is left out; the others go on.
+
+        :param args: arguments of the model.
+        :param kwargs: keyword arguments of the model.
+        :returns: the driver itself.
+        :raises ValueError: where model, data or initial parameters don't fit.
+        :raises CheckpointError: where the checkpoint is of another run, or damaged.
+        :raises RuntimeError: where all chains have left the finite numbers.
+        """
+        self.args, self.kwargs = args, kwargs
+        self.interrupted = False
+        self._states = {}
+        seed, description, writer = self._found()
+        try:
+            runner = self._make_runner(seed)
+            self._groups = self._make_groups(description)
+            if writer is not None:
+                self._describe(writer, description, seed)
+            folder = FolderStore(writer, runner) if writer is not None else None
+            self._open(folder)
+            for members in self._groups if folder is not None else ():
+                assert folder is not None
+                state = folder.state(members)
+                if state is not None:
+                    self._states[members] = state
+            self._loaded(folder)
+            self._advance(runner)
+        finally:
+            if writer is not None:
+                writer.close()
+        self._raise_or_warn()
+        return self
+
+    # What a driver does with draws ---------------------------------------------------------------
+
+    @abstractmethod
+    def _open(self, folder: FolderStore | None) -> None:
+        """Make ready for the draws of a new run."""
+
+    @abstractmethod
+    def _loaded(self, folder: FolderStore | None) -> None:
+        """Take note of what an earlier run left in a folder."""
+
+    @abstractmethod
+    def _keep(self, leg: Leg) -> None:
+        """Take what a leg gave."""
+
+    @abstractmethod
+    def _rounds(self) -> Iterator[int]:
+        """Numbers of draws that all chains are brought to, one after the other."""
+
+    # How a run goes ------------------------------------------------------------------------------
+
+    def _found(self) -> tuple[int, dict[str, Any] | None, CheckpointWriter | None]:
+        """Return the seed, and what the checkpoint holds."""
+        if self.checkpoint is None:
+            return fresh_seed(self.seed), None, None
+        writer = CheckpointWriter(self.checkpoint)
+        try:
+            description = writer.description()
+        except CheckpointError:
+            writer.close()
+            raise
+        if description is None or self.seed is not None:
+            return fresh_seed(self.seed), description, writer
+        return int(description["identity"]["run"]["seed"]), description, writer
+
+    def _make_runner(self, seed: int) -> Runner:
+        plan = Plan(self.warmup_steps, self.thinning)
+        start = None
+        context = Context(self.model, self.args, self.kwargs)
+        if not isinstance(self.kernel, SGMCMCKernel):
+            self._potential = None
+            if self.initial_params is not None:
+                start = constrained_start(self.initial_params, self.num_chains, seed, None, context)
+            return PyroRunner(
+                self.kernel, plan, seed, start, self.quantities, self.args, self.kwargs
+            )
+        if self.kernel.model is None and isinstance(self.initial_params, Mapping):
+            first = {name: value[0] for name, value in self.initial_params.items()}
+            self.kernel.initial_params = first
+        runner = SGMCMCRunner(
+            self.kernel, plan, seed, self.quantities, self.extra_fields, self.args, self.kwargs
+        )
+        runner.setup()
+        self._potential = self.kernel.potential
+        if self.initial_params is not None:
+            start = constrained_start(
+                self.initial_params, self.num_chains, seed, self.potential, context
+            )
+            runner.start = unconstrained_start(self._potential, start)
+        return runner
+
+    def _make_groups(self, description: Mapping[str, Any] | None) -> list[range]:
+        size = self.group_size
+        if size is None:
+            if description is not None:
+                return [range(*bounds) for bounds in description["groups"]]
+            together = self.chain_method == "vectorized" and isinstance(self.kernel, SGMCMCKernel)
+            size = self.num_chains if together else 1
+        starts = range(0, self.num_chains, size)
+        return [range(start, min(start + size, self.num_chains)) for start in starts]
+
+    def _describe(
+        self, writer: CheckpointWriter, known: Mapping[str, Any] | None, seed: int
+    ) -> None:
+        """Write what the run is of, or raise where the checkpoint is of another run."""
+        identity = {
+            "versions": versions(),
+            "run": {
+                "num_chains": self.num_chains,
+                "warmup_steps": self.warmup_steps,
+                "thinning": self.thinning,
+                "seed": seed,
+            },
+            "kernel": kernel_identity(self.kernel),
+            "model": model_identity(self.model, self._potential),
+            "data": self._data(),
+            "recorded": {"quantities": sorted(self.quantities), "fields": list(self.extra_fields)},
+            "driver": type(self).__name__,
+        }
+        groups = [[members.start, members.stop] for members in self._groups]
+        if known is not None:
+            found = differences(known["identity"], identity)
+            found += differences({"groups": known["groups"]}, {"groups": groups})
+            if found:
+                raise CheckpointError(
+                    f"checkpoint={str(self.checkpoint)!r} is of another run: {'; '.join(found)}. "
+                    "Continue with the same program, or name another folder"
+                )
+        dims = {}
+        if self.potential is not None:
+            whole = self.potential.deterministic_sites
+            whole = {name: site for name, site in whole.items() if not site.is_subsampled}
+            sites = {**self.potential.sites, **whole}
+            dims = {name: site.dims for name, site in sites.items() if any(site.dims)}
+        writer.describe(
+            {
+                "num_samples": self.num_samples,
+                "groups": groups,
+                "dims": dims,
+                "identity": identity,
+            }
+        )
+
+    def _data(self) -> dict[str, str]:
+        data = data_identity(list(self.args), "args") | data_identity(self.kwargs, "kwargs")
+        if isinstance(self.initial_params, Mapping):
+            data |= data_identity(dict(self.initial_params), "initial_params")
+        return data
+
+    def _advance(self, runner: Runner) -> None:
+        pace = Pace()
+        total = runner.num_steps(self.num_samples) * len(self._groups)
+        done = sum(state.step for state in self._states.values())
+        with self._progress(total, done) as report:
+            for until in self._rounds():
+                arguments = (
+                    runner,
+                    self._groups,
+                    self._states,
+                    until,
+                    self._keep,
+                    pace,
+                    report,
+                )
+                if isinstance(self.chain_method, Executor):
+                    self.interrupted = run_elsewhere(self.chain_method, *arguments)
+                else:
+                    self.interrupted = run_here(*arguments)
+                if self.interrupted:
+                    break
+
+    @contextmanager
+    def _progress(self, total: int, done: int) -> Iterator[Report]:
+        # A bar that is never drawn is cheaper not made: its updates cost more than small steps.
+        if not self.progress:
+            yield silent
+            return
+        name = type(self.kernel).__name__
+        with tqdm(total=total, initial=done, desc=name, unit="step") as bar:
+            shown = -math.inf
+
+            def report(num_steps: int, line: Callable[[], Mapping[str, str] | None]) -> None:
+                nonlocal shown
+                now = time.monotonic()
+                if now - shown > _SECONDS_PER_LINE or bar.n + num_steps >= total:
+                    bar.set_postfix(line() or {}, refresh=False)
+                    shown = now
+                bar.update(num_steps)
+
+            yield report
+
+    # What befell the chains ----------------------------------------------------------------------
+
+    def _statuses(self) -> list[ChainStatus]:
+        """How far each chain is."""
+        result: list[ChainStatus] = []
+        for members in self._groups:
+            state = self._states.get(members)
+            result += state.chains if state is not None else [ChainStatus()] * len(members)
+        return result
+
+    def _raise_or_warn(self) -> None:
+        statuses = self._statuses()
+        unstable = [n for n, status in enumerate(statuses) if status.stopped_at is not None]
+        if unstable and len(unstable) == len(statuses):
+            raise RuntimeError(
+                f"all {len(unstable)} chains left the finite numbers, chain {unstable[0]} by "
+                f"step {statuses[unstable[0]].stopped_at}: take a smaller step_size, or another "
+                "start (init_strategy or initial_params); stopped_chains holds the draws from "
+                "before"
+            )
+        if unstable:
+            warnings.warn(
+                f"chains {unstable} of {len(statuses)} left the finite numbers and are left out of "
+                "the samples; a smaller step_size may help",
+                RuntimeWarning,
+                stacklevel=3,
+            )

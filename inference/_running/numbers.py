@@ -1,0 +1,103 @@
+"""The numbers inside one of Pyro's kernels: what its next step depends on."""
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["generator_state", "read_numbers", "restore_generators", "write_numbers"]
+
+_ADAPTATION = ("pyro.infer.mcmc.", "pyro.ops.")
+_SKIP = object()
+
+
+def read_numbers(kernel: object) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Collect numbers and tensors of a kernel that is set up, and of what adapts it.
+
+    Models, functions and traces are passed over: setting a kernel up makes them anew.
+
+    :param kernel: Pyro's HMC or NUTS.
+    :returns: tensors by name, and a tree of plain values that refers to them.
+    """
+    tensors: dict[str, Tensor] = {}
+    return tensors, _read_object(kernel, tensors)
+
+
+def write_numbers(kernel: object, tensors: Mapping[str, Tensor], tree: Mapping[str, Any]) -> None:
+    """Put back what :func:`read_numbers` collected into a kernel that has been set up alike."""
+    for name, value in tree.items():
+        current = getattr(kernel, name, None)
+        setattr(kernel, name, _write(current, value, tensors))
+
+
+def generator_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State of the generators of PyTorch, NumPy and Python as tensors and plain values."""
+    _, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, words, next_gauss = random.getstate()
+    tensors = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
+        "random": torch.tensor(words, dtype=torch.int64),
+    }
+    return tensors, {"numpy": [place, has_gauss, gauss], "random": [version, next_gauss]}
+
+
+def restore_generators(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
+    """Put back what :func:`generator_state` gave."""
+    torch.set_rng_state(tensors["torch"])
+    place, has_gauss, gauss = content["numpy"]
+    keys = tensors["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, place, has_gauss, gauss))
+    version, next_gauss = content["random"]
+    random.setstate((version, tuple(tensors["random"].tolist()), next_gauss))
+
+
+def _read_object(owner: object, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    tree = {}
+    for name, value in vars(owner).items():
+        encoded = _read(value, tensors)
+        if encoded is not _SKIP:
+            tree[name] = encoded
+    return tree
+
+
+def _read(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        key = str(len(tensors))
+        tensors[key] = value.detach().clone()
+        return {"tensor": key}
+    if type(value) in (list, tuple):
+        items = [_read(item, tensors) for item in value]
+        return _SKIP if _SKIP in items else {type(value).__name__: items}
+    if isinstance(value, dict):
+        pairs = [[_read(k, tensors), _read(v, tensors)] for k, v in value.items()]
+        return _SKIP if any(_SKIP in pair for pair in pairs) else {"dict": pairs}
+    if type(value).__module__.startswith(_ADAPTATION) and hasattr(value, "__dict__"):
+        return {"object": _read_object(value, tensors)}
+    return _SKIP
+
+
+def _write(current: Any, value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Decode a value; an object is changed in place, since others may hold it."""
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content].clone()
+    if kind == "object":
+        write_numbers(current, tensors, content)
+        return current
+    if kind == "dict":
+        known = current if isinstance(current, dict) else {}
+        decoded = {}
+        for key, item in content:
+            plain = _write(None, key, tensors)
+            decoded[plain] = _write(known.get(plain), item, tensors)
+        return decoded
+    items = [_write(None, item, tensors) for item in content]
+    return tuple(items) if kind == "tuple" else items

@@ -1,0 +1,228 @@
+"""Legs of stochastic-gradient kernels, many chains side by side."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_ext.checkpoint.chains import ChainStatus, Chunk
+from pyro_ext.inference._running.legs import (
+    ROWS_PER_CALL,
+    GroupState,
+    Leg,
+    Quantities,
+    Report,
+    with_quantities,
+)
+from pyro_ext.inference._running.plan import KeptSteps, Plan
+from pyro_ext.inference.sgmcmc import Anchor, Chains, Draws, SGMCMCKernel
+from pyro_ext.inference.sgmcmc.chains import joined
+from pyro_ext.potential import Potential
+
+__all__ = ["SGMCMCRunner"]
+
+_MOST_STEPS_PER_CALL = 1 << 12
+_SECONDS_PER_CALL = 0.1
+_BYTES_PER_LEG = 1 << 26
+
+
+class SGMCMCRunner:
+    """Runs chains of a stochastic-gradient kernel.
+
+    ``start`` may be set to unconstrained initial parameters of all chains.
+
+    :param SGMCMCKernel kernel: the kernel.
+    :param Plan plan: which steps are kept.
+    :param int seed: a non-negative integer.
+    :param Mapping quantities: further functions of a draw to record.
+    :param Sequence extra_fields: fields of the sampler's state to record.
+    :param tuple args: arguments of the model.
+    :param Mapping kwargs: keyword arguments of the model.
+    """
+
+    def __init__(
+        self,
+        kernel: SGMCMCKernel,
+        plan: Plan,
+        seed: int,
+        quantities: Quantities,
+        extra_fields: Sequence[str],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        self.kernel = kernel
+        self.seed = seed
+        self.start: Mapping[str, Tensor] | None = None
+        self.quantities = quantities
+        self.extra_fields = tuple(extra_fields)
+        self.args = args
+        self.kwargs = kwargs
+        self._warmup_steps = plan.warmup_steps
+        self._kept = KeptSteps(plan, kernel.schedule)
+
+    def setup(self) -> None:
+        """Build the potential in this process."""
+        self.kernel.setup(self._warmup_steps, *self.args, **self.kwargs)
+
+    def begin(self, members: range) -> GroupState:
+        """State of a group of chains before its first step."""
+        start = None
+        if self.start is not None:
+            start = {k: v[members.start : members.stop] for k, v in self.start.items()}
+        chains = self.kernel.begin(members, self.seed, start)
+        if unknown := set(self.extra_fields) - set(chains.state._fields):
+            raise ValueError(
+                f"extra_fields must be among {list(chains.state._fields)}, the state of "
+                f"{type(self.kernel).__name__}; got {sorted(unknown)}"
+            )
+        return GroupState(members, 0, 0, (ChainStatus(),) * len(members), chains)
+
+    def num_steps(self, num_draws: int) -> int:
+        """Return the number of steps that so many draws take."""
+        return self._kept(num_draws - 1)
+
+    def leg(self, state: GroupState, until: int, seconds: float, report: Report) -> Leg:
+        """Run on until there are so many draws, or the time is over.
+
+        A chain that leaves the finite numbers keeps the draws from before; the others go on.
+        """
+        chains: Chains = state.sampler
+        alive = torch.tensor([status.stopped_at is None for status in state.chains])
+        deadline = time.monotonic() + seconds
+        reach = 1
+        bytes_per_draw = sum(leaf.nbytes for leaf in chains.state)
+        until = min(until, state.num_draws + max(1, _BYTES_PER_LEG // bytes_per_draw))
+        num_draws, recorded = state.num_draws, []
+        interrupted = False
+        try:
+            # A leg takes a step at least.
+            while num_draws < until and (chains is state.sampler or time.monotonic() < deadline):
+                before, called = chains.step, time.monotonic()
+                steps = self._kept_within(num_draws, until, before + reach)
+                if steps:
+                    after, draws = self.kernel.record(chains, steps)
+                    # In this order, so that Ctrl-C between the two leaves a draw too many at most.
+                    recorded.append(draws)
+                    num_draws += len(steps)
+                else:
+                    after = self.kernel.advance(chains, reach)
+                chains = after
+                # Ctrl-C and the deadline are heard between calls, and a call costs some.
+                in_time = time.monotonic() - called < _SECONDS_PER_CALL
+                reach = min(2 * reach, _MOST_STEPS_PER_CALL) if in_time else max(reach // 2, 1)
+                report(chains.step - before, partial(self.kernel.describe, chains))
+                if not (_is_finite(chains.position) & alive).any():
+                    break
+        except KeyboardInterrupt:
+            interrupted = True
+        try:
+            return self._leg(state, chains, recorded, interrupted)
+        except KeyboardInterrupt:
+            return self._leg(state, chains, recorded, True)
+
+    def _kept_within(self, num_draws: int, until: int, step: int) -> list[int]:
+        """Steps of the next draws, up to a step."""
+        kept = (self._kept(draw) for draw in range(num_draws, until))
+        return list(takewhile(lambda number: number <= step, kept))
+
+    def _leg(
+        self, state: GroupState, chains: Chains, recorded: Sequence[Draws], interrupted: bool
+    ) -> Leg:
+        draws = joined([part for part in recorded if part.steps[-1] <= chains.step])
+        chunk, counts, num_draws = None, [0] * len(state.members), 0
+        stops = [None if finite else chains.step for finite in _is_finite(chains.position).tolist()]
+        if draws is not None:
+            num_draws = len(draws.steps)
+            finite = _is_finite(draws.position) & torch.isfinite(draws.potential_energy).cpu()
+            for column, status in enumerate(state.chains):
+                bad = (~finite[:, column]).nonzero()
+                if status.stopped_at is None:
+                    counts[column] = int(bad[0]) if len(bad) else num_draws
+                if len(bad):
+                    stops[column] = int(draws.steps[int(bad[0])])
+            fields = {name: getattr(draws.state, name) for name in self.extra_fields}
+            chunk = Chunk(
+                self._samples(draws.position), {**self.kernel.statistics(draws), **fields}, counts
+            )
+        after = GroupState(
+            state.members,
+            chains.step,
+            state.num_draws + num_draws,
+            tuple(
+                replace(
+                    status,
+                    num_draws=status.num_draws + count,
+                    stopped_at=stop if status.stopped_at is None else status.stopped_at,
+                )
+                for status, count, stop in zip(state.chains, counts, stops, strict=True)
+            ),
+            chains,
+        )
+        return Leg(after, chunk, interrupted, self.kernel.describe(chains))
+
+    def _samples(self, positions: Tensor) -> dict[str, Tensor]:
+        """Constrained draws, deterministic sites and quantities.
+
+        Rows are padded to whole blocks: a draw is the same number to the last bit however many were
+        made in the same leg.
+        """
+        num_draws, num_chains, size = positions.shape
+        flat = positions.reshape(-1, size)
+        lacking = -len(flat) % ROWS_PER_CALL
+        flat = torch.cat([flat, flat[:1].expand(lacking, -1)])
+        potential = self.kernel.potential
+        samples = potential.layout.unflatten(flat)
+        if isinstance(potential, Potential):
+            samples = potential.constrain(samples)
+            whole = potential.deterministic(samples)
+            sites = potential.deterministic_sites
+            samples |= {k: v for k, v in whole.items() if not sites[k].is_subsampled}
+        samples = with_quantities(samples, self.quantities)
+        return {
+            name: value[: num_draws * num_chains]
+            .reshape(num_draws, num_chains, *value.shape[1:])
+            .clone()
+            for name, value in samples.items()
+        }
+
+    def save(self, state: GroupState) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Express the sampler's state as tensors and plain values."""
+        chains: Chains = state.sampler
+        tensors = {f"state.{name}": value for name, value in chains.state._asdict().items()}
+        tensors["potential_energy"] = chains.potential_energy
+        if chains.anchor is not None:
+            fields = chains.anchor._asdict().items()
+            tensors |= {f"anchor.{name}": value for name, value in fields}
+        return tensors, {"step": chains.step}
+
+    def load(
+        self, members: range, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
+    ) -> Chains:
+        """Make the sampler's state of what :meth:`save` gave."""
+        parts: dict[str, dict[str, Tensor]] = {"state": {}, "anchor": {}}
+        device = self.kernel.potential.layout.device
+        for name, value in tensors.items():
+            prefix, _, field = name.partition(".")
+            if field:
+                parts[prefix][field] = value.to(device)
+        position = parts["state"]["position"]
+        start = self.kernel.begin(
+            members, self.seed, self.kernel.potential.layout.unflatten(position)
+        )
+        return replace(
+            start,
+            step=content["step"],
+            state=type(start.state)(**parts["state"]),
+            potential_energy=tensors["potential_energy"].to(device),
+            anchor=Anchor(**parts["anchor"]) if parts["anchor"] else None,
+        )
+
+
+def _is_finite(positions: Tensor) -> Tensor:
+    """Which chains are, or were, within the finite numbers."""
+    return torch.isfinite(positions).all(-1).cpu()

@@ -1,0 +1,116 @@
+"""Where chains start: from values, a guide, or an earlier run."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from pyro_ext.checkpoint import Checkpoint
+from pyro_ext.diagnostics._draws import Context, Sampler, draws_of
+from pyro_ext.potential import FunctionPotential, Potential
+
+__all__ = ["Start", "check_start", "constrained_start", "unconstrained_start"]
+
+Start: TypeAlias = Mapping[str, Tensor] | Sampler | Callable[..., Any] | str | Path
+"""Values by site, a run that has draws, a guide, or the folder of a checkpoint."""
+
+
+def check_start(start: Start | None, num_chains: int) -> None:
+    """Raise where initial parameters are of a wrong type or number.
+
+    :param start: the initial parameters, or ``None``.
+    :param int num_chains: number of chains.
+    """
+    if start is None or isinstance(start, Sampler | str | Path):
+        return
+    if not isinstance(start, Mapping):
+        if not callable(start):
+            raise TypeError(
+                "initial_params must be a dict of tensors, a guide, a run with get_samples, or the "
+                f"folder of a checkpoint, got {start!r:.80}"
+            )
+        return
+    for name, value in start.items():
+        if not isinstance(value, Tensor) or value.shape[:1] != (num_chains,):
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"initial_params[{name!r}] must be a tensor of shape (num_chains = {num_chains}, "
+                f"*event), got {got}"
+            )
+
+
+def constrained_start(
+    start: Start,
+    num_chains: int,
+    seed: int,
+    potential: Potential | None,
+    context: Context,
+) -> dict[str, Tensor]:
+    """Initial values of the latent sites.
+
+    :param start: what the user gave.
+    :param int num_chains: number of chains.
+    :param int seed: seed of draws from a guide.
+    :param Potential potential: the potential of the model, where there is one.
+    :param Context context: the model and its arguments.
+    :returns: **Shape:** ``(num_chains, *event)`` each.
+    """
+    if isinstance(start, Mapping):
+        return dict(start)
+    if isinstance(start, str | Path):
+        start = Checkpoint(start)
+    if isinstance(start, Sampler):
+        values = _last_draws(start.get_samples(group_by_chain=True), num_chains)
+    else:
+        drawn = draws_of(start, context, potential, num_chains, False, seed)
+        values = {name: torch.as_tensor(array[0]) for name, array in drawn.items()}
+    if potential is None:
+        return values
+    return {name: value for name, value in values.items() if name in potential.sites}
+
+
+def unconstrained_start(
+    potential: Potential | FunctionPotential, initial: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Map initial values to unconstrained space.
+
+    :param potential: the potential.
+    :param Mapping initial: **Shape:** ``(num_chains, *event)`` each.
+    :raises ValueError: where names or shapes do not fit the model, or a value lies outside of the
+        support of its site.
+    """
+    if isinstance(potential, FunctionPotential):
+        return dict(initial)
+    sites = potential.sites
+    if set(initial) != set(sites):
+        raise ValueError(
+            f"initial_params has the sites {sorted(initial)}, but the model has {sorted(sites)}"
+        )
+    for name, site in sites.items():
+        if initial[name].shape[1:] != site.shape:
+            raise ValueError(
+                f"initial_params[{name!r}] has shape {tuple(initial[name].shape)}, wanted "
+                f"(num_chains, *{tuple(site.shape)})"
+            )
+    params = potential.unconstrain(initial)
+    for name, value in params.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(
+                f"initial_params[{name!r}] lies outside the support {sites[name].support}"
+            )
+    return params
+
+
+def _last_draws(samples: Mapping[str, Tensor], num_chains: int) -> dict[str, Tensor]:
+    """One draw for each chain: the last of its own, or else spread over the later half of all."""
+    values = {}
+    for name, value in samples.items():
+        if len(value) == num_chains:
+            values[name] = value[:, -1]
+            continue
+        late = value[:, value.shape[1] // 2 :].transpose(0, 1).flatten(0, 1)
+        places = torch.linspace(0, len(late) - 1, num_chains).round().long()
+        values[name] = late[places.flip(0)]
+    return values

@@ -1,0 +1,75 @@
+"""What a group of chains is between two steps, and what is recorded of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pyro_ext.inference.sgmcmc.control_variates import Anchor
+
+__all__ = ["Chains", "Draws", "joined"]
+
+
+@dataclass(frozen=True)
+class Chains:
+    """State of a group of chains, all that a later step depends on.
+
+    :param range numbers: numbers of the chains.
+    :param int seed: the seed of the run.
+    :param Tensor keys: keys of the chains' random streams. **Shape:** ``(num_chains, 2)``.
+    :param int step: number of steps taken.
+    :param tuple state: state of the sampler, a named tuple of tensors.
+    :param Tensor potential_energy: potential that the last step saw. **Shape:** ``(num_chains,)``.
+    :param Anchor anchor: anchor of the control variates, ``None`` without them.
+    """
+
+    numbers: range
+    seed: int
+    keys: Tensor
+    step: int
+    state: Any
+    potential_energy: Tensor
+    anchor: Anchor | None = None
+
+    @property
+    def position(self) -> Tensor:
+        """Flat unconstrained parameters. **Shape:** ``(num_chains, size)``."""
+        position: Tensor = self.state.position
+        return position
+
+
+@dataclass(frozen=True)
+class Draws:
+    """States of a group of chains after some of its steps.
+
+    :param steps: numbers of steps taken before each draw. **Shape:** ``(num_draws,)``.
+    :param tuple state: states of the sampler, as in :class:`Chains` with another leading dimension.
+    :param Tensor potential_energy: potentials that the steps before the draws saw.
+        **Shape:** ``(num_draws, num_chains)``.
+    """
+
+    steps: npt.NDArray[np.int64]
+    state: Any
+    potential_energy: Tensor
+
+    @property
+    def position(self) -> Tensor:
+        """Flat unconstrained parameters. **Shape:** ``(num_draws, num_chains, size)``."""
+        position: Tensor = self.state.position
+        return position
+
+
+def joined(parts: Sequence[Draws]) -> Draws | None:
+    """Draws one after the other, ``None`` of none."""
+    if not parts:
+        return None
+    leaves = [torch.cat(pieces) for pieces in zip(*(part.state for part in parts), strict=True)]
+    return Draws(
+        np.concatenate([part.steps for part in parts]),
+        type(parts[0].state)(*leaves),
+        torch.cat([part.potential_energy for part in parts]),
+    )

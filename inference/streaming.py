@@ -1,0 +1,148 @@
+"""A driver that keeps running moments instead of draws."""
+
+from collections.abc import Iterator
+from typing import Any, Unpack
+
+import torch
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from torch import Tensor
+
+from pyro_ext.inference._driver import Driver, DriverOptions
+from pyro_ext.inference._running.legs import Leg
+from pyro_ext.inference._running.moments import Moments, merge, moments_of, pool
+from pyro_ext.inference._running.stores import FolderStore
+from pyro_ext.inference._starts import Start
+
+__all__ = ["StreamingMCMC"]
+
+
+class StreamingMCMC(Driver):
+    """Runs chains of a kernel and keeps mean and variance of their draws, not the draws.
+
+    It takes the memory of a draw however long it runs. With a ``checkpoint`` it goes on after it
+    was killed, as :class:`~pyro_ext.inference.MCMC` does; its moments are then the same but for
+    rounding.
+
+    :param MCMCKernel kernel: a kernel of :mod:`pyro_ext.inference`, or one of Pyro's.
+    :param int num_samples: draws of each chain to take into account.
+    :param int warmup_steps: steps before the first of these.
+    :param int num_chains: number of chains.
+    :param int thinning: steps between two draws.
+    :param initial_params: as for :class:`~pyro_ext.inference.MCMC`.
+    :param options: what else that driver takes, up to ``quantities``.
+    :raises TypeError: for a kernel that is none.
+    :raises ValueError: for numbers out of range.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_ext.inference import SGLD
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        >>> mcmc = StreamingMCMC(SGLD(model, step_size=0.1), 1000, num_chains=2, progress=False)
+        >>> mcmc.run().get_statistics()["x"]["mean"].shape
+        torch.Size([3])
+    """
+
+    def __init__(
+        self,
+        kernel: MCMCKernel,
+        num_samples: int,
+        warmup_steps: int = 0,
+        num_chains: int = 1,
+        thinning: int = 1,
+        initial_params: Start | None = None,
+        **options: Unpack[DriverOptions],
+    ) -> None:
+        super().__init__(
+            kernel, num_samples, warmup_steps, num_chains, thinning, initial_params, (), **options
+        )
+        self._moments: dict[range, dict[str, Moments]] = {}
+        self._folder: FolderStore | None = None
+
+    def get_statistics(self, group_by_chain: bool = False) -> dict[str, dict[str, Tensor]]:
+        """Number, mean and variance of the draws of each site and quantity.
+
+        Chains that left the finite numbers are left out.
+
+        :param bool group_by_chain: keep chains apart.
+        :returns: by name ``"count"``, ``"mean"`` and ``"variance"``, in double precision.
+            **Shape:** ``(*event)`` each (of ``"count"`` ``()``), by chain with a leading dimension.
+        :raises RuntimeError: before a run.
+        """
+        result = {}
+        for name, moments in self._complete().items():
+            chosen = moments if group_by_chain else pool(moments)
+            parts = {"count": chosen.num_draws, "mean": chosen.mean, "variance": chosen.variance}
+            result[name] = {k: v if group_by_chain else v[0] for k, v in parts.items()}
+        return result
+
+    def diagnostics(self) -> dict[str, Any]:
+        """R-hat of each site and quantity, from the moments of whole chains, not split ones.
+
+        :returns: ``"r_hat"`` by name, not a number for a single chain; ``"stopped_chains"`` with
+            the step by number of the chain.
+        """
+        result: dict[str, Any] = {}
+        for name, moments in self._complete().items():
+            length = moments.num_draws.mean()
+            within = moments.variance.mean(0)
+            ratio = ((length - 1) / length * within + moments.mean.var(0)) / within
+            result[name] = {"r_hat": ratio.sqrt()}
+        result["stopped_chains"] = {
+            number: status.stopped_at
+            for number, status in enumerate(self._statuses())
+            if status.stopped_at is not None
+        }
+        return result
+
+    def _complete(self) -> dict[str, Moments]:
+        """Moments of the chains that are finite and have draws."""
+        statuses = self._statuses()
+        rows: dict[str, list[Moments]] = {}
+        for members in self._groups:
+            columns = [
+                column
+                for column, number in enumerate(members)
+                if statuses[number].stopped_at is None and statuses[number].num_draws
+            ]
+            for name, moments in self._moments.get(members, {}).items() if columns else ():
+                rows.setdefault(name, []).append(Moments(*(part[columns] for part in moments)))
+        if not rows:
+            raise RuntimeError("there are no draws yet: call run(...) first, and let it draw")
+        return {
+            name: Moments(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+            for name, found in rows.items()
+        }
+
+    # Where draws go ------------------------------------------------------------------------------
+
+    def _open(self, folder: FolderStore | None) -> None:
+        self._moments = {}
+        self._folder = folder
+
+    def _loaded(self, folder: FolderStore | None) -> None:
+        for members in self._states if folder is not None else ():
+            assert folder is not None
+            parts: dict[str, dict[str, Tensor]] = {}
+            for key, value in folder.more[members].items():
+                field, _, name = key.partition(":")
+                parts.setdefault(name, {})[field] = value
+            self._moments[members] = {name: Moments(**fields) for name, fields in parts.items()}
+
+    def _keep(self, leg: Leg) -> None:
+        known = self._moments.setdefault(leg.state.members, {})
+        for name, value in (leg.chunk.samples if leg.chunk is not None else {}).items():
+            assert leg.chunk is not None
+            new = moments_of(value, leg.chunk.valid)
+            known[name] = merge(known[name], new) if name in known else new
+        if self._folder is not None:
+            more = {
+                f"{field}:{name}": value
+                for name, moments in known.items()
+                for field, value in moments._asdict().items()
+            }
+            self._folder.append(leg._replace(chunk=None), more)
+
+    def _rounds(self) -> Iterator[int]:
+        yield self.num_samples

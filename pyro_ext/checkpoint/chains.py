@@ -1,0 +1,113 @@
+"""Draws of groups of chains, chunk by chunk, and what of them makes a posterior."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+__all__ = ["ChainStatus", "Chunk", "complete_chains", "gather_chain", "gather_chains"]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Successive draws of a group of chains.
+
+    :param dict samples: constrained draws by site. **Shape:** ``(num_draws, num_chains, *event)``.
+    :param dict statistics: statistics of each draw. **Shape:** ``(num_draws, num_chains, *event)``.
+    :param list valid: for each chain, how many of the draws it made before it stopped.
+    """
+
+    samples: dict[str, Tensor]
+    statistics: dict[str, Tensor]
+    valid: list[int]
+
+    def __len__(self) -> int:
+        """Return the number of draws."""
+        return len(next(iter(self.samples.values()))) if self.samples else 0
+
+
+@dataclass
+class ChainStatus:
+    """How far a chain is.
+
+    :param int num_draws: number of its draws.
+    :param int stopped_at: the step by which it left the finite numbers, else ``None``.
+    :param Mapping diagnostics: what the kernel says of the whole chain.
+    """
+
+    num_draws: int = 0
+    stopped_at: int | None = None
+    diagnostics: Mapping[str, object] = field(default_factory=dict)
+
+
+def complete_chains(statuses: Sequence[ChainStatus], limit: int) -> tuple[list[int], int]:
+    """Choose chains and a number of draws that all of them have, so that most draws are kept.
+
+    Chains that left the finite numbers are passed over.
+
+    :param Sequence statuses: the chains.
+    :param int limit: number of draws of each that are wanted at most.
+    :returns: numbers of the chosen chains, and the number of draws of each.
+
+    Example::
+
+        >>> complete_chains([ChainStatus(90), ChainStatus(100), ChainStatus(10)], limit=1000)
+        ([0, 1], 90)
+    """
+    lengths = [
+        0 if status.stopped_at is not None else min(status.num_draws, limit) for status in statuses
+    ]
+    best = max(lengths, key=lambda length: length * sum(other >= length for other in lengths))
+    return [number for number, length in enumerate(lengths) if best and length >= best], best
+
+
+def gather_chains(
+    groups: Iterable[tuple[range, Callable[[], Iterator[Chunk]]]],
+    numbers: Sequence[int],
+    length: int,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Join the chunks of the chosen chains.
+
+    :param Iterable groups: of each group the numbers of its chains and what reads its chunks.
+    :param Sequence numbers: numbers of the chosen chains.
+    :param int length: number of draws of each.
+    :returns: samples and statistics. **Shape:** ``(num_chains, length, *event)`` each.
+    """
+    samples: dict[str, Tensor] = {}
+    statistics: dict[str, Tensor] = {}
+    rows = {number: row for row, number in enumerate(numbers)}
+    for members, read in groups:
+        columns = [column for column, number in enumerate(members) if number in rows]
+        places = [rows[members[column]] for column in columns]
+        if not columns:
+            continue
+        first = 0
+        for chunk in read():
+            count = min(len(chunk), length - first)
+            for target, source in ((samples, chunk.samples), (statistics, chunk.statistics)):
+                for name, value in source.items():
+                    if name not in target:
+                        shape = (len(numbers), length, *value.shape[2:])
+                        target[name] = value.new_empty(shape)
+                    part = value[:count, columns].transpose(0, 1)
+                    target[name][places, first : first + count] = part
+            first += count
+            if first >= length:
+                break
+    return samples, statistics
+
+
+def gather_chain(read: Callable[[], Iterator[Chunk]], column: int) -> dict[str, Tensor]:
+    """All draws that one chain of a group made before it stopped.
+
+    :param read: reads the chunks of its group.
+    :param int column: place of the chain in the group.
+    :returns: **Shape:** ``(num_draws, *event)`` each; empty without a draw.
+    """
+    parts: dict[str, list[Tensor]] = {}
+    for chunk in read():
+        if chunk.valid[column]:
+            for name, value in chunk.samples.items():
+                parts.setdefault(name, []).append(value[: chunk.valid[column], column])
+    return {name: torch.cat(pieces) for name, pieces in parts.items()}

@@ -1,0 +1,131 @@
+"""Files of tensors that are written whole or not at all, and read only when they are intact.
+
+A file is in the format of safetensors, which holds numbers and strings and can execute nothing. A
+digest over all of it tells a file that was cut or changed from one that was written here.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+__all__ = [
+    "UNFINISHED",
+    "CheckpointError",
+    "read_json",
+    "read_tensors",
+    "write_json",
+    "write_tensors",
+]
+
+UNFINISHED = ".unfinished"
+"""End of the name of a file that is being written."""
+
+_DIGEST = "digest"
+_CONTENT = "content"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read or continued; the message says which file, and why."""
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> str:
+    """Write tensors and plain values to a file, atomically.
+
+    :param Path path: the file; what it held before stays until the new one is complete.
+    :param Mapping tensors: tensors by name.
+    :param Mapping content: values that JSON can hold.
+    :returns: a digest of all of it, which :func:`read_tensors` gives too.
+    :raises CheckpointError: where it cannot be written, for example on a full disk.
+    """
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    text = json.dumps(dict(content), sort_keys=True)
+    digest = _digest(plain, text)
+    _write(path, save(plain, {_CONTENT: text, _DIGEST: digest}))
+    return digest
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """Read what :func:`write_tensors` wrote.
+
+    :param Path path: the file.
+    :returns: the tensors, the values, and their digest.
+    :raises CheckpointError: where the file is missing, cut or changed.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    text = metadata.get(_CONTENT, "")
+    digest = _digest(tensors, text)
+    if digest != metadata.get(_DIGEST):
+        raise CheckpointError(f"{path} was changed after it was written: its digest does not fit")
+    return tensors, json.loads(text), digest
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain values to a file that people can read, atomically.
+
+    :raises CheckpointError: where it cannot be written.
+    """
+    _write(path, (json.dumps(dict(content), indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what :func:`write_json` wrote.
+
+    :raises CheckpointError: where the file is missing or holds something else.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no description of a run")
+    return content
+
+
+def _write(path: Path, data: bytes) -> None:
+    unfinished = path.with_name(path.name + UNFINISHED)
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path} cannot be written ({error.strerror or error}); what was written before is "
+            "intact, and the same program continues from there"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name of a file outlive a loss of power, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

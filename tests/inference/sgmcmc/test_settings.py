@@ -1,0 +1,134 @@
+"""What a kernel was made of: settings, copies with other settings, and travel between processes."""
+
+import pickle
+import subprocess
+import sys
+
+import cloudpickle
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide.initialization import init_to_sample
+
+from pyro_ext.inference import PSGLD, SGHMC, SGLD, SGNHT, PolynomialSchedule
+
+SETTINGS = {
+    SGLD: {"noise_estimate": 0.5},
+    PSGLD: {"decay": 0.9, "regularization": 1e-3},
+    SGHMC: {"friction": 3.0, "momentum_decay": None, "mass": 2.0, "noise_estimate": 0.25},
+    SGNHT: {"friction": 2.0},
+}
+SHARED = {
+    "backend": "eager",
+    "step_size": 0.05,
+    "temperature": 0.5,
+    "num_steps": 3,
+    "init_strategy": init_to_sample,
+}
+
+
+def normal_mean(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 2.0))
+    with pyro.plate("data", len(x), subsample_size=5) as index:
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x[index])
+
+
+def positions(kernel, *args):
+    kernel.setup(0, *args)
+    return kernel.advance(kernel.begin(range(2), seed=4), 6).position
+
+
+@pytest.mark.parametrize("kernel_type", SETTINGS)
+def test_settings_are_the_arguments(kernel_type):
+    given = SHARED | SETTINGS[kernel_type]
+    kernel = kernel_type(normal_mean, **given)
+    assert given.items() <= kernel.settings().items()
+    assert not {"model", "potential_fn", "options"} & set(kernel.settings())
+    assert kernel_type(normal_mean, **kernel.settings()).settings() == kernel.settings()
+
+
+def test_a_schedule_is_given_back_as_it_was():
+    schedule = PolynomialSchedule(0.1)
+    kernel = SGLD(normal_mean, step_size=schedule)
+    assert kernel.settings()["step_size"] is schedule and kernel.schedule is schedule
+    assert kernel.replace(step_size=0.2).schedule.step_size == 0.2
+
+
+@pytest.mark.parametrize("kernel_type", SETTINGS)
+def test_replace_changes_only_what_it_names(kernel_type):
+    kernel = kernel_type(normal_mean, **SHARED | SETTINGS[kernel_type])
+    other = kernel.replace(temperature=2.0)
+    assert type(other) is kernel_type and other.model is normal_mean
+    assert other.settings() == kernel.settings() | {"temperature": 2.0}
+    assert kernel.temperature == 0.5
+
+
+def test_friction_and_momentum_decay_put_each_other_out():
+    kernel = SGHMC(normal_mean, step_size=0.1, friction=2.0)
+    decaying = kernel.replace(momentum_decay=0.3)
+    assert (decaying.friction, decaying.momentum_decay) == (None, 0.3)
+    assert decaying.replace(step_size=0.2).momentum_decay == 0.3
+    again = decaying.replace(friction=4.0)
+    assert (again.friction, again.momentum_decay) == (4.0, None)
+    with pytest.raises(ValueError, match="not both"):
+        kernel.replace(friction=1.0, momentum_decay=0.1)
+
+
+def test_replace_checks_names_and_values():
+    with pytest.raises(TypeError, match=r"SGLD has no setting \['friction'\].*step_size"):
+        SGLD(normal_mean).replace(friction=1.0)
+    with pytest.raises(ValueError, match="step_size"):
+        SGLD(normal_mean).replace(step_size=-1.0)
+
+
+def test_replace_keeps_the_start_of_a_potential_fn():
+    kernel = SGLD(potential_fn=lambda z: z["x"].square().sum(), step_size=0.1)
+    kernel.initial_params = {"x": torch.ones(2)}
+    other = kernel.replace(step_size=0.2)
+    other.setup(0)
+    assert other.potential.layout.size == 2
+
+
+@pytest.mark.parametrize("kernel_type", SETTINGS)
+@pytest.mark.parametrize("was_used", [False, True])
+def test_pickled_kernels_draw_the_same(kernel_type, was_used):
+    x = torch.linspace(-1.0, 2.0, 40)
+    options = SETTINGS[kernel_type] | {"backend": "trace", "step_size": 0.005}
+    kernel = kernel_type(normal_mean, **options)
+    expected = positions(kernel_type(normal_mean, **options), x)
+    if was_used:
+        positions(kernel, x)
+    for module in (pickle, cloudpickle):
+        copy = pickle.loads(module.dumps(kernel))
+        with pytest.raises(RuntimeError, match="setup"):
+            copy.potential  # noqa: B018
+        assert copy.settings() == kernel.settings()
+        assert torch.equal(positions(copy, x), expected)
+    if was_used:
+        kernel.advance(kernel.begin(range(2), seed=4), 1)  # pickling took nothing from it
+
+
+def test_a_kernel_on_a_closure_travels_to_another_process():
+    scale = torch.tensor(3.0)
+
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, scale))
+        pyro.sample("x", dist.Normal(loc, 1.0).expand([len(x)]).to_event(1), obs=x)
+
+    x = torch.ones(10)
+    kernel = SGHMC(model, step_size=0.05, friction=1.0)
+    expected = positions(kernel, x)
+
+    def there():
+        torch.set_num_threads(1)
+        kernel.setup(0, x)
+        return kernel.advance(kernel.begin(range(2), seed=4), 6).position.tolist()
+
+    code = "import pickle, sys; print(pickle.load(sys.stdin.buffer)())"
+    there.__module__ = model.__module__ = "__main__"
+    result = subprocess.run(
+        [sys.executable, "-c", code], input=cloudpickle.dumps(there), capture_output=True
+    )
+    assert result.returncode == 0, result.stderr.decode()
+    assert result.stdout.decode().strip() == str(expected.tolist())

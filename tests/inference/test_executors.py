@@ -1,0 +1,240 @@
+"""Chains in other processes: the same draws, whatever befalls the workers."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import NUTS
+
+from pyro_ext.inference import MCMC, SGHMC, SGLD, ExecutorError
+from pyro_ext.inference._running import dispatch
+from pyro_ext.inference._running.dispatch import Pace
+
+
+def model(x):
+    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+    scale = pyro.sample("scale", dist.HalfNormal(2.0))
+    pyro.deterministic("ratio", loc / scale, event_dim=1)
+    with pyro.plate("data", len(x), subsample_size=20) as index:
+        pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x[index])
+
+
+def whole(x):
+    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+
+@pytest.fixture
+def x():
+    return torch.randn(60, 2, generator=torch.Generator().manual_seed(1)) + 1.0
+
+
+@pytest.fixture(autouse=True)
+def short_legs(monkeypatch):
+    monkeypatch.setattr(Pace, "shortest", 0.05)
+
+
+def driver(kernel=None, **options):
+    defaults = {"num_samples": 30, "warmup_steps": 5, "num_chains": 4, "thinning": 3, "seed": 3}
+    kernel = kernel or SGHMC(model, step_size=0.02, friction=5.0)
+    return MCMC(kernel, progress=False, **(defaults | {"group_size": 2} | options))
+
+
+def assert_same(one, other):
+    one, other = one.get_samples(True), other.get_samples(True)
+    assert set(one) == set(other)
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+@pytest.fixture
+def pool():
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as executor:
+        yield executor
+
+
+@pytest.mark.slow
+def test_a_pool_of_processes(x, pool, capfd):
+    """Models and quantities may be defined anywhere: they are pickled by value."""
+    width = torch.tensor(2.0)
+
+    def local(x):
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(2), width).to_event(1))
+        with pyro.plate("data", len(x), subsample_size=20) as index:
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x[index])
+
+    options = {"quantities": {"size": lambda sample: sample["loc"].norm()}}
+    expected = driver(SGLD(local), **options).run(x)
+    elsewhere = driver(SGLD(local), chain_method=pool, **options)
+    elsewhere.progress = True
+    assert_same(expected, elsewhere.run(x))
+    assert expected.sample_statistics().keys() == elsewhere.sample_statistics().keys()
+    assert "190/190" in capfd.readouterr().err  # two groups of 5 + 30 * 3 steps
+
+
+@pytest.mark.slow
+def test_pyros_kernels_in_a_pool(x, pool):
+    options = {"num_samples": 15, "warmup_steps": 20, "thinning": 1, "num_chains": 2}
+    expected = driver(NUTS(whole), group_size=None, **options).run(x)
+    assert_same(expected, driver(NUTS(whole), group_size=1, chain_method=pool, **options).run(x))
+
+
+def test_threads_take_turns(x):
+    with ThreadPoolExecutor(3) as executor:
+        assert_same(driver().run(x), driver(chain_method=executor).run(x))
+
+
+class Immediate(ThreadPoolExecutor):
+    """Runs a task at once, through what a cluster would make of it."""
+
+    def __init__(self, fail=lambda number: None):
+        super().__init__(1)
+        self.fail = fail
+        self.payloads = []
+
+    def submit(self, function, /, *args, **kwargs):
+        self.payloads.append(args[1])
+        future = Future()
+        try:
+            self.fail(len(self.payloads))
+            future.set_result(function(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def test_model_and_data_travel_once_to_each_worker(x):
+    dispatch._runners.clear()
+    executor = Immediate()
+    driver(chain_method=executor, num_samples=60).run(x)
+    assert sum(payload is not None for payload in executor.payloads) <= 2
+    assert len(executor.payloads) > 3
+
+
+def test_tasks_that_are_lost_are_run_again(x):
+    def fail(number):
+        if number in (2, 3, 7):
+            raise ConnectionError("the worker has gone")
+
+    executor = Immediate(fail)
+    assert_same(driver().run(x), driver(chain_method=executor).run(x))
+
+
+def test_an_executor_that_fails_for_good_keeps_the_draws(x, tmp_path):
+    def fail(number):
+        if number > 8:
+            raise ConnectionError("the cluster has gone")
+
+    options = {"num_samples": 20_000, "checkpoint": tmp_path}
+    mcmc = driver(chain_method=Immediate(fail), **options)
+    with pytest.raises(ExecutorError, match="chain_method=.*draws made before are kept"):
+        mcmc.run(x)
+    kept = mcmc.get_samples(True)["loc"]
+    assert kept.shape[0] >= 2 and kept.shape[1] > 0
+    again = driver(num_samples=kept.shape[1], checkpoint=tmp_path).run(x)
+    assert torch.equal(again.get_samples(True)["loc"][: len(kept)], kept)
+
+
+def test_an_executor_that_was_shut_down(x):
+    executor = ThreadPoolExecutor(1)
+    executor.shutdown()
+    with pytest.raises(ExecutorError):
+        driver(chain_method=executor).run(x)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies(x, tmp_path):
+    """A broken pool ends the run with what had been drawn, and another one goes on."""
+    options = {"num_samples": 1000, "checkpoint": tmp_path}
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as executor:
+        mcmc = driver(chain_method=executor, **options)
+
+        def kill():
+            while not list(tmp_path.rglob("draws-*")):
+                time.sleep(0.01)
+            os.kill(next(iter(executor._processes)), signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        with pytest.raises(ExecutorError):
+            mcmc.run(x)
+        killer.join()
+        assert mcmc.num_draws > 0
+    assert_same(driver(num_samples=1000).run(x), driver(**options).run(x))
+
+
+def test_an_error_of_the_model_is_raised_here(x):
+    def broken(x):
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x.mean(0))
+
+    def quantity(sample):
+        raise ZeroDivisionError("my quantity")
+
+    with pytest.raises(ZeroDivisionError, match="my quantity") as caught:
+        driver(SGLD(broken), chain_method=Immediate(), quantities={"q": quantity}).run(x)
+    assert "Raised in a worker" in "".join(caught.value.__notes__)
+
+
+@pytest.mark.slow
+def test_ctrl_c(x, pool, tmp_path):
+    """The interrupt reaches the driver alone; legs on their way are waited for."""
+    options = {"num_samples": 100_000, "checkpoint": tmp_path}
+    mcmc = driver(chain_method=pool, **options)
+
+    def interrupt():
+        while len(list(tmp_path.rglob("draws-*"))) < 4:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    mcmc.run(x)
+    interrupter.join()
+    assert mcmc.interrupted and mcmc.num_draws > 0
+    drawn = mcmc.get_samples(True)["loc"]
+    numbers = [number for number in range(4) if number not in mcmc.stopped_chains]
+    expected = driver(num_samples=drawn.shape[1]).run(x).get_samples(True)["loc"]
+    assert torch.equal(drawn, expected[numbers])
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_that_loses_a_worker(x, tmp_path):
+    """A worker is killed in the middle of the run; its legs are run by others."""
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            local_directory=str(tmp_path / "dask"),
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        executor = client.get_executor()
+        workers = client.run(os.getpid)
+        folder = tmp_path / "run"
+        killed = []
+
+        def kill():
+            while not list(folder.rglob("draws-*")):
+                time.sleep(0.01)
+            killed.append(next(iter(workers.values())))
+            os.kill(killed[0], signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        options = {"num_samples": 1000, "group_size": 1}
+        mcmc = driver(chain_method=executor, checkpoint=folder, **options).run(x)
+        killer.join()
+        assert killed
+        assert_same(driver(**options).run(x), mcmc)

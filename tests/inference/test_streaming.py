@@ -1,0 +1,115 @@
+"""Running moments: those of the draws that a run would have kept."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyro.infer import NUTS
+
+from pyro_ext.inference import MCMC, SGLD, StreamingMCMC
+from pyro_ext.inference._running.dispatch import Pace
+from pyro_ext.inference._running.moments import merge, moments_of, pool
+
+
+def model(x):
+    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+    scale = pyro.sample("scale", dist.HalfNormal(2.0))
+    pyro.deterministic("ratio", loc / scale, event_dim=1)
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x)
+
+
+@pytest.fixture
+def x():
+    return torch.randn(60, 2, generator=torch.Generator().manual_seed(1)) + 1.0
+
+
+OPTIONS = {"num_samples": 40, "warmup_steps": 10, "num_chains": 3, "seed": 2, "progress": False}
+
+
+@pytest.mark.parametrize("group_size", [None, 2])
+def test_moments_are_those_of_the_draws(x, group_size, monkeypatch):
+    monkeypatch.setattr(Pace, "shortest", 0.0)
+    quantities = {"square": lambda sample: sample["loc"].square()}
+    options = OPTIONS | {"quantities": quantities, "group_size": group_size}
+    samples = MCMC(SGLD(model), **options).run(x).get_samples(True)
+    streaming = StreamingMCMC(SGLD(model), **options).run(x)
+    by_chain, whole = streaming.get_statistics(True), streaming.get_statistics()
+    assert set(by_chain) == set(whole) == set(samples) == {"loc", "scale", "ratio", "square"}
+    for name, value in samples.items():
+        value = value.double()
+        assert (by_chain[name]["count"] == 40).all() and whole[name]["count"] == 120
+        torch.testing.assert_close(by_chain[name]["mean"], value.mean(1))
+        torch.testing.assert_close(by_chain[name]["variance"], value.var(1))
+        torch.testing.assert_close(whole[name]["mean"], value.mean((0, 1)))
+        torch.testing.assert_close(whole[name]["variance"], value.flatten(0, 1).var(0))
+    within, between = samples["loc"].double().var(1).mean(0), samples["loc"].double().mean(1).var(0)
+    r_hat = ((39 / 40 * within + between) / within).sqrt()
+    torch.testing.assert_close(streaming.diagnostics()["loc"]["r_hat"], r_hat)
+
+
+def test_it_goes_on_from_a_checkpoint_without_draws(x, tmp_path):
+    expected = StreamingMCMC(SGLD(model), **OPTIONS).run(x).get_statistics()
+    StreamingMCMC(SGLD(model), **(OPTIONS | {"num_samples": 13}), checkpoint=tmp_path).run(x)
+    again = StreamingMCMC(SGLD(model), **OPTIONS, checkpoint=tmp_path).run(x).get_statistics()
+    for name, parts in expected.items():
+        torch.testing.assert_close(again[name], parts)
+    assert not list(tmp_path.rglob("draws-*"))
+    with pytest.raises(RuntimeError, match="driver is StreamingMCMC there and MCMC here"):
+        MCMC(SGLD(model), **OPTIONS, checkpoint=tmp_path).run(x)
+
+
+def test_a_chain_that_turned_non_finite_is_left_out():
+    def cliff(z):
+        slope = torch.where(z["x"] > 1.0, math.nan, -0.1)
+        return (z["x"] * slope).sum()
+
+    start = {"x": torch.tensor([[-1e3], [-2.0], [-1e3]])}
+    options = OPTIONS | {"initial_params": start, "num_samples": 100}
+    streaming = StreamingMCMC(SGLD(potential_fn=cliff, step_size=0.1), **options)
+    with pytest.warns(RuntimeWarning, match=r"chains \[1\] of 3"):
+        statistics = streaming.run().get_statistics(True)["x"]
+    assert statistics["mean"].shape == (2, 1) and torch.isfinite(statistics["mean"]).all()
+    assert list(streaming.diagnostics()["stopped_chains"]) == [1]
+
+
+def test_pyros_kernels(x):
+    options = OPTIONS | {"num_chains": 2}
+    expected = MCMC(NUTS(model), **options).run(x).get_samples()["scale"].double()
+    statistics = StreamingMCMC(NUTS(model), **options).run(x).get_statistics()["scale"]
+    torch.testing.assert_close(statistics["mean"], expected.mean())
+
+
+def test_before_a_run():
+    with pytest.raises(RuntimeError, match="no draws"):
+        StreamingMCMC(SGLD(model), 10).get_statistics()
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=4),
+    st.floats(-1e3, 1e3),
+    st.integers(0, 2**31 - 1),
+)
+def test_merging_is_like_taking_all_at_once(lengths, shift, seed):
+    generator = torch.Generator().manual_seed(seed)
+    parts = [
+        torch.randn(n, 2, 3, generator=generator, dtype=torch.float64) + shift for n in lengths
+    ]
+    total = moments_of(parts[0], [lengths[0]] * 2)
+    for part, length in zip(parts[1:], lengths[1:], strict=True):
+        total = merge(total, moments_of(part, [length] * 2))
+    whole = torch.cat(parts)
+    if len(whole):
+        torch.testing.assert_close(total.mean, whole.mean(0))
+        torch.testing.assert_close(pool(total).mean[0], whole.mean((0, 1)))
+    if len(whole) > 1:
+        torch.testing.assert_close(total.variance, whole.var(0), atol=1e-9, rtol=1e-7)
+        pooled = whole.flatten(0, 1).var(0)
+        torch.testing.assert_close(pool(total).variance[0], pooled, atol=1e-9, rtol=1e-7)
+    else:
+        assert torch.isnan(total.variance).all()
