@@ -1,4 +1,4 @@
-"""Diagnostics: conversion to ArviZ, predictive metrics, ensemble diversity and plots.
+"""Diagnostics: conversion to ArviZ, calibration, predictive metrics and plots.
 
 Names are resolved when they are first used, so that importing this package imports neither ArviZ
 nor matplotlib.
@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pyro_ext.diagnostics import metrics, plots
     from pyro_ext.diagnostics.arviz_conversion import to_arviz
+    from pyro_ext.diagnostics.calibration import SBCResult, sbc
 
-__all__ = ["metrics", "plots", "to_arviz"]
+__all__ = ["SBCResult", "metrics", "plots", "sbc", "to_arviz"]
 
-_HOMES = {"to_arviz": "arviz_conversion"}  # where a name lives that is not a module itself
+# Where a name lives that is not a module itself.
+_HOMES = {"SBCResult": "calibration", "sbc": "calibration", "to_arviz": "arviz_conversion"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,15 +1,26 @@
 """Plots that ArviZ lacks."""
 
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Collection
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
 
 from pyro_ext.diagnostics.metrics import ArrayLike, calibration_bins
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from matplotlib.axes import Axes
 
-__all__ = ["plot_reliability"]
+    from pyro_ext.diagnostics.calibration import SBCResult
+
+__all__ = ["plot_reliability", "plot_sbc"]
+
+SBCPlot = Literal["ecdf", "histogram"]
 
 _ACCURACY, _OVER, _UNDER, _INK = "#2a6f97", "#d1495b", "#e09f3e", "#444444"
+_BAND = "#d9e2e8"
 
 
 def plot_reliability(
@@ -48,13 +59,7 @@ def plot_reliability(
         >>> ax.get_title()
         'ECE = 0.250'
     """
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError(
-            "plot_reliability needs matplotlib; install it with: pip install 'pyro-ext[plots]'"
-        ) from error
-
+    pyplot = _pyplot("plot_reliability")
     bins = calibration_bins(probabilities, labels, num_bins)
     filled = bins.counts > 0
     edges, width = bins.edges[:-1][filled].numpy(), 1.0 / len(bins.counts)
@@ -96,3 +101,126 @@ def plot_reliability(
     for axes in (ax, below):
         axes.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def plot_sbc(
+    result: "SBCResult",
+    names: Collection[str] | None = None,
+    pool: bool | Collection[str] = False,
+    kind: SBCPlot = "ecdf",
+    prob: float = 0.95,
+    ax: "Axes | npt.NDArray[Any] | None" = None,
+) -> "npt.NDArray[Any]":
+    """Draw the ranks of simulation-based calibration against what uniform ranks may look like.
+
+    One plot for each site and quantity, with a line for each of its elements. ``"ecdf"`` shows the
+    empirical distribution function of the ranks minus that of uniform ones, and the band that holds
+    all of a line with probability ``prob`` where the inference is calibrated; lines that leave it
+    are red. A line above the band at the left says that the posterior lies too high or is too
+    narrow there; an S that falls first and then rises, that it is too wide.
+    ``"histogram"`` shows how often ranks fall into bins, and the interval that holds each bar with
+    probability ``prob``.
+
+    :param SBCResult result: what :func:`~pyro_ext.diagnostics.sbc` returns.
+    :param Collection names: sites and quantities to draw, by default all.
+    :param pool: take the elements of a site together, as in
+        :meth:`SBCResult.uniformity() <pyro_ext.diagnostics.SBCResult.uniformity>`.
+    :param str kind: ``"ecdf"`` or ``"histogram"``; the latter draws elements together.
+    :param float prob: probability of the band.
+    :param ax: where to draw, one for each name; a new figure without it.
+    :returns: the axes. **Shape:** ``(num_names,)``.
+    :raises ValueError: names the argument, what it got and what it wants.
+    :raises ImportError: without matplotlib; names the extra.
+
+    Reference: T. Saeilynoja, P.-C. Buerkner, A. Vehtari (2022), *Graphical test for discrete
+    uniformity and its applications in goodness-of-fit evaluation and multiple sample comparison*,
+    https://arxiv.org/abs/2103.10522.
+
+    Example::
+
+        >>> import numpy as np
+        >>> from pyro_ext.diagnostics import SBCResult
+        >>> ranks = np.random.default_rng(0).integers(0, 100, size=(200, 2))
+        >>> axes = plot_sbc(SBCResult({"loc": ranks, "shifted": ranks // 2}, num_draws=99))
+        >>> [ax.get_title() for ax in axes]
+        ['loc: 0 of 2 outside', 'shifted: 2 of 2 outside']
+    """
+    pyplot = _pyplot("plot_sbc")
+    if kind not in get_args(SBCPlot):
+        raise ValueError(f"kind must be one of {get_args(SBCPlot)}, got {kind!r}")
+    if not 0.0 < prob < 1.0:
+        raise ValueError(f"prob must lie between 0 and 1, got {prob!r}")
+    labels = list(result.ranks) if names is None else list(names)
+    columns = {
+        name: np.stack(list(result.columns([name], pool or kind == "histogram").values()), 1)
+        for name in labels
+    }
+    if ax is None:
+        num_rows, num_columns = -(-len(labels) // 4), min(len(labels), 4)
+        size = (3.2 * num_columns, 2.6 * num_rows)
+        figure, grid = pyplot.subplots(
+            num_rows, num_columns, figsize=size, squeeze=False, layout="constrained"
+        )
+        for unused in grid.ravel()[len(labels) :]:
+            figure.delaxes(unused)
+        ax = grid.ravel()[: len(labels)]
+    axes = np.asarray(ax, dtype=object).ravel()
+    if len(axes) != len(labels):
+        raise ValueError(f"ax must hold {len(labels)} axes, one for each name, got {len(axes)}")
+    draw = _draw_ecdf if kind == "ecdf" else _draw_histogram
+    for name, axis in zip(labels, axes, strict=True):
+        draw(axis, name, columns[name], result.num_draws, prob)
+        axis.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _draw_ecdf(
+    ax: "Axes", name: str, ranks: "npt.NDArray[np.int64]", num_draws: int, prob: float
+) -> None:
+    from pyro_ext.diagnostics._uniformity import ecdf_band, ecdf_difference
+
+    low, high = ecdf_band(len(ranks), num_draws, prob)
+    difference = ecdf_difference(ranks, num_draws)
+    rounding = 1e-12
+    is_below, is_above = difference < low[:, None] - rounding, difference > high[:, None] + rounding
+    is_outside = np.asarray((is_below | is_above).any(0))
+    place = np.arange(1, num_draws + 1) / (num_draws + 1)
+    ax.fill_between(place, low, high, color=_BAND, linewidth=0.0, label=f"{prob:.0%} band")
+    for column, outside in zip(difference.T, is_outside, strict=True):
+        ax.plot(place, column, color=_OVER if outside else _ACCURACY, linewidth=1.0)
+    ax.axhline(0.0, color=_INK, linewidth=0.8, linestyle="--")
+    title = f"{name}: {is_outside.sum()} of {len(is_outside)} outside"
+    ax.set(xlim=(0, 1), xlabel="scaled rank", ylabel="ECDF difference", title=title)
+
+
+def _draw_histogram(
+    ax: "Axes", name: str, ranks: "npt.NDArray[np.int64]", num_draws: int, prob: float
+) -> None:
+    from scipy.stats import binom
+
+    # As equal as may be: numbers of ranks in bins differ by one at most.
+    num_bins = min(num_draws + 1, max(5, math.isqrt(len(ranks))), 40)
+    edges = np.round(np.linspace(0, num_draws + 1, num_bins + 1))
+    counts, _ = np.histogram(ranks, edges - 0.5)
+    share = np.diff(edges) / (num_draws + 1)
+    low, high = (
+        binom.ppf(level, ranks.size, share) / (ranks.size * share)
+        for level in ((1.0 - prob) / 2.0, (1.0 + prob) / 2.0)
+    )
+    edges = edges / (num_draws + 1)
+    density = counts / (ranks.size * share)
+    ax.stairs(high, edges, baseline=low, fill=True, color=_BAND, label=f"{prob:.0%} each")
+    ax.stairs(density, edges, color=_ACCURACY, linewidth=1.4, baseline=None)
+    ax.axhline(1.0, color=_INK, linewidth=0.8, linestyle="--")
+    ax.set(xlim=(0, 1), xlabel="scaled rank", ylabel="density", title=name)
+    ax.set_ylim(bottom=0.0)
+
+
+def _pyplot(function: str) -> ModuleType:
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError(
+            f"{function} needs matplotlib; install it with: pip install 'pyro-ext[plots]'"
+        ) from error
+    return pyplot

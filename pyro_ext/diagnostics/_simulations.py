@@ -1,0 +1,251 @@
+"""Simulated data sets and the ranks of true values, here or on other processes and machines."""
+
+import pickle
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future, as_completed
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyro
+import torch
+from pyro.params.param_store import StateDict
+from pyro.util import get_rng_state, set_rng_seed, set_rng_state
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_ext.diagnostics._draws import context_of, draws_of, to_array
+from pyro_ext.diagnostics._model_groups import check_shapes
+from pyro_ext.handlers import replace_observations
+from pyro_ext.potential import Potential
+
+__all__ = ["LOG_LIKELIHOOD", "Experiment", "Quantity", "Ranks", "run_simulations"]
+
+LOG_LIKELIHOOD = "log_likelihood"
+
+Quantity: TypeAlias = Callable[[dict[str, Tensor]], Any]
+Ranks: TypeAlias = dict[str, npt.NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What all simulations share.
+
+    :param model: the Pyro model.
+    :param tuple args: its positional arguments.
+    :param dict kwargs: its keyword arguments.
+    :param run_inference: maps a model and its arguments to a posterior.
+    :param Mapping quantities: functions of the values of all sites, by name.
+    :param bool log_likelihood: whether the log likelihood is a quantity as well.
+    :param int num_draws: how many draws a true value is ranked among.
+    :param int seed: a non-negative integer.
+    :param dict params: state of Pyro's parameter store.
+    :param torch.dtype dtype: default floating type.
+    """
+
+    model: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    run_inference: Callable[..., Any]
+    quantities: Mapping[str, Quantity]
+    log_likelihood: bool
+    num_draws: int
+    seed: int
+    params: StateDict
+    dtype: torch.dtype
+
+    def potential(self) -> Potential:
+        """Potential of the model, which runs a few times only."""
+        return Potential(self.model, *self.args, backend="eager", **self.kwargs)
+
+    def simulate(self, number: int, potential: Potential) -> Ranks:
+        """Draw true values and data from the prior, infer, and rank the true values.
+
+        :param int number: number of the simulation, on which and on the seed all of it depends.
+        :param Potential potential: potential of the model.
+        :returns: ranks by latent site and quantity. **Shape:** ``(*event)`` each.
+        :raises KeyboardInterrupt: where the inference says that it was interrupted.
+        """
+        inference_seed, prior_seed, tie_seed = _seeds(self.seed, number)
+        with self.surroundings(inference_seed):
+            drawn = {name: value[0] for name, value in potential.prior(1, prior_seed).items()}
+            truth = {name: drawn[name] for name in potential.sites}
+            data = {
+                name: _as_observed(drawn[name], site.dtype)
+                for name, site in potential.observed_sites.items()
+            }
+            model = replace_observations(self.model, data)
+            posterior = self.run_inference(model, *self.args, **self.kwargs)
+            if getattr(posterior, "interrupted", False):
+                raise KeyboardInterrupt
+            informed = Potential(model, *self.args, backend="eager", **self.kwargs)
+            values = self._values(posterior, informed, truth, inference_seed)
+            values |= self._quantities(values, informed, data)
+        generator = np.random.default_rng(tie_seed)
+        return {name: _rank(name, to_array(rows, name), generator) for name, rows in values.items()}
+
+    def surroundings(self, seed: int) -> AbstractContextManager[None]:
+        """Global state in which the model and the inference run."""
+        return _surroundings(seed, self.params, self.dtype)
+
+    def _values(
+        self, posterior: Any, potential: Potential, truth: Mapping[str, Tensor], seed: int
+    ) -> dict[str, Tensor]:
+        """True values and, below them, draws. **Shape:** ``(1 + num_draws, *event)`` each."""
+        by_chain = False
+        if isinstance(posterior, Mapping):
+            name = next(iter(truth))
+            by_chain = name in posterior and np.ndim(posterior[name]) == truth[name].dim() + 2
+        context = context_of(posterior, potential, (), None)
+        arrays = draws_of(posterior, context, potential, self.num_draws, by_chain, seed)
+        if missing := [name for name in truth if name not in arrays]:
+            raise ValueError(f"run_inference gave no draws of the latent sites {missing}")
+        check_shapes(arrays, potential.sites, "run_inference(...)")
+        values = {}
+        for name, true in truth.items():
+            draws = arrays[name].reshape(-1, *true.shape)
+            if len(draws) < self.num_draws:
+                raise ValueError(
+                    f"run_inference gave {len(draws)} draws, wanted at least num_draws = "
+                    f"{self.num_draws}"
+                )
+            # The last of equally long stretches, so that neighbours lie far apart.
+            kept = np.arange(1, self.num_draws + 1) * len(draws) // self.num_draws - 1
+            rows = torch.as_tensor(draws[kept], dtype=true.dtype, device=true.device)
+            values[name] = torch.cat([true[None], rows])
+        return values
+
+    def _quantities(
+        self, values: Mapping[str, Tensor], potential: Potential, data: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Quantities at the true values and, below, at the draws."""
+        result: dict[str, Tensor] = {}
+        if self.log_likelihood:
+            terms = potential.log_likelihood(values).values()
+            sums = [term.reshape(len(term), -1).sum(1) for term in terms]
+            result[LOG_LIKELIHOOD] = torch.stack(sums).sum(0)
+        if self.quantities:
+            rows = {**values, **potential.deterministic(values)}
+            for name, quantity in self.quantities.items():
+                outcomes = [
+                    torch.as_tensor(quantity({k: v[row] for k, v in rows.items()} | dict(data)))
+                    for row in range(self.num_draws + 1)
+                ]
+                result[name] = torch.stack(outcomes).detach()
+        return result
+
+
+def run_simulations(
+    experiment: Experiment,
+    potential: Potential,
+    num_simulations: int,
+    executor: Executor | None,
+    progress: bool,
+) -> tuple[dict[int, Ranks | str], bool]:
+    """Run simulations, one after the other or on an executor.
+
+    :param Experiment experiment: what they share.
+    :param Potential potential: potential of its model.
+    :param int num_simulations: how many.
+    :param Executor executor: where they run, ``None`` for here.
+    :param bool progress: whether to show a progress bar.
+    :returns: ranks, or the traceback of what went wrong, by number of the simulation, and whether
+        the run was interrupted.
+    """
+    outcomes: dict[int, Ranks | str] = {}
+    futures: dict[Future[Ranks | str], int] = {}
+    try:
+        with tqdm(total=num_simulations, desc="SBC", unit="run", disable=not progress) as bar:
+            if executor is None:
+                for number in range(num_simulations):
+                    outcomes[number] = _attempt(partial(experiment.simulate, number, potential))
+                    bar.update()
+            else:
+                # Models and functions are often local ones, which only this can send.
+                import cloudpickle
+
+                payload = cloudpickle.dumps(experiment)
+                for number in range(num_simulations):
+                    futures[executor.submit(_simulate_elsewhere, payload, number)] = number
+            for future in as_completed(futures):
+                outcomes[futures[future]] = _attempt(future.result)
+                bar.update()
+    except KeyboardInterrupt:
+        for future in futures:
+            future.cancel()
+        return outcomes, True
+    return outcomes, False
+
+
+def _simulate_elsewhere(payload: bytes, number: int) -> Ranks | str:
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as many workers as there are cores leave no core to spare
+    try:
+        return _attempt(partial(_simulate_pickled, payload, number))
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _simulate_pickled(payload: bytes, number: int) -> Ranks:
+    experiment: Experiment = pickle.loads(payload)
+    with experiment.surroundings(experiment.seed):
+        potential = experiment.potential()
+    return experiment.simulate(number, potential)
+
+
+def _attempt(function: Callable[[], Ranks | str]) -> Ranks | str:
+    """What a function returns, or the traceback of its error; not every error can be sent."""
+    try:
+        return function()
+    except Exception:
+        return traceback.format_exc()
+
+
+def _seeds(seed: int, number: int) -> list[int]:
+    words = np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(3)
+    return [int(word) for word in words]
+
+
+@contextmanager
+def _surroundings(seed: int, params: StateDict, dtype: torch.dtype) -> Iterator[None]:
+    """Global state that depends on nothing that ran before, and what there was put back after."""
+    state, own_dtype = get_rng_state(), torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        set_rng_seed(seed)
+        with pyro.get_param_store().scope(_copied(params)):
+            yield
+    finally:
+        torch.set_default_dtype(own_dtype)
+        set_rng_state(state)
+
+
+def _copied(params: StateDict) -> StateDict:
+    """State of a parameter store, which inference may change without changing the original."""
+    return {
+        "params": {
+            name: value.detach().clone().requires_grad_()
+            for name, value in params["params"].items()
+        },
+        "constraints": dict(params["constraints"]),
+    }
+
+
+def _as_observed(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A simulated value in the type of what was observed: Pyro draws counts as floating numbers."""
+    return value if dtype.is_floating_point else value.to(dtype)
+
+
+def _rank(
+    name: str, values: npt.NDArray[Any], generator: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Rank of the first row among the others, with ties broken at random."""
+    if np.isnan(values).any():
+        raise ValueError(f"{name!r} has values that are not numbers")
+    true, draws = values[0], values[1:]
+    below, ties = (draws < true).sum(0), (draws == true).sum(0)
+    return np.asarray(below + generator.integers(0, ties, endpoint=True), dtype=np.int64)

@@ -1,0 +1,341 @@
+"""Simulation-based calibration: whether an inference finds the parameters that made the data."""
+
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyro
+import torch
+
+from pyro_ext.diagnostics._simulations import (
+    LOG_LIKELIHOOD,
+    Experiment,
+    Quantity,
+    Ranks,
+    run_simulations,
+)
+from pyro_ext.diagnostics._uniformity import ecdf_p_value, ecdf_statistic, holm
+from pyro_ext.potential import Potential
+from pyro_ext.random import fresh_seed
+
+__all__ = ["SBCResult", "sbc"]
+
+
+@dataclass(frozen=True)
+class SBCResult:
+    """Ranks of true values among draws of their posterior.
+
+    With a right posterior each rank is uniform on ``0, ..., num_draws``. Ranks that are mostly low
+    say that the posterior lies too high, and the other way round. Ranks at both ends say that it is
+    too narrow, ranks in the middle that it is too wide.
+
+    :param dict ranks: ranks by latent site and quantity. **Shape:** ``(num_simulations, *event)``.
+    :param int num_draws: number of draws that each true value is ranked among.
+    :param simulations: numbers of the simulations in ``ranks``. **Shape:** ``(num_simulations,)``.
+    :param Mapping failures: the traceback of what went wrong, by number of the simulation.
+    :param bool interrupted: whether Ctrl-C left out simulations.
+    :param Mapping dims: names of the dimensions after the simulation.
+
+    Example::
+
+        >>> ranks = np.random.default_rng(0).integers(0, 100, size=(200, 2))
+        >>> result = SBCResult({"loc": ranks, "too_high": ranks[:, 0] // 2}, num_draws=99)
+        >>> result.uniformity()["mean_rank"].round(2).to_list()
+        [0.51, 0.54, 0.25]
+        >>> result.is_calibrated(), result.is_calibrated(names=["loc"])
+        (False, True)
+    """
+
+    ranks: Ranks
+    num_draws: int
+    simulations: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    failures: Mapping[int, str] = field(default_factory=dict)
+    interrupted: bool = False
+    dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def columns(
+        self, names: Collection[str] | None = None, pool: bool | Collection[str] = False
+    ) -> dict[str, npt.NDArray[np.int64]]:
+        """Ranks of each scalar, or of all elements of a site together.
+
+        :param Collection names: sites and quantities, by default all.
+        :param pool: see :meth:`uniformity`.
+        :returns: ranks by label such as ``"theta[0, 2]"``. **Shape:** ``(num_ranks,)`` each.
+        :raises ValueError: for a name that has no ranks.
+        """
+        columns = {}
+        pooled = self._known(pool, "pool") if not isinstance(pool, bool) else []
+        for name in self._known(names, "names"):
+            ranks = self.ranks[name]
+            if pool is True or name in pooled or ranks.ndim == 1:
+                columns[name] = ranks.ravel()
+                continue
+            for index in np.ndindex(ranks.shape[1:]):
+                columns[f"{name}[{', '.join(map(str, index))}]"] = ranks[(slice(None), *index)]
+        return columns
+
+    def uniformity(
+        self, names: Collection[str] | None = None, pool: bool | Collection[str] = False
+    ) -> Any:
+        """Test whether ranks are uniform, for each scalar.
+
+        The test looks at all of the empirical distribution function at once [1]; its p-values are
+        computed exactly and then adjusted for the number of rows, after Holm.
+
+        :param Collection names: sites and quantities to test, by default all.
+        :param pool: take the ranks of all elements of a site as one sample: ``True`` for all sites,
+            or names. It makes the test sharper where elements are independent of each other given
+            the data, as replicates are, and wrong elsewhere: ranks of dependent elements are alike.
+        :returns: a data frame with the columns ``num_ranks``; ``mean_rank``, between 0 and 1 and
+            0.5 where calibrated, below where the posterior lies too high; ``spread``, the standard
+            deviation of the ranks in that of uniform ones, 1 where calibrated, above where the
+            posterior is too narrow; ``statistic``, ``p_value`` and ``adjusted_p_value``.
+        :raises ValueError: for a name that has no ranks.
+
+        [1] T. Saeilynoja, P.-C. Buerkner, A. Vehtari (2022), Graphical test for discrete uniformity
+        and its applications in goodness-of-fit evaluation and multiple sample comparison.
+        """
+        import pandas
+
+        columns = self.columns(names, pool)
+        rows = []
+        for ranks in columns.values():
+            statistic = float(ecdf_statistic(ranks[:, None], self.num_draws)[0])
+            uniform_variance = self.num_draws * (self.num_draws + 2) / 12.0
+            rows.append(
+                {
+                    "num_ranks": len(ranks),
+                    "mean_rank": ranks.mean() / self.num_draws,
+                    "spread": (((ranks - self.num_draws / 2.0) ** 2).mean() / uniform_variance)
+                    ** 0.5,
+                    "statistic": statistic,
+                    "p_value": ecdf_p_value(statistic, len(ranks), self.num_draws),
+                }
+            )
+        table = pandas.DataFrame(rows, index=list(columns))
+        return table.assign(adjusted_p_value=holm(table["p_value"].to_numpy()))
+
+    def is_calibrated(
+        self,
+        level: float = 0.01,
+        names: Collection[str] | None = None,
+        pool: bool | Collection[str] = False,
+    ) -> bool:
+        """Whether no test of :meth:`uniformity` rejects.
+
+        :param float level: chance that a calibrated inference is found not to be so.
+        :param Collection names: sites and quantities to test, by default all.
+        :param pool: see :meth:`uniformity`.
+        """
+        if not 0.0 < level < 1.0:
+            raise ValueError(f"level must lie between 0 and 1, got {level!r}")
+        return bool(self.uniformity(names, pool)["adjusted_p_value"].min() > level)
+
+    def summary(
+        self, names: Collection[str] | None = None, pool: bool | Collection[str] = False
+    ) -> None:
+        """Print the table of :meth:`uniformity`, and what became of the simulations."""
+        print(self.uniformity(names, pool).to_string(float_format="{:.3g}".format))
+        finished = len(next(iter(self.ranks.values())))
+        print(f"{finished} simulations, true values ranked among {self.num_draws} draws")
+        if self.interrupted:
+            print("interrupted before the rest of the simulations")
+        if self.failures:
+            print(f"{len(self.failures)} simulations failed, see failures: {list(self.failures)}")
+
+    def to_xarray(self) -> Any:
+        """Ranks as an :class:`xarray.Dataset`, with dimensions named after the plates."""
+        import xarray
+
+        variables = {}
+        for name, ranks in self.ranks.items():
+            numbered = [f"{name}_dim_{number}" for number in range(ranks.ndim - 1)]
+            variables[name] = (("simulation", *self.dims.get(name, numbered)), ranks)
+        coords = {"simulation": self.simulations} if len(self.simulations) else {}
+        return xarray.Dataset(variables, coords=coords, attrs={"num_draws": self.num_draws})
+
+    def _known(self, names: Collection[str] | None, argument: str) -> list[str]:
+        wanted = list(self.ranks) if names is None else list(names)
+        if isinstance(names, str) or set(wanted) - set(self.ranks):
+            raise ValueError(
+                f"{argument} must be a list of names among {list(self.ranks)}, got {names!r}"
+            )
+        return wanted
+
+
+def sbc(
+    model: Callable[..., Any],
+    run_inference: Callable[..., Any],
+    num_simulations: int = 100,
+    *args: Any,
+    quantities: Mapping[str, Quantity] | None = None,
+    log_likelihood: bool = True,
+    num_draws: int = 100,
+    executor: Executor | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+    **kwargs: Any,
+) -> SBCResult:
+    """Check an inference by simulation-based calibration [1].
+
+    Each simulation draws the latent sites and data over the whole of every plate from the prior,
+    infers the latent sites from those data, and ranks the values that made the data among the
+    draws. Where the inference is exact, the ranks are uniform.
+
+    Ranks of latent sites alone do not see everything: those of the prior itself are uniform. Ranks
+    of quantities that depend on the data see more [2], which is why the log likelihood of all data
+    is among them.
+
+    :param model: a Pyro model with proper priors. What ``pyro.factor`` adds to its density is not
+        in the draws of its prior.
+    :param run_inference: maps a model and its arguments to a posterior: a sampler that has run, a
+        dict of draws, or a trained guide, as :func:`~pyro_ext.diagnostics.to_arviz` takes them. The
+        model is the one given, but observes the simulated data, whatever the arguments hold. Let it
+        take its randomness from the global generators, which are seeded: with a fixed seed of its
+        own all simulations would share their noise.
+    :param int num_simulations: number of simulations.
+    :param args: arguments of the model.
+    :param Mapping quantities: by name, functions to be ranked as well. They map one value of each
+        latent, deterministic and observed site to a tensor of any fixed shape; the data are the
+        simulated ones.
+    :param bool log_likelihood: whether ``"log_likelihood"`` is among the quantities.
+    :param int num_draws: number of draws to rank among, taken at equal distances from those of the
+        posterior. Autocorrelated draws make ranks pile up at both ends, so let the sampler thin.
+    :param Executor executor: where simulations run: a pool of processes or the executor of a Dask
+        client; by default here, one after the other. Each then runs on one thread.
+    :param int seed: results depend on the seed and not on the executor; ``None`` takes one from
+        PyTorch's generator.
+    :param bool progress: whether to show a progress bar.
+    :param kwargs: keyword arguments of the model.
+    :returns: the ranks. On Ctrl-C it holds those of the simulations that have finished.
+    :raises TypeError: for an argument of a wrong type.
+    :raises ValueError: for numbers out of range, a model that observes nothing or whose prior
+        cannot be drawn from, and a pool of threads, which would share Pyro's global state.
+    :raises RuntimeError: where all simulations fail; others that fail are left out with a warning.
+
+    [1] S. Talts, M. Betancourt, D. Simpson, A. Vehtari, A. Gelman (2018), Validating Bayesian
+    inference algorithms with simulation-based calibration.
+
+    [2] M. Modrak, A. H. Moon, S. Kim, P. Buerkner, N. Huurre, K. Faltejskova, A. Gelman, A. Vehtari
+    (2023), Simulation-based calibration checking for Bayesian computation: the choice of test
+    quantities shapes sensitivity.
+
+    Example::
+
+        >>> def model(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> def exact(model, x):  # the posterior is Normal(x / 2, 1 / sqrt(2))
+        ...     x = pyro.poutine.trace(model).get_trace(x).nodes["x"]["value"]
+        ...     return {"loc": x / 2 + torch.randn(100) / 2**0.5}
+        >>> result = sbc(model, exact, 100, torch.zeros(()), seed=0, progress=False)
+        >>> result.is_calibrated()
+        True
+    """
+    quantities = dict(quantities or {})
+    _check(run_inference, num_simulations, quantities, num_draws, executor)
+    store = pyro.get_param_store().get_state()
+    experiment = Experiment(
+        model=model,
+        args=args,
+        kwargs=kwargs,
+        run_inference=run_inference,
+        quantities=quantities,
+        log_likelihood=log_likelihood,
+        num_draws=num_draws,
+        seed=fresh_seed(seed),
+        params=store,
+        dtype=torch.get_default_dtype(),
+    )
+    with experiment.surroundings(experiment.seed):
+        potential = experiment.potential()
+        _check_model(potential, quantities, log_likelihood)
+    outcomes, interrupted = run_simulations(
+        experiment, potential, num_simulations, executor, progress
+    )
+    ordered = sorted(outcomes.items())
+    failures = {number: text for number, text in ordered if isinstance(text, str)}
+    finished = {number: ranks for number, ranks in ordered if not isinstance(ranks, str)}
+    if not finished:
+        if interrupted:
+            raise KeyboardInterrupt
+        raise RuntimeError(
+            f"all {len(failures)} simulations failed, the first with\n"
+            f"{next(iter(failures.values()))}"
+        )
+    if failures:
+        number, text = next(iter(failures.items()))
+        warnings.warn(
+            f"{len(failures)} of {len(outcomes)} simulations failed and are left out, which biases "
+            "the ranks unless they failed for reasons that have nothing to do with the data; "
+            f"simulation {number} with {text.strip().splitlines()[-1]}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    rows = list(finished.values())
+    return SBCResult(
+        ranks={name: np.stack([row[name] for row in rows]) for name in rows[0]},
+        num_draws=num_draws,
+        simulations=np.array(list(finished)),
+        failures=failures,
+        interrupted=interrupted,
+        dims=_dims(potential, rows[0]),
+    )
+
+
+def _check(
+    run_inference: object,
+    num_simulations: object,
+    quantities: Mapping[str, object],
+    num_draws: object,
+    executor: object,
+) -> None:
+    if not callable(run_inference):
+        raise TypeError(f"run_inference must be callable, got {run_inference!r:.80}")
+    for argument, value in (("num_simulations", num_simulations), ("num_draws", num_draws)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{argument} must be a positive integer, got {value!r:.80}")
+    for name, quantity in quantities.items():
+        if not callable(quantity):
+            raise TypeError(f"quantities[{name!r}] must be callable, got {quantity!r:.80}")
+    if executor is not None and not isinstance(executor, Executor):
+        raise TypeError(
+            f"executor must be a concurrent.futures.Executor or None, got {executor!r:.80}"
+        )
+    if isinstance(executor, ThreadPoolExecutor):
+        raise ValueError(
+            "executor must run in processes, got a ThreadPoolExecutor, whose threads would share "
+            "the global state of Pyro"
+        )
+
+
+def _check_model(
+    potential: Potential, quantities: Mapping[str, object], log_likelihood: bool
+) -> None:
+    if not potential.observed_sites:
+        raise ValueError("model has no observed site, so there are no data to simulate")
+    taken = {*potential.sites, *([LOG_LIKELIHOOD] if log_likelihood else [])}
+    if clash := sorted(taken & set(quantities)):
+        raise ValueError(f"quantities names {clash}, which are ranked already")
+    if log_likelihood and LOG_LIKELIHOOD in potential.sites:
+        raise ValueError(
+            "model has a site 'log_likelihood': rename it, or pass log_likelihood=False"
+        )
+    potential.prior(1)
+
+
+def _dims(potential: Potential, ranks: Ranks) -> dict[str, tuple[str, ...]]:
+    """Names of dimensions: plates, unless a variable has that name, else numbers."""
+    dims = {}
+    for name, array in ranks.items():
+        numbered = [f"{name}_dim_{number}" for number in range(array.ndim)]
+        plates = list(potential.sites[name].dims) if name in potential.sites else []
+        for position, plate in enumerate(plates):
+            if plate is not None and plate not in ranks:
+                numbered[position] = plate
+        dims[name] = tuple(numbered)
+    return dims

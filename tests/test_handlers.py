@@ -1,0 +1,203 @@
+"""Handlers change what a model observes, whatever runs the model."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import NUTS, SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.infer.reparam import LocScaleReparam
+from torch import Tensor
+
+from pyro_ext.handlers import replace_observations
+from pyro_ext.inference import MCMC, SGLD
+from pyro_ext.potential import Potential
+
+BACKENDS = ("eager", "trace", "compile")
+
+
+def crossed(x: Tensor, size: int | None = None) -> None:
+    """Two subsampled plates, one inside the other, a local latent variable and an event."""
+    loc = pyro.sample("loc", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+    with pyro.plate("rows", 10, subsample_size=size and 3, dim=-1) as row:
+        shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+        with pyro.plate("columns", 6, subsample_size=size and 2, dim=-2) as column:
+            normal = dist.Normal(loc + shift[..., None], 1.0).to_event(1)
+            pyro.sample("x", normal, obs=x[column][:, row])
+
+
+def plain(x: Tensor, size: int | None = None) -> None:
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), subsample_size=size) as index:
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x[index])
+
+
+@pytest.fixture
+def pair() -> tuple[Tensor, Tensor]:
+    return torch.randn(6, 10, 4), torch.randn(6, 10, 4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [None, 3])
+def test_potential_is_that_of_the_other_data(pair, size, backend):
+    own, other = pair
+    replaced = Potential(replace_observations(crossed, {"x": other}), own, size, backend=backend)
+    wanted = Potential(crossed, other, size, backend=backend)
+    z = wanted.init(3, seed=0)
+    subsample = {
+        plate.name: torch.stack([torch.randperm(plate.size) for _ in range(3)])[
+            :, : plate.subsample_size
+        ]
+        for plate in wanted.subsampled_plates
+    }
+    torch.testing.assert_close(replaced(z, subsample), wanted(z, subsample))
+    torch.testing.assert_close(replaced.full(z), wanted.full(z))
+    assert not torch.allclose(replaced.full(z), Potential(crossed, own, size).full(z))
+    gradients = replaced.value_and_grad(z, subsample)[1], wanted.value_and_grad(z, subsample)[1]
+    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(replaced.observations()["x"], other)
+
+
+def test_each_subsample_gets_its_own_elements():
+    """A plate that is sampled by Pyro itself, run by run."""
+    data = torch.arange(20.0)
+    model = replace_observations(plain, {"x": data})
+    seen = set()
+    for _ in range(10):
+        trace = poutine.trace(model).get_trace(torch.zeros(20), 5)
+        index, value = trace.nodes["data"]["value"], trace.nodes["x"]["value"]
+        torch.testing.assert_close(value, data[index])
+        seen.update(index.tolist())
+    assert len(seen) > 10
+
+
+def test_svi_with_minibatches_finds_the_other_data():
+    torch.manual_seed(0)
+    model = replace_observations(plain, {"x": torch.full((50,), 5.0)})
+    guide = AutoNormal(model)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    for _ in range(400):
+        svi.step(torch.zeros(50), size=10)
+    assert float(guide.median(torch.zeros(50), size=10)["loc"]) == pytest.approx(4.9, abs=0.3)
+
+
+@pytest.mark.parametrize("kernel", [NUTS, SGLD])
+def test_kernels_take_the_replaced_model(kernel):
+    model = replace_observations(plain, {"x": torch.full((50,), 5.0)})
+    mcmc = MCMC(kernel(model), 20, warmup_steps=300, seed=0, progress=False).run(torch.zeros(50))
+    assert float(mcmc.get_samples()["loc"].mean()) == pytest.approx(4.9, abs=0.3)
+
+
+def test_only_named_sites_are_replaced():
+    def model() -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=torch.tensor(1.0))
+        pyro.sample("y", dist.Normal(loc, 1.0), obs=torch.tensor(2.0))
+
+    replaced = replace_observations(model, {"y": torch.tensor(7.0)})
+    nodes = poutine.trace(replaced).get_trace().nodes
+    assert [float(nodes[name]["value"]) for name in ("x", "y")] == [1.0, 7.0]
+    assert nodes["y"]["is_observed"] and not nodes["loc"]["is_observed"]
+
+
+def test_a_site_without_data_of_its_own_becomes_observed():
+    def model() -> Tensor:
+        return pyro.sample("x", dist.Normal(pyro.sample("loc", dist.Normal(0.0, 1.0)), 1.0))
+
+    replaced = replace_observations(model, {"x": torch.tensor(3.0)})
+    assert float(replaced()) == 3.0
+    assert list(Potential(replaced).observed_sites) == ["x"]
+
+
+def test_what_follows_an_observation_sees_the_new_one():
+    def model(x: Tensor) -> None:
+        first = pyro.sample(
+            "first", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x
+        )
+        pyro.deterministic("twice", 2.0 * first)
+
+    replaced = replace_observations(model, {"first": torch.tensor(3.0)})
+    assert float(poutine.trace(replaced).get_trace(torch.zeros(())).nodes["twice"]["value"]) == 6.0
+
+
+def test_under_reparameterization_and_condition(pair):
+    own, other = pair
+    config = {"shift": LocScaleReparam(0.0)}
+    inner = poutine.reparam(poutine.condition(crossed, data={"loc": torch.ones(4)}), config=config)
+    outer = poutine.reparam(
+        replace_observations(crossed, {"x": other, "loc": torch.ones(4)}), config
+    )
+    wanted = Potential(inner, other, 3)
+    z = wanted.init(2, seed=0)
+    for model in (replace_observations(inner, {"x": other}), outer):
+        torch.testing.assert_close(Potential(model, own, 3).full(z), wanted.full(z))
+
+
+def test_masked_observations():
+    present = torch.tensor([True, False, True])
+
+    def model(x: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 3), poutine.mask(mask=present):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    other = torch.tensor([1.0, 50.0, 2.0])
+    replaced = Potential(replace_observations(model, {"x": other}), torch.zeros(3))
+    z = {"loc": torch.tensor([0.5])}
+    torch.testing.assert_close(replaced(z), Potential(model, other)(z))
+
+
+def test_a_part_that_the_model_picks_is_taken_as_it_is():
+    def model(x: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 10, subsample=torch.tensor([4, 7])) as index:
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x[index])
+
+    other = torch.tensor([1.0, 2.0])
+    replaced = replace_observations(model, {"x": other})
+    potential = Potential(replaced, torch.zeros(10))
+    torch.testing.assert_close(potential.observations()["x"], other)
+    with pytest.raises(ValueError, match=r"data\['x'\] has shape \(10,\), wanted 2 elements"):
+        replace_observations(model, {"x": torch.zeros(10)})(torch.zeros(10))
+
+
+def test_sequential_plate():
+    def model(x: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        for i in pyro.plate("data", 3):
+            pyro.sample(f"x_{i}", dist.Normal(loc, 1.0), obs=x[i])
+
+    data = {f"x_{i}": torch.tensor(float(i)) for i in range(3)}
+    observed = Potential(replace_observations(model, data), torch.zeros(3)).observations()
+    torch.testing.assert_close(observed, data)
+
+
+def test_errors_name_site_and_plate():
+    with pytest.raises(ValueError, match=r"data\['x'\] has shape \(5,\), wanted 20 elements along"):
+        replace_observations(plain, {"x": torch.zeros(5)})(torch.zeros(20), 5)
+    with pytest.raises(ValueError, match=r"data names \['y'\], which are no sample sites"):
+        replace_observations(plain, {"y": torch.zeros(20)})(torch.zeros(20))
+
+    def with_ratio(x: Tensor) -> None:
+        pyro.deterministic("ratio", pyro.sample("loc", dist.Normal(0.0, 1.0)) * x)
+
+    with pytest.raises(ValueError, match="'ratio', which is a deterministic site"):
+        replace_observations(with_ratio, {"ratio": torch.ones(())})(torch.ones(()))
+
+    plate = pyro.plate("early", 8, subsample_size=2)
+
+    def late(x: Tensor) -> None:
+        with plate as index:
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x[index])
+
+    with pytest.raises(ValueError, match="plate 'early' subsamples and was made outside"):
+        replace_observations(late, {"x": torch.zeros(8)})(torch.zeros(8))
+
+
+def test_errors_of_the_model_come_through():
+    def broken() -> None:
+        raise RuntimeError("of the model")
+
+    with pytest.raises(RuntimeError, match="of the model"):
+        replace_observations(broken, {"x": torch.zeros(())})()
