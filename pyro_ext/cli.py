@@ -1,11 +1,15 @@
 """The ``pyro-ext`` command: the door of the house."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pyro_ext import __version__
+
+if TYPE_CHECKING:
+    from pyro_ext._pages import Page
 
 __all__ = ["app", "main"]
 
@@ -49,6 +53,98 @@ def demo(
     from pyro_ext.tutorials import demo as page
 
     page.run(output, num_chains, num_draws, cycle_length, seed)
+
+
+Output = Annotated[
+    Path, typer.Option(help="Folder of the reports and figures, with a folder for each page.")
+]
+
+
+def _pages() -> "list[Page]":
+    # Only their folder: a page runs when it is imported.
+    from pyro_ext._pages import find_pages
+    from pyro_ext.tutorials import papers
+
+    return find_pages(Path(papers.__path__[0]))
+
+
+@app.command(name="list")
+def list_pages(output: Output = Path("figures")) -> None:
+    """List the pages of papers, what they claim, and what their last runs gave."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from pyro_ext._pages import last_result
+
+    table = Table("slug", "page and its claims", "last result", show_lines=True)
+    for page in _pages():
+        claims = "".join(f"\n- {escape(statement)}" for statement in page.statements)
+        table.add_row(
+            page.slug,
+            f"[bold]{escape(page.title)}[/]{claims}",
+            escape(last_result(page, output)),
+        )
+    Console().print(table)
+
+
+@app.command()
+def reproduce(
+    slugs: Annotated[
+        list[str] | None, typer.Argument(metavar="SLUG", help="Pages, as `list` names them.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Run all pages.")] = False,
+    output: Output = Path("figures"),
+    seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
+    seeds: Annotated[int, typer.Option(min=3, help="Number of seeds.")] = 3,
+) -> None:
+    """Run pages of papers and check their claims; fails where a claim fails."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from pyro_ext._pages import choose, run_page
+
+    if every == bool(slugs):
+        raise typer.BadParameter("give either slugs of pages or --all; `pyro-ext list` shows them")
+    pages = _pages()
+    try:
+        chosen = pages if every else choose(pages, slugs or [])
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    outcomes = []
+    for page in chosen:
+        typer.echo(f"{page.slug}: {page.title}")
+        outcomes.append(run_page(page, output, range(seed, seed + seeds)))
+    table = Table("slug", "result", "seconds", "")
+    for outcome in outcomes:
+        table.add_row(
+            outcome.page.slug,
+            escape(outcome.verdict),
+            f"{outcome.seconds:.0f}",
+            "[green]passed[/]" if outcome.passed else "[bold red]FAILED[/]",
+        )
+    Console().print(table)
+    if not all(outcome.passed for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    compile: Annotated[bool, typer.Option(help="Try the C++ compiler.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for bug reports.")] = False,
+) -> None:
+    """Show versions, devices, the compiler, threads, and what is missing for which extra."""
+    from rich.console import Console
+
+    from pyro_ext._doctor import diagnose
+
+    diagnosis = diagnose(compile=compile)
+    if as_json:
+        typer.echo(json.dumps(diagnosis.to_json(), indent=2))
+    else:
+        diagnosis.print(Console())
+    raise typer.Exit(diagnosis.status)
 
 
 def main() -> None:

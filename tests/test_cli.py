@@ -1,13 +1,18 @@
-"""The command, and the demonstration it runs."""
+"""The command, the demonstration it runs, and the pages it knows."""
 
 import json
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from pyro_ext import __version__
+from pyro_ext import __version__, _doctor, cli
+from pyro_ext._pages import find_pages
 from pyro_ext.cli import app
+from pyro_ext.reproduction import Report
 from pyro_ext.tutorials import demo
 
 runner = CliRunner()
@@ -23,6 +28,125 @@ def test_help_and_version():
 def test_bad_arguments():
     result = runner.invoke(app, ["demo", "--num-chains", "0"])
     assert result.exit_code == 2 and "num-chains" in result.output
+
+
+PAGE = """'A page that counts.'
+import os
+from pyro_ext.reproduction import Claim, Report, seeds
+
+values = dict.fromkeys(seeds(), {value})
+claim = Claim("The count is [one].", values, comparison="<=", bound=1, source="here")
+report = Report("{slug}", [claim])
+report.save(os.environ["PYRO_EXT_FIGURES"])
+report.exit()
+"""
+CRASH = "'A page that stops.'\n1 / 0\n"
+
+
+@pytest.fixture
+def pages(tmp_path, monkeypatch):
+    """Pages of three fates instead of the real ones, which take minutes."""
+    monkeypatch.delenv("PYRO_EXT_SMOKE", raising=False)
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    (folder / "counts.py").write_text(PAGE.format(slug="counts", value=1))
+    (folder / "counts_wrong.py").write_text(PAGE.format(slug="counts-wrong", value=2))
+    (folder / "crashes.py").write_text(CRASH)
+    monkeypatch.setattr(cli, "_pages", lambda: find_pages(folder))
+    # Wide enough that no word is broken.
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def rows(output):
+    """First cell of each row of a table, with the whole row."""
+    lines = [line for line in output.splitlines() if line.startswith("│")]
+    return {line.split("│")[1].strip(): line for line in lines}
+
+
+def test_list_knows_the_real_pages(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    result = runner.invoke(app, ["list", "--output", "a-folder-that-is-not-there"])
+    assert result.exit_code == 0
+    assert "not run" in rows(result.output)["px-sgmcmc"]
+    assert "With a cyclical step size one chain finds most of 25 modes." in result.output
+
+
+def test_every_real_page_says_what_it_claims():
+    for page in cli._pages():
+        assert page.statements and page.title != page.path.stem, page.path
+
+
+def test_list_loads_no_torch():
+    code = (
+        "import sys; from typer.testing import CliRunner; from pyro_ext.cli import app; "
+        "result = CliRunner().invoke(app, ['list']); "
+        "sys.exit(result.exit_code or 2 * ('torch' in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_reproduce_one(pages, tmp_path):
+    output = str(tmp_path / "out")
+    assert "not run" in rows(runner.invoke(app, ["list", "--output", output]).output)["counts"]
+    options = ["--output", output, "--seed", "4", "--seeds", "5"]
+    result = runner.invoke(app, ["reproduce", "counts", *options])
+    assert result.exit_code == 0, result.output
+    assert "1 of 1 claims hold" in rows(result.output)["counts"]
+    report = Report.load(tmp_path / "out" / "counts")
+    assert list(report.claims[0].values) == [4, 5, 6, 7, 8]
+    listed = runner.invoke(app, ["list", "--output", output]).output
+    assert f"1 of 1 claims hold ({report.date[:10]})" in rows(listed)["counts"]
+    assert "A page that counts." in listed and "- The count is [one]." in listed
+
+
+def test_reproduce_all_goes_on_after_a_failure(pages, tmp_path):
+    result = runner.invoke(app, ["reproduce", "--all", "--output", str(tmp_path)])
+    assert result.exit_code == 1
+    table = rows(result.output)
+    assert list(table) == ["counts", "counts-wrong", "crashes"]
+    assert "passed" in table["counts"]
+    assert "0 of 1 claims hold" in table["counts-wrong"] and "FAILED" in table["counts-wrong"]
+    assert "stopped with status 1" in table["crashes"] and "FAILED" in table["crashes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["counts-wrnog"], "slug must be one of counts-wrong, counts, crashes; got 'counts-wrnog'"),
+        ([], "give either slugs of pages or --all"),
+        (["counts", "--all"], "give either slugs of pages or --all"),
+        (["counts", "--seeds", "2"], "--seeds"),
+        (["counts", "--seed", "-1"], "--seed"),
+    ],
+)
+def test_bad_arguments_of_reproduce(pages, tmp_path, arguments, words):
+    result = runner.invoke(app, ["reproduce", *arguments, "--output", str(tmp_path / "out")])
+    assert result.exit_code == 2 and words in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_doctor():
+    result = runner.invoke(app, ["doctor", "--no-compile"])
+    assert result.exit_code == 0
+    for words in ("versions", "pyro-ppl", "devices", "cpu", "threads", "extras", "not tried"):
+        assert words in result.output
+
+
+def test_doctor_writes_json(monkeypatch):
+    compiler = _doctor.Compiler("g++", True, 2.5)
+    monkeypatch.setattr(_doctor, "try_compiler", lambda: compiler)
+    result = runner.invoke(app, ["doctor", "--json"])
+    content = json.loads(result.output)
+    assert content["system"]["pyro-ext"] == __version__
+    assert content["compiler"]["seconds"] == 2.5
+    assert content["devices"][0]["device"] == "cpu" and content["extras"]["data"]["fix"] is None
+
+
+def test_doctor_fails_without_a_core_requirement(monkeypatch):
+    diagnosis = _doctor.diagnose(compile=False)
+    lost = replace(diagnosis.core[0], installed=None, fits=False)
+    monkeypatch.setattr(_doctor, "diagnose", lambda compile: replace(diagnosis, core=[lost]))
+    assert runner.invoke(app, ["doctor"]).exit_code == 1
 
 
 def test_network_broadcasts_over_draws():

@@ -1,0 +1,151 @@
+"""The pages of papers: found and read without running them, and run each in its own process."""
+
+import ast
+import difflib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyro_ext.reproduction import FILE_NAME, SEEDS_VARIABLE, Report
+
+__all__ = ["Outcome", "Page", "choose", "find_pages", "last_result", "run_page"]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A script that checks the claims of a paper.
+
+    :param Path path: the script.
+    :param str title: first line of its docstring.
+    :param tuple statements: what it claims.
+    """
+
+    path: Path
+    title: str
+    statements: tuple[str, ...]
+
+    @property
+    def slug(self) -> str:
+        """Its short name, which its report bears too."""
+        return self.path.stem.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of a page ended.
+
+    :param Page page: the page.
+    :param int returncode: exit status of its process.
+    :param float seconds: how long it ran.
+    :param Report report: the report it left, if it left one.
+    """
+
+    page: Page
+    returncode: int
+    seconds: float
+    report: Report | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the page ran to its end and no claim failed."""
+        return self.returncode == 0 and self.report is not None and self.report.status == 0
+
+    @property
+    def verdict(self) -> str:
+        """What came out, in a few words."""
+        if self.returncode and (self.report is None or not self.report.status):
+            return f"stopped with status {self.returncode}"
+        return "left no report" if self.report is None else self.report.verdict
+
+
+def find_pages(folder: Path) -> list[Page]:
+    """Read the scripts of a folder without running them.
+
+    :param Path folder: where the scripts are; names that begin with an underscore are none.
+    :returns: the pages, by name.
+    """
+    pages = []
+    for path in sorted(folder.glob("[!_]*.py")):
+        tree = ast.parse(path.read_text("utf-8"))
+        title = (ast.get_docstring(tree) or path.stem).splitlines()[0]
+        pages.append(Page(path, title, tuple(_statements(tree))))
+    return pages
+
+
+def choose(pages: Sequence[Page], slugs: Sequence[str]) -> list[Page]:
+    """Pages by their names.
+
+    :param Sequence pages: all pages.
+    :param Sequence slugs: names; underscores will do for hyphens.
+    :raises ValueError: for a name that no page has; tells which there are, the likeliest first.
+    """
+    known = {page.slug: page for page in pages}
+    chosen = []
+    for slug in slugs:
+        name = slug.lower().replace("_", "-")
+        if name not in known:
+            close = difflib.get_close_matches(name, known)
+            others = [other for other in known if other not in close]
+            raise ValueError(f"slug must be one of {', '.join([*close, *others])}; got {slug!r}")
+        chosen.append(known[name])
+    return list(dict.fromkeys(chosen))
+
+
+def run_page(page: Page, output: Path, seeds: Sequence[int]) -> Outcome:
+    """Run a page in a process of its own, which prints as it likes.
+
+    :param Path page: the page.
+    :param Path output: folder of all reports; the page gets one of its own in it.
+    :param Sequence seeds: the seeds to run it with.
+    """
+    folder = output / page.slug
+    # An older report must not be taken for that of this run.
+    (folder / FILE_NAME).unlink(missing_ok=True)
+    environment = os.environ | {
+        "PYRO_EXT_FIGURES": str(folder),
+        SEEDS_VARIABLE: " ".join(map(str, seeds)),
+    }
+    # Pictures go to files, whether or not there is a screen.
+    environment.setdefault("MPLBACKEND", "Agg")
+    started = time.perf_counter()
+    # -u: what it prints is seen at once. -P: modules beside it are no packages of their own.
+    command = [sys.executable, "-u", "-P", str(page.path)]
+    result = subprocess.run(command, env=environment, check=False)
+    seconds = time.perf_counter() - started
+    try:
+        report = Report.load(folder)
+    except (OSError, ValueError):
+        report = None
+    return Outcome(page, result.returncode, seconds, report)
+
+
+def last_result(page: Page, output: Path) -> str:
+    """What the last run of a page gave, in a few words.
+
+    :param Page page: the page.
+    :param Path output: folder of all reports.
+    """
+    try:
+        report = Report.load(output / page.slug / FILE_NAME)
+    except FileNotFoundError:
+        return "not run"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return f"{report.verdict} ({report.date[:10]})"
+
+
+def _statements(tree: ast.Module) -> Iterator[str]:
+    """Statements of the claims that a script makes, where they are plain text."""
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+            continue
+        if node.func.id != "Claim":
+            continue
+        named = [word.value for word in node.keywords if word.arg == "statement"]
+        match [*node.args[:1], *named]:
+            case [ast.Constant(value=str(statement))]:
+                yield statement

@@ -1,0 +1,124 @@
+"""Which requirements of an installed distribution are met, read from its metadata."""
+
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Literal
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+__all__ = ["Finding", "extras", "findings", "pip_line"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A requirement and what is installed for it.
+
+    :param str name: name of the required distribution.
+    :param str wanted: its versions that will do, as ``">=1.5"``; empty where any will.
+    :param str extras: what else of it is required, as ``"[distributed]"``; or empty.
+    :param str installed: the installed version, ``None`` where there is none.
+    :param bool fits: whether that version will do.
+    """
+
+    name: str
+    wanted: str
+    extras: str
+    installed: str | None
+    fits: bool
+
+    @property
+    def state(self) -> Literal["ok", "missing", "wrong version"]:
+        """What is to be said of it."""
+        if self.fits:
+            return "ok"
+        return "missing" if self.installed is None else "wrong version"
+
+
+def extras(distribution: str) -> list[str]:
+    """Names of the extras that a distribution offers, in its order.
+
+    :param str distribution: name of an installed distribution.
+    :raises PackageNotFoundError: where it is not installed.
+
+    Example::
+
+        >>> "data" in extras("pyro-ext")
+        True
+    """
+    return list(metadata.metadata(distribution).get_all("Provides-Extra") or [])
+
+
+def findings(distribution: str, extra: str | None = None) -> list[Finding]:
+    """Look up what a distribution requires.
+
+    Where it requires extras of itself or of another distribution, those are looked up too.
+
+    :param str distribution: name of an installed distribution.
+    :param str extra: one of its extras, to look up what that adds; ``None`` for what the
+        distribution requires in any case.
+    :returns: each requirement once, in the order of the metadata.
+    :raises PackageNotFoundError: where the distribution is not installed.
+
+    Example::
+
+        >>> [finding.state for finding in findings("pyro-ext") if finding.name == "torch"]
+        ['ok']
+    """
+    return list(dict.fromkeys(_findings(distribution, extra, set())))
+
+
+def pip_line(unmet: Iterable[Finding]) -> str:
+    """Command that installs what is missing.
+
+    :param Iterable unmet: the requirements to install.
+
+    Example::
+
+        >>> pip_line([Finding("numpy", ">=1.26", "", None, False)])
+        "python -m pip install 'numpy>=1.26'"
+    """
+    wanted = (shlex.quote(finding.name + finding.extras + finding.wanted) for finding in unmet)
+    return "python -m pip install " + " ".join(wanted)
+
+
+def _findings(
+    distribution: str, extra: str | None, seen: set[tuple[str, str | None]]
+) -> Iterator[Finding]:
+    key = (canonicalize_name(distribution), extra)
+    if key in seen:  # extras may refer to each other
+        return
+    seen.add(key)
+    for requirement in map(Requirement, metadata.requires(distribution) or []):
+        if not _applies(requirement, extra):
+            continue
+        finding = _look_up(requirement)
+        if canonicalize_name(requirement.name) != key[0]:
+            yield finding
+        if finding.installed is not None:
+            for name in sorted(requirement.extras):
+                yield from _findings(requirement.name, name, seen)
+
+
+def _applies(requirement: Requirement, extra: str | None) -> bool:
+    """Whether a requirement is one of the extra, or without an extra one of all cases."""
+    if requirement.marker is None:
+        return extra is None
+    always = requirement.marker.evaluate({"extra": ""})
+    if extra is None:
+        return always
+    return not always and requirement.marker.evaluate({"extra": extra})
+
+
+def _look_up(requirement: Requirement) -> Finding:
+    try:
+        installed = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        installed = None
+    fits = installed is not None and requirement.specifier.contains(installed, prereleases=True)
+    names = ",".join(sorted(requirement.extras))
+    return Finding(
+        requirement.name, str(requirement.specifier), f"[{names}]" if names else "", installed, fits
+    )

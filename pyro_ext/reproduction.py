@@ -1,0 +1,377 @@
+"""What a paper says, as inequalities between measured numbers and a bound, and the report on them.
+
+The page of a paper ends with a :class:`Report` of its :class:`Claim` s. It prints a table, saves
+numbers and figures, and ends the run with an error where a claim fails::
+
+    report = Report("px-sgmcmc", claims=[Claim(...)], figures={"modes": figure})
+    report.print()
+    report.save("figures/px-sgmcmc")
+    report.exit()
+
+``pyro-ext list`` shows the pages with their last results, ``pyro-ext reproduce`` runs them.
+"""
+
+import json
+import math
+import operator
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+__all__ = [
+    "FILE_NAME",
+    "MIN_SEEDS",
+    "SEEDS_VARIABLE",
+    "Across",
+    "Claim",
+    "Comparison",
+    "Figure",
+    "Report",
+    "seeds",
+]
+
+Comparison = Literal["<", "<=", ">", ">="]
+Across = Literal["every seed", "mean"]
+
+FILE_NAME = "report.json"
+MIN_SEEDS = 3
+SEEDS_VARIABLE = "PYRO_EXT_SEEDS"
+
+_SCHEMA = 1
+_SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_DISTRIBUTIONS = ("pyro-ext", "torch", "pyro-ppl", "numpy")  # what the numbers of a page depend on
+_COMPARE: dict[Comparison, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+class Figure(Protocol):
+    """What can save itself as a picture, such as a figure of matplotlib."""
+
+    def savefig(self, fname: Any, /, *, dpi: float) -> None:
+        """Save the picture in a file."""
+
+
+def seeds() -> tuple[int, ...]:
+    """Seeds to run a page with: those in ``PYRO_EXT_SEEDS``, by default 0, 1 and 2.
+
+    :raises ValueError: where that variable holds something else than different seeds, at least
+        three.
+
+    Example::
+
+        >>> seeds()
+        (0, 1, 2)
+    """
+    text = os.environ.get(SEEDS_VARIABLE, " ".join(map(str, range(MIN_SEEDS))))
+    chosen = text.split()
+    if len(set(chosen)) < max(len(chosen), MIN_SEEDS) or not all(map(str.isdecimal, chosen)):
+        raise ValueError(
+            f"{SEEDS_VARIABLE} must hold at least {MIN_SEEDS} different integers >= 0 with spaces "
+            f"between them, got {text!r}"
+        )
+    return tuple(map(int, chosen))
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _DISTRIBUTIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # a checkout that is not installed
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of a paper as an inequality between what was measured and a bound.
+
+    The bound comes from the paper or from what was laid down before, never from the measured
+    values. A claim that fails stays, with the reason where that is known.
+
+    :param str statement: the claim, a sentence.
+    :param Mapping values: the measured value for each seed, at least three.
+    :param str comparison: ``"<"``, ``"<="``, ``">"`` or ``">="``: how the values compare with the
+        bound.
+    :param float bound: the bound, a finite number.
+    :param str source: where the claim and its bound come from: paper, and table, figure or section.
+    :param str across: whether the inequality is about ``"every seed"``, or about the ``"mean"``
+        over the seeds.
+    :param str reason: why the claim fails, where it is known to.
+    :raises ValueError: names the argument, what it got and what it wants.
+
+    Example::
+
+        >>> claim = Claim(
+        ...     "The sampler finds at least 15 of 25 modes.",
+        ...     values={0: 22, 1: 19, 2: 21},
+        ...     comparison=">=",
+        ...     bound=15,
+        ...     source="Zhang et al. (2020), section 5.1",
+        ... )
+        >>> claim.measured, claim.holds
+        (19.0, True)
+    """
+
+    statement: str
+    values: Mapping[int, float]
+    comparison: Comparison
+    bound: float
+    source: str
+    across: Across = "every seed"
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        for argument in ("statement", "source"):
+            text = getattr(self, argument)
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"{argument} must be a text that says something, got {text!r}")
+        try:
+            numbers = {int(seed): float(value) for seed, value in self.values.items()}
+        except (AttributeError, TypeError, ValueError):
+            numbers = {}
+        if len(numbers) < MIN_SEEDS:
+            raise ValueError(
+                f"values must map at least {MIN_SEEDS} seeds to numbers, got {self.values!r}"
+            )
+        for argument, allowed in (("comparison", Comparison), ("across", Across)):
+            if getattr(self, argument) not in get_args(allowed):
+                raise ValueError(
+                    f"{argument} must be one of {get_args(allowed)}, got "
+                    f"{getattr(self, argument)!r}"
+                )
+        if not isinstance(self.bound, int | float) or not math.isfinite(self.bound):
+            raise ValueError(f"bound must be a finite number, got {self.bound!r}")
+        object.__setattr__(self, "values", numbers)
+        object.__setattr__(self, "bound", float(self.bound))
+
+    @property
+    def measured(self) -> float:
+        """The number that is compared: the mean, or the value nearest to a failure."""
+        numbers = list(self.values.values())
+        if any(math.isnan(number) for number in numbers):
+            return math.nan
+        if self.across == "mean":
+            return sum(numbers) / len(numbers)
+        return min(numbers) if self.comparison in (">", ">=") else max(numbers)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the inequality holds; with a value that is no number it never does."""
+        return _COMPARE[self.comparison](self.measured, self.bound)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The claims of a paper's page and what came out.
+
+    :param str slug: short name of the page: small letters and digits with hyphens between words.
+    :param Sequence claims: the claims, at least one.
+    :param str paper: the paper, as a reference.
+    :param Mapping settings: what the page ran with, plain values that JSON can hold.
+    :param Mapping figures: the figures by name, things with matplotlib's ``savefig``; those of a
+        loaded report are paths of pictures.
+    :param float seconds: how long the page ran.
+    :param bool smoke: whether this was a short run that only shows that the page works. Its
+        numbers are shown but decide nothing.
+    :param Mapping versions: versions of what the numbers depend on; by default the present ones.
+    :param str date: when the report was made; by default now.
+    :raises ValueError: names the argument, what it got and what it wants.
+
+    Example::
+
+        >>> claim = Claim("Three is less than four.", {0: 3, 1: 3, 2: 3}, "<", 4, "arithmetic")
+        >>> report = Report("counting", claims=[claim], settings={"fingers": 5})
+        >>> report.holds, report.status
+        (True, 0)
+    """
+
+    slug: str
+    claims: Sequence[Claim]
+    paper: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    figures: Mapping[str, Figure | Path] = field(default_factory=dict)
+    seconds: float | None = None
+    smoke: bool = False
+    versions: Mapping[str, str] = field(default_factory=_versions)
+    date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        for argument, names in (("slug", [self.slug]), ("figures", list(self.figures))):
+            for name in names:
+                if not _SLUG.fullmatch(name):
+                    raise ValueError(
+                        f"{argument} must be named by small letters and digits with hyphens "
+                        f"between words, got {name!r}"
+                    )
+        if not self.claims:
+            raise ValueError(f"claims must hold at least one claim, got {self.claims!r}")
+        try:
+            settings = json.loads(json.dumps(dict(self.settings), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"settings must hold plain values that JSON can hold, got {self.settings!r}"
+            ) from error
+        object.__setattr__(self, "claims", tuple(self.claims))
+        object.__setattr__(self, "settings", settings)
+
+    @property
+    def holds(self) -> bool:
+        """Whether all claims hold."""
+        return all(claim.holds for claim in self.claims)
+
+    @property
+    def status(self) -> int:
+        """Exit status of the page: 1 where a claim fails, otherwise 0. A short run always has 0."""
+        return int(not (self.holds or self.smoke))
+
+    @property
+    def verdict(self) -> str:
+        """What came out, in a few words.
+
+        Example::
+
+            >>> claim = Claim("Three is less than two.", {0: 3, 1: 3, 2: 3}, "<", 2, "arithmetic")
+            >>> Report("counting", [claim]).verdict
+            '0 of 1 claims hold'
+        """
+        if self.smoke:
+            return "short run, decides nothing"
+        return f"{sum(claim.holds for claim in self.claims)} of {len(self.claims)} claims hold"
+
+    def print(self, console: "Console | None" = None) -> None:
+        """Print the table of the claims, the reasons of failures, and what the page ran with.
+
+        :param Console console: where to print; by default the standard output.
+        """
+        from rich.console import Console
+
+        console = console or Console()
+        console.print(self._table())
+        for number, claim in enumerate(self.claims, 1):
+            console.print(f"[{number}] {claim.source}", markup=False, highlight=False)
+            if claim.reason and not claim.holds and not self.smoke:
+                console.print(f"    fails: {claim.reason}", markup=False, highlight=False)
+        facts = [f"{name} {version}" for name, version in self.versions.items()]
+        if self.seconds is not None:
+            facts.insert(0, f"{self.seconds:.0f} s")
+        console.print(", ".join(facts), markup=False, highlight=False)
+
+    def save(self, folder: str | Path) -> Path:
+        """Save the report as ``report.json``, and each figure as a picture beside it.
+
+        :param folder: the folder; made if it is missing.
+        :returns: path of the file.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {}
+        for name, figure in self.figures.items():
+            suffix = figure.suffix if isinstance(figure, Path) else ".png"
+            target = folder / f"{name}{suffix}"
+            names[name] = target.name
+            if not isinstance(figure, Path):
+                figure.savefig(target, dpi=120)
+            elif figure.resolve() != target.resolve():
+                shutil.copyfile(figure, target)
+        content = {
+            "schema": _SCHEMA,
+            "slug": self.slug,
+            "verdict": self.verdict,
+            "paper": self.paper,
+            "claims": [_claim_to_json(claim) for claim in self.claims],
+            "settings": self.settings,
+            "figures": names,
+            "seconds": self.seconds,
+            "smoke": self.smoke,
+            "versions": dict(self.versions),
+            "date": self.date,
+        }
+        path = folder / FILE_NAME
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        unfinished.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", "utf-8")
+        os.replace(unfinished, path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Load a saved report. Whether claims hold is computed anew from their values.
+
+        :param path: the file, or the folder it is in.
+        :raises FileNotFoundError: where there is none.
+        :raises ValueError: where the file holds something else.
+        """
+        path = Path(path)
+        path = path / FILE_NAME if path.is_dir() else path
+        try:
+            content = json.loads(path.read_text("utf-8"))
+            schema = content.pop("schema")
+            if schema != _SCHEMA:
+                raise ValueError(f"its schema is {schema!r}, and {_SCHEMA} is known")
+            del content["verdict"]
+            claims = [_claim_from_json(claim) for claim in content.pop("claims")]
+            figures = {n: path.parent / Path(f).name for n, f in content.pop("figures").items()}
+            return cls(claims=claims, figures=figures, **content)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} holds no report that can be read: {error}") from error
+
+    def exit(self) -> None:
+        """End the program with status 1 where a claim fails; otherwise go on.
+
+        :raises SystemExit: where a claim fails.
+        """
+        if self.status:
+            raise SystemExit(self.status)
+
+    def _table(self) -> "Table":
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(title=escape(f"{self.slug}: {self.verdict}"), title_justify="left")
+        for column in ("", "claim", "seeds", "compared", "result"):
+            table.add_column(column, overflow="fold")
+        for number, claim in enumerate(self.claims, 1):
+            result = "[green]holds[/]" if claim.holds else "[bold red]FAILS[/]"
+            table.add_row(
+                str(number),
+                escape(claim.statement),
+                "\n".join(f"{seed}: {value:.4g}" for seed, value in claim.values.items()),
+                f"{claim.across}\n{claim.measured:.4g} {claim.comparison} {claim.bound:.4g}",
+                "[dim]short run[/]" if self.smoke else result,
+            )
+        return table
+
+
+def _claim_to_json(claim: Claim) -> dict[str, Any]:
+    """Fields of a claim, with the seeds in a list, and numbers that JSON lacks as text."""
+    values = [{"seed": seed, "value": _to_json(value)} for seed, value in claim.values.items()]
+    computed = {"measured": _to_json(claim.measured), "holds": claim.holds}
+    return asdict(claim) | {"values": values} | computed
+
+
+def _claim_from_json(content: dict[str, Any]) -> Claim:
+    values = {row["seed"]: float(row["value"]) for row in content["values"]}
+    computed = ("measured", "holds")
+    fields = {name: value for name, value in content.items() if name not in computed}
+    return Claim(**fields | {"values": values})
+
+
+def _to_json(number: float) -> float | str:
+    return number if math.isfinite(number) else str(number)

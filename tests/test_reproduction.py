@@ -1,0 +1,294 @@
+"""Claims compare as they say, and reports come back from their files as they were."""
+
+import io
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from pyro_ext.reproduction import FILE_NAME, SEEDS_VARIABLE, Claim, Report, seeds
+
+
+def claim(**changes) -> Claim:
+    arguments = {
+        "statement": "The chain finds most modes.",
+        "values": {0: 21.0, 1: 15.0, 4: 24.0},
+        "comparison": ">=",
+        "bound": 15.0,
+        "source": "a paper, table 1",
+    }
+    return Claim(**arguments | changes)
+
+
+class Drawing:
+    """A figure that is a few letters."""
+
+    def savefig(self, fname, /, *, dpi):
+        fname.write_text(f"drawn at {dpi}")
+
+
+def printed(report: Report) -> str:
+    text = io.StringIO()
+    report.print(Console(width=120, file=text))
+    return text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("comparison", "values", "measured", "holds"),
+    [
+        (">=", (3.0, 2.0, 4.0), 2.0, True),
+        (">", (3.0, 2.0, 4.0), 2.0, False),
+        (">", (3.0, 2.5, 4.0), 2.5, True),
+        ("<=", (1.0, 2.0, 0.0), 2.0, True),
+        ("<", (1.0, 2.0, 0.0), 2.0, False),
+        ("<", (1.0, 1.5, 0.0), 1.5, True),
+        (">=", (3.0, 1.0, 4.0), 1.0, False),
+        ("<=", (-math.inf, 1.0, 1.0), 1.0, True),
+        (">=", (math.inf, 3.0, 3.0), 3.0, True),
+        ("<=", (math.inf, 1.0, 1.0), math.inf, False),
+    ],
+)
+def test_every_seed_counts(comparison, values, measured, holds):
+    made = claim(values=dict(enumerate(values)), comparison=comparison, bound=2.0)
+    assert (made.measured, made.holds) == (measured, holds)
+
+
+@pytest.mark.parametrize(("comparison", "holds"), [("<", True), (">", False)])
+def test_mean_counts(comparison, holds):
+    made = claim(values={0: -1.0, 1: 0.25, 2: -0.75}, comparison=comparison, bound=0, across="mean")
+    assert (made.measured, made.holds) == (-0.5, holds)
+
+
+@pytest.mark.parametrize("across", ["every seed", "mean"])
+@pytest.mark.parametrize("comparison", ["<", "<=", ">", ">="])
+@pytest.mark.parametrize("place", range(3))
+def test_nan_never_holds(across, comparison, place):
+    for other in (-5.0, 5.0):
+        values = dict.fromkeys(range(3), other) | {place: math.nan}
+        made = claim(values=values, comparison=comparison, bound=0.0, across=across)
+        assert math.isnan(made.measured) and not made.holds
+
+
+def test_mean_of_opposite_infinities_never_holds():
+    values = {0: math.inf, 1: -math.inf, 2: 0.0}
+    assert not any(
+        claim(values=values, comparison=comparison, bound=0.0, across="mean").holds
+        for comparison in ("<", "<=", ">", ">=")
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("statement", " "),
+        ("source", ""),
+        ("values", {0: 1.0, 1: 2.0}),
+        ("values", [1.0, 2.0, 3.0]),
+        ("values", {0: 1.0, 1: 2.0, 2: "three"}),
+        ("values", {0: 1.0, 1: 2.0, "two": 3.0}),
+        ("comparison", "=="),
+        ("across", "median"),
+        ("bound", math.nan),
+        ("bound", math.inf),
+        ("bound", "15"),
+    ],
+)
+def test_bad_claims(argument, value):
+    with pytest.raises(ValueError, match=f"^{argument} must .*, got") as error:
+        claim(**{argument: value})
+    assert repr(value) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("slug", "Px_SGMCMC"),
+        ("slug", "../elsewhere"),
+        ("figures", {"a/b": Drawing()}),
+        ("claims", []),
+        ("settings", {"schedule": object()}),
+        ("settings", {"step size": math.nan}),
+    ],
+)
+def test_bad_reports(argument, value):
+    with pytest.raises(ValueError, match=f"^{argument} must .*, got"):
+        Report(**{"slug": "a-page", "claims": [claim()]} | {argument: value})
+
+
+def test_report_holds_where_all_claims_do():
+    good, bad = claim(), claim(bound=16.0, reason="seed 1 starts far away")
+    assert Report("a-page", [good, good]).holds
+    report = Report("a-page", [good, bad])
+    assert not report.holds and report.status == 1
+    assert report.verdict == "1 of 2 claims hold"
+
+
+def test_exit():
+    Report("a-page", [claim()]).exit()
+    failing = Report("a-page", [claim(bound=16.0, reason="known")])
+    with pytest.raises(SystemExit) as end:
+        failing.exit()
+    assert end.value.code == 1
+    replace(failing, smoke=True).exit()
+
+
+def test_print():
+    text = printed(
+        Report(
+            "a-page",
+            [claim(), claim(statement="All [of them].", bound=25, reason="[too] short a run")],
+            seconds=12.3,
+        )
+    )
+    assert "a-page: 1 of 2 claims hold" in text
+    assert "All [of them]." in text and "fails: [too] short a run" in text
+    assert "holds" in text and "FAILS" in text and "15 >= 25" in text and "4: 24" in text
+    assert "12 s" in text and "torch" in text and "a paper, table 1" in text
+
+
+def test_reason_is_printed_only_for_a_failure():
+    report = Report("a-page", [claim(reason="too short a run")])
+    assert "too short a run" not in printed(report)
+
+
+def test_short_run_is_no_verdict():
+    text = printed(Report("a-page", [claim(bound=25, reason="too short")], smoke=True))
+    assert "FAILS" not in text and "decides nothing" in text and "fails" not in text
+
+
+def test_saved_report_comes_back(tmp_path):
+    claims = [
+        claim(),
+        claim(values={0: math.nan, 1: -math.inf, 2: 1 / 3}, across="mean", reason="who knows"),
+    ]
+    report = Report(
+        "a-page",
+        claims,
+        paper="A. Author (2020), Title",
+        settings={"steps": 10, "rates": (0.1, 0.2), "nested": {"flag": None}},
+        figures={"modes": Drawing()},
+        seconds=1.5,
+        smoke=True,
+    )
+    path = report.save(tmp_path / "new" / "folder")
+    assert path == tmp_path / "new" / "folder" / FILE_NAME
+    assert sorted(file.name for file in path.parent.iterdir()) == ["modes.png", FILE_NAME]
+    for place in (path, path.parent, str(path)):
+        loaded = Report.load(place)
+        assert loaded.figures == {"modes": path.parent / "modes.png"}
+        # NaN differs from itself, its text does not.
+        assert repr(replace(loaded, figures={})) == repr(replace(report, figures={}))
+
+
+def test_loaded_report_saves_elsewhere(tmp_path):
+    Report("a-page", [claim()], figures={"modes": Drawing()}).save(tmp_path / "one")
+    loaded = Report.load(tmp_path / "one")
+    loaded.save(tmp_path / "one")  # its figures are there already
+    loaded.save(tmp_path / "two")
+    for name in ("modes.png", FILE_NAME):
+        assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text()
+
+
+def test_file_is_strict_json_with_a_stable_schema(tmp_path):
+    path = Report("a-page", [claim(values={0: math.nan, 1: 1.0, 2: 2.0})]).save(tmp_path)
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    content = json.loads(path.read_text(), parse_constant=refuse)
+    assert list(content) == [
+        "schema",
+        "slug",
+        "verdict",
+        "paper",
+        "claims",
+        "settings",
+        "figures",
+        "seconds",
+        "smoke",
+        "versions",
+        "date",
+    ]
+    assert content["schema"] == 1
+    assert content["claims"][0] == {
+        "statement": "The chain finds most modes.",
+        "values": [
+            {"seed": 0, "value": "nan"},
+            {"seed": 1, "value": 1.0},
+            {"seed": 2, "value": 2.0},
+        ],
+        "comparison": ">=",
+        "bound": 15.0,
+        "source": "a paper, table 1",
+        "across": "every seed",
+        "reason": None,
+        "measured": "nan",
+        "holds": False,
+    }
+
+
+def test_what_holds_is_not_believed_but_computed(tmp_path):
+    path = Report("a-page", [claim(bound=16.0)]).save(tmp_path)
+    path.write_text(path.read_text().replace('"holds": false', '"holds": true'))
+    assert not Report.load(path).holds
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: "no JSON",
+        lambda content: [],
+        lambda content: content | {"schema": 2},
+        lambda content: content | {"surprise": 1},
+        lambda content: content | {"claims": []},
+        lambda content: content | {"claims": [{"statement": "no more"}]},
+        lambda content: content | {"figures": None},
+        lambda content: {key: value for key, value in content.items() if key != "slug"},
+    ],
+)
+def test_other_files_are_refused(tmp_path, change):
+    path = Report("a-page", [claim()]).save(tmp_path)
+    changed = change(json.loads(path.read_text()))
+    path.write_text(changed if isinstance(changed, str) else json.dumps(changed))
+    with pytest.raises(ValueError, match=f"{FILE_NAME} holds no report that can be read: "):
+        Report.load(tmp_path)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Report.load(tmp_path / FILE_NAME)
+
+
+def test_figures_of_a_file_stay_in_its_folder(tmp_path):
+    path = Report("a-page", [claim()], figures={"modes": Drawing()}).save(tmp_path)
+    path.write_text(path.read_text().replace('"modes.png"', '"../../modes.png"'))
+    assert Report.load(path).figures == {"modes": tmp_path / "modes.png"}
+
+
+def test_failed_saving_keeps_the_older_report(tmp_path, monkeypatch):
+    path = Report("a-page", [claim()]).save(tmp_path)
+    before = path.read_text()
+
+    def fail(*arguments):
+        raise OSError("no space")
+
+    monkeypatch.setattr("pyro_ext.reproduction.os.replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        Report("a-page", [claim(bound=1.0)]).save(tmp_path)
+    assert path.read_text() == before
+
+
+def test_seeds(monkeypatch):
+    monkeypatch.delenv(SEEDS_VARIABLE, raising=False)
+    assert seeds() == (0, 1, 2)
+    monkeypatch.setenv(SEEDS_VARIABLE, "7 3 11 5")
+    assert seeds() == (7, 3, 11, 5)
+
+
+@pytest.mark.parametrize("text", ["", "0 1", "0 0 1", "0 1 two", "0 1 -2"])
+def test_bad_seeds(monkeypatch, text):
+    monkeypatch.setenv(SEEDS_VARIABLE, text)
+    with pytest.raises(ValueError, match=f"{SEEDS_VARIABLE} must hold at least 3 .* got '{text}'"):
+        seeds()

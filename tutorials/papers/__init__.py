@@ -1,0 +1,1 @@
+"""Pages of papers: each checks what its paper claims, and ``pyro-ext reproduce`` runs it."""
