@@ -6,11 +6,12 @@ WORKERS ?= auto
 
 BIN := .venv/bin
 BIN_ARVIZ1 := .venv-arviz1/bin
+BIN_BENCH := .venv-bench/bin
 PROJECT := pyproject.toml pyro_ext/_version.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all test-slow test-arviz1 lint format typecheck bench clean
+.PHONY: help demo test test-all test-slow test-arviz1 lint format typecheck bench docs clean
 
 help: ## show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -48,11 +49,14 @@ format: .venv/.test ## put files in the house style
 typecheck: .venv/.test ## check types
 	$(BIN)/python -m mypy
 
-bench: .venv/.test ## run every benchmark, one line of JSON each
-	@for file in benchmarks/*.py; do $(BIN)/python "$$file" || exit 1; done
+bench: .venv-bench/.bench ## run every benchmark beside its peers and print a table
+	$(BIN_BENCH)/python benchmarks/table.py
+
+docs: .venv/.docs ## build the site in docs/_build/html; SMOKE=1 runs its tutorials shortly
+	$(if $(SMOKE),PYRO_EXT_SMOKE=1) $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean: ## delete environments, builds, caches and the demo's results
-	rm -rf .venv .venv-arviz1 build dist demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-arviz1 .venv-bench build dist demo docs/_build docs/gallery *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find pyro_ext inference models tutorials tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(BIN)/python:
@@ -70,10 +74,21 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --editable '.[test,dev]'
 	@touch $@
 
+.venv/.docs: $(PROJECT) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
 $(BIN_ARVIZ1)/python:
 	$(PYTHON_ARVIZ1) -m venv .venv-arviz1 || { rm -rf .venv-arviz1; exit 1; }
 
 .venv-arviz1/.test: $(PROJECT) | $(BIN_ARVIZ1)/python
 	$(BIN_ARVIZ1)/python -m pip install --quiet --editable '.[test]'
 	@$(BIN_ARVIZ1)/python -c 'import sys; from importlib.metadata import version as v; sys.exit(v("arviz").startswith("0.") and "ArviZ 1 expected, found " + v("arviz"))'
+	@touch $@
+
+$(BIN_BENCH)/python:
+	$(PYTHON) -m venv .venv-bench || { rm -rf .venv-bench; exit 1; }
+
+.venv-bench/.bench: $(PROJECT) | $(BIN_BENCH)/python
+	$(BIN_BENCH)/python -m pip install --quiet --editable '.[bench]'
 	@touch $@
