@@ -1,0 +1,209 @@
+"""The site: its code runs and prints what it says, it names all that is public, and it builds."""
+
+import ast
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+import types
+from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, OutputChecker
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(
+    path
+    for path in DOCS.rglob("*.md")
+    if path.relative_to(DOCS).parts[0] not in ("_build", "gallery")
+)
+# Start processes, or draw much.
+SLOW_PAGES = ("how_to/elsewhere.md", "how_to/calibration.md")
+# A block of Python, and what it prints where a block of text follows.
+BLOCK = re.compile(
+    r"^```python\n(?P<code>.*?)^```$(?:\n+```text\n(?P<printed>.*?)^```$)?",
+    re.DOTALL | re.MULTILINE,
+)
+PACKAGES = (
+    "pyro_ext",
+    "pyro_ext.checkpoint",
+    "pyro_ext.datasets",
+    "pyro_ext.diagnostics",
+    "pyro_ext.diagnostics.metrics",
+    "pyro_ext.diagnostics.plots",
+    "pyro_ext.handlers",
+    "pyro_ext.inference",
+    "pyro_ext.inference.sgmcmc",
+    "pyro_ext.inference.sgmcmc.control_variates",
+    "pyro_ext.inference.sgmcmc.psgld",
+    "pyro_ext.inference.sgmcmc.sghmc",
+    "pyro_ext.inference.sgmcmc.sgld",
+    "pyro_ext.inference.sgmcmc.sgnht",
+    "pyro_ext.potential",
+    "pyro_ext.random",
+    "pyro_ext.reproduction",
+    "pyro_ext.testing.moments",
+    "pyro_ext.testing.potential",
+)
+
+
+def name_of(page):
+    return page.relative_to(DOCS).as_posix()
+
+
+def parameters():
+    for page in PAGES:
+        if BLOCK.search(page.read_text("utf-8")):
+            marks = [pytest.mark.slow] if name_of(page) in SLOW_PAGES else []
+            yield pytest.param(page, id=name_of(page), marks=marks)
+
+
+@pytest.mark.parametrize("page", list(parameters()))
+def test_code_runs_and_prints_what_the_page_says(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = page.read_text("utf-8")
+    names = {"__name__": "__main__"}
+    for block in BLOCK.finditer(text):
+        # Blank lines before it let an error name the line of the page.
+        code = "\n" * text.count("\n", 0, block.start("code")) + block["code"]
+        exec(compile(code, str(page), "exec"), names)
+        printed = capsys.readouterr().out
+        if block["printed"] is not None:
+            flags = ELLIPSIS | NORMALIZE_WHITESPACE
+            assert OutputChecker().check_output(block["printed"], printed, flags), printed
+
+
+def test_slow_pages_exist():
+    assert set(SLOW_PAGES) <= {name_of(page) for page in PAGES}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_names_in_prose_exist(page):
+    for path in re.findall(r"`~?(pyro_ext(?:\.\w+)+)`", page.read_text("utf-8")):
+        assert resolve(path) is not None, path
+
+
+def resolve(path):
+    """What a dotted name stands for."""
+    parts = path.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            found = getattr(found, part)
+        return found
+    return None
+
+
+def test_quoted_messages_are_in_the_source():
+    page = (DOCS / "how_to" / "messages.md").read_text("utf-8")
+    ours, _, _ = page.partition("## From ArviZ")
+    quoted = re.findall(r"^`(.+)`$", ours, re.MULTILINE)
+    assert len(quoted) > 10
+    files = [path for name in ("pyro_ext", "inference") for path in (ROOT / name).rglob("*.py")]
+    source = "\n".join(path.read_text("utf-8") for path in files)
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # strings that go on in the next line
+    for message in quoted:
+        # Between values, which are numbers, quoted, in brackets or left out.
+        parts = re.split(r"\d+(?:th)?|'[^']*'|\([A-Z]\w+\)|\[[^]]*\]|\.\.\.|; ", message)
+        assert all(part.strip() in source for part in parts), message
+
+
+def documented():
+    """Names that the pages of the API document, and the objects behind them."""
+    text = "\n".join(path.read_text("utf-8") for path in (DOCS / "api").glob("*.rst"))
+    names = set(re.findall(r"(?:auto\w+|py:data)(?<!automodule):: (pyro_ext\S+)", text))
+    names |= set(re.findall(r"``(pyro_ext\.__version__)``", text))
+    for module, options in re.findall(r"automodule:: (\S+)\n((?:   :.*\n)*)", text):
+        names.add(module)
+        if ":no-members:" not in options:
+            names |= {f"{module}.{name}" for name in importlib.import_module(module).__all__}
+    return names, {id(resolve(name)) for name in names}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_is_documented(package):
+    names, objects = documented()
+    module = importlib.import_module(package)
+    missing = [
+        name
+        for name in module.__all__
+        if f"{package}.{name}" not in names and id(getattr(module, name)) not in objects
+    ]
+    assert not missing
+
+
+def test_the_list_of_packages_is_complete():
+    """Modules that document themselves in public are in the list above, and the other way round."""
+    names, _ = documented()
+    modules = {name for name in names if isinstance(resolve(name), types.ModuleType)}
+    assert modules | {"pyro_ext"} == set(PACKAGES) | {"pyro_ext.testing"}
+
+
+@pytest.fixture
+def gallery_source(monkeypatch):
+    pytest.importorskip("pypandoc", reason="needs the extra 'docs'")
+    monkeypatch.syspath_prepend(str(DOCS))
+    return importlib.import_module("gallery_source")
+
+
+def tutorials():
+    return sorted(
+        path
+        for path in (ROOT / "tutorials").rglob("[!_]*.py")
+        if path.stem != "demo" and "__pycache__" not in path.parts
+    )
+
+
+@pytest.mark.parametrize("path", tutorials(), ids=lambda path: path.stem)
+def test_gallery_keeps_the_code_of_a_tutorial(path, gallery_source):
+    source = path.read_text("utf-8")
+    converted = gallery_source.to_gallery(source, "A note.")
+    old, new = ast.parse(source), ast.parse(converted)
+    assert ast.dump(ast.Module(old.body[1:], [])) == ast.dump(ast.Module(new.body[1:], []))
+    docstring = ast.get_docstring(new)
+    assert docstring.splitlines()[1] == "=" * len(docstring.splitlines()[0])
+    assert ast.get_docstring(old).splitlines()[0] in docstring and "A note." in docstring
+    assert "[markdown]" not in converted and "END-OF-CELL" not in converted
+
+
+def test_gallery_turns_markdown_into_rest(gallery_source):
+    source = (
+        '"""What it is."""\n\n# %% [markdown]\n# # Title\n#\n# See `a` and $b_c$.\n\n# %%\nx = 1\n'
+    )
+    assert gallery_source.to_gallery(source) == (
+        'r"""\nTitle\n=====\n\nWhat it is.\n"""\n\n'
+        "# %%\n# See ``a`` and :math:`b_c`.\n\n# %%\nx = 1\n"
+    )
+
+
+def test_gallery_refuses_a_page_without_title(gallery_source):
+    with pytest.raises(ValueError, match="a tutorial begins with"):
+        gallery_source.to_gallery('"""What it is."""\n\n# %%\nx = 1\n')
+
+
+@pytest.mark.slow
+def test_site_builds_without_warnings(tmp_path):
+    """Without running the tutorials, which have tests of their own."""
+    pytest.importorskip("sphinx_gallery", reason="needs the extra 'docs'")
+    ignored = shutil.ignore_patterns("_build", "gallery")
+    shutil.copytree(DOCS, tmp_path / "docs", ignore=ignored)
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-D", "plot_gallery=0"]
+    result = subprocess.run(
+        [*command, str(tmp_path / "docs"), str(tmp_path / "html")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    pages = {path.stem for path in (tmp_path / "html" / "gallery").rglob("*.html")}
+    assert {path.stem for path in tutorials()} <= pages
+    for page in PAGES:
+        assert (tmp_path / "html" / name_of(page)).with_suffix(".html").exists()
