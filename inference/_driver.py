@@ -14,6 +14,7 @@ from pyro.infer import HMC
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from tqdm.auto import tqdm
 
+from pyro_ext._checks import check_integer
 from pyro_ext.checkpoint.chains import ChainStatus
 from pyro_ext.checkpoint.files import CheckpointError
 from pyro_ext.checkpoint.folder import CheckpointWriter
@@ -81,19 +82,18 @@ class Driver(ABC):
     ) -> None:
         if not isinstance(kernel, MCMCKernel):
             raise TypeError(f"kernel must be an MCMCKernel, got {kernel!r:.80}")
-        for argument, value, least in (
-            ("num_samples", num_samples, 1),
-            ("warmup_steps", warmup_steps, 0),
-            ("num_chains", num_chains, 1),
-            ("thinning", thinning, 1),
-            ("group_size", 1 if group_size is None else group_size, 1),
-        ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{argument} must be an integer >= {least}, got {value!r}")
-        if not isinstance(chain_method, Executor) and chain_method not in _METHODS:
+        self.num_samples = check_integer("num_samples", num_samples, 1)
+        self.warmup_steps = check_integer("warmup_steps", warmup_steps, 0)
+        self.num_chains = check_integer("num_chains", num_chains, 1)
+        self.thinning = check_integer("thinning", thinning, 1)
+        if group_size is not None:
+            group_size = check_integer("group_size", group_size, 1)
+        # A tuple's "in" compares, and what a user may pass does not always allow that.
+        is_method = isinstance(chain_method, str) and chain_method in _METHODS
+        if not isinstance(chain_method, Executor) and not is_method:
             raise ValueError(
                 f"chain_method must be one of {_METHODS} or a concurrent.futures.Executor, got "
-                f"{chain_method!r}"
+                f"{chain_method!r:.80}"
             )
         if checkpoint is not None and not isinstance(checkpoint, str | Path):
             raise TypeError(f"checkpoint must be the path of a folder, got {checkpoint!r:.80}")
@@ -107,19 +107,19 @@ class Driver(ABC):
                 f"group_size must be 1 for {type(kernel).__name__}, which runs one chain at a "
                 f"time; got {group_size!r}"
             )
+        if not _is_list_of_names(extra_fields):
+            raise TypeError(f"extra_fields must be a list of names, got {extra_fields!r:.80}")
         if extra_fields and not isinstance(kernel, SGMCMCKernel):
             raise ValueError(f"extra_fields {list(extra_fields)} need a kernel of pyro_ext")
+        if quantities is not None and not isinstance(quantities, Mapping):
+            raise TypeError(f"quantities must be functions by name, got {quantities!r:.80}")
         for name, function in (quantities or {}).items():
             if not callable(function):
                 raise TypeError(f"quantities[{name!r}] must be callable, got {function!r:.80}")
         if seed is not None:
             fresh_seed(seed)
-        check_start(initial_params, num_chains)
+        check_start(initial_params, self.num_chains)
         self.kernel = kernel
-        self.num_samples = num_samples
-        self.warmup_steps = warmup_steps
-        self.num_chains = num_chains
-        self.thinning = thinning
         self.initial_params = initial_params
         self.extra_fields = tuple(extra_fields)
         self.chain_method = chain_method
@@ -369,3 +369,9 @@ class Driver(ABC):
                 RuntimeWarning,
                 stacklevel=3,
             )
+
+
+def _is_list_of_names(value: object) -> bool:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return False
+    return all(isinstance(name, str) for name in value)

@@ -64,7 +64,11 @@ def constrained_start(
     if isinstance(start, Sampler):
         values = _last_draws(start.get_samples(group_by_chain=True), num_chains)
     else:
-        drawn = draws_of(start, context, potential, num_chains, False, seed)
+        try:
+            drawn = draws_of(start, context, potential, num_chains, False, seed)
+        except Exception as error:
+            error.add_note(f"Raised when initial_params were drawn from {start!r:.80}")
+            raise
         values = {name: torch.as_tensor(array[0]) for name, array in drawn.items()}
     if potential is None:
         return values

@@ -8,6 +8,8 @@ from fnmatch import fnmatchcase
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
+from pyro_ext._checks import check_integer, check_number
+
 __all__ = ["EarlyStopping"]
 
 _MIN_DRAWS = 4
@@ -48,16 +50,11 @@ class EarlyStopping:
     interval: int = 100
 
     def __post_init__(self) -> None:
-        if isinstance(self.names, str) or not self.names:
-            raise ValueError(f"names must be a list of names, got {self.names!r}")
-        if not self.r_hat > 1.0:
-            raise ValueError(f"r_hat must be above 1, got {self.r_hat!r}")
-        if not self.effective_sample_size > 0:
-            raise ValueError(
-                f"effective_sample_size must be positive, got {self.effective_sample_size!r}"
-            )
-        if not isinstance(self.interval, int) or self.interval < _MIN_DRAWS:
-            raise ValueError(f"interval must be an integer >= {_MIN_DRAWS}, got {self.interval!r}")
+        if isinstance(self.names, str) or not isinstance(self.names, Sequence) or not self.names:
+            raise ValueError(f"names must be a list of names, got {self.names!r:.80}")
+        check_number("r_hat", self.r_hat, above=1)
+        check_number("effective_sample_size", self.effective_sample_size, above=0)
+        check_integer("interval", self.interval, _MIN_DRAWS)
 
     def pick(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Choose the quantities to look at.

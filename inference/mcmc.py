@@ -95,7 +95,7 @@ class MCMC(Driver):
                 f"early_stopping must be an EarlyStopping or None, got {early_stopping!r:.80}"
             )
         self.early_stopping = early_stopping
-        self._limit = num_samples
+        self._limit = self.num_samples
         self._store: MemoryStore | FolderStore = MemoryStore()
         self._watched = MemoryStore()
         self._chosen: tuple[list[int], int] = ([], 0)

@@ -109,19 +109,19 @@ def with_quantities(samples: dict[str, Tensor], quantities: Quantities) -> dict[
         multiple of ``ROWS_PER_CALL`` rows.
     :param Mapping quantities: functions of one draw.
     :returns: samples and quantities.
-    :raises ValueError: where a quantity is no tensor.
+    :raises ValueError: where a quantity has the name of a site, or is no tensor.
     """
     result = dict(samples)
     for name, function in quantities.items():
-        value = _vmapped(function, samples)
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f"quantities[{name!r}] must return a tensor, got {type(value).__name__}"
+        if name in samples:
+            raise ValueError(f"quantities[{name!r}] has the name of a site; give it another one")
+        try:
+            with torch.no_grad():
+                result[name] = torch.func.vmap(function, chunk_size=ROWS_PER_CALL)(samples)
+        except Exception as error:
+            error.add_note(
+                f"Raised for quantities[{name!r}], which must map one draw, a dict of tensors "
+                "without dimensions for chains or draws, to a tensor"
             )
-        result[name] = value
+            raise
     return result
-
-
-def _vmapped(function: Callable[[dict[str, Tensor]], Tensor], samples: dict[str, Tensor]) -> Any:
-    with torch.no_grad():
-        return torch.func.vmap(function, chunk_size=ROWS_PER_CALL)(samples)

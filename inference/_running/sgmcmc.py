@@ -80,6 +80,8 @@ class SGMCMCRunner:
                 f"extra_fields must be among {list(chains.state._fields)}, the state of "
                 f"{type(self.kernel).__name__}; got {sorted(unknown)}"
             )
+        # Quantities that fail shall do so before any step.
+        self._samples(chains.position[None])
         return GroupState(members, 0, 0, (ChainStatus(),) * len(members), chains)
 
     def num_steps(self, num_draws: int) -> int:

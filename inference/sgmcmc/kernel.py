@@ -16,6 +16,7 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 from torch.distributions import Transform
 
+from pyro_ext._checks import check_integer, check_number
 from pyro_ext.inference.sgmcmc.chains import Chains, Draws
 from pyro_ext.inference.sgmcmc.control_variates import Anchor, anchor_at, is_anchor_of
 from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient
@@ -92,11 +93,15 @@ class SGMCMCKernel(MCMCKernel):
         if (model is None) == (potential_fn is None):
             raise ValueError("give either model or potential_fn, and not both")
         check_backend(backend)
-        if not (temperature >= 0 and math.isfinite(temperature)):
-            raise ValueError(f"temperature must be a finite number >= 0, got {temperature!r}")
+        for argument, value in (("model", model), ("potential_fn", potential_fn)):
+            if value is not None and not callable(value):
+                raise TypeError(f"{argument} must be callable, got {value!r:.80}")
+        if not callable(init_strategy):
+            raise TypeError(
+                "init_strategy must be a strategy of pyro.infer.autoguide.initialization, got "
+                f"{init_strategy!r:.80}"
+            )
         _check_control_variate(control_variate, potential_fn)
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps!r}")
         self.model = model
         self.potential_fn = potential_fn
         self.backend = backend
@@ -104,10 +109,10 @@ class SGMCMCKernel(MCMCKernel):
         self.schedule = (
             step_size if isinstance(step_size, Schedule) else ConstantSchedule(step_size)
         )
-        self.temperature = temperature
+        self.temperature = check_number("temperature", temperature, least=0)
         self.control_variate = control_variate
         self.anchor: Anchor | None = None
-        self.num_steps = num_steps
+        self.num_steps = check_integer("num_steps", num_steps, 1)
         self.init_strategy = init_strategy
         self._initial_params: dict[str, Tensor] | None = None
         self._potential: Potential | FunctionPotential | None = None

@@ -177,7 +177,9 @@ class StepLoop(Generic[State]):
         try:
             with torch.no_grad(), static_shapes():
                 recorded = capture(self._while_loop(graph, state, plan), *arguments)
-                loop = compile_graph(recorded, *arguments)
+                # Otherwise Python calls the kernels of each step, which is most of a short one.
+                options = {"cpp_wrapper": True} if plan.keys.device.type == "cpu" else None
+                loop = compile_graph(recorded, *arguments, options=options)
             check = plan.first(2)
             agree = outputs_agree(self._call_compiled(loop, state, check), self._run(state, check))
         except Exception as error:  # whatever a compiler may raise

@@ -1,7 +1,7 @@
 """Graph capture: a pure tensor function recorded once, vectorized over chains, and compiled."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -121,14 +121,19 @@ def vectorize(graph: GraphModule, *example: Tensor) -> GraphModule:
     return vectorized
 
 
-def compile_graph(graph: GraphModule, *example: Tensor) -> TensorFunction:
+def compile_graph(
+    graph: GraphModule, *example: Tensor, options: Mapping[str, Any] | None = None
+) -> TensorFunction:
     """Compile a captured graph to machine code.
 
     :param GraphModule graph: a captured function.
     :param example: its arguments.
+    :param Mapping options: of :func:`torch.compile`.
     :returns: the function for arguments of the same shapes and types.
     """
-    compiled = torch.compile(graph, fullgraph=True, dynamic=False)
+    compiled = torch.compile(
+        graph, fullgraph=True, dynamic=False, options=dict(options) if options else None
+    )
     with torch.no_grad(), static_shapes(), warnings.catch_warnings():
         # No code but PyTorch's own runs here, which uses what it deprecates.
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -138,9 +138,11 @@ class Evaluation(Messenger):
         self.given_plates: set[str] = set()
         self._chosen: dict[str, Tensor | None] = {}
         self._resampled: set[str] = set()
+        self._last: str | None = None
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
+        self._last = f"the {'plate' if site_is_subsample(msg) else 'site'} {name!r}"
         if site_is_subsample(msg):
             if msg["value"] is not None:
                 self.given_plates.add(name)
@@ -188,7 +190,12 @@ class Evaluation(Messenger):
     ) -> dict[str, Record]:
         """Run the model, unseen by outer handlers, and return its records by site name."""
         with nullcontext() if validate else without_validation(), block(), self:
-            model(*args, **kwargs)
+            try:
+                model(*args, **kwargs)
+            except Exception as error:
+                place = "before its first site" if self._last is None else f"after {self._last}"
+                error.add_note(f"Raised when the model ran, {place}")
+                raise
         return self.records
 
 

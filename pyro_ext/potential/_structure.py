@@ -152,7 +152,15 @@ def _site(name: str, record: Record, plates: Mapping[str, Plate]) -> Site:
         for frame in record.frames
         if frame.vectorized and (not record.is_deterministic or record.varies_in(frame, event_dim))
     )
-    shape = _full_shape(record.whole_value().shape, own, event_dim)
+    try:
+        whole = record.whole_value()
+    except RuntimeError as error:
+        raise ValueError(
+            f"site {name!r} has a value of shape {tuple(record.value.shape)}, which does not fit "
+            f"its distribution, of shape {tuple(record.fn.batch_shape + record.fn.event_shape)}; "
+            "in a plate that takes a subsample, take that of the data too, as in x[index]"
+        ) from error
+    shape = _full_shape(whole.shape, own, event_dim)
     unconstrained_shape = shape
     if record.is_latent:
         try:

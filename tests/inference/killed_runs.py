@@ -14,8 +14,6 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import pyro
-import pyro.distributions as dist
 import torch
 from pyro.infer import NUTS
 
@@ -23,36 +21,25 @@ from pyro_ext.checkpoint import Checkpoint, CheckpointError
 from pyro_ext.inference import MCMC, PSGLD, SGHMC, SGLD, SGNHT
 from pyro_ext.inference._running.dispatch import Pace
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # when run as a script
+from tests.inference.models import data, normal, subsampled_normal  # noqa: E402
+
 NUM_CHAINS = 4
 END = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
-def minibatch_model(x):
-    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
-    scale = pyro.sample("scale", dist.HalfNormal(2.0))
-    pyro.deterministic("ratio", loc / scale, event_dim=1)
-    with pyro.plate("data", len(x), subsample_size=20) as index:
-        pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x[index])
-
-
-def whole_model(x):
-    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
-    scale = pyro.sample("scale", dist.HalfNormal(2.0))
-    with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x)
-
-
 KERNELS = {
-    "SGLD": (lambda: SGLD(minibatch_model, step_size=1e-3), 500, 3),
-    "PSGLD": (lambda: PSGLD(minibatch_model, step_size=1e-3), 500, 3),
-    "SGHMC": (lambda: SGHMC(minibatch_model, step_size=0.02, friction=5.0), 500, 3),
-    "SGNHT": (lambda: SGNHT(minibatch_model, step_size=0.01), 500, 3),
-    "NUTS": (lambda: NUTS(whole_model), 25, 1),
+    "SGLD": (lambda: SGLD(subsampled_normal, step_size=1e-3), 500, 3),
+    "SGLD_with_control_variate": (
+        lambda: SGLD(subsampled_normal, step_size=1e-3, control_variate="map"),
+        500,
+        3,
+    ),
+    "PSGLD": (lambda: PSGLD(subsampled_normal, step_size=1e-3), 500, 3),
+    "SGHMC": (lambda: SGHMC(subsampled_normal, step_size=0.02, friction=5.0), 500, 3),
+    "SGNHT": (lambda: SGNHT(subsampled_normal, step_size=0.01), 500, 3),
+    "NUTS": (lambda: NUTS(normal), 25, 1),
 }
-
-
-def data():
-    return torch.randn(60, 2, generator=torch.Generator().manual_seed(1)) + 1.0
 
 
 def sample(name, checkpoint, executor=None):
@@ -100,7 +87,7 @@ def wait_for_work(checkpoint, process):
 
 
 def newest(checkpoint):
-    return max((path.stat().st_mtime_ns for path in checkpoint.glob("*/*")), default=0)
+    return max((path.stat().st_mtime_ns for path in checkpoint.glob("*/*.safetensors")), default=0)
 
 
 def main(name, checkpoint, method, num_kills, longest):

@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import psutil
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -44,11 +45,6 @@ SGMCMC = {
         m, step_size=CyclicalSchedule(1e-3, num_cycles=4, num_steps=40, exploration=0.5)
     ),
 }
-
-
-@pytest.fixture
-def x():
-    return torch.randn(60, 2, generator=torch.Generator().manual_seed(1)) + 1.0
 
 
 @pytest.fixture
@@ -163,6 +159,26 @@ def test_ctrl_c_and_go_on(tmp_path, monkeypatch):
     second = run(-1, tmp_path)
     assert not second.interrupted
     assert_same(expected, second)
+
+
+def test_memory_does_not_grow_with_the_draws(tmp_path, monkeypatch):
+    """The draws take 80 MB, of which memory holds a leg's worth of a few MB at a time."""
+    monkeypatch.setattr("pyro_ext.inference._running.sgmcmc._BYTES_PER_LEG", 1 << 20)
+    process = psutil.Process()
+    sizes = []
+
+    def size(z):
+        sizes.append(process.memory_info().rss)
+        return 0.5 * z["x"].square().sum()
+
+    kernel = SGLD(potential_fn=size, step_size=0.1, backend="eager")
+    start = {"x": torch.zeros(2, 10_000)}
+    options = {"num_chains": 2, "thinning": 1, "initial_params": start}
+    driver(kernel, tmp_path, num_samples=1000, **options).run()
+    written = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
+    assert written > 80e6
+    half = len(sizes) // 2
+    assert max(sizes[half:]) - max(sizes[:half]) < 20e6
 
 
 def test_a_finished_run_is_read_and_a_longer_one_goes_on(x, tmp_path):

@@ -3,9 +3,12 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -16,25 +19,13 @@ from pyro.infer import NUTS
 from pyro_ext.inference import MCMC, SGHMC, SGLD, ExecutorError
 from pyro_ext.inference._running import dispatch
 from pyro_ext.inference._running.dispatch import Pace
-
-
-def model(x):
-    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
-    scale = pyro.sample("scale", dist.HalfNormal(2.0))
-    pyro.deterministic("ratio", loc / scale, event_dim=1)
-    with pyro.plate("data", len(x), subsample_size=20) as index:
-        pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x[index])
+from tests.inference.models import subsampled_normal
 
 
 def whole(x):
     loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
     with pyro.plate("data", len(x)):
         pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
-
-
-@pytest.fixture
-def x():
-    return torch.randn(60, 2, generator=torch.Generator().manual_seed(1)) + 1.0
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +35,7 @@ def short_legs(monkeypatch):
 
 def driver(kernel=None, **options):
     defaults = {"num_samples": 30, "warmup_steps": 5, "num_chains": 4, "thinning": 3, "seed": 3}
-    kernel = kernel or SGHMC(model, step_size=0.02, friction=5.0)
+    kernel = kernel or SGHMC(subsampled_normal, step_size=0.02, friction=5.0)
     return MCMC(kernel, progress=False, **(defaults | {"group_size": 2} | options))
 
 
@@ -209,7 +200,8 @@ def test_ctrl_c(x, pool, tmp_path):
 @pytest.mark.slow
 def test_a_dask_cluster_that_loses_a_worker(x, tmp_path):
     """A worker is killed in the middle of the run; its legs are run by others."""
-    distributed = pytest.importorskip("distributed")
+    import distributed
+
     with (
         distributed.LocalCluster(
             n_workers=2,
@@ -238,3 +230,15 @@ def test_a_dask_cluster_that_loses_a_worker(x, tmp_path):
         killer.join()
         assert killed
         assert_same(driver(**options).run(x), mcmc)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="no package brings an MPI there")
+def test_mpi():
+    script = Path(__file__).with_name("mpi_run.py")
+    launcher = Path(sys.executable).with_name("mpiexec")
+    result = subprocess.run(
+        [launcher, "-n", "3", sys.executable, script], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "the same draws\n"

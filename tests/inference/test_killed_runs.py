@@ -23,7 +23,8 @@ def test_the_draws_are_those_of_an_unkilled_run(name, method, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     draws = json.loads(result.stdout)["draws_at_kills"]
-    assert draws == sorted(draws) and len(draws) >= 1
+    # Not always more: draws that were written without the state after them are made once more.
+    assert draws and max(draws) > 0
     expected = killed_runs.sample(name, None).get_samples(True)
     resumed = Checkpoint(tmp_path / "run").get_samples(True)
     assert set(expected) == set(resumed)

@@ -11,7 +11,7 @@ from pyro.infer import HMC, NUTS
 from pyro.infer.autoguide.initialization import init_to_value
 from pyro.infer.reparam import LocScaleReparam
 
-from pyro_ext.inference import MCMC, SGHMC, SGLD, CyclicalSchedule
+from pyro_ext.inference import MCMC, PSGLD, SGHMC, SGLD, SGNHT, CyclicalSchedule
 from pyro_ext.inference._running.plan import KeptSteps, Plan
 from pyro_ext.potential import FunctionPotential, Potential
 
@@ -23,11 +23,6 @@ def model(x, subsample_size=20):
     with pyro.plate("data", len(x), subsample_size=subsample_size) as index:
         pyro.deterministic("residual", x[index] - loc, event_dim=1)
         pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x[index])
-
-
-@pytest.fixture
-def x():
-    return torch.randn(60, 2, generator=torch.Generator().manual_seed(1)) + 1.0
 
 
 def kernel(**options):
@@ -175,6 +170,40 @@ def test_a_chain_that_turns_non_finite_is_left_out_and_reported():
     expected = calm.run().get_samples(group_by_chain=True)["x"][[0, 2]]
     assert pair["x"].shape == (2, 1)
     torch.testing.assert_close(samples, expected)
+
+
+@pytest.mark.parametrize("group_size", [8, 3])
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        lambda: SGLD(model, step_size=1e-3),
+        lambda: PSGLD(model, step_size=1e-3),
+        lambda: SGHMC(model, step_size=0.02, friction=5.0),
+        lambda: SGNHT(model, step_size=0.01),
+    ],
+    ids=["SGLD", "PSGLD", "SGHMC", "SGNHT"],
+)
+def test_a_nan_in_one_of_8_chains_leaves_the_others_alone(kernel, group_size, x):
+    def run(loc):
+        start = {"loc": torch.zeros(8, 2), "scale": torch.ones(8)}
+        start["loc"][5] = loc
+        mcmc = MCMC(
+            kernel(),
+            num_samples=20,
+            num_chains=8,
+            group_size=group_size,
+            initial_params=start,
+            seed=1,
+            progress=False,
+        )
+        return mcmc.run(x)
+
+    others = [0, 1, 2, 3, 4, 6, 7]
+    expected = run(0.0).get_samples(group_by_chain=True)["loc"][others]
+    with pytest.warns(RuntimeWarning, match=r"chains \[5\] of 8"):
+        mcmc = run(1e25)
+    assert torch.equal(mcmc.get_samples(group_by_chain=True)["loc"], expected)
+    assert list(mcmc.stopped_chains) == [5]
 
 
 def test_all_chains_non_finite():

@@ -10,38 +10,26 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch.distributions import constraints
 
 from pyro_ext.inference import MCMC, SGLD
-
-
-def model(x):
-    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
-    scale = pyro.sample("scale", dist.HalfNormal(2.0))
-    pyro.deterministic("ratio", loc / scale, event_dim=1)
-    with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x)
-
-
-@pytest.fixture
-def x():
-    return torch.randn(60, 2, generator=torch.Generator().manual_seed(1)) + 1.0
+from tests.inference.models import normal
 
 
 def first_draws(x, start, num_chains=3):
     """Draws after a step too short to move."""
-    kernel = SGLD(model, step_size=1e-12, temperature=0.0)
+    kernel = SGLD(normal, step_size=1e-12, temperature=0.0)
     options = {"num_chains": num_chains, "initial_params": start, "seed": 0, "progress": False}
     return {k: v[:, 0] for k, v in MCMC(kernel, 1, **options).run(x).get_samples(True).items()}
 
 
 def test_a_guide(x):
     pyro.clear_param_store()
-    guide = AutoNormal(model)
+    guide = AutoNormal(normal)
     guide(x)
     starts = first_draws(x, guide)
     assert starts["loc"].shape == (3, 2) and (starts["scale"] > 0).all()
     assert len(starts["loc"].unique()) == 6
     again = first_draws(x, guide)
     torch.testing.assert_close(starts, again)
-    delta = AutoDelta(model)
+    delta = AutoDelta(normal)
     delta(x)
     starts = first_draws(x, delta)
     torch.testing.assert_close(starts["loc"], delta.median()["loc"].expand(3, 2), atol=1e-4, rtol=0)
@@ -63,7 +51,7 @@ def test_a_guide_written_by_hand(x):
 
 def test_an_earlier_run(x, tmp_path):
     options = {"num_chains": 3, "seed": 1, "progress": False}
-    earlier = MCMC(SGLD(model, step_size=1e-3), 20, checkpoint=tmp_path, **options).run(x)
+    earlier = MCMC(SGLD(normal, step_size=1e-3), 20, checkpoint=tmp_path, **options).run(x)
     last = earlier.get_samples(True)
     for start in (earlier, tmp_path, str(tmp_path)):
         starts = first_draws(x, start)
@@ -74,29 +62,29 @@ def test_an_earlier_run(x, tmp_path):
 @pytest.mark.parametrize("num_chains", [1, 2, 5, 7])
 def test_another_number_of_chains_takes_late_draws_of_all(x, num_chains):
     options = {"num_chains": 3, "seed": 1, "progress": False}
-    earlier = MCMC(SGLD(model, step_size=1e-3), 20, **options).run(x).get_samples(True)["loc"]
-    starts = first_draws(x, MCMC(SGLD(model, step_size=1e-3), 20, **options).run(x), num_chains)
+    earlier = MCMC(SGLD(normal, step_size=1e-3), 20, **options).run(x).get_samples(True)["loc"]
+    starts = first_draws(x, MCMC(SGLD(normal, step_size=1e-3), 20, **options).run(x), num_chains)
     late = earlier[:, 10:].reshape(-1, 2)
     nearest = torch.cdist(starts["loc"], late).min(1)
     assert (nearest.values < 1e-3).all() and len(nearest.indices.unique()) == num_chains
 
 
 def test_pyros_driver_and_kernels(x):
-    mcmc = PyroMCMC(NUTS(model), num_samples=5, warmup_steps=5, disable_progbar=True)
+    mcmc = PyroMCMC(NUTS(normal), num_samples=5, warmup_steps=5, disable_progbar=True)
     mcmc.run(x)
     last = mcmc.get_samples(group_by_chain=True)["loc"][0, -1]
     torch.testing.assert_close(first_draws(x, mcmc, 1)["loc"][0], last, atol=1e-4, rtol=1e-4)
     pyro.clear_param_store()
-    guide = AutoDelta(model)
+    guide = AutoDelta(normal)
     guide(x)
-    ours = MCMC(NUTS(model), 3, warmup_steps=3, num_chains=2, initial_params=guide, progress=False)
+    ours = MCMC(NUTS(normal), 3, warmup_steps=3, num_chains=2, initial_params=guide, progress=False)
     assert ours.run(x).get_samples(True)["loc"].shape == (2, 3, 2)
 
 
 def test_errors(x):
     with pytest.raises(TypeError, match="initial_params must be a dict"):
-        MCMC(SGLD(model), 1, initial_params=3)
+        MCMC(SGLD(normal), 1, initial_params=3)
     with pytest.raises(RuntimeError, match="cannot be read"):
-        MCMC(SGLD(model), 1, initial_params="/nowhere", progress=False).run(x)
+        MCMC(SGLD(normal), 1, initial_params="/nowhere", progress=False).run(x)
     with pytest.raises(RuntimeError, match="no draws yet"):
-        MCMC(SGLD(model), 1, initial_params=MCMC(SGLD(model), 1), progress=False).run(x)
+        MCMC(SGLD(normal), 1, initial_params=MCMC(SGLD(normal), 1), progress=False).run(x)

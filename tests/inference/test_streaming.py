@@ -2,8 +2,6 @@
 
 import math
 
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,20 +11,7 @@ from pyro.infer import NUTS
 from pyro_ext.inference import MCMC, SGLD, StreamingMCMC
 from pyro_ext.inference._running.dispatch import Pace
 from pyro_ext.inference._running.moments import merge, moments_of, pool
-
-
-def model(x):
-    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
-    scale = pyro.sample("scale", dist.HalfNormal(2.0))
-    pyro.deterministic("ratio", loc / scale, event_dim=1)
-    with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x)
-
-
-@pytest.fixture
-def x():
-    return torch.randn(60, 2, generator=torch.Generator().manual_seed(1)) + 1.0
-
+from tests.inference.models import normal
 
 OPTIONS = {"num_samples": 40, "warmup_steps": 10, "num_chains": 3, "seed": 2, "progress": False}
 
@@ -36,8 +21,8 @@ def test_moments_are_those_of_the_draws(x, group_size, monkeypatch):
     monkeypatch.setattr(Pace, "shortest", 0.0)
     quantities = {"square": lambda sample: sample["loc"].square()}
     options = OPTIONS | {"quantities": quantities, "group_size": group_size}
-    samples = MCMC(SGLD(model), **options).run(x).get_samples(True)
-    streaming = StreamingMCMC(SGLD(model), **options).run(x)
+    samples = MCMC(SGLD(normal), **options).run(x).get_samples(True)
+    streaming = StreamingMCMC(SGLD(normal), **options).run(x)
     by_chain, whole = streaming.get_statistics(True), streaming.get_statistics()
     assert set(by_chain) == set(whole) == set(samples) == {"loc", "scale", "ratio", "square"}
     for name, value in samples.items():
@@ -53,14 +38,14 @@ def test_moments_are_those_of_the_draws(x, group_size, monkeypatch):
 
 
 def test_it_goes_on_from_a_checkpoint_without_draws(x, tmp_path):
-    expected = StreamingMCMC(SGLD(model), **OPTIONS).run(x).get_statistics()
-    StreamingMCMC(SGLD(model), **(OPTIONS | {"num_samples": 13}), checkpoint=tmp_path).run(x)
-    again = StreamingMCMC(SGLD(model), **OPTIONS, checkpoint=tmp_path).run(x).get_statistics()
+    expected = StreamingMCMC(SGLD(normal), **OPTIONS).run(x).get_statistics()
+    StreamingMCMC(SGLD(normal), **(OPTIONS | {"num_samples": 13}), checkpoint=tmp_path).run(x)
+    again = StreamingMCMC(SGLD(normal), **OPTIONS, checkpoint=tmp_path).run(x).get_statistics()
     for name, parts in expected.items():
         torch.testing.assert_close(again[name], parts)
     assert not list(tmp_path.rglob("draws-*"))
     with pytest.raises(RuntimeError, match="driver is StreamingMCMC there and MCMC here"):
-        MCMC(SGLD(model), **OPTIONS, checkpoint=tmp_path).run(x)
+        MCMC(SGLD(normal), **OPTIONS, checkpoint=tmp_path).run(x)
 
 
 def test_a_chain_that_turned_non_finite_is_left_out():
@@ -79,14 +64,14 @@ def test_a_chain_that_turned_non_finite_is_left_out():
 
 def test_pyros_kernels(x):
     options = OPTIONS | {"num_chains": 2}
-    expected = MCMC(NUTS(model), **options).run(x).get_samples()["scale"].double()
-    statistics = StreamingMCMC(NUTS(model), **options).run(x).get_statistics()["scale"]
+    expected = MCMC(NUTS(normal), **options).run(x).get_samples()["scale"].double()
+    statistics = StreamingMCMC(NUTS(normal), **options).run(x).get_statistics()["scale"]
     torch.testing.assert_close(statistics["mean"], expected.mean())
 
 
 def test_before_a_run():
     with pytest.raises(RuntimeError, match="no draws"):
-        StreamingMCMC(SGLD(model), 10).get_statistics()
+        StreamingMCMC(SGLD(normal), 10).get_statistics()
 
 
 @settings(deadline=None, max_examples=50)
