@@ -1,9 +1,13 @@
 """Handlers change what a model observes, whatever runs the model."""
 
+from contextlib import ExitStack
+
+import hypothesis.strategies as st
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from hypothesis import given
 from pyro import poutine
 from pyro.infer import NUTS, SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
@@ -70,6 +74,38 @@ def test_each_subsample_gets_its_own_elements():
         torch.testing.assert_close(value, data[index])
         seen.update(index.tolist())
     assert len(seen) > 10
+
+
+@given(
+    plates=st.lists(
+        st.integers(1, 4).flatmap(
+            lambda size: st.tuples(st.just(size), st.integers(1, size), st.booleans())
+        ),
+        max_size=3,
+    ),
+    event_shape=st.sampled_from([(), (2,), (2, 3)]),
+)
+def test_any_nest_of_plates_sees_its_elements(plates, event_shape):
+    """Of plates that subsample and of data that broadcast along some of them."""
+    names = [f"plate_{number}" for number in range(len(plates))]
+
+    def model() -> Tensor:
+        with ExitStack() as stack:
+            for number, (size, subsample_size, _) in enumerate(plates):
+                dim = number - len(plates)
+                stack.enter_context(pyro.plate(names[number], size, subsample_size, dim=dim))
+            law = dist.Normal(torch.zeros(event_shape), 1.0).to_event(len(event_shape))
+            return pyro.sample("x", law)
+
+    full = [size for size, _, _ in plates]
+    data = torch.randn([1 if is_shared else size for size, _, is_shared in plates] + [*event_shape])
+    nodes = poutine.trace(replace_observations(model, {"x": data})).get_trace().nodes
+    wanted = data.expand([*full, *event_shape])
+    for number, name in enumerate(names):
+        wanted = wanted.index_select(number, torch.as_tensor(nodes[name]["value"]))
+    value = nodes["x"]["value"]
+    assert torch.equal(value.expand(wanted.shape), wanted)
+    assert nodes["x"]["fn"].batch_shape == wanted.shape[: len(plates)]
 
 
 def test_svi_with_minibatches_finds_the_other_data():

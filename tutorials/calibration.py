@@ -90,7 +90,8 @@ known = {
 # %% [markdown]
 # Each line below is the distribution function of the ranks of one number, less that of uniform
 # ranks. The band holds all of a line in 95 of 100 cases if inference is right, so about one line in
-# twenty leaves it by chance. The histograms are easier to read and less sharp.
+# twenty leaves it by chance; of the eight lines of the right sampler, two do. The histograms are
+# easier to read and less sharp.
 #
 # - Too high: most true values rank low, and the line is an arch.
 # - Too narrow: true values fall beyond the draws on either side, and the histogram is a bowl.
@@ -133,24 +134,24 @@ blind.summary(pool=["number"])
 # %% [markdown]
 # ## A real inference
 #
-# Poisson regression with minibatches: counts that depend on three measurements of 200 patients. The
-# measurements are real, the counts are simulated by `sbc`; it looks at no others, and zeros stand
-# in their place.
+# Logistic regression with minibatches: whether each of 200 patients recovers, given three
+# measurements. The measurements are real, the recoveries are simulated by `sbc`; it looks at no
+# others, and zeros stand in their place.
 
 # %%
 patients = load_diabetes(num_train=200, num_test=1, dtype=torch.float64)
 features = list(patients.feature_names or ())
 inputs = patients.train_inputs[:, [features.index(name) for name in ("bmi", "bp", "s5")]]
-no_counts = torch.zeros(len(inputs))
+nobody = torch.zeros(len(inputs))
 
 
-def regression(inputs: Tensor, counts: Tensor, batch_size: int | None = None) -> None:
-    """Poisson regression."""
-    level = pyro.sample("level", dist.Normal(1.0, 0.5))
-    weight = pyro.sample("weight", dist.Normal(inputs.new_zeros(3), 0.3).to_event(1))
+def regression(inputs: Tensor, recovered: Tensor, batch_size: int | None = None) -> None:
+    """Logistic regression."""
+    level = pyro.sample("level", dist.Normal(0.0, 1.0))
+    weight = pyro.sample("weight", dist.Normal(inputs.new_zeros(3), 1.0).to_event(1))
     with pyro.plate("patients", len(inputs), subsample_size=batch_size) as index:
-        rate = (level + inputs[index] @ weight).exp()
-        pyro.sample("count", dist.Poisson(rate), obs=counts[index])
+        logits = level + inputs[index] @ weight
+        pyro.sample("recovered", dist.Bernoulli(logits=logits), obs=recovered[index])
 
 
 # %% [markdown]
@@ -167,16 +168,16 @@ def run_nuts(model: Callable[..., Any], *args: Any, **kwargs: Any) -> MCMC:
 
 
 def run_sghmc(step_size: float, thinning: int) -> Callable[..., MCMC]:
-    """SGHMC on minibatches: ten chains of ten draws."""
+    """SGHMC on minibatches: twenty chains of five draws."""
 
     def run(model: Callable[..., Any], *args: Any, **kwargs: Any) -> MCMC:
         kernel = SGHMC(model, step_size=step_size, momentum_decay=0.5)
         mcmc = MCMC(
             kernel,
-            num_samples=10,
+            num_samples=5,
             warmup_steps=2 * thinning,
             thinning=thinning,
-            num_chains=10,
+            num_chains=20,
             progress=False,
         )
         return mcmc.run(*args, **kwargs)
@@ -186,8 +187,8 @@ def run_sghmc(step_size: float, thinning: int) -> Callable[..., MCMC]:
 
 inferences: dict[str, tuple[Callable[..., MCMC], int, int | None]] = {
     "NUTS": (run_nuts, 30, None),
-    "SGHMC, step size 0.003": (run_sghmc(0.003, 150), 60, 50),
-    "SGHMC, step size 0.02": (run_sghmc(0.02, 30), 60, 50),
+    "SGHMC, step size 0.02": (run_sghmc(0.02, 120), 50, 50),
+    "SGHMC, step size 0.15": (run_sghmc(0.15, 20), 50, 50),
 }
 results = {}
 for name, (run, count, batch_size) in inferences.items():
@@ -197,7 +198,7 @@ for name, (run, count, batch_size) in inferences.items():
         run,
         2 if SMOKE else count,
         inputs,
-        no_counts,
+        nobody,
         batch_size=batch_size,
         seed=1,
         progress=False,
@@ -206,8 +207,9 @@ for name, (run, count, batch_size) in inferences.items():
     results[name].summary()
 
 # %% [markdown]
-# A step size of 0.02 is stable, and its chains agree with each other. But the noise of the
-# minibatches, which grows with the step size, has heated them: the posterior is too wide.
+# A step size of 0.15 is stable. But the noise of the minibatches, which grows with the step size,
+# has heated the chains: the posterior is too wide. The log likelihood shows it best, since draws
+# that are scattered too widely explain the data worse than the truth does.
 
 # %%
 figure, axes = plt.subplots(3, 3, figsize=(9.6, 7.5), layout="constrained")
@@ -221,29 +223,37 @@ plt.close(figure)
 # Does R-hat see it? One run on one simulated data set, with the step size that is too large:
 
 # %%
-wide = results["SGHMC, step size 0.02"]
-counts = Potential(regression, inputs, no_counts).prior(1, seed=0)["count"][0]
+wide = results["SGHMC, step size 0.15"]
+recovered = Potential(regression, inputs, nobody).prior(1, seed=0)["recovered"][0]
 with torch.random.fork_rng():
     torch.manual_seed(0)
     mcmc = MCMC(
-        SGHMC(regression, step_size=0.02, momentum_decay=0.5),
+        SGHMC(regression, step_size=0.15, momentum_decay=0.5),
         num_samples=20 if SMOKE else 200,
-        warmup_steps=60,
-        thinning=30,
+        warmup_steps=40,
+        thinning=20,
         num_chains=10,
         progress=False,
-    ).run(inputs, counts, batch_size=50)
+    ).run(inputs, recovered, batch_size=50)
 r_hat = float(mcmc.diagnostics()["weight"]["r_hat"].max())
 print(f"largest r_hat {r_hat:.3f}")
 
 # %% [markdown]
 # ## How many simulations?
 #
-# With 60 simulations a posterior that is 40 per cent too wide is found nearly always, one that is 5
-# per cent too wide hardly ever: uniform ranks are no proof, they bound the error. To see finer,
-# simulate more. That is easy to do in parallel, since simulations are independent of each other:
-# `sbc(..., executor=...)` takes a pool of processes or the executor of a Dask client, and gives
-# the same ranks wherever they run.
+# Uniform ranks are no proof, they bound the error. How often is a posterior found out whose
+# standard deviation is off by a factor? For one of five parameters, at the level 0.01 for all:
+#
+# | simulations | too narrow | found | too wide | found |
+# |-------------|------------|-------|----------|-------|
+# | 50          | 0.5        | 0.92  | 2        | 0.44  |
+# | 200         | 0.75       | 0.74  | 1.4      | 0.71  |
+# | 1000        | 0.85       | 0.95  | 1.2      | 0.98  |
+#
+# So fifty simulations find gross errors only, and a posterior that is too wide is harder to see. To
+# see finer, simulate more. That is easy to do in parallel, since simulations are independent of
+# each other: `sbc(..., executor=...)` takes a pool of processes or the executor of a Dask client,
+# and gives the same ranks wherever they run.
 #
 # Draws should be all but independent of each other. Where they are not, ranks pile up at both ends,
 # as if the posterior were too narrow: thin more.
@@ -259,8 +269,8 @@ if not SMOKE:
     assert blind.is_calibrated(names=["number"]), blind.uniformity()
     assert not blind.is_calibrated(1e-6, names=["log_likelihood"]), blind.uniformity()
     assert results["NUTS"].is_calibrated(), results["NUTS"].uniformity()
-    good = results["SGHMC, step size 0.003"]
+    good = results["SGHMC, step size 0.02"]
     assert good.is_calibrated(), good.uniformity()
-    assert not wide.is_calibrated(), wide.uniformity()
+    assert not wide.is_calibrated(1e-6, names=["log_likelihood"]), wide.uniformity()
     assert wide.uniformity(["level", "weight"])["spread"].max() < 0.9, wide.uniformity()
     assert r_hat < 1.02, r_hat

@@ -1,6 +1,7 @@
 """Simulated data sets and the ranks of true values, here or on other processes and machines."""
 
 import pickle
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, as_completed
@@ -30,6 +31,9 @@ LOG_LIKELIHOOD = "log_likelihood"
 Quantity: TypeAlias = Callable[[dict[str, Tensor]], Any]
 Ranks: TypeAlias = dict[str, npt.NDArray[np.int64]]
 
+# Pyro's state and the generators are global, while a worker of Dask may run several threads.
+_one_at_a_time = threading.Lock()
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -42,7 +46,7 @@ class Experiment:
     :param Mapping quantities: functions of the values of all sites, by name.
     :param bool log_likelihood: whether the log likelihood is a quantity as well.
     :param int num_draws: how many draws a true value is ranked among.
-    :param int seed: a non-negative integer.
+    :param int seed: a non-negative integer of any size.
     :param dict params: state of Pyro's parameter store.
     :param torch.dtype dtype: default floating type.
     """
@@ -70,7 +74,7 @@ class Experiment:
         :returns: ranks by latent site and quantity. **Shape:** ``(*event)`` each.
         :raises KeyboardInterrupt: where the inference says that it was interrupted.
         """
-        inference_seed, prior_seed, tie_seed = _seeds(self.seed, number)
+        inference_seed, prior_seed, guide_seed, tie_seed = _seeds(self.seed, number)
         with self.surroundings(inference_seed):
             drawn = {name: value[0] for name, value in potential.prior(1, prior_seed).items()}
             truth = {name: drawn[name] for name in potential.sites}
@@ -83,12 +87,12 @@ class Experiment:
             if getattr(posterior, "interrupted", False):
                 raise KeyboardInterrupt
             informed = Potential(model, *self.args, backend="eager", **self.kwargs)
-            values = self._values(posterior, informed, truth, inference_seed)
+            values = self._values(posterior, informed, truth, guide_seed)
             values |= self._quantities(values, informed, data)
         generator = np.random.default_rng(tie_seed)
         return {name: _rank(name, to_array(rows, name), generator) for name, rows in values.items()}
 
-    def surroundings(self, seed: int) -> AbstractContextManager[None]:
+    def surroundings(self, seed: int = 0) -> AbstractContextManager[None]:
         """Global state in which the model and the inference run."""
         return _surroundings(seed, self.params, self.dtype)
 
@@ -175,24 +179,22 @@ def run_simulations(
                 outcomes[futures[future]] = _attempt(future.result)
                 bar.update()
     except KeyboardInterrupt:
-        for future in futures:
-            future.cancel()
+        for future, number in futures.items():
+            # What has finished counts, though it has not been looked at yet.
+            if not future.cancel() and future.done() and future.exception() is None:
+                outcomes[number] = future.result()
         return outcomes, True
     return outcomes, False
 
 
 def _simulate_elsewhere(payload: bytes, number: int) -> Ranks | str:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as many workers as there are cores leave no core to spare
-    try:
+    with _one_at_a_time:
         return _attempt(partial(_simulate_pickled, payload, number))
-    finally:
-        torch.set_num_threads(num_threads)
 
 
 def _simulate_pickled(payload: bytes, number: int) -> Ranks:
     experiment: Experiment = pickle.loads(payload)
-    with experiment.surroundings(experiment.seed):
+    with experiment.surroundings():
         potential = experiment.potential()
     return experiment.simulate(number, potential)
 
@@ -206,7 +208,7 @@ def _attempt(function: Callable[[], Ranks | str]) -> Ranks | str:
 
 
 def _seeds(seed: int, number: int) -> list[int]:
-    words = np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(3)
+    words = np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(4)
     return [int(word) for word in words]
 
 
@@ -214,12 +216,17 @@ def _seeds(seed: int, number: int) -> list[int]:
 def _surroundings(seed: int, params: StateDict, dtype: torch.dtype) -> Iterator[None]:
     """Global state that depends on nothing that ran before, and what there was put back after."""
     state, own_dtype = get_rng_state(), torch.get_default_dtype()
+    num_threads = torch.get_num_threads()
     try:
+        # As many workers as there are cores leave no core to spare, and the order of a sum, which
+        # depends on the number of threads, should not depend on where the simulation runs.
+        torch.set_num_threads(1)
         torch.set_default_dtype(dtype)
         set_rng_seed(seed)
         with pyro.get_param_store().scope(_copied(params)):
             yield
     finally:
+        torch.set_num_threads(num_threads)
         torch.set_default_dtype(own_dtype)
         set_rng_state(state)
 

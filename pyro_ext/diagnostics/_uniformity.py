@@ -28,7 +28,7 @@ def ecdf_statistic(ranks: Ints, num_draws: int) -> Floats:
     :param int num_draws: :math:`L`, the largest possible rank.
     :returns: the statistic of each column. **Shape:** ``(num_columns,)``.
 
-    [1] T. Saeilynoja, P.-C. Buerkner, A. Vehtari (2022), Graphical test for discrete uniformity and
+    [1] T. Säilynoja, P.-C. Bürkner, A. Vehtari (2022), Graphical test for discrete uniformity and
     its applications in goodness-of-fit evaluation and multiple sample comparison.
 
     Example::

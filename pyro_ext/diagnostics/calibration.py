@@ -57,6 +57,21 @@ class SBCResult:
     interrupted: bool = False
     dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not self.ranks:
+            raise ValueError("ranks must hold those of at least one site or quantity, got none")
+        for name, ranks in self.ranks.items():
+            if ranks.dtype.kind not in "iu" or not ((ranks >= 0) & (ranks <= self.num_draws)).all():
+                raise ValueError(
+                    f"ranks[{name!r}] must be integers from 0 to num_draws = {self.num_draws}, got "
+                    f"{ranks!r:.80}"
+                )
+        if len({ranks.shape[:1] for ranks in self.ranks.values()}) > 1:
+            shapes = {name: ranks.shape for name, ranks in self.ranks.items()}
+            raise ValueError(
+                f"ranks must have the shape (num_simulations, *event) each, got {shapes}"
+            )
+
     def columns(
         self, names: Collection[str] | None = None, pool: bool | Collection[str] = False
     ) -> dict[str, npt.NDArray[np.int64]]:
@@ -68,8 +83,11 @@ class SBCResult:
         :raises ValueError: for a name that has no ranks.
         """
         columns = {}
+        chosen = self._known(names, "names")
+        if not chosen:
+            raise ValueError(f"names must hold a name at least, got {names!r}")
         pooled = self._known(pool, "pool") if not isinstance(pool, bool) else []
-        for name in self._known(names, "names"):
+        for name in chosen:
             ranks = self.ranks[name]
             if pool is True or name in pooled or ranks.ndim == 1:
                 columns[name] = ranks.ravel()
@@ -91,12 +109,13 @@ class SBCResult:
             or names. It makes the test sharper where elements are independent of each other given
             the data, as replicates are, and wrong elsewhere: ranks of dependent elements are alike.
         :returns: a data frame with the columns ``num_ranks``; ``mean_rank``, between 0 and 1 and
-            0.5 where calibrated, below where the posterior lies too high; ``spread``, the standard
-            deviation of the ranks in that of uniform ones, 1 where calibrated, above where the
-            posterior is too narrow; ``statistic``, ``p_value`` and ``adjusted_p_value``.
+            0.5 where calibrated, below where the posterior lies too high; ``spread``, the root mean
+            square of the ranks about their middle, in that of uniform ones, 1 where calibrated,
+            above where the posterior is too narrow; ``statistic``, ``p_value`` and
+            ``adjusted_p_value``.
         :raises ValueError: for a name that has no ranks.
 
-        [1] T. Saeilynoja, P.-C. Buerkner, A. Vehtari (2022), Graphical test for discrete uniformity
+        [1] T. Säilynoja, P.-C. Bürkner, A. Vehtari (2022), Graphical test for discrete uniformity
         and its applications in goodness-of-fit evaluation and multiple sample comparison.
         """
         import pandas
@@ -196,7 +215,8 @@ def sbc(
         dict of draws, or a trained guide, as :func:`~pyro_ext.diagnostics.to_arviz` takes them. The
         model is the one given, but observes the simulated data, whatever the arguments hold. Let it
         take its randomness from the global generators, which are seeded: with a fixed seed of its
-        own all simulations would share their noise.
+        own all simulations would share their noise. Let it make kernels, guides and what else
+        learns anew each time, or one simulation starts from what another has learned.
     :param int num_simulations: number of simulations.
     :param args: arguments of the model.
     :param Mapping quantities: by name, functions to be ranked as well. They map one value of each
@@ -206,7 +226,8 @@ def sbc(
     :param int num_draws: number of draws to rank among, taken at equal distances from those of the
         posterior. Autocorrelated draws make ranks pile up at both ends, so let the sampler thin.
     :param Executor executor: where simulations run: a pool of processes or the executor of a Dask
-        client; by default here, one after the other. Each then runs on one thread.
+        client whose workers have one thread each, since a process runs one simulation at a time; by
+        default here, one after the other. A simulation computes on one thread wherever it runs.
     :param int seed: results depend on the seed and not on the executor; ``None`` takes one from
         PyTorch's generator.
     :param bool progress: whether to show a progress bar.
@@ -220,9 +241,9 @@ def sbc(
     [1] S. Talts, M. Betancourt, D. Simpson, A. Vehtari, A. Gelman (2018), Validating Bayesian
     inference algorithms with simulation-based calibration.
 
-    [2] M. Modrak, A. H. Moon, S. Kim, P. Buerkner, N. Huurre, K. Faltejskova, A. Gelman, A. Vehtari
-    (2023), Simulation-based calibration checking for Bayesian computation: the choice of test
-    quantities shapes sensitivity.
+    [2] M. Modrák, A. H. Moon, S. Kim, P.-C. Bürkner, N. Huurre, K. Faltejsková, A. Gelman,
+    A. Vehtari (2023), Simulation-based calibration checking for Bayesian computation: the choice of
+    test quantities shapes sensitivity.
 
     Example::
 
@@ -251,7 +272,7 @@ def sbc(
         params=store,
         dtype=torch.get_default_dtype(),
     )
-    with experiment.surroundings(experiment.seed):
+    with experiment.surroundings():
         potential = experiment.potential()
         _check_model(potential, quantities, log_likelihood)
     outcomes, interrupted = run_simulations(
@@ -325,7 +346,7 @@ def _check_model(
         raise ValueError(
             "model has a site 'log_likelihood': rename it, or pass log_likelihood=False"
         )
-    potential.prior(1)
+    potential.prior(1)  # raises where the prior cannot be drawn from
 
 
 def _dims(potential: Potential, ranks: Ranks) -> dict[str, tuple[str, ...]]:

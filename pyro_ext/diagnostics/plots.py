@@ -132,7 +132,7 @@ def plot_sbc(
     :raises ValueError: names the argument, what it got and what it wants.
     :raises ImportError: without matplotlib; names the extra.
 
-    Reference: T. Saeilynoja, P.-C. Buerkner, A. Vehtari (2022), *Graphical test for discrete
+    Reference: T. Säilynoja, P.-C. Bürkner, A. Vehtari (2022), *Graphical test for discrete
     uniformity and its applications in goodness-of-fit evaluation and multiple sample comparison*,
     https://arxiv.org/abs/2103.10522.
 

@@ -2,19 +2,24 @@
 
 import multiprocessing
 import sys
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 
+import hypothesis.strategies as st
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from hypothesis import given
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
 from pyro_ext.diagnostics import SBCResult, sbc
+from pyro_ext.diagnostics._simulations import _rank
 from pyro_ext.diagnostics._uniformity import ecdf_band, ecdf_difference, holm
 from pyro_ext.diagnostics.plots import plot_sbc
 from pyro_ext.inference import MCMC, SGLD
@@ -76,9 +81,9 @@ def test_exact_inference_is_calibrated():
 )
 def test_wrong_inference_is_not(options, column, sign):
     """Each error makes p-values below 1e-6 with 500 pooled ranks."""
-    result = run(lambda model, x: exact(model, x, **options))
-    row = result.uniformity(["loc"], pool=True).loc["loc"]
-    assert row["p_value"] < 1e-6 and not result.is_calibrated(names=["loc"], pool=True)
+    result = run(lambda model, x: exact(model, x, **options), log_likelihood=False)
+    row = result.uniformity(pool=True).loc["loc"]
+    assert row["p_value"] < 1e-6 and not result.is_calibrated(pool=True)
     assert sign * (row[column] - {"spread": 1.0, "mean_rank": 0.5}[column]) > 0.08
 
 
@@ -112,6 +117,29 @@ def test_ties_are_broken_at_random():
     )
     assert result.ranks["constant"].shape == (100, 2)
     assert set(result.ranks["constant"].ravel().tolist()) == set(range(21))
+
+
+class Fixed:
+    """A generator that gives the smallest or the largest number it may."""
+
+    def __init__(self, is_high: bool) -> None:
+        self.is_high = is_high
+
+    def integers(self, low, high, endpoint):
+        assert low == 0 and endpoint
+        return high if self.is_high else 0 * high
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12))
+def test_ranks_of_exchangeable_values_are_uniform(values):
+    """Whichever value is the true one: with any ties, each rank has the same probability."""
+    rows = np.array(values)
+    probabilities = np.zeros(len(rows))
+    for number in range(len(rows)):
+        rolled = np.roll(rows, -number)
+        low, high = (int(_rank("x", rolled, Fixed(is_high))) for is_high in (False, True))
+        probabilities[low : high + 1] += 1.0 / (high - low + 1)
+    np.testing.assert_allclose(probabilities, 1.0)
 
 
 def test_quantities_see_latents_and_simulated_data():
@@ -205,13 +233,23 @@ def spawned() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
 
 
+@contextmanager
+def dask_executor() -> Iterator[Executor]:
+    """Of one worker that runs two threads, each of which has the global state of the other."""
+    distributed = pytest.importorskip("distributed")
+    options = {"n_workers": 1, "threads_per_worker": 2, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
+        yield client.get_executor()
+
+
 @pytest.mark.slow
-def test_results_do_not_depend_on_the_executor():
+@pytest.mark.parametrize("executor", [spawned, dask_executor])
+def test_results_do_not_depend_on_the_executor(executor):
     pyro.param("unused", torch.ones(()))
     options = {"num_simulations": 4, "quantities": {"square": lambda v: v["loc"] ** 2}}
     here = run(lambda model, x: exact(model, x), **options)
-    with spawned() as executor:
-        there = run(lambda model, x: exact(model, x), executor=executor, **options)
+    with executor() as workers:
+        there = run(lambda model, x: exact(model, x), executor=workers, **options)
     for name, ranks in here.ranks.items():
         np.testing.assert_array_equal(ranks, there.ranks[name])
     assert list(pyro.get_param_store()) == ["unused"]
@@ -240,15 +278,38 @@ def test_simulations_depend_on_seed_and_number_alone():
     for name in few.ranks:
         np.testing.assert_array_equal(few.ranks[name], many.ranks[name][:2])
         np.testing.assert_array_equal(sent.ranks[name], many.ranks[name])
-    other = sbc(normal, exact, 5, DATA, seed=1, progress=False)
-    assert (other.ranks["loc"] != many.ranks["loc"]).any()
+    for seed in (1, 2**40):
+        other = sbc(normal, exact, 5, DATA, seed=seed, progress=False)
+        assert (other.ranks["loc"] != many.ranks["loc"]).any()
 
 
-def test_global_state_is_left_alone():
+def test_draws_of_a_guide_do_not_share_the_noise_that_trained_it():
+    noise = []
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("replicates", 5):
+            noise.append(pyro.sample("loc", dist.Normal(0.0, 1.0)))
+
+    def inference(model, x: Tensor):
+        noise.append(torch.randn(5))
+        return guide
+
+    run(inference, 1)
+    assert len(noise) == 101 and not any(torch.equal(noise[0], other) for other in noise[1:])
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def test_global_state_is_left_alone(two_threads):
     loc = pyro.param("loc", torch.tensor(2.0))
 
     def inference(model, x: Tensor) -> dict[str, Tensor]:
-        assert pyro.param("loc").item() == 2.0
+        assert pyro.param("loc").item() == 2.0 and torch.get_num_threads() == 1
         pyro.get_param_store()["loc"].data.fill_(9.0)
         pyro.param("own", torch.ones(()))
         return exact(model, x)
@@ -257,6 +318,7 @@ def test_global_state_is_left_alone():
     run(inference, 2)
     assert torch.equal(before, torch.random.get_rng_state())
     assert list(pyro.get_param_store()) == ["loc"] and loc.item() == 2.0
+    assert torch.get_num_threads() == 2
 
 
 def failing(model, x: Tensor) -> dict[str, Tensor]:
@@ -307,8 +369,8 @@ def test_interrupts_keep_what_has_finished():
     assert result.interrupted and result.simulations.tolist() == [0, 1, 2]
     with pytest.raises(KeyboardInterrupt):
         run(inference, 10)
-    kept = run(exact, 6, executor=Inline(interrupt_at=5))
-    assert kept.interrupted and set(kept.simulations.tolist()) <= set(range(5))
+    kept = run(exact, 6, executor=Inline(interrupt_at=2))
+    assert kept.interrupted and kept.simulations.tolist() == [0, 1, 3, 4, 5]
 
 
 def test_wrong_arguments_are_named():
@@ -374,8 +436,28 @@ def test_names_are_checked(result):
         result.uniformity("loc")
     with pytest.raises(ValueError, match=r"pool must be a list of names.*\['nothing'\]"):
         result.uniformity(pool=["nothing"])
+    with pytest.raises(ValueError, match=r"names must hold a name at least, got \[\]"):
+        result.is_calibrated(names=[])
     with pytest.raises(ValueError, match="level must lie between 0 and 1, got 0"):
         result.is_calibrated(0)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "message"),
+    [
+        ({}, "ranks must hold those of at least one site"),
+        ({"loc": np.array([0, 51])}, r"ranks\['loc'\] must be integers from 0 to num_draws = 50"),
+        ({"loc": np.array([-1, 3])}, r"ranks\['loc'\] must be integers.*got array\(\[-1,  3\]\)"),
+        ({"loc": np.array([0.5, 1.0])}, r"ranks\['loc'\] must be integers"),
+        (
+            {"loc": np.zeros(3, int), "scale": np.zeros(2, int)},
+            r"ranks must have the shape \(num_simulations, \*event\) each, got .*\(2,\)",
+        ),
+    ],
+)
+def test_ranks_are_checked(ranks, message):
+    with pytest.raises(ValueError, match=message):
+        SBCResult(ranks, 50)
 
 
 def test_xarray_names_plates(result):

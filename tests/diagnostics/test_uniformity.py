@@ -2,8 +2,10 @@
 
 import itertools
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
+from hypothesis import given, settings
 from scipy import stats
 
 from pyro_ext.diagnostics._uniformity import (
@@ -13,6 +15,14 @@ from pyro_ext.diagnostics._uniformity import (
     ecdf_statistic,
     holm,
 )
+
+SIZES = {"num_ranks": st.integers(1, 60), "num_draws": st.integers(1, 40)}
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def uniform_ranks(num_ranks, num_draws, num_columns, seed):
+    generator = np.random.default_rng(seed)
+    return generator.integers(0, num_draws, (num_ranks, num_columns), endpoint=True)
 
 
 @pytest.mark.parametrize(("num_ranks", "num_draws"), [(3, 2), (4, 3), (5, 1), (2, 5), (6, 3)])
@@ -31,6 +41,25 @@ def test_statistic_by_definition():
         count, law = (ranks <= k).sum(0), stats.binom(30, (k + 1) / 8)
         tails.append(2.0 * np.minimum(law.cdf(count), law.sf(count - 1)))
     np.testing.assert_allclose(ecdf_statistic(ranks, 7), np.min(tails, 0))
+
+
+@given(seed=SEEDS, **SIZES)
+def test_statistic_knows_no_order_and_no_direction(seed, num_ranks, num_draws):
+    ranks = uniform_ranks(num_ranks, num_draws, 5, seed)
+    shuffled = np.random.default_rng(seed).permutation(ranks)
+    for other in (shuffled, num_draws - ranks):
+        wanted = ecdf_statistic(ranks, num_draws)
+        np.testing.assert_allclose(ecdf_statistic(other, num_draws), wanted, rtol=1e-9)
+
+
+@given(seed=SEEDS, **SIZES)
+def test_p_value_lies_between_those_of_one_test_and_of_all(seed, num_ranks, num_draws):
+    """At the k where the statistic is smallest, that tail alone has half its probability."""
+    statistics = np.unique(ecdf_statistic(uniform_ranks(num_ranks, num_draws, 5, seed), num_draws))
+    p_values = np.array([ecdf_p_value(value, num_ranks, num_draws) for value in statistics])
+    assert (p_values >= statistics / 2.0 * (1.0 - 1e-9)).all()
+    assert (p_values <= np.minimum(1.0, num_draws * statistics)).all()
+    assert (np.diff(p_values) >= -1e-10).all()
 
 
 @pytest.mark.statistical
@@ -55,14 +84,17 @@ def test_band_holds_uniform_ranks_as_often_as_it_says():
     assert 0.9 - 0.019 < inside.all(0).mean() < 0.9 + 0.025
 
 
-def test_band_and_test_agree():
-    ranks = np.random.default_rng(3).integers(0, 20, (60, 500), endpoint=True)
-    low, high = ecdf_band(60, 20, 0.8)
-    difference = ecdf_difference(ranks, 20)
+@settings(max_examples=30)
+@given(seed=SEEDS, prob=st.floats(0.05, 0.99), **SIZES)
+def test_band_and_test_agree(seed, prob, num_ranks, num_draws):
+    ranks = uniform_ranks(num_ranks, num_draws, 20, seed)
+    low, high = ecdf_band(num_ranks, num_draws, prob)
+    difference = ecdf_difference(ranks, num_draws)
     inside = (difference >= low[:, None] - 1e-12) & (difference <= high[:, None] + 1e-12)
-    p_values = np.array([ecdf_p_value(value, 60, 20) for value in ecdf_statistic(ranks, 20)])
-    assert inside.all(0)[p_values > 0.2].all()
-    assert not inside.all(0)[p_values < 0.199].any()
+    statistics = ecdf_statistic(ranks, num_draws)
+    p_values = np.array([ecdf_p_value(value, num_ranks, num_draws) for value in statistics])
+    assert inside.all(0)[p_values > 1.0 - prob + 1e-9].all()
+    assert not inside.all(0)[p_values < 1.0 - prob - 1e-9].any()
 
 
 def test_small_p_values_are_bounds():
@@ -75,3 +107,15 @@ def test_small_p_values_are_bounds():
 def test_holm():
     np.testing.assert_allclose(holm(np.array([0.04, 0.01, 0.03])), [0.06, 0.03, 0.06])
     np.testing.assert_allclose(holm(np.array([0.6, 0.9])), [1.0, 1.0])
+
+
+@given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=6))
+def test_holm_is_bonferroni_closed(p_values):
+    """A hypothesis is rejected where Bonferroni rejects each set that it belongs to."""
+    numbers = range(len(p_values))
+    wanted = np.zeros(len(p_values))
+    for size in range(1, len(p_values) + 1):
+        for members in map(list, itertools.combinations(numbers, size)):
+            together = min(1.0, size * min(p_values[member] for member in members))
+            wanted[members] = np.maximum(wanted[members], together)
+    np.testing.assert_allclose(holm(np.array(p_values)), wanted)
