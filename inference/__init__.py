@@ -20,6 +20,7 @@ from pyro_ext.inference.sgmcmc import (
     SGMCMCKernel,
 )
 from pyro_ext.inference.streaming import StreamingMCMC
+from pyro_ext.inference.tuning import Trial, TuningResult, tune
 
 __all__ = [
     "MCMC",
@@ -35,4 +36,7 @@ __all__ = [
     "SGMCMCKernel",
     "Schedule",
     "StreamingMCMC",
+    "Trial",
+    "TuningResult",
+    "tune",
 ]

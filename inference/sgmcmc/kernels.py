@@ -7,6 +7,7 @@ from typing import Any, Self, Unpack
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import check_number
 from pyro_ext.inference.sgmcmc import psgld, sghmc, sgld, sgnht
 from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient
 from pyro_ext.inference.sgmcmc.kernel import KernelOptions, SGMCMCKernel
@@ -56,7 +57,7 @@ class SGLD(SGMCMCKernel):
     ) -> None:
         super().__init__(model, **options)
         _check_noise_estimate(
-            noise_estimate, 2.0 * self.temperature / self.schedule.step_size, self.temperature
+            noise_estimate, 2.0 * self.temperature / self.schedule.max_step_size, self.temperature
         )
         self.noise_estimate = noise_estimate
 
@@ -110,11 +111,8 @@ class PSGLD(SGMCMCKernel):
         **options: Unpack[KernelOptions],
     ) -> None:
         super().__init__(model, **options)
-        if not 0.0 <= decay < 1.0:
-            raise ValueError(f"decay must lie in [0, 1), got {decay!r}")
-        _check_positive(regularization, "regularization")
-        self.decay = decay
-        self.regularization = regularization
+        self.decay = check_number("decay", decay, least=0, below=1)
+        self.regularization = check_number("regularization", regularization, above=0)
 
     def _init(self, position: Tensor, keys: Tensor) -> psgld.PSGLDState:
         return psgld.init(position)
@@ -178,27 +176,23 @@ class SGHMC(SGMCMCKernel):
         super().__init__(model, **options)
         if friction is not None and momentum_decay is not None:
             raise ValueError("give either friction or momentum_decay, and not both")
-        largest = self.schedule.step_size
+        largest = self.schedule.max_step_size
         if momentum_decay is None:
             friction = 100.0 if friction is None else friction
-            for value in _numbers(friction):
-                if not 0.0 < value * largest <= 1.0:
-                    raise ValueError(
-                        "friction times the largest step_size must lie in (0, 1], got "
-                        f"{value!r} * {largest!r} = {value * largest!r}"
-                    )
-            decays = [value * largest for value in _numbers(friction)]
+            frictions = _numbers("friction", friction)
+            if max(frictions) * largest > 1.0:
+                raise ValueError(
+                    "friction times the largest step_size must be at most 1, got "
+                    f"{max(frictions)!r} * {largest!r} = {max(frictions) * largest!r}"
+                )
+            smallest_decay = min(frictions) * largest
         else:
-            decays = _numbers(momentum_decay)
-            for value in decays:
-                if not 0.0 < value <= 1.0:
-                    raise ValueError(f"momentum_decay must lie in (0, 1], got {value!r}")
-        _check_positive(mass, "mass")
-        injected = 2.0 * min(decays) * mass * self.temperature
+            smallest_decay = min(_numbers("momentum_decay", momentum_decay, most=1))
+        self.mass = check_number("mass", mass, above=0)
+        injected = 2.0 * smallest_decay * self.mass * self.temperature
         _check_noise_estimate(noise_estimate, injected / largest**2, self.temperature)
         self.friction = friction
         self.momentum_decay = momentum_decay
-        self.mass = mass
         self.noise_estimate = noise_estimate
 
     def replace(self, **changes: Any) -> Self:
@@ -275,8 +269,7 @@ class SGNHT(SGMCMCKernel):
         **options: Unpack[KernelOptions],
     ) -> None:
         super().__init__(model, **options)
-        _check_positive(friction, "friction")
-        self.friction = friction
+        self.friction = check_number("friction", friction, above=0)
 
     def _init(self, position: Tensor, keys: Tensor) -> sgnht.SGNHTState:
         momentum = normal(
@@ -313,22 +306,20 @@ class SGNHT(SGMCMCKernel):
         }
 
 
-def _numbers(value: float | Mapping[str, float]) -> list[float]:
-    numbers = list(value.values()) if isinstance(value, Mapping) else [value]
-    if not numbers:
-        raise ValueError("a mapping of friction or momentum_decay must not be empty")
-    return numbers
-
-
-def _check_positive(value: float, argument: str) -> None:
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{argument} must be a positive finite number, got {value!r}")
+def _numbers(
+    argument: str, value: float | Mapping[str, float], most: float | None = None
+) -> list[float]:
+    """A number, or those of a mapping by site, all of them positive."""
+    if not isinstance(value, Mapping):
+        return [check_number(argument, value, above=0, most=most)]
+    if not value:
+        raise ValueError(f"{argument} must be a number or a number by site, got an empty mapping")
+    return [check_number(f"{argument}[{k!r}]", v, above=0, most=most) for k, v in value.items()]
 
 
 def _check_noise_estimate(value: float, largest: float, temperature: float) -> None:
     """The noise that a gradient brings along can at most be all of the noise of a step."""
-    if not value >= 0:
-        raise ValueError(f"noise_estimate must be at least 0, got {value!r}")
+    check_number("noise_estimate", value, least=0)
     if temperature > 0 and value > largest:
         raise ValueError(
             f"noise_estimate must be at most {largest:.4g} for this step size and temperature, got "

@@ -11,6 +11,7 @@ from pyro.infer.autoguide.initialization import init_to_median
 from scipy.optimize import minimize
 from torch import Tensor
 
+from pyro_ext._checks import check_integer
 from pyro_ext.potential import FunctionPotential, InitStrategy, Potential
 
 __all__ = ["find_map", "flat_point", "minimum"]
@@ -49,8 +50,7 @@ def find_map(
         >>> find_map(Potential(model, torch.tensor([1.0, 2.0, 3.0])))
         {'loc': tensor(1.5000)}
     """
-    if max_iterations < 1:
-        raise ValueError(f"max_iterations must be at least 1, got {max_iterations!r}")
+    check_integer("max_iterations", max_iterations, 1)
     if initial_params is None:
         batched = potential.init_chains(range(1), 0, init_strategy)
         start = potential.layout.flatten(batched)[0]

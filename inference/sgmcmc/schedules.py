@@ -1,10 +1,12 @@
 """Schedules of the step size, and which steps of a run sample."""
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from pyro_ext._checks import check_integer, check_number
 
 __all__ = ["ConstantSchedule", "CyclicalSchedule", "PolynomialSchedule", "Schedule"]
 
@@ -14,10 +16,16 @@ Steps = npt.NDArray[np.int64]
 class Schedule:
     """Step size of each step of a run, counted from zero; warm-up steps count too.
 
-    A subclass gives :meth:`step_sizes`; it may also tell exploring from sampling steps.
+    A subclass gives :meth:`step_sizes`; it may also tell exploring from sampling steps. One whose
+    steps exceed ``step_size`` gives :attr:`max_step_size`.
     """
 
     step_size: float
+
+    @property
+    def max_step_size(self) -> float:
+        """The largest step size of any step, by default ``step_size``."""
+        return self.step_size
 
     @property
     def period(self) -> int:
@@ -32,10 +40,22 @@ class Schedule:
         """Whether noise is injected at the given steps, and draws after them are kept."""
         return np.ones(steps.shape, dtype=np.bool_)
 
+    def rescaled(self, step_size: float) -> Self:
+        """Return the same schedule with all step sizes multiplied by one factor.
 
-def _check_step_size(step_size: float) -> None:
-    if not (isinstance(step_size, int | float) and math.isfinite(step_size) and step_size > 0):
-        raise ValueError(f"step_size must be a positive finite number, got {step_size!r}")
+        :param float step_size: what becomes of ``step_size``.
+        :raises TypeError: for a schedule that is not a dataclass and does not override this.
+
+        Example::
+
+            >>> PolynomialSchedule(0.5, exponent=0.6, start=10).rescaled(0.1)
+            PolynomialSchedule(step_size=0.1, exponent=0.6, offset=1.0, start=10)
+        """
+        if not is_dataclass(type(self)):
+            raise TypeError(f"{type(self).__name__} cannot be rescaled: it is not a dataclass")
+        schedule: Any = self
+        rescaled: Self = replace(schedule, step_size=step_size)
+        return rescaled
 
 
 @dataclass(frozen=True)
@@ -48,7 +68,7 @@ class ConstantSchedule(Schedule):
     step_size: float
 
     def __post_init__(self) -> None:
-        _check_step_size(self.step_size)
+        check_number("step_size", self.step_size, above=0)
 
     def step_sizes(self, steps: Steps) -> npt.NDArray[np.float64]:
         """Step sizes at the given steps."""
@@ -82,13 +102,16 @@ class PolynomialSchedule(Schedule):
     start: int = 0
 
     def __post_init__(self) -> None:
-        _check_step_size(self.step_size)
-        if not 0.5 < self.exponent <= 1.0:
-            raise ValueError(f"exponent must lie in (0.5, 1], got {self.exponent!r}")
-        if not self.offset > 0:
-            raise ValueError(f"offset must be positive, got {self.offset!r}")
-        if self.start < 0:
-            raise ValueError(f"start must be a non-negative step number, got {self.start!r}")
+        check_number("step_size", self.step_size, above=0)
+        check_number("exponent", self.exponent, above=0.5, most=1)
+        check_number("offset", self.offset, above=0)
+        check_integer("start", self.start, 0)
+
+    @property
+    def max_step_size(self) -> float:
+        """The largest step size of any step; an offset below one raises it above ``step_size``."""
+        first_decayed: float = self.step_size * self.offset**-self.exponent
+        return first_decayed if self.start == 0 else max(self.step_size, first_decayed)
 
     def step_sizes(self, steps: Steps) -> npt.NDArray[np.float64]:
         """Step sizes at the given steps."""
@@ -135,25 +158,22 @@ class CyclicalSchedule(Schedule):
     cycle_length: int = field(init=False)
 
     def __post_init__(self) -> None:
-        _check_step_size(self.step_size)
-        if self.num_cycles < 1:
-            raise ValueError(f"num_cycles must be at least 1, got {self.num_cycles!r}")
-        if self.num_steps < self.num_cycles:
-            raise ValueError(
-                f"num_steps must be at least num_cycles = {self.num_cycles}, got {self.num_steps!r}"
-            )
-        if not 0.0 <= self.exploration < 1.0:
-            raise ValueError(f"exploration must lie in [0, 1), got {self.exploration!r}")
-        if not 0.0 <= self.minimum <= self.step_size:
-            raise ValueError(
-                f"minimum must lie in [0, step_size = {self.step_size}], got {self.minimum!r}"
-            )
+        check_number("step_size", self.step_size, above=0)
+        check_integer("num_cycles", self.num_cycles, 1)
+        check_integer("num_steps", self.num_steps, self.num_cycles)
+        check_number("exploration", self.exploration, least=0, below=1)
+        check_number("minimum", self.minimum, least=0, most=self.step_size)
         object.__setattr__(self, "cycle_length", -(-self.num_steps // self.num_cycles))
 
     @property
     def period(self) -> int:
         """Number of steps in a cycle."""
         return self.cycle_length
+
+    def rescaled(self, step_size: float) -> Self:
+        """Return the same schedule with all step sizes multiplied by one factor."""
+        check_number("step_size", step_size, above=0)
+        return replace(self, step_size=step_size, minimum=self.minimum * step_size / self.step_size)
 
     def step_sizes(self, steps: Steps) -> npt.NDArray[np.float64]:
         """Step sizes at the given steps."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyro
 import torch
 
+from pyro_ext._checks import check_integer
 from pyro_ext.diagnostics._simulations import (
     LOG_LIKELIHOOD,
     Experiment,
@@ -317,9 +318,8 @@ def _check(
 ) -> None:
     if not callable(run_inference):
         raise TypeError(f"run_inference must be callable, got {run_inference!r:.80}")
-    for argument, value in (("num_simulations", num_simulations), ("num_draws", num_draws)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{argument} must be a positive integer, got {value!r:.80}")
+    check_integer("num_simulations", num_simulations, 1)
+    check_integer("num_draws", num_draws, 1)
     for name, quantity in quantities.items():
         if not callable(quantity):
             raise TypeError(f"quantities[{name!r}] must be callable, got {quantity!r:.80}")

@@ -375,8 +375,8 @@ def test_interrupts_keep_what_has_finished():
 
 def test_wrong_arguments_are_named():
     for options, kind, message in (
-        ({"num_simulations": 0}, ValueError, "num_simulations must be a positive integer, got 0"),
-        ({"num_draws": 1.5}, ValueError, "num_draws must be a positive integer, got 1.5"),
+        ({"num_simulations": 0}, ValueError, "num_simulations must be an integer >= 1, got 0"),
+        ({"num_draws": 1.5}, ValueError, "num_draws must be an integer >= 1, got 1.5"),
         ({"inference": 3}, TypeError, "run_inference must be callable, got 3"),
         ({"quantities": {"a": 1}}, TypeError, r"quantities\['a'\] must be callable, got 1"),
         ({"quantities": {"loc": len}}, ValueError, r"quantities names \['loc'\], which are ranked"),

@@ -3,7 +3,23 @@
 import numpy as np
 import pytest
 
-from pyro_ext.inference import ConstantSchedule, CyclicalSchedule, PolynomialSchedule
+from pyro_ext.inference import (
+    SGHMC,
+    SGLD,
+    ConstantSchedule,
+    CyclicalSchedule,
+    PolynomialSchedule,
+    Schedule,
+)
+
+SCHEDULES = [
+    ConstantSchedule(0.3),
+    PolynomialSchedule(0.2, offset=0.1),
+    PolynomialSchedule(0.2, offset=10.0),
+    PolynomialSchedule(0.2, offset=0.1, start=5),
+    PolynomialSchedule(0.2, offset=10.0, start=5),
+    CyclicalSchedule(0.5, num_cycles=4, num_steps=100, exploration=0.5, minimum=0.1),
+]
 
 
 def test_cyclical_step_sizes():
@@ -56,3 +72,47 @@ def test_constant():
 def test_errors_name_the_argument(make, argument):
     with pytest.raises(ValueError, match=argument):
         make()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_the_largest_step_size_is_that_of_some_step(schedule):
+    taken = schedule.step_sizes(np.arange(200)).max()
+    assert schedule.max_step_size == pytest.approx(taken, rel=1e-12)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_rescaling_multiplies_every_step(schedule):
+    steps = np.arange(200)
+    rescaled = schedule.rescaled(3.0 * schedule.step_size)
+    assert type(rescaled) is type(schedule)
+    assert rescaled.step_sizes(steps) == pytest.approx(3.0 * schedule.step_sizes(steps))
+    assert (rescaled.is_sampling(steps) == schedule.is_sampling(steps)).all()
+    with pytest.raises(ValueError, match="step_size must be a finite number > 0, got -1"):
+        schedule.rescaled(-1.0)
+
+
+def test_a_schedule_that_is_no_dataclass_is_not_rescaled():
+    class Fixed(Schedule):
+        step_size = 0.1
+
+    assert Fixed().max_step_size == 0.1
+    with pytest.raises(TypeError, match="Fixed cannot be rescaled"):
+        Fixed().rescaled(0.2)
+
+
+def test_kernels_check_the_largest_step_that_a_schedule_takes():
+    """An offset of 1/16 with exponent 1 starts at 16 times the step size, one of 16 at 1/16."""
+
+    def potential_fn(params):
+        return params["x"].square().sum()
+
+    early = PolynomialSchedule(0.01, exponent=1.0, offset=1 / 16)
+    late = PolynomialSchedule(0.01, exponent=1.0, offset=16.0)
+    with pytest.raises(ValueError, match=r"friction times the largest step_size .* 8\.0 \* 0\.16"):
+        SGHMC(potential_fn=potential_fn, step_size=early, friction=8.0)
+    SGHMC(potential_fn=potential_fn, step_size=early, friction=6.0)
+    SGHMC(potential_fn=potential_fn, step_size=late, friction=1000.0)
+    with pytest.raises(ValueError, match=r"noise_estimate must be at most 12\.5 "):
+        SGLD(potential_fn=potential_fn, step_size=early, noise_estimate=13.0)
+    SGLD(potential_fn=potential_fn, step_size=early, noise_estimate=12.0)
+    SGLD(potential_fn=potential_fn, step_size=late, noise_estimate=3000.0)

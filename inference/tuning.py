@@ -1,0 +1,416 @@
+"""Settings of stochastic-gradient kernels, found by short pilot runs.
+
+No step is accepted or rejected, so that there is no acceptance rate to tune for. What takes its
+place is the kernel Stein discrepancy of draws from the posterior, which sees both faults: the bias
+of steps that are too large, and that chains do not arrive or mix where steps are too small. Runs of
+candidate settings are compared by it, and the worse half is dropped again and again [1].
+
+[1] J. Coullon, L. South, C. Nemeth (2023), Efficient and generalizable tuning strategies for
+stochastic gradient MCMC.
+"""
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_ext._checks import check_integer
+from pyro_ext.diagnostics._draws import Context
+from pyro_ext.diagnostics.stein import kernel_stein_discrepancy
+from pyro_ext.inference._starts import Start, check_start, constrained_start, unconstrained_start
+from pyro_ext.inference.sgmcmc import Chains, Schedule, SGMCMCKernel
+from pyro_ext.potential import Potential
+from pyro_ext.random import fresh_seed
+
+__all__ = ["Trial", "TuningResult", "tune"]
+
+Grid = Mapping[str, Iterable[Any]]
+
+_DEFAULT_FACTORS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+_NOT_TUNED = ("backend", "init_strategy", "num_steps", "temperature")
+_EXPONENT = -0.5
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the pilot runs told of one candidate.
+
+    :param dict settings: its settings, those of the grid.
+    :param float score: estimate of the squared discrepancy of its last draws from the posterior,
+        which may lie below zero where the draws are good; infinite where a chain has left the
+        finite numbers.
+    :param int num_steps: how many steps each of its chains took before it was dropped.
+    """
+
+    settings: dict[str, Any]
+    score: float
+    num_steps: int
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """What :func:`tune` found.
+
+    :param SGMCMCKernel kernel: a new kernel with the best settings.
+    :param tuple trials: all candidates, the best first. Only scores of candidates that took equally
+        many steps can be compared.
+    :param bool interrupted: whether Ctrl-C ended the search early.
+    """
+
+    kernel: SGMCMCKernel
+    trials: tuple[Trial, ...]
+    interrupted: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The best settings, those of the grid."""
+        return self.trials[0].settings
+
+    def table(self) -> Any:
+        """Tabulate the trials.
+
+        :returns: a data frame with a row for each trial, the best first, and a column for each
+            setting, ``score`` and ``num_steps``.
+        """
+        import pandas
+
+        rows = [
+            {**trial.settings, "score": trial.score, "num_steps": trial.num_steps}
+            for trial in self.trials
+        ]
+        return pandas.DataFrame(rows)
+
+
+def tune(
+    kernel: SGMCMCKernel,
+    *args: Any,
+    grid: Grid | None = None,
+    num_steps: int = 1000,
+    num_chains: int = 8,
+    num_samples: int = 25,
+    initial_params: Start | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+    **kwargs: Any,
+) -> TuningResult:
+    r"""Choose settings of a stochastic-gradient kernel by pilot runs and successive halving [1].
+
+    Every candidate runs for ``num_steps`` steps. The better half of them run on from where they are
+    until they have taken twice as many, and so on, until one is left. What is compared is an
+    unbiased estimate of the squared kernel Stein discrepancy, from draws in the later half of each
+    run and gradients over all of the data there. All candidates see the same minibatches and noise.
+
+    Coordinates enter the discrepancy in units of :math:`\sqrt{sd(z) / sd(\nabla \log p(z))}`, of
+    which the median over the candidates is taken. In a normal posterior this is the posterior's own
+    scale whether draws spread too much or too little, so that neither kind of fault sets the units.
+
+    It looks at where chains get within the steps they have, and so finds settings for runs of about
+    that length, or longer. It knows nothing of a mode that no candidate has found.
+
+    The model's gradient is recorded anew for each candidate. A kernel with ``backend="compile"``
+    is tried with ``"trace"``, which takes the same steps and does not wait for the compiler.
+
+    :param SGMCMCKernel kernel: the kernel, which stays as it is.
+    :param args: arguments of the model.
+    :param Mapping grid: values to try by setting, such as
+        ``{"step_size": [1e-4, 1e-3], "momentum_decay": [0.03, 0.1]}``; all combinations are
+        candidates but those that the kernel refuses. A number as ``step_size`` rescales a schedule.
+        By default the kernel's step size times 0.01, 0.03, 0.1, ..., 100.
+    :param int num_steps: steps that all candidates take; the first half of them is warm-up.
+    :param int num_chains: number of chains of each candidate.
+    :param int num_samples: draws of each chain that enter a score. Each takes a gradient over all
+        of the data, which with many data costs more than the steps.
+    :param initial_params: where the chains start, as for :class:`~pyro_ext.inference.MCMC`.
+    :param int seed: the same seed gives the same result; ``None`` takes one from PyTorch's
+        generator.
+    :param bool progress: whether to show a progress bar.
+    :param kwargs: keyword arguments of the model.
+    :returns: the best kernel, not set up yet, and how all candidates did. After Ctrl-C it is the
+        best that is known, once all candidates have had their first run.
+    :raises TypeError: for a kernel that is none of stochastic gradients.
+    :raises ValueError: for arguments out of range, an empty grid, a setting that the kernel does
+        not have, or a value that it never takes.
+    :raises RuntimeError: where all candidates leave the finite numbers.
+
+    [1] J. Coullon, L. South, C. Nemeth (2023), Efficient and generalizable tuning strategies for
+    stochastic gradient MCMC.
+
+    Example::
+
+        >>> from pyro_ext.inference import SGLD
+        >>> def model(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("data", len(x), subsample_size=20) as index:
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x[index])
+        >>> x = torch.linspace(-2.0, 2.0, 200)
+        >>> grid = {"step_size": [1e-6, 1e-5, 1e-3, 1e-1]}
+        >>> result = tune(SGLD(model), x, grid=grid, num_steps=200, seed=0, progress=False)
+        >>> result.settings
+        {'step_size': 0.001}
+        >>> [trial.num_steps for trial in result.trials]
+        [400, 400, 200, 200]
+    """
+    _check(kernel, num_steps, num_chains, num_samples)
+    values = _default_grid(kernel) if grid is None else _checked_grid(kernel, grid)
+    candidates = _candidates(kernel, values)
+    # How many candidates take part in each rung, and how many steps they have taken after it.
+    rungs = [(len(candidates), num_steps)]
+    while rungs[-1][0] > 2:
+        rungs.append(((rungs[-1][0] + 1) // 2, 2 * rungs[-1][1]))
+    for settings in candidates:
+        for _, end in rungs:
+            _kept_steps(_changed(kernel, settings).schedule, end, num_samples)
+    check_start(initial_params, num_chains)
+    seed = fresh_seed(seed)
+
+    pilots = _pilots(kernel, candidates, num_chains, initial_params, seed, args, kwargs)
+    trials: dict[int, Trial] = {}
+    alive = list(range(len(pilots)))
+    interrupted = False
+    with tqdm(desc=f"tune {type(kernel).__name__}", unit="step", disable=not progress) as bar:
+        bar.total = sum(count * end // 2 for count, end in rungs) + len(pilots) * num_steps // 2
+        try:
+            for count, end in rungs:
+                alive = alive[:count]
+                if trials and len(alive) < 2:
+                    break
+                draws = []
+                for number in alive:
+                    before = pilots[number].chains.step
+                    draws.append(pilots[number].draw(end, num_samples))
+                    bar.update(pilots[number].chains.step - before)
+                scores = _scores(draws)
+                for number, score in zip(alive, scores, strict=True):
+                    trials[number] = Trial(candidates[number], score, end)
+                alive.sort(key=lambda number: trials[number].score)
+                alive = [number for number in alive if math.isfinite(trials[number].score)]
+        except KeyboardInterrupt:
+            if not trials:
+                raise
+            interrupted = True
+        bar.total = bar.n
+
+    order = sorted(trials, key=lambda number: _rank(trials[number]))
+    best = trials[order[0]]
+    if not math.isfinite(best.score):
+        raise RuntimeError(
+            f"all {len(candidates)} candidates left the finite numbers within {num_steps} steps: "
+            "try smaller step sizes, or another start (init_strategy or initial_params)"
+        )
+    for message in _edges(best.settings, values):
+        warnings.warn(message, stacklevel=2)
+    tuned = pilots[order[0]].kernel.replace(backend=kernel.backend)
+    return TuningResult(tuned, tuple(trials[number] for number in order), interrupted)
+
+
+# What is tried ------------------------------------------------------------------------------------
+
+
+def _check(kernel: SGMCMCKernel, num_steps: int, num_chains: int, num_samples: int) -> None:
+    if not isinstance(kernel, SGMCMCKernel):
+        raise TypeError(f"kernel must be an SGMCMCKernel, got {kernel!r:.80}")
+    if kernel.temperature == 0.0:
+        raise ValueError("kernel must have a positive temperature: at 0.0 it samples no posterior")
+    check_integer("num_steps", num_steps, 1)
+    check_integer("num_chains", num_chains, 1)
+    check_integer("num_samples", num_samples, 1)
+    if num_chains * num_samples < 2:
+        raise ValueError("num_chains times num_samples must be at least 2, to compare draws")
+
+
+def _default_grid(kernel: SGMCMCKernel) -> dict[str, list[Any]]:
+    sizes = [factor * kernel.schedule.step_size for factor in _DEFAULT_FACTORS]
+    return {"step_size": [size for size in sizes if _refusal(kernel, {"step_size": size}) is None]}
+
+
+def _checked_grid(kernel: SGMCMCKernel, grid: Grid) -> dict[str, list[Any]]:
+    if not isinstance(grid, Mapping) or not grid:
+        raise ValueError(f"grid must map settings to lists of values, got {grid!r:.80}")
+    known = [name for name in kernel.settings() if name not in _NOT_TUNED]
+    values = {}
+    for name, entries in grid.items():
+        if name not in known:
+            raise ValueError(
+                f"grid names {name!r}, but what can be tuned of {type(kernel).__name__} is {known}"
+            )
+        if isinstance(entries, str | Mapping) or not isinstance(entries, Iterable):
+            raise ValueError(f"grid[{name!r}] must be a list of values, got {entries!r:.80}")
+        values[name] = [e.item() if isinstance(e, np.generic | Tensor) else e for e in entries]
+        if not values[name]:
+            raise ValueError(f"grid[{name!r}] must hold at least one value, got {entries!r:.80}")
+    return values
+
+
+def _candidates(kernel: SGMCMCKernel, values: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """All combinations that the kernel takes; it must take each value in one of them."""
+    combinations = [
+        dict(zip(values, entries, strict=True)) for entries in product(*values.values())
+    ]
+    refusals = [_refusal(kernel, settings) for settings in combinations]
+    taken = [s for s, refusal in zip(combinations, refusals, strict=True) if refusal is None]
+    for settings, refusal in zip(combinations, refusals, strict=True):
+        for name, value in settings.items():
+            if not any(other[name] is value for other in taken):
+                raise ValueError(
+                    f"grid[{name!r}] holds {value!r}, which {type(kernel).__name__} takes in no "
+                    f"combination: {refusal}"
+                ) from refusal
+    return taken
+
+
+def _refusal(kernel: SGMCMCKernel, settings: Mapping[str, Any]) -> ValueError | None:
+    try:
+        _changed(kernel, settings)
+    except ValueError as error:
+        return error
+    return None
+
+
+def _changed(kernel: SGMCMCKernel, settings: Mapping[str, Any]) -> SGMCMCKernel:
+    changes = dict(settings)
+    step_size = changes.get("step_size")
+    if isinstance(kernel.step_size, Schedule) and isinstance(step_size, int | float):
+        changes["step_size"] = kernel.step_size.rescaled(step_size)
+    return kernel.replace(**changes)
+
+
+def _kept_steps(schedule: Schedule, end: int, num_samples: int) -> npt.NDArray[np.int64]:
+    """Numbers of steps after which draws are kept: spread over the later half of a run."""
+    later = np.arange(end // 2, end)
+    sampling = later[schedule.is_sampling(later)]
+    if len(sampling) < num_samples:
+        raise ValueError(
+            f"num_steps must leave num_samples = {num_samples} steps that sample in the later half "
+            f"of each run, but of the steps from {end // 2} to {end} {len(sampling)} sample"
+        )
+    places = np.arange(1, num_samples + 1) * len(sampling) // num_samples - 1
+    kept: npt.NDArray[np.int64] = sampling[places] + 1
+    return kept
+
+
+def _edges(settings: Mapping[str, Any], values: Mapping[str, list[Any]]) -> Iterator[str]:
+    """Warnings of the best settings that lie at an end of what was tried."""
+    for name, entries in values.items():
+        if len(entries) < 3 or not all(isinstance(value, int | float) for value in entries):
+            continue
+        for edge, which, beyond in (
+            (min(entries), "smallest", "smaller"),
+            (max(entries), "largest", "larger"),
+        ):
+            if settings[name] == edge:
+                yield (
+                    f"the best {name}, {edge!r}, is the {which} that was tried: a {beyond} one may "
+                    "be better"
+                )
+
+
+# How it runs --------------------------------------------------------------------------------------
+
+
+class _Pilot:
+    """A candidate's kernel, set up, and its chains where they are."""
+
+    def __init__(self, kernel: SGMCMCKernel, chains: Chains) -> None:
+        self.kernel = kernel
+        self.chains = chains
+
+    def draw(self, end: int, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Run on to a step.
+
+        :returns: draws of all chains, and gradients of the log density there.
+            **Shape:** ``(num_samples * num_chains, size)`` each.
+        """
+        steps = _kept_steps(self.kernel.schedule, end, num_samples)
+        self.chains, draws = self.kernel.record(self.chains, steps.tolist())
+        potential = self.kernel.potential
+        points = draws.position.flatten(0, 1)
+        if not torch.isfinite(points).all():
+            return points, points
+        _, gradients = potential.full_value_and_grad(potential.layout.unflatten(points))
+        return points, -potential.layout.flatten(gradients) / self.kernel.temperature
+
+
+def _pilots(
+    kernel: SGMCMCKernel,
+    candidates: Sequence[Mapping[str, Any]],
+    num_chains: int,
+    initial_params: Start | None,
+    seed: int,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> list[_Pilot]:
+    """Start all candidates in one place, with one seed."""
+    plain = kernel.replace(backend="trace" if kernel.backend == "compile" else kernel.backend)
+    if kernel.model is None and isinstance(initial_params, Mapping):
+        plain.initial_params = {name: value[0] for name, value in initial_params.items()}
+    plain.setup(0, *args, **kwargs)
+    params = None
+    if initial_params is not None:
+        whole = plain.potential if isinstance(plain.potential, Potential) else None
+        context = Context(kernel.model, args, kwargs)
+        start = constrained_start(initial_params, num_chains, seed, whole, context)
+        params = unconstrained_start(plain.potential, start)
+    position = plain.begin(range(num_chains), seed, params).position
+    pilots = []
+    for settings in candidates:
+        pilot = _changed(plain, settings)  # with the anchor, so that it is searched for once
+        pilot.setup(0, *args, **kwargs)
+        params = pilot.potential.layout.unflatten(position)
+        pilots.append(_Pilot(pilot, pilot.begin(range(num_chains), seed, params)))
+    return pilots
+
+
+# How it is judged ---------------------------------------------------------------------------------
+
+
+def _rank(trial: Trial) -> tuple[bool, int, float]:
+    """Key to sort trials by: those that ran longest have beaten the others."""
+    return not math.isfinite(trial.score), -trial.num_steps, trial.score
+
+
+def _scores(draws: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
+    """Squared discrepancy of each candidate, infinite where it is no finite number."""
+    pairs = [(points.double(), gradients.double()) for points, gradients in draws]
+    finite = [all(bool(torch.isfinite(part).all()) for part in pair) for pair in pairs]
+    if not any(finite):
+        return [math.inf] * len(pairs)
+    scale = _scale([pair for pair, is_finite in zip(pairs, finite, strict=True) if is_finite])
+    scores = [
+        float(_discrepancy(*pair, scale)) if is_finite else math.inf
+        for pair, is_finite in zip(pairs, finite, strict=True)
+    ]
+    return [score if math.isfinite(score) else math.inf for score in scores]
+
+
+def _scale(draws: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    r"""Scale of each coordinate, one for all candidates.
+
+    In a normal posterior draws that spread :math:`a` times too much have gradients that do so too,
+    and the ratio of both is the posterior's own variance. Far from it, or where chains stand still,
+    it is off, and the median over candidates evens that out.
+
+    :returns: **Shape:** ``(size,)``.
+    """
+    ratios = torch.stack([points.std(0) / gradients.std(0) for points, gradients in draws])
+    ratios = torch.where((ratios > 0) & torch.isfinite(ratios), ratios, math.nan)
+    return ratios.nanmedian(0).values.nan_to_num(nan=1.0).sqrt()
+
+
+def _discrepancy(points: Tensor, gradients: Tensor, scale: Tensor) -> Tensor:
+    """Squared kernel Stein discrepancy from pairs of different draws, unbiased if independent.
+
+    The terms of a draw with itself grow with the spread of the draws. In many dimensions they would
+    outweigh all others, and chains that stand still would win.
+    """
+    number, size = points.shape
+    all_pairs = kernel_stein_discrepancy(points, gradients, scale=scale, exponent=_EXPONENT)
+    own = -2.0 * _EXPONENT * size * number + (gradients * scale).square().sum()
+    return (number**2 * all_pairs.square() - own) / (number * (number - 1))

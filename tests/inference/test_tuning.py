@@ -1,0 +1,447 @@
+"""The search for settings: its choices against exact posteriors, its score, and its manners."""
+
+import itertools
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_ext.diagnostics.stein import kernel_stein_discrepancy
+from pyro_ext.inference import (
+    MCMC,
+    SGHMC,
+    SGLD,
+    SGNHT,
+    CyclicalSchedule,
+    PolynomialSchedule,
+    tune,
+    tuning,
+)
+from pyro_ext.inference.sgmcmc import loop
+
+NUM = 100
+STEPS = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
+
+
+def model(x, batch_size=10):
+    loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+    with pyro.plate("data", len(x), subsample_size=batch_size) as index:
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x[index])
+
+
+def potential_fn(params):
+    return 0.5 * params["x"].square().sum()
+
+
+@pytest.fixture
+def x():
+    return 1.0 + torch.randn(NUM, generator=torch.Generator().manual_seed(0))
+
+
+def short(kernel, *args, **options):
+    """A search of few steps."""
+    options = {"num_steps": 40, "num_chains": 3, "num_samples": 5, "seed": 0} | options
+    return tune(kernel, *args, progress=False, **options)
+
+
+# What it finds ------------------------------------------------------------------------------------
+
+
+def spread_and_shift(kernel, x, batch_size):
+    """Of 1000 chains after 1208 steps, in exact standard deviations; 1 and 0 are right."""
+    precision = NUM + 0.01
+    mcmc = MCMC(
+        kernel,
+        num_samples=1,
+        warmup_steps=1207,  # within an epoch
+        num_chains=1000,
+        initial_params={"loc": torch.full((1000,), -5.0)},
+        seed=1,
+        progress=False,
+    )
+    draws = mcmc.run(x, batch_size=batch_size).get_samples()["loc"]
+    shift = (draws.mean() - x.sum() / precision).abs()
+    return float(draws.std() * precision**0.5), float(shift * precision**0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+@pytest.mark.parametrize("batch_size", [10, None])
+def test_the_step_size_of_a_conjugate_posterior(batch_size, x, float64):
+    """The best arrives, from 60 standard deviations away, and has the right spread within a fifth.
+
+    Ten times the usual choice, 1e-3, is far off, and a hundredth of it does not arrive. None of 40
+    seeds failed, in either case: below 10 % of false alarms at 98 % confidence.
+    """
+    kernel, x = SGLD(model), x.double()
+    result = tune(
+        kernel,
+        x,
+        batch_size=batch_size,
+        grid={"step_size": STEPS},
+        num_steps=300,
+        initial_params={"loc": torch.full((8,), -5.0)},
+        seed=0,
+        progress=False,
+    )
+    spread, shift = spread_and_shift(result.kernel, x, batch_size)
+    assert abs(spread - 1) < 0.2 and shift < 0.2
+    assert spread_and_shift(kernel.replace(step_size=1e-2), x, batch_size)[0] > 1.35
+    assert spread_and_shift(kernel.replace(step_size=1e-5), x, batch_size)[1] > 10
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+@pytest.mark.parametrize("batch_size", [10, None])
+def test_the_friction_of_a_conjugate_posterior(batch_size, x, float64):
+    """The best arrives and has the right spread within a tenth; the extremes do not arrive.
+
+    None of 40 seeds failed, in either case: below 10 % of false alarms at 98 % confidence.
+    """
+    kernel, x = SGHMC(model, step_size=0.004), x.double()
+    frictions = [0.25, 2.5, 25.0, 250.0]
+    result = tune(
+        kernel,
+        x,
+        batch_size=batch_size,
+        grid={"friction": frictions},
+        num_steps=300,
+        initial_params={"loc": torch.full((8,), -5.0)},
+        seed=0,
+        progress=False,
+    )
+    spread, shift = spread_and_shift(result.kernel, x, batch_size)
+    assert abs(spread - 1) < 0.1 and shift < 0.2
+    for friction in (frictions[0], frictions[-1]):
+        assert spread_and_shift(kernel.replace(friction=friction), x, batch_size)[1] > 1
+
+
+def test_the_default_grid_is_wide_and_holds_what_the_kernel_takes():
+    kernel = SGHMC(potential_fn=potential_fn, step_size=0.05, friction=1.0)
+    with pytest.warns(UserWarning, match="the best step_size, 0.5, is the largest that was tried"):
+        result = short(kernel, initial_params={"x": torch.full((3, 2), 3.0)})
+    tried = sorted(trial.settings["step_size"] for trial in result.trials)
+    factors = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]  # thirty times 0.05 is too much friction
+    assert tried == pytest.approx([0.05 * factor for factor in factors])
+    assert result.kernel.friction == 1.0
+
+
+# How it judges ------------------------------------------------------------------------------------
+
+
+def test_the_score_is_the_mean_over_pairs_of_different_draws(float64):
+    points, gradients, scale = torch.randn(6, 3), torch.randn(6, 3), torch.tensor([0.5, 1.0, 2.0])
+
+    def total(*numbers):
+        chosen = list(numbers)
+        mean = kernel_stein_discrepancy(points[chosen], gradients[chosen], scale=scale).square()
+        return mean * len(chosen) ** 2
+
+    pairs = [
+        0.5 * (total(i, j) - total(i) - total(j)) for i, j in itertools.combinations(range(6), 2)
+    ]
+    actual = tuning._discrepancy(points, gradients, scale)
+    torch.testing.assert_close(actual, torch.stack(pairs).mean())
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("size", [1, 10, 100])
+def test_the_right_spread_has_the_best_score(size, float64):
+    """Draws of exact, of half and of double spread, in few dimensions and in many.
+
+    Over 1000 seeds the exact one always came first: below 0.4 % of false alarms at 98 % confidence.
+    With the terms of draws with themselves, half the spread would win in 100 dimensions.
+    """
+    draws = {spread: spread * torch.randn(200, size) for spread in (0.5, 1.0, 2.0)}
+    scores = dict(
+        zip(draws, tuning._scores([(points, -points) for points in draws.values()]), strict=True)
+    )
+    assert min(scores, key=scores.__getitem__) == 1.0
+
+
+def test_the_scale_is_that_of_the_posterior_however_draws_spread(float64):
+    deviations = torch.tensor([1e-3, 1.0, 50.0])
+    for spreads in ([0.01, 0.1, 3.0], [1.0, 1e4, 1e6], [1e-6]):
+        runs = []
+        for spread in spreads:
+            points = 7.0 + spread * deviations * torch.randn(50, 3)
+            runs.append((points, -(points - 7.0) / deviations**2))
+        torch.testing.assert_close(tuning._scale(runs), deviations)
+
+
+def test_bad_candidates_do_not_change_the_comparison_of_good_ones(float64):
+    """However many stand still or spread too much, beside those that are compared."""
+
+    def run(spread):
+        points = spread * torch.randn(100, 2)
+        return points, -points
+
+    compared = [run(1.0), run(1.4)]
+    expected = tuning._scores(compared)
+    nowhere = (torch.full((100, 2), math.nan), torch.full((100, 2), math.nan))
+    point = (torch.ones(100, 2), -torch.ones(100, 2))
+    for others in ([run(1e-4)] * 5, [run(1e3)] * 5, [nowhere] * 5, [point]):
+        scores = tuning._scores([*compared, *others])
+        assert scores[:2] == pytest.approx(expected)
+        assert min(scores[2:]) > max(expected)
+    assert tuning._scores([nowhere]) == [math.inf]
+    assert math.isfinite(tuning._scores([point])[0])
+
+
+def test_the_gradients_are_those_of_all_of_the_data_at_the_temperature(x, float64):
+    x = x.double()
+    kernel = SGLD(model, step_size=1e-3, temperature=0.5)
+    (pilot,) = tuning._pilots(kernel, [{"step_size": 1e-3}], 3, None, 0, (x,), {})
+    points, gradients = pilot.draw(40, 5)
+    assert points.shape == gradients.shape == (15, 1)
+    exact = x.sum() - (NUM + 0.01) * points
+    torch.testing.assert_close(gradients, exact / 0.5)
+
+
+# How it goes about --------------------------------------------------------------------------------
+
+
+def test_survivors_run_on_and_no_step_is_taken_twice(x, monkeypatch):
+    taken = []
+    record = SGLD.record
+
+    def counting(kernel, chains, steps):
+        after, draws = record(kernel, chains, steps)
+        taken.append((kernel.step_size, chains.step, after.step))
+        return after, draws
+
+    monkeypatch.setattr(SGLD, "record", counting)
+    result = short(SGLD(model), x, grid={"step_size": STEPS})
+    assert [trial.num_steps for trial in result.trials] == [160, 160, 80, 40, 40]
+    for trial in result.trials:
+        own = [
+            (before, after) for size, before, after in taken if size == trial.settings["step_size"]
+        ]
+        assert own == [(0, 40), (40, 80), (80, 160)][: len(own)]
+        assert own[-1][1] == trial.num_steps
+    assert [trial.score for trial in result.trials[:2]] == sorted(
+        trial.score for trial in result.trials[:2]
+    )
+
+
+def test_one_seed_gives_one_result(x):
+    grid = {"step_size": [1e-4, 3e-4, 1e-3, 1e-1]}
+    results = [short(SGLD(model), x, grid=grid, seed=seed) for seed in (3, 3, 4)]
+    assert results[0].trials == results[1].trials
+    assert results[0].trials != results[2].trials
+    drawn = []
+    for _ in range(2):
+        pyro.set_rng_seed(5)
+        drawn.append(short(SGLD(model), x, grid=grid, seed=None).trials)
+    assert drawn[0] == drawn[1]
+
+
+def test_backends_agree_and_the_kernel_is_left_alone(x, monkeypatch):
+    def refuse(*args, **options):
+        raise AssertionError("pilot runs do not compile")
+
+    monkeypatch.setattr(loop, "compile_graph", refuse)
+    kernels = {name: SGLD(model, backend=name) for name in ("eager", "trace", "compile")}
+    grid = {"step_size": [1e-4, 3e-4, 1e-3, 1e-1]}
+    results = {name: short(kernel, x, grid=grid) for name, kernel in kernels.items()}
+    for name, result in results.items():
+        assert result.settings == results["trace"].settings
+        assert result.kernel.settings() == {**kernels[name].settings(), **result.settings}
+        assert kernels[name].step_size == 1e-3
+        for each in (kernels[name], result.kernel):
+            with pytest.raises(RuntimeError, match="setup"):
+                each.potential  # noqa: B018
+
+
+def test_a_potential_fn_needs_a_start():
+    kernel = SGNHT(potential_fn=potential_fn, step_size=0.1)
+    grid = {"friction": np.array([0.5, 1.0])}
+    with pytest.raises(ValueError, match="initial_params"):
+        short(kernel, grid=grid)
+    result = short(kernel, grid=grid, initial_params={"x": torch.zeros(3, 2)})
+    assert result.kernel.friction in (0.5, 1.0) and type(result.kernel.friction) is float
+
+
+def test_values_start_the_chains(x):
+    def scale_model(x):
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", len(x), subsample_size=10) as index:
+            pyro.sample("x", dist.Normal(0.0, scale), obs=x[index])
+
+    kernel = SGLD(scale_model)
+    start = {"scale": torch.tensor([0.5, 1.0, 2.0])}
+    (pilot,) = tuning._pilots(kernel, [{"step_size": 1e-3}], 3, start, 0, (x,), {})
+    torch.testing.assert_close(pilot.chains.position[:, 0], start["scale"].log())
+    short(kernel, x, grid={"step_size": [1e-3]}, initial_params=start)
+
+
+def test_numbers_rescale_a_schedule_and_schedules_replace_it(x):
+    schedule = CyclicalSchedule(1e-3, num_cycles=8, num_steps=160, exploration=0.5, minimum=1e-4)
+    kernel = SGLD(model, step_size=schedule)
+    other = PolynomialSchedule(1e-3)
+    result = short(kernel, x, grid={"step_size": [2e-3, other]})
+    tried = {repr(trial.settings["step_size"]) for trial in result.trials}
+    assert tried == {"0.002", repr(other)}
+    tuned = short(kernel, x, grid={"step_size": [2e-3]}).kernel
+    assert tuned.step_size == schedule.rescaled(2e-3)
+
+
+def test_draws_are_of_sampling_steps():
+    schedule = CyclicalSchedule(1e-3, num_cycles=4, num_steps=160, exploration=0.5)
+    kept = tuning._kept_steps(schedule, 160, 8)
+    assert len(kept) == len(set(kept)) == 8 and kept.min() > 80 and kept.max() == 160
+    assert schedule.is_sampling(kept - 1).all()
+    assert tuning._kept_steps(SGLD(model).schedule, 8, 4).tolist() == [5, 6, 7, 8]
+    assert tuning._kept_steps(SGLD(model).schedule, 80, 4).tolist() == [50, 60, 70, 80]
+
+
+def test_the_anchor_is_searched_once_and_handed_on(x, monkeypatch):
+    from pyro_ext.inference.sgmcmc import kernel as kernels
+
+    searches = []
+    minimum = kernels.minimum
+    monkeypatch.setattr(kernels, "minimum", lambda *args: searches.append(args) or minimum(*args))
+    kernel = SGLD(model, control_variate="map")
+    result = short(kernel, x, grid={"step_size": [1e-4, 1e-3]})
+    result.kernel.setup(0, x)
+    assert len(searches) == 1 and kernel.anchor is None
+    assert result.kernel.control_variate == "map"
+
+
+def test_combinations_that_the_kernel_refuses_are_left_out(x):
+    grid = {"step_size": [0.001, 0.01], "friction": [10.0, 500.0]}
+    result = short(SGHMC(model, friction=1.0), x, grid=grid)
+    tried = sorted(tuple(trial.settings.values()) for trial in result.trials)
+    assert tried == [(0.001, 10.0), (0.001, 500.0), (0.01, 10.0)]
+    table = result.table()
+    assert list(table.columns) == ["step_size", "friction", "score", "num_steps"]
+    assert table.iloc[0].to_dict() == {
+        **result.settings,
+        "score": result.trials[0].score,
+        "num_steps": result.trials[0].num_steps,
+    }
+
+
+def test_momentum_decay_puts_out_friction(x):
+    result = short(SGHMC(model, friction=1.0), x, grid={"momentum_decay": [0.1, 0.2]})
+    assert result.kernel.friction is None
+    assert result.kernel.momentum_decay == result.settings["momentum_decay"]
+
+
+# What goes wrong ----------------------------------------------------------------------------------
+
+
+def test_a_diverged_candidate_is_infinitely_bad(x):
+    grid = {"step_size": [1e-3, 1e3, 1e6]}
+    with pytest.warns(UserWarning, match="smallest"):
+        result = short(SGLD(model), x, grid=grid)
+    assert result.settings == {"step_size": 1e-3}
+    assert [trial.score for trial in result.trials[1:]] == [math.inf, math.inf]
+    assert [trial.num_steps for trial in result.trials] == [40, 40, 40]
+    with pytest.raises(RuntimeError, match="all 2 candidates left the finite numbers"):
+        short(SGLD(model), x, grid={"step_size": [1e3, 1e6]})
+
+
+def test_a_candidate_that_diverges_late_falls_behind_those_that_were_dropped():
+    trials = [
+        tuning.Trial({}, 0.5, 40),
+        tuning.Trial({}, math.inf, 160),
+        tuning.Trial({}, 0.7, 80),
+        tuning.Trial({}, 0.1, 40),
+    ]
+    assert [(t.score, t.num_steps) for t in sorted(trials, key=tuning._rank)] == [
+        (0.7, 80),
+        (0.1, 40),
+        (0.5, 40),
+        (math.inf, 160),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "which"), [([1e-7, 1e-6, 1e-5], "largest"), ([1e-3, 1e-1, 1.0], "smallest")]
+)
+def test_an_edge_of_the_grid_is_warned_of(sizes, which, x):
+    with pytest.warns(UserWarning, match=f"the best step_size, .*, is the {which} that was tried"):
+        short(SGLD(model), x, grid={"step_size": sizes})
+
+
+@pytest.mark.parametrize("calls", [2, 7])
+def test_after_an_interrupt_the_best_so_far_is_returned(calls, x, monkeypatch):
+    record = SGLD.record
+    made = []
+
+    def interrupted(kernel, chains, steps):
+        made.append(1)
+        if len(made) == calls:
+            raise KeyboardInterrupt
+        return record(kernel, chains, steps)
+
+    grid = {"step_size": STEPS}
+    whole = short(SGLD(model), x, grid=grid)
+    assert not whole.interrupted
+    monkeypatch.setattr(SGLD, "record", interrupted)
+    if calls <= len(STEPS):
+        with pytest.raises(KeyboardInterrupt):
+            short(SGLD(model), x, grid=grid)
+        return
+    result = short(SGLD(model), x, grid=grid)
+    assert result.interrupted
+    assert [trial.num_steps for trial in result.trials] == [40] * 5
+    kept = {trial.settings["step_size"] for trial in whole.trials if trial.num_steps > 40}
+    assert {trial.settings["step_size"] for trial in result.trials[:3]} == kept
+
+
+def test_the_progress_bar_ends_full(x, capsys):
+    """Also where so few candidates are left that the last rungs are not run."""
+    with pytest.warns(UserWarning, match="smallest"):
+        tune(
+            SGLD(model),
+            x,
+            grid={"step_size": [1e-3, 1e3, 1e6]},
+            num_steps=40,
+            num_samples=5,
+            seed=0,
+        )
+    assert "tune SGLD: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grid": {}}, r"grid must map settings to lists of values, got \{\}"),
+        ({"grid": [1e-3]}, r"grid must map settings .* got \[0.001\]"),
+        ({"grid": {"step_size": []}}, r"grid\['step_size'\] must hold at least one value"),
+        ({"grid": {"step_size": 1e-3}}, r"grid\['step_size'\] must be a list .* got 0.001"),
+        ({"grid": {"step_size": [1e-3, -1.0]}}, r"grid\['step_size'\] holds -1.0, .* > 0"),
+        ({"grid": {"step_size": [math.nan]}}, r"grid\['step_size'\] holds nan, which SGLD"),
+        ({"grid": {"friction": [1.0]}}, r"grid names 'friction', but what can be tuned of SGLD"),
+        ({"grid": {"temperature": [1.0]}}, "grid names 'temperature'"),
+        ({"num_steps": 0}, "num_steps must be an integer >= 1, got 0"),
+        ({"num_steps": 10.0}, "num_steps must be an integer >= 1, got 10.0"),
+        ({"num_steps": 8}, "num_steps must leave num_samples = 5 steps .* 4 to 8 4 sample"),
+        ({"num_chains": True}, "num_chains must be an integer >= 1, got True"),
+        ({"num_samples": 0}, "num_samples must be an integer >= 1, got 0"),
+        ({"num_chains": 1, "num_samples": 1}, "num_chains times num_samples must be at least 2"),
+        ({"initial_params": {"loc": torch.zeros(2)}}, r"initial_params\['loc'\] must be a tensor"),
+        ({"seed": -1}, "seed must be a non-negative integer"),
+    ],
+)
+def test_errors_come_before_the_model_runs(options, message):
+    def unused(x):
+        raise AssertionError("the model ran")
+
+    with pytest.raises(ValueError, match=message):
+        short(SGLD(unused), torch.zeros(3), **options)
+
+
+def test_what_is_no_kernel_of_a_posterior_is_refused():
+    with pytest.raises(TypeError, match="kernel must be an SGMCMCKernel, got 'SGLD'"):
+        short("SGLD")
+    with pytest.raises(ValueError, match="kernel must have a positive temperature"):
+        short(SGLD(model, temperature=0.0))
+    cyclical = CyclicalSchedule(1e-3, num_cycles=1, num_steps=100, exploration=0.9)
+    with pytest.raises(ValueError, match="of the steps from 20 to 40 0 sample"):
+        short(SGLD(model, step_size=cyclical))
