@@ -1,7 +1,7 @@
 """A checkpoint as a posterior."""
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ __all__ = ["Checkpoint"]
 class Checkpoint:
     """The posterior in the folder of a run, finished or still running, without its model.
 
-    It is read anew at every call, so that it follows a run in another process.
+    It shows a run in another process as it is when its draws are first asked for, so that whatever
+    is taken from it fits together; open it once more to see later draws.
 
     :param folder: what ``MCMC(..., checkpoint=folder)`` wrote.
     :param bool until_damage: whether to read draws up to the first file that was cut or changed,
@@ -42,12 +43,8 @@ class Checkpoint:
     def __init__(self, folder: str | Path, until_damage: bool = False) -> None:
         self.folder = Path(folder)
         self.until_damage = until_damage
-        read_description(self.folder)
-
-    @property
-    def description(self) -> dict[str, Any]:
+        self.description: dict[str, Any] = read_description(self.folder)
         """Settings of the run: model, kernel, data, versions."""
-        return read_description(self.folder)
 
     @property
     def dims(self) -> dict[str, list[str | None]]:
@@ -62,6 +59,10 @@ class Checkpoint:
 
     def chains(self) -> list[ChainStatus]:
         """How far each chain is."""
+        return list(self._statuses)
+
+    @cached_property
+    def _statuses(self) -> list[ChainStatus]:
         statuses = []
         for members in self._groups():
             num_draws = [0] * len(members)
@@ -102,7 +103,7 @@ class Checkpoint:
         return {name: value for name, value in self._gather()[1].items() if name not in fields}
 
     def _gather(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        numbers, length = complete_chains(self.chains(), self.num_samples)
+        numbers, length = complete_chains(self._statuses, self.num_samples)
         if not length:
             raise CheckpointError(f"{self.folder} holds no draws yet")
         groups = [(members, partial(self._chunks, members)) for members in self._groups()]

@@ -194,6 +194,18 @@ def test_a_finished_run_is_read_and_a_longer_one_goes_on(x, tmp_path):
     assert torch.equal(shorter.get_samples(True)["loc"], expected.get_samples(True)["loc"][:, :5])
 
 
+def test_a_reader_of_a_running_run_shows_one_moment(x, tmp_path):
+    """Sites, statistics and settings fit together, however far the run has got in between."""
+    driver(SGMCMC["SGHMC"](model), tmp_path, num_samples=8).run(x)
+    reader = Checkpoint(tmp_path)
+    assert reader.get_samples(True)["loc"].shape == (3, 8, 2)
+    driver(SGMCMC["SGHMC"](model), tmp_path, num_samples=20).run(x)
+    assert reader.num_samples == 8 and {chain.num_draws for chain in reader.chains()} == {8}
+    assert reader.sample_statistics()["lp"].shape == (3, 8)
+    assert to_arviz(reader).posterior["loc"].shape == (3, 8, 2)
+    assert Checkpoint(tmp_path).get_samples(True)["loc"].shape == (3, 20, 2)
+
+
 def test_a_seed_that_was_not_given_is_that_of_the_checkpoint(x, tmp_path):
     first = driver(SGMCMC["SGLD"](model), tmp_path, seed=None, num_samples=5).run(x)
     second = driver(SGMCMC["SGLD"](model), tmp_path, seed=None, num_samples=9).run(x)
