@@ -7,6 +7,7 @@ sphinx-gallery reads reStructuredText. Pandoc turns one into the other.
 import os
 import re
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,14 @@ __all__ = ["SavedFigures", "begin_page", "page_order", "write_examples"]
 FIGURES = "PYRO_EXT_FIGURES"
 
 # Pages in the order in which to read them; others follow by name.
-_ORDER = ("quickstart", "minibatch_and_plates", "choosing_a_sampler", "diagnosing", "scaling_out")
+_ORDER = (
+    "quickstart",
+    "minibatch_and_plates",
+    "choosing_a_sampler",
+    "diagnosing",
+    "calibration",
+    "scaling_out",
+)
 _NOT_PAGES = ("demo",)  # a program that `pyro-ext demo` runs
 _BOUNDARY = "END-OF-CELL"
 _SHORT_RUN = (
@@ -143,6 +151,12 @@ def begin_page(gallery_conf: Any, fname: Any) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     os.environ[FIGURES] = str(folder)
+    warnings.formatwarning = format_warning
+
+
+def format_warning(message: Any, category: type[Warning], *_: Any) -> str:
+    """A warning as a page shows it, without the path of a file on the machine that built it."""
+    return f"{category.__name__}: {message}\n"
 
 
 def _to_rst(markdown: str) -> str:

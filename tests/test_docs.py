@@ -186,6 +186,13 @@ def test_gallery_refuses_a_page_without_title(gallery_source):
         gallery_source.to_gallery('"""What it is."""\n\n# %%\nx = 1\n')
 
 
+def test_warnings_on_a_page_name_no_file(gallery_source):
+    text = gallery_source.format_warning(
+        UserWarning("the estimate is shaky"), UserWarning, "/home/someone/page.py", 3, None
+    )
+    assert text == "UserWarning: the estimate is shaky\n"
+
+
 @pytest.mark.slow
 def test_site_builds_without_warnings(tmp_path):
     """Without running the tutorials, which have tests of their own."""

@@ -13,6 +13,7 @@
 # `figures/scaling_out`.
 
 # %%
+import math
 import os
 import runpy
 import signal
@@ -39,7 +40,8 @@ FIGURES.mkdir(parents=True, exist_ok=True)
 torch.set_num_threads(1)  # tensors this small gain nothing from threads, and lose on busy machines
 BLUE, RED, YELLOW, INK = "#2a6f97", "#d1495b", "#e09f3e", "#444444"
 NUM_SAMPLES = 200 if SMOKE else 1500
-folder = Path(tempfile.mkdtemp())
+scratch = tempfile.TemporaryDirectory()
+folder = Path(scratch.name)
 started = time.monotonic()
 
 # %% [markdown]
@@ -154,7 +156,9 @@ def start(where: str, checkpoint: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, start_new_session=True)
 
 
-def watch(process: subprocess.Popen[bytes], checkpoint: Path, label: str, enough: int) -> None:
+def watch(
+    process: subprocess.Popen[bytes], checkpoint: Path, label: str, enough: float = math.inf
+) -> None:
     """Wait until a run has that many draws, or has ended, and note its progress."""
     while process.poll() is None and num_draws(checkpoint) < enough:
         timeline.append((time.monotonic() - started, num_draws(checkpoint), label))
@@ -190,7 +194,7 @@ print(f"killed with {draws_at_kill} of {4 * NUM_SAMPLES} draws on disk")
 
 # %%
 process = start("here", killed)
-watch(process, killed, "resumed", enough=4 * NUM_SAMPLES + 1)
+watch(process, killed, "resumed")
 assert process.returncode == 0
 resumed = Checkpoint(killed).get_samples(group_by_chain=True)
 
@@ -265,7 +269,7 @@ workers = [launch("worker", "--nthreads", "1", "--no-nanny") for _ in range(2)]
 try:
     with Client(scheduler_file=str(folder / "scheduler.json"), timeout=60) as client:
         client.wait_for_workers(2, timeout=120)
-        killer = Thread(target=kill_when_begun, args=(workers[0], on_cluster))
+        killer = Thread(target=kill_when_begun, args=(workers[0], on_cluster), daemon=True)
         killer.start()
         mcmc = long_run["sample"](NUM_SAMPLES, on_cluster, client.get_executor())
         killer.join()
@@ -359,6 +363,7 @@ assert warm[:10].mean() < 0.5 * cold[:10].mean(), (cold, warm)
 if not SMOKE:
     assert 0 < draws_at_kill < 4 * NUM_SAMPLES, draws_at_kill
     assert moments < kept / 100, (moments, kept)
+scratch.cleanup()
 
 # %% [markdown]
 # ## To remember
