@@ -259,7 +259,8 @@ class StepLoop(Generic[State]):
             torch.tensor(len(plan.steps), device=plan.keys.device),
             plan.keys,
             *(_pad(part, capacity) for part in per_step),
-            *state,
+            # The loop's body has to return the strides it got, those of one chain's column too.
+            *(leaf.clone(memory_format=torch.contiguous_format) for leaf in state),
             *(plan.anchor or ()),
             *(_pad(index, capacity) for index in plan.indices),
         ]

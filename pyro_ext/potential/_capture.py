@@ -83,7 +83,8 @@ def capture(function: TensorFunction, *example: Tensor) -> GraphModule:
                 value = _record_pure(function.value, *example)
                 graph = _record(Gradient(value), *example)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first, *others = (str(error).strip() or type(error).__name__).splitlines()
+        reason = f"{first} {others[0].strip()}" if others and first.endswith(":") else first
         raise CaptureError(reason) from error
     rewrite(graph)
     drop_identities(graph)

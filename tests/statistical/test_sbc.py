@@ -1,9 +1,9 @@
 """Every kernel is calibrated, and kernels and models that are broken on purpose are found out.
 
-The model has independent replicates, so that one run ranks 100 true values at once and ten
-simulations give 1000 ranks. A test rejects at the level 0.001: that is the false-alarm rate of each
+The model has independent replicates, so that one run ranks 300 true values at once and four
+simulations give 1200 ranks. A test rejects at the level 0.001: that is the false-alarm rate of each
 comparison but for the error of the finite steps, which widens or narrows the posterior by at most 1
-per cent. With 1000 ranks a posterior that is 10 per cent too narrow or wide, or shifted by 0.15
+per cent. With so many ranks a posterior that is 10 per cent too narrow or wide, or shifted by 0.15
 standard deviations, is found with a chance of about 0.5, one that is off by twice that always.
 """
 

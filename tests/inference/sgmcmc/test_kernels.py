@@ -63,12 +63,14 @@ def test_eager_and_trace_draw_the_same(name, data):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("num_chains", [1, 3])
 @pytest.mark.parametrize("name", KERNELS)
-def test_compiled_steps_draw_the_same(name, data):
+def test_compiled_steps_draw_the_same(name, num_chains, data):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        one = draws(KERNELS[name](regression, backend="compile"), *data, num_chains=3)
-    other = draws(KERNELS[name](regression, backend="trace"), *data, num_chains=3)
+        compiled = KERNELS[name](regression, backend="compile")
+        one = draws(compiled, *data, num_chains=num_chains)
+    other = draws(KERNELS[name](regression, backend="trace"), *data, num_chains=num_chains)
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
