@@ -11,6 +11,9 @@ from pyro_ext.potential import Plate
 
 __all__ = ["Minibatches"]
 
+_MOST_EPOCHS = 16
+_ELEMENTS_PER_BLOCK = 1 << 14
+
 
 class Minibatches:
     """Subsamples of plates for a group of chains, each chain with its own shuffles.
@@ -28,7 +31,7 @@ class Minibatches:
         self.plates = tuple(plates)
         self.chains = chains
         self.seed = seed
-        self._epochs: dict[tuple[int, int], tuple[int, npt.NDArray[np.int64]]] = {}
+        self._blocks: dict[tuple[int, int], tuple[int, npt.NDArray[np.int64]]] = {}
 
     def __call__(self, first_step: int, num_steps: int) -> list[Tensor]:
         """Indices of the given steps for each plate.
@@ -55,10 +58,17 @@ class Minibatches:
         return result
 
     def _order(self, number: int, size: int, chain: int, epoch: int) -> npt.NDArray[np.int64]:
-        """Permutation of a plate in an epoch; the latest one is kept."""
-        known = self._epochs.get((number, chain))
-        if known is None or known[0] != epoch:
-            key = np.random.SeedSequence(self.seed, spawn_key=(chain, 2, number, epoch))
-            known = (epoch, np.random.default_rng(key).permutation(size))
-            self._epochs[number, chain] = known
-        return known[1]
+        """Permutation of a plate in an epoch; the latest block of epochs is kept.
+
+        To set up a generator costs more than to shuffle a small plate, so that one generator serves
+        several epochs.
+        """
+        num_epochs = max(1, min(_MOST_EPOCHS, _ELEMENTS_PER_BLOCK // size))
+        block, place = divmod(epoch, num_epochs)
+        known = self._blocks.get((number, chain))
+        if known is None or known[0] != block:
+            key = np.random.SeedSequence(self.seed, spawn_key=(chain, 2, number, block))
+            orders = np.tile(np.arange(size), (num_epochs, 1))
+            known = (block, np.random.default_rng(key).permuted(orders, axis=1, out=orders))
+            self._blocks[number, chain] = known
+        return known[1][place]
