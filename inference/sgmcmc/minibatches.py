@@ -71,4 +71,5 @@ class Minibatches:
             orders = np.tile(np.arange(size), (num_epochs, 1))
             known = (block, np.random.default_rng(key).permuted(orders, axis=1, out=orders))
             self._blocks[number, chain] = known
-        return known[1][place]
+        order: npt.NDArray[np.int64] = known[1][place]
+        return order
