@@ -33,6 +33,7 @@ PACKAGES = (
     "pyro_ext.diagnostics",
     "pyro_ext.diagnostics.metrics",
     "pyro_ext.diagnostics.plots",
+    "pyro_ext.distributions",
     "pyro_ext.handlers",
     "pyro_ext.inference",
     "pyro_ext.inference.sgmcmc",
@@ -44,6 +45,7 @@ PACKAGES = (
     "pyro_ext.potential",
     "pyro_ext.random",
     "pyro_ext.reproduction",
+    "pyro_ext.special",
     "pyro_ext.testing.moments",
     "pyro_ext.testing.potential",
 )

@@ -1,0 +1,90 @@
+"""What the distributions of this package share: parameters that broadcast and expand together."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.utils import broadcast_all
+
+__all__ = ["UnivariateDistribution", "attach_gradient", "clamp_positive", "discount_constraint"]
+
+discount_constraint = constraints.half_open_interval(0.0, 1.0)
+
+
+class UnivariateDistribution(TorchDistribution):
+    """Distribution of a real number whose parameters are tensors of its batch shape.
+
+    A subclass passes on the values from which all that it computes follows.
+    """
+
+    _stored: tuple[str, ...]
+
+    def __init__(self, parameters: dict[str, Any], validate_args: bool | None = None) -> None:
+        values = broadcast_all(*parameters.values())
+        self._stored = tuple(parameters)
+        for name, value in zip(parameters, values, strict=True):
+            setattr(self, name, value)
+        super().__init__(values[0].shape, validate_args=validate_args)
+        for name in parameters:
+            self._check_parameter(name, getattr(self, name).isfinite(), "finite")
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """Repeat the distribution over a larger batch shape.
+
+        :param torch.Size batch_shape: the new shape.
+        :returns: the distribution of that shape.
+        """
+        new = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
+        batch_shape = torch.Size(batch_shape)
+        new._stored = self._stored
+        for name in self._stored:
+            setattr(new, name, getattr(self, name).expand(batch_shape))
+        super(UnivariateDistribution, new).__init__(batch_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def _check_open_interval(self, name: str) -> None:
+        value = getattr(self, name)
+        self._check_parameter(name, (value > 0) & (value < 1), "in (0, 1)")
+
+    def _check_parameter(self, name: str, is_valid: Tensor, wanted: str) -> None:
+        """Raise an error where a parameter does not fit, if arguments are validated."""
+        if self._validate_args and not bool(is_valid.all()):
+            value = getattr(self, name)[~is_valid].flatten()[0].item()
+            raise ValueError(f"{name} of {type(self).__name__} must be {wanted}, got {value:g}")
+
+
+def clamp_positive(value: Tensor) -> Tensor:
+    """Keep draws of heavy-tailed laws inside the positive numbers of their type."""
+    limits = torch.finfo(value.dtype)
+    return value.clamp(min=limits.tiny, max=limits.max)
+
+
+def attach_gradient(
+    sample: Tensor,
+    parameters: Iterable[Tensor],
+    cdf: Callable[[Tensor], Tensor],
+    log_prob: Callable[[Tensor], Tensor],
+) -> Tensor:
+    r"""Give a draw the gradient of its quantile by implicit differentiation [1].
+
+    Of :math:`F_\theta(x) = u` follows :math:`dx / d\theta = - (dF_\theta(x) / d\theta) / f(x)`.
+
+    :param Tensor sample: a draw.
+    :param parameters: those of the distribution.
+    :param cdf: the distribution function, differentiable in its parameters.
+    :param log_prob: the log density.
+    :returns: the draw, with a gradient in the parameters that want one.
+
+    [1] M. Figurnov, S. Mohamed, A. Mnih (2018), Implicit reparameterization gradients.
+    """
+    sample = sample.detach()
+    if not (torch.is_grad_enabled() and any(value.requires_grad for value in parameters)):
+        return sample
+    value = cdf(sample)
+    with torch.no_grad():
+        density = log_prob(sample).exp()
+    return sample - (value - value.detach()) / density

@@ -1,0 +1,242 @@
+r"""Densities, integrals and draws of the BFRY family as functions of tensors.
+
+Written with :math:`b = t + \tau`, :math:`r = \tau / b` and the level :math:`t` in logarithms, so
+that neither a level that overflows nor a discount near zero does harm. Where there is no tilt,
+:math:`\log r` is replaced by a number that nothing depends on.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pyro_ext.special import (
+    exprel,
+    gauss_legendre,
+    in_double,
+    log1mexp,
+    log1prel,
+    log_exprel,
+    log_lower_gamma,
+    log_upper_gamma,
+)
+
+__all__ = [
+    "log_cdf",
+    "log_density",
+    "log_kernel",
+    "log_moment",
+    "log_partial_integral",
+    "log_rate",
+    "log_scaled_density",
+    "log_width",
+    "rsample_log_gamma",
+    "sample_truncated",
+    "tilt_range",
+]
+
+_NUM_TERMS = 24
+_NARROW = 0.1
+_NUM_NODES = 8
+_LARGEST_LOG = 700.0
+_SMALLEST = 1e-300
+
+
+def tilt_range(log_level: Tensor, tilt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""The range of tilts :math:`[\tau, \tau + t]` of the gamma variables that are mixed.
+
+    :returns: :math:`\log (\tau + t)`; the logarithm of the ratio of the ends, which is negative,
+        and -1 where :math:`\tau = 0`; and whether :math:`\tau > 0`.
+    """
+    is_tilted = tilt > 0
+    log_tilt = torch.where(is_tilted, tilt, 1.0).log()
+    log_top = torch.where(is_tilted, torch.logaddexp(log_level, log_tilt), log_level)
+    log_ratio = -torch.nn.functional.softplus(log_level - log_tilt)
+    return log_top, torch.where(is_tilted, log_ratio, -1.0), is_tilted
+
+
+@in_double
+def log_width(discount: Tensor, log_level: Tensor, tilt: Tensor) -> Tensor:
+    r""":math:`\log \{[(t + \tau)^\sigma - \tau^\sigma] / \sigma\}`."""
+    log_top, log_ratio, is_tilted = tilt_range(log_level, tilt)
+    tilted = torch.log(-log_ratio) + log_exprel(discount * log_ratio)
+    untilted = -torch.where(is_tilted, 1.0, discount).log()
+    return discount * log_top + torch.where(is_tilted, tilted, untilted)
+
+
+def log_kernel(value: Tensor, discount: Tensor) -> Tensor:
+    r""":math:`\log \{x^{-1-\sigma} (1 - e^{-x})\}`."""
+    return -(1.0 + discount) * value.log() + log1mexp(value)
+
+
+@in_double
+def log_density(value: Tensor, discount: Tensor, log_level: Tensor, tilt: Tensor) -> Tensor:
+    """Log density of the tilted distribution."""
+    log_value = value.log()
+    exponent = (log_level + log_value).clamp(max=_LARGEST_LOG).exp()
+    return (
+        -(1.0 + discount) * log_value
+        - tilt * value
+        + log1mexp(exponent)
+        - (1.0 - discount).lgamma()
+        - log_width(discount, log_level, tilt)
+    )
+
+
+def rsample_log_gamma(concentration: Tensor) -> Tensor:
+    """Logarithms of gamma variables, which themselves underflow where the concentration is small.
+
+    A gamma variable is one of a concentration greater by one, times a power of a uniform variable.
+    """
+    larger = torch._standard_gamma(concentration + 1.0)
+    uniform = torch.rand_like(larger).clamp(min=torch.finfo(larger.dtype).tiny)
+    return larger.log() + uniform.log() / concentration
+
+
+def log_rate(uniform: Tensor, discount: Tensor, log_level: Tensor, tilt: Tensor) -> Tensor:
+    r"""Logarithm of the rate :math:`Y`, with density proportional to :math:`y^{\sigma-1}`.
+
+    :param Tensor uniform: numbers in [0, 1), 0 for the top of the range.
+    """
+    log_top, log_ratio, is_tilted = tilt_range(log_level, tilt)
+    power = discount * log_ratio
+    tilted = uniform * log_ratio * exprel(power) * log1prel(uniform * torch.expm1(power))
+    untilted = torch.log1p(-uniform) / torch.where(is_tilted, 1.0, discount)
+    return log_top + torch.where(is_tilted, tilted, untilted)
+
+
+@in_double
+def log_moment(discount: Tensor, log_level: Tensor, tilt: Tensor, order: int) -> Tensor:
+    r""":math:`\log E X^n` of the tilted distribution, infinite without tilt."""
+    _, log_ratio, is_tilted = tilt_range(log_level, tilt)
+    power = order - discount
+    value = (
+        power.lgamma()
+        - (1.0 - discount).lgamma()
+        - power * torch.where(is_tilted, tilt, 1.0).log()
+        + log1mexp(-power * log_ratio)
+        - log_width(discount, log_level, tilt)
+    )
+    return torch.where(is_tilted, value, math.inf)
+
+
+@in_double
+def log_partial_integral(high: Tensor, power: Tensor) -> Tensor:
+    r""":math:`\log \int_0^C w^{p-1} (1 - e^{-w}) dw`.
+
+    :param Tensor high: :math:`C > 0`.
+    :param Tensor power: :math:`p > -1`.
+    """
+    high, power = torch.broadcast_tensors(high, power)
+    is_long = high > 1.0
+    head = _log_series(high.clamp(max=1.0), power)
+    end = torch.where(is_long, high, 2.0)
+    log_end = end.log()
+    # From 1 to C, of w^{p-1} and of w^{p-1} e^{-w}.
+    log_algebraic = log_end.log() + log_exprel(power * log_end)
+    log_all = log_upper_gamma(power, torch.ones_like(power))
+    log_damped = log_all + log1mexp(log_all - log_upper_gamma(power, end))
+    log_rest = log_algebraic + log1mexp(log_algebraic - log_damped)
+    return torch.where(is_long, torch.logaddexp(head, log_rest), head)
+
+
+@in_double
+def log_cdf(value: Tensor, discount: Tensor, log_level: Tensor, tilt: Tensor) -> Tensor:
+    """Logarithm of the distribution function of the tilted distribution."""
+    value, discount, log_level, tilt = torch.broadcast_tensors(value, discount, log_level, tilt)
+    log_top, log_ratio, is_tilted = tilt_range(log_level, tilt)
+    high = (value.log() + log_top).clamp(max=_LARGEST_LOG).exp()
+    # The integral of w^{-1-discount} (e^{-r w} - e^{-w}) up to the scaled value.
+    low = torch.where(is_tilted, value * tilt, 1.0).clamp(min=_SMALLEST)
+    upper = log_partial_integral(high, -discount)
+    lower = discount * log_ratio + log_partial_integral(low, -discount)
+    is_narrow = is_tilted & (log_ratio > -_NARROW)
+    gap = torch.where(is_tilted & ~is_narrow, upper - lower, 1.0)
+    wide = torch.where(is_tilted, upper + log1mexp(gap), upper)
+    narrow = _log_narrow(log_ratio, -discount, 1.0 - discount, high)
+    log_norm = log_width(discount, log_level, tilt) + (1.0 - discount).lgamma()
+    integral = torch.where(is_narrow, narrow, wide)
+    return (discount * log_top + integral - log_norm).clamp(max=0.0)
+
+
+@in_double
+def log_scaled_density(
+    place: Tensor, discount: Tensor, tail_index: Tensor, log_level: Tensor
+) -> Tensor:
+    r"""Log density of the generalized distribution of scale one.
+
+    Its last factor is :math:`\int_0^y w^{k-1} (e^{-w} - e^{-(t+1) w}) dw` with
+    :math:`k = \tau - \sigma`.
+    """
+    place, discount, tail_index, log_level = torch.broadcast_tensors(
+        place, discount, tail_index, log_level
+    )
+    power, log_place, tilt = tail_index - discount, place.log(), torch.ones_like(place)
+    log_top, log_ratio, _ = tilt_range(log_level, tilt)
+    log_high = log_place + log_top
+    is_narrow = log_ratio > -_NARROW
+    # Near zero, from integrals of w^{k-1} (1 - e^{-w}); further on, of w^{k-1} e^{-w}.
+    is_near = log_high < 0.0
+    near_high = torch.where(is_near, log_high, -1.0)
+    steep = log_partial_integral(near_high.exp(), power) - power * log_top
+    flat = log_partial_integral((near_high + log_ratio).exp(), power)
+    near = steep + log1mexp(torch.where(is_narrow, 1.0, steep - flat))
+    far_place = torch.where(is_near, 1.0, log_place)
+    upper = log_lower_gamma(power, far_place.exp())
+    far_high = (far_place + log_top).clamp(max=_LARGEST_LOG)
+    lower = log_lower_gamma(power, far_high.exp()) - power * log_top
+    far = upper + log1mexp(torch.where(is_narrow, 1.0, upper - lower))
+    high = log_high.clamp(max=_LARGEST_LOG).exp()
+    narrow = _log_narrow(log_ratio, power, power + 1.0, high) - power * log_top
+    return (
+        tail_index.log()
+        - (1.0 - discount).lgamma()
+        - log_width(discount, log_level, tilt)
+        - (1.0 + tail_index) * log_place
+        + torch.where(is_narrow, narrow, torch.where(is_near, near, far))
+    )
+
+
+def sample_truncated(discount: Tensor, high: Tensor) -> Tensor:
+    """Draws of the truncated distribution, by rejection under the smaller of two power laws."""
+    discount, high = discount.reshape(-1), high.reshape(-1)
+    result = torch.empty_like(high)
+    waiting = torch.arange(result.numel(), device=high.device)
+    while waiting.numel():
+        draw, is_accepted = _propose_truncated(discount[waiting], high[waiting])
+        result[waiting[is_accepted]] = draw[is_accepted]
+        waiting = waiting[~is_accepted]
+    return result
+
+
+def _propose_truncated(discount: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    log_knee, log_high = high.clamp(max=1.0).log(), high.clamp(min=1.0).log()
+    mass_below = torch.exp((1.0 - discount) * log_knee) / (1.0 - discount)
+    mass_above = log_high * exprel(-discount * log_high)
+    piece, place, accept = torch.rand((3, *high.shape), dtype=high.dtype, device=high.device)
+    tiny = torch.finfo(high.dtype).tiny
+    below = log_knee + place.clamp(min=tiny).log() / (1.0 - discount)
+    above = place * mass_above * log1prel(place * torch.expm1(-discount * log_high))
+    is_below = piece * (mass_below + mass_above) < mass_below
+    draw = torch.where(is_below, below, above).exp().clamp(min=tiny)
+    draw = torch.minimum(draw, high)
+    return draw, accept * draw.clamp(max=1.0) < -torch.expm1(-draw)
+
+
+def _log_series(high: Tensor, power: Tensor) -> Tensor:
+    """The partial integral up to one at most, by the series of the exponential."""
+    order = torch.arange(1, _NUM_TERMS + 1, dtype=high.dtype, device=high.device)
+    signs = 2.0 * (order % 2) - 1.0
+    powers = torch.exp((order - 1.0) * high.log()[..., None] - torch.lgamma(order + 1.0))
+    total = (signs * powers / (order + power[..., None])).sum(-1)
+    return (power + 1.0) * high.log() + total.log()
+
+
+def _log_narrow(log_ratio: Tensor, power: Tensor, shape: Tensor, high: Tensor) -> Tensor:
+    r"""Integral of :math:`s^{-p-1} \gamma(a, s z)` over a narrow range :math:`[r, 1]`."""
+    log_ratio = log_ratio.clamp(min=-_NARROW)
+    nodes, weights = gauss_legendre(_NUM_NODES, high.device)
+    log_s = log_ratio[..., None] * nodes
+    inner = log_lower_gamma(shape[..., None], high[..., None] * log_s.exp())
+    terms = weights.log() - power[..., None] * log_s + inner
+    return torch.log(-log_ratio) + terms.logsumexp(-1)

@@ -1,0 +1,24 @@
+"""A level that may be given as its logarithm."""
+
+from typing import Any
+
+import torch
+
+__all__ = ["log_level_of"]
+
+
+def log_level_of(level: Any, log_level: Any) -> Any:
+    """Return the logarithm of a level, whichever of the two is given.
+
+    :raises ValueError: where both or none are given, or the level is not positive.
+    """
+    if (level is None) == (log_level is None):
+        raise ValueError("exactly one of level and log_level must be given")
+    if log_level is not None:
+        return log_level
+    level = torch.as_tensor(level)
+    if not level.is_floating_point():
+        level = level.to(torch.get_default_dtype())
+    if not bool((level > 0).all()):
+        raise ValueError(f"level must be > 0, got {level.min().item():g}")
+    return level.log()

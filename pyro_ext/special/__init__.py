@@ -1,0 +1,31 @@
+"""Special functions in logarithms, with derivatives in every argument.
+
+:mod:`torch.special` has incomplete gamma functions without a derivative in their first argument,
+for positive first arguments, and not in logarithms. These have none of the three limits. They
+compute in float64 and return the type of their arguments.
+"""
+
+from pyro_ext.special.elementary import (
+    expm1mx,
+    exprel,
+    log1mexp,
+    log1prel,
+    log_exprel,
+    log_sinc,
+)
+from pyro_ext.special.incomplete_gamma import log_lower_gamma, log_upper_gamma
+from pyro_ext.special.precision import in_double
+from pyro_ext.special.quadrature import gauss_legendre
+
+__all__ = [
+    "expm1mx",
+    "exprel",
+    "gauss_legendre",
+    "in_double",
+    "log1mexp",
+    "log1prel",
+    "log_exprel",
+    "log_lower_gamma",
+    "log_sinc",
+    "log_upper_gamma",
+]

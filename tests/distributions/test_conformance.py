@@ -1,0 +1,99 @@
+"""What every distribution does: shapes, expansion, types, gradients, and models of Pyro."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.optim import Adam
+
+from pyro_ext.distributions import (
+    BFRY,
+    GeneralizedBFRY,
+    PositiveStable,
+    TiltedBFRY,
+    TiltedStable,
+    TruncatedBFRY,
+)
+
+PARAMETERS = {
+    BFRY: (0.4,),
+    GeneralizedBFRY: (0.4, 2.3, 5.0, 2.0),
+    PositiveStable: (0.6,),
+    TiltedBFRY: (0.4, 3.0, 1.2),
+    TiltedStable: (1.3, 0.6, 0.8),
+    TruncatedBFRY: (0.4, 5.0),
+}
+everything = pytest.mark.parametrize("make", PARAMETERS, ids=lambda make: make.__name__)
+
+
+@everything
+def test_shapes_and_expansion(make):
+    first, *others = PARAMETERS[make]
+    law = make(torch.full((3, 1), first), *(torch.full((2,), other) for other in others))
+    shape = torch.Size((3, 2)) if others else torch.Size((3, 1))
+    assert law.batch_shape == shape and law.event_shape == ()
+    assert law.sample((4,)).shape == (4, *shape)
+    draws = law.sample()
+    assert law.log_prob(draws).shape == law.cdf(draws).shape == shape
+    assert law.mean.shape == shape
+    wide = law.expand((5, *shape))
+    assert type(wide) is make and wide.batch_shape == (5, *shape)
+    assert wide.sample((4,)).shape == (4, 5, *shape)
+    torch.testing.assert_close(wide.log_prob(draws)[2], law.log_prob(draws))
+    assert make.arg_constraints.keys() <= {"discount", "tail_index", "level", "scale", "tilt"} | {
+        "stability",
+        "mass",
+        "high",
+    }
+    for name, constraint in make.arg_constraints.items():
+        assert constraint.check(getattr(wide, name)).all()
+
+
+@everything
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_types(make, dtype):
+    law = make(*(torch.tensor(value, dtype=dtype) for value in PARAMETERS[make]))
+    draws = law.sample((1000,))
+    assert draws.dtype == dtype and law.support.check(draws).all()
+    places = torch.tensor([1e-12, 1e-6, 0.3, 1.0, 4.9], dtype=dtype)
+    single, double = law.log_prob(places), make(*PARAMETERS[make]).log_prob(places.double())
+    assert single.dtype == law.cdf(places).dtype == dtype
+    torch.testing.assert_close(single.double(), double.double(), rtol=2e-5, atol=2e-5)
+
+
+@everything
+@pytest.mark.usefixtures("float64")
+def test_gradients_of_the_density_and_cdf(make):
+    parameters = [torch.tensor(value, requires_grad=True) for value in PARAMETERS[make]]
+    places = torch.tensor([0.1, 0.3, 1.0, 4.0], requires_grad=True)
+    for method in ("log_prob", "cdf"):
+
+        def function(places, *values, method=method):
+            return getattr(make(*values, validate_args=False), method)(places)
+
+        assert torch.autograd.gradcheck(
+            function, (places, *parameters), eps=1e-5, atol=1e-5, rtol=1e-5
+        )
+
+
+@everything
+def test_in_a_model_under_a_plate_and_a_guide(make):
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+
+    def model():
+        with pyro.plate("atoms", 3):
+            weight = pyro.sample("weight", make(*PARAMETERS[make]))
+            pyro.sample("count", dist.Poisson(weight), obs=torch.tensor([0.0, 1.0, 3.0]))
+
+    svi = SVI(model, AutoNormal(model), Adam({"lr": 0.01}), Trace_ELBO())
+    losses = [svi.step() for _ in range(5)]
+    assert all(torch.tensor(losses).isfinite())
+
+
+@everything
+def test_a_value_outside_the_support_is_refused(make):
+    with pytest.raises(ValueError, match="support"):
+        make(*PARAMETERS[make]).log_prob(torch.tensor(-1.0))

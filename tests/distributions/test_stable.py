@@ -1,0 +1,195 @@
+"""Stable laws and their tilts against closed forms, series and Laplace transforms."""
+
+import itertools
+import math
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from scipy import special, stats
+from torch.distributions import kl_divergence
+
+from pyro_ext.distributions import PositiveStable, TiltedStable
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def test_known_values():
+    """Of the specification, computed independently."""
+    for stability, place, density in [
+        (0.3, 1.0, 0.117157002566),
+        (0.3, 0.01, 2.60376387179),
+        (0.7, 1.0, 0.387395010147),
+        (0.7, 20.0, 0.00158166708431),
+    ]:
+        value = PositiveStable(stability).log_prob(torch.tensor(place)).exp()
+        assert value.item() == pytest.approx(density, rel=1e-11)
+    for parameters, place, log_density in [
+        ((2.0, 0.3, 1.5), 0.5, -0.317850291599),
+        ((5.0, 0.7, 1.0), 4.0, -1.3097381303),
+    ]:
+        value = TiltedStable(*parameters).log_prob(torch.tensor(place))
+        assert value.item() == pytest.approx(log_density, abs=1e-10)
+
+
+def test_levy_law():
+    places = torch.logspace(-12, 12, 49)
+    law = PositiveStable(0.5)
+    exact = -1.5 * places.log() - 1 / (4 * places) - math.log(2 * math.sqrt(math.pi))
+    torch.testing.assert_close(law.log_prob(places), exact, rtol=1e-13, atol=1e-13)
+    exact = torch.from_numpy(special.erfc(0.5 / places.sqrt().numpy()))
+    torch.testing.assert_close(law.cdf(places), exact, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("stability", [0.01, 0.1, 0.3, 0.6, 0.9, 0.99])
+def test_density_is_the_alternating_series(stability):
+    with mpmath.workdps(80):
+        s = mpmath.mpf(stability)
+        for place in (0.5, 0.9, 1.1, 2.0, 20.0, 1e6, 1e12):
+            x = mpmath.mpf(place)
+            if x**-s > 3 or (place < 1.0 and stability > 0.8):
+                continue  # there the terms grow beyond the digits
+            total, order, size = mpmath.mpf(0), 0, mpmath.mpf(1)
+            while order < 30 or (size > mpmath.mpf(10) ** -40 and order < 20_000):
+                order += 1
+                size = mpmath.gamma(s * order + 1) / mpmath.factorial(order) * x ** (-s * order)
+                total -= (-1) ** order * mpmath.sin(mpmath.pi * s * order) * size
+            exact = mpmath.log(total / (mpmath.pi * x))
+            value = PositiveStable(stability).log_prob(torch.tensor(place)).item()
+            assert abs(value - exact) < 2e-11 * max(1, abs(exact)), place
+
+
+@pytest.mark.parametrize(
+    "mass, tilt", [(1.0, 1e-4), (1.0, 1.0), (3.0, 0.2), (20.0, 50.0), (1.0, 1e4)]
+)
+def test_inverse_gaussian(mass, tilt):
+    law = TiltedStable(mass, 0.5, tilt)
+    mean, shape = mass / (2 * math.sqrt(tilt)), mass**2 / 2
+    exact = stats.invgauss(mean / shape, scale=shape)
+    assert law.mean.item() == pytest.approx(exact.mean())
+    assert law.variance.item() == pytest.approx(exact.var())
+    places = exact.ppf(np.array([1e-8, 1e-3, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999]))
+    value = law.log_prob(torch.from_numpy(places)).numpy()
+    np.testing.assert_allclose(value, exact.logpdf(places), rtol=1e-12, atol=1e-12)
+    value = law.cdf(torch.from_numpy(places)).numpy()
+    np.testing.assert_allclose(value, exact.cdf(places), atol=1e-12)
+
+
+CASES = [(s, power) for s in (0.05, 0.3, 0.7, 0.95) for power in (0.01, 0.9, 1.5, 30.0, 1e4)]
+
+
+@pytest.mark.parametrize(
+    "stability, power", [(0.05, 0.9), (0.3, 0.01), (0.3, 30.0), (0.7, 1.5), (0.95, 1e4)]
+)
+def test_tilted_density_and_cdf_have_the_laplace_transform(stability, power):
+    tilt = 2.0
+    mass = power / tilt**stability
+    law = TiltedStable(mass, stability, tilt)
+    mean, deviation = law.mean.item(), law.variance.sqrt().item()
+    low = math.log(mean) - (10 * deviation / mean if power > 20 else 60 + 40 / stability)
+    high = math.log(max(mean + 60 * deviation, 40 / tilt))
+    place = torch.linspace(max(low, -700.0), high, 4001)
+    x = place.exp()
+    weight = law.log_prob(x) + place
+    for t in (0.0, 0.3 / mean, 2.0 / mean):
+        exact = math.exp(-mass * ((t + tilt) ** stability - tilt**stability))
+        value = torch.trapezoid((weight - t * x).exp(), place).item()
+        assert value == pytest.approx(exact, rel=1e-7), t
+    # The distribution function has the density for a derivative.
+    inner = x[weight > weight.max() - 12.0].requires_grad_()
+    (slope,) = torch.autograd.grad(law.cdf(inner).sum(), inner)
+    torch.testing.assert_close(slope, law.log_prob(inner).exp(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("stability, power", [*CASES, (0.01, 10.0), (0.99, 1e4), (0.5, 1e6)])
+def test_draws_of_the_tilted_law(stability, power):
+    """Two comparisons of each case at 4.5 standard errors: one seed in 3,000 fails any."""
+    torch.manual_seed(0)
+    tilt = power ** (1 / stability) if stability > 0.06 else 1.0
+    mass = power / tilt**stability
+    law = TiltedStable(mass, stability, tilt)
+    draws = law.sample((100_000,))
+    assert (draws > 0).all() and draws.isfinite().all()
+    root = math.sqrt(len(draws))
+    assert abs((draws.mean() - law.mean) / law.variance.sqrt() * root) < 4.5
+    t = 1 / law.mean.item()
+    powers = (t + tilt) ** stability - tilt**stability
+    transform = (-t * draws).exp()
+    assert abs((transform.mean() - math.exp(-mass * powers)) / transform.std() * root) < 4.5
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize(
+    "make, parameters",
+    [
+        (PositiveStable, (0.01,)),
+        (PositiveStable, (0.3,)),
+        (PositiveStable, (0.99,)),
+        (TiltedStable, (2.0, 0.4, 0.0)),
+        (TiltedStable, (2.0, 0.4, 3.0)),
+        (TiltedStable, (50.0, 0.9, 1.0)),
+    ],
+)
+def test_distribution_of_draws(make, parameters):
+    """Each fails for one seed in 10,000."""
+    torch.manual_seed(0)
+    law = make(*parameters)
+    uniform = law.cdf(law.sample((4_000,)))
+    assert stats.kstest(uniform.numpy(), "uniform").pvalue > 1e-4
+
+
+@pytest.mark.statistical
+def test_gradients_of_draws():
+    """Of Laplace transforms at 1, which are known; four comparisons at 4.5 standard errors.
+
+    One seed in 4,000 fails (of Student's law with 39 degrees).
+    """
+    torch.manual_seed(0)
+
+    def transform(mass, stability, tilt):
+        return torch.exp(-mass * ((1 + tilt) ** stability - tilt**stability))
+
+    def compare(make, exact, *numbers):
+        values = [torch.tensor(number, requires_grad=True) for number in numbers]
+        slopes = torch.stack(torch.autograd.grad(exact(*values), values))
+        batches = []
+        for _ in range(40):
+            draws = make(*values).rsample((100,))
+            batches.append(torch.stack(torch.autograd.grad((-draws).exp().mean(), values)))
+        stacked = torch.stack(batches)
+        errors = (stacked.mean(0) - slopes) / stacked.std(0) * math.sqrt(len(stacked))
+        assert (errors.abs() < 4.5).all(), errors
+
+    compare(TiltedStable, transform, 1.3, 0.6, 0.8)
+    # The transform of a stable law at 1 is 1/e whatever the stability.
+    compare(PositiveStable, lambda s: torch.exp(-(torch.ones(()) ** s)), 0.6)
+
+
+def test_quantiles_and_divergences():
+    probabilities = torch.tensor([1e-3, 0.2, 0.9, 0.999])
+    for law in (PositiveStable(0.7), TiltedStable(2.0, 0.4, 3.0)):
+        quantiles = law.icdf(probabilities)
+        torch.testing.assert_close(law.cdf(quantiles), probabilities, rtol=0, atol=1e-9)
+    p, q = TiltedStable(2.0, 0.4, 3.0), TiltedStable(2.0, 0.4, 1.0)
+    place = torch.linspace(-12.0, 4.0, 4001)
+    x = place.exp()
+    ratio = p.log_prob(x) - q.log_prob(x)
+    exact = torch.trapezoid(p.log_prob(x).exp() * x * ratio, place)
+    torch.testing.assert_close(kl_divergence(p, q), exact, rtol=1e-7, atol=0)
+    p, q = TiltedStable(1.0, 0.4, 3.0), PositiveStable(0.4)
+    assert kl_divergence(p, q).item() == pytest.approx(0.6 * 3**0.4)
+    assert kl_divergence(p, p).item() == 0.0
+    with pytest.raises(NotImplementedError, match="mass and stability agree"):
+        kl_divergence(TiltedStable(1.0, 0.4, 3.0), TiltedStable(2.0, 0.4, 3.0))
+
+
+def test_bad_parameters_are_named():
+    for stability, name in itertools.product((0.0, 1.0, -0.1), ("positive", "tilted")):
+        with pytest.raises(ValueError, match="stability"):
+            PositiveStable(stability) if name == "positive" else TiltedStable(1.0, stability, 1.0)
+    with pytest.raises(ValueError, match="mass"):
+        TiltedStable(0.0, 0.5, 1.0)
+    with pytest.raises(ValueError, match="tilt"):
+        TiltedStable(1.0, 0.5, -1.0)
