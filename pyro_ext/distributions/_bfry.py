@@ -161,17 +161,18 @@ def log_cdf(value: Tensor, discount: Tensor, log_level: Tensor, tilt: Tensor) ->
 
 @in_double
 def log_scaled_density(
-    place: Tensor, discount: Tensor, tail_index: Tensor, log_level: Tensor
+    value: Tensor, scale: Tensor, discount: Tensor, tail_index: Tensor, log_level: Tensor
 ) -> Tensor:
-    r"""Log density of the generalized distribution of scale one.
+    r"""Log density of a generalized variable over its scale, :math:`y = x / c`.
 
     Its last factor is :math:`\int_0^y w^{k-1} (e^{-w} - e^{-(t+1) w}) dw` with
     :math:`k = \tau - \sigma`.
     """
-    place, discount, tail_index, log_level = torch.broadcast_tensors(
-        place, discount, tail_index, log_level
+    log_place = value.log() - scale.log()
+    log_place, discount, tail_index, log_level = torch.broadcast_tensors(
+        log_place, discount, tail_index, log_level
     )
-    power, log_place, tilt = tail_index - discount, place.log(), torch.ones_like(place)
+    power, tilt = tail_index - discount, torch.ones_like(log_place)
     log_top, log_ratio, _ = tilt_range(log_level, tilt)
     log_high = log_place + log_top
     is_narrow = log_ratio > -_NARROW
@@ -182,19 +183,20 @@ def log_scaled_density(
     flat = log_partial_integral((near_high + log_ratio).exp(), power)
     near = steep + log1mexp(torch.where(is_narrow, 1.0, steep - flat))
     far_place = torch.where(is_near, 1.0, log_place)
-    upper = log_lower_gamma(power, far_place.exp())
+    upper = log_lower_gamma(power, far_place.clamp(max=_LARGEST_LOG).exp())
     far_high = (far_place + log_top).clamp(max=_LARGEST_LOG)
     lower = log_lower_gamma(power, far_high.exp()) - power * log_top
     far = upper + log1mexp(torch.where(is_narrow, 1.0, upper - lower))
     high = log_high.clamp(max=_LARGEST_LOG).exp()
     narrow = _log_narrow(log_ratio, power, power + 1.0, high) - power * log_top
-    return (
+    result: Tensor = (
         tail_index.log()
         - (1.0 - discount).lgamma()
         - log_width(discount, log_level, tilt)
         - (1.0 + tail_index) * log_place
         + torch.where(is_narrow, narrow, torch.where(is_near, near, far))
     )
+    return result
 
 
 def sample_truncated(discount: Tensor, high: Tensor) -> Tensor:

@@ -100,12 +100,7 @@ class GeneralizedBFRY(UnivariateDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        return (
-            _bfry.log_scaled_density(
-                value / self.scale, self.discount, self.tail_index, self.log_level
-            )
-            - self.scale.log()
-        )
+        return self._log_scaled_density(value) - self.scale.log()
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws with gradients in the parameters.
@@ -127,9 +122,9 @@ class GeneralizedBFRY(UnivariateDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        place = value / self.scale
+        place = (value / self.scale).clamp(max=torch.finfo(value.dtype).max)
         inner = _bfry.log_cdf(place, self.discount, self.log_level, torch.ones_like(place)).exp()
-        density = _bfry.log_scaled_density(place, self.discount, self.tail_index, self.log_level)
+        density = self._log_scaled_density(value)
         # The Pareto factor moves mass beyond a place, in proportion to the density there.
         return (inner - torch.exp(place.log() + density) / self.tail_index).clamp(min=0.0)
 
@@ -151,6 +146,11 @@ class GeneralizedBFRY(UnivariateDistribution):
         second = self._moment(2)
         finite = second.isfinite()
         return torch.where(finite, second - torch.where(finite, self.mean, 0.0).square(), second)
+
+    def _log_scaled_density(self, value: Tensor) -> Tensor:
+        return _bfry.log_scaled_density(
+            value, self.scale, self.discount, self.tail_index, self.log_level
+        )
 
     def _moment(self, order: int) -> Tensor:
         is_finite = self.tail_index > order

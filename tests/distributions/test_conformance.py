@@ -78,6 +78,50 @@ def test_gradients_of_the_density_and_cdf(make):
         )
 
 
+def extreme_law(make, num_laws: int = 500):
+    """Laws with parameters from all over what is allowed, and places."""
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform():
+        return torch.rand(num_laws, generator=generator)
+
+    def positive(low=-12.0, high=12.0):
+        return 10.0 ** (low + (high - low) * uniform())
+
+    edge = 0.5 * 10.0 ** (-6.0 * uniform())
+    choice = uniform()
+    fraction = torch.where(choice < 0.4, edge, torch.where(choice < 0.8, 1 - edge, uniform()))
+    parameters = {
+        BFRY: lambda: (fraction,),
+        GeneralizedBFRY: lambda: (
+            fraction,
+            fraction + positive(-3, 2),
+            positive(),
+            positive(-3, 3),
+        ),
+        PositiveStable: lambda: (fraction,),
+        TiltedBFRY: lambda: (fraction, positive(), positive()),
+        TiltedStable: lambda: (positive(-6, 6), fraction, positive(-6, 6)),
+        TruncatedBFRY: lambda: (fraction, positive()),
+    }[make]()
+    return make(*parameters), positive()
+
+
+@everything
+@pytest.mark.usefixtures("float64")
+def test_finite_at_extremes(make):
+    torch.manual_seed(0)
+    law, places = extreme_law(make)
+    if make is TruncatedBFRY:
+        places = torch.minimum(places, law.high)
+    draws = law.sample()
+    assert law.support.check(draws).all() and draws.isfinite().all()
+    for values in (places, draws):
+        assert law.log_prob(values).isfinite().all()
+        cdf = law.cdf(values)
+        assert ((cdf >= 0) & (cdf <= 1)).all()
+
+
 @everything
 def test_in_a_model_under_a_plate_and_a_guide(make):
     pyro.clear_param_store()
