@@ -78,10 +78,14 @@ def num_draws(checkpoint):
 
 
 def wait_for_work(checkpoint, process):
-    """Wait until a run that has begun has written something new."""
+    """Wait until a run that has begun has written something new, and there are draws.
+
+    On a busy machine the first draws come late, and kills before them would test little.
+    """
     before = newest(checkpoint)
-    for _ in range(1000):
-        if newest(checkpoint) > before or os.waitid(os.P_PID, process, END) is not None:
+    for _ in range(6000):
+        has_work = newest(checkpoint) > before and num_draws(checkpoint)
+        if has_work or os.waitid(os.P_PID, process, END) is not None:
             return
         time.sleep(0.01)
 
