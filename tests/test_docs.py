@@ -190,7 +190,7 @@ def test_gallery_refuses_a_page_without_title(gallery_source):
 
 def test_warnings_on_a_page_name_no_file(gallery_source):
     text = gallery_source.format_warning(
-        UserWarning("the estimate is shaky"), UserWarning, "/home/someone/page.py", 3, None
+        UserWarning("the estimate is shaky"), UserWarning, "folder/page.py", 3, None
     )
     assert text == "UserWarning: the estimate is shaky\n"
 

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
 
+from pyro_ext.distributions._inversion import invert_cdf
+
 __all__ = ["UnivariateDistribution", "attach_gradient", "clamp_positive", "discount_constraint"]
 
 discount_constraint = constraints.half_open_interval(0.0, 1.0)
@@ -45,6 +47,13 @@ class UnivariateDistribution(TorchDistribution):
         super(UnivariateDistribution, new).__init__(batch_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Quantiles, by bisection.
+
+        :param Tensor value: probabilities in (0, 1).
+        """
+        return invert_cdf(self, value)
 
     def _check_open_interval(self, name: str) -> None:
         value = getattr(self, name)

@@ -3,14 +3,16 @@
 from typing import Any
 
 import torch
+from torch.distributions import Distribution
 
 __all__ = ["log_level_of"]
 
 
-def log_level_of(level: Any, log_level: Any) -> Any:
+def log_level_of(level: Any, log_level: Any, validate_args: bool | None) -> Any:
     """Return the logarithm of a level, whichever of the two is given.
 
-    :raises ValueError: where both or none are given, or the level is not positive.
+    :raises ValueError: where both or none are given, or the level is not positive. The latter is
+        looked at only where arguments are validated: a graph cannot branch on a value.
     """
     if (level is None) == (log_level is None):
         raise ValueError("exactly one of level and log_level must be given")
@@ -19,6 +21,8 @@ def log_level_of(level: Any, log_level: Any) -> Any:
     level = torch.as_tensor(level)
     if not level.is_floating_point():
         level = level.to(torch.get_default_dtype())
-    if not bool((level > 0).all()):
+    if validate_args is None:
+        validate_args = Distribution._validate_args
+    if validate_args and not bool((level > 0).all()):
         raise ValueError(f"level must be > 0, got {level.min().item():g}")
     return level.log()

@@ -29,7 +29,6 @@ from pyro_ext.distributions._base import (
     clamp_positive,
     discount_constraint,
 )
-from pyro_ext.distributions._inversion import invert_cdf
 from pyro_ext.distributions._levels import log_level_of
 
 __all__ = ["BFRY", "TiltedBFRY", "TruncatedBFRY"]
@@ -82,7 +81,7 @@ class TiltedBFRY(UnivariateDistribution):
         log_level: Any = None,
         validate_args: bool | None = None,
     ) -> None:
-        log_level = log_level_of(level, log_level)
+        log_level = log_level_of(level, log_level, validate_args)
         parameters = {"discount": discount, "log_level": log_level, "tilt": tilt}
         super().__init__(parameters, validate_args)
         self._check_parameter("discount", (self.discount > 0) | (self.tilt > 0), _NO_LIMIT)
@@ -121,13 +120,6 @@ class TiltedBFRY(UnivariateDistribution):
         if self._validate_args:
             self._validate_sample(value)
         return _bfry.log_cdf(value, self.discount, self.log_level, self.tilt).exp()
-
-    def icdf(self, value: Tensor) -> Tensor:
-        """Quantiles, by bisection.
-
-        :param Tensor value: probabilities in (0, 1).
-        """
-        return invert_cdf(self, value)
 
     @property
     def mean(self) -> Tensor:
@@ -220,13 +212,6 @@ class TruncatedBFRY(UnivariateDistribution):
         if self._validate_args:
             self._validate_sample(value)
         return (_bfry.log_partial_integral(value, -self.discount) - self.log_normalizer).exp()
-
-    def icdf(self, value: Tensor) -> Tensor:
-        """Quantiles, by bisection.
-
-        :param Tensor value: probabilities in (0, 1).
-        """
-        return invert_cdf(self, value)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws with gradients in the parameters.

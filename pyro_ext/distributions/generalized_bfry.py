@@ -19,7 +19,6 @@ from pyro_ext.distributions._base import (
     clamp_positive,
     discount_constraint,
 )
-from pyro_ext.distributions._inversion import invert_cdf
 from pyro_ext.distributions._levels import log_level_of
 
 __all__ = ["GeneralizedBFRY"]
@@ -82,7 +81,7 @@ class GeneralizedBFRY(UnivariateDistribution):
         parameters = {
             "discount": discount,
             "tail_index": tail_index,
-            "log_level": log_level_of(level, log_level),
+            "log_level": log_level_of(level, log_level, validate_args),
             "scale": scale,
         }
         super().__init__(parameters, validate_args)
@@ -127,13 +126,6 @@ class GeneralizedBFRY(UnivariateDistribution):
         density = self._log_scaled_density(value)
         # The Pareto factor moves mass beyond a place, in proportion to the density there.
         return (inner - torch.exp(place.log() + density) / self.tail_index).clamp(min=0.0)
-
-    def icdf(self, value: Tensor) -> Tensor:
-        """Quantiles, by bisection.
-
-        :param Tensor value: probabilities in (0, 1).
-        """
-        return invert_cdf(self, value)
 
     @property
     def mean(self) -> Tensor:

@@ -1,8 +1,8 @@
 """Special functions in logarithms, with derivatives in every argument.
 
 :mod:`torch.special` has incomplete gamma functions without a derivative in their first argument,
-for positive first arguments, and not in logarithms. These have none of the three limits. They
-compute in float64 and return the type of their arguments.
+for positive first arguments, and not in logarithms. These have none of the three limits. The
+incomplete gamma functions compute in float64 and return the type of their arguments.
 """
 
 from pyro_ext.special.elementary import (

@@ -16,6 +16,7 @@ from pyro_ext.distributions import (
     TiltedStable,
     TruncatedBFRY,
 )
+from pyro_ext.potential import Potential
 
 PARAMETERS = {
     BFRY: (0.4,),
@@ -135,6 +136,21 @@ def test_in_a_model_under_a_plate_and_a_guide(make):
     svi = SVI(model, AutoNormal(model), Adam({"lr": 0.01}), Trace_ELBO())
     losses = [svi.step() for _ in range(5)]
     assert all(torch.tensor(losses).isfinite())
+
+
+@pytest.mark.parametrize("make", [TiltedBFRY, GeneralizedBFRY])
+def test_a_latent_level_in_a_recorded_potential(make):
+    """A branch on its value would give a warning, which is an error here."""
+
+    def model():
+        level = pyro.sample("level", dist.Gamma(2.0, 1.0))
+        others = (0.4, level, 1.2) if make is TiltedBFRY else (0.4, 2.3, level, 2.0)
+        with pyro.plate("atoms", 3):
+            pyro.sample("weight", make(*others))
+
+    eager, traced = Potential(model, backend="eager"), Potential(model)
+    values = eager.init(num_chains=2, seed=0)
+    torch.testing.assert_close(traced(values), eager(values))
 
 
 @everything
