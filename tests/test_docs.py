@@ -44,6 +44,8 @@ PACKAGES = (
     "pyro_ext.inference.sgmcmc.sgnht",
     "pyro_ext.potential",
     "pyro_ext.random",
+    "pyro_ext.random_measures",
+    "pyro_ext.random_measures.plots",
     "pyro_ext.reproduction",
     "pyro_ext.special",
     "pyro_ext.testing.moments",

@@ -7,7 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 PUBLIC = (
-    "pyro_ext, pyro_ext.inference, pyro_ext.potential, pyro_ext.diagnostics, pyro_ext.distributions"
+    "pyro_ext, pyro_ext.inference, pyro_ext.potential, pyro_ext.diagnostics, "
+    "pyro_ext.distributions, pyro_ext.random_measures"
 )
 
 HEAVY = (

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Collection
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from pyro_ext._pyplot import load_pyplot
 from pyro_ext.diagnostics.metrics import ArrayLike, calibration_bins
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def plot_reliability(
         >>> ax.get_title()
         'ECE = 0.250'
     """
-    pyplot = _pyplot("plot_reliability")
+    pyplot = load_pyplot("plot_reliability")
     bins = calibration_bins(probabilities, labels, num_bins)
     filled = bins.counts > 0
     edges, width = bins.edges[:-1][filled].numpy(), 1.0 / len(bins.counts)
@@ -145,7 +145,7 @@ def plot_sbc(
         >>> [ax.get_title() for ax in axes]
         ['loc: 0 of 2 outside', 'shifted: 2 of 2 outside']
     """
-    pyplot = _pyplot("plot_sbc")
+    pyplot = load_pyplot("plot_sbc")
     if kind not in get_args(SBCPlot):
         raise ValueError(f"kind must be one of {get_args(SBCPlot)}, got {kind!r}")
     if not 0.0 < prob < 1.0:
@@ -214,13 +214,3 @@ def _draw_histogram(
     ax.axhline(1.0, color=_INK, linewidth=0.8, linestyle="--")
     ax.set(xlim=(0, 1), xlabel="scaled rank", ylabel="density", title=name)
     ax.set_ylim(bottom=0.0)
-
-
-def _pyplot(function: str) -> ModuleType:
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError(
-            f"{function} needs matplotlib; install it with: pip install 'pyro-ext[plots]'"
-        ) from error
-    return pyplot

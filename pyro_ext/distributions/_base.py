@@ -1,5 +1,6 @@
 """What the distributions of this package share: parameters that broadcast and expand together."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,7 +12,13 @@ from torch.distributions.utils import broadcast_all
 
 from pyro_ext.distributions._inversion import invert_cdf
 
-__all__ = ["UnivariateDistribution", "attach_gradient", "clamp_positive", "discount_constraint"]
+__all__ = [
+    "UnivariateDistribution",
+    "attach_gradient",
+    "clamp_positive",
+    "discount_constraint",
+    "positive_exp",
+]
 
 discount_constraint = constraints.half_open_interval(0.0, 1.0)
 
@@ -72,6 +79,14 @@ def clamp_positive(value: Tensor) -> Tensor:
     return value.clamp(min=limits.tiny, max=limits.max)
 
 
+def positive_exp(log_value: Tensor) -> Tensor:
+    """Draws from their logarithms, kept inside the positive numbers of their type."""
+    limits = torch.finfo(log_value.dtype)
+    # Before, since where the exponential overflows it has no gradient; after, for its rounding.
+    inside = log_value.clamp(min=math.log(limits.tiny), max=math.log(limits.max))
+    return clamp_positive(inside.exp())
+
+
 def attach_gradient(
     sample: Tensor,
     parameters: Iterable[Tensor],
@@ -96,4 +111,7 @@ def attach_gradient(
     value = cdf(sample)
     with torch.no_grad():
         density = log_prob(sample).exp()
+        # Where it underflows, nothing is known of the gradient, and none is given.
+        is_known = density > torch.finfo(density.dtype).tiny
+        density = torch.where(is_known, density, torch.inf)
     return sample - (value - value.detach()) / density

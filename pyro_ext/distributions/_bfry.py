@@ -9,6 +9,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from pyro_ext.special import (
     exprel,
@@ -39,7 +40,6 @@ _NUM_TERMS = 24
 _NARROW = 0.1
 _NUM_NODES = 8
 _LARGEST_LOG = 700.0
-_SMALLEST = 1e-300
 
 
 def tilt_range(log_level: Tensor, tilt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,7 +51,7 @@ def tilt_range(log_level: Tensor, tilt: Tensor) -> tuple[Tensor, Tensor, Tensor]
     is_tilted = tilt > 0
     log_tilt = torch.where(is_tilted, tilt, 1.0).log()
     log_top = torch.where(is_tilted, torch.logaddexp(log_level, log_tilt), log_level)
-    log_ratio = -torch.nn.functional.softplus(log_level - log_tilt)
+    log_ratio = logsigmoid(log_tilt - log_level)
     return log_top, torch.where(is_tilted, log_ratio, -1.0), is_tilted
 
 
@@ -121,17 +121,17 @@ def log_moment(discount: Tensor, log_level: Tensor, tilt: Tensor, order: int) ->
 
 
 @in_double
-def log_partial_integral(high: Tensor, power: Tensor) -> Tensor:
+def log_partial_integral(log_high: Tensor, power: Tensor) -> Tensor:
     r""":math:`\log \int_0^C w^{p-1} (1 - e^{-w}) dw`.
 
-    :param Tensor high: :math:`C > 0`.
+    :param Tensor log_high: :math:`\log C`.
     :param Tensor power: :math:`p > -1`.
     """
-    high, power = torch.broadcast_tensors(high, power)
-    is_long = high > 1.0
-    head = _log_series(high.clamp(max=1.0), power)
-    end = torch.where(is_long, high, 2.0)
-    log_end = end.log()
+    log_high, power = torch.broadcast_tensors(log_high, power)
+    is_long = log_high > 0.0
+    head = _log_series(log_high.clamp(max=0.0), power)
+    log_end = torch.where(is_long, log_high, 1.0)
+    end, power = log_end.clamp(max=_LARGEST_LOG).exp(), torch.where(is_long, power, 0.5)
     # From 1 to C, of w^{p-1} and of w^{p-1} e^{-w}.
     log_algebraic = log_end.log() + log_exprel(power * log_end)
     log_all = log_upper_gamma(power, torch.ones_like(power))
@@ -145,15 +145,15 @@ def log_cdf(value: Tensor, discount: Tensor, log_level: Tensor, tilt: Tensor) ->
     """Logarithm of the distribution function of the tilted distribution."""
     value, discount, log_level, tilt = torch.broadcast_tensors(value, discount, log_level, tilt)
     log_top, log_ratio, is_tilted = tilt_range(log_level, tilt)
-    high = (value.log() + log_top).clamp(max=_LARGEST_LOG).exp()
+    log_high = value.log() + log_top
     # The integral of w^{-1-discount} (e^{-r w} - e^{-w}) up to the scaled value.
-    low = torch.where(is_tilted, value * tilt, 1.0).clamp(min=_SMALLEST)
-    upper = log_partial_integral(high, -discount)
-    lower = discount * log_ratio + log_partial_integral(low, -discount)
+    log_low = torch.where(is_tilted, value.log() + torch.where(is_tilted, tilt, 1.0).log(), 0.0)
+    upper = log_partial_integral(log_high, -discount)
+    lower = discount * log_ratio + log_partial_integral(log_low, -discount)
     is_narrow = is_tilted & (log_ratio > -_NARROW)
     gap = torch.where(is_tilted & ~is_narrow, upper - lower, 1.0)
     wide = torch.where(is_tilted, upper + log1mexp(gap), upper)
-    narrow = _log_narrow(log_ratio, -discount, 1.0 - discount, high)
+    narrow = _log_narrow(log_ratio, -discount, 1.0 - discount, log_high)
     log_norm = log_width(discount, log_level, tilt) + (1.0 - discount).lgamma()
     integral = torch.where(is_narrow, narrow, wide)
     return (discount * log_top + integral - log_norm).clamp(max=0.0)
@@ -179,16 +179,17 @@ def log_scaled_density(
     # Near zero, from integrals of w^{k-1} (1 - e^{-w}); further on, of w^{k-1} e^{-w}.
     is_near = log_high < 0.0
     near_high = torch.where(is_near, log_high, -1.0)
-    steep = log_partial_integral(near_high.exp(), power) - power * log_top
-    flat = log_partial_integral((near_high + log_ratio).exp(), power)
-    near = steep + log1mexp(torch.where(is_narrow, 1.0, steep - flat))
+    steep = log_partial_integral(near_high, power) - power * log_top
+    flat = log_partial_integral(near_high + log_ratio, power)
+    # The differences have bounds, below which rounding can bring them where the power is huge.
+    near = steep + log1mexp(torch.maximum(steep - flat, -0.5 * log_ratio))
     far_place = torch.where(is_near, 1.0, log_place)
     upper = log_lower_gamma(power, far_place.clamp(max=_LARGEST_LOG).exp())
     far_high = (far_place + log_top).clamp(max=_LARGEST_LOG)
     lower = log_lower_gamma(power, far_high.exp()) - power * log_top
-    far = upper + log1mexp(torch.where(is_narrow, 1.0, upper - lower))
-    high = log_high.clamp(max=_LARGEST_LOG).exp()
-    narrow = _log_narrow(log_ratio, power, power + 1.0, high) - power * log_top
+    log_part = log_level + far_place - torch.logaddexp((power + 1.0).log(), far_place)
+    far = upper + log1mexp(torch.maximum(upper - lower, -power * logsigmoid(-log_part)))
+    narrow = _log_narrow(log_ratio, power, power + 1.0, log_high) - power * log_top
     result: Tensor = (
         tail_index.log()
         - (1.0 - discount).lgamma()
@@ -225,20 +226,20 @@ def _propose_truncated(discount: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     return draw, accept * draw.clamp(max=1.0) < -torch.expm1(-draw)
 
 
-def _log_series(high: Tensor, power: Tensor) -> Tensor:
+def _log_series(log_high: Tensor, power: Tensor) -> Tensor:
     """The partial integral up to one at most, by the series of the exponential."""
-    order = torch.arange(1, _NUM_TERMS + 1, dtype=high.dtype, device=high.device)
+    order = torch.arange(1, _NUM_TERMS + 1, dtype=power.dtype, device=power.device)
     signs = 2.0 * (order % 2) - 1.0
-    powers = torch.exp((order - 1.0) * high.log()[..., None] - torch.lgamma(order + 1.0))
+    powers = torch.exp((order - 1.0) * log_high[..., None] - torch.lgamma(order + 1.0))
     total = (signs * powers / (order + power[..., None])).sum(-1)
-    return (power + 1.0) * high.log() + total.log()
+    return (power + 1.0) * log_high + total.log()
 
 
-def _log_narrow(log_ratio: Tensor, power: Tensor, shape: Tensor, high: Tensor) -> Tensor:
+def _log_narrow(log_ratio: Tensor, power: Tensor, shape: Tensor, log_high: Tensor) -> Tensor:
     r"""Integral of :math:`s^{-p-1} \gamma(a, s z)` over a narrow range :math:`[r, 1]`."""
     log_ratio = log_ratio.clamp(min=-_NARROW)
-    nodes, weights = gauss_legendre(_NUM_NODES, high.device)
+    nodes, weights = gauss_legendre(_NUM_NODES, power.device)
     log_s = log_ratio[..., None] * nodes
-    inner = log_lower_gamma(shape[..., None], high[..., None] * log_s.exp())
-    terms = weights.log() - power[..., None] * log_s + inner
+    place = (log_high[..., None] + log_s).clamp(-_LARGEST_LOG, _LARGEST_LOG).exp()
+    terms = weights.log() - power[..., None] * log_s + log_lower_gamma(shape[..., None], place)
     return torch.log(-log_ratio) + terms.logsumexp(-1)

@@ -44,7 +44,7 @@ def invert_cdf(distribution: TorchDistribution, probability: Tensor) -> Tensor:
     probability = probability.expand(shape)
     limits = torch.finfo(probability.dtype)
     support = distribution.support
-    end = getattr(support, "upper_bound", torch.as_tensor(limits.max)).expand(shape)
+    end = torch.as_tensor(getattr(support, "upper_bound", limits.max)).to(probability).expand(shape)
     low, high = torch.full_like(probability, math.log(limits.tiny)), end.log()
     log_quantile = solve_increasing(
         lambda place: distribution.cdf(torch.minimum(place.exp(), end)), probability, low, high

@@ -18,11 +18,12 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_ext.special import expm1mx, gauss_legendre, in_double, log_sinc
+from pyro_ext.special import expm1mx, gauss_legendre, in_double, opaque
 
 __all__ = [
     "log_cdf",
     "log_density",
+    "log_expm1",
     "log_tilted_density",
     "log_zolotarev_gain",
     "log_zolotarev_start",
@@ -36,7 +37,22 @@ _NUM_GOLDEN = 36
 _NUM_HALVINGS = 14
 _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 _REACH = 60.0
-_LARGEST_LOG = 700.0
+_LARGEST_LOG = 600.0  # leaves room for the derivatives
+_SMALLEST = 1e-300
+_NEAR_ZERO = 1e-3
+_SMALL_ANGLE = 0.1
+# For n = 3, 5, ..., the polynomials {1 - s^n - (1 - s)^n} / p in p = s (1 - s), times the Taylor
+# coefficient of -log(sin u / u) at u^{n - 1}.
+_GAIN_SERIES = tuple(
+    tuple(coefficient * number for number in polynomial)
+    for coefficient, polynomial in (
+        (1.0 / 6.0, (3.0,)),
+        (1.0 / 180.0, (5.0, -5.0)),
+        (1.0 / 2835.0, (7.0, -14.0, 7.0)),
+        (1.0 / 37800.0, (9.0, -27.0, 30.0, -9.0)),
+        (1.0 / 467775.0, (11.0, -44.0, 77.0, -55.0, 11.0)),
+    )
+)
 
 
 def log_zolotarev_start(stability: Tensor) -> Tensor:
@@ -51,13 +67,29 @@ def log_zolotarev_gain(angle: Tensor, rest: Tensor, stability: Tensor) -> Tensor
     :param Tensor rest: :math:`\pi - u`, which tells what the angle cannot near :math:`\pi`.
     :param Tensor stability: :math:`\sigma`.
     """
-    whole = log_sinc(angle, rest)
-    slow = log_sinc((1.0 - stability) * angle, stability * angle + rest)
-    fast = log_sinc(stability * angle, (1.0 - stability) * angle + rest)
-    return slow - whole + stability / (1.0 - stability) * (fast - whole)
+    other = 1.0 - stability
+    near = angle < _SMALL_ANGLE
+    square = torch.where(near, angle, 0.0).square()
+    # Near zero all logarithms cancel, and the rest of their series has the stability as a factor.
+    series = torch.zeros_like(square + stability)
+    for polynomial in reversed(_GAIN_SERIES):
+        coefficient = torch.full_like(stability, polynomial[-1])
+        for number in reversed(polynomial[:-1]):
+            coefficient = number + stability * other * coefficient
+        series = coefficient + square * series
+    far, far_rest = torch.where(near, 1.0, angle), torch.where(near, math.pi - 1.0, rest)
+    slow, fast = other * far, stability * far
+    whole_sine = torch.minimum(far, far_rest).sin()
+    slow_sine = torch.minimum(slow, fast + far_rest).sin()
+    fast_sine = torch.minimum(fast, slow + far_rest).sin()
+    direct = torch.log(slow_sine / (other * whole_sine))
+    direct = direct + stability / other * torch.log(fast_sine / (stability * whole_sine))
+    return torch.where(near, stability * square * series, direct)
 
 
-def _log_integrand(place: Tensor, log_ratio: Tensor, stability: Tensor, power: float) -> Tensor:
+def _log_integrand(
+    place: Tensor, log_ratio: Tensor, stability: Tensor, power: float | Tensor
+) -> Tensor:
     r"""Logarithm of :math:`\phi^p e^{-(\phi - \phi_0)} dv`, where :math:`\phi = A x^{-b}`.
 
     :param Tensor place: :math:`v`.
@@ -65,18 +97,24 @@ def _log_integrand(place: Tensor, log_ratio: Tensor, stability: Tensor, power: f
     """
     angle, rest = math.pi * torch.sigmoid(place), math.pi * torch.sigmoid(-place)
     gain = log_zolotarev_gain(angle, rest, stability).clamp(min=0.0)
-    excess = torch.exp((log_ratio + _log_expm1(gain)).clamp(max=_LARGEST_LOG))
-    jacobian = torch.nn.functional.logsigmoid(place) + torch.nn.functional.logsigmoid(-place)
-    return power * (log_ratio + gain) - excess + jacobian
+    excess = torch.exp((log_ratio + log_expm1(gain)).clamp(max=_LARGEST_LOG))
+    jacobian = angle * rest / math.pi**2
+    return power * (log_ratio + gain) - excess + jacobian.clamp(min=_SMALLEST).log()
 
 
-def _log_expm1(x: Tensor) -> Tensor:
-    """Logarithm of ``expm1`` of numbers from zero on."""
-    safe = x.clamp(min=1e-300)
-    return safe + torch.log(-torch.expm1(-safe))
+def log_expm1(x: Tensor) -> Tensor:
+    """Logarithm of ``expm1`` of numbers from zero on.
+
+    Near zero by a series, since compiled code has ``expm1`` to an absolute error only.
+    """
+    near = x < _NEAR_ZERO
+    small = torch.where(near, x, 1.0).clamp(min=_SMALLEST)
+    large = torch.where(near, 1.0, x)
+    series = small.log() + small * (0.5 + small / 24.0)
+    return torch.where(near, series, large + torch.log(-torch.expm1(-large)))
 
 
-def _peak(log_ratio: Tensor, stability: Tensor, log_value: Tensor, power: float) -> Tensor:
+def _peak(log_ratio: Tensor, stability: Tensor, log_value: Tensor, power: Tensor) -> Tensor:
     """Where the integrand is largest, by golden section."""
     low = -0.5 * log_ratio.clamp(min=0.0) - 8.0
     high = (stability * log_value).clamp(min=0.0) + 8.0
@@ -96,13 +134,15 @@ def _peak(log_ratio: Tensor, stability: Tensor, log_value: Tensor, power: float)
     return 0.5 * (low + high)
 
 
-def _edges(log_ratio: Tensor, stability: Tensor, log_value: Tensor, power: float) -> Tensor:
+@opaque("stable_edges", 2 * len(_DROPS) + 1)
+def _edges(log_ratio: Tensor, stability: Tensor, log_value: Tensor, power: Tensor) -> Tensor:
     """Ends of the panels, from left to right, in a new last axis."""
     peak = _peak(log_ratio, stability, log_value, power)
     top = _log_integrand(peak, log_ratio, stability, power)[..., None]
     drops = torch.tensor([*reversed(_DROPS), *_DROPS], dtype=peak.dtype, device=peak.device)
     side = torch.tensor([-1.0] * len(_DROPS) + [1.0] * len(_DROPS)).to(peak)
-    peak, log_ratio, stability = peak[..., None], log_ratio[..., None], stability[..., None]
+    peak, log_ratio = peak[..., None], log_ratio[..., None]
+    stability, power = stability[..., None], power[..., None]
     near = torch.zeros_like(peak + drops)
     far = near + _REACH + peak.abs()
     for _ in range(_NUM_HALVINGS):
@@ -120,11 +160,11 @@ def _log_integral(log_value: Tensor, stability: Tensor, power: float) -> tuple[T
     exponent = stability / (1.0 - stability)
     log_ratio = (log_zolotarev_start(stability) - exponent * log_value).clamp(max=_LARGEST_LOG)
     with torch.no_grad():
-        edges = _edges(log_ratio, stability, log_value, power)
+        edges = _edges(log_ratio, stability, log_value, torch.full_like(log_ratio, power))
         nodes, weights = gauss_legendre(_NUM_NODES, edges.device)
         lengths = edges.diff()[..., None]
         places = (edges[..., :-1, None] + lengths * nodes).flatten(-2)
-        log_weights = (lengths * weights).clamp(min=1e-300).log().flatten(-2)
+        log_weights = (lengths * weights).clamp(min=_SMALLEST).log().flatten(-2)
     logs = _log_integrand(places, log_ratio[..., None], stability[..., None], power)
     return log_ratio, (log_weights + logs).logsumexp(-1)
 
@@ -143,16 +183,19 @@ def log_cdf(log_value: Tensor, stability: Tensor) -> Tensor:
     return (log_integral - log_ratio.exp()).clamp(max=0.0)
 
 
-@in_double
-def log_tilted_density(log_value: Tensor, stability: Tensor, log_power: Tensor) -> Tensor:
-    r"""Log density of the tilted law of mass one.
+def log_tilted_density(
+    log_value: Tensor, stability: Tensor, log_power: Tensor, is_tilted: Tensor
+) -> Tensor:
+    r"""Log density of the tilted law of mass one, in float64.
 
     :param Tensor log_value: logarithm of a number.
     :param Tensor stability: :math:`\sigma`.
-    :param Tensor log_power: :math:`\log \tau^\sigma`.
+    :param Tensor log_power: :math:`\log \tau^\sigma`, any number where there is no tilt.
+    :param Tensor is_tilted: whether there is a tilt.
     """
     distance, _ = tilted_distance(log_value, stability, log_power)
-    _, log_integral = _log_integral(log_value, stability, 1.0)
+    log_ratio, log_integral = _log_integral(log_value, stability, 1.0)
+    distance = torch.where(is_tilted, distance, log_ratio.exp())
     return (stability / (1.0 - stability)).log() - log_value + log_integral - distance
 
 

@@ -9,17 +9,22 @@ distributions.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from pyro_ext.distributions import _stable
-from pyro_ext.special import gauss_legendre, in_double, log_sinc
+from pyro_ext.special import gauss_legendre, in_double, log_sinc, opaque
 
-__all__ = ["cdf", "log_density", "sample_log"]
+__all__ = ["angle_ratio", "cdf", "log_density", "sample_log"]
 
 _ROOT_HALF_PI = math.sqrt(math.pi / 2.0)
-_FEW_TRIALS = 1.0
+_FEW_TRIALS = 1.8
+_BLOCK_SIZE = 4096
+_WIDE_SPREAD = 0.5 / math.pi
+_SLACK_SPREAD = 0.1
+_SLACK = 0.3
 _LEVELS = (40.0, 12.0, 3.0, 0.7)
 _LOWEST = -42.0
 _NUM_PANELS = 20
@@ -27,14 +32,15 @@ _NUM_NODES = 12
 _NUM_HALVINGS = 30
 _LARGEST_LOG = 300.0
 
+Trial = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
 
 @in_double
 def log_density(log_value: Tensor, mass: Tensor, stability: Tensor, tilt: Tensor) -> Tensor:
     """Log density at the exponential of ``log_value``."""
     log_value, log_scale, log_power, is_tilted = _standardize(log_value, mass, stability, tilt)
-    untilted = _stable.log_density(log_value, stability)
-    tilted = _stable.log_tilted_density(log_value, stability, log_power)
-    return torch.where(is_tilted, tilted, untilted) - log_scale
+    log_one = _stable.log_tilted_density(log_value, stability, log_power, is_tilted)
+    return log_one - log_scale
 
 
 @in_double
@@ -58,8 +64,8 @@ def sample_log(mass: Tensor, stability: Tensor, tilt: Tensor) -> Tensor:
         left = []
         for part, propose in ((waiting[lightly], _plain_trial), (waiting[~lightly], _double_trial)):
             if part.numel():
-                draw, is_accepted = propose(power[part], flat_stability[part])
-                result[part[is_accepted]] = draw[is_accepted]
+                draw, is_accepted = _first_accepted(propose, power[part], flat_stability[part])
+                result[part] = draw
                 left.append(part[~is_accepted])
         waiting = torch.cat(left)
     return result.view(mass.shape) + log_scale
@@ -73,6 +79,16 @@ def _standardize(
     log_scale = mass.log() / stability
     log_power = mass.log() + stability * torch.where(is_tilted, tilt, 1.0).log()
     return log_value - log_scale, log_scale, log_power, is_tilted
+
+
+def _first_accepted(propose: Trial, power: Tensor, stability: Tensor) -> tuple[Tensor, Tensor]:
+    """The first accepted of some trials each, more of them the fewer draws are wanted."""
+    num_trials = max(1, _BLOCK_SIZE // power.numel())
+    draws, are_accepted = propose(power.repeat(num_trials), stability.repeat(num_trials))
+    are_accepted = are_accepted.view(num_trials, -1)
+    first = are_accepted.byte().argmax(0, keepdim=True)
+    draws = draws.view(num_trials, -1).gather(0, first).squeeze(0)
+    return draws, are_accepted.any(0)
 
 
 def _plain_trial(power: Tensor, stability: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,33 +112,51 @@ def _double_trial(power: Tensor, stability: Tensor) -> tuple[Tensor, Tensor]:
 def _propose_angle(power: Tensor, stability: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """First stage: gain of the angle, log height under its envelope, accepted up to zero, and z."""
     spread = power * stability * (1.0 - stability)
-    root = spread.sqrt()
-    bell = (1.0 + math.sqrt(2.0) * root * (2.0 + _ROOT_HALF_PI)) / math.pi
-    edge = (
-        torch.exp(-spread * (math.pi**2 / 8.0)) * (2.0 + _ROOT_HALF_PI) * root / math.sqrt(math.pi)
-    )
-    is_wide = spread < 1.0
-    bell_mass = torch.where(is_wide, bell * math.pi, bell * _ROOT_HALF_PI / root)
+    root, is_wide, bell, edge = _envelope(spread)
+    bell_mass = bell * torch.where(is_wide, math.pi, _ROOT_HALF_PI / root)
     edge_mass = 2.0 * edge * math.sqrt(math.pi)
     choice, place, height = torch.rand((3, *power.shape), dtype=power.dtype, device=power.device)
     from_bell = torch.where(is_wide, math.pi * place, torch.randn_like(power).abs() / root)
     is_bell = choice * (bell_mass + edge_mass) < bell_mass
-    angle = torch.where(is_bell, from_bell, math.pi * (1.0 - place.square()))
-    rest = torch.where(is_bell, math.pi - angle, math.pi * place.square())
-    outside = rest <= 0.0
-    angle, rest = torch.where(outside, 1.0, angle), torch.where(outside, math.pi - 1.0, rest)
+    from_edge = math.pi * place.square()
+    angle = torch.where(is_bell, from_bell, math.pi - from_edge)
+    rest = torch.where(is_bell, math.pi - from_bell, from_edge)
+    safe = rest.clamp(min=torch.finfo(rest.dtype).tiny)
+    gain, log_ratio, overshoot = angle_ratio(angle, safe, power, stability)
+    log_height = torch.where(rest > 0.0, log_ratio + height.log(), math.inf)
+    return gain, log_height, overshoot
+
+
+def angle_ratio(
+    angle: Tensor, rest: Tensor, power: Tensor, stability: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Gain of an angle, log ratio of its envelope to its density, and z.
+
+    The envelope is that of [1] with two changes, both of which raise the acceptance. Its bell is
+    used down to spreads of :math:`1 / (2 \pi)`, below which a uniform law has less mass, and not
+    down to one; the bound of [1] for the uniform law is that of the bell. Above a spread of 0.1 it
+    is lowered by a slack: the ratio exceeds :math:`e^{0.316}` there at every stability.
+    """
+    spread = power * stability * (1.0 - stability)
+    root, is_wide, bell, edge = _envelope(spread)
     # Half the logarithm of the function B of the paper, which is 1 / A to a power.
     gain = _stable.log_zolotarev_gain(angle, rest, stability)
     log_zeta = -0.5 * (1.0 - stability) * gain
     zeta = log_zeta.exp()
     overshoot = -1.0 / torch.expm1(-torch.log1p(stability * zeta / root) / stability)
-    envelope = torch.where(is_wide, bell, bell * torch.exp(-0.5 * spread * angle.square()))
-    envelope = envelope + edge / rest.sqrt()
-    log_ratio = math.log(math.pi) + power * torch.expm1(-2.0 * log_zeta)
-    log_ratio = log_ratio + envelope.log()
-    log_ratio = log_ratio - torch.log((1.0 + _ROOT_HALF_PI) * root / zeta + overshoot)
-    log_height = torch.where(outside, math.inf, log_ratio + height.log())
-    return gain, log_height, overshoot
+    fall = torch.where(is_wide, 0.0, -0.5 * spread * angle.square())
+    envelope = (bell * fall.exp() + edge / rest.sqrt()) * math.pi
+    target = (1.0 + _ROOT_HALF_PI) * root / zeta + overshoot
+    log_ratio = power * torch.expm1(-2.0 * log_zeta) + torch.log(envelope / target)
+    return gain, log_ratio - torch.where(spread < _SLACK_SPREAD, 0.0, _SLACK), overshoot
+
+
+def _envelope(spread: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Root of the spread, whether a uniform law takes the place of the bell, and two heights."""
+    root = spread.sqrt()
+    bell = (1.0 + math.sqrt(2.0) * root * (2.0 + _ROOT_HALF_PI)) / math.pi
+    edge = torch.exp(-spread * (math.pi**2 / 8.0)) * root
+    return root, spread < _WIDE_SPREAD, bell, edge * ((2.0 + _ROOT_HALF_PI) / math.sqrt(math.pi))
 
 
 def _propose_value(
@@ -174,7 +208,7 @@ def _tilted_cdf(log_value: Tensor, stability: Tensor, log_power: Tensor) -> Tens
     angle, rest = math.pi * torch.sigmoid(places), math.pi * torch.sigmoid(-places)
     shape = stability[..., None]
     gain = _stable.log_zolotarev_gain(angle, rest, shape)
-    excess = torch.exp(log_ratio[..., None]) * torch.expm1(gain.clamp(max=_LARGEST_LOG))
+    excess = (log_ratio[..., None] + _stable.log_expm1(gain)).clamp(max=2.0 * _LARGEST_LOG).exp()
     stretch = log_sinc(shape * angle, (1.0 - shape) * angle + rest) - log_sinc(angle, rest)
     log_radius = ((stretch - log_multiple[..., None]) / (1.0 - shape)).clamp(max=_LARGEST_LOG / 3)
     radius = log_radius.exp()
@@ -204,21 +238,29 @@ def _log_radius_slope(angle: Tensor, rest: Tensor, stability: Tensor) -> Tensor:
 
 def _cdf_nodes(log_ratio: Tensor, stability: Tensor) -> tuple[Tensor, Tensor]:
     """Nodes and log weights over panels that end where the integrand has vanished."""
-    levels = torch.tensor(_LEVELS, dtype=log_ratio.dtype, device=log_ratio.device).log()
-    low = torch.full_like(log_ratio[..., None] + levels, _LOWEST)
-    high = torch.full_like(low, 60.0)
-    for _ in range(_NUM_HALVINGS):
-        middle = 0.5 * (low + high)
-        angle, rest = math.pi * torch.sigmoid(middle), math.pi * torch.sigmoid(-middle)
-        gain = _stable.log_zolotarev_gain(angle, rest, stability[..., None]).clamp(min=1e-300)
-        log_excess = log_ratio[..., None] + gain + torch.log(-torch.expm1(-gain))
-        inside = log_excess < levels
-        low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
-    grid = torch.linspace(1.0, 0.0, _NUM_PANELS + 1, dtype=low.dtype, device=low.device)
-    tail = low[..., -1:] + (_LOWEST - low[..., -1:]) * (1.0 - grid)
-    edges = torch.cat([tail.flip(-1), low[..., :-1].flip(-1)], -1)
-    nodes, weights = gauss_legendre(_NUM_NODES, low.device)
+    ends = _cdf_ends(log_ratio, stability)
+    # Shorter on the right, where the factor has poles close to the path.
+    grid = torch.linspace(0.0, 1.0, _NUM_PANELS + 1, dtype=ends.dtype, device=ends.device) ** 1.5
+    tail = ends[..., -1:] + (_LOWEST - ends[..., -1:]) * grid
+    edges = torch.cat([tail.flip(-1), ends[..., :-1].flip(-1)], -1)
+    nodes, weights = gauss_legendre(_NUM_NODES, ends.device)
     lengths = edges.diff()[..., None]
     places = (edges[..., :-1, None] + lengths * nodes).flatten(-2)
     log_weights = (lengths * weights).clamp(min=1e-300).log().flatten(-2)
     return places, log_weights
+
+
+@opaque("tilted_stable_cdf_ends", len(_LEVELS))
+def _cdf_ends(log_ratio: Tensor, stability: Tensor) -> Tensor:
+    """Where the exponent has grown by each of the levels, by bisection."""
+    levels = torch.tensor(_LEVELS, dtype=log_ratio.dtype, device=log_ratio.device).log()
+    log_ratio, stability = log_ratio[..., None], stability[..., None]
+    low = torch.full_like(log_ratio + stability + levels, _LOWEST)
+    high = torch.full_like(low, 60.0)
+    for _ in range(_NUM_HALVINGS):
+        middle = 0.5 * (low + high)
+        angle, rest = math.pi * torch.sigmoid(middle), math.pi * torch.sigmoid(-middle)
+        gain = _stable.log_zolotarev_gain(angle, rest, stability)
+        inside = log_ratio + _stable.log_expm1(gain) < levels
+        low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
+    return low

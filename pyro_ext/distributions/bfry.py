@@ -26,8 +26,8 @@ from pyro_ext.distributions import _bfry
 from pyro_ext.distributions._base import (
     UnivariateDistribution,
     attach_gradient,
-    clamp_positive,
     discount_constraint,
+    positive_exp,
 )
 from pyro_ext.distributions._levels import log_level_of
 
@@ -110,7 +110,7 @@ class TiltedBFRY(UnivariateDistribution):
         log_gamma = _bfry.rsample_log_gamma(1.0 - discount)
         uniform = torch.rand(shape, dtype=discount.dtype, device=discount.device)
         log_rate = _bfry.log_rate(uniform, discount, self.log_level, self.tilt)
-        return clamp_positive(torch.exp(log_gamma - log_rate))
+        return positive_exp(log_gamma - log_rate)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Distribution function.
@@ -193,7 +193,7 @@ class TruncatedBFRY(UnivariateDistribution):
     @property
     def log_normalizer(self) -> Tensor:
         r""":math:`\log Z`."""
-        return _bfry.log_partial_integral(self.high, -self.discount)
+        return _bfry.log_partial_integral(self.high.log(), -self.discount)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density.
@@ -211,7 +211,7 @@ class TruncatedBFRY(UnivariateDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        return (_bfry.log_partial_integral(value, -self.discount) - self.log_normalizer).exp()
+        return (_bfry.log_partial_integral(value.log(), -self.discount) - self.log_normalizer).exp()
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws with gradients in the parameters.
@@ -228,6 +228,13 @@ class TruncatedBFRY(UnivariateDistribution):
     @property
     def mean(self) -> Tensor:
         """Mean."""
-        return (
-            _bfry.log_partial_integral(self.high, 1.0 - self.discount) - self.log_normalizer
-        ).exp()
+        return self._moment(1)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance."""
+        return (self._moment(2) - self.mean.square()).clamp(min=0.0)
+
+    def _moment(self, order: int) -> Tensor:
+        log_integral = _bfry.log_partial_integral(self.high.log(), order - self.discount)
+        return (log_integral - self.log_normalizer).exp()

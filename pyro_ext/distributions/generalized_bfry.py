@@ -16,10 +16,11 @@ from torch.distributions import constraints
 from pyro_ext.distributions import _bfry
 from pyro_ext.distributions._base import (
     UnivariateDistribution,
-    clamp_positive,
     discount_constraint,
+    positive_exp,
 )
 from pyro_ext.distributions._levels import log_level_of
+from pyro_ext.special import in_double
 
 __all__ = ["GeneralizedBFRY"]
 
@@ -99,7 +100,10 @@ class GeneralizedBFRY(UnivariateDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        return self._log_scaled_density(value) - self.scale.log()
+        log_scaled = _bfry.log_scaled_density(
+            value, self.scale, self.discount, self.tail_index, self.log_level
+        )
+        return log_scaled - self.scale.log()
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws with gradients in the parameters.
@@ -112,7 +116,7 @@ class GeneralizedBFRY(UnivariateDistribution):
         uniform, tail = torch.rand((2, *shape), dtype=discount.dtype, device=discount.device)
         log_rate = _bfry.log_rate(uniform, discount, self.log_level, torch.ones_like(discount))
         log_pareto = -torch.log1p(-tail) / self.tail_index
-        return clamp_positive(self.scale * torch.exp(log_gamma - log_rate + log_pareto))
+        return positive_exp(self.scale.log() + log_gamma - log_rate + log_pareto)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Distribution function.
@@ -121,11 +125,7 @@ class GeneralizedBFRY(UnivariateDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        place = (value / self.scale).clamp(max=torch.finfo(value.dtype).max)
-        inner = _bfry.log_cdf(place, self.discount, self.log_level, torch.ones_like(place)).exp()
-        density = self._log_scaled_density(value)
-        # The Pareto factor moves mass beyond a place, in proportion to the density there.
-        return (inner - torch.exp(place.log() + density) / self.tail_index).clamp(min=0.0)
+        return _cdf(value, self.discount, self.tail_index, self.log_level, self.scale)
 
     @property
     def mean(self) -> Tensor:
@@ -139,11 +139,6 @@ class GeneralizedBFRY(UnivariateDistribution):
         finite = second.isfinite()
         return torch.where(finite, second - torch.where(finite, self.mean, 0.0).square(), second)
 
-    def _log_scaled_density(self, value: Tensor) -> Tensor:
-        return _bfry.log_scaled_density(
-            value, self.scale, self.discount, self.tail_index, self.log_level
-        )
-
     def _moment(self, order: int) -> Tensor:
         is_finite = self.tail_index > order
         tail_index = torch.where(is_finite, self.tail_index, order + 1.0)
@@ -151,3 +146,15 @@ class GeneralizedBFRY(UnivariateDistribution):
         inner = _bfry.log_moment(self.discount, self.log_level, tilt, order).exp()
         moment = self.scale**order * inner * tail_index / (tail_index - order)
         return torch.where(is_finite, moment, torch.inf)
+
+
+@in_double
+def _cdf(
+    value: Tensor, discount: Tensor, tail_index: Tensor, log_level: Tensor, scale: Tensor
+) -> Tensor:
+    limits = torch.finfo(value.dtype)
+    place = (value / scale).clamp(min=limits.tiny, max=limits.max)
+    inner = _bfry.log_cdf(place, discount, log_level, torch.ones_like(place)).exp()
+    density = _bfry.log_scaled_density(value, scale, discount, tail_index, log_level)
+    # The Pareto factor moves mass beyond a place, in proportion to the density there.
+    return (inner - torch.exp(place.log() + density) / tail_index).clamp(min=0.0)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints, kl_divergence, register_kl
 
 from pyro_ext.distributions import _stable, _tilted_stable
-from pyro_ext.distributions._base import UnivariateDistribution, attach_gradient, clamp_positive
+from pyro_ext.distributions._base import UnivariateDistribution, attach_gradient, positive_exp
 
 __all__ = ["PositiveStable", "TiltedStable"]
 
@@ -61,7 +61,7 @@ class PositiveStable(UnivariateDistribution):
         :param torch.Size sample_shape: how many.
         """
         shape = self._extended_shape(torch.Size(sample_shape))
-        return clamp_positive(_stable.rsample_log(self.stability.expand(shape)).exp())
+        return positive_exp(_stable.rsample_log(self.stability.expand(shape)))
 
     def cdf(self, value: Tensor) -> Tensor:
         """Distribution function.
@@ -95,7 +95,7 @@ class TiltedStable(UnivariateDistribution):
     Gaussian distribution of mean :math:`V / (2 \sqrt\tau)` and shape :math:`V^2 / 2`.
 
     Density and distribution function are computed by quadrature. Draws are exact and cost about the
-    same whatever the parameters [2]. Their gradients are implicit and slow, about half a
+    same whatever the parameters [2]. Their gradients are implicit and slow, about a quarter of a
     millisecond for each draw.
 
     :param mass: :math:`V > 0`.
@@ -145,7 +145,7 @@ class TiltedStable(UnivariateDistribution):
         parameters = (self.mass, self.stability, self.tilt)
         with torch.no_grad():
             log_draws = _tilted_stable.sample_log(*(value.expand(shape) for value in parameters))
-        return attach_gradient(clamp_positive(log_draws.exp()), parameters, self.cdf, self.log_prob)
+        return attach_gradient(positive_exp(log_draws), parameters, self.cdf, self.log_prob)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Distribution function, by quadrature of the density.

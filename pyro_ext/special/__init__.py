@@ -2,7 +2,8 @@
 
 :mod:`torch.special` has incomplete gamma functions without a derivative in their first argument,
 for positive first arguments, and not in logarithms. These have none of the three limits. The
-incomplete gamma functions compute in float64 and return the type of their arguments.
+incomplete gamma functions compute in float64 and return the type of their arguments. Integrals of
+functions with a single peak are taken in logarithms too, whatever their width and size.
 """
 
 from pyro_ext.special.elementary import (
@@ -14,6 +15,16 @@ from pyro_ext.special.elementary import (
     log_sinc,
 )
 from pyro_ext.special.incomplete_gamma import log_lower_gamma, log_upper_gamma
+from pyro_ext.special.log_integral import (
+    integrate_log,
+    num_edges,
+    panel_edges,
+    panel_nodes,
+    place_with_gradient,
+    places_of_fall,
+    sample_from_panels,
+)
+from pyro_ext.special.operations import opaque
 from pyro_ext.special.precision import in_double
 from pyro_ext.special.quadrature import gauss_legendre
 
@@ -22,10 +33,18 @@ __all__ = [
     "exprel",
     "gauss_legendre",
     "in_double",
+    "integrate_log",
     "log1mexp",
     "log1prel",
     "log_exprel",
     "log_lower_gamma",
     "log_sinc",
     "log_upper_gamma",
+    "num_edges",
+    "opaque",
+    "panel_edges",
+    "panel_nodes",
+    "place_with_gradient",
+    "places_of_fall",
+    "sample_from_panels",
 ]

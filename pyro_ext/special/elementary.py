@@ -21,6 +21,7 @@ _LOG_SINC = tuple(
 _EXPREL_RADIUS = 0.5
 _LOG1PREL_RADIUS = 0.09
 _LOG_SINC_RADIUS = 0.9
+_LOG1MEXP_RADIUS = 1e-3
 
 
 def exprel(x: Tensor) -> Tensor:
@@ -123,10 +124,16 @@ def log1mexp(x: Tensor) -> Tensor:
         >>> log1mexp(torch.tensor([1e-12, 1.0, 80.0]))
         tensor([-2.7631e+01, -4.5868e-01, -1.8049e-35])
     """
-    near = x < math.log(2.0)
-    below = torch.where(near, x, torch.ones_like(x))
-    above = torch.where(near, torch.ones_like(x), x)
-    return torch.where(near, torch.log(-torch.expm1(-below)), torch.log1p(-torch.exp(-above)))
+    # A compiled graph may know expm1 to an absolute precision only, so small numbers go without it.
+    is_small, is_large = x < _LOG1MEXP_RADIUS, x >= math.log(2.0)
+    small = torch.where(is_small, x, 1.0)
+    middle = torch.where(is_small | is_large, 1.0, x)
+    large = torch.where(is_large, x, 1.0)
+    series = small.log() - small / 2.0 + small * small / 24.0
+    inner = torch.log(-torch.expm1(-middle))
+    return torch.where(
+        is_small, series, torch.where(is_large, torch.log1p(-torch.exp(-large)), inner)
+    )
 
 
 def _polynomial(coefficients: tuple[float, ...], x: Tensor, near: Tensor) -> Tensor:

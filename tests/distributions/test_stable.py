@@ -10,7 +10,7 @@ import torch
 from scipy import special, stats
 from torch.distributions import kl_divergence
 
-from pyro_ext.distributions import PositiveStable, TiltedStable
+from pyro_ext.distributions import PositiveStable, TiltedStable, _tilted_stable
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -165,6 +165,20 @@ def test_gradients_of_draws():
     compare(TiltedStable, transform, 1.3, 0.6, 0.8)
     # The transform of a stable law at 1 is 1/e whatever the stability.
     compare(PositiveStable, lambda s: torch.exp(-(torch.ones(()) ** s)), 0.6)
+
+
+def test_the_lowered_envelope_of_angles():
+    """The ratio of envelope and density is at least one at every angle, spread and stability."""
+    place = torch.linspace(-25.0, 30.0, 2_000)
+    angle, rest = math.pi * torch.sigmoid(place), math.pi * torch.sigmoid(-place)
+    spread = torch.cat([torch.logspace(-6, 6, 61), torch.tensor([0.1, 0.5 / math.pi])])[:, None]
+    for edge in (1e-6, 1e-3, 0.1, 0.3, 0.5):
+        for stability in (edge, 1.0 - edge):
+            stability = torch.full_like(spread, stability)
+            power = spread / (stability * (1.0 - stability))
+            _, log_ratio, _ = _tilted_stable.angle_ratio(angle, rest, power, stability)
+            reached = (spread < 1.0) | (spread * angle.square() < 1_400.0)
+            assert log_ratio[reached].min() > 0.0
 
 
 def test_quantiles_and_divergences():

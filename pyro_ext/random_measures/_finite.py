@@ -1,0 +1,193 @@
+"""Finite approximations of a measure: independent weights with a law in closed form or not."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_ext.distributions._base import clamp_positive
+from pyro_ext.random_measures._logarithms import log_one_minus_exp
+from pyro_ext.random_measures.arrivals import (
+    ArrivalFamily,
+    DeterministicArrivals,
+    ExponentialArrivals,
+)
+
+if TYPE_CHECKING:
+    from pyro_ext.random_measures._measure import CompletelyRandomMeasure
+
+__all__ = ["FiniteAtom", "exponent_error", "finite_law"]
+
+_LEAST_LOG = -690.0
+
+
+class FiniteAtom(TorchDistribution):
+    r"""Law of a weight of a finite approximation, by quadrature.
+
+    .. math:: f_L(w) = \Phi(t_L | w) \rho(w) / L , \quad \int \Phi(t_L | w) \rho(w) dw = L .
+
+    Draws come from numerical inversion and have gradients in the parameters of the measure.
+
+    :param measure: a completely random measure.
+    :param family: of arrival times, whose distribution function is :math:`\Phi`.
+    :param int num_atoms: :math:`L`.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    has_rsample = True
+
+    def __init__(
+        self,
+        measure: "CompletelyRandomMeasure",
+        family: ArrivalFamily,
+        num_atoms: int,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.measure, self.family, self.num_atoms = measure, family, num_atoms
+        super().__init__(measure.batch_shape, validate_args=validate_args)
+        count = torch.full(measure.batch_shape, float(num_atoms), dtype=torch.float64)
+        count = count.to(measure._log_corners()[0].device)
+        self._log_count = count.log()
+        self.log_level = measure._arrivals(family).log_time(self._log_count)
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def support(self) -> Any:
+        """Sizes that weights of the measure can have."""
+        return self.measure.support
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """Repeat the distribution over a larger batch shape.
+
+        :param torch.Size batch_shape: the new shape.
+        :returns: the distribution of that shape.
+        """
+        new = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
+        shape = torch.Size(batch_shape)
+        new.measure, new.family, new.num_atoms = (
+            self.measure.expand(shape),
+            self.family,
+            self.num_atoms,
+        )
+        new._log_count, new.log_level = self._log_count.expand(shape), self.log_level.expand(shape)
+        super(FiniteAtom, new).__init__(shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density.
+
+        :param Tensor value: sizes of weights.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        log_size = value.double().log()
+        inner = self.family.log_cdf(self.log_level + log_size) - self._log_count
+        return self.measure._result(self.measure._log_density(log_size) + inner, value)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws with gradients in the parameters of the measure.
+
+        :param torch.Size sample_shape: how many.
+        """
+        shape = self._extended_shape(torch.Size(sample_shape))
+        level = self.log_level.expand(shape)
+        size = self.measure._sample_size(
+            lambda size: self.family.log_cdf(level[..., None] + size),
+            [-level],
+            torch.zeros_like(level),
+            -level if self._is_sharp else None,
+        )
+        return clamp_positive(self.measure._result(size.exp()))
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Distribution function.
+
+        :param Tensor value: sizes of weights.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        log_size, level = torch.broadcast_tensors(value.double().log(), self.log_level)
+        log_rest = self.measure._integrate(
+            lambda size: self.family.log_cdf(level[..., None] + size),
+            [-level, log_size],
+            torch.zeros_like(level),
+            log_size.maximum(-level) if self._is_sharp else log_size,
+        )
+        return self.measure._result(
+            -torch.expm1((log_rest - self._log_count).clamp(max=0.0)), value
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean."""
+        return self._moment(1.0)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance."""
+        second = self._moment(2.0)
+        return torch.where(second.isfinite(), second - self.mean.square(), second)
+
+    @property
+    def _is_sharp(self) -> bool:
+        """Whether there are no weights below the inverse of the level."""
+        return isinstance(self.family, DeterministicArrivals)
+
+    def _moment(self, order: float) -> Tensor:
+        level = self.log_level
+        power = torch.full_like(level, order)
+        is_finite = self.measure._slope_at_infinity(power) > 0
+        power = torch.where(is_finite, power, 0.0)
+        log_moment = self.measure._integrate(
+            lambda size: self.family.log_cdf(level[..., None] + size) + power[..., None] * size,
+            [-level],
+            power,
+            -level if self._is_sharp else None,
+        )
+        moment = (log_moment - self._log_count).exp()
+        return self.measure._result(torch.where(is_finite, moment, torch.inf))
+
+
+def finite_law(
+    measure: "CompletelyRandomMeasure", num_atoms: int, rule: str, family: ArrivalFamily | None
+) -> TorchDistribution:
+    """Law of a weight of a finite approximation, in closed form where there is one."""
+    if rule not in ("exact", "group"):
+        raise ValueError(f"rule must be 'exact' or 'group', got {rule!r}")
+    if family is None:
+        law = measure._finite_law(num_atoms, rule)
+        if law is not None:
+            return law
+        family = ExponentialArrivals()
+    if rule == "group":
+        raise ValueError(
+            "rule must be 'exact' but for measures made of a generalized gamma process with the "
+            "default family, got 'group'"
+        )
+    return FiniteAtom(measure, family, num_atoms, validate_args=measure._validate)
+
+
+def exponent_error(
+    measure: "CompletelyRandomMeasure",
+    num_atoms: int,
+    rule: str,
+    family: ArrivalFamily | None,
+    value: Tensor,
+) -> Tensor:
+    """Laplace exponent of a finite approximation less that of the measure."""
+    log_shift = measure._expanded(value).log()
+    wide = measure._unsqueezed()
+    law = finite_law(wide, num_atoms, rule, family)
+
+    def log_factor(size: Tensor) -> Tensor:
+        # Below the numbers of the type, weights arrive with a probability proportional to them.
+        inside = size.clamp(min=_LEAST_LOG, max=-_LEAST_LOG)
+        log_share = law.log_prob(inside.exp()) - wide._log_density(inside) + (size - inside)
+        return log_one_minus_exp(log_shift[..., None] + size) + log_share
+
+    log_distance = measure._integrate(log_factor, [-log_shift], torch.zeros_like(log_shift))
+    exponent = -num_atoms * torch.log1p(-log_distance.exp())
+    return exponent - measure._log_exponent(log_shift).exp()

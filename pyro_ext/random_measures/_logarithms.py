@@ -1,0 +1,39 @@
+"""Numbers in float64, and logarithms that survive where the number itself underflows."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_ext.special import log1mexp, log_exprel, log_upper_gamma
+
+__all__ = ["as_double", "log_one_minus_exp", "log_upper_gamma_at_log"]
+
+_TINY_LOG = -36.0
+_LARGEST_LOG = 700.0
+_LEAST_LOG = -690.0
+
+
+def as_double(value: Any) -> Tensor:
+    """Return a number or tensor in float64."""
+    return (
+        value.double() if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
+    )
+
+
+def log_one_minus_exp(log_value: Tensor) -> Tensor:
+    r""":math:`\log(1 - e^{-x})` at :math:`\log x`, also where :math:`x` underflows."""
+    is_tiny = log_value < _TINY_LOG
+    value = torch.where(is_tiny, 0.0, log_value).clamp(max=_LARGEST_LOG).exp()
+    return torch.where(is_tiny, log_value, log1mexp(value))
+
+
+def log_upper_gamma_at_log(power: Tensor, log_value: Tensor) -> Tensor:
+    r""":math:`\log \Gamma(a, x)` at :math:`\log x`, also where :math:`x` underflows."""
+    inside = log_value.clamp(min=_LEAST_LOG, max=_LARGEST_LOG)
+    value = log_upper_gamma(power, inside.exp())
+    is_below = log_value < _LEAST_LOG
+    # What is missing is the integral of a power between the two places.
+    depth = torch.where(is_below, inside - log_value, 1.0)
+    rest = power * inside + depth.log() + log_exprel(-power * depth)
+    return torch.where(is_below, torch.logaddexp(value, rest), value)

@@ -1,0 +1,142 @@
+"""What the generalized BFRY and the beta prime process share: mixtures over tilts."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+
+from pyro_ext.distributions._bfry import rsample_log_gamma
+from pyro_ext.random_measures._measure import CompletelyRandomMeasure
+from pyro_ext.random_measures._scaled_series import ScaledSeries
+from pyro_ext.random_measures._series import SeriesMethod
+from pyro_ext.random_measures._tilt_mixture import (
+    log_exponent_integral,
+    log_moment_integral,
+    sample_log_tilt,
+)
+from pyro_ext.random_measures.generalized_gamma import GeneralizedGammaProcess
+from pyro_ext.random_measures.total_mass import TotalMass
+
+__all__ = ["MixedTilts"]
+
+
+class MixedTilts(CompletelyRandomMeasure):
+    r"""Measure with :math:`\rho(w) = \frac{\eta}{\Gamma(1-\sigma)} w^{-1-\sigma} e^{-uw} m(w)`.
+
+    Here :math:`m(w) = \int x^{k-1} g(x) e^{-wx} dx` with :math:`k = \tau - \sigma`, and
+    :math:`g` ends about a scale, sharply or as :math:`e^{-x}`. A subclass gives the scale, which of
+    the two it is, and the measure whose weights are divided by independent variables.
+    """
+
+    mass: Tensor
+    discount: Tensor
+    tail_index: Tensor
+    tilt: Tensor
+    _damping: float
+
+    def _check_parameters(self) -> None:
+        self._check("mass", self.mass > 0, "> 0")
+        self._check("discount", (self.discount >= 0) & (self.discount < 1), "in [0, 1)")
+        self._check("tail_index", self.tail_index > self.discount, "> discount")
+        self._check("tilt", self.tilt >= 0, ">= 0")
+
+    def _log_end(self) -> Tensor:
+        """Logarithm of the scale about which the mixing density ends."""
+        raise NotImplementedError
+
+    def _base(self) -> GeneralizedGammaProcess:
+        """Measure whose weights, divided by independent variables, are those of this one."""
+        raise NotImplementedError
+
+    def _log_divisor(self, shape: torch.Size) -> Tensor:
+        """Logarithms of draws of the variables that divide, with gradients."""
+        raise NotImplementedError
+
+    def _log_divisor_moment(self, order: float) -> Tensor:
+        """Logarithm of a moment of one over the variables that divide."""
+        raise NotImplementedError
+
+    @property
+    def _power(self) -> Tensor:
+        return self._double.tail_index - self._double.discount
+
+    @property
+    def index_at_zero(self) -> Tensor:
+        r"""Index of regular variation at zero, :math:`\sigma`."""
+        return self.discount
+
+    @property
+    def index_at_infinity(self) -> Tensor:
+        r"""Index of regular variation at infinity, :math:`\tau` without tilt, infinite with it."""
+        return torch.where(self.tilt > 0, torch.inf, self.tail_index)
+
+    def exponential_tilt(self, tilt: Any) -> "MixedTilts":
+        r"""Measure with the Lévy density :math:`e^{-u w} \rho(w)`.
+
+        :param tilt: :math:`u \geq 0`.
+        """
+        added = self._argument("tilt", tilt, ">= 0")
+        return self._like(tilt=self._result(self._double.tilt + added, tilt))
+
+    def total_mass(self) -> TorchDistribution:
+        """Law of the total mass, exact: a tilted stable variable and a compound Poisson sum."""
+        return TotalMass(self, validate_args=self._validate)
+
+    def _log_corners(self) -> list[Tensor]:
+        own = self._double
+        is_tilted = own.tilt > 0
+        end = -self._log_end()
+        return [end, torch.where(is_tilted, -torch.where(is_tilted, own.tilt, 1.0).log(), end)]
+
+    def _log_scale(self) -> Tensor:
+        own = self._double
+        return own.mass.log() - (1.0 - own.discount).lgamma()
+
+    def _log_relative_tilt(self, log_tilt: Tensor) -> Tensor:
+        r"""Logarithm of the whole tilt, in units of the scale."""
+        is_tilted = self._double.tilt > 0
+        own_log_tilt = torch.where(is_tilted, self._double.tilt, 1.0).log()
+        whole = torch.where(is_tilted, torch.logaddexp(log_tilt, own_log_tilt), log_tilt)
+        return whole - self._log_end()
+
+    def _log_exponent(self, log_shift: Tensor) -> Tensor:
+        own, end = self._double, self._log_end()
+        none = torch.full_like(log_shift, -torch.inf)
+        damping = torch.full_like(log_shift, self._damping)
+        integral = log_exponent_integral(
+            self._power, own.discount, log_shift - end, self._log_relative_tilt(none), damping
+        )
+        return own.mass.log() + own.tail_index * end + integral
+
+    def _log_moment(self, order: Tensor, log_tilt: Tensor) -> Tensor:
+        own = self._double
+        order, log_tilt = torch.broadcast_tensors(order, log_tilt)
+        power = order - own.discount
+        damping = torch.full_like(power, self._damping)
+        integral = log_moment_integral(
+            self._power, power, self._log_relative_tilt(log_tilt), damping
+        )
+        scale = self._log_scale() + (own.tail_index - order) * self._log_end()
+        return scale + power.lgamma() + integral
+
+    def _sample_jump(self, order: Tensor, log_tilt: Tensor) -> Tensor:
+        power, relative, mixing, damping = torch.broadcast_tensors(
+            order - self._double.discount,
+            self._log_relative_tilt(log_tilt),
+            self._power,
+            torch.full_like(order, self._damping),
+        )
+        place = sample_log_tilt(mixing, power, relative, damping)
+        log_rate = torch.logaddexp(place, relative) + self._log_end()
+        return rsample_log_gamma(power) - log_rate
+
+    def _series_methods(self) -> Mapping[str, Callable[[], SeriesMethod]]:
+        return {"scaled": lambda: ScaledSeries(self, self._base(), self._log_divisor)}
+
+    def _thinned(self, log_weight: Tensor, tilt: Tensor) -> Tensor:
+        """Weights of a compound Poisson sum, with zeros for those that the tilt removes."""
+        weight = log_weight.exp()
+        keep = -torch.log1p(-torch.rand_like(weight)) > tilt * weight
+        return torch.where(keep, weight, 0.0)

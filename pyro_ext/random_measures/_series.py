@@ -1,0 +1,229 @@
+"""Series of a measure's weights: how they are drawn, how long they are and what they lose."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import check_integer, check_number
+from pyro_ext.random_measures.arrivals import (
+    ArrivalFamily,
+    DeterministicArrivals,
+    ExponentialArrivals,
+)
+
+if TYPE_CHECKING:
+    from pyro_ext.random_measures._arrival_processes import ArrivalProcess
+    from pyro_ext.random_measures._measure import CompletelyRandomMeasure
+
+__all__ = [
+    "ArrivalSeries",
+    "Series",
+    "SeriesMethod",
+    "draw",
+    "draw_above",
+    "named_family",
+    "poisson_points",
+    "seeded",
+    "series_method",
+    "shortest",
+]
+
+_BLOCK = 32
+_MOST_JUMPS = 10**7
+
+
+class Series(NamedTuple):
+    """The first weights of a series.
+
+    :param Tensor weights: in the order of their arrival. **Shape:** ``(*batch, num_jumps)``.
+    :param Tensor arrivals: their arrival times. **Shape:** ``(*batch, num_jumps)``.
+    :param Tensor lost_mass: expected mass of the weights that come later. **Shape:** ``batch``.
+    """
+
+    weights: Tensor
+    arrivals: Tensor
+    lost_mass: Tensor
+
+
+class SeriesMethod(Protocol):
+    """A way to draw the weights of a measure one after the other, in logarithms and float64."""
+
+    def sample(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw weights and arrival times.
+
+        :param Tensor points: of a Poisson process of unit rate, in rising order.
+        """
+
+    def log_later(self, point: Tensor, order: float) -> Tensor:
+        """Moment of the weights of later points: with order 1, their expected mass."""
+
+
+class ArrivalSeries:
+    """The series of a family of arrival times."""
+
+    def __init__(self, process: "ArrivalProcess") -> None:
+        self._process = process
+
+    def sample(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Times at which the mean number of arrivals is that of the points, and their weights."""
+        log_time = self._process.log_time(points.log())
+        return self._process.sample_weight(log_time), log_time
+
+    def log_later(self, point: Tensor, order: float) -> Tensor:
+        """Moment of the weights that arrive after the time of a point."""
+        return self._process.log_later(self._process.log_time(point.log()), order)
+
+
+_FAMILIES: dict[str, ArrivalFamily] = {
+    "size_biased": ExponentialArrivals(),
+    "inverse_levy": DeterministicArrivals(),
+}
+
+
+def named_family(
+    measure: "CompletelyRandomMeasure", method: "str | ArrivalFamily"
+) -> ArrivalFamily:
+    """Return the arrival family of a name, or the family itself.
+
+    :raises ValueError: names the methods that the measure knows.
+    """
+    if not isinstance(method, str):
+        return method
+    if method not in _FAMILIES:
+        known = ", ".join(map(repr, [*_FAMILIES, *measure._series_methods()]))
+        raise ValueError(f"method must be {known} or an arrival family, got {method!r}")
+    return _FAMILIES[method]
+
+
+def series_method(
+    measure: "CompletelyRandomMeasure", method: "str | ArrivalFamily"
+) -> SeriesMethod:
+    """Return the method of a name or of a family.
+
+    :raises ValueError: names the methods that the measure knows.
+    """
+    own = measure._series_methods()
+    if isinstance(method, str) and method in own:
+        return own[method]()
+    return ArrivalSeries(measure._arrivals(named_family(measure, method)))
+
+
+def draw(
+    measure: "CompletelyRandomMeasure",
+    num_jumps: int | None,
+    method: "str | ArrivalFamily",
+    seed: int | None,
+    tolerance: float | None,
+    sample_shape: torch.Size,
+) -> Series:
+    """Draw a series of given length, or of the length that a tolerance asks for."""
+    if (num_jumps is None) == (tolerance is None):
+        raise ValueError("exactly one of num_jumps and tolerance must be given")
+    shape = sample_shape + measure.batch_shape
+    along = series_method(measure._unsqueezed(), method)
+    way = series_method(measure, method)
+    with seeded(seed):
+        if tolerance is None:
+            points = poisson_points(shape, check_integer("num_jumps", num_jumps, 1), measure)
+            log_weights, log_times = along.sample(points)
+        else:
+            share = check_number("tolerance", tolerance, above=0, below=1)
+            points, log_weights, log_times = _draw_until(way, along, measure, shape, share)
+    lost = way.log_later(points[..., -1], 1.0).exp()
+    results = (log_weights.exp(), log_times.exp(), lost)
+    return Series(*(result.to(measure.dtype) for result in results))
+
+
+def shortest(
+    measure: "CompletelyRandomMeasure", tolerance: float, method: "str | ArrivalFamily"
+) -> int:
+    """Least number of jumps whose expected loss is within a tolerance."""
+    share = check_number("tolerance", tolerance, above=0, below=1)
+    mean = measure.mean.double()
+    if not bool(mean.isfinite().all()):
+        raise ValueError("tolerance is a share of the mean total mass, which is infinite here")
+    way = series_method(measure, method)
+
+    def is_enough(count: int) -> bool:
+        point = torch.full(measure.batch_shape, float(count), dtype=torch.float64)
+        return bool((way.log_later(point.to(mean.device), 1.0).exp() <= share * mean).all())
+
+    high = 1
+    while not is_enough(high):
+        high *= 2
+        if high > _MOST_JUMPS:
+            raise ValueError(
+                f"tolerance {tolerance:g} would take more than {_MOST_JUMPS} jumps; "
+                "a larger one, or a smaller discount, takes fewer"
+            )
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high
+
+
+def draw_above(
+    measure: "CompletelyRandomMeasure", level: Tensor, seed: int | None, sample_shape: torch.Size
+) -> tuple[Tensor, Tensor]:
+    """Draw all weights above a level, by inversion of the tail at Poisson points."""
+    shape = sample_shape + level.shape
+    log_count = measure._log_tail(level.log()).expand(shape)
+    with seeded(seed):
+        number = torch.poisson(log_count.detach().exp())
+        largest = int(number.max()) if number.numel() else 0
+        places = torch.rand((*shape, largest), dtype=torch.float64, device=level.device)
+    mask = torch.arange(largest, device=level.device) < number[..., None]
+    # Uniform numbers that are not used sort behind the others.
+    ordered = torch.where(mask, places, 2.0).sort(-1).values
+    ordered = torch.where(mask, ordered, 0.5).clamp(min=1e-300)
+    unsqueezed = measure._unsqueezed()
+    weights = unsqueezed._inverse_tail(log_count[..., None] + ordered.log()).exp()
+    return torch.where(mask, weights, 0.0).to(measure.dtype), mask
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Draw from a seed, and leave PyTorch's generators as they were; or go on with them."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(check_integer("seed", seed, 0))
+        yield
+
+
+def poisson_points(shape: torch.Size, number: int, measure: "CompletelyRandomMeasure") -> Tensor:
+    """Points of Poisson processes of unit rate. **Shape:** ``(*shape, number)``."""
+    device = measure._log_corners()[0].device
+    steps = torch.rand((*shape, number), dtype=torch.float64, device=device)
+    return (-torch.log1p(-steps)).clamp(min=1e-300).cumsum(-1)
+
+
+def _draw_until(
+    way: SeriesMethod,
+    along: SeriesMethod,
+    measure: "CompletelyRandomMeasure",
+    shape: torch.Size,
+    share: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw blocks of growing length until the expected rest is within a share of what is drawn."""
+    points = poisson_points(shape, _BLOCK, measure)
+    log_weights, log_times = along.sample(points)
+    while True:
+        rest = way.log_later(points[..., -1], 1.0).exp()
+        if bool((rest <= share * log_weights.exp().sum(-1)).all()):
+            return points, log_weights, log_times
+        number = points.shape[-1]
+        if number > _MOST_JUMPS:
+            raise ValueError(
+                f"tolerance {share:g} is not reached after {number} jumps; a larger one takes fewer"
+            )
+        new_points = points[..., -1:] + poisson_points(shape, number, measure)
+        new_weights, new_times = along.sample(new_points)
+        points = torch.cat([points, new_points], -1)
+        log_weights = torch.cat([log_weights, new_weights], -1)
+        log_times = torch.cat([log_times, new_times], -1)

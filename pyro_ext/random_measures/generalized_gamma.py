@@ -1,0 +1,251 @@
+r"""The generalized gamma process and its special cases.
+
+[1] A. Brix (1999), Generalized gamma measures and shot-noise Cox processes.
+
+[2] M. Perman, J. Pitman, M. Yor (1992), Size-biased sampling of Poisson point processes and
+excursions.
+
+[3] J. Rosiński (2001), Series representations of Lévy processes from the perspective of point
+processes.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+
+from pyro_ext.distributions import TiltedBFRY, TiltedStable
+from pyro_ext.distributions._bfry import rsample_log_gamma
+from pyro_ext.random_measures._gamma_series import RejectionSeries, RosinskiSeries
+from pyro_ext.random_measures._logarithms import log_upper_gamma_at_log
+from pyro_ext.random_measures._measure import CompletelyRandomMeasure
+from pyro_ext.random_measures._roots import holds_everywhere, may_hold_everywhere
+from pyro_ext.random_measures._series import SeriesMethod
+from pyro_ext.random_measures.total_mass import TotalMass
+from pyro_ext.special import (
+    log1mexp,
+    log1prel,
+    log_exprel,
+    log_lower_gamma,
+)
+
+__all__ = ["GeneralizedGammaProcess"]
+
+_SMALLEST = 1e-300
+_LARGEST_LOG = 700.0
+_TINY_LOG = -36.0
+_LEAST_RATIO = -1.0 + 1e-16
+
+
+class GeneralizedGammaProcess(CompletelyRandomMeasure):
+    r"""Generalized gamma process [1].
+
+    .. math:: \rho(w) = \frac{\eta}{\Gamma(1 - \sigma)} w^{-1-\sigma} e^{-\tau w} , \quad
+              \psi(t) = \frac{\eta}{\sigma} \{(t + \tau)^\sigma - \tau^\sigma\} , \quad
+              \kappa(n, u) = \eta \frac{\Gamma(n - \sigma)}{\Gamma(1 - \sigma)}
+              (u + \tau)^{\sigma - n} .
+
+    With :math:`\sigma = 0` it is the gamma process, with :math:`\sigma = 1/2` the inverse Gaussian
+    process, with :math:`\tau = 0` the stable process. With :math:`\sigma < 0` there are finitely
+    many weights, a Poisson number of gamma variables. Everything is in closed form. Some authors
+    have :math:`\eta` without the factor :math:`1 / \Gamma(1 - \sigma)`, or divided by
+    :math:`\sigma`.
+
+    Series methods beside those of every measure: ``"rejection"`` takes the largest weights of the
+    stable process and keeps each with probability :math:`e^{-\tau w}`, ``"rosinski"`` is that of
+    [3]; both need :math:`\sigma > 0`. ``"size_biased"`` is that of [2], in closed form.
+
+    :param mass: :math:`\eta > 0`.
+    :param discount: :math:`\sigma < 1`.
+    :param tilt: :math:`\tau \geq 0`, positive where the discount is not.
+    :raises ValueError: where a parameter is out of range.
+
+    Example::
+
+        >>> measure = GeneralizedGammaProcess(2.0, 0.4, 1.5)
+        >>> measure.mean, measure.laplace_exponent(1.0)
+        (tensor(1.5681), tensor(1.3331))
+    """
+
+    mass: Tensor
+    discount: Tensor
+    tilt: Tensor
+    _has_closed_inverse = True
+
+    def __init__(
+        self, mass: Any, discount: Any, tilt: Any, *, validate_args: bool | None = None
+    ) -> None:
+        super().__init__({"mass": mass, "discount": discount, "tilt": tilt}, validate_args)
+        self._check("mass", self.mass > 0, "> 0")
+        self._check("discount", self.discount < 1, "< 1")
+        self._check("tilt", self.tilt >= 0, ">= 0")
+        self._check("tilt", (self.tilt > 0) | (self.discount > 0), "> 0 where the discount is not")
+
+    @property
+    def index_at_zero(self) -> Tensor:
+        r"""Index of regular variation at zero, :math:`\max(\sigma, 0)`."""
+        return self.discount.clamp(min=0.0)
+
+    @property
+    def index_at_infinity(self) -> Tensor:
+        r"""Index of regular variation at infinity, :math:`\sigma` without tilt, else infinite."""
+        return torch.where(self.tilt > 0, torch.inf, self.discount)
+
+    def exponential_tilt(self, tilt: Any) -> "GeneralizedGammaProcess":
+        r"""Generalized gamma process with the tilt :math:`\tau + u`.
+
+        :param tilt: :math:`u \geq 0`.
+        """
+        added = self._argument("tilt", tilt, ">= 0")
+        return self._like(tilt=self._result(self._double.tilt + added, tilt))
+
+    def rescale(self, scale: Any) -> "GeneralizedGammaProcess":
+        r"""Generalized gamma process of mass :math:`\eta a^\sigma` and tilt :math:`\tau / a`.
+
+        :param scale: :math:`a > 0`.
+        """
+        factor = self._argument("scale", scale, "> 0")
+        own = self._double
+        mass = own.mass * factor**own.discount
+        return self._like(
+            mass=self._result(mass, scale), tilt=self._result(own.tilt / factor, scale)
+        )
+
+    def total_mass(self) -> TorchDistribution:
+        r"""Law of the total mass.
+
+        :returns: ``TiltedStable`` where all discounts are positive, ``Gamma`` where all are zero,
+            otherwise a ``TotalMass``.
+        """
+        mass, discount, tilt = self.mass, self.discount, self.tilt
+        if holds_everywhere(discount == 0):
+            return dist.Gamma(mass, tilt, validate_args=self._validate)
+        if holds_everywhere(discount <= 0) or not may_hold_everywhere(discount > 0):
+            return TotalMass(self, validate_args=self._validate)
+        return TiltedStable(mass / discount, discount, tilt, validate_args=self._validate)
+
+    def _has_infinitely_many(self) -> bool:
+        return may_hold_everywhere(self.discount >= 0)
+
+    def _log_corners(self) -> list[Tensor]:
+        own = self._double
+        return [torch.where(own.tilt > 0, -own.tilt.log(), 0.0)]
+
+    def _log_scale(self) -> Tensor:
+        own = self._double
+        return own.mass.log() - (1.0 - own.discount).lgamma()
+
+    def _log_rate(self, log_tilt: Tensor) -> Tensor:
+        r""":math:`\log (u + \tau)`, with a gradient also without tilt."""
+        is_tilted = self._double.tilt > 0
+        own_log_tilt = torch.where(is_tilted, self._double.tilt, 1.0).log()
+        return torch.where(is_tilted, torch.logaddexp(log_tilt, own_log_tilt), log_tilt)
+
+    def _log_mass(self, place: Tensor) -> Tensor:
+        own = self._double
+        return (
+            self._log_scale()
+            - own.discount * place
+            - own.tilt * place.clamp(max=_LARGEST_LOG).exp()
+        )
+
+    def _log_tail(self, place: Tensor) -> Tensor:
+        own = self._double
+        is_tilted = own.tilt > 0
+        log_tilt = torch.where(is_tilted, own.tilt, 1.0).log()
+        level = torch.where(is_tilted, place + log_tilt, 0.0)
+        discount, level = torch.broadcast_tensors(own.discount, level)
+        tilted = discount * log_tilt + log_upper_gamma_at_log(-discount, level)
+        index = torch.where(is_tilted, 0.5, own.discount)
+        untilted = -own.discount * place - index.log()
+        return self._log_scale() + torch.where(is_tilted, tilted, untilted)
+
+    def _log_exponent(self, log_shift: Tensor) -> Tensor:
+        own = self._double
+        is_tilted = own.tilt > 0
+        log_tilt = torch.where(is_tilted, own.tilt, 1.0).log()
+        ratio = torch.where(is_tilted, log_shift - log_tilt, 0.0)
+        growth = torch.logaddexp(ratio, torch.zeros_like(ratio))
+        log_growth = torch.where(ratio < _TINY_LOG, ratio, growth.clamp(min=_SMALLEST).log())
+        tilted = own.discount * log_tilt + log_growth + log_exprel(own.discount * growth)
+        index = torch.where(is_tilted, 0.5, own.discount)
+        untilted = own.discount * log_shift - index.log()
+        return own.mass.log() + torch.where(is_tilted, tilted, untilted)
+
+    def _inverse_exponent(self, log_target: Tensor) -> Tensor:
+        own = self._double
+        is_tilted = own.tilt > 0
+        log_tilt = torch.where(is_tilted, own.tilt, 1.0).log()
+        log_level = log_target - own.mass.log() - own.discount * log_tilt
+        level = torch.where(is_tilted, log_level, 0.0).exp()
+        growth = level * log1prel((own.discount * level).clamp(min=_LEAST_RATIO))
+        small = growth < 1e-12
+        tilted = log_tilt + torch.where(
+            small, log_level, growth + log1mexp(torch.where(small, 1.0, growth))
+        )
+        index = torch.where(is_tilted, 0.5, own.discount)
+        untilted = (log_target + index.log() - own.mass.log()) / index
+        return torch.where(is_tilted, tilted, untilted)
+
+    def _log_moment(self, order: Tensor, log_tilt: Tensor) -> Tensor:
+        own = self._double
+        power = order - own.discount
+        return self._log_scale() + power.lgamma() - power * self._log_rate(log_tilt)
+
+    def _sample_jump(self, order: Tensor, log_tilt: Tensor) -> Tensor:
+        log_rate = self._log_rate(log_tilt)
+        power = order - self._double.discount
+        return rsample_log_gamma(power + torch.zeros_like(log_rate)) - log_rate
+
+    def _log_partial_moment(self, log_size: Tensor, order: float) -> Tensor:
+        own = self._double
+        power = order - own.discount
+        is_tilted = own.tilt > 0
+        log_tilt = torch.where(is_tilted, own.tilt, 1.0).log()
+        level = (log_size + log_tilt).clamp(min=-_LARGEST_LOG, max=_LARGEST_LOG)
+        safe = torch.where(is_tilted, level, 0.0).exp()
+        tilted = log_lower_gamma(power, safe) - power * log_tilt
+        untilted = power * log_size - power.log()
+        is_small = ~is_tilted | (level <= -_LARGEST_LOG)
+        return self._log_scale() + torch.where(is_small, untilted, tilted)
+
+    def _sample_total_mass(self) -> Tensor:
+        own = self._double
+        sign = own.discount.sign()
+        negative = torch.where(sign < 0, own.discount, -1.0)
+        number = torch.poisson(-own.mass * own.tilt**negative / negative)
+        shape = torch.where(sign < 0, -negative * number, own.mass)
+        gamma = torch._standard_gamma(shape.clamp(min=1e-300)) / own.tilt
+        gamma = torch.where((sign < 0) & (number == 0), 0.0, gamma)
+        stability = torch.where(sign > 0, own.discount, 0.5)
+        stable = TiltedStable(own.mass / stability, stability, own.tilt, validate_args=False)
+        return torch.where(sign > 0, stable.sample(), gamma)
+
+    def _series_methods(self) -> Mapping[str, Callable[[], SeriesMethod]]:
+        return {
+            "rejection": lambda: RejectionSeries(self),
+            "rosinski": lambda: RosinskiSeries(self),
+        }
+
+    def _finite_law(self, num_atoms: int, rule: str) -> TorchDistribution | None:
+        log_level = self._finite_log_level(num_atoms, rule)
+        if holds_everywhere(self.discount < 0):
+            return None
+        return TiltedBFRY(
+            self.discount,
+            tilt=self.tilt,
+            log_level=log_level.to(self.dtype),
+            validate_args=self._validate,
+        )
+
+    def _finite_log_level(self, num_atoms: int, rule: str) -> Tensor:
+        """Logarithm of the level of a finite approximation with exponential arrivals."""
+        own = self._double
+        count = torch.full_like(own.mass, float(num_atoms))
+        if rule == "exact":
+            return self._inverse_exponent(count.log())
+        self._check("discount", self.discount > 0, "> 0 for the rule 'group'")
+        return (own.discount.log() + count.log() - own.mass.log()) / own.discount

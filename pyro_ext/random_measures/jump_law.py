@@ -1,0 +1,112 @@
+"""The law of a weight that is known to have been met."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+
+from pyro_ext.distributions._base import clamp_positive
+from pyro_ext.random_measures._logarithms import as_double
+
+if TYPE_CHECKING:
+    from pyro_ext.random_measures._measure import CompletelyRandomMeasure
+
+__all__ = ["JumpLaw"]
+
+
+class JumpLaw(TorchDistribution):
+    r"""Law of a weight of a measure given that it was met, a tilted moment for a constant.
+
+    .. math:: f(w) = \frac{w^n e^{-uw} \rho(w)}{\kappa(n, u)} .
+
+    It is that of the weight that arrives at the time :math:`u` of a size-biased series, with
+    :math:`n = 1`, and that of the weight of a cluster of :math:`n` samples of the normalized
+    measure. Draws have the gradients that the measure's own have.
+
+    :param measure: a completely random measure.
+    :param order: :math:`n > 0`.
+    :param tilt: :math:`u \geq 0`.
+
+    Example::
+
+        >>> from pyro_ext.random_measures import GeneralizedGammaProcess
+        >>> JumpLaw(GeneralizedGammaProcess(2.0, 0.4, 1.5), 1.0, 0.5).mean
+        tensor(0.3000)
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    has_rsample = True
+
+    def __init__(
+        self,
+        measure: "CompletelyRandomMeasure",
+        order: Any,
+        tilt: Any,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        order, tilt = torch.broadcast_tensors(as_double(order), as_double(tilt))
+        shape = torch.broadcast_shapes(order.shape, measure.batch_shape)
+        self.measure = measure.expand(shape)
+        self._order, self._log_tilt = order.expand(shape), tilt.expand(shape).log()
+        super().__init__(shape, validate_args=validate_args)
+        if self._validate_args and not bool(((order > 0) & (tilt >= 0)).all()):
+            raise ValueError("order must be > 0 and tilt >= 0")
+
+    @property
+    def support(self) -> Any:
+        """Sizes that weights of the measure can have."""
+        return self.measure.support
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """Repeat the distribution over a larger batch shape.
+
+        :param torch.Size batch_shape: the new shape.
+        :returns: the distribution of that shape.
+        """
+        new = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
+        shape = torch.Size(batch_shape)
+        new.measure = self.measure.expand(shape)
+        new._order, new._log_tilt = self._order.expand(shape), self._log_tilt.expand(shape)
+        super(JumpLaw, new).__init__(shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density.
+
+        :param Tensor value: sizes of weights.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        log_size = value.double().log()
+        log_weight = self._order * log_size - (self._log_tilt + log_size).exp()
+        log_density = self.measure._log_density(log_size) + log_weight
+        constant = self.measure._log_moment(self._order, self._log_tilt)
+        return self.measure._result(log_density - constant, value)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws.
+
+        :param torch.Size sample_shape: how many.
+        """
+        shape = self._extended_shape(torch.Size(sample_shape))
+        measure = self.measure.expand(shape)
+        log_size = measure._sample_jump(self._order.expand(shape), self._log_tilt.expand(shape))
+        return clamp_positive(self.measure._result(log_size.exp()))
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean."""
+        return self._moment(1.0)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance."""
+        return self._moment(2.0) - self.mean.square()
+
+    def _moment(self, order: float) -> Tensor:
+        log_moment = self.measure._log_moment(self._order + order, self._log_tilt)
+        constant = self.measure._log_moment(self._order, self._log_tilt)
+        return self.measure._result((log_moment - constant).exp())

@@ -1,0 +1,187 @@
+"""Measures of which a user gives the Lévy density."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_ext.random_measures._measure import CompletelyRandomMeasure
+from pyro_ext.random_measures.total_mass import ApproximateTotalMass
+from pyro_ext.special.log_integral import LogIntegrand
+
+__all__ = ["LevyDensityProcess"]
+
+_LEAST_LOG, _LARGEST_LOG = -600.0, 600.0
+_LEAST_VALUE = -1e6  # far below any power law
+
+
+class LevyDensityProcess(CompletelyRandomMeasure):
+    r"""Completely random measure of any Lévy density, by quadrature.
+
+    The density times :math:`w`, as a function of :math:`\log w`, has to be smooth with at most one
+    peak; a sum of such densities is a :class:`Superposition`. At sizes beyond 1e-260 and 1e260 it
+    is continued as the power law that it follows there. All results are differentiable in the
+    parameters.
+
+    :param log_levy_density: maps sizes, and the parameters by name, to :math:`\log \rho(w)`.
+    :param parameters: numbers or tensors that broadcast to the batch shape.
+    :param corners: sizes where the slope of the logarithm changes.
+    :param float high: the largest size, up to which the density is bounded; infinite by default.
+    :raises ValueError: where :math:`\int \min(1, w) \rho(w) dw` is infinite.
+
+    Example::
+
+        >>> def log_density(w, mass):
+        ...     return mass.log() - w.log() - w
+        >>> measure = LevyDensityProcess(log_density, {"mass": 2.0})
+        >>> measure.mean, measure.laplace_exponent(1.0)
+        (tensor(2.), tensor(1.3863))
+    """
+
+    _function: Callable[..., Tensor]
+    _corners: tuple[float, ...]
+    _high: float
+
+    def __init__(
+        self,
+        log_levy_density: Callable[..., Tensor],
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        corners: Sequence[float] = (1.0,),
+        high: float = torch.inf,
+        validate_args: bool | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "_function", log_levy_density)
+        put(self, "_corners", tuple(corners) or (1.0,))
+        put(self, "_high", float(high))
+        super().__init__(dict(parameters or {}), validate_args)
+        if self._validate:
+            if not high > 0:
+                raise ValueError(f"high must be > 0, got {high!r:.80}")
+            at_zero, at_infinity = self._slopes()
+            if not bool((at_zero < 1.0).all()):
+                raise ValueError(
+                    "log_levy_density must rise slower than w ** -2 at zero, where its index is "
+                    f"{at_zero.max():g}"
+                )
+            if not bool((at_infinity > 0.0).all()):
+                raise ValueError(
+                    "log_levy_density must fall faster than w ** -1 at infinity, where its index "
+                    f"is {at_infinity.min():g}"
+                )
+
+    def _like(self, **changes: Any) -> Self:
+        return self._with(self._function, {**self._parameters(), **changes}, self._high)
+
+    def _with(
+        self, function: Callable[..., Tensor], parameters: Mapping[str, Any], high: float
+    ) -> Self:
+        new = type(self)(
+            function, parameters, corners=self._corners, high=high, validate_args=False
+        )
+        object.__setattr__(new, "_validate", self._validate)
+        return new
+
+    @property
+    def index_at_zero(self) -> Tensor:
+        """Index of regular variation at zero, by the slope at a size of 1e-260."""
+        return self._slopes()[0].clamp(min=0.0).to(self.dtype)
+
+    @property
+    def index_at_infinity(self) -> Tensor:
+        """Index of regular variation at infinity, by the slope at a size of 1e260."""
+        return self._slopes()[1].to(self.dtype)
+
+    @property
+    def support(self) -> Any:
+        """Sizes that weights can have."""
+        bounded = self._high < torch.inf
+        return constraints.interval(0.0, self._high) if bounded else constraints.positive
+
+    def exponential_tilt(self, tilt: Any) -> "LevyDensityProcess":
+        r"""Measure with the Lévy density :math:`e^{-u w} \rho(w)`.
+
+        :param tilt: :math:`u \geq 0`.
+        """
+        name, inner = f"tilt_{len(self._names)}", self._function
+
+        def function(size: Tensor, **parameters: Tensor) -> Tensor:
+            own_tilt = parameters.pop(name)
+            return inner(size, **parameters) - own_tilt * size
+
+        added = self._argument("tilt", tilt, ">= 0")
+        return self._with(function, {**self._parameters(), name: added}, self._high)
+
+    def rescale(self, scale: Any) -> "LevyDensityProcess":
+        """Measure whose weights are multiplied by a number.
+
+        :param scale: a positive number; one for all of the batch where sizes are bounded.
+        """
+        name, inner = f"scale_{len(self._names)}", self._function
+
+        def function(size: Tensor, **parameters: Tensor) -> Tensor:
+            own_scale = parameters.pop(name)
+            return inner(size / own_scale, **parameters) - own_scale.log()
+
+        factor = self._argument("scale", scale, "> 0")
+        high = self._high * float(factor) if self._high < torch.inf else self._high
+        return self._with(function, {**self._parameters(), name: factor}, high)
+
+    def total_mass(self) -> TorchDistribution:
+        """Approximate law of the total mass, by a thousand weights and a gamma variable."""
+        return ApproximateTotalMass(self, validate_args=self._validate)
+
+    def _log_corners(self) -> list[Tensor]:
+        zero = torch.zeros(self.batch_shape, dtype=torch.float64)
+        corners = [zero + math.log(corner) for corner in self._corners]
+        if self._high < torch.inf:
+            corners = [corner.clamp(max=math.log(self._high)) for corner in corners]
+        for name, value in vars(self._double).items():
+            # Tilts and changes of scale move corners.
+            if name.startswith("tilt_"):
+                corners.append(-value.clamp(min=1e-290).log())
+            elif name.startswith("scale_"):
+                corners = [corner + value.log() for corner in corners]
+        return corners
+
+    def _inner(self, place: Tensor) -> Tensor:
+        return self._function(place.exp(), **vars(self._double)) + place
+
+    def _log_mass(self, place: Tensor) -> Tensor:
+        inside = place.clamp(min=_LEAST_LOG, max=_LARGEST_LOG)
+        at_zero, at_infinity = self._slopes()
+        finite = torch.where(at_infinity < torch.inf, at_infinity, 0.0)
+        below, beyond = (inside - place).clamp(min=0.0), (place - inside).clamp(min=0.0)
+        value = self._inner(inside) + at_zero * below - finite * beyond
+        return torch.where(place.exp() <= self._high, value, -torch.inf)
+
+    def _panels(
+        self,
+        log_factor: LogIntegrand,
+        corners: Sequence[Tensor],
+        order_at_infinity: Tensor,
+        low: Tensor | None = None,
+        high: Tensor | None = None,
+    ) -> tuple[LogIntegrand, Tensor]:
+        if self._high < torch.inf:
+            # A little less, so that no rounding leads out of the support.
+            end = torch.full(self.batch_shape, math.log(self._high) - 1e-15, dtype=torch.float64)
+            high = end if high is None else high.clamp(max=math.log(self._high) - 1e-15)
+        return super()._panels(log_factor, corners, order_at_infinity, low, high)
+
+    def _slopes(self) -> tuple[Tensor, Tensor]:
+        """Indices at both ends, from the density at sizes that differ by a factor of e."""
+        places = torch.tensor(
+            [_LEAST_LOG, _LEAST_LOG + 1.0, _LARGEST_LOG - 1.0, _LARGEST_LOG], dtype=torch.float64
+        )
+        first, second, third, fourth = (
+            self._inner(place.expand(self.batch_shape)) for place in places
+        )
+        is_bounded = (fourth < _LEAST_VALUE) | (self._high < torch.inf)
+        fall = torch.where(is_bounded, 0.0, third) - torch.where(is_bounded, 0.0, fourth)
+        return first - second, torch.where(is_bounded, torch.inf, fall)

@@ -1,0 +1,251 @@
+r"""Finitely many Pareto weights, and a generalized gamma process with such weights beside it.
+
+[1] F. Ayed, J. Lee, F. Caron (2019), Beyond the Chinese restaurant and Pitman-Yor processes:
+statistical models with double power-law behavior.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_ext.random_measures._log_concave import sample_log_concave
+from pyro_ext.random_measures._measure import CompletelyRandomMeasure
+from pyro_ext.random_measures.generalized_gamma import GeneralizedGammaProcess
+from pyro_ext.random_measures.superposition import Superposition
+from pyro_ext.random_measures.total_mass import TotalMass, compound_poisson
+from pyro_ext.special import log_upper_gamma
+from pyro_ext.special.log_integral import LogIntegrand
+
+__all__ = ["ParetoMixtureProcess", "ParetoProcess"]
+
+_LARGEST_LOG = 700.0
+
+
+class ParetoProcess(CompletelyRandomMeasure):
+    r"""A Poisson number of Pareto weights.
+
+    .. math:: \rho(w) = \beta w^{-1-\tau} e^{-uw} , \quad w > w_0 .
+
+    Without the tilt :math:`u` their mean number is :math:`\beta w_0^{-\tau} / \tau`.
+
+    :param mass: :math:`\beta > 0`.
+    :param scale: :math:`w_0 > 0`, which all weights exceed.
+    :param tail_index: :math:`\tau > 0`.
+    :param tilt: :math:`u \geq 0`, an exponential tilt.
+    :raises ValueError: where a parameter is out of range.
+
+    Example::
+
+        >>> ParetoProcess(3.0, 2.0, 1.5).mean
+        tensor(4.2426)
+    """
+
+    mass: Tensor
+    scale: Tensor
+    tail_index: Tensor
+    tilt: Tensor
+
+    def __init__(
+        self,
+        mass: Any,
+        scale: Any,
+        tail_index: Any,
+        *,
+        tilt: Any = 0.0,
+        validate_args: bool | None = None,
+    ) -> None:
+        parameters = {"mass": mass, "scale": scale, "tail_index": tail_index}
+        super().__init__(parameters, validate_args, {"tilt": (tilt, 0.0)})
+        for name in parameters:
+            self._check(name, getattr(self, name) > 0, "> 0")
+        self._check("tilt", self.tilt >= 0, ">= 0")
+
+    @property
+    def index_at_zero(self) -> Tensor:
+        """Index of regular variation at zero, which is zero since there are no small weights."""
+        return torch.zeros_like(self.mass)
+
+    @property
+    def index_at_infinity(self) -> Tensor:
+        r"""Index of regular variation at infinity, :math:`\tau` without tilt, infinite with it."""
+        return torch.where(self.tilt > 0, torch.inf, self.tail_index)
+
+    @property
+    def support(self) -> Any:
+        """Numbers greater than the scale."""
+        return constraints.greater_than(self.scale)
+
+    def exponential_tilt(self, tilt: Any) -> "ParetoProcess":
+        r"""Process with the tilt enlarged by :math:`u`.
+
+        :param tilt: :math:`u \geq 0`.
+        """
+        added = self._argument("tilt", tilt, ">= 0")
+        return self._like(tilt=self._result(self._double.tilt + added, tilt))
+
+    def rescale(self, scale: Any) -> "ParetoProcess":
+        r"""Process of mass :math:`\beta a^\tau` and scale :math:`a w_0`.
+
+        :param scale: :math:`a > 0`.
+        """
+        factor, own = self._argument("scale", scale, "> 0"), self._double
+        changes = {
+            "mass": self._result(own.mass * factor**own.tail_index, scale),
+            "scale": self._result(own.scale * factor, scale),
+        }
+        if self._has("tilt"):
+            changes["tilt"] = self._result(own.tilt / factor, scale)
+        return self._like(**changes)
+
+    def total_mass(self) -> TorchDistribution:
+        """Law of the total mass, with exact draws."""
+        return TotalMass(self, validate_args=self._validate)
+
+    def _has_infinitely_many(self) -> bool:
+        return False
+
+    def _log_corners(self) -> list[Tensor]:
+        own = self._double
+        start = own.scale.log()
+        bend = torch.where(own.tilt > 0, -torch.where(own.tilt > 0, own.tilt, 1.0).log(), start)
+        return list(torch.broadcast_tensors(start, bend.maximum(start)))
+
+    def _log_mass(self, place: Tensor) -> Tensor:
+        own = self._double
+        value = (
+            own.mass.log() - own.tail_index * place - own.tilt * place.clamp(max=_LARGEST_LOG).exp()
+        )
+        # A place of quadrature at the very end belongs to the inside, whatever its rounding.
+        return torch.where(place < own.scale.log() - 1e-9, -torch.inf, value)
+
+    def _panels(
+        self,
+        log_factor: LogIntegrand,
+        corners: Sequence[Tensor],
+        order_at_infinity: Tensor,
+        low: Tensor | None = None,
+        high: Tensor | None = None,
+    ) -> tuple[LogIntegrand, Tensor]:
+        start = self._double.scale.log()
+        low = start if low is None else torch.maximum(*torch.broadcast_tensors(low, start))
+        return super()._panels(log_factor, corners, order_at_infinity, low, high)
+
+    def _log_upper(self, power: Tensor, log_rate: Tensor, log_size: Tensor) -> Tensor:
+        r""":math:`\log \int_x^\infty w^{p-1} e^{-zw} dw`, with :math:`p < 0` where z is zero."""
+        is_tilted = log_rate > -torch.inf
+        rate = torch.where(is_tilted, log_rate, 0.0)
+        level = (rate + log_size).clamp(min=-690.0, max=_LARGEST_LOG).exp()
+        tilted = log_upper_gamma(power, level) - power * rate
+        slope = torch.where(power < 0, -power, 1.0)
+        untilted = torch.where(power < 0, power * log_size - slope.log(), torch.inf)
+        return torch.where(is_tilted, tilted, untilted)
+
+    def _log_rate(self, log_tilt: Tensor) -> Tensor:
+        if not self._has("tilt"):
+            return log_tilt
+        is_tilted = self._double.tilt > 0
+        own_log_tilt = torch.where(is_tilted, self._double.tilt, 1.0).log()
+        return torch.where(is_tilted, torch.logaddexp(log_tilt, own_log_tilt), log_tilt)
+
+    def _log_moment(self, order: Tensor, log_tilt: Tensor) -> Tensor:
+        own = self._double
+        values = torch.broadcast_tensors(
+            order - own.tail_index, self._log_rate(log_tilt), own.scale.log()
+        )
+        return own.mass.log() + self._log_upper(*values)
+
+    def _log_tail(self, log_size: Tensor) -> Tensor:
+        own = self._double
+        none = torch.full_like(log_size, -torch.inf)
+        values = torch.broadcast_tensors(
+            -own.tail_index,
+            self._log_rate(none),
+            torch.maximum(*torch.broadcast_tensors(log_size, own.scale.log())),
+        )
+        return own.mass.log() + self._log_upper(*values)
+
+    def _sample_jump(self, order: Tensor, log_tilt: Tensor) -> Tensor:
+        own = self._double
+        power, log_rate, start = torch.broadcast_tensors(
+            order - own.tail_index, self._log_rate(log_tilt), own.scale.log()
+        )
+        # The density over logarithms is concave: a power of the size, and the tilt.
+        peak = power.clamp(min=1e-300).log() - log_rate
+        peak = torch.where(power > 0, peak, start).maximum(start)
+        end = torch.maximum(peak, -log_rate)
+        reach = torch.where(power < 0, -60.0 / power.clamp(max=-1e-3), 0.0)
+        place = sample_log_concave(
+            lambda place, power, log_rate: power * place - (log_rate + place).exp(),
+            lambda place, power, log_rate: power - (log_rate + place).exp(),
+            (power, log_rate),
+            peak,
+            start,
+            torch.where(log_rate > -torch.inf, end + 60.0, start + reach),
+        )
+        if not (power.requires_grad or log_rate.requires_grad or start.requires_grad):
+            return place
+        level = self._log_upper(power, log_rate, place)
+        level = (level - self._log_upper(power, log_rate, start)).exp()
+        density = (power * place - (log_rate + place).exp()).exp()
+        density = density / self._log_upper(power, log_rate, start).exp()
+        draw: Tensor = place + (level - level.detach()) / density.detach()
+        return draw
+
+    def _sample_total_mass(self) -> Tensor:
+        own = self._double
+        number = torch.poisson(own.mass * own.scale**-own.tail_index / own.tail_index)
+        values = torch.broadcast_tensors(own.scale, own.tail_index, own.tilt)
+        parameters = [value.reshape(-1) for value in values]
+
+        def draw(owner: Tensor) -> Tensor:
+            scale, tail_index, tilt = (value[owner] for value in parameters)
+            weight = scale * (1.0 - torch.rand_like(scale)) ** (-1.0 / tail_index)
+            keep = -torch.log1p(-torch.rand_like(weight)) > tilt * weight
+            return torch.where(keep, weight, 0.0)
+
+        return compound_poisson(number, draw)
+
+
+class ParetoMixtureProcess(Superposition):
+    r"""Generalized gamma process with independent Pareto weights beside it [1].
+
+    .. math:: \rho(w) = \frac{\eta}{\Gamma(1 - \sigma)} w^{-1-\sigma} e^{-cw}
+              + \beta w^{-1-\tau} 1\{w > w_0\} .
+
+    Its tail falls as :math:`x^{-\sigma}` near zero and as :math:`x^{-\tau}` at infinity. It is a
+    :class:`Superposition`, and so are its tilts.
+
+    :param mass: :math:`\eta > 0`.
+    :param discount: :math:`\sigma < 1`.
+    :param tilt: :math:`c > 0`.
+    :param pareto_mass: :math:`\beta > 0`.
+    :param pareto_scale: :math:`w_0 > 0`.
+    :param tail_index: :math:`\tau > 0`.
+    :raises ValueError: where a parameter is out of range.
+
+    Example::
+
+        >>> measure = ParetoMixtureProcess(1.5, 0.4, 1.0, 1.5, 2.0, 2.2)
+        >>> measure.laplace_exponent(0.5)
+        tensor(0.7747)
+    """
+
+    def __init__(
+        self,
+        mass: Any,
+        discount: Any,
+        tilt: Any,
+        pareto_mass: Any,
+        pareto_scale: Any,
+        tail_index: Any,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        super().__init__(
+            GeneralizedGammaProcess(mass, discount, tilt, validate_args=validate_args),
+            ParetoProcess(pareto_mass, pareto_scale, tail_index, validate_args=validate_args),
+        )

@@ -1,0 +1,175 @@
+"""Plots of random measures and their partitions, on which power laws are lines."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_ext._pyplot import load_pyplot
+from pyro_ext.random_measures._counts import counts_of_labels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from pyro_ext.random_measures._measure import CompletelyRandomMeasure
+
+__all__ = [
+    "plot_cluster_sizes",
+    "plot_num_clusters",
+    "plot_ranked_weights",
+    "plot_tail",
+]
+
+_LINE, _POINTS = "#2a6f97", "#d1495b"
+_QUANTILES = (0.05, 0.5, 0.95)
+
+
+def plot_tail(
+    measure: "CompletelyRandomMeasure",
+    weights: Tensor | None = None,
+    ax: "Axes | None" = None,
+    num_points: int = 100,
+) -> "Axes":
+    """Draw the tail of a Lévy density, and beside it how many sampled weights are above each level.
+
+    Power laws near zero and at infinity are straight, with the indices for slopes.
+
+    :param measure: without batch shape.
+    :param Tensor weights: some of its weights, such as those of a series. The range is theirs, or
+        that of 0.01 to 1,000 weights on average.
+    :param ax: where to draw; a new figure without it.
+    :param int num_points: at which the tail is computed.
+    :returns: the axes.
+    :raises ImportError: without matplotlib; names the extra.
+
+    Example::
+
+        >>> from pyro_ext.random_measures import GeneralizedGammaProcess
+        >>> measure = GeneralizedGammaProcess(2.0, 0.4, 1.5)
+        >>> ax = plot_tail(measure, measure.series(100, "inverse_levy", seed=0).weights)
+        >>> ax.get_xscale(), ax.get_yscale()
+        ('log', 'log')
+    """
+    ax = ax or _new_axes("plot_tail")
+    if weights is None:
+        ends = measure.inverse_tail(torch.tensor([1e3, 1e-2]))
+    else:
+        weights = weights[weights > 0].flatten().sort(descending=True).values
+        ends = torch.stack([weights.min(), weights.max()])
+    levels = torch.logspace(float(ends[0].log10()), float(ends[1].log10()), num_points)
+    ax.plot(levels, measure.tail(levels), color=_LINE, label="mean number above")
+    if weights is not None:
+        ranks = np.arange(1, len(weights) + 1)
+        ax.plot(weights, ranks, ".", color=_POINTS, markersize=3, label="sampled")
+    ax.set(xscale="log", yscale="log", xlabel="level", ylabel="weights above it")
+    return _finished(ax)
+
+
+def plot_ranked_weights(weights: Tensor | Mapping[str, Tensor], ax: "Axes | None" = None) -> "Axes":
+    """Draw weights in falling order against their ranks, with the spread over draws.
+
+    With an index at zero of s they fall as the rank to the power -1/s.
+
+    :param weights: of one or more draws, or those of several measures by name.
+        **Shape:** ``(*draws, num_weights)``.
+    :param ax: where to draw; a new figure without it.
+    :returns: the axes.
+    :raises ImportError: without matplotlib; names the extra.
+
+    Example::
+
+        >>> from pyro_ext.random_measures import PitmanYor
+        >>> sticks = PitmanYor(0.5, 1.0).sticks(50).sample()
+        >>> weights = sticks * torch.cat([torch.ones(1), (1 - sticks).cumprod(-1)[:-1]])
+        >>> plot_ranked_weights(weights).get_xlabel()
+        'rank'
+    """
+    ax = ax or _new_axes("plot_ranked_weights")
+    for name, values in _by_name(weights).items():
+        ranked = values.reshape(-1, values.shape[-1]).sort(-1, descending=True).values
+        _draw_spread(ax, np.arange(1, ranked.shape[-1] + 1), ranked, name)
+    ax.set(xscale="log", yscale="log", xlabel="rank", ylabel="weight")
+    return _finished(ax)
+
+
+def plot_num_clusters(
+    labels: Tensor | Mapping[str, Tensor], ax: "Axes | None" = None, num_points: int = 60
+) -> "Axes":
+    """Draw the number of clusters among the first n samples against n.
+
+    With an index at zero of s it grows as n to the power s.
+
+    :param labels: canonical ones of one or more partitions, or those of several laws by name.
+        **Shape:** ``(*draws, n)``.
+    :param ax: where to draw; a new figure without it.
+    :param int num_points: numbers of samples at which clusters are counted.
+    :returns: the axes.
+    :raises ImportError: without matplotlib; names the extra.
+
+    Example::
+
+        >>> from pyro_ext.random_measures import PitmanYor
+        >>> plot_num_clusters(PitmanYor(0.5, 1.0).partition(100).sample()).get_ylabel()
+        'clusters'
+    """
+    ax = ax or _new_axes("plot_num_clusters")
+    for name, values in _by_name(labels).items():
+        rows = values.reshape(-1, values.shape[-1])
+        sizes = np.unique(np.geomspace(1, rows.shape[-1], num_points).astype(int))
+        numbers = rows.cummax(-1).values[:, sizes - 1] + 1
+        _draw_spread(ax, sizes, numbers.double(), name)
+    ax.set(xscale="log", yscale="log", xlabel="samples", ylabel="clusters")
+    return _finished(ax)
+
+
+def plot_cluster_sizes(labels: Tensor | Mapping[str, Tensor], ax: "Axes | None" = None) -> "Axes":
+    """Draw the number of clusters of each size, averaged over partitions.
+
+    With an index at zero of s the share of clusters of size j falls as j to the power -1-s.
+
+    :param labels: of one or more partitions, or those of several laws by name.
+        **Shape:** ``(*draws, n)``.
+    :param ax: where to draw; a new figure without it.
+    :returns: the axes.
+    :raises ImportError: without matplotlib; names the extra.
+
+    Example::
+
+        >>> from pyro_ext.random_measures import PitmanYor
+        >>> plot_cluster_sizes(PitmanYor(0.5, 1.0).partition(100).sample()).get_xlabel()
+        'size'
+    """
+    ax = ax or _new_axes("plot_cluster_sizes")
+    for name, values in _by_name(labels).items():
+        rows = values.reshape(-1, values.shape[-1])
+        counts = counts_of_labels(rows)
+        sizes, numbers = counts[counts > 0].unique(return_counts=True)
+        ax.plot(sizes, numbers / len(rows), ".", markersize=4, label=name)
+    ax.set(xscale="log", yscale="log", xlabel="size", ylabel="clusters of this size")
+    return _finished(ax)
+
+
+def _by_name(values: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return {"": values} if isinstance(values, Tensor) else values
+
+
+def _draw_spread(ax: "Axes", places: Any, values: Tensor, name: str) -> None:
+    """Median and central 90 % over draws."""
+    low, middle, high = np.quantile(values.numpy(), _QUANTILES, axis=0)
+    (line,) = ax.plot(places, middle, label=name)
+    ax.fill_between(places, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def _new_axes(function: str) -> "Axes":
+    _, ax = load_pyplot(function).subplots(figsize=(4.8, 3.6), layout="constrained")
+    axes: Axes = ax
+    return axes
+
+
+def _finished(ax: "Axes") -> "Axes":
+    if any(label for label in ax.get_legend_handles_labels()[1]):
+        ax.legend(edgecolor="none", framealpha=0.85)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

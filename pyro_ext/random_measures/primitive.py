@@ -1,0 +1,197 @@
+"""Random measures as a primitive of Pyro models."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+
+from pyro_ext._checks import check_integer
+from pyro_ext.random_measures._measure import CompletelyRandomMeasure
+from pyro_ext.random_measures._series import named_family
+from pyro_ext.random_measures.arrivals import (
+    ArrivalFamily,
+    DeterministicArrivals,
+    GammaArrivals,
+)
+from pyro_ext.random_measures.jump_law import JumpLaw
+from pyro_ext.random_measures.normalized import NormalizedRandomMeasure
+from pyro_ext.random_measures.pitman_yor import PitmanYor
+
+__all__ = [
+    "DiscreteMeasure",
+    "FiniteApproximation",
+    "TruncatedSeries",
+    "random_measure",
+]
+
+
+class DiscreteMeasure(NamedTuple):
+    """Atoms and weights of a random measure in a model.
+
+    :param Tensor atoms: places. **Shape:** ``(num_atoms, *event)``.
+    :param Tensor weights: their weights, which sum to one where the measure is normalized.
+        **Shape:** ``(num_atoms,)``.
+    :param Tensor lost_mass: expected mass of what a truncated series leaves out; zero for other
+        approximations.
+    """
+
+    atoms: Tensor
+    weights: Tensor
+    lost_mass: Tensor
+
+
+@dataclass(frozen=True)
+class FiniteApproximation:
+    """Independent weights, those of the method ``finite`` of a measure.
+
+    :param int num_atoms: how many.
+    :param str rule: that of the level.
+    :param family: arrival times, by default those with a law in closed form where there is one.
+    """
+
+    num_atoms: int
+    rule: str = "exact"
+    family: ArrivalFamily | None = None
+
+    def __post_init__(self) -> None:
+        check_integer("num_atoms", self.num_atoms, 1)
+
+
+@dataclass(frozen=True)
+class TruncatedSeries:
+    """The first weights of a series, those of the method ``series`` of a measure.
+
+    :param int num_atoms: how many.
+    :param method: ``"size_biased"``, ``"inverse_levy"`` or gamma arrival times. For a Pitman-Yor
+        process it is stick-breaking, which is size-biased.
+    """
+
+    num_atoms: int
+    method: str | ArrivalFamily = "size_biased"
+
+    def __post_init__(self) -> None:
+        check_integer("num_atoms", self.num_atoms, 1)
+
+
+Truncation = FiniteApproximation | TruncatedSeries
+
+
+def random_measure(
+    name: str,
+    measure: CompletelyRandomMeasure | NormalizedRandomMeasure | PitmanYor,
+    base: TorchDistribution,
+    truncation: Truncation | int = 50,
+) -> DiscreteMeasure:
+    """Random measure as a primitive of a Pyro model, truncated to finitely many atoms.
+
+    Its sites, within the plate ``name_plate`` over atoms, are ``name_atoms`` with the law
+    ``base``; and ``name_jumps`` for the weights of a finite approximation, ``name_gaps`` (of the
+    unit-rate Poisson process that is turned into arrival times) and ``name_jumps`` for those of a
+    series, or ``name_sticks`` for a Pitman-Yor process, all but the last of them broken.
+    ``name_weights`` is deterministic. They are ordinary sites, on which guides and kernels run.
+
+    :param str name: start of the names of the sites.
+    :param measure: a completely random measure, whose weights are left as they are, or a normalized
+        one. Its parameters may be latent.
+    :param base: law of an atom, without batch shape.
+    :param truncation: a :class:`FiniteApproximation` or a :class:`TruncatedSeries`. A number stands
+        for a finite approximation with so many atoms, and for stick-breaking where there is none.
+    :returns: atoms, weights and the mass that is lost.
+    :raises ValueError: for a truncation that the measure does not have.
+
+    Example::
+
+        >>> from pyro_ext.random_measures import GeneralizedGammaProcess
+        >>> def model(data):
+        ...     measure = GeneralizedGammaProcess(2.0, 0.4, 1.0).normalize()
+        ...     mixture = random_measure("G", measure, dist.Normal(0.0, 3.0), truncation=20)
+        ...     components = dist.Normal(mixture.atoms, 1.0)
+        ...     with pyro.plate("data", len(data)):
+        ...         weights = dist.Categorical(mixture.weights)
+        ...         pyro.sample("x", dist.MixtureSameFamily(weights, components), obs=data)
+        >>> trace = pyro.poutine.trace(model).get_trace(torch.zeros(3))
+        >>> trace.nodes["G_weights"]["value"].shape
+        torch.Size([20])
+    """
+    if measure.batch_shape and measure.batch_shape[-1] != 1:
+        raise ValueError(
+            "measure must have no batch shape in a model but that of draws that are looked at "
+            f"together, (..., 1), got {tuple(measure.batch_shape)}"
+        )
+    if base.batch_shape:
+        raise ValueError(f"base must have no batch shape, got {tuple(base.batch_shape)}")
+    if not isinstance(truncation, FiniteApproximation | TruncatedSeries):
+        number = check_integer("truncation", truncation, 1)
+        is_series = isinstance(measure, PitmanYor)
+        truncation = TruncatedSeries(number) if is_series else FiniteApproximation(number)
+    number = truncation.num_atoms
+    plate = pyro.plate(f"{name}_plate", number)
+    with plate:
+        atoms = pyro.sample(f"{name}_atoms", base)
+    if plate.dim != -1:
+        raise ValueError(f"random_measure {name!r} must stand outside of all plates")
+    if isinstance(measure, PitmanYor):
+        weights, lost = _broken_stick(measure, truncation, name)
+    elif isinstance(measure, NormalizedRandomMeasure):
+        jumps, lost = _jumps(measure.measure, truncation, name, plate)
+        total = jumps.sum(-1)
+        weights, lost = jumps / total[..., None], lost / total
+    else:
+        weights, lost = _jumps(measure, truncation, name, plate)
+    pyro.deterministic(f"{name}_weights", weights)
+    return DiscreteMeasure(atoms, weights, lost)
+
+
+def _jumps(
+    measure: CompletelyRandomMeasure, truncation: Truncation, name: str, plate: pyro.plate
+) -> tuple[Tensor, Tensor]:
+    """Weights of a measure, and the mass that is lost."""
+    if isinstance(truncation, FiniteApproximation):
+        law = measure.finite(truncation.num_atoms, truncation.rule, truncation.family)
+        with plate:
+            jumps = pyro.sample(f"{name}_jumps", law)
+        return jumps, torch.zeros_like(jumps[..., 0])
+    family = named_family(measure, truncation.method)
+    if not isinstance(family, DeterministicArrivals | GammaArrivals):
+        raise ValueError(
+            "method of a series in a model must be 'size_biased', 'inverse_levy' or gamma arrival "
+            f"times, got {truncation.method!r}"
+        )
+    process = measure._arrivals(family)
+    rate = torch.ones((), dtype=measure.dtype, device=measure._log_corners()[0].device)
+    with plate:
+        gaps = pyro.sample(f"{name}_gaps", dist.Exponential(rate))
+        log_times = process.log_time(gaps.double().cumsum(-1).log())
+        if isinstance(family, DeterministicArrivals):
+            jumps = process.sample_weight(log_times).exp().to(measure.dtype)
+        else:
+            law = JumpLaw(measure, family.concentration, log_times.exp())
+            jumps = pyro.sample(f"{name}_jumps", law)
+    lost = process.log_later(log_times[..., -1:], 1.0).squeeze(-1)
+    return jumps, lost.exp().to(measure.dtype)
+
+
+def _broken_stick(law: PitmanYor, truncation: Truncation, name: str) -> tuple[Tensor, Tensor]:
+    """Weights of a Pitman-Yor process, of which the last takes what is left of the stick."""
+    if not isinstance(truncation, TruncatedSeries) or truncation.method != "size_biased":
+        raise ValueError(
+            f"truncation of a {type(law).__name__} must be a size-biased TruncatedSeries, "
+            f"which is stick-breaking, got {truncation!r}"
+        )
+    number = truncation.num_atoms
+    if law.batch_shape:
+        law = PitmanYor(*(value.squeeze(-1) for value in (law.discount, law.concentration)))
+    lost = torch.zeros_like(law.discount)
+    if number == 1:
+        return torch.ones_like(law.discount)[..., None], lost
+    with pyro.plate(f"{name}_stick_plate", number - 1):
+        sticks = pyro.sample(f"{name}_sticks", law.sticks(number - 1))
+    log_left = torch.log1p(-sticks).cumsum(-1)
+    first = torch.zeros_like(log_left[..., :1])
+    left = torch.cat([first, log_left], -1).exp()
+    broken = torch.cat([sticks, torch.ones_like(sticks[..., :1])], -1)
+    return broken * left, lost

@@ -1,0 +1,135 @@
+"""Laws of total masses that have no density in closed form: their draws, mean and variance."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_ext._checks import check_integer
+from pyro_ext.random_measures._series import poisson_points, series_method
+from pyro_ext.random_measures.arrivals import ArrivalFamily
+
+if TYPE_CHECKING:
+    from pyro_ext.random_measures._measure import CompletelyRandomMeasure
+
+__all__ = ["ApproximateTotalMass", "TotalMass", "compound_poisson"]
+
+
+_MOST_WEIGHTS = 10**8
+
+
+class TotalMass(TorchDistribution):
+    r"""Law of the total mass of a completely random measure, with exact draws.
+
+    .. math:: E\, e^{-tS} = e^{-\psi(t)} , \quad E S = \kappa(1, 0) , \quad
+              \operatorname{Var} S = \kappa(2, 0) .
+
+    There is no density in closed form, and none here. Draws have no gradients.
+
+    :param measure: one that ``total_mass()`` returns this law for.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.nonnegative
+
+    def __init__(
+        self, measure: "CompletelyRandomMeasure", *, validate_args: bool | None = None
+    ) -> None:
+        self.measure = measure
+        super().__init__(measure.batch_shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """Repeat the distribution over a larger batch shape.
+
+        :param torch.Size batch_shape: the new shape.
+        :returns: the distribution of that shape.
+        """
+        new = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
+        shape = torch.Size(batch_shape)
+        vars(new).update(vars(self), measure=self.measure.expand(shape))
+        super(TotalMass, new).__init__(shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws, without gradients.
+
+        :param torch.Size sample_shape: how many.
+        """
+        shape = self._extended_shape(torch.Size(sample_shape))
+        with torch.no_grad():
+            total = self._draw(self.measure.expand(shape)).to(self.measure.dtype)
+        return total.clamp(max=torch.finfo(total.dtype).max)
+
+    def _draw(self, measure: "CompletelyRandomMeasure") -> Tensor:
+        return measure._sample_total_mass()
+
+    def laplace_exponent(self, value: Any) -> Tensor:
+        r""":math:`-\log E\, e^{-tS}`.
+
+        :param Tensor value: :math:`t \geq 0`.
+        """
+        return self.measure.laplace_exponent(value)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean."""
+        return self.measure.mean
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance."""
+        return self.measure.variance
+
+
+class ApproximateTotalMass(TotalMass):
+    r"""Approximate law of a total mass: the first weights of a series, and a gamma variable.
+
+    The gamma variable stands for all later weights and has their mean and variance, so that mean
+    and variance of the sum are right. What is wrong is of third order in weights that are small.
+
+    :param measure: a completely random measure.
+    :param int num_jumps: length of the series.
+    :param method: of the series.
+    """
+
+    def __init__(
+        self,
+        measure: "CompletelyRandomMeasure",
+        num_jumps: int = 1000,
+        method: "str | ArrivalFamily" = "size_biased",
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.num_jumps = check_integer("num_jumps", num_jumps, 1)
+        self.method = method
+        super().__init__(measure, validate_args=validate_args)
+
+    def _draw(self, measure: "CompletelyRandomMeasure") -> Tensor:
+        points = poisson_points(measure.batch_shape, self.num_jumps, measure)
+        log_weights, _ = series_method(measure._unsqueezed(), self.method).sample(points)
+        way = series_method(measure, self.method)
+        log_mean, log_square = (way.log_later(points[..., -1], order) for order in (1.0, 2.0))
+        rest = torch._standard_gamma((2.0 * log_mean - log_square).exp())
+        return log_weights.exp().sum(-1) + rest * (log_square - log_mean).exp()
+
+
+def compound_poisson(number: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+    """Sums of given numbers of independent draws.
+
+    :param Tensor number: of draws in each sum.
+    :param draw: maps the positions of the sums, one for each draw, to draws.
+    :returns: the sums. **Shape:** that of ``number``.
+    """
+    counts = number.reshape(-1).long()
+    if int(counts.sum()) > _MOST_WEIGHTS:
+        raise ValueError(
+            f"the sums have {number.sum().item():.3g} weights in all, and at most {_MOST_WEIGHTS} "
+            "are drawn at once; fewer draws, or a smaller mass, have fewer"
+        )
+    owner = torch.repeat_interleave(torch.arange(counts.numel(), device=counts.device), counts)
+    total = torch.zeros(counts.shape, dtype=torch.float64, device=counts.device)
+    return total.index_add(0, owner, draw(owner)).view(number.shape)

@@ -1,0 +1,184 @@
+"""Laws all over their parameters' range, with Laplace transforms that do not use the library."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import integrate, special
+
+from pyro_ext.distributions import (
+    BFRY,
+    BetaPrimeBFRY,
+    GeneralizedBFRY,
+    PositiveStable,
+    RectifiedGamma,
+    StableBetaBFRY,
+    TiltedBFRY,
+    TiltedStable,
+    TruncatedBFRY,
+)
+
+Transform = Callable[[float], float]
+Numbers = Any
+
+
+@dataclass(frozen=True)
+class Case:
+    """A law, its Laplace transform, and the power of its tail, infinite for a lighter one.
+
+    The tail of a law on the unit interval is that of its odds. Where the power law is reached
+    slowly, the mass beyond exp(690) is a factor of that of a power law from there.
+
+    The power at zero is infinite where the law has no mass to speak of below exp(-690).
+    """
+
+    make: type
+    parameters: tuple[float, ...]
+    laplace: Transform
+    tail: float = math.inf
+    start: float = math.inf
+    factor: float = 1.0
+
+    def __str__(self) -> str:
+        return f"{self.make.__name__}{self.parameters}"
+
+    def law(self) -> Any:
+        """The distribution."""
+        return self.make(*self.parameters)
+
+
+def width(discount: float, low: Numbers, gap: Numbers) -> Numbers:
+    """Difference of powers over the discount, of logarithms in the limit."""
+    if np.ndim(low) == 0 and low == 0.0:
+        return gap**discount / discount
+    ratio = np.log1p(gap / low)
+    return low**discount * np.expm1(discount * ratio) / discount if discount else ratio
+
+
+def tilted_bfry(discount: float, level: float, tilt: float) -> Case:
+    def laplace(s: Numbers) -> Numbers:
+        return width(discount, s + tilt, level) / width(discount, tilt, level)
+
+    tail = math.inf if tilt > 0 else discount
+    return Case(TiltedBFRY, (discount, level, tilt), laplace, tail, 1 - discount)
+
+
+def generalized_bfry(discount: float, tail_index: float, level: float, scale: float) -> Case:
+    inner = tilted_bfry(discount, level, 1.0).laplace
+    place = np.linspace(0.0, 60.0, 60_001)  # of an exponential variable, the logarithm's multiple
+
+    def laplace(s: float) -> float:
+        values = inner(s * scale * np.exp(np.minimum(place / tail_index, 600.0)))
+        return float(integrate.simpson(values * np.exp(-place), place))
+
+    return Case(
+        GeneralizedBFRY, (discount, tail_index, level, scale), laplace, tail_index, 1 - discount
+    )
+
+
+def beta_prime(discount: float, tail_index: float, level: float, rate: float) -> Case:
+    inner = tilted_bfry(discount, level, 1.0).laplace
+    place = np.linspace(-60.0 / min(tail_index, 1.0), 10.0, 60_001)
+    weight = np.exp(tail_index * place - np.exp(place) - special.gammaln(tail_index))
+
+    def laplace(s: float) -> float:
+        values = inner(s * rate * np.exp(np.minimum(-place, 600.0)))
+        return float(integrate.simpson(values * weight, place))
+
+    return Case(
+        BetaPrimeBFRY, (discount, tail_index, level, rate), laplace, tail_index, 1 - discount
+    )
+
+
+def by_kernel(log_kernel: Numbers, place: Numbers, value: Numbers) -> Transform:
+    weight = np.exp(log_kernel - log_kernel.max())
+    return lambda s: float(
+        integrate.simpson(weight * np.exp(-s * value), place) / integrate.simpson(weight, place)
+    )
+
+
+def log1mexp(log_x: Numbers) -> Numbers:
+    """Logarithm of one minus the exponential of a negative number, given by its logarithm."""
+    return np.where(log_x < -40.0, log_x, np.log(-np.expm1(-np.exp(np.maximum(log_x, -40.0)))))
+
+
+def stable_beta(discount: float, concentration: float, level: float) -> Case:
+    place = np.linspace(-60.0 / (1 - discount) - 40.0, 40.0 + 60.0 / concentration, 400_001)
+    value, log_rest = special.expit(place), special.log_expit(-place)
+    log_prel = np.log(np.log1p(level * value + 1e-300) / (level * value + 1e-300))
+    log_kernel = (
+        -discount * special.log_expit(place)
+        + (concentration + discount) * log_rest
+        + log1mexp(np.log(concentration * level) + log_prel + special.log_expit(place))
+    )
+    laplace = by_kernel(log_kernel, place, value)
+    return Case(
+        StableBetaBFRY,
+        (discount, concentration, level),
+        laplace,
+        discount + concentration,
+        1 - discount,
+    )
+
+
+def truncated_bfry(discount: float, high: float) -> Case:
+    place = np.linspace(math.log(high) - 60.0 / (1 - discount), math.log(high), 400_001)
+    value = np.exp(place)
+    laplace = by_kernel(-discount * place + log1mexp(place), place, value)
+    return Case(TruncatedBFRY, (discount, high), laplace, start=1 - discount)
+
+
+def stable_factor(stability: float) -> float:
+    """By the alternating series of the tail and of its derivative."""
+    order = np.arange(1.0, 20.0)
+    terms = (-1.0) ** order * special.rgamma(1 - stability * order) / special.factorial(order)
+    terms = terms * np.exp(-690.0 * stability * order)
+    return float(terms.sum() / (order * terms).sum())
+
+
+def positive_stable(stability: float) -> Case:
+    factor = stable_factor(stability)
+    return Case(
+        PositiveStable,
+        (stability,),
+        lambda t: math.exp(-(t**stability)),
+        stability,
+        factor=factor,
+    )
+
+
+def tilted_stable(mass: float, stability: float, tilt: float) -> Case:
+    def laplace(s: float) -> float:
+        return math.exp(-mass * stability * width(stability, tilt, s))
+
+    tail = math.inf if tilt > 0 else stability
+    factor = stable_factor(stability) if tilt == 0 and mass == 1 else 1.0
+    return Case(TiltedStable, (mass, stability, tilt), laplace, tail, factor=factor)
+
+
+def rectified_gamma(concentration: float, rate: float, high: float) -> Case:
+    def laplace(s: float) -> float:
+        below = special.gammainc(concentration, (rate + s) * high)
+        atom = special.gammaincc(concentration, rate * high)
+        return float((rate / (rate + s)) ** concentration * below + math.exp(-s * high) * atom)
+
+    return Case(RectifiedGamma, (concentration, rate, high), laplace, start=concentration)
+
+
+CASES = [
+    *(Case(BFRY, (s,), lambda t, s=s: s * width(s, t, 1.0), s, 1 - s) for s in (0.01, 0.5, 0.99)),
+    *(tilted_bfry(s, 1e3, tilt) for s in (0.01, 0.5, 0.99) for tilt in (0.0, 1.0, 1e4)),
+    tilted_bfry(0.0, 30.0, 1e-3),
+    *(truncated_bfry(s, high) for s in (0.01, 0.99) for high in (0.1, 1e4)),
+    truncated_bfry(0.0, 5.0),
+    *(generalized_bfry(s, s + 1.2, 1e3, 2.0) for s in (0.0, 0.01, 0.99)),
+    *(beta_prime(s, s + 1.2, 1e3, 2.0) for s in (0.0, 0.01, 0.99)),
+    beta_prime(0.4, 5.3, 0.01, 2.0),
+    *(stable_beta(s, c, 1e3) for s in (0.0, 0.01, 0.99) for c in (0.3, 20.0)),
+    *(positive_stable(s) for s in (0.01, 0.5, 0.99)),
+    *(tilted_stable(1.0, s, tilt) for s in (0.01, 0.5, 0.99) for tilt in (0.0, 1.0, 1e4)),
+    tilted_stable(3.0, 0.5, 1.0),
+    *(rectified_gamma(a, 1.2 * a, 1.0) for a in (0.01, 1.3, 50.0)),
+]
