@@ -26,6 +26,7 @@ _ORDER = (
     "diagnosing",
     "calibration",
     "scaling_out",
+    "random_measures",
 )
 _NOT_PAGES = ("demo",)  # a program that `pyro-ext demo` runs
 _BOUNDARY = "END-OF-CELL"

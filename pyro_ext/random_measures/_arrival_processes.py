@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from pyro_ext.random_measures._levy_integrals import Factor
 from pyro_ext.random_measures._roots import solve_monotone
 from pyro_ext.random_measures.arrivals import (
     ArrivalFamily,
@@ -51,7 +52,8 @@ def arrival_process(measure: "CompletelyRandomMeasure", family: ArrivalFamily) -
         return LargestFirst(measure)
     if isinstance(family, ExponentialArrivals):
         return SizeBiased(measure)
-    if isinstance(family, GammaArrivals):
+    # Integrals over time of moments that are integrals themselves would take too long.
+    if isinstance(family, GammaArrivals) and measure._is_closed:
         return GammaTimes(measure, family.concentration)
     return QuadratureArrivals(measure, family)
 
@@ -156,8 +158,8 @@ class GammaTimes(_Timed):
         low = start - _FALL / torch.minimum(shape, index)
         unsqueezed = GammaTimes(self._measure._unsqueezed(), float(self._shape))
         edges = panel_edges(unsqueezed._log_rate, low, log_time, torch.stack(corners, -1), log_time)
-        with_end = torch.cat([edges[..., :-1], log_time[..., None]], -1)
-        return integrate_log(unsqueezed._log_rate, with_end)
+        end = log_time[..., None]
+        return integrate_log(unsqueezed._log_rate, torch.where(edges >= end, end, edges))
 
     def sample_weight(self, log_time: Tensor) -> Tensor:
         """The weight that arrives at a time."""
@@ -176,8 +178,8 @@ class GammaTimes(_Timed):
             return shape * place + moment - shape.lgamma()
 
         edges = panel_edges(log_rate, log_time, high, torch.stack(corners, -1))
-        with_start = torch.cat([log_time[..., None], edges[..., 1:]], -1)
-        return integrate_log(log_rate, with_start)
+        start = log_time[..., None]
+        return integrate_log(log_rate, torch.where(edges <= start, start, edges))
 
 
 class QuadratureArrivals(_Timed):
@@ -190,34 +192,44 @@ class QuadratureArrivals(_Timed):
         """Mean number of arrivals until a time."""
         time = log_time[..., None]
         return self._measure._integrate(
-            lambda size: self._family.log_cdf(time + size), [-log_time], torch.zeros_like(log_time)
+            Factor(
+                lambda size: self._family.log_cdf(time + size),
+                [-log_time],
+                torch.zeros_like(log_time),
+            )
         )
 
     def _log_rate(self, log_time: Tensor) -> Tensor:
         time = log_time[..., None]
         return self._measure._integrate(
-            lambda size: self._family.log_density(time + size),
-            [-log_time],
-            torch.zeros_like(log_time),
+            Factor(
+                lambda size: self._family.log_density(time + size),
+                [-log_time],
+                torch.zeros_like(log_time),
+            )
         )
 
     def sample_weight(self, log_time: Tensor) -> Tensor:
         """The weight that arrives at a time."""
         time = log_time[..., None]
         return self._measure._sample_size(
-            lambda size: self._family.log_density(time + size),
-            [-log_time],
-            torch.zeros_like(log_time),
+            Factor(
+                lambda size: self._family.log_density(time + size),
+                [-log_time],
+                torch.zeros_like(log_time),
+            )
         )
 
     def log_later(self, log_time: Tensor, order: float) -> Tensor:
         """Moment of the weights that arrive after a time."""
         time = log_time[..., None]
         return self._measure._integrate(
-            lambda size: self._family.log_survival(time + size) + order * size,
-            [-log_time],
-            # Where the moment is infinite, the probability to arrive later makes up for it.
-            torch.full_like(log_time, order).minimum(
-                self._measure._slope_at_infinity(_LEAST_SLOPE)
-            ),
+            Factor(
+                lambda size: self._family.log_survival(time + size) + order * size,
+                [-log_time],
+                # Where the moment is infinite, the probability to arrive later makes up for it.
+                torch.full_like(log_time, order).minimum(
+                    self._measure._slope_at_infinity(_LEAST_SLOPE)
+                ),
+            )
         )

@@ -5,15 +5,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_ext.distributions._base import clamp_positive
+from pyro_ext.random_measures._levy_integrals import Factor
 from pyro_ext.random_measures._logarithms import log_one_minus_exp
+from pyro_ext.random_measures._measure_law import MeasureLaw
 from pyro_ext.random_measures.arrivals import (
     ArrivalFamily,
     DeterministicArrivals,
     ExponentialArrivals,
 )
+from pyro_ext.special.log_integral import LogIntegrand
 
 if TYPE_CHECKING:
     from pyro_ext.random_measures._measure import CompletelyRandomMeasure
@@ -21,9 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["FiniteAtom", "exponent_error", "finite_law"]
 
 _LEAST_LOG = -690.0
+_NEAREST = 1e-9
+_MARGIN = 1e-10  # from the largest size, where densities may be infinite
 
 
-class FiniteAtom(TorchDistribution):
+class FiniteAtom(MeasureLaw):
     r"""Law of a weight of a finite approximation, by quadrature.
 
     .. math:: f_L(w) = \Phi(t_L | w) \rho(w) / L , \quad \int \Phi(t_L | w) \rho(w) dw = L .
@@ -35,8 +39,8 @@ class FiniteAtom(TorchDistribution):
     :param int num_atoms: :math:`L`.
     """
 
-    arg_constraints: dict[str, Any] = {}
     has_rsample = True
+    _tensors = ("_log_count", "log_level")
 
     def __init__(
         self,
@@ -46,35 +50,10 @@ class FiniteAtom(TorchDistribution):
         *,
         validate_args: bool | None = None,
     ) -> None:
-        self.measure, self.family, self.num_atoms = measure, family, num_atoms
-        super().__init__(measure.batch_shape, validate_args=validate_args)
-        count = torch.full(measure.batch_shape, float(num_atoms), dtype=torch.float64)
-        count = count.to(measure._log_corners()[0].device)
-        self._log_count = count.log()
+        self.family, self.num_atoms = family, num_atoms
+        super().__init__(measure, validate_args)
+        self._log_count = measure._filled(float(num_atoms)).log()
         self.log_level = measure._arrivals(family).log_time(self._log_count)
-
-    @constraints.dependent_property(is_discrete=False, event_dim=0)
-    def support(self) -> Any:
-        """Sizes that weights of the measure can have."""
-        return self.measure.support
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """Repeat the distribution over a larger batch shape.
-
-        :param torch.Size batch_shape: the new shape.
-        :returns: the distribution of that shape.
-        """
-        new = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
-        shape = torch.Size(batch_shape)
-        new.measure, new.family, new.num_atoms = (
-            self.measure.expand(shape),
-            self.family,
-            self.num_atoms,
-        )
-        new._log_count, new.log_level = self._log_count.expand(shape), self.log_level.expand(shape)
-        super(FiniteAtom, new).__init__(shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density.
@@ -84,8 +63,12 @@ class FiniteAtom(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         log_size = value.double().log()
-        inner = self.family.log_cdf(self.log_level + log_size) - self._log_count
-        return self.measure._result(self.measure._log_density(log_size) + inner, value)
+        log_density = self.measure._log_density(log_size) + self.log_share(log_size)
+        return self.measure._result(log_density, value)
+
+    def log_share(self, log_size: Tensor) -> Tensor:
+        """Logarithm of the density over that of the measure, at logarithms of sizes."""
+        return self.family.log_cdf(self.log_level + log_size) - self._log_count
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws with gradients in the parameters of the measure.
@@ -95,10 +78,12 @@ class FiniteAtom(TorchDistribution):
         shape = self._extended_shape(torch.Size(sample_shape))
         level = self.log_level.expand(shape)
         size = self.measure._sample_size(
-            lambda size: self.family.log_cdf(level[..., None] + size),
-            [-level],
-            torch.zeros_like(level),
-            -level if self._is_sharp else None,
+            Factor(
+                lambda size: self.family.log_cdf(level[..., None] + size),
+                [-level],
+                torch.zeros_like(level),
+                -level if self._is_sharp else None,
+            )
         )
         return clamp_positive(self.measure._result(size.exp()))
 
@@ -111,10 +96,12 @@ class FiniteAtom(TorchDistribution):
             self._validate_sample(value)
         log_size, level = torch.broadcast_tensors(value.double().log(), self.log_level)
         log_rest = self.measure._integrate(
-            lambda size: self.family.log_cdf(level[..., None] + size),
-            [-level, log_size],
-            torch.zeros_like(level),
-            log_size.maximum(-level) if self._is_sharp else log_size,
+            Factor(
+                lambda size: self.family.log_cdf(level[..., None] + size),
+                [-level, log_size],
+                torch.zeros_like(level),
+                log_size.maximum(-level) if self._is_sharp else log_size,
+            )
         )
         return self.measure._result(
             -torch.expm1((log_rest - self._log_count).clamp(max=0.0)), value
@@ -142,10 +129,12 @@ class FiniteAtom(TorchDistribution):
         is_finite = self.measure._slope_at_infinity(power) > 0
         power = torch.where(is_finite, power, 0.0)
         log_moment = self.measure._integrate(
-            lambda size: self.family.log_cdf(level[..., None] + size) + power[..., None] * size,
-            [-level],
-            power,
-            -level if self._is_sharp else None,
+            Factor(
+                lambda size: self.family.log_cdf(level[..., None] + size) + power[..., None] * size,
+                [-level],
+                power,
+                -level if self._is_sharp else None,
+            )
         )
         moment = (log_moment - self._log_count).exp()
         return self.measure._result(torch.where(is_finite, moment, torch.inf))
@@ -180,14 +169,28 @@ def exponent_error(
     """Laplace exponent of a finite approximation less that of the measure."""
     log_shift = measure._expanded(value).log()
     wide = measure._unsqueezed()
-    law = finite_law(wide, num_atoms, rule, family)
-
-    def log_factor(size: Tensor) -> Tensor:
-        # Below the numbers of the type, weights arrive with a probability proportional to them.
-        inside = size.clamp(min=_LEAST_LOG, max=-_LEAST_LOG)
-        log_share = law.log_prob(inside.exp()) - wide._log_density(inside) + (size - inside)
-        return log_one_minus_exp(log_shift[..., None] + size) + log_share
-
-    log_distance = measure._integrate(log_factor, [-log_shift], torch.zeros_like(log_shift))
+    log_arrived = _log_arrived(wide, finite_law(wide, num_atoms, rule, family))
+    log_distance = measure._integrate(
+        Factor(
+            lambda size: log_one_minus_exp(log_shift[..., None] + size) + log_arrived(size),
+            [-log_shift],
+            torch.zeros_like(log_shift),
+        )
+    )
     exponent = -num_atoms * torch.log1p(-log_distance.exp())
     return exponent - measure._log_exponent(log_shift).exp()
+
+
+def _log_arrived(measure: "CompletelyRandomMeasure", law: TorchDistribution) -> LogIntegrand:
+    """Logarithm of the density of a weight over that of the measure, at logarithms of sizes."""
+    if isinstance(law, FiniteAtom):
+        return lambda size: law.family.log_cdf(law.log_level + size) - law._log_count
+    end = torch.as_tensor(getattr(measure.support, "upper_bound", torch.inf)).double().log()
+    high = (end - _MARGIN).clamp(max=-_LEAST_LOG)
+
+    def log_arrived(size: Tensor) -> Tensor:
+        # Below the numbers of the type, weights arrive with a probability proportional to them.
+        inside = torch.minimum(size.clamp(min=_LEAST_LOG), high)
+        return law.log_prob(inside.exp()) - measure._log_density(inside) + (size - inside)
+
+    return log_arrived

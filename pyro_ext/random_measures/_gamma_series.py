@@ -13,7 +13,7 @@ from pyro_ext.special.log_integral import integrate_log, panel_edges
 if TYPE_CHECKING:
     from pyro_ext.random_measures.generalized_gamma import GeneralizedGammaProcess
 
-__all__ = ["RejectionSeries", "RosinskiSeries"]
+__all__ = ["RejectionSeries", "RosinskiSeries", "thin_above"]
 
 
 class _StableSeries:
@@ -104,3 +104,34 @@ class RosinskiSeries(_StableSeries):
         log_rate = math.log(order) + self._mass.log() - discount.log() - (1.0 - discount).lgamma()
         log_moment: Tensor = log_rate + integrate_log(log_integrand, edges)
         return log_moment
+
+
+def thin_above(measure: "GeneralizedGammaProcess", level: Tensor) -> Tensor:
+    r"""Draw all weights above levels one after the other, by adaptive thinning [1].
+
+    From a weight :math:`t` the next is proposed with the intensity of the measure, its power law
+    replaced by its value at :math:`t`, and accepted with the quotient of the two.
+
+    :param measure: with a tilt.
+    :param Tensor level: from which to begin.
+    :returns: weights, zero where a proposal was rejected. **Shape:** ``(*level.shape, n)``.
+
+    [1] S. Favaro, Y. W. Teh (2013), MCMC for normalized random measure mixture models.
+    """
+    measure._check("tilt", measure.tilt > 0, "> 0 for the method 'thinning'")
+    own = measure._double
+    with torch.no_grad():
+        place, weights = level, []
+        is_active = torch.ones_like(level, dtype=torch.bool)
+        while bool(is_active.any()):
+            exponential = -torch.log1p(-torch.rand_like(place))
+            log_total = measure._log_density(place.log()) - own.tilt.log()
+            share = exponential * (-log_total).exp()
+            is_active = is_active & (share < 1.0)
+            step = -torch.log1p(-torch.where(is_active, share, 0.0)) / own.tilt
+            accept = torch.rand_like(place).log() <= -(1.0 + own.discount) * torch.log1p(
+                step / place
+            )
+            place = place + step
+            weights.append(torch.where(is_active & accept, place, 0.0))
+        return torch.stack(weights, -1)

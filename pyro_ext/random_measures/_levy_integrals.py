@@ -1,7 +1,7 @@
 """Integrals of a Lévy density over places, and the inverses of such integrals."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,49 +12,56 @@ from pyro_ext.special.log_integral import LogIntegrand, panel_edges
 if TYPE_CHECKING:
     from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 
-__all__ = ["invert_exponent", "invert_tail", "levy_panels"]
+__all__ = ["Factor", "invert_exponent", "invert_tail", "levy_panels"]
 
 _FALL = 45.0
 _REACH = 1e5
 
 
-def levy_panels(
-    measure: "CompletelyRandomMeasure",
-    log_factor: LogIntegrand,
-    corners: Sequence[Tensor],
-    order_at_infinity: Tensor,
-    low: Tensor | None = None,
-    high: Tensor | None = None,
-) -> tuple[LogIntegrand, Tensor]:
-    r"""Integrand over places, and panels that resolve it, of :math:`\int f(w) \rho(w) dw`.
+class Factor(NamedTuple):
+    """A factor by which a Lévy density is multiplied before it is integrated.
 
-    :param measure: of which :math:`\rho` is the Lévy density.
-    :param log_factor: :math:`\log f` at :math:`\log w`, about :math:`w` or less near zero.
+    :param log_value: logarithm of the factor at logarithms of sizes, with a slope of about one at
+        least at zero.
     :param corners: logarithms of the sizes where its slope changes.
-    :param Tensor order_at_infinity: its slope at infinity.
+    :param Tensor order: its slope at infinity.
     :param Tensor low: logarithm of the least size, if there is one.
     :param Tensor high: logarithm of the largest.
     """
-    own = [measure._place(corner) for corner in (*measure._log_corners(), *corners)]
-    *own, order = torch.broadcast_tensors(*own, order_at_infinity)
+
+    log_value: LogIntegrand
+    corners: Sequence[Tensor]
+    order: Tensor
+    low: Tensor | None = None
+    high: Tensor | None = None
+
+
+def levy_panels(measure: "CompletelyRandomMeasure", factor: Factor) -> tuple[LogIntegrand, Tensor]:
+    """Integrand over places, and panels that resolve it.
+
+    :param measure: whose Lévy density is multiplied.
+    :param Factor factor: by what.
+    """
+    own = [measure._place(corner) for corner in (*measure._log_corners(), *factor.corners)]
+    *own, order = torch.broadcast_tensors(*own, factor.order)
     every = torch.stack(own, -1)
     first = every.min(-1).values - _FALL / (1.0 - measure.index_at_zero.double()) - 5.0
     last = every.max(-1).values + _FALL / measure._slope_at_infinity(order) + 9.0
-    low = first if low is None else measure._place(low)
-    high = last.maximum(low + 1.0) if high is None else measure._place(high)
+    low = first if factor.low is None else measure._place(factor.low)
+    high = last.maximum(low + 1.0) if factor.high is None else measure._place(factor.high)
     low, high = torch.broadcast_tensors(low.minimum(high), high)
     unsqueezed = measure._unsqueezed()
 
     def log_integrand(place: Tensor) -> Tensor:
-        return unsqueezed._log_mass(place) + log_factor(unsqueezed._log_size(place))
+        return unsqueezed._log_mass(place) + factor.log_value(unsqueezed._log_size(place))
 
     with torch.no_grad():
         edges = panel_edges(log_integrand, low, high, every)
-    # A range that ends where the integrand has not vanished ends there with its gradient.
-    first, inner, last = edges[..., :1], edges[..., 1:-1], edges[..., -1:]
-    first = torch.where(first <= low[..., None], low[..., None], first)
-    last = torch.where(last >= high[..., None], high[..., None], last)
-    return log_integrand, torch.cat([first, inner, last], -1)
+    # A range that ends where the integrand has not vanished ends there with its gradient, which all
+    # edges that coincide with the end take on: a panel without length has none.
+    low, high = low[..., None], high[..., None]
+    edges = torch.where(edges <= low, low, torch.where(edges >= high, high, edges))
+    return log_integrand, edges
 
 
 def invert_exponent(measure: "CompletelyRandomMeasure", log_target: Tensor) -> Tensor:

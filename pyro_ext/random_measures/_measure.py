@@ -10,8 +10,18 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.utils import broadcast_all
 
 from pyro_ext._checks import check_integer
-from pyro_ext.random_measures._levy_integrals import invert_exponent, invert_tail, levy_panels
+from pyro_ext.random_measures import _finite, _series
+from pyro_ext.random_measures._arrival_processes import ArrivalProcess, arrival_process
+from pyro_ext.random_measures._levy_integrals import (
+    Factor,
+    invert_exponent,
+    invert_tail,
+    levy_panels,
+)
 from pyro_ext.random_measures._logarithms import as_double, log_one_minus_exp
+from pyro_ext.random_measures._series import Series, SeriesMethod
+from pyro_ext.random_measures.arrivals import ArrivalFamily
+from pyro_ext.random_measures.normalized import NormalizedRandomMeasure
 from pyro_ext.special.log_integral import (
     LogIntegrand,
     integrate_log,
@@ -19,10 +29,6 @@ from pyro_ext.special.log_integral import (
 )
 
 if TYPE_CHECKING:
-    from pyro_ext.random_measures._arrival_processes import ArrivalProcess
-    from pyro_ext.random_measures._series import Series, SeriesMethod
-    from pyro_ext.random_measures.arrivals import ArrivalFamily
-    from pyro_ext.random_measures.normalized import NormalizedRandomMeasure
     from pyro_ext.random_measures.superposition import Superposition
 
 __all__ = ["CompletelyRandomMeasure"]
@@ -53,7 +59,7 @@ class CompletelyRandomMeasure:
     _names: tuple[str, ...]
     _double: Values
     _validate: bool
-    _has_closed_inverse = False  # of the Laplace exponent
+    _is_closed = False  # whether exponent, inverse and moments have closed forms
 
     def __init__(
         self,
@@ -193,40 +199,23 @@ class CompletelyRandomMeasure:
 
     # Integrals, which a subclass may replace by closed forms. Arguments are logarithms in float64.
 
-    def _panels(
-        self,
-        log_factor: LogIntegrand,
-        corners: Sequence[Tensor],
-        order_at_infinity: Tensor,
-        low: Tensor | None = None,
-        high: Tensor | None = None,
-    ) -> tuple[LogIntegrand, Tensor]:
+    def _panels(self, factor: Factor) -> tuple[LogIntegrand, Tensor]:
         """Integrand over places and panels that resolve it, for a factor of order one at zero."""
-        return levy_panels(self, log_factor, corners, order_at_infinity, low, high)
+        return levy_panels(self, factor)
 
-    def _integrate(
-        self,
-        log_factor: LogIntegrand,
-        corners: Sequence[Tensor],
-        order_at_infinity: Tensor,
-        low: Tensor | None = None,
-        high: Tensor | None = None,
-    ) -> Tensor:
-        r""":math:`\log \int f(w) \rho(w) dw`.
-
-        :param log_factor: :math:`\log f` at :math:`\log w`, about :math:`w` or less near zero.
-        :param corners: logarithms of the sizes where its slope changes.
-        :param Tensor order_at_infinity: its slope at infinity.
-        :param Tensor low: logarithm of the least size, if there is one.
-        :param Tensor high: logarithm of the largest.
-        """
-        return integrate_log(*self._panels(log_factor, corners, order_at_infinity, low, high))
+    def _integrate(self, factor: Factor) -> Tensor:
+        r""":math:`\log \int f(w) \rho(w) dw` for a factor :math:`f`."""
+        return integrate_log(*self._panels(factor))
 
     def _log_exponent(self, log_shift: Tensor) -> Tensor:
         r""":math:`\log \psi(t)` at :math:`\log t`."""
         shift = log_shift[..., None]
         return self._integrate(
-            lambda size: log_one_minus_exp(shift + size), [-log_shift], torch.zeros_like(log_shift)
+            Factor(
+                lambda size: log_one_minus_exp(shift + size),
+                [-log_shift],
+                torch.zeros_like(log_shift),
+            )
         )
 
     def _log_moment(self, order: Tensor, log_tilt: Tensor) -> Tensor:
@@ -237,25 +226,23 @@ class CompletelyRandomMeasure:
         is_finite = is_tilted | (self._slope_at_infinity(order) > 0)
         power = torch.where(is_finite, order, 0.0)[..., None]
         value = self._integrate(
-            lambda size: power * size - (log_tilt[..., None] + size).exp(),
-            [bend],
-            torch.where(is_tilted, -torch.inf, power.squeeze(-1)),
+            Factor(
+                lambda size: power * size - (log_tilt[..., None] + size).exp(),
+                [bend],
+                torch.where(is_tilted, -torch.inf, power.squeeze(-1)),
+            )
         )
         return torch.where(is_finite, value, torch.inf)
 
     def _log_tail(self, log_size: Tensor) -> Tensor:
         r"""Logarithm of the tail :math:`\int_x^\infty \rho` at :math:`\log x`."""
         none = torch.zeros_like(log_size)
-        return self._integrate(torch.zeros_like, [log_size], none, low=log_size)
+        return self._integrate(Factor(torch.zeros_like, [log_size], none, low=log_size))
 
     def _log_partial_moment(self, log_size: Tensor, order: float) -> Tensor:
         r""":math:`\log \int_0^x w^n \rho(w) dw` at :math:`\log x`."""
-        place = self._place(log_size)
-        return integrate_log(
-            *self._panels(
-                lambda size: order * size, [log_size], torch.zeros_like(place), high=place
-            )
-        )
+        none = torch.zeros_like(log_size)
+        return self._integrate(Factor(lambda size: order * size, [log_size], none, high=log_size))
 
     def _inverse_exponent(self, log_target: Tensor) -> Tensor:
         r""":math:`\log t` where :math:`\psi(t)` has a given logarithm."""
@@ -353,10 +340,8 @@ class CompletelyRandomMeasure:
         """
         raise NotImplementedError
 
-    def normalize(self) -> "NormalizedRandomMeasure":
+    def normalize(self) -> NormalizedRandomMeasure:
         """Return the random probability measure :math:`G / S`."""
-        from pyro_ext.random_measures.normalized import NormalizedRandomMeasure
-
         return NormalizedRandomMeasure(self)
 
     def __add__(self, other: "CompletelyRandomMeasure") -> "Superposition":
@@ -368,7 +353,7 @@ class CompletelyRandomMeasure:
     # Finite approximations and series.
 
     def finite(
-        self, num_atoms: int, rule: str = "exact", family: "ArrivalFamily | None" = None
+        self, num_atoms: int, rule: str = "exact", family: ArrivalFamily | None = None
     ) -> TorchDistribution:
         r"""Law of the independent weights of a finite approximation [1].
 
@@ -388,8 +373,6 @@ class CompletelyRandomMeasure:
         [1] J. Lee, X. Miscouridou, F. Caron (2019), A unified construction for series
         representations and finite approximations of completely random measures.
         """
-        from pyro_ext.random_measures import _finite
-
         return _finite.finite_law(self, check_integer("num_atoms", num_atoms, 1), rule, family)
 
     def finite_error(
@@ -397,7 +380,7 @@ class CompletelyRandomMeasure:
         num_atoms: int,
         value: Any,
         rule: str = "exact",
-        family: "ArrivalFamily | None" = None,
+        family: ArrivalFamily | None = None,
     ) -> Tensor:
         r"""Error of a finite approximation, in its Laplace exponent.
 
@@ -408,8 +391,6 @@ class CompletelyRandomMeasure:
         :returns: :math:`-L \log E\, e^{-t W} - \psi(t)`, by quadrature; negative where the
             approximation has too little mass.
         """
-        from pyro_ext.random_measures import _finite
-
         argument = self._argument("value", value, "> 0")
         count = check_integer("num_atoms", num_atoms, 1)
         return self._result(_finite.exponent_error(self, count, rule, family, argument), value)
@@ -417,12 +398,12 @@ class CompletelyRandomMeasure:
     def series(
         self,
         num_jumps: int | None = None,
-        method: "str | ArrivalFamily" = "size_biased",
+        method: str | ArrivalFamily = "size_biased",
         seed: int | None = None,
         *,
         tolerance: float | None = None,
         sample_shape: Sequence[int] = (),
-    ) -> "Series":
+    ) -> Series:
         r"""Draw the first weights of a series representation [1].
 
         Draws have gradients in the parameters unless a method says otherwise. Every measure knows
@@ -444,25 +425,21 @@ class CompletelyRandomMeasure:
         [1] J. Lee, X. Miscouridou, F. Caron (2019), A unified construction for series
         representations and finite approximations of completely random measures.
         """
-        from pyro_ext.random_measures import _series
-
         return _series.draw(self, num_jumps, method, seed, tolerance, torch.Size(sample_shape))
 
-    def lost_mass(self, num_jumps: Any, method: "str | ArrivalFamily" = "size_biased") -> Tensor:
+    def lost_mass(self, num_jumps: Any, method: str | ArrivalFamily = "size_biased") -> Tensor:
         r"""Expected mass after the first weights of a series, :math:`e(t_L)`.
 
         :param Tensor num_jumps: :math:`L > 0`, at whose mean arrival time the series ends.
         :param method: as of :meth:`series`.
         :returns: the mass. **Shape:** that of ``num_jumps`` and the batch together.
         """
-        from pyro_ext.random_measures import _series
-
         target = self._expanded(self._argument("num_jumps", num_jumps, "> 0"))
         return self._result(
             _series.series_method(self, method).log_later(target, 1.0).exp(), num_jumps
         )
 
-    def num_jumps(self, tolerance: float, method: "str | ArrivalFamily" = "size_biased") -> int:
+    def num_jumps(self, tolerance: float, method: str | ArrivalFamily = "size_biased") -> int:
         r"""Length of a series that loses at most a given share of the mean total mass.
 
         :param float tolerance: the share, in (0, 1).
@@ -471,12 +448,15 @@ class CompletelyRandomMeasure:
             the batch.
         :raises ValueError: where the mean is infinite.
         """
-        from pyro_ext.random_measures import _series
-
         return _series.shortest(self, tolerance, method)
 
     def jumps_above(
-        self, level: Any, seed: int | None = None, *, sample_shape: Sequence[int] = ()
+        self,
+        level: Any,
+        seed: int | None = None,
+        *,
+        method: str = "inversion",
+        sample_shape: Sequence[int] = (),
     ) -> tuple[Tensor, Tensor]:
         r"""Draw all weights above a level, exactly.
 
@@ -486,14 +466,13 @@ class CompletelyRandomMeasure:
 
         :param level: :math:`x > 0`.
         :param int seed: of the draws; by default PyTorch's generator goes on.
+        :param str method: ``"inversion"`` of the tail, or another that the measure knows.
         :param sample_shape: how many times.
         :returns: weights, falling in each row and padded with zeros; and a mask of those that are
             there. **Shape:** ``(*sample_shape, *batch_shape, largest number)`` each.
         """
-        from pyro_ext.random_measures import _series
-
         threshold = self._expanded(self._argument("level", level, "> 0"))
-        return _series.draw_above(self, threshold, seed, torch.Size(sample_shape))
+        return _series.draw_above(self, threshold, seed, method, torch.Size(sample_shape))
 
     # Draws, as hooks in logarithms and float64.
 
@@ -502,34 +481,35 @@ class CompletelyRandomMeasure:
         order, log_tilt = torch.broadcast_tensors(order, log_tilt)
         power, tilt = order[..., None], log_tilt[..., None]
         return self._sample_size(
-            lambda size: power * size - (tilt + size).exp(),
-            [order.log() - log_tilt],
-            torch.full_like(order, -torch.inf),
+            Factor(
+                lambda size: power * size - (tilt + size).exp(),
+                [order.log() - log_tilt],
+                torch.full_like(order, -torch.inf),
+            )
         )
 
-    def _sample_size(
-        self,
-        log_factor: LogIntegrand,
-        corners: Sequence[Tensor],
-        order_at_infinity: Tensor,
-        low: Tensor | None = None,
-    ) -> Tensor:
+    def _sample_size(self, factor: Factor) -> Tensor:
         r"""Logarithms of weights with density proportional to :math:`f(w) \rho(w)`."""
-        panels = self._panels(log_factor, corners, order_at_infinity, low)
+        panels = self._panels(factor)
         return self._log_size(sample_from_panels(*panels))
 
-    def _arrivals(self, family: "ArrivalFamily") -> "ArrivalProcess":
+    def _arrivals(self, family: ArrivalFamily) -> ArrivalProcess:
         """Weights in the order of the arrival times of a family, in closed form where it exists."""
-        from pyro_ext.random_measures import _arrival_processes
-
-        return _arrival_processes.arrival_process(self, family)
+        return arrival_process(self, family)
 
     def _sample_total_mass(self) -> Tensor:
         """Draws of the total mass, where these are exact."""
         raise NotImplementedError
 
-    def _series_methods(self) -> "Mapping[str, Callable[[], SeriesMethod]]":
+    def _series_methods(self) -> Mapping[str, Callable[[], SeriesMethod]]:
         """Methods that only this measure knows."""
+        return {}
+
+    def _methods_above(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        """Samplers of all weights above levels that only this measure knows.
+
+        They return weights with zeros for padding, in any order, over one more axis.
+        """
         return {}
 
     def _finite_law(self, num_atoms: int, rule: str) -> TorchDistribution | None:
@@ -554,6 +534,10 @@ class CompletelyRandomMeasure:
                 bad = argument[~is_valid].flatten()[0].item()
                 raise ValueError(f"{name} must be {wanted}, got {bad:g}")
         return argument
+
+    def _filled(self, value: float) -> Tensor:
+        """A number over the batch shape, in float64 on the device of the parameters."""
+        return self._log_corners()[0].new_full(self.batch_shape, value)
 
     def _expanded(self, argument: Tensor) -> Tensor:
         return argument.expand(torch.broadcast_shapes(argument.shape, self.batch_shape))

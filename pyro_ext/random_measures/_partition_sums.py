@@ -6,6 +6,8 @@ over all partitions :math:`n! \, [z^n] e^{A(z)}`. All terms are positive. Series
 powers of a number that keeps them within the range of their type.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -53,9 +55,8 @@ def log_sums_by_blocks(log_values: Tensor) -> Tensor:
             power, log_scale = power / largest[..., None], log_scale + largest.log()
         results.append(power[..., -1].log() + log_scale + block * log_factor)
     blocks = torch.arange(1, number + 1, dtype=series.dtype, device=series.device)
-    constant = torch.tensor(number + 1.0, dtype=series.dtype).lgamma()
     value = torch.stack(results, -1) - (blocks + 1.0).lgamma()
-    return value + constant - (number * log_power)[..., None]
+    return value + math.lgamma(number + 1.0) - (number * log_power)[..., None]
 
 
 def log_sums_over_partitions(log_values: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ def solve_monotone(
     :param Tensor target: the value that is sought.
     :param Tensor low: a place left of the solution. **Shape:** that of ``target``.
     :param Tensor high: a place right of it. **Shape:** that of ``target``.
-    :returns: the solution, with gradients in the target and in what the function depends on.
+    :returns: the solution, with gradients in the target and in what the function depends on; where
+        there is none, the nearest end of the bracket.
     """
     with torch.no_grad():
         place = 0.5 * (low + high)
@@ -54,6 +55,8 @@ def solve_monotone(
             if holds_everywhere(is_found):
                 break
         rate = slope(place, function(place))
+        # Where there is no solution, the place is an end of the bracket and the slope has vanished.
+        rate = torch.where(rate == 0, torch.inf, rate)
     residual = function(place) - target
     return place - (residual - residual.detach()) / rate
 

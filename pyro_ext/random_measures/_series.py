@@ -148,8 +148,8 @@ def shortest(
     way = series_method(measure, method)
 
     def is_enough(count: int) -> bool:
-        point = torch.full(measure.batch_shape, float(count), dtype=torch.float64)
-        return bool((way.log_later(point.to(mean.device), 1.0).exp() <= share * mean).all())
+        point = measure._filled(float(count))
+        return bool((way.log_later(point, 1.0).exp() <= share * mean).all())
 
     high = 1
     while not is_enough(high):
@@ -167,10 +167,21 @@ def shortest(
 
 
 def draw_above(
-    measure: "CompletelyRandomMeasure", level: Tensor, seed: int | None, sample_shape: torch.Size
+    measure: "CompletelyRandomMeasure",
+    level: Tensor,
+    seed: int | None,
+    method: str,
+    sample_shape: torch.Size,
 ) -> tuple[Tensor, Tensor]:
-    """Draw all weights above a level, by inversion of the tail at Poisson points."""
-    shape = sample_shape + level.shape
+    """Draw all weights above a level, by inversion of the tail at Poisson points or otherwise."""
+    shape, own = sample_shape + level.shape, measure._methods_above()
+    if method in own:
+        with seeded(seed):
+            weights = own[method](level.expand(shape)).sort(-1, descending=True).values
+        return weights.to(measure.dtype), weights > 0
+    if method != "inversion":
+        known = ", ".join(map(repr, ["inversion", *own]))
+        raise ValueError(f"method must be one of {known}, got {method!r}")
     log_count = measure._log_tail(level.log()).expand(shape)
     with seeded(seed):
         number = torch.poisson(log_count.detach().exp())
@@ -198,7 +209,7 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 def poisson_points(shape: torch.Size, number: int, measure: "CompletelyRandomMeasure") -> Tensor:
     """Points of Poisson processes of unit rate. **Shape:** ``(*shape, number)``."""
-    device = measure._log_corners()[0].device
+    device = measure._filled(0.0).device
     steps = torch.rand((*shape, number), dtype=torch.float64, device=device)
     return (-torch.log1p(-steps)).clamp(min=1e-300).cumsum(-1)
 

@@ -73,7 +73,7 @@ class InverseExponent:
 
     def __call__(self, log_targets: Tensor) -> Tensor:
         """Logarithms of the places, of those of the values. **Shape:** that of these."""
-        if self._measure._has_closed_inverse or log_targets.numel() < _FEW_POINTS:
+        if self._measure._is_closed or log_targets.numel() < _FEW_POINTS:
             return self._measure._inverse_exponent(log_targets)
         low, high = float(log_targets.min()), float(log_targets.max())
         if low < self._low or high > self._high:

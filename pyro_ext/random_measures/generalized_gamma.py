@@ -7,6 +7,8 @@ excursions.
 
 [3] J. Rosiński (2001), Series representations of Lévy processes from the perspective of point
 processes.
+
+[4] S. Favaro, Y. W. Teh (2013), MCMC for normalized random measure mixture models.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from pyro_ext.distributions import TiltedBFRY, TiltedStable
 from pyro_ext.distributions._bfry import rsample_log_gamma
-from pyro_ext.random_measures._gamma_series import RejectionSeries, RosinskiSeries
+from pyro_ext.random_measures._gamma_series import RejectionSeries, RosinskiSeries, thin_above
 from pyro_ext.random_measures._logarithms import log_upper_gamma_at_log
 from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 from pyro_ext.random_measures._roots import holds_everywhere, may_hold_everywhere
@@ -56,7 +58,8 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
 
     Series methods beside those of every measure: ``"rejection"`` takes the largest weights of the
     stable process and keeps each with probability :math:`e^{-\tau w}`, ``"rosinski"`` is that of
-    [3]; both need :math:`\sigma > 0`. ``"size_biased"`` is that of [2], in closed form.
+    [3]; both need :math:`\sigma > 0`. ``"size_biased"`` is that of [2], in closed form. Weights
+    above a level are also drawn by adaptive thinning, ``method="thinning"`` [4], with a tilt.
 
     :param mass: :math:`\eta > 0`.
     :param discount: :math:`\sigma < 1`.
@@ -73,7 +76,7 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
     mass: Tensor
     discount: Tensor
     tilt: Tensor
-    _has_closed_inverse = True
+    _is_closed = True
 
     def __init__(
         self, mass: Any, discount: Any, tilt: Any, *, validate_args: bool | None = None
@@ -229,6 +232,9 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
             "rejection": lambda: RejectionSeries(self),
             "rosinski": lambda: RosinskiSeries(self),
         }
+
+    def _methods_above(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
+        return {"thinning": lambda level: thin_above(self, level)}
 
     def _finite_law(self, num_atoms: int, rule: str) -> TorchDistribution | None:
         log_level = self._finite_log_level(num_atoms, rule)

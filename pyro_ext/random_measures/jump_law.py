@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyro_ext.distributions._base import clamp_positive
 from pyro_ext.random_measures._logarithms import as_double
+from pyro_ext.random_measures._measure_law import MeasureLaw
 
 if TYPE_CHECKING:
     from pyro_ext.random_measures._measure import CompletelyRandomMeasure
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["JumpLaw"]
 
 
-class JumpLaw(TorchDistribution):
+class JumpLaw(MeasureLaw):
     r"""Law of a weight of a measure given that it was met, a tilted moment for a constant.
 
     .. math:: f(w) = \frac{w^n e^{-uw} \rho(w)}{\kappa(n, u)} .
@@ -35,8 +35,8 @@ class JumpLaw(TorchDistribution):
         tensor(0.3000)
     """
 
-    arg_constraints: dict[str, Any] = {}
     has_rsample = True
+    _tensors = ("_order", "_log_tilt")
 
     def __init__(
         self,
@@ -48,30 +48,10 @@ class JumpLaw(TorchDistribution):
     ) -> None:
         order, tilt = torch.broadcast_tensors(as_double(order), as_double(tilt))
         shape = torch.broadcast_shapes(order.shape, measure.batch_shape)
-        self.measure = measure.expand(shape)
         self._order, self._log_tilt = order.expand(shape), tilt.expand(shape).log()
-        super().__init__(shape, validate_args=validate_args)
+        super().__init__(measure.expand(shape), validate_args)
         if self._validate_args and not bool(((order > 0) & (tilt >= 0)).all()):
             raise ValueError("order must be > 0 and tilt >= 0")
-
-    @property
-    def support(self) -> Any:
-        """Sizes that weights of the measure can have."""
-        return self.measure.support
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """Repeat the distribution over a larger batch shape.
-
-        :param torch.Size batch_shape: the new shape.
-        :returns: the distribution of that shape.
-        """
-        new = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
-        shape = torch.Size(batch_shape)
-        new.measure = self.measure.expand(shape)
-        new._order, new._log_tilt = self._order.expand(shape), self._log_tilt.expand(shape)
-        super(JumpLaw, new).__init__(shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density.

@@ -9,6 +9,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_ext.random_measures._levy_integrals import Factor
 from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 from pyro_ext.random_measures.total_mass import ApproximateTotalMass
 from pyro_ext.special.log_integral import LogIntegrand
@@ -137,7 +138,7 @@ class LevyDensityProcess(CompletelyRandomMeasure):
         return ApproximateTotalMass(self, validate_args=self._validate)
 
     def _log_corners(self) -> list[Tensor]:
-        zero = torch.zeros(self.batch_shape, dtype=torch.float64)
+        zero = self._anchor().new_zeros(self.batch_shape)
         corners = [zero + math.log(corner) for corner in self._corners]
         if self._high < torch.inf:
             corners = [corner.clamp(max=math.log(self._high)) for corner in corners]
@@ -148,6 +149,11 @@ class LevyDensityProcess(CompletelyRandomMeasure):
             elif name.startswith("scale_"):
                 corners = [corner + value.log() for corner in corners]
         return corners
+
+    def _anchor(self) -> Tensor:
+        """A tensor of the type and the device in which this measure computes."""
+        values = list(vars(self._double).values())
+        return values[0] if values else torch.zeros((), dtype=torch.float64)
 
     def _inner(self, place: Tensor) -> Tensor:
         return self._function(place.exp(), **vars(self._double)) + place
@@ -160,24 +166,18 @@ class LevyDensityProcess(CompletelyRandomMeasure):
         value = self._inner(inside) + at_zero * below - finite * beyond
         return torch.where(place.exp() <= self._high, value, -torch.inf)
 
-    def _panels(
-        self,
-        log_factor: LogIntegrand,
-        corners: Sequence[Tensor],
-        order_at_infinity: Tensor,
-        low: Tensor | None = None,
-        high: Tensor | None = None,
-    ) -> tuple[LogIntegrand, Tensor]:
+    def _panels(self, factor: Factor) -> tuple[LogIntegrand, Tensor]:
         if self._high < torch.inf:
             # A little less, so that no rounding leads out of the support.
-            end = torch.full(self.batch_shape, math.log(self._high) - 1e-15, dtype=torch.float64)
-            high = end if high is None else high.clamp(max=math.log(self._high) - 1e-15)
-        return super()._panels(log_factor, corners, order_at_infinity, low, high)
+            end = self._anchor().new_full(self.batch_shape, math.log(self._high) - 1e-15)
+            high = end if factor.high is None else torch.minimum(factor.high, end)
+            factor = factor._replace(high=high)
+        return super()._panels(factor)
 
     def _slopes(self) -> tuple[Tensor, Tensor]:
         """Indices at both ends, from the density at sizes that differ by a factor of e."""
-        places = torch.tensor(
-            [_LEAST_LOG, _LEAST_LOG + 1.0, _LARGEST_LOG - 1.0, _LARGEST_LOG], dtype=torch.float64
+        places = self._anchor().new_tensor(
+            [_LEAST_LOG, _LEAST_LOG + 1.0, _LARGEST_LOG - 1.0, _LARGEST_LOG]
         )
         first, second, third, fourth = (
             self._inner(place.expand(self.batch_shape)) for place in places

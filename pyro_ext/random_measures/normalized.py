@@ -7,14 +7,14 @@ with independent increments.
 statistical models with double power-law behavior.
 """
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer
 from pyro_ext.random_measures._counts import ClusterSizes, check_counts, cluster_sizes
-from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 from pyro_ext.random_measures._partition_sums import (
     log_sums_by_blocks,
     log_sums_over_partitions,
@@ -29,6 +29,9 @@ from pyro_ext.special.log_integral import (
     panel_nodes,
     sample_from_panels,
 )
+
+if TYPE_CHECKING:
+    from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 
 __all__ = ["NormalizedRandomMeasure"]
 
@@ -57,9 +60,9 @@ class NormalizedRandomMeasure:
         tensor(0.1108)
     """
 
-    measure: CompletelyRandomMeasure
+    measure: "CompletelyRandomMeasure"
 
-    def __init__(self, measure: CompletelyRandomMeasure) -> None:
+    def __init__(self, measure: "CompletelyRandomMeasure") -> None:
         if not measure._has_infinitely_many():
             raise ValueError(
                 f"only a measure with infinitely many weights can be normalized, got {measure!r}"
@@ -73,6 +76,11 @@ class NormalizedRandomMeasure:
     def batch_shape(self) -> torch.Size:
         """Shape of the parameters."""
         return self.measure.batch_shape
+
+    @property
+    def index_at_zero(self) -> Tensor:
+        """Index of the power law of small weights."""
+        return self.measure.index_at_zero
 
     def log_joint(self, counts: Any, tilt: Any, multiplicity: Any = None) -> Tensor:
         r"""Logarithm of :math:`p(n_1, \dots, n_K, u)`.
@@ -153,7 +161,7 @@ class NormalizedRandomMeasure:
         log_weights = wide._sample_jump(*torch.broadcast_tensors(sizes.clamp(min=1.0), log_tilt))
         return self.measure._result(torch.where(sizes > 0, log_weights.exp(), 0.0), tilt)
 
-    def posterior_measure(self, tilt: Any) -> CompletelyRandomMeasure:
+    def posterior_measure(self, tilt: Any) -> "CompletelyRandomMeasure":
         r"""Law of the measure without the clusters that were seen, given :math:`u`.
 
         :param tilt: :math:`u > 0`.
@@ -179,7 +187,7 @@ class NormalizedRandomMeasure:
         number = check_integer("num_samples", num_samples, 1)
         integrand, edges = self._total_panels(number)
         places, log_weights = panel_nodes(edges)
-        constant = torch.tensor(float(number), dtype=torch.float64).lgamma()
+        constant = math.lgamma(number)
         wide = NormalizedRandomMeasure(self.measure._unsqueezed())
         inner = number * places - wide.measure._log_exponent(places).exp() + log_weights - constant
         sums = log_sums_by_blocks(wide._log_kappas(number, places))
@@ -245,7 +253,8 @@ class NormalizedRandomMeasure:
             return wide._log_joint(inner, place) + place
 
         shape = torch.broadcast_shapes(sizes.number.shape, self.batch_shape)
-        return log_integrand, self._edges(log_integrand, sizes.number.expand(shape))
+        number, total = sizes.number.expand(shape), sizes.total.expand(shape)
+        return log_integrand, self._edges(log_integrand, number, total)
 
     def _total_panels(self, number: int) -> tuple[LogIntegrand, Tensor]:
         """Law of the logarithm of the auxiliary variable of n samples, whatever their partition."""
@@ -256,16 +265,16 @@ class NormalizedRandomMeasure:
             return number * place - wide.measure._log_exponent(place).exp() + sums
 
         # The number of clusters is bounded by the number of samples.
-        return log_integrand, self._edges(
-            log_integrand, torch.full(self.batch_shape, float(number), dtype=torch.float64)
-        )
+        total = self.measure._filled(float(number))
+        return log_integrand, self._edges(log_integrand, total, total)
 
-    def _edges(self, log_integrand: LogIntegrand, num_clusters: Tensor) -> Tensor:
+    def _edges(self, log_integrand: LogIntegrand, num_clusters: Tensor, total: Tensor) -> Tensor:
         """Panels over the logarithm of the auxiliary variable, for a number of clusters."""
         measure = self.measure
         with torch.no_grad():
             # Little depends on u below the place where psi is one, and nothing is left where it
-            # has far exceeded the number of clusters.
+            # has far exceeded the number of clusters, once u is so large that even the largest
+            # cluster depends on small weights only.
             most = num_clusters + 100.0 + 15.0 * num_clusters.sqrt()
             start = measure._inverse_exponent(torch.zeros_like(num_clusters))
             corners = [start, *(-corner for corner in measure._log_corners())]
@@ -273,6 +282,7 @@ class NormalizedRandomMeasure:
                 *corners, measure._inverse_exponent(most.log())
             )
             every = torch.stack(corners, -1)
+            high = high.maximum(every.max(-1).values) + total.log() + 5.0
             slope = measure.index_at_infinity.double().clamp(max=1.0)
             low = every.min(-1).values - _FALL / slope - 10.0
             edges: Tensor = panel_edges(log_integrand, low, high.maximum(low + 1.0), every)

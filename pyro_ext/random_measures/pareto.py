@@ -4,7 +4,6 @@ r"""Finitely many Pareto weights, and a generalized gamma process with such weig
 statistical models with double power-law behavior.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_ext.random_measures._levy_integrals import Factor
 from pyro_ext.random_measures._log_concave import sample_log_concave
 from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 from pyro_ext.random_measures.generalized_gamma import GeneralizedGammaProcess
@@ -122,17 +122,12 @@ class ParetoProcess(CompletelyRandomMeasure):
         # A place of quadrature at the very end belongs to the inside, whatever its rounding.
         return torch.where(place < own.scale.log() - 1e-9, -torch.inf, value)
 
-    def _panels(
-        self,
-        log_factor: LogIntegrand,
-        corners: Sequence[Tensor],
-        order_at_infinity: Tensor,
-        low: Tensor | None = None,
-        high: Tensor | None = None,
-    ) -> tuple[LogIntegrand, Tensor]:
+    def _panels(self, factor: Factor) -> tuple[LogIntegrand, Tensor]:
         start = self._double.scale.log()
-        low = start if low is None else torch.maximum(*torch.broadcast_tensors(low, start))
-        return super()._panels(log_factor, corners, order_at_infinity, low, high)
+        low = start
+        if factor.low is not None:
+            low = torch.maximum(*torch.broadcast_tensors(factor.low, start))
+        return super()._panels(factor._replace(low=low))
 
     def _log_upper(self, power: Tensor, log_rate: Tensor, log_size: Tensor) -> Tensor:
         r""":math:`\log \int_x^\infty w^{p-1} e^{-zw} dw`, with :math:`p < 0` where z is zero."""

@@ -4,6 +4,7 @@ r"""The Pitman-Yor and the Dirichlet process.
 subordinator.
 """
 
+import math
 from typing import Any
 
 import pyro.distributions as dist
@@ -202,11 +203,11 @@ class PitmanYor:
         number = check_integer("num_samples", num_samples, 1)
         order = torch.arange(1, number + 1, dtype=torch.float64, device=self.discount.device)
         sigma, theta = self.discount.double()[..., None], self.concentration.double()[..., None]
-        total = torch.tensor(float(number), dtype=torch.float64, device=order.device)
-        log_choices = (total + 1.0).lgamma() - (order + 1.0).lgamma() - (total - order + 1).lgamma()
+        rest = number - order
+        log_choices = math.lgamma(number + 1.0) - (order + 1.0).lgamma() - (rest + 1.0).lgamma()
         value = log_choices + _log_rising(1.0 - sigma, order - 1.0)
-        value = value + _log_rising(theta + sigma, total - order)
-        value = value - _log_rising(theta + 1.0, total - 1.0)
+        value = value + _log_rising(theta + sigma, rest)
+        value = value - _log_rising(theta + 1.0, torch.full_like(theta, number - 1.0))
         return value.exp().to(self.discount.dtype)
 
     @staticmethod

@@ -162,7 +162,7 @@ def _jumps(
             f"times, got {truncation.method!r}"
         )
     process = measure._arrivals(family)
-    rate = torch.ones((), dtype=measure.dtype, device=measure._log_corners()[0].device)
+    rate = measure._filled(1.0).to(measure.dtype)
     with plate:
         gaps = pyro.sample(f"{name}_gaps", dist.Exponential(rate))
         log_times = process.log_time(gaps.double().cumsum(-1).log())

@@ -19,6 +19,7 @@ from torch.distributions import constraints
 from pyro_ext.distributions import StableBetaBFRY
 from pyro_ext.distributions._bfry import rsample_log_gamma
 from pyro_ext.distributions._inversion import solve_increasing
+from pyro_ext.random_measures._levy_integrals import Factor
 from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 from pyro_ext.random_measures._roots import holds_everywhere
 from pyro_ext.random_measures._series import ArrivalSeries, SeriesMethod
@@ -255,7 +256,9 @@ class _LomaxTimes:
             growth = torch.logaddexp(relative, torch.zeros_like(relative))
             return order * size - power * growth
 
-        return self._measure._integrate(log_factor, [-log_time], torch.full_like(log_time, order))
+        return self._measure._integrate(
+            Factor(log_factor, [-log_time], torch.full_like(log_time, order))
+        )
 
 
 class _Rounds:

@@ -8,9 +8,9 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from pyro_ext.random_measures._levy_integrals import Factor
 from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 from pyro_ext.random_measures.total_mass import ApproximateTotalMass, TotalMass
-from pyro_ext.special.log_integral import LogIntegrand
 
 __all__ = ["Superposition"]
 
@@ -130,18 +130,8 @@ class Superposition(CompletelyRandomMeasure):
     def _log_partial_moment(self, log_size: Tensor, order: float) -> Tensor:
         return self._sum(part._log_partial_moment(log_size, order) for part in self.parts)
 
-    def _integrate(
-        self,
-        log_factor: LogIntegrand,
-        corners: Sequence[Tensor],
-        order_at_infinity: Tensor,
-        low: Tensor | None = None,
-        high: Tensor | None = None,
-    ) -> Tensor:
-        return self._sum(
-            part._integrate(log_factor, corners, order_at_infinity, low, high)
-            for part in self.parts
-        )
+    def _integrate(self, factor: Factor) -> Tensor:
+        return self._sum(part._integrate(factor) for part in self.parts)
 
     def _sample_jump(self, order: Tensor, log_tilt: Tensor) -> Tensor:
         order, log_tilt = torch.broadcast_tensors(order, log_tilt)
@@ -149,19 +139,12 @@ class Superposition(CompletelyRandomMeasure):
         draws = [part._sample_jump(order, log_tilt) for part in self.parts]
         return _choose(shares, draws)
 
-    def _sample_size(
-        self,
-        log_factor: LogIntegrand,
-        corners: Sequence[Tensor],
-        order_at_infinity: Tensor,
-        low: Tensor | None = None,
-    ) -> Tensor:
-        arguments = (log_factor, corners, order_at_infinity, low)
-        shares = torch.stack([part._integrate(*arguments) for part in self.parts], -1)
-        return _choose(shares, [part._sample_size(*arguments) for part in self.parts])
+    def _sample_size(self, factor: Factor) -> Tensor:
+        shares = torch.stack([part._integrate(factor) for part in self.parts], -1)
+        return _choose(shares, [part._sample_size(factor) for part in self.parts])
 
     def _sample_total_mass(self) -> Tensor:
-        total = torch.zeros(self.batch_shape, dtype=torch.float64)
+        total = self._filled(0.0)
         for part in self.parts:
             total = total + part.total_mass().sample().double()
         return total

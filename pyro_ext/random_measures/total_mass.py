@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._checks import check_integer
+from pyro_ext.random_measures._measure_law import MeasureLaw
 from pyro_ext.random_measures._series import poisson_points, series_method
 from pyro_ext.random_measures.arrivals import ArrivalFamily
 
@@ -21,7 +21,7 @@ __all__ = ["ApproximateTotalMass", "TotalMass", "compound_poisson"]
 _MOST_WEIGHTS = 10**8
 
 
-class TotalMass(TorchDistribution):
+class TotalMass(MeasureLaw):
     r"""Law of the total mass of a completely random measure, with exact draws.
 
     .. math:: E\, e^{-tS} = e^{-\psi(t)} , \quad E S = \kappa(1, 0) , \quad
@@ -32,27 +32,7 @@ class TotalMass(TorchDistribution):
     :param measure: one that ``total_mass()`` returns this law for.
     """
 
-    arg_constraints: dict[str, Any] = {}
     support = constraints.nonnegative
-
-    def __init__(
-        self, measure: "CompletelyRandomMeasure", *, validate_args: bool | None = None
-    ) -> None:
-        self.measure = measure
-        super().__init__(measure.batch_shape, validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """Repeat the distribution over a larger batch shape.
-
-        :param torch.Size batch_shape: the new shape.
-        :returns: the distribution of that shape.
-        """
-        new = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
-        shape = torch.Size(batch_shape)
-        vars(new).update(vars(self), measure=self.measure.expand(shape))
-        super(TotalMass, new).__init__(shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws, without gradients.
@@ -106,7 +86,7 @@ class ApproximateTotalMass(TotalMass):
     ) -> None:
         self.num_jumps = check_integer("num_jumps", num_jumps, 1)
         self.method = method
-        super().__init__(measure, validate_args=validate_args)
+        super().__init__(measure, validate_args)
 
     def _draw(self, measure: "CompletelyRandomMeasure") -> Tensor:
         points = poisson_points(measure.batch_shape, self.num_jumps, measure)

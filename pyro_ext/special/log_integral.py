@@ -157,7 +157,7 @@ def sample_from_panels(log_integrand: LogIntegrand, edges: Tensor) -> Tensor:
             high = torch.where(residual < 0, high, place)
             density = (log_integrand(place) - log_whole[..., None]).exp()
             newton = place - residual / density
-            is_inside = (newton > low) & (newton < high)
+            is_inside = (newton >= low) & (newton <= high)
             place = torch.where(is_inside, newton, 0.5 * (low + high))
         place = place.squeeze(-1)
     return place_with_gradient(log_integrand, edges, place)

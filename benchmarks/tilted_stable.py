@@ -1,0 +1,92 @@
+"""Time of a draw of a tilted stable law, the total mass of a generalized gamma process.
+
+Beside it are a NumPy sampler by fast rejection, whose cost grows with the tilt, and a Numba one by
+double rejection, draw by draw. The law is E exp(-tX) = exp(-[(t + tilt)^s - tilt^s]). Quality is
+the error of mean and Laplace transform of a million draws of each side, in standard errors. One
+thread. Prints one line of JSON.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from _common import OURS, Array, Case, arguments, cpu_seconds, in_turn, report, single_thread
+from _stable_baselines import double_rejection, fast_rejection
+
+from pyro_ext.random_measures import GeneralizedGammaProcess
+
+PAIRS = (
+    (0.2, 0.1),
+    (0.2, 10.0),
+    (0.5, 0.1),
+    (0.5, 1.0),
+    (0.5, 10.0),
+    (0.5, 100.0),
+    (0.8, 1.0),
+    (0.8, 10.0),
+    (0.8, 100.0),
+    (0.5, 1e-3),
+    (0.5, 1e4),
+    (0.5, 1e6),
+    (0.8, 1e6),
+)
+NUM_DRAWS = 100_000
+MOST_PIECES = 200
+
+
+def errors(draws: Array, stability: float, tilt: float) -> dict[str, float]:
+    """Mean and Laplace transform at one over the mean, in standard errors."""
+    mean = stability * tilt ** (stability - 1.0)
+    place = 1.0 / mean
+    exponent = (place + tilt) ** stability - tilt**stability
+    transform = np.exp(-place * draws)
+    root = math.sqrt(draws.size)
+    return {
+        "mean z": float((draws.mean() - mean) / draws.std() * root),
+        "transform z": float((transform.mean() - math.exp(-exponent)) / transform.std() * root),
+    }
+
+
+def samplers(stability: float, tilt: float) -> dict[str, Callable[[int], Array]]:
+    """Each side as a function of the number of draws."""
+    torch.manual_seed(0)
+    mass = torch.tensor(stability, dtype=torch.float64)
+    law = GeneralizedGammaProcess(mass, stability, tilt).total_mass()
+    random = np.random.default_rng(0)
+    sides: dict[str, Callable[[int], Array]] = {
+        OURS: lambda number: law.sample((number,)).numpy(),
+        "numba double rejection": lambda number: double_rejection(stability, tilt, number, random),
+    }
+    if tilt**stability <= MOST_PIECES:
+        sides["numpy fast rejection"] = lambda number: fast_rejection(
+            stability, tilt, number, random
+        )
+    return sides
+
+
+def main() -> None:
+    """Measure in turn and print."""
+    options = arguments(__doc__, rounds=7)
+    single_thread()
+    number = 1_000 if options.smoke else NUM_DRAWS
+    cases = []
+    for stability, tilt in PAIRS[:2] if options.smoke else PAIRS:
+        sides = samplers(stability, tilt)
+        quality = {
+            side: errors(np.concatenate([draw(number) for _ in range(10)]), stability, tilt)
+            for side, draw in sides.items()
+        }
+        timings = in_turn(
+            {
+                side: lambda draw=draw: cpu_seconds(lambda: draw(number)) / number * 1e6
+                for side, draw in sides.items()
+            },
+            options.rounds,
+        )
+        cases.append(Case(f"stability {stability:g}, tilt {tilt:g}", timings, quality=quality))
+    report("tilted_stable", "CPU us per draw", cases, ("numpy", "numba"))
+
+
+if __name__ == "__main__":
+    main()

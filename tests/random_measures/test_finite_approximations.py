@@ -1,0 +1,285 @@
+"""Finite approximations against quadrature of the densities that define them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import special, stats
+
+from pyro_ext.distributions import BetaPrimeBFRY, GeneralizedBFRY, StableBetaBFRY, TiltedBFRY
+from pyro_ext.random_measures import (
+    DeterministicArrivals,
+    GammaArrivals,
+    InverseGammaArrivals,
+    LomaxArrivals,
+)
+from tests.random_measures.references import (
+    BETA_PRIME,
+    GAMMA,
+    GENERALIZED_BFRY,
+    PARETO_MIXTURE,
+    STABLE_BETA,
+    Mixture,
+    exp,
+    gamma,
+    generalized_bfry,
+    levy_density,
+    log_1m_exp,
+    stable_beta,
+)
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def exponential(log_value):
+    return log_1m_exp(log_value)
+
+
+def lomax(concentration):
+    return lambda v: log_1m_exp(np.log(concentration) + np.log(np.logaddexp(v, 0.0) + 1e-300))
+
+
+def gamma_family(concentration):
+    def log_cdf(v):
+        first = concentration * v - special.gammaln(concentration + 1)
+        inside = np.log(np.maximum(special.gammainc(concentration, exp(v)), 1e-300))
+        return np.where(v < -30, first, inside)
+
+    return log_cdf
+
+
+def inverse_gamma(concentration):
+    def log_cdf(v):
+        far = -exp(-v) - (concentration - 1) * v - special.gammaln(concentration)
+        inside = np.log(np.maximum(special.gammaincc(concentration, exp(-v)), 1e-300))
+        return np.where(v < -6.4, far, inside)
+
+    return log_cdf
+
+
+class Expected:
+    """The law with density of the arrival probability times the Lévy density over the number."""
+
+    def __init__(self, reference, log_cdf, num_atoms):
+        self.reference, self.log_cdf, self.num_atoms = reference, log_cdf, num_atoms
+        low, high = -50.0, 400.0
+        for _ in range(60):
+            middle = 0.5 * (low + high)
+            is_less = self.integral(middle) < math.log(num_atoms)
+            low, high = (middle, high) if is_less else (low, middle)
+        self.log_level = low
+
+    def integral(self, log_level, log_factor=np.zeros_like, order=0.0, corners=(), **limits):
+        parts = getattr(self.reference, "parts", (self.reference,))
+        values = [
+            part.log_integral(
+                lambda v: self.log_cdf(v + log_level) + log_factor(v),
+                (-log_level, *corners),
+                order=order,
+                **limits,
+            )
+            for part in parts
+        ]
+        return float(np.logaddexp.reduce(values))
+
+    def log_density(self, size):
+        inner = self.log_cdf(np.log(size) + self.log_level)
+        return self.reference.log_density(size) + inner - math.log(self.num_atoms)
+
+    def mean(self):
+        return math.exp(self.integral(self.log_level, lambda v: v, 1.0)) / self.num_atoms
+
+    def cdf(self, size):
+        rest = self.integral(self.log_level, corners=(math.log(size),), low=math.log(size))
+        return 1.0 - math.exp(rest) / self.num_atoms
+
+    def error(self, t):
+        shift = math.log(t)
+        inner = self.integral(self.log_level, lambda v: log_1m_exp(v + shift), corners=(-shift,))
+        distance = math.exp(inner) / self.num_atoms
+        return -self.num_atoms * math.log1p(-distance) - self.reference.exponent(t)
+
+
+CASES = [
+    (GAMMA, None, exponential, TiltedBFRY),
+    (gamma(2.0, 0.0, 1.5), None, exponential, TiltedBFRY),
+    (gamma(2.0, 0.4, 0.0), None, exponential, TiltedBFRY),
+    (STABLE_BETA, None, lomax(1.5), StableBetaBFRY),
+    (stable_beta(3.0, 0.0, 2.0), None, lomax(2.0), StableBetaBFRY),
+    (stable_beta(2.0, 0.6, -0.3), None, exponential, None),
+    (stable_beta(2.0, 0.4, 1.5, 3.0, 2.5), None, exponential, None),
+    (generalized_bfry(1.5, 0.4, 2.3, 1.2, 0.8), None, exponential, None),
+    (PARETO_MIXTURE, None, exponential, None),
+    (levy_density(2.0, 0.4, 1.5), None, exponential, None),
+    (GAMMA, GammaArrivals(3.0), gamma_family(3.0), None),
+    (GAMMA, LomaxArrivals(1.3), lomax(1.3), None),
+    (GENERALIZED_BFRY, LomaxArrivals(0.6), lomax(0.6), None),
+    (BETA_PRIME, InverseGammaArrivals(2.0), inverse_gamma(2.0), None),
+    (STABLE_BETA, GammaArrivals(1.7), gamma_family(1.7), None),
+]
+
+
+def name(value):
+    return str(value) if hasattr(value, "measure") else None
+
+
+@pytest.mark.parametrize("reference, family, log_cdf, kind", CASES, ids=name)
+def test_law(reference, family, log_cdf, kind):
+    measure, expected = reference.measure(), Expected(reference, log_cdf, 12)
+    law = measure.finite(12, family=family)
+    if kind is not None:
+        assert isinstance(law, kind)
+    end = 0.98 * float(getattr(measure.support, "upper_bound", 40.0))
+    sizes = np.array([1e-9, 1e-3, 0.05, 0.4, 0.7]) * end
+    value = law.log_prob(torch.from_numpy(sizes))
+    np.testing.assert_allclose(value, expected.log_density(sizes), rtol=1e-8, atol=1e-8)
+    cdf = law.cdf(torch.from_numpy(sizes))
+    np.testing.assert_allclose(cdf, [expected.cdf(x) for x in sizes], rtol=1e-9, atol=1e-11)
+    if measure.mean.isfinite():
+        assert law.mean.item() == pytest.approx(expected.mean(), rel=1e-10)
+    for t in (0.01, 1.0, 300.0):
+        error = measure.finite_error(12, t, family=family).item()
+        exponent = reference.exponent(t)
+        assert error == pytest.approx(expected.error(t), abs=1e-9 * max(1.0, exponent))
+
+
+@pytest.mark.parametrize("reference", [GENERALIZED_BFRY, BETA_PRIME], ids=str)
+def test_laws_of_scaled_weights(reference):
+    r"""The base weight arrives exponentially, then is divided: an integral over the divisor."""
+    measure, num_atoms, t = reference.measure(), 12, 0.7
+    parameters = reference.parameters
+    mass, sigma, tau = (parameters[n] for n in ("mass", "discount", "tail_index"))
+    if reference is BETA_PRIME:
+        base_mass, base_tilt, law = mass * special.gamma(tau), 1.0, stats.gamma(tau)
+    else:
+        cutoff = parameters["cutoff"]
+        base_mass, base_tilt = mass * cutoff ** (tau - sigma) / tau, cutoff
+        law = stats.beta(tau, 1.0)
+    level = (sigma * num_atoms / base_mass + base_tilt**sigma) ** (1 / sigma)
+
+    def inner(s):
+        powers = (s + level) ** sigma - (s + base_tilt) ** sigma
+        return powers / (level**sigma - base_tilt**sigma)
+
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    share = 0.5 * (nodes + 1)
+    divisor = law.ppf(share)
+    transform = float((0.5 * weights * inner(t / divisor)).sum())
+    expected = -num_atoms * math.log(transform) - reference.exponent(t)
+    assert measure.finite_error(num_atoms, t).item() == pytest.approx(expected, abs=2e-5)
+    finite = measure.finite(num_atoms)
+    assert isinstance(finite, BetaPrimeBFRY if reference is BETA_PRIME else GeneralizedBFRY)
+    mean_divided = float((0.5 * weights / divisor).sum())
+    mean = sigma * (base_tilt ** (sigma - 1) - level ** (sigma - 1))
+    mean = mean / (level**sigma - base_tilt**sigma) * mean_divided
+    assert finite.mean.item() == pytest.approx(mean, rel=5e-3)
+
+
+@pytest.mark.parametrize("discount", [0.3, 0.5, 0.7])
+def test_order_of_convergence(discount):
+    r"""The error falls as :math:`L^{-\min(1, (1 - \sigma) / \sigma)}` for fixed arguments.
+
+    That of the truncation is :math:`L^{1 - 1 / \sigma}`; that of independent weights, of which the
+    number is not Poisson, is :math:`\psi(t)^2 / 2 L`.
+    """
+    measure = gamma(2.0, discount, 1.5).measure()
+    numbers = (10**4, 10**5)
+    errors = [measure.finite_error(number, 1.0).item() for number in numbers]
+    order = math.log10(errors[0] / errors[1])
+    assert order == pytest.approx(min(1.0, (1 - discount) / discount), abs=0.12)
+    exponent, level = measure.laplace_exponent(1.0), measure.inverse_laplace_exponent(1e4)
+    truncated = measure.laplace_exponent(level + 1.0) - 1e4
+    expected = -truncated + exponent.square() / 2e4
+    assert errors[0] == pytest.approx(expected.item(), rel=2e-3)
+
+
+def test_group_rule():
+    measure = GAMMA.measure()
+    for number in (10, 1000):
+        law = measure.finite(number, "group")
+        level = (0.4 * number / 2.0) ** 2.5
+        other = TiltedBFRY(0.4, level, 1.5)
+        size = torch.logspace(-6, 1, 8)
+        torch.testing.assert_close(law.log_prob(size), other.log_prob(size))
+    for reference in (gamma(2.0, 0.0, 1.5), gamma(2.0, -0.5, 1.5)):
+        with pytest.raises(ValueError, match="discount of .* must be > 0 for the rule 'group'"):
+            reference.measure().finite(10, "group")
+    with pytest.raises(ValueError, match="rule must be 'exact' but for"):
+        STABLE_BETA.measure().finite(10, "group")
+
+
+@pytest.mark.parametrize("reference", [GAMMA, STABLE_BETA, PARETO_MIXTURE], ids=str)
+def test_deterministic_arrivals(reference):
+    """The law of weights above the level that is exceeded that often."""
+    measure, num_atoms = reference.measure(), 12
+    law = measure.finite(num_atoms, family=DeterministicArrivals())
+    level = measure.inverse_tail(num_atoms)
+    torch.manual_seed(0)
+    draws = law.sample((200,))
+    assert (draws >= level * (1 - 1e-9)).all()
+    assert law.log_prob(0.9 * level) == -torch.inf
+    size = 1.5 * level.item()
+    expected = float(reference.log_density(np.array(size))) - math.log(num_atoms)
+    assert law.log_prob(torch.tensor(size)).item() == pytest.approx(expected, abs=1e-8)
+    cdf = 1.0 - math.exp(reference.log_tail(size)) / num_atoms
+    assert law.cdf(torch.tensor(size)).item() == pytest.approx(cdf, abs=1e-10)
+    if not isinstance(reference, Mixture):
+        above = reference.log_integral(lambda v: v, (), 1.0, 1.0, low=math.log(level.item()))
+        assert law.mean.item() == pytest.approx(math.exp(above) / num_atoms, rel=1e-9)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("reference, family, log_cdf, kind", CASES, ids=name)
+def test_draws(reference, family, log_cdf, kind):
+    """Kolmogorov-Smirnov tests of 100 draws; any of 15 fails for one seed in 70,000."""
+    torch.manual_seed(0)
+    law = reference.measure().finite(12, family=family)
+    draws = law.sample((100,))
+    assert law.support.check(draws).all() and (draws > 0).all()
+    level = law.cdf(draws).numpy()
+    assert stats.kstest(level, "uniform").pvalue > 1e-6
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda s: stable_beta(2.0, s, -0.1),
+        lambda s: generalized_bfry(1.5, s, 2.3, 1.2, 0.8),
+        lambda s: levy_density(2.0, s, 1.5),
+    ],
+)
+def test_gradients_of_draws(make):
+    """Implicit gradients of inverted draws against differences with the same uniform numbers."""
+
+    def draw(measure):
+        torch.manual_seed(0)
+        return measure.finite(12).rsample((10,)).log()
+
+    discount, reference = torch.tensor(0.4, requires_grad=True), make(0.4)
+    parameters = dict(reference.parameters)
+    inner = parameters.get("parameters")
+    if inner is None:
+        parameters["discount"] = discount
+    else:
+        parameters["parameters"] = {**inner, "discount": discount}
+    draws = draw(reference.make(**parameters))
+    slopes = [torch.autograd.grad(d, discount, retain_graph=True)[0] for d in draws.unbind()]
+    step = 1e-5
+    high, low = draw(make(0.4 + step).measure()), draw(make(0.4 - step).measure())
+    expected = (high - low) / (2 * step)
+    torch.testing.assert_close(torch.stack(slopes), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_expand_and_types():
+    measure = stable_beta(2.0, 0.6, -0.3).measure()
+    law = measure.finite(5).expand((3, 2))
+    assert law.batch_shape == (3, 2) and law.rsample((4,)).shape == (4, 3, 2)
+    assert law.log_prob(torch.full((3, 2), 0.4)).shape == (3, 2)
+    assert law.mean.shape == law.variance.shape == (3, 2)
+    with pytest.raises(ValueError, match="within the support"):
+        law.log_prob(torch.tensor(1.5))
+    torch.set_default_dtype(torch.float32)
+    narrow = stable_beta(2.0, 0.6, -0.3).measure().finite(5)
+    assert narrow.sample((3,)).dtype == narrow.mean.dtype == torch.float32
+    assert narrow.log_prob(torch.tensor(0.4)).dtype == torch.float32

@@ -1,0 +1,344 @@
+"""Partition probabilities of normalized measures against closed forms and enumeration."""
+
+import math
+from collections import Counter
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+
+from pyro_ext.random_measures import DirichletProcess, GeneralizedGammaProcess, PitmanYor
+from tests.random_measures.references import (
+    BETA_PRIME,
+    GAMMA,
+    GENERALIZED_BFRY,
+    NOTED,
+    STABLE_BETA,
+    beta_prime,
+    gamma,
+    generalized_bfry,
+    levy_density,
+    log_quadrature,
+    stable_beta,
+)
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+LAWS = {
+    **{str(reference): lambda r=reference: r.measure().normalize() for reference in NOTED},
+    "Dirichlet": lambda: DirichletProcess(1.7),
+    "Pitman-Yor": lambda: PitmanYor(0.4, 1.3),
+    "Pitman-Yor, negative": lambda: PitmanYor(0.6, -0.4),
+    "no tail": lambda: beta_prime(1.5, 0.0, 0.7, 2.0).measure().normalize(),
+    "tilted": lambda: generalized_bfry(1.5, 0.4, 2.3, 1.2, 0.8).measure().normalize(),
+    "steep": lambda: stable_beta(2.0, 0.6, -0.3).measure().normalize(),
+    "stable": lambda: gamma(2.0, 0.5, 0.0).measure().normalize(),
+    "of a user": lambda: levy_density(2.0, 0.4, 1.5).measure().normalize(),
+}
+EVERY_LAW = pytest.mark.parametrize("law", [pytest.param(m, id=n) for n, m in LAWS.items()])
+
+
+def partitions(total, largest=None):
+    """Block sizes of the partitions of a number, in falling order."""
+    largest = total if largest is None else largest
+    if total == 0:
+        yield ()
+    for first in range(min(total, largest), 0, -1):
+        for rest in partitions(total - first, first):
+            yield (first, *rest)
+
+
+def number_of_set_partitions(counts):
+    value = math.factorial(sum(counts))
+    for size, repeats in Counter(counts).items():
+        value //= math.factorial(size) ** repeats * math.factorial(repeats)
+    return value
+
+
+def nggp_eppf(counts, mass, discount, tilt):
+    """The closed form, an alternating sum, in many digits."""
+    with mpmath.workdps(60):
+        eta, sigma, tau = map(mpmath.mpf, (mass, discount, tilt))
+        total, number = sum(counts), len(counts)
+        level = eta / sigma * tau**sigma
+        terms = (
+            mpmath.binomial(total - 1, i)
+            * (-1) ** i
+            * level ** (i / sigma)
+            * mpmath.gammainc(number - i / sigma, level)
+            for i in range(total)
+        )
+        value = sigma ** (number - 1) * mpmath.exp(level) / mpmath.gamma(total) * sum(terms)
+        for size in counts:
+            value *= mpmath.rf(1 - sigma, size - 1)
+        return float(mpmath.log(value))
+
+
+def pitman_yor_eppf(counts, discount, concentration):
+    value = sum(math.log(concentration + i * discount) for i in range(1, len(counts)))
+    value -= sum(math.log(concentration + i) for i in range(1, sum(counts)))
+    for size in counts:
+        value += sum(math.log(i - discount) for i in range(1, size))
+    return value
+
+
+@pytest.mark.parametrize("counts", [(1,), (2,), (3, 1), (5, 2, 1), (1, 1, 1, 1), (30, 7, 1)])
+@pytest.mark.parametrize(
+    "parameters", [(2.0, 0.4, 1.5), (0.1, 0.7, 1.0), (20.0, 0.25, 0.3), (3.0, 0.9, 1e-3)]
+)
+def test_generalized_gamma_process_in_closed_form(counts, parameters):
+    value = GeneralizedGammaProcess(*parameters).normalize().log_eppf(counts)
+    assert value.item() == pytest.approx(nggp_eppf(counts, *parameters), rel=1e-10, abs=1e-11)
+
+
+@pytest.mark.parametrize("counts", [(1,), (4,), (3, 1), (5, 2, 2, 1), (300, 20, 1)])
+def test_pitman_yor_in_closed_form(counts):
+    for discount, concentration in ((0.4, 1.3), (0.0, 2.0), (0.9, -0.8), (0.3, 0.0)):
+        law = PitmanYor(discount, concentration)
+        expected = pitman_yor_eppf(counts, discount, concentration)
+        assert law.log_eppf(counts).item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    stable = gamma(2.0, 0.3, 0.0).measure().normalize()
+    assert stable.log_eppf(counts).item() == pytest.approx(
+        pitman_yor_eppf(counts, 0.3, 0.0), rel=1e-10, abs=1e-11
+    )
+    dirichlet = gamma(2.0, 0.0, 5.0).measure().normalize()
+    assert dirichlet.log_eppf(counts).item() == pytest.approx(
+        pitman_yor_eppf(counts, 0.0, 2.0), rel=1e-10, abs=1e-11
+    )
+
+
+def test_pitman_yor_is_a_mixture():
+    r"""Over :math:`V \sim \text{Gamma}(\theta / \sigma)`, the mass :math:`\sigma V`."""
+    sigma, theta = 0.4, 1.3
+    place = torch.linspace(-25.0, 6.0, 1500)
+    law = GeneralizedGammaProcess(sigma * place.exp(), sigma, 1.0).normalize()
+    weight = theta / sigma * place - place.exp() - math.lgamma(theta / sigma)
+    for counts in ([2, 1], [3, 3, 1]):
+        value = torch.trapezoid((weight + law.log_eppf(counts)).exp(), place)
+        expected = math.exp(pitman_yor_eppf(counts, sigma, theta))
+        assert value.item() == pytest.approx(expected, rel=1e-9)
+
+
+@EVERY_LAW
+def test_probabilities_sum_to_one(law):
+    law = law()
+    for total in (1, 2, 3, 5):
+        every = list(partitions(total))
+        value = sum(
+            number_of_set_partitions(counts) * law.log_eppf(counts).exp().item() for counts in every
+        )
+        assert value == pytest.approx(1.0, abs=1e-10)
+
+
+@pytest.mark.slow
+@EVERY_LAW
+def test_probabilities_sum_to_one_for_seven(law):
+    law = law()
+    value = sum(
+        number_of_set_partitions(counts) * law.log_eppf(counts).exp().item()
+        for counts in partitions(7)
+    )
+    assert value == pytest.approx(1.0, abs=1e-10)
+
+
+@EVERY_LAW
+def test_one_more_sample(law):
+    """The sum over what the next sample does, and the predictive probabilities of each."""
+    law = law()
+    for counts in ([1], [2, 1], [4, 4, 1]):
+        whole = law.log_eppf(counts)
+        more = [
+            law.log_eppf([*counts[:j], counts[j] + 1, *counts[j + 1 :]]) for j in range(len(counts))
+        ]
+        shares = (torch.stack([*more, law.log_eppf([*counts, 1])]) - whole).exp()
+        assert shares.sum().item() == pytest.approx(1.0, abs=1e-10)
+        torch.testing.assert_close(law.predictive(counts), shares, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("reference", NOTED, ids=str)
+def test_predictive_given_the_tilt(reference):
+    law = reference.measure().normalize()
+    for u in (1e-3, 0.8, 50.0):
+        sizes = (5, 1, 2)
+        weights = [reference.log_kappa(n + 1, u) - reference.log_kappa(n, u) for n in sizes]
+        weights = torch.tensor([*weights, reference.log_kappa(1, u)]).softmax(-1)
+        torch.testing.assert_close(law.predictive(sizes, u), weights, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("reference", NOTED, ids=str)
+def test_joint_density(reference):
+    law, counts = reference.measure().normalize(), (5, 2, 2)
+
+    def log_joint(u):
+        value = 8 * math.log(u) - math.lgamma(9) - reference.exponent(u)
+        return value + sum(reference.log_kappa(n, u) for n in counts)
+
+    for u in (1e-3, 0.8, 50.0):
+        assert law.log_joint(counts, u).item() == pytest.approx(log_joint(u), rel=1e-9, abs=1e-9)
+
+    def integrand(place):
+        return math.exp(law.log_joint(counts, math.exp(place)).item() + place)
+
+    whole, _ = integrate.quad(integrand, -30.0, 25.0, epsabs=0.0, epsrel=1e-10, points=[0.0])
+    assert law.log_eppf(counts).item() == pytest.approx(math.log(whole), abs=1e-8)
+
+
+@pytest.mark.parametrize("parameters", [(0.4, 1.3), (0.0, 1.3), (0.4, -0.2)])
+def test_joint_density_of_pitman_yor(parameters):
+    law = PitmanYor(*parameters)
+    for counts in ([2, 1], [5, 3, 1, 1]):
+        place = torch.linspace(-150.0, 60.0, 40_001)
+        value = torch.trapezoid((law.log_joint(counts, place.exp()) + place).exp(), place)
+        assert value.log().item() == pytest.approx(law.log_eppf(counts).item(), abs=1e-8)
+
+
+@EVERY_LAW
+def test_numbers_and_sizes_of_clusters(law):
+    law, total = law(), 5
+    number, size = np.zeros(total), np.zeros(total)
+    for counts in partitions(total):
+        probability = number_of_set_partitions(counts) * law.log_eppf(counts).exp().item()
+        number[len(counts) - 1] += probability
+        for one in counts:
+            size[one - 1] += probability
+    np.testing.assert_allclose(law.log_num_clusters(total).exp(), number, rtol=1e-9)
+    np.testing.assert_allclose(law.expected_cluster_counts(total), size, rtol=1e-9)
+
+
+@EVERY_LAW
+def test_many_samples(law):
+    """Sums that hold for any number: of probabilities, of samples, and of clusters."""
+    law, total = law(), 60
+    order = torch.arange(1.0, total + 1)
+    number, size = law.log_num_clusters(total).exp(), law.expected_cluster_counts(total)
+    assert number.sum().item() == pytest.approx(1.0, abs=1e-9)
+    assert (order * size).sum().item() == pytest.approx(total, rel=1e-9)
+    assert size.sum().item() == pytest.approx((order * number).sum().item(), rel=1e-9)
+
+
+def test_large_counts():
+    """Of the size of real data: a hundred thousand samples, most of them in large clusters."""
+    counts = [50_000, 30_000, *range(1, 10)]
+    expected = pitman_yor_eppf(counts, 0.3, 0.0)
+    value = gamma(2.0, 0.3, 0.0).measure().normalize().log_eppf(counts)
+    assert value.item() == pytest.approx(expected, rel=1e-11)
+    for reference in (GENERALIZED_BFRY, BETA_PRIME, STABLE_BETA):
+        law = reference.measure().normalize()
+        shares = law.predictive(counts)
+        assert shares.sum().item() == pytest.approx(1.0, abs=1e-12)
+        more = law.log_eppf([*counts, 1]) - law.log_eppf(counts)
+        assert more.exp().item() == pytest.approx(shares[-1].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "reference", [gamma(10.0, 0.5, 1.0), gamma(3.0, 0.0, 2.0), STABLE_BETA], ids=str
+)
+def test_one_large_cluster(reference):
+    """The auxiliary variable is then about the number of samples over the largest weight."""
+    number = 1_000_000 if reference is not STABLE_BETA else 50_000
+
+    def log_integrand(place):
+        value = number * place - math.lgamma(number) - reference.exponent(math.exp(place))
+        return value + reference.log_kappa(number, math.exp(place))
+
+    coarse = np.linspace(-2.0, 25.0, 109)
+    values = np.array([log_integrand(place) for place in coarse])
+    inside = coarse[values > values.max() - 60.0]
+    edges = np.linspace(inside[0] - 0.5, inside[-1] + 0.5, 7)
+    expected = log_quadrature(np.vectorize(log_integrand), edges)
+    value = reference.measure().normalize().log_eppf([number])
+    assert value.item() == pytest.approx(expected, abs=1e-6)
+
+
+@EVERY_LAW
+def test_order_padding_and_batches(law):
+    law = law()
+    value = law.log_eppf([4, 2, 1])
+    for counts in ([1, 4, 2], [0, 2, 0, 1, 4], torch.tensor([2.0, 1.0, 4.0, 0.0])):
+        torch.testing.assert_close(law.log_eppf(counts), value, rtol=1e-11, atol=1e-11)
+    batch = torch.tensor([[4, 2, 1], [3, 0, 0], [1, 2, 4]])
+    several = law.log_eppf(batch)
+    torch.testing.assert_close(several[[0, 2]], value.expand(2), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(several[1], law.log_eppf([3]), rtol=1e-10, atol=1e-10)
+    shares = law.predictive(batch)
+    assert shares.shape == (3, 4) and (shares[1, 1:3] == 0).all()
+    torch.testing.assert_close(shares[1, [0, 3]], law.predictive([3]), rtol=1e-10, atol=1e-10)
+    assert law.log_joint(batch, torch.tensor([[0.3], [2.0]])).shape == (2, 3)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("reference", [*NOTED, gamma(2.0, 0.0, 1.5)], ids=str)
+def test_posterior_jumps(reference):
+    """Means are quotients of moments; any of 18 fails for one seed in 100,000."""
+    torch.manual_seed(0)
+    law, u = reference.measure().normalize(), 0.8
+    number = 500 if reference.make is STABLE_BETA.make else 20_000
+    counts = torch.tensor([3, 0, 1, 50]).expand(number, 4)
+    draws = law.posterior_jumps(counts, u)
+    assert draws.shape == counts.shape and (draws[:, 1] == 0).all()
+    for column, n in ((0, 3), (2, 1), (3, 50)):
+        first = math.exp(reference.log_kappa(n + 1, u) - reference.log_kappa(n, u))
+        second = math.exp(reference.log_kappa(n + 2, u) - reference.log_kappa(n, u))
+        error = math.sqrt((second - first**2) / number)
+        assert abs(draws[:, column].mean().item() - first) < 5.0 * error
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("reference, number", [(GAMMA, 500), (GENERALIZED_BFRY, 20)], ids=str)
+def test_tilts(reference, number):
+    """Kolmogorov-Smirnov tests; any fails for one seed in 500,000."""
+    torch.manual_seed(0)
+    law, counts = reference.measure().normalize(), [5, 2, 2]
+    draws = law.sample_tilt(counts, (number,)).log().sort().values
+    grid = torch.linspace(-20.0, 20.0, 2001)
+    density = (law.log_joint(counts, grid.exp()) + grid - law.log_eppf(counts)).exp()
+    level = torch.cumulative_trapezoid(density, grid)
+    values = np.interp(draws.numpy(), grid[1:].numpy(), level.numpy())
+    assert level[-1].item() == pytest.approx(1.0, abs=1e-6)
+    assert stats.kstest(values, "uniform").pvalue > 1e-6
+
+
+def test_posterior_measure():
+    tilted = GENERALIZED_BFRY.measure().normalize().posterior_measure(0.6)
+    expected = generalized_bfry(1.5, 0.4, 2.3, 1.2, 0.6)
+    assert tilted.laplace_exponent(0.7).item() == pytest.approx(expected.exponent(0.7), rel=1e-10)
+
+
+def test_sticks():
+    sticks = PitmanYor(torch.tensor([0.4, 0.0]), 1.3).sticks(3)
+    assert sticks.batch_shape == (2, 3)
+    torch.testing.assert_close(sticks.concentration1[0], torch.full((3,), 0.6))
+    torch.testing.assert_close(sticks.concentration0[0], torch.tensor([1.7, 2.1, 2.5]))
+
+
+def test_errors():
+    law = GAMMA.measure().normalize()
+    for counts in (3, [1.5], [-1, 2], [math.nan]):
+        with pytest.raises(ValueError, match="counts must"):
+            law.log_eppf(counts)
+        with pytest.raises(ValueError, match="counts must"):
+            PitmanYor(0.4, 1.3).log_eppf(counts)
+    with pytest.raises(ValueError, match="tilt must be > 0, got 0"):
+        law.log_joint([2], 0.0)
+    with pytest.raises(ValueError, match="num_samples must"):
+        law.log_num_clusters(0)
+    with pytest.raises(ValueError, match="num_sticks must"):
+        PitmanYor(0.4, 1.3).sticks(0)
+    with pytest.raises(ValueError, match="infinitely many weights"):
+        gamma(2.0, -0.5, 1.0).measure().normalize()
+
+
+def test_float32():
+    torch.set_default_dtype(torch.float32)
+    for make in LAWS.values():
+        law = make()
+        for value in (
+            law.log_eppf([3, 1]),
+            law.log_joint([3, 1], 0.5),
+            law.predictive([3, 1]),
+            law.log_num_clusters(3),
+            law.expected_cluster_counts(3),
+        ):
+            assert value.dtype == torch.float32 and value.isfinite().all()
