@@ -37,7 +37,15 @@ LAWS = {
     "stable": lambda: gamma(2.0, 0.5, 0.0).measure().normalize(),
     "of a user": lambda: levy_density(2.0, 0.4, 1.5).measure().normalize(),
 }
-EVERY_LAW = pytest.mark.parametrize("law", [pytest.param(m, id=n) for n, m in LAWS.items()])
+# The others take quadrature inside of quadrature, or draw by it.
+QUICK = (str(GAMMA), str(BETA_PRIME), "Dirichlet", "Pitman-Yor", "Pitman-Yor, negative")
+EVERY_LAW = pytest.mark.parametrize(
+    "law",
+    [
+        pytest.param(make, id=name, marks=() if name in QUICK else pytest.mark.slow)
+        for name, make in LAWS.items()
+    ],
+)
 
 
 def partitions(total, largest=None):
@@ -124,7 +132,7 @@ def test_pitman_yor_is_a_mixture():
 @EVERY_LAW
 def test_probabilities_sum_to_one(law):
     law = law()
-    for total in (1, 2, 3, 5):
+    for total in (1, 2, 3, 4):
         every = list(partitions(total))
         value = sum(
             number_of_set_partitions(counts) * law.log_eppf(counts).exp().item() for counts in every
@@ -134,11 +142,11 @@ def test_probabilities_sum_to_one(law):
 
 @pytest.mark.slow
 @EVERY_LAW
-def test_probabilities_sum_to_one_for_seven(law):
+def test_probabilities_sum_to_one_for_six(law):
     law = law()
     value = sum(
         number_of_set_partitions(counts) * law.log_eppf(counts).exp().item()
-        for counts in partitions(7)
+        for counts in partitions(6)
     )
     assert value == pytest.approx(1.0, abs=1e-10)
 
@@ -196,7 +204,7 @@ def test_joint_density_of_pitman_yor(parameters):
 
 @EVERY_LAW
 def test_numbers_and_sizes_of_clusters(law):
-    law, total = law(), 5
+    law, total = law(), 4
     number, size = np.zeros(total), np.zeros(total)
     for counts in partitions(total):
         probability = number_of_set_partitions(counts) * law.log_eppf(counts).exp().item()
@@ -332,8 +340,8 @@ def test_errors():
 
 def test_float32():
     torch.set_default_dtype(torch.float32)
-    for make in LAWS.values():
-        law = make()
+    for name in QUICK:
+        law = LAWS[name]()
         for value in (
             law.log_eppf([3, 1]),
             law.log_joint([3, 1], 0.5),
