@@ -321,6 +321,10 @@ class _Rounds:
 
         after, before = self._log_count(rounds).exp(), self._log_count(rounds - 1.0).exp()
         before = torch.where(rounds > 1.0, before, 0.0)
-        share = ((after - point) / (after - before)).clamp(0.0, 1.0)
+        gap = after - before
+        # Very late rounds have next to no weights each, and no two of them differ.
+        has_gap = gap > 0
+        share = (after - point) / torch.where(has_gap, gap, 1.0)
+        share = torch.where(has_gap, share, 0.0).clamp(0.0, 1.0)
         whole, later = log_moment(rounds - 1.0).exp(), log_moment(rounds).exp()
         return (later + share * (whole - later)).log()

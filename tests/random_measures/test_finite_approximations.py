@@ -229,6 +229,7 @@ def test_deterministic_arrivals(reference):
         assert law.mean.item() == pytest.approx(math.exp(above) / num_atoms, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize("reference, family, log_cdf, kind", CASES, ids=name)
 def test_draws(reference, family, log_cdf, kind):

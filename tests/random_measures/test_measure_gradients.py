@@ -88,7 +88,14 @@ def test_closed_forms(reference):
 
 
 # Measures with infinitely many weights.
-@pytest.mark.parametrize("make, values", [CASES[0], *CASES[2:7], *CASES[8:]])
+@pytest.mark.parametrize(
+    "make, values",
+    [
+        CASES[0],
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (*CASES[2:7], *CASES[8:10])),
+        CASES[10],
+    ],
+)
 def test_partitions(make, values):
     def eppf(*parameters):
         return make(*parameters).normalize().log_eppf([4, 1, 1])

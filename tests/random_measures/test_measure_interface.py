@@ -169,15 +169,23 @@ def test_expand(reference):
     assert wide.rescale(2.0).batch_shape == (2, 1)
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     "make",
     [
         lambda mass, s: GeneralizedGammaProcess(mass, s, 1.0),
-        lambda mass, s: StableBetaProcess(mass, s, 1.5),
-        lambda mass, s: BetaPrimeProcess(mass, s, 2.0, 1.5),
-        lambda mass, s: GeneralizedBFRYProcess(mass, s, 2.0, 1.5),
         lambda mass, s: ParetoMixtureProcess(mass, s, 1.0, mass, 2.0, 1.5 + s),
-        lambda mass, s: StableBetaProcess(mass, s, 1.5) + GeneralizedGammaProcess(1.0, 0.3, 1.0),
+        pytest.param(lambda mass, s: BetaPrimeProcess(mass, s, 2.0, 1.5), marks=SLOW),
+        pytest.param(lambda mass, s: GeneralizedBFRYProcess(mass, s, 2.0, 1.5), marks=SLOW),
+        pytest.param(lambda mass, s: StableBetaProcess(mass, s, 1.5), marks=SLOW),
+        pytest.param(
+            lambda mass, s: (
+                StableBetaProcess(mass, s, 1.5) + GeneralizedGammaProcess(1.0, 0.3, 1.0)
+            ),
+            marks=SLOW,
+        ),
     ],
 )
 def test_batches_are_as_their_elements(make):

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 settings.register_profile(
     "measures",
     settings.get_profile("fixed"),
-    max_examples=40,
+    max_examples=25,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 SETTINGS = settings(settings.get_profile("measures"))
@@ -130,7 +130,7 @@ def test_finite_approximations(measure, number):
     assert law.log_prob(draws[inside]).isfinite().all()
 
 
-@settings(SETTINGS, max_examples=15)
+@settings(SETTINGS, max_examples=6)
 @given(measure=INFINITE)
 def test_partitions(measure):
     law = measure.normalize()

@@ -38,13 +38,22 @@ LAWS = {
     "of a user": lambda: levy_density(2.0, 0.4, 1.5).measure().normalize(),
 }
 # The others take quadrature inside of quadrature, or draw by it.
-QUICK = (str(GAMMA), str(BETA_PRIME), "Dirichlet", "Pitman-Yor", "Pitman-Yor, negative")
+QUICK = (str(GAMMA), "Dirichlet", "Pitman-Yor", "Pitman-Yor, negative")
 EVERY_LAW = pytest.mark.parametrize(
     "law",
     [
         pytest.param(make, id=name, marks=() if name in QUICK else pytest.mark.slow)
         for name, make in LAWS.items()
     ],
+)
+
+EVERY_REFERENCE = pytest.mark.parametrize(
+    "reference",
+    [
+        pytest.param(reference, marks=() if str(reference) in QUICK else pytest.mark.slow)
+        for reference in NOTED
+    ],
+    ids=str,
 )
 
 
@@ -165,7 +174,7 @@ def test_one_more_sample(law):
         torch.testing.assert_close(law.predictive(counts), shares, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("reference", NOTED, ids=str)
+@EVERY_REFERENCE
 def test_predictive_given_the_tilt(reference):
     law = reference.measure().normalize()
     for u in (1e-3, 0.8, 50.0):
@@ -175,7 +184,7 @@ def test_predictive_given_the_tilt(reference):
         torch.testing.assert_close(law.predictive(sizes, u), weights, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("reference", NOTED, ids=str)
+@EVERY_REFERENCE
 def test_joint_density(reference):
     law, counts = reference.measure().normalize(), (5, 2, 2)
 
@@ -226,6 +235,7 @@ def test_many_samples(law):
     assert size.sum().item() == pytest.approx((order * number).sum().item(), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_large_counts():
     """Of the size of real data: a hundred thousand samples, most of them in large clusters."""
     counts = [50_000, 30_000, *range(1, 10)]
@@ -241,7 +251,13 @@ def test_large_counts():
 
 
 @pytest.mark.parametrize(
-    "reference", [gamma(10.0, 0.5, 1.0), gamma(3.0, 0.0, 2.0), STABLE_BETA], ids=str
+    "reference",
+    [
+        gamma(10.0, 0.5, 1.0),
+        pytest.param(gamma(3.0, 0.0, 2.0), marks=pytest.mark.slow),
+        pytest.param(STABLE_BETA, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_one_large_cluster(reference):
     """The auxiliary variable is then about the number of samples over the largest weight."""
@@ -294,7 +310,11 @@ def test_posterior_jumps(reference):
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize("reference, number", [(GAMMA, 500), (GENERALIZED_BFRY, 20)], ids=str)
+@pytest.mark.parametrize(
+    "reference, number",
+    [(GAMMA, 500), pytest.param(GENERALIZED_BFRY, 20, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_tilts(reference, number):
     """Kolmogorov-Smirnov tests; any fails for one seed in 500,000."""
     torch.manual_seed(0)

@@ -10,7 +10,6 @@ from scipy import stats
 
 from pyro_ext.random_measures import DirichletProcess, PitmanYor
 from tests.random_measures.references import (
-    BETA_PRIME,
     GAMMA,
     NOTED,
     beta_prime,
@@ -41,7 +40,7 @@ LAWS = {
     "steep": lambda: stable_beta(2.0, 0.6, -0.3).measure().normalize(),
 }
 # The others take quadrature inside of quadrature, or draw by it.
-QUICK = (str(GAMMA), str(BETA_PRIME), "Dirichlet", "Pitman-Yor", "Pitman-Yor, negative")
+QUICK = (str(GAMMA), "Dirichlet", "Pitman-Yor", "Pitman-Yor, negative")
 EVERY_LAW = pytest.mark.parametrize(
     "law",
     [
@@ -72,7 +71,7 @@ def test_draws(law):
     """
     torch.manual_seed(0)
     law = law()
-    number = 20_000 if isinstance(law, PitmanYor) or "Gamma" in repr(law)[:15] else 1000
+    number = 20_000 if isinstance(law, PitmanYor) or "Gamma" in repr(law)[:15] else 500
     partition, every = law.partition(4), label_vectors(4)
     draws = partition.sample((number,))
     assert draws.shape == (number, 4) and draws.dtype == torch.long

@@ -77,7 +77,7 @@ def lomax_law(concentration):
 
 
 # Where each draw takes integrals.
-FEWER = {"inverse_levy": 300, "rosinski": 100}
+FEWER = {"inverse_levy": 300, "rosinski": 100, "rounds": 1000}
 
 CLOSED = [
     (GAMMA, "size_biased"),
@@ -142,7 +142,7 @@ def check_series(reference, method, num_draws, num_jumps):
 @pytest.mark.parametrize("reference, method", CLOSED, ids=identify)
 def test_means(reference, method):
     """The sum and what is lost, on average; any of 17 fails for one seed in 100,000."""
-    check_series(reference, method, FEWER.get(method, 5000), 12)
+    check_series(reference, method, FEWER.get(method, 2000) // 2, 12)
 
 
 @pytest.mark.statistical
@@ -161,7 +161,7 @@ def test_transforms(reference, method):
     What is lost moves the transform at t by less than t times the lost mass, which is allowed. Any
     of 51 transforms fails for one seed in 33,000.
     """
-    number, length = FEWER.get(method, 3000), 50 if method in FEWER else 200
+    number, length = FEWER.get(method, 3000), 50 if method == "inverse_levy" else 200
     measure = reference.measure()
     weights, _, lost = measure.series(length, method, seed=0, sample_shape=(number,))
     for t in (0.1, 0.5, 2.0):
@@ -219,7 +219,7 @@ def test_loss_falls_with_the_concentration():
 
 @pytest.mark.parametrize(
     "reference, method",
-    [*CLOSED[:7], *CLOSED[7:9], *SEARCHED[:6], (GENERALIZED_BFRY, "size_biased")],
+    [*CLOSED[:7], *CLOSED[7:9], *SEARCHED[:2], (GENERALIZED_BFRY, "size_biased")],
     ids=identify,
 )
 def test_number_of_jumps(reference, method):
