@@ -5,13 +5,14 @@ weight that arrives at a time, and the mass that arrives later. Everything is in
 float64, with gradients.
 """
 
+import math
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from pyro_ext.random_measures._levy_integrals import Factor
-from pyro_ext.random_measures._roots import solve_monotone
+from pyro_ext.random_measures._roots import may_hold_everywhere, solve_monotone
 from pyro_ext.random_measures.arrivals import (
     ArrivalFamily,
     DeterministicArrivals,
@@ -23,10 +24,12 @@ from pyro_ext.special.log_integral import integrate_log, panel_edges
 if TYPE_CHECKING:
     from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 
-__all__ = ["ArrivalProcess", "arrival_process"]
+__all__ = ["ArrivalProcess", "arrival_process", "order_at_zero"]
 
 _FALL = 45.0
 _LARGEST_LOG = 5000.0
+_EARLIEST = -600.0
+_ROUNDING = 1e-6
 _LEAST_SLOPE = torch.tensor(0.05, dtype=torch.float64)
 
 
@@ -47,7 +50,17 @@ class ArrivalProcess(Protocol):
 
 
 def arrival_process(measure: "CompletelyRandomMeasure", family: ArrivalFamily) -> ArrivalProcess:
-    """Return the arrivals of a family for a measure that has no closed forms of its own."""
+    """Return the arrivals of a family for a measure that has no closed forms of its own.
+
+    :raises ValueError: for a family with infinitely many arrivals until any time.
+    """
+    order = order_at_zero(family)
+    if not may_hold_everywhere(measure.index_at_zero < order - _ROUNDING):
+        raise ValueError(
+            "family must have a distribution function that falls at zero with a power greater than "
+            f"the discount, or infinitely many weights arrive at once; got {family!r}, with the "
+            f"power {order:g}"
+        )
     if isinstance(family, DeterministicArrivals):
         return LargestFirst(measure)
     if isinstance(family, ExponentialArrivals):
@@ -56,6 +69,13 @@ def arrival_process(measure: "CompletelyRandomMeasure", family: ArrivalFamily) -
     if isinstance(family, GammaArrivals) and measure._is_closed:
         return GammaTimes(measure, family.concentration)
     return QuadratureArrivals(measure, family)
+
+
+def order_at_zero(family: ArrivalFamily) -> float:
+    """Power with which the distribution function of a family falls at zero, by its slope there."""
+    places = torch.tensor([_EARLIEST - 1.0, _EARLIEST], dtype=torch.float64)
+    first, second = family.log_cdf(places).tolist()
+    return math.inf if first == -math.inf else second - first
 
 
 class LargestFirst:
@@ -187,6 +207,7 @@ class QuadratureArrivals(_Timed):
 
     def __init__(self, measure: "CompletelyRandomMeasure", family: ArrivalFamily) -> None:
         self._measure, self._family = measure, family
+        self._order = order_at_zero(family)
 
     def log_count(self, log_time: Tensor) -> Tensor:
         """Mean number of arrivals until a time."""
@@ -196,6 +217,7 @@ class QuadratureArrivals(_Timed):
                 lambda size: self._family.log_cdf(time + size),
                 [-log_time],
                 torch.zeros_like(log_time),
+                order_at_zero=self._order,
             )
         )
 
@@ -206,6 +228,7 @@ class QuadratureArrivals(_Timed):
                 lambda size: self._family.log_density(time + size),
                 [-log_time],
                 torch.zeros_like(log_time),
+                order_at_zero=self._order,
             )
         )
 
@@ -217,6 +240,7 @@ class QuadratureArrivals(_Timed):
                 lambda size: self._family.log_density(time + size),
                 [-log_time],
                 torch.zeros_like(log_time),
+                order_at_zero=self._order,
             )
         )
 

@@ -7,6 +7,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyro_ext.distributions._base import clamp_positive
+from pyro_ext.random_measures._arrival_processes import order_at_zero
 from pyro_ext.random_measures._levy_integrals import Factor
 from pyro_ext.random_measures._logarithms import log_one_minus_exp
 from pyro_ext.random_measures._measure_law import MeasureLaw
@@ -77,14 +78,7 @@ class FiniteAtom(MeasureLaw):
         """
         shape = self._extended_shape(torch.Size(sample_shape))
         level = self.log_level.expand(shape)
-        size = self.measure._sample_size(
-            Factor(
-                lambda size: self.family.log_cdf(level[..., None] + size),
-                [-level],
-                torch.zeros_like(level),
-                -level if self._is_sharp else None,
-            )
-        )
+        size = self.measure._sample_size(self._factor(level, torch.zeros_like(level)))
         return clamp_positive(self.measure._result(size.exp()))
 
     def cdf(self, value: Tensor) -> Tensor:
@@ -95,13 +89,10 @@ class FiniteAtom(MeasureLaw):
         if self._validate_args:
             self._validate_sample(value)
         log_size, level = torch.broadcast_tensors(value.double().log(), self.log_level)
+        factor = self._factor(level, torch.zeros_like(level))
+        low = log_size if factor.low is None else log_size.maximum(factor.low)
         log_rest = self.measure._integrate(
-            Factor(
-                lambda size: self.family.log_cdf(level[..., None] + size),
-                [-level, log_size],
-                torch.zeros_like(level),
-                log_size.maximum(-level) if self._is_sharp else log_size,
-            )
+            factor._replace(corners=[*factor.corners, log_size], low=low)
         )
         return self.measure._result(
             -torch.expm1((log_rest - self._log_count).clamp(max=0.0)), value
@@ -118,24 +109,22 @@ class FiniteAtom(MeasureLaw):
         second = self._moment(2.0)
         return torch.where(second.isfinite(), second - self.mean.square(), second)
 
-    @property
-    def _is_sharp(self) -> bool:
-        """Whether there are no weights below the inverse of the level."""
-        return isinstance(self.family, DeterministicArrivals)
+    def _factor(self, level: Tensor, power: Tensor) -> Factor:
+        """Share of the weights of each size that have arrived, times the size to a power."""
+        is_sharp = isinstance(self.family, DeterministicArrivals)
+        return Factor(
+            lambda size: self.family.log_cdf(level[..., None] + size) + power[..., None] * size,
+            [-level],
+            power,
+            low=-level if is_sharp else None,
+            order_at_zero=order_at_zero(self.family),
+        )
 
     def _moment(self, order: float) -> Tensor:
-        level = self.log_level
-        power = torch.full_like(level, order)
+        power = torch.full_like(self.log_level, order)
         is_finite = self.measure._slope_at_infinity(power) > 0
         power = torch.where(is_finite, power, 0.0)
-        log_moment = self.measure._integrate(
-            Factor(
-                lambda size: self.family.log_cdf(level[..., None] + size) + power[..., None] * size,
-                [-level],
-                power,
-                -level if self._is_sharp else None,
-            )
-        )
+        log_moment = self.measure._integrate(self._factor(self.log_level, power))
         moment = (log_moment - self._log_count).exp()
         return self.measure._result(torch.where(is_finite, moment, torch.inf))
 
@@ -184,7 +173,7 @@ def exponent_error(
 def _log_arrived(measure: "CompletelyRandomMeasure", law: TorchDistribution) -> LogIntegrand:
     """Logarithm of the density of a weight over that of the measure, at logarithms of sizes."""
     if isinstance(law, FiniteAtom):
-        return lambda size: law.family.log_cdf(law.log_level + size) - law._log_count
+        return law.log_share
     end = torch.as_tensor(getattr(measure.support, "upper_bound", torch.inf)).double().log()
     high = (end - _MARGIN).clamp(max=-_LEAST_LOG)
 

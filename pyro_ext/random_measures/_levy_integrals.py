@@ -21,12 +21,12 @@ _REACH = 1e5
 class Factor(NamedTuple):
     """A factor by which a Lévy density is multiplied before it is integrated.
 
-    :param log_value: logarithm of the factor at logarithms of sizes, with a slope of about one at
-        least at zero.
+    :param log_value: logarithm of the factor at logarithms of sizes.
     :param corners: logarithms of the sizes where its slope changes.
     :param Tensor order: its slope at infinity.
     :param Tensor low: logarithm of the least size, if there is one.
     :param Tensor high: logarithm of the largest.
+    :param float order_at_zero: its slope at zero, if that is less than one.
     """
 
     log_value: LogIntegrand
@@ -34,6 +34,7 @@ class Factor(NamedTuple):
     order: Tensor
     low: Tensor | None = None
     high: Tensor | None = None
+    order_at_zero: float = 1.0
 
 
 def levy_panels(measure: "CompletelyRandomMeasure", factor: Factor) -> tuple[LogIntegrand, Tensor]:
@@ -45,7 +46,8 @@ def levy_panels(measure: "CompletelyRandomMeasure", factor: Factor) -> tuple[Log
     own = [measure._place(corner) for corner in (*measure._log_corners(), *factor.corners)]
     *own, order = torch.broadcast_tensors(*own, factor.order)
     every = torch.stack(own, -1)
-    first = every.min(-1).values - _FALL / (1.0 - measure.index_at_zero.double()) - 5.0
+    slope_at_zero = min(factor.order_at_zero, 1.0) - measure.index_at_zero.double()
+    first = every.min(-1).values - _FALL / slope_at_zero - 5.0
     last = every.max(-1).values + _FALL / measure._slope_at_infinity(order) + 9.0
     low = first if factor.low is None else measure._place(factor.low)
     high = last.maximum(low + 1.0) if factor.high is None else measure._place(factor.high)

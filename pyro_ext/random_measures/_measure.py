@@ -368,7 +368,8 @@ class CompletelyRandomMeasure:
             gamma process, for :math:`t_L = (\sigma L / \eta)^{1/\sigma}`, which ignores the tilt.
         :param family: arrival times, by default those with a law in closed form where there is one.
         :returns: a distribution of this batch shape. Pyro's plates repeat it.
-        :raises ValueError: for an argument that is not allowed.
+        :raises ValueError: for an argument that is not allowed, such as a family by which
+            infinitely many weights arrive until any time.
 
         [1] J. Lee, X. Miscouridou, F. Caron (2019), A unified construction for series
         representations and finite approximations of completely random measures.
@@ -432,7 +433,8 @@ class CompletelyRandomMeasure:
 
         :param Tensor num_jumps: :math:`L > 0`, at whose mean arrival time the series ends.
         :param method: as of :meth:`series`.
-        :returns: the mass. **Shape:** that of ``num_jumps`` and the batch together.
+        :returns: the mass, for ``"scaled"`` series of a tilted measure an upper bound of it.
+            **Shape:** that of ``num_jumps`` and the batch together.
         """
         target = self._expanded(self._argument("num_jumps", num_jumps, "> 0"))
         return self._result(

@@ -1,11 +1,12 @@
 """Finite approximations against quadrature of the densities that define them."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
-from scipy import special, stats
+from scipy import integrate, special, stats
 
 from pyro_ext.distributions import BetaPrimeBFRY, GeneralizedBFRY, StableBetaBFRY, TiltedBFRY
 from pyro_ext.random_measures import (
@@ -284,3 +285,39 @@ def test_expand_and_types():
     narrow = stable_beta(2.0, 0.6, -0.3).measure().finite(5)
     assert narrow.sample((3,)).dtype == narrow.mean.dtype == torch.float32
     assert narrow.log_prob(torch.tensor(0.4)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("concentration", [0.3, 0.4])
+@pytest.mark.parametrize("reference", [GAMMA, STABLE_BETA], ids=str)
+def test_a_family_with_infinitely_many_arrivals_is_refused(reference, concentration):
+    measure, family = reference.measure(), GammaArrivals(concentration)
+    for call in (
+        lambda: measure.finite(12, family=family),
+        lambda: measure.series(3, family),
+        lambda: measure.lost_mass(3, family),
+    ):
+        with pytest.raises(ValueError, match="family must .* greater than the discount"):
+            call()
+
+
+@pytest.mark.parametrize("reference", [GAMMA, STABLE_BETA], ids=str)
+def test_arrivals_of_a_power_little_above_the_discount(reference):
+    """Integrals then reach far down, where weights arrive with a power less than one."""
+    measure, time = reference.measure(), 3.0
+
+    def integrand(place):
+        density = measure.log_levy_density(torch.tensor(math.exp(place))).item() + place
+        return special.gammainc(0.5, time * math.exp(place)) * math.exp(density)
+
+    end = -1e-12 if reference is STABLE_BETA else 6.0
+    ends = [-690.0, -300.0, -100.0, -30.0, -10.0, -3.0, -1.0, end]
+    expected = sum(
+        integrate.quad(integrand, *pair, limit=400, epsabs=1e-13, epsrel=1e-12)[0]
+        for pair in itertools.pairwise(ends)
+    )
+    count = measure._arrivals(GammaArrivals(0.5)).log_count(torch.tensor(math.log(time))).exp()
+    assert count.item() == pytest.approx(expected, rel=1e-9)
+    law = measure.finite(12, family=GammaArrivals(0.5))
+    assert law.cdf(torch.tensor(1.0 - 1e-12 if reference is STABLE_BETA else 1e3)).item() == (
+        pytest.approx(1.0, abs=1e-9)
+    )
