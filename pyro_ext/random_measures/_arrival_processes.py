@@ -6,6 +6,7 @@ float64, with gradients.
 """
 
 import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -124,17 +125,18 @@ class SizeBiased:
         return self._measure._log_moment(torch.full_like(log_time, order), log_time)
 
 
-class _Timed:
+class _Timed(ABC):
     """What processes share whose number of arrivals has no inverse in closed form."""
 
     _measure: "CompletelyRandomMeasure"
 
+    @abstractmethod
     def log_count(self, log_time: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Mean number of arrivals until a time."""
 
+    @abstractmethod
     def _log_rate(self, log_time: Tensor) -> Tensor:
         """Logarithm of the rate of arrivals over logarithms of time."""
-        raise NotImplementedError
 
     def log_time(self, log_count: Tensor) -> Tensor:
         """Time until which there is a mean number of arrivals."""
@@ -156,27 +158,26 @@ class GammaTimes(_Timed):
     """
 
     def __init__(self, measure: "CompletelyRandomMeasure", concentration: float) -> None:
-        self._measure = measure
-        self._shape = torch.tensor(concentration, dtype=torch.float64)
+        self._measure, self._concentration = measure, concentration
 
     def _order(self, log_time: Tensor) -> Tensor:
-        return torch.full_like(log_time, float(self._shape))
+        return torch.full_like(log_time, self._concentration)
 
     def _log_rate(self, log_time: Tensor) -> Tensor:
         shape = self._order(log_time)
         moment = self._measure._log_moment(shape, log_time)
         return shape * log_time + moment - shape.lgamma()
 
-    def _corners(self, log_time: Tensor) -> list[Tensor]:
-        return [-corner for corner in self._measure._log_corners()] or [log_time]
+    def _corners(self) -> list[Tensor]:
+        return [-corner for corner in self._measure._log_corners()]
 
     def log_count(self, log_time: Tensor) -> Tensor:
         """Mean number of arrivals until a time."""
-        log_time, *corners = torch.broadcast_tensors(log_time, *self._corners(log_time))
+        log_time, *corners = torch.broadcast_tensors(log_time, *self._corners())
         shape, index = self._order(log_time), self._measure.index_at_infinity.double()
         start = torch.stack([log_time, *corners], -1).min(-1).values
         low = start - _FALL / torch.minimum(shape, index)
-        unsqueezed = GammaTimes(self._measure._unsqueezed(), float(self._shape))
+        unsqueezed = GammaTimes(self._measure._unsqueezed(), self._concentration)
         edges = panel_edges(unsqueezed._log_rate, low, log_time, torch.stack(corners, -1), log_time)
         end = log_time[..., None]
         return integrate_log(unsqueezed._log_rate, torch.where(edges >= end, end, edges))
@@ -187,7 +188,7 @@ class GammaTimes(_Timed):
 
     def log_later(self, log_time: Tensor, order: float) -> Tensor:
         """Moment of the weights that arrive after a time."""
-        log_time, *corners = torch.broadcast_tensors(log_time, *self._corners(log_time))
+        log_time, *corners = torch.broadcast_tensors(log_time, *self._corners())
         end = torch.stack([log_time, *corners], -1).max(-1).values
         high = end + _FALL / (1.0 - self._measure.index_at_zero.double()) + 5.0
         unsqueezed = self._measure._unsqueezed()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pyro_ext.random_measures._logarithms import log_if_positive, survives
 from pyro_ext.random_measures._roots import holds_everywhere
 from pyro_ext.special import log1mexp, log_lower_gamma, log_upper_gamma
 from pyro_ext.special.log_integral import integrate_log, panel_edges
@@ -29,10 +30,6 @@ class _StableSeries:
         log_rate = self._discount.log() + (1.0 - self._discount).lgamma() - self._mass.log()
         return -(log_rate + point.log()) / self._discount
 
-    def _log_tilt(self) -> tuple[Tensor, Tensor]:
-        is_tilted = self._tilt > 0
-        return torch.where(is_tilted, self._tilt, 1.0).log(), is_tilted
-
 
 class RejectionSeries(_StableSeries):
     """Weights of the stable process, each kept with the probability that the tilt leaves it."""
@@ -43,13 +40,13 @@ class RejectionSeries(_StableSeries):
     def sample(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Weights, zero where rejected, and the inverses of those of the stable process."""
         log_size = self._log_size(points)
-        keep = -torch.log1p(-torch.rand_like(log_size)) > self._tilt * log_size.exp()
+        keep = survives(log_size.exp(), self._tilt)
         return torch.where(keep, log_size, -math.inf), -log_size
 
     def log_later(self, point: Tensor, order: float) -> Tensor:
         """Moment of the smaller weights, those that would be rejected left out."""
         log_size, power = self._log_size(point), order - self._discount
-        log_tilt, is_tilted = self._log_tilt()
+        log_tilt, is_tilted = log_if_positive(self._tilt)
         level = torch.where(is_tilted, log_size + log_tilt, 0.0).exp().clamp(min=1e-300)
         tilted = log_lower_gamma(power, level) - power * log_tilt
         untilted = power * log_size - power.log()
@@ -71,7 +68,7 @@ class RosinskiSeries(_StableSeries):
         log_size = self._log_size(points)
         uniform, other = torch.rand((2, *log_size.shape), dtype=points.dtype, device=points.device)
         log_exponential = torch.log(-torch.log1p(-other.clamp(min=1e-300)))
-        log_tilt, is_tilted = self._log_tilt()
+        log_tilt, is_tilted = log_if_positive(self._tilt)
         cap = log_exponential + uniform.clamp(min=1e-300).log() / self._discount - log_tilt
         return torch.where(is_tilted & (cap < log_size), cap, log_size), -log_size
 
@@ -84,8 +81,7 @@ class RosinskiSeries(_StableSeries):
         """
         log_size = self._log_size(point)
         discount, log_size = torch.broadcast_tensors(self._discount, log_size)
-        log_tilt, is_tilted = self._log_tilt()
-        level = torch.where(is_tilted, log_tilt, 0.0)
+        level, is_tilted = log_if_positive(self._tilt)
 
         def log_integrand(place: Tensor) -> Tensor:
             power = discount[..., None]

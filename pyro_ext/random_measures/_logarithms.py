@@ -7,7 +7,14 @@ from torch import Tensor
 
 from pyro_ext.special import log1mexp, log_exprel, log_upper_gamma
 
-__all__ = ["as_double", "log_one_minus_exp", "log_upper_gamma_at_log"]
+__all__ = [
+    "as_double",
+    "log_if_positive",
+    "log_one_minus_exp",
+    "log_sum",
+    "log_upper_gamma_at_log",
+    "survives",
+]
 
 _TINY_LOG = -36.0
 _LARGEST_LOG = 700.0
@@ -19,6 +26,23 @@ def as_double(value: Any) -> Tensor:
     return (
         value.double() if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
     )
+
+
+def log_if_positive(value: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithm of a number, zero where it is not positive, and whether it is."""
+    is_positive = value > 0
+    return torch.where(is_positive, value, 1.0).log(), is_positive
+
+
+def log_sum(log_value: Tensor, value: Tensor) -> Tensor:
+    r""":math:`\log(e^l + x)`, with a gradient also where :math:`x` is zero."""
+    log_other, is_positive = log_if_positive(value)
+    return torch.where(is_positive, torch.logaddexp(log_value, log_other), log_value)
+
+
+def survives(weight: Tensor, tilt: Tensor) -> Tensor:
+    """Whether a weight is kept, which an exponential tilt does with probability exp(-tilt w)."""
+    return -torch.log1p(-torch.rand_like(weight)) > tilt * weight
 
 
 def log_one_minus_exp(log_value: Tensor) -> Tensor:

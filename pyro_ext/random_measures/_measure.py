@@ -1,5 +1,6 @@
 """What completely random measures share: their interface, and integrals of a Lévy density."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -42,7 +43,7 @@ class Values:
         def __getattr__(self, name: str) -> Tensor: ...
 
 
-class CompletelyRandomMeasure:
+class CompletelyRandomMeasure(ABC):
     r"""Completely random measure without fixed atoms, an immutable value.
 
     It is :math:`G = \sum_j W_j \delta_{\theta_j}`, where the weights :math:`W_j` are the points of
@@ -136,30 +137,30 @@ class CompletelyRandomMeasure:
 
     # What a subclass gives.
 
+    @abstractmethod
     def _log_mass(self, place: Tensor) -> Tensor:
         r"""Logarithm of the Lévy density over places, which are :math:`\log w` if not redefined."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def index_at_zero(self) -> Tensor:
         r"""Index :math:`\sigma` of regular variation at zero, :math:`\bar\rho(x) \sim x^{-\sigma}`.
 
         Ranked weights fall as :math:`k^{-1/\sigma}`, and the number of clusters in a sample of size
         :math:`n` grows as :math:`n^\sigma`, but for slowly varying factors.
         """
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def index_at_infinity(self) -> Tensor:
         r"""Index :math:`\tau` of regular variation at infinity, :math:`\bar\rho(x) \sim x^{-\tau}`.
 
         Infinite where large weights are rarer than in any power law.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def _log_corners(self) -> list[Tensor]:
         """Logarithms of the sizes where the slope of the density changes, at least one."""
-        raise NotImplementedError
 
     def exponential_tilt(self, tilt: Any) -> "CompletelyRandomMeasure":
         r"""Measure with the Lévy density :math:`e^{-u w} \rho(w)`.
@@ -169,14 +170,16 @@ class CompletelyRandomMeasure:
 
         :param tilt: :math:`u \geq 0`.
         """
-        raise NotImplementedError
+        # Where the tilt is no parameter, a subclass does something else.
+        added = self._argument("tilt", tilt, ">= 0")
+        return self._like(tilt=self._result(self._double.tilt + added, tilt))
 
+    @abstractmethod
     def rescale(self, scale: Any) -> "CompletelyRandomMeasure":
         """Measure whose weights are multiplied by a number.
 
         :param scale: positive.
         """
-        raise NotImplementedError
 
     def _has_infinitely_many(self) -> bool:
         """Whether there are infinitely many weights, or that is not known to fail."""
@@ -184,6 +187,12 @@ class CompletelyRandomMeasure:
 
     def _log_density(self, log_size: Tensor) -> Tensor:
         return self._log_mass(log_size) - log_size
+
+    def _rescaled(self, scale: Any, factor: Tensor, /, **changes: Tensor) -> Self:
+        """Measure with other parameters in float64, and the tilt that goes with a new scale."""
+        if self._has("tilt"):
+            changes["tilt"] = self._double.tilt / factor
+        return self._like(**{name: self._result(value, scale) for name, value in changes.items()})
 
     # The coordinate in which densities are integrated.
 
@@ -332,13 +341,13 @@ class CompletelyRandomMeasure:
         r"""Variance of the total mass, :math:`\kappa(2, 0)`."""
         return self.log_kappa(2.0, 0.0).exp()
 
+    @abstractmethod
     def total_mass(self) -> TorchDistribution:
         r"""Law of the total mass :math:`S = \sum_j W_j`.
 
         :returns: a distribution of this batch shape. Its class says what is known about the law:
             draws are exact where it is not called an approximation.
         """
-        raise NotImplementedError
 
     def normalize(self) -> NormalizedRandomMeasure:
         """Return the random probability measure :math:`G / S`."""
@@ -500,8 +509,8 @@ class CompletelyRandomMeasure:
         return arrival_process(self, family)
 
     def _sample_total_mass(self) -> Tensor:
-        """Draws of the total mass, where these are exact."""
-        raise NotImplementedError
+        """A draw of the total mass, which a subclass gives if it has no law of its own."""
+        return self.total_mass().sample().double()
 
     def _series_methods(self) -> Mapping[str, Callable[[], SeriesMethod]]:
         """Methods that only this measure knows."""

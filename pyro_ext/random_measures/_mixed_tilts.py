@@ -1,13 +1,13 @@
 """What the generalized BFRY and the beta prime process share: mixtures over tilts."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyro_ext.distributions._bfry import rsample_log_gamma
+from pyro_ext.random_measures._logarithms import log_if_positive, log_sum
 from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 from pyro_ext.random_measures._scaled_series import ScaledSeries
 from pyro_ext.random_measures._series import SeriesMethod
@@ -72,23 +72,14 @@ class MixedTilts(CompletelyRandomMeasure):
         r"""Index of regular variation at infinity, :math:`\tau` without tilt, infinite with it."""
         return torch.where(self.tilt > 0, torch.inf, self.tail_index)
 
-    def exponential_tilt(self, tilt: Any) -> "MixedTilts":
-        r"""Measure with the Lévy density :math:`e^{-u w} \rho(w)`.
-
-        :param tilt: :math:`u \geq 0`.
-        """
-        added = self._argument("tilt", tilt, ">= 0")
-        return self._like(tilt=self._result(self._double.tilt + added, tilt))
-
     def total_mass(self) -> TorchDistribution:
         """Law of the total mass, exact: a tilted stable variable and a compound Poisson sum."""
         return TotalMass(self, validate_args=self._validate)
 
     def _log_corners(self) -> list[Tensor]:
-        own = self._double
-        is_tilted = own.tilt > 0
+        log_tilt, is_tilted = log_if_positive(self._double.tilt)
         end = -self._log_end()
-        return [end, torch.where(is_tilted, -torch.where(is_tilted, own.tilt, 1.0).log(), end)]
+        return [end, torch.where(is_tilted, -log_tilt, end)]
 
     def _log_scale(self) -> Tensor:
         own = self._double
@@ -96,10 +87,7 @@ class MixedTilts(CompletelyRandomMeasure):
 
     def _log_relative_tilt(self, log_tilt: Tensor) -> Tensor:
         r"""Logarithm of the whole tilt, in units of the scale."""
-        is_tilted = self._double.tilt > 0
-        own_log_tilt = torch.where(is_tilted, self._double.tilt, 1.0).log()
-        whole = torch.where(is_tilted, torch.logaddexp(log_tilt, own_log_tilt), log_tilt)
-        return whole - self._log_end()
+        return log_sum(log_tilt, self._double.tilt) - self._log_end()
 
     def _log_exponent(self, log_shift: Tensor) -> Tensor:
         own, end = self._double, self._log_end()
@@ -134,9 +122,3 @@ class MixedTilts(CompletelyRandomMeasure):
 
     def _series_methods(self) -> Mapping[str, Callable[[], SeriesMethod]]:
         return {"scaled": lambda: ScaledSeries(self, self._base(), self._log_divisor)}
-
-    def _thinned(self, log_weight: Tensor, tilt: Tensor) -> Tensor:
-        """Weights of a compound Poisson sum, with zeros for those that the tilt removes."""
-        weight = log_weight.exp()
-        keep = -torch.log1p(-torch.rand_like(weight)) > tilt * weight
-        return torch.where(keep, weight, 0.0)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pyro_ext.random_measures._logarithms import survives
+
 if TYPE_CHECKING:
     from pyro_ext.random_measures._mixed_tilts import MixedTilts
     from pyro_ext.random_measures.generalized_gamma import GeneralizedGammaProcess
@@ -32,8 +34,7 @@ class ScaledSeries:
         log_time = self._base._inverse_exponent(points.log())
         log_weight = self._base._sample_jump(torch.ones_like(log_time), log_time)
         log_weight = log_weight - self._log_divisor(log_weight.shape)
-        tilt = self._measure._double.tilt
-        keep = -torch.log1p(-torch.rand_like(log_weight)) > tilt * log_weight.exp()
+        keep = survives(log_weight.exp(), self._measure._double.tilt)
         return torch.where(keep, log_weight, -torch.inf), log_time
 
     def log_later(self, point: Tensor, order: float) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_ext.distributions import BetaPrimeBFRY
 from pyro_ext.distributions._bfry import rsample_log_gamma
+from pyro_ext.random_measures._logarithms import survives
 from pyro_ext.random_measures._mixed_tilts import MixedTilts
 from pyro_ext.random_measures.generalized_gamma import GeneralizedGammaProcess
 from pyro_ext.random_measures.total_mass import compound_poisson
@@ -80,13 +81,8 @@ class BetaPrimeProcess(MixedTilts):
         :param scale: :math:`a > 0`.
         """
         factor, own = self._argument("scale", scale, "> 0"), self._double
-        changes = {
-            "mass": self._result(own.mass * factor**own.tail_index, scale),
-            "rate": self._result(own.rate * factor, scale),
-        }
-        if self._has("tilt"):
-            changes["tilt"] = self._result(own.tilt / factor, scale)
-        return self._like(**changes)
+        mass = own.mass * factor**own.tail_index
+        return self._rescaled(scale, factor, mass=mass, rate=own.rate * factor)
 
     def _log_end(self) -> Tensor:
         return -self._double.rate.log()
@@ -156,7 +152,8 @@ class BetaPrimeProcess(MixedTilts):
 
         def draw(owner: Tensor) -> Tensor:
             discount, exponent, removal = (value[owner] for value in parameters)
-            return self._thinned(_sample_log_excess(discount, exponent), removal)
+            weight = _sample_log_excess(discount, exponent).exp()
+            return torch.where(survives(weight, removal), weight, 0.0)
 
         return own.rate * (main._sample_total_mass() + compound_poisson(number, draw))
 

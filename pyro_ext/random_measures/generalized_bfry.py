@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_ext.distributions import GeneralizedBFRY
 from pyro_ext.distributions._bfry import rsample_log_gamma
-from pyro_ext.random_measures._logarithms import log_upper_gamma_at_log
+from pyro_ext.random_measures._logarithms import log_upper_gamma_at_log, survives
 from pyro_ext.random_measures._mixed_tilts import MixedTilts
 from pyro_ext.random_measures.generalized_gamma import GeneralizedGammaProcess
 from pyro_ext.random_measures.total_mass import compound_poisson
@@ -85,13 +85,8 @@ class GeneralizedBFRYProcess(MixedTilts):
         :param scale: :math:`a > 0`.
         """
         factor, own = self._argument("scale", scale, "> 0"), self._double
-        changes = {
-            "mass": self._result(own.mass * factor**own.tail_index, scale),
-            "cutoff": self._result(own.cutoff / factor, scale),
-        }
-        if self._has("tilt"):
-            changes["tilt"] = self._result(own.tilt / factor, scale)
-        return self._like(**changes)
+        mass = own.mass * factor**own.tail_index
+        return self._rescaled(scale, factor, mass=mass, cutoff=own.cutoff / factor)
 
     def _log_end(self) -> Tensor:
         return self._double.cutoff.log()
@@ -165,6 +160,7 @@ class GeneralizedBFRYProcess(MixedTilts):
             discount, tail_index, cutoff, tilt = (value[owner] for value in parameters)
             log_weight = rsample_log_gamma(1.0 - discount) - cutoff.log()
             log_weight = log_weight - torch.rand_like(discount).log() / tail_index
-            return self._thinned(log_weight, tilt)
+            weight = log_weight.exp()
+            return torch.where(survives(weight, tilt), weight, 0.0)
 
         return main._sample_total_mass() + compound_poisson(number, draw)

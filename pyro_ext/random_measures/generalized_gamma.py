@@ -22,7 +22,7 @@ from torch import Tensor
 from pyro_ext.distributions import TiltedBFRY, TiltedStable
 from pyro_ext.distributions._bfry import rsample_log_gamma
 from pyro_ext.random_measures._gamma_series import RejectionSeries, RosinskiSeries, thin_above
-from pyro_ext.random_measures._logarithms import log_upper_gamma_at_log
+from pyro_ext.random_measures._logarithms import log_if_positive, log_sum, log_upper_gamma_at_log
 from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 from pyro_ext.random_measures._roots import holds_everywhere, may_hold_everywhere
 from pyro_ext.random_measures._series import SeriesMethod
@@ -97,14 +97,6 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
         r"""Index of regular variation at infinity, :math:`\sigma` without tilt, else infinite."""
         return torch.where(self.tilt > 0, torch.inf, self.discount)
 
-    def exponential_tilt(self, tilt: Any) -> "GeneralizedGammaProcess":
-        r"""Generalized gamma process with the tilt :math:`\tau + u`.
-
-        :param tilt: :math:`u \geq 0`.
-        """
-        added = self._argument("tilt", tilt, ">= 0")
-        return self._like(tilt=self._result(self._double.tilt + added, tilt))
-
     def rescale(self, scale: Any) -> "GeneralizedGammaProcess":
         r"""Generalized gamma process of mass :math:`\eta a^\sigma` and tilt :math:`\tau / a`.
 
@@ -112,10 +104,7 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
         """
         factor = self._argument("scale", scale, "> 0")
         own = self._double
-        mass = own.mass * factor**own.discount
-        return self._like(
-            mass=self._result(mass, scale), tilt=self._result(own.tilt / factor, scale)
-        )
+        return self._rescaled(scale, factor, mass=own.mass * factor**own.discount)
 
     def total_mass(self) -> TorchDistribution:
         r"""Law of the total mass.
@@ -143,9 +132,7 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
 
     def _log_rate(self, log_tilt: Tensor) -> Tensor:
         r""":math:`\log (u + \tau)`, with a gradient also without tilt."""
-        is_tilted = self._double.tilt > 0
-        own_log_tilt = torch.where(is_tilted, self._double.tilt, 1.0).log()
-        return torch.where(is_tilted, torch.logaddexp(log_tilt, own_log_tilt), log_tilt)
+        return log_sum(log_tilt, self._double.tilt)
 
     def _log_mass(self, place: Tensor) -> Tensor:
         own = self._double
@@ -157,8 +144,7 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
 
     def _log_tail(self, place: Tensor) -> Tensor:
         own = self._double
-        is_tilted = own.tilt > 0
-        log_tilt = torch.where(is_tilted, own.tilt, 1.0).log()
+        log_tilt, is_tilted = log_if_positive(own.tilt)
         level = torch.where(is_tilted, place + log_tilt, 0.0)
         discount, level = torch.broadcast_tensors(own.discount, level)
         tilted = discount * log_tilt + log_upper_gamma_at_log(-discount, level)
@@ -168,8 +154,7 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
 
     def _log_exponent(self, log_shift: Tensor) -> Tensor:
         own = self._double
-        is_tilted = own.tilt > 0
-        log_tilt = torch.where(is_tilted, own.tilt, 1.0).log()
+        log_tilt, is_tilted = log_if_positive(own.tilt)
         ratio = torch.where(is_tilted, log_shift - log_tilt, 0.0)
         growth = torch.logaddexp(ratio, torch.zeros_like(ratio))
         log_growth = torch.where(ratio < _TINY_LOG, ratio, growth.clamp(min=_SMALLEST).log())
@@ -180,8 +165,7 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
 
     def _inverse_exponent(self, log_target: Tensor) -> Tensor:
         own = self._double
-        is_tilted = own.tilt > 0
-        log_tilt = torch.where(is_tilted, own.tilt, 1.0).log()
+        log_tilt, is_tilted = log_if_positive(own.tilt)
         log_level = log_target - own.mass.log() - own.discount * log_tilt
         level = torch.where(is_tilted, log_level, 0.0).exp()
         growth = level * log1prel((own.discount * level).clamp(min=_LEAST_RATIO))
@@ -206,8 +190,7 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
     def _log_partial_moment(self, log_size: Tensor, order: float) -> Tensor:
         own = self._double
         power = order - own.discount
-        is_tilted = own.tilt > 0
-        log_tilt = torch.where(is_tilted, own.tilt, 1.0).log()
+        log_tilt, is_tilted = log_if_positive(own.tilt)
         level = (log_size + log_tilt).clamp(min=-_LARGEST_LOG, max=_LARGEST_LOG)
         safe = torch.where(is_tilted, level, 0.0).exp()
         tilted = log_lower_gamma(power, safe) - power * log_tilt

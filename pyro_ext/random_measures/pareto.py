@@ -13,6 +13,7 @@ from torch.distributions import constraints
 
 from pyro_ext.random_measures._levy_integrals import Factor
 from pyro_ext.random_measures._log_concave import sample_log_concave
+from pyro_ext.random_measures._logarithms import log_if_positive, log_sum, survives
 from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 from pyro_ext.random_measures.generalized_gamma import GeneralizedGammaProcess
 from pyro_ext.random_measures.superposition import Superposition
@@ -79,27 +80,14 @@ class ParetoProcess(CompletelyRandomMeasure):
         """Numbers greater than the scale."""
         return constraints.greater_than(self.scale)
 
-    def exponential_tilt(self, tilt: Any) -> "ParetoProcess":
-        r"""Process with the tilt enlarged by :math:`u`.
-
-        :param tilt: :math:`u \geq 0`.
-        """
-        added = self._argument("tilt", tilt, ">= 0")
-        return self._like(tilt=self._result(self._double.tilt + added, tilt))
-
     def rescale(self, scale: Any) -> "ParetoProcess":
         r"""Process of mass :math:`\beta a^\tau` and scale :math:`a w_0`.
 
         :param scale: :math:`a > 0`.
         """
         factor, own = self._argument("scale", scale, "> 0"), self._double
-        changes = {
-            "mass": self._result(own.mass * factor**own.tail_index, scale),
-            "scale": self._result(own.scale * factor, scale),
-        }
-        if self._has("tilt"):
-            changes["tilt"] = self._result(own.tilt / factor, scale)
-        return self._like(**changes)
+        mass = own.mass * factor**own.tail_index
+        return self._rescaled(scale, factor, mass=mass, scale=own.scale * factor)
 
     def total_mass(self) -> TorchDistribution:
         """Law of the total mass, with exact draws."""
@@ -111,7 +99,8 @@ class ParetoProcess(CompletelyRandomMeasure):
     def _log_corners(self) -> list[Tensor]:
         own = self._double
         start = own.scale.log()
-        bend = torch.where(own.tilt > 0, -torch.where(own.tilt > 0, own.tilt, 1.0).log(), start)
+        log_tilt, is_tilted = log_if_positive(own.tilt)
+        bend = torch.where(is_tilted, -log_tilt, start)
         return list(torch.broadcast_tensors(start, bend.maximum(start)))
 
     def _log_mass(self, place: Tensor) -> Tensor:
@@ -140,11 +129,7 @@ class ParetoProcess(CompletelyRandomMeasure):
         return torch.where(is_tilted, tilted, untilted)
 
     def _log_rate(self, log_tilt: Tensor) -> Tensor:
-        if not self._has("tilt"):
-            return log_tilt
-        is_tilted = self._double.tilt > 0
-        own_log_tilt = torch.where(is_tilted, self._double.tilt, 1.0).log()
-        return torch.where(is_tilted, torch.logaddexp(log_tilt, own_log_tilt), log_tilt)
+        return log_sum(log_tilt, self._double.tilt)
 
     def _log_moment(self, order: Tensor, log_tilt: Tensor) -> Tensor:
         own = self._double
@@ -199,8 +184,7 @@ class ParetoProcess(CompletelyRandomMeasure):
         def draw(owner: Tensor) -> Tensor:
             scale, tail_index, tilt = (value[owner] for value in parameters)
             weight = scale * (1.0 - torch.rand_like(scale)) ** (-1.0 / tail_index)
-            keep = -torch.log1p(-torch.rand_like(weight)) > tilt * weight
-            return torch.where(keep, weight, 0.0)
+            return torch.where(survives(weight, tilt), weight, 0.0)
 
         return compound_poisson(number, draw)
 

@@ -20,6 +20,7 @@ from pyro_ext.distributions import StableBetaBFRY
 from pyro_ext.distributions._bfry import rsample_log_gamma
 from pyro_ext.distributions._inversion import solve_increasing
 from pyro_ext.random_measures._levy_integrals import Factor
+from pyro_ext.random_measures._logarithms import log_if_positive
 from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 from pyro_ext.random_measures._roots import holds_everywhere
 from pyro_ext.random_measures._series import ArrivalSeries, SeriesMethod
@@ -104,24 +105,13 @@ class StableBetaProcess(CompletelyRandomMeasure):
         """The interval from zero to the scale."""
         return constraints.interval(0.0, self.scale)
 
-    def exponential_tilt(self, tilt: Any) -> "StableBetaProcess":
-        r"""Stable beta process with the tilt enlarged by :math:`u`.
-
-        :param tilt: :math:`u \geq 0`.
-        """
-        added = self._argument("tilt", tilt, ">= 0")
-        return self._like(tilt=self._result(self._double.tilt + added, tilt))
-
     def rescale(self, scale: Any) -> "StableBetaProcess":
         """Stable beta process with weights multiplied by a number.
 
         :param scale: positive.
         """
         factor, own = self._argument("scale", scale, "> 0"), self._double
-        changes = {"scale": self._result(own.scale * factor, scale)}
-        if self._has("tilt"):
-            changes["tilt"] = self._result(own.tilt / factor, scale)
-        return self._like(**changes)
+        return self._rescaled(scale, factor, scale=own.scale * factor)
 
     def total_mass(self) -> TorchDistribution:
         """Approximate law of the total mass, by a thousand weights and a gamma variable."""
@@ -156,7 +146,8 @@ class StableBetaProcess(CompletelyRandomMeasure):
     def _log_corners(self) -> list[Tensor]:
         own = self._double
         middle = own.scale.log().expand(self.batch_shape) - 0.6931471805599453
-        bend = torch.where(own.tilt > 0, -torch.where(own.tilt > 0, own.tilt, 1.0).log(), middle)
+        log_tilt, is_tilted = log_if_positive(own.tilt)
+        bend = torch.where(is_tilted, -log_tilt, middle)
         return [middle, bend.minimum(middle)]
 
     def _log_mass(self, place: Tensor) -> Tensor:

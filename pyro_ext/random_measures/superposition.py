@@ -146,7 +146,7 @@ class Superposition(CompletelyRandomMeasure):
     def _sample_total_mass(self) -> Tensor:
         total = self._filled(0.0)
         for part in self.parts:
-            total = total + part.total_mass().sample().double()
+            total = total + part._sample_total_mass()
         return total
 
     def _sum(self, logs: Iterable[Tensor]) -> Tensor:
