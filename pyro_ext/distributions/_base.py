@@ -18,6 +18,7 @@ __all__ = [
     "clamp_positive",
     "discount_constraint",
     "positive_exp",
+    "variance_of",
 ]
 
 discount_constraint = constraints.half_open_interval(0.0, 1.0)
@@ -85,6 +86,12 @@ def positive_exp(log_value: Tensor) -> Tensor:
     # Before, since where the exponential overflows it has no gradient; after, for its rounding.
     inside = log_value.clamp(min=math.log(limits.tiny), max=math.log(limits.max))
     return clamp_positive(inside.exp())
+
+
+def variance_of(mean: Tensor, second: Tensor) -> Tensor:
+    """Variance from mean and second moment, infinite where the latter is."""
+    is_finite = second.isfinite()
+    return torch.where(is_finite, second - torch.where(is_finite, mean, 0.0).square(), second)
 
 
 def attach_gradient(

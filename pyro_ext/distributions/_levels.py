@@ -1,11 +1,25 @@
-"""A level that may be given as its logarithm."""
+"""Distributions with a level, which may be given as its logarithm."""
 
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributions import Distribution
 
-__all__ = ["log_level_of"]
+from pyro_ext.distributions._base import UnivariateDistribution
+
+__all__ = ["LevelDistribution", "log_level_of"]
+
+
+class LevelDistribution(UnivariateDistribution):
+    """Distribution whose level is stored as its logarithm, and so may exceed all numbers."""
+
+    log_level: Tensor
+
+    @property
+    def level(self) -> Tensor:
+        r""":math:`t`, infinite where it exceeds the numbers of its type."""
+        return self.log_level.exp()
 
 
 def log_level_of(level: Any, log_level: Any, validate_args: bool | None) -> Any:

@@ -15,17 +15,17 @@ from torch.distributions import constraints
 
 from pyro_ext.distributions import _beta_prime, _bfry
 from pyro_ext.distributions._base import (
-    UnivariateDistribution,
     discount_constraint,
     positive_exp,
+    variance_of,
 )
-from pyro_ext.distributions._levels import log_level_of
+from pyro_ext.distributions._levels import LevelDistribution, log_level_of
 from pyro_ext.special import in_double
 
 __all__ = ["BetaPrimeBFRY", "StableBetaBFRY"]
 
 
-class BetaPrimeBFRY(UnivariateDistribution):
+class BetaPrimeBFRY(LevelDistribution):
     r"""Beta prime BFRY distribution, the law of :math:`W / B` [1, 2].
 
     :math:`W` has the tilted BFRY distribution of discount :math:`\sigma`, level :math:`t` and tilt
@@ -58,7 +58,6 @@ class BetaPrimeBFRY(UnivariateDistribution):
 
     discount: Tensor
     tail_index: Tensor
-    log_level: Tensor
     rate: Tensor
     arg_constraints = {
         "discount": discount_constraint,
@@ -87,11 +86,6 @@ class BetaPrimeBFRY(UnivariateDistribution):
         }
         super().__init__(parameters, validate_args)
         self._check_parameter("tail_index", self.tail_index > self.discount, "> discount")
-
-    @property
-    def level(self) -> Tensor:
-        r""":math:`t`, infinite where it exceeds the numbers of its type."""
-        return self.log_level.exp()
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density.
@@ -129,9 +123,7 @@ class BetaPrimeBFRY(UnivariateDistribution):
     @property
     def variance(self) -> Tensor:
         """Variance, infinite for tail indices up to 2."""
-        second = self._moment(2)
-        finite = second.isfinite()
-        return torch.where(finite, second - torch.where(finite, self.mean, 0.0).square(), second)
+        return variance_of(self.mean, self._moment(2))
 
     def _moment(self, order: int) -> Tensor:
         is_finite = self.tail_index > order
@@ -143,7 +135,7 @@ class BetaPrimeBFRY(UnivariateDistribution):
         return torch.where(is_finite, moment, torch.inf)
 
 
-class StableBetaBFRY(UnivariateDistribution):
+class StableBetaBFRY(LevelDistribution):
     r"""Law of one atom in a finite approximation of a stable beta process by Lomax arrivals [1].
 
     .. math:: f(x) = \frac{\sigma\, \Gamma(c)}
@@ -171,7 +163,6 @@ class StableBetaBFRY(UnivariateDistribution):
 
     discount: Tensor
     concentration: Tensor
-    log_level: Tensor
     arg_constraints = {
         "discount": discount_constraint,
         "concentration": constraints.positive,
@@ -195,11 +186,6 @@ class StableBetaBFRY(UnivariateDistribution):
             "log_level": log_level_of(level, log_level, validate_args),
         }
         super().__init__(parameters, validate_args)
-
-    @property
-    def level(self) -> Tensor:
-        r""":math:`t`, infinite where it exceeds the numbers of its type."""
-        return self.log_level.exp()
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density.

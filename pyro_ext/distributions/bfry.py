@@ -28,15 +28,16 @@ from pyro_ext.distributions._base import (
     attach_gradient,
     discount_constraint,
     positive_exp,
+    variance_of,
 )
-from pyro_ext.distributions._levels import log_level_of
+from pyro_ext.distributions._levels import LevelDistribution, log_level_of
 
 __all__ = ["BFRY", "TiltedBFRY", "TruncatedBFRY"]
 
 _NO_LIMIT = "> 0 where there is no tilt"
 
 
-class TiltedBFRY(UnivariateDistribution):
+class TiltedBFRY(LevelDistribution):
     r"""BFRY distribution tilted by :math:`e^{-\tau x}`, of general level :math:`t` [2].
 
     .. math:: f(x) = \frac{\sigma}{\Gamma(1 - \sigma) D} x^{-1-\sigma} e^{-\tau x} (1 - e^{-t x}) ,
@@ -62,7 +63,6 @@ class TiltedBFRY(UnivariateDistribution):
     """
 
     discount: Tensor
-    log_level: Tensor
     tilt: Tensor
     arg_constraints = {
         "discount": discount_constraint,
@@ -85,11 +85,6 @@ class TiltedBFRY(UnivariateDistribution):
         parameters = {"discount": discount, "log_level": log_level, "tilt": tilt}
         super().__init__(parameters, validate_args)
         self._check_parameter("discount", (self.discount > 0) | (self.tilt > 0), _NO_LIMIT)
-
-    @property
-    def level(self) -> Tensor:
-        r""":math:`t`, infinite where it exceeds the numbers of its type."""
-        return self.log_level.exp()
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density.
@@ -130,9 +125,7 @@ class TiltedBFRY(UnivariateDistribution):
     def variance(self) -> Tensor:
         """Variance, infinite without tilt."""
         second = _bfry.log_moment(self.discount, self.log_level, self.tilt, 2).exp()
-        finite = second.isfinite()
-        mean = torch.where(finite, self.mean, 0.0)
-        return torch.where(finite, second - mean.square(), second)
+        return variance_of(self.mean, second)
 
 
 class BFRY(TiltedBFRY):

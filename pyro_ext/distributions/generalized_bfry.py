@@ -15,17 +15,17 @@ from torch.distributions import constraints
 
 from pyro_ext.distributions import _bfry
 from pyro_ext.distributions._base import (
-    UnivariateDistribution,
     discount_constraint,
     positive_exp,
+    variance_of,
 )
-from pyro_ext.distributions._levels import log_level_of
+from pyro_ext.distributions._levels import LevelDistribution, log_level_of
 from pyro_ext.special import in_double
 
 __all__ = ["GeneralizedBFRY"]
 
 
-class GeneralizedBFRY(UnivariateDistribution):
+class GeneralizedBFRY(LevelDistribution):
     r"""Generalized BFRY distribution, the law of :math:`c W P` [1, 2].
 
     :math:`W` has the tilted BFRY distribution of discount :math:`\sigma`, level :math:`t` and tilt
@@ -58,7 +58,6 @@ class GeneralizedBFRY(UnivariateDistribution):
 
     discount: Tensor
     tail_index: Tensor
-    log_level: Tensor
     scale: Tensor
     arg_constraints = {
         "discount": discount_constraint,
@@ -87,11 +86,6 @@ class GeneralizedBFRY(UnivariateDistribution):
         }
         super().__init__(parameters, validate_args)
         self._check_parameter("tail_index", self.tail_index > self.discount, "> discount")
-
-    @property
-    def level(self) -> Tensor:
-        r""":math:`t`, infinite where it exceeds the numbers of its type."""
-        return self.log_level.exp()
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density.
@@ -135,9 +129,7 @@ class GeneralizedBFRY(UnivariateDistribution):
     @property
     def variance(self) -> Tensor:
         """Variance, infinite for tail indices up to 2."""
-        second = self._moment(2)
-        finite = second.isfinite()
-        return torch.where(finite, second - torch.where(finite, self.mean, 0.0).square(), second)
+        return variance_of(self.mean, self._moment(2))
 
     def _moment(self, order: int) -> Tensor:
         is_finite = self.tail_index > order

@@ -6,7 +6,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pyro_ext.distributions._base import clamp_positive
+from pyro_ext.distributions._base import clamp_positive, variance_of
 from pyro_ext.random_measures._arrival_processes import order_at_zero
 from pyro_ext.random_measures._levy_integrals import Factor
 from pyro_ext.random_measures._logarithms import log_one_minus_exp
@@ -106,8 +106,7 @@ class FiniteAtom(MeasureLaw):
     @property
     def variance(self) -> Tensor:
         """Variance."""
-        second = self._moment(2.0)
-        return torch.where(second.isfinite(), second - self.mean.square(), second)
+        return variance_of(self.mean, self._moment(2.0))
 
     def _factor(self, level: Tensor, power: Tensor) -> Factor:
         """Share of the weights of each size that have arrived, times the size to a power."""
