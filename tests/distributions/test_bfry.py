@@ -198,6 +198,23 @@ def test_gradients_of_draws(make, parameters):
         assert abs(error) < 4.5, (index, exact)
 
 
+@pytest.mark.parametrize("make, parameters", [*GRADIENTS, (BFRY, (0.6,))])
+def test_gradients_of_quantiles(make, parameters):
+    """In the parameters and in the probabilities, against differences."""
+
+    def log_quantiles(*values):
+        return make(*values[:-1]).icdf(values[-1]).log().sum()
+
+    values = [torch.tensor(value, requires_grad=True) for value in (*parameters, (0.02, 0.5, 0.9))]
+    slopes = torch.autograd.grad(log_quantiles(*values), values)
+    for index, slope in enumerate(slopes):
+        with torch.no_grad():
+            up, down = list(values), list(values)
+            up[index], down[index] = values[index] + 1e-5, values[index] - 1e-5
+            expected = (log_quantiles(*up) - log_quantiles(*down)) / 2e-5
+        assert slope.sum().item() == pytest.approx(expected.item(), rel=1e-6), index
+
+
 def test_bad_parameters_are_named():
     with pytest.raises(ValueError, match="discount"):
         BFRY(1.0)

@@ -53,6 +53,24 @@ def test_density(reference):
     assert (value[~inside] == -torch.inf).all()
 
 
+@pytest.mark.parametrize(
+    "reference",
+    [GENERALIZED_BFRY, generalized_bfry(0.3, 0.0, 3.5, 5.0), generalized_bfry(2.0, 0.7, 0.9, 0.1)],
+    ids=str,
+)
+def test_density_of_smallest_sizes(reference):
+    r"""Where :math:`\gamma(k, cw)` is :math:`(cw)^k / k`, to the ends of the numbers."""
+    mass, sigma, tau, cutoff = (
+        reference.parameters[name] for name in ("mass", "discount", "tail_index", "cutoff")
+    )
+    power = tau - sigma
+    constant = math.log(mass) + power * math.log(cutoff) - math.log(power) - math.lgamma(1 - sigma)
+    for size in (1e-12, 1e-40, 1e-150, 1e-300):
+        value = reference.measure().log_levy_density(size).item()
+        expected = constant - (1 + sigma) * math.log(size)
+        assert value == pytest.approx(expected, rel=0, abs=1e-10)
+
+
 @pytest.mark.parametrize("reference", ALL, ids=str)
 def test_laplace_exponent(reference):
     value = reference.measure().laplace_exponent(torch.tensor([0.0, *EXTREMES]))

@@ -54,6 +54,17 @@ def test_ranked_weights():
     assert axes.get_xscale() == axes.get_yscale() == "log"
 
 
+def test_spread_over_draws():
+    """Of the weights 1, 2, ..., 101, and of ten times them, from the 5th to the 95th percentile."""
+    draws = torch.arange(1.0, 102.0)[:, None] * torch.tensor([1.0, 10.0])
+    axes = plot_ranked_weights(draws[torch.randperm(101, generator=torch.manual_seed(0))])
+    (band,) = axes.collections
+    places, levels = band.get_paths()[0].vertices.T
+    np.testing.assert_allclose(np.unique(levels[places == 1]), [60.0, 960.0], rtol=1e-6)
+    np.testing.assert_allclose(np.unique(levels[places == 2]), [6.0, 96.0], rtol=1e-6)
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [510.0, 51.0], rtol=1e-6)
+
+
 def test_number_of_clusters():
     axes = plot_num_clusters({"one": LABELS, "two": LABELS[:1]})
     first, second = axes.lines

@@ -334,6 +334,15 @@ def test_posterior_measure():
     assert tilted.laplace_exponent(0.7).item() == pytest.approx(expected.exponent(0.7), rel=1e-10)
 
 
+@pytest.mark.parametrize("parameters", [(0.4, 1.3), (0.3, 0.0), (0.6, -0.4), (0.0, 1.3)])
+def test_pitman_yor_without_samples(parameters):
+    """The first sample has a new cluster, also where the concentration is zero or less."""
+    law = PitmanYor(*parameters)
+    assert law.predictive([0, 0]).tolist() == [0.0, 0.0, 1.0]
+    assert law.predictive([[0, 0], [1, 0]])[0].tolist() == [0.0, 0.0, 1.0]
+    assert law.log_eppf([0, 0]).item() == 0.0
+
+
 def test_sticks():
     sticks = PitmanYor(torch.tensor([0.4, 0.0]), 1.3).sticks(3)
     assert sticks.batch_shape == (2, 3)

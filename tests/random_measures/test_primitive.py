@@ -94,6 +94,21 @@ def test_prior_draws_have_the_mass_of_the_measure(key):
     assert error.abs() < 4.2
 
 
+@pytest.mark.parametrize("method", ["size_biased", "inverse_levy"])
+def test_normalized_weights_and_lost_mass_are_divided_by_the_same_sum(method):
+    """With the values of all sites given."""
+    pyro.set_rng_seed(0)
+    base, truncation = dist.Normal(0.0, 1.0), TruncatedSeries(7, method)
+    trace = pyro.poutine.trace(random_measure).get_trace("G", GAMMA, base, truncation)
+    plain = trace.nodes["_RETURN"]["value"]
+    replayed = pyro.poutine.replay(random_measure, trace)
+    normalized = replayed("G", GAMMA.normalize(), base, truncation)
+    total = plain.weights.sum()
+    assert abs(total.log()) > 0.1 and plain.lost_mass > 0
+    torch.testing.assert_close(normalized.weights, plain.weights / total)
+    torch.testing.assert_close(normalized.lost_mass, plain.lost_mass / total)
+
+
 def mixture_model(truncation, data):
     """Mixture over a normalized measure whose parameters are latent."""
     mass = pyro.sample("mass", dist.Gamma(2.0, 0.5))

@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 
 from pyro_ext.random_measures import DirichletProcess, PitmanYor
+from pyro_ext.random_measures._urn import InverseExponent
 from tests.random_measures.references import (
     GAMMA,
     NOTED,
@@ -114,6 +115,17 @@ def test_power_law(discount):
         few, many = labels[:, :10_000].amax(-1) + 1.0, labels.amax(-1) + 1.0
         slope = (many.log() - few.log()).mean() / math.log(10.0)
         assert abs(slope - discount) < 0.05
+
+
+@pytest.mark.parametrize("reference", [NOTED[1], beta_prime(1.5, 0.0, 0.7, 2.0)], ids=str)
+def test_interpolated_arrival_times(reference):
+    """Against exact ones, also once a second block of draws reaches further."""
+    measure = reference.measure()
+    inverse = InverseExponent(measure)
+    for high in (3.0, 6.0):
+        targets = torch.linspace(-9.0, high, 301)
+        expected = measure._inverse_exponent(targets)
+        torch.testing.assert_close(inverse(targets), expected, rtol=0, atol=1e-6)
 
 
 def test_exchangeable_for_one_sample():

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from pyro_ext.random_measures import (
     LomaxArrivals,
     Superposition,
 )
+from pyro_ext.random_measures._series import series_method
 from tests.random_measures.references import (
     BETA_PRIME,
     GAMMA,
@@ -254,6 +256,54 @@ def test_lost_mass(reference, family, log_cdf, log_survival):
     assert value.log().item() == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    "reference, method",
+    CLOSED[:-1],  # the last counts rejected weights as lost
+    ids=identify,
+)
+def test_everything_comes_later_than_nothing(reference, method):
+    """The moments of what comes after a point near zero are those of all weights."""
+    measure = reference.measure()
+    way = series_method(measure, method)
+    for order, whole in ((1, measure.mean), (2, measure.variance)):
+        later = way.log_later(torch.tensor(1e-9), order).exp()
+        assert later.item() == pytest.approx(whole.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_what_comes_later_within_a_round(order):
+    """A round has weights of one beta law, of which every point takes the same mean away."""
+    mass, discount, concentration = 2.0, 0.4, 1.5
+    measure = stable_beta(mass, discount, concentration).measure()
+    all_rounds = (measure.mean if order == 1 else measure.variance).item()
+    first, second = (
+        stats.beta(1 - discount, place + concentration + discount).moment(order) for place in (0, 1)
+    )
+    number = mass * (concentration + discount) / (concentration + 1)  # in the second round
+    way = series_method(measure, "rounds")
+    for share in (0.1, 0.25, 0.9):
+        within = way.log_later(torch.tensor(share * mass), order).exp()
+        expected = all_rounds - share * mass * first
+        assert within.item() == pytest.approx(expected, rel=1e-9)
+        within = way.log_later(torch.tensor(mass + share * number), order).exp()
+        expected = all_rounds - mass * first - share * number * second
+        assert within.item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("discount", [0.1, 0.4, 0.8])
+def test_late_rounds(discount):
+    """The mean number of weights until a round by mpmath, on both sides of a million rounds."""
+    mass, concentration = 2.0, 1.5
+    way = series_method(stable_beta(mass, discount, concentration).measure(), "rounds")
+    for rounds in (1e3, 9e5, 2e6, 1e9, 1e12):
+        with mpmath.workdps(40):
+            s, c, place = mpmath.mpf(discount), mpmath.mpf(concentration), mpmath.mpf(rounds)
+            quotient = mpmath.gammaprod([place + c + s, c], [place + c, c + s]) - 1
+            number = mass * mpmath.gamma(1 + c) / (s * mpmath.gamma(c)) * quotient
+        _, log_round = way.sample(torch.tensor([float(number)]))
+        assert log_round.item() == pytest.approx(math.log(rounds), abs=2.0 / rounds + 1e-9)
+
+
 def test_finitely_many_weights():
     """After the last there is nothing, which has no gradient."""
     scale = torch.tensor(2.0, requires_grad=True)
@@ -360,6 +410,23 @@ def test_jumps_above(reference):
     spread = counts.double().var().item() / mean * 299
     assert 1e-6 < stats.chi2(299).cdf(spread) < 1 - 1e-6
     levels = [math.exp(reference.log_tail(float(w))) / mean for w in drawn[:200]]
+    assert stats.kstest(levels, "uniform").pvalue > 1e-6
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("reference", [GAMMA, gamma(2.0, 0.0, 1.5), gamma(1.0, 0.7, 3.0)], ids=str)
+def test_jumps_above_by_thinning(reference):
+    """As above; any of nine tests fails for one seed in 67,000."""
+    measure, level = reference.measure(), 0.05
+    weights, mask = measure.jumps_above(level, seed=0, method="thinning", sample_shape=(500,))
+    assert ((weights > 0) == mask).all() and (weights[mask] >= level).all()
+    assert (weights.diff(dim=-1) <= 0).all()
+    mean, counts = math.exp(reference.log_tail(level)), mask.sum(-1)
+    assert 1e-6 < stats.poisson(500 * mean).cdf(int(counts.sum())) < 1 - 1e-6
+    spread = counts.double().var().item() / mean * 499
+    assert 1e-6 < stats.chi2(499).cdf(spread) < 1 - 1e-6
+    drawn = weights[:40][mask[:40]]
+    levels = [math.exp(reference.log_tail(float(w))) / mean for w in drawn]
     assert stats.kstest(levels, "uniform").pvalue > 1e-6
 
 
