@@ -32,7 +32,7 @@ from pyro_ext.random_measures.primitive import (
 )
 from pyro_ext.random_measures.stable_beta import StableBetaProcess
 from pyro_ext.random_measures.superposition import Superposition
-from pyro_ext.random_measures.total_mass import ApproximateTotalMass, TotalMass
+from pyro_ext.random_measures.total_mass import ApproximateTotalMass, InvertedTotalMass, TotalMass
 
 __all__ = [
     "ApproximateTotalMass",
@@ -48,6 +48,7 @@ __all__ = [
     "GeneralizedBFRYProcess",
     "GeneralizedGammaProcess",
     "InverseGammaArrivals",
+    "InvertedTotalMass",
     "JumpLaw",
     "LevyDensityProcess",
     "LomaxArrivals",

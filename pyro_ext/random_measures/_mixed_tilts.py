@@ -11,13 +11,14 @@ from pyro_ext.random_measures._logarithms import log_if_positive, log_sum
 from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 from pyro_ext.random_measures._scaled_series import ScaledSeries
 from pyro_ext.random_measures._series import SeriesMethod
+from pyro_ext.random_measures._tilt_inversion import log_inverse as invert_tilts
 from pyro_ext.random_measures._tilt_mixture import (
     log_exponent_integral,
     log_moment_integral,
     sample_log_tilt,
 )
 from pyro_ext.random_measures.generalized_gamma import GeneralizedGammaProcess
-from pyro_ext.random_measures.total_mass import TotalMass
+from pyro_ext.random_measures.total_mass import InvertedTotalMass
 
 __all__ = ["MixedTilts"]
 
@@ -73,8 +74,11 @@ class MixedTilts(CompletelyRandomMeasure):
         return torch.where(self.tilt > 0, torch.inf, self.tail_index)
 
     def total_mass(self) -> TorchDistribution:
-        """Law of the total mass, exact: a tilted stable variable and a compound Poisson sum."""
-        return TotalMass(self, validate_args=self._validate)
+        """Law of the total mass, with exact draws, and a density by inversion.
+
+        A draw is the sum of a tilted stable variable and a compound Poisson sum.
+        """
+        return InvertedTotalMass(self, validate_args=self._validate)
 
     def _log_corners(self) -> list[Tensor]:
         log_tilt, is_tilted = log_if_positive(self._double.tilt)
@@ -108,6 +112,20 @@ class MixedTilts(CompletelyRandomMeasure):
         )
         scale = self._log_scale() + (own.tail_index - order) * self._log_end()
         return scale + power.lgamma() + integral
+
+    def _log_inverse_transform(self, log_value: Tensor, pole: Tensor) -> Tensor:
+        """Logarithm of the density of the total mass, or of its distribution function."""
+        own, end = self._double, self._log_end()
+        log_inverse = invert_tilts(
+            log_value + end,
+            own.mass.log() + own.tail_index * end,
+            self._power,
+            own.discount,
+            own.tilt * (-end).exp(),
+            pole,
+            self._damping,
+        )
+        return log_inverse + torch.where(pole > 0, 0.0, end)
 
     def _sample_jump(self, order: Tensor, log_tilt: Tensor) -> Tensor:
         power, relative, mixing, damping = torch.broadcast_tensors(

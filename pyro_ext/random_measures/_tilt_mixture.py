@@ -67,7 +67,7 @@ def log_exponent_integral(
         power.detach(), discount.detach(), log_shift.detach(), log_tilt.detach(), damping
     )
     return integrate_log(
-        lambda place: _log_exponent_density(place, power, discount, log_shift, log_tilt, damping),
+        lambda place: log_exponent_density(place, power, discount, log_shift, log_tilt, damping),
         edges,
     )
 
@@ -90,7 +90,7 @@ def _log_tilt_density(
     return power * place - order * torch.logaddexp(place, log_tilt) - damping * place.exp()
 
 
-def _log_exponent_density(
+def log_exponent_density(
     place: Tensor,
     power: Tensor,
     discount: Tensor,
@@ -110,7 +110,7 @@ def _log_exponent_density(
     return power * place + inner - damping * place.exp()
 
 
-def _end(power: Tensor, damping: Tensor) -> Tensor:
+def log_mixing_end(power: Tensor, damping: Tensor) -> Tensor:
     """Logarithm of a place beyond which nothing is left of the mixing density."""
     return damping * (power + 60.0 + 12.0 * power.sqrt()).log()
 
@@ -139,7 +139,7 @@ def _moment_range(
     excess = peak - log_tilt
     bend = order * torch.logaddexp(excess, torch.zeros_like(excess))
     low = peak - (_FALL + bend + damping * peak.exp()) / power
-    return peak, low, torch.maximum(_end(power, damping), peak)
+    return peak, low, torch.maximum(log_mixing_end(power, damping), peak)
 
 
 @opaque("tilt_moment_edges", num_edges(2))
@@ -168,9 +168,9 @@ def _exponent_edges(
     # A little right of the peak, where the integrand is not much smaller.
     peak = _log_peak(power, 1.0 - discount, corners[..., 1], damping)
     return panel_edges(
-        lambda place: _log_exponent_density(place, power, discount, log_shift, log_tilt, damping),
+        lambda place: log_exponent_density(place, power, discount, log_shift, log_tilt, damping),
         low,
-        _end(power, damping),
+        log_mixing_end(power, damping),
         corners,
         peak,
     )

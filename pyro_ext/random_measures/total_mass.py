@@ -1,4 +1,4 @@
-"""Laws of total masses that have no density in closed form: their draws, mean and variance."""
+"""Laws of total masses that have no density in closed form."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -8,14 +8,18 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._checks import check_integer
+from pyro_ext.distributions._base import attach_gradient, clamp_positive
+from pyro_ext.distributions._inversion import invert_cdf
+from pyro_ext.random_measures._logarithms import as_double
 from pyro_ext.random_measures._measure_law import MeasureLaw
 from pyro_ext.random_measures._series import poisson_points, series_method
 from pyro_ext.random_measures.arrivals import ArrivalFamily
 
 if TYPE_CHECKING:
     from pyro_ext.random_measures._measure import CompletelyRandomMeasure
+    from pyro_ext.random_measures._mixed_tilts import MixedTilts
 
-__all__ = ["ApproximateTotalMass", "TotalMass", "compound_poisson"]
+__all__ = ["ApproximateTotalMass", "InvertedTotalMass", "TotalMass", "compound_poisson"]
 
 
 _MOST_WEIGHTS = 10**8
@@ -27,12 +31,12 @@ class TotalMass(MeasureLaw):
     .. math:: E\, e^{-tS} = e^{-\psi(t)} , \quad E S = \kappa(1, 0) , \quad
               \operatorname{Var} S = \kappa(2, 0) .
 
-    There is no density in closed form, and none here. Draws have no gradients.
+    It has no density here, which :class:`InvertedTotalMass` has. Draws have no gradients.
 
     :param measure: one that ``total_mass()`` returns this law for.
     """
 
-    support = constraints.nonnegative
+    support: Any = constraints.nonnegative
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws, without gradients.
@@ -63,6 +67,67 @@ class TotalMass(MeasureLaw):
     def variance(self) -> Tensor:
         """Variance."""
         return self.measure.variance
+
+
+class InvertedTotalMass(TotalMass):
+    r"""Law of the total mass of a measure whose Laplace transform can be inverted.
+
+    Density and distribution function are integrals of the transform along a contour in the complex
+    numbers, for which the exponent is computed by quadrature. Both are right to about twelve
+    digits, the density also where it is tiny, and both have gradients in values and parameters. A
+    value takes about a tenth of a second. Draws are exact, with gradients by implicit
+    differentiation.
+
+    :param measure: one that ``total_mass()`` returns this law for.
+
+    Example::
+
+        >>> law = BetaPrimeProcess(1.5, 0.4, 2.3).total_mass()
+        >>> law.log_prob(torch.tensor([0.3, 3.0, 300.0]))
+        tensor([ -1.1086,  -2.9509, -18.8456])
+    """
+
+    measure: "MixedTilts"
+    support = constraints.positive
+    has_rsample = True
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density.
+
+        :param Tensor value: positive numbers.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        return self._log_inverse(value, 0.0)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Probability of at most a value.
+
+        :param Tensor value: positive numbers.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        return self._log_inverse(value, 1.0).exp().clamp(max=1.0)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Quantiles, by bisection.
+
+        :param Tensor value: probabilities in (0, 1).
+        """
+        return invert_cdf(self, value)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws, with gradients by implicit differentiation.
+
+        :param torch.Size sample_shape: how many.
+        """
+        draw = clamp_positive(self.sample(torch.Size(sample_shape)))
+        return attach_gradient(draw, self.measure._parameters().values(), self.cdf, self.log_prob)
+
+    def _log_inverse(self, value: Tensor, pole: float) -> Tensor:
+        place = self.measure._expanded(as_double(value).log())
+        log_inverse = self.measure._log_inverse_transform(place, torch.full_like(place, pole))
+        return self.measure._result(log_inverse, value)
 
 
 class ApproximateTotalMass(TotalMass):

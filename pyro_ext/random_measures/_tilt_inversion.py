@@ -1,0 +1,385 @@
+r"""Densities of the total masses of mixed tilts, by inversion of their Laplace transforms.
+
+Without tilt and on the scale of the mixing density, the total mass :math:`S` has
+:math:`E\, e^{-sS} = e^{-\psi(s)}` with
+
+.. math:: \psi(s) = m \int_0^\infty x^{k-1} g(x) \frac{(x + s)^\sigma - x^\sigma}{\sigma} dx ,
+
+which is analytic but for a cut along the negative numbers. A tilt :math:`u` multiplies the density
+at :math:`x` by :math:`e^{\psi(u) - ux}`, so that with :math:`q(s) = 1`, and
+:math:`q(s) = 1 / (s - u)` for the distribution function, what is needed is
+
+.. math:: e^{\psi(u) - ux} \frac{1}{2 \pi i} \int e^{sx - \psi(s)} q(s) \, ds .
+
+The contour starts at the saddle point right of zero, where all is real, and bends to the left. In
+the tail, where there is no saddle point or its value is much larger than the integral, the contour
+first follows the cut from zero. There the integrand is a small imaginary part, which is known by
+itself and of one sign, so that densities of any size keep their digits.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_ext.random_measures._tilt_mixture import (
+    log_exponent_density,
+    log_exponent_integral,
+    log_mixing_end,
+    log_moment_integral,
+)
+from pyro_ext.special import log_sinc, opaque
+from pyro_ext.special.log_integral import num_edges, panel_edges, panel_nodes
+
+__all__ = ["log_inverse"]
+
+_CHUNK = 16  # elements at once, of which each takes some 30 megabytes
+
+_LOWEST, _HIGHEST = -300.0, 150.0
+_NUM_HALVINGS = 48
+_NUM_PLACES = 32
+_REACH = 40.0
+_FALL = 42.0
+_TINY_LOG = -18.0
+_TINY_RATIO = 40.0
+_SHALLOW = -1.0
+_NUM_ROUGH = 12
+_NUM_PANELS = 12
+_FAR = 40.0
+_NUM_TERMS = 60
+# Asymptotically the contour makes this angle with the positive numbers.
+_ANGLE = 2.0
+# How far the contour of the mixing variable turns away from the positive numbers.
+_ROTATION = {0.0: 0.5 * math.pi, 1.0: 0.25 * math.pi}
+# The last place on the cut, before the mixing density ends.
+_LAST = {0.0: 0.7, 1.0: 5.0}
+
+
+class Law(NamedTuple):
+    """Parameters of the exponent, in float64 and of one shape."""
+
+    log_mass: Tensor
+    power: Tensor
+    discount: Tensor
+    damping: float
+
+    @property
+    def _damping(self) -> Tensor:
+        return torch.full_like(self.power, self.damping)
+
+    def log_exponent(self, log_shift: Tensor) -> Tensor:
+        """Logarithm of the exponent at a positive number, by its logarithm."""
+        none = torch.full_like(log_shift, -torch.inf)
+        return self.log_mass + log_exponent_integral(
+            self.power, self.discount, log_shift, none, self._damping
+        )
+
+    def log_slope(self, log_shift: Tensor) -> Tensor:
+        """Logarithm of its derivative."""
+        return self.log_mass + log_moment_integral(
+            self.power, 1.0 - self.discount, log_shift, self._damping
+        )
+
+    def log_bend(self, log_shift: Tensor) -> Tensor:
+        """Logarithm of its second derivative, which is negative."""
+        moment = log_moment_integral(self.power, 2.0 - self.discount, log_shift, self._damping)
+        return self.log_mass + torch.log1p(-self.discount) + moment
+
+    def exponent(self, point: Tensor) -> Tensor:
+        """Exponent at points of the upper half plane, over one more axis.
+
+        The mixing variable takes a path above the positive numbers, and the points, negated, lie
+        below them.
+        """
+        power, discount, log_mass = (
+            value[..., None, None] for value in (self.power, self.discount, self.log_mass)
+        )
+        with torch.no_grad():
+            size = point.detach().abs().clamp(min=1e-300).log()
+            wide = [value[..., None].detach() for value in (self.power, self.discount)]
+            edges = _exponent_edges(wide[0], wide[1], size, self.damping)
+            places, log_weights = panel_nodes(edges)
+            path, log_stretch = self._mixing_path(places)
+        log_point = point[..., None].log()
+        gap = log_point - path
+        is_far = gap.real > 0
+        ratio = torch.where(is_far, -gap, gap).exp()
+        # The logarithm of a complex number next to one fails for the smallest numbers.
+        is_tiny = gap.real.abs() > _TINY_RATIO
+        log_growth = torch.where(is_tiny, ratio, torch.where(is_tiny, 0.0, ratio).log1p())
+        growth = torch.where(is_far, gap, 0.0) + log_growth
+        log_size = (power + discount) * path + log_stretch + log_weights
+        if self.damping:
+            log_size = log_size - path.exp()
+        return _growth_times(growth, discount, log_size + log_mass).sum(-1)
+
+    def _mixing_path(self, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Logarithm of the mixing variable, and of its derivative, along its path."""
+        turn, size = _ROTATION[self.damping], place.exp()
+        if self.damping:
+            angle, slope = turn / (1.0 + size).sqrt(), -0.5 * turn * size * (1.0 + size) ** -1.5
+        else:
+            angle, slope = turn * (1.0 - size), -turn * size
+        return torch.complex(place, angle), torch.complex(torch.ones_like(slope), slope).log()
+
+    def real_exponent(self, depth: Tensor) -> Tensor:
+        """Real part of the exponent on top of the cut, at depths over one more axis."""
+        return self.exponent(torch.complex(-depth, torch.zeros_like(depth))).real
+
+    def log_phase(self, log_depth: Tensor) -> Tensor:
+        """Logarithm of the imaginary part of the exponent on top of the cut, at a depth."""
+        power, discount = self.power[..., None], self.discount[..., None]
+        beta = power.lgamma() + (1.0 + discount).lgamma() - (1.0 + power + discount).lgamma()
+        sine = math.log(math.pi) + log_sinc(math.pi * discount, math.pi * (1.0 - discount))
+        value = self.log_mass[..., None] + beta + sine + (power + discount) * log_depth
+        if not self.damping:
+            return value
+        depth = log_depth.exp()
+        total, term = torch.ones_like(depth), torch.ones_like(depth)
+        for index in range(_NUM_TERMS):
+            ratio = (1.0 + discount + index) / (1.0 + power + discount + index)
+            term = term * ratio * depth / (index + 1.0)
+            total = total + term
+        return value - depth + total.log()
+
+
+def _exponent_edges(power: Tensor, discount: Tensor, log_size: Tensor, damping: float) -> Tensor:
+    """Panels for the exponent at points of a size, narrow where the points are near."""
+    power, discount, log_size = torch.broadcast_tensors(power, discount, log_size)
+    none, fall = torch.full_like(log_size, -torch.inf), torch.full_like(log_size, damping)
+    corners = torch.stack([log_size, log_size + 0.5, torch.zeros_like(log_size)], -1)
+    low = corners.min(-1).values - 45.0 / power - 5.0
+    return panel_edges(
+        lambda place: log_exponent_density(place, power, discount, log_size, none, fall),
+        low,
+        log_mixing_end(power, fall),
+        corners,
+    )
+
+
+def _growth_times(growth: Tensor, discount: Tensor, log_factor: Tensor) -> Tensor:
+    r""":math:`e^f (e^{\sigma g} - 1) / \sigma`, with factors that may overflow."""
+    product = discount * growth
+    is_small = product.abs() < 0.05
+    small = torch.where(is_small, product, 0.0)
+    series = torch.ones_like(small)
+    for number in range(9, 1, -1):
+        series = 1.0 + small * series / number
+    large = torch.where(is_small, 0.0, product)
+    difference = (log_factor + large).exp() - log_factor.exp()
+    direct = difference / torch.where(discount == 0, 1.0, discount)
+    return torch.where(is_small, log_factor.exp() * growth * series, direct)
+
+
+def log_inverse(
+    log_value: Tensor,
+    log_mass: Tensor,
+    power: Tensor,
+    discount: Tensor,
+    tilt: Tensor,
+    pole: Tensor,
+    damping: float,
+) -> Tensor:
+    r"""Logarithm of the density, or of a probability, of the total mass.
+
+    :param Tensor log_value: :math:`\log x`.
+    :param Tensor log_mass: :math:`\log m`.
+    :param Tensor power: :math:`k > 0`.
+    :param Tensor discount: :math:`\sigma`, in [0, 1).
+    :param Tensor tilt: :math:`u \geq 0`.
+    :param Tensor pole: 0 for the density, and 1 for the probability of at most :math:`x`.
+    :param float damping: 0 where the mixing density ends sharply, 1 where it falls exponentially.
+    :returns: the logarithm, with gradients.
+    """
+    values = torch.broadcast_tensors(log_value, log_mass, power, discount, tilt, pole)
+    shape = values[0].shape
+    flat = torch.stack([value.reshape(-1) for value in values])
+    chunks = [_log_inverse(damping, *chunk) for chunk in flat.split(_CHUNK, -1)]
+    return torch.cat(chunks).view(shape)
+
+
+def _log_inverse(
+    damping: float,
+    log_value: Tensor,
+    log_mass: Tensor,
+    power: Tensor,
+    discount: Tensor,
+    tilt: Tensor,
+    pole: Tensor,
+) -> Tensor:
+    law = Law(log_mass, power, discount, damping)
+    plan = _plan_of[damping](log_value, log_mass, power, discount, tilt, pole)
+    start, width, reach = plan[..., :3].unbind(-1)
+    value, base = log_value.exp(), torch.where(pole > 0, tilt, 0.0)
+    parts = [
+        _bent_part(law, value, base, pole, start, width, reach),
+        _cut_part(law, value, plan[..., 3:], start < 0),
+    ]
+    tops = torch.stack([part[0] for part in parts], -1)
+    sums = torch.stack([part[1] for part in parts], -1)
+    top = tops.amax(-1)
+    total = (sums * (tops - top[..., None]).exp()).sum(-1)
+    is_tilted = tilt > 0
+    safe = torch.where(is_tilted, tilt, 1.0)
+    gain = torch.where(is_tilted, law.log_exponent(safe.log()).exp(), 0.0)
+    gain = gain - torch.where(pole > 0, 0.0, tilt * value)
+    return top + total.clamp(min=1e-300).log() + gain - math.log(math.pi)
+
+
+def _bent_part(
+    law: Law,
+    value: Tensor,
+    base: Tensor,
+    pole: Tensor,
+    start: Tensor,
+    width: Tensor,
+    reach: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Part of the contour in the upper half plane: a logarithm, and what is multiplied by it."""
+    edges = reach[..., None] * torch.linspace(
+        0.0, 1.0, _NUM_PANELS + 1, dtype=reach.dtype, device=reach.device
+    )
+    places, log_weights = panel_nodes(edges)
+    point, slope = _contour(places, start[..., None], width[..., None])
+    exponent = point * value[..., None] - law.exponent(point + base[..., None])
+    factor = torch.where(pole[..., None] > 0, 1.0 / point, 1.0)
+    top = exponent.detach().real.amax(-1)
+    terms = (exponent - top[..., None] + log_weights).exp() * slope * factor
+    return top, terms.imag.sum(-1)
+
+
+def _cut_part(law: Law, value: Tensor, edges: Tensor, is_taken: Tensor) -> tuple[Tensor, Tensor]:
+    """Part of the contour on the cut, likewise, where it is taken."""
+    places, log_weights = panel_nodes(edges)
+    logs = log_weights + _log_cut_integrand(law, value, places)
+    top = torch.where(is_taken, logs.detach().amax(-1), -torch.inf)
+    safe = torch.where(is_taken, top, 0.0)[..., None]
+    total = torch.where(is_taken[..., None], logs - safe, -torch.inf).exp().sum(-1)
+    return top, total
+
+
+def _log_cut_integrand(law: Law, value: Tensor, place: Tensor) -> Tensor:
+    """Logarithm of the integrand on the cut, over logarithms of the depth."""
+    depth, log_phase = place.exp(), law.log_phase(place)
+    is_small = log_phase < _TINY_LOG
+    sine = torch.where(is_small, 1.0, log_phase.exp()).sin()
+    log_sine = torch.where(is_small, log_phase, sine.log())
+    return place - depth * value[..., None] - law.real_exponent(depth) + log_sine
+
+
+def _contour(place: Tensor, start: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+    """Points of the upper half of a hyperbola, and their derivatives."""
+    left, up = width * math.cos(_ANGLE), width * math.sin(_ANGLE)
+    point = torch.complex(start + left * (place.cosh() - 1.0), up * place.sinh())
+    return point, torch.complex(left * place.sinh(), up * place.cosh())
+
+
+def _plan(
+    log_value: Tensor,
+    log_mass: Tensor,
+    power: Tensor,
+    discount: Tensor,
+    tilt: Tensor,
+    pole: Tensor,
+    damping: float,
+) -> Tensor:
+    """Start, width and reach of the hyperbola, and panels on the cut."""
+    law, value = Law(log_mass, power, discount, damping), log_value.exp()
+    base = torch.where(pole > 0, tilt, 0.0)
+    log_saddle = _log_saddle(law, value, base, pole)
+    log_depth = _log_depth(law, value)
+    is_tail = (pole == 0) & (log_saddle + log_value < 0)
+    is_deep = is_tail & (log_depth + log_value > _SHALLOW)
+    # Between saddle point and tail there is nothing to be won on the cut.
+    log_start = torch.where(is_deep, log_depth, torch.where(is_tail, -log_value, log_saddle))
+    start = torch.where(is_deep, -1.0, 1.0) * log_start.exp()
+    # The width is that of the peak, and no more than the distance from the singularity.
+    log_size = torch.where(is_deep, torch.logaddexp(log_depth, -log_value), log_start)
+    bend = law.log_bend((log_size.exp() + base).log()).exp()
+    width = torch.rsqrt(bend + (-2.0 * log_size).exp())
+    edges = panel_edges(
+        # The transform itself changes slowly there.
+        lambda place: place - (log_value[..., None] + place).exp() + law.log_phase(place),
+        torch.minimum(log_depth, -log_value) - _REACH / (power + discount) - 5.0,
+        log_depth,
+        -log_value[..., None],
+    )
+    reach = _reach(law, value, base, start, width)
+    return torch.cat([torch.stack([start, width, reach], -1), edges], -1)
+
+
+_NUM_PLANNED = 3 + num_edges(1)
+
+
+@opaque("sharp_tilt_inversion", _NUM_PLANNED)
+def _plan_sharp(
+    log_value: Tensor,
+    log_mass: Tensor,
+    power: Tensor,
+    discount: Tensor,
+    tilt: Tensor,
+    pole: Tensor,
+) -> Tensor:
+    return _plan(log_value, log_mass, power, discount, tilt, pole, 0.0)
+
+
+@opaque("damped_tilt_inversion", _NUM_PLANNED)
+def _plan_damped(
+    log_value: Tensor,
+    log_mass: Tensor,
+    power: Tensor,
+    discount: Tensor,
+    tilt: Tensor,
+    pole: Tensor,
+) -> Tensor:
+    return _plan(log_value, log_mass, power, discount, tilt, pole, 1.0)
+
+
+_plan_of = {0.0: _plan_sharp, 1.0: _plan_damped}
+
+
+def _log_saddle(law: Law, value: Tensor, base: Tensor, pole: Tensor) -> Tensor:
+    """Logarithm of the distance of the saddle point right of the singularity."""
+    low, high = torch.full_like(value, _LOWEST), torch.full_like(value, _HIGHEST)
+    for _ in range(_NUM_HALVINGS):
+        middle = 0.5 * (low + high)
+        slope = law.log_slope((middle.exp() + base).log()).exp() + pole * (-middle).exp()
+        is_left = slope > value
+        low, high = torch.where(is_left, middle, low), torch.where(is_left, high, middle)
+    return high
+
+
+def _log_depth(law: Law, value: Tensor) -> Tensor:
+    """Logarithm of the place on the cut where the contour leaves it.
+
+    It is where the modulus of the integrand is least, and not beyond the place where the phase
+    comes to a right angle.
+    """
+    high = torch.full_like(value, math.log(_LAST[law.damping]))
+    low = torch.minimum(high, -value.log()) + _LOWEST
+    for _ in range(_NUM_HALVINGS):
+        middle = 0.5 * (low + high)
+        is_left = law.log_phase(middle[..., None]).squeeze(-1) < math.log(0.5 * math.pi)
+        low, high = torch.where(is_left, middle, low), torch.where(is_left, high, middle)
+    steps = torch.linspace(0.0, 1.0, _NUM_PLACES, dtype=high.dtype, device=high.device)
+    places = high[..., None] - _REACH * steps.square()
+    modulus = -places.exp() * value[..., None] - law.real_exponent(places.exp())
+    return places.gather(-1, modulus.argmin(-1, keepdim=True)).squeeze(-1)
+
+
+def _reach(law: Law, value: Tensor, base: Tensor, start: Tensor, width: Tensor) -> Tensor:
+    """Place on the hyperbola beyond which the integrand has vanished."""
+
+    def log_modulus(place: Tensor) -> Tensor:
+        point, _ = _contour(place[..., None], start[..., None], width[..., None])
+        exponent = point * value[..., None] - law.exponent(point + base[..., None])
+        return exponent.real.squeeze(-1) + place
+
+    low, high = torch.zeros_like(start), torch.full_like(start, _FAR)
+    least = log_modulus(low) - _FALL
+    for _ in range(_NUM_ROUGH):
+        middle = 0.5 * (low + high)
+        is_inside = log_modulus(middle) > least
+        low, high = torch.where(is_inside, middle, low), torch.where(is_inside, high, middle)
+    return high
