@@ -13,6 +13,7 @@ from torch.distributions.utils import broadcast_all
 from pyro_ext.distributions._inversion import invert_cdf
 
 __all__ = [
+    "ParametricDistribution",
     "UnivariateDistribution",
     "attach_gradient",
     "clamp_positive",
@@ -24,20 +25,27 @@ __all__ = [
 discount_constraint = constraints.half_open_interval(0.0, 1.0)
 
 
-class UnivariateDistribution(TorchDistribution):
-    """Distribution of a real number whose parameters are tensors of its batch shape.
+class ParametricDistribution(TorchDistribution):
+    """Distribution whose parameters are tensors that expand together.
 
-    A subclass passes on the values from which all that it computes follows.
+    A subclass passes on the values from which all that it computes follows, each with as many
+    dimensions of its own behind those of the batch as it says.
     """
 
-    _stored: tuple[str, ...]
+    _event_dims: dict[str, int]
 
-    def __init__(self, parameters: dict[str, Any], validate_args: bool | None = None) -> None:
-        values = broadcast_all(*parameters.values())
-        self._stored = tuple(parameters)
-        for name, value in zip(parameters, values, strict=True):
+    def __init__(
+        self,
+        parameters: dict[str, Tensor],
+        event_dims: dict[str, int],
+        batch_shape: torch.Size,
+        event_shape: torch.Size,
+        validate_args: bool | None = None,
+    ) -> None:
+        self._event_dims = event_dims
+        for name, value in parameters.items():
             setattr(self, name, value)
-        super().__init__(values[0].shape, validate_args=validate_args)
+        super().__init__(batch_shape, event_shape, validate_args=validate_args)
         for name in parameters:
             self._check_parameter(name, getattr(self, name).isfinite(), "finite")
 
@@ -49,12 +57,36 @@ class UnivariateDistribution(TorchDistribution):
         """
         new = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
         batch_shape = torch.Size(batch_shape)
-        new._stored = self._stored
-        for name in self._stored:
-            setattr(new, name, getattr(self, name).expand(batch_shape))
-        super(UnivariateDistribution, new).__init__(batch_shape, validate_args=False)
+        new._event_dims = self._event_dims
+        for name, event_dim in self._event_dims.items():
+            value = getattr(self, name)
+            own = value.shape[value.dim() - event_dim :]
+            setattr(new, name, value.expand(batch_shape + own))
+        super(ParametricDistribution, new).__init__(
+            batch_shape, self.event_shape, validate_args=False
+        )
         new._validate_args = self._validate_args
         return new
+
+    def _check_parameter(self, name: str, is_valid: Tensor, wanted: str) -> None:
+        """Raise an error where a parameter does not fit, if arguments are validated."""
+        if self._validate_args and not bool(is_valid.all()):
+            value = getattr(self, name)[~is_valid].flatten()[0].item()
+            raise ValueError(f"{name} of {type(self).__name__} must be {wanted}, got {value:g}")
+
+
+class UnivariateDistribution(ParametricDistribution):
+    """Distribution of a real number whose parameters are tensors of its batch shape."""
+
+    def __init__(self, parameters: dict[str, Any], validate_args: bool | None = None) -> None:
+        values = broadcast_all(*parameters.values())
+        super().__init__(
+            dict(zip(parameters, values, strict=True)),
+            dict.fromkeys(parameters, 0),
+            values[0].shape,
+            torch.Size(),
+            validate_args,
+        )
 
     def icdf(self, value: Tensor) -> Tensor:
         """Quantiles, by bisection.
@@ -66,12 +98,6 @@ class UnivariateDistribution(TorchDistribution):
     def _check_open_interval(self, name: str) -> None:
         value = getattr(self, name)
         self._check_parameter(name, (value > 0) & (value < 1), "in (0, 1)")
-
-    def _check_parameter(self, name: str, is_valid: Tensor, wanted: str) -> None:
-        """Raise an error where a parameter does not fit, if arguments are validated."""
-        if self._validate_args and not bool(is_valid.all()):
-            value = getattr(self, name)[~is_valid].flatten()[0].item()
-            raise ValueError(f"{name} of {type(self).__name__} must be {wanted}, got {value:g}")
 
 
 def clamp_positive(value: Tensor) -> Tensor:

@@ -1,0 +1,89 @@
+"""The arithmetic of Gaussian clusters: blocks summarized by number, mean and scatter about it.
+
+The scatter about the mean of the block and the distance of that mean from the prior's are terms of
+one sign, so that nothing cancels where the points are far from the prior.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pyro_ext.distributions._gamma_ratio import log_rising
+from pyro_ext.special import in_double
+
+__all__ = ["diagonal_evidence", "full_evidence", "known_variance_evidence", "log_determinant"]
+
+
+@in_double
+def full_evidence(
+    count: Tensor,
+    mean: Tensor,
+    scatter: Tensor,
+    loc: Tensor,
+    loc_precision: Tensor,
+    dof: Tensor,
+    scale: Tensor,
+) -> Tensor:
+    """Log density of a block under a normal-Wishart prior."""
+    size = loc.shape[-1]
+    prior_determinant = log_determinant(torch.linalg.cholesky(scale))
+    factor = torch.linalg.cholesky(scale + scatter)
+    shift = torch.linalg.solve_triangular(factor, (mean - loc).unsqueeze(-1), upper=False)
+    weight = loc_precision * count / (loc_precision + count)
+    # The determinant of a matrix plus one of rank one, which would hide it where points are far.
+    growth = log_determinant(factor) - prior_determinant
+    growth = growth + torch.log1p(weight * shift.squeeze(-1).square().sum(-1))
+    place = torch.arange(size, dtype=loc.dtype, device=loc.device)
+    return (
+        log_rising((dof.unsqueeze(-1) - place) / 2.0, count.unsqueeze(-1) / 2.0).sum(-1)
+        - 0.5 * count * (size * math.log(math.pi) + prior_determinant)
+        - 0.5 * size * torch.log1p(count / loc_precision)
+        - 0.5 * (dof + count) * growth
+    )
+
+
+@in_double
+def diagonal_evidence(
+    count: Tensor,
+    mean: Tensor,
+    scatter: Tensor,
+    loc: Tensor,
+    loc_precision: Tensor,
+    concentration: Tensor,
+    rate: Tensor,
+) -> Tensor:
+    """Log density of a block under a normal-gamma prior of each dimension."""
+    count = count.unsqueeze(-1)
+    weight = loc_precision * count / (loc_precision + count)
+    spread = (scatter + weight * (mean - loc).square()) / (2.0 * rate)
+    terms = (
+        log_rising(concentration, count / 2.0)
+        - 0.5 * count * (math.log(2.0 * math.pi) + rate.log())
+        - 0.5 * torch.log1p(count / loc_precision)
+        - (concentration + count / 2.0) * torch.log1p(spread)
+    )
+    return terms.sum(-1)
+
+
+@in_double
+def known_variance_evidence(
+    count: Tensor, mean: Tensor, scatter: Tensor, loc: Tensor, loc_scale: Tensor, scale: Tensor
+) -> Tensor:
+    """Log density of a block under a normal prior of the mean of each dimension."""
+    count = count.unsqueeze(-1)
+    spread = (loc_scale / scale).square()
+    inside = scatter / scale.square()
+    between = count * ((mean - loc) / scale).square() / (1.0 + count * spread)
+    terms = (
+        count * (math.log(2.0 * math.pi) + 2.0 * scale.log())
+        + torch.log1p(count * spread)
+        + inside
+        + between
+    )
+    return -0.5 * terms.sum(-1)
+
+
+def log_determinant(factor: Tensor) -> Tensor:
+    """Log determinant of a matrix from its Cholesky factor."""
+    return 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)

@@ -1,0 +1,241 @@
+"""Clusters of counts and of binary features, with the probabilities or rates integrated out."""
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_ext._checks import check_integer
+from pyro_ext.distributions._gamma_ratio import log_rising
+from pyro_ext.distributions.clusters import ConjugateCluster, Summary
+from pyro_ext.special import in_double
+
+__all__ = ["BernoulliCluster", "MultinomialCluster", "PoissonCluster"]
+
+_POSITIVE_VECTOR = constraints.independent(constraints.positive, 1)
+
+
+class _CountCluster(ConjugateCluster):
+    """Cluster of integers, whose blocks are known by their number, base measure and sum."""
+
+    support = constraints.independent(constraints.nonnegative_integer, 1)
+
+    @property
+    def _num_moments(self) -> int:
+        return self.event_shape[0]
+
+    def _moments(self, x: Tensor) -> Tensor:
+        return x
+
+    def _summary_of(self, statistics: Tensor) -> Summary:
+        return statistics[..., 0], statistics[..., 1], statistics[..., 2:]
+
+
+class MultinomialCluster(_CountCluster):
+    r"""Row of counts, such as words of a document, of a cluster of unknown probabilities.
+
+    .. math:: p \sim \text{Dirichlet}(a) , \quad x_i \sim \text{Multinomial}(N_i, p) .
+
+    A point may have any total :math:`N_i`, which is taken as given: rows of one total sum to one.
+    The statistics of a point are 1, the logarithm of its multinomial coefficient, and :math:`x`.
+
+    :param concentration: :math:`a > 0`, of each of the words. **Shape:** ``(*batch, W)``.
+    :param int total_count: total of the points that are drawn, and of those that the mean and the
+        variance are about.
+    :raises ValueError: where an argument is out of range.
+
+    Example::
+
+        >>> cluster = MultinomialCluster(torch.full((3,), 0.5))
+        >>> cluster.log_marginal(torch.tensor([[3, 1, 0], [2, 2, 0]]))
+        tensor(-4.6180)
+    """
+
+    concentration: Tensor
+    arg_constraints = {"concentration": _POSITIVE_VECTOR}
+    _kind = 3
+
+    def __init__(
+        self, concentration: Any, total_count: int = 1, *, validate_args: bool | None = None
+    ) -> None:
+        self.total_count = check_integer("total_count", total_count, 1)
+        super().__init__({"concentration": concentration}, {"concentration": 1}, validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """Repeat the distribution over a larger batch shape.
+
+        :param torch.Size batch_shape: the new shape.
+        :returns: the distribution of that shape.
+        """
+        new = super().expand(batch_shape, _instance)
+        new.total_count = self.total_count
+        return new
+
+    @property
+    def _point_law(self) -> Any:
+        return dist.DirichletMultinomial(self.concentration, self.total_count, validate_args=False)
+
+    def _log_base(self, x: Tensor) -> Tensor:
+        return (x.sum(-1) + 1.0).lgamma() - (x + 1.0).lgamma().sum(-1)
+
+    def _log_marginal(self, summary: Summary) -> Tensor:
+        _, base, total = summary
+        return _multinomial_evidence(base, total, self.concentration)
+
+    def _posterior(self, summary: Summary) -> dict[str, Any]:
+        concentration = self.concentration + summary[2]
+        return {"concentration": concentration, "total_count": self.total_count}
+
+    def _draw_block(self, shape: torch.Size, num_points: int) -> Tensor:
+        probs = torch._sample_dirichlet(self.concentration.expand(*shape, *self.event_shape))
+        law = dist.Multinomial(self.total_count, probs, validate_args=False)
+        draws: Tensor = law.sample(torch.Size((num_points,)))
+        return draws.movedim(0, -2)
+
+    def _compiled_parts(self) -> list[Tensor]:
+        return [self.concentration, self.concentration.double().sum()]
+
+
+class BernoulliCluster(_CountCluster):
+    r"""Vector of binary features of a cluster of unknown probabilities.
+
+    .. math:: p_w \sim \text{Beta}(a_1, a_0) , \quad x_{iw} \sim \text{Bernoulli}(p_w) .
+
+    The statistics of a point are 1, 0 and :math:`x`.
+
+    :param concentration1: :math:`a_1 > 0`. **Shape:** ``(*batch, d)``, as of the other; a number is
+        equal in all dimensions, but one argument has to tell how many these are.
+    :param concentration0: :math:`a_0 > 0`.
+    :raises ValueError: where an argument is out of range.
+
+    Example::
+
+        >>> cluster = BernoulliCluster(torch.ones(2), 1.0)
+        >>> cluster.log_marginal(torch.tensor([[1, 0], [1, 0], [1, 1]]))
+        tensor(-3.8712)
+    """
+
+    concentration1: Tensor
+    concentration0: Tensor
+    arg_constraints = {"concentration1": _POSITIVE_VECTOR, "concentration0": _POSITIVE_VECTOR}
+    support = constraints.independent(constraints.boolean, 1)
+    _kind = 4
+
+    def __init__(
+        self, concentration1: Any, concentration0: Any, *, validate_args: bool | None = None
+    ) -> None:
+        parameters = {"concentration1": concentration1, "concentration0": concentration0}
+        super().__init__(parameters, dict.fromkeys(parameters, 1), validate_args)
+
+    @property
+    def _point_law(self) -> Any:
+        logits = self.concentration1.log() - self.concentration0.log()
+        return dist.Bernoulli(logits=logits, validate_args=False).to_event(1)
+
+    def _log_marginal(self, summary: Summary) -> Tensor:
+        count, base, total = summary
+        return _bernoulli_evidence(count, base, total, self.concentration1, self.concentration0)
+
+    def _posterior(self, summary: Summary) -> dict[str, Any]:
+        count, _, total = summary
+        return {
+            "concentration1": self.concentration1 + total,
+            "concentration0": self.concentration0 + count.unsqueeze(-1) - total,
+        }
+
+    def _draw_block(self, shape: torch.Size, num_points: int) -> Tensor:
+        law = dist.Beta(self.concentration1, self.concentration0, validate_args=False)
+        probs = law.expand((*shape, *self.event_shape)).sample().unsqueeze(-2)
+        return torch.bernoulli(probs.expand(*shape, num_points, -1))
+
+    def _compiled_parts(self) -> list[Tensor]:
+        return [self.concentration1, self.concentration0]
+
+
+class PoissonCluster(_CountCluster):
+    r"""Vector of counts of a cluster of unknown rates.
+
+    .. math:: \lambda_w \sim \text{Gamma}(a, b) , \quad x_{iw} \sim \text{Poisson}(\lambda_w) .
+
+    The statistics of a point are 1, :math:`-\sum_w \log x_w!` and :math:`x`.
+
+    :param concentration: :math:`a > 0`. **Shape:** ``(*batch, d)``, as of the other; a number is
+        equal in all dimensions, but one argument has to tell how many these are.
+    :param rate: :math:`b > 0`.
+    :raises ValueError: where an argument is out of range.
+
+    Example::
+
+        >>> cluster = PoissonCluster(torch.full((2,), 2.0), 1.0)
+        >>> cluster.log_marginal(torch.tensor([[3, 0], [1, 0]]))
+        tensor(-5.7932)
+    """
+
+    concentration: Tensor
+    rate: Tensor
+    arg_constraints = {"concentration": _POSITIVE_VECTOR, "rate": _POSITIVE_VECTOR}
+    _kind = 5
+
+    def __init__(self, concentration: Any, rate: Any, *, validate_args: bool | None = None) -> None:
+        parameters = {"concentration": concentration, "rate": rate}
+        super().__init__(parameters, dict.fromkeys(parameters, 1), validate_args)
+
+    @property
+    def _point_law(self) -> Any:
+        return dist.GammaPoisson(self.concentration, self.rate, validate_args=False).to_event(1)
+
+    def _log_base(self, x: Tensor) -> Tensor:
+        return -(x + 1.0).lgamma().sum(-1)
+
+    def _log_marginal(self, summary: Summary) -> Tensor:
+        count, base, total = summary
+        return _poisson_evidence(count, base, total, self.concentration, self.rate)
+
+    def _posterior(self, summary: Summary) -> dict[str, Any]:
+        count, _, total = summary
+        return {
+            "concentration": self.concentration + total,
+            "rate": self.rate + count.unsqueeze(-1),
+        }
+
+    def _draw_block(self, shape: torch.Size, num_points: int) -> Tensor:
+        gamma = torch._standard_gamma(self.concentration.expand(*shape, *self.event_shape))
+        rate = (gamma / self.rate).unsqueeze(-2)
+        return torch.poisson(rate.expand(*shape, num_points, -1))
+
+    def _compiled_parts(self) -> list[Tensor]:
+        return [self.concentration, self.rate]
+
+
+@in_double
+def _multinomial_evidence(base: Tensor, total: Tensor, concentration: Tensor) -> Tensor:
+    words = log_rising(concentration, total).sum(-1)
+    return base + words - log_rising(concentration.sum(-1), total.sum(-1))
+
+
+@in_double
+def _bernoulli_evidence(
+    count: Tensor, base: Tensor, total: Tensor, concentration1: Tensor, concentration0: Tensor
+) -> Tensor:
+    count = count.unsqueeze(-1)
+    terms = (
+        log_rising(concentration1, total)
+        + log_rising(concentration0, count - total)
+        - log_rising(concentration1 + concentration0, count)
+    )
+    return base + terms.sum(-1)
+
+
+@in_double
+def _poisson_evidence(
+    count: Tensor, base: Tensor, total: Tensor, concentration: Tensor, rate: Tensor
+) -> Tensor:
+    count = count.unsqueeze(-1)
+    terms = (
+        log_rising(concentration, total)
+        - concentration * torch.log1p(count / rate)
+        - total * (rate + count).log()
+    )
+    return base + terms.sum(-1)

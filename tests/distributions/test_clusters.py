@@ -1,0 +1,255 @@
+"""What every conjugate cluster does: masks, shapes, types, errors, and models of Pyro."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoDelta
+from pyro.optim import Adam
+
+from pyro_ext.distributions import (
+    BernoulliCluster,
+    ClusterBlock,
+    ConjugateCluster,
+    DiagonalGaussianCluster,
+    GaussianCluster,
+    MultinomialCluster,
+    PoissonCluster,
+)
+from pyro_ext.potential import Potential
+from tests.distributions.clusters import (
+    DATA,
+    GAUSSIAN,
+    X4,
+    cluster_and_data,
+    everything,
+    tensors,
+)
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@everything
+def test_empty_blocks(make):
+    cluster, x = cluster_and_data(make)
+    assert cluster.log_marginal(x[:0]).item() == 0.0
+    assert cluster.log_marginal(x, torch.zeros(4, dtype=torch.bool)).item() == 0.0
+
+
+@everything
+def test_masks(make):
+    cluster, x = cluster_and_data(make)
+    masks = torch.tensor([[True, False, True, True], [False, True, False, False]])
+    blocks = [x[mask] for mask in masks]
+    exact = torch.stack([cluster.log_marginal(block) for block in blocks])
+    torch.testing.assert_close(cluster.log_marginal(x, masks), exact)
+    posterior = cluster.posterior(x, masks)
+    assert posterior.batch_shape == (2,)
+    for name in make.arg_constraints:
+        one = getattr(cluster.posterior(blocks[1]), name)
+        torch.testing.assert_close(getattr(posterior, name)[1], one)
+
+
+@everything
+def test_points_outside_a_mask_have_no_influence(make):
+    cluster, x = cluster_and_data(make)
+    mask = torch.tensor([True, True, True, False])
+    holes = x.clone()
+    holes[3] = torch.nan
+    holes.requires_grad_()
+    value = cluster.log_marginal(holes, mask)
+    torch.testing.assert_close(value, cluster.log_marginal(x[:3]))
+    (gradient,) = torch.autograd.grad(value, holes)
+    assert gradient.isfinite().all() and (gradient[3] == 0).all()
+
+
+@everything
+def test_batches_and_expansion(make):
+    first, *others = tensors(make)
+    cluster = make(torch.stack([first, 2 * first, first]), *others)
+    _, x = cluster_and_data(make)
+    assert cluster.batch_shape == (3,) and cluster.event_shape == (2,)
+    for name, constraint in make.arg_constraints.items():
+        assert constraint.check(getattr(cluster, name)).all()
+    value = cluster.log_marginal(x)
+    torch.testing.assert_close(value[1], make(2 * first, *others).log_marginal(x))
+    assert cluster.log_marginal(x.expand(5, 1, 4, 2)).shape == (5, 3)
+    assert cluster.mean.shape == cluster.variance.shape == (3, 2)
+    wide = cluster.expand((4, 3))
+    assert type(wide) is make and wide.batch_shape == (4, 3)
+    torch.testing.assert_close(wide.log_marginal(x), value.expand(4, 3))
+    assert wide.sample((5,)).shape == (5, 4, 3, 2)
+    assert wide.posterior(x).batch_shape == (4, 3)
+    block = wide.block(6)
+    assert isinstance(block, ClusterBlock) and isinstance(block.cluster, ConjugateCluster)
+    assert block.batch_shape == (4, 3) and block.event_shape == (6, 2)
+    draws = block.sample((5,))
+    assert draws.shape == (5, 4, 3, 6, 2) and block.support.check(draws).all()
+    assert block.log_prob(draws).shape == (5, 4, 3)
+    assert block.mean.shape == block.variance.shape == (4, 3, 6, 2)
+    wider = cluster.block(6).expand((4, 3))
+    torch.testing.assert_close(wider.log_prob(draws), block.log_prob(draws))
+    assert wider.sample().shape == (4, 3, 6, 2)
+
+
+@everything
+def test_types(make):
+    double, x = cluster_and_data(make)
+    single, y = cluster_and_data(make, torch.float32)
+    for name in ("log_prob", "log_marginal", "statistics"):
+        value = getattr(single, name)(y)
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value.double(), getattr(double, name)(x), rtol=1e-6, atol=1e-6)
+    assert single.sample((2,)).dtype == single.block(3).sample().dtype == torch.float32
+    assert single.posterior(y).log_prob(y).dtype == torch.float32
+    if make not in GAUSSIAN:
+        torch.testing.assert_close(double.log_marginal(x.long()), double.log_marginal(x))
+
+
+def test_numbers_stand_for_vectors_and_one_argument_tells_the_size():
+    cluster = DiagonalGaussianCluster(0.0, 1.0, torch.tensor([2.0, 2.0]), 1.0)
+    assert cluster.event_shape == (2,) and cluster.loc.tolist() == [0.0, 0.0]
+    with pytest.raises(ValueError, match="BernoulliCluster takes the shapes concentration1"):
+        BernoulliCluster(1.0, 1.0)
+
+
+def test_prior_from_data():
+    x = torch.tensor(X4)
+    cluster = GaussianCluster.from_data(x)
+    covariance = torch.tensor(np.cov(X4, rowvar=False))
+    torch.testing.assert_close(cluster.loc, x.mean(0))
+    assert cluster.dof.item() == 8.0 and cluster.loc_precision.item() == pytest.approx(0.1)
+    assert cluster.scale.det().item() == pytest.approx(0.1, rel=1e-12)
+    torch.testing.assert_close(cluster.scale / cluster.scale[0, 0], covariance / covariance[0, 0])
+    other = GaussianCluster.from_data(x, loc_precision=0.3, dof=5.0, determinant=2.0)
+    assert other.dof.item() == 5.0 and other.scale.det().item() == pytest.approx(2.0)
+    apart = GaussianCluster.from_data(x * torch.tensor([1e-9, 1e9]))
+    assert apart.scale.det().item() == pytest.approx(0.1, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(2, 2), r"x must have shape \(n, d\) with more points.*got \(2, 2\)"),
+        (torch.zeros(5), r"x must have shape \(n, d\)"),
+        (torch.tensor([[0.0, 1.0], [1.0, 3.0], [2.0, 5.0]]), "subspace, got 3 points"),
+        (torch.tensor([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]]), "covariance is singular"),
+        (torch.tensor([[0.0, 0.1], [1.0, 0.1], [7.0, 0.1]]).double(), "covariance is singular"),
+        (torch.arange(21.0).view(7, 3) ** 2 @ torch.ones(3, 3), "covariance is singular"),
+        (torch.tensor([[0.0, 1.0], [1.0, torch.nan], [2.0, 1.0]]), "x must be finite, got nan"),
+    ],
+)
+def test_data_that_give_no_prior(x, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianCluster.from_data(x)
+
+
+def test_hyperparameters_out_of_range():
+    zeros, eye = torch.zeros(2), torch.eye(2)
+    with pytest.raises(ValueError, match=r"dof of GaussianCluster must be > 1 in 2 .*got 0.5"):
+        GaussianCluster(zeros, 1.0, 0.5, eye)
+    with pytest.raises(ValueError, match="parameter scale .*PositiveDefinite"):
+        GaussianCluster(zeros, 1.0, 3.0, torch.ones(2, 2))
+    with pytest.raises(ValueError, match="GaussianCluster takes the shapes .*'scale': \\(3, 3\\)"):
+        GaussianCluster(zeros, 1.0, 3.0, torch.eye(3))
+    with pytest.raises(ValueError, match="GaussianCluster takes the shapes .*'scale': \\(\\)"):
+        GaussianCluster(zeros, 1.0, 3.0, 1.0)
+    with pytest.raises(ValueError, match="hyperparameters of GaussianCluster do not broadcast"):
+        GaussianCluster(zeros.expand(3, 2), torch.ones(2), 3.0, eye)
+    with pytest.raises(ValueError, match="loc of GaussianCluster must be finite, got inf"):
+        GaussianCluster(zeros + torch.inf, 1.0, 3.0, eye)
+    with pytest.raises(ValueError, match="total_count must be an integer >= 1, got 0"):
+        MultinomialCluster(torch.ones(2), total_count=0)
+    with pytest.raises(ValueError, match="num_points must be an integer >= 1, got 0"):
+        MultinomialCluster(torch.ones(2)).block(0)
+    with pytest.raises(ValueError, match="determinant must be a finite number > 0, got 0"):
+        GaussianCluster.from_data(torch.tensor(X4), determinant=0)
+
+
+@everything
+def test_arguments_of_the_wrong_sign(make):
+    for number, name in enumerate(make.arg_constraints):
+        if name != "loc":
+            values = list(tensors(make))
+            values[number] = -values[number]
+            with pytest.raises(ValueError, match=f"parameter {name} "):
+                make(*values)
+
+
+@everything
+def test_points_that_do_not_fit(make):
+    cluster, x = cluster_and_data(make)
+    for method in (cluster.log_marginal, cluster.posterior, cluster.statistics):
+        with pytest.raises(ValueError, match="x must be finite and in the support .*, got nan"):
+            method(torch.where(x == x[0, 0], torch.nan, x))
+        with pytest.raises(ValueError, match=r"x must have shape \(\*batch, n, 2\), got \(4, 3\)"):
+            method(torch.zeros(4, 3))
+        with pytest.raises(ValueError, match="got inf"):
+            method(torch.full((4, 2), torch.inf))
+    with pytest.raises(ValueError, match="support"):
+        cluster.log_prob(torch.tensor([torch.nan, 0.0]))
+    with pytest.raises(ValueError, match="mask must be a tensor of booleans, got torch.float64"):
+        cluster.log_marginal(x, torch.ones(4))
+    with pytest.raises(ValueError, match=r"mask must have shape \(\*batch, 4\), got \(3,\)"):
+        cluster.log_marginal(x, torch.ones(3, dtype=torch.bool))
+    with pytest.raises(
+        ValueError, match=r"statistics must have shape \(\*batch, \d+\), got \(3,\)"
+    ):
+        cluster.log_marginal_of(torch.zeros(3))
+    if make not in GAUSSIAN:
+        with pytest.raises(ValueError, match=r"x must be .*support .*, got \d\.5"):
+            cluster.log_marginal(x + 0.5)
+    with pytest.raises(ValueError):
+        cluster.block(3).log_prob(x)
+    unchecked = make(*tensors(make), validate_args=False)
+    assert unchecked.log_prob(torch.full((4, 2), torch.nan)).isnan().all()
+
+
+@everything
+def test_blocks_in_a_model(make):
+    cluster, x = cluster_and_data(make)
+
+    def model():
+        with pyro.plate("clusters", 2):
+            pyro.sample("x", cluster.block(4), obs=x.expand(2, 4, 2))
+        return pyro.sample("next", cluster.predictive(x))
+
+    trace = pyro.poutine.trace(model).get_trace()
+    value = trace.nodes["x"]["fn"].log_prob(trace.nodes["x"]["value"])
+    torch.testing.assert_close(value, cluster.log_marginal(x).expand(2))
+    point = trace.nodes["next"]["value"]
+    exact = 2 * cluster.log_marginal(x) + cluster.predictive(x).log_prob(point)
+    torch.testing.assert_close(trace.log_prob_sum(), exact)
+
+
+@pytest.mark.parametrize("make", [GaussianCluster, PoissonCluster], ids=lambda make: make.__name__)
+def test_a_latent_hyperparameter(make):
+    """In a recorded potential, which takes no branch on a value, and at the optimum of SVI."""
+    x = torch.tensor(DATA[make])
+
+    def law(size):
+        if make is GaussianCluster:
+            return GaussianCluster(torch.zeros(2), 0.5, 4.0, size[..., None, None] * torch.eye(2))
+        return PoissonCluster(torch.ones(2), size[..., None])
+
+    def model():
+        size = pyro.sample("size", dist.Gamma(2.0, 1.0))
+        pyro.sample("x", law(size).block(4), obs=x)
+
+    eager, traced = Potential(model, backend="eager"), Potential(model)
+    values = eager.init(num_chains=3, seed=0)
+    torch.testing.assert_close(traced(values), eager(values))
+    place = values["size"]
+    size = place.exp()
+    joint = dist.Gamma(2.0, 1.0).log_prob(size) + place + law(size).log_marginal(x)
+    torch.testing.assert_close(eager(values), -joint)
+
+    guide = AutoDelta(model, init_loc_fn=pyro.infer.autoguide.init_to_median)
+    svi = SVI(model, guide, Adam({"lr": 0.05}), Trace_ELBO())
+    for _ in range(200):
+        svi.step()
+    grid = torch.linspace(0.02, 8.0, 4_000)
+    joint = dist.Gamma(2.0, 1.0).log_prob(grid) + law(grid).log_marginal(x)
+    assert guide.median()["size"].item() == pytest.approx(grid[joint.argmax()].item(), abs=0.02)
