@@ -1,4 +1,4 @@
-"""Diagnostics: conversion to ArviZ, calibration, predictive metrics and plots.
+"""Diagnostics: conversion to ArviZ, calibration, predictive metrics, partitions and plots.
 
 Names are resolved when they are first used, so that importing this package imports neither ArviZ
 nor matplotlib.
@@ -14,11 +14,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyro_ext.diagnostics import metrics, plots
+    from pyro_ext.diagnostics import metrics, partitions, plots
     from pyro_ext.diagnostics.arviz_conversion import to_arviz
     from pyro_ext.diagnostics.calibration import SBCResult, sbc
 
-__all__ = ["SBCResult", "metrics", "plots", "sbc", "to_arviz"]
+__all__ = ["SBCResult", "metrics", "partitions", "plots", "sbc", "to_arviz"]
 
 # Where a name lives that is not a module itself.
 _HOMES = {"SBCResult": "calibration", "sbc": "calibration", "to_arviz": "arviz_conversion"}

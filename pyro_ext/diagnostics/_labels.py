@@ -1,7 +1,7 @@
 """Names of dimensions, and the labelled object that ArviZ works with."""
 
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ def label(
     sites: Mapping[str, Site],
     coords: Mapping[str, Any] | None,
     dims: Mapping[str, Sequence[str | None]] | None,
+    partitions: Collection[str] = (),
 ) -> Any:
     """Name the dimensions of arrays and put them into the object of the ArviZ that is installed.
 
@@ -31,18 +32,23 @@ def label(
     :param Mapping sites: what is known of the variables.
     :param Mapping coords: labels along dimensions, by name.
     :param Mapping dims: names of dimensions by variable, instead of those of the plates.
+    :param Collection partitions: variables of the model that are among the statistics.
     :returns: ``arviz.InferenceData`` with ArviZ 0.x, ``xarray.DataTree`` with ArviZ 1.
     :raises TypeError: where ``coords`` or ``dims`` is not what it should be.
     :raises ValueError: where names or sizes do not fit.
     """
     groups = {group: arrays for group, arrays in groups.items() if arrays}
     given = _checked_dims(dims, {*sites, *(name for arrays in groups.values() for name in arrays)})
-    renamed = _plate_dims(groups, sites)
+    renamed = _plate_dims(groups, sites, partitions)
     labels = _checked_coords(coords, renamed)
     names = {}
     for group, arrays in groups.items():
+        # Statistics are no sites, even where they share a name.
+        unnamed = arrays.keys() - set(partitions) if group == "sample_stats" else set()
         names[group] = {
-            name: _names(group, name, array.shape, sites.get(name), given.get(name, ()), renamed)
+            name: _names(group, name, array.shape, None, (), renamed)
+            if name in unnamed
+            else _names(group, name, array.shape, sites.get(name), given.get(name, ()), renamed)
             for name, array in arrays.items()
         }
         _check_group(group, arrays, names[group], labels)
@@ -84,8 +90,6 @@ def _names(
     names: list[str | None] = [None] * len(shape)
     if group == "log_likelihood":
         given = given[: len(shape)]  # an observation has one log likelihood, whatever its event
-    if group == "sample_stats":
-        given, site = (), None  # statistics are no sites, even where they share a name
     if len(given) > len(shape):
         raise ValueError(
             f"dims[{variable!r}] has {len(given)} names {list(given)}, but {variable!r} in "
@@ -112,9 +116,13 @@ def _plate_positions(
             yield position, plate
 
 
-def _plate_dims(groups: Mapping[str, Arrays], sites: Mapping[str, Site]) -> dict[str, str]:
+def _plate_dims(
+    groups: Mapping[str, Arrays], sites: Mapping[str, Site], partitions: Collection[str]
+) -> dict[str, str]:
     """Other names for plates that are called as a variable, which no dataset could hold."""
-    taken = _RESERVED.union(*(groups[group] for group in groups if group != "sample_stats"))
+    taken = _RESERVED.union(
+        partitions, *(groups[group] for group in groups if group != "sample_stats")
+    )
     renamed = {}
     for plate in {plate.name for site in sites.values() for plate in site.plates} & taken:
         renamed[plate] = f"{plate}_dim"

@@ -28,6 +28,7 @@ from pyro_ext.diagnostics._model_groups import (
     split,
     with_deterministic,
 )
+from pyro_ext.diagnostics._partition_groups import check_partitions, with_partition_quantities
 from pyro_ext.potential import Potential
 from pyro_ext.random import fresh_seed
 
@@ -46,6 +47,7 @@ def to_arviz(
     posterior_predictive: bool | Mapping[str, Any] = False,
     prior: bool | int | Mapping[str, Any] = False,
     sample_stats: bool = True,
+    partitions: str | Sequence[str] = (),
     num_samples: int = 1000,
     group_by_chain: bool = False,
     seed: int | None = None,
@@ -82,6 +84,11 @@ def to_arviz(
         **Shape:** ``(num_prior_draws, *event)`` each. The observed sites among them become the
         group ``prior_predictive``.
     :param bool sample_stats: whether to keep the statistics of the sampler.
+    :param partitions: names of variables that are label vectors of partitions. **Shape:**
+        ``(num_chains, num_draws, n)`` each. The posterior holds, in their place, what does not
+        depend on the names of labels, such as ``"assignment_num_clusters"``; see
+        :func:`pyro_ext.diagnostics.partitions.partition_quantities`. The labels are beside the
+        statistics of the sampler.
     :param int num_samples: number of draws from a guide.
     :param bool group_by_chain: whether the arrays of a dict ``posterior`` have the shape
         ``(num_chains, num_draws, *event)``.
@@ -111,6 +118,7 @@ def to_arviz(
     if isinstance(posterior, Checkpoint) and model is None:
         dims = _recorded_dims(posterior) | dict(dims or {})
     context = context_of(posterior, model, args, model_kwargs)
+    partition_names = check_partitions(partitions)
     needs = _needs(log_likelihood, posterior_predictive, prior)
     potential = potential_of(context, needs)
     sites = all_sites(potential)
@@ -149,7 +157,10 @@ def to_arviz(
         if log_likelihood:
             groups["log_likelihood"] = log_likelihood_group(draws, potential, log_likelihood)
         groups["observed_data"] = observed_group(potential)
-    return label(groups, sites, coords, dims)
+    groups["posterior"], labels = with_partition_quantities(groups["posterior"], partition_names)
+    if sample_stats:
+        groups["sample_stats"] |= labels
+    return label(groups, sites, coords, dims, partition_names)
 
 
 def _needs(log_likelihood: object, posterior_predictive: object, prior: object) -> dict[str, bool]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from pyro_ext.diagnostics.calibration import SBCResult
 
-__all__ = ["plot_reliability", "plot_sbc"]
+__all__ = ["plot_co_clustering", "plot_num_clusters", "plot_reliability", "plot_sbc"]
 
 SBCPlot = Literal["ecdf", "histogram"]
 
@@ -172,6 +172,115 @@ def plot_sbc(
         draw(axis, name, columns[name], result.num_draws, prob)
         axis.spines[["top", "right"]].set_visible(False)
     return axes
+
+
+def plot_co_clustering(
+    labels: ArrayLike, order: "Literal['linkage'] | ArrayLike" = "linkage", ax: "Axes | None" = None
+) -> "Axes":
+    """Draw the posterior probability that two points share a cluster as a heat map.
+
+    Points that belong together are side by side: in the order of the leaves of a tree of average
+    linkage, or so within each cluster of a partition, the largest first, with lines between them.
+
+    Shape: ``labels (num_draws, n)`` or ``(num_chains, num_draws, n)``.
+
+    :param labels: draws of labels.
+    :param order: ``"linkage"``, or a partition, such as
+        :func:`pyro_ext.diagnostics.partitions.point_estimate` finds. **Shape:** ``(n,)``.
+    :param ax: where to draw; a new figure without it.
+    :returns: the axes.
+    :raises TypeError: where labels are no integers.
+    :raises ValueError: names the argument, what it got and what it wants.
+    :raises ImportError: without matplotlib; names the extra.
+
+    Example::
+
+        >>> import torch
+        >>> draws = torch.tensor([[0, 1, 0, 1], [0, 1, 0, 0]])
+        >>> ax = plot_co_clustering(draws, order=draws[0])
+        >>> ax.images[0].get_array().tolist()[0]
+        [1.0, 1.0, 0.0, 0.5]
+    """
+    from pyro_ext.diagnostics.partitions import co_clustering
+    from pyro_ext.diagnostics.partitions._labels import check_partition
+
+    pyplot = load_pyplot("plot_co_clustering")
+    shares = co_clustering(labels).numpy()
+    places, ends = _leaves(shares), np.empty(0)
+    if isinstance(order, str):
+        if order != "linkage":
+            raise ValueError(f"order must be 'linkage' or a vector of labels, got {order!r:.80}")
+    else:
+        partition = check_partition("order", order, len(shares)).numpy()
+        sizes = np.bincount(partition)
+        ranks = np.argsort(np.argsort(-sizes, kind="stable"))
+        places = places[np.argsort(ranks[partition[places]], kind="stable")]
+        ends = np.sort(sizes)[::-1].cumsum()[:-1] - 0.5
+    if ax is None:
+        _, ax = pyplot.subplots(figsize=(5.6, 4.8), layout="constrained")
+    image = ax.imshow(
+        shares[np.ix_(places, places)], vmin=0.0, vmax=1.0, cmap="Blues", interpolation="nearest"
+    )
+    for end in ends:
+        ax.axhline(end, color=_INK, linewidth=0.6)
+        ax.axvline(end, color=_INK, linewidth=0.6)
+    ax.set(xlabel="points, in order", ylabel="points, in order")
+    ax.figure.colorbar(image, ax=ax, label="probability of the same cluster")
+    return ax
+
+
+def plot_num_clusters(labels: ArrayLike, ax: "Axes | None" = None) -> "Axes":
+    """Draw the posterior probability of each number of clusters.
+
+    Bars are over all draws. Where there are several chains, points show each of them: they lie
+    together where the chains agree.
+
+    Shape: ``labels (num_draws, n)`` or ``(num_chains, num_draws, n)``.
+
+    :param labels: draws of labels.
+    :param ax: where to draw; a new figure without it.
+    :returns: the axes.
+    :raises TypeError: where labels are no integers.
+    :raises ValueError: names the argument, what it got and what it wants.
+    :raises ImportError: without matplotlib; names the extra.
+
+    Example::
+
+        >>> import torch
+        >>> ax = plot_num_clusters(torch.tensor([[0, 1, 0], [0, 1, 2], [0, 1, 1], [0, 0, 1]]))
+        >>> [float(bar.get_height()) for bar in ax.patches]
+        [0.75, 0.25]
+    """
+    from pyro_ext.diagnostics.partitions import num_clusters, num_clusters_distribution
+
+    pyplot = load_pyplot("plot_num_clusters")
+    from matplotlib.ticker import MaxNLocator
+
+    shares = num_clusters_distribution(labels).numpy()
+    by_chain = num_clusters(labels).numpy()
+    occurring = np.arange(np.flatnonzero(shares)[0], len(shares))
+    if ax is None:
+        _, ax = pyplot.subplots(figsize=(4.8, 3.6), layout="constrained")
+    ax.bar(occurring, shares[occurring], color=_ACCURACY, edgecolor="white", label="all draws")
+    if by_chain.ndim == 2 and len(by_chain) > 1:
+        for chain in by_chain:
+            own = np.bincount(chain, minlength=len(shares))[occurring] / len(chain)
+            ax.plot(occurring, own, "o", color=_UNDER, markersize=4, markeredgecolor=_INK)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel="clusters", ylabel="probability")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def _leaves(shares: "npt.NDArray[np.float64]") -> "npt.NDArray[np.int64]":
+    """Order of the leaves of a tree of average linkage."""
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    if len(shares) == 1:
+        return np.zeros(1, np.int64)
+    tree = linkage(squareform(1.0 - shares, checks=False), "average")
+    return np.asarray(leaves_list(tree), np.int64)
 
 
 def _draw_ecdf(

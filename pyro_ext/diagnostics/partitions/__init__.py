@@ -1,0 +1,40 @@
+"""Summaries of a posterior over partitions.
+
+A partition is a vector of labels, integers of any values of which only the equality matters. All
+functions take tensors or NumPy arrays of integers, on any device, and return tensors on the CPU.
+Draws have the shape ``(num_draws, n)`` or ``(num_chains, num_draws, n)``.
+"""
+
+from pyro_ext.diagnostics.partitions._credible_ball import CredibleBall, credible_ball
+from pyro_ext.diagnostics.partitions._losses import (
+    Loss,
+    binder_loss,
+    expected_loss,
+    variation_of_information,
+)
+from pyro_ext.diagnostics.partitions._point_estimate import PartitionEstimate, point_estimate
+from pyro_ext.diagnostics.partitions._summaries import (
+    canonical_labels,
+    cluster_sizes,
+    co_clustering,
+    num_clusters,
+    num_clusters_distribution,
+    partition_quantities,
+)
+
+__all__ = [
+    "CredibleBall",
+    "Loss",
+    "PartitionEstimate",
+    "binder_loss",
+    "canonical_labels",
+    "cluster_sizes",
+    "co_clustering",
+    "credible_ball",
+    "expected_loss",
+    "num_clusters",
+    "num_clusters_distribution",
+    "partition_quantities",
+    "point_estimate",
+    "variation_of_information",
+]

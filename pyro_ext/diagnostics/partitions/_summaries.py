@@ -1,0 +1,141 @@
+"""What single partitions and all draws together look like."""
+
+import torch
+from torch import Tensor
+
+from pyro_ext.diagnostics.partitions._labels import Labels, check_draws, check_labels
+from pyro_ext.random_measures import _counts
+
+__all__ = [
+    "canonical_labels",
+    "cluster_sizes",
+    "co_clustering",
+    "num_clusters",
+    "num_clusters_distribution",
+    "partition_quantities",
+]
+
+
+def canonical_labels(labels: Labels) -> Tensor:
+    """Renumber labels in the order of their first occurrence, so that equal partitions look equal.
+
+    :param labels: integers. **Shape:** ``(*batch, n)``.
+    :returns: integers from zero. **Shape:** as the labels.
+    :raises TypeError: where they are no integers.
+    :raises ValueError: where there are none.
+
+    Example::
+
+        >>> canonical_labels(torch.tensor([[7, 2, 7, 5], [0, 0, 1, 0]]))
+        tensor([[0, 1, 0, 2],
+                [0, 0, 1, 0]])
+    """
+    return check_labels("labels", labels)
+
+
+def num_clusters(labels: Labels) -> Tensor:
+    """Count the clusters of each partition.
+
+    :param labels: integers. **Shape:** ``(*batch, n)``.
+    :returns: integers. **Shape:** ``batch``.
+    :raises TypeError: where labels are no integers.
+    :raises ValueError: where there are none.
+
+    Example::
+
+        >>> num_clusters(torch.tensor([[7, 2, 7, 5], [0, 0, 1, 0]]))
+        tensor([3, 2])
+    """
+    return check_labels("labels", labels).amax(-1) + 1
+
+
+def num_clusters_distribution(labels: Labels) -> Tensor:
+    """Posterior probability of each number of clusters.
+
+    :param labels: draws of labels. **Shape:** ``(num_draws, n)`` or
+        ``(num_chains, num_draws, n)``.
+    :returns: the probability of k clusters at place k, from zero to the largest number that
+        occurs, in float64. **Shape:** ``(largest + 1,)``.
+    :raises TypeError: where labels are no integers.
+    :raises ValueError: where they have another shape.
+
+    Example::
+
+        >>> num_clusters_distribution(torch.tensor([[7, 2, 7], [0, 0, 1], [0, 0, 0], [0, 1, 1]]))
+        tensor([0.0000, 0.2500, 0.7500], dtype=torch.float64)
+    """
+    numbers = check_draws("labels", labels).amax(-1).flatten() + 1
+    return numbers.bincount().double() / numbers.numel()
+
+
+def cluster_sizes(labels: Labels) -> Tensor:
+    """Sizes of the clusters of each partition, the largest first.
+
+    :param labels: integers. **Shape:** ``(*batch, n)``.
+    :returns: integers, zeros for padding. **Shape:** ``(*batch, largest number of clusters)``.
+    :raises TypeError: where labels are no integers.
+    :raises ValueError: where there are none.
+
+    Example::
+
+        >>> cluster_sizes(torch.tensor([[7, 2, 7, 5], [0, 0, 1, 0]]))
+        tensor([[2, 1, 1],
+                [3, 1, 0]])
+    """
+    canonical = check_labels("labels", labels)
+    sizes = _counts.counts_of_labels(canonical)[..., : int(canonical.max()) + 1]
+    return sizes.long().sort(-1, descending=True).values
+
+
+def partition_quantities(labels: Labels) -> dict[str, Tensor]:
+    r"""Numbers that describe each draw whatever the labels are called, for R-hat and trace plots.
+
+    ``num_clusters``; ``largest_cluster_size``; ``entropy``, of the label of a random point,
+    :math:`-\sum_k (n_k / n) \log (n_k / n)`; and ``num_singletons``, clusters of one point.
+    Draws of labels themselves mix as badly as their names do, and their R-hat says nothing.
+
+    :param labels: draws of labels. **Shape:** ``(num_draws, n)`` or
+        ``(num_chains, num_draws, n)``.
+    :returns: integers, the entropy in float64. **Shape:** ``(num_draws,)`` or
+        ``(num_chains, num_draws)`` each.
+    :raises TypeError: where labels are no integers.
+    :raises ValueError: where they have another shape.
+
+    Example::
+
+        >>> quantities = partition_quantities(torch.tensor([[[7, 2, 7, 5], [0, 0, 1, 0]]]))
+        >>> quantities["num_clusters"], quantities["num_singletons"]
+        (tensor([[3, 2]]), tensor([[2, 1]]))
+    """
+    canonical = check_draws("labels", labels)
+    sizes = cluster_sizes(canonical)
+    return {
+        "num_clusters": canonical.amax(-1) + 1,
+        "largest_cluster_size": sizes.amax(-1),
+        "entropy": torch.special.entr(sizes.double() / canonical.shape[-1]).sum(-1),
+        "num_singletons": (sizes == 1).sum(-1),
+    }
+
+
+def co_clustering(labels: Labels) -> Tensor:
+    """Posterior probability that two points share a cluster.
+
+    Takes memory for the result and no more, however many draws there are.
+
+    :param labels: draws of labels. **Shape:** ``(num_draws, n)`` or
+        ``(num_chains, num_draws, n)``.
+    :returns: a symmetric matrix with ones on the diagonal, in float64. **Shape:** ``(n, n)``.
+    :raises TypeError: where labels are no integers.
+    :raises ValueError: where they have another shape.
+
+    Example::
+
+        >>> co_clustering(torch.tensor([[0, 0, 1], [0, 1, 1]]))
+        tensor([[1.0000, 0.5000, 0.0000],
+                [0.5000, 1.0000, 0.5000],
+                [0.0000, 0.5000, 1.0000]], dtype=torch.float64)
+    """
+    from pyro_ext.diagnostics.partitions import _loops
+
+    draws = check_draws("labels", labels).flatten(0, -2)
+    return torch.from_numpy(_loops.co_clustering(draws.int().numpy()))

@@ -1,0 +1,81 @@
+"""Label vectors in a posterior become numbers that ArviZ can judge, under both lines of it."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_ext.diagnostics import to_arviz
+from pyro_ext.diagnostics.partitions import partition_quantities
+from tests.diagnostics.arviz_models import FakeSampler, arviz, groups_of, values
+
+QUANTITIES = ("num_clusters", "largest_cluster_size", "entropy", "num_singletons")
+
+
+def draws() -> dict[str, Tensor]:
+    return {"assignment": torch.randint(4, (3, 10, 8)), "scale": torch.rand(3, 10)}
+
+
+def test_quantities_are_in_the_posterior_and_labels_beside_the_statistics() -> None:
+    own = draws()
+    sampler = FakeSampler(own, statistics={"energy": torch.rand(3, 10)})
+    dims = {"assignment": ["point"]}
+    data = to_arviz(sampler, partitions="assignment", dims=dims, coords={"point": list("abcdefgh")})
+    names = {f"assignment_{name}" for name in QUANTITIES}
+    assert set(data["posterior"].data_vars) == names | {"scale"}
+    for name, value in partition_quantities(own["assignment"]).items():
+        np.testing.assert_array_equal(values(data, "posterior", f"assignment_{name}"), value)
+        assert data["posterior"][f"assignment_{name}"].dims == ("chain", "draw")
+    assert data["sample_stats"]["assignment"].dims == ("chain", "draw", "point")
+    assert list(data["sample_stats"]["point"].values) == list("abcdefgh")
+    np.testing.assert_array_equal(values(data, "sample_stats", "assignment"), own["assignment"])
+    assert "energy" in data["sample_stats"].data_vars
+    assert len(arviz().summary(data)) == 5
+
+
+def test_labels_are_left_out_with_the_statistics() -> None:
+    data = to_arviz(draws(), group_by_chain=True, partitions=["assignment"], sample_stats=False)
+    assert groups_of(data) == {"posterior"} and "assignment" not in data["posterior"].data_vars
+
+
+def test_other_variables_stay_as_they_are() -> None:
+    data = to_arviz(draws(), group_by_chain=True)
+    assert set(data["posterior"].data_vars) == {"assignment", "scale"}
+    assert groups_of(data) == {"posterior"}
+
+
+@pytest.mark.parametrize("plate", ["points", "assignment"])
+def test_plates_name_the_dimension_of_the_labels(plate: str) -> None:
+    def model() -> None:
+        with pyro.plate(plate, 8):
+            place = pyro.sample("place", dist.Normal(0.0, 1.0))
+            pyro.deterministic("assignment", (place > 0.0).long())
+
+    own = {"place": torch.randn(3, 10, 8)}
+    data = to_arviz(own, model=model, group_by_chain=True, partitions="assignment")
+    np.testing.assert_array_equal(values(data, "sample_stats", "assignment"), own["place"] > 0)
+    wanted = "assignment_dim" if plate == "assignment" else plate
+    assert data["sample_stats"]["assignment"].dims == ("chain", "draw", wanted)
+    assert data["posterior"]["place"].dims == ("chain", "draw", wanted)
+
+
+@pytest.mark.parametrize(
+    ("partitions", "error", "message"),
+    [
+        (3, TypeError, "partitions must be a name or a list of names, got 3"),
+        ([3], TypeError, "partitions must be a name or a list of names, got [3]"),
+        ("other", ValueError, "partitions names ['other'], but the variables are ['assignment', "),
+        ("scale", TypeError, "posterior['scale'] must hold integers, got float32"),
+        ("count", ValueError, "posterior['count'] must have the shape (num_draws, n)"),
+        ("assignment", ValueError, "variables ['assignment_entropy'] exist already"),
+    ],
+)
+def test_wrong_partitions(partitions: Any, error: type[Exception], message: str) -> None:
+    more = {"assignment_entropy": torch.rand(3, 10), "count": torch.ones(3, 10, 2, 2).long()}
+    with pytest.raises(error, match=re.escape(message)):
+        to_arviz(draws() | more, group_by_chain=True, partitions=partitions)
