@@ -82,6 +82,7 @@ class InvertedTotalMass(TotalMass):
 
     Example::
 
+        >>> from pyro_ext.random_measures import BetaPrimeProcess
         >>> law = BetaPrimeProcess(1.5, 0.4, 2.3).total_mass()
         >>> law.log_prob(torch.tensor([0.3, 3.0, 300.0]))
         tensor([ -1.1086,  -2.9509, -18.8456])
