@@ -6,8 +6,24 @@ if __name__ == "inference":
     )
 
 from pyro_ext.inference._running.dispatch import ExecutorError
+from pyro_ext.inference.composite import (
+    ConditionalUpdate,
+    EnumeratedSites,
+    Gibbs,
+    LogJoint,
+    PriorProposals,
+)
 from pyro_ext.inference.early_stopping import EarlyStopping
 from pyro_ext.inference.mcmc import MCMC
+from pyro_ext.inference.partitions import (
+    MarginalGibbs,
+    SliceSampler,
+    SplitMerge,
+    TreeGuided,
+    bhc,
+    ibhc,
+    rbhc,
+)
 from pyro_ext.inference.sgmcmc import (
     PSGLD,
     SGHMC,
@@ -28,15 +44,27 @@ __all__ = [
     "SGHMC",
     "SGLD",
     "SGNHT",
+    "ConditionalUpdate",
     "ConstantSchedule",
     "CyclicalSchedule",
     "EarlyStopping",
+    "EnumeratedSites",
     "ExecutorError",
+    "Gibbs",
+    "LogJoint",
+    "MarginalGibbs",
     "PolynomialSchedule",
+    "PriorProposals",
     "SGMCMCKernel",
     "Schedule",
+    "SliceSampler",
+    "SplitMerge",
     "StreamingMCMC",
+    "TreeGuided",
     "Trial",
     "TuningResult",
+    "bhc",
+    "ibhc",
+    "rbhc",
     "tune",
 ]

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self, TypedDict
 
-from pyro.infer import HMC
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from tqdm.auto import tqdm
 
@@ -29,7 +28,7 @@ from pyro_ext.inference._running.identity import (
 )
 from pyro_ext.inference._running.legs import GroupState, Leg, Quantities, Report, Runner, silent
 from pyro_ext.inference._running.plan import Plan
-from pyro_ext.inference._running.pyro_kernels import PyroRunner
+from pyro_ext.inference._running.pyro_kernels import PyroRunner, has_known_state
 from pyro_ext.inference._running.sgmcmc import SGMCMCRunner
 from pyro_ext.inference._running.stores import FolderStore
 from pyro_ext.inference._starts import Start, check_start, constrained_start, unconstrained_start
@@ -97,7 +96,9 @@ class Driver(ABC):
             )
         if checkpoint is not None and not isinstance(checkpoint, str | Path):
             raise TypeError(f"checkpoint must be the path of a folder, got {checkpoint!r:.80}")
-        if checkpoint is not None and not isinstance(kernel, SGMCMCKernel | HMC):
+        if checkpoint is not None and not (
+            isinstance(kernel, SGMCMCKernel) or has_known_state(kernel)
+        ):
             raise ValueError(
                 "checkpoint takes a kernel whose state is known, one of pyro_ext or Pyro's HMC or "
                 f"NUTS; got {type(kernel).__name__}"

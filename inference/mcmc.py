@@ -191,19 +191,21 @@ class MCMC(Driver):
     def summary(self, prob: float = 0.9) -> None:
         """Print mean, standard deviation, median, interval, effective sample size and R-hat.
 
+        Sites that hold integers, such as labels, are left out.
+
         :param float prob: probability mass of the interval.
         """
-        print_summary(self.get_samples(group_by_chain=True), prob=prob)
+        print_summary(self._numbers(), prob=prob)
         for number, stopped in self.stopped_chains.items():
             print(f"chain {number} is left out: {stopped['reason']}")
 
     def diagnostics(self) -> dict[str, Any]:
         """Effective sample size and split R-hat of each site, and what befell the chains.
 
-        :returns: ``n_eff`` and ``r_hat`` by site; ``"stopped_chains"`` with step and reason by
-            number of the chain; what the kernel reports, by chain.
+        :returns: ``n_eff`` and ``r_hat`` by site that holds real numbers; ``"stopped_chains"`` with
+            step and reason by number of the chain; what the kernel reports, by chain.
         """
-        result: dict[str, Any] = dict(diagnostics(self.get_samples(group_by_chain=True)))
+        result: dict[str, Any] = dict(diagnostics(self._numbers()))
         for number, status in enumerate(self._statuses()):
             for name, value in status.diagnostics.items():
                 result.setdefault(name, {})[f"chain {number}"] = value
@@ -212,6 +214,11 @@ class MCMC(Driver):
             for number, stopped in self.stopped_chains.items()
         }
         return result
+
+    def _numbers(self) -> dict[str, Tensor]:
+        """Draws of the sites that hold real numbers."""
+        samples = self.get_samples(group_by_chain=True)
+        return {name: value for name, value in samples.items() if value.is_floating_point()}
 
     # Where draws go ------------------------------------------------------------------------------
 

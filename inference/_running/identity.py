@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_ext._version import __version__
-from pyro_ext.inference.sgmcmc import SGMCMCKernel
 from pyro_ext.potential import FunctionPotential, Potential
 
 __all__ = ["data_identity", "differences", "kernel_identity", "model_identity", "versions"]
@@ -46,7 +45,7 @@ def versions() -> dict[str, str]:
 def kernel_identity(kernel: MCMCKernel) -> dict[str, Any]:
     """Type and settings of a kernel."""
     settings: dict[str, Any] = {}
-    if isinstance(kernel, SGMCMCKernel):
+    if hasattr(kernel, "settings"):
         settings = kernel.settings()
     elif isinstance(kernel, HMC):
         settings = {name: getattr(kernel, name, None) for name in _HMC_SETTINGS}

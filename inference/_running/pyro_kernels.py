@@ -30,7 +30,20 @@ from pyro_ext.inference._running.numbers import (
 )
 from pyro_ext.inference._running.plan import Plan
 
-__all__ = ["PyroRunner"]
+__all__ = ["PyroRunner", "has_known_state"]
+
+
+def has_known_state(kernel: MCMCKernel) -> bool:
+    """Whether a chain can be stopped between two steps and go on elsewhere."""
+    return isinstance(kernel, HMC) or bool(getattr(kernel, "keeps_no_state", False))
+
+
+def _statistics(kernel: MCMCKernel) -> dict[str, float]:
+    """Numbers of the last step that are recorded with a draw."""
+    own = getattr(kernel, "statistics", None)
+    if own is not None:
+        return dict(own())
+    return {"step_size": float(getattr(kernel, "step_size", float("nan")))}
 
 
 class PyroState(NamedTuple):
@@ -45,7 +58,9 @@ class PyroRunner:
     """Runs chains of any of Pyro's kernels, one by one.
 
     A kernel whose numbers are known, :class:`~pyro.infer.HMC` and :class:`~pyro.infer.NUTS`, runs
-    in legs. Any other runs a chain in one, since its state is its own.
+    in legs, and so does one that has none beside its parameters, with an attribute
+    ``keeps_no_state``. Any other runs a chain in one, since its state is its own. What a kernel
+    returns from a method ``statistics`` is recorded with each draw.
 
     :param MCMCKernel kernel: the kernel.
     :param Plan plan: which steps are kept.
@@ -78,7 +93,7 @@ class PyroRunner:
     @property
     def has_legs(self) -> bool:
         """Whether the state of the kernel is known."""
-        return isinstance(self.kernel, HMC)
+        return has_known_state(self.kernel)
 
     def setup(self) -> None:
         """Nothing is prepared: a kernel is set up for each chain."""
@@ -95,7 +110,7 @@ class PyroRunner:
         """Run on until there are so many draws, or the time is over."""
         deadline = time.monotonic() + seconds
         rows: list[dict[str, Tensor]] = []
-        step_sizes: list[float] = []
+        statistics: list[dict[str, float]] = []
         step, sampler = state.step, state.sampler
         interrupted = False
         with _own_generators():
@@ -106,20 +121,20 @@ class PyroRunner:
                     if step + 1 == self.plan.warmup_steps:
                         self.kernel.end_warmup()
                     # From here to the end of the step a Ctrl-C must find step and draws together.
-                    step_size = float(getattr(self.kernel, "step_size", float("nan")))
+                    step_statistics = _statistics(self.kernel)
                     kept = step + 1 - self.plan.warmup_steps
                     row = {name: value.detach().clone() for name, value in params.items()}
                     sampler = self._snapshot(row) if self.has_legs else None
                     step += 1
                     if kept > 0 and kept % self.plan.thinning == 0:
-                        step_sizes.append(step_size)
+                        statistics.append(step_statistics)
                         rows.append(row)
                     report(1, self.kernel.logging)
                     if self.has_legs and time.monotonic() > deadline:
                         break
             except KeyboardInterrupt:
                 interrupted = True
-        return self._leg(state, step, sampler, rows, step_sizes, interrupted, until)
+        return self._leg(state, step, sampler, rows, statistics, interrupted, until)
 
     def _leg(
         self,
@@ -127,7 +142,7 @@ class PyroRunner:
         step: int,
         sampler: PyroState | None,
         rows: Sequence[dict[str, Tensor]],
-        step_sizes: Sequence[float],
+        recorded: Sequence[dict[str, float]],
         interrupted: bool,
         until: int,
     ) -> Leg:
@@ -137,7 +152,10 @@ class PyroRunner:
             diagnostics = self.kernel.diagnostics() or {}
         chunk = None
         if rows:
-            statistics = {"step_size": torch.tensor(step_sizes)[:, None]}
+            statistics = {
+                name: torch.tensor([entry[name] for entry in recorded])[:, None]
+                for name in recorded[0]
+            }
             if "divergences" in diagnostics:
                 diverging = torch.zeros(len(rows), dtype=torch.bool)
                 for index in diagnostics["divergences"]:
@@ -174,12 +192,14 @@ class PyroRunner:
         if self._live is not sampler:
             self.kernel.initial_params = {k: v.clone() for k, v in sampler.params.items()}
             self.kernel.setup(self.plan.warmup_steps, *self.args, **self.kwargs)
-            write_numbers(self.kernel, *sampler.kernel)
+            if isinstance(self.kernel, HMC):
+                write_numbers(self.kernel, *sampler.kernel)
         restore_generators(*sampler.generators)
         return {name: value.clone() for name, value in sampler.params.items()}
 
     def _snapshot(self, params: dict[str, Tensor]) -> PyroState:
-        return PyroState(params, read_numbers(self.kernel), generator_state())
+        numbers = read_numbers(self.kernel) if isinstance(self.kernel, HMC) else ({}, {})
+        return PyroState(params, numbers, generator_state())
 
     def _samples(self, rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Constrained draws and quantities, in whole blocks of rows as for other kernels."""

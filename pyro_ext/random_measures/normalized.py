@@ -234,6 +234,16 @@ class NormalizedRandomMeasure:
         new = wide._log_moment(torch.ones_like(tilt), tilt).expand(*shape[:-1], 1)
         return torch.cat([own, new], -1)
 
+    def _product_form(self, num_samples: int, tilt: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Log factors of the joint density by sizes of clusters from zero, and by their number."""
+        if tilt is None:
+            raise ValueError("tilt must be given, since partitions have a product form only then")
+        sizes = torch.arange(1, num_samples + 1, dtype=torch.float64, device=tilt.device)
+        wide = self.measure._unsqueezed()
+        own = wide._log_moment(*torch.broadcast_tensors(sizes, tilt.double().log()[..., None]))
+        none = own.new_zeros((*own.shape[:-1], 1))
+        return torch.cat([none, own], -1), own.new_zeros(num_samples + 2)
+
     def _log_joint(self, sizes: ClusterSizes, log_tilt: Tensor) -> Tensor:
         wide, tilt = self.measure._unsqueezed(), log_tilt[..., None]
         moments = wide._log_moment(*torch.broadcast_tensors(sizes.values, tilt))

@@ -210,6 +210,13 @@ class PitmanYor:
         value = value - _log_rising(theta + 1.0, torch.full_like(theta, number - 1.0))
         return value.exp().to(self.discount.dtype)
 
+    def _product_form(self, num_samples: int, tilt: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Log factors of the probability by sizes of clusters from zero, and by their number."""
+        order = torch.arange(num_samples + 2, dtype=torch.float64, device=self.discount.device)
+        sigma, theta = self.discount.double()[..., None], self.concentration.double()[..., None]
+        own = _log_rising(1.0 - sigma, order[:-1] - 1.0)
+        return torch.where(order[:-1] > 0, own, 0.0), self._log_new(sigma, theta, order)
+
     @staticmethod
     def _log_new(sigma: Tensor, theta: Tensor, number: Tensor) -> Tensor:
         r""":math:`\log \prod_{i=1}^{K-1} (\theta + i \sigma)`."""

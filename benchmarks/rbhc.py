@@ -1,0 +1,44 @@
+"""Time of relaxed Bayesian hierarchical clustering of Gaussians, beside Ward linkage in SciPy.
+
+Both make the same tree. SciPy's holds all distances in memory, ours computes them as it needs them;
+so the largest case is ours alone. Times are CPU seconds of one thread. Prints one line of JSON.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from _common import OURS, Case, arguments, cpu_seconds, in_turn, report, single_thread
+from scipy.cluster.hierarchy import linkage
+
+from pyro_ext.inference.partitions import rbhc
+
+SIZES = {"both": (5_000, (2, 10)), "ours": (20_000, (2,))}
+TINY = {"both": (200, (2, 10)), "ours": (300, (2,))}
+
+
+def main() -> None:
+    """Measure in turn and print."""
+    options = arguments(__doc__, rounds=5)
+    single_thread()
+    generator = np.random.default_rng(0)
+    cases = []
+    for which, (number, dimensions) in (TINY if options.smoke else SIZES).items():
+        for dimension in dimensions:
+            points = torch.from_numpy(generator.normal(size=(number, dimension)))
+            sides: dict[str, Callable[[], object]] = {OURS: lambda x=points: rbhc(x)}
+            if which == "both":
+                sides["scipy ward"] = lambda x=points: linkage(x.numpy(), "ward")
+            cases.append(measure(f"{number:,} points in {dimension}-D", sides, options.rounds))
+    report("rbhc", "CPU s", cases, ("scipy", "numba"))
+
+
+def measure(name: str, sides: dict[str, Callable[[], object]], rounds: int) -> Case:
+    """Measure each side in turn, after a call that compiles."""
+    first_call = {side: cpu_seconds(call) for side, call in sides.items()}
+    timed = {side: lambda call=call: cpu_seconds(call) for side, call in sides.items()}
+    return Case(name, in_turn(timed, rounds), first_call)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,348 @@
+"""Kernels that move some sites of a model each, one after the other."""
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import pyro.poutine as poutine
+import torch
+from pyro.infer import HMC
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from torch import Tensor
+
+from pyro_ext.inference.partitions import PartitionKernel
+from pyro_ext.inference.sgmcmc import SGMCMCKernel
+
+__all__ = ["ConditionalUpdate", "EnumeratedSites", "Gibbs", "LogJoint", "PriorProposals"]
+
+Values: TypeAlias = dict[str, Tensor]
+Model: TypeAlias = Callable[..., Any]
+
+
+class ConditionalUpdate(ABC):
+    """Moves some sites of a model given all others; for :class:`Gibbs`."""
+
+    @abstractmethod
+    def update(self, log_joint: "LogJoint", values: Values, sites: Sequence[str]) -> Values:
+        """Move sites so that their law given the others is left invariant.
+
+        :param LogJoint log_joint: the model at its data.
+        :param dict values: of all sites, constrained.
+        :param sites: names of those to move.
+        :returns: the new values of these.
+        """
+
+
+class LogJoint:
+    """A model at its data, as a function of the values of its latent sites.
+
+    :param model: a Pyro model.
+    :param tuple args: its arguments.
+    :param dict kwargs: its keyword arguments.
+    """
+
+    def __init__(self, model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._model, self._args, self._kwargs = model, args, kwargs
+
+    def trace(self, values: Mapping[str, Tensor]) -> Any:
+        """Trace of the model where sites have given values."""
+        model = poutine.condition(self._model, data=dict(values))
+        with torch.no_grad():
+            return poutine.trace(model).get_trace(*self._args, **self._kwargs)
+
+    def __call__(self, values: Mapping[str, Tensor]) -> float:
+        """Log density of the values and the data."""
+        return float(self.trace(values).log_prob_sum())
+
+
+class EnumeratedSites(ConditionalUpdate):
+    """Draws each element of discrete sites given all else, by enumeration of its values.
+
+    Elements come one after the other in a random order, and each takes as many runs of the model as
+    it has values, so that it is for sites of few elements.
+    """
+
+    def update(self, log_joint: LogJoint, values: Values, sites: Sequence[str]) -> Values:
+        """Draw the elements of discrete sites.
+
+        :param LogJoint log_joint: the model at its data.
+        :param dict values: of all sites.
+        :param sites: names of those to move.
+        :returns: the new values of these.
+        :raises ValueError: for a site whose values cannot be enumerated.
+        """
+        moved = dict(values)
+        for name in sites:
+            law = log_joint.trace(moved).nodes[name]["fn"]
+            if not law.has_enumerate_support or law.event_dim:
+                raise ValueError(
+                    f"site {name!r} cannot be enumerated element by element: it has the law "
+                    f"{type(law).__name__}"
+                )
+            support = law.enumerate_support(expand=False).flatten()
+            site = moved[name].clone()
+            for place in torch.randperm(site.numel()).tolist():
+                logs = []
+                for value in support:
+                    site.view(-1)[place] = value
+                    logs.append(log_joint({**moved, name: site}))
+                chosen = torch.tensor(logs, dtype=torch.float64).softmax(0).multinomial(1)
+                site.view(-1)[place] = support[chosen]
+            moved[name] = site
+        return {name: moved[name] for name in sites}
+
+
+class PriorProposals(ConditionalUpdate):
+    """Proposes sites from their laws given what they depend on, and accepts by Metropolis-Hastings.
+
+    Each site is proposed as a whole, so that it is for sites about which the data say little.
+    """
+
+    def update(self, log_joint: LogJoint, values: Values, sites: Sequence[str]) -> Values:
+        """Propose sites and accept or not.
+
+        :param LogJoint log_joint: the model at its data.
+        :param dict values: of all sites.
+        :param sites: names of those to move.
+        :returns: the new values of these.
+        """
+        moved = dict(values)
+        for name in sites:
+            before = log_joint.trace(moved)
+            law = before.nodes[name]["fn"]
+            proposal = law.sample().to(moved[name])
+            after = log_joint({**moved, name: proposal}) - float(law.log_prob(proposal).sum())
+            now = float(before.log_prob_sum()) - float(law.log_prob(moved[name]).sum())
+            if torch.rand((), dtype=torch.float64).log() < after - now:
+                moved[name] = proposal
+        return {name: moved[name] for name in sites}
+
+
+Block: TypeAlias = MCMCKernel | ConditionalUpdate | Callable[[Values], Mapping[str, Tensor]]
+
+
+class Gibbs(MCMCKernel):
+    """Moves the sites of a Pyro model in blocks, each by a kernel of its own.
+
+    A block is a kernel and the names of the sites that it moves given all others:
+
+    * ``NUTS(model)``, ``HMC(model)`` or a stochastic-gradient kernel, for continuous sites. The
+      latter evaluates the model at each step, and its sites may not lie in a plate that subsamples.
+    * :class:`EnumeratedSites` or :class:`PriorProposals`, for discrete ones, or another
+      :class:`ConditionalUpdate`.
+    * a kernel over partitions, for ``"assignment"`` and those sites of its prior and cluster that
+      it is to move; others of these it holds. Its auxiliary variable is drawn anew each time.
+    * a function of the values of all sites that returns a draw of its sites given the others.
+
+    :param blocks: kernels and names of sites, in the order in which they move.
+    :param model: the model, by default that of the first kernel that has one.
+    :raises ValueError: where a site is in two blocks, or there is no model; in ``setup`` where the
+        blocks do not hold exactly the latent sites of the model.
+
+    Example::
+
+        >>> from pyro.infer import NUTS
+        >>> from pyro_ext.inference import MCMC
+        >>> def model(x):
+        ...     loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 5.0).to_event(1))
+        ...     with pyro.plate("data", len(x)):
+        ...         kind = pyro.sample("kind", dist.Bernoulli(0.5))
+        ...         pyro.sample("x", dist.Normal(loc[kind.long()], 1.0), obs=x)
+        >>> kernel = Gibbs([(NUTS(model), ["loc"]), (EnumeratedSites(), ["kind"])])
+        >>> mcmc = MCMC(kernel, num_samples=10, warmup_steps=5, progress=False)
+        >>> mcmc.run(torch.tensor([-3.0, 3.2])).get_samples()["kind"].shape
+        torch.Size([10, 2])
+    """
+
+    def __init__(
+        self, blocks: Sequence[tuple[Block, Sequence[str]]], *, model: Model | None = None
+    ) -> None:
+        self.blocks = [(block, list(sites)) for block, sites in blocks]
+        names = [name for _, sites in self.blocks for name in sites]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"blocks have the sites {twice} twice")
+        for block, _ in self.blocks:
+            if isinstance(block, MCMCKernel) and not isinstance(
+                block, HMC | SGMCMCKernel | PartitionKernel
+            ):
+                raise TypeError(
+                    "a kernel of blocks must be HMC, NUTS, a stochastic-gradient kernel or one "
+                    f"over partitions, got {type(block).__name__}"
+                )
+        known = [model, *(getattr(block, "model", None) for block, _ in self.blocks)]
+        self._model = next((entry for entry in known if entry is not None), None)
+        if self._model is None:
+            raise ValueError("model must be given where no kernel of the blocks has one")
+        self.transforms: dict[str, Any] = {}
+        self._values: Values = {}
+        self._initial: Values | None = None
+        self._log_joint: LogJoint | None = None
+        self._runs: list[Callable[[], Mapping[str, Tensor]]] = []
+        super().__init__()
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        """Prepare all blocks.
+
+        :param int warmup_steps: steps in which kernels adapt.
+        :param args: arguments of the model.
+        :param kwargs: keyword arguments of the model.
+        """
+        assert self._model is not None
+        self._log_joint = LogJoint(self._model, args, kwargs)
+        start = self._log_joint.trace(self._initial or {})
+        latent = {
+            name: node["value"].detach()
+            for name, node in start.nodes.items()
+            if node["type"] == "sample"
+            and not node["infer"].get("_deterministic")
+            and (not node["is_observed"] or name in (self._initial or {}))
+            and type(node["fn"]).__name__ != "_Subsample"
+        }
+        names = {name for _, sites in self.blocks for name in sites}
+        if names != set(latent):
+            raise ValueError(
+                f"blocks have the sites {sorted(names)}, but the model has {sorted(latent)}"
+            )
+        self._values = latent
+        self._initial = dict(latent)
+        self._runs = [
+            self._prepared(block, sites, warmup_steps, args, kwargs) for block, sites in self.blocks
+        ]
+
+    @property
+    def initial_params(self) -> Values:
+        """Values of all sites where the chain starts, constrained."""
+        if self._initial is None:
+            raise RuntimeError("there are no initial parameters before setup")
+        return self._initial
+
+    @initial_params.setter
+    def initial_params(self, params: Mapping[str, Tensor] | None) -> None:
+        self._initial = None if params is None else dict(params)
+
+    def sample(self, params: Values) -> Values:
+        """Move all blocks once.
+
+        :param dict params: values of all sites.
+        :returns: the new values.
+        """
+        # Conditional models read the values that this dict has at the time.
+        self._values.update(params)
+        for run in self._runs:
+            self._values.update(run())
+        return dict(self._values)
+
+    def end_warmup(self) -> None:
+        """Tell the kernels of the blocks."""
+        for block, _ in self.blocks:
+            if isinstance(block, MCMCKernel):
+                block.end_warmup()
+
+    def cleanup(self) -> None:
+        """Forget the chain."""
+        for block, _ in self.blocks:
+            if isinstance(block, MCMCKernel):
+                block.cleanup()
+        self._initial, self._runs, self._values, self._log_joint = None, [], {}, None
+
+    def logging(self) -> "OrderedDict[str, str]":
+        """Line of a progress bar, of all kernels."""
+        line: OrderedDict[str, str] = OrderedDict()
+        for block, _ in self.blocks:
+            if isinstance(block, MCMCKernel):
+                line.update(block.logging() or {})
+        return line
+
+    def diagnostics(self) -> dict[str, Any]:
+        """What the kernels of the blocks report, by the names of their types."""
+        return {
+            type(block).__name__: block.diagnostics()
+            for block, _ in self.blocks
+            if isinstance(block, MCMCKernel)
+        }
+
+    def statistics(self) -> dict[str, float]:
+        """Log joint density of the last step."""
+        assert self._log_joint is not None
+        return {"lp": self._log_joint(self._values)}
+
+    # Blocks.
+
+    def _prepared(
+        self,
+        block: Block,
+        sites: Sequence[str],
+        warmup_steps: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Callable[[], Mapping[str, Tensor]]:
+        """A function that moves a block given the present values."""
+        log_joint = self._log_joint
+        assert log_joint is not None
+        if isinstance(block, PartitionKernel):
+            return self._prepared_partition(block, sites, warmup_steps, args, kwargs)
+        if isinstance(block, HMC | SGMCMCKernel):
+            return self._prepared_kernel(block, sites, warmup_steps, args, kwargs)
+        if isinstance(block, ConditionalUpdate):
+            return lambda: block.update(log_joint, self._values, sites)
+        assert not isinstance(block, MCMCKernel)
+
+        def drawn() -> Mapping[str, Tensor]:
+            values = block(dict(self._values))
+            if set(values) != set(sites):
+                raise ValueError(
+                    f"a function of the block of {list(sites)} returned {sorted(values)}"
+                )
+            return values
+
+        return drawn
+
+    def _prepared_kernel(
+        self,
+        kernel: HMC | SGMCMCKernel,
+        sites: Sequence[str],
+        warmup_steps: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Callable[[], Mapping[str, Tensor]]:
+        whole = self._model
+        assert whole is not None
+
+        def conditional(*args: Any, **kwargs: Any) -> Any:
+            others = {name: v for name, v in self._values.items() if name not in sites}
+            return poutine.condition(whole, data=others)(*args, **kwargs)
+
+        if isinstance(kernel, SGMCMCKernel):
+            # A recorded graph would hold the values of the other sites as they are now.
+            kernel = kernel.replace(backend="eager")
+        kernel.model = conditional
+        kernel.initial_params = None
+        kernel.setup(warmup_steps, *args, **kwargs)
+        transforms = kernel.transforms
+
+        def moved() -> Mapping[str, Tensor]:
+            if isinstance(kernel, HMC):
+                kernel.clear_cache()
+            params = kernel.sample({name: transforms[name](self._values[name]) for name in sites})
+            return {name: transforms[name].inv(params[name]).detach() for name in sites}
+
+        return moved
+
+    def _prepared_partition(
+        self,
+        kernel: PartitionKernel,
+        sites: Sequence[str],
+        warmup_steps: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Callable[[], Mapping[str, Tensor]]:
+        kernel.initial_params = {k: v for k, v in self._values.items()}
+        kernel.setup(warmup_steps, *args, **kwargs)
+        kernel.held = frozenset(kernel.initial_params) - set(sites)
+
+        def moved() -> Mapping[str, Tensor]:
+            params = kernel.sample(dict(self._values))
+            return {name: params[name] for name in sites}
+
+        return moved

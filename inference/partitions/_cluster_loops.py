@@ -1,0 +1,357 @@
+r"""Compiled arithmetic of conjugate clusters, apart since Numba is slow to import.
+
+A kind is a number, as the clusters of :mod:`pyro_ext.distributions` give it with their parameters.
+Two forms of what a cluster knows of its points are in use, both without their number:
+
+* *sums*, which add. They are the sums of the points, and for Gaussians of their squares or outer
+  products too. Points of Gaussians come relative to the prior mean, for the sake of the digits.
+* *records*, to which points come and from which they go one at a time, at the least cost for
+  predictive densities. They are the sums, but for :data:`GAUSSIAN`: there they are the logarithm of
+  the determinant of the posterior scale matrix, the posterior mean, and the Cholesky factor.
+
+Terms of the points alone, such as multinomial coefficients, are left out everywhere.
+"""
+
+import math
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "add_point",
+    "constants",
+    "empty_record",
+    "exclude",
+    "include",
+    "log_marginal",
+    "log_predictive",
+    "num_sums",
+    "record_of",
+    "record_size",
+]
+
+GAUSSIAN, DIAGONAL_GAUSSIAN, KNOWN_VARIANCE, MULTINOMIAL, BERNOULLI, POISSON = range(6)
+
+_LOG_PI = math.log(math.pi)
+_LOG_TWO_PI = math.log(2.0 * math.pi)
+_LARGE = 1e280
+
+Floats = npt.NDArray[np.float64]
+
+
+@numba.njit(cache=True)
+def num_sums(kind: int, size: int) -> int:
+    """Length of the sums of points of a size."""
+    if kind == GAUSSIAN:
+        return size + size * size
+    if kind == DIAGONAL_GAUSSIAN or kind == KNOWN_VARIANCE:
+        return 2 * size
+    return size
+
+
+@numba.njit(cache=True)
+def record_size(kind: int, size: int) -> int:
+    """Length of a record."""
+    return 1 + size + size * size if kind == GAUSSIAN else num_sums(kind, size)
+
+
+@numba.njit(cache=True)
+def add_point(kind: int, sums: Floats, point: Floats, sign: float) -> None:
+    """Add a point to sums, or take it away."""
+    size = point.size
+    for i in range(size):
+        sums[i] += sign * point[i]
+    if kind == GAUSSIAN:
+        for i in range(size):
+            for j in range(size):
+                sums[size + i * size + j] += sign * point[i] * point[j]
+    elif kind == DIAGONAL_GAUSSIAN or kind == KNOWN_VARIANCE:
+        for i in range(size):
+            sums[size + i] += sign * point[i] * point[i]
+
+
+@numba.njit(cache=True)
+def constants(kind: int, parameters: Floats, size: int, most: int) -> Floats:
+    """Parts of predictive densities that depend on the number of points alone, from zero on."""
+    table = np.zeros(most + 1)
+    if kind == GAUSSIAN:
+        precision, dof = parameters[0], parameters[1]
+        for m in range(most + 1):
+            degrees = dof + m
+            table[m] = 0.5 * size * (math.log(precision + m) - math.log(precision + m + 1.0))
+            table[m] += math.lgamma(0.5 * (degrees + 1.0))
+            table[m] -= math.lgamma(0.5 * (degrees + 1.0 - size)) + 0.5 * size * _LOG_PI
+    elif kind == DIAGONAL_GAUSSIAN:
+        for m in range(most + 1):
+            for i in range(size):
+                precision = parameters[size + i] + m
+                shape = parameters[2 * size + i] + 0.5 * m
+                table[m] += math.lgamma(shape + 0.5) - math.lgamma(shape) - 0.5 * _LOG_TWO_PI
+                table[m] += 0.5 * (math.log(precision) - math.log(precision + 1.0))
+    return table
+
+
+@numba.njit(cache=True)
+def log_marginal(
+    kind: int, parameters: Floats, size: int, count: float, sums: Floats, scratch: Floats
+) -> float:
+    """Log density of a block of points, from their sums."""
+    if count == 0:
+        return 0.0
+    if kind == GAUSSIAN:
+        return _gaussian_marginal(parameters, size, count, sums, scratch)
+    total = 0.0
+    if kind == DIAGONAL_GAUSSIAN:
+        for i in range(size):
+            precision, shape = parameters[size + i], parameters[2 * size + i]
+            rate = parameters[3 * size + i]
+            mean = sums[i] / count
+            scatter = max(sums[size + i] - sums[i] * mean, 0.0)
+            scatter += precision * count / (precision + count) * mean * mean
+            total += math.lgamma(shape + 0.5 * count) - math.lgamma(shape)
+            total += shape * math.log(rate)
+            total -= (shape + 0.5 * count) * math.log(rate + 0.5 * scatter)
+            total += 0.5 * (math.log(precision) - math.log(precision + count))
+        return total - 0.5 * count * size * _LOG_TWO_PI
+    if kind == KNOWN_VARIANCE:
+        for i in range(size):
+            prior, own = parameters[size + i], parameters[2 * size + i]
+            posterior = prior + own * count
+            total += 0.5 * (math.log(prior) - math.log(posterior) + count * math.log(own))
+            mean = sums[i] / count
+            scatter = max(sums[size + i] - sums[i] * mean, 0.0)
+            total -= 0.5 * own * (scatter + count * prior / posterior * mean * mean)
+        return total - 0.5 * count * size * _LOG_TWO_PI
+    if kind == MULTINOMIAL:
+        whole = 0.0
+        for i in range(size):
+            if sums[i] > 0:
+                total += _log_rising(parameters[i], sums[i])
+                whole += sums[i]
+        return total - _log_rising(parameters[size], whole)
+    if kind == BERNOULLI:
+        for i in range(size):
+            total += _log_rising(parameters[i], sums[i])
+            total += _log_rising(parameters[size + i], count - sums[i])
+            total -= _log_rising(parameters[i] + parameters[size + i], count)
+        return total
+    for i in range(size):
+        shape, rate = parameters[i], parameters[size + i]
+        total += _log_rising(shape, sums[i]) - sums[i] * math.log(rate + count)
+        total -= shape * math.log1p(count / rate)
+    return total
+
+
+@numba.njit(cache=True)
+def _gaussian_marginal(
+    parameters: Floats, size: int, count: float, sums: Floats, scratch: Floats
+) -> float:
+    precision, dof, log_determinant = parameters[0], parameters[1], parameters[2]
+    scale = 3 + size
+    weight = 1.0 / (precision + count)
+    for i in range(size):
+        for j in range(i + 1):
+            value = parameters[scale + i * size + j] + sums[size + i * size + j]
+            scratch[i * size + j] = value - weight * sums[i] * sums[j]
+    posterior = _cholesky(scratch, size)
+    total = 0.5 * size * (math.log(precision) + math.log(weight))
+    total += 0.5 * dof * log_determinant - 0.5 * (dof + count) * posterior
+    for i in range(size):
+        total += math.lgamma(0.5 * (dof + count - i)) - math.lgamma(0.5 * (dof - i))
+    return total - 0.5 * count * size * _LOG_PI
+
+
+@numba.njit(cache=True)
+def _cholesky(matrix: Floats, size: int) -> float:
+    """Factor the lower triangle in place, and return the log determinant."""
+    log_determinant = 0.0
+    for i in range(size):
+        for j in range(i + 1):
+            value = matrix[i * size + j]
+            for k in range(j):
+                value -= matrix[i * size + k] * matrix[j * size + k]
+            if i == j:
+                # Far points leave a pivot nothing but rounding errors.
+                pivot = max(value, 1e-14 * matrix[i * size + i])
+                matrix[i * size + i] = math.sqrt(pivot)
+                log_determinant += math.log(pivot)
+            else:
+                matrix[i * size + j] = value / matrix[j * size + j]
+    return log_determinant
+
+
+@numba.njit(cache=True)
+def _log_rising(start: float, number: float) -> float:
+    """Logarithm of a rising factorial, by a product where the number is small."""
+    if number > 12.0 or number != math.floor(number) or start > 1e20:
+        return math.lgamma(start + number) - math.lgamma(start)
+    total, product = 0.0, 1.0
+    for step in range(int(number)):
+        product *= start + step
+        if product > _LARGE:
+            total += math.log(product)
+            product = 1.0
+    return total + math.log(product)
+
+
+@numba.njit(cache=True)
+def empty_record(kind: int, parameters: Floats, size: int, record: Floats) -> None:
+    """Make a record that of no points."""
+    record[:] = 0.0
+    if kind == GAUSSIAN:
+        for i in range(size):
+            for j in range(i + 1):
+                record[1 + size + i * size + j] = parameters[3 + size + i * size + j]
+        record[0] = _cholesky(record[1 + size :], size)
+
+
+@numba.njit(cache=True)
+def record_of(
+    kind: int, parameters: Floats, size: int, count: float, sums: Floats, record: Floats
+) -> None:
+    """Make a record that of a block of points with given sums."""
+    if kind != GAUSSIAN:
+        record[:] = sums
+        return
+    weight = 1.0 / (parameters[0] + count)
+    for i in range(size):
+        record[1 + i] = weight * sums[i]
+        for j in range(i + 1):
+            value = parameters[3 + size + i * size + j] + sums[size + i * size + j]
+            record[1 + size + i * size + j] = value - weight * sums[i] * sums[j]
+    record[0] = _cholesky(record[1 + size :], size)
+
+
+@numba.njit(cache=True)
+def include(
+    kind: int, parameters: Floats, record: Floats, count: float, point: Floats, scratch: Floats
+) -> None:
+    """Bring a point into a record of so many points."""
+    if kind == GAUSSIAN:
+        _move(parameters, record, count, point, scratch, 1.0)
+    else:
+        add_point(kind, record, point, 1.0)
+
+
+@numba.njit(cache=True)
+def exclude(
+    kind: int, parameters: Floats, record: Floats, count: float, point: Floats, scratch: Floats
+) -> bool:
+    """Take a point out of a record of so many points; false where digits ran out."""
+    if kind == GAUSSIAN:
+        return _move(parameters, record, count, point, scratch, -1.0)
+    add_point(kind, record, point, -1.0)
+    return True
+
+
+@numba.njit(cache=True)
+def _move(
+    parameters: Floats,
+    record: Floats,
+    count: float,
+    point: Floats,
+    scratch: Floats,
+    sign: float,
+) -> bool:
+    """Update mean and Cholesky factor by one point."""
+    size = point.size
+    precision = parameters[0] + count
+    weight = math.sqrt(precision / (precision + sign))
+    for i in range(size):
+        gap = point[i] - record[1 + i]
+        scratch[i] = weight * gap
+        record[1 + i] += sign * gap / (precision + sign)
+    factor = record[1 + size :]
+    log_determinant = 0.0
+    for k in range(size):
+        diagonal = factor[k * size + k]
+        square = diagonal * diagonal + sign * scratch[k] * scratch[k]
+        if not square > 1e-12 * diagonal * diagonal:
+            return False
+        root, step = math.sqrt(square), scratch[k]
+        factor[k * size + k] = root
+        log_determinant += math.log(square)
+        for i in range(k + 1, size):
+            before = factor[i * size + k]
+            if sign > 0:
+                # A rotation, which far points leave precise.
+                factor[i * size + k] = (diagonal * before + step * scratch[i]) / root
+                scratch[i] = (diagonal * scratch[i] - step * before) / root
+            else:
+                after = (diagonal * before - step * scratch[i]) / root
+                factor[i * size + k] = after
+                scratch[i] = (root * scratch[i] - step * after) / diagonal
+    record[0] = log_determinant
+    return True
+
+
+@numba.njit(cache=True)
+def log_predictive(
+    kind: int,
+    parameters: Floats,
+    table: Floats,
+    record: Floats,
+    count: int,
+    point: Floats,
+    scratch: Floats,
+) -> float:
+    """Log density of a point given a record of so many others."""
+    size = point.size
+    if kind == GAUSSIAN:
+        precision = parameters[0] + count
+        distance = 0.0
+        for i in range(size):
+            value = point[i] - record[1 + i]
+            row = 1 + size + i * size
+            for j in range(i):
+                value -= record[row + j] * scratch[j]
+            value /= record[row + i]
+            scratch[i] = value
+            distance += value * value
+        distance *= precision / (precision + 1.0)
+        degrees = parameters[1] + count
+        return table[count] - 0.5 * record[0] - 0.5 * (degrees + 1.0) * math.log1p(distance)
+    total = 0.0
+    if kind == DIAGONAL_GAUSSIAN:
+        for i in range(size):
+            prior = parameters[size + i]
+            precision = prior + count
+            mean = record[i] / precision
+            scatter = record[size + i] - record[i] * mean
+            rate = parameters[3 * size + i] + 0.5 * max(scatter, 0.0)
+            shape = parameters[2 * size + i] + 0.5 * count
+            gap = point[i] - mean
+            excess = 0.5 * precision / (precision + 1.0) * gap * gap / rate
+            total -= 0.5 * math.log(rate) + (shape + 0.5) * math.log1p(excess)
+        return total + table[count]
+    if kind == KNOWN_VARIANCE:
+        for i in range(size):
+            prior, own = parameters[size + i], parameters[2 * size + i]
+            posterior = prior + own * count
+            gap = point[i] - own * record[i] / posterior
+            precision = own * posterior / (posterior + own)
+            total += 0.5 * (math.log(precision) - precision * gap * gap)
+        return total - 0.5 * size * _LOG_TWO_PI
+    if kind == MULTINOMIAL:
+        whole, own = 0.0, 0.0
+        for i in range(size):
+            whole += record[i]
+            if point[i] > 0:
+                total += _log_rising(parameters[i] + record[i], point[i])
+                own += point[i]
+        return total - _log_rising(parameters[size] + whole, own)
+    if kind == BERNOULLI:
+        product = 1.0
+        for i in range(size):
+            first, second = parameters[i] + record[i], parameters[size + i] + count - record[i]
+            product *= (first if point[i] > 0 else second) / (first + second)
+            if product < 1.0 / _LARGE:
+                total += math.log(product)
+                product = 1.0
+        return total + math.log(product)
+    for i in range(size):
+        shape, rate = parameters[i] + record[i], parameters[size + i] + count
+        total += _log_rising(shape, point[i]) - point[i] * math.log(rate + 1.0)
+        total -= shape * math.log1p(1.0 / rate)
+    return total

@@ -1,0 +1,313 @@
+"""Compiled moves of single points between clusters, and of pairs of clusters.
+
+A partition of n points has the log probability
+
+    sum of log_size[m] over the sizes m of its clusters, plus log_number[K],
+
+but for a constant, and plus the log densities of the points of each cluster.
+"""
+
+import math
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from pyro_ext.inference.partitions._cluster_loops import (
+    add_point,
+    empty_record,
+    exclude,
+    include,
+    log_marginal,
+    log_predictive,
+    num_sums,
+    record_of,
+    record_size,
+)
+
+__all__ = [
+    "gibbs_sweep",
+    "log_density_of_labels",
+    "rebuild",
+    "restricted_scan",
+    "split_or_merge",
+    "sums_of_labels",
+]
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+@numba.njit(cache=True)
+def sums_of_labels(
+    kind: int, points: Floats, labels: Integers, number: int
+) -> tuple[Integers, Floats]:
+    """Sizes and sums of clusters whose labels are below a number."""
+    counts = np.zeros(number, np.int64)
+    sums = np.zeros((number, num_sums(kind, points.shape[1])))
+    for i in range(labels.size):
+        counts[labels[i]] += 1
+        add_point(kind, sums[labels[i]], points[i], 1.0)
+    return counts, sums
+
+
+@numba.njit(cache=True)
+def log_density_of_labels(kind: int, parameters: Floats, points: Floats, labels: Integers) -> float:
+    """Log density of all points given their partition."""
+    size = points.shape[1]
+    scratch = np.zeros(size * size + size)
+    counts, sums = sums_of_labels(kind, points, labels, labels.max() + 1)
+    total = 0.0
+    for k in range(counts.size):
+        total += log_marginal(kind, parameters, size, float(counts[k]), sums[k], scratch)
+    return total
+
+
+@numba.njit(cache=True)
+def gibbs_sweep(
+    kind: int,
+    parameters: Floats,
+    table: Floats,
+    points: Floats,
+    labels: Integers,
+    order: Integers,
+    log_size: Floats,
+    log_number: Floats,
+    seed: int,
+) -> int:
+    """Draw the cluster of each of some points given those of all others, one after the other.
+
+    Labels are changed in place; those of clusters are not in any order afterwards.
+
+    :returns: the number of clusters.
+    """
+    np.random.seed(seed)
+    size = points.shape[1]
+    scratch = np.zeros(size * size + size)
+    number = labels.max() + 1
+    counts, sums = sums_of_labels(kind, points, labels, number)
+    capacity = number + 16
+    sizes = np.zeros(capacity, np.int64)
+    records = np.zeros((capacity, record_size(kind, size)))
+    active = np.empty(capacity, np.int64)  # slots of clusters, then of free places
+    position = np.empty(capacity, np.int64)
+    for k in range(capacity):
+        active[k] = position[k] = k
+    for k in range(number):
+        sizes[k] = counts[k]
+        record_of(kind, parameters, size, float(counts[k]), sums[k], records[k])
+    nothing = np.zeros(record_size(kind, size))
+    empty_record(kind, parameters, size, nothing)
+    logs = np.empty(capacity)
+
+    for place in range(order.size):
+        i = order[place]
+        point, slot = points[i], labels[i]
+        if sizes[slot] == 1:
+            sizes[slot] = 0
+            number -= 1
+            last = active[number]
+            active[position[slot]], position[last] = last, position[slot]
+            active[number], position[slot] = slot, number
+        else:
+            if not exclude(kind, parameters, records[slot], float(sizes[slot]), point, scratch):
+                rebuild(kind, parameters, points, labels == slot, i, records[slot])
+            sizes[slot] -= 1
+        if number + 1 >= capacity:
+            capacity *= 2
+            sizes, records, logs = _grown(sizes), _grown_rows(records), np.empty(capacity)
+            active, position = _grown_slots(active), _grown_slots(position)
+
+        top = -np.inf
+        for k in range(number):
+            slot = active[k]
+            m = sizes[slot]
+            logs[k] = log_size[m + 1] - log_size[m]
+            logs[k] += log_predictive(kind, parameters, table, records[slot], m, point, scratch)
+            top = max(top, logs[k])
+        logs[number] = log_size[1] + log_number[number + 1] - log_number[number]
+        logs[number] += log_predictive(kind, parameters, table, nothing, 0, point, scratch)
+        top = max(top, logs[number])
+        total = 0.0
+        for k in range(number + 1):
+            total += math.exp(logs[k] - top)
+            logs[k] = total
+        level, choice = np.random.random() * total, 0
+        while choice < number and logs[choice] <= level:
+            choice += 1
+        slot = active[choice]
+        if choice == number:
+            records[slot] = nothing
+            number += 1
+        include(kind, parameters, records[slot], float(sizes[slot]), point, scratch)
+        sizes[slot] += 1
+        labels[i] = slot
+
+    for i in range(labels.size):
+        labels[i] = position[labels[i]]
+    return number
+
+
+@numba.njit(cache=True)
+def rebuild(
+    kind: int, parameters: Floats, points: Floats, is_member: Bools, left_out: int, record: Floats
+) -> None:
+    """Make a record anew from the points of a cluster but one."""
+    size = points.shape[1]
+    sums, count = np.zeros(num_sums(kind, size)), 0
+    for i in range(is_member.size):
+        if is_member[i] and i != left_out:
+            add_point(kind, sums, points[i], 1.0)
+            count += 1
+    record_of(kind, parameters, size, float(count), sums, record)
+
+
+@numba.njit(cache=True)
+def _grown(values: Integers) -> Integers:
+    larger = np.zeros(2 * values.size, np.int64)
+    larger[: values.size] = values
+    return larger
+
+
+@numba.njit(cache=True)
+def _grown_slots(slots: Integers) -> Integers:
+    larger = np.arange(2 * slots.size)
+    larger[: slots.size] = slots
+    return larger
+
+
+@numba.njit(cache=True)
+def _grown_rows(rows: Floats) -> Floats:
+    larger = np.zeros((2 * rows.shape[0], rows.shape[1]))
+    larger[: rows.shape[0]] = rows
+    return larger
+
+
+@numba.njit(cache=True)
+def restricted_scan(
+    kind: int,
+    parameters: Floats,
+    table: Floats,
+    points: Floats,
+    sides: Integers,
+    wanted: Integers,
+    records: Floats,
+    counts: Integers,
+    log_size: Floats,
+    is_forced: bool,
+) -> float:
+    """Draw the side of each point but the last two, given the others, or follow wanted sides.
+
+    :returns: log probability of the sides that were taken.
+    """
+    size = points.shape[1]
+    scratch = np.zeros(size * size + size)
+    logs = np.empty(2)
+    total = 0.0
+    for place in range(sides.size - 2):
+        point, side = points[place], sides[place]
+        if not exclude(kind, parameters, records[side], float(counts[side]), point, scratch):
+            rebuild(kind, parameters, points, sides == side, place, records[side])
+        counts[side] -= 1
+        for k in range(2):
+            m = counts[k]
+            logs[k] = log_size[m + 1] - log_size[m]
+            logs[k] += log_predictive(kind, parameters, table, records[k], m, point, scratch)
+        # The log odds of the second side, and the log probability of each.
+        odds = logs[1] - logs[0]
+        log_second = -math.log1p(math.exp(-odds)) if odds > 0 else odds - math.log1p(math.exp(odds))
+        if is_forced:
+            side = wanted[place]
+        else:
+            side = 1 if math.log(np.random.random()) < log_second else 0
+        total += log_second if side == 1 else log_second - odds
+        include(kind, parameters, records[side], float(counts[side]), point, scratch)
+        counts[side] += 1
+        sides[place] = side
+    return total
+
+
+@numba.njit(cache=True)
+def split_or_merge(
+    kind: int,
+    parameters: Floats,
+    table: Floats,
+    points: Floats,
+    labels: Integers,
+    log_size: Floats,
+    log_number: Floats,
+    num_scans: int,
+    seed: int,
+) -> tuple[bool, bool, float]:
+    """Propose to split the cluster of two random points, or to merge their clusters [1].
+
+    Labels are changed in place; clusters keep their labels but for those that come and go.
+
+    :returns: whether it was a split; whether it was accepted; its log acceptance ratio.
+
+    [1] S. Jain, R. M. Neal (2004), A split-merge Markov chain Monte Carlo procedure for the
+    Dirichlet process mixture model.
+    """
+    np.random.seed(seed)
+    size, number = points.shape[1], labels.max() + 1
+    scratch = np.zeros(size * size + size)
+    first = np.random.randint(labels.size)
+    second = np.random.randint(labels.size - 1)
+    second += second >= first
+    one, other = labels[first], labels[second]
+    is_split = one == other
+    # The two points come last, each on its side.
+    is_member = (labels == one) | (labels == other)
+    is_member[first] = is_member[second] = False
+    members = np.append(np.nonzero(is_member)[0], np.array([first, second]))
+    length = members.size
+    own = points[members]
+    current = np.where(labels[members] == one, 0, 1)
+    sides = np.random.randint(0, 2, length)
+    sides[length - 2], sides[length - 1] = 0, 1
+
+    counts, sums = sums_of_labels(kind, own, sides, 2)
+    records = np.zeros((2, record_size(kind, size)))
+    for k in range(2):
+        record_of(kind, parameters, size, float(counts[k]), sums[k], records[k])
+    log_forward = 0.0
+    for scan in range(num_scans + 1):
+        # The last scan is the proposal; for a merge it is the way back to the present state.
+        is_forced = scan == num_scans and not is_split
+        log_forward = restricted_scan(
+            kind, parameters, table, own, sides, current, records, counts, log_size, is_forced
+        )
+
+    # Both states from their sums, since records have been through many updates.
+    counts, sums = sums_of_labels(kind, own, sides, 2)
+    log_split = 0.0
+    for k in range(2):
+        log_split += log_size[counts[k]]
+        log_split += log_marginal(kind, parameters, size, float(counts[k]), sums[k], scratch)
+    log_whole = log_size[length] + log_marginal(
+        kind, parameters, size, float(length), sums[0] + sums[1], scratch
+    )
+
+    if is_split:
+        log_ratio = log_split - log_whole - log_forward
+        log_ratio += log_number[number + 1] - log_number[number]
+        if math.log(np.random.random()) < log_ratio:
+            for place in range(length):
+                if sides[place] == 1:
+                    labels[members[place]] = number
+            return is_split, True, log_ratio
+        return is_split, False, log_ratio
+    log_ratio = log_whole - log_split + log_forward
+    log_ratio += log_number[number - 1] - log_number[number]
+    if math.log(np.random.random()) < log_ratio:
+        last = number - 1
+        for i in range(labels.size):
+            if labels[i] == other:
+                labels[i] = one
+        if other != last:
+            for i in range(labels.size):
+                if labels[i] == last:
+                    labels[i] = other
+        return is_split, True, log_ratio
+    return is_split, False, log_ratio

@@ -1,0 +1,226 @@
+"""Compiled moves guided by trees as they were published, which do not keep the posterior invariant.
+
+The trees are part of the state: blocks of a split keep the trees that the split made, those of a
+merge are joined in a chain, and acceptance ratios look at the ways that were taken.
+"""
+
+import math
+
+import numba
+import numpy as np
+
+from pyro_ext.inference.partitions._tree_guided_loops import (
+    draw_partners,
+    draw_split,
+    log_like,
+    log_merge,
+    log_no_merge,
+    place_from,
+)
+from pyro_ext.inference.partitions._tree_loops import (
+    Forest,
+    Integers,
+    Model,
+    insert,
+    join,
+    leaves_below,
+    log_dissimilarity,
+    log_subtree_weights,
+    new_forest,
+    nodes_below,
+)
+
+__all__ = ["paper_sweep", "replanted"]
+
+
+@numba.njit(cache=True)
+def paper_sweep(
+    model: Model,
+    forest: Forest,
+    trees: Integers,
+    num_moves: int,
+    depth: int,
+    points: Integers,
+    seed: int,
+) -> tuple[bool, Integers, Integers]:
+    """Make moves of clusters, and then move points.
+
+    :param trees: roots of the trees of the clusters.
+    :param int depth: descents in each tree to a node below which points are moved, or zero.
+    :param points: those that are moved where the depth is zero.
+    :returns: whether there was room, the trees after it, and the numbers of splits and merges that
+        were accepted and tried, and of points that were moved and tried.
+    """
+    np.random.seed(seed)
+    counts = np.zeros(6, np.int64)
+    for _ in range(num_moves):
+        trees, kind, is_accepted, has_room = move_cluster(model, forest, trees)
+        if not has_room:
+            return False, trees, counts
+        counts[2 * kind] += is_accepted
+        counts[2 * kind + 1] += 1
+    if depth:
+        points = picked_points(forest, trees, depth)
+    for point in points:
+        if forest.top[0] + 2 * (forest.num_points[trees].max() + 2) > forest.left.size:
+            return False, trees, counts
+        trees, has_moved = move_point(model, forest, trees, point)
+        counts[4] += has_moved
+        counts[5] += 1
+    return True, trees, counts
+
+
+@numba.njit(cache=True)
+def picked_points(forest: Forest, trees: Integers, depth: int) -> Integers:
+    """Points below a node of each tree, to which some random descents lead."""
+    firsts = np.array([leaves_below(forest, tree)[0] for tree in trees])
+    points = np.empty(forest.num_points[trees].sum(), np.int64)
+    length = 0
+    for tree in trees[np.argsort(firsts)]:
+        node = tree
+        for _ in range(depth):
+            below = nodes_below(forest, node)
+            node = below[place_from(log_subtree_weights(forest, below))]
+        leaves = leaves_below(forest, node)
+        points[length : length + leaves.size] = leaves
+        length += leaves.size
+    return points[:length]
+
+
+@numba.njit(cache=True)
+def move_cluster(model: Model, forest: Forest, trees: Integers) -> tuple[Integers, int, bool, bool]:
+    """Propose to split a cluster, or to merge it with others, as published."""
+    start, capacity = forest.top[0], forest.left.size
+    chosen = np.random.randint(trees.size)
+    partners = draw_partners(model, forest, trees, chosen)
+    is_own = np.zeros(trees.size, np.bool_)
+    is_own[chosen] = True
+    is_own[partners] = True
+    rest, tree = trees[~is_own], trees[chosen]
+    if partners.size == 0:
+        if forest.num_points[tree] == 1:
+            return trees, 0, False, True
+        block_of = np.empty(model.points.shape[0], np.int64)
+        blocks = np.empty(forest.num_points[tree] + 1, np.int64)
+        room = capacity - start
+        number, log_path, has_room = draw_split(model, forest, tree, block_of, blocks, room)
+        if not has_room:
+            return trees, 0, False, False
+        blocks = blocks[:number]
+        log_ratio = log_merge(model, forest, blocks, rest) - forest.log_potential[tree]
+        for block in blocks:
+            log_ratio += forest.log_potential[block]
+        log_ratio += model.log_number[rest.size + number] - model.log_number[rest.size + 1]
+        log_ratio -= log_path + log_no_merge(model, forest, tree, rest)
+        if math.log(np.random.random()) < log_ratio:
+            return np.append(rest, blocks), 0, True, True
+        forest.top[0] = start
+        return trees, 0, False, True
+
+    if start + partners.size > capacity:
+        return trees, 1, False, False
+    # Forward: what was found to be like the chosen tree, and what not.
+    log_ratio = math.log(trees.size) - forest.log_potential[tree]
+    for place in range(trees.size):
+        if place != chosen:
+            cost = log_dissimilarity(model, forest, tree, trees[place])
+            log_ratio -= log_like(cost) if is_own[place] else log_like(-cost)
+    whole = tree
+    for step in range(partners.size):
+        partner = trees[partners[step]]
+        log_ratio -= forest.log_potential[partner]
+        if step:
+            norm = 0.0
+            for earlier in range(-1, step):
+                block = tree if earlier < 0 else trees[partners[earlier]]
+                cost = log_dissimilarity(model, forest, partner, block)
+                norm = np.logaddexp(norm, -cost)
+            log_ratio -= norm
+        whole = join(model, forest, whole, partner)
+    first = start  # the node of the chosen tree and its first partner
+    nodes = nodes_below(forest, whole)
+    inner = nodes[forest.left[nodes] >= 0]
+    log_ratio += log_subtree_weights(forest, inner)[inner == first][0]
+    log_ratio += log_no_merge(model, forest, whole, rest) + forest.log_potential[whole]
+    log_ratio += model.log_number[rest.size + 1] - model.log_number[trees.size]
+    if math.log(np.random.random()) < log_ratio:
+        return np.append(rest, np.array([whole])), 1, True, True
+    forest.top[0] = start
+    return trees, 1, False, True
+
+
+@numba.njit(cache=True)
+def move_point(model: Model, forest: Forest, trees: Integers, point: int) -> tuple[Integers, bool]:
+    """Draw the cluster of a point given all others, and put it into the tree of that.
+
+    :returns: the trees after it, and whether the point is in another one.
+    """
+    chosen = 0
+    while not (leaves_below(forest, trees[chosen]) == point).any():
+        chosen += 1
+    left = without(model, forest, trees[chosen], point)
+    remaining = trees.copy()
+    if left < 0:
+        remaining = np.append(trees[:chosen], trees[chosen + 1 :])
+    else:
+        remaining[chosen] = left
+    number = remaining.size
+    logs = np.empty(number + 1)
+    for place in range(number):
+        tree = remaining[place]
+        apart = forest.log_total[tree] + forest.log_total[point]
+        both = apart - log_dissimilarity(model, forest, tree, point)
+        logs[place] = both - forest.log_potential[tree]
+    logs[number] = forest.log_potential[point]
+    logs[number] += model.log_number[number + 1] - model.log_number[number]
+    largest = logs.max()
+    choice = place_from(logs - largest - math.log(np.exp(logs - largest).sum()))
+    if choice == number:
+        return np.append(remaining, np.array([point])), left >= 0
+    if left >= 0 and choice == chosen:
+        return trees, False
+    remaining[choice] = insert(model, forest, remaining[choice], point, True)
+    return remaining, True
+
+
+@numba.njit(cache=True)
+def without(model: Model, forest: Forest, tree: int, point: int) -> int:
+    """A tree without one of its points, or -1 where nothing is left; the tree stays as it is."""
+    nodes = nodes_below(forest, tree)
+    parent = np.full(nodes.size, -1)
+    length = 1
+    for place in range(nodes.size):
+        if forest.left[nodes[place]] >= 0:
+            parent[length] = parent[length + 1] = place
+            length += 2
+    place = np.nonzero(nodes == point)[0][0]
+    if parent[place] < 0:
+        return -1
+    above = nodes[parent[place]]
+    child = forest.right[above] if forest.left[above] == point else forest.left[above]
+    replaced, place = above, parent[parent[place]]
+    while place >= 0:
+        node = nodes[place]
+        is_left = forest.left[node] == replaced
+        left = child if is_left else forest.left[node]
+        right = forest.right[node] if is_left else child
+        child = join(model, forest, left, right)
+        replaced, place = node, parent[place]
+    return child
+
+
+@numba.njit(cache=True)
+def replanted(
+    model: Model, forest: Forest, trees: Integers, capacity: int
+) -> tuple[Forest, Integers]:
+    """Copies of trees in a forest without anything else, under a model that may have changed."""
+    new = new_forest(model, capacity)
+    roots = np.empty(trees.size, np.int64)
+    copies = np.arange(forest.left.size)  # leaves have the same places in all forests
+    for place in range(trees.size):
+        for node in nodes_below(forest, trees[place])[::-1]:
+            if forest.left[node] >= 0:
+                left, right = copies[forest.left[node]], copies[forest.right[node]]
+                copies[node] = join(model, new, left, right)
+        roots[place] = copies[trees[place]]
+    return new, roots

@@ -1,0 +1,308 @@
+"""Binary trees of clusters, as agglomerative clustering makes them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import check_integer, check_number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Dendrogram"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dendrogram:
+    r"""Merges of points into ever larger clusters, until one is left.
+
+    Nodes have SciPy's numbers: the ``n`` points are 0 to n - 1, and row ``i`` of the merges makes
+    node ``n + i``. Heights may fall from one merge to the next (an inversion), as they do in greedy
+    trees of dissimilarities that are not reducible.
+
+    :param Tensor merges: the two nodes of each merge, after the merges that made them. **Shape:**
+        ``(n - 1, 2)``.
+    :param Tensor heights: dissimilarity at each merge; the log dissimilarity in Bayesian
+        hierarchical clustering. **Shape:** ``(n - 1,)``.
+    :param Tensor merge_probabilities: of each merge. **Shape:** ``(n - 1,)``.
+    :param float log_evidence_bound: lower bound of the log evidence of the Dirichlet process
+        mixture.
+    :param float objective: value of the best partition that the tree holds.
+    :param float cut_height: where :meth:`cut` cuts by default, the tree's own stopping level.
+    :param Sequence labels: names of the points.
+    :raises ValueError: names the argument, what it got and what it wants.
+
+    Example::
+
+        >>> tree = Dendrogram(torch.tensor([[0, 1], [2, 3]]), torch.tensor([1.0, 4.0]))
+        >>> tree
+        Dendrogram(3 leaves, heights 1 to 4)
+        >>> tree.cut(height=2.0)
+        tensor([0, 0, 1])
+    """
+
+    merges: Tensor
+    heights: Tensor
+    merge_probabilities: Tensor | None = None
+    log_evidence_bound: float | None = None
+    objective: float | None = None
+    cut_height: float | None = None
+    labels: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the arguments, and copy what the caller could change."""
+        merges = torch.as_tensor(self.merges)
+        if merges.is_floating_point() or merges.dim() != 2 or merges.shape[-1] != 2:
+            raise ValueError(
+                "merges must be integers of shape (n - 1, 2), got "
+                f"{merges.dtype} of shape {tuple(merges.shape)}"
+            )
+        heights = self._numbers("heights", self.heights, len(merges))
+        merges = merges.detach().cpu().long().clone()
+        rows = torch.arange(len(merges))
+        if not ((merges >= 0) & (merges <= len(merges) + rows[:, None])).all():
+            raise ValueError("merges must name points and nodes of earlier rows")
+        if len(merges.unique()) != merges.numel():
+            raise ValueError("merges must name each node once")
+        object.__setattr__(self, "merges", merges)
+        object.__setattr__(self, "heights", heights)
+        if self.merge_probabilities is not None:
+            values = self._numbers("merge_probabilities", self.merge_probabilities, len(merges))
+            if not ((values >= 0.0) & (values <= 1.0)).all():
+                raise ValueError(f"merge_probabilities must be from 0 to 1, got {values}")
+            object.__setattr__(self, "merge_probabilities", values)
+        if self.cut_height is not None:
+            object.__setattr__(self, "cut_height", check_number("cut_height", self.cut_height))
+        if self.labels is not None:
+            if len(self.labels) != self.num_leaves:
+                raise ValueError(f"labels must be {self.num_leaves}, got {len(self.labels)}")
+            object.__setattr__(self, "labels", tuple(map(str, self.labels)))
+
+    @staticmethod
+    def _numbers(argument: str, values: Any, number: int) -> Tensor:
+        values = torch.as_tensor(values, dtype=torch.float64)
+        if values.shape != (number,):
+            raise ValueError(f"{argument} must have the shape ({number},), got {values.shape}")
+        if not values.isfinite().all():
+            raise ValueError(f"{argument} must be finite, got {values}")
+        copied: Tensor = values.detach().cpu().clone()
+        return copied
+
+    @property
+    def num_leaves(self) -> int:
+        """Number of points."""
+        return len(self.merges) + 1
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """Number of points in each merged cluster. **Shape:** ``(n - 1,)``."""
+        sizes = [1] * self.num_leaves
+        for left, right in self.merges.tolist():
+            sizes.append(sizes[left] + sizes[right])
+        return torch.tensor(sizes[self.num_leaves :], dtype=torch.long)
+
+    def cut(self, num_clusters: int | None = None, height: float | None = None) -> Tensor:
+        """Clusters of the points, from the root down.
+
+        Every node whose own height exceeds the bound is opened, as long as the nodes above are
+        open. A number of clusters opens the present node of greatest height until there are as
+        many. Without arguments the tree's own ``cut_height`` is the bound.
+
+        :param int num_clusters: how many, from 1 to the number of points.
+        :param float height: the bound.
+        :returns: labels from zero, in the order of first occurrence. **Shape:** ``(n,)``.
+        :raises ValueError: for both arguments, one out of range, or none where the tree has no
+            stopping level.
+
+        Example::
+
+            >>> tree = Dendrogram(torch.tensor([[0, 2], [1, 3]]), torch.tensor([1.0, 4.0]))
+            >>> tree.cut(num_clusters=2)
+            tensor([0, 1, 0])
+        """
+        roots = self._roots(self._is_opened(num_clusters, height))[: self.num_leaves]
+        _, first, inverse = np.unique(roots, return_index=True, return_inverse=True)
+        ranks = np.empty(len(first), np.int64)
+        ranks[first.argsort()] = np.arange(len(first))
+        return torch.from_numpy(ranks[inverse])
+
+    def _is_opened(self, num_clusters: int | None, height: float | None) -> npt.NDArray[np.bool_]:
+        """Which merges a cut undoes."""
+        if num_clusters is not None:
+            if height is not None:
+                raise ValueError(
+                    "num_clusters and height exclude each other, got "
+                    f"num_clusters={num_clusters!r} and height={height!r}"
+                )
+            number = check_integer("num_clusters", num_clusters, 1)
+            if number > self.num_leaves:
+                raise ValueError(
+                    f"num_clusters must be at most {self.num_leaves}, the number of points, got "
+                    f"{number}"
+                )
+            # Of two nodes with the same level the upper one has the greater number.
+            order = np.argsort(-self.opening_levels.numpy()[::-1], kind="stable")
+            opened = np.zeros(len(self.merges), bool)
+            opened[len(self.merges) - 1 - order[: number - 1]] = True
+            return opened
+        bound = self.cut_height if height is None else check_number("height", height)
+        if bound is None:
+            raise ValueError(
+                "num_clusters or height must be given, since the tree has no cut_height of its own"
+            )
+        return np.asarray(self.opening_levels.numpy() > bound)
+
+    @cached_property
+    def opening_levels(self) -> Tensor:
+        """The bound below which a cut undoes each merge: the least height from it to the root.
+
+        **Shape:** ``(n - 1,)``.
+        """
+        levels = self.heights.tolist()
+        for row in range(len(levels) - 1, -1, -1):
+            for child in self.merges[row].tolist():
+                if child >= self.num_leaves:
+                    place = child - self.num_leaves
+                    levels[place] = min(levels[place], levels[row])
+        return torch.tensor(levels, dtype=torch.float64)
+
+    def _roots(self, opened: npt.NDArray[np.bool_]) -> list[int]:
+        """For each node the uppermost one that is not opened on the way to the root."""
+        roots = list(range(2 * self.num_leaves - 1))
+        pairs = self.merges.tolist()
+        for row in range(len(pairs) - 1, -1, -1):
+            if not opened[row]:
+                for child in pairs[row]:
+                    roots[child] = roots[self.num_leaves + row]
+        return roots
+
+    def to_scipy_linkage(self) -> npt.NDArray[np.float64]:
+        """Linkage matrix of ``scipy.cluster.hierarchy``.
+
+        SciPy allows no negative heights: where there are some, all are raised by as much as makes
+        the least one zero. Inversions stay, and ``is_monotonic`` tells of them; with them SciPy's
+        ``fcluster`` at a height is not :meth:`cut`, since it cuts above the greatest height below.
+
+        :returns: nodes, heights and sizes of the merges. **Shape:** ``(n - 1, 4)``.
+        :raises ValueError: for a tree of one point, of which SciPy has none.
+
+        Example::
+
+            >>> Dendrogram(torch.tensor([[0, 1]]), torch.tensor([-2.0])).to_scipy_linkage()
+            array([[0., 1., 0., 2.]])
+        """
+        if self.num_leaves < 2:
+            raise ValueError("SciPy has no linkage matrix of one point")
+        heights = self.heights - self.heights.min().clamp(max=0.0)
+        columns = [self.merges, heights[:, None], self.sizes[:, None]]
+        return np.asarray(torch.cat([column.double() for column in columns], -1).numpy())
+
+    def to_newick(self) -> str:
+        """The tree in Newick's format, with names of points and lengths of branches.
+
+        A length is the difference of two heights, negative below an inversion; points are at height
+        zero, or at the least height where that is negative.
+
+        :returns: one line that ends with a semicolon.
+
+        Example::
+
+            >>> tree = Dendrogram(torch.tensor([[0, 1], [2, 3]]), torch.tensor([1.0, 4.0]))
+            >>> tree.to_newick()
+            '(2:4,(0:1,1:1):3);'
+        """
+        heights = [self._ground] * self.num_leaves + self.heights.tolist()
+        merges = self.merges.tolist()
+        pieces: list[str] = []
+        pending: list[str | tuple[int, str]] = [(2 * self.num_leaves - 2, ";")]
+        while pending:
+            match pending.pop():
+                case str(piece):
+                    pieces.append(piece)
+                case node, end if node < self.num_leaves:
+                    pieces.append(_quoted(self._name(node)) + end)
+                case node, end:
+                    left, right = (
+                        (child, f":{heights[node] - heights[child]:g}")
+                        for child in merges[node - self.num_leaves]
+                    )
+                    pending.extend([")" + end, right, ",", left, "("])
+        return "".join(pieces)
+
+    def to_networkx(self) -> Any:
+        """The tree as a graph of NetworkX, with edges from merged clusters to their parts.
+
+        Nodes have the attributes ``height``, ``size``, ``label`` where they are points, and
+        ``merge_probability`` where that is known.
+
+        :returns: a ``networkx.DiGraph``.
+
+        Example::
+
+            >>> graph = Dendrogram(torch.tensor([[0, 1]]), torch.tensor([3.0])).to_networkx()
+            >>> sorted(graph.edges), graph.nodes[2]["height"]
+            ([(2, 0), (2, 1)], 3.0)
+        """
+        import networkx  # type: ignore[import-untyped]  # PyTorch requires it
+
+        graph = networkx.DiGraph()
+        for leaf in range(self.num_leaves):
+            graph.add_node(leaf, height=self._ground, size=1, label=self._name(leaf))
+        for row, (pair, height) in enumerate(
+            zip(self.merges.tolist(), self.heights.tolist(), strict=True)
+        ):
+            node = self.num_leaves + row
+            graph.add_node(node, height=height, size=int(self.sizes[row]))
+            if self.merge_probabilities is not None:
+                graph.nodes[node]["merge_probability"] = float(self.merge_probabilities[row])
+            graph.add_edges_from((node, child) for child in pair)
+        return graph
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draw the tree, with a colour for each cluster of its own cut.
+
+        The last thirty merges bear their probabilities, where these are known.
+
+        :param ax: where to draw; a new figure without it.
+        :returns: the axes.
+        :raises ImportError: without matplotlib; names the extra.
+
+        Example::
+
+            >>> tree = Dendrogram(torch.tensor([[0, 1], [2, 3]]), torch.tensor([1.0, 4.0]))
+            >>> [text.get_text() for text in tree.plot().get_xticklabels()]
+            ['2', '0', '1']
+        """
+        from pyro_ext.inference.partitions._dendrogram_plot import draw
+
+        return draw(self, ax)
+
+    @property
+    def _ground(self) -> float:
+        """Height of the points."""
+        return float(min([0.0, *self.heights.tolist()]))
+
+    def _name(self, leaf: int) -> str:
+        return str(leaf) if self.labels is None else self.labels[leaf]
+
+    def __repr__(self) -> str:
+        parts = [f"{self.num_leaves} leaves" if self.num_leaves > 1 else "1 leaf"]
+        if len(self.heights):
+            parts.append(f"heights {self.heights.min():.4g} to {self.heights.max():.4g}")
+        if self.cut_height is not None:
+            number = int(self.cut().max()) + 1
+            parts.append(f"{number} cluster{'s'[: number > 1]} at {self.cut_height:.4g}")
+        return f"Dendrogram({', '.join(parts)})"
+
+
+def _quoted(name: str) -> str:
+    """A name in quotes, where it holds what has a meaning in Newick's format."""
+    if name and not set(name) & set(" \t\n()[]':;,_"):
+        return name
+    return "'" + name.replace("'", "''") + "'"

@@ -1,0 +1,67 @@
+"""Slice sampling of partitions, given the weights of the random measure.
+
+[1] J. E. Griffin, S. G. Walker (2011), Posterior simulation of normalized random measure mixtures.
+"""
+
+import torch
+
+from pyro_ext.inference.partitions._mixture import Integers, Situation
+from pyro_ext.inference.partitions.gibbs import fresh_word
+from pyro_ext.inference.partitions.kernel import PartitionKernel
+from pyro_ext.random_measures import NormalizedRandomMeasure
+
+__all__ = ["SliceSampler"]
+
+
+class SliceSampler(PartitionKernel):
+    r"""Draws the cluster of each point given weights of the random measure and slices [1].
+
+    Given the partition and :math:`u`, the weights of its clusters are drawn, a level
+    :math:`v_i \sim U(0, w_{c_i})` for each point, and exactly all other weights of the measure
+    above the least level. Then the points move, in a random order, among the clusters whose weight
+    exceeds their level, with probabilities proportional to :math:`p(x | X_c)`, and the weights are
+    forgotten.
+
+    Points move less far than under :class:`MarginalGibbs`, whose clusters have no weights. It is
+    for normalized measures; a Pitman-Yor or a Dirichlet process has no weights in this form, but
+    the latter is the normalized ``GeneralizedGammaProcess(concentration, 0.0, 1.0)``.
+
+    Parameters as of :class:`MarginalGibbs`.
+
+    Example::
+
+        >>> from pyro_ext.distributions import GaussianCluster
+        >>> from pyro_ext.inference import MCMC
+        >>> from pyro_ext.random_measures import GeneralizedGammaProcess
+        >>> x = torch.cat([torch.randn(20, 2) - 4.0, torch.randn(20, 2) + 4.0])
+        >>> law = GeneralizedGammaProcess(1.0, 0.0, 1.0).normalize()
+        >>> kernel = SliceSampler(law, GaussianCluster.from_data(x))
+        >>> mcmc = MCMC(kernel, num_samples=20, progress=False).run(x)
+        >>> mcmc.get_samples()["assignment"].shape
+        torch.Size([20, 40])
+    """
+
+    def _move(self, labels: Integers, situation: Situation) -> dict[str, float]:
+        from pyro_ext.inference.partitions._weight_loops import slice_sweep
+
+        law, tilt = situation.law, situation.tilt
+        if not isinstance(law, NormalizedRandomMeasure) or tilt is None:
+            raise TypeError(f"SliceSampler needs a normalized measure as its prior, got {law!r}")
+        own = torch.from_numpy(labels)
+        with torch.no_grad():
+            occupied = law.posterior_jumps(own.bincount(), tilt).double()
+            levels = occupied[own] * (1.0 - torch.rand(len(own), dtype=torch.float64))
+            others, is_there = law.posterior_measure(tilt).jumps_above(levels.min())
+        weights = torch.cat([occupied, others[is_there].double()])
+        order = weights.argsort(descending=True)
+        labels[:] = order.argsort()[own].numpy()
+        sequence = torch.randperm(len(labels)).numpy()
+        slice_sweep(
+            *situation.compiled,
+            labels,
+            sequence,
+            weights[order].numpy(),
+            levels.numpy(),
+            fresh_word(),
+        )
+        return {"num_weights": float(len(weights))}

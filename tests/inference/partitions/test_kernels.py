@@ -1,0 +1,388 @@
+"""Kernels over partitions against exact posteriors, and what users may get wrong."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import MCMC as PyroMCMC
+
+from pyro_ext.diagnostics import to_arviz
+from pyro_ext.distributions import GaussianCluster, MultinomialCluster, PoissonCluster
+from pyro_ext.inference import MCMC
+from pyro_ext.inference.partitions import (
+    MarginalGibbs,
+    SliceSampler,
+    SplitMerge,
+    TreeGuided,
+)
+from pyro_ext.random_measures import (
+    DirichletProcess,
+    GeneralizedGammaProcess,
+    PitmanYor,
+    StableBetaProcess,
+)
+from tests.inference.partitions.enumeration import (
+    COUNTS,
+    POINTS,
+    gaussian_cluster,
+    multinomial_cluster,
+    posterior,
+)
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+FIVE = torch.cat([POINTS, torch.tensor([[3.0, -1.0]], dtype=torch.float64)])
+LAWS = {
+    "Dirichlet": DirichletProcess(torch.tensor(1.3, dtype=torch.float64)),
+    "Pitman-Yor": PitmanYor(0.3, torch.tensor(0.7, dtype=torch.float64)),
+    "generalized gamma": GeneralizedGammaProcess(
+        torch.tensor(0.5, dtype=torch.float64), 0.5, 1.0
+    ).normalize(),
+    "stable beta": StableBetaProcess(torch.tensor(1.0, dtype=torch.float64), 0.2, 2.0).normalize(),
+}
+
+
+def make_gibbs(prior, cluster):
+    return MarginalGibbs(prior, cluster)
+
+
+def make_split_merge(prior, cluster):
+    return SplitMerge(prior, cluster, num_scans=3)
+
+
+def make_split_merge_alone(prior, cluster):
+    return SplitMerge(prior, cluster, num_proposals=3, num_scans=0)
+
+
+def make_exact(prior, cluster):
+    return TreeGuided(prior, cluster, num_global_moves=3)
+
+
+def make_exact_by_trees(prior, cluster):
+    return TreeGuided(prior, cluster, num_global_moves=3, local="tree")
+
+
+KERNELS = (
+    make_gibbs,
+    make_split_merge,
+    make_split_merge_alone,
+    make_exact,
+    make_exact_by_trees,
+)
+
+
+def total_variation(kernel, x, every, law, num_samples, seed=0):
+    mcmc = MCMC(kernel, num_samples, warmup_steps=20, seed=seed, progress=False).run(x)
+    index = {state: place for place, state in enumerate(every)}
+    shares = np.zeros(len(every))
+    for row in mcmc.get_samples()["assignment"].tolist():
+        shares[index[tuple(row)]] += 1.0 / num_samples
+    return 0.5 * np.abs(shares - law).sum()
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("make", KERNELS)
+@pytest.mark.parametrize("name", ["Dirichlet", "Pitman-Yor", "generalized gamma"])
+def test_posterior_of_five_points(make, name):
+    """Total variation of 3,000 steps to enumeration, with u sampled; about 0.02 to 0.04.
+
+    More than 0.09 in less than one of 100,000 seeds.
+    """
+    law = LAWS[name]
+    every, exact = posterior(
+        gaussian_cluster(), FIVE, lambda sizes: law.log_eppf(torch.tensor(sizes))
+    )
+    kernel = make(law, gaussian_cluster())
+    assert total_variation(kernel, FIVE, every, exact, 3000) < 0.09
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+@pytest.mark.parametrize("discount", [0.0, 0.5])
+def test_slice_sampler(discount):
+    """As above, of 2,000 steps with weights; total variation 0.03 to 0.05."""
+    law = GeneralizedGammaProcess(torch.tensor(0.7), discount, 1.0).normalize()
+    every, exact = posterior(
+        gaussian_cluster(), FIVE, lambda sizes: law.log_eppf(torch.tensor(sizes))
+    )
+    kernel = SliceSampler(law, gaussian_cluster())
+    assert total_variation(kernel, FIVE, every, exact, 2000) < 0.1
+
+
+def test_slice_sampler_steps():
+    law = LAWS["generalized gamma"]
+    mcmc = MCMC(SliceSampler(law, gaussian_cluster()), 5, seed=0, progress=False).run(FIVE)
+    assert (mcmc.sample_statistics()["num_weights"] >= 1).all()
+    with pytest.raises(TypeError, match="needs a normalized measure"):
+        kernel = SliceSampler(LAWS["Dirichlet"], gaussian_cluster())
+        MCMC(kernel, 5, seed=0, progress=False).run(FIVE)
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_posterior_of_counts_under_a_measure_by_quadrature():
+    """As above, for 400 steps under a stable beta process; 0.15 is out of reach of chance."""
+    law = LAWS["stable beta"]
+    every, exact = posterior(
+        multinomial_cluster(), COUNTS, lambda sizes: law.log_eppf(torch.tensor(sizes))
+    )
+    kernel = MarginalGibbs(law, multinomial_cluster())
+    assert total_variation(kernel, COUNTS, every, exact, 400) < 0.15
+
+
+@pytest.mark.statistical
+def test_paper_mode_is_biased():
+    """Mean number of clusters of the published kernel, against the posterior's.
+
+    The standard error is about 0.02, and the difference 0.2.
+    """
+    law = LAWS["Dirichlet"]
+    every, exact = posterior(
+        gaussian_cluster(), POINTS, lambda sizes: law.log_eppf(torch.tensor(sizes))
+    )
+    expected = sum(p * (max(state) + 1) for state, p in zip(every, exact, strict=True))
+    kernel = TreeGuided(law, gaussian_cluster(), mode="paper", local="tree", num_global_moves=1)
+    mcmc = MCMC(kernel, 4000, warmup_steps=50, seed=0, progress=False).run(POINTS)
+    assert expected - mcmc.sample_statistics()["num_clusters"].mean() > 0.1
+
+
+def prior():
+    mass = pyro.sample("mass", dist.Gamma(torch.tensor(1.0, dtype=torch.float64), 1.0))
+    discount = pyro.sample("discount", dist.Beta(torch.tensor(1.5, dtype=torch.float64), 1.5))
+    return GeneralizedGammaProcess(mass * discount, discount, 1.0).normalize()
+
+
+def exact_with_hyperparameters():
+    """Partitions of five points, the EPPF averaged over the priors of both hyperparameters."""
+    from scipy import stats
+
+    nodes, weights = np.polynomial.legendre.leggauss(24)
+    places, weights = torch.tensor((nodes + 1.0) / 2.0), torch.tensor(weights / 2.0)
+    discount = torch.tensor(stats.beta(1.5, 1.5).ppf(places.numpy()))
+    mass, discount = torch.meshgrid(-torch.log1p(-places), discount, indexing="ij")
+    law = GeneralizedGammaProcess(mass * discount, discount, torch.ones(())).normalize()
+    joint = weights[:, None] * weights
+    known = {}
+
+    def log_prior(sizes):
+        key = tuple(sorted(sizes))
+        if key not in known:
+            counts = torch.tensor(key, dtype=torch.float64).expand(24, 24, -1)
+            known[key] = float((law.log_eppf(counts).exp() * joint).sum().log())
+        return known[key]
+
+    return posterior(gaussian_cluster(), FIVE, log_prior)
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+@pytest.mark.parametrize("make", [make_gibbs, make_exact])
+def test_posterior_with_hyperparameters(make):
+    """Total variation of 3,000 steps, 0.03 to 0.05; more than 0.1 in less than 1 of 10^5 seeds."""
+    every, exact = exact_with_hyperparameters()
+    assert total_variation(make(prior, gaussian_cluster()), FIVE, every, exact, 3000) < 0.1
+
+
+@pytest.mark.statistical
+def test_hyperparameter_of_the_cluster():
+    """The scale of the cluster has its posterior; five standard errors of effective draws."""
+    shape = torch.tensor(2.0, dtype=torch.float64)
+
+    def cluster():
+        rate = pyro.sample("rate", dist.Gamma(shape, 1.0))
+        return PoissonCluster(torch.full((1,), 2.0, dtype=torch.float64), rate)
+
+    x = torch.tensor([[0.0], [1.0], [7.0], [9.0]], dtype=torch.float64)
+    law = LAWS["Dirichlet"]
+    grid = torch.linspace(1e-3, 12.0, 200, dtype=torch.float64)
+    logs = []
+    for rate in grid:
+        base = PoissonCluster(torch.full((1,), 2.0, dtype=torch.float64), rate)
+        every, _ = posterior(base, x, lambda sizes: law.log_eppf(torch.tensor(sizes)))
+        terms = []
+        for state in every:
+            blocks = [x[torch.tensor(state) == k] for k in range(max(state) + 1)]
+            log_prior = law.log_eppf(torch.tensor([len(block) for block in blocks]))
+            terms.append(log_prior + sum(base.log_marginal(block) for block in blocks))
+        logs.append(torch.stack(terms).logsumexp(0) + dist.Gamma(shape, 1.0).log_prob(rate))
+        if len(logs) > 1 and rate > 3.0 and logs[-1] < max(logs) - 25.0:
+            break
+    weights = torch.stack(logs).softmax(0)
+    mean = (weights * grid[: len(weights)]).sum()
+    spread = (weights * (grid[: len(weights)] - mean).square()).sum().sqrt()
+    mcmc = MCMC(MarginalGibbs(law, cluster), 2000, warmup_steps=50, seed=0, progress=False).run(x)
+    draws = mcmc.get_samples()["rate"]
+    effective = float(mcmc.diagnostics()["rate"]["n_eff"])
+    assert effective > 300
+    assert abs(draws.mean() - mean) < 5.0 * spread / effective**0.5
+
+
+def test_same_seed_same_draws_and_checkpoint(tmp_path):
+    def run(num_samples, checkpoint=None):
+        kernel = MarginalGibbs(prior, gaussian_cluster())
+        mcmc = MCMC(
+            kernel, num_samples, num_chains=2, seed=3, checkpoint=checkpoint, progress=False
+        )
+        return mcmc.run(FIVE).get_samples(group_by_chain=True)
+
+    whole = run(12)
+    run(5, tmp_path / "run")
+    again = run(12, tmp_path / "run")
+    for name, value in whole.items():
+        assert torch.equal(value, again[name]), name
+    assert not torch.equal(whole["assignment"][0], whole["assignment"][1])
+
+
+def test_paper_mode_has_no_checkpoint(tmp_path):
+    kernel = TreeGuided(LAWS["Dirichlet"], gaussian_cluster(), mode="paper")
+    with pytest.raises(ValueError, match="whose state is known"):
+        MCMC(kernel, 5, checkpoint=tmp_path / "run")
+
+
+def test_under_the_mcmc_of_pyro():
+    kernel = MarginalGibbs(prior, gaussian_cluster())
+    mcmc = PyroMCMC(kernel, num_samples=5, warmup_steps=2, disable_progbar=True)
+    mcmc.run(FIVE)
+    samples = mcmc.get_samples()
+    assert samples["assignment"].shape == (5, 5)
+    assert set(samples) == {"assignment", "mass", "discount", "u"}
+
+
+def test_statistics_summary_and_arviz(capsys):
+    kernel = TreeGuided(LAWS["generalized gamma"], gaussian_cluster(), num_global_moves=2)
+    mcmc = MCMC(kernel, 8, num_chains=2, seed=0, progress=False).run(FIVE)
+    statistics = mcmc.sample_statistics()
+    assert statistics["lp"].shape == (2, 8)
+    labels = mcmc.get_samples(group_by_chain=True)["assignment"]
+    assert torch.equal(statistics["num_clusters"], labels.amax(-1).double() + 1.0)
+    assert {"split_acceptance", "merge_acceptance", "point_acceptance"} <= set(statistics)
+    mcmc.summary()
+    assert "assignment" not in capsys.readouterr().out
+    data = to_arviz(mcmc, partitions="assignment")
+    assert "assignment_num_clusters" in data.posterior
+
+
+def test_log_density_of_a_draw():
+    """The statistic is the sum of its parts, multinomial coefficients included."""
+    law = LAWS["generalized gamma"]
+    mcmc = MCMC(MarginalGibbs(law, multinomial_cluster()), 3, seed=0, progress=False).run(COUNTS)
+    labels, tilt = (mcmc.get_samples()[name][-1] for name in ("assignment", "u"))
+    blocks = [COUNTS[labels == k] for k in range(int(labels.max()) + 1)]
+    expected = law.log_joint([len(block) for block in blocks], tilt)
+    expected = expected + sum(multinomial_cluster().log_marginal(block) for block in blocks)
+    torch.testing.assert_close(mcmc.sample_statistics()["lp"][0, -1], expected)
+
+
+@pytest.mark.parametrize("make", KERNELS)
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.tensor([[1.0, 2.0]]),
+        torch.tensor([[1.0, 2.0], [1.0, 2.0]]),
+        torch.ones(12, 2),
+        torch.tensor([[0.1, 0.2], [1e6, -1e6], [0.3, 0.1], [0.0, 0.0]]),
+    ],
+    ids=["one", "two", "identical", "far"],
+)
+def test_edge_cases(make, x):
+    for law in (LAWS["Dirichlet"], LAWS["generalized gamma"]):
+        mcmc = MCMC(make(law, gaussian_cluster()), 20, seed=0, progress=False).run(x)
+        assert mcmc.sample_statistics()["lp"].isfinite().all()
+    if x.shape[0] == 4:
+        together = mcmc.get_samples()["assignment"]
+        far = together[:, 1]
+        assert (far != together[:, 0]).double().mean() > 0.9
+
+
+def test_row_without_counts():
+    x = torch.tensor([[0.0, 0.0, 0.0], [5.0, 0.0, 1.0], [0.0, 6.0, 0.0]])
+    for make in KERNELS:
+        mcmc = MCMC(make(LAWS["Dirichlet"], multinomial_cluster()), 10, seed=0, progress=False)
+        assert mcmc.run(x).sample_statistics()["lp"].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "x, message",
+    [
+        (torch.tensor([[0.0, 1.0], [float("nan"), 0.0]]), r"x must be finite, got .* in row 1"),
+        (torch.zeros(3, 4), "x has points of size 4"),
+        (torch.zeros(0, 2), r"x must have shape \(n, d\)"),
+    ],
+)
+def test_bad_data(x, message):
+    with pytest.raises(ValueError, match=message):
+        MCMC(MarginalGibbs(LAWS["Dirichlet"], gaussian_cluster()), 2, progress=False).run(x)
+
+
+def test_bad_counts():
+    x = torch.tensor([[1.0, 0.5, 0.0]])
+    with pytest.raises(ValueError, match="x must be inside the support of MultinomialCluster"):
+        MCMC(MarginalGibbs(LAWS["Dirichlet"], multinomial_cluster()), 2, progress=False).run(x)
+
+
+def test_bad_arguments():
+    law, cluster = LAWS["Dirichlet"], gaussian_cluster()
+    with pytest.raises(ValueError, match="init must be one of"):
+        MarginalGibbs(law, cluster, init="random")
+    with pytest.raises(ValueError, match="mode must be one of"):
+        TreeGuided(law, cluster, mode="fast")
+    with pytest.raises(ValueError, match="local must be one of"):
+        TreeGuided(law, cluster, local="all")
+    with pytest.raises(ValueError, match="num_proposals"):
+        SplitMerge(law, cluster, num_proposals=0)
+
+    def discrete():
+        pyro.sample("kind", dist.Bernoulli(0.5))
+        return law
+
+    with pytest.raises(ValueError, match="discrete site 'kind'"):
+        MCMC(MarginalGibbs(discrete, cluster), 2, progress=False).run(POINTS)
+    with pytest.raises(TypeError, match="prior must be or return"):
+        MCMC(MarginalGibbs(lambda: 3.0, cluster), 2, progress=False).run(POINTS)
+    with pytest.raises(TypeError, match="cluster must be or return"):
+        MCMC(MarginalGibbs(law, dist.Normal(0.0, 1.0)), 2, progress=False).run(POINTS)
+
+
+def test_start():
+    law, cluster = LAWS["Dirichlet"], gaussian_cluster()
+    start = {"assignment": torch.tensor([[7, 7, 3, 3]])}
+    kernel = TreeGuided(law, cluster)
+    mcmc = MCMC(kernel, 2, initial_params=start, progress=False).run(POINTS)
+    assert mcmc.get_samples()["assignment"].shape == (2, 4)
+    with pytest.raises(ValueError, match="must be 4 integers"):
+        bad = {"assignment": torch.zeros(1, 3)}
+        MCMC(kernel, 2, initial_params=bad, progress=False).run(POINTS)
+    for init, number in (("one", 1), ("each", 4)):
+        kernel = MarginalGibbs(law, cluster, init=init)
+        kernel.setup(0, POINTS)
+        assert int(kernel.initial_params["assignment"].max()) + 1 == number
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_trees_leave_one_big_cluster():
+    """From all images in one cluster, the kernels of trees find the modes, and Gibbs does not."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    chosen = np.concatenate([np.nonzero(digits.target == k)[0][:40] for k in (0, 1, 4, 6)])
+    counts = torch.tensor(np.round(digits.data[chosen] / 4.0))
+    cluster = MultinomialCluster(torch.full((64,), 0.1, dtype=torch.float64))
+    law = GeneralizedGammaProcess(torch.tensor(0.5, dtype=torch.float64), 0.5, 1.0).normalize()
+
+    def best(kernel, number):
+        mcmc = MCMC(kernel, number, seed=0, progress=False).run(counts)
+        statistics = mcmc.sample_statistics()
+        return statistics["lp"].max(), statistics["num_clusters"][0, -1]
+
+    gibbs, _ = best(MarginalGibbs(law, cluster, init="one"), 60)
+    for mode in ("exact", "paper"):
+        value, number = best(TreeGuided(law, cluster, mode=mode, init="one"), 60)
+        assert value - gibbs > 1000 and number >= 4, mode
+
+
+def test_default_cluster_from_data():
+    cluster = GaussianCluster.from_data(FIVE)
+    mcmc = MCMC(MarginalGibbs(LAWS["Dirichlet"], cluster), 3, seed=0, progress=False).run(FIVE)
+    assert mcmc.get_samples()["assignment"].shape == (3, 5)
