@@ -44,6 +44,7 @@ PACKAGES = (
     "pyro_ext.inference.sgmcmc.sghmc",
     "pyro_ext.inference.sgmcmc.sgld",
     "pyro_ext.inference.sgmcmc.sgnht",
+    "pyro_ext.models.nonparametric",
     "pyro_ext.potential",
     "pyro_ext.random",
     "pyro_ext.random_measures",

@@ -12,6 +12,8 @@ from pyro_ext.random_measures import NormalizedRandomMeasure
 
 __all__ = ["SliceSampler"]
 
+_MOST_WEIGHTS = 10**6
+
 
 class SliceSampler(PartitionKernel):
     r"""Draws the cluster of each point given weights of the random measure and slices [1].
@@ -22,9 +24,11 @@ class SliceSampler(PartitionKernel):
     exceeds their level, with probabilities proportional to :math:`p(x | X_c)`, and the weights are
     forgotten.
 
-    Points move less far than under :class:`MarginalGibbs`, whose clusters have no weights. It is
-    for normalized measures; a Pitman-Yor or a Dirichlet process has no weights in this form, but
-    the latter is the normalized ``GeneralizedGammaProcess(concentration, 0.0, 1.0)``.
+    The number of weights grows as the least level to the power of minus the discount, so that
+    discounts above about a half are too large, and a step fails that would take more than a
+    million. Points move less far than under :class:`MarginalGibbs`, whose clusters have no
+    weights. It is for normalized measures; a Pitman-Yor or a Dirichlet process has no weights in
+    this form, but the latter is the normalized ``GeneralizedGammaProcess(concentration, 0.0, 1.0)``.
 
     Parameters as of :class:`MarginalGibbs`.
 
@@ -51,7 +55,14 @@ class SliceSampler(PartitionKernel):
         with torch.no_grad():
             occupied = law.posterior_jumps(own.bincount(), tilt).double()
             levels = occupied[own] * (1.0 - torch.rand(len(own), dtype=torch.float64))
-            others, is_there = law.posterior_measure(tilt).jumps_above(levels.min())
+            rest, level = law.posterior_measure(tilt), levels.min()
+            number = float(rest.tail(level))
+            if number > _MOST_WEIGHTS:
+                raise RuntimeError(
+                    f"{number:.3g} weights exceed the least level {float(level):.3g}, more than "
+                    f"{_MOST_WEIGHTS}: the discount is too large for slices, take MarginalGibbs"
+                )
+            others, is_there = rest.jumps_above(level)
         weights = torch.cat([occupied, others[is_there].double()])
         order = weights.argsort(descending=True)
         labels[:] = order.argsort()[own].numpy()

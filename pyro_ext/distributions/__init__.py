@@ -15,6 +15,7 @@ from pyro_ext.distributions.diagonal_clusters import (
 )
 from pyro_ext.distributions.gaussian_cluster import GaussianCluster
 from pyro_ext.distributions.generalized_bfry import GeneralizedBFRY
+from pyro_ext.distributions.partitioned_block import PartitionedBlock
 from pyro_ext.distributions.rectified_gamma import RectifiedGamma
 from pyro_ext.distributions.stable import PositiveStable, TiltedStable
 
@@ -29,6 +30,7 @@ __all__ = [
     "GeneralizedBFRY",
     "KnownVarianceGaussianCluster",
     "MultinomialCluster",
+    "PartitionedBlock",
     "PoissonCluster",
     "PositiveStable",
     "RectifiedGamma",

@@ -97,6 +97,12 @@ def test_posterior_of_five_points(make, name):
     assert total_variation(kernel, FIVE, every, exact, 3000) < 0.09
 
 
+def test_slices_that_take_too_many_weights():
+    law = GeneralizedGammaProcess(torch.tensor(5.0), 0.97, 1.0).normalize()
+    with pytest.raises(RuntimeError, match="the discount is too large for slices"):
+        MCMC(SliceSampler(law, gaussian_cluster()), 20, seed=0, progress=False).run(FIVE)
+
+
 @pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize("discount", [0.0, 0.5])

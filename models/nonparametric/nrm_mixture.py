@@ -1,0 +1,281 @@
+r"""Mixtures over the random partitions of normalized random measures.
+
+[1] S. Favaro, Y. W. Teh (2013), MCMC for normalized random measure mixture models.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_ext.diagnostics.partitions import canonical_labels
+from pyro_ext.distributions import ConjugateCluster, PartitionedBlock
+from pyro_ext.random_measures import NormalizedRandomMeasure, PitmanYor
+
+__all__ = ["NRMMixture"]
+
+Law = NormalizedRandomMeasure | PitmanYor
+Sites = Mapping[str, Tensor]
+
+# The quadrature of so many draws at a time stays within some ten megabytes.
+_DRAWS_AT_ONCE = 50
+
+
+class NRMMixture:
+    r"""Mixture with a random partition, and the parameters of its clusters integrated out [1].
+
+    .. math:: \text{assignment} \sim \text{law} , \quad
+              p(x | \text{assignment}) = \prod_c \int \prod_{i \in c} p(x_i | \theta) \, dP(\theta)
+
+    It is a Pyro model with the sites of ``prior`` and ``cluster``, ``"assignment"``, which is a
+    label vector, and ``"x"``. Given the same ``prior`` and ``cluster``, the kernels
+    :class:`~pyro_ext.inference.partitions.MarginalGibbs`,
+    :class:`~pyro_ext.inference.partitions.SplitMerge` and
+    :class:`~pyro_ext.inference.partitions.TreeGuided` draw from its posterior.
+
+    :param prior: a normalized measure, a Pitman-Yor or a Dirichlet process, or a Pyro model of no
+        arguments that returns one; its sample sites are the hyperparameters.
+    :param cluster: a conjugate cluster, or a Pyro model of no arguments that returns one.
+    :raises TypeError: where an argument is neither.
+
+    Example::
+
+        >>> from pyro_ext.distributions import GaussianCluster
+        >>> from pyro_ext.inference import MCMC, MarginalGibbs
+        >>> from pyro_ext.random_measures import GeneralizedGammaProcess
+        >>> def prior():
+        ...     mass = pyro.sample("mass", dist.Gamma(1.0, 1.0))
+        ...     return GeneralizedGammaProcess(mass * 0.5, 0.5, 1.0).normalize()
+        >>> x = torch.cat([torch.randn(20, 2) - 4.0, torch.randn(20, 2) + 4.0])
+        >>> mixture = NRMMixture(prior, GaussianCluster.from_data(x))
+        >>> kernel = MarginalGibbs(mixture.prior, mixture.cluster)
+        >>> mcmc = MCMC(kernel, num_samples=20, warmup_steps=10, progress=False).run(x)
+        >>> x_new = torch.tensor([[-4.0, -4.0], [0.0, 0.0]])
+        >>> log_density = mixture.predictive_log_prob(x_new, x, mcmc.get_samples())
+        >>> bool(log_density[0] > log_density[1])
+        True
+    """
+
+    def __init__(
+        self,
+        prior: Law | Callable[[], Law],
+        cluster: ConjugateCluster | Callable[[], ConjugateCluster],
+    ) -> None:
+        if not isinstance(prior, Law) and not callable(prior):
+            raise TypeError(_wrong_law(prior))
+        if not isinstance(cluster, ConjugateCluster) and (
+            isinstance(cluster, Distribution) or not callable(cluster)
+        ):
+            raise TypeError(_wrong_cluster(cluster))
+        self.prior, self.cluster = prior, cluster
+
+    def __repr__(self) -> str:
+        return f"NRMMixture({self.prior!r}, {self.cluster!r})"
+
+    def __call__(self, x: Tensor | None = None, *, num_points: int | None = None) -> Tensor:
+        """Run the model, on data or to draw some.
+
+        :param Tensor x: the data. **Shape:** ``(n, d)``, or ``(n,)`` where ``d`` is one.
+        :param int num_points: how many points to draw where there are no data.
+        :returns: the points. **Shape:** ``(n, d)``.
+        :raises TypeError: where prior or cluster return something else than they should.
+        :raises ValueError: where both arguments are given or none, or data do not fit.
+        """
+        if (x is None) == (num_points is None):
+            raise ValueError(
+                f"either x or num_points must be given, got x={x!r:.80} and num_points={num_points}"
+            )
+        law, cluster = self._law(), self._cluster()
+        data = None if x is None else _check_points("x", x, cluster)
+        number: Any = num_points if data is None else len(data)
+        labels = pyro.sample("assignment", law.partition(number))
+        points: Tensor = pyro.sample("x", PartitionedBlock(cluster, labels), obs=data)
+        return points
+
+    def log_joint(
+        self, x: Tensor, assignment: Tensor, hyperparameters: Sites | None = None
+    ) -> Tensor:
+        """Log density of data, a partition and hyperparameters, those in their own space.
+
+        :param Tensor x: the data. **Shape:** ``(n, d)``, or ``(n,)`` where ``d`` is one.
+        :param Tensor assignment: labels, any integers. **Shape:** ``(n,)``.
+        :param dict hyperparameters: values of the sites of prior and cluster by name.
+        :returns: a scalar.
+        :raises TypeError: where labels are no integers.
+        :raises ValueError: where data or labels do not fit, or a site is missing.
+
+        Example::
+
+            >>> from pyro_ext.distributions import PoissonCluster
+            >>> from pyro_ext.random_measures import DirichletProcess
+            >>> cluster = PoissonCluster(torch.tensor([2.0]), 1.0)
+            >>> mixture = NRMMixture(DirichletProcess(1.0), cluster)
+            >>> mixture.log_joint(torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0, 1, 0]))
+            tensor(-6.1862)
+        """
+        values = dict(hyperparameters or {})
+        self._check_sites("hyperparameters", values)
+        labels = canonical_labels(assignment)
+        if labels.shape != (len(x),):
+            raise ValueError(
+                f"assignment must have shape ({len(x)},), one label a point, got "
+                f"{tuple(labels.shape)}"
+            )
+        values["assignment"] = labels
+        with poutine.block():
+            trace = poutine.trace(poutine.condition(self.__call__, data=values)).get_trace(x)
+        return torch.as_tensor(trace.log_prob_sum())
+
+    def predictive_log_prob(
+        self, x_new: Tensor, x: Tensor, samples: Sites, *, by_draw: bool = False
+    ) -> Tensor:
+        r"""Log density of each of some new points given data, averaged over posterior draws.
+
+        Given a draw, a new point joins each cluster or a new one with the probabilities of
+        ``predictive`` of the law, :math:`w_c`, with its auxiliary variable integrated out:
+
+        .. math:: p(x_* | x, \text{draw}) = \sum_c w_c \, p(x_* | x_c) + w_\text{new} \, p(x_*) .
+
+        It does not depend on how clusters are numbered. Of a measure whose hyperparameters are
+        sampled, a draw takes some ten milliseconds.
+
+        :param Tensor x_new: points. **Shape:** ``(num_new, d)``, or ``(num_new,)`` where ``d`` is
+            one.
+        :param Tensor x: the data of the posterior. **Shape:** ``(n, d)``, or ``(n,)``.
+        :param dict samples: draws, ``"assignment"`` of shape ``(num_draws, n)`` and the sites of
+            prior and cluster, as ``get_samples`` of MCMC gives them; others are not looked at.
+        :param bool by_draw: whether not to average.
+        :returns: log of the mean density, so that the sum is a predictive log-likelihood.
+            **Shape:** ``(num_new,)``, with ``by_draw`` ``(num_draws, num_new)``.
+        :raises TypeError: where labels are no integers.
+        :raises ValueError: where points or labels do not fit, or a site is missing.
+
+        Example::
+
+            >>> from pyro_ext.distributions import PoissonCluster
+            >>> from pyro_ext.random_measures import DirichletProcess
+            >>> cluster = PoissonCluster(torch.tensor([2.0]), 1.0)
+            >>> mixture = NRMMixture(DirichletProcess(1.0), cluster)
+            >>> samples = {"assignment": torch.tensor([[0, 0], [0, 1]])}
+            >>> x = torch.tensor([3.0, 1.0])
+            >>> mixture.predictive_log_prob(torch.arange(30.0), x, samples).exp().sum()
+            tensor(1.0000)
+        """
+        self._check_sites("samples", samples, "assignment")
+        labels = canonical_labels(samples["assignment"])
+        if labels.dim() != 2 or labels.shape[-1] != len(x):
+            raise ValueError(
+                f"samples['assignment'] must have shape (num_draws, {len(x)}), with the draws of "
+                f"all chains on one axis, got {tuple(labels.shape)}"
+            )
+        names = self._site_names()
+        if wrong := [name for name in names if samples[name].shape[:1] != labels.shape[:1]]:
+            shapes = {name: tuple(samples[name].shape) for name in wrong}
+            raise ValueError(f"samples must have {len(labels)} draws of each site, got {shapes}")
+        with torch.no_grad():
+            draws = self._draws({name: samples[name] for name in names}, len(labels))
+            _, cluster = draws[0]
+            old, new = _check_points("x", x, cluster), _check_points("x_new", x_new, cluster)
+            log_weights = _log_weights([law for law, _ in draws], labels)
+            rows = [
+                _log_density(new, old, cluster, *row)
+                for (_, cluster), *row in zip(draws, labels, log_weights, strict=True)
+            ]
+        values = torch.stack(rows)
+        return values if by_draw else values.logsumexp(0) - math.log(len(values))
+
+    def _law(self) -> Law:
+        law = self.prior if isinstance(self.prior, Law) else self.prior()
+        if not isinstance(law, Law) or law.batch_shape:
+            raise TypeError(_wrong_law(law))
+        return law
+
+    def _cluster(self) -> ConjugateCluster:
+        is_law = isinstance(self.cluster, ConjugateCluster)
+        cluster: Any = self.cluster if is_law else self.cluster()
+        if not isinstance(cluster, ConjugateCluster) or cluster.batch_shape:
+            raise TypeError(_wrong_cluster(cluster))
+        return cluster
+
+    def _parts(self) -> tuple[Law, ConjugateCluster]:
+        return self._law(), self._cluster()
+
+    def _site_names(self) -> list[str]:
+        with poutine.block(), torch.no_grad():
+            trace = poutine.trace(self._parts).get_trace()
+        nodes = trace.nodes
+        return [name for name in trace.stochastic_nodes if not nodes[name]["is_observed"]]
+
+    def _check_sites(self, argument: str, values: Sites, *more: str) -> None:
+        if lacking := {*more, *self._site_names()} - set(values):
+            raise ValueError(f"{argument} lacks the sites {sorted(lacking)}, got {sorted(values)}")
+
+    def _draws(self, values: Sites, number: int) -> list[tuple[Law, ConjugateCluster]]:
+        """Law and cluster of each draw, one and the same where there are no hyperparameters."""
+        with poutine.block():
+            if not values:
+                return [self._parts()] * number
+            rows = [{name: value[i] for name, value in values.items()} for i in range(number)]
+            return [poutine.condition(self._parts, data=row)() for row in rows]
+
+
+def _log_weights(laws: list[Law], labels: Tensor) -> Tensor:
+    """Log probabilities of joining each cluster, the last that of a new one, of each draw."""
+    most = int(labels.max()) + 1
+    counts = torch.stack([row.bincount(minlength=most) for row in labels])
+    if all(law is laws[0] for law in laws):
+        parts = [laws[0].predictive(rows) for rows in counts.split(_DRAWS_AT_ONCE)]
+        return torch.cat(parts).log()
+    rows = [law.predictive(row) for law, row in zip(laws, counts, strict=True)]
+    return torch.stack(rows).log()
+
+
+def _log_density(
+    x_new: Tensor, x: Tensor, cluster: ConjugateCluster, labels: Tensor, log_weights: Tensor
+) -> Tensor:
+    """Log density of new points given a partition."""
+    number = int(labels.max()) + 1
+    # No point has the last label, which leaves the prior for a new cluster.
+    mask = labels == torch.arange(number + 1, device=labels.device).unsqueeze(-1)
+    laws = cluster.predictive(x.expand(number + 1, *x.shape), mask)
+    own = torch.cat([log_weights[:number], log_weights[-1:]])
+    return (own + laws.log_prob(x_new.unsqueeze(-2))).logsumexp(-1)
+
+
+def _check_points(name: str, points: Any, cluster: ConjugateCluster) -> Tensor:
+    """Points as a matrix of the size that the cluster has."""
+    size = cluster.event_shape[0]
+    values = torch.as_tensor(points)
+    if values.dim() == 1 and size == 1:
+        values = values.unsqueeze(-1)
+    if values.dim() != 2 or values.shape[-1] != size or not len(values):
+        raise ValueError(
+            f"{name} must have shape (n, {size}), as the cluster has, with at least one row, got "
+            f"{tuple(values.shape)}"
+        )
+    values = values if values.is_floating_point() else values.to(torch.get_default_dtype())
+    support: Any = cluster.support
+    outside = ~(support.check(values) & values.isfinite().all(-1))
+    if bool(outside.any()):
+        row = int(outside.nonzero()[0])
+        raise ValueError(
+            f"{name} must be finite and in the support of {type(cluster).__name__}, got "
+            f"{values[row].tolist()!s:.80} in row {row}"
+        )
+    return values
+
+
+def _wrong_law(value: object) -> str:
+    return (
+        "prior must be or return a normalized measure, a PitmanYor or a DirichletProcess without "
+        f"batch shape, got {value!r:.80}"
+    )
+
+
+def _wrong_cluster(value: object) -> str:
+    return f"cluster must be or return a conjugate cluster without batch shape, got {value!r:.80}"
