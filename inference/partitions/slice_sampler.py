@@ -28,7 +28,7 @@ class SliceSampler(PartitionKernel):
     discounts above about a half are too large, and a step fails that would take more than a
     million. Points move less far than under :class:`MarginalGibbs`, whose clusters have no
     weights. It is for normalized measures; a Pitman-Yor or a Dirichlet process has no weights in
-    this form, but the latter is the normalized ``GeneralizedGammaProcess(concentration, 0.0, 1.0)``.
+    this form, but the latter is ``GeneralizedGammaProcess(concentration, 0.0, 1.0).normalize()``.
 
     Parameters as of :class:`MarginalGibbs`.
 

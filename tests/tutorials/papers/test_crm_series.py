@@ -1,8 +1,6 @@
 """The page on series and finite approximations: its parts, a short run, and in full its claims."""
 
 import math
-import runpy
-from pathlib import Path
 
 import pyro.distributions as dist
 import pytest
@@ -12,31 +10,14 @@ from scipy.integrate import quad
 from scipy.optimize import brentq
 from scipy.special import gammainc, gammaincc
 
-from pyro_ext._pages import find_pages, run_page
-from pyro_ext.reproduction import Report
+from tests.tutorials.papers.pages import check_short_report, full_run
 
-PAPERS = Path(__file__).parents[3] / "tutorials" / "papers"
-PAGE = PAPERS / "crm_series.py"
-
-
-@pytest.fixture(scope="module")
-def short_run(tmp_path_factory):
-    """Names of the page after a short run, and the folder that it saved in."""
-    folder = tmp_path_factory.mktemp("crm-series")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYRO_EXT_SMOKE", "1")
-        patch.setenv("PYRO_EXT_FIGURES", str(folder))
-        patch.delenv("PYRO_EXT_SEEDS", raising=False)
-        return runpy.run_path(str(PAGE), run_name="__main__"), folder
+PAGE = "crm_series.py"
 
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    report = Report.load(folder)
-    assert report.smoke and report.slug == "crm-series" and len(report.claims) == 8
-    for path in report.figures.values():
-        assert path.stat().st_size > 10_000
-    assert set(report.figures) == {"lost-mass", "finite-approximations", "digits"}
+    check_short_report(folder, "crm-series", 8, {"lost-mass", "finite-approximations", "digits"})
 
 
 def levy_density(kind):
@@ -137,12 +118,8 @@ def test_full_run_meets_its_claims_but_one(tmp_path, monkeypatch):
     The errors of Laplace transforms are 21 numbers for each seed, each beyond four standard errors
     with a probability of 6e-5, so at most four sets of three seeds in a thousand would fail.
     """
-    monkeypatch.delenv("PYRO_EXT_SMOKE", raising=False)
-    (page,) = [page for page in find_pages(PAPERS) if page.path == PAGE]
-    outcome = run_page(page, tmp_path, range(3))
-    assert outcome.report is not None and not outcome.report.smoke
+    outcome = full_run(PAGE, tmp_path, monkeypatch)
     claims = outcome.report.claims
-    assert [claim.statement for claim in claims] == list(page.statements)
     near, failing = claims[5], claims[6]
     for claim in claims:
         assert claim.holds or claim in (near, failing), claim

@@ -1,38 +1,18 @@
 """The page on cyclical schedules: its parts, a short run, and in full its claims."""
 
-import runpy
-from pathlib import Path
-
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
 
-from pyro_ext._pages import find_pages, run_page
-from pyro_ext.reproduction import Report
+from tests.tutorials.papers.pages import check_short_report, full_run
 
-PAPERS = Path(__file__).parents[3] / "tutorials" / "papers"
-PAGE = PAPERS / "px_sgmcmc.py"
-
-
-@pytest.fixture(scope="module")
-def short_run(tmp_path_factory):
-    """Names of the page after a short run, and the folder that it saved in."""
-    folder = tmp_path_factory.mktemp("px-sgmcmc")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYRO_EXT_SMOKE", "1")
-        patch.setenv("PYRO_EXT_FIGURES", str(folder))
-        patch.delenv("PYRO_EXT_SEEDS", raising=False)
-        return runpy.run_path(str(PAGE), run_name="__main__"), folder
+PAGE = "px_sgmcmc.py"
 
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    report = Report.load(folder)
-    assert report.smoke and report.slug == "px-sgmcmc" and len(report.claims) == 3
-    for path in report.figures.values():
-        assert path.stat().st_size > 10_000
-    assert set(report.figures) == {"draws", "modes-over-steps"}
+    check_short_report(folder, "px-sgmcmc", 3, {"draws", "modes-over-steps"})
 
 
 def test_grid_is_a_mixture_of_25_gaussians(short_run):
@@ -88,9 +68,5 @@ def test_full_run_meets_its_claims(tmp_path, monkeypatch):
     The counts of modes are far from their bounds. The difference on digits is about -0.007 with a
     standard error of 0.002 at most, so about two sets of three seeds in ten thousand would fail.
     """
-    monkeypatch.delenv("PYRO_EXT_SMOKE", raising=False)
-    (page,) = [page for page in find_pages(PAPERS) if page.path == PAGE]
-    outcome = run_page(page, tmp_path, range(3))
+    outcome = full_run(PAGE, tmp_path, monkeypatch)
     assert outcome.passed, outcome.verdict
-    assert outcome.report is not None and not outcome.report.smoke
-    assert [claim.statement for claim in outcome.report.claims] == list(page.statements)

@@ -1,40 +1,20 @@
 """The page on relaxed BHC: its parts, a short run, and in full its claims."""
 
-import runpy
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from pyro_ext._pages import find_pages, run_page
 from pyro_ext.inference.partitions import Dendrogram
-from pyro_ext.reproduction import Report
+from tests.tutorials.papers.pages import check_short_report, full_run
 
 datasets = pytest.importorskip("sklearn.datasets")
 
-PAPERS = Path(__file__).parents[3] / "tutorials" / "papers"
-PAGE = PAPERS / "rbhc.py"
-
-
-@pytest.fixture(scope="module")
-def short_run(tmp_path_factory):
-    """Names of the page after a short run, and the folder that it saved in."""
-    folder = tmp_path_factory.mktemp("rbhc")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYRO_EXT_SMOKE", "1")
-        patch.setenv("PYRO_EXT_FIGURES", str(folder))
-        patch.delenv("PYRO_EXT_SEEDS", raising=False)
-        return runpy.run_path(str(PAGE), run_name="__main__"), folder
+PAGE = "rbhc.py"
 
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    report = Report.load(folder)
-    assert report.smoke and report.slug == "rbhc" and len(report.claims) == 7
-    for path in report.figures.values():
-        assert path.stat().st_size > 10_000
-    assert set(report.figures) == {"linkages", "wines", "cluster-costs"}
+    check_short_report(folder, "rbhc", 7, {"linkages", "wines", "cluster-costs"})
 
 
 def test_rows_are_those_of_the_source(short_run):
@@ -91,12 +71,8 @@ def test_full_run_meets_its_claims(tmp_path, monkeypatch):
 
     They are about 0.6 and 0.01, and both sides of each are measured in turn.
     """
-    monkeypatch.delenv("PYRO_EXT_SMOKE", raising=False)
-    (page,) = [page for page in find_pages(PAPERS) if page.path == PAGE]
-    outcome = run_page(page, tmp_path, range(3))
+    outcome = full_run(PAGE, tmp_path, monkeypatch)
     assert outcome.passed, outcome.verdict
-    assert outcome.report is not None and not outcome.report.smoke
-    assert [claim.statement for claim in outcome.report.claims] == list(page.statements)
     scores = outcome.report.settings["adjusted Rand indices"]["digits"]
     noted = {"rbhc": 0.794, "average": 0.514, "complete": 0.429, "single": 0.0}
     assert scores == pytest.approx(noted, abs=5.1e-4)

@@ -1,42 +1,22 @@
 """The page on tree-guided MCMC: its parts, a short run, and in full its claims."""
 
-import runpy
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from scipy.signal import lfilter
 
-from pyro_ext._pages import find_pages, run_page
 from pyro_ext.inference.partitions import MarginalGibbs
-from pyro_ext.reproduction import Report
 from tests.inference.partitions import enumeration
+from tests.tutorials.papers.pages import check_short_report, full_run
 
 datasets = pytest.importorskip("sklearn.datasets")
 
-PAPERS = Path(__file__).parents[3] / "tutorials" / "papers"
-PAGE = PAPERS / "tgmcmc.py"
-
-
-@pytest.fixture(scope="module")
-def short_run(tmp_path_factory):
-    """Names of the page after a short run, and the folder that it saved in."""
-    folder = tmp_path_factory.mktemp("tgmcmc")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYRO_EXT_SMOKE", "1")
-        patch.setenv("PYRO_EXT_FIGURES", str(folder))
-        patch.delenv("PYRO_EXT_SEEDS", raising=False)
-        return runpy.run_path(str(PAGE), run_name="__main__"), folder
+PAGE = "tgmcmc.py"
 
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    report = Report.load(folder)
-    assert report.smoke and report.slug == "tgmcmc" and len(report.claims) == 7
-    for path in report.figures.values():
-        assert path.stat().st_size > 10_000
-    assert set(report.figures) == {"traces", "bias", "total-variation"}
+    check_short_report(folder, "tgmcmc", 7, {"traces", "bias", "total-variation"})
 
 
 def test_images_are_the_first_of_each_digit(short_run):
@@ -141,9 +121,5 @@ def test_full_run_meets_its_claims(tmp_path, monkeypatch):
     Those are far above their bounds. A difference of three standard errors or more is there in
     about 3 of 1,000 seeds, so in about one of a hundred sets of three.
     """
-    monkeypatch.delenv("PYRO_EXT_SMOKE", raising=False)
-    (page,) = [page for page in find_pages(PAPERS) if page.path == PAGE]
-    outcome = run_page(page, tmp_path, range(3))
+    outcome = full_run(PAGE, tmp_path, monkeypatch)
     assert outcome.passed, outcome.verdict
-    assert outcome.report is not None and not outcome.report.smoke
-    assert [claim.statement for claim in outcome.report.claims] == list(page.statements)
