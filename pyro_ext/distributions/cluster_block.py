@@ -3,11 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_ext._checks import check_integer
+from pyro_ext.distributions._rows import RowsOfClusters
 
 if TYPE_CHECKING:
     from pyro_ext.distributions.clusters import ConjugateCluster
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["ClusterBlock"]
 
 
-class ClusterBlock(TorchDistribution):
+class ClusterBlock(RowsOfClusters):
     """Joint law of several points of a cluster whose parameters are integrated out.
 
     The points are exchangeable and, since they share the parameters, not independent.
@@ -32,8 +31,6 @@ class ClusterBlock(TorchDistribution):
         (torch.Size([3, 1]), tensor(-4.4466))
     """
 
-    arg_constraints: dict[str, Any] = {}
-
     def __init__(
         self,
         cluster: "ConjugateCluster",
@@ -46,11 +43,6 @@ class ClusterBlock(TorchDistribution):
         self.has_rsample = cluster.has_rsample
         event_shape = torch.Size((self.num_points, *cluster.event_shape))
         super().__init__(cluster.batch_shape, event_shape, validate_args=validate_args)
-
-    @constraints.dependent_property(event_dim=2)
-    def support(self) -> Any:
-        """Matrices whose rows are points."""
-        return constraints.independent(self.cluster.support, 1)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Repeat the distribution over a larger batch shape.
@@ -78,35 +70,5 @@ class ClusterBlock(TorchDistribution):
             self._validate_sample(value)
         return self.cluster.log_marginal(value)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws of whole blocks, each with parameters of its own.
-
-        :param torch.Size sample_shape: how many.
-        """
-        with torch.no_grad():
-            return self._draw(sample_shape)
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws of whole blocks with gradients in the hyperparameters, where ``has_rsample``.
-
-        :param torch.Size sample_shape: how many.
-        :raises NotImplementedError: where points are counts.
-        """
-        if not self.has_rsample:
-            raise NotImplementedError(f"draws of {type(self.cluster).__name__} have no gradients")
-        return self._draw(sample_shape)
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of each point."""
-        return self.cluster.mean.unsqueeze(-2).expand(self.batch_shape + self.event_shape)
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance of each entry of each point."""
-        return self.cluster.variance.unsqueeze(-2).expand(self.batch_shape + self.event_shape)
-
-    def _draw(self, sample_shape: Any) -> Tensor:
-        return self.cluster._draw_block(
-            torch.Size(sample_shape) + self.batch_shape, self.num_points
-        )
+    def _draw(self, shape: torch.Size) -> Tensor:
+        return self.cluster._draw_block(shape, self.num_points)

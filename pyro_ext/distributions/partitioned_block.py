@@ -3,16 +3,15 @@
 from typing import Any
 
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
 
+from pyro_ext.distributions._rows import RowsOfClusters
 from pyro_ext.distributions.clusters import ConjugateCluster
 
 __all__ = ["PartitionedBlock"]
 
 
-class PartitionedBlock(TorchDistribution):
+class PartitionedBlock(RowsOfClusters):
     """Joint law of points given which of them are in the same cluster.
 
     Points of a cluster share its parameters, which are integrated out, and clusters are
@@ -32,8 +31,6 @@ class PartitionedBlock(TorchDistribution):
         (torch.Size([3, 1]), tensor(-4.3944))
     """
 
-    arg_constraints: dict[str, Any] = {}
-
     def __init__(
         self, cluster: ConjugateCluster, labels: Tensor, *, validate_args: bool | None = None
     ) -> None:
@@ -52,11 +49,6 @@ class PartitionedBlock(TorchDistribution):
         self.has_rsample = cluster.has_rsample
         event_shape = labels.shape[-1:] + cluster.event_shape
         super().__init__(labels.shape[:-1], event_shape, validate_args=validate_args)
-
-    @constraints.dependent_property(event_dim=2)
-    def support(self) -> Any:
-        """Matrices whose rows are points."""
-        return constraints.independent(self.cluster.support, 1)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Repeat the distribution over a larger batch shape.
@@ -85,37 +77,8 @@ class PartitionedBlock(TorchDistribution):
         mask = self.labels.unsqueeze(-2) == kinds.unsqueeze(-1)
         return self.cluster.log_marginal(value.unsqueeze(-3), mask).sum(-1)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws of all points, each with cluster parameters of its own.
-
-        :param torch.Size sample_shape: how many.
-        """
-        with torch.no_grad():
-            return self._draw(sample_shape)
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws with gradients in the hyperparameters, where ``has_rsample``.
-
-        :param torch.Size sample_shape: how many.
-        :raises NotImplementedError: where points are counts.
-        """
-        if not self.has_rsample:
-            raise NotImplementedError(f"draws of {type(self.cluster).__name__} have no gradients")
-        return self._draw(sample_shape)
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean of each point."""
-        return self.cluster.mean.expand(self.batch_shape + self.event_shape)
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance of each entry of each point."""
-        return self.cluster.variance.expand(self.batch_shape + self.event_shape)
-
-    def _draw(self, sample_shape: Any) -> Tensor:
+    def _draw(self, shape: torch.Size) -> Tensor:
         kinds, places = self.labels.unique(return_inverse=True)
-        shape = torch.Size(sample_shape) + self.batch_shape
         block = self.cluster.block(self.labels.shape[-1])
         draw = block.rsample if self.has_rsample else block.sample
         # As many points of every cluster as there are in all, of which each label picks one.
