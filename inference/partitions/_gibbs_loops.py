@@ -26,6 +26,7 @@ from pyro_ext.inference.partitions._cluster_loops import (
 )
 
 __all__ = [
+    "draw_place",
     "gibbs_sweep",
     "log_density_of_labels",
     "rebuild",
@@ -62,6 +63,19 @@ def log_density_of_labels(kind: int, parameters: Floats, points: Floats, labels:
     for k in range(counts.size):
         total += log_marginal(kind, parameters, size, float(counts[k]), sums[k], scratch)
     return total
+
+
+@numba.njit(cache=True)
+def draw_place(logs: Floats) -> int:
+    """Draw a place with given log probabilities, but for a constant; the logs are overwritten."""
+    top, total = logs.max(), 0.0
+    for place in range(logs.size):
+        total += math.exp(logs[place] - top)
+        logs[place] = total
+    level, place = np.random.random() * total, 0
+    while place < logs.size - 1 and logs[place] <= level:
+        place += 1
+    return place
 
 
 @numba.njit(cache=True)
@@ -119,23 +133,14 @@ def gibbs_sweep(
             sizes, records, logs = _grown(sizes), _grown_rows(records), np.empty(capacity)
             active, position = _grown_slots(active), _grown_slots(position)
 
-        top = -np.inf
         for k in range(number):
             slot = active[k]
             m = sizes[slot]
             logs[k] = log_size[m + 1] - log_size[m]
             logs[k] += log_predictive(kind, parameters, table, records[slot], m, point, scratch)
-            top = max(top, logs[k])
         logs[number] = log_size[1] + log_number[number + 1] - log_number[number]
         logs[number] += log_predictive(kind, parameters, table, nothing, 0, point, scratch)
-        top = max(top, logs[number])
-        total = 0.0
-        for k in range(number + 1):
-            total += math.exp(logs[k] - top)
-            logs[k] = total
-        level, choice = np.random.random() * total, 0
-        while choice < number and logs[choice] <= level:
-            choice += 1
+        choice = draw_place(logs[: number + 1])
         slot = active[choice]
         if choice == number:
             records[slot] = nothing

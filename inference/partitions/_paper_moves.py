@@ -15,6 +15,7 @@ from pyro_ext.inference.partitions._tree_guided_loops import (
     log_like,
     log_merge,
     log_no_merge,
+    parents_of,
     place_from,
 )
 from pyro_ext.inference.partitions._tree_loops import (
@@ -187,12 +188,7 @@ def move_point(model: Model, forest: Forest, trees: Integers, point: int) -> tup
 def without(model: Model, forest: Forest, tree: int, point: int) -> int:
     """A tree without one of its points, or -1 where nothing is left; the tree stays as it is."""
     nodes = nodes_below(forest, tree)
-    parent = np.full(nodes.size, -1)
-    length = 1
-    for place in range(nodes.size):
-        if forest.left[nodes[place]] >= 0:
-            parent[length] = parent[length + 1] = place
-            length += 2
+    parent = parents_of(forest, nodes)
     place = np.nonzero(nodes == point)[0][0]
     if parent[place] < 0:
         return -1

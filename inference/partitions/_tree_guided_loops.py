@@ -29,6 +29,7 @@ __all__ = [
     "log_merge",
     "log_no_merge",
     "log_split",
+    "parents_of",
     "place_from",
 ]
 

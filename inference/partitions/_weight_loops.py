@@ -14,7 +14,7 @@ from pyro_ext.inference.partitions._cluster_loops import (
     record_of,
     record_size,
 )
-from pyro_ext.inference.partitions._gibbs_loops import rebuild, sums_of_labels
+from pyro_ext.inference.partitions._gibbs_loops import draw_place, rebuild, sums_of_labels
 
 __all__ = ["slice_sweep"]
 
@@ -77,7 +77,7 @@ def slice_sweep(
         counts[own] -= 1
 
         reach = np.searchsorted(falling, -levels[i])
-        num_empty, top = reach, -np.inf
+        num_empty = reach
         for k in range(occupied):
             logs[k] = -np.inf
             if places[k] < reach:
@@ -85,20 +85,12 @@ def slice_sweep(
                 logs[k] = log_predictive(
                     kind, parameters, table, records[k], counts[places[k]], point, scratch
                 )
-                top = max(top, logs[k])
         logs[occupied] = -np.inf
         if num_empty:
             logs[occupied] = math.log(num_empty) + log_predictive(
                 kind, parameters, table, nothing, 0, point, scratch
             )
-            top = max(top, logs[occupied])
-        total = 0.0
-        for k in range(occupied + 1):
-            total += math.exp(logs[k] - top)
-            logs[k] = total
-        level, choice = np.random.random() * total, 0
-        while choice < occupied and logs[choice] <= level:
-            choice += 1
+        choice = draw_place(logs[: occupied + 1])
         if choice == occupied:
             place = np.random.randint(reach)
             while slots[place] >= 0:

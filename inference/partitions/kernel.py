@@ -103,7 +103,7 @@ class PartitionKernel(MCMCKernel):
         mixture = self._checked()
         params = _with_tilt(mixture, params)
         situation = mixture.situation(params)
-        law, labels = situation.law, params["assignment"].to(torch.int64, copy=True).numpy()
+        law, labels = situation.law, canonical_labels(params["assignment"].long()).clone().numpy()
         moved = self._move(labels, situation)
         state = {name: params[name] for name in mixture.names}
         state["assignment"] = canonical_labels(torch.from_numpy(labels))

@@ -142,7 +142,7 @@ class TreeGuided(PartitionKernel):
 
         if self._planted is None or not np.array_equal(self._planted[2], labels):
             start = new_forest(model, self._capacity)
-            old, roots = start, trees_of_labels(model, start, _compact(labels))
+            old, roots = start, trees_of_labels(model, start, labels)
         else:
             old, roots, _ = self._planted
         depth = self.depth if self.local == "tree" else 0
@@ -160,7 +160,3 @@ class TreeGuided(PartitionKernel):
             labels[leaves_below(forest, tree)] = label
         self._planted = forest, trees, labels.copy()
         return counts
-
-
-def _compact(labels: Integers) -> Integers:
-    return np.unique(labels, return_inverse=True)[1].astype(np.int64)

@@ -365,6 +365,15 @@ def test_start():
         assert int(kernel.initial_params["assignment"].max()) + 1 == number
 
 
+@pytest.mark.parametrize("make", KERNELS)
+def test_any_names_of_clusters(make):
+    """Labels that another sampler left with gaps are as good as others."""
+    kernel = make(LAWS["Dirichlet"], gaussian_cluster())
+    kernel.setup(0, POINTS)
+    state = kernel.sample({"assignment": torch.tensor([7, 7, 2, 5])})
+    assert state["assignment"][0] == 0 and int(state["assignment"].max()) < 4
+
+
 @pytest.mark.slow
 @pytest.mark.statistical
 def test_trees_leave_one_big_cluster():
