@@ -10,6 +10,7 @@ from pyro_ext.inference.partitions.bregman import (
     PoissonGenerator,
 )
 from pyro_ext.inference.partitions.cluster_forest import ClusterForest
+from pyro_ext.inference.partitions.conjugate_kernel import ConjugateKernel
 from pyro_ext.inference.partitions.dendrogram import Dendrogram
 from pyro_ext.inference.partitions.gibbs import MarginalGibbs
 from pyro_ext.inference.partitions.incremental_clustering import ibhc
@@ -22,6 +23,7 @@ from pyro_ext.inference.partitions.tree_guided import TreeGuided
 __all__ = [
     "BregmanGenerator",
     "ClusterForest",
+    "ConjugateKernel",
     "Dendrogram",
     "GaussianCovarianceGenerator",
     "GaussianGenerator",

@@ -6,15 +6,16 @@ import torch
 from torch import Tensor
 
 from pyro_ext.distributions import ConjugateCluster
+from pyro_ext.inference.partitions._conjugate_mixture import ConjugateMixture
 from pyro_ext.inference.partitions._hyperparameters import Hyperparameters
-from pyro_ext.inference.partitions._mixture import Law, Mixture
+from pyro_ext.inference.partitions._mixture import Law
 
 __all__ = ["known_mixture"]
 
 _LARGEST = 1e100  # squares of more could overflow
 
 
-def known_mixture(x: Tensor, cluster: ConjugateCluster, prior: Law) -> Mixture:
+def known_mixture(x: Tensor, cluster: ConjugateCluster, prior: Law) -> ConjugateMixture:
     """Prior, clusters and data, checked to fit together.
 
     :param Tensor x: the data. **Shape:** ``(n, d)``, or ``(n,)`` where ``d`` is one.
@@ -25,7 +26,7 @@ def known_mixture(x: Tensor, cluster: ConjugateCluster, prior: Law) -> Mixture:
     """
     _check_type("cluster", cluster, ConjugateCluster, "a conjugate cluster")
     _check_type("prior", prior, Law, "a normalized measure, a PitmanYor or a DirichletProcess")
-    mixture = Mixture(
+    mixture = ConjugateMixture(
         Hyperparameters(prior, "prior"), Hyperparameters(cluster, "cluster"), torch.as_tensor(x)
     )
     mixture.law({})

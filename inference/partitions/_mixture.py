@@ -1,98 +1,65 @@
-"""A mixture over random partitions: prior, clusters and data, for given hyperparameters."""
+"""What a mixture over random partitions is to kernels: its prior, and what its clusters give."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ext.distributions import ConjugateCluster
 from pyro_ext.inference.partitions._hyperparameters import Hyperparameters
+from pyro_ext.inference.partitions._slice_sampling import slice_sample
 from pyro_ext.random_measures import NormalizedRandomMeasure, PitmanYor
+from pyro_ext.random_measures._counts import ClusterSizes
 
-__all__ = [
-    "ClusterSource",
-    "Compiled",
-    "Law",
-    "Mixture",
-    "PriorSource",
-    "Situation",
-    "centered",
-    "check_points",
-]
+__all__ = ["Floats", "Integers", "Law", "Mixture", "PriorSource", "move_sites", "or_nothing"]
 
 Law = NormalizedRandomMeasure | PitmanYor
 PriorSource = Law | Callable[[], Law]
-ClusterSource = ConjugateCluster | Callable[[], ConjugateCluster]
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 
-class Compiled(NamedTuple):
-    """What compiled loops take.
+class Mixture(ABC):
+    """Prior over the partitions of some points, and clusters.
 
-    :param int kind: of the clusters.
-    :param parameters: of the clusters.
-    :param table: parts of predictive densities by the number of points.
-    :param points: relative to the center of the clusters. **Shape:** ``(n, d)``.
-    """
-
-    kind: int
-    parameters: Floats
-    table: Floats
-    points: Floats
-
-
-class Situation(NamedTuple):
-    """What labels move in: all but the labels, held fixed.
-
-    :param compiled: clusters and data.
-    :param log_size: log factors of a partition's probability by sizes of clusters.
-    :param log_number: likewise by their number.
-    :param law: of the partition.
-    :param tilt: the auxiliary variable, where the law has one.
-    """
-
-    compiled: Compiled
-    log_size: Floats
-    log_number: Floats
-    law: Law
-    tilt: Tensor | None
-
-
-class Mixture:
-    """Prior over partitions and cluster model of some data.
+    A subclass says what the clusters are.
 
     :param prior: a normalized measure or a Pyro model that returns one.
-    :param cluster: a conjugate cluster or a Pyro model that returns one.
-    :param Tensor points: the data. **Shape:** ``(n, d)``, or ``(n,)`` where ``d`` is one.
-    :raises ValueError: where prior, cluster and data do not fit together.
+    :param int num_points: number of points.
     """
 
-    def __init__(
-        self,
-        prior: Hyperparameters[Law],
-        cluster: Hyperparameters[ConjugateCluster],
-        points: Tensor,
-    ) -> None:
-        self.prior, self.cluster = prior, cluster
-        if clash := set(prior.names) & set(cluster.names):
-            raise ValueError(f"prior and cluster both have the sites {sorted(clash)}")
-        self.points = check_points(points)
-        self.num_points = len(self.points)
-        example, _ = cluster.at(cluster.draw())
-        self._check_cluster(example)
-        self._raw = self.points.double().numpy()
-        self._log_base = float(example.statistics(self.points.double())[..., 1].sum())
-        self._fixed = None if cluster.names else self._compiled(example)
+    def __init__(self, prior: Hyperparameters[Law], num_points: int) -> None:
+        self.prior = prior
+        self.num_points = num_points
+
+    @property
+    @abstractmethod
+    def cluster_names(self) -> list[str]:
+        """Names of the sites that belong to clusters."""
+
+    @abstractmethod
+    def draw_clusters(self, labels: Tensor) -> dict[str, Tensor]:
+        """Values of the sites of clusters from their prior, given the partition."""
+
+    @abstractmethod
+    def log_clusters(self, state: Mapping[str, Tensor]) -> float:
+        """Log density of the sites of clusters, unconstrained, and of the data."""
+
+    @abstractmethod
+    def move_clusters(
+        self, state: Mapping[str, Tensor], held: Collection[str]
+    ) -> dict[str, Tensor]:
+        """Move the sites of clusters but for those held, given all else."""
 
     @property
     def names(self) -> list[str]:
-        """Names of the hyperparameters."""
-        return [*self.prior.names, *self.cluster.names]
+        """Names of all sites but the partition and the auxiliary variable."""
+        return [*self.prior.names, *self.cluster_names]
 
     def law(self, values: Mapping[str, Tensor]) -> tuple[Law, float]:
         """Law of the partition for hyperparameters, and the log density of those of the prior."""
@@ -104,87 +71,52 @@ class Mixture:
             )
         return law, float(log_density)
 
-    def compiled(self, values: Mapping[str, Tensor]) -> tuple[Compiled, float]:
-        """What loops need for hyperparameters, and the log density of those of the cluster."""
-        if self._fixed is not None:
-            return self._fixed, 0.0
-        cluster, log_density = self.cluster.at(values)
-        return self._compiled(cluster), float(log_density)
-
-    def situation(self, values: Mapping[str, Tensor]) -> Situation:
-        """What labels move in, for hyperparameters and an auxiliary variable."""
-        law, _ = self.law(values)
-        compiled, _ = self.compiled(values)
-        tilt = values.get("u")
-        return Situation(compiled, *self.weights(law, tilt), law, tilt)
-
     def weights(self, law: Law, tilt: Tensor | None) -> tuple[Floats, Floats]:
         """Log factors of a partition's probability by sizes of clusters, and by their number."""
         by_size, by_number = law._product_form(self.num_points, tilt)
         return by_size.numpy(), by_number.numpy()
 
-    def log_data(self, compiled: Compiled, labels: Integers) -> float:
-        """Log density of the data given a partition."""
-        from pyro_ext.inference.partitions._gibbs_loops import log_density_of_labels
-
-        value = log_density_of_labels(compiled.kind, compiled.parameters, compiled.points, labels)
-        return float(value) + self._log_base
-
-    def _compiled(self, cluster: ConjugateCluster) -> Compiled:
-        from pyro_ext.inference.partitions import _cluster_loops
-
-        kind, center, parameters = centered(cluster)
-        table = _cluster_loops.constants(kind, parameters, len(center), self.num_points)
-        return Compiled(kind, parameters, table, np.ascontiguousarray(self._raw - center))
-
-    def _check_cluster(self, cluster: Any) -> None:
-        if not isinstance(cluster, ConjugateCluster) or cluster.batch_shape:
-            raise TypeError(
-                "cluster must be or return a conjugate cluster without batch shape, got "
-                f"{cluster!r:.80}"
-            )
-        size = self.points.shape[-1]
-        if cluster.event_shape != (size,):
-            raise ValueError(
-                f"x has points of size {size}, but the cluster is one of points of size "
-                f"{cluster.event_shape[0]}"
-            )
-        support: Any = cluster.support
-        inside = support.check(self.points)
-        if not bool(inside.all()):
-            row = int((~inside).nonzero()[0])
-            raise ValueError(
-                f"x must be inside the support of {type(cluster).__name__}, got "
-                f"{self.points[row].tolist()!s:.80} in row {row}"
-            )
+    def log_prior(self, values: Mapping[str, Tensor], counts: ClusterSizes) -> float:
+        """Log density of the sites of the prior, unconstrained, and of the partition."""
+        law, log_sites = self.law(values)
+        with torch.no_grad():
+            if isinstance(law, NormalizedRandomMeasure):
+                log_partition = float(law._log_joint(counts, values["u"].log()))
+            else:
+                log_partition = float(law.log_eppf(counts.values, counts.multiplicity))
+        return or_nothing(log_sites + log_partition)
 
 
-def centered(cluster: ConjugateCluster) -> tuple[int, Floats, Floats]:
-    """Kind, prior mean, and parameters of a cluster relative to it, as compiled loops take them."""
-    values = {name: getattr(cluster, name) for name in cluster._event_dims}
-    center = torch.zeros(cluster.event_shape, dtype=torch.float64)
-    if "loc" in values:
-        center = values["loc"].detach().double()
-        cluster = type(cluster)(**values | {"loc": torch.zeros_like(values["loc"])})
-    kind, parameters = cluster._compiled_parameters()
-    return kind, center.numpy(), parameters
+def move_sites(
+    part: Hyperparameters[Any],
+    held: Collection[str],
+    state: Mapping[str, Tensor],
+    log_density: Callable[[Mapping[str, Tensor]], float],
+) -> dict[str, Tensor]:
+    """Move the sites of prior or cluster one by one, by slice sampling of unconstrained values."""
+    moved: dict[str, Tensor] = {}
+    for name, transform in part.transforms.items():
+        if name in held:
+            continue
+        value = state[name]
+        start = transform.inv(value)
+
+        def constrained(
+            place: Tensor, transform: Any = transform, start: Tensor = start, value: Tensor = value
+        ) -> Tensor:
+            return transform(place.view(start.shape)).to(value)  # type: ignore[no-any-return]
+
+        def along(place: Tensor, name: str = name) -> float:
+            try:
+                return log_density({**state, **moved, name: constrained(place)})
+            except ValueError:
+                # A place that rounds to the border of the parameters has no density.
+                return -math.inf
+
+        moved[name] = constrained(slice_sample(along, start.double().flatten()))
+    return moved
 
 
-def check_points(points: Any, name: str = "x") -> Tensor:
-    """Data as a matrix of numbers.
-
-    :raises ValueError: where there are no points, or they are not finite.
-    """
-    values = torch.as_tensor(points)
-    if values.dim() == 1:
-        values = values[:, None]
-    if values.dim() != 2 or not len(values):
-        raise ValueError(
-            f"{name} must have shape (n, d) with at least one row, got {tuple(values.shape)}"
-        )
-    values = values.to(torch.get_default_dtype()) if not values.is_floating_point() else values
-    is_bad = ~values.isfinite().all(-1)
-    if bool(is_bad.any()):
-        row = int(is_bad.nonzero()[0])
-        raise ValueError(f"{name} must be finite, got {values[row].tolist()!s:.80} in row {row}")
-    return values
+def or_nothing(log_density: float) -> float:
+    """A log density, minus infinity where it is not a number."""
+    return -math.inf if math.isnan(log_density) else log_density

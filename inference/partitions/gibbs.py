@@ -5,8 +5,9 @@
 
 import torch
 
-from pyro_ext.inference.partitions._mixture import Integers, Situation
-from pyro_ext.inference.partitions.kernel import PartitionKernel
+from pyro_ext.inference.partitions._conjugate_mixture import Situation
+from pyro_ext.inference.partitions._mixture import Integers
+from pyro_ext.inference.partitions.conjugate_kernel import ConjugateKernel
 
 __all__ = ["MarginalGibbs", "fresh_word", "sweep"]
 
@@ -24,7 +25,7 @@ def sweep(labels: Integers, order: Integers, situation: Situation) -> None:
     gibbs_sweep(*compiled, labels, order, log_size, log_number, fresh_word())
 
 
-class MarginalGibbs(PartitionKernel):
+class MarginalGibbs(ConjugateKernel):
     r"""Draws the cluster of each point given those of all others [1].
 
     The point joins a cluster :math:`c` of the others with probability proportional to
@@ -32,7 +33,7 @@ class MarginalGibbs(PartitionKernel):
     :math:`p(x) \, \kappa(1, u)`. A step visits all points in a random order, which takes
     :math:`O(n K d^2)` for Gaussians with full covariance, whose Cholesky factors are updated.
 
-    Further parameters as of :class:`PartitionKernel`.
+    Further parameters as of :class:`ConjugateKernel`.
 
     Example::
 

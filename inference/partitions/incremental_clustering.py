@@ -9,8 +9,9 @@ from torch import Tensor
 
 from pyro_ext._checks import check_number
 from pyro_ext.distributions import ConjugateCluster
+from pyro_ext.inference.partitions._conjugate_mixture import ConjugateMixture
 from pyro_ext.inference.partitions._known_mixture import known_mixture
-from pyro_ext.inference.partitions._mixture import Integers, Law, Mixture
+from pyro_ext.inference.partitions._mixture import Integers, Law
 from pyro_ext.inference.partitions.cluster_forest import ClusterForest
 from pyro_ext.inference.partitions.dendrogram import Dendrogram
 from pyro_ext.random import fresh_seed
@@ -90,7 +91,7 @@ def ibhc(
 
 
 def _grown(
-    mixture: Mixture, law: Law, tilt: float | None, order: Integers, is_noisy: bool
+    mixture: ConjugateMixture, law: Law, tilt: float | None, order: Integers, is_noisy: bool
 ) -> ClusterForest:
     from pyro_ext.inference.partitions._incremental_loops import grow
     from pyro_ext.inference.partitions._tree_loops import Model
@@ -105,7 +106,7 @@ def _grown(
     labels = torch.empty(mixture.num_points, dtype=torch.long)
     for label, (_, points) in enumerate(pairs):
         labels[points] = label
-    log_joint = _log_prior(law, tilt, labels) + mixture.log_data(compiled, labels.numpy())
+    log_joint = _log_prior(law, tilt, labels) + mixture.log_clusters({"assignment": labels})
     trees, members = zip(*pairs, strict=True)
     return ClusterForest(labels, trees, members, log_joint, tilt)
 

@@ -3,85 +3,84 @@
 import math
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from pyro_ext.inference.partitions._hyperparameters import Hyperparameters
-from pyro_ext.inference.partitions._mixture import (
-    ClusterSource,
-    Integers,
-    Law,
-    Mixture,
-    PriorSource,
-    Situation,
-)
+from pyro_ext.inference.partitions._mixture import Mixture, PriorSource, move_sites
 from pyro_ext.inference.partitions._slice_sampling import slice_sample
 from pyro_ext.random_measures import NormalizedRandomMeasure
 from pyro_ext.random_measures._counts import ClusterSizes, canonical_labels, cluster_sizes
 
-__all__ = ["PartitionKernel"]
+__all__ = ["Moved", "PartitionKernel"]
+
+Moved: TypeAlias = tuple[dict[str, Tensor], dict[str, float]]
 
 _STARTS = ("prior", "one", "each")
 _LARGEST_LOG = 690.0
 
 
 class PartitionKernel(MCMCKernel):
-    r"""Kernel over the partitions of data in a mixture whose parameters are integrated out.
+    r"""Kernel over the partitions of data in a mixture.
 
     A state has the site ``"assignment"``, labels in the order of first occurrence; ``"u"``, the
-    auxiliary variable, for a normalized measure; and the sites of ``prior`` and ``cluster`` by
+    auxiliary variable, for a normalized measure; and the sites of ``prior`` and of the clusters by
     name. The log density of all of them and the data is the statistic ``"lp"`` of a draw.
 
-    A subclass moves the labels. Then the auxiliary variable and the hyperparameters are moved one
-    by one, by slice sampling of their unconstrained values.
+    A step moves the points, then the auxiliary variable and the sites one by one, by slice sampling
+    of their unconstrained values. :class:`ConjugateKernel` and
+    :class:`~pyro_ext.inference.partitions.AuxiliaryGibbs` say what clusters are.
 
     :param prior: a normalized measure, a Pitman-Yor or a Dirichlet process, or a Pyro model of no
         arguments that returns one; its sample sites are the hyperparameters.
-    :param cluster: a conjugate cluster, or a Pyro model of no arguments that returns one.
     :param str init: the first partition: ``"prior"`` draws one, ``"one"`` puts all points into one
         cluster, ``"each"`` each into its own.
     """
 
     keeps_no_state = True
 
-    def __init__(self, prior: PriorSource, cluster: ClusterSource, *, init: str = "prior") -> None:
+    def __init__(self, prior: PriorSource, *, init: str = "prior") -> None:
         if init not in _STARTS:
             raise ValueError(f"init must be one of {_STARTS}, got {init!r}")
-        self.prior, self.cluster, self.init = prior, cluster, init
+        self.prior, self.init = prior, init
         self.transforms: dict[str, Any] = {}
         self.held: frozenset[str] = frozenset()  # sites that another kernel moves
-        self._mixture: Mixture | None = None
         self._initial: dict[str, Tensor] | None = None
         self._statistics: dict[str, float] = {}
         super().__init__()
 
     # What a subclass gives.
 
+    @property
     @abstractmethod
-    def _move(self, labels: Integers, situation: Situation) -> dict[str, float]:
-        """Change labels in place, leaving their law given all else invariant.
+    def mixture(self) -> Mixture:
+        """The mixture at the data.
 
-        :returns: statistics of the step by name.
+        :raises RuntimeError: before ``setup``.
         """
 
-    # The interface of a kernel.
+    @abstractmethod
+    def _move_points(
+        self, state: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Move the labels, and what belongs to the clusters of points, given all else.
 
-    def setup(self, warmup_steps: int, x: Tensor) -> None:
+        :returns: what has moved, and statistics by name.
+        """
+
+    @abstractmethod
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Take the data.
 
         :param int warmup_steps: taken for the sake of the interface.
-        :param Tensor x: the data. **Shape:** ``(n, d)``, or ``(n,)`` where ``d`` is one.
+        :param args: the data.
+        :param kwargs: the same by keyword.
         """
-        prior: Hyperparameters[Law] = Hyperparameters(self.prior, "prior")
-        self._mixture = Mixture(prior, Hyperparameters(self.cluster, "cluster"), x)
-        if self._initial is None:
-            self._initial = self._draw_start(self._mixture)
-        else:
-            self._initial = self._check_start(self._mixture, self._initial)
+
+    # The interface of a kernel.
 
     @property
     def initial_params(self) -> dict[str, Tensor]:
@@ -100,35 +99,30 @@ class PartitionKernel(MCMCKernel):
         :param dict params: the state.
         :returns: the next state.
         """
-        mixture = self._checked()
-        params = _with_tilt(mixture, params)
-        situation = mixture.situation(params)
-        law, labels = situation.law, canonical_labels(params["assignment"].long()).clone().numpy()
-        moved = self._move(labels, situation)
-        state = {name: params[name] for name in mixture.names}
-        state["assignment"] = canonical_labels(torch.from_numpy(labels))
+        mixture = self.mixture
+        state = _with_tilt(mixture, {name: params[name] for name in _known(mixture, params)})
+        state["assignment"] = canonical_labels(state["assignment"].long())
+        points, moved = self._move_points(state)
+        state |= points
+        state["assignment"] = canonical_labels(state["assignment"])
         counts = cluster_sizes(state["assignment"].bincount())
+        law, _ = mixture.law(state)
         if isinstance(law, NormalizedRandomMeasure):
-            state["u"] = _move_tilt(law, counts, params["u"])
-        state |= _move_sites(
-            mixture.prior, self.held, state, lambda values: _log_prior(mixture, values, counts)
+            state["u"] = _move_tilt(law, counts, state["u"])
+        state |= move_sites(
+            mixture.prior, self.held, state, lambda values: mixture.log_prior(values, counts)
         )
-        state |= _move_sites(
-            mixture.cluster,
-            self.held,
-            state,
-            lambda values: _log_data(mixture, values, state["assignment"]),
-        )
+        state |= mixture.move_clusters(state, self.held)
         self._statistics = {
-            "lp": _log_density(mixture, state, counts),
+            "lp": mixture.log_prior(state, counts) + mixture.log_clusters(state),
             "num_clusters": float(counts.number),
             **moved,
         }
         return state
 
     def cleanup(self) -> None:
-        """Forget the data and where chains start."""
-        self._mixture = self._initial = None
+        """Forget where chains start."""
+        self._initial = None
 
     def logging(self) -> "OrderedDict[str, str]":
         """Line of a progress bar: the statistics of the last step."""
@@ -144,24 +138,27 @@ class PartitionKernel(MCMCKernel):
 
     def settings(self) -> dict[str, Any]:
         """Arguments by name, which a run that goes on from a checkpoint must share."""
-        return {"prior": self.prior, "cluster": self.cluster, "init": self.init}
+        return {"prior": self.prior, "init": self.init}
 
     # Starts.
 
-    def _checked(self) -> Mixture:
-        if self._mixture is None:
-            raise RuntimeError("setup must be called before sample")
-        return self._mixture
+    def _start(self) -> None:
+        """Draw the state that chains start at, or check what the user gave."""
+        mixture = self.mixture
+        if self._initial is None:
+            self._initial = self._draw_start(mixture)
+        else:
+            self._initial = self._check_start(mixture, self._initial)
 
     def _draw_start(self, mixture: Mixture) -> dict[str, Tensor]:
-        state = {**mixture.prior.draw(), **mixture.cluster.draw()}
+        state = mixture.prior.draw()
         law, _ = mixture.law(state)
         number = mixture.num_points
         if self.init == "prior":
             labels = law.partition(number).sample()
         else:
             labels = torch.zeros(number).long() if self.init == "one" else torch.arange(number)
-        return _completed(mixture, {**state, "assignment": labels})
+        return _completed(mixture, {**state, **mixture.draw_clusters(labels), "assignment": labels})
 
     def _check_start(self, mixture: Mixture, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         lacking = {"assignment", *mixture.names} - set(params)
@@ -179,11 +176,16 @@ class PartitionKernel(MCMCKernel):
         return _completed(mixture, {**state, "assignment": labels.long()})
 
 
+def _known(mixture: Mixture, params: Mapping[str, Tensor]) -> list[str]:
+    """Names of a state's own sites among others."""
+    return [name for name in ("assignment", "u", *mixture.names) if name in params]
+
+
 def _completed(mixture: Mixture, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state with canonical labels and an auxiliary variable where there is one."""
     state = _with_tilt(mixture, {**state, "assignment": canonical_labels(state["assignment"])})
     counts = cluster_sizes(state["assignment"].bincount())
-    log_joint = _log_density(mixture, state, counts)
+    log_joint = mixture.log_prior(state, counts) + mixture.log_clusters(state)
     if not log_joint > -math.inf:
         raise ValueError(
             f"the start has log density {log_joint}; choose another init, or hyperparameters "
@@ -211,60 +213,3 @@ def _move_tilt(law: NormalizedRandomMeasure, counts: ClusterSizes, tilt: Tensor)
 
     with torch.no_grad():
         return slice_sample(log_density, tilt.double().log().reshape(1)).exp().reshape(())
-
-
-def _move_sites(
-    part: Hyperparameters[Any],
-    held: Collection[str],
-    state: Mapping[str, Tensor],
-    log_density: Callable[[Mapping[str, Tensor]], float],
-) -> dict[str, Tensor]:
-    """Move the sites of prior or cluster one by one, by slice sampling of unconstrained values."""
-    moved: dict[str, Tensor] = {}
-    for name, transform in part.transforms.items():
-        if name in held:
-            continue
-        value = state[name]
-        start = transform.inv(value)
-
-        def constrained(
-            place: Tensor, transform: Any = transform, start: Tensor = start, value: Tensor = value
-        ) -> Tensor:
-            return transform(place.view(start.shape)).to(value)  # type: ignore[no-any-return]
-
-        def along(place: Tensor, name: str = name) -> float:
-            try:
-                return log_density({**state, **moved, name: constrained(place)})
-            except ValueError:
-                # A place that rounds to the border of the parameters has no density.
-                return -math.inf
-
-        moved[name] = constrained(slice_sample(along, start.double().flatten()))
-    return moved
-
-
-def _log_prior(mixture: Mixture, values: Mapping[str, Tensor], counts: ClusterSizes) -> float:
-    """Log density of the sites of the prior, unconstrained, and of the partition."""
-    law, log_sites = mixture.law(values)
-    with torch.no_grad():
-        if isinstance(law, NormalizedRandomMeasure):
-            log_partition = float(law._log_joint(counts, values["u"].log()))
-        else:
-            log_partition = float(law.log_eppf(counts.values, counts.multiplicity))
-    return _number(log_sites + log_partition)
-
-
-def _log_data(mixture: Mixture, values: Mapping[str, Tensor], labels: Tensor) -> float:
-    """Log density of the sites of the cluster, unconstrained, and of the data."""
-    compiled, log_sites = mixture.compiled(values)
-    return _number(log_sites + mixture.log_data(compiled, labels.numpy()))
-
-
-def _log_density(mixture: Mixture, state: Mapping[str, Tensor], counts: ClusterSizes) -> float:
-    """Log density of a state, hyperparameters unconstrained, and the data."""
-    log_prior = _log_prior(mixture, state, counts)
-    return log_prior + _log_data(mixture, state, state["assignment"])
-
-
-def _number(value: float) -> float:
-    return -math.inf if math.isnan(value) else value

@@ -5,9 +5,10 @@
 
 import torch
 
-from pyro_ext.inference.partitions._mixture import Integers, Situation
+from pyro_ext.inference.partitions._conjugate_mixture import Situation
+from pyro_ext.inference.partitions._mixture import Integers
+from pyro_ext.inference.partitions.conjugate_kernel import ConjugateKernel
 from pyro_ext.inference.partitions.gibbs import fresh_word
-from pyro_ext.inference.partitions.kernel import PartitionKernel
 from pyro_ext.random_measures import NormalizedRandomMeasure
 
 __all__ = ["SliceSampler"]
@@ -15,7 +16,7 @@ __all__ = ["SliceSampler"]
 _MOST_WEIGHTS = 10**6
 
 
-class SliceSampler(PartitionKernel):
+class SliceSampler(ConjugateKernel):
     r"""Draws the cluster of each point given weights of the random measure and slices [1].
 
     Given the partition and :math:`u`, the weights of its clusters are drawn, a level

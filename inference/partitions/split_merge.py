@@ -9,19 +9,15 @@ from typing import Any
 import torch
 
 from pyro_ext._checks import check_integer
-from pyro_ext.inference.partitions._mixture import (
-    ClusterSource,
-    Integers,
-    PriorSource,
-    Situation,
-)
+from pyro_ext.inference.partitions._conjugate_mixture import ClusterSource, Situation
+from pyro_ext.inference.partitions._mixture import Integers, PriorSource
+from pyro_ext.inference.partitions.conjugate_kernel import ConjugateKernel
 from pyro_ext.inference.partitions.gibbs import fresh_word, sweep
-from pyro_ext.inference.partitions.kernel import PartitionKernel
 
 __all__ = ["SplitMerge"]
 
 
-class SplitMerge(PartitionKernel):
+class SplitMerge(ConjugateKernel):
     """Splits and merges clusters by restricted Gibbs sampling, and moves single points [1].
 
     A proposal takes two random points. If they share a cluster, it is split in two by restricted

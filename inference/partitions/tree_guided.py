@@ -10,14 +10,10 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer
-from pyro_ext.inference.partitions._mixture import (
-    ClusterSource,
-    Integers,
-    PriorSource,
-    Situation,
-)
+from pyro_ext.inference.partitions._conjugate_mixture import ClusterSource, Situation
+from pyro_ext.inference.partitions._mixture import Integers, PriorSource
+from pyro_ext.inference.partitions.conjugate_kernel import ConjugateKernel
 from pyro_ext.inference.partitions.gibbs import fresh_word, sweep
-from pyro_ext.inference.partitions.kernel import PartitionKernel
 
 __all__ = ["TreeGuided"]
 
@@ -26,7 +22,7 @@ _SHARE = 10
 _NODES_PER_POINT, _LEAST_NODES = 8, 1024
 
 
-class TreeGuided(PartitionKernel):
+class TreeGuided(ConjugateKernel):
     r"""Tree-guided MCMC: trees of Bayesian hierarchical clustering propose splits and merges [1].
 
     A step makes ``num_global_moves`` proposals. A cluster is picked, and each other one is found to

@@ -38,8 +38,8 @@ from torch import Tensor
 from pyro_ext.distributions import ConjugateCluster, GaussianCluster, MultinomialCluster
 from pyro_ext.inference import MCMC
 from pyro_ext.inference.partitions import MarginalGibbs, PartitionKernel, SplitMerge, TreeGuided
+from pyro_ext.inference.partitions._conjugate_mixture import centered
 from pyro_ext.inference.partitions._exact_moves import exact_sweep
-from pyro_ext.inference.partitions._mixture import centered
 from pyro_ext.inference.partitions._paper_moves import paper_sweep, replanted
 from pyro_ext.inference.partitions._tree_loops import Model, leaves_below, new_forest
 from pyro_ext.random_measures import GeneralizedGammaProcess

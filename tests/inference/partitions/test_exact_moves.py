@@ -8,7 +8,7 @@ import pytest
 from pyro_ext.inference.partitions import _exact_moves as moves
 from pyro_ext.inference.partitions import _tree_guided_loops as guided
 from pyro_ext.inference.partitions import _tree_loops as trees
-from pyro_ext.inference.partitions._mixture import centered
+from pyro_ext.inference.partitions._conjugate_mixture import centered
 from tests.inference.partitions.enumeration import (
     DATA,
     WEIGHTS,

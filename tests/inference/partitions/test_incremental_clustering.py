@@ -8,8 +8,8 @@ import torch
 
 from pyro_ext.distributions import GaussianCluster, MultinomialCluster, PoissonCluster
 from pyro_ext.inference.partitions import ibhc
+from pyro_ext.inference.partitions._conjugate_mixture import centered
 from pyro_ext.inference.partitions._incremental_loops import grow
-from pyro_ext.inference.partitions._mixture import centered
 from pyro_ext.inference.partitions._tree_loops import Model, leaves_below, nodes_below
 from pyro_ext.random_measures import DirichletProcess, GeneralizedGammaProcess, PitmanYor
 from tests.inference.partitions.enumeration import (

@@ -1,0 +1,74 @@
+"""Kernels over partitions whose clusters are conjugate."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_ext.inference.partitions._conjugate_mixture import (
+    ClusterSource,
+    ConjugateMixture,
+    Situation,
+)
+from pyro_ext.inference.partitions._hyperparameters import Hyperparameters
+from pyro_ext.inference.partitions._mixture import Integers, Law, PriorSource
+from pyro_ext.inference.partitions.kernel import Moved, PartitionKernel
+
+__all__ = ["ConjugateKernel"]
+
+
+class ConjugateKernel(PartitionKernel):
+    r"""Kernel over partitions that has the parameters of clusters integrated out.
+
+    A subclass moves the labels.
+
+    :param prior: as of :class:`PartitionKernel`.
+    :param cluster: a conjugate cluster, or a Pyro model of no arguments that returns one; its
+        sample sites are hyperparameters.
+    :param str init: as of :class:`PartitionKernel`.
+    """
+
+    def __init__(self, prior: PriorSource, cluster: ClusterSource, *, init: str = "prior") -> None:
+        self.cluster = cluster
+        self._mixture: ConjugateMixture | None = None
+        super().__init__(prior, init=init)
+
+    @abstractmethod
+    def _move(self, labels: Integers, situation: Situation) -> dict[str, float]:
+        """Change labels in place, leaving their law given all else invariant.
+
+        :returns: statistics of the step by name.
+        """
+
+    def setup(self, warmup_steps: int, x: Tensor) -> None:
+        """Take the data.
+
+        :param int warmup_steps: taken for the sake of the interface.
+        :param Tensor x: the data. **Shape:** ``(n, d)``, or ``(n,)`` where ``d`` is one.
+        """
+        prior: Hyperparameters[Law] = Hyperparameters(self.prior, "prior")
+        self._mixture = ConjugateMixture(prior, Hyperparameters(self.cluster, "cluster"), x)
+        self._start()
+
+    @property
+    def mixture(self) -> ConjugateMixture:
+        """The mixture at the data."""
+        if self._mixture is None:
+            raise RuntimeError("setup must be called before sample")
+        return self._mixture
+
+    def cleanup(self) -> None:
+        """Forget the data and where chains start."""
+        super().cleanup()
+        self._mixture = None
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments by name, which a run that goes on from a checkpoint must share."""
+        return super().settings() | {"cluster": self.cluster}
+
+    def _move_points(self, state: Mapping[str, Tensor]) -> Moved:
+        labels = state["assignment"].clone().numpy()
+        statistics = self._move(labels, self.mixture.situation(state))
+        return {"assignment": torch.from_numpy(labels)}, statistics
