@@ -16,6 +16,7 @@ from pyro_ext.inference.composite import (
 from pyro_ext.inference.early_stopping import EarlyStopping
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.partitions import (
+    AuxiliaryGibbs,
     MarginalGibbs,
     SliceSampler,
     SplitMerge,
@@ -52,6 +53,7 @@ __all__ = [
     "ExecutorError",
     "Gibbs",
     "LogJoint",
+    "AuxiliaryGibbs",
     "MarginalGibbs",
     "PolynomialSchedule",
     "PriorProposals",

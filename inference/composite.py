@@ -11,7 +11,7 @@ from pyro.infer import HMC
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from pyro_ext.inference.partitions import PartitionKernel
+from pyro_ext.inference.partitions import ConjugateKernel
 from pyro_ext.inference.sgmcmc import SGMCMCKernel
 
 __all__ = ["ConditionalUpdate", "EnumeratedSites", "Gibbs", "LogJoint", "PriorProposals"]
@@ -131,8 +131,9 @@ class Gibbs(MCMCKernel):
       latter evaluates the model at each step, and its sites may not lie in a plate that subsamples.
     * :class:`EnumeratedSites` or :class:`PriorProposals`, for discrete ones, or another
       :class:`ConditionalUpdate`.
-    * a kernel over partitions, for ``"assignment"`` and those sites of its prior and cluster that
-      it is to move; others of these it holds. Its auxiliary variable is drawn anew each time.
+    * a kernel over partitions with conjugate clusters, for ``"assignment"`` and those sites of its
+      prior and cluster that it is to move; others of these it holds. Its auxiliary variable is
+      drawn anew each time.
     * a function of the values of all sites that returns a draw of its sites given the others.
 
     :param blocks: kernels and names of sites, in the order in which they move.
@@ -164,11 +165,11 @@ class Gibbs(MCMCKernel):
             raise ValueError(f"blocks have the sites {twice} twice")
         for block, _ in self.blocks:
             if isinstance(block, MCMCKernel) and not isinstance(
-                block, HMC | SGMCMCKernel | PartitionKernel
+                block, HMC | SGMCMCKernel | ConjugateKernel
             ):
                 raise TypeError(
                     "a kernel of blocks must be HMC, NUTS, a stochastic-gradient kernel or one "
-                    f"over partitions, got {type(block).__name__}"
+                    f"over partitions with conjugate clusters, got {type(block).__name__}"
                 )
         known = [model, *(getattr(block, "model", None) for block, _ in self.blocks)]
         self._model = next((entry for entry in known if entry is not None), None)
@@ -280,7 +281,7 @@ class Gibbs(MCMCKernel):
         """A function that moves a block given the present values."""
         log_joint = self._log_joint
         assert log_joint is not None
-        if isinstance(block, PartitionKernel):
+        if isinstance(block, ConjugateKernel):
             return self._prepared_partition(block, sites, warmup_steps, args, kwargs)
         if isinstance(block, HMC | SGMCMCKernel):
             return self._prepared_kernel(block, sites, warmup_steps, args, kwargs)
@@ -331,7 +332,7 @@ class Gibbs(MCMCKernel):
 
     def _prepared_partition(
         self,
-        kernel: PartitionKernel,
+        kernel: ConjugateKernel,
         sites: Sequence[str],
         warmup_steps: int,
         args: tuple[Any, ...],

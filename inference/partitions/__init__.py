@@ -1,5 +1,6 @@
 """Inference over partitions: kernels, and hierarchical clustering."""
 
+from pyro_ext.inference.partitions.auxiliary_gibbs import AuxiliaryGibbs
 from pyro_ext.inference.partitions.bayesian_clustering import bhc
 from pyro_ext.inference.partitions.bregman import (
     BregmanGenerator,
@@ -21,6 +22,7 @@ from pyro_ext.inference.partitions.split_merge import SplitMerge
 from pyro_ext.inference.partitions.tree_guided import TreeGuided
 
 __all__ = [
+    "AuxiliaryGibbs",
     "BregmanGenerator",
     "ClusterForest",
     "ConjugateKernel",

@@ -3,16 +3,20 @@
 [1] R. M. Neal (2003), Slice sampling.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["slice_sample"]
+__all__ = ["slice_sample", "slice_sample_rows"]
 
 _MOST_STEPS = 50
 _MOST_SHRINKS = 100
+
+Floats = npt.NDArray[np.float64]
+Density = Callable[[Floats], Floats]
 
 
 def slice_sample(
@@ -21,39 +25,83 @@ def slice_sample(
     """Move each coordinate of a vector once, by stepping out and shrinking [1].
 
     :param log_density: that of the vector, but for a constant; finite at the start.
-    :param Tensor place: where to start. **Shape:** ``(size,)``.
+    :param Tensor place: where to start, in float64. **Shape:** ``(size,)``.
     :param float width: of the first interval.
     :returns: the new vector, a draw that leaves the density invariant.
     """
-    place = place.clone()
-    current = log_density(place)
-    for index in range(place.numel()):
 
-        def along(value: float, index: int = index) -> float:
-            moved = place.clone()
-            moved[index] = value
+    def of_row(places: Floats) -> Floats:
+        return np.array([log_density(torch.from_numpy(places[0]))])
+
+    start = place.numpy()[None]
+    moved = slice_sample_rows(of_row, start, np.full_like(start, width), range(place.numel()))
+    return torch.from_numpy(moved[0])
+
+
+def slice_sample_rows(
+    log_density: Density, places: Floats, widths: Floats, columns: Iterable[int]
+) -> Floats:
+    """Move some coordinates of independent vectors side by side, each as :func:`slice_sample`.
+
+    :param log_density: maps vectors to the log density of each, but for a constant.
+    :param places: where to start. **Shape:** ``(num_rows, size)``.
+    :param widths: of the first intervals. **Shape:** ``(num_rows, size)``.
+    :param columns: the coordinates that move.
+    :returns: the new vectors.
+    """
+    places = places.copy()
+    current = log_density(places)
+    for column in columns:
+
+        def along(values: Floats, column: int = column) -> Floats:
+            moved = places.copy()
+            moved[:, column] = values
             return log_density(moved)
 
-        start = float(place[index])
-        uniforms: list[float] = torch.rand(3, dtype=torch.float64).tolist()
-        level = current + math.log1p(-uniforms[0])
+        start, width = places[:, column].copy(), widths[:, column]
+        uniforms = _uniforms(3, len(places))
+        level = current + np.log1p(-uniforms[0])
         low = start - width * uniforms[1]
-        high = low + width
         # Any split of the most steps between both sides keeps the density invariant.
-        left = int(_MOST_STEPS * uniforms[2])
-        right = _MOST_STEPS - 1 - left
-        while left > 0 and along(low) > level:
-            low, left = low - width, left - 1
-        while right > 0 and along(high) > level:
-            high, right = high + width, right - 1
-        for _ in range(_MOST_SHRINKS):
-            value = low + (high - low) * float(torch.rand((), dtype=torch.float64))
-            density = along(value)
-            if density > level:
-                place[index], current = value, density
-                break
-            if value < start:
-                low = value
-            else:
-                high = value
-    return place
+        left = np.floor(_MOST_STEPS * uniforms[2])
+        high = _stepped_out(along, level, low + width, width, _MOST_STEPS - 1 - left)
+        low = _stepped_out(along, level, low, -width, left)
+        places[:, column], current = _shrunk(along, level, low, high, start, current)
+    return places
+
+
+def _uniforms(*shape: int) -> Floats:
+    """Uniform numbers, from PyTorch's generator."""
+    drawn: Floats = torch.rand(shape, dtype=torch.float64).numpy()
+    return drawn
+
+
+def _stepped_out(along: Density, level: Floats, end: Floats, step: Floats, most: Floats) -> Floats:
+    """Ends of intervals, moved outwards while the density there exceeds the level."""
+    taken = np.zeros_like(end)
+    goes_on = most > 0
+    while goes_on.any():
+        goes_on &= along(end) > level
+        end = np.where(goes_on, end + step, end)
+        taken += goes_on
+        goes_on &= taken < most
+    return end
+
+
+def _shrunk(
+    along: Density, level: Floats, low: Floats, high: Floats, start: Floats, current: Floats
+) -> tuple[Floats, Floats]:
+    """Places inside intervals where the density exceeds the level, and the density there."""
+    place = start
+    is_open = np.ones(len(start), dtype=bool)
+    for _ in range(_MOST_SHRINKS):
+        value = low + (high - low) * _uniforms(len(start))
+        density = along(value)
+        found = is_open & (density > level)
+        place, current = np.where(found, value, place), np.where(found, density, current)
+        is_open &= ~found
+        if not is_open.any():
+            break
+        low = np.where(is_open & (value < start), value, low)
+        high = np.where(is_open & (value >= start), value, high)
+    return place, current

@@ -15,15 +15,11 @@ from torch.distributions import Distribution
 
 from pyro_ext.diagnostics.partitions import canonical_labels
 from pyro_ext.distributions import ConjugateCluster, PartitionedBlock
-from pyro_ext.random_measures import NormalizedRandomMeasure, PitmanYor
+from pyro_ext.models.nonparametric._predictive import Law, check_law, log_predictive_weights
 
 __all__ = ["NRMMixture"]
 
-Law = NormalizedRandomMeasure | PitmanYor
 Sites = Mapping[str, Tensor]
-
-# The quadrature of so many draws at a time stays within some ten megabytes.
-_DRAWS_AT_ONCE = 50
 
 
 class NRMMixture:
@@ -66,8 +62,8 @@ class NRMMixture:
         prior: Law | Callable[[], Law],
         cluster: ConjugateCluster | Callable[[], ConjugateCluster],
     ) -> None:
-        if not isinstance(prior, Law) and not callable(prior):
-            raise TypeError(_wrong_law(prior))
+        if not callable(prior):
+            check_law(prior)
         if not isinstance(cluster, ConjugateCluster) and (
             isinstance(cluster, Distribution) or not callable(cluster)
         ):
@@ -181,7 +177,7 @@ class NRMMixture:
             draws = self._draws({name: samples[name] for name in names}, len(labels))
             _, cluster = draws[0]
             old, new = _check_points("x", x, cluster), _check_points("x_new", x_new, cluster)
-            log_weights = _log_weights([law for law, _ in draws], labels)
+            log_weights = log_predictive_weights([law for law, _ in draws], labels)
             rows = [
                 _log_density(new, old, cluster, *row)
                 for (_, cluster), *row in zip(draws, labels, log_weights, strict=True)
@@ -190,10 +186,7 @@ class NRMMixture:
         return values if by_draw else values.logsumexp(0) - math.log(len(values))
 
     def _law(self) -> Law:
-        law = self.prior if isinstance(self.prior, Law) else self.prior()
-        if not isinstance(law, Law) or law.batch_shape:
-            raise TypeError(_wrong_law(law))
-        return law
+        return check_law(self.prior if isinstance(self.prior, Law) else self.prior())
 
     def _cluster(self) -> ConjugateCluster:
         is_law = isinstance(self.cluster, ConjugateCluster)
@@ -222,17 +215,6 @@ class NRMMixture:
                 return [self._parts()] * number
             rows = [{name: value[i] for name, value in values.items()} for i in range(number)]
             return [poutine.condition(self._parts, data=row)() for row in rows]
-
-
-def _log_weights(laws: list[Law], labels: Tensor) -> Tensor:
-    """Log probabilities of joining each cluster, the last that of a new one, of each draw."""
-    most = int(labels.max()) + 1
-    counts = torch.stack([row.bincount(minlength=most) for row in labels])
-    if all(law is laws[0] for law in laws):
-        parts = [laws[0].predictive(rows) for rows in counts.split(_DRAWS_AT_ONCE)]
-        return torch.cat(parts).log()
-    rows = [law.predictive(row) for law, row in zip(laws, counts, strict=True)]
-    return torch.stack(rows).log()
 
 
 def _log_density(
@@ -268,13 +250,6 @@ def _check_points(name: str, points: Any, cluster: ConjugateCluster) -> Tensor:
             f"{values[row].tolist()!s:.80} in row {row}"
         )
     return values
-
-
-def _wrong_law(value: object) -> str:
-    return (
-        "prior must be or return a normalized measure, a PitmanYor or a DirichletProcess without "
-        f"batch shape, got {value!r:.80}"
-    )
 
 
 def _wrong_cluster(value: object) -> str:

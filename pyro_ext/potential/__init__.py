@@ -17,6 +17,7 @@ from pyro_ext.potential._capture import (
 from pyro_ext.potential._distributions import bijection
 from pyro_ext.potential._function import FunctionPotential
 from pyro_ext.potential._layout import Layout
+from pyro_ext.potential._points import PointDensities, PointPotential
 from pyro_ext.potential._potential import Potential
 from pyro_ext.potential._runner import InitStrategy, init_to_prior
 from pyro_ext.potential._structure import Plate, Site
@@ -29,6 +30,8 @@ __all__ = [
     "InitStrategy",
     "Layout",
     "Plate",
+    "PointDensities",
+    "PointPotential",
     "Potential",
     "Site",
     "bijection",

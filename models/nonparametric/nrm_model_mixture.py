@@ -1,0 +1,244 @@
+r"""Mixtures over random partitions whose clusters are any Pyro model.
+
+[1] S. Favaro, Y. W. Teh (2013), MCMC for normalized random measure mixture models.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pyro_ext._checks import check_integer
+from pyro_ext.diagnostics.partitions import canonical_labels
+from pyro_ext.models.nonparametric._predictive import Law, check_law, log_predictive_weights
+from pyro_ext.potential import PointPotential, Potential
+
+__all__ = ["NRMModelMixture"]
+
+Samples = Mapping[str, Tensor]
+
+
+class NRMModelMixture:
+    r"""Mixture with a random partition, each cluster with latent sites of a Pyro model [1].
+
+    .. math:: \text{assignment} \sim \text{law} , \quad \theta_c \sim P , \quad
+              x_i \sim p(x | \theta_{\text{assignment}_i})
+
+    It is a Pyro model: the sites of ``prior``, ``"assignment"``, the sites in ``shared``, and the
+    other sites of ``cluster`` once for each cluster, with its number behind their names, as in
+    ``"loc_0"``. ``pyro.poutine.uncondition`` of it draws data. Its posterior is drawn by
+    :class:`~pyro_ext.inference.partitions.AuxiliaryGibbs` of the same three arguments. Where the
+    clusters are conjugate, :class:`NRMMixture` has kernels that mix faster.
+
+    :param prior: a normalized measure, a Pitman-Yor or a Dirichlet process, or a Pyro model of no
+        arguments that returns one; its sample sites are the hyperparameters.
+    :param cluster: a Pyro model of the points of one cluster: latent sites outside a plate,
+        observed ones in the plate of the points.
+    :param shared: names of latent sites of ``cluster`` whose values all clusters share.
+    :raises TypeError: where an argument is something else.
+
+    Example::
+
+        >>> from pyro_ext.inference import MCMC, AuxiliaryGibbs
+        >>> from pyro_ext.random_measures import DirichletProcess
+        >>> def cluster(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 5.0))
+        ...     with pyro.plate("points", len(x)):
+        ...         pyro.sample("x", dist.StudentT(5.0, loc, 1.0), obs=x)
+        >>> mixture = NRMModelMixture(DirichletProcess(1.0), cluster)
+        >>> x = torch.cat([torch.randn(20) - 4.0, torch.randn(20) + 4.0])
+        >>> kernel = AuxiliaryGibbs(mixture.prior, mixture.cluster)
+        >>> mcmc = MCMC(kernel, num_samples=20, warmup_steps=10, progress=False).run(x)
+        >>> log_density = mixture.predictive_log_prob(mcmc.get_samples(), torch.tensor([4.0, 0.0]))
+        >>> bool(log_density[0] > log_density[1])
+        True
+    """
+
+    def __init__(
+        self,
+        prior: Law | Callable[[], Law],
+        cluster: Callable[..., Any],
+        *,
+        shared: Collection[str] = (),
+    ) -> None:
+        if not callable(prior):
+            check_law(prior)
+        if not callable(cluster):
+            raise TypeError(f"cluster must be a Pyro model, got {cluster!r:.80}")
+        if isinstance(shared, str):
+            raise TypeError(f"shared must be a collection of names, got the string {shared!r}")
+        self.prior, self.cluster, self.shared = prior, cluster, tuple(shared)
+
+    def __repr__(self) -> str:
+        return f"NRMModelMixture({self.prior!r}, {self.cluster!r}, shared={self.shared!r})"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the model.
+
+        :param args: arguments of ``cluster`` for all points. A cluster gets the rows of its points
+            of all tensors that have as many rows as the first one.
+        :param kwargs: the same by keyword.
+        :returns: the labels. **Shape:** ``(n,)``.
+        :raises ValueError: where no argument is a tensor with rows.
+        """
+        leaves, tree = pytree.tree_flatten((args, kwargs))
+        sizes = [len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()]
+        if not sizes:
+            raise ValueError("an argument must be a tensor with a row for each point")
+        labels: Tensor = pyro.sample("assignment", self._law().partition(sizes[0]))
+        common: dict[str, Tensor] = {}
+        for number, label in enumerate(labels.unique().tolist()):
+            is_member = labels == label
+            own = [
+                leaf[is_member]
+                if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == sizes[0]
+                else leaf
+                for leaf in leaves
+            ]
+            own_args, own_kwargs = pytree.tree_unflatten(own, tree)
+            with _ClusterSites(number, self.shared, common):
+                self.cluster(*own_args, **own_kwargs)
+        return labels
+
+    def predictive_log_prob(
+        self,
+        samples: Samples,
+        *args: Any,
+        num_prior_draws: int = 1000,
+        by_draw: bool = False,
+        **kwargs: Any,
+    ) -> Tensor:
+        r"""Log density of each of some new points, averaged over posterior draws.
+
+        Given a draw, a new point joins each cluster or a new one with the probabilities of
+        ``predictive`` of the law, :math:`w_c`; the density of a new cluster is averaged over draws
+        from its prior:
+
+        .. math:: p(x_* | \text{draw}) = \sum_c w_c \, p(x_* | \theta_c)
+                  + w_\text{new} \, \frac{1}{S} \sum_s p(x_* | \theta_s) .
+
+        It does not depend on how clusters are numbered.
+
+        :param dict samples: draws of :class:`~pyro_ext.inference.partitions.AuxiliaryGibbs`, as
+            ``get_samples`` of MCMC gives them.
+        :param args: arguments of ``cluster`` for the new points.
+        :param int num_prior_draws: :math:`S`. With ``shared`` sites, of which the prior of a
+            cluster may depend, that number is divided among the posterior draws.
+        :param bool by_draw: whether not to average.
+        :param kwargs: arguments of ``cluster`` by keyword.
+        :returns: log of the mean density, so that the sum is a predictive log-likelihood.
+            **Shape:** ``(num_new,)``, with ``by_draw`` ``(num_draws, num_new)``.
+        :raises ValueError: where a site is missing in the draws, or shapes do not fit.
+        """
+        check_integer("num_prior_draws", num_prior_draws, 1)
+        points = PointPotential(self.cluster, *args, shared=self.shared, **kwargs)
+        whole = Potential(self.cluster, *args, **kwargs)
+        labels = self._check(samples, points)
+        with torch.no_grad():
+            log_weights = log_predictive_weights(self._laws(samples, len(labels)), labels)
+            places = _occupied(samples, labels, points)
+            fresh = self._fresh(samples, points, len(labels), num_prior_draws)
+            own = _log_likelihood(whole, points, places)
+            new = _log_likelihood(whole, points, fresh).logsumexp(1) - math.log(len(fresh[0]))
+            is_there = torch.arange(own.shape[1]) <= labels.max(1, keepdim=True).values
+            log_own = torch.where(is_there, log_weights[:, :-1], -torch.inf)
+            values = torch.logaddexp(
+                (log_own.unsqueeze(-1) + own).logsumexp(1), log_weights[:, -1:] + new
+            )
+        return values if by_draw else values.logsumexp(0) - math.log(len(values))
+
+    def _law(self) -> Law:
+        return check_law(self.prior if isinstance(self.prior, Law) else self.prior())
+
+    def _laws(self, samples: Samples, number: int) -> list[Law]:
+        with poutine.block():
+            trace = poutine.trace(self._law).get_trace()
+            names = [name for name in trace.stochastic_nodes]
+            if lacking := set(names) - set(samples):
+                raise ValueError(f"samples lacks the sites {sorted(lacking)}")
+            if not names:
+                return [self._law()] * number
+            rows = [{name: samples[name][i] for name in names} for i in range(number)]
+            return [poutine.condition(self._law, data=row)() for row in rows]
+
+    def _check(self, samples: Samples, points: PointPotential) -> Tensor:
+        if lacking := {"assignment", *points.sites} - set(samples):
+            raise ValueError(f"samples lacks the sites {sorted(lacking)}, got {sorted(samples)}")
+        labels = canonical_labels(samples["assignment"])
+        if labels.dim() != 2:
+            raise ValueError(
+                "samples['assignment'] must have shape (num_draws, n), with the draws of all "
+                f"chains on one axis, got {tuple(labels.shape)}"
+            )
+        for name, site in points.sites.items():
+            batch = labels.shape[:1] if name in self.shared else labels.shape
+            if samples[name].shape != batch + site.shape:
+                raise ValueError(
+                    f"samples[{name!r}] must have shape {tuple(batch + site.shape)}, got "
+                    f"{tuple(samples[name].shape)}"
+                )
+        return labels
+
+    def _fresh(
+        self, samples: Samples, points: PointPotential, num_draws: int, number: int
+    ) -> Tensor:
+        """Places of new clusters for each draw. **Shape:** ``(num_draws or 1, S, size)``."""
+        if not self.shared:
+            return points.draw(number)[None]
+        each = max(1, number // num_draws)
+        rows = [{name: samples[name][i] for name in self.shared} for i in range(num_draws)]
+        return torch.stack([points.draw(each, row) for row in rows])
+
+
+class _ClusterSites(Messenger):
+    """Numbers the sites of a cluster, and lets shared ones stand once."""
+
+    def __init__(self, number: int, shared: Collection[str], common: dict[str, Tensor]) -> None:
+        super().__init__()
+        self._number, self._shared, self._common = number, shared, common
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] not in self._shared:
+            msg["name"] = f"{msg['name']}_{self._number}"
+        elif msg["name"] in self._common:
+            msg["value"], msg["done"], msg["stop"] = self._common[msg["name"]], True, True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] in self._shared:
+            self._common.setdefault(msg["name"], msg["value"])
+
+
+def _occupied(samples: Samples, labels: Tensor, points: PointPotential) -> Tensor:
+    """Places of the clusters of each draw, padded by the first.
+
+    **Shape:** ``(num_draws, most, size)``.
+    """
+    most = int(labels.max()) + 1
+    is_first = labels.unsqueeze(1) == torch.arange(most).unsqueeze(-1)
+    first = is_first.int().argmax(-1)  # zero, the first point, for a cluster that is not there
+    values = {}
+    for name, site in points.sites.items():
+        value = samples[name]
+        if name in points.shared:
+            value = value.unsqueeze(1).expand(len(labels), most, *site.shape)
+        else:
+            value = value[torch.arange(len(labels)).unsqueeze(-1), first]
+        values[name] = value.reshape(-1, *site.shape)
+    return points.unconstrain(values).reshape(len(labels), most, -1)
+
+
+def _log_likelihood(whole: Potential, points: PointPotential, places: Tensor) -> Tensor:
+    """Log density of each point at places. **Shape:** ``(*leading, num_points)``."""
+    values = points.constrain(places.reshape(-1, places.shape[-1]))
+    total = torch.zeros(())
+    for name, value in whole.log_likelihood(values).items():
+        dim = whole.observed_sites[name].dims.index(points.plate.name)
+        by_point = value.movedim(1 + dim, 1).flatten(2) if value.dim() > 2 else value
+        total = total + (by_point.sum(2) if by_point.dim() > 2 else by_point)
+    return total.reshape(*places.shape[:-1], -1)
