@@ -56,7 +56,7 @@ docs: .venv/.docs ## build the site in docs/_build/html; SMOKE=1 runs its tutori
 	$(if $(SMOKE),PYRO_EXT_SMOKE=1) $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean: ## delete environments, builds, caches and the demo's results
-	rm -rf .venv .venv-arviz1 .venv-bench build dist demo docs/_build docs/gallery *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-arviz1 .venv-bench build dist demo docs/_build docs/gallery *.egg-info .numba_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find pyro_ext inference models tutorials tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(BIN)/python:

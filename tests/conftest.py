@@ -1,7 +1,9 @@
 """What every test starts from: one thread, fixed seeds, and fresh global state of Pyro."""
 
+import hashlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
@@ -10,6 +12,23 @@ import hypothesis
 import pyro
 import pytest
 import torch
+
+
+def _numba_cache() -> Path:
+    """A folder for what Numba compiles from the sources as they are.
+
+    Numba's own cache does not see that a function has changed which a function of another file
+    calls, and runs the old one.
+    """
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for path in sorted([*root.glob("pyro_ext/**/*.py"), *root.glob("inference/**/*.py")]):
+        if b"import numba" in (source := path.read_bytes()):
+            digest.update(source)
+    return root / ".numba_cache" / digest.hexdigest()[:16]
+
+
+os.environ.setdefault("NUMBA_CACHE_DIR", str(_numba_cache()))  # read as Numba is imported
 
 # Small tensors gain nothing from threads, several workers share few cores, and the order of a sum
 # should not depend on how many there are.

@@ -20,11 +20,13 @@ import numpy.typing as npt
 
 __all__ = [
     "add_point",
+    "block_constant",
     "constants",
     "empty_record",
     "exclude",
     "include",
     "log_marginal",
+    "log_of_sums",
     "log_predictive",
     "num_sums",
     "record_of",
@@ -99,67 +101,93 @@ def log_marginal(
     """Log density of a block of points, from their sums."""
     if count == 0:
         return 0.0
+    by_count = block_constant(kind, parameters, size, count)
+    return by_count + log_of_sums(kind, parameters, size, count, sums, scratch)
+
+
+@numba.njit(cache=True)
+def block_constant(kind: int, parameters: Floats, size: int, count: float) -> float:
+    """The part of the log density of a block that depends on the number of its points alone."""
+    total = 0.0
     if kind == GAUSSIAN:
-        return _gaussian_marginal(parameters, size, count, sums, scratch)
+        precision, dof = parameters[0], parameters[1]
+        total += 0.5 * size * (math.log(precision) - math.log(precision + count))
+        total += 0.5 * dof * parameters[2] - 0.5 * count * size * _LOG_PI
+        for i in range(size):
+            total += math.lgamma(0.5 * (dof + count - i)) - math.lgamma(0.5 * (dof - i))
+    elif kind == DIAGONAL_GAUSSIAN:
+        for i in range(size):
+            precision, shape = parameters[size + i], parameters[2 * size + i]
+            total += math.lgamma(shape + 0.5 * count) - math.lgamma(shape)
+            total += shape * math.log(parameters[3 * size + i])
+            total += 0.5 * (math.log(precision) - math.log(precision + count))
+        total -= 0.5 * count * size * _LOG_TWO_PI
+    elif kind == KNOWN_VARIANCE:
+        for i in range(size):
+            prior, own = parameters[size + i], parameters[2 * size + i]
+            total += 0.5 * (math.log(prior) - math.log(prior + own * count))
+            total += 0.5 * count * math.log(own)
+        total -= 0.5 * count * size * _LOG_TWO_PI
+    elif kind == BERNOULLI:
+        for i in range(size):
+            total -= _log_rising(parameters[i] + parameters[size + i], count)
+    elif kind == POISSON:
+        for i in range(size):
+            total -= parameters[i] * math.log1p(count / parameters[size + i])
+    return total
+
+
+@numba.njit(cache=True)
+def log_of_sums(
+    kind: int, parameters: Floats, size: int, count: float, sums: Floats, scratch: Floats
+) -> float:
+    """The rest of the log density of a block of at least one point."""
+    if kind == GAUSSIAN:
+        return _gaussian_of_sums(parameters, size, count, sums, scratch)
     total = 0.0
     if kind == DIAGONAL_GAUSSIAN:
         for i in range(size):
             precision, shape = parameters[size + i], parameters[2 * size + i]
-            rate = parameters[3 * size + i]
             mean = sums[i] / count
             scatter = max(sums[size + i] - sums[i] * mean, 0.0)
             scatter += precision * count / (precision + count) * mean * mean
-            total += math.lgamma(shape + 0.5 * count) - math.lgamma(shape)
-            total += shape * math.log(rate)
-            total -= (shape + 0.5 * count) * math.log(rate + 0.5 * scatter)
-            total += 0.5 * (math.log(precision) - math.log(precision + count))
-        return total - 0.5 * count * size * _LOG_TWO_PI
-    if kind == KNOWN_VARIANCE:
+            total -= (shape + 0.5 * count) * math.log(parameters[3 * size + i] + 0.5 * scatter)
+    elif kind == KNOWN_VARIANCE:
         for i in range(size):
             prior, own = parameters[size + i], parameters[2 * size + i]
-            posterior = prior + own * count
-            total += 0.5 * (math.log(prior) - math.log(posterior) + count * math.log(own))
             mean = sums[i] / count
             scatter = max(sums[size + i] - sums[i] * mean, 0.0)
-            total -= 0.5 * own * (scatter + count * prior / posterior * mean * mean)
-        return total - 0.5 * count * size * _LOG_TWO_PI
-    if kind == MULTINOMIAL:
+            scatter += count * prior / (prior + own * count) * mean * mean
+            total -= 0.5 * own * scatter
+    elif kind == MULTINOMIAL:
         whole = 0.0
         for i in range(size):
             if sums[i] > 0:
                 total += _log_rising(parameters[i], sums[i])
                 whole += sums[i]
-        return total - _log_rising(parameters[size], whole)
-    if kind == BERNOULLI:
+        total -= _log_rising(parameters[size], whole)
+    elif kind == BERNOULLI:
         for i in range(size):
             total += _log_rising(parameters[i], sums[i])
             total += _log_rising(parameters[size + i], count - sums[i])
-            total -= _log_rising(parameters[i] + parameters[size + i], count)
-        return total
-    for i in range(size):
-        shape, rate = parameters[i], parameters[size + i]
-        total += _log_rising(shape, sums[i]) - sums[i] * math.log(rate + count)
-        total -= shape * math.log1p(count / rate)
+    else:
+        for i in range(size):
+            total += _log_rising(parameters[i], sums[i])
+            total -= sums[i] * math.log(parameters[size + i] + count)
     return total
 
 
 @numba.njit(cache=True)
-def _gaussian_marginal(
+def _gaussian_of_sums(
     parameters: Floats, size: int, count: float, sums: Floats, scratch: Floats
 ) -> float:
-    precision, dof, log_determinant = parameters[0], parameters[1], parameters[2]
     scale = 3 + size
-    weight = 1.0 / (precision + count)
+    weight = 1.0 / (parameters[0] + count)
     for i in range(size):
         for j in range(i + 1):
             value = parameters[scale + i * size + j] + sums[size + i * size + j]
             scratch[i * size + j] = value - weight * sums[i] * sums[j]
-    posterior = _cholesky(scratch, size)
-    total = 0.5 * size * (math.log(precision) + math.log(weight))
-    total += 0.5 * dof * log_determinant - 0.5 * (dof + count) * posterior
-    for i in range(size):
-        total += math.lgamma(0.5 * (dof + count - i)) - math.lgamma(0.5 * (dof - i))
-    return total - 0.5 * count * size * _LOG_PI
+    return -0.5 * (parameters[1] + count) * _cholesky(scratch, size)
 
 
 @numba.njit(cache=True)

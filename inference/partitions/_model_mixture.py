@@ -1,6 +1,7 @@
 """A mixture over random partitions whose clusters are a Pyro model."""
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ class ModelMixture(Mixture):
             total = prior + np.bincount(labels, likelihood, len(places))
             return np.where(np.isnan(total), -np.inf, total)
 
-        def of_shared(values: Tensor, columns: list[int]) -> float:
+        def of_shared(columns: list[int], values: Tensor) -> float:
             moved = places.copy()
             moved[:, columns] = values.numpy()
             prior, shared, likelihood = self.densities(moved, labels)
@@ -91,7 +92,7 @@ class ModelMixture(Mixture):
                 if name not in held:
                     columns = list(self.points.columns(name))
                     start = torch.from_numpy(places[0, columns])
-                    moved = slice_sample(lambda values: of_shared(values, columns), start)  # noqa: B023
+                    moved = slice_sample(partial(of_shared, columns), start)
                     places[:, columns] = moved.numpy()
         values = self.points.constrain(self._flat(places[:1]))
         moved_shared = {name: values[name][0] for name in self.shared_names if name not in held}

@@ -15,7 +15,12 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from pyro_ext.inference.partitions._cluster_loops import add_point, log_marginal, num_sums
+from pyro_ext.inference.partitions._cluster_loops import (
+    add_point,
+    block_constant,
+    log_of_sums,
+    num_sums,
+)
 
 __all__ = [
     "Floats",
@@ -28,6 +33,7 @@ __all__ = [
     "leaves_below",
     "log_dissimilarity",
     "log_subtree_weights",
+    "model_of",
     "new_forest",
     "nodes_below",
     "refresh",
@@ -38,13 +44,31 @@ Integers = npt.NDArray[np.int64]
 
 
 class Model(NamedTuple):
-    """Clusters, data, and the factors of the prior by sizes and number of clusters."""
+    """Clusters, data, and the factors of the prior.
+
+    :param kind: of the clusters.
+    :param parameters: of the clusters.
+    :param points: relative to the center of the clusters.
+    :param log_block: the part of a block's log potential that its size alone decides, by size.
+    :param log_number: log factors of a partition's probability by the number of its clusters.
+    """
 
     kind: int
     parameters: Floats
     points: Floats
-    log_size: Floats
+    log_block: Floats
     log_number: Floats
+
+
+@numba.njit(cache=True)
+def model_of(
+    kind: int, parameters: Floats, points: Floats, log_size: Floats, log_number: Floats
+) -> Model:
+    """Model from the log factors of a partition's probability by sizes of clusters."""
+    log_block = log_size.copy()
+    for count in range(1, points.shape[0] + 1):
+        log_block[count] += block_constant(kind, parameters, points.shape[1], float(count))
+    return Model(kind, parameters, points, log_block, log_number)
 
 
 class Forest(NamedTuple):
@@ -86,20 +110,26 @@ def new_forest(model: Model, capacity: int) -> Forest:
 @numba.njit(cache=True)
 def _log_potential(model: Model, forest: Forest, count: int, sums: Floats) -> float:
     size = model.points.shape[1]
-    value = log_marginal(model.kind, model.parameters, size, float(count), sums, forest.scratch)
-    return value + model.log_size[count]
+    value = log_of_sums(model.kind, model.parameters, size, float(count), sums, forest.scratch)
+    return value + model.log_block[count]
 
 
 @numba.njit(cache=True)
-def log_dissimilarity(model: Model, forest: Forest, one: int, other: int) -> float:
-    """Logarithm of the dissimilarity of two trees."""
+def _log_union(model: Model, forest: Forest, one: int, other: int) -> float:
+    """Log potential of the block of all points of two trees."""
     size = model.points.shape[1]
     both = forest.scratch[size * size + size :]
     for i in range(both.size):
         both[i] = forest.sums[one, i] + forest.sums[other, i]
     count = forest.num_points[one] + forest.num_points[other]
-    whole = _log_potential(model, forest, count, both)
-    return forest.log_total[one] + forest.log_total[other] - whole
+    return _log_potential(model, forest, count, both)
+
+
+@numba.njit(cache=True)
+def log_dissimilarity(model: Model, forest: Forest, one: int, other: int) -> float:
+    """Logarithm of the dissimilarity of two trees."""
+    apart = forest.log_total[one] + forest.log_total[other]
+    return apart - _log_union(model, forest, one, other)
 
 
 @numba.njit(cache=True)
@@ -109,11 +139,17 @@ def refresh(model: Model, forest: Forest, node: int) -> None:
     if left < 0:
         forest.log_potential[node] = _log_potential(model, forest, 1, forest.sums[node])
         forest.log_total[node] = forest.log_potential[node]
-        return
+    else:
+        _settle(forest, node, _log_union(model, forest, left, right))
+
+
+@numba.njit(cache=True)
+def _settle(forest: Forest, node: int, own: float) -> None:
+    """As :func:`refresh`, for a node with children whose log potential is known."""
+    left, right = forest.left[node], forest.right[node]
     forest.num_points[node] = forest.num_points[left] + forest.num_points[right]
     for i in range(forest.sums.shape[1]):
         forest.sums[node, i] = forest.sums[left, i] + forest.sums[right, i]
-    own = _log_potential(model, forest, forest.num_points[node], forest.sums[node])
     apart = forest.log_total[left] + forest.log_total[right]
     high, low = max(own, apart), min(own, apart)
     forest.log_potential[node] = own
@@ -124,10 +160,16 @@ def refresh(model: Model, forest: Forest, node: int) -> None:
 @numba.njit(cache=True)
 def join(model: Model, forest: Forest, one: int, other: int) -> int:
     """Make a new tree of two."""
+    return _joined(forest, one, other, _log_union(model, forest, one, other))
+
+
+@numba.njit(cache=True)
+def _joined(forest: Forest, one: int, other: int, own: float) -> int:
+    """As :func:`join`, for a tree whose log potential is known."""
     node = forest.top[0]
     forest.top[0] += 1
     forest.left[node], forest.right[node] = one, other
-    refresh(model, forest, node)
+    _settle(forest, node, own)
     return node
 
 
@@ -151,11 +193,16 @@ def insert(model: Model, forest: Forest, tree: int, other: int, keeps_tree: bool
         if forest.left[tree] < 0:
             return join(model, forest, other, tree)
     path = np.empty(forest.num_points[tree], np.int64)
+    # Log potentials of the nodes on the way once the other tree is below them.
+    unions = np.empty(forest.num_points[tree])
     length, node, is_left = 0, tree, False
+    union = _log_union(model, forest, tree, other)
     while forest.left[node] >= 0:
         left, right = forest.left[node], forest.right[node]
-        cost_left = log_dissimilarity(model, forest, left, other)
-        cost_right = log_dissimilarity(model, forest, right, other)
+        union_left = _log_union(model, forest, left, other)
+        union_right = _log_union(model, forest, right, other)
+        cost_left = forest.log_total[left] + forest.log_total[other] - union_left
+        cost_right = forest.log_total[right] + forest.log_total[other] - union_right
         own = forest.log_cost[node]
         if own < cost_left and own < cost_right:
             break
@@ -164,16 +211,16 @@ def insert(model: Model, forest: Forest, tree: int, other: int, keeps_tree: bool
             if length:
                 _hang(forest, path[length - 1], new, is_left)
             node = new
-        path[length] = node
+        path[length], unions[length] = node, union
         length += 1
         is_left = cost_left < cost_right
-        node = left if is_left else right
-    root = join(model, forest, node, other)
+        node, union = (left, union_left) if is_left else (right, union_right)
+    root = _joined(forest, node, other, union)
     if length:
         _hang(forest, path[length - 1], root, is_left)
         root = path[0]
     for place in range(length - 1, -1, -1):
-        refresh(model, forest, path[place])
+        _settle(forest, path[place], unions[place])
     return root
 
 

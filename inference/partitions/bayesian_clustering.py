@@ -73,12 +73,12 @@ def bhc(
     law = DirichletProcess(torch.ones((), dtype=torch.float64))
     mixture = known_mixture(x, cluster, law)
     from pyro_ext.inference.partitions._bayesian_loops import merge_greedily
-    from pyro_ext.inference.partitions._tree_loops import Model
+    from pyro_ext.inference.partitions._tree_loops import model_of
 
     number = mixture.num_points
     compiled, _ = mixture.compiled({})
     log_size, log_number = (part.numpy() for part in law._product_form(number, None))
-    model = Model(
+    model = model_of(
         compiled.kind, compiled.parameters, compiled.points, log_size + log_weight, log_number
     )
     merges, heights = np.empty((number - 1, 2), np.int64), np.empty(number - 1)

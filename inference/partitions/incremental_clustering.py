@@ -94,13 +94,13 @@ def _grown(
     mixture: ConjugateMixture, law: Law, tilt: float | None, order: Integers, is_noisy: bool
 ) -> ClusterForest:
     from pyro_ext.inference.partitions._incremental_loops import grow
-    from pyro_ext.inference.partitions._tree_loops import Model
+    from pyro_ext.inference.partitions._tree_loops import model_of
 
     compiled, _ = mixture.compiled({})
     given = None if tilt is None else torch.tensor(tilt, dtype=torch.float64)
     log_size, log_number = (part.numpy() for part in law._product_form(mixture.num_points, given))
     log_size = log_size + (log_number[2] - log_number[1])
-    model = Model(compiled.kind, compiled.parameters, compiled.points, log_size, log_number)
+    model = model_of(compiled.kind, compiled.parameters, compiled.points, log_size, log_number)
     forest, roots = grow(model, order, _RETURNS_PER_POINT * mixture.num_points, is_noisy)
     pairs = sorted((_tree_of(forest, root) for root in roots), key=lambda pair: int(pair[1][0]))
     labels = torch.empty(mixture.num_points, dtype=torch.long)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import check_integer, check_number
 from pyro_ext.inference.partitions._conjugate_mixture import ClusterSource, Situation
 from pyro_ext.inference.partitions._mixture import Integers, PriorSource
 from pyro_ext.inference.partitions.conjugate_kernel import ConjugateKernel
@@ -18,7 +18,7 @@ from pyro_ext.inference.partitions.gibbs import fresh_word, sweep
 __all__ = ["TreeGuided"]
 
 _MODES, _LOCALS = ("exact", "paper"), ("uniform", "tree")
-_SHARE = 10
+_PUBLISHED_SHARE = 0.1
 _NODES_PER_POINT, _LEAST_NODES = 8, 1024
 
 
@@ -41,9 +41,13 @@ class TreeGuided(ConjugateKernel):
     :param prior: as of :class:`MarginalGibbs`.
     :param cluster: likewise.
     :param str mode: ``"exact"`` or ``"paper"``.
-    :param str local: which points are moved singly: a random tenth of them, ``"uniform"``, or
-        points that the trees pick, ``"tree"``. The published kernel has the latter.
-    :param int num_global_moves: proposals in a step.
+    :param str local: which points are moved singly: random ones, ``"uniform"``, or points that the
+        trees pick, ``"tree"``. The published kernel has the latter.
+    :param int num_global_moves: proposals in a step; 20 as published. Moves of single points
+        between them are worth more.
+    :param float local_share: how many points are moved singly, as a share of all. By default all
+        with ``mode="exact"`` and ``local="uniform"``, which takes no longer than the trees do, and
+        a tenth otherwise, as published.
     :param int depth: random descents in a tree by which it picks points.
     :param str init: as of :class:`MarginalGibbs`.
 
@@ -66,7 +70,8 @@ class TreeGuided(ConjugateKernel):
         *,
         mode: Literal["exact", "paper"] = "exact",
         local: Literal["uniform", "tree"] = "uniform",
-        num_global_moves: int = 20,
+        num_global_moves: int = 5,
+        local_share: float | None = None,
         depth: int = 2,
         init: str = "prior",
     ) -> None:
@@ -76,6 +81,10 @@ class TreeGuided(ConjugateKernel):
             raise ValueError(f"local must be one of {_LOCALS}, got {local!r}")
         self.mode, self.local = mode, local
         self.num_global_moves = check_integer("num_global_moves", num_global_moves, 0)
+        if local_share is None:
+            takes_all = mode == "exact" and local == "uniform"
+            local_share = 1.0 if takes_all else _PUBLISHED_SHARE
+        self.local_share = check_number("local_share", local_share, above=0.0, most=1.0)
         self.depth = check_integer("depth", depth, 1)
         # The published kernel has the trees in its state.
         self.keeps_no_state = mode == "exact"
@@ -95,16 +104,16 @@ class TreeGuided(ConjugateKernel):
 
     def settings(self) -> dict[str, Any]:
         """Arguments by name."""
-        names = ("mode", "local", "num_global_moves", "depth")
+        names = ("mode", "local", "num_global_moves", "local_share", "depth")
         return super().settings() | {name: getattr(self, name) for name in names}
 
     def _move(self, labels: Integers, situation: Situation) -> dict[str, float]:
-        from pyro_ext.inference.partitions._tree_loops import Model
+        from pyro_ext.inference.partitions._tree_loops import model_of
 
         compiled, log_size, log_number, *_ = situation
-        model = Model(compiled.kind, compiled.parameters, compiled.points, log_size, log_number)
+        model = model_of(compiled.kind, compiled.parameters, compiled.points, log_size, log_number)
         number = len(labels)
-        some = torch.randperm(number)[: max(round(number / _SHARE), 1)].numpy()
+        some = torch.randperm(number)[: max(round(number * self.local_share), 1)].numpy()
         if self.mode == "paper":
             counts = self._paper_moves(model, labels, some)
         else:

@@ -142,7 +142,7 @@ def test_the_published_kernel_is_found_out():
 
 
 def student(x):
-    """No conjugate cluster, with a scale that all clusters share and that their prior depends on."""
+    """No conjugate cluster, with a scale that all share, which the prior of locations has too."""
     scale = pyro.sample("scale", dist.LogNormal(one(0.0), 0.5))
     loc = pyro.sample("loc", dist.Normal(one(0.5), 2.0 * scale))
     with pyro.plate("points", len(x)):

@@ -24,7 +24,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -41,7 +41,12 @@ from pyro_ext.inference.partitions import MarginalGibbs, PartitionKernel, SplitM
 from pyro_ext.inference.partitions._conjugate_mixture import centered
 from pyro_ext.inference.partitions._exact_moves import exact_sweep
 from pyro_ext.inference.partitions._paper_moves import paper_sweep, replanted
-from pyro_ext.inference.partitions._tree_loops import Model, leaves_below, new_forest
+from pyro_ext.inference.partitions._tree_loops import (
+    Model,
+    leaves_below,
+    model_of,
+    new_forest,
+)
 from pyro_ext.random_measures import GeneralizedGammaProcess
 from pyro_ext.reproduction import Claim, Figure, Report, seeds
 
@@ -76,6 +81,8 @@ MASS, DISCOUNT, TILT = 1.0, 0.5, 1.0
 LAW = GeneralizedGammaProcess(
     torch.tensor(MASS * DISCOUNT, dtype=torch.float64), DISCOUNT, TILT
 ).normalize()
+# As published, for both modes; by default the exact one has fewer moves and visits all points.
+PUBLISHED: dict[str, Any] = {"num_global_moves": 20, "local_share": 0.1}
 
 
 def kernels(cluster: ConjugateCluster, init: str) -> dict[str, PartitionKernel]:
@@ -83,8 +90,8 @@ def kernels(cluster: ConjugateCluster, init: str) -> dict[str, PartitionKernel]:
     return {
         "Gibbs": MarginalGibbs(LAW, cluster, init=init),
         "split-merge": SplitMerge(LAW, cluster, init=init),
-        "tree-guided, exact": TreeGuided(LAW, cluster, init=init),
-        "tree-guided, paper": TreeGuided(LAW, cluster, mode="paper", init=init),
+        "tree-guided, exact": TreeGuided(LAW, cluster, init=init, **PUBLISHED),
+        "tree-guided, paper": TreeGuided(LAW, cluster, init=init, mode="paper", **PUBLISHED),
     }
 
 
@@ -439,7 +446,7 @@ def total_variation(mode: str, name: str, part: str, seed: int) -> float:
     kind, center, parameters = centered(cluster)
     number = len(x)
     weights = size_weights(name, number), np.zeros(number + 2)
-    model = Model(kind, parameters, x.numpy() - center, *weights)
+    model = model_of(kind, parameters, x.numpy() - center, *weights)
     words = np.random.default_rng(seed).integers(2**31, size=NUM_SWEEPS[mode]).tolist()
     counts = dict.fromkeys(partitions(number), 0)
     for labels in CHAINS[mode](model, *PARTS[part], words):

@@ -34,7 +34,7 @@ class Enumeration:
         number = len(points)
         self.weights = WEIGHTS[prior](number)
         kind, center, parameters = centered(self.cluster)
-        self.model = trees.Model(kind, parameters, points.numpy() - center, *self.weights)
+        self.model = trees.model_of(kind, parameters, points.numpy() - center, *self.weights)
         self.states, self.law = posterior(self.cluster, points, log_prior_of(self.weights))
         self.index = {state: place for place, state in enumerate(self.states)}
 

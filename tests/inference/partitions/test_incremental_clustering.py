@@ -10,7 +10,7 @@ from pyro_ext.distributions import GaussianCluster, MultinomialCluster, PoissonC
 from pyro_ext.inference.partitions import ibhc
 from pyro_ext.inference.partitions._conjugate_mixture import centered
 from pyro_ext.inference.partitions._incremental_loops import grow
-from pyro_ext.inference.partitions._tree_loops import Model, leaves_below, nodes_below
+from pyro_ext.inference.partitions._tree_loops import leaves_below, model_of, nodes_below
 from pyro_ext.random_measures import DirichletProcess, GeneralizedGammaProcess, PitmanYor
 from tests.inference.partitions.enumeration import (
     COUNTS,
@@ -144,7 +144,7 @@ def test_heights_are_log_dissimilarities(prior, noisy):
 def grown(points, order, most_returns, is_noisy=False):
     kind, center, parameters = centered(tight_cluster())
     weights = dirichlet_weights(len(points))
-    model = Model(kind, parameters, points.numpy() - center, *weights)
+    model = model_of(kind, parameters, points.numpy() - center, *weights)
     return grow(model, np.asarray(order), most_returns, is_noisy)
 
 

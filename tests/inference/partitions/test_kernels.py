@@ -327,6 +327,28 @@ def test_bad_counts():
         MCMC(MarginalGibbs(LAWS["Dirichlet"], multinomial_cluster()), 2, progress=False).run(x)
 
 
+@pytest.mark.parametrize(
+    ("options", "share"),
+    [({}, 1.0), ({"local": "tree"}, 0.1), ({"mode": "paper"}, 0.1), ({"local_share": 0.5}, 0.5)],
+)
+def test_share_of_points_that_move_singly(options, share):
+    kernel = TreeGuided(LAWS["Dirichlet"], gaussian_cluster(), **options)
+    assert kernel.local_share == share
+    assert kernel.settings()["local_share"] == share
+
+
+def test_points_that_move_singly():
+    """Without moves of clusters, no more points move from clusters of one than are asked for."""
+    x = torch.zeros(20, 2)
+    kernel = TreeGuided(
+        LAWS["Dirichlet"], gaussian_cluster(), num_global_moves=0, local_share=0.1, init="each"
+    )
+    kernel.setup(0, x)
+    assert len(kernel.sample(kernel.initial_params)["assignment"].unique()) in (18, 19)
+    kernel.local_share = 1.0
+    assert len(kernel.sample(kernel.initial_params)["assignment"].unique()) < 10
+
+
 def test_bad_arguments():
     law, cluster = LAWS["Dirichlet"], gaussian_cluster()
     with pytest.raises(ValueError, match="init must be one of"):
@@ -335,6 +357,9 @@ def test_bad_arguments():
         TreeGuided(law, cluster, mode="fast")
     with pytest.raises(ValueError, match="local must be one of"):
         TreeGuided(law, cluster, local="all")
+    for share in (0.0, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="local_share must be"):
+            TreeGuided(law, cluster, local_share=share)
     with pytest.raises(ValueError, match="num_proposals"):
         SplitMerge(law, cluster, num_proposals=0)
 
