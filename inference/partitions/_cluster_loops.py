@@ -24,6 +24,7 @@ __all__ = [
     "constants",
     "empty_record",
     "exclude",
+    "in_range",
     "include",
     "log_marginal",
     "log_of_sums",
@@ -71,6 +72,18 @@ def add_point(kind: int, sums: Floats, point: Floats, sign: float) -> None:
     elif kind == DIAGONAL_GAUSSIAN or kind == KNOWN_VARIANCE:
         for i in range(size):
             sums[size + i] += sign * point[i] * point[i]
+
+
+@numba.njit(cache=True)
+def in_range(kind: int, parameters: Floats, size: int) -> bool:
+    """Whether parameters are of a cluster: finite, and positive where they have to be."""
+    for value in parameters:
+        if not math.isfinite(value):
+            return False
+    if kind == GAUSSIAN:  # a determinant that is a number is of a positive definite matrix
+        return parameters[0] > 0.0 and parameters[1] > size - 1.0
+    has_loc = kind == DIAGONAL_GAUSSIAN or kind == KNOWN_VARIANCE
+    return parameters[size if has_loc else 0 :].min() > 0.0
 
 
 @numba.njit(cache=True)

@@ -1,5 +1,6 @@
 """A mixture over random partitions whose clusters are conjugate, for compiled loops."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -11,11 +12,14 @@ from pyro_ext.distributions import ConjugateCluster
 from pyro_ext.inference.partitions._hyperparameters import Hyperparameters
 from pyro_ext.inference.partitions._mixture import (
     Floats,
+    Integers,
     Law,
     Mixture,
     move_sites,
     or_nothing,
 )
+from pyro_ext.inference.partitions._recorded_cluster import around_origin, record_cluster
+from pyro_ext.inference.partitions._slice_sampling import slice_sample_rows
 
 __all__ = [
     "ClusterSource",
@@ -86,6 +90,8 @@ class ConjugateMixture(Mixture):
         self._raw = self.points.detach().double().cpu().numpy()
         self._log_base = float(example.statistics(self.points.double())[..., 1].sum())
         self._fixed = None if cluster.names else self._compiled(example)
+        self._kind = example._kind
+        self._recorded = record_cluster(cluster)
 
     @property
     def cluster_names(self) -> list[str]:
@@ -98,18 +104,32 @@ class ConjugateMixture(Mixture):
 
     def log_clusters(self, state: Mapping[str, Tensor]) -> float:
         """Log density of the hyperparameters of clusters and of the data given the partition."""
-        from pyro_ext.inference.partitions._gibbs_loops import log_density_of_labels
-
-        (kind, parameters, _, points), log_sites = self.compiled(state)
-        labels = state["assignment"].numpy()
-        log_data = float(log_density_of_labels(kind, parameters, points, labels))
+        (_, parameters, _, points), log_sites = self.compiled(state)
+        log_data = self._log_data(parameters, points, state["assignment"].numpy())
         return or_nothing(log_sites + log_data + self._log_base)
 
     def move_clusters(
         self, state: Mapping[str, Tensor], held: Collection[str]
     ) -> dict[str, Tensor]:
         """Move the hyperparameters of clusters."""
-        return move_sites(self.cluster, held, state, self.log_clusters)
+        if self._recorded is None:
+            return move_sites(self.cluster, held, state, self.log_clusters)
+        from pyro_ext.inference.partitions._cluster_loops import in_range
+
+        recorded, labels = self._recorded, state["assignment"].numpy()
+
+        def log_density(places: Floats) -> Floats:
+            log_sites, center, parameters = recorded(places[0])
+            if not (log_sites > -math.inf and in_range(self._kind, parameters, len(center))):
+                return np.array([-math.inf])
+            log_data = self._log_data(parameters, self._raw - center, labels)
+            return np.array([or_nothing(log_sites + log_data)])
+
+        start = recorded.place(state)[None]
+        columns = recorded.columns([name for name in self.cluster.names if name not in held])
+        moved = slice_sample_rows(log_density, start, np.ones_like(start), columns)
+        values = recorded.values(moved[0])
+        return {name: values[name].to(state[name]) for name in values if name not in held}
 
     def compiled(self, values: Mapping[str, Tensor]) -> tuple[Compiled, float]:
         """What loops need for hyperparameters, and the log density of those of the cluster."""
@@ -124,6 +144,12 @@ class ConjugateMixture(Mixture):
         compiled, _ = self.compiled(values)
         tilt = values.get("u")
         return Situation(compiled, *self.weights(law, tilt), law, tilt)
+
+    def _log_data(self, parameters: Floats, points: Floats, labels: Integers) -> float:
+        """Log density of centered points given the partition, but for terms of no parameter."""
+        from pyro_ext.inference.partitions._gibbs_loops import log_density_of_labels
+
+        return float(log_density_of_labels(self._kind, parameters, points, labels))
 
     def _compiled(self, cluster: ConjugateCluster) -> Compiled:
         from pyro_ext.inference.partitions import _cluster_loops
@@ -156,13 +182,9 @@ class ConjugateMixture(Mixture):
 
 def centered(cluster: ConjugateCluster) -> tuple[int, Floats, Floats]:
     """Kind, prior mean, and parameters of a cluster relative to it, as compiled loops take them."""
-    values = {name: getattr(cluster, name) for name in cluster._event_dims}
-    center = torch.zeros(cluster.event_shape, dtype=torch.float64)
-    if "loc" in values:
-        center = values["loc"].detach().double()
-        cluster = type(cluster)(**values | {"loc": torch.zeros_like(values["loc"])})
+    center, cluster = around_origin(cluster)
     kind, parameters = cluster._compiled_parameters()
-    return kind, center.numpy(), parameters
+    return kind, center.detach().cpu().numpy(), parameters
 
 
 def check_points(points: Any, name: str = "x") -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any, Generic, TypeVar
 
 import pyro.poutine as poutine
 import torch
-from pyro.distributions.util import sum_rightmost
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution, Transform, biject_to
 
@@ -31,7 +31,7 @@ class Hyperparameters(Generic[Value]):
             self._value = source
             return
         self._model = source
-        for site, entry in self._trace({}).nodes.items():
+        for site, entry in self._trace().nodes.items():
             if entry["type"] != "sample" or entry["infer"].get("_deterministic"):
                 continue
             if entry["is_observed"] or entry["fn"].has_enumerate_support:
@@ -46,9 +46,19 @@ class Hyperparameters(Generic[Value]):
         """Names of the sites."""
         return list(self.transforms)
 
+    @property
+    def model(self) -> Callable[[], Value]:
+        """The model.
+
+        :raises TypeError: for a value.
+        """
+        if self._model is None:
+            raise TypeError(f"{self._value!r:.80} is no model")
+        return self._model
+
     def draw(self) -> dict[str, Tensor]:
         """Values of the sites from their prior."""
-        nodes = self._trace({}).nodes if self._model is not None else {}
+        nodes = self._trace().nodes if self._model is not None else {}
         return {name: nodes[name]["value"].detach() for name in self.names}
 
     def at(self, values: Mapping[str, Tensor]) -> tuple[Value, Tensor]:
@@ -56,21 +66,34 @@ class Hyperparameters(Generic[Value]):
 
         The density is that of the unconstrained values.
         """
-        if self._model is None:
-            return self._value, torch.zeros((), dtype=torch.float64)
-        trace = self._trace({name: values[name] for name in self.names})
         total = torch.zeros((), dtype=torch.float64)
-        for name, transform in self.transforms.items():
-            site, value = trace.nodes[name], values[name]
-            total = total + site["fn"].log_prob(value).sum().double()
-            place = transform.inv(value)
-            jacobian = transform.log_abs_det_jacobian(place, value)
-            total = total + sum_rightmost(jacobian, jacobian.dim()).double()
-        returned: Value = trace.nodes["_RETURN"]["value"]
+        if self._model is None:
+            return self._value, total
+        sites = _Sites({name: values[name] for name in self.names})
+        with torch.no_grad(), sites:
+            returned = self._model()
+            for name, transform in self.transforms.items():
+                value = values[name]
+                total = total + sites.laws[name].log_prob(value).sum()
+                place = transform.inv(value)
+                total = total + transform.log_abs_det_jacobian(place, value).sum()
         return returned, total
 
-    def _trace(self, values: Mapping[str, Tensor]) -> Any:
-        assert self._model is not None
-        model = poutine.condition(self._model, data=dict(values))
+    def _trace(self) -> Any:
         with torch.no_grad():
-            return poutine.trace(model).get_trace()
+            return poutine.trace(self.model).get_trace()
+
+
+class _Sites(Messenger):
+    """Gives sites their values, and keeps their laws; a trace takes twice as long."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._values = values
+        self.laws: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self._values:
+            msg["value"] = self._values[msg["name"]]
+            self.laws[msg["name"]] = msg["fn"]
+        msg["stop"] = True

@@ -174,8 +174,11 @@ class ConjugateCluster(ParametricDistribution):
                 f"a compiled sampler needs one {type(self).__name__}, "
                 f"got batch_shape {tuple(self.batch_shape)}"
             )
-        parts = [part.detach().double().flatten() for part in self._compiled_parts()]
-        return self._kind, torch.cat(parts).cpu().numpy()
+        return self._kind, self._compiled_tensor().detach().cpu().numpy()
+
+    def _compiled_tensor(self) -> Tensor:
+        """Hyperparameters as compiled samplers read them, in one vector."""
+        return torch.cat([part.double().flatten() for part in self._compiled_parts()])
 
     def _promote(self, x: Tensor) -> Tensor:
         return x.to(torch.promote_types(x.dtype, self._dtype))

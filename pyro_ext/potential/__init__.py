@@ -20,6 +20,7 @@ from pyro_ext.potential._layout import Layout
 from pyro_ext.potential._points import PointDensities, PointPotential
 from pyro_ext.potential._potential import Potential
 from pyro_ext.potential._runner import InitStrategy, init_to_prior
+from pyro_ext.potential._simplify import fold_constants
 from pyro_ext.potential._structure import Plate, Site
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "capture",
     "check_backend",
     "compile_graph",
+    "fold_constants",
     "init_to_prior",
     "outputs_agree",
     "static_shapes",
