@@ -56,7 +56,7 @@ docs: .venv/.docs ## build the site in docs/_build/html; SMOKE=1 runs its tutori
 	$(if $(SMOKE),PYRO_EXT_SMOKE=1) $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean: ## delete environments, builds, caches and the demo's results
-	rm -rf .venv .venv-arviz1 .venv-bench build dist demo docs/_build docs/gallery *.egg-info .numba_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-arviz1 .venv-bench .venv-bnpy build dist demo docs/_build docs/gallery *.egg-info .numba_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find pyro_ext inference models tutorials tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(BIN)/python:
@@ -88,6 +88,12 @@ $(BIN_ARVIZ1)/python:
 
 $(BIN_BENCH)/python:
 	$(PYTHON) -m venv .venv-bench || { rm -rf .venv-bench; exit 1; }
+
+.venv-bnpy/.bench: benchmarks/bnpy-requirements.txt ## bnpy for the mixture benchmarks, in an environment of its own
+	$(PYTHON) -m venv .venv-bnpy
+	.venv-bnpy/bin/python -m pip install --quiet -r $<
+	.venv-bnpy/bin/python -m pip install --quiet --no-deps --no-build-isolation bnpy==0.1.7
+	@touch $@
 
 .venv-bench/.bench: $(PROJECT) | $(BIN_BENCH)/python
 	$(BIN_BENCH)/python -m pip install --quiet --editable '.[bench]'

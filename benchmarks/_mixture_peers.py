@@ -19,19 +19,22 @@ _NUM_COMPONENTS = 20
 _NUM_DRAWS = 300
 
 
-def variational_mixture(points: Array, seed: int, max_iter: int) -> Any:
+def variational_mixture(
+    points: Array, seed: int, max_iter: int, num_components: int = _NUM_COMPONENTS
+) -> Any:
     """scikit-learn's truncated variational mixture, with our prior.
 
     :param Array points: the data.
     :param int seed: of the first assignment.
     :param int max_iter: most iterations.
+    :param int num_components: where the mixture is truncated.
     :returns: the fitted estimator.
     """
     size = points.shape[-1]
     return (
         peer_module("sklearn.mixture")
         .BayesianGaussianMixture(
-            n_components=min(_NUM_COMPONENTS, len(points)),
+            n_components=min(num_components, len(points)),
             covariance_type="full",
             weight_concentration_prior_type="dirichlet_process",
             weight_concentration_prior=MASS,
@@ -55,9 +58,13 @@ class StickBreaking:
     :param Tensor points: the data.
     :param int seed: of the guide and the draws.
     :param int num_steps: of the optimizer.
+    :param int num_components: where the mixture is truncated.
     """
 
-    def __init__(self, points: Tensor, seed: int, num_steps: int) -> None:
+    def __init__(
+        self, points: Tensor, seed: int, num_steps: int, num_components: int = _NUM_COMPONENTS
+    ) -> None:
+        self._num_components = num_components
         pyro.set_rng_seed(seed)
         self._guide = AutoNormal(self._model)
         # The store of parameters is put back as it was found.
@@ -77,13 +84,21 @@ class StickBreaking:
         by_draw = torch.stack([_mixture(draw).log_prob(points) for draw in self._draws])
         return by_draw.logsumexp(0) - torch.tensor(float(_NUM_DRAWS)).log()
 
-    @staticmethod
-    def _model(points: Tensor) -> None:
+    def labels(self, points: Tensor) -> Tensor:
+        """Most likely component of each point at a draw of the guide.
+
+        :param Tensor points: where. **Shape:** ``(n, d)``.
+        """
+        law = _mixture(self._draws[0])
+        by_component = law.component_distribution.log_prob(points.unsqueeze(-2))
+        return (law.mixture_distribution.logits + by_component).argmax(-1)
+
+    def _model(self, points: Tensor) -> None:
         size = points.shape[-1]
         like = points.new_ones(size)
-        with pyro.plate("sticks", _NUM_COMPONENTS - 1):
+        with pyro.plate("sticks", self._num_components - 1):
             sticks = pyro.sample("sticks_broken", dist.Beta(like[0], MASS))
-        with pyro.plate("components", _NUM_COMPONENTS):
+        with pyro.plate("components", self._num_components):
             # Each variance as a diagonal entry under the inverse Wishart law of the others.
             law = dist.InverseGamma((DOF_EXCESS + 1.0) / 2.0 * like, SCALE / 2.0 * like)
             variance = pyro.sample("variance", law.to_event(1))

@@ -1,20 +1,25 @@
 """Mixtures with any number of clusters: time, held-out density, and mixing of our kernels.
 
 Iris, 120 rows to learn from and 30 held out: a Dirichlet process mixture of Gaussians by 1,000
-sweeps of each kernel, the first 200 of which are thrown away, beside scikit-learn's variational
-mixture and stochastic variational inference in Pyro, whose covariances are diagonal. Quality is the
-held-out log density for each row; the number of clusters; and its effective sample size, of all
-rounds together and for each CPU second. Then the time of a sweep of Gibbs sampling over points in
-two dimensions around 50 centers. One thread, CPU seconds. bnpy needs an older NumPy than we do, and
-is not run. Prints one line of JSON.
+sweeps of each kernel, the first 200 of which are thrown away, beside the variational mixtures of
+scikit-learn and bnpy and stochastic variational inference in Pyro, whose covariances are diagonal.
+All have the same prior, but for one of ours, which samples the four scales of the clusters' prior
+covariance too. Quality is the held-out log density for each row; the number of clusters; and its
+effective sample size, of all rounds together and for each CPU second. Then the time of a sweep of
+Gibbs sampling over points in two dimensions around 50 centers. One thread, CPU seconds. bnpy runs
+where ``make .venv-bnpy/.bench`` was. Prints one line of JSON.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import arviz
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import torch
+from _bnpy import fit_bnpy, has_bnpy
 from _common import (
     OURS,
     Array,
@@ -38,7 +43,7 @@ from torch import Tensor
 
 from pyro_ext.distributions import GaussianCluster
 from pyro_ext.inference import MCMC
-from pyro_ext.inference.partitions import MarginalGibbs, PartitionKernel, SplitMerge, TreeGuided
+from pyro_ext.inference.partitions import ConjugateKernel, MarginalGibbs, SplitMerge, TreeGuided
 from pyro_ext.models.nonparametric import NRMMixture
 from pyro_ext.random_measures import DirichletProcess
 
@@ -57,27 +62,40 @@ def iris() -> tuple[Tensor, Tensor]:
     return rows[np.setdiff1d(order, order[::5])], rows[order[::5]]
 
 
+class Fit(NamedTuple):
+    """What one call of a side gives.
+
+    :param Array num_clusters: at each draw, empty for a peer.
+    :param Callable log_density: returns that of the held-out rows.
+    :param seconds: CPU time, where it was spent in another process.
+    """
+
+    num_clusters: Array
+    log_density: Callable[[], Array]
+    seconds: float | None = None
+
+
 @dataclass
 class Side:
     """A sampler or a fit: each call is one with another seed.
 
-    :param Callable fit: from a seed, the number of clusters at each draw, and a function that
-        returns the log density of the held-out rows.
+    :param Callable fit: from a seed.
     """
 
-    fit: Callable[[int], tuple[Array, Callable[[], Array]]]
+    fit: Callable[[int], Fit]
     log_densities: list[float] = field(default_factory=list)
     num_clusters: list[Array] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
     def measure(self) -> float:
         """CPU seconds of the next fit; what is known of its quality is kept."""
-        results: list[tuple[Array, Callable[[], Array]]] = []
+        results: list[Fit] = []
         seed = len(self.seconds)
-        self.seconds.append(cpu_seconds(lambda: results.append(self.fit(seed))))
-        ((numbers, log_density),) = results
-        self.num_clusters.append(numbers)
-        self.log_densities.append(float(log_density().mean()))
+        spent = cpu_seconds(lambda: results.append(self.fit(seed)))
+        (fit,) = results
+        self.seconds.append(spent if fit.seconds is None else fit.seconds)
+        self.num_clusters.append(fit.num_clusters)
+        self.log_densities.append(float(fit.log_density().mean()))
         return self.seconds[-1]
 
     def quality(self) -> dict[str, float]:
@@ -97,11 +115,11 @@ class Side:
         return found
 
 
-def our_side(kernel: Callable[[], PartitionKernel], x: Tensor, x_new: Tensor, sweeps: int) -> Side:
+def our_side(kernel: Callable[[], ConjugateKernel], x: Tensor, x_new: Tensor, sweeps: int) -> Side:
     """One of our kernels, for a number of sweeps of which a fifth is thrown away."""
     warmup = sweeps // 5
 
-    def fit(seed: int) -> tuple[Array, Callable[[], Array]]:
+    def fit(seed: int) -> Fit:
         made = kernel()
         chain = MCMC(
             made, num_samples=sweeps - warmup, warmup_steps=warmup, seed=seed, progress=False
@@ -109,9 +127,10 @@ def our_side(kernel: Callable[[], PartitionKernel], x: Tensor, x_new: Tensor, sw
         mixture = NRMMixture(made.prior, made.cluster)
 
         def log_density() -> Array:
-            return mixture.predictive_log_prob(x_new, x, chain.get_samples()).numpy()
+            draws = {name: values[::4] for name, values in chain.get_samples().items()}
+            return mixture.predictive_log_prob(x_new, x, draws).numpy()
 
-        return chain.sample_statistics()["num_clusters"][0].numpy(), log_density
+        return Fit(chain.sample_statistics()["num_clusters"][0].numpy(), log_density)
 
     return Side(fit)
 
@@ -126,18 +145,30 @@ def iris_case(rounds: int, *, smoke: bool) -> Case:
     num_steps, max_iter = (5, 200) if smoke else (NUM_STEPS, 2_000)
     none = np.empty(0)
 
-    def by_scikit_learn(seed: int) -> tuple[Array, Callable[[], Array]]:
+    def scaled_cluster() -> GaussianCluster:
+        law = dist.LogNormal(torch.full((size,), SCALE, dtype=x.dtype).log(), 1.0)
+        scale = pyro.sample("scale", law.to_event(1))
+        return GaussianCluster(
+            x.new_zeros(size), LOC_PRECISION, size + DOF_EXCESS, scale.diag_embed()
+        )
+
+    def by_scikit_learn(seed: int) -> Fit:
         fitted = variational_mixture(x.numpy(), seed, max_iter)
-        return none, lambda: fitted.score_samples(x_new.numpy())
+        return Fit(none, lambda: fitted.score_samples(x_new.numpy()))
 
-    def by_pyro(seed: int) -> tuple[Array, Callable[[], Array]]:
+    def by_pyro(seed: int) -> Fit:
         fitted = StickBreaking(x.float(), seed, num_steps)
-        return none, lambda: fitted.log_density(x_new.float()).numpy()
+        return Fit(none, lambda: fitted.log_density(x_new.float()).numpy())
 
-    kernels: dict[str, Callable[[], PartitionKernel]] = {
+    def by_bnpy(seed: int) -> Fit:
+        fitted = fit_bnpy(x.numpy(), x_new.numpy(), seed, 3 if smoke else 300)
+        return Fit(none, lambda: fitted.log_density, fitted.seconds)
+
+    kernels: dict[str, Callable[[], ConjugateKernel]] = {
         OURS: lambda: MarginalGibbs(LAW, cluster),
         "our split-merge": lambda: SplitMerge(LAW, cluster),
         "our tree-guided": lambda: TreeGuided(LAW, cluster),
+        "our tree-guided, scales sampled": lambda: TreeGuided(LAW, scaled_cluster),
     }
     sides = {name: our_side(make, x, x_new, sweeps) for name, make in kernels.items()}
     first_call = {
@@ -145,6 +176,8 @@ def iris_case(rounds: int, *, smoke: bool) -> Case:
         for name, make in kernels.items()
     }
     sides |= {"scikit-learn": Side(by_scikit_learn), "pyro SVI": Side(by_pyro)}
+    if has_bnpy():
+        sides["bnpy"] = Side(by_bnpy)
     timings = in_turn({name: side.measure for name, side in sides.items()}, rounds)
     quality = {name: side.quality() for name, side in sides.items()}
     return Case(f"iris, {sweeps:,} sweeps", timings, first_call, quality)

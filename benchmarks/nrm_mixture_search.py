@@ -1,0 +1,169 @@
+"""Mixtures with any number of clusters: time until a good partition is found.
+
+Points in two dimensions around 50 centers, a Dirichlet process mixture of Gaussians. Our kernels
+start with all points in one cluster and run for a number of CPU seconds; the variational mixtures
+of scikit-learn (truncated at 100 components), bnpy and Pyro (likewise, the smallest case only) run
+to their end. All are judged by one number: the log joint density of partition and data under the
+same prior, where a variational mixture gives each point its most likely cluster.
+
+The median is the CPU seconds until a side is within 10 nats of the best log joint that any side
+found, or the seconds that it ran where it never is. Quality is how far below that best its own
+ended; and for a peer the seconds in which our tree-guided kernel had found something as good.
+One thread. bnpy runs where ``make .venv-bnpy/.bench`` was. Prints one line of JSON.
+"""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from _bnpy import fit_bnpy, has_bnpy
+from _common import OURS, Array, Case, Timings, arguments, cpu_seconds, report, single_thread
+from _mixture_peers import (
+    DOF_EXCESS,
+    LOC_PRECISION,
+    MASS,
+    SCALE,
+    StickBreaking,
+    variational_mixture,
+)
+from torch import Tensor
+
+from pyro_ext.distributions import GaussianCluster
+from pyro_ext.inference.partitions import ConjugateKernel, MarginalGibbs, SplitMerge, TreeGuided
+from pyro_ext.models.nonparametric import NRMMixture
+from pyro_ext.random_measures import DirichletProcess
+
+NUM_CENTERS, NUM_COMPONENTS = 50, 100
+SECONDS = {1_000: 20.0, 10_000: 60.0, 100_000: 120.0}  # of each of our kernels
+CLOSE = 10.0  # nats
+MOST_FOR_PYRO = 1_000
+LAW = DirichletProcess(torch.tensor(MASS, dtype=torch.float64))
+
+
+class Trace(NamedTuple):
+    """What a side went through.
+
+    :param Array seconds: CPU time after each of its steps; one where only the end is known.
+    :param Array log_joint: log joint density after each.
+    """
+
+    seconds: Array
+    log_joint: Array
+
+    def until(self, level: float) -> float:
+        """Seconds until a log joint density was reached, infinity where it never was."""
+        reached = np.flatnonzero(self.log_joint >= level)
+        return float(self.seconds[reached[0]]) if reached.size else np.inf
+
+
+def points_around_centers(number: int, seed: int) -> Tensor:
+    """Points whose clusters have about the size that the prior expects."""
+    generator = torch.Generator().manual_seed(seed)
+    centers = 10.0 * torch.randn(NUM_CENTERS, 2, generator=generator, dtype=torch.float64)
+    labels = torch.randint(NUM_CENTERS, (number,), generator=generator)
+    noise = torch.randn(number, 2, generator=generator, dtype=torch.float64)
+    return centers[labels] + 0.5 * noise
+
+
+def walk(kernel: ConjugateKernel, x: Tensor, seconds: float, seed: int) -> Trace:
+    """A chain out of one cluster, until its time is up."""
+    torch.manual_seed(seed)
+    kernel.setup(0, x[: min(len(x), 200)])
+    kernel.sample(kernel.initial_params)  # compiles
+    kernel.initial_params = None
+    kernel.setup(0, x)
+    state, rows = kernel.initial_params, []
+    started = time.process_time()
+    while not rows or rows[-1][0] < seconds:
+        state = kernel.sample(state)
+        rows.append((time.process_time() - started, kernel.statistics()["lp"]))
+    return Trace(*np.array(rows).T)
+
+
+def search_case(number: int, rounds: int, seconds: float, *, smoke: bool) -> Case:
+    """All sides on points of one size."""
+    size = 2
+    eye = torch.eye(size, dtype=torch.float64)
+    cluster = GaussianCluster(
+        torch.zeros(size).double(), LOC_PRECISION, size + DOF_EXCESS, SCALE * eye
+    )
+    mixture = NRMMixture(LAW, cluster)
+
+    def once(seconds: float, labels: Array, x: Tensor) -> Trace:
+        log_joint = mixture.log_joint(x, torch.from_numpy(labels).long())
+        return Trace(np.array([seconds]), np.array([float(log_joint)]))
+
+    def by_scikit_learn(x: Tensor, seed: int) -> Trace:
+        fits = []
+        spent = cpu_seconds(
+            lambda: fits.append(
+                variational_mixture(x.numpy(), seed, 20 if smoke else 500, NUM_COMPONENTS)
+            )
+        )
+        return once(spent, fits[0].predict(x.numpy()), x)
+
+    def by_pyro(x: Tensor, seed: int) -> Trace:
+        fits: list[StickBreaking] = []
+        steps = 5 if smoke else 1_500
+        spent = cpu_seconds(
+            lambda: fits.append(StickBreaking(x.float(), seed, steps, NUM_COMPONENTS))
+        )
+        return once(spent, fits[0].labels(x.float()).numpy(), x)
+
+    def by_bnpy(x: Tensor, seed: int) -> Trace:
+        fit = fit_bnpy(x.numpy(), np.empty((0, size)), seed, 5 if smoke else 300)
+        return once(fit.seconds, fit.labels, x)
+
+    def ours(make: Callable[..., ConjugateKernel]) -> Callable[[Tensor, int], Trace]:
+        return lambda x, seed: walk(make(LAW, cluster, init="one"), x, seconds, seed)
+
+    sides = {
+        OURS: ours(TreeGuided),
+        "our Gibbs": ours(MarginalGibbs),
+        "our split-merge": ours(SplitMerge),
+        "scikit-learn": by_scikit_learn,
+    }
+    if number <= MOST_FOR_PYRO:
+        sides["pyro SVI"] = by_pyro
+    if has_bnpy():
+        sides["bnpy"] = by_bnpy
+
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    below: dict[str, list[float]] = {side: [] for side in sides}
+    as_good: dict[str, list[float]] = {side: [] for side in sides}
+    for seed in range(rounds):
+        x = points_around_centers(number, seed)
+        traces = {side: find(x, seed) for side, find in sides.items()}
+        best = max(float(trace.log_joint.max()) for trace in traces.values())
+        for side, trace in traces.items():
+            reached = trace.until(best - CLOSE)
+            times[side].append(reached if np.isfinite(reached) else float(trace.seconds[-1]))
+            below[side].append(best - float(trace.log_joint.max()))
+            as_good[side].append(traces[OURS].until(float(trace.log_joint.max())))
+    quality = {}
+    for side in sides:
+        quality[side] = {
+            "nats below the best": float(np.median(below[side])),
+            "rounds that come close": float(np.sum(np.array(below[side]) <= CLOSE)),
+        }
+        if side != OURS and np.isfinite(seconds_of_ours := float(np.median(as_good[side]))):
+            quality[side]["tree-guided as good after s"] = seconds_of_ours
+    return Case(f"{number:,} points around {NUM_CENTERS} centers", Timings(times), quality=quality)
+
+
+def main() -> None:
+    """Search in turn and print."""
+    options = arguments(__doc__, rounds=3)
+    single_thread()
+    cases = [
+        search_case(number, options.rounds, 0.5 if options.smoke else seconds, smoke=options.smoke)
+        for number, seconds in SECONDS.items()
+        if not options.smoke or number == min(SECONDS)
+    ]
+    report("nrm_mixture_search", "CPU s", cases, ("scikit-learn", "numba", "numpy"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""An order in which neighbors come one after the other."""
+
+import numpy as np
+import pytest
+
+from pyro_ext.inference.partitions._locality import locality_order
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (5, 1), (100, 3), (257, 2)])
+def test_it_is_a_permutation(shape):
+    points = np.random.default_rng(0).normal(size=shape)
+    assert sorted(locality_order(points)) == list(range(shape[0]))
+
+
+def test_halves_along_the_widest_axis():
+    points = np.random.default_rng(1).normal(size=(64, 2)) * [1.0, 10.0]
+    order = locality_order(points)
+    assert points[order[:32], 1].max() < points[order[32:], 1].min()
+    # Each half is wider along the second axis still.
+    assert points[order[:16], 1].max() < points[order[16:32], 1].min()
+
+
+def test_clusters_stay_together():
+    centers = np.array([[-50.0, 0.0], [50.0, 0.0], [-50.0, 90.0], [50.0, 90.0]])
+    labels = np.random.default_rng(2).permutation(np.repeat(np.arange(4), 8))
+    points = centers[labels] + np.random.default_rng(3).normal(size=(32, 2))
+    assert (np.diff(labels[locality_order(points)]) != 0).sum() == 3
+
+
+def test_equal_points_keep_their_order():
+    assert locality_order(np.zeros((40, 2))).tolist() == list(range(40))
