@@ -14,6 +14,7 @@ from pyro_ext.inference.partitions._conjugate_mixture import (
 )
 from pyro_ext.inference.partitions._hyperparameters import Hyperparameters
 from pyro_ext.inference.partitions._mixture import Integers, Law, PriorSource
+from pyro_ext.inference.partitions.incremental_clustering import start_of_neighbors
 from pyro_ext.inference.partitions.kernel import Moved, PartitionKernel
 
 __all__ = ["ConjugateKernel"]
@@ -27,8 +28,12 @@ class ConjugateKernel(PartitionKernel):
     :param prior: as of :class:`PartitionKernel`.
     :param cluster: a conjugate cluster, or a Pyro model of no arguments that returns one; its
         sample sites are hyperparameters.
-    :param str init: as of :class:`PartitionKernel`.
+    :param str init: as of :class:`PartitionKernel`, or ``"ibhc"``, the clusters that
+        :func:`~pyro_ext.inference.ibhc` finds where neighbors come one after the other, which is
+        where a chain on many points should start.
     """
+
+    starts = ("prior", "one", "each", "ibhc")
 
     def __init__(self, prior: PriorSource, cluster: ClusterSource, *, init: str = "prior") -> None:
         self.cluster = cluster
@@ -67,6 +72,12 @@ class ConjugateKernel(PartitionKernel):
     def settings(self) -> dict[str, Any]:
         """Arguments by name, which a run that goes on from a checkpoint must share."""
         return super().settings() | {"cluster": self.cluster}
+
+    def _draw_start(self, mixture: Any) -> dict[str, Tensor]:
+        state = super()._draw_start(mixture)
+        if self.init == "ibhc":
+            state["assignment"] = start_of_neighbors(mixture, state)
+        return state
 
     def _move_points(self, state: Mapping[str, Tensor]) -> Moved:
         labels = state["assignment"].clone().numpy()

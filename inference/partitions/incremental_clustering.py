@@ -1,6 +1,7 @@
 """Incremental Bayesian hierarchical clustering, one point after the other."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,16 @@ from torch import Tensor
 
 from pyro_ext._checks import check_number
 from pyro_ext.distributions import ConjugateCluster
-from pyro_ext.inference.partitions._conjugate_mixture import ConjugateMixture
+from pyro_ext.inference.partitions._conjugate_mixture import Compiled, ConjugateMixture
 from pyro_ext.inference.partitions._known_mixture import known_mixture
+from pyro_ext.inference.partitions._locality import locality_order
 from pyro_ext.inference.partitions._mixture import Integers, Law
 from pyro_ext.inference.partitions.cluster_forest import ClusterForest
 from pyro_ext.inference.partitions.dendrogram import Dendrogram
 from pyro_ext.random import fresh_seed
 from pyro_ext.random_measures import DirichletProcess, NormalizedRandomMeasure
 
-__all__ = ["ibhc"]
+__all__ = ["ibhc", "start_of_neighbors"]
 
 _RETURNS_PER_POINT = 50
 _LARGEST_TILT = math.exp(690.0)
@@ -85,23 +87,55 @@ def ibhc(
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(word)
         order = torch.randperm(mixture.num_points).numpy()
-        if tilt is None and isinstance(law, NormalizedRandomMeasure):
-            tilt = min(float(law.sample_tilt([mixture.num_points])), _LARGEST_TILT)
+        tilt = _drawn_tilt(law, mixture.num_points) if tilt is None else tilt
         return _grown(mixture, law, tilt, order, noisy)
+
+
+def start_of_neighbors(mixture: ConjugateMixture, state: Mapping[str, Tensor]) -> Tensor:
+    """Labels for a sampler to start at: the clusters of points that come neighbor by neighbor.
+
+    :param mixture: prior, clusters and data.
+    :param state: values of the hyperparameters.
+    :returns: **Shape:** ``(n,)``.
+    """
+    from pyro_ext.inference.partitions._tree_loops import leaves_below
+
+    law, _ = mixture.law(state)
+    compiled, _ = mixture.compiled(state)
+    order = locality_order(mixture.points.double().cpu().numpy())
+    forest, roots = _grow(compiled, law, _drawn_tilt(law, len(order)), order, is_noisy=False)
+    labels = torch.empty(len(order), dtype=torch.long)
+    for label, root in enumerate(roots):
+        labels[leaves_below(forest, root)] = label
+    return labels
+
+
+def _drawn_tilt(law: Law, number: int) -> float | None:
+    """The auxiliary variable given a single cluster, for a law that has one."""
+    if not isinstance(law, NormalizedRandomMeasure):
+        return None
+    return min(float(law.sample_tilt([number])), _LARGEST_TILT)
+
+
+def _grow(
+    compiled: Compiled, law: Law, tilt: float | None, order: Integers, is_noisy: bool
+) -> tuple[Any, Integers]:
+    """Compiled trees, and their roots."""
+    from pyro_ext.inference.partitions._incremental_loops import grow
+    from pyro_ext.inference.partitions._tree_loops import model_of
+
+    given = None if tilt is None else torch.tensor(tilt, dtype=torch.float64)
+    log_size, log_number = (part.numpy() for part in law._product_form(len(order), given))
+    log_size = log_size + (log_number[2] - log_number[1])
+    model = model_of(compiled.kind, compiled.parameters, compiled.points, log_size, log_number)
+    return grow(model, order, _RETURNS_PER_POINT * len(order), is_noisy)
 
 
 def _grown(
     mixture: ConjugateMixture, law: Law, tilt: float | None, order: Integers, is_noisy: bool
 ) -> ClusterForest:
-    from pyro_ext.inference.partitions._incremental_loops import grow
-    from pyro_ext.inference.partitions._tree_loops import model_of
-
     compiled, _ = mixture.compiled({})
-    given = None if tilt is None else torch.tensor(tilt, dtype=torch.float64)
-    log_size, log_number = (part.numpy() for part in law._product_form(mixture.num_points, given))
-    log_size = log_size + (log_number[2] - log_number[1])
-    model = model_of(compiled.kind, compiled.parameters, compiled.points, log_size, log_number)
-    forest, roots = grow(model, order, _RETURNS_PER_POINT * mixture.num_points, is_noisy)
+    forest, roots = _grow(compiled, law, tilt, order, is_noisy)
     pairs = sorted((_tree_of(forest, root) for root in roots), key=lambda pair: int(pair[1][0]))
     labels = torch.empty(mixture.num_points, dtype=torch.long)
     for label, (_, points) in enumerate(pairs):

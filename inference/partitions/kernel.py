@@ -19,7 +19,6 @@ __all__ = ["Moved", "PartitionKernel"]
 
 Moved: TypeAlias = tuple[dict[str, Tensor], dict[str, float]]
 
-_STARTS = ("prior", "one", "each")
 _LARGEST_LOG = 690.0
 
 
@@ -41,10 +40,11 @@ class PartitionKernel(MCMCKernel):
     """
 
     keeps_no_state = True
+    starts: tuple[str, ...] = ("prior", "one", "each")
 
     def __init__(self, prior: PriorSource, *, init: str = "prior") -> None:
-        if init not in _STARTS:
-            raise ValueError(f"init must be one of {_STARTS}, got {init!r}")
+        if init not in self.starts:
+            raise ValueError(f"init must be one of {self.starts}, got {init!r}")
         self.prior, self.init = prior, init
         self.transforms: dict[str, Any] = {}
         self.held: frozenset[str] = frozenset()  # sites that another kernel moves
@@ -146,19 +146,21 @@ class PartitionKernel(MCMCKernel):
         """Draw the state that chains start at, or check what the user gave."""
         mixture = self.mixture
         if self._initial is None:
-            self._initial = self._draw_start(mixture)
+            self._initial = _completed(mixture, self._draw_start(mixture))
         else:
             self._initial = self._check_start(mixture, self._initial)
 
     def _draw_start(self, mixture: Mixture) -> dict[str, Tensor]:
         state = mixture.prior.draw()
-        law, _ = mixture.law(state)
         number = mixture.num_points
         if self.init == "prior":
+            law, _ = mixture.law(state)
             labels = law.partition(number).sample()
+        elif self.init == "each":
+            labels = torch.arange(number)
         else:
-            labels = torch.zeros(number).long() if self.init == "one" else torch.arange(number)
-        return _completed(mixture, {**state, **mixture.draw_clusters(labels), "assignment": labels})
+            labels = torch.zeros(number, dtype=torch.long)
+        return {**state, **mixture.draw_clusters(labels), "assignment": labels}
 
     def _check_start(self, mixture: Mixture, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         lacking = {"assignment", *mixture.names} - set(params)

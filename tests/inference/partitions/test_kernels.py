@@ -8,6 +8,7 @@ import torch
 from pyro.infer import MCMC as PyroMCMC
 
 from pyro_ext.diagnostics import to_arviz
+from pyro_ext.diagnostics.partitions import canonical_labels
 from pyro_ext.distributions import GaussianCluster, MultinomialCluster, PoissonCluster
 from pyro_ext.inference import MCMC
 from pyro_ext.inference.partitions import (
@@ -347,6 +348,25 @@ def test_points_that_move_singly():
     assert len(kernel.sample(kernel.initial_params)["assignment"].unique()) in (18, 19)
     kernel.local_share = 1.0
     assert len(kernel.sample(kernel.initial_params)["assignment"].unique()) < 10
+
+
+def test_a_start_at_the_clusters_of_neighbors():
+    """Ten clusters far apart are found before the first step, also under hyperparameters."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.arange(10).repeat(12)[torch.randperm(120, generator=generator)]
+    places = 10.0 * torch.cartesian_prod(torch.arange(5.0), torch.arange(2.0)).double()
+    cluster = GaussianCluster(torch.zeros(2), 1e-3, 4.0, 0.5 * torch.eye(2))
+    x = places[truth] + 0.3 * torch.randn(120, 2, generator=generator, dtype=torch.float64)
+
+    def prior():
+        mass = pyro.sample("mass", dist.Gamma(torch.tensor(1.0), 1.0))
+        return GeneralizedGammaProcess(mass, 0.3, 1.0).normalize()
+
+    for law in (LAWS["Dirichlet"], LAWS["Pitman-Yor"], prior):
+        kernel = MarginalGibbs(law, cluster, init="ibhc")
+        kernel.setup(0, x)
+        labels = kernel.initial_params["assignment"]
+        assert torch.equal(labels, canonical_labels(truth))
 
 
 def test_bad_arguments():
