@@ -12,23 +12,29 @@ from torch import Tensor
 from pyro_ext.distributions._gamma_ratio import log_rising
 from pyro_ext.special import in_double
 
-__all__ = ["diagonal_evidence", "full_evidence", "known_variance_evidence", "log_determinant"]
+__all__ = [
+    "diagonal_evidence",
+    "factor_of_points",
+    "factor_of_scatter",
+    "full_evidence",
+    "known_variance_evidence",
+    "log_determinant",
+]
 
 
 @in_double
 def full_evidence(
     count: Tensor,
     mean: Tensor,
-    scatter: Tensor,
+    factor: Tensor,
     loc: Tensor,
     loc_precision: Tensor,
     dof: Tensor,
     scale: Tensor,
 ) -> Tensor:
-    """Log density of a block under a normal-Wishart prior."""
+    """Log density of a block under a normal-Wishart prior, from the factor of scale and scatter."""
     size = loc.shape[-1]
     prior_determinant = log_determinant(torch.linalg.cholesky(scale))
-    factor = torch.linalg.cholesky(scale + scatter)
     shift = torch.linalg.solve_triangular(factor, (mean - loc).unsqueeze(-1), upper=False)
     weight = loc_precision * count / (loc_precision + count)
     # The determinant of a matrix plus one of rank one, which would hide it where points are far.
@@ -82,6 +88,32 @@ def known_variance_evidence(
         + between
     )
     return -0.5 * terms.sum(-1)
+
+
+@in_double
+def factor_of_points(scale: Tensor, deviation: Tensor) -> Tensor:
+    """Factor of a scale matrix plus the scatter of points, with the digits of the points.
+
+    Where points are far apart, their squares would hide the scale; no square is taken here.
+
+    :param Tensor deviation: points about their mean. **Shape:** ``(*batch, n, d)``.
+    """
+    root = torch.linalg.cholesky(scale).mT
+    batch = torch.broadcast_shapes(root.shape[:-2], deviation.shape[:-2])
+    rows = torch.cat(
+        [root.expand(*batch, *root.shape[-2:]), deviation.expand(*batch, *deviation.shape[-2:])], -2
+    )
+    upper = torch.linalg.qr(rows).R
+    # The signs of the rows are those of the library's reflections.
+    factor: Tensor = (upper * upper.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-1)).mT
+    return factor
+
+
+@in_double
+def factor_of_scatter(scale: Tensor, scatter: Tensor) -> Tensor:
+    """Factor of a scale matrix plus a scatter."""
+    factor: Tensor = torch.linalg.cholesky(scale + scatter)
+    return factor
 
 
 def log_determinant(factor: Tensor) -> Tensor:

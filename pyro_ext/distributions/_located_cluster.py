@@ -38,10 +38,14 @@ class LocatedCluster(ConjugateCluster):
         return torch.cat([x, squares.flatten(x.dim() - 1)], -1)
 
     def _summary(self, x: Tensor, present: Tensor) -> Summary:
+        count, mean, deviation = self._deviations(x, present)
+        return count, mean, self._scatter(deviation)
+
+    def _deviations(self, x: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Number and mean of the points of a block, and the points about it, zero for others."""
         count = present.sum(-1).to(x.dtype)
         mean = x.sum(-2) / count.clamp(min=1.0).unsqueeze(-1)
-        deviation = torch.where(present.unsqueeze(-1), x - mean.unsqueeze(-2), 0.0)
-        return count, mean, self._scatter(deviation)
+        return count, mean, torch.where(present.unsqueeze(-1), x - mean.unsqueeze(-2), 0.0)
 
     def _summary_of(self, statistics: Tensor) -> Summary:
         size = self.event_shape[0]

@@ -134,10 +134,25 @@ class GaussianCluster(LocatedCluster):
     def _scatter(self, deviation: Tensor) -> Tensor:
         return deviation.mT @ deviation
 
+    def log_marginal(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Log density of a block of points, zero for an empty one.
+
+        :param Tensor x: points. **Shape:** ``(*batch, n, d)``.
+        :param Tensor mask: which of them belong to the block, a tensor of booleans; the others may
+            be anything. **Shape:** ``(*batch, n)``.
+        :returns: **Shape:** ``(*batch)``, broadcast with the batch shape of the hyperparameters.
+        :raises ValueError: where a shape does not fit, or a point is outside the support.
+        """
+        count, mean, deviation = self._deviations(*self._block_of(x, mask))
+        return self._evidence(count, mean, evidence.factor_of_points(self.scale, deviation))
+
     def _log_marginal(self, summary: Summary) -> Tensor:
         count, mean, scatter = summary
+        return self._evidence(count, mean, evidence.factor_of_scatter(self.scale, scatter))
+
+    def _evidence(self, count: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
         return evidence.full_evidence(
-            count, mean, scatter, self.loc, self.loc_precision, self.dof, self.scale
+            count, mean, factor, self.loc, self.loc_precision, self.dof, self.scale
         )
 
     def _posterior(self, summary: Summary) -> dict[str, Any]:

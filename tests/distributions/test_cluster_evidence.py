@@ -327,6 +327,20 @@ def test_points_far_from_the_prior(shift, dtype):
     assert cluster.log_marginal(x).item() == pytest.approx(exact, rel=tolerance)
 
 
+@pytest.mark.parametrize("far", [(1e6, 2e6), (-1e5, 1e-3), (1e7, 1e7)])
+def test_one_point_far_from_the_others(far):
+    """Its square would hide those of the others, and with them the determinant."""
+    parameters = ((0.3, -0.5), 0.6, 6.5, SQUARE)
+    x = torch.cat([torch.tensor(X4), torch.tensor([far])]).double()
+    exact = exact_gaussian_evidence(x.tolist(), *parameters)
+    loc, r, nu, scale = parameters
+    cluster = GaussianCluster(torch.tensor(loc), r, nu, torch.tensor(scale).double())
+    assert cluster.log_marginal(x).item() == pytest.approx(exact, abs=1e-7)
+    one = cluster.log_marginal(x[:1]).item()
+    mask = torch.tensor([True, False, False, False, False])
+    assert cluster.log_marginal(x, mask).item() == pytest.approx(one, abs=1e-12)
+
+
 @gaussian
 def test_identical_points(make):
     cluster, x = cluster_and_data(make)
