@@ -49,6 +49,7 @@ PACKAGES = (
     "pyro_ext.random",
     "pyro_ext.random_measures",
     "pyro_ext.random_measures.plots",
+    "pyro_ext.reparam",
     "pyro_ext.reproduction",
     "pyro_ext.special",
     "pyro_ext.testing.moments",

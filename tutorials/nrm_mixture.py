@@ -298,10 +298,10 @@ tailed_run = MCMC(
     seed=0,
     progress=False,
 ).run(x)
-draws = {site: value[::3] for site, value in tailed_run.get_samples().items()}
-scores["Student-t"] = float(tailed.predictive_log_prob(draws, x_new).mean())
-number = float(num_clusters(draws["assignment"]).double().mean())
-low, high = draws["tails"].quantile(torch.tensor([0.05, 0.95])).tolist()
+tailed_draws = {site: value[::3] for site, value in tailed_run.get_samples().items()}
+scores["Student-t"] = float(tailed.predictive_log_prob(tailed_draws, x_new).mean())
+number = float(num_clusters(tailed_draws["assignment"]).double().mean())
+low, high = tailed_draws["tails"].quantile(torch.tensor([0.05, 0.95])).tolist()
 print(
     f"Student-t clusters: {number:.1f} clusters, degrees of freedom {low:.0f} to {high:.0f}, "
     f"held-out log density {scores['Student-t']:.3f} a wine"

@@ -11,7 +11,6 @@ from typing import Any, Literal, Self, TypedDict
 import numpy as np
 import numpy.typing as npt
 import torch
-from pyro.infer.autoguide.initialization import init_to_median
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 from torch.distributions import Transform
@@ -31,6 +30,7 @@ from pyro_ext.potential import (
     Potential,
     bijection,
     check_backend,
+    init_to_suggested,
 )
 from pyro_ext.random import chain_keys, fresh_seed
 
@@ -74,7 +74,7 @@ class SGMCMCKernel(MCMCKernel):
     :param int num_steps: steps that one call of :meth:`sample` takes, under Pyro's driver, which
         has no thinning.
     :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`; by
-        default at the median of a few draws from the prior.
+        default where a site asks for it, or at the median of a few draws from its prior.
     :raises ValueError: for arguments out of range.
     """
 
@@ -88,7 +88,7 @@ class SGMCMCKernel(MCMCKernel):
         temperature: float = 1.0,
         control_variate: ControlVariate = None,
         num_steps: int = 1,
-        init_strategy: InitStrategy = init_to_median,
+        init_strategy: InitStrategy = init_to_suggested,
     ) -> None:
         if (model is None) == (potential_fn is None):
             raise ValueError("give either model or potential_fn, and not both")

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pyro.infer.autoguide.initialization import init_to_median
 from scipy.optimize import minimize
 from torch import Tensor
 
 from pyro_ext._checks import check_integer
-from pyro_ext.potential import FunctionPotential, InitStrategy, Potential
+from pyro_ext.potential import FunctionPotential, InitStrategy, Potential, init_to_suggested
 
 __all__ = ["find_map", "flat_point", "minimum"]
 
@@ -25,7 +24,7 @@ def find_map(
     potential: Potential,
     initial_params: Mapping[str, Tensor] | None = None,
     *,
-    init_strategy: InitStrategy = init_to_median,
+    init_strategy: InitStrategy = init_to_suggested,
     max_iterations: int = 1000,
 ) -> dict[str, Tensor]:
     """Find a mode of the posterior in unconstrained space, by L-BFGS over all of the data.

@@ -19,7 +19,7 @@ from pyro_ext.potential._function import FunctionPotential
 from pyro_ext.potential._layout import Layout
 from pyro_ext.potential._points import PointDensities, PointPotential
 from pyro_ext.potential._potential import Potential
-from pyro_ext.potential._runner import InitStrategy, init_to_prior
+from pyro_ext.potential._runner import InitStrategy, init_to_prior, init_to_suggested
 from pyro_ext.potential._simplify import fold_constants
 from pyro_ext.potential._structure import Plate, Site
 
@@ -41,6 +41,7 @@ __all__ = [
     "compile_graph",
     "fold_constants",
     "init_to_prior",
+    "init_to_suggested",
     "outputs_agree",
     "static_shapes",
     "value_and_gradient",

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -26,6 +25,7 @@ from pyro_ext.potential._runner import (
     InitStrategy,
     ModelRunner,
     draw_from_prior,
+    init_to_suggested,
 )
 from pyro_ext.potential._structure import Plate, Site
 from pyro_ext.random import fresh_seed
@@ -86,7 +86,7 @@ class Potential:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self._runner = runner = ModelRunner(model, args, kwargs)
-            self._start = runner.initial(init_to_median)
+            self._start = runner.initial(init_to_suggested)
             has_nan = any(bool(leaf.isnan().any()) for leaf in data if leaf.is_floating_point())
             versions = [version_of(leaf) for leaf in data]
             runner.validate(self._start, whole=has_nan)
@@ -264,15 +264,15 @@ class Potential:
         self,
         num_chains: int = 1,
         seed: int | None = None,
-        init_strategy: InitStrategy = init_to_median,
+        init_strategy: InitStrategy = init_to_suggested,
     ) -> dict[str, Tensor]:
         """Initial unconstrained values with a finite potential.
 
         :param int num_chains: number of chains.
         :param int seed: a chain's values follow from the seed and its number; ``None`` takes one
             from PyTorch's generator.
-        :param init_strategy: one of :mod:`pyro.infer.autoguide.initialization`; by default the
-            median of a few draws from the prior, which tames the tails of wide priors.
+        :param init_strategy: one of :mod:`pyro.infer.autoguide.initialization`; by default where a
+            site asks for it, or the median of a few draws from the prior, which tames wide tails.
         :returns: **Shape:** ``(num_chains, *event)`` each.
         :raises ValueError: where no try gives a finite potential; it names the sites at fault.
         """
@@ -281,7 +281,7 @@ class Potential:
         return self.init_chains(range(num_chains), fresh_seed(seed), init_strategy)
 
     def init_chains(
-        self, chains: range, seed: int, init_strategy: InitStrategy = init_to_median
+        self, chains: range, seed: int, init_strategy: InitStrategy = init_to_suggested
     ) -> dict[str, Tensor]:
         """Initial unconstrained values of the chains with the given numbers; see :meth:`init`."""
         rows = []

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 
 from pyro_ext.potential._blocks import Block, assemble, blocks
@@ -25,7 +26,13 @@ from pyro_ext.potential._evaluation import (
 from pyro_ext.potential._layout import Layout
 from pyro_ext.potential._structure import Plate, Site, structure_of
 
-__all__ = ["InitStrategy", "ModelRunner", "draw_from_prior", "init_to_prior"]
+__all__ = [
+    "InitStrategy",
+    "ModelRunner",
+    "draw_from_prior",
+    "init_to_prior",
+    "init_to_suggested",
+]
 
 _NOT_FINITE = (
     "the log density of site(s) {sites}, or its gradient, is not finite: are there values outside "
@@ -46,6 +53,20 @@ def init_to_prior(site: dict[str, Any]) -> Tensor:
         value: Tensor = site["fn"].sample().detach()
     except NotImplementedError:
         value = near_origin(site["fn"])
+    return value
+
+
+def init_to_suggested(site: dict[str, Any]) -> Tensor:
+    """Initialize a site where it asks for it, or to the median of a few draws from its prior.
+
+    A site asks by ``infer={"initial_value": value}``, as factors of
+    :class:`~pyro_ext.reparam.ExpansionReparam` do.
+
+    :param dict site: a message of a Pyro sample site.
+    :returns: a value in the support of the site.
+    """
+    suggested: Tensor | None = site["infer"].get("initial_value")
+    value: Tensor = init_to_median(site) if suggested is None else suggested
     return value
 
 
