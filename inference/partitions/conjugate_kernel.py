@@ -29,8 +29,8 @@ class ConjugateKernel(PartitionKernel):
     :param cluster: a conjugate cluster, or a Pyro model of no arguments that returns one; its
         sample sites are hyperparameters.
     :param str init: as of :class:`PartitionKernel`, or ``"ibhc"``, the clusters that
-        :func:`~pyro_ext.inference.partitions.ibhc` finds where neighbors come one after the other, which is
-        where a chain on many points should start.
+        :func:`~pyro_ext.inference.partitions.ibhc` finds where neighbors come one after the other,
+        which is where a chain on many points should start.
     """
 
     starts = ("prior", "one", "each", "ibhc")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
 
-__all__ = ["ExpansionReparam", "merge_factors"]
+__all__ = ["ExpansionReparam", "merge_factors", "square_factor"]
 
 
 class ExpansionReparam(Reparam):
@@ -88,31 +88,48 @@ class ExpansionReparam(Reparam):
                 f"event_shape {tuple(fn.event_shape)}; see to_event"
             )
         rows, columns = fn.event_shape[:2]
-        left = [self._factor(f"{name}.P{i + 1}", rows, fn, start) for i in range(self.left)]
+        options: Any = {
+            "like": fn.mean if start is None else start,
+            "strength": self.strength,
+            "batch_shape": fn.batch_shape,
+            "is_initial": start is not None,
+        }
+        left = [square_factor(f"{name}.P{i + 1}", rows, **options) for i in range(self.left)]
         # A given start of the site is one of the middle factor between identity matrices.
         middle = pyro.sample(f"{name}.V", fn, obs=start, infer={"is_observed": False})
-        right = [self._factor(f"{name}.Q{i + 1}", columns, fn, start) for i in range(self.right)]
+        right = [square_factor(f"{name}.Q{i + 1}", columns, **options) for i in range(self.right)]
         merged = merge_factors(left, middle, right, len(fn.event_shape))
         value = merged if start is None else start
         new_fn = dist.Delta(value, event_dim=len(fn.event_shape)).mask(False)
         return {"fn": new_fn, "value": value, "is_observed": True}
 
-    def _factor(self, name: str, size: int, fn: Any, start: Tensor | None) -> Tensor:
-        """A square factor, which starts as an identity matrix."""
-        strength = float(size) if self.strength == "width" else self.strength
-        like = fn.mean if start is None else start
-        scale = like.new_full((), strength).rsqrt()
-        law = dist.Normal(torch.zeros_like(scale), scale)
-        law = law.expand(fn.batch_shape + (size, size)).to_event(2)
-        identity = torch.eye(size, dtype=like.dtype, device=like.device).expand(law.shape())
-        infer: Any = {"is_observed": False, "initial_value": identity}
-        factor: Tensor = pyro.sample(
-            name,
-            law,
-            obs=None if start is None else identity,
-            infer=infer,
-        )
-        return factor
+
+def square_factor(
+    name: str,
+    size: int,
+    like: Tensor,
+    strength: float | Literal["width"],
+    batch_shape: tuple[int, ...] = (),
+    *,
+    is_initial: bool = False,
+) -> Tensor:
+    """Sample a square factor, whose chains start at an identity matrix.
+
+    :param str name: of the site.
+    :param int size: of the matrix.
+    :param Tensor like: what it multiplies, for type and device.
+    :param strength: precision of its entries, or ``"width"`` for its size.
+    :param tuple batch_shape: of its law.
+    :param bool is_initial: give it its start now.
+    :returns: **Shape:** ``(*batch_shape, size, size)``.
+    """
+    precision = float(size) if strength == "width" else strength
+    scale = like.new_full((), precision).rsqrt()
+    law = dist.Normal(torch.zeros_like(scale), scale).expand((*batch_shape, size, size)).to_event(2)
+    identity = torch.eye(size, dtype=like.dtype, device=like.device).expand(law.shape())
+    infer: Any = {"is_observed": False, "initial_value": identity}
+    factor: Tensor = pyro.sample(name, law, obs=identity if is_initial else None, infer=infer)
+    return factor
 
 
 def merge_factors(

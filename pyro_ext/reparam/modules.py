@@ -1,0 +1,201 @@
+r"""Networks whose weights are products of matrices.
+
+[1] H. Kim, G. Nam, C. Yun, H. Yang, J. Lee (2025),
+Parameter expanded stochastic gradient Markov chain Monte Carlo.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_ext._checks import check_integer, check_number
+from pyro_ext.reparam.expansion import merge_factors, square_factor
+
+__all__ = ["ExpandedModule", "expand_module"]
+
+_MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class _Layer(NamedTuple):
+    """A module with parameters of its own.
+
+    :param str name: of the module, empty for the whole.
+    :param dict parameters: its parameters by name.
+    :param list left: names of the square factors on the side of the output.
+    :param list right: those on the side of the input.
+    """
+
+    name: str
+    parameters: dict[str, nn.Parameter]
+    left: list[str]
+    right: list[str]
+
+    def site(self, name: str) -> str:
+        """Name of a site of the layer."""
+        return f"{self.name}.{name}" if self.name else name
+
+
+class ExpandedModule(nn.Module):
+    r"""A Bayesian network whose weights are products of matrices, as a Pyro model [1].
+
+    A weight is :math:`W = P_1 \cdots P_c \, V \, Q_1 \cdots Q_d`, as of
+    :class:`~pyro_ext.reparam.ExpansionReparam`, and the bias of its layer :math:`b = P_1 \cdots P_c
+    \, v` with the same factors. The first linear or convolutional layer has no right factors, whose
+    side is the data, and the last no left ones. Vectors of other layers, such as those of norms,
+    have left factors that the layer's vectors share. All other parameters are left alone.
+
+    Sites of a layer ``"fc"`` are ``"fc.P1"``, ``"fc.weight.V"``, ``"fc.Q1"``, ``"fc.bias.V"``. The
+    parameters themselves, by their names in the module, are deterministic ones.
+
+    See :func:`expand_module`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        prior_scale: float,
+        left: int,
+        right: int,
+        strength: float | Literal["width"],
+    ) -> None:
+        super().__init__()
+        self.prior_scale = check_number("prior_scale", prior_scale, above=0.0)
+        self.left = check_integer("left", left, 0)
+        self.right = check_integer("right", right, 0)
+        if strength != "width":
+            strength = check_number("strength", strength, above=0.0)
+        self.strength = strength
+        self.module = copy.deepcopy(module).requires_grad_(False)
+        self._layers = list(_layers(self.module, self.left, self.right))
+        if not self._layers:
+            raise ValueError(f"module must have parameters, got {type(module).__name__}")
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Sample the factors, and run the network with their products.
+
+        :param args: arguments of the network.
+        :param kwargs: the same by keyword.
+        :returns: what the network returns.
+        """
+        factors: dict[str, Tensor] = {}
+        for layer in self._layers:
+            weight = next(iter(layer.parameters.values()))
+            for names, dim in ((layer.left, 0), (layer.right, 1)):
+                for name in names:
+                    factors[name] = square_factor(name, weight.shape[dim], weight, self.strength)
+            for name, parameter in layer.parameters.items():
+                scale = parameter.new_full((), self.prior_scale)
+                law = dist.Normal(torch.zeros_like(scale), scale).expand(parameter.shape)
+                site = layer.site(name)
+                middle = f"{site}.V" if self._has_factors(layer, parameter) else site
+                factors[middle] = pyro.sample(middle, law.to_event(parameter.dim()))
+        merged = self.merge(factors)
+        for name, value in merged.items():
+            if name not in factors:
+                pyro.deterministic(name, value)
+        return torch.func.functional_call(self.module, merged, args, kwargs)
+
+    def merge(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters of the network, out of the factors.
+
+        :param Mapping samples: values of the sites. **Shape:** ``(*batch, *event)`` each.
+        :returns: what :meth:`torch.nn.Module.load_state_dict` of the network takes, but for the
+            batch. **Shape:** ``(*batch, *event)`` each.
+        :raises ValueError: where a site is missing.
+        """
+        merged: dict[str, Tensor] = {}
+        for layer in self._layers:
+            for name, parameter in layer.parameters.items():
+                site = layer.site(name)
+                has_factors = self._has_factors(layer, parameter)
+                middle = f"{site}.V" if has_factors else site
+                needed = [middle]
+                if has_factors:
+                    needed += layer.left + (layer.right if parameter.dim() > 1 else [])
+                if missing := set(needed) - set(samples):
+                    raise ValueError(f"samples lacks the sites {sorted(missing)}")
+                merged[site] = samples[middle]
+                if has_factors:
+                    merged[site] = _product(layer, parameter, samples, merged[site])
+        return merged
+
+    @staticmethod
+    def _has_factors(layer: _Layer, parameter: Tensor) -> bool:
+        return bool(layer.left or (layer.right and parameter.dim() > 1))
+
+
+def expand_module(
+    module: nn.Module,
+    prior_scale: float = 1.0,
+    *,
+    left: int = 1,
+    right: int = 1,
+    strength: float | Literal["width"] = "width",
+) -> ExpandedModule:
+    """Make a Bayesian network with parameter expansion out of a network.
+
+    The result is called like the network, inside a Pyro model. Biases and the vectors of norms
+    share the factors of the side of the output, so that it is the layer's output as a whole that
+    they mix; :class:`~pyro_ext.reparam.ExpansionReparam` expands sites one by one.
+
+    :param torch.nn.Module module: the network; it is copied, its own parameters do not matter.
+    :param float prior_scale: standard deviation of all entries of the middle factors, and of
+        parameters without factors.
+    :param int left: number of square factors on the side of the output.
+    :param int right: number of those on the side of the input.
+    :param strength: precision of their entries, or ``"width"`` for the size of each.
+    :returns: the Bayesian network, whose ``merge`` gives parameters of the network back.
+    :raises ValueError: for arguments out of range, or a module without parameters.
+
+    Example::
+
+        >>> network = torch.nn.Sequential(
+        ...     torch.nn.Linear(4, 8), torch.nn.SiLU(), torch.nn.Linear(8, 3)
+        ... )
+        >>> expanded = expand_module(network, prior_scale=0.2)
+        >>> trace = pyro.poutine.trace(expanded).get_trace(torch.zeros(5, 4))
+        >>> trace.stochastic_nodes
+        ['0.P1', '0.weight.V', '0.bias.V', '2.Q1', '2.weight.V', '2.bias']
+        >>> sorted(expanded.merge({name: trace.nodes[name]["value"] for name in trace.nodes
+        ...                        if "value" in trace.nodes[name]}))
+        ['0.bias', '0.weight', '2.bias', '2.weight']
+    """
+    return ExpandedModule(module, prior_scale, left, right, strength)
+
+
+def _layers(module: nn.Module, left: int, right: int) -> Iterator[_Layer]:
+    matrices = [part for part in module.modules() if isinstance(part, _MATRICES)]
+    for name, part in module.named_modules():
+        parameters = dict(part.named_parameters(recurse=False))
+        if not parameters:
+            continue
+        is_matrix = isinstance(part, _MATRICES)
+        is_vector = all(parameter.dim() == 1 for parameter in parameters.values())
+        sizes = {len(parameter) for parameter in parameters.values() if parameter.dim()}
+        # Factors on both sides of the network's ends would mix data and logits.
+        num_left = left if (is_matrix and part is not matrices[-1]) else 0
+        num_right = right if (is_matrix and part is not matrices[0]) else 0
+        if not is_matrix and is_vector and len(sizes) == 1:
+            num_left = left
+        prefix = f"{name}." if name else ""
+        yield _Layer(
+            name,
+            parameters,
+            [f"{prefix}P{i + 1}" for i in range(num_left)],
+            [f"{prefix}Q{i + 1}" for i in range(num_right)],
+        )
+
+
+def _product(
+    layer: _Layer, parameter: Tensor, samples: Mapping[str, Tensor], middle: Tensor
+) -> Tensor:
+    left = [samples[name] for name in layer.left]
+    if parameter.dim() == 1:
+        return merge_factors(left, middle.unsqueeze(-1), []).squeeze(-1)
+    right = [samples[name] for name in layer.right]
+    return merge_factors(left, middle, right, parameter.dim())
