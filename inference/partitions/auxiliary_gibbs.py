@@ -24,7 +24,7 @@ __all__ = ["AuxiliaryGibbs"]
 _DRAWS_AT_ONCE = 4
 
 
-class AuxiliaryGibbs(PartitionKernel):
+class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
     r"""Draws the cluster of each point where a cluster is any Pyro model [1, algorithm 8].
 
     ``cluster`` is a model of the points of one cluster: continuous latent sites outside a plate,
@@ -88,7 +88,6 @@ class AuxiliaryGibbs(PartitionKernel):
         self.num_auxiliary = check_integer("num_auxiliary", num_auxiliary, 1)
         self.num_updates = check_integer("num_updates", num_updates, 1)
         self.backend = backend
-        self._mixture: ModelMixture | None = None
         super().__init__(prior, init=init)
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
@@ -106,18 +105,6 @@ class AuxiliaryGibbs(PartitionKernel):
         if self._initial is not None:
             self._mixture.check(self._initial)
         self._start()
-
-    @property
-    def mixture(self) -> ModelMixture:
-        """The mixture at the data."""
-        if self._mixture is None:
-            raise RuntimeError("setup must be called before sample")
-        return self._mixture
-
-    def cleanup(self) -> None:
-        """Forget the data and where chains start."""
-        super().cleanup()
-        self._mixture = None
 
     def settings(self) -> dict[str, Any]:
         """Arguments by name, which a run that goes on from a checkpoint must share."""

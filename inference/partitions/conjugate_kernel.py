@@ -20,7 +20,7 @@ from pyro_ext.inference.partitions.kernel import Moved, PartitionKernel
 __all__ = ["ConjugateKernel"]
 
 
-class ConjugateKernel(PartitionKernel):
+class ConjugateKernel(PartitionKernel[ConjugateMixture]):
     r"""Kernel over partitions that has the parameters of clusters integrated out.
 
     A subclass moves the labels.
@@ -37,7 +37,6 @@ class ConjugateKernel(PartitionKernel):
 
     def __init__(self, prior: PriorSource, cluster: ClusterSource, *, init: str = "prior") -> None:
         self.cluster = cluster
-        self._mixture: ConjugateMixture | None = None
         super().__init__(prior, init=init)
 
     @abstractmethod
@@ -57,23 +56,11 @@ class ConjugateKernel(PartitionKernel):
         self._mixture = ConjugateMixture(prior, Hyperparameters(self.cluster, "cluster"), x)
         self._start()
 
-    @property
-    def mixture(self) -> ConjugateMixture:
-        """The mixture at the data."""
-        if self._mixture is None:
-            raise RuntimeError("setup must be called before sample")
-        return self._mixture
-
-    def cleanup(self) -> None:
-        """Forget the data and where chains start."""
-        super().cleanup()
-        self._mixture = None
-
     def settings(self) -> dict[str, Any]:
         """Arguments by name, which a run that goes on from a checkpoint must share."""
         return super().settings() | {"cluster": self.cluster}
 
-    def _draw_start(self, mixture: Any) -> dict[str, Tensor]:
+    def _draw_start(self, mixture: ConjugateMixture) -> dict[str, Tensor]:
         state = super()._draw_start(mixture)
         if self.init == "ibhc":
             state["assignment"] = start_of_neighbors(mixture, state)

@@ -4,7 +4,7 @@ import math
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
@@ -17,12 +17,13 @@ from pyro_ext.random_measures._counts import ClusterSizes, canonical_labels, clu
 
 __all__ = ["Moved", "PartitionKernel"]
 
+AnyMixture = TypeVar("AnyMixture", bound=Mixture)
 Moved: TypeAlias = tuple[dict[str, Tensor], dict[str, float]]
 
 _LARGEST_LOG = 690.0
 
 
-class PartitionKernel(MCMCKernel):
+class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
     r"""Kernel over the partitions of data in a mixture.
 
     A state has the site ``"assignment"``, labels in the order of first occurrence; ``"u"``, the
@@ -48,19 +49,12 @@ class PartitionKernel(MCMCKernel):
         self.prior, self.init = prior, init
         self.transforms: dict[str, Any] = {}
         self.held: frozenset[str] = frozenset()  # sites that another kernel moves
+        self._mixture: AnyMixture | None = None
         self._initial: dict[str, Tensor] | None = None
         self._statistics: dict[str, float] = {}
         super().__init__()
 
     # What a subclass gives.
-
-    @property
-    @abstractmethod
-    def mixture(self) -> Mixture:
-        """The mixture at the data.
-
-        :raises RuntimeError: before ``setup``.
-        """
 
     @abstractmethod
     def _move_points(
@@ -81,6 +75,16 @@ class PartitionKernel(MCMCKernel):
         """
 
     # The interface of a kernel.
+
+    @property
+    def mixture(self) -> AnyMixture:
+        """The mixture at the data.
+
+        :raises RuntimeError: before ``setup``.
+        """
+        if self._mixture is None:
+            raise RuntimeError("setup must be called before sample")
+        return self._mixture
 
     @property
     def initial_params(self) -> dict[str, Tensor]:
@@ -121,8 +125,8 @@ class PartitionKernel(MCMCKernel):
         return state
 
     def cleanup(self) -> None:
-        """Forget where chains start."""
-        self._initial = None
+        """Forget the data and where chains start."""
+        self._mixture = self._initial = None
 
     def logging(self) -> "OrderedDict[str, str]":
         """Line of a progress bar: the statistics of the last step."""
@@ -150,7 +154,7 @@ class PartitionKernel(MCMCKernel):
         else:
             self._initial = self._check_start(mixture, self._initial)
 
-    def _draw_start(self, mixture: Mixture) -> dict[str, Tensor]:
+    def _draw_start(self, mixture: AnyMixture) -> dict[str, Tensor]:
         state = mixture.prior.draw()
         number = mixture.num_points
         if self.init == "prior":
@@ -162,7 +166,7 @@ class PartitionKernel(MCMCKernel):
             labels = torch.zeros(number, dtype=torch.long)
         return {**state, **mixture.draw_clusters(labels), "assignment": labels}
 
-    def _check_start(self, mixture: Mixture, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _check_start(self, mixture: AnyMixture, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         lacking = {"assignment", *mixture.names} - set(params)
         if lacking:
             raise ValueError(f"initial_params lacks the sites {sorted(lacking)}")

@@ -76,7 +76,7 @@ class ConjugateCluster(ParametricDistribution):
         :returns: **Shape:** ``(*batch)``, broadcast with the batch shape of the hyperparameters.
         :raises ValueError: where a shape does not fit, or a point is outside the support.
         """
-        return self._log_marginal(self._summary(*self._block_of(x, mask)))
+        return self._log_marginal_of_points(*self._block_of(x, mask))
 
     def statistics(self, x: Tensor) -> Tensor:
         """Sufficient statistics of each point, whose sums over a block are those of the block.
@@ -179,6 +179,9 @@ class ConjugateCluster(ParametricDistribution):
     def _compiled_tensor(self) -> Tensor:
         """Hyperparameters as compiled samplers read them, in one vector."""
         return torch.cat([part.double().flatten() for part in self._compiled_parts()])
+
+    def _log_marginal_of_points(self, x: Tensor, present: Tensor) -> Tensor:
+        return self._log_marginal(self._summary(x, present))
 
     def _promote(self, x: Tensor) -> Tensor:
         return x.to(torch.promote_types(x.dtype, self._dtype))

@@ -134,16 +134,8 @@ class GaussianCluster(LocatedCluster):
     def _scatter(self, deviation: Tensor) -> Tensor:
         return deviation.mT @ deviation
 
-    def log_marginal(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Log density of a block of points, zero for an empty one.
-
-        :param Tensor x: points. **Shape:** ``(*batch, n, d)``.
-        :param Tensor mask: which of them belong to the block, a tensor of booleans; the others may
-            be anything. **Shape:** ``(*batch, n)``.
-        :returns: **Shape:** ``(*batch)``, broadcast with the batch shape of the hyperparameters.
-        :raises ValueError: where a shape does not fit, or a point is outside the support.
-        """
-        count, mean, deviation = self._deviations(*self._block_of(x, mask))
+    def _log_marginal_of_points(self, x: Tensor, present: Tensor) -> Tensor:
+        count, mean, deviation = self._deviations(x, present)
         return self._evidence(count, mean, evidence.factor_of_points(self.scale, deviation))
 
     def _log_marginal(self, summary: Summary) -> Tensor:

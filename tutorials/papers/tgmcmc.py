@@ -37,7 +37,7 @@ from torch import Tensor
 
 from pyro_ext.distributions import ConjugateCluster, GaussianCluster, MultinomialCluster
 from pyro_ext.inference import MCMC
-from pyro_ext.inference.partitions import MarginalGibbs, PartitionKernel, SplitMerge, TreeGuided
+from pyro_ext.inference.partitions import ConjugateKernel, MarginalGibbs, SplitMerge, TreeGuided
 from pyro_ext.inference.partitions._conjugate_mixture import centered
 from pyro_ext.inference.partitions._exact_moves import exact_sweep
 from pyro_ext.inference.partitions._paper_moves import paper_sweep, replanted
@@ -85,7 +85,7 @@ LAW = GeneralizedGammaProcess(
 PUBLISHED: dict[str, Any] = {"num_global_moves": 20, "local_share": 0.1}
 
 
-def kernels(cluster: ConjugateCluster, init: str) -> dict[str, PartitionKernel]:
+def kernels(cluster: ConjugateCluster, init: str) -> dict[str, ConjugateKernel]:
     """All kernels of the comparison, which move points singly where a name does not say more."""
     return {
         "Gibbs": MarginalGibbs(LAW, cluster, init=init),
@@ -130,7 +130,7 @@ def images() -> tuple[Tensor, Integers]:
     return torch.from_numpy(counts), source.target[rows]
 
 
-def run_for(kernel: PartitionKernel, x: Tensor, cpu_seconds: float, seed: int) -> Trace:
+def run_for(kernel: ConjugateKernel, x: Tensor, cpu_seconds: float, seed: int) -> Trace:
     """A chain that ends with the step in which its time is up."""
     torch.manual_seed(seed)
     kernel.setup(0, x)  # draws the auxiliary variable
