@@ -58,7 +58,7 @@ class RecordedCluster:
 
         :param place: unconstrained hyperparameters. **Shape:** ``(size,)``.
         """
-        with torch.no_grad():
+        with torch.inference_mode():
             found = self._graph(torch.from_numpy(place).to(self._layout.device)).cpu().numpy()
         return float(found[0]), found[1 : 1 + self._size], found[1 + self._size :]
 
