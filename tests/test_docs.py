@@ -31,6 +31,7 @@ PACKAGES = (
     "pyro_ext.checkpoint",
     "pyro_ext.datasets",
     "pyro_ext.diagnostics",
+    "pyro_ext.diagnostics.diversity",
     "pyro_ext.diagnostics.metrics",
     "pyro_ext.diagnostics.partitions",
     "pyro_ext.diagnostics.plots",

@@ -1,0 +1,154 @@
+"""How far posterior draws lie apart: in their predictions, in space, and along the way between two.
+
+An ensemble gains from draws that differ. :func:`pyro_ext.diagnostics.metrics.ambiguity` says how
+much it gains; these functions say where the difference is. They take NumPy arrays or torch tensors
+and return tensors in double precision, through which no gradient flows.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import check_integer
+from pyro_ext.diagnostics.metrics import ArrayLike, _probabilities, _tensor
+
+__all__ = ["consecutive_distances", "path_values", "pairwise_kl", "weight_singular_values"]
+
+_POINTS_PER_CALL = 4096
+
+
+def pairwise_kl(probabilities: ArrayLike) -> Tensor:
+    r"""Kullback-Leibler divergence of the predictions of each two draws, averaged over the points.
+
+    :math:`\frac{1}{n} \sum_i \sum_c p_s(c | x_i) \log \frac{p_s(c | x_i)}{p_t(c | x_i)}`, infinite
+    where draw :math:`t` excludes a class that draw :math:`s` does not.
+
+    :param probabilities: predictive probabilities. **Shape:** ``(num_draws, n, classes)``.
+    :returns: from draw ``s`` in rows to draw ``t`` in columns. **Shape:** ``(num_draws,
+        num_draws)``.
+    :raises ValueError: names the argument, what it got and what it wants.
+
+    Example::
+
+        >>> pairwise_kl(torch.tensor([[[0.5, 0.5]], [[0.25, 0.75]]])).round(decimals=4)
+        tensor([[0.0000, 0.1438],
+                [0.1308, 0.0000]], dtype=torch.float64)
+    """
+    draws = _probabilities("probabilities", probabilities, averaged=False)
+    num_draws, num_points, _ = draws.shape
+    total = torch.zeros(num_draws, num_draws, dtype=torch.float64, device=draws.device)
+    for some in draws.split(_POINTS_PER_CALL, 1):
+        rows = some.double().flatten(1)
+        is_zero = rows == 0
+        logs = torch.where(is_zero, 0.0, rows.log())
+        own = (rows * logs).sum(1, keepdim=True)
+        excluded = rows @ is_zero.double().T
+        total += own - rows @ logs.T + torch.where(excluded > 0, torch.inf, 0.0)
+    # Rounding makes differences of equal numbers a little less than zero.
+    return (total / num_points).clamp(min=0.0).fill_diagonal_(0.0)
+
+
+def consecutive_distances(samples: Mapping[str, ArrayLike], *, relative: bool = False) -> Tensor:
+    """Euclidean distance of each draw of a chain to the one before, over all sites together.
+
+    :param Mapping samples: draws by chain, as ``get_samples(group_by_chain=True)`` gives them; of
+        an expanded model those of the merged weights alone. **Shape:** ``(num_chains, num_draws,
+        *event)`` each.
+    :param bool relative: divide by the norm of the draw before.
+    :returns: **Shape:** ``(num_chains, num_draws - 1)``.
+    :raises ValueError: where there are no sites, fewer than two draws, or shapes do not fit.
+
+    Example::
+
+        >>> draws = {"loc": torch.tensor([[[0.0, 0.0], [3.0, 4.0], [3.0, 5.0]]])}
+        >>> consecutive_distances(draws)
+        tensor([[5., 1.]], dtype=torch.float64)
+    """
+    if not samples:
+        raise ValueError("samples must hold at least one site, got none")
+    rows: list[Tensor] = []
+    for name, value in samples.items():
+        tensor = _tensor(f"samples[{name!r}]", value)
+        if tensor.dim() < 2 or tensor.shape[1] < 2:
+            raise ValueError(
+                f"samples[{name!r}] must have the shape (num_chains, num_draws, *event) with at "
+                f"least two draws; got {tuple(tensor.shape)}"
+            )
+        if rows and rows[0].shape[:2] != tensor.shape[:2]:
+            raise ValueError(
+                f"samples[{name!r}] must have the chains and draws of the sites before it, "
+                f"{tuple(rows[0].shape[:2])}; got {tuple(tensor.shape[:2])}"
+            )
+        rows.append(tensor.double().reshape(*tensor.shape[:2], -1))
+    flat = torch.cat(rows, -1)
+    distances: Tensor = torch.linalg.vector_norm(flat[:, 1:] - flat[:, :-1], dim=-1)
+    return distances / torch.linalg.vector_norm(flat[:, :-1], dim=-1) if relative else distances
+
+
+def path_values(
+    function: Callable[[dict[str, Tensor]], Tensor],
+    start: Mapping[str, Tensor],
+    end: Mapping[str, Tensor],
+    num_points: int = 21,
+) -> tuple[Tensor, Tensor]:
+    """Values of a function, such as a loss, along the straight path between two draws.
+
+    A barrier on the way shows that the draws lie in modes of their own.
+
+    :param Callable function: maps values by site, each with a leading dimension of points on the
+        path, to a value for each point, for instance ``lambda samples:
+        potential.full(potential.unconstrain(samples))``.
+    :param Mapping start: values by site. **Shape:** ``(*event)`` each.
+    :param Mapping end: likewise.
+    :param int num_points: on the path, both ends included.
+    :returns: places on the path from zero to one, and the values there. **Shape:**
+        ``(num_points,)`` each.
+    :raises ValueError: where the ends do not have the same sites and shapes, or the function
+        returns another shape.
+
+    Example::
+
+        >>> ends = {"w": torch.tensor([-1.0])}, {"w": torch.tensor([1.0])}
+        >>> path_values(lambda samples: samples["w"].square().sum(-1), *ends, num_points=3)[1]
+        tensor([1., 0., 1.], dtype=torch.float64)
+    """
+    check_integer("num_points", num_points, 2)
+    shapes = [{name: tuple(value.shape) for name, value in ends.items()} for ends in (start, end)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"end must have the sites and shapes of start, {shapes[0]}; got {shapes[1]}"
+        )
+    places = torch.linspace(0.0, 1.0, num_points, dtype=torch.float64)
+    path = {
+        name: torch.lerp(value, end[name], places.to(value).reshape(-1, *[1] * value.dim()))
+        for name, value in start.items()
+    }
+    with torch.no_grad():
+        values = function(path)
+    if values.shape != (num_points,):
+        raise ValueError(
+            f"function must return the shape ({num_points},), one value a point; got "
+            f"{tuple(values.shape)}"
+        )
+    return places, values.double()
+
+
+def weight_singular_values(weight: ArrayLike) -> Tensor:
+    """Singular values of the matrices in draws of a weight, in falling order.
+
+    :param weight: **Shape:** ``(*batch, m, n)``; the kernel of a convolution is a matrix of
+        channels once it is flattened, ``weight.flatten(-3)`` in two dimensions.
+    :returns: **Shape:** ``(*batch, min(m, n))``.
+    :raises ValueError: for fewer than two dimensions.
+
+    Example::
+
+        >>> weight_singular_values(torch.tensor([[3.0, 0.0], [0.0, -4.0]]))
+        tensor([4., 3.], dtype=torch.float64)
+    """
+    tensor = _tensor("weight", weight)
+    if tensor.dim() < 2:
+        raise ValueError(f"weight must have at least two dimensions; got {tuple(tensor.shape)}")
+    values: Tensor = torch.linalg.svdvals(tensor.double())
+    return values
