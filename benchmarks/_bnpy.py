@@ -20,7 +20,7 @@ class BnpyFit(NamedTuple):
     """A fit.
 
     :param float seconds: of CPU time, without imports and a first fit of two laps.
-    :param Array labels: most likely cluster of each point.
+    :param Array labels: of each point, drawn by its responsibilities.
     :param Array log_density: of the new points.
     """
 

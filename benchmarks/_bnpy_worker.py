@@ -68,7 +68,9 @@ def main():
     start = time.process_time()
     model = fit(problem["seed"], problem["laps"])
     seconds = time.process_time() - start
-    labels = model.calc_local_params(data)["resp"].argmax(1)
+    sums = model.calc_local_params(data)["resp"].cumsum(1)
+    levels = np.random.RandomState(problem["seed"]).random_sample(len(sums))[:, None]
+    labels = (sums < levels * sums[:, -1:]).sum(1)
     result = {"seconds": seconds, "labels": labels.tolist(), "log_density": []}
     if problem["points_new"]:
         result["log_density"] = _log_density(model, np.array(problem["points_new"])).tolist()

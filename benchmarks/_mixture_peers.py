@@ -84,14 +84,14 @@ class StickBreaking:
         by_draw = torch.stack([_mixture(draw).log_prob(points) for draw in self._draws])
         return by_draw.logsumexp(0) - torch.tensor(float(_NUM_DRAWS)).log()
 
-    def labels(self, points: Tensor) -> Tensor:
-        """Most likely component of each point at a draw of the guide.
+    def responsibilities(self, points: Tensor) -> Tensor:
+        """Probability of each component for each point at a draw of the guide.
 
         :param Tensor points: where. **Shape:** ``(n, d)``.
         """
         law = _mixture(self._draws[0])
         by_component = law.component_distribution.log_prob(points.unsqueeze(-2))
-        return (law.mixture_distribution.logits + by_component).argmax(-1)
+        return (law.mixture_distribution.logits + by_component).softmax(-1)
 
     def _model(self, points: Tensor) -> None:
         size = points.shape[-1]
