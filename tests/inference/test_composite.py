@@ -122,7 +122,8 @@ def partition_model(x):
 def test_partitions_and_a_scale(moved_by):
     """Distribution of the partition, and mean of the scale, against quadrature.
 
-    Total variation about 0.03, and more than 0.1 for less than one seed in 100,000.
+    Total variation about 0.04 with a deviation of 0.012, which over eight seeds of a third of the
+    length had 0.065 and 0.02; more than 0.1 for less than one seed in 100,000.
     """
     grid = torch.linspace(-4.0, 3.0, 300, dtype=torch.float64).exp()
     every = partitions(4)
@@ -144,14 +145,14 @@ def test_partitions_and_a_scale(moved_by):
     else:
         blocks = [(partition_kernel, ["scale", "assignment"])]
     kernel = Gibbs(blocks, model=partition_model)
-    mcmc = MCMC(kernel, 500, warmup_steps=100, seed=0, progress=False).run(POINTS)
+    mcmc = MCMC(kernel, 1500, warmup_steps=100, seed=0, progress=False).run(POINTS)
     samples = mcmc.get_samples()
     shares = torch.zeros(len(every), dtype=torch.float64)
     for row in samples["assignment"].tolist():
-        shares[every.index(tuple(row))] += 1.0 / 500
+        shares[every.index(tuple(row))] += 1.0 / 1500
     assert 0.5 * (shares - expected).abs().sum() < 0.1
-    assert float(mcmc.diagnostics()["scale"]["n_eff"]) > 40
-    assert abs(samples["scale"].mean() - mean) < 5.0 * deviation * 40**-0.5
+    assert float(mcmc.diagnostics()["scale"]["n_eff"]) > 60
+    assert abs(samples["scale"].mean() - mean) < 5.0 * deviation * 60**-0.5
 
 
 def test_statistics_and_the_mcmc_of_pyro():
