@@ -81,10 +81,8 @@ class ConjugateMixture(Mixture):
         points: Tensor,
     ) -> None:
         self.cluster = cluster
-        if clash := set(prior.names) & set(cluster.names):
-            raise ValueError(f"prior and cluster both have the sites {sorted(clash)}")
         self.points = check_points(points)
-        super().__init__(prior, len(self.points))
+        super().__init__(prior, cluster.names, len(self.points))
         example, _ = cluster.at(cluster.draw())
         self._check_cluster(example)
         self._raw = self.points.detach().double().cpu().numpy()
@@ -92,11 +90,6 @@ class ConjugateMixture(Mixture):
         self._fixed = None if cluster.names else self._compiled(example)
         self._kind = example._kind
         self._recorded = record_cluster(cluster)
-
-    @property
-    def cluster_names(self) -> list[str]:
-        """Names of the hyperparameters of clusters."""
-        return self.cluster.names
 
     def draw_clusters(self, labels: Tensor) -> dict[str, Tensor]:
         """Hyperparameters of clusters from their prior."""

@@ -85,7 +85,7 @@ class Hyperparameters(Generic[Value]):
 
 
 class _Sites(Messenger):
-    """Gives sites their values, and keeps their laws; a trace takes twice as long."""
+    """Gives sites their values, and keeps their laws, which is less work than a trace."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()

@@ -23,6 +23,8 @@ PriorSource = Law | Callable[[], Law]
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
+_OWN_NAMES = {"assignment", "u"}
+
 
 class Mixture(ABC):
     """Prior over the partitions of some points, and clusters.
@@ -30,17 +32,23 @@ class Mixture(ABC):
     A subclass says what the clusters are.
 
     :param prior: a normalized measure or a Pyro model that returns one.
+    :param list cluster_names: names of the sites that belong to clusters.
     :param int num_points: number of points.
+    :raises ValueError: where a site is of both, or has a name that a state uses itself.
     """
 
-    def __init__(self, prior: Hyperparameters[Law], num_points: int) -> None:
+    def __init__(
+        self, prior: Hyperparameters[Law], cluster_names: list[str], num_points: int
+    ) -> None:
+        if clash := set(prior.names) & set(cluster_names):
+            raise ValueError(f"prior and cluster both have the sites {sorted(clash)}")
+        if taken := _OWN_NAMES & {*prior.names, *cluster_names}:
+            raise ValueError(
+                f"sites of prior and cluster must have other names than {sorted(taken)}"
+            )
         self.prior = prior
+        self.cluster_names = cluster_names
         self.num_points = num_points
-
-    @property
-    @abstractmethod
-    def cluster_names(self) -> list[str]:
-        """Names of the sites that belong to clusters."""
 
     @abstractmethod
     def draw_clusters(self, labels: Tensor) -> dict[str, Tensor]:

@@ -34,26 +34,21 @@ class ModelMixture(Mixture):
     def __init__(
         self, prior: Hyperparameters[Law], points: PointPotential, num_updates: int
     ) -> None:
-        super().__init__(prior, points.num_points)
-        if clash := set(prior.names) & set(points.sites):
-            raise ValueError(f"prior and cluster both have the sites {sorted(clash)}")
+        super().__init__(prior, list(points.sites), points.num_points)
         self.points = points
         self.num_updates = num_updates
         self.shared_names = [name for name in points.sites if name in points.shared]
         self.own_names = [name for name in points.sites if name not in points.shared]
-        self._own_columns = [place for name in self.own_names for place in points.columns(name)]
+        self._own_columns = [
+            place for name in self.own_names for place in points.layout.columns(name)
+        ]
         # From a fixed seed: every chain, and one that goes on elsewhere, takes the same.
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            drawn = points.draw(_NUM_WIDTH_DRAWS).double().numpy()
+            drawn = points.draw(_NUM_WIDTH_DRAWS).double().cpu().numpy()
         low, high = np.nanquantile(drawn, [0.25, 0.75], axis=0)
         spread = (high - low) / _QUARTILES_OF_NORMAL
         self._widths = np.where(np.isfinite(spread) & (spread > 0.0), spread, 1.0)
-
-    @property
-    def cluster_names(self) -> list[str]:
-        """Names of the latent sites of the model."""
-        return list(self.points.sites)
 
     def draw_clusters(self, labels: Tensor) -> dict[str, Tensor]:
         """Values of the sites of the model from their prior, one for each cluster."""
@@ -90,7 +85,7 @@ class ModelMixture(Mixture):
             places = slice_sample_rows(of_clusters, places, widths, self._own_columns)
             for name in self.shared_names:
                 if name not in held:
-                    columns = list(self.points.columns(name))
+                    columns = list(self.points.layout.columns(name))
                     start = torch.from_numpy(places[0, columns])
                     moved = slice_sample(partial(of_shared, columns), start)
                     places[:, columns] = moved.numpy()
@@ -107,7 +102,7 @@ class ModelMixture(Mixture):
         values = {name: state[name][first] for name in self.own_names}
         for name in self.shared_names:
             values[name] = state[name].expand(len(first), *state[name].shape)
-        places: Floats = self.points.unconstrain(values).double().numpy()
+        places: Floats = self.points.unconstrain(values).double().cpu().numpy()
         return places
 
     def own_values(self, places: Floats, labels: Tensor) -> dict[str, Tensor]:
@@ -119,12 +114,16 @@ class ModelMixture(Mixture):
         """Log density of each cluster's own sites, of the shared ones, and of each point."""
         _, first = np.unique(labels, return_index=True)
         prior, shared, likelihood = self.points(self._flat(places[labels]))
-        return prior[first].double().numpy(), float(shared[0]), likelihood.double().numpy()
+        return (
+            prior[first].double().cpu().numpy(),
+            float(shared[0]),
+            likelihood.double().cpu().numpy(),
+        )
 
     def log_likelihood(self, place: Floats) -> Floats:
         """Log density of each point in one cluster, minus infinity where it is no number."""
         flat = self._flat(place).expand(self.num_points, -1)
-        values: Floats = self.points(flat).likelihood.double().numpy()
+        values: Floats = self.points(flat).likelihood.double().cpu().numpy()
         if np.isposinf(values).any():
             point = int(np.isposinf(values).argmax())
             raise ValueError(f"the density of point {point} in a cluster is infinite")
@@ -132,7 +131,7 @@ class ModelMixture(Mixture):
 
     def fresh(self, number: int, shared: Mapping[str, Tensor]) -> Floats:
         """Places of new clusters, from the prior given the shared sites."""
-        places: Floats = self.points.draw(number, shared).double().numpy()
+        places: Floats = self.points.draw(number, shared).double().cpu().numpy()
         return places
 
     def check(self, state: Mapping[str, Tensor]) -> None:

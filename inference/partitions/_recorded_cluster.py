@@ -64,13 +64,7 @@ class RecordedCluster:
 
     def columns(self, names: Iterable[str]) -> list[int]:
         """Places of sites among the unconstrained hyperparameters."""
-        order, sizes = list(self._layout.shapes), self._layout.sizes
-        columns: list[int] = []
-        for name in names:
-            position = order.index(name)
-            start = sum(sizes[:position])
-            columns += range(start, start + sizes[position])
-        return columns
+        return [place for name in names for place in self._layout.columns(name)]
 
     def place(self, values: Mapping[str, Tensor]) -> Floats:
         """Unconstrained hyperparameters in one vector."""

@@ -57,9 +57,7 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
     # What a subclass gives.
 
     @abstractmethod
-    def _move_points(
-        self, state: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def _move_points(self, state: Mapping[str, Tensor]) -> Moved:
         """Move the labels, and what belongs to the clusters of points, given all else.
 
         :returns: what has moved, and statistics by name.

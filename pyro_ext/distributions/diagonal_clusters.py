@@ -174,4 +174,6 @@ class KnownVarianceGaussianCluster(LocatedCluster):
         return center.unsqueeze(-2) + self.scale.unsqueeze(-2) * noise
 
     def _compiled_parts(self) -> list[Tensor]:
-        return [self.loc, self.loc_scale.double() ** -2, self.scale.double() ** -2]
+        # Unlike a square, a logarithm does not hide that a scale is out of range.
+        scales = (self.loc_scale, self.scale)
+        return [self.loc, *((-2.0 * scale.double().log()).exp() for scale in scales)]

@@ -39,6 +39,12 @@ class Layout:
         for position, dtype in enumerate(self.dtypes.values()):
             self.dtype = dtype if position == 0 else torch.promote_types(self.dtype, dtype)
 
+    def columns(self, name: str) -> range:
+        """Places of a parameter in the flat vector."""
+        position = list(self.shapes).index(name)
+        start = sum(self.sizes[:position])
+        return range(start, start + self.sizes[position])
+
     def flatten(self, params: Mapping[str, Tensor]) -> Tensor:
         """Join named parameters. **Shape:** ``(*batch, *event)`` each to ``(*batch, size)``."""
         parts = []

@@ -113,12 +113,6 @@ class PointPotential:
         """Order of the latent sites in a flat vector of unconstrained values."""
         return self._runner.unconstrained
 
-    def columns(self, name: str) -> range:
-        """Places of a latent site in a flat vector of unconstrained values."""
-        position = list(self.layout.shapes).index(name)
-        start = sum(self.layout.sizes[:position])
-        return range(start, start + self.layout.sizes[position])
-
     def __call__(self, flat: Tensor) -> PointDensities:
         """Log densities of all points.
 

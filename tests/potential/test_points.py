@@ -43,7 +43,7 @@ def test_densities_are_those_by_hand(backend):
 
 def test_sites_of_a_flat_vector():
     points = PointPotential(regression, X, Y)
-    assert [points.columns(name) for name in ("scale", "weight", "noise")] == [
+    assert [points.layout.columns(name) for name in ("scale", "weight", "noise")] == [
         range(1),
         range(1, 3),
         range(3, 4),

@@ -109,6 +109,34 @@ def test_degrees_of_freedom_below_the_dimension():
         assert float(state["dof"]) > 2.0
 
 
+def test_scales_stay_positive_under_any_prior():
+    def model():
+        scale = pyro.sample("scale", dist.Normal(torch.tensor(0.3), 1.0))
+        return KnownVarianceGaussianCluster(torch.zeros(1), torch.ones(1), scale)
+
+    cluster = Hyperparameters(model, "cluster")
+    cluster.draw = lambda: {"scale": torch.tensor(0.5)}
+    prior = Hyperparameters(DirichletProcess(1.0), "prior")
+    mixture = ConjugateMixture(prior, cluster, torch.tensor([[0.1], [-0.2]]))
+    assert mixture._recorded is not None
+    state = {"assignment": torch.zeros(2).long(), "scale": torch.tensor(0.5)}
+    for _ in range(200):
+        state |= mixture.move_clusters(state, ())
+        assert float(state["scale"]) > 0.0
+
+
+def test_names_that_a_state_uses():
+    def model():
+        return PoissonCluster(torch.ones(1), positive("u"))
+
+    with pytest.raises(ValueError, match="must have other names than \\['u'\\]"):
+        ConjugateMixture(
+            Hyperparameters(DirichletProcess(1.0), "prior"),
+            Hyperparameters(model, "cluster"),
+            torch.ones(2, 1),
+        )
+
+
 def _starting_at(cluster, value):
     cluster.draw = lambda: {"dof": torch.tensor(value)}
     return cluster
