@@ -31,6 +31,7 @@ __all__ = [
     "report",
     "single_thread",
     "step_times",
+    "wall_seconds",
 ]
 
 OURS = "pyro_ext"
@@ -142,6 +143,13 @@ def cpu_seconds(run: Callable[[], object]) -> float:
     start = time.process_time()
     run()
     return time.process_time() - start
+
+
+def wall_seconds(run: Callable[[], object]) -> float:
+    """Time of a call by the clock."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def in_turn(sides: Mapping[str, Callable[[], float]], rounds: int) -> Timings:

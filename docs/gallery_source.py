@@ -23,10 +23,17 @@ _ORDER = (
     "quickstart",
     "minibatch_and_plates",
     "choosing_a_sampler",
+    "bayesian_networks",
     "diagnosing",
     "calibration",
     "scaling_out",
     "random_measures",
+    "nrm_mixture",
+    "martingale_posteriors",
+    "copula_densities",
+    "nonparametric_learning",
+    "misspecified_models",
+    "pseudocoresets",
 )
 _NOT_PAGES = ("demo",)  # a program that `pyro-ext demo` runs
 _BOUNDARY = "END-OF-CELL"

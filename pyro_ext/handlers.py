@@ -7,7 +7,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-__all__ = ["replace_observations"]
+__all__ = ["data_weights", "replace_observations"]
 
 
 def replace_observations(
@@ -42,18 +42,124 @@ def replace_observations(
     return replaced
 
 
-class _ReplaceObservations(Messenger):
+def data_weights(plate: str, weights: Tensor) -> "_DataWeights":
+    """Give each observation in a plate a weight: its log density counts so many times.
+
+    It is a handler, for use around a model or as a context: ``data_weights("data",
+    weights)(model)``. Observed sites in the plate count by the weights of the elements that the
+    plate looks at, on top of any scale: of a plate that subsamples, those of the subsample. Latent
+    sites keep their densities, those in the plate too.
+
+    Weights of one leave the model as it is. With weights from a Dirichlet law, times their number,
+    the maximum of the weighted likelihood is a draw of the weighted likelihood bootstrap; see
+    :class:`~pyro_ext.inference.PosteriorBootstrap`.
+
+    :param str plate: name of the plate.
+    :param Tensor weights: a weight for each element of the whole plate, also of one that
+        subsamples. **Shape:** ``(size,)``.
+    :returns: the handler.
+    :raises ValueError: for weights of another shape; as the model runs, where they do not have the
+        size of the plate, or no observed site stands in a plate of that name.
+
+    Example::
+
+        >>> def model(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> weighted = data_weights("data", torch.tensor([0.0, 3.0]))(model)
+        >>> trace = pyro.poutine.trace(weighted).get_trace(torch.tensor([5.0, 1.0]))
+        >>> trace.nodes["x"]["scale"]
+        tensor([0., 3.])
+    """
+    return _DataWeights(plate, weights)
+
+
+class _SeesSubsamples(Messenger):
+    """Knows which elements the plates of a model look at, as it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._indices: dict[str, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._indices = {}
+        super().__enter__()
+        return self
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            self._indices[msg["name"]] = msg["value"]
+
+    def _index(self, plate: str) -> Tensor:
+        if plate not in self._indices:
+            raise ValueError(
+                f"the plate {plate!r} subsamples and was made outside of the model; make it as the "
+                "model runs"
+            )
+        index: Tensor = self._indices[plate]
+        return index
+
+
+class _DataWeights(_SeesSubsamples):
+    """Scales observed sites of a plate, element by element."""
+
+    def __init__(self, plate: str, weights: Tensor) -> None:
+        super().__init__()
+        if weights.dim() != 1:
+            raise ValueError(
+                f"weights must have the shape (size,), one for each element of the plate "
+                f"{plate!r}, got {tuple(weights.shape)}"
+            )
+        self.plate = plate
+        self.weights = weights
+        self._is_met = False
+
+    def __enter__(self) -> Self:
+        self._is_met = False
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        if exception[0] is None and not self._is_met:
+            raise ValueError(f"the model has no observed site in a plate named {self.plate!r}")
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] or msg["infer"].get("_deterministic", False):
+            return
+        for frame in msg["cond_indep_stack"]:
+            if frame.name == self.plate:
+                self._is_met = True
+                msg["scale"] = msg["scale"] * self._seen_weights(frame)
+
+    def _seen_weights(self, frame: Any) -> Tensor:
+        """Weights of the elements that a site sees, along the dimension of the plate."""
+        if len(self.weights) != frame.full_size:
+            raise ValueError(
+                f"weights must hold {frame.full_size} numbers, one for each element of the plate "
+                f"{self.plate!r}, got {len(self.weights)}"
+            )
+        if not frame.vectorized:
+            # Pyro counts the turns of a sequential plate from one.
+            return self.weights[self._index(self.plate)[(frame.counter - 1) % frame.size]]
+        weights = self.weights
+        if frame.size < frame.full_size:
+            weights = weights.index_select(0, self._index(self.plate).to(weights.device))
+        return weights.reshape((-1,) + (1,) * (-frame.dim - 1))
+
+
+class _ReplaceObservations(_SeesSubsamples):
     """Gives observed sites the values of the elements that their plates look at."""
 
     def __init__(self, data: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.data = dict(data)
-        self._indices: dict[str, Any] = {}
         self._given_plates: set[str] = set()
         self._met: set[str] = set()
 
     def __enter__(self) -> Self:
-        self._indices, self._given_plates, self._met = {}, set(), set()
+        self._given_plates, self._met = set(), set()
         super().__enter__()
         return self
 
@@ -74,10 +180,6 @@ class _ReplaceObservations(Messenger):
             msg["value"] = self._seen_part(msg)
             msg["is_observed"] = True
 
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
-            self._indices[msg["name"]] = msg["value"]
-
     def _seen_part(self, msg: Any) -> Tensor:
         name, value = msg["name"], self.data[msg["name"]]
         event_dim = len(msg["fn"].event_shape)
@@ -95,12 +197,3 @@ class _ReplaceObservations(Messenger):
             if frame.size < frame.full_size and not is_given:
                 value = value.index_select(dim, self._index(frame.name).to(value.device))
         return value
-
-    def _index(self, plate: str) -> Tensor:
-        if plate not in self._indices:
-            raise ValueError(
-                f"the plate {plate!r} subsamples and was made outside of the model; make it as the "
-                "model runs"
-            )
-        index: Tensor = self._indices[plate]
-        return index

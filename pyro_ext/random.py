@@ -7,12 +7,14 @@ among others, in one process or in many, before and after a restart, on any devi
 """
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["chain_keys", "fresh_seed", "normal", "philox"]
+__all__ = ["chain_keys", "fresh_seed", "normal", "philox", "seeded", "uniform"]
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -40,13 +42,36 @@ def fresh_seed(seed: int | None) -> int:
     return int(seed)
 
 
-def chain_keys(seed: int, chains: range, device: torch.device | None = None) -> Tensor:
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Seed PyTorch's generators, and put them back after; without a seed leave them alone.
+
+    :param int seed: a non-negative integer or ``None``.
+    :raises ValueError: for anything else.
+
+    Example::
+
+        >>> with seeded(0):
+        ...     first = torch.rand(())
+        >>> with seeded(0):
+        ...     print(bool(torch.rand(()) == first))
+        True
+    """
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(fresh_seed(seed))
+        yield
+
+
+def chain_keys(seed: int, chains: Sequence[int], device: torch.device | None = None) -> Tensor:
     """Key of each chain's random stream.
 
     The key depends on the seed and the chain's own number only, never on the number of chains.
 
     :param int seed: a non-negative integer.
-    :param range chains: numbers of the chains.
+    :param Sequence chains: numbers of the chains.
     :param torch.device device: where the keys are put.
     :returns: 32-bit words in an int64 tensor. **Shape:** ``(len(chains), 2)``.
 
@@ -118,15 +143,9 @@ def normal(
         >>> normal(keys, torch.arange(5), 3).shape
         torch.Size([5, 2, 3])
     """
-    num_blocks = -(-num_elements // 4)
-    block = torch.arange(num_blocks, device=keys.device)
-    step = step[..., None, None]
-    words = philox(
-        (keys[:, :1], keys[:, 1:]),
-        (block, step, torch.full_like(block, stream), torch.zeros_like(block)),
-    )
     # Types of half precision hold no 32 bits, and round the smallest uniform to zero.
     inner = dtype if dtype == torch.float64 else torch.float32
+    words = _words(keys, step, num_elements, stream)
     pairs = []
     for radial, angular in (words[:2], words[2:]):
         # Box-Muller; half a unit keeps the logarithm away from zero.
@@ -134,3 +153,66 @@ def normal(
         angle = angular.to(inner) * (2.0 * math.pi * _UNIT)
         pairs += [radius * torch.cos(angle), radius * torch.sin(angle)]
     return torch.stack(pairs, -1).flatten(-2)[..., :num_elements].to(dtype)
+
+
+def uniform(
+    keys: Tensor,
+    step: Tensor,
+    num_elements: int,
+    *,
+    stream: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Numbers uniform on the open unit interval for each chain at each step.
+
+    :param Tensor keys: keys from :func:`chain_keys`. **Shape:** ``(num_chains, 2)``.
+    :param Tensor step: int64 step numbers below ``2**32``. **Shape:** ``(*steps)``.
+    :param int num_elements: how many numbers each chain gets at each step.
+    :param int stream: number of an independent stream of the same chain. It is shared with
+        :func:`normal`, whose numbers of the same stream are functions of these.
+    :param torch.dtype dtype: floating type of the result, of 32 or 64 bits. In float32 the numbers
+        are multiples of ``2**-23``, moved by half of that, in float64 of ``2**-32``.
+    :returns: **Shape:** ``(*steps, num_chains, num_elements)``.
+
+    Example::
+
+        >>> uniform(chain_keys(0, range(2)), torch.arange(5), 3).shape
+        torch.Size([5, 2, 3])
+    """
+    # What a type can't tell from one is dropped, which would otherwise be rounded to one.
+    dropped = 0 if dtype == torch.float64 else 9
+    unit = 2.0 ** (dropped - 32)
+    words = torch.stack(_words(keys, step, num_elements, stream), -1).flatten(-2)
+    return ((words[..., :num_elements] >> dropped).to(dtype) + 0.5) * unit
+
+
+def _words(keys: Tensor, step: Tensor, num_elements: int, stream: int) -> list[Tensor]:
+    """Random words for numbers of each chain at each step, in blocks of four."""
+    num_blocks = -(-num_elements // 4)
+    if _are_wanted_now(keys, step):
+        # Imported here: Numba is slow to import. A hundred operations on tensors take ten times as
+        # long as this loop, on few numbers a hundred times.
+        from pyro_ext._philox_loop import philox_blocks
+
+        found = philox_blocks(keys.numpy(), step.reshape(-1).numpy(), num_blocks, stream)
+        words = torch.from_numpy(found).reshape(4, *step.shape, len(keys), num_blocks)
+        return list(words)
+    block = torch.arange(num_blocks, device=keys.device)
+    step = step[..., None, None]
+    return philox(
+        (keys[:, :1], keys[:, 1:]),
+        (block, step, torch.full_like(block, stream), torch.zeros_like(block)),
+    )
+
+
+def _are_wanted_now(*tensors: Tensor) -> bool:
+    """Whether tensors hold numbers on the CPU, and are not being recorded or vectorized."""
+    if torch.compiler.is_compiling():  # first: what records for a compiler can't follow the rest
+        return False
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    return (
+        all(type(tensor) is Tensor and tensor.device.type == "cpu" for tensor in tensors)
+        and get_proxy_mode() is None
+        and torch._C._functorch.maybe_current_level() is None
+    )

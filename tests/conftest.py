@@ -38,6 +38,11 @@ hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("fixed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes minutes, so that no worker is left with it when others are done."""
+    items.sort(key=lambda item: not ("full_run" in item.name or "site_builds" in item.name))
+
+
 @pytest.fixture(autouse=True)
 def clean_state() -> Iterator[None]:
     """Empty the parameter store, seed, and put global settings back after the test."""

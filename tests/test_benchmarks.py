@@ -4,6 +4,7 @@ import json
 import runpy
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -59,6 +60,89 @@ def test_tiny_run_beside_peers():
         assert set(row["ratio"]) == {"blackjax", "posteriors"}
 
 
+@pytest.mark.slow
+def test_tiny_run_of_parameter_expansion():
+    done = run(FOLDER / "expansion_step_time.py", "--smoke")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["limits"] == {"MLP": 1.4, "MLP on 256": 1.4, "ResNet": 1.25}
+    for row in result["results"]:
+        assert row["ratio"]["expanded"] > 0
+
+
+@pytest.mark.slow
+def test_tiny_run_of_the_posterior_bootstrap():
+    done = run(FOLDER / "posterior_bootstrap.py", "--smoke")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)["results"]
+    assert row["ratio"]["scipy loop"] > 0
+    assert row["quality"]["pyro_ext"]["distance"] < 0.01
+
+
+@pytest.mark.slow
+def test_tiny_run_of_coresets():
+    """A forward step keeps less in memory than one that goes back through all inner steps."""
+    done = run(FOLDER / "pseudocoresets.py", "--smoke")
+    assert done.returncode == 0, done.stderr
+    rows = {row["case"]: row for row in json.loads(done.stdout)["results"]}
+    assert rows["ForwardKL, GaussianSurrogate"]["median"]["pyro_ext"] > 0
+    memory = rows["ForwardKL, 10 images, 20 steps"]["quality"]["pyro_ext"]["saved MB"]
+    assert 0 < memory < rows["Wasserstein, 10 images, 20 steps"]["quality"]["pyro_ext"]["saved MB"]
+
+
+@pytest.mark.slow
+def test_tiny_run_of_sampling_through_a_coreset():
+    done = run(FOLDER / "coreset_sampling.py", "--smoke")
+    assert done.returncode == 0, done.stderr
+    for row in json.loads(done.stdout)["results"]:
+        assert {"pyro_nuts", "recorded_nuts"} <= set(row["ratio"])
+        assert row["quality"]["pyro_ext"]["ess"] > 0
+
+
+@pytest.mark.slow
+def test_tiny_run_of_predictions():
+    done = run(FOLDER / "predictive_samples.py", "--smoke")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert set(result["posterior_tv"]) == {"wine"}
+    assert [row["case"] for row in result["results"]] == ["wine, SGHMC", "wine, PX-SGHMC"]
+    for row in result["results"]:
+        for side in ("pyro_ext", "pyro_nuts_jit"):
+            assert row["quality"][side]["ess_per_s"] > 0
+            assert 0 < row["quality"][side]["tv"] < 1
+
+
+@pytest.mark.slow
+def test_tiny_run_of_copulas():
+    done = run(FOLDER / "copula.py", "--smoke")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    for row in result["results"]:
+        assert row["ratio"]["numpy"] > 0
+    assert result["results"][0]["ratio"]["numpy, all permutations at once"] > 0
+    fitted = result["results"][0]["quality"]
+    assert abs(fitted["pyro_ext"]["bandwidth"] - fitted["numpy"]["bandwidth"]) < 0.1
+
+
+def test_model_of_nuts_is_that_of_the_reference():
+    import predictive_samples
+    import torch
+
+    from pyro_ext.models.ensembles import load_reference_posterior
+    from pyro_ext.potential import Potential
+
+    reference = load_reference_posterior("wine")
+    data = reference.dataset.train_inputs, reference.dataset.train_targets
+    plain = partial(predictive_samples.plain_model, reference)
+    values = []
+    for model in (reference.model(), plain):
+        potential = Potential(model, *data, backend="eager")
+        generator = torch.Generator().manual_seed(0)
+        position = torch.randn(1, 139, generator=generator)
+        values.append(potential.full_value_and_grad(potential.layout.unflatten(position))[0])
+    torch.testing.assert_close(*values)
+
+
 def test_table_refuses_an_unknown_name():
     done = run(FOLDER / "table.py", "no_such_benchmark")
     assert done.returncode != 0
@@ -82,6 +166,38 @@ def test_ratio_is_of_medians_and_peer_over_ours():
         "median": {"pyro_ext": 2.0, "peer": 5.0},
         "ratio": {"peer": 2.5},
     }
+
+
+@pytest.mark.slow
+def test_tiny_run_of_neural_processes():
+    done = run(FOLDER / "neural_processes.py", "--smoke")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [row["case"] for row in result["results"]] == ["CNP", "MPNP"]
+    for row in result["results"]:
+        assert row["ratio"]["plain torch"] > 0
+
+
+@pytest.mark.parametrize("name", ["CNP", "MPNP"])
+def test_plain_neural_processes_are_the_same_networks(name):
+    """With the same parameters and noise, losses and their gradients are equal."""
+    import torch
+    from neural_processes import pair
+
+    from pyro_ext.models.neural_processes import GPTasks
+
+    process, plain = pair(name, 16)
+    batch = GPTasks("rbf", num_tasks=3)(0)
+    found = process.loss(batch, 5, generator=torch.Generator().manual_seed(1))
+    task = (*batch.context[:2], *batch.points[:2])
+    expected = plain.loss(task, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(found, expected)
+    gradients = [
+        torch.autograd.grad(*pair)
+        for pair in ((found, list(process.parameters())), (expected, list(plain.parameters())))
+    ]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
 
 
 def test_sides_take_turns():

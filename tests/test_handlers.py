@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
-from pyro_ext.handlers import replace_observations
+from pyro_ext.handlers import data_weights, replace_observations
 from pyro_ext.inference import MCMC, SGLD
 from pyro_ext.potential import Potential
 
@@ -237,3 +237,89 @@ def test_errors_of_the_model_come_through():
 
     with pytest.raises(RuntimeError, match="of the model"):
         replace_observations(broken, {"x": torch.zeros(())})()
+
+
+# Weights of observations ------------------------------------------------------------------------
+
+
+def weighted_by_hand(model, weights, x, size=None):
+    """Log joint of a run of ``plain``, with weights put in by hand."""
+    trace = poutine.trace(model).get_trace(x, size)
+    index = trace.nodes["data"]["value"]
+    loc = trace.nodes["loc"]["value"]
+    scale = len(x) / len(index)
+    likelihood = dist.Normal(loc, 1.0).log_prob(x[index]) * weights[index]
+    return trace, dist.Normal(0.0, 1.0).log_prob(loc) + scale * likelihood.sum()
+
+
+@pytest.mark.parametrize("size", [None, 3])
+def test_weighted_density(size):
+    x, weights = torch.randn(10), torch.rand(10)
+    trace, wanted = weighted_by_hand(data_weights("data", weights)(plain), weights, x, size)
+    torch.testing.assert_close(trace.log_prob_sum(), wanted)
+
+
+@pytest.mark.parametrize("backend", BACKENDS[:2])
+@pytest.mark.parametrize("size", [None, 3])
+def test_weighted_potential(size, backend):
+    """Over all of the data it is the weighted sum, whatever part of it a minibatch sees."""
+    x, weights = torch.randn(10), torch.rand(10)
+    potential = Potential(data_weights("data", weights)(plain), x, size, backend=backend)
+    loc = torch.tensor([0.3, -1.0])
+    likelihood = dist.Normal(loc[:, None], 1.0).log_prob(x) @ weights
+    wanted = -dist.Normal(0.0, 1.0).log_prob(loc) - likelihood
+    torch.testing.assert_close(potential.full({"loc": loc}), wanted)
+
+
+def test_weights_in_crossed_plates():
+    """They follow the dimension of their plate; latent sites in it keep their densities."""
+    x, weights = torch.randn(6, 10, 4), torch.rand(6)
+    pyro.set_rng_seed(0)
+    plain_trace = poutine.trace(crossed).get_trace(x, 1)
+    pyro.set_rng_seed(0)
+    trace = poutine.trace(data_weights("columns", weights)(crossed)).get_trace(x, 1)
+    plain_trace.compute_log_prob()
+    trace.compute_log_prob()
+    for name in ("loc", "shift"):
+        assert torch.equal(trace.nodes[name]["log_prob"], plain_trace.nodes[name]["log_prob"])
+    column = trace.nodes["columns"]["value"]
+    torch.testing.assert_close(
+        trace.nodes["x"]["log_prob"], plain_trace.nodes["x"]["log_prob"] * weights[column][:, None]
+    )
+
+
+def test_weights_of_a_sequential_plate():
+    x, weights = torch.randn(5), torch.rand(5)
+
+    def model():
+        for i in pyro.plate("data", 5, subsample_size=3):
+            pyro.sample(f"x{int(i)}", dist.Normal(0.0, 1.0), obs=x[i])
+
+    trace = poutine.trace(data_weights("data", weights)(model)).get_trace()
+    index = trace.nodes["data"]["value"]
+    wanted = (dist.Normal(0.0, 1.0).log_prob(x[index]) * weights[index]).sum() * 5 / 3
+    torch.testing.assert_close(trace.log_prob_sum(), wanted)
+
+
+def test_weights_serve_svi_and_nuts():
+    """A weight of zero leaves an outlier out."""
+    x = torch.cat([torch.randn(20), torch.tensor([1000.0])])
+    weighted = data_weights("data", (x < 100).float())(plain)
+    mcmc = MCMC(NUTS(weighted), 50, 20, seed=0, progress=False).run(x)
+    assert float(mcmc.get_samples()["loc"].abs().max()) < 3
+    pyro.set_rng_seed(0)
+    guide = AutoNormal(weighted)
+    svi = SVI(weighted, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    for _ in range(200):
+        svi.step(x)
+    assert abs(float(guide.median()["loc"])) < 1
+
+
+def test_bad_weights():
+    x = torch.randn(4)
+    with pytest.raises(ValueError, match=r"weights must have the shape \(size,\)"):
+        data_weights("data", torch.ones(2, 2))
+    with pytest.raises(ValueError, match="weights must hold 4 numbers.*'data', got 3"):
+        data_weights("data", torch.ones(3))(plain)(x)
+    with pytest.raises(ValueError, match="no observed site in a plate named 'rows'"):
+        data_weights("rows", torch.ones(4))(plain)(x)

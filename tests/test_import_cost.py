@@ -9,7 +9,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PUBLIC = (
     "pyro_ext, pyro_ext.inference, pyro_ext.inference.partitions, pyro_ext.potential, "
     "pyro_ext.diagnostics, pyro_ext.distributions, pyro_ext.random_measures, "
-    "pyro_ext.models.nonparametric, pyro_ext.reparam"
+    "pyro_ext.models.ensembles, pyro_ext.models.neural_processes, "
+    "pyro_ext.models.nonparametric, pyro_ext.models.wide_networks, pyro_ext.nn, pyro_ext.reparam"
 )
 
 HEAVY = (

@@ -180,9 +180,21 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
     return wheel, sdist
 
 
+def data_files() -> list[Path]:
+    """Files of numbers that modules read, links not followed."""
+    return [
+        Path(directory, name)
+        for folder in ("pyro_ext", *FLOORS)
+        for directory, _, names in os.walk(ROOT / folder)
+        for name in names
+        if name.endswith(".safetensors")
+    ]
+
+
 def expected_files() -> list[str]:
     """What both distributions hold: the folders below pyro_ext, with each floor inside it."""
-    paths = [path.relative_to(ROOT).as_posix() for path in package_files()]
+    files = [*package_files(), *data_files()]
+    paths = [path.relative_to(ROOT).as_posix() for path in files]
     modules = [path if path.startswith("pyro_ext/") else f"pyro_ext/{path}" for path in paths]
     return sorted([*modules, "pyro_ext/py.typed"])
 

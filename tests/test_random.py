@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_ext.random import chain_keys, fresh_seed, normal, philox
+from pyro_ext.random import chain_keys, fresh_seed, normal, philox, uniform
 
 ONES = 0xFFFFFFFF
 
@@ -218,3 +219,49 @@ def test_half_precision_is_rounded_single_precision(dtype: torch.dtype) -> None:
     half = normal(keys, steps, 50, dtype=dtype)
     assert half.dtype == dtype and torch.isfinite(half).all()
     assert torch.equal(half, normal(keys, steps, 50).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_uniform_numbers(dtype: torch.dtype) -> None:
+    """Kolmogorov-Smirnov on 40,000 numbers; false-alarm rate 1e-4 for each type."""
+    draws = uniform(chain_keys(11, range(8)), torch.arange(500), 10, dtype=dtype)
+    assert draws.shape == (500, 8, 10) and draws.dtype == dtype
+    assert float(draws.min()) > 0.0 and float(draws.max()) < 1.0
+    assert stats.kstest(draws.flatten().numpy(), "uniform").pvalue > 1e-4
+
+
+def test_uniform_numbers_stay_off_the_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest and the largest word give numbers inside of the open interval."""
+    for word in (0, ONES):
+        monkeypatch.setattr(
+            "pyro_ext.random._words",
+            lambda *arguments, word=word: [torch.full((1, 1, 1), word)] * 4,
+        )
+        for dtype in (torch.float32, torch.float64):
+            value = uniform(
+                chain_keys(0, range(1)), torch.zeros(1, dtype=torch.int64), 4, dtype=dtype
+            )
+            assert bool(((value > 0) & (value < 1)).all())
+
+
+def test_uniform_numbers_are_the_same_alone_and_among_others() -> None:
+    many = uniform(chain_keys(5, range(4)), torch.arange(6), 5)
+    alone = uniform(chain_keys(5, range(2, 3)), torch.arange(3, 4), 5)
+    assert torch.equal(many[3:4, 2:3], alone)
+    assert not torch.equal(many, uniform(chain_keys(5, range(4)), torch.arange(6), 5, stream=1))
+
+
+@pytest.mark.parametrize("draw", [normal, uniform])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_recorded_numbers_are_those_drawn_at_once(draw: Any, dtype: torch.dtype) -> None:
+    """Operations that a graph can hold, a vectorized call and the compiled loop: the same bits."""
+    keys, steps = chain_keys(3, range(3)), torch.tensor([[0, 7], [2**32 - 1, 5]])
+    kwargs = {"stream": 9, "dtype": dtype}
+    expected = draw(keys, steps, 6, **kwargs)
+    graph = make_fx(lambda keys, steps: draw(keys, steps, 6, **kwargs))(keys, steps)
+    assert len(graph.graph.nodes) > 100  # they are in the graph, not frozen
+    assert torch.equal(graph(keys, steps), expected)
+    others = chain_keys(4, range(3))
+    assert torch.equal(graph(others, steps), draw(others, steps, 6, **kwargs))
+    over_steps = torch.func.vmap(lambda step: draw(keys, step, 6, **kwargs))
+    assert torch.equal(over_steps(steps.reshape(-1)).reshape(expected.shape), expected)

@@ -50,7 +50,7 @@ def kernel_identity(kernel: MCMCKernel) -> dict[str, Any]:
     elif isinstance(kernel, HMC):
         settings = {name: getattr(kernel, name, None) for name in _HMC_SETTINGS}
         settings |= {name: getattr(kernel._adapter, name) for name in _ADAPTER_SETTINGS}
-    described = {name.strip("_"): _describe(value) for name, value in settings.items()}
+    described = {name.strip("_"): _describe_setting(value) for name, value in settings.items()}
     return {"type": type(kernel).__name__, **described}
 
 
@@ -121,6 +121,14 @@ def _same(one: Any, other: Any) -> bool:
     ):
         return bool(np.allclose(one, other, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True))
     return bool(one == other)
+
+
+def _describe_setting(value: Any) -> Any:
+    if isinstance(value, torch.nn.Module):
+        # Networks inside a kernel decide on its draws, other than those of a model, whose
+        # parameters may be sample sites.
+        return {"type": type(value).__qualname__, **_describe(value.state_dict())}
+    return _describe(value)
 
 
 def _short(value: Any) -> str:

@@ -4,6 +4,9 @@ from pyro_ext.inference.sgmcmc.chains import Chains, Draws
 from pyro_ext.inference.sgmcmc.control_variates import Anchor
 from pyro_ext.inference.sgmcmc.kernel import KernelOptions, SGMCMCKernel
 from pyro_ext.inference.sgmcmc.kernels import PSGLD, SGHMC, SGLD, SGNHT
+from pyro_ext.inference.sgmcmc.learned_diffusion import LearnedDiffusion
+from pyro_ext.inference.sgmcmc.learned_kernels import L2E, MetaSGMCMC
+from pyro_ext.inference.sgmcmc.learned_kinetics import LearnedKinetics, ResidualKinetics
 from pyro_ext.inference.sgmcmc.modes import find_map
 from pyro_ext.inference.sgmcmc.schedules import (
     ConstantSchedule,
@@ -19,8 +22,13 @@ __all__ = [
     "CyclicalSchedule",
     "Draws",
     "KernelOptions",
+    "L2E",
+    "LearnedDiffusion",
+    "LearnedKinetics",
+    "MetaSGMCMC",
     "PSGLD",
     "PolynomialSchedule",
+    "ResidualKinetics",
     "SGHMC",
     "SGLD",
     "SGMCMCKernel",

@@ -18,7 +18,7 @@ __all__ = ["Chains", "Draws", "joined"]
 class Chains:
     """State of a group of chains, all that a later step depends on.
 
-    :param range numbers: numbers of the chains.
+    :param Sequence numbers: numbers of the chains.
     :param int seed: the seed of the run.
     :param Tensor keys: keys of the chains' random streams. **Shape:** ``(num_chains, 2)``.
     :param int step: number of steps taken.
@@ -27,7 +27,7 @@ class Chains:
     :param Anchor anchor: anchor of the control variates, ``None`` without them.
     """
 
-    numbers: range
+    numbers: Sequence[int]
     seed: int
     keys: Tensor
     step: int

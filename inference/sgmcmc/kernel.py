@@ -34,22 +34,27 @@ from pyro_ext.potential import (
 )
 from pyro_ext.random import chain_keys, fresh_seed
 
-__all__ = ["Chains", "Draws", "KernelOptions", "SGMCMCKernel"]
+__all__ = ["Chains", "Draws", "KernelOptions", "OptionsButStepSize", "SGMCMCKernel"]
 
 
 ControlVariate = Literal["map"] | Mapping[str, Tensor] | None
 
 
-class KernelOptions(TypedDict, total=False):
+class OptionsButStepSize(TypedDict, total=False):
     """Keyword arguments that all kernels take; :class:`SGMCMCKernel` documents them."""
 
     potential_fn: Callable[[dict[str, Tensor]], Tensor] | None
     backend: Backend
-    step_size: float | Schedule
     temperature: float
     control_variate: ControlVariate
     num_steps: int
     init_strategy: InitStrategy
+
+
+class KernelOptions(OptionsButStepSize, total=False):
+    """The same with the step size."""
+
+    step_size: float | Schedule
 
 
 class SGMCMCKernel(MCMCKernel):
@@ -105,7 +110,7 @@ class SGMCMCKernel(MCMCKernel):
         self.model = model
         self.potential_fn = potential_fn
         self.backend = backend
-        self.step_size = step_size
+        self.step_size: float | Schedule | None = step_size
         self.schedule = (
             step_size if isinstance(step_size, Schedule) else ConstantSchedule(step_size)
         )
@@ -245,11 +250,12 @@ class SGMCMCKernel(MCMCKernel):
         return anchor_at(potential, position)
 
     def begin(
-        self, numbers: range, seed: int, params: Mapping[str, Tensor] | None = None
+        self, numbers: Sequence[int], seed: int, params: Mapping[str, Tensor] | None = None
     ) -> Chains:
         """Start chains.
 
-        :param range numbers: numbers of the chains.
+        :param Sequence numbers: numbers of the chains; a number that comes twice stands for chains
+            with the same start, minibatches and noise.
         :param int seed: a non-negative integer.
         :param Mapping params: unconstrained initial parameters; by default the initialization
             strategy gives them. **Shape:** ``(num_chains, *event)`` each.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Self, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_ext._checks import check_number
 from pyro_ext.inference.sgmcmc import psgld, sghmc, sgld, sgnht
 from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient
+from pyro_ext.inference.sgmcmc.friction_kernel import FrictionKernel
 from pyro_ext.inference.sgmcmc.kernel import KernelOptions, SGMCMCKernel
 from pyro_ext.random import normal
 
@@ -138,7 +139,7 @@ class PSGLD(SGMCMCKernel):
         )
 
 
-class SGHMC(SGMCMCKernel):
+class SGHMC(FrictionKernel):
     r"""Stochastic gradient Hamiltonian Monte Carlo [1], in the form of [2].
 
     With :math:`a = h \gamma`: :math:`m \leftarrow (1 - a) m + h g + \sqrt{2 a M T - h^2 V}\, \xi`,
@@ -173,49 +174,14 @@ class SGHMC(SGMCMCKernel):
         noise_estimate: float = 0.0,
         **options: Unpack[KernelOptions],
     ) -> None:
-        super().__init__(model, **options)
-        if friction is not None and momentum_decay is not None:
-            raise ValueError("give either friction or momentum_decay, and not both")
-        largest = self.schedule.max_step_size
-        if momentum_decay is None:
-            friction = 100.0 if friction is None else friction
-            frictions = _numbers("friction", friction)
-            if max(frictions) * largest > 1.0:
-                raise ValueError(
-                    "friction times the largest step_size must be at most 1, got "
-                    f"{max(frictions)!r} * {largest!r} = {max(frictions) * largest!r}"
-                )
-            smallest_decay = min(frictions) * largest
-        else:
-            smallest_decay = min(_numbers("momentum_decay", momentum_decay, most=1))
+        if friction is None and momentum_decay is None:
+            friction = 100.0
+        super().__init__(model, friction, momentum_decay, **options)
         self.mass = check_number("mass", mass, above=0)
-        injected = 2.0 * smallest_decay * self.mass * self.temperature
-        _check_noise_estimate(noise_estimate, injected / largest**2, self.temperature)
-        self.friction = friction
-        self.momentum_decay = momentum_decay
+        injected = 2.0 * self._smallest_decay() * self.mass * self.temperature
+        largest = injected / self.schedule.max_step_size**2
+        _check_noise_estimate(noise_estimate, largest, self.temperature)
         self.noise_estimate = noise_estimate
-
-    def replace(self, **changes: Any) -> Self:
-        """Return a new kernel with other settings; friction or momentum decay puts out the other.
-
-        See :meth:`SGMCMCKernel.replace`.
-        """
-        if "friction" in changes:
-            changes.setdefault("momentum_decay", None)
-        elif "momentum_decay" in changes:
-            changes["friction"] = None
-        return super().replace(**changes)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: v for name, v in super().__getstate__().items() if name != "_rate"}
-
-    def _prepare(self) -> None:
-        layout = self.potential.layout
-        if self.momentum_decay is not None:
-            self._rate = layout.expand(self.momentum_decay, "momentum_decay")
-        else:
-            assert self.friction is not None
-            self._rate = layout.expand(self.friction, "friction")
 
     def _init(self, position: Tensor, keys: Tensor) -> sghmc.SGHMCState:
         return sghmc.init(position)
@@ -235,7 +201,7 @@ class SGHMC(SGMCMCKernel):
             noise,
             step_size=step_size,
             temperature=temperature,
-            decay=self._rate if self.friction is None else step_size * self._rate,
+            decay=self._decay(step_size),
             mass=self.mass,
             noise_estimate=self.noise_estimate,
         )
@@ -304,17 +270,6 @@ class SGNHT(SGMCMCKernel):
             "kinetic_temperature": state.momentum.square().mean(-1),
             "thermostat": state.thermostat[..., 0],
         }
-
-
-def _numbers(
-    argument: str, value: float | Mapping[str, float], most: float | None = None
-) -> list[float]:
-    """A number, or those of a mapping by site, all of them positive."""
-    if not isinstance(value, Mapping):
-        return [check_number(argument, value, above=0, most=most)]
-    if not value:
-        raise ValueError(f"{argument} must be a number or a number by site, got an empty mapping")
-    return [check_number(f"{argument}[{k!r}]", v, above=0, most=most) for k, v in value.items()]
 
 
 def _check_noise_estimate(value: float, largest: float, temperature: float) -> None:

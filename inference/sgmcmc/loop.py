@@ -181,7 +181,10 @@ class StepLoop(Generic[State]):
                 options = {"cpp_wrapper": True} if plan.keys.device.type == "cpu" else None
                 loop = compile_graph(recorded, *arguments, options=options)
             check = plan.first(2)
-            agree = outputs_agree(self._call_compiled(loop, state, check), self._run(state, check))
+            *compiled, energy = self._call_compiled(loop, state, check)
+            *stepped, expected = self._run(state, check)
+            num_terms = state[0].shape[-1]  # of the log prior
+            agree = outputs_agree(compiled, stepped) and outputs_agree(energy, expected, num_terms)
         except Exception as error:  # whatever a compiler may raise
             warn_fallback("the steps cannot be compiled", "running them through the graph", error)
             return None

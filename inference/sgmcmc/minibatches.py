@@ -23,11 +23,11 @@ class Minibatches:
     follows from the seed, the chain, the plate and the epoch: there is no state to save.
 
     :param Sequence plates: the plates that take a subsample.
-    :param range chains: numbers of the chains.
+    :param Sequence chains: numbers of the chains.
     :param int seed: a non-negative integer.
     """
 
-    def __init__(self, plates: Sequence[Plate], chains: range, seed: int) -> None:
+    def __init__(self, plates: Sequence[Plate], chains: Sequence[int], seed: int) -> None:
         self.plates = tuple(plates)
         self.chains = chains
         self.seed = seed

@@ -1,6 +1,61 @@
-"""Mixtures with any number of clusters."""
+"""Models with any number of clusters, mixtures and sizes of clusters alone; and of graphs."""
 
+from pyro_ext.models.nonparametric.frequency_metropolis import metropolis_within_gibbs
+from pyro_ext.models.nonparametric.frequency_model import FrequencyModel
+from pyro_ext.models.nonparametric.frequency_priors import (
+    beta_prime_prior,
+    generalized_bfry_prior,
+    generalized_gamma_prior,
+    pareto_mixture_prior,
+    pitman_yor_prior,
+)
+from pyro_ext.models.nonparametric.graph_communities import spectral_memberships
+from pyro_ext.models.nonparametric.graph_guide import GraphGuide
+from pyro_ext.models.nonparametric.graph_model import (
+    GraphModel,
+    MixedMembership,
+    bfry_weights,
+    gamma_weights,
+)
+from pyro_ext.models.nonparametric.graph_odds import EdgeOdds, graph_log_likelihood, sample_graph
+from pyro_ext.models.nonparametric.graph_pairs import HeldOutPairs, SimpleGraph, UnseenPairs
+from pyro_ext.models.nonparametric.graph_prediction import (
+    LinkScores,
+    degree_odds,
+    erdos_renyi_odds,
+    log_link_probabilities,
+    score_links,
+    simulate_graphs,
+)
 from pyro_ext.models.nonparametric.nrm_mixture import NRMMixture
 from pyro_ext.models.nonparametric.nrm_model_mixture import NRMModelMixture
 
-__all__ = ["NRMMixture", "NRMModelMixture"]
+__all__ = [
+    "EdgeOdds",
+    "FrequencyModel",
+    "GraphGuide",
+    "GraphModel",
+    "HeldOutPairs",
+    "LinkScores",
+    "MixedMembership",
+    "NRMMixture",
+    "NRMModelMixture",
+    "SimpleGraph",
+    "UnseenPairs",
+    "beta_prime_prior",
+    "bfry_weights",
+    "degree_odds",
+    "erdos_renyi_odds",
+    "gamma_weights",
+    "generalized_bfry_prior",
+    "generalized_gamma_prior",
+    "graph_log_likelihood",
+    "log_link_probabilities",
+    "metropolis_within_gibbs",
+    "pareto_mixture_prior",
+    "pitman_yor_prior",
+    "sample_graph",
+    "score_links",
+    "simulate_graphs",
+    "spectral_memberships",
+]

@@ -13,65 +13,28 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from pyro_ext.checkpoint.chains import Chunk
-from pyro_ext.checkpoint.files import (
-    UNFINISHED,
-    CheckpointError,
-    read_json,
-    read_tensors,
-    write_json,
-    write_tensors,
-)
+from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
+from pyro_ext.checkpoint.run_folder import RunFolder
 
-__all__ = ["FORMAT", "CheckpointWriter", "read_chunks", "read_description", "state_file"]
-
-FORMAT = 1
+__all__ = ["CheckpointWriter", "read_chunks", "state_file"]
 
 _SAMPLES = "samples/"
 _STATISTICS = "statistics/"
 
 
-class CheckpointWriter:
-    """Writes a checkpoint; one process at a time.
+class CheckpointWriter(RunFolder):
+    """Writes a checkpoint of chains; one process at a time.
 
     :param folder: the folder, made where there is none.
     :raises CheckpointError: where another process writes to it, or it holds something else.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CheckpointError(f"checkpoint={str(folder)!r} cannot be made: {error}") from error
-        self._lock = FileLock(self.folder / "lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise CheckpointError(
-                f"another process is writing to checkpoint={str(folder)!r}"
-            ) from error
+        super().__init__(folder)
         self._written: dict[range, tuple[int, str]] = {}
-
-    def description(self) -> dict[str, Any] | None:
-        """Description of the run that the folder holds, ``None`` where it is empty."""
-        if not (self.folder / "run.json").exists():
-            # A run that was killed at once leaves the second of these.
-            known = {"lock", f"run.json{UNFINISHED}"}
-            if others := sorted({path.name for path in self.folder.iterdir()} - known):
-                raise CheckpointError(
-                    f"checkpoint={str(self.folder)!r} holds {others[:3]}, but no run; "
-                    "wanted a new or an empty folder, or that of an earlier run"
-                )
-            return None
-        return read_description(self.folder)
-
-    def describe(self, description: Mapping[str, Any]) -> None:
-        """Write the description of the run."""
-        write_json(self.folder / "run.json", {"format": FORMAT, **description})
 
     def state(self, members: range) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """State of a group of chains, ``None`` where it has not begun.
@@ -120,24 +83,6 @@ class CheckpointWriter:
         whole = {"state": dict(content), "num_files": num_files, "last": last}
         write_tensors(state_file(self.folder, members), tensors, whole)
         self._written[members] = (num_files, last)
-
-    def close(self) -> None:
-        """Let other processes write."""
-        self._lock.release()
-
-
-def read_description(folder: Path) -> dict[str, Any]:
-    """Description of the run in a folder.
-
-    :raises CheckpointError: where there is none, or none that this version reads.
-    """
-    description = read_json(folder / "run.json")
-    if description.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{folder / 'run.json'} has the format {description.get('format')!r}, this version of "
-            f"pyro_ext reads {FORMAT}"
-        )
-    return description
 
 
 def read_chunks(folder: Path, members: range) -> Iterator[Chunk]:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pyro_ext.checkpoint.chains import ChainStatus, Chunk, complete_chains, gather_chains
 from pyro_ext.checkpoint.files import CheckpointError, read_tensors
-from pyro_ext.checkpoint.folder import read_chunks, read_description, state_file
+from pyro_ext.checkpoint.folder import read_chunks, state_file
+from pyro_ext.checkpoint.run_folder import read_description
 
 __all__ = ["Checkpoint"]
 
@@ -44,6 +45,11 @@ class Checkpoint:
         self.folder = Path(folder)
         self.until_damage = until_damage
         self.description: dict[str, Any] = read_description(self.folder)
+        if "groups" not in self.description:
+            raise CheckpointError(
+                f"{self.folder} holds independent draws, no chains; the sampler that wrote them "
+                "reads them"
+            )
         """Settings of the run: model, kernel, data, versions."""
 
     @property

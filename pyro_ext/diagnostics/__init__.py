@@ -14,11 +14,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyro_ext.diagnostics import diversity, metrics, partitions, plots
+    from pyro_ext.diagnostics import (
+        diversity,
+        diversity_plots,
+        function_space,
+        metrics,
+        partitions,
+        plots,
+    )
     from pyro_ext.diagnostics.arviz_conversion import to_arviz
     from pyro_ext.diagnostics.calibration import SBCResult, sbc
 
-__all__ = ["SBCResult", "diversity", "metrics", "partitions", "plots", "sbc", "to_arviz"]
+__all__ = [
+    "SBCResult",
+    "diversity",
+    "diversity_plots",
+    "function_space",
+    "metrics",
+    "partitions",
+    "plots",
+    "sbc",
+    "to_arviz",
+]
 
 # Where a name lives that is not a module itself.
 _HOMES = {"SBCResult": "calibration", "sbc": "calibration", "to_arviz": "arviz_conversion"}

@@ -1,7 +1,8 @@
-"""Heavy-tailed distributions of positive numbers, and conjugate laws of the points of a cluster."""
+"""Heavy-tailed laws of positive numbers, weights in blocks, and conjugate laws of clusters."""
 
 from pyro_ext.distributions.beta_prime_bfry import BetaPrimeBFRY, StableBetaBFRY
 from pyro_ext.distributions.bfry import BFRY, TiltedBFRY, TruncatedBFRY
+from pyro_ext.distributions.block_dirichlet import BlockDirichlet
 from pyro_ext.distributions.cluster_block import ClusterBlock
 from pyro_ext.distributions.clusters import ConjugateCluster
 from pyro_ext.distributions.count_clusters import (
@@ -23,6 +24,7 @@ __all__ = [
     "BFRY",
     "BernoulliCluster",
     "BetaPrimeBFRY",
+    "BlockDirichlet",
     "ClusterBlock",
     "ConjugateCluster",
     "DiagonalGaussianCluster",

@@ -22,6 +22,9 @@ from pyro_ext.potential._potential import Potential
 from pyro_ext.potential._runner import InitStrategy, init_to_prior, init_to_suggested
 from pyro_ext.potential._simplify import fold_constants
 from pyro_ext.potential._structure import Plate, Site
+from pyro_ext.potential._weighted_function import WeightedFunction
+from pyro_ext.potential._weighted_loss import Regularizer, WeightedLoss
+from pyro_ext.potential._weighted_potential import WeightedPotential
 
 __all__ = [
     "Backend",
@@ -34,7 +37,11 @@ __all__ = [
     "PointDensities",
     "PointPotential",
     "Potential",
+    "Regularizer",
     "Site",
+    "WeightedFunction",
+    "WeightedLoss",
+    "WeightedPotential",
     "bijection",
     "capture",
     "check_backend",

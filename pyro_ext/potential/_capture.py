@@ -132,9 +132,9 @@ def compile_graph(
     :param Mapping options: of :func:`torch.compile`.
     :returns: the function for arguments of the same shapes and types.
     """
-    compiled = torch.compile(
-        graph, fullgraph=True, dynamic=False, options=dict(options) if options else None
-    )
+    # Laying out images anew, the compiler gets convolutions of several networks at once wrong.
+    chosen = {"layout_optimization": False, **(options or {})}
+    compiled = torch.compile(graph, fullgraph=True, dynamic=False, options=chosen)
     with torch.no_grad(), static_shapes(), warnings.catch_warnings():
         # No code but PyTorch's own runs here, which uses what it deprecates.
         warnings.simplefilter("ignore", DeprecationWarning)

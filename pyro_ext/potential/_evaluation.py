@@ -253,6 +253,7 @@ def log_density(
     records: Mapping[str, Record],
     weights: Mapping[str, Tensor] | None = None,
     firsts: Mapping[str, Tensor] | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Log joint density of a run in unconstrained space.
 
@@ -264,9 +265,10 @@ def log_density(
     :param Mapping records: what an :class:`Evaluation` recorded.
     :param Mapping weights: weight of each element of a subsampled plate, by plate name.
     :param Mapping firsts: one for the first block of a subsampled plate, else zero, by plate name.
+    :param Tensor start: what the densities are added to.
     :returns: a scalar.
     """
-    total: Tensor | None = None
+    total = start
     for record in records.values():
         terms = []
         if not record.is_deterministic:

@@ -1,6 +1,6 @@
 """The potential of a Pyro model over many chains."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
 from typing import Any
@@ -125,6 +125,11 @@ class Potential:
     def deterministic_sites(self) -> Mapping[str, Site]:
         """The ``pyro.deterministic`` statements by name."""
         return MappingProxyType(dict(self._runner.structure.deterministic))
+
+    @property
+    def whole_indices(self) -> Mapping[str, Any]:
+        """Elements of each plate that takes no subsample, by its name."""
+        return MappingProxyType(dict(self._runner.whole_indices))
 
     @property
     def subsampled_plates(self) -> tuple[Plate, ...]:
@@ -281,7 +286,7 @@ class Potential:
         return self.init_chains(range(num_chains), fresh_seed(seed), init_strategy)
 
     def init_chains(
-        self, chains: range, seed: int, init_strategy: InitStrategy = init_to_suggested
+        self, chains: Sequence[int], seed: int, init_strategy: InitStrategy = init_to_suggested
     ) -> dict[str, Tensor]:
         """Initial unconstrained values of the chains with the given numbers; see :meth:`init`."""
         rows = []

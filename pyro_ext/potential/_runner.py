@@ -24,6 +24,7 @@ from pyro_ext.potential._evaluation import (
     without_validation,
 )
 from pyro_ext.potential._layout import Layout
+from pyro_ext.potential._normal_priors import joint_normal_density
 from pyro_ext.potential._structure import Plate, Site, structure_of
 
 __all__ = [
@@ -137,7 +138,10 @@ class ModelRunner:
     def value(self, flat: Tensor, *indices: Tensor) -> Tensor:
         """Potential, a scalar, NaN where a matrix cannot be factored."""
         try:
-            return -log_density(self._run_unconstrained(flat, indices))
+            records = self._run_unconstrained(flat, indices)
+            joint, names = joint_normal_density(flat, records, self.unconstrained)
+            rest = {name: record for name, record in records.items() if name not in names}
+            return -log_density(rest, start=joint)
         except torch.linalg.LinAlgError:
             return math.nan * flat.sum()
 

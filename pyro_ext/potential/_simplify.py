@@ -14,6 +14,13 @@ _MAX_CONSTANT_BYTES = 1 << 26
 _aten = torch.ops.aten
 _ALIASES = {_aten.detach.default, _aten.alias.default}
 _RESHAPES = {_aten.reshape.default, _aten._unsafe_view.default, _aten.expand.default}
+_BY_NUMBER = {  # derivatives are full of first powers and of products with one
+    _aten.mul.Scalar,
+    _aten.mul.Tensor,
+    _aten.div.Scalar,
+    _aten.div.Tensor,
+    _aten.pow.Tensor_Scalar,
+}
 _FROM_SHAPE = {
     _aten.empty_like.default,
     _aten.full_like.default,
@@ -29,7 +36,11 @@ _FROM_SHAPE = {
 def drop_identities(graph: GraphModule) -> None:
     """Drop nodes that change no number and no shape."""
     for node in list(graph.graph.nodes):
-        if node.target in _ALIASES or (node.target in _RESHAPES and _keeps_shape(node)):
+        if (
+            node.target in _ALIASES
+            or (node.target in _RESHAPES and _keeps_shape(node))
+            or (node.target in _BY_NUMBER and _is_by_one(node))
+        ):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
@@ -85,6 +96,15 @@ def _attribute(graph: GraphModule, node: Node) -> Any:
 def _keeps_shape(node: Node) -> bool:
     shape = _shape(node)
     return shape is not None and shape == _shape(node.args[0])
+
+
+def _is_by_one(node: Node) -> bool:
+    """Whether a tensor is multiplied with, divided by or raised to the number one."""
+    whole, number = node.args[:2]
+    if isinstance(number, Node) or number != 1 or not isinstance(whole, Node):
+        return False
+    own, result = (each.meta.get("tensor_meta") for each in (whole, node))
+    return own is not None and result is not None and own.dtype == result.dtype
 
 
 def _shape(node: Any) -> torch.Size | None:

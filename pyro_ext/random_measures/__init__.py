@@ -16,8 +16,25 @@ from pyro_ext.random_measures.arrivals import (
     LomaxArrivals,
 )
 from pyro_ext.random_measures.beta_prime import BetaPrimeProcess
+from pyro_ext.random_measures.cluster_tilts import (
+    cluster_tilt_law,
+    log_joint_given_cluster_tilts,
+)
+from pyro_ext.random_measures.frequency_counts import (
+    FrequencyCounts,
+    frequency_table,
+    log_num_partitions,
+    split_frequencies,
+)
 from pyro_ext.random_measures.generalized_bfry import GeneralizedBFRYProcess
 from pyro_ext.random_measures.generalized_gamma import GeneralizedGammaProcess
+from pyro_ext.random_measures.goodness_of_fit import (
+    RankSizeBand,
+    kolmogorov_smirnov,
+    rank_size_band,
+    rank_sizes,
+    reweighted_kolmogorov_smirnov,
+)
 from pyro_ext.random_measures.jump_law import JumpLaw
 from pyro_ext.random_measures.levy_density import LevyDensityProcess
 from pyro_ext.random_measures.normalized import NormalizedRandomMeasure
@@ -44,6 +61,7 @@ __all__ = [
     "DiscreteMeasure",
     "ExponentialArrivals",
     "FiniteApproximation",
+    "FrequencyCounts",
     "GammaArrivals",
     "GeneralizedBFRYProcess",
     "GeneralizedGammaProcess",
@@ -57,9 +75,19 @@ __all__ = [
     "ParetoProcess",
     "PitmanYor",
     "RandomPartition",
+    "RankSizeBand",
     "StableBetaProcess",
     "Superposition",
     "TotalMass",
     "TruncatedSeries",
+    "cluster_tilt_law",
+    "frequency_table",
+    "kolmogorov_smirnov",
+    "log_joint_given_cluster_tilts",
+    "log_num_partitions",
     "random_measure",
+    "rank_size_band",
+    "rank_sizes",
+    "reweighted_kolmogorov_smirnov",
+    "split_frequencies",
 ]

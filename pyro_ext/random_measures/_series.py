@@ -1,13 +1,12 @@
 """Series of a measure's weights: how they are drawn, how long they are and what they lose."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
+from pyro_ext.random import seeded
 from pyro_ext.random_measures.arrivals import (
     ArrivalFamily,
     DeterministicArrivals,
@@ -26,7 +25,6 @@ __all__ = [
     "draw_above",
     "named_family",
     "poisson_points",
-    "seeded",
     "series_method",
     "shortest",
 ]
@@ -194,17 +192,6 @@ def draw_above(
     unsqueezed = measure._unsqueezed()
     weights = unsqueezed._inverse_tail(log_count[..., None] + ordered.log()).exp()
     return torch.where(mask, weights, 0.0).to(measure.dtype), mask
-
-
-@contextmanager
-def seeded(seed: int | None) -> Iterator[None]:
-    """Draw from a seed, and leave PyTorch's generators as they were; or go on with them."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng():
-        torch.manual_seed(check_integer("seed", seed, 0))
-        yield
 
 
 def poisson_points(shape: torch.Size, number: int, measure: "CompletelyRandomMeasure") -> Tensor:

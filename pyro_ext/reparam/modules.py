@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ext._checks import check_integer, check_number
+from pyro_ext._own_shapes import OwnShapes
 from pyro_ext.reparam.expansion import merge_factors, square_factor
 
 __all__ = ["ExpandedModule", "expand_module"]
@@ -82,6 +83,16 @@ class ExpandedModule(nn.Module):
         :param kwargs: the same by keyword.
         :returns: what the network returns.
         """
+        with OwnShapes():
+            factors = self._sample()
+        merged = self.merge(factors)
+        for name, value in merged.items():
+            if name not in factors:
+                pyro.deterministic(name, value)
+        return torch.func.functional_call(self.module, merged, args, kwargs)
+
+    def _sample(self) -> dict[str, Tensor]:
+        """Draw all factors, and the parameters that have none."""
         factors: dict[str, Tensor] = {}
         for layer in self._layers:
             weight = next(iter(layer.parameters.values()))
@@ -94,11 +105,7 @@ class ExpandedModule(nn.Module):
                 site = layer.site(name)
                 middle = f"{site}.V" if self._has_factors(layer, parameter) else site
                 factors[middle] = pyro.sample(middle, law.to_event(parameter.dim()))
-        merged = self.merge(factors)
-        for name, value in merged.items():
-            if name not in factors:
-                pyro.deterministic(name, value)
-        return torch.func.functional_call(self.module, merged, args, kwargs)
+        return factors
 
     def merge(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parameters of the network, out of the factors.

@@ -15,7 +15,16 @@ from torch import nn
 
 from pyro_ext.checkpoint import Checkpoint, CheckpointError, files
 from pyro_ext.diagnostics import to_arviz
-from pyro_ext.inference import MCMC, PSGLD, SGHMC, SGLD, SGNHT, CyclicalSchedule
+from pyro_ext.inference import (
+    L2E,
+    MCMC,
+    PSGLD,
+    SGHMC,
+    SGLD,
+    SGNHT,
+    CyclicalSchedule,
+    MetaSGMCMC,
+)
 from pyro_ext.inference._running.dispatch import Pace
 
 
@@ -41,6 +50,8 @@ SGMCMC = {
     "PSGLD": lambda m: PSGLD(m, step_size=1e-3),
     "SGHMC": lambda m: SGHMC(m, step_size=0.02, friction=5.0),
     "SGNHT": lambda m: SGNHT(m, step_size=0.01),
+    "L2E": lambda m: L2E(m),
+    "MetaSGMCMC": lambda m: MetaSGMCMC(m),
     "cyclical": lambda m: SGLD(
         m, step_size=CyclicalSchedule(1e-3, num_cycles=4, num_steps=40, exploration=0.5)
     ),

@@ -16,6 +16,7 @@ from pyro_ext.inference import (
     SGLD,
     SGNHT,
     CyclicalSchedule,
+    MetaSGMCMC,
     PolynomialSchedule,
     tune,
     tuning,
@@ -445,3 +446,10 @@ def test_what_is_no_kernel_of_a_posterior_is_refused():
     cyclical = CyclicalSchedule(1e-3, num_cycles=1, num_steps=100, exploration=0.9)
     with pytest.raises(ValueError, match="of the steps from 20 to 40 0 sample"):
         short(SGLD(model, step_size=cyclical))
+
+
+@pytest.mark.filterwarnings("ignore:.*end of")
+def test_a_step_size_that_goes_by_the_data_is_where_the_default_grid_is_laid(x):
+    result = short(MetaSGMCMC(model), x)
+    tried = sorted(trial.settings["step_size"] for trial in result.trials)
+    assert tried[0] < (0.05 / NUM) ** 0.5 < tried[-1]

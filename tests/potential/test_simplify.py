@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext.potential import Potential
+from pyro_ext.potential._capture import capture
 from pyro_ext.potential._simplify import constants_of
 
 
@@ -35,3 +36,23 @@ def test_no_two_constants_share_memory() -> None:
         potential(params, index), Potential(model, *table.unbind(-1))(params, index)
     )
     assert not torch.allclose(before, potential(params, index))
+
+
+def test_products_with_one_and_first_powers_go() -> None:
+    """Those that change the type stay, and so do other numbers."""
+
+    def function(x: Tensor, count: Tensor) -> Tensor:
+        return x * 1.0 + x**1.0 + x / 1.0 + 2.0 * x + count / 1.0
+
+    x, count = torch.randn(5), torch.arange(5)
+    graph = capture(function, x, count)
+    torch.testing.assert_close(graph(x, count), function(x, count))
+    names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert sorted(name.split(".")[1] for name in names) == [
+        "add",
+        "add",
+        "add",
+        "add",
+        "div",
+        "mul",
+    ]

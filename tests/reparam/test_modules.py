@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
@@ -179,3 +179,15 @@ def test_what_users_may_get_wrong():
     expanded = expand_module(network())
     with pytest.raises(ValueError, match="samples lacks the sites \\['0.P1', '0.weight.V'\\]"):
         expanded.merge({})
+
+
+def test_predictions_of_convolutions_in_a_model_with_a_plate():
+    """Pyro gives the factors of draws dimensions for the plate, which layers would trip over."""
+    model = classifier(expand_module(convolutions()))
+    images = torch.randn(12, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    draws = Predictive(model, num_samples=3)(images)
+    latent = set(poutine.trace(model).get_trace(images).stochastic_nodes) - {"y"}
+    samples = {name: value.flatten(0, 1) for name, value in draws.items() if name in latent}
+    predicted = Predictive(model, samples)(images)
+    assert predicted["y"].shape == (3, 12)
+    assert predicted["0.weight"].flatten(0, 1).shape == (3, 3, 1, 3, 3)

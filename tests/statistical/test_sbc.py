@@ -21,7 +21,8 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from pyro_ext.diagnostics import SBCResult, sbc
-from pyro_ext.inference import MCMC, PSGLD, SGHMC, SGLD, SGNHT
+from pyro_ext.inference import MCMC, PSGLD, SGHMC, SGLD, SGNHT, MetaSGMCMC
+from pyro_ext.inference.sgmcmc import LearnedDiffusion
 from pyro_ext.potential import Potential
 
 pytestmark = [pytest.mark.statistical, pytest.mark.slow, pytest.mark.usefixtures("float64")]
@@ -100,6 +101,14 @@ KERNELS: dict[str, tuple[Kernel, int, int]] = {
     "SGLD": (lambda model: SGLD(model, step_size=0.01), 300, 151),
     "SGHMC": (lambda model: SGHMC(model, step_size=0.05, friction=2.0), 200, 81),
     "SGNHT": (lambda model: SGNHT(model, step_size=0.05, friction=0.5), 500, 251),
+    # Curl and diffusion that vary with energy, gradient and momentum, by some ten per cent.
+    "MetaSGMCMC": (
+        lambda model: MetaSGMCMC(
+            model, diffusion=LearnedDiffusion(output_scale=0.5), step_size=0.03, friction=2.0
+        ),
+        400,
+        151,
+    ),
     # Without the drift that follows the curvature PSGLD is exact only where its preconditioner is
     # constant. Here the curvature is, the average is slow, and the regularization as large as the
     # root of the average, so that the preconditioner stays within some per cent.

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from pyro_ext.inference import (
+    L2E,
     MCMC,
     PSGLD,
     SGHMC,
     SGLD,
     SGNHT,
     CyclicalSchedule,
+    MetaSGMCMC,
     PolynomialSchedule,
 )
 
@@ -24,6 +26,8 @@ KERNELS = {
     "PSGLD": lambda model=None, **options: PSGLD(model, step_size=1e-3, **options),
     "SGHMC": lambda model=None, **options: SGHMC(model, step_size=0.01, friction=20.0, **options),
     "SGNHT": lambda model=None, **options: SGNHT(model, step_size=0.01, **options),
+    "L2E": lambda model=None, **options: L2E(model, step_size=0.01, **options),
+    "MetaSGMCMC": lambda model=None, **options: MetaSGMCMC(model, step_size=0.01, **options),
 }
 
 

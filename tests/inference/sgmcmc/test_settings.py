@@ -11,13 +11,17 @@ import pytest
 import torch
 from pyro.infer.autoguide.initialization import init_to_sample
 
-from pyro_ext.inference import PSGLD, SGHMC, SGLD, SGNHT, PolynomialSchedule
+from pyro_ext.inference import L2E, PSGLD, SGHMC, SGLD, SGNHT, MetaSGMCMC, PolynomialSchedule
+from pyro_ext.inference._running.identity import kernel_identity
+from pyro_ext.inference.sgmcmc import LearnedDiffusion, ResidualKinetics
 
 SETTINGS = {
     SGLD: {"noise_estimate": 0.5},
     PSGLD: {"decay": 0.9, "regularization": 1e-3},
     SGHMC: {"friction": 3.0, "momentum_decay": None, "mass": 2.0, "noise_estimate": 0.25},
     SGNHT: {"friction": 2.0},
+    L2E: {"kinetics": ResidualKinetics((4,)), "friction": 3.0, "momentum_decay": None},
+    MetaSGMCMC: {"diffusion": LearnedDiffusion(), "friction": None, "momentum_decay": 0.2},
 }
 SHARED = {
     "backend": "eager",
@@ -103,7 +107,7 @@ def test_pickled_kernels_draw_the_same(kernel_type, was_used):
         copy = pickle.loads(module.dumps(kernel))
         with pytest.raises(RuntimeError, match="setup"):
             copy.potential  # noqa: B018
-        assert copy.settings() == kernel.settings()
+        assert kernel_identity(copy) == kernel_identity(kernel)
         assert torch.equal(positions(copy, x), expected)
     if was_used:
         kernel.advance(kernel.begin(range(2), seed=4), 1)  # pickling took nothing from it
@@ -132,3 +136,8 @@ def test_a_kernel_on_a_closure_travels_to_another_process():
     )
     assert result.returncode == 0, result.stderr.decode()
     assert result.stdout.decode().strip() == str(expected.tolist())
+
+
+def test_kernels_with_other_networks_are_told_apart():
+    one, other = (L2E(normal_mean, kinetics=ResidualKinetics((4,), seed=seed)) for seed in (0, 1))
+    assert kernel_identity(one) != kernel_identity(other)

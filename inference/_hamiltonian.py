@@ -1,0 +1,119 @@
+"""Hamiltonian Monte Carlo for many chains side by side, in coordinates of a given covariance."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+__all__ = ["Transition", "hamiltonian_transition", "hamiltonian_transitions"]
+
+ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+_LEAPFROG_STEPS = 6
+_LENGTH = 1.2
+"""How far a trajectory goes, in standard deviations of a Gaussian: nearly a quarter of a period."""
+
+
+class Transition(NamedTuple):
+    """Where chains are after a transition.
+
+    :param Tensor position: **Shape:** ``(num_chains, size)``.
+    :param Tensor value: :math:`U` there. **Shape:** ``(num_chains,)``.
+    :param Tensor gradient: of :math:`U` there. **Shape:** ``(num_chains, size)``.
+    :param Tensor is_taken: whether the proposal was taken. **Shape:** ``(num_chains,)``.
+    """
+
+    position: Tensor
+    value: Tensor
+    gradient: Tensor
+    is_taken: Tensor
+
+
+def hamiltonian_transition(
+    position: Tensor,
+    value: Tensor,
+    gradient: Tensor,
+    momentum: Tensor,
+    log_uniform: Tensor,
+    value_and_gradient: ValueAndGradient,
+    factor: Tensor,
+    *,
+    step_size: Tensor,
+    num_leapfrog_steps: int,
+) -> Transition:
+    r"""Take a transition of each chain that leaves :math:`\exp(-U)` as it is, exactly.
+
+    :param Tensor position: where the chains are. **Shape:** ``(num_chains, size)``.
+    :param Tensor value: :math:`U` there. **Shape:** ``(num_chains,)``.
+    :param Tensor gradient: of :math:`U` there. **Shape:** ``(num_chains, size)``.
+    :param Tensor momentum: standard normal numbers. **Shape:** ``(num_chains, size)``.
+    :param Tensor log_uniform: logarithms of uniform numbers. **Shape:** ``(num_chains,)``.
+    :param value_and_gradient: :math:`U` and its gradient at such positions.
+    :param Tensor factor: Cholesky factor of a covariance that is near that of the target.
+        **Shape:** ``(size, size)``.
+    :param Tensor step_size: of the leapfrog steps, in standard deviations. **Shape:**
+        ``(num_chains, 1)``.
+    :param int num_leapfrog_steps: number of leapfrog steps.
+    """
+    new, new_value, new_gradient, velocity = position, value, gradient, momentum
+    for _ in range(num_leapfrog_steps):
+        velocity = velocity - 0.5 * step_size * (new_gradient @ factor)
+        new = new + step_size * linear(velocity, factor)
+        new_value, new_gradient = value_and_gradient(new)
+        velocity = velocity - 0.5 * step_size * (new_gradient @ factor)
+    energies = (momentum.square() - velocity.square()).sum(-1) * 0.5
+    # A comparison with NaN is false, and the proposal is not taken.
+    is_taken = log_uniform < value - new_value + energies
+    return Transition(
+        torch.where(is_taken[:, None], new, position),
+        torch.where(is_taken, new_value, value),
+        torch.where(is_taken[:, None], new_gradient, gradient),
+        is_taken,
+    )
+
+
+def hamiltonian_transitions(
+    position: Tensor,
+    value_and_gradient: ValueAndGradient,
+    factor: Tensor,
+    num_transitions: int,
+) -> tuple[Tensor, Tensor]:
+    r"""Take transitions of each chain that leave :math:`\exp(-U)` as it is, exactly.
+
+    Lengths of steps vary at random by a fifth, so that no chain goes around in circles. Random
+    numbers are those of PyTorch's generator.
+
+    :param Tensor position: where the chains are. **Shape:** ``(num_chains, size)``.
+    :param value_and_gradient: :math:`U` and its gradient at such positions.
+    :param Tensor factor: Cholesky factor of a covariance that is near that of the target.
+        **Shape:** ``(size, size)``.
+    :param int num_transitions: number of transitions.
+    :returns: where the chains are next, and the share of proposals that they took.
+
+    Example::
+
+        >>> position, rate = hamiltonian_transitions(
+        ...     torch.zeros(50, 2), lambda z: (0.5 * z.square().sum(-1), z), torch.eye(2), 20)
+        >>> position.shape, bool(rate > 0.8)
+        (torch.Size([50, 2]), True)
+    """
+    value, gradient = value_and_gradient(position)
+    taken = []
+    for _ in range(num_transitions):
+        momentum = torch.randn_like(position)
+        jitter = 0.8 + 0.4 * torch.rand(len(position), 1).to(position)
+        position, value, gradient, is_taken = hamiltonian_transition(
+            position,
+            value,
+            gradient,
+            momentum,
+            torch.rand_like(value).log(),
+            value_and_gradient,
+            factor,
+            step_size=jitter * _LENGTH / _LEAPFROG_STEPS,
+            num_leapfrog_steps=_LEAPFROG_STEPS,
+        )
+        taken.append(is_taken.to(position).mean())
+    return position, torch.stack(taken).mean()

@@ -1,0 +1,315 @@
+"""Compiled loops of the copula recursion.
+
+Points are the last dimension of all arrays, and the innermost loops run over them without a branch,
+so that the compiler works on several at once. What a point gets does not depend on other points.
+"""
+
+import math
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from pyro_ext.inference.martingale._normal_loops import (
+    FAST,
+    LARGEST,
+    SMALLEST,
+    clipped,
+    exponential,
+    logarithm,
+    normal_cdf,
+    normal_quantile,
+)
+
+__all__ = ["LEAST_RATE", "MOST_RATE", "advance_points", "covariate_rates", "prequential"]
+
+_AT_ONCE = 8  # numbers that a processor takes at once
+_BLOCK = 512  # points that stay in the cache nearest to the processor
+LEAST_RATE, MOST_RATE = 1e-5, 1.0 - 1e-5
+_ROOT = math.sqrt(2.0 * math.pi)
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+
+@numba.njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+def advance_points(
+    cdfs: Floats,
+    log_density: Floats,
+    uniforms: Floats,
+    rates: Floats,
+    bandwidth: Floats,
+    rows: Integers,
+    kernel: Floats,
+    group: int,
+) -> None:
+    """Take observations into laws, and follow points through them.
+
+    :param cdfs: conditional distribution functions at the points, which are updated.
+        **Shape:** ``(num_laws, dimension, num_points)``.
+    :param log_density: of the first coordinates, up to each of them, at the points, which is
+        updated. **Shape:** as ``cdfs``.
+    :param uniforms: conditional distribution functions at the observations, each before it was
+        seen. **Shape:** ``(num_laws, num_steps, dimension)``.
+    :param rates: of the updates. **Shape:** ``(num_steps,)``.
+    :param bandwidth: **Shape:** ``(dimension,)``.
+    :param rows: of the kernel, for the covariates of each observation.
+        **Shape:** ``(num_laws, num_steps)``.
+    :param kernel: of covariates, for each group of points.
+        **Shape:** ``(num_rows, num_points // group)``.
+    :param int group: number of points that share their covariates, which lie side by side; zero
+        where there are no covariates.
+    """
+    num_laws, dimension, num_points = cdfs.shape
+    rate, odds = np.empty(_BLOCK), np.empty(_BLOCK)
+    log_copula = np.empty(_BLOCK)
+    width = min(_BLOCK, group) if group > 1 else _BLOCK
+    for law in range(num_laws):
+        start = 0
+        while start < num_points:
+            end = min(start + width, num_points)
+            if group > 1:
+                end = min(end, (start // group + 1) * group)
+            size = end - start
+            for step in range(rates.size):
+                a = rates[step]
+                if group == 1:
+                    weights = kernel[rows[law, step], start:end]
+                    for k in range(size):
+                        top = a * weights[k]
+                        rate[k] = min(max(top / (1.0 - a + top), LEAST_RATE), MOST_RATE)
+                        odds[k] = rate[k]
+                        log_copula[k] = 0.0
+                else:
+                    if group > 1:
+                        top = a * kernel[rows[law, step], start // group]
+                        a = min(max(top / (1.0 - a + top), LEAST_RATE), MOST_RATE)
+                    rate[:size] = a
+                    odds[:size] = a
+                    log_copula[:size] = 0.0
+                for j in range(dimension):
+                    rho = bandwidth[j]
+                    inverse = 1.0 / math.sqrt(1.0 - rho * rho)
+                    offset = math.log(inverse)
+                    shift = rho * normal_quantile(clipped(uniforms[law, step, j]))
+                    block = cdfs[law, j, start:end]
+                    for k in range(size):
+                        u = block[k]
+                        z = normal_quantile(clipped(u))
+                        w = (z - shift) * inverse
+                        h = normal_cdf(w, exponential(-0.5 * w * w))
+                        h = h * min(u * (1.0 / SMALLEST), 1.0)
+                        h = 1.0 - (1.0 - h) * min((1.0 - u) * (1.0 / SMALLEST), 1.0)
+                        share = odds[k] / (1.0 - rate[k] + odds[k])
+                        block[k] = u + share * (h - u)
+                        log_copula[k] += offset + 0.5 * (z * z - w * w)
+                        odds[k] = rate[k] * exponential(log_copula[k])
+                    log_block = log_density[law, j, start:end]
+                    for k in range(size):
+                        log_block[k] += logarithm(1.0 - rate[k] + odds[k])
+            start = end
+
+
+@numba.njit(fastmath=FAST, error_model="numpy")
+def covariate_rates(
+    x: Floats,
+    observed: Floats,
+    a: float,
+    bandwidth: Floats,
+    directions: Floats,
+    rate: Floats,
+    derivative: Floats,
+    work: Floats,
+) -> None:
+    """Rates of the update by an observation for points, by their covariates.
+
+    :param x: covariates. **Shape:** ``(num_covariates, num_points)``.
+    :param observed: covariates of an observation. **Shape:** ``(num_covariates,)``.
+    :param float a: the rate without covariates.
+    :param bandwidth: **Shape:** ``(num_covariates,)``.
+    :param directions: of derivatives. **Shape:** ``(num_directions, num_covariates)``.
+    :param rate: written. **Shape:** at least ``(num_points,)``.
+    :param derivative: zeros, to which those of the logits of the rates are added.
+        **Shape:** at least ``(num_directions, num_points)``.
+    :param work: overwritten. **Shape:** at least ``(num_points,)``.
+    """
+    number = x.shape[1]
+    rate[:number] = 0.0
+    for j in range(bandwidth.size):
+        rho = bandwidth[j]
+        inverse = 1.0 / math.sqrt(1.0 - rho * rho)
+        offset, here = math.log(inverse), observed[j]
+        change = rho * inverse * inverse
+        for k in range(number):
+            w = (x[j, k] - rho * here) * inverse
+            rate[k] += offset + 0.5 * (x[j, k] * x[j, k] - w * w)
+            work[k] = change - w * (w * change - here * inverse)
+        for t in range(directions.shape[0]):
+            direction = directions[t, j]
+            for k in range(number):
+                derivative[t, k] += direction * work[k]
+    for k in range(number):
+        top = a * exponential(rate[k])
+        raw = top / (1.0 - a + top)
+        rate[k] = min(max(raw, LEAST_RATE), MOST_RATE)
+        work[k] = 1.0 if rate[k] == raw else 0.0
+    for t in range(directions.shape[0]):
+        for k in range(number):
+            derivative[t, k] *= work[k]
+
+
+@numba.njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+def prequential(
+    order: Integers,
+    start_cdfs: Floats,
+    start_log: Floats,
+    covariates: Floats,
+    rates: Floats,
+    bandwidth: Floats,
+    covariate_bandwidth: Floats,
+    directions: Floats,
+    covariate_directions: Floats,
+    log_density: Floats,
+    gradient: Floats,
+    uniforms: Floats,
+) -> None:
+    """Predict each observation from those before it, with derivatives in the bandwidths.
+
+    :param order: in which observations come. **Shape:** ``(num_orders, n)``.
+    :param start_cdfs: of the first law. **Shape:** ``(dimension, n)``.
+    :param start_log: log density of the first law. **Shape:** ``(n,)``.
+    :param covariates: **Shape:** ``(num_covariates, n)``.
+    :param rates: of the updates. **Shape:** ``(n,)``.
+    :param bandwidth: **Shape:** ``(dimension,)``.
+    :param covariate_bandwidth: **Shape:** ``(num_covariates,)``.
+    :param directions: in which derivatives are taken. **Shape:** ``(num_directions, dimension)``.
+    :param covariate_directions: the same for covariates.
+        **Shape:** ``(num_directions, num_covariates)``.
+    :param log_density: written, of each observation given those before it in the order.
+        **Shape:** ``(num_orders, n)``.
+    :param gradient: written, of the sum of these. **Shape:** ``(num_orders, num_directions)``.
+    :param uniforms: written, the conditional distribution functions at each observation before it
+        was seen. **Shape:** ``(num_orders, n, dimension)``.
+    """
+    num_orders, n = order.shape
+    dimension, num_covariates = start_cdfs.shape[0], covariates.shape[0]
+    number = directions.shape[0]
+    # Loops begin at zero, as the compiler has to know to make vectors of them, and cover multiples
+    # of what a processor takes at once. They go over observations that have been taken in already,
+    # and over some that don't exist, of which nothing is used.
+    padded = -(-n // _AT_ONCE) * _AT_ONCE
+    u, du = np.full((dimension, padded), 0.5), np.empty((number, dimension, padded))
+    x, log_seen = np.zeros((num_covariates, padded)), np.zeros(padded)
+    dlog = np.empty((number, padded))
+    dlog_kernel = np.empty((number, padded))
+    log_copula, dlog_copula = np.empty(padded), np.empty((number, padded))
+    rate, scores = np.empty(padded), np.empty(padded)
+    arguments, values = np.empty(padded), np.empty(padded)
+    slope, bell, share = np.empty(padded), np.empty(padded), np.empty(padded)
+    inner, outer, dshare = np.empty(padded), np.empty(padded), np.empty(padded)
+    dscores, darguments = np.empty(padded), np.empty(padded)
+    dscore = np.empty(number)
+    for law in range(num_orders):
+        for k in range(n):
+            log_seen[k] = start_log[order[law, k]]
+            for j in range(dimension):
+                u[j, k] = start_cdfs[j, order[law, k]]
+            for j in range(num_covariates):
+                x[j, k] = covariates[j, order[law, k]]
+        du[:] = 0.0
+        dlog[:] = 0.0
+        gradient[law] = 0.0
+        for i in range(n):
+            first = (i + 1) // _AT_ONCE * _AT_ONCE
+            log_density[law, i] = log_seen[i]
+            for t in range(number):
+                gradient[law, t] += dlog[t, i]
+            for j in range(dimension):
+                uniforms[law, i, j] = u[j, i]
+            now, dnow = u[:, first:], du[:, :, first:]
+            log_now, dlog_now = log_seen[first:], dlog[:, first:]
+            a, size = rates[i], padded - first
+            log_copula[:size] = 0.0
+            dlog_copula[:, :size] = 0.0
+            dlog_kernel[:, :size] = 0.0
+            rate[:size] = a
+            if num_covariates:
+                covariate_rates(
+                    x[:, first:],
+                    x[:, i],
+                    a,
+                    covariate_bandwidth,
+                    covariate_directions,
+                    rate,
+                    dlog_kernel,
+                    slope,
+                )
+            for j in range(dimension):
+                rho = bandwidth[j]
+                inverse = 1.0 / math.sqrt(1.0 - rho * rho)
+                offset = math.log(inverse)
+                v = clipped(u[j, i])
+                score = normal_quantile(v)
+                inside = 1.0 if v == u[j, i] else 0.0
+                for t in range(number):
+                    dscore[t] = du[t, j, i] * inside * _ROOT * exponential(0.5 * score * score)
+                # Loops over few arrays each: the compiler checks in pairs that they don't overlap.
+                for k in range(size):
+                    v = clipped(now[j, k])
+                    scores[k] = normal_quantile(v)
+                    slope[k] = 1.0 if v == now[j, k] else 0.0
+                for k in range(size):
+                    w = (scores[k] - rho * score) * inverse
+                    arguments[k] = w
+                    bell[k] = exponential(-0.5 * w * w)
+                for k in range(size):
+                    values[k] = normal_cdf(arguments[k], bell[k])
+                for k in range(size):
+                    low = min(now[j, k] * (1.0 / SMALLEST), 1.0)
+                    high = min((1.0 - now[j, k]) * (1.0 / SMALLEST), 1.0)
+                    inner[k] = low * high
+                    outer[k] = values[k] if now[j, k] < SMALLEST else 0.0
+                    outer[k] = 1.0 - values[k] if now[j, k] > LARGEST else outer[k]
+                    values[k] = 1.0 - (1.0 - values[k] * low) * high - now[j, k]
+                for k in range(size):
+                    odds = rate[k] * exponential(log_copula[k])
+                    share[k] = odds / (1.0 - rate[k] + odds)
+                if number:
+                    for k in range(size):
+                        slope[k] *= _ROOT * exponential(0.5 * scores[k] * scores[k])
+                        bell[k] *= inner[k] * (1.0 / _ROOT)
+                        outer[k] *= 1.0 / SMALLEST
+                for t in range(number):
+                    direction = directions[t, j]
+                    change = direction * rho * inverse * inverse
+                    moved = rho * dscore[t] + direction * score
+                    for k in range(size):
+                        dscores[k] = dnow[t, j, k] * slope[k]
+                        darguments[k] = (dscores[k] - moved) * inverse + arguments[k] * change
+                    for k in range(size):
+                        dshare[k] = dlog_copula[t, k] + dlog_kernel[t, k]
+                        dshare[k] *= share[k] * (1.0 - share[k])
+                    for k in range(size):
+                        change_in_law = bell[k] * darguments[k] + dnow[t, j, k] * outer[k]
+                        dnow[t, j, k] += share[k] * (change_in_law - dnow[t, j, k])
+                    for k in range(size):
+                        dnow[t, j, k] += dshare[k] * values[k]
+                    for k in range(size):
+                        dlog_copula[t, k] += change - arguments[k] * darguments[k]
+                        dlog_copula[t, k] += scores[k] * dscores[k]
+                for k in range(size):
+                    now[j, k] += share[k] * values[k]
+                for k in range(size):
+                    z, w = scores[k], arguments[k]
+                    log_copula[k] += offset + 0.5 * (z * z - w * w)
+            for k in range(size):
+                odds = rate[k] * exponential(log_copula[k])
+                total = 1.0 - rate[k] + odds
+                share[k] = odds / total
+                slope[k] = total
+            for k in range(size):
+                log_now[k] += logarithm(slope[k])
+                slope[k] = share[k] - rate[k]
+            for t in range(number):
+                for k in range(size):
+                    dlog_now[t, k] += share[k] * dlog_copula[t, k] + slope[k] * dlog_kernel[t, k]

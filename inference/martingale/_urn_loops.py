@@ -1,0 +1,38 @@
+"""Compiled draws from a Polya urn."""
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["draw_labels"]
+
+
+@numba.njit(cache=True)
+def draw_labels(
+    labels: npt.NDArray[np.int32],
+    uniforms: npt.NDArray[np.float64],
+    size: int,
+    num_labels: npt.NDArray[np.int64],
+    concentration: float,
+) -> None:
+    """Draw balls one after the other, and write down their labels.
+
+    A ball is a copy of one that is in the urn already, each with weight one, or has a new label,
+    with weight ``concentration``.
+
+    :param labels: of the balls, of which ``size`` are there; the others are written.
+        **Shape:** ``(num_draws, size + num_steps)``.
+    :param uniforms: on the open unit interval. **Shape:** ``(num_draws, num_steps)``.
+    :param int size: number of balls in the urn at the start.
+    :param num_labels: number of different labels, which is counted up. **Shape:** ``(num_draws,)``.
+    :param float concentration: weight of a new label.
+    """
+    for draw in range(labels.shape[0]):
+        for step in range(uniforms.shape[1]):
+            here = size + step
+            place = uniforms[draw, step] * (here + concentration)
+            if place < here:
+                labels[draw, here] = labels[draw, int(place)]
+            else:
+                labels[draw, here] = num_labels[draw]
+                num_labels[draw] += 1

@@ -1,0 +1,174 @@
+"""Functionals that are best fits: M-estimators, and the maximum likelihood of a Pyro model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import check_integer
+from pyro_ext.inference.martingale._whitening import center_of
+from pyro_ext.inference.martingale.weighted_sample import WeightedSample
+from pyro_ext.inference.optimization import BatchLBFGS, Minimizer
+from pyro_ext.potential import Regularizer, WeightedFunction, WeightedLoss, WeightedPotential
+
+__all__ = ["BestFit", "MEstimator", "WeightedMLE"]
+
+_MOST_KEPT = 8
+
+
+class BestFit(ABC):
+    """A functional that minimizes a loss over each population.
+
+    :param Minimizer optimizer: :class:`~pyro_ext.inference.BatchLBFGS` without one.
+    :param int num_points: how many quantiles stand for a population that is no weighted sample, but
+        a law of numbers.
+    :raises ValueError: for a number that is out of range.
+    """
+
+    def __init__(self, optimizer: Minimizer | None, num_points: int) -> None:
+        self.optimizer = optimizer or BatchLBFGS()
+        self.num_points = check_integer("num_points", num_points, 1)
+        self._known: dict[tuple[Any, ...], WeightedLoss] = {}
+
+    def __call__(self, population: Any) -> dict[str, Tensor]:
+        """Best fit to each population, by name of the parameters.
+
+        :param population: a weighted sample, or a law of numbers with ``icdf``.
+        :returns: **Shape:** ``(num_draws, *event)`` each; NaN where a search meets no finite loss.
+        :raises TypeError: for a population of another kind.
+        """
+        sample = _as_sample(population, self.num_points)
+        shared = sample.values if sample.is_shared else tuple(part[0] for part in sample.values)
+        loss = self._loss_over(shared, sample.is_shared)
+        dtype, device = loss.layout.dtype, loss.layout.device
+        weights = sample.weights.to(device, dtype)
+        rows = [] if sample.is_shared else [part.to(device) for part in sample.values]
+        mean = weights.mean(0, keepdim=True)
+        capacity = len(weights)
+
+        def objective(flat: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+            return loss(flat, weights[numbers], None, [part[numbers] for part in rows], capacity)
+
+        def of_the_mean(flat: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+            return loss(flat, mean.expand(len(flat), -1), None, (), capacity)
+
+        center = center_of(self.optimizer, of_the_mean, loss.start(range(1), 0)[0])
+        found = center.search(self.optimizer, objective, capacity)
+        is_finite = found.value.isfinite()[:, None]
+        return loss.constrain(torch.where(is_finite, found.position, torch.nan))
+
+    @abstractmethod
+    def _loss(self, rows: tuple[Tensor, ...]) -> WeightedLoss:
+        """The loss over observations."""
+
+    def _loss_over(self, rows: tuple[Tensor, ...], is_shared: bool) -> WeightedLoss:
+        """The loss over observations, with the graphs of an earlier call where it can be."""
+        # Where each draw has its own, their number is all that a graph depends on.
+        key = tuple(map(id, rows)) if is_shared else tuple(tuple(part.shape) for part in rows)
+        if key not in self._known:
+            if len(self._known) >= _MOST_KEPT:
+                self._known.pop(next(iter(self._known)))
+            self._known[key] = self._loss(rows)
+        return self._known[key]
+
+
+class MEstimator(BestFit):
+    r"""The parameters of least expected loss, :math:`\arg\min_\theta E\, l(Y, \theta)`.
+
+    :param loss_fn: maps parameters by name and the observations, a tensor for each of the data, to
+        a loss for each observation, ``(n,)``.
+    :param Mapping initial_params: where the first search starts. **Shape:** ``(*event)`` each.
+    :param regularizer: a function of the parameters that is added to the loss.
+    :param Minimizer optimizer: :class:`~pyro_ext.inference.BatchLBFGS` without one.
+    :param int num_points: how many quantiles stand for a population that is a law of numbers.
+
+    Example::
+
+        >>> from pyro_ext.inference.martingale import MartingalePosterior, PolyaUrn
+        >>> def huber(params, y):
+        ...     return torch.nn.functional.huber_loss(y, params["center"].expand(len(y)),
+        ...                                           reduction="none")
+        >>> center = MEstimator(huber, {"center": torch.tensor(0.0)})
+        >>> posterior = MartingalePosterior(PolyaUrn(), center, 100, 2000, progress=False)
+        >>> posterior.run(torch.randn(30)).get_samples()["center"].shape
+        torch.Size([100])
+    """
+
+    def __init__(
+        self,
+        loss_fn: Callable[..., Tensor],
+        initial_params: Mapping[str, Tensor],
+        *,
+        regularizer: Regularizer | None = None,
+        optimizer: Minimizer | None = None,
+        num_points: int = 200,
+    ) -> None:
+        super().__init__(optimizer, num_points)
+        self.loss_fn = loss_fn
+        self.initial_params = dict(initial_params)
+        self.regularizer = regularizer
+
+    def _loss(self, rows: tuple[Tensor, ...]) -> WeightedLoss:
+        return WeightedFunction(
+            self.loss_fn, rows, self.initial_params, regularizer=self.regularizer
+        )
+
+
+class WeightedMLE(BestFit):
+    """The maximum likelihood of a Pyro model over the population.
+
+    :param model: a Pyro model with its latent sites outside of the plate of the observations, whose
+        arguments are the observations, a tensor for each of the data.
+    :param str plate: name of the plate of the observations, where the model has several.
+    :param regularizer: a function of the values of the latent sites that is added to the loss.
+    :param Minimizer optimizer: :class:`~pyro_ext.inference.BatchLBFGS` without one.
+    :param int num_points: how many quantiles stand for a population that is a law of numbers.
+
+    Example::
+
+        >>> from pyro_ext.inference.martingale import MartingalePosterior, PolyaUrn
+        >>> def model(y):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        ...     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(loc, scale), obs=y)
+        >>> posterior = MartingalePosterior(PolyaUrn(), WeightedMLE(model), 100, 2000,
+        ...                                 progress=False)
+        >>> sorted(posterior.run(torch.randn(30)).get_samples())
+        ['loc', 'scale']
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        plate: str | None = None,
+        regularizer: Regularizer | None = None,
+        optimizer: Minimizer | None = None,
+        num_points: int = 200,
+    ) -> None:
+        super().__init__(optimizer, num_points)
+        self.model = model
+        self.plate = plate
+        self.regularizer = regularizer
+
+    def _loss(self, rows: tuple[Tensor, ...]) -> WeightedLoss:
+        return WeightedPotential(self.model, rows, plate=self.plate, regularizer=self.regularizer)
+
+
+def _as_sample(population: Any, num_points: int) -> WeightedSample:
+    """A weighted sample for a population, of quantiles where it is another law of numbers."""
+    if isinstance(population, WeightedSample):
+        return population
+    if not hasattr(population, "icdf") or getattr(population, "event_shape", None) != ():
+        raise TypeError(
+            "population must be a WeightedSample or a law of numbers with icdf, got "
+            f"{type(population).__name__}"
+        )
+    (num_draws,) = population.batch_shape
+    levels = (torch.arange(num_points, dtype=torch.get_default_dtype()) + 0.5) / num_points
+    values = population.icdf(levels[:, None].expand(-1, num_draws)).mT.contiguous()
+    weights = values.new_full((num_draws, num_points), 1.0 / num_points)
+    return WeightedSample((values,), weights, is_shared=False)

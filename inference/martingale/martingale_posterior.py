@@ -1,0 +1,310 @@
+"""Martingale posteriors: draws of a functional of the population, completed by predictions."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_ext._checks import check_integer, check_number
+from pyro_ext.inference.martingale._convergence import (
+    Drift,
+    Moves,
+    check_sizes,
+    joined,
+    largest_share,
+    moves,
+    remaining_shares,
+    sufficient_size,
+    surely_above,
+)
+from pyro_ext.inference.martingale._functional_values import Values, named_values
+from pyro_ext.inference.martingale._independent_draws import IndependentDraws
+from pyro_ext.inference.martingale.capabilities import KnowsLimit, NeedsPreparation
+from pyro_ext.inference.martingale.predictive_rule import PredictiveRule
+from pyro_ext.random import chain_keys, fresh_seed
+
+__all__ = ["MartingalePosterior"]
+
+_NUM_TRIED = 2
+
+
+class _Batch(NamedTuple):
+    """Draws that are finite, how they came about, and the numbers of the others."""
+
+    samples: Values
+    moves: dict[str, Moves]
+    left_out: list[int]
+
+
+class MartingalePosterior(IndependentDraws):
+    r"""The posterior of a functional of the population, without a prior [1].
+
+    A rule predicts the next observation from those before. For each draw it completes the
+    population: it draws the observations :math:`n + 1` to :math:`N`, each given the data and those
+    drawn before, and the draw is the value of the functional on all :math:`N`. What is uncertain is
+    what has not been seen. With the predictive of a Bayesian model this is the Bayesian posterior,
+    with :class:`~pyro_ext.inference.PolyaUrn` the Bayesian bootstrap.
+
+    The draws are independent. Too small a population makes their variance too small, by the share
+    :math:`n / N` for a mean. That share is estimated from how far the functional moves between
+    :math:`N / 2` and :math:`N`, in ``diagnostics()``, and a warning says where it is too large.
+    For a functional that jumps back and forth, such as a quantile of few points, the estimate errs
+    on the large side.
+
+    :param PredictiveRule predictive: the rule.
+    :param functional: a callable of the populations: it takes a law with the batch shape
+        ``(num_draws,)``, which has ``mean``, ``variance`` and ``icdf`` as Pyro's distributions do,
+        or a :class:`~pyro_ext.inference.martingale.WeightedSample`. It returns a tensor, or a dict
+        of tensors. **Shape:** ``(num_draws, *event)`` each.
+    :param int num_samples: number of draws.
+    :param horizon: :math:`N - n`, how many observations complete the population; ``math.inf`` for
+        the limit itself, where the rule knows it.
+    :param int seed: a draw follows from the seed and its number, whatever the other arguments but
+        for rounding; ``None`` takes a seed from PyTorch's generator, which
+        :func:`pyro.set_rng_seed` sets.
+    :param bool progress: whether to show a progress bar.
+    :param int batch_size: how many draws are made side by side, which memory bounds.
+    :param int num_checks: at how many sizes of the population the functional is evaluated, among
+        them :math:`N / 2` and :math:`N`. With one, nothing is known of convergence, and nothing is
+        spent on it.
+    :param float tolerance: share of the posterior variance that may be missing without a warning,
+        which comes where the estimate exceeds it by more than chance.
+    :param str name: name of a functional that returns a tensor.
+    :raises TypeError: for a rule or functional that is none.
+    :raises ValueError: for numbers out of range, or an infinite horizon of a rule that does not
+        know its limit.
+
+    [1] E. Fong, C. Holmes, S. G. Walker (2023), Martingale posterior distributions.
+
+    Example::
+
+        >>> from pyro_ext.inference.martingale import Mean, PolyaUrn
+        >>> posterior = MartingalePosterior(PolyaUrn(), Mean(), 200, horizon=1000, progress=False)
+        >>> posterior.run(torch.arange(10.0)).get_samples()["theta"].shape
+        torch.Size([200])
+    """
+
+    def __init__(
+        self,
+        predictive: PredictiveRule,
+        functional: Callable[[Any], Tensor | Mapping[str, Tensor]],
+        num_samples: int = 1000,
+        horizon: float = 5000,
+        *,
+        seed: int | None = None,
+        progress: bool = True,
+        batch_size: int = 200,
+        num_checks: int = 6,
+        tolerance: float = 0.05,
+        name: str = "theta",
+    ) -> None:
+        super().__init__()
+        if not isinstance(predictive, PredictiveRule):
+            raise TypeError(f"predictive must be a PredictiveRule, got {predictive!r:.80}")
+        if not callable(functional):
+            raise TypeError(f"functional must be callable, got {functional!r:.80}")
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a string, got {name!r:.80}")
+        self.num_samples = check_integer("num_samples", num_samples, 1)
+        if isinstance(horizon, float) and horizon == math.inf:
+            if not isinstance(predictive, KnowsLimit):
+                raise ValueError(
+                    "horizon must be finite for a rule that does not know its limit, got inf for "
+                    f"{type(predictive).__name__}"
+                )
+            self.horizon: float = math.inf
+        else:
+            self.horizon = check_integer("horizon", horizon, 1)
+        if seed is not None:
+            fresh_seed(seed)
+        self.batch_size = check_integer("batch_size", batch_size, 1)
+        self.num_checks = check_integer("num_checks", num_checks, 1)
+        self.tolerance = check_number("tolerance", tolerance, above=0.0, most=1.0)
+        self.predictive = predictive
+        self.functional = functional
+        self.seed = seed
+        self.progress = progress
+        self.name = name
+        self._reset()
+
+    def _reset(self, data: tuple[Tensor, ...] = ()) -> None:
+        self.args = data
+        self.interrupted = False
+        self._samples = {}
+        self._left_out = []
+        self._moves: dict[str, Moves] = {}
+        self._num_observed = 0
+        self._sizes: list[int] = []
+        self._half = 0
+
+    def run(self, *data: Tensor) -> Self:
+        """Draw from the posterior.
+
+        On Ctrl-C the run ends and keeps the batches of draws that are complete. A draw whose
+        functional is not finite is left out, with a warning.
+
+        :param data: the observations, as the rule takes them. **Shape:** ``(n, *event)`` each.
+        :returns: the posterior itself.
+        :raises TypeError: for data that are no tensors, or a functional that returns none.
+        :raises ValueError: for data that don't fit the rule, or a functional whose shapes are
+            not those wanted.
+        :raises RuntimeError: where no draw is finite.
+        """
+        self._reset(data)
+        seed = fresh_seed(self.seed)
+        rule = self.predictive
+        if isinstance(rule, NeedsPreparation):
+            rule = rule.prepare(data, seed)
+        device = data[0].device if data and isinstance(data[0], Tensor) else None
+        tried = min(_NUM_TRIED, self.num_samples)
+        start = rule.begin(data, chain_keys(seed, range(tried), device))
+        on_data = self._evaluate(rule.population(start), tried, None)
+        on_data = {name: value[:1] for name, value in on_data.items()}
+        self._num_observed = start.num_observed
+        if self.horizon != math.inf:
+            self._sizes, self._half = check_sizes(
+                start.num_observed, start.num_observed + int(self.horizon), self.num_checks
+            )
+        batches: list[_Batch] = []
+        with self._progress() as advanced:
+            try:
+                for first in range(0, self.num_samples, self.batch_size):
+                    members = range(first, min(first + self.batch_size, self.num_samples))
+                    keys = chain_keys(seed, members, device)
+                    batches.append(self._batch(rule, data, keys, on_data, members, advanced))
+            except KeyboardInterrupt:
+                self.interrupted = True
+        if batches:
+            self._left_out = [number for batch in batches for number in batch.left_out]
+            self._samples = {
+                name: torch.cat([batch.samples[name] for batch in batches]) for name in on_data
+            }
+            names = batches[0].moves
+            self._moves = {name: joined([batch.moves[name] for batch in batches]) for name in names}
+            self._raise_or_warn()
+        return self
+
+    def diagnostics(self) -> dict[str, Any]:
+        """How precise the draws are, and what is left out.
+
+        :returns: by name a dict with ``"standard_error"`` of the posterior mean, and
+            ``"remaining_share"`` of the posterior variance that a larger population would add, not
+            a number where it is not known, **Shape:** ``(*event)`` each; ``"left_out"``, the
+            numbers of draws whose functional was not finite.
+        :raises RuntimeError: before a run.
+        """
+        samples = self.get_samples()
+        shares = self._shares()
+        result: dict[str, Any] = {}
+        for name, value in samples.items():
+            spread = value.double().var(0, correction=min(1, len(value) - 1))
+            error = (spread / len(value)).sqrt()
+            result[name] = {"standard_error": error, "remaining_share": shares[name]}
+        result["left_out"] = list(self._left_out)
+        return result
+
+    def drift(self) -> Drift:
+        """How far the functional moved as the populations grew.
+
+        :func:`~pyro_ext.inference.martingale.plot_drift` draws it.
+
+        :raises RuntimeError: before a run, or without checks.
+        """
+        self.get_samples()
+        if not self._moves:
+            raise RuntimeError(
+                "there are no checks of convergence: run with num_checks >= 2 and a finite horizon"
+            )
+        return Drift(
+            torch.tensor([self._num_observed, *self._sizes]),
+            {name: part.from_data.nanmean(1) for name, part in self._moves.items()},
+            {name: part.to_end.nanmean(1) for name, part in self._moves.items()},
+        )
+
+    def _batch(
+        self,
+        rule: PredictiveRule,
+        data: tuple[Tensor, ...],
+        keys: Tensor,
+        on_data: Values,
+        members: range,
+        advanced: Callable[[int], None],
+    ) -> _Batch:
+        """Make some draws."""
+        state = rule.begin(data, keys)
+        path = [
+            {name: value.expand(len(keys), *value.shape[1:]) for name, value in on_data.items()}
+        ]
+        if self.horizon == math.inf:
+            assert isinstance(rule, KnowsLimit)
+            path.append(self._evaluate(rule.limit(state), len(keys), on_data))
+            advanced(1)
+        for size in self._sizes:
+            num_steps = size - state.size
+            state = rule.advance(state, num_steps)
+            path.append(self._evaluate(rule.population(state), len(keys), on_data))
+            advanced(num_steps)
+        last = path[-1]
+        finite = torch.stack(
+            [value.isfinite().reshape(len(keys), -1).all(1) for value in last.values()]
+        ).all(0)
+        left_out = [members[place] for place in (~finite).nonzero()[:, 0].tolist()]
+        moved = {}
+        if len(self._sizes) and self.num_checks > 1:
+            half = [self._num_observed, *self._sizes].index(self._half)
+            moved = {name: moves([values[name][finite] for values in path], half) for name in last}
+        return _Batch({name: value[finite] for name, value in last.items()}, moved, left_out)
+
+    def _evaluate(self, population: Any, num_draws: int, like: Values | None) -> Values:
+        # With gradients on: a functional may minimize a loss.
+        return named_values(self.functional(population), self.name, num_draws, like)
+
+    @contextmanager
+    def _progress(self) -> Iterator[Callable[[int], None]]:
+        if not self.progress:
+            yield lambda num_steps: None
+            return
+        num_batches = -(-self.num_samples // self.batch_size)
+        steps = 1 if self.horizon == math.inf else int(self.horizon)
+        name = type(self.predictive).__name__
+        with tqdm(total=num_batches * steps, desc=name, unit="step") as bar:
+
+            def advanced(num_steps: int) -> None:
+                bar.update(num_steps)
+
+            yield advanced
+
+    def _shares(self) -> Values:
+        """Share of the variance that is missing, by name and element."""
+        shares = {}
+        for name, value in self._samples.items():
+            unknown = 0.0 if self.horizon == math.inf else math.nan
+            shares[name] = value.new_full(value.shape[1:], unknown, dtype=torch.float64)
+            if name in self._moves:
+                size = self._sizes[-1]
+                shares[name] = remaining_shares(value, self._moves[name], self._half, size)
+        return shares
+
+    def _raise_or_warn(self) -> None:
+        self._warn_of_left_out(
+            "functional",
+            "try it on the data, and see whether it exists for populations like them",
+        )
+        num_finite = len(next(iter(self._samples.values())))
+        if not self._moves:
+            return
+        name, share = largest_share(self._shares())
+        if surely_above(share, self.tolerance, num_finite):
+            size = sufficient_size(share, self.tolerance, self._sizes[-1])
+            warnings.warn(
+                f"horizon={self.horizon} is too short: about {share:.0%} of the posterior variance "
+                f"of {name!r} is missing, more than tolerance={self.tolerance:g}; about "
+                f"horizon={size - self._num_observed} would do",
+                RuntimeWarning,
+                stacklevel=3,
+            )

@@ -1,0 +1,362 @@
+r"""Nonparametric transfer learning, and the ensemble that it is measured against.
+
+[1] H. Lee, G. Nam, E. Fong, J. Lee (2024), Enhancing transfer learning with flexible nonparametric
+posterior sampling.
+
+[2] L. Breiman, J. Friedman, R. Olshen, C. Stone (1984), Classification and regression trees.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from pyro_ext._checks import check_number
+from pyro_ext.inference.martingale.dirichlet_weights import BlockConcentration, DirichletWeights
+from pyro_ext.inference.martingale.transfer import (
+    TransferEnsemble,
+    average_losses,
+    check_labels,
+    nll,
+    soft_cross_entropy,
+)
+from pyro_ext.inference.optimization import BatchLBFGS, BatchOptimizer
+from pyro_ext.potential import Backend, Regularizer, WeightedFunction
+from pyro_ext.random import fresh_seed
+
+__all__ = ["NPTL", "FineTunedEnsemble", "linear_probe"]
+
+_GRID = (0.01, 0.1, 1.0 / 3.0, 1.0, 3.0)
+
+
+class FineTunedEnsemble(TransferEnsemble):
+    r"""Members that are fine-tuned to the same data, each with a head of its own.
+
+    With a ``regularizer`` that is the :math:`1 / n` th part of an
+    :class:`~pyro_ext.inference.martingale.L2SP` or a
+    :class:`~pyro_ext.inference.martingale.SWAGPrior`, the members are modes of a posterior.
+
+    :param torch.nn.Module backbone: the pretrained network, from inputs to features.
+    :param torch.nn.Module head: from features to logits; its own parameters do not matter.
+    :param int num_samples: number of members.
+    :param BatchOptimizer optimizer: 200 steps of SGD with momentum and a cosine schedule without
+        one.
+    :param float weight_decay: :math:`\lambda` of a penalty :math:`\lambda |\theta|^2 / 2` beside
+        the mean loss.
+    :param regularizer: a function of the parameters by name that is added to the mean loss.
+    :param float head_scale: standard deviation of the parameters that heads start with.
+    :param int subsample_size: number of inputs in a minibatch; all without it.
+    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
+    :param int seed: of all that is random; ``None`` takes one from PyTorch's generator.
+    :raises ValueError: for arguments out of range.
+
+    Example::
+
+        >>> backbone, head = torch.nn.Linear(4, 8), torch.nn.Linear(8, 3)
+        >>> ensemble = FineTunedEnsemble(backbone, head, num_samples=5, seed=0)
+        >>> inputs, labels = torch.randn(30, 4), torch.arange(30) % 3
+        >>> ensemble.run(inputs, labels).probabilities(inputs).shape
+        torch.Size([5, 30, 3])
+    """
+
+    def run(self, inputs: Tensor, labels: Tensor) -> Self:
+        """Fine-tune all members to the mean loss.
+
+        A member that leaves the finite numbers is left out, with a warning.
+
+        :param Tensor inputs: **Shape:** ``(n, *event)``.
+        :param Tensor labels: classes. **Shape:** ``(n,)``.
+        :returns: the ensemble itself.
+        :raises ValueError: for labels that do not fit.
+        :raises RuntimeError: where no member is finite.
+        """
+        self.args = (inputs, labels)
+        targets = check_labels(inputs, labels, self.network) / len(inputs)
+        numbers = range(self.num_samples)
+        every = targets.expand(self.num_samples, *targets.shape)
+        self._keep(self._train(inputs, every, numbers, fresh_seed(self.seed)))
+        return self
+
+
+class NPTL(TransferEnsemble):
+    r"""Nonparametric transfer learning: members fitted to random weights of data and guesses [1].
+
+    The prior is about the data, not the network: a Dirichlet process with concentration
+    :math:`\alpha`, whose base measure has the inputs of the task with the soft labels :math:`q_i`
+    that a linear probe of the pretrained features predicts. A member minimizes
+
+    .. math:: \sum_i w_i \, \text{CE}(y_i, f_\theta(x_i)) + \sum_i \tilde w_i \, \text{CE}(q_i,
+              f_\theta(x_i)) , \quad (w, \tilde w) \sim \text{Dirichlet}(1, \ldots, 1, \alpha / n,
+              \ldots, \alpha / n) ,
+
+    and a penalty of weight decay, from the pretrained backbone and a fresh small head. All members
+    are trained side by side. With :math:`\alpha = 0` it is the Bayesian bootstrap.
+
+    :param torch.nn.Module backbone: the pretrained network, from inputs to features.
+    :param torch.nn.Module head: from features to logits; its own parameters do not matter.
+    :param int num_samples: number of members.
+    :param concentration: :math:`\alpha`; or several, of which one is chosen by the validation loss
+        of the average (empirical Bayes); without one these are 0.01, 0.1, 1/3, 1 and 3 times the
+        number of inputs.
+    :param float num_standard_errors: of the concentrations whose validation loss is above the least
+        by at most so many standard errors of the difference, the smallest is taken, so that few
+        validation data do not bring in a prior that is no good [2]. With zero that of the least
+        loss is, as in the paper.
+    :param float validation_share: share of the data that is held out to choose by, where there are
+        several and ``run`` is given no validation data.
+    :param int num_blocks: number of blocks of inputs that share weights, for many of them.
+    :param str block_concentration: ``"aggregate"`` or ``"unit"``; see
+        :class:`~pyro_ext.inference.martingale.DirichletWeights`.
+    :param probe_penalty: :math:`\lambda` of a penalty :math:`\lambda |W|^2 / 2` beside the mean
+        loss of the probe; or several, of which that with the least validation loss of the probe is
+        taken.
+    :param BatchOptimizer optimizer: 200 steps of SGD with momentum and a cosine schedule without
+        one.
+    :param float weight_decay: :math:`\lambda` of a penalty :math:`\lambda |\theta|^2 / 2` beside
+        the weighted loss, whose weights sum to one.
+    :param regularizer: a function of the parameters by name that is added to it.
+    :param float head_scale: standard deviation of the parameters that heads start with.
+    :param int subsample_size: number of inputs in a minibatch; all without it.
+    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
+    :param int seed: of all that is random; ``None`` takes one from PyTorch's generator.
+    :raises ValueError: for arguments out of range.
+
+    Example::
+
+        >>> backbone, head = torch.nn.Linear(4, 8), torch.nn.Linear(8, 3)
+        >>> inputs, labels = torch.randn(30, 4), torch.arange(30) % 3
+        >>> posterior = NPTL(backbone, head, num_samples=5, concentration=10.0, seed=0)
+        >>> posterior.run(inputs, labels).probabilities(inputs).shape
+        torch.Size([5, 30, 3])
+        >>> posterior.soup(inputs, labels).network(inputs).shape
+        torch.Size([30, 3])
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        num_samples: int = 10,
+        concentration: float | Sequence[float] | None = None,
+        *,
+        num_standard_errors: float = 1.0,
+        validation_share: float = 0.1,
+        num_blocks: int | None = None,
+        block_concentration: BlockConcentration = "aggregate",
+        probe_penalty: float | Sequence[float] = 1e-2,
+        optimizer: BatchOptimizer | None = None,
+        weight_decay: float = 1e-3,
+        regularizer: Regularizer | None = None,
+        head_scale: float = 0.05,
+        subsample_size: int | None = None,
+        backend: Backend = "trace",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            backbone,
+            head,
+            num_samples,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
+            regularizer=regularizer,
+            head_scale=head_scale,
+            subsample_size=subsample_size,
+            backend=backend,
+            seed=seed,
+        )
+        if isinstance(concentration, Sequence):
+            if not concentration:
+                raise ValueError("concentration must be a number or several, got none of them")
+            for place, value in enumerate(concentration):
+                check_number(f"concentration[{place}]", value, least=0)
+        elif concentration is not None:
+            check_number("concentration", concentration, least=0)
+        self.concentration = concentration
+        self.num_standard_errors = check_number("num_standard_errors", num_standard_errors, least=0)
+        self.validation_share = check_number("validation_share", validation_share, above=0, below=1)
+        self.num_blocks = num_blocks
+        self.block_concentration = block_concentration
+        penalties = probe_penalty if isinstance(probe_penalty, Sequence) else [probe_penalty]
+        if not penalties:
+            raise ValueError("probe_penalty must be a number or several, got none of them")
+        self.probe_penalty = [check_number("probe_penalty", value, above=0) for value in penalties]
+        self._chosen: float | None = None
+        self._penalty_of_probe: float | None = None
+        self._losses: dict[float, float] = {}
+        self._soft_labels: Tensor | None = None
+
+    @property
+    def soft_labels(self) -> Tensor:
+        """What the linear probe predicts for the inputs of the members.
+
+        **Shape:** ``(n, classes)``.
+
+        :raises RuntimeError: before a run.
+        """
+        if self._soft_labels is None:
+            raise RuntimeError("there is no probe yet: call run(...) first")
+        return self._soft_labels
+
+    def run(
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        validation: tuple[Tensor, Tensor] | None = None,
+    ) -> Self:
+        """Fit the probe, then all members, and choose a concentration where there are several.
+
+        A member that leaves the finite numbers is left out, with a warning.
+
+        :param Tensor inputs: **Shape:** ``(n, *event)``.
+        :param Tensor labels: classes. **Shape:** ``(n,)``.
+        :param tuple validation: inputs and labels to choose the concentration by; without them a
+            part of the data is held out for it, where it is needed.
+        :returns: the posterior itself.
+        :raises ValueError: for labels that do not fit.
+        :raises RuntimeError: where no member is finite.
+        """
+        self.args = (inputs, labels)
+        seed = fresh_seed(self.seed)
+        hard = check_labels(inputs, labels, self.network)
+        grid = self._grid(len(inputs))
+        if max(len(grid), len(self.probe_penalty)) > 1 and validation is None:
+            order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
+            number = max(1, round(self.validation_share * len(inputs)))
+            if number >= len(inputs):
+                raise ValueError(
+                    "inputs must be more than one, for some of them to be held out, got "
+                    f"{len(inputs)}"
+                )
+            held_out, kept = order[:number].to(inputs.device), order[number:].to(inputs.device)
+            validation = inputs[held_out], labels[held_out]
+            inputs, hard = inputs[kept], hard[kept]
+        soft = self._probe(inputs, hard, validation)
+        number = self.num_samples
+        targets = torch.cat([self._targets(hard, soft, value, seed) for value in grid])
+        # Members of all concentrations have the same heads and minibatches, for a fair choice.
+        params = self._train(inputs, targets, [*range(number)] * len(grid), seed)
+        best, self._losses = 0, {}
+        if validation is not None:
+            losses = torch.stack(
+                [
+                    average_losses(
+                        self._predict(self._part(params, place), validation[0]), validation[1]
+                    )
+                    for place in range(len(grid))
+                ]
+            )
+            self._losses = dict(zip(grid, losses.mean(1).tolist(), strict=True))
+            best = self._choose(grid, losses)
+        self._chosen = grid[best]
+        self._soft_labels = soft
+        self._keep(self._part(params, best))
+        return self
+
+    def diagnostics(self) -> dict[str, Any]:
+        """What was chosen, and how.
+
+        :returns: ``"concentration"`` and ``"probe_penalty"``; ``"validation_loss"`` of the average
+            by concentration, where there were several; ``"left_out"``, the numbers of members that
+            were not finite.
+        :raises RuntimeError: before a run.
+        """
+        self.get_samples()
+        return {
+            "concentration": self._chosen,
+            "probe_penalty": self._penalty_of_probe,
+            "validation_loss": dict(self._losses),
+            "left_out": list(self._left_out),
+        }
+
+    def _probe(
+        self, inputs: Tensor, hard: Tensor, validation: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """Labels that the probe predicts which is best on the validation data."""
+        with torch.no_grad():
+            features = self.network.backbone(inputs)
+            unseen = features[:0] if validation is None else self.network.backbone(validation[0])
+        found = [
+            linear_probe(features, hard, self.network.head, penalty, torch.cat([features, unseen]))
+            for penalty in self.probe_penalty
+        ]
+        place = 0
+        if validation is not None:
+            losses = [nll(rows[None, len(hard) :].log(), validation[1]) for rows in found]
+            place = int(torch.cat(losses).nan_to_num(torch.inf).argmin())
+        self._penalty_of_probe = self.probe_penalty[place]
+        return found[place][: len(hard)]
+
+    def _grid(self, number: int) -> list[float]:
+        if self.concentration is None:
+            return [share * number for share in _GRID]
+        if isinstance(self.concentration, Sequence):
+            return [float(value) for value in self.concentration]
+        return [float(self.concentration)]
+
+    def _choose(self, grid: list[float], losses: Tensor) -> int:
+        """Place of the concentration to take, by losses ``(len(grid), n)`` of validation data."""
+        losses = losses.double().nan_to_num(torch.inf)
+        best = int(losses.mean(1).argmin())
+        excess = losses - losses[best]
+        errors = excess.std(1, correction=0) / max(losses.shape[1] - 1, 1) ** 0.5
+        is_near = excess.mean(1) <= self.num_standard_errors * errors
+        near: list[int] = is_near.nonzero()[:, 0].tolist()
+        return min([best, *near], key=grid.__getitem__)
+
+    def _targets(self, hard: Tensor, soft: Tensor, concentration: float, seed: int) -> Tensor:
+        """Weighted labels, true and guessed ones together, whose gradient is that of both.
+
+        **Shape:** ``(num_samples, n, classes)``.
+        """
+        size = len(hard)
+        law = DirichletWeights(size, size, concentration, self.num_blocks, self.block_concentration)
+        weights = law.draw(range(self.num_samples), seed).to(hard)
+        return weights[:, :size, None] * hard + weights[:, size:, None] * soft
+
+    def _part(self, params: dict[str, Tensor], place: int) -> dict[str, Tensor]:
+        members = slice(place * self.num_samples, (place + 1) * self.num_samples)
+        return {name: value[members] for name, value in params.items()}
+
+
+def linear_probe(
+    features: Tensor,
+    targets: Tensor,
+    head: nn.Module,
+    penalty: float,
+    new_features: Tensor | None = None,
+) -> Tensor:
+    r"""Probabilities that a head predicts which is fitted to frozen features.
+
+    :param Tensor features: **Shape:** ``(n, num_features)``.
+    :param Tensor targets: a vector for each label, which sums to one. **Shape:** ``(n, classes)``.
+    :param torch.nn.Module head: from features to logits; it is not changed.
+    :param float penalty: :math:`\lambda` of :math:`\lambda |W|^2 / 2` beside the mean loss.
+    :param Tensor new_features: what to predict for, instead of the features. **Shape:**
+        ``(number, num_features)``.
+    :returns: **Shape:** ``(n, classes)``, or ``(number, classes)``.
+
+    Example::
+
+        >>> features, labels = torch.randn(20, 3), torch.eye(2)[torch.arange(20) % 2]
+        >>> linear_probe(features, labels, torch.nn.Linear(3, 2), 0.1).shape
+        torch.Size([20, 2])
+    """
+
+    def losses(params: dict[str, Tensor], features: Tensor, targets: Tensor) -> Tensor:
+        return soft_cross_entropy(torch.func.functional_call(head, params, (features,)), targets)
+
+    def regularizer(params: dict[str, Tensor]) -> Tensor:
+        return 0.5 * penalty * torch.stack([part.square().sum() for part in params.values()]).sum()
+
+    start = {name: torch.zeros_like(value) for name, value in head.named_parameters()}
+    loss = WeightedFunction(losses, (features, targets), start, regularizer=regularizer)
+    weights = features.new_full((1, len(features)), 1.0 / len(features))
+    found = BatchLBFGS().minimize(
+        lambda flat, rows: loss(flat, weights.expand(len(flat), -1)), loss.start(range(1), 0)
+    )
+    params = {name: value[0] for name, value in loss.constrain(found.position).items()}
+    with torch.no_grad():
+        places = features if new_features is None else new_features
+        probabilities: Tensor = torch.func.functional_call(head, params, (places,)).softmax(-1)
+    return probabilities

@@ -1,0 +1,418 @@
+"""Nonparametric learning: each draw is the best fit to data with random weights."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_ext._checks import check_integer, check_number
+from pyro_ext.checkpoint import CheckpointError
+from pyro_ext.checkpoint.independent_draws import DrawFolder
+from pyro_ext.inference._running.identity import (
+    data_identity,
+    differences,
+    model_identity,
+    versions,
+)
+from pyro_ext.inference.martingale._independent_draws import IndependentDraws
+from pyro_ext.inference.martingale._weighted_fits import WeightedFits
+from pyro_ext.inference.martingale.base_measures import EmpiricalBase
+from pyro_ext.inference.martingale.dirichlet_weights import BlockConcentration, DirichletWeights
+from pyro_ext.inference.optimization import BatchLBFGS, Minimizer
+from pyro_ext.potential import (
+    Backend,
+    InitStrategy,
+    Potential,
+    Regularizer,
+    WeightedFunction,
+    WeightedLoss,
+    WeightedPotential,
+    check_backend,
+)
+from pyro_ext.random import fresh_seed
+
+__all__ = ["PosteriorBootstrap"]
+
+_FIELDS = ("value", "gradient_norm", "converged", "num_steps")
+
+
+class PosteriorBootstrap(IndependentDraws):
+    r"""The posterior of the best fit of a model, under a Dirichlet process for the data's law [1].
+
+    The model need not be right. A draw is
+
+    .. math:: \theta = \arg\min_\theta \; \sum_i w_i \, l(z_i, \theta)
+              + \sum_k \tilde w_k \, l(\tilde z_k, \theta) + g(\theta) , \quad
+              (w, \tilde w) \sim \text{Dirichlet}(1, \ldots, 1, \alpha / m, \ldots, \alpha / m) ,
+
+    where :math:`l` is the negative log likelihood of an observation, and :math:`\tilde z` are
+    :math:`m` atoms of a prior guess at the data's law. The weights sum to one. Without a prior
+    guess, :math:`\alpha = 0`, this is the weighted likelihood bootstrap. The prior of the model has
+    no part in it, unless ``include_prior`` says so.
+
+    All draws are fitted side by side, each with weights, atoms and starts of its own, which follow
+    from the seed and its number.
+
+    :param model: a Pyro model whose observations are the elements of a plate, with all latent sites
+        outside of it; or ``None`` with a ``loss_fn``.
+    :param int num_samples: number of draws.
+    :param float concentration: :math:`\alpha`, how many observations the prior guess is worth.
+    :param loss_fn: a loss instead of a model: it maps parameters by name and the data to a loss for
+        each observation, ``(n,)``.
+    :param base_measure: the prior guess. A Pyro distribution, for data of one tensor; or a function
+        of a number of atoms that returns a tensor for each tensor of the data, drawn by PyTorch's
+        generator; or an :class:`~pyro_ext.inference.martingale.EmpiricalBase`, whose atoms all
+        draws share. Of a model, the data are those arguments that have a row for each observation.
+    :param int truncation: :math:`m`, the number of atoms that each draw has of its own.
+    :param int num_blocks: number of blocks of observations that share a weight, for many of them.
+    :param str block_concentration: ``"aggregate"`` or ``"unit"``; intervals take the latter. See
+        :class:`~pyro_ext.inference.martingale.DirichletWeights`.
+    :param str plate: name of the plate of the observations, where a model has several.
+    :param bool include_prior: whether the log prior of the model counts, as one observation does,
+        :math:`g = - \log p(\theta) / n`.
+    :param regularizer: :math:`g`, a function of the parameters by name, for example of a
+        :math:`1 / n` th of a penalty.
+    :param Minimizer optimizer: :class:`~pyro_ext.inference.BatchLBFGS` without one. A model that
+        subsamples takes a :class:`~pyro_ext.inference.BatchOptimizer`, with a minibatch for each
+        draw at each step.
+    :param int num_restarts: number of random starts of each draw, of which the lowest loss is kept,
+        for losses with several minima. With none of them all draws start at one fit, that to the
+        data with equal weights, in coordinates in which the loss has unit curvature there.
+    :param init_strategy: draws starts: one of :mod:`pyro.infer.autoguide.initialization`, without
+        one that of :meth:`Potential.init() <pyro_ext.potential.Potential.init>`; for a ``loss_fn``
+        a function without arguments that returns parameters.
+    :param Mapping initial_params: where the fit with equal weights starts instead. Constrained.
+        **Shape:** ``(*event)`` each. Of a ``loss_fn`` it has to be there, and gives the shapes.
+    :param int subsample_size: number of observations in a minibatch of a ``loss_fn``.
+    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
+    :param int batch_size: number of draws that are fitted side by side, which memory bounds.
+    :param checkpoint: a folder to which batches of draws are written as they are made, and from
+        which a run that was killed goes on.
+    :param int seed: of all that is random; ``None`` takes one from PyTorch's generator.
+    :param bool progress: whether to show a progress bar.
+    :raises TypeError: for arguments of a wrong type.
+    :raises ValueError: for arguments out of range, or that do not fit each other.
+
+    [1] E. Fong, S. Lyddon, C. Holmes (2019), Scalable nonparametric sampling from multimodal
+    posteriors with the posterior bootstrap.
+
+    Example::
+
+        >>> def model(x, y):
+        ...     slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+        >>> x = torch.linspace(0.5, 2.0, 40)
+        >>> y = 3.0 * x + x * torch.randn(40)  # with a noise that the model doesn't have
+        >>> posterior = PosteriorBootstrap(model, num_samples=100, seed=0, progress=False)
+        >>> posterior.run(x, y).get_samples()["slope"].shape
+        torch.Size([100])
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | None = None,
+        num_samples: int = 1000,
+        concentration: float = 0.0,
+        *,
+        loss_fn: Callable[..., Tensor] | None = None,
+        base_measure: Any = None,
+        truncation: int = 100,
+        num_blocks: int | None = None,
+        block_concentration: BlockConcentration = "aggregate",
+        plate: str | None = None,
+        include_prior: bool = False,
+        regularizer: Regularizer | None = None,
+        optimizer: Minimizer | None = None,
+        init_strategy: InitStrategy | None = None,
+        initial_params: Mapping[str, Tensor] | None = None,
+        num_restarts: int = 0,
+        subsample_size: int | None = None,
+        backend: Backend = "trace",
+        batch_size: int | None = None,
+        checkpoint: str | Path | None = None,
+        seed: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        super().__init__()
+        if (model is None) == (loss_fn is None):
+            raise ValueError("give either a model or a loss_fn, got both or none")
+        for name, value in (("model", model), ("loss_fn", loss_fn), ("regularizer", regularizer)):
+            if value is not None and not callable(value):
+                raise TypeError(f"{name} must be callable, got {value!r:.80}")
+        if loss_fn is not None and initial_params is None:
+            raise ValueError("initial_params must give the parameters of a loss_fn, got none")
+        if loss_fn is not None and (include_prior or plate is not None):
+            raise ValueError("include_prior and plate need a model, and a loss_fn was given")
+        if loss_fn is None and subsample_size is not None:
+            raise ValueError(
+                f"subsample_size={subsample_size} is for a loss_fn; a model subsamples by its plate"
+            )
+        if optimizer is not None and not isinstance(optimizer, Minimizer):
+            raise TypeError(
+                "optimizer must be a BatchLBFGS, a BatchOptimizer or another Minimizer, got "
+                f"{optimizer!r:.80}"
+            )
+        check_backend(backend)
+        self.concentration = check_number("concentration", concentration, least=0)
+        if self.concentration > 0 and base_measure is None:
+            raise ValueError(
+                f"concentration={concentration} needs a base_measure to put its weight on"
+            )
+        self.num_samples = check_integer("num_samples", num_samples, 1)
+        self.truncation = check_integer("truncation", truncation, 1)
+        self.num_restarts = check_integer("num_restarts", num_restarts, 0)
+        if self.num_restarts and loss_fn is not None and init_strategy is None:
+            raise ValueError(
+                f"num_restarts={num_restarts} needs an init_strategy that draws parameters of the "
+                "loss_fn"
+            )
+        for name, size in (("batch_size", batch_size), ("subsample_size", subsample_size)):
+            if size is not None:
+                check_integer(name, size, 1)
+        if seed is not None:
+            fresh_seed(seed)
+        self.model = model
+        self.loss_fn = loss_fn
+        self.base_measure = base_measure
+        self.num_blocks = num_blocks
+        self.block_concentration = block_concentration
+        self.plate = plate
+        self.include_prior = include_prior
+        self.regularizer = regularizer
+        self.optimizer = optimizer or BatchLBFGS()
+        self.init_strategy = init_strategy
+        self.initial_params = None if initial_params is None else dict(initial_params)
+        self.subsample_size = subsample_size
+        self.backend: Backend = backend
+        self.batch_size = batch_size
+        self.checkpoint = checkpoint
+        self.seed = seed
+        self.progress = progress
+        self._fits: dict[str, Tensor] = {}
+        self._last: tuple[list[Any], WeightedLoss] | None = None
+
+    def run(self, *args: Any, **kwargs: Any) -> Self:
+        """Draw from the posterior.
+
+        On Ctrl-C the run ends and keeps the batches of draws that are complete. A draw whose fit
+        leaves the finite numbers is left out, with a warning.
+
+        :param args: arguments of the model, or the data of the loss. **Shape:** ``(n, *event)``
+            each.
+        :param kwargs: keyword arguments of the model.
+        :returns: the posterior itself.
+        :raises ValueError: where model and data do not fit the settings.
+        :raises CheckpointError: where the checkpoint is of another run, or damaged.
+        :raises RuntimeError: where no draw is finite.
+        """
+        self.args, self.kwargs, self.interrupted = args, kwargs, False
+        self._samples, self._fits, self._left_out = {}, {}, []
+        own = self._known_loss(args, kwargs)
+        folder = None if self.checkpoint is None else DrawFolder(self.checkpoint)
+        try:
+            known = None if folder is None else folder.description()
+            seed = fresh_seed(self.seed)
+            if known is not None and self.seed is None:
+                seed = int(known["seed"])
+            fits = self._fits_of(own, seed)
+            if folder is not None:
+                self._describe(folder, known, own, seed, fits.batch_size)
+            self._draw(fits, folder)
+        finally:
+            if folder is not None:
+                folder.close()
+        return self
+
+    def diagnostics(self) -> dict[str, Any]:
+        """How the fits went.
+
+        :returns: ``"loss"`` at the end of each fit, ``"gradient_norm"`` there (largest element, in
+            the coordinates of the search), ``"converged"`` and ``"num_steps"``, **Shape:**
+            ``(num_samples,)`` each;
+            ``"left_out"``, the numbers of draws that were not finite.
+        :raises RuntimeError: before a run.
+        """
+        self.get_samples()
+        fits = {("loss" if name == "value" else name): part for name, part in self._fits.items()}
+        return {**fits, "left_out": list(self._left_out)}
+
+    # What is minimized ---------------------------------------------------------------------------
+
+    def _known_loss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> WeightedLoss:
+        """The loss of the run before, with its graphs, where this one has the same arguments."""
+        own = [*args, *kwargs, *kwargs.values()]
+        if self._last is not None:
+            before = self._last[0]
+            if len(before) == len(own) and all(a is b for a, b in zip(before, own, strict=True)):
+                return self._last[1]
+        loss = self._loss(args, kwargs)
+        self._last = (own, loss)
+        return loss
+
+    def _loss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> WeightedLoss:
+        """The loss over the observations alone."""
+        loss: WeightedLoss
+        if self.loss_fn is not None:
+            if kwargs:
+                raise ValueError(f"kwargs must be empty for a loss_fn, got {sorted(kwargs)}")
+            assert self.initial_params is not None
+            loss = WeightedFunction(
+                self.loss_fn,
+                args,
+                self.initial_params,
+                subsample_size=self.subsample_size,
+                regularizer=self.regularizer,
+                backend=self.backend,
+            )
+        else:
+            assert self.model is not None
+            loss = WeightedPotential(
+                self.model,
+                args,
+                kwargs,
+                plate=self.plate,
+                regularizer=self.regularizer,
+                backend=self.backend,
+            )
+            if self.include_prior:
+                loss.prior_weight = 1.0 / loss.num_points
+        if loss.subsample_size is not None:
+            if not self.optimizer.takes_minibatches:
+                raise ValueError(
+                    f"optimizer must take minibatches, as BatchOptimizer does, since the data are "
+                    f"subsampled; got {type(self.optimizer).__name__}"
+                )
+            if self.num_restarts > 1:
+                raise ValueError(
+                    "num_restarts must be 0 or 1 with minibatches, whose losses differ; got "
+                    f"{self.num_restarts}"
+                )
+        return loss
+
+    def _fits_of(self, loss: WeightedLoss, seed: int) -> WeightedFits:
+        """Draws of weights and atoms, and how they are fitted."""
+        initial = None
+        if self.initial_params is not None:
+            values = {name: value[None] for name, value in self.initial_params.items()}
+            if isinstance(loss, WeightedPotential):
+                values = loss.potential.unconstrain(values)
+            initial = loss.layout.flatten(values)[0]
+
+        def make_weights(num_atoms: int) -> DirichletWeights:
+            return DirichletWeights(
+                loss.num_points,
+                num_atoms,
+                self.concentration,
+                self.num_blocks,
+                self.block_concentration,
+            )
+
+        return WeightedFits(
+            loss,
+            make_weights,
+            self.base_measure if self.concentration > 0 else None,
+            self.truncation,
+            self.optimizer,
+            self.num_restarts,
+            self.init_strategy,
+            initial,
+            seed,
+            self.batch_size,
+            self.num_samples,
+        )
+
+    # How a run goes ------------------------------------------------------------------------------
+
+    def _draw(self, fits: WeightedFits, folder: DrawFolder | None) -> None:
+        parts: list[dict[str, Tensor]] = []
+        numbers: list[int] = []
+        size = fits.batch_size
+        with self._progress() as advanced:
+            try:
+                for first in range(0, self.num_samples, size):
+                    members = range(first, min(first + size, self.num_samples))
+                    part = None if folder is None else folder.load(members)
+                    if part is None:
+                        part = fits.fit(members)
+                        if folder is not None:
+                            folder.save(members, part)
+                    parts.append(part)
+                    numbers += members
+                    advanced(len(members))
+            except KeyboardInterrupt:
+                self.interrupted = True
+        if not parts:
+            return
+        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        finite = whole["value"].isfinite() & whole["position"].isfinite().all(-1)
+        self._left_out = [number for number, kept in zip(numbers, finite, strict=True) if not kept]
+        self._fits = {name: whole[name][finite] for name in _FIELDS}
+        if bool(finite.any()):
+            self._samples = fits.loss.constrain(whole["position"][finite])
+        self._warn_of_left_out("the fit", "see whether the loss is finite where it starts")
+        num_open = int((~self._fits["converged"]).sum())
+        if num_open:
+            warnings.warn(
+                f"{num_open} of {len(self._fits['converged'])} fits have not converged: give the "
+                "optimizer more steps",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    @contextmanager
+    def _progress(self) -> Iterator[Callable[[int], None]]:
+        if not self.progress:
+            yield lambda number: None
+            return
+        with tqdm(total=self.num_samples, desc=type(self).__name__, unit="draw") as bar:
+            yield lambda number: bar.update(number) and None
+
+    def _describe(
+        self,
+        folder: DrawFolder,
+        known: Mapping[str, Any] | None,
+        loss: WeightedLoss,
+        seed: int,
+        size: int,
+    ) -> None:
+        """Write what the run is of, or raise where the folder is of another run."""
+        potential: Potential | None = getattr(loss, "potential", None)
+        base = self.base_measure
+        settings = {
+            "concentration": self.concentration,
+            "truncation": self.truncation,
+            "num_blocks": self.num_blocks,
+            "block_concentration": self.block_concentration,
+            "include_prior": self.include_prior,
+            "num_restarts": self.num_restarts,
+            "subsample_size": self.subsample_size,
+            "batch_size": size,
+            "optimizer": repr(self.optimizer),
+        }
+        data = data_identity(list(self.args), "args") | data_identity(self.kwargs, "kwargs")
+        data |= data_identity(self.initial_params or {}, "initial_params")
+        data |= data_identity(base.atoms if isinstance(base, EmpiricalBase) else base, "base")
+        identity = {
+            "driver": type(self).__name__,
+            "versions": versions(),
+            "settings": settings,
+            "model": model_identity(self.model or self.loss_fn, potential),
+            "data": data,
+        }
+        if known is None:
+            folder.describe({"seed": seed, "identity": identity})
+            return
+        found = differences(known["identity"], identity)
+        if known["seed"] != seed:
+            found.append(f"seed is {known['seed']} there and {seed} here")
+        if found:
+            raise CheckpointError(
+                f"checkpoint={str(self.checkpoint)!r} is of another run: {'; '.join(found)}. "
+                "Continue with the same program, or name another folder"
+            )

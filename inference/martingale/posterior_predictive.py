@@ -1,0 +1,240 @@
+"""The predictive rule of a Pyro model, whatever inferred its posterior."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pyro import poutine, validation_enabled
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from torch import Tensor
+
+from pyro_ext.diagnostics._draws import Sampler
+from pyro_ext.inference.martingale._data import check_data
+from pyro_ext.inference.martingale._model_points import ModelPoints, draw_points, points_of
+from pyro_ext.inference.martingale._numbers import seed_generator, uniforms
+from pyro_ext.inference.martingale.predictive_rule import PredictiveRule, Resampled
+from pyro_ext.inference.martingale.weighted_sample import WeightedSample
+from pyro_ext.inference.mcmc import MCMC
+
+__all__ = ["ModelState", "PosteriorPredictive"]
+
+_ROWS, _DRAWS = range(2)  # streams
+_LATENT, _FUTURE = range(2)  # seeds
+
+
+class ModelState(NamedTuple):
+    """What is known of the populations of a model.
+
+    :param tuple data: the observations. **Shape:** ``(n, *event)`` each.
+    :param dict latents: values of the latent sites. **Shape:** ``(num_draws, *event)`` each.
+    :param tuple future: further observations, in whole blocks. **Shape:** ``(num_draws, number,
+        *event)`` each.
+    :param ModelPoints points: how the model sees points.
+    """
+
+    data: tuple[Tensor, ...]
+    latents: dict[str, Tensor]
+    future: tuple[Tensor, ...]
+    points: ModelPoints
+
+
+class PosteriorPredictive(PredictiveRule):
+    r"""Prediction by a Bayesian model.
+
+    .. math:: P_i = \int p(\cdot \mid \theta)\, p(d\theta \mid y_{1:i})
+
+    Such predictions are exchangeable. By de Finetti's theorem the observations :math:`Y_{n+1},
+    \dots, Y_N`, each drawn given those before, have the same law as independent ones from
+    :math:`p(\cdot \mid \theta)` with a single :math:`\theta \sim p(\theta \mid y_{1:n})`, and are
+    drawn so: no posterior is inferred anew. The posterior of a functional therefore is that of the
+    functional of :math:`p(\cdot \mid \theta)`, up to :math:`N`.
+
+    The model takes the data as positional arguments, tensors with a row for each point, such as
+    ``(x, y)``, and observes some of them in one plate, each point by its own rows. Further points
+    have the covariates of points of the data, drawn with replacement: the empirical law of the
+    covariates counts as the true one.
+    Populations are of type :class:`~pyro_ext.inference.martingale.WeightedSample`, with the tensors
+    of the data in their order.
+
+    :param model: a Pyro model.
+    :param posterior: a kernel, which :class:`~pyro_ext.inference.MCMC` runs on the data; or, from
+        an inference on the same data, a sampler that has run, a dict of draws by site, **Shape:**
+        ``(num_posterior_draws, *event)`` each, or a trained guide. Draws of a sampler or dict are
+        taken with replacement, so that there should be many and they should mix well.
+    :param int num_samples: draws of the chain, for a kernel.
+    :param int warmup_steps: steps before them, for a kernel.
+    :param options: what else :class:`~pyro_ext.inference.MCMC` takes but the seed, for a kernel.
+    :raises TypeError: for a model or posterior that is none, or options without a kernel.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_ext.inference.martingale import MartingalePosterior, Mean
+        >>> def model(y):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+        >>> y = torch.randn(20)
+        >>> draws = {"loc": y.mean() + torch.randn(1000) / 20**0.5}
+        >>> rule = PosteriorPredictive(model, draws)
+        >>> posterior = MartingalePosterior(rule, Mean(), 50, horizon=1000, progress=False)
+        >>> posterior.run(y).get_samples()["theta"].shape
+        torch.Size([50])
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        posterior: Any,
+        *,
+        num_samples: int = 1000,
+        warmup_steps: int = 1000,
+        **options: Any,
+    ) -> None:
+        if not callable(model):
+            raise TypeError(f"model must be callable, got {model!r:.80}")
+        is_kernel = isinstance(posterior, MCMCKernel)
+        if (
+            not is_kernel
+            and not isinstance(posterior, Mapping | Sampler)
+            and not callable(posterior)
+        ):
+            raise TypeError(
+                "posterior must be a kernel, a sampler that has run, a dict of draws by site or a "
+                f"guide, got {posterior!r:.80}"
+            )
+        if options and not is_kernel:
+            raise TypeError(
+                f"options {sorted(options)} are those of MCMC, which only a kernel takes, got "
+                f"{type(posterior).__name__}"
+            )
+        self.model = model
+        self.posterior = posterior
+        self._options = {"num_samples": num_samples, "warmup_steps": warmup_steps, **options}
+        if is_kernel:
+            MCMC(posterior, seed=0, **self._options)  # for its checks
+
+    def prepare(self, data: tuple[Tensor, ...], seed: int) -> "PosteriorPredictive":
+        """Run the kernel, where there is one.
+
+        :param tuple data: the observations. **Shape:** ``(n, *event)`` each.
+        :param int seed: of the chain.
+        :raises ValueError: for a model that does not fit.
+        """
+        check_data(data)
+        points = points_of(self.model, data)
+        if not isinstance(self.posterior, MCMCKernel):
+            return self
+        # Not the seed itself, which the draws take their keys from.
+        words = np.random.SeedSequence(seed, spawn_key=(0, 1)).generate_state(1)
+        mcmc = MCMC(self.posterior, seed=int(words[0]), **self._options).run(*data)
+        samples = mcmc.get_samples()
+        latents = {name: samples[name] for name in points.latents if name in samples}
+        return PosteriorPredictive(self.model, latents)
+
+    def begin(self, data: tuple[Tensor, ...], keys: Tensor) -> Resampled:
+        """Populations that hold the observations alone, each with a draw of the latent values.
+
+        :param tuple data: **Shape:** ``(n, *event)`` each.
+        :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
+        :raises ValueError: for a model or posterior that does not fit, or a kernel that has not
+            run.
+        """
+        size = check_data(data)
+        points = points_of(self.model, data)
+        latents = self._latents(data, keys, points)
+        for name, shape in points.latents.items():
+            if name not in latents:
+                raise ValueError(
+                    f"posterior must have draws of the latent sites {sorted(points.latents)}, got "
+                    f"{sorted(latents)}"
+                )
+            if latents[name].shape[1:] != shape:
+                raise ValueError(
+                    f"posterior must have draws of the shape {tuple(shape)} of the site {name!r}, "
+                    f"got {tuple(latents[name].shape[1:])}"
+                )
+        future = tuple(value.new_empty(len(keys), 0, *value.shape[1:]) for value in data)
+        return Resampled(keys, size, size, ModelState(tuple(data), latents, future, points))
+
+    def advance(self, state: Resampled, num_steps: int) -> Resampled:
+        """Draw observations given the latent values.
+
+        :param Resampled state: where the populations are.
+        :param int num_steps: how many.
+        """
+        old: ModelState = state.value
+        block_size = old.points.block_size
+        size = state.size + num_steps
+        known = old.future[0].shape[1] // block_size
+        blocks = range(known, -(-(size - state.num_observed) // block_size))
+        if not blocks:
+            return state._replace(size=size)
+        # A run at the plate's own size takes all of its rows, though it may look at some.
+        num_rows = state.num_observed if old.points.subsamples else block_size
+        parts: list[list[tuple[Tensor, ...]]] = []
+        # The model was checked as it began.
+        with torch.random.fork_rng(), torch.no_grad(), validation_enabled(False):
+            for draw, key in enumerate(state.keys):
+                latents = {name: value[draw] for name, value in old.latents.items()}
+                rows_of_draw = []
+                for block in blocks:
+                    start = block * num_rows
+                    numbers = uniforms(key[None], start, start + num_rows, stream=_ROWS)[0]
+                    index = (numbers * state.num_observed).long()
+                    rows = tuple(value[index] for value in old.data)
+                    seed_generator(key, _FUTURE, block)
+                    rows_of_draw.append(draw_points(self.model, rows, latents, old.points))
+                parts.append(rows_of_draw)
+        future = tuple(
+            torch.cat([value, torch.stack([torch.cat([b[i] for b in row]) for row in parts])], 1)
+            for i, value in enumerate(old.future)
+        )
+        return state._replace(size=size, value=old._replace(future=future))
+
+    def population(self, state: Resampled) -> WeightedSample:
+        """The points of each population, with equal weights.
+
+        :param Resampled state: where the populations are.
+        """
+        value: ModelState = state.value
+        num_draws, number = len(state.keys), state.size - state.num_observed
+        values = tuple(
+            torch.cat([data.expand(num_draws, *data.shape), future[:, :number]], 1)
+            for data, future in zip(value.data, value.future, strict=True)
+        )
+        weights = torch.full((1, 1), 1.0 / state.size, device=values[0].device)
+        return WeightedSample(values, weights.expand(num_draws, state.size), is_shared=False)
+
+    def _latents(
+        self, data: tuple[Tensor, ...], keys: Tensor, points: ModelPoints
+    ) -> dict[str, Tensor]:
+        posterior = self.posterior
+        if isinstance(posterior, MCMCKernel):
+            raise ValueError(
+                f"posterior is the kernel {type(posterior).__name__}, which has yet to run: call "
+                "begin of the rule that prepare(data, seed) returns"
+            )
+        if isinstance(posterior, Sampler):
+            posterior = posterior.get_samples()
+        if isinstance(posterior, Mapping):
+            samples = {name: posterior[name] for name in points.latents if name in posterior}
+            lengths = {len(value) for value in samples.values()}
+            if len(lengths) > 1 or 0 in lengths:
+                raise ValueError(
+                    "posterior must have as many draws of each site, and some, got "
+                    f"{ {name: len(value) for name, value in samples.items()} }"
+                )
+            numbers = uniforms(keys, 0, 1, stream=_DRAWS)[:, 0]
+            chosen = (numbers * max(lengths, default=1)).long()
+            return {name: value[chosen.to(value.device)] for name, value in samples.items()}
+        rows = []
+        with torch.random.fork_rng(), torch.no_grad():
+            for key in keys:
+                seed_generator(key, _LATENT)
+                nodes = poutine.trace(posterior).get_trace(*data).nodes
+                rows.append(
+                    {name: nodes[name]["value"] for name in points.latents if name in nodes}
+                )
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

@@ -1,0 +1,184 @@
+"""Populations that are points with weights."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["WeightedSample"]
+
+_ROUNDING = 1e-7  # what probabilities in float32 lose
+
+
+@dataclass(frozen=True)
+class WeightedSample:
+    """Laws that give weights to points, one law for each draw.
+
+    A point is a row of each of the ``values``: a number, a vector, or covariates and a response.
+
+    :param tuple values: the points. **Shape:** ``(num_points, *event)`` each where the draws share
+        their points, and ``(num_draws, num_points, *event)`` where each has its own.
+    :param Tensor weights: of the points, which sum to one for each draw. **Shape:**
+        ``(num_draws, num_points)``.
+    :param bool is_shared: whether the draws share their points.
+    :raises ValueError: for shapes that do not fit each other.
+
+    Example::
+
+        >>> values = torch.tensor([0.0, 1.0, 4.0])
+        >>> weights = torch.tensor([[0.5, 0.25, 0.25], [0.0, 0.0, 1.0]])
+        >>> population = WeightedSample((values,), weights)
+        >>> population.mean, population.icdf(0.6)
+        (tensor([1.2500, 4.0000]), tensor([1., 4.]))
+    """
+
+    values: tuple[Tensor, ...]
+    weights: Tensor
+    is_shared: bool = True
+
+    def __post_init__(self) -> None:
+        if self.weights.dim() != 2:
+            raise ValueError(
+                "weights must have the shape (num_draws, num_points), got "
+                f"{tuple(self.weights.shape)}"
+            )
+        if not isinstance(self.values, tuple) or not self.values:
+            raise ValueError(f"values must be a tuple of tensors, got {self.values!r:.80}")
+        leading = tuple(self.weights.shape)[1 if self.is_shared else 0 :]
+        for place, value in enumerate(self.values):
+            if tuple(value.shape[: len(leading)]) != leading:
+                raise ValueError(
+                    f"values[{place}] must have the leading dimensions {leading}, as the weights "
+                    f"do, got the shape {tuple(value.shape)}"
+                )
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """``(num_draws,)``."""
+        return self.weights.shape[:1]
+
+    @property
+    def num_draws(self) -> int:
+        """Number of laws."""
+        return self.weights.shape[0]
+
+    @property
+    def num_points(self) -> int:
+        """Number of points of each law."""
+        return self.weights.shape[1]
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of each law over points that are a single tensor.
+
+        **Shape:** ``(num_draws, *event)``.
+        """
+        return self._weighted(_floating(self._points("mean")))
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of each law, element by element; the weights are those of a whole population.
+
+        **Shape:** ``(num_draws, *event)``.
+        """
+        points = _floating(self._points("variance"))
+        # Near the mean few digits are lost.
+        dim = 0 if self.is_shared else 1
+        centred = points - points.mean(dim, keepdim=True)
+        return (self._weighted(centred**2) - self._weighted(centred) ** 2).clamp(min=0.0)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Weight of the points that are no larger, element by element.
+
+        :param Tensor value: **Shape:** broadcasts to ``(num_draws, *event)``.
+        :returns: **Shape:** ``(num_draws, *event)``.
+        """
+        points = self._points("cdf")
+        points = points[None] if self.is_shared else points
+        value = torch.as_tensor(value, dtype=points.dtype, device=points.device)
+        value = value.expand(self.num_draws, *points.shape[2:])
+        return self._weighted((points <= value[:, None]).to(self.weights.dtype), is_shared=False)
+
+    def icdf(self, value: Tensor | float) -> Tensor:
+        """Quantile of each law, element by element: the least point with so much weight up to it.
+
+        :param Tensor value: probabilities. **Shape:** broadcasts to ``(num_draws, *event)``.
+        :returns: **Shape:** ``(num_draws, *event)``.
+        """
+        points = self._points("icdf")
+        event = points.shape[1:] if self.is_shared else points.shape[2:]
+        flat = points.reshape(*points.shape[: points.dim() - len(event)], -1).movedim(-1, 0)
+        value = torch.as_tensor(value, dtype=torch.float64, device=points.device)
+        wanted = value.expand(self.num_draws, *event).reshape(self.num_draws, -1)
+        weights = self.weights.double()
+        columns = []
+        for column, probability in zip(flat, wanted.unbind(1), strict=True):
+            # One element of the event at a time, so that memory holds few sorted copies.
+            ordered, order = column.sort(-1)
+            if self.is_shared:
+                reached = weights[:, order].cumsum(-1)
+                ordered = ordered.expand(self.num_draws, -1)
+            else:
+                reached = weights.gather(1, order).cumsum(-1)
+            least = probability[:, None] * reached[:, -1:] - _ROUNDING
+            place = torch.searchsorted(reached, least).clamp(max=self.num_points - 1)
+            columns.append(ordered.gather(1, place)[:, 0])
+        return torch.stack(columns, 1).reshape(self.num_draws, *event)
+
+    def expectation(self, function: Callable[..., Tensor]) -> Tensor:
+        """Mean of a function of a point under each law.
+
+        :param function: of the ``values``, point by point. Its arguments have the leading
+            dimensions ``(num_points,)`` or ``(num_draws, num_points)``, and so has its result.
+        :returns: **Shape:** ``(num_draws, *result)``.
+        :raises ValueError: for a result that lacks these dimensions.
+        """
+        result = function(*self.values)
+        leading = tuple(self.weights.shape)[1 if self.is_shared else 0 :]
+        if not isinstance(result, Tensor) or tuple(result.shape[: len(leading)]) != leading:
+            got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            raise ValueError(
+                f"function must return a tensor with the leading dimensions {leading}, one value "
+                f"for each point, got {got}"
+            )
+        return self._weighted(_floating(result))
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor | tuple[Tensor, ...]:
+        """Draw points with PyTorch's generator.
+
+        :param Sequence sample_shape: how many of each law.
+        :returns: rows of ``values``, a tuple of them where it holds several tensors.
+            **Shape:** ``(*sample_shape, num_draws, *event)`` each.
+        """
+        number = torch.Size(sample_shape).numel()
+        place = torch.multinomial(self.weights, number, replacement=True).T
+        draws = torch.arange(self.num_draws, device=place.device)
+        rows = tuple(
+            (value[place] if self.is_shared else value[draws, place]).reshape(
+                *sample_shape, self.num_draws, *value.shape[1 if self.is_shared else 2 :]
+            )
+            for value in self.values
+        )
+        return rows[0] if len(rows) == 1 else rows
+
+    def _points(self, wanted: str) -> Tensor:
+        if len(self.values) != 1:
+            raise ValueError(
+                f"{wanted} is that of a single tensor of points, but these are rows of "
+                f"{len(self.values)} tensors; take expectation(...) of a function of them"
+            )
+        return self.values[0]
+
+    def _weighted(self, points: Tensor, is_shared: bool | None = None) -> Tensor:
+        is_shared = self.is_shared if is_shared is None else is_shared
+        weights = self.weights.to(points.dtype)
+        if is_shared:
+            flat = weights @ points.reshape(self.num_points, -1)
+            return flat.reshape(self.num_draws, *points.shape[1:])
+        flat = torch.bmm(weights[:, None], points.reshape(self.num_draws, self.num_points, -1))
+        return flat.reshape(self.num_draws, *points.shape[2:])
+
+
+def _floating(points: Tensor) -> Tensor:
+    return points if points.is_floating_point() else points.to(torch.get_default_dtype())

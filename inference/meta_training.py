@@ -1,0 +1,259 @@
+r"""Training of samplers whose dynamics are learned, on the models that they are to be good for.
+
+S. Kim, S. Jung, S. Kim, J. Lee (2024), Learning to explore for stochastic gradient MCMC.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+from tqdm.auto import tqdm
+
+from pyro_ext._checks import check_integer, check_number
+from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
+from pyro_ext.inference.evolution_strategies import antithetic_gradient
+from pyro_ext.inference.sgmcmc import SGMCMCKernel
+from pyro_ext.inference.tasks import (
+    Task,
+    check_draws,
+    ensemble_loss,
+    held_out_log_likelihood,
+    last_steps,
+)
+from pyro_ext.random import fresh_seed
+
+__all__ = ["MetaTrainer"]
+
+
+class MetaTrainer:
+    r"""Trains the networks inside a sampler by antithetic evolution strategies [1].
+
+    An iteration draws a task, and pairs of parameters on either side of the present ones. All of
+    them run a chain of a few steps, side by side; both of a pair from the same start, on the same
+    minibatches and with the same noise. The loss of a chain is that of the average prediction of
+    its last draws, on points that the chain has not seen. No gradient goes through the chains.
+
+    Training goes on where it was: after Ctrl-C, in another call, and from a checkpoint in another
+    process, where it takes the same course as if it had not been interrupted.
+
+    :param torch.nn.Module module: the networks, such as
+        :class:`~pyro_ext.inference.sgmcmc.ResidualKinetics`; training changes them in place. They
+        have to work with parameters that have a leading dimension of chains.
+    :param Sequence tasks: what to train on, drawn uniformly.
+    :param Callable kernel: makes the kernel of a model, given the model and the module, for
+        instance ``lambda model, module: L2E(model, kinetics=module)``; the backend must not be
+        ``"compile"``.
+    :param int num_steps: steps of each chain.
+    :param int num_samples: draws of each chain that predict together.
+    :param int thinning: steps between two of them; the last one is at the end.
+    :param int num_pairs: pairs in each iteration.
+    :param float scale: standard deviation of the perturbations.
+    :param float learning_rate: of Adam.
+    :param float max_norm: to which the estimated gradient is clipped.
+    :param Callable loss: maps log likelihoods ``(num_chains, num_draws, n)`` to the loss of each
+        chain, such as :func:`ensemble_loss` and :func:`single_draw_loss`.
+    :param float worst_loss: what losses are cut at, and that of a chain that leaves the finite
+        numbers.
+    :param checkpoint: a file in which the training is saved after every iteration, and from which
+        it goes on where the file exists.
+    :param int seed: of everything that is random; ``None`` takes one from PyTorch's generator.
+    :raises ValueError: for arguments out of range.
+    :raises CheckpointError: where the checkpoint is of another training, or damaged.
+
+    [1] S. Kim, S. Jung, S. Kim, J. Lee (2024),
+    Learning to explore for stochastic gradient MCMC.
+
+    Example::
+
+        >>> from pyro_ext.inference import L2E
+        >>> from pyro_ext.inference.sgmcmc import ResidualKinetics
+        >>> x, new = torch.randn(40) + 1.0, torch.randn(20) + 1.0
+        >>> def model(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 3.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> def log_likelihood(samples):
+        ...     return dist.Normal(samples["loc"][..., None], 1.0).log_prob(new)
+        >>> trainer = MetaTrainer(
+        ...     ResidualKinetics(hidden_sizes=(4,)), [Task(model, (x,), log_likelihood)],
+        ...     lambda model, module: L2E(model, kinetics=module),
+        ...     num_steps=10, num_samples=2, thinning=2, seed=0)
+        >>> len(trainer.fit(3, progress=False).losses)
+        3
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        tasks: Sequence[Task],
+        kernel: Callable[[Callable[..., Any], nn.Module], SGMCMCKernel],
+        *,
+        num_steps: int = 80,
+        num_samples: int = 5,
+        thinning: int = 8,
+        num_pairs: int = 6,
+        scale: float = 0.02,
+        learning_rate: float = 0.02,
+        max_norm: float = 1.0,
+        loss: Callable[[Tensor], Tensor] = ensemble_loss,
+        worst_loss: float = 20.0,
+        checkpoint: str | Path | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if not tasks:
+            raise ValueError("tasks must hold at least one task, got none")
+        self.module = module
+        self.tasks = list(tasks)
+        check_draws(num_steps, num_samples, thinning)
+        self.num_steps = num_steps
+        self.num_samples = num_samples
+        self.thinning = thinning
+        self.num_pairs = check_integer("num_pairs", num_pairs, 1)
+        self.scale = check_number("scale", scale, above=0)
+        self.max_norm = check_number("max_norm", max_norm, above=0)
+        self.loss = loss
+        self.worst_loss = check_number("worst_loss", worst_loss)
+        self.seed = fresh_seed(seed)
+        self.losses: list[float] = []
+        self._make_kernel = kernel
+        self._kernels: dict[int, SGMCMCKernel] = {}
+        self._shapes = [parameter.shape for parameter in module.parameters()]
+        self._parameters = nn.Parameter(parameters_to_vector(module.parameters()).detach().clone())
+        check_number("learning_rate", learning_rate, above=0)
+        self._optimizer = torch.optim.Adam([self._parameters], lr=learning_rate)
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        if self.checkpoint is not None and self.checkpoint.exists():
+            self._load(self.checkpoint)
+
+    def step(self) -> float:
+        """Take one iteration.
+
+        :returns: the mean loss of its chains, also the last of ``losses``.
+        """
+        choice, seed, noise_seed = (
+            int(word)
+            for word in np.random.SeedSequence(
+                self.seed, spawn_key=(len(self.losses),)
+            ).generate_state(3)
+        )
+        number = choice % len(self.tasks)
+        numbers = [*range(self.num_pairs)] * 2
+        try:
+            gradient, losses = antithetic_gradient(
+                lambda points: self._losses(number, points, numbers, seed),
+                self._parameters.detach(),
+                scale=self.scale,
+                num_pairs=self.num_pairs,
+                generator=torch.Generator().manual_seed(noise_seed),
+            )
+        finally:
+            self._assign(self._parameters.detach())
+        self._parameters.grad = gradient
+        nn.utils.clip_grad_norm_([self._parameters], self.max_norm)
+        self._optimizer.step()
+        self._assign(self._parameters.detach())
+        self.losses.append(float(self._cut(losses).mean()))
+        if self.checkpoint is not None:
+            self._save(self.checkpoint)
+        return self.losses[-1]
+
+    def fit(self, num_iterations: int, progress: bool = True) -> Self:
+        """Train until there have been so many iterations in all.
+
+        On Ctrl-C it ends after the iterations that are complete.
+
+        :param int num_iterations: iterations in all, those before the call included.
+        :param bool progress: whether to show a progress bar.
+        :returns: the trainer itself.
+        """
+        check_integer("num_iterations", num_iterations, 0)
+        with tqdm(total=num_iterations, initial=len(self.losses), disable=not progress) as bar:
+            try:
+                while len(self.losses) < num_iterations:
+                    bar.set_postfix(loss=f"{self.step():.4f}")
+                    bar.update()
+            except KeyboardInterrupt:
+                pass
+        return self
+
+    def evaluate(self, task: Task, num_chains: int = 3, seed: int = 0) -> Tensor:
+        """Loss of chains of the sampler as it is, on any task.
+
+        :param Task task: the task.
+        :param int num_chains: number of chains.
+        :param int seed: of the chains.
+        :returns: **Shape:** ``(num_chains,)``.
+        """
+        kernel = self._set_up(task)
+        return self._cut(self._run(kernel, task, range(num_chains), seed))
+
+    # One set of chains ---------------------------------------------------------------------------
+
+    def _losses(self, number: int, points: Tensor, numbers: Sequence[int], seed: int) -> Tensor:
+        if number not in self._kernels:
+            self._kernels[number] = self._set_up(self.tasks[number])
+        self._assign(points)
+        return self._run(self._kernels[number], self.tasks[number], numbers, seed)
+
+    def _set_up(self, task: Task) -> SGMCMCKernel:
+        kernel = self._make_kernel(task.model, self.module)
+        if kernel.backend == "compile":
+            raise ValueError(
+                "kernel must make kernels with the backend 'trace' or 'eager', got 'compile': "
+                "compiled steps keep the parameters that they were compiled with"
+            )
+        kernel.setup(0, *task.args, **task.kwargs)
+        return kernel
+
+    def _run(self, kernel: SGMCMCKernel, task: Task, numbers: Sequence[int], seed: int) -> Tensor:
+        steps = last_steps(self.num_steps, self.num_samples, self.thinning)
+        return self.loss(held_out_log_likelihood(task, kernel, numbers, seed, steps))
+
+    def _cut(self, losses: Tensor) -> Tensor:
+        return losses.nan_to_num(self.worst_loss, posinf=self.worst_loss).clamp(max=self.worst_loss)
+
+    def _assign(self, points: Tensor) -> None:
+        """Give the module's parameters values, with the leading dimensions of the points."""
+        pieces = points.split([math.prod(shape) for shape in self._shapes], -1)
+        for parameter, shape, piece in zip(
+            self.module.parameters(), self._shapes, pieces, strict=True
+        ):
+            parameter.data = piece.reshape(*points.shape[:-1], *shape)
+
+    # Checkpoints ---------------------------------------------------------------------------------
+
+    def _save(self, path: Path) -> None:
+        moments = self._optimizer.state[self._parameters]
+        tensors = {"parameters": self._parameters, "losses": torch.tensor(self.losses).double()}
+        tensors |= {f"adam.{name}": torch.as_tensor(value) for name, value in moments.items()}
+        write_tensors(path, tensors, self._identity())
+
+    def _load(self, path: Path) -> None:
+        tensors, content, _ = read_tensors(path)
+        if content != self._identity():
+            raise CheckpointError(
+                f"{path} is of a training with the settings {content}, this one has "
+                f"{self._identity()}"
+            )
+        self.losses = tensors["losses"].tolist()
+        self._parameters.data = tensors["parameters"]
+        moments = {k.removeprefix("adam."): v for k, v in tensors.items() if k.startswith("adam.")}
+        self._optimizer.state[self._parameters] = moments
+        self._assign(self._parameters.detach())
+
+    def _identity(self) -> dict[str, Any]:
+        names = ("num_steps", "num_samples", "thinning", "num_pairs", "scale", "max_norm")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "learning_rate": self._optimizer.param_groups[0]["lr"],
+            "worst_loss": self.worst_loss,
+            "seed": self.seed,
+            "module": type(self.module).__name__,
+            "size": self._parameters.numel(),
+            "tasks": [task.name for task in self.tasks],
+        }

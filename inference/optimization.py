@@ -1,0 +1,288 @@
+"""Minima of many functions at once: each row of a matrix is a problem of its own."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import check_integer, check_number
+
+__all__ = ["BatchLBFGS", "BatchOptimizer", "Minimizer", "Minimum", "Objective"]
+
+Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+_ARMIJO = 1e-4
+_MOST_FAILURES = 25
+_CURVATURE = 1e-10
+_RESOLUTION = 4.0
+
+
+class Minimum(NamedTuple):
+    """Where the search for the minimum of each problem has ended.
+
+    :param Tensor position: **Shape:** ``(num_problems, size)``.
+    :param Tensor value: of the function there. **Shape:** ``(num_problems,)``.
+    :param Tensor gradient_norm: largest element of the gradient there in absolute value.
+        **Shape:** ``(num_problems,)``.
+    :param Tensor converged: whether the search ended by itself. **Shape:** ``(num_problems,)``.
+    :param Tensor num_steps: steps of each problem. **Shape:** ``(num_problems,)``.
+    """
+
+    position: Tensor
+    value: Tensor
+    gradient_norm: Tensor
+    converged: Tensor
+    num_steps: Tensor
+
+
+class Minimizer(ABC):
+    """Searches the minima of many functions at once."""
+
+    takes_minibatches: bool
+    """Whether the function may be another one at each call."""
+
+    @abstractmethod
+    def minimize(self, objective: Objective, start: Tensor) -> Minimum:
+        """Search.
+
+        :param objective: maps positions ``(rows, size)`` and the numbers of their problems
+            ``(rows,)`` to values ``(rows,)`` and gradients ``(rows, size)``.
+        :param Tensor start: where the search starts. **Shape:** ``(num_problems, size)``.
+        :returns: where it ends. The value of a problem that meets no finite number is infinite.
+        """
+
+
+class BatchLBFGS(Minimizer):
+    """The limited-memory BFGS method, with a line search of its own for each problem [1].
+
+    A problem is done when no element of the gradient exceeds the tolerance, or when no step along
+    the direction is a good one, which rounding brings about in the end. A step is good where the
+    value is less by enough or, where rounding hides that, its slope is [2]. Problems that are done
+    cost nothing more.
+
+    :param int max_steps: steps of a problem at most.
+    :param float tolerance: largest element of a gradient that counts as zero.
+    :param int history_size: number of earlier steps that the direction takes into account.
+    :raises ValueError: for numbers out of range.
+
+    [1] J. Nocedal, S. J. Wright (2006), Numerical optimization, algorithm 7.5.
+
+    [2] W. W. Hager, H. Zhang (2005), A new conjugate gradient method with guaranteed descent and an
+    efficient line search.
+
+    Example::
+
+        >>> target = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> def objective(position, rows):
+        ...     difference = position - target[rows]
+        ...     return difference.square().sum(-1), 2.0 * difference
+        >>> found = BatchLBFGS().minimize(objective, torch.zeros(2, 2))
+        >>> bool((found.position - target).abs().max() < 1e-4)
+        True
+    """
+
+    takes_minibatches = False
+
+    def __init__(
+        self, max_steps: int = 500, tolerance: float = 1e-5, history_size: int = 10
+    ) -> None:
+        self.max_steps = check_integer("max_steps", max_steps, 1)
+        self.tolerance = check_number("tolerance", tolerance, above=0)
+        self.history_size = check_integer("history_size", history_size, 1)
+
+    def __repr__(self) -> str:
+        return f"BatchLBFGS({self.max_steps}, {self.tolerance}, {self.history_size})"
+
+    def minimize(self, objective: Objective, start: Tensor) -> Minimum:
+        """Search; see :meth:`Minimizer.minimize`."""
+        position = start.clone()
+        rows = torch.arange(len(start), device=start.device)
+        value, gradient = objective(position, rows)
+        value, norm = value.clone(), _norm(gradient)
+        is_done = norm <= self.tolerance
+        num_steps = torch.zeros_like(rows)
+        # What is done drops out: its rows leave the tensors of those that go on.
+        rows = rows[~is_done & value.isfinite()]
+        gradient = gradient[rows]
+        length = gradient.norm(dim=-1).clamp(min=1.0).reciprocal()  # no earlier step sets a scale
+        rays = _Rays(position[rows], value[rows], gradient, -gradient, length, rows)
+        num_failures = torch.zeros_like(rows)
+        history = _History(self.history_size)
+        for _ in range(self.max_steps):
+            if not len(rays.rows):
+                break
+            new, is_good = _trial(objective, rays)
+            num_failures = torch.where(is_good, 0, num_failures + 1)
+            kept = is_good[:, None]
+            new = new._replace(
+                position=torch.where(kept, new.position, rays.position),
+                value=torch.where(is_good, new.value, rays.value),
+                gradient=torch.where(kept, new.gradient, rays.gradient),
+            )
+            history.add(new.position - rays.position, new.gradient - rays.gradient)
+            rows = rays.rows
+            position[rows], value[rows], norm[rows] = new.position, new.value, _norm(new.gradient)
+            num_steps[rows] += 1
+            ended = (norm[rows] <= self.tolerance) | (num_failures >= _MOST_FAILURES)
+            is_done[rows] = ended
+            # Where the step was no good, half of it is tried next, beside the others' next steps.
+            direction = _downhill(history.direction(new.gradient), new.gradient)
+            rays = _Rays(
+                new.position,
+                new.value,
+                new.gradient,
+                torch.where(kept, direction, rays.direction),
+                torch.where(is_good, 1.0, 0.5 * rays.length),
+                rows,
+            )
+            if bool(ended.any()):
+                going = ~ended
+                rays = _Rays(*(part[going] for part in rays))
+                num_failures = num_failures[going]
+                history.keep(going)
+        value = torch.where(value.isfinite(), value, torch.inf)
+        return Minimum(position, value, norm, is_done, num_steps)
+
+
+class BatchOptimizer(Minimizer):
+    """An optimizer of :mod:`torch.optim`, over all problems in one tensor.
+
+    It has to work element by element, as SGD, Adam and their kin do, so that no problem feels the
+    others. The functions may be other ones at each call, such as losses of minibatches.
+
+    :param optimizer: makes the optimizer of a list of tensors.
+    :param int num_steps: number of steps.
+    :param scheduler: makes a scheduler of learning rates of the optimizer and the number of steps.
+    :raises ValueError: for a number out of range.
+
+    Example::
+
+        >>> from functools import partial
+        >>> def objective(position, rows):
+        ...     return position.square().sum(-1), 2.0 * position
+        >>> descent = BatchOptimizer(partial(torch.optim.SGD, lr=0.1), 200)
+        >>> bool((descent.minimize(objective, torch.ones(3, 1)).value < 1e-6).all())
+        True
+    """
+
+    takes_minibatches = True
+
+    def __init__(
+        self,
+        optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
+        num_steps: int = 1000,
+        scheduler: Callable[[torch.optim.Optimizer, int], Any] | None = (
+            torch.optim.lr_scheduler.CosineAnnealingLR
+        ),
+    ) -> None:
+        self.optimizer = optimizer
+        self.num_steps = check_integer("num_steps", num_steps, 1)
+        self.scheduler = scheduler
+
+    def __repr__(self) -> str:
+        return f"BatchOptimizer({self.optimizer!r}, {self.num_steps}, {self.scheduler!r})"
+
+    def minimize(self, objective: Objective, start: Tensor) -> Minimum:
+        """Take all steps; see :meth:`Minimizer.minimize`. The search ends by itself in any case.
+
+        The value is that at the last position, on a minibatch of its own where there are any.
+        """
+        rows = torch.arange(len(start), device=start.device)
+        position = start.clone()
+        optimizer = self.optimizer([position])
+        scheduler = None if self.scheduler is None else self.scheduler(optimizer, self.num_steps)
+        for _ in range(self.num_steps):
+            _, position.grad = objective(position, rows)
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+        position.grad = None
+        value, gradient = objective(position, rows)
+        finite = value.isfinite() & position.isfinite().all(-1)
+        return Minimum(
+            position,
+            torch.where(finite, value, torch.inf),
+            _norm(gradient),
+            finite,
+            torch.full_like(rows, self.num_steps),
+        )
+
+
+class _Point(NamedTuple):
+    position: Tensor
+    value: Tensor
+    gradient: Tensor
+
+
+class _Rays(NamedTuple):
+    """Where the steps of some problems start, and where they lead."""
+
+    position: Tensor
+    value: Tensor
+    gradient: Tensor
+    direction: Tensor
+    length: Tensor
+    rows: Tensor
+
+
+class _History:
+    """Earlier steps and changes of the gradient, and the direction that follows from them."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, step: Tensor, change: Tensor) -> None:
+        """Take note of a step; one without positive curvature counts for nothing."""
+        product = (step * change).sum(-1)
+        least = _CURVATURE * step.norm(dim=-1) * change.norm(dim=-1)
+        inverse = torch.where(product > least, product.reciprocal(), 0.0)
+        self.pairs = [*self.pairs[1 - self.size :], (step, change, inverse)]
+
+    def keep(self, chosen: Tensor) -> None:
+        """Drop problems."""
+        if not bool(chosen.all()):
+            self.pairs = [(s[chosen], y[chosen], r[chosen]) for s, y, r in self.pairs]
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """The two loops of [1], where the newest pair with curvature sets the scale."""
+        result = gradient
+        factors = []
+        for step, change, inverse in reversed(self.pairs):
+            factor = inverse * (step * result).sum(-1)
+            factors.append(factor)
+            result = result - factor[:, None] * change
+        if self.pairs:
+            _, change, inverse = self.pairs[-1]
+            scale = 1.0 / (inverse * change.square().sum(-1))
+            result = torch.where(inverse > 0, scale, 1.0)[:, None] * result
+        for (step, change, inverse), factor in zip(self.pairs, reversed(factors), strict=True):
+            result = result + (factor - inverse * (change * result).sum(-1))[:, None] * step
+        return -result
+
+
+def _downhill(direction: Tensor, gradient: Tensor) -> Tensor:
+    """A direction that leads down: against the gradient where rounding has spoilt it."""
+    is_down = (direction * gradient).sum(-1) < 0
+    return torch.where(is_down[:, None], direction, -gradient)
+
+
+def _trial(objective: Objective, rays: _Rays) -> tuple[_Point, Tensor]:
+    """Take a step of each problem, and see whether it is a good one."""
+    trial = rays.position + rays.length[:, None] * rays.direction
+    new, gradient = objective(trial, rays.rows)
+    slope = (rays.direction * rays.gradient).sum(-1)
+    is_less = new <= rays.value + _ARMIJO * rays.length * slope
+    # Where rounding hides what the value changes by, its slope tells: of [2].
+    resolution = _RESOLUTION * torch.finfo(new.dtype).eps
+    is_level = new <= rays.value + resolution * (1.0 + rays.value.abs())
+    is_flatter = (gradient * rays.direction).sum(-1) <= (2.0 * _ARMIJO - 1.0) * slope
+    # A comparison with NaN is false, and the step counts as no good.
+    is_good = (is_less | (is_level & is_flatter)) & gradient.isfinite().all(-1)
+    return _Point(trial, new, gradient), is_good
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    return gradient.abs().amax(-1) if gradient.shape[-1] else gradient.new_zeros(len(gradient))

@@ -1,0 +1,91 @@
+"""Bayesian pseudocoresets: guides whose parameters are a small synthetic data set."""
+
+from pyro_ext.inference.pseudocoresets._laplace import Gaussian
+from pyro_ext.inference.pseudocoresets._row_arguments import CoresetModel
+from pyro_ext.inference.pseudocoresets._weighted_posterior import Coreset
+from pyro_ext.inference.pseudocoresets.auto_pseudocoreset import AutoPseudocoreset
+from pyro_ext.inference.pseudocoresets.descent import descend, descent_snapshots, unrolled_descent
+from pyro_ext.inference.pseudocoresets.divergences import (
+    Divergence,
+    ForwardKL,
+    ReverseKL,
+    Wasserstein,
+)
+from pyro_ext.inference.pseudocoresets.estimators import forward_kl_loss, reverse_kl_loss
+from pyro_ext.inference.pseudocoresets.evaluation import (
+    CoresetScores,
+    evaluate_coreset,
+    evaluate_draws,
+    predictive_probabilities,
+    standard_deviation_ratios,
+    standardized_mean_differences,
+)
+from pyro_ext.inference.pseudocoresets.experts import ExpertBuffer
+from pyro_ext.inference.pseudocoresets.function_space import FunctionSpaceKL
+from pyro_ext.inference.pseudocoresets.function_space_marginals import (
+    diagonal_marginal,
+    full_marginal,
+    linearized_marginal,
+)
+from pyro_ext.inference.pseudocoresets.function_space_models import ModelFunction
+from pyro_ext.inference.pseudocoresets.function_space_surrogates import (
+    FunctionMarginals,
+    FunctionSpaceSurrogate,
+    ParameterLaws,
+    parameter_laws,
+)
+from pyro_ext.inference.pseudocoresets.function_space_trajectories import TrajectorySnapshots
+from pyro_ext.inference.pseudocoresets.gaussians import gaussian_kl, gaussian_wasserstein
+from pyro_ext.inference.pseudocoresets.subsets import (
+    herding_subset,
+    k_means_subset,
+    random_subset,
+)
+from pyro_ext.inference.pseudocoresets.surrogates import (
+    GaussianSurrogate,
+    MCMCSurrogate,
+    Surrogate,
+)
+from pyro_ext.inference.pseudocoresets.trajectories import TrajectorySurrogate
+
+__all__ = [
+    "AutoPseudocoreset",
+    "Coreset",
+    "CoresetModel",
+    "CoresetScores",
+    "Divergence",
+    "ExpertBuffer",
+    "ForwardKL",
+    "FunctionMarginals",
+    "FunctionSpaceKL",
+    "FunctionSpaceSurrogate",
+    "Gaussian",
+    "GaussianSurrogate",
+    "MCMCSurrogate",
+    "ModelFunction",
+    "ParameterLaws",
+    "ReverseKL",
+    "Surrogate",
+    "TrajectorySnapshots",
+    "TrajectorySurrogate",
+    "Wasserstein",
+    "descend",
+    "descent_snapshots",
+    "diagonal_marginal",
+    "evaluate_coreset",
+    "evaluate_draws",
+    "forward_kl_loss",
+    "full_marginal",
+    "gaussian_kl",
+    "gaussian_wasserstein",
+    "herding_subset",
+    "k_means_subset",
+    "linearized_marginal",
+    "parameter_laws",
+    "predictive_probabilities",
+    "random_subset",
+    "reverse_kl_loss",
+    "standard_deviation_ratios",
+    "standardized_mean_differences",
+    "unrolled_descent",
+]

@@ -1,0 +1,135 @@
+"""The arguments of a model that have a row for each observation, and models over other rows."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pyro_ext.handlers import data_weights
+
+__all__ = ["CoresetModel", "RowArguments", "WeightedModel"]
+
+
+class RowArguments:
+    """Which arguments of a model have a row for each observation.
+
+    :param model: a Pyro model.
+    :param tuple args: its arguments.
+    :param dict kwargs: its keyword arguments.
+    :param int size: number of observations.
+    :raises ValueError: where no argument has so many rows.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        size: int,
+    ) -> None:
+        self._leaves, self._tree = pytree.tree_flatten((args, dict(kwargs)))
+        owners = [
+            name for name, value in _named(model, args, kwargs) for _ in pytree.tree_leaves(value)
+        ]
+        self._places = [
+            place
+            for place, leaf in enumerate(self._leaves)
+            if isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size
+        ]
+        if not self._places:
+            raise ValueError(
+                f"args must hold a tensor with a row for each of the {size} observations, got none"
+            )
+        chosen = [owners[place] for place in self._places]
+        self.names = [
+            name if chosen.count(name) == 1 else f"{name}_{chosen[:number].count(name)}"
+            for number, name in enumerate(chosen)
+        ]
+        self.rows: tuple[Tensor, ...] = tuple(self._leaves[place] for place in self._places)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors in the arguments."""
+        return [leaf for leaf in self._leaves if isinstance(leaf, Tensor)]
+
+    def fill(self, rows: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with other rows."""
+        leaves = list(self._leaves)
+        for place, row in zip(self._places, rows, strict=True):
+            leaves[place] = row
+        args, kwargs = pytree.tree_unflatten(leaves, self._tree)
+        return args, kwargs
+
+    def are(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether other arguments are the same ones."""
+        leaves, tree = pytree.tree_flatten((args, dict(kwargs)))
+        return tree == self._tree and all(map(_is_same, leaves, self._leaves))
+
+
+class WeightedModel:
+    """A model as a function of the weights of its observations and of their rows.
+
+    :param model: a Pyro model.
+    :param RowArguments arguments: its arguments.
+    :param str plate: name of the plate of the observations.
+    """
+
+    def __init__(self, model: Callable[..., Any], arguments: RowArguments, plate: str) -> None:
+        self.model = model
+        self.arguments = arguments
+        self.plate = plate
+
+    def __call__(self, weights: Tensor, *rows: Tensor) -> Any:
+        """Run the model."""
+        args, kwargs = self.arguments.fill(rows)
+        return data_weights(self.plate, weights)(self.model)(*args, **kwargs)
+
+
+class CoresetModel:
+    """A model without arguments, whose observations are weighted pseudo rows.
+
+    :param model: the model of weighted rows.
+    :param Sequence rows: the pseudo rows. **Shape:** ``(size, *event)`` each.
+    :param Tensor weights: their weights. **Shape:** ``(size,)``.
+    """
+
+    def __init__(self, model: WeightedModel, rows: Sequence[Tensor], weights: Tensor) -> None:
+        self.model = model.model
+        self.plate = model.plate
+        self.args, self.kwargs = model.arguments.fill(rows)
+        self.weights = weights
+
+    def __call__(self) -> Any:
+        """Run the model."""
+        return data_weights(self.plate, self.weights)(self.model)(*self.args, **self.kwargs)
+
+
+def _named(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[tuple[str, Any]]:
+    """Each argument with its name in the model's signature, or its position without one."""
+    function = model.forward if isinstance(model, torch.nn.Module) else model
+    names: list[str] = []
+    try:
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind not in (
+                parameter.POSITIONAL_ONLY,
+                parameter.POSITIONAL_OR_KEYWORD,
+            ):
+                break
+            names.append(name)
+    except (TypeError, ValueError):
+        pass
+    names += [f"argument_{place}" for place in range(len(names), len(args))]
+    return [*zip(names[: len(args)], args, strict=True), *kwargs.items()]
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and bool(torch.equal(one, other))
+    return not isinstance(one, Tensor) and not isinstance(other, Tensor) and bool(one == other)

@@ -1,0 +1,394 @@
+"""A guide whose parameters are a small synthetic data set."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import pyro
+import torch
+from pyro.infer import ELBO, NUTS
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
+
+from pyro_ext._checks import check_integer
+from pyro_ext.inference.laplace_hmc import LaplaceHMC
+from pyro_ext.inference.mcmc import MCMC
+from pyro_ext.inference.pseudocoresets._files import read_coreset, write_coreset
+from pyro_ext.inference.pseudocoresets._initial_rows import initial_rows, observed_supports
+from pyro_ext.inference.pseudocoresets._labels import with_all_labels
+from pyro_ext.inference.pseudocoresets._learnable import label_argument, row_parameters
+from pyro_ext.inference.pseudocoresets._row_arguments import (
+    CoresetModel,
+    RowArguments,
+    WeightedModel,
+)
+from pyro_ext.inference.pseudocoresets._site_draws import pick_draw
+from pyro_ext.inference.pseudocoresets._training import Optimizer, Trainer
+from pyro_ext.inference.pseudocoresets._weighted_posterior import (
+    Coreset,
+    DataPosterior,
+    WeightedPosterior,
+)
+from pyro_ext.potential import Backend, WeightedPotential
+from pyro_ext.random import fresh_seed
+
+__all__ = ["AutoPseudocoreset", "Weights"]
+
+Weights = Literal["uniform", "scaled", "learned"]
+
+_WEIGHTS = ("uniform", "scaled", "learned")
+_MOST_LATENTS = 500
+"""Number of latent values up to which second derivatives are cheap."""
+
+
+class AutoPseudocoreset(PyroModule):
+    r"""A guide whose parameters are a few weighted pseudo observations [1].
+
+    It is trained with a divergence, so that the posterior of its pseudo observations :math:`u` with
+    weights :math:`w`,
+
+    .. math:: \pi_u(\theta) \propto p(\theta) \prod_{j \le m} p(u_j | \theta)^{w_j} ,
+
+    is near that of the data. Any kernel or guide then runs on ``condition`` instead of on the
+    data. As a guide it draws the latent sites from that posterior, by a kernel.
+
+    The observations are the elements of a plate. Pseudo observations have a row for each tensor
+    argument with as many rows as the plate has elements. Integers and discrete observations, such
+    as labels, keep the values they start with; all other ones are learned. Observations of a
+    continuous site stay in its support.
+
+    Labels are learned too where ``learnable`` names them: those of a site of finite support, such
+    as a Bernoulli or a categorical one. A pseudo observation :math:`u_j` then has a probability
+    :math:`q_{jc}` of each class :math:`c`, and counts as one observation for each class, with the
+    weight :math:`w_j q_{jc}` and the same inputs. Probabilities start at 0.9 for the class of the
+    initial row.
+
+    :param model: a Pyro model whose observations are the elements of one plate, with all latent
+        sites outside of it. It takes the size of the plate from its arguments.
+    :param args: its arguments: the data.
+    :param int size: :math:`m`, the number of pseudo observations.
+    :param learnable: which row arguments are learned, by name in the signature of the model or by
+        number in the order of ``pseudodata``; all but labels and integers without it.
+    :param str weights: ``"uniform"``, weights of one; ``"scaled"``, :math:`n / m` each, so that the
+        coreset weighs as much as the data; or ``"learned"``, positive ones that start there.
+    :param init: where pseudo rows start: ``"subset"``, a random one of the data with as many rows
+        of each class as can be; or a function of the size and the row arguments that returns
+        pseudo rows.
+    :param str plate: name of the plate of the observations, where a model has several.
+    :param kernel: makes the kernel that draws from the coreset posterior, of a model without
+        arguments. Without one it is :class:`~pyro_ext.inference.LaplaceHMC` for at most 500 latent
+        values, and :class:`~pyro.infer.NUTS` for more.
+    :param int num_samples: number of its draws, from which a call of the guide picks one.
+    :param int warmup_steps: steps of the kernel before them.
+    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
+    :param int seed: of the initial subset and of the draws; ``None`` takes one from PyTorch's
+        generator.
+    :param kwargs: keyword arguments of the model.
+    :raises TypeError: for arguments of a wrong type.
+    :raises ValueError: for a size out of range, a model without such a plate or row arguments, or
+        an argument that cannot be learned.
+
+    [1] D. Manousakas, Z. Xu, C. Mascolo, T. Campbell (2020), Bayesian pseudocoresets.
+
+    Example::
+
+        >>> from pyro_ext.inference.pseudocoresets import ForwardKL
+        >>> def model(x, y):
+        ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+        >>> x = torch.linspace(0.0, 1.0, 500)
+        >>> guide = AutoPseudocoreset(model, x, 2 * x, size=5, weights="learned", seed=0)
+        >>> _ = guide.fit(ForwardKL(), num_steps=50, progress=False)
+        >>> guide.losses[-1] < 0.1, [tuple(row.shape) for row in guide.pseudodata]
+        (True, [(5,), (5,)])
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *args: Any,
+        size: int,
+        learnable: Sequence[str | int] | None = None,
+        weights: Weights = "uniform",
+        init: str | Callable[..., Any] = "subset",
+        plate: str | None = None,
+        kernel: Callable[[Callable[..., Any]], MCMCKernel] | None = None,
+        num_samples: int = 200,
+        warmup_steps: int = 200,
+        backend: Backend = "trace",
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(name=type(self).__name__)
+        size = check_integer("size", size, 1)
+        if weights not in _WEIGHTS:
+            raise ValueError(f"weights must be one of {_WEIGHTS}, got {weights!r:.80}")
+        if init != "subset" and not callable(init):
+            raise ValueError(f"init must be 'subset' or a function, got {init!r:.80}")
+        if kernel is not None and not callable(kernel):
+            raise TypeError(f"kernel must make a kernel of a model, got {kernel!r:.80}")
+        self.num_samples = check_integer("num_samples", num_samples, 1)
+        self.warmup_steps = check_integer("warmup_steps", warmup_steps, 0)
+        self.size, self.weighting = size, weights
+        self.args, self.kwargs = args, kwargs
+        self._seed = fresh_seed(seed)
+        self._model = (model,)  # in a tuple, no submodule
+        whole = WeightedPotential(model, args, kwargs, plate=plate, backend=backend)
+        if size > whole.num_points:
+            raise ValueError(
+                f"size must be at most the {whole.num_points} observations, got {size}"
+            )
+        self.kernel = kernel or (LaplaceHMC if whole.layout.size <= _MOST_LATENTS else NUTS)
+        self.plate = whole.plate
+        self._arguments = RowArguments(model, args, kwargs, whole.num_points)
+        supports = observed_supports(whole.potential, self._arguments.rows)
+        start = initial_rows(self._arguments.rows, supports, size, init, self._seed)
+        names, dtype = self._arguments.names, whole.layout.dtype
+        parameters = row_parameters(learnable, names, supports, start, dtype)
+        for name, row in zip(names, start, strict=True):
+            if name in parameters:
+                setattr(self, f"pseudo_{name}", parameters[name])
+            else:
+                self.register_buffer(f"pseudo_{name}", row)
+        self.learnable = tuple(parameters)
+        self._label = label_argument(self.learnable, names, supports, start)
+        ratio = whole.num_points / size if weights != "uniform" else 1.0
+        factors = torch.full((size,), ratio, dtype=dtype, device=whole.layout.device)
+        if weights == "learned":
+            self.coreset_weights = PyroParam(factors, constraints.positive)
+        else:
+            self.register_buffer("coreset_weights", factors)
+        self._weighted = WeightedModel(model, self._arguments, self.plate.name)
+        self.posterior = WeightedPosterior(self._weighted, self.coreset(), backend)
+        block = self.plate.subsample_size if self.plate.is_subsampled else None
+        self.data = DataPosterior(self._weighted, self._arguments.rows, block, dtype, backend)
+        self.losses: list[float] = []
+        self._trainer: Trainer | None = None
+        self._draws: tuple[Any, dict[str, Tensor]] | None = None
+
+    # What the coreset is -------------------------------------------------------------------------
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The model."""
+        return self._model[0]
+
+    @property
+    def pseudodata(self) -> tuple[Tensor, ...]:
+        """Pseudo rows, in the order of the model's row arguments. **Shape:** ``(size, *event)``.
+
+        In the place of learned labels stand probabilities of ``label_values``. **Shape:** ``(size,
+        num_classes)``.
+        """
+        return tuple(row.detach().clone() for row in self._own().rows)
+
+    @property
+    def label_values(self) -> Tensor | None:
+        """The classes whose probabilities are learned. **Shape:** ``(num_classes, *event)``."""
+        return None if self._label is None else self._label.values.clone()
+
+    @property
+    def argument_names(self) -> tuple[str, ...]:
+        """Names of the model's row arguments, in the order of ``pseudodata``."""
+        return tuple(self._arguments.names)
+
+    @property
+    def weights(self) -> Tensor:
+        """Weights of the pseudo observations. **Shape:** ``(size,)``."""
+        return self._own().weights.detach().clone()
+
+    def coreset(self) -> Coreset:
+        """Rows and weights that the model sees, differentiable in the parameters.
+
+        Where labels are learned, each pseudo row is there once for each class.
+        """
+        own = self._own()
+        return own if self._label is None else with_all_labels(own, self._label)
+
+    def condition(self, model: Callable[..., Any] | None = None) -> CoresetModel:
+        """A model without arguments whose observations are the weighted pseudo observations.
+
+        It holds copies of them. Their weights are those of
+        :func:`~pyro_ext.handlers.data_weights`.
+
+        :param model: a model that takes the arguments of this one and has its plate, such as one
+            with another prior; that of the guide without it.
+        """
+        if model is not None and not callable(model):
+            raise TypeError(f"model must be callable, got {model!r:.80}")
+        weighted = WeightedModel(model or self.model, self._arguments, self.plate.name)
+        rows, weights = self.coreset()
+        copies = tuple(row.detach().clone() for row in rows)
+        return CoresetModel(weighted, copies, weights.detach().clone())
+
+    # Training ------------------------------------------------------------------------------------
+
+    def step(self, divergence: ELBO, optimizer: Optimizer | None = None) -> float:
+        """Take one step down a divergence.
+
+        The state of the optimizer is kept from call to call, as long as both arguments are the
+        same.
+
+        :param pyro.infer.ELBO divergence: such as :class:`~pyro_ext.inference.ForwardKL`.
+        :param optimizer: as of ``fit``.
+        :returns: the loss before the step; where it is not finite, the coreset is as before.
+        """
+        loss = self._trainer_of(divergence, optimizer).step()
+        self.losses.append(loss)
+        return loss
+
+    def fit(
+        self,
+        divergence: ELBO,
+        num_steps: int = 1000,
+        *,
+        optimizer: Optimizer | None = None,
+        seed: int | None = None,
+        progress: bool = True,
+    ) -> Self:
+        """Train the coreset; ``losses`` gets the loss before each step.
+
+        On Ctrl-C the coreset stays as it is then. Where a loss or gradient is not finite, a warning
+        says so, and the last state is kept at which it was.
+
+        :param pyro.infer.ELBO divergence: such as :class:`~pyro_ext.inference.ForwardKL`.
+        :param int num_steps: number of steps.
+        :param optimizer: makes an optimizer of a list of parameters, such as ``partial(Adam,
+            lr=0.01)``, or is one of :mod:`pyro.optim`. Without one it is Adam with steps of a
+            share of 0.005 of the spread of each argument, since all rows move at once.
+        :param int seed: of draws of the surrogate; ``None`` takes them from PyTorch's generator.
+        :param bool progress: whether to show a progress bar.
+        :returns: the guide itself.
+        :raises TypeError: for a divergence or optimizer that is none.
+        """
+        trainer = self._trainer_of(divergence, optimizer)
+        self.losses += trainer.run(num_steps, seed, progress)
+        return self
+
+    def check_model(
+        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Raise where a loss is given another model or other data than the guide.
+
+        :raises ValueError: where that is so.
+        """
+        if model is not self.model:
+            raise ValueError(f"model must be that of the guide, {self.model!r:.80}")
+        if (args or kwargs) and not self._arguments.are(args, kwargs):
+            raise ValueError("args must be those that the guide was made with, got others")
+
+    def pyro_parameters(self) -> AbstractContextManager[Any]:
+        """A context in which parameters are ``pyro.param`` statements as they are used."""
+        context: AbstractContextManager[Any] = self._pyro_context
+        return context
+
+    def named_pyro_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Unconstrained parameters by their names in Pyro's parameter store."""
+        for name, parameter in self.named_parameters():
+            yield f"{self._pyro_name}.{name.removesuffix('_unconstrained')}", parameter
+
+    # Drawing -------------------------------------------------------------------------------------
+
+    def sample_posterior(
+        self,
+        num_samples: int | None = None,
+        *,
+        kernel: Callable[[Callable[..., Any]], MCMCKernel] | None = None,
+        warmup_steps: int | None = None,
+        progress: bool = False,
+        **options: Any,
+    ) -> MCMC:
+        """Run a kernel on the coreset.
+
+        :param int num_samples: number of draws of each chain; that of the guide without it.
+        :param kernel: makes the kernel of a model; that of the guide without it.
+        :param int warmup_steps: steps before the draws; those of the guide without it.
+        :param bool progress: whether to show a progress bar.
+        :param options: further arguments of :class:`~pyro_ext.inference.MCMC`.
+        :returns: the run, with ``get_samples``, ``summary`` and all the rest.
+        """
+        made = (kernel or self.kernel)(self.condition())
+        number = self.num_samples if num_samples is None else num_samples
+        warmup = self.warmup_steps if warmup_steps is None else warmup_steps
+        options = {"seed": self._seed, "progress": progress, **options}
+        return MCMC(made, number, warmup, **options).run()
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw the latent sites from the coreset posterior.
+
+        The kernel runs at the first call, and again when the coreset has changed; each call picks
+        one of its draws at random.
+
+        :param args: arguments of the model, which do not matter.
+        :param kwargs: the same by keyword.
+        :returns: values by site.
+        """
+        return pick_draw(self._cached_draws(), self.posterior.potential.sites)
+
+    # Files ---------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write pseudo rows and weights to a file of safetensors, which can execute nothing.
+
+        :param path: the file.
+        """
+        content = {"plate": self.plate.name, "weighting": self.weighting}
+        write_coreset(Path(path), self._tensors(), content)
+
+    def load(self, path: str | Path) -> Self:
+        """Read what ``save`` wrote, into a guide of the same size and arguments.
+
+        :param path: the file.
+        :returns: the guide itself.
+        :raises CheckpointError: where the file is damaged, or of a coreset of another kind.
+        """
+        tensors = read_coreset(Path(path), self._tensors())
+        with torch.no_grad():
+            for name, value in tensors.items():
+                self._set(name, value)
+        return self
+
+    # Helpers -------------------------------------------------------------------------------------
+
+    def _own(self) -> Coreset:
+        """What the parameters hold: with learned labels, probabilities in place of labels."""
+        rows = tuple(getattr(self, f"pseudo_{name}") for name in self._arguments.names)
+        weights: Any = self.coreset_weights
+        return Coreset(rows, weights)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Pseudo rows and weights by name."""
+        names = [f"pseudo_{name}" for name in self._arguments.names]
+        rows = dict(zip(names, self.pseudodata, strict=True))
+        return {**rows, "coreset_weights": self.weights}
+
+    def _set(self, name: str, value: Tensor) -> None:
+        """Give a parameter or a buffer another value, in place."""
+        if name in self._pyro_params:
+            constraint, _ = self._pyro_params[name]
+            parameter = getattr(self, f"{name}_unconstrained")
+            value = transform_to(constraint).inv(value.to(parameter.device))
+            parameter.copy_(value)
+        else:
+            getattr(self, name).copy_(value)
+
+    def _trainer_of(self, divergence: ELBO, optimizer: Optimizer | None) -> Trainer:
+        known = self._trainer
+        if known is None or known.divergence is not divergence or known.optimizer is not optimizer:
+            self._trainer = known = Trainer(self, divergence, optimizer)
+        return known
+
+    def _cached_draws(self) -> dict[str, Tensor]:
+        """Draws from the posterior of the coreset as it is."""
+        tensors = [*self.parameters(), *self.buffers()]
+        state = [(id(tensor), tensor._version) for tensor in tensors]
+        if self._draws is None or self._draws[0] != state:
+            with pyro.poutine.block(), torch.enable_grad():
+                samples = self.sample_posterior().get_samples()
+            sites = self.posterior.potential.sites
+            self._draws = (state, {name: samples[name] for name in sites})
+        return self._draws[1]

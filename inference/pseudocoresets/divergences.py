@@ -1,0 +1,198 @@
+"""Divergences between the posterior of the data and that of a coreset, as losses of SVI."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import pyro
+from pyro.infer import ELBO
+from torch import Tensor
+
+from pyro_ext.inference.pseudocoresets._laplace import Gaussian
+from pyro_ext.inference.pseudocoresets.auto_pseudocoreset import AutoPseudocoreset
+from pyro_ext.inference.pseudocoresets.estimators import forward_kl_loss, reverse_kl_loss
+from pyro_ext.inference.pseudocoresets.gaussians import gaussian_kl, gaussian_wasserstein
+from pyro_ext.inference.pseudocoresets.surrogates import GaussianSurrogate, Surrogate
+
+__all__ = ["Divergence", "ForwardKL", "ReverseKL", "Wasserstein"]
+
+
+class Divergence(ELBO):
+    """A loss of a coreset: a divergence between its posterior and that of the data.
+
+    It takes the place of an ELBO in :class:`~pyro.infer.SVI`, or is given to
+    :meth:`~pyro_ext.inference.AutoPseudocoreset.fit`. Model and data are those that the guide was
+    made with; arguments are checked to be the same.
+
+    :param Surrogate surrogate: what stands for the posteriors; without one a
+        :class:`~pyro_ext.inference.GaussianSurrogate`.
+    :raises TypeError: for a surrogate that is none.
+    :raises ValueError: for one from which the divergence cannot be had.
+    """
+
+    def __init__(self, surrogate: Surrogate | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        if surrogate is not None and not isinstance(surrogate, Surrogate):
+            raise TypeError(f"surrogate must be a Surrogate, got {surrogate!r:.80}")
+        self.surrogate = surrogate or GaussianSurrogate()
+        self.surrogate.check(self)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.surrogate!r})"
+
+    @abstractmethod
+    def of_gaussians(self, data: Gaussian, coreset: Gaussian) -> Tensor:
+        """Divergence of two Gaussians, differentiable in the second."""
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss, differentiable in the parameters of the guide.
+
+        :param model: that of the guide.
+        :param AutoPseudocoreset guide: the coreset.
+        :param args: the data of the guide, or nothing.
+        :param kwargs: the same by keyword.
+        :returns: a scalar.
+        :raises TypeError: for another guide.
+        :raises ValueError: for another model or other data than those of the guide.
+        """
+        if not isinstance(guide, AutoPseudocoreset):
+            raise TypeError(f"guide must be an AutoPseudocoreset, got {guide!r:.80}")
+        guide.check_model(model, args, kwargs)
+        return self.surrogate.compare(self, guide, guide.coreset())  # type: ignore[arg-type]
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The loss as a number; arguments as of ``differentiable_loss``."""
+        return float(self.differentiable_loss(model, guide, *args, **kwargs).detach())
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The loss as a number, with gradients left at the parameters of the guide.
+
+        The parameters join Pyro's parameter store, as those of all guides do.
+
+        :raises ValueError: where the store holds those of another guide by the same names.
+        """
+        if not isinstance(guide, AutoPseudocoreset):
+            raise TypeError(f"guide must be an AutoPseudocoreset, got {guide!r:.80}")
+        store = pyro.get_param_store()
+        for name, parameter in guide.named_pyro_parameters():
+            if name in store and store._params[name] is not parameter:
+                raise ValueError(
+                    f"guide has the parameter {name!r}, and the parameter store holds that of "
+                    "another guide by this name: call pyro.clear_param_store() between them"
+                )
+        with guide.pyro_parameters():
+            loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward()
+        return float(loss.detach())
+
+    def _get_trace(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise NotImplementedError("the divergence needs no traces")
+
+
+class ForwardKL(Divergence):
+    r"""Divergence of the coreset posterior from the data's, :math:`KL(\pi_x \,\|\, \pi_u)` [1].
+
+    It makes the coreset posterior cover that of the data.
+
+    :param Surrogate surrogate: what stands for the posteriors.
+
+    [1] B. Kim, J. Choi, S. Lee, Y. Lee, J.-W. Ha, J. Lee (2022), On divergence measures for
+    Bayesian pseudocoresets.
+
+    Example::
+
+        >>> from pyro_ext.inference.pseudocoresets import AutoPseudocoreset
+        >>> def model(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> x = torch.linspace(0.0, 4.0, 99)
+        >>> guide = AutoPseudocoreset(model, x, size=9, weights="scaled", seed=0)
+        >>> svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), loss=ForwardKL())
+        >>> losses = [svi.step(x) for _ in range(20)]
+        >>> losses[-1] < losses[0]
+        True
+    """
+
+    def of_gaussians(self, data: Gaussian, coreset: Gaussian) -> Tensor:
+        """Divergence of two Gaussians, exactly."""
+        return gaussian_kl(*data, *coreset)
+
+    def of_draws(
+        self,
+        coreset_at_data: Callable[[], Tensor],
+        coreset_at_own: Callable[[], Tensor],
+        data_at_own: Callable[[], Tensor],
+    ) -> Tensor:
+        """A loss with an unbiased gradient, that of ``forward_kl_loss``."""
+        return forward_kl_loss(coreset_at_data(), coreset_at_own())
+
+
+class ReverseKL(Divergence):
+    r"""Divergence of the data's posterior from the coreset's, :math:`KL(\pi_u \,\|\, \pi_x)` [1].
+
+    It makes the coreset posterior stay where that of the data has its mass.
+
+    :param Surrogate surrogate: what stands for the posteriors.
+
+    [1] D. Manousakas, Z. Xu, C. Mascolo, T. Campbell (2020), Bayesian pseudocoresets.
+
+    Example::
+
+        >>> from pyro_ext.inference.pseudocoresets import AutoPseudocoreset, MCMCSurrogate
+        >>> def model(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> guide = AutoPseudocoreset(model, torch.linspace(0.0, 4.0, 99), size=9, seed=0)
+        >>> divergence = ReverseKL(MCMCSurrogate(num_samples=30, batch_size=40))
+        >>> len(guide.fit(divergence, 3, seed=0, progress=False).losses)
+        3
+    """
+
+    def of_gaussians(self, data: Gaussian, coreset: Gaussian) -> Tensor:
+        """Divergence of two Gaussians, exactly."""
+        return gaussian_kl(*coreset, *data)
+
+    def of_draws(
+        self,
+        coreset_at_data: Callable[[], Tensor],
+        coreset_at_own: Callable[[], Tensor],
+        data_at_own: Callable[[], Tensor],
+    ) -> Tensor:
+        """A loss with an unbiased gradient, that of ``reverse_kl_loss``."""
+        return reverse_kl_loss(data_at_own(), coreset_at_own())
+
+
+class Wasserstein(Divergence):
+    r"""Squared Wasserstein distance of order two between the Gaussians of both posteriors [1].
+
+    It is one in unconstrained space. A gradient estimate from draws does not exist. Of trajectories
+    it is the distance of their ends: that of Gaussians of one covariance around them.
+
+    :param Surrogate surrogate: what stands for the posteriors, one that gives Gaussians or
+        trajectories.
+
+    [1] B. Kim, J. Choi, S. Lee, Y. Lee, J.-W. Ha, J. Lee (2022), On divergence measures for
+    Bayesian pseudocoresets.
+
+    Example::
+
+        >>> Wasserstein(GaussianSurrogate()).of_gaussians(
+        ...     Gaussian(torch.zeros(2), torch.eye(2)), Gaussian(torch.ones(2), torch.eye(2)))
+        tensor(2.)
+    """
+
+    def of_gaussians(self, data: Gaussian, coreset: Gaussian) -> Tensor:
+        """Squared distance of two Gaussians, exactly."""
+        return gaussian_wasserstein(*data, *coreset)
+
+    def of_trajectory_ends(self, start: Tensor, data: Tensor, coreset: Tensor) -> Tensor:
+        r"""Squared distance of the ends over that which the data went.
+
+        .. math:: | z_u - z_x |^2 / | z_0 - z_x |^2
+
+        The denominator gives every stage of training the same say.
+        """
+        return (coreset - data).square().sum() / (start - data).square().sum()

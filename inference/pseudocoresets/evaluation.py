@@ -1,0 +1,328 @@
+"""How good a coreset is: what its posterior predicts, and how near it is to that of the data.
+
+The metrics of predictions are those of :mod:`pyro_ext.diagnostics.metrics`. Corrupted inputs are
+other arguments, another architecture is another model: ``guide.condition(other_model)``.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_ext.diagnostics import metrics
+from pyro_ext.inference.laplace_hmc import LaplaceHMC
+from pyro_ext.inference.mcmc import MCMC
+from pyro_ext.inference.pseudocoresets._row_arguments import CoresetModel
+from pyro_ext.potential import Potential
+
+__all__ = [
+    "CoresetScores",
+    "evaluate_coreset",
+    "evaluate_draws",
+    "predictive_probabilities",
+    "standard_deviation_ratios",
+    "standardized_mean_differences",
+]
+
+Samples = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class CoresetScores:
+    """What draws from the posterior of a coreset are worth.
+
+    Scores of classes are ``None`` for other observations; comparisons are ``None`` without draws to
+    compare with.
+
+    :param dict samples: the draws. **Shape:** ``(num_draws, *event)`` each.
+    :param float nll: negative log density of the observations under the averaged predictive, mean
+        over them.
+    :param float accuracy: share of the likeliest classes that are right.
+    :param float ece: expected calibration error.
+    :param float agreement: share of points with the same likeliest class as with the other draws.
+    :param float total_variation: of the predictives of both, mean over points.
+    :param dict mean_differences: of :func:`standardized_mean_differences`.
+    :param dict scale_ratios: of :func:`standard_deviation_ratios`.
+    """
+
+    samples: dict[str, Tensor]
+    nll: float
+    accuracy: float | None = None
+    ece: float | None = None
+    agreement: float | None = None
+    total_variation: float | None = None
+    mean_differences: dict[str, Tensor] | None = None
+    scale_ratios: dict[str, Tensor] | None = None
+
+
+def standardized_mean_differences(samples: Samples, reference: Samples) -> dict[str, Tensor]:
+    r"""How far means are from those of a reference, in its standard deviations.
+
+    :param Mapping samples: draws by site. **Shape:** ``(num_draws, *event)`` each.
+    :param Mapping reference: other draws, such as those from the posterior of all data. Sites that
+        only one of both has are passed over.
+    :returns: :math:`(m - m') / s'` of each element, by site. **Shape:** ``(*event)``.
+    :raises ValueError: where there are less than two draws, or no site in common.
+
+    Example::
+
+        >>> one, other = {"x": torch.tensor([2.0, 4.0])}, {"x": torch.tensor([-1.0, 0.0, 1.0])}
+        >>> standardized_mean_differences(one, other)
+        {'x': tensor(3.)}
+    """
+    return {
+        name: (draws.mean(0) - others.mean(0)) / others.std(0)
+        for name, draws, others in _pairs(samples, reference)
+    }
+
+
+def standard_deviation_ratios(samples: Samples, reference: Samples) -> dict[str, Tensor]:
+    r"""Standard deviations in units of those of a reference: one for the same width.
+
+    :param Mapping samples: draws by site. **Shape:** ``(num_draws, *event)`` each.
+    :param Mapping reference: as of :func:`standardized_mean_differences`.
+    :returns: :math:`s / s'` of each element, by site. **Shape:** ``(*event)``.
+    :raises ValueError: where there are less than two draws, or no site in common.
+
+    Example::
+
+        >>> one, other = {"x": torch.tensor([-3.0, 0.0, 3.0])}, {"x": torch.tensor([1.0, 2.0, 3.0])}
+        >>> standard_deviation_ratios(one, other)
+        {'x': tensor(3.)}
+    """
+    return {
+        name: draws.std(0) / others.std(0) for name, draws, others in _pairs(samples, reference)
+    }
+
+
+def predictive_probabilities(
+    model: Callable[..., Any],
+    samples: Samples,
+    *args: Any,
+    site: str | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """Probability of each class at each point, averaged over posterior draws.
+
+    :param model: a Pyro model with an observed site of finite support, whose elements are points.
+    :param Mapping samples: draws of its latent sites. **Shape:** ``(num_draws, *event)`` each.
+    :param args: arguments of the model.
+    :param str site: the observed site, where there are several.
+    :param kwargs: keyword arguments of the model.
+    :returns: in double precision. **Shape:** ``(n, classes)``.
+    :raises ValueError: where the site has no finite support or more than one dimension, or the
+        model does not see all points at once.
+
+    Example::
+
+        >>> def model(x, y=None):
+        ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("y", dist.Bernoulli(logits=slope * x), obs=y)
+        >>> draws = {"slope": torch.zeros(5)}
+        >>> predictive_probabilities(model, draws, torch.ones(1), torch.ones(1))
+        tensor([[0.5000, 0.5000]], dtype=torch.float64)
+    """
+    structure = _structure(model, site, args, kwargs)
+    number = len(next(iter(samples.values())))
+    total: Any = 0.0
+    with torch.no_grad():
+        for row in range(number):
+            law = _observed_node(model, structure, samples, row, args, kwargs)["fn"]
+            if not law.has_enumerate_support or len(law.batch_shape) != 1 or law.event_shape:
+                raise ValueError(
+                    f"site {structure.observed!r} must be a class for each point, got {law} of "
+                    f"shape {tuple(law.shape())}"
+                )
+            total = total + law.log_prob(law.enumerate_support()).double().exp()
+    probabilities: Tensor = total.mT / number
+    return probabilities
+
+
+def evaluate_draws(
+    model: Callable[..., Any],
+    samples: Samples,
+    *args: Any,
+    reference: Samples | None = None,
+    reference_model: Callable[..., Any] | None = None,
+    site: str | None = None,
+    **kwargs: Any,
+) -> CoresetScores:
+    """Score posterior draws on test data, and compare them with other ones.
+
+    :param model: a Pyro model.
+    :param Mapping samples: draws of its latent sites. **Shape:** ``(num_draws, *event)`` each.
+    :param args: arguments of the model, with the test data.
+    :param Mapping reference: draws to compare with, such as those from the posterior of all data.
+    :param reference_model: the model of the latter, if it is another one.
+    :param str site: the observed site, where there are several.
+    :param kwargs: keyword arguments of the model.
+    :raises ValueError: where the model has no such observed site, or does not see all points.
+
+    Example::
+
+        >>> def model(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> scores = evaluate_draws(model, {"loc": torch.zeros(9)}, torch.zeros(3))
+        >>> round(scores.nll, 4), scores.accuracy
+        (0.9189, None)
+    """
+    comparisons: dict[str, Any] = {}
+    if reference is not None and set(samples) & set(reference):
+        comparisons["mean_differences"] = standardized_mean_differences(samples, reference)
+        comparisons["scale_ratios"] = standard_deviation_ratios(samples, reference)
+    structure = _structure(model, site, args, kwargs)
+    observed = _observed_node(model, structure, samples, 0, args, kwargs)
+    if not observed["fn"].has_enumerate_support:
+        values = Potential(model, *args, **kwargs).log_likelihood(samples)[structure.observed]
+        logs = values.double().logsumexp(0) - math.log(len(values))
+        return CoresetScores(dict(samples), float(-logs.mean()), **comparisons)
+    own = predictive_probabilities(model, samples, *args, site=site, **kwargs)
+    if reference is not None:
+        other = predictive_probabilities(
+            reference_model or model, reference, *args, site=site, **kwargs
+        )
+        comparisons["agreement"] = metrics.agreement(own, other)
+        comparisons["total_variation"] = metrics.total_variation(own, other)
+    labels = observed["value"].long()
+    return CoresetScores(
+        dict(samples),
+        metrics.nll(own, labels),
+        metrics.accuracy(own, labels),
+        metrics.ece(own, labels),
+        **comparisons,
+    )
+
+
+def evaluate_coreset(
+    coreset: CoresetModel,
+    *args: Any,
+    reference: Samples | None = None,
+    reference_model: Callable[..., Any] | None = None,
+    kernel: Callable[[Callable[..., Any]], MCMCKernel] = LaplaceHMC,
+    num_samples: int = 500,
+    warmup_steps: int = 50,
+    site: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> CoresetScores:
+    """Draw from the posterior of a coreset, and score the draws on test data.
+
+    :param CoresetModel coreset: what ``condition`` of a guide gives: of its own model or of
+        another one. A subset of the data is a guide with ``init=herding_subset`` or the like that
+        is not trained.
+    :param args: arguments of the model, with the test data.
+    :param Mapping reference: draws to compare with, such as those from the posterior of all data.
+    :param reference_model: the model of the latter, if it is another one.
+    :param kernel: makes the kernel of a model; :class:`~pyro.infer.NUTS` for one with thousands of
+        latent values or several modes.
+    :param int num_samples: number of draws of each chain.
+    :param int warmup_steps: steps before them.
+    :param str site: the observed site, where there are several.
+    :param Mapping options: further arguments of :class:`~pyro_ext.inference.MCMC`, such as
+        ``seed``.
+    :param kwargs: keyword arguments of the model.
+    :raises TypeError: for something else than a model of ``condition``.
+
+    Example::
+
+        >>> from pyro_ext.inference.pseudocoresets import AutoPseudocoreset
+        >>> def model(x, y):
+        ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("y", dist.Bernoulli(logits=slope * x), obs=y)
+        >>> x = torch.linspace(-2.0, 2.0, 50)
+        >>> guide = AutoPseudocoreset(model, x, (x > 0).float(), size=4, seed=0)
+        >>> scores = evaluate_coreset(
+        ...     guide.condition(), x, (x > 0).float(), num_samples=20, warmup_steps=20,
+        ...     options={"seed": 0})
+        >>> scores.accuracy
+        1.0
+    """
+    if not isinstance(coreset, CoresetModel):
+        raise TypeError(f"coreset must be a model that condition() gives, got {coreset!r:.80}")
+    settings: dict[str, Any] = {"progress": False, **(options or {})}
+    run = MCMC(kernel(coreset), num_samples, warmup_steps, **settings).run()
+    return evaluate_draws(
+        coreset.model,
+        run.get_samples(),
+        *args,
+        reference=reference,
+        reference_model=reference_model,
+        site=site,
+        **kwargs,
+    )
+
+
+def _pairs(samples: Samples, reference: Samples) -> list[tuple[str, Tensor, Tensor]]:
+    """Draws of the sites that both have, by name."""
+    names = [name for name in samples if name in reference]
+    if not names:
+        raise ValueError(
+            f"reference must have a site of samples, {sorted(samples)}, got {sorted(reference)}"
+        )
+    for argument, draws in (("samples", samples), ("reference", reference)):
+        if short := [name for name in names if len(draws[name]) < 2]:
+            raise ValueError(f"{argument} must have at least two draws of {short}")
+        wrong = [name for name in names if samples[name].shape[1:] != reference[name].shape[1:]]
+        if wrong:
+            raise ValueError(
+                f"reference must have the shapes of samples, and has others in {wrong}"
+            )
+    return [(name, samples[name], reference[name]) for name in names]
+
+
+class _Structure(NamedTuple):
+    """Names of the latent sites of a model, and of the observed one that counts."""
+
+    latents: frozenset[str]
+    observed: str
+
+
+def _structure(
+    model: Callable[..., Any], site: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> _Structure:
+    with torch.random.fork_rng(), torch.no_grad():
+        nodes = pyro.poutine.trace(model).get_trace(*args, **kwargs).nodes
+    sites = {
+        name: node
+        for name, node in nodes.items()
+        if node["type"] == "sample"
+        and not site_is_subsample(node)
+        and not (node["infer"] or {}).get("_deterministic")
+    }
+    observed = [name for name, node in sites.items() if node["is_observed"]]
+    if (site is None and len(observed) != 1) or (site is not None and site not in observed):
+        raise ValueError(f"site must be one of the observed sites, {observed}, got {site!r}")
+    name = observed[0] if site is None else site
+    for frame in sites[name]["cond_indep_stack"]:
+        if frame.full_size is not None and frame.full_size != frame.size:
+            raise ValueError(
+                f"model must see all points at once, but its plate {frame.name!r} sees "
+                f"{frame.size} of {frame.full_size}; give a model without minibatches"
+            )
+    return _Structure(frozenset(sites) - frozenset(observed), name)
+
+
+def _observed_node(
+    model: Callable[..., Any],
+    structure: _Structure,
+    samples: Samples,
+    row: int,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Any:
+    """The observed site at one of the draws."""
+    if missing := structure.latents - set(samples):
+        raise ValueError(f"samples lack the latent sites {sorted(missing)} of the model")
+    values = {name: samples[name][row] for name in structure.latents}
+    trace = pyro.poutine.trace(pyro.condition(model, values)).get_trace(*args, **kwargs)
+    return trace.nodes[structure.observed]

@@ -1,0 +1,280 @@
+"""Experts: runs of gradient descent on the data, whose checkpoints coresets imitate."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_ext._checks import check_integer, check_number
+from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
+from pyro_ext.potential import Backend, InitStrategy, Layout, WeightedPotential
+from pyro_ext.random import fresh_seed
+
+__all__ = ["ExpertBuffer"]
+
+_FORMAT = "expert buffer 1"
+_BATCH_SIZE = 64
+
+
+class ExpertBuffer:
+    r"""Checkpoints of many runs of stochastic gradient descent on the data of a model [1, 2].
+
+    Each run, an expert, starts at latent values of its own and goes down the mean negative log
+    likelihood of minibatches in an order of its own. The prior is no part of it. Checkpoints are
+    flat vectors of unconstrained latent values, one at the start and one after each epoch.
+    ``collect`` makes a buffer, ``load`` reads one.
+
+    :param Tensor trajectories: the checkpoints. **Shape:** ``(num_experts, num_checkpoints,
+        size)``.
+    :param Mapping shapes: unconstrained shape of each latent site, in the order of the vectors.
+    :param Tensor losses: mean loss of each epoch. **Shape:** ``(num_experts, num_checkpoints -
+        1)``.
+    :raises ValueError: for shapes that do not fit each other, or values that are not finite.
+
+    [1] B. Kim, J. Choi, S. Lee, Y. Lee, J.-W. Ha, J. Lee (2022), On divergence measures for
+    Bayesian pseudocoresets.
+
+    [2] G. Cazenavette, T. Wang, A. Torralba, A. A. Efros, J.-Y. Zhu (2022), Dataset distillation by
+    matching training trajectories.
+
+    Example::
+
+        >>> def model(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> buffer = ExpertBuffer.collect(
+        ...     model, torch.ones(640), num_experts=3, num_epochs=4, seed=0, progress=False)
+        >>> buffer.trajectories.shape, buffer.shapes
+        (torch.Size([3, 5, 1]), {'loc': torch.Size([])})
+    """
+
+    def __init__(
+        self, trajectories: Tensor, shapes: Mapping[str, Sequence[int]], losses: Tensor
+    ) -> None:
+        self.shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
+        size = sum(shape.numel() for shape in self.shapes.values())
+        if trajectories.dim() != 3 or trajectories.shape[2] != size or not trajectories.numel():
+            raise ValueError(
+                f"trajectories must have the shape (num_experts, num_checkpoints, {size}) for the "
+                f"sites {list(self.shapes)}, got {tuple(trajectories.shape)}"
+            )
+        wanted = (len(trajectories), trajectories.shape[1] - 1)
+        if losses.shape != wanted:
+            raise ValueError(f"losses must have the shape {wanted}, got {tuple(losses.shape)}")
+        if not bool(trajectories.isfinite().all()):
+            raise ValueError("trajectories must be finite, got values that are not")
+        self.trajectories = trajectories
+        self.losses = losses
+
+    def __repr__(self) -> str:
+        return (
+            f"ExpertBuffer({self.num_experts} experts, {self.num_checkpoints} checkpoints of "
+            f"{self.trajectories.shape[2]} values)"
+        )
+
+    @property
+    def num_experts(self) -> int:
+        """Number of experts."""
+        return len(self.trajectories)
+
+    @property
+    def num_checkpoints(self) -> int:
+        """Number of checkpoints of each expert, one more than of epochs."""
+        return self.trajectories.shape[1]
+
+    # Making --------------------------------------------------------------------------------------
+
+    @classmethod
+    def collect(
+        cls,
+        model: Callable[..., Any],
+        *args: Any,
+        num_experts: int = 20,
+        num_epochs: int = 12,
+        learning_rate: float = 0.05,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        batch_size: int | None = None,
+        init_strategy: InitStrategy | None = None,
+        plate: str | None = None,
+        backend: Backend = "trace",
+        seed: int | None = None,
+        progress: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Train experts, all at once.
+
+        An expert whose values do not stay finite is left out, with a warning that names it. On
+        Ctrl-C the buffer holds the epochs that are done.
+
+        :param model: a Pyro model, as of :class:`~pyro_ext.inference.AutoPseudocoreset`.
+        :param args: its arguments: the data.
+        :param int num_experts: number of experts. The first few are the same whatever it is, up to
+            rounding.
+        :param int num_epochs: number of passes over the data. What does not fill a minibatch is
+            left out of a pass, each time other observations.
+        :param float learning_rate: step size on the mean loss.
+        :param float momentum: as of :class:`torch.optim.SGD`.
+        :param float weight_decay: as of :class:`torch.optim.SGD`, on unconstrained values.
+        :param int batch_size: size of the minibatches; without it that of the model where it takes
+            any, and 64 otherwise, but no more than there are observations.
+        :param init_strategy: where experts start, a function of a site as in
+            :mod:`pyro.infer.autoguide.initialization`; networks start well with
+            :func:`~pyro_ext.nn.init_to_module`. Without it where
+            :meth:`~pyro_ext.potential.Potential.init` starts chains.
+        :param str plate: name of the plate of the observations, where a model has several.
+        :param str backend: as of :class:`~pyro_ext.potential.Potential`.
+        :param int seed: of starts and orders; ``None`` takes one from PyTorch's generator.
+        :param bool progress: whether to show a progress bar.
+        :param kwargs: keyword arguments of the model.
+        :raises ValueError: for numbers out of range, a model without such a plate or with other
+            observations, or where no expert stays finite.
+        """
+        num_experts = check_integer("num_experts", num_experts, 1)
+        num_epochs = check_integer("num_epochs", num_epochs, 1)
+        check_number("learning_rate", learning_rate, above=0)
+        check_number("momentum", momentum, least=0, below=1)
+        check_number("weight_decay", weight_decay, least=0)
+        seed = fresh_seed(seed)
+        whole = WeightedPotential(model, args, kwargs, plate=plate, backend=backend)
+        _check_observations(whole)
+        size = _batch_size(whole, batch_size)
+        loss = whole.with_rows([row[:size] for row in whole.rows])
+        position = whole.start(range(num_experts), seed, init_strategy)
+        optimizer = torch.optim.SGD(
+            [position], learning_rate, momentum=momentum, weight_decay=weight_decay
+        )
+        generators = [_generator(seed, number) for number in range(num_experts)]
+        start, epochs = position.clone(), []
+        with tqdm(total=num_epochs, desc="Experts", disable=not progress) as bar:
+            try:
+                for _ in range(num_epochs):
+                    value = _epoch(loss, whole.rows, position, optimizer, generators)
+                    epochs.append((position.clone(), value))
+                    bar.set_postfix(loss=f"{float(value.nanmean()):.4g}", refresh=False)
+                    bar.update()
+            except KeyboardInterrupt:
+                if not epochs:
+                    raise
+        checkpoints, losses = zip(*epochs, strict=True)
+        trajectories = torch.stack([start, *checkpoints], 1)
+        by_epoch = torch.stack(losses, 1)
+        is_finite = trajectories.isfinite().all(-1).all(-1)
+        if not bool(is_finite.all()):
+            bad = (~is_finite).nonzero()[:, 0].tolist()
+            what = f"the values of the experts {bad} did not stay finite"
+            if not bool(is_finite.any()):
+                raise ValueError(f"learning_rate={learning_rate} is too large: {what}")
+            warnings.warn(
+                f"{what}, and the buffer goes without them. A smaller learning rate may help",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return cls(trajectories[is_finite], whole.layout.shapes, by_epoch[is_finite])
+
+    # Using ---------------------------------------------------------------------------------------
+
+    def check(self, layout: Layout) -> None:
+        """Raise where the experts are of another model.
+
+        :param Layout layout: of the latent sites of a model.
+        :raises ValueError: where names, order or shapes of the sites differ.
+        """
+        wanted = {name: tuple(shape) for name, shape in layout.shapes.items()}
+        got = {name: tuple(shape) for name, shape in self.shapes.items()}
+        if list(wanted.items()) != list(got.items()):
+            raise ValueError(
+                f"buffer must hold experts of the sites {wanted} of the model, got those of {got}"
+            )
+
+    # Files ---------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write the buffer to a file of safetensors, which can execute nothing.
+
+        :param path: the file.
+        """
+        content = {
+            "format": _FORMAT,
+            "sites": [[name, list(shape)] for name, shape in self.shapes.items()],
+        }
+        tensors = {"trajectories": self.trajectories, "losses": self.losses}
+        write_tensors(Path(path), tensors, content)
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str | None = None) -> Self:
+        """Read what ``save`` wrote.
+
+        :param path: the file.
+        :param device: where the tensors are put.
+        :raises CheckpointError: where the file is damaged, or holds something else.
+        """
+        tensors, content, _ = read_tensors(Path(path))
+        if content.get("format") != _FORMAT:
+            raise CheckpointError(f"{path} holds no experts")
+        moved = {name: value.to(device) for name, value in tensors.items()}
+        return cls(moved["trajectories"], dict(content["sites"]), moved["losses"])
+
+
+def _epoch(
+    loss: WeightedPotential,
+    rows: Sequence[Tensor],
+    position: Tensor,
+    optimizer: torch.optim.Optimizer,
+    generators: Sequence[torch.Generator],
+) -> Tensor:
+    """Take the steps of an epoch, in place; the mean loss of each expert on the way."""
+    num_experts, size = len(position), loss.num_points
+    orders = [torch.randperm(len(rows[0]), generator=generator) for generator in generators]
+    order = torch.stack(orders).to(position.device)
+    weights = torch.full((num_experts, size), 1.0 / size).to(position)
+    num_batches = order.shape[1] // size
+    total = torch.zeros(num_experts).to(position)
+    for number in range(num_batches):
+        index = order[:, number * size : (number + 1) * size]
+        batch = [row[index] for row in rows]
+        value, position.grad = loss(position, weights, rows=batch, capacity=num_experts)
+        optimizer.step()
+        total += value / num_batches
+    return total
+
+
+def _check_observations(loss: WeightedPotential) -> None:
+    """Raise where minibatches of the observations are not all that the loss sees of the data."""
+    if not loss.rows:
+        raise ValueError(
+            f"args must hold a tensor with a row for each of the {loss.num_points} observations, "
+            "got none"
+        )
+    for name, site in loss.potential.observed_sites.items():
+        if loss.plate not in site.plates:
+            raise ValueError(
+                f"model must have all its observed sites in the plate {loss.plate.name!r}, but "
+                f"{name!r} stands outside of it"
+            )
+
+
+def _batch_size(loss: WeightedPotential, batch_size: int | None) -> int:
+    """Size of minibatches, which the model must see whole."""
+    most = loss.subsample_size or loss.num_points
+    if batch_size is None:
+        return most if loss.subsample_size else min(_BATCH_SIZE, most)
+    batch_size = check_integer("batch_size", batch_size, 1)
+    if batch_size > most:
+        raise ValueError(
+            f"batch_size must be at most the {most} observations that the model looks at, got "
+            f"{batch_size}"
+        )
+    return batch_size
+
+
+def _generator(seed: int, number: int) -> torch.Generator:
+    """Of the orders of an expert, which do not depend on the number of experts."""
+    words = np.random.SeedSequence(seed, spawn_key=(number, 2)).generate_state(1)
+    return torch.Generator().manual_seed(int(words[0]))

@@ -1,0 +1,266 @@
+"""The function that a Pyro model evaluates at its rows, and the likelihood of its values."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+from torch.distributions import Independent, biject_to
+
+from pyro_ext.inference.pseudocoresets._weighted_posterior import Coreset, WeightedPosterior
+from pyro_ext.inference.pseudocoresets.function_space_marginals import Function
+from pyro_ext.potential import Backend, BatchedFunction
+from pyro_ext.potential._evaluation import (
+    Evaluation,
+    Record,
+    from_unconstrained,
+    without_validation,
+)
+
+__all__ = ["Likelihood", "ModelFunction"]
+
+Likelihood = Callable[[Tensor], Any]
+"""Maps values of the function to a distribution of the observations."""
+
+_PARAMETERS: dict[type, tuple[str, tuple[str, ...]]] = {
+    torch.distributions.Bernoulli: ("logits", ()),
+    torch.distributions.Binomial: ("logits", ("total_count",)),
+    torch.distributions.Categorical: ("logits", ()),
+    torch.distributions.Exponential: ("rate", ()),
+    torch.distributions.Laplace: ("loc", ("scale",)),
+    torch.distributions.Normal: ("loc", ("scale",)),
+    torch.distributions.Poisson: ("rate", ()),
+    torch.distributions.StudentT: ("loc", ("df", "scale")),
+}
+"""The parameter that is the function, and those that are kept, by family of the observations."""
+
+
+class ModelFunction:
+    """A model split into a function of its latent values and a likelihood of the function.
+
+    The function is the parameter of the distribution of the observed site, unconstrained: logits of
+    a Bernoulli or binomial, normalized logits of a categorical, the location of a normal, Laplace
+    or Student's, the logarithm of the rate of a Poisson or exponential one. Its other parameters
+    are kept as the model has them, and must not depend on latent values. Or the function is a
+    ``pyro.deterministic`` site, with a likelihood that is given.
+
+    :param posterior: of the model, over as many rows as there will be.
+    :param Coreset example: such rows and weights.
+    :param str function: name of a deterministic site.
+    :param likelihood: maps its values to a distribution of the observed site. **Shape:**
+        ``(num_particles, num_rows, *outputs)`` to the batch shape ``(num_particles, num_rows,
+        ...)``.
+    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
+    :ivar torch.Size shape: of the values. **Shape:** ``(num_rows, *outputs)``.
+    :raises ValueError: where only one of both is given; for a model that has several observed
+        sites, or no row of values for each observation; for observations of another family, or with
+        other parameters that depend on latent values.
+    """
+
+    def __init__(
+        self,
+        posterior: WeightedPosterior,
+        example: Coreset,
+        function: str | None = None,
+        likelihood: Likelihood | None = None,
+        backend: Backend = "trace",
+    ) -> None:
+        if (function is None) != (likelihood is None):
+            given = "function" if likelihood is None else "likelihood"
+            raise ValueError(
+                "function and likelihood must be given together, the name of a deterministic site "
+                f"and what maps its values to a distribution; got {given} alone"
+            )
+        self._potential, self._layout = posterior.potential, posterior.layout
+        self._function, self._likelihood = function, likelihood
+        rows = [row.detach().clone() for row in example.rows]
+        weights = example.weights.detach().clone()
+        self._start = start = self._layout.flatten(self._potential.init(seed=0))[0]
+        generator = torch.Generator().manual_seed(0)
+
+        def point() -> list[Tensor]:
+            noise = torch.randn(start.shape, generator=generator).to(start)
+            return [start + 0.5 * noise, weights, *rows]
+
+        records = self._records(*point())
+        self._site = _observed_site(records)
+        self._observations = None
+        if function is None:
+            self._observations = _Observations(self._site, records[self._site].fn)
+        else:
+            _check_is_deterministic(function, records)
+        run = self._evaluate(*point())
+        self.shape = run.values.shape
+        self._check(run, self._evaluate(*point()), len(weights))
+        self._run = BatchedFunction(self._evaluate, point, backend)
+
+    def at(self, coreset: Coreset) -> Function:
+        """The function of flat unconstrained latent values, at the rows of a coreset.
+
+        It can be vectorized, and differentiated in the rows.
+
+        :param Coreset coreset: rows and weights.
+        """
+        # The record is made here, outside of any vectorization.
+        run = self._run.single() or self._evaluate
+
+        def function(flat: Tensor) -> Tensor:
+            result: _Evaluated = run(flat, coreset.weights, *coreset.rows)
+            return result.values
+
+        return function
+
+    def log_likelihood(self, values: Tensor, coreset: Coreset) -> Tensor:
+        """Weighted log likelihood of a coreset, given values of the function at its rows.
+
+        :param Tensor values: **Shape:** ``(num_particles, num_rows, *outputs)``, or with all but
+            the first dimension in one or two.
+        :param Coreset coreset: rows and weights.
+        :returns: **Shape:** ``(num_particles,)``.
+        """
+        values = values.reshape(len(values), *self.shape)
+        # What else the likelihood takes from the model is the same at all latent values.
+        function = self._run.single() or self._evaluate
+        run: _Evaluated = function(self._start, coreset.weights, *coreset.rows)
+        return self._densities(values, run).flatten(1).sum(1)
+
+    def _densities(self, values: Tensor, run: "_Evaluated") -> Tensor:
+        """Weighted log density of each observation. **Shape:** ``(num_particles, *batch)``."""
+        if self._observations is not None:
+            law = self._observations.law(values, run.kept)
+        else:
+            assert self._likelihood is not None
+            with without_validation():  # what is not finite should be found in the loss
+                law = self._likelihood(values)
+        density: Tensor = scale_and_mask(law.log_prob(run.observed), run.scale, run.mask)
+        return density
+
+    def _records(self, flat: Tensor, weights: Tensor, *rows: Tensor) -> dict[str, Record]:
+        indices = dict(self._potential.whole_indices)
+        choice = from_unconstrained(self._layout.unflatten(flat), indices)
+        return Evaluation(choice, indices).run(self._potential.model, (weights, *rows), {})
+
+    def _evaluate(self, flat: Tensor, weights: Tensor, *rows: Tensor) -> "_Evaluated":
+        records = self._records(flat, weights, *rows)
+        record = records[self._site]
+        if self._observations is not None:
+            values, kept = self._observations.split(record.fn)
+        else:
+            assert self._function is not None
+            values, kept = records[self._function].value, {}
+        mask = True if record.mask is None else record.mask
+        return _Evaluated(
+            values,
+            record.value,
+            torch.as_tensor(record.scale, dtype=weights.dtype, device=weights.device),
+            torch.as_tensor(mask, device=weights.device),
+            kept,
+        )
+
+    def _check(self, run: "_Evaluated", other: "_Evaluated", size: int) -> None:
+        """Raise where the function does not fit the observations, or they need more than it."""
+        for name, value in run.kept.items():
+            if not torch.equal(value, other.kept[name]):
+                raise ValueError(
+                    f"{name} of site {self._site!r} depends on latent values and cannot be kept: "
+                    "give as function a deterministic site with all that its distribution needs, "
+                    "and a likelihood"
+                )
+        if run.values.shape[:1] != (size,):
+            raise ValueError(
+                "function must have a row of values for each observation in its first dimension, "
+                f"of size {size}; site {self._function or self._site!r} has the shape "
+                f"{tuple(run.values.shape)}"
+            )
+        shape = self._densities(run.values.expand(2, *run.values.shape), run).shape
+        if shape[:2] != (2, size):
+            raise ValueError(
+                "likelihood must map values of the shape (num_particles, num_rows, *outputs) to a "
+                "distribution of the batch shape (num_particles, num_rows, ...): the log densities "
+                f"of 2 particles of {size} rows have the shape {tuple(shape)}"
+            )
+
+
+class _Evaluated(NamedTuple):
+    """What one run of a model gives.
+
+    :param Tensor values: of the function. **Shape:** ``(num_rows, *outputs)``.
+    :param Tensor observed: the observations.
+    :param Tensor scale: factor of each log density.
+    :param Tensor mask: which log densities count.
+    :param dict kept: the other parameters of their distribution, by name.
+    """
+
+    values: Tensor
+    observed: Tensor
+    scale: Tensor
+    mask: Tensor
+    kept: dict[str, Tensor]
+
+
+class _Observations:
+    """The distribution of an observed site as a map from the function.
+
+    :param str site: name of the site.
+    :param fn: its distribution.
+    """
+
+    def __init__(self, site: str, fn: Any) -> None:
+        base = _base(fn)
+        found = [family for family in _PARAMETERS if isinstance(base, family)]
+        if not found:
+            known = sorted(family.__name__ for family in _PARAMETERS)
+            raise ValueError(
+                f"site {site!r} has a {type(base).__name__} distribution, and the function is "
+                f"known of {known} alone: give function, the name of a deterministic site, and "
+                "likelihood"
+            )
+        self._family = type(base)
+        self._parameter, self._kept = _PARAMETERS[found[0]]
+        constraint = base.arg_constraints[self._parameter]
+        self._transform = biject_to(constraint)
+        self._parameter_dim = constraint.event_dim
+        self._event_dims = len(fn.event_shape) - len(base.event_shape)
+
+    def split(self, fn: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Values of the function, and the other parameters."""
+        base = _base(fn)
+        values = self._transform.inv(getattr(base, self._parameter))
+        outputs = values.shape[values.dim() - self._parameter_dim :]
+        shape = fn.batch_shape + fn.event_shape[: self._event_dims] + outputs
+        return values.expand(shape), {name: getattr(base, name) for name in self._kept}
+
+    def law(self, values: Tensor, kept: dict[str, Tensor]) -> Any:
+        """Distribution at other values of the function."""
+        parameter = {self._parameter: self._transform(values)}
+        return self._family(**parameter, **kept, validate_args=False).to_event(self._event_dims)
+
+
+def _base(fn: Any) -> Any:
+    """What expansions and declared event dimensions are wrapped around."""
+    while isinstance(fn, Independent | ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def _observed_site(records: dict[str, Record]) -> str:
+    """Name of the one observed site."""
+    names = [
+        name
+        for name, record in records.items()
+        if record.is_observed and not record.is_deterministic
+    ]
+    if len(names) != 1:
+        raise ValueError(f"model must have one observed site, got {names}")
+    return names[0]
+
+
+def _check_is_deterministic(name: str, records: dict[str, Record]) -> None:
+    if name not in records or not records[name].is_deterministic:
+        known = [other for other, record in records.items() if record.is_deterministic]
+        raise ValueError(
+            f"function must name a pyro.deterministic site of the model, one of {known}, got "
+            f"{name!r:.80}"
+        )

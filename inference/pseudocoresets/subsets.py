@@ -1,0 +1,211 @@
+"""Subsets of the data that stand for all of it: where a coreset starts, and what it has to beat."""
+
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import check_integer
+from pyro_ext.inference.pseudocoresets._initial_rows import balanced_subset
+from pyro_ext.random import fresh_seed
+
+__all__ = ["Features", "herding_subset", "k_means_subset", "random_subset"]
+
+Features = Callable[..., Tensor]
+
+
+def random_subset(size: int, *rows: Tensor, seed: int | None = None) -> tuple[Tensor, ...]:
+    """Choose rows at random, as many of each class as can be.
+
+    The classes are those of the first argument that has one whole number in each row and at most
+    ``size`` different ones; without such an argument all rows are of one class.
+
+    :param int size: number of rows to choose.
+    :param rows: the data. **Shape:** ``(num_points, *event)`` each.
+    :param int seed: of the choice; ``None`` takes one from PyTorch's generator.
+    :returns: the chosen rows of each argument. **Shape:** ``(size, *event)`` each.
+    :raises ValueError: for a size out of range, or arguments with different numbers of rows.
+
+    Example::
+
+        >>> x, y = torch.randn(100, 2), torch.arange(100) % 2
+        >>> random_subset(10, x, y, seed=0)[1].bincount()
+        tensor([5, 5])
+    """
+    _check(size, rows)
+    index = balanced_subset(_classes(size, rows), len(rows[0]), size, fresh_seed(seed))
+    return _chosen(rows, index)
+
+
+def k_means_subset(
+    size: int, *rows: Tensor, features: Features | None = None, seed: int | None = None
+) -> tuple[Tensor, ...]:
+    """Choose the rows nearest to the centres of clusters, which k-means finds in each class.
+
+    Classes are as of :func:`random_subset`.
+
+    :param int size: number of rows to choose.
+    :param rows: the data. **Shape:** ``(num_points, *event)`` each.
+    :param features: maps the arguments to the coordinates in which distances are measured, ``(
+        num_points, num_features)``. Without it they are the values of all arguments of floating
+        point but the classes, each argument scaled to one variance.
+    :param int seed: of the centres to start with; ``None`` takes one from PyTorch's generator.
+    :returns: the chosen rows of each argument, all of them different ones. **Shape:** ``(size,
+        *event)`` each.
+    :raises ValueError: for a size out of range, or arguments or features of a wrong shape.
+    :raises ImportError: without scikit-learn.
+
+    Example::
+
+        >>> x = torch.tensor([0.0, 1.0, 2.0, 10.0, 11.0, 12.0])
+        >>> k_means_subset(2, x, seed=0)[0].sort().values
+        tensor([ 1., 11.])
+    """
+    try:
+        from sklearn.cluster import KMeans
+    except ImportError as error:
+        raise ImportError(
+            "k_means_subset needs scikit-learn; install it with: pip install 'pyro-ext[data]'"
+        ) from error
+    points = _points(size, rows, features)
+    seed = fresh_seed(seed)
+    parts = []
+    for members, number in _shares(size, rows):
+        own = points[members]
+        k_means = KMeans(number, n_init=1, random_state=seed % 2**32)
+        with warnings.catch_warnings():
+            # Fewer different rows than clusters: equal ones are chosen then.
+            warnings.filterwarnings("ignore", "Number of distinct clusters")
+            centres = torch.from_numpy(k_means.fit(own.numpy()).cluster_centers_)
+        parts.append(members[_nearest(own, centres)])
+    return _chosen(rows, torch.cat(parts))
+
+
+def herding_subset(
+    size: int, *rows: Tensor, features: Features | None = None
+) -> tuple[Tensor, ...]:
+    r"""Choose rows one by one, so that their mean approaches that of all rows of the class [1].
+
+    With features :math:`\phi` and their mean :math:`\mu` the next row of a class is
+
+    .. math:: x_k = \arg\min_x \Big| \mu - \frac1k \Big( \phi(x)
+              + \sum_{j < k} \phi(x_j) \Big) \Big|
+
+    among those that are not chosen yet. Classes are as of :func:`random_subset`. Random Fourier
+    features of a kernel make it herding in the space of the kernel.
+
+    :param int size: number of rows to choose.
+    :param rows: the data. **Shape:** ``(num_points, *event)`` each.
+    :param features: as of :func:`k_means_subset`.
+    :returns: the chosen rows of each argument, in the order of the choice in each class.
+        **Shape:** ``(size, *event)`` each.
+    :raises ValueError: for a size out of range, or arguments or features of a wrong shape.
+
+    [1] M. Welling (2009), Herding dynamical weights to learn; S.-A. Rebuffi, A. Kolesnikov,
+    G. Sperl, C. H. Lampert (2017), iCaRL: incremental classifier and representation learning.
+
+    Example::
+
+        >>> x = torch.tensor([0.0, 2.0, 3.0, 7.0, 8.0])
+        >>> herding_subset(3, x)[0]  # the mean of all is four
+        tensor([3., 7., 2.])
+    """
+    points = _points(size, rows, features)
+    parts = []
+    for members, number in _shares(size, rows):
+        own = points[members]
+        own = own - own.mean(0)
+        squares = own.square().sum(-1)
+        total = torch.zeros_like(own[0])
+        chosen: list[int] = []
+        for _ in range(number):
+            # The square of the distance, without what is the same for all rows.
+            distance = squares + 2.0 * (own @ total)
+            distance[chosen] = torch.inf
+            best = int(distance.argmin())
+            chosen.append(best)
+            total = total + own[best]
+        parts.append(members[torch.tensor(chosen)])
+    return _chosen(rows, torch.cat(parts))
+
+
+def _check(size: int, rows: tuple[Tensor, ...]) -> None:
+    lengths = {len(row) if isinstance(row, Tensor) and row.dim() else -1 for row in rows}
+    if len(lengths) != 1 or min(lengths) < 0:
+        raise ValueError(
+            f"rows must be tensors with as many rows each, got lengths {sorted(lengths)}"
+        )
+    if check_integer("size", size, 1) > len(rows[0]):
+        raise ValueError(f"size must be at most the {len(rows[0])} rows, got {size}")
+
+
+def _class_argument(size: int, rows: tuple[Tensor, ...]) -> int | None:
+    """Number of the argument that holds classes."""
+    for place, row in enumerate(rows):
+        flat = row.detach().reshape(len(row), -1)
+        if flat.shape[1] == 1 and not flat.is_complex() and bool((flat == flat.round()).all()):
+            if len(flat.unique()) <= size:
+                return place
+    return None
+
+
+def _classes(size: int, rows: tuple[Tensor, ...]) -> Tensor | None:
+    place = _class_argument(size, rows)
+    return None if place is None else rows[place].detach().reshape(-1)
+
+
+def _shares(size: int, rows: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, int]]:
+    """Numbers of the rows of each class, and how many of them are to be chosen."""
+    labels = _classes(size, rows)
+    if labels is None:
+        yield torch.arange(len(rows[0])), size
+        return
+    classes = labels.cpu().unique(return_inverse=True)[1]
+    shares = classes[balanced_subset(classes, len(classes), size, seed=0)].bincount()
+    for number, share in enumerate(shares.tolist()):
+        if share:
+            yield (classes == number).nonzero()[:, 0], share
+
+
+def _points(size: int, rows: tuple[Tensor, ...], features: Features | None) -> Tensor:
+    """Coordinates of the rows, in double precision. **Shape:** ``(num_points, num_features)``."""
+    _check(size, rows)
+    if features is not None:
+        points = features(*rows)
+        if not isinstance(points, Tensor) or points.dim() != 2 or len(points) != len(rows[0]):
+            got = tuple(points.shape) if isinstance(points, Tensor) else points
+            raise ValueError(
+                f"features must return the shape ({len(rows[0])}, num_features), got {got!r:.80}"
+            )
+        points = points.detach().double().cpu()
+    else:
+        classes = _class_argument(size, rows)
+        parts = [
+            row.detach().double().cpu().reshape(len(row), -1)
+            for place, row in enumerate(rows)
+            if row.is_floating_point() and place != classes
+        ]
+        if not parts:
+            raise ValueError("rows must hold an argument of floating point beside the classes")
+        scales = [part.var(0, correction=0).sum().sqrt() for part in parts]
+        pairs = zip(parts, scales, strict=True)
+        points = torch.cat([part / (scale if scale > 0 else 1.0) for part, scale in pairs], 1)
+    if not bool(points.isfinite().all()):
+        raise ValueError("rows must have finite features")
+    return points
+
+
+def _nearest(points: Tensor, centres: Tensor) -> Tensor:
+    """Number of the point nearest to each centre, among those that no centre before has."""
+    distances = torch.cdist(centres, points)
+    chosen = []
+    for number in range(len(centres)):
+        best = distances[number].argmin()
+        distances[:, best] = torch.inf
+        chosen.append(best)
+    return torch.stack(chosen)
+
+
+def _chosen(rows: tuple[Tensor, ...], index: Tensor) -> tuple[Tensor, ...]:
+    return tuple(row[index.to(row.device)].detach().clone() for row in rows)

@@ -1,0 +1,188 @@
+"""Ends of short trajectories of gradient descent in place of posteriors."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import check_integer, check_number
+from pyro_ext.inference.pseudocoresets._weighted_posterior import Coreset
+from pyro_ext.inference.pseudocoresets.descent import descend, unrolled_descent
+from pyro_ext.inference.pseudocoresets.experts import ExpertBuffer
+from pyro_ext.inference.pseudocoresets.surrogates import Comparison, EndComparison, Surrogate
+
+if TYPE_CHECKING:
+    from pyro_ext.inference.pseudocoresets.auto_pseudocoreset import AutoPseudocoreset
+
+__all__ = ["TrajectorySurrogate"]
+
+_MAX_START = 10
+
+
+class TrajectorySurrogate(Surrogate):
+    r"""Gaussians around the ends of trajectories that start at the same point [1].
+
+    This is for networks, whose posteriors can be neither drawn from at each step nor be Gaussians
+    with a covariance. Each loss picks an expert and an early checkpoint of it, :math:`z_0`. The
+    data's Gaussian sits at a later checkpoint of the same expert, :math:`z_x`, and that of the
+    coreset where a few steps of gradient descent on the coreset lead from :math:`z_0`,
+    :math:`z_u`. Their common start keeps both at one mode.
+
+    * :class:`~pyro_ext.inference.ForwardKL` draws from both Gaussians, whose standard deviation is
+      the same small number for all latent values. No gradient flows into :math:`z_u`, so memory
+      does not depend on the number of steps. Seen as a function of latent values the loss is that
+      of contrastive divergence, with short runs as the model's samples.
+    * :class:`~pyro_ext.inference.ReverseKL` draws from that of the coreset, and compares the
+      likelihoods of the coreset and of a minibatch of the data there. Where the noise is small it
+      is gradient matching [2] times the variance of the noise, and takes a learning rate for the
+      coreset that is as much larger.
+    * :class:`~pyro_ext.inference.Wasserstein` is trajectory matching [3]: the squared distance of
+      :math:`z_u` and :math:`z_x`, relative to that of :math:`z_0` and :math:`z_x`. Its gradient
+      flows through all steps, through second derivatives and memory for each of them.
+
+    Log likelihoods are means, over weights or over a minibatch, not sums: a learning rate for the
+    coreset fits coresets of all sizes, and of learned weights only the ratios count. A loss is
+    noisy, and none of the values is a divergence. Loss and learning rate have to fit each other;
+    where pseudo rows drift off, take a smaller rate, fewer steps or earlier starts.
+
+    :param ExpertBuffer buffer: experts of the model of the guide.
+    :param int num_steps: number of steps on the coreset.
+    :param learning_rate: of these steps, on the mean loss: a number, or a scalar tensor into which
+        the gradient of a Wasserstein distance flows. It is learned where the optimizer of the
+        coreset is given it, too.
+    :param float noise_scale: standard deviation of the Gaussians.
+    :param int num_particles: number of draws from each Gaussian.
+    :param int max_start: number of checkpoints of an expert that may be a start, the earliest ones;
+        10 without it, or as many as there are.
+    :param int num_epochs: number of checkpoints from :math:`z_0` to :math:`z_x`.
+    :param int batch_size: number of observations in the minibatch that a reverse divergence looks
+        at; all of them without it.
+    :raises TypeError: for a buffer that is none.
+    :raises ValueError: for numbers out of range, or a buffer that is too short for them.
+
+    [1] B. Kim, J. Choi, S. Lee, Y. Lee, J.-W. Ha, J. Lee (2022), On divergence measures for
+    Bayesian pseudocoresets.
+
+    [2] B. Zhao, K. R. Mopuri, H. Bilen (2021), Dataset condensation with gradient matching.
+
+    [3] G. Cazenavette, T. Wang, A. Torralba, A. A. Efros, J.-Y. Zhu (2022), Dataset distillation by
+    matching training trajectories.
+
+    Example::
+
+        >>> from functools import partial
+        >>> from pyro_ext.inference.pseudocoresets import AutoPseudocoreset, ForwardKL
+        >>> from pyro_ext.inference import ExpertBuffer
+        >>> def model(x, y):
+        ...     weight = pyro.sample("weight", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("y", dist.Bernoulli(logits=x @ weight), obs=y)
+        >>> x = torch.randn(640, 3, generator=torch.Generator().manual_seed(0))
+        >>> y = (x.sum(-1) > 0).float()
+        >>> buffer = ExpertBuffer.collect(model, x, y, num_experts=5, seed=0, progress=False)
+        >>> guide = AutoPseudocoreset(model, x, y, size=4, seed=0)
+        >>> divergence = ForwardKL(TrajectorySurrogate(buffer))
+        >>> optimizer = partial(torch.optim.SGD, lr=1.0, momentum=0.5)
+        >>> _ = guide.fit(divergence, 20, optimizer=optimizer, seed=0, progress=False)
+        >>> len(guide.losses)
+        20
+    """
+
+    def __init__(
+        self,
+        buffer: ExpertBuffer,
+        num_steps: int = 20,
+        learning_rate: float | Tensor = 0.05,
+        *,
+        noise_scale: float = 0.01,
+        num_particles: int = 10,
+        max_start: int | None = None,
+        num_epochs: int = 1,
+        batch_size: int | None = None,
+    ) -> None:
+        if not isinstance(buffer, ExpertBuffer):
+            raise TypeError(f"buffer must be an ExpertBuffer, got {buffer!r:.80}")
+        self.buffer = buffer
+        self.num_steps = check_integer("num_steps", num_steps, 1)
+        if isinstance(learning_rate, Tensor):
+            if learning_rate.dim():
+                raise ValueError(
+                    "learning_rate must be a number or a scalar tensor, got the shape "
+                    f"{tuple(learning_rate.shape)}"
+                )
+        else:
+            check_number("learning_rate", learning_rate, least=0)
+        self.learning_rate = learning_rate
+        self.noise_scale = check_number("noise_scale", noise_scale, least=0)
+        self.num_particles = check_integer("num_particles", num_particles, 1)
+        self.num_epochs = check_integer("num_epochs", num_epochs, 1)
+        most = buffer.num_checkpoints - num_epochs
+        if max_start is None:
+            max_start = min(_MAX_START, most)
+        self.max_start = check_integer("max_start", max_start, 1) if most > 0 else max_start
+        if self.max_start > most or most < 1:
+            raise ValueError(
+                f"max_start={max_start} and num_epochs={num_epochs} need more than the "
+                f"{buffer.num_checkpoints} checkpoints of the buffer"
+            )
+        if batch_size is not None:
+            batch_size = check_integer("batch_size", batch_size, 1)
+        self.batch_size = batch_size
+
+    def __repr__(self) -> str:
+        return f"TrajectorySurrogate({self.buffer!r}, {self.num_steps}, {self.learning_rate})"
+
+    def check(self, divergence: object) -> None:
+        """Raise for a divergence of neither draws nor ends; see ``Surrogate.check``."""
+        is_of_draws = getattr(divergence, "of_draws", None) is not None
+        if not is_of_draws and not isinstance(divergence, EndComparison):
+            raise ValueError(
+                f"surrogate must give Gaussians to {type(divergence).__name__}, which compares "
+                f"neither draws nor ends of trajectories, got {self!r}"
+            )
+
+    def random_segment(self, guide: "AutoPseudocoreset") -> tuple[Tensor, Tensor]:
+        """An early checkpoint of a random expert, and the later one of the same expert.
+
+        :param AutoPseudocoreset guide: knows the model.
+        :returns: unconstrained. **Shape:** ``(size,)`` each.
+        :raises ValueError: where the experts are of another model.
+        """
+        layout = guide.posterior.layout
+        self.buffer.check(layout)
+        number = int(torch.randint(self.buffer.num_experts, ()))
+        place = int(torch.randint(self.max_start, ()))
+        expert = self.buffer.trajectories[number].to(layout.device, layout.dtype)
+        return expert[place], expert[place + self.num_epochs]
+
+    def compare(
+        self, divergence: Comparison, guide: "AutoPseudocoreset", coreset: Coreset
+    ) -> Tensor:
+        """Loss of a random trajectory; see ``Surrogate.compare``."""
+        posterior = guide.posterior
+        start, of_data = self.random_segment(guide)
+        steps = (coreset, start[None], self.num_steps, self.learning_rate)
+        if isinstance(divergence, EndComparison):
+            (end,) = unrolled_descent(posterior, *steps)
+            return divergence.of_trajectory_ends(start, of_data, end)
+        (of_coreset,) = descend(posterior, *steps)
+        own = self._draws(of_coreset)
+        total = coreset.weights.sum()
+
+        def data_at_own() -> Tensor:
+            index = None
+            number = guide.data.num_points
+            if self.batch_size is not None and self.batch_size < number:
+                index = torch.randperm(number)[: self.batch_size].to(own.device)
+            return guide.data.log_likelihood(own, index) / number
+
+        return divergence.of_draws(
+            lambda: posterior.log_likelihood(self._draws(of_data), coreset) / total,
+            lambda: posterior.log_likelihood(own, coreset) / total,
+            data_at_own,
+        )
+
+    def _draws(self, mean: Tensor) -> Tensor:
+        """Draws from a Gaussian. **Shape:** ``(size,)`` to ``(num_particles, size)``."""
+        noise = torch.randn(self.num_particles, len(mean), dtype=mean.dtype)
+        return mean + self.noise_scale * noise.to(mean.device)

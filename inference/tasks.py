@@ -1,0 +1,149 @@
+"""Models with data that is held out, on which samplers are trained and compared."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import check_integer
+from pyro_ext.inference.sgmcmc import SGMCMCKernel
+from pyro_ext.potential import Potential
+
+__all__ = [
+    "Task",
+    "check_draws",
+    "ensemble_loss",
+    "held_out_log_likelihood",
+    "last_steps",
+    "single_draw_loss",
+]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model with data, and how well draws from its posterior predict what they have not seen.
+
+    :param Callable model: a Pyro model.
+    :param tuple args: its arguments.
+    :param Callable log_likelihood: maps draws, deterministic sites included, ``{site: (num_chains,
+        num_draws, *event)}`` to the log likelihood of points that are not in the model's data,
+        ``(num_chains, num_draws, n)``.
+    :param Mapping kwargs: keyword arguments of the model.
+    :param str name: what it is called in messages.
+    """
+
+    model: Callable[..., Any]
+    args: tuple[Any, ...]
+    log_likelihood: Callable[[dict[str, Tensor]], Tensor]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    name: str = "task"
+
+    def evaluate(
+        self,
+        kernel: SGMCMCKernel,
+        *,
+        num_steps: int = 80,
+        num_samples: int = 5,
+        thinning: int = 8,
+        num_chains: int = 3,
+        seed: int = 0,
+    ) -> Tensor:
+        """Run short chains, and see how well their last draws predict what is held out.
+
+        :param SGMCMCKernel kernel: a kernel of the task's model.
+        :param int num_steps: steps of each chain.
+        :param int num_samples: draws of each chain; the last one is at the end.
+        :param int thinning: steps between two of them.
+        :param int num_chains: number of chains.
+        :param int seed: a non-negative integer.
+        :returns: log likelihoods, for :func:`ensemble_loss` and :func:`single_draw_loss`.
+            **Shape:** ``(num_chains, num_samples, n)``.
+        :raises ValueError: for numbers out of range.
+        """
+        check_draws(num_steps, num_samples, thinning)
+        check_integer("num_chains", num_chains, 1)
+        kernel.setup(0, *self.args, **self.kwargs)
+        steps = last_steps(num_steps, num_samples, thinning)
+        return held_out_log_likelihood(self, kernel, range(num_chains), seed, steps)
+
+
+def ensemble_loss(log_likelihood: Tensor) -> Tensor:
+    """Negative log likelihood of the average prediction of each chain's draws.
+
+    :param Tensor log_likelihood: **Shape:** ``(num_chains, num_draws, n)``.
+    :returns: averaged over the points. **Shape:** ``(num_chains,)``.
+
+    Example::
+
+        >>> ensemble_loss(torch.tensor([[[0.5], [0.25]]]).log())
+        tensor([0.9808])
+    """
+    num_draws = log_likelihood.shape[1]
+    return math.log(num_draws) - log_likelihood.logsumexp(1).mean(-1)
+
+
+def single_draw_loss(log_likelihood: Tensor) -> Tensor:
+    """Negative log likelihood of single draws, which does not ask them to differ.
+
+    :param Tensor log_likelihood: **Shape:** ``(num_chains, num_draws, n)``.
+    :returns: averaged over draws and points. **Shape:** ``(num_chains,)``.
+
+    Example::
+
+        >>> single_draw_loss(torch.tensor([[[0.5], [0.25]]]).log())
+        tensor([1.0397])
+    """
+    return -log_likelihood.mean((1, 2))
+
+
+def check_draws(num_steps: int, num_samples: int, thinning: int) -> None:
+    """Check that so many draws fit into so many steps.
+
+    :raises ValueError: where they do not, or for a number out of range.
+    """
+    check_integer("num_steps", num_steps, 1)
+    check_integer("num_samples", num_samples, 1)
+    check_integer("thinning", thinning, 1)
+    if (num_samples - 1) * thinning >= num_steps:
+        raise ValueError(
+            f"num_steps must exceed the {(num_samples - 1) * thinning} steps between the first and "
+            f"the last of {num_samples} draws, got {num_steps}"
+        )
+
+
+def last_steps(num_steps: int, num_samples: int, thinning: int) -> list[int]:
+    """Steps after which the draws are made, the last one at the end."""
+    steps: list[int] = (num_steps - thinning * np.arange(num_samples)[::-1]).tolist()
+    return steps
+
+
+def held_out_log_likelihood(
+    task: Task, kernel: SGMCMCKernel, numbers: Sequence[int], seed: int, steps: Sequence[int]
+) -> Tensor:
+    """Log likelihoods of what is held out, under draws of chains.
+
+    :param Task task: the task.
+    :param SGMCMCKernel kernel: a kernel on which ``setup`` was called with the task's data.
+    :param Sequence numbers: numbers of the chains, see :meth:`SGMCMCKernel.begin`.
+    :param int seed: a non-negative integer.
+    :param Sequence steps: after which steps there is a draw.
+    :returns: **Shape:** ``(num_chains, num_draws, n)``.
+    """
+    _, draws = kernel.record(kernel.begin(numbers, seed), steps)
+    potential = kernel.potential
+    samples = potential.layout.unflatten(draws.position.transpose(0, 1))
+    with torch.no_grad():
+        if isinstance(potential, Potential):
+            samples = potential.constrain(samples)
+            samples |= potential.deterministic(samples)
+        result = task.log_likelihood(samples)
+    if result.dim() != 3 or result.shape[:2] != (len(numbers), len(steps)):
+        raise ValueError(
+            f"log_likelihood of {task.name!r} must return the shape ({len(numbers)}, {len(steps)}, "
+            f"n); got {tuple(result.shape)}"
+        )
+    return result

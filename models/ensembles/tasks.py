@@ -1,0 +1,74 @@
+"""Tasks on which samplers of Bayesian networks are trained and compared."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from pyro_ext._checks import check_integer, check_number
+from pyro_ext.inference import Task
+from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule
+
+__all__ = ["classification_task"]
+
+_SMALLEST_SCALE = 1e-6
+_LARGEST_INPUT = 3.0
+
+
+def classification_task(
+    inputs: Tensor,
+    labels: Tensor,
+    num_training: int,
+    *,
+    hidden_features: Sequence[int] = (16,),
+    prior_scale: float | None = None,
+    weight_decay: float = 5e-4,
+    batch_size: int | None = 64,
+    name: str = "classification",
+) -> Task:
+    r"""Make a task of a Bayesian multilayer perceptron on labelled data.
+
+    The first rows are there to learn from, the rest is held out. Features are standardized by the
+    former and cut at three standard deviations.
+
+    :param Tensor inputs: **Shape:** ``(n, num_features)``.
+    :param Tensor labels: classes from zero on. **Shape:** ``(n,)``.
+    :param int num_training: number of rows :math:`N` to learn from.
+    :param Sequence hidden_features: width of each hidden layer.
+    :param float prior_scale: standard deviation of the weights; by default :math:`1 / \sqrt{N
+        \lambda}`, the one of a weight decay :math:`\lambda` on the mean loss.
+    :param float weight_decay: :math:`\lambda`.
+    :param int batch_size: size of the minibatches.
+    :param str name: what it is called in messages.
+    :raises ValueError: for numbers out of range.
+
+    Example::
+
+        >>> from pyro_ext.datasets import load_wine
+        >>> wine = load_wine()
+        >>> task = classification_task(wine.train_inputs, wine.train_targets, 90, name="wine")
+        >>> [len(argument) for argument in task.args]
+        [90, 90]
+    """
+    check_integer("num_training", num_training, 2)
+    if num_training >= len(inputs):
+        raise ValueError(
+            f"num_training must leave rows to hold out, got {num_training} of {len(inputs)}"
+        )
+    check_number("weight_decay", weight_decay, above=0)
+    training, held_out = inputs[:num_training], inputs[num_training:]
+    scale = training.std(0).clamp(min=_SMALLEST_SCALE)
+
+    def standardized(values: Tensor) -> Tensor:
+        return ((values - training.mean(0)) / scale).clamp(-_LARGEST_INPUT, _LARGEST_INPUT)
+
+    network = MLP(inputs.shape[1], hidden_features, int(labels.max()) + 1)
+    if prior_scale is None:
+        prior_scale = (num_training * weight_decay) ** -0.5
+    classifier = BayesianClassifier(BayesianModule(network, prior_scale), batch_size)
+    new_inputs, new_labels = standardized(held_out), labels[num_training:]
+    return Task(
+        classifier,
+        (standardized(training), labels[:num_training]),
+        lambda samples: classifier.log_likelihood(samples, new_inputs, new_labels),
+        name=name,
+    )

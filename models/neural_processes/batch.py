@@ -1,0 +1,177 @@
+"""Tasks of neural processes: points of functions, some of which are given and some asked for."""
+
+from dataclasses import dataclass, fields
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+__all__ = ["Batch", "Points", "check_inputs"]
+
+
+class Points(NamedTuple):
+    """Points of several functions, padded to the same number.
+
+    :param Tensor inputs: **Shape:** ``(num_tasks, n, x_dim)``.
+    :param Tensor outputs: **Shape:** ``(num_tasks, n, y_dim)``.
+    :param Tensor mask: bool, true for points that are there and false for padding; ``None`` where
+        there is no padding. **Shape:** ``(num_tasks, n)``.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    mask: Tensor | None = None
+
+    def __add__(self, other: tuple[object, ...]) -> "Points":
+        """The points of both."""
+        if not isinstance(other, Points):
+            return NotImplemented
+        mask = None
+        if self.mask is not None or other.mask is not None:
+            mask = torch.cat([self.presence(), other.presence()], 1)
+        return Points(
+            torch.cat([self.inputs, other.inputs], 1),
+            torch.cat([self.outputs, other.outputs], 1),
+            mask,
+        )
+
+    def presence(self) -> Tensor:
+        """The mask, also where there is no padding."""
+        if self.mask is not None:
+            return self.mask
+        return torch.ones(self.inputs.shape[:-1], dtype=torch.bool, device=self.inputs.device)
+
+    def filled(self) -> "Points":
+        """The points with zeros for padding, so that not even a NaN in it reaches a gradient."""
+        if self.mask is None:
+            return self
+        padding = ~self.mask[..., None]
+        return Points(
+            self.inputs.masked_fill(padding, 0), self.outputs.masked_fill(padding, 0), self.mask
+        )
+
+    def check(self, name: str, x_dim: int, y_dim: int) -> Self:
+        """Check shapes and types.
+
+        :param str name: what the arguments begin with, such as ``"context"``.
+        :param int x_dim: number of features of an input.
+        :param int y_dim: number of features of an output.
+        :returns: the points.
+        :raises ValueError: names the argument, what it got and what it wants.
+
+        Example::
+
+            >>> Points(torch.zeros(2, 5, 1), torch.zeros(2, 4, 1)).check("context", 1, 1)
+            Traceback (most recent call last):
+            ValueError: context_outputs must have the shape (2, 5, 1), got (2, 4, 1)
+        """
+        check_inputs(f"{name}_inputs", self.inputs, x_dim)
+        shape = (*self.inputs.shape[:2], y_dim)
+        if self.outputs.shape != shape:
+            raise ValueError(
+                f"{name}_outputs must have the shape {shape}, got {tuple(self.outputs.shape)}"
+            )
+        if self.mask is not None:
+            _check_mask(f"{name}_mask", self.mask, shape[:2])
+        return self
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tasks: for each function, points that are given and points that are asked for.
+
+    :param Tensor context_inputs: **Shape:** ``(num_tasks, num_context, x_dim)``.
+    :param Tensor context_outputs: **Shape:** ``(num_tasks, num_context, y_dim)``.
+    :param Tensor target_inputs: **Shape:** ``(num_tasks, num_target, x_dim)``.
+    :param Tensor target_outputs: **Shape:** ``(num_tasks, num_target, y_dim)``.
+    :param Tensor context_mask: bool, false for padding, whose values have no influence. **Shape:**
+        ``(num_tasks, num_context)``.
+    :param Tensor target_mask: the same for the targets.
+    :raises ValueError: for shapes that do not fit together.
+
+    Example::
+
+        >>> x, y = torch.randn(4, 10, 1), torch.randn(4, 10, 2)
+        >>> batch = Batch(x[:, :3], y[:, :3], x[:, 3:], y[:, 3:])
+        >>> batch.num_tasks, batch.points.inputs.shape
+        (4, torch.Size([4, 10, 1]))
+    """
+
+    context_inputs: Tensor
+    context_outputs: Tensor
+    target_inputs: Tensor
+    target_outputs: Tensor
+    context_mask: Tensor | None = None
+    target_mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check the shapes."""
+        sizes = self.context_inputs.shape[-1:], self.context_outputs.shape[-1:]
+        x_dim, y_dim = (size[0] if size else 1 for size in sizes)
+        for name in ("context", "target"):
+            parts = (getattr(self, f"{name}_{part}") for part in ("inputs", "outputs", "mask"))
+            Points(*parts).check(name, x_dim, y_dim)
+        if len(self.target_inputs) != self.num_tasks:
+            raise ValueError(
+                f"target_inputs must be of the {self.num_tasks} tasks of the context, got "
+                f"{len(self.target_inputs)}"
+            )
+
+    @property
+    def num_tasks(self) -> int:
+        """Number of functions."""
+        return len(self.context_inputs)
+
+    @property
+    def context(self) -> Points:
+        """The points that are given, with zeros for padding."""
+        return Points(self.context_inputs, self.context_outputs, self.context_mask).filled()
+
+    @property
+    def target(self) -> Points:
+        """The points that are asked for, with zeros for padding."""
+        return Points(self.target_inputs, self.target_outputs, self.target_mask).filled()
+
+    @property
+    def points(self) -> Points:
+        """All points, those of the context first, with zeros for padding."""
+        return self.context + self.target
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "Batch":
+        """Move to a device and to a floating type.
+
+        :param device: the device; by default the present one.
+        :param torch.dtype dtype: the type of inputs and outputs; by default the present one.
+        """
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            if tensor is None or tensor.dtype == torch.bool:
+                return None if tensor is None else tensor.to(device)
+            return tensor.to(device, dtype)
+
+        return Batch(**{field.name: moved(getattr(self, field.name)) for field in fields(self)})  # type: ignore[arg-type]
+
+
+def check_inputs(argument: str, inputs: Tensor, x_dim: int) -> None:
+    """Check the shape of inputs, with an error that names the argument.
+
+    Example::
+
+        >>> check_inputs("target_inputs", torch.zeros(2, 5), 1)
+        Traceback (most recent call last):
+        ValueError: target_inputs must have the shape (num_tasks, n, 1), got (2, 5)
+    """
+    if inputs.dim() != 3 or inputs.shape[-1] != x_dim:
+        raise ValueError(
+            f"{argument} must have the shape (num_tasks, n, {x_dim}), got {tuple(inputs.shape)}"
+        )
+
+
+def _check_mask(argument: str, mask: Tensor, shape: tuple[int, ...]) -> None:
+    if mask.dtype != torch.bool or mask.shape != shape:
+        raise ValueError(
+            f"{argument} must be a bool tensor of the shape {tuple(shape)}, got {mask.dtype} of "
+            f"the shape {tuple(mask.shape)}"
+        )

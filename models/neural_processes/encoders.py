@@ -1,0 +1,254 @@
+"""Encoders of contexts: features of every point, and what a decoder sees of all of them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pyro_ext._checks import check_integer
+from pyro_ext.nn import MAB, MLP, SAB
+
+__all__ = [
+    "CrossAttentionEncoder",
+    "JointEncoder",
+    "PoolingEncoder",
+    "SetEncoder",
+    "attentive_encoder",
+    "pooling_encoder",
+    "side_by_side",
+]
+
+
+class SetEncoder(nn.Module, ABC):
+    """An encoder in two parts, between which pseudo points can be added to a context.
+
+    :param int x_dim: number of features of an input.
+    :param int y_dim: number of features of an output.
+    :param int num_features: number of features of a point.
+    :param int width: number of features of a representation.
+    """
+
+    def __init__(self, x_dim: int, y_dim: int, num_features: int, width: int) -> None:
+        super().__init__()
+        self.x_dim = check_integer("x_dim", x_dim, 1)
+        self.y_dim = check_integer("y_dim", y_dim, 1)
+        self.num_features = num_features
+        self.width = width
+
+    @abstractmethod
+    def features(self, inputs: Tensor, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features of each point.
+
+        :param Tensor inputs: **Shape:** ``(*batch, n, x_dim)``.
+        :param Tensor outputs: **Shape:** ``(*batch, n, y_dim)``.
+        :param Tensor mask: bool, false for padding. **Shape:** ``(*batch, n)``.
+        :returns: **Shape:** ``(*batch, n, num_features)``.
+        """
+
+    @abstractmethod
+    def summarize(
+        self, features: Tensor, target_inputs: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """What the decoder sees of points with these features.
+
+        :param Tensor features: **Shape:** ``(*batch, n, num_features)``.
+        :param Tensor target_inputs: where predictions are to be made. **Shape:** ``(*batch,
+            num_target, x_dim)``.
+        :param Tensor mask: bool, false for padding. **Shape:** ``(*batch, n)``.
+        :returns: **Shape:** ``(*batch, num_target, width)``, or one row instead of ``num_target``
+            where it is the same for all.
+        """
+
+    def forward(
+        self, inputs: Tensor, outputs: Tensor, target_inputs: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Encode: :meth:`summarize` of the :meth:`features`, with their shapes."""
+        return self.summarize(self.features(inputs, outputs, mask), target_inputs, mask)
+
+
+class PoolingEncoder(SetEncoder):
+    r"""A network for each point, the mean over points, and a network for that [1].
+
+    The mean of no points is zero.
+
+    :param int x_dim: number of features of an input.
+    :param int y_dim: number of features of an output.
+    :param int width: width of all layers.
+    :param int out_features: number of features of the representation; by default ``width``.
+    :param bool self_attention: whether points look at each other in place of the last two of the
+        first network's four layers.
+    :param int num_heads: heads of that attention.
+
+    [1] M. Garnelo, D. Rosenbaum, C. J. Maddison, T. Ramalho, D. Saxton, M. Shanahan, Y. W. Teh,
+    D. J. Rezende, S. M. A. Eslami (2018), Conditional neural processes.
+
+    Example::
+
+        >>> encoder = PoolingEncoder(1, 1, width=16)
+        >>> encoder(torch.zeros(5, 7, 1), torch.zeros(5, 7, 1), torch.zeros(5, 9, 1)).shape
+        torch.Size([5, 1, 16])
+    """
+
+    def __init__(
+        self,
+        x_dim: int,
+        y_dim: int,
+        width: int = 128,
+        *,
+        out_features: int | None = None,
+        self_attention: bool = False,
+        num_heads: int = 8,
+    ) -> None:
+        super().__init__(x_dim, y_dim, width, width if out_features is None else out_features)
+        self.before = _network(x_dim + y_dim, width, width, 2 if self_attention else 4)
+        self.attention = SAB(width, width, num_heads) if self_attention else None
+        self.after = _network(width, width, self.width, 2)
+
+    def features(self, inputs: Tensor, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features of each point, as :meth:`SetEncoder.features`."""
+        found: Tensor = self.before(torch.cat([inputs, outputs], -1))
+        return found if self.attention is None else self.attention(found, mask)
+
+    def summarize(
+        self, features: Tensor, target_inputs: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """One row for all targets, as :meth:`SetEncoder.summarize`."""
+        summary: Tensor = self.after(_mean(features, mask))
+        return summary
+
+
+class CrossAttentionEncoder(SetEncoder):
+    r"""Attention of targets to points: keys see inputs only, values see outputs too [1].
+
+    The features of a point are those of its key, then those of its value.
+
+    :param int x_dim: number of features of an input.
+    :param int y_dim: number of features of an output.
+    :param int width: width of all layers.
+    :param bool self_attention: whether values look at each other in place of the last two of
+        their network's four layers.
+    :param int num_heads: heads of the attention.
+
+    [1] H. Kim, A. Mnih, J. Schwarz, M. Garnelo, S. M. A. Eslami, D. Rosenbaum, O. Vinyals,
+    Y. W. Teh (2019), Attentive neural processes.
+
+    Example::
+
+        >>> encoder = CrossAttentionEncoder(1, 1, width=16)
+        >>> encoder(torch.zeros(5, 7, 1), torch.zeros(5, 7, 1), torch.zeros(5, 9, 1)).shape
+        torch.Size([5, 9, 16])
+    """
+
+    def __init__(
+        self,
+        x_dim: int,
+        y_dim: int,
+        width: int = 128,
+        *,
+        self_attention: bool = True,
+        num_heads: int = 8,
+    ) -> None:
+        super().__init__(x_dim, y_dim, 2 * width, width)
+        self.values = _network(x_dim + y_dim, width, width, 2 if self_attention else 4)
+        self.self_attention = SAB(width, width, num_heads) if self_attention else None
+        self.keys = _network(x_dim, width, width, 2)
+        self.cross_attention = MAB(width, width, width, num_heads)
+
+    def features(self, inputs: Tensor, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Key and value of each point, as :meth:`SetEncoder.features`."""
+        values: Tensor = self.values(torch.cat([inputs, outputs], -1))
+        if self.self_attention is not None:
+            values = self.self_attention(values, mask)
+        return torch.cat([self.keys(inputs), values], -1)
+
+    def summarize(
+        self, features: Tensor, target_inputs: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """A row for each target, as :meth:`SetEncoder.summarize`."""
+        keys, values = features.chunk(2, -1)
+        summary: Tensor = self.cross_attention(self.keys(target_inputs), keys, values, mask)
+        return summary
+
+
+class JointEncoder(SetEncoder):
+    """Several encoders side by side, with the features of all and the representations of all.
+
+    :param Sequence encoders: of the same inputs and outputs.
+
+    Example::
+
+        >>> encoder = JointEncoder([PoolingEncoder(1, 1, 16), CrossAttentionEncoder(1, 1, 16)])
+        >>> encoder(torch.zeros(5, 7, 1), torch.zeros(5, 7, 1), torch.zeros(5, 9, 1)).shape
+        torch.Size([5, 9, 32])
+    """
+
+    def __init__(self, encoders: Sequence[SetEncoder]) -> None:
+        kinds = {(encoder.x_dim, encoder.y_dim) for encoder in encoders}
+        if len(kinds) != 1:
+            raise ValueError(
+                "encoders must have the same x_dim and y_dim and be at least one, got "
+                f"{sorted(kinds)}"
+            )
+        sizes = [encoder.num_features for encoder in encoders]
+        super().__init__(*kinds.pop(), sum(sizes), sum(encoder.width for encoder in encoders))
+        self.parts = nn.ModuleList(encoders)
+        self._sizes = sizes
+
+    def features(self, inputs: Tensor, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features of each point, as :meth:`SetEncoder.features`."""
+        return torch.cat([part.features(inputs, outputs, mask) for part in self._encoders()], -1)
+
+    def summarize(
+        self, features: Tensor, target_inputs: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """The rows side by side, as :meth:`SetEncoder.summarize`."""
+        pieces = features.split(self._sizes, -1)
+        rows = [
+            part.summarize(piece, target_inputs, mask)
+            for part, piece in zip(self._encoders(), pieces, strict=True)
+        ]
+        return side_by_side(rows)
+
+    def _encoders(self) -> list[SetEncoder]:
+        return [part for part in self.parts if isinstance(part, SetEncoder)]
+
+
+def pooling_encoder(x_dim: int, y_dim: int, width: int) -> SetEncoder:
+    """The encoder of processes without attention: two that pool."""
+    return JointEncoder([PoolingEncoder(x_dim, y_dim, width) for _ in range(2)])
+
+
+def attentive_encoder(x_dim: int, y_dim: int, width: int) -> SetEncoder:
+    """The encoder of processes with attention: one that attends and one that pools."""
+    return JointEncoder(
+        [
+            CrossAttentionEncoder(x_dim, y_dim, width),
+            PoolingEncoder(x_dim, y_dim, width, self_attention=True),
+        ]
+    )
+
+
+def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Features next to each other; all other dimensions broadcast.
+
+    Example::
+
+        >>> side_by_side([torch.zeros(5, 1, 2), torch.zeros(4, 5, 9, 3)]).shape
+        torch.Size([4, 5, 9, 5])
+    """
+    shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+    return torch.cat([part.expand(*shape, -1) for part in parts], -1)
+
+
+def _network(in_features: int, width: int, out_features: int, num_layers: int) -> MLP:
+    return MLP(in_features, [width] * (num_layers - 1), out_features, nn.ReLU)
+
+
+def _mean(features: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over rows that are there, as one row; zero where there are none."""
+    if mask is None:
+        return features.sum(-2, keepdim=True) / max(features.shape[-2], 1)
+    total = features.masked_fill(~mask[..., None], 0).sum(-2, keepdim=True)
+    number = mask.sum(-1).clamp(min=1)[..., None, None]
+    return total / number

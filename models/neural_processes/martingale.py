@@ -1,0 +1,260 @@
+"""Martingale posterior neural processes: functions are uncertain as the unseen points are."""
+
+from collections.abc import Callable, Sequence
+
+import pyro
+import torch
+from pyro.distributions import Normal
+from torch import Tensor
+
+from pyro_ext._checks import check_integer, check_number
+from pyro_ext.models.neural_processes.batch import Batch, Points
+from pyro_ext.models.neural_processes.decoder import Decoder
+from pyro_ext.models.neural_processes.encoders import (
+    SetEncoder,
+    attentive_encoder,
+    pooling_encoder,
+)
+from pyro_ext.models.neural_processes.generators import (
+    PseudoContextGenerator,
+    RepresentationGenerator,
+)
+from pyro_ext.models.neural_processes.process import (
+    NeuralProcess,
+    log_mean_exp,
+    points_log_prob,
+)
+
+__all__ = ["MPANP", "MPNP", "MartingalePosteriorProcess"]
+
+Generator = Callable[[SetEncoder], PseudoContextGenerator]
+
+
+class MartingalePosteriorProcess(NeuralProcess):
+    r"""A martingale posterior neural process of an encoder, a decoder and a generator.
+
+    The generator turns noise into the features of :math:`N'` pseudo points given the context
+    :math:`Z_c`. With those of the context they are encoded to :math:`\theta(Z_c \cup Z')`, one
+    function for each draw of noise. The loss is the mean over tasks of :math:`w_1
+    L_\text{marg} + w_2 L_\text{amort} + w_3 L_\text{pseudo}`, with
+
+    .. math::
+        L_\text{marg} &= -\tfrac1n \log \tfrac1K \textstyle\sum_k
+            \prod_i p(y_i \mid x_i, \theta(Z_c \cup Z'_k)), \\
+        L_\text{amort} &= -\tfrac1n \textstyle\sum_i \log p(y_i \mid x_i, \theta(Z_c)), \\
+        L_\text{pseudo} &= -\tfrac1{nK} \textstyle\sum_k \sum_i
+            \log p(y_i \mid x_i, \theta(Z'_k)),
+
+    over all points, those of the context too. Without pseudo points there is no
+    :math:`L_\text{pseudo}`.
+
+    :param SetEncoder encoder: of the context.
+    :param int width: width of the decoder.
+    :param int num_pseudo: :math:`N'`; best the same for training and predictions.
+    :param Sequence weights: :math:`w_1, w_2, w_3`.
+    :param Callable generator: makes the generator, given the encoder.
+    :raises ValueError: for arguments out of range.
+    """
+
+    def __init__(
+        self,
+        encoder: SetEncoder,
+        width: int = 128,
+        *,
+        num_pseudo: int = 10,
+        weights: Sequence[float] = (1.0, 1.0, 1.0),
+        generator: Generator = RepresentationGenerator,
+    ) -> None:
+        super().__init__(encoder.x_dim, encoder.y_dim)
+        self.num_pseudo = check_integer("num_pseudo", num_pseudo, 0)
+        if len(weights) != 3:
+            raise ValueError(f"weights must be three numbers, got {weights!r:.80}")
+        self.weights = tuple(
+            check_number(f"weights[{i}]", weight, least=0) for i, weight in enumerate(weights)
+        )
+        self.encoder = encoder
+        self.decoder = Decoder(encoder.width, self.x_dim, self.y_dim, width)
+        self.generator = generator(encoder)
+
+    def loss(
+        self,
+        batch: Batch,
+        num_samples: int = 5,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Weighted sum of the three losses, as :meth:`NeuralProcess.loss`."""
+        parts = self.losses(batch, num_samples, generator=generator)
+        terms = [weight * part for weight, part in zip(self.weights, parts, strict=True) if weight]
+        return torch.stack(terms).sum(0) if terms else torch.zeros_like(parts[0])
+
+    def losses(
+        self,
+        batch: Batch,
+        num_samples: int = 5,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        r"""The losses one by one; those of weight zero are zero.
+
+        :param Batch batch: the tasks.
+        :param int num_samples: :math:`K`.
+        :param torch.Generator generator: of the noise; by default PyTorch's own.
+        :returns: :math:`L_\text{marg}`, :math:`L_\text{amort}` and :math:`L_\text{pseudo}`,
+            scalars.
+        """
+        check_integer("num_samples", num_samples, 1)
+        context, points = batch.context, batch.points
+        number = points.presence().sum(-1).clamp(min=1)
+        features = self.encoder.features(*context)
+        noise = self._draw(context, num_samples, generator)
+        pseudo = self._generate(noise, features, context.mask)
+
+        def joint(features: Tensor, mask: Tensor | None) -> Tensor:
+            """Log likelihood of all points of a task together."""
+            prediction = self._decode(features, points.inputs, mask)
+            return points_log_prob(prediction, points).sum(-1)
+
+        zero = torch.zeros((), dtype=features.dtype, device=features.device)
+        marginal_weight, context_weight, pseudo_weight = self.weights
+        marginal = amortized = alone = zero
+        if marginal_weight:
+            together = joint(*_union(features, pseudo, context.mask))
+            marginal = -(log_mean_exp(together) / number).mean()
+        if context_weight:
+            amortized = -(joint(features, context.mask) / number).mean()
+        if pseudo_weight and self.num_pseudo:
+            alone = -(joint(pseudo, None) / number).mean()
+        return marginal, amortized, alone
+
+    def _condition(self, context: Points, target_inputs: Tensor, drawn: Tensor | None) -> Normal:
+        assert drawn is not None
+        features = self.encoder.features(*context)
+        pseudo = self._generate(drawn, features, context.mask)
+        union, mask = _union(features, pseudo, context.mask)
+        return self._decode(union, target_inputs, mask)
+
+    def _draw(self, context: Points, num_samples: int, generator: torch.Generator | None) -> Tensor:
+        return torch.randn(
+            num_samples,
+            len(context.inputs),
+            *self._noise_shape(),
+            generator=generator,
+            dtype=context.inputs.dtype,
+            device=context.inputs.device,
+        )
+
+    def _sites(self, context: Points) -> Tensor:
+        zero = context.inputs.new_zeros(())
+        law = Normal(zero, zero + 1).expand((len(context.inputs), 1, *self._noise_shape()))
+        noise: Tensor = pyro.sample("noise", law.to_event(2))
+        return noise.squeeze(-3)
+
+    def _noise_shape(self) -> tuple[int, int]:
+        return self.num_pseudo, self.generator.noise_features
+
+    def _generate(self, noise: Tensor, features: Tensor, mask: Tensor | None) -> Tensor:
+        pseudo: Tensor = self.generator(noise, features, self.encoder, mask)
+        return pseudo
+
+    def _decode(self, features: Tensor, target_inputs: Tensor, mask: Tensor | None) -> Normal:
+        representation = self.encoder.summarize(features, target_inputs, mask)
+        prediction: Normal = self.decoder(representation, target_inputs)
+        return prediction
+
+
+class MPNP(MartingalePosteriorProcess):
+    """A martingale posterior neural process [1], with the encoders of :class:`CNP`.
+
+    :param int x_dim: number of features of an input.
+    :param int y_dim: number of features of an output.
+    :param int width: width of all layers, a multiple of 4, since there are 8 heads for the features
+        of two encoders.
+    :param int num_pseudo: number of pseudo points; best the same for training and predictions.
+    :param Sequence weights: of the three losses, see :class:`MartingalePosteriorProcess`. After a
+        short training ``(1, 0.1, 0.1)`` is better.
+    :param Callable generator: makes the generator, given the encoder: :class:`InputGenerator`
+        generates pairs of inputs and outputs, the default features.
+    :raises ValueError: for arguments out of range.
+
+    [1] H. Lee, E. Yun, G. Nam, E. Fong, J. Lee (2023), Martingale posterior neural processes.
+
+    Example::
+
+        >>> process = MPNP(width=16, num_pseudo=5)
+        >>> x, y = torch.randn(4, 10, 1), torch.randn(4, 10, 1)
+        >>> batch = Batch(x[:, :3], y[:, :3], x[:, 3:], y[:, 3:])
+        >>> process.loss(batch, num_samples=5).shape
+        torch.Size([])
+        >>> process.predict(x[:, :3], y[:, :3], x, num_samples=50).mean.shape
+        torch.Size([50, 4, 10, 1])
+    """
+
+    def __init__(
+        self,
+        x_dim: int = 1,
+        y_dim: int = 1,
+        width: int = 128,
+        *,
+        num_pseudo: int = 10,
+        weights: Sequence[float] = (1.0, 1.0, 1.0),
+        generator: Generator = RepresentationGenerator,
+    ) -> None:
+        super().__init__(
+            pooling_encoder(x_dim, y_dim, width),
+            width,
+            num_pseudo=num_pseudo,
+            weights=weights,
+            generator=generator,
+        )
+
+
+class MPANP(MartingalePosteriorProcess):
+    """A martingale posterior neural process with attention [1], with the encoders of :class:`CANP`.
+
+    Pseudo points have keys and values that targets look at, and features that are pooled.
+
+    :param int x_dim: number of features of an input.
+    :param int y_dim: number of features of an output.
+    :param int width: width of all layers, a multiple of the 8 heads.
+    :param int num_pseudo: number of pseudo points; best the same for training and predictions.
+    :param Sequence weights: of the three losses, see :class:`MartingalePosteriorProcess`.
+    :param Callable generator: makes the generator, given the encoder.
+    :raises ValueError: for arguments out of range.
+
+    [1] H. Lee, E. Yun, G. Nam, E. Fong, J. Lee (2023), Martingale posterior neural processes.
+
+    Example::
+
+        >>> process = MPANP(width=16)
+        >>> x, y = torch.randn(4, 3, 1), torch.randn(4, 3, 1)
+        >>> process.predict(x, y, torch.randn(4, 9, 1), num_samples=5).mean.shape
+        torch.Size([5, 4, 9, 1])
+    """
+
+    def __init__(
+        self,
+        x_dim: int = 1,
+        y_dim: int = 1,
+        width: int = 128,
+        *,
+        num_pseudo: int = 10,
+        weights: Sequence[float] = (1.0, 1.0, 1.0),
+        generator: Generator = RepresentationGenerator,
+    ) -> None:
+        super().__init__(
+            attentive_encoder(x_dim, y_dim, width),
+            width,
+            num_pseudo=num_pseudo,
+            weights=weights,
+            generator=generator,
+        )
+
+
+def _union(features: Tensor, pseudo: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Features of context and pseudo points, and the mask of both."""
+    expanded = features.expand(*pseudo.shape[:-2], *features.shape[-2:])
+    if mask is not None:
+        present = mask.new_ones(*mask.shape[:-1], pseudo.shape[-2])
+        mask = torch.cat([mask, present], -1)
+    return torch.cat([expanded, pseudo], -2), mask

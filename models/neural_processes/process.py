@@ -1,0 +1,206 @@
+"""What all neural processes have: the Pyro model, predictions and their mixture."""
+
+import pyro
+import torch
+from pyro.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from pyro_ext._checks import check_integer
+from pyro_ext.models.neural_processes.batch import Batch, Points, check_inputs
+from pyro_ext.random import fresh_seed
+
+__all__ = ["NeuralProcess", "log_mean_exp", "points_log_prob", "task_means"]
+
+
+class NeuralProcess(PyroModule):
+    """A network that maps a context to a law of functions.
+
+    Subclasses say what is random in it: ``_draw`` draws that for a context, and ``_condition``
+    returns the predictions of a context and draws. Everything else follows.
+
+    :param int x_dim: number of features of an input.
+    :param int y_dim: number of features of an output.
+    """
+
+    def __init__(self, x_dim: int, y_dim: int) -> None:
+        super().__init__()
+        self.x_dim = check_integer("x_dim", x_dim, 1)
+        self.y_dim = check_integer("y_dim", y_dim, 1)
+
+    def forward(
+        self,
+        context_inputs: Tensor,
+        context_outputs: Tensor,
+        target_inputs: Tensor,
+        target_outputs: Tensor | None = None,
+        *,
+        context_mask: Tensor | None = None,
+        target_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Run the Pyro model, with plates ``"task"`` and ``"point"`` and the site ``"y"``.
+
+        :param Tensor context_inputs: **Shape:** ``(num_tasks, num_context, x_dim)``.
+        :param Tensor context_outputs: **Shape:** ``(num_tasks, num_context, y_dim)``.
+        :param Tensor target_inputs: **Shape:** ``(num_tasks, num_target, x_dim)``.
+        :param Tensor target_outputs: what ``"y"`` is observed to be, if it is. **Shape:**
+            ``(num_tasks, num_target, y_dim)``.
+        :param Tensor context_mask: bool, false for padding. **Shape:** ``(num_tasks,
+            num_context)``.
+        :param Tensor target_mask: bool, false for padding. **Shape:** ``(num_tasks, num_target)``.
+        :returns: values of ``"y"``.
+        """
+        context = self._points("context", context_inputs, context_outputs, context_mask)
+        check_inputs("target_inputs", target_inputs, self.x_dim)
+        if target_outputs is not None:
+            target = self._points("target", target_inputs, target_outputs, target_mask)
+            target_inputs, target_outputs = target.inputs, target.outputs
+        with pyro.plate("task", len(target_inputs), dim=-2):
+            drawn = self._sites(context)
+            with pyro.plate("point", target_inputs.shape[1], dim=-1):
+                prediction = self._condition(context, target_inputs, drawn).to_event(1)
+                if target_mask is not None:
+                    prediction = prediction.mask(target_mask)
+                outputs: Tensor = pyro.sample("y", prediction, obs=target_outputs)
+        return outputs
+
+    def loss(
+        self,
+        batch: Batch,
+        num_samples: int = 1,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Loss of tasks for training, a mean over tasks.
+
+        :param Batch batch: the tasks.
+        :param int num_samples: draws of what is random.
+        :param torch.Generator generator: of the draws; by default PyTorch's own.
+        :returns: a scalar.
+        """
+        raise NotImplementedError
+
+    def predict(
+        self,
+        context_inputs: Tensor,
+        context_outputs: Tensor,
+        target_inputs: Tensor,
+        num_samples: int = 50,
+        *,
+        context_mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+    ) -> Normal:
+        """Predict at inputs: a normal law at every point for each drawn function.
+
+        :param Tensor context_inputs: **Shape:** ``(num_tasks, num_context, x_dim)``. The context
+            may be empty; what comes out then has a meaning if training had empty contexts too.
+        :param Tensor context_outputs: **Shape:** ``(num_tasks, num_context, y_dim)``.
+        :param Tensor target_inputs: **Shape:** ``(num_tasks, num_target, x_dim)``.
+        :param int num_samples: number of functions.
+        :param Tensor context_mask: bool, false for padding. **Shape:** ``(num_tasks,
+            num_context)``.
+        :param torch.Generator generator: of the draws; by default PyTorch's own.
+        :param int seed: of the draws, instead of a generator.
+        :returns: **Shape:** ``(num_samples, num_tasks, num_target, y_dim)``.
+        """
+        check_integer("num_samples", num_samples, 1)
+        context = self._points("context", context_inputs, context_outputs, context_mask)
+        check_inputs("target_inputs", target_inputs, self.x_dim)
+        if seed is not None:
+            if generator is not None:
+                raise ValueError(f"seed must be None beside a generator, got {seed!r}")
+            generator = torch.Generator(target_inputs.device).manual_seed(fresh_seed(seed))
+        drawn = self._draw(context, num_samples, generator)
+        prediction = self._condition(context, target_inputs, drawn)
+        shape = torch.Size((num_samples, *target_inputs.shape[:2], self.y_dim))
+        expanded: Normal = prediction.expand(shape)
+        return expanded
+
+    def posterior_predictive(
+        self,
+        context_inputs: Tensor,
+        context_outputs: Tensor,
+        target_inputs: Tensor,
+        num_samples: int = 50,
+        *,
+        context_mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+    ) -> MixtureSameFamily:
+        """The predictive law at each point: an equal mixture of :meth:`predict`'s.
+
+        Arguments are those of :meth:`predict`.
+
+        :returns: **Shape:** ``batch_shape`` ``(num_tasks, num_target)`` and ``event_shape``
+            ``(y_dim,)``.
+        """
+        prediction = self.predict(
+            context_inputs,
+            context_outputs,
+            target_inputs,
+            num_samples,
+            context_mask=context_mask,
+            generator=generator,
+            seed=seed,
+        )
+        mean, scale = (part.movedim(0, -2) for part in (prediction.mean, prediction.stddev))
+        weights = torch.ones(mean.shape[:-1], dtype=mean.dtype, device=mean.device)
+        components = Independent(Normal(mean, scale, validate_args=False), 1)
+        return MixtureSameFamily(Categorical(weights), components)
+
+    def _condition(self, context: Points, target_inputs: Tensor, drawn: Tensor | None) -> Normal:
+        """Predictions of a context and draws, whose leading dimensions they have."""
+        raise NotImplementedError
+
+    def _draw(
+        self, context: Points, num_samples: int, generator: torch.Generator | None
+    ) -> Tensor | None:
+        """What is random, ``num_samples`` times; nothing by default."""
+        return None
+
+    def _sites(self, context: Points) -> Tensor | None:
+        """What is random, as sites of the Pyro model or drawn from PyTorch's own generator."""
+        drawn = self._draw(context, 1, None)
+        return None if drawn is None else drawn[0]
+
+    def _points(
+        self, name: str, inputs: Tensor, outputs: Tensor, mask: Tensor | None = None
+    ) -> Points:
+        """Points that are checked, with zeros for padding."""
+        return Points(inputs, outputs, mask).check(name, self.x_dim, self.y_dim).filled()
+
+
+def points_log_prob(prediction: Normal, points: Points) -> Tensor:
+    """Log likelihood of each point, zero for padding.
+
+    :param torch.distributions.Normal prediction: **Shape:** ``(*samples, num_tasks, n, y_dim)``.
+    :param Points points: what was to be predicted.
+    :returns: **Shape:** ``(*samples, num_tasks, n)``.
+    """
+    log_prob: Tensor = prediction.log_prob(points.outputs).sum(-1)
+    return log_prob if points.mask is None else log_prob.masked_fill(~points.mask, 0)
+
+
+def task_means(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of values over the points of each task.
+
+    :param Tensor values: zero for padding. **Shape:** ``(*samples, num_tasks, n)``.
+    :param Tensor mask: bool, false for padding. **Shape:** ``(num_tasks, n)``.
+    :returns: **Shape:** ``(*samples, num_tasks)``; zero for tasks without points.
+    """
+    total = values.sum(-1)
+    if mask is None:
+        return total / max(values.shape[-1], 1)
+    return total / mask.sum(-1).clamp(min=1)
+
+
+def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
+    """Logarithm of the mean of exponentials over a dimension.
+
+    Example::
+
+        >>> log_mean_exp(torch.tensor([0.0, 1.0]).log())
+        tensor(-0.6931)
+    """
+    return values.logsumexp(dim) - torch.tensor(float(values.shape[dim])).log().item()

@@ -1,0 +1,212 @@
+r"""Models of the sizes of the clusters of a random partition, such as how often words occur.
+
+[1] F. Ayed, J. Lee, F. Caron (2019), Beyond the Chinese restaurant and Pitman-Yor processes:
+statistical models with double power-law behavior.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import torch
+from pyro.util import get_rng_state, set_rng_seed, set_rng_state
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_ext._checks import check_integer
+from pyro_ext.models.nonparametric._predictive import Law, check_law
+from pyro_ext.random_measures import (
+    FrequencyCounts,
+    PitmanYor,
+    cluster_tilt_law,
+    log_joint_given_cluster_tilts,
+    log_num_partitions,
+)
+
+__all__ = ["FrequencyModel"]
+
+_SITE = "counts"
+
+
+class FrequencyModel:
+    r"""Sizes of the clusters of samples of a normalized random measure [1].
+
+    It comes in three forms, each of which is a Pyro model, with the same posterior of the sites of
+    the prior:
+
+    * the model itself, ``model(table)``, has an observed site ``"counts"``. The likelihood of a
+      normalized measure is an integral over an auxiliary variable, by quadrature: it is for small
+      data, for draws of data and for calibration.
+    * :meth:`with_tilt` has the auxiliary variable as a site, ``"tilt"``, which makes the likelihood
+      some hundred times faster.
+    * :meth:`with_cluster_tilts` has a tilt of each cluster as well, as the sampler of [1] does.
+
+    :param prior: a normalized measure, a Pitman-Yor or a Dirichlet process, or a Pyro model of no
+        arguments that returns one; its sample sites are the hyperparameters.
+    :raises TypeError: where it is neither.
+
+    Example::
+
+        >>> from pyro_ext.models.nonparametric import generalized_bfry_prior
+        >>> from pyro_ext.potential import Potential
+        >>> from pyro_ext.random_measures import frequency_table
+        >>> model = FrequencyModel(generalized_bfry_prior())
+        >>> table = frequency_table([40, 9, 3, 2, 1, 1, 1])
+        >>> potential = Potential(model.with_tilt, table)
+        >>> sorted(potential.sites)
+        ['discount', 'excess', 'mass', 'tilt']
+    """
+
+    def __init__(self, prior: Law | Callable[[], Law]) -> None:
+        if not callable(prior):
+            check_law(prior)
+        self.prior = prior
+
+    def __repr__(self) -> str:
+        return f"FrequencyModel({self.prior!r})"
+
+    def __call__(self, table: Tensor | None = None, *, num_samples: int | None = None) -> Tensor:
+        """Run the model, on data or to draw some.
+
+        :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
+        :param int num_samples: how many samples there are; it is read off a table, but not while
+            the model is recorded as a graph.
+        :returns: the table.
+        :raises TypeError: where the prior returns something else than it should.
+        :raises ValueError: where neither argument is given, or they do not fit.
+        """
+        if table is None and num_samples is None:
+            raise ValueError("table or num_samples must be given, got neither")
+        law = self._own_law()
+        num_rows = None if table is None else len(_check_table(table))
+        number = int(table.prod(-1).sum()) if num_samples is None else num_samples  # type: ignore[union-attr]
+        value: Tensor = pyro.sample(_SITE, FrequencyCounts(law, number, num_rows), obs=table)
+        return value
+
+    def with_tilt(self, table: Tensor) -> None:
+        r"""Run the model on data, with the auxiliary variable :math:`u` as the site ``"tilt"``.
+
+        A Pitman-Yor process has none, and its likelihood is a closed form.
+
+        :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
+        :raises TypeError: where the prior returns something else than it should.
+        :raises ValueError: where the table is none.
+        """
+        law, (sizes, numbers) = self._own_law(), _check_table(table).unbind(-1)
+        if isinstance(law, PitmanYor):
+            log_density = law.log_eppf(sizes, numbers)
+        else:
+            log_density = law.log_joint(sizes, _tilt(), numbers)
+        pyro.factor(_SITE, log_density + log_num_partitions(table).to(log_density.dtype))
+
+    def with_cluster_tilts(self, table: Tensor) -> None:
+        r"""Run the model on data, with ``"tilt"`` and the tilts of all clusters as sites [1].
+
+        Those are ``"cluster_tilts"``, one for each cluster by rising size. No integral is left but
+        that of the Laplace exponent. It is for priors of generalized BFRY and beta prime processes.
+
+        :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
+        :raises TypeError: where the prior returns something else.
+        :raises ValueError: where the table is none.
+        """
+        own = self._own_law()
+        measure: Any = getattr(own, "measure", own)
+        law, tilt = cluster_tilt_law(measure), _tilt()
+        sizes = _check_table(table)[:, 0].repeat_interleave(table[:, 1])
+        with pyro.plate("clusters", len(sizes)):
+            cluster_tilts = pyro.sample("cluster_tilts", law)
+        log_density = log_joint_given_cluster_tilts(measure, sizes, tilt, cluster_tilts)
+        pyro.factor(_SITE, log_density + log_num_partitions(table).to(log_density.dtype))
+
+    def law(self, values: Mapping[str, Tensor] | None = None) -> Law:
+        """Law of a partition, at given hyperparameters or at draws of them.
+
+        :param dict values: of the sites of the prior by name, each a scalar; others are not looked
+            at.
+        :raises TypeError: where the prior returns something else than it should.
+
+        Example::
+
+            >>> from pyro_ext.models.nonparametric import pitman_yor_prior
+            >>> values = {"concentration": torch.tensor(2.0), "discount": torch.tensor(0.5)}
+            >>> FrequencyModel(pitman_yor_prior()).law(values)
+            PitmanYor(discount=0.5, concentration=2.0)
+        """
+        with poutine.block(), poutine.condition(data=dict(values or {})):
+            return self._own_law()
+
+    def predictive(
+        self,
+        samples: Mapping[str, Tensor],
+        num_samples: int,
+        *,
+        num_replicates: int = 1,
+        seed: int | None = None,
+    ) -> list[Tensor]:
+        """Draw the tables of new partitions, of other samples of a new random measure.
+
+        :param dict samples: draws of the sites of the prior. **Shape:** ``(num_draws,)`` each;
+            others are not looked at.
+        :param int num_samples: how many samples a new partition is of.
+        :param int num_replicates: new partitions for each draw; more of one draw take little time.
+        :param int seed: of the draws; by default PyTorch's generator goes on.
+        :returns: ``num_draws * num_replicates`` tables, those of a draw together.
+        :raises ValueError: where a site is missing.
+
+        Example::
+
+            >>> from pyro_ext.models.nonparametric import pitman_yor_prior
+            >>> samples = {"concentration": torch.rand(3), "discount": torch.rand(3)}
+            >>> tables = FrequencyModel(pitman_yor_prior()).predictive(samples, 50)
+            >>> [int(table.prod(-1).sum()) for table in tables]
+            [50, 50, 50]
+        """
+        names = self._sites()
+        if missing := set(names) - set(samples):
+            raise ValueError(f"samples lacks the sites {sorted(missing)}, got {sorted(samples)}")
+        check_integer("num_replicates", num_replicates, 1)
+        (num_draws,) = {len(samples[name]) for name in names} or {1}
+        state = get_rng_state()
+        try:
+            if seed is not None:
+                set_rng_seed(seed)
+            tables: list[Tensor] = []
+            for draw in range(num_draws):
+                law = self.law({name: samples[name][draw] for name in names})
+                counts = FrequencyCounts(law, num_samples)
+                drawn = counts.sample((num_replicates,))
+                tables += [table[table[:, 1] > 0] for table in drawn]
+            return tables
+        finally:
+            if seed is not None:
+                set_rng_state(state)
+
+    def _sites(self) -> list[str]:
+        """Names of the hyperparameters."""
+        if isinstance(self.prior, Law):
+            return []
+        with poutine.block(), torch.no_grad():
+            trace = poutine.trace(self.prior).get_trace()
+        nodes = trace.nodes
+        return [name for name in trace.stochastic_nodes if not nodes[name]["is_observed"]]
+
+    def _own_law(self) -> Law:
+        return check_law(self.prior if isinstance(self.prior, Law) else self.prior())
+
+
+def _check_table(table: Tensor) -> Tensor:
+    if table.dim() != 2 or table.shape[-1] != 2:
+        raise ValueError(
+            "table must have shape (num_rows, 2), sizes and numbers of clusters, got "
+            f"{tuple(table.shape)}"
+        )
+    return table
+
+
+def _tilt() -> Tensor:
+    """Auxiliary variable, whose law is in the joint density and nowhere else."""
+    shape = torch.Size()
+    value: Tensor = pyro.sample("tilt", dist.ImproperUniform(constraints.positive, shape, shape))
+    return value

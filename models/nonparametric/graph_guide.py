@@ -1,0 +1,261 @@
+r"""Variational inference for models of graphs, with gamma approximations of the weights.
+
+[1] J. Lee, C. Heaukulani, Z. Ghahramani, L. F. James, S. Choi (2017),
+Bayesian inference on random simple graphs with power law degree distributions.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoGuide, init_to_median
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor
+from torch.distributions import constraints
+from tqdm.auto import tqdm
+
+from pyro_ext._checks import check_integer, check_number
+from pyro_ext.distributions import RectifiedGamma
+from pyro_ext.models.nonparametric.graph_model import GraphModel, MixedMembership
+from pyro_ext.models.nonparametric.graph_odds import EdgeOdds
+from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph
+from pyro_ext.random import seeded
+
+__all__ = ["GraphGuide"]
+
+_INITIAL_MEMBERSHIP = 2.0
+_RATE_CONCENTRATION = 10.0
+_STEPS_PER_LINE = 20
+_LAST_RATE = 0.05
+
+
+class GraphGuide(PyroModule):
+    r"""Mean-field guide of a :class:`GraphModel` with gamma distributions [1].
+
+    Weights are gamma variables, rectified at the end of the prior's support where it has one.
+    Hyperparameters are points, as in [1], or what another guide makes of them. Memberships are
+    Dirichlet, which are normalized gamma variables, and rates of communities are gamma variables.
+
+    The guide starts at the degrees :math:`D_i`, at weights
+    :math:`\text{Gamma}(D_i + \tfrac12, 1)`, near which the posterior is where edges are rare.
+
+    :param GraphModel model: the model.
+    :param SimpleGraph graph: the graph.
+    :param hyperparameters: makes a guide of the prior; by default
+        :class:`~pyro.infer.autoguide.AutoDelta`.
+    :param Tensor memberships: where memberships start, rows that sum to one, such as
+        :func:`spectral_memberships` finds them; by default at random, which seldom ends well.
+        **Shape:** ``(num_nodes, num_communities)``.
+    :param int seed: of that start and of the draws of :meth:`fit`.
+    :raises TypeError: where model or graph are something else.
+    :raises ValueError: for memberships that do not fit.
+
+    Example::
+
+        >>> from pyro_ext.models.nonparametric import bfry_weights, sample_graph
+        >>> graph = sample_graph(EdgeOdds(torch.rand(30).reciprocal()), seed=0)
+        >>> model = GraphModel(bfry_weights(30))
+        >>> guide = GraphGuide(model, graph, seed=0).fit(num_steps=20, progress=False)
+        >>> guide.sample(5)["weights"].shape
+        torch.Size([5, 30])
+    """
+
+    def __init__(
+        self,
+        model: GraphModel,
+        graph: SimpleGraph,
+        *,
+        hyperparameters: Callable[[Callable[..., Any]], AutoGuide] | None = None,
+        memberships: Tensor | None = None,
+        seed: int | None = None,
+    ) -> None:
+        for argument, value, kind in (("model", model, GraphModel), ("graph", graph, SimpleGraph)):
+            if not isinstance(value, kind):
+                raise TypeError(f"{argument} must be a {kind.__name__}, got {value!r:.80}")
+        with _local_parameters(), seeded(seed):
+            super().__init__(name=type(self).__name__)
+            self.model, self.graph, self.seed = model, graph, seed
+            self.losses: list[float] = []
+            make = hyperparameters or (lambda prior: AutoDelta(prior, init_loc_fn=init_to_median))
+            self.hyperparameters = make(model.prior)
+            with poutine.block(), torch.no_grad():
+                self.high = getattr(model.prior(), "high", None)
+            degrees = graph.degrees.to(torch.get_default_dtype())
+            self.concentration: Any = PyroParam(degrees + 0.5, constraints.positive)
+            rate = torch.full_like(degrees, graph.observed_fraction)
+            self.rate: Any = PyroParam(rate, constraints.positive)
+            if model.communities is not None:
+                self._add_communities(model.communities, memberships)
+            elif memberships is not None:
+                raise ValueError("memberships must be None, since the model has no communities")
+
+    def _add_communities(self, communities: MixedMembership, memberships: Tensor | None) -> None:
+        number = communities.num_communities
+        start = _start(self.graph.num_nodes, number, memberships)
+        self.membership: Any = PyroParam(start, constraints.positive)
+        concentrated = start.new_full((communities.num_rates,), _RATE_CONCENTRATION)
+        self.rate_concentration: Any = PyroParam(concentrated, constraints.positive)
+        self.rate_rate: Any = PyroParam(concentrated.clone(), constraints.positive)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw the sites of the model.
+
+        :param args: arguments of the model, which nothing depends on.
+        :param kwargs: keyword arguments of the model.
+        :returns: values by name.
+        """
+        values: dict[str, Tensor] = dict(self.hyperparameters())
+        num_nodes, communities = self.graph.num_nodes, self.model.communities
+        with pyro.plate("nodes", num_nodes):
+            if self.high is None:
+                law: Any = dist.Gamma(self.concentration, self.rate)
+            else:
+                law = _ScarceAtom(self.concentration, self.rate, self.high)
+            values["weights"] = pyro.sample("weights", law)
+        if communities is not None:
+            with pyro.plate("members", num_nodes):
+                shares = dist.Dirichlet(self.membership)
+                values["memberships"] = pyro.sample("memberships", shares)
+            with pyro.plate("pairs_of_communities", communities.num_rates):
+                rates = dist.Gamma(self.rate_concentration, self.rate_rate)
+                values["rates"] = pyro.sample("rates", rates)
+        return values
+
+    def fit(
+        self,
+        num_steps: int = 2_000,
+        *,
+        learning_rate: float = 0.05,
+        num_edges: int | None = None,
+        num_pairs: int | None = None,
+        progress: bool = True,
+    ) -> "GraphGuide":
+        """Maximize the evidence lower bound with Adam, at a rate that falls to its twentieth.
+
+        It goes on from where the guide is. Ctrl-C ends it and keeps what it has.
+
+        :param int num_steps: number of steps.
+        :param float learning_rate: of the first step.
+        :param int num_edges: edges of a minibatch; by default all.
+        :param int num_pairs: random pairs of a minibatch; by default all pairs.
+        :param bool progress: whether to show a progress bar.
+        :returns: the guide, with the loss of each step in ``losses``.
+        :raises ValueError: for numbers out of range.
+        :raises FloatingPointError: where the loss is no finite number; the guide stays as it was
+            before that step.
+        """
+        check_integer("num_steps", num_steps, 1)
+        check_number("learning_rate", learning_rate, above=0)
+        arguments = {"num_edges": num_edges, "num_pairs": num_pairs}
+        with seeded(self.seed), _local_parameters():
+            model: Any = self.model
+            loss = Trace_ELBO()(model, self)
+            loss(self.graph, num_edges=1, num_pairs=1)  # makes the parameters of the inner guide
+            optimizer = torch.optim.Adam(loss.parameters(), lr=learning_rate)
+            decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, _LAST_RATE ** (1 / num_steps))
+            steps = tqdm(range(num_steps), desc="ELBO", disable=not progress)
+            try:
+                for step in steps:
+                    optimizer.zero_grad()
+                    value = loss(self.graph, **arguments)
+                    number = float(value.detach())
+                    if not math.isfinite(number):
+                        raise FloatingPointError(f"the loss of step {step} is {number}")
+                    value.backward()
+                    optimizer.step()
+                    decay.step()
+                    self.losses.append(number)
+                    if progress and step % _STEPS_PER_LINE == 0:
+                        steps.set_postfix_str(f"{-self.losses[-1]:.1f}")
+            except KeyboardInterrupt:
+                warnings.warn(f"stopped after {step} of {num_steps} steps", stacklevel=2)
+        return self
+
+    def sample(self, num_samples: int, *, seed: int | None = None) -> dict[str, Tensor]:
+        """Draw from the guide.
+
+        :param int num_samples: number of draws.
+        :param int seed: of the draws; by default PyTorch's generator goes on.
+        :returns: the sites of the model by name. **Shape:** ``(num_samples, *event)`` each.
+        """
+        check_integer("num_samples", num_samples, 1)
+        local = _local_parameters()
+        with seeded(seed), local, torch.no_grad(), poutine.block():
+            draws = [self() for _ in range(num_samples)]
+        return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
+
+    def odds(self, num_samples: int, *, seed: int | None = None) -> list[EdgeOdds]:
+        """Draw odds of edges from the guide.
+
+        :param int num_samples: number of draws.
+        :param int seed: of the draws; by default PyTorch's generator goes on.
+        """
+        samples = self.sample(num_samples, seed=seed)
+        communities = self.model.communities
+        if communities is None:
+            return [EdgeOdds(weights) for weights in samples["weights"]]
+        rows = zip(samples["weights"], samples["memberships"], samples["rates"], strict=True)
+        return [EdgeOdds(weights, shares, communities.matrix(r)) for weights, shares, r in rows]
+
+    def elbo(
+        self, num_samples: int = 25, *, num_pairs: int | None = None, seed: int | None = None
+    ) -> float:
+        """Evidence lower bound, the average over draws from the guide.
+
+        :param int num_samples: number of draws.
+        :param int num_pairs: random pairs of each draw; by default all pairs.
+        :param int seed: of the draws; by default PyTorch's generator goes on.
+        """
+        check_integer("num_samples", num_samples, 1)
+        local = _local_parameters()
+        with seeded(seed), local, torch.no_grad():
+            bound = Trace_ELBO(num_particles=num_samples)
+            return -float(bound.loss(self.model, self, self.graph, num_pairs=num_pairs))
+
+
+class _ScarceAtom(RectifiedGamma):
+    """Rectified gamma law that computes its atom, which is costly, only for draws that are there.
+
+    Of thousands of weights a few come near the end. It looks at the values, so that it cannot be
+    recorded as a graph, as the law that it stands for can.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density, and at ``high`` the logarithm of its probability."""
+        gamma: Any = dist.Gamma(self.concentration, self.rate, validate_args=False)
+        density: Tensor = gamma.log_prob(value)
+        is_atom = value >= self.high
+        if not bool(is_atom.any()):
+            return density
+        law = RectifiedGamma(
+            self.concentration[is_atom], self.rate[is_atom], self.high[is_atom], validate_args=False
+        )
+        return density.masked_scatter(is_atom, law.log_prob(value[is_atom]))
+
+
+def _local_parameters() -> Any:
+    """Parameters of modules are their own, and not those of others of the same name."""
+    return pyro.settings.context(module_local_params=True)
+
+
+def _start(num_nodes: int, number: int, memberships: Tensor | None) -> Tensor:
+    """Concentrations of memberships to start with."""
+    if memberships is None:
+        memberships = torch.rand(num_nodes, number)
+        memberships /= memberships.sum(-1, keepdim=True)
+    wanted = num_nodes, number
+    is_share = bool((memberships >= 0).all()) and bool(
+        ((memberships.sum(-1) - 1.0).abs() < 1e-3).all()
+    )
+    if memberships.shape != wanted or not is_share:
+        raise ValueError(
+            f"memberships must be rows of shares that sum to one, of shape {wanted}, got shape "
+            f"{tuple(memberships.shape)}"
+        )
+    return _INITIAL_MEMBERSHIP * memberships + 0.1

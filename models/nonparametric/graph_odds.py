@@ -1,0 +1,159 @@
+r"""Random simple graphs whose edges have odds of products: likelihood and draws.
+
+[1] J. Lee, C. Heaukulani, Z. Ghahramani, L. F. James, S. Choi (2017),
+Bayesian inference on random simple graphs with power law degree distributions.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+from torch.utils.checkpoint import checkpoint
+
+from pyro_ext.models.nonparametric.graph_pairs import PairSample, SimpleGraph, draw_nodes
+from pyro_ext.random import fresh_seed
+
+__all__ = [
+    "EdgeOdds",
+    "estimate_non_edges",
+    "graph_log_likelihood",
+    "log_non_edges",
+    "sample_graph",
+]
+
+_MOST_CANDIDATES = 2**22
+_TINY = 1e-30
+
+
+class EdgeOdds(NamedTuple):
+    r"""The odds of an edge between any two nodes [1].
+
+    They are :math:`r_{ij} = w_i w_j / L` with positive weights :math:`w_i` and their sum :math:`L`.
+    With memberships :math:`V_i`, the shares of a node in communities, and rates :math:`\Phi` of
+    communities they are :math:`r_{ij} = V_i^\top \Phi V_j \, w_i w_j / L`.
+
+    :param Tensor weights: **Shape:** ``(num_nodes,)``.
+    :param Tensor memberships: rows that sum to one. **Shape:** ``(num_nodes, num_communities)``.
+    :param Tensor rates: symmetric and positive. **Shape:** ``(num_communities, num_communities)``.
+
+    Example::
+
+        >>> odds = EdgeOdds(torch.tensor([1.0, 2.0, 5.0]))
+        >>> odds.log(torch.tensor([0]), torch.tensor([2])).exp()
+        tensor([0.6250])
+    """
+
+    weights: Tensor
+    memberships: Tensor | None = None
+    rates: Tensor | None = None
+
+    def log(self, first: Tensor, second: Tensor) -> Tensor:
+        """Log odds of edges.
+
+        :param Tensor first: nodes.
+        :param Tensor second: nodes; both broadcast against each other.
+        """
+        # Weights underflow where the tail index is near zero.
+        log_weights = self.weights.clamp(min=_TINY).log()
+        base = log_weights[first] + log_weights[second] - self.weights.sum().log()
+        return base if self.memberships is None else base + self.log_affinity(first, second)
+
+    def log_affinity(self, first: Tensor, second: Tensor) -> Tensor:
+        r"""The part of the communities, :math:`\log V_i^\top \Phi V_j`.
+
+        :param Tensor first: nodes.
+        :param Tensor second: nodes; both broadcast against each other.
+        """
+        if self.memberships is None or self.rates is None:
+            return self.weights.new_zeros(())
+        mixed = (self.memberships @ self.rates)[first] * self.memberships[second]
+        return mixed.sum(-1).clamp(min=_TINY).log()
+
+
+def log_non_edges(odds: EdgeOdds, graph: SimpleGraph) -> Tensor:
+    r"""The sum of :math:`-\log(1 + r_{ij})` over all pairs that are observed.
+
+    Blocks of pairs are computed anew for gradients, which keeps memory linear in the number of
+    edges. Time is quadratic in the number of nodes.
+
+    :param EdgeOdds odds: of edges.
+    :param SimpleGraph graph: says which pairs are observed.
+    """
+
+    def block_sum(first: Tensor, second: Tensor) -> Tensor:
+        counts = graph.is_observed(first, second) & (first < second)
+        return torch.where(counts, -softplus(odds.log(first, second)), 0.0).sum()
+
+    blocks = list(graph.row_blocks())
+    if len(blocks) == 1:
+        return block_sum(*blocks[0])
+    sums = [
+        checkpoint(block_sum, *block, use_reentrant=False, preserve_rng_state=False)
+        for block in blocks
+    ]
+    return torch.stack(sums).sum()
+
+
+def graph_log_likelihood(odds: EdgeOdds, graph: SimpleGraph) -> Tensor:
+    r"""Log probability of the observed pairs of a graph.
+
+    .. math:: \sum_{i < j} x_{ij} \log r_{ij} - \log(1 + r_{ij})
+
+    :param EdgeOdds odds: of edges.
+    :param SimpleGraph graph: the graph.
+
+    Example::
+
+        >>> graph = SimpleGraph(3, torch.tensor([[0, 2]]))
+        >>> graph_log_likelihood(EdgeOdds(torch.tensor([1.0, 2.0, 5.0])), graph)
+        tensor(-1.9896)
+    """
+    return odds.log(*graph.edges.T).sum() + log_non_edges(odds, graph)
+
+
+def estimate_non_edges(odds: EdgeOdds, pairs: PairSample) -> Tensor:
+    """An estimate of :func:`log_non_edges` without bias, from random pairs.
+
+    :param EdgeOdds odds: of edges.
+    :param PairSample pairs: from :meth:`SimpleGraph.sample_pairs`.
+    """
+    terms = softplus(odds.log(pairs.first, pairs.second))
+    return -(pairs.weight.to(terms.dtype) * terms).sum()
+
+
+def sample_graph(odds: EdgeOdds, *, seed: int | None = None) -> SimpleGraph:
+    r"""Draw a graph, in time and memory that are linear in the sum of the weights.
+
+    Edges are present where a Poisson process of rate :math:`\log(1 + r_{ij})` has points, which has
+    the probability :math:`r_{ij} / (1 + r_{ij})`. Its points are thinned from those of a process of
+    rate :math:`w_i w_j \max \Phi / L`, whose nodes are independent.
+
+    :param EdgeOdds odds: of edges.
+    :param int seed: of the draw; by default one from PyTorch's generator.
+
+    Example::
+
+        >>> sample_graph(EdgeOdds(torch.full((1000,), 3.0)), seed=0)
+        SimpleGraph(1,000 nodes, 1,488 edges)
+    """
+    weights = odds.weights.detach().double()
+    device, num_nodes = weights.device, len(weights)
+    generator = torch.Generator(device).manual_seed(fresh_seed(seed))
+    largest = weights.new_ones(()) if odds.rates is None else odds.rates.detach().max().double()
+    mean = (weights.sum() * largest / 2.0).reshape(1)
+    waiting = int(torch.poisson(mean, generator=generator))
+    codes = torch.empty(0, dtype=torch.int64, device=device)
+    while waiting > 0:
+        number = min(waiting, _MOST_CANDIDATES)
+        waiting -= number
+        pairs = draw_nodes(weights, 2 * number, generator).view(2, number)
+        low, high = pairs.sort(0).values
+        low, high = low[low < high], high[low < high]
+        with torch.no_grad():
+            log_odds = odds.log(low, high).double()
+            log_bound = log_odds - odds.log_affinity(low, high) + largest.log()
+        uniform = torch.rand(len(low), dtype=torch.float64, device=device, generator=generator)
+        is_kept = uniform.log() + log_bound < softplus(log_odds).log()
+        codes = torch.cat([codes, (low * num_nodes + high)[is_kept]]).unique()
+    return SimpleGraph(num_nodes, torch.stack([codes // num_nodes, codes % num_nodes], -1))

@@ -1,0 +1,286 @@
+"""Simple graphs of which some pairs of nodes are not observed, and random pairs of their nodes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import check_integer, check_number
+from pyro_ext.random import chain_keys, fresh_seed, philox
+
+__all__ = ["HeldOutPairs", "PairSample", "SimpleGraph", "UnseenPairs", "draw_nodes"]
+
+_WORDS = 2**32
+_LARGEST_BLOCK = 2**18
+
+
+@dataclass(frozen=True)
+class HeldOutPairs:
+    """A random set of pairs of nodes, edges and non-edges alike, which takes no memory.
+
+    Whether it holds a pair is a function of the pair and the seed, so it needs no list, which would
+    grow with the square of the number of nodes.
+
+    :param float fraction: the probability of each pair, in [0, 1).
+    :param int seed: says which pairs.
+    :raises ValueError: for numbers out of range.
+
+    Example::
+
+        >>> pairs = HeldOutPairs(0.2, seed=1)
+        >>> first, second = torch.triu_indices(500, 500, 1)
+        >>> round(float(pairs.contains(first, second).float().mean()), 2)
+        0.2
+    """
+
+    fraction: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        check_number("fraction", self.fraction, least=0, below=1)
+        check_integer("seed", self.seed, 0)
+
+    def contains(self, first: Tensor, second: Tensor) -> Tensor:
+        """Whether the set holds pairs, whichever of its nodes comes first.
+
+        :param Tensor first: nodes, integers.
+        :param Tensor second: other nodes; both broadcast against each other.
+        :returns: **Shape:** that of both.
+        """
+        first, second = torch.broadcast_tensors(first, second)
+        key = chain_keys(self.seed, [0], first.device)[0]
+        zero = torch.zeros((), dtype=torch.int64, device=first.device)
+        nodes = torch.minimum(first, second), torch.maximum(first, second)
+        return philox((key[0], key[1]), (*nodes, zero, zero))[0] < self.fraction * _WORDS
+
+
+class PairSample(NamedTuple):
+    """Random pairs of nodes, with what a function of them counts for in an estimate of its sum.
+
+    :param Tensor first: nodes. **Shape:** ``(num_pairs,)``.
+    :param Tensor second: other nodes. **Shape:** ``(num_pairs,)``.
+    :param Tensor weight: zero for pairs that are not observed. **Shape:** ``(num_pairs,)``.
+    """
+
+    first: Tensor
+    second: Tensor
+    weight: Tensor
+
+
+class UnseenPairs(NamedTuple):
+    """Pairs that were held out: edges first, then pairs without an edge.
+
+    :param Tensor first: nodes. **Shape:** ``(num_pairs,)``.
+    :param Tensor second: other nodes. **Shape:** ``(num_pairs,)``.
+    :param Tensor is_edge: whether there is an edge. **Shape:** ``(num_pairs,)``.
+    :param Tensor weight: how many pairs each stands for; more than one where only a sample of the
+        pairs without an edge is here. **Shape:** ``(num_pairs,)``.
+    """
+
+    first: Tensor
+    second: Tensor
+    is_edge: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SimpleGraph:
+    """An undirected graph without loops, in memory that is linear in the number of edges.
+
+    :param int num_nodes: number of nodes, which are numbered from zero; two at least.
+    :param Tensor edges: pairs of different nodes, in any order; those that come twice count once.
+        **Shape:** ``(num_edges, 2)``.
+    :param HeldOutPairs held_out: pairs that are not observed; none of them may be an edge.
+    :raises TypeError: for edges that are no integers.
+    :raises ValueError: for edges that do not fit.
+
+    Example::
+
+        >>> graph = SimpleGraph(4, torch.tensor([[2, 0], [0, 1], [0, 2]]))
+        >>> graph, graph.edges.tolist(), graph.degrees.tolist()
+        (SimpleGraph(4 nodes, 2 edges), [[0, 1], [0, 2]], [2, 1, 1, 0])
+    """
+
+    num_nodes: int
+    edges: Tensor
+    held_out: HeldOutPairs | None = None
+
+    def __post_init__(self) -> None:
+        """Check the arguments, and sort the edges."""
+        check_integer("num_nodes", self.num_nodes, 2)
+        edges = self.edges
+        if edges.is_floating_point() or edges.is_complex() or edges.dtype == torch.bool:
+            raise TypeError(f"edges must be integers, got {edges.dtype}")
+        if edges.dim() != 2 or edges.shape[-1] != 2:
+            raise ValueError(f"edges must have shape (num_edges, 2), got {tuple(edges.shape)}")
+        low, high = edges.long().sort(-1).values.unbind(-1)
+        if bool(((low < 0) | (high >= self.num_nodes)).any()):
+            raise ValueError(
+                f"edges must join nodes in 0 .. {self.num_nodes - 1}, got {int(low.min())} .. "
+                f"{int(high.max())}"
+            )
+        if bool((low == high).any()):
+            loop = int(low[low == high][0])
+            raise ValueError(f"edges must join different nodes, got a loop at {loop}")
+        codes = (low * self.num_nodes + high).unique()
+        edges = torch.stack([codes // self.num_nodes, codes % self.num_nodes], -1)
+        object.__setattr__(self, "edges", edges)
+        if self.held_out is not None and bool(self.held_out.contains(*edges.T).any()):
+            raise ValueError("edges must not be among the pairs that are held out; see hold_out")
+
+    def __repr__(self) -> str:
+        """Show the sizes, never the edges."""
+        held_out = "" if self.held_out is None else f", {self.held_out.fraction:.0%} held out"
+        return f"SimpleGraph({self.num_nodes:,} nodes, {self.num_edges:,} edges{held_out})"
+
+    @property
+    def num_edges(self) -> int:
+        """Number of edges that are observed."""
+        return len(self.edges)
+
+    @property
+    def num_pairs(self) -> int:
+        """Number of pairs of nodes, observed or not."""
+        return self.num_nodes * (self.num_nodes - 1) // 2
+
+    @property
+    def observed_fraction(self) -> float:
+        """The share of the pairs that is observed, on average over seeds."""
+        return 1.0 if self.held_out is None else 1.0 - self.held_out.fraction
+
+    @property
+    def degrees(self) -> Tensor:
+        """Number of edges at each node. **Shape:** ``(num_nodes,)``."""
+        return self.edges.flatten().bincount(minlength=self.num_nodes)
+
+    def is_observed(self, first: Tensor, second: Tensor) -> Tensor:
+        """Whether two nodes differ and the pair of them is not held out.
+
+        :param Tensor first: nodes.
+        :param Tensor second: nodes; both broadcast against each other.
+        """
+        differ = first != second
+        return differ if self.held_out is None else differ & ~self.held_out.contains(first, second)
+
+    def has_edge(self, first: Tensor, second: Tensor) -> Tensor:
+        """Whether there is an edge between nodes, by bisection.
+
+        :param Tensor first: nodes. **Shape:** ``(num_pairs,)``.
+        :param Tensor second: nodes. **Shape:** ``(num_pairs,)``.
+        """
+        if not self.num_edges:
+            return torch.zeros_like(first, dtype=torch.bool)
+        codes = self.edges[:, 0] * self.num_nodes + self.edges[:, 1]
+        wanted = torch.minimum(first, second) * self.num_nodes + torch.maximum(first, second)
+        place = torch.searchsorted(codes, wanted).clamp(max=self.num_edges - 1)
+        return codes[place] == wanted
+
+    def row_blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """All pairs of nodes, as blocks of some nodes with those that follow the first of them.
+
+        A block takes memory that is linear in the number of nodes and edges. Each pair comes once
+        with the smaller node first; those whose first node is not smaller do not count.
+
+        :returns: nodes of shapes ``(num_rows, 1)`` and ``(1, num_nodes)``, block after block.
+        """
+        nodes = torch.arange(self.num_nodes, device=self.edges.device)
+        rows = max(1, max(self.num_edges, _LARGEST_BLOCK) // self.num_nodes)
+        for block in nodes.split(rows):
+            yield block[:, None], nodes[None, int(block[0]) :]
+
+    def sample_pairs(self, num_pairs: int) -> PairSample:
+        r"""Draw pairs for estimates of sums over all pairs that are observed.
+
+        Both nodes of a pair come independently from probabilities :math:`q_i \propto D_i + 1`, with
+        the degrees :math:`D_i`. So pairs come often where an edge is likely, and the estimate
+
+        .. math:: \sum_{i < j} f_{ij} \approx \frac{1}{n} \sum_{(i, j)} \frac{f_{ij}}{2 q_i q_j}
+
+        has no bias, and little variance where :math:`f_{ij}` is about proportional to
+        :math:`D_i D_j`. The draws come from PyTorch's generator.
+
+        :param int num_pairs: :math:`n`.
+        """
+        probabilities = self.degrees.double() + 1.0
+        probabilities /= probabilities.sum()
+        first, second = draw_nodes(probabilities, 2 * num_pairs).view(2, num_pairs)
+        density = 2.0 * probabilities[first] * probabilities[second] * num_pairs
+        weight = torch.where(self.is_observed(first, second), density.reciprocal(), 0.0)
+        return PairSample(first, second, weight)
+
+    def hold_out(
+        self, fraction: float, *, seed: int, max_non_edges: int | None = None
+    ) -> tuple["SimpleGraph", UnseenPairs]:
+        """Hold out a share of all pairs, edges and non-edges alike.
+
+        :param float fraction: the probability that a pair is held out.
+        :param int seed: says which pairs.
+        :param int max_non_edges: how many pairs without an edge the test pairs hold at most; where
+            there are more, they are a random sample. By default all, whose number is quadratic in
+            that of the nodes.
+        :returns: the graph without those pairs, and the pairs.
+        :raises ValueError: for numbers out of range, and where pairs are held out already.
+
+        Example::
+
+            >>> graph = SimpleGraph(50, torch.triu_indices(50, 50, 1).T[:300])
+            >>> train, test = graph.hold_out(0.2, seed=0)
+            >>> train.num_edges + int(test.is_edge.sum())
+            300
+        """
+        if self.held_out is not None:
+            raise ValueError(f"hold_out takes a graph that is observed wholly, got {self!r}")
+        if max_non_edges is not None:
+            check_integer("max_non_edges", max_non_edges, 1)
+        held_out = HeldOutPairs(fraction, seed)
+        is_out = held_out.contains(*self.edges.T)
+        train = SimpleGraph(self.num_nodes, self.edges[~is_out], held_out)
+        edges = self.edges[is_out]
+        expected = fraction * self.num_pairs - len(edges)
+        if max_non_edges is None or expected <= max_non_edges:
+            non_edges, weight = self._all_non_edges(held_out), 1.0
+        else:
+            non_edges = self._some_non_edges(held_out, max_non_edges)
+            weight = expected / max_non_edges
+        first, second = torch.cat([edges, non_edges]).unbind(-1)
+        is_edge = torch.arange(len(first), device=first.device) < len(edges)
+        return train, UnseenPairs(first, second, is_edge, torch.where(is_edge, 1.0, weight))
+
+    def _all_non_edges(self, held_out: HeldOutPairs) -> Tensor:
+        found = []
+        for first, second in self.row_blocks():
+            rows, columns = (held_out.contains(first, second) & (first < second)).nonzero().T
+            pairs = torch.stack([first[rows, 0], second[0, columns]], -1)
+            found.append(pairs[~self.has_edge(*pairs.T)])
+        return torch.cat(found)
+
+    def _some_non_edges(self, held_out: HeldOutPairs, number: int) -> Tensor:
+        generator = torch.Generator(self.edges.device).manual_seed(fresh_seed(held_out.seed))
+        codes = torch.empty(0, dtype=torch.int64, device=self.edges.device)
+        while len(codes) < number:
+            pairs = torch.randint(
+                self.num_nodes, (2, 8 * number), generator=generator, device=self.edges.device
+            )
+            low, high = pairs.sort(0).values
+            keep = (low < high) & held_out.contains(low, high) & ~self.has_edge(low, high)
+            codes = torch.cat([codes, (low * self.num_nodes + high)[keep]]).unique()
+        chosen = torch.randperm(len(codes), generator=generator, device=codes.device)[:number]
+        codes = codes[chosen]
+        return torch.stack([codes // self.num_nodes, codes % self.num_nodes], -1)
+
+
+def draw_nodes(
+    probabilities: Tensor, number: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Draw nodes, of which there may be more than :func:`torch.multinomial` takes.
+
+    :param Tensor probabilities: of the nodes, up to a factor, in float64.
+    :param int number: how many draws.
+    :param torch.Generator generator: by default PyTorch's own.
+    """
+    total = probabilities.cumsum(0)
+    places = torch.rand(number, dtype=total.dtype, device=total.device, generator=generator)
+    return torch.searchsorted(total, places * total[-1], right=True).clamp(max=len(total) - 1)

@@ -1,0 +1,160 @@
+r"""What models of graphs predict: links that were held out, and new graphs; and simple baselines.
+
+[1] J. Lee, C. Heaukulani, Z. Ghahramani, L. F. James, S. Choi (2017),
+Bayesian inference on random simple graphs with power law degree distributions.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from pyro_ext._checks import check_integer
+from pyro_ext.models.nonparametric.graph_guide import GraphGuide
+from pyro_ext.models.nonparametric.graph_odds import EdgeOdds, sample_graph
+from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph, UnseenPairs
+from pyro_ext.random import seeded
+
+__all__ = [
+    "LinkScores",
+    "degree_odds",
+    "erdos_renyi_odds",
+    "log_link_probabilities",
+    "score_links",
+    "simulate_graphs",
+]
+
+_PAIRS_AT_ONCE = 2**18
+
+
+class LinkScores(NamedTuple):
+    """How well pairs that were held out are predicted.
+
+    :param float log_likelihood: sum of the log probabilities of what they are.
+    :param float auc: the probability that an edge is ranked above a pair without one.
+    :param float average_precision: area under the curve of precision over recall.
+    """
+
+    log_likelihood: float
+    auc: float
+    average_precision: float
+
+
+def log_link_probabilities(
+    odds: Sequence[EdgeOdds], first: Tensor, second: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log probabilities of an edge and of none, as averages over draws of the odds.
+
+    :param odds: draws, such as from :meth:`GraphGuide.odds`, one at least.
+    :param Tensor first: nodes. **Shape:** ``(num_pairs,)``.
+    :param Tensor second: other nodes. **Shape:** ``(num_pairs,)``.
+    :returns: both. **Shape:** ``(num_pairs,)`` each.
+    :raises ValueError: without a draw.
+
+    Example::
+
+        >>> odds = [EdgeOdds(torch.full((4,), weight)) for weight in (4.0, 12.0)]
+        >>> present, absent = log_link_probabilities(odds, torch.tensor([0]), torch.tensor([1]))
+        >>> present.exp(), absent.exp()
+        (tensor([0.6250]), tensor([0.3750]))
+    """
+    if not odds:
+        raise ValueError("odds must hold one draw at least, got none")
+    parts = []
+    with torch.no_grad():
+        for left, right in zip(
+            first.split(_PAIRS_AT_ONCE), second.split(_PAIRS_AT_ONCE), strict=True
+        ):
+            logits = [draw.log(left, right) for draw in odds]
+            present = torch.stack([logsigmoid(value) for value in logits]).logsumexp(0)
+            absent = torch.stack([logsigmoid(-value) for value in logits]).logsumexp(0)
+            parts.append((present - math.log(len(odds)), absent - math.log(len(odds))))
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def score_links(odds: Sequence[EdgeOdds], test: UnseenPairs) -> LinkScores:
+    """Score the predictions of pairs that were held out.
+
+    :param odds: draws of the odds of edges, one at least.
+    :param UnseenPairs test: from :meth:`SimpleGraph.hold_out`, with edges and pairs without one.
+    :raises ValueError: without a draw, and where the pairs are of one kind.
+
+    Example::
+
+        >>> graph = SimpleGraph(60, torch.triu_indices(60, 60, 1).T[:500])
+        >>> train, test = graph.hold_out(0.2, seed=0)
+        >>> score_links([degree_odds(train)], test).auc > 0.9
+        True
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    if bool(test.is_edge.all()) or not bool(test.is_edge.any()):
+        raise ValueError("test must hold edges and pairs without an edge, got one kind only")
+    present, absent = log_link_probabilities(odds, test.first, test.second)
+    terms = torch.where(test.is_edge, present, absent).double() * test.weight
+    arguments = test.is_edge.cpu().numpy(), present.cpu().numpy()
+    weight = test.weight.cpu().numpy()
+    return LinkScores(
+        float(terms.sum()),
+        float(roc_auc_score(*arguments, sample_weight=weight)),
+        float(average_precision_score(*arguments, sample_weight=weight)),
+    )
+
+
+def erdos_renyi_odds(graph: SimpleGraph) -> EdgeOdds:
+    """Odds of a graph all of whose edges have the same probability, the observed share.
+
+    :param SimpleGraph graph: the graph; its share is of edges and half an edge more.
+
+    Example::
+
+        >>> odds = erdos_renyi_odds(SimpleGraph(5, torch.tensor([[0, 1], [0, 2]])))
+        >>> odds.log(torch.tensor([3]), torch.tensor([4])).sigmoid()
+        tensor([0.2273])
+    """
+    num_observed = graph.observed_fraction * graph.num_pairs
+    share = (graph.num_edges + 0.5) / (num_observed + 1.0)
+    weight = graph.num_nodes * share / (1.0 - share)
+    return EdgeOdds(torch.full((graph.num_nodes,), weight, device=graph.edges.device))
+
+
+def degree_odds(graph: SimpleGraph) -> EdgeOdds:
+    """Odds with the degrees for weights, corrected for pairs that are held out, and no prior.
+
+    Half an edge more keeps nodes without observed edges from having none with certainty.
+
+    :param SimpleGraph graph: the graph.
+
+    Example::
+
+        >>> degree_odds(SimpleGraph(3, torch.tensor([[0, 1]]))).weights
+        tensor([1.5000, 1.5000, 0.5000])
+    """
+    degrees = graph.degrees.to(torch.get_default_dtype())
+    return EdgeOdds((degrees + 0.5) / graph.observed_fraction)
+
+
+def simulate_graphs(
+    guide: GraphGuide, num_graphs: int, *, seed: int | None = None
+) -> Iterator[SimpleGraph]:
+    """Draw new graphs of new nodes, at draws of the hyperparameters from the guide.
+
+    :param GraphGuide guide: of the model.
+    :param int num_graphs: how many.
+    :param int seed: of the draws; by default PyTorch's generator goes on.
+    :returns: graphs of as many nodes as that of the guide, one after the other.
+    """
+    check_integer("num_graphs", num_graphs, 1)
+    samples = guide.sample(num_graphs, seed=seed)
+    own = {"weights", "memberships", "rates"}
+    with seeded(seed):
+        seeds = torch.randint(2**31 - 1, (num_graphs,)).tolist()
+    for draw, own_seed in enumerate(seeds):
+        values = {name: value[draw] for name, value in samples.items() if name not in own}
+        with seeded(own_seed), poutine.block(), poutine.condition(data=values), torch.no_grad():
+            odds = guide.model.odds(guide.graph.num_nodes)
+        yield sample_graph(odds, seed=own_seed)

@@ -1,0 +1,79 @@
+"""Networks so wide that their limits are known: mixtures of Gaussian processes, and their training.
+
+Networks whose weights depend on each other [1], as Pyro models and in the limit; and networks with
+unequal scales of nodes [2], trained by gradients.
+
+[1] H. Lee, F. Ayed, P. Jung, J. Lee, H. Yang, F. Caron (2023), Deep neural networks with dependent
+weights: Gaussian process mixture limit, heavy tails, sparsity and compressibility.
+
+[2] F. Caron, F. Ayed, P. Jung, H. Lee, J. Lee, H. Yang (2023), Over-parameterised shallow neural
+networks with asymmetrical node scaling: global convergence guarantees and feature learning.
+"""
+
+from pyro_ext.models.wide_networks.asymmetric import (
+    AsymmetricNetwork,
+    mean_tangent_gram,
+    tangent_gram,
+    tangent_kernel,
+)
+from pyro_ext.models.wide_networks.gaussian_processes import (
+    MixturePrediction,
+    condition_mixture,
+    mixture_kernel,
+    network_kernel,
+)
+from pyro_ext.models.wide_networks.limit import (
+    pruning_error,
+    sample_covariances,
+    sample_outputs,
+    square_correlation,
+)
+from pyro_ext.models.wide_networks.network import DependentWeightNetwork
+from pyro_ext.models.wide_networks.point_jumps import EqualJumps
+from pyro_ext.models.wide_networks.recursions import (
+    input_covariance,
+    network_covariance,
+    relu_covariance,
+    step_covariance,
+)
+from pyro_ext.models.wide_networks.variances import (
+    NodeVariances,
+    bernoulli_variances,
+    beta_variances,
+    equal_variances,
+    horseshoe_variances,
+    inverse_gamma_variances,
+    measure_variances,
+    regularized_horseshoe_variances,
+    scaled_variances,
+)
+
+__all__ = [
+    "AsymmetricNetwork",
+    "DependentWeightNetwork",
+    "EqualJumps",
+    "MixturePrediction",
+    "NodeVariances",
+    "bernoulli_variances",
+    "beta_variances",
+    "condition_mixture",
+    "equal_variances",
+    "horseshoe_variances",
+    "input_covariance",
+    "inverse_gamma_variances",
+    "mean_tangent_gram",
+    "measure_variances",
+    "mixture_kernel",
+    "network_covariance",
+    "network_kernel",
+    "pruning_error",
+    "regularized_horseshoe_variances",
+    "relu_covariance",
+    "sample_covariances",
+    "sample_outputs",
+    "scaled_variances",
+    "square_correlation",
+    "step_covariance",
+    "tangent_gram",
+    "tangent_kernel",
+]

@@ -1,0 +1,146 @@
+"""Kernels of GPyTorch. This module imports it, and is imported where a kernel is wanted."""
+
+from typing import Any
+
+import gpytorch
+import torch
+from torch import Tensor
+
+from pyro_ext.models.wide_networks.recursions import propagate, relu_covariance, step_covariance
+
+__all__ = ["FeatureKernel", "NetworkKernel", "TangentKernel"]
+
+
+class NetworkKernel(gpytorch.kernels.Kernel):
+    """Kernel of an infinitely wide ReLU network whose nodes have equal variances.
+
+    Both variances are positive parameters, which GPyTorch can fit.
+
+    :param int num_hidden: number of hidden layers.
+    :param float weight_variance: of the weights, where it starts.
+    :param float bias_variance: of the biases; with zero there are none.
+    """
+
+    has_lengthscale = False
+
+    def __init__(self, num_hidden: int, weight_variance: float, bias_variance: float) -> None:
+        super().__init__()
+        self.num_hidden = num_hidden
+        self._add("weight_variance", weight_variance)
+        if bias_variance > 0:
+            self._add("bias_variance", bias_variance)
+
+    @property
+    def weight_variance(self) -> Tensor:
+        """Variance of the weights."""
+        value: Tensor = self.raw_weight_variance_constraint.transform(self.raw_weight_variance)
+        return value
+
+    @property
+    def bias_variance(self) -> Tensor:
+        """Variance of the biases."""
+        raw = getattr(self, "raw_bias_variance", None)
+        if raw is None:
+            return torch.zeros_like(self.raw_weight_variance)
+        value: Tensor = self.raw_bias_variance_constraint.transform(raw)
+        return value
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: Any) -> Tensor:
+        """Covariances of outputs. **Shape:** ``(*batch, n1, n2)``, or ``(*batch, n1)``."""
+        weight, bias = self.weight_variance, self.bias_variance
+        cross, left, right = (bias + weight * part for part in _products(x1, x2, diag))
+        return propagate((cross, left, right), self.num_hidden, weight, bias)[0]
+
+    def _add(self, name: str, value: float) -> None:
+        constraint = gpytorch.constraints.Positive()
+        start = constraint.inverse_transform(torch.tensor(value))
+        self.register_parameter(f"raw_{name}", torch.nn.Parameter(start))
+        self.register_constraint(f"raw_{name}", constraint)
+
+
+class FeatureKernel(gpytorch.kernels.Kernel):
+    """Random kernels of infinitely wide networks with one hidden ReLU layer, as a batch.
+
+    :param Tensor jumps: variances of the nodes that stay visible. **Shape:** ``(*batch, j)``.
+    :param Tensor weights: their weights, with one over the root of the number of inputs in them.
+        **Shape:** ``(*batch, j, d)``.
+    :param Tensor biases: their biases. **Shape:** ``(*batch, j)``.
+    :param Tensor drift: variance of all other nodes. **Shape:** ``batch``.
+    :param float weight_variance: of the weights.
+    :param float bias_variance: of the biases.
+    """
+
+    has_lengthscale = False
+
+    def __init__(
+        self,
+        jumps: Tensor,
+        weights: Tensor,
+        biases: Tensor,
+        drift: Tensor,
+        weight_variance: float,
+        bias_variance: float,
+    ) -> None:
+        super().__init__(batch_shape=drift.shape)
+        self.weight_variance, self.bias_variance = weight_variance, bias_variance
+        self.register_buffer("jumps", jumps)
+        self.register_buffer("weights", weights)
+        self.register_buffer("biases", biases)
+        self.register_buffer("drift", drift)
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: Any) -> Tensor:
+        """Covariances of outputs. **Shape:** ``(*batch, n1, n2)``, or ``(*batch, n1)``."""
+        first = (
+            self.bias_variance + self.weight_variance * part for part in _products(x1, x2, diag)
+        )
+        smooth = relu_covariance(*first)
+        left, right = (self._nodes(x).relu() for x in (x1, x2))
+        inner = _sum_of_features(left, right, self.jumps, diag)
+        inner = inner + _over(self.drift, diag) * smooth
+        return self.bias_variance + self.weight_variance * inner
+
+    def _nodes(self, x: Tensor) -> Tensor:
+        nodes: Tensor = x @ self.weights.mT + self.biases[..., None, :]
+        return nodes
+
+
+class TangentKernel(gpytorch.kernels.Kernel):
+    """Tangent kernels of infinitely wide ReLU networks with unequal scales, as a batch.
+
+    :param Tensor jumps: variances of the nodes that stay visible. **Shape:** ``(*batch, j)``.
+    :param Tensor weights: their weights. **Shape:** ``(*batch, j, d)``.
+    :param float symmetric_share: variance of all other nodes.
+    """
+
+    has_lengthscale = False
+
+    def __init__(self, jumps: Tensor, weights: Tensor, symmetric_share: float) -> None:
+        super().__init__(batch_shape=jumps.shape[:-1])
+        self.symmetric_share = symmetric_share
+        self.register_buffer("jumps", jumps)
+        self.register_buffer("weights", weights)
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: Any) -> Tensor:
+        """Tangent kernels at the start. **Shape:** ``(*batch, n1, n2)``, or ``(*batch, n1)``."""
+        cross, left, right = _products(x1, x2, diag)
+        here, there = ((x @ self.weights.mT > 0).to(cross.dtype) for x in (x1, x2))
+        inner = _sum_of_features(here, there, self.jumps, diag)
+        inner = inner + self.symmetric_share * step_covariance(cross, left, right)
+        return cross * inner
+
+
+def _products(x1: Tensor, x2: Tensor, diag: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean products of inputs, and the mean squares of either."""
+    left, right = x1.square().mean(-1), x2.square().mean(-1)
+    if diag:
+        return (x1 * x2).mean(-1), left, right
+    return x1 @ x2.mT / x1.shape[-1], left[..., :, None], right[..., None, :]
+
+
+def _sum_of_features(left: Tensor, right: Tensor, jumps: Tensor, diag: bool) -> Tensor:
+    weighted = left * jumps[..., None, :]
+    return (weighted * right).sum(-1) if diag else weighted @ right.mT
+
+
+def _over(value: Tensor, diag: bool) -> Tensor:
+    return value[..., None] if diag else value[..., None, None]

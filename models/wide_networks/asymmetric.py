@@ -1,0 +1,197 @@
+r"""Networks with one hidden layer whose nodes have fixed, unequal scales.
+
+[1] F. Caron, F. Ayed, P. Jung, H. Lee, J. Lee, H. Yang (2023), Over-parameterised shallow neural
+networks with asymmetrical node scaling: global convergence guarantees and feature learning.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_ext._checks import check_integer, check_number
+from pyro_ext.models.wide_networks.gaussian_processes import gpytorch_kernels
+from pyro_ext.models.wide_networks.recursions import step_covariance
+from pyro_ext.nn import NodeScale
+from pyro_ext.random import fresh_seed
+
+__all__ = ["AsymmetricNetwork", "mean_tangent_gram", "tangent_gram", "tangent_kernel"]
+
+
+class AsymmetricNetwork(nn.Module):
+    r"""A ReLU network with one hidden layer that learns through its hidden nodes alone [1].
+
+    .. math:: f(x) = \sum_{j=1}^m \sqrt{\lambda_j} \, a_j \, \phi(w_j^\top x / \sqrt{d}) , \quad
+              a_j \in \{-1, 1\} , \; w_j \sim \text{Normal}(0, \sigma_w^2 I) .
+
+    The variances :math:`\lambda_j` and the signs, one vector for each output, stay as they are. The
+    one parameter that learns is ``hidden.weight``. With the same seed a wider network begins with
+    the nodes of a narrower one.
+
+    :param int in_features: number of inputs :math:`d`.
+    :param int out_features: number of outputs.
+    :param Tensor variances: :math:`\lambda_j`, such as those of
+        :func:`~pyro_ext.nn.asymmetric_variances`. **Shape:** ``(num_nodes,)``.
+    :param float weight_scale: :math:`\sigma_w`.
+    :param int seed: of the start; by default PyTorch's generator gives one.
+    :raises ValueError: for arguments out of range.
+
+    Example::
+
+        >>> from pyro_ext.nn import asymmetric_variances, zipf_weights
+        >>> variances = asymmetric_variances(zipf_weights(100, 0.5), symmetric_share=0.2)
+        >>> network = AsymmetricNetwork(4, 3, variances)
+        >>> network(torch.zeros(5, 4)).shape
+        torch.Size([5, 3])
+        >>> [name for name, value in network.named_parameters() if value.requires_grad]
+        ['hidden.weight']
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        variances: Tensor,
+        weight_scale: float = 1.0,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_integer("in_features", in_features, 1)
+        check_integer("out_features", out_features, 1)
+        check_number("weight_scale", weight_scale, above=0.0)
+        self.scale = NodeScale(variances)
+        generator = torch.Generator().manual_seed(fresh_seed(seed))
+        size = (len(variances), in_features + out_features)
+        nodes = torch.randn(size, generator=generator, dtype=variances.dtype)
+        self.hidden = nn.Linear(in_features, len(variances), bias=False, dtype=variances.dtype)
+        self.output = nn.Linear(len(variances), out_features, bias=False, dtype=variances.dtype)
+        with torch.no_grad():
+            self.hidden.weight.copy_(weight_scale * nodes[:, :in_features])
+            self.output.weight.copy_(torch.where(nodes[:, in_features:].mT < 0, -1.0, 1.0))
+        self.output.weight.requires_grad_(False)
+
+    @property
+    def variances(self) -> Tensor:
+        r""":math:`\lambda_j`. **Shape:** ``(num_nodes,)``."""
+        return self.scale.variances
+
+    def features(self, inputs: Tensor, number: int | None = None) -> Tensor:
+        """Hidden nodes without their scales, those of largest variance first.
+
+        :param Tensor inputs: **Shape:** ``(n, in_features)``.
+        :param int number: how many; by default all.
+        :returns: **Shape:** ``(n, number)``.
+        """
+        order = self.variances.argsort(dim=-1, descending=True, stable=True)[:number]
+        return self._nodes(inputs).relu()[..., order]
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Run the network.
+
+        :param Tensor inputs: **Shape:** ``(n, in_features)``.
+        :returns: **Shape:** ``(n, out_features)``.
+        """
+        outputs: Tensor = self.output(self.scale(self._nodes(inputs).relu()))
+        return outputs
+
+    def prune(self, fraction: float) -> None:
+        """Take the nodes of smallest variance out, for good.
+
+        :param float fraction: share of the nodes that go.
+        """
+        self.scale.prune(fraction)
+
+    def _nodes(self, inputs: Tensor) -> Tensor:
+        nodes: Tensor = self.hidden(inputs / math.sqrt(inputs.shape[-1]))
+        return nodes
+
+
+@torch.no_grad()
+def tangent_gram(network: AsymmetricNetwork, inputs: Tensor) -> Tensor:
+    r"""Tangent Gram matrix of a network, the same for each output [1].
+
+    .. math:: \Theta_{ii'} = \frac{\langle x_i, x_{i'} \rangle}{d}
+              \sum_j \lambda_j 1\{w_j^\top x_i > 0\} 1\{w_j^\top x_{i'} > 0\} .
+
+    Under gradient flow of half the sum of squares the outputs follow
+    :math:`\dot f = -\Theta (f - y)`.
+
+    :param AsymmetricNetwork network: the network.
+    :param Tensor inputs: **Shape:** ``(n, in_features)``.
+    :returns: **Shape:** ``(n, n)``.
+
+    Example::
+
+        >>> network = AsymmetricNetwork(4, 1, torch.full((50,), 0.02), seed=0)
+        >>> tangent_gram(network, torch.randn(3, 4)).shape
+        torch.Size([3, 3])
+    """
+    active = (inputs @ network.hidden.weight.mT > 0) * network.variances.sqrt()
+    return (active @ active.mT) * (inputs @ inputs.mT) / inputs.shape[-1]
+
+
+def mean_tangent_gram(inputs: Tensor) -> Tensor:
+    r"""Mean of :func:`tangent_gram` over starts, whatever the variances, which sum to one [1].
+
+    .. math:: \Theta^*_{ii'} = \frac{\langle x_i, x_{i'} \rangle}{d} \,
+              \frac{\pi - \arccos \rho_{ii'}}{2 \pi}
+
+    with the cosine :math:`\rho_{ii'}` of two inputs. Its smallest eigenvalue :math:`\kappa_n`,
+    times the symmetric share of the variances, bounds from below how fast the loss falls.
+
+    :param Tensor inputs: **Shape:** ``(n, d)``.
+    :returns: **Shape:** ``(n, n)``.
+
+    Example::
+
+        >>> mean_tangent_gram(torch.eye(2))
+        tensor([[0.2500, 0.0000],
+                [0.0000, 0.2500]])
+    """
+    products = inputs @ inputs.mT / inputs.shape[-1]
+    diagonal = products.diagonal()
+    return products * step_covariance(products, diagonal[:, None], diagonal)
+
+
+def tangent_kernel(
+    in_features: int,
+    weights: Tensor,
+    symmetric_share: float,
+    num_samples: int = 1,
+    seed: int | None = None,
+) -> Any:
+    r"""Draw tangent kernels at the start of networks of infinite width [1].
+
+    .. math:: \frac{\langle x, x' \rangle}{d} \Bigl\{ \gamma \, P(z > 0, z' > 0) + (1 - \gamma)
+              \sum_j \frac{w_j}{\sum_k w_k} 1\{z_j(x) > 0\} 1\{z_j(x') > 0\} \Bigr\} .
+
+    It is random unless :math:`\gamma = 1`, where it is the neural tangent kernel of the layer.
+
+    :param int in_features: number of inputs :math:`d`.
+    :param Tensor weights: :math:`w_j`; as many as matter. **Shape:** ``(num_weights,)``, or
+        ``(num_samples, num_weights)`` for random ones.
+    :param float symmetric_share: :math:`\gamma`, in [0, 1].
+    :param int num_samples: how many kernels.
+    :param int seed: of the draws; by default PyTorch's generator gives one.
+    :returns: a ``gpytorch.kernels.Kernel`` of batch shape ``(num_samples,)``.
+    :raises ValueError: for arguments out of range.
+    :raises ImportError: without GPyTorch; names the extra.
+
+    Example::
+
+        >>> from pyro_ext.nn import zipf_weights
+        >>> kernel = tangent_kernel(2, zipf_weights(100, 0.5), 0.2, num_samples=5, seed=0)
+        >>> kernel(torch.ones(3, 2)).to_dense().shape
+        torch.Size([5, 3, 3])
+    """
+    check_integer("in_features", in_features, 1)
+    check_integer("num_samples", num_samples, 1)
+    check_number("symmetric_share", symmetric_share, least=0.0, most=1.0)
+    shares = weights / weights.sum(-1, keepdim=True)
+    if not bool((shares.isfinite() & (shares >= 0)).all()):
+        raise ValueError(f"weights must be numbers >= 0 and not all zero, got {weights!r:.80}")
+    jumps = (1.0 - symmetric_share) * shares.expand(num_samples, -1)
+    generator = torch.Generator().manual_seed(fresh_seed(seed))
+    nodes = torch.randn(*jumps.shape, in_features, generator=generator, dtype=jumps.dtype)
+    return gpytorch_kernels().TangentKernel(jumps, nodes, symmetric_share)

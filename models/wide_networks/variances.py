@@ -1,0 +1,370 @@
+r"""Laws of the variances of nodes, and what their sum becomes in a layer of infinite width.
+
+[1] H. Lee, F. Ayed, P. Jung, J. Lee, H. Yang, F. Caron (2023), Deep neural networks with dependent
+weights: Gaussian process mixture limit, heavy tails, sparsity and compressibility.
+
+[2] C. M. Carvalho, N. G. Polson, J. G. Scott (2010), The horseshoe estimator for sparse signals.
+
+[3] J. Piironen, A. Vehtari (2017), Sparsity information and regularization in the horseshoe and
+other shrinkage priors.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_ext._checks import check_integer, check_number
+from pyro_ext.models.wide_networks.point_jumps import EqualJumps
+from pyro_ext.random_measures import (
+    CompletelyRandomMeasure,
+    GeneralizedGammaProcess,
+    StableBetaProcess,
+)
+
+__all__ = [
+    "NodeVariances",
+    "bernoulli_variances",
+    "beta_variances",
+    "equal_variances",
+    "horseshoe_variances",
+    "inverse_gamma_variances",
+    "measure_variances",
+    "regularized_horseshoe_variances",
+    "scaled_variances",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class NodeVariances:
+    r"""Law of the variances of the nodes of a layer, for all widths, and its limit [1].
+
+    In a layer of width :math:`p` the nodes have independent variances :math:`\lambda_{p,j}`. Their
+    sum converges in law as :math:`p` grows, to an infinitely divisible variable: a number
+    :math:`a \geq 0`, and jumps that are a Poisson process with a Lévy density :math:`\rho`. Without
+    jumps the infinitely wide network is a Gaussian process, with them a mixture of such.
+
+    The functions beside this class make the laws of [1].
+
+    :param finite: maps a width to the law of a node's variance.
+    :param float drift: :math:`a`.
+    :param jumps: :math:`\rho`, a completely random measure or :class:`EqualJumps`.
+    :param str series_method: by which ``series`` of the jumps draws them.
+
+    Example::
+
+        >>> variances = horseshoe_variances()
+        >>> variances.law(100)
+        TransformedDistribution()
+        >>> variances.tail(torch.tensor(4.0)), variances.laplace_exponent(torch.tensor(1.0))
+        (tensor(0.5000), tensor(1.7725))
+    """
+
+    finite: Callable[[int], TorchDistribution]
+    drift: float = 0.0
+    jumps: CompletelyRandomMeasure | EqualJumps | None = None
+    series_method: str = "size_biased"
+
+    def __post_init__(self) -> None:
+        check_number("drift", self.drift, least=0.0)
+
+    def law(self, width: int) -> TorchDistribution:
+        """Law of the variance of a node in a layer of finite width.
+
+        :param int width: number of nodes of the layer.
+        :returns: a distribution without batch shape.
+        """
+        law: TorchDistribution = self.finite(check_integer("width", width, 1))
+        return law
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the sum in the limit, which may be infinite."""
+        return self.drift + (torch.zeros(()) if self.jumps is None else self.jumps.mean)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of the sum in the limit, which may be infinite."""
+        return torch.zeros(()) if self.jumps is None else self.jumps.variance
+
+    def laplace_exponent(self, value: Tensor) -> Tensor:
+        r""":math:`-\log E\, e^{-tS} = a t + \int (1 - e^{-tw}) \rho(w) dw` for the sum :math:`S`.
+
+        :param Tensor value: :math:`t \geq 0`.
+        """
+        drift = self.drift * value
+        return drift if self.jumps is None else drift + self.jumps.laplace_exponent(value)
+
+    def tail(self, value: Tensor) -> Tensor:
+        r"""Mean number of nodes with a variance above a level, in the limit.
+
+        :param Tensor value: the level, positive.
+        """
+        return torch.zeros_like(value) if self.jumps is None else self.jumps.tail(value)
+
+    def mass_below(self, value: Tensor) -> Tensor:
+        r"""Mean of the sum of all variances up to a level, :math:`a + \int_0^x w \rho(w) dw`.
+
+        :param Tensor value: the level :math:`x > 0`.
+        """
+        if self.jumps is None:
+            return torch.full_like(value, self.drift)
+        num_above = self.jumps.tail(value)
+        is_whole = num_above == 0  # beyond the largest jump, where the tail has no inverse
+        below = self.jumps.lost_mass(torch.where(is_whole, 1.0, num_above), "inverse_levy")
+        below = torch.where(is_whole, self.jumps.mean.to(below), below)
+        return self.drift + below.to(value.dtype)
+
+    def sample_jumps(
+        self, num_samples: int, num_jumps: int, seed: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw the first jumps of the limit.
+
+        :param int num_samples: how many times.
+        :param int num_jumps: how many jumps.
+        :param int seed: of the draws; by default PyTorch's generator goes on.
+        :returns: the jumps, and the drift with the expected mass of all later jumps. **Shape:**
+            ``(num_samples, num_jumps)`` and ``(num_samples,)``.
+        """
+        check_integer("num_samples", num_samples, 1)
+        if self.jumps is None:
+            return torch.zeros(num_samples, 0), torch.full((num_samples,), self.drift)
+        weights, _, lost = self.jumps.series(
+            num_jumps, self.series_method, seed, sample_shape=(num_samples,)
+        )
+        return weights, lost + self.drift
+
+
+def equal_variances() -> NodeVariances:
+    r"""All variances the same, :math:`\lambda_{p,j} = 1/p`: the limit is a Gaussian process.
+
+    Example::
+
+        >>> equal_variances().law(4).mean
+        tensor(0.2500)
+    """
+    return NodeVariances(lambda width: dist.Delta(torch.tensor(1.0 / width)), drift=1.0)
+
+
+def inverse_gamma_variances(concentration: float = 2.0) -> NodeVariances:
+    r"""Inverse gamma variances of mean :math:`1/p`, for weights with Student's law.
+
+    The limit is the Gaussian process of :func:`equal_variances`.
+
+    :param float concentration: greater than 1.
+    :raises ValueError: where it is not.
+
+    Example::
+
+        >>> inverse_gamma_variances().law(4).mean
+        tensor(0.2500)
+    """
+    check_number("concentration", concentration, above=1.0)
+    return NodeVariances(
+        lambda width: dist.InverseGamma(
+            torch.tensor(concentration), torch.tensor((concentration - 1.0) / width)
+        ),
+        drift=1.0,
+    )
+
+
+def scaled_variances(base: TorchDistribution) -> NodeVariances:
+    r"""Variances :math:`Y_j / p` with any law of :math:`Y_j` that has a mean, as of group lasso.
+
+    By the law of large numbers the limit is a Gaussian process, whatever the law.
+
+    :param base: law of :math:`Y_j \geq 0`, continuous and without batch shape.
+    :raises ValueError: where the mean is not finite and positive.
+
+    Example::
+
+        >>> variances = scaled_variances(dist.Gamma(2.0, 1.0))
+        >>> variances.law(4).sample().shape, variances.mean
+        (torch.Size([]), tensor(2.))
+    """
+    mean = check_number("the mean of base", float(base.mean), above=0.0)
+    return NodeVariances(lambda width: _affine(base, 0.0, 1.0 / width), drift=mean)
+
+
+def bernoulli_variances(rate: float = 1.0) -> NodeVariances:
+    r"""Variances of zero or one, :math:`\lambda_{p,j} \sim \text{Bernoulli}(r / p)`.
+
+    In the limit a Poisson number of nodes is there. They are discrete: the law is for simulation,
+    and samplers that follow gradients do not take it.
+
+    :param float rate: :math:`r`, the mean number of nodes that are there.
+    :raises ValueError: where it is not positive, or a width is less.
+
+    Example::
+
+        >>> bernoulli_variances().law(4).mean
+        tensor(0.2500)
+    """
+    check_number("rate", rate, above=0.0)
+
+    def finite(width: int) -> TorchDistribution:
+        check_number("rate", rate, most=width)
+        law: TorchDistribution = dist.Bernoulli(torch.tensor(rate / width))
+        return law
+
+    return NodeVariances(finite, jumps=EqualJumps(rate))
+
+
+def beta_variances(mass: float = 1.0, concentration: float = 0.5) -> NodeVariances:
+    r"""Variances :math:`\lambda_{p,j} \sim \text{Beta}(\eta c / p, c)`.
+
+    The limit has the jumps of a beta process, :math:`\rho(w) = \eta c w^{-1} (1 - w)^{c - 1}`.
+
+    :param float mass: :math:`\eta`, the mean of the sum.
+    :param float concentration: :math:`c`.
+    :raises ValueError: where one is not positive.
+
+    Example::
+
+        >>> beta_variances().mean, beta_variances().variance
+        (tensor(1.), tensor(0.6667))
+    """
+    check_number("mass", mass, above=0.0)
+    check_number("concentration", concentration, above=0.0)
+    return NodeVariances(
+        lambda width: dist.Beta(
+            torch.tensor(mass * concentration / width), torch.tensor(concentration)
+        ),
+        jumps=StableBetaProcess(mass, 0.0, concentration),
+        series_method="lomax",
+    )
+
+
+def horseshoe_variances(scale: float = math.pi / 2) -> NodeVariances:
+    r"""Squares of half-Cauchy variables, :math:`\lambda_{p,j} = (s C_j / p)^2` [2].
+
+    The limit has the jumps of a stable process, :math:`\rho(w) = (s / \pi) w^{-3/2}`, with an
+    infinite mean. By default their tail is :math:`x^{-1/2}`.
+
+    :param float scale: :math:`s`.
+    :raises ValueError: where it is not positive.
+
+    Example::
+
+        >>> horseshoe_variances().tail(torch.tensor(100.0))
+        tensor(0.1000)
+    """
+    check_number("scale", scale, above=0.0)
+    return NodeVariances(
+        lambda width: _squared_cauchy(scale / width),
+        jumps=GeneralizedGammaProcess(scale / math.sqrt(math.pi), 0.5, 0.0),
+    )
+
+
+def regularized_horseshoe_variances(scale: float = 1.0, slab: float = 1.0) -> NodeVariances:
+    r"""Variances of the horseshoe that are bounded, :math:`\lambda = S / (1 + S / b)` [3].
+
+    Here :math:`S = (s C / p)^2` as in :func:`horseshoe_variances`. The limit has the jumps of a
+    stable beta process, :math:`\rho(w) = (s / \pi) w^{-3/2} (1 - w / b)^{-1/2}` for
+    :math:`w < b`.
+
+    :param float scale: :math:`s`.
+    :param float slab: :math:`b`, the largest variance.
+    :raises ValueError: where one is not positive.
+
+    Example::
+
+        >>> regularized_horseshoe_variances().mean
+        tensor(1.)
+    """
+    check_number("scale", scale, above=0.0)
+    check_number("slab", slab, above=0.0)
+    # With S = b e^y the variance is b sigmoid(y).
+    transforms = [
+        _Affine(0.0, 1.0 / slab),
+        dist.transforms.ExpTransform().inv,
+        dist.transforms.SigmoidTransform(),
+        _Affine(0.0, slab, 1.0),
+    ]
+
+    def finite(width: int) -> TorchDistribution:
+        law: TorchDistribution = dist.TransformedDistribution(
+            _squared_cauchy(scale / width), transforms
+        )
+        return law
+
+    return NodeVariances(
+        finite,
+        jumps=StableBetaProcess(scale / math.sqrt(slab), 0.5, 0.0, scale=slab),
+    )
+
+
+def measure_variances(
+    measure: CompletelyRandomMeasure, drift: float = 0.0, series_method: str = "size_biased"
+) -> NodeVariances:
+    r"""Variances whose sum becomes any infinitely divisible variable.
+
+    They are the weights of the finite approximation of a completely random measure, and
+    :math:`a / p`. Generalized gamma, generalized BFRY and beta prime processes have closed forms.
+
+    :param measure: of the jumps, without batch shape. ``measure.rescale(1 / measure.mean)`` has
+        mean one.
+    :param float drift: :math:`a`.
+    :param str series_method: by which ``series`` of the measure draws jumps of the limit;
+        ``"scaled"`` is fast for generalized BFRY processes.
+    :raises ValueError: for a measure with a batch shape, or a drift out of range.
+
+    Example::
+
+        >>> from pyro_ext.random_measures import GeneralizedBFRYProcess
+        >>> measure = GeneralizedBFRYProcess(4.5, 0.5, 5.0)
+        >>> variances = measure_variances(measure.rescale(1.0 / measure.mean), drift=0.5)
+        >>> variances.mean, variances.law(10).sample() > 0.05
+        (tensor(1.5000), tensor(True))
+    """
+    if measure.batch_shape:
+        raise ValueError(f"measure must have no batch shape, got {tuple(measure.batch_shape)}")
+
+    def finite(width: int) -> TorchDistribution:
+        law: TorchDistribution = measure.finite(width)
+        return law if drift == 0 else _affine(law, drift / width, 1.0)
+
+    return NodeVariances(finite, drift, measure, series_method)
+
+
+class _Affine(dist.transforms.AffineTransform):
+    """Affine map of numbers that are positive, and bounded or not; PyTorch's own forgets that."""
+
+    def __init__(self, loc: float, scale: float, high: float = math.inf) -> None:
+        super().__init__(loc, scale)
+        self._high = high
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def domain(self) -> Any:
+        """Positive numbers up to the bound."""
+        return _between(0.0, self._high)
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def codomain(self) -> Any:
+        """Their images."""
+        low = float(self.loc)
+        return _between(low, low + float(self.scale) * self._high)
+
+
+def _between(low: float, high: float) -> Any:
+    is_bounded = high < math.inf
+    return constraints.interval(low, high) if is_bounded else constraints.greater_than(low)
+
+
+def _affine(law: TorchDistribution, loc: float, scale: float) -> TorchDistribution:
+    high = float(getattr(law.support, "upper_bound", math.inf))
+    image: TorchDistribution = dist.TransformedDistribution(law, [_Affine(loc, scale, high)])
+    return image
+
+
+def _squared_cauchy(scale: float) -> TorchDistribution:
+    square: TorchDistribution = dist.TransformedDistribution(
+        dist.HalfCauchy(torch.tensor(scale)), [dist.transforms.PowerTransform(torch.tensor(2.0))]
+    )
+    return square

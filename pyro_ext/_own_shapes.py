@@ -1,0 +1,22 @@
+"""Values of sites in their own shapes, for models whose sites are weights of layers."""
+
+from typing import Any
+
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+__all__ = ["OwnShapes"]
+
+
+class OwnShapes(Messenger):
+    """Values of sites without dimensions of size one on the left of their own.
+
+    Pyro's ``Predictive`` puts them there, one for each plate of the model, also where a site is
+    outside of the plates. Layers of PyTorch would take them for dimensions of a weight.
+    """
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        value, shape = msg["value"], msg["fn"].shape()
+        if isinstance(value, Tensor) and value.dim() > len(shape):
+            if value.shape[value.dim() - len(shape) :] == shape and value.numel() == shape.numel():
+                msg["value"] = value.reshape(shape)

@@ -1,0 +1,49 @@
+"""Compiled loop over the blocks of a random generator, apart since Numba is slow to import."""
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["philox_blocks"]
+
+Integers = npt.NDArray[np.int64]
+
+_MASK = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+_MULTIPLIER0, _MULTIPLIER1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_WEYL0, _WEYL1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+_NUM_ROUNDS = 10
+
+
+@numba.njit(cache=True)
+def philox_blocks(keys: Integers, steps: Integers, num_blocks: int, stream: int) -> Integers:
+    """Words of :func:`pyro_ext.random.philox` for the counters (block, step, stream, 0).
+
+    :param keys: **Shape:** ``(num_chains, 2)``.
+    :param steps: **Shape:** ``(num_steps,)``.
+    :param int num_blocks: blocks of four words for each chain at each step.
+    :param int stream: number of the stream.
+    :returns: **Shape:** ``(4, num_steps, num_chains, num_blocks)``.
+    """
+    words = np.empty((4, steps.size, keys.shape[0], num_blocks), np.int64)
+    for number in range(steps.size):
+        step = np.uint64(steps[number])
+        for chain in range(keys.shape[0]):
+            first, second = np.uint64(keys[chain, 0]), np.uint64(keys[chain, 1])
+            for block in range(num_blocks):
+                word0, word1 = np.uint64(block), step
+                word2, word3 = np.uint64(stream), np.uint64(0)
+                key0, key1 = first, second
+                for _ in range(_NUM_ROUNDS):
+                    product0, product1 = word0 * _MULTIPLIER0, word2 * _MULTIPLIER1
+                    word0 = ((product1 >> _HALF) ^ word1 ^ key0) & _MASK
+                    word1 = product1 & _MASK
+                    word2 = ((product0 >> _HALF) ^ word3 ^ key1) & _MASK
+                    word3 = product0 & _MASK
+                    key0 = (key0 + _WEYL0) & _MASK
+                    key1 = (key1 + _WEYL1) & _MASK
+                words[0, number, chain, block] = np.int64(word0)
+                words[1, number, chain, block] = np.int64(word1)
+                words[2, number, chain, block] = np.int64(word2)
+                words[3, number, chain, block] = np.int64(word3)
+    return words

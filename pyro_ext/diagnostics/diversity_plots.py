@@ -1,0 +1,403 @@
+"""Plots of how the draws of a Bayesian network differ, and of whether its chains agree.
+
+They show the numbers of :mod:`pyro_ext.diagnostics.diversity`,
+:mod:`pyro_ext.diagnostics.function_space` and :func:`pyro_ext.diagnostics.metrics.ambiguity`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import check_integer
+from pyro_ext._pyplot import load_pyplot
+from pyro_ext.diagnostics.metrics import ArrayLike, _checked, _tensor, ambiguity
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "plot_ambiguity",
+    "plot_consecutive_distances",
+    "plot_pairwise_kl",
+    "plot_path_values",
+    "plot_predictive_ess",
+    "plot_predictive_rhat",
+    "plot_singular_values",
+]
+
+_LINE, _OVER, _POINT, _INK = "#2a6f97", "#d1495b", "#e09f3e", "#444444"
+_MOST_NAMED = 10
+_LARGEST_SHOWN = 2.0
+_ROUNDING = 1e-6  # of values in single precision
+
+
+def plot_pairwise_kl(
+    divergences: ArrayLike, num_chains: int = 1, ax: "Axes | None" = None
+) -> "Axes":
+    """Draw divergences between the predictions of each two draws as a heat map.
+
+    Light blocks along the diagonal are draws that predict alike. Infinite divergences are red.
+
+    :param divergences: what :func:`~pyro_ext.diagnostics.diversity.pairwise_kl` returns, from draws
+        in rows to draws in columns. **Shape:** ``(num_draws, num_draws)``.
+    :param int num_chains: where the draws are of several chains of one length, one chain after the
+        other, lines are drawn between these.
+    :param ax: where to draw; a new figure without it.
+    :returns: the axes.
+    :raises ValueError: names the argument, what it got and what it wants.
+    :raises ImportError: without matplotlib; names the extra.
+
+    Example::
+
+        >>> from pyro_ext.diagnostics.diversity import pairwise_kl
+        >>> probabilities = torch.tensor([[[0.5, 0.5]], [[0.25, 0.75]]])
+        >>> ax = plot_pairwise_kl(pairwise_kl(probabilities))
+        >>> ax.images[0].get_array().round(4).tolist()
+        [[0.0, 0.1438], [0.1308, 0.0]]
+    """
+    pyplot = load_pyplot("plot_pairwise_kl")
+    values = _floats("divergences", divergences)
+    check_integer("num_chains", num_chains, 1)
+    if values.dim() != 2 or values.shape[0] != values.shape[1]:
+        raise ValueError(
+            f"divergences must have the shape (num_draws, num_draws); got {tuple(values.shape)}"
+        )
+    num_draws = len(values)
+    if num_draws % num_chains:
+        raise ValueError(
+            f"num_chains must divide the number of draws, {num_draws}; got {num_chains}"
+        )
+    finite = values[values.isfinite()]
+    largest = float(finite.max()) if finite.numel() else 0.0
+    colours = pyplot.get_cmap("Blues").with_extremes(bad=_OVER)
+    if ax is None:
+        _, ax = pyplot.subplots(figsize=(5.6, 4.8), layout="constrained")
+    image = ax.imshow(
+        values.numpy(), vmin=0.0, vmax=largest or 1.0, cmap=colours, interpolation="nearest"
+    )
+    for start in range(num_draws // num_chains, num_draws, num_draws // num_chains):
+        ax.axhline(start - 0.5, color=_INK, linewidth=0.6)
+        ax.axvline(start - 0.5, color=_INK, linewidth=0.6)
+    ax.set(xlabel="to draw", ylabel="from draw")
+    ax.figure.colorbar(image, ax=ax, label="Kullback-Leibler divergence, nats")
+    return ax
+
+
+def plot_consecutive_distances(distances: ArrayLike, ax: "Axes | None" = None) -> "Axes":
+    """Draw how far each draw lies from the one before, a line for each chain.
+
+    :param distances: what :func:`~pyro_ext.diagnostics.diversity.consecutive_distances` returns.
+        **Shape:** ``(num_chains, num_draws - 1)``.
+    :param ax: where to draw; a new figure without it.
+    :returns: the axes. A distance is at the later of its two draws, which count from zero.
+    :raises ValueError: names the argument, what it got and what it wants.
+    :raises ImportError: without matplotlib; names the extra.
+
+    Example::
+
+        >>> ax = plot_consecutive_distances(torch.tensor([[5.0, 1.0], [2.0, 3.0]]))
+        >>> [line.get_ydata().tolist() for line in ax.lines]
+        [[5.0, 1.0], [2.0, 3.0]]
+    """
+    pyplot = load_pyplot("plot_consecutive_distances")
+    values = _floats("distances", distances)
+    if values.dim() != 2:
+        raise ValueError(
+            f"distances must have the shape (num_chains, num_draws - 1); got {tuple(values.shape)}"
+        )
+    if ax is None:
+        _, ax = pyplot.subplots(figsize=(4.8, 3.6), layout="constrained")
+    draws = torch.arange(1, values.shape[1] + 1).numpy()
+    for index, chain in enumerate(values.numpy()):
+        ax.plot(draws, chain, linewidth=1.0, label=f"chain {index}")
+    if 1 < len(values) <= _MOST_NAMED:
+        ax.legend(edgecolor="none", framealpha=0.85)
+    ax.set(xlabel="draw", ylabel="distance to the draw before")
+    ax.set_ylim(bottom=0.0)
+    return _open(ax)
+
+
+def plot_path_values(
+    places: ArrayLike,
+    values: ArrayLike,
+    labels: Sequence[str] | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draw values of a function, such as a loss, along straight paths between two draws.
+
+    The dashed line is straight between the values at the ends. The barrier, which the legend gives,
+    is the most by which a path rises above it; zero where it does not.
+
+    :param places: on the path, rising, both ends included, as
+        :func:`~pyro_ext.diagnostics.diversity.path_values` returns them. **Shape:**
+        ``(num_points,)``.
+    :param values: there, of one path or several. **Shape:** ``(num_points,)`` or ``(num_paths,
+        num_points)``.
+    :param Sequence labels: names of the paths.
+    :param ax: where to draw; a new figure without it.
+    :returns: the axes.
+    :raises ValueError: names the argument, what it got and what it wants.
+    :raises ImportError: without matplotlib; names the extra.
+
+    Example::
+
+        >>> ax = plot_path_values(torch.tensor([0.0, 0.5, 1.0]), torch.tensor([1.0, 4.0, 3.0]))
+        >>> ax.lines[0].get_label()
+        'barrier 2'
+    """
+    pyplot = load_pyplot("plot_path_values")
+    place, rows = _floats("places", places), _floats("values", values)
+    if place.dim() != 1 or len(place) < 2 or not (place[1:] > place[:-1]).all():
+        raise ValueError(
+            "places must be at least two rising numbers of the shape (num_points,); "
+            f"got {place.tolist()!r:.80}"
+        )
+    if rows.dim() not in (1, 2) or rows.shape[-1] != len(place):
+        raise ValueError(
+            "values must have the shape (num_points,) or (num_paths, num_points) with num_points = "
+            f"{len(place)}; got {tuple(rows.shape)}"
+        )
+    rows = rows.reshape(-1, len(place))
+    if labels is not None and (isinstance(labels, str) or len(labels) != len(rows)):
+        raise ValueError(f"labels must be {len(rows)} names, one for each path; got {labels!r:.80}")
+    share = (place - place[0]) / (place[-1] - place[0])
+    straight = torch.lerp(rows[:, :1], rows[:, -1:], share)
+    barriers = (rows - straight).amax(-1)
+    is_rounding = barriers.isfinite() & (barriers <= _ROUNDING * rows.abs().amax(-1))
+    barriers = torch.where(is_rounding, 0.0, barriers)
+    if ax is None:
+        _, ax = pyplot.subplots(figsize=(4.8, 3.6), layout="constrained")
+    for index, (row, barrier) in enumerate(zip(rows, barriers.tolist(), strict=True)):
+        name = f"barrier {barrier:.3g}" if labels is None else f"{labels[index]}: {barrier:.3g}"
+        (line,) = ax.plot(place.numpy(), row.numpy(), linewidth=1.4, label=name)
+        ends = [0, -1]
+        colour = line.get_color()
+        ax.plot(place[ends].numpy(), row[ends].numpy(), "--", color=colour, linewidth=0.8)
+    if len(rows) <= _MOST_NAMED:
+        title = None if labels is None else "barrier"
+        ax.legend(title=title, edgecolor="none", framealpha=0.85)
+    ax.set(xlabel="place on the path", ylabel="value")
+    return _open(ax)
+
+
+def plot_singular_values(values: Mapping[str, ArrayLike], ax: "Axes | None" = None) -> "Axes":
+    """Draw singular values of weights in falling order, on a logarithmic scale.
+
+    Lines are medians over the draws, bands hold the middle nine tenths of these.
+
+    :param Mapping values: by label, what
+        :func:`~pyro_ext.diagnostics.diversity.weight_singular_values` returns. **Shape:**
+        ``(*batch, size)`` each.
+    :param ax: where to draw; a new figure without it.
+    :returns: the axes.
+    :raises ValueError: names the argument, what it got and what it wants.
+    :raises ImportError: without matplotlib; names the extra.
+
+    Example::
+
+        >>> ax = plot_singular_values({"first layer": torch.tensor([[4.0, 1.0], [2.0, 1.0]])})
+        >>> ax.lines[0].get_ydata().tolist()
+        [3.0, 1.0]
+    """
+    pyplot = load_pyplot("plot_singular_values")
+    if not isinstance(values, Mapping) or not values:
+        raise ValueError(f"values must hold singular values by label, got {values!r:.80}")
+    by_label = {label: _floats(f"values[{label!r}]", value) for label, value in values.items()}
+    for label, value in by_label.items():
+        if value.dim() < 1 or not (value >= 0).all():
+            raise ValueError(
+                f"values[{label!r}] must have the shape (*batch, size) and no negative entry; got "
+                f"the shape {tuple(value.shape)} and at least {float(value.min())}"
+            )
+    if ax is None:
+        _, ax = pyplot.subplots(figsize=(4.8, 3.6), layout="constrained")
+    ax.set_yscale("log")
+    levels = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
+    for label, value in by_label.items():
+        rows = value.reshape(-1, value.shape[-1])
+        ranks = torch.arange(1, rows.shape[1] + 1).numpy()
+        low, median, high = rows.quantile(levels, 0).numpy()
+        (line,) = ax.plot(ranks, median, linewidth=1.4, label=label)
+        if len(rows) > 1:
+            colour = line.get_color()
+            ax.fill_between(ranks, low, high, color=colour, alpha=0.2, linewidth=0.0)
+    ax.legend(edgecolor="none", framealpha=0.85)
+    ax.set(xlabel="rank", ylabel="singular value")
+    return _open(ax)
+
+
+def plot_ambiguity(probabilities: ArrayLike, labels: ArrayLike, ax: "Axes | None" = None) -> "Axes":
+    """Draw the NLL of single draws, and of the ensembles of the first one, two, three, ... of them.
+
+    Two ensembles are shown, which average logits and probabilities. The bar at the right, from the
+    mean NLL of a draw down to that of all logits averaged, is what this ensemble gains:
+    :func:`pyro_ext.diagnostics.metrics.ambiguity`, which the title gives. The other ends at
+    :func:`pyro_ext.diagnostics.metrics.nll`. What is infinite is not drawn.
+
+    Shape: ``probabilities (num_draws, n, classes)``, ``labels (n,)``.
+
+    :param probabilities: predictive probabilities.
+    :param labels: the observed classes.
+    :param ax: where to draw; a new figure without it.
+    :returns: the axes.
+    :raises ValueError: names the argument, what it got and what it wants.
+    :raises ImportError: without matplotlib; names the extra.
+
+    Example::
+
+        >>> probabilities = torch.tensor([[[0.9, 0.1]], [[0.1, 0.9]]])
+        >>> ax = plot_ambiguity(probabilities, torch.tensor([0]))
+        >>> ax.get_title()
+        'ambiguity = 0.511'
+    """
+    pyplot = load_pyplot("plot_ambiguity")
+    title = f"ambiguity = {ambiguity(probabilities, labels):.3f}"
+    draws, observed = _checked(probabilities, labels)
+    single, logits, averaged = _growing(draws.double().cpu().log(), observed.cpu())
+    numbers = torch.arange(1, len(single) + 1).numpy()
+    mean = float(single.mean())
+    if ax is None:
+        _, ax = pyplot.subplots(figsize=(4.8, 3.6), layout="constrained")
+    ax.plot(numbers, single.numpy(), "o", color=_POINT, markersize=3, label="single draws")
+    ax.plot(numbers, logits.numpy(), color=_LINE, linewidth=1.4, label="logits averaged")
+    ax.plot(numbers, averaged.numpy(), color=_OVER, linewidth=1.4, label="probabilities averaged")
+    ax.axhline(mean, color=_INK, linestyle="--", linewidth=0.8, label="mean of single draws")
+    ax.plot([len(single)] * 2, [mean, float(logits[-1])], color=_INK, linewidth=2.4)
+    ax.legend(edgecolor="none", framealpha=0.85)
+    ax.set(xlabel="draws", ylabel="NLL per point", title=title)
+    return _open(ax)
+
+
+def plot_predictive_rhat(
+    r_hat: ArrayLike | Mapping[str, ArrayLike],
+    thresholds: Sequence[float] = (1.01, 1.05, 1.2),
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draw which fraction of the predictive probabilities has an R-hat of at most so much.
+
+    The legend gives the fractions below the thresholds, which are dashed. Values above two are
+    beyond the right edge and count as all others do; NaN are left out. Curves that end below one
+    leave room for infinite values.
+
+    :param r_hat: what :func:`~pyro_ext.diagnostics.function_space.predictive_rhat` returns, of any
+        shape; or several by label.
+    :param Sequence thresholds: the larger ones are older.
+    :param ax: where to draw; a new figure without it.
+    :returns: the axes.
+    :raises ValueError: names the argument, what it got and what it wants.
+    :raises ImportError: without matplotlib; names the extra.
+
+    Example::
+
+        >>> ax = plot_predictive_rhat(torch.tensor([1.0, 1.02, 1.1, 1.5]), thresholds=[1.05])
+        >>> ax.lines[0].get_label()
+        '50% below 1.05'
+    """
+    ax, largest = _distributions("plot_predictive_rhat", "r_hat", r_hat, thresholds, ax)
+    ax.set(xlabel="R-hat", xlim=(0.98, 1.02 * max(min(largest, _LARGEST_SHOWN), *thresholds, 1.0)))
+    return ax
+
+
+def plot_predictive_ess(
+    effective_sample_sizes: ArrayLike | Mapping[str, ArrayLike],
+    thresholds: Sequence[float] = (400.0,),
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draw which fraction of predictive probabilities has an effective sample size of so much.
+
+    At most so much, as in :func:`plot_predictive_rhat`: what is left of a threshold is too little.
+
+    :param effective_sample_sizes: what
+        :func:`~pyro_ext.diagnostics.function_space.predictive_ess` returns, of any shape; or
+        several by label.
+    :param Sequence thresholds: by default 400, a hundred for each of four chains.
+    :param ax: where to draw; a new figure without it.
+    :returns: the axes.
+    :raises ValueError: names the argument, what it got and what it wants.
+    :raises ImportError: without matplotlib; names the extra.
+
+    Example::
+
+        >>> ax = plot_predictive_ess({"SGHMC": torch.tensor([100.0, 500.0, 600.0, 800.0])})
+        >>> ax.lines[0].get_label()
+        'SGHMC: 25% below 400'
+    """
+    name = "effective_sample_sizes"
+    ax, _ = _distributions("plot_predictive_ess", name, effective_sample_sizes, thresholds, ax)
+    ax.set(xlabel="effective sample size")
+    ax.set_xlim(left=0.0)
+    return ax
+
+
+def _distributions(
+    function: str,
+    argument: str,
+    values: ArrayLike | Mapping[str, ArrayLike],
+    thresholds: Sequence[float],
+    ax: "Axes | None",
+) -> "tuple[Axes, float]":
+    """Draw empirical distribution functions; return the axes and the largest finite value."""
+    from pyro_ext.diagnostics.function_space import fractions_below
+
+    pyplot = load_pyplot(function)
+    curves: list[tuple[str, Tensor, dict[float, float]]] = []
+    by_label = values if isinstance(values, Mapping) else {"": values}
+    for label, value in by_label.items():
+        name = f"{argument}[{label!r}]" if isinstance(values, Mapping) else argument
+        flat = _floats(name, value).flatten()
+        known = flat[~flat.isnan()].sort().values
+        if not known.isfinite().any():
+            raise ValueError(f"{name} must hold at least one finite number; got {len(flat)} others")
+        curves.append((label, known, fractions_below(known, thresholds)))
+    if not curves:
+        raise ValueError(f"{argument} must hold at least one array, got none")
+    if ax is None:
+        _, ax = pyplot.subplots(figsize=(4.8, 3.6), layout="constrained")
+    largest = 0.0
+    for label, known, below in curves:
+        text = ", ".join(f"{share:.0%} below {number:g}" for number, share in below.items())
+        text = f"{label}: {text}" if label and text else label or text
+        heights = torch.arange(len(known) + 1, dtype=torch.float64) / len(known)
+        edges = torch.cat([known[:1], known])
+        is_finite = edges.isfinite()
+        edges, heights = edges[is_finite], heights[is_finite]
+        largest = max(largest, float(edges[-1]))
+        ax.step(edges.numpy(), heights.numpy(), where="post", linewidth=1.4, label=text)
+    for threshold in thresholds:
+        ax.axvline(threshold, color=_INK, linestyle="--", linewidth=0.8)
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0)}  # above the curves
+    ax.legend(**place, frameon=False, fontsize="small")
+    ax.set(ylim=(0.0, 1.02), ylabel="fraction of points and classes")
+    return _open(ax), largest
+
+
+def _growing(logs: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """NLL of each draw, and of the first draws with logits or probabilities averaged.
+
+    :param Tensor logs: of probabilities. **Shape:** ``(num_draws, n, classes)``.
+    :param Tensor observed: classes. **Shape:** ``(n,)``.
+    :returns: **Shape:** ``(num_draws,)`` each.
+    """
+    index = observed.expand(len(logs), -1).unsqueeze(-1)
+    numbers = torch.arange(1, len(logs) + 1, dtype=torch.float64)
+    own = logs.gather(-1, index).squeeze(-1)
+    averaged = own.logcumsumexp(0) - numbers.log().unsqueeze(-1)
+    mean = logs.cumsum(0) / numbers[:, None, None]
+    logits = mean.gather(-1, index).squeeze(-1) - mean.logsumexp(-1)
+    return -own.mean(-1), -logits.mean(-1), -averaged.mean(-1)
+
+
+def _floats(argument: str, value: ArrayLike) -> Tensor:
+    """Return a checked array of numbers in double precision, on the CPU."""
+    tensor = _tensor(argument, value).double().cpu()
+    if tensor.numel() == 0:
+        raise ValueError(f"{argument} must not be empty; got the shape {tuple(tensor.shape)}")
+    return tensor
+
+
+def _open(ax: "Axes") -> "Axes":
+    """Take the frame away at the top and the right."""
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

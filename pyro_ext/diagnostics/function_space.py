@@ -1,0 +1,158 @@
+"""Whether chains agree in the function that they predict with.
+
+The weights of a network have symmetric modes: exchanging hidden units, or the signs around an odd
+activation, leaves its predictions as they are. R-hat and effective sample sizes of weights
+therefore say nothing: chains in two copies of one mode seem far apart, and a chain that stays in
+one of the copies seems to have converged. Those of the predictions do not see the copies [1].
+
+The numbers are ArviZ's, of each point and class on its own: rank-normalized split R-hat and bulk
+effective sample size [2]. This takes up to a millisecond for each of them: ten seconds for a
+thousand points and ten classes, so that some hundred points are a better choice than a whole test
+set. The functions take NumPy arrays or torch tensors and return tensors in double precision,
+through which no gradient flows.
+
+[1] P. Izmailov, S. Vikram, M. Hoffman, A. Wilson (2021), *What are Bayesian neural network
+posteriors really like?*, https://arxiv.org/abs/2104.14421.
+
+[2] A. Vehtari, A. Gelman, D. Simpson, B. Carpenter, P.-C. Bürkner (2021), *Rank-normalization,
+folding, and localization: an improved R-hat*, https://arxiv.org/abs/1903.08008.
+"""
+
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import check_number
+from pyro_ext.diagnostics.metrics import ArrayLike, _probabilities, _tensor
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["fractions_below", "predictive_ess", "predictive_rhat"]
+
+_LEAST_DRAWS = 4  # two in each half of a chain
+
+
+def predictive_rhat(probabilities: ArrayLike) -> Tensor:
+    """R-hat of the predictive probability of each point and class.
+
+    Near one where the chains agree. NaN where a probability is the same in all draws, as that of a
+    class that is never possible: nothing says then whether the chains mix. Infinite where every
+    half of a chain stays at a value of its own, and they differ.
+
+    :param probabilities: predictive probabilities by chain, at least two chains of four draws.
+        **Shape:** ``(num_chains, num_draws, n, classes)``.
+    :returns: **Shape:** ``(n, classes)``. The two classes of a binary problem have the same value,
+        up to rounding.
+    :raises ValueError: names the argument, what it got and what it wants.
+
+    Example::
+
+        >>> _ = torch.manual_seed(0)
+        >>> logits = torch.randn(4, 100, 1, 2)  # four chains, one point
+        >>> bool((predictive_rhat(logits.softmax(-1)) < 1.05).all())
+        True
+        >>> logits[0, ..., 0] += 4.0  # one of them is elsewhere
+        >>> bool((predictive_rhat(logits.softmax(-1)) > 1.2).all())
+        True
+    """
+    series, shape = _series(probabilities, 2)
+    low, high = _ranges(series)
+    is_same, is_stuck = low.min(1) == high.max(1), (low == high).all(1)
+    # ArviZ divides by a variance of zero, or of what rounding leaves of it.
+    found = np.where(is_same, np.nan, np.inf)
+    found[~is_stuck] = _by_series("rhat", series[~is_stuck])
+    return torch.from_numpy(found.reshape(shape))
+
+
+def predictive_ess(probabilities: ArrayLike) -> Tensor:
+    """Bulk effective sample size of the predictive probability of each point and class.
+
+    NaN where a probability is the same in all draws, as :func:`predictive_rhat` is; ArviZ gives the
+    number of draws there.
+
+    :param probabilities: predictive probabilities by chain, at least four draws of each.
+        **Shape:** ``(num_chains, num_draws, n, classes)``.
+    :returns: for all chains together. **Shape:** ``(n, classes)``.
+    :raises ValueError: names the argument, what it got and what it wants.
+
+    Example::
+
+        >>> _ = torch.manual_seed(0)
+        >>> probabilities = torch.randn(4, 100, 1, 2).softmax(-1)
+        >>> bool((predictive_ess(probabilities) > 200).all())
+        True
+        >>> repeated = probabilities.repeat_interleave(10, 1)
+        >>> bool((predictive_ess(repeated) < 600).all())  # and not ten times as much
+        True
+    """
+    series, shape = _series(probabilities, 1)
+    low, high = _ranges(series)
+    is_same = low.min(1) == high.max(1)
+    found = np.full(len(series), np.nan)
+    found[~is_same] = _by_series("ess", series[~is_same])
+    return torch.from_numpy(found.reshape(shape))
+
+
+def fractions_below(
+    r_hat: ArrayLike, thresholds: Sequence[float] = (1.01, 1.05, 1.2)
+) -> dict[float, float]:
+    """Fraction of the quantities whose R-hat is below each threshold.
+
+    Those whose R-hat is NaN are left out of the count.
+
+    :param r_hat: such as :func:`predictive_rhat` returns, of any shape.
+    :param Sequence thresholds: 1.01 is what [2] asks for, 1.2 what was usual before.
+    :returns: by threshold; NaN where all are NaN.
+    :raises ValueError: where a threshold is no finite number, or ``r_hat`` is empty.
+
+    Example::
+
+        >>> fractions_below(torch.tensor([1.0, 1.02, 1.1, 1.5, float("nan")]))
+        {1.01: 0.25, 1.05: 0.5, 1.2: 0.75}
+    """
+    values = _tensor("r_hat", r_hat)
+    if values.numel() == 0:
+        raise ValueError(f"r_hat must hold at least one value; got the shape {tuple(values.shape)}")
+    known = values[~values.isnan()]
+    numbers = [check_number("thresholds", threshold) for threshold in thresholds]
+    return {number: float((known < number).double().mean()) for number in numbers}
+
+
+def _series(
+    value: ArrayLike, least_chains: int
+) -> "tuple[npt.NDArray[np.float64], tuple[int, int]]":
+    """Return checked series, ``(n * classes, num_chains, num_draws)``, and ``(n, classes)``."""
+    tensor = _tensor("probabilities", value)
+    if tensor.dim() != 4 or tensor.shape[0] < least_chains or tensor.shape[1] < _LEAST_DRAWS:
+        chains = "chain" if least_chains == 1 else "chains"
+        raise ValueError(
+            "probabilities must have the shape (num_chains, num_draws, n, classes) with at least "
+            f"{least_chains} {chains} of {_LEAST_DRAWS} draws; got {tuple(tensor.shape)}"
+        )
+    for index, chain in enumerate(tensor):
+        _probabilities(f"probabilities[{index}]", chain, averaged=False)
+    num_chains, num_draws, num_points, num_classes = tensor.shape
+    series = tensor.double().cpu().permute(2, 3, 0, 1).reshape(-1, num_chains, num_draws)
+    return series.contiguous().numpy(), (num_points, num_classes)
+
+
+def _ranges(
+    series: "npt.NDArray[np.float64]",
+) -> "tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]":
+    """Least and largest value in each half of each chain, ``(num_series, 2 * num_chains)``."""
+    half = series.shape[-1] // 2
+    halves = np.concatenate([series[..., :half], series[..., -half:]], 1)
+    return halves.min(-1), halves.max(-1)
+
+
+def _by_series(name: str, series: "npt.NDArray[np.float64]") -> list[float]:
+    """Call a function of ArviZ on each series; both lines take one as an array."""
+    function: Any = getattr(importlib.import_module("arviz"), name)
+    # Where distances from the median, of which R-hat takes ranks as well, are constant.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return [float(function(one)) for one in series]

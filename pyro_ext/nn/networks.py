@@ -1,0 +1,147 @@
+"""Small networks for classification and regression."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyro_ext._checks import check_integer
+from pyro_ext.nn.normalization import FilterResponseNorm
+
+__all__ = ["MLP", "ResNet"]
+
+
+class MLP(nn.Sequential):
+    """A multilayer perceptron: linear layers with activations between them.
+
+    Parameters are named as in a :class:`torch.nn.Sequential`, ``"0.weight"``, ``"0.bias"``,
+    ``"2.weight"`` and so on.
+
+    :param int in_features: number of features of an input.
+    :param hidden_features: width of each hidden layer; none makes a linear model.
+    :param int out_features: number of outputs, such as classes.
+    :param activation: makes the module between two layers.
+    :raises ValueError: for widths that are no integers of at least one.
+
+    Example::
+
+        >>> network = MLP(64, [16, 16], 10)
+        >>> network(torch.zeros(5, 64)).shape
+        torch.Size([5, 10])
+        >>> [name for name, _ in network.named_parameters()]
+        ['0.weight', '0.bias', '2.weight', '2.bias', '4.weight', '4.bias']
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: Sequence[int],
+        out_features: int,
+        activation: Callable[[], nn.Module] = nn.SiLU,
+    ) -> None:
+        widths = [check_integer("in_features", in_features, 1)]
+        widths += _widths("hidden_features", hidden_features)
+        widths.append(check_integer("out_features", out_features, 1))
+        layers: list[nn.Module] = []
+        for start, end in pairwise(widths):
+            layers += [nn.Linear(start, end), activation()]
+        super().__init__(*layers[:-1])
+
+
+class ResNet(nn.Module):
+    """A residual network for small images [1], with norms and activations as in [2].
+
+    A convolution of 3 x 3, stages of basic blocks of two such convolutions each, the mean over the
+    image, and a linear layer. Every stage but the first begins with a stride of two; where a block
+    changes the shape, its shortcut is a convolution of 1 x 1. Filter response normalization, which
+    follows each convolution, and SiLU stand in for batch normalization and ReLU. Convolutions have
+    no biases; those of the norms do their work.
+
+    :param int in_channels: number of channels of an image.
+    :param int num_classes: number of outputs.
+    :param channels: width of each stage.
+    :param int num_blocks: number of blocks in a stage; ``channels=(16, 32, 64)`` and 3 blocks are
+        the network of 20 layers in [1].
+    :raises ValueError: for sizes that are no integers of at least one.
+
+    [1] K. He, X. Zhang, S. Ren, J. Sun (2016),
+    Deep residual learning for image recognition.
+
+    [2] P. Izmailov, S. Vikram, M. D. Hoffman, A. G. Wilson (2021),
+    What are Bayesian neural network posteriors really like?
+
+    Example::
+
+        >>> network = ResNet(1, 10)
+        >>> network(torch.zeros(5, 1, 8, 8)).shape, network(torch.zeros(5, 1, 28, 28)).shape
+        (torch.Size([5, 10]), torch.Size([5, 10]))
+        >>> sum(parameter.numel() for parameter in network.parameters())
+        19810
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        channels: Sequence[int] = (8, 16, 32),
+        num_blocks: int = 1,
+    ) -> None:
+        super().__init__()
+        check_integer("in_channels", in_channels, 1)
+        check_integer("num_classes", num_classes, 1)
+        check_integer("num_blocks", num_blocks, 1)
+        widths = _widths("channels", channels)
+        if not widths:
+            raise ValueError("channels must hold at least one width, got none")
+        self.stem = _convolution(in_channels, widths[0], 3)
+        self.stem_norm = FilterResponseNorm(widths[0])
+        blocks: list[nn.Module] = []
+        for stage, (start, end) in enumerate(pairwise([widths[0], *widths])):
+            blocks.append(_Block(start, end, 1 if stage == 0 else 2))
+            blocks += [_Block(end, end, 1) for _ in range(num_blocks - 1)]
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(widths[-1], num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Run the network.
+
+        :param Tensor images: **Shape:** ``(batch, in_channels, height, width)``.
+        :returns: **Shape:** ``(batch, num_classes)``.
+        """
+        if images.dim() != 4 or images.shape[1] != self.stem.in_channels:
+            raise ValueError(
+                f"images must have the shape (batch, {self.stem.in_channels}, height, width), got "
+                f"{tuple(images.shape)}"
+            )
+        hidden = functional.silu(self.stem_norm(self.stem(images)))
+        outputs: Tensor = self.head(self.blocks(hidden).mean((-2, -1)))
+        return outputs
+
+
+class _Block(nn.Module):
+    """Two convolutions and a shortcut around them."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.first = _convolution(in_channels, out_channels, 3, stride)
+        self.first_norm = FilterResponseNorm(out_channels)
+        self.second = _convolution(out_channels, out_channels, 3)
+        self.second_norm = FilterResponseNorm(out_channels)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut.append(_convolution(in_channels, out_channels, 1, stride))
+            self.shortcut.append(FilterResponseNorm(out_channels))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = functional.silu(self.first_norm(self.first(inputs)))
+        hidden = self.second_norm(self.second(hidden))
+        return functional.silu(hidden + self.shortcut(inputs))
+
+
+def _convolution(in_channels: int, out_channels: int, size: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2, bias=False)
+
+
+def _widths(argument: str, widths: Sequence[int]) -> list[int]:
+    return [check_integer(f"{argument}[{i}]", width, 1) for i, width in enumerate(widths)]

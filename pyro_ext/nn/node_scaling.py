@@ -1,0 +1,210 @@
+r"""Nodes of a layer that do not count alike: each has a scale of its own.
+
+[1] H. Lee, F. Ayed, P. Jung, J. Lee, H. Yang, F. Caron (2023), Deep neural networks with dependent
+weights: Gaussian process mixture limit, heavy tails, sparsity and compressibility.
+
+[2] F. Caron, F. Ayed, P. Jung, H. Lee, J. Lee, H. Yang (2023), Over-parameterised shallow neural
+networks with asymmetrical node scaling: global convergence guarantees and feature learning.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from pyro_ext._checks import check_integer, check_number
+
+__all__ = [
+    "NodeScale",
+    "asymmetric_variances",
+    "init_signs_",
+    "init_unit_variance_",
+    "largest_nodes",
+    "zipf_weights",
+]
+
+
+class NodeScale(nn.Module):
+    r"""Multiply each node by a number of its own, :math:`h_j \mapsto \sqrt{\lambda_j} h_j` [1, 2].
+
+    Placed behind the activation of a hidden layer, it gives the weights that leave node :math:`j`
+    the variance :math:`\lambda_j`, in common, where the next layer's own have variance one. Placed
+    in front of the first layer, with all :math:`\lambda_j` one over the number of inputs, it makes
+    the neural tangent parameterization. :func:`init_unit_variance_` starts the layer behind it;
+    layers of PyTorch start at a small scale of their own, which would count twice.
+
+    :param Tensor variances: :math:`\lambda_j \geq 0`. **Shape:** ``(num_nodes,)``.
+    :param bool learnable: whether the variances are a parameter; otherwise they are a buffer, and
+        are neither trained nor given a prior.
+    :param int dim: dimension of the nodes; 1 for the channels of images.
+    :raises ValueError: for variances that are no vector of finite numbers of at least zero.
+
+    Example::
+
+        >>> scale = NodeScale(torch.tensor([4.0, 1.0, 0.25]))
+        >>> scale(torch.ones(2, 3))
+        tensor([[2.0000, 1.0000, 0.5000],
+                [2.0000, 1.0000, 0.5000]])
+        >>> scale.prune(0.5)
+        >>> scale.variances
+        tensor([4., 1., 0.])
+    """
+
+    variances: Tensor
+
+    def __init__(self, variances: Tensor, *, learnable: bool = False, dim: int = -1) -> None:
+        super().__init__()
+        is_valid = variances.dim() == 1 and bool((variances.isfinite() & (variances >= 0)).all())
+        if not is_valid or not len(variances):
+            raise ValueError(
+                f"variances must be a vector of finite numbers >= 0, got {variances!r:.80}"
+            )
+        self.dim = dim
+        variances = variances.detach().clone()
+        if learnable:
+            self.variances = nn.Parameter(variances)
+        else:
+            self.register_buffer("variances", variances)
+
+    def forward(self, nodes: Tensor) -> Tensor:
+        """Scale nodes.
+
+        :param Tensor nodes: **Shape:** any with ``num_nodes`` at the dimension of the nodes.
+        :returns: **Shape:** that of ``nodes``.
+        """
+        shape = [1] * nodes.dim()
+        shape[self.dim] = -1
+        return nodes * self.variances.sqrt().view(shape)
+
+    @torch.no_grad()
+    def prune(self, fraction: float) -> None:
+        """Set the smallest variances to zero, which takes their nodes out of the network.
+
+        :param float fraction: share of the nodes that go.
+        """
+        self.variances *= largest_nodes(self.variances, fraction)
+
+    def extra_repr(self) -> str:
+        """What the module shows of itself."""
+        return f"{len(self.variances)}, learnable={isinstance(self.variances, nn.Parameter)}"
+
+
+def largest_nodes(importance: Tensor, fraction: float) -> Tensor:
+    r"""Mark the nodes that stay when the least important ones are pruned.
+
+    Of :math:`p` nodes :math:`\lfloor q p \rfloor` go; of equal ones those that come last.
+
+    :param Tensor importance: such as the variances :math:`\lambda_j`, or
+        :math:`\lambda_j \sum_k V_{kj}^2`. **Shape:** ``(*batch, num_nodes)``.
+    :param float fraction: :math:`q`, the share of the nodes that go.
+    :returns: bool. **Shape:** that of ``importance``.
+    :raises ValueError: for a fraction outside [0, 1).
+
+    Example::
+
+        >>> largest_nodes(torch.tensor([0.1, 3.0, 0.2, 1.0]), 0.5)
+        tensor([False,  True, False,  True])
+    """
+    check_number("fraction", fraction, least=0.0, below=1.0)
+    # A share that is a round number of nodes is not to lose one of them to its rounding.
+    num_pruned = int(fraction * importance.shape[-1] + 1e-9)
+    order = importance.argsort(dim=-1, descending=True, stable=True)
+    kept = order[..., : importance.shape[-1] - num_pruned]
+    return torch.zeros_like(importance, dtype=torch.bool).scatter(-1, kept, True)
+
+
+def zipf_weights(num_nodes: int, index: float) -> Tensor:
+    r"""Weights that fall as a power of their rank, :math:`w_j = j^{-1/\alpha}`.
+
+    :param int num_nodes: how many.
+    :param float index: :math:`\alpha`, in (0, 1); those of a small index fall fast.
+    :returns: **Shape:** ``(num_nodes,)``, in the default dtype.
+    :raises ValueError: for arguments out of range.
+
+    Example::
+
+        >>> zipf_weights(3, 0.5)
+        tensor([1.0000, 0.2500, 0.1111])
+    """
+    check_integer("num_nodes", num_nodes, 1)
+    check_number("index", index, above=0.0, below=1.0)
+    return torch.arange(1, num_nodes + 1).to(torch.get_default_dtype()) ** (-1.0 / index)
+
+
+def asymmetric_variances(weights: Tensor, symmetric_share: float) -> Tensor:
+    r"""Variances of nodes, a uniform part and an unequal one [2].
+
+    .. math:: \lambda_j = \frac{\gamma}{m} + (1 - \gamma) \frac{w_j}{\sum_k w_k} , \quad
+              \sum_j \lambda_j = 1 .
+
+    With :math:`\gamma = 1` it is the neural tangent parameterization.
+
+    :param Tensor weights: :math:`w_j \geq 0` of any kind: those of :func:`zipf_weights`, or a
+        series of a completely random measure. **Shape:** ``(*batch, num_nodes)``.
+    :param float symmetric_share: :math:`\gamma`, in [0, 1].
+    :returns: :math:`\lambda_j`. **Shape:** that of ``weights``.
+    :raises ValueError: for arguments out of range, or weights that are all zero.
+
+    Example::
+
+        >>> asymmetric_variances(torch.tensor([3.0, 1.0]), 0.5)
+        tensor([0.6250, 0.3750])
+    """
+    check_number("symmetric_share", symmetric_share, least=0.0, most=1.0)
+    if not (weights.dim() and bool((weights.isfinite() & (weights >= 0)).all())):
+        raise ValueError(f"weights must be finite numbers >= 0, got {weights!r:.80}")
+    total = weights.sum(-1, keepdim=True)
+    if not bool((total > 0).all()):
+        raise ValueError("weights must not all be zero")
+    unequal = (1.0 - symmetric_share) * weights / total
+    return symmetric_share / weights.shape[-1] + unequal
+
+
+@torch.no_grad()
+def init_unit_variance_(
+    layer: nn.Module, weight_scale: float = 1.0, generator: torch.Generator | None = None
+) -> nn.Module:
+    """Start a layer behind a :class:`NodeScale` at normal weights, with biases at zero.
+
+    :param torch.nn.Module layer: linear or convolutional; changed in place.
+    :param float weight_scale: standard deviation of the weights.
+    :param torch.Generator generator: of the weights; by default PyTorch's own.
+    :returns: the layer.
+    :raises ValueError: for a module without a weight, or a scale that is not positive.
+
+    Example::
+
+        >>> layer = init_unit_variance_(torch.nn.Linear(500, 400))
+        >>> 0.98 < float(layer.weight.detach().std()) < 1.02, bool(layer.bias.any())
+        (True, False)
+    """
+    check_number("weight_scale", weight_scale, above=0.0)
+    parameters = dict(layer.named_parameters(recurse=False))
+    if "weight" not in parameters:
+        raise ValueError(f"layer must have a weight, got {layer!r:.80}")
+    nn.init.normal_(parameters["weight"], std=weight_scale, generator=generator)
+    if "bias" in parameters:
+        nn.init.zeros_(parameters["bias"])
+    return layer
+
+
+@torch.no_grad()
+def init_signs_(layer: nn.Linear, generator: torch.Generator | None = None) -> nn.Linear:
+    """Make the weights of a layer random signs that are not trained, without bias [2].
+
+    It is the output layer of a network that learns through its hidden nodes alone.
+
+    :param torch.nn.Linear layer: changed in place.
+    :param torch.Generator generator: of the signs; by default PyTorch's own.
+    :returns: the layer.
+    :raises ValueError: for a layer with a bias.
+
+    Example::
+
+        >>> layer = init_signs_(torch.nn.Linear(50, 2, bias=False))
+        >>> layer.weight.abs().unique(), layer.weight.requires_grad
+        (tensor([1.]), False)
+    """
+    if len(list(layer.parameters())) > 1:
+        raise ValueError(f"layer must have no bias, got {layer!r:.80}")
+    layer.weight.bernoulli_(0.5, generator=generator).mul_(2.0).sub_(1.0)
+    layer.weight.requires_grad_(False)
+    return layer

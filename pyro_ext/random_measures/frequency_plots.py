@@ -1,0 +1,70 @@
+"""Plots of sizes of clusters, on which power laws are lines."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import check_integer
+from pyro_ext._pyplot import load_pyplot
+from pyro_ext.random_measures.goodness_of_fit import rank_size_band, rank_sizes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_rank_sizes"]
+
+_INK = "#333333"
+
+
+def plot_rank_sizes(
+    observed: Tensor,
+    predicted: Mapping[str, Sequence[Tensor]] | None = None,
+    ax: "Axes | None" = None,
+    *,
+    colors: Mapping[str, str] | None = None,
+    prob: float = 0.9,
+    num_points: int = 60,
+) -> "Axes":
+    """Draw sizes of clusters against their ranks, with credible bands of predicted ones.
+
+    :param Tensor observed: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
+    :param predicted: tables of the draws of each model, by its name.
+    :param ax: where to draw; a new figure without it.
+    :param colors: of the models, by their names.
+    :param float prob: probability mass of the bands at each rank.
+    :param int num_points: number of ranks at which the sizes are looked at.
+    :returns: the axes.
+    :raises ImportError: without matplotlib; names the extra.
+    :raises ValueError: for numbers out of range.
+
+    Example::
+
+        >>> observed = torch.tensor([[1, 30], [4, 3], [20, 1]])
+        >>> ax = plot_rank_sizes(observed, {"same": [observed, observed]})
+        >>> ax.get_xlabel(), ax.get_ylabel()
+        ('rank', 'size')
+    """
+    check_integer("num_points", num_points, 2)
+    if ax is None:
+        _, ax = load_pyplot("plot_rank_sizes").subplots(figsize=(4.8, 3.6), layout="constrained")
+    assert ax is not None
+    every = [observed, *(table for tables in (predicted or {}).values() for table in tables)]
+    most = max(int(table[:, 1].sum()) for table in every)
+    ranks = torch.logspace(0.0, torch.tensor(float(most)).log10().item(), num_points)
+    ranks = ranks.round().long().clamp(max=most).unique()
+    for name, tables in (predicted or {}).items():
+        band = rank_size_band(tables, ranks, prob)
+        (line,) = ax.plot(ranks, band.median.clamp(min=0.5), label=name)
+        color = line.get_color() if colors is None else colors[name]
+        line.set_color(color)
+        low, high = band.low.clamp(min=0.5), band.high.clamp(min=0.5)
+        ax.fill_between(ranks, low, high, color=color, alpha=0.2, linewidth=0)
+    seen = rank_sizes(observed, ranks)
+    is_there = seen > 0
+    ax.plot(ranks[is_there], seen[is_there], ".", color=_INK, markersize=4, label="observed")
+    ax.set(xscale="log", yscale="log", xlabel="rank", ylabel="size", ylim=(0.7, None))
+    ax.legend(edgecolor="none", framealpha=0.85)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

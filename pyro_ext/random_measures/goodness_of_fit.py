@@ -1,0 +1,173 @@
+r"""How far predicted sizes of clusters are from those that were seen, at both ends.
+
+Sizes come as tables of :func:`~pyro_ext.random_measures.frequency_table`. All functions compare the
+distributions of the size of a cluster that is picked at random among the clusters.
+
+[1] A. Clauset, C. R. Shalizi, M. E. J. Newman (2009), Power-law distributions in empirical data.
+
+[2] F. Ayed, J. Lee, F. Caron (2019), Beyond the Chinese restaurant and Pitman-Yor processes:
+statistical models with double power-law behavior.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import check_number
+
+__all__ = [
+    "RankSizeBand",
+    "kolmogorov_smirnov",
+    "rank_size_band",
+    "rank_sizes",
+    "reweighted_kolmogorov_smirnov",
+]
+
+
+def kolmogorov_smirnov(
+    observed: Tensor, predicted: Tensor, least: float = 1.0, most: float = torch.inf
+) -> Tensor:
+    """Largest difference of two distributions of sizes.
+
+    :param Tensor observed: table of the sizes that were seen. **Shape:** ``(num_rows, 2)``.
+    :param Tensor predicted: table of predicted sizes. **Shape:** ``(other_num_rows, 2)``.
+    :param float least: the smallest size that is looked at.
+    :param float most: the largest.
+    :returns: a scalar, zero where there is no size in between.
+    :raises ValueError: for a table without clusters, and limits in the wrong order.
+
+    Example::
+
+        >>> observed, predicted = torch.tensor([[1, 3], [2, 1]]), torch.tensor([[1, 1], [5, 1]])
+        >>> kolmogorov_smirnov(observed, predicted)
+        tensor(0.5000)
+    """
+    places = torch.cat([_sizes("observed", observed), _sizes("predicted", predicted)]).unique()
+    first, second = _shares(observed, predicted, _between(places, least, most))
+    return _largest((first - second).abs())
+
+
+def reweighted_kolmogorov_smirnov(
+    observed: Tensor, predicted: Tensor, least: float = 1.0, most: float = torch.inf
+) -> Tensor:
+    r"""Largest difference of two distributions of sizes, as sensitive in tails as in the middle.
+
+    It is :math:`\max_x |F(x) - P(x)| / \sqrt{P(x) (1 - P(x))}` for the predicted distribution
+    :math:`P`, over the sizes within the ranges of both where :math:`0 < P < 1` [1], which [2]
+    measures the fit of partitions by.
+
+    :param Tensor observed: table of the sizes that were seen. **Shape:** ``(num_rows, 2)``.
+    :param Tensor predicted: table of predicted sizes. **Shape:** ``(other_num_rows, 2)``.
+    :param float least: the smallest size that is looked at.
+    :param float most: the largest.
+    :returns: a scalar, zero where there is no size in between.
+    :raises ValueError: for a table without clusters, and limits in the wrong order.
+
+    Example::
+
+        >>> observed, predicted = torch.tensor([[1, 1], [2, 1]]), torch.tensor([[1, 1], [2, 3]])
+        >>> reweighted_kolmogorov_smirnov(observed, predicted)  # 1/4 over the root of 3/16
+        tensor(0.5774)
+    """
+    seen, foretold = _sizes("observed", observed), _sizes("predicted", predicted)
+    low, high = torch.maximum(seen.min(), foretold.min()), torch.minimum(seen.max(), foretold.max())
+    places = torch.cat([seen, foretold]).unique()
+    places = _between(places[(places >= low) & (places <= high)], least, most)
+    first, second = _shares(observed, predicted, places)
+    variance = second * (1.0 - second)
+    is_inside = variance > 0
+    return _largest((first - second).abs()[is_inside] / variance[is_inside].sqrt())
+
+
+def rank_sizes(table: Tensor, ranks: Tensor) -> Tensor:
+    """Sizes of clusters at ranks, the largest of which is the first.
+
+    :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
+    :param Tensor ranks: from one. **Shape:** any.
+    :returns: the sizes, zero at ranks beyond the number of clusters. **Shape:** as the ranks.
+
+    Example::
+
+        >>> rank_sizes(torch.tensor([[1, 2], [7, 1]]), torch.tensor([1, 2, 3, 4]))
+        tensor([7, 1, 1, 0])
+    """
+    order = table[:, 0].argsort(descending=True)
+    sizes, numbers = table[order].unbind(-1)
+    ends = numbers.cumsum(0)
+    place = torch.searchsorted(ends, ranks.to(ends))
+    inside = place.clamp(max=len(ends) - 1)
+    return torch.where(place < len(ends), sizes[inside], 0)
+
+
+class RankSizeBand(NamedTuple):
+    """Pointwise quantiles of the sizes at ranks, over predicted tables.
+
+    :param Tensor ranks: from one. **Shape:** ``(num_ranks,)``.
+    :param Tensor low: the lower end of the band. **Shape:** the same.
+    :param Tensor median: its middle.
+    :param Tensor high: the upper end.
+    """
+
+    ranks: Tensor
+    low: Tensor
+    median: Tensor
+    high: Tensor
+
+
+def rank_size_band(tables: Sequence[Tensor], ranks: Tensor, prob: float = 0.9) -> RankSizeBand:
+    """Credible band of sizes against ranks.
+
+    :param tables: predicted ones, one for each draw.
+    :param Tensor ranks: from one. **Shape:** ``(num_ranks,)``.
+    :param float prob: probability mass of the band at each rank.
+    :raises ValueError: without tables, and for a probability out of range.
+
+    Example::
+
+        >>> tables = [torch.tensor([[size, 1]]) for size in range(1, 12)]
+        >>> rank_size_band(tables, torch.tensor([1]), prob=0.8)[1:]
+        (tensor([2.]), tensor([6.]), tensor([10.]))
+    """
+    check_number("prob", prob, above=0, below=1)
+    if not tables:
+        raise ValueError("tables must hold one at least, got none")
+    sizes = torch.stack([rank_sizes(table, ranks) for table in tables]).to(
+        torch.get_default_dtype()
+    )
+    tail = 0.5 * (1.0 - prob)
+    levels = torch.tensor([tail, 0.5, 1.0 - tail], dtype=sizes.dtype, device=sizes.device)
+    return RankSizeBand(ranks, *sizes.quantile(levels, 0))
+
+
+def _sizes(name: str, table: Tensor) -> Tensor:
+    """Sizes that some cluster has."""
+    sizes = table[table.prod(-1) > 0, 0]
+    if not len(sizes):
+        raise ValueError(f"{name} must hold a cluster at least, got {table!r:.80}")
+    return sizes
+
+
+def _between(places: Tensor, least: float, most: float) -> Tensor:
+    if not least <= most:
+        raise ValueError(f"least must be at most most, got least={least!r} and most={most!r}")
+    return places[(places >= least) & (places <= most)]
+
+
+def _shares(observed: Tensor, predicted: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares of clusters up to the places, by two tables."""
+    dtype = torch.get_default_dtype()
+    shares = []
+    for table in (observed, predicted):
+        order = table[:, 0].argsort()
+        sizes, numbers = table[order].unbind(-1)
+        numbers = torch.where(sizes > 0, numbers, 0)
+        ends = torch.nn.functional.pad(numbers.cumsum(0), (1, 0))
+        below = ends[torch.searchsorted(sizes.contiguous(), places, right=True)]
+        shares.append((below.double() / ends[-1]).to(dtype))
+    return shares[0], shares[1]
+
+
+def _largest(values: Tensor) -> Tensor:
+    return values.max() if len(values) else values.new_zeros(())

@@ -1,0 +1,117 @@
+"""Weights in blocks: their moments, their law, and concentrations next to zero."""
+
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from pyro_ext.distributions import BlockDirichlet
+
+
+def posterior_blocks(num_points: int, concentration: float, num_blocks: int) -> BlockDirichlet:
+    """Blocks of observed points, and as many blocks of pseudo ones."""
+    size = num_points / num_blocks
+    concentrations = [size] * num_blocks + [concentration / num_blocks] * num_blocks
+    return BlockDirichlet(torch.tensor(concentrations), [int(size)] * 2 * num_blocks)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    ("num_blocks", "variance", "pseudo_variance"),
+    [(100, 8.1156e-5, 8.1826e-6), (10, 7.4455e-6, 8.1156e-7)],
+)
+def test_moments_of_weights(num_blocks: int, variance: float, pseudo_variance: float) -> None:
+    """The exact Dirichlet over 2 x 100 points and its aggregate over 2 x 10 blocks."""
+    law = posterior_blocks(100, 10.0, num_blocks)
+    assert law.event_shape == (200,)
+    torch.testing.assert_close(law.mean[:100], torch.full((100,), 1.0 / 110.0))
+    torch.testing.assert_close(law.mean[100:], torch.full((100,), 0.1 / 110.0))
+    assert float(law.variance[0]) == pytest.approx(variance, rel=1e-4)
+    assert float(law.variance[150]) == pytest.approx(pseudo_variance, rel=1e-4)
+
+
+@pytest.mark.statistical
+@pytest.mark.usefixtures("float64")
+def test_draws_have_the_moments_and_the_marginals() -> None:
+    """Six means and variances within 5 standard errors, two KS tests: false-alarm rate 1e-4."""
+    torch.manual_seed(0)
+    law = BlockDirichlet(torch.tensor([2.0, 0.3, 0.01]), [2, 1, 3])
+    draws = law.sample((20_000,))
+    torch.testing.assert_close(draws.sum(-1), torch.ones(20_000))
+    assert torch.equal(draws[:, 0], draws[:, 1]) and torch.equal(draws[:, 3], draws[:, 5])
+    error = (law.variance / 20_000).sqrt()
+    assert ((draws.mean(0) - law.mean).abs() < 5 * error).all()
+    squares = (draws - law.mean).square()
+    assert ((squares.mean(0) - law.variance).abs() < 5 * squares.std(0) / 20_000**0.5).all()
+    assert stats.kstest(draws[:, 0] * 2, stats.beta(2.0, 0.31).cdf).pvalue > 4e-5
+    assert stats.kstest(draws[:, 2], stats.beta(0.3, 2.01).cdf).pvalue > 4e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_concentrations_next_to_zero(dtype: torch.dtype) -> None:
+    """A tiny one leaves nearly all weight on one block, and no draw is NaN."""
+    law = BlockDirichlet(torch.full((50,), 1e-6, dtype=dtype))
+    draws = law.sample((200,))
+    assert draws.dtype == dtype and bool(draws.isfinite().all())
+    torch.testing.assert_close(draws.sum(-1), torch.ones(200, dtype=dtype))
+    assert float(draws.max(-1).values.mean()) > 0.99
+    assert len(draws.argmax(-1).unique()) > 30
+
+
+@pytest.mark.usefixtures("float64")
+def test_density_is_that_of_the_totals() -> None:
+    law = BlockDirichlet(torch.tensor([[2.0, 0.7], [1.0, 3.0]]), [2, 3])
+    weights = law.sample()
+    totals = torch.stack([weights[:, :2].sum(-1), weights[:, 2:].sum(-1)], -1)
+    expected = dist.Dirichlet(law.concentration).log_prob(totals)
+    torch.testing.assert_close(law.log_prob(weights), expected)
+    single = BlockDirichlet(torch.tensor([2.0, 0.7, 1.5]))
+    value = single.sample()
+    torch.testing.assert_close(
+        single.log_prob(value), dist.Dirichlet(single.concentration).log_prob(value)
+    )
+
+
+@pytest.mark.usefixtures("float64")
+def test_gradient_in_the_concentration() -> None:
+    """That of the mean of a draw's square, against the closed form; false-alarm rate 1e-6."""
+    torch.manual_seed(1)
+    concentration = torch.tensor([1.5, 0.4], requires_grad=True)
+    law = BlockDirichlet(concentration, [1, 2])
+    draws = law.rsample((40_000,))[:, 0].square()
+
+    def second(concentration: Tensor) -> Tensor:
+        total = concentration.sum()
+        return concentration[0] * (concentration[0] + 1) / (total * (total + 1))
+
+    (expected,) = torch.autograd.grad(second(concentration), concentration)
+    (found,) = torch.autograd.grad(draws.mean(), concentration)
+    torch.testing.assert_close(found, expected, atol=0.01, rtol=0)
+
+
+def test_shapes_and_expansion() -> None:
+    law = BlockDirichlet(torch.ones(3, 1, 2), [1, 2]).expand((3, 4))
+    assert law.batch_shape == (3, 4) and law.event_shape == (3,)
+    assert law.sample((5,)).shape == (5, 3, 4, 3)
+    assert law.log_prob(law.sample()).shape == (3, 4) and law.mean.shape == (3, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("concentration", "sizes", "message"),
+    [
+        (torch.tensor(1.0), None, "concentration must have the shape"),
+        (torch.ones(2), [1, 2, 3], "sizes must hold 2 numbers"),
+        (torch.ones(2), [1, 0], "at least one each"),
+        (torch.tensor([1.0, -1.0]), None, "concentration"),
+    ],
+)
+def test_bad_input(concentration: Tensor, sizes: list[int] | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BlockDirichlet(concentration, sizes, validate_args=True)
+
+
+def test_unequal_weights_in_a_block_have_no_density() -> None:
+    law = BlockDirichlet(torch.ones(2), [2, 1], validate_args=True)
+    with pytest.raises(ValueError, match="equal weights inside each block"):
+        law.log_prob(torch.tensor([0.5, 0.3, 0.2]))

@@ -1,0 +1,125 @@
+"""Monitoring of convergence against closed forms of normal rules.
+
+A statistical comparison allows 3.5 standard errors: a false-alarm rate of 5e-4 each, for a new
+seed.
+"""
+
+import math
+import warnings
+
+import pytest
+import torch
+from scipy.special import polygamma
+
+from pyro_ext.inference.martingale._convergence import check_sizes
+from pyro_ext.inference.martingale.functionals import Mean, Quantile
+from pyro_ext.inference.martingale.gaussian import NormalPredictive, PlugInNormal
+from pyro_ext.inference.martingale.martingale_posterior import MartingalePosterior
+from pyro_ext.inference.martingale.plots import plot_drift
+from pyro_ext.inference.martingale.polya_urn import PolyaUrn
+
+ALLOWED = 3.5
+
+
+def posterior(rule, num_samples: int, horizon: float, functional=None, **options):
+    options = {"seed": 0, "progress": False, **options}
+    return MartingalePosterior(rule, functional or Mean(), num_samples, horizon, **options)
+
+
+def data(size: int = 10) -> torch.Tensor:
+    return torch.linspace(-1.0, 2.0, size)
+
+
+def test_sizes():
+    assert check_sizes(10, 1000, 1) == ([1000], 10)
+    assert check_sizes(10, 1000, 2) == ([500, 1000], 500)
+    assert check_sizes(10, 11, 6) == ([11], 10)
+    sizes, half = check_sizes(7, 90_000, 6)
+    assert half == 45_000 and sizes[-2:] == [45_000, 90_000] and len(sizes) == 6
+    ratios = [b / a for a, b in zip([7, *sizes], sizes[:-1], strict=False)]
+    assert ratios == pytest.approx([ratios[0]] * 5, rel=0.05)
+    sizes, half = check_sizes(100, 150, 3)
+    assert half == 100 and sizes == [114, 131, 150]
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize(
+    ("rule", "horizon", "exact"),
+    [
+        (NormalPredictive(), 5, 10 / 15),  # from the data on, by less than a doubling
+        (NormalPredictive(), 30, 10 / 40),
+        (NormalPredictive(), 490, 10 / 500),
+        (PlugInNormal(), 190, float(polygamma(1, 201) / polygamma(1, 11))),
+        (PolyaUrn(), 190, 10 / 200),
+    ],
+    ids=["flat_5", "flat_30", "flat_490", "plug_in", "urn"],
+)
+def test_remaining_share(rule, horizon, exact, float64):
+    number = 8000
+    run = posterior(rule, number, horizon, tolerance=1.0, batch_size=2000).run(data())
+    share = float(run.diagnostics()["theta"]["remaining_share"])
+    # Logarithms of the two variances have the variance 2 / number each; a positive covariance of
+    # the two makes that of the ratio smaller. Urns have slightly heavier tails than normal laws.
+    odds, exact_odds = share / (1 - share), exact / (1 - exact)
+    assert abs(math.log(odds / exact_odds)) < ALLOWED * math.sqrt(4 / number)
+    if horizon == 5:
+        assert share == pytest.approx(exact)  # all of the variance, seen once, tells nothing new
+
+
+@pytest.mark.statistical
+def test_drift(float64):
+    number = 5000
+    run = posterior(NormalPredictive(), number, 990, num_checks=4, tolerance=1.0).run(data())
+    drift = run.drift()
+    assert drift.sizes.tolist() == [10, 37, 136, 500, 1000]
+    sizes = drift.sizes.double()
+    for found, variance in (
+        (drift.from_data["theta"], 1 / 10 - 1 / sizes),
+        (drift.to_end["theta"], 1 / sizes - 1 / 1000),
+    ):
+        exact = (2 / math.pi * variance).sqrt()
+        error = (variance * (1 - 2 / math.pi) / number).sqrt()
+        assert bool(((found - exact).abs() <= ALLOWED * error).all())
+
+
+def test_a_short_horizon_is_told(float64):
+    with pytest.warns(RuntimeWarning, match="horizon=90 is too short: about 1") as record:
+        posterior(NormalPredictive(), 2000, 90, functional=Mean(), name="mean").run(data())
+    message = str(record[0].message)
+    assert "'mean' is missing, more than tolerance=0.05; about horizon=" in message
+    assert record[0].filename == __file__
+    advised = int(message.split("about horizon=")[1].split()[0])
+    assert 150 <= advised <= 250  # 10 / 0.05 - 10 = 190
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        posterior(NormalPredictive(), 2000, 300).run(data())
+        posterior(NormalPredictive(), 2000, 90, tolerance=0.2).run(data())
+        posterior(NormalPredictive(), 2000, 90, num_checks=1).run(data())
+        posterior(NormalPredictive(), 1, 90).run(data())
+        for seed in range(20):  # too few draws to be sure of anything
+            posterior(NormalPredictive(), 5, 490, seed=seed).run(data())
+        posterior(NormalPredictive(), 2000, math.inf).run(data())
+
+
+def test_the_share_is_that_of_each_element(float64):
+    values = torch.stack([data(), torch.zeros(10)], 1)
+    run = posterior(PolyaUrn(), 500, 290).run(values)
+    share = run.diagnostics()["theta"]["remaining_share"]
+    assert 0.0 < float(share[0]) < 0.05
+    assert math.isnan(float(share[1]))  # an element without variance asks for nothing
+
+
+def test_plot():
+    run = posterior(PolyaUrn(), 100, 1000, functional=both, tolerance=1.0).run(data())
+    ax = plot_drift(run, names=["mean"])
+    assert len(ax.lines) == 2
+    assert ax.lines[0].get_xdata().tolist() == run.drift().sizes.tolist()
+    assert len(plot_drift(run).lines) == 4
+    with pytest.raises(ValueError, match=r"names has \['mode'\], but the functional gives"):
+        plot_drift(run, names=["mode"])
+    with pytest.raises(RuntimeError, match="no checks of convergence"):
+        plot_drift(posterior(PolyaUrn(), 10, 1000, num_checks=1).run(data()))
+
+
+def both(population) -> dict[str, torch.Tensor]:
+    return {"mean": population.mean, "median": Quantile(0.5)(population)}

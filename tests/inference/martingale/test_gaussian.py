@@ -1,0 +1,185 @@
+"""Normal predictive rules against closed forms.
+
+A statistical comparison allows 3.5 standard errors, or the 5e-4 level of a test: a false-alarm rate
+of 5e-4 each, for a new seed.
+"""
+
+import math
+
+import pytest
+import scipy.stats
+import torch
+from scipy.special import polygamma
+
+from pyro_ext.inference.martingale.gaussian import NormalPredictive, PlugInNormal
+from pyro_ext.inference.martingale.student_t import StudentTPredictive
+from pyro_ext.random import chain_keys
+from pyro_ext.testing.moments import estimate_moment
+
+ALLOWED = 3.5
+LEVEL = 5e-4
+NUM_DRAWS = 20_000
+RULES = [
+    NormalPredictive(1.5),
+    NormalPredictive(0.7, loc=1.0, loc_scale=0.4),
+    PlugInNormal(1.5),
+    StudentTPredictive(),
+    StudentTPredictive(loc=1.0, loc_precision=2.0, concentration=1.5, rate=0.3),
+]
+NAMES = ["flat", "normal", "plug_in", "reference", "conjugate"]
+
+
+def data(size: int = 10) -> torch.Tensor:
+    return torch.linspace(-1.0, 2.0, size)
+
+
+def begin(rule, num_draws: int = NUM_DRAWS, values: torch.Tensor | None = None):
+    values = data() if values is None else values
+    return rule.begin((values,), chain_keys(0, range(num_draws)))
+
+
+def mean_of(rule, state) -> torch.Tensor:
+    return rule.population(state).mean
+
+
+def assert_moments(draws: torch.Tensor, mean: float, variance: float) -> None:
+    assert abs(estimate_moment(draws).z_score(mean)) < ALLOWED
+    assert abs(estimate_moment((draws - mean) ** 2).z_score(variance)) < ALLOWED
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("size", [20, 1010])
+def test_flat_prior_variance(size, float64):
+    rule = NormalPredictive()
+    state = rule.advance(begin(rule, 10_000), size - 10)
+    assert_moments(mean_of(rule, state), 0.5, 1 / 10 - 1 / size)
+
+
+@pytest.mark.statistical
+def test_plug_in_variance(float64):
+    rule = PlugInNormal()
+    state = rule.advance(begin(rule, 10_000), 1000)
+    exact = float(polygamma(1, 11) - polygamma(1, 1011))
+    assert exact == pytest.approx(0.0941767, abs=5e-8)
+    assert_moments(mean_of(rule, state), 0.5, exact)
+
+
+@pytest.mark.statistical
+def test_student_t_variance_of_the_mean(float64):
+    rule = StudentTPredictive()
+    state = rule.advance(begin(rule), 90)
+    variance = float(((data() - 0.5) ** 2).sum()) / 7  # posterior mean of the variance
+    assert_moments(mean_of(rule, state), 0.5, variance * (1 / 10 - 1 / 100))
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize(
+    ("rule", "variance"),
+    [
+        (NormalPredictive(), 0.1),
+        (NormalPredictive(2.0, loc=1.0, loc_scale=0.5), 1 / (10 / 4 + 4)),
+        (PlugInNormal(), 0.0951663357),
+        (StudentTPredictive(), 9.166666666666666 / 7 / 10),
+    ],
+    ids=["flat", "normal", "plug_in", "reference"],
+)
+def test_limits(rule, variance, float64):
+    mean = 0.5 if rule.__class__ is not NormalPredictive else float(begin(rule, 1).value.loc)
+    assert_moments(rule.limit(begin(rule)).mean, mean, variance)
+
+
+@pytest.mark.statistical
+def test_limit_variance_of_student_t(float64):
+    rule = StudentTPredictive(loc=1.0, loc_precision=2.0, concentration=1.5, rate=0.3)
+    state = begin(rule)
+    law = scipy.stats.invgamma(6.5, scale=float(state.value.rate[0]))
+    assert scipy.stats.kstest(rule.limit(state).variance.numpy(), law.cdf).pvalue > LEVEL
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("rule", [RULES[0], RULES[1], RULES[3], RULES[4]])
+def test_later_observations_have_the_law_of_the_next(rule, float64):
+    """What exchangeability asks for, after many steps of the recursion."""
+    state = begin(rule)
+    law = rule.law(state)
+    if isinstance(rule, StudentTPredictive):
+        exact = scipy.stats.t(float(law.df[0]), float(law.loc[0]), float(law.scale[0]))
+    else:
+        exact = scipy.stats.norm(float(law.loc[0]), float(law.scale[0]))
+    values = rule.advance(state, 40).value.values
+    for place in (10, 11, 49):
+        assert scipy.stats.kstest(values[:, place].numpy(), exact.cdf).pvalue > LEVEL
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("rule", RULES, ids=NAMES)
+def test_conditionally_identically_distributed(rule, float64):
+    """The mean of P_{n+1}(A) is P_n(A), but for the plug-in rule, whose mean law is wider."""
+
+    def cdf(law, point: float) -> torch.Tensor:
+        if isinstance(rule, StudentTPredictive):
+            scaled = (point - law.loc) / law.scale
+            return torch.from_numpy(scipy.stats.t.cdf(scaled.numpy(), law.df.numpy()))
+        return law.cdf(torch.tensor(point))
+
+    state = begin(rule, values=data(4))
+    after = rule.law(rule.advance(state, 1))
+    for point in (-1.0, 0.3, 1.5):
+        exact = float(cdf(rule.law(state), point)[0])
+        if isinstance(rule, PlugInNormal):
+            scale = 1.5 * math.sqrt(1 + 1 / 5**2)
+            exact = scipy.stats.norm.cdf(point, 0.5, scale)
+        assert abs(estimate_moment(cdf(after, point)).z_score(exact)) < ALLOWED
+
+
+@pytest.mark.parametrize("rule", RULES, ids=NAMES)
+def test_updates_agree_with_resampling_and_with_larger_data(rule, float64):
+    start = begin(rule, 3, torch.randn(5, 2))
+    end = rule.advance(start, 7)
+    state = start
+    for place in range(5, 12):
+        state = rule.update(state, end.value.values[:, place])
+    fresh = rule.begin((end.value.values[1],), chain_keys(0, range(1)))
+    assert state.size == end.size == fresh.size == 12
+    for one, other, third in zip(state.value, end.value, fresh.value, strict=True):
+        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(one[1:2], third)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=NAMES)
+def test_steps_and_draws_do_not_depend_on_their_company(rule, float64):
+    values = torch.randn(5, 2)
+    whole = rule.advance(begin(rule, 4, values), 60)
+    parts = begin(rule, 4, values)
+    for num_steps in (1, 22, 0, 37):
+        parts = rule.advance(parts, num_steps)
+    alone = rule.advance(rule.begin((values,), chain_keys(0, range(2, 3))), 60)
+    torch.testing.assert_close(parts.value, whole.value)
+    torch.testing.assert_close(alone.value.values[0], whole.value.values[2])
+
+
+def test_laws():
+    state = begin(StudentTPredictive(), 2, torch.tensor([1.0, 2.0, 3.0]))
+    law = StudentTPredictive().law(state)
+    assert (float(law.df[0]), float(law.loc[0])) == (2.0, 2.0)
+    assert float(law.scale[0]) == pytest.approx(math.sqrt(4 / 3))
+    law = NormalPredictive(2.0).law(begin(NormalPredictive(2.0), 2, torch.tensor([1.0, 2.0, 3.0])))
+    assert float(law.variance[0]) == pytest.approx(4 + 4 / 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: NormalPredictive(0.0), "scale must be a finite number > 0, got 0.0"),
+        (lambda: NormalPredictive(loc_scale=-1.0), "loc_scale must be a finite number > 0"),
+        (lambda: PlugInNormal(math.inf), "scale must be a finite number > 0, got inf"),
+        (lambda: StudentTPredictive(rate=-1.0), "rate must be a finite number >= 0, got -1.0"),
+        (lambda: begin(StudentTPredictive(), 1, torch.ones(1)), "n >= 2, got"),
+        (lambda: begin(StudentTPredictive(), 1, torch.ones(3)), "data must vary"),
+        (lambda: begin(PlugInNormal(), 1, torch.tensor([0.0, math.nan])), r"in the rows \[1\]"),
+        (lambda: begin(PlugInNormal(), 1, torch.tensor(1.0)), r"shape \(n, \*event\)"),
+    ],
+)
+def test_errors(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,178 @@
+"""Hamiltonian Monte Carlo in Laplace coordinates: exactness at any step, starts, runs, errors."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import MCMC as PyroMCMC
+from torch import Tensor
+
+from pyro_ext.diagnostics import to_arviz
+from pyro_ext.inference import MCMC
+from pyro_ext.inference.laplace_hmc import LaplaceHMC
+from pyro_ext.inference.pseudocoresets import AutoPseudocoreset
+from tests.inference.pseudocoresets.coreset_models import labelled, location, logistic, points
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def skewed() -> None:
+    """A gamma law, far from a Gaussian even in the logarithm, and a correlated pair."""
+    pyro.sample("scale", dist.Gamma(0.8, 0.5))
+    covariance = torch.tensor([[1.0, 1.9], [1.9, 4.0]])
+    pyro.sample("pair", dist.MultivariateNormal(torch.tensor([1.0, -1.0]), covariance))
+
+
+def run(model: Any, num_samples: int, num_chains: int, *args: Any, **options: Any) -> MCMC:
+    kernel = LaplaceHMC(model, **options)
+    mcmc = MCMC(kernel, num_samples, 20, num_chains=num_chains, seed=0, progress=False)
+    return mcmc.run(*args)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("options", [{}, {"num_leapfrog_steps": 1, "trajectory_length": 1.4}])
+def test_moments(options: Any) -> None:
+    """Moments of 200 chains of 200 draws, within 4.5 standard errors from the means of chains.
+
+    Six numbers and two settings: false-alarm rate 1e-4. With one coarse step a fifth of the
+    proposals and more is lost, and the test would notice draws that are taken as they come.
+    """
+    mcmc = run(skewed, 200, 200, **options)
+    draws = mcmc.get_samples(group_by_chain=True)
+    pair = draws["pair"]
+    centred = pair - torch.tensor([1.0, -1.0])
+    found = {
+        "scale": (draws["scale"], 1.6),
+        "square": (draws["scale"].square(), 0.8 * 1.8 / 0.25),
+        "log": (draws["scale"].log(), float(torch.digamma(torch.tensor(0.8))) + 0.6931471805599453),
+        "first": (pair[..., 0], 1.0),
+        "variance": (centred[..., 1].square(), 4.0),
+        "covariance": (centred.prod(-1), 1.9),
+    }
+    for name, (values, exact) in found.items():
+        means = values.mean(1)
+        error = means.std() / len(means) ** 0.5
+        assert abs(float(means.mean()) - exact) < 4.5 * float(error), name
+    rate = float(mcmc.sample_statistics()["acceptance_rate"].mean())
+    assert rate < 0.8 if options else rate > 0.8
+
+
+def test_draws_are_hardly_correlated() -> None:
+    """On a Gaussian, correlated or not: neighbours in a chain have a correlation below 0.2."""
+    mcmc = run(location, 300, 10, points(), num_leapfrog_steps=6)
+    draws = mcmc.get_samples(group_by_chain=True)["mean"]
+    centred = (draws - draws.mean((0, 1))) / draws.std((0, 1))
+    assert float((centred[:, 1:] * centred[:, :-1]).mean().abs()) < 0.2
+    assert float(mcmc.sample_statistics()["acceptance_rate"].mean()) > 0.98
+
+
+def test_chains_start_at_the_mode() -> None:
+    x, y = labelled(4000)
+    kernel = LaplaceHMC(logistic)
+    kernel.setup(0, x, y)
+    positions = kernel.begin(range(500), 0).position
+    rows = kernel.potential.layout.unflatten(positions)
+    energy = kernel.potential(rows)
+    lowest = float(energy.min())
+    assert float((energy - lowest).mean()) == pytest.approx(1.5, abs=0.3)
+    assert positions.std(0).max() < 0.2
+    given = {"weight": torch.ones(2, 3)}
+    assert torch.equal(kernel.begin(range(2), 0, given).position, given["weight"])
+
+
+def test_same_draws_from_all_backends() -> None:
+    x, y = labelled(50)
+    kinds = [run(logistic, 5, 2, x, y, backend=b).get_samples() for b in ("eager", "trace")]
+    torch.testing.assert_close(kinds[0]["weight"], kinds[1]["weight"])
+
+
+@pytest.mark.slow
+def test_compiled_draws() -> None:
+    x, y = labelled(50)
+    kinds = [run(logistic, 50, 2, x, y, backend=b).get_samples() for b in ("trace", "compile")]
+    torch.testing.assert_close(kinds[0]["weight"], kinds[1]["weight"])
+
+
+def test_a_chain_alone_and_among_others() -> None:
+    x, y = labelled(50)
+    many = run(logistic, 10, 3, x, y).get_samples(group_by_chain=True)["weight"]
+    alone = run(logistic, 10, 1, x, y).get_samples(group_by_chain=True)["weight"]
+    torch.testing.assert_close(many[:1], alone)
+    assert not torch.equal(many[0], many[1])
+
+
+def test_interrupted_runs_go_on(tmp_path: Path) -> None:
+    x, y = labelled(50)
+    whole = run(logistic, 20, 2, x, y).get_samples()["weight"]
+    for number in (10, 20):
+        mcmc = MCMC(
+            LaplaceHMC(logistic),
+            number,
+            20,
+            num_chains=2,
+            seed=0,
+            progress=False,
+            checkpoint=tmp_path,
+        )
+        found = mcmc.run(x, y).get_samples()["weight"]
+    assert torch.equal(found, whole)
+
+
+def test_kernel_of_a_guide() -> None:
+    x, y = labelled()
+    guide = AutoPseudocoreset(logistic, x, y, size=10, weights="scaled", seed=0)
+    assert guide.kernel is LaplaceHMC
+    mcmc = guide.sample_posterior(10, warmup_steps=2, num_chains=3)
+    assert to_arviz(mcmc).posterior["weight"].shape == (3, 10, 3)
+    statistics = mcmc.sample_statistics()
+    assert statistics["acceptance_rate"].shape == (3, 10)
+    assert float(statistics["step_size"][0, 0]) == pytest.approx(0.5)
+    kernel = pickle.loads(pickle.dumps(mcmc.kernel)).replace(num_leapfrog_steps=5)
+    assert kernel.settings()["num_leapfrog_steps"] == 5
+
+
+def test_under_pyro() -> None:
+    x, y = labelled(50)
+    mcmc = PyroMCMC(LaplaceHMC(logistic), 10, warmup_steps=2, disable_progbar=True)
+    mcmc.run(x, y)
+    assert len(mcmc.get_samples()["weight"].unique(dim=0)) > 5
+
+
+def test_a_function() -> None:
+    """A potential without a model: a Gaussian with variance two."""
+    kernel = LaplaceHMC(potential_fn=lambda z: 0.25 * z["x"].square().sum())
+    start = {"x": torch.full((2, 3), 5.0)}
+    mcmc = MCMC(kernel, 500, 20, num_chains=2, initial_params=start, seed=0, progress=False)
+    draws = mcmc.run().get_samples()["x"]
+    assert float(draws.var()) == pytest.approx(2.0, rel=0.2)
+
+
+def test_a_posterior_far_from_a_gaussian() -> None:
+    """A wall that no curvature tells of: few proposals are taken, and a warning says so."""
+
+    def wall() -> None:
+        z = pyro.sample("z", dist.Normal(torch.zeros(5), 1.0).to_event(1))
+        pyro.factor("wall", -1e9 * (z.abs() - 0.02).relu().sum())
+
+    with pytest.warns(UserWarning, match="the posterior is far from a Gaussian"):
+        LaplaceHMC(wall).setup(0)
+
+
+def test_errors() -> None:
+    def subsampling(x: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), subsample_size=5) as index:
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x[index])
+
+    with pytest.raises(ValueError, match=r"model must see all of its data.*\['data'\]"):
+        LaplaceHMC(subsampling).setup(0, torch.zeros(20))
+    for argument, value in (("num_leapfrog_steps", 0), ("trajectory_length", 0.0)):
+        wrong: dict[str, Any] = {argument: value}
+        with pytest.raises(ValueError, match=f"{argument} must be"):
+            LaplaceHMC(skewed, **wrong)
+    with pytest.raises(RuntimeError, match=r"call setup"):
+        LaplaceHMC(skewed).begin(range(1), 0)

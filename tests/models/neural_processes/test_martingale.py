@@ -1,0 +1,183 @@
+"""The losses of martingale posterior processes written out, and what their generators do."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from pyro_ext.models.neural_processes import (
+    CANP,
+    CNP,
+    MPANP,
+    MPNP,
+    InputGenerator,
+    PoolingEncoder,
+    RepresentationGenerator,
+)
+from tests.models.neural_processes.helpers import make, padded, tasks
+
+both = pytest.mark.parametrize("kind", [MPNP, MPANP])
+GENERATORS = [RepresentationGenerator, partial(InputGenerator, low=-1.0, high=3.0)]
+both_generators = pytest.mark.parametrize("generator", GENERATORS, ids=["features", "pairs"])
+
+
+def log_likelihoods(process, batch, pseudo, with_context):
+    """Log likelihood of each point, from concatenated features. **Shape:** ``(K, tasks, n)``."""
+    points = batch.points
+    context = process.encoder.features(*batch.context[:2])
+    out = []
+    for features in pseudo:
+        rows = torch.cat([context, features], 1) if with_context else features
+        representation = process.encoder.summarize(rows, points.inputs)
+        law = process.decoder(representation, points.inputs)
+        out.append(law.log_prob(points.outputs).sum(-1))
+    return torch.stack(out)
+
+
+@both
+def test_losses_written_out(kind, float64):
+    process = kind(2, 3, 16, num_pseudo=4, weights=(0.7, 0.3, 0.2))
+    batch, number = tasks(), 12
+    found = process.losses(batch, 5, generator=torch.Generator().manual_seed(0))
+    noise = process._draw(batch.context, 5, torch.Generator().manual_seed(0))
+    pseudo = process.generator(noise, process.encoder.features(*batch.context[:2]), process.encoder)
+    assert pseudo.shape == (5, 4, 4, process.encoder.num_features)
+    joint = log_likelihoods(process, batch, pseudo, True).sum(-1)
+    marginal = -(joint.logsumexp(0) - math.log(5)).mean() / number
+    alone = -log_likelihoods(process, batch, pseudo, False).mean()
+    points = batch.points
+    prediction = process.decoder(process.encoder(*batch.context[:2], points.inputs), points.inputs)
+    amortized = -prediction.log_prob(points.outputs).sum(-1).mean()
+    torch.testing.assert_close(torch.stack(found), torch.stack([marginal, amortized, alone]))
+    loss = process.loss(batch, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(loss, 0.7 * marginal + 0.3 * amortized + 0.2 * alone)
+
+
+@both
+def test_joint_likelihood_not_that_of_points(kind):
+    """The mean over draws is taken of whole tasks, which is another number."""
+    process, batch = make("MPNP" if kind is MPNP else "MPANP"), tasks()
+    found, _, _ = process.losses(batch, 5, generator=torch.Generator().manual_seed(0))
+    noise = process._draw(batch.context, 5, torch.Generator().manual_seed(0))
+    features = process.encoder.features(*batch.context[:2])
+    pseudo = process.generator(noise, features, process.encoder)
+    values = log_likelihoods(process, batch, pseudo, True)
+    by_point = -(values.logsumexp(0) - math.log(5)).mean()
+    assert abs((found - by_point).item()) > 1e-3
+
+
+@both
+def test_jensen(kind):
+    process, batch = make("MPNP" if kind is MPNP else "MPANP"), tasks()
+    marginal, _, _ = process.losses(batch, 5, generator=torch.Generator().manual_seed(0))
+    noise = process._draw(batch.context, 5, torch.Generator().manual_seed(0))
+    features = process.encoder.features(*batch.context[:2])
+    pseudo = process.generator(noise, features, process.encoder)
+    mean = -log_likelihoods(process, batch, pseudo, True).mean()
+    assert marginal < mean
+
+
+@pytest.mark.parametrize(("kind", "plain"), [(MPNP, CNP), (MPANP, CANP)])
+def test_without_pseudo_points_it_is_the_conditional_process(kind, plain):
+    process, expected = kind(2, 3, 16, num_pseudo=0), plain(2, 3, 16)
+    for name in ("encoder", "decoder"):
+        getattr(expected, name).load_state_dict(getattr(process, name).state_dict())
+    batch = tasks()
+    torch.testing.assert_close(process.loss(batch, 1), 2 * expected.loss(batch))
+    arguments = (*batch.context[:2], batch.target_inputs, 3)
+    torch.testing.assert_close(process.predict(*arguments).mean, expected.predict(*arguments).mean)
+
+
+@both
+@both_generators
+def test_gradient_reaches_the_generator(kind, generator):
+    process = kind(2, 3, 16, num_pseudo=4, weights=(1, 0, 0), generator=generator)
+    process.loss(tasks(), 3).backward()
+    gradients = [parameter.grad for parameter in process.generator.parameters()]
+    assert all(gradient is not None for gradient in gradients)
+    assert sum(float(gradient.abs().max()) > 0 for gradient in gradients) > len(gradients) / 2
+
+
+@both
+@both_generators
+def test_order_of_noise_and_context(kind, generator):
+    process = kind(2, 3, 16, num_pseudo=6, generator=generator)
+    batch = tasks()
+    context, inputs = batch.context, batch.target_inputs
+    noise = process._draw(context, 3, None)
+    expected = process._condition(context, inputs, noise).mean
+    order = torch.randperm(6)
+    found = process._condition(context, inputs, noise[:, :, order]).mean
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    features = process.encoder.features(*context[:2])
+    pseudo = process.generator(noise, features, process.encoder)
+    moved = process.generator(noise[:, :, order], features, process.encoder)
+    torch.testing.assert_close(moved, pseudo[:, :, order], atol=1e-5, rtol=1e-5)
+    order = torch.randperm(5)
+    moved = process.generator(noise, features[:, order], process.encoder)
+    torch.testing.assert_close(moved, pseudo, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(pseudo[0], pseudo[1], atol=1e-2)
+
+
+@both
+@both_generators
+def test_functions_differ_by_their_noise_alone(kind, generator):
+    process = kind(2, 3, 16, num_pseudo=6, generator=generator)
+    batch = tasks()
+    noise = process._draw(batch.context, 2, None)
+    mean = process._condition(batch.context, batch.target_inputs, noise).mean
+    assert not torch.allclose(mean[0], mean[1], atol=1e-4)
+    same = noise[:1].expand_as(noise)
+    mean = process._condition(batch.context, batch.target_inputs, same).mean
+    torch.testing.assert_close(mean[0], mean[1])
+
+
+@both_generators
+def test_generator_sees_no_padding(generator):
+    process = MPANP(2, 3, 16, num_pseudo=6, generator=generator)
+    batch = tasks()
+    noise = process._draw(batch.context, 2, None)
+    found = []
+    for context in (batch.context, padded(batch).context):
+        features = process.encoder.features(*context)
+        found.append(process.generator(noise, features, process.encoder, context.mask))
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
+
+
+def test_pseudo_pairs_are_in_the_range_of_inputs_and_encoded_as_others_are():
+    encoder = PoolingEncoder(2, 3, 16)
+    generator = InputGenerator(encoder, low=-1.0, high=3.0)
+    features = encoder.features(torch.randn(4, 5, 2), torch.randn(4, 5, 3))
+    noise = 100 * torch.randn(4, 50, 16)
+    x, y = generator.pairs(noise, features)
+    assert x.shape == (4, 50, 2) and y.shape == (4, 50, 3)
+    assert -1 <= x.min() < -0.9 and 2.9 < x.max() <= 3
+    assert torch.equal(generator(noise, features, encoder), encoder.features(x, y))
+
+
+def test_features_of_a_generator_are_two_blocks_of_attention():
+    encoder = PoolingEncoder(1, 1, 16)
+    generator = RepresentationGenerator(encoder, num_heads=4)
+    features, noise = torch.randn(4, 5, 16), torch.randn(4, 6, 16)
+    first, second = generator.attention.gather, generator.attention.spread
+    expected = second(noise, first(features, noise))
+    torch.testing.assert_close(generator(noise, features, encoder), expected)
+
+
+def test_weights_of_zero_are_not_computed():
+    process = MPNP(2, 3, 16, weights=(1, 0, 0))
+    _, amortized, alone = process.losses(tasks())
+    assert amortized == 0 and alone == 0
+    assert MPNP(2, 3, 16, weights=(0, 0, 0)).loss(tasks()) == 0
+
+
+def test_what_users_may_get_wrong():
+    with pytest.raises(ValueError, match="num_pseudo must be an integer >= 0, got -1"):
+        MPNP(num_pseudo=-1)
+    with pytest.raises(ValueError, match=r"weights must be three numbers, got \(1, 1\)"):
+        MPNP(weights=(1, 1))
+    with pytest.raises(ValueError, match=r"weights\[2\] must be a finite number >= 0, got -1"):
+        MPANP(weights=(1, 1, -1))
+    with pytest.raises(ValueError, match="high must be a finite number > 2, got 1"):
+        InputGenerator(PoolingEncoder(1, 1, 16), low=2, high=1)

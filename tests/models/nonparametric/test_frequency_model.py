@@ -1,0 +1,345 @@
+"""Models of sizes of clusters: their densities, samplers that agree, and calibration."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoMultivariateNormal
+from pyro.infer.autoguide.initialization import init_to_value
+from scipy.integrate import quad
+
+from pyro_ext.datasets import load_frequencies
+from pyro_ext.diagnostics import sbc
+from pyro_ext.inference import MCMC, laplace_posterior, nuts_posterior
+from pyro_ext.models.nonparametric import (
+    FrequencyModel,
+    beta_prime_prior,
+    generalized_bfry_prior,
+    generalized_gamma_prior,
+    metropolis_within_gibbs,
+    pareto_mixture_prior,
+    pitman_yor_prior,
+)
+from pyro_ext.potential import Potential
+from pyro_ext.random_measures import (
+    BetaPrimeProcess,
+    GeneralizedBFRYProcess,
+    GeneralizedGammaProcess,
+    ParetoMixtureProcess,
+    PitmanYor,
+    frequency_table,
+)
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+TABLE = [[1, 4], [2, 2], [4, 1], [12, 1]]
+PRIORS = {
+    "generalized BFRY": generalized_bfry_prior,
+    "beta prime": beta_prime_prior,
+    "Pareto mixture": pareto_mixture_prior,
+    "generalized gamma": generalized_gamma_prior,
+    "Pitman-Yor": pitman_yor_prior,
+}
+VALUES = {
+    "mass": 3.0,
+    "discount": 0.4,
+    "excess": 0.9,
+    "pareto_mass": 2.0,
+    "pareto_scale": 1.5,
+    "concentration": 2.0,
+    "tilt": 2.5,
+}
+
+
+def table():
+    return torch.tensor(TABLE)
+
+
+def values(*names):
+    return {name: torch.tensor(VALUES[name]) for name in names}
+
+
+def sites_of(name):
+    potential = Potential(FrequencyModel(PRIORS[name]()).with_tilt, table(), backend="eager")
+    return list(potential.sites)
+
+
+def log_density(model, *args, **data):
+    """Log joint density without the priors of the hyperparameters."""
+    trace = poutine.trace(poutine.condition(model, data=data)).get_trace(*args)
+    trace.compute_log_prob()
+    return trace.nodes["counts"]["log_prob_sum"], trace
+
+
+@pytest.mark.parametrize(
+    ("name", "measure"),
+    [
+        ("generalized BFRY", lambda: GeneralizedBFRYProcess(3.0, 0.4, 1.3).normalize()),
+        ("beta prime", lambda: BetaPrimeProcess(3.0, 0.4, 1.3).normalize()),
+        (
+            "Pareto mixture",
+            lambda: ParetoMixtureProcess(3.0, 0.4, 1.0, 2.0, 1.5, 1.3).normalize(),
+        ),
+        ("generalized gamma", lambda: GeneralizedGammaProcess(3.0, 0.4, 1.0).normalize()),
+        ("Pitman-Yor", lambda: PitmanYor(0.4, 2.0)),
+    ],
+)
+def test_priors_return_the_law_of_their_sites(name, measure):
+    law = FrequencyModel(PRIORS[name]()).law(values(*VALUES))
+    torch.testing.assert_close(law.log_eppf([5, 2, 1]), measure().log_eppf([5, 2, 1]))
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_integral_over_the_tilt_is_the_likelihood(name):
+    model, given = FrequencyModel(PRIORS[name]()), values(*VALUES)
+    whole, _ = log_density(model, table(), **given)
+    if name == "Pitman-Yor":
+        other, trace = log_density(model.with_tilt, table(), **given)
+        assert "tilt" not in trace.nodes
+        torch.testing.assert_close(whole, other)
+        return
+
+    def integrand(place):
+        given["tilt"] = torch.tensor(math.exp(place))
+        value, _ = log_density(model.with_tilt, table(), **given)
+        return math.exp(float(value - whole) + place)
+
+    total = sum(quad(integrand, *ends, epsabs=1e-8)[0] for ends in ((-12.0, 0.0), (0.0, 9.0)))
+    assert total == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["generalized BFRY", "beta prime"])
+def test_mean_over_tilts_of_clusters_is_the_density_without_them(name):
+    """Of two clusters, by quadrature over the tilt of one and then of the other."""
+    model, given = FrequencyModel(PRIORS[name]()), values(*VALUES)
+    small = torch.tensor([[2, 1], [3, 1]])
+    expected, _ = log_density(model.with_tilt, small, **given)
+    end = 1.0 if name == "generalized BFRY" else 60.0
+
+    def density(first, second):
+        given["cluster_tilts"] = torch.tensor([first, second])
+        value, trace = log_density(model.with_cluster_tilts, small, **given)
+        return math.exp(float(value + trace.nodes["cluster_tilts"]["log_prob"].sum() - expected))
+
+    # The density is a product, so that a line along each axis determines it.
+    centre = density(0.3, 0.3)
+    first = quad(lambda x: density(x, 0.3), 0.0, end, limit=100, epsrel=1e-7)[0]
+    second = quad(lambda x: density(0.3, x), 0.0, end, limit=100, epsrel=1e-7)[0]
+    assert first * second / centre == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("form", ["with_tilt", "with_cluster_tilts"])
+def test_forms_are_recorded_as_graphs_with_the_same_numbers(form):
+    model = getattr(FrequencyModel(generalized_bfry_prior()), form)
+    traced, eager = (Potential(model, table(), backend=kind) for kind in ("trace", "eager"))
+    params = traced.init(num_chains=2, seed=0)
+    for first, second in zip(
+        traced.value_and_grad(params), eager.value_and_grad(params), strict=True
+    ):
+        torch.testing.assert_close(first, second)
+
+
+def test_the_form_without_tilts_is_recorded_where_the_number_of_samples_is_given():
+    model = FrequencyModel(pitman_yor_prior())
+    first = Potential(model, table(), num_samples=24, backend="trace")
+    second = Potential(model.with_tilt, table(), backend="eager")
+    params = first.init(num_chains=2, seed=0)
+    torch.testing.assert_close(first(params), second(params))
+
+
+def test_draws_of_the_model_have_the_number_of_samples():
+    model = FrequencyModel(pitman_yor_prior())
+    assert int(model(num_samples=40).prod(-1).sum()) == 40
+    samples = {"concentration": torch.tensor([1.0, 60.0]), "discount": torch.tensor([0.1, 0.5])}
+    tables = model.predictive(samples, 200, num_replicates=3, seed=1)
+    again = model.predictive(samples, 200, num_replicates=3, seed=1)
+    assert [int(each.prod(-1).sum()) for each in tables] == [200] * 6
+    assert all(torch.equal(*pair) for pair in zip(tables, again, strict=True))
+    numbers = [int(each[:, 1].sum()) for each in tables]
+    assert max(numbers[:3]) < min(numbers[3:])
+    fixed = FrequencyModel(PitmanYor(0.3, 1.0)).predictive({}, 50, num_replicates=2)
+    assert len(fixed) == 2
+
+
+def test_wrong_arguments_are_refused():
+    model = FrequencyModel(pitman_yor_prior())
+    with pytest.raises(ValueError, match="table or num_samples must be given, got neither"):
+        model()
+    with pytest.raises(ValueError, match=r"table must have shape \(num_rows, 2\), .* got \(3,\)"):
+        model.with_tilt(torch.tensor([1, 2, 3]))
+    with pytest.raises(ValueError, match=r"samples lacks the sites \['discount'\]"):
+        model.predictive({"concentration": torch.ones(2)}, 10)
+    with pytest.raises(TypeError, match="prior must be or return"):
+        FrequencyModel(lambda: 3.0).law()
+    with pytest.raises(TypeError, match="measure must be a generalized BFRY or a beta prime"):
+        FrequencyModel(pitman_yor_prior()).with_cluster_tilts(table())
+
+
+def reference(prior_laws, measure):
+    """Posterior means of a function of mass and discount by quadrature over both."""
+    mass, discount = torch.meshgrid(
+        torch.linspace(-1.5, 4.0, 9), torch.linspace(-4.0, 3.0, 9), indexing="ij"
+    )
+    mass, discount = mass.flatten().exp(), discount.flatten().sigmoid()
+    sizes, numbers = table().unbind(-1)
+    law = measure(mass, discount).normalize()
+    log_joint = law.log_eppf(sizes.expand(81, 4), numbers.expand(81, 4))
+    log_joint = log_joint + prior_laws["mass"].log_prob(mass) + mass.log()
+    log_joint = log_joint + prior_laws["discount"].log_prob(discount)
+    weights = (log_joint + (discount * (1.0 - discount)).log()).softmax(0)
+    return {
+        name: (
+            float((weights * value).sum()),
+            float((weights * value**2).sum() - (weights * value).sum() ** 2) ** 0.5,
+        )
+        for name, value in {"mass": mass.log(), "discount": discount}.items()
+    }
+
+
+def fixed_excess(kind, prior_laws):
+    """Prior whose index at infinity exceeds the discount by 0.9."""
+
+    def prior():
+        mass = pyro.sample("mass", prior_laws["mass"])
+        discount = pyro.sample("discount", prior_laws["discount"])
+        return kind(mass, discount, discount + 0.9).normalize()
+
+    return prior
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+@pytest.mark.parametrize("kind", [GeneralizedBFRYProcess, BetaPrimeProcess])
+def test_samplers_agree_with_quadrature(kind):
+    """NUTS over the tilt and the paper's sampler; means within six standard errors.
+
+    These are from ten batches. Eight means are each beyond with a probability of 2e-4.
+    """
+    prior_laws = {"mass": dist.LogNormal(1.0, 0.7), "discount": dist.Beta(2.0, 2.0)}
+    exact = reference(prior_laws, lambda mass, discount: kind(mass, discount, discount + 0.9))
+    model = FrequencyModel(fixed_excess(kind, prior_laws))
+    start = values("mass", "discount", "tilt")
+    potential = Potential(model.with_tilt, table(), backend="eager")
+    by_nuts = nuts_posterior(
+        potential, laplace_posterior(potential, [start]), 150, warmup_steps=40, seed=0
+    )
+    chain = {name: value[None] for name, value in start.items()}
+    chain["cluster_tilts"] = torch.full((1, 8), 0.5)
+    kernel = metropolis_within_gibbs(
+        model.with_cluster_tilts, list(chain), scale=0.9, step_size=0.3, num_steps=5
+    )
+    mcmc = MCMC(kernel, 700, warmup_steps=20, initial_params=chain, progress=False, seed=0)
+    for draws in (by_nuts, mcmc.run(table()).get_samples()):
+        for name, value in {"mass": draws["mass"].log(), "discount": draws["discount"]}.items():
+            mean, deviation = exact[name]
+            error = float(value.view(10, -1).mean(-1).std()) / 10**0.5
+            assert abs(float(value.mean()) - mean) < 6.0 * error, name
+            assert error < 0.45 * deviation
+            assert float(value.std()) == pytest.approx(deviation, rel=0.35)
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_variational_inference_finds_the_posterior():
+    """Means by a Gaussian guide within half a standard deviation of those of quadrature."""
+    prior_laws = {"mass": dist.LogNormal(1.0, 0.7), "discount": dist.Beta(2.0, 2.0)}
+    exact = reference(
+        prior_laws, lambda mass, discount: GeneralizedBFRYProcess(mass, discount, discount + 0.9)
+    )
+    model = FrequencyModel(fixed_excess(GeneralizedBFRYProcess, prior_laws))
+    start = values("mass", "discount", "tilt")
+    guide = AutoMultivariateNormal(
+        model.with_tilt, init_loc_fn=init_to_value(values=start), init_scale=0.3
+    )
+    svi = SVI(model.with_tilt, guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO(num_particles=2))
+    for _ in range(300):
+        svi.step(table())
+    with torch.no_grad():
+        draws = [guide(table()) for _ in range(300)]
+    for name in ("mass", "discount"):
+        value = torch.stack([draw[name] for draw in draws])
+        value = value.log() if name == "mass" else value
+        mean, deviation = exact[name]
+        assert abs(float(value.mean()) - mean) < 0.5 * deviation, name
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_posterior_is_calibrated():
+    """Simulation-based calibration on partitions of 40 samples, at a level of 1e-3.
+
+    Spreads of 24 ranks have a standard deviation of about 0.1.
+    """
+    prior_laws = {"mass": dist.LogNormal(1.5, 0.5), "discount": dist.Beta(3.0, 3.0)}
+
+    def prior():
+        mass = pyro.sample("mass", prior_laws["mass"])
+        discount = pyro.sample("discount", prior_laws["discount"])
+        excess = pyro.sample("excess", dist.LogNormal(0.0, 0.3))
+        return GeneralizedBFRYProcess(mass, discount, discount + excess).normalize()
+
+    model = FrequencyModel(prior)
+
+    def infer(observing, *args, **options):
+        seen = poutine.trace(observing).get_trace(*args, **options).nodes["counts"]["value"]
+        seen = seen[seen[:, 1] > 0].long()
+        potential = Potential(model.with_tilt, seen, backend="eager")
+        start = values("mass", "discount", "excess") | {"tilt": torch.tensor(10.0)}
+        laplace = laplace_posterior(potential, [start])
+        seed = int(torch.randint(2**31, ()))
+        return nuts_posterior(potential, laplace, 36, warmup_steps=30, seed=seed)
+
+    rows = frequency_table([40], 8)  # as many rows as there are sizes that can differ
+    result = sbc(
+        model,
+        infer,
+        24,
+        rows,
+        num_samples=40,
+        num_draws=9,
+        log_likelihood=False,
+        seed=0,
+        progress=False,
+    )
+    assert not result.failures
+    assert result.is_calibrated(1e-3), result.uniformity()
+    spread = result.uniformity()["spread"]
+    assert bool((spread > 0.5).all()) and bool((spread < 1.5).all())
+
+
+def test_tables_of_samplers_are_those_of_the_model():
+    """A table of the model is one of the data that the other forms take."""
+    model = FrequencyModel(pitman_yor_prior(dist.Gamma(4.0, 1.0), dist.Beta(2.0, 2.0)))
+    drawn = model(num_samples=30)
+    potential = Potential(
+        model.with_tilt, frequency_table(drawn[:, 0].repeat_interleave(drawn[:, 1]))
+    )
+    assert bool(potential(potential.init(num_chains=1, seed=0)).isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("law", "expected"),
+    [
+        (lambda: PitmanYor(0.428, 414.8), -357621.1),
+        (lambda: GeneralizedBFRYProcess(2354.0, 0.187, 1.09).normalize(), -357427.8),
+        (lambda: BetaPrimeProcess(3224.0, 0.112, 1.181).normalize(), -357426.2),
+    ],
+)
+def test_likelihoods_of_news_words_are_those_that_are_known(law, expected):
+    """Maxima that were computed by other quadrature, at parameters with three digits."""
+    sizes, numbers = load_frequencies("news_words").table.unbind(-1)
+    assert float(law().log_eppf(sizes, numbers)) == pytest.approx(expected, abs=0.11)
+
+
+@pytest.mark.parametrize(("tail_index", "expected"), [(10.0, -23.920872), (100.0, -23.905444)])
+def test_beta_prime_approaches_the_generalized_gamma_process(tail_index, expected):
+    """Known numbers; the limit of the generalized gamma process is -23.903849."""
+    mass = 2.0 * math.exp(-math.lgamma(tail_index))
+    found = BetaPrimeProcess(mass, 0.4, tail_index).normalize().log_eppf([5, 3, 3, 2, 1, 1, 1])
+    assert float(found) == pytest.approx(expected, abs=1e-6)
+    limit = GeneralizedGammaProcess(2.0, 0.4, 1.0).normalize().log_eppf([5, 3, 3, 2, 1, 1, 1])
+    assert float(limit) == pytest.approx(-23.903849, abs=1e-6)

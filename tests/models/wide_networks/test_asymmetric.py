@@ -1,0 +1,226 @@
+"""Networks with unequal scales: tangent Gram matrices, what steps do, and pruning."""
+
+import math
+
+import pytest
+import torch
+
+from pyro_ext.models.wide_networks import (
+    AsymmetricNetwork,
+    mean_tangent_gram,
+    tangent_gram,
+    tangent_kernel,
+)
+from pyro_ext.nn import asymmetric_variances, zipf_weights
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+SHARES = (1.0, 0.5, 0.0)
+
+
+def points(number, features, seed=0):
+    """Points on the unit sphere."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randn(number, features, generator=generator, dtype=torch.float64)
+    return draws / draws.norm(dim=-1, keepdim=True)
+
+
+def network_of(num_nodes, share, *, features=5, outputs=1, index=0.5, seed=0):
+    variances = asymmetric_variances(zipf_weights(num_nodes, index).double(), share)
+    return AsymmetricNetwork(features, outputs, variances, seed=seed)
+
+
+def test_outputs_are_those_of_the_formula():
+    network = network_of(7, 0.3, outputs=2)
+    inputs = points(4, 5)
+    nodes = (inputs @ network.hidden.weight.T / math.sqrt(5)).relu()
+    signs = network.output.weight
+    expected = (nodes * network.variances.sqrt()) @ signs.T
+    torch.testing.assert_close(network(inputs), expected)
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+
+
+def test_only_hidden_weights_are_trained():
+    network = network_of(7, 0.3)
+    trained = [name for name, part in network.named_parameters() if part.requires_grad]
+    assert trained == ["hidden.weight"]
+
+
+def test_wider_networks_begin_with_the_nodes_of_narrower_ones():
+    narrow, wide = network_of(250, 0.3, outputs=2), network_of(1000, 0.3, outputs=2)
+    assert (wide.hidden.weight[:200] == narrow.hidden.weight[:200]).all()
+    assert (wide.output.weight[:, :200] == narrow.output.weight[:, :200]).all()
+
+
+def test_starts_are_those_of_the_seed_and_the_scale():
+    variances = torch.full((4000,), 1 / 4000, dtype=torch.float64)
+    first, again, other = (AsymmetricNetwork(5, 1, variances, 3.0, seed=s) for s in (0, 0, 1))
+    assert (first.hidden.weight == again.hidden.weight).all()
+    assert (first.output.weight == again.output.weight).all()
+    assert (first.hidden.weight != other.hidden.weight).all()
+    assert abs(first.output.weight.mean().item()) < 0.1  # more than six standard errors
+    # 20,000 weights: within six standard errors.
+    assert first.hidden.weight.std().item() == pytest.approx(3.0, rel=0.03)
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_gram_matrix_is_that_of_gradients(share):
+    network = network_of(30, share, outputs=2)
+    inputs = points(6, 5)
+    parameters = {"hidden.weight": network.hidden.weight.detach()}
+
+    def outputs(values):
+        return torch.func.functional_call(network, values, (inputs,))
+
+    jacobian = torch.func.jacrev(outputs)(parameters)["hidden.weight"].flatten(2)
+    for output in range(2):
+        gram = jacobian[:, output] @ jacobian[:, output].T
+        torch.testing.assert_close(tangent_gram(network, inputs), gram)
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("share", SHARES)
+def test_mean_and_variance_of_the_gram_matrix(share):
+    r"""Entries over 1,500 starts within 5 standard errors: less than 1 seed in 1,000 fails.
+
+    A node is active at two points with the probability :math:`q`, independently of others: the
+    variance is :math:`(x^\top x' / d)^2 q (1 - q) \sum_j \lambda_j^2`.
+    """
+    inputs, number = points(3, 5), 1500
+    grams = torch.stack(
+        [tangent_gram(network_of(40, share, seed=s), inputs) for s in range(number)]
+    )
+    mean = mean_tangent_gram(inputs)
+    products = inputs @ inputs.T / 5
+    error = grams.std(0) / math.sqrt(number)
+    assert ((grams.mean(0) - mean).abs() <= 5.0 * error).all()
+    probability = mean / products
+    squares = network_of(40, share).variances.square().sum()
+    variance = products.square() * probability * (1 - probability) * squares
+    kurtosis = (grams - mean).pow(4).mean(0) / variance**2
+    error = variance * ((kurtosis - 1).clamp(min=1.0) / number).sqrt()
+    assert ((grams.var(0) - variance).abs() <= 5.0 * error).all()
+
+
+def test_mean_gram_matrix_has_the_arc_cosine_form():
+    inputs = torch.tensor([[1.0, 0.0], [1.0, 1.0], [-2.0, 0.0]], dtype=torch.float64)
+    angles = torch.tensor([[0.0, 0.25, 1.0], [0.25, 0.0, 0.75], [1.0, 0.75, 0.0]]) * math.pi
+    expected = inputs @ inputs.T / 2 * (math.pi - angles) / (2 * math.pi)
+    torch.testing.assert_close(mean_tangent_gram(inputs), expected, atol=1e-7, rtol=1e-7)
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_a_small_step_changes_outputs_as_the_gram_matrix_says(share):
+    """On half the sum of squares, up to the square of the step."""
+    network, inputs = network_of(50, share), points(6, 5)
+    targets = inputs[:, :1].sin()
+    before = network(inputs)
+    loss = 0.5 * (before - targets).square().sum()
+    (gradient,) = torch.autograd.grad(loss, network.hidden.weight)
+    step = 1e-6
+    with torch.no_grad():
+        network.hidden.weight -= step * gradient
+    change = (network(inputs) - before) / step
+    expected = -tangent_gram(network, inputs) @ (before - targets)
+    torch.testing.assert_close(change, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_nodes_move_no_more_than_their_scale_allows():
+    """By the integral of the residuals, at each step of a discretized flow."""
+    network, inputs = network_of(50, 0.3), points(6, 5)
+    targets, start = 3.0 * inputs[:, :1].sin(), network.hidden.weight.detach().clone()
+    bound, step = torch.zeros(50, dtype=torch.float64), 0.1
+    for _ in range(200):
+        residuals = network(inputs) - targets
+        (gradient,) = torch.autograd.grad(0.5 * residuals.square().sum(), network.hidden.weight)
+        with torch.no_grad():
+            network.hidden.weight -= step * gradient
+            size = (residuals.abs()[:, 0] * inputs.norm(dim=-1) / math.sqrt(5)).sum()
+            bound += step * network.variances.sqrt() * size
+    moved = (network.hidden.weight.detach() - start).norm(dim=-1)
+    assert (moved <= bound * (1 + 1e-9)).all() and float(moved.max()) > 0.1
+
+
+def test_the_flow_converges_at_the_rate_of_the_symmetric_part():
+    r"""Half the sum of squares falls at least as :math:`e^{-\gamma \kappa_n t / 2}`."""
+    share, inputs = 0.5, points(8, 5)
+    network = network_of(3000, share)
+    targets = inputs[:, :1].sin()
+    kappa = float(torch.linalg.eigvalsh(mean_tangent_gram(inputs))[0])
+    step, losses = 0.5, []
+    for _ in range(400):
+        loss = 0.5 * (network(inputs) - targets).square().sum()
+        losses.append(loss.item())
+        (gradient,) = torch.autograd.grad(loss, network.hidden.weight)
+        with torch.no_grad():
+            network.hidden.weight -= step * gradient
+    time = step * torch.arange(400)
+    envelope = losses[0] * (-share * kappa / 2 * time).exp()
+    assert (torch.tensor(losses) <= envelope * (1 + 1e-9)).all()
+    assert kappa > 1e-3 and losses[-1] < 0.5 * losses[0]
+
+
+def test_a_pruned_network_is_that_of_the_largest_nodes():
+    network, inputs = network_of(20, 0.3, outputs=2), points(4, 5)
+    network.prune(0.75)
+    small = AsymmetricNetwork(5, 2, network.variances[:5])
+    small.hidden.weight.data = network.hidden.weight[:5]
+    small.output.weight.data = network.output.weight[:, :5]
+    torch.testing.assert_close(network(inputs), small(inputs))
+
+
+def test_features_are_those_of_the_largest_nodes():
+    variances = torch.tensor([0.1, 0.6, 0.3], dtype=torch.float64)
+    network, inputs = AsymmetricNetwork(5, 1, variances), points(4, 5)
+    nodes = (inputs @ network.hidden.weight.T / math.sqrt(5)).relu()
+    torch.testing.assert_close(network.features(inputs, 2), nodes[:, [1, 2]])
+    assert network.features(inputs).shape == (4, 3)
+
+
+def test_symmetric_tangent_kernel_is_the_mean_gram_matrix():
+    pytest.importorskip("gpytorch")
+    inputs = points(4, 5)
+    kernel = tangent_kernel(5, torch.ones(3, dtype=torch.float64), 1.0, num_samples=2)
+    with torch.no_grad():
+        values, diagonal = kernel(inputs).to_dense(), kernel(inputs, diag=True)
+    expected = mean_tangent_gram(inputs).expand(2, 4, 4)
+    torch.testing.assert_close(values, expected)
+    torch.testing.assert_close(diagonal, expected.diagonal(dim1=-2, dim2=-1))
+
+
+@pytest.mark.statistical
+def test_random_tangent_kernels_have_mean_and_variance_of_theory():
+    r"""Entries of 4,000 kernels within 5 standard errors: less than 1 seed in 1,000 fails.
+
+    For :math:`\alpha = 1/2` and :math:`\gamma = 1/5` the sum of squares of the variances is
+    :math:`0.64\, \zeta(4) / \zeta(2)^2`.
+    """
+    pytest.importorskip("gpytorch")
+    inputs, number = points(3, 5), 4000
+    kernel = tangent_kernel(5, zipf_weights(300, 0.5).double(), 0.2, number, seed=0)
+    with torch.no_grad():
+        values = kernel(inputs).to_dense()
+    mean = mean_tangent_gram(inputs)
+    assert ((values.mean(0) - mean).abs() <= 5.0 * values.std(0) / math.sqrt(number)).all()
+    products = inputs @ inputs.T / 5
+    probability = mean / products
+    squares = 0.64 * (math.pi**4 / 90) / (math.pi**2 / 6) ** 2
+    variance = products.square() * probability * (1 - probability) * squares
+    torch.testing.assert_close(values.var(0), variance, rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: AsymmetricNetwork(0, 1, torch.ones(2)), "in_features must be an integer >= 1"),
+        (lambda: AsymmetricNetwork(1, 0, torch.ones(2)), "out_features must be an integer >= 1"),
+        (lambda: AsymmetricNetwork(1, 1, torch.ones(2), 0.0), "weight_scale must be .* > 0"),
+        (lambda: AsymmetricNetwork(1, 1, -torch.ones(2)), "variances must be a vector of finite"),
+        (lambda: tangent_kernel(0, torch.ones(2), 0.5), "in_features must be an integer >= 1"),
+        (lambda: tangent_kernel(1, torch.ones(2), 1.5), "symmetric_share must be .* <= 1, got 1.5"),
+        (lambda: tangent_kernel(1, torch.zeros(2), 0.5), "weights must be numbers >= 0"),
+    ],
+)
+def test_bad_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,100 @@
+"""Networks with priors: sites, densities, scales by pattern."""
+
+import pickle
+
+import pyro.distributions as dist
+import pyro.poutine as poutine
+import pytest
+import torch
+from torch import nn
+
+from pyro_ext.nn import MLP, BayesianModule, ResNet
+from pyro_ext.reparam import expand_module
+
+X = torch.randn(7, 4)
+
+
+def values_of(trace):
+    return {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}
+
+
+def test_sites_are_the_parameters():
+    network = MLP(4, [5], 3)
+    trace = poutine.trace(BayesianModule(network)).get_trace(X)
+    assert trace.stochastic_nodes == [name for name, _ in network.named_parameters()]
+    network.load_state_dict(values_of(trace))
+    torch.testing.assert_close(trace.nodes["_RETURN"]["value"], network(X))
+
+
+def test_names_are_those_of_the_expanded_network():
+    module = ResNet(1, 3, (2, 4))
+    x = torch.randn(2, 1, 8, 8)
+    plain = poutine.trace(BayesianModule(module)).get_trace(x)
+    expanded = poutine.trace(expand_module(module)).get_trace(x)
+    for name in plain.stochastic_nodes:
+        assert expanded.nodes[name]["value"].shape == plain.nodes[name]["value"].shape
+
+
+@pytest.mark.parametrize(
+    ("prior_scale", "wanted"),
+    [
+        (0.3, [0.3, 0.3, 0.3, 0.3]),
+        ({"default": 0.3}, [0.3, 0.3, 0.3, 0.3]),
+        ({"*.bias": 1.5, "default": 0.2}, [0.2, 1.5, 0.2, 1.5]),
+        ({"0.*": 2.0, "*.bias": 1.5, "2.weight": 0.1}, [2.0, 2.0, 0.1, 1.5]),
+    ],
+)
+def test_scales(prior_scale, wanted):
+    network = BayesianModule(MLP(4, [5], 3), prior_scale)
+    assert list(network.prior_scales.values()) == wanted
+    trace = poutine.trace(network).get_trace(X)
+    density = torch.zeros(())
+    for (name, value), scale in zip(values_of(trace).items(), wanted, strict=True):
+        torch.testing.assert_close(
+            trace.nodes[name]["fn"].base_dist.scale, torch.full(value.shape, scale)
+        )
+        density = density + dist.Normal(0.0, scale).log_prob(value).sum()
+    torch.testing.assert_close(trace.log_prob_sum(), density)
+
+
+def test_type_of_the_parameters():
+    trace = poutine.trace(BayesianModule(MLP(4, [5], 3).double(), 0.1)).get_trace(X.double())
+    assert all(value.dtype == torch.float64 for value in values_of(trace).values())
+    assert trace.nodes["0.weight"]["fn"].base_dist.scale[0, 0].item() == 0.1
+
+
+def test_the_network_is_copied():
+    module = MLP(4, [5], 3)
+    network = BayesianModule(module)
+    assert module[0].weight.requires_grad and not network.module[0].weight.requires_grad
+    assert network.module[0].weight.data_ptr() != module[0].weight.data_ptr()
+
+
+def test_buffers_stay():
+    module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3).eval())
+    module[1].running_mean.fill_(2.0)
+    network = BayesianModule(module)
+    trace = poutine.trace(network).get_trace(X)
+    module.load_state_dict(values_of(trace), strict=False)
+    torch.testing.assert_close(trace.nodes["_RETURN"]["value"], module(X))
+
+
+def test_pickle():
+    network = pickle.loads(pickle.dumps(BayesianModule(MLP(4, [5], 3), {"default": 0.5})))
+    assert network.prior_scales["0.weight"] == 0.5
+    assert network(X).shape == (7, 3)
+
+
+def test_what_users_may_get_wrong():
+    module = MLP(4, [5], 3)
+    for scale in (0.0, -1.0, float("nan"), "wide", True):
+        with pytest.raises(ValueError, match="prior_scale must be a finite number > 0"):
+            BayesianModule(module, scale)
+    with pytest.raises(ValueError, match="prior_scale\\['0.bias'\\] must be a finite number > 0"):
+        BayesianModule(module, {"0.bias": 0.0, "default": 1.0})
+    with pytest.raises(ValueError, match="prior_scale names '1.\\*', which fits none of the sites"):
+        BayesianModule(module, {"1.*": 0.5, "default": 1.0})
+    with pytest.raises(ValueError, match="prior_scale has no entry for site '0.weight'"):
+        BayesianModule(module, {"*.bias": 0.5})
+    with pytest.raises(ValueError, match="module must have parameters, got SiLU"):
+        BayesianModule(nn.SiLU())

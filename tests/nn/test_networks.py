@@ -1,0 +1,182 @@
+"""The networks: formulas by hand, shapes, numbers of parameters, transforms."""
+
+import pickle
+
+import pyro.poutine as poutine
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, stack_module_state
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional
+
+from pyro_ext.nn import MLP, FilterResponseNorm, ResNet
+from pyro_ext.reparam import expand_module
+
+each_network = pytest.mark.parametrize(
+    ("make", "x"),
+    [
+        (lambda: MLP(4, [5], 3), torch.randn(6, 4)),
+        (lambda: ResNet(1, 3, (2, 4)), torch.randn(2, 1, 8, 8)),
+    ],
+    ids=["mlp", "resnet"],
+)
+
+
+def test_mlp_by_hand():
+    network = MLP(3, [4, 5], 2)
+    state = network.state_dict()
+    assert list(state) == ["0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias"]
+    x = torch.randn(6, 3)
+    hidden = x @ state["0.weight"].T + state["0.bias"]
+    hidden = hidden * hidden.sigmoid()
+    hidden = hidden @ state["2.weight"].T + state["2.bias"]
+    hidden = hidden * hidden.sigmoid()
+    wanted = hidden @ state["4.weight"].T + state["4.bias"]
+    torch.testing.assert_close(network(x), wanted)
+
+
+def test_mlp_without_hidden_layers_and_with_another_activation():
+    assert list(MLP(3, [], 2).state_dict()) == ["0.weight", "0.bias"]
+    assert isinstance(MLP(3, [4], 2, nn.Tanh)[1], nn.Tanh)
+
+
+def number_of(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def number_by_hand(in_channels, num_classes, channels, num_blocks):
+    total = in_channels * channels[0] * 9 + 2 * channels[0]
+    before = channels[0]
+    for width in channels:
+        for block in range(num_blocks):
+            total += before * width * 9 + width * width * 9 + 4 * width
+            if block == 0 and width != before:
+                total += before * width + 2 * width
+            before = width
+    return total + before * num_classes + num_classes
+
+
+@pytest.mark.parametrize(
+    "sizes", [(1, 10, (8, 16, 32), 1), (3, 10, (16, 32, 64), 3), (1, 4, (2,), 2), (2, 3, (4, 5), 1)]
+)
+def test_number_of_parameters(sizes):
+    assert number_of(ResNet(*sizes)) == number_by_hand(*sizes)
+
+
+def test_resnet_of_twenty_layers():
+    """As in the paper, where shortcuts are no layers of their own."""
+    network = ResNet(3, 10, (16, 32, 64), num_blocks=3)
+    convolutions = [
+        part
+        for part in network.modules()
+        if isinstance(part, nn.Conv2d) and part.kernel_size[0] > 1
+    ]
+    assert len(convolutions) + 1 == 20
+    assert all(part.bias is None for part in convolutions)
+
+
+@pytest.mark.parametrize("size", [8, 28])
+def test_shapes(size):
+    network = ResNet(1, 10)
+    x = torch.randn(3, 1, size, size)
+    sizes = []
+    for block in network.blocks:
+        block.register_forward_hook(lambda _, __, output: sizes.append(tuple(output.shape[1:])))
+    assert network(x).shape == (3, 10)
+    assert sizes == [(8, size, size), (16, size // 2, size // 2), (32, size // 4, size // 4)]
+
+
+def norm(x, state, name):
+    """The formula once more."""
+    scale = (x.square().mean((2, 3), keepdim=True) + 1e-6).sqrt()
+    weight, bias = (state[f"{name}.{part}"].reshape(-1, 1, 1) for part in ("weight", "bias"))
+    return weight * x / scale + bias
+
+
+def test_resnet_by_hand():
+    network = ResNet(2, 3, channels=(4, 5))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    state = network.state_dict()
+    x = torch.randn(2, 2, 8, 8)
+
+    def convolve(x, name, stride=1):
+        kernel = state[f"{name}.weight"]
+        return functional.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
+
+    h = functional.silu(norm(convolve(x, "stem"), state, "stem_norm"))
+    for name, stride in (("blocks.0", 1), ("blocks.1", 2)):
+        path = norm(convolve(h, f"{name}.first", stride), state, f"{name}.first_norm")
+        path = convolve(functional.silu(path), f"{name}.second")
+        path = norm(path, state, f"{name}.second_norm")
+        if stride == 2:
+            h = norm(convolve(h, f"{name}.shortcut.0", 2), state, f"{name}.shortcut.1")
+        h = functional.silu(h + path)
+    wanted = h.mean((2, 3)) @ state["head.weight"].T + state["head.bias"]
+    torch.testing.assert_close(network(x), wanted)
+
+
+@each_network
+def test_transforms_of_torch(make, x):
+    networks = [make() for _ in range(3)]
+    values, _ = stack_module_state(networks)
+    whole = torch.vmap(lambda some: functional_call(networks[0], some, (x,)))(values)
+    wanted = torch.stack([network(x) for network in networks])
+    torch.testing.assert_close(whole, wanted, rtol=1e-4, atol=1e-5)
+    graph = make_fx(lambda some: functional_call(networks[0], some, (x,)))(
+        dict(networks[0].named_parameters())
+    )
+    torch.testing.assert_close(graph(dict(networks[2].named_parameters())), wanted[2])
+
+
+@each_network
+def test_expanded_networks_start_at_the_plain_ones(make, x):
+    module = make()
+    expanded = expand_module(module)
+    trace = poutine.trace(expanded).get_trace(x)
+    state = module.state_dict()
+    start = {}
+    for name in trace.stochastic_nodes:
+        value = trace.nodes[name]["value"]
+        is_factor = name.rpartition(".")[2] in ("P1", "Q1")
+        start[name] = torch.eye(len(value)) if is_factor else state[name.removesuffix(".V")]
+    assert len(start) > len(state)
+    with poutine.condition(data=start):
+        torch.testing.assert_close(expanded(x), module(x), rtol=1e-6, atol=1e-6)
+
+
+def test_only_the_ends_of_an_expanded_network_lack_factors():
+    expanded = expand_module(ResNet(1, 3, (2, 4)))
+    names = poutine.trace(expanded).get_trace(torch.randn(1, 1, 8, 8)).stochastic_nodes
+    assert {"stem.P1", "head.Q1", "stem_norm.P1", "blocks.1.shortcut.0.Q1"} <= set(names)
+    assert not {"stem.Q1", "head.P1"} & set(names)
+
+
+def test_pickle():
+    for network, x in (
+        (MLP(4, [5], 3), torch.randn(2, 4)),
+        (ResNet(1, 3), torch.randn(2, 1, 8, 8)),
+    ):
+        assert torch.equal(pickle.loads(pickle.dumps(network))(x), network(x))
+
+
+def test_what_users_may_get_wrong():
+    with pytest.raises(ValueError, match="hidden_features\\[1\\] must be an integer >= 1, got 0"):
+        MLP(3, [4, 0], 2)
+    with pytest.raises(ValueError, match="in_features must be"):
+        MLP(0, [4], 2)
+    with pytest.raises(ValueError, match="out_features must be"):
+        MLP(3, [4], 0)
+    with pytest.raises(ValueError, match="channels must hold at least one width"):
+        ResNet(1, 10, ())
+    with pytest.raises(ValueError, match="num_blocks must be an integer >= 1, got 0"):
+        ResNet(1, 10, num_blocks=0)
+    with pytest.raises(ValueError, match="images must have the shape \\(batch, 1, height, width"):
+        ResNet(1, 10)(torch.zeros(5, 64))
+
+
+def test_norms_follow_every_convolution():
+    parts = [type(part) for part in ResNet(1, 10).modules()]
+    assert parts.count(FilterResponseNorm) == parts.count(nn.Conv2d)

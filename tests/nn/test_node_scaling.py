@@ -1,0 +1,126 @@
+"""Scales of nodes: what they multiply, what is pruned, and how unequal they are."""
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_ext.nn import (
+    NodeScale,
+    asymmetric_variances,
+    init_signs_,
+    init_unit_variance_,
+    largest_nodes,
+    zipf_weights,
+)
+
+
+def test_nodes_are_multiplied_by_roots_of_variances():
+    scale = NodeScale(torch.tensor([4.0, 0.0, 9.0]))
+    nodes = torch.tensor([[1.0, 5.0, -1.0], [2.0, 1.0, 0.0]])
+    torch.testing.assert_close(scale(nodes), torch.tensor([[2.0, 0.0, -3.0], [4.0, 0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("dim", [1, -3])
+def test_channels_are_nodes_of_images(dim):
+    scale = NodeScale(torch.tensor([4.0, 9.0]), dim=dim)
+    images = torch.ones(5, 2, 3, 3)
+    scaled = scale(images)
+    assert scaled.shape == images.shape
+    assert (scaled[:, 0] == 2.0).all() and (scaled[:, 1] == 3.0).all()
+
+
+def test_variances_are_a_parameter_only_if_they_are_to_be_learned():
+    values = torch.tensor([1.0, 2.0])
+    fixed, learnable = NodeScale(values), NodeScale(values, learnable=True)
+    assert dict(fixed.named_parameters()) == {} and list(fixed.state_dict()) == ["variances"]
+    assert list(dict(learnable.named_parameters())) == ["variances"]
+    learnable(torch.ones(2)).sum().backward()
+    torch.testing.assert_close(learnable.variances.grad, 0.5 / values.sqrt())
+    values += 1.0  # a copy was taken
+    assert fixed.variances.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("learnable", [True, False])
+def test_a_pruned_network_is_that_of_the_nodes_that_stay(learnable):
+    variances = torch.tensor([0.1, 3.0, 0.2, 1.0, 0.5])
+    network = nn.Sequential(
+        nn.Linear(3, 5), nn.ReLU(), NodeScale(variances, learnable=learnable), nn.Linear(5, 2)
+    )
+    inputs = torch.randn(7, 3)
+    before = network(inputs)
+    network[2].prune(0.0)
+    assert (network(inputs) == before).all()
+    network[2].prune(0.4)
+    kept = [1, 3, 4]
+    hidden = network[1](network[0](inputs))[:, kept] * variances[kept].sqrt()
+    expected = hidden @ network[3].weight[:, kept].T + network[3].bias
+    torch.testing.assert_close(network(inputs), expected)
+
+
+def test_the_most_important_nodes_stay_in_each_row():
+    importance = torch.tensor([[1.0, 4.0, 2.0, 3.0], [5.0, 5.0, 5.0, 5.0]])
+    assert largest_nodes(importance, 0.5).int().tolist() == [[0, 1, 0, 1], [1, 1, 0, 0]]
+    assert largest_nodes(importance, 0.49).sum(-1).tolist() == [3, 3]
+    assert largest_nodes(importance, 0.0).all()
+    # Equal ones keep their order, however many there are.
+    assert largest_nodes(torch.ones(5000), 0.5).int().diff().tolist().count(-1) == 1
+
+
+@pytest.mark.parametrize("percent", range(100))
+def test_a_share_that_is_a_round_number_prunes_that_many(percent):
+    kept = largest_nodes(torch.arange(100.0), percent / 100)
+    assert int((~kept).sum()) == percent and not kept[:percent].any()
+
+
+def test_weights_fall_as_a_power_of_the_rank():
+    weights = zipf_weights(1000, 0.4).double()
+    slopes = weights.log().diff() / torch.arange(1.0, 1001.0).double().log().diff()
+    torch.testing.assert_close(slopes, torch.full_like(slopes, -2.5), rtol=1e-3, atol=0)
+    assert weights[0] == 1.0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_variances_have_a_uniform_and_an_unequal_part(share):
+    variances = asymmetric_variances(torch.tensor([[4.0, 3.0, 1.0], [1.0, 1.0, 0.0]]), share)
+    torch.testing.assert_close(variances.sum(-1), torch.ones(2))
+    expected = share / 3 + (1 - share) * torch.tensor([0.5, 0.375, 0.125])
+    torch.testing.assert_close(variances[0], expected)
+
+
+def test_signs_are_fair_fixed_and_those_of_a_seed():
+    layers = [
+        init_signs_(nn.Linear(2000, 2, bias=False), torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    ]
+    first, again, other = (layer.weight for layer in layers)
+    assert first.abs().unique().tolist() == [1.0] and not first.requires_grad
+    assert abs(float(first.mean())) < 0.1  # more than six standard errors
+    assert (first == again).all() and not (first == other).all()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [torch.ones(2, 2), torch.tensor([1.0, -0.1]), torch.tensor([torch.nan]), torch.ones(0)],
+)
+def test_variances_must_be_a_vector_of_nonnegative_numbers(values):
+    with pytest.raises(ValueError, match="variances must be a vector of finite numbers >= 0"):
+        NodeScale(values)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: largest_nodes(torch.ones(3), 1.0), "fraction must be .* >= 0 and < 1, got 1.0"),
+        (lambda: zipf_weights(0, 0.5), "num_nodes must be an integer >= 1, got 0"),
+        (lambda: zipf_weights(3, 1.0), "index must be .* > 0 and < 1, got 1.0"),
+        (lambda: asymmetric_variances(torch.ones(3), 1.1), "symmetric_share must be"),
+        (lambda: asymmetric_variances(torch.tensor([1.0, -1.0]), 0.5), "weights must be finite"),
+        (lambda: asymmetric_variances(torch.zeros(3), 0.5), "weights must not all be zero"),
+        (lambda: init_signs_(nn.Linear(3, 2)), "layer must have no bias"),
+        (lambda: init_unit_variance_(nn.ReLU()), "layer must have a weight, got ReLU"),
+        (lambda: init_unit_variance_(nn.Linear(3, 2), 0.0), "weight_scale must be .* > 0"),
+    ],
+)
+def test_bad_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

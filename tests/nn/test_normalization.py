@@ -1,0 +1,84 @@
+"""Filter response normalization against the formula of its paper, by hand."""
+
+import math
+import pickle
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_ext.nn import FilterResponseNorm
+
+
+def test_values_by_hand():
+    norm = FilterResponseNorm(2, epsilon=0.5)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([2.0, -1.0]))
+        norm.bias.copy_(torch.tensor([0.25, 3.0]))
+    x = torch.tensor([[[1.0, 3.0], [2.0, -2.0]]])
+    first, second = math.sqrt((1 + 9) / 2 + 0.5), math.sqrt(4 + 0.5)
+    wanted = [
+        [0.25 + 2 * 1 / first, 0.25 + 2 * 3 / first],
+        [3 - 2 / second, 3 + 2 / second],
+    ]
+    torch.testing.assert_close(norm(x), torch.tensor([wanted]))
+
+
+@pytest.mark.parametrize("spatial", [(7,), (4, 5), (2, 3, 4)])
+def test_a_sample_on_its_own_and_a_channel_on_its_own(spatial):
+    norm = FilterResponseNorm(3)
+    x = torch.randn(4, 3, *spatial)
+    y = norm(x)
+    assert y.shape == x.shape
+    torch.testing.assert_close(y[2:3], norm(x[2:3]))
+    torch.testing.assert_close(y.square().mean(tuple(range(2, y.dim()))), torch.ones(4, 3))
+    scaled = x * torch.tensor([1.0, 5.0, 0.2]).reshape(3, *[1] * len(spatial))
+    torch.testing.assert_close(norm(scaled), y, rtol=1e-3, atol=1e-4)
+
+
+def test_parameters():
+    state = FilterResponseNorm(5).state_dict()
+    assert set(state) == {"weight", "bias"}
+    assert torch.equal(state["weight"], torch.ones(5))
+    assert torch.equal(state["bias"], torch.zeros(5))
+
+
+def test_zeros_have_a_value_and_a_gradient():
+    x = torch.zeros(1, 1, 3, requires_grad=True)
+    FilterResponseNorm(1)(x).sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+
+
+def test_gradient(float64):
+    norm = FilterResponseNorm(2)
+    assert torch.autograd.gradcheck(norm, torch.randn(2, 2, 3, requires_grad=True))
+
+
+def test_transforms_of_torch():
+    norm = FilterResponseNorm(2)
+    weights = {"weight": torch.randn(6, 2), "bias": torch.randn(6, 2)}
+    x = torch.randn(3, 2, 4)
+
+    def one(values):
+        return torch.func.functional_call(norm, values, (x,))
+
+    whole = torch.vmap(one)(weights)
+    rows = [one({name: value[i] for name, value in weights.items()}) for i in range(6)]
+    torch.testing.assert_close(whole, torch.stack(rows))
+    graph = make_fx(one)({name: value[0] for name, value in weights.items()})
+    torch.testing.assert_close(graph({name: value[1] for name, value in weights.items()}), rows[1])
+
+
+def test_pickle_and_repr():
+    norm = pickle.loads(pickle.dumps(FilterResponseNorm(3, 1e-3)))
+    assert repr(norm) == "FilterResponseNorm(3, epsilon=0.001)"
+
+
+def test_what_users_may_get_wrong():
+    with pytest.raises(ValueError, match="num_channels must be an integer >= 1, got 0"):
+        FilterResponseNorm(0)
+    with pytest.raises(ValueError, match="epsilon must be a finite number > 0, got 0.0"):
+        FilterResponseNorm(2, epsilon=0.0)
+    for shape in ((4, 2), (4, 3, 5)):
+        with pytest.raises(ValueError, match="inputs must have the shape \\(batch, 2, \\*spatial"):
+            FilterResponseNorm(2)(torch.zeros(shape))

@@ -1,0 +1,183 @@
+"""Set attention against attention written out, against torch, and under permutation and padding."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_ext.nn import ISAB, MAB, PMA, SAB, InducedSetAttention
+
+WIDTH, HEADS = 12, 3
+
+
+def written_out(block, queries, keys, values, present):
+    """One set at a time and one head at a time; rows that are not present are left out."""
+    query = queries @ block.query.weight.T
+    key = keys[present] @ block.key.weight.T
+    value = values[present] @ block.value.weight.T
+    size = WIDTH // HEADS
+    scale = math.sqrt(WIDTH if block.scaling == "width" else size)
+    attention = torch.zeros_like(query)
+    for head in range(HEADS):
+        part = slice(head * size, (head + 1) * size)
+        if present.any():
+            weights = torch.softmax(query[:, part] @ key[:, part].T / scale, -1)
+            attention[:, part] = weights @ value[:, part]
+    hidden = block.attention_norm(query + attention)
+    return block.output_norm(hidden + torch.relu(block.feedforward(hidden)))
+
+
+@pytest.mark.parametrize("scaling", ["width", "head"])
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_block_is_attention_written_out(scaling, layer_norm, float64):
+    block = MAB(
+        5, 4, WIDTH, HEADS, value_features=2, scaling=scaling, layer_norm=layer_norm
+    ).double()
+    assert isinstance(block.output_norm, nn.LayerNorm) == layer_norm
+    queries, keys, values = torch.randn(6, 3, 5), torch.randn(6, 7, 4), torch.randn(6, 7, 2)
+    mask = torch.rand(6, 7) < 0.6
+    mask[2], mask[3] = False, True
+    found = block(queries, keys, values, mask)
+    for row in range(6):
+        expected = written_out(block, queries[row], keys[row], values[row], mask[row])
+        torch.testing.assert_close(found[row], expected)
+
+
+def test_projections_have_no_biases():
+    names = {name for name, _ in MAB(3, 3, WIDTH, HEADS).named_parameters()}
+    assert {"query.weight", "key.weight", "value.weight", "feedforward.bias"} <= names
+    assert not {"query.bias", "key.bias", "value.bias"} & names
+
+
+def test_attention_is_that_of_torch(float64):
+    """Torch has an output projection, here the identity, and scales by the width of a head."""
+    block = MAB(WIDTH, WIDTH, WIDTH, HEADS, scaling="head", layer_norm=False)
+    peer = nn.MultiheadAttention(WIDTH, HEADS, bias=False, batch_first=True)
+    with torch.no_grad():
+        peer.in_proj_weight.copy_(
+            torch.cat([block.query.weight, block.key.weight, block.value.weight])
+        )
+        peer.out_proj.weight.copy_(torch.eye(WIDTH))
+        block.feedforward.weight.zero_()
+        block.feedforward.bias.zero_()
+    queries, keys = torch.randn(4, 5, WIDTH), torch.randn(4, 6, WIDTH)
+    mask = torch.ones(4, 6, dtype=torch.bool)
+    mask[:, 4:] = False
+    attended, _ = peer(queries, keys, keys, key_padding_mask=~mask)
+    torch.testing.assert_close(block(queries, keys, key_mask=mask), block.query(queries) + attended)
+
+
+def blocks():
+    """Functions of a set and its mask, with all else fixed."""
+    induced, points = InducedSetAttention(3, 3, WIDTH, HEADS), torch.randn(4, 3)
+    attention, queries = MAB(2, 3, WIDTH, HEADS), torch.randn(4, 2)
+    return {
+        "SAB": SAB(3, WIDTH, HEADS),
+        "ISAB": ISAB(3, WIDTH, 4, HEADS),
+        "PMA": PMA(3, WIDTH, 2, HEADS),
+        "MAB": lambda x, mask=None: attention(queries, x, key_mask=mask),
+        "InducedSetAttention": lambda x, mask=None: induced(x, points, mask),
+    }
+
+
+EQUIVARIANT = {"SAB", "ISAB", "InducedSetAttention"}
+
+
+@pytest.mark.parametrize("name", ["SAB", "ISAB", "PMA", "MAB", "InducedSetAttention"])
+def test_order_and_padding(name):
+    block = blocks()[name]
+    x, order = torch.randn(5, 6, 3), torch.randperm(6)
+    out = block(x)
+    permuted = block(x[:, order])
+    if name in EQUIVARIANT:
+        torch.testing.assert_close(permuted, out[:, order], atol=1e-5, rtol=0)
+        assert not torch.allclose(permuted, out)
+    else:
+        torch.testing.assert_close(permuted, out, atol=1e-5, rtol=0)
+    for filling in (7.0, math.nan, math.inf):
+        padded = torch.cat([x[:, :2], torch.full((5, 3, 3), filling), x[:, 2:]], 1)
+        mask = torch.tensor([True] * 2 + [False] * 3 + [True] * 4).expand(5, 9)
+        found = block(padded, mask)
+        found = found[:, mask[0]] if name in EQUIVARIANT else found
+        torch.testing.assert_close(found, out, atol=1e-5, rtol=0)
+    assert not torch.allclose(block(padded.nan_to_num(1.0, posinf=1.0))[:, :2], out[:, :2])
+
+
+def test_order_and_padding_of_inducing_points():
+    block = InducedSetAttention(3, 2, WIDTH, HEADS)
+    x, points = torch.randn(5, 6, 3), torch.randn(5, 4, 2)
+    out = block(x, points)
+    torch.testing.assert_close(block(x, points.flip(1)), out, atol=1e-5, rtol=0)
+    padded = torch.cat([points, torch.full((5, 2, 2), math.nan)], 1)
+    mask = torch.tensor([True] * 4 + [False] * 2).expand(5, 6)
+    torch.testing.assert_close(block(x, padded, inducing_mask=mask), out, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["SAB", "ISAB", "PMA", "MAB", "InducedSetAttention"])
+def test_empty_sets_and_sets_of_padding(name):
+    block = blocks()[name]
+    x = torch.randn(2, 3, 3, requires_grad=True)
+    out = block(x, torch.zeros(2, 3, dtype=torch.bool))
+    assert out.isfinite().all()
+    out.sum().backward()
+    assert x.grad.isfinite().all()
+    empty = block(torch.zeros(2, 0, 3))
+    assert empty.isfinite().all()
+    if name not in EQUIVARIANT:
+        torch.testing.assert_close(empty, out)
+
+
+def test_induced_attention_is_two_blocks():
+    block = InducedSetAttention(3, 2, WIDTH, HEADS)
+    x, points = torch.randn(5, 6, 3), torch.randn(5, 4, 2)
+    expected = block.spread(x, block.gather(points, x))
+    torch.testing.assert_close(block(x, points), expected)
+
+
+@pytest.mark.parametrize(
+    ("block", "name"),
+    [(ISAB(3, WIDTH, 4, HEADS), "inducing_points"), (PMA(3, WIDTH, 2, HEADS), "seeds")],
+    ids=["ISAB", "PMA"],
+)
+def test_learned_points_are_trained(block, name):
+    out = block(torch.randn(5, 6, 3))
+    (torch.randn_like(out) * out).sum().backward()
+    assert dict(block.named_parameters())[name].grad.abs().max() > 0.01
+
+
+def test_leading_dimensions_broadcast():
+    block = MAB(2, 3, WIDTH, HEADS)
+    queries, keys = torch.randn(4, 1, 5, 2), torch.randn(3, 6, 3)
+    mask = torch.rand(3, 6) < 0.7
+    out = block(queries, keys, key_mask=mask)
+    assert out.shape == (4, 3, 5, WIDTH)
+    one = block(queries[2, 0], keys[1], key_mask=mask[1])
+    torch.testing.assert_close(out[2, 1], one)
+    assert block(queries[0, 0], keys[0]).shape == (5, WIDTH)
+
+
+def test_gradient(float64):
+    block = MAB(2, 2, 4, 2)
+    x, y = torch.randn(1, 2, 2, requires_grad=True), torch.randn(1, 3, 2, requires_grad=True)
+    mask = torch.tensor([[True, False, True]])
+    assert torch.autograd.gradcheck(lambda x, y: block(x, y, key_mask=mask), (x, y))
+
+
+def test_what_users_may_get_wrong():
+    with pytest.raises(ValueError, match="width must be a multiple of num_heads=8, got 12"):
+        SAB(3, 12)
+    with pytest.raises(ValueError, match=r"scaling must be one of .*'head'.*, got 'full'"):
+        MAB(3, 3, 8, scaling="full")
+    with pytest.raises(ValueError, match="num_inducing must be an integer >= 1, got 0"):
+        ISAB(3, 8, 0)
+    with pytest.raises(ValueError, match="num_seeds must be an integer >= 1, got 0"):
+        PMA(3, 8, 0)
+    block = MAB(3, 2, 8)
+    with pytest.raises(ValueError, match=r"keys must have the shape \(\*batch, size, 2\), got"):
+        block(torch.zeros(4, 3), torch.zeros(4, 3))
+    with pytest.raises(ValueError, match="values must be as many as the 5 keys, got 4"):
+        block(torch.zeros(4, 3), torch.zeros(5, 2), torch.zeros(4, 2))
+    for mask in (torch.ones(5), torch.ones(4, dtype=torch.bool)):
+        with pytest.raises(ValueError, match=r"key_mask must be a bool tensor of the shape"):
+            block(torch.zeros(4, 3), torch.zeros(5, 2), key_mask=mask)

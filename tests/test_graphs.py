@@ -1,0 +1,100 @@
+"""Real graphs: the files of the package, and how they are made."""
+
+import pytest
+import torch
+
+from pyro_ext.checkpoint.files import CheckpointError
+from pyro_ext.datasets import _graphs
+from pyro_ext.datasets._graphs import (
+    GraphData,
+    graph_names,
+    load_graph,
+    save_graph,
+)
+from pyro_ext.datasets.make_graphs import make_graph
+
+EXPECTED = {  # nodes, edges, the two largest degrees, nodes with one edge
+    "new_testament_names": (545, 1_965, [132, 88], 77),
+    "python_packages": (4_370, 12_911, [505, 431], 1_150),
+}
+
+
+def test_names_are_the_expected_ones():
+    assert graph_names() == tuple(sorted(EXPECTED))
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_graphs_are_those_that_are_known(name):
+    data = load_graph(name)
+    assert data.name == name and data.description and data.source and data.licence
+    assert data.edges.dtype == torch.int64 and bool((data.edges[:, 0] < data.edges[:, 1]).all())
+    assert len(data.edges.unique(dim=0)) == len(data.edges)
+    degrees = data.edges.flatten().bincount(minlength=data.num_nodes)
+    assert int(degrees.min()) == 1
+    largest = degrees.sort(descending=True).values[:2].tolist()
+    found = data.num_nodes, len(data.edges), largest, int((degrees == 1).sum())
+    assert found == EXPECTED[name]
+    assert f"{data.num_nodes:,} nodes" in repr(data)
+
+
+def test_other_names_are_refused():
+    for call in (load_graph, lambda name: make_graph(name, "nowhere")):
+        with pytest.raises(ValueError, match="name must be one of 'new_test.*; got 'karate'"):
+            call("karate")
+
+
+SOURCES = {  # lines, and edges between names in alphabetical order
+    "new_testament_names": (
+        [
+            "Ge1:1 He came unto Eve, to Seth. Peace (Ruth said) to you: peace.",
+            "Mat1:1 And Adam saw Eve; but Jo saw Eve and Peace (Ruth too).",
+            "Mat1:2 The man Seth saw Adam.",
+        ],
+        [("Adam", "Eve"), ("Adam", "Seth")],
+    ),
+    "python_packages": (
+        [
+            "Package: python3-b",
+            "Depends: python3-a (>= 1) | python3-c, libc6, python3-none",
+            "",
+            "Package: python3-a",
+            "Pre-Depends: python3-b, python3-a",
+            "",
+            "Package: python3-c",
+            "Recommends: python3-a",
+            "",
+            "Package: tool",
+            "Depends: python3-a",
+        ],
+        [("python3-a", "python3-b"), ("python3-b", "python3-c")],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_sources_are_read(name, tmp_path, monkeypatch):
+    lines, expected = SOURCES[name]
+    source = tmp_path / "source"
+    source.write_text("\n".join(lines))
+    known = load_graph(name)
+    path = make_graph(name, source, tmp_path)
+    assert path == tmp_path / f"{name}.safetensors"
+    monkeypatch.setattr(_graphs._FILES, "folder", tmp_path)
+    data = load_graph(name)
+    numbers = {
+        node: i for i, node in enumerate(sorted({node for pair in expected for node in pair}))
+    }
+    assert data.num_nodes == len(numbers)
+    assert data.edges.tolist() == [[numbers[first], numbers[second]] for first, second in expected]
+    facts = (data.description, data.source, data.licence)
+    assert facts == (known.description, known.source, known.licence)
+
+
+def test_files_that_are_cut_are_refused(tmp_path, monkeypatch):
+    path = save_graph(GraphData("small", 3, torch.tensor([[0, 2]]), "a", "b", "c"), tmp_path)
+    monkeypatch.setattr(_graphs._FILES, "folder", tmp_path)
+    data = load_graph("small")
+    assert data.edges.tolist() == [[0, 2]] and repr(data) == "GraphData('small', 3 nodes, 1 edges)"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(CheckpointError):
+        load_graph("small")

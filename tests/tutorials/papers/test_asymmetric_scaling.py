@@ -1,0 +1,107 @@
+"""The page on unequal scales of nodes: its parts, and in full its claims."""
+
+import math
+
+import pytest
+import torch
+
+from pyro_ext.models.wide_networks import AsymmetricNetwork
+from tests.tutorials.papers.pages import check_short_report, full_run
+
+pytest.importorskip("gpytorch")
+
+PAGE = "asymmetric_scaling.py"
+
+
+def test_short_run_saves_a_report_and_figures(short_run):
+    _, folder = short_run
+    figures = {"convergence", "movement", "kernels", "pruning-and-transfer"}
+    check_short_report(folder, "asymmetric-scaling", 11, figures)
+
+
+def test_simulated_data_are_those_of_the_paper(short_run):
+    names, _ = short_run
+    inputs, targets = names["simulate"](2000, 7, 3)
+    torch.testing.assert_close(inputs.norm(dim=-1), torch.ones(2000))
+    noise = targets[:, 0] - (5.0 * torch.sin(math.pi * inputs)).mean(-1)
+    assert float(noise.std()) == pytest.approx(0.1, rel=0.1)  # six standard errors
+    assert abs(float(noise.mean())) < 0.014
+    again = names["simulate"](2000, 7, 3)
+    assert (again[0] == inputs).all() and (again[1] == targets).all()
+
+
+def test_descent_is_that_of_the_whole_gradient(short_run):
+    names, _ = short_run
+    variances = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    network = AsymmetricNetwork(2, 1, variances, seed=0)
+    inputs = torch.tensor([[1.0, 0.5], [-0.3, 1.0]], dtype=torch.float64)
+    targets = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+    start = network.hidden.weight.detach().clone()
+    outputs = network(inputs).detach()
+    losses = names["descend"](network, inputs, targets, 0.1, 1)
+    torch.testing.assert_close(losses, (outputs - targets).square().mean()[None])
+    active = (inputs @ start.T > 0).double()
+    slopes = active * network.output.weight * variances.sqrt() / math.sqrt(2)
+    gradient = (2.0 * (outputs - targets) / 2 * slopes).T @ inputs
+    torch.testing.assert_close(network.hidden.weight.detach(), start - 0.1 * gradient)
+
+
+def test_a_loss_that_is_not_finite_is_an_error(short_run):
+    names, _ = short_run
+    network = AsymmetricNetwork(2, 1, torch.ones(30), seed=0)
+    with pytest.raises(FloatingPointError, match="the loss left the finite numbers at rate 0.1"):
+        names["descend"](network, torch.ones(3, 2), torch.full((3, 1), 1e30), 0.1, 2)
+
+
+def test_slopes_are_those_of_power_laws(short_run, monkeypatch):
+    names, _ = short_run
+    change = names["Change"]
+    rows = {"law": {0: [change(3.0 * m**-0.5, m**0.25) for m in (10, 100, 1000)]}}
+    scope = names["slope"].__globals__
+    monkeypatch.setitem(scope, "changes", rows)
+    monkeypatch.setitem(scope, "WIDTHS", (10, 100, 1000))
+    assert names["slope"]("law", 0, "movement") == pytest.approx(-0.5)
+    assert names["slope"]("law", 0, "gram") == pytest.approx(0.25)
+
+
+def test_pruned_accuracy_is_that_of_a_pruned_network(short_run):
+    names, _ = short_run
+    network = names["SCALINGS"][names["MIXED"]].network(64, 10, 20, 0)
+    before = names["accuracy"](network, 0.0)
+    expected = names["accuracy"](network, 0.5)
+    assert names["accuracy"](network, 0.0) == before
+    network.prune(0.5)
+    digits = names["digits"]
+    outputs = network(digits.test_inputs).argmax(-1)
+    assert expected == float((outputs == digits.test_targets).double().mean())
+
+
+def test_transfer_is_a_regression_on_the_largest_nodes(short_run, monkeypatch):
+    """Targets that are such a feature are found; nothing is learned from points after the 500th."""
+    names, _ = short_run
+    monkeypatch.setitem(names["risk_ratio"].__globals__, "NUMBERS", (1, 2))
+    variances = torch.tensor([0.1, 0.6, 0.3])
+    network = AsymmetricNetwork(3, 1, variances, seed=0)
+    inputs = torch.randn(800, 3)
+    targets = network.features(inputs, 2)[:, 1:].detach()
+    one, two = names["transfer_risks"](network, inputs, targets)
+    assert two < 1e-4 * float(targets.var()) and one > 0.1 * float(targets.var())
+    other = targets.clone()
+    other[500:] += 1.0
+    assert names["transfer_risks"](network, inputs, other)[1] == pytest.approx(1.0, rel=0.05)
+
+
+def test_risks_are_compared_as_means_over_numbers_of_features(short_run):
+    names, _ = short_run
+    risks = {"γ = 1": {s: [1.0, 3.0] for s in range(3)}, "other": {s: [0.5, s] for s in range(3)}}
+    assert names["risk_ratio"](risks, "other") == {0: 0.125, 1: 0.375, 2: 0.625}
+
+
+@pytest.mark.slow
+def test_full_run_meets_its_claims_but_one(tmp_path, monkeypatch):
+    """Its networks are the same with each run, so it passes always or never."""
+    outcome = full_run(PAGE, tmp_path, monkeypatch)
+    *others, transfer, _ = outcome.report.claims
+    for claim in (*others, outcome.report.claims[-1]):
+        assert claim.holds, claim
+    assert not transfer.holds and transfer.reason and outcome.returncode == 1

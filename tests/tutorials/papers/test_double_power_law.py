@@ -1,0 +1,89 @@
+"""The page on partitions with two power laws: its parts, a short run, and in full its claims."""
+
+import math
+
+import pytest
+import torch
+from scipy.special import gammaln
+
+from tests.tutorials.papers.pages import check_short_report, full_run
+
+PAGE = "double_power_law.py"
+
+
+@pytest.fixture
+def double():
+    """Float64, which the page computes in and puts back at its end."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+def test_short_run_saves_a_report_and_figures(short_run):
+    _, folder = short_run
+    check_short_report(folder, "double-power-law", 11, {"rank-sizes", "both-ends"})
+
+
+def test_levels_are_where_the_indices_are_reached(short_run, double):
+    """The slope of the mean numbers is within a fourth of a standard error of the index."""
+    names, _ = short_run
+    for measure_of, small, large in names["STEEP"].values():
+        measure = measure_of(1.0)
+        for level, ratio, index in ((small / 1e3, 1e3, 0.4), (large, 2.0, 2.3)):
+            tails = measure.tail(torch.tensor([level, level * ratio]))
+            share = float(tails[1] / tails[0])
+            slope = -math.log(share)
+            deviation = math.sqrt((1.0 - share) / (4_000 * share))
+            assert abs(slope - index * math.log(ratio)) < 0.25 * deviation
+
+
+def test_fits_of_one_power_law_are_their_closed_forms(short_run, double):
+    """Density of a Pitman-Yor process at the mode, from its formula, with the prior."""
+    names, _ = short_run
+    found = names["fits"]["news_words"]["Pitman-Yor"]
+    mode = names["mode_of"](found)
+    theta, sigma = mode["concentration"], mode["discount"]
+    sizes, numbers = names["TABLES"]["news_words"].double().numpy().T
+    total, kinds = float((sizes * numbers).sum()), float(numbers.sum())
+    value = gammaln(theta / sigma + kinds) - gammaln(theta / sigma + 1.0)
+    value += (kinds - 1.0) * math.log(sigma) + gammaln(theta + 1.0) - gammaln(theta + total)
+    value += float((numbers * (gammaln(sizes - sigma) - gammaln(1.0 - sigma))).sum())
+    value += gammaln(total + 1.0) - float(
+        (numbers * gammaln(sizes + 1.0) + gammaln(numbers + 1.0)).sum()
+    )
+    # Log-normal prior of theta and the Jacobians of the logarithm and the logit.
+    value += -0.5 * ((math.log(theta) - 5.0) / 3.0) ** 2 - math.log(3.0 * math.sqrt(2 * math.pi))
+    value += math.log(sigma * (1.0 - sigma))
+    energy = found.potential(found.potential.layout.unflatten(found.laplace.mode[None]))
+    assert -float(energy) == pytest.approx(value, rel=1e-10)
+
+
+def test_scores_are_zero_for_the_data_themselves(short_run, double):
+    names, _ = short_run
+    table = names["TABLES"]["news_words"]
+    found = names["score"](table, [table, table])
+    assert found[:4] == (0.0, 0.0, 0.0, 0.0) and found.largest == float(table[:, 0].max())
+
+
+def test_predictions_have_as_many_samples_as_the_data(short_run):
+    names, _ = short_run
+    number = names["number_of"](names["TABLES"]["news_words"])
+    for model in names["MODELS"]:
+        tables = names["predictions"]["news_words", model]
+        assert len(tables) == 4
+        assert all(int(table.prod(-1).sum()) == number for table in tables)
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_full_run_meets_its_claims(tmp_path, monkeypatch):
+    """Six slopes for each seed, each beyond four standard errors with a probability of 6e-5.
+
+    Parameters are judged by thirty draws, by which a distance of four has a probability of about
+    4e-4, so that four sets of three seeds in a thousand fail.
+    """
+    outcome = full_run(PAGE, tmp_path, monkeypatch)
+    for claim in outcome.report.claims:
+        assert claim.holds, claim
+    assert outcome.returncode == 0

@@ -1,0 +1,66 @@
+"""The page on learning to explore: its parts, a short run, and in full its claims."""
+
+import pytest
+import torch
+
+from tests.tutorials.papers.pages import check_short_report, full_run
+
+PAGE = "l2e.py"
+
+
+def test_short_run_saves_a_report_and_figures(short_run):
+    _, folder = short_run
+    check_short_report(folder, "l2e", 6, {"training", "unseen-data"})
+
+
+def test_samplers_that_are_compared_have_seen_mnist_alone(short_run):
+    names, _ = short_run
+    assert all(task.args[0].shape == (800, 49) for task in names["TASKS"])
+    assert all(task.args[0].shape == (800, 64) for task in names["DIGITS"])
+    for trainer in (*names["trainers"].values(), names["single"], names["learned_diffusion"]):
+        assert trainer.tasks == names["TASKS"]
+
+
+def test_sghmc_has_the_learning_rate_that_it_says(short_run):
+    names, _ = short_run
+    task = names["EVALUATION_TASKS"][1]
+    kernel = names["sghmc"](0.2)(task.model, 90)
+    assert kernel.schedule.max_step_size == pytest.approx((0.2 / 90) ** 0.5)
+    assert kernel.momentum_decay == 0.1
+
+
+def test_the_best_sghmc_is_that_of_the_least_mean_loss(short_run):
+    names, _ = short_run
+    rows = {
+        "SGHMC 1": {0: (0.4, 0.1), 1: (0.6, 0.1)},
+        "SGHMC 2": {0: (0.1, 0.9), 1: (0.7, 0.9)},
+        "L2E": {0: (0.0, 0.0), 1: (0.0, 0.0)},
+    }
+    assert names["best_sghmc"](rows) == "SGHMC 2"
+
+
+def test_losses_are_means_over_chains(short_run):
+    """Those of the page against the task's own log likelihoods."""
+    names, _ = short_run
+    task = names["EVALUATION_TASKS"][1]
+    average, alone = names["losses_on"](task, names["l2e"](), seed=2)
+    log_likelihood = task.evaluate(
+        names["l2e"]()(task.model, 90),
+        num_steps=names["NUM_STEPS"],
+        thinning=names["THINNING"],
+        num_samples=names["NUM_SAMPLES"],
+        num_chains=names["NUM_CHAINS"],
+        seed=names["EVALUATION_SEED"] + 2,
+    )
+    expected = -log_likelihood.double().exp().mean(1).log().mean()
+    assert average == pytest.approx(float(expected), rel=1e-4)
+    assert alone == pytest.approx(-float(log_likelihood.mean()), rel=1e-4)
+    assert average < alone and torch.isfinite(log_likelihood).all()
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_full_run_meets_its_claims(tmp_path, monkeypatch):
+    """Its draws are the same with each run, so it passes always or never."""
+    outcome = full_run(PAGE, tmp_path, monkeypatch)
+    assert outcome.passed, outcome.verdict

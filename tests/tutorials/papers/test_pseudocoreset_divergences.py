@@ -1,0 +1,73 @@
+"""The page on divergences of pseudocoresets: its parts, and in full its claims."""
+
+import pytest
+import torch
+
+from tests.tutorials.papers.pages import check_short_report, full_run
+
+pytest.importorskip("sklearn")
+
+PAGE = "pseudocoreset_divergences.py"
+
+
+def test_short_run_saves_a_report_and_figures(short_run):
+    _, folder = short_run
+    check_short_report(folder, "pseudocoreset-divergences", 5, {"images", "losses"})
+
+
+def test_rates_are_chosen_without_test_images(short_run):
+    names, _ = short_run
+    rows = {
+        part: {tuple(row.tolist()) for row in names[part][0]}
+        for part in ("inner", "validation", "whole", "test")
+    }
+    assert not rows["inner"] & rows["validation"]
+    assert rows["inner"] | rows["validation"] == rows["whole"]
+    assert not rows["whole"] & rows["test"]
+
+
+def test_coresets_weigh_as_much_as_all_data(short_run):
+    names, _ = short_run
+    for per_class in (1, 5):
+        guide = names["coreset"](names["whole"], per_class, 0)
+        assert float(guide.weights.sum()) == pytest.approx(names["NUM_TRAINING"])
+        assert guide.pseudodata[1].bincount().tolist() == [per_class] * 10
+
+
+def test_the_regression_is_exact(short_run):
+    """What is left of the forward divergence, from conjugate posteriors written out."""
+    names, _ = short_run
+    x, y, noise = names["features"], names["targets"], names["NOISE"]
+    guide = names["AutoPseudocoreset"](names["regression"], x, y, size=20, weights="scaled", seed=0)
+
+    def posterior(rows, values, weights):
+        precision = torch.eye(10).double() + (weights * rows.T) @ rows / noise**2
+        mean = torch.linalg.solve(precision, (weights * rows.T) @ values / noise**2)
+        return torch.distributions.MultivariateNormal(mean, precision_matrix=precision)
+
+    of_all = posterior(x, y, torch.ones(len(x)).double())
+    of_coreset = posterior(*guide.pseudodata, guide.weights.double())
+    expected = torch.distributions.kl_divergence(of_all, of_coreset)
+    found = names["ForwardKL"]().loss(names["regression"], guide)
+    assert found == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_gains_have_the_sign_that_the_claims_say(short_run):
+    names, _ = short_run
+    seed = names["SEEDS"][0]
+    results, scores = names["results"], names["CoresetScores"]
+    before = dict(results)
+    results["random", 1, seed] = [scores({}, 2.0), scores({}, 3.0)]
+    for name, loss in (("forward", 1.0), ("Wasserstein", 2.25), ("reverse", 1.5)):
+        results[name, 1, seed] = [scores({}, loss)]
+    assert names["measured"]("nll", "random", 1)[seed] == pytest.approx(2.5)
+    assert names["least_gain"]()[seed] == pytest.approx(0.25)
+    results.update(before)
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_full_run_meets_its_claims(tmp_path, monkeypatch):
+    """Its draws are the same with each run, so it passes always or never."""
+    outcome = full_run(PAGE, tmp_path, monkeypatch)
+    assert all(claim.holds for claim in outcome.report.claims), outcome.verdict

@@ -1,0 +1,86 @@
+"""The page on pseudocoresets: its parts against exact answers.
+
+That it runs, briefly and in full, is asked of it with all tutorials.
+"""
+
+import runpy
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+from pyro_ext._pages import find_pages
+from pyro_ext.inference.pseudocoresets import AutoPseudocoreset, GaussianSurrogate
+from pyro_ext.reproduction import Report
+
+PAGE = Path(__file__).parents[2] / "tutorials" / "pseudocoresets.py"
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    """Names of the page after a short run, and the folder that it saved in."""
+    folder = tmp_path_factory.mktemp("pseudocoresets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYRO_EXT_SMOKE", "1")
+        patch.setenv("PYRO_EXT_FIGURES", str(folder))
+        patch.delenv("PYRO_EXT_SEEDS", raising=False)
+        default = torch.get_default_dtype()
+        try:
+            names = runpy.run_path(str(PAGE), run_name="__main__")
+        finally:
+            torch.set_default_dtype(default)
+            pyro.clear_param_store()
+    return names, folder
+
+
+@pytest.fixture
+def parts(short_run, float64):
+    return short_run[0]
+
+
+def test_short_run_saves_a_report_and_figures(short_run):
+    folder = short_run[1]
+    report = Report.load(folder)
+    assert report.smoke and report.slug == "pseudocoresets"
+    (page,) = [page for page in find_pages(PAGE.parent) if page.path == PAGE]
+    assert [claim.statement for claim in report.claims] == list(page.statements)
+    assert len(report.claims) == 6
+    assert (folder / "in-the-plane.png").stat().st_size > 10_000
+    assert (folder / "coreset.safetensors").stat().st_size < 4_000
+
+
+def test_distances_by_hand(parts):
+    """Divergence, means and scales of Gaussian posteriors, from their formulas."""
+    x, y, noise = parts["x"][:60], parts["y"][:60], parts["NOISE"]
+    guide = AutoPseudocoreset(parts["linear"], x, y, size=20, weights="scaled", seed=0)
+    found = parts["distance"](guide, GaussianSurrogate())
+    (inputs, targets), weights = guide.pseudodata, guide.weights
+    precision = torch.eye(10) + x.mT @ x / noise**2
+    own_precision = torch.eye(10) + (weights * inputs.mT) @ inputs / noise**2
+    mean = torch.linalg.solve(precision, x.mT @ y / noise**2)
+    own_mean = torch.linalg.solve(own_precision, (weights * inputs.mT) @ targets / noise**2)
+    law, own = (
+        torch.distributions.MultivariateNormal(m, precision_matrix=p)
+        for m, p in ((mean, precision), (own_mean, own_precision))
+    )
+    divergence = torch.distributions.kl_divergence(law, own)
+    scale = precision.inverse().diag().sqrt()
+    assert found.divergence == pytest.approx(float(divergence), rel=1e-6)
+    assert found.mean == pytest.approx(float(((own_mean - mean) / scale).abs().max()), rel=1e-6)
+    ratio = own_precision.inverse().diag().sqrt() / scale
+    assert found.scale == pytest.approx(float(ratio.max()), rel=1e-6)
+
+
+def test_all_of_the_data_is_its_own_coreset(parts):
+    x, y = parts["x"][:30], parts["y"][:30]
+    guide = AutoPseudocoreset(parts["linear"], x, y, size=30, seed=0)
+    found = parts["distance"](guide, GaussianSurrogate())
+    assert found == pytest.approx((0.0, 0.0, 1.0), abs=1e-6)
+
+
+def test_data_are_large(parts):
+    """Covariates of neighbours have the correlation of a half."""
+    correlations = torch.corrcoef(parts["many"].mT)
+    neighbours = correlations.diagonal(1)
+    assert float((neighbours - 0.5).abs().max()) < 5 * 0.75 / 2000**0.5

@@ -1,0 +1,480 @@
+"""Misspecified models: intervals of the posterior bootstrap, beside those of the model."""
+
+# %% [markdown]
+# # Misspecified models
+#
+# The posterior of a model says where its parameters are if the model is right. Where it is not,
+# there is still a value that fits the law of the data best, and the posterior has the wrong width
+# around it. The draws of a posterior bootstrap are best fits to data with random weights, and know
+# of no model but for the loss; `nonparametric_learning.py` has the parts of it.
+#
+# This page measures how often intervals hold the truth, by both, and compares them on real data:
+# also where the bootstrap is no better, or fails.
+#
+# `python tutorials/misspecified_models.py` prints the numbers and saves the figures in
+# `figures/misspecified-models`.
+
+# %%
+import math
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import NUTS
+from torch import Tensor
+from torch.autograd.functional import hessian
+
+from pyro_ext.datasets import Dataset, load_breast_cancer
+from pyro_ext.inference import MCMC, BatchLBFGS, PosteriorBootstrap
+from pyro_ext.inference.martingale import DirichletWeights
+from pyro_ext.reproduction import Claim, Report, seeds
+
+STARTED = time.perf_counter()
+SMOKE = "PYRO_EXT_SMOKE" in os.environ  # a short run that only shows that the page works
+FIGURES = Path(os.environ.get("PYRO_EXT_FIGURES", "figures/misspecified-models"))
+FIGURES.mkdir(parents=True, exist_ok=True)
+SEEDS = seeds()
+FIRST = SEEDS[0]  # the seed of figures and tables
+torch.set_default_dtype(torch.float64)
+torch.set_num_threads(1)  # tensors this small gain nothing from threads, and lose on busy machines
+pyro.set_rng_seed(FIRST)
+BLUE, RED, GREY = "#2a6f97", "#d1495b", "0.45"
+
+claims: list[Claim] = []
+bootstrap: Callable[..., PosteriorBootstrap] = partial(PosteriorBootstrap, progress=False)
+
+# %% [markdown]
+# ## A line with uneven noise
+#
+# Least squares is the best fit of a model with even noise. Here the noise grows with $x$. The
+# posterior of that model has the covariance $\hat\sigma^2 (X^\top X)^{-1}$, as if the noise were
+# even. Draws of the bootstrap have the sandwich, $(X^\top X)^{-1} X^\top \text{diag}(e^2) X
+# (X^\top X)^{-1}$ with the residuals $e$, which is right whatever the noise.
+
+
+# %%
+def regression(x: Tensor, y: Tensor) -> None:
+    """A line with even noise."""
+    line = pyro.sample("line", dist.Normal(torch.zeros(2), 10.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ line, 1.0), obs=y)
+
+
+def uneven(num_points: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Points around the line 1 + 2 x with noise that grows."""
+    x = torch.rand(num_points, generator=generator) * 3.0
+    noise = torch.randn(num_points, generator=generator) * (0.2 + x.square())
+    return torch.stack([torch.ones_like(x), x], -1), 1.0 + 2.0 * x + noise
+
+
+def counts_around(y: Tensor) -> None:
+    """Observations whose best fit is their mean."""
+    mean = pyro.sample("mean", dist.Normal(0.0, 100.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def least_squares(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Best fit, the model's covariance, and the sandwich."""
+    bread = torch.linalg.inv(x.mT @ x)
+    best = bread @ x.mT @ y
+    residual = y - x @ best
+    sandwich = bread @ (x.mT * residual.square()) @ x @ bread
+    return best, residual.square().mean() * bread, sandwich
+
+
+NUMBER = 200 if SMOKE else 2000
+off: dict[int, float] = {}
+excess: dict[int, float] = {}
+for seed in SEEDS:
+    x, line_y = uneven(NUMBER, torch.Generator().manual_seed(seed))
+    draws = bootstrap(regression, NUMBER, seed=seed).run(x, line_y).get_samples()["line"]
+    _, of_model, sandwich = least_squares(x, line_y)
+    off[seed] = float((draws.mT.cov() / sandwich - 1).abs().max())
+    excess[seed] = float(draws[:, 1].var() / of_model[1, 1])
+    print(f"seed {seed}: off the sandwich by {off[seed]:.1%}, {excess[seed]:.2f} times the model's")
+
+claims += [
+    Claim(
+        "Under uneven noise the draws have the covariance of the sandwich (largest relative "
+        "distance of an element).",
+        values=off,
+        comparison="<=",
+        bound=0.15,
+        source="Lyddon, Holmes, Walker (2019), for many observations; the standard error is about "
+        "0.03",
+    ),
+    Claim(
+        "The variance of the slope is far from that of the model with even noise (ratio).",
+        values=excess,
+        comparison=">",
+        bound=1.5,
+        source="bound laid down before the run",
+        reason="the law itself gives 1.54, to which the bound is too near: seeds 3, 4 and 5 fail",
+    ),
+]
+
+# %% [markdown]
+# ## Coverage
+#
+# A posterior that is right covers: over many data sets, 90% of the intervals hold the value that
+# fits the true law best. Four of them on each simulated data set: the mean of counts that vary
+# more than Poisson counts, by the bootstrap and by the Poisson model; and the slope from before, by
+# the bootstrap and by the model with even noise. Best fits are closed forms here, weighted means
+# and weighted least squares, so that `DirichletWeights` alone will do; on some of the sets
+# `PosteriorBootstrap` is run as well, and has to give the same draws.
+
+# %%
+LEVELS = torch.tensor([0.05, 0.95])
+SETS = 20 if SMOKE else 1000
+Z = 1.6449  # half the width of a normal interval of 90%, in standard deviations
+
+
+def weighted_lines(weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Weighted least squares, `(num_draws, 2)`."""
+    products = (x[:, :, None] * torch.cat([x, y[:, None]], -1)[:, None]).flatten(1)
+    sums = (weights @ products).unflatten(1, (2, 3))
+    lines: Tensor = torch.linalg.solve(sums[..., :2], sums[..., 2:])[..., 0]
+    return lines
+
+
+def holds(draws: Tensor, truth: float) -> bool:
+    """Whether an interval of draws holds a value."""
+    low, high = draws.quantile(LEVELS)
+    return bool(low < truth < high)
+
+
+def coverage(num_points: int, seed: int, num_checked: int) -> tuple[dict[str, float], float]:
+    """Shares of intervals that hold the truth, and how far the sampler is from closed forms."""
+    hits = dict.fromkeys(
+        ("counts", "Poisson model", "slope", "even noise", "log-normal", "log-normal, usual"), 0
+    )
+    furthest = 0.0
+    for number in range(SETS):
+        key = 100_000 * seed + number
+        generator = torch.Generator().manual_seed(key)
+        weights = DirichletWeights(num_points).draw(range(400), seed=key)
+        x, y = uneven(num_points, generator)
+        rates = -2.0 * torch.rand(2, num_points, generator=generator).log().sum(0)
+        counts = torch.poisson(rates, generator=generator)
+        lines = weighted_lines(weights, x, y)
+        if number < num_checked:
+            own = bootstrap(regression, 400, seed=key).run(x, y).get_samples()["line"]
+            furthest = max(furthest, float((own - lines).abs().max()))
+            own = bootstrap(counts_around, 400, seed=key).run(counts).get_samples()["mean"]
+            furthest = max(furthest, float((own - weights @ counts).abs().max()))
+        hits["counts"] += holds(weights @ counts, 4.0)
+        hits["slope"] += holds(lines[:, 1], 2.0)
+        center = counts.mean()
+        hits["Poisson model"] += bool(abs(center - 4.0) < Z * (center / num_points).sqrt())
+        best, of_model, _ = least_squares(x, y)
+        hits["even noise"] += bool(abs(best[1] - 2.0) < Z * of_model[1, 1].sqrt())
+        skewed = torch.randn(num_points, generator=generator).exp()
+        hits["log-normal"] += holds(weights @ skewed, math.exp(0.5))
+        error = abs(skewed.mean() - math.exp(0.5))
+        hits["log-normal, usual"] += bool(error < Z * skewed.std() / math.sqrt(num_points))
+    return {name: number / SETS for name, number in hits.items()}, furthest
+
+
+covered: dict[int, dict[int, dict[str, float]]] = {400: {}, 100: {}}
+furthest: dict[int, float] = {}
+for seed in SEEDS:
+    covered[400][seed], furthest[seed] = coverage(400, seed, num_checked=2)
+    covered[100][seed] = coverage(100, seed, num_checked=0)[0]
+pooled = {
+    size: {name: sum(row[name] for row in rows.values()) / len(rows) for name in rows[FIRST]}
+    for size, rows in covered.items()
+}
+print(f"\n{'coverage of 90% intervals':28}{'n = 400':>9}{'n = 100':>9}")
+for name in pooled[400]:
+    print(f"{name:28}{pooled[400][name]:9.3f}{pooled[100][name]:9.3f}")
+
+claims += [
+    Claim(
+        "Intervals of 90% for the mean of over-dispersed counts cover (distance from 0.9).",
+        values={seed: abs(row["counts"] - 0.9) for seed, row in covered[400].items()},
+        comparison="<=",
+        bound=0.03,
+        source="laid down before the run; 1,000 sets of 400, a standard error of 0.0095",
+    ),
+    Claim(
+        "Intervals of the Poisson model for the same mean do not cover.",
+        values={seed: row["Poisson model"] for seed, row in covered[400].items()},
+        comparison="<",
+        bound=0.8,
+        source="laid down before the run",
+    ),
+    Claim(
+        "Intervals of 90% for a slope under uneven noise cover (distance from 0.9).",
+        values={seed: abs(row["slope"] - 0.9) for seed, row in covered[400].items()},
+        comparison="<=",
+        bound=0.03,
+        source="laid down before the run; 1,000 sets of 400, a standard error of 0.0095",
+    ),
+    Claim(
+        "Intervals of the model with even noise for the same slope do not cover.",
+        values={seed: row["even noise"] for seed, row in covered[400].items()},
+        comparison="<",
+        bound=0.85,
+        source="laid down before the run",
+    ),
+    Claim(
+        "The sampler gives the closed forms (largest distance of a draw).",
+        values=furthest,
+        comparison="<=",
+        bound=1e-4,
+        source="weighted means and weighted least squares with the same weights",
+    ),
+]
+figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
+for size, colour in ((400, BLUE), (100, RED)):
+    axes.plot(list(pooled[size].values()), list(pooled[size]), "o", color=colour, label=f"n={size}")
+axes.axvline(0.9, color=GREY, lw=1, ls=":")
+axes.invert_yaxis()
+axes.set(xlabel="coverage of intervals of 90%")
+axes.legend(frameon=False)
+figure.savefig(FIGURES / "coverage.png", dpi=120)
+plt.close(figure)
+
+# %% [markdown]
+# The intervals of the wrong models lose the same with 400 points as with 100: more data do not help
+# them. Those of the bootstrap are a little short, by about one point in a hundred with 400 and two
+# or three with 100. The last two rows are means of log-normal observations, by the bootstrap and by
+# the usual $\bar y \pm 1.64\, s / \sqrt n$. Both cover too little, the bootstrap 85% with 100
+# points: a long tail is not seen until it is. The bootstrap puts no weight where no observation
+# is, and is no method for few data.
+
+# %% [markdown]
+# ## Logistic regression, and a claim that fails
+#
+# Thirty measurements of a breast mass, and whether it is malignant. The classes can nearly be
+# separated, so that there is a penalty on the slopes, $\frac{2a + 1}{2 n} \sum_j \log(1 +
+# \beta_j^2 / 2b)$ with $a = b = 1$, an $n$th of the negative log density of Student's $t$ with two
+# degrees of freedom; weights sum to one, which is why it is an $n$th. Here it is the `regularizer`.
+# The Pyro model has the same prior, and `include_prior=True` would do the same but for the
+# intercept. Bayes with this prior is on the other side, by Laplace's approximation and NUTS.
+
+
+# %%
+def logistic(x: Tensor, y: Tensor | None = None) -> None:
+    """A class given measurements, with heavy-tailed slopes."""
+    slopes = pyro.sample("slopes", dist.StudentT(2.0, torch.zeros(x.shape[1]), 1.0).to_event(1))
+    intercept = pyro.sample("intercept", dist.Normal(0.0, 100.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Bernoulli(logits=x @ slopes + intercept), obs=y)
+
+
+def penalty(num_points: int, params: dict[str, Tensor]) -> Tensor:
+    """The log prior of the slopes as one observation counts."""
+    return 1.5 / num_points * torch.log1p(params["slopes"].square() / 2.0).sum()
+
+
+def log_score(draws: dict[str, Tensor], x: Tensor, y: Tensor) -> float:
+    """Mean log probability of the classes, averaged over the draws."""
+    logits = x @ draws["slopes"].mT + draws["intercept"]
+    scores = dist.Bernoulli(logits=logits).log_prob(y[:, None])
+    return float((scores.logsumexp(1) - math.log(len(draws["intercept"]))).mean())
+
+
+def mode_and_deviations(x: Tensor, y: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Maximum a posteriori, and what Laplace's approximation says of the slopes."""
+
+    def energy(flat: Tensor) -> Tensor:
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(x @ flat[:-1] + flat[-1], y)
+        return losses + penalty(len(x), {"slopes": flat[:-1]})
+
+    def objective(flat: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        gradient, value = torch.func.vmap(torch.func.grad_and_value(energy))(flat)
+        return value, gradient
+
+    start = torch.zeros(1, x.shape[1] + 1)
+    mode = BatchLBFGS(2000, tolerance=1e-8).minimize(objective, start).position
+    covariance = torch.linalg.inv(len(x) * hessian(energy, mode[0]))
+    slopes = {"slopes": mode[:, :-1], "intercept": mode[:, -1]}
+    return slopes, covariance.diagonal()[:-1].sqrt()
+
+
+def halves(seed: int, columns: list[int]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Half of the masses to learn from, and half to predict."""
+    data = load_breast_cancer(dtype=torch.float64, test_fraction=0.5, split_seed=seed)
+    train = data.train_inputs[:, columns], data.train_targets.double()
+    return train, (data.test_inputs[:, columns], data.test_targets.double())
+
+
+def widths(draws: Tensor) -> Tensor:
+    """Widths of 90% intervals."""
+    ends: Tensor = draws.quantile(LEVELS, 0)
+    return ends[1] - ends[0]
+
+
+def against_the_model(seed: int, columns: list[int], number: int) -> tuple[float, Tensor]:
+    """What averaging draws wins over the mode, and widths over those of Laplace."""
+    (x, y), test = halves(seed, columns)
+    options: dict[str, Any] = {"regularizer": partial(penalty, len(x)), "seed": seed}
+    draws = bootstrap(logistic, number, **options).run(x, y).get_samples()
+    mode, deviations = mode_and_deviations(x, y)
+    gain = log_score(draws, *test) - log_score(mode, *test)
+    return gain, widths(draws["slopes"]) / (2 * Z * deviations)
+
+
+masses: Dataset = load_breast_cancer(dtype=torch.float64)
+NAMES = list(masses.feature_names or ())
+everything = torch.cat([masses.train_inputs, masses.test_inputs])
+kurtosis = ((everything - everything.mean(0)) / everything.std(0)).pow(4).mean(0) - 3
+heavy = kurtosis.argsort(descending=True)[:10]
+ERRORS = [NAMES.index(f"{name} error") for name in ("concavity", "smoothness", "fractal dimension")]
+ERRORS += [NAMES.index(f"{name} error") for name in ("symmetry", "compactness")]
+NUM_SPLITS, DRAWS = (1, 20) if SMOKE else (10, 200)
+SUBSETS = {"all 30 columns": list(range(30)), "five errors": ERRORS}
+gains: dict[str, dict[int, float]] = {}
+ratios: dict[str, dict[int, Tensor]] = {}
+for subset, columns in SUBSETS.items():
+    gains[subset], ratios[subset] = {}, {}
+    for seed in SEEDS:
+        outcomes = [
+            against_the_model(NUM_SPLITS * seed + split, columns, DRAWS)
+            for split in range(NUM_SPLITS)
+        ]
+        gains[subset][seed] = sum(gain for gain, _ in outcomes) / NUM_SPLITS
+        ratios[subset][seed] = torch.stack([ratio for _, ratio in outcomes]).mean(0)
+        print(
+            f"{subset}, seed {seed}: gain {gains[subset][seed]:.4f}, widths over Laplace's "
+            f"{ratios[subset][seed].min():.2f} to {ratios[subset][seed].max():.2f}"
+        )
+
+claims += [
+    Claim(
+        "On 30 columns the average over the draws predicts as well as the mode (difference of mean "
+        "log scores, over ten halves).",
+        values=gains["all 30 columns"],
+        comparison=">=",
+        bound=0,
+        source="laid down before any run; a trial had seen 3 of the 30 halves",
+        across="mean",
+    ),
+    Claim(
+        "On 30 columns intervals of the ten with the heaviest tails are wider than those of "
+        "Laplace (mean ratio).",
+        values={
+            seed: float(found[heavy].mean()) for seed, found in ratios["all 30 columns"].items()
+        },
+        comparison=">",
+        bound=1,
+        source="laid down before any run; a trial with other halves had failed as well",
+        reason="where columns say nearly the same, the prior decides what each of them gets. Its "
+        "penalty is the same in all draws, which therefore agree, while the posterior is as wide "
+        "as the prior",
+    ),
+    Claim(
+        "On five columns of errors the average over the draws predicts better than the mode "
+        "(difference of mean log scores, over ten halves).",
+        values=gains["five errors"],
+        comparison=">",
+        bound=0,
+        source="columns chosen, and the bound laid down, after a trial on other halves",
+    ),
+    Claim(
+        "On five columns of errors, all with heavy tails, intervals are wider than those of "
+        "Laplace (mean ratio).",
+        values={seed: float(found.mean()) for seed, found in ratios["five errors"].items()},
+        comparison=">",
+        bound=1,
+        source="columns chosen, and the bound laid down, after a trial on other halves",
+    ),
+]
+
+# %% [markdown]
+# On all columns averaging the draws wins next to nothing, and the intervals are a fraction of those
+# of the posterior, which is what the failing claim says. Where many columns say nearly the same,
+# the prior decides what each of them gets. Its penalty is the same in all draws, so that they agree
+# on a value that the data do not know. They are intervals of the penalized fit, and are right for
+# that; they are no statement about slopes without a penalty. Laplace's approximation is not at
+# fault, as NUTS shows on one half, where its intervals are wider still.
+#
+# On five columns that do not predict well, the data decide and the model is visibly wrong. There
+# the draws are wider than the posterior, and the average over them predicts better than the mode.
+
+# %%
+NUM_NUTS = 10 if SMOKE else 400
+(x, y_half), test = halves(FIRST, SUBSETS["all 30 columns"])
+kernel = NUTS(logistic, max_tree_depth=3 if SMOKE else 6)
+sampler = MCMC(kernel, NUM_NUTS, warmup_steps=NUM_NUTS // 2, seed=FIRST, progress=False)
+by_nuts = sampler.run(x, y_half).get_samples()
+options: dict[str, Any] = {"regularizer": partial(penalty, len(x)), "seed": FIRST}
+by_weights = bootstrap(logistic, DRAWS, **options).run(x, y_half).get_samples()
+mode, deviations = mode_and_deviations(x, y_half)
+laplace = 2 * Z * deviations
+rows = {"bootstrap": by_weights, "NUTS": by_nuts, "mode": mode}
+print(f"{'':12}{'log score':>11}{'median width':>14}")
+for name, found in rows.items():
+    width = laplace if name == "mode" else widths(found["slopes"])
+    print(f"{name:12}{log_score(found, *test):11.4f}{width.median():14.2f}")
+
+figure, panels = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+for label, width, colour in (
+    ("bootstrap", widths(by_weights["slopes"]), BLUE),
+    ("NUTS", widths(by_nuts["slopes"]), RED),
+):
+    panels[0].plot(kurtosis.clamp(min=0.1), width / laplace, "o", color=colour, label=label)
+panels[1].plot(kurtosis[ERRORS], ratios["five errors"][FIRST], "o", color=BLUE)
+for axes, title in zip(panels, SUBSETS, strict=True):
+    axes.axhline(1.0, color=GREY, lw=1, ls=":")
+    axes.set(xscale="log", xlabel="excess kurtosis of the column", title=title)
+panels[0].set(ylabel="width over that of Laplace")
+panels[0].legend(frameon=False)
+figure.savefig(FIGURES / "logistic.png", dpi=120)
+plt.close(figure)
+
+# %% [markdown]
+# What is narrow need not predict worse, but a single half says little of that. A penalty is no
+# uncertainty, though: all draws have the same one. Prior knowledge that should be uncertain
+# belongs into a base measure, of which each draw has atoms of its own. Here the guess is that
+# masses are like those in the data and their classes come from a fair coin:
+
+
+# %%
+def fair_coins(number: int) -> tuple[Tensor, Tensor]:
+    """Masses whose measurements say nothing of the class."""
+    chosen = torch.randint(len(x), (number,))
+    return x[chosen], torch.randint(2, (number,)).double()
+
+
+print(f"\n{'coins worth':12}{'log score':>11}{'median width':>14}")
+for concentration in (2.0,) if SMOKE else (1.0, 5.0, 25.0, 100.0):
+    done = bootstrap(logistic, DRAWS, concentration, base_measure=fair_coins, **options)
+    found = done.run(x, y_half).get_samples()
+    print(
+        f"{concentration:<12g}{log_score(found, *test):11.4f}"
+        f"{widths(found['slopes']).median():14.2f}"
+    )
+
+# %% [markdown]
+# Intervals get wider, but the guess is a bad one, and worth more than a few masses it spoils the
+# predictions. `concentration` is a setting to choose by validation.
+#
+# What to take from this page: for parameters that the data determine, under a model that may be
+# wrong, the bootstrap has the right width and the posterior has not. For parameters that only the
+# prior determines it is too sure, and Bayes is the better answer.
+#
+# ## The claims
+
+# %%
+report = Report(
+    "misspecified-models",
+    claims=claims,
+    paper="E. Fong, S. Lyddon, C. Holmes (2019), Scalable nonparametric sampling from multimodal "
+    "posteriors with the posterior bootstrap",
+    settings={"seeds": SEEDS, "sets": SETS, "splits": NUM_SPLITS, "draws": DRAWS},
+    seconds=time.perf_counter() - STARTED,
+    smoke=SMOKE,
+)
+report.print()
+report.save(FIGURES)
+report.exit()
