@@ -5,11 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ext.inference.martingale._copula_law import CopulaLaw, Future, table_places
-from pyro_ext.inference.martingale._copula_recursion import follow, normal_start, rates
-from pyro_ext.inference.martingale._covariates import Covariates, future_rows
 from pyro_ext.inference.martingale._numbers import uniforms
-from pyro_ext.inference.martingale._score_map import ScoreMap
+from pyro_ext.inference.martingale.copulas._copula_law import CopulaLaw, Future, table_places
+from pyro_ext.inference.martingale.copulas._copula_recursion import follow, normal_start, rates
+from pyro_ext.inference.martingale.copulas._covariates import Covariates, future_rows
+from pyro_ext.inference.martingale.copulas._score_map import ScoreMap
 
 __all__ = ["ConditionalCopula", "RegressionFit"]
 

@@ -7,10 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext.inference.martingale._minibatches import minibatches_of
 from pyro_ext.inference.martingale._whitening import Center, center_of
-from pyro_ext.inference.martingale.base_measures import EmpiricalBase, atoms_of_draws, fitting_atoms
-from pyro_ext.inference.martingale.dirichlet_weights import DirichletWeights
+from pyro_ext.inference.martingale.nonparametric_learning._minibatches import minibatches_of
+from pyro_ext.inference.martingale.nonparametric_learning.base_measures import (
+    EmpiricalBase,
+    atoms_of_draws,
+    fitting_atoms,
+)
+from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights import DirichletWeights
 from pyro_ext.inference.optimization import Minimizer, Minimum, Objective
 from pyro_ext.potential import WeightedLoss
 from pyro_ext.random import chain_keys

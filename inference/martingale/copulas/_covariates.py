@@ -5,11 +5,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ext.inference.martingale._bandwidth_fit import spread
-from pyro_ext.inference.martingale._copula_law import standardization
-from pyro_ext.inference.martingale._copula_recursion import log_covariate_kernel
 from pyro_ext.inference.martingale._data import check_data
 from pyro_ext.inference.martingale._numbers import uniforms
+from pyro_ext.inference.martingale.copulas._bandwidth_fit import spread
+from pyro_ext.inference.martingale.copulas._copula_law import standardization
+from pyro_ext.inference.martingale.copulas._copula_recursion import log_covariate_kernel
 
 __all__ = ["Covariates", "check_pairs", "check_queries", "future_rows"]
 __all__ += ["joint_bandwidths", "observed_covariates"]

@@ -184,7 +184,7 @@ def follow(
         return _follow_with_gradient(
             cdfs, log_density, uniforms, rate, bandwidth, rows, kernel, group
         )
-    from pyro_ext.inference.martingale._copula_loops import advance_points
+    from pyro_ext.inference.martingale.copulas._copula_loops import advance_points
 
     num_points = cdfs.shape[-1]
     if kernel is None or rows is None:
@@ -239,7 +239,7 @@ def predict_in_turn(
     :param Tensor covariate_bandwidth: **Shape:** ``(num_covariates,)``.
     :param Tensor covariate_directions: **Shape:** ``(num_directions, num_covariates)``.
     """
-    from pyro_ext.inference.martingale._copula_loops import prequential
+    from pyro_ext.inference.martingale.copulas._copula_loops import prequential
 
     n, dimension = points.shape
     cdfs, log_density = normal_start(points.double())

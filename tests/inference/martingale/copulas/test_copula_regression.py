@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_ext.inference.martingale._covariates import future_rows
 from pyro_ext.inference.martingale._numbers import uniforms
-from pyro_ext.inference.martingale.copula_classifier import CopulaClassifier, _predict
-from pyro_ext.inference.martingale.copula_regression import CopulaRegression
+from pyro_ext.inference.martingale.copulas._covariates import future_rows
+from pyro_ext.inference.martingale.copulas.copula_classifier import CopulaClassifier, _predict
+from pyro_ext.inference.martingale.copulas.copula_regression import CopulaRegression
 from pyro_ext.inference.martingale.functionals import Mean
 from pyro_ext.inference.martingale.martingale_posterior import MartingalePosterior
 from pyro_ext.random import chain_keys
-from tests.inference.martingale import copula_reference as reference
+from tests.inference.martingale.copulas import copula_reference as reference
 
 ALLOWED = 4.5
 QUERIES = torch.tensor([[-1.0, 0.0], [0.2, 1.0], [1.5, -0.5]], dtype=torch.float64)

@@ -8,7 +8,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext.inference.martingale._score_map import ScoreMap, knots, to_score, whole
+from pyro_ext.inference.martingale.copulas._score_map import ScoreMap, knots, to_score, whole
 
 __all__ = ["CopulaLaw", "Future", "future_knots", "is_same", "standardization"]
 __all__ += ["table_places"]

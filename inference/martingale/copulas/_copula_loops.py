@@ -10,7 +10,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from pyro_ext.inference.martingale._normal_loops import (
+from pyro_ext.inference.martingale.copulas._normal_loops import (
     FAST,
     LARGEST,
     SMALLEST,

@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 
 from pyro_ext._checks import check_integer, check_number
 from pyro_ext.inference.martingale._independent_draws import IndependentDraws
-from pyro_ext.inference.martingale._minibatches import minibatches_of
+from pyro_ext.inference.martingale.nonparametric_learning._minibatches import minibatches_of
 from pyro_ext.inference.optimization import BatchOptimizer
 from pyro_ext.potential import Backend, Regularizer, WeightedFunction, check_backend
 from pyro_ext.random import chain_keys, fresh_seed

@@ -9,8 +9,12 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from pyro_ext.inference.martingale._copula_loops import LEAST_RATE, MOST_RATE, covariate_rates
-from pyro_ext.inference.martingale._normal_loops import FAST
+from pyro_ext.inference.martingale.copulas._copula_loops import (
+    LEAST_RATE,
+    MOST_RATE,
+    covariate_rates,
+)
+from pyro_ext.inference.martingale.copulas._normal_loops import FAST
 
 __all__ = ["follow_labels", "predict_labels", "resample_labels"]
 

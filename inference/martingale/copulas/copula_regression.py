@@ -6,26 +6,32 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer
-from pyro_ext.inference.martingale._bandwidth_fit import (
+from pyro_ext.inference.martingale.copulas._bandwidth_fit import (
     checked_bandwidth,
     maximize_over_bandwidths,
     warn_of_narrow_posterior,
 )
-from pyro_ext.inference.martingale._copula_law import (
+from pyro_ext.inference.martingale.copulas._copula_law import (
     Future,
     future_knots,
     is_same,
     standardization,
 )
-from pyro_ext.inference.martingale._copula_recursion import observation_orders, predict_in_turn
-from pyro_ext.inference.martingale._covariates import (
+from pyro_ext.inference.martingale.copulas._copula_recursion import (
+    observation_orders,
+    predict_in_turn,
+)
+from pyro_ext.inference.martingale.copulas._covariates import (
     check_pairs,
     check_queries,
     joint_bandwidths,
     observed_covariates,
 )
-from pyro_ext.inference.martingale._score_map import ScoreMap
-from pyro_ext.inference.martingale.conditional_copula import ConditionalCopula, RegressionFit
+from pyro_ext.inference.martingale.copulas._score_map import ScoreMap
+from pyro_ext.inference.martingale.copulas.conditional_copula import (
+    ConditionalCopula,
+    RegressionFit,
+)
 from pyro_ext.inference.martingale.predictive_rule import PredictiveRule, Resampled
 from pyro_ext.random import fresh_seed
 

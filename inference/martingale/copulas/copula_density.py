@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer
-from pyro_ext.inference.martingale._bandwidth_fit import (
+from pyro_ext.inference.martingale._data import single_tensor
+from pyro_ext.inference.martingale._numbers import uniforms
+from pyro_ext.inference.martingale.copulas._bandwidth_fit import (
     checked_bandwidth,
     maximize_over_bandwidths,
     spread,
     warn_of_narrow_posterior,
 )
-from pyro_ext.inference.martingale._copula_law import (
+from pyro_ext.inference.martingale.copulas._copula_law import (
     CopulaLaw,
     Future,
     future_knots,
@@ -20,7 +22,7 @@ from pyro_ext.inference.martingale._copula_law import (
     standardization,
     table_places,
 )
-from pyro_ext.inference.martingale._copula_recursion import (
+from pyro_ext.inference.martingale.copulas._copula_recursion import (
     Prequential,
     follow,
     mean_over_orders,
@@ -29,9 +31,7 @@ from pyro_ext.inference.martingale._copula_recursion import (
     predict_in_turn,
     rates,
 )
-from pyro_ext.inference.martingale._data import single_tensor
-from pyro_ext.inference.martingale._numbers import uniforms
-from pyro_ext.inference.martingale._score_map import ScoreMap
+from pyro_ext.inference.martingale.copulas._score_map import ScoreMap
 from pyro_ext.inference.martingale.predictive_rule import PredictiveRule, Resampled
 from pyro_ext.random import fresh_seed
 

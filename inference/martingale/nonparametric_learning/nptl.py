@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ext._checks import check_number
-from pyro_ext.inference.martingale.dirichlet_weights import BlockConcentration, DirichletWeights
-from pyro_ext.inference.martingale.transfer import (
+from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights import (
+    BlockConcentration,
+    DirichletWeights,
+)
+from pyro_ext.inference.martingale.nonparametric_learning.transfer import (
     TransferEnsemble,
     average_losses,
     check_labels,

@@ -8,9 +8,9 @@ import torch
 from scipy.special import ndtr, ndtri
 from scipy.stats import norm
 
-from pyro_ext.inference.martingale import _copula_recursion as recursion
-from pyro_ext.inference.martingale._score_map import ScoreMap, knots
-from tests.inference.martingale import copula_reference as reference
+from pyro_ext.inference.martingale.copulas import _copula_recursion as recursion
+from pyro_ext.inference.martingale.copulas._score_map import ScoreMap, knots
+from tests.inference.martingale.copulas import copula_reference as reference
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -28,7 +28,7 @@ def laws(points, orders, bandwidth, evaluated):
 
 
 def test_vector_arithmetic_is_that_of_the_normal_law():
-    from pyro_ext.inference.martingale import _normal_loops as loops
+    from pyro_ext.inference.martingale.copulas import _normal_loops as loops
 
     u = np.concatenate([np.geomspace(1e-6, 0.5, 5000), 1 - np.geomspace(1e-6, 0.5, 5000)])
     score = np.array([loops.normal_quantile(value) for value in u])

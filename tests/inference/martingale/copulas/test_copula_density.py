@@ -10,11 +10,11 @@ import scipy.stats
 import torch
 
 from pyro_ext.inference.martingale._density_drift import density_drift
-from pyro_ext.inference.martingale.copula_density import CopulaDensity
+from pyro_ext.inference.martingale.copulas.copula_density import CopulaDensity
 from pyro_ext.inference.martingale.functionals import Mean, Quantile
 from pyro_ext.inference.martingale.martingale_posterior import MartingalePosterior
 from pyro_ext.random import chain_keys
-from tests.inference.martingale import copula_reference as reference
+from tests.inference.martingale.copulas import copula_reference as reference
 
 ALLOWED = 4.5
 LEVEL = 1e-5

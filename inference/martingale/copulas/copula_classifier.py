@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer
-from pyro_ext.inference.martingale._bandwidth_fit import (
+from pyro_ext.inference.martingale._numbers import uniforms
+from pyro_ext.inference.martingale.copulas._bandwidth_fit import (
     checked_bandwidth,
     maximize_over_bandwidths,
     warn_of_narrow_posterior,
 )
-from pyro_ext.inference.martingale._copula_law import is_same
-from pyro_ext.inference.martingale._copula_recursion import observation_orders, rates
-from pyro_ext.inference.martingale._covariates import (
+from pyro_ext.inference.martingale.copulas._copula_law import is_same
+from pyro_ext.inference.martingale.copulas._copula_recursion import observation_orders, rates
+from pyro_ext.inference.martingale.copulas._covariates import (
     Covariates,
     check_pairs,
     check_queries,
@@ -23,7 +24,6 @@ from pyro_ext.inference.martingale._covariates import (
     joint_bandwidths,
     observed_covariates,
 )
-from pyro_ext.inference.martingale._numbers import uniforms
 from pyro_ext.inference.martingale.predictive_rule import PredictiveRule, Resampled
 from pyro_ext.random import fresh_seed
 
@@ -221,7 +221,7 @@ class CopulaClassifier(PredictiveRule):
         :param Resampled state: where the populations are.
         :param int num_steps: how many observations each gets.
         """
-        from pyro_ext.inference.martingale._classifier_loops import resample_labels
+        from pyro_ext.inference.martingale.copulas._classifier_loops import resample_labels
 
         value: CopulaClassifierState = state.value
         if num_steps == 0:
@@ -271,7 +271,7 @@ def _predict(
     orders: Tensor, y: Tensor, covariates: Covariates, both: Tensor, directions: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Predict each label from those before it, with derivatives in the bandwidths."""
-    from pyro_ext.inference.martingale._classifier_loops import predict_labels
+    from pyro_ext.inference.martingale.copulas._classifier_loops import predict_labels
 
     shape = tuple(orders.shape)
     log_predicted, seen = np.empty(shape), np.empty(shape)
@@ -294,7 +294,7 @@ def _predict(
 
 def _followed(fit: _Fit, kernel: Tensor) -> Tensor:
     """Probability at points with this kernel, mean over orders. **Shape:** ``(num_points,)``."""
-    from pyro_ext.inference.martingale._classifier_loops import follow_labels
+    from pyro_ext.inference.martingale.copulas._classifier_loops import follow_labels
 
     probability = np.full((len(fit.orders), kernel.shape[1]), 0.5)
     follow_labels(

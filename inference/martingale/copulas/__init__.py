@@ -1,0 +1,1 @@
+"""Predictive rules made of bivariate copulas: densities, regression and classification."""

@@ -1,0 +1,1 @@
+"""Losses fitted to randomly weighted data, alone and from a pretrained network."""
