@@ -59,8 +59,9 @@ class BatchLBFGS(Minimizer):
 
     A problem is done when no element of the gradient exceeds the tolerance, or when no step along
     the direction is a good one, which rounding brings about in the end. A step is good where the
-    value is less by enough or, where rounding hides that, its slope is [2]. Problems that are done
-    cost nothing more.
+    value is less by enough or, where rounding hides that, its slope is [2]. Where the slope has not
+    changed along a good step, the next one is twice as long. Problems that are done cost nothing
+    more.
 
     :param int max_steps: steps of a problem at most.
     :param float tolerance: largest element of a gradient that counts as zero.
@@ -134,7 +135,7 @@ class BatchLBFGS(Minimizer):
                 new.value,
                 new.gradient,
                 torch.where(kept, direction, rays.direction),
-                torch.where(is_good, 1.0, 0.5 * rays.length),
+                torch.where(is_good, history.length(rays.length), 0.5 * rays.length),
                 rows,
             )
             if bool(ended.any()):
@@ -246,6 +247,10 @@ class _History:
         if not bool(chosen.all()):
             self.pairs = [(s[chosen], y[chosen], r[chosen]) for s, y, r in self.pairs]
 
+    def length(self, last: Tensor) -> Tensor:
+        """How far to go next: the whole direction, whose scale needs curvature in the last step."""
+        return torch.where(self.pairs[-1][2] > 0, 1.0, 2.0 * last)
+
     def direction(self, gradient: Tensor) -> Tensor:
         """The two loops of [1], where the newest pair with curvature sets the scale."""
         result = gradient
@@ -275,8 +280,10 @@ def _trial(objective: Objective, rays: _Rays) -> tuple[_Point, Tensor]:
     new, gradient = objective(trial, rays.rows)
     slope = (rays.direction * rays.gradient).sum(-1)
     is_less = new <= rays.value + _ARMIJO * rays.length * slope
-    # Where rounding hides what the value changes by, its slope tells: of [2].
-    resolution = _RESOLUTION * torch.finfo(new.dtype).eps
+    # Where rounding hides what the value changes by, its slope tells: of [2]. The value may have a
+    # finer type than the position that it is computed from.
+    coarsest = max(torch.finfo(new.dtype).eps, torch.finfo(trial.dtype).eps)
+    resolution = _RESOLUTION * coarsest
     is_level = new <= rays.value + resolution * (1.0 + rays.value.abs())
     is_flatter = (gradient * rays.direction).sum(-1) <= (2.0 * _ARMIJO - 1.0) * slope
     # A comparison with NaN is false, and the step counts as no good.

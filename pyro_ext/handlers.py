@@ -144,7 +144,8 @@ class _DataWeights(_SeesSubsamples):
             # Pyro counts the turns of a sequential plate from one.
             return self.weights[self._index(self.plate)[(frame.counter - 1) % frame.size]]
         weights = self.weights
-        if frame.size < frame.full_size:
+        # A plate at its full size may see its elements in another order.
+        if frame.size < frame.full_size or self.plate in self._indices:
             weights = weights.index_select(0, self._index(self.plate).to(weights.device))
         return weights.reshape((-1,) + (1,) * (-frame.dim - 1))
 

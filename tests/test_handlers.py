@@ -288,6 +288,18 @@ def test_weights_in_crossed_plates():
     )
 
 
+def test_weights_follow_the_order_of_a_given_subsample():
+    """Of a plate at its full size too."""
+
+    def model():
+        with pyro.plate("data", 4, subsample=torch.tensor([3, 2, 1, 0])):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(4))
+
+    weighted = data_weights("data", torch.tensor([1.0, 2.0, 3.0, 4.0]))(model)
+    scale = poutine.trace(weighted).get_trace().nodes["x"]["scale"]
+    assert scale.tolist() == [4.0, 3.0, 2.0, 1.0]
+
+
 def test_weights_of_a_sequential_plate():
     x, weights = torch.randn(5), torch.rand(5)
 

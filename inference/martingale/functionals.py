@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
-from pyro_ext.inference.martingale.weighted_sample import WeightedSample
+from pyro_ext.inference.martingale._population_points import points_of
 
 __all__ = ["Expectation", "Mean", "Quantile", "Variance"]
+
+_NUM_POINTS = 500
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Mean:
 
     def __call__(self, population: Any) -> Tensor:
         """Mean of each law. **Shape:** ``(num_draws, *event)``."""
-        mean: Tensor = population.mean
+        mean: Tensor = _with_moments(population).mean
         return mean
 
 
@@ -41,7 +43,7 @@ class Variance:
 
     def __call__(self, population: Any) -> Tensor:
         """Variance of each law. **Shape:** ``(num_draws, *event)``."""
-        variance: Tensor = population.variance
+        variance: Tensor = _with_moments(population).variance
         return variance
 
 
@@ -82,7 +84,14 @@ class Quantile:
 
     @staticmethod
     def _one(population: Any, probability: float) -> Tensor:
-        value: Tensor = population.icdf(torch.tensor(probability, dtype=torch.float64))
+        population = _with_moments(population)
+        try:
+            value: Tensor = population.icdf(torch.tensor(probability, dtype=torch.float64))
+        except NotImplementedError as error:
+            raise TypeError(
+                "Quantile takes points, or laws that have quantiles, which "
+                f"{type(population).__name__} has not"
+            ) from error
         return value
 
 
@@ -92,10 +101,10 @@ class Expectation:
 
     :param function: of an observation, or of its parts where the data are several tensors, point by
         point: its arguments and its result have leading dimensions for points and draws.
-    :param int num_points: at how many quantiles the function is evaluated where the population is a
-        continuous law of a number; their plain mean is taken, the midpoint rule, which is off by
-        no more than the variation of the function over ``2 * num_points``. Populations that are
-        points need no such approximation.
+    :param int num_points: at how many points the function is evaluated where the population is a
+        continuous law. For a number these are quantiles, whose plain mean is taken, the midpoint
+        rule, which is off by no more than the variation of the function over ``2 * num_points``.
+        Populations that are points need no such approximation.
     :raises TypeError: for a function that is not callable.
 
     Example::
@@ -115,16 +124,11 @@ class Expectation:
 
     def __call__(self, population: Any) -> Tensor:
         """Mean of the function under each law. **Shape:** ``(num_draws, *result)``."""
-        if isinstance(population, WeightedSample):
-            return population.expectation(self.function)
-        if len(getattr(population, "event_shape", ())) or len(population.batch_shape) != 1:
-            raise ValueError(
-                "Expectation takes points, or laws of a number with the batch shape (num_draws,), "
-                f"got {type(population).__name__} with the batch shape "
-                f"{tuple(population.batch_shape)}"
-            )
-        device = getattr(population.mean, "device", None)
-        quantiles = (torch.arange(self.num_points, device=device) + 0.5) / self.num_points
-        points = population.icdf(quantiles[:, None]).T
-        weights = torch.full_like(points, 1.0 / self.num_points)
-        return WeightedSample((points,), weights, is_shared=False).expectation(self.function)
+        return points_of(population, self.num_points).expectation(self.function)
+
+
+def _with_moments(population: Any) -> Any:
+    """The population, or points for a law of vectors that has no moments in closed form."""
+    if getattr(population, "event_shape", ()) and hasattr(population, "weighted_points"):
+        return points_of(population, _NUM_POINTS)
+    return population

@@ -1,5 +1,6 @@
 """Functionals that are best fits: M-estimators, and the maximum likelihood of a Pyro model."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer
+from pyro_ext.inference.martingale._population_points import points_of
 from pyro_ext.inference.martingale._whitening import center_of
-from pyro_ext.inference.martingale.weighted_sample import WeightedSample
 from pyro_ext.inference.optimization import BatchLBFGS, Minimizer
 from pyro_ext.potential import Regularizer, WeightedFunction, WeightedLoss, WeightedPotential
 
@@ -22,8 +23,8 @@ class BestFit(ABC):
     """A functional that minimizes a loss over each population.
 
     :param Minimizer optimizer: :class:`~pyro_ext.inference.BatchLBFGS` without one.
-    :param int num_points: how many quantiles stand for a population that is no weighted sample, but
-        a law of numbers.
+    :param int num_points: how many points stand for a population that is no weighted sample, but a
+        law: quantiles of one of numbers.
     :raises ValueError: for a number that is out of range.
     """
 
@@ -35,11 +36,13 @@ class BestFit(ABC):
     def __call__(self, population: Any) -> dict[str, Tensor]:
         """Best fit to each population, by name of the parameters.
 
-        :param population: a weighted sample, or a law of numbers with ``icdf``.
+        :param population: a weighted sample, a law of numbers with ``icdf``, or the law of vectors
+            of a :class:`~pyro_ext.inference.martingale.CopulaDensity`.
         :returns: **Shape:** ``(num_draws, *event)`` each; NaN where a search meets no finite loss.
+            There is a warning where searches have not converged.
         :raises TypeError: for a population of another kind.
         """
-        sample = _as_sample(population, self.num_points)
+        sample = points_of(population, self.num_points)
         shared = sample.values if sample.is_shared else tuple(part[0] for part in sample.values)
         loss = self._loss_over(shared, sample.is_shared)
         dtype, device = loss.layout.dtype, loss.layout.device
@@ -52,12 +55,19 @@ class BestFit(ABC):
             return loss(flat, weights[numbers], None, [part[numbers] for part in rows], capacity)
 
         def of_the_mean(flat: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-            return loss(flat, mean.expand(len(flat), -1), None, (), capacity)
+            first = [part[:1].expand(len(flat), *part.shape[1:]) for part in rows]
+            return loss(flat, mean.expand(len(flat), -1), None, first, capacity)
 
         center = center_of(self.optimizer, of_the_mean, loss.start(range(1), 0)[0])
         found = center.search(self.optimizer, objective, capacity)
-        is_finite = found.value.isfinite()[:, None]
-        return loss.constrain(torch.where(is_finite, found.position, torch.nan))
+        is_finite = found.value.isfinite()
+        if num_open := int((is_finite & ~found.converged).sum()):
+            warnings.warn(
+                f"{num_open} of {capacity} fits have not converged: give the optimizer more steps",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return loss.constrain(torch.where(is_finite[:, None], found.position, torch.nan))
 
     @abstractmethod
     def _loss(self, rows: tuple[Tensor, ...]) -> WeightedLoss:
@@ -65,8 +75,9 @@ class BestFit(ABC):
 
     def _loss_over(self, rows: tuple[Tensor, ...], is_shared: bool) -> WeightedLoss:
         """The loss over observations, with the graphs of an earlier call where it can be."""
-        # Where each draw has its own, their number is all that a graph depends on.
-        key = tuple(map(id, rows)) if is_shared else tuple(tuple(part.shape) for part in rows)
+        # Where each draw has its own, their form is all that a graph depends on.
+        forms = tuple((tuple(part.shape), part.dtype, part.device) for part in rows)
+        key = tuple(map(id, rows)) if is_shared else forms
         if key not in self._known:
             if len(self._known) >= _MOST_KEPT:
                 self._known.pop(next(iter(self._known)))
@@ -82,7 +93,7 @@ class MEstimator(BestFit):
     :param Mapping initial_params: where the first search starts. **Shape:** ``(*event)`` each.
     :param regularizer: a function of the parameters that is added to the loss.
     :param Minimizer optimizer: :class:`~pyro_ext.inference.BatchLBFGS` without one.
-    :param int num_points: how many quantiles stand for a population that is a law of numbers.
+    :param int num_points: how many points stand for a population that is a law.
 
     Example::
 
@@ -124,7 +135,7 @@ class WeightedMLE(BestFit):
     :param str plate: name of the plate of the observations, where the model has several.
     :param regularizer: a function of the values of the latent sites that is added to the loss.
     :param Minimizer optimizer: :class:`~pyro_ext.inference.BatchLBFGS` without one.
-    :param int num_points: how many quantiles stand for a population that is a law of numbers.
+    :param int num_points: how many points stand for a population that is a law.
 
     Example::
 
@@ -156,19 +167,3 @@ class WeightedMLE(BestFit):
 
     def _loss(self, rows: tuple[Tensor, ...]) -> WeightedLoss:
         return WeightedPotential(self.model, rows, plate=self.plate, regularizer=self.regularizer)
-
-
-def _as_sample(population: Any, num_points: int) -> WeightedSample:
-    """A weighted sample for a population, of quantiles where it is another law of numbers."""
-    if isinstance(population, WeightedSample):
-        return population
-    if not hasattr(population, "icdf") or getattr(population, "event_shape", None) != ():
-        raise TypeError(
-            "population must be a WeightedSample or a law of numbers with icdf, got "
-            f"{type(population).__name__}"
-        )
-    (num_draws,) = population.batch_shape
-    levels = (torch.arange(num_points, dtype=torch.get_default_dtype()) + 0.5) / num_points
-    values = population.icdf(levels[:, None].expand(-1, num_draws)).mT.contiguous()
-    weights = values.new_full((num_draws, num_points), 1.0 / num_points)
-    return WeightedSample((values,), weights, is_shared=False)

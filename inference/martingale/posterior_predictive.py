@@ -204,7 +204,8 @@ class PosteriorPredictive(PredictiveRule):
             torch.cat([data.expand(num_draws, *data.shape), future[:, :number]], 1)
             for data, future in zip(value.data, value.future, strict=True)
         )
-        weights = torch.full((1, 1), 1.0 / state.size, device=values[0].device)
+        # Of the finest type: where they do not sum to one, a mean far from zero is off.
+        weights = torch.full((1, 1), 1.0 / state.size, dtype=torch.float64, device=values[0].device)
         return WeightedSample(values, weights.expand(num_draws, state.size), is_shared=False)
 
     def _latents(

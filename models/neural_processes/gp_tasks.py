@@ -30,7 +30,8 @@ class GPTasks:
 
     - ``"rbf"``: :math:`a^2 \exp(-d^2 / 2 \ell^2)`,
     - ``"matern"``: the Matern kernel of smoothness 5/2,
-    - ``"periodic"``: :math:`a^2 \exp(-2 \sin^2(\pi d / p) / \ell^2)`.
+    - ``"periodic"``: :math:`a^2 \exp(-2 \sum_k \sin^2(\pi d_k / p) / \ell^2)`, with the distance
+      :math:`d_k` in each feature.
 
     Outputs have normal noise, and on top of it Student's t noise of 2.1 degrees of freedom, whose
     scale is drawn uniformly for each point. A batch has between 3 and 46 points of context, and
@@ -41,7 +42,7 @@ class GPTasks:
     :param int x_dim: number of features of an input.
     :param int num_context: number of points that are given; by default it is drawn.
     :param int num_target: number of points that are asked for; by default it is drawn.
-    :param int max_points: number of all points, at most.
+    :param int max_points: number of all points, at most, where that of targets is drawn.
     :param tuple lengthscale: range of :math:`\ell`.
     :param tuple amplitude: range of :math:`a`.
     :param tuple period: range of :math:`p`.
@@ -87,6 +88,11 @@ class GPTasks:
         check_integer("max_points", self.max_points, 7)
         if self.num_context is not None:
             check_integer("num_context", self.num_context, 0)
+            if self.num_target is None and self.num_context > self.max_points - 4:
+                raise ValueError(
+                    f"num_context must leave at least 4 of max_points={self.max_points} for the "
+                    f"targets, whose number is drawn; got {self.num_context}"
+                )
         if self.num_target is not None:
             check_integer("num_target", self.num_target, 1)
         for argument in ("lengthscale", "amplitude", "period"):

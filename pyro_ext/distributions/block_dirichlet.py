@@ -1,16 +1,100 @@
 """The Dirichlet distribution over blocks of points whose weights are equal inside a block."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Dirichlet, constraints
+from torch.distributions import (
+    ComposeTransform,
+    Dirichlet,
+    Transform,
+    biject_to,
+    constraints,
+    kl_divergence,
+    register_kl,
+    transform_to,
+)
 
 from pyro_ext.distributions._base import ParametricDistribution
 from pyro_ext.distributions._bfry import rsample_log_gamma
 
 __all__ = ["BlockDirichlet"]
+
+
+def _shared_out(totals: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The weight of each point. **Shape:** ``(*batch, L)`` to ``(*batch, n)``."""
+    return (totals / totals.new_tensor(sizes)).index_select(-1, _block_of_point(sizes, totals))
+
+
+def _block_of_point(sizes: Sequence[int], like: Tensor) -> Tensor:
+    # Recorded graphs know sizes that are numbers, not those in a tensor.
+    numbers = [block for block, size in enumerate(sizes) for _ in range(size)]
+    return torch.tensor(numbers, device=like.device)
+
+
+class _BlockSimplex(constraints.Constraint):
+    """Weights that sum to one and are equal inside each block of points that lie side by side."""
+
+    event_dim = 1
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = sizes
+        super().__init__()
+
+    def __repr__(self) -> str:
+        return "weights that sum to one and are equal inside each block"
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether each vector is one of such weights."""
+        block = _block_of_point(self.sizes, value)
+        starts = torch.tensor([0, *accumulate(self.sizes)][:-1], device=value.device)
+        first = value.index_select(-1, starts[block])
+        is_equal = torch.isclose(value, first, rtol=1e-4, atol=1e-30).all(-1)
+        is_on_simplex: Tensor = constraints.simplex.check(value)
+        return is_on_simplex & is_equal
+
+
+class _Share(Transform):
+    """Shares the totals of blocks out to their points; volumes are those of the totals."""
+
+    domain = constraints.simplex
+    bijective = True
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.sizes = sizes
+
+    @constraints.dependent_property(is_discrete=False, event_dim=1)
+    def codomain(self) -> constraints.Constraint:
+        return _BlockSimplex(self.sizes)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return _shared_out(x, self.sizes)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        totals = y.new_zeros(*y.shape[:-1], len(self.sizes))
+        return totals.index_add(-1, _block_of_point(self.sizes, y), y)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.zeros_like(x[..., 0])
+
+    def forward_shape(self, shape: torch.Size) -> torch.Size:
+        return torch.Size((*shape[:-1], sum(self.sizes)))
+
+    def inverse_shape(self, shape: torch.Size) -> torch.Size:
+        return torch.Size((*shape[:-1], len(self.sizes)))
+
+
+@biject_to.register(_BlockSimplex)  # type: ignore[untyped-decorator]
+def _biject_to_blocks(constraint: _BlockSimplex) -> Transform:
+    return ComposeTransform([biject_to(constraints.simplex), _Share(constraint.sizes)])
+
+
+@transform_to.register(_BlockSimplex)  # type: ignore[untyped-decorator]
+def _transform_to_blocks(constraint: _BlockSimplex) -> Transform:
+    return ComposeTransform([transform_to(constraints.simplex), _Share(constraint.sizes)])
 
 
 class BlockDirichlet(ParametricDistribution):
@@ -25,11 +109,13 @@ class BlockDirichlet(ParametricDistribution):
     each of 50 points in single precision the largest weight is 0.06 on average, not nearly one.
     Draws have gradients in the concentration.
 
-    ``log_prob`` is the log density of the blocks' totals on their simplex.
+    ``log_prob`` is the log density of the blocks' totals on their simplex, which is what a latent
+    site moves in: kernels and guides see one unconstrained number less than there are blocks.
 
     :param Tensor concentration: :math:`a`, one number for each block. **Shape:** ``(*batch, L)``.
     :param Sequence sizes: :math:`s`, the number of points in each of the blocks; without it one.
-    :raises ValueError: where a concentration or a size is not positive, or their numbers differ.
+    :raises ValueError: where a concentration or a size is not positive, a size is no integer, or
+        their numbers differ.
 
     Example::
 
@@ -43,7 +129,6 @@ class BlockDirichlet(ParametricDistribution):
 
     concentration: Tensor
     arg_constraints = {"concentration": constraints.independent(constraints.positive, 1)}
-    support = constraints.simplex
     has_rsample = True
 
     def __init__(
@@ -59,17 +144,19 @@ class BlockDirichlet(ParametricDistribution):
                 f"{tuple(concentration.shape)}"
             )
         num_blocks = concentration.shape[-1]
-        chosen = torch.ones(num_blocks) if sizes is None else torch.as_tensor(sizes)
-        if chosen.shape != (num_blocks,) or not bool((chosen >= 1).all()):
+        given = [1] * num_blocks if sizes is None else list(sizes)
+        is_whole = len(given) == num_blocks and all(int(size) == size for size in given)
+        if not is_whole or not all(size >= 1 for size in given):
             raise ValueError(
-                f"sizes must hold {num_blocks} numbers of points, at least one each, got {sizes!r}"
+                f"sizes must hold {num_blocks} whole numbers of points, at least one each, got "
+                f"{sizes!r}"
             )
-        self.sizes = chosen.to(concentration.device, torch.int64)
+        self.sizes = tuple(map(int, given))
         super().__init__(
             {"concentration": concentration},
             {"concentration": 1},
             concentration.shape[:-1],
-            torch.Size([int(self.sizes.sum())]),
+            torch.Size([sum(self.sizes)]),
             validate_args=validate_args,
         )
 
@@ -83,16 +170,22 @@ class BlockDirichlet(ParametricDistribution):
         new.sizes = self.sizes
         return super().expand(batch_shape, new)
 
+    @constraints.dependent_property(is_discrete=False, event_dim=1)
+    def support(self) -> constraints.Constraint:
+        """Weights that sum to one and are equal inside each block."""
+        return _BlockSimplex(self.sizes)
+
     @property
     def mean(self) -> Tensor:
         """Mean of the weights. **Shape:** ``(*batch, n)``."""
-        return self._share(self._share_of_total() / self.sizes)
+        return self.share_out(self._share_of_total())
 
     @property
     def variance(self) -> Tensor:
         """Variance of the weights. **Shape:** ``(*batch, n)``."""
         share, total = self._share_of_total(), self.concentration.sum(-1, keepdim=True)
-        return self._share(share * (1.0 - share) / (total + 1.0) / self.sizes.square())
+        size = share.new_tensor(self.sizes)
+        return self.share_out(share * (1.0 - share) / (total + 1.0) / size)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw weights, with gradients in the concentration.
@@ -102,7 +195,7 @@ class BlockDirichlet(ParametricDistribution):
         """
         shape = torch.Size(sample_shape) + self.concentration.shape
         totals = rsample_log_gamma(self.concentration.expand(shape)).softmax(-1)
-        return self._share(totals / self.sizes)
+        return self.share_out(totals)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of the totals of the blocks.
@@ -112,21 +205,33 @@ class BlockDirichlet(ParametricDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        totals = torch.stack([part.sum(-1) for part in value.split(self.sizes.tolist(), -1)], -1)
-        result: Tensor = Dirichlet(self.concentration, validate_args=False).log_prob(totals)
+        result: Tensor = self._totals.log_prob(_Share(self.sizes).inv(value))
         return result
 
-    def _validate_sample(self, value: Tensor) -> None:
-        super()._validate_sample(value)
-        for block, part in enumerate(value.split(self.sizes.tolist(), -1)):
-            if not bool(torch.isclose(part, part[..., :1], rtol=1e-4, atol=1e-30).all()):
-                raise ValueError(
-                    f"value must have equal weights inside each block, but has others in block "
-                    f"{block}"
-                )
+    def share_out(self, totals: Tensor) -> Tensor:
+        """Weights of the points from totals of the blocks.
+
+        :param Tensor totals: **Shape:** ``(*sample, *batch, L)``.
+        :returns: **Shape:** ``(*sample, *batch, n)``.
+        """
+        return _shared_out(totals, self.sizes)
+
+    def entropy(self) -> Tensor:
+        """Entropy of the totals of the blocks. **Shape:** ``(*batch)``."""
+        entropy: Tensor = self._totals.entropy()
+        return entropy
+
+    @property
+    def _totals(self) -> Dirichlet:
+        return Dirichlet(self.concentration, validate_args=False)
 
     def _share_of_total(self) -> Tensor:
         return self.concentration / self.concentration.sum(-1, keepdim=True)
 
-    def _share(self, by_block: Tensor) -> Tensor:
-        return by_block.repeat_interleave(self.sizes, -1)
+
+@register_kl(BlockDirichlet, BlockDirichlet)  # type: ignore[untyped-decorator]
+def _kl_of_blocks(p: BlockDirichlet, q: BlockDirichlet) -> Tensor:
+    if p.sizes != q.sizes:
+        raise NotImplementedError("the KL divergence is that of laws over blocks of the same sizes")
+    divergence: Tensor = kl_divergence(p._totals, q._totals)
+    return divergence

@@ -122,6 +122,11 @@ class Potential:
         return MappingProxyType(dict(self._runner.structure.observed))
 
     @property
+    def factors(self) -> Mapping[str, Site]:
+        """The ``pyro.factor`` statements by name."""
+        return MappingProxyType(dict(self._runner.structure.factors))
+
+    @property
     def deterministic_sites(self) -> Mapping[str, Site]:
         """The ``pyro.deterministic`` statements by name."""
         return MappingProxyType(dict(self._runner.structure.deterministic))
@@ -138,7 +143,7 @@ class Potential:
 
     @property
     def data_size(self) -> int:
-        """Number of elements of the largest plate around an observed site."""
+        """Number of elements of the largest plate around an observed site or a factor."""
         return self._runner.structure.data_size
 
     @property

@@ -80,6 +80,7 @@ class Structure:
     plates: Mapping[str, Plate]
     latents: Mapping[str, Site]
     observed: Mapping[str, Site]
+    factors: Mapping[str, Site]
     deterministic: Mapping[str, Site]
 
     @property
@@ -89,8 +90,9 @@ class Structure:
 
     @property
     def data_size(self) -> int:
-        """Number of elements of the largest plate around an observed site, one without plates."""
-        sizes = [plate.size for site in self.observed.values() for plate in site.plates]
+        """Size of the largest plate around an observed site or a factor, one without plates."""
+        sites = (*self.observed.values(), *self.factors.values())
+        sizes = [plate.size for site in sites for plate in site.plates]
         return max([1, *sizes])
 
 
@@ -107,6 +109,7 @@ def structure_of(records: Mapping[str, Record], given_plates: Collection[str] = 
     plates: dict[str, Plate] = {}
     latents: dict[str, Site] = {}
     observed: dict[str, Site] = {}
+    factors: dict[str, Site] = {}
     deterministic: dict[str, Site] = {}
     for name, record in records.items():
         for frame in record.frames:
@@ -136,13 +139,14 @@ def structure_of(records: Mapping[str, Record], given_plates: Collection[str] = 
                         f"{plate.size} elements the model itself picks {plate.subsample_size} "
                         "(subsample=...); give the plate a subsample_size instead"
                     )
-        elif record.is_observed and not isinstance(innermost(record.fn), Unit):
-            observed[name] = _site(name, record, plates)
+        elif record.is_observed:
+            is_factor = isinstance(innermost(record.fn), Unit)
+            (factors if is_factor else observed)[name] = _site(name, record, plates)
     if not latents:
         raise ValueError(
             "model has no latent site: every pyro.sample statement is observed, or there is none"
         )
-    return Structure(plates, latents, observed, deterministic)
+    return Structure(plates, latents, observed, factors, deterministic)
 
 
 def _site(name: str, record: Record, plates: Mapping[str, Plate]) -> Site:

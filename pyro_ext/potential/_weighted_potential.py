@@ -23,21 +23,24 @@ class WeightedPotential(WeightedLoss):
 
     .. math:: L_w(\theta) = - \sum_i w_i \log p(y_i \mid \theta)
 
-    The observations are the elements of a plate. Parameters are unconstrained, and no log-Jacobian
-    is added: a minimum is one in the model's own parameters. Where the plate subsamples, the loss
-    of a minibatch is scaled as the model scales it.
+    The observations are the elements of a plate, and what stands in it counts by their weights:
+    observed sites, and each ``pyro.factor``. A factor outside of the plate is a part of the prior.
+    Parameters are unconstrained, and no log-Jacobian is added: a minimum is one in the model's own
+    parameters. Where the plate subsamples, the loss of a minibatch is scaled as the model scales
+    it.
 
-    :param model: a Pyro model with its latent sites outside of the plate.
+    :param model: a Pyro model with its latent sites outside of the plate, and its observed sites in
+        it.
     :param tuple args: its arguments.
     :param dict kwargs: its keyword arguments.
-    :param str plate: name of the plate of the observations; it may be left out where all observed
-        sites stand in one plate.
+    :param str plate: name of the plate of the observations; it may be left out where the observed
+        sites (or where there are none, the factors) have one plate in common.
     :param float prior_weight: weight of the negative log prior, which is no part of the loss
         without one.
     :param regularizer: a function of the values of the latent sites that is added to the loss.
     :param str backend: as of :class:`Potential`.
-    :raises ValueError: where there is no such plate, a latent site stands in it, or another plate
-        subsamples.
+    :raises ValueError: where there is no such plate, an observed site stands outside of it or a
+        latent one in it, or another plate subsamples.
 
     Example::
 
@@ -63,7 +66,10 @@ class WeightedPotential(WeightedLoss):
     ) -> None:
         self.potential = Potential(model, *args, backend=backend, **(kwargs or {}))
         self.plate = _plate_of(self.potential, plate)
-        self._observed = list(self.potential.observed_sites)
+        factors = self.potential.factors
+        in_plate = [name for name, site in factors.items() if self.plate in site.plates]
+        self._data = [*self.potential.observed_sites, *in_plate]
+        self._prior = [*self.potential.sites, *(name for name in factors if name not in in_plate)]
         self.prior_weight = prior_weight
         self.regularizer = regularizer
         self._backend: Backend = backend
@@ -161,10 +167,10 @@ class WeightedPotential(WeightedLoss):
         return args, kwargs
 
     def _loss(self, records: Mapping[str, Record]) -> Tensor:
-        loss = torch.stack([-records[name].scaled_log_prob().sum() for name in self._observed])
+        loss = torch.stack([-records[name].scaled_log_prob().sum() for name in self._data])
         loss = loss.sum()
         if self.prior_weight:
-            prior = torch.stack([records[name].scaled_log_prob().sum() for name in self.sites])
+            prior = torch.stack([records[name].scaled_log_prob().sum() for name in self._prior])
             loss = loss - self.prior_weight * prior.sum()
         if self.regularizer is not None:
             loss = loss + self.regularizer({name: records[name].value for name in self.sites})
@@ -173,20 +179,22 @@ class WeightedPotential(WeightedLoss):
 
 def _plate_of(potential: Potential, name: str | None) -> Plate:
     """The plate whose elements are the observations."""
-    observed = list(potential.observed_sites.values())
-    common = [
-        plate
-        for plate in (observed[0].plates if observed else ())
-        if all(plate in site.plates for site in observed)
-    ]
+    observed = potential.observed_sites
+    data = observed or {name: site for name, site in potential.factors.items() if site.plates}
+    found = {plate.name: plate for site in data.values() for plate in site.plates}
+    common = [p for p in found.values() if all(p in site.plates for site in data.values())]
     if name is not None:
-        common = [plate for site in observed for plate in site.plates if plate.name == name][:1]
+        common = [found[name]] if name in found else []
     if len(common) != 1:
-        found = sorted({plate.name for site in observed for plate in site.plates})
         raise ValueError(
-            f"plate must name the plate of the observations, one of {found}, got {name!r}"
+            f"plate must name the plate of the observations, one of {sorted(found)}, got {name!r}"
         )
     (plate,) = common
+    if outside := [name for name, site in observed.items() if plate not in site.plates]:
+        raise ValueError(
+            f"observed sites must stand in the plate {plate.name!r}, whose elements have the "
+            f"weights; {outside} do not"
+        )
     if others := [other.name for other in potential.subsampled_plates if other != plate]:
         raise ValueError(
             f"model must subsample in the plate {plate.name!r} alone, but it does in {others}"

@@ -1,12 +1,17 @@
 """Weights in blocks: their moments, their law, and concentrations next to zero."""
 
+from typing import Any
+
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
 from torch import Tensor
+from torch.distributions import biject_to, kl_divergence
 
 from pyro_ext.distributions import BlockDirichlet
+from pyro_ext.potential import Potential
 
 
 def posterior_blocks(num_points: int, concentration: float, num_blocks: int) -> BlockDirichlet:
@@ -101,17 +106,60 @@ def test_shapes_and_expansion() -> None:
     ("concentration", "sizes", "message"),
     [
         (torch.tensor(1.0), None, "concentration must have the shape"),
-        (torch.ones(2), [1, 2, 3], "sizes must hold 2 numbers"),
+        (torch.ones(2), [1, 2, 3], "sizes must hold 2 whole numbers"),
+        (torch.ones(2), [1.7, 2.2], "whole numbers"),
         (torch.ones(2), [1, 0], "at least one each"),
         (torch.tensor([1.0, -1.0]), None, "concentration"),
     ],
 )
-def test_bad_input(concentration: Tensor, sizes: list[int] | None, message: str) -> None:
+def test_bad_input(concentration: Tensor, sizes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BlockDirichlet(concentration, sizes, validate_args=True)
 
 
 def test_unequal_weights_in_a_block_have_no_density() -> None:
     law = BlockDirichlet(torch.ones(2), [2, 1], validate_args=True)
-    with pytest.raises(ValueError, match="equal weights inside each block"):
+    with pytest.raises(ValueError, match="equal inside each block"):
         law.log_prob(torch.tensor([0.5, 0.3, 0.2]))
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_latent_site_moves_in_the_totals() -> None:
+    """The unconstrained density integrates to one, and the totals have their mean under it."""
+    law = BlockDirichlet(torch.tensor([3.0, 1.5]), [2, 3])
+    transform = biject_to(law.support)
+    assert transform.inverse_shape(torch.Size([5])) == (1,)
+    assert transform.forward_shape(torch.Size([7, 1])) == (7, 5)
+    place = torch.linspace(-40.0, 40.0, 40_001)[:, None]
+    weights = transform(place)
+    density = (law.log_prob(weights) + transform.log_abs_det_jacobian(place, weights)).exp()
+    assert float(torch.trapezoid(density, place[:, 0])) == pytest.approx(1.0, abs=1e-8)
+    mean = torch.trapezoid(density[:, None] * weights, place, dim=0)
+    torch.testing.assert_close(mean, law.mean, atol=1e-8, rtol=0)
+    middle = weights[15_000:25_000]
+    torch.testing.assert_close(transform(transform.inv(middle)), middle)
+
+
+def test_a_potential_records_a_latent_site() -> None:
+    def model() -> None:
+        weights = pyro.sample("weights", BlockDirichlet(torch.tensor([3.0, 1.0, 2.0]), [2, 2, 1]))
+        pyro.sample("y", dist.Categorical(weights), obs=torch.tensor(4))
+
+    potential = Potential(model)
+    start = potential.init(3, seed=0)
+    assert start["weights"].shape == (3, 2)
+    weights = potential.constrain(start)["weights"]
+    assert torch.equal(weights[:, 0], weights[:, 1]) and torch.equal(weights[:, 2], weights[:, 3])
+    want = [float(potential.potential({"weights": value}).detach()) for value in start["weights"]]
+    torch.testing.assert_close(potential(start), torch.tensor(want))
+
+
+@pytest.mark.usefixtures("float64")
+def test_entropy_and_divergence_are_those_of_the_totals() -> None:
+    one = BlockDirichlet(torch.tensor([[2.0, 0.3], [1.0, 4.0]]), [2, 3])
+    other = BlockDirichlet(torch.tensor([1.0, 1.0]), [2, 3])
+    totals = dist.Dirichlet(one.concentration), dist.Dirichlet(other.concentration)
+    torch.testing.assert_close(one.entropy(), totals[0].entropy())
+    torch.testing.assert_close(kl_divergence(one, other), kl_divergence(*totals))
+    with pytest.raises(NotImplementedError, match="same sizes"):
+        kl_divergence(one, BlockDirichlet(torch.ones(2), [3, 2]))

@@ -104,6 +104,23 @@ def test_problems_that_are_not_finite() -> None:
     torch.testing.assert_close(found.position[2], torch.tensor([3.0]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_far_starts_on_a_slope_that_does_not_change(dtype: torch.dtype) -> None:
+    """The Huber loss is linear but for two units around its minimum; steps become longer there."""
+    target = torch.tensor([5e3, -7e2, 0.3], dtype=dtype)
+
+    def huber(position: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        distance = position[:, 0] - target[rows]
+        value = torch.nn.functional.huber_loss(
+            distance, torch.zeros_like(distance), reduction="none"
+        )
+        return value, distance.clamp(-1.0, 1.0)[:, None]
+
+    found = BatchLBFGS(60).minimize(huber, torch.zeros(3, 1, dtype=dtype))
+    assert bool(found.converged.all())
+    torch.testing.assert_close(found.position[:, 0], target, atol=1e-3, rtol=0)
+
+
 def test_too_few_steps_are_told() -> None:
     start = torch.zeros(3, 6, dtype=torch.float64)
     found = BatchLBFGS(max_steps=2).minimize(rosenbrock, start)

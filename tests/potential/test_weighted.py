@@ -139,6 +139,28 @@ def two_plates(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
 
+def with_factors(x: Tensor) -> None:
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    pyro.factor("penalty", -3.0 * loc**2)
+    with pyro.plate("data", len(x)):
+        pyro.factor("point", -(loc**4).expand(len(x)))
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+def by_factor(x: Tensor) -> None:
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.factor("x", dist.Normal(loc, 1.0).log_prob(x))
+
+
+def outside(x: Tensor) -> None:
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+    with pyro.plate("other", 3):
+        pyro.sample("z", dist.Normal(loc, 1.0), obs=torch.zeros(3))
+
+
 def fixed_size(x: Tensor) -> None:
     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
     with pyro.plate("rows", 4):
@@ -156,6 +178,14 @@ def fixed_size(x: Tensor) -> None:
         (
             lambda: WeightedPotential(two_plates, (torch.zeros(3, 4),), plate="data"),
             "got 'data'",
+        ),
+        (
+            lambda: WeightedPotential(outside, (torch.zeros(4),), plate="data"),
+            r"must stand in the plate 'data'.*\['z'\] do not",
+        ),
+        (
+            lambda: WeightedPotential(by_factor, (torch.zeros(4),), plate="points"),
+            r"one of \['data'\], got 'points'",
         ),
         (
             lambda: WeightedPotential(fixed_size, (torch.zeros(4),)).with_rows([torch.zeros(6)]),
@@ -187,3 +217,22 @@ def test_the_plate_may_be_one_of_several() -> None:
     value, _ = loss(torch.zeros(1, 1), weights)
     expected = -(dist.Normal(0.0, 1.0).log_prob(x) * weights[0][:, None]).sum()
     torch.testing.assert_close(value[0], expected)
+
+
+@pytest.mark.parametrize("prior_weight", [0.0, 0.25])
+def test_a_factor_counts_with_the_data_or_with_the_prior(prior_weight: float) -> None:
+    x, weights = torch.randn(4), torch.rand(4)
+    loss = WeightedPotential(with_factors, (x,), prior_weight=prior_weight)
+    value, gradient = loss(torch.tensor([[0.7]]), weights[None])
+    loc = torch.tensor(0.7, requires_grad=True)
+    prior = dist.Normal(0.0, 1.0).log_prob(loc) - 3.0 * loc**2
+    expected = -(weights * (dist.Normal(loc, 1.0).log_prob(x) - loc**4)).sum()
+    expected = expected - prior_weight * prior
+    torch.testing.assert_close(value[0], expected.detach())
+    torch.testing.assert_close(gradient[0, 0], torch.autograd.grad(expected, loc)[0])
+
+
+def test_a_likelihood_may_be_a_factor() -> None:
+    x, weights = torch.randn(4), torch.rand(1, 4)
+    value, _ = WeightedPotential(by_factor, (x,))(torch.tensor([[0.3]]), weights)
+    torch.testing.assert_close(value[0], -(weights * dist.Normal(0.3, 1.0).log_prob(x)).sum())

@@ -171,9 +171,11 @@ class CopulaLaw(TorchDistribution):
         shape = self._extended_shape(torch.Size(sample_shape))
         tiny = torch.finfo(torch.float64).eps
         uniform = torch.rand(shape, dtype=torch.float64).clamp(tiny, 1.0 - tiny)
-        if not self.event_shape:
-            return self.icdf(uniform)
-        scale, loc = self._scale, self._loc
+        return self._by_inversion(uniform) if self.event_shape else self.icdf(uniform)
+
+    def _by_inversion(self, uniform: Tensor) -> Tensor:
+        """Vectors whose conditional distribution functions are given numbers."""
+        shape, scale, loc = uniform.shape, self._scale, self._loc
         value = loc.expand(shape).clone()
         with torch.no_grad():
             for place in range(shape[-1]):

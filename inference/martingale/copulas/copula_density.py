@@ -33,6 +33,7 @@ from pyro_ext.inference.martingale.copulas._copula_recursion import (
 )
 from pyro_ext.inference.martingale.copulas._score_map import ScoreMap
 from pyro_ext.inference.martingale.predictive_rule import PredictiveRule, Resampled
+from pyro_ext.inference.martingale.weighted_sample import WeightedSample
 from pyro_ext.random import fresh_seed
 
 __all__ = ["CopulaDensity", "CopulaState"]
@@ -83,7 +84,7 @@ class CopulaDensity(CopulaLaw, PredictiveRule):
     distribution functions of numbers are followed at some hundred knots, between which ``icdf``,
     ``mean`` and ``variance`` interpolate. Their error falls with the number of observations: for
     bandwidths up to 0.9 it is below 1e-3 of probability for three, and below 1e-5 for a hundred.
-    Vectors have none of these three.
+    Vectors have none of these three; functionals take :meth:`weighted_points` of them.
 
     Arithmetic is done in float64 on the processor; results have the type and the device of the
     data.
@@ -137,6 +138,8 @@ class CopulaDensity(CopulaLaw, PredictiveRule):
         self._own_shape, self._num_queries = torch.Size(), 1
         self._future: Future | None = None
         self._table: ScoreMap | None = None
+        # Populations share it with the law that they come from.
+        self._points: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
     def bandwidth(self) -> Tensor | None:
@@ -217,7 +220,7 @@ class CopulaDensity(CopulaLaw, PredictiveRule):
         new._seen, new._bandwidths = self._seen[..., :number], self._bandwidths[:number]
         new._loc, new._scale = self._loc[:number], self._scale[:number]
         new._event_shape = torch.Size((number,))
-        new._width = self._width
+        new._width, new._points = self._width, {}
         return new
 
     def prepare(self, data: tuple[Tensor, ...], seed: int = 0) -> "CopulaDensity":
@@ -280,6 +283,35 @@ class CopulaDensity(CopulaLaw, PredictiveRule):
         new._future = Future(state.keys, state.num_observed, state.size, maps)
         new._own_shape = new._batch_shape = torch.Size((len(state.keys),))
         return new
+
+    def weighted_points(self, num_points: int = 500) -> WeightedSample:
+        """Points that stand for populations, by importance sampling from the law of the data.
+
+        All populations share the points, which are spread evenly by scrambled Sobol numbers. Each
+        gives them weights, by how much denser it is there than the law of the data.
+
+        :param int num_points: how many.
+        :returns: **Shape:** ``(num_draws, num_points)`` of the weights, one draw for a law without
+            batch shape.
+        """
+        points, log_density = self._points_of_data(check_integer("num_points", num_points, 1))
+        ratio = self.log_prob(points if not self._own_shape else points[:, None]) - log_density
+        weights = ratio.reshape(num_points, -1).double().mT.softmax(-1)
+        return WeightedSample((points,), weights)
+
+    def _points_of_data(self, num_points: int) -> tuple[Tensor, Tensor]:
+        """Points of the law of the data, and a column of its log densities there."""
+        if num_points not in self._points:
+            law = self._copy()
+            law._set_law(self._seen, self._bandwidths)
+            law._batch_shape = torch.Size()
+            engine = torch.quasirandom.SobolEngine(len(self._bandwidths), True, self.seed)
+            least = 0.5 / num_points**2
+            uniform = engine.draw(num_points, dtype=torch.float64).clamp(least, 1.0 - least)
+            points = law._by_inversion(uniform) if self.event_shape else law.icdf(uniform[:, 0])
+            self._points[num_points] = points, law.log_prob(points)
+        points, log_density = self._points[num_points]
+        return points, log_density if not self._own_shape else log_density[:, None]
 
     def _copy(self) -> "CopulaDensity":
         new = type(self).__new__(type(self))

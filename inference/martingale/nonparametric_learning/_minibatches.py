@@ -5,25 +5,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_ext.potential import WeightedLoss
 from pyro_ext.random import uniform
 
 __all__ = ["minibatches_of"]
 
 
-def minibatches_of(loss: WeightedLoss, keys: Tensor) -> Callable[[Tensor], Tensor | None]:
+def minibatches_of(keys: Tensor, size: int, num_points: int) -> Callable[[Tensor], Tensor]:
     """Minibatches of each draw, which follow from its key and the number of the call.
 
     Elements are drawn with replacement.
 
-    :param WeightedLoss loss: over the data.
     :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
+    :param int size: of a minibatch.
+    :param int num_points: how many points there are to choose from.
     :returns: a function of the numbers of draws, ``(rows,)``, that returns their next minibatches,
-        ``(rows, subsample_size)``; ``None`` where the loss takes all of the data.
+        ``(rows, size)``.
     """
-    size, num_points = loss.subsample_size, loss.num_points
-    if size is None:
-        return lambda numbers: None
     step = 0
 
     def next_one(numbers: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from pyro_ext.random import chain_keys
 
 __all__ = ["WeightedFits"]
 
+_SHIFT = 0.1
 _NUMBERS_PER_BATCH = 1 << 17  # what one operation works on should stay in the processor's cache
 
 
@@ -108,16 +109,25 @@ class WeightedFits:
         objective = self._objective(members, 1)
         return self._center.search(self._optimizer, objective, len(members))._asdict()
 
+    def example(self) -> list[float]:
+        """The loss of the first draw at two places, which tells one set of fits from another."""
+        start = self._first_start()[None]
+        objective = self._objective(range(1), 1)
+        numbers = torch.zeros(1, dtype=torch.int64, device=start.device)
+        return [float(objective(start + shift, numbers)[0]) for shift in (0.0, _SHIFT)]
+
     @cached_property
     def _center(self) -> Center:
         """The fit to the data with the mean weights, and the curvature there."""
         loss = self.loss
         weights = self._weights.mean.to(loss.layout.device, loss.layout.dtype)[None]
         objective = self._weighted(range(1), weights, self._rows_of(range(1)))
-        start = self._initial
-        if start is None:
-            start = loss.start(range(1), self._seed, self._init_strategy)[0]
-        return center_of(self._optimizer, objective, start)
+        return center_of(self._optimizer, objective, self._first_start())
+
+    def _first_start(self) -> Tensor:
+        if self._initial is not None and not self._num_restarts:
+            return self._initial
+        return self.loss.start(range(1), self._seed, self._init_strategy)[0]
 
     def _objective(self, members: range, num_starts: int) -> Objective:
         """The weighted loss of some draws, each of them as often as it has starts."""
@@ -132,10 +142,13 @@ class WeightedFits:
     def _weighted(self, members: range, weights: Tensor, rows: list[Tensor]) -> Objective:
         """The loss with given weights and rows, on minibatches where it subsamples."""
         loss = self.loss
-        minibatches = minibatches_of(loss, chain_keys(self._seed, members, loss.layout.device))
+        minibatches = None
+        if loss.subsample_size is not None:
+            keys = chain_keys(self._seed, members, loss.layout.device)
+            minibatches = minibatches_of(keys, loss.subsample_size, loss.num_points)
 
         def objective(flat: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-            index = minibatches(numbers)
+            index = None if minibatches is None else minibatches(numbers)
             own = [part[numbers] for part in rows]
             return loss(flat, weights[numbers], index, own, self._capacity)
 

@@ -101,8 +101,8 @@ class DirichletWeights:
             # A step of the stream for each draw: its numbers depend on nothing else.
             return uniform(key, numbers, size, stream=stream, dtype=torch.float64).squeeze(-2)
 
-        weights = self._log_gammas(uniforms).softmax(-1)
-        weights = self._padded((weights / self._law.sizes).repeat_interleave(self._law.sizes, -1))
+        totals = self._log_gammas(uniforms).softmax(-1)
+        weights = self._padded(self._law.share_out(totals))
         if self.num_blocks is None:
             return weights
         own = uniforms(self.num_observed, _ORDER).argsort(-1)

@@ -222,6 +222,8 @@ class NPTL(TransferEnsemble):
         self.args = (inputs, labels)
         seed = fresh_seed(self.seed)
         hard = check_labels(inputs, labels, self.network)
+        if validation is not None:
+            check_labels(*validation, self.network)
         grid = self._grid(len(inputs))
         if max(len(grid), len(self.probe_penalty)) > 1 and validation is None:
             order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))

@@ -225,7 +225,7 @@ class PosteriorBootstrap(IndependentDraws):
                 seed = int(known["seed"])
             fits = self._fits_of(own, seed)
             if folder is not None:
-                self._describe(folder, known, own, seed, fits.batch_size)
+                self._describe(folder, known, own, seed, fits)
             self._draw(fits, folder)
         finally:
             if folder is not None:
@@ -382,7 +382,7 @@ class PosteriorBootstrap(IndependentDraws):
         known: Mapping[str, Any] | None,
         loss: WeightedLoss,
         seed: int,
-        size: int,
+        fits: WeightedFits,
     ) -> None:
         """Write what the run is of, or raise where the folder is of another run."""
         potential: Potential | None = getattr(loss, "potential", None)
@@ -395,7 +395,7 @@ class PosteriorBootstrap(IndependentDraws):
             "include_prior": self.include_prior,
             "num_restarts": self.num_restarts,
             "subsample_size": self.subsample_size,
-            "batch_size": size,
+            "batch_size": fits.batch_size,
             "optimizer": repr(self.optimizer),
         }
         data = data_identity(list(self.args), "args") | data_identity(self.kwargs, "kwargs")
@@ -407,6 +407,7 @@ class PosteriorBootstrap(IndependentDraws):
             "settings": settings,
             "model": model_identity(self.model or self.loss_fn, potential),
             "data": data,
+            "first fit": fits.example(),
         }
         if known is None:
             folder.describe({"seed": seed, "identity": identity})

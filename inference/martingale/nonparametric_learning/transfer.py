@@ -169,32 +169,40 @@ class TransferEnsemble(IndependentDraws):
         :returns: parameters by name. **Shape:** ``(num_members, *event)`` each.
         """
         params = {name: value.detach() for name, value in self.network.named_parameters()}
+        num_points = len(inputs)
+        size = min(self.subsample_size or num_points, num_points)
 
-        def losses(params: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-            logits = torch.func.functional_call(self.network, params, (inputs,))
-            return soft_cross_entropy(logits, targets)
+        def losses_of_all(params: dict[str, Tensor], targets: Tensor) -> Tensor:
+            return self._loss_of_each(params, inputs, targets)
 
+        # Members share all of the inputs, and have minibatches of their own.
+        is_whole = size == num_points
         loss = WeightedFunction(
-            losses,
-            (inputs, targets[0]),
+            losses_of_all if is_whole else self._loss_of_each,
+            (targets[0],) if is_whole else (inputs[:size], targets[0, :size]),
             params,
-            subsample_size=self.subsample_size,
             regularizer=self._penalty,
             backend=self.backend,
         )
         starts = torch.stack([self._start(loss, params, number, seed) for number in numbers])
-        keys = chain_keys(seed, numbers, starts.device)
-        minibatches = minibatches_of(loss, keys)
+        minibatches = minibatches_of(chain_keys(seed, numbers, starts.device), size, num_points)
         # The targets hold the weights of the data.
-        ones = starts.new_ones(len(numbers), loss.num_points)
-        shared = inputs.expand(len(numbers), *inputs.shape)
+        weights = starts.new_full((len(numbers), size), num_points / size)
 
         def objective(flat: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            index = minibatches(rows)
-            return loss(flat, ones[rows], index, [shared[rows], targets[rows]], len(numbers))
+            if is_whole:
+                own = [targets[rows]]
+            else:
+                index = minibatches(rows)
+                own = [inputs[index], targets[rows[:, None], index]]
+            return loss(flat, weights[rows], None, own, len(numbers))
 
         found = self.optimizer.minimize(objective, starts)
         return loss.constrain(torch.where(found.converged[:, None], found.position, torch.nan))
+
+    def _loss_of_each(self, params: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+        logits = torch.func.functional_call(self.network, params, (inputs,))
+        return soft_cross_entropy(logits, targets)
 
     def _start(
         self, loss: WeightedFunction, params: dict[str, Tensor], number: int, seed: int

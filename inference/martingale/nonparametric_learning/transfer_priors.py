@@ -7,7 +7,7 @@ convolutional networks.
 Pre-train your loss: easy Bayesian transfer learning with informative priors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,9 @@ class L2SP:
 
         :param Mapping params: parameters by name. **Shape:** ``(*event)`` each.
         :returns: a scalar.
+        :raises ValueError: for parameters that are neither those of the backbone nor of the head.
         """
+        _check_names(params, self.center)
         terms = []
         for name, value in params.items():
             if name in self.center:
@@ -76,7 +78,8 @@ class SWAGPrior:
     with mean and variances of snapshots, and the deviations of :math:`K` of them. It maps
     parameters by name to the negative log density, but for a constant.
 
-    :param Sequence snapshots: parameters of the backbone by name, at several times of its training.
+    :param Sequence snapshots: parameters of the backbone by name, at several times of its training;
+        parameters alone, without the statistics that a ``state_dict()`` holds beside them.
     :param float scale: :math:`s`, by which the covariance is larger than that of the path.
     :param float head_scale: :math:`s'`.
     :param float least_variance: what is added to each variance, since steps of a descent have to be
@@ -117,7 +120,9 @@ class SWAGPrior:
 
         :param Mapping params: parameters by name. **Shape:** ``(*event)`` each.
         :returns: a scalar.
+        :raises ValueError: for parameters that are neither those of the backbone nor of the head.
         """
+        _check_names(params, {_BACKBONE + name for name in self._names})
         heads = [(value / self.head_scale).square().sum()
                  for name, value in params.items() if name.startswith(_HEAD)]  # fmt: skip
         own: Tensor = -self.law.log_prob(self._flat(params, _BACKBONE))
@@ -125,3 +130,13 @@ class SWAGPrior:
 
     def _flat(self, params: Mapping[str, Tensor], prefix: str) -> Tensor:
         return torch.cat([params[prefix + name].reshape(-1) for name in self._names])
+
+
+def _check_names(params: Mapping[str, Tensor], backbone: Collection[str]) -> None:
+    own = {name for name in params if not name.startswith(_HEAD)}
+    if own != set(backbone):
+        raise ValueError(
+            f"params must be those of the head (named {_HEAD!r}...) and of the backbone that the "
+            f"prior was made of; {sorted(own - set(backbone))} are others, and "
+            f"{sorted(set(backbone) - own)} are missing"
+        )

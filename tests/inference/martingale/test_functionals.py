@@ -121,8 +121,8 @@ def test_functionals_are_values():
         ),
         (
             lambda: Expectation(torch.cos)(dist.Normal(torch.zeros(2, 2), 1.0)),
-            ValueError,
-            r"got Normal with the batch shape \(2, 2\)",
+            TypeError,
+            r"got Normal of batch shape \(2, 2\)",
         ),
     ],
 )

@@ -106,6 +106,15 @@ def test_draws_of_a_dict_are_taken_at_random(float64):
     torch.testing.assert_close(values, few.value.latents["loc"], atol=ALLOWED / 20**0.5 + 1, rtol=0)
 
 
+def test_means_far_from_zero_lose_no_digits():
+    """Weights in single precision do not sum to one, which a large mean is multiplied by."""
+    values = 1e6 + torch.randn(20, dtype=torch.float64)
+    rule = PosteriorPredictive(model, {"loc": values[:5]})
+    state = rule.advance(rule.begin((values,), chain_keys(0, range(4))), 1000)
+    (points,) = rule.population(state).values
+    torch.testing.assert_close(rule.population(state).mean, points.mean(1), atol=1e-6, rtol=0)
+
+
 def test_covariates_are_rows_of_the_data(float64):
     x = torch.randn(10, 2)
     y = torch.randn(10)

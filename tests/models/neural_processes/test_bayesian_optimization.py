@@ -26,6 +26,18 @@ def test_expected_improvement_is_the_integral(float64):
     assert float(found) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_expected_improvement_far_from_the_best(dtype):
+    """Positive and in order, where single precision would round it away."""
+    mean = torch.tensor([[5.0, 5.5, 8.0]], dtype=dtype)
+    found = expected_improvement(Normal(mean, 1.0), torch.zeros(3, dtype=dtype))
+    expected = [
+        quad(lambda y, m=m: -y * math.exp(-0.5 * (y - m) ** 2) / math.sqrt(2 * math.pi), -9, 0)[0]
+        for m in (5.0, 5.5, 8.0)
+    ]
+    assert found.dtype == dtype and found.tolist() == pytest.approx(expected, rel=1e-4)
+
+
 class Oracle(NeuralProcess):
     """Knows the function."""
 

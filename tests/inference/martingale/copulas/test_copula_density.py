@@ -11,7 +11,8 @@ import torch
 
 from pyro_ext.inference.martingale._density_drift import density_drift
 from pyro_ext.inference.martingale.copulas.copula_density import CopulaDensity
-from pyro_ext.inference.martingale.functionals import Mean, Quantile
+from pyro_ext.inference.martingale.functionals import Expectation, Mean, Quantile
+from pyro_ext.inference.martingale.m_estimators import MEstimator
 from pyro_ext.inference.martingale.martingale_posterior import MartingalePosterior
 from pyro_ext.random import chain_keys
 from tests.inference.martingale.copulas import copula_reference as reference
@@ -403,6 +404,45 @@ def test_narrow_posterior_is_warned_of(float64):
 def test_errors_name_the_argument(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_points_stand_for_populations_of_vectors():
+    """Their moments are those of a fine grid, up to what 2,000 points with weights leave."""
+    generator = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(2, 60, generator=generator, dtype=torch.float64)
+    data = torch.stack([x, 0.5 * x**2 + 0.3 * noise], -1)
+    rule = CopulaDensity(0.8).fit(data)
+    axis = torch.linspace(-6.0, 6.0, 121, dtype=torch.float64)
+    grid = data.mean(0) + data.std(0) * torch.cartesian_prod(axis, axis)
+    for law in (populations(rule, data, 2, 200), populations(rule, data, 2)):
+        density = law.log_prob(grid[:, None]).exp().T
+        expected = (density / density.sum(1, keepdim=True)) @ grid
+        points = law.weighted_points(2000)
+        error = (points.variance * points.weights.square().sum(1, keepdim=True)).sqrt()
+        assert ((points.mean - expected).abs() < 0.5 * error).all()  # spread evenly
+    torch.testing.assert_close(rule.weighted_points(2000).mean, points.mean[:1])
+
+
+def test_functionals_of_vectors():
+    data = PAIRS + torch.randn(20, 3, 2, dtype=torch.float64)
+    data = data.flatten(0, 1)
+
+    def squares(params, y):
+        return (y - params["center"]).square().sum(-1)
+
+    options = {"num_samples": 5, "horizon": 50, "num_checks": 1, "seed": 0, "progress": False}
+    found = [
+        MartingalePosterior(CopulaDensity(0.8), functional, **options).run(data).get_samples()
+        for functional in (
+            Mean(),
+            Quantile((0.25, 0.75)),
+            Expectation(lambda y: y),
+            MEstimator(squares, {"center": torch.zeros(2, dtype=torch.float64)}, num_points=500),
+        )
+    ]
+    assert found[1]["theta"].shape == (5, 2, 2)
+    torch.testing.assert_close(found[3]["center"], found[0]["theta"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[2]["theta"], found[0]["theta"], atol=0.05, rtol=0)
 
 
 def test_vectors_have_no_quantiles():

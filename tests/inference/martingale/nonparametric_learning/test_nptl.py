@@ -264,6 +264,17 @@ def test_the_swag_prior() -> None:
     torch.testing.assert_close(prior(params), -law.log_prob(values) + 0.5 * (1.0 + 4.0))
 
 
+def test_priors_of_another_network() -> None:
+    """Statistics of batch normalization among the snapshots, and parameters without a prior."""
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    params = {f"backbone.{name}": value for name, value in network.named_parameters()}
+    path = [{name: value.double() for name, value in network.state_dict().items()}] * 3
+    with pytest.raises(ValueError, match=r"\['backbone.1.num_batches_tracked', .* are missing"):
+        SWAGPrior(path)(params)
+    with pytest.raises(ValueError, match=r"\['other.weight'\] are others"):
+        L2SP(network, 1.0)({**params, "other.weight": torch.zeros(1)})
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -297,3 +308,5 @@ def test_bad_settings(parts: Any, make: Any, error: type[Exception], message: st
 def test_bad_labels(parts: Any, data: Any, labels: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         nptl(parts).run(data[0], labels)
+    with pytest.raises(ValueError, match=message):
+        nptl(parts).run(*data, validation=(data[0], labels))

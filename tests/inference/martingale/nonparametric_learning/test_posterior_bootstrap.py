@@ -319,6 +319,53 @@ def test_a_checkpoint_goes_on(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) ->
         of_squares(10, batch_size=4, checkpoint=folder).run(y + 1.0)
 
 
+def shifted(target: float) -> Any:
+    return lambda params, y: (params["mean"] - y - target).square()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"loss_fn": shifted(0.0)}, {"loss_fn": shifted(5.0)}),
+        ({}, {"regularizer": lambda params: params["mean"] ** 2}),
+        (
+            {"concentration": 9.0, "base_measure": dist.Normal(0.0, 1.0)},
+            {"concentration": 9.0, "base_measure": dist.Normal(50.0, 1.0)},
+        ),
+        (
+            {"num_restarts": 1, "init_strategy": lambda: {"mean": torch.randn(())}},
+            {"num_restarts": 1, "init_strategy": lambda: {"mean": 9.0 + torch.randn(())}},
+        ),
+    ],
+)
+def test_a_checkpoint_is_of_one_loss(tmp_path: Any, before: Any, after: Any) -> None:
+    """What has no name of its own, a closure or a law, is told apart by the loss of a draw."""
+
+    def run(options: Any) -> PosteriorBootstrap:
+        options = {"loss_fn": squares, **options}
+        return PosteriorBootstrap(
+            num_samples=4,
+            initial_params={"mean": torch.tensor(0.0)},
+            checkpoint=tmp_path / "run",
+            seed=0,
+            progress=False,
+            **options,
+        ).run(torch.tensor(Y))
+
+    run(before)
+    run(before)
+    with pytest.raises(CheckpointError, match="is of another run"):
+        run(after)
+
+
+def test_data_in_a_finer_type_than_the_parameters() -> None:
+    """As from NumPy: rounding of the parameters hides what the finer loss would still see."""
+    y = torch.randn(50, dtype=torch.float64)
+    posterior = PosteriorBootstrap(normal, 50, seed=0, progress=False).run(y)
+    fits = posterior.diagnostics()
+    assert bool(fits["converged"].all()) and int(fits["num_steps"].max()) < 30
+
+
 @pytest.mark.statistical
 def test_coverage() -> None:
     """90 % intervals of a mean and of a slope under uneven noise cover in 87 to 93 %.
