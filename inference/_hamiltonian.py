@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-__all__ = ["Transition", "hamiltonian_transition", "hamiltonian_transitions"]
+__all__ = ["Transition", "finite_starts", "hamiltonian_transition", "hamiltonian_transitions"]
 
 ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -64,8 +64,10 @@ def hamiltonian_transition(
         new_value, new_gradient = value_and_gradient(new)
         velocity = velocity - 0.5 * step_size * (new_gradient @ factor)
     energies = (momentum.square() - velocity.square()).sum(-1) * 0.5
-    # A comparison with NaN is false, and the proposal is not taken.
-    is_taken = log_uniform < value - new_value + energies
+    # Where U is NaN there is no density: such a place is left, and none is moved to, since a
+    # comparison with NaN is false.
+    before = torch.where(value.isnan(), torch.inf, value)
+    is_taken = log_uniform < before - new_value + energies
     return Transition(
         torch.where(is_taken[:, None], new, position),
         torch.where(is_taken, new_value, value),
@@ -74,9 +76,28 @@ def hamiltonian_transition(
     )
 
 
+def finite_starts(
+    starts: Tensor, value_and_gradient: ValueAndGradient, center: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Starts of chains, with a center in the place of those at which there is no density.
+
+    :param Tensor starts: **Shape:** ``(num_chains, size)``.
+    :param value_and_gradient: :math:`U` and its gradient at such positions.
+    :param Tensor center: such as a mode. **Shape:** ``(size,)``.
+    :returns: the starts, and :math:`U` and its gradient there.
+    """
+    value, gradient = value_and_gradient(starts)
+    is_finite = value.isfinite() & gradient.isfinite().all(-1)
+    if not bool(is_finite.all()):
+        starts = torch.where(is_finite[:, None], starts, center)
+        value, gradient = value_and_gradient(starts)
+    return starts, value, gradient
+
+
 def hamiltonian_transitions(
     position: Tensor,
     value_and_gradient: ValueAndGradient,
+    center: Tensor,
     factor: Tensor,
     num_transitions: int,
 ) -> tuple[Tensor, Tensor]:
@@ -87,6 +108,7 @@ def hamiltonian_transitions(
 
     :param Tensor position: where the chains are. **Shape:** ``(num_chains, size)``.
     :param value_and_gradient: :math:`U` and its gradient at such positions.
+    :param Tensor center: where chains start whose position has no density. **Shape:** ``(size,)``.
     :param Tensor factor: Cholesky factor of a covariance that is near that of the target.
         **Shape:** ``(size, size)``.
     :param int num_transitions: number of transitions.
@@ -95,11 +117,12 @@ def hamiltonian_transitions(
     Example::
 
         >>> position, rate = hamiltonian_transitions(
-        ...     torch.zeros(50, 2), lambda z: (0.5 * z.square().sum(-1), z), torch.eye(2), 20)
+        ...     torch.zeros(50, 2), lambda z: (0.5 * z.square().sum(-1), z), torch.zeros(2),
+        ...     torch.eye(2), 20)
         >>> position.shape, bool(rate > 0.8)
         (torch.Size([50, 2]), True)
     """
-    value, gradient = value_and_gradient(position)
+    position, value, gradient = finite_starts(position, value_and_gradient, center)
     taken = []
     for _ in range(num_transitions):
         momentum = torch.randn_like(position)

@@ -1,15 +1,20 @@
 """Kernels that move some sites of a model each, one after the other."""
 
+import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
+import pyro
 import pyro.poutine as poutine
 import torch
 from pyro.infer import HMC
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_ext.inference.partitions import ConjugateKernel
 from pyro_ext.inference.sgmcmc import SGMCMCKernel
@@ -45,15 +50,48 @@ class LogJoint:
     def __init__(self, model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._model, self._args, self._kwargs = model, args, kwargs
 
-    def trace(self, values: Mapping[str, Tensor]) -> Any:
-        """Trace of the model where sites have given values."""
+    def trace(self, values: Mapping[str, Tensor], *, validate: bool = False) -> Any:
+        """Trace of the model where sites have given values.
+
+        :param Mapping values: values by site.
+        :param bool validate: whether values outside of a support raise, as Pyro is set; without it
+            they have no density, so that they can be proposed and lost.
+        """
         model = poutine.condition(self._model, data=dict(values))
-        with torch.no_grad():
+        with torch.no_grad(), nullcontext() if validate else pyro.validation_enabled(False):
             return poutine.trace(model).get_trace(*self._args, **self._kwargs)
+
+    def log_density(self, trace: Any) -> float:
+        """Log density of a trace: minus infinity outside of a support, and where it is NaN."""
+        with torch.no_grad(), pyro.validation_enabled(False):
+            if not all(map(_is_inside, trace.nodes.values())):
+                return -math.inf
+            total = float(trace.log_prob_sum())
+        return -math.inf if math.isnan(total) else total
 
     def __call__(self, values: Mapping[str, Tensor]) -> float:
         """Log density of the values and the data."""
-        return float(self.trace(values).log_prob_sum())
+        return self.log_density(self.trace(values))
+
+
+def _is_inside(node: Any) -> bool:
+    """Whether the value of a site is in its support; many densities are finite elsewhere too."""
+    if node["type"] != "sample" or site_is_subsample(node):
+        return True
+    law, value = node["fn"], torch.as_tensor(node["value"])
+    try:
+        support = law.support
+    except NotImplementedError:
+        return True
+    if constraints.is_dependent(support):
+        return True
+    inside: Tensor = support.check(value)
+    if inside.dim() > len(law.batch_shape):
+        inside = inside.flatten(len(law.batch_shape)).all(-1)
+    for mask in (node["mask"], getattr(law, "_mask", None)):
+        if mask is not None:
+            inside = inside | ~torch.as_tensor(mask, device=inside.device)
+    return bool(inside.all())
 
 
 class EnumeratedSites(ConditionalUpdate):
@@ -113,7 +151,7 @@ class PriorProposals(ConditionalUpdate):
             law = before.nodes[name]["fn"]
             proposal = law.sample().to(moved[name])
             after = log_joint({**moved, name: proposal}) - float(law.log_prob(proposal).sum())
-            now = float(before.log_prob_sum()) - float(law.log_prob(moved[name]).sum())
+            now = log_joint.log_density(before) - float(law.log_prob(moved[name]).sum())
             if torch.rand((), dtype=torch.float64).log() < after - now:
                 moved[name] = proposal
         return {name: moved[name] for name in sites}
@@ -191,7 +229,7 @@ class Gibbs(MCMCKernel):
         """
         assert self._model is not None
         self._log_joint = LogJoint(self._model, args, kwargs)
-        start = self._log_joint.trace(self._initial or {})
+        start = self._log_joint.trace(self._initial or {}, validate=True)
         latent = {
             name: node["value"].detach()
             for name, node in start.nodes.items()

@@ -1,6 +1,5 @@
 """Hamiltonian Monte Carlo in the coordinates of a Laplace approximation, as a kernel."""
 
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
-from pyro_ext.inference._hamiltonian import hamiltonian_transition
+from pyro_ext.inference._curvature import whitening_factor
+from pyro_ext.inference._hamiltonian import finite_starts, hamiltonian_transition
 from pyro_ext.inference.sgmcmc import Chains, SGMCMCKernel
 from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient
 from pyro_ext.inference.sgmcmc.modes import minimum
@@ -26,7 +26,6 @@ _PILOT_CHAINS = 16
 _PILOT_TRANSITIONS = 10
 _JITTER = 0.2
 _STREAM_OF_STARTS, _STREAM_OF_CHOICES = 2, 1
-_LEAST_CURVATURE = 1e-6
 
 
 class HMCState(NamedTuple):
@@ -179,8 +178,7 @@ class LaplaceHMC(SGMCMCKernel):
         step = torch.zeros((), dtype=torch.int64, device=keys.device)
         noise = normal(keys, step, len(mode), stream=_STREAM_OF_STARTS, dtype=mode.dtype)
         starts = mode + noise @ factor.mT
-        value = self.potential.gradient.over_any(starts)[0]
-        return torch.where(value.isfinite()[:, None], starts, mode)
+        return finite_starts(starts, self.potential.gradient.over_any, mode)[0]
 
     def _preparation(self) -> "_Preparation":
         if self._made is None:
@@ -246,11 +244,6 @@ def _factor(value: Callable[[Tensor], Tensor], mode: Tensor) -> Tensor:
     """Factor of a covariance: the inverse of the second derivatives, whose signs do not matter."""
     hessian = torch.autograd.functional.hessian(value, mode)
     assert isinstance(hessian, Tensor)
-    curvature, directions = torch.linalg.eigh(0.5 * (hessian + hessian.mT))
-    curvature = curvature.abs()
-    least = _LEAST_CURVATURE * float(curvature.max())
-    if not math.isfinite(least):
+    if not bool(hessian.isfinite().all()):
         raise ValueError("model has no finite second derivatives at its mode; take NUTS")
-    scales = curvature.clamp(min=max(least, torch.finfo(mode.dtype).tiny)).rsqrt()
-    factor: Tensor = directions * scales
-    return factor
+    return whitening_factor(hessian, len(mode) * torch.finfo(mode.dtype).eps)

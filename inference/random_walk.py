@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions.constraints import Constraint
 
 from pyro_ext._checks import check_number
 from pyro_ext.inference.composite import ConditionalUpdate, LogJoint
+from pyro_ext.potential._distributions import bijection
 
 __all__ = ["RandomWalk"]
 
@@ -44,20 +45,35 @@ class RandomWalk(ConditionalUpdate):
         :param dict values: of all sites.
         :param sites: names of those to move.
         :returns: the new values of these.
+        :raises ValueError: for a site with a discrete support.
         """
         moved = dict(values)
         trace = log_joint.trace(moved)
-        now = float(trace.log_prob_sum())
+        now = log_joint.log_density(trace)
         for name in sites:
-            support: Any = trace.nodes[name]["fn"].support
-            transform = biject_to(support)
+            # The support may depend on sites that have moved: this trace is at their new values.
+            transform = _transform(name, trace.nodes[name]["fn"].support)
             place = transform.inv(moved[name])
             proposal = place + self.scale * torch.randn_like(place)
             value = transform(proposal)
-            after = log_joint({**moved, name: value})
+            after_trace = log_joint.trace({**moved, name: value})
+            after = log_joint.log_density(after_trace)
             growth = transform.log_abs_det_jacobian(proposal, value)
             shrinkage = transform.log_abs_det_jacobian(place, moved[name])
             log_ratio = after - now + float(growth.sum() - shrinkage.sum())
             if torch.rand((), dtype=torch.float64).log() < log_ratio:
-                moved[name], now = value, after
+                moved[name], trace, now = value, after_trace, after
         return {name: moved[name] for name in sites}
+
+
+def _transform(name: str, support: Constraint) -> Any:
+    """Bijection from unconstrained space to the support of a site."""
+    if not support.is_discrete:
+        try:
+            return bijection(support)
+        except NotImplementedError:
+            pass
+    raise ValueError(
+        f"site {name!r} cannot be moved by a random walk: there is no map from unconstrained space "
+        f"to its support {support}. Move it by EnumeratedSites or PriorProposals"
+    )

@@ -5,12 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_ext.inference._curvature import whitening_factor
 from pyro_ext.inference.optimization import Minimizer, Minimum, Objective
 
 __all__ = ["Center", "Whitening", "center_of", "whitening_at"]
 
 _MOST_WHITENED = 256
-_LEAST_CURVATURE = 1e-6  # of the largest; directions that are flatter are not stretched further
 
 
 class Whitening(NamedTuple):
@@ -53,12 +53,11 @@ def whitening_at(objective: Objective, center: Tensor) -> Whitening | None:
     curvature = (gradients[:size] - gradients[size:]) / (2.0 * step[:, None])
     if not bool(curvature.isfinite().all()):
         return None
-    values, vectors = torch.linalg.eigh((curvature + curvature.mT) / 2.0)
-    largest = values.abs().max()
-    if not bool(largest > 0):
+    if not bool((curvature != 0).any()):
         return None
-    values = values.abs().clamp(min=_LEAST_CURVATURE * float(largest))
-    return Whitening(center, values.rsqrt()[:, None] * vectors.mT)
+    # What a central difference of this step leaves as its relative error.
+    resolution = torch.finfo(center.dtype).eps ** (2.0 / 3.0)
+    return Whitening(center, whitening_factor(curvature, resolution).mT)
 
 
 class Center(NamedTuple):

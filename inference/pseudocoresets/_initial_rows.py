@@ -15,6 +15,8 @@ __all__ = ["balanced_subset", "initial_rows", "observed_supports"]
 def observed_supports(potential: Potential, rows: Sequence[Tensor]) -> list[Constraint | None]:
     """Support of the observed site that a row argument is the value of, if any is.
 
+    The model may reshape the rows, such as one column of labels to a vector.
+
     :param Potential potential: of the model and its data.
     :param Sequence rows: the row arguments.
     """
@@ -24,10 +26,16 @@ def observed_supports(potential: Potential, rows: Sequence[Tensor]) -> list[Cons
         supports = [
             site.support
             for name, site in potential.observed_sites.items()
-            if values[name].shape == row.shape and bool((values[name] == row).all())
+            if _are_equal_rows(values[name], row)
         ]
         found.append(supports[0] if supports else None)
     return found
+
+
+def _are_equal_rows(one: Tensor, other: Tensor) -> bool:
+    if one.dim() == 0 or len(one) != len(other) or one.numel() != other.numel():
+        return False
+    return bool((one.flatten() == other.flatten()).all())
 
 
 def balanced_subset(labels: Tensor | None, num_points: int, size: int, seed: int) -> Tensor:

@@ -1,17 +1,25 @@
 """Which row arguments are learned, and the parameters that hold them."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
+import pyro
 import torch
 from pyro.nn import PyroParam
 from torch import Tensor
 from torch.distributions import constraints, transform_to
-from torch.distributions.constraints import Constraint
+from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 
 from pyro_ext.inference.pseudocoresets._labels import LabelArgument, class_values, label_parameter
+from pyro_ext.inference.pseudocoresets._row_arguments import WeightedModel
+from pyro_ext.inference.pseudocoresets._spreads import column_spreads
+from pyro_ext.potential import Potential
 
-__all__ = ["label_argument", "row_parameters"]
+__all__ = ["check_may_change", "label_argument", "row_parameters"]
+
+_NUDGE = 0.01
 
 
 def row_parameters(
@@ -77,6 +85,63 @@ def label_argument(
     return found[0] if found else None
 
 
+def check_may_change(
+    model: WeightedModel,
+    potential: Potential,
+    parameters: Mapping[str, PyroParam],
+    label: LabelArgument | None,
+    rows: Sequence[Tensor],
+    weights: Tensor,
+) -> None:
+    """Raise where a learned argument may not change, such as totals, which are integers.
+
+    The model runs with Pyro's checks, once for each argument, whose values change a little then.
+
+    :param WeightedModel model: the model of weighted rows.
+    :param Potential potential: of the model; the run is at its initial point.
+    :param Mapping parameters: of ``row_parameters``.
+    :param LabelArgument label: the argument of labels, if they are learned.
+    :param Sequence rows: the pseudo rows to start with. **Shape:** ``(size, *event)`` each.
+    :param Tensor weights: their weights. **Shape:** ``(size,)``.
+    :raises ValueError: with the name of the argument.
+    """
+    latents = {name: v[0] for name, v in potential.constrain(potential.init(seed=0)).items()}
+    conditioned = pyro.condition(model, latents)
+    generator = torch.Generator().manual_seed(0)
+
+    def error_at(*rows: Tensor) -> Exception | None:
+        try:
+            with ExitStack() as stack:
+                for context in (pyro.poutine.block(), torch.no_grad(), torch.random.fork_rng()):
+                    stack.enter_context(context)
+                stack.enter_context(pyro.validation_enabled(True))
+                stack.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+                pyro.poutine.trace(conditioned).get_trace(weights, *rows).compute_log_prob()
+        except Exception as error:  # whatever the model raises
+            return error
+        return None
+
+    if error_at(*rows) is not None:
+        return  # the checks have something against the rows as they are
+    for place, name in enumerate(model.arguments.names):
+        if name not in parameters or (label is not None and place == label.place):
+            continue
+        transform = transform_to(parameters[name].constraint)
+        unconstrained = transform.inv(rows[place])
+        noise = torch.randn(unconstrained.shape, generator=generator).to(unconstrained)
+        moved = list(rows)
+        moved[place] = transform(unconstrained + _NUDGE * column_spreads(unconstrained) * noise)
+        error = error_at(*moved)
+        if error is not None:
+            rest = [other for other in parameters if other != name]
+            raise ValueError(
+                f"the argument {name!r} cannot be learned: where its values change a little, the "
+                f"model fails with {type(error).__name__}: {error!s:.200}. Leave it out of "
+                f"learnable, such as learnable={rest}"
+            ) from error
+
+
 def _chosen(
     learnable: Sequence[str | int] | None, parts: dict[str, tuple[Tensor, Constraint | None]]
 ) -> list[str]:
@@ -105,10 +170,22 @@ def _is_continuous(row: Tensor, support: Constraint | None) -> bool:
 
 def _row_parameter(name: str, row: Tensor, support: Constraint | None) -> PyroParam:
     """A parameter of pseudo rows, in the support of the site whose values they are."""
-    constraint = constraints.real if support is None else support
+    constraint: Constraint = constraints.real if support is None else support
+    while isinstance(constraint, MixtureSameFamilyConstraint):
+        constraint = constraint.base_constraint
     try:
-        is_inside = bool(transform_to(constraint).inv(row).isfinite().all())
-    except (NotImplementedError, RuntimeError):
+        transform = transform_to(constraint)
+    except NotImplementedError:
+        raise ValueError(
+            f"the argument {name!r} cannot be learned: there is no map from unconstrained space to "
+            f"the support {support} of its site. Leave it out of learnable"
+        ) from None
+    try:
+        unconstrained = transform.inv(row)
+        is_inside = bool(unconstrained.isfinite().all()) and torch.allclose(
+            transform(unconstrained), row, rtol=1e-3, atol=1e-6
+        )
+    except RuntimeError:  # bounds of another shape, such as one for each observation of the data
         is_inside = False
     if not is_inside:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,10 +27,18 @@ class Trainer:
     :param guide: a module with parameters, a ``model``, ``args`` and ``kwargs``.
     :param pyro.infer.ELBO divergence: the loss.
     :param optimizer: makes an optimizer of a list of parameters, or one of Pyro's; without one
-        Adam, whose steps are half a percent of the spread of each parameter.
+        Adam, whose steps are half a percent of the spreads.
+    :param Sequence spreads: how far the parameters of the guide spread. **Shape:** of each
+        parameter, without its first dimension or none.
     """
 
-    def __init__(self, guide: Any, divergence: Any, optimizer: Optimizer | None) -> None:
+    def __init__(
+        self,
+        guide: Any,
+        divergence: Any,
+        optimizer: Optimizer | None,
+        spreads: Sequence[Tensor],
+    ) -> None:
         if not isinstance(divergence, ELBO):
             raise TypeError(
                 f"divergence must be one such as ForwardKL(), an ELBO, got {divergence!r:.80}"
@@ -50,8 +58,10 @@ class Trainer:
                 "weights='learned'"
             )
         self._made: torch.optim.Optimizer | None = None
-        if not isinstance(optimizer, PyroOptim):
-            self._made = (optimizer or _adam)(self._parameters)
+        if optimizer is None:
+            self._made = _StandardizedAdam(self._parameters, spreads)
+        elif not isinstance(optimizer, PyroOptim):
+            self._made = optimizer(self._parameters)
 
     def step(self) -> float:
         """Take one step.
@@ -124,9 +134,26 @@ class Trainer:
                 parameter.copy_(value)
 
 
-def _adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    groups: list[dict[str, Any]] = []
-    for parameter in parameters:
-        spread = float(parameter.detach().std()) if parameter.numel() > 1 else 0.0
-        groups.append({"params": [parameter], "lr": _SHARE * (spread or 1.0)})
-    return torch.optim.Adam(groups)
+class _StandardizedAdam(torch.optim.Adam):
+    """Adam on parameters in units of their spreads.
+
+    :param Sequence parameters: what is learned.
+    :param Sequence spreads: as of ``Trainer``.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], spreads: Sequence[Tensor]) -> None:
+        # Its own parameters are the moves of a step: next to a large value rounding would eat them.
+        self._parts = [
+            (p, spread, torch.zeros_like(p)) for p, spread in zip(parameters, spreads, strict=True)
+        ]
+        super().__init__([move for _, _, move in self._parts], lr=_SHARE)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take a step."""
+        for parameter, spread, move in self._parts:
+            move.zero_()
+            move.grad = None if parameter.grad is None else spread * parameter.grad
+        super().step(closure)
+        for parameter, spread, move in self._parts:
+            parameter.add_(spread * move)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ class WeightedLikelihood:
 
     :param WeightedModel model: the model.
     :param Sequence rows: rows of the number that counts. **Shape:** ``(size, *event)`` each.
+    :param Sequence others: names of the observed sites that are no rows, and no part of it.
     :param point: makes random latent values, weights and rows.
     :param str backend: as of :class:`~pyro_ext.potential.Potential`.
     """
@@ -27,16 +29,15 @@ class WeightedLikelihood:
         self,
         model: WeightedModel,
         rows: Sequence[Tensor],
+        others: Sequence[str],
         point: Callable[[], Sequence[Tensor]],
         backend: Backend,
     ) -> None:
         args, kwargs = model.arguments.fill(rows)
-        self._loss = WeightedPotential(
-            model.model, args, kwargs, plate=model.plate, backend=backend
-        )
-        observed = self._loss.potential.observed_sites.values()
-        are_rows = all(self._loss.plate in site.plates for site in observed)
-        value = self._loss.value if are_rows else self._value_of_rows
+        rows_alone = pyro.poutine.block(model.model, hide=list(others)) if others else model.model
+        value = WeightedPotential(
+            rows_alone, args, kwargs, plate=model.plate, backend=backend
+        ).value
         data = model.arguments.tensors
         self._value = BatchedFunction(value, point, backend, data)
         self._gradient = BatchedFunction(partial(value_and_gradient, value), point, backend, data)
@@ -83,8 +84,3 @@ class WeightedLikelihood:
             total = self.values(leaf, weights, rows).sum()
             (gradient,) = torch.autograd.grad(total, leaf, create_graph=True)
         return gradient
-
-    def _value_of_rows(self, flat: Tensor, weights: Tensor, *rows: Tensor) -> Tensor:
-        """The loss without observations that are no rows, which have no weights."""
-        nothing = torch.zeros_like(weights)
-        return self._loss.value(flat, weights, *rows) - self._loss.value(flat, nothing, *rows)

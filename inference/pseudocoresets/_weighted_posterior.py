@@ -2,16 +2,29 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from pyro_ext.inference.pseudocoresets._row_arguments import WeightedModel
 from pyro_ext.inference.pseudocoresets._weighted_likelihood import WeightedLikelihood
-from pyro_ext.potential import Backend, BatchedFunction, Potential, value_and_gradient
+from pyro_ext.potential import (
+    Backend,
+    BatchedFunction,
+    Plate,
+    Potential,
+    value_and_gradient,
+)
 
-__all__ = ["Coreset", "DataPosterior", "WeightedPosterior", "derivatives"]
+__all__ = [
+    "Coreset",
+    "DataPosterior",
+    "Posteriors",
+    "WeightedPosterior",
+    "derivatives",
+    "posteriors_of",
+]
 
 _ROWS_PER_BLOCK = 16384
 
@@ -45,6 +58,7 @@ class WeightedPosterior:
     def __init__(self, model: WeightedModel, example: Coreset, backend: Backend) -> None:
         rows = [row.detach().clone() for row in example.rows]
         weights = example.weights.detach().clone()
+        self.model = model
         self.size = len(weights)
         advice = (
             f"the model must take the size of the plate {model.plate!r} from its arguments and see "
@@ -70,7 +84,12 @@ class WeightedPosterior:
         self._value = BatchedFunction(self._negative_log_joint, point, backend, data)
         gradient = partial(value_and_gradient, self._negative_log_joint)
         self._gradient = BatchedFunction(gradient, point, backend, data)
-        self.likelihood = WeightedLikelihood(model, rows, point, backend)
+        others = [
+            name
+            for name, site in self.potential.observed_sites.items()
+            if all(plate.name != model.plate for plate in site.plates)
+        ]
+        self.likelihood = WeightedLikelihood(model, rows, others, point, backend)
 
     def value(self, flat: Tensor, coreset: Coreset) -> Tensor:
         """:math:`U`, differentiable. **Shape:** ``(size,)`` to a scalar."""
@@ -206,6 +225,33 @@ class DataPosterior:
     def _nothing(self) -> Coreset:
         block = self._block(0, self.block_size)
         return block._replace(weights=torch.zeros_like(block.weights))
+
+
+class Posteriors(Protocol):
+    """The posteriors of a model that a surrogate stands for, such as those of a guide."""
+
+    posterior: WeightedPosterior
+    data: DataPosterior
+
+    def __hash__(self) -> int: ...
+
+
+def posteriors_of(
+    whole: Potential, plate: Plate, model: WeightedModel, example: Coreset, backend: Backend
+) -> tuple[WeightedPosterior, DataPosterior]:
+    """The posteriors of a coreset and of the data.
+
+    :param Potential whole: of the model and all of its data.
+    :param Plate plate: the plate of the observations.
+    :param WeightedModel model: the same model of weighted rows.
+    :param Coreset example: rows and weights, of the number that counts.
+    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
+    :raises ValueError: where the model does not see all of the rows.
+    """
+    posterior = WeightedPosterior(model, example, backend)
+    block = plate.subsample_size if plate.is_subsampled else None
+    rows = model.arguments.rows
+    return posterior, DataPosterior(model, rows, block, whole.layout.dtype, backend)
 
 
 def derivatives(

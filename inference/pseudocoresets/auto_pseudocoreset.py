@@ -19,20 +19,22 @@ from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.pseudocoresets._files import read_coreset, write_coreset
 from pyro_ext.inference.pseudocoresets._initial_rows import initial_rows, observed_supports
 from pyro_ext.inference.pseudocoresets._labels import with_all_labels
-from pyro_ext.inference.pseudocoresets._learnable import label_argument, row_parameters
+from pyro_ext.inference.pseudocoresets._learnable import (
+    check_may_change,
+    label_argument,
+    row_parameters,
+)
 from pyro_ext.inference.pseudocoresets._row_arguments import (
     CoresetModel,
     RowArguments,
     WeightedModel,
 )
 from pyro_ext.inference.pseudocoresets._site_draws import pick_draw
+from pyro_ext.inference.pseudocoresets._spreads import column_spreads
 from pyro_ext.inference.pseudocoresets._training import Optimizer, Trainer
-from pyro_ext.inference.pseudocoresets._weighted_posterior import (
-    Coreset,
-    DataPosterior,
-    WeightedPosterior,
-)
-from pyro_ext.potential import Backend, WeightedPotential
+from pyro_ext.inference.pseudocoresets._weighted_posterior import Coreset, posteriors_of
+from pyro_ext.potential import Backend, Potential
+from pyro_ext.potential._weighted_potential import plate_of
 from pyro_ext.random import fresh_seed
 
 __all__ = ["AutoPseudocoreset", "Weights"]
@@ -71,7 +73,8 @@ class AutoPseudocoreset(PyroModule):
     :param args: its arguments: the data.
     :param int size: :math:`m`, the number of pseudo observations.
     :param learnable: which row arguments are learned, by name in the signature of the model or by
-        number in the order of ``pseudodata``; all but labels and integers without it.
+        number in the order of ``pseudodata``; all but labels and integers without it. Leave out
+        what has a restricted range, such as totals of a binomial law.
     :param str weights: ``"uniform"``, weights of one; ``"scaled"``, :math:`n / m` each, so that the
         coreset weighs as much as the data; or ``"learned"``, positive ones that start there.
     :param init: where pseudo rows start: ``"subset"``, a random one of the data with as many rows
@@ -137,15 +140,14 @@ class AutoPseudocoreset(PyroModule):
         self.args, self.kwargs = args, kwargs
         self._seed = fresh_seed(seed)
         self._model = (model,)  # in a tuple, no submodule
-        whole = WeightedPotential(model, args, kwargs, plate=plate, backend=backend)
-        if size > whole.num_points:
-            raise ValueError(
-                f"size must be at most the {whole.num_points} observations, got {size}"
-            )
+        whole = Potential(model, *args, backend=backend, **kwargs)
+        self.plate = plate_of(whole, plate)
+        num_points = self.plate.size
+        if size > num_points:
+            raise ValueError(f"size must be at most the {num_points} observations, got {size}")
         self.kernel = kernel or (LaplaceHMC if whole.layout.size <= _MOST_LATENTS else NUTS)
-        self.plate = whole.plate
-        self._arguments = RowArguments(model, args, kwargs, whole.num_points)
-        supports = observed_supports(whole.potential, self._arguments.rows)
+        self._arguments = RowArguments(model, args, kwargs, num_points)
+        supports = observed_supports(whole, self._arguments.rows)
         start = initial_rows(self._arguments.rows, supports, size, init, self._seed)
         names, dtype = self._arguments.names, whole.layout.dtype
         parameters = row_parameters(learnable, names, supports, start, dtype)
@@ -156,16 +158,18 @@ class AutoPseudocoreset(PyroModule):
                 self.register_buffer(f"pseudo_{name}", row)
         self.learnable = tuple(parameters)
         self._label = label_argument(self.learnable, names, supports, start)
-        ratio = whole.num_points / size if weights != "uniform" else 1.0
+        ratio = num_points / size if weights != "uniform" else 1.0
         factors = torch.full((size,), ratio, dtype=dtype, device=whole.layout.device)
         if weights == "learned":
             self.coreset_weights = PyroParam(factors, constraints.positive)
         else:
             self.register_buffer("coreset_weights", factors)
-        self._weighted = WeightedModel(model, self._arguments, self.plate.name)
-        self.posterior = WeightedPosterior(self._weighted, self.coreset(), backend)
-        block = self.plate.subsample_size if self.plate.is_subsampled else None
-        self.data = DataPosterior(self._weighted, self._arguments.rows, block, dtype, backend)
+        weighted = WeightedModel(model, self._arguments, self.plate.name)
+        self.posterior, self.data = posteriors_of(
+            whole, self.plate, weighted, self.coreset(), backend
+        )
+        potential = self.posterior.potential
+        check_may_change(weighted, potential, parameters, self._label, start, factors)
         self.losses: list[float] = []
         self._trainer: Trainer | None = None
         self._draws: tuple[Any, dict[str, Tensor]] | None = None
@@ -221,7 +225,10 @@ class AutoPseudocoreset(PyroModule):
         if model is not None and not callable(model):
             raise TypeError(f"model must be callable, got {model!r:.80}")
         weighted = WeightedModel(model or self.model, self._arguments, self.plate.name)
-        rows, weights = self.coreset()
+        # Copies are no statements of parameters: in a call of the guide these would join the
+        # parameter store, or be replaced by those of another guide that are there.
+        with pyro.settings.context(module_local_params=True):
+            rows, weights = self.coreset()
         copies = tuple(row.detach().clone() for row in rows)
         return CoresetModel(weighted, copies, weights.detach().clone())
 
@@ -259,7 +266,7 @@ class AutoPseudocoreset(PyroModule):
         :param int num_steps: number of steps.
         :param optimizer: makes an optimizer of a list of parameters, such as ``partial(Adam,
             lr=0.01)``, or is one of :mod:`pyro.optim`. Without one it is Adam with steps of a
-            share of 0.005 of the spread of each argument, since all rows move at once.
+            share of 0.005 of the standard deviation of each column of the data.
         :param int seed: of draws of the surrogate; ``None`` takes them from PyTorch's generator.
         :param bool progress: whether to show a progress bar.
         :returns: the guide itself.
@@ -276,7 +283,7 @@ class AutoPseudocoreset(PyroModule):
 
         :raises ValueError: where that is so.
         """
-        if model is not self.model:
+        if model != self.model:  # each access to a bound method makes another object
             raise ValueError(f"model must be that of the guide, {self.model!r:.80}")
         if (args or kwargs) and not self._arguments.are(args, kwargs):
             raise ValueError("args must be those that the guide was made with, got others")
@@ -379,8 +386,32 @@ class AutoPseudocoreset(PyroModule):
     def _trainer_of(self, divergence: ELBO, optimizer: Optimizer | None) -> Trainer:
         known = self._trainer
         if known is None or known.divergence is not divergence or known.optimizer is not optimizer:
-            self._trainer = known = Trainer(self, divergence, optimizer)
+            self._trainer = known = Trainer(self, divergence, optimizer, self._spreads())
         return known
+
+    def _spreads(self) -> list[Tensor]:
+        """Units of the default steps for each parameter, in unconstrained space.
+
+        Columns of rows have their standard deviations in the data. Weights and probabilities of
+        labels have one, since they are logarithms there.
+        """
+        rows = {
+            f"pseudo_{name}": row
+            for place, (name, row) in enumerate(
+                zip(self._arguments.names, self._arguments.rows, strict=True)
+            )
+            if self._label is None or place != self._label.place
+        }
+        spreads = []
+        for name, (constraint, _) in self._pyro_params.items():
+            own = getattr(self, f"{name}_unconstrained").detach()
+            if name not in rows:
+                spreads.append(torch.ones_like(own[0]))
+                continue
+            values = transform_to(constraint).inv(rows[name])
+            # An observation of the data may be at the edge of its support.
+            spreads.append(column_spreads(values if bool(values.isfinite().all()) else own))
+        return spreads
 
     def _cached_draws(self) -> dict[str, Tensor]:
         """Draws from the posterior of the coreset as it is."""

@@ -20,6 +20,7 @@ from pyro_ext.inference.laplace_hmc import LaplaceHMC
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.pseudocoresets._row_arguments import CoresetModel
 from pyro_ext.potential import Potential
+from pyro_ext.potential._evaluation import is_deterministic
 
 __all__ = [
     "CoresetScores",
@@ -37,8 +38,9 @@ Samples = Mapping[str, Tensor]
 class CoresetScores:
     """What draws from the posterior of a coreset are worth.
 
-    Scores of classes are ``None`` for other observations; comparisons are ``None`` without draws to
-    compare with.
+    Scores of classes are ``None`` for other observations than a class for each point, such as
+    several labels a point or one-hot vectors. Comparisons are ``None`` without draws to compare
+    with, those of predictives for other observations too.
 
     :param dict samples: the draws. **Shape:** ``(num_draws, *event)`` each.
     :param float nll: negative log density of the observations under the averaged predictive, mean
@@ -116,7 +118,7 @@ def predictive_probabilities(
     :param str site: the observed site, where there are several.
     :param kwargs: keyword arguments of the model.
     :returns: in double precision. **Shape:** ``(n, classes)``.
-    :raises ValueError: where the site has no finite support or more than one dimension, or the
+    :raises ValueError: where the site is not a class for each point, numbered from zero, or the
         model does not see all points at once.
 
     Example::
@@ -135,12 +137,13 @@ def predictive_probabilities(
     with torch.no_grad():
         for row in range(number):
             law = _observed_node(model, structure, samples, row, args, kwargs)["fn"]
-            if not law.has_enumerate_support or len(law.batch_shape) != 1 or law.event_shape:
+            classes = _classes(law)
+            if classes is None:
                 raise ValueError(
                     f"site {structure.observed!r} must be a class for each point, got {law} of "
                     f"shape {tuple(law.shape())}"
                 )
-            total = total + law.log_prob(law.enumerate_support()).double().exp()
+            total = total + law.log_prob(classes).double().exp()
     probabilities: Tensor = total.mT / number
     return probabilities
 
@@ -181,7 +184,7 @@ def evaluate_draws(
         comparisons["scale_ratios"] = standard_deviation_ratios(samples, reference)
     structure = _structure(model, site, args, kwargs)
     observed = _observed_node(model, structure, samples, 0, args, kwargs)
-    if not observed["fn"].has_enumerate_support:
+    if _classes(observed["fn"]) is None:
         values = Potential(model, *args, **kwargs).log_likelihood(samples)[structure.observed]
         logs = values.double().logsumexp(0) - math.log(len(values))
         return CoresetScores(dict(samples), float(-logs.mean()), **comparisons)
@@ -295,9 +298,7 @@ def _structure(
     sites = {
         name: node
         for name, node in nodes.items()
-        if node["type"] == "sample"
-        and not site_is_subsample(node)
-        and not (node["infer"] or {}).get("_deterministic")
+        if node["type"] == "sample" and not site_is_subsample(node) and not is_deterministic(node)
     }
     observed = [name for name, node in sites.items() if node["is_observed"]]
     if (site is None and len(observed) != 1) or (site is not None and site not in observed):
@@ -310,6 +311,21 @@ def _structure(
                 f"{frame.size} of {frame.full_size}; give a model without minibatches"
             )
     return _Structure(frozenset(sites) - frozenset(observed), name)
+
+
+def _classes(law: Any) -> Tensor | None:
+    """All classes at each point, ``None`` for observations that are not one of them a point.
+
+    :returns: **Shape:** ``(num_classes, num_points)``.
+    """
+    if not law.has_enumerate_support or len(law.batch_shape) != 1 or law.event_shape:
+        return None
+    try:
+        classes: Tensor = law.enumerate_support()
+    except NotImplementedError:  # points with other numbers of classes, as of a binomial law
+        return None
+    numbers = torch.arange(len(classes), device=classes.device).to(classes)
+    return classes if bool((classes == numbers[:, None]).all()) else None
 
 
 def _observed_node(

@@ -252,12 +252,6 @@ def _check_observations(loss: WeightedPotential) -> None:
             f"args must hold a tensor with a row for each of the {loss.num_points} observations, "
             "got none"
         )
-    for name, site in loss.potential.observed_sites.items():
-        if loss.plate not in site.plates:
-            raise ValueError(
-                f"model must have all its observed sites in the plate {loss.plate.name!r}, but "
-                f"{name!r} stands outside of it"
-            )
 
 
 def _batch_size(loss: WeightedPotential, batch_size: int | None) -> int:

@@ -10,7 +10,12 @@ from torch import Tensor
 
 from pyro_ext._checks import check_integer
 from pyro_ext.inference.pseudocoresets._laplace import Gaussian
-from pyro_ext.inference.pseudocoresets._weighted_posterior import Coreset
+from pyro_ext.inference.pseudocoresets._row_arguments import RowArguments, WeightedModel
+from pyro_ext.inference.pseudocoresets._weighted_posterior import (
+    Coreset,
+    Posteriors,
+    posteriors_of,
+)
 from pyro_ext.inference.pseudocoresets.auto_pseudocoreset import AutoPseudocoreset
 from pyro_ext.inference.pseudocoresets.divergences import ForwardKL
 from pyro_ext.inference.pseudocoresets.function_space_marginals import (
@@ -28,7 +33,8 @@ from pyro_ext.inference.pseudocoresets.surrogates import (
     MCMCSurrogate,
     Surrogate,
 )
-from pyro_ext.potential import Backend, check_backend
+from pyro_ext.potential import Backend, Potential, check_backend
+from pyro_ext.potential._weighted_potential import plate_of
 
 __all__ = [
     "FunctionCovariance",
@@ -66,7 +72,7 @@ class FunctionMarginals(NamedTuple):
 
 
 @singledispatch
-def parameter_laws(posteriors: object, guide: AutoPseudocoreset, coreset: Coreset) -> ParameterLaws:
+def parameter_laws(posteriors: object, guide: Posteriors, coreset: Coreset) -> ParameterLaws:
     """What posteriors in the space of latent values say about them.
 
     It has cases for :class:`~pyro_ext.inference.GaussianSurrogate`,
@@ -82,21 +88,38 @@ def parameter_laws(posteriors: object, guide: AutoPseudocoreset, coreset: Corese
 
 
 @parameter_laws.register
-def _(posteriors: GaussianSurrogate, guide: AutoPseudocoreset, coreset: Coreset) -> ParameterLaws:
+def _(posteriors: GaussianSurrogate, guide: Posteriors, coreset: Coreset) -> ParameterLaws:
     with torch.no_grad():
         own = Gaussian(*posteriors.coreset_gaussian(guide, coreset))
     return ParameterLaws(Gaussian(*posteriors.data_gaussian(guide)), own)
 
 
 @parameter_laws.register
-def _(posteriors: MCMCSurrogate, guide: AutoPseudocoreset, coreset: Coreset) -> ParameterLaws:
+def _(posteriors: MCMCSurrogate, guide: Posteriors, coreset: Coreset) -> ParameterLaws:
     own = posteriors.coreset_draws(guide, coreset)
     return ParameterLaws(posteriors.data_draws(guide), own)
 
 
 @parameter_laws.register
-def _(posteriors: TrajectorySnapshots, guide: AutoPseudocoreset, coreset: Coreset) -> ParameterLaws:
+def _(posteriors: TrajectorySnapshots, guide: Posteriors, coreset: Coreset) -> ParameterLaws:
     return ParameterLaws(*posteriors.draw(guide, coreset))
+
+
+class _OtherModel:
+    """Another model over the data and the pseudo rows of a guide."""
+
+    def __init__(
+        self,
+        guide: AutoPseudocoreset,
+        model: Callable[..., Any],
+        example: Coreset,
+        backend: Backend,
+    ) -> None:
+        whole = Potential(model, *guide.args, backend=backend, **guide.kwargs)
+        plate = plate_of(whole, guide.plate.name)
+        arguments = RowArguments(model, guide.args, guide.kwargs, plate.size)
+        weighted = WeightedModel(model, arguments, plate.name)
+        self.posterior, self.data = posteriors_of(whole, plate, weighted, example, backend)
 
 
 class FunctionSpaceSurrogate(Surrogate):
@@ -196,7 +219,7 @@ class FunctionSpaceSurrogate(Surrogate):
         self.mean: SnapshotMean = mean or ("average" if are_draws else "last")
         self.num_particles = check_integer("num_particles", num_particles, 1)
         self._known: WeakKeyDictionary[
-            AutoPseudocoreset, tuple[AutoPseudocoreset | None, ModelFunction]
+            AutoPseudocoreset, tuple[_OtherModel | None, ModelFunction]
         ] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
@@ -225,8 +248,6 @@ class FunctionSpaceSurrogate(Surrogate):
         :param Coreset coreset: pseudo rows and weights.
         """
         owner, function = self._parts(guide)
-        if owner is not guide:
-            _hold(owner, coreset)
         laws = parameter_laws(self.posteriors, owner, coreset)
         return FunctionMarginals(*(self._marginal(function.at(coreset), law) for law in laws))
 
@@ -246,30 +267,21 @@ class FunctionSpaceSurrogate(Surrogate):
             _no_data,
         )
 
-    def _parts(self, guide: AutoPseudocoreset) -> tuple[AutoPseudocoreset, ModelFunction]:
-        """A guide of the model over the same rows, and the function of the model."""
+    def _parts(self, guide: AutoPseudocoreset) -> tuple[Posteriors, ModelFunction]:
+        """The posteriors of the model over the rows of a guide, and the function of the model."""
         if guide not in self._known:
             rows, weights = guide.coreset()
             example = Coreset(tuple(row.detach() for row in rows), weights.detach())
             other = None
-            if self.model is not None and self.model is not guide.model:
-                other = AutoPseudocoreset(
-                    self.model,
-                    *guide.args,
-                    size=len(weights),
-                    init=lambda size, *data: example.rows,
-                    plate=guide.plate.name,
-                    backend=self.backend,
-                    seed=0,
-                    **guide.kwargs,
-                )
-            posterior = (guide if other is None else other).posterior
+            if self.model is not None and self.model != guide.model:
+                other = _OtherModel(guide, self.model, example, self.backend)
+            posterior = (other or guide).posterior
             function = ModelFunction(
                 posterior, example, self.function, self.likelihood, self.backend
             )
             self._known[guide] = other, function
         other, function = self._known[guide]
-        return guide if other is None else other, function
+        return other or guide, function
 
     def _marginal(self, function: Function, law: ParameterLaw) -> Any:
         """Law of the values of a function."""
@@ -280,14 +292,6 @@ class FunctionSpaceSurrogate(Surrogate):
             return linearized_marginal(function, center, law.var(0, correction=0))
         marginal = diagonal_marginal if self.covariance == "diagonal" else full_marginal
         return marginal(function, law, self.mean)
-
-
-def _hold(guide: AutoPseudocoreset, coreset: Coreset) -> None:
-    """Let a guide hold a coreset, for kernels, which run on what it holds."""
-    with torch.no_grad():
-        for name, row in zip(guide.argument_names, coreset.rows, strict=True):
-            guide._set(f"pseudo_{name}", row)
-        guide._set("coreset_weights", coreset.weights)
 
 
 def _unknown(posteriors: object) -> TypeError:

@@ -1,18 +1,15 @@
 """Snapshots of parameters on the way of gradient descent, on the data and on a coreset."""
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
-from pyro_ext.inference.pseudocoresets._weighted_posterior import Coreset
+from pyro_ext.inference.pseudocoresets._weighted_posterior import Coreset, Posteriors
 from pyro_ext.inference.pseudocoresets.descent import descend, descent_snapshots
 from pyro_ext.inference.pseudocoresets.experts import ExpertBuffer
 from pyro_ext.potential import InitStrategy, init_to_prior
-
-if TYPE_CHECKING:
-    from pyro_ext.inference.pseudocoresets.auto_pseudocoreset import AutoPseudocoreset
 
 __all__ = ["SnapshotPair", "TrajectorySnapshots"]
 
@@ -114,7 +111,7 @@ class TrajectorySnapshots:
             f"inner={self.inner!r})"
         )
 
-    def draw(self, guide: "AutoPseudocoreset", coreset: Coreset) -> SnapshotPair:
+    def draw(self, guide: Posteriors, coreset: Coreset) -> SnapshotPair:
         """Snapshots of an expert and of a new descent on a coreset.
 
         :param AutoPseudocoreset guide: knows the model.

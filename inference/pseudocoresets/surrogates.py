@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,7 +19,12 @@ from pyro_ext.inference.pseudocoresets._laplace import (
     coreset_mode,
     data_gaussian,
 )
-from pyro_ext.inference.pseudocoresets._weighted_posterior import Coreset, WeightedPosterior
+from pyro_ext.inference.pseudocoresets._row_arguments import CoresetModel
+from pyro_ext.inference.pseudocoresets._weighted_posterior import (
+    Coreset,
+    Posteriors,
+    WeightedPosterior,
+)
 from pyro_ext.random import fresh_seed
 
 if TYPE_CHECKING:
@@ -128,13 +133,13 @@ class GaussianSurrogate(Surrogate):
         if minimizer is not None and not isinstance(minimizer, Minimizer):
             raise TypeError(f"minimizer must be a Minimizer such as BatchLBFGS, got {minimizer!r}")
         self.minimizer = minimizer or BatchLBFGS()
-        self._of_data: WeakKeyDictionary[AutoPseudocoreset, Gaussian] = WeakKeyDictionary()
-        self._modes: WeakKeyDictionary[AutoPseudocoreset, Tensor] = WeakKeyDictionary()
+        self._of_data: WeakKeyDictionary[Posteriors, Gaussian] = WeakKeyDictionary()
+        self._modes: WeakKeyDictionary[Posteriors, Tensor] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return f"GaussianSurrogate({self.minimizer!r})"
 
-    def data_gaussian(self, guide: "AutoPseudocoreset") -> tuple[Tensor, Tensor]:
+    def data_gaussian(self, guide: Posteriors) -> tuple[Tensor, Tensor]:
         """Mean and covariance of the posterior of the data, in unconstrained space.
 
         :param AutoPseudocoreset guide: knows the model and the data.
@@ -145,9 +150,15 @@ class GaussianSurrogate(Surrogate):
             self._of_data[guide] = data_gaussian(guide.data, start, self.minimizer)
         return self._of_data[guide]
 
+    @overload
+    def coreset_gaussian(self, guide: "AutoPseudocoreset") -> tuple[Tensor, Tensor]: ...
+
+    @overload
     def coreset_gaussian(
-        self, guide: "AutoPseudocoreset", coreset: Coreset | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, guide: Posteriors, coreset: Coreset | None
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def coreset_gaussian(self, guide: Any, coreset: Coreset | None = None) -> tuple[Tensor, Tensor]:
         """Mean and covariance of the posterior of a coreset, differentiable in it.
 
         :param AutoPseudocoreset guide: knows the model.
@@ -225,8 +236,8 @@ class MCMCSurrogate(Surrogate):
         self.batch_size = batch_size
         self.data_samples = None if data_samples is None else dict(data_samples)
         self._gaussians = GaussianSurrogate()
-        self._of_data: WeakKeyDictionary[AutoPseudocoreset, Tensor] = WeakKeyDictionary()
-        self._of_coreset: WeakKeyDictionary[AutoPseudocoreset, Tensor] = WeakKeyDictionary()
+        self._of_data: WeakKeyDictionary[Posteriors, Tensor] = WeakKeyDictionary()
+        self._of_coreset: WeakKeyDictionary[Posteriors, Tensor] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return f"MCMCSurrogate({self.kernel!r}, {self.num_samples})"
@@ -240,7 +251,7 @@ class MCMCSurrogate(Surrogate):
                 f"{self!r}"
             )
 
-    def data_draws(self, guide: "AutoPseudocoreset") -> Tensor:
+    def data_draws(self, guide: Posteriors) -> Tensor:
         """Draws from the posterior of the data, unconstrained. **Shape:** ``(draws, size)``."""
         if guide in self._of_data:
             return self._of_data[guide]
@@ -249,18 +260,20 @@ class MCMCSurrogate(Surrogate):
             draws = posterior.layout.flatten(posterior.potential.unconstrain(self.data_samples))
         elif self.kernel is not None:
             warmup = max(self.warmup_steps, self.num_samples)
-            draws = self._run(guide, guide.model, warmup, None, *guide.args, **guide.kwargs)
+            model = posterior.model
+            args, kwargs = model.arguments.fill(guide.data.rows)
+            draws = self._run(guide, model.model, warmup, None, *args, **kwargs)
         else:
             mean, covariance = self._gaussians.data_gaussian(guide)
             factor = torch.linalg.cholesky(covariance)
             start = mean + torch.randn(self.num_samples, len(mean)).to(mean) @ factor.mT
             draws, _ = hamiltonian_transitions(
-                start, guide.data.value_and_gradient, factor, _FIRST_TRANSITIONS
+                start, guide.data.value_and_gradient, mean, factor, _FIRST_TRANSITIONS
             )
         self._of_data[guide] = draws.detach()
         return self._of_data[guide]
 
-    def coreset_draws(self, guide: "AutoPseudocoreset", coreset: Coreset) -> Tensor:
+    def coreset_draws(self, guide: Posteriors, coreset: Coreset) -> Tensor:
         """Fresh draws from the posterior of a coreset, unconstrained. **Shape:** as of data."""
         before = self._of_coreset.get(guide)
         posterior = guide.posterior
@@ -269,7 +282,8 @@ class MCMCSurrogate(Surrogate):
             warmup = self.warmup_steps
             if before is None:
                 before, warmup = self.data_draws(guide), max(warmup, self.num_samples)
-            draws = self._run(guide, guide.condition(), warmup, before[-1:])
+            model = CoresetModel(posterior.model, fixed.rows, fixed.weights)
+            draws = self._run(guide, model, warmup, before[-1:])
         else:
             with torch.no_grad():
                 mean, covariance = self._gaussians.coreset_gaussian(guide, fixed)
@@ -282,7 +296,7 @@ class MCMCSurrogate(Surrogate):
                 before = mean + torch.randn(self.num_samples, len(mean)).to(mean) @ factor.mT
                 count = max(count, _FIRST_TRANSITIONS)
             draws, _ = hamiltonian_transitions(
-                before, lambda flat: posterior.value_and_gradient(flat, fixed), factor, count
+                before, lambda flat: posterior.value_and_gradient(flat, fixed), mean, factor, count
             )
         self._of_coreset[guide] = draws.detach()
         return self._of_coreset[guide]
@@ -309,7 +323,7 @@ class MCMCSurrogate(Surrogate):
 
     def _run(
         self,
-        guide: "AutoPseudocoreset",
+        guide: Posteriors,
         model: Callable[..., Any],
         warmup_steps: int,
         start: Tensor | None,

@@ -23,6 +23,7 @@ __all__ = [
     "Record",
     "from_constrained",
     "from_unconstrained",
+    "is_deterministic",
     "log_density",
     "non_finite_sites",
     "restrict",
@@ -149,7 +150,7 @@ class Evaluation(Messenger):
             elif name in self.indices:
                 msg["value"] = self.indices[name]
             return
-        if self.resample and msg["is_observed"] and not _is_deterministic(msg):
+        if self.resample and msg["is_observed"] and not is_deterministic(msg):
             self._resampled.add(name)
             msg["is_observed"] = False
             msg["value"] = None
@@ -177,7 +178,7 @@ class Evaluation(Messenger):
             frames=tuple(msg["cond_indep_stack"]),
             is_observed=is_observed,
             is_latent=name in self._chosen and not is_observed,
-            is_deterministic=_is_deterministic(msg),
+            is_deterministic=is_deterministic(msg),
             log_jacobian=self._chosen.get(name),
         )
 
@@ -283,8 +284,11 @@ def log_density(
     return total
 
 
-def _is_deterministic(msg: Any) -> bool:
-    """Whether a site is a function of others: declared so, or made so by a reparameterization."""
+def is_deterministic(msg: Any) -> bool:
+    """Whether a site is a function of others: declared so, or made so by a reparameterization.
+
+    :param msg: the message of a sample statement, or the node of a trace.
+    """
     if msg["infer"].get("_deterministic", False):
         return True
     fn = msg["fn"]

@@ -15,7 +15,7 @@ from pyro_ext.potential._runner import InitStrategy, init_to_suggested
 from pyro_ext.potential._structure import Plate, Site
 from pyro_ext.potential._weighted_loss import Regularizer, WeightedLoss
 
-__all__ = ["WeightedPotential"]
+__all__ = ["WeightedPotential", "plate_of"]
 
 
 class WeightedPotential(WeightedLoss):
@@ -65,10 +65,16 @@ class WeightedPotential(WeightedLoss):
         backend: Backend = "trace",
     ) -> None:
         self.potential = Potential(model, *args, backend=backend, **(kwargs or {}))
-        self.plate = _plate_of(self.potential, plate)
+        self.plate = plate_of(self.potential, plate)
+        observed = self.potential.observed_sites
+        if outside := [name for name, site in observed.items() if self.plate not in site.plates]:
+            raise ValueError(
+                f"observed sites must stand in the plate {self.plate.name!r}, whose elements have "
+                f"the weights; {outside} do not"
+            )
         factors = self.potential.factors
         in_plate = [name for name, site in factors.items() if self.plate in site.plates]
-        self._data = [*self.potential.observed_sites, *in_plate]
+        self._data = [*observed, *in_plate]
         self._prior = [*self.potential.sites, *(name for name in factors if name not in in_plate)]
         self.prior_weight = prior_weight
         self.regularizer = regularizer
@@ -177,8 +183,14 @@ class WeightedPotential(WeightedLoss):
         return loss
 
 
-def _plate_of(potential: Potential, name: str | None) -> Plate:
-    """The plate whose elements are the observations."""
+def plate_of(potential: Potential, name: str | None) -> Plate:
+    """The plate whose elements are the observations.
+
+    :param Potential potential: of the model and its data.
+    :param str name: of the plate, where there are several.
+    :raises ValueError: where there is no such plate, a latent site stands in it, or another plate
+        subsamples.
+    """
     observed = potential.observed_sites
     data = observed or {name: site for name, site in potential.factors.items() if site.plates}
     found = {plate.name: plate for site in data.values() for plate in site.plates}
@@ -190,11 +202,6 @@ def _plate_of(potential: Potential, name: str | None) -> Plate:
             f"plate must name the plate of the observations, one of {sorted(found)}, got {name!r}"
         )
     (plate,) = common
-    if outside := [name for name, site in observed.items() if plate not in site.plates]:
-        raise ValueError(
-            f"observed sites must stand in the plate {plate.name!r}, whose elements have the "
-            f"weights; {outside} do not"
-        )
     if others := [other.name for other in potential.subsampled_plates if other != plate]:
         raise ValueError(
             f"model must subsample in the plate {plate.name!r} alone, but it does in {others}"

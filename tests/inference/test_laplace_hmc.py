@@ -61,6 +61,49 @@ def test_moments(options: Any) -> None:
     assert rate < 0.8 if options else rate > 0.8
 
 
+@pytest.mark.statistical
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_parameters_on_different_scales(dtype: torch.dtype) -> None:
+    """Standard deviations of 1e-5 and 10 from 4 chains of 200 draws, within 5 standard errors.
+
+    The draws are worth 800 or more, so that an error of a ratio is 0.025. Eight numbers:
+    false-alarm rate 5e-6.
+    """
+
+    def model() -> None:
+        pyro.sample("small", dist.Normal(torch.zeros((), dtype=dtype), 1e-5))
+        pyro.sample("large", dist.Normal(torch.zeros((), dtype=dtype), 10.0))
+
+    draws = run(model, 200, 4).get_samples()
+    for name, scale in (("small", 1e-5), ("large", 10.0)):
+        assert abs(float(draws[name].std()) / scale - 1.0) < 0.125
+        assert abs(float(draws[name].mean()) / scale) < 0.18
+
+
+@pytest.mark.statistical
+def test_regression_on_incomes() -> None:
+    """A column of mean 50,000: standard deviations within 5 standard errors of the Laplace ones.
+
+    That approximation is near enough: 2000 rows leave a skewness of about 0.05. The 1600 draws are
+    worth half of their number or more, so that the error of a ratio is 0.025. Six numbers:
+    false-alarm rate 3e-6.
+    """
+    generator = torch.Generator().manual_seed(0)
+    income = 50_000.0 + 20_000.0 * torch.randn(2000, generator=generator)
+    x = torch.stack([income, torch.randn(2000, generator=generator), torch.ones(2000)], 1)
+    logits = x @ torch.tensor([1 / 20_000, 1.0, -2.5])
+    y = (torch.rand(2000, generator=generator) < logits.sigmoid()).double()
+    mode, prior = torch.tensor([1 / 20_000, 1.0, -2.5]), torch.eye(3) / 4.0
+    for _ in range(20):
+        share = (x @ mode).sigmoid()
+        hessian = (x * (share * (1 - share))[:, None]).mT @ x + prior
+        mode = mode - torch.linalg.solve(hessian, x.mT @ (share - y) + prior @ mode)
+    exact = hessian.inverse().diagonal().sqrt()
+    draws = run(logistic, 200, 8, x, y).get_samples()["weight"]
+    assert bool(((draws.std(0) / exact - 1.0).abs() < 0.125).all())
+    assert bool(((draws.mean(0) - mode).abs() / exact < 0.18).all())
+
+
 def test_draws_are_hardly_correlated() -> None:
     """On a Gaussian, correlated or not: neighbours in a chain have a correlation below 0.2."""
     mcmc = run(location, 300, 10, points(), num_leapfrog_steps=6)

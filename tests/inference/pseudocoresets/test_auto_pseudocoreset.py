@@ -253,6 +253,35 @@ def test_draws_follow_the_coreset() -> None:
     assert len(kernels) == 2
 
 
+def test_guides_of_one_shape_keep_their_parameters() -> None:
+    """Calls leave the parameter store alone, where another guide's parameters have those names."""
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+    pyro.clear_param_store()
+    x = torch.linspace(1.0, 2.0, 500)
+    options: dict[str, Any] = {"size": 5, "weights": "scaled", "seed": 0}
+    guides = [
+        AutoPseudocoreset(model, x, slope * x, num_samples=20, warmup_steps=20, **options)
+        for slope in (1.0, -1.0)
+    ]
+    before = [guide.pseudodata for guide in guides]
+    for _ in range(2):
+        slopes = [Predictive(model, guide=g, num_samples=20)(x)["slope"].mean() for g in guides]
+        assert [round(float(slope)) for slope in slopes] == [1, -1]
+        for guide, rows in zip(guides, before, strict=True):
+            torch.testing.assert_close(guide.pseudodata, rows)
+    assert len(pyro.get_param_store()) == 0
+    loss = ForwardKL()
+    SVI(model, guides[0], pyro.optim.Adam({"lr": 1e-3}), loss=loss).step(x, x)
+    assert float(guides[1]()["slope"]) < 0
+    torch.testing.assert_close(guides[1].pseudodata, before[1])
+    pyro.clear_param_store()
+
+
 def test_latent_sites_in_a_plate() -> None:
     def model(x: Tensor, y: Tensor | None = None) -> Tensor:
         with pyro.plate("features", x.shape[-1]):
@@ -305,6 +334,22 @@ def test_steps_are_those_of_fit() -> None:
     guides[1].fit(ForwardKL(), 4, optimizer=optimizer, progress=False)
     assert guides[0].losses == guides[1].losses
     torch.testing.assert_close(guides[0].pseudodata, guides[1].pseudodata)
+
+
+def test_bound_methods_are_models() -> None:
+    class Regression:
+        def model(self, x: Tensor, y: Tensor) -> None:
+            logistic(x, y)
+
+    x, y = labelled()
+    regression = Regression()
+    guide = AutoPseudocoreset(regression.model, x, y, size=5, seed=0)
+    pyro.clear_param_store()
+    svi = SVI(regression.model, guide, pyro.optim.Adam({"lr": 0.01}), loss=ForwardKL())
+    assert svi.step(x, y) > 0
+    pyro.clear_param_store()
+    with pytest.raises(ValueError, match="model must be that of the guide"):
+        ForwardKL().loss(Regression().model, guide)
 
 
 def test_interruption_keeps_what_is_reached() -> None:

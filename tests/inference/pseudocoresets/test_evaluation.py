@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
 from pyro_ext.diagnostics import metrics
@@ -180,6 +181,77 @@ def test_the_site_that_counts() -> None:
     for site in (None, "weight"):
         with pytest.raises(ValueError, match="site must be one of the observed sites"):
             evaluate_draws(two_sites, draws(), x, y, site=site)
+
+
+def test_counts_of_differing_totals() -> None:
+    def model(x: Tensor, total: Tensor, y: Tensor) -> None:
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(3), 2.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Binomial(total, logits=x @ weight), obs=y)
+
+    x, y = labelled(20)
+    total = 1.0 + torch.arange(20) % 3
+    scores = evaluate_draws(model, draws(), x, total, y, reference=draws())
+    logits = x @ draws()["weight"].mT
+    densities = dist.Binomial(total[:, None], logits=logits).log_prob(y[:, None]).exp()
+    assert scores.nll == pytest.approx(-float(densities.mean(1).log().mean()), rel=1e-10)
+    assert scores.accuracy is None and scores.agreement is None
+    assert scores.mean_differences is not None
+
+
+@pytest.mark.parametrize("kind", ["event", "plate", "one-hot"])
+def test_several_numbers_a_point(kind: str) -> None:
+    """Observations that are no class for each point have a density all the same."""
+
+    def model(x: Tensor, y: Tensor) -> None:
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(3, 2), 2.0).to_event(2))
+        logits = x @ weight
+        if kind == "plate":
+            with pyro.plate("data", len(x), dim=-2), pyro.plate("labels", 2, dim=-1):
+                pyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
+        else:
+            law = dist.Bernoulli(logits=logits).to_event(1)
+            with pyro.plate("data", len(x)):
+                pyro.sample(
+                    "y", dist.OneHotCategorical(logits=logits) if kind == "one-hot" else law, obs=y
+                )
+
+    x, y = labelled(20)
+    y = torch.stack([y, 1 - y], -1)
+    weight = torch.randn(5, 3, 2, generator=torch.Generator().manual_seed(0))
+    logits = torch.einsum("nd,sdk->snk", x, weight)
+    logs = -torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, y.expand_as(logits), reduction="none"
+    )
+    if kind == "event":
+        logs = logs.sum(-1)
+    elif kind == "one-hot":
+        logs = (logits.log_softmax(-1) * y).sum(-1)
+    scores = evaluate_draws(model, {"weight": weight}, x, y)
+    assert scores.nll == pytest.approx(-float(logs.exp().mean(0).log().mean()), rel=1e-10)
+    assert scores.accuracy is None
+    with pytest.raises(ValueError, match="must be a class for each point"):
+        predictive_probabilities(model, {"weight": weight}, x, y)
+
+
+def test_a_reparametrized_model() -> None:
+    """The site that a reparameterization makes a function of others is no observation."""
+
+    def plain(x: Tensor, y: Tensor) -> None:
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(3), scale).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Bernoulli(logits=x @ weight), obs=y)
+
+    model = pyro.poutine.reparam(plain, config={"weight": LocScaleReparam(0.0)})
+    x, y = labelled(20)
+    scale = torch.linspace(0.5, 2.0, 7)
+    samples = {"scale": scale, "weight_decentered": draws()["weight"] / scale[:, None]}
+    found, expected = (
+        evaluate_draws(m, s, x, y) for m, s in ((model, samples), (logistic, draws()))
+    )
+    assert found.nll == pytest.approx(expected.nll, rel=1e-10)
+    assert found.accuracy == expected.accuracy
 
 
 def test_errors() -> None:

@@ -216,7 +216,7 @@ def test_observations_are_checked() -> None:
 
     with pytest.raises(ValueError, match="args must hold a tensor with a row for each of the 50"):
         collect(closed)
-    with pytest.raises(ValueError, match="plate 'data', but 'total' stands outside"):
+    with pytest.raises(ValueError, match=r"in the plate 'data',.*\['total'\] do not"):
         collect(two, x[:, 0], plate="data")
 
 

@@ -283,13 +283,15 @@ def test_gradients_of_architectures_add_up(kind: str, monkeypatch: pytest.Monkey
     assert len(losses) == 2
 
 
-def test_other_model_sees_the_coreset_as_it_is() -> None:
-    """Kernels run on what a guide holds, so that of the other model must hold the same rows."""
+def wide(x: Tensor, y: Tensor) -> None:
+    """Another model of the arguments of the linear one."""
+    with pyro.poutine.scale(scale=0.5):
+        linear(x, y)
 
-    def wide(x: Tensor, y: Tensor) -> None:
-        with pyro.poutine.scale(scale=0.5):
-            linear(x, y)
 
+@pytest.mark.parametrize("model", [None, wide])
+def test_kernels_run_on_the_coreset_that_is_given(model: Any) -> None:
+    """It may be another one than that which the guide holds."""
     guide = linear_guide(weights="learned")
     seen: list[tuple[Tensor, Tensor]] = []
 
@@ -300,7 +302,7 @@ def test_other_model_sees_the_coreset_as_it_is() -> None:
 
     draws = {"weight": torch.randn(5, 3, generator=torch.Generator().manual_seed(0))}
     posteriors = MCMCSurrogate(kernel, 5, warmup_steps=1, data_samples=draws)
-    loss = FunctionSpaceKL(FunctionSpaceSurrogate(posteriors, model=wide))
+    loss = FunctionSpaceKL(FunctionSpaceSurrogate(posteriors, model=model))
     rows = guide.pseudodata[0] + 1.0
     weights = 2.0 * guide.weights
     loss.surrogate.compare(loss, guide, Coreset((rows, guide.pseudodata[1]), weights))
@@ -398,6 +400,34 @@ def test_labels_are_learned(model: Any) -> None:
     guide.fit(loss, 3, seed=0, progress=False)
     for row, moved in zip(before, guide.pseudodata, strict=True):
         assert row.shape == moved.shape and not torch.equal(row, moved)
+
+
+def test_labels_of_few_data_are_learned_by_another_model() -> None:
+    """The twelve rows of six labels that are learned are more than the ten of the data."""
+    x, y = labelled(10)
+
+    def narrow(x: Tensor, y: Tensor) -> None:
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(3), 0.5).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Bernoulli(logits=x @ weight), obs=y)
+
+    guide = AutoPseudocoreset(logistic, x, y, size=6, learnable=["x", "y"], seed=0)
+    loss = FunctionSpaceKL(FunctionSpaceSurrogate(GaussianSurrogate(), model=narrow))
+    assert len(guide.fit(loss, 2, seed=0, progress=False).losses) == 2
+
+
+def test_bound_methods_are_models() -> None:
+    class Regression:
+        def model(self, x: Tensor, y: Tensor) -> None:
+            linear(x, y)
+
+    regression, other = Regression(), Regression()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 3, generator=generator)
+    guide = AutoPseudocoreset(regression.model, x, x.sum(-1), size=4, seed=0)
+    for model, is_other in ((regression.model, False), (other.model, True)):
+        surrogate = FunctionSpaceSurrogate(GaussianSurrogate(), model=model)
+        assert (surrogate._parts(guide)[0] is not guide) == is_other
 
 
 def test_svi() -> None:
