@@ -37,7 +37,7 @@ class BestFit(ABC):
         """Best fit to each population, by name of the parameters.
 
         :param population: a weighted sample, a law of numbers with ``icdf``, or the law of vectors
-            of a :class:`~pyro_ext.inference.martingale.CopulaDensity`.
+            of a :class:`~pyro_ext.inference.CopulaDensity`.
         :returns: **Shape:** ``(num_draws, *event)`` each; NaN where a search meets no finite loss.
             There is a warning where searches have not converged.
         :raises TypeError: for a population of another kind.
