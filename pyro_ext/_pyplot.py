@@ -2,6 +2,8 @@
 
 from types import ModuleType
 
+from pyro_ext._optional import optional_module
+
 __all__ = ["load_pyplot"]
 
 
@@ -11,10 +13,4 @@ def load_pyplot(function: str) -> ModuleType:
     :param str function: name of the function that needs it.
     :raises ImportError: without matplotlib; names the extra.
     """
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError(
-            f"{function} needs matplotlib; install it with: pip install 'pyro-ext[plots]'"
-        ) from error
-    return pyplot
+    return optional_module("matplotlib.pyplot", function, "matplotlib", "plots")

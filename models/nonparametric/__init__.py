@@ -1,6 +1,9 @@
 """Models with any number of clusters, mixtures and sizes of clusters alone; and of graphs."""
 
-from pyro_ext.models.nonparametric.frequency_metropolis import metropolis_within_gibbs
+from pyro_ext.models.nonparametric.frequency_metropolis import (
+    initial_parameters,
+    metropolis_within_gibbs,
+)
 from pyro_ext.models.nonparametric.frequency_model import FrequencyModel
 from pyro_ext.models.nonparametric.frequency_priors import (
     beta_prime_prior,
@@ -10,6 +13,7 @@ from pyro_ext.models.nonparametric.frequency_priors import (
     pitman_yor_prior,
 )
 from pyro_ext.models.nonparametric.graph_communities import spectral_memberships
+from pyro_ext.models.nonparametric.graph_cross_validation import cross_validate_truncation
 from pyro_ext.models.nonparametric.graph_guide import GraphGuide
 from pyro_ext.models.nonparametric.graph_model import (
     GraphModel,
@@ -44,12 +48,14 @@ __all__ = [
     "UnseenPairs",
     "beta_prime_prior",
     "bfry_weights",
+    "cross_validate_truncation",
     "degree_odds",
     "erdos_renyi_odds",
     "gamma_weights",
     "generalized_bfry_prior",
     "generalized_gamma_prior",
     "graph_log_likelihood",
+    "initial_parameters",
     "log_link_probabilities",
     "metropolis_within_gibbs",
     "pareto_mixture_prior",

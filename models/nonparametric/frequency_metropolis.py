@@ -1,4 +1,4 @@
-r"""Metropolis within Gibbs for sizes of clusters.
+r"""Metropolis within Gibbs for sizes of clusters, and where it starts.
 
 [1] F. Ayed, J. Lee, F. Caron (2019), Beyond the Chinese restaurant and Pitman-Yor processes:
 statistical models with double power-law behavior.
@@ -7,15 +7,31 @@ statistical models with double power-law behavior.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from pyro.infer import HMC
+from torch import Tensor
 
-from pyro_ext._checks import check_number
+from pyro_ext._checks import check_integer, check_number
 from pyro_ext.inference.composite import Gibbs
 from pyro_ext.inference.random_walk import RandomWalk
+from pyro_ext.models.nonparametric.frequency_model import FrequencyModel
+from pyro_ext.random import seeded
+from pyro_ext.random_measures import (
+    BetaPrimeProcess,
+    CompletelyRandomMeasure,
+    GeneralizedBFRYProcess,
+    NormalizedRandomMeasure,
+    rank_sizes,
+)
 
-__all__ = ["metropolis_within_gibbs"]
+__all__ = ["initial_parameters", "metropolis_within_gibbs"]
 
 _TILTS = "cluster_tilts"
+_FIRST_RANK, _LAST_RANK = 100, 200
+_LEAST_DISCOUNT, _LEAST_EXCESS = 0.01, 0.1
+_MASS = 1_000.0
+_PARETO_SCALE = 10.0
+_LOG_TILTS = (-60.0, 60.0)
 
 
 def metropolis_within_gibbs(
@@ -46,15 +62,15 @@ def metropolis_within_gibbs(
 
         >>> from pyro_ext.inference import MCMC
         >>> from pyro_ext.models.nonparametric import FrequencyModel, beta_prime_prior
-        >>> model = FrequencyModel(beta_prime_prior()).with_cluster_tilts
-        >>> names = ["mass", "discount", "excess", "tilt", "cluster_tilts"]
-        >>> start = {name: torch.full((1,), 0.5) for name in names[:4]}
-        >>> start["cluster_tilts"] = torch.full((1, 5), 0.5)
-        >>> kernel = metropolis_within_gibbs(model, names, scale=0.3)
+        >>> model = FrequencyModel(beta_prime_prior())
+        >>> table = torch.tensor([[1, 3], [2, 1], [9, 1]])
+        >>> start = initial_parameters(model, table, seed=0)
+        >>> kernel = metropolis_within_gibbs(model.with_cluster_tilts, list(start), scale=0.3)
         >>> mcmc = MCMC(kernel, 4, initial_params=start, progress=False, seed=0)
-        >>> mcmc.run(torch.tensor([[1, 3], [2, 1], [9, 1]])).get_samples()["excess"].shape
+        >>> mcmc.run(table).get_samples()["excess"].shape
         torch.Size([4])
     """
+    check_integer("num_steps", num_steps, 1)
     check_number("step_size", step_size, above=0)
     blocks: list[tuple[Any, Sequence[str]]] = []
     if _TILTS in sites:
@@ -68,3 +84,94 @@ def metropolis_within_gibbs(
         blocks.append((hmc, [_TILTS]))
     walks = [name for name in sites if name != _TILTS]
     return Gibbs([*blocks, (RandomWalk(scale), walks)], model=model)
+
+
+def initial_parameters(
+    model: FrequencyModel,
+    table: Tensor,
+    *,
+    cluster_tilts: bool = True,
+    num_chains: int = 1,
+    seed: int | None = None,
+) -> dict[str, Tensor]:
+    r"""Where chains start in [1], by simple estimates of both indices.
+
+    The discount :math:`\sigma` is the share of clusters of size one. The index at infinity
+    :math:`\tau = \sigma + \text{excess}` is minus the inverse slope of the least-squares line of
+    log sizes over log ranks, over the ranks 100 to 200, or the first half of the ranks where there
+    are fewer clusters. Masses and concentrations are drawn around 1,000, tilts of clusters from
+    transformed standard normal variables. Where [1] draws the auxiliary variable given a simulated
+    total mass, here it is where as many clusters are expected as there are.
+
+    :param FrequencyModel model: with a prior of this package.
+    :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
+    :param bool cluster_tilts: whether to start tilts of clusters, for ``with_cluster_tilts``, where
+        the measure has them.
+    :param int num_chains: how many chains.
+    :param int seed: of the draws; by default PyTorch's generator goes on.
+    :returns: values by name of the site. **Shape:** ``(num_chains,)``, and of the tilts of clusters
+        ``(num_chains, num_clusters)``.
+    :raises ValueError: for a prior with other sites.
+
+    Example::
+
+        >>> from pyro_ext.models.nonparametric import generalized_bfry_prior
+        >>> table = torch.tensor([[1, 60], [2, 25], [5, 10], [40, 5]])
+        >>> start = initial_parameters(FrequencyModel(generalized_bfry_prior()), table, seed=0)
+        >>> start["discount"], start["cluster_tilts"].shape
+        (tensor([0.6000]), torch.Size([1, 100]))
+    """
+    check_integer("num_chains", num_chains, 1)
+    number = int(table[:, 1].sum())
+    share = float(table[table[:, 0] == 1, 1].sum()) / number
+    discount = min(max(share, _LEAST_DISCOUNT), 1.0 - _LEAST_DISCOUNT)
+    excess = max(_index_at_infinity(table) - discount, _LEAST_EXCESS)
+    with seeded(seed):
+        mass = torch.distributions.Gamma(torch.tensor(_MASS), 1.0).sample((num_chains,))
+        normal = torch.randn(num_chains, number)
+        names = model._sites()
+    known = {
+        "mass": mass,
+        "concentration": mass,
+        "pareto_mass": mass,
+        "discount": torch.full_like(mass, discount),
+        "excess": torch.full_like(mass, excess),
+        "pareto_scale": torch.full_like(mass, _PARETO_SCALE),
+    }
+    if other := set(names) - set(known):
+        raise ValueError(
+            f"model must have sites among {sorted(known)} for its prior, got {sorted(other)}"
+        )
+    start = {name: known[name] for name in names}
+    rows = [{name: value[row] for name, value in start.items()} for row in range(num_chains)]
+    laws = [model.law(row) for row in rows]
+    measures = [law.measure for law in laws if isinstance(law, NormalizedRandomMeasure)]
+    if measures:
+        start["tilt"] = torch.stack([_tilt_of(measure, number) for measure in measures]).to(mass)
+    if cluster_tilts and measures and isinstance(measures[0], BetaPrimeProcess):
+        start[_TILTS] = normal.exp()
+    elif cluster_tilts and measures and isinstance(measures[0], GeneralizedBFRYProcess):
+        start[_TILTS] = normal.sigmoid()
+    return start
+
+
+def _index_at_infinity(table: Tensor) -> float:
+    """Minus the inverse slope of log sizes over log ranks, in the middle of the largest ones."""
+    number = int(table[:, 1].sum())
+    last = min(_LAST_RANK, max(number // 2, 2))
+    first = min(_FIRST_RANK, last - 1) if last == _LAST_RANK else 1
+    ranks = torch.arange(first, last + 1)
+    places, values = ranks.double().log(), rank_sizes(table, ranks).double().clamp(min=1.0).log()
+    places = places - places.mean()
+    slope = float((places * values).sum() / places.square().sum())
+    return -1.0 / min(slope, -1e-3)
+
+
+def _tilt_of(measure: CompletelyRandomMeasure, number: int) -> Tensor:
+    """Tilt at which the Laplace exponent, the mean number of clusters, is a number."""
+    low, high = (torch.tensor(end, dtype=torch.float64) for end in _LOG_TILTS)
+    for _ in range(40):
+        middle = (low + high) / 2.0
+        is_below = bool(measure.laplace_exponent(middle.exp()) < number)
+        low, high = (middle, high) if is_below else (low, middle)
+    return middle.exp()

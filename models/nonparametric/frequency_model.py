@@ -11,12 +11,12 @@ import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
-from pyro.util import get_rng_state, set_rng_seed, set_rng_state
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._checks import check_integer
 from pyro_ext.models.nonparametric._predictive import Law, check_law
+from pyro_ext.random import seeded
 from pyro_ext.random_measures import (
     FrequencyCounts,
     PitmanYor,
@@ -96,10 +96,11 @@ class FrequencyModel:
         """
         law, (sizes, numbers) = self._own_law(), _check_table(table).unbind(-1)
         if isinstance(law, PitmanYor):
-            log_density = law.log_eppf(sizes, numbers)
+            wide = PitmanYor(law.discount.double(), law.concentration.double())
+            log_density = wide.log_eppf(sizes, numbers)
         else:
-            log_density = law.log_joint(sizes, _tilt(), numbers)
-        pyro.factor(_SITE, log_density + log_num_partitions(table).to(log_density.dtype))
+            log_density = law.log_joint(sizes, _tilt().double(), numbers)
+        _count(table, log_density, law)
 
     def with_cluster_tilts(self, table: Tensor) -> None:
         r"""Run the model on data, with ``"tilt"`` and the tilts of all clusters as sites [1].
@@ -113,12 +114,12 @@ class FrequencyModel:
         """
         own = self._own_law()
         measure: Any = getattr(own, "measure", own)
-        law, tilt = cluster_tilt_law(measure), _tilt()
+        law, tilt = cluster_tilt_law(measure), _tilt().double()
         sizes = _check_table(table)[:, 0].repeat_interleave(table[:, 1])
         with pyro.plate("clusters", len(sizes)):
             cluster_tilts = pyro.sample("cluster_tilts", law)
         log_density = log_joint_given_cluster_tilts(measure, sizes, tilt, cluster_tilts)
-        pyro.factor(_SITE, log_density + log_num_partitions(table).to(log_density.dtype))
+        _count(table, log_density, own)
 
     def law(self, values: Mapping[str, Tensor] | None = None) -> Law:
         """Law of a partition, at given hyperparameters or at draws of them.
@@ -153,7 +154,7 @@ class FrequencyModel:
         :param int num_replicates: new partitions for each draw; more of one draw take little time.
         :param int seed: of the draws; by default PyTorch's generator goes on.
         :returns: ``num_draws * num_replicates`` tables, those of a draw together.
-        :raises ValueError: where a site is missing.
+        :raises ValueError: where a site is missing, or not of that shape.
 
         Example::
 
@@ -167,21 +168,14 @@ class FrequencyModel:
         if missing := set(names) - set(samples):
             raise ValueError(f"samples lacks the sites {sorted(missing)}, got {sorted(samples)}")
         check_integer("num_replicates", num_replicates, 1)
-        (num_draws,) = {len(samples[name]) for name in names} or {1}
-        state = get_rng_state()
-        try:
-            if seed is not None:
-                set_rng_seed(seed)
-            tables: list[Tensor] = []
+        num_draws = _num_draws({name: samples[name] for name in names})
+        tables: list[Tensor] = []
+        with seeded(seed):
             for draw in range(num_draws):
                 law = self.law({name: samples[name][draw] for name in names})
-                counts = FrequencyCounts(law, num_samples)
-                drawn = counts.sample((num_replicates,))
+                drawn = FrequencyCounts(law, num_samples).sample((num_replicates,))
                 tables += [table[table[:, 1] > 0] for table in drawn]
-            return tables
-        finally:
-            if seed is not None:
-                set_rng_state(state)
+        return tables
 
     def _sites(self) -> list[str]:
         """Names of the hyperparameters."""
@@ -203,6 +197,29 @@ def _check_table(table: Tensor) -> Tensor:
             f"{tuple(table.shape)}"
         )
     return table
+
+
+def _num_draws(samples: Mapping[str, Tensor]) -> int:
+    """Number of draws of all sites, one where there is no site."""
+    number = None
+    for name, value in samples.items():
+        number = len(value) if number is None and value.dim() == 1 else number
+        if value.dim() != 1 or len(value) != number:
+            wanted = "(num_draws,)" if number is None else f"({number},)"
+            raise ValueError(
+                f"samples[{name!r}] must have the shape {wanted}, without an axis of chains and as "
+                f"long as others, got {tuple(value.shape)}"
+            )
+    return 1 if number is None else number
+
+
+def _count(table: Tensor, log_density: Tensor, law: Law) -> None:
+    """Add the log density of a table, given in float64 that of one of its partitions.
+
+    Both terms are in the millions, and nearly cancel.
+    """
+    total = log_density + log_num_partitions(table)
+    pyro.factor(_SITE, total.to(law.index_at_zero.dtype))
 
 
 def _tilt() -> Tensor:

@@ -10,6 +10,7 @@ statistical models with double power-law behavior.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -56,12 +57,7 @@ def generalized_bfry_prior(
         >>> prior().index_at_zero < 1.0
         tensor(True)
     """
-
-    def prior() -> NormalizedRandomMeasure:
-        own_mass, sigma, tail_index = _two_indices(mass, discount, excess)
-        return GeneralizedBFRYProcess(own_mass, sigma, tail_index).normalize()
-
-    return prior
+    return partial(_two_laws, GeneralizedBFRYProcess, mass, discount, excess)
 
 
 def beta_prime_prior(
@@ -81,12 +77,7 @@ def beta_prime_prior(
         >>> beta_prime_prior()().log_eppf([1])
         tensor(0.)
     """
-
-    def prior() -> NormalizedRandomMeasure:
-        own_mass, sigma, tail_index = _two_indices(mass, discount, excess)
-        return BetaPrimeProcess(own_mass, sigma, tail_index).normalize()
-
-    return prior
+    return partial(_two_laws, BetaPrimeProcess, mass, discount, excess)
 
 
 def pareto_mixture_prior(
@@ -112,15 +103,7 @@ def pareto_mixture_prior(
         >>> pareto_mixture_prior()().log_eppf([1])
         tensor(0.)
     """
-
-    def prior() -> NormalizedRandomMeasure:
-        own_mass, sigma, tail_index = _two_indices(mass, discount, excess)
-        beta = pyro.sample("pareto_mass", pareto_mass or _mass())
-        scale = pyro.sample("pareto_scale", pareto_scale or dist.LogNormal(0.0, 1.0))
-        measure = ParetoMixtureProcess(own_mass, sigma, 1.0, beta, scale, tail_index)
-        return measure.normalize()
-
-    return prior
+    return partial(_pareto_mixture, mass, discount, excess, pareto_mass, pareto_scale)
 
 
 def generalized_gamma_prior(
@@ -137,13 +120,7 @@ def generalized_gamma_prior(
         >>> generalized_gamma_prior()().log_eppf([1])
         tensor(0.)
     """
-
-    def prior() -> NormalizedRandomMeasure:
-        own_mass = pyro.sample("mass", mass or _mass())
-        sigma = pyro.sample("discount", discount or dist.Beta(1.0, 1.0))
-        return GeneralizedGammaProcess(own_mass, sigma, 1.0).normalize()
-
-    return prior
+    return partial(_generalized_gamma, mass, discount)
 
 
 def pitman_yor_prior(
@@ -160,13 +137,48 @@ def pitman_yor_prior(
         >>> pitman_yor_prior()().log_eppf([1])
         tensor(0.)
     """
+    return partial(_pitman_yor, concentration, discount)
 
-    def prior() -> PitmanYor:
-        theta = pyro.sample("concentration", concentration or _mass())
-        sigma = pyro.sample("discount", discount or dist.Beta(1.0, 1.0))
-        return PitmanYor(sigma, theta)
 
-    return prior
+# What priors call is a function of the module each, so that models can be sent to other processes.
+
+
+def _two_laws(
+    kind: type[GeneralizedBFRYProcess | BetaPrimeProcess],
+    mass: TorchDistribution | None,
+    discount: TorchDistribution | None,
+    excess: TorchDistribution | None,
+) -> NormalizedRandomMeasure:
+    return kind(*_two_indices(mass, discount, excess)).normalize()
+
+
+def _pareto_mixture(
+    mass: TorchDistribution | None,
+    discount: TorchDistribution | None,
+    excess: TorchDistribution | None,
+    pareto_mass: TorchDistribution | None,
+    pareto_scale: TorchDistribution | None,
+) -> NormalizedRandomMeasure:
+    own_mass, sigma, tail_index = _two_indices(mass, discount, excess)
+    beta = pyro.sample("pareto_mass", pareto_mass or _mass())
+    scale = pyro.sample("pareto_scale", pareto_scale or dist.LogNormal(0.0, 1.0))
+    return ParetoMixtureProcess(own_mass, sigma, 1.0, beta, scale, tail_index).normalize()
+
+
+def _generalized_gamma(
+    mass: TorchDistribution | None, discount: TorchDistribution | None
+) -> NormalizedRandomMeasure:
+    own_mass = pyro.sample("mass", mass or _mass())
+    sigma = pyro.sample("discount", discount or dist.Beta(1.0, 1.0))
+    return GeneralizedGammaProcess(own_mass, sigma, 1.0).normalize()
+
+
+def _pitman_yor(
+    concentration: TorchDistribution | None, discount: TorchDistribution | None
+) -> PitmanYor:
+    theta = pyro.sample("concentration", concentration or _mass())
+    sigma = pyro.sample("discount", discount or dist.Beta(1.0, 1.0))
+    return PitmanYor(sigma, theta)
 
 
 def _two_indices(

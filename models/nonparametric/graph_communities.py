@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
+from pyro_ext._optional import optional_module
 from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph
 
 __all__ = ["spectral_memberships"]
@@ -28,6 +29,7 @@ def spectral_memberships(
     :param int seed: of the start of eigenvectors and clusters.
     :returns: **Shape:** ``(num_nodes, num_communities)``.
     :raises ValueError: for numbers out of range.
+    :raises ImportError: without scikit-learn; names the extra.
 
     Example::
 
@@ -40,8 +42,8 @@ def spectral_memberships(
     import numpy as np
     from scipy.sparse import coo_array
     from scipy.sparse.linalg import eigsh
-    from sklearn.cluster import KMeans
 
+    cluster = optional_module("sklearn.cluster", "spectral_memberships", "scikit-learn", "data")
     check_integer("num_communities", num_communities, 2)
     if num_communities >= graph.num_nodes:
         raise ValueError(
@@ -58,7 +60,7 @@ def spectral_memberships(
     start = np.random.RandomState(seed).standard_normal(graph.num_nodes)
     _, vectors = eigsh((half + half.T).tocsr(), k=num_communities, which="LA", v0=start)
     rows = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    labels = KMeans(num_communities, n_init=10, random_state=seed).fit(rows).labels_
+    labels = cluster.KMeans(num_communities, n_init=10, random_state=seed).fit(rows).labels_
     rest = (1.0 - share) / (num_communities - 1)
     memberships = torch.full(shape[:1] + (num_communities,), rest)
     memberships[torch.arange(graph.num_nodes), torch.from_numpy(labels).long()] = share

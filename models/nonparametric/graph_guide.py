@@ -22,10 +22,10 @@ from tqdm.auto import tqdm
 
 from pyro_ext._checks import check_integer, check_number
 from pyro_ext.distributions import RectifiedGamma
-from pyro_ext.models.nonparametric.graph_model import GraphModel, MixedMembership
+from pyro_ext.models.nonparametric.graph_model import GraphModel, MixedMembership, check_num_nodes
 from pyro_ext.models.nonparametric.graph_odds import EdgeOdds
-from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph
-from pyro_ext.random import seeded
+from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph, on_device_of
+from pyro_ext.random import fresh_seed, seeded
 
 __all__ = ["GraphGuide"]
 
@@ -42,6 +42,9 @@ class GraphGuide(PyroModule):
     Hyperparameters are points, as in [1], or what another guide makes of them. Memberships are
     Dirichlet, which are normalized gamma variables, and rates of communities are gamma variables.
 
+    It draws once at a time: :class:`~pyro.infer.Trace_ELBO` takes several particles, but not with
+    ``vectorize_particles``.
+
     The guide starts at the degrees :math:`D_i`, at weights
     :math:`\text{Gamma}(D_i + \tfrac12, 1)`, near which the posterior is where edges are rare.
 
@@ -54,7 +57,7 @@ class GraphGuide(PyroModule):
         **Shape:** ``(num_nodes, num_communities)``.
     :param int seed: of that start and of the draws of :meth:`fit`.
     :raises TypeError: where model or graph are something else.
-    :raises ValueError: for memberships that do not fit.
+    :raises ValueError: for memberships that do not fit, and a model for graphs of another size.
 
     Example::
 
@@ -78,9 +81,11 @@ class GraphGuide(PyroModule):
         for argument, value, kind in (("model", model, GraphModel), ("graph", graph, SimpleGraph)):
             if not isinstance(value, kind):
                 raise TypeError(f"{argument} must be a {kind.__name__}, got {value!r:.80}")
-        with _local_parameters(), seeded(seed):
+        check_num_nodes(model.prior, graph)
+        with _local_parameters(), seeded(seed), on_device_of(graph):
             super().__init__(name=type(self).__name__)
             self.model, self.graph, self.seed = model, graph, seed
+            self._next_seed = seed
             self.losses: list[float] = []
             make = hyperparameters or (lambda prior: AutoDelta(prior, init_loc_fn=init_to_median))
             self.hyperparameters = make(model.prior)
@@ -109,8 +114,10 @@ class GraphGuide(PyroModule):
         :param args: arguments of the model, which nothing depends on.
         :param kwargs: keyword arguments of the model.
         :returns: values by name.
+        :raises ValueError: under vectorized particles.
         """
-        values: dict[str, Tensor] = dict(self.hyperparameters())
+        with on_device_of(self.graph):
+            values: dict[str, Tensor] = dict(self.hyperparameters())
         num_nodes, communities = self.graph.num_nodes, self.model.communities
         with pyro.plate("nodes", num_nodes):
             if self.high is None:
@@ -118,6 +125,12 @@ class GraphGuide(PyroModule):
             else:
                 law = _ScarceAtom(self.concentration, self.rate, self.high)
             values["weights"] = pyro.sample("weights", law)
+        if values["weights"].dim() > 1:
+            raise ValueError(
+                "a GraphGuide must run outside of other plates, and Trace_ELBO with "
+                "vectorize_particles=False, got weights of shape "
+                f"{tuple(values['weights'].shape)}"
+            )
         if communities is not None:
             with pyro.plate("members", num_nodes):
                 shares = dist.Dirichlet(self.membership)
@@ -138,7 +151,8 @@ class GraphGuide(PyroModule):
     ) -> "GraphGuide":
         """Maximize the evidence lower bound with Adam, at a rate that falls to its twentieth.
 
-        It goes on from where the guide is. Ctrl-C ends it and keeps what it has.
+        It goes on from where the guide is, with new random numbers. Ctrl-C ends it and keeps what
+        it has.
 
         :param int num_steps: number of steps.
         :param float learning_rate: of the first step.
@@ -153,7 +167,7 @@ class GraphGuide(PyroModule):
         check_integer("num_steps", num_steps, 1)
         check_number("learning_rate", learning_rate, above=0)
         arguments = {"num_edges": num_edges, "num_pairs": num_pairs}
-        with seeded(self.seed), _local_parameters():
+        with seeded(self._next_seed), _local_parameters():
             model: Any = self.model
             loss = Trace_ELBO()(model, self)
             loss(self.graph, num_edges=1, num_pairs=1)  # makes the parameters of the inner guide
@@ -175,6 +189,7 @@ class GraphGuide(PyroModule):
                         steps.set_postfix_str(f"{-self.losses[-1]:.1f}")
             except KeyboardInterrupt:
                 warnings.warn(f"stopped after {step} of {num_steps} steps", stacklevel=2)
+            self._next_seed = None if self.seed is None else fresh_seed(None)
         return self
 
     def sample(self, num_samples: int, *, seed: int | None = None) -> dict[str, Tensor]:

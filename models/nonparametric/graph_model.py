@@ -5,6 +5,7 @@ Bayesian inference on random simple graphs with power law degree distributions.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pyro
 import pyro.distributions as dist
@@ -15,9 +16,16 @@ from torch import Tensor
 from pyro_ext._checks import check_integer, check_number
 from pyro_ext.distributions import TruncatedBFRY
 from pyro_ext.models.nonparametric.graph_odds import EdgeOdds, estimate_non_edges, log_non_edges
-from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph
+from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph, on_device_of
 
-__all__ = ["GraphModel", "MixedMembership", "WeightPrior", "bfry_weights", "gamma_weights"]
+__all__ = [
+    "GraphModel",
+    "MixedMembership",
+    "WeightPrior",
+    "bfry_weights",
+    "check_num_nodes",
+    "gamma_weights",
+]
 
 WeightPrior = Callable[[], TorchDistributionMixin]
 
@@ -31,8 +39,9 @@ def bfry_weights(num_nodes: int, truncation: float = 1.0) -> WeightPrior:
     Weights are truncated BFRY variables. Numbers of nodes whose degree exceeds :math:`d` then fall
     as :math:`d^{-\alpha}`, for degrees well below :math:`C`.
 
-    :param int num_nodes: :math:`N`.
-    :param float truncation: :math:`\beta > 0`; with it the graph becomes denser.
+    :param int num_nodes: :math:`N`, the number of nodes of the graph.
+    :param float truncation: :math:`\beta > 0`; with it the graph becomes denser. See
+        :func:`cross_validate_truncation`.
     :returns: a Pyro model with the site ``"discount"``, which is :math:`\alpha`, uniform up to
         :math:`\min(1, 1 / \beta)`. It returns the law of a weight.
     :raises ValueError: for numbers out of range.
@@ -42,17 +51,9 @@ def bfry_weights(num_nodes: int, truncation: float = 1.0) -> WeightPrior:
         >>> bfry_weights(100)().high
         tensor(100.)
     """
-    num_nodes = check_integer("num_nodes", num_nodes, 2)
-    truncation = check_number("truncation", truncation, above=0)
-    largest = min(_MOST_DISCOUNT, 1.0 / truncation)
-
-    def prior() -> TorchDistributionMixin:
-        discount = pyro.sample(
-            "discount", dist.Uniform(torch.tensor(_LEAST_DISCOUNT), torch.tensor(largest))
-        )
-        return TruncatedBFRY(discount, float(num_nodes) ** truncation)
-
-    return prior
+    return _BFRYWeights(
+        check_integer("num_nodes", num_nodes, 2), check_number("truncation", truncation, above=0)
+    )
 
 
 def gamma_weights() -> WeightPrior:
@@ -66,12 +67,42 @@ def gamma_weights() -> WeightPrior:
         >>> gamma_weights()().rate
         tensor(1.)
     """
+    return _gamma_weights
 
-    def prior() -> TorchDistributionMixin:
-        concentration = pyro.sample("concentration", dist.LogNormal(torch.tensor(0.0), 2.0))
-        return dist.Gamma(concentration, torch.ones_like(concentration))
 
-    return prior
+@dataclass(frozen=True)
+class _BFRYWeights:
+    """Prior of :func:`bfry_weights`, which knows of how many nodes it is."""
+
+    num_nodes: int
+    truncation: float
+
+    def __call__(self) -> TorchDistributionMixin:
+        largest = min(_MOST_DISCOUNT, 1.0 / self.truncation)
+        discount = pyro.sample(
+            "discount", dist.Uniform(torch.tensor(_LEAST_DISCOUNT), torch.tensor(largest))
+        )
+        return TruncatedBFRY(discount, float(self.num_nodes) ** self.truncation)
+
+
+def _gamma_weights() -> TorchDistributionMixin:
+    concentration = pyro.sample("concentration", dist.LogNormal(torch.tensor(0.0), 2.0))
+    return dist.Gamma(concentration, torch.ones_like(concentration))
+
+
+def check_num_nodes(prior: WeightPrior, graph: SimpleGraph) -> None:
+    """Check that a prior of weights is for graphs of that size.
+
+    :param prior: a Pyro model; those of :func:`bfry_weights` know their number of nodes.
+    :param SimpleGraph graph: the graph.
+    :raises ValueError: where the number is another.
+    """
+    number = getattr(prior, "num_nodes", graph.num_nodes)
+    if number != graph.num_nodes:
+        raise ValueError(
+            f"the prior of weights must be for graphs of {graph.num_nodes} nodes, as the graph is, "
+            f"got num_nodes={number}"
+        )
 
 
 class MixedMembership:
@@ -137,7 +168,10 @@ class GraphModel:
     It is a Pyro model of a graph, with the site ``"weights"`` beside those of the prior. Over all
     pairs it takes time that is quadratic in the number of nodes, and linear memory. With
     ``num_pairs`` the pairs are a random sample and with ``num_edges`` the edges are, and the log
-    density is an estimate without bias.
+    density is an estimate without bias. ``num_pairs`` is for SVI, as in :meth:`GraphGuide.fit`: the
+    pairs come from PyTorch's generator within the model, which a
+    :class:`~pyro_ext.potential.Potential` refuses. Samplers that follow gradients take all pairs,
+    with minibatches of the edges or without.
 
     :param prior: a Pyro model of no arguments that returns the law of a weight.
     :param MixedMembership communities: prior of communities; by default there are none.
@@ -167,10 +201,11 @@ class GraphModel:
         :param SimpleGraph graph: the graph.
         :param int num_edges: how many of its edges are looked at; by default all.
         :param int num_pairs: how many random pairs stand for all pairs; by default all pairs are
-            looked at.
+            looked at. For SVI only.
         :returns: the odds of edges.
-        :raises ValueError: for numbers out of range.
+        :raises ValueError: for numbers out of range, and a prior for graphs of another size.
         """
+        check_num_nodes(self.prior, graph)
         if num_edges is not None:
             check_integer("num_edges", num_edges, 1)
             if num_edges > max(graph.num_edges, 1):
@@ -180,7 +215,8 @@ class GraphModel:
                 )
         if num_pairs is not None:
             check_integer("num_pairs", num_pairs, 1)
-        odds = self.odds(graph.num_nodes)
+        with on_device_of(graph):
+            odds = self.odds(graph.num_nodes)
         if graph.num_edges:
             with pyro.plate("edges", graph.num_edges, subsample_size=num_edges) as index:
                 pyro.factor("links", odds.log(*graph.edges[index].T))

@@ -1,16 +1,17 @@
 """Simple graphs of which some pairs of nodes are not observed, and random pairs of their nodes."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
-from pyro_ext.random import chain_keys, fresh_seed, philox
+from pyro_ext.random import chain_keys, philox
 
-__all__ = ["HeldOutPairs", "PairSample", "SimpleGraph", "UnseenPairs", "draw_nodes"]
+__all__ = ["HeldOutPairs", "PairSample", "SimpleGraph", "UnseenPairs", "draw_nodes", "on_device_of"]
 
 _WORDS = 2**32
 _LARGEST_BLOCK = 2**18
@@ -25,7 +26,8 @@ class HeldOutPairs:
 
     :param float fraction: the probability of each pair, in [0, 1).
     :param int seed: says which pairs.
-    :raises ValueError: for numbers out of range.
+    :param HeldOutPairs others: another such set, whose pairs are held out as well.
+    :raises ValueError: for numbers out of range, and the seed of another set.
 
     Example::
 
@@ -37,11 +39,22 @@ class HeldOutPairs:
 
     fraction: float
     seed: int
+    others: "HeldOutPairs | None" = None
 
     def __post_init__(self) -> None:
         """Check the arguments."""
         check_number("fraction", self.fraction, least=0, below=1)
         check_integer("seed", self.seed, 0)
+        if self.seed in self._other_seeds():
+            raise ValueError(
+                f"seed must differ from those of pairs that are held out already, got {self.seed}"
+            )
+
+    @property
+    def share(self) -> float:
+        """The probability that a pair is held out, by this set or by others."""
+        others = 0.0 if self.others is None else self.others.share
+        return self.fraction + (1.0 - self.fraction) * others
 
     def contains(self, first: Tensor, second: Tensor) -> Tensor:
         """Whether the set holds pairs, whichever of its nodes comes first.
@@ -54,7 +67,11 @@ class HeldOutPairs:
         key = chain_keys(self.seed, [0], first.device)[0]
         zero = torch.zeros((), dtype=torch.int64, device=first.device)
         nodes = torch.minimum(first, second), torch.maximum(first, second)
-        return philox((key[0], key[1]), (*nodes, zero, zero))[0] < self.fraction * _WORDS
+        own = philox((key[0], key[1]), (*nodes, zero, zero))[0] < self.fraction * _WORDS
+        return own if self.others is None else own | self.others.contains(first, second)
+
+    def _other_seeds(self) -> set[int]:
+        return set() if self.others is None else {self.others.seed, *self.others._other_seeds()}
 
 
 class PairSample(NamedTuple):
@@ -133,7 +150,7 @@ class SimpleGraph:
 
     def __repr__(self) -> str:
         """Show the sizes, never the edges."""
-        held_out = "" if self.held_out is None else f", {self.held_out.fraction:.0%} held out"
+        held_out = "" if self.held_out is None else f", {self.held_out.share:.0%} held out"
         return f"SimpleGraph({self.num_nodes:,} nodes, {self.num_edges:,} edges{held_out})"
 
     @property
@@ -149,7 +166,7 @@ class SimpleGraph:
     @property
     def observed_fraction(self) -> float:
         """The share of the pairs that is observed, on average over seeds."""
-        return 1.0 if self.held_out is None else 1.0 - self.held_out.fraction
+        return 1.0 if self.held_out is None else 1.0 - self.held_out.share
 
     @property
     def degrees(self) -> Tensor:
@@ -188,8 +205,8 @@ class SimpleGraph:
         """
         nodes = torch.arange(self.num_nodes, device=self.edges.device)
         rows = max(1, max(self.num_edges, _LARGEST_BLOCK) // self.num_nodes)
-        for block in nodes.split(rows):
-            yield block[:, None], nodes[None, int(block[0]) :]
+        for start in range(0, self.num_nodes, rows):
+            yield nodes[start : start + rows, None], nodes[None, start:]
 
     def sample_pairs(self, num_pairs: int) -> PairSample:
         r"""Draw pairs for estimates of sums over all pairs that are observed.
@@ -214,15 +231,15 @@ class SimpleGraph:
     def hold_out(
         self, fraction: float, *, seed: int, max_non_edges: int | None = None
     ) -> tuple["SimpleGraph", UnseenPairs]:
-        """Hold out a share of all pairs, edges and non-edges alike.
+        """Hold out a share of all pairs that are observed, edges and non-edges alike.
 
         :param float fraction: the probability that a pair is held out.
-        :param int seed: says which pairs.
+        :param int seed: says which pairs; another one where some are held out already.
         :param int max_non_edges: how many pairs without an edge the test pairs hold at most; where
             there are more, they are a random sample. By default all, whose number is quadratic in
             that of the nodes.
         :returns: the graph without those pairs, and the pairs.
-        :raises ValueError: for numbers out of range, and where pairs are held out already.
+        :raises ValueError: for numbers out of range, and a seed that was used already.
 
         Example::
 
@@ -231,45 +248,69 @@ class SimpleGraph:
             >>> train.num_edges + int(test.is_edge.sum())
             300
         """
-        if self.held_out is not None:
-            raise ValueError(f"hold_out takes a graph that is observed wholly, got {self!r}")
         if max_non_edges is not None:
             check_integer("max_non_edges", max_non_edges, 1)
         held_out = HeldOutPairs(fraction, seed)
         is_out = held_out.contains(*self.edges.T)
-        train = SimpleGraph(self.num_nodes, self.edges[~is_out], held_out)
+        every = HeldOutPairs(fraction, seed, self.held_out)
+        train = SimpleGraph(self.num_nodes, self.edges[~is_out], every)
         edges = self.edges[is_out]
-        expected = fraction * self.num_pairs - len(edges)
-        if max_non_edges is None or expected <= max_non_edges:
-            non_edges, weight = self._all_non_edges(held_out), 1.0
-        else:
-            non_edges = self._some_non_edges(held_out, max_non_edges)
-            weight = expected / max_non_edges
+        non_edges, weight = self._non_edges(held_out, len(edges), max_non_edges)
         first, second = torch.cat([edges, non_edges]).unbind(-1)
         is_edge = torch.arange(len(first), device=first.device) < len(edges)
         return train, UnseenPairs(first, second, is_edge, torch.where(is_edge, 1.0, weight))
 
+    def _non_edges(
+        self, held_out: HeldOutPairs, num_edges: int, most: int | None
+    ) -> tuple[Tensor, float]:
+        """Pairs without an edge that are held out, and how many pairs each stands for."""
+        mean = held_out.fraction * self.observed_fraction * self.num_pairs
+        # Where there are enough for certain, as in large graphs, random pairs are looked through.
+        if most is not None and mean - num_edges > most + 10.0 * (mean**0.5 + 1.0):
+            return self._some_non_edges(held_out, most), (mean - num_edges) / most
+        every = self._all_non_edges(held_out)
+        if most is None or len(every) <= most:
+            return every, 1.0
+        generator = self._generator(held_out)
+        chosen = torch.randperm(len(every), generator=generator, device=every.device)[:most]
+        return every[chosen], len(every) / most
+
     def _all_non_edges(self, held_out: HeldOutPairs) -> Tensor:
         found = []
         for first, second in self.row_blocks():
-            rows, columns = (held_out.contains(first, second) & (first < second)).nonzero().T
+            is_out = held_out.contains(first, second) & self.is_observed(first, second)
+            rows, columns = (is_out & (first < second)).nonzero().T
             pairs = torch.stack([first[rows, 0], second[0, columns]], -1)
             found.append(pairs[~self.has_edge(*pairs.T)])
         return torch.cat(found)
 
     def _some_non_edges(self, held_out: HeldOutPairs, number: int) -> Tensor:
-        generator = torch.Generator(self.edges.device).manual_seed(fresh_seed(held_out.seed))
+        generator = self._generator(held_out)
         codes = torch.empty(0, dtype=torch.int64, device=self.edges.device)
         while len(codes) < number:
             pairs = torch.randint(
                 self.num_nodes, (2, 8 * number), generator=generator, device=self.edges.device
             )
             low, high = pairs.sort(0).values
-            keep = (low < high) & held_out.contains(low, high) & ~self.has_edge(low, high)
+            is_out = held_out.contains(low, high) & self.is_observed(low, high)
+            keep = is_out & ~self.has_edge(low, high)
             codes = torch.cat([codes, (low * self.num_nodes + high)[keep]]).unique()
         chosen = torch.randperm(len(codes), generator=generator, device=codes.device)[:number]
         codes = codes[chosen]
         return torch.stack([codes // self.num_nodes, codes % self.num_nodes], -1)
+
+    def _generator(self, held_out: HeldOutPairs) -> torch.Generator:
+        return torch.Generator(self.edges.device).manual_seed(held_out.seed)
+
+
+def on_device_of(graph: SimpleGraph) -> AbstractContextManager[Any]:
+    """Put numbers of priors, which know no device, on that of a graph.
+
+    :param SimpleGraph graph: the graph.
+    """
+    device = graph.edges.device
+    # Where nothing changes, models are recorded without the mode that changes it.
+    return nullcontext() if device == torch.get_default_device() else device
 
 
 def draw_nodes(

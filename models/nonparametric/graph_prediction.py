@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pyro_ext._checks import check_integer
+from pyro_ext._optional import optional_module
 from pyro_ext.models.nonparametric.graph_guide import GraphGuide
 from pyro_ext.models.nonparametric.graph_odds import EdgeOdds, sample_graph
-from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph, UnseenPairs
+from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph, UnseenPairs, on_device_of
 from pyro_ext.random import seeded
 
 __all__ = [
@@ -82,6 +83,7 @@ def score_links(odds: Sequence[EdgeOdds], test: UnseenPairs) -> LinkScores:
     :param odds: draws of the odds of edges, one at least.
     :param UnseenPairs test: from :meth:`SimpleGraph.hold_out`, with edges and pairs without one.
     :raises ValueError: without a draw, and where the pairs are of one kind.
+    :raises ImportError: without scikit-learn; names the extra.
 
     Example::
 
@@ -90,8 +92,7 @@ def score_links(odds: Sequence[EdgeOdds], test: UnseenPairs) -> LinkScores:
         >>> score_links([degree_odds(train)], test).auc > 0.9
         True
     """
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
+    metrics = optional_module("sklearn.metrics", "score_links", "scikit-learn", "data")
     if bool(test.is_edge.all()) or not bool(test.is_edge.any()):
         raise ValueError("test must hold edges and pairs without an edge, got one kind only")
     present, absent = log_link_probabilities(odds, test.first, test.second)
@@ -100,8 +101,8 @@ def score_links(odds: Sequence[EdgeOdds], test: UnseenPairs) -> LinkScores:
     weight = test.weight.cpu().numpy()
     return LinkScores(
         float(terms.sum()),
-        float(roc_auc_score(*arguments, sample_weight=weight)),
-        float(average_precision_score(*arguments, sample_weight=weight)),
+        float(metrics.roc_auc_score(*arguments, sample_weight=weight)),
+        float(metrics.average_precision_score(*arguments, sample_weight=weight)),
     )
 
 
@@ -141,7 +142,9 @@ def degree_odds(graph: SimpleGraph) -> EdgeOdds:
 def simulate_graphs(
     guide: GraphGuide, num_graphs: int, *, seed: int | None = None
 ) -> Iterator[SimpleGraph]:
-    """Draw new graphs of new nodes, at draws of the hyperparameters from the guide.
+    """Draw new graphs of new nodes, at draws of all that nodes share from the guide.
+
+    Those are the hyperparameters and the rates of communities. Weights and memberships are new.
 
     :param GraphGuide guide: of the model.
     :param int num_graphs: how many.
@@ -150,11 +153,13 @@ def simulate_graphs(
     """
     check_integer("num_graphs", num_graphs, 1)
     samples = guide.sample(num_graphs, seed=seed)
-    own = {"weights", "memberships", "rates"}
+    own = {"weights", "memberships"}
     with seeded(seed):
         seeds = torch.randint(2**31 - 1, (num_graphs,)).tolist()
     for draw, own_seed in enumerate(seeds):
         values = {name: value[draw] for name, value in samples.items() if name not in own}
-        with seeded(own_seed), poutine.block(), poutine.condition(data=values), torch.no_grad():
+        given = poutine.condition(data=values)
+        device = on_device_of(guide.graph)
+        with seeded(own_seed), poutine.block(), given, torch.no_grad(), device:
             odds = guide.model.odds(guide.graph.num_nodes)
         yield sample_graph(odds, seed=own_seed)

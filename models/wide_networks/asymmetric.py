@@ -62,8 +62,7 @@ class AsymmetricNetwork(nn.Module):
         check_number("weight_scale", weight_scale, above=0.0)
         self.scale = NodeScale(variances)
         generator = torch.Generator().manual_seed(fresh_seed(seed))
-        size = (len(variances), in_features + out_features)
-        nodes = torch.randn(size, generator=generator, dtype=variances.dtype)
+        nodes = _normal_rows(len(variances), in_features + out_features, generator, variances.dtype)
         self.hidden = nn.Linear(in_features, len(variances), bias=False, dtype=variances.dtype)
         self.output = nn.Linear(len(variances), out_features, bias=False, dtype=variances.dtype)
         with torch.no_grad():
@@ -105,6 +104,13 @@ class AsymmetricNetwork(nn.Module):
     def _nodes(self, inputs: Tensor) -> Tensor:
         nodes: Tensor = self.hidden(inputs / math.sqrt(inputs.shape[-1]))
         return nodes
+
+
+def _normal_rows(number: int, size: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """Normal numbers of which the first do not depend on how many there are."""
+    # PyTorch draws them by sixteen, anew for the last ones where they are no multiple of that.
+    whole = -(-number * size // 16) * 16
+    return torch.randn(whole, generator=generator, dtype=dtype)[: number * size].view(number, size)
 
 
 @torch.no_grad()

@@ -34,8 +34,12 @@ class DependentWeightNetwork(BayesianModule):
     takes it. Sites are the parameters of ``module``, by their names there: ``"1.weight"`` and
     ``"1.bias"`` of the first layer, and for each hidden layer ``"3.variances"`` of its nodes and
     ``"4.weight"``, ``"4.bias"`` of the layer behind it. Variances that are all the same are no
-    site. The parameters of ``module`` itself do not matter; :func:`~pyro_ext.nn.init_to_module`
-    makes chains start at normal weights and at variances of one over the width.
+    site. A law with most of its mass below the least number, as that of :func:`beta_variances` in a
+    wide layer, is for simulation, and samplers that follow gradients refuse it; see
+    :class:`NodeVariances`.
+
+    The parameters of ``module`` itself do not matter; :func:`~pyro_ext.nn.init_to_module` makes
+    chains start at normal weights and at variances of one over the width.
 
     :param int in_features: number of inputs :math:`d`.
     :param hidden_features: width of each hidden layer, at least one layer.

@@ -41,7 +41,7 @@ def relu_covariance(cross: Tensor, left: Tensor, right: Tensor) -> Tensor:
         >>> relu_covariance(one, one, one), relu_covariance(0 * one, one, one)
         (tensor(0.5000), tensor(0.1592))
     """
-    scale = _scale(left, right)
+    scale = _scale(left, right).to(cross.dtype)
     cosine = _cosine(cross, scale)
     angle = cosine.arccos()
     return scale * ((1.0 - cosine.square()).sqrt() + (math.pi - angle) * cosine) / (2.0 * math.pi)
@@ -66,7 +66,9 @@ def step_covariance(cross: Tensor, left: Tensor, right: Tensor) -> Tensor:
         >>> step_covariance(0 * one, one, one)
         tensor(0.2500)
     """
-    return (math.pi - _cosine(cross, _scale(left, right)).arccos()) / (2.0 * math.pi)
+    # Near equal nodes the angle is the root of a difference, which leaves half the digits.
+    angle = _cosine(cross.double(), _scale(left, right)).arccos()
+    return ((math.pi - angle) / (2.0 * math.pi)).to(cross.dtype)
 
 
 def input_covariance(inputs: Tensor, weight_scale: float = 1.0, bias_scale: float = 0.0) -> Tensor:
@@ -147,9 +149,10 @@ def relu_matrix(covariance: Tensor) -> Tensor:
 
 
 def _scale(left: Tensor, right: Tensor) -> Tensor:
+    """Root of the product, in float64."""
     # A variance of zero has no direction; a tiny one keeps its gradient finite.
     least = torch.finfo(left.dtype).tiny
-    return left.clamp(min=least).sqrt() * right.clamp(min=least).sqrt()
+    return left.clamp(min=least).double().sqrt() * right.clamp(min=least).double().sqrt()
 
 
 def _cosine(cross: Tensor, scale: Tensor) -> Tensor:

@@ -12,15 +12,15 @@ other shrinkage priors.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_ext._checks import check_integer, check_number
+from pyro_ext.models.wide_networks._variance_laws import affine, bounded, resolved, squared_cauchy
 from pyro_ext.models.wide_networks.point_jumps import EqualJumps
 from pyro_ext.random_measures import (
     CompletelyRandomMeasure,
@@ -52,7 +52,14 @@ class NodeVariances:
 
     The functions beside this class make the laws of [1].
 
-    :param finite: maps a width to the law of a node's variance.
+    Where the jumps have the index zero, most variances of a wide layer are below all numbers there
+    are: with :func:`beta_variances` at a width of 400, 90% of them in float32 and 41% in float64.
+    Nothing depends on such a node and draws put it at the least number, but a sampler that follows
+    gradients would have a wrong posterior. It refuses a law that has more than 1% of its mass
+    there.
+
+    :param finite: maps a width to the law of a node's variance. Where the variances are sent to
+        other processes it has to be a function of a module, or a ``functools.partial`` of one.
     :param float drift: :math:`a`.
     :param jumps: :math:`\rho`, a completely random measure or :class:`EqualJumps`.
     :param str series_method: by which ``series`` of the jumps draws them.
@@ -78,10 +85,10 @@ class NodeVariances:
         """Law of the variance of a node in a layer of finite width.
 
         :param int width: number of nodes of the layer.
-        :returns: a distribution without batch shape.
+        :returns: a distribution without batch shape. Where more than 1% of its mass is below the
+            least number, its support has no bijection, which gradients need.
         """
-        law: TorchDistribution = self.finite(check_integer("width", width, 1))
-        return law
+        return resolved(self.finite(check_integer("width", width, 1)))
 
     @property
     def mean(self) -> Tensor:
@@ -149,7 +156,7 @@ def equal_variances() -> NodeVariances:
         >>> equal_variances().law(4).mean
         tensor(0.2500)
     """
-    return NodeVariances(lambda width: dist.Delta(torch.tensor(1.0 / width)), drift=1.0)
+    return NodeVariances(_equal, drift=1.0)
 
 
 def inverse_gamma_variances(concentration: float = 2.0) -> NodeVariances:
@@ -166,12 +173,7 @@ def inverse_gamma_variances(concentration: float = 2.0) -> NodeVariances:
         tensor(0.2500)
     """
     check_number("concentration", concentration, above=1.0)
-    return NodeVariances(
-        lambda width: dist.InverseGamma(
-            torch.tensor(concentration), torch.tensor((concentration - 1.0) / width)
-        ),
-        drift=1.0,
-    )
+    return NodeVariances(partial(_inverse_gamma, concentration), drift=1.0)
 
 
 def scaled_variances(base: TorchDistribution) -> NodeVariances:
@@ -189,7 +191,7 @@ def scaled_variances(base: TorchDistribution) -> NodeVariances:
         (torch.Size([]), tensor(2.))
     """
     mean = check_number("the mean of base", float(base.mean), above=0.0)
-    return NodeVariances(lambda width: _affine(base, 0.0, 1.0 / width), drift=mean)
+    return NodeVariances(partial(_scaled, base), drift=mean)
 
 
 def bernoulli_variances(rate: float = 1.0) -> NodeVariances:
@@ -207,19 +209,16 @@ def bernoulli_variances(rate: float = 1.0) -> NodeVariances:
         tensor(0.2500)
     """
     check_number("rate", rate, above=0.0)
-
-    def finite(width: int) -> TorchDistribution:
-        check_number("rate", rate, most=width)
-        law: TorchDistribution = dist.Bernoulli(torch.tensor(rate / width))
-        return law
-
-    return NodeVariances(finite, jumps=EqualJumps(rate))
+    return NodeVariances(partial(_bernoulli, rate), jumps=EqualJumps(rate))
 
 
 def beta_variances(mass: float = 1.0, concentration: float = 0.5) -> NodeVariances:
     r"""Variances :math:`\lambda_{p,j} \sim \text{Beta}(\eta c / p, c)`.
 
     The limit has the jumps of a beta process, :math:`\rho(w) = \eta c w^{-1} (1 - w)^{c - 1}`.
+    Their index is zero: logarithms of variances spread over :math:`p / (\eta c)`, so that the law
+    is for simulation but where layers are narrow, and samplers that follow gradients refuse it.
+    Stable beta processes, under :func:`measure_variances`, are like it and have a positive index.
 
     :param float mass: :math:`\eta`, the mean of the sum.
     :param float concentration: :math:`c`.
@@ -233,9 +232,7 @@ def beta_variances(mass: float = 1.0, concentration: float = 0.5) -> NodeVarianc
     check_number("mass", mass, above=0.0)
     check_number("concentration", concentration, above=0.0)
     return NodeVariances(
-        lambda width: dist.Beta(
-            torch.tensor(mass * concentration / width), torch.tensor(concentration)
-        ),
+        partial(_beta, mass, concentration),
         jumps=StableBetaProcess(mass, 0.0, concentration),
         series_method="lomax",
     )
@@ -257,7 +254,7 @@ def horseshoe_variances(scale: float = math.pi / 2) -> NodeVariances:
     """
     check_number("scale", scale, above=0.0)
     return NodeVariances(
-        lambda width: _squared_cauchy(scale / width),
+        partial(_horseshoe, scale),
         jumps=GeneralizedGammaProcess(scale / math.sqrt(math.pi), 0.5, 0.0),
     )
 
@@ -280,22 +277,8 @@ def regularized_horseshoe_variances(scale: float = 1.0, slab: float = 1.0) -> No
     """
     check_number("scale", scale, above=0.0)
     check_number("slab", slab, above=0.0)
-    # With S = b e^y the variance is b sigmoid(y).
-    transforms = [
-        _Affine(0.0, 1.0 / slab),
-        dist.transforms.ExpTransform().inv,
-        dist.transforms.SigmoidTransform(),
-        _Affine(0.0, slab, 1.0),
-    ]
-
-    def finite(width: int) -> TorchDistribution:
-        law: TorchDistribution = dist.TransformedDistribution(
-            _squared_cauchy(scale / width), transforms
-        )
-        return law
-
     return NodeVariances(
-        finite,
+        partial(_regularized_horseshoe, scale, slab),
         jumps=StableBetaProcess(scale / math.sqrt(slab), 0.5, 0.0, scale=slab),
     )
 
@@ -307,6 +290,8 @@ def measure_variances(
 
     They are the weights of the finite approximation of a completely random measure, and
     :math:`a / p`. Generalized gamma, generalized BFRY and beta prime processes have closed forms.
+    With an index of zero, as of the gamma process, the law is for simulation in wide layers, as
+    that of :func:`beta_variances` is.
 
     :param measure: of the jumps, without batch shape. ``measure.rescale(1 / measure.mean)`` has
         mean one.
@@ -326,45 +311,45 @@ def measure_variances(
     if measure.batch_shape:
         raise ValueError(f"measure must have no batch shape, got {tuple(measure.batch_shape)}")
 
-    def finite(width: int) -> TorchDistribution:
-        law: TorchDistribution = measure.finite(width)
-        return law if drift == 0 else _affine(law, drift / width, 1.0)
-
-    return NodeVariances(finite, drift, measure, series_method)
+    return NodeVariances(partial(_weights, measure, drift), drift, measure, series_method)
 
 
-class _Affine(dist.transforms.AffineTransform):
-    """Affine map of numbers that are positive, and bounded or not; PyTorch's own forgets that."""
-
-    def __init__(self, loc: float, scale: float, high: float = math.inf) -> None:
-        super().__init__(loc, scale)
-        self._high = high
-
-    @constraints.dependent_property(is_discrete=False, event_dim=0)
-    def domain(self) -> Any:
-        """Positive numbers up to the bound."""
-        return _between(0.0, self._high)
-
-    @constraints.dependent_property(is_discrete=False, event_dim=0)
-    def codomain(self) -> Any:
-        """Their images."""
-        low = float(self.loc)
-        return _between(low, low + float(self.scale) * self._high)
+def _equal(width: int) -> TorchDistribution:
+    law: TorchDistribution = dist.Delta(torch.tensor(1.0 / width))
+    return law
 
 
-def _between(low: float, high: float) -> Any:
-    is_bounded = high < math.inf
-    return constraints.interval(low, high) if is_bounded else constraints.greater_than(low)
-
-
-def _affine(law: TorchDistribution, loc: float, scale: float) -> TorchDistribution:
-    high = float(getattr(law.support, "upper_bound", math.inf))
-    image: TorchDistribution = dist.TransformedDistribution(law, [_Affine(loc, scale, high)])
-    return image
-
-
-def _squared_cauchy(scale: float) -> TorchDistribution:
-    square: TorchDistribution = dist.TransformedDistribution(
-        dist.HalfCauchy(torch.tensor(scale)), [dist.transforms.PowerTransform(torch.tensor(2.0))]
+def _inverse_gamma(concentration: float, width: int) -> TorchDistribution:
+    law: TorchDistribution = dist.InverseGamma(
+        torch.tensor(concentration), torch.tensor((concentration - 1.0) / width)
     )
-    return square
+    return law
+
+
+def _scaled(base: TorchDistribution, width: int) -> TorchDistribution:
+    return affine(base, 0.0, 1.0 / width)
+
+
+def _bernoulli(rate: float, width: int) -> TorchDistribution:
+    check_number("rate", rate, most=width)
+    law: TorchDistribution = dist.Bernoulli(torch.tensor(rate / width))
+    return law
+
+
+def _beta(mass: float, concentration: float, width: int) -> TorchDistribution:
+    shape = torch.tensor(mass * concentration / width)
+    law: TorchDistribution = dist.Beta(shape, torch.tensor(concentration))
+    return law
+
+
+def _horseshoe(scale: float, width: int) -> TorchDistribution:
+    return squared_cauchy(scale / width)
+
+
+def _regularized_horseshoe(scale: float, slab: float, width: int) -> TorchDistribution:
+    return bounded(squared_cauchy(scale / width), slab)
+
+
+def _weights(measure: CompletelyRandomMeasure, drift: float, width: int) -> TorchDistribution:
+    law = measure.finite(width)
+    return law if drift == 0 else affine(law, drift / width, 1.0)

@@ -1,6 +1,5 @@
 """The value every loader returns, and the split and standardisation that all loaders share."""
 
-import importlib
 import numbers
 from dataclasses import dataclass
 from types import ModuleType
@@ -10,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from pyro_ext import _optional
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -232,13 +233,7 @@ def optional_module(module: str, package: str) -> ModuleType:
     :param package: the package's name in the package index.
     :raises ImportError: names the extra to install.
     """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"this data set comes with {package}, which could not be imported; "
-            "install it with: pip install 'pyro-ext[data]'"
-        ) from error
+    return _optional.optional_module(module, "this data set", package, "data")
 
 
 def _is_integer(value: object) -> bool:

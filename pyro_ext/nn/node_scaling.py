@@ -72,11 +72,16 @@ class NodeScale(nn.Module):
         """
         shape = [1] * nodes.dim()
         shape[self.dim] = -1
-        return nodes * self.variances.sqrt().view(shape)
+        # The root has no slope at zero, where a node that is pruned is to stay.
+        is_pruned = self.variances == 0
+        root = torch.where(is_pruned, 1.0, self.variances).sqrt()
+        return nodes * torch.where(is_pruned, 0.0, root).view(shape)
 
     @torch.no_grad()
     def prune(self, fraction: float) -> None:
         """Set the smallest variances to zero, which takes their nodes out of the network.
+
+        Their gradient is zero from then on, where the variances are learnable.
 
         :param float fraction: share of the nodes that go.
         """
@@ -96,7 +101,7 @@ def largest_nodes(importance: Tensor, fraction: float) -> Tensor:
         :math:`\lambda_j \sum_k V_{kj}^2`. **Shape:** ``(*batch, num_nodes)``.
     :param float fraction: :math:`q`, the share of the nodes that go.
     :returns: bool. **Shape:** that of ``importance``.
-    :raises ValueError: for a fraction outside [0, 1).
+    :raises ValueError: for a fraction outside [0, 1), and importance that is no number.
 
     Example::
 
@@ -104,6 +109,8 @@ def largest_nodes(importance: Tensor, fraction: float) -> Tensor:
         tensor([False,  True, False,  True])
     """
     check_number("fraction", fraction, least=0.0, below=1.0)
+    if bool(importance.isnan().any()):
+        raise ValueError(f"importance must hold no NaN, got {importance!r:.80}")
     # A share that is a round number of nodes is not to lose one of them to its rounding.
     num_pruned = int(fraction * importance.shape[-1] + 1e-9)
     order = importance.argsort(dim=-1, descending=True, stable=True)

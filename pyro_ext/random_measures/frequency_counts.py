@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._checks import check_integer
+from pyro_ext.random_measures._counts import cluster_sizes
 from pyro_ext.random_measures._frequency_sampling import ClusterCounts
 from pyro_ext.random_measures._roots import may_hold_everywhere
 from pyro_ext.random_measures.normalized import NormalizedRandomMeasure
 from pyro_ext.random_measures.pitman_yor import PitmanYor
+from pyro_ext.special.log_integral import integrate_log
 
 __all__ = ["FrequencyCounts", "frequency_table", "log_num_partitions", "split_frequencies"]
 
@@ -90,11 +92,12 @@ class FrequencyCounts(TorchDistribution):
         self._check_table(value)
         sizes, numbers = value.unbind(-1)
         if self.law.batch_shape or sizes.dim() == 1:
-            result = self.law.log_eppf(sizes, numbers)
+            result = _log_eppf(self.law, sizes, numbers)
         else:
             rows = zip(sizes.flatten(0, -2), numbers.flatten(0, -2), strict=True)
-            result = torch.stack([self.law.log_eppf(*row) for row in rows]).view(sizes.shape[:-1])
-        result = result + log_num_partitions(value).to(result.dtype)
+            result = torch.stack([_log_eppf(self.law, *row) for row in rows])
+            result = result.view(sizes.shape[:-1])
+        result = (result + log_num_partitions(value)).to(self.law.index_at_zero.dtype)
         return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -130,6 +133,14 @@ class FrequencyCounts(TorchDistribution):
                     f"value must be of num_samples = {self.num_samples} samples, got "
                     f"{total.flatten()[:5].tolist()}"
                 )
+
+
+def _log_eppf(law: NormalizedRandomMeasure | PitmanYor, sizes: Tensor, numbers: Tensor) -> Tensor:
+    """In float64: of many clusters it nearly cancels with the number of partitions."""
+    if isinstance(law, PitmanYor):
+        return PitmanYor(law.discount.double(), law.concentration.double()).log_eppf(sizes, numbers)
+    value: Tensor = integrate_log(*law._tilt_panels(cluster_sizes(sizes, numbers)))
+    return value
 
 
 def log_num_partitions(table: Tensor) -> Tensor:

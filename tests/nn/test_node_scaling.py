@@ -57,6 +57,15 @@ def test_a_pruned_network_is_that_of_the_nodes_that_stay(learnable):
     torch.testing.assert_close(network(inputs), expected)
 
 
+def test_pruned_nodes_have_no_gradient():
+    scale = NodeScale(torch.tensor([0.1, 4.0, 1.0]), learnable=True)
+    scale.prune(0.4)
+    nodes = torch.tensor([[2.0, 3.0, 5.0]], requires_grad=True)
+    scale(nodes).sum().backward()
+    torch.testing.assert_close(scale.variances.grad, torch.tensor([0.0, 0.75, 2.5]))
+    torch.testing.assert_close(nodes.grad, torch.tensor([[0.0, 2.0, 1.0]]))
+
+
 def test_the_most_important_nodes_stay_in_each_row():
     importance = torch.tensor([[1.0, 4.0, 2.0, 3.0], [5.0, 5.0, 5.0, 5.0]])
     assert largest_nodes(importance, 0.5).int().tolist() == [[0, 1, 0, 1], [1, 1, 0, 0]]
@@ -111,6 +120,7 @@ def test_variances_must_be_a_vector_of_nonnegative_numbers(values):
     ("call", "message"),
     [
         (lambda: largest_nodes(torch.ones(3), 1.0), "fraction must be .* >= 0 and < 1, got 1.0"),
+        (lambda: largest_nodes(torch.tensor([1.0, torch.nan]), 0.5), "importance must hold no NaN"),
         (lambda: zipf_weights(0, 0.5), "num_nodes must be an integer >= 1, got 0"),
         (lambda: zipf_weights(3, 1.0), "index must be .* > 0 and < 1, got 1.0"),
         (lambda: asymmetric_variances(torch.ones(3), 1.1), "symmetric_share must be"),

@@ -41,6 +41,25 @@ def partitions(number, most=None):
             yield [first, *rest]
 
 
+@pytest.mark.parametrize("name", ["Pitman-Yor", "generalized BFRY"])
+def test_large_terms_cancel_before_they_are_rounded(name):
+    """A table of 3,700,000 samples; the log probability is a difference of millions."""
+    sizes = 1_000_000 // (torch.arange(60) + 2)
+    table, number = frequency_table(sizes), int(sizes.sum())
+    values = [torch.tensor(value, dtype=torch.float32) for value in (1.5, 0.4, 1.3)]
+
+    def log_prob(parts):
+        if name == "Pitman-Yor":
+            law = PitmanYor(parts[1], parts[0])
+        else:
+            law = GeneralizedBFRYProcess(*parts).normalize()
+        return FrequencyCounts(law, number, len(table)).log_prob(table)
+
+    found, expected = log_prob(values), log_prob([value.double() for value in values])
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(float(expected), rel=2e-7)
+
+
 def test_tables_count_sizes():
     table = frequency_table(torch.tensor([3, 0, 1, 5, 1, 1, 3]), 5)
     assert table.tolist() == [[1, 3], [3, 2], [5, 1], [0, 0], [0, 0]]

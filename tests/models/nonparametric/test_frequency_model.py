@@ -1,6 +1,7 @@
 """Models of sizes of clusters: their densities, samplers that agree, and calibration."""
 
 import math
+import pickle
 
 import pyro
 import pyro.distributions as dist
@@ -20,6 +21,7 @@ from pyro_ext.models.nonparametric import (
     beta_prime_prior,
     generalized_bfry_prior,
     generalized_gamma_prior,
+    initial_parameters,
     metropolis_within_gibbs,
     pareto_mixture_prior,
     pitman_yor_prior,
@@ -151,6 +153,69 @@ def test_the_form_without_tilts_is_recorded_where_the_number_of_samples_is_given
     torch.testing.assert_close(first(params), second(params))
 
 
+@pytest.mark.parametrize("form", ["with_tilt", "with_cluster_tilts"])
+@pytest.mark.parametrize("name", ["generalized BFRY", "beta prime", "Pitman-Yor"])
+def test_large_terms_cancel_before_they_are_rounded(name, form):
+    """Log densities of bible words, as differences of millions, in float32 and float64."""
+    if name == "Pitman-Yor" and form == "with_cluster_tilts":
+        pytest.skip("it has no tilts of clusters")
+    words = load_frequencies("bible_words").table
+    given = {key: value.float() for key, value in values(*VALUES).items()}
+    given["cluster_tilts"] = torch.full((int(words[:, 1].sum()),), 0.5, dtype=torch.float32)
+    wide = {key: value.double() for key, value in given.items()}
+    model = getattr(FrequencyModel(PRIORS[name]()), form)
+    expected, _ = log_density(model, words, **wide)
+    torch.set_default_dtype(torch.float32)
+    found, _ = log_density(model, words, **given)
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(float(expected), rel=2e-7)
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_models_can_be_sent_to_other_processes(name):
+    model = pickle.loads(pickle.dumps(FrequencyModel(PRIORS[name]())))
+    found, expected = (
+        each.law(values(*VALUES)) for each in (model, FrequencyModel(PRIORS[name]()))
+    )
+    torch.testing.assert_close(found.log_eppf([5, 2, 1]), expected.log_eppf([5, 2, 1]))
+
+
+def test_starts_are_the_estimates_of_the_paper():
+    """Of sizes that fall as a power of the rank, with an index at infinity of 0.8."""
+    ranks = torch.arange(1.0, 401.0)
+    sizes = (1e6 * ranks ** (-1.0 / 0.8)).round().long().clamp(min=2)
+    counts = frequency_table(torch.cat([sizes, torch.ones(100).long()]))
+    model = FrequencyModel(generalized_bfry_prior())
+    start = initial_parameters(model, counts, num_chains=3, seed=0)
+    assert list(start) == ["mass", "discount", "excess", "tilt", "cluster_tilts"]
+    torch.testing.assert_close(start["discount"], torch.full((3,), 0.2))
+    torch.testing.assert_close(
+        start["discount"] + start["excess"], torch.full((3,), 0.8), rtol=1e-2, atol=0
+    )
+    assert 800 < float(start["mass"].min()) < float(start["mass"].max()) < 1200
+    for row in range(3):
+        measure = model.law({name: value[row] for name, value in start.items()}).measure
+        assert float(measure.laplace_exponent(start["tilt"][row])) == pytest.approx(500, rel=1e-6)
+    assert start["cluster_tilts"].shape == (3, 500) and bool((start["cluster_tilts"] < 1).all())
+    again = initial_parameters(model, counts, num_chains=3, seed=0)
+    assert all(torch.equal(value, again[name]) for name, value in start.items())
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_chains_start_at_all_sites(name):
+    model = FrequencyModel(PRIORS[name]())
+    start = initial_parameters(model, table(), seed=0)
+    has_tilts = name in ("generalized BFRY", "beta prime")
+    form = model.with_cluster_tilts if has_tilts else model.with_tilt
+    potential = Potential(form, table(), backend="eager")
+    assert set(start) == set(potential.sites)
+    assert bool(potential(potential.unconstrain(start)).isfinite().all())
+    assert "cluster_tilts" not in initial_parameters(model, table(), cluster_tilts=False)
+    prior = FrequencyModel(lambda: PitmanYor(pyro.sample("sigma", dist.Beta(1.0, 1.0)), 1.0))
+    with pytest.raises(ValueError, match=r"model must have sites among .* got \['sigma'\]"):
+        initial_parameters(prior, table())
+
+
 def test_draws_of_the_model_have_the_number_of_samples():
     model = FrequencyModel(pitman_yor_prior())
     assert int(model(num_samples=40).prod(-1).sum()) == 40
@@ -173,6 +238,17 @@ def test_wrong_arguments_are_refused():
         model.with_tilt(torch.tensor([1, 2, 3]))
     with pytest.raises(ValueError, match=r"samples lacks the sites \['discount'\]"):
         model.predictive({"concentration": torch.ones(2)}, 10)
+    for draws, message in (
+        (torch.ones(3), r"samples\['discount'\] must have the shape \(2,\), .* got \(3,\)"),
+        (torch.tensor(0.5), r"samples\['discount'\] must have the shape \(2,\), .* got \(\)"),
+        (torch.rand(1, 2), r"samples\['discount'\] must have the shape .* chains .* got \(1, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.predictive({"concentration": torch.ones(2), "discount": draws}, 10)
+    with pytest.raises(ValueError, match=r"\['concentration'\] must have the shape \(num_draws,\)"):
+        model.predictive({"concentration": torch.ones(1, 2), "discount": torch.ones(2)}, 10)
+    with pytest.raises(ValueError, match="num_steps must be an integer >= 1, got 0"):
+        metropolis_within_gibbs(model.with_tilt, ["concentration", "discount"], num_steps=0)
     with pytest.raises(TypeError, match="prior must be or return"):
         FrequencyModel(lambda: 3.0).law()
     with pytest.raises(TypeError, match="measure must be a generalized BFRY or a beta prime"):

@@ -136,7 +136,28 @@ def test_same_seed_same_guide_and_no_global_state():
         guides[0].sample(3, seed=1)["weights"], guides[1].sample(3, seed=1)["weights"]
     )
     assert not len(pyro.get_param_store())
-    assert len(guides[0].fit(5, progress=False).losses) == 20
+    longer = [guide.fit(5, progress=False) for guide in guides[:2]]
+    assert len(longer[0].losses) == 20 and longer[0].losses == longer[1].losses
+
+
+def test_what_goes_on_has_new_random_numbers():
+    """With steps that are too small to change a loss, the losses are those of the draws."""
+    _, graph = simulated(40, 0.5, 0)
+    guide = GraphGuide(GraphModel(bfry_weights(40)), graph, seed=7)
+    for _ in range(3):
+        guide.fit(4, learning_rate=1e-30, progress=False)
+    assert len(set(guide.losses)) == 12
+
+
+@pytest.mark.parametrize("hyperparameters", [None, AutoNormal])
+def test_vectorized_particles_are_refused(hyperparameters):
+    _, graph = simulated(40, 0.5, 0)
+    model = GraphModel(bfry_weights(40))
+    guide = GraphGuide(model, graph, seed=0, hyperparameters=hyperparameters)
+    bound = Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
+    with pytest.raises(ValueError, match="a GraphGuide must run outside of other plates"):
+        bound.loss(model, guide, graph)
+    pyro.clear_param_store()
 
 
 def test_guide_runs_under_svi():

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import pickle
 
 import pyro
 import pyro.distributions as dist
@@ -11,6 +12,7 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO
 
 from pyro_ext.distributions import TruncatedBFRY
+from pyro_ext.models.nonparametric import graph_pairs
 from pyro_ext.models.nonparametric.graph_guide import GraphGuide
 from pyro_ext.models.nonparametric.graph_model import (
     GraphModel,
@@ -20,6 +22,7 @@ from pyro_ext.models.nonparametric.graph_model import (
 )
 from pyro_ext.models.nonparametric.graph_odds import EdgeOdds, graph_log_likelihood, sample_graph
 from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph
+from pyro_ext.potential import Potential
 
 GRAPH = SimpleGraph(5, torch.tensor([[0, 1], [0, 2], [0, 3], [2, 3]]))
 
@@ -70,6 +73,49 @@ def test_density_with_communities_is_that_of_its_parts(float64):
     expected = sum(float(part.sum()) for part in prior) + edges
     model = GraphModel(gamma_weights(), MixedMembership(2, 0.5, 2.0))
     assert float(log_joint(model, values)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("largest", [15, 10_000])
+@pytest.mark.parametrize("communities", [None, MixedMembership(2)])
+def test_models_are_recorded_as_graphs(communities, largest, monkeypatch):
+    """Over one block of pairs and over two, without a warning."""
+    monkeypatch.setattr(graph_pairs, "_LARGEST_BLOCK", largest)
+    model, graph = GraphModel(bfry_weights(5), communities), GRAPH.hold_out(0.2, seed=0)[0]
+    assert len(list(graph.row_blocks())) == (2 if largest == 15 else 1)
+    potential = Potential(model, graph, backend="trace")
+    start = potential.init(2, seed=0)
+    expected = Potential(model, graph, backend="eager").value_and_grad(start)
+    torch.testing.assert_close(potential.value_and_grad(start), expected)
+
+
+def test_minibatches_of_edges_are_those_of_a_potential_and_random_pairs_are_not():
+    potential = Potential(GraphModel(bfry_weights(5)), GRAPH, num_edges=2)
+    (plate,) = potential.subsampled_plates
+    assert (plate.name, plate.size, plate.subsample_size) == ("edges", 4, 2)
+    with pytest.raises(ValueError, match="draws random numbers of its own"):
+        Potential(GraphModel(bfry_weights(5)), GRAPH, num_pairs=2)
+
+
+def test_priors_know_the_size_of_their_graphs_and_can_be_sent():
+    model = pickle.loads(pickle.dumps(GraphModel(bfry_weights(10, 1.2), MixedMembership(2))))
+    for make in (lambda: poutine.trace(model)(GRAPH), lambda: GraphGuide(model, GRAPH)):
+        with pytest.raises(ValueError, match="must be for graphs of 5 nodes, .* got num_nodes=10"):
+            make()
+    received = pickle.loads(pickle.dumps(GraphModel(gamma_weights())))
+    assert "concentration" in poutine.trace(received).get_trace(GRAPH).nodes
+
+
+def test_numbers_of_priors_are_on_the_device_of_the_graph():
+    """Of a graph whose edges are moved by force, since no other device may be here."""
+    graph = SimpleGraph(5, GRAPH.edges)
+    object.__setattr__(graph, "edges", graph.edges.to("meta"))
+
+    def prior():
+        raise LookupError(torch.tensor(0.5).device.type)
+
+    with pytest.raises(LookupError, match="meta"):
+        GraphModel(prior)(graph)
+    assert torch.tensor(0.5).device.type == "cpu"
 
 
 @pytest.mark.statistical

@@ -125,13 +125,43 @@ def test_large_graphs_are_tested_on_some_pairs():
     assert torch.equal(test.first, again.first) and torch.equal(test.second, again.second)
 
 
-def test_what_was_held_out_cannot_be_an_edge_nor_be_held_out_again():
+@pytest.mark.parametrize("seed", range(10))
+def test_few_non_edges_are_all_found_and_counted(seed):
+    """Of graphs that lack few edges, of which fewer may be held out than there are on average."""
+    graph = SimpleGraph(12, torch.tensor(all_pairs(12))[3:])
+    _, every = graph.hold_out(0.3, seed=seed)
+    _, some = graph.hold_out(0.3, seed=seed, max_non_edges=2)
+    number = int((~every.is_edge).sum())
+    assert int((~some.is_edge).sum()) == min(number, 2)
+    assert float(some.weight[~some.is_edge].sum()) == pytest.approx(number)
+
+
+def test_pairs_can_be_held_out_once_more():
+    graph = random_graph(40, 0.2)
+    first, first_test = graph.hold_out(0.3, seed=5)
+    second, test = first.hold_out(0.4, seed=6)
+    seen = [
+        {*zip(part.first.tolist(), part.second.tolist(), strict=True)}
+        for part in (first_test, test)
+    ]
+    assert not seen[0] & seen[1] and len(seen[1]) == len(test.first)
+    left = torch.tensor(all_pairs(40)).T
+    observed = {*map(tuple, left.T[second.is_observed(*left)].tolist())}
+    assert observed | seen[0] | seen[1] == set(all_pairs(40))
+    assert len(observed) + len(seen[0]) + len(seen[1]) == len(all_pairs(40))
+    assert second.observed_fraction == pytest.approx(0.7 * 0.6) and "58% held out" in repr(second)
+    some = first.hold_out(0.4, seed=6, max_non_edges=20)[1]
+    assert {*zip(some.first.tolist(), some.second.tolist(), strict=True)} <= seen[1]
+    assert float(some.weight.sum()) == pytest.approx(len(seen[1]), rel=0.1)
+    with pytest.raises(ValueError, match="seed must differ from those of pairs .* already, got 5"):
+        second.hold_out(0.1, seed=5)
+
+
+def test_what_was_held_out_cannot_be_an_edge():
     graph = random_graph(40, 0.2)
     train, _ = graph.hold_out(0.3, seed=5)
     with pytest.raises(ValueError, match="edges must not be among the pairs that are held out"):
         SimpleGraph(40, graph.edges, train.held_out)
-    with pytest.raises(ValueError, match="hold_out takes a graph that is observed wholly"):
-        train.hold_out(0.1, seed=0)
     with pytest.raises(ValueError, match="max_non_edges must be an integer >= 1, got 0"):
         graph.hold_out(0.3, seed=5, max_non_edges=0)
 

@@ -1,6 +1,7 @@
 """Predictions of links and new graphs, against averages written out."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -109,6 +110,35 @@ def test_new_graphs_of_a_model_with_communities():
     guide = GraphGuide(GraphModel(gamma_weights(), MixedMembership(2)), graph, seed=0)
     (one,) = simulate_graphs(guide, 1, seed=0)
     assert one.num_nodes == 30
+
+
+def test_new_graphs_have_the_rates_of_the_posterior(monkeypatch):
+    """Rates are of communities and not of nodes: those of the guide are far from the prior's."""
+    graph = SimpleGraph(30, torch.triu_indices(6, 6, 1).T)
+    guide = GraphGuide(GraphModel(gamma_weights(), MixedMembership(2)), graph, seed=0)
+    with torch.no_grad():
+        guide.rate_concentration_unconstrained += 5.0
+        guide.rate_rate_unconstrained += 1.0
+    guide.sample(1)  # makes the parameters of the inner guide
+    drawn = []
+    monkeypatch.setattr(
+        graph_prediction, "sample_graph", lambda odds, seed: drawn.append(odds) or graph
+    )
+    list(simulate_graphs(guide, 2, seed=0))
+    expected = guide.sample(2, seed=0)
+    for odds, rates, shares in zip(drawn, expected["rates"], expected["memberships"], strict=True):
+        torch.testing.assert_close(odds.rates, guide.model.communities.matrix(rates))
+        assert not torch.equal(odds.memberships, shares)
+
+
+def test_missing_packages_are_named_with_their_extra(monkeypatch):
+    for module in ("sklearn.cluster", "sklearn.metrics"):
+        monkeypatch.setitem(sys.modules, module, None)
+    wanted = r"needs scikit-learn; install it with: pip install 'pyro-ext\[data\]'"
+    with pytest.raises(ImportError, match="score_links " + wanted):
+        score_links(DRAWS, UnseenPairs(FIRST, SECOND, FIRST == 0, torch.ones(3)))
+    with pytest.raises(ImportError, match="spectral_memberships " + wanted):
+        spectral_memberships(SimpleGraph(5, torch.tensor([[0, 1]])), 2)
 
 
 def test_start_of_communities_does_not_depend_on_degrees():

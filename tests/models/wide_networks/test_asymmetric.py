@@ -48,8 +48,11 @@ def test_only_hidden_weights_are_trained():
 
 def test_wider_networks_begin_with_the_nodes_of_narrower_ones():
     narrow, wide = network_of(250, 0.3, outputs=2), network_of(1000, 0.3, outputs=2)
-    assert (wide.hidden.weight[:200] == narrow.hidden.weight[:200]).all()
-    assert (wide.output.weight[:, :200] == narrow.output.weight[:, :200]).all()
+    assert (wide.hidden.weight[:250] == narrow.hidden.weight).all()
+    assert (wide.output.weight[:, :250] == narrow.output.weight).all()
+    for dtype in (torch.float32, torch.float64):  # less than sixteen numbers are drawn otherwise
+        few, many = (AsymmetricNetwork(2, 1, torch.ones(m, dtype=dtype), seed=0) for m in (2, 9))
+        assert (many.hidden.weight[:2] == few.hidden.weight).all()
 
 
 def test_starts_are_those_of_the_seed_and_the_scale():

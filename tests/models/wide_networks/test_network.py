@@ -148,6 +148,18 @@ def test_kernels_run_and_draws_predict():
     torch.testing.assert_close(probabilities[1, 3], logits.softmax(-1))
 
 
+def test_laws_below_the_least_number_are_refused_by_samplers_alone():
+    network = DependentWeightNetwork(2, [400], 3, beta_variances())
+    trace = poutine.trace(network).get_trace(INPUTS)
+    assert trace.nodes["3.variances"]["value"].shape == (400,)
+    classifier = BayesianClassifier(network)
+    with pytest.raises(ValueError, match="variances must have a law"):
+        Potential(classifier, INPUTS, LABELS)
+    mcmc = PyroMCMC(NUTS(classifier), 1, warmup_steps=1, disable_progbar=True)
+    with pytest.raises(ValueError, match="variances must have a law"):
+        mcmc.run(INPUTS, LABELS)
+
+
 def test_nuts_runs():
     network = DependentWeightNetwork(2, [3], 3, horseshoe_variances())
     classifier = BayesianClassifier(network)

@@ -59,6 +59,13 @@ def test_ends_and_their_gradients(dtype):
     torch.testing.assert_close(variance.grad[:2], expected, atol=10 * precision, rtol=0)
 
 
+def test_equal_nodes_in_float32_have_all_their_digits():
+    variance = torch.tensor([0.3, 1.0, 7.7], dtype=torch.float32)
+    value = step_covariance(variance, variance, variance)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, torch.full_like(value, 0.5), rtol=2e-7, atol=0)
+
+
 def test_gradients_are_those_of_differences():
     arguments = [torch.tensor([case[i] for case in CASES], requires_grad=True) for i in range(3)]
     assert torch.autograd.gradcheck(relu_covariance, arguments)

@@ -1,7 +1,9 @@
 """Laws of variances of nodes against SciPy, and their limits against quadrature of the laws."""
 
 import math
+import pickle
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -19,6 +21,7 @@ from pyro_ext.models.wide_networks import (
     regularized_horseshoe_variances,
     scaled_variances,
 )
+from pyro_ext.potential import Potential
 from pyro_ext.random_measures import (
     BetaPrimeProcess,
     GeneralizedBFRYProcess,
@@ -179,6 +182,66 @@ def test_jumps_and_the_rest_have_the_mean_of_the_sum(name):
         assert float(total.mean()) == pytest.approx(float(variances.mean), abs=error)
     again = variances.sample_jumps(2000, 20, seed=5)
     assert (again[0] == jumps).all() and (again[1] == drift).all()
+
+
+def potential_of(law):
+    return Potential(lambda: pyro.sample("variance", law))
+
+
+@pytest.mark.parametrize(
+    ("variances", "width", "mean"),
+    [
+        (beta_variances, 50, 1.0 / 1.02),
+        (lambda: measure_variances(GeneralizedGammaProcess(1.0, 0.3, 1.0)), 400, 1.0),
+        (regularized_horseshoe_variances, 400, 1.0),
+    ],
+    ids=["beta", "generalized gamma", "bounded"],
+)
+def test_posteriors_have_the_whole_law(variances, width, mean):
+    """The mean of the sum, by quadrature in the coordinates in which samplers move."""
+    place = torch.linspace(-700.0, 40.0, 3_001)
+    potential = potential_of(variances().law(width))
+    weights = (-potential({"variance": place})).softmax(0)
+    found = width * (weights * potential.constrain({"variance": place})["variance"]).sum()
+    assert float(found) == pytest.approx(mean, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("variances", "width", "dtype", "share"),
+    [
+        (beta_variances, 50, torch.float32, 41),
+        (beta_variances, 400, torch.float32, 90),
+        (beta_variances, 400, torch.float64, 41),
+        (lambda: measure_variances(GeneralizedGammaProcess(1.0, 0.0, 1.0)), 400, torch.float32, 78),
+        (
+            lambda: measure_variances(GeneralizedGammaProcess(1.0, 0.3, 1.0), drift=0.5),
+            2000,
+            torch.float32,
+            4,
+        ),
+    ],
+    ids=["beta", "wide beta", "wide beta in float64", "gamma", "drift"],
+)
+def test_laws_below_the_least_number_are_for_simulation(variances, width, dtype, share):
+    torch.set_default_dtype(dtype)
+    law = variances().law(width)
+    draws = law.sample((500,))
+    assert law.log_prob(draws).isfinite().all() and law.support.check(draws).all()
+    if variances is beta_variances:
+        least = torch.finfo(dtype).tiny
+        assert stats.beta(0.5 / width, 0.5).cdf(least) == pytest.approx(share / 100, abs=0.006)
+    with pytest.raises(ValueError, match=rf"variances must have a law .* share of {share}% below"):
+        potential_of(law)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "equal", "Bernoulli"])
+def test_laws_can_be_sent_to_other_processes(name):
+    others = {"equal": equal_variances(), "Bernoulli": bernoulli_variances()}
+    variances = (all_laws() | others)[name]
+    received = pickle.loads(pickle.dumps(variances))
+    drawn = variances.law(20).sample((3,))
+    law = pickle.loads(pickle.dumps(received.law(20)))
+    torch.testing.assert_close(law.log_prob(drawn), variances.law(20).log_prob(drawn))
 
 
 def test_supports_have_their_bounds():

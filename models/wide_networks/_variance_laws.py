@@ -1,0 +1,182 @@
+"""Laws of positive numbers that others are made into, and how much of them numbers can hold."""
+
+import math
+from typing import Any, NoReturn
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import biject_to, constraints, transform_to
+
+__all__ = ["affine", "bounded", "resolved", "squared_cauchy"]
+
+_MOST_LOST = 0.01
+
+
+def affine(law: TorchDistribution, loc: float, scale: float) -> TorchDistribution:
+    """Law of a number in other units and from another start.
+
+    :param law: of a positive number.
+    :param float loc: what is added.
+    :param float scale: what it is multiplied by before.
+    """
+    return _image(law, _Affine(loc, scale, _end(law)))
+
+
+def bounded(law: TorchDistribution, largest: float) -> TorchDistribution:
+    """Law of :math:`x / (1 + x / b)`, which is less than a bound.
+
+    :param law: of a positive number.
+    :param float largest: :math:`b`.
+    """
+    return _image(law, _Bounded(largest))
+
+
+def squared_cauchy(scale: float) -> TorchDistribution:
+    """Law of the square of a half-Cauchy variable.
+
+    :param float scale: of that variable.
+    """
+    square = dist.transforms.PowerTransform(torch.tensor(2.0))
+    return _image(dist.HalfCauchy(torch.tensor(scale)), square)
+
+
+def resolved(law: TorchDistribution) -> TorchDistribution:
+    """The law, without a bijection to its support where too much of it is not told from the end.
+
+    :param law: of a number above some bound.
+    """
+    share = _lost_share(law)
+    return law if share <= _MOST_LOST else _image(law, _Unresolved(_end(law), share))
+
+
+def _lost_share(law: TorchDistribution) -> float:
+    """Share of the mass below the least number that differs from the lower end of the support."""
+    support: Any = law.support
+    if isinstance(law, dist.Delta) or support.is_discrete:
+        return 0.0
+    if isinstance(law, dist.Beta):
+        # PyTorch has no distribution function of it; near zero it is a power.
+        shape, other = law.concentration1.double(), law.concentration0.double()
+        beta = shape.lgamma() + other.lgamma() - (shape + other).lgamma()
+        log_least = math.log(torch.finfo(law.concentration1.dtype).tiny)
+        return float((shape * log_least - shape.log() - beta).exp())
+    with torch.random.fork_rng(devices=[]):
+        dtype = law.sample().dtype
+    least = _least_above(torch.as_tensor(getattr(support, "lower_bound", 0.0)).to(dtype))
+    try:
+        return float(law.cdf(least))
+    except NotImplementedError:  # a law of the user's, of which nothing is known
+        return 0.0
+
+
+def _least_above(low: Tensor) -> Tensor:
+    return low.nextafter(low + 1.0).clamp(min=torch.finfo(low.dtype).tiny)
+
+
+def _end(law: TorchDistribution) -> float:
+    return float(getattr(law.support, "upper_bound", math.inf))
+
+
+def _image(law: TorchDistribution, transform: Any) -> TorchDistribution:
+    image: TorchDistribution = dist.TransformedDistribution(law, [transform])
+    return image
+
+
+def _between(low: float, high: float) -> Any:
+    is_bounded = high < math.inf
+    return constraints.interval(low, high) if is_bounded else constraints.greater_than(low)
+
+
+class _Affine(dist.transforms.AffineTransform):
+    """Affine map of numbers that are positive, and bounded or not; PyTorch's own forgets that."""
+
+    def __init__(self, loc: float, scale: float, high: float = math.inf) -> None:
+        super().__init__(loc, scale)
+        self._high = high
+
+    def _call(self, x: Tensor) -> Tensor:
+        # A small number that is added to a larger one does not change it, but is inside.
+        image = self.loc + self.scale * x
+        return image.maximum(_least_above(image.new_tensor(self.loc)))
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def domain(self) -> Any:
+        """Positive numbers up to the bound."""
+        return _between(0.0, self._high)
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def codomain(self) -> Any:
+        """Their images."""
+        low = float(self.loc)
+        return _between(low, low + float(self.scale) * self._high)
+
+
+class _Bounded(dist.transforms.Transform):
+    r"""Map of positive numbers to those below a bound, :math:`x / (1 + x / b)`."""
+
+    bijective, sign = True, 1
+    domain = constraints.positive
+
+    def __init__(self, largest: float) -> None:
+        super().__init__()
+        self._largest = largest
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def codomain(self) -> Any:
+        """Positive numbers up to the bound."""
+        return _between(0.0, self._largest)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self._largest / (1.0 + self._largest / x)  # the bound itself where x is infinite
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        # Next to the bound numbers have no digits left.
+        return y / (1.0 - y / self._largest).clamp(min=torch.finfo(y.dtype).eps)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Logarithm of the slope."""
+        return -2.0 * torch.log1p(x / self._largest)
+
+
+class _Unresolved(_Affine):
+    """The numbers themselves, as numbers of which too many are lost."""
+
+    def __init__(self, high: float, share: float) -> None:
+        super().__init__(0.0, 1.0, high)
+        self._share = share
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def codomain(self) -> Any:
+        """The same numbers, without a bijection."""
+        return _UnresolvedSupport(self.domain, self._share)
+
+
+class _UnresolvedSupport(constraints.Constraint):
+    """Support of a law whose mass is in part below the least number.
+
+    In coordinates of a bijection the density there would be that of the least number.
+    """
+
+    event_dim = 0
+
+    def __init__(self, numbers: Any, share: float) -> None:
+        self.numbers, self.share = numbers, share
+
+    def check(self, value: Any) -> Any:
+        """Whether values are in the support."""
+        return self.numbers.check(value)
+
+
+def _refuse(support: _UnresolvedSupport) -> NoReturn:
+    raise ValueError(
+        "variances must have a law with all but 1% of its mass at numbers that their type can tell "
+        "from the lower end, for samplers and guides that move them in other coordinates, got a "
+        f"share of {support.share:.0%} below; take a narrower layer, float64, or jumps with a "
+        "positive index at zero, such as those of horseshoe_variances()"
+    )
+
+
+for _registry in (biject_to, transform_to):
+    _registry.register(_UnresolvedSupport, _refuse)

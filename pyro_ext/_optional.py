@@ -1,0 +1,30 @@
+"""Modules of packages that few functions need, and that an extra installs."""
+
+import importlib
+from types import ModuleType
+
+__all__ = ["optional_module"]
+
+
+def optional_module(module: str, user: str, package: str, extra: str) -> ModuleType:
+    """Import a module of an optional package, or say which extra brings it.
+
+    :param str module: the module's import name.
+    :param str user: what needs it, such as the name of a function.
+    :param str package: the package's name in the package index.
+    :param str extra: name of the extra.
+    :raises ImportError: names the extra to install.
+
+    Example::
+
+        >>> optional_module("nowhere", "score_links", "scikit-learn", "data")
+        Traceback (most recent call last):
+        ImportError: score_links needs scikit-learn; install it with: pip install 'pyro-ext[data]'
+    """
+    try:
+        importlib.import_module(module.partition(".")[0])  # a part may be there without the whole
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{user} needs {package}; install it with: pip install 'pyro-ext[{extra}]'"
+        ) from error
