@@ -31,7 +31,7 @@ test-slow: .venv/.test ## the slow tests alone
 test-arviz1: ## the tests of conversion under ArviZ 1, where PYTHON_ARVIZ1 exists
 	@if $(PYTHON_ARVIZ1) -c 'import ensurepip, venv' 2>/dev/null; then \
 		$(MAKE) --no-print-directory .venv-arviz1/.test \
-		&& $(BIN_ARVIZ1)/python -m pytest tests/diagnostics; \
+		&& $(BIN_ARVIZ1)/python -m pytest -n $(WORKERS) --dist worksteal tests/diagnostics; \
 	else \
 		echo "No tests under ArviZ 1: $(PYTHON_ARVIZ1) or its venv module is missing."; \
 		echo "On Debian: apt-get install python3.13-venv. Elsewhere: make test-arviz1 PYTHON_ARVIZ1=<a Python of 3.12 or later>."; \
