@@ -30,7 +30,7 @@ def points_of(population: Any, num_points: int) -> WeightedSample:
             f"shape (num_draws,), got {type(population).__name__} of batch shape {batch_shape} and "
             f"event shape {event_shape}"
         )
-    device = getattr(population.mean, "device", None)
+    device = population.icdf(torch.tensor(0.5)).device
     levels = (torch.arange(num_points, device=device) + 0.5) / num_points
     values = population.icdf(levels[:, None].expand(-1, *batch_shape)).mT.contiguous()
     weights = torch.full_like(values, 1.0 / num_points)

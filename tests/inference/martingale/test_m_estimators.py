@@ -96,6 +96,21 @@ def test_fits_that_do_not_converge_are_told() -> None:
         estimator(WeightedSample((y,), torch.full((3, 5), 0.2)))
 
 
+def test_a_law_needs_no_mean() -> None:
+    """A Cauchy law has quantiles, and here nothing else."""
+
+    class Quantiles:
+        batch_shape, event_shape = torch.Size([2]), torch.Size()
+
+        def icdf(self, value: Tensor) -> Tensor:
+            return dist.Cauchy(torch.tensor([0.0, 3.0]), 1.0).icdf(value)
+
+    center = MEstimator(lambda p, y: (y - p["c"]).square().log1p(), {"c": torch.tensor(0.0)})
+    torch.testing.assert_close(
+        center(Quantiles())["c"], torch.tensor([0.0, 3.0]), atol=1e-4, rtol=0
+    )
+
+
 def test_the_posterior_is_that_of_the_mean() -> None:
     """Draw by draw, for populations that share their points and for those that do not."""
     y = torch.randn(15)

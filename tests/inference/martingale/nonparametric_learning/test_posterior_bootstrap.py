@@ -360,8 +360,17 @@ def test_a_checkpoint_is_of_one_loss(tmp_path: Any, before: Any, after: Any) -> 
 
 def test_data_in_a_finer_type_than_the_parameters() -> None:
     """As from NumPy: rounding of the parameters hides what the finer loss would still see."""
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
     y = torch.randn(50, dtype=torch.float64)
-    posterior = PosteriorBootstrap(normal, 50, seed=0, progress=False).run(y)
+
+    def model(y: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(loc, scale), obs=y)
+
+    posterior = PosteriorBootstrap(model, 200, seed=0, progress=False).run(y)
     fits = posterior.diagnostics()
     assert bool(fits["converged"].all()) and int(fits["num_steps"].max()) < 30
 
