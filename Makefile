@@ -3,6 +3,7 @@
 PYTHON ?= python3
 PYTHON_ARVIZ1 ?= /usr/bin/python3.13
 WORKERS ?= auto
+FULL_RUNS ?= 1/1
 
 BIN := .venv/bin
 BIN_ARVIZ1 := .venv-arviz1/bin
@@ -21,8 +22,8 @@ demo: .venv/.demo ## install what the demo needs and run it
 
 test: lint typecheck test-all test-arviz1 ## all checks: style, types, every test, both lines of ArviZ
 
-test-all: .venv/.test ## every test, the slow ones included
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+test-all: .venv/.test ## every test, the slow ones included; FULL_RUNS=1/3 leaves out two of three full runs of tutorials
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --full-runs $(FULL_RUNS) --durations 30
 
 test-slow: .venv/.test ## the slow tests alone
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow

@@ -1,8 +1,12 @@
-"""What every test starts from: one thread, fixed seeds, and fresh global state of Pyro."""
+"""What every test starts from: one thread, fixed seeds, fresh global state, and no figures."""
 
+import argparse
 import hashlib
 import os
+import re
+import sys
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -38,14 +42,42 @@ hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("fixed")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes minutes, so that no worker is left with it when others are done."""
-    items.sort(key=lambda item: not ("full_run" in item.name or "site_builds" in item.name))
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full-runs",
+        type=_part,
+        default=(1, 1),
+        metavar="K/N",
+        help="run the K-th of N parts of the tests that run a tutorial in full (default: all)",
+    )
+
+
+def _part(text: str) -> tuple[int, int]:
+    """Read K/N, a part of several."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"K/N with 1 <= K <= N expected, got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out full runs of other parts, and begin with what takes minutes.
+
+    Otherwise one worker might be left with the long ones when others are done.
+    """
+    part, parts = config.getoption("full_runs")
+    full_runs = [item for item in items if item.get_closest_marker("full_run")]
+    full_runs.sort(key=attrgetter("nodeid"))
+    chosen = full_runs[part - 1 :: parts]
+    left_out = [item for item in full_runs if item not in chosen]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+    items.sort(key=lambda item: not (item in full_runs or "site_builds" in item.name))
 
 
 @pytest.fixture(autouse=True)
 def clean_state() -> Iterator[None]:
-    """Empty the parameter store, seed, and put global settings back after the test."""
+    """Empty the parameter store and seed; afterwards put settings back and close all figures."""
     pyro_settings = pyro.settings.get()
     default_dtype = torch.get_default_dtype()
     pyro.enable_validation(True)
@@ -55,6 +87,8 @@ def clean_state() -> Iterator[None]:
     torch.set_default_dtype(default_dtype)
     pyro.settings.set(**pyro_settings)
     pyro.clear_param_store()
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        pyplot.close("all")
 
 
 @pytest.fixture

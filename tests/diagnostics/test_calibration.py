@@ -27,12 +27,6 @@ from pyro_ext.inference import MCMC, SGLD
 pyplot = pytest.importorskip("matplotlib.pyplot")
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    pyplot.close("all")
-
-
 # Ranks --------------------------------------------------------------------------------------------
 
 

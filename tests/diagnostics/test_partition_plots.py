@@ -14,12 +14,6 @@ pyplot = pytest.importorskip("matplotlib.pyplot")
 DRAWS = torch.tensor([[[0, 1, 2, 1, 0, 1], [0, 1, 0, 1, 0, 1]], [[3, 1, 3, 1, 3, 0], [5] * 6]])
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    pyplot.close("all")
-
-
 def test_heat_map_follows_a_partition():
     ax = plot_co_clustering(DRAWS, order=torch.tensor([8, 4, 8, 4, 4, 1]))
     shown, shares = np.asarray(ax.images[0].get_array()), co_clustering(DRAWS).numpy()

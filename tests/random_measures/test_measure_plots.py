@@ -22,12 +22,6 @@ MEASURE = GeneralizedGammaProcess(2.0, 0.4, 1.5)
 LABELS = torch.tensor([[0, 0, 1, 0, 2], [0, 1, 2, 1, 3]])
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    pyplot.close("all")
-
-
 def test_tail():
     series = MEASURE.series(50, "inverse_levy", seed=0)
     axes = plot_tail(MEASURE, series.weights, num_points=9)

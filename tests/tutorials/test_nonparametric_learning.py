@@ -200,6 +200,7 @@ def test_over_dispersed_counts(wrong):
 
 
 @pytest.mark.slow
+@pytest.mark.full_run
 def test_full_run_of_the_page_with_a_failing_claim(tmp_path):
     environment = os.environ | {"PYRO_EXT_FIGURES": str(tmp_path), "MPLBACKEND": "Agg"}
     environment.pop("PYRO_EXT_SMOKE", None)

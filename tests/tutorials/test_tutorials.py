@@ -36,6 +36,7 @@ def test_short_run(name, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.full_run
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in FAILING])
 def test_full_run_meets_its_claims(name, tmp_path):
     run(name, tmp_path)

@@ -200,7 +200,6 @@ def test_plot():
     colours = [matplotlib_colour(pyplot, name) for name in ("C1", "C0", "0.55", "0.55")]
     np.testing.assert_allclose(brackets.get_colors(), colours)
     assert axes.lines[0].get_ydata()[0] == 2.5
-    pyplot.close("all")
 
 
 def matplotlib_colour(pyplot, name):
@@ -208,10 +207,9 @@ def matplotlib_colour(pyplot, name):
 
 
 def test_plot_of_negative_heights_starts_below_them():
-    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pytest.importorskip("matplotlib.pyplot")
     axes = Dendrogram(MERGES, torch.tensor([-3.0, -1.0, 0.0, 2.0])).plot()
     assert axes.get_ylim()[0] == -3.0
-    pyplot.close("all")
 
 
 def test_plot_without_matplotlib(monkeypatch):

@@ -98,6 +98,7 @@ def test_risks_are_compared_as_means_over_numbers_of_features(short_run):
 
 
 @pytest.mark.slow
+@pytest.mark.full_run
 def test_full_run_meets_its_claims_but_one(tmp_path, monkeypatch):
     """Its networks are the same with each run, so it passes always or never."""
     outcome = full_run(PAGE, tmp_path, monkeypatch)

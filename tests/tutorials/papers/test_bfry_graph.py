@@ -71,6 +71,7 @@ def test_degrees_of_new_graphs_are_medians(short_run):
 
 
 @pytest.mark.slow
+@pytest.mark.full_run
 @pytest.mark.statistical
 def test_full_run_meets_its_claims_but_three(tmp_path, monkeypatch):
     """Three claims have a reason to fail, one of which surely does, and two with some seeds.

@@ -111,6 +111,7 @@ def test_without_discount_the_process_is_that_of_the_sticks(short_run):
 
 
 @pytest.mark.slow
+@pytest.mark.full_run
 @pytest.mark.statistical
 def test_full_run_meets_its_claims_but_one(tmp_path, monkeypatch):
     """One claim fails, as the page says; and one on digits comes too near to its bound to be asked.

@@ -76,6 +76,7 @@ def test_predictions_have_as_many_samples_as_the_data(short_run):
 
 
 @pytest.mark.slow
+@pytest.mark.full_run
 @pytest.mark.statistical
 def test_full_run_meets_its_claims(tmp_path, monkeypatch):
     """Six slopes for each seed, each beyond four standard errors with a probability of 6e-5.

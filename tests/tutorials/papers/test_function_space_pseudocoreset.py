@@ -110,6 +110,7 @@ def test_gains_on_corrupted_images_are_means(short_run):
 
 
 @pytest.mark.slow
+@pytest.mark.full_run
 @pytest.mark.statistical
 def test_full_run(tmp_path, monkeypatch):
     """All claims but the last hold, and that one says why not.

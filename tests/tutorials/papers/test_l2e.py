@@ -59,6 +59,7 @@ def test_losses_are_means_over_chains(short_run):
 
 
 @pytest.mark.slow
+@pytest.mark.full_run
 @pytest.mark.statistical
 def test_full_run_meets_its_claims(tmp_path, monkeypatch):
     """Its draws are the same with each run, so it passes always or never."""

@@ -61,6 +61,7 @@ def test_least_step_is_that_in_the_order_of_theory(short_run, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.full_run
 @pytest.mark.statistical
 def test_full_run_meets_its_claims(tmp_path, monkeypatch):
     """Its draws are the same with each run, so it passes always or never.

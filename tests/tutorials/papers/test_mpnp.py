@@ -63,6 +63,7 @@ def test_hares_and_lynxes_have_the_mean_of_the_simulated(short_run):
 
 
 @pytest.mark.slow
+@pytest.mark.full_run
 @pytest.mark.statistical
 def test_full_run_meets_its_claims_but_one(tmp_path, monkeypatch):
     """Both claims on periodic functions come too near to their bounds to be asked exactly.

@@ -66,6 +66,7 @@ def test_gains_have_the_sign_that_the_claims_say(short_run):
 
 
 @pytest.mark.slow
+@pytest.mark.full_run
 @pytest.mark.statistical
 def test_full_run_meets_its_claims(tmp_path, monkeypatch):
     """Its draws are the same with each run, so it passes always or never."""

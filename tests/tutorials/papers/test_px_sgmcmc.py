@@ -144,6 +144,7 @@ def test_a_difference_is_that_of_the_expanded_network_to_the_other(short_run):
 
 
 @pytest.mark.slow
+@pytest.mark.full_run
 @pytest.mark.statistical
 def test_full_run_meets_its_claims(tmp_path, monkeypatch):
     """Its draws are the same with each run, so it passes always or never.

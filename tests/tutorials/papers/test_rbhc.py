@@ -66,6 +66,7 @@ def test_exact_clustering_makes_the_merges_of_its_limit(short_run):
 
 
 @pytest.mark.slow
+@pytest.mark.full_run
 def test_full_run_meets_its_claims(tmp_path, monkeypatch):
     """But for ratios of times, which a busy machine decides, the claims have no chance in them.
 

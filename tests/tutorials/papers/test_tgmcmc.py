@@ -114,6 +114,7 @@ def test_numbers_of_the_specification(short_run):
 
 
 @pytest.mark.slow
+@pytest.mark.full_run
 @pytest.mark.statistical
 def test_full_run_meets_its_claims(tmp_path, monkeypatch):
     """All but the chains on digits, which end by the clock, have the same draws with each run.
