@@ -163,7 +163,15 @@ class MartingalePosterior(IndependentDraws):
         device = data[0].device if data and isinstance(data[0], Tensor) else None
         tried = min(_NUM_TRIED, self.num_samples)
         start = rule.begin(data, chain_keys(seed, range(tried), device))
-        on_data = self._evaluate(rule.population(start), tried, None)
+        population = rule.population(start)
+        try:
+            on_data = self._evaluate(population, tried, None)
+        except Exception as error:
+            error.add_note(
+                "functional was called with a law of the population, here a "
+                f"{type(population).__name__}, and not with a tensor of observations"
+            )
+            raise
         on_data = {name: value[:1] for name, value in on_data.items()}
         self._num_observed = start.num_observed
         if self.horizon != math.inf:

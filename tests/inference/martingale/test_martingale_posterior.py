@@ -244,3 +244,10 @@ def test_pickle():
 def test_errors(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_function_of_observations_is_told_what_it_gets():
+    with pytest.raises(TypeError) as caught:
+        posterior(functional=torch.median).run(data())
+    (note,) = caught.value.__notes__
+    assert "a law of the population, here a WeightedSample, and not with a tensor" in note
