@@ -1,7 +1,9 @@
 """Compiled loops of the copula recursion.
 
 Points are the last dimension of all arrays, and the innermost loops run over them without a branch,
-so that the compiler works on several at once. What a point gets does not depend on other points.
+so that the compiler works on several at once. Their bodies are short, since a processor begins with
+the next points while it waits for a division only where those are near in the code. What a point
+gets does not depend on other points.
 """
 
 import math
@@ -61,8 +63,8 @@ def advance_points(
         where there are no covariates.
     """
     num_laws, dimension, num_points = cdfs.shape
-    rate, odds = np.empty(_BLOCK), np.empty(_BLOCK)
-    log_copula = np.empty(_BLOCK)
+    rate, share = np.empty(_BLOCK), np.empty(_BLOCK)
+    scores, bell, log_copula = np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK)
     width = min(_BLOCK, group) if group > 1 else _BLOCK
     for law in range(num_laws):
         start = 0
@@ -78,14 +80,14 @@ def advance_points(
                     for k in range(size):
                         top = a * weights[k]
                         rate[k] = min(max(top / (1.0 - a + top), LEAST_RATE), MOST_RATE)
-                        odds[k] = rate[k]
+                        share[k] = rate[k]
                         log_copula[k] = 0.0
                 else:
                     if group > 1:
                         top = a * kernel[rows[law, step], start // group]
                         a = min(max(top / (1.0 - a + top), LEAST_RATE), MOST_RATE)
                     rate[:size] = a
-                    odds[:size] = a
+                    share[:size] = a
                     log_copula[:size] = 0.0
                 for j in range(dimension):
                     rho = bandwidth[j]
@@ -94,19 +96,27 @@ def advance_points(
                     shift = rho * normal_quantile(clipped(uniforms[law, step, j]))
                     block = cdfs[law, j, start:end]
                     for k in range(size):
+                        scores[k] = normal_quantile(clipped(block[k]))
+                    for k in range(size):
+                        w = (scores[k] - shift) * inverse
+                        bell[k] = exponential(-0.5 * w * w)
+                    for k in range(size):
                         u = block[k]
-                        z = normal_quantile(clipped(u))
-                        w = (z - shift) * inverse
-                        h = normal_cdf(w, exponential(-0.5 * w * w))
+                        h = normal_cdf((scores[k] - shift) * inverse, bell[k])
                         h = h * min(u * (1.0 / SMALLEST), 1.0)
                         h = 1.0 - (1.0 - h) * min((1.0 - u) * (1.0 / SMALLEST), 1.0)
-                        share = odds[k] / (1.0 - rate[k] + odds[k])
-                        block[k] = u + share * (h - u)
+                        block[k] = u + share[k] * (h - u)
+                    for k in range(size):
+                        z, w = scores[k], (scores[k] - shift) * inverse
                         log_copula[k] += offset + 0.5 * (z * z - w * w)
-                        odds[k] = rate[k] * exponential(log_copula[k])
+                    for k in range(size):
+                        share[k] = rate[k] * exponential(log_copula[k])
                     log_block = log_density[law, j, start:end]
                     for k in range(size):
-                        log_block[k] += logarithm(1.0 - rate[k] + odds[k])
+                        log_block[k] += logarithm(1.0 - rate[k] + share[k])
+                    if j + 1 < dimension:
+                        for k in range(size):
+                            share[k] /= 1.0 - rate[k] + share[k]
             start = end
 
 
