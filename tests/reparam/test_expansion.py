@@ -184,8 +184,8 @@ def test_nuts_on_the_scalar_target():
         pyro.set_rng_seed(seed)
         mcmc = PyroMCMC(
             NUTS(expanded_scalar(), target_accept_prob=0.9),
-            num_samples=1200,
-            warmup_steps=300,
+            num_samples=500,
+            warmup_steps=200,
             disable_progbar=True,
         )
         mcmc.run(torch.tensor(1.0))
