@@ -22,7 +22,7 @@ demo: .venv/.demo ## install what the demo needs and run it
 
 test: lint typecheck test-all test-arviz1 ## all checks: style, types, every test, both lines of ArviZ
 
-test-all: .venv/.test ## every test, the slow ones included; FULL_RUNS=1/3 leaves out two of three full runs of tutorials
+test-all: .venv/.test ## every test, the slow ones included; FULL_RUNS=1/4 leaves out three of four full runs of tutorials
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --full-runs $(FULL_RUNS) --durations 30
 
 test-slow: .venv/.test ## the slow tests alone
