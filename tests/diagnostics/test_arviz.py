@@ -352,6 +352,8 @@ def test_summary_loo_and_compare() -> None:
 
 
 def test_plots() -> None:
+    from matplotlib import pyplot
+
     az = arviz()
     y = torch.randn(10)
     data = to_arviz(FakeSampler(conjugate_posterior(y), global_only, y), posterior_predictive=True)
@@ -362,6 +364,9 @@ def test_plots() -> None:
         az.plot_trace(data, backend="matplotlib")
         az.plot_trace_dist(data, backend="matplotlib")
         az.plot_ppc_dist(data, num_samples=5, backend="matplotlib")
+    figures = [pyplot.figure(number) for number in pyplot.get_fignums()]
+    assert len(figures) >= 2
+    assert all(any(ax.has_data() for ax in figure.axes) for figure in figures)
 
 
 def test_round_trip_through_netcdf(tmp_path: Path) -> None:
