@@ -7,6 +7,7 @@ among others, in one process or in many, before and after a restart, on any devi
 """
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -21,6 +22,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _NUM_ROUNDS = 10
 _UNIT = 2.0**-32
+_WORTH_AN_IMPORT = 1 << 12  # blocks of random words; fewer do without Numba until it is there
 
 
 def fresh_seed(seed: int | None) -> int:
@@ -189,7 +191,8 @@ def uniform(
 def _words(keys: Tensor, step: Tensor, num_elements: int, stream: int) -> list[Tensor]:
     """Random words for numbers of each chain at each step, in blocks of four."""
     num_blocks = -(-num_elements // 4)
-    if _are_wanted_now(keys, step):
+    is_small = step.numel() * len(keys) * num_blocks < _WORTH_AN_IMPORT
+    if _are_wanted_now(keys, step) and not (is_small and "numba" not in sys.modules):
         # Imported here: Numba is slow to import. A hundred operations on tensors take ten times as
         # long as this loop, on few numbers a hundred times.
         from pyro_ext._philox_loop import philox_blocks

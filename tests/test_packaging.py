@@ -196,7 +196,7 @@ def expected_files() -> list[str]:
     files = [*package_files(), *data_files()]
     paths = [path.relative_to(ROOT).as_posix() for path in files]
     modules = [path if path.startswith("pyro_ext/") else f"pyro_ext/{path}" for path in paths]
-    return sorted([*modules, "pyro_ext/py.typed"])
+    return sorted([*modules, "pyro_ext/inference/__init__.pyi", "pyro_ext/py.typed"])
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from scipy.special import fdtri
 from torch import Tensor
 
 __all__ = [
@@ -165,6 +164,8 @@ def surely_above(share: float, tolerance: float, num_draws: int) -> bool:
         >>> surely_above(0.1, 0.05, 1000), surely_above(0.1, 0.05, 10)
         (True, False)
     """
+    from scipy.special import fdtri  # slow to import
+
     if math.isnan(share) or tolerance >= 1.0 or share <= 0.0:
         return False
     if share >= 1.0:

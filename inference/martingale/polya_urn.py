@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from scipy.special import gammaincinv
 from torch import Tensor
 
 from pyro_ext._checks import check_number
@@ -206,6 +205,8 @@ class PolyaUrn(PredictiveRule):
 
 def _gammas(concentration: Tensor, numbers: Tensor) -> Tensor:
     """Gamma variables of rate one, by inversion; those of concentration one are exponential."""
+    from scipy.special import gammaincinv  # slow to import
+
     numbers = numbers.cpu()
     if bool((concentration == 1.0).all()):
         return -numbers.log()

@@ -5,7 +5,6 @@ import math
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from scipy.special import gammaincinv
 from torch import Tensor
 
 from pyro_ext._checks import check_number
@@ -145,6 +144,8 @@ class StudentTPredictive(GaussianRule):
 
         :param Resampled state: where the populations are.
         """
+        from scipy.special import gammaincinv  # slow to import
+
         concentration, precision = self._numbers_of(state)
         old: GaussianState = state.value
         number = uniforms(state.keys, 0, old.loc[0].numel(), stream=_VARIANCES).cpu()

@@ -7,16 +7,14 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.while_loop import while_loop
 
 from pyro_ext.inference.sgmcmc.control_variates import Anchor, control
 from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient
 from pyro_ext.potential import (
     BatchedFunction,
-    capture,
+    capture_abstract,
     compile_graph,
     outputs_agree,
-    static_shapes,
     warn_fallback,
 )
 from pyro_ext.random import normal
@@ -32,6 +30,7 @@ _INDICES_PER_CALL = 1 << 21
 _MAX_COMPILED_STEPS = 256
 _MAX_COMPILED_ROWS = 32
 _ROWS_TIMES_COPIES = 1 << 19
+_NUM_PER_CALL = 6  # arguments of a compiled call before the state
 
 
 class Plan(NamedTuple):
@@ -133,7 +132,7 @@ class StepLoop(Generic[State]):
                     return self._call_compiled(compiled, state, plan)
             return self._run(state, plan)
 
-    def _run(self, state: State, plan: Plan) -> Run[State]:
+    def _run(self, state: State, plan: Plan, num_ahead: int = 0) -> Run[State]:
         gradient = self._gradient.graph(_num_points(state, plan)) or self._gradient.one_by_one
         draws: dict[int, tuple[Tensor, ...]] = {}
         for number, (step, row) in enumerate(
@@ -143,7 +142,7 @@ class StepLoop(Generic[State]):
                 state, info = self._step(
                     state,
                     _at(gradient, [index[number] for index in plan.indices], plan.anchor),
-                    self._noise(plan.keys, step, state[0]),
+                    self._noise(plan.keys, step, state[0], num_ahead),
                     step_size=plan.step_sizes[number],
                     temperature=plan.temperatures[number],
                 )
@@ -151,11 +150,11 @@ class StepLoop(Generic[State]):
         *leaves, energy = (torch.stack(parts) for parts in zip(*draws.values(), strict=True))
         return Run(state, type(state)(*leaves), energy)
 
-    def _noise(self, keys: Tensor, step: int, position: Tensor) -> Tensor:
+    def _noise(self, keys: Tensor, step: int, position: Tensor, num_ahead: int) -> Tensor:
         """Noise of a step, from a block drawn ahead: one step's alone costs as much."""
         known = self._drawn
         if known is None or known[0] is not keys or not 0 <= step - known[1] < len(known[2]):
-            ahead = max(1, _NOISE_PER_CALL // position.numel())
+            ahead = num_ahead or max(1, _NOISE_PER_CALL // position.numel())
             steps = torch.arange(step, step + ahead, device=position.device)
             block = normal(keys, steps, position.shape[-1], dtype=position.dtype)
             self._drawn = known = (keys, step, block)
@@ -175,14 +174,12 @@ class StepLoop(Generic[State]):
     ) -> Callable[..., Any] | None:
         arguments = self._flatten(state, plan)
         try:
-            with torch.no_grad(), static_shapes():
-                recorded = capture(self._while_loop(graph, state, plan), *arguments)
-                # Otherwise Python calls the kernels of each step, which is most of a short one.
-                options = {"cpp_wrapper": True} if plan.keys.device.type == "cpu" else None
-                loop = compile_graph(recorded, *arguments, options=options)
+            loop = compile_graph(
+                capture_abstract(self._while_loop(graph, state, plan), *arguments), *arguments
+            )
             check = plan.first(2)
             *compiled, energy = self._call_compiled(loop, state, check)
-            *stepped, expected = self._run(state, check)
+            *stepped, expected = self._run(state, check, num_ahead=len(check.steps))
             num_terms = state[0].shape[-1]  # of the log prior
             agree = outputs_agree(compiled, stepped) and outputs_agree(energy, expected, num_terms)
         except Exception as error:  # whatever a compiler may raise
@@ -200,24 +197,18 @@ class StepLoop(Generic[State]):
         num_constants = num_leaves + len(plan.anchor or ())
         num_rows = self.max_rows(*state[0].shape)
 
-        def run(
-            count: Tensor,
-            keys: Tensor,
-            steps: Tensor,
-            step_sizes: Tensor,
-            temperatures: Tensor,
-            rows: Tensor,
-            *rest: Tensor,
-        ) -> Any:
-            leaves, indices = rest[:num_leaves], rest[num_constants:]
-            anchor = Anchor(*rest[num_leaves:num_constants]) if plan.anchor else None
+        def run(*arguments: Tensor) -> Any:
+            num_arguments = len(arguments)
 
-            def proceed(number: Tensor, *carried: Tensor) -> Tensor:
-                return number < count
+            def proceed(number: Tensor, *others: Tensor) -> Tensor:
+                return number < others[-num_arguments]
 
-            def body(number: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
+            def body(number: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+                carried = others[:-num_arguments]
+                _, keys, steps, step_sizes, temperatures, rows, *rest = others[-num_arguments:]
+                anchor = Anchor(*rest[num_leaves:num_constants]) if plan.anchor else None
                 pick = number.reshape(1)
-                batch = [index.index_select(0, pick)[0] for index in indices]
+                batch = [index.index_select(0, pick)[0] for index in rest[num_constants:]]
                 position, draws = carried[0], carried[num_leaves:]
                 noise = normal(
                     keys, steps.index_select(0, pick)[0], position.shape[-1], dtype=position.dtype
@@ -240,10 +231,13 @@ class StepLoop(Generic[State]):
                     ),
                 )
 
+            leaves = arguments[_NUM_PER_CALL : _NUM_PER_CALL + num_leaves]
             recorded = (*leaves, leaves[0][:, 0])  # the last one stands for the potential
             draws = [leaf.new_zeros(num_rows, *leaf.shape) for leaf in recorded]
-            start = torch.zeros_like(count)
-            return while_loop(proceed, body, (start, *leaves, *draws))[1:]
+            start = torch.zeros_like(arguments[0])
+            # The function of the same name in torch would trace all once more.
+            loop = torch.ops.higher_order.while_loop
+            return loop(proceed, body, (start, *leaves, *draws), arguments)[1:]
 
         return run
 

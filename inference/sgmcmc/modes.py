@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from pyro_ext._checks import check_integer
@@ -99,6 +98,8 @@ def minimum(
     :param int max_iterations: number of iterations at most.
     :returns: the minimum. **Shape:** ``(size,)``.
     """
+    from scipy.optimize import minimize  # slow to import
+
     result = minimize(
         _Objective(potential),
         start.double().cpu().numpy(),

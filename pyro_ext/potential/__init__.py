@@ -9,11 +9,11 @@ from pyro_ext.potential._batched import (
 from pyro_ext.potential._capture import (
     CaptureError,
     capture,
-    compile_graph,
-    static_shapes,
+    capture_abstract,
     value_and_gradient,
     warn_fallback,
 )
+from pyro_ext.potential._compilation import compile_graph
 from pyro_ext.potential._distributions import bijection
 from pyro_ext.potential._function import FunctionPotential
 from pyro_ext.potential._layout import Layout
@@ -44,13 +44,13 @@ __all__ = [
     "WeightedPotential",
     "bijection",
     "capture",
+    "capture_abstract",
     "check_backend",
     "compile_graph",
     "fold_constants",
     "init_to_prior",
     "init_to_suggested",
     "outputs_agree",
-    "static_shapes",
     "value_and_gradient",
     "warn_fallback",
 ]

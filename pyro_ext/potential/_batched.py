@@ -13,9 +13,9 @@ from pyro_ext.potential._capture import (
     Fallback,
     TensorFunction,
     capture,
-    compile_graph,
     vectorize,
 )
+from pyro_ext.potential._compilation import compile_graph
 from pyro_ext.potential._evaluation import CHANGES_DATA, IS_RANDOM
 from pyro_ext.potential._simplify import constants_of
 

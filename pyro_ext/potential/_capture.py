@@ -1,8 +1,7 @@
-"""Graph capture: a pure tensor function recorded once, vectorized over chains, and compiled."""
+"""Graph capture: a pure tensor function recorded once, and vectorized over chains."""
 
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,8 +22,7 @@ __all__ = [
     "Gradient",
     "TensorFunction",
     "capture",
-    "compile_graph",
-    "static_shapes",
+    "capture_abstract",
     "value_and_gradient",
     "vectorize",
     "warn_fallback",
@@ -108,6 +106,21 @@ def _record_pure(function: TensorFunction, *example: Tensor) -> GraphModule:
     return graph
 
 
+def capture_abstract(function: TensorFunction, *example: Tensor) -> GraphModule:
+    """Record a function on the shapes and types of its arguments, as one with a loop has to be.
+
+    :param function: the function, which changes no tensor in place and asks for no number.
+    :param example: arguments to take the shapes and types of.
+    :returns: the graph.
+    """
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # slow to import
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
+    with torch.no_grad(), without_validation(), tracing(TracingContext(mode)):
+        abstract = [mode.from_tensor(argument) for argument in example]
+        return make_fx(lambda *arguments: function(*arguments))(*abstract)
+
+
 def vectorize(graph: GraphModule, *example: Tensor) -> GraphModule:
     """Record a graph of one chain as a graph over a leading dimension of chains.
 
@@ -120,35 +133,6 @@ def vectorize(graph: GraphModule, *example: Tensor) -> GraphModule:
     # Not before: some vectorized forms need all that they take to be vectorized.
     fold_constants(vectorized)
     return vectorized
-
-
-def compile_graph(
-    graph: GraphModule, *example: Tensor, options: Mapping[str, Any] | None = None
-) -> TensorFunction:
-    """Compile a captured graph to machine code.
-
-    :param GraphModule graph: a captured function.
-    :param example: its arguments.
-    :param Mapping options: of :func:`torch.compile`.
-    :returns: the function for arguments of the same shapes and types.
-    """
-    # Laying out images anew, the compiler gets convolutions of several networks at once wrong.
-    chosen = {"layout_optimization": False, **(options or {})}
-    compiled = torch.compile(graph, fullgraph=True, dynamic=False, options=chosen)
-    with torch.no_grad(), static_shapes(), warnings.catch_warnings():
-        # No code but PyTorch's own runs here, which uses what it deprecates.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        compiled(*example)
-    return compiled
-
-
-def static_shapes() -> AbstractContextManager[None]:
-    """Keep PyTorch's tracer from making sizes symbolic when it meets a function a second time."""
-    context: AbstractContextManager[None] = torch._dynamo.config.patch(
-        automatic_dynamic_shapes=False, assume_static_by_default=True
-    )
-    return context
 
 
 def warn_fallback(what: str, instead: str, reason: object) -> None:

@@ -53,7 +53,7 @@ class Potential:
     :param args: positional arguments of the model.
     :param str backend: how it runs. ``"eager"`` runs the model for one chain after the other;
         ``"trace"`` records it as a graph over all chains; ``"compile"`` compiles the graph, which
-        takes a C++ compiler and some seconds. All three give the same numbers.
+        takes a C++ compiler and, the first time, some seconds. All three give the same numbers.
     :param kwargs: keyword arguments of the model.
     :raises ValueError: for a model without latent sites, a discrete latent site, a sequential plate
         that subsamples, or a log density that is not finite at any of 100 initial points.

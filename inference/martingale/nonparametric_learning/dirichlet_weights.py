@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-from scipy.special import gammaincinv
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
@@ -117,6 +116,8 @@ class DirichletWeights:
         :param uniforms: makes so many uniform numbers of a stream for each draw.
         :returns: **Shape:** ``(num_draws, num_blocks)``.
         """
+        from scipy.special import gammaincinv  # slow to import
+
         concentration = self._law.concentration
         numbers = uniforms(len(concentration), _GAMMAS)
         result = (-numbers.log()).log()  # of exponential variables

@@ -1,0 +1,138 @@
+"""Whatever turns a model and data into a posterior."""
+
+from ._running.dispatch import ExecutorError
+from .composite import (
+    ConditionalUpdate,
+    EnumeratedSites,
+    Gibbs,
+    LogJoint,
+    PriorProposals,
+)
+from .early_stopping import EarlyStopping
+from .evolution_strategies import antithetic_gradient
+from .laplace import (
+    LaplacePosterior,
+    laplace_posterior,
+    nuts_posterior,
+)
+from .laplace_hmc import LaplaceHMC
+from .martingale import (
+    NPTL,
+    CopulaClassifier,
+    CopulaDensity,
+    CopulaRegression,
+    MartingalePosterior,
+    PolyaUrn,
+    PosteriorBootstrap,
+    PosteriorPredictive,
+)
+from .mcmc import MCMC
+from .meta_training import MetaTrainer
+from .optimization import BatchLBFGS, BatchOptimizer, Minimizer, Minimum
+from .partitions import (
+    AuxiliaryGibbs,
+    MarginalGibbs,
+    SliceSampler,
+    SplitMerge,
+    TreeGuided,
+    bhc,
+    ibhc,
+    rbhc,
+)
+from .pseudocoresets import (
+    AutoPseudocoreset,
+    ExpertBuffer,
+    ForwardKL,
+    FunctionSpaceKL,
+    FunctionSpaceSurrogate,
+    GaussianSurrogate,
+    MCMCSurrogate,
+    ReverseKL,
+    TrajectorySnapshots,
+    TrajectorySurrogate,
+    Wasserstein,
+)
+from .random_walk import RandomWalk
+from .sgmcmc import (
+    L2E,
+    PSGLD,
+    SGHMC,
+    SGLD,
+    SGNHT,
+    ConstantSchedule,
+    CyclicalSchedule,
+    MetaSGMCMC,
+    PolynomialSchedule,
+    Schedule,
+    SGMCMCKernel,
+)
+from .streaming import StreamingMCMC
+from .tasks import Task, ensemble_loss, single_draw_loss
+from .tuning import Trial, TuningResult, tune
+
+__all__ = [
+    "L2E",
+    "MCMC",
+    "NPTL",
+    "AutoPseudocoreset",
+    "BatchLBFGS",
+    "BatchOptimizer",
+    "CopulaClassifier",
+    "CopulaDensity",
+    "CopulaRegression",
+    "MartingalePosterior",
+    "MetaSGMCMC",
+    "MetaTrainer",
+    "Minimizer",
+    "Minimum",
+    "PSGLD",
+    "PolyaUrn",
+    "PosteriorBootstrap",
+    "PosteriorPredictive",
+    "SGHMC",
+    "SGLD",
+    "SGNHT",
+    "ConditionalUpdate",
+    "ConstantSchedule",
+    "CyclicalSchedule",
+    "EarlyStopping",
+    "EnumeratedSites",
+    "ExecutorError",
+    "ExpertBuffer",
+    "ForwardKL",
+    "FunctionSpaceKL",
+    "FunctionSpaceSurrogate",
+    "GaussianSurrogate",
+    "Gibbs",
+    "MCMCSurrogate",
+    "LaplaceHMC",
+    "LaplacePosterior",
+    "LogJoint",
+    "AuxiliaryGibbs",
+    "MarginalGibbs",
+    "PolynomialSchedule",
+    "PriorProposals",
+    "RandomWalk",
+    "ReverseKL",
+    "SGMCMCKernel",
+    "Schedule",
+    "SliceSampler",
+    "SplitMerge",
+    "StreamingMCMC",
+    "Task",
+    "TrajectorySnapshots",
+    "TrajectorySurrogate",
+    "TreeGuided",
+    "Trial",
+    "TuningResult",
+    "Wasserstein",
+    "antithetic_gradient",
+    "bhc",
+    "ensemble_loss",
+    "ibhc",
+    "laplace_posterior",
+    "nuts_posterior",
+    "rbhc",
+    "single_draw_loss",
+    "tune",
+]
