@@ -19,8 +19,20 @@ PAGES = sorted(
     for path in DOCS.rglob("*.md")
     if path.relative_to(DOCS).parts[0] not in ("_build", "gallery")
 )
-# Start processes, or draw much.
-SLOW_PAGES = ("how_to/elsewhere.md", "how_to/calibration.md")
+# Start processes, draw much, or compile loops.
+SLOW_PAGES = ("concepts.md",) + tuple(
+    f"how_to/{name}.md"
+    for name in (
+        "arviz",
+        "calibration",
+        "control_variates",
+        "elsewhere",
+        "martingale_posteriors",
+        "pseudocoresets",
+        "random_measures",
+        "step_size",
+    )
+)
 # A block of Python, and what it prints where a block of text follows.
 BLOCK = re.compile(
     r"^```python\n(?P<code>.*?)^```$(?:\n+```text\n(?P<printed>.*?)^```$)?",
@@ -99,10 +111,11 @@ def test_slow_pages_exist():
     assert set(SLOW_PAGES) <= {name_of(page) for page in PAGES}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_names_in_prose_exist(page):
-    for path in re.findall(r"`~?(pyro_ext(?:\.\w+)+)`", page.read_text("utf-8")):
-        assert resolve(path) is not None, path
+def test_names_in_prose_exist(subtests):
+    for page in PAGES:
+        with subtests.test(name_of(page)):
+            for path in re.findall(r"`~?(pyro_ext(?:\.\w+)+)`", page.read_text("utf-8")):
+                assert resolve(path) is not None, path
 
 
 def resolve(path):
@@ -145,16 +158,17 @@ def documented():
     return names, {id(resolve(name)) for name in names}
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_every_public_name_is_documented(package):
+def test_every_public_name_is_documented(subtests):
     names, objects = documented()
-    module = importlib.import_module(package)
-    missing = [
-        name
-        for name in module.__all__
-        if f"{package}.{name}" not in names and id(getattr(module, name)) not in objects
-    ]
-    assert not missing
+    for package in PACKAGES:
+        with subtests.test(package):
+            module = importlib.import_module(package)
+            missing = [
+                name
+                for name in module.__all__
+                if f"{package}.{name}" not in names and id(getattr(module, name)) not in objects
+            ]
+            assert not missing
 
 
 def test_the_list_of_packages_is_complete():
@@ -179,16 +193,17 @@ def tutorials():
     )
 
 
-@pytest.mark.parametrize("path", tutorials(), ids=lambda path: path.stem)
-def test_gallery_keeps_the_code_of_a_tutorial(path, gallery_source):
-    source = path.read_text("utf-8")
-    converted = gallery_source.to_gallery(source, "A note.")
-    old, new = ast.parse(source), ast.parse(converted)
-    assert ast.dump(ast.Module(old.body[1:], [])) == ast.dump(ast.Module(new.body[1:], []))
-    docstring = ast.get_docstring(new)
-    assert docstring.splitlines()[1] == "=" * len(docstring.splitlines()[0])
-    assert ast.get_docstring(old).splitlines()[0] in docstring and "A note." in docstring
-    assert "[markdown]" not in converted and "END-OF-CELL" not in converted
+def test_gallery_keeps_the_code_of_a_tutorial(subtests, gallery_source):
+    for path in tutorials():
+        with subtests.test(path.stem):
+            source = path.read_text("utf-8")
+            converted = gallery_source.to_gallery(source, "A note.")
+            old, new = ast.parse(source), ast.parse(converted)
+            assert ast.dump(ast.Module(old.body[1:], [])) == ast.dump(ast.Module(new.body[1:], []))
+            docstring = ast.get_docstring(new)
+            assert docstring.splitlines()[1] == "=" * len(docstring.splitlines()[0])
+            assert ast.get_docstring(old).splitlines()[0] in docstring and "A note." in docstring
+            assert "[markdown]" not in converted and "END-OF-CELL" not in converted
 
 
 def test_gallery_turns_markdown_into_rest(gallery_source):

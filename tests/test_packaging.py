@@ -96,20 +96,20 @@ def test_short_name_is_refused(floor: str) -> None:
     assert f"import pyro_ext.{floor} instead" in result.stderr
 
 
-@pytest.mark.parametrize(
-    "path", [path for floor in FLOORS for path in sources(floor)], ids=module_name
-)
-def test_no_second_name(path: Path) -> None:
-    """Without the guard each class would exist twice, and isinstance would fail between the two."""
-    guard = ROOT / path.relative_to(ROOT).parts[0] / "__init__.py"
-    tree = ast.parse(guard.read_text(encoding="utf-8"))
-    first = tree.body[1]  # after the docstring, before any import
-    assert isinstance(first, ast.If)
-    assert ast.unparse(first.test) == f"__name__ == '{guard.parent.name}'"
-    assert isinstance(first.body[0], ast.Raise)
-    # Every folder on the way is a package, so importing the file runs the guard first.
-    for folder in path.relative_to(ROOT).parents[:-1]:
-        assert (ROOT / folder / "__init__.py").exists(), f"{folder} needs an __init__.py"
+def test_no_second_name() -> None:
+    """Without the guard each class would exist twice, and isinstance would fail between the two.
+
+    Every folder of a floor is a package, so importing a file of it runs the guard first.
+    """
+    for floor in FLOORS:
+        guard = ROOT / floor / "__init__.py"
+        first = ast.parse(guard.read_text(encoding="utf-8")).body[1]  # after the docstring
+        assert isinstance(first, ast.If), guard
+        assert ast.unparse(first.test) == f"__name__ == '{floor}'"
+        assert isinstance(first.body[0], ast.Raise), guard
+    folders = sorted({path.parent for floor in FLOORS for path in sources(floor)})
+    bare = [str(folder) for folder in folders if not (folder / "__init__.py").exists()]
+    assert not bare, f"folders that need an __init__.py: {bare}"
 
 
 IMPORT_EVERYTHING = """
@@ -140,18 +140,14 @@ def test_every_module_is_imported_once() -> None:
     assert names and not wrong, wrong
 
 
-@pytest.mark.parametrize(
-    "path",
-    [*package_files(), *sources("tests"), *sources("benchmarks")],
-    ids=lambda path: str(path.relative_to(ROOT)),
-)
-def test_imports_run_downward(path: Path) -> None:
+def test_imports_run_downward() -> None:
     wrong = [
-        f"line {line}: {name}"
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in [*package_files(), *sources("tests"), *sources("benchmarks")]
         for line, name in imported_names(path)
         if name.startswith(".") or is_under(name, forbidden(path))
     ]
-    assert not wrong, f"{path.relative_to(ROOT)} imports relatively, upward or sideways: {wrong}"
+    assert not wrong, "relative, upward or sideways:\n" + "\n".join(wrong)
 
 
 def test_files_stay_short() -> None:

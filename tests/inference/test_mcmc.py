@@ -111,9 +111,8 @@ def test_initial_params_that_do_not_fit(start, message, x):
         mcmc.run(x)
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
+def test_errors_name_the_argument(subtests):
+    for options, error, message in [
         ({"kernel": model}, TypeError, "kernel"),
         ({"num_samples": 0}, ValueError, "num_samples"),
         ({"num_samples": 2.0}, ValueError, "num_samples"),
@@ -125,11 +124,10 @@ def test_initial_params_that_do_not_fit(start, message, x):
         ({"seed": 0.5}, ValueError, "seed"),
         ({"initial_params": {"loc": torch.zeros(3, 2)}}, ValueError, "initial_params"),
         ({"initial_params": {"loc": 0.0}}, ValueError, "initial_params"),
-    ],
-)
-def test_errors_name_the_argument(options, error, message):
-    with pytest.raises(error, match=message):
-        MCMC(**({"kernel": kernel(), "num_samples": 5} | options))
+    ]:
+        with subtests.test(message):
+            with pytest.raises(error, match=message):
+                MCMC(**({"kernel": kernel(), "num_samples": 5} | options))
 
 
 def test_samples_before_a_run():
