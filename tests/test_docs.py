@@ -76,7 +76,10 @@ PACKAGES = (
     "pyro_ext.reparam",
     "pyro_ext.reproduction",
     "pyro_ext.special",
+    "pyro_ext.testing.guides",
+    "pyro_ext.testing.kernels",
     "pyro_ext.testing.moments",
+    "pyro_ext.testing.nn",
     "pyro_ext.testing.potential",
 )
 

@@ -59,17 +59,19 @@ def forbidden(path: Path) -> tuple[str, ...]:
         return short
     if name == "pyro_ext.cli":
         return short
-    command = ("pyro_ext.cli",)
+    on_top = ("pyro_ext.cli", "pyro_ext.testing")
+    if is_under(name, ("pyro_ext.testing",)):
+        return short + ("pyro_ext.cli",)
     if is_under(name, ("pyro_ext.tutorials",)):
-        return short + command
+        return short + on_top
     if is_under(name, ("pyro_ext.models",)):
         themes = {f"pyro_ext.models.{path.name}" for path in (ROOT / "models").iterdir()}
         own = ".".join(name.split(".")[:3])
         sideways = tuple(sorted(themes - {own})) if own != "pyro_ext.models" else ()
-        return short + command + ("pyro_ext.tutorials",) + sideways
+        return short + on_top + ("pyro_ext.tutorials",) + sideways
     if is_under(name, ("pyro_ext.inference",)):
-        return short + command + ("pyro_ext.models", "pyro_ext.tutorials")
-    return short + command + tuple(f"pyro_ext.{floor}" for floor in FLOORS)
+        return short + on_top + ("pyro_ext.models", "pyro_ext.tutorials")
+    return short + on_top + tuple(f"pyro_ext.{floor}" for floor in FLOORS)
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
