@@ -16,20 +16,13 @@ from pyro_ext.inference._running.identity import kernel_identity
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.sgmcmc.chains import Chains
 from pyro_ext.inference.sgmcmc.kernel import SGMCMCKernel
+from pyro_ext.testing.potential import _compare
 
-__all__ = [
-    "check_arguments",
-    "check_draws",
-    "check_drivers",
-    "check_gaussian",
-    "check_kernel",
-    "check_settings",
-]
+__all__ = ["check_gaussian", "check_kernel"]
 
 KernelType = Callable[..., SGMCMCKernel]
 Options = Mapping[str, Any]
 
-_STEPS = (1, 2, 3, 7, 8, 20)
 _BAD_ARGUMENTS: tuple[tuple[str, Any], ...] = (
     *(("step_size", value) for value in (-0.1, 0.0, math.nan, math.inf, "0.1")),
     *(("temperature", value) for value in (-1.0, math.nan, math.inf, "cold")),
@@ -45,20 +38,31 @@ def check_kernel(
     model: Callable[..., Any],
     *args: Any,
     options: Options | None = None,
+    checks: Sequence[str] = ("arguments", "settings", "draws", "drivers"),
     backends: Sequence[str] = ("eager", "trace"),
     num_chains: int = 3,
-    steps: Sequence[int] = _STEPS,
+    steps: Sequence[int] = (1, 2, 3, 7, 8, 20),
     seed: int = 0,
     tolerance: float = 1e-4,
     **kwargs: Any,
 ) -> None:
-    """Run all checks of this module but that of moments, which needs an exact answer.
+    """Check all of a kernel but its stationary law.
+
+    - Wrong ``arguments`` that all kernels share are refused by their names.
+    - The ``settings`` are the arguments; copies with others keep the rest; and a pickled kernel
+      draws the same, used or not, and carries neither graphs nor compiled code.
+    - The ``draws`` follow from seed, number of the chain and step, and from nothing else: they are
+      the same on every backend, alone as among other chains, one of which may be NaN, whatever
+      PyTorch's own generator did, and to the last bit if a run stops, is pickled and goes on.
+    - The ``drivers`` of Pyro and ours give new draws, inside of the support, ours the same for
+      chains together as one after the other.
 
     :param kernel_type: a subclass of :class:`~pyro_ext.inference.sgmcmc.SGMCMCKernel`.
     :param model: a Pyro model, better one that takes minibatches.
     :param args: positional arguments of the model.
     :param options: keyword arguments of the constructor, with a step size at which chains stay
         finite.
+    :param checks: which of them to make.
     :param backends: those to compare; the others are compared with the first.
     :param int num_chains: number of chains, at least two.
     :param steps: increasing numbers of steps after which draws are compared.
@@ -77,57 +81,31 @@ def check_kernel(
         ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x[index])
         >>> check_kernel(SGLD, model, torch.zeros(20), options={"step_size": 1e-3})
     """
-    check_arguments(kernel_type, model, options=options)
-    check_settings(kernel_type, model, *args, options=options, seed=seed, **kwargs)
-    check_draws(
-        kernel_type,
-        model,
-        *args,
-        options=options,
-        backends=backends,
-        num_chains=num_chains,
-        steps=steps,
-        seed=seed,
-        tolerance=tolerance,
-        **kwargs,
-    )
-    check_drivers(
-        kernel_type, model, *args, options=options, seed=seed, tolerance=tolerance, **kwargs
-    )
+    given = dict(options or {})
 
-
-def check_draws(
-    kernel_type: KernelType,
-    model: Callable[..., Any],
-    *args: Any,
-    options: Options | None = None,
-    backends: Sequence[str] = ("eager", "trace"),
-    num_chains: int = 3,
-    steps: Sequence[int] = _STEPS,
-    seed: int = 0,
-    tolerance: float = 1e-4,
-    **kwargs: Any,
-) -> None:
-    """Check that draws follow from seed, number of the chain and step, and from nothing else.
-
-    They must be the same on every backend; alone as among other chains, one of which may be NaN;
-    with the same seed, whatever PyTorch's own generator did; and to the last bit if a run stops
-    at a step, is pickled and goes on. They must differ between seeds and between chains.
-
-    Arguments and errors are those of :func:`check_kernel`.
-    """
-    ends = []
-    for backend in backends:
-        kernel = kernel_type(model, **{**(options or {}), "backend": backend})
+    def ready(kernel: SGMCMCKernel) -> SGMCMCKernel:
         kernel.setup(0, *args, **kwargs)
-        state = torch.get_rng_state()
-        end = _check_steps(kernel, backend, num_chains, steps, seed)
-        _check_chains(kernel, end, tolerance)
-        assert torch.equal(state, torch.get_rng_state()), (
-            f"on {backend!r}, draws take numbers from PyTorch's own generator"
-        )
-        ends.append(end.position)
-        _compare(f"draws on {backends[0]!r} and {backend!r}", ends[-1], ends[0], tolerance)
+        return kernel
+
+    if "arguments" in checks:
+        _check_arguments(kernel_type, model, given)
+    if "settings" in checks:
+        _check_settings(kernel_type, model, given, ready, seed)
+    if "draws" in checks:
+        ends = []
+        for backend in backends:
+            kernel = ready(kernel_type(model, **{**given, "backend": backend}))
+            state = torch.get_rng_state()
+            end = _check_steps(kernel, backend, num_chains, steps, seed)
+            _check_chains(kernel, end, tolerance)
+            assert torch.equal(state, torch.get_rng_state()), (
+                f"on {backend!r}, draws take numbers from PyTorch's own generator"
+            )
+            ends.append(end.position)
+            what = f"draws on {backends[0]!r} and {backend!r}"
+            _compare(what, ends[-1], ends[0], tolerance)
+    if "drivers" in checks:
+        _check_drivers(kernel_type(model, **given), args, kwargs, seed, tolerance)
 
 
 def _check_steps(
@@ -152,11 +130,11 @@ def _check_steps(
         }
         for name, value in expected.items():
             what = f"on {backend!r}, {name} of a run that stopped on the way to step {step}"
-            _compare(what, value, recorded[name])
+            _compare(what, value, recorded[name], 0.0)
     for name, value in kernel.statistics(end).items():
         assert value.shape == (num_chains,), f"shape of statistic {name}: {tuple(value.shape)}"
     assert end.step == steps[-1] == draws.steps[-1], f"{end.step} steps taken, not {steps[-1]}"
-    _compare("the chains after the last draw", end.position, chains.position)
+    _compare("the chains after the last draw", end.position, chains.position, 0.0)
     return end
 
 
@@ -168,7 +146,7 @@ def _check_chains(kernel: SGMCMCKernel, end: Chains, tolerance: float) -> None:
         return kernel.advance(chains, step).position
 
     start = kernel.begin(numbers, seed)
-    _compare("two runs of one seed", after(start), end.position)
+    _compare("two runs of one seed", after(start), end.position, 0.0)
     for number in numbers:
         alone = after(kernel.begin([number], seed))[0]
         what = f"chain {number} alone and among others"
@@ -183,25 +161,17 @@ def _check_chains(kernel: SGMCMCKernel, end: Chains, tolerance: float) -> None:
     broken = start.position.clone()
     broken[-1] = math.nan
     diverged = after(replace(start, state=start.state._replace(position=broken)))
-    _compare("chains beside one that is NaN", diverged[:-1], end.position[:-1])
+    _compare("chains beside one that is NaN", diverged[:-1], end.position[:-1], 0.0)
 
 
-def check_settings(
+def _check_settings(
     kernel_type: KernelType,
     model: Callable[..., Any],
-    *args: Any,
-    options: Options | None = None,
-    seed: int = 0,
-    **kwargs: Any,
+    options: Options,
+    ready: Callable[[SGMCMCKernel], SGMCMCKernel],
+    seed: int,
 ) -> None:
-    """Check what a kernel says it is made of: settings, copies with others, and pickled ones.
-
-    Copies draw what the kernel draws to the last bit, also when it has been used, and carry neither
-    graphs nor compiled code.
-
-    Arguments and errors are those of :func:`check_kernel`.
-    """
-    given = {"temperature": 0.5, "num_steps": 3, "init_strategy": init_to_sample, **(options or {})}
+    given = {"temperature": 0.5, "num_steps": 3, "init_strategy": init_to_sample, **options}
     kernel = kernel_type(model, **given)
     settings = kernel.settings()
     wrong = {k: (settings.get(k), v) for k, v in given.items() if settings.get(k, ...) != v}
@@ -224,8 +194,7 @@ def check_settings(
         raise AssertionError("replace takes a setting that does not exist")
 
     def positions(kernel: SGMCMCKernel) -> Tensor:
-        kernel.setup(0, *args, **kwargs)
-        return kernel.advance(kernel.begin(range(2), seed), 6).position
+        return kernel.advance(ready(kernel).begin(range(2), seed), 6).position
 
     before = cloudpickle.dumps(kernel)
     drawn = positions(kernel)
@@ -235,18 +204,13 @@ def check_settings(
         assert copy._potential is None and copy._loop is None, f"{what} carries its potential"
         identity = kernel_identity(copy), kernel_identity(kernel)
         assert identity[0] == identity[1], f"{what} is {identity[0]}, not {identity[1]}"
-        _compare(f"draws of {what} and of itself", positions(copy), drawn)
+        _compare(f"draws of {what} and of itself", positions(copy), drawn, 0.0)
     kernel.advance(kernel.begin(range(2), seed), 1)  # pickling took nothing from it
 
 
-def check_arguments(
-    kernel_type: KernelType, model: Callable[..., Any], *, options: Options | None = None
+def _check_arguments(
+    kernel_type: KernelType, model: Callable[..., Any], given: dict[str, Any]
 ) -> None:
-    """Check that wrong arguments that all kernels share are refused by their names.
-
-    Arguments and errors are those of :func:`check_kernel`.
-    """
-    given = dict(options or {})
     cases: list[tuple[str, Any, dict[str, Any]]] = [
         ("model", None, given),
         ("model", "text", given),
@@ -267,23 +231,9 @@ def check_arguments(
     assert not failures, "wrong arguments:\n" + "\n".join(failures)
 
 
-def check_drivers(
-    kernel_type: KernelType,
-    model: Callable[..., Any],
-    *args: Any,
-    options: Options | None = None,
-    seed: int = 0,
-    tolerance: float = 1e-4,
-    **kwargs: Any,
+def _check_drivers(
+    kernel: SGMCMCKernel, args: tuple[Any, ...], kwargs: Options, seed: int, tolerance: float
 ) -> None:
-    """Check that a kernel runs under Pyro's driver and :class:`~pyro_ext.inference.MCMC`.
-
-    Draws are new ones, in the support of their sites; those of ours are the same whether chains run
-    together or one after the other, and follow from PyTorch's generator without a seed.
-
-    Arguments and errors are those of :func:`check_kernel`.
-    """
-    kernel = kernel_type(model, **(options or {}))
     theirs = pyro.infer.MCMC(kernel.replace(num_steps=3), 6, 2, disable_progbar=True)
     with torch.random.fork_rng():
         theirs.run(*args, **kwargs)
@@ -309,7 +259,8 @@ def check_drivers(
         assert value.shape[:2] == (3, 4), f"{name!r} has the shape {tuple(value.shape)}"
         what = f"{name!r} of chains together and one by one"
         _compare(what, one_by_one[name], value, tolerance)
-        _compare(f"{name!r} after torch.manual_seed", unseeded[1][name], unseeded[0][name])
+        what = f"{name!r} after torch.manual_seed"
+        _compare(what, unseeded[1][name], unseeded[0][name], 0.0)
 
 
 def check_gaussian(
@@ -358,15 +309,4 @@ def check_gaussian(
     assert abs(found - variance) <= bias + allowed * error, (
         f"the variance is {found:.4g}, not {variance:.4g}: off by {abs(found - variance):.3g}, "
         f"with a standard error of {error:.2g} and an allowed bias of {bias:g}"
-    )
-
-
-def _compare(what: str, actual: Tensor, expected: Tensor, tolerance: float = 0.0) -> None:
-    """Finite and the same, to the last bit without a tolerance; potentials start as NaN."""
-    assert actual.shape == expected.shape, f"{what}: shapes {actual.shape} and {expected.shape}"
-    assert bool(torch.isfinite(expected).all()), f"{what}: {expected} is not finite"
-    error = float((actual - expected).abs().max())
-    scale = 1.0 + float(expected.abs().max())
-    assert error <= tolerance * scale, (
-        f"{what} differ by {error:.3g}, more than {tolerance:g} times {scale:.3g}"
     )

@@ -349,46 +349,28 @@ def build(constructor, *args, **arguments):
         return None
 
 
-COMMON = {
-    "step_size": ANYTHING,
-    "temperature": ANYTHING,
-    "num_steps": ANYTHING,
-    "backend": ANYTHING,
-}
+COMMON = ["step_size", "temperature", "num_steps", "backend"]
 
 
-def some_of(names):
-    return st.fixed_dictionaries({}, optional={**COMMON, **names})
-
-
+@pytest.mark.parametrize(
+    ("kernel_type", "names"),
+    [
+        (SGLD, []),
+        (PSGLD, ["decay", "regularization"]),
+        (SGHMC, ["friction", "momentum_decay", "noise_estimate"]),
+        (SGNHT, ["friction"]),
+    ],
+)
 @FUZZED
-@given(some_of({}))
-def test_sgld_is_built_or_refused(arguments):
-    check_kernel(build(SGLD, model, **arguments))
-
-
-@FUZZED
-@given(some_of({"decay": ANYTHING, "regularization": ANYTHING}))
-def test_psgld_is_built_or_refused(arguments):
-    check_kernel(build(PSGLD, model, **arguments))
-
-
-@FUZZED
-@given(some_of({"friction": ANYTHING, "momentum_decay": ANYTHING, "noise_estimate": ANYTHING}))
-def test_sghmc_is_built_or_refused(arguments):
-    check_kernel(build(SGHMC, model, **arguments))
-
-
-@FUZZED
-@given(some_of({"friction": ANYTHING}))
-def test_sgnht_is_built_or_refused(arguments):
-    check_kernel(build(SGNHT, model, **arguments))
-
-
-def check_kernel(kernel):
-    """What has been built holds numbers in their ranges."""
+@given(given_arguments=st.data())
+def test_kernels_are_built_or_refused(kernel_type, names, given_arguments):
+    arguments = given_arguments.draw(
+        st.fixed_dictionaries({}, optional=dict.fromkeys([*COMMON, *names], ANYTHING))
+    )
+    kernel = build(kernel_type, model, **arguments)
     if kernel is None:
         return
+    # What has been built holds numbers in their ranges.
     assert kernel.temperature >= 0 and math.isfinite(kernel.temperature)
     assert isinstance(kernel.num_steps, int) and kernel.num_steps >= 1
     assert kernel.schedule.step_size > 0 and math.isfinite(kernel.schedule.step_size)

@@ -20,13 +20,7 @@ from pyro_ext.inference import (
     PolynomialSchedule,
 )
 from pyro_ext.inference.sgmcmc import LearnedDiffusion, ResidualKinetics
-from pyro_ext.testing.kernels import (
-    check_arguments,
-    check_draws,
-    check_drivers,
-    check_gaussian,
-    check_settings,
-)
+from pyro_ext.testing.kernels import check_gaussian, check_kernel
 
 ANCHOR = {"weight": torch.tensor([1.0, -0.5, 0.0]), "scale": torch.tensor(0.4)}
 # Type and options of each kernel.
@@ -40,10 +34,6 @@ KERNELS = {
         MetaSGMCMC,
         {"step_size": 0.01, "diffusion": LearnedDiffusion(), "momentum_decay": 0.2},
     ),
-}
-ANCHORED = {
-    f"{name} at an anchor": (KERNELS[name][0], KERNELS[name][1] | {"control_variate": ANCHOR})
-    for name in ("SGLD", "PSGLD", "SGHMC", "SGNHT")
 }
 each_kernel = pytest.mark.parametrize(("kernel_type", "options"), KERNELS.values(), ids=KERNELS)
 
@@ -77,40 +67,32 @@ def draws(kernel, *args, **options):
 
 
 @each_kernel
-def test_arguments(kernel_type, options):
-    check_arguments(kernel_type, regression, options=options)
+@pytest.mark.parametrize("check", ["arguments", "settings", "draws", "drivers"])
+def test_kernels(kernel_type, options, check, data):
+    check_kernel(kernel_type, regression, *data, options=options, checks=[check])
 
 
-@each_kernel
-def test_settings(kernel_type, options, data):
-    check_settings(kernel_type, regression, *data, options=options)
-
-
-@pytest.mark.parametrize(
-    ("kernel_type", "options"), [*KERNELS.values(), *ANCHORED.values()], ids=[*KERNELS, *ANCHORED]
-)
-def test_draws(kernel_type, options, data):
-    check_draws(kernel_type, regression, *data, options=options)
+@pytest.mark.parametrize("name", ["SGLD", "PSGLD", "SGHMC", "SGNHT"])
+def test_draws_at_an_anchor(name, data):
+    kernel_type, options = KERNELS[name]
+    options = options | {"control_variate": ANCHOR}
+    check_kernel(kernel_type, regression, *data, options=options, checks=["draws"])
 
 
 @pytest.mark.slow
 @each_kernel
 def test_compiled_draws(kernel_type, options, data):
     """Over enough steps for many calls of the loop."""
-    check_draws(
+    check_kernel(
         kernel_type,
         regression,
         *data,
         options=options,
+        checks=["draws"],
         backends=("trace", "compile"),
         steps=(1, 2, 3, 7, 8, 100, 101, 102, 150),
         tolerance=1e-3,
     )
-
-
-@each_kernel
-def test_drivers(kernel_type, options, data):
-    check_drivers(kernel_type, regression, *data, options=options)
 
 
 def test_pyros_driver_takes_initial_params_and_a_potential_fn():
