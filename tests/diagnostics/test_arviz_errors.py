@@ -84,9 +84,8 @@ def test_wrong_posterior(subtests: pytest.Subtests) -> None:
         ({3: torch.zeros(3)}, TypeError, "names in posterior must be strings"),
         (3, TypeError, "posterior must be a sampler"),
     ]:
-        with subtests.test(message):
-            with pytest.raises(error, match=re.escape(message)):
-                to_arviz(draws)
+        with subtests.test(message), pytest.raises(error, match=re.escape(message)):
+            to_arviz(draws)
 
 
 def test_draws_that_do_not_fit_the_model() -> None:

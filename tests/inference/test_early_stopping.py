@@ -87,9 +87,8 @@ def test_errors(subtests):
         ({"interval": 3}, "interval"),
         ({"interval": 10.0}, "interval"),
     ]:
-        with subtests.test(message):
-            with pytest.raises(ValueError, match=message):
-                EarlyStopping(**options)
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            EarlyStopping(**options)
 
 
 def test_an_unknown_name_and_a_wrong_type():

@@ -97,39 +97,6 @@ def test_init_strategy(x):
     torch.testing.assert_close(samples["loc"], values["loc"].expand(2, 2), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("start", "message"),
-    [
-        ({"loc": torch.zeros(2, 2)}, "model has"),
-        ({"loc": torch.zeros(2, 3), "scale": torch.ones(2)}, "loc.*shape"),
-        ({"loc": torch.zeros(2, 2), "scale": -torch.ones(2)}, "scale.*support"),
-    ],
-)
-def test_initial_params_that_do_not_fit(start, message, x):
-    mcmc = MCMC(kernel(), num_samples=1, num_chains=2, initial_params=start, progress=False)
-    with pytest.raises(ValueError, match=message):
-        mcmc.run(x)
-
-
-def test_errors_name_the_argument(subtests):
-    for options, error, message in [
-        ({"kernel": model}, TypeError, "kernel"),
-        ({"num_samples": 0}, ValueError, "num_samples"),
-        ({"num_samples": 2.0}, ValueError, "num_samples"),
-        ({"warmup_steps": -1}, ValueError, "warmup_steps"),
-        ({"num_chains": 0}, ValueError, "num_chains"),
-        ({"thinning": 0}, ValueError, "thinning"),
-        ({"chain_method": "parallel"}, ValueError, "chain_method"),
-        ({"seed": -1}, ValueError, "seed"),
-        ({"seed": 0.5}, ValueError, "seed"),
-        ({"initial_params": {"loc": torch.zeros(3, 2)}}, ValueError, "initial_params"),
-        ({"initial_params": {"loc": 0.0}}, ValueError, "initial_params"),
-    ]:
-        with subtests.test(message):
-            with pytest.raises(error, match=message):
-                MCMC(**({"kernel": kernel(), "num_samples": 5} | options))
-
-
 def test_samples_before_a_run():
     with pytest.raises(RuntimeError, match="run"):
         MCMC(kernel(), num_samples=5).get_samples()

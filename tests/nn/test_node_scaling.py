@@ -135,6 +135,5 @@ def test_bad_arguments_are_named(subtests):
         (lambda: init_unit_variance_(nn.ReLU()), "layer must have a weight, got ReLU"),
         (lambda: init_unit_variance_(nn.Linear(3, 2), 0.0), "weight_scale must be .* > 0"),
     ]:
-        with subtests.test(message):
-            with pytest.raises(ValueError, match=message):
-                call()
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            call()

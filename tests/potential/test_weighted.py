@@ -203,9 +203,8 @@ def test_bad_input(subtests: pytest.Subtests) -> None:
             r"loss_fn must return the shape \(4,\).*got \(\)",
         ),
     ]:
-        with subtests.test(message):
-            with pytest.raises(ValueError, match=message):
-                make()
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            make()
 
 
 def test_the_plate_may_be_one_of_several() -> None:

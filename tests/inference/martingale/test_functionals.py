@@ -124,6 +124,5 @@ def test_errors(subtests):
             r"got Normal of batch shape \(2, 2\)",
         ),
     ]:
-        with subtests.test(message):
-            with pytest.raises(error, match=message):
-                make()
+        with subtests.test(message), pytest.raises(error, match=message):
+            make()

@@ -239,9 +239,8 @@ def test_errors(subtests):
             "names and shapes that it returns for the data alone",
         ),
     ]:
-        with subtests.test(message):
-            with pytest.raises(error, match=message):
-                make()
+        with subtests.test(message), pytest.raises(error, match=message):
+            make()
 
 
 def test_function_of_observations_is_told_what_it_gets():

@@ -163,6 +163,5 @@ def test_errors(subtests):
             r"data\[1\] has 4 rows, but data\[0\] 3",
         ),
     ]:
-        with subtests.test(message):
-            with pytest.raises(error, match=message):
-                make()
+        with subtests.test(message), pytest.raises(error, match=message):
+            make()

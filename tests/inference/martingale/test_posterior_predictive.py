@@ -229,9 +229,8 @@ def test_models_and_draws_that_do_not_fit(subtests):
         (model, {"loc": torch.zeros(5, 3)}, r"draws of the shape \(\) of the site 'loc', got \(3,"),
         (model, {"loc": torch.zeros(0)}, "as many draws of each site, and some"),
     ]:
-        with subtests.test(message):
-            with pytest.raises(ValueError, match=message):
-                posterior(PosteriorPredictive(predicted, draws), 5, 10).run(data())
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            posterior(PosteriorPredictive(predicted, draws), 5, 10).run(data())
 
 
 def test_errors(subtests):
@@ -259,6 +258,5 @@ def test_errors(subtests):
             "horizon must be finite for a rule that does not know its limit, got inf for Posterior",
         ),
     ]:
-        with subtests.test(message):
-            with pytest.raises(error, match=message):
-                make()
+        with subtests.test(message), pytest.raises(error, match=message):
+            make()

@@ -259,6 +259,5 @@ def test_errors(subtests):
         ({"concentration": 2.0, "log_concentration": 0.0}, ValueError, "exclude each other"),
         ({"log_concentration": math.inf}, ValueError, "log_concentration must be a finite"),
     ]:
-        with subtests.test(message):
-            with pytest.raises(error, match=message):
-                bhc(**{"x": POINTS, "cluster": gaussian_cluster()} | options)
+        with subtests.test(message), pytest.raises(error, match=message):
+            bhc(**{"x": POINTS, "cluster": gaussian_cluster()} | options)

@@ -160,9 +160,8 @@ def test_bad_trees(subtests):
         ({"cut_height": torch.inf}, "cut_height must be a finite number"),
         ({"labels": ["a"]}, "labels must be 2, got 1"),
     ]:
-        with subtests.test(message):
-            with pytest.raises(ValueError, match=message):
-                Dendrogram(**{"merges": torch.tensor([[0, 1]]), "heights": torch.ones(1)} | options)
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            Dendrogram(**{"merges": torch.tensor([[0, 1]]), "heights": torch.ones(1)} | options)
 
 
 @pytest.mark.parametrize(

@@ -259,6 +259,5 @@ def test_errors(subtests):
         ({"prior": PRIORS["generalized gamma"], "tilt": 0.0}, ValueError, "tilt must be a finite"),
         ({"seed": -1}, ValueError, "seed must be a non-negative integer or None, got -1"),
     ]:
-        with subtests.test(message):
-            with pytest.raises(error, match=message):
-                ibhc(**{"x": POINTS, "cluster": gaussian_cluster()} | options)
+        with subtests.test(message), pytest.raises(error, match=message):
+            ibhc(**{"x": POINTS, "cluster": gaussian_cluster()} | options)

@@ -355,6 +355,5 @@ def test_errors(subtests):
         ({"excess": True, "cluster_cost": 1.0}, "excess must be False unless method"),
         ({"excess": True, "method": "greedy"}, "excess must be False unless method"),
     ]:
-        with subtests.test(message):
-            with pytest.raises(ValueError, match=message):
-                rbhc(**{"x": X4} | options)
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            rbhc(**{"x": X4} | options)

@@ -195,9 +195,8 @@ def test_arguments_are_checked(subtests: pytest.Subtests) -> None:
         ({"plate": "other"}, "plate must name the plate of the observations"),
         ({"seed": -1}, "seed must be a non-negative integer"),
     ]:
-        with subtests.test(message):
-            with pytest.raises(ValueError, match=message):
-                collect(location, points(), **options)
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            collect(location, points(), **options)
 
 
 def test_observations_are_checked() -> None:

@@ -67,9 +67,8 @@ def test_errors_name_the_argument(subtests):
         (lambda: CyclicalSchedule(0.1, 2, 10, exploration=1.0), "exploration"),
         (lambda: CyclicalSchedule(0.1, 2, 10, minimum=0.2), "minimum"),
     ]:
-        with subtests.test(make=make, argument=argument):
-            with pytest.raises(ValueError, match=argument):
-                make()
+        with subtests.test(make=make, argument=argument), pytest.raises(ValueError, match=argument):
+            make()
 
 
 def test_the_largest_step_size_is_that_of_some_step(subtests):

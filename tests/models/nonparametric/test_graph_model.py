@@ -188,9 +188,8 @@ def test_numbers_out_of_range_are_refused(subtests):
         ),
         (lambda: GraphModel(gamma_weights())(GRAPH, num_pairs=0), "num_pairs must be an integer"),
     ]:
-        with subtests.test(message):
-            with pytest.raises(ValueError, match=message):
-                make()
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            make()
 
 
 def test_what_is_no_prior_is_refused():

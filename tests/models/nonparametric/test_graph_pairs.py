@@ -39,9 +39,8 @@ def test_edges_that_do_not_fit_are_refused(subtests):
         (3, [[0, 1, 2]], ValueError, r"edges must have shape \(num_edges, 2\), got \(1, 3\)"),
         (3, [[0.0, 1.0]], TypeError, "edges must be integers, got torch.float32"),
     ]:
-        with subtests.test(message):
-            with pytest.raises(error, match=message):
-                SimpleGraph(num_nodes, torch.tensor(edges))
+        with subtests.test(message), pytest.raises(error, match=message):
+            SimpleGraph(num_nodes, torch.tensor(edges))
 
 
 def test_graphs_without_edges_are_graphs():

@@ -222,6 +222,5 @@ def test_bad_arguments_are_named(subtests):
         (lambda: tangent_kernel(1, torch.ones(2), 1.5), "symmetric_share must be .* <= 1, got 1.5"),
         (lambda: tangent_kernel(1, torch.zeros(2), 0.5), "weights must be numbers >= 0"),
     ]:
-        with subtests.test(message):
-            with pytest.raises(ValueError, match=message):
-                call()
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            call()

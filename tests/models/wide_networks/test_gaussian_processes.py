@@ -210,6 +210,5 @@ def test_bad_arguments_are_named(subtests):
         (lambda: condition_mixture(torch.eye(2)[None], torch.ones(1, 3), 1.0), "targets must have"),
         (lambda: condition_mixture(torch.eye(2)[None], torch.ones(1, 1), 0.0), "noise_scale must"),
     ]:
-        with subtests.test(message):
-            with pytest.raises(ValueError, match=message):
-                call()
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            call()

@@ -184,6 +184,5 @@ def test_bad_arguments_are_named(subtests):
         (lambda v: pruning_error(v, torch.ones(1), -1.0), "second_moment must be .* >= 0"),
         (lambda v: square_correlation(v, 0.5, 0.0), "fourth_moment must be .* > 0"),
     ]:
-        with subtests.test(message):
-            with pytest.raises(ValueError, match=message):
-                call(beta_variances())
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            call(beta_variances())

@@ -209,6 +209,5 @@ def test_bad_arguments_are_named(subtests):
         ((2, [4], 3), {"weight_scale": 0.0}, "weight_scale must be .* > 0, got 0.0"),
         ((2, [4], 3), {"bias_scale": -1.0}, "bias_scale must be .* >= 0, got -1.0"),
     ]:
-        with subtests.test(message):
-            with pytest.raises(ValueError, match=message):
-                DependentWeightNetwork(*arguments, horseshoe_variances(), **options)
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            DependentWeightNetwork(*arguments, horseshoe_variances(), **options)

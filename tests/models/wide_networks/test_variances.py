@@ -272,6 +272,5 @@ def test_bad_arguments_are_named(subtests):
             r"measure must have no batch shape, got \(2,\)",
         ),
     ]:
-        with subtests.test(message):
-            with pytest.raises(ValueError, match=message):
-                call()
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            call()

@@ -399,9 +399,8 @@ def test_errors_name_the_argument(subtests):
         (lambda: CopulaDensity().icdf(torch.tensor(1.0)), r"probabilities in \(0, 1\)"),
         (lambda: CopulaDensity().leading(1), "number must be at most the dimension"),
     ]:
-        with subtests.test(message):
-            with pytest.raises(ValueError, match=message):
-                make()
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            make()
 
 
 def test_points_stand_for_populations_of_vectors():

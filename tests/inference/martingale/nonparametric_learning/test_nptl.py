@@ -290,9 +290,8 @@ def test_bad_settings(subtests: pytest.Subtests, parts: Any) -> None:
         (lambda p: L2SP(p[0], 0.0), ValueError, "scale must be"),
         (lambda p: SWAGPrior([{}]), ValueError, "snapshots must be at least two, got 1"),
     ]:
-        with subtests.test(message):
-            with pytest.raises(error, match=message):
-                make(parts)
+        with subtests.test(message), pytest.raises(error, match=message):
+            make(parts)
 
 
 @pytest.mark.parametrize(

@@ -436,9 +436,8 @@ def test_bad_settings(subtests: pytest.Subtests) -> None:
         (lambda: PosteriorBootstrap(normal, optimizer="sgd"), TypeError, "optimizer must be a"),
         (lambda: PosteriorBootstrap(normal, backend="jit"), ValueError, "backend must be one of"),
     ]:
-        with subtests.test(message):
-            with pytest.raises(error, match=message):
-                make()
+        with subtests.test(message), pytest.raises(error, match=message):
+            make()
 
 
 def test_bad_runs(subtests: pytest.Subtests) -> None:
