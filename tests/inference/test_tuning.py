@@ -228,6 +228,7 @@ def test_survivors_run_on_and_no_step_is_taken_twice(x, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_result(x):
     grid = {"step_size": [1e-4, 3e-4, 1e-3, 1e-1]}
     results = [short(SGLD(model), x, grid=grid, seed=seed) for seed in (3, 3, 4)]

@@ -75,6 +75,7 @@ def test_density_with_communities_is_that_of_its_parts(float64):
     assert float(log_joint(model, values)) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("largest", [15, 10_000])
 @pytest.mark.parametrize("communities", [None, MixedMembership(2)])
 def test_models_are_recorded_as_graphs(communities, largest, monkeypatch):
