@@ -141,9 +141,8 @@ def test_a_constant_feature_keeps_the_scale_one():
     assert data.train_inputs.tolist() == [[0.0] * 13]
 
 
-@pytest.mark.parametrize(
-    ("options", "sizes"),
-    [
+def test_split_sizes(subtests):
+    for options, sizes in [
         ({}, (142, 36)),
         ({"test_fraction": 0.5}, (89, 89)),
         ({"test_fraction": 1e-9}, (177, 1)),
@@ -152,13 +151,12 @@ def test_a_constant_feature_keeps_the_scale_one():
         ({"num_test": 100}, (78, 100)),
         ({"num_train": 30, "num_test": 20}, (30, 20)),
         ({"num_train": np.int64(177)}, (177, 1)),
-    ],
-)
-def test_split_sizes(options, sizes):
-    data = load("wine", **options)
-    assert (len(data.train_targets), len(data.test_targets)) == sizes
-    order = np.random.RandomState(0).permutation(178)[: sum(sizes)].tolist()
-    assert data.train_indices.tolist() + data.test_indices.tolist() == order
+    ]:
+        with subtests.test(options=options, sizes=sizes):
+            data = load("wine", **options)
+            assert (len(data.train_targets), len(data.test_targets)) == sizes
+            order = np.random.RandomState(0).permutation(178)[: sum(sizes)].tolist()
+            assert data.train_indices.tolist() + data.test_indices.tolist() == order
 
 
 @pytest.mark.parametrize(
@@ -185,10 +183,8 @@ def test_dtype_and_device():
     assert load("wine", device=torch.device("meta")).train_targets.device.type == "meta"
 
 
-@pytest.mark.parametrize("name", sorted(EXPECTED))
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_arguments_are_checked_by_every_loader(subtests):
+    for options, message in [
         ({"test_fraction": 0.0}, r"test_fraction must be .* between 0 and 1; got 0\.0"),
         ({"test_fraction": 1}, r"test_fraction must be .* between 0 and 1; got 1"),
         ({"test_fraction": float("nan")}, r"test_fraction must be .*; got nan"),
@@ -212,11 +208,11 @@ def test_dtype_and_device():
         ({"dtype": "float32"}, r"dtype must be one of .*; got 'float32'"),
         ({"device": "gramophone"}, r"device must be .*; got 'gramophone'"),
         ({"device": 1.5}, r"device must be .*; got 1\.5"),
-    ],
-)
-def test_arguments_are_checked_by_every_loader(name, options, message):
-    with pytest.raises(ValueError, match=message):
-        load(name, **options)
+    ]:
+        for name in sorted(EXPECTED):
+            with subtests.test(name=name, options=options):
+                with pytest.raises(ValueError, match=message):
+                    load(name, **options)
 
 
 def test_unknown_name():

@@ -26,7 +26,9 @@ def module_names() -> list[str]:
     return sorted(
         module_name(path)
         for path in paths
-        if path.stem != "__main__" and "tutorials" not in path.parts[len(PACKAGE.parts) :]
+        if path.stem != "__main__"
+        and "tutorials" not in path.parts[len(PACKAGE.parts) :]
+        and ">>> " in path.read_text(encoding="utf-8")
     )
 
 

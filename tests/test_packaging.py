@@ -59,17 +59,19 @@ def forbidden(path: Path) -> tuple[str, ...]:
         return short
     if name == "pyro_ext.cli":
         return short
-    command = ("pyro_ext.cli",)
+    on_top = ("pyro_ext.cli", "pyro_ext.testing")
+    if is_under(name, ("pyro_ext.testing",)):
+        return short + ("pyro_ext.cli",)
     if is_under(name, ("pyro_ext.tutorials",)):
-        return short + command
+        return short + on_top
     if is_under(name, ("pyro_ext.models",)):
         themes = {f"pyro_ext.models.{path.name}" for path in (ROOT / "models").iterdir()}
         own = ".".join(name.split(".")[:3])
         sideways = tuple(sorted(themes - {own})) if own != "pyro_ext.models" else ()
-        return short + command + ("pyro_ext.tutorials",) + sideways
+        return short + on_top + ("pyro_ext.tutorials",) + sideways
     if is_under(name, ("pyro_ext.inference",)):
-        return short + command + ("pyro_ext.models", "pyro_ext.tutorials")
-    return short + command + tuple(f"pyro_ext.{floor}" for floor in FLOORS)
+        return short + on_top + ("pyro_ext.models", "pyro_ext.tutorials")
+    return short + on_top + tuple(f"pyro_ext.{floor}" for floor in FLOORS)
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -96,20 +98,20 @@ def test_short_name_is_refused(floor: str) -> None:
     assert f"import pyro_ext.{floor} instead" in result.stderr
 
 
-@pytest.mark.parametrize(
-    "path", [path for floor in FLOORS for path in sources(floor)], ids=module_name
-)
-def test_no_second_name(path: Path) -> None:
-    """Without the guard each class would exist twice, and isinstance would fail between the two."""
-    guard = ROOT / path.relative_to(ROOT).parts[0] / "__init__.py"
-    tree = ast.parse(guard.read_text(encoding="utf-8"))
-    first = tree.body[1]  # after the docstring, before any import
-    assert isinstance(first, ast.If)
-    assert ast.unparse(first.test) == f"__name__ == '{guard.parent.name}'"
-    assert isinstance(first.body[0], ast.Raise)
-    # Every folder on the way is a package, so importing the file runs the guard first.
-    for folder in path.relative_to(ROOT).parents[:-1]:
-        assert (ROOT / folder / "__init__.py").exists(), f"{folder} needs an __init__.py"
+def test_no_second_name() -> None:
+    """Without the guard each class would exist twice, and isinstance would fail between the two.
+
+    Every folder of a floor is a package, so importing a file of it runs the guard first.
+    """
+    for floor in FLOORS:
+        guard = ROOT / floor / "__init__.py"
+        first = ast.parse(guard.read_text(encoding="utf-8")).body[1]  # after the docstring
+        assert isinstance(first, ast.If), guard
+        assert ast.unparse(first.test) == f"__name__ == '{floor}'"
+        assert isinstance(first.body[0], ast.Raise), guard
+    folders = sorted({path.parent for floor in FLOORS for path in sources(floor)})
+    bare = [str(folder) for folder in folders if not (folder / "__init__.py").exists()]
+    assert not bare, f"folders that need an __init__.py: {bare}"
 
 
 IMPORT_EVERYTHING = """
@@ -140,18 +142,14 @@ def test_every_module_is_imported_once() -> None:
     assert names and not wrong, wrong
 
 
-@pytest.mark.parametrize(
-    "path",
-    [*package_files(), *sources("tests"), *sources("benchmarks")],
-    ids=lambda path: str(path.relative_to(ROOT)),
-)
-def test_imports_run_downward(path: Path) -> None:
+def test_imports_run_downward() -> None:
     wrong = [
-        f"line {line}: {name}"
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in [*package_files(), *sources("tests"), *sources("benchmarks")]
         for line, name in imported_names(path)
         if name.startswith(".") or is_under(name, forbidden(path))
     ]
-    assert not wrong, f"{path.relative_to(ROOT)} imports relatively, upward or sideways: {wrong}"
+    assert not wrong, "relative, upward or sideways:\n" + "\n".join(wrong)
 
 
 def test_files_stay_short() -> None:

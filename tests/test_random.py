@@ -207,10 +207,13 @@ def test_fresh_seed() -> None:
     assert fresh_seed(None) == first
 
 
-@pytest.mark.parametrize("seed", [-1, 1.0, "1", True, [1], torch.tensor(1)])
-def test_wrong_seed(seed: Any) -> None:
-    with pytest.raises(ValueError, match="seed must be a non-negative integer or None, got"):
-        fresh_seed(seed)
+def test_wrong_seed(subtests: pytest.Subtests) -> None:
+    for seed in [-1, 1.0, "1", True, [1], torch.tensor(1)]:
+        with subtests.test(seed=seed):
+            with pytest.raises(
+                ValueError, match="seed must be a non-negative integer or None, got"
+            ):
+                fresh_seed(seed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

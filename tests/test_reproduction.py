@@ -35,9 +35,8 @@ def printed(report: Report) -> str:
     return text.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("comparison", "values", "measured", "holds"),
-    [
+def test_every_seed_counts(subtests):
+    for comparison, values, measured, holds in [
         (">=", (3.0, 2.0, 4.0), 2.0, True),
         (">", (3.0, 2.0, 4.0), 2.0, False),
         (">", (3.0, 2.5, 4.0), 2.5, True),
@@ -48,11 +47,10 @@ def printed(report: Report) -> str:
         ("<=", (-math.inf, 1.0, 1.0), 1.0, True),
         (">=", (math.inf, 3.0, 3.0), 3.0, True),
         ("<=", (math.inf, 1.0, 1.0), math.inf, False),
-    ],
-)
-def test_every_seed_counts(comparison, values, measured, holds):
-    made = claim(values=dict(enumerate(values)), comparison=comparison, bound=2.0)
-    assert (made.measured, made.holds) == (measured, holds)
+    ]:
+        with subtests.test(comparison=comparison, values=values, measured=measured, holds=holds):
+            made = claim(values=dict(enumerate(values)), comparison=comparison, bound=2.0)
+            assert (made.measured, made.holds) == (measured, holds)
 
 
 @pytest.mark.parametrize(("comparison", "holds"), [("<", True), (">", False)])
@@ -61,14 +59,15 @@ def test_mean_counts(comparison, holds):
     assert (made.measured, made.holds) == (-0.5, holds)
 
 
-@pytest.mark.parametrize("across", ["every seed", "mean"])
-@pytest.mark.parametrize("comparison", ["<", "<=", ">", ">="])
-@pytest.mark.parametrize("place", range(3))
-def test_nan_never_holds(across, comparison, place):
-    for other in (-5.0, 5.0):
-        values = dict.fromkeys(range(3), other) | {place: math.nan}
-        made = claim(values=values, comparison=comparison, bound=0.0, across=across)
-        assert math.isnan(made.measured) and not made.holds
+def test_nan_never_holds(subtests):
+    for place in range(3):
+        for comparison in ["<", "<=", ">", ">="]:
+            for across in ["every seed", "mean"]:
+                with subtests.test(across=across, comparison=comparison, place=place):
+                    for other in (-5.0, 5.0):
+                        values = dict.fromkeys(range(3), other) | {place: math.nan}
+                        made = claim(values=values, comparison=comparison, bound=0.0, across=across)
+                        assert math.isnan(made.measured) and not made.holds
 
 
 def test_mean_of_opposite_infinities_never_holds():
@@ -79,9 +78,8 @@ def test_mean_of_opposite_infinities_never_holds():
     )
 
 
-@pytest.mark.parametrize(
-    ("argument", "value"),
-    [
+def test_bad_claims(subtests):
+    for argument, value in [
         ("statement", " "),
         ("source", ""),
         ("values", {0: 1.0, 1: 2.0}),
@@ -93,28 +91,25 @@ def test_mean_of_opposite_infinities_never_holds():
         ("bound", math.nan),
         ("bound", math.inf),
         ("bound", "15"),
-    ],
-)
-def test_bad_claims(argument, value):
-    with pytest.raises(ValueError, match=f"^{argument} must .*, got") as error:
-        claim(**{argument: value})
-    assert repr(value) in str(error.value)
+    ]:
+        with subtests.test(argument=argument, value=value):
+            with pytest.raises(ValueError, match=f"^{argument} must .*, got") as error:
+                claim(**{argument: value})
+            assert repr(value) in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("argument", "value"),
-    [
+def test_bad_reports(subtests):
+    for argument, value in [
         ("slug", "Px_SGMCMC"),
         ("slug", "../elsewhere"),
         ("figures", {"a/b": Drawing()}),
         ("claims", []),
         ("settings", {"schedule": object()}),
         ("settings", {"step size": math.nan}),
-    ],
-)
-def test_bad_reports(argument, value):
-    with pytest.raises(ValueError, match=f"^{argument} must .*, got"):
-        Report(**{"slug": "a-page", "claims": [claim()]} | {argument: value})
+    ]:
+        with subtests.test(argument=argument, value=value):
+            with pytest.raises(ValueError, match=f"^{argument} must .*, got"):
+                Report(**{"slug": "a-page", "claims": [claim()]} | {argument: value})
 
 
 def test_report_holds_where_all_claims_do():
@@ -235,25 +230,23 @@ def test_what_holds_is_not_believed_but_computed(tmp_path):
     assert not Report.load(path).holds
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda content: "no JSON",
-        lambda content: [],
-        lambda content: content | {"schema": 2},
-        lambda content: content | {"surprise": 1},
-        lambda content: content | {"claims": []},
-        lambda content: content | {"claims": [{"statement": "no more"}]},
-        lambda content: content | {"figures": None},
-        lambda content: {key: value for key, value in content.items() if key != "slug"},
-    ],
-)
-def test_other_files_are_refused(tmp_path, change):
+def test_other_files_are_refused(subtests, tmp_path):
     path = Report("a-page", [claim()]).save(tmp_path)
-    changed = change(json.loads(path.read_text()))
-    path.write_text(changed if isinstance(changed, str) else json.dumps(changed))
-    with pytest.raises(ValueError, match=f"{FILE_NAME} holds no report that can be read: "):
-        Report.load(tmp_path)
+    content = json.loads(path.read_text())
+    for changed in (
+        [],
+        content | {"schema": 2},
+        content | {"surprise": 1},
+        content | {"claims": []},
+        content | {"claims": [{"statement": "no more"}]},
+        content | {"figures": None},
+        {key: value for key, value in content.items() if key != "slug"},
+        "no JSON",
+    ):
+        with subtests.test(str(changed)):
+            path.write_text(changed if changed == "no JSON" else json.dumps(changed))
+            with pytest.raises(ValueError, match=f"{FILE_NAME} holds no report that can be read: "):
+                Report.load(tmp_path)
 
 
 def test_missing_file(tmp_path):

@@ -1,7 +1,6 @@
 """Conversion to ArviZ: what it refuses, and what it says then."""
 
 import re
-from typing import Any
 
 import numpy as np
 import pyro
@@ -42,9 +41,8 @@ def test_model_that_cannot_be_evaluated() -> None:
     assert groups_of(data) == {"posterior"}
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
+def test_wrong_options(subtests: pytest.Subtests) -> None:
+    for options, error, message in [
         ({"log_likelihood": ["z"]}, ValueError, "log_likelihood names ['z']"),
         ({"log_likelihood": "y"}, TypeError, "log_likelihood must be"),
         ({"log_likelihood": 1}, TypeError, "log_likelihood must be"),
@@ -69,17 +67,15 @@ def test_model_that_cannot_be_evaluated() -> None:
         ({"coords": {"data": np.zeros((12, 1))}}, ValueError, "coords['data'] must be a list"),
         ({"coords": {"data": "abc"}}, TypeError, "coords['data'] must be a list"),
         ({"coords": 3}, TypeError, "coords must map"),
-    ],
-)
-def test_wrong_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
-    x, y = linear_data()
-    with pytest.raises(error, match=re.escape(message)):
-        to_arviz(linear_draws(6), x, y, **{"model": linear, **options})
+    ]:
+        with subtests.test(message):
+            x, y = linear_data()
+            with pytest.raises(error, match=re.escape(message)):
+                to_arviz(linear_draws(6), x, y, **{"model": linear, **options})
 
 
-@pytest.mark.parametrize(
-    ("draws", "error", "message"),
-    [
+def test_wrong_posterior(subtests: pytest.Subtests) -> None:
+    for draws, error, message in [
         ({}, ValueError, "posterior has no variables"),
         ({"a": torch.zeros(())}, ValueError, "posterior['a'] has shape ()"),
         ({"a": torch.zeros(0)}, ValueError, "posterior['a'] has shape (0,)"),
@@ -87,11 +83,9 @@ def test_wrong_options(options: dict[str, Any], error: type[Exception], message:
         ({"a": ["one"]}, TypeError, "posterior['a'] must be a tensor or an array"),
         ({3: torch.zeros(3)}, TypeError, "names in posterior must be strings"),
         (3, TypeError, "posterior must be a sampler"),
-    ],
-)
-def test_wrong_posterior(draws: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=re.escape(message)):
-        to_arviz(draws)
+    ]:
+        with subtests.test(message), pytest.raises(error, match=re.escape(message)):
+            to_arviz(draws)
 
 
 def test_draws_that_do_not_fit_the_model() -> None:

@@ -1,7 +1,6 @@
 """Label vectors in a posterior become numbers that ArviZ can judge, under both lines of it."""
 
 import re
-from typing import Any
 
 import numpy as np
 import pyro
@@ -64,18 +63,19 @@ def test_plates_name_the_dimension_of_the_labels(plate: str) -> None:
     assert data["posterior"]["place"].dims == ("chain", "draw", wanted)
 
 
-@pytest.mark.parametrize(
-    ("partitions", "error", "message"),
-    [
+def test_wrong_partitions(subtests: pytest.Subtests) -> None:
+    for partitions, error, message in [
         (3, TypeError, "partitions must be a name or a list of names, got 3"),
         ([3], TypeError, "partitions must be a name or a list of names, got [3]"),
         ("other", ValueError, "partitions names ['other'], but the variables are ['assignment', "),
         ("scale", TypeError, "posterior['scale'] must hold integers, got float32"),
         ("count", ValueError, "posterior['count'] must have the shape (num_draws, n)"),
         ("assignment", ValueError, "variables ['assignment_entropy'] exist already"),
-    ],
-)
-def test_wrong_partitions(partitions: Any, error: type[Exception], message: str) -> None:
-    more = {"assignment_entropy": torch.rand(3, 10), "count": torch.ones(3, 10, 2, 2).long()}
-    with pytest.raises(error, match=re.escape(message)):
-        to_arviz(draws() | more, group_by_chain=True, partitions=partitions)
+    ]:
+        with subtests.test(message):
+            more = {
+                "assignment_entropy": torch.rand(3, 10),
+                "count": torch.ones(3, 10, 2, 2).long(),
+            }
+            with pytest.raises(error, match=re.escape(message)):
+                to_arviz(draws() | more, group_by_chain=True, partitions=partitions)

@@ -281,15 +281,16 @@ class TestLaws:
 class TestBorders:
     """Which bin a confidence on a border belongs to."""
 
-    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-    @pytest.mark.parametrize("num_bins", [1, 2, 7, 10, 15, 30])
-    def test_bins_hold_their_right_border(self, num_bins, dtype):
-        for b in range(num_bins):
-            confidence = (b + 1) / num_bins
-            if confidence >= 0.5:  # the larger of two
-                p = np.array([[confidence, 1 - confidence]], dtype=dtype)
-                counts = calibration_bins(p, np.array([0]), num_bins).counts.tolist()
-                assert counts == [int(c == b) for c in range(num_bins)]
+    def test_bins_hold_their_right_border(self, subtests):
+        for num_bins in [1, 2, 7, 10, 15, 30]:
+            for dtype in [np.float32, np.float64]:
+                with subtests.test(dtype=dtype, num_bins=num_bins):
+                    for b in range(num_bins):
+                        confidence = (b + 1) / num_bins
+                        if confidence >= 0.5:  # the larger of two
+                            p = np.array([[confidence, 1 - confidence]], dtype=dtype)
+                            counts = calibration_bins(p, np.array([0]), num_bins).counts.tolist()
+                            assert counts == [int(c == b) for c in range(num_bins)]
 
     def test_just_above_a_border_is_the_next_bin(self):
         p = np.array([[np.nextafter(0.6, 1), 0.4]])
@@ -370,9 +371,8 @@ def changed(value, index=(1, 2, 0)):
 class TestErrors:
     """Errors name the argument, what it got and what it wants."""
 
-    @pytest.mark.parametrize(
-        ("p", "message"),
-        [
+    def test_probabilities(self, subtests):
+        for p, message in [
             (changed(-0.25), r"{} must be non-negative numbers; got -0\.25 at \(1, 2, 0\)"),
             (changed(math.nan), r"{} must be non-negative numbers; got nan at \(1, 2, 0\)"),
             (changed(math.inf), r"{} must sum to one .*; got inf at \(1, 2\)"),
@@ -387,22 +387,19 @@ class TestErrors:
             (torch.tensor(DRAWS).half(), r"{} must be float32 or float64; got torch\.float16"),
             (DRAWS.astype(complex), r"{} must hold numbers .*; got dtype complex128"),
             (DRAWS.astype(object), r"{} must hold numbers .*; got dtype object"),
-        ],
-    )
-    def test_probabilities(self, p, message):
-        for metric in OF_LABELS:
-            with pytest.raises(ValueError, match=message.format("probabilities")):
-                metric(p, LABELS)
-        for metric in OF_PAIRS:
-            with pytest.raises(ValueError, match=message.format("^p")):
-                metric(p, DRAWS)
-            with pytest.raises(ValueError, match=message.format("^q")):
-                metric(DRAWS, p)
+        ]:
+            with subtests.test(message):
+                for metric in OF_LABELS:
+                    with pytest.raises(ValueError, match=message.format("probabilities")):
+                        metric(p, LABELS)
+                for metric in OF_PAIRS:
+                    with pytest.raises(ValueError, match=message.format("^p")):
+                        metric(p, DRAWS)
+                    with pytest.raises(ValueError, match=message.format("^q")):
+                        metric(DRAWS, p)
 
-    @pytest.mark.parametrize("metric", OF_LABELS)
-    @pytest.mark.parametrize(
-        ("labels", "message"),
-        [
+    def test_labels(self, subtests):
+        for labels, message in [
             (np.array([0, 3, 0]), r"labels must lie in 0 \.\. 2 \(3 classes\); got 3 at index 1"),
             (np.array([0, 0, -1]), r"labels must lie in 0 \.\. 2 .*; got -1 at index 2"),
             (np.array([0.0, 1.0, 0.0]), r"labels must be integers; got torch\.float64"),
@@ -411,20 +408,23 @@ class TestErrors:
             (np.array([0, 1]), r"labels must have the shape \(n,\) = \(3,\).*; got \(2,\)"),
             (LABELS[None], r"labels must have the shape \(n,\) = \(3,\).*; got \(1, 3\)"),
             (np.eye(3), r"labels must be integers"),
-        ],
-    )
-    def test_labels(self, metric, labels, message):
-        with pytest.raises(ValueError, match=message):
-            metric(DRAWS, labels)
+        ]:
+            for metric in OF_LABELS:
+                with subtests.test(metric=metric.__name__, message=message):
+                    with pytest.raises(ValueError, match=message):
+                        metric(DRAWS, labels)
 
     def test_sums_within_the_tolerance_pass(self):
         assert math.isfinite(nll(changed(0.75009), LABELS))
 
-    @pytest.mark.parametrize("num_bins", [0, -3, 2.0, True, None])
-    @pytest.mark.parametrize("metric", [ece, calibration_bins])
-    def test_num_bins(self, metric, num_bins):
-        with pytest.raises(ValueError, match=rf"num_bins must be .* at least 1; got {num_bins}"):
-            metric(DRAWS, LABELS, num_bins)
+    def test_num_bins(self, subtests):
+        for metric in [ece, calibration_bins]:
+            for num_bins in [0, -3, 2.0, True, None]:
+                with subtests.test(metric=metric.__name__, num_bins=num_bins):
+                    with pytest.raises(
+                        ValueError, match=rf"num_bins must be .* at least 1; got {num_bins}"
+                    ):
+                        metric(DRAWS, LABELS, num_bins)
 
     def test_ambiguity_needs_draws(self):
         with pytest.raises(ValueError, match=r"shape \(num_draws, n, classes\); got \(3, 3\)"):

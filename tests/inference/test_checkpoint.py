@@ -223,9 +223,9 @@ def test_a_seed_that_was_not_given_is_that_of_the_checkpoint(x, tmp_path):
     assert torch.equal(first.get_samples(True)["loc"], second.get_samples(True)["loc"][:, :5])
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_another_run_is_refused(subtests, x, tmp_path):
+    driver(SGLD(model), tmp_path).run(x)
+    for change, message in [
         ({"kernel": lambda m: SGLD(m, step_size=2e-3)}, "kernel: step_size is 0.001 there"),
         ({"kernel": lambda m: PSGLD(m, step_size=1e-3)}, "type is SGLD there and PSGLD here"),
         ({"kernel": lambda m: SGLD(m, backend="eager")}, "backend is trace there"),
@@ -239,17 +239,15 @@ def test_a_seed_that_was_not_given_is_that_of_the_checkpoint(x, tmp_path):
         ({"model": whole}, "model: name is model there and whole here"),
         ({"args": (torch.zeros(60, 2),)}, r"data: args\[0\] is torch.float32 \(60, 2\)"),
         ({"kwargs": {"scale": 2.0}}, r"kwargs\['scale'\] is absent there and 2.0 here"),
-    ],
-)
-def test_another_run_is_refused(change, message, x, tmp_path):
-    driver(SGLD(model), tmp_path).run(x)
-    options = {key: value for key, value in change.items() if key not in NOT_OPTIONS}
-    kernel = change.get("kernel", lambda m: SGLD(m))(change.get("model", model))
-    with pytest.raises(CheckpointError, match=f"another run: .*{message}"):
-        driver(kernel, tmp_path, **options).run(
-            *change.get("args", (x,)), **change.get("kwargs", {})
-        )
-    assert Checkpoint(tmp_path).get_samples(True)["loc"].shape == (3, 12, 2)
+    ]:
+        with subtests.test(message):
+            options = {key: value for key, value in change.items() if key not in NOT_OPTIONS}
+            kernel = change.get("kernel", lambda m: SGLD(m))(change.get("model", model))
+            with pytest.raises(CheckpointError, match=f"another run: .*{message}"):
+                driver(kernel, tmp_path, **options).run(
+                    *change.get("args", (x,)), **change.get("kwargs", {})
+                )
+            assert Checkpoint(tmp_path).get_samples(True)["loc"].shape == (3, 12, 2)
 
 
 NOT_OPTIONS = {"kernel", "model", "args", "kwargs"}

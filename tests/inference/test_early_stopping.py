@@ -77,9 +77,8 @@ def test_pyros_kernels():
     assert driver(stopping, **options).run().num_draws < 200
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_errors(subtests):
+    for options, message in [
         ({"names": []}, "names"),
         ({"names": "x"}, "names"),
         ({"r_hat": 1.0}, "r_hat"),
@@ -87,11 +86,9 @@ def test_pyros_kernels():
         ({"effective_sample_size": 0}, "effective_sample_size"),
         ({"interval": 3}, "interval"),
         ({"interval": 10.0}, "interval"),
-    ],
-)
-def test_errors(options, message):
-    with pytest.raises(ValueError, match=message):
-        EarlyStopping(**options)
+    ]:
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            EarlyStopping(**options)
 
 
 def test_an_unknown_name_and_a_wrong_type():

@@ -228,6 +228,7 @@ def test_survivors_run_on_and_no_step_is_taken_twice(x, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_result(x):
     grid = {"step_size": [1e-4, 3e-4, 1e-3, 1e-1]}
     results = [short(SGLD(model), x, grid=grid, seed=seed) for seed in (3, 3, 4)]
@@ -409,9 +410,8 @@ def test_the_progress_bar_ends_full(x, capsys):
     assert "tune SGLD: 100%" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_errors_come_before_the_model_runs(subtests):
+    for options, message in [
         ({"grid": {}}, r"grid must map settings to lists of values, got \{\}"),
         ({"grid": [1e-3]}, r"grid must map settings .* got \[0.001\]"),
         ({"grid": {"step_size": []}}, r"grid\['step_size'\] must hold at least one value"),
@@ -428,14 +428,14 @@ def test_the_progress_bar_ends_full(x, capsys):
         ({"num_chains": 1, "num_samples": 1}, "num_chains times num_samples must be at least 2"),
         ({"initial_params": {"loc": torch.zeros(2)}}, r"initial_params\['loc'\] must be a tensor"),
         ({"seed": -1}, "seed must be a non-negative integer"),
-    ],
-)
-def test_errors_come_before_the_model_runs(options, message):
-    def unused(x):
-        raise AssertionError("the model ran")
+    ]:
+        with subtests.test(message):
 
-    with pytest.raises(ValueError, match=message):
-        short(SGLD(unused), torch.zeros(3), **options)
+            def unused(x):
+                raise AssertionError("the model ran")
+
+            with pytest.raises(ValueError, match=message):
+                short(SGLD(unused), torch.zeros(3), **options)
 
 
 def test_what_is_no_kernel_of_a_posterior_is_refused():

@@ -34,11 +34,11 @@ CASES = {
     "expanded-resnet": (lambda: expand_module(resnet(), 0.5), IMAGES),
 }
 each_network = pytest.mark.parametrize(("make", "x"), CASES.values(), ids=CASES)
-# Recording the factors of all convolutions takes its time.
+# Recording all convolutions takes its time.
 each_recorded_network = pytest.mark.parametrize(
     ("make", "x"),
     [
-        pytest.param(*case, id=name, marks=[pytest.mark.slow] * (name == "expanded-resnet"))
+        pytest.param(*case, id=name, marks=[pytest.mark.slow] * ("resnet" in name))
         for name, case in CASES.items()
     ],
 )

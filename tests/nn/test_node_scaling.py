@@ -75,10 +75,11 @@ def test_the_most_important_nodes_stay_in_each_row():
     assert largest_nodes(torch.ones(5000), 0.5).int().diff().tolist().count(-1) == 1
 
 
-@pytest.mark.parametrize("percent", range(100))
-def test_a_share_that_is_a_round_number_prunes_that_many(percent):
-    kept = largest_nodes(torch.arange(100.0), percent / 100)
-    assert int((~kept).sum()) == percent and not kept[:percent].any()
+def test_a_share_that_is_a_round_number_prunes_that_many(subtests):
+    for percent in range(100):
+        with subtests.test(percent=percent):
+            kept = largest_nodes(torch.arange(100.0), percent / 100)
+            assert int((~kept).sum()) == percent and not kept[:percent].any()
 
 
 def test_weights_fall_as_a_power_of_the_rank():
@@ -107,18 +108,22 @@ def test_signs_are_fair_fixed_and_those_of_a_seed():
     assert (first == again).all() and not (first == other).all()
 
 
-@pytest.mark.parametrize(
-    "values",
-    [torch.ones(2, 2), torch.tensor([1.0, -0.1]), torch.tensor([torch.nan]), torch.ones(0)],
-)
-def test_variances_must_be_a_vector_of_nonnegative_numbers(values):
-    with pytest.raises(ValueError, match="variances must be a vector of finite numbers >= 0"):
-        NodeScale(values)
+def test_variances_must_be_a_vector_of_nonnegative_numbers(subtests):
+    for values in [
+        torch.ones(2, 2),
+        torch.tensor([1.0, -0.1]),
+        torch.tensor([torch.nan]),
+        torch.ones(0),
+    ]:
+        with subtests.test(values=values):
+            with pytest.raises(
+                ValueError, match="variances must be a vector of finite numbers >= 0"
+            ):
+                NodeScale(values)
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
+def test_bad_arguments_are_named(subtests):
+    for call, message in [
         (lambda: largest_nodes(torch.ones(3), 1.0), "fraction must be .* >= 0 and < 1, got 1.0"),
         (lambda: largest_nodes(torch.tensor([1.0, torch.nan]), 0.5), "importance must hold no NaN"),
         (lambda: zipf_weights(0, 0.5), "num_nodes must be an integer >= 1, got 0"),
@@ -129,8 +134,6 @@ def test_variances_must_be_a_vector_of_nonnegative_numbers(values):
         (lambda: init_signs_(nn.Linear(3, 2)), "layer must have no bias"),
         (lambda: init_unit_variance_(nn.ReLU()), "layer must have a weight, got ReLU"),
         (lambda: init_unit_variance_(nn.Linear(3, 2), 0.0), "weight_scale must be .* > 0"),
-    ],
-)
-def test_bad_arguments_are_named(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+    ]:
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            call()

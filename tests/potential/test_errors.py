@@ -1,6 +1,5 @@
 """What a potential refuses, and that it says which site is at fault."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -221,24 +220,22 @@ def test_batch_norm_in_training_mode(is_argument: bool) -> None:
         potential(potential.init(1, seed=0))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_wrong_params(subtests: pytest.Subtests) -> None:
+    for change, message in [
         (lambda z: z.pop("scale"), r"params has the sites \['loc'\], but the model has"),
         (lambda z: z.update(more=z["loc"]), "params has the sites .*'more'"),
         (lambda z: z.update(loc=z["loc"][:, :1]), r"params\['loc'\] has shape \(3, 1\)"),
         (lambda z: z.update(loc=z["loc"][0]), r"params\['loc'\] has shape \(2,\)"),
         (lambda z: z.update(scale=z["scale"][:2]), r"params\['scale'\] has 2 chains"),
         (lambda z: z.update(scale=z["scale"][:, None]), r"params\['scale'\] has shape \(3, 1\)"),
-    ],
-)
-def test_wrong_params(change: Callable[[dict[str, Tensor]], Any], message: str) -> None:
-    potential = Potential(normal, torch.zeros(3), backend="eager")
-    params = potential.init(3, seed=0)
-    change(params)
-    for function in (potential, potential.value_and_grad, potential.full):
-        with pytest.raises(ValueError, match=message):
-            function(params)
+    ]:
+        with subtests.test(message):
+            potential = Potential(normal, torch.zeros(3), backend="eager")
+            params = potential.init(3, seed=0)
+            change(params)
+            for function in (potential, potential.value_and_grad, potential.full):
+                with pytest.raises(ValueError, match=message):
+                    function(params)
 
 
 @pytest.mark.parametrize("value", [torch.zeros(3, dtype=torch.int64), [0.0, 1.0, 2.0], None])

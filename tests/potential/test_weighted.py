@@ -167,9 +167,8 @@ def fixed_size(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(loc, 1.0), obs=x[:4])
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
+def test_bad_input(subtests: pytest.Subtests) -> None:
+    for make, message in [
         (lambda: WeightedPotential(local, (torch.zeros(4),)), "'loc' stands in the plate 'data'"),
         (
             lambda: WeightedPotential(two_plates, (torch.zeros(3, 4),)),
@@ -203,11 +202,9 @@ def fixed_size(x: Tensor) -> None:
             ),
             r"loss_fn must return the shape \(4,\).*got \(\)",
         ),
-    ],
-)
-def test_bad_input(make: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make()
+    ]:
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            make()
 
 
 def test_the_plate_may_be_one_of_several() -> None:

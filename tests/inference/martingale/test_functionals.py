@@ -93,9 +93,8 @@ def test_functionals_are_values():
         assert pickle.loads(pickle.dumps(functional)) == functional
 
 
-@pytest.mark.parametrize(
-    ("make", "error", "message"),
-    [
+def test_errors(subtests):
+    for make, error, message in [
         (lambda: Quantile(1.0), ValueError, "probability must be a finite number > 0 and < 1"),
         (lambda: Quantile(()), ValueError, "got an empty one"),
         (lambda: Expectation(3), TypeError, "function must be callable, got 3"),
@@ -124,8 +123,6 @@ def test_functionals_are_values():
             TypeError,
             r"got Normal of batch shape \(2, 2\)",
         ),
-    ],
-)
-def test_errors(make, error, message):
-    with pytest.raises(error, match=message):
-        make()
+    ]:
+        with subtests.test(message), pytest.raises(error, match=message):
+            make()

@@ -167,9 +167,8 @@ def test_laws():
     assert float(law.variance[0]) == pytest.approx(4 + 4 / 3)
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
+def test_errors(subtests):
+    for make, message in [
         (lambda: NormalPredictive(0.0), "scale must be a finite number > 0, got 0.0"),
         (lambda: NormalPredictive(loc_scale=-1.0), "loc_scale must be a finite number > 0"),
         (lambda: PlugInNormal(math.inf), "scale must be a finite number > 0, got inf"),
@@ -178,8 +177,6 @@ def test_laws():
         (lambda: begin(StudentTPredictive(), 1, torch.ones(3)), "data must vary"),
         (lambda: begin(PlugInNormal(), 1, torch.tensor([0.0, math.nan])), r"in the rows \[1\]"),
         (lambda: begin(PlugInNormal(), 1, torch.tensor(1.0)), r"shape \(n, \*event\)"),
-    ],
-)
-def test_errors(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
+    ]:
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            make()

@@ -206,9 +206,8 @@ def test_pickle():
     assert run.get_samples()["theta"].shape == (50,)
 
 
-@pytest.mark.parametrize(
-    ("make", "error", "message"),
-    [
+def test_errors(subtests):
+    for make, error, message in [
         (lambda: MartingalePosterior(Mean(), Mean()), TypeError, "predictive must be a Predictive"),
         (lambda: posterior(functional=3), TypeError, "functional must be callable, got 3"),
         (lambda: posterior(num_samples=0), ValueError, "num_samples must be an integer >= 1"),
@@ -239,11 +238,9 @@ def test_pickle():
             ValueError,
             "names and shapes that it returns for the data alone",
         ),
-    ],
-)
-def test_errors(make, error, message):
-    with pytest.raises(error, match=message):
-        make()
+    ]:
+        with subtests.test(message), pytest.raises(error, match=message):
+            make()
 
 
 def test_function_of_observations_is_told_what_it_gets():

@@ -145,9 +145,8 @@ def test_rows_of_several_tensors_stay_together():
     assert torch.equal(gap, torch.zeros(3))
 
 
-@pytest.mark.parametrize(
-    ("make", "error", "message"),
-    [
+def test_errors(subtests):
+    for make, error, message in [
         (lambda: PolyaUrn("normal"), TypeError, "base_measure must be a Pyro distribution or None"),
         (lambda: PolyaUrn(concentration=-1.0), ValueError, "concentration must be a finite number"),
         (lambda: PolyaUrn(concentration=1.0), ValueError, "must be 0 without a base_measure"),
@@ -163,8 +162,6 @@ def test_rows_of_several_tensors_stay_together():
             ValueError,
             r"data\[1\] has 4 rows, but data\[0\] 3",
         ),
-    ],
-)
-def test_errors(make, error, message):
-    with pytest.raises(error, match=message):
-        make()
+    ]:
+        with subtests.test(message), pytest.raises(error, match=message):
+            make()

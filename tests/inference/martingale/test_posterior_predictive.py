@@ -149,6 +149,7 @@ def test_steps_and_draws_do_not_depend_on_their_company(predicted, float64):
     assert len(whole.values[0].unique()) == 10 + 3 * 55
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_kernel_sampler_and_guide(float64):
     kernel_rule = PosteriorPredictive(
@@ -218,9 +219,8 @@ def unobserved(y):
     pyro.sample("loc", dist.Normal(0.0, 1.0))
 
 
-@pytest.mark.parametrize(
-    ("predicted", "draws", "message"),
-    [
+def test_models_and_draws_that_do_not_fit(subtests):
+    for predicted, draws, message in [
         (local_latents, {}, "site 'local' is latent in the plate 'data' of the points"),
         (chain, {}, "another density where the rows of the data are in another order"),
         (scaled, {}, "site 'y' observes none of the 1 tensors of the data as they are"),
@@ -229,16 +229,13 @@ def unobserved(y):
         (model, {}, r"draws of the latent sites \['loc'\], got \[\]"),
         (model, {"loc": torch.zeros(5, 3)}, r"draws of the shape \(\) of the site 'loc', got \(3,"),
         (model, {"loc": torch.zeros(0)}, "as many draws of each site, and some"),
-    ],
-)
-def test_models_and_draws_that_do_not_fit(predicted, draws, message):
-    with pytest.raises(ValueError, match=message):
-        posterior(PosteriorPredictive(predicted, draws), 5, 10).run(data())
+    ]:
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            posterior(PosteriorPredictive(predicted, draws), 5, 10).run(data())
 
 
-@pytest.mark.parametrize(
-    ("make", "error", "message"),
-    [
+def test_errors(subtests):
+    for make, error, message in [
         (lambda: PosteriorPredictive(3, {}), TypeError, "model must be callable, got 3"),
         (lambda: PosteriorPredictive(model, 3), TypeError, "posterior must be a kernel, a sampler"),
         (
@@ -261,8 +258,6 @@ def test_models_and_draws_that_do_not_fit(predicted, draws, message):
             ValueError,
             "horizon must be finite for a rule that does not know its limit, got inf for Posterior",
         ),
-    ],
-)
-def test_errors(make, error, message):
-    with pytest.raises(error, match=message):
-        make()
+    ]:
+        with subtests.test(message), pytest.raises(error, match=message):
+            make()

@@ -245,9 +245,8 @@ def test_points_on_a_line_and_of_other_types():
     )
 
 
-@pytest.mark.parametrize(
-    "options, error, message",
-    [
+def test_errors(subtests):
+    for options, error, message in [
         ({"x": torch.ones(2, 2, 2)}, ValueError, r"x must have shape \(n, d\)"),
         ({"x": torch.ones(0, 2)}, ValueError, r"x must have shape \(n, d\)"),
         ({"x": torch.tensor([[0.0, 1.0], [torch.nan, 0.0]])}, ValueError, "x must be.*in row 1"),
@@ -259,8 +258,6 @@ def test_points_on_a_line_and_of_other_types():
         ({"concentration": 0.0}, ValueError, "concentration must be a finite number > 0, got 0"),
         ({"concentration": 2.0, "log_concentration": 0.0}, ValueError, "exclude each other"),
         ({"log_concentration": math.inf}, ValueError, "log_concentration must be a finite"),
-    ],
-)
-def test_errors(options, error, message):
-    with pytest.raises(error, match=message):
-        bhc(**{"x": POINTS, "cluster": gaussian_cluster()} | options)
+    ]:
+        with subtests.test(message), pytest.raises(error, match=message):
+            bhc(**{"x": POINTS, "cluster": gaussian_cluster()} | options)

@@ -104,22 +104,20 @@ def test_zeros():
     )
 
 
-@pytest.mark.parametrize(
-    "generator, value, wanted",
-    [
+def test_points_that_a_family_does_not_have(subtests):
+    for generator, value, wanted in [
         (GaussianGenerator(), torch.nan, "finite numbers"),
         (GaussianCovarianceGenerator(), torch.inf, "finite numbers"),
         (PoissonGenerator(), -1.0, "finite numbers >= 0"),
         (MultinomialGenerator(), -1.0, "finite numbers >= 0"),
         (MultinomialGenerator(), 0.0, "a count > 0 in each row"),
         (ItakuraSaitoGenerator(), 0.0, "finite numbers > 0"),
-    ],
-)
-def test_points_that_a_family_does_not_have(generator, value, wanted):
-    x = torch.ones(4, 2)
-    x[2] = value
-    with pytest.raises(ValueError, match=rf"x must hold {wanted}.*in row 2"):
-        generator.sufficient_statistics(x)
+    ]:
+        with subtests.test(generator=generator, value=value, wanted=wanted):
+            x = torch.ones(4, 2)
+            x[2] = value
+            with pytest.raises(ValueError, match=rf"x must hold {wanted}.*in row 2"):
+                generator.sufficient_statistics(x)
 
 
 def test_other_distributions():

@@ -24,9 +24,8 @@ def test_sizes_and_leaves():
     assert PLAIN.heights.dtype == torch.float64
 
 
-@pytest.mark.parametrize(
-    "tree, height, expected",
-    [
+def test_cut_by_height(subtests):
+    for tree, height, expected in [
         (PLAIN, 4.0, [0, 0, 0, 0, 0]),
         (PLAIN, 3.9, [0, 1, 1, 1, 0]),
         (PLAIN, 2.5, [0, 1, 2, 1, 0]),
@@ -38,11 +37,10 @@ def test_sizes_and_leaves():
         (STEEP, 5.0, [0, 0, 0, 0, 0]),
         (STEEP, 3.0, [0, 1, 2, 1, 0]),
         (STEEP, -1.0, [0, 1, 2, 3, 4]),
-    ],
-)
-def test_cut_by_height(tree, height, expected):
-    labels = tree.cut(height=height)
-    assert labels.dtype == torch.long and labels.tolist() == expected
+    ]:
+        with subtests.test(tree=tree, height=height, expected=expected):
+            labels = tree.cut(height=height)
+            assert labels.dtype == torch.long and labels.tolist() == expected
 
 
 def test_cut_by_number_opens_the_highest_present_node():
@@ -150,9 +148,8 @@ def test_is_a_value():
         tree.heights = heights
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
+def test_bad_trees(subtests):
+    for options, message in [
         ({"merges": torch.tensor([[0.0, 1.0]])}, "merges must be integers"),
         ({"merges": torch.tensor([0, 1])}, "merges must be integers of shape"),
         ({"merges": torch.tensor([[0, 2]])}, "earlier rows"),
@@ -162,11 +159,9 @@ def test_is_a_value():
         ({"merge_probabilities": [1.5]}, "merge_probabilities must be from 0 to 1"),
         ({"cut_height": torch.inf}, "cut_height must be a finite number"),
         ({"labels": ["a"]}, "labels must be 2, got 1"),
-    ],
-)
-def test_bad_trees(options, message):
-    with pytest.raises(ValueError, match=message):
-        Dendrogram(**{"merges": torch.tensor([[0, 1]]), "heights": torch.ones(1)} | options)
+    ]:
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            Dendrogram(**{"merges": torch.tensor([[0, 1]]), "heights": torch.ones(1)} | options)
 
 
 @pytest.mark.parametrize(

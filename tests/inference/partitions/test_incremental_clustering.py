@@ -246,9 +246,8 @@ def test_points_on_a_line_and_a_prior_that_requires_gradients():
     assert forest.labels.tolist() == [0, 1, 0]
 
 
-@pytest.mark.parametrize(
-    "options, error, message",
-    [
+def test_errors(subtests):
+    for options, error, message in [
         ({"x": torch.tensor([[0.0, 1.0], [torch.nan, 0.0]])}, ValueError, "x must be.*in row 1"),
         ({"x": torch.ones(3, 3)}, ValueError, "x has points of size 3"),
         ({"x": POINTS * 1e200}, ValueError, "x must hold numbers of at most 1e.100.*in row 1"),
@@ -259,8 +258,6 @@ def test_points_on_a_line_and_a_prior_that_requires_gradients():
         ({"tilt": 1.0}, ValueError, "tilt must be None for a DirichletProcess, got 1.0"),
         ({"prior": PRIORS["generalized gamma"], "tilt": 0.0}, ValueError, "tilt must be a finite"),
         ({"seed": -1}, ValueError, "seed must be a non-negative integer or None, got -1"),
-    ],
-)
-def test_errors(options, error, message):
-    with pytest.raises(error, match=message):
-        ibhc(**{"x": POINTS, "cluster": gaussian_cluster()} | options)
+    ]:
+        with subtests.test(message), pytest.raises(error, match=message):
+            ibhc(**{"x": POINTS, "cluster": gaussian_cluster()} | options)

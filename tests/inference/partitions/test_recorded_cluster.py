@@ -76,20 +76,21 @@ def test_the_graph_is_the_model(model):
             torch.testing.assert_close(value, values[name])
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("wrong", [-1.0, 0.0, math.nan, math.inf])
-def test_parameters_out_of_range(model, wrong):
-    hyperparameters = Hyperparameters(model, "cluster")
-    cluster, _ = hyperparameters.at(hyperparameters.draw())
-    kind, _, parameters = centered(cluster)
-    if kind == loops.GAUSSIAN:
-        places = (0, 1, 2) if not math.isfinite(wrong) else (0, 1)
-    else:
-        places = range(0 if kind >= loops.MULTINOMIAL else 2, len(parameters))
-    for place in places:
-        changed = parameters.copy()
-        changed[place] = wrong
-        assert not loops.in_range(kind, changed, 2)
+def test_parameters_out_of_range(subtests):
+    for wrong in [-1.0, 0.0, math.nan, math.inf]:
+        for model in MODELS:
+            with subtests.test(model=model.__name__, wrong=wrong):
+                hyperparameters = Hyperparameters(model, "cluster")
+                cluster, _ = hyperparameters.at(hyperparameters.draw())
+                kind, _, parameters = centered(cluster)
+                if kind == loops.GAUSSIAN:
+                    places = (0, 1, 2) if not math.isfinite(wrong) else (0, 1)
+                else:
+                    places = range(0 if kind >= loops.MULTINOMIAL else 2, len(parameters))
+                for place in places:
+                    changed = parameters.copy()
+                    changed[place] = wrong
+                    assert not loops.in_range(kind, changed, 2)
 
 
 def test_degrees_of_freedom_below_the_dimension():

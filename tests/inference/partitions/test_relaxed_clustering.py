@@ -339,9 +339,8 @@ def test_rows_of_zero_counts(method):
         rbhc(points, "multinomial", method=method)
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
+def test_errors(subtests):
+    for options, message in [
         ({"x": torch.ones(3)}, r"x must have the shape \(n, num_features\)"),
         ({"x": torch.ones(0, 2)}, r"x must have the shape \(n, num_features\)"),
         ({"x": torch.tensor([[0.0], [torch.nan]])}, r"x must hold finite numbers.*nan.*in row 1"),
@@ -355,8 +354,6 @@ def test_rows_of_zero_counts(method):
         ({"num_clusters": 2, "cluster_cost": 1.0}, "exclude each other"),
         ({"excess": True, "cluster_cost": 1.0}, "excess must be False unless method"),
         ({"excess": True, "method": "greedy"}, "excess must be False unless method"),
-    ],
-)
-def test_errors(options, message):
-    with pytest.raises(ValueError, match=message):
-        rbhc(**{"x": X4} | options)
+    ]:
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            rbhc(**{"x": X4} | options)

@@ -184,9 +184,8 @@ def test_interrupt_keeps_finished_epochs(monkeypatch: pytest.MonkeyPatch, done: 
     assert torch.equal(buffer.losses, whole.losses[:, :2])
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_arguments_are_checked(subtests: pytest.Subtests) -> None:
+    for options, message in [
         ({"num_experts": 0}, "num_experts must be an integer >= 1, got 0"),
         ({"num_epochs": 0}, "num_epochs must be an integer >= 1"),
         ({"learning_rate": 0.0}, "learning_rate must be a finite number > 0"),
@@ -195,11 +194,9 @@ def test_interrupt_keeps_finished_epochs(monkeypatch: pytest.MonkeyPatch, done: 
         ({"batch_size": 51}, "batch_size must be at most the 50 observations"),
         ({"plate": "other"}, "plate must name the plate of the observations"),
         ({"seed": -1}, "seed must be a non-negative integer"),
-    ],
-)
-def test_arguments_are_checked(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        collect(location, points(), **options)
+    ]:
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            collect(location, points(), **options)
 
 
 def test_observations_are_checked() -> None:

@@ -111,13 +111,14 @@ def test_arguments_have_equal_shares() -> None:
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("subset", ALL)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_types_stay(subset: Any, dtype: torch.dtype) -> None:
-    x, y = points(40).to(dtype), torch.arange(40) % 3
-    chosen = subset(6, x, y)
-    assert [row.dtype for row in chosen] == [dtype, torch.int64]
-    assert chosen[1].bincount().tolist() == [2, 2, 2]
+def test_types_stay(subtests: pytest.Subtests) -> None:
+    for dtype in [torch.float32, torch.float64]:
+        for subset in ALL:
+            with subtests.test(subset=subset, dtype=dtype):
+                x, y = points(40).to(dtype), torch.arange(40) % 3
+                chosen = subset(6, x, y)
+                assert [row.dtype for row in chosen] == [dtype, torch.int64]
+                assert chosen[1].bincount().tolist() == [2, 2, 2]
 
 
 def test_errors() -> None:

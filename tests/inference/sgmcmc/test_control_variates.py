@@ -116,14 +116,9 @@ def draws(kernel, *args, **options):
     return mcmc.run(*args).get_samples(group_by_chain=True)
 
 
-@pytest.mark.parametrize("name", KERNELS)
-def test_eager_and_trace_draw_the_same(name, data):
+def test_an_anchor_changes_the_draws(data):
     anchor = {"weight": torch.tensor([1.0, 0.5, 0.0]), "scale": torch.tensor(0.8)}
-    one, other, plain = (
-        draws(KERNELS[name](backend=backend, control_variate=given), *data, num_chains=2)
-        for backend, given in (("eager", anchor), ("trace", anchor), ("trace", None))
-    )
-    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    one, plain = (draws(KERNELS["SGLD"](control_variate=given), *data) for given in (anchor, None))
     assert (plain["weight"] - one["weight"]).abs().max() > 1e-3
 
 
@@ -153,6 +148,7 @@ def test_a_chain_draws_the_same_alone_and_among_others(kernel_type, data):
     torch.testing.assert_close(many["weight"][:1], alone["weight"], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_the_variance_of_a_conjugate_posterior(float64):
     """With control variates the variance is that of the full gradient, exactly known.

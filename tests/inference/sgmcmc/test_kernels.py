@@ -1,7 +1,6 @@
 """The kernels around the samplers: arguments, backends, seeds, Pyro's driver."""
 
 import math
-import warnings
 
 import numpy as np
 import pyro
@@ -20,15 +19,23 @@ from pyro_ext.inference import (
     MetaSGMCMC,
     PolynomialSchedule,
 )
+from pyro_ext.inference.sgmcmc import LearnedDiffusion, ResidualKinetics
+from pyro_ext.testing.kernels import check_gaussian, check_kernel
 
+ANCHOR = {"weight": torch.tensor([1.0, -0.5, 0.0]), "scale": torch.tensor(0.4)}
+# Type and options of each kernel.
 KERNELS = {
-    "SGLD": lambda model=None, **options: SGLD(model, step_size=1e-4, **options),
-    "PSGLD": lambda model=None, **options: PSGLD(model, step_size=1e-3, **options),
-    "SGHMC": lambda model=None, **options: SGHMC(model, step_size=0.01, friction=20.0, **options),
-    "SGNHT": lambda model=None, **options: SGNHT(model, step_size=0.01, **options),
-    "L2E": lambda model=None, **options: L2E(model, step_size=0.01, **options),
-    "MetaSGMCMC": lambda model=None, **options: MetaSGMCMC(model, step_size=0.01, **options),
+    "SGLD": (SGLD, {"step_size": 1e-4}),
+    "PSGLD": (PSGLD, {"step_size": 1e-3, "decay": 0.9, "regularization": 1e-3}),
+    "SGHMC": (SGHMC, {"step_size": 0.01, "friction": 20.0, "momentum_decay": None, "mass": 2.0}),
+    "SGNHT": (SGNHT, {"step_size": 0.01, "friction": 2.0}),
+    "L2E": (L2E, {"step_size": 0.01, "kinetics": ResidualKinetics((4,)), "friction": 3.0}),
+    "MetaSGMCMC": (
+        MetaSGMCMC,
+        {"step_size": 0.01, "diffusion": LearnedDiffusion(), "momentum_decay": 0.2},
+    ),
 }
+each_kernel = pytest.mark.parametrize(("kernel_type", "options"), KERNELS.values(), ids=KERNELS)
 
 
 def regression(x, y):
@@ -59,65 +66,33 @@ def draws(kernel, *args, **options):
     return mcmc.run(*args).get_samples(group_by_chain=True)
 
 
-@pytest.mark.parametrize("name", KERNELS)
-def test_eager_and_trace_draw_the_same(name, data):
-    one = draws(KERNELS[name](regression, backend="eager"), *data, num_chains=2)
-    other = draws(KERNELS[name](regression, backend="trace"), *data, num_chains=2)
-    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+@each_kernel
+@pytest.mark.parametrize("check", ["arguments", "settings", "draws", "drivers"])
+def test_kernels(kernel_type, options, check, data):
+    check_kernel(kernel_type, regression, *data, options=options, checks=[check])
+
+
+@pytest.mark.parametrize("name", ["SGLD", "PSGLD", "SGHMC", "SGNHT"])
+def test_draws_at_an_anchor(name, data):
+    kernel_type, options = KERNELS[name]
+    options = options | {"control_variate": ANCHOR}
+    check_kernel(kernel_type, regression, *data, options=options, checks=["draws"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_chains", [1, 3])
-@pytest.mark.parametrize("name", KERNELS)
-def test_compiled_steps_draw_the_same(name, num_chains, data):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        compiled = KERNELS[name](regression, backend="compile")
-        one = draws(compiled, *data, num_chains=num_chains)
-    other = draws(KERNELS[name](regression, backend="trace"), *data, num_chains=num_chains)
-    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", KERNELS)
-def test_a_chain_draws_the_same_alone_and_among_others(name, data):
-    many = draws(KERNELS[name](regression), *data, num_chains=3)
-    alone = draws(KERNELS[name](regression), *data, num_chains=1)
-    one_by_one = draws(KERNELS[name](regression), *data, num_chains=3, chain_method="sequential")
-    for site in many:
-        torch.testing.assert_close(many[site][:1], alone[site], rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(many[site], one_by_one[site], rtol=1e-3, atol=1e-4)
-        assert (many[site][0] - many[site][1]).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("name", KERNELS)
-def test_the_seed_decides(name, data):
-    kernel = KERNELS[name](regression)
-    state = torch.get_rng_state()
-    first = draws(kernel, *data, num_chains=2)
-    assert torch.equal(state, torch.get_rng_state())
-    torch.randn(10)
-    torch.testing.assert_close(draws(kernel, *data, num_chains=2), first, rtol=0, atol=0)
-    assert not torch.equal(draws(kernel, *data, num_chains=2, seed=12)["scale"], first["scale"])
-    pyro.set_rng_seed(5)
-    unseeded = draws(kernel, *data, seed=None)
-    pyro.set_rng_seed(5)
-    torch.testing.assert_close(draws(kernel, *data, seed=None), unseeded, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("name", KERNELS)
-def test_kernels_run_under_pyros_driver(name, data):
-    mcmc = pyro.infer.MCMC(
-        KERNELS[name](regression, num_steps=3),
-        num_samples=6,
-        warmup_steps=2,
-        num_chains=1,
-        disable_progbar=True,
+@each_kernel
+def test_compiled_draws(kernel_type, options, data):
+    """Over enough steps for many calls of the loop."""
+    check_kernel(
+        kernel_type,
+        regression,
+        *data,
+        options=options,
+        checks=["draws"],
+        backends=("trace", "compile"),
+        steps=(1, 2, 3, 7, 8, 100, 101, 102, 150),
+        tolerance=1e-3,
     )
-    mcmc.run(*data)
-    samples = mcmc.get_samples()
-    assert samples["weight"].shape == (6, 3) and (samples["scale"] > 0).all()
-    assert len(samples["scale"].unique()) == 6
-    assert "scale" in mcmc.diagnostics()
 
 
 def test_pyros_driver_takes_initial_params_and_a_potential_fn():
@@ -136,34 +111,17 @@ def test_pyros_driver_takes_initial_params_and_a_potential_fn():
 
 @pytest.mark.statistical
 @pytest.mark.parametrize(
-    "make",
+    ("kernel_type", "options", "variance", "bias"),
     [
-        lambda f: SGLD(potential_fn=f, step_size=0.1),
-        lambda f: SGHMC(potential_fn=f, step_size=0.2, friction=1.0),
-        lambda f: SGNHT(potential_fn=f, step_size=0.1, friction=1.0),
-        lambda f: PSGLD(potential_fn=f, step_size=0.05, decay=0.999),
+        (SGLD, {"step_size": 0.1}, 1 / 0.95, 0.0),
+        (SGHMC, {"step_size": 0.2, "friction": 1.0}, 3.6 / 3.56, 0.0),
+        (SGNHT, {"step_size": 0.1, "friction": 1.0}, 1.0, 0.08),
+        (PSGLD, {"step_size": 0.05, "decay": 0.999}, 1.0, 0.08),
     ],
-    ids=["SGLD", "SGHMC", "SGNHT", "PSGLD"],
 )
-def test_potential_fn_moments_through_the_driver(make):
-    """400 chains of ten standard normals: means within 4 standard errors, 6e-5 each; the variance
-    within what the step size biases."""
-
-    def potential_fn(z):
-        return 0.5 * z["x"].square().sum()
-
-    start = {"x": torch.randn(400, 10, generator=torch.Generator().manual_seed(1))}
-    samples = draws(
-        make(potential_fn),
-        num_samples=3,
-        warmup_steps=400,
-        thinning=100,
-        num_chains=400,
-        initial_params=start,
-    )["x"]
-    assert samples.shape == (400, 3, 10)
-    assert abs(samples.mean()) < 4 / math.sqrt(12_000)
-    assert samples.var() == pytest.approx(1.0, abs=0.08)
+def test_gaussian(kernel_type, options, variance, bias):
+    """Means and variances within 4 standard errors: a false-alarm rate of 6e-5 each."""
+    check_gaussian(kernel_type, options=options, variance=variance, bias=bias)
 
 
 @pytest.mark.statistical
@@ -279,35 +237,6 @@ def test_momentum_decay_does_not_follow_the_schedule():
             temperature=torch.tensor(0.0),
         )
         assert state.momentum.item() == 0.75
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: SGLD(), "either model or potential_fn"),
-        (lambda: SGLD(regression, potential_fn=lambda z: z), "either model or potential_fn"),
-        (lambda: SGLD(regression, step_size=-1.0), "step_size"),
-        (lambda: SGLD(regression, temperature=-0.1), "temperature"),
-        (lambda: SGLD(regression, temperature=float("nan")), "temperature"),
-        (lambda: SGLD(regression, backend="jit"), "backend"),
-        (lambda: SGLD(regression, num_steps=0), "num_steps"),
-        (lambda: SGLD(regression, noise_estimate=-1.0), "noise_estimate"),
-        (lambda: SGLD(regression, step_size=0.1, noise_estimate=21.0), "noise_estimate"),
-        (lambda: SGHMC(regression, step_size=0.1, friction=11.0), "friction"),
-        (lambda: SGHMC(regression, friction=0.0), "friction"),
-        (lambda: SGHMC(regression, friction={}), "friction"),
-        (lambda: SGHMC(regression, friction=1.0, momentum_decay=0.1), "not both"),
-        (lambda: SGHMC(regression, momentum_decay=1.5), "momentum_decay"),
-        (lambda: SGHMC(regression, mass=0.0), "mass"),
-        (lambda: SGHMC(regression, step_size=0.1, friction=1.0, noise_estimate=21.0), "noise"),
-        (lambda: SGNHT(regression, friction=-1.0), "friction"),
-        (lambda: PSGLD(regression, decay=1.0), "decay"),
-        (lambda: PSGLD(regression, regularization=0.0), "regularization"),
-    ],
-)
-def test_errors_name_the_argument(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
 
 
 def test_unknown_site_in_friction(data):

@@ -54,9 +54,8 @@ def test_constant():
     assert ConstantSchedule(0.3).step_sizes(np.arange(3)) == pytest.approx([0.3] * 3)
 
 
-@pytest.mark.parametrize(
-    ("make", "argument"),
-    [
+def test_errors_name_the_argument(subtests):
+    for make, argument in [
         (lambda: ConstantSchedule(0.0), "step_size"),
         (lambda: ConstantSchedule(float("nan")), "step_size"),
         (lambda: ConstantSchedule("fast"), "step_size"),
@@ -67,28 +66,28 @@ def test_constant():
         (lambda: CyclicalSchedule(0.1, 5, 4), "num_steps"),
         (lambda: CyclicalSchedule(0.1, 2, 10, exploration=1.0), "exploration"),
         (lambda: CyclicalSchedule(0.1, 2, 10, minimum=0.2), "minimum"),
-    ],
-)
-def test_errors_name_the_argument(make, argument):
-    with pytest.raises(ValueError, match=argument):
-        make()
+    ]:
+        with subtests.test(make=make, argument=argument), pytest.raises(ValueError, match=argument):
+            make()
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-def test_the_largest_step_size_is_that_of_some_step(schedule):
-    taken = schedule.step_sizes(np.arange(200)).max()
-    assert schedule.max_step_size == pytest.approx(taken, rel=1e-12)
+def test_the_largest_step_size_is_that_of_some_step(subtests):
+    for schedule in SCHEDULES:
+        with subtests.test(schedule=schedule):
+            taken = schedule.step_sizes(np.arange(200)).max()
+            assert schedule.max_step_size == pytest.approx(taken, rel=1e-12)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-def test_rescaling_multiplies_every_step(schedule):
-    steps = np.arange(200)
-    rescaled = schedule.rescaled(3.0 * schedule.step_size)
-    assert type(rescaled) is type(schedule)
-    assert rescaled.step_sizes(steps) == pytest.approx(3.0 * schedule.step_sizes(steps))
-    assert (rescaled.is_sampling(steps) == schedule.is_sampling(steps)).all()
-    with pytest.raises(ValueError, match="step_size must be a finite number > 0, got -1"):
-        schedule.rescaled(-1.0)
+def test_rescaling_multiplies_every_step(subtests):
+    for schedule in SCHEDULES:
+        with subtests.test(schedule=schedule):
+            steps = np.arange(200)
+            rescaled = schedule.rescaled(3.0 * schedule.step_size)
+            assert type(rescaled) is type(schedule)
+            assert rescaled.step_sizes(steps) == pytest.approx(3.0 * schedule.step_sizes(steps))
+            assert (rescaled.is_sampling(steps) == schedule.is_sampling(steps)).all()
+            with pytest.raises(ValueError, match="step_size must be a finite number > 0, got -1"):
+                schedule.rescaled(-1.0)
 
 
 def test_a_schedule_that_is_no_dataclass_is_not_rescaled():

@@ -210,24 +210,23 @@ def test_parameters_are_registered_once_and_trained(name):
     assert sum(moved) > len(moved) / 2
 
 
-@every_process
-def test_what_users_may_get_wrong(name):
-    process, batch = make(name), tasks()
-    x, y = batch.context[:2]
-    with pytest.raises(ValueError, match=r"context_inputs must have the shape \(num_tasks, n, 2\)"):
-        process.predict(x[..., :1], y, batch.target_inputs)
-    with pytest.raises(ValueError, match=r"context_outputs must have the shape \(4, 5, 3\), got"):
-        process.predict(x, y[..., 0], batch.target_inputs)
-    with pytest.raises(ValueError, match=r"target_inputs must have the shape \(num_tasks, n, 2\)"):
-        process.predict(x, y, batch.target_inputs[0])
-    with pytest.raises(ValueError, match="context_mask must be a bool tensor of the shape"):
-        process.predict(x, y, batch.target_inputs, context_mask=torch.ones(4, 5))
-    with pytest.raises(ValueError, match="num_samples must be an integer >= 1, got 0"):
-        process.predict(x, y, batch.target_inputs, 0)
-    with pytest.raises(ValueError, match="seed must be None beside a generator, got 3"):
-        process.predict(x, y, batch.target_inputs, generator=torch.Generator(), seed=3)
-    with pytest.raises(ValueError, match="y_dim must be an integer >= 1, got 0"):
-        MAKERS[name](1, 0, 16)
+def test_what_users_may_get_wrong(subtests):
+    batch = tasks()
+    x, y, new = *batch.context[:2], batch.target_inputs
+    generator = torch.Generator()
+    for name in MAKERS:
+        for args, options, message in (
+            ((x[..., :1], y, new), {}, r"context_inputs must have the shape \(num_tasks, n, 2\)"),
+            ((x, y[..., 0], new), {}, r"context_outputs must have the shape \(4, 5, 3\), got"),
+            ((x, y, new[0]), {}, r"target_inputs must have the shape \(num_tasks, n, 2\)"),
+            ((x, y, new), {"context_mask": torch.ones(4, 5)}, "context_mask must be a bool tensor"),
+            ((x, y, new, 0), {}, "num_samples must be an integer >= 1, got 0"),
+            ((x, y, new), {"generator": generator, "seed": 3}, "seed must be None beside a gen"),
+        ):
+            with subtests.test(name, message=message), pytest.raises(ValueError, match=message):
+                make(name).predict(*args, **options)
+        with subtests.test(name), pytest.raises(ValueError, match="y_dim must be an integer >= 1"):
+            MAKERS[name](1, 0, 16)
 
 
 def test_batch_of_another_size_is_refused():

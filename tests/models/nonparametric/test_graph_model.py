@@ -75,6 +75,7 @@ def test_density_with_communities_is_that_of_its_parts(float64):
     assert float(log_joint(model, values)) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("largest", [15, 10_000])
 @pytest.mark.parametrize("communities", [None, MixedMembership(2)])
 def test_models_are_recorded_as_graphs(communities, largest, monkeypatch):
@@ -174,9 +175,8 @@ def test_prior_has_indices_for_which_the_graph_is_sparse():
         assert float(high) == pytest.approx(50**truncation)
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
+def test_numbers_out_of_range_are_refused(subtests):
+    for make, message in [
         (lambda: bfry_weights(1), "num_nodes must be an integer >= 2, got 1"),
         (lambda: bfry_weights(5, 0.0), "truncation must be a finite number > 0, got 0.0"),
         (lambda: MixedMembership(1), "num_communities must be an integer >= 2, got 1"),
@@ -188,11 +188,9 @@ def test_prior_has_indices_for_which_the_graph_is_sparse():
             "num_edges must be at most 4, the",
         ),
         (lambda: GraphModel(gamma_weights())(GRAPH, num_pairs=0), "num_pairs must be an integer"),
-    ],
-)
-def test_numbers_out_of_range_are_refused(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
+    ]:
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            make()
 
 
 def test_what_is_no_prior_is_refused():

@@ -30,20 +30,17 @@ def test_edges_are_sorted_and_counted_once():
     assert repr(graph) == "SimpleGraph(5 nodes, 3 edges)"
 
 
-@pytest.mark.parametrize(
-    ("num_nodes", "edges", "error", "message"),
-    [
+def test_edges_that_do_not_fit_are_refused(subtests):
+    for num_nodes, edges, error, message in [
         (1, [[0, 1]], ValueError, "num_nodes must be an integer >= 2, got 1"),
         (3, [[0, 3]], ValueError, r"edges must join nodes in 0 \.\. 2, got 0 \.\. 3"),
         (3, [[-1, 2]], ValueError, r"edges must join nodes in 0 \.\. 2, got -1"),
         (3, [[2, 2]], ValueError, "edges must join different nodes, got a loop at 2"),
         (3, [[0, 1, 2]], ValueError, r"edges must have shape \(num_edges, 2\), got \(1, 3\)"),
         (3, [[0.0, 1.0]], TypeError, "edges must be integers, got torch.float32"),
-    ],
-)
-def test_edges_that_do_not_fit_are_refused(num_nodes, edges, error, message):
-    with pytest.raises(error, match=message):
-        SimpleGraph(num_nodes, torch.tensor(edges))
+    ]:
+        with subtests.test(message), pytest.raises(error, match=message):
+            SimpleGraph(num_nodes, torch.tensor(edges))
 
 
 def test_graphs_without_edges_are_graphs():
@@ -125,15 +122,16 @@ def test_large_graphs_are_tested_on_some_pairs():
     assert torch.equal(test.first, again.first) and torch.equal(test.second, again.second)
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_few_non_edges_are_all_found_and_counted(seed):
+def test_few_non_edges_are_all_found_and_counted(subtests):
     """Of graphs that lack few edges, of which fewer may be held out than there are on average."""
-    graph = SimpleGraph(12, torch.tensor(all_pairs(12))[3:])
-    _, every = graph.hold_out(0.3, seed=seed)
-    _, some = graph.hold_out(0.3, seed=seed, max_non_edges=2)
-    number = int((~every.is_edge).sum())
-    assert int((~some.is_edge).sum()) == min(number, 2)
-    assert float(some.weight[~some.is_edge].sum()) == pytest.approx(number)
+    for seed in range(10):
+        with subtests.test(seed=seed):
+            graph = SimpleGraph(12, torch.tensor(all_pairs(12))[3:])
+            _, every = graph.hold_out(0.3, seed=seed)
+            _, some = graph.hold_out(0.3, seed=seed, max_non_edges=2)
+            number = int((~every.is_edge).sum())
+            assert int((~some.is_edge).sum()) == min(number, 2)
+            assert float(some.weight[~some.is_edge].sum()) == pytest.approx(number)
 
 
 def test_pairs_can_be_held_out_once_more():

@@ -188,6 +188,7 @@ def test_joint_density_counts_the_hyperparameters():
     assert float(value) == pytest.approx(expected, rel=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_draws_of_a_kernel_give_the_exact_density():
     """Five means within 5 standard errors of 50 batches: false alarms in 4e-5 of seeds."""
@@ -245,9 +246,8 @@ def test_model_refuses_what_parts_return(prior, cluster, message):
         NRMMixture(prior, cluster)(num_points=3)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_model_refuses(subtests):
+    for arguments, message in [
         ({}, "either x or num_points must be given, got x=None and num_points=None"),
         ({"x": torch.zeros(2, 2), "num_points": 2}, "either x or num_points must be given"),
         ({"num_points": 0}, "num_samples must be an integer >= 1"),
@@ -257,19 +257,17 @@ def test_model_refuses_what_parts_return(prior, cluster, message):
             {"x": torch.tensor([[0.0, 1.0], [math.nan, 0.0]])},
             r"x must be finite .*got \[nan, 0.0\] in row 1",
         ),
-    ],
-)
-def test_model_refuses(arguments, message):
-    mixture = NRMMixture(
-        DirichletProcess(1.0), GaussianCluster(torch.zeros(2), 1.0, 4.0, torch.eye(2))
-    )
-    with pytest.raises(ValueError, match=message):
-        mixture(**arguments)
+    ]:
+        with subtests.test(message):
+            mixture = NRMMixture(
+                DirichletProcess(1.0), GaussianCluster(torch.zeros(2), 1.0, 4.0, torch.eye(2))
+            )
+            with pytest.raises(ValueError, match=message):
+                mixture(**arguments)
 
 
-@pytest.mark.parametrize(
-    ("changed", "error", "message"),
-    [
+def test_predictive_density_refuses(subtests):
+    for changed, error, message in [
         ({"x_new": torch.tensor([1.0, -2.0])}, ValueError, r"x_new .*PoissonCluster, got \[-2.0\]"),
         ({"x_new": torch.zeros(2, 3)}, ValueError, r"x_new must have shape \(n, 1\)"),
         ({"samples": {"mass": torch.ones(2)}}, ValueError, r"samples lacks .*\['assignment'\]"),
@@ -293,17 +291,16 @@ def test_model_refuses(arguments, message):
             TypeError,
             "integers",
         ),
-    ],
-)
-def test_predictive_density_refuses(changed, error, message):
-    mixture = NRMMixture(prior, PoissonCluster(torch.tensor([2.0]), 1.0))
-    arguments = {
-        "x_new": torch.tensor([1.0]),
-        "x": torch.tensor([0.0, 1.0, 4.0]),
-        "samples": {"assignment": torch.zeros(2, 3).long(), "mass": torch.ones(2)},
-    }
-    with pytest.raises(error, match=message):
-        mixture.predictive_log_prob(**arguments | changed)
+    ]:
+        with subtests.test(message):
+            mixture = NRMMixture(prior, PoissonCluster(torch.tensor([2.0]), 1.0))
+            arguments = {
+                "x_new": torch.tensor([1.0]),
+                "x": torch.tensor([0.0, 1.0, 4.0]),
+                "samples": {"assignment": torch.zeros(2, 3).long(), "mass": torch.ones(2)},
+            }
+            with pytest.raises(error, match=message):
+                mixture.predictive_log_prob(**arguments | changed)
 
 
 def test_joint_density_refuses():

@@ -212,9 +212,8 @@ def test_random_tangent_kernels_have_mean_and_variance_of_theory():
     torch.testing.assert_close(values.var(0), variance, rtol=0.1, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
+def test_bad_arguments_are_named(subtests):
+    for call, message in [
         (lambda: AsymmetricNetwork(0, 1, torch.ones(2)), "in_features must be an integer >= 1"),
         (lambda: AsymmetricNetwork(1, 0, torch.ones(2)), "out_features must be an integer >= 1"),
         (lambda: AsymmetricNetwork(1, 1, torch.ones(2), 0.0), "weight_scale must be .* > 0"),
@@ -222,8 +221,6 @@ def test_random_tangent_kernels_have_mean_and_variance_of_theory():
         (lambda: tangent_kernel(0, torch.ones(2), 0.5), "in_features must be an integer >= 1"),
         (lambda: tangent_kernel(1, torch.ones(2), 1.5), "symmetric_share must be .* <= 1, got 1.5"),
         (lambda: tangent_kernel(1, torch.zeros(2), 0.5), "weights must be numbers >= 0"),
-    ],
-)
-def test_bad_arguments_are_named(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+    ]:
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            call()

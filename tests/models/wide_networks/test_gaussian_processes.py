@@ -169,6 +169,7 @@ def test_evidence_of_the_horseshoe_limit_is_a_voigt_profile():
         assert float(prediction.log_marginal.exp()) == pytest.approx(expected, abs=error)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_wide_networks_have_the_posterior_of_the_limit():
     """Predictive means of 20 batches within 5 standard errors: under 1 seed in 1,000 fails."""
@@ -201,17 +202,14 @@ def test_without_gpytorch_the_extra_is_named(monkeypatch):
         network_kernel()
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
+def test_bad_arguments_are_named(subtests):
+    for call, message in [
         (lambda: network_kernel(0), "num_hidden must be an integer >= 1, got 0"),
         (lambda: mixture_kernel(0, equal_variances(), 1), "in_features must be an integer >= 1"),
         (lambda: condition_mixture(torch.eye(2), torch.ones(1, 1), 1.0), "covariances must have"),
         (lambda: condition_mixture(torch.eye(2)[None], torch.ones(3), 1.0), "targets must have"),
         (lambda: condition_mixture(torch.eye(2)[None], torch.ones(1, 3), 1.0), "targets must have"),
         (lambda: condition_mixture(torch.eye(2)[None], torch.ones(1, 1), 0.0), "noise_scale must"),
-    ],
-)
-def test_bad_arguments_are_named(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+    ]:
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            call()

@@ -175,17 +175,14 @@ def test_pruned_wide_networks_lose_what_the_limit_does(discount):
         assert float(lost) == pytest.approx(float(theory), rel=0.05)
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
+def test_bad_arguments_are_named(subtests):
+    for call, message in [
         (lambda v: sample_covariances(ONE, v, 0), "num_samples must be an integer >= 1, got 0"),
         (lambda v: sample_covariances(ONE, v, 1, num_hidden=0), "num_hidden must be"),
         (lambda v: sample_covariances(ONE, v, 1, width=0), "width must be an integer >= 1, got 0"),
         (lambda v: sample_outputs(torch.eye(2), 0), "num_outputs must be an integer >= 1, got 0"),
         (lambda v: pruning_error(v, torch.ones(1), -1.0), "second_moment must be .* >= 0"),
         (lambda v: square_correlation(v, 0.5, 0.0), "fourth_moment must be .* > 0"),
-    ],
-)
-def test_bad_arguments_are_named(call, message):
-    with pytest.raises(ValueError, match=message):
-        call(beta_variances())
+    ]:
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            call(beta_variances())

@@ -255,9 +255,8 @@ def test_supports_have_their_bounds():
     assert float(bounded.upper_bound) == 0.25
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
+def test_bad_arguments_are_named(subtests):
+    for call, message in [
         (lambda: inverse_gamma_variances(1.0), "concentration must be .* > 1, got 1.0"),
         (lambda: scaled_variances(dist.InverseGamma(0.5, 1.0)), "the mean of base must be"),
         (lambda: bernoulli_variances(0.0), "rate must be .* > 0, got 0.0"),
@@ -272,8 +271,6 @@ def test_supports_have_their_bounds():
             lambda: measure_variances(GeneralizedGammaProcess(torch.ones(2), 0.5, 1.0)),
             r"measure must have no batch shape, got \(2,\)",
         ),
-    ],
-)
-def test_bad_arguments_are_named(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+    ]:
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            call()

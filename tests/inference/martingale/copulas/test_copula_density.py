@@ -380,9 +380,8 @@ def test_narrow_posterior_is_warned_of(float64):
 # Errors -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "make, message",
-    [
+def test_errors_name_the_argument(subtests):
+    for make, message in [
         (lambda: CopulaDensity(1.0), "bandwidth must be a finite number > 0 and < 1, got 1.0"),
         (
             lambda: CopulaDensity(torch.tensor([0.5, 0.0])),
@@ -399,11 +398,9 @@ def test_narrow_posterior_is_warned_of(float64):
         (lambda: CopulaDensity(torch.tensor([0.5, 0.6])).fit(torch.randn(5, 3)), "a vector of 3"),
         (lambda: CopulaDensity().icdf(torch.tensor(1.0)), r"probabilities in \(0, 1\)"),
         (lambda: CopulaDensity().leading(1), "number must be at most the dimension"),
-    ],
-)
-def test_errors_name_the_argument(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
+    ]:
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            make()
 
 
 def test_points_stand_for_populations_of_vectors():
@@ -423,6 +420,7 @@ def test_points_stand_for_populations_of_vectors():
     torch.testing.assert_close(rule.weighted_points(2000).mean, points.mean[:1])
 
 
+@pytest.mark.slow
 def test_functionals_of_vectors():
     data = PAIRS + torch.randn(20, 3, 2, dtype=torch.float64)
     data = data.flatten(0, 1)

@@ -275,9 +275,8 @@ def test_priors_of_another_network() -> None:
         L2SP(network, 1.0)({**params, "other.weight": torch.zeros(1)})
 
 
-@pytest.mark.parametrize(
-    ("make", "error", "message"),
-    [
+def test_bad_settings(subtests: pytest.Subtests, parts: Any) -> None:
+    for make, error, message in [
         (lambda p: NPTL(3, p[1]), TypeError, "backbone must be a torch.nn.Module, got 3"),
         (lambda p: NPTL(p[0], nn.Tanh()), ValueError, "head must have parameters"),
         (lambda p: nptl(p, 0), ValueError, "num_samples must be an integer >= 1"),
@@ -290,11 +289,9 @@ def test_priors_of_another_network() -> None:
         (lambda p: nptl(p, probe_penalty=[]), ValueError, "probe_penalty must be a number or"),
         (lambda p: L2SP(p[0], 0.0), ValueError, "scale must be"),
         (lambda p: SWAGPrior([{}]), ValueError, "snapshots must be at least two, got 1"),
-    ],
-)
-def test_bad_settings(parts: Any, make: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        make(parts)
+    ]:
+        with subtests.test(message), pytest.raises(error, match=message):
+            make(parts)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ def test_draws_are_weighted_means() -> None:
     torch.testing.assert_close(draws, weights @ y, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize(("truncation", "variance"), [(200, 1.3233333), (2, 1.5119048)])
 def test_base_measure_of_a_mean(truncation: int, variance: float) -> None:
@@ -375,6 +376,7 @@ def test_data_in_a_finer_type_than_the_parameters() -> None:
     assert bool(fits["converged"].all()) and int(fits["num_steps"].max()) < 30
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_coverage() -> None:
     """90 % intervals of a mean and of a slope under uneven noise cover in 87 to 93 %.
@@ -422,9 +424,8 @@ def test_coverage() -> None:
 # Bad input ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("make", "error", "message"),
-    [
+def test_bad_settings(subtests: pytest.Subtests) -> None:
+    for make, error, message in [
         (lambda: PosteriorBootstrap(), ValueError, "either a model or a loss_fn"),
         (lambda: PosteriorBootstrap(3), TypeError, "model must be callable, got 3"),
         (lambda: PosteriorBootstrap(normal, 0), ValueError, "num_samples must be an integer >= 1"),
@@ -436,16 +437,13 @@ def test_coverage() -> None:
         (lambda: PosteriorBootstrap(normal, subsample_size=3), ValueError, "is for a loss_fn"),
         (lambda: PosteriorBootstrap(normal, optimizer="sgd"), TypeError, "optimizer must be a"),
         (lambda: PosteriorBootstrap(normal, backend="jit"), ValueError, "backend must be one of"),
-    ],
-)
-def test_bad_settings(make: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        make()
+    ]:
+        with subtests.test(message), pytest.raises(error, match=message):
+            make()
 
 
-@pytest.mark.parametrize(
-    ("run", "error", "message"),
-    [
+def test_bad_runs(subtests: pytest.Subtests) -> None:
+    for run, error, message in [
         (
             lambda y: PosteriorBootstrap(normal, 5, progress=False).run(y, 2),
             ValueError,
@@ -470,10 +468,9 @@ def test_bad_settings(make: Any, error: type[Exception], message: str) -> None:
             "base_measure needs a model whose data are arguments",
         ),
         (lambda y: of_squares(5).get_samples(), RuntimeError, "call run"),
-    ],
-)
-def test_bad_runs(run: Any, error: type[Exception], message: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(error, match=message):
-            run(torch.tensor(Y))
+    ]:
+        with subtests.test(message):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                with pytest.raises(error, match=message):
+                    run(torch.tensor(Y))

@@ -1,0 +1,115 @@
+"""What all modules and all blocks of sets have in common, one row each."""
+
+import pyro
+import pytest
+import torch
+from torch import nn
+
+from pyro_ext.nn import (
+    ISAB,
+    MAB,
+    MLP,
+    PMA,
+    SAB,
+    BayesianModule,
+    FilterResponseNorm,
+    InducedSetAttention,
+    NodeScale,
+    ResNet,
+)
+from pyro_ext.testing.nn import check_module, check_set_block
+
+
+class Fixed(nn.Module):
+    """A block of two sets as a function of one of them, with another that is fixed."""
+
+    def __init__(self, block, other, call):
+        super().__init__()
+        self.block, self.call = block, call
+        self.register_buffer("other", other)
+
+    def forward(self, x, mask=None):
+        return self.call(self.block, self.other, x, mask)
+
+
+class AtParameters(nn.Module):
+    """A Bayesian network as a function of its sites."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.bayesian = network, (BayesianModule(network),)
+
+    def forward(self, x):
+        with pyro.validation_enabled(False):  # it branches on values
+            return pyro.condition(self.bayesian[0], dict(self.network.named_parameters()))(x)
+
+
+def of_keys(block, queries, x, mask):
+    return block(queries.expand(len(x), -1, -1), x, key_mask=mask)
+
+
+def of_elements(block, points, x, mask):
+    return block(x, points.expand(len(x), -1, -1), mask)
+
+
+def of_inducing_points(block, x, points, mask):
+    return block(x.expand(len(points), -1, -1), points, inducing_mask=mask)
+
+
+# What makes each block of sets of three features, and whether it keeps the elements apart.
+SETS = {
+    "SAB": (lambda: SAB(3, 12, 3), True),
+    "ISAB": (lambda: ISAB(3, 12, 4, 3), True),
+    "PMA": (lambda: PMA(3, 12, 2, 3), False),
+    "MAB": (lambda: Fixed(MAB(2, 3, 12, 3), torch.randn(1, 4, 2), of_keys), False),
+    "InducedSetAttention": (
+        lambda: Fixed(InducedSetAttention(3, 2, 12, 3), torch.randn(1, 4, 2), of_elements),
+        True,
+    ),
+    "InducedSetAttention of points": (
+        lambda: Fixed(InducedSetAttention(2, 3, 12, 3), torch.randn(1, 4, 2), of_inducing_points),
+        False,
+    ),
+}
+SET, MASK = torch.randn(3, 4, 3), torch.rand(3, 4) < 0.6
+# What makes each module, and its inputs.
+MODULES = {
+    "MLP": (lambda: MLP(4, [5], 3), (torch.randn(6, 4),)),
+    "ResNet": (lambda: ResNet(1, 3, (2, 4)), (torch.randn(2, 1, 8, 8),)),
+    "FilterResponseNorm": (lambda: FilterResponseNorm(2), (torch.randn(3, 2, 4),)),
+    "FilterResponseNorm of images": (lambda: FilterResponseNorm(2), (torch.randn(3, 2, 4, 5),)),
+    "NodeScale": (lambda: NodeScale(torch.rand(4), learnable=True), (torch.randn(6, 4),)),
+    "NodeScale of images": (
+        lambda: NodeScale(torch.rand(4), learnable=True, dim=1),
+        (torch.randn(6, 4, 2, 3),),
+    ),
+    "BayesianModule": (lambda: AtParameters(MLP(4, [5], 3)), (torch.randn(6, 4),)),
+    "MAB without norm": (
+        lambda: Fixed(
+            MAB(2, 3, 12, 3, scaling="head", layer_norm=False), torch.randn(1, 4, 2), of_keys
+        ),
+        (SET, MASK),
+    ),
+    **{name: (make, (SET, MASK)) for name, (make, _) in SETS.items()},
+}
+
+
+# PyTorch maps its attention over parameters one by one.
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+
+
+@pytest.mark.parametrize(("make", "inputs"), MODULES.values(), ids=MODULES)
+def test_modules(make, inputs):
+    check_module(make, *inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"BayesianModule"}))
+def test_compiled_modules(name):
+    make, inputs = MODULES[name]
+    check_module(make, *inputs, compiled=True)
+
+
+@pytest.mark.parametrize(("make", "equivariant"), SETS.values(), ids=SETS)
+def test_sets(make, equivariant):
+    check_set_block(make, 3, equivariant=equivariant)
