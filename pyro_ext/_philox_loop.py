@@ -1,8 +1,9 @@
 """Compiled loop over the blocks of a random generator, apart since Numba is slow to import."""
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from pyro_ext._compiled import compiled
 
 __all__ = ["philox_blocks"]
 
@@ -15,7 +16,7 @@ _WEYL0, _WEYL1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _NUM_ROUNDS = 10
 
 
-@numba.njit(cache=True)
+@compiled
 def philox_blocks(keys: Integers, steps: Integers, num_blocks: int, stream: int) -> Integers:
     """Words of :func:`pyro_ext.random.philox` for the counters (block, step, stream, 0).
 

@@ -1,7 +1,6 @@
 """What every test starts from: one thread, fixed seeds, fresh global state, and no figures."""
 
 import argparse
-import hashlib
 import os
 import re
 import sys
@@ -17,22 +16,8 @@ import pyro
 import pytest
 import torch
 
-
-def _numba_cache() -> Path:
-    """A folder for what Numba compiles from the sources as they are.
-
-    Numba's own cache does not see that a function has changed which a function of another file
-    calls, and runs the old one.
-    """
-    root = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for path in sorted([*root.glob("pyro_ext/**/*.py"), *root.glob("inference/**/*.py")]):
-        if b"import numba" in (source := path.read_bytes()):
-            digest.update(source)
-    return root / ".numba_cache" / digest.hexdigest()[:16]
-
-
-os.environ.setdefault("NUMBA_CACHE_DIR", str(_numba_cache()))  # read as Numba is imported
+# Where Numba keeps machine code, for all workers and for later runs; read as it is imported.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parent.parent / ".numba_cache"))
 
 # Small tensors gain nothing from threads, several workers share few cores, and the order of a sum
 # should not depend on how many there are.

@@ -1,13 +1,14 @@
 """Compiled draws from a Polya urn."""
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from pyro_ext._compiled import compiled
 
 __all__ = ["draw_labels"]
 
 
-@numba.njit(cache=True)
+@compiled
 def draw_labels(
     labels: npt.NDArray[np.int32],
     uniforms: npt.NDArray[np.float64],

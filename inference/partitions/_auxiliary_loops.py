@@ -1,9 +1,9 @@
 """Compiled sweep over points whose clusters have parameters, with some empty clusters at hand."""
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from pyro_ext._compiled import compiled
 from pyro_ext.inference.partitions._gibbs_loops import draw_place
 
 __all__ = ["auxiliary_sweep"]
@@ -12,7 +12,7 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 
-@numba.njit(cache=True)
+@compiled
 def auxiliary_sweep(
     labels: Integers,
     order: Integers,
@@ -81,7 +81,7 @@ def auxiliary_sweep(
     return place, number, ready
 
 
-@numba.njit(cache=True)
+@compiled
 def _exchange(active: Integers, position: Integers, one: int, other: int) -> None:
     active[one], active[other] = active[other], active[one]
     position[active[one]], position[active[other]] = one, other

@@ -1,8 +1,8 @@
 """Compiled loop of Bayesian hierarchical clustering, apart since Numba is slow to import."""
 
-import numba
 import numpy as np
 
+from pyro_ext._compiled import compiled
 from pyro_ext.inference.partitions._tree_loops import (
     Floats,
     Forest,
@@ -16,7 +16,7 @@ from pyro_ext.inference.partitions._tree_loops import (
 __all__ = ["merge_greedily"]
 
 
-@numba.njit(cache=True)
+@compiled
 def merge_greedily(model: Model, merges: Integers, heights: Floats) -> float:
     """Merge the two trees of least dissimilarity until one is left.
 
@@ -66,7 +66,7 @@ def merge_greedily(model: Model, merges: Integers, heights: Floats) -> float:
     return float(forest.log_total[2 * number - 2])
 
 
-@numba.njit(cache=True)
+@compiled
 def _search(
     model: Model, forest: Forest, trees: Integers, one: int, neighbors: Integers, least: Floats
 ) -> None:

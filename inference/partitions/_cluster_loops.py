@@ -14,9 +14,10 @@ Terms of the points alone, such as multinomial coefficients, are left out everyw
 
 import math
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from pyro_ext._compiled import compiled
 
 __all__ = [
     "add_point",
@@ -43,7 +44,7 @@ _LARGE = 1e280
 Floats = npt.NDArray[np.float64]
 
 
-@numba.njit(cache=True)
+@compiled
 def num_sums(kind: int, size: int) -> int:
     """Length of the sums of points of a size."""
     if kind == GAUSSIAN:
@@ -53,13 +54,13 @@ def num_sums(kind: int, size: int) -> int:
     return size
 
 
-@numba.njit(cache=True)
+@compiled
 def record_size(kind: int, size: int) -> int:
     """Length of a record."""
     return 1 + size + size * size if kind == GAUSSIAN else num_sums(kind, size)
 
 
-@numba.njit(cache=True)
+@compiled
 def add_point(kind: int, sums: Floats, point: Floats, sign: float) -> None:
     """Add a point to sums, or take it away."""
     size = point.size
@@ -74,7 +75,7 @@ def add_point(kind: int, sums: Floats, point: Floats, sign: float) -> None:
             sums[size + i] += sign * point[i] * point[i]
 
 
-@numba.njit(cache=True)
+@compiled
 def in_range(kind: int, parameters: Floats, size: int) -> bool:
     """Whether parameters are of a cluster: finite, and positive where they have to be."""
     for value in parameters:
@@ -86,7 +87,7 @@ def in_range(kind: int, parameters: Floats, size: int) -> bool:
     return parameters[size if has_loc else 0 :].min() > 0.0
 
 
-@numba.njit(cache=True)
+@compiled
 def constants(kind: int, parameters: Floats, size: int, most: int) -> Floats:
     """Parts of predictive densities that depend on the number of points alone, from zero on."""
     table = np.zeros(most + 1)
@@ -107,7 +108,7 @@ def constants(kind: int, parameters: Floats, size: int, most: int) -> Floats:
     return table
 
 
-@numba.njit(cache=True)
+@compiled
 def log_marginal(
     kind: int, parameters: Floats, size: int, count: float, sums: Floats, scratch: Floats
 ) -> float:
@@ -118,7 +119,7 @@ def log_marginal(
     return by_count + log_of_sums(kind, parameters, size, count, sums, scratch)
 
 
-@numba.njit(cache=True)
+@compiled
 def block_constant(kind: int, parameters: Floats, size: int, count: float) -> float:
     """The part of the log density of a block that depends on the number of its points alone."""
     total = 0.0
@@ -150,7 +151,7 @@ def block_constant(kind: int, parameters: Floats, size: int, count: float) -> fl
     return total
 
 
-@numba.njit(cache=True)
+@compiled
 def log_of_sums(
     kind: int, parameters: Floats, size: int, count: float, sums: Floats, scratch: Floats
 ) -> float:
@@ -190,7 +191,7 @@ def log_of_sums(
     return total
 
 
-@numba.njit(cache=True)
+@compiled
 def _gaussian_of_sums(
     parameters: Floats, size: int, count: float, sums: Floats, scratch: Floats
 ) -> float:
@@ -203,7 +204,7 @@ def _gaussian_of_sums(
     return -0.5 * (parameters[1] + count) * _cholesky(scratch, size)
 
 
-@numba.njit(cache=True)
+@compiled
 def _cholesky(matrix: Floats, size: int) -> float:
     """Factor the lower triangle in place, and return the log determinant."""
     log_determinant = 0.0
@@ -222,7 +223,7 @@ def _cholesky(matrix: Floats, size: int) -> float:
     return log_determinant
 
 
-@numba.njit(cache=True)
+@compiled
 def _log_rising(start: float, number: float) -> float:
     """Logarithm of a rising factorial, by a product where the number is small."""
     if number > 12.0 or number != math.floor(number) or start > 1e20:
@@ -236,7 +237,7 @@ def _log_rising(start: float, number: float) -> float:
     return total + math.log(product)
 
 
-@numba.njit(cache=True)
+@compiled
 def empty_record(kind: int, parameters: Floats, size: int, record: Floats) -> None:
     """Make a record that of no points."""
     record[:] = 0.0
@@ -247,7 +248,7 @@ def empty_record(kind: int, parameters: Floats, size: int, record: Floats) -> No
         record[0] = _cholesky(record[1 + size :], size)
 
 
-@numba.njit(cache=True)
+@compiled
 def record_of(
     kind: int, parameters: Floats, size: int, count: float, sums: Floats, record: Floats
 ) -> None:
@@ -264,7 +265,7 @@ def record_of(
     record[0] = _cholesky(record[1 + size :], size)
 
 
-@numba.njit(cache=True)
+@compiled
 def include(
     kind: int, parameters: Floats, record: Floats, count: float, point: Floats, scratch: Floats
 ) -> None:
@@ -275,7 +276,7 @@ def include(
         add_point(kind, record, point, 1.0)
 
 
-@numba.njit(cache=True)
+@compiled
 def exclude(
     kind: int, parameters: Floats, record: Floats, count: float, point: Floats, scratch: Floats
 ) -> bool:
@@ -286,7 +287,7 @@ def exclude(
     return True
 
 
-@numba.njit(cache=True)
+@compiled
 def _move(
     parameters: Floats,
     record: Floats,
@@ -327,7 +328,7 @@ def _move(
     return True
 
 
-@numba.njit(cache=True)
+@compiled
 def log_predictive(
     kind: int,
     parameters: Floats,

@@ -6,9 +6,9 @@ the history of the chain, and a proposal counts all ways in which it may come ab
 
 import math
 
-import numba
 import numpy as np
 
+from pyro_ext._compiled import compiled
 from pyro_ext.inference.partitions._tree_guided_loops import (
     draw_partners,
     draw_split,
@@ -32,7 +32,7 @@ from pyro_ext.inference.partitions._tree_loops import (
 __all__ = ["exact_sweep", "log_odds_of_split", "move_cluster", "move_point", "pick_probabilities"]
 
 
-@numba.njit(cache=True)
+@compiled
 def trees_of_labels(model: Model, forest: Forest, labels: Integers) -> Integers:
     """Roots of the trees of all clusters."""
     trees = np.empty(labels.max() + 1, np.int64)
@@ -41,7 +41,7 @@ def trees_of_labels(model: Model, forest: Forest, labels: Integers) -> Integers:
     return trees
 
 
-@numba.njit(cache=True)
+@compiled
 def exact_sweep(
     model: Model,
     labels: Integers,
@@ -79,7 +79,7 @@ def exact_sweep(
     return True, counts
 
 
-@numba.njit(cache=True)
+@compiled
 def log_odds_of_split(
     model: Model,
     forest: Forest,
@@ -105,7 +105,7 @@ def log_odds_of_split(
     return log_ratio - log_forward, has_room
 
 
-@numba.njit(cache=True)
+@compiled
 def move_cluster(model: Model, forest: Forest, trees: Integers) -> tuple[Integers, int, bool, bool]:
     """Propose to split a cluster, or to merge it with others.
 
@@ -158,7 +158,7 @@ def move_cluster(model: Model, forest: Forest, trees: Integers) -> tuple[Integer
     return trees, kind, False, True
 
 
-@numba.njit(cache=True)
+@compiled
 def move_point(model: Model, forest: Forest, trees: Integers, depth: int) -> tuple[Integers, bool]:
     """Propose another cluster for a point that the tree of a random cluster picks.
 
@@ -219,7 +219,7 @@ def move_point(model: Model, forest: Forest, trees: Integers, depth: int) -> tup
     return trees, False
 
 
-@numba.njit(cache=True)
+@compiled
 def pick_probabilities(forest: Forest, tree: int, depth: int) -> tuple[Integers, Floats]:
     """Nodes of a tree, and probabilities of its leaves to be picked after some descents."""
     nodes = nodes_below(forest, tree)

@@ -9,10 +9,10 @@ but for a constant, and plus the log densities of the points of each cluster.
 
 import math
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from pyro_ext._compiled import compiled
 from pyro_ext.inference.partitions._cluster_loops import (
     add_point,
     empty_record,
@@ -40,7 +40,7 @@ Integers = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 
-@numba.njit(cache=True)
+@compiled
 def sums_of_labels(
     kind: int, points: Floats, labels: Integers, number: int
 ) -> tuple[Integers, Floats]:
@@ -53,7 +53,7 @@ def sums_of_labels(
     return counts, sums
 
 
-@numba.njit(cache=True)
+@compiled
 def log_density_of_labels(kind: int, parameters: Floats, points: Floats, labels: Integers) -> float:
     """Log density of all points given their partition."""
     size = points.shape[1]
@@ -65,7 +65,7 @@ def log_density_of_labels(kind: int, parameters: Floats, points: Floats, labels:
     return total
 
 
-@numba.njit(cache=True)
+@compiled
 def draw_place(logs: Floats) -> int:
     """Draw a place with given log probabilities, but for a constant; the logs are overwritten."""
     top, total = logs.max(), 0.0
@@ -78,7 +78,7 @@ def draw_place(logs: Floats) -> int:
     return place
 
 
-@numba.njit(cache=True)
+@compiled
 def gibbs_sweep(
     kind: int,
     parameters: Floats,
@@ -154,7 +154,7 @@ def gibbs_sweep(
     return number
 
 
-@numba.njit(cache=True)
+@compiled
 def rebuild(
     kind: int, parameters: Floats, points: Floats, is_member: Bools, left_out: int, record: Floats
 ) -> None:
@@ -168,28 +168,28 @@ def rebuild(
     record_of(kind, parameters, size, float(count), sums, record)
 
 
-@numba.njit(cache=True)
+@compiled
 def _grown(values: Integers) -> Integers:
     larger = np.zeros(2 * values.size, np.int64)
     larger[: values.size] = values
     return larger
 
 
-@numba.njit(cache=True)
+@compiled
 def _grown_slots(slots: Integers) -> Integers:
     larger = np.arange(2 * slots.size)
     larger[: slots.size] = slots
     return larger
 
 
-@numba.njit(cache=True)
+@compiled
 def _grown_rows(rows: Floats) -> Floats:
     larger = np.zeros((2 * rows.shape[0], rows.shape[1]))
     larger[: rows.shape[0]] = rows
     return larger
 
 
-@numba.njit(cache=True)
+@compiled
 def restricted_scan(
     kind: int,
     parameters: Floats,
@@ -233,7 +233,7 @@ def restricted_scan(
     return total
 
 
-@numba.njit(cache=True)
+@compiled
 def split_or_merge(
     kind: int,
     parameters: Floats,

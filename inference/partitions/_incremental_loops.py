@@ -1,8 +1,8 @@
 """Compiled loop of incremental clustering, apart since Numba is slow to import."""
 
-import numba
 import numpy as np
 
+from pyro_ext._compiled import compiled
 from pyro_ext.inference.partitions._tree_loops import (
     Forest,
     Integers,
@@ -16,7 +16,7 @@ from pyro_ext.inference.partitions._tree_loops import (
 __all__ = ["grow"]
 
 
-@numba.njit(cache=True)
+@compiled
 def grow(
     model: Model, order: Integers, most_returns: int, is_noisy: bool
 ) -> tuple[Forest, Integers]:
@@ -71,7 +71,7 @@ def grow(
     return forest, roots[:num_roots]
 
 
-@numba.njit(cache=True)
+@compiled
 def _nearest(model: Model, forest: Forest, roots: Integers, one: int) -> int:
     """Place of the tree of least dissimilarity, or -1 where that exceeds one."""
     nearest, least = -1, 0.0

@@ -6,9 +6,9 @@ merge are joined in a chain, and acceptance ratios look at the ways that were ta
 
 import math
 
-import numba
 import numpy as np
 
+from pyro_ext._compiled import compiled
 from pyro_ext.inference.partitions._tree_guided_loops import (
     draw_partners,
     draw_split,
@@ -34,7 +34,7 @@ from pyro_ext.inference.partitions._tree_loops import (
 __all__ = ["paper_sweep", "replanted"]
 
 
-@numba.njit(cache=True)
+@compiled
 def paper_sweep(
     model: Model,
     forest: Forest,
@@ -71,7 +71,7 @@ def paper_sweep(
     return True, trees, counts
 
 
-@numba.njit(cache=True)
+@compiled
 def picked_points(forest: Forest, trees: Integers, depth: int) -> Integers:
     """Points below a node of each tree, to which some random descents lead."""
     firsts = np.array([leaves_below(forest, tree)[0] for tree in trees])
@@ -88,7 +88,7 @@ def picked_points(forest: Forest, trees: Integers, depth: int) -> Integers:
     return points[:length]
 
 
-@numba.njit(cache=True)
+@compiled
 def move_cluster(model: Model, forest: Forest, trees: Integers) -> tuple[Integers, int, bool, bool]:
     """Propose to split a cluster, or to merge it with others, as published."""
     start, capacity = forest.top[0], forest.left.size
@@ -150,7 +150,7 @@ def move_cluster(model: Model, forest: Forest, trees: Integers) -> tuple[Integer
     return trees, 1, False, True
 
 
-@numba.njit(cache=True)
+@compiled
 def move_point(model: Model, forest: Forest, trees: Integers, point: int) -> tuple[Integers, bool]:
     """Draw the cluster of a point given all others, and put it into the tree of that.
 
@@ -184,7 +184,7 @@ def move_point(model: Model, forest: Forest, trees: Integers, point: int) -> tup
     return remaining, True
 
 
-@numba.njit(cache=True)
+@compiled
 def without(model: Model, forest: Forest, tree: int, point: int) -> int:
     """A tree without one of its points, or -1 where nothing is left; the tree stays as it is."""
     nodes = nodes_below(forest, tree)
@@ -205,7 +205,7 @@ def without(model: Model, forest: Forest, tree: int, point: int) -> int:
     return child
 
 
-@numba.njit(cache=True)
+@compiled
 def replanted(
     model: Model, forest: Forest, trees: Integers, capacity: int
 ) -> tuple[Forest, Integers]:

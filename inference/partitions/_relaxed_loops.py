@@ -12,10 +12,10 @@ chain of nearest neighbors cannot run in circles.
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from pyro_ext._compiled import compiled
 from pyro_ext.inference.partitions.bregman import DETERMINANT, ENTROPY, SQUARE
 
 __all__ = ["Clusters", "height_levels", "merge_along_chain", "merge_greedily", "singletons"]
@@ -63,7 +63,7 @@ def singletons(kind: int, floor: float, statistics: Floats) -> Clusters:
     return clusters
 
 
-@numba.njit(cache=True)
+@compiled
 def merge_greedily(
     clusters: Clusters, cluster_cost: float, merges: Integers, heights: Floats
 ) -> None:
@@ -101,7 +101,7 @@ def merge_greedily(
                 neighbors[one], least[one] = _nearest(clusters, last, one, costs)
 
 
-@numba.njit(cache=True)
+@compiled
 def merge_along_chain(clusters: Clusters, merges: Integers, heights: Floats) -> None:
     """Follow nearest neighbors to a pair that is mutual, and merge it, until one is left."""
     number = clusters.sizes.size
@@ -135,7 +135,7 @@ def merge_along_chain(clusters: Clusters, merges: Integers, heights: Floats) -> 
             length += 1
 
 
-@numba.njit(cache=True)
+@compiled
 def height_levels(merges: Integers, heights: Floats) -> Floats:
     """The largest height at or below each merge."""
     levels = heights.copy()
@@ -146,7 +146,7 @@ def height_levels(merges: Integers, heights: Floats) -> Floats:
     return levels
 
 
-@numba.njit(cache=True)
+@compiled
 def _nearest(clusters: Clusters, num_active: int, one: int, costs: Floats) -> tuple[int, float]:
     """The cluster of least cost to one, and that cost."""
     nearest, best = -1, np.inf
@@ -163,7 +163,7 @@ def _nearest(clusters: Clusters, num_active: int, one: int, costs: Floats) -> tu
     return nearest, best
 
 
-@numba.njit(cache=True)
+@compiled
 def _first(clusters: Clusters, costs: Floats, start: int, number: int) -> int:
     """Place of the least cost, of those with equal costs the one with the lowest point."""
     least, first = _least(costs, number), -1
@@ -175,7 +175,7 @@ def _first(clusters: Clusters, costs: Floats, start: int, number: int) -> int:
     return first
 
 
-@numba.njit(cache=True, fastmath={"nnan", "nsz"})
+@compiled(fastmath={"nnan", "nsz"})
 def _least(costs: Floats, number: int) -> float:
     """The minimum, by a loop that may take several at a time since none is NaN."""
     least = np.inf
@@ -184,7 +184,7 @@ def _least(costs: Floats, number: int) -> float:
     return least
 
 
-@numba.njit(cache=True)
+@compiled
 def _fill_costs(clusters: Clusters, one: int, start: int, stop: int, costs: Floats) -> None:
     """Costs of merging one with each of a range of clusters.
 
@@ -222,7 +222,7 @@ def _fill_costs(clusters: Clusters, one: int, start: int, stop: int, costs: Floa
         costs[other - start] += clusters.excess[one] + clusters.excess[other]
 
 
-@numba.njit(cache=True)
+@compiled
 def _potential(kind: int, mean: float) -> float:
     """The generator of one coordinate, less what is linear and cancels in every cost."""
     if kind == ENTROPY:
@@ -230,7 +230,7 @@ def _potential(kind: int, mean: float) -> float:
     return -math.log(mean)
 
 
-@numba.njit(cache=True)
+@compiled
 def _join(clusters: Clusters, low: int, high: int, last: int) -> None:
     """Put the union of two clusters in the place of the lower, and the last one in the other's."""
     statistics, sizes = clusters.statistics, clusters.sizes
@@ -262,13 +262,13 @@ def _join(clusters: Clusters, low: int, high: int, last: int) -> None:
     clusters.lowest[high] = clusters.lowest[last]
 
 
-@numba.njit(cache=True)
+@compiled
 def _evaluate_all(clusters: Clusters) -> None:
     for one in range(clusters.sizes.size):
         _evaluate(clusters, one)
 
 
-@numba.njit(cache=True)
+@compiled
 def _evaluate(clusters: Clusters, one: int) -> None:
     """Keep the values of the generator at a cluster, which many costs need."""
     if clusters.kind == DETERMINANT:
@@ -280,13 +280,13 @@ def _evaluate(clusters: Clusters, one: int) -> None:
             clusters.values[row, one] = _potential(clusters.kind, clusters.statistics[row, one])
 
 
-@numba.njit(cache=True)
+@compiled
 def _num_features(clusters: Clusters) -> int:
     """The d of d + d * d statistics."""
     return int(math.sqrt(clusters.statistics.shape[0]))
 
 
-@numba.njit(cache=True)
+@compiled
 def _covariance_value(clusters: Clusters, one: int, other: int, scratch: Floats) -> float:
     """Minus half the log determinant of the floored covariance of a union, by Cholesky."""
     statistics, sizes = clusters.statistics, clusters.sizes

@@ -7,9 +7,9 @@ with others that are like it.
 
 import math
 
-import numba
 import numpy as np
 
+from pyro_ext._compiled import compiled
 from pyro_ext.inference.partitions._tree_loops import (
     Floats,
     Forest,
@@ -34,13 +34,13 @@ __all__ = [
 ]
 
 
-@numba.njit(cache=True)
+@compiled
 def log_like(log_cost: float) -> float:
     """Log probability that two clusters are taken to be one, or not, of minus the cost."""
     return -max(log_cost, 0.0) - math.log1p(math.exp(-abs(log_cost)))
 
 
-@numba.njit(cache=True)
+@compiled
 def place_from(logs: Floats) -> int:
     """Draw a place with given log probabilities."""
     level, place = np.random.random(), 0
@@ -51,7 +51,7 @@ def place_from(logs: Floats) -> int:
     return place
 
 
-@numba.njit(cache=True)
+@compiled
 def log_merge(model: Model, forest: Forest, blocks: Integers, rest: Integers) -> float:
     """Log probability that blocks are proposed to merge, whichever of them begins."""
     total = -np.inf
@@ -68,7 +68,7 @@ def log_merge(model: Model, forest: Forest, blocks: Integers, rest: Integers) ->
     return total
 
 
-@numba.njit(cache=True)
+@compiled
 def log_no_merge(model: Model, forest: Forest, tree: int, rest: Integers) -> float:
     """Log probability that a tree is picked and nothing is found to be like it."""
     total = -math.log(rest.size + 1)
@@ -77,7 +77,7 @@ def log_no_merge(model: Model, forest: Forest, tree: int, rest: Integers) -> flo
     return total
 
 
-@numba.njit(cache=True)
+@compiled
 def regroup(
     model: Model,
     forest: Forest,
@@ -120,7 +120,7 @@ def regroup(
     return number, total, True
 
 
-@numba.njit(cache=True)
+@compiled
 def way_up(forest: Forest, parents: Integers, nodes: Integers, place: int) -> Integers:
     """Children of a node, and siblings met on the way to the root.
 
@@ -140,7 +140,7 @@ def way_up(forest: Forest, parents: Integers, nodes: Integers, place: int) -> In
     return way[:length]
 
 
-@numba.njit(cache=True)
+@compiled
 def parents_of(forest: Forest, nodes: Integers) -> Integers:
     """Places of the parents among the nodes of a tree, each of which comes before its children."""
     parents = np.full(nodes.size, -1)
@@ -152,13 +152,13 @@ def parents_of(forest: Forest, nodes: Integers) -> Integers:
     return parents
 
 
-@numba.njit(cache=True)
+@compiled
 def inner_places(forest: Forest, nodes: Integers) -> Integers:
     """Places of the nodes that are no leaves."""
     return np.nonzero(forest.left[nodes] >= 0)[0]
 
 
-@numba.njit(cache=True)
+@compiled
 def log_split(
     model: Model, forest: Forest, tree: int, block_of: Integers, rest: Integers, room: int
 ) -> tuple[float, bool]:
@@ -214,7 +214,7 @@ def log_split(
     return total + log_no_merge(model, forest, tree, rest), True
 
 
-@numba.njit(cache=True)
+@compiled
 def draw_partners(model: Model, forest: Forest, trees: Integers, chosen: int) -> Integers:
     """Places of the trees that are taken to be like a chosen one."""
     partners = np.zeros(trees.size, np.bool_)
@@ -225,7 +225,7 @@ def draw_partners(model: Model, forest: Forest, trees: Integers, chosen: int) ->
     return np.nonzero(partners)[0]
 
 
-@numba.njit(cache=True)
+@compiled
 def draw_split(
     model: Model, forest: Forest, tree: int, block_of: Integers, trees: Integers, room: int
 ) -> tuple[int, float, bool]:

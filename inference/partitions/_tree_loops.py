@@ -11,10 +11,10 @@ is known by its root; no node knows its parent, so that trees can share their br
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from pyro_ext._compiled import compiled
 from pyro_ext.inference.partitions._cluster_loops import (
     add_point,
     block_constant,
@@ -60,7 +60,7 @@ class Model(NamedTuple):
     log_number: Floats
 
 
-@numba.njit(cache=True)
+@compiled
 def model_of(
     kind: int, parameters: Floats, points: Floats, log_size: Floats, log_number: Floats
 ) -> Model:
@@ -85,7 +85,7 @@ class Forest(NamedTuple):
     scratch: Floats
 
 
-@numba.njit(cache=True)
+@compiled
 def new_forest(model: Model, capacity: int) -> Forest:
     """Forest of the leaves of all points."""
     number, size = model.points.shape
@@ -107,14 +107,14 @@ def new_forest(model: Model, capacity: int) -> Forest:
     return forest
 
 
-@numba.njit(cache=True)
+@compiled
 def _log_potential(model: Model, forest: Forest, count: int, sums: Floats) -> float:
     size = model.points.shape[1]
     value = log_of_sums(model.kind, model.parameters, size, float(count), sums, forest.scratch)
     return value + model.log_block[count]
 
 
-@numba.njit(cache=True)
+@compiled
 def _log_union(model: Model, forest: Forest, one: int, other: int) -> float:
     """Log potential of the block of all points of two trees."""
     size = model.points.shape[1]
@@ -125,14 +125,14 @@ def _log_union(model: Model, forest: Forest, one: int, other: int) -> float:
     return _log_potential(model, forest, count, both)
 
 
-@numba.njit(cache=True)
+@compiled
 def log_dissimilarity(model: Model, forest: Forest, one: int, other: int) -> float:
     """Logarithm of the dissimilarity of two trees."""
     apart = forest.log_total[one] + forest.log_total[other]
     return apart - _log_union(model, forest, one, other)
 
 
-@numba.njit(cache=True)
+@compiled
 def refresh(model: Model, forest: Forest, node: int) -> None:
     """Bring what a node knows into line with its children, or a leaf with the model."""
     left, right = forest.left[node], forest.right[node]
@@ -143,7 +143,7 @@ def refresh(model: Model, forest: Forest, node: int) -> None:
         _settle(forest, node, _log_union(model, forest, left, right))
 
 
-@numba.njit(cache=True)
+@compiled
 def _settle(forest: Forest, node: int, own: float) -> None:
     """As :func:`refresh`, for a node with children whose log potential is known."""
     left, right = forest.left[node], forest.right[node]
@@ -157,13 +157,13 @@ def _settle(forest: Forest, node: int, own: float) -> None:
     forest.log_cost[node] = apart - own
 
 
-@numba.njit(cache=True)
+@compiled
 def join(model: Model, forest: Forest, one: int, other: int) -> int:
     """Make a new tree of two."""
     return _joined(forest, one, other, _log_union(model, forest, one, other))
 
 
-@numba.njit(cache=True)
+@compiled
 def _joined(forest: Forest, one: int, other: int, own: float) -> int:
     """As :func:`join`, for a tree whose log potential is known."""
     node = forest.top[0]
@@ -173,7 +173,7 @@ def _joined(forest: Forest, one: int, other: int, own: float) -> int:
     return node
 
 
-@numba.njit(cache=True)
+@compiled
 def _copy(forest: Forest, node: int) -> int:
     new = forest.top[0]
     forest.top[0] += 1
@@ -182,7 +182,7 @@ def _copy(forest: Forest, node: int) -> int:
     return new
 
 
-@numba.njit(cache=True)
+@compiled
 def insert(model: Model, forest: Forest, tree: int, other: int, keeps_tree: bool) -> int:
     """Put a tree into another where it fits, and return the root.
 
@@ -224,7 +224,7 @@ def insert(model: Model, forest: Forest, tree: int, other: int, keeps_tree: bool
     return root
 
 
-@numba.njit(cache=True)
+@compiled
 def _hang(forest: Forest, parent: int, child: int, is_left: bool) -> None:
     if is_left:
         forest.left[parent] = child
@@ -232,7 +232,7 @@ def _hang(forest: Forest, parent: int, child: int, is_left: bool) -> None:
         forest.right[parent] = child
 
 
-@numba.njit(cache=True)
+@compiled
 def build(model: Model, forest: Forest, members: Integers) -> int:
     """The tree of a block: its points put in one after the other."""
     tree = members[0]
@@ -241,7 +241,7 @@ def build(model: Model, forest: Forest, members: Integers) -> int:
     return tree
 
 
-@numba.njit(cache=True)
+@compiled
 def nodes_below(forest: Forest, tree: int) -> Integers:
     """All nodes of a tree, each before its children."""
     nodes = np.empty(2 * forest.num_points[tree] - 1, np.int64)
@@ -256,7 +256,7 @@ def nodes_below(forest: Forest, tree: int) -> Integers:
     return nodes
 
 
-@numba.njit(cache=True)
+@compiled
 def leaves_below(forest: Forest, tree: int) -> Integers:
     """Points of a tree, in rising order."""
     nodes = nodes_below(forest, tree)
@@ -269,7 +269,7 @@ def leaves_below(forest: Forest, tree: int) -> Integers:
     return np.sort(leaves)
 
 
-@numba.njit(cache=True)
+@compiled
 def log_subtree_weights(forest: Forest, nodes: Integers) -> Floats:
     """Log probabilities of nodes to be chosen: their costs, raised by the largest.
 

@@ -1,15 +1,16 @@
 """The compiled loop of the Lotka-Volterra process, apart since Numba is slow to import."""
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from pyro_ext._compiled import compiled
 
 __all__ = ["simulate"]
 
 Floats = npt.NDArray[np.float64]
 
 
-@numba.njit(cache=True)
+@compiled
 def simulate(
     predators: int, prey: int, rates: Floats, waits: Floats, uniforms: Floats
 ) -> tuple[Floats, Floats]:

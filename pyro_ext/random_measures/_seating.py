@@ -1,8 +1,9 @@
 """Compiled loops over the samples of a partition, apart since Numba is slow to import."""
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from pyro_ext._compiled import compiled
 
 __all__ = ["seat_by_arrivals", "seat_by_counts"]
 
@@ -10,7 +11,7 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 
-@numba.njit(cache=True)
+@compiled
 def seat_by_arrivals(
     labels: Integers,
     done: int,
@@ -38,7 +39,7 @@ def seat_by_arrivals(
     return done, clock, np.random.randint(2**31 - 1)
 
 
-@numba.njit(cache=True)
+@compiled
 def seat_by_counts(labels: Integers, discount: float, concentration: float, seed: int) -> None:
     """Go through the urn."""
     np.random.seed(seed)

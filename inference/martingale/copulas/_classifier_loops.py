@@ -5,10 +5,10 @@ Points are the last dimension of all arrays, as in the loops for densities.
 
 import math
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from pyro_ext._compiled import compiled
 from pyro_ext.inference.martingale.copulas._copula_loops import (
     LEAST_RATE,
     MOST_RATE,
@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 
-@numba.njit(fastmath=FAST, error_model="numpy")
+@compiled(fastmath=FAST, error_model="numpy")
 def _update(
     probability: Floats, label: int, seen: float, weights: Floats, a: float, rho: float
 ) -> None:
@@ -39,7 +39,7 @@ def _update(
         probability[k] = min(max(p, _LEAST), _MOST)
 
 
-@numba.njit(cache=True, fastmath=FAST, error_model="numpy")
+@compiled(fastmath=FAST, error_model="numpy")
 def follow_labels(
     probability: Floats,
     labels: Integers,
@@ -73,7 +73,7 @@ def follow_labels(
             )
 
 
-@numba.njit(cache=True, fastmath=FAST, error_model="numpy")
+@compiled(fastmath=FAST, error_model="numpy")
 def resample_labels(
     probability: Floats,
     uniforms: Floats,
@@ -100,7 +100,7 @@ def resample_labels(
             _update(probability[law], label, seen, kernel[row], rates[step], bandwidth)
 
 
-@numba.njit(cache=True, fastmath=FAST, error_model="numpy")
+@compiled(fastmath=FAST, error_model="numpy")
 def predict_labels(
     order: Integers,
     labels: Integers,

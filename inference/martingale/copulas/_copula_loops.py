@@ -8,10 +8,10 @@ gets does not depend on other points.
 
 import math
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from pyro_ext._compiled import compiled
 from pyro_ext.inference.martingale.copulas._normal_loops import (
     FAST,
     LARGEST,
@@ -34,7 +34,7 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+@compiled(nogil=True, fastmath=FAST, error_model="numpy")
 def advance_points(
     cdfs: Floats,
     log_density: Floats,
@@ -120,7 +120,7 @@ def advance_points(
             start = end
 
 
-@numba.njit(fastmath=FAST, error_model="numpy")
+@compiled(fastmath=FAST, error_model="numpy")
 def covariate_rates(
     x: Floats,
     observed: Floats,
@@ -168,7 +168,7 @@ def covariate_rates(
             derivative[t, k] *= work[k]
 
 
-@numba.njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+@compiled(nogil=True, fastmath=FAST, error_model="numpy")
 def prequential(
     order: Integers,
     start_cdfs: Floats,

@@ -7,8 +7,9 @@ once. Functions that call them in a loop need ``FAST`` and NumPy's model of erro
 
 import math
 
-import numba
 import numpy as np
+
+from pyro_ext._compiled import compiled
 
 __all__ = ["FAST", "LARGEST", "SMALLEST", "clipped", "exponential", "logarithm", "normal_cdf"]
 __all__ += ["normal_quantile"]
@@ -23,7 +24,7 @@ _ONE = 0x3FF0000000000000
 _NEAR, _FAR = 1.1774100225154747, 5.276527470528719  # sqrt(-2 log p) at p = 1/2 and p < 1e-6
 
 
-@numba.njit(fastmath=FAST, error_model="numpy")
+@compiled(fastmath=FAST, error_model="numpy")
 def exponential(x: float) -> float:
     """Exponential function between its values at -700 and 700, to 1e-15 of its value."""
     x = min(max(x, -700.0), 700.0)
@@ -47,7 +48,7 @@ def exponential(x: float) -> float:
     return p * scale
 
 
-@numba.njit(fastmath=FAST, error_model="numpy")
+@compiled(fastmath=FAST, error_model="numpy")
 def logarithm(x: float) -> float:
     """Logarithm of a positive number, to 1e-15."""
     bits = np.float64(x).view(np.int64)
@@ -71,13 +72,13 @@ def logarithm(x: float) -> float:
     return result
 
 
-@numba.njit(fastmath=FAST, error_model="numpy")
+@compiled(fastmath=FAST, error_model="numpy")
 def clipped(u: float) -> float:
     """A probability, moved into the range where its normal score is taken."""
     return min(max(u, SMALLEST), LARGEST)
 
 
-@numba.njit(fastmath=FAST, error_model="numpy")
+@compiled(fastmath=FAST, error_model="numpy")
 def normal_quantile(u: float) -> float:
     """Normal score of a probability between 1e-6 and 1 - 1e-6, to 3e-12.
 
@@ -95,7 +96,7 @@ def normal_quantile(u: float) -> float:
     return z if u > 0.5 else -z
 
 
-@numba.njit(fastmath=FAST, error_model="numpy")
+@compiled(fastmath=FAST, error_model="numpy")
 def normal_cdf(w: float, bell: float) -> float:
     """Normal distribution function, to 3e-16, by Hart's quotient of polynomials [1].
 

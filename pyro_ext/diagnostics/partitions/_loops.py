@@ -1,8 +1,9 @@
 """Compiled loops over partitions, apart since Numba is slow to import."""
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from pyro_ext._compiled import compiled
 
 __all__ = ["co_clustering", "descend", "mean_distances", "paired_distances"]
 
@@ -14,7 +15,7 @@ Counts = npt.NDArray[np.int32]
 _LEAST_GAIN = 1e-9
 
 
-@numba.njit(cache=True)
+@compiled
 def co_clustering(draws: Counts) -> Floats:
     """Share of the draws in which two points have the same label."""
     num_draws, num_points = draws.shape
@@ -31,7 +32,7 @@ def co_clustering(draws: Counts) -> Floats:
     return shares
 
 
-@numba.njit(cache=True)
+@compiled
 def _overlap(first: Integers, second: Integers, counts: Counts, table: Floats) -> float:
     """Sum of f over the intersections of clusters; the counts are zero before and after."""
     total = 0.0
@@ -44,7 +45,7 @@ def _overlap(first: Integers, second: Integers, counts: Counts, table: Floats) -
     return total
 
 
-@numba.njit(cache=True)
+@compiled
 def paired_distances(first: Integers, second: Integers, table: Floats) -> Floats:
     """Distance of each row from the other of the same place, times its constant."""
     distances = np.empty(len(first))
@@ -59,7 +60,7 @@ def paired_distances(first: Integers, second: Integers, table: Floats) -> Floats
     return distances
 
 
-@numba.njit(cache=True)
+@compiled
 def mean_distances(candidates: Integers, draws: Integers, table: Floats) -> Floats:
     """Distance of each candidate from the draws on average, times its constant."""
     means = np.empty(len(candidates))
@@ -77,7 +78,7 @@ def mean_distances(candidates: Integers, draws: Integers, table: Floats) -> Floa
     return means
 
 
-@numba.njit(cache=True)
+@compiled
 def _costs_by_sizes(
     costs: Floats,
     columns: Integers,
@@ -101,7 +102,7 @@ def _costs_by_sizes(
     costs[number] = -table[0]
 
 
-@numba.njit(cache=True)
+@compiled
 def _costs_by_pairs(
     costs: Floats, shares: Floats, point: int, number: int, labels: Integers
 ) -> None:
@@ -112,7 +113,7 @@ def _costs_by_pairs(
             costs[labels[other]] += 1.0 - 2.0 * shares[other]
 
 
-@numba.njit(cache=True)
+@compiled
 def _count(counts: Counts, columns: Integers, cluster: int, change: int) -> Counts:
     """Count a point in or out, in a table that has room for the cluster afterwards."""
     if cluster >= counts.shape[1]:
@@ -124,7 +125,7 @@ def _count(counts: Counts, columns: Integers, cluster: int, change: int) -> Coun
     return counts
 
 
-@numba.njit(cache=True)
+@compiled
 def descend(
     labels: Integers,
     columns: Integers,
