@@ -66,10 +66,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)  # after those that -m leaves out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if part := config.getoption("part"):
-        chosen = durations.choose(items, *part)
-        left_out = set(items).difference(chosen)
-        config.hook.pytest_deselected(items=list(left_out))
-        items[:] = chosen
+        others = {item.nodeid: item for item in items}
+        items[:] = [others.pop(test) for test in durations.choose(list(others), *part)]
+        config.hook.pytest_deselected(items=list(others.values()))
 
 
 @pytest.fixture(autouse=True)

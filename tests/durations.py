@@ -5,7 +5,7 @@ import os
 import re
 import time
 from argparse import ArgumentTypeError
-from collections.abc import Generator, Hashable, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import groupby
@@ -67,18 +67,17 @@ def divide(seconds: Mapping[Name, float], num_parts: int) -> list[list[Name]]:
     return parts
 
 
-def choose(items: Sequence[pytest.Item], part: int, num_parts: int) -> list[pytest.Item]:
-    """Tests of a part, those first that take longest."""
+def choose(tests: Iterable[str], number: int, num_parts: int) -> list[str]:
+    """Ids of the tests of a part, those first that take longest."""
     record = load()["tests"]
-    units: dict[tuple[pytest.Item, ...], float] = {}
-    for _, file in groupby(items, key=lambda item: item.path):
-        tests = {item: record.get(item.nodeid, UNKNOWN_TEST) for item in file}
-        if (total := sum(tests.values())) <= TOGETHER:
-            units[tuple(tests)] = total
+    units: dict[tuple[str, ...], float] = {}
+    for _, file in groupby(tests, key=lambda test: test.partition("::")[0]):
+        seconds = {test: record.get(test, UNKNOWN_TEST) for test in file}
+        if (total := sum(seconds.values())) <= TOGETHER:
+            units[tuple(seconds)] = total
         else:
-            units |= {(item,): value for item, value in tests.items()}
-    chosen = divide(units, num_parts)[part - 1]
-    return [item for unit in chosen for item in unit]
+            units |= {(test,): value for test, value in seconds.items()}
+    return [test for unit in divide(units, num_parts)[number - 1] for test in unit]
 
 
 class CPUSeconds:
@@ -123,7 +122,7 @@ class CPUSeconds:
 
     def spent(self) -> float:
         """CPU seconds of this process and of children that have ended."""
-        return sum(os.times()[:4]) - self.compiling.total
+        return time.process_time() + sum(os.times()[2:4]) - self.compiling.total
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self) -> Generator[None, object, object]:

@@ -112,7 +112,8 @@ def main() -> None:
     if options.slugs:
         chosen = choose(pages(), options.slugs)
     # A page gets one thread, since as many run at once as there are cores.
-    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    libraries = ("MKL", "OMP", "OPENBLAS")
+    os.environ |= {f"{library}_NUM_THREADS": "1" for library in libraries}
     os.environ.pop("PYRO_EXT_SMOKE", None)
     taken = {}
     with ProcessPoolExecutor() as executor:
