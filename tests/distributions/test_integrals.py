@@ -6,6 +6,7 @@ import torch
 
 from pyro_ext.distributions import (
     BetaPrimeBFRY,
+    GeneralizedBFRY,
     PositiveStable,
     RectifiedGamma,
     StableBetaBFRY,
@@ -71,7 +72,7 @@ def ends(case: Case) -> tuple[float, float]:
     return max(low, -FARTHEST), high
 
 
-SLOW = (PositiveStable, TiltedStable)  # their densities are integrals themselves
+SLOW = (GeneralizedBFRY, PositiveStable, TiltedStable)  # their densities are integrals themselves
 
 
 @pytest.mark.parametrize(

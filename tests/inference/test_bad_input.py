@@ -381,6 +381,7 @@ def some_of(names):
     return st.fixed_dictionaries({}, optional={**COMMON, **names})
 
 
+@pytest.mark.slow
 @FUZZED
 @given(some_of({}))
 def test_sgld_is_built_or_refused(arguments):

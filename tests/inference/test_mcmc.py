@@ -297,6 +297,7 @@ def full_model(x):
         pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make", [NUTS, lambda m: HMC(m, step_size=0.1, num_steps=4)], ids=["NUTS", "HMC"]
 )
@@ -330,6 +331,7 @@ def test_pyros_kernels_take_constrained_initial_params_and_leave_the_generators_
     torch.testing.assert_close(samples["scale"], start["scale"], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_sghmc_agrees_with_nuts(x):
     """Posterior mean and standard deviation, with what two runs of this length may differ by."""

@@ -38,7 +38,7 @@ each_network = pytest.mark.parametrize(("make", "x"), CASES.values(), ids=CASES)
 each_recorded_network = pytest.mark.parametrize(
     ("make", "x"),
     [
-        pytest.param(*case, id=name, marks=[pytest.mark.slow] * (name == "expanded-resnet"))
+        pytest.param(*case, id=name, marks=[pytest.mark.slow] * ("resnet" in name))
         for name, case in CASES.items()
     ],
 )

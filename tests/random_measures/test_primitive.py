@@ -76,6 +76,7 @@ def test_shapes_and_sites(key):
     torch.testing.assert_close(trace.nodes["G_weights"]["value"], result.weights)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("key", ["finite", "size-biased", "largest first", "gamma times"])
@@ -159,6 +160,7 @@ def test_draws_of_parameters_looked_at_together(key):
     assert result.weights.shape == (3, 7) and result.lost_mass.shape == (3,)
 
 
+@pytest.mark.slow
 def test_sghmc_over_minibatches():
     data = word_counts()[0].float().log()
     kernel = SGHMC(mixture_model, step_size=0.002, friction=20.0)

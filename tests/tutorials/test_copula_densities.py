@@ -10,6 +10,7 @@ import torch
 from tests.pages import check_short_report
 
 PAGE = "copula-densities"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

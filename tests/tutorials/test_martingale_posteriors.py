@@ -9,6 +9,7 @@ import torch
 from tests.pages import check_short_report
 
 PAGE = "martingale-posteriors"
+pytestmark = pytest.mark.short_page
 
 
 @pytest.fixture

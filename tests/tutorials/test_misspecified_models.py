@@ -10,6 +10,7 @@ from pyro_ext.inference import PosteriorBootstrap
 from tests.pages import check_short_report
 
 PAGE = "misspecified-models"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

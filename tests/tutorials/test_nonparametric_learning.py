@@ -9,6 +9,7 @@ from pyro_ext.handlers import data_weights
 from tests.pages import check_short_report
 
 PAGE = "nonparametric-learning"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pyro_ext.inference.pseudocoresets import AutoPseudocoreset, GaussianSurroga
 from tests.pages import check_short_report
 
 PAGE = "pseudocoresets"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

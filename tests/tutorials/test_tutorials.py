@@ -11,7 +11,7 @@ from tests.pages import PAPERS, REPORTS, pages
 
 WORKFLOWS = [page for page in pages() if page.path.parent != PAPERS]
 FAILING = ("misspecified-models",)  # a claim fails, and stays with its reason
-IN_EVERY_RUN = ("quickstart",)  # of short runs, the rest of which are slow
+IN_EVERY_RUN = ("bayesian-networks", "quickstart")  # of short runs, the rest of which are slow
 
 
 def short_runs():
@@ -21,7 +21,7 @@ def short_runs():
             yield pytest.param(page.path, id=page.slug, marks=mark)
 
 
-@pytest.mark.parametrize("path", short_runs())
+@pytest.mark.parametrize("path", list(short_runs()))
 def test_short_run(path, tmp_path):
     switches = {"PYRO_EXT_FIGURES": str(tmp_path), "PYRO_EXT_SMOKE": "1", "MPLBACKEND": "Agg"}
     result = subprocess.run(

@@ -149,6 +149,7 @@ def test_steps_and_draws_do_not_depend_on_their_company(predicted, float64):
     assert len(whole.values[0].unique()) == 10 + 3 * 55
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_kernel_sampler_and_guide(float64):
     kernel_rule = PosteriorPredictive(

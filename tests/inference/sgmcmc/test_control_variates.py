@@ -153,6 +153,7 @@ def test_a_chain_draws_the_same_alone_and_among_others(kernel_type, data):
     torch.testing.assert_close(many["weight"][:1], alone["weight"], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_the_variance_of_a_conjugate_posterior(float64):
     """With control variates the variance is that of the full gradient, exactly known.

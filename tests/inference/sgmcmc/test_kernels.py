@@ -166,6 +166,7 @@ def test_potential_fn_moments_through_the_driver(make):
     assert samples.var() == pytest.approx(1.0, abs=0.08)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_minibatch_posterior_of_a_conjugate_model():
     """Normal mean with known variance: mean and variance of the exact posterior.

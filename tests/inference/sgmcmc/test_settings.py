@@ -113,6 +113,7 @@ def test_pickled_kernels_draw_the_same(kernel_type, was_used):
         kernel.advance(kernel.begin(range(2), seed=4), 1)  # pickling took nothing from it
 
 
+@pytest.mark.slow
 def test_a_kernel_on_a_closure_travels_to_another_process():
     scale = torch.tensor(3.0)
 

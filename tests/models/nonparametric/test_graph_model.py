@@ -75,6 +75,7 @@ def test_density_with_communities_is_that_of_its_parts(float64):
     assert float(log_joint(model, values)) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("largest", [15, 10_000])
 @pytest.mark.parametrize("communities", [None, MixedMembership(2)])
 def test_models_are_recorded_as_graphs(communities, largest, monkeypatch):
@@ -118,6 +119,7 @@ def test_numbers_of_priors_are_on_the_device_of_the_graph():
     assert torch.tensor(0.5).device.type == "cpu"
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize("communities", [None, MixedMembership(2)])
 def test_minibatches_have_no_bias(communities, float64):

@@ -188,6 +188,7 @@ def test_joint_density_counts_the_hyperparameters():
     assert float(value) == pytest.approx(expected, rel=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_draws_of_a_kernel_give_the_exact_density():
     """Five means within 5 standard errors of 50 batches: false alarms in 4e-5 of seeds."""

@@ -169,6 +169,7 @@ def test_evidence_of_the_horseshoe_limit_is_a_voigt_profile():
         assert float(prediction.log_marginal.exp()) == pytest.approx(expected, abs=error)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_wide_networks_have_the_posterior_of_the_limit():
     """Predictive means of 20 batches within 5 standard errors: under 1 seed in 1,000 fails."""

@@ -11,6 +11,7 @@ from tests.pages import check_short_report
 pytest.importorskip("gpytorch")
 
 PAGE = "asymmetric-scaling"
+pytestmark = pytest.mark.short_page
 
 
 def test_short_run_saves_a_report_and_figures(short_run):

@@ -8,6 +8,7 @@ from pyro_ext.models.nonparametric import log_link_probabilities, simulate_graph
 from tests.pages import check_short_report
 
 PAGE = "bfry-graph"
+pytestmark = pytest.mark.short_page
 
 
 def test_short_run_saves_a_report_and_figures(short_run):

@@ -13,6 +13,7 @@ from scipy.special import gammainc, gammaincc
 from tests.pages import check_short_report
 
 PAGE = "crm-series"
+pytestmark = pytest.mark.short_page
 
 
 def test_short_run_saves_a_report_and_figures(short_run):

@@ -9,6 +9,7 @@ from scipy.special import gammaln
 from tests.pages import check_short_report
 
 PAGE = "double-power-law"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pyro_ext.inference.pseudocoresets import ForwardKL
 from tests.pages import check_short_report
 
 PAGE = "function-space-pseudocoreset"
+pytestmark = pytest.mark.short_page
 
 
 def test_short_run_saves_a_report_and_figures(short_run):

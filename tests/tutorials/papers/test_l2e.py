@@ -6,6 +6,7 @@ import torch
 from tests.pages import check_short_report
 
 PAGE = "l2e"
+pytestmark = pytest.mark.slow
 
 
 def test_short_run_saves_a_report_and_figures(short_run):

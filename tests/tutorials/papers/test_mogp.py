@@ -10,6 +10,7 @@ from tests.pages import check_short_report
 pytest.importorskip("gpytorch")
 
 PAGE = "mogp"
+pytestmark = pytest.mark.slow
 
 
 def test_short_run_saves_a_report_and_figures(short_run):

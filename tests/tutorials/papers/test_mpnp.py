@@ -10,6 +10,7 @@ pytest.importorskip("gpytorch")
 datasets = pytest.importorskip("sklearn.datasets")
 
 PAGE = "mpnp"
+pytestmark = pytest.mark.short_page
 FIGURES = {"functions", "digits", "optimization", "hares-and-lynxes"}
 
 

@@ -8,6 +8,7 @@ from tests.pages import check_short_report
 pytest.importorskip("mlxtend")
 
 PAGE = "nptl"
+pytestmark = pytest.mark.slow
 
 
 def test_short_run_saves_a_report_and_a_figure(short_run):

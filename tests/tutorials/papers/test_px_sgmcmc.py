@@ -11,6 +11,7 @@ from pyro_ext.nn import BayesianClassifier
 from tests.pages import check_short_report
 
 PAGE = "px-sgmcmc"
+pytestmark = pytest.mark.short_page
 
 
 def test_short_run_saves_a_report_and_figures(short_run):

@@ -10,6 +10,7 @@ from tests.pages import check_short_report
 datasets = pytest.importorskip("sklearn.datasets")
 
 PAGE = "rbhc"
+pytestmark = pytest.mark.short_page
 
 
 def test_short_run_saves_a_report_and_figures(short_run):

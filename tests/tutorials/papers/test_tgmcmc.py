@@ -12,6 +12,7 @@ from tests.pages import check_short_report
 datasets = pytest.importorskip("sklearn.datasets")
 
 PAGE = "tgmcmc"
+pytestmark = pytest.mark.slow
 
 
 def test_short_run_saves_a_report_and_figures(short_run):

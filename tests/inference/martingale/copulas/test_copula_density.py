@@ -406,6 +406,7 @@ def test_errors_name_the_argument(make, message):
         make()
 
 
+@pytest.mark.slow
 def test_points_stand_for_populations_of_vectors():
     """Their moments are those of a fine grid, up to what 2,000 points with weights leave."""
     generator = torch.Generator().manual_seed(0)
@@ -423,6 +424,7 @@ def test_points_stand_for_populations_of_vectors():
     torch.testing.assert_close(rule.weighted_points(2000).mean, points.mean[:1])
 
 
+@pytest.mark.slow
 def test_functionals_of_vectors():
     data = PAIRS + torch.randn(20, 3, 2, dtype=torch.float64)
     data = data.flatten(0, 1)

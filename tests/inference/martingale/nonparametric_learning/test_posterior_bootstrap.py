@@ -75,6 +75,7 @@ def test_draws_are_weighted_means() -> None:
     torch.testing.assert_close(draws, weights @ y, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize(("truncation", "variance"), [(200, 1.3233333), (2, 1.5119048)])
 def test_base_measure_of_a_mean(truncation: int, variance: float) -> None:
@@ -375,6 +376,7 @@ def test_data_in_a_finer_type_than_the_parameters() -> None:
     assert bool(fits["converged"].all()) and int(fits["num_steps"].max()) < 30
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_coverage() -> None:
     """90 % intervals of a mean and of a slope under uneven noise cover in 87 to 93 %.
