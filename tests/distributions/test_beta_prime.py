@@ -12,7 +12,6 @@ from pyro_ext.distributions import BetaPrimeBFRY, RectifiedGamma, StableBetaBFRY
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-@pytest.mark.slow
 def test_beta_prime_density_is_that_of_a_quotient():
     """Of a tilted BFRY variable and a gamma variable, by quadrature over the latter."""
     cases = itertools.product([0.0, 0.4, 0.99], [0.01, 1.9], [1e-3, 30.0])

@@ -35,7 +35,6 @@ def integrate(density, high, discount, power=0):
     )
 
 
-@pytest.mark.slow
 def test_tilted_density_and_cdf():
     cases = itertools.product(DISCOUNTS, [1e-6, 0.05, 1.0, 1e8], [0.0, 1e-4, 1.0, 1e3])
     with mpmath.workdps(25):
@@ -166,7 +165,6 @@ GRADIENTS = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize("make, parameters", GRADIENTS)
 def test_gradients_of_draws(make, parameters):
@@ -200,7 +198,6 @@ def test_gradients_of_draws(make, parameters):
         assert abs(error) < 4.5, (index, exact)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("make, parameters", [*GRADIENTS, (BFRY, (0.6,))])
 def test_gradients_of_quantiles(make, parameters):
     """In the parameters and in the probabilities, against differences."""

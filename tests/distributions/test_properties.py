@@ -95,7 +95,6 @@ def results(make, parameters: list[Tensor], place: Tensor) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("make", PARAMETERS, ids=lambda make: make.__name__)
 @hypothesis.settings(max_examples=20)
 @hypothesis.given(data=st.data())

@@ -140,7 +140,6 @@ def test_distribution_of_draws(make, parameters):
     assert stats.kstest(uniform.numpy(), "uniform").pvalue > 1e-4
 
 
-@pytest.mark.slow
 @pytest.mark.statistical
 def test_gradients_of_draws():
     """Of Laplace transforms at 1, which are known; four comparisons at 4.5 standard errors.
@@ -182,7 +181,6 @@ def test_the_lowered_envelope_of_angles():
             assert log_ratio[reached].min() > 0.0
 
 
-@pytest.mark.slow
 def test_quantiles_and_divergences():
     probabilities = torch.tensor([1e-3, 0.2, 0.9, 0.999])
     for law in (PositiveStable(0.7), TiltedStable(2.0, 0.4, 3.0)):

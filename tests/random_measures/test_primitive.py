@@ -275,7 +275,8 @@ def count_model(counts):
         pyro.sample("count", dist.Poisson(1000.0 * words.weights), obs=counts)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("NUTS", marks=pytest.mark.slow), "SGHMC"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["NUTS", "SGHMC"])
 def test_kernels_on_the_weights_of_words(kind):
     """The weights follow the counts, which are large and say nearly all."""
     sizes, _ = word_counts()
