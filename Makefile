@@ -3,16 +3,18 @@
 PYTHON ?= python3
 PYTHON_ARVIZ1 ?= /usr/bin/python3.13
 WORKERS ?= auto
-FULL_RUNS ?= 1/1
+PART ?= 1/1
 
 BIN := .venv/bin
 BIN_ARVIZ1 := .venv-arviz1/bin
 BIN_BENCH := .venv-bench/bin
 PROJECT := pyproject.toml pyro_ext/_version.py
+XDIST := -n $(WORKERS) --dist worksteal
+TESTS_ARVIZ1 := $(wildcard tests/diagnostics/test_arviz*.py tests/diagnostics/test_*plots.py) tests/diagnostics/test_function_space.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all test-slow test-arviz1 lint format typecheck bench docs clean
+.PHONY: help demo test test-fast test-arviz1 test-slow pages test-all durations lint format typecheck bench docs clean
 
 help: ## show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 16
@@ -20,19 +22,30 @@ help: ## show this list
 demo: .venv/.demo ## install what the demo needs and run it
 	$(BIN)/pyro-ext demo
 
-test: lint typecheck test-all test-arviz1 ## all checks: style, types, every test, both lines of ArviZ
+test: lint typecheck test-fast test-arviz1 ## style, types, the fast tests, both lines of ArviZ: some ten minutes on two cores
 
-test-all: .venv/.test ## every test, the slow ones included; FULL_RUNS=1/4 leaves out three of four full runs of tutorials
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --full-runs $(FULL_RUNS) --durations 30
+test-fast: .venv/.test ## the tests of at most about a second, and a short run of one page of each room
+	$(BIN)/python -m pytest $(XDIST) -m "not slow and not page" --durations 10
 
-test-slow: .venv/.test ## the slow tests alone
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
+test-slow: .venv/.test ## the slow tests; PART=2/5 runs the second of five parts
+	$(BIN)/python -m pytest $(XDIST) -m "slow and not page" --part $(PART) --durations 10
+
+pages: .venv/.test ## run the pages in full, and the tests that read their reports; PART=2/5 as above
+	$(BIN)/python -m tests.pages --part $(PART)
+	$(BIN)/python -m pytest -m page tests/tutorials
+
+test-all: test test-slow pages ## everything, which takes more than an hour
+
+durations: .venv/.test ## record what slow tests and pages take, by which CI divides them into parts
+	rm -f tests/durations.json
+	$(BIN)/python -m tests.pages --record-durations
+	$(BIN)/python -m pytest $(XDIST) -m "slow and not page" --record-durations
 
 # ArviZ 1 needs a newer Python than ArviZ 0.x has at its lower end, so it gets an environment of its own.
-test-arviz1: ## the tests of conversion under ArviZ 1, where PYTHON_ARVIZ1 exists
+test-arviz1: ## the tests of conversion and plots under ArviZ 1, where PYTHON_ARVIZ1 exists
 	@if $(PYTHON_ARVIZ1) -c 'import ensurepip, venv' 2>/dev/null; then \
 		$(MAKE) --no-print-directory .venv-arviz1/.test \
-		&& $(BIN_ARVIZ1)/python -m pytest -n $(WORKERS) --dist worksteal tests/diagnostics; \
+		&& $(BIN_ARVIZ1)/python -m pytest $(XDIST) $(TESTS_ARVIZ1); \
 	else \
 		echo "No tests under ArviZ 1: $(PYTHON_ARVIZ1) or its venv module is missing."; \
 		echo "On Debian: apt-get install python3.13-venv. Elsewhere: make test-arviz1 PYTHON_ARVIZ1=<a Python of 3.12 or later>."; \
@@ -57,7 +70,7 @@ docs: .venv/.docs ## build the site in docs/_build/html; SMOKE=1 runs its tutori
 	$(if $(SMOKE),PYRO_EXT_SMOKE=1) $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean: ## delete environments, builds, caches and the demo's results
-	rm -rf .venv .venv-arviz1 .venv-bench .venv-bnpy build dist demo docs/_build docs/gallery *.egg-info .numba_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-arviz1 .venv-bench .venv-bnpy build dist demo reports docs/_build docs/gallery *.egg-info .numba_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find pyro_ext inference models tutorials tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(BIN)/python:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from pyro_ext.reproduction import FILE_NAME, SEEDS_VARIABLE, Report
 
@@ -95,12 +96,15 @@ def choose(pages: Sequence[Page], slugs: Sequence[str]) -> list[Page]:
     return list(dict.fromkeys(chosen))
 
 
-def run_page(page: Page, output: Path, seeds: Sequence[int]) -> Outcome:
+def run_page(
+    page: Page, output: Path, seeds: Sequence[int], printed: IO[bytes] | None = None
+) -> Outcome:
     """Run a page in a process of its own, which prints as it likes.
 
     :param Path page: the page.
     :param Path output: folder of all reports; the page gets one of its own in it.
     :param Sequence seeds: the seeds to run it with.
+    :param printed: file for what it prints; by default it prints where this process does.
     """
     folder = output / page.slug
     # An older report must not be taken for that of this run.
@@ -114,7 +118,8 @@ def run_page(page: Page, output: Path, seeds: Sequence[int]) -> Outcome:
     started = time.perf_counter()
     # -u: what it prints is seen at once. -P: modules beside it are no packages of their own.
     command = [sys.executable, "-u", "-P", str(page.path)]
-    result = subprocess.run(command, env=environment, check=False)
+    errors = None if printed is None else subprocess.STDOUT
+    result = subprocess.run(command, env=environment, stdout=printed, stderr=errors, check=False)
     seconds = time.perf_counter() - started
     try:
         report = Report.load(folder)

@@ -1,11 +1,8 @@
 """What every test starts from: one thread, fixed seeds, fresh global state, and no figures."""
 
-import argparse
 import os
-import re
 import sys
 from collections.abc import Iterator
-from operator import attrgetter
 from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -15,6 +12,8 @@ import hypothesis
 import pyro
 import pytest
 import torch
+
+from tests import durations
 
 # Where Numba keeps machine code, for all workers and for later runs; read as it is imported.
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parent.parent / ".numba_cache"))
@@ -29,35 +28,32 @@ hypothesis.settings.load_profile("fixed")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--full-runs",
-        type=_part,
-        default=(1, 1),
+        "--part",
+        type=durations.part,
         metavar="K/N",
-        help="run the K-th of N parts of the tests that run a tutorial in full (default: all)",
+        help="divide the selected tests into N parts that take as long, and run the K-th",
+    )
+    parser.addoption(
+        "--record-durations",
+        action="store_true",
+        help=f"write CPU seconds of slow tests into {durations.FILE.name}",
     )
 
 
-def _part(text: str) -> tuple[int, int]:
-    """Read K/N, a part of several."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise argparse.ArgumentTypeError(f"K/N with 1 <= K <= N expected, got {text!r}")
-    return int(match[1]), int(match[2])
+def pytest_configure(config: pytest.Config) -> None:
+    recorded = config.getoption("record_durations")
+    if recorded or os.environ.get("CI"):
+        config.pluginmanager.register(durations.CPUSeconds(limited=bool(os.environ.get("CI"))))
+    if recorded and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(durations.Recorder())
 
 
+@pytest.hookimpl(trylast=True)  # after those that -m leaves out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out full runs of other parts, and begin with what takes minutes.
-
-    Otherwise one worker might be left with the long ones when others are done.
-    """
-    part, parts = config.getoption("full_runs")
-    full_runs = [item for item in items if item.get_closest_marker("full_run")]
-    full_runs.sort(key=attrgetter("nodeid"))
-    chosen = full_runs[part - 1 :: parts]
-    left_out = [item for item in full_runs if item not in chosen]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
-    items.sort(key=lambda item: not (item in full_runs or "site_builds" in item.name))
+    if part := config.getoption("part"):
+        others = {item.nodeid: item for item in items}
+        items[:] = [others.pop(test) for test in durations.choose(list(others), *part)]
+        config.hook.pytest_deselected(items=list(others.values()))
 
 
 @pytest.fixture(autouse=True)

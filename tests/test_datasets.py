@@ -59,7 +59,13 @@ def test_names_are_the_expected_ones():
     assert names() == tuple(sorted(EXPECTED))
 
 
-@pytest.mark.parametrize("name", sorted(EXPECTED))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name == "mnist_5k"))
+        for name in sorted(EXPECTED)
+    ],
+)
 def test_rows_are_the_permuted_source_rows_undone_by_loc_and_scale(name):
     data = load(name, dtype=torch.float64)
     train_shape, test_shape, num_classes = EXPECTED[name]
@@ -247,6 +253,7 @@ def test_missing_package_names_the_extra(name, module, package, monkeypatch):
         load(name)
 
 
+@pytest.mark.slow
 class TestCache:
     """The cache of the images: used, remade where broken, done without where refused."""
 

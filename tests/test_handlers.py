@@ -42,7 +42,9 @@ def pair() -> tuple[Tensor, Tensor]:
     return torch.randn(6, 10, 4), torch.randn(6, 10, 4)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "backend", [*BACKENDS[:2], pytest.param("compile", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("size", [None, 3])
 def test_potential_is_that_of_the_other_data(pair, size, backend):
     own, other = pair

@@ -129,6 +129,7 @@ for name, module in list(sys.modules.items()):
 """
 
 
+@pytest.mark.slow
 def test_every_module_is_imported_once() -> None:
     result = run_python(IMPORT_EVERYTHING)
     assert result.returncode == 0, result.stderr

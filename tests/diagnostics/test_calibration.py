@@ -53,6 +53,7 @@ def run(inference=exact, num_simulations=100, **options) -> SBCResult:
     return sbc(normal, inference, num_simulations, DATA, seed=0, progress=False, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_exact_inference_is_calibrated():
     """At a level of 0.001, the false-alarm rate."""
@@ -81,6 +82,7 @@ def test_wrong_inference_is_not(options, column, sign):
     assert sign * (row[column] - {"spread": 1.0, "mean_rank": 0.5}[column]) > 0.08
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_the_prior_is_caught_by_the_data_alone():
     """Ranks of the parameters are uniform (false-alarm rate 0.001), those of the likelihood not."""

@@ -447,6 +447,7 @@ def test_public_names():
     assert set(metrics.__all__) >= {"total_variation", "accuracy", "calibration_bins"}
 
 
+@pytest.mark.slow
 def test_package_is_lazy():
     code = """
 import sys

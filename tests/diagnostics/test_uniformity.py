@@ -62,6 +62,7 @@ def test_p_value_lies_between_those_of_one_test_and_of_all(seed, num_ranks, num_
     assert (np.diff(p_values) >= -1e-10).all()
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize(("num_ranks", "num_draws"), [(100, 100), (1000, 20), (30, 60)])
 def test_p_values_of_uniform_ranks_are_uniform(num_ranks, num_draws):

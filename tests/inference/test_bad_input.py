@@ -232,6 +232,7 @@ def build(constructor, *args, **arguments):
 COMMON = ["step_size", "temperature", "num_steps", "backend"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel_type", "names"),
     [

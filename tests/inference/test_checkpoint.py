@@ -127,6 +127,7 @@ def test_a_crash_at_any_write_changes_no_draw(name, x, tmp_path, short_legs, cra
     assert number > 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [NUTS, lambda m: HMC(m, step_size=0.1, num_steps=3)])
 def test_pyros_kernels_go_on_after_any_step(make, x, tmp_path, short_legs, crash_after):
     options = {"num_samples": 6, "warmup_steps": 30, "num_chains": 2, "thinning": 1}
@@ -192,6 +193,7 @@ def test_memory_does_not_grow_with_the_draws(tmp_path, monkeypatch):
     assert max(sizes[half:]) - max(sizes[:half]) < 20e6
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_read_and_a_longer_one_goes_on(x, tmp_path):
     expected = driver(SGMCMC["SGHMC"](model), num_samples=20).run(x)
     driver(SGMCMC["SGHMC"](model), tmp_path, num_samples=8).run(x)

@@ -29,6 +29,7 @@ def test_laplace_is_exact_for_a_gaussian():
     torch.testing.assert_close(found.log_evidence, evidence)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_nuts_draws_from_a_gamma_law() -> None:
     """Moments within 4.5 standard errors of independent draws: false alarms 2e-5."""

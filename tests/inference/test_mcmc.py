@@ -252,6 +252,7 @@ def full_model(x):
         pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make", [NUTS, lambda m: HMC(m, step_size=0.1, num_steps=4)], ids=["NUTS", "HMC"]
 )

@@ -40,6 +40,7 @@ class Quadratics:
         return 0.5 * (difference * gradient).sum(-1), gradient
 
 
+@pytest.mark.slow
 def test_rosenbrock_in_as_many_steps_as_scipy() -> None:
     start = torch.randn(40, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = BatchLBFGS(tolerance=1e-6).minimize(rosenbrock, start)

@@ -17,6 +17,7 @@ from pyro_ext.inference import (
 pytestmark = pytest.mark.usefixtures("float64")
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_random_walk_draws_from_its_target():
     """Moments of two Gamma laws within 4.5 standard errors, false alarms 3e-5 but for batching.
@@ -80,6 +81,7 @@ def test_a_move_of_two_sites_is_one_of_each_after_the_other(order: list[str]) ->
     assert num_moved > 3
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_a_support_that_depends_on_another_site() -> None:
     """Moments within 4.5 standard errors from fifteen batches of 200: false-alarm rate 2e-3.

@@ -62,6 +62,7 @@ def test_a_chain_that_turned_non_finite_is_left_out():
     assert list(streaming.diagnostics()["stopped_chains"]) == [1]
 
 
+@pytest.mark.slow
 def test_pyros_kernels(x):
     options = OPTIONS | {"num_chains": 2}
     expected = MCMC(NUTS(normal), **options).run(x).get_samples()["scale"].double()

@@ -241,6 +241,7 @@ def test_one_seed_gives_one_result(x):
     assert drawn[0] == drawn[1]
 
 
+@pytest.mark.slow
 def test_backends_agree_and_the_kernel_is_left_alone(x, monkeypatch):
     def refuse(*args, **options):
         raise AssertionError("pilot runs do not compile")
@@ -370,6 +371,7 @@ def test_an_edge_of_the_grid_is_warned_of(sizes, which, x):
         short(SGLD(model), x, grid={"step_size": sizes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", [2, 7])
 def test_after_an_interrupt_the_best_so_far_is_returned(calls, x, monkeypatch):
     record = SGLD.record
@@ -448,6 +450,7 @@ def test_what_is_no_kernel_of_a_posterior_is_refused():
         short(SGLD(model, step_size=cyclical))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*end of")
 def test_a_step_size_that_goes_by_the_data_is_where_the_default_grid_is_laid(x):
     result = short(MetaSGMCMC(model), x)

@@ -22,12 +22,25 @@ SUBSAMPLED = [
 ]
 
 
+LONG = [
+    "correlated_normal",
+    "gaussian_mixture",
+    "hidden_markov",
+    "local_latents",
+    "nested_subsampled_plates",
+    "ordinal_regression",
+    "poisson_regression",
+]
+
+
 def build(name: str, full: bool = False, backend: str = "trace") -> Potential:
     problem = ZOO[name](full)
     return Potential(problem.model, *problem.args, backend=backend, **problem.kwargs)
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in ZOO]
+)
 def test_model(name: str, float64: None) -> None:
     problem = ZOO[name](False)
     potential = check_potential(problem.model, *problem.args, **problem.kwargs)

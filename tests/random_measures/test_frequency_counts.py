@@ -144,6 +144,7 @@ def test_batches_have_the_laws_of_their_elements():
     assert one.sample().shape == (3, 8, 2) and one.log_prob(draws[:, 0]).shape == (3,)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize("name", LAWS)
 def test_draws_have_their_probabilities(name):

@@ -92,8 +92,7 @@ def test_closed_forms(reference):
     "make, values",
     [
         CASES[0],
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (*CASES[2:7], *CASES[8:10])),
-        CASES[10],
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (*CASES[2:7], *CASES[8:])),
     ],
 )
 def test_partitions(make, values):

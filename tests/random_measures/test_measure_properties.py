@@ -116,6 +116,7 @@ def test_series(measure, seed):
     assert not times.isnan().any() and (times[1:] >= times[:-1]).all() and lost >= 0
 
 
+@pytest.mark.slow
 @SETTINGS
 @given(
     measure=st.one_of(stable_beta(), mixed(BetaPrimeProcess), mixed(GeneralizedBFRYProcess)),
@@ -130,6 +131,7 @@ def test_finite_approximations(measure, number):
     assert law.log_prob(draws[inside]).isfinite().all()
 
 
+@pytest.mark.slow
 @settings(SETTINGS, max_examples=6)
 @given(measure=INFINITE)
 def test_partitions(measure):

@@ -250,14 +250,9 @@ def test_large_counts():
         assert more.exp().item() == pytest.approx(shares[-1].item(), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "reference",
-    [
-        gamma(10.0, 0.5, 1.0),
-        pytest.param(gamma(3.0, 0.0, 2.0), marks=pytest.mark.slow),
-        pytest.param(STABLE_BETA, marks=pytest.mark.slow),
-    ],
-    ids=str,
+    "reference", [gamma(10.0, 0.5, 1.0), gamma(3.0, 0.0, 2.0), STABLE_BETA], ids=str
 )
 def test_one_large_cluster(reference):
     """The auxiliary variable is then about the number of samples over the largest weight."""

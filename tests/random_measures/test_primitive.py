@@ -76,6 +76,7 @@ def test_shapes_and_sites(key):
     torch.testing.assert_close(trace.nodes["G_weights"]["value"], result.weights)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("key", ["finite", "size-biased", "largest first", "gamma times"])
@@ -159,6 +160,7 @@ def test_draws_of_parameters_looked_at_together(key):
     assert result.weights.shape == (3, 7) and result.lost_mass.shape == (3,)
 
 
+@pytest.mark.slow
 def test_sghmc_over_minibatches():
     data = word_counts()[0].float().log()
     kernel = SGHMC(mixture_model, step_size=0.002, friction=20.0)
@@ -273,7 +275,8 @@ def count_model(counts):
         pyro.sample("count", dist.Poisson(1000.0 * words.weights), obs=counts)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("NUTS", marks=pytest.mark.slow), "SGHMC"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["NUTS", "SGHMC"])
 def test_kernels_on_the_weights_of_words(kind):
     """The weights follow the counts, which are large and say nearly all."""
     sizes, _ = word_counts()

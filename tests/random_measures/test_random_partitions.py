@@ -117,6 +117,7 @@ def test_power_law(discount):
         assert abs(slope - discount) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", [NOTED[1], beta_prime(1.5, 0.0, 0.7, 2.0)], ids=str)
 def test_interpolated_arrival_times(reference):
     """Against exact ones, also once a second block of draws reaches further."""

@@ -190,6 +190,7 @@ def test_size_biased_remainder():
             check_mean(torch.exp(-t * weights.sum(-1) - rest), math.exp(-reference.exponent(t)))
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize("reference", [GAMMA, STABLE_BETA, BETA_PRIME], ids=identify)
 def test_largest_weights(reference):
@@ -392,6 +393,7 @@ def test_gradients(reference, method, names):
         assert slope.item() == pytest.approx(expected, rel=1e-5, abs=1e-6), name
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize("reference", [GAMMA, STABLE_BETA, PARETO_MIXTURE], ids=identify)
 def test_jumps_above(reference):

@@ -1,37 +1,13 @@
-"""The page on pseudocoresets: its parts against exact answers.
+"""The page on pseudocoresets: its parts against exact answers."""
 
-That it runs, briefly and in full, is asked of it with all tutorials.
-"""
-
-import runpy
-from pathlib import Path
-
-import pyro
 import pytest
 import torch
 
-from pyro_ext._pages import find_pages
 from pyro_ext.inference.pseudocoresets import AutoPseudocoreset, GaussianSurrogate
-from pyro_ext.reproduction import Report
+from tests.pages import check_short_report
 
-PAGE = Path(__file__).parents[2] / "tutorials" / "pseudocoresets.py"
-
-
-@pytest.fixture(scope="module")
-def short_run(tmp_path_factory):
-    """Names of the page after a short run, and the folder that it saved in."""
-    folder = tmp_path_factory.mktemp("pseudocoresets")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYRO_EXT_SMOKE", "1")
-        patch.setenv("PYRO_EXT_FIGURES", str(folder))
-        patch.delenv("PYRO_EXT_SEEDS", raising=False)
-        default = torch.get_default_dtype()
-        try:
-            names = runpy.run_path(str(PAGE), run_name="__main__")
-        finally:
-            torch.set_default_dtype(default)
-            pyro.clear_param_store()
-    return names, folder
+PAGE = "pseudocoresets"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -40,14 +16,8 @@ def parts(short_run, float64):
 
 
 def test_short_run_saves_a_report_and_figures(short_run):
-    folder = short_run[1]
-    report = Report.load(folder)
-    assert report.smoke and report.slug == "pseudocoresets"
-    (page,) = [page for page in find_pages(PAGE.parent) if page.path == PAGE]
-    assert [claim.statement for claim in report.claims] == list(page.statements)
-    assert len(report.claims) == 6
-    assert (folder / "in-the-plane.png").stat().st_size > 10_000
-    assert (folder / "coreset.safetensors").stat().st_size < 4_000
+    check_short_report(short_run[1], PAGE, 6, {"in-the-plane"})
+    assert (short_run[1] / "coreset.safetensors").stat().st_size < 4_000
 
 
 def test_distances_by_hand(parts):

@@ -1,4 +1,4 @@
-"""The tutorials run: shortly for every change, and in full where their claims are checked."""
+"""Pages on workflows run: shortly, where no tests of their own do, and in full to their ends."""
 
 import os
 import subprocess
@@ -7,37 +7,39 @@ from pathlib import Path
 
 import pytest
 
-TUTORIALS = Path(__file__).parents[2] / "tutorials"
-NAMES = sorted(path.stem for path in TUTORIALS.glob("[!_]*.py") if path.stem != "demo")
-# A claim of theirs fails and stays, with its reason: their own tests run them in full.
-FAILING = ("misspecified_models",)
+from tests.pages import PAPERS, REPORTS, pages
+
+WORKFLOWS = [page for page in pages() if page.path.parent != PAPERS]
+FAILING = ("misspecified-models",)  # a claim fails, and stays with its reason
+IN_EVERY_RUN = ("bayesian-networks", "quickstart")  # of short runs, the rest of which are slow
 
 
-def run(name: str, figures: Path, **switches: str) -> str:
-    """Run a tutorial in a process of its own, and return what it printed."""
-    environment = os.environ | {"PYRO_EXT_FIGURES": str(figures), "MPLBACKEND": "Agg"} | switches
+def short_runs():
+    for page in WORKFLOWS:
+        if not Path(__file__).with_name(f"test_{page.path.stem}.py").exists():
+            mark = pytest.mark.short_page if page.slug in IN_EVERY_RUN else pytest.mark.slow
+            yield pytest.param(page.path, id=page.slug, marks=mark)
+
+
+@pytest.mark.parametrize("path", list(short_runs()))
+def test_short_run(path, tmp_path):
+    switches = {"PYRO_EXT_FIGURES": str(tmp_path), "PYRO_EXT_SMOKE": "1", "MPLBACKEND": "Agg"}
     result = subprocess.run(
-        [sys.executable, str(TUTORIALS / f"{name}.py")],
-        env=environment,
+        [sys.executable, str(path)],
+        env=os.environ | switches,
         capture_output=True,
         text=True,
         check=False,
     )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
-    return result.stdout
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_short_run(name, tmp_path):
-    printed = run(name, tmp_path, PYRO_EXT_SMOKE="1")
-    assert printed and "nan" not in printed.lower().split()
+    assert result.stdout and "nan" not in result.stdout.lower().split()
     assert all(path.stat().st_size > 3_000 for path in tmp_path.glob("*.png"))
     assert list(tmp_path.glob("*.png"))
 
 
-@pytest.mark.slow
-@pytest.mark.full_run
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in FAILING])
-def test_full_run_meets_its_claims(name, tmp_path):
-    run(name, tmp_path)
-    assert list(tmp_path.glob("*.png"))
+@pytest.mark.page
+@pytest.mark.parametrize("full_run", [page.slug for page in WORKFLOWS], indirect=True)
+def test_full_run_meets_its_claims(full_run):
+    """What a page without claims checks by itself it checks in full runs only."""
+    assert full_run.returncode == (full_run.page.slug in FAILING)
+    assert list((REPORTS / full_run.page.slug).glob("*.png"))

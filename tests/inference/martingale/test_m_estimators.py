@@ -111,6 +111,7 @@ def test_a_law_needs_no_mean() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_posterior_is_that_of_the_mean() -> None:
     """Draw by draw, for populations that share their points and for those that do not."""
     y = torch.randn(15)

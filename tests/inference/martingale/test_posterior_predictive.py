@@ -72,8 +72,12 @@ def posterior(rule, num_samples: int, horizon: int, functional=None, **options):
 @pytest.mark.statistical
 @pytest.mark.parametrize(
     ("predicted", "horizon", "number"),
-    [(model, 2990, 2000), (model, 5, 2000), (fixed_size, 25, 1000), (subsampling, 10, 1000)],
-    ids=["large", "small", "fixed_size", "subsampling"],
+    [
+        pytest.param(model, 2990, 2000, marks=pytest.mark.slow, id="large"),
+        pytest.param(model, 5, 2000, id="small"),
+        pytest.param(fixed_size, 25, 1000, id="fixed_size"),
+        pytest.param(subsampling, 10, 1000, id="subsampling"),
+    ],
 )
 def test_the_mean_has_the_bayesian_posterior(predicted, horizon, number, float64):
     """The mean of the population is that of the data, and of normal points around ``loc``."""

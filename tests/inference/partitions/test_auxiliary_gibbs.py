@@ -107,6 +107,7 @@ def prior():
     return DirichletProcess(mass)
 
 
+@pytest.mark.slow
 def test_regressions_with_a_shared_noise():
     """Clusters of a regression model, found; the noise is one number of all clusters."""
     x, y = lines()

@@ -151,6 +151,7 @@ def frequencies(case, num_moves, num_picks, number, seed=0):
     return counts / number
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize("prior", WEIGHTS)
 @pytest.mark.parametrize("name", DATA)

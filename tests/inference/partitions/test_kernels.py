@@ -82,6 +82,7 @@ def total_variation(kernel, x, every, law, num_samples, seed=0):
     return 0.5 * np.abs(shares - law).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize("make", KERNELS)
 @pytest.mark.parametrize("name", ["Dirichlet", "Pitman-Yor", "generalized gamma"])
@@ -138,6 +139,7 @@ def test_posterior_of_counts_under_a_measure_by_quadrature():
     assert total_variation(kernel, COUNTS, every, exact, 400) < 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_paper_mode_is_biased():
     """Mean number of clusters of the published kernel, against the posterior's.
@@ -191,6 +193,7 @@ def test_posterior_with_hyperparameters(make):
     assert total_variation(make(prior, gaussian_cluster()), FIVE, every, exact, 3000) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_hyperparameter_of_the_cluster():
     """The scale of the cluster has its posterior; five standard errors of effective draws."""

@@ -178,6 +178,7 @@ def test_another_model() -> None:
     torch.testing.assert_close(difference[0], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_under_pyro() -> None:
     """NUTS of Pyro on the coreset, 600 draws, means within 5 standard errors of 150 draws.

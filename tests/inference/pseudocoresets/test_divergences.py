@@ -119,6 +119,7 @@ def test_zero_at_the_data(divergence: Any) -> None:
     torch.testing.assert_close(rows, torch.zeros(50, 2), rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", ALL)
 def test_learned_weights_reach_zero(divergence: Any) -> None:
     _, guide = location_guide(weights="learned")
@@ -268,6 +269,7 @@ def test_gradient_matching() -> None:
     assert errors[0] / errors[1] == pytest.approx(4.0, rel=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_draws_of_the_surrogate() -> None:
     """Means and variances of 4,000 chains of each posterior, within 4.5 standard errors.
@@ -295,6 +297,7 @@ def test_draws_of_the_surrogate() -> None:
     assert float((draws.mean(0) - mean).abs().max()) < 4.5 * (variance / 4000) ** 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", [ForwardKL, ReverseKL])
 def test_fit_from_draws(divergence: Any) -> None:
     """Learning from draws brings the exact divergence down to a tenth."""

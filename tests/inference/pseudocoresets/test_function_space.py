@@ -114,6 +114,7 @@ def test_gradients_are_those_of_the_divergence_of_weights(
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_gradient_is_unbiased() -> None:
     """Mean of 1,000 gradients with 5 draws each, within 4.5 standard errors of the closed form.
@@ -135,6 +136,7 @@ def test_gradient_is_unbiased() -> None:
     assert float(((gradients.mean(0) - exact) / errors).abs().max()) < 4.5
 
 
+@pytest.mark.slow
 def test_fit_brings_the_divergence_of_weights_down() -> None:
     guide = linear_guide(weights="scaled")
     exact = ForwardKL()

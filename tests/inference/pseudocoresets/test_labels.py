@@ -53,6 +53,7 @@ def classes() -> tuple[Tensor, Tensor]:
     return torch.randn(90, 2, generator=generator), torch.arange(90) % 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", [ForwardKL, ReverseKL, Wasserstein])
 def test_fraction_of_ones(divergence: Any) -> None:
     """One pseudo point that weighs as much as the data has the posterior of the data."""
@@ -124,6 +125,7 @@ def test_density_by_hand() -> None:
     torch.testing.assert_close(kernel.potential_fn({"weight": weight}), -expected)
 
 
+@pytest.mark.slow
 def test_labels_help() -> None:
     """Learned labels come nearer to the posterior than those that stay, both with learned inputs.
 

@@ -59,6 +59,7 @@ def test_gaussians_are_exact() -> None:
         torch.testing.assert_close(found[1].detach(), precision.inverse(), rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("weights", ["uniform", "scaled", "learned"])
 @pytest.mark.parametrize("divergence", [ForwardKL, ReverseKL])

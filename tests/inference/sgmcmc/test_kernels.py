@@ -124,6 +124,7 @@ def test_gaussian(kernel_type, options, variance, bias):
     check_gaussian(kernel_type, options=options, variance=variance, bias=bias)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_minibatch_posterior_of_a_conjugate_model():
     """Normal mean with known variance: mean and variance of the exact posterior.

@@ -29,6 +29,7 @@ def draws(backend: str) -> torch.Tensor:
     return mcmc.run().get_samples()["x"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["raises", "disagrees"])
 def test_a_compiler_that_fails_gives_one_warning_and_the_same_draws(fault, monkeypatch):
     def broken(graph, *example):

@@ -324,6 +324,7 @@ def sgnht_moments(h: float, friction: float, noise: float) -> tuple[float, float
     return (2 - h * zeta) / 2, zeta
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.0, 16.0])
 def test_sgnht_absorbs_gradient_noise(noise, generator):
     state = run_sgnht(noise, generator)

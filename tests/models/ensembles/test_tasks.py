@@ -63,6 +63,7 @@ def test_training_tasks_are_of_mnist_alone(monkeypatch):
         assert sorted(set(task.args[1].tolist())) == list(range(classes))
 
 
+@pytest.mark.slow
 def test_a_short_training_runs():
     stages = []
     kinetics = pretrain_l2e.pretrain_l2e(

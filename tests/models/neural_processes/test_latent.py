@@ -49,7 +49,7 @@ def check_means(found, expected):
 
 
 @pytest.mark.statistical
-@pytest.mark.parametrize("kind", [NP, ANP])
+@pytest.mark.parametrize("kind", [NP, pytest.param(ANP, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("with_padding", [False, True])
 @torch.no_grad()
 def test_bound_with_one_draw_is_that_with_the_divergence(kind, with_padding, float64):

@@ -114,6 +114,7 @@ def test_integral_over_the_tilt_is_the_likelihood(name):
     assert total == pytest.approx(1.0, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["generalized BFRY", "beta prime"])
 def test_mean_over_tilts_of_clusters_is_the_density_without_them(name):
     """Of two clusters, by quadrature over the tilt of one and then of the other."""

@@ -18,6 +18,7 @@ GRAPH = SimpleGraph(30, torch.cat([EDGES, torch.tensor([[0, i] for i in range(9,
 OPTIONS = {"num_splits": 2, "num_steps": 20, "num_samples": 5}
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_guides_of_graphs_with_pairs_held_out(monkeypatch):
     splits, hold_out = [], SimpleGraph.hold_out
 

@@ -75,6 +75,7 @@ def test_bound_is_near_the_evidence_and_below(kind, gap, float64):
     assert exact - gap < guide.elbo(2_000, seed=1) < exact + 0.02
 
 
+@pytest.mark.slow
 def test_guide_of_unobserved_pairs_is_the_prior(float64):
     """Without observed pairs the bound is minus the divergence from the prior, which shrinks."""
     empty = SimpleGraph(3, torch.empty(0, 2, dtype=torch.int64))
@@ -179,6 +180,7 @@ def test_hyperparameters_can_have_a_guide_with_a_spread():
     assert 0.01 < float(draws.std()) < 0.3
 
 
+@pytest.mark.slow
 def test_communities_are_found():
     """Two groups of 25 nodes with 8 edges a node inside, and 1 across."""
     group = torch.arange(50) // 25

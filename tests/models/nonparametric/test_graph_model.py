@@ -119,6 +119,7 @@ def test_numbers_of_priors_are_on_the_device_of_the_graph():
     assert torch.tensor(0.5).device.type == "cpu"
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize("communities", [None, MixedMembership(2)])
 def test_minibatches_have_no_bias(communities, float64):

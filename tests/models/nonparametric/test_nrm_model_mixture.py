@@ -83,6 +83,7 @@ def by_hand(x_new, samples):
     return torch.stack(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_predictive_densities():
     """New clusters by 4,000 draws of each of three posterior draws.

@@ -168,6 +168,7 @@ def test_nuts_runs():
     assert mcmc.get_samples()["3.variances"].shape == (3, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.statistical
 def test_outputs_have_the_law_of_their_covariances():
     """A p-value below 1e-4 for 1 seed in 10,000."""

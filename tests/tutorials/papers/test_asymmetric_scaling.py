@@ -6,17 +6,18 @@ import pytest
 import torch
 
 from pyro_ext.models.wide_networks import AsymmetricNetwork
-from tests.tutorials.papers.pages import check_short_report, full_run
+from tests.pages import check_short_report
 
 pytest.importorskip("gpytorch")
 
-PAGE = "asymmetric_scaling.py"
+PAGE = "asymmetric-scaling"
+pytestmark = pytest.mark.short_page
 
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
     figures = {"convergence", "movement", "kernels", "pruning-and-transfer"}
-    check_short_report(folder, "asymmetric-scaling", 11, figures)
+    check_short_report(folder, PAGE, 11, figures)
 
 
 def test_simulated_data_are_those_of_the_paper(short_run):
@@ -97,12 +98,10 @@ def test_risks_are_compared_as_means_over_numbers_of_features(short_run):
     assert names["risk_ratio"](risks, "other") == {0: 0.125, 1: 0.375, 2: 0.625}
 
 
-@pytest.mark.slow
-@pytest.mark.full_run
-def test_full_run_meets_its_claims_but_one(tmp_path, monkeypatch):
+@pytest.mark.page
+def test_full_run_meets_its_claims_but_one(full_run):
     """Its networks are the same with each run, so it passes always or never."""
-    outcome = full_run(PAGE, tmp_path, monkeypatch)
-    *others, transfer, _ = outcome.report.claims
-    for claim in (*others, outcome.report.claims[-1]):
+    *others, transfer, _ = full_run.report.claims
+    for claim in (*others, full_run.report.claims[-1]):
         assert claim.holds, claim
-    assert not transfer.holds and transfer.reason and outcome.returncode == 1
+    assert not transfer.holds and transfer.reason and full_run.returncode == 1

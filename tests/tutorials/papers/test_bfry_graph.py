@@ -5,14 +5,15 @@ import pytest
 import torch
 
 from pyro_ext.models.nonparametric import log_link_probabilities, simulate_graphs
-from tests.tutorials.papers.pages import check_short_report, full_run
+from tests.pages import check_short_report
 
-PAGE = "bfry_graph.py"
+PAGE = "bfry-graph"
+pytestmark = pytest.mark.short_page
 
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, "bfry-graph", 15, {"degree-curves", "real-degrees", "links"})
+    check_short_report(folder, PAGE, 15, {"degree-curves", "real-degrees", "links"})
 
 
 @pytest.mark.statistical
@@ -70,21 +71,19 @@ def test_degrees_of_new_graphs_are_medians(short_run):
     assert share == pytest.approx(numbers[1] / 545)
 
 
-@pytest.mark.slow
-@pytest.mark.full_run
+@pytest.mark.page
 @pytest.mark.statistical
-def test_full_run_meets_its_claims_but_three(tmp_path, monkeypatch):
+def test_full_run_meets_its_claims_but_three(full_run):
     """Three claims have a reason to fail, one of which surely does, and two with some seeds.
 
     Errors of indices are nine numbers, each beyond four standard errors with a probability of 6e-5,
     so five runs in ten thousand would fail.
     """
-    outcome = full_run(PAGE, tmp_path, monkeypatch)
-    claims = outcome.report.claims
+    claims = full_run.report.claims
     for claim in claims:
         assert claim.holds or claim.reason, claim
     tail = [claim for claim in claims if "20 edges" in claim.statement]
-    assert [claim.holds for claim in tail] == [False] and outcome.returncode == 1
+    assert [claim.holds for claim in tail] == [False] and full_run.returncode == 1
     degrees = [claim for claim in claims if "better than degrees" in claim.statement]
     assert len(degrees) == 2
     for claim in degrees:

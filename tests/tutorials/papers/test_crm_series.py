@@ -10,14 +10,15 @@ from scipy.integrate import quad
 from scipy.optimize import brentq
 from scipy.special import gammainc, gammaincc
 
-from tests.tutorials.papers.pages import check_short_report, full_run
+from tests.pages import check_short_report
 
-PAGE = "crm_series.py"
+PAGE = "crm-series"
+pytestmark = pytest.mark.short_page
 
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, "crm-series", 8, {"lost-mass", "finite-approximations", "digits"})
+    check_short_report(folder, PAGE, 8, {"lost-mass", "finite-approximations", "digits"})
 
 
 def levy_density(kind):
@@ -110,19 +111,17 @@ def test_without_discount_the_process_is_that_of_the_sticks(short_run):
     torch.testing.assert_close(first, second)
 
 
-@pytest.mark.slow
-@pytest.mark.full_run
+@pytest.mark.page
 @pytest.mark.statistical
-def test_full_run_meets_its_claims_but_one(tmp_path, monkeypatch):
+def test_full_run_meets_its_claims_but_one(full_run):
     """One claim fails, as the page says; and one on digits comes too near to its bound to be asked.
 
     The errors of Laplace transforms are 21 numbers for each seed, each beyond four standard errors
     with a probability of 6e-5, so at most four sets of three seeds in a thousand would fail.
     """
-    outcome = full_run(PAGE, tmp_path, monkeypatch)
-    claims = outcome.report.claims
+    claims = full_run.report.claims
     near, failing = claims[5], claims[6]
     for claim in claims:
         assert claim.holds or claim in (near, failing), claim
     assert sum(near.values.values()) / 3 > near.bound
-    assert not failing.holds and failing.reason and outcome.returncode == 1
+    assert not failing.holds and failing.reason and full_run.returncode == 1

@@ -6,9 +6,10 @@ import pytest
 import torch
 from scipy.special import gammaln
 
-from tests.tutorials.papers.pages import check_short_report, full_run
+from tests.pages import check_short_report
 
-PAGE = "double_power_law.py"
+PAGE = "double-power-law"
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def double():
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, "double-power-law", 11, {"rank-sizes", "both-ends"})
+    check_short_report(folder, PAGE, 11, {"rank-sizes", "both-ends"})
 
 
 def test_levels_are_where_the_indices_are_reached(short_run, double):
@@ -75,16 +76,14 @@ def test_predictions_have_as_many_samples_as_the_data(short_run):
         assert all(int(table.prod(-1).sum()) == number for table in tables)
 
 
-@pytest.mark.slow
-@pytest.mark.full_run
+@pytest.mark.page
 @pytest.mark.statistical
-def test_full_run_meets_its_claims(tmp_path, monkeypatch):
+def test_full_run_meets_its_claims(full_run):
     """Six slopes for each seed, each beyond four standard errors with a probability of 6e-5.
 
     Parameters are judged by thirty draws, by which a distance of four has a probability of about
     4e-4, so that four sets of three seeds in a thousand fail.
     """
-    outcome = full_run(PAGE, tmp_path, monkeypatch)
-    for claim in outcome.report.claims:
+    for claim in full_run.report.claims:
         assert claim.holds, claim
-    assert outcome.returncode == 0
+    assert full_run.returncode == 0

@@ -6,14 +6,15 @@ import torch
 from pyro import poutine
 
 from pyro_ext.inference.pseudocoresets import ForwardKL
-from tests.tutorials.papers.pages import check_short_report, full_run
+from tests.pages import check_short_report
 
-PAGE = "function_space_pseudocoreset.py"
+PAGE = "function-space-pseudocoreset"
+pytestmark = pytest.mark.short_page
 
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, "function-space-pseudocoreset", 6, {"images", "losses"})
+    check_short_report(folder, PAGE, 6, {"images", "losses"})
 
 
 def test_potential_is_a_thousand_times_the_mean_loss(short_run):
@@ -109,10 +110,9 @@ def test_gains_on_corrupted_images_are_means(short_run):
     assert names["by_kind"]["blur"][first] == pytest.approx(sum(expected) / 3)
 
 
-@pytest.mark.slow
-@pytest.mark.full_run
+@pytest.mark.page
 @pytest.mark.statistical
-def test_full_run(tmp_path, monkeypatch):
+def test_full_run(full_run):
     """All claims but the last hold, and that one says why not.
 
     The draws are the same with each run, up to rounding, which grows on the way. The first claim is
@@ -121,9 +121,8 @@ def test_full_run(tmp_path, monkeypatch):
     architectures are three and more standard errors from theirs: less than one set of three seeds
     in a hundred would fail.
     """
-    outcome = full_run(PAGE, tmp_path, monkeypatch)
-    near, *others, corrupted = outcome.report.claims
+    near, *others, corrupted = full_run.report.claims
     for claim in others:
         assert claim.holds, claim
     assert near.measured > 0.0
-    assert not corrupted.holds and corrupted.reason and outcome.returncode == 1
+    assert not corrupted.holds and corrupted.reason and full_run.returncode == 1

@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from tests.tutorials.papers.pages import check_short_report, full_run
+from tests.pages import check_short_report
 
-PAGE = "l2e.py"
+PAGE = "l2e"
+pytestmark = pytest.mark.slow
 
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, "l2e", 6, {"training", "unseen-data"})
+    check_short_report(folder, PAGE, 6, {"training", "unseen-data"})
 
 
 def test_samplers_that_are_compared_have_seen_mnist_alone(short_run):
@@ -58,10 +59,8 @@ def test_losses_are_means_over_chains(short_run):
     assert average < alone and torch.isfinite(log_likelihood).all()
 
 
-@pytest.mark.slow
-@pytest.mark.full_run
+@pytest.mark.page
 @pytest.mark.statistical
-def test_full_run_meets_its_claims(tmp_path, monkeypatch):
+def test_full_run_meets_its_claims(full_run):
     """Its draws are the same with each run, so it passes always or never."""
-    outcome = full_run(PAGE, tmp_path, monkeypatch)
-    assert outcome.passed, outcome.verdict
+    assert full_run.passed, full_run.verdict

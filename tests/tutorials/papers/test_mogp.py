@@ -5,17 +5,18 @@ import math
 import pytest
 import torch
 
-from tests.tutorials.papers.pages import check_short_report, full_run
+from tests.pages import check_short_report
 
 pytest.importorskip("gpytorch")
 
-PAGE = "mogp.py"
+PAGE = "mogp"
+pytestmark = pytest.mark.slow
 
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
     figures = {"width-against-limit", "kernels", "pruning-error", "pruned-digits"}
-    check_short_report(folder, "mogp", 9, figures)
+    check_short_report(folder, PAGE, 9, figures)
 
 
 def test_generalized_bfry_variances_are_those_of_the_paper(short_run):
@@ -60,15 +61,13 @@ def test_least_step_is_that_in_the_order_of_theory(short_run, monkeypatch):
     assert names["least_step"](9) == 1.5
 
 
-@pytest.mark.slow
-@pytest.mark.full_run
+@pytest.mark.page
 @pytest.mark.statistical
-def test_full_run_meets_its_claims(tmp_path, monkeypatch):
+def test_full_run_meets_its_claims(full_run):
     """Its draws are the same with each run, so it passes always or never.
 
     Distances to the limit are at most 0.022 of 0.035, with a spread of 0.004; the Cauchy law fails
     for 3 sets of three seeds in 100 by its bound. Errors of pruning have a standard error of about
     3% at the largest threshold, and a bound of 10%. The other claims are far from their bounds.
     """
-    outcome = full_run(PAGE, tmp_path, monkeypatch)
-    assert outcome.passed, outcome.verdict
+    assert full_run.passed, full_run.verdict

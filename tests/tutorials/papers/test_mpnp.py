@@ -4,18 +4,19 @@ import pytest
 import torch
 
 from pyro_ext.models.neural_processes import log_likelihoods
-from tests.tutorials.papers.pages import check_short_report, full_run
+from tests.pages import check_short_report
 
 pytest.importorskip("gpytorch")
 datasets = pytest.importorskip("sklearn.datasets")
 
-PAGE = "mpnp.py"
+PAGE = "mpnp"
+pytestmark = pytest.mark.short_page
 FIGURES = {"functions", "digits", "optimization", "hares-and-lynxes"}
 
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, "mpnp", 5, FIGURES)
+    check_short_report(folder, PAGE, 5, FIGURES)
 
 
 def test_processes_of_a_seed_see_the_same_tasks_and_no_others_are_compared_on(short_run):
@@ -62,18 +63,16 @@ def test_hares_and_lynxes_have_the_mean_of_the_simulated(short_run):
     assert names["counts"][3].tolist() == pytest.approx([35.2, 77.4])  # lynxes and hares in 1903
 
 
-@pytest.mark.slow
-@pytest.mark.full_run
+@pytest.mark.page
 @pytest.mark.statistical
-def test_full_run_meets_its_claims_but_one(tmp_path, monkeypatch):
+def test_full_run_meets_its_claims_but_one(full_run):
     """Both claims on periodic functions come too near to their bounds to be asked exactly.
 
     The draws are the same with each run, but for rounding, which other machines do otherwise: the
     difference to NP is then 0.02 to 0.03, of which only the sign is asked, and that to CNP, 0.015,
     may lose 0.01 as well.
     """
-    outcome = full_run(PAGE, tmp_path, monkeypatch)
-    *_, of_cnp, of_np, _ = claims = outcome.report.claims
+    *_, of_cnp, of_np, _ = claims = full_run.report.claims
     for claim in claims:
         assert claim.holds or claim in (of_cnp, of_np), claim
     assert of_cnp.measured > -0.01

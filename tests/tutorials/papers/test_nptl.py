@@ -3,16 +3,17 @@
 import pytest
 import torch
 
-from tests.tutorials.papers.pages import check_short_report, full_run
+from tests.pages import check_short_report
 
 pytest.importorskip("mlxtend")
 
-PAGE = "nptl.py"
+PAGE = "nptl"
+pytestmark = pytest.mark.slow
 
 
 def test_short_run_saves_a_report_and_a_figure(short_run):
     _, folder = short_run
-    check_short_report(folder, "nptl", 4, {"losses"})
+    check_short_report(folder, PAGE, 4, {"losses"})
 
 
 def test_parts_of_a_task_share_no_image(short_run):
@@ -66,10 +67,8 @@ def test_gains_have_the_sign_that_the_claims_say(short_run):
     assert names["accuracy_change"]("ensemble")[seed] == pytest.approx(0.3)
 
 
-@pytest.mark.slow
-@pytest.mark.full_run
+@pytest.mark.page
 @pytest.mark.statistical
-def test_full_run_meets_its_claims(tmp_path, monkeypatch):
+def test_full_run_meets_its_claims(full_run):
     """Its draws are the same with each run, so it passes always or never."""
-    outcome = full_run(PAGE, tmp_path, monkeypatch)
-    assert outcome.passed, outcome.verdict
+    assert full_run.passed, full_run.verdict

@@ -3,16 +3,17 @@
 import pytest
 import torch
 
-from tests.tutorials.papers.pages import check_short_report, full_run
+from tests.pages import check_short_report
 
 pytest.importorskip("sklearn")
 
-PAGE = "pseudocoreset_divergences.py"
+PAGE = "pseudocoreset-divergences"
+pytestmark = pytest.mark.slow
 
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, "pseudocoreset-divergences", 5, {"images", "losses"})
+    check_short_report(folder, PAGE, 5, {"images", "losses"})
 
 
 def test_rates_are_chosen_without_test_images(short_run):
@@ -65,10 +66,8 @@ def test_gains_have_the_sign_that_the_claims_say(short_run):
     results.update(before)
 
 
-@pytest.mark.slow
-@pytest.mark.full_run
+@pytest.mark.page
 @pytest.mark.statistical
-def test_full_run_meets_its_claims(tmp_path, monkeypatch):
+def test_full_run_meets_its_claims(full_run):
     """Its draws are the same with each run, so it passes always or never."""
-    outcome = full_run(PAGE, tmp_path, monkeypatch)
-    assert all(claim.holds for claim in outcome.report.claims), outcome.verdict
+    assert all(claim.holds for claim in full_run.report.claims), full_run.verdict

@@ -8,14 +8,15 @@ import torch
 from pyro import poutine
 
 from pyro_ext.nn import BayesianClassifier
-from tests.tutorials.papers.pages import check_short_report, full_run
+from tests.pages import check_short_report
 
-PAGE = "px_sgmcmc.py"
+PAGE = "px-sgmcmc"
+pytestmark = pytest.mark.short_page
 
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, "px-sgmcmc", 7, {"draws", "modes-over-steps", "expansion"})
+    check_short_report(folder, PAGE, 7, {"draws", "modes-over-steps", "expansion"})
 
 
 def test_grid_is_a_mixture_of_25_gaussians(short_run):
@@ -143,10 +144,9 @@ def test_a_difference_is_that_of_the_expanded_network_to_the_other(short_run):
         assert value == px - plain
 
 
-@pytest.mark.slow
-@pytest.mark.full_run
+@pytest.mark.page
 @pytest.mark.statistical
-def test_full_run_meets_its_claims(tmp_path, monkeypatch):
+def test_full_run_meets_its_claims(full_run):
     """Its draws are the same with each run, so it passes always or never.
 
     The counts of modes are far from their bounds. The difference on digits is about -0.009 with a
@@ -156,5 +156,4 @@ def test_full_run_meets_its_claims(tmp_path, monkeypatch):
     of about 0.005 and 0.007, and are four and more than three of these away: with errors that are
     known from so few seeds less than one set of three seeds in a hundred would fail.
     """
-    outcome = full_run(PAGE, tmp_path, monkeypatch)
-    assert outcome.passed, outcome.verdict
+    assert full_run.passed, full_run.verdict

@@ -5,16 +5,17 @@ import pytest
 import torch
 
 from pyro_ext.inference.partitions import Dendrogram
-from tests.tutorials.papers.pages import check_short_report, full_run
+from tests.pages import check_short_report
 
 datasets = pytest.importorskip("sklearn.datasets")
 
-PAGE = "rbhc.py"
+PAGE = "rbhc"
+pytestmark = pytest.mark.short_page
 
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, "rbhc", 7, {"linkages", "wines", "cluster-costs"})
+    check_short_report(folder, PAGE, 7, {"linkages", "wines", "cluster-costs"})
 
 
 def test_rows_are_those_of_the_source(short_run):
@@ -65,15 +66,13 @@ def test_exact_clustering_makes_the_merges_of_its_limit(short_run):
     assert not names["merged"](trees[0]) & names["merged"](trees[1])
 
 
-@pytest.mark.slow
-@pytest.mark.full_run
-def test_full_run_meets_its_claims(tmp_path, monkeypatch):
+@pytest.mark.page
+def test_full_run_meets_its_claims(full_run):
     """But for ratios of times, which a busy machine decides, the claims have no chance in them.
 
     They are about 0.6 and 0.01, and both sides of each are measured in turn.
     """
-    outcome = full_run(PAGE, tmp_path, monkeypatch)
-    assert outcome.passed, outcome.verdict
-    scores = outcome.report.settings["adjusted Rand indices"]["digits"]
+    assert full_run.passed, full_run.verdict
+    scores = full_run.report.settings["adjusted Rand indices"]["digits"]
     noted = {"rbhc": 0.794, "average": 0.514, "complete": 0.429, "single": 0.0}
     assert scores == pytest.approx(noted, abs=5.1e-4)

@@ -7,16 +7,17 @@ from scipy.signal import lfilter
 
 from pyro_ext.inference.partitions import MarginalGibbs
 from tests.inference.partitions import enumeration
-from tests.tutorials.papers.pages import check_short_report, full_run
+from tests.pages import check_short_report
 
 datasets = pytest.importorskip("sklearn.datasets")
 
-PAGE = "tgmcmc.py"
+PAGE = "tgmcmc"
+pytestmark = pytest.mark.slow
 
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, "tgmcmc", 7, {"traces", "bias", "total-variation"})
+    check_short_report(folder, PAGE, 7, {"traces", "bias", "total-variation"})
 
 
 def test_images_are_the_first_of_each_digit(short_run):
@@ -113,14 +114,12 @@ def test_numbers_of_the_specification(short_run):
     assert abs(mean - 2.4707) < 1e-4
 
 
-@pytest.mark.slow
-@pytest.mark.full_run
+@pytest.mark.page
 @pytest.mark.statistical
-def test_full_run_meets_its_claims(tmp_path, monkeypatch):
+def test_full_run_meets_its_claims(full_run):
     """All but the chains on digits, which end by the clock, have the same draws with each run.
 
     Those are far above their bounds. A difference of three standard errors or more is there in
     about 3 of 1,000 seeds, so in about one of a hundred sets of three.
     """
-    outcome = full_run(PAGE, tmp_path, monkeypatch)
-    assert outcome.passed, outcome.verdict
+    assert full_run.passed, full_run.verdict

@@ -403,6 +403,7 @@ def test_errors_name_the_argument(subtests):
             make()
 
 
+@pytest.mark.slow
 def test_points_stand_for_populations_of_vectors():
     """Their moments are those of a fine grid, up to what 2,000 points with weights leave."""
     generator = torch.Generator().manual_seed(0)

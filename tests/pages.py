@@ -1,0 +1,130 @@
+"""Run pages in full and keep what they leave in `reports/`, where their tests read it.
+
+``python -m tests.pages`` runs all, two at a time on two cores; ``--part 2/5`` a part of them.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from pathlib import Path
+
+from pyro_ext._pages import Outcome, Page, choose, find_pages, run_page
+from pyro_ext.reproduction import MIN_SEEDS, Report
+from tests import durations
+
+TUTORIALS = Path(__file__).parents[1] / "tutorials"
+PAPERS = TUTORIALS / "papers"
+REPORTS = Path(__file__).parents[1] / "reports"
+PART = 1200.0  # CPU seconds of slow tests and pages that CI has time for
+
+
+@cache
+def pages() -> tuple[Page, ...]:
+    """Workflows and papers; what the demonstration shows has tests of its own."""
+    found = [*find_pages(TUTORIALS), *find_pages(PAPERS)]
+    return tuple(page for page in found if page.path.stem != "demo")
+
+
+def page_named(slug: str) -> Page:
+    """The page of that name."""
+    (page,) = choose(pages(), [slug])
+    return page
+
+
+def check_short_report(folder: Path, slug: str, num_claims: int, figures: set[str]) -> None:
+    """A short run says so, and saves all claims and figures."""
+    report = Report.load(folder)
+    assert report.smoke and report.slug == slug and len(report.claims) == num_claims
+    assert [claim.statement for claim in report.claims] == list(page_named(slug).statements)
+    saved = {path.stem: path for path in folder.glob("*.png")}
+    assert set(report.figures or saved) == figures  # workflows save their figures themselves
+    assert all(path.stat().st_size > 10_000 for path in saved.values())
+    assert "nan" not in (folder / "printed.txt").read_text("utf-8").lower().split()
+
+
+def expected_seconds() -> dict[Page, float]:
+    record = durations.load()["pages"]
+    return {page: record.get(page.slug, durations.UNKNOWN_PAGE) for page in pages()}
+
+
+def part_of_commit(number: int) -> str:
+    """K/N, such that N parts of slow tests and pages fit in CI, and commits take turns."""
+    total = sum(durations.load()["tests"].values()) + sum(expected_seconds().values())
+    num_parts = math.ceil(total / PART)
+    return f"{number % num_parts + 1}/{num_parts}"
+
+
+def run(page: Page, reports: Path = REPORTS) -> tuple[Outcome, float]:
+    """Outcome and CPU seconds of a page; its folder keeps them, and what the page printed."""
+    folder = reports / page.slug
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    before = os.times()
+    with (folder / "printed.txt").open("wb") as printed:
+        outcome = run_page(page, reports, range(MIN_SEEDS), printed)
+    after = os.times()
+    seconds = after.children_user + after.children_system
+    seconds -= before.children_user + before.children_system
+    record = {"returncode": outcome.returncode, "cpu_seconds": seconds, "source": _digest(page)}
+    (folder / "run.json").write_text(json.dumps(record, indent=1), "utf-8")
+    return outcome, seconds
+
+
+def last_outcome(page: Page, reports: Path = REPORTS) -> Outcome | None:
+    """What a page left when it ran last, if that was the page as it is now."""
+    folder = reports / page.slug
+    try:
+        record = json.loads((folder / "run.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    if record["source"] != _digest(page):
+        return None
+    try:
+        report = Report.load(folder)
+    except FileNotFoundError:  # most workflows make no claims, and what crashes leaves none
+        report = None
+    return Outcome(page, record["returncode"], record["cpu_seconds"], report)
+
+
+def _digest(page: Page) -> str:
+    return hashlib.sha256(page.path.read_bytes()).hexdigest()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.pages", description=__doc__)
+    parser.add_argument("slugs", nargs="*", help="pages to run (default: all)")
+    parser.add_argument("--part", type=durations.part, default=(1, 1), metavar="K/N")
+    parser.add_argument("--record-durations", action="store_true", help="into durations.json")
+    parser.add_argument(
+        "--part-of-commit", type=int, metavar="NUMBER", help="only print K/N for the NUMBER-th"
+    )
+    options = parser.parse_args()
+    if options.part_of_commit is not None:
+        print(part_of_commit(options.part_of_commit))
+        return
+    number, num_parts = options.part
+    chosen = durations.divide(expected_seconds(), num_parts)[number - 1]
+    if options.slugs:
+        chosen = choose(pages(), options.slugs)
+    # A page gets one thread, since as many run at once as there are cores.
+    libraries = ("MKL", "OMP", "OPENBLAS")
+    os.environ |= {f"{library}_NUM_THREADS": "1" for library in libraries}
+    os.environ.pop("PYRO_EXT_SMOKE", None)
+    taken = {}
+    with ProcessPoolExecutor() as executor:
+        for future in as_completed([executor.submit(run, page) for page in chosen]):
+            outcome, taken[outcome.page.slug] = future.result()
+            slug, seconds = outcome.page.slug, taken[outcome.page.slug]
+            verdict = outcome.verdict if outcome.report or outcome.returncode else "ran to its end"
+            print(f"{slug}: {verdict}, {seconds:.0f} CPU s, {outcome.seconds:.0f} s", flush=True)
+    if options.record_durations:
+        durations.save("pages", taken)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""A short run of the page that a module is about, and what its last run in full left."""
+
+import os
+import runpy
+from contextlib import redirect_stdout
+
+import pyro
+import pytest
+import torch
+
+from tests.pages import REPORTS, last_outcome, page_named
+
+
+@pytest.fixture(scope="module")
+def short_run(request, tmp_path_factory):
+    """Names of the page ``PAGE`` of the module after a short run, and the folder it saved in."""
+    folder = tmp_path_factory.mktemp("page")
+    default = torch.get_default_dtype()
+    with pytest.MonkeyPatch.context() as patch, (folder / "printed.txt").open("w") as printed:
+        patch.setenv("PYRO_EXT_SMOKE", "1")
+        patch.setenv("PYRO_EXT_FIGURES", str(folder))
+        patch.delenv("PYRO_EXT_SEEDS", raising=False)
+        try:
+            with redirect_stdout(printed):
+                path = page_named(request.module.PAGE).path
+                return runpy.run_path(os.fspath(path), run_name="__main__"), folder
+        finally:
+            torch.set_default_dtype(default)
+            pyro.clear_param_store()
+
+
+@pytest.fixture
+def full_run(request):
+    """How the page ``PAGE`` of the module ended in full; its claims are those that it lists."""
+    page = page_named(getattr(request, "param", None) or request.module.PAGE)
+    if (outcome := last_outcome(page)) is None:
+        pytest.skip("make pages runs it")
+    printed = (REPORTS / page.slug / "printed.txt").read_text("utf-8")
+    claims = outcome.report.claims if outcome.report else []
+    assert [claim.statement for claim in claims] == list(page.statements), printed[-4000:]
+    assert not (outcome.report and outcome.report.smoke)
+    return outcome
