@@ -64,6 +64,7 @@ PACKAGES = (
     "pyro_ext.reparam",
     "pyro_ext.reproduction",
     "pyro_ext.special",
+    "pyro_ext.testing.distributions",
     "pyro_ext.testing.moments",
     "pyro_ext.testing.potential",
 )
