@@ -67,6 +67,7 @@ PACKAGES = (
     "pyro_ext.testing.distributions",
     "pyro_ext.testing.moments",
     "pyro_ext.testing.potential",
+    "pyro_ext.testing.random_measures",
 )
 
 

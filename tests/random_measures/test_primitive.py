@@ -78,7 +78,14 @@ def test_shapes_and_sites(key):
 
 @pytest.mark.statistical
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("key", ["finite", "size-biased", "largest first", "gamma times"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "finite",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("size-biased", "largest first")),
+        pytest.param("gamma times", marks=pytest.mark.slow),
+    ],
+)
 def test_prior_draws_have_the_mass_of_the_measure(key):
     """Mean of weights and lost mass; false alarms in 1 of 10,000 seeds (four tests, 4.2 sigma)."""
     measure, truncation = TRUNCATIONS[key]
@@ -159,6 +166,7 @@ def test_draws_of_parameters_looked_at_together(key):
     assert result.weights.shape == (3, 7) and result.lost_mass.shape == (3,)
 
 
+@pytest.mark.slow
 def test_sghmc_over_minibatches():
     data = word_counts()[0].float().log()
     kernel = SGHMC(mixture_model, step_size=0.002, friction=20.0)
@@ -273,7 +281,8 @@ def count_model(counts):
         pyro.sample("count", dist.Poisson(1000.0 * words.weights), obs=counts)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("NUTS", marks=pytest.mark.slow), "SGHMC"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["NUTS", "SGHMC"])
 def test_kernels_on_the_weights_of_words(kind):
     """The weights follow the counts, which are large and say nearly all."""
     sizes, _ = word_counts()

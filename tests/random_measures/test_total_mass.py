@@ -179,7 +179,15 @@ def exponent_in_closed_form(measure, s):
     return mass * value / sigma
 
 
-@pytest.mark.parametrize("reference", [*INVERTED, *NARROW], ids=str)
+@pytest.mark.parametrize(
+    "reference",
+    [
+        *(pytest.param(reference, marks=pytest.mark.slow) for reference in INVERTED[:3]),
+        *INVERTED[3:],
+        *NARROW,
+    ],
+    ids=str,
+)
 def test_density_and_distribution_function(reference):
     """Against another inversion, of transforms in closed form, in many more digits."""
     measure = reference.measure()
@@ -239,6 +247,7 @@ def test_draws_follow_the_distribution_function():
     assert stats.chisquare(counts, 20_000 * below.diff().numpy()).pvalue > SMALLEST_P
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", [INVERTED[2], INVERTED[3]], ids=str)
 def test_gradients_of_density_and_draws(reference):
     """Against central differences, of the distribution function for the draws."""
@@ -267,6 +276,7 @@ def test_gradients_of_density_and_draws(reference):
     close(slope, law().log_prob(value).exp(), 1e-9, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tilt", [0.0, 1e-3, 1e4])
 @pytest.mark.parametrize("gap", [0.02, 1.0, 15.0])
 @pytest.mark.parametrize("discount", [0.0, 0.5, 0.99])

@@ -72,6 +72,7 @@ def test_under_grad_and_recorded():
     assert torch.equal(graph(other, y)[0], roots(other, y).sum(-1))
 
 
+@pytest.mark.slow
 def test_compiled():
     x, y = torch.rand(3, 4), torch.rand(3, 1)
     function = torch.vmap(torch.func.grad_and_value(value))
