@@ -26,20 +26,12 @@ Numbers = Any
 
 @dataclass(frozen=True)
 class Case:
-    """A law, its Laplace transform, and the power of its tail, infinite for a lighter one.
-
-    The tail of a law on the unit interval is that of its odds. Where the power law is reached
-    slowly, the mass beyond exp(690) is a factor of that of a power law from there.
-
-    The power at zero is infinite where the law has no mass to speak of below exp(-690).
-    """
+    """A law, its Laplace transform, and where it matters the probability of more than exp(300)."""
 
     make: type
     parameters: tuple[float, ...]
     laplace: Transform
-    tail: float = math.inf
-    start: float = math.inf
-    factor: float = 1.0
+    tail_mass: float | None = None
 
     def __str__(self) -> str:
         return f"{self.make.__name__}{self.parameters}"
@@ -61,8 +53,7 @@ def tilted_bfry(discount: float, level: float, tilt: float) -> Case:
     def laplace(s: Numbers) -> Numbers:
         return width(discount, s + tilt, level) / width(discount, tilt, level)
 
-    tail = math.inf if tilt > 0 else discount
-    return Case(TiltedBFRY, (discount, level, tilt), laplace, tail, 1 - discount)
+    return Case(TiltedBFRY, (discount, level, tilt), laplace)
 
 
 def generalized_bfry(discount: float, tail_index: float, level: float, scale: float) -> Case:
@@ -73,9 +64,7 @@ def generalized_bfry(discount: float, tail_index: float, level: float, scale: fl
         values = inner(s * scale * np.exp(np.minimum(place / tail_index, 600.0)))
         return float(integrate.simpson(values * np.exp(-place), place))
 
-    return Case(
-        GeneralizedBFRY, (discount, tail_index, level, scale), laplace, tail_index, 1 - discount
-    )
+    return Case(GeneralizedBFRY, (discount, tail_index, level, scale), laplace)
 
 
 def beta_prime(discount: float, tail_index: float, level: float, rate: float) -> Case:
@@ -87,9 +76,7 @@ def beta_prime(discount: float, tail_index: float, level: float, rate: float) ->
         values = inner(s * rate * np.exp(np.minimum(-place, 600.0)))
         return float(integrate.simpson(values * weight, place))
 
-    return Case(
-        BetaPrimeBFRY, (discount, tail_index, level, rate), laplace, tail_index, 1 - discount
-    )
+    return Case(BetaPrimeBFRY, (discount, tail_index, level, rate), laplace)
 
 
 def by_kernel(log_kernel: Numbers, place: Numbers, value: Numbers) -> Transform:
@@ -114,48 +101,36 @@ def stable_beta(discount: float, concentration: float, level: float) -> Case:
         + log1mexp(np.log(concentration * level) + log_prel + special.log_expit(place))
     )
     laplace = by_kernel(log_kernel, place, value)
-    return Case(
-        StableBetaBFRY,
-        (discount, concentration, level),
-        laplace,
-        discount + concentration,
-        1 - discount,
-    )
+    return Case(StableBetaBFRY, (discount, concentration, level), laplace)
 
 
 def truncated_bfry(discount: float, high: float) -> Case:
     place = np.linspace(math.log(high) - 60.0 / (1 - discount), math.log(high), 400_001)
     value = np.exp(place)
     laplace = by_kernel(-discount * place + log1mexp(place), place, value)
-    return Case(TruncatedBFRY, (discount, high), laplace, start=1 - discount)
+    return Case(TruncatedBFRY, (discount, high), laplace)
 
 
-def stable_factor(stability: float) -> float:
-    """By the alternating series of the tail and of its derivative."""
-    order = np.arange(1.0, 20.0)
+def stable_tail_mass(stability: float) -> float:
+    """Probability of more than exp(300), by the alternating series."""
+    order = np.arange(1.0, 40.0)
     terms = (-1.0) ** order * special.rgamma(1 - stability * order) / special.factorial(order)
-    terms = terms * np.exp(-690.0 * stability * order)
-    return float(terms.sum() / (order * terms).sum())
+    return -float((terms * np.exp(-300.0 * stability * order)).sum())
 
 
 def positive_stable(stability: float) -> Case:
-    factor = stable_factor(stability)
-    return Case(
-        PositiveStable,
-        (stability,),
-        lambda t: math.exp(-(t**stability)),
-        stability,
-        factor=factor,
-    )
+    def laplace(t: float) -> float:
+        return math.exp(-(t**stability))
+
+    return Case(PositiveStable, (stability,), laplace, stable_tail_mass(stability))
 
 
 def tilted_stable(mass: float, stability: float, tilt: float) -> Case:
     def laplace(s: float) -> float:
         return math.exp(-mass * stability * width(stability, tilt, s))
 
-    tail = math.inf if tilt > 0 else stability
-    factor = stable_factor(stability) if tilt == 0 and mass == 1 else 1.0
-    return Case(TiltedStable, (mass, stability, tilt), laplace, tail, factor=factor)
+    tail_mass = stable_tail_mass(stability) if tilt == 0 and mass == 1 else None
+    return Case(TiltedStable, (mass, stability, tilt), laplace, tail_mass)
 
 
 def rectified_gamma(concentration: float, rate: float, high: float) -> Case:
@@ -164,21 +139,31 @@ def rectified_gamma(concentration: float, rate: float, high: float) -> Case:
         atom = special.gammaincc(concentration, rate * high)
         return float((rate / (rate + s)) ** concentration * below + math.exp(-s * high) * atom)
 
-    return Case(RectifiedGamma, (concentration, rate, high), laplace, start=concentration)
+    return Case(RectifiedGamma, (concentration, rate, high), laplace)
 
 
 CASES = [
-    *(Case(BFRY, (s,), lambda t, s=s: s * width(s, t, 1.0), s, 1 - s) for s in (0.01, 0.5, 0.99)),
+    *(Case(BFRY, (s,), lambda t, s=s: s * width(s, t, 1.0)) for s in (0.01, 0.5, 0.99)),
     *(tilted_bfry(s, 1e3, tilt) for s in (0.01, 0.5, 0.99) for tilt in (0.0, 1.0, 1e4)),
     tilted_bfry(0.0, 30.0, 1e-3),
+    tilted_bfry(0.0, 30.0, 1.2),
+    tilted_bfry(0.4, 30.0, 1.2),
+    tilted_bfry(0.7, 0.01, 2.0),
     *(truncated_bfry(s, high) for s in (0.01, 0.99) for high in (0.1, 1e4)),
     truncated_bfry(0.0, 5.0),
+    truncated_bfry(0.3, 100.0),
+    truncated_bfry(0.9, 0.01),
     *(generalized_bfry(s, s + 1.2, 1e3, 2.0) for s in (0.0, 0.01, 0.99)),
+    generalized_bfry(0.4, 2.3, 5.0, 2.0),
+    generalized_bfry(0.01, 0.6, 0.01, 0.5),
     *(beta_prime(s, s + 1.2, 1e3, 2.0) for s in (0.0, 0.01, 0.99)),
     beta_prime(0.4, 5.3, 0.01, 2.0),
     *(stable_beta(s, c, 1e3) for s in (0.0, 0.01, 0.99) for c in (0.3, 20.0)),
-    *(positive_stable(s) for s in (0.01, 0.5, 0.99)),
+    *(positive_stable(s) for s in (0.01, 0.3, 0.5, 0.99)),
     *(tilted_stable(1.0, s, tilt) for s in (0.01, 0.5, 0.99) for tilt in (0.0, 1.0, 1e4)),
     tilted_stable(3.0, 0.5, 1.0),
+    tilted_stable(2.0, 0.4, 0.0),
+    tilted_stable(2.0, 0.4, 3.0),
+    tilted_stable(50.0, 0.9, 1.0),
     *(rectified_gamma(a, 1.2 * a, 1.0) for a in (0.01, 1.3, 50.0)),
 ]

@@ -127,7 +127,16 @@ def name(value):
     return str(value) if hasattr(value, "measure") else None
 
 
-@pytest.mark.parametrize("reference, family, log_cdf, kind", CASES, ids=name)
+@pytest.mark.parametrize(
+    "reference, family, log_cdf, kind",
+    [
+        # Those without closed form take a second each; what they have in common with others is
+        # looked at in test_conformance.
+        pytest.param(*case, marks=() if case[3] or case[0] is GAMMA else pytest.mark.slow)
+        for case in CASES
+    ],
+    ids=name,
+)
 def test_law(reference, family, log_cdf, kind):
     measure, expected = reference.measure(), Expected(reference, log_cdf, 12)
     law = measure.finite(12, family=family)
@@ -147,6 +156,7 @@ def test_law(reference, family, log_cdf, kind):
         assert error == pytest.approx(expected.error(t), abs=1e-9 * max(1.0, exponent))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", [GENERALIZED_BFRY, BETA_PRIME], ids=str)
 def test_laws_of_scaled_weights(reference):
     r"""The base weight arrives exponentially, then is divided: an integral over the divisor."""

@@ -30,6 +30,7 @@ LAWS = {
     "beta prime": lambda: BetaPrimeProcess(3.0, 0.2, 0.8).normalize(),
     "Pareto mixture": lambda: ParetoMixtureProcess(1.5, 0.4, 1.0, 1.5, 2.0, 2.2).normalize(),
 }
+MIXED = ("Pareto mixture", "beta prime", "generalized BFRY")  # their draws take quadrature
 
 
 def partitions(number, most=None):
@@ -146,7 +147,10 @@ def test_batches_have_the_laws_of_their_elements():
 
 @pytest.mark.slow
 @pytest.mark.statistical
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in MIXED else ()) for n in LAWS],
+)
 def test_draws_have_their_probabilities(name):
     """A chi-squared test of 600 draws for each law, at a level of 1e-4."""
     counts = FrequencyCounts(LAWS[name](), 5)

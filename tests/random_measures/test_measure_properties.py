@@ -131,8 +131,7 @@ def test_finite_approximations(measure, number):
     assert law.log_prob(draws[inside]).isfinite().all()
 
 
-@pytest.mark.slow
-@settings(SETTINGS, max_examples=6)
+@settings(SETTINGS, max_examples=3)
 @given(measure=INFINITE)
 def test_partitions(measure):
     law = measure.normalize()

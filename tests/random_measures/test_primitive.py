@@ -79,7 +79,14 @@ def test_shapes_and_sites(key):
 @pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("key", ["finite", "size-biased", "largest first", "gamma times"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "finite",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("size-biased", "largest first")),
+        pytest.param("gamma times", marks=pytest.mark.slow),
+    ],
+)
 def test_prior_draws_have_the_mass_of_the_measure(key):
     """Mean of weights and lost mass; false alarms in 1 of 10,000 seeds (four tests, 4.2 sigma)."""
     measure, truncation = TRUNCATIONS[key]

@@ -1,0 +1,100 @@
+"""What the checks share: parts that a distribution may lack, and comparisons that name numbers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+
+from pyro_ext.random import seeded
+
+__all__ = [
+    "SHARES",
+    "Atoms",
+    "Make",
+    "Parameters",
+    "close",
+    "has_cdf",
+    "moment",
+    "quantiles_of",
+    "refusal",
+    "require",
+    "same_shape",
+    "supports",
+]
+
+Make = Callable[..., TorchDistribution]
+Parameters = Mapping[str, Tensor]
+Atoms = Callable[[Any], Tensor]
+
+SHARES = (1e-3, 0.3, 0.6, 0.9)
+
+
+def supports(distribution: TorchDistribution, value: Tensor) -> Tensor:
+    """Whether values are in the support."""
+    support: Any = distribution.support
+    is_inside: Tensor = support.check(value)
+    return is_inside
+
+
+def moment(distribution: TorchDistribution, name: str) -> Tensor | None:
+    """Mean or variance, where there is one."""
+    try:
+        value: Tensor = getattr(distribution, name)
+    except NotImplementedError:
+        return None
+    return value
+
+
+def has_cdf(distribution: TorchDistribution) -> bool:
+    """Whether there is a distribution function."""
+    with seeded(0):
+        draw = distribution.sample()
+    try:
+        distribution.cdf(draw)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def quantiles_of(distribution: TorchDistribution) -> Tensor | None:
+    """Quantiles of the shares above, where there are any."""
+    with seeded(0):
+        draw = distribution.sample()
+    try:
+        value: Tensor = distribution.icdf(torch.tensor(SHARES).to(draw))
+    except NotImplementedError:
+        return None
+    return value
+
+
+def refusal(call: Callable[[], Any]) -> ValueError | None:
+    """The error that a call raises."""
+    try:
+        call()
+    except ValueError as error:
+        return error
+    return None
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise an error with the message unless the condition holds."""
+    if not condition:
+        raise AssertionError(message)
+
+
+def same_shape(what: str, shape: Sequence[int], expected: Sequence[int]) -> None:
+    """Compare two shapes."""
+    require(tuple(shape) == tuple(expected), f"{what}: {tuple(shape)}, not {tuple(expected)}")
+
+
+def close(what: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Compare with an absolute and relative tolerance; infinite numbers have to agree."""
+    is_close = torch.isclose(found, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+    if not bool(is_close.all()):
+        found, expected = torch.broadcast_tensors(found, expected)
+        error = torch.where(is_close, 0.0, (found - expected).abs()).nan_to_num(torch.inf)
+        worst = int(error.flatten().argmax())
+        one, other = found.flatten()[worst].item(), expected.flatten()[worst].item()
+        raise AssertionError(f"{what} differ: {one:.9g} and {other:.9g} (tolerance {tolerance:g})")
