@@ -115,11 +115,9 @@ CASES = [
     (levy_density(2.0, 0.4, 1.5), None, exponential, None),
     (GAMMA, GammaArrivals(3.0), gamma_family(3.0), None),
     (GAMMA, LomaxArrivals(1.3), lomax(1.3), None),
-    pytest.param(GENERALIZED_BFRY, LomaxArrivals(0.6), lomax(0.6), None, marks=pytest.mark.slow),
-    pytest.param(
-        BETA_PRIME, InverseGammaArrivals(2.0), inverse_gamma(2.0), None, marks=pytest.mark.slow
-    ),
-    pytest.param(STABLE_BETA, GammaArrivals(1.7), gamma_family(1.7), None, marks=pytest.mark.slow),
+    (GENERALIZED_BFRY, LomaxArrivals(0.6), lomax(0.6), None),
+    (BETA_PRIME, InverseGammaArrivals(2.0), inverse_gamma(2.0), None),
+    (STABLE_BETA, GammaArrivals(1.7), gamma_family(1.7), None),
 ]
 
 
