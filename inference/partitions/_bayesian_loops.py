@@ -28,7 +28,8 @@ def merge_greedily(model: Model, merges: Integers, heights: Floats) -> float:
     forest = new_forest(model, 2 * number - 1)
     # The trees that are left, and for each tree where it stands among them, if at all.
     trees, places = np.arange(number), np.full(2 * number - 1, -1)
-    places[:number] = np.arange(number)
+    for place in range(number):
+        places[place] = place
     # Of each one the nearest other. Where that has gone, the cost still is a bound from below.
     neighbors, least = np.full(number, -1), np.full(number, np.inf)
     for one in range(number):

@@ -13,6 +13,7 @@ Terms of the points alone, such as multinomial coefficients, are left out everyw
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ __all__ = [
     "add_point",
     "block_constant",
     "constants",
+    "copy_row",
     "empty_record",
     "exclude",
     "in_range",
@@ -58,6 +60,17 @@ def num_sums(kind: int, size: int) -> int:
 def record_size(kind: int, size: int) -> int:
     """Length of a record."""
     return 1 + size + size * size if kind == GAUSSIAN else num_sums(kind, size)
+
+
+@compiled
+def copy_row(row: npt.NDArray[Any], target: npt.NDArray[Any]) -> None:
+    """Copy one row to another.
+
+    An assignment of arrays does so too, but brings with it what writes the message of an error.
+    Numba needs two seconds to compile that.
+    """
+    for i in range(row.size):
+        target[i] = row[i]
 
 
 @compiled
@@ -254,7 +267,7 @@ def record_of(
 ) -> None:
     """Make a record that of a block of points with given sums."""
     if kind != GAUSSIAN:
-        record[:] = sums
+        copy_row(sums, record)
         return
     weight = 1.0 / (parameters[0] + count)
     for i in range(size):

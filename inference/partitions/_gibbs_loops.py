@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pyro_ext._compiled import compiled
 from pyro_ext.inference.partitions._cluster_loops import (
     add_point,
+    copy_row,
     empty_record,
     exclude,
     include,
@@ -113,6 +114,7 @@ def gibbs_sweep(
         record_of(kind, parameters, size, float(counts[k]), sums[k], records[k])
     nothing = np.zeros(record_size(kind, size))
     empty_record(kind, parameters, size, nothing)
+    no_points = np.int64(0)  # Numba would compile all that is called with a literal once more
     logs = np.empty(capacity)
 
     for place in range(order.size):
@@ -139,11 +141,11 @@ def gibbs_sweep(
             logs[k] = log_size[m + 1] - log_size[m]
             logs[k] += log_predictive(kind, parameters, table, records[slot], m, point, scratch)
         logs[number] = log_size[1] + log_number[number + 1] - log_number[number]
-        logs[number] += log_predictive(kind, parameters, table, nothing, 0, point, scratch)
+        logs[number] += log_predictive(kind, parameters, table, nothing, no_points, point, scratch)
         choice = draw_place(logs[: number + 1])
         slot = active[choice]
         if choice == number:
-            records[slot] = nothing
+            copy_row(nothing, records[slot])
             number += 1
         include(kind, parameters, records[slot], float(sizes[slot]), point, scratch)
         sizes[slot] += 1
@@ -171,21 +173,22 @@ def rebuild(
 @compiled
 def _grown(values: Integers) -> Integers:
     larger = np.zeros(2 * values.size, np.int64)
-    larger[: values.size] = values
+    copy_row(values, larger)
     return larger
 
 
 @compiled
 def _grown_slots(slots: Integers) -> Integers:
     larger = np.arange(2 * slots.size)
-    larger[: slots.size] = slots
+    copy_row(slots, larger)
     return larger
 
 
 @compiled
 def _grown_rows(rows: Floats) -> Floats:
     larger = np.zeros((2 * rows.shape[0], rows.shape[1]))
-    larger[: rows.shape[0]] = rows
+    for k in range(rows.shape[0]):
+        copy_row(rows[k], larger[k])
     return larger
 
 
@@ -268,7 +271,7 @@ def split_or_merge(
     members = np.append(np.nonzero(is_member)[0], np.array([first, second]))
     length = members.size
     own = points[members]
-    current = np.where(labels[members] == one, 0, 1)
+    current = (labels[members] != one).astype(np.int64)
     sides = np.random.randint(0, 2, length)
     sides[length - 2], sides[length - 1] = 0, 1
 

@@ -83,8 +83,9 @@ def picked_points(forest: Forest, trees: Integers, depth: int) -> Integers:
             below = nodes_below(forest, node)
             node = below[place_from(log_subtree_weights(forest, below))]
         leaves = leaves_below(forest, node)
-        points[length : length + leaves.size] = leaves
-        length += leaves.size
+        for leaf in leaves:
+            points[length] = leaf
+            length += 1
     return points[:length]
 
 

@@ -78,7 +78,8 @@ def merge_greedily(
         first = _first(clusters, least, 0, last + 1)
         low, high = min(first, neighbors[first]), max(first, neighbors[first])
         heights[step] = least[first]
-        merges[step] = min(nodes[low], nodes[high]), max(nodes[low], nodes[high])
+        merges[step, 0] = min(nodes[low], nodes[high])
+        merges[step, 1] = max(nodes[low], nodes[high])
         _join(clusters, low, high, last)
         clusters.excess[low] = max(heights[step] - cluster_cost, 0.0)
         nodes[low], nodes[high] = number + step, nodes[last]
@@ -116,7 +117,8 @@ def merge_along_chain(clusters: Clusters, merges: Integers, heights: Floats) -> 
         if length > 1 and nearest == chain[length - 2]:
             last, low, high = number - 1 - step, min(top, nearest), max(top, nearest)
             heights[step] = cost
-            merges[step] = min(nodes[low], nodes[high]), max(nodes[low], nodes[high])
+            merges[step, 0] = min(nodes[low], nodes[high])
+            merges[step, 1] = max(nodes[low], nodes[high])
             length -= 2
             places[low] = places[high] = -1
             _join(clusters, low, high, last)
@@ -256,8 +258,10 @@ def _join(clusters: Clusters, low: int, high: int, last: int) -> None:
     sizes[low] = total
     clusters.lowest[low] = min(clusters.lowest[low], clusters.lowest[high])
     _evaluate(clusters, low)
-    statistics[:, high] = statistics[:, last]
-    clusters.values[:, high] = clusters.values[:, last]
+    for row in range(statistics.shape[0]):
+        statistics[row, high] = statistics[row, last]
+    for row in range(clusters.values.shape[0]):
+        clusters.values[row, high] = clusters.values[row, last]
     sizes[high], clusters.excess[high] = sizes[last], clusters.excess[last]
     clusters.lowest[high] = clusters.lowest[last]
 

@@ -137,7 +137,9 @@ def refresh(model: Model, forest: Forest, node: int) -> None:
     """Bring what a node knows into line with its children, or a leaf with the model."""
     left, right = forest.left[node], forest.right[node]
     if left < 0:
-        forest.log_potential[node] = _log_potential(model, forest, 1, forest.sums[node])
+        forest.log_potential[node] = _log_potential(
+            model, forest, forest.num_points[node], forest.sums[node]
+        )
         forest.log_total[node] = forest.log_potential[node]
     else:
         _settle(forest, node, _log_union(model, forest, left, right))

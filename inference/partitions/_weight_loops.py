@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from pyro_ext._compiled import compiled
 from pyro_ext.inference.partitions._cluster_loops import (
+    copy_row,
     empty_record,
     exclude,
     include,
@@ -61,6 +62,7 @@ def slice_sweep(
         record_of(kind, parameters, size, float(counts[place]), sums[place], records[slot])
     nothing = np.zeros(record_size(kind, size))
     empty_record(kind, parameters, size, nothing)
+    no_points = np.int64(0)  # Numba would compile all that is called with a literal once more
     logs = np.empty(capacity + 1)
     falling = -weights
 
@@ -70,7 +72,8 @@ def slice_sweep(
         if counts[own] == 1:
             occupied -= 1
             last = places[occupied]
-            records[slot], places[slot], slots[last] = records[occupied], last, slot
+            copy_row(records[occupied], records[slot])
+            places[slot], slots[last] = last, slot
             slots[own] = -1
         elif not exclude(kind, parameters, records[slot], float(counts[own]), point, scratch):
             rebuild(kind, parameters, points, labels == own, i, records[slot])
@@ -88,14 +91,14 @@ def slice_sweep(
         logs[occupied] = -np.inf
         if num_empty:
             logs[occupied] = math.log(num_empty) + log_predictive(
-                kind, parameters, table, nothing, 0, point, scratch
+                kind, parameters, table, nothing, no_points, point, scratch
             )
         choice = draw_place(logs[: occupied + 1])
         if choice == occupied:
             place = np.random.randint(reach)
             while slots[place] >= 0:
                 place = np.random.randint(reach)
-            records[choice] = nothing
+            copy_row(nothing, records[choice])
             slots[place], places[choice] = choice, place
             occupied += 1
         place = places[choice]

@@ -114,14 +114,16 @@ def _costs_by_pairs(
 
 
 @compiled
-def _count(counts: Counts, columns: Integers, cluster: int, change: int) -> Counts:
-    """Count a point in or out, in a table that has room for the cluster afterwards."""
+def _count_in(counts: Counts, columns: Integers, cluster: int) -> Counts:
+    """Count a point into a cluster, in a table that has room for it afterwards."""
     if cluster >= counts.shape[1]:
         wider = np.zeros((counts.shape[0], 2 * cluster), np.int32)
-        wider[:, : counts.shape[1]] = counts
+        for row in range(counts.shape[0]):
+            for other in range(counts.shape[1]):
+                wider[row, other] = counts[row, other]
         counts = wider
     for column in columns:
-        counts[column, cluster] += change
+        counts[column, cluster] += 1
     return counts
 
 
@@ -152,7 +154,7 @@ def descend(
     for point in range(num_points):
         if labels[point] >= 0:
             sizes[labels[point]] += 1
-            counts = _count(counts, columns[point], labels[point], 1)
+            counts = _count_in(counts, columns[point], labels[point])
     has_moved = True
     while has_moved:
         has_moved = False
@@ -170,11 +172,12 @@ def descend(
             number = max(number, chosen + 1)
             labels[point] = chosen
             sizes[chosen] += 1
-            counts = _count(counts, columns[point], chosen, 1)
+            counts = _count_in(counts, columns[point], chosen)
             if own < 0:
                 continue
             sizes[own] -= 1
-            counts = _count(counts, columns[point], own, -1)
+            for column in columns[point]:
+                counts[column, own] -= 1
             if sizes[own] == 0:
                 # The last cluster takes the number that has become free.
                 number -= 1
