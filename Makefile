@@ -80,8 +80,9 @@ $(BIN)/python:
 		exit 1; }
 	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
+# Python compiles what it imports; to compile all that is installed takes half of the time.
 .venv/.demo: $(PROJECT) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[data,plots]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[demo]'
 	@touch $@
 
 .venv/.test: $(PROJECT) | $(BIN)/python

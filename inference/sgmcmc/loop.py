@@ -1,13 +1,13 @@
 """Many steps of a sampler over many chains: a Python loop, or a loop inside one compiled graph."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from pyro_ext._threads import threads_for
 from pyro_ext.inference.sgmcmc.control_variates import Anchor, control
 from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient
 from pyro_ext.potential import (
@@ -25,7 +25,6 @@ State = TypeVar("State", bound=tuple[Tensor, ...])
 Step = Callable[..., tuple[State, Info]]
 
 _NOISE_PER_CALL = 1 << 16
-_ELEMENTS_FOR_THREADS = 1 << 20
 _INDICES_PER_CALL = 1 << 21
 _MAX_COMPILED_STEPS = 256
 _MAX_COMPILED_ROWS = 32
@@ -125,7 +124,7 @@ class StepLoop(Generic[State]):
     def __call__(self, state: State, plan: Plan) -> Run[State]:
         """Take the planned steps, within :meth:`max_steps` and :meth:`max_rows`."""
         num_chains, num_parameters = state[0].shape
-        with _threads_for(num_chains * num_parameters):
+        with threads_for(num_chains * num_parameters):
             if self._gradient.backend == "compile":
                 compiled = self._compiled_loop(state, plan)
                 if compiled is not None:
@@ -261,22 +260,6 @@ class StepLoop(Generic[State]):
             *(plan.anchor or ()),
             *(_pad(index, capacity) for index in plan.indices),
         ]
-
-
-@contextmanager
-def _threads_for(num_elements: int) -> Iterator[None]:
-    """Use one thread where a step is too small to share.
-
-    A step is a chain of short operations. Threads that wait for each other between them cost more
-    than they give, and on a busy machine a hundred times more.
-    """
-    before = torch.get_num_threads()
-    if num_elements < _ELEMENTS_FOR_THREADS:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _num_points(state: tuple[Tensor, ...], plan: Plan) -> int:

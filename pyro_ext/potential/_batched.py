@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from pyro_ext._threads import threads_for
 from pyro_ext.potential._capture import (
     CaptureError,
     Fallback,
@@ -178,7 +179,7 @@ class BatchedFunction:
         graph = capture(self.function, *arguments)
         tensors = {id(tensor): tensor for tensor in [*self._data, *constants_of(graph)]}
         self._frozen = [(tensor, version_of(tensor)) for tensor in tensors.values()]
-        with torch.no_grad():
+        with torch.no_grad(), threads_for(arguments[0].numel()):
             agree = outputs_agree(graph(*arguments), expected)
             for _ in range(_NUM_CHECKS):
                 arguments = self.example()
@@ -206,7 +207,7 @@ class BatchedFunction:
     def _evaluate(self, arguments: Sequence[Tensor]) -> Any:
         """Result of the function itself, ``None`` where a matrix cannot be factored."""
         try:
-            with torch.no_grad():
+            with torch.no_grad(), threads_for(arguments[0].numel()):
                 return self.function(*arguments)
         except torch.linalg.LinAlgError:
             return None
@@ -217,7 +218,7 @@ class BatchedFunction:
         examples += examples[:1] * (num_chains - len(examples))
         batched = [torch.stack(list(tensors)) for tensors in zip(*examples, strict=True)]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), threads_for(batched[0].numel()):
                 graph = vectorize(single, *batched)
                 pair = [tensor[:2] for tensor in batched]
                 result = pytree.tree_map(lambda leaf: leaf[:2], graph(*batched))

@@ -211,6 +211,7 @@ def _digest(graph: GraphModule, arguments: Sequence[Tensor]) -> str:
     return hashlib.sha256("\0".join(content).encode()).hexdigest()
 
 
+@_deprecations_ignored()
 def _make_library(graph: GraphModule, arguments: Sequence[Tensor]) -> Path:
     """Compile a graph, and return the path of its library in the compiler's own folder."""
     from torch._inductor.exc import CppCompileError
@@ -238,7 +239,6 @@ def _compiled_library(
     fake = [mode.from_tensor(argument) for argument in arguments]
     with (
         torch.no_grad(),
-        _deprecations_ignored(),
         config.patch({**_OPTIONS, **options}),
         tracing(TracingContext(mode)),
     ):

@@ -9,6 +9,7 @@ import torch
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 
+from pyro_ext._threads import threads_for
 from pyro_ext.potential._blocks import Block, assemble, blocks
 from pyro_ext.potential._distributions import bijection, innermost, near_origin
 from pyro_ext.potential._evaluation import (
@@ -233,9 +234,10 @@ class ModelRunner:
         reason = ""
         for _ in range(_NUM_TRIES):
             try:
-                with torch.no_grad():
-                    flat = self.unconstrain(self.constrained.flatten(self.prior_draw(strategy)))
-                at_fault = self._at_fault(flat, self.random_indices())
+                with threads_for(self.unconstrained.size):
+                    with torch.no_grad():
+                        flat = self.unconstrain(self.constrained.flatten(self.prior_draw(strategy)))
+                    at_fault = self._at_fault(flat, self.random_indices())
             except torch.linalg.LinAlgError as error:
                 reason = str(error)
                 continue
