@@ -5,6 +5,7 @@ import json
 import os
 import re
 import time
+import warnings
 from argparse import ArgumentTypeError
 from collections.abc import Generator, Hashable, Iterable, Mapping
 from importlib import import_module
@@ -98,9 +99,10 @@ class CPUSeconds:
 
     def prepare(self) -> None:
         """Before the first test, in the process that runs it."""
-        for name in HEAVY:
-            if find_spec(name.partition(".")[0]):
-                import_module(name)
+        with warnings.catch_warnings(action="ignore"):
+            for name in HEAVY:
+                if find_spec(name.partition(".")[0]):
+                    import_module(name)
         from numba.core import event
 
         class Excluded(event.Listener):
