@@ -1,9 +1,11 @@
 """CPU seconds of tests: measured, limited, recorded, and what CI divides the slow tests by."""
 
+import gc
 import json
 import os
 import re
 import time
+import warnings
 from argparse import ArgumentTypeError
 from collections.abc import Generator, Hashable, Iterable, Mapping
 from importlib import import_module
@@ -84,25 +86,27 @@ class CPUSeconds:
     """Measure what tests take, note it in their reports, and fail unmarked ones above a limit.
 
     A test pays for its setup, fixtures of its module included if it is the first to ask for them,
-    and for processes that end before it does, but not for what Numba compiles.
+    and for processes that end before it does, but neither for what Numba compiles nor for the
+    collection of garbage, which others left.
 
     :param bool limited: whether there is a limit.
     """
 
     def __init__(self, limited: bool) -> None:
         self.limited = limited
-        self.compiling: Any = None
+        self.excluded: Any = None
         self.limit = self.start = 0.0
 
     def prepare(self) -> None:
         """Before the first test, in the process that runs it."""
-        for name in HEAVY:
-            if find_spec(name.partition(".")[0]):
-                import_module(name)
+        with warnings.catch_warnings(action="ignore"):
+            for name in HEAVY:
+                if find_spec(name.partition(".")[0]):
+                    import_module(name)
         from numba.core import event
 
-        class Compiling(event.Listener):
-            """CPU seconds for which Numba compiled, or read what it had compiled."""
+        class Excluded(event.Listener):
+            """CPU seconds between starts and ends of what is no test's own."""
 
             total = start = depth = 0
 
@@ -116,17 +120,21 @@ class CPUSeconds:
                 if not self.depth:
                     self.total += time.process_time() - self.start
 
-        self.compiling = Compiling()
-        event.register("numba:compiler_lock", self.compiling)
+            def on_collection(self, phase: str, info: Any) -> None:
+                (self.on_start if phase == "start" else self.on_end)(info)
+
+        self.excluded = Excluded()
+        event.register("numba:compiler_lock", self.excluded)  # held to compile and to read caches
+        gc.callbacks.append(self.excluded.on_collection)
         self.limit = LIMIT * slowness()
 
     def spent(self) -> float:
         """CPU seconds of this process and of children that have ended."""
-        return time.process_time() + sum(os.times()[2:4]) - self.compiling.total
+        return time.process_time() + sum(os.times()[2:4]) - self.excluded.total
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self) -> Generator[None, object, object]:
-        if self.compiling is None:
+        if self.excluded is None:
             self.prepare()
         self.start = self.spent()
         return (yield)

@@ -1,5 +1,6 @@
 """What tests may take, what they took, and the parts that CI divides them into."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -101,7 +102,7 @@ def test_slow_tests_are_recorded(run, monkeypatch, tmp_path):
     }
 
 
-def test_processes_count_and_compilation_does_not(monkeypatch):
+def test_processes_count_and_compilation_and_garbage_do_not(monkeypatch):
     monkeypatch.setattr(durations, "HEAVY", ())
     clock = CPUSeconds(limited=True)
     clock.prepare()
@@ -114,6 +115,9 @@ def test_processes_count_and_compilation_does_not(monkeypatch):
     numba.njit(lambda x: x.sum())(np.ones(3))
     compiled = time.process_time() - started
     assert clock.spent() - before < compiled / 2
+    before, started = clock.spent(), time.process_time()
+    gc.collect()
+    assert clock.spent() - before < (time.process_time() - started) / 2
 
 
 def test_parts_take_as_long():
