@@ -159,7 +159,7 @@ def naming(case):
 def every_family(function):
     """A test of all cases of each family."""
     families = {row.make: [case for case in CASES if case.make is row.make] for row in UNIVARIATE}
-    slow = (PositiveStable, TiltedStable)  # their densities are integrals themselves
+    slow = (PositiveStable, TiltedStable, TiltedBFRY, GeneralizedBFRY)  # their densities take long
     return pytest.mark.parametrize(
         "cases",
         [

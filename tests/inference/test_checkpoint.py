@@ -225,6 +225,7 @@ def test_a_seed_that_was_not_given_is_that_of_the_checkpoint(x, tmp_path):
     assert torch.equal(first.get_samples(True)["loc"], second.get_samples(True)["loc"][:, :5])
 
 
+@pytest.mark.slow
 def test_another_run_is_refused(subtests, x, tmp_path):
     driver(SGLD(model), tmp_path).run(x)
     for change, message in [

@@ -67,7 +67,9 @@ def draws(kernel, *args, **options):
 
 
 @each_kernel
-@pytest.mark.parametrize("check", ["arguments", "settings", "draws", "drivers"])
+@pytest.mark.parametrize(
+    "check", ["arguments", "settings", "draws", pytest.param("drivers", marks=pytest.mark.slow)]
+)
 def test_kernels(kernel_type, options, check, data):
     check_kernel(kernel_type, regression, *data, options=options, checks=[check])
 
