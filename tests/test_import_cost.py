@@ -27,8 +27,10 @@ HEAVY = (
     "mlxtend",
     "numba",
     "pandas",
+    "scipy.optimize",
     "scipy.stats",
     "sklearn",
+    "sympy",
     "torch._dynamo",
     "torch._inductor",
     "xarray",
@@ -39,7 +41,7 @@ HEAVY = (
 def test_import_loads_nothing_heavy() -> None:
     code = (
         "import pyro, sys; known = set(sys.modules); "
-        f"import {PUBLIC}; print(*sys.modules.keys() - known)"
+        f"import {PUBLIC}; from pyro_ext.inference import *; print(*sys.modules.keys() - known)"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
@@ -51,3 +53,14 @@ def test_import_loads_nothing_heavy() -> None:
         root for root in HEAVY if any(name == root or name.startswith(root + ".") for name in added)
     }
     assert not heavy, f"import these where they are used: {sorted(heavy)}"
+
+
+def test_kernels_are_imported_as_they_are_used() -> None:
+    code = (
+        "import sys, pyro_ext.inference as inference; "
+        "assert 'SGHMC' in dir(inference) and 'torch' not in sys.modules"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
