@@ -131,12 +131,15 @@ def test_parts_take_as_long():
 
 
 def test_files_stay_whole_unless_they_take_long(monkeypatch):
-    record = {"short::1": 30.0, "short::2": 20.0, "long::1": 40.0, "long::2": 50.0, "gone::1": 9.0}
+    record = {
+        **{"short::1": 30.0, "short::2": 20.0, "long::1": 40.0, "long::2": 50.0},
+        **{"quick::1": 4.0, "gone::1": 9.0},
+    }
     monkeypatch.setattr(durations, "load", lambda: {"tests": record, "pages": {}})
-    names = ["short::1", "short::2", "long::1", "long::2", "new::1"]
-    assert choose(names, 1, 1) == ["short::1", "short::2", "long::2", "long::1", "new::1"]
-    assert choose(names, 1, 2) == ["short::1", "short::2", "long::1"]
-    assert choose(names, 2, 2) == ["long::2", "new::1"]
+    names = ["short::1", "short::2", "quick::1", "long::1", "long::2", "new::1"]
+    first, rest = ["short::1", "short::2", "long::1"], ["long::2", "new::1", "quick::1"]
+    assert choose(names, 1, 2) == first and choose(names, 2, 2) == rest
+    assert choose(names, 1, 1) == [*first[:2], "long::2", "long::1", *rest[1:]]
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "2", "2/", "-1/3", "a/b", "1/2/3"])
