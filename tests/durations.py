@@ -86,8 +86,8 @@ class CPUSeconds:
     """Measure what tests take, note it in their reports, and fail unmarked ones above a limit.
 
     A test pays for its setup, fixtures of its module included if it is the first to ask for them,
-    and for processes that end before it does, but neither for what Numba compiles nor for the
-    collection of garbage, which others left.
+    and for processes that end before it does. The limit is neither on what Numba compiles nor on
+    the collection of garbage, which others left.
 
     :param bool limited: whether there is a limit.
     """
@@ -128,15 +128,11 @@ class CPUSeconds:
         gc.callbacks.append(self.excluded.on_collection)
         self.limit = LIMIT * slowness()
 
-    def spent(self) -> float:
-        """CPU seconds of this process and of children that have ended."""
-        return time.process_time() + sum(os.times()[2:4]) - self.excluded.total
-
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self) -> Generator[None, object, object]:
         if self.excluded is None:
             self.prepare()
-        self.start = self.spent()
+        self.start, self.excluded.total = used(), 0.0
         return (yield)
 
     @pytest.hookimpl(wrapper=True)
@@ -144,15 +140,16 @@ class CPUSeconds:
         self, item: pytest.Item
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
-        seconds = self.spent() - self.start
+        seconds = used() - self.start
+        own = seconds - self.excluded.total
         unmarked = not any(map(item.get_closest_marker, LONGER))
         if report.when == "teardown":
             report.user_properties.append(("cpu_seconds", seconds))
         elif self.limited and report.when == "call" and report.passed and unmarked:
-            if seconds > self.limit:
+            if own > self.limit:
                 report.outcome = "failed"
                 report.longrepr = (
-                    f"{item.nodeid} took {seconds:.1f} CPU seconds with its setup, of "
+                    f"{item.nodeid} took {own:.1f} CPU seconds with its setup, of "
                     f"{self.limit:.1f} allowed: mark it slow, or make it shorter."
                 )
         return report
@@ -170,6 +167,11 @@ class Recorder:
 
     def pytest_sessionfinish(self) -> None:
         save("tests", self.seconds)
+
+
+def used() -> float:
+    """CPU seconds of this process, and of children that have ended."""
+    return time.process_time() + sum(os.times()[2:4])
 
 
 def slowness() -> float:

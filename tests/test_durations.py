@@ -4,8 +4,8 @@ import gc
 import json
 import subprocess
 import sys
-import time
 from argparse import ArgumentTypeError
+from types import SimpleNamespace
 
 import numba
 import numpy as np
@@ -35,6 +35,10 @@ def cleaned():
 def test_short(cleaned):
     take(1.9)
 
+def test_that_compiles():
+    take(3.0)
+    sys.modules["fake_clock"].excluded.total += 2.0
+
 def test_long():
     take(2.1)
 
@@ -58,21 +62,25 @@ def test_that_fails_anyway():
 """
 
 
-class Clock:
-    now = 0.0
-
-
 @pytest.fixture
 def run(pytester, monkeypatch):
     """Run the tests above with the plugins, and return which failed with which words."""
-    clock = Clock()
+    clock = SimpleNamespace(now=0.0)
     monkeypatch.setitem(sys.modules, "fake_clock", clock)
-    monkeypatch.setattr(CPUSeconds, "spent", lambda self: clock.now)
-    monkeypatch.setattr(CPUSeconds, "prepare", lambda self: setattr(self, "limit", 2.0))
+    monkeypatch.setattr(durations, "used", lambda: clock.now)
+    monkeypatch.setattr(durations, "HEAVY", ())
+    monkeypatch.setattr(durations, "slowness", lambda: 1.0)
     pytester.makeini("[pytest]\nmarkers =\n slow: a\n short_page: b")
     pytester.makepyfile(TESTS)
 
     def run(*plugins):
+        prepare = CPUSeconds.prepare
+
+        def prepare_and_show(plugin):
+            prepare(plugin)
+            clock.excluded = plugin.excluded
+
+        monkeypatch.setattr(CPUSeconds, "prepare", prepare_and_show)
         result = pytester.inline_run("-p", "no:cacheprovider", plugins=plugins)
         return {
             report.nodeid.split("::")[1]: str(report.longrepr) for report in result.getfailures()
@@ -102,22 +110,26 @@ def test_slow_tests_are_recorded(run, monkeypatch, tmp_path):
     }
 
 
-def test_processes_count_and_compilation_and_garbage_do_not(monkeypatch):
-    monkeypatch.setattr(durations, "HEAVY", ())
-    clock = CPUSeconds(limited=True)
-    clock.prepare()
-    assert 2.0 <= clock.limit < 20.0
-    before = clock.spent()
+def test_processes_are_counted():
+    before = durations.used()
     burn = "import time\nwhile time.process_time() < 0.3: pass"
     subprocess.run([sys.executable, "-c", burn], check=True)
-    assert 0.29 < clock.spent() - before
-    before, started = clock.spent(), time.process_time()
-    numba.njit(lambda x: x.sum())(np.ones(3))
-    compiled = time.process_time() - started
-    assert clock.spent() - before < compiled / 2
-    before, started = clock.spent(), time.process_time()
-    gc.collect()
-    assert clock.spent() - before < (time.process_time() - started) / 2
+    assert 0.29 < durations.used() - before
+
+
+@pytest.mark.parametrize(
+    "work",
+    [lambda: numba.njit(lambda x: x.sum())(np.ones(3)), gc.collect],
+    ids=["Numba", "garbage"],
+)
+def test_the_limit_is_not_on_compilation_and_garbage(monkeypatch, work):
+    monkeypatch.setattr(durations, "HEAVY", ())
+    plugin = CPUSeconds(limited=True)
+    plugin.prepare()
+    assert 2.0 <= plugin.limit < 20.0
+    before = durations.used()
+    work()
+    assert plugin.excluded.total > (durations.used() - before) / 2
 
 
 def test_parts_take_as_long():
@@ -131,12 +143,15 @@ def test_parts_take_as_long():
 
 
 def test_files_stay_whole_unless_they_take_long(monkeypatch):
-    record = {"short::1": 30.0, "short::2": 20.0, "long::1": 40.0, "long::2": 50.0, "gone::1": 9.0}
+    record = {
+        **{"short::1": 30.0, "short::2": 20.0, "long::1": 40.0, "long::2": 50.0},
+        **{"quick::1": 4.0, "gone::1": 9.0},
+    }
     monkeypatch.setattr(durations, "load", lambda: {"tests": record, "pages": {}})
-    names = ["short::1", "short::2", "long::1", "long::2", "new::1"]
-    assert choose(names, 1, 1) == ["short::1", "short::2", "long::2", "long::1", "new::1"]
-    assert choose(names, 1, 2) == ["short::1", "short::2", "long::1"]
-    assert choose(names, 2, 2) == ["long::2", "new::1"]
+    names = ["short::1", "short::2", "quick::1", "long::1", "long::2", "new::1"]
+    first, rest = ["short::1", "short::2", "long::1"], ["long::2", "new::1", "quick::1"]
+    assert choose(names, 1, 2) == first and choose(names, 2, 2) == rest
+    assert choose(names, 1, 1) == [*first[:2], "long::2", "long::1", *rest[1:]]
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "2", "2/", "-1/3", "a/b", "1/2/3"])

@@ -38,7 +38,9 @@ def test_a_run_is_kept_until_the_page_changes(tmp_path, monkeypatch):
     assert kept.returncode == 1 and list(kept.report.claims[0].values) == [0, 1, 2]
     page = write(tmp_path, "'A page.'\nprint('It begins.')\n1 / 0\n")
     assert last_outcome(page, reports) is None
+    (reports / "a-page" / "old.png").touch()
     run(page, reports)
+    assert not (reports / "a-page" / "old.png").exists()
     kept = last_outcome(page, reports)
     assert kept.verdict == "stopped with status 1" and not kept.passed
     printed = (reports / "a-page" / "printed.txt").read_text()

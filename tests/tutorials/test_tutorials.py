@@ -43,3 +43,9 @@ def test_full_run_meets_its_claims(full_run):
     """What a page without claims checks by itself it checks in full runs only."""
     assert full_run.returncode == (full_run.page.slug in FAILING)
     assert list((REPORTS / full_run.page.slug).glob("*.png"))
+
+
+def test_every_paper_has_a_test_that_reads_its_report():
+    for page in set(pages()) - set(WORKFLOWS):
+        module = Path(__file__).parent / "papers" / f"test_{page.path.stem}.py"
+        assert "@pytest.mark.page\n" in module.read_text("utf-8"), page.slug
