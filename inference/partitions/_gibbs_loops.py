@@ -114,7 +114,7 @@ def gibbs_sweep(
         record_of(kind, parameters, size, float(counts[k]), sums[k], records[k])
     nothing = np.zeros(record_size(kind, size))
     empty_record(kind, parameters, size, nothing)
-    no_points = np.int64(0)  # Numba would compile all that is called with a literal once more
+    no_points = int(np.int64(0))  # for a literal, Numba would compile the density once more
     logs = np.empty(capacity)
 
     for place in range(order.size):

@@ -62,7 +62,7 @@ def slice_sweep(
         record_of(kind, parameters, size, float(counts[place]), sums[place], records[slot])
     nothing = np.zeros(record_size(kind, size))
     empty_record(kind, parameters, size, nothing)
-    no_points = np.int64(0)  # Numba would compile all that is called with a literal once more
+    no_points = int(np.int64(0))  # for a literal, Numba would compile the density once more
     logs = np.empty(capacity + 1)
     falling = -weights
 
