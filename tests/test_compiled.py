@@ -16,6 +16,7 @@ from pyro_ext._compiled import compiled
 CALLEE = '''
 from typing import NamedTuple
 import numpy as np
+from numba.extending import register_jitable
 from pyro_ext._compiled import compiled
 
 RATE = 2
@@ -37,23 +38,39 @@ def looked_up(i):
 @compiled
 def left_of(pair):
     return pair.left
+
+def multiplication(factor):
+    @compiled
+    def multiply(x):
+        return factor * x
+    return multiply
+
+multiplied = multiplication(3)
+
+@register_jitable
+def halved(x):
+    return x / 2
 '''
 
 CALLER = """
-from compiled_callee import Pair, left_of, looked_up, scaled
+from compiled_callee import Pair, halved, left_of, looked_up, multiplied, scaled
 from pyro_ext._compiled import compiled
 
 @compiled
 def outer(x):
     return scaled(x) + later(x)
 
-@compiled
+@compiled(fastmath={"nsz", "nnan", "ninf"})
 def later(x):
     return 100 if x <= 0 else later(x - 1)
 
 @compiled
 def first():
     return looked_up(0)
+
+@compiled
+def half(x):
+    return halved(x)
 """
 
 Run = Callable[[str], tuple[Any, bool]]
@@ -104,6 +121,8 @@ def edit(path: Path, old: str, new: str) -> None:
             1.0,
             2.0,
         ),
+        ("multiplication(3)", "multiplication(4)", "multiplied(2)", 6, 8),
+        ("x / 2", "x / 4", "half(2.0)", 1.0, 0.5),
         ("@compiled\ndef scaled", "@compiled(nogil=True)\ndef scaled", "outer(1)", 102, 102),
     ],
 )

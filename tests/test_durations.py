@@ -119,7 +119,7 @@ def test_processes_are_counted():
 
 @pytest.mark.parametrize(
     "work",
-    [lambda: numba.njit(lambda x: x.sum())(np.ones(3)), gc.collect],
+    [lambda: numba.njit(lambda x: x.sum())(np.ones(3)), gc.collect],  # noqa: TID251
     ids=["Numba", "garbage"],
 )
 def test_the_limit_is_not_on_compilation_and_garbage(monkeypatch, work):

@@ -8,7 +8,6 @@ but for a constant, and plus the log densities of the points of each cluster.
 """
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -115,7 +114,7 @@ def gibbs_sweep(
         record_of(kind, parameters, size, float(counts[k]), sums[k], records[k])
     nothing = np.zeros(record_size(kind, size))
     empty_record(kind, parameters, size, nothing)
-    no_points: Any = np.int64(0)  # Numba compiles once more what is called with a literal
+    no_points = int(np.int64(0))  # for a literal, Numba would compile the density once more
     logs = np.empty(capacity)
 
     for place in range(order.size):

@@ -1,7 +1,6 @@
 """Compiled moves between clusters of given weights, apart since Numba is slow to import."""
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +62,7 @@ def slice_sweep(
         record_of(kind, parameters, size, float(counts[place]), sums[place], records[slot])
     nothing = np.zeros(record_size(kind, size))
     empty_record(kind, parameters, size, nothing)
-    no_points: Any = np.int64(0)  # Numba compiles once more what is called with a literal
+    no_points = int(np.int64(0))  # for a literal, Numba would compile the density once more
     logs = np.empty(capacity + 1)
     falling = -weights
 
