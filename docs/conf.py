@@ -49,7 +49,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(arviz|concurrent|collections|matplotlib|np|numpy|pyro|torch|typing|xarray)\..*"),
     (
         r"py:class",
-        r"Console|Constraint|Executor|Fallback|GraphModule|MCMCKernel|SGMCMCKernel|Tensor",
+        r"Console|Constraint|Executor|Fallback|GraphModule|MCMCKernel|SGMCMCKernel|Tensor|TorchDistribution",
     ),
 ]
 

@@ -27,7 +27,7 @@ def check_module(
     """Check a module that maps tensors to a tensor, row by row.
 
     A row has the same outputs alone as among others; a copy has the same through
-    :mod:`pickle` and through its state dict; float64 gives those of float32; gradients in
+    ``pickle`` and through its state dict; float64 gives those of float32; gradients in
     parameters and inputs are those of finite differences; and :func:`torch.vmap` over parameters
     and a recorded graph give what the module gives.
 
