@@ -1,4 +1,4 @@
-"""Machine code: made without the data, kept between processes, and made anew where it is spoilt."""
+"""Machine code: made without the data, kept between processes, and replaced where it is damaged."""
 
 import os
 import subprocess
@@ -100,7 +100,7 @@ def test_loops_are_compiled(folder, compilations):
 
 
 @pytest.mark.slow
-def test_spoilt_code_is_made_anew(folder, compilations):
+def test_damaged_code_is_replaced(folder, compilations):
     graph = weighted(torch.ones(3))
     compile_graph(graph, torch.ones(3))
     (library,) = folder.iterdir()
