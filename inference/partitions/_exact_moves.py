@@ -85,7 +85,7 @@ def block_tree(model: Model, forest: Forest, tallest: Floats, members: Integers)
     :param members: the points, in rising order.
     """
     pending, heights = np.empty(members.size, np.int64), np.empty(members.size)
-    length, tree = 0, members[0]
+    length, tree = 0, int(members[0])
     for place in range(1, members.size):
         start, end = members[place - 1], members[place]
         level, span = 0, end - start
@@ -97,7 +97,7 @@ def block_tree(model: Model, forest: Forest, tallest: Floats, members: Integers)
             tree = join(model, forest, pending[length], tree)
         pending[length], heights[length] = tree, height
         length += 1
-        tree = members[place]
+        tree = int(members[place])
     while length:
         length -= 1
         tree = join(model, forest, pending[length], tree)
@@ -230,7 +230,7 @@ def log_anchors(forest: Forest, tree: int, first: int, second: int) -> float:
     pairs = forest.num_points[forest.left[node]] * forest.num_points[forest.right[node]]
     guided = _node_logs(forest, nodes)[path[meeting]] - math.log(pairs)
     flat = math.log(2.0) - math.log(count) - math.log(count - 1.0)
-    return np.logaddexp(math.log(1.0 - _FLAT_PAIRS) + guided, math.log(_FLAT_PAIRS) + flat)
+    return float(np.logaddexp(math.log(1.0 - _FLAT_PAIRS) + guided, math.log(_FLAT_PAIRS) + flat))
 
 
 @compiled
@@ -338,7 +338,7 @@ def log_pair(
     """Log probability that two clusters are taken to be merged, whichever is picked first."""
     forward = _partner_logs(model, forest, clusters, number, one)[other]
     back = _partner_logs(model, forest, clusters, number, other)[one]
-    return np.logaddexp(forward, back) - math.log(number)
+    return float(np.logaddexp(forward, back) - math.log(number))
 
 
 @compiled
@@ -364,7 +364,7 @@ def log_ratio_of_split(
     log_ratio -= clusters.log_potential[whole]
     log_ratio += log_pair(model, forest, clusters, number, one, other)
     log_ratio -= math.log(float(clusters.counts[one])) + math.log(float(clusters.counts[other]))
-    return log_ratio - math.log(weights[whole]) + math.log(max(rest, 0.0) + weights[whole])
+    return float(log_ratio + math.log(max(rest, 0.0) + weights[whole]) - math.log(weights[whole]))
 
 
 @compiled

@@ -126,9 +126,10 @@ class TreeGuided(ConjugateKernel):
         else:
             counts = self._exact_moves(situation, labels)
             sweep(labels, some, situation)
+        names = ("split", "merge", "point")[: len(counts) // 2]
         return {
             f"{name}_acceptance": float(accepted) / float(tried) if tried else float("nan")
-            for name, accepted, tried in zip(("split", "merge", "point"), counts[::2], counts[1::2])
+            for name, (accepted, tried) in zip(names, counts.reshape(-1, 2), strict=True)
         }
 
     def _exact_moves(self, situation: Situation, labels: Integers) -> Integers:
