@@ -1,246 +1,483 @@
-"""Compiled moves guided by trees that leave the posterior invariant.
+"""Compiled splits and merges guided by trees that leave the posterior invariant.
 
-The state is the partition alone: the tree of a block is made of its points in their order, whatever
-the history of the chain, and a proposal counts all ways in which it may come about.
+The state is the partition alone. All points have one binary tree, made once of the data; the tree
+of a block is that tree restricted to its points. A split takes a cluster whose tree says that it is
+none, and two anchors on either side of a node where it falls apart. All other points of the cluster
+are laid to the side of one of the anchors as the tree has them, moved to the likelier side until
+few move, and then drawn once, point by point. A merge takes two clusters that are likely to be one,
+and an anchor of each; its way back is the split with the same anchors. The start of the last scan
+depends on anchors and points alone, so that its probability is the same in both directions.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from pyro_ext._compiled import compiled
-from pyro_ext.inference.partitions._tree_guided_loops import (
-    draw_partners,
-    draw_split,
-    log_merge,
-    log_split,
-    place_from,
+from pyro_ext.inference.partitions._cluster_loops import (
+    add_point,
+    num_sums,
+    record_of,
+    record_size,
+)
+from pyro_ext.inference.partitions._gibbs_loops import (
+    draw_place,
+    greedy_scan,
+    restricted_scan,
+    sums_of_labels,
 )
 from pyro_ext.inference.partitions._tree_loops import (
     Floats,
     Forest,
     Integers,
     Model,
-    build,
+    join,
     leaves_below,
-    log_dissimilarity,
-    log_subtree_weights,
+    log_like,
+    log_potential_of,
+    log_union,
+    model_of,
     new_forest,
     nodes_below,
+    parents_of,
 )
 
-__all__ = ["exact_sweep", "log_odds_of_split", "move_cluster", "move_point", "pick_probabilities"]
+__all__ = [
+    "Clusters",
+    "anchors_of",
+    "block_tree",
+    "clusters_of",
+    "draw_sides",
+    "exact_sweep",
+    "log_anchors",
+    "log_pair",
+    "log_ratio_of_split",
+    "lay_out",
+    "split_weight",
+]
+
+# Shares of proposals that the trees do not guide, so that no way back is impossible.
+_FLAT_CLUSTERS, _FLAT_NODES, _FLAT_PAIRS, _FLAT_PARTNERS = 0.02, 0.05, 0.25, 0.05
+
+
+class Clusters(NamedTuple):
+    """What moves know of each cluster; rows beyond the number of clusters are free.
+
+    :param counts: numbers of points.
+    :param sums: of the points.
+    :param log_potential: of the blocks.
+    :param split_weight: weights with which clusters are taken to be split.
+    """
+
+    counts: Integers
+    sums: Floats
+    log_potential: Floats
+    split_weight: Floats
 
 
 @compiled
-def trees_of_labels(model: Model, forest: Forest, labels: Integers) -> Integers:
-    """Roots of the trees of all clusters."""
-    trees = np.empty(labels.max() + 1, np.int64)
-    for k in range(trees.size):
-        trees[k] = build(model, forest, np.nonzero(labels == k)[0])
-    return trees
+def block_tree(model: Model, forest: Forest, tallest: Floats, members: Integers) -> int:
+    """The tree of all points, restricted to some of them, as new nodes.
+
+    :param tallest: heights of the joints of neighboring leaves, and in further rows the largest of
+        2, 4, 8 and so on of them in succession. **Shape:** ``(levels, n - 1)``.
+    :param members: the points, in rising order.
+    """
+    pending, heights = np.empty(members.size, np.int64), np.empty(members.size)
+    length, tree = 0, int(members[0])
+    for place in range(1, members.size):
+        start, end = members[place - 1], members[place]
+        level, span = 0, end - start
+        while 2 << level <= span:
+            level += 1
+        height = max(tallest[level, start], tallest[level, end - (1 << level)])
+        while length and heights[length - 1] < height:
+            length -= 1
+            tree = join(model, forest, pending[length], tree)
+        pending[length], heights[length] = tree, height
+        length += 1
+        tree = int(members[place])
+    while length:
+        length -= 1
+        tree = join(model, forest, pending[length], tree)
+    return tree
+
+
+@compiled
+def split_weight(model: Model, forest: Forest, tallest: Floats, members: Integers) -> float:
+    """Weight with which a cluster is taken to be split: how likely its tree has it in parts."""
+    if members.size == 1:
+        return 0.0
+    start = forest.top[0]
+    tree = block_tree(model, forest, tallest, members)
+    forest.top[0] = start
+    return _FLAT_CLUSTERS + math.exp(log_like(-forest.log_cost[tree]))
+
+
+@compiled
+def clusters_of(
+    model: Model, forest: Forest, tallest: Floats, labels: Integers, capacity: int
+) -> Clusters:
+    """All clusters of a partition, with room for more."""
+    number = labels.max() + 1
+    width = num_sums(model.kind, model.points.shape[1])
+    clusters = Clusters(
+        np.zeros(capacity, np.int64),
+        np.zeros((capacity, width)),
+        np.zeros(capacity),
+        np.zeros(capacity),
+    )
+    order, ends = np.argsort(labels, kind="mergesort"), np.zeros(number + 1, np.int64)
+    for label in labels:
+        ends[label + 1] += 1
+    ends = np.cumsum(ends)
+    for k in range(number):
+        _refresh(model, forest, tallest, order[ends[k] : ends[k + 1]], clusters, k)
+    return clusters
+
+
+@compiled
+def _refresh(
+    model: Model, forest: Forest, tallest: Floats, members: Integers, clusters: Clusters, k: int
+) -> None:
+    """Bring a row of clusters into line with its points."""
+    clusters.sums[k] = 0.0
+    for member in members:
+        add_point(model.kind, clusters.sums[k], model.points[member], 1.0)
+    clusters.counts[k] = members.size
+    clusters.log_potential[k] = log_potential_of(model, forest, members.size, clusters.sums[k])
+    clusters.split_weight[k] = split_weight(model, forest, tallest, members)
+
+
+@compiled
+def _move_row(clusters: Clusters, source: int, target: int) -> None:
+    clusters.counts[target] = clusters.counts[source]
+    clusters.sums[target] = clusters.sums[source]
+    clusters.log_potential[target] = clusters.log_potential[source]
+    clusters.split_weight[target] = clusters.split_weight[source]
+
+
+@compiled
+def _node_logs(forest: Forest, nodes: Integers) -> Floats:
+    """Log probabilities of nodes to be those where a cluster is split, of leaves minus infinity."""
+    logs, number = np.full(nodes.size, -np.inf), nodes.size // 2
+    total = 0.0
+    for place in range(nodes.size):
+        if forest.left[nodes[place]] >= 0:
+            logs[place] = math.exp(log_like(-forest.log_cost[nodes[place]]))
+            total += logs[place]
+    for place in range(nodes.size):
+        if logs[place] >= 0.0:
+            guided = logs[place] / total if total > 0.0 else 1.0 / number
+            logs[place] = math.log((1.0 - _FLAT_NODES) * guided + _FLAT_NODES / number)
+    return logs
+
+
+@compiled
+def anchors_of(forest: Forest, tree: int, members: Integers) -> tuple[int, int]:
+    """Draw two points of a tree that a split sets apart, in rising order."""
+    if np.random.random() < _FLAT_PAIRS:
+        first = np.random.randint(members.size)
+        second = np.random.randint(members.size - 1)
+        second += second >= first
+        one, other = members[first], members[second]
+    else:
+        nodes = nodes_below(forest, tree)
+        node = nodes[draw_place(_node_logs(forest, nodes))]
+        left = leaves_below(forest, forest.left[node])
+        right = leaves_below(forest, forest.right[node])
+        one = left[np.random.randint(left.size)]
+        other = right[np.random.randint(right.size)]
+    return min(one, other), max(one, other)
+
+
+@compiled
+def _path(parents: Integers, place: int) -> Integers:
+    """Indices of a node and all above it."""
+    length, above = 1, place
+    while parents[above] >= 0:
+        above = parents[above]
+        length += 1
+    path = np.empty(length, np.int64)
+    for step in range(length):
+        path[step] = place
+        place = parents[place]
+    return path
+
+
+@compiled
+def _paths(
+    forest: Forest, nodes: Integers, parents: Integers, first: int, second: int
+) -> tuple[Integers, int]:
+    """Path of the first point to the root, and the step that the second one's has in common."""
+    path = _path(parents, np.nonzero(nodes == first)[0][0])
+    other = _path(parents, np.nonzero(nodes == second)[0][0])
+    common = 1
+    while common < min(path.size, other.size) and (
+        path[path.size - 1 - common] == other[other.size - 1 - common]
+    ):
+        common += 1
+    return path, path.size - common
+
+
+@compiled
+def log_anchors(forest: Forest, tree: int, first: int, second: int) -> float:
+    """Log probability of two anchors, in whichever order."""
+    nodes = nodes_below(forest, tree)
+    path, meeting = _paths(forest, nodes, parents_of(forest, nodes), first, second)
+    node, count = nodes[path[meeting]], forest.num_points[tree]
+    pairs = forest.num_points[forest.left[node]] * forest.num_points[forest.right[node]]
+    guided = _node_logs(forest, nodes)[path[meeting]] - math.log(pairs)
+    flat = math.log(2.0) - math.log(count) - math.log(count - 1.0)
+    return float(np.logaddexp(math.log(1.0 - _FLAT_PAIRS) + guided, math.log(_FLAT_PAIRS) + flat))
+
+
+@compiled
+def lay_out(
+    model: Model,
+    forest: Forest,
+    tree: int,
+    members: Integers,
+    first: int,
+    second: int,
+    sides: Integers,
+) -> None:
+    """Lay the points of a tree to the sides of two anchors, subtree by subtree.
+
+    :param members: the points, the anchors last.
+    :param sides: takes the sides of the members.
+    """
+    start = forest.top[0]
+    nodes = nodes_below(forest, tree)
+    parents = parents_of(forest, nodes)
+    path, meeting = _paths(forest, nodes, parents, first, second)
+    side_of = np.zeros(model.points.shape[0], np.int64)
+    own = nodes[path[meeting - 1]]
+    node = nodes[path[meeting]]
+    other = forest.right[node] if forest.left[node] == own else forest.left[node]
+    side_of[leaves_below(forest, other)] = 1
+    for step in range(meeting + 1, path.size):
+        node, below = nodes[path[step]], nodes[path[step - 1]]
+        sibling = forest.right[node] if forest.left[node] == below else forest.left[node]
+        gain = log_union(model, forest, own, sibling) - forest.log_potential[own]
+        loss = log_union(model, forest, other, sibling) - forest.log_potential[other]
+        if gain >= loss:
+            own = join(model, forest, own, sibling)
+        else:
+            other = join(model, forest, other, sibling)
+            side_of[leaves_below(forest, sibling)] = 1
+    for place in range(members.size):
+        sides[place] = side_of[members[place]]
+    forest.top[0] = start
+
+
+@compiled
+def draw_sides(
+    model: Model,
+    table: Floats,
+    log_size: Floats,
+    points: Floats,
+    sides: Integers,
+    current: Integers,
+    num_scans: int,
+    is_forced: bool,
+) -> float:
+    """Settle sides as they were laid out, then draw them, or follow the current ones.
+
+    :param points: those of the members, the anchors last.
+    :returns: log probability of the sides that were taken.
+    """
+    size = points.shape[1]
+    counts, sums = sums_of_labels(model.kind, points, sides, 2)
+    records = np.zeros((2, record_size(model.kind, size)))
+    for k in range(2):
+        record_of(model.kind, model.parameters, size, float(counts[k]), sums[k], records[k])
+    for _ in range(num_scans):
+        num_moved = greedy_scan(
+            model.kind, model.parameters, table, points, sides, records, counts, log_size
+        )
+        if not num_moved:
+            break
+    return restricted_scan(
+        model.kind,
+        model.parameters,
+        table,
+        points,
+        sides,
+        current,
+        records,
+        counts,
+        log_size,
+        is_forced,
+    )
+
+
+@compiled
+def _partner_logs(model: Model, forest: Forest, clusters: Clusters, number: int, k: int) -> Floats:
+    """Log probabilities of the clusters to be merged with a given one."""
+    logs, total, both = np.empty(number), 0.0, np.empty(clusters.sums.shape[1])
+    by_number = model.log_number[number] - model.log_number[number - 1]
+    for other in range(number):
+        logs[other] = 0.0
+        if other != k:
+            for i in range(both.size):
+                both[i] = clusters.sums[k, i] + clusters.sums[other, i]
+            count = clusters.counts[k] + clusters.counts[other]
+            apart = clusters.log_potential[k] + clusters.log_potential[other] + by_number
+            cost = apart - log_potential_of(model, forest, count, both)
+            logs[other] = math.exp(log_like(cost)) + _FLAT_PARTNERS / (number - 1)
+            total += logs[other]
+    return np.log(logs / total)
+
+
+@compiled
+def log_pair(
+    model: Model, forest: Forest, clusters: Clusters, number: int, one: int, other: int
+) -> float:
+    """Log probability that two clusters are taken to be merged, whichever is picked first."""
+    forward = _partner_logs(model, forest, clusters, number, one)[other]
+    back = _partner_logs(model, forest, clusters, number, other)[one]
+    return float(np.logaddexp(forward, back) - math.log(number))
+
+
+@compiled
+def log_ratio_of_split(
+    model: Model,
+    forest: Forest,
+    clusters: Clusters,
+    number: int,
+    whole: int,
+    one: int,
+    other: int,
+) -> float:
+    """Log acceptance ratio of a split but for what depends on anchors and sides.
+
+    :param int number: of clusters after the split. They fill the first rows, one of which is that
+        of the one part, and the last is that of the other.
+    :param int whole: row of the whole, after those.
+    """
+    weights = clusters.split_weight
+    rest = weights[:number].sum() - weights[one] - weights[other]
+    log_ratio = model.log_number[number] - model.log_number[number - 1]
+    log_ratio += clusters.log_potential[one] + clusters.log_potential[other]
+    log_ratio -= clusters.log_potential[whole]
+    log_ratio += log_pair(model, forest, clusters, number, one, other)
+    log_ratio -= math.log(float(clusters.counts[one])) + math.log(float(clusters.counts[other]))
+    return float(log_ratio + math.log(max(rest, 0.0) + weights[whole]) - math.log(weights[whole]))
+
+
+@compiled
+def _move(
+    model: Model,
+    table: Floats,
+    log_size: Floats,
+    tallest: Floats,
+    forest: Forest,
+    clusters: Clusters,
+    labels: Integers,
+    number: int,
+    num_scans: int,
+) -> tuple[int, int]:
+    """Propose a split or a merge.
+
+    :returns: 0 for a split and 1 for a merge; and the number of clusters after it.
+    """
+    is_split = np.random.random() < 0.5
+    spare = clusters.counts.size - 1
+    start = forest.top[0]
+    if is_split:
+        if not clusters.split_weight[:number].max() > 0.0:
+            return 0, number
+        one = draw_place(np.log(clusters.split_weight[:number]))
+        other = number
+        members = np.nonzero(labels == one)[0]
+        tree = block_tree(model, forest, tallest, members)
+        first, second = anchors_of(forest, tree, members)
+    else:
+        if number == 1:
+            return 1, number
+        one = np.random.randint(number)
+        other = draw_place(_partner_logs(model, forest, clusters, number, one))
+        first = _any_member(labels, one, clusters.counts[one])
+        second = _any_member(labels, other, clusters.counts[other])
+        if first > second:
+            first, second, one, other = second, first, other, one
+        members = np.nonzero((labels == one) | (labels == other))[0]
+        tree = block_tree(model, forest, tallest, members)
+    log_ratio = -log_anchors(forest, tree, first, second)
+    is_anchor = (members == first) | (members == second)
+    members = np.append(members[~is_anchor], np.array([first, second]))
+    current = (labels[members] != one).astype(np.int64)
+    sides = np.empty(members.size, np.int64)
+    lay_out(model, forest, tree, members, first, second, sides)
+    forest.top[0] = start
+    log_ratio -= draw_sides(
+        model, table, log_size, model.points[members], sides, current, num_scans, not is_split
+    )
+    if is_split:
+        _move_row(clusters, one, spare)
+        for k in range(2):
+            own = np.sort(members[sides == k])
+            _refresh(model, forest, tallest, own, clusters, other if k else one)
+        log_ratio += log_ratio_of_split(model, forest, clusters, number + 1, spare, one, other)
+        if math.log(np.random.random()) < log_ratio:
+            labels[members[sides == 1]] = other
+            return 0, number + 1
+        _move_row(clusters, spare, one)
+        return 0, number
+    _refresh(model, forest, tallest, np.sort(members), clusters, spare)
+    log_ratio += log_ratio_of_split(model, forest, clusters, number, spare, one, other)
+    if math.log(np.random.random()) < -log_ratio:
+        _move_row(clusters, spare, one)
+        labels[labels == other] = one
+        labels[labels == number - 1] = other
+        _move_row(clusters, number - 1, other)
+        return 1, number - 1
+    return 1, number
+
+
+@compiled
+def _any_member(labels: Integers, k: int, count: int) -> int:
+    """A random point of a cluster."""
+    place, skip = 0, np.random.randint(count)
+    while skip or labels[place] != k:
+        skip -= labels[place] == k
+        place += 1
+    return place
 
 
 @compiled
 def exact_sweep(
-    model: Model,
+    kind: int,
+    parameters: Floats,
+    table: Floats,
+    points: Floats,
     labels: Integers,
+    tallest: Floats,
+    log_size: Floats,
+    log_number: Floats,
     num_moves: int,
-    num_picks: int,
-    depth: int,
-    capacity: int,
+    num_scans: int,
     seed: int,
-) -> tuple[bool, Integers]:
-    """Make moves of clusters, and then moves of points that trees pick.
+) -> Integers:
+    """Propose splits and merges; labels are changed in place.
 
-    Labels are changed in place, unless there was no room for the trees.
-
-    :returns: whether there was room; and the numbers of splits and merges that were accepted and
-        tried, and of points that were moved and tried.
+    :param points: in the order of the leaves of the tree of all, as labels.
+    :param tallest: as of :func:`block_tree`.
+    :returns: numbers of splits accepted and tried, and of merges accepted and tried.
     """
     np.random.seed(seed)
-    forest = new_forest(model, capacity)
-    trees = trees_of_labels(model, forest, labels)
-    counts = np.zeros(6, np.int64)
+    model = model_of(kind, parameters, points, log_size, log_number)
+    forest = new_forest(model, 3 * points.shape[0] + 1)
+    number = labels.max() + 1
+    clusters = clusters_of(model, forest, tallest, labels, number + num_moves + 2)
+    counts = np.zeros(4, np.int64)
     for _ in range(num_moves):
-        trees, kind, is_accepted, has_room = move_cluster(model, forest, trees)
-        if not has_room:
-            return False, counts
-        counts[2 * kind] += is_accepted
-        counts[2 * kind + 1] += 1
-    for _ in range(num_picks):
-        if forest.top[0] + 2 * labels.size + 2 > forest.left.size:
-            return False, counts
-        trees, is_accepted = move_point(model, forest, trees, depth)
-        counts[4] += is_accepted
-        counts[5] += 1
-    for k in range(trees.size):
-        labels[leaves_below(forest, trees[k])] = k
-    return True, counts
-
-
-@compiled
-def log_odds_of_split(
-    model: Model,
-    forest: Forest,
-    tree: int,
-    blocks: Integers,
-    block_of: Integers,
-    rest: Integers,
-) -> tuple[float, bool]:
-    """Log ratio at which a split is accepted, and one over which its merge is.
-
-    :param int tree: the whole.
-    :param blocks: trees of its parts.
-    :param block_of: part of each of its points, numbers from zero.
-    :param rest: the other trees.
-    :returns: the log ratio, and whether there was room.
-    """
-    log_ratio = log_merge(model, forest, blocks, rest) - forest.log_potential[tree]
-    for block in blocks:
-        log_ratio += forest.log_potential[block]
-    log_ratio += model.log_number[rest.size + blocks.size] - model.log_number[rest.size + 1]
-    room = forest.left.size - forest.top[0]
-    log_forward, has_room = log_split(model, forest, tree, block_of, rest, room)
-    return log_ratio - log_forward, has_room
-
-
-@compiled
-def move_cluster(model: Model, forest: Forest, trees: Integers) -> tuple[Integers, int, bool, bool]:
-    """Propose to split a cluster, or to merge it with others.
-
-    :returns: the trees after it, 0 for a split and 1 for a merge, whether it was accepted, and
-        whether there was room.
-    """
-    start, capacity = forest.top[0], forest.left.size
-    chosen = np.random.randint(trees.size)
-    partners = draw_partners(model, forest, trees, chosen)
-    is_own = np.zeros(trees.size, np.bool_)
-    is_own[chosen] = True
-    is_own[partners] = True
-    rest = trees[~is_own]
-    block_of = np.empty(model.points.shape[0], np.int64)
-    count = forest.num_points[trees[is_own]].sum()
-    room = capacity - start - 2 * count
-    if room < 0:
-        return trees, 0, False, False
-    is_split = partners.size == 0
-    if is_split:
-        tree = trees[chosen]
-        if count == 1:
-            return trees, 0, False, True
-        blocks = np.empty(count + 1, np.int64)
-        number, _, has_room = draw_split(model, forest, tree, block_of, blocks, room)
-        if not has_room:
-            return trees, 0, False, False
-        forest.top[0] = start
-        members = leaves_below(forest, tree)
-        blocks = blocks[:number]
-        for block in range(number):
-            blocks[block] = build(model, forest, members[block_of[members] == block])
-        proposed = np.append(rest, blocks)
-    else:
-        blocks = trees[is_own]
-        is_member = np.zeros(block_of.size, np.bool_)
-        for block in range(blocks.size):
-            leaves = leaves_below(forest, blocks[block])
-            block_of[leaves] = block
-            is_member[leaves] = True
-        tree = build(model, forest, np.nonzero(is_member)[0])
-        proposed = np.append(rest, np.array([tree]))
-    log_odds, has_room = log_odds_of_split(model, forest, tree, blocks, block_of, rest)
-    if not has_room:
-        return trees, 0, False, False
-    kind = 0 if is_split else 1
-    if math.log(np.random.random()) < (log_odds if is_split else -log_odds):
-        return proposed, kind, True, True
-    forest.top[0] = start
-    return trees, kind, False, True
-
-
-@compiled
-def move_point(model: Model, forest: Forest, trees: Integers, depth: int) -> tuple[Integers, bool]:
-    """Propose another cluster for a point that the tree of a random cluster picks.
-
-    :returns: the trees after it, and whether the point moved.
-    """
-    start = forest.top[0]
-    chosen = np.random.randint(trees.size)
-    own = trees[chosen]
-    nodes, probabilities = pick_probabilities(forest, own, depth)
-    point = nodes[place_from(np.log(probabilities))]
-    log_pick = math.log(probabilities[nodes == point][0]) - math.log(trees.size)
-
-    members = leaves_below(forest, own)
-    remaining = members[members != point]
-    number = trees.size
-    logs = np.empty(number + 1)
-    alone = forest.log_potential[point]
-    for place in range(number):
-        if place != chosen:
-            tree = trees[place]
-            apart = forest.log_total[tree] + forest.log_total[point]
-            both = apart - log_dissimilarity(model, forest, tree, point)
-            logs[place] = both - forest.log_potential[tree]
-    logs[number] = alone
-    left = -1
-    if remaining.size == 0:
-        # The cluster goes with its point, and a new one is the old one.
-        logs[chosen] = -np.inf
-        logs[number] += model.log_number[number] - model.log_number[number - 1]
-    else:
-        left = build(model, forest, remaining)
-        logs[chosen] = forest.log_potential[own] - forest.log_potential[left]
-        logs[number] += model.log_number[number + 1] - model.log_number[number]
-    largest = logs.max()
-    choice = place_from(logs - largest - math.log(np.exp(logs - largest).sum()))
-    is_back = choice == chosen or (choice == number and remaining.size == 0)
-    if is_back:
-        forest.top[0] = start
-        return trees, False
-
-    if choice == number:
-        joined = point
-    else:
-        others = np.append(leaves_below(forest, trees[choice]), np.array([point]))
-        joined = build(model, forest, np.sort(others))
-    keeps = np.ones(number, np.bool_)
-    keeps[chosen] = False
-    if choice < number:
-        keeps[choice] = False
-    after = np.append(trees[keeps], np.array([joined]))
-    if left >= 0:
-        after = np.append(after, np.array([left]))
-    nodes, probabilities = pick_probabilities(forest, joined, depth)
-    log_back = math.log(probabilities[nodes == point][0]) - math.log(after.size)
-    if math.log(np.random.random()) < log_back - log_pick:
-        return after, True
-    forest.top[0] = start
-    return trees, False
-
-
-@compiled
-def pick_probabilities(forest: Forest, tree: int, depth: int) -> tuple[Integers, Floats]:
-    """Nodes of a tree, and probabilities of its leaves to be picked after some descents."""
-    nodes = nodes_below(forest, tree)
-    place_of = np.empty(forest.left.size, np.int64)
-    for place in range(nodes.size):
-        place_of[nodes[place]] = place
-    current = np.zeros(nodes.size)
-    current[0] = 1.0
-    for _ in range(depth):
-        following = np.zeros(nodes.size)
-        for place in range(nodes.size):
-            if current[place] > 0:
-                below = nodes_below(forest, nodes[place])
-                logs = log_subtree_weights(forest, below)
-                for index in range(below.size):
-                    following[place_of[below[index]]] += current[place] * math.exp(logs[index])
-        current = following
-    picked = np.zeros(nodes.size)
-    for place in range(nodes.size):
-        if current[place] > 0:
-            leaves = leaves_below(forest, nodes[place])
-            for leaf in leaves:
-                picked[place_of[leaf]] += current[place] / leaves.size
-    return nodes, picked
+        direction, after = _move(
+            model, table, log_size, tallest, forest, clusters, labels, number, num_scans
+        )
+        counts[2 * direction] += after != number
+        counts[2 * direction + 1] += 1
+        number = after
+    return counts

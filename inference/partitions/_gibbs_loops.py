@@ -29,6 +29,7 @@ from pyro_ext.inference.partitions._cluster_loops import (
 __all__ = [
     "draw_place",
     "gibbs_sweep",
+    "greedy_scan",
     "log_density_of_labels",
     "rebuild",
     "restricted_scan",
@@ -211,29 +212,75 @@ def restricted_scan(
     """
     size = points.shape[1]
     scratch = np.zeros(size * size + size)
-    logs = np.empty(2)
     total = 0.0
     for place in range(sides.size - 2):
-        point, side = points[place], sides[place]
-        if not exclude(kind, parameters, records[side], float(counts[side]), point, scratch):
-            rebuild(kind, parameters, points, sides == side, place, records[side])
-        counts[side] -= 1
-        for k in range(2):
-            m = counts[k]
-            logs[k] = log_size[m + 1] - log_size[m]
-            logs[k] += log_predictive(kind, parameters, table, records[k], m, point, scratch)
-        # The log odds of the second side, and the log probability of each.
-        odds = logs[1] - logs[0]
+        odds = _log_odds_of_second_side(
+            kind, parameters, table, points, sides, place, records, counts, log_size, scratch
+        )
         log_second = -math.log1p(math.exp(-odds)) if odds > 0 else odds - math.log1p(math.exp(odds))
         if is_forced:
             side = wanted[place]
         else:
             side = 1 if math.log(np.random.random()) < log_second else 0
         total += log_second if side == 1 else log_second - odds
-        include(kind, parameters, records[side], float(counts[side]), point, scratch)
+        include(kind, parameters, records[side], float(counts[side]), points[place], scratch)
         counts[side] += 1
         sides[place] = side
     return total
+
+
+@compiled
+def greedy_scan(
+    kind: int,
+    parameters: Floats,
+    table: Floats,
+    points: Floats,
+    sides: Integers,
+    records: Floats,
+    counts: Integers,
+    log_size: Floats,
+) -> int:
+    """Put each point but the last two on its likelier side, and return how many have moved."""
+    size, num_moved = points.shape[1], 0
+    scratch = np.zeros(size * size + size)
+    for place in range(sides.size - 2):
+        before = sides[place]
+        odds = _log_odds_of_second_side(
+            kind, parameters, table, points, sides, place, records, counts, log_size, scratch
+        )
+        side = 1 if odds > 0.0 else 0
+        include(kind, parameters, records[side], float(counts[side]), points[place], scratch)
+        counts[side] += 1
+        sides[place] = side
+        num_moved += side != before
+    return num_moved
+
+
+@compiled
+def _log_odds_of_second_side(
+    kind: int,
+    parameters: Floats,
+    table: Floats,
+    points: Floats,
+    sides: Integers,
+    place: int,
+    records: Floats,
+    counts: Integers,
+    log_size: Floats,
+    scratch: Floats,
+) -> float:
+    """Take a point out of its side, and return the log odds of the second one given the others."""
+    point, side = points[place], sides[place]
+    if not exclude(kind, parameters, records[side], float(counts[side]), point, scratch):
+        rebuild(kind, parameters, points, sides == side, place, records[side])
+    counts[side] -= 1
+    odds = 0.0
+    for k in range(2):
+        m = counts[k]
+        log_weight = log_size[m + 1] - log_size[m]
+        log_weight += log_predictive(kind, parameters, table, records[k], m, point, scratch)
+        odds += log_weight if k == 1 else -log_weight
+    return odds
 
 
 @compiled

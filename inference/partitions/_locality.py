@@ -1,12 +1,14 @@
-"""An order of points in which those that are near each other come one after the other."""
+"""Neighborhoods of points: an order of them, and a tree over them, made of the data alone."""
 
 import numpy as np
+from scipy.cluster.hierarchy import leaves_list, linkage
 
 from pyro_ext.inference.partitions._mixture import Floats, Integers
 
-__all__ = ["locality_order"]
+__all__ = ["locality_order", "neighbor_tree"]
 
 _SMALL = 4
+_MOST_CELLS = 2_048  # Ward's method takes the square of their number
 
 
 def locality_order(points: Floats) -> Integers:
@@ -25,3 +27,46 @@ def locality_order(points: Floats) -> Integers:
         members = members[points[members, axis].argsort(kind="stable")]
         waiting += [members[len(members) // 2 :], members[: len(members) // 2]]
     return np.concatenate(order)
+
+
+def neighbor_tree(points: Floats) -> tuple[Integers, Floats]:
+    """A binary tree over points, by Ward's method; of small cells of neighbors where they are many.
+
+    :param points: **Shape:** ``(n, d)``.
+    :returns: the order of the leaves, and the heights of the nodes that join neighboring leaves:
+        first those, then the largest of 2, 4, 8 and so on in succession, for lookups of the largest
+        of any range. **Shape:** ``(n,)`` and ``(levels, n - 1)``.
+    """
+    order = locality_order(points)
+    cells = np.array_split(order, min(len(order), _MOST_CELLS))
+    heights = np.empty(len(order) - 1)
+    if len(cells) > 1:
+        joints = linkage(np.stack([points[cell].mean(0) for cell in cells]), "ward")
+        leaves = leaves_list(joints)
+        cells = [cells[leaf] for leaf in leaves]
+        order = np.concatenate(cells)
+        # Within a cell a balanced tree below all joints.
+        places = np.arange(1, len(order))
+        heights[:] = np.log2(places & -places) - len(order).bit_length()
+        ends = np.cumsum([len(cell) for cell in cells])
+        heights[ends[:-1] - 1] = _joint_heights(joints, leaves)
+    levels = [heights]
+    while 2 ** len(levels) <= len(heights):
+        half, last = 2 ** (len(levels) - 1), levels[-1]
+        largest = last.copy()
+        largest[:-half] = np.maximum(last[:-half], last[half:])
+        levels.append(largest)
+    return order, np.stack(levels)
+
+
+def _joint_heights(joints: Floats, leaves: Integers) -> Floats:
+    """Ranks of the joints between neighboring leaves of a hierarchical clustering."""
+    number = len(leaves)
+    first, last = np.empty(2 * number - 1, np.int64), np.empty(2 * number - 1, np.int64)
+    first[leaves] = last[leaves] = np.arange(number)
+    heights = np.empty(number - 1)
+    for rank, pair in enumerate(joints[:, :2].astype(np.int64)):
+        left, right = pair[np.argsort(first[pair])]
+        heights[last[left]] = rank
+        first[number + rank], last[number + rank] = first[left], last[right]
+    return heights

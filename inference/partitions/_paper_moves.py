@@ -9,29 +9,33 @@ import math
 import numpy as np
 
 from pyro_ext._compiled import compiled
-from pyro_ext.inference.partitions._tree_guided_loops import (
-    draw_partners,
-    draw_split,
-    log_like,
-    log_merge,
-    log_no_merge,
-    parents_of,
-    place_from,
-)
 from pyro_ext.inference.partitions._tree_loops import (
+    Floats,
     Forest,
     Integers,
     Model,
+    build,
     insert,
     join,
     leaves_below,
     log_dissimilarity,
+    log_like,
     log_subtree_weights,
     new_forest,
     nodes_below,
+    parents_of,
 )
 
-__all__ = ["paper_sweep", "replanted"]
+__all__ = ["paper_sweep", "replanted", "trees_of_labels"]
+
+
+@compiled
+def trees_of_labels(model: Model, forest: Forest, labels: Integers) -> Integers:
+    """Roots of the trees of all clusters."""
+    trees = np.empty(labels.max() + 1, np.int64)
+    for k in range(trees.size):
+        trees[k] = build(model, forest, np.nonzero(labels == k)[0])
+    return trees
 
 
 @compiled
@@ -221,3 +225,140 @@ def replanted(
                 copies[node] = join(model, new, left, right)
         roots[place] = copies[trees[place]]
     return new, roots
+
+
+@compiled
+def place_from(logs: Floats) -> int:
+    """Draw a place with given log probabilities."""
+    level, place = np.random.random(), 0
+    total = math.exp(logs[0])
+    while place < logs.size - 1 and total <= level:
+        place += 1
+        total += math.exp(logs[place])
+    return place
+
+
+@compiled
+def log_merge(model: Model, forest: Forest, blocks: Integers, rest: Integers) -> float:
+    """Log probability that blocks are proposed to merge, whichever of them begins."""
+    total = -np.inf
+    for starter in range(blocks.size):
+        log_path = -math.log(blocks.size + rest.size)
+        for place in range(rest.size):
+            cost = log_dissimilarity(model, forest, blocks[starter], rest[place])
+            log_path += log_like(-cost)
+        for place in range(blocks.size):
+            if place != starter:
+                cost = log_dissimilarity(model, forest, blocks[starter], blocks[place])
+                log_path += log_like(cost)
+        total = np.logaddexp(total, log_path)
+    return total
+
+
+@compiled
+def log_no_merge(model: Model, forest: Forest, tree: int, rest: Integers) -> float:
+    """Log probability that a tree is picked and nothing is found to be like it."""
+    total = -math.log(rest.size + 1)
+    for place in range(rest.size):
+        total += log_like(-log_dissimilarity(model, forest, tree, rest[place]))
+    return total
+
+
+@compiled
+def draw_partners(model: Model, forest: Forest, trees: Integers, chosen: int) -> Integers:
+    """Places of the trees that are taken to be like a chosen one."""
+    partners = np.zeros(trees.size, np.bool_)
+    for place in range(trees.size):
+        if place != chosen:
+            cost = log_dissimilarity(model, forest, trees[chosen], trees[place])
+            partners[place] = math.log(np.random.random()) < log_like(cost)
+    return np.nonzero(partners)[0]
+
+
+@compiled
+def draw_split(
+    model: Model, forest: Forest, tree: int, block_of: Integers, trees: Integers, room: int
+) -> tuple[int, float, bool]:
+    """Split a tree at random.
+
+    :param block_of: takes the block of each point of the tree.
+    :param trees: takes the trees of the blocks.
+    :returns: number of blocks, log probability of what was done, and whether there was room.
+    """
+    nodes = nodes_below(forest, tree)
+    parents, inner = parents_of(forest, nodes), inner_places(forest, nodes)
+    log_weights = log_subtree_weights(forest, nodes[inner])
+    index = place_from(log_weights)
+    way = way_up(forest, parents, nodes, inner[index])
+    block_at = np.empty(way.size, np.int64)
+    number, log_path, has_room = regroup(model, forest, way, block_at, trees, room)
+    for step in range(way.size):
+        for leaf in leaves_below(forest, way[step]):
+            block_of[leaf] = block_at[step]
+    return number, log_path + log_weights[index], has_room
+
+
+@compiled
+def regroup(
+    model: Model,
+    forest: Forest,
+    way: Integers,
+    block_at: Integers,
+    trees: Integers,
+    room: int,
+) -> tuple[int, float, bool]:
+    """Distribute subtrees over blocks at random, the first two each into its own.
+
+    :param way: roots of the subtrees.
+    :param block_at: takes the number of the block of each.
+    :param trees: takes the roots of the trees of the blocks.
+    :param int room: number of nodes that may be made.
+    :returns: number of blocks, log probability of what was done, and whether there was room.
+    """
+    trees[0], trees[1] = way[0], way[1]
+    block_at[0], block_at[1] = 0, 1
+    number, total, limit = 2, 0.0, forest.top[0] + room
+    logs = np.empty(way.size + 1)
+    for place in range(2, way.size):
+        norm = 0.0  # the logarithm of one, for a new block
+        for block in range(number):
+            logs[block] = -log_dissimilarity(model, forest, way[place], trees[block])
+            norm = np.logaddexp(norm, logs[block])
+        logs[number] = 0.0
+        choice = place_from(logs[: number + 1] - norm)
+        block_at[place] = choice
+        total += logs[choice] - norm
+        if choice == number:
+            trees[number] = way[place]
+            number += 1
+        else:
+            if forest.top[0] + forest.num_points[trees[choice]] + 1 > limit:
+                return number, total, False
+            trees[choice] = insert(model, forest, trees[choice], way[place], True)
+    return number, total, True
+
+
+@compiled
+def way_up(forest: Forest, parents: Integers, nodes: Integers, place: int) -> Integers:
+    """Children of a node, and siblings met on the way to the root.
+
+    :param parents: places of parents among nodes.
+    :param nodes: of the tree, each before its children.
+    :param int place: that of the node.
+    """
+    way = np.empty(nodes.size + 1, np.int64)
+    way[0], way[1] = forest.left[nodes[place]], forest.right[nodes[place]]
+    length = 2
+    while parents[place] >= 0:
+        above = nodes[parents[place]]
+        other = forest.right[above] if forest.left[above] == nodes[place] else forest.left[above]
+        way[length] = other
+        length += 1
+        place = parents[place]
+    return way[:length]
+
+
+@compiled
+def inner_places(forest: Forest, nodes: Integers) -> Integers:
+    """Places of the nodes that are no leaves."""
+    return np.nonzero(forest.left[nodes] >= 0)[0]

@@ -32,10 +32,14 @@ __all__ = [
     "join",
     "leaves_below",
     "log_dissimilarity",
+    "log_like",
+    "log_potential_of",
     "log_subtree_weights",
+    "log_union",
     "model_of",
     "new_forest",
     "nodes_below",
+    "parents_of",
     "refresh",
 ]
 
@@ -108,28 +112,29 @@ def new_forest(model: Model, capacity: int) -> Forest:
 
 
 @compiled
-def _log_potential(model: Model, forest: Forest, count: int, sums: Floats) -> float:
+def log_potential_of(model: Model, forest: Forest, count: int, sums: Floats) -> float:
+    """Log potential of a block of so many points with given sums."""
     size = model.points.shape[1]
     value = log_of_sums(model.kind, model.parameters, size, float(count), sums, forest.scratch)
     return value + model.log_block[count]
 
 
 @compiled
-def _log_union(model: Model, forest: Forest, one: int, other: int) -> float:
+def log_union(model: Model, forest: Forest, one: int, other: int) -> float:
     """Log potential of the block of all points of two trees."""
     size = model.points.shape[1]
     both = forest.scratch[size * size + size :]
     for i in range(both.size):
         both[i] = forest.sums[one, i] + forest.sums[other, i]
     count = forest.num_points[one] + forest.num_points[other]
-    return _log_potential(model, forest, count, both)
+    return log_potential_of(model, forest, count, both)
 
 
 @compiled
 def log_dissimilarity(model: Model, forest: Forest, one: int, other: int) -> float:
     """Logarithm of the dissimilarity of two trees."""
     apart = forest.log_total[one] + forest.log_total[other]
-    return apart - _log_union(model, forest, one, other)
+    return apart - log_union(model, forest, one, other)
 
 
 @compiled
@@ -137,12 +142,12 @@ def refresh(model: Model, forest: Forest, node: int) -> None:
     """Bring what a node knows into line with its children, or a leaf with the model."""
     left, right = forest.left[node], forest.right[node]
     if left < 0:
-        forest.log_potential[node] = _log_potential(
+        forest.log_potential[node] = log_potential_of(
             model, forest, forest.num_points[node], forest.sums[node]
         )
         forest.log_total[node] = forest.log_potential[node]
     else:
-        _settle(forest, node, _log_union(model, forest, left, right))
+        _settle(forest, node, log_union(model, forest, left, right))
 
 
 @compiled
@@ -162,7 +167,7 @@ def _settle(forest: Forest, node: int, own: float) -> None:
 @compiled
 def join(model: Model, forest: Forest, one: int, other: int) -> int:
     """Make a new tree of two."""
-    return _joined(forest, one, other, _log_union(model, forest, one, other))
+    return _joined(forest, one, other, log_union(model, forest, one, other))
 
 
 @compiled
@@ -198,11 +203,11 @@ def insert(model: Model, forest: Forest, tree: int, other: int, keeps_tree: bool
     # Log potentials of the nodes on the way once the other tree is below them.
     unions = np.empty(forest.num_points[tree])
     length, node, is_left = 0, tree, False
-    union = _log_union(model, forest, tree, other)
+    union = log_union(model, forest, tree, other)
     while forest.left[node] >= 0:
         left, right = forest.left[node], forest.right[node]
-        union_left = _log_union(model, forest, left, other)
-        union_right = _log_union(model, forest, right, other)
+        union_left = log_union(model, forest, left, other)
+        union_right = log_union(model, forest, right, other)
         cost_left = forest.log_total[left] + forest.log_total[other] - union_left
         cost_right = forest.log_total[right] + forest.log_total[other] - union_right
         own = forest.log_cost[node]
@@ -286,3 +291,21 @@ def log_subtree_weights(forest: Forest, nodes: Integers) -> Floats:
         logs[place] = math.log1p(math.exp(logs[place] - largest))
         total += math.exp(logs[place])
     return logs - math.log(total)
+
+
+@compiled
+def log_like(log_cost: float) -> float:
+    """Log probability that two clusters are taken to be one, or not, of minus the cost."""
+    return -max(log_cost, 0.0) - math.log1p(math.exp(-abs(log_cost)))
+
+
+@compiled
+def parents_of(forest: Forest, nodes: Integers) -> Integers:
+    """Places of the parents among the nodes of a tree, each of which comes before its children."""
+    parents = np.full(nodes.size, -1)
+    length = 1
+    for place in range(nodes.size):
+        if forest.left[nodes[place]] >= 0:
+            parents[length] = parents[length + 1] = place
+            length += 2
+    return parents

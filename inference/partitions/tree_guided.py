@@ -1,4 +1,4 @@
-"""Moves of whole clusters that trees over their points guide.
+"""Splits and merges of clusters that trees over their points guide.
 
 [1] J. Lee, S. Choi (2015), Tree-guided MCMC inference for normalized random measure mixture models.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
 from pyro_ext.inference.partitions._conjugate_mixture import ClusterSource, Situation
-from pyro_ext.inference.partitions._locality import locality_order
+from pyro_ext.inference.partitions._locality import neighbor_tree
 from pyro_ext.inference.partitions._mixture import Integers, PriorSource
 from pyro_ext.inference.partitions.conjugate_kernel import ConjugateKernel
 from pyro_ext.inference.partitions.gibbs import fresh_word, sweep
@@ -24,33 +24,37 @@ _NODES_PER_POINT, _LEAST_NODES = 8, 1024
 
 
 class TreeGuided(ConjugateKernel):
-    r"""Tree-guided MCMC: trees of Bayesian hierarchical clustering propose splits and merges [1].
+    r"""Tree-guided MCMC: trees of hierarchical clustering propose splits and merges [1].
 
-    A step makes ``num_global_moves`` proposals. A cluster is picked, and each other one is found to
-    be like it with the probability that a Bayesian hierarchical clustering of both would merge
-    them. If there are such, all of them are united; otherwise the cluster is split at a node of its
-    tree, which is likely to be one where the parts do not belong together. Then single points are
-    moved.
+    A step makes ``num_global_moves`` proposals, and then moves single points. Trees over the points
+    of clusters, with the posterior of Bayesian hierarchical clustering, say which cluster falls
+    apart and where, and which two belong together.
+
+    ``mode="exact"``, the default, leaves the posterior invariant. All points have one tree, by
+    Ward's method, and the tree of a cluster is that tree restricted to its points. A split takes
+    two anchors on either side of a node where the tree falls apart, lays the other points beside
+    them subtree by subtree, lets each go to its likelier side a few times, and draws them once; it
+    is accepted with the probability of all of it and of its way back [2].
 
     ``mode="paper"`` is the kernel as it was published. It treats a proposal that depends on the
     trees as if the trees were irrelevant, and its stationary law is not the posterior but one with
     fewer and larger clusters: on four points with a posterior mean of 2.073 clusters it has 1.854,
-    and a total variation of 0.143. It is there for comparison. ``mode="exact"``, the default, has
-    trees that follow from their block alone, sums over all ways in which a proposal may come
-    about, and leaves the posterior invariant. The points of a block enter its tree in the order of
-    a k-d tree of the data, neighbors one after the other, which makes trees that know the clusters.
+    and a total variation of 0.143. It is there for comparison.
+
+    [2] S. Jain, R. M. Neal (2004), A split-merge Markov chain Monte Carlo procedure for the
+    Dirichlet process mixture model.
 
     :param prior: as of :class:`MarginalGibbs`.
     :param cluster: likewise.
     :param str mode: ``"exact"`` or ``"paper"``.
     :param str local: which points are moved singly: random ones, ``"uniform"``, or points that the
-        trees pick, ``"tree"``. The published kernel has the latter.
-    :param int num_global_moves: proposals in a step; 20 as published. Moves of single points
-        between them are worth more.
+        trees pick, ``"tree"``, which only ``mode="paper"`` can do; the published kernel has them.
+    :param int num_global_moves: proposals in a step; 20 as published.
     :param float local_share: how many points are moved singly, as a share of all. By default all
-        with ``mode="exact"`` and ``local="uniform"``, which takes no longer than the trees do, and
-        a tenth otherwise, as published.
+        with ``mode="exact"``, and a tenth with ``mode="paper"``, as published.
     :param int depth: random descents in a tree by which it picks points.
+    :param int num_scans: times that the points of a split may go to their likelier side before they
+        are drawn, with ``mode="exact"``.
     :param str init: as of :class:`MarginalGibbs`.
 
     Example::
@@ -75,6 +79,7 @@ class TreeGuided(ConjugateKernel):
         num_global_moves: int = 5,
         local_share: float | None = None,
         depth: int = 2,
+        num_scans: int = 3,
         init: str = "prior",
     ) -> None:
         if mode not in _MODES:
@@ -83,15 +88,17 @@ class TreeGuided(ConjugateKernel):
             raise ValueError(f"local must be one of {_LOCALS}, got {local!r}")
         self.mode, self.local = mode, local
         self.num_global_moves = check_integer("num_global_moves", num_global_moves, 0)
+        if mode == "exact" and local == "tree":
+            raise ValueError('local must be "uniform" with mode="exact", got "tree"')
         if local_share is None:
-            takes_all = mode == "exact" and local == "uniform"
-            local_share = 1.0 if takes_all else _PUBLISHED_SHARE
+            local_share = 1.0 if mode == "exact" else _PUBLISHED_SHARE
         self.local_share = check_number("local_share", local_share, above=0.0, most=1.0)
         self.depth = check_integer("depth", depth, 1)
+        self.num_scans = check_integer("num_scans", num_scans, 0)
         # The published kernel has the trees in its state.
         self.keeps_no_state = mode == "exact"
         self._capacity = 0
-        self._order = np.empty(0, np.int64)
+        self._order, self._heights = np.empty(0, np.int64), np.empty((0, 0))
         self._planted: tuple[Any, Integers, Integers] | None = None
         super().__init__(prior, cluster, init=init)
 
@@ -103,56 +110,59 @@ class TreeGuided(ConjugateKernel):
         """
         super().setup(warmup_steps, x)
         self._capacity = _NODES_PER_POINT * len(x) + _LEAST_NODES
-        self._order = locality_order(self.mixture.points.double().cpu().numpy())
+        self._order, self._heights = neighbor_tree(self.mixture.points.double().cpu().numpy())
         self._planted = None
 
     def settings(self) -> dict[str, Any]:
         """Arguments by name."""
-        names = ("mode", "local", "num_global_moves", "local_share", "depth")
+        names = ("mode", "local", "num_global_moves", "local_share", "depth", "num_scans")
         return super().settings() | {name: getattr(self, name) for name in names}
 
     def _move(self, labels: Integers, situation: Situation) -> dict[str, float]:
-        from pyro_ext.inference.partitions._tree_loops import model_of
-
-        compiled, log_size, log_number, *_ = situation
-        order = self._order if self.mode == "exact" else np.arange(len(labels))
-        points = compiled.points[order]
-        model = model_of(compiled.kind, compiled.parameters, points, log_size, log_number)
         number = len(labels)
         some = torch.randperm(number)[: max(round(number * self.local_share), 1)].numpy()
         if self.mode == "paper":
-            counts = self._paper_moves(model, labels, some)
+            counts = self._paper_moves(situation, labels, some)
         else:
-            ordered = labels[order]
-            counts = self._exact_moves(model, ordered, len(some))
-            labels[order] = ordered
-            if self.local == "uniform":
-                sweep(labels, some, situation)
+            counts = self._exact_moves(situation, labels)
+            sweep(labels, some, situation)
+        names = ("split", "merge", "point")[: len(counts) // 2]
         return {
             f"{name}_acceptance": float(accepted) / float(tried) if tried else float("nan")
-            for name, accepted, tried in zip(
-                ("split", "merge", "point"), counts[::2], counts[1::2], strict=True
-            )
+            for name, (accepted, tried) in zip(names, counts.reshape(-1, 2), strict=True)
         }
 
-    def _exact_moves(self, model: Any, labels: Integers, num_picks: int) -> Integers:
+    def _exact_moves(self, situation: Situation, labels: Integers) -> Integers:
         from pyro_ext.inference.partitions._exact_moves import exact_sweep
 
-        number = num_picks if self.local == "tree" else 0
-        seed = fresh_word()
-        while True:
-            has_room, counts = exact_sweep(
-                model, labels, self.num_global_moves, number, self.depth, self._capacity, seed
-            )
-            if has_room:
-                return counts
-            self._capacity *= 2
+        compiled, log_size, log_number, *_ = situation
+        ordered = labels[self._order]
+        counts = exact_sweep(
+            compiled.kind,
+            compiled.parameters,
+            compiled.table,
+            compiled.points[self._order],
+            ordered,
+            self._heights,
+            log_size,
+            log_number,
+            self.num_global_moves,
+            self.num_scans,
+            fresh_word(),
+        )
+        labels[self._order] = ordered
+        return counts
 
-    def _paper_moves(self, model: Any, labels: Integers, some: Integers) -> Integers:
-        from pyro_ext.inference.partitions._exact_moves import trees_of_labels
-        from pyro_ext.inference.partitions._paper_moves import paper_sweep, replanted
-        from pyro_ext.inference.partitions._tree_loops import leaves_below, new_forest
+    def _paper_moves(self, situation: Situation, labels: Integers, some: Integers) -> Integers:
+        from pyro_ext.inference.partitions._paper_moves import (
+            paper_sweep,
+            replanted,
+            trees_of_labels,
+        )
+        from pyro_ext.inference.partitions._tree_loops import leaves_below, model_of, new_forest
 
+        compiled, log_size, log_number, *_ = situation
+        model = model_of(compiled.kind, compiled.parameters, compiled.points, log_size, log_number)
         if self._planted is None or not np.array_equal(self._planted[2], labels):
             start = new_forest(model, self._capacity)
             old, roots = start, trees_of_labels(model, start, labels)

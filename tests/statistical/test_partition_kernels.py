@@ -90,9 +90,6 @@ KERNELS = {
     "Gibbs": MarginalGibbs,
     "split-merge": lambda prior, cluster: SplitMerge(prior, cluster, num_scans=2),
     "exact": lambda prior, cluster: TreeGuided(prior, cluster, num_global_moves=4),
-    "exact by trees": lambda prior, cluster: TreeGuided(
-        prior, cluster, num_global_moves=4, local="tree"
-    ),
     "slices": SliceSampler,
     "paper": lambda prior, cluster: TreeGuided(
         prior, cluster, mode="paper", local="tree", num_global_moves=4
@@ -119,7 +116,7 @@ def largest_score(name, prior, cluster, num_simulations=NUM_SIMULATIONS):
     return float((changed.mean(0) / (changed.std(0) / num_simulations**0.5)).abs().max())
 
 
-@pytest.mark.parametrize("name", ["Gibbs", "split-merge", "exact", "exact by trees"])
+@pytest.mark.parametrize("name", ["Gibbs", "split-merge", "exact"])
 def test_normalized_measures(name):
     """The largest of seven scores is above 4.5 for one seed in 20,000."""
     assert largest_score(name, measure_prior, gaussian) < 4.5
@@ -130,7 +127,7 @@ def test_slices():
     assert largest_score("slices", small_discount_prior, gaussian) < 4.5
 
 
-@pytest.mark.parametrize("name", ["Gibbs", "split-merge", "exact", "exact by trees"])
+@pytest.mark.parametrize("name", ["Gibbs", "split-merge", "exact"])
 def test_pitman_yor(name):
     """As above."""
     assert largest_score(name, pitman_yor_prior, poisson) < 4.5

@@ -60,16 +60,11 @@ def make_exact(prior, cluster):
     return TreeGuided(prior, cluster, num_global_moves=3)
 
 
-def make_exact_by_trees(prior, cluster):
-    return TreeGuided(prior, cluster, num_global_moves=3, local="tree")
-
-
 KERNELS = (
     make_gibbs,
     make_split_merge,
     make_split_merge_alone,
     make_exact,
-    make_exact_by_trees,
 )
 
 
@@ -266,7 +261,7 @@ def test_statistics_summary_and_arviz(capsys):
     assert statistics["lp"].shape == (2, 8)
     labels = mcmc.get_samples(group_by_chain=True)["assignment"]
     assert torch.equal(statistics["num_clusters"], labels.amax(-1).double() + 1.0)
-    assert {"split_acceptance", "merge_acceptance", "point_acceptance"} <= set(statistics)
+    assert {"split_acceptance", "merge_acceptance"} <= set(statistics)
     mcmc.summary()
     assert "assignment" not in capsys.readouterr().out
     data = to_arviz(mcmc, partitions="assignment")
@@ -333,7 +328,7 @@ def test_bad_counts():
 
 @pytest.mark.parametrize(
     ("options", "share"),
-    [({}, 1.0), ({"local": "tree"}, 0.1), ({"mode": "paper"}, 0.1), ({"local_share": 0.5}, 0.5)],
+    [({}, 1.0), ({"mode": "paper"}, 0.1), ({"local_share": 0.5}, 0.5)],
 )
 def test_share_of_points_that_move_singly(options, share):
     kernel = TreeGuided(LAWS["Dirichlet"], gaussian_cluster(), **options)
@@ -380,6 +375,8 @@ def test_bad_arguments():
         TreeGuided(law, cluster, mode="fast")
     with pytest.raises(ValueError, match="local must be one of"):
         TreeGuided(law, cluster, local="all")
+    with pytest.raises(ValueError, match='local must be "uniform" with mode="exact"'):
+        TreeGuided(law, cluster, local="tree")
     for share in (0.0, 1.1, float("nan")):
         with pytest.raises(ValueError, match="local_share must be"):
             TreeGuided(law, cluster, local_share=share)

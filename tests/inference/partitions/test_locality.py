@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pyro_ext.inference.partitions._locality import locality_order
+from pyro_ext.inference.partitions._locality import locality_order, neighbor_tree
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 2), (5, 1), (100, 3), (257, 2)])
@@ -29,3 +29,20 @@ def test_clusters_stay_together():
 
 def test_equal_points_keep_their_order():
     assert locality_order(np.zeros((40, 2))).tolist() == list(range(40))
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 90, 2_500])
+def test_a_tree_of_neighbors(number):
+    rng = np.random.default_rng(number)
+    labels = rng.integers(3, size=number)
+    points = np.array([[0.0, 0.0], [40.0, 0.0], [0.0, 30.0]])[labels] + rng.normal(size=(number, 2))
+    order, tallest = neighbor_tree(points)
+    assert sorted(order) == list(range(number))
+    for level, row in enumerate(tallest):
+        for start in rng.integers(max(number - 2**level, 1), size=5 if number > 1 else 0):
+            assert row[start] == tallest[0, start : start + 2**level].max()
+    if number == 90:
+        # The two highest joints are those between the three clusters.
+        cuts = np.sort(np.argsort(tallest[0])[-2:]) + 1
+        assert [len(set(part)) for part in np.split(labels[order], cuts)] == [1, 1, 1]
+        assert len(set(tallest[0])) == 89
