@@ -62,16 +62,17 @@ class FixedPoint(NamedTuple):
 PointOf = Callable[[Noise], FixedPoint]
 
 
-def points_of(point_of: PointOf) -> list[FixedPoint | None]:
-    """Evaluate a model at all points.
+def points_of(point_of: PointOf, scales: Sequence[float] = _SCALES) -> list[FixedPoint | None]:
+    """Evaluate a model at fixed points.
 
     :param point_of: maps the numbers of a point to what the model gives there.
+    :param Sequence scales: of the numbers at each point.
     :returns: the points, ``None`` where it raises, as models may far from their posterior.
     """
     found: list[FixedPoint | None] = []
     before = get_rng_state()
     try:
-        for number, scale in enumerate(_SCALES):
+        for number, scale in enumerate(scales):
             set_rng_seed(number)
             found.append(_or_none(partial(point_of, _noise(scale))))
     finally:
@@ -101,7 +102,8 @@ def fingerprint(
     :param Sequence tensors: what there is at the points, ``None`` for nothing.
     :param float epsilon: relative precision of what they were computed from.
     :param float scale: norm of what was added up in them, beyond their own.
-    :returns: ``"value"``, ``"tolerance"``, and ``"not_finite"``, how many elements are not finite.
+    :returns: ``"value"``, ``"tolerance"``, and ``"not_finite"``, how many elements are not finite;
+        each ``None`` where there is nothing.
     """
     rows = [_project(tensor, epsilon, scale) for tensor in tensors]
     names = ("value", "tolerance", "not_finite")
@@ -192,9 +194,9 @@ def _noise(scale: float) -> Noise:
 
 def _project(
     tensor: Tensor | None, epsilon: float, scale: float
-) -> tuple[float | None, float | None, int]:
+) -> tuple[float | None, float | None, int | None]:
     if tensor is None:
-        return None, None, -1
+        return None, None, None
     flat = torch.as_tensor(tensor).detach().reshape(-1).cpu()
     flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
     flat = flat.double()

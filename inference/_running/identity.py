@@ -46,6 +46,7 @@ _ADAPTER_SETTINGS = (
     "target_accept_prob",
     "dense_mass",
 )
+_WHOLE = (0.5, -0.5)  # scales of points at which all of the data are gone through
 _FINGERPRINT = {"value", "tolerance", "not_finite"}
 
 
@@ -96,10 +97,16 @@ def model_identity(
             flat = noise("all sites", (1, layout.size)).to(layout.device, layout.dtype)
             return FixedPoint({"all": potential.full(layout.unflatten(flat))}, {})
 
-        values = [None if point is None else point.terms["all"] for point in points_of(whole)]
+        points = points_of(whole, _WHOLE)
+        values = [None if point is None else point.terms["all"] for point in points]
         # Of sums over the data terms may cancel that are some ones each.
         scale = float(potential.data_size)
-        result["potential"] = fingerprint(values, torch.finfo(layout.dtype).eps, scale)
+        epsilon = torch.finfo(layout.dtype).eps
+        result["potential"] = fingerprint(values, epsilon, scale)
+        result["observed values"] = {
+            name: fingerprint([value], max(epsilon, epsilon_of([value])))
+            for name, value in potential.observations().items()
+        }
     return result
 
 
@@ -196,12 +203,15 @@ def _is_fingerprint(value: object) -> TypeGuard[Mapping[str, Any]]:
 
 
 def _first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> int | None:
-    """The first point at which fingerprints differ by more than the rounding of both."""
+    """The first point at which fingerprints differ by more than the rounding of both.
+
+    A point where one of them raised tells nothing: whether a matrix is singular may be rounding.
+    """
     for number, (a, b) in enumerate(zip(one["value"], other["value"], strict=True)):
-        if one["not_finite"][number] != other["not_finite"][number]:
-            return number
-        tolerance = one["tolerance"][number], other["tolerance"][number]
-        if a is not None and abs(a - b) > sum(tolerance):
+        if a is None or b is None:
+            continue
+        tolerance = one["tolerance"][number] + other["tolerance"][number]
+        if one["not_finite"][number] != other["not_finite"][number] or abs(a - b) > tolerance:
             return number
     return None
 
@@ -209,8 +219,7 @@ def _first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> int |
 def _number(found: Mapping[str, Any], number: int) -> str:
     """A fingerprint at one point, for a message."""
     value, not_finite = found["value"][number], found["not_finite"][number]
-    text = "an error" if value is None else f"{value:.9g}"
-    return f"{text} and {not_finite} infinite or NaN" if not_finite > 0 else text
+    return f"{value:.9g}" + (f" and {not_finite} infinite or NaN" if not_finite else "")
 
 
 def _describe_setting(value: Any) -> Any:

@@ -118,10 +118,8 @@ class Checkpoint:
     def _gather(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         numbers, length = complete_chains(self._statuses, self.num_samples)
         if not length:
-            keeps_none = self.description["identity"]["driver"] == "StreamingMCMC"
-            what = (
-                "moments of a StreamingMCMC, which keeps no draws" if keeps_none else "no draws yet"
-            )
+            is_streaming = self.description["identity"]["driver"] == "StreamingMCMC"
+            what = "moments of a StreamingMCMC, no draws" if is_streaming else "no draws yet"
             raise CheckpointError(f"{self.folder} holds {what}")
         groups = [(members, partial(self._chunks, members)) for members in self._files]
         return gather_chains(groups, numbers, length)
