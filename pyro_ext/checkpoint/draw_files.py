@@ -5,6 +5,7 @@ killed at any moment leaves a state, all files that it names, and at most one th
 name, which is made anew.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,11 @@ class DrawFiles:
         :raises CheckpointError: where a file is missing, or one too many, or the state damaged.
         """
         # Before the state: a run that goes on meanwhile adds files, and names them afterwards.
-        present = self._present()
+        names = names_in(self.folder)
+        present = [name for name in names if _is_draws(name)]
         path = self.folder / _STATE
         state, digests = None, {}
-        if path.exists():
+        if _STATE in names or os.path.exists(path):
             tensors, content, _ = read_tensors(path)
             if content["owner"] != self._owner:
                 raise CheckpointError(f"{path} is not of this run, or of other chains of it")
@@ -65,7 +67,7 @@ class DrawFiles:
             raise CheckpointError(f"{path} is missing, but there are draws: {present}"[:500])
         self._digests = digests
         for name in digests:
-            if not (self.folder / name).exists():
+            if not os.path.exists(self.folder / name):
                 raise CheckpointError(
                     f"{self.folder / name} is missing, one of {len(digests)} files of draws"
                 )
@@ -80,8 +82,8 @@ class DrawFiles:
 
     def discard_unnamed(self) -> None:
         """Delete the draws that were written without the state after them."""
-        for name in self._present():
-            if name not in self._digests:
+        for name in names_in(self.folder):
+            if _is_draws(name) and name not in self._digests:
                 (self.folder / name).unlink()
 
     def append(
@@ -131,7 +133,7 @@ class DrawFiles:
     def intact(self) -> Iterator[Found]:
         """Files one by one, up to the first that is missing, cut or changed, whatever the state."""
         previous = ""
-        for name in self._present():
+        for name in filter(_is_draws, names_in(self.folder)):
             try:
                 tensors, content, digest = read_tensors(self.folder / name)
             except CheckpointError:
@@ -145,18 +147,15 @@ class DrawFiles:
     def _last(self) -> str:
         return next(reversed(self._digests.values()), "")
 
-    def _present(self) -> list[str]:
-        """Names of all files of draws that are there, whole."""
-        return [
-            name
-            for name in names_in(self.folder)
-            if name.startswith(_PREFIX) and not name.endswith(UNFINISHED)
-        ]
-
     def _is_next(self, path: Path) -> bool:
         """Whether a file follows those that the state names: the run ended, or is, between both."""
         try:
             _, content, _ = read_tensors(path)
         except CheckpointError:
-            return not path.exists()  # the run has gone on meanwhile
+            return not os.path.exists(path)  # the run has gone on meanwhile
         return bool(content.get("previous") == self._last and content.get("owner") == self._owner)
+
+
+def _is_draws(name: str) -> bool:
+    """Whether a file is one of draws, whole."""
+    return name.startswith(_PREFIX) and not name.endswith(UNFINISHED)

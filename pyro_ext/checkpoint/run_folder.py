@@ -52,7 +52,7 @@ class RunFolder:
         except OSError as error:
             raise CheckpointError(
                 f"checkpoint={str(folder)!r} cannot be written to ({error.strerror or error}). "
-                "Make it writable to go on there; Checkpoint(folder) reads draws as they are"
+                "Make it writable, or go on in a copy of it"
             ) from error
 
     def description(self) -> dict[str, Any] | None:

@@ -312,6 +312,6 @@ def test_a_folder_that_cannot_be_written_to(run, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
-    with pytest.raises(CheckpointError, match="cannot be written to .Permission denied.*writable"):
+    with pytest.raises(CheckpointError, match="cannot be written to .Permission denied.*in a copy"):
         resume(run)
     assert Checkpoint(run).get_samples()["x"].shape == (36,)
