@@ -98,8 +98,8 @@ def read_description(folder: Path, kind: str) -> dict[str, Any]:
     """
     path = folder / _FILE
     if _FILE not in names_in(folder):
-        what = "has none" if folder.is_dir() else "is not there"
-        raise CheckpointError(f"wanted the folder of a run, with a {_FILE}; {folder} {what}")
+        reason = f"it has no {_FILE}" if folder.is_dir() else "it is not there"
+        raise CheckpointError(f"{folder} cannot be read as the folder of a run: {reason}")
     description = read_json(path)
     if description.get("format") != _FORMAT:
         raise CheckpointError(

@@ -227,7 +227,7 @@ def test_a_changed_description(run, subtests):
     path.unlink()
     with pytest.raises(CheckpointError, match="holds .*chains-00000.* but no run"):
         resume(run)
-    with pytest.raises(CheckpointError, match="with a run.json; .* has none"):
+    with pytest.raises(CheckpointError, match="cannot be read .* it has no run.json"):
         Checkpoint(run)
 
 
