@@ -90,7 +90,3 @@ class FolderStore:
     def chunks(self, members: range) -> Iterator[Chunk]:
         """Draws of a group of chains, in order."""
         yield from self._writer.chunks(members)
-
-    def close(self) -> None:
-        """Let other processes write."""
-        self._writer.close()

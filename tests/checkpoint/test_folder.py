@@ -255,12 +255,12 @@ def test_kinds_of_runs(run, tmp_path):
     other.close()
 
 
-def independent(folder):
+def independent(folder, starts=(0, 2, 4)):
     opened = DrawFolder(folder)
     try:
         opened.describe({"identity": {"driver": "PosteriorBootstrap"}})
         opened.open()
-        for start in (0, 2, 4):
+        for start in starts:
             members = range(start, start + 2)
             if opened.load(members) is None:
                 opened.save(members, {"x": torch.arange(start, start + 2)})
@@ -289,6 +289,25 @@ def test_independent_draws(tmp_path, subtests):
                 change(folder / name)
             with pytest.raises(CheckpointError, match=bad):
                 independent(folder)
+
+
+def test_independent_draws_of_a_run_that_ended_between_draws_and_state(tmp_path):
+    independent(tmp_path)
+    before, last = tmp_path / STATE, tmp_path / "draws-00000004-00000006.safetensors"
+    states = [before.read_bytes(), last.read_bytes()]
+    last.unlink()
+    folder = DrawFolder(tmp_path)
+    folder.describe({"identity": {"driver": "PosteriorBootstrap"}})
+    with pytest.raises(CheckpointError, match=last.name):
+        folder.open()
+    folder.close()
+    shutil.rmtree(tmp_path)
+    independent(tmp_path, [0, 2])
+    early = before.read_bytes()
+    independent(tmp_path)
+    before.write_bytes(early)
+    independent(tmp_path)
+    assert states == [before.read_bytes(), last.read_bytes()]
 
 
 def test_a_folder_that_is_gone(run, tmp_path):

@@ -10,6 +10,7 @@ import torch
 from pyro.infer import HMC, NUTS
 
 from pyro_ext.checkpoint import Checkpoint, CheckpointError
+from pyro_ext.diagnostics import to_arviz
 from pyro_ext.distributions import GaussianCluster
 from pyro_ext.inference import (
     MCMC,
@@ -317,6 +318,7 @@ def test_a_run_does_not_go_on_under_another_density(name, tmp_path):
     assert all(torch.equal(value, again[site][:3]) for site, value in first.items())
     kept = Checkpoint(tmp_path).get_samples()
     assert all(torch.equal(value, again[site]) for site, value in kept.items())
+    assert set(to_arviz(tmp_path)["posterior"]) == set(kept)
 
 
 def test_moments_are_no_draws(tmp_path):
