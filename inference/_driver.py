@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypedDict
 
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_ext._checks import check_integer
@@ -21,7 +22,9 @@ from pyro_ext.diagnostics._draws import Context
 from pyro_ext.inference._running.dispatch import Pace, run_elsewhere, run_here
 from pyro_ext.inference._running.identity import (
     data_identity,
+    density_identity,
     differences,
+    kernel_at,
     kernel_identity,
     model_identity,
     versions,
@@ -167,7 +170,7 @@ class Driver(ABC):
             runner = self._make_runner(seed)
             self._groups = self._make_groups(description)
             if writer is not None:
-                self._describe(writer, description, seed)
+                self._describe(writer, description, seed, runner.start)
             folder = FolderStore(writer, runner) if writer is not None else None
             self._open(folder)
             for members in self._groups if folder is not None else ():
@@ -254,9 +257,15 @@ class Driver(ABC):
         return [range(start, min(start + size, self.num_chains)) for start in starts]
 
     def _describe(
-        self, writer: CheckpointWriter, known: Mapping[str, Any] | None, seed: int
+        self,
+        writer: CheckpointWriter,
+        known: Mapping[str, Any] | None,
+        seed: int,
+        start: Mapping[str, Tensor] | None,
     ) -> None:
         """Write what the run is of, or raise where the checkpoint is of another run."""
+        point_of = kernel_at(self.kernel, self.args, self.kwargs, self._one_chain(start))
+        densities, quantities = density_identity(point_of, self.quantities)
         identity = {
             "versions": versions(),
             "run": {
@@ -266,9 +275,9 @@ class Driver(ABC):
                 "seed": seed,
             },
             "kernel": kernel_identity(self.kernel),
-            "model": model_identity(self.model, self._potential),
+            "model": model_identity(self.model, self._potential) | {"log density": densities},
             "data": self._data(),
-            "recorded": {"quantities": sorted(self.quantities), "fields": list(self.extra_fields)},
+            "recorded": {"quantities": quantities, "fields": list(self.extra_fields)},
             "driver": type(self).__name__,
         }
         groups = [[members.start, members.stop] for members in self._groups]
@@ -280,6 +289,7 @@ class Driver(ABC):
                     f"checkpoint={str(self.checkpoint)!r} is of another run: {'; '.join(found)}. "
                     "Continue with the same program, or name another folder"
                 )
+            identity = known["identity"]  # with the numbers as they were rounded at first
         dims = {}
         if self.potential is not None:
             whole = self.potential.deterministic_sites
@@ -294,6 +304,16 @@ class Driver(ABC):
                 "identity": identity,
             }
         )
+
+    def _one_chain(self, start: Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
+        """Parameters of one chain of a kernel that has a function instead of a model."""
+        if self.model is not None or getattr(self.kernel, "potential_fn", None) is None:
+            return None
+        if isinstance(self._potential, FunctionPotential):
+            return self.kernel.initial_params  # type: ignore[no-any-return]
+        if start is not None:
+            return {name: value[0] for name, value in start.items()}
+        return getattr(self.kernel, "initial_params", None)
 
     def _data(self) -> dict[str, str]:
         data = data_identity(list(self.args), "args") | data_identity(self.kwargs, "kwargs")

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,26 +38,39 @@ def _options(
     """Options of the command itself."""
 
 
+def _output(text: str) -> Any:
+    """The option ``--output``, of a folder that is written to."""
+    return typer.Option(help=text, file_okay=False, writable=True)
+
+
+def _make(output: Path) -> None:
+    """Make the folder of ``--output``, before any work begins."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise typer.BadParameter(
+            f"{output} cannot be made: {reason}", param_hint="--output"
+        ) from error
+
+
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the posterior and the plots.")] = Path(
-        "demo"
-    ),
+    output: Annotated[Path, _output("Folder for the posterior and the plots.")] = Path("demo"),
     num_chains: Annotated[int, typer.Option(min=1, help="Number of chains.")] = 8,
     num_draws: Annotated[int, typer.Option(min=4, help="Draws of each chain, one a cycle.")] = 50,
     cycle_length: Annotated[int, typer.Option(min=1, help="Steps in a cycle.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all randomness.")] = 0,
 ) -> None:
     """Sample a Bayesian network on handwritten digits and diagnose it with ArviZ."""
+    _make(output)
     # Looks upward, as only this module may, and late: help should not wait for PyTorch.
     from pyro_ext.tutorials import demo as page
 
     page.run(output, num_chains, num_draws, cycle_length, seed)
 
 
-Output = Annotated[
-    Path, typer.Option(help="Folder of the reports and figures, with a folder for each page.")
-]
+_REPORTS = "Folder of the reports and figures, with a folder for each page."
 
 
 def _pages() -> "list[Page]":
@@ -69,7 +82,9 @@ def _pages() -> "list[Page]":
 
 
 @app.command(name="list")
-def list_pages(output: Output = Path("figures")) -> None:
+def list_pages(
+    output: Annotated[Path, typer.Option(help=_REPORTS)] = Path("figures"),
+) -> None:
     """List the pages of papers, what they claim, and what their last runs gave."""
     from rich.console import Console
     from rich.markup import escape
@@ -94,7 +109,7 @@ def reproduce(
         list[str] | None, typer.Argument(metavar="SLUG", help="Pages, as `list` names them.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Run all pages.")] = False,
-    output: Output = Path("figures"),
+    output: Annotated[Path, _output(_REPORTS)] = Path("figures"),
     seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     seeds: Annotated[int, typer.Option(min=3, help="Number of seeds.")] = 3,
 ) -> None:
@@ -112,6 +127,7 @@ def reproduce(
         chosen = pages if every else choose(pages, slugs or [])
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    _make(output)
     outcomes = []
     for page in chosen:
         typer.echo(f"{page.slug}: {page.title}")

@@ -1,6 +1,7 @@
 """The command, the demonstration it runs, and the pages it knows."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from pyro_ext.reproduction import Report
 from pyro_ext.tutorials import demo
 
 runner = CliRunner()
+WIDE = {"COLUMNS": "300", "TERMINAL_WIDTH": "300"}
 
 
 def test_help_and_version():
@@ -28,6 +30,21 @@ def test_help_and_version():
 def test_bad_arguments():
     result = runner.invoke(app, ["demo", "--num-chains", "0"])
     assert result.exit_code == 2 and "num-chains" in result.output
+
+
+@pytest.mark.parametrize("command", [["demo"], ["reproduce", "--all"]])
+def test_an_output_that_cannot_be_made(command, tmp_path, monkeypatch):
+    """Known before work begins, which would take minutes."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "locked").mkdir()
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: "locked" not in str(path) and access(path, mode)
+    )
+    for name in ("file", "file/below", "locked"):
+        result = runner.invoke(app, [*command, "--output", str(tmp_path / name)], env=WIDE)
+        assert result.exit_code == 2, name
+        assert "--output" in result.output and name in result.output
 
 
 PAGE = """'A page that counts.'

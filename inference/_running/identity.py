@@ -5,7 +5,7 @@ import platform
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -15,9 +15,28 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_ext._version import __version__
+from pyro_ext.inference._running.fixed_points import (
+    FixedPoint,
+    Noise,
+    PointOf,
+    epsilon_of,
+    fingerprint,
+    function_at,
+    model_at,
+    points_of,
+)
+from pyro_ext.inference._running.legs import Quantities
 from pyro_ext.potential import FunctionPotential, Potential
 
-__all__ = ["data_identity", "differences", "kernel_identity", "model_identity", "versions"]
+__all__ = [
+    "data_identity",
+    "density_identity",
+    "differences",
+    "kernel_at",
+    "kernel_identity",
+    "model_identity",
+    "versions",
+]
 
 _HMC_SETTINGS = ("trajectory_length", "use_multinomial_sampling", "_max_tree_depth")
 _ADAPTER_SETTINGS = (
@@ -27,8 +46,8 @@ _ADAPTER_SETTINGS = (
     "target_accept_prob",
     "dense_mass",
 )
-_TOLERANCE = 1e-5
-_SPREAD = 0.1
+_WHOLE = (0.5, -0.5)  # scales of points at which all of the data are gone through
+_FINGERPRINT = {"value", "tolerance", "not_finite"}
 
 
 def versions() -> dict[str, str]:
@@ -57,33 +76,94 @@ def kernel_identity(kernel: MCMCKernel) -> dict[str, Any]:
 def model_identity(
     model: Callable[..., Any] | None, potential: Potential | FunctionPotential | None
 ) -> dict[str, Any]:
-    """Name, sites and plates of a model, and its log density at points that are always the same.
-
-    The latter tells models apart that differ in a number somewhere inside.
-    """
-    result: dict[str, Any] = {"name": _describe(model)}
+    """Name, sites and plates of a model, and its log density over all of the data."""
+    result: dict[str, Any] = {"name": _describe(model), "sites": {}}
     if potential is None:
         return result
     layout = potential.layout
-    generator = torch.Generator().manual_seed(0)
-    noise = _SPREAD * torch.randn(2, layout.size, generator=generator, dtype=torch.float64)
-    if isinstance(potential, Potential):
-        for kind, sites in (("sites", potential.sites), ("observed", potential.observed_sites)):
-            result[kind] = {
-                name: f"{tuple(site.shape)} {site.support} {site.dtype}"
-                for name, site in sites.items()
-            }
-        result["plates"] = {
-            plate.name: [plate.size, plate.subsample_size] for plate in potential.subsampled_plates
-        }
-        start = layout.flatten(potential.init_chains(range(1), seed=0))
-        points = layout.unflatten(start + noise.to(start))
-        value = potential.full(points)
-    else:
+    if not isinstance(potential, Potential):
         result["sites"] = {name: str(tuple(shape)) for name, shape in layout.shapes.items()}
-        value = potential.gradient(noise.to(layout.device, layout.dtype))[0]
-    result["potential"] = [float(number) for number in value]
+        return result
+    for kind, sites in (("sites", potential.sites), ("observed", potential.observed_sites)):
+        result[kind] = {
+            name: f"{tuple(site.shape)} {site.support} {site.dtype}" for name, site in sites.items()
+        }
+    result["plates"] = {
+        plate.name: [plate.size, plate.subsample_size] for plate in potential.subsampled_plates
+    }
+    if potential.subsampled_plates:
+
+        def whole(noise: Noise) -> FixedPoint:
+            flat = noise("all sites", (1, layout.size)).to(layout.device, layout.dtype)
+            return FixedPoint({"all": potential.full(layout.unflatten(flat))}, {})
+
+        points = points_of(whole, _WHOLE)
+        values = [None if point is None else point.terms["all"] for point in points]
+        # Of sums over the data terms may cancel that are some ones each.
+        scale = float(potential.data_size)
+        epsilon = torch.finfo(layout.dtype).eps
+        result["potential"] = fingerprint(values, epsilon, scale)
+        result["observed values"] = {
+            name: fingerprint([value], max(epsilon, epsilon_of([value])))
+            for name, value in potential.observations().items()
+        }
     return result
+
+
+def density_identity(
+    point_of: PointOf | None, quantities: Quantities
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Log densities, part by part, and recorded quantities, at points that are always the same.
+
+    :param point_of: what a model gives at a point, ``None`` where that is not known.
+    :param Mapping quantities: functions of a draw.
+    :returns: fingerprints by part, and by quantity.
+    """
+    points = [] if point_of is None else points_of(point_of)
+    found = [point for point in points if point is not None]
+    known = [value for point in found for value in (*point.terms.values(), *point.values.values())]
+    epsilon = epsilon_of(known)
+    densities = {}
+    for part in dict.fromkeys(name for point in found for name in point.terms):
+        terms = [None if point is None else point.terms.get(part) for point in points]
+        densities[part] = fingerprint(terms, epsilon)
+    recorded = {}
+    for name, function in quantities.items():
+        values = function_at(function, points)
+        recorded[name] = fingerprint(values, max(epsilon, epsilon_of(values)))
+    return densities, recorded
+
+
+def kernel_at(
+    kernel: MCMCKernel,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    start: Mapping[str, Tensor] | None,
+) -> PointOf | None:
+    """What the target of a kernel is at a point, ``None`` where that is not known.
+
+    A kernel with a method ``fixed_points`` says itself what it is.
+
+    :param MCMCKernel kernel: the kernel.
+    :param tuple args: arguments of the model.
+    :param Mapping kwargs: keyword arguments of the model.
+    :param Mapping start: for a kernel without a model, parameters of one chain.
+    """
+    own = getattr(kernel, "fixed_points", None)
+    if own is not None:
+        point_of: PointOf = own(*args, **kwargs)
+        return point_of
+    model, function = getattr(kernel, "model", None), getattr(kernel, "potential_fn", None)
+    if model is not None:
+        return model_at(model, args, kwargs)
+    if function is None or start is None:
+        return None
+
+    def function_point(noise: Noise) -> FixedPoint:
+        values = {name: noise(name, value.shape).to(value) for name, value in start.items()}
+        return FixedPoint({"potential_fn": function(values)}, values)
+
+    return function_point
 
 
 def data_identity(tree: object, name: str) -> dict[str, str]:
@@ -107,20 +187,39 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     for key in dict.fromkeys([*old, *new]):
         place = f"{prefix}{key}"
         one, other = old.get(key), new.get(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
+        if _is_fingerprint(one) and _is_fingerprint(other):
+            if (number := _first_difference(one, other)) is not None:
+                there, here = _number(one, number), _number(other, number)
+                result.append(f"{place} at a fixed point is {there} there and {here} here")
+        elif isinstance(one, Mapping) and isinstance(other, Mapping):
             result += differences(one, other, f"{place}: ")
-        elif not _same(one, other):
+        elif one != other:
             result.append(f"{place} is {_short(one)} there and {_short(other)} here")
     return result
 
 
-def _same(one: Any, other: Any) -> bool:
-    both = (one, other)
-    if all(isinstance(value, list) and len(value) == 2 for value in both) and any(
-        isinstance(number, float) for value in both for number in value
-    ):
-        return bool(np.allclose(one, other, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True))
-    return bool(one == other)
+def _is_fingerprint(value: object) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping) and set(value) == _FINGERPRINT
+
+
+def _first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> int | None:
+    """The first point at which fingerprints differ by more than the rounding of both.
+
+    A point where one of them raised tells nothing: whether a matrix is singular may be rounding.
+    """
+    for number, (a, b) in enumerate(zip(one["value"], other["value"], strict=True)):
+        if a is None or b is None:
+            continue
+        tolerance = one["tolerance"][number] + other["tolerance"][number]
+        if one["not_finite"][number] != other["not_finite"][number] or abs(a - b) > tolerance:
+            return number
+    return None
+
+
+def _number(found: Mapping[str, Any], number: int) -> str:
+    """A fingerprint at one point, for a message."""
+    value, not_finite = found["value"][number], found["not_finite"][number]
+    return f"{value:.9g}" + (f" and {not_finite} infinite or NaN" if not_finite else "")
 
 
 def _describe_setting(value: Any) -> Any:
@@ -133,6 +232,7 @@ def _describe_setting(value: Any) -> Any:
 
 def _short(value: Any) -> str:
     text = "absent" if value is None else str(value)
+    text = "present" if _is_fingerprint(value) else text
     return text if len(text) <= 90 else text[:87] + "..."
 
 

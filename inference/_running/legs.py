@@ -81,6 +81,10 @@ def silent(num_steps: int, line: Callable[[], Mapping[str, str] | None]) -> None
 class Runner(Protocol):
     """Runs chains of one kernel, model and data; it may be sent to other processes."""
 
+    @property
+    def start(self) -> Mapping[str, Tensor] | None:
+        """Initial parameters of all chains, where they were given."""
+
     def setup(self) -> None:
         """Prepare to run in this process."""
 

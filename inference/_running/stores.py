@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_ext.checkpoint.chains import ChainStatus, Chunk
-from pyro_ext.checkpoint.folder import CheckpointWriter, read_chunks
+from pyro_ext.checkpoint.folder import CheckpointWriter
 from pyro_ext.inference._running.legs import GroupState, Leg, Runner
 
 __all__ = ["FolderStore", "MemoryStore"]
@@ -89,8 +89,4 @@ class FolderStore:
 
     def chunks(self, members: range) -> Iterator[Chunk]:
         """Draws of a group of chains, in order."""
-        yield from read_chunks(self._writer.folder, members)
-
-    def close(self) -> None:
-        """Let other processes write."""
-        self._writer.close()
+        yield from self._writer.chunks(members)

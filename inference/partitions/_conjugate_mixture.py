@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext.distributions import ConjugateCluster
+from pyro_ext.inference._running.fixed_points import Noise
 from pyro_ext.inference.partitions._hyperparameters import Hyperparameters
 from pyro_ext.inference.partitions._mixture import (
     Floats,
@@ -94,6 +95,10 @@ class ConjugateMixture(Mixture):
     def draw_clusters(self, labels: Tensor) -> dict[str, Tensor]:
         """Hyperparameters of clusters from their prior."""
         return self.cluster.draw()
+
+    def fixed_clusters(self, labels: Tensor, noise: Noise) -> dict[str, Tensor]:
+        """Hyperparameters of clusters that do not depend on their prior."""
+        return self.cluster.fixed(noise)
 
     def log_clusters(self, state: Mapping[str, Tensor]) -> float:
         """Log density of the hyperparameters of clusters and of the data given the partition."""

@@ -9,6 +9,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution, Transform, biject_to
 
+from pyro_ext.inference._running.fixed_points import Noise
+
 __all__ = ["Hyperparameters"]
 
 Value = TypeVar("Value")
@@ -60,6 +62,14 @@ class Hyperparameters(Generic[Value]):
         """Values of the sites from their prior."""
         nodes = self._trace().nodes if self._model is not None else {}
         return {name: nodes[name]["value"].detach() for name in self.names}
+
+    def fixed(self, noise: Noise) -> dict[str, Tensor]:
+        """Values of the sites that do not depend on their prior."""
+        values = {}
+        for name, value in self.draw().items():
+            transform = self.transforms[name]
+            values[name] = transform(noise(name, transform.inverse_shape(value.shape)).to(value))
+        return values
 
     def at(self, values: Mapping[str, Tensor]) -> tuple[Value, Tensor]:
         """What the model returns for values of its sites, and their log density.

@@ -10,10 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pyro_ext.inference._running.fixed_points import FixedPoint, Noise
 from pyro_ext.inference.partitions._hyperparameters import Hyperparameters
 from pyro_ext.inference.partitions._slice_sampling import slice_sample
 from pyro_ext.random_measures import NormalizedRandomMeasure, PitmanYor
-from pyro_ext.random_measures._counts import ClusterSizes
+from pyro_ext.random_measures._counts import ClusterSizes, cluster_sizes
 
 __all__ = ["Floats", "Integers", "Law", "Mixture", "PriorSource", "move_sites", "or_nothing"]
 
@@ -24,6 +25,8 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 _OWN_NAMES = {"assignment", "u"}
+_NUM_CLUSTERS = 3
+_SIZES = ([1], [2], [1, 1], [5, 3, 2, 1], [20, 1])  # of clusters, of partitions at fixed points
 
 
 class Mixture(ABC):
@@ -53,6 +56,10 @@ class Mixture(ABC):
     @abstractmethod
     def draw_clusters(self, labels: Tensor) -> dict[str, Tensor]:
         """Values of the sites of clusters from their prior, given the partition."""
+
+    @abstractmethod
+    def fixed_clusters(self, labels: Tensor, noise: Noise) -> dict[str, Tensor]:
+        """Values of the sites of clusters that do not depend on their prior."""
 
     @abstractmethod
     def log_clusters(self, state: Mapping[str, Tensor]) -> float:
@@ -93,6 +100,25 @@ class Mixture(ABC):
             else:
                 log_partition = float(law.log_eppf(counts.values, counts.multiplicity))
         return or_nothing(log_sites + log_partition)
+
+    def at(self, noise: Noise) -> FixedPoint:
+        """Log densities of a few partitions, at hyperparameters that do not depend on the prior."""
+        labels = torch.arange(self.num_points) % _NUM_CLUSTERS
+        state = {**self.prior.fixed(noise), **self.fixed_clusters(labels, noise)}
+        state |= {"assignment": labels, "u": noise("u", ()).exp()}
+        law, log_sites = self.law(state)
+        log_partitions = [
+            self.log_prior(state, cluster_sizes(torch.tensor(sizes))) - log_sites
+            for sizes in _SIZES
+        ]
+        terms = {
+            "sites of prior": torch.tensor(log_sites, dtype=torch.float64),
+            "partition": torch.tensor(log_partitions, dtype=torch.float64),
+            "clusters and data": torch.tensor(self.log_clusters(state), dtype=torch.float64),
+        }
+        if not isinstance(law, NormalizedRandomMeasure):
+            del state["u"]
+        return FixedPoint(terms, state)
 
 
 def move_sites(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_ext.inference._running.fixed_points import Noise
 from pyro_ext.inference.partitions._hyperparameters import Hyperparameters
 from pyro_ext.inference.partitions._mixture import Floats, Integers, Law, Mixture, or_nothing
 from pyro_ext.inference.partitions._slice_sampling import slice_sample, slice_sample_rows
@@ -55,6 +56,13 @@ class ModelMixture(Mixture):
         drawn = self.points.constrain(self.points.draw(1))
         shared = {name: drawn[name][0] for name in self.shared_names}
         return self.own_values(self.fresh(int(labels.max()) + 1, shared), labels) | shared
+
+    def fixed_clusters(self, labels: Tensor, noise: Noise) -> dict[str, Tensor]:
+        """Values of the sites of the model that do not depend on their prior."""
+        places = noise("clusters", (int(labels.max()) + 1, self.points.layout.size)).numpy()
+        values = self.points.constrain(self._flat(places[:1]))
+        shared = {name: values[name][0] for name in self.shared_names}
+        return self.own_values(places, labels) | shared
 
     def log_clusters(self, state: Mapping[str, Tensor]) -> float:
         """Log density of the sites of the model, and of the data given them."""

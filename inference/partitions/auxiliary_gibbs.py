@@ -90,21 +90,18 @@ class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
         self.backend = backend
         super().__init__(prior, init=init)
 
-    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
-        """Take the data.
-
-        :param int warmup_steps: taken for the sake of the interface.
-        :param args: arguments of ``cluster`` for all points.
-        :param kwargs: the same by keyword.
-        """
+    def _mixture_of(self, *args: Any, **kwargs: Any) -> ModelMixture:
         prior: Hyperparameters[Law] = Hyperparameters(self.prior, "prior")
         points = PointPotential(
             self.cluster, *args, shared=self.shared, backend=self.backend, **kwargs
         )
-        self._mixture = ModelMixture(prior, points, self.num_updates)
-        if self._initial is not None:
-            self._mixture.check(self._initial)
-        self._start()
+        return ModelMixture(prior, points, self.num_updates)
+
+    def _check_start(
+        self, mixture: ModelMixture, params: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        mixture.check(params)
+        return super()._check_start(mixture, params)
 
     def settings(self) -> dict[str, Any]:
         """Arguments by name, which a run that goes on from a checkpoint must share."""

@@ -23,7 +23,8 @@ __all__ = ["ConjugateKernel"]
 class ConjugateKernel(PartitionKernel[ConjugateMixture]):
     r"""Kernel over partitions that has the parameters of clusters integrated out.
 
-    A subclass moves the labels.
+    A subclass moves the labels. The data are ``x``, **Shape:** ``(n, d)``, or ``(n,)`` where ``d``
+    is one.
 
     :param prior: as of :class:`PartitionKernel`.
     :param cluster: a conjugate cluster, or a Pyro model of no arguments that returns one; its
@@ -46,15 +47,9 @@ class ConjugateKernel(PartitionKernel[ConjugateMixture]):
         :returns: statistics of the step by name.
         """
 
-    def setup(self, warmup_steps: int, x: Tensor) -> None:
-        """Take the data.
-
-        :param int warmup_steps: taken for the sake of the interface.
-        :param Tensor x: the data. **Shape:** ``(n, d)``, or ``(n,)`` where ``d`` is one.
-        """
+    def _mixture_of(self, x: Tensor) -> ConjugateMixture:
         prior: Hyperparameters[Law] = Hyperparameters(self.prior, "prior")
-        self._mixture = ConjugateMixture(prior, Hyperparameters(self.cluster, "cluster"), x)
-        self._start()
+        return ConjugateMixture(prior, Hyperparameters(self.cluster, "cluster"), x)
 
     def settings(self) -> dict[str, Any]:
         """Arguments by name, which a run that goes on from a checkpoint must share."""

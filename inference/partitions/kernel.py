@@ -10,6 +10,7 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
+from pyro_ext.inference._running.fixed_points import PointOf
 from pyro_ext.inference.partitions._mixture import Mixture, PriorSource, move_sites
 from pyro_ext.inference.partitions._slice_sampling import slice_sample
 from pyro_ext.random_measures import NormalizedRandomMeasure
@@ -64,15 +65,28 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
         """
 
     @abstractmethod
+    def _mixture_of(self, *args: Any, **kwargs: Any) -> AnyMixture:
+        """The mixture at some data."""
+
+    # The interface of a kernel.
+
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Take the data.
 
         :param int warmup_steps: taken for the sake of the interface.
+        :param args: the data, as the class says.
+        :param kwargs: the same by keyword.
+        """
+        self._mixture = self._mixture_of(*args, **kwargs)
+        self._start()
+
+    def fixed_points(self, *args: Any, **kwargs: Any) -> PointOf:
+        """What a checkpoint compares: log densities at states that are always the same.
+
         :param args: the data.
         :param kwargs: the same by keyword.
         """
-
-    # The interface of a kernel.
+        return self._mixture_of(*args, **kwargs).at
 
     @property
     def mixture(self) -> AnyMixture:

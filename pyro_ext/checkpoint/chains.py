@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pyro_ext.checkpoint.files import CheckpointError
+
 __all__ = ["ChainStatus", "Chunk", "complete_chains", "gather_chain", "gather_chains"]
 
 
@@ -73,6 +75,7 @@ def gather_chains(
     :param Sequence numbers: numbers of the chosen chains.
     :param int length: number of draws of each.
     :returns: samples and statistics. **Shape:** ``(num_chains, length, *event)`` each.
+    :raises CheckpointError: where a chosen chain has fewer draws.
     """
     samples: dict[str, Tensor] = {}
     statistics: dict[str, Tensor] = {}
@@ -95,6 +98,11 @@ def gather_chains(
             first += count
             if first >= length:
                 break
+        if first < length:
+            raise CheckpointError(
+                f"chains {members.start} to {members.stop - 1} have {first} draws where the run "
+                f"made {length}: files of them are missing"
+            )
     return samples, statistics
 
 

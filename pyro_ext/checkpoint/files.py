@@ -7,7 +7,9 @@ digest over all of it tells a file that was cut or changed from one that was wri
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch import Tensor
 __all__ = [
     "UNFINISHED",
     "CheckpointError",
+    "names_in",
     "read_json",
     "read_tensors",
     "write_json",
@@ -27,6 +30,8 @@ __all__ = [
 
 UNFINISHED = ".unfinished"
 """End of the name of a file that is being written."""
+
+_NUMBERS = re.compile(r"\[\s+([-+.,\w\s]*?)\s+\]")  # a list of numbers, which is put on a line
 
 _DIGEST = "digest"
 _CONTENT = "content"
@@ -77,7 +82,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
     :raises CheckpointError: where it cannot be written.
     """
-    _write(path, (json.dumps(dict(content), indent=2) + "\n").encode())
+    text = json.dumps(dict(content), indent=2)
+    text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+    _write(path, (text + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -94,20 +101,47 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def names_in(folder: Path) -> list[str]:
+    """Names of what a folder of a run holds, none where there is no folder.
+
+    :raises CheckpointError: where one is a symbolic link, or the folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read ({error.strerror or error})") from error
+    for entry in found:
+        if entry.is_symlink():
+            raise CheckpointError(
+                f"{entry.path} is a symbolic link, which the folder of a run must not hold: what "
+                "is written there would end up elsewhere. Put the file itself in its place"
+            )
+    return [entry.name for entry in found]
+
+
 def _write(path: Path, data: bytes) -> None:
     unfinished = path.with_name(path.name + UNFINISHED)
+    if unfinished.is_symlink():
+        raise CheckpointError(f"{unfinished} is a symbolic link, to which nothing is written")
     try:
-        with open(unfinished, "wb") as file:
+        # What a killed process left there goes; the new file is made, and no link followed.
+        unfinished.unlink(missing_ok=True)
+        with open(unfinished, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
         _sync_folder(path.parent)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        gone = "" if path.parent.is_dir() else f"; {path.parent} is not there: was it moved?"
         raise CheckpointError(
-            f"{path} cannot be written ({error.strerror or error}); what was written before is "
-            "intact, and the same program continues from there"
+            f"{path} cannot be written ({error.strerror or error}){gone}; what was written before "
+            "is intact, and the same program continues from there"
         ) from error
 
 

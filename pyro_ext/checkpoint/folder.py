@@ -4,22 +4,24 @@
 - ``chains-00000/`` belongs to a group of chains, named after its first one;
 - ``chains-00000/draws-00000000.safetensors`` and so on hold its draws, each with the digest of the
   one before;
-- ``chains-00000/state.safetensors`` holds the state after the last of these draws, and how many
-  files of draws belong to it. It is written after them and replaced as a whole, so that a run
-  killed at any moment has a state and all draws from before it. Draws after it are written anew.
+- ``chains-00000/state.safetensors`` holds the state after the last of these draws, and names and
+  digests of all files of draws that belong to it. It is written after them and replaced as a whole,
+  so that a run killed at any moment has a state and all draws from before it. Draws after it are
+  written anew.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from pyro_ext.checkpoint.chains import Chunk
-from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
+from pyro_ext.checkpoint.draw_files import DrawFiles, Found
+from pyro_ext.checkpoint.files import CheckpointError, names_in
 from pyro_ext.checkpoint.run_folder import RunFolder
 
-__all__ = ["CheckpointWriter", "read_chunks", "state_file"]
+__all__ = ["CheckpointWriter", "check_groups", "chunk_of", "files_of_group"]
 
 _SAMPLES = "samples/"
 _STATISTICS = "statistics/"
@@ -32,30 +34,30 @@ class CheckpointWriter(RunFolder):
     :raises CheckpointError: where another process writes to it, or it holds something else.
     """
 
+    kind = "chains"
+
     def __init__(self, folder: str | Path) -> None:
         super().__init__(folder)
-        self._written: dict[range, tuple[int, str]] = {}
+        self._files: dict[range, DrawFiles] = {}
 
-    def state(self, members: range) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def describe(self, description: Mapping[str, Any]) -> None:
+        """Write the description of the run, which names its groups of chains."""
+        check_groups(self.folder, [range(*bounds) for bounds in description["groups"]])
+        super().describe(description)
+
+    def state(self, members: range) -> Found | None:
         """State of a group of chains, ``None`` where it has not begun.
 
         All of its draws are checked on the way.
 
         :param range members: numbers of the chains.
-        :raises CheckpointError: where a file is missing, cut or changed.
+        :raises CheckpointError: where a file is missing, cut or changed, or one too many.
         """
-        path = state_file(self.folder, members)
-        if not path.exists():
-            self._written[members] = (0, "")
-            return None
-        tensors, content, _ = read_tensors(path)
-        last = ""
-        for number in range(content["num_files"]):
-            last = _read_chunk(self.folder, members, number, last)[1]
-        if last != content["last"]:
-            raise CheckpointError(f"{path} does not belong to the draws beside it")
-        self._written[members] = (content["num_files"], last)
-        return tensors, content["state"]
+        files = self._files[members] = files_of_group(self.folder, members, self.run)
+        state = files.open()
+        for name in files.names:
+            files.read(name)
+        return state
 
     def append(
         self,
@@ -72,51 +74,66 @@ class CheckpointWriter(RunFolder):
         :param Mapping content: plain values of the state.
         :raises CheckpointError: where they cannot be written.
         """
-        num_files, last = self._written[members]
-        _group_folder(self.folder, members).mkdir(exist_ok=True)
+        files = self._files[members]
+        draws = None
         if chunk is not None and len(chunk):
             named = {_SAMPLES + name: value for name, value in chunk.samples.items()}
             named |= {_STATISTICS + name: value for name, value in chunk.statistics.items()}
-            path = _chunk_file(self.folder, members, num_files)
-            last = write_tensors(path, named, {"valid": chunk.valid, "previous": last})
-            num_files += 1
-        whole = {"state": dict(content), "num_files": num_files, "last": last}
-        write_tensors(state_file(self.folder, members), tensors, whole)
-        self._written[members] = (num_files, last)
+            name = f"draws-{len(files.names):08d}.safetensors"
+            draws = (name, named, {"valid": chunk.valid})
+        files.append(draws, tensors, content)
+
+    def chunks(self, members: range) -> Iterator[Chunk]:
+        """Draws of a group of chains, file by file.
+
+        :raises CheckpointError: where the folder is not there any more, or a file of it is missing,
+            cut or changed, or one too many.
+        """
+        if not self.folder.is_dir():
+            raise CheckpointError(
+                f"checkpoint={str(self.folder)!r} is not there any more. If it was moved, "
+                "Checkpoint(folder) opens it where it is now"
+            )
+        files = self._files[members]
+        written = files.names
+        files.open()
+        if lost := [name for name in written if name not in files.names]:
+            raise CheckpointError(
+                f"{files.folder / lost[0]} was written by this run, and the state beside it does "
+                "not name it any more"
+            )
+        for name in files.names:
+            yield chunk_of(files.read(name))
 
 
-def read_chunks(folder: Path, members: range) -> Iterator[Chunk]:
-    """Draws of a group of chains, file by file.
+def files_of_group(folder: Path, members: range, run: str) -> DrawFiles:
+    """Files of the draws of a group of chains.
 
-    :raises CheckpointError: at the first file that is cut or changed.
+    :param Path folder: the folder of the run.
+    :param range members: numbers of the chains.
+    :param str run: the digest of what the run is of.
     """
-    number, last = 0, ""
-    while _chunk_file(folder, members, number).exists():
-        chunk, last = _read_chunk(folder, members, number, last)
-        yield chunk
-        number += 1
+    owner = f"{run} chains {members.start} to {members.stop - 1}"
+    return DrawFiles(folder / _group_name(members), owner)
 
 
-def state_file(folder: Path, members: range) -> Path:
-    """File of the state of a group of chains."""
-    return _group_folder(folder, members) / "state.safetensors"
-
-
-def _read_chunk(folder: Path, members: range, number: int, previous: str) -> tuple[Chunk, str]:
-    path = _chunk_file(folder, members, number)
-    tensors, content, digest = read_tensors(path)
-    if content["previous"] != previous:
-        raise CheckpointError(f"{path} does not follow the file before it")
+def chunk_of(found: Found) -> Chunk:
+    """Make a chunk of what a file of draws holds."""
+    tensors, content = found
     groups: dict[str, dict[str, Tensor]] = {_SAMPLES: {}, _STATISTICS: {}}
     for name, value in tensors.items():
         prefix, _, rest = name.partition("/")
         groups[prefix + "/"][rest] = value
-    return Chunk(groups[_SAMPLES], groups[_STATISTICS], content["valid"]), digest
+    return Chunk(groups[_SAMPLES], groups[_STATISTICS], content["valid"])
 
 
-def _group_folder(folder: Path, members: range) -> Path:
-    return folder / f"chains-{members.start:05d}"
+def check_groups(folder: Path, groups: Iterable[range]) -> None:
+    """Raise where the folder of a run holds draws of other chains than its own."""
+    known = {_group_name(members) for members in groups}
+    for name in names_in(folder):
+        if name.startswith(("chains-", "draws-")) and name not in known:
+            raise CheckpointError(f"{folder / name} is none of the run's own; take it away")
 
 
-def _chunk_file(folder: Path, members: range, number: int) -> Path:
-    return _group_folder(folder, members) / f"draws-{number:08d}.safetensors"
+def _group_name(members: range) -> str:
+    return f"chains-{members.start:05d}"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pyro_ext.checkpoint.files import read_tensors, write_tensors
+from pyro_ext.checkpoint.draw_files import DrawFiles
 from pyro_ext.checkpoint.run_folder import RunFolder
 
 __all__ = ["DrawFolder"]
@@ -18,14 +18,29 @@ class DrawFolder(RunFolder):
     :raises CheckpointError: where another process writes to it, or it holds something else.
     """
 
+    kind = "independent draws"
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder)
+        self._files = DrawFiles(self.folder, "")
+
+    def open(self) -> None:
+        """Find the batches that are there, once the run is described.
+
+        :raises CheckpointError: where a file is missing, or one too many.
+        """
+        self._files = DrawFiles(self.folder, self.run)
+        self._files.open()
+        self._files.discard_unnamed()
+
     def load(self, members: range) -> dict[str, Tensor] | None:
         """Draws with these numbers, ``None`` where they are yet to be made.
 
         :param range members: the numbers.
         :raises CheckpointError: where their file was cut or changed.
         """
-        path = self._path(members)
-        return read_tensors(path)[0] if path.exists() else None
+        name = _name(members)
+        return self._files.read(name)[0] if name in self._files.names else None
 
     def save(self, members: range, tensors: Mapping[str, Tensor]) -> None:
         """Keep draws.
@@ -34,7 +49,8 @@ class DrawFolder(RunFolder):
         :param Mapping tensors: what belongs to them.
         :raises CheckpointError: where they cannot be written.
         """
-        write_tensors(self._path(members), tensors, {"draws": [members.start, members.stop]})
+        self._files.append((_name(members), tensors, {}), {}, {})
 
-    def _path(self, members: range) -> Path:
-        return self.folder / f"draws-{members.start:08d}-{members.stop:08d}.safetensors"
+
+def _name(members: range) -> str:
+    return f"draws-{members.start:08d}-{members.stop:08d}.safetensors"

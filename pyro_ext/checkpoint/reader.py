@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from pyro_ext.checkpoint.chains import ChainStatus, Chunk, complete_chains, gather_chains
-from pyro_ext.checkpoint.files import CheckpointError, read_tensors
-from pyro_ext.checkpoint.folder import read_chunks, state_file
-from pyro_ext.checkpoint.run_folder import read_description
+from pyro_ext.checkpoint.files import CheckpointError
+from pyro_ext.checkpoint.folder import CheckpointWriter, check_groups, chunk_of, files_of_group
+from pyro_ext.checkpoint.run_folder import digest_of, read_description
 
 __all__ = ["Checkpoint"]
 
@@ -22,9 +22,9 @@ class Checkpoint:
     is taken from it fits together; open it once more to see later draws.
 
     :param folder: what ``MCMC(..., checkpoint=folder)`` wrote.
-    :param bool until_damage: whether to read draws up to the first file that was cut or changed,
-        where otherwise that is an error.
-    :raises CheckpointError: where the folder holds no run.
+    :param bool until_damage: whether to read the draws of a group of chains up to the first file
+        that is missing, cut or changed, where otherwise that is an error.
+    :raises CheckpointError: where the folder holds no run of chains, or one of another version.
 
     Example::
 
@@ -44,13 +44,13 @@ class Checkpoint:
     def __init__(self, folder: str | Path, until_damage: bool = False) -> None:
         self.folder = Path(folder)
         self.until_damage = until_damage
-        self.description: dict[str, Any] = read_description(self.folder)
-        if "groups" not in self.description:
-            raise CheckpointError(
-                f"{self.folder} holds independent draws, no chains; the sampler that wrote them "
-                "reads them"
-            )
+        self.description: dict[str, Any] = read_description(self.folder, CheckpointWriter.kind)
         """Settings of the run: model, kernel, data, versions."""
+        run = digest_of(self.description["identity"])
+        groups = [range(*bounds) for bounds in self.description["groups"]]
+        if not until_damage:
+            check_groups(self.folder, groups)
+        self._files = {members: files_of_group(self.folder, members, run) for members in groups}
 
     @property
     def dims(self) -> dict[str, list[str | None]]:
@@ -70,18 +70,23 @@ class Checkpoint:
     @cached_property
     def _statuses(self) -> list[ChainStatus]:
         statuses = []
-        for members in self._groups():
+        for members in self._files:
             num_draws = [0] * len(members)
             running = [True] * len(members)
+            stopped = self._stops[members]
             for chunk in self._chunks(members):
                 for column, valid in enumerate(chunk.valid):
                     num_draws[column] += valid * running[column]
                     running[column] &= valid == len(chunk)
-            stopped = self._stopped_at(members)
             statuses += [
                 ChainStatus(length, step) for length, step in zip(num_draws, stopped, strict=True)
             ]
         return statuses
+
+    @cached_property
+    def _stops(self) -> dict[range, list[int | None]]:
+        """Steps by which chains stopped. From here on all is read as it is now."""
+        return {members: self._open(members) for members in self._files}
 
     def get_samples(self, group_by_chain: bool = False) -> dict[str, Tensor]:
         """Draws of the latent and deterministic sites, in constrained space.
@@ -92,7 +97,8 @@ class Checkpoint:
         :param bool group_by_chain: keep chains apart.
         :returns: **Shape:** ``(num_chains, num_draws, *event)`` each, or with the chains
             concatenated, ``(num_chains * num_draws, *event)``.
-        :raises CheckpointError: where there is no draw yet, or a file was cut or changed.
+        :raises CheckpointError: where there is no draw yet, or a file is missing, cut or
+            changed, or one too many.
         """
         samples, _ = self._gather()
         if group_by_chain:
@@ -103,7 +109,8 @@ class Checkpoint:
         """Statistics of the step before each draw.
 
         :returns: **Shape:** ``(num_chains, num_draws)`` each.
-        :raises CheckpointError: where there is no draw yet, or a file was cut or changed.
+        :raises CheckpointError: where there is no draw yet, or a file is missing, cut or
+            changed, or one too many.
         """
         fields = self.description["identity"]["recorded"]["fields"]
         return {name: value for name, value in self._gather()[1].items() if name not in fields}
@@ -111,30 +118,34 @@ class Checkpoint:
     def _gather(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         numbers, length = complete_chains(self._statuses, self.num_samples)
         if not length:
-            raise CheckpointError(f"{self.folder} holds no draws yet")
-        groups = [(members, partial(self._chunks, members)) for members in self._groups()]
+            is_streaming = self.description["identity"]["driver"] == "StreamingMCMC"
+            what = "moments of a StreamingMCMC, no draws" if is_streaming else "no draws yet"
+            raise CheckpointError(f"{self.folder} holds {what}")
+        groups = [(members, partial(self._chunks, members)) for members in self._files]
         return gather_chains(groups, numbers, length)
 
-    def _groups(self) -> list[range]:
-        return [range(*bounds) for bounds in self.description["groups"]]
-
-    def _chunks(self, members: range) -> Iterator[Chunk]:
+    def _open(self, members: range) -> list[int | None]:
         try:
-            yield from read_chunks(self.folder, members)
+            found = self._files[members].open()
         except CheckpointError as error:
             if not self.until_damage:
-                raise CheckpointError(
-                    f"{error}; Checkpoint(folder, until_damage=True) reads the draws before it"
-                ) from error
+                raise self._advising(error) from error
+            found = None
+        stopped: list[int | None] = [None] * len(members)
+        return stopped if found is None else found[1]["stopped_at"]
 
-    def _stopped_at(self, members: range) -> list[int | None]:
-        path = state_file(self.folder, members)
-        if not path.exists():
-            return [None] * len(members)
+    def _chunks(self, members: range) -> Iterator[Chunk]:
+        files = self._files[members]
+        if self.until_damage:
+            yield from map(chunk_of, files.intact())
+            return
         try:
-            stopped: list[int | None] = read_tensors(path)[1]["state"]["stopped_at"]
-        except CheckpointError:
-            if not self.until_damage:
-                raise
-            return [None] * len(members)
-        return stopped
+            for name in files.names:
+                yield chunk_of(files.read(name))
+        except CheckpointError as error:
+            raise self._advising(error) from error
+
+    def _advising(self, error: CheckpointError) -> CheckpointError:
+        return CheckpointError(
+            f"{error}; Checkpoint(folder, until_damage=True) reads the draws before the damage"
+        )

@@ -131,7 +131,8 @@ def test_an_executor_that_fails_for_good_keeps_the_draws(x, tmp_path):
     kept = mcmc.get_samples(True)["loc"]
     assert kept.shape[0] >= 2 and kept.shape[1] > 0
     again = driver(num_samples=kept.shape[1], checkpoint=tmp_path).run(x)
-    assert torch.equal(again.get_samples(True)["loc"][: len(kept)], kept)
+    chosen, _ = mcmc._choose()  # which chains got far depends on how busy the machine is
+    assert torch.equal(again.get_samples(True)["loc"][chosen], kept)
 
 
 def test_an_executor_that_was_shut_down(x):

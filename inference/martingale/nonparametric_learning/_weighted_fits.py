@@ -109,12 +109,12 @@ class WeightedFits:
         objective = self._objective(members, 1)
         return self._center.search(self._optimizer, objective, len(members))._asdict()
 
-    def example(self) -> list[float]:
+    def example(self) -> list[Tensor]:
         """The loss of the first draw at two places, which tells one set of fits from another."""
         start = self._first_start()[None]
         objective = self._objective(range(1), 1)
         numbers = torch.zeros(1, dtype=torch.int64, device=start.device)
-        return [float(objective(start + shift, numbers)[0]) for shift in (0.0, _SHIFT)]
+        return [objective(start + shift, numbers)[0] for shift in (0.0, _SHIFT)]
 
     @cached_property
     def _center(self) -> Center:

@@ -13,8 +13,10 @@ from tqdm.auto import tqdm
 from pyro_ext._checks import check_integer, check_number
 from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.checkpoint.independent_draws import DrawFolder
+from pyro_ext.inference._running.fixed_points import fingerprint, model_at
 from pyro_ext.inference._running.identity import (
     data_identity,
+    density_identity,
     differences,
     model_identity,
     versions,
@@ -222,10 +224,11 @@ class PosteriorBootstrap(IndependentDraws):
             known = None if folder is None else folder.description()
             seed = fresh_seed(self.seed)
             if known is not None and self.seed is None:
-                seed = int(known["seed"])
+                seed = int(known["identity"]["run"]["seed"])
             fits = self._fits_of(own, seed)
             if folder is not None:
                 self._describe(folder, known, own, seed, fits)
+                folder.open()
             self._draw(fits, folder)
         finally:
             if folder is not None:
@@ -401,22 +404,26 @@ class PosteriorBootstrap(IndependentDraws):
         data = data_identity(list(self.args), "args") | data_identity(self.kwargs, "kwargs")
         data |= data_identity(self.initial_params or {}, "initial_params")
         data |= data_identity(base.atoms if isinstance(base, EmpiricalBase) else base, "base")
+        model = model_identity(self.model or self.loss_fn, potential)
+        if self.model is not None:
+            point_of = model_at(self.model, self.args, self.kwargs)
+            model["log density"] = density_identity(point_of, {})[0]
         identity = {
             "driver": type(self).__name__,
             "versions": versions(),
+            "run": {"seed": seed},
             "settings": settings,
-            "model": model_identity(self.model or self.loss_fn, potential),
+            "model": model,
             "data": data,
-            "first fit": fits.example(),
+            "loss of the first draw": fingerprint(
+                fits.example(), torch.finfo(loss.layout.dtype).eps, scale=1.0
+            ),
         }
-        if known is None:
-            folder.describe({"seed": seed, "identity": identity})
-            return
-        found = differences(known["identity"], identity)
-        if known["seed"] != seed:
-            found.append(f"seed is {known['seed']} there and {seed} here")
-        if found:
-            raise CheckpointError(
-                f"checkpoint={str(self.checkpoint)!r} is of another run: {'; '.join(found)}. "
-                "Continue with the same program, or name another folder"
-            )
+        if known is not None:
+            if found := differences(known["identity"], identity):
+                raise CheckpointError(
+                    f"checkpoint={str(self.checkpoint)!r} is of another run: {'; '.join(found)}. "
+                    "Continue with the same program, or name another folder"
+                )
+            identity = known["identity"]  # with the numbers as they were rounded at first
+        folder.describe({"identity": identity})

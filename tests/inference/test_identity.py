@@ -1,0 +1,329 @@
+"""What a run is of: another density or quantity is told apart, and rounding is not."""
+
+import json
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import HMC, NUTS
+
+from pyro_ext.checkpoint import Checkpoint, CheckpointError
+from pyro_ext.diagnostics import to_arviz
+from pyro_ext.distributions import GaussianCluster
+from pyro_ext.inference import (
+    MCMC,
+    SGHMC,
+    SGLD,
+    AuxiliaryGibbs,
+    LaplaceHMC,
+    MarginalGibbs,
+    StreamingMCMC,
+    TreeGuided,
+)
+from pyro_ext.inference._running import fixed_points
+from pyro_ext.inference._running.identity import (
+    density_identity,
+    differences,
+    kernel_at,
+    model_identity,
+)
+from pyro_ext.potential import Potential
+from pyro_ext.random_measures import DirichletProcess, GeneralizedGammaProcess, PitmanYor
+
+X = torch.randn(40, generator=torch.Generator().manual_seed(0))
+ROWS = torch.randn(20, 2, generator=torch.Generator().manual_seed(1))
+CLUSTER = GaussianCluster.from_data(ROWS)
+
+
+def normal(loc=0.0, scale=10.0, noise=1.0, data=None, batch=None):
+    def model(x):
+        center = pyro.sample("center", dist.Normal(loc, scale))
+        pyro.deterministic("twice", 2.0 * center)
+        with pyro.plate("data", len(x), subsample_size=batch) as index:
+            seen = x if data is None else data
+            pyro.sample("x", dist.Normal(center, noise), obs=seen[index])
+
+    return model
+
+
+def labels(rate=0.5, scale=5.0):
+    """With a discrete latent site, which NUTS sums out."""
+
+    def model(x):
+        center = pyro.sample("center", dist.Normal(torch.zeros(2), scale).to_event(1))
+        with pyro.plate("data", len(x)):
+            kind = pyro.sample("kind", dist.Bernoulli(rate), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(center[kind.long()], 1.0), obs=x)
+
+    return model
+
+
+def measure(shape=1.0, discount=0.3):
+    def prior():
+        mass = pyro.sample("mass", dist.Gamma(shape, 1.0))
+        return GeneralizedGammaProcess(mass, discount, 1.0).normalize()
+
+    return prior
+
+
+def gaussian(precision=1.0):
+    def cluster():
+        spread = pyro.sample("spread", dist.LogNormal(0.0, precision))
+        return GaussianCluster(torch.zeros(2), 0.1, 5.0, spread * torch.eye(2))
+
+    return cluster
+
+
+def points(scale=5.0, dof=5.0):
+    def cluster(x):
+        center = pyro.sample("center", dist.Normal(0.0, scale))
+        with pyro.plate("points", len(x)):
+            pyro.sample("x", dist.StudentT(dof, center, 1.0), obs=x)
+
+    return cluster
+
+
+def square(factor=1.0):
+    return lambda z: factor * z["z"].square().sum()
+
+
+OTHER = X.clone()
+OTHER[7] += 0.1
+
+# Kernels of two runs, their data, and what of them differs.
+DENSITIES = {
+    "prior of SGLD": (SGLD(normal()), SGLD(normal(scale=10.1)), X, "center"),
+    "prior under minibatches": (
+        SGHMC(normal(batch=5), momentum_decay=0.1),
+        SGHMC(normal(loc=0.1, batch=5), momentum_decay=0.1),
+        X,
+        "center",
+    ),
+    "noise of LaplaceHMC": (LaplaceHMC(normal()), LaplaceHMC(normal(noise=1.01)), X, "x"),
+    "prior of NUTS": (NUTS(normal()), NUTS(normal(scale=0.01)), X, "center"),
+    "location of a prior": (NUTS(normal()), NUTS(normal(loc=0.1)), X, "center"),
+    "hidden data": (NUTS(normal(data=X)), NUTS(normal(data=OTHER)), X, "x"),
+    "noise of HMC": (HMC(normal()), HMC(normal(noise=1.01)), X, "x"),
+    "rate of labels": (NUTS(labels()), NUTS(labels(rate=0.51)), X, "kind"),
+    "hyperprior": (
+        MarginalGibbs(measure(), CLUSTER),
+        MarginalGibbs(measure(shape=1.01), CLUSTER),
+        ROWS,
+        "sites of prior",
+    ),
+    "discount": (
+        TreeGuided(measure(), CLUSTER),
+        TreeGuided(measure(discount=0.301), CLUSTER),
+        ROWS,
+        "partition",
+    ),
+    "concentration": (
+        MarginalGibbs(DirichletProcess(1.0), CLUSTER),
+        MarginalGibbs(DirichletProcess(1.01), CLUSTER),
+        ROWS,
+        "partition",
+    ),
+    "kind of process": (
+        MarginalGibbs(DirichletProcess(1.0), CLUSTER),
+        MarginalGibbs(PitmanYor(0.01, 1.0), CLUSTER),
+        ROWS,
+        "partition",
+    ),
+    "hyperprior of clusters": (
+        MarginalGibbs(DirichletProcess(1.0), gaussian()),
+        MarginalGibbs(DirichletProcess(1.0), gaussian(1.01)),
+        ROWS,
+        "clusters and data",
+    ),
+    "clusters": (
+        AuxiliaryGibbs(DirichletProcess(1.0), points()),
+        AuxiliaryGibbs(DirichletProcess(1.0), points(scale=5.1)),
+        X,
+        "clusters and data",
+    ),
+    "noise of clusters": (
+        AuxiliaryGibbs(DirichletProcess(1.0), points()),
+        AuxiliaryGibbs(DirichletProcess(1.0), points(dof=5.1)),
+        X,
+        "clusters and data",
+    ),
+    "function of SGLD": (
+        SGLD(potential_fn=square()),
+        SGLD(potential_fn=square(1.001)),
+        None,
+        "potential_fn",
+    ),
+    "function of NUTS": (
+        NUTS(potential_fn=square()),
+        NUTS(potential_fn=square(1.001)),
+        None,
+        "potential_fn",
+    ),
+}
+
+
+def densities(kernel, data):
+    args = () if data is None else (data,)
+    start = {"z": torch.zeros(3)} if data is None else None
+    found, _ = density_identity(kernel_at(kernel, args, {}, start), {})
+    return json.loads(json.dumps(found))
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_another_density_is_told_apart(name):
+    before, after, data, part = DENSITIES[name]
+    first = densities(before, data)
+    assert first and differences(first, densities(before, data)) == []
+    found = differences(first, densities(after, data))
+    assert any(text.startswith(f"{part} at a fixed point is ") for text in found), found
+
+
+def test_all_of_the_data_count_where_a_part_is_seen():
+    x = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    other = x.clone()
+    other[7] += 0.5
+    one, two, three = (
+        model_identity(None, Potential(normal(data=data, noise=noise, batch=1000), x))
+        for data, noise in ((x, 1.0), (other, 1.0), (x, 1.001))
+    )
+    assert differences(one, one) == []
+    assert differences(one, two)[0].startswith("observed values: x at a fixed point is ")
+    assert differences(one, three)[0].startswith("potential at a fixed point is ")
+
+
+QUANTITIES = {
+    "another sign": (lambda s: s["center"], lambda s: s["center"].abs()),
+    "a deterministic site": (lambda s: s["twice"], lambda s: s["center"]),
+    "far out": (lambda s: s["center"], lambda s: s["center"].clamp(-1.5, 1.5)),
+    "integers": (lambda s: (s["center"] > 0).long(), lambda s: (s["center"] > 1).long()),
+    "another shape": (lambda s: s["center"], lambda s: s["center"].expand(2)),
+}
+
+
+@pytest.mark.parametrize("name", QUANTITIES)
+def test_another_quantity_of_the_same_name_is_told_apart(name):
+    def recorded(function):
+        point_of = kernel_at(SGLD(normal()), (X,), {}, None)
+        return density_identity(point_of, {"q": function})[1]
+
+    before, after = QUANTITIES[name]
+    assert differences(recorded(before), recorded(before)) == []
+    (text,) = differences(recorded(before), recorded(after))
+    assert text.startswith("q at a fixed point is ")
+
+
+def network(x, y, off=0.0):
+    """Observations are far from zero, so that their residuals have few digits."""
+    hidden = x
+    for layer, (rows, columns) in enumerate([(8, 20), (20, 20), (20, 1)]):
+        prior = dist.Normal(x.new_zeros(rows, columns), 1.0).to_event(2)
+        hidden = (hidden @ pyro.sample(f"weight{layer}", prior)).tanh()
+    noise = pyro.sample("noise", dist.HalfCauchy(x.new_ones(())))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.StudentT(4.0, 1e3 + off + hidden[:, 0], noise), obs=y)
+
+
+def test_rounding_is_no_difference():
+    """Single against double precision is more than another machine makes of either."""
+    x = torch.randn(2000, 8, generator=torch.Generator().manual_seed(0))
+    y = 1e3 + x.sum(-1)
+
+    def prints(*args):
+        found = fixed_points.points_of(fixed_points.model_at(network, args, {}))
+        epsilon = torch.finfo(torch.float32).eps
+        return {
+            name: fixed_points.fingerprint([point.terms[name] for point in found], epsilon)
+            for name in found[0].terms
+        }
+
+    single = prints(x, y)
+    assert differences(single, prints(x.double(), y.double())) == []
+    (text,) = differences(single, prints(x, y, 1e-2))
+    assert text.startswith("y at a fixed point")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert differences(single, prints(x, y)) == []
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_density_that_is_not_finite(subtests):
+    def half(level):
+        def model(x):
+            center = pyro.sample("center", dist.Normal(0.0, 1.0))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Uniform(center, center + level), obs=x)
+
+        return model
+
+    def failing(level):
+        def model(x):
+            center = pyro.sample("center", dist.Normal(0.0, level))
+            torch.linalg.cholesky(center * torch.eye(2))
+
+        return model
+
+    def nowhere(level):
+        def model(x):
+            center = pyro.sample("center", dist.Normal(0.0, level))
+            pyro.factor("f", center * math.nan)
+
+        return model
+
+    for make in (half, failing, nowhere):
+        with subtests.test(make.__name__):
+            one, other = densities(NUTS(make(1.0)), X), densities(NUTS(make(1.5)), X)
+            assert one and not differences(one, one)
+            assert differences(one, other)
+    json.loads(json.dumps(densities(NUTS(nowhere(1.0)), X), allow_nan=False))
+
+
+def test_points_disturb_no_generator():
+    state = torch.get_rng_state()
+    densities(NUTS(labels()), X)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+RUNS = {
+    "SGLD": (lambda **o: SGLD(normal(**o)), X, "model: log density: center"),
+    "NUTS": (lambda **o: NUTS(normal(**o)), X, "model: log density: center"),
+    "MarginalGibbs": (
+        lambda scale=1.0: MarginalGibbs(measure(shape=scale), CLUSTER),
+        ROWS,
+        "model: log density: sites of prior",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_does_not_go_on_under_another_density(name, tmp_path):
+    make, data, place = RUNS[name]
+
+    def run(num_samples, quantity=lambda s: torch.zeros(()), **changes):
+        options = {"seed": 0, "checkpoint": tmp_path, "quantities": {"q": quantity}}
+        mcmc = MCMC(make(**changes), num_samples, 2, progress=False, **options)
+        return mcmc.run(data).get_samples()
+
+    first = run(3)
+    for changes, message in (
+        ({"scale": 0.01}, f"another run: {place} at a fixed point is .* there and .* here"),
+        ({"quantity": lambda s: torch.ones(())}, "another run: recorded: quantities: q at a fixed"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            run(6, **changes)
+    again = run(6)
+    assert all(torch.equal(value, again[site][:3]) for site, value in first.items())
+    kept = Checkpoint(tmp_path).get_samples()
+    assert all(torch.equal(value, again[site]) for site, value in kept.items())
+    assert set(to_arviz(tmp_path)["posterior"]) == set(kept)
+
+
+def test_moments_are_no_draws(tmp_path):
+    kernel = SGLD(potential_fn=square())
+    options = {"initial_params": {"z": torch.zeros(1, 3)}, "checkpoint": tmp_path}
+    StreamingMCMC(kernel, 3, seed=0, progress=False, **options).run()
+    with pytest.raises(CheckpointError, match="moments of a StreamingMCMC, no draws"):
+        Checkpoint(tmp_path).get_samples()
