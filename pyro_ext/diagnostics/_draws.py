@@ -1,7 +1,7 @@
 """Draws of a posterior of any kind, as arrays with leading dimensions of chains and draws."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -15,6 +15,7 @@ from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
 from pyro_ext.potential import Potential
+from pyro_ext.potential._at_values import ModelAtValues
 from pyro_ext.potential._blocks import assemble, blocks
 from pyro_ext.potential._evaluation import Evaluation, from_constrained
 from pyro_ext.random import fresh_seed
@@ -23,6 +24,7 @@ __all__ = [
     "Arrays",
     "Context",
     "Sampler",
+    "check_names",
     "context_of",
     "draws_of",
     "follow_chains",
@@ -46,8 +48,9 @@ class Sampler(Protocol):
     Of its attributes these are read where it has them: ``model``, ``args`` and ``kwargs`` of the
     last run, with ``None`` for a model that has no density; ``potential``, a
     :class:`~pyro_ext.potential.Potential` of that model and data, or ``None``, in which case one is
-    made; ``sample_statistics()``, which gives statistics of the sampler by name, each with the
-    shape ``(num_chains, num_draws)``.
+    made; ``chain_numbers``, those of the chains in the samples where some are left out;
+    ``partitions``, names of variables that are label vectors; ``sample_statistics()``, which gives
+    statistics of the sampler by name, each with the shape ``(num_chains, num_draws)``.
     """
 
     def get_samples(self, group_by_chain: bool = False) -> Mapping[str, Tensor]:
@@ -62,13 +65,13 @@ class Context:
     :param model: the Pyro model, if it is known.
     :param tuple args: its positional arguments.
     :param dict kwargs: its keyword arguments.
-    :param Potential potential: the potential of that model and data, if there is one already.
+    :param Potential potential: that model at its data, if there is one already.
     """
 
     model: Callable[..., Any] | None = None
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    potential: Potential | None = None
+    potential: ModelAtValues | None = None
 
 
 def to_array(value: Any, argument: str) -> npt.NDArray[Any]:
@@ -86,6 +89,19 @@ def to_array(value: Any, argument: str) -> npt.NDArray[Any]:
     if array.dtype.kind not in "biufc":
         raise TypeError(f"{argument} must be a tensor or an array of numbers, got {value!r:.80}")
     return array
+
+
+def check_names(argument: str, value: Any) -> list[str]:
+    """Return names.
+
+    :param str argument: how the caller names them.
+    :param value: a name or several.
+    :raises TypeError: where it is neither.
+    """
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{argument} must be a name or a list of names, got {value!r:.80}")
+    return list(names)
 
 
 def context_of(
@@ -123,7 +139,7 @@ def context_of(
 def draws_of(
     posterior: Any,
     context: Context,
-    potential: Potential | None,
+    potential: ModelAtValues | None,
     num_samples: int,
     group_by_chain: bool,
     seed: int | None,
@@ -132,7 +148,7 @@ def draws_of(
 
     :param posterior: a posterior of any kind.
     :param Context context: its model.
-    :param Potential potential: potential of the model, where it has one.
+    :param ModelAtValues potential: the model at its data, where there is one.
     :param int num_samples: number of draws from a guide.
     :param bool group_by_chain: whether the arrays of a dict have a leading dimension of chains.
     :param int seed: seed of the draws from a guide.
@@ -282,7 +298,7 @@ def _repeat(
 
 
 def _draw_guide(
-    guide: Callable[..., Any], context: Context, potential: Potential | None
+    guide: Callable[..., Any], context: Context, potential: ModelAtValues | None
 ) -> dict[str, Tensor]:
     """One draw from a guide: of the latent sites over all of the data, or of whatever it samples.
 
@@ -296,7 +312,7 @@ def _draw_guide(
     event_dims = {name: site.event_dim for name, site in sites.items()}
     auxiliary: dict[str, Tensor] = {}
     whole: dict[str, Tensor] = {}
-    for block in blocks(potential.subsampled_plates, potential.layout.device, torch.float32):
+    for block in blocks(potential.subsampled_plates, potential.values_layout.device, torch.float32):
         known = {name: whole[name] for name in whole if not block.is_new(sites[name])}
         indices = dict(block.indices)
         evaluation = Evaluation(from_constrained(auxiliary | known, indices), indices)
