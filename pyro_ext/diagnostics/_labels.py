@@ -99,13 +99,21 @@ def _keep_points(
         if chosen is None or chosen.all():
             kept[name] = array
         elif chosen.any():
-            last, dim = first + chosen.ndim, f"{name}_observation"
+            last, dim = first + chosen.ndim, _free(f"{name}_observation", arrays)
             kept[name] = array[(slice(None),) * first + (chosen,)]
             for old, index in zip(names[name][first:last], np.nonzero(chosen), strict=True):
                 label_of = np.asarray(labels[old])[index] if old in labels else index
-                coordinates[f"{name}_{old.removeprefix(f'{name}_')}"] = (dim, label_of)
+                of_old = _free(f"{name}_{old.removeprefix(f'{name}_')}", arrays)
+                coordinates[of_old] = (dim, label_of)
             names[name] = [*names[name][:first], dim, *names[name][last:]]
     return kept, coordinates
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """The name, or one with underscores that is not taken."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _dataset(
@@ -180,9 +188,7 @@ def _plate_dims(
     )
     renamed = {}
     for plate in {plate.name for site in sites.values() for plate in site.plates} & taken:
-        renamed[plate] = f"{plate}_dim"
-        while renamed[plate] in taken:
-            renamed[plate] += "_"
+        renamed[plate] = _free(f"{plate}_dim", taken)
     return renamed
 
 

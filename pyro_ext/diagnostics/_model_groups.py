@@ -40,9 +40,9 @@ def model_of(context: Context, needs: Mapping[str, bool]) -> ModelAtValues | Non
         return None
     if needs:
         with _explained(list(needs)):
-            return ModelAtValues(context.model, *context.args, **context.kwargs)
+            return _checked_model(context)
     try:
-        return ModelAtValues(context.model, *context.args, **context.kwargs)
+        return _checked_model(context)
     except Exception as error:
         warnings.warn(
             f"model cannot be evaluated ({type(error).__name__}: {error}), so the result holds "
@@ -50,6 +50,13 @@ def model_of(context: Context, needs: Mapping[str, bool]) -> ModelAtValues | Non
             stacklevel=3,
         )
         return None
+
+
+def _checked_model(context: Context) -> ModelAtValues:
+    assert context.model is not None
+    model = ModelAtValues(context.model, *context.args, **context.kwargs)
+    model.validate()
+    return model
 
 
 def check_shapes(arrays: Arrays, sites: Mapping[str, Site], argument: str) -> None:

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from pyro.distributions import is_validation_enabled
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -221,6 +222,13 @@ class ModelAtValues:
             return {name for name in names if self._runner.is_depended_on(name)}
 
     # Helpers --------------------------------------------------------------------------------------
+
+    def validate(self) -> None:
+        """Raise where observed values lie outside the support, if Pyro's checks are switched on."""
+        if is_validation_enabled():
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                self._runner.validate_observed()
 
     def batched(
         self, function: Callable[..., Any], example: Callable[[], list[Tensor]]

@@ -286,6 +286,16 @@ class ModelRunner:
     def _validate(self, flat: Tensor, by_plate: Mapping[str, Tensor]) -> None:
         values = self.unconstrained.unflatten(flat)
         records = self._run(from_unconstrained(values, by_plate), by_plate, validate=True)
+        self._validate_observed(records)
+
+    def validate_observed(self) -> None:
+        """Raise where observed values that count lie outside the support, in one subsample."""
+        by_plate = self.by_plate(self.random_indices())
+        with torch.no_grad():
+            records = self._run(from_constrained(self.prior_draw(), by_plate), by_plate)
+            self._validate_observed(records)
+
+    def _validate_observed(self, records: Mapping[str, Record]) -> None:
         for name in self.structure.observed:
             _validate_observed(name, records[name])
 
@@ -423,9 +433,8 @@ def _validate_observed(name: str, record: Record) -> None:
         allowed = record.fn.support.check(record.value)
     except (NotImplementedError, AttributeError):
         return
-    counts = torch.ones_like(allowed)
-    for mask, _ in record.masks():
-        counts = counts & mask
+    counts = record.counted()
+    counts = counts.flatten(counts.dim() - record.event_dim).all(-1) if record.event_dim else counts
     if not bool((allowed | ~counts).all()):
         raise ValueError(
             f"site {name!r} has observed values outside the support of its distribution "

@@ -134,6 +134,25 @@ def test_points_within_an_element_share_a_discrete_site() -> None:
     assert data["observed_data"]["y"].dims == ("items", "annotators")
 
 
+def test_local_draws_tell_of_a_discrete_site_that_is_summed_out() -> None:
+    centers = torch.tensor([-1.0, 2.0])
+
+    def model(y: Tensor) -> None:
+        share = pyro.sample("share", dist.Beta(2.0, 2.0))
+        with pyro.plate("data", len(y)):
+            kind = pyro.sample("kind", dist.Bernoulli(share)).long()
+            level = pyro.sample("level", dist.Normal(centers[kind], 1.0))
+            pyro.sample("y", dist.Normal(level + kind, 1.0), obs=y)
+
+    share, level = torch.rand(6), torch.randn(6, 4)
+    data = to_arviz({"share": share, "level": level}, Y, model=model)
+    prior = torch.stack([1.0 - share, share], -1)[:, None].log()
+    prior = prior + dist.Normal(centers, 1.0).log_prob(level[..., None])
+    likelihood = dist.Normal(level[..., None] + torch.arange(2), 1.0).log_prob(Y[:, None])
+    expected = (prior + likelihood).logsumexp(-1) - prior.logsumexp(-1)
+    np.testing.assert_allclose(values(data, "log_likelihood", "y")[0], expected, rtol=1e-4)
+
+
 def test_likelihoods_that_cannot_be_split_are_left_out_with_a_warning() -> None:
     def shared(y: Tensor) -> None:
         loc = pyro.sample("loc", dist.Normal(0.0, 1.0))

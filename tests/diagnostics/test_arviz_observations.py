@@ -66,6 +66,19 @@ def test_masked_points_do_not_enter_loo(subtests: pytest.Subtests) -> None:
             assert loo.n_data_points == 3
 
 
+def test_values_outside_of_the_support_count_only_where_they_are_not_hidden() -> None:
+    def model(y: Tensor, mask: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            law = dist.LogNormal(loc, 1.0).expand([5, 1]).mask(mask[:, None]).to_event(1)
+            pyro.sample("y", law, obs=y[:, None])
+
+    y = torch.tensor([1.0, -1.0, 2.0, 1.0, -3.0])
+    assert values(to_arviz(_draws(3), y, KEPT, model=model), "log_likelihood", "y").shape[-1] == 3
+    with pytest.raises(ValueError, match="'y' has observed values outside the support"):
+        to_arviz(_draws(3), y, ~KEPT, model=model)
+
+
 def test_a_mask_of_several_dimensions_and_in_part_of_an_event() -> None:
     mask = torch.rand(3, 4) < 0.5
     inside = torch.tensor([True, False])
