@@ -194,6 +194,8 @@ class Gibbs(MCMCKernel):
         torch.Size([10, 2])
     """
 
+    is_constrained = True  # its parameters are values of the sites themselves
+
     def __init__(
         self, blocks: Sequence[tuple[Block, Sequence[str]]], *, model: Model | None = None
     ) -> None:
