@@ -11,6 +11,7 @@ import torch
 from pyro.infer import MCMC as PyroMCMC
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
@@ -35,6 +36,7 @@ __all__ = [
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 
+_WRAPPERS = (InitMessenger, BlockMessenger)
 _KINDS = (
     "a sampler with get_samples (of Pyro or of this package), the folder of a checkpoint, a dict "
     "of arrays by site, or a guide"
@@ -257,17 +259,20 @@ def _remembered(posterior: object) -> Context:
             getattr(posterior, "potential", None),
         )
     if isinstance(posterior, AutoGuide | GuideMessenger):
-        return Context(_without_initialization(posterior.model))
+        return Context(_without_wrappers(posterior.model))
     if isinstance(posterior, Mapping) or callable(posterior):
         return Context()
     raise TypeError(f"posterior must be {_KINDS}; got {posterior!r:.80}")
 
 
-def _without_initialization(model: Any) -> Any:
-    """Return the model an automatic guide was made of, which it wraps in its initial values."""
+def _without_wrappers(model: Any) -> Any:
+    """Return the model an automatic guide was made of.
+
+    The guide wraps it in its initial values, and users hide sites from the guide that they sum out.
+    """
     call = getattr(model, "func", None)
-    if isinstance(call, functools.partial) and isinstance(next(iter(call.args), 0), InitMessenger):
-        return _without_initialization(call.args[1])
+    if isinstance(call, functools.partial) and isinstance(next(iter(call.args), 0), _WRAPPERS):
+        return _without_wrappers(call.args[1])
     return model
 
 

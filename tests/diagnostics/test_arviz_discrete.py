@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from pyro.infer import MCMC as PyroMCMC
 from pyro.infer import NUTS, config_enumerate
+from pyro.infer.autoguide import AutoNormal
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
@@ -39,13 +40,11 @@ def _mixture_draws(number: int) -> dict[str, Tensor]:
 
 
 def test_draws_of_discrete_sites_condition_the_likelihood() -> None:
-    mcmc = MCMC(
-        Gibbs([(NUTS(mixture), ["weights", "loc"]), (EnumeratedSites(), ["kind"])]),
-        num_samples=8,
-        warmup_steps=2,
-        seed=0,
-        progress=False,
-    ).run(Y)
+    def others(_: object) -> dict[str, Tensor]:
+        return {name: value[0] for name, value in _mixture_draws(1).items()}
+
+    blocks = [(others, ["weights", "loc"]), (EnumeratedSites(), ["kind"])]
+    mcmc = MCMC(Gibbs(blocks, model=mixture), num_samples=8, seed=0, progress=False).run(Y)
     data = to_arviz(mcmc, posterior_predictive=True, prior=5)
     assert {"weights", "loc", "kind", "own", "gap"} == set(data["posterior"].data_vars)
     kind = torch.tensor(values(data, "posterior", "kind")[0])
@@ -175,6 +174,14 @@ def test_likelihoods_that_cannot_be_split_are_left_out_with_a_warning() -> None:
         assert groups_of(data) == {"posterior", "observed_data"}
         with pytest.raises(ValueError, match=reason):
             to_arviz({"loc": torch.randn(5)}, Y, model=model, log_likelihood=["y"])
+
+
+def test_a_guide_from_which_discrete_sites_are_hidden() -> None:
+    guide = AutoNormal(poutine.block(mixture, hide=["kind"]))
+    guide(Y)
+    data = to_arviz(guide, Y, num_samples=6)
+    assert values(data, "log_likelihood", "y").shape == (1, 6, 4)
+    assert set(data["posterior"].data_vars) == {"weights", "loc", "gap"}
 
 
 def test_nuts_of_pyro_with_enumeration() -> None:
