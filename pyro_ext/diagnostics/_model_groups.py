@@ -129,7 +129,11 @@ class ModelGroups:
         if not missing or not set(lacking) <= set(self.model.discrete_sites):
             return arrays
         latents = self._latents(arrays, seed=0)
-        values = self.model.deterministic(latents)
+        try:
+            values = self.model.deterministic(latents)
+        except ValueError as error:
+            warnings.warn(f"the sites {missing} are left out: {error}", stacklevel=3)
+            return arrays
         if lacking:
             few = {name: latents[name][:, :_NUM_TRIALS] for name in latents if name not in lacking}
             others = self.model.deterministic(self.model.completed(few, 1))

@@ -32,6 +32,8 @@ class ModelAtValues:
     :raises ValueError: for a model without latent sites, or a sequential plate that subsamples.
     """
 
+    _is_quiet = True  # it runs once, and that it could be faster is no news then
+
     def __init__(
         self, model: Callable[..., Any], *args: Any, backend: Backend = "trace", **kwargs: Any
     ) -> None:
@@ -50,7 +52,7 @@ class ModelAtValues:
             self._runner = runner = ModelRunner(model, args, kwargs)
         # What runs once in a while is not worth compiling.
         self._plain: Backend = "trace" if backend == "compile" else backend
-        self._fallback = Fallback()
+        self._fallback = Fallback(self._is_quiet)
         self._num_examples = 0
         self._functions = {
             kind: self.batched(function, self.example)

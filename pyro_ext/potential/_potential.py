@@ -63,6 +63,8 @@ class Potential(ModelAtValues):
         (torch.Size([4]), torch.Size([4]))
     """
 
+    _is_quiet = False
+
     def __init__(
         self, model: Callable[..., Any], *args: Any, backend: Backend = "trace", **kwargs: Any
     ) -> None:

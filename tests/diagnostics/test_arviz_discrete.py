@@ -110,6 +110,18 @@ def test_hidden_markov_model_has_a_likelihood_for_each_series() -> None:
     assert data["observed_data"]["y_2"].shape == (1,)
 
 
+def test_a_model_that_branches_on_a_discrete_draw() -> None:
+    def model(y: Tensor) -> None:
+        number = pyro.sample("number", dist.Poisson(3.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(float(number), 1.0), obs=y)
+
+    number = torch.arange(4.0)
+    data = to_arviz({"number": number}, Y, model=model)
+    expected = dist.Normal(number[:, None], 1.0).log_prob(Y)
+    np.testing.assert_allclose(values(data, "log_likelihood", "y")[0], expected, rtol=1e-5)
+
+
 def test_points_within_an_element_share_a_discrete_site() -> None:
     def annotated(y: Tensor) -> None:
         accuracy = pyro.sample("accuracy", dist.Beta(2.0, 2.0))

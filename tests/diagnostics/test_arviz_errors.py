@@ -3,9 +3,12 @@
 import re
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import MCMC, NUTS
+from torch import Tensor
 
 from pyro_ext.diagnostics import to_arviz
 from pyro_ext.potential import Potential
@@ -27,6 +30,20 @@ def test_model_that_cannot_be_evaluated() -> None:
     with pytest.warns(UserWarning, match=r"cannot be evaluated.*missing 1 required"):
         data = to_arviz(draws, model=global_only, log_likelihood=False)
     assert groups_of(data) == {"posterior"}
+
+
+def test_a_random_model_still_has_its_draws() -> None:
+    def model(y: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        pyro.deterministic("noisy", loc + torch.randn(()))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    draws = {"loc": torch.randn(6)}
+    with pytest.warns(UserWarning, match=r"\['noisy'\] are left out: model gives two results"):
+        data = to_arviz(draws, torch.randn(3), model=model, log_likelihood=False)
+    assert groups_of(data) == {"posterior", "observed_data"}
+    assert set(data["posterior"].data_vars) == {"loc"}
 
 
 def test_wrong_options(subtests: pytest.Subtests) -> None:
