@@ -126,7 +126,8 @@ class ModelGroups:
         """
         missing = [name for name in self.model.deterministic_sites if name not in arrays]
         lacking = self._lacking(arrays)
-        if not missing or not set(lacking) <= set(self.model.discrete_sites):
+        has_none = len(lacking) == len(self.model.sites)
+        if not missing or has_none or not set(lacking) <= set(self.model.discrete_sites):
             return arrays
         latents = self._latents(arrays, seed=0)
         try:
@@ -147,10 +148,14 @@ class ModelGroups:
         """
         if not any(site.is_masked for site in self.data.values()):
             return
-        drawn = arrays
-        if lacking := self._lacking(arrays):
-            drawn = {name: array[:1, :1] for name, array in arrays.items() if name not in lacking}
-        for name, value in self.model.counted(self._latents(drawn, seed=0)).items():
+        lacking = self._lacking(arrays)
+        if len(lacking) == len(self.model.sites):
+            latents = {name: value[None] for name, value in self.model.prior(1, 0, ()).items()}
+        elif lacking:
+            latents = self._latents({name: array[:1, :1] for name, array in arrays.items()}, seed=0)
+        else:
+            latents = self._tensors(arrays)
+        for name, value in self.model.counted(latents).items():
             counted = to_array(value, name)
             if (counted != counted[:1, :1]).any():
                 self._varying.append(name)

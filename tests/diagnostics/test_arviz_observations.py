@@ -121,6 +121,13 @@ def test_imputed_values_are_posterior() -> None:
     np.testing.assert_array_equal(values(data, "observed_data", "y_observed"), Y[KEPT])
 
 
+def test_masks_of_a_model_without_draws_of_its_latent_sites() -> None:
+    drawn = {"y": torch.randn(6, 5)}
+    data = to_arviz(drawn, Y, model=masked_distribution, log_likelihood=False)
+    assert groups_of(data) == {"posterior_predictive", "observed_data"}
+    np.testing.assert_array_equal(values(data, "posterior_predictive", "y")[0], drawn["y"][:, KEPT])
+
+
 def test_a_site_that_is_masked_out_is_no_observation() -> None:
     def model(y: Tensor, mask: bool | Tensor) -> None:
         loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
