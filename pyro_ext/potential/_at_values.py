@@ -215,7 +215,7 @@ class ModelAtValues:
         return self._runner.observations()
 
     def depended_on(self, names: Collection[str]) -> set[str]:
-        """Which of some observed sites other sites depend on.
+        """Which of some observed sites the densities of other sites depend on.
 
         :param names: names of observed sites.
         """

@@ -375,7 +375,7 @@ class ModelRunner:
                 return
 
     def is_depended_on(self, name: str) -> bool:
-        """Whether another value of an observed site changes what other sites are."""
+        """Whether another value of an observed site changes the densities of other sites."""
         by_plate = self.by_plate(self.random_indices())
         choice = from_constrained(self.prior_draw(), by_plate)
         for _ in range(_NUM_TRIES):
@@ -385,10 +385,9 @@ class ModelRunner:
                 break
         with without_validation():
             return any(
-                not torch.equal(record.value, after[other].value)
-                or not torch.equal(record.log_prob(), after[other].log_prob())
+                not torch.equal(record.log_prob(), after[other].log_prob())
                 for other, record in before.items()
-                if other != name
+                if other != name and record.has_density
             )
 
     def observed_at(

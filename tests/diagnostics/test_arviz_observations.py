@@ -165,7 +165,8 @@ def _two_levels(y: Tensor | None = None) -> None:
     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
     scale = pyro.sample("scale", dist.HalfNormal(1.0))
     with pyro.plate("data", 5):
-        pyro.sample("y", dist.Normal(loc, scale), obs=y)
+        y = pyro.sample("y", dist.Normal(loc, scale), obs=y)
+        pyro.deterministic("residual", y - loc)
 
 
 def test_conditioned_latent_sites_are_constants() -> None:
@@ -174,7 +175,7 @@ def test_conditioned_latent_sites_are_constants() -> None:
     data = to_arviz(draws, Y, model=model, posterior_predictive=True, prior=300, seed=0)
     assert set(data["log_likelihood"].data_vars) == {"y"}
     assert set(data["observed_data"].data_vars) == {"y"}
-    assert set(data["posterior"].data_vars) == {"loc"}
+    assert set(data["posterior"].data_vars) == {"loc", "residual"}
     assert values(data, "constant_data", "scale") == pytest.approx(0.01)
     for group, location in (("posterior_predictive", "posterior"), ("prior_predictive", "prior")):
         assert set(data[group].data_vars) == {"y"}
