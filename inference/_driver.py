@@ -301,6 +301,7 @@ class Driver(ABC):
                 "num_samples": self.num_samples,
                 "groups": groups,
                 "dims": dims,
+                "partitions": list(getattr(self.kernel, "partitions", ())),
                 "identity": identity,
             }
         )

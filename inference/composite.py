@@ -194,6 +194,8 @@ class Gibbs(MCMCKernel):
         torch.Size([10, 2])
     """
 
+    is_constrained = True  # its parameters are values of the sites themselves
+
     def __init__(
         self, blocks: Sequence[tuple[Block, Sequence[str]]], *, model: Model | None = None
     ) -> None:
@@ -219,6 +221,23 @@ class Gibbs(MCMCKernel):
         self._log_joint: LogJoint | None = None
         self._runs: list[Callable[[], Mapping[str, Tensor]]] = []
         super().__init__()
+
+    @property
+    def model(self) -> Model:
+        """The model whose sites the blocks move."""
+        assert self._model is not None
+        return self._model
+
+    @property
+    def partitions(self) -> tuple[str, ...]:
+        """Names of the sites that are label vectors of partitions."""
+        return tuple(
+            name
+            for block, sites in self.blocks
+            if isinstance(block, ConjugateKernel)
+            for name in block.partitions
+            if name in sites
+        )
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Prepare all blocks.

@@ -124,6 +124,23 @@ class MCMC(Driver):
         return self._choose()[1]
 
     @property
+    def chain_numbers(self) -> tuple[int, ...]:
+        """Numbers of the chains that the samples hold, in their order."""
+        return tuple(self._choose()[0])
+
+    @property
+    def partitions(self) -> tuple[str, ...]:
+        """Names of the sites that are label vectors of partitions, for ``to_arviz``."""
+        return tuple(getattr(self.kernel, "partitions", ()))
+
+    @property
+    def _args(self) -> Any:
+        raise AttributeError(
+            "arviz.from_pyro takes Pyro's own MCMC, and would see one minibatch in place of the "
+            "data; convert this run by pyro_ext.diagnostics.to_arviz(mcmc)"
+        )
+
+    @property
     def stopped_chains(self) -> dict[int, dict[str, Any]]:
         """Chains that are left out of the samples: by number, ``step``, ``reason``, ``samples``."""
         result = {}

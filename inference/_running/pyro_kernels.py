@@ -216,7 +216,7 @@ class PyroRunner:
 
     def _unconstrained(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         model: Callable[..., Any] | None = getattr(self.kernel, "model", None)
-        if model is None:
+        if model is None or getattr(self.kernel, "is_constrained", False):
             return dict(params)
         _, _, transforms, _ = initialize_model(model, self.args, dict(self.kwargs))
         return {name: transforms[name](value) for name, value in params.items()}

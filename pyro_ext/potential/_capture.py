@@ -142,14 +142,18 @@ def warn_fallback(what: str, instead: str, reason: object) -> None:
 
 
 class Fallback:
-    """What functions of one model share: whether it can be recorded at all, and warnings given."""
+    """What functions of one model share: whether it can be recorded at all, and warnings given.
 
-    def __init__(self) -> None:
+    :param bool is_quiet: give no warning, where functions run so rarely that speed matters little.
+    """
+
+    def __init__(self, is_quiet: bool = False) -> None:
         self.is_eager = False
+        self.is_quiet = is_quiet
         self._given: set[str] = set()
 
     def warn(self, what: str, instead: str, reason: object) -> None:
         """Warn as :func:`warn_fallback` does, unless that has been said."""
-        if what not in self._given:
+        if what not in self._given and not self.is_quiet:
             self._given.add(what)
             warn_fallback(what, instead, reason)

@@ -158,7 +158,7 @@ class PointPotential:
         values = self.layout.unflatten(flat)
         try:
             for name, record in self._run(from_unconstrained(values, {}), row).items():
-                if not record.is_deterministic:
+                if record.has_density:
                     part = self._part(name, record)
                     sums[part] = sums[part] + _log_density(record)
         except torch.linalg.LinAlgError:
