@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -95,11 +96,14 @@ class StepLoop(Generic[State]):
     :param BatchedFunction gradient: potential and gradient over chains.
     :param int batch_elements: elements of a minibatch over all plates, which bounds the steps of a
         call.
+    :ivar dict errors: set to a dict, it takes what the model raised for single chains, by place,
+        where the chains run one by one in Python; such a chain then goes on with NaN.
     """
 
     def __init__(
         self, step: Step[State], gradient: BatchedFunction, batch_elements: int = 0
     ) -> None:
+        self.errors: dict[int, Exception] | None = None
         self._step = step
         self._gradient = gradient
         self._batch_elements = batch_elements
@@ -132,7 +136,9 @@ class StepLoop(Generic[State]):
             return self._run(state, plan)
 
     def _run(self, state: State, plan: Plan, num_ahead: int = 0) -> Run[State]:
-        gradient = self._gradient.graph(_num_points(state, plan)) or self._gradient.one_by_one
+        gradient = self._gradient.graph(_num_points(state, plan)) or partial(
+            self._gradient.one_by_one, errors=self.errors
+        )
         draws: dict[int, tuple[Tensor, ...]] = {}
         for number, (step, row) in enumerate(
             zip(plan.steps.tolist(), plan.rows.tolist(), strict=True)

@@ -19,7 +19,12 @@ from pyro_ext.potential._function import FunctionPotential
 from pyro_ext.potential._layout import Layout
 from pyro_ext.potential._points import PointDensities, PointPotential
 from pyro_ext.potential._potential import Potential
-from pyro_ext.potential._runner import InitStrategy, init_to_prior, init_to_suggested
+from pyro_ext.potential._runner import (
+    InitStrategy,
+    check_observations,
+    init_to_prior,
+    init_to_suggested,
+)
 from pyro_ext.potential._simplify import fold_constants
 from pyro_ext.potential._structure import Plate, Site
 from pyro_ext.potential._weighted_function import WeightedFunction
@@ -46,6 +51,7 @@ __all__ = [
     "capture",
     "capture_abstract",
     "check_backend",
+    "check_observations",
     "compile_graph",
     "fold_constants",
     "init_to_prior",

@@ -120,10 +120,15 @@ class BatchedFunction:
                 graph = self._compiled[num_chains]
             return graph(*batched)
 
-    def one_by_one(self, *batched: Tensor) -> Any:
-        """Run over chains without any graph."""
+    def one_by_one(self, *batched: Tensor, errors: dict[int, Exception] | None = None) -> Any:
+        """Run over chains without any graph.
+
+        :param batched: the arguments, with a leading chain dimension.
+        :param dict errors: where it is given, a chain whose function raises gets NaN as its result,
+            and the error is put there by the number of the chain, unless there is one already.
+        """
         with torch.no_grad():
-            return _loop(self.function, *batched)
+            return _loop(self.function, *batched, errors=errors)
 
     def over_any(self, *batched: Tensor, chunk_size: int | None = None) -> Any:
         """Run over any number of chains without making a record for that number."""
@@ -279,8 +284,25 @@ def version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _loop(function: TensorFunction, *batched: Tensor) -> Any:
-    results = [function(*arguments) for arguments in zip(*batched, strict=True)]
+def _loop(
+    function: TensorFunction, *batched: Tensor, errors: dict[int, Exception] | None = None
+) -> Any:
+    results = []
+    failed: dict[int, Exception] = {}
+    for row, arguments in enumerate(zip(*batched, strict=True)):
+        try:
+            results.append(function(*arguments))
+        except Exception as error:
+            if errors is None:
+                raise
+            failed[row] = error
+    if errors is not None and failed:
+        errors.update({row: error for row, error in failed.items() if row not in errors})
+        if not results:
+            raise next(iter(failed.values()))
+        nan = pytree.tree_map(lambda leaf: torch.full_like(leaf, torch.nan), results[0])
+        for row in failed:
+            results.insert(row, nan)
     leaves, spec = zip(*(pytree.tree_flatten(result) for result in results), strict=True)
     stacked = [torch.stack(list(parts)) for parts in zip(*leaves, strict=True)]
     return pytree.tree_unflatten(stacked, spec[0])

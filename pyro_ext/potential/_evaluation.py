@@ -14,7 +14,13 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_ext.potential._distributions import bijection, innermost, is_real, without_checks
+from pyro_ext.potential._distributions import (
+    bijection,
+    innermost,
+    is_real,
+    may_validate,
+    without_checks,
+)
 
 __all__ = [
     "CHANGES_DATA",
@@ -60,6 +66,7 @@ class Record:
         reparameterization has made a function of others.
     :param Tensor log_jacobian: log absolute determinant of the map from unconstrained space, with
         the batch shape of the site, where it is not zero.
+    :param bool is_validated: whether values may be checked, which ``validate_args=False`` forbids.
     """
 
     fn: Any
@@ -73,6 +80,7 @@ class Record:
     is_latent: bool
     is_deterministic: bool
     log_jacobian: Tensor | None
+    is_validated: bool = True
 
     @property
     def event_dim(self) -> int:
@@ -180,6 +188,7 @@ class Evaluation(Messenger):
             is_latent=name in self._chosen and not is_observed,
             is_deterministic=is_deterministic(msg),
             log_jacobian=self._chosen.get(name),
+            is_validated=may_validate(msg["fn"]),
         )
 
     def run(

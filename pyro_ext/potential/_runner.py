@@ -31,6 +31,7 @@ from pyro_ext.potential._structure import Plate, Site, structure_of
 __all__ = [
     "InitStrategy",
     "ModelRunner",
+    "check_observations",
     "draw_from_prior",
     "init_to_prior",
     "init_to_suggested",
@@ -85,6 +86,35 @@ def draw_from_prior(site: dict[str, Any]) -> Tensor:
             f"{type(site['fn']).__name__} does not sample"
         ) from error
     return value
+
+
+def check_observations(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    values: Mapping[str, Tensor],
+) -> None:
+    """Raise where an observed value lies outside of the support that its distribution then has.
+
+    Nothing is checked where the model has further latent sites, such as enumerated ones, or where
+    rounding alone puts a parameter out of its range.
+
+    :param model: a Pyro model.
+    :param tuple args: its positional arguments.
+    :param Mapping kwargs: its keyword arguments.
+    :param Mapping values: constrained values of the latent sites.
+    :raises ValueError: it names the site.
+    """
+    evaluation = Evaluation(from_constrained(values, {}), {})
+    try:
+        # Under the switch, without which expanded distributions forget what they were told.
+        records = evaluation.run(model, args, kwargs, validate=True)
+    except ValueError:
+        return
+    known = [r.is_latent or r.is_observed or r.is_deterministic for r in records.values()]
+    for name, record in records.items() if all(known) else ():
+        if record.is_observed and not record.is_deterministic:
+            _validate_observed(name, record)
 
 
 class ModelRunner:
@@ -371,6 +401,8 @@ def _initializing(
 
 def _validate_observed(name: str, record: Record) -> None:
     """Raise where an observed value that counts lies outside the support."""
+    if not record.is_validated:
+        return
     try:
         allowed = record.fn.support.check(record.value)
     except (NotImplementedError, AttributeError):
