@@ -14,7 +14,7 @@ from pyro_ext.potential._capture import (
     warn_fallback,
 )
 from pyro_ext.potential._compilation import compile_graph
-from pyro_ext.potential._distributions import bijection
+from pyro_ext.potential._distributions import bijection, may_validate
 from pyro_ext.potential._function import FunctionPotential
 from pyro_ext.potential._layout import Layout
 from pyro_ext.potential._points import PointDensities, PointPotential
@@ -56,6 +56,7 @@ __all__ = [
     "fold_constants",
     "init_to_prior",
     "init_to_suggested",
+    "may_validate",
     "outputs_agree",
     "value_and_gradient",
     "warn_fallback",

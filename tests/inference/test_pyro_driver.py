@@ -9,7 +9,8 @@ from pyro.infer import HMC, NUTS
 from pyro.infer import MCMC as PyroMCMC
 from torch.distributions import biject_to, constraints
 
-from pyro_ext.inference import MCMC, SGHMC, SGLD
+from pyro_ext.diagnostics import to_arviz
+from pyro_ext.inference import MCMC, SGHMC, SGLD, Gibbs, PosteriorBootstrap
 
 QUIET = {"seed": 0, "progress": False}
 INPUTS = torch.linspace(-1.0, 1.0, 20)
@@ -35,6 +36,12 @@ def scale_of_zeros(x):
 def far(model):
     """A kernel whose steps overflow."""
     return NUTS(model, step_size=30.0, adapt_step_size=False)
+
+
+def pyros_own_nuts(x):
+    mcmc = PyroMCMC(NUTS(multinomial, max_tree_depth=2), 4, 4, disable_progbar=True)
+    mcmc.run(x)
+    return mcmc
 
 
 @pytest.mark.parametrize(
@@ -94,6 +101,37 @@ def test_observed_values_are_checked_before_the_first_step(subtests):
         with subtests.test(model.__name__):
             args = (x, OUTPUTS) if model is gaussian_process else (x,)
             MCMC(NUTS(model, max_tree_depth=2), 2, **QUIET).run(*args)
+
+
+def multinomial(x):
+    """The number of trials is that of each observation: the density does not use it."""
+    logits = pyro.sample("logits", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Multinomial(logits=logits, validate_args=False), obs=x)
+
+
+@pytest.mark.slow  # ArviZ takes seconds to import
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda x: MCMC(SGHMC(multinomial, backend="eager"), 4, **QUIET).run(x),
+        lambda x: MCMC(NUTS(multinomial, max_tree_depth=2), 4, **QUIET).run(x),
+        lambda x: MCMC(Gibbs([(NUTS(multinomial), ["logits"])]), 4, 5, **QUIET).run(x),
+        lambda x: PosteriorBootstrap(multinomial, num_samples=4, progress=False).run(x),
+        pyros_own_nuts,
+    ],
+    ids=["SGHMC", "NUTS", "Gibbs", "PosteriorBootstrap", "Pyro's NUTS"],
+)
+def test_distributions_that_do_not_validate(run):
+    x = torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 2.0]])
+    data = to_arviz(run(x), x, model=multinomial)
+    logits = torch.as_tensor(data.posterior["logits"].values)
+    expected = dist.Multinomial(logits=logits[..., None, :], validate_args=False).log_prob(x)
+    found = torch.as_tensor(data.log_likelihood["x"].values)
+    torch.testing.assert_close(found, expected)
+    assert len(logits[0].unique(dim=0)) > 1
+    statistics = data.get("sample_stats", {})
+    assert "lp" not in statistics or np.isfinite(statistics["lp"]).all()
 
 
 def normal_model():
