@@ -4,7 +4,6 @@ from pyro_ext.potential._batched import (
     Backend,
     BatchedFunction,
     check_backend,
-    outputs_agree,
 )
 from pyro_ext.potential._capture import (
     CaptureError,
@@ -19,6 +18,7 @@ from pyro_ext.potential._function import FunctionPotential
 from pyro_ext.potential._layout import Layout
 from pyro_ext.potential._points import PointDensities, PointPotential
 from pyro_ext.potential._potential import Potential
+from pyro_ext.potential._rounding import agree_but_for_rounding, outputs_agree
 from pyro_ext.potential._runner import (
     InitStrategy,
     check_observations,
@@ -47,6 +47,7 @@ __all__ = [
     "WeightedFunction",
     "WeightedLoss",
     "WeightedPotential",
+    "agree_but_for_rounding",
     "bijection",
     "capture",
     "capture_abstract",

@@ -1,5 +1,6 @@
 """One run of a model at given latent values and subsamples, and what follows from its record."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ __all__ = [
     "IS_RANDOM",
     "Evaluation",
     "Record",
+    "factorization_errors",
     "from_constrained",
     "from_unconstrained",
     "is_deterministic",
@@ -207,6 +209,13 @@ class Evaluation(Messenger):
                 error.add_note(f"Raised when the model ran, {place}")
                 raise
         return self.records
+
+
+def factorization_errors() -> tuple[type[Exception], ...]:
+    """What is raised where a matrix cannot be factored, by GPyTorch too."""
+    errors = sys.modules.get("linear_operator.utils.errors")
+    others = () if errors is None else (errors.NanError, errors.NotPSDError)
+    return (torch.linalg.LinAlgError, *others)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from pyro_ext.potential._evaluation import (
     Choice,
     Evaluation,
     Record,
+    factorization_errors,
     from_constrained,
     from_unconstrained,
     log_density,
@@ -173,7 +174,7 @@ class ModelRunner:
             joint, names = joint_normal_density(flat, records, self.unconstrained)
             rest = {name: record for name, record in records.items() if name not in names}
             return -log_density(rest, start=joint)
-        except torch.linalg.LinAlgError:
+        except factorization_errors():
             return math.nan * flat.sum()
 
     def weighted_value(self, flat: Tensor, *tensors: Tensor) -> Tensor:
@@ -183,7 +184,7 @@ class ModelRunner:
         try:
             records = self._run_unconstrained(flat, indices)
             return -log_density(records, self.by_plate(weights), self.by_plate(firsts))
-        except torch.linalg.LinAlgError:
+        except factorization_errors():
             return math.nan * flat.sum()
 
     def block_tensors(self, block: Block) -> list[Tensor]:
@@ -268,7 +269,7 @@ class ModelRunner:
                     with torch.no_grad():
                         flat = self.unconstrain(self.constrained.flatten(self.prior_draw(strategy)))
                     at_fault = self._at_fault(flat, self.random_indices())
-            except torch.linalg.LinAlgError as error:
+            except factorization_errors() as error:
                 reason = str(error)
                 continue
             if not at_fault:
@@ -331,7 +332,7 @@ class ModelRunner:
         for _ in range(_NUM_TRIES - 1):
             try:
                 return self._run_from_prior()
-            except torch.linalg.LinAlgError:
+            except factorization_errors():
                 continue
         return self._run_from_prior()
 
