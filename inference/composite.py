@@ -18,7 +18,7 @@ from torch.distributions import constraints
 
 from pyro_ext.inference.partitions import ConjugateKernel
 from pyro_ext.inference.sgmcmc import SGMCMCKernel
-from pyro_ext.potential import may_validate
+from pyro_ext.potential._distributions import may_validate
 
 __all__ = ["ConditionalUpdate", "EnumeratedSites", "Gibbs", "LogJoint", "PriorProposals"]
 

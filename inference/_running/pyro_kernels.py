@@ -32,7 +32,7 @@ from pyro_ext.inference._running.numbers import (
     write_numbers,
 )
 from pyro_ext.inference._running.plan import Plan
-from pyro_ext.potential import check_observations
+from pyro_ext.potential._runner import check_observations
 
 __all__ = ["PyroOptions", "PyroRunner", "has_known_state"]
 

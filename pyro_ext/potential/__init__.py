@@ -13,18 +13,13 @@ from pyro_ext.potential._capture import (
     warn_fallback,
 )
 from pyro_ext.potential._compilation import compile_graph
-from pyro_ext.potential._distributions import bijection, may_validate
+from pyro_ext.potential._distributions import bijection
 from pyro_ext.potential._function import FunctionPotential
 from pyro_ext.potential._layout import Layout
 from pyro_ext.potential._points import PointDensities, PointPotential
 from pyro_ext.potential._potential import Potential
 from pyro_ext.potential._rounding import agree_but_for_rounding, outputs_agree
-from pyro_ext.potential._runner import (
-    InitStrategy,
-    check_observations,
-    init_to_prior,
-    init_to_suggested,
-)
+from pyro_ext.potential._runner import InitStrategy, init_to_prior, init_to_suggested
 from pyro_ext.potential._simplify import fold_constants
 from pyro_ext.potential._structure import Plate, Site
 from pyro_ext.potential._weighted_function import WeightedFunction
@@ -52,12 +47,10 @@ __all__ = [
     "capture",
     "capture_abstract",
     "check_backend",
-    "check_observations",
     "compile_graph",
     "fold_constants",
     "init_to_prior",
     "init_to_suggested",
-    "may_validate",
     "outputs_agree",
     "value_and_gradient",
     "warn_fallback",

@@ -38,6 +38,13 @@ def agree_but_for_rounding(
     :param expected: the same.
     :returns: ``None`` where rounding decides whether the result is finite, so that nothing can be
         told.
+
+    Example::
+
+        >>> def difference():
+        ...     return (1e6 + torch.tensor(0.3)) - 1e6
+        >>> difference(), agree_but_for_rounding(difference, difference(), torch.tensor(0.3))
+        (tensor(0.3125), True)
     """
     if outputs_agree(actual, expected):
         return True
