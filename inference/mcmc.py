@@ -224,7 +224,8 @@ class MCMC(Driver):
         :returns: ``n_eff`` and ``r_hat`` by site that holds real numbers; ``"stopped_chains"`` with
             step and reason by number of the chain; what the kernel reports, by chain.
         """
-        result: dict[str, Any] = dict(diagnostics(self._numbers()))
+        numbers = self._numbers() if self.num_draws or not self.stopped_chains else {}
+        result: dict[str, Any] = dict(diagnostics(numbers))
         for number, status in enumerate(self._statuses()):
             for name, value in status.diagnostics.items():
                 result.setdefault(name, {})[f"chain {number}"] = value

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -168,52 +167,45 @@ class PyroRunner:
                 interrupted = True
             except Exception as caught:
                 error, stopped_at = caught, step + is_ready
+        # A kernel that could not be set up again has nothing to say.
+        has_sampled = is_ready and step > self.plan.warmup_steps
         status = ChainStatus(
             state.num_draws + len(rows),
             stopped_at,
-            state.chains[0].diagnostics,
+            dict(self.kernel.diagnostics() or {}) if has_sampled else state.chains[0].diagnostics,
             "" if error is None else describe_error(error),
         )
+        chunk = self._chunk(rows, statistics, state.num_draws, status) if rows else None
+        line = dict(self.kernel.logging() or {}) if is_ready and step else {}
         ends = interrupted or stopped_at is not None or status.num_draws >= until
-        leg = self._leg(state, step, sampler, rows, statistics, status, ends)
-        return leg._replace(interrupted=interrupted, error=error)
-
-    def _leg(
-        self,
-        state: GroupState,
-        step: int,
-        sampler: PyroState | None,
-        rows: Sequence[dict[str, Tensor]],
-        recorded_statistics: Sequence[dict[str, float]],
-        status: ChainStatus,
-        ends: bool,
-    ) -> Leg:
-        diagnostics: Mapping[str, Any] = status.diagnostics
-        if step > self.plan.warmup_steps:
-            diagnostics = self.kernel.diagnostics() or {}
-        chunk = None
-        if rows:
-            statistics = {
-                name: torch.tensor([entry[name] for entry in recorded_statistics])[:, None]
-                for name in recorded_statistics[0]
-            }
-            if "divergences" in diagnostics:
-                diverging = torch.zeros(len(rows), dtype=torch.bool)
-                for index in diagnostics["divergences"]:
-                    row = index // self.plan.thinning - state.num_draws
-                    if 0 <= row < len(rows):
-                        diverging[row] = True
-                statistics["diverging"] = diverging[:, None]
-            chunk = Chunk(self._samples(rows), statistics, [len(rows)])
-        line = dict(self.kernel.logging() or {}) if step else {}
         if ends or not self.has_legs:
             self.kernel.cleanup()
             self._live = None
         else:
             self._live = sampler
-        status = replace(status, diagnostics=dict(diagnostics))
         after = GroupState(state.members, step, status.num_draws, (status,), sampler)
-        return Leg(after, chunk, False, line)
+        return Leg(after, chunk, interrupted, line, error)
+
+    def _chunk(
+        self,
+        rows: Sequence[dict[str, Tensor]],
+        entries: Sequence[dict[str, float]],
+        num_before: int,
+        status: ChainStatus,
+    ) -> Chunk:
+        """Draws of a leg and their statistics, after so many draws before."""
+        statistics = {
+            name: torch.tensor([entry[name] for entry in entries])[:, None] for name in entries[0]
+        }
+        divergences = status.diagnostics.get("divergences")
+        if isinstance(divergences, list):
+            diverging = torch.zeros(len(rows), dtype=torch.bool)
+            for index in divergences:
+                row = index // self.plan.thinning - num_before
+                if 0 <= row < len(rows):
+                    diverging[row] = True
+            statistics["diverging"] = diverging[:, None]
+        return Chunk(self._samples(rows), statistics, [len(rows)])
 
     def _resume(self, state: GroupState) -> dict[str, Tensor]:
         """Make the kernel what it was after the last leg; returns the parameters to go on from."""

@@ -92,6 +92,7 @@ def test_all_chains_die(name, method):
     assert all(len(chain["samples"]["x"]) > 0 for chain in mcmc.stopped_chains.values())
     with pytest.raises(RuntimeError, match="all chains stopped: stopped_chains"):
         mcmc.get_samples()
+    assert set(mcmc.diagnostics()["stopped_chains"]) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("name", KERNELS)
