@@ -151,8 +151,8 @@ class SGHMC(FrictionKernel):
     :param friction: :math:`\gamma`, a number, or numbers by pattern of site names such as
         ``{"weight*": 100.0, "default": 1.0}``. Its product with the largest step size must be at
         most one.
-    :param momentum_decay: :math:`a` itself, instead of friction; it then does not follow the
-        schedule of the step size. Like friction a number or numbers by site.
+    :param momentum_decay: :math:`a` itself, instead of friction, 0.1 by default; it then does not
+        follow the schedule of the step size. Like friction a number or numbers by site.
     :param float mass: :math:`M`.
     :param float noise_estimate: :math:`V`, variance of the stochastic gradient if it is known.
     :param options: step size, temperature and what else all kernels take, see
@@ -175,7 +175,7 @@ class SGHMC(FrictionKernel):
         **options: Unpack[KernelOptions],
     ) -> None:
         if friction is None and momentum_decay is None:
-            friction = 100.0
+            momentum_decay = 0.1
         super().__init__(model, friction, momentum_decay, **options)
         self.mass = check_number("mass", mass, above=0)
         injected = 2.0 * self._smallest_decay() * self.mass * self.temperature

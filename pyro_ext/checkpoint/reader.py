@@ -102,7 +102,7 @@ class Checkpoint:
         """Draws of the latent and deterministic sites, in constrained space.
 
         Where chains differ in length, as those of a running one may, they are cut or left out so
-        that most draws are kept; chains that left the finite numbers are left out.
+        that most draws are kept; chains that stopped are left out.
 
         :param bool group_by_chain: keep chains apart.
         :returns: **Shape:** ``(num_chains, num_draws, *event)`` each, or with the chains

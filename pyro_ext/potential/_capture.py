@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyro_ext.potential._evaluation import without_validation
+from pyro_ext.potential._recordable import recordable
 from pyro_ext.potential._rewrites import mutates, rewrite, uses_strides
 from pyro_ext.potential._simplify import drop_identities, fold_constants
 
@@ -71,7 +72,7 @@ def capture(function: TensorFunction, *example: Tensor) -> GraphModule:
     :raises CaptureError: where the function branches on a value, or uses what cannot be recorded.
     """
     try:
-        with without_validation():
+        with without_validation(), recordable():
             graph = _record(function, *example)
             if mutates(graph):
                 graph = _record_pure(graph, *example)

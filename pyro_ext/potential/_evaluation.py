@@ -1,5 +1,6 @@
 """One run of a model at given latent values and subsamples, and what follows from its record."""
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,13 +17,20 @@ from pyro.poutine.reparam_messenger import ReparamMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_ext.potential._distributions import bijection, innermost, is_real, without_checks
+from pyro_ext.potential._distributions import (
+    bijection,
+    innermost,
+    is_real,
+    may_validate,
+    without_checks,
+)
 
 __all__ = [
     "CHANGES_DATA",
     "IS_RANDOM",
     "Evaluation",
     "Record",
+    "factorization_errors",
     "from_constrained",
     "from_unconstrained",
     "is_deterministic",
@@ -66,6 +74,7 @@ class Record:
         ``ConjugateReparam``.
     :param Tensor log_jacobian: log absolute determinant of the map from unconstrained space, with
         the batch shape of the site, where it is not zero.
+    :param bool is_validated: whether values may be checked, which ``validate_args=False`` forbids.
     """
 
     fn: Any
@@ -82,6 +91,7 @@ class Record:
     is_conditioned: bool
     is_untraced: bool
     log_jacobian: Tensor | None
+    is_validated: bool = True
 
     @property
     def event_dim(self) -> int:
@@ -222,6 +232,7 @@ class Evaluation(Messenger):
             is_conditioned=any(name in handler.data for handler in _handlers(ConditionMessenger)),
             is_untraced=bool(msg["infer"].get("_do_not_trace", False)),
             log_jacobian=self._chosen.get(name),
+            is_validated=may_validate(msg["fn"]),
         )
 
     def run(
@@ -253,10 +264,19 @@ class Evaluation(Messenger):
         return self.records
 
 
+def factorization_errors() -> tuple[type[Exception], ...]:
+    """What is raised where a matrix cannot be factored, by GPyTorch too."""
+    errors = sys.modules.get("linear_operator.utils.errors")
+    others = () if errors is None else (errors.NanError, errors.NotPSDError)
+    return (torch.linalg.LinAlgError, *others)
+
+
 @contextmanager
 def without_validation() -> Iterator[None]:
     """Switch off checks that branch on values: they can be neither captured nor vectorized."""
     with pyro.validation_enabled(False):
+        # Not False but zero, which expanded copies keep: it tells them from validate_args=False.
+        torch.distributions.Distribution.set_default_validate_args(0)  # type: ignore[arg-type]
         yield
 
 

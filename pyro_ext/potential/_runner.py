@@ -18,6 +18,7 @@ from pyro_ext.potential._evaluation import (
     Choice,
     Evaluation,
     Record,
+    factorization_errors,
     from_constrained,
     from_unconstrained,
     log_density,
@@ -32,6 +33,7 @@ from pyro_ext.potential._structure import Plate, Site, structure_of
 __all__ = [
     "InitStrategy",
     "ModelRunner",
+    "check_observations",
     "draw_from_prior",
     "init_to_prior",
     "init_to_suggested",
@@ -86,6 +88,35 @@ def draw_from_prior(site: dict[str, Any]) -> Tensor:
             f"{type(site['fn']).__name__} does not sample"
         ) from error
     return value
+
+
+def check_observations(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    values: Mapping[str, Tensor],
+) -> None:
+    """Raise where an observed value lies outside of the support that its distribution then has.
+
+    Nothing is checked where the model has further latent sites, such as enumerated ones, or where
+    rounding alone puts a parameter out of its range.
+
+    :param model: a Pyro model.
+    :param tuple args: its positional arguments.
+    :param Mapping kwargs: its keyword arguments.
+    :param Mapping values: constrained values of the latent sites.
+    :raises ValueError: it names the site.
+    """
+    evaluation = Evaluation(from_constrained(values, {}), {})
+    try:
+        # Under the switch, without which expanded distributions forget what they were told.
+        records = evaluation.run(model, args, kwargs, validate=True)
+    except ValueError:
+        return
+    known = [r.is_latent or r.is_observed or r.is_deterministic for r in records.values()]
+    for name, record in records.items() if all(known) else ():
+        if record.is_observed and not record.is_deterministic:
+            _validate_observed(name, record)
 
 
 class ModelRunner:
@@ -145,7 +176,7 @@ class ModelRunner:
             joint, names = joint_normal_density(flat, records, self.unconstrained)
             rest = {name: record for name, record in records.items() if name not in names}
             return -log_density(rest, start=joint)
-        except torch.linalg.LinAlgError:
+        except factorization_errors():
             return math.nan * flat.sum()
 
     def weighted_value(self, flat: Tensor, *tensors: Tensor) -> Tensor:
@@ -155,7 +186,7 @@ class ModelRunner:
         try:
             records = self._run_unconstrained(flat, indices)
             return -log_density(records, self.by_plate(weights), self.by_plate(firsts))
-        except torch.linalg.LinAlgError:
+        except factorization_errors():
             return math.nan * flat.sum()
 
     def block_tensors(self, block: Block) -> list[Tensor]:
@@ -252,7 +283,7 @@ class ModelRunner:
                     with torch.no_grad():
                         flat = self.unconstrain(self.constrained.flatten(self.prior_draw(strategy)))
                     at_fault = self._at_fault(flat, self.random_indices())
-            except torch.linalg.LinAlgError as error:
+            except factorization_errors() as error:
                 reason = str(error)
                 continue
             if not at_fault:
@@ -325,7 +356,7 @@ class ModelRunner:
         for _ in range(_NUM_TRIES - 1):
             try:
                 return self._run_from_prior()
-            except torch.linalg.LinAlgError:
+            except factorization_errors():
                 continue
         return self._run_from_prior()
 
@@ -428,6 +459,8 @@ def _initializing(
 
 def _validate_observed(name: str, record: Record) -> None:
     """Raise where an observed value that counts lies outside the support."""
+    if not record.is_validated:
+        return
     try:
         allowed = record.fn.support.check(record.value)
     except (NotImplementedError, AttributeError):
