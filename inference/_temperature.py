@@ -84,20 +84,26 @@ def warn_of_temperature(
         return
     if distance <= _STANDARD_ERRORS * found.standard_error:
         return
+    name = type(kernel).__name__
     if ratio > 1.0:
-        what = f"hot: their standard deviations are about {math.sqrt(ratio):.2g} times too large"
+        what = (
+            f"the draws of {name} are too hot: their standard deviations are about "
+            f"{math.sqrt(ratio):.2g} times too large"
+        )
         advice = "take a smaller step_size, larger minibatches or a control_variate"
     else:
-        spread = f"{math.sqrt(ratio):.2g}" if ratio > 0.01 else "less than 0.1"
-        what = f"cold: their standard deviations are about {spread} times the posterior's"
+        spread = f"about {math.sqrt(ratio):.2g}" if ratio > 0.01 else "less than 0.1"
+        what = (
+            f"the draws of {name} are too cold: their standard deviations are {spread} times the "
+            "posterior's"
+        )
         advice = (
             "the chains have not moved far enough, which more steps mend, or the sampler does not "
             "keep the posterior as it is, as L2E, whose draws are for predictions"
         )
     warnings.warn(
-        f"the draws of {type(kernel).__name__} are too {what}. Their configurational temperature "
-        f"is {found.value:.2g} +- {found.standard_error:.1g} where {kernel.temperature:g} is "
-        f"right; {advice}",
+        f"{what}. Their configurational temperature is {found.value:.2g} +- "
+        f"{found.standard_error:.1g} where {kernel.temperature:g} is right; {advice}",
         stacklevel=3,
     )
 
