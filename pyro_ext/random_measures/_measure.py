@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution
 from torch.distributions.utils import broadcast_all
 
 from pyro_ext._checks import check_integer
+from pyro_ext.distributions._supports import positive
 from pyro_ext.random_measures import _finite, _series
 from pyro_ext.random_measures._arrival_processes import ArrivalProcess, arrival_process
 from pyro_ext.random_measures._levy_integrals import (
@@ -329,7 +330,7 @@ class CompletelyRandomMeasure(ABC):
     @property
     def support(self) -> Any:
         """Sizes that weights can have."""
-        return constraints.positive
+        return positive
 
     @property
     def mean(self) -> Tensor:
