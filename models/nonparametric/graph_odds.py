@@ -211,8 +211,8 @@ def sample_graph(odds: EdgeOdds, *, seed: int | None = None) -> SimpleGraph:
     num_pairs = num_nodes * (num_nodes - 1) // 2
     if min(float(mean), num_pairs) > _MOST_PAIRS:
         raise ValueError(
-            "odds must have half the sum of their weights, times the largest rate, or their number of "
-            f"pairs at most {_MOST_PAIRS:,}, got {float(mean):.3g} and {num_pairs:,}"
+            "odds must have half the sum of their weights, times the largest rate, or their number "
+            f"of pairs at most {_MOST_PAIRS:,}, got {float(mean):.3g} and {num_pairs:,}"
         )
     if float(mean) > num_pairs:
         return _draw_all_pairs(odds, generator)

@@ -4,6 +4,7 @@ import itertools
 import math
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
@@ -92,7 +93,8 @@ def test_blocks_change_nothing_and_gradients_are_those_of_differences(communitie
     blockwise = log_non_edges(EdgeOdds(*parts), graph)
     torch.testing.assert_close(blockwise, whole)
     torch.testing.assert_close(torch.autograd.grad(blockwise, parts), gradients)
-    assert torch.autograd.gradcheck(lambda *p: graph_log_likelihood(EdgeOdds(*p), graph), parts)
+    with pyro.validation_enabled(False):  # a share of zero is moved to both sides
+        assert torch.autograd.gradcheck(lambda *p: graph_log_likelihood(EdgeOdds(*p), graph), parts)
 
 
 def test_likelihood_holds_one_block_at_a_time(monkeypatch):
