@@ -16,9 +16,11 @@ from pyro_ext.special import (
     gauss_legendre,
     in_double,
     log1mexp,
+    log1mexp_at_log,
     log1prel,
     log_exprel,
     log_lower_gamma,
+    log_lower_gamma_at_log,
     log_upper_gamma,
 )
 
@@ -73,11 +75,10 @@ def log_kernel(value: Tensor, discount: Tensor) -> Tensor:
 def log_density(value: Tensor, discount: Tensor, log_level: Tensor, tilt: Tensor) -> Tensor:
     """Log density of the tilted distribution."""
     log_value = value.log()
-    exponent = (log_level + log_value).clamp(max=_LARGEST_LOG).exp()
     return (
         -(1.0 + discount) * log_value
         - tilt * value
-        + log1mexp(exponent)
+        + log1mexp_at_log(log_level + log_value)
         - (1.0 - discount).lgamma()
         - log_width(discount, log_level, tilt)
     )
@@ -240,6 +241,6 @@ def _log_narrow(log_ratio: Tensor, power: Tensor, shape: Tensor, log_high: Tenso
     log_ratio = log_ratio.clamp(min=-_NARROW)
     nodes, weights = gauss_legendre(_NUM_NODES, power.device)
     log_s = log_ratio[..., None] * nodes
-    place = (log_high[..., None] + log_s).clamp(-_LARGEST_LOG, _LARGEST_LOG).exp()
-    terms = weights.log() - power[..., None] * log_s + log_lower_gamma(shape[..., None], place)
+    lower = log_lower_gamma_at_log(shape[..., None], log_high[..., None] + log_s)
+    terms = weights.log() - power[..., None] * log_s + lower
     return torch.log(-log_ratio) + terms.logsumexp(-1)

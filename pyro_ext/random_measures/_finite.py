@@ -9,13 +9,13 @@ from torch import Tensor
 from pyro_ext.distributions._base import clamp_positive, variance_of
 from pyro_ext.random_measures._arrival_processes import order_at_zero
 from pyro_ext.random_measures._levy_integrals import Factor
-from pyro_ext.random_measures._logarithms import log_one_minus_exp
 from pyro_ext.random_measures._measure_law import MeasureLaw
 from pyro_ext.random_measures.arrivals import (
     ArrivalFamily,
     DeterministicArrivals,
     ExponentialArrivals,
 )
+from pyro_ext.special import log1mexp_at_log
 from pyro_ext.special.log_integral import LogIntegrand
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def exponent_error(
     log_arrived = _log_arrived(wide, finite_law(wide, num_atoms, rule, family))
     log_distance = measure._integrate(
         Factor(
-            lambda size: log_one_minus_exp(log_shift[..., None] + size) + log_arrived(size),
+            lambda size: log1mexp_at_log(log_shift[..., None] + size) + log_arrived(size),
             [-log_shift],
             torch.zeros_like(log_shift),
         )

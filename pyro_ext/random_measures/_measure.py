@@ -20,10 +20,11 @@ from pyro_ext.random_measures._levy_integrals import (
     invert_tail,
     levy_panels,
 )
-from pyro_ext.random_measures._logarithms import as_double, log_one_minus_exp
+from pyro_ext.random_measures._logarithms import as_double
 from pyro_ext.random_measures._series import Series, SeriesMethod
 from pyro_ext.random_measures.arrivals import ArrivalFamily
 from pyro_ext.random_measures.normalized import NormalizedRandomMeasure
+from pyro_ext.special import log1mexp_at_log
 from pyro_ext.special.log_integral import (
     LogIntegrand,
     integrate_log,
@@ -222,7 +223,7 @@ class CompletelyRandomMeasure(ABC):
         shift = log_shift[..., None]
         return self._integrate(
             Factor(
-                lambda size: log_one_minus_exp(shift + size),
+                lambda size: log1mexp_at_log(shift + size),
                 [-log_shift],
                 torch.zeros_like(log_shift),
             )

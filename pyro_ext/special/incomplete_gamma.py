@@ -20,11 +20,12 @@ from pyro_ext.special.elementary import log1mexp, log_exprel
 from pyro_ext.special.precision import in_double
 from pyro_ext.special.quadrature import gauss_legendre
 
-__all__ = ["log_lower_gamma", "log_upper_gamma"]
+__all__ = ["log_lower_gamma", "log_lower_gamma_at_log", "log_upper_gamma"]
 
 _SMALL_SHAPE = 2.0
 _NUM_TERMS = 40
 _NUM_NODES = 48
+_TINY_LOG, _LARGEST_LOG = -36.0, 700.0
 _DROP = 40.0  # of the logarithm of an integrand, from its peak to the end of its window
 
 
@@ -81,6 +82,23 @@ def log_lower_gamma(a: Tensor, z: Tensor) -> Tensor:
     in_body = ~(small | beyond)
     body = _log_body(torch.where(in_body, a, _SMALL_SHAPE), torch.where(in_body, z, 1.0))
     return torch.where(beyond, complement, torch.where(small, series, body))
+
+
+def log_lower_gamma_at_log(a: Tensor, log_z: Tensor) -> Tensor:
+    r""":math:`\log \gamma(a, z)` at :math:`\log z`, also where :math:`z` itself underflows.
+
+    :param Tensor a: positive numbers.
+    :param Tensor log_z: any real numbers. **Shape:** one that broadcasts with that of ``a``.
+    :returns: as of :func:`log_lower_gamma`.
+
+    Example::
+
+        >>> log_lower_gamma_at_log(torch.tensor([0.5, 1.0]), torch.tensor(-1000.0))
+        tensor([ -499.3069, -1000.0000])
+    """
+    is_tiny = log_z < _TINY_LOG
+    z = torch.where(is_tiny, 0.0, log_z).clamp(max=_LARGEST_LOG).exp()
+    return torch.where(is_tiny, a * log_z - a.log(), log_lower_gamma(a, z))
 
 
 def _log_difference(log_whole: Tensor, log_part: Tensor) -> Tensor:
