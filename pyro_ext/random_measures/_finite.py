@@ -134,11 +134,11 @@ def finite_law(
     """Law of a weight of a finite approximation, in closed form where there is one."""
     if rule not in ("exact", "group"):
         raise ValueError(f"rule must be 'exact' or 'group', got {rule!r}")
-    if family is None:
+    if family is None or measure._is_own_family(family):
         law = measure._finite_law(num_atoms, rule)
         if law is not None:
             return law
-        family = ExponentialArrivals()
+    family = ExponentialArrivals() if family is None else family
     if rule == "group":
         raise ValueError(
             "rule must be 'exact' but for measures made of a generalized gamma process with the "

@@ -525,6 +525,10 @@ class CompletelyRandomMeasure(ABC):
         """
         return {}
 
+    def _is_own_family(self, family: ArrivalFamily) -> bool:
+        """Whether the finite approximation in closed form is that of a family."""
+        return False
+
     def _finite_law(self, num_atoms: int, rule: str) -> TorchDistribution | None:
         """Finite approximation in closed form, if there is one."""
         return None

@@ -26,6 +26,7 @@ from pyro_ext.random_measures._logarithms import log_if_positive, log_sum, log_u
 from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 from pyro_ext.random_measures._roots import holds_everywhere, may_hold_everywhere
 from pyro_ext.random_measures._series import SeriesMethod
+from pyro_ext.random_measures.arrivals import ArrivalFamily, GammaArrivals
 from pyro_ext.random_measures.total_mass import TotalMass
 from pyro_ext.special import (
     log1mexp,
@@ -218,6 +219,9 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
 
     def _methods_above(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
         return {"thinning": lambda level: thin_above(self, level)}
+
+    def _is_own_family(self, family: ArrivalFamily) -> bool:
+        return isinstance(family, GammaArrivals) and family.concentration == 1.0
 
     def _finite_law(self, num_atoms: int, rule: str) -> TorchDistribution | None:
         log_level = self._finite_log_level(num_atoms, rule)

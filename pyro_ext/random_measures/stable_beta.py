@@ -177,11 +177,15 @@ class StableBetaProcess(CompletelyRandomMeasure):
         safe = torch.where(inside, log_size, self._double.scale.log() - 1.0)
         return torch.where(inside, super()._log_tail(safe), -torch.inf)
 
+    def _is_own_family(self, family: "ArrivalFamily") -> bool:
+        return (
+            isinstance(family, LomaxArrivals)
+            and not self._has("tilt")
+            and holds_everywhere(self.concentration == family.concentration)
+        )
+
     def _arrivals(self, family: "ArrivalFamily") -> "ArrivalProcess":
-        if isinstance(family, LomaxArrivals) and not self._has("tilt"):
-            if holds_everywhere(self.concentration == family.concentration):
-                return _LomaxTimes(self)
-        return super()._arrivals(family)
+        return _LomaxTimes(self) if self._is_own_family(family) else super()._arrivals(family)
 
     def _series_methods(self) -> Mapping[str, Callable[[], SeriesMethod]]:
         if self._has("tilt"):

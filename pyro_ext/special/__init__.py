@@ -29,7 +29,7 @@ from pyro_ext.special.log_integral import (
     places_of_fall,
     sample_from_panels,
 )
-from pyro_ext.special.operations import opaque
+from pyro_ext.special.operations import opaque, where_needed
 from pyro_ext.special.precision import in_double
 from pyro_ext.special.quadrature import gauss_legendre
 
@@ -54,4 +54,5 @@ __all__ = [
     "place_with_gradient",
     "places_of_fall",
     "sample_from_panels",
+    "where_needed",
 ]
