@@ -3,7 +3,11 @@
 import math
 import numbers
 
-__all__ = ["check_integer", "check_number"]
+from torch import Tensor
+
+__all__ = ["check_finite", "check_integer", "check_number"]
+
+_NUM_ROWS_NAMED = 3
 
 
 def check_integer(argument: str, value: object, least: int) -> int:
@@ -67,3 +71,33 @@ def check_number(
             f"{argument} must be a finite number{' ' if wanted else ''}{wanted}, got {value!r:.80}"
         )
     return number
+
+
+def check_finite(argument: str, tensor: Tensor) -> None:
+    """Check that no number is NaN or infinite; an error says in which rows they are.
+
+    :param str argument: name of the argument.
+    :param Tensor tensor: **Shape:** ``(n, *event)``.
+    :raises ValueError: where there is one.
+
+    Example::
+
+        >>> check_finite("x", torch.tensor([[0.0, 1.0], [math.inf, 2.0], [3.0, math.nan]]))
+        Traceback (most recent call last):
+        ValueError: x must be finite, got inf in row 1, nan in row 2
+    """
+    if not tensor.is_floating_point():
+        return
+    is_wrong = ~tensor.detach().isfinite()
+    if not bool(is_wrong.any()):
+        return
+    if not tensor.dim():
+        raise ValueError(f"{argument} must be finite, got {tensor.item():g}")
+    rows = is_wrong.reshape(len(tensor), -1).any(1).nonzero().flatten().tolist()
+    parts = [
+        f"{tensor[row][is_wrong[row]].flatten()[0].item():g} in row {row}"
+        for row in rows[:_NUM_ROWS_NAMED]
+    ]
+    if len(rows) > _NUM_ROWS_NAMED:
+        parts.append(f"and in {len(rows) - _NUM_ROWS_NAMED} more of {len(tensor)} rows")
+    raise ValueError(f"{argument} must be finite, got {', '.join(parts)}")

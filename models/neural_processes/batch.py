@@ -6,6 +6,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import check_finite
+
 __all__ = ["Batch", "Points", "check_inputs"]
 
 
@@ -74,6 +76,18 @@ class Points(NamedTuple):
         if self.mask is not None:
             _check_mask(f"{name}_mask", self.mask, shape[:2])
         return self
+
+    def check_finite(self, name: str) -> None:
+        """Check that all numbers but those of padding are finite; an error names task and rows.
+
+        :param str name: what the arguments begin with, such as ``"context"``.
+        :raises ValueError: where one is not.
+        """
+        filled = self.filled()
+        for argument, part in (("inputs", filled.inputs), ("outputs", filled.outputs)):
+            is_wrong = ~part.detach().isfinite().flatten(1).all(1)
+            for task in torch.nonzero(is_wrong).flatten()[:1].tolist():
+                check_finite(f"{name}_{argument}[{task}]", part[task])
 
 
 @dataclass(frozen=True)

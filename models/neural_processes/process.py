@@ -6,7 +6,7 @@ from pyro.distributions import Categorical, Independent, MixtureSameFamily, Norm
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import check_finite, check_integer
 from pyro_ext.models.neural_processes.batch import Batch, Points, check_inputs
 from pyro_ext.random import fresh_seed
 
@@ -106,7 +106,9 @@ class NeuralProcess(PyroModule):
         """
         check_integer("num_samples", num_samples, 1)
         context = self._points("context", context_inputs, context_outputs, context_mask)
+        context.check_finite("context")
         check_inputs("target_inputs", target_inputs, self.x_dim)
+        check_finite("target_inputs", target_inputs)
         if seed is not None:
             if generator is not None:
                 raise ValueError(f"seed must be None beside a generator, got {seed!r}")

@@ -81,7 +81,14 @@ class AsymmetricNetwork(nn.Module):
         :param Tensor inputs: **Shape:** ``(n, in_features)``.
         :param int number: how many; by default all.
         :returns: **Shape:** ``(n, number)``.
+        :raises ValueError: for a number out of range.
         """
+        if number is not None:
+            check_integer("number", number, 1)
+            if number > len(self.variances):
+                raise ValueError(
+                    f"number must be at most {len(self.variances)}, that of all nodes, got {number}"
+                )
         order = self.variances.argsort(dim=-1, descending=True, stable=True)[:number]
         return self._nodes(inputs).relu()[..., order]
 

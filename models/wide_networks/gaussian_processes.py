@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import check_finite, check_integer, check_number
 from pyro_ext.models.wide_networks.variances import NodeVariances
 from pyro_ext.random import fresh_seed
 
@@ -172,6 +172,8 @@ def condition_mixture(
             f"targets must have the shape (num_outputs, n) with n from 1 to "
             f"{covariances.shape[1]}, got {tuple(targets.shape)}"
         )
+    check_finite("targets", targets)
+    check_finite("covariances", covariances)
     number = targets.shape[1]
     noise = noise_scale**2 * torch.eye(number).to(covariances)
     factor = torch.linalg.cholesky(covariances[:, :number, :number] + noise)

@@ -7,7 +7,7 @@ weights: Gaussian process mixture limit, heavy tails, sparsity and compressibili
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import check_finite, check_integer, check_number
 from pyro_ext.models.wide_networks.recursions import input_covariance, relu_matrix
 from pyro_ext.models.wide_networks.variances import NodeVariances
 from pyro_ext.random import fresh_seed
@@ -63,6 +63,8 @@ def sample_covariances(
     """
     check_integer("num_samples", num_samples, 1)
     check_integer("num_hidden", num_hidden, 1)
+    check_integer("num_jumps", num_jumps, 1)
+    check_finite("inputs", inputs)
     law = None if width is None else variances.law(width)
     covariance = input_covariance(inputs, weight_scale, bias_scale)
     covariance = covariance.expand(num_samples, *covariance.shape)
@@ -96,6 +98,7 @@ def sample_outputs(covariances: Tensor, num_outputs: int, seed: int | None = Non
         torch.Size([10, 3, 4])
     """
     check_integer("num_outputs", num_outputs, 1)
+    check_finite("covariances", covariances)
     with torch.random.fork_rng():
         torch.manual_seed(fresh_seed(seed))
         return _draw(covariances, num_outputs)

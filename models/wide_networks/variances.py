@@ -20,6 +20,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
+from pyro_ext.distributions._supports import InverseGamma
 from pyro_ext.models.wide_networks._variance_laws import affine, bounded, resolved, squared_cauchy
 from pyro_ext.models.wide_networks.point_jumps import EqualJumps
 from pyro_ext.random_measures import (
@@ -320,7 +321,7 @@ def _equal(width: int) -> TorchDistribution:
 
 
 def _inverse_gamma(concentration: float, width: int) -> TorchDistribution:
-    law: TorchDistribution = dist.InverseGamma(
+    law: TorchDistribution = InverseGamma(  # type: ignore[no-untyped-call]
         torch.tensor(concentration), torch.tensor((concentration - 1.0) / width)
     )
     return law

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution
 from torch.distributions.utils import broadcast_all
 
 from pyro_ext._checks import check_integer
+from pyro_ext.distributions._supports import positive
 from pyro_ext.random_measures import _finite, _series
 from pyro_ext.random_measures._arrival_processes import ArrivalProcess, arrival_process
 from pyro_ext.random_measures._levy_integrals import (
@@ -19,10 +20,11 @@ from pyro_ext.random_measures._levy_integrals import (
     invert_tail,
     levy_panels,
 )
-from pyro_ext.random_measures._logarithms import as_double, log_one_minus_exp
+from pyro_ext.random_measures._logarithms import as_double
 from pyro_ext.random_measures._series import Series, SeriesMethod
 from pyro_ext.random_measures.arrivals import ArrivalFamily
 from pyro_ext.random_measures.normalized import NormalizedRandomMeasure
+from pyro_ext.special import log1mexp_at_log
 from pyro_ext.special.log_integral import (
     LogIntegrand,
     integrate_log,
@@ -221,7 +223,7 @@ class CompletelyRandomMeasure(ABC):
         shift = log_shift[..., None]
         return self._integrate(
             Factor(
-                lambda size: log_one_minus_exp(shift + size),
+                lambda size: log1mexp_at_log(shift + size),
                 [-log_shift],
                 torch.zeros_like(log_shift),
             )
@@ -329,7 +331,7 @@ class CompletelyRandomMeasure(ABC):
     @property
     def support(self) -> Any:
         """Sizes that weights can have."""
-        return constraints.positive
+        return positive
 
     @property
     def mean(self) -> Tensor:
@@ -522,6 +524,10 @@ class CompletelyRandomMeasure(ABC):
         They return weights with zeros for padding, in any order, over one more axis.
         """
         return {}
+
+    def _is_own_family(self, family: ArrivalFamily) -> bool:
+        """Whether the finite approximation in closed form is that of a family."""
+        return False
 
     def _finite_law(self, num_atoms: int, rule: str) -> TorchDistribution | None:
         """Finite approximation in closed form, if there is one."""

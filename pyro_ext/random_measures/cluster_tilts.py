@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import AffineTransform, constraints
 
+from pyro_ext.distributions._supports import Gamma, open_interval
 from pyro_ext.random_measures._counts import check_counts
 from pyro_ext.random_measures.beta_prime import BetaPrimeProcess
 from pyro_ext.random_measures.generalized_bfry import GeneralizedBFRYProcess
@@ -40,7 +41,7 @@ def cluster_tilt_law(measure: MixtureOverTilts) -> TorchDistribution:
     _check_measure(measure)
     power = measure.tail_index - measure.discount
     if isinstance(measure, BetaPrimeProcess):
-        return dist.Gamma(power, measure.rate)
+        return Gamma(power, measure.rate)
     share = dist.Beta(power, torch.ones_like(power))
     zero = torch.zeros_like(power)
     return _ScaledBeta(share, [AffineTransform(zero, measure.cutoff)])
@@ -101,7 +102,7 @@ class _ScaledBeta(dist.TransformedDistribution):
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> Any:
-        return constraints.interval(0.0, self.transforms[0].scale)
+        return open_interval(0.0, self.transforms[0].scale)
 
 
 def _check_measure(measure: object) -> None:

@@ -7,8 +7,8 @@ from typing import Any, Self
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
 
+from pyro_ext.distributions._supports import numbers_between
 from pyro_ext.random_measures._levy_integrals import Factor
 from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 from pyro_ext.random_measures.total_mass import ApproximateTotalMass
@@ -101,8 +101,7 @@ class LevyDensityProcess(CompletelyRandomMeasure):
     @property
     def support(self) -> Any:
         """Sizes that weights can have."""
-        bounded = self._high < torch.inf
-        return constraints.interval(0.0, self._high) if bounded else constraints.positive
+        return numbers_between(0.0, self._high)
 
     def exponential_tilt(self, tilt: Any) -> "LevyDensityProcess":
         r"""Measure with the Lévy density :math:`e^{-u w} \rho(w)`.

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
 
+from pyro_ext.distributions._supports import numbers_above
 from pyro_ext.random_measures._levy_integrals import Factor
 from pyro_ext.random_measures._log_concave import sample_log_concave
 from pyro_ext.random_measures._logarithms import log_if_positive, log_sum, survives
@@ -78,7 +78,7 @@ class ParetoProcess(CompletelyRandomMeasure):
     @property
     def support(self) -> Any:
         """Numbers greater than the scale."""
-        return constraints.greater_than(self.scale)
+        return numbers_above(self.scale)
 
     def rescale(self, scale: Any) -> "ParetoProcess":
         r"""Process of mass :math:`\beta a^\tau` and scale :math:`a w_0`.

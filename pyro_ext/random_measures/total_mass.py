@@ -10,6 +10,7 @@ from torch.distributions import constraints
 from pyro_ext._checks import check_integer
 from pyro_ext.distributions._base import attach_gradient, clamp_positive
 from pyro_ext.distributions._inversion import invert_cdf
+from pyro_ext.distributions._supports import positive
 from pyro_ext.random_measures._logarithms import as_double
 from pyro_ext.random_measures._measure_law import MeasureLaw
 from pyro_ext.random_measures._series import poisson_points, series_method
@@ -89,7 +90,7 @@ class InvertedTotalMass(TotalMass):
     """
 
     measure: "MixedTilts"
-    support = constraints.positive
+    support = positive
     has_rsample = True
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -5,7 +5,15 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["expm1mx", "exprel", "log1mexp", "log1prel", "log_exprel", "log_sinc"]
+__all__ = [
+    "expm1mx",
+    "exprel",
+    "log1mexp",
+    "log1mexp_at_log",
+    "log1prel",
+    "log_exprel",
+    "log_sinc",
+]
 
 _NUM_TERMS = 16
 _EXPREL = tuple(1.0 / math.factorial(order + 1) for order in range(_NUM_TERMS))
@@ -22,6 +30,8 @@ _EXPREL_RADIUS = 0.5
 _LOG1PREL_RADIUS = 0.09
 _LOG_SINC_RADIUS = 0.9
 _LOG1MEXP_RADIUS = 1e-3
+_TINY_LOG = -36.0
+_LARGEST_LOG = 80.0  # where the exponential is no longer told from zero
 
 
 def exprel(x: Tensor) -> Tensor:
@@ -134,6 +144,22 @@ def log1mexp(x: Tensor) -> Tensor:
     return torch.where(
         is_small, series, torch.where(is_large, torch.log1p(-torch.exp(-large)), inner)
     )
+
+
+def log1mexp_at_log(log_x: Tensor) -> Tensor:
+    r""":math:`\log(1 - e^{-x})` at :math:`\log x`, also where :math:`x` itself underflows.
+
+    :param Tensor log_x: any real numbers.
+    :returns: the logarithm. **Shape:** as ``log_x``.
+
+    Example::
+
+        >>> log1mexp_at_log(torch.tensor([-1e4, 0.0]))
+        tensor([-1.0000e+04, -4.5868e-01])
+    """
+    is_tiny = log_x < _TINY_LOG
+    x = torch.where(is_tiny, 0.0, log_x).clamp(max=_LARGEST_LOG).exp()
+    return torch.where(is_tiny, log_x, log1mexp(x))
 
 
 def _polynomial(coefficients: tuple[float, ...], x: Tensor, near: Tensor) -> Tensor:
