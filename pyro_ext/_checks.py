@@ -1,9 +1,32 @@
 """Checks of arguments, with errors that name the argument, what it got and what it wants."""
 
+import inspect
 import math
 import numbers
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Literal
 
-__all__ = ["check_integer", "check_number"]
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = [
+    "as_tensor",
+    "check_callable",
+    "check_choice",
+    "check_finite",
+    "check_instance",
+    "check_integer",
+    "check_mapping",
+    "check_number",
+    "check_sequence",
+    "check_tensors",
+    "shown",
+]
+
+Kind = Literal["numbers", "integers", "booleans"]
+
+_NUM_ROWS_NAMED = 3
 
 
 def check_integer(argument: str, value: object, least: int) -> int:
@@ -67,3 +90,267 @@ def check_number(
             f"{argument} must be a finite number{' ' if wanted else ''}{wanted}, got {value!r:.80}"
         )
     return number
+
+
+def shown(value: object) -> str:
+    """Say what the caller gave: a shape for a tensor or an array, otherwise the value.
+
+    Example::
+
+        >>> shown(torch.zeros(3, 2)), shown(float), shown("abc")
+        ('a torch.float32 tensor of shape (3, 2)', 'the class float', "'abc'")
+    """
+    if isinstance(value, Tensor) and value.dim():
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+    if isinstance(value, np.ndarray) and value.ndim:
+        return f"a {value.dtype} array of shape {value.shape}"
+    if inspect.isclass(value):
+        return f"the class {value.__name__}"
+    return f"{value!r:.80}"
+
+
+def check_instance(
+    argument: str, value: object, kind: type[Any] | tuple[type[Any], ...], wanted: str
+) -> None:
+    """Check that a value is an instance of one class or of several.
+
+    :param str argument: name of the argument.
+    :param value: what the caller got.
+    :param kind: as of :func:`isinstance`.
+    :param str wanted: what it has to be, in words.
+    :raises TypeError: where it is none.
+
+    Example::
+
+        >>> check_instance("cluster", torch.nn.Linear, torch.nn.Module, "a torch.nn.Module")
+        Traceback (most recent call last):
+        TypeError: cluster must be a torch.nn.Module, got the class Linear
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{argument} must be {wanted}, got {shown(value)}")
+
+
+def check_callable(argument: str, value: object, wanted: str = "a function") -> None:
+    """Check that a value can be called.
+
+    :param str argument: name of the argument.
+    :param value: what the caller got.
+    :param str wanted: what it has to be, in words.
+    :raises TypeError: where it cannot.
+
+    Example::
+
+        >>> check_callable("loss_fn", 3.0)
+        Traceback (most recent call last):
+        TypeError: loss_fn must be a function, got 3.0
+    """
+    if not callable(value):
+        raise TypeError(f"{argument} must be {wanted}, got {shown(value)}")
+
+
+def check_choice(argument: str, value: object, allowed: Collection[str]) -> None:
+    """Check that a value is one of several words.
+
+    :param str argument: name of the argument.
+    :param value: what the caller got.
+    :param allowed: the words.
+    :raises ValueError: where it is none of them.
+
+    Example::
+
+        >>> check_choice("mean", "median", ("last", "average"))
+        Traceback (most recent call last):
+        ValueError: mean must be one of 'last', 'average', got 'median'
+    """
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(
+            f"{argument} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}"
+        )
+
+
+def check_sequence(argument: str, value: Any, wanted: str, least: int = 1) -> list[Any]:
+    """Check that a value is a list or another finite collection that is no text.
+
+    :param str argument: name of the argument.
+    :param value: what the caller got.
+    :param str wanted: what it has to be, in words.
+    :param int least: how many there have to be.
+    :returns: a list of what it holds.
+    :raises TypeError: where it is none.
+    :raises ValueError: where it holds too few.
+
+    Example::
+
+        >>> check_sequence("names", "loc", "a list of names of sites")
+        Traceback (most recent call last):
+        TypeError: names must be a list of names of sites, got 'loc'
+    """
+    is_text = isinstance(value, str | bytes)
+    is_scalar = isinstance(value, Tensor | np.ndarray) and value.ndim == 0
+    if is_text or is_scalar or inspect.isclass(value) or not isinstance(value, Iterable):
+        raise TypeError(f"{argument} must be {wanted}, got {shown(value)}")
+    values = list(value)
+    if len(values) < least:
+        raise ValueError(f"{argument} must be {wanted}, at least {least}, got {shown(value)}")
+    return values
+
+
+def check_mapping(argument: str, value: object, wanted: str) -> None:
+    """Check that a value is a dict or another mapping.
+
+    :param str argument: name of the argument.
+    :param value: what the caller got.
+    :param str wanted: what it has to be, in words.
+    :raises TypeError: where it is none.
+
+    Example::
+
+        >>> check_mapping("quantities", 3, "a dict of functions by name")
+        Traceback (most recent call last):
+        TypeError: quantities must be a dict of functions by name, got 3
+    """
+    check_instance(argument, value, Mapping, wanted)
+
+
+def check_tensors(argument: str, value: Any, names: Collection[str] = ()) -> dict[str, Tensor]:
+    """Take a dict of tensors by name; arrays and lists become tensors.
+
+    :param str argument: name of the argument.
+    :param value: what the caller got.
+    :param names: which have to be there; there may be others.
+    :returns: the tensors.
+    :raises TypeError: where it is no dict, or holds something else than numbers.
+    :raises ValueError: where one is missing, or none is there.
+
+    Example::
+
+        >>> check_tensors("samples", {"loc": [0.5, 1.0]}, ["loc", "scale"])
+        Traceback (most recent call last):
+        ValueError: samples must be a dict of tensors with the names ['loc', 'scale'], got ['loc']
+    """
+    check_mapping(argument, value, "a dict of tensors by name")
+    if not value or not set(names) <= set(value):
+        wanted = f" with the names {sorted(names)}" if names else " by name, at least one"
+        raise ValueError(f"{argument} must be a dict of tensors{wanted}, got {sorted(value)}")
+    return {
+        name: as_tensor(f"{argument}[{name!r}]", entry, allow_empty=True)
+        for name, entry in value.items()
+    }
+
+
+def as_tensor(
+    argument: str,
+    value: Any,
+    shape: str | None = None,
+    *,
+    kind: Kind = "numbers",
+    allow_empty: bool = False,
+    finite: bool = False,
+    like: Tensor | None = None,
+) -> Tensor:
+    """Take a tensor, a NumPy array or a list of real numbers as a tensor.
+
+    :param str argument: name of the argument.
+    :param value: what the caller got.
+    :param str shape: in words, such as ``"(n, d)"``: as many dimensions, or at least so many where
+        it begins with ``*``. A name that is a number has to be that size.
+    :param str kind: ``"integers"`` where fractions, and ``"booleans"`` where numbers are refused.
+    :param bool allow_empty: whether there may be no numbers.
+    :param bool finite: whether to look for NaN and infinities.
+    :param Tensor like: of the type that floating-point numbers get, and the device.
+    :returns: the tensor, the same object where it fits.
+    :raises TypeError: where it holds something else.
+    :raises ValueError: where the shape is another, or a number is not finite.
+
+    Example::
+
+        >>> as_tensor("x", [[0.0, 1.0], [2.0, 3.0]], "(n, d)").shape
+        torch.Size([2, 2])
+        >>> as_tensor("x", [0.0, float("nan")], "(n,)", finite=True)
+        Traceback (most recent call last):
+        ValueError: x must be finite, got nan in row 1
+    """
+    wanted = f"a tensor, a NumPy array or a list of {kind}"
+    if shape is not None:
+        wanted += f" of shape {shape}"
+    if isinstance(value, Tensor):
+        tensor = value
+    else:
+        try:
+            tensor = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise TypeError(f"{argument} must be {wanted}, got {shown(value)}") from None
+        if not tensor.numel() and not tensor.is_floating_point() and kind == "numbers":
+            tensor = tensor.to(torch.get_default_dtype())
+    is_whole = not (tensor.is_floating_point() or tensor.is_complex())
+    if kind == "integers" and not is_whole and not tensor.is_complex():
+        whole = tensor.long()
+        # Numbers without fractions are integers, whatever their type.
+        is_whole = bool((whole == tensor).all())
+        tensor = whole if is_whole else tensor
+    fits = {
+        "numbers": not tensor.is_complex(),
+        "integers": is_whole,
+        "booleans": tensor.dtype == torch.bool,
+    }
+    if not fits[kind]:
+        raise TypeError(f"{argument} must be {wanted}, got {shown(value)}")
+    if not _has_shape(tensor, shape) or not (allow_empty or tensor.numel()):
+        least = "" if allow_empty or tensor.numel() else ", and not empty"
+        raise ValueError(
+            f"{argument} must be {wanted}{least}, got {shown(value)}"
+            f"{'' if tensor.dim() else ', a single number'}"
+        )
+    if like is not None:
+        dtype = like.dtype if tensor.is_floating_point() else tensor.dtype
+        tensor = tensor.to(device=like.device, dtype=dtype)
+    if finite:
+        check_finite(argument, tensor)
+    return tensor
+
+
+def check_finite(argument: str, tensor: Tensor) -> None:
+    """Check that no number is NaN or infinite; an error says in which rows they are.
+
+    :param str argument: name of the argument.
+    :param Tensor tensor: **Shape:** ``(n, *event)``.
+    :raises ValueError: where there is one.
+
+    Example::
+
+        >>> check_finite("x", torch.tensor([[0.0, 1.0], [math.inf, 2.0], [3.0, math.nan]]))
+        Traceback (most recent call last):
+        ValueError: x must be finite, got inf in row 1, nan in row 2
+    """
+    if not tensor.is_floating_point():
+        return
+    is_wrong = ~tensor.detach().isfinite()
+    if not bool(is_wrong.any()):
+        return
+    if not tensor.dim():
+        raise ValueError(f"{argument} must be finite, got {tensor.item():g}")
+    rows = is_wrong.flatten(1).any(1).nonzero().flatten().tolist()
+    parts = [
+        f"{tensor[row][is_wrong[row]].flatten()[0].item():g} in row {row}"
+        for row in rows[:_NUM_ROWS_NAMED]
+    ]
+    if len(rows) > _NUM_ROWS_NAMED:
+        parts.append(f"and in {len(rows) - _NUM_ROWS_NAMED} more of {len(tensor)} rows")
+    raise ValueError(f"{argument} must be finite, got {', '.join(parts)}")
+
+
+def _has_shape(tensor: Tensor, shape: str | None) -> bool:
+    """Whether a tensor has the shape of a description."""
+    if shape is None:
+        return True
+    names = [name.strip() for name in shape.strip("()").split(",") if name.strip()]
+    has_batch = bool(names) and names[0].startswith("*")
+    sizes = tensor.shape
+    if has_batch:
+        names = names[1:]
+        sizes = sizes[len(sizes) - len(names) :]
+    if len(sizes) != len(names):
+        return False
+    return all(
+        not name.isdigit() or size == int(name) for name, size in zip(names, sizes, strict=True)
+    )
