@@ -9,8 +9,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions.utils import broadcast_all
 
 __all__ = [
+    "as_parameter",
+    "as_parameters",
+    "as_size",
     "as_tensor",
     "check_callable",
     "check_choice",
@@ -253,7 +257,7 @@ def as_tensor(
     :param str argument: name of the argument.
     :param value: what the caller got.
     :param str shape: in words, such as ``"(n, d)"``: as many dimensions, or at least so many where
-        it begins with ``*``. A name that is a number has to be that size.
+        it begins with ``*`` or ends with dots. A name that is a number has to be that size.
     :param str kind: ``"integers"`` where fractions, and ``"booleans"`` where numbers are refused.
     :param bool allow_empty: whether there may be no numbers.
     :param bool finite: whether to look for NaN and infinities.
@@ -309,6 +313,74 @@ def as_tensor(
     return tensor
 
 
+def as_parameter(argument: str, value: Any) -> Any:
+    """Take a parameter of a distribution or measure: a number as it is, the rest as a tensor.
+
+    :param str argument: name of the argument.
+    :param value: what the caller got.
+    :returns: the number, or a tensor.
+    :raises TypeError: where it is neither numbers nor a tensor of such.
+    :raises ValueError: for an empty list.
+
+    Example::
+
+        >>> as_parameter("rate", None)
+        Traceback (most recent call last):
+        TypeError: rate must be a tensor, a NumPy array or a list of numbers, got None
+    """
+    if isinstance(value, numbers.Real):
+        return value
+    return as_tensor(argument, value, allow_empty=isinstance(value, Tensor))
+
+
+def as_parameters(owner: str, values: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """Take the parameters of a distribution or measure as tensors of one shape.
+
+    :param str owner: what they belong to.
+    :param values: by name.
+    :returns: the tensors, in their order.
+    :raises TypeError: where one is neither numbers nor a tensor of such.
+    :raises ValueError: where their shapes do not broadcast.
+
+    Example::
+
+        >>> as_parameters("Normal", {"loc": torch.zeros(2), "scale": [1.0, 2.0, 3.0]})
+        Traceback (most recent call last):
+        ValueError: loc, scale of Normal must broadcast, got the shapes (2,), (3,)
+    """
+    parameters = {name: as_parameter(name, value) for name, value in values.items()}
+    try:
+        tensors: tuple[Tensor, ...] = broadcast_all(*parameters.values())
+    except RuntimeError:
+        shapes = ", ".join(
+            str(tuple(value.shape)) if isinstance(value, Tensor) else "()"
+            for value in parameters.values()
+        )
+        raise ValueError(
+            f"{', '.join(parameters)} of {owner} must broadcast, got the shapes {shapes}"
+        ) from None
+    return tensors
+
+
+def as_size(argument: str, value: Any) -> torch.Size:
+    """Take a shape.
+
+    :param str argument: name of the argument.
+    :param value: what the caller got.
+    :raises TypeError: where it holds no nonnegative integers.
+
+    Example::
+
+        >>> as_size("sample_shape", 3)
+        Traceback (most recent call last):
+        TypeError: sample_shape must be a tuple of integers >= 0, got 3
+    """
+    is_tuple = isinstance(value, list | tuple)
+    if not is_tuple or not all(isinstance(size, int) and size >= 0 for size in value):
+        raise TypeError(f"{argument} must be a tuple of integers >= 0, got {shown(value)}")
+    return torch.Size(value)
+
+
 def check_finite(argument: str, tensor: Tensor) -> None:
     """Check that no number is NaN or infinite; an error says in which rows they are.
 
@@ -329,7 +401,7 @@ def check_finite(argument: str, tensor: Tensor) -> None:
         return
     if not tensor.dim():
         raise ValueError(f"{argument} must be finite, got {tensor.item():g}")
-    rows = is_wrong.flatten(1).any(1).nonzero().flatten().tolist()
+    rows = is_wrong.reshape(len(tensor), -1).any(1).nonzero().flatten().tolist()
     parts = [
         f"{tensor[row][is_wrong[row]].flatten()[0].item():g} in row {row}"
         for row in rows[:_NUM_ROWS_NAMED]
@@ -346,7 +418,10 @@ def _has_shape(tensor: Tensor, shape: str | None) -> bool:
     names = [name.strip() for name in shape.strip("()").split(",") if name.strip()]
     has_batch = bool(names) and names[0].startswith("*")
     sizes = tensor.shape
-    if has_batch:
+    if names and names[-1] == "...":
+        names = names[:-1]
+        sizes = sizes[: len(names)]
+    elif has_batch:
         names = names[1:]
         sizes = sizes[len(sizes) - len(names) :]
     if len(sizes) != len(names):

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from pyro_ext._pyplot import load_pyplot
+from pyro_ext._pyplot import axes_of
 from pyro_ext.inference.martingale.martingale_posterior import MartingalePosterior
 
 if TYPE_CHECKING:
@@ -41,9 +41,7 @@ def plot_drift(
     drift = posterior.drift()
     if unknown := sorted(set(names or ()) - set(drift.from_data)):
         raise ValueError(f"names has {unknown}, but the functional gives {sorted(drift.from_data)}")
-    pyplot = load_pyplot("plot_drift")
-    if ax is None:
-        _, ax = pyplot.subplots(figsize=(5.6, 3.6), layout="constrained")
+    ax = axes_of("plot_drift", ax, (5.6, 3.6))
     sizes = drift.sizes.numpy()
     for name in drift.from_data if names is None else names:
         (line,) = ax.plot(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pyro_ext._checks import check_sequence
 from pyro_ext.potential._batched import Backend, BatchedFunction, RandomPoints, outputs_agree
 from pyro_ext.potential._capture import Fallback
 from pyro_ext.potential._distributions import bijection
@@ -70,6 +71,7 @@ class PointPotential:
         **kwargs: Any,
     ) -> None:
         whole = Potential(model, *args, backend=backend, **kwargs)
+        shared = check_sequence("shared", shared, "a list of names of sites", 0)
         if unknown := set(shared) - set(whole.sites):
             raise ValueError(
                 f"shared names {sorted(unknown)}, but the latent sites are {sorted(whole.sites)}"

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pyro_ext._checks import check_callable, check_integer, check_mapping, check_tensors
+from pyro_ext.potential._arguments import named_arguments
 from pyro_ext.potential._batched import (
     Backend,
     BatchedFunction,
@@ -83,7 +85,7 @@ class Potential:
         data = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if isinstance(model, torch.nn.Module):
             data += [*model.parameters(), *model.buffers()]
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), named_arguments(model, args, kwargs):
             torch.manual_seed(0)
             self._runner = runner = ModelRunner(model, args, kwargs)
             self._start = runner.initial(init_to_suggested)
@@ -286,8 +288,8 @@ class Potential:
         :returns: **Shape:** ``(num_chains, *event)`` each.
         :raises ValueError: where no try gives a finite potential; it names the sites at fault.
         """
-        if num_chains < 1:
-            raise ValueError(f"num_chains must be at least 1, got {num_chains}")
+        check_integer("num_chains", num_chains, 1)
+        check_callable("init_strategy", init_strategy)
         return self.init_chains(range(num_chains), fresh_seed(seed), init_strategy)
 
     def init_chains(
@@ -369,6 +371,7 @@ class Potential:
         :returns: by site. **Shape:** ``(num_samples, *event)``, over all of the data.
         :raises ValueError: for a latent site whose prior cannot be drawn from, an improper one.
         """
+        check_integer("num_samples", num_samples, 1)
         seed = fresh_seed(seed)
         rows = []
         with torch.random.fork_rng():
@@ -391,6 +394,8 @@ class Potential:
         subsample: Mapping[str, Tensor] | None,
         generator: torch.Generator | None,
     ) -> list[Tensor]:
+        if subsample is not None:
+            check_mapping("subsample", subsample, "a dict of indices by plate")
         names = [plate.name for plate in self.subsampled_plates]
         if unknown := set(subsample or {}) - set(names):
             raise ValueError(
@@ -438,6 +443,7 @@ class Potential:
     def _flat(
         self, layout: Layout, values: Mapping[str, Tensor], argument: str
     ) -> tuple[Tensor, torch.Size]:
+        values = check_tensors(argument, values, layout.shapes)
         leading = layout.check_leading(values, argument)
         return layout.flatten(values).reshape(-1, layout.size), leading
 

@@ -37,8 +37,8 @@ __all__ = [
 ]
 
 _NOT_FINITE = (
-    "the log density of site(s) {sites}, or its gradient, is not finite: are there values outside "
-    "the support or NaN among the observations (masked ones may be any number, but a number)?"
+    "the log density of site(s) {sites}, or its gradient, is not finite; observations must be in "
+    "the support and no NaN, not even where they are masked"
 )
 _NUM_TRIES = 100
 
@@ -245,8 +245,9 @@ class ModelRunner:
                 return flat
             reason = _NOT_FINITE.format(sites=at_fault)
         raise ValueError(
-            f"none of {_NUM_TRIES} initial points will do; at the last, {reason}. Check also the "
-            "scale of the prior and the initialization (init_strategy or initial_params)"
+            f"none of {_NUM_TRIES} initial points will do: at the last one {reason}. If the data "
+            "are right, look at the scale of the prior and at the initialization (init_strategy "
+            "or initial_params)"
         )
 
     def validate(self, flat: Tensor, whole: bool) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import as_tensor, check_callable, check_integer, check_sequence, check_tensors
 from pyro_ext.potential._batched import Backend, check_backend
 from pyro_ext.potential._layout import Layout
 from pyro_ext.potential._weighted_loss import Regularizer, WeightedLoss
@@ -45,6 +46,12 @@ class WeightedFunction(WeightedLoss):
         backend: Backend = "trace",
     ) -> None:
         check_backend(backend)
+        check_callable("loss_fn", loss_fn)
+        params = check_tensors("params", params)
+        if subsample_size is not None:
+            check_integer("subsample_size", subsample_size, 1)
+        rows = check_sequence("args", args, "tensors with a row for each observation")
+        args = tuple(as_tensor(f"args[{i}]", part, "(n, ...)") for i, part in enumerate(rows))
         lengths = {len(rows) for rows in args if isinstance(rows, Tensor) and rows.dim() > 0}
         if len(lengths) != 1 or not all(isinstance(rows, Tensor) for rows in args):
             shapes = [tuple(rows.shape) if isinstance(rows, Tensor) else rows for rows in args]

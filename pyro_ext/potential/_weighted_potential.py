@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pyro_ext._checks import check_instance, check_mapping, check_sequence
 from pyro_ext.handlers import data_weights
 from pyro_ext.potential._batched import Backend
 from pyro_ext.potential._evaluation import Evaluation, Record, from_unconstrained
@@ -64,6 +65,9 @@ class WeightedPotential(WeightedLoss):
         regularizer: Regularizer | None = None,
         backend: Backend = "trace",
     ) -> None:
+        args = tuple(check_sequence("args", args, "the arguments of the model", 0))
+        if kwargs is not None:
+            check_mapping("kwargs", kwargs, "a dict of arguments of the model")
         self.potential = Potential(model, *args, backend=backend, **(kwargs or {}))
         self.plate = plate_of(self.potential, plate)
         observed = self.potential.observed_sites
@@ -196,6 +200,7 @@ def plate_of(potential: Potential, name: str | None) -> Plate:
     found = {plate.name: plate for site in data.values() for plate in site.plates}
     common = [p for p in found.values() if all(p in site.plates for site in data.values())]
     if name is not None:
+        check_instance("plate", name, str, "the name of a plate")
         common = [found[name]] if name in found else []
     if len(common) != 1:
         raise ValueError(

@@ -16,6 +16,7 @@ or zero.
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import as_parameters
 from pyro_ext.special.elementary import log1mexp, log_exprel
 from pyro_ext.special.precision import in_double
 from pyro_ext.special.quadrature import gauss_legendre
@@ -43,7 +44,7 @@ def log_upper_gamma(a: Tensor, z: Tensor) -> Tensor:
         >>> log_upper_gamma(torch.tensor([-0.5, 0.0, 1.0]), torch.tensor(1.0))
         tensor([-1.7251, -1.5169, -1.0000])
     """
-    a, z = torch.broadcast_tensors(a, z)
+    a, z = as_parameters("log_upper_gamma", {"a": a, "z": z})
     small = a < _SMALL_SHAPE
     start = torch.where(small, 1.0, a)
     beyond = z >= start
@@ -71,7 +72,7 @@ def log_lower_gamma(a: Tensor, z: Tensor) -> Tensor:
         >>> log_lower_gamma(torch.tensor([0.5, 1.0, 30.0]), torch.tensor(1.0))
         tensor([ 0.4012, -0.4587, -4.3684])
     """
-    a, z = torch.broadcast_tensors(a, z)
+    a, z = as_parameters("log_lower_gamma", {"a": a, "z": z})
     small = a < _SMALL_SHAPE
     start = torch.where(small, a + 2.0, a)
     beyond = z >= start

@@ -1,4 +1,4 @@
-"""Calls of a public name in which one argument after the other is wrong, and what becomes of them."""
+"""Calls of public names in which one argument after the other is wrong, and their outcomes."""
 
 import contextlib
 import inspect
@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +31,9 @@ class Call:
     arguments: dict[str, Any]
     star: dict[str, Any] = field(default_factory=dict)
     instance: Any = None
-    skipped: tuple[str, ...] = ()  # arguments that are no one's to check, with a reason in the table
+    skipped: tuple[
+        str, ...
+    ] = ()  # arguments that are no one's to check, with a reason in the table
 
     def run(self, function: Callable[..., Any], wrong: Mapping[str, Any]) -> Any:
         """Call with wrong values in place of the valid ones."""
@@ -48,7 +51,9 @@ class Call:
         return function(*positional, **given)
 
 
-def call(star: dict[str, Any] | None = None, skipped: tuple[str, ...] = (), **arguments: Any) -> Call:
+def call(
+    star: dict[str, Any] | None = None, skipped: tuple[str, ...] = (), **arguments: Any
+) -> Call:
     return Call(arguments, star or {}, None, skipped)
 
 
@@ -145,7 +150,7 @@ def walk(name: str, function: Callable[..., Any], valid: Call) -> Iterator[Outco
     """Replace each argument by wrong values, and say what became of the calls."""
     for argument, value in arguments_of(function, valid).items():
         for label, wrong in wrong_values(value).items():
-            kind, message = attempt(lambda: valid.run(function, {argument: wrong.value}))
+            kind, message = attempt(partial(valid.run, function, {argument: wrong.value}))
             if kind == "refused":
                 kind = "clear" if is_clear(message, argument, wrong.value) else "unclear"
             if wrong.is_form:
@@ -162,7 +167,7 @@ def arguments_of(function: Callable[..., Any], valid: Call) -> dict[str, Any]:
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if parameter.name not in ("self", "cls", "validate_args"):
+        if parameter.name not in ("self", "cls", "validate_args", "device"):
             found[parameter.name] = parameter.default
     found |= {**valid.arguments, **valid.star}
     return {name: value for name, value in found.items() if name not in valid.skipped}
@@ -196,7 +201,7 @@ def attempt(function: Callable[[], Any]) -> tuple[str, str]:
 
 _ALLOWED = re.compile(
     r"\b(must|has to|have to|needs?|takes?|one of|expected|wants?|only|either|cannot|can't|should"
-    r"|no such|not finite|is not a)\b",
+    r"|no such|not finite|is not a|wanted|the model has|lacks|has no|but the|one for each)\b",
     re.IGNORECASE,
 )
 

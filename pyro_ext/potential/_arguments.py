@@ -1,0 +1,73 @@
+"""Errors of a model that is run, with the arguments that it was given."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pyro_ext._checks import check_finite, shown
+
+__all__ = ["named_arguments", "names_of", "not_finite_in"]
+
+
+@contextmanager
+def named_arguments(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Iterator[None]:
+    """Say in errors of a model what it was run with, and which rows of it are not finite.
+
+    :raises ValueError: in place of other errors, with these as causes.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if rows := not_finite_in(model, args, kwargs):
+            raise ValueError(f"{error}; {rows}") from error
+        raise
+    except Exception as error:
+        given = names_of(model, args, kwargs)
+        listed = ", ".join(f"{name}={shown(value)}" for name, value in given.items())
+        reason = f"{type(error).__name__}: {error}"
+        hint = ""
+        if any(isinstance(value, np.ndarray | list) for value in given.values()):
+            hint = "; data have to be tensors where the model computes with them: torch.as_tensor"
+        raise ValueError(
+            f"model must run with its arguments, got {listed or 'none'} and {reason}{hint}"
+        ) from error
+
+
+def names_of(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments by the names that the model has for them, or by their numbers."""
+    try:
+        bound = inspect.signature(model).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return {f"args[{i}]": value for i, value in enumerate(args)} | dict(kwargs)
+    named: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            named |= {f"{name}[{i}]": part for i, part in enumerate(value)}
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            named |= value
+        else:
+            named[name] = value
+    return named
+
+
+def not_finite_in(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> str:
+    """Say which rows of which arguments are not finite, nothing where all are."""
+    found = []
+    for name, value in names_of(model, args, kwargs).items():
+        if isinstance(value, Tensor):
+            try:
+                check_finite(name, value)
+            except ValueError as error:
+                found.append(str(error))
+    return "; ".join(found)
