@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import as_tensor, check_integer
 from pyro_ext.inference.sgmcmc import SGMCMCKernel
 from pyro_ext.potential import Potential
 
@@ -82,6 +82,7 @@ def ensemble_loss(log_likelihood: Tensor) -> Tensor:
         >>> ensemble_loss(torch.tensor([[[0.5], [0.25]]]).log())
         tensor([0.9808])
     """
+    log_likelihood = as_tensor("log_likelihood", log_likelihood, "(num_chains, num_draws, n)")
     num_draws = log_likelihood.shape[1]
     return math.log(num_draws) - log_likelihood.logsumexp(1).mean(-1)
 
@@ -97,6 +98,7 @@ def single_draw_loss(log_likelihood: Tensor) -> Tensor:
         >>> single_draw_loss(torch.tensor([[[0.5], [0.25]]]).log())
         tensor([1.0397])
     """
+    log_likelihood = as_tensor("log_likelihood", log_likelihood, "(num_chains, num_draws, n)")
     return -log_likelihood.mean((1, 2))
 
 

@@ -4,7 +4,7 @@ import inspect
 import math
 import numbers
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +27,6 @@ __all__ = [
     "check_tensors",
     "shown",
 ]
-
-Kind = Literal["numbers", "integers", "booleans"]
 
 _NUM_ROWS_NAMED = 3
 
@@ -247,7 +245,7 @@ def as_tensor(
     value: Any,
     shape: str | None = None,
     *,
-    kind: Kind = "numbers",
+    kind: str = "numbers",
     allow_empty: bool = False,
     finite: bool = False,
     like: Tensor | None = None,
@@ -276,7 +274,7 @@ def as_tensor(
     """
     wanted = f"a tensor, a NumPy array or a list of {kind}"
     if shape is not None:
-        wanted += f" of shape {shape}"
+        wanted += f" of the shape {shape}"
     if isinstance(value, Tensor):
         tensor = value
     else:
@@ -299,12 +297,10 @@ def as_tensor(
     }
     if not fits[kind]:
         raise TypeError(f"{argument} must be {wanted}, got {shown(value)}")
-    if not _has_shape(tensor, shape) or not (allow_empty or tensor.numel()):
-        least = "" if allow_empty or tensor.numel() else ", and not empty"
-        raise ValueError(
-            f"{argument} must be {wanted}{least}, got {shown(value)}"
-            f"{'' if tensor.dim() else ', a single number'}"
-        )
+    if not _has_shape(tensor, shape):
+        raise ValueError(f"{argument} must have the shape {shape}, got {tuple(tensor.shape)}")
+    if not (allow_empty or tensor.numel()):
+        raise ValueError(f"{argument} must not be empty, got the shape {tuple(tensor.shape)}")
     if like is not None:
         dtype = like.dtype if tensor.is_floating_point() else tensor.dtype
         tensor = tensor.to(device=like.device, dtype=dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import check_callable, check_integer, check_tensors
 from pyro_ext.inference.martingale._population_points import points_of
 from pyro_ext.inference.martingale._whitening import center_of
 from pyro_ext.inference.optimization import BatchLBFGS, Minimizer
@@ -116,6 +116,8 @@ class MEstimator(BestFit):
         optimizer: Minimizer | None = None,
         num_points: int = 200,
     ) -> None:
+        check_callable("loss_fn", loss_fn)
+        initial_params = check_tensors("initial_params", initial_params)
         super().__init__(optimizer, num_points)
         self.loss_fn = loss_fn
         self.initial_params = dict(initial_params)
@@ -160,6 +162,7 @@ class WeightedMLE(BestFit):
         optimizer: Minimizer | None = None,
         num_points: int = 200,
     ) -> None:
+        check_callable("model", model, "a Pyro model")
         super().__init__(optimizer, num_points)
         self.model = model
         self.plate = plate

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import as_tensor, check_integer, check_number
 from pyro_ext.inference.martingale._convergence import (
     Drift,
     Moves,
@@ -155,6 +155,7 @@ class MartingalePosterior(IndependentDraws):
             not those wanted.
         :raises RuntimeError: where no draw is finite.
         """
+        data = tuple(as_tensor(f"data[{i}]", part, "(n, ...)") for i, part in enumerate(data))
         self._reset(data)
         seed = fresh_seed(self.seed)
         rule = self.predictive

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from pyro_ext._checks import check_instance, check_sequence
 from pyro_ext._pyplot import axes_of
 from pyro_ext.inference.martingale.martingale_posterior import MartingalePosterior
 
@@ -38,6 +39,9 @@ def plot_drift(
         >>> plot_drift(posterior.run(torch.arange(10.0))).get_xscale()
         'log'
     """
+    check_instance("posterior", posterior, MartingalePosterior, "a MartingalePosterior")
+    if names is not None:
+        check_sequence("names", names, "a list of names")
     drift = posterior.drift()
     if unknown := sorted(set(names or ()) - set(drift.from_data)):
         raise ValueError(f"names has {unknown}, but the functional gives {sorted(drift.from_data)}")

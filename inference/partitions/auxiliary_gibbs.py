@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import check_integer, check_sequence
 from pyro_ext.inference.partitions._hyperparameters import Hyperparameters
 from pyro_ext.inference.partitions._mixture import Law, PriorSource
 from pyro_ext.inference.partitions._model_mixture import ModelMixture
@@ -79,10 +79,9 @@ class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
         backend: Backend = "trace",
         init: str = "prior",
     ) -> None:
+        shared = check_sequence("shared", shared, "a list of names of sites", 0)
         if not callable(cluster):
             raise TypeError(f"cluster must be a Pyro model, got {cluster!r:.80}")
-        if isinstance(shared, str):
-            raise TypeError(f"shared must be a collection of names, got the string {shared!r}")
         check_backend(backend)
         self.cluster, self.shared = cluster, tuple(shared)
         self.num_auxiliary = check_integer("num_auxiliary", num_auxiliary, 1)

@@ -13,7 +13,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import check_callable, check_integer
 from pyro_ext.inference.laplace_hmc import LaplaceHMC
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.pseudocoresets._files import read_coreset, write_coreset
@@ -318,6 +318,8 @@ class AutoPseudocoreset(PyroModule):
         :param options: further arguments of :class:`~pyro_ext.inference.MCMC`.
         :returns: the run, with ``get_samples``, ``summary`` and all the rest.
         """
+        if kernel is not None:
+            check_callable("kernel", kernel, "a function that makes a kernel of a model")
         made = (kernel or self.kernel)(self.condition())
         number = self.num_samples if num_samples is None else num_samples
         warmup = self.warmup_steps if warmup_steps is None else warmup_steps

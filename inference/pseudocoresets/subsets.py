@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import as_tensor, check_callable, check_integer
 from pyro_ext.inference.pseudocoresets._initial_rows import balanced_subset
 from pyro_ext.random import fresh_seed
 
@@ -131,6 +131,8 @@ def herding_subset(
 
 
 def _check(size: int, rows: tuple[Tensor, ...]) -> None:
+    for number, row in enumerate(rows):
+        as_tensor(f"rows[{number}]", row, "(n, ...)")
     lengths = {len(row) if isinstance(row, Tensor) and row.dim() else -1 for row in rows}
     if len(lengths) != 1 or min(lengths) < 0:
         raise ValueError(
@@ -170,6 +172,8 @@ def _shares(size: int, rows: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, int]]
 
 def _points(size: int, rows: tuple[Tensor, ...], features: Features | None) -> Tensor:
     """Coordinates of the rows, in double precision. **Shape:** ``(num_points, num_features)``."""
+    if features is not None:
+        check_callable("features", features)
     _check(size, rows)
     if features is not None:
         points = features(*rows)

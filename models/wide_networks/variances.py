@@ -16,10 +16,10 @@ from functools import partial
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number
 from pyro_ext.models.wide_networks._variance_laws import affine, bounded, resolved, squared_cauchy
 from pyro_ext.models.wide_networks.point_jumps import EqualJumps
 from pyro_ext.random_measures import (
@@ -105,6 +105,7 @@ class NodeVariances:
 
         :param Tensor value: :math:`t \geq 0`.
         """
+        value = as_tensor("value", value, allow_empty=True)
         drift = self.drift * value
         return drift if self.jumps is None else drift + self.jumps.laplace_exponent(value)
 
@@ -113,6 +114,7 @@ class NodeVariances:
 
         :param Tensor value: the level, positive.
         """
+        value = as_tensor("value", value, allow_empty=True)
         return torch.zeros_like(value) if self.jumps is None else self.jumps.tail(value)
 
     def mass_below(self, value: Tensor) -> Tensor:
@@ -120,6 +122,7 @@ class NodeVariances:
 
         :param Tensor value: the level :math:`x > 0`.
         """
+        value = as_tensor("value", value, allow_empty=True)
         if self.jumps is None:
             return torch.full_like(value, self.drift)
         num_above = self.jumps.tail(value)
@@ -190,6 +193,7 @@ def scaled_variances(base: TorchDistribution) -> NodeVariances:
         >>> variances.law(4).sample().shape, variances.mean
         (torch.Size([]), tensor(2.))
     """
+    check_instance("base", base, TorchDistributionMixin, "a distribution of positive numbers")
     mean = check_number("the mean of base", float(base.mean), above=0.0)
     return NodeVariances(partial(_scaled, base), drift=mean)
 
@@ -308,6 +312,7 @@ def measure_variances(
         >>> variances.mean, variances.law(10).sample() > 0.05
         (tensor(1.5000), tensor(True))
     """
+    check_instance("measure", measure, CompletelyRandomMeasure, "a completely random measure")
     if measure.batch_shape:
         raise ValueError(f"measure must have no batch shape, got {tuple(measure.batch_shape)}")
 

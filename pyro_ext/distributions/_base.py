@@ -73,7 +73,7 @@ class ParametricDistribution(TorchDistribution):
         if not isinstance(value, Tensor):
             raise TypeError(f"value must be a tensor, got {shown(value)}")
         as_tensor("value", value, allow_empty=True)
-        super()._validate_sample(value)  # type: ignore[no-untyped-call]
+        super()._validate_sample(value)
 
     def _check_parameter(self, name: str, is_valid: Tensor, wanted: str) -> None:
         """Raise an error where a parameter does not fit, if arguments are validated."""

@@ -11,7 +11,6 @@ statistical models with double power-law behavior.
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -162,7 +161,7 @@ def _sizes(name: str, table: Tensor) -> Tensor:
 
 def _between(places: Tensor, least: float, most: float) -> Tensor:
     for name, limit in (("least", least), ("most", most)):
-        if isinstance(limit, bool) or not isinstance(limit, Real) or math.isnan(limit):
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or math.isnan(limit):
             raise TypeError(f"{name} must be a number, got {shown(limit)}")
     if not least <= most:
         raise ValueError(f"least must be at most most, got least={least!r} and most={most!r}")

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
 from typing import Any, Self
 
 import torch
@@ -10,7 +9,13 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import check_callable, check_mapping, check_number, check_sequence, shown
+from pyro_ext._checks import (
+    check_callable,
+    check_instance,
+    check_mapping,
+    check_number,
+    check_sequence,
+)
 from pyro_ext.random_measures._levy_integrals import Factor
 from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 from pyro_ext.random_measures.total_mass import ApproximateTotalMass
@@ -62,8 +67,7 @@ class LevyDensityProcess(CompletelyRandomMeasure):
         check_callable("log_levy_density", log_levy_density)
         if parameters is not None:
             check_mapping("parameters", parameters, "a dict of numbers or tensors by name")
-        if not isinstance(high, Real):
-            raise TypeError(f"high must be a number > 0, got {shown(high)}")
+        check_instance("high", high, (int, float), "a number > 0")
         corners = check_sequence("corners", corners, "a list of positive numbers", 0)
         for corner in corners:
             check_number("corners", corner, above=0)

@@ -200,8 +200,9 @@ def attempt(function: Callable[[], Any]) -> tuple[str, str]:
 
 
 _ALLOWED = re.compile(
-    r"\b(must|has to|have to|needs?|takes?|one of|expected|wants?|only|either|cannot|can't|should"
-    r"|no such|not finite|is not a|wanted|the model has|lacks|has no|but the|one for each)\b",
+    r"\b(must|has to|have to|needs?|takes?|one of|expected|wants?|wanted|only|either|cannot|can't"
+    r"|should|no such|not finite|is not a|the model has|lacks|has no|but the|one for each"
+    r"|excludes?|exclude each other|may not|at least|at most)\b",
     re.IGNORECASE,
 )
 

@@ -12,13 +12,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import check_number
+from pyro_ext._checks import as_tensor, check_instance, check_number, check_sequence
 from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights import (
     BlockConcentration,
     DirichletWeights,
 )
 from pyro_ext.inference.martingale.nonparametric_learning.transfer import (
     TransferEnsemble,
+    as_data,
     average_losses,
     check_labels,
     nll,
@@ -74,6 +75,7 @@ class FineTunedEnsemble(TransferEnsemble):
         :raises ValueError: for labels that do not fit.
         :raises RuntimeError: where no member is finite.
         """
+        inputs, labels = as_data(inputs, labels, self.network)
         self.args = (inputs, labels)
         targets = check_labels(inputs, labels, self.network) / len(inputs)
         numbers = range(self.num_samples)
@@ -219,10 +221,15 @@ class NPTL(TransferEnsemble):
         :raises ValueError: for labels that do not fit.
         :raises RuntimeError: where no member is finite.
         """
+        inputs, labels = as_data(inputs, labels, self.network)
         self.args = (inputs, labels)
         seed = fresh_seed(self.seed)
         hard = check_labels(inputs, labels, self.network)
         if validation is not None:
+            pair = check_sequence("validation", validation, "a pair of inputs and labels", 2)
+            if len(pair) != 2:
+                raise ValueError(f"validation must be a pair of inputs and labels, got {len(pair)}")
+            validation = as_data(pair[0], pair[1], self.network, " of validation")
             check_labels(*validation, self.network)
         grid = self._grid(len(inputs))
         if max(len(grid), len(self.probe_penalty)) > 1 and validation is None:
@@ -347,6 +354,12 @@ def linear_probe(
         >>> linear_probe(features, labels, torch.nn.Linear(3, 2), 0.1).shape
         torch.Size([20, 2])
     """
+    features = as_tensor("features", features, "(n, num_features)")
+    targets = as_tensor("targets", targets, f"({len(features)}, classes)")
+    check_instance("head", head, nn.Module, "a torch.nn.Module")
+    check_number("penalty", penalty, least=0)
+    if new_features is not None:
+        new_features = as_tensor("new_features", new_features, f"(number, {features.shape[1]})")
 
     def losses(params: dict[str, Tensor], features: Tensor, targets: Tensor) -> Tensor:
         return soft_cross_entropy(torch.func.functional_call(head, params, (features,)), targets)

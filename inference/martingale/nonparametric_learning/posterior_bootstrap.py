@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import check_integer, check_number, check_tensors
 from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.checkpoint.independent_draws import DrawFolder
 from pyro_ext.inference._running.identity import (
@@ -151,10 +151,14 @@ class PosteriorBootstrap(IndependentDraws):
         if loss_fn is not None and initial_params is None:
             raise ValueError("initial_params must give the parameters of a loss_fn, got none")
         if loss_fn is not None and (include_prior or plate is not None):
-            raise ValueError("include_prior and plate need a model, and a loss_fn was given")
+            raise ValueError(
+                "include_prior and plate need a model, and a loss_fn was given, got "
+                f"include_prior={include_prior!r}, plate={plate!r:.80}"
+            )
         if loss_fn is None and subsample_size is not None:
             raise ValueError(
-                f"subsample_size={subsample_size} is for a loss_fn; a model subsamples by its plate"
+                f"subsample_size must be None without a loss_fn, got {subsample_size!r:.80}; a "
+                "model subsamples by its plate"
             )
         if optimizer is not None and not isinstance(optimizer, Minimizer):
             raise TypeError(
@@ -190,7 +194,9 @@ class PosteriorBootstrap(IndependentDraws):
         self.regularizer = regularizer
         self.optimizer = optimizer or BatchLBFGS()
         self.init_strategy = init_strategy
-        self.initial_params = None if initial_params is None else dict(initial_params)
+        self.initial_params = (
+            None if initial_params is None else check_tensors("initial_params", initial_params)
+        )
         self.subsample_size = subsample_size
         self.backend: Backend = backend
         self.batch_size = batch_size
