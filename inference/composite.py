@@ -16,7 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import check_sequence
+from pyro_ext._checks import check_callable, check_mapping, check_sequence
 from pyro_ext.inference.partitions import ConjugateKernel
 from pyro_ext.inference.sgmcmc import SGMCMCKernel
 
@@ -49,6 +49,9 @@ class LogJoint:
     """
 
     def __init__(self, model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        check_callable("model", model, "a Pyro model")
+        check_mapping("kwargs", kwargs, "a dict of arguments of the model")
+        args = tuple(check_sequence("args", args, "the arguments of the model", 0))
         self._model, self._args, self._kwargs = model, args, kwargs
 
     def trace(self, values: Mapping[str, Tensor], *, validate: bool = False) -> Any:
@@ -216,6 +219,8 @@ class Gibbs(MCMCKernel):
                     "a kernel of blocks must be HMC, NUTS, a stochastic-gradient kernel or one "
                     f"over partitions with conjugate clusters, got {type(block).__name__}"
                 )
+        if model is not None:
+            check_callable("model", model, "a Pyro model")
         known = [model, *(getattr(block, "model", None) for block, _ in self.blocks)]
         self._model = next((entry for entry in known if entry is not None), None)
         if self._model is None:

@@ -180,6 +180,11 @@ class BatchOptimizer(Minimizer):
             torch.optim.lr_scheduler.CosineAnnealingLR
         ),
     ) -> None:
+        check_callable("optimizer", optimizer, "a function that makes an optimizer of tensors")
+        if scheduler is not None:
+            check_callable(
+                "scheduler", scheduler, "a function of an optimizer and a number of steps"
+            )
         self.optimizer = optimizer
         self.num_steps = check_integer("num_steps", num_steps, 1)
         self.scheduler = scheduler

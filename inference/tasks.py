@@ -9,7 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_integer
+from pyro_ext._checks import (
+    as_tensor,
+    check_callable,
+    check_instance,
+    check_integer,
+    check_mapping,
+    check_sequence,
+)
 from pyro_ext.inference.sgmcmc import SGMCMCKernel
 from pyro_ext.potential import Potential
 
@@ -41,6 +48,14 @@ class Task:
     log_likelihood: Callable[[dict[str, Tensor]], Tensor]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     name: str = "task"
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        check_callable("model", self.model, "a Pyro model")
+        check_callable("log_likelihood", self.log_likelihood, "a function of draws")
+        check_sequence("args", self.args, "the arguments of the model", 0)
+        check_mapping("kwargs", self.kwargs, "a dict of arguments of the model")
+        check_instance("name", self.name, str, "a string")
 
     def evaluate(
         self,

@@ -132,12 +132,15 @@ def check_instance(
         raise TypeError(f"{argument} must be {wanted}, got {shown(value)}")
 
 
-def check_callable(argument: str, value: object, wanted: str = "a function") -> None:
+def check_callable(
+    argument: str, value: object, wanted: str = "a function", *, or_class: bool = True
+) -> None:
     """Check that a value can be called.
 
     :param str argument: name of the argument.
     :param value: what the caller got.
     :param str wanted: what it has to be, in words.
+    :param bool or_class: whether it may be a class, which makes an instance when it is called.
     :raises TypeError: where it cannot.
 
     Example::
@@ -146,7 +149,7 @@ def check_callable(argument: str, value: object, wanted: str = "a function") -> 
         Traceback (most recent call last):
         TypeError: loss_fn must be a function, got 3.0
     """
-    if not callable(value):
+    if not callable(value) or not (or_class or not inspect.isclass(value)):
         raise TypeError(f"{argument} must be {wanted}, got {shown(value)}")
 
 
@@ -170,13 +173,16 @@ def check_choice(argument: str, value: object, allowed: Collection[str]) -> None
         )
 
 
-def check_sequence(argument: str, value: Any, wanted: str, least: int = 1) -> list[Any]:
+def check_sequence(
+    argument: str, value: Any, wanted: str, least: int = 1, kind: Any = object
+) -> list[Any]:
     """Check that a value is a list or another finite collection that is no text.
 
     :param str argument: name of the argument.
     :param value: what the caller got.
     :param str wanted: what it has to be, in words.
     :param int least: how many there have to be.
+    :param kind: the class of each.
     :returns: a list of what it holds.
     :raises TypeError: where it is none.
     :raises ValueError: where it holds too few.
@@ -194,6 +200,8 @@ def check_sequence(argument: str, value: Any, wanted: str, least: int = 1) -> li
     values = list(value)
     if len(values) < least:
         raise ValueError(f"{argument} must be {wanted}, at least {least}, got {shown(value)}")
+    for entry in values:
+        check_instance(argument, entry, kind, wanted)
     return values
 
 

@@ -7,7 +7,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_callable, check_tensors
+from pyro_ext._checks import as_tensor, check_callable, check_instance, check_tensors
 
 __all__ = ["data_weights", "replace_observations"]
 
@@ -76,6 +76,7 @@ def data_weights(plate: str, weights: Tensor) -> "_DataWeights":
         >>> trace.nodes["x"]["scale"]
         tensor([0., 3.])
     """
+    check_instance("plate", plate, str, "the name of a plate")
     return _DataWeights(plate, as_tensor("weights", weights, "(size,)"))
 
 

@@ -69,7 +69,7 @@ class ExpertBuffer:
         trajectories = as_tensor(
             "trajectories", trajectories, "(num_experts, num_checkpoints, size)"
         )
-        losses = as_tensor("losses", losses)
+        losses = as_tensor("losses", losses, finite=True)
         self.shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
         size = sum(shape.numel() for shape in self.shapes.values())
         if trajectories.dim() != 3 or trajectories.shape[2] != size or not trajectories.numel():

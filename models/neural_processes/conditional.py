@@ -4,7 +4,7 @@ import torch
 from pyro.distributions import Normal
 from torch import Tensor
 
-from pyro_ext._checks import check_instance
+from pyro_ext._checks import check_instance, check_integer
 from pyro_ext.models.neural_processes.batch import Batch, Points
 from pyro_ext.models.neural_processes.decoder import Decoder
 from pyro_ext.models.neural_processes.encoders import (
@@ -41,6 +41,7 @@ class ConditionalProcess(NeuralProcess):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Mean negative log likelihood, as :meth:`NeuralProcess.loss`; nothing is random."""
+        check_integer("num_samples", num_samples, 1)
         check_instance("batch", batch, Batch, "a Batch")
         points = batch.points
         prediction = self._condition(batch.context, points.inputs, None)

@@ -102,6 +102,7 @@ class PoolingEncoder(SetEncoder):
         num_heads: int = 8,
     ) -> None:
         check_integer("width", width, 1)
+        check_integer("num_heads", num_heads, 1)
         if out_features is not None:
             check_integer("out_features", out_features, 1)
         super().__init__(x_dim, y_dim, width, width if out_features is None else out_features)

@@ -79,7 +79,7 @@ def metropolis_within_gibbs(
         torch.Size([4])
     """
     check_callable("model", model, "a method of a FrequencyModel")
-    sites = check_sequence("sites", sites, "a list of names of sites")
+    sites = check_sequence("sites", sites, "a list of names of sites", 1, str)
     check_integer("num_steps", num_steps, 1)
     check_number("step_size", step_size, above=0)
     blocks: list[tuple[Any, Sequence[str]]] = []

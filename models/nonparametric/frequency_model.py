@@ -61,7 +61,7 @@ class FrequencyModel:
     """
 
     def __init__(self, prior: Law | Callable[[], Law]) -> None:
-        if not callable(prior):
+        if isinstance(prior, type) or not callable(prior):
             check_law(prior)
         self.prior = prior
 

@@ -18,7 +18,7 @@ from pyro_ext._optional import optional_module
 from pyro_ext.models.nonparametric.graph_guide import GraphGuide
 from pyro_ext.models.nonparametric.graph_odds import EdgeOdds, check_odds, nodes_of, sample_graph
 from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph, UnseenPairs, on_device_of
-from pyro_ext.random import seeded
+from pyro_ext.random import fresh_seed, seeded
 
 __all__ = [
     "LinkScores",
@@ -158,7 +158,12 @@ def simulate_graphs(
     :param int seed: of the draws; by default PyTorch's generator goes on.
     :returns: graphs of as many nodes as that of the guide, one after the other.
     """
+    check_instance("guide", guide, GraphGuide, "a GraphGuide")
     check_integer("num_graphs", num_graphs, 1)
+    return _simulated(guide, num_graphs, None if seed is None else fresh_seed(seed))
+
+
+def _simulated(guide: GraphGuide, num_graphs: int, seed: int | None) -> Iterator[SimpleGraph]:
     samples = guide.sample(num_graphs, seed=seed)
     own = {"weights", "memberships"}
     with seeded(seed):

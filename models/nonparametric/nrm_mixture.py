@@ -63,10 +63,10 @@ class NRMMixture:
         prior: Law | Callable[[], Law],
         cluster: ConjugateCluster | Callable[[], ConjugateCluster],
     ) -> None:
-        if not callable(prior):
+        if isinstance(prior, type) or not callable(prior):
             check_law(prior)
         if not isinstance(cluster, ConjugateCluster) and (
-            isinstance(cluster, Distribution) or not callable(cluster)
+            isinstance(cluster, type | Distribution) or not callable(cluster)
         ):
             raise TypeError(_wrong_cluster(cluster))
         self.prior, self.cluster = prior, cluster

@@ -12,6 +12,7 @@ import pyro.poutine as poutine
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.utils import _pytree as pytree
 
 from pyro_ext._checks import check_integer, check_sequence, check_tensors
@@ -67,11 +68,11 @@ class NRMModelMixture:
         *,
         shared: Collection[str] = (),
     ) -> None:
-        if not callable(prior):
+        if isinstance(prior, type) or not callable(prior):
             check_law(prior)
-        if not callable(cluster):
+        if isinstance(cluster, type | Distribution) or not callable(cluster):
             raise TypeError(f"cluster must be a Pyro model, got {cluster!r:.80}")
-        shared = check_sequence("shared", shared, "a list of names of sites", 0)
+        shared = check_sequence("shared", shared, "a list of names of sites", 0, str)
         self.prior, self.cluster, self.shared = prior, cluster, tuple(shared)
 
     def __repr__(self) -> str:

@@ -137,7 +137,7 @@ def tangent_gram(network: AsymmetricNetwork, inputs: Tensor) -> Tensor:
         torch.Size([3, 3])
     """
     check_instance("network", network, AsymmetricNetwork, "an AsymmetricNetwork")
-    inputs = as_tensor("inputs", inputs, f"(n, {network.hidden.in_features})")
+    inputs = as_tensor("inputs", inputs, f"(n, {network.hidden.in_features})", finite=True)
     active = (inputs @ network.hidden.weight.mT > 0) * network.variances.sqrt()
     return (active @ active.mT) * (inputs @ inputs.mT) / inputs.shape[-1]
 
@@ -160,7 +160,7 @@ def mean_tangent_gram(inputs: Tensor) -> Tensor:
         tensor([[0.2500, 0.0000],
                 [0.0000, 0.2500]])
     """
-    inputs = as_tensor("inputs", inputs, "(n, d)")
+    inputs = as_tensor("inputs", inputs, "(n, d)", finite=True)
     products = inputs @ inputs.mT / inputs.shape[-1]
     diagonal = products.diagonal()
     return products * step_covariance(products, diagonal[:, None], diagonal)

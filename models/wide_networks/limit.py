@@ -98,7 +98,7 @@ def sample_outputs(covariances: Tensor, num_outputs: int, seed: int | None = Non
         >>> sample_outputs(torch.eye(4).expand(10, 4, 4), 3).shape
         torch.Size([10, 3, 4])
     """
-    covariances = as_tensor("covariances", covariances, "(*batch, n, n)")
+    covariances = as_tensor("covariances", covariances, "(*batch, n, n)", finite=True)
     check_integer("num_outputs", num_outputs, 1)
     with torch.random.fork_rng():
         torch.manual_seed(fresh_seed(seed))

@@ -87,7 +87,7 @@ def input_covariance(inputs: Tensor, weight_scale: float = 1.0, bias_scale: floa
         tensor([[2., 2.],
                 [2., 3.]])
     """
-    inputs = as_tensor("inputs", inputs, "(n, d)")
+    inputs = as_tensor("inputs", inputs, "(n, d)", finite=True)
     check_number("weight_scale", weight_scale, above=0.0)
     check_number("bias_scale", bias_scale, least=0.0)
     if inputs.dim() != 2:

@@ -19,7 +19,14 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number
+from pyro_ext._checks import (
+    as_tensor,
+    check_callable,
+    check_instance,
+    check_integer,
+    check_number,
+    shown,
+)
 from pyro_ext.models.wide_networks._variance_laws import affine, bounded, resolved, squared_cauchy
 from pyro_ext.models.wide_networks.point_jumps import EqualJumps
 from pyro_ext.random_measures import (
@@ -27,6 +34,7 @@ from pyro_ext.random_measures import (
     GeneralizedGammaProcess,
     StableBetaProcess,
 )
+from pyro_ext.random_measures._arguments import check_family
 
 __all__ = [
     "NodeVariances",
@@ -80,6 +88,17 @@ class NodeVariances:
 
     def __post_init__(self) -> None:
         check_number("drift", self.drift, least=0.0)
+        check_callable("finite", self.finite, "a function of a number of nodes")
+        jumps: Any = self.jumps
+        methods = ("tail", "laplace_exponent", "variance")
+        is_known = jumps is None or all(hasattr(jumps, name) for name in methods)
+        if isinstance(jumps, type) or not is_known:
+            raise TypeError(
+                f"jumps must be a completely random measure, EqualJumps or None, got {shown(jumps)}"
+            )
+        method: Any = self.series_method
+        if not isinstance(method, str):
+            check_family("series_method", method)
 
     def law(self, width: int) -> TorchDistribution:
         """Law of the variance of a node in a layer of finite width.

@@ -101,7 +101,8 @@ class GaussianCluster(LocatedCluster):
         check_number("determinant", determinant, above=0)
         if x.dim() != 2 or x.shape[0] <= x.shape[1]:
             raise ValueError(
-                f"x must have shape (n, d) with more points than dimensions, got {tuple(x.shape)}"
+                f"x must have the shape (n, d) with more points than dimensions, got "
+                f"{tuple(x.shape)}"
             )
         if not x.is_floating_point():
             x = x.to(torch.get_default_dtype())

@@ -90,9 +90,8 @@ class BayesianClassifier(nn.Module):
         :returns: **Shape:** ``(*leading, n, classes)``.
         :raises ValueError: where a parameter is missing, or shapes do not fit.
         """
-        inputs = as_tensor(
-            "inputs", inputs, "(n, ...)", like=next(self.network.module.parameters())
-        )
+        like = next(self.network.module.parameters())
+        inputs = as_tensor("inputs", inputs, "(n, ...)", like=like, finite=True)
         samples = check_tensors("samples", samples)
         module = self.network.module
         shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
@@ -136,7 +135,7 @@ class BayesianClassifier(nn.Module):
         :raises ValueError: where a parameter is missing, or shapes do not fit.
         """
         inputs = as_tensor("inputs", inputs, "(n, ...)")
-        labels = as_tensor("labels", labels, "(n,)", kind="integers")
+        labels = as_tensor("labels", labels, f"({len(inputs)},)", kind="integers")
         _check_labels(inputs, labels)
         logs = self.log_probabilities(samples, inputs)
         if not bool(((labels >= 0) & (labels < logs.shape[-1])).all()):

@@ -52,7 +52,7 @@ class NodeScale(nn.Module):
 
     def __init__(self, variances: Tensor, *, learnable: bool = False, dim: int = -1) -> None:
         check_integer("dim", dim, -10)
-        variances = as_tensor("variances", variances, "(num_nodes,)")
+        variances = as_tensor("variances", variances, allow_empty=True)
         super().__init__()
         is_valid = variances.dim() == 1 and bool((variances.isfinite() & (variances >= 0)).all())
         if not is_valid or not len(variances):

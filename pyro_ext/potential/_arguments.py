@@ -12,6 +12,9 @@ from pyro_ext._checks import check_finite, shown
 
 __all__ = ["named_arguments", "names_of", "not_finite_in"]
 
+# What Python and PyTorch raise where an argument is of the wrong kind.
+_UNNAMED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError)
+
 
 @contextmanager
 def named_arguments(
@@ -27,16 +30,19 @@ def named_arguments(
         if rows := not_finite_in(model, args, kwargs):
             raise ValueError(f"{error}; {rows}") from error
         raise
-    except Exception as error:
+    except _UNNAMED as error:
         given = names_of(model, args, kwargs)
         listed = ", ".join(f"{name}={shown(value)}" for name, value in given.items())
         reason = f"{type(error).__name__}: {error}"
         hint = ""
         if any(isinstance(value, np.ndarray | list) for value in given.values()):
             hint = "; data have to be tensors where the model computes with them: torch.as_tensor"
-        raise ValueError(
+        named = ValueError(
             f"model must run with its arguments, got {listed or 'none'} and {reason}{hint}"
-        ) from error
+        )
+        for note in getattr(error, "__notes__", ()):
+            named.add_note(note)
+        raise named from error
 
 
 def names_of(

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_ext._checks import check_callable, check_integer, check_mapping, check_tensors
+from pyro_ext._checks import (
+    check_callable,
+    check_instance,
+    check_integer,
+    check_mapping,
+    check_tensors,
+)
 from pyro_ext.potential._arguments import named_arguments
 from pyro_ext.potential._batched import (
     Backend,
@@ -396,6 +402,8 @@ class Potential:
     ) -> list[Tensor]:
         if subsample is not None:
             check_mapping("subsample", subsample, "a dict of indices by plate")
+        if generator is not None:
+            check_instance("generator", generator, torch.Generator, "a torch.Generator or None")
         names = [plate.name for plate in self.subsampled_plates]
         if unknown := set(subsample or {}) - set(names):
             raise ValueError(
@@ -443,7 +451,7 @@ class Potential:
     def _flat(
         self, layout: Layout, values: Mapping[str, Tensor], argument: str
     ) -> tuple[Tensor, torch.Size]:
-        values = check_tensors(argument, values, layout.shapes)
+        values = check_tensors(argument, values)
         leading = layout.check_leading(values, argument)
         return layout.flatten(values).reshape(-1, layout.size), leading
 

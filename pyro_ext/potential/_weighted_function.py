@@ -47,6 +47,8 @@ class WeightedFunction(WeightedLoss):
     ) -> None:
         check_backend(backend)
         check_callable("loss_fn", loss_fn)
+        if regularizer is not None:
+            check_callable("regularizer", regularizer)
         params = check_tensors("params", params)
         if subsample_size is not None:
             check_integer("subsample_size", subsample_size, 1)

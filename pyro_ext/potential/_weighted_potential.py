@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_ext._checks import check_instance, check_mapping, check_sequence
+from pyro_ext._checks import (
+    check_callable,
+    check_instance,
+    check_mapping,
+    check_number,
+    check_sequence,
+)
 from pyro_ext.handlers import data_weights
 from pyro_ext.potential._batched import Backend
 from pyro_ext.potential._evaluation import Evaluation, Record, from_unconstrained
@@ -65,6 +71,9 @@ class WeightedPotential(WeightedLoss):
         regularizer: Regularizer | None = None,
         backend: Backend = "trace",
     ) -> None:
+        check_number("prior_weight", prior_weight, least=0)
+        if regularizer is not None:
+            check_callable("regularizer", regularizer)
         args = tuple(check_sequence("args", args, "the arguments of the model", 0))
         if kwargs is not None:
             check_mapping("kwargs", kwargs, "a dict of arguments of the model")

@@ -14,6 +14,7 @@ from torch.distributions import AffineTransform, constraints
 
 from pyro_ext._checks import as_tensor
 from pyro_ext.random_measures._counts import check_counts
+from pyro_ext.random_measures._roots import may_hold_everywhere
 from pyro_ext.random_measures.beta_prime import BetaPrimeProcess
 from pyro_ext.random_measures.generalized_bfry import GeneralizedBFRYProcess
 
@@ -86,6 +87,9 @@ def log_joint_given_cluster_tilts(
     if sizes.dim() != 1 or not sizes.numel():
         raise ValueError(f"counts must have the shape (num_clusters,), got {tuple(sizes.shape)}")
     cluster_tilts = as_tensor("cluster_tilts", cluster_tilts, f"({len(sizes)},)")
+    for name, value in (("tilt", tilt), ("cluster_tilts", cluster_tilts)):
+        if not may_hold_everywhere(value > 0):
+            raise ValueError(f"{name} must be > 0, got {value.tolist()!r:.80}")
     total = sizes.sum()
     power, end = own.tail_index - own.discount, measure._log_end()
     normalizer = power * end - power.log()

@@ -97,7 +97,7 @@ def rank_sizes(table: Tensor, ranks: Tensor) -> Tensor:
         >>> rank_sizes(torch.tensor([[1, 2], [7, 1]]), torch.tensor([1, 2, 3, 4]))
         tensor([7, 1, 1, 0])
     """
-    table, ranks = _table("table", table), as_tensor("ranks", ranks)
+    table, ranks = _table("table", table), _ranks(ranks)
     order = table[:, 0].argsort(descending=True)
     sizes, numbers = table[order].unbind(-1)
     ends = numbers.cumsum(0)
@@ -137,7 +137,7 @@ def rank_size_band(tables: Sequence[Tensor], ranks: Tensor, prob: float = 0.9) -
     """
     check_number("prob", prob, above=0, below=1)
     tables = check_sequence("tables", tables, "a list of tables")
-    ranks = as_tensor("ranks", ranks, "(num_ranks,)")
+    ranks = as_tensor("ranks", _ranks(ranks), "(num_ranks,)")
     tables = [_table(f"tables[{i}]", table) for i, table in enumerate(tables)]
     sizes = torch.stack([rank_sizes(table, ranks) for table in tables]).to(
         torch.get_default_dtype()
@@ -149,6 +149,13 @@ def rank_size_band(tables: Sequence[Tensor], ranks: Tensor, prob: float = 0.9) -
 
 def _table(argument: str, value: Any) -> Tensor:
     return as_tensor(argument, as_table(argument, value), "(num_rows, 2)")
+
+
+def _ranks(value: Any) -> Tensor:
+    ranks = as_tensor("ranks", value, kind="integers")
+    if not bool((ranks >= 1).all()):
+        raise ValueError(f"ranks must be integers >= 1, got {ranks.tolist()!r:.80}")
+    return ranks
 
 
 def _sizes(name: str, table: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def plot_num_clusters(
     """
     ax = axes_of("plot_num_clusters", ax, _SIZE)
     check_integer("num_points", num_points, 2)
-    for name, values in _by_name("labels", labels).items():
+    for name, values in _by_name("labels", labels, "integers").items():
         rows = values.reshape(-1, values.shape[-1])
         sizes = np.unique(np.geomspace(1, rows.shape[-1], num_points).astype(int))
         numbers = rows.cummax(-1).values[:, sizes - 1] + 1
@@ -151,7 +151,7 @@ def plot_cluster_sizes(labels: Tensor | Mapping[str, Tensor], ax: "Axes | None" 
         'size'
     """
     ax = axes_of("plot_cluster_sizes", ax, _SIZE)
-    for name, values in _by_name("labels", labels).items():
+    for name, values in _by_name("labels", labels, "integers").items():
         rows = values.reshape(-1, values.shape[-1])
         counts = counts_of_labels(rows)
         sizes, numbers = counts[counts > 0].unique(return_counts=True)
@@ -160,11 +160,11 @@ def plot_cluster_sizes(labels: Tensor | Mapping[str, Tensor], ax: "Axes | None" 
     return _finished(ax)
 
 
-def _by_name(argument: str, values: Any) -> Mapping[str, Tensor]:
+def _by_name(argument: str, values: Any, kind: str = "numbers") -> Mapping[str, Tensor]:
     if not isinstance(values, Mapping):
-        return {"": as_tensor(argument, values, "(*draws, n)")}
+        return {"": as_tensor(argument, values, "(*draws, n)", kind=kind)}
     return {
-        name: as_tensor(f"{argument}[{name!r}]", value, "(*draws, n)")
+        name: as_tensor(f"{argument}[{name!r}]", value, "(*draws, n)", kind=kind)
         for name, value in values.items()
     }
 

@@ -40,4 +40,4 @@ def in_double(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _double(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) else value
+    return value.double() if isinstance(value, Tensor) and not value.is_complex() else value

@@ -148,8 +148,12 @@ def _first(tensor: Tensor, value: float) -> Tensor:
 
 def walk(name: str, function: Callable[..., Any], valid: Call) -> Iterator[Outcome]:
     """Replace each argument by wrong values, and say what became of the calls."""
+    parameters = inspect.signature(function).parameters
     for argument, value in arguments_of(function, valid).items():
-        for label, wrong in wrong_values(value).items():
+        values = wrong_values(value)
+        if argument in parameters and parameters[argument].default is None:
+            values.pop("None", None)  # it is the default
+        for label, wrong in values.items():
             kind, message = attempt(partial(valid.run, function, {argument: wrong.value}))
             if kind == "refused":
                 kind = "clear" if is_clear(message, argument, wrong.value) else "unclear"

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import as_tensor, check_finite
 from pyro_ext.inference.martingale._data import check_data
 from pyro_ext.inference.martingale._numbers import uniforms
 from pyro_ext.inference.martingale.copulas._bandwidth_fit import spread
@@ -85,6 +86,7 @@ def check_queries(argument: str, queries: Tensor) -> Tensor:
             f"{argument} must be a tensor of the shape (num_queries,) or (num_queries, "
             f"num_covariates), got {got}"
         )
+    check_finite(argument, as_tensor(argument, queries))
     return queries
 
 

@@ -28,7 +28,9 @@ class EmpiricalBase:
     """
 
     def __init__(self, *atoms: Tensor) -> None:
-        atoms = tuple(as_tensor(f"atoms[{i}]", part, "(n, ...)") for i, part in enumerate(atoms))
+        atoms = tuple(
+            as_tensor(f"atoms[{i}]", part, "(n, ...)", finite=True) for i, part in enumerate(atoms)
+        )
         lengths = {len(part) if part.dim() else 0 for part in atoms}
         if len(lengths) != 1 or 0 in lengths:
             raise ValueError(

@@ -7,12 +7,19 @@ posterior sampling.
 """
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import as_tensor, check_instance, check_number, check_sequence
+from pyro_ext._checks import (
+    as_tensor,
+    check_choice,
+    check_instance,
+    check_integer,
+    check_number,
+    check_sequence,
+)
 from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights import (
     BlockConcentration,
     DirichletWeights,
@@ -180,6 +187,9 @@ class NPTL(TransferEnsemble):
         self.concentration = concentration
         self.num_standard_errors = check_number("num_standard_errors", num_standard_errors, least=0)
         self.validation_share = check_number("validation_share", validation_share, above=0, below=1)
+        if num_blocks is not None:
+            check_integer("num_blocks", num_blocks, 1)
+        check_choice("block_concentration", block_concentration, get_args(BlockConcentration))
         self.num_blocks = num_blocks
         self.block_concentration = block_concentration
         penalties = probe_penalty if isinstance(probe_penalty, Sequence) else [probe_penalty]
@@ -354,8 +364,8 @@ def linear_probe(
         >>> linear_probe(features, labels, torch.nn.Linear(3, 2), 0.1).shape
         torch.Size([20, 2])
     """
-    features = as_tensor("features", features, "(n, num_features)")
-    targets = as_tensor("targets", targets, f"({len(features)}, classes)")
+    features = as_tensor("features", features, "(n, num_features)", finite=True)
+    targets = as_tensor("targets", targets, f"({len(features)}, classes)", finite=True)
     check_instance("head", head, nn.Module, "a torch.nn.Module")
     check_number("penalty", penalty, least=0)
     if new_features is not None:

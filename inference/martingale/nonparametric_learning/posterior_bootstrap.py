@@ -4,13 +4,20 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_ext._checks import check_integer, check_number, check_tensors
+from pyro_ext._checks import (
+    check_callable,
+    check_choice,
+    check_instance,
+    check_integer,
+    check_number,
+    check_tensors,
+)
 from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.checkpoint.independent_draws import DrawFolder
 from pyro_ext.inference._running.identity import (
@@ -184,6 +191,18 @@ class PosteriorBootstrap(IndependentDraws):
                 check_integer(name, size, 1)
         if seed is not None:
             fresh_seed(seed)
+        if num_blocks is not None:
+            check_integer("num_blocks", num_blocks, 1)
+        check_choice("block_concentration", block_concentration, get_args(BlockConcentration))
+        if plate is not None:
+            check_instance("plate", plate, str, "the name of a plate")
+        if init_strategy is not None:
+            check_callable("init_strategy", init_strategy)
+        if base_measure is not None and not isinstance(base_measure, EmpiricalBase):
+            wanted = "a Pyro distribution, an EmpiricalBase or a function of a number of atoms"
+            check_callable("base_measure", base_measure, wanted, or_class=False)
+        if checkpoint is not None:
+            check_instance("checkpoint", checkpoint, (str, Path), "a path or None")
         self.model = model
         self.loss_fn = loss_fn
         self.base_measure = base_measure

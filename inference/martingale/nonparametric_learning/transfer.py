@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from pyro_ext._checks import as_tensor, check_integer, check_number, shown
+from pyro_ext._checks import as_tensor, check_callable, check_integer, check_number, shown
 from pyro_ext.inference.martingale._independent_draws import IndependentDraws
 from pyro_ext.inference.martingale.nonparametric_learning._minibatches import minibatches_of
 from pyro_ext.inference.optimization import BatchOptimizer
@@ -86,6 +86,8 @@ class TransferEnsemble(IndependentDraws):
             raise ValueError("head must have parameters, got none")
         if optimizer is not None and not isinstance(optimizer, BatchOptimizer):
             raise TypeError(f"optimizer must be a BatchOptimizer, got {optimizer!r:.80}")
+        if regularizer is not None:
+            check_callable("regularizer", regularizer)
         check_backend(backend)
         if subsample_size is not None:
             check_integer("subsample_size", subsample_size, 1)
