@@ -21,7 +21,7 @@ from pyro_ext.inference.laplace_hmc import LaplaceHMC
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.pseudocoresets._row_arguments import CoresetModel
 from pyro_ext.potential import Potential
-from pyro_ext.potential._arguments import named_arguments
+from pyro_ext.potential._arguments import as_tensors, named_arguments
 from pyro_ext.potential._evaluation import is_deterministic
 
 __all__ = [
@@ -134,6 +134,7 @@ def predictive_probabilities(
         tensor([[0.5000, 0.5000]], dtype=torch.float64)
     """
     samples = check_tensors("samples", samples)
+    args, kwargs = as_tensors(model, args, kwargs)
     structure = _structure(model, site, args, kwargs)
     number = len(next(iter(samples.values())))
     total: Any = 0.0
@@ -190,6 +191,7 @@ def evaluate_draws(
     if reference is not None and set(samples) & set(reference):
         comparisons["mean_differences"] = standardized_mean_differences(samples, reference)
         comparisons["scale_ratios"] = standard_deviation_ratios(samples, reference)
+    args, kwargs = as_tensors(model, args, kwargs)
     structure = _structure(model, site, args, kwargs)
     observed = _observed_node(model, structure, samples, 0, args, kwargs)
     if _classes(observed["fn"]) is None:
@@ -265,6 +267,7 @@ def evaluate_coreset(
         reference = check_tensors("reference", reference)
     if not isinstance(coreset, CoresetModel):
         raise TypeError(f"coreset must be a model that condition() gives, got {coreset!r:.80}")
+    args, kwargs = as_tensors(coreset.model, args, kwargs)
     _structure(coreset.model, site, args, kwargs)  # before the chains run
     settings: dict[str, Any] = {"progress": False, **(options or {})}
     run = MCMC(kernel(coreset), num_samples, warmup_steps, **settings).run()

@@ -33,6 +33,7 @@ def random_subset(size: int, *rows: Tensor, seed: int | None = None) -> tuple[Te
         >>> random_subset(10, x, y, seed=0)[1].bincount()
         tensor([5, 5])
     """
+    rows = tuple(as_tensor(f"rows[{i}]", row, "(n, ...)") for i, row in enumerate(rows))
     _check(size, rows)
     index = balanced_subset(_classes(size, rows), len(rows[0]), size, fresh_seed(seed))
     return _chosen(rows, index)
@@ -62,6 +63,7 @@ def k_means_subset(
         >>> k_means_subset(2, x, seed=0)[0].sort().values
         tensor([ 1., 11.])
     """
+    rows = tuple(as_tensor(f"rows[{i}]", row, "(n, ...)") for i, row in enumerate(rows))
     try:
         from sklearn.cluster import KMeans
     except ImportError as error:
@@ -111,6 +113,7 @@ def herding_subset(
         >>> herding_subset(3, x)[0]  # the mean of all is four
         tensor([3., 7., 2.])
     """
+    rows = tuple(as_tensor(f"rows[{i}]", row, "(n, ...)") for i, row in enumerate(rows))
     points = _points(size, rows, features)
     parts = []
     for members, number in _shares(size, rows):
@@ -131,8 +134,6 @@ def herding_subset(
 
 
 def _check(size: int, rows: tuple[Tensor, ...]) -> None:
-    for number, row in enumerate(rows):
-        as_tensor(f"rows[{number}]", row, "(n, ...)")
     lengths = {len(row) if isinstance(row, Tensor) and row.dim() else -1 for row in rows}
     if len(lengths) != 1 or min(lengths) < 0:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Errors of a model that is run, with the arguments that it was given."""
+"""Arguments of a model: arrays that become tensors, and errors that name them."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -6,14 +6,44 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
+from pyro import poutine
 from torch import Tensor
 
 from pyro_ext._checks import check_finite, shown
 
-__all__ = ["named_arguments", "names_of", "not_finite_in"]
+__all__ = ["as_tensors", "named_arguments", "names_of", "not_finite_in"]
 
 # What Python and PyTorch raise where an argument is of the wrong kind.
 _UNNAMED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError)
+
+
+def as_tensors(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Make tensors of arrays and lists of numbers where a model cannot run with them.
+
+    Floating-point numbers get PyTorch's default type. A model that takes arrays gets arrays.
+    """
+    given = (*args, *kwargs.values())
+    if not any(isinstance(value, np.ndarray | list) for value in given):
+        return args, dict(kwargs)
+    try:
+        with torch.random.fork_rng(), torch.no_grad(), poutine.block():
+            poutine.trace(model).get_trace(*args, **kwargs).compute_log_prob()
+    except Exception:  # whatever it is, a later run raises it again
+        return tuple(map(_converted, args)), {name: _converted(kwargs[name]) for name in kwargs}
+    return args, dict(kwargs)
+
+
+def _converted(value: Any) -> Any:
+    if not isinstance(value, np.ndarray | list):
+        return value
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        return value
+    return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
 
 
 @contextmanager

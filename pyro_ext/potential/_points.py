@@ -79,7 +79,7 @@ class PointPotential:
         self.model = model
         self.shared = frozenset(shared)
         self.sites: Mapping[str, Site] = whole.sites
-        leaves, self._tree = pytree.tree_flatten((args, kwargs))
+        leaves, self._tree = pytree.tree_flatten((whole.args, whole.kwargs))
         self.plate = _plate_of_points(whole, leaves)
         self.num_points = self.plate.size
         self._leaves = leaves

@@ -17,7 +17,7 @@ from pyro_ext._checks import (
     check_mapping,
     check_tensors,
 )
-from pyro_ext.potential._arguments import named_arguments
+from pyro_ext.potential._arguments import as_tensors, named_arguments
 from pyro_ext.potential._batched import (
     Backend,
     BatchedFunction,
@@ -58,7 +58,8 @@ class Potential:
     as those of the observations there.
 
     :param model: a Pyro model with continuous latent sites.
-    :param args: positional arguments of the model.
+    :param args: positional arguments of the model. Arrays and lists of numbers become tensors where
+        it cannot run with them.
     :param str backend: how it runs. ``"eager"`` runs the model for one chain after the other;
         ``"trace"`` records it as a graph over all chains; ``"compile"`` compiles the graph, which
         takes a C++ compiler and, the first time, some seconds. All three give the same numbers.
@@ -85,6 +86,7 @@ class Potential:
         if not callable(model):
             raise TypeError(f"model must be callable, got {model!r:.80}")
         check_backend(backend)
+        args, kwargs = as_tensors(model, args, kwargs)
         self.model = model
         self.args = args
         self.kwargs = kwargs

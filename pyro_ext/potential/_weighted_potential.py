@@ -92,7 +92,7 @@ class WeightedPotential(WeightedLoss):
         self.prior_weight = prior_weight
         self.regularizer = regularizer
         self._backend: Backend = backend
-        leaves, self._tree = pytree.tree_flatten((args, dict(kwargs or {})))
+        leaves, self._tree = pytree.tree_flatten((self.potential.args, self.potential.kwargs))
         self._leaves = leaves
         size = self.plate.size
         self._places = [

@@ -80,13 +80,14 @@ def check_queries(argument: str, queries: Tensor) -> Tensor:
 
     :raises ValueError: where they do not fit.
     """
-    if not isinstance(queries, Tensor) or queries.dim() not in (1, 2) or not len(queries):
-        got = tuple(queries.shape) if isinstance(queries, Tensor) else repr(queries)[:80]
+    queries = as_tensor(argument, queries)
+    if queries.dim() not in (1, 2) or not len(queries):
+        got = tuple(queries.shape)
         raise ValueError(
             f"{argument} must be a tensor of the shape (num_queries,) or (num_queries, "
             f"num_covariates), got {got}"
         )
-    check_finite(argument, as_tensor(argument, queries))
+    check_finite(argument, queries)
     return queries
 
 

@@ -122,7 +122,8 @@ class TransferEnsemble(IndependentDraws):
         :returns: **Shape:** ``(num_samples, n, classes)``.
         :raises RuntimeError: before a run.
         """
-        inputs, _ = as_data(inputs, torch.zeros(len(inputs), dtype=torch.long), self.network)
+        like = next(self.network.parameters())
+        inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True, like=like)
         return self._predict(self.get_samples(), inputs)
 
     def probabilities(self, inputs: Tensor) -> Tensor:
