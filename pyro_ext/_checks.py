@@ -222,12 +222,15 @@ def check_mapping(argument: str, value: object, wanted: str) -> None:
     check_instance(argument, value, Mapping, wanted)
 
 
-def check_tensors(argument: str, value: Any, names: Collection[str] = ()) -> dict[str, Tensor]:
+def check_tensors(
+    argument: str, value: Any, names: Collection[str] = (), *, finite: bool = False
+) -> dict[str, Tensor]:
     """Take a dict of tensors by name; arrays and lists become tensors.
 
     :param str argument: name of the argument.
     :param value: what the caller got.
     :param names: which have to be there; there may be others.
+    :param bool finite: whether to look for NaN and infinities.
     :returns: the tensors.
     :raises TypeError: where it is no dict, or holds something else than numbers.
     :raises ValueError: where one is missing, or none is there.
@@ -243,7 +246,7 @@ def check_tensors(argument: str, value: Any, names: Collection[str] = ()) -> dic
         wanted = f" with the names {sorted(names)}" if names else " by name, at least one"
         raise ValueError(f"{argument} must be a dict of tensors{wanted}, got {sorted(value)}")
     return {
-        name: as_tensor(f"{argument}[{name!r}]", entry, allow_empty=True)
+        name: as_tensor(f"{argument}[{name!r}]", entry, allow_empty=True, finite=finite)
         for name, entry in value.items()
     }
 

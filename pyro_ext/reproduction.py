@@ -217,7 +217,7 @@ class Report:
     def __post_init__(self) -> None:
         """Check the arguments."""
         check_mapping("figures", self.figures, "a dict of figures by name")
-        check_sequence("claims", self.claims, "a list of claims")
+        check_sequence("claims", self.claims, "a list of claims", 1, Claim)
         for argument, names in (("slug", [self.slug]), ("figures", list(self.figures))):
             for name in names:
                 if not isinstance(name, str) or not _SLUG.fullmatch(name):

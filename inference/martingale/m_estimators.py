@@ -126,7 +126,7 @@ class MEstimator(BestFit):
         if regularizer is not None:
             check_callable("regularizer", regularizer)
         check_callable("loss_fn", loss_fn)
-        initial_params = check_tensors("initial_params", initial_params)
+        initial_params = check_tensors("initial_params", initial_params, finite=True)
         super().__init__(optimizer, num_points)
         self.loss_fn = loss_fn
         self.initial_params = dict(initial_params)

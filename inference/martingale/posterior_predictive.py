@@ -113,7 +113,7 @@ class PosteriorPredictive(PredictiveRule):
         check_integer("num_samples", num_samples, 1)
         check_integer("warmup_steps", warmup_steps, 0)
         if isinstance(posterior, Mapping):
-            posterior = check_tensors("posterior", posterior)
+            posterior = check_tensors("posterior", posterior, finite=True)
         self.model = model
         self.posterior = posterior
         self._options = {"num_samples": num_samples, "warmup_steps": warmup_steps, **options}

@@ -205,7 +205,7 @@ def evaluate_draws(
         )
         comparisons["agreement"] = metrics.agreement(own, other)
         comparisons["total_variation"] = metrics.total_variation(own, other)
-    labels = observed["value"].long()
+    labels = torch.as_tensor(observed["value"]).long()
     return CoresetScores(
         dict(samples),
         metrics.nll(own, labels),
@@ -284,7 +284,8 @@ def evaluate_coreset(
 
 def _pairs(samples: Samples, reference: Samples) -> list[tuple[str, Tensor, Tensor]]:
     """Draws of the sites that both have, by name."""
-    samples, reference = check_tensors("samples", samples), check_tensors("reference", reference)
+    samples = check_tensors("samples", samples, finite=True)
+    reference = check_tensors("reference", reference, finite=True)
     names = [name for name in samples if name in reference]
     if not names:
         raise ValueError(

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pyro_ext._checks import check_integer, check_number, check_sequence
+from pyro_ext._checks import check_integer, check_number, check_sequence, shown
 from pyro_ext.models.neural_processes.batch import Batch
 from pyro_ext.models.neural_processes.splits import number_between, split_batch
 from pyro_ext.random import fresh_seed
@@ -72,6 +72,10 @@ class PredatorPreyTasks:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
+        if self.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"dtype must be torch.float32 or torch.float64, got {shown(self.dtype)}"
+            )
         check_integer("num_tasks", self.num_tasks, 1)
         check_integer("max_points", self.max_points, 30)
         check_integer("num_events", self.num_events, self.max_points)

@@ -121,7 +121,9 @@ def path_values(
         tensor([1., 0., 1.], dtype=torch.float64)
     """
     check_callable("function", function)
-    start, end = check_tensors("start", start), check_tensors("end", end)
+    start, end = (
+        check_tensors(name, ends, finite=True) for name, ends in (("start", start), ("end", end))
+    )
     check_integer("num_points", num_points, 2)
     shapes = [{name: tuple(value.shape) for name, value in ends.items()} for ends in (start, end)]
     if shapes[0] != shapes[1]:

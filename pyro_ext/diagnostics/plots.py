@@ -169,7 +169,7 @@ def plot_sbc(
             figure.delaxes(unused)
         ax = grid.ravel()[: len(labels)]
     axes = np.asarray(ax, dtype=object).ravel()
-    if not all(hasattr(axis, "fill_between") for axis in axes):
+    if not all(hasattr(axis, "fill_between") and not isinstance(axis, type) for axis in axes):
         raise TypeError(f"ax must be axes of Matplotlib, one for each name, got {shown(ax)}")
     if len(axes) != len(labels):
         raise ValueError(f"ax must hold {len(labels)} axes, one for each name, got {len(axes)}")

@@ -33,7 +33,7 @@ class FunctionPotential:
     ) -> None:
         check_backend(backend)
         check_callable("potential_fn", potential_fn)
-        params = check_tensors("params", params)
+        params = check_tensors("params", params, finite=True)
         first = next(iter(params.values()))
         self.layout = Layout(
             {name: value.shape[1:] for name, value in params.items()},

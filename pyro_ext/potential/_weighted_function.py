@@ -49,7 +49,7 @@ class WeightedFunction(WeightedLoss):
         check_callable("loss_fn", loss_fn)
         if regularizer is not None:
             check_callable("regularizer", regularizer)
-        params = check_tensors("params", params)
+        params = check_tensors("params", params, finite=True)
         if subsample_size is not None:
             check_integer("subsample_size", subsample_size, 1)
         rows = check_sequence("args", args, "tensors with a row for each observation")

@@ -214,7 +214,9 @@ class PosteriorBootstrap(IndependentDraws):
         self.optimizer = optimizer or BatchLBFGS()
         self.init_strategy = init_strategy
         self.initial_params = (
-            None if initial_params is None else check_tensors("initial_params", initial_params)
+            None
+            if initial_params is None
+            else check_tensors("initial_params", initial_params, finite=True)
         )
         self.subsample_size = subsample_size
         self.backend: Backend = backend
