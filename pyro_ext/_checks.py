@@ -260,6 +260,7 @@ def as_tensor(
     allow_empty: bool = False,
     finite: bool = False,
     like: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Take a tensor, a NumPy array or a list of real numbers as a tensor.
 
@@ -267,10 +268,12 @@ def as_tensor(
     :param value: what the caller got.
     :param str shape: in words, such as ``"(n, d)"``: as many dimensions, or at least so many where
         it begins with ``*`` or ends with dots. A name that is a number has to be that size.
-    :param str kind: ``"integers"`` where fractions, and ``"booleans"`` where numbers are refused.
+    :param str kind: ``"integers"`` where floating-point numbers, and ``"booleans"`` where all
+        numbers are refused.
     :param bool allow_empty: whether there may be no numbers.
     :param bool finite: whether to look for NaN and infinities.
     :param Tensor like: of the type that floating-point numbers get, and the device.
+    :param torch.dtype dtype: of the result.
     :returns: the tensor, the same object where it fits.
     :raises TypeError: where it holds something else.
     :raises ValueError: where the shape is another, or a number is not finite.
@@ -290,17 +293,12 @@ def as_tensor(
         tensor = value
     else:
         try:
-            tensor = torch.as_tensor(value)
+            tensor = torch.as_tensor(value, dtype=dtype)
         except (TypeError, ValueError, RuntimeError, OverflowError):
             raise TypeError(f"{argument} must be {wanted}, got {shown(value)}") from None
         if not tensor.numel() and not tensor.is_floating_point() and kind == "numbers":
             tensor = tensor.to(torch.get_default_dtype())
     is_whole = not (tensor.is_floating_point() or tensor.is_complex())
-    if kind == "integers" and not is_whole and not tensor.is_complex():
-        whole = tensor.long()
-        # Numbers without fractions are integers, whatever their type.
-        is_whole = bool((whole == tensor).all())
-        tensor = whole if is_whole else tensor
     fits = {
         "numbers": not tensor.is_complex(),
         "integers": is_whole,
@@ -315,6 +313,8 @@ def as_tensor(
     if like is not None:
         dtype = like.dtype if tensor.is_floating_point() else tensor.dtype
         tensor = tensor.to(device=like.device, dtype=dtype)
+    if dtype is not None:
+        tensor = tensor.to(dtype)
     if finite:
         check_finite(argument, tensor)
     return tensor
@@ -404,7 +404,10 @@ def check_finite(argument: str, tensor: Tensor) -> None:
     if not tensor.is_floating_point():
         return
     is_wrong = ~tensor.detach().isfinite()
-    if not bool(is_wrong.any()):
+    try:
+        if not bool(is_wrong.any()):
+            return
+    except RuntimeError:  # a graph that is recorded knows no values
         return
     if not tensor.dim():
         raise ValueError(f"{argument} must be finite, got {tensor.item():g}")

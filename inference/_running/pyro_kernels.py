@@ -29,6 +29,7 @@ from pyro_ext.inference._running.numbers import (
     write_numbers,
 )
 from pyro_ext.inference._running.plan import Plan
+from pyro_ext.potential._arguments import named_arguments
 
 __all__ = ["PyroRunner", "has_known_state"]
 
@@ -186,7 +187,8 @@ class PyroRunner:
             if self.start is not None:
                 start = {name: value[number] for name, value in self.start.items()}
                 self.kernel.initial_params = self._unconstrained(start)
-            self.kernel.setup(self.plan.warmup_steps, *self.args, **self.kwargs)
+            with named_arguments(getattr(self.kernel, "model", None), self.args, self.kwargs):
+                self.kernel.setup(self.plan.warmup_steps, *self.args, **self.kwargs)
             params: dict[str, Tensor] = self.kernel.initial_params
             return params
         if self._live is not sampler:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor
+from pyro_ext._checks import as_tensor, check_instance
 
 __all__ = ["check_data", "single_tensor"]
 
@@ -20,6 +20,7 @@ def check_data(data: tuple[Tensor, ...], least: int = 1) -> int:
     if not data:
         raise ValueError("data must be at least one tensor of observations, got none")
     for place, value in enumerate(data):
+        check_instance(f"data[{place}]", value, Tensor, "a tensor")
         as_tensor(f"data[{place}]", value, allow_empty=True)
         if value.dim() == 0 or len(value) < least:
             raise ValueError(

@@ -87,7 +87,7 @@ class Dendrogram:
 
     @staticmethod
     def _numbers(argument: str, values: Any, number: int) -> Tensor:
-        values = as_tensor(argument, values, allow_empty=True).double()
+        values = as_tensor(argument, values, allow_empty=True, dtype=torch.float64)
         if values.shape != (number,):
             raise ValueError(f"{argument} must have the shape ({number},), got {values.shape}")
         if not values.isfinite().all():

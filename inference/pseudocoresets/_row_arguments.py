@@ -102,8 +102,16 @@ class CoresetModel:
         self.args, self.kwargs = model.arguments.fill(rows)
         self.weights = weights
 
-    def __call__(self) -> Any:
-        """Run the model."""
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model.
+
+        :raises TypeError: for arguments, in the place of which pseudo rows stand.
+        """
+        if args or kwargs:
+            raise TypeError(
+                "args must be none, since the model of a coreset stands for that of the data with "
+                f"pseudo rows in their place, got {len(args) + len(kwargs)}"
+            )
         return data_weights(self.plate, self.weights)(self.model)(*self.args, **self.kwargs)
 
 

@@ -121,4 +121,4 @@ def _check(
     check_instance("start", start, Tensor, "a tensor")
     as_tensor("start", start, f"(*batch, {posterior.layout.size})")
     if not isinstance(learning_rate, Tensor):
-        check_number("learning_rate", learning_rate, above=0)
+        check_number("learning_rate", learning_rate, least=0)

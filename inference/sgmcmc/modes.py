@@ -70,7 +70,7 @@ def flat_point(potential: Potential, params: Mapping[str, Tensor], argument: str
     :raises ValueError: where a site is missing, a shape does not fit, or the potential is not
         finite.
     """
-    params = check_tensors(argument, params, potential.sites)
+    params = check_tensors(argument, params)
     if missing := set(potential.sites) - set(params):
         raise ValueError(f"{argument} lacks the latent sites {sorted(missing)}")
     for name, site in potential.sites.items():

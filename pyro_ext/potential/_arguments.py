@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_ext._checks import check_finite, shown
 
-__all__ = ["as_tensors", "named_arguments", "names_of", "not_finite_in"]
+__all__ = ["as_tensors", "named_arguments", "names_of", "not_finite", "not_finite_in"]
 
 # What Python and PyTorch raise where an argument is of the wrong kind.
 _UNNAMED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError)
@@ -48,7 +48,7 @@ def _converted(value: Any) -> Any:
 
 @contextmanager
 def named_arguments(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Iterator[None]:
     """Say in errors of a model what it was run with, and which rows of it are not finite.
 
@@ -58,7 +58,7 @@ def named_arguments(
         yield
     except ValueError as error:
         if rows := not_finite_in(model, args, kwargs):
-            raise ValueError(f"{error}; {rows}") from error
+            raise ValueError(f"{rows}: {error}") from error
         raise
     except _UNNAMED as error:
         given = names_of(model, args, kwargs)
@@ -76,10 +76,12 @@ def named_arguments(
 
 
 def names_of(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Arguments by the names that the model has for them, or by their numbers."""
     try:
+        if model is None:
+            raise TypeError
         bound = inspect.signature(model).bind(*args, **kwargs)
     except (TypeError, ValueError):
         return {f"args[{i}]": value for i, value in enumerate(args)} | dict(kwargs)
@@ -96,14 +98,20 @@ def names_of(
 
 
 def not_finite_in(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> str:
     """Say which rows of which arguments are not finite, nothing where all are."""
     found = []
     for name, value in names_of(model, args, kwargs).items():
-        if isinstance(value, Tensor):
-            try:
-                check_finite(name, value)
-            except ValueError as error:
-                found.append(str(error))
+        if isinstance(value, Tensor) and (text := not_finite(name, value)):
+            found.append(text)
     return "; ".join(found)
+
+
+def not_finite(argument: str, value: Tensor) -> str:
+    """Say which rows of a tensor are not finite, nothing where all are."""
+    try:
+        check_finite(argument, value)
+    except ValueError as error:
+        return str(error)
+    return ""

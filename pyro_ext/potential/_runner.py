@@ -244,6 +244,7 @@ class ModelRunner:
             if not at_fault:
                 return flat
             reason = _NOT_FINITE.format(sites=at_fault)
+            self._check_observed(flat)
         raise ValueError(
             f"none of {_NUM_TRIES} initial points will do: at the last one {reason}. If the data "
             "are right, look at the scale of the prior and at the initialization (init_strategy "
@@ -269,6 +270,12 @@ class ModelRunner:
                 for block in self.blocks():
                     if sites := self._at_fault(flat, list(block.indices.values())):
                         raise ValueError(_NOT_FINITE.format(sites=sites))
+
+    def _check_observed(self, flat: Tensor) -> None:
+        """Raise where observed values that count lie outside of their supports."""
+        records = self._run_unconstrained(flat, self.random_indices())
+        for name in self.structure.observed:
+            _validate_observed(name, records[name])
 
     def _validate(self, flat: Tensor, by_plate: Mapping[str, Tensor]) -> None:
         values = self.unconstrained.unflatten(flat)
@@ -380,10 +387,19 @@ def _validate_observed(name: str, record: Record) -> None:
     for mask in (record.mask, *_masks(record.fn)):
         if mask is not None:
             counts = counts & mask
-    if not bool((allowed | ~counts).all()):
+    outside = ~allowed & counts
+    if bool(outside.any()):
+        value = record.value
+        if outside.dim() < value.dim():  # of one event the first entry stands for all
+            value = value.flatten(outside.dim())[..., 0]
+        place = ""
+        if outside.dim() and not any(frame.size < frame.full_size for frame in record.frames):
+            rows = outside.reshape(len(outside), -1).any(1).nonzero().flatten().tolist()
+            place = f" in row {rows[0]}" if len(rows) == 1 else f" in the rows {rows[:5]}"
         raise ValueError(
             f"site {name!r} has observed values outside the support of its distribution "
-            f"{type(innermost(record.fn)).__name__}: {record.fn.support}"
+            f"{type(innermost(record.fn)).__name__}: they must be in {record.fn.support}, got "
+            f"{value.expand_as(outside)[outside].flatten()[0].item():g}{place}"
         )
 
 

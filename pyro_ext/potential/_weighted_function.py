@@ -7,7 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_callable, check_integer, check_sequence, check_tensors
+from pyro_ext._checks import (
+    as_tensor,
+    check_callable,
+    check_finite,
+    check_integer,
+    check_sequence,
+    check_tensors,
+)
+from pyro_ext.potential._arguments import not_finite
 from pyro_ext.potential._batched import Backend, check_backend
 from pyro_ext.potential._layout import Layout
 from pyro_ext.potential._weighted_loss import Regularizer, WeightedLoss
@@ -78,6 +86,11 @@ class WeightedFunction(WeightedLoss):
                 f"loss_fn must return the shape ({num_points},), a loss for each observation, got "
                 f"{got!r:.80}"
             )
+        try:
+            check_finite("loss_fn", losses.detach())
+        except ValueError as error:
+            found = [not_finite(f"args[{i}]", part) for i, part in enumerate(args)]
+            raise ValueError("; ".join([*filter(None, found), f"{error} at params"])) from None
         is_whole = subsample_size is None or subsample_size >= num_points
         size = None if is_whole else subsample_size
         super().__init__(layout, start, num_points, size, args, backend, [])

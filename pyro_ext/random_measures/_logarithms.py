@@ -27,7 +27,7 @@ def as_double(value: Any, argument: str = "value") -> Tensor:
     """Return a number, a list or a tensor in float64."""
     if isinstance(value, Real):
         return torch.as_tensor(value, dtype=torch.float64)
-    return as_tensor(argument, value, allow_empty=True).double()
+    return as_tensor(argument, value, allow_empty=True, dtype=torch.float64)
 
 
 def log_if_positive(value: Tensor) -> tuple[Tensor, Tensor]:

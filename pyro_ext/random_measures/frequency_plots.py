@@ -62,6 +62,10 @@ def plot_rank_sizes(
             raise ValueError(
                 f"colors must have one for each of {sorted(missing)}, got {colors!r:.80}"
             )
+        from matplotlib.colors import is_color_like
+
+        if wrong := [color for color in colors.values() if not is_color_like(color)]:
+            raise ValueError(f"colors must be colors of Matplotlib, got {wrong[0]!r:.80}")
     check_number("prob", prob, above=0, below=1)
     every = [observed, *(table for tables in (predicted or {}).values() for table in tables)]
     most = max(int(table[:, 1].sum()) for table in every)

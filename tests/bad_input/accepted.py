@@ -1,4 +1,4 @@
-"""What may be accepted though it looks wrong, and public names that are not walked, with reasons."""
+"""What may be accepted though it looks wrong, and what is not walked, with reasons."""
 
 from fnmatch import fnmatchcase
 
@@ -50,7 +50,11 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("*.concentration", "0", "no weight on a prior, or a limit that exists"),
     ("*.loc_precision", "0", "an improper prior"),
     ("*.rate", "0", "an improper prior"),
-    ("*.discount", "0, -1", "the limit without a power law; for a gamma process any number below 1"),
+    (
+        "*.discount",
+        "0, -1",
+        "the limit without a power law; for a gamma process any number below 1",
+    ),
     ("*.tilt", "0", "no tilt"),
     ("*.loc", "0, -1", "any real number"),
     ("*.low", "0, -1", "any real number"),
@@ -106,7 +110,11 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("*soft_cross_entropy.*", "with nan, with inf", "a loss, as above"),
     ("*.gaussian_*", "with nan, with inf", "a loss, as above; documented as NaN"),
     ("*_marginal.*", "with nan, with inf", "a loss, as above"),
-    ("*.start", "with nan, with inf", "a search or descent that is not finite says so in its result"),
+    (
+        "*.start",
+        "with nan, with inf",
+        "a search or descent that is not finite says so in its result",
+    ),
     ("*.parameters", "with nan, with inf", "an estimate that is not finite"),
     ("*.kernel_stein_discrepancy.*", "with nan, with inf, inf", "documented as NaN"),
     ("*.expected_improvement.best", "*", "arithmetic"),
@@ -116,7 +124,11 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("*.Batch.*", "with nan, with inf, with -7", "padding may be anything; processes look"),
     ("*.predict*.x", "with inf", "the model's probabilities are finite there"),
     ("*.predict*.y", "*", "observations play no part"),
-    ("*diversity*", "nan in it, with nan, with inf, -1, empty", "what a run gave is shown as it is"),
+    (
+        "*diversity*",
+        "nan in it, with nan, with inf, -1, empty",
+        "what a run gave is shown as it is",
+    ),
     ("*.fractions_below.r_hat", "*", "NaN is below no threshold"),
     ("*.plot_ranked_weights.weights", "with nan, with inf", "shown as it is"),
     ("*.posterior", "nan in it", "draws of a chain that diverged are shown as such"),
@@ -124,7 +136,7 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("potential.Potential.*.params", "nan in it", "the density there is NaN"),
     ("handlers.data_weights.weights", "with nan, with inf", "may be those of a recorded graph"),
     ("handlers.replace_observations.data", "nan in it", "the distribution checks its value"),
-    ("*.value", "[], empty, with inf", "functions of any shape, with limits"),
+    ("*.value", "[], inf, empty, with inf", "functions of any shape, with limits"),
     ("*.order", "[], inf", "functions of any shape, with limits"),
     ("*.tilt", "[], inf, with inf", "functions of any shape, with limits"),
     ("*.scale", "[], inf", "functions of any shape, with limits"),

@@ -218,9 +218,7 @@ def distributions() -> dict[str, Call]:
         "DiagonalGaussianCluster": call(
             loc=torch.zeros(2), loc_precision=1.0, concentration=2.0, rate=1.0
         ),
-        "GaussianCluster": call(
-            loc=torch.zeros(2), loc_precision=0.1, dof=4.0, scale=torch.eye(2)
-        ),
+        "GaussianCluster": call(loc=torch.zeros(2), loc_precision=0.1, dof=4.0, scale=torch.eye(2)),
         "GaussianCluster.from_data": call(x=POINTS),
         "GaussianCluster.log_marginal": of(cluster, x=POINTS, mask=LABELS == 0),
         "GaussianCluster.posterior": of(cluster, x=POINTS),
@@ -271,7 +269,9 @@ def random_measures() -> dict[str, Call]:
         "FiniteApproximation": call(num_atoms=5, rule="exact", family=GammaArrivals(1.0)),
         "FrequencyCounts": call(law=law, num_samples=5, num_rows=5),
         "GammaArrivals": call(concentration=1.0),
-        "GeneralizedBFRYProcess": call(mass=1.5, discount=0.4, tail_index=2.3, cutoff=1.2, tilt=0.5),
+        "GeneralizedBFRYProcess": call(
+            mass=1.5, discount=0.4, tail_index=2.3, cutoff=1.2, tilt=0.5
+        ),
         "GeneralizedGammaProcess": call(mass=2.0, discount=0.4, tilt=1.5),
         "InverseGammaArrivals": call(concentration=1.0),
         "InvertedTotalMass": call(measure=prime),
@@ -326,9 +326,7 @@ def random_measures() -> dict[str, Call]:
             cluster_tilts=torch.tensor([0.4, 1.0]),
         ),
         "log_num_partitions": call(table=table),
-        "random_measure": call(
-            name="G", measure=law, base=dist.Normal(0.0, 3.0), truncation=5
-        ),
+        "random_measure": call(name="G", measure=law, base=dist.Normal(0.0, 3.0), truncation=5),
         "rank_size_band": call(tables=[table, other], ranks=torch.tensor([1, 2]), prob=0.8),
         "rank_sizes": call(table=table, ranks=torch.tensor([1, 2])),
         "reweighted_kolmogorov_smirnov": call(
@@ -463,9 +461,11 @@ def random() -> dict[str, Call]:
 
 def special() -> dict[str, Call]:
     x = torch.tensor([0.3, 0.6])
-    one = ("expm1mx", "exprel", "log1prel", "log_exprel")
     return {
-        **{name: call(x=x) for name in one},
+        "expm1mx": call(x=x),
+        "exprel": call(x=x),
+        "log1prel": call(x=x),
+        "log_exprel": call(x=x),
         "log1mexp": call(x=-x),
         "log_sinc": call(x=x, rest=1.0 - x),
         "log_lower_gamma": call(a=x, z=x),
@@ -474,15 +474,15 @@ def special() -> dict[str, Call]:
     }
 
 
-def checkpoint() -> dict[str, Call]:
-    return {}
-
-
 def reproduction() -> dict[str, Call]:
     from pyro_ext.reproduction import Claim
 
     claim: dict[str, Any] = dict(
-        statement="less", values={0: 1.0, 1: 1.0, 2: 1.0}, comparison="<", bound=2.0, source="section 1"
+        statement="less",
+        values={0: 1.0, 1: 1.0, 2: 1.0},
+        comparison="<",
+        bound=2.0,
+        source="section 1",
     )
     return {
         "Claim": call(**claim, across="mean"),
@@ -491,28 +491,25 @@ def reproduction() -> dict[str, Call]:
     }
 
 
-def tables() -> dict[str, dict[str, Call]]:
-    """By module."""
-    return {
-        "pyro_ext.checkpoint": checkpoint(),
-        "pyro_ext.datasets": datasets(),
-        "pyro_ext.diagnostics": diagnostics(),
-        "pyro_ext.diagnostics.diversity": diversity(),
-        "pyro_ext.diagnostics.diversity_plots": diversity_plots(),
-        "pyro_ext.diagnostics.function_space": function_space(),
-        "pyro_ext.diagnostics.metrics": metrics(),
-        "pyro_ext.diagnostics.partitions": partitions(),
-        "pyro_ext.diagnostics.plots": plots(),
-        "pyro_ext.diagnostics.stein": stein(),
-        "pyro_ext.distributions": distributions(),
-        "pyro_ext.handlers": handlers(),
-        "pyro_ext.nn": nn(),
-        "pyro_ext.potential": potential(),
-        "pyro_ext.random": random(),
-        "pyro_ext.random_measures": random_measures(),
-        "pyro_ext.random_measures.plots": measure_plots(),
-        "pyro_ext.random_measures.frequency_plots": frequency_plots(),
-        "pyro_ext.reparam": reparam(),
-        "pyro_ext.reproduction": reproduction(),
-        "pyro_ext.special": special(),
-    }
+TABLES = {
+    "pyro_ext.datasets": datasets,
+    "pyro_ext.diagnostics": diagnostics,
+    "pyro_ext.diagnostics.diversity": diversity,
+    "pyro_ext.diagnostics.diversity_plots": diversity_plots,
+    "pyro_ext.diagnostics.function_space": function_space,
+    "pyro_ext.diagnostics.metrics": metrics,
+    "pyro_ext.diagnostics.partitions": partitions,
+    "pyro_ext.diagnostics.plots": plots,
+    "pyro_ext.diagnostics.stein": stein,
+    "pyro_ext.distributions": distributions,
+    "pyro_ext.handlers": handlers,
+    "pyro_ext.nn": nn,
+    "pyro_ext.potential": potential,
+    "pyro_ext.random": random,
+    "pyro_ext.random_measures": random_measures,
+    "pyro_ext.random_measures.plots": measure_plots,
+    "pyro_ext.random_measures.frequency_plots": frequency_plots,
+    "pyro_ext.reparam": reparam,
+    "pyro_ext.reproduction": reproduction,
+    "pyro_ext.special": special,
+}

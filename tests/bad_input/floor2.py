@@ -11,6 +11,7 @@ from pyro.infer import NUTS
 
 from pyro_ext.distributions import GaussianCluster
 from pyro_ext.inference import (
+    L2E,
     MCMC,
     NPTL,
     SGLD,
@@ -25,7 +26,6 @@ from pyro_ext.inference import (
     ExpertBuffer,
     ForwardKL,
     GaussianSurrogate,
-    L2E,
     MarginalGibbs,
     MartingalePosterior,
     MetaTrainer,
@@ -38,7 +38,6 @@ from pyro_ext.inference import (
     laplace_posterior,
 )
 from pyro_ext.inference.martingale import (
-    EmpiricalBase,
     FineTunedEnsemble,
     Mean,
     WeightedSample,
@@ -131,15 +130,11 @@ def kernels() -> dict[str, Call]:
         "PolynomialSchedule": call(step_size=0.1, exponent=0.6, offset=1.0, start=0),
         "EnumeratedSites": call(),
         "PriorProposals": call(),
-        "EarlyStopping": call(
-            names=["loc"], r_hat=1.01, effective_sample_size=10.0, interval=4
-        ),
+        "EarlyStopping": call(names=["loc"], r_hat=1.01, effective_sample_size=10.0, interval=4),
         "MCMC": call(
             kernel=SGLD(model), initial_params=x_start, early_stopping=EarlyStopping(), **DRIVER
         ),
-        "MCMC.run": of(
-            MCMC(SGLD(model, backend="eager"), 1, progress=False, seed=0), {"x": X}
-        ),
+        "MCMC.run": of(MCMC(SGLD(model, backend="eager"), 1, progress=False, seed=0), {"x": X}),
         "MCMC.get_samples": of(MCMC(SGLD(model), 1, progress=False).run(X)),
         "MCMC.summary": of(MCMC(SGLD(model), 9, progress=False).run(X), prob=0.9),
         "StreamingMCMC": call(kernel=SGLD(model), initial_params=x_start, **DRIVER),
@@ -271,16 +266,10 @@ def predictions() -> dict[str, Call]:
     )
     bandwidths: dict[str, Any] = dict(bandwidth=0.9, covariate_bandwidth=0.9, num_permutations=1)
     draws = {"loc": torch.randn(10)}
-    nptl = NPTL(
-        **{**TRANSFER, "num_samples": 1, "backend": "eager"}, concentration=1.0
-    )
+    nptl = NPTL(**{**TRANSFER, "num_samples": 1, "backend": "eager"}, concentration=1.0)
     return {
-        "MartingalePosterior": call(
-            predictive=rule, functional=Mean(), name="theta", **posterior
-        ),
-        "MartingalePosterior.run": of(
-            MartingalePosterior(rule, Mean(), **options), {"data": X}
-        ),
+        "MartingalePosterior": call(predictive=rule, functional=Mean(), name="theta", **posterior),
+        "MartingalePosterior.run": of(MartingalePosterior(rule, Mean(), **options), {"data": X}),
         "MartingalePosterior.run of a model": of(
             MartingalePosterior(PosteriorPredictive(model, draws), Mean(), **options),
             {"data": X},
@@ -413,7 +402,9 @@ def martingale() -> dict[str, Call]:
         "Expectation": call(function=lambda y: y, num_points=10),
         "FineTunedEnsemble": call(**TRANSFER),
         "FineTunedEnsemble.run": of(ensemble, inputs=inputs, labels=labels),
-        "FineTunedEnsemble.probabilities": of(FineTunedEnsemble(**{**TRANSFER, "num_samples": 1}).run(inputs, labels), inputs=inputs),
+        "FineTunedEnsemble.probabilities": of(
+            FineTunedEnsemble(**{**TRANSFER, "num_samples": 1}).run(inputs, labels), inputs=inputs
+        ),
         "MEstimator": call(
             loss_fn=loss_fn, initial_params={"loc": torch.tensor(0.0)}, num_points=5
         ),
@@ -530,15 +521,15 @@ def sgmcmc() -> dict[str, Call]:
     }
 
 
-def tables() -> dict[str, dict[str, Call]]:
-    """By module; the first has several parts."""
-    return {
-        "pyro_ext.inference": {
-            **kernels(), **optimization(), **predictions(), **coresets()
-        },
-        "pyro_ext.inference (partitions)": clustering(),
-        "pyro_ext.inference.martingale": martingale(),
-        "pyro_ext.inference.partitions": trees(),
-        "pyro_ext.inference.pseudocoresets": pseudocoresets(),
-        "pyro_ext.inference.sgmcmc": sgmcmc(),
-    }
+# Where a module has several parts, a word says which.
+TABLES = {
+    "pyro_ext.inference (kernels)": kernels,
+    "pyro_ext.inference (optimization)": optimization,
+    "pyro_ext.inference (predictions)": predictions,
+    "pyro_ext.inference (coresets)": coresets,
+    "pyro_ext.inference (partitions)": clustering,
+    "pyro_ext.inference.martingale": martingale,
+    "pyro_ext.inference.partitions": trees,
+    "pyro_ext.inference.pseudocoresets": pseudocoresets,
+    "pyro_ext.inference.sgmcmc": sgmcmc,
+}

@@ -181,9 +181,7 @@ def nonparametric() -> dict[str, Call]:
     draws = {"concentration": torch.rand(2) + 0.5, "discount": torch.rand(2)}
     return {
         "FrequencyModel": call(prior=pitman_yor_prior()),
-        "FrequencyModel.with_tilt": of(
-            FrequencyModel(lambda: DirichletProcess(1.0)), table=table
-        ),
+        "FrequencyModel.with_tilt": of(FrequencyModel(lambda: DirichletProcess(1.0)), table=table),
         "FrequencyModel.predictive": of(
             frequencies, samples=draws, num_samples=4, num_replicates=1, seed=0
         ),
@@ -216,9 +214,7 @@ def nonparametric() -> dict[str, Call]:
         "pareto_mixture_prior": call(
             **three, pareto_mass=dist.Gamma(1.0, 1.0), pareto_scale=dist.Gamma(1.0, 1.0)
         ),
-        "pitman_yor_prior": call(
-            concentration=dist.Gamma(1.0, 1.0), discount=dist.Beta(1.0, 1.0)
-        ),
+        "pitman_yor_prior": call(concentration=dist.Gamma(1.0, 1.0), discount=dist.Beta(1.0, 1.0)),
         "bfry_weights": call(num_nodes=6, truncation=1.0),
         "gamma_weights": call(),
         "cross_validate_truncation": call(
@@ -261,7 +257,11 @@ def wide_networks() -> dict[str, Call]:
     one = torch.tensor(1.0)
     return {
         "AsymmetricNetwork": call(
-            in_features=2, out_features=1, variances=torch.full((4,), 0.25), weight_scale=1.0, seed=0
+            in_features=2,
+            out_features=1,
+            variances=torch.full((4,), 0.25),
+            weight_scale=1.0,
+            seed=0,
         ),
         "DependentWeightNetwork": call(
             in_features=2,
@@ -273,7 +273,9 @@ def wide_networks() -> dict[str, Call]:
         ),
         "EqualJumps": call(rate=1.0, size=1.0),
         "NodeVariances": call(
-            finite=lambda width: dist.Gamma(torch.ones(width), 1.0), drift=0.5, jumps=EqualJumps(1.0)
+            finite=lambda width: dist.Gamma(torch.ones(width), 1.0),
+            drift=0.5,
+            jumps=EqualJumps(1.0),
         ),
         "NodeVariances.law": of(horseshoe, width=4),
         "NodeVariances.tail": of(horseshoe, value=one),
@@ -333,11 +335,9 @@ def wide_networks() -> dict[str, Call]:
     }
 
 
-def tables() -> dict[str, dict[str, Call]]:
-    """By module."""
-    return {
-        "pyro_ext.models.ensembles": ensembles(),
-        "pyro_ext.models.neural_processes": neural_processes(),
-        "pyro_ext.models.nonparametric": nonparametric(),
-        "pyro_ext.models.wide_networks": wide_networks(),
-    }
+TABLES = {
+    "pyro_ext.models.ensembles": ensembles,
+    "pyro_ext.models.neural_processes": neural_processes,
+    "pyro_ext.models.nonparametric": nonparametric,
+    "pyro_ext.models.wide_networks": wide_networks,
+}

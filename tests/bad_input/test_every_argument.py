@@ -4,20 +4,37 @@ An error has to be a ``ValueError`` or ``TypeError`` that names the argument, sh
 says what is allowed. What is accepted though it looks wrong has a reason in ``accepted``.
 """
 
+import ast
 import importlib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
-import pyro
 import pytest
 import torch
 
 from tests.bad_input import floor1, floor2, floor3
 from tests.bad_input.accepted import is_walked, reason_for
-from tests.bad_input.walk import Call, Outcome, attempt, is_clear, summary, walk, wrong_values
+from tests.bad_input.walk import (
+    REJECTED,
+    Call,
+    Outcome,
+    attempt,
+    is_clear,
+    summary,
+    walk,
+    wrong_values,
+)
 from tests.test_docs import documented, packages, resolve
 
-FLOORS = {"floor 1": floor1, "floor 2": floor2, "floor 3": floor3}
+TABLES = {**floor1.TABLES, **floor2.TABLES, **floor3.TABLES}
+SLOW = (  # what runs something with each value that it accepts
+    "pyro_ext.diagnostics",
+    "pyro_ext.inference (kernels)",
+    "pyro_ext.inference (coresets)",
+    "pyro_ext.inference.pseudocoresets",
+    "pyro_ext.models.nonparametric",
+)
 
 
 def function_of(module: Any, name: str, valid: Call) -> Any:
@@ -29,44 +46,33 @@ def function_of(module: Any, name: str, valid: Call) -> Any:
     return function
 
 
-def outcomes_of(module_name: str, table: dict[str, Call]) -> list[Outcome]:
-    """What becomes of all wrong values of a module's callables."""
-    module = importlib.import_module(module_name.split(" ")[0])
-    found: list[Outcome] = []
-    for name, valid in table.items():
-        function = function_of(module, name, valid)
-        valid.run(function, {})  # which has to work
-        place = f"{module_name.removeprefix('pyro_ext.')}.{name}"
-        found += walk(place, function, valid)
-    return found
-
-
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("floor", FLOORS)
-def test_wrong_arguments_are_refused_by_name(floor, subtests, capsys):
-    every: list[Outcome] = []
-    for module_name, table in FLOORS[floor].tables().items():
-        with subtests.test(module_name):
-            pyro.set_rng_seed(0)
-            found = outcomes_of(module_name, table)
-            every += found
-            rejected = [o for o in found if o.kind in ("clear", "unclear", "raw", "hanging")]
-            unclear = [o for o in rejected if o.kind != "clear" and not reason_for(o)]
-            accepted = [o for o in found if o.kind == "accepted" and not reason_for(o)]
-            assert not [o for o in unclear if o.kind in ("raw", "hanging")]
-            assert len(unclear) <= 0.05 * len(rejected), unclear
-            assert not accepted
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in TABLES]
+)
+def test_wrong_arguments_are_refused_by_name(name, subtests, capsys):
+    module = importlib.import_module(name.split(" ")[0])
+    outcomes: list[Outcome] = []
+    for entry, valid in TABLES[name]().items():
+        function = function_of(module, entry, valid)
+        with subtests.test(entry):
+            valid.run(function, {})  # which has to work
+            found = list(walk(f"{name.removeprefix('pyro_ext.')}.{entry}", function, valid))
+            outcomes += found
+            strange = [o for o in found if not reason_for(o)]
+            assert not [o for o in strange if o.kind in ("raw", "hanging", "accepted")]
+    rejected = [o for o in outcomes if o.kind in REJECTED]
+    unclear = [o for o in rejected if o.kind != "clear"]
     with capsys.disabled():
-        print(f"\n{floor}: {summary(every)}")
+        print(f"\n{name}: {summary(outcomes)}")
+    assert len(unclear) <= 0.05 * len(rejected), unclear
 
 
 def test_every_public_callable_has_a_valid_call():
     known = {
-        f"{module.split(' ')[0]}.{name.split(' ')[0]}"
-        for floor in FLOORS.values()
-        for module, names in floor.NAMES.items()
-        for name in names
+        f"{name.split(' ')[0]}.{entry.split(' ')[0]}"
+        for name, table in TABLES.items()
+        for entry in entries_of(table)
     }
     objects = {id(resolve(name)) for name in known}
     names, _ = documented()
@@ -79,6 +85,15 @@ def test_every_public_callable_has_a_valid_call():
             if needs_a_call(value) and is_walked(f"{package}.{name}"):
                 missing += [f"{package}.{name}"] if id(value) not in objects else []
     assert not missing, "give these a valid call in tests/bad_input, or a reason in accepted.py"
+
+
+def entries_of(table: Callable[[], dict[str, Call]]) -> set[str]:
+    """Names of the entries of a table, without making their values."""
+    (function,) = ast.parse(inspect.getsource(table)).body
+    assert isinstance(function, ast.FunctionDef)
+    returned = function.body[-1]
+    assert isinstance(returned, ast.Return) and isinstance(returned.value, ast.Dict)
+    return {ast.literal_eval(key) for key in returned.value.keys if key is not None}
 
 
 def needs_a_call(value: Any) -> bool:

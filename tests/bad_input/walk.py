@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+REJECTED = ("clear", "unclear", "raw", "hanging")
 SECONDS = 5.0  # after which a call counts as one that does not return
 
 
@@ -223,7 +224,7 @@ def is_clear(message: str, argument: str, value: Any) -> bool:
 def summary(outcomes: list[Outcome]) -> str:
     """One line: how many were rejected, clear, raw and accepted."""
     counts = Counter(outcome.kind for outcome in outcomes)
-    rejected = sum(counts[kind] for kind in ("clear", "unclear", "raw", "hanging"))
+    rejected = sum(counts[kind] for kind in REJECTED)
     return (
         f"{rejected} rejected, {counts['clear']} clear, {counts['unclear']} unclear, "
         f"{counts['raw']} raw, {counts['hanging']} hanging, {counts['accepted']} accepted, "

@@ -260,8 +260,8 @@ def test_errors_name_the_argument(make):
     x, y = labelled(10)
     rule = make(0.5, 0.5)
     for arguments, message in (
-        ((x, y[:5]), "rows"),
-        ((x, y[:, None]), r"y of the shape \(n,\)"),
+        ((x, y[:5]), "y must have the shape"),
+        ((x, y[:, None]), r"y must have the shape \(10,\)"),
         ((torch.ones(10, 2, dtype=torch.float64), y), "x must hold at least two different values"),
     ):
         with pytest.raises(ValueError, match=message):
