@@ -198,8 +198,8 @@ NOT_WALKED: dict[str, str] = {
             "pyro_ext.distributions.ConjugateCluster",
             "pyro_ext.inference.ConditionalUpdate",
             "pyro_ext.inference.Minimizer",
-            "pyro_ext.inference.SGMCMCKernel",
-            "pyro_ext.inference.Schedule",
+            "pyro_ext.inference.*SGMCMCKernel",
+            "pyro_ext.inference.*Schedule",
             "pyro_ext.inference.martingale.BestFit",
             "pyro_ext.inference.martingale.PredictiveRule",
             "pyro_ext.inference.martingale.TransferEnsemble",
@@ -263,9 +263,15 @@ NOT_WALKED: dict[str, str] = {
 }
 
 
+# Where a text is the path of a file, an error is of the file system or of what is in the file.
+FILES = (".checkpoint", ".folder", ".initial_params", ".posterior")
+
+
 def reason_for(outcome: Outcome) -> str | None:
     """Why a value that was accepted may be."""
     place = f"{outcome.name}.{outcome.argument}"
+    if outcome.kind == "raw" and not any(place.endswith(name) for name in FILES):
+        return None
     for pattern, values, reason in ACCEPTED:
         if fnmatchcase(place, pattern):
             allowed = [value.replace("[[]", "[") for value in values.split(", ")]

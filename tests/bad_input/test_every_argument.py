@@ -78,7 +78,7 @@ def test_every_public_callable_has_a_valid_call():
     names, _ = documented()
     modules = {name for name in names if inspect.ismodule(resolve(name))}
     missing = []
-    for package in sorted({*packages(), *modules}):
+    for package in sorted({*packages(), *modules} - {"pyro_ext.testing"}):
         module = importlib.import_module(package)
         for name in module.__all__:
             value = getattr(module, name)

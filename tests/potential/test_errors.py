@@ -86,7 +86,7 @@ def test_nan_in_data(size: int | None) -> None:
     """One bad observation is found even where the first minibatch does not hold it."""
     x = torch.zeros(50)
     x[37] = torch.nan
-    with pytest.raises(ValueError, match=r"site\(s\) \['x'\].*no NaN"):
+    with pytest.raises(ValueError, match="x must be finite, got nan in row 37: .*'x'"):
         Potential(normal, x, size)
 
 
