@@ -112,7 +112,7 @@ class PosteriorPredictive(PredictiveRule):
             )
         check_integer("num_samples", num_samples, 1)
         check_integer("warmup_steps", warmup_steps, 0)
-        if isinstance(posterior, Mapping):
+        if isinstance(posterior, Mapping) and posterior:
             posterior = check_tensors("posterior", posterior, finite=True)
         self.model = model
         self.posterior = posterior

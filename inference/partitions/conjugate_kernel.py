@@ -41,10 +41,7 @@ class ConjugateKernel(PartitionKernel[ConjugateMixture]):
     def __init__(self, prior: PriorSource, cluster: ClusterSource, *, init: str = "prior") -> None:
         is_model = callable(cluster) and not isinstance(cluster, type | Distribution)
         if not isinstance(cluster, ConjugateCluster) and not is_model:
-            raise TypeError(
-                "cluster must be a conjugate cluster or a model that returns one, got "
-                f"{shown(cluster)}"
-            )
+            raise TypeError(f"cluster must be or return a conjugate cluster, got {shown(cluster)}")
         self.cluster = cluster
         super().__init__(prior, init=init)
 

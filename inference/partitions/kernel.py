@@ -49,8 +49,8 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
             raise ValueError(f"init must be one of {self.starts}, got {init!r}")
         if not isinstance(prior, Law) and (isinstance(prior, type) or not callable(prior)):
             raise TypeError(
-                "prior must be a normalized measure, a PitmanYor, a DirichletProcess or a model "
-                f"that returns one, got {shown(prior)}"
+                "prior must be or return a normalized measure, a PitmanYor or a DirichletProcess, "
+                f"got {shown(prior)}"
             )
         self.prior, self.init = prior, init
         self.transforms: dict[str, Any] = {}

@@ -61,6 +61,8 @@ def named_arguments(
             raise ValueError(f"{rows}: {error}") from error
         raise
     except _UNNAMED as error:
+        if isinstance(error, TypeError) and " must be " in str(error):
+            raise  # which names an argument already
         given = names_of(model, args, kwargs)
         listed = ", ".join(f"{name}={shown(value)}" for name, value in given.items())
         reason = f"{type(error).__name__}: {error}"

@@ -271,7 +271,7 @@ def test_errors_name_the_argument(make):
     with pytest.raises(ValueError, match="covariate_bandwidth must be a number or a vector of 2"):
         make(0.5, torch.full((3,), 0.5)).fit(x, y)
     with pytest.raises(ValueError, match="queries must be a tensor"):
-        make(queries=[1.0])
+        make(queries=1.0)
     with pytest.raises(ValueError, match="bandwidth must be a finite number > 0 and < 1, got 2"):
         make(2)
     with pytest.raises(RuntimeError, match="call fit"):
