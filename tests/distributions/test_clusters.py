@@ -196,7 +196,7 @@ def test_points_that_do_not_fit(make):
         TypeError, match="mask must be a tensor, a NumPy array or a list of booleans"
     ):
         cluster.log_marginal(x, torch.ones(4))
-    with pytest.raises(ValueError, match=r"mask must have shape \(\*batch, 4\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"mask must have the shape \(\*batch, 4\), got \(3,\)"):
         cluster.log_marginal(x, torch.ones(3, dtype=torch.bool))
     with pytest.raises(
         ValueError, match=r"statistics must have shape \(\*batch, \d+\), got \(3,\)"
