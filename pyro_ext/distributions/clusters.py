@@ -64,9 +64,9 @@ class ConjugateCluster(ParametricDistribution):
         :param Tensor value: points. **Shape:** ``(*batch, d)``.
         :returns: **Shape:** ``(*batch)``.
         """
+        value = as_tensor("value", value, f"(*batch, {self.event_shape[0]})")
         if self._validate_args:
             self._validate_sample(value)
-        value = as_tensor("value", value, f"(*batch, {self.event_shape[0]})")
         return self._log_marginal(self._summary_of_point(self._promote(value)))
 
     def log_marginal(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -131,6 +131,7 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ),
     ("*.fractions_below.r_hat", "*", "NaN is below no threshold"),
     ("*.plot_ranked_weights.weights", "with nan, with inf", "shown as it is"),
+    ("*.posterior", "{}", "which sites it has to hold shows with the data"),
     ("*.posterior", "nan in it", "draws of a chain that diverged are shown as such"),
     ("*.samples", "nan in it", "draws of a chain that diverged give NaN"),
     ("potential.Potential.*.params", "nan in it", "the density there is NaN"),
