@@ -52,13 +52,13 @@ class Call:
         return function(*positional, **given)
 
 
-def call(
-    star: dict[str, Any] | None = None, skipped: tuple[str, ...] = (), **arguments: Any
-) -> Call:
-    return Call(arguments, star or {}, None, skipped)
+def call(star: dict[str, Any] | None = None, **arguments: Any) -> Call:
+    """A call of a function, a constructor or a method of a class."""
+    return Call(arguments, star or {})
 
 
 def of(instance: Any, star: dict[str, Any] | None = None, **arguments: Any) -> Call:
+    """A call of a method of an instance."""
     return Call(arguments, star or {}, instance)
 
 
@@ -174,8 +174,7 @@ def arguments_of(function: Callable[..., Any], valid: Call) -> dict[str, Any]:
             continue
         if parameter.name not in ("self", "cls", "validate_args", "device"):
             found[parameter.name] = parameter.default
-    found |= {**valid.arguments, **valid.star}
-    return {name: value for name, value in found.items() if name not in valid.skipped}
+    return {**found, **valid.arguments, **valid.star}
 
 
 def attempt(function: Callable[[], Any]) -> tuple[str, str]:
