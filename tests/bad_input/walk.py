@@ -32,9 +32,6 @@ class Call:
     arguments: dict[str, Any]
     star: dict[str, Any] = field(default_factory=dict)
     instance: Any = None
-    skipped: tuple[
-        str, ...
-    ] = ()  # arguments that are no one's to check, with a reason in the table
 
     def run(self, function: Callable[..., Any], wrong: Mapping[str, Any]) -> Any:
         """Call with wrong values in place of the valid ones."""
