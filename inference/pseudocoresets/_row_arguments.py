@@ -153,9 +153,9 @@ class CoresetModel:
         """
         if args or kwargs:
             raise TypeError(
-                f"a model that condition() gives takes no arguments, got {len(args)} and "
-                f"{sorted(kwargs)}: it holds the pseudo observations in their place. To predict at "
-                "other inputs take the draws to the model itself, such as "
+                "args must be none: a model that condition() gives takes no arguments, since it "
+                f"holds the pseudo observations in their place, got {len(args) + len(kwargs)}. To "
+                "predict at other inputs take the draws to the model itself, such as "
                 "Predictive(model, draws)(x)"
             )
         return data_weights(self.plate, self.weights)(self.model)(*self.args, **self.kwargs)

@@ -6,7 +6,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_finite
+from pyro_ext._checks import as_tensor, check_finite, check_instance
 
 __all__ = ["Batch", "Points", "check_inputs"]
 
@@ -69,6 +69,7 @@ class Points(NamedTuple):
         """
         check_inputs(f"{name}_inputs", self.inputs, x_dim)
         shape = (*self.inputs.shape[:2], y_dim)
+        as_tensor(f"{name}_outputs", self.outputs, allow_empty=True)
         if self.outputs.shape != shape:
             raise ValueError(
                 f"{name}_outputs must have the shape {shape}, got {tuple(self.outputs.shape)}"
@@ -120,6 +121,12 @@ class Batch:
 
     def __post_init__(self) -> None:
         """Check the shapes."""
+        for field in fields(self):
+            given = getattr(self, field.name)
+            if given is not None or not field.name.endswith("mask"):
+                kind = "booleans" if field.name.endswith("mask") else "numbers"
+                found = as_tensor(field.name, given, kind=kind, allow_empty=True)
+                object.__setattr__(self, field.name, found)
         sizes = self.context_inputs.shape[-1:], self.context_outputs.shape[-1:]
         x_dim, y_dim = (size[0] if size else 1 for size in sizes)
         for name in ("context", "target"):
@@ -177,6 +184,8 @@ def check_inputs(argument: str, inputs: Tensor, x_dim: int) -> None:
         Traceback (most recent call last):
         ValueError: target_inputs must have the shape (num_tasks, n, 1), got (2, 5)
     """
+    check_instance(argument, inputs, Tensor, "a tensor")
+    as_tensor(argument, inputs, allow_empty=True)
     if inputs.dim() != 3 or inputs.shape[-1] != x_dim:
         raise ValueError(
             f"{argument} must have the shape (num_tasks, n, {x_dim}), got {tuple(inputs.shape)}"
@@ -184,6 +193,7 @@ def check_inputs(argument: str, inputs: Tensor, x_dim: int) -> None:
 
 
 def _check_mask(argument: str, mask: Tensor, shape: tuple[int, ...]) -> None:
+    check_instance(argument, mask, Tensor, "a tensor of booleans")
     if mask.dtype != torch.bool or mask.shape != shape:
         raise ValueError(
             f"{argument} must be a bool tensor of the shape {tuple(shape)}, got {mask.dtype} of "

@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 from torch.nn.functional import softplus
 from torch.utils.checkpoint import checkpoint
 
+from pyro_ext._checks import as_parameters, as_tensor, check_instance
 from pyro_ext.models.nonparametric.graph_pairs import PairSample, SimpleGraph, draw_nodes
 from pyro_ext.random import fresh_seed
 from pyro_ext.random_measures._roots import may_hold_everywhere
@@ -29,6 +30,7 @@ _MOST_CANDIDATES = 2**22
 _MOST_PAIRS = 2**30  # some minutes
 _ASYMMETRY = 1e-4
 _TINY = 1e-30
+_MOST_EDGES = 1e9
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +92,12 @@ class EdgeOdds:
         :param Tensor first: nodes.
         :param Tensor second: nodes; both broadcast against each other.
         """
+        number = len(self.weights)
+        nodes = {
+            name: nodes_of(name, node, number)
+            for name, node in (("first", first), ("second", second))
+        }
+        first, second = as_parameters("EdgeOdds", nodes)
         # Weights underflow where the tail index is near zero.
         log_weights = self.weights.clamp(min=_TINY).log()
         base = log_weights[first] + log_weights[second] - self.weights.sum().log()
@@ -172,8 +180,32 @@ def graph_log_likelihood(odds: EdgeOdds, graph: SimpleGraph) -> Tensor:
         >>> graph_log_likelihood(EdgeOdds(torch.tensor([1.0, 2.0, 5.0])), graph)
         tensor(-1.9896)
     """
-    non_edges = log_non_edges(odds, graph)
-    return odds.log(*graph.edges.T).sum() + non_edges
+    check_instance("graph", graph, SimpleGraph, "a SimpleGraph")
+    check_odds("odds", odds, graph.num_nodes)
+    return odds.log(*graph.edges.T).sum() + log_non_edges(odds, graph)
+
+
+def check_odds(argument: str, odds: object, num_nodes: int | None = None) -> None:
+    """Check that odds are positive numbers, one for each of so many nodes."""
+    check_instance(argument, odds, EdgeOdds, "EdgeOdds")
+    assert isinstance(odds, EdgeOdds)
+    shape = "(num_nodes,)" if num_nodes is None else f"({num_nodes},)"
+    parts = [as_tensor(f"weights of {argument}", odds.weights, shape)]
+    if odds.rates is not None:
+        parts.append(as_tensor(f"rates of {argument}", odds.rates))
+    for part in parts:
+        if not may_hold_everywhere((part >= 0) & part.isfinite()):
+            raise ValueError(f"{argument} must hold finite numbers >= 0, got {part.tolist()!r:.80}")
+
+
+def nodes_of(argument: str, nodes: Any, num_nodes: int) -> Tensor:
+    """Numbers of nodes that there are."""
+    found = as_tensor(argument, nodes, kind="integers", allow_empty=True)
+    if not may_hold_everywhere((found >= 0) & (found < num_nodes)):
+        raise ValueError(
+            f"{argument} must be nodes from 0 to {num_nodes - 1}, got {found.tolist()!r:.80}"
+        )
+    return found
 
 
 def estimate_non_edges(odds: EdgeOdds, pairs: PairSample) -> Tensor:
@@ -203,6 +235,7 @@ def sample_graph(odds: EdgeOdds, *, seed: int | None = None) -> SimpleGraph:
         >>> sample_graph(EdgeOdds(torch.full((1000,), 3.0)), seed=0)
         SimpleGraph(1,000 nodes, 1,488 edges)
     """
+    check_odds("odds", odds)
     weights = odds.weights.detach().double()
     device, num_nodes = weights.device, len(weights)
     generator = torch.Generator(device).manual_seed(fresh_seed(seed))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_ext._checks import as_tensor, check_mapping, check_tensors
 from pyro_ext.diagnostics.partitions import canonical_labels
 from pyro_ext.distributions import ConjugateCluster, PartitionedBlock
 from pyro_ext.models.nonparametric._predictive import Law, check_law, log_predictive_weights
@@ -62,10 +63,10 @@ class NRMMixture:
         prior: Law | Callable[[], Law],
         cluster: ConjugateCluster | Callable[[], ConjugateCluster],
     ) -> None:
-        if not callable(prior):
+        if isinstance(prior, type) or not callable(prior):
             check_law(prior)
         if not isinstance(cluster, ConjugateCluster) and (
-            isinstance(cluster, Distribution) or not callable(cluster)
+            isinstance(cluster, type | Distribution) or not callable(cluster)
         ):
             raise TypeError(_wrong_cluster(cluster))
         self.prior, self.cluster = prior, cluster
@@ -114,8 +115,12 @@ class NRMMixture:
             >>> mixture.log_joint(torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0, 1, 0]))
             tensor(-6.1862)
         """
+        if hyperparameters is not None:
+            check_mapping("hyperparameters", hyperparameters, "a dict of values by site")
         values = dict(hyperparameters or {})
         self._check_sites("hyperparameters", values)
+        x = as_tensor("x", x, "(n, ...)", finite=True)
+        assignment = as_tensor("assignment", assignment, f"({len(x)},)", kind="integers")
         labels = canonical_labels(assignment)
         if labels.shape != (len(x),):
             raise ValueError(
@@ -162,6 +167,8 @@ class NRMMixture:
             >>> mixture.predictive_log_prob(torch.arange(30.0), x, samples).exp().sum()
             tensor(1.0000)
         """
+        x = as_tensor("x", x, "(n, ...)", finite=True)
+        samples = check_tensors("samples", samples)
         self._check_sites("samples", samples, "assignment")
         labels = canonical_labels(samples["assignment"])
         if labels.dim() != 2 or labels.shape[-1] != len(x):
@@ -232,7 +239,7 @@ def _log_density(
 def _check_points(name: str, points: Any, cluster: ConjugateCluster) -> Tensor:
     """Points as a matrix of the size that the cluster has."""
     size = cluster.event_shape[0]
-    values = torch.as_tensor(points)
+    values = as_tensor(name, points, allow_empty=True)
     if values.dim() == 1 and size == 1:
         values = values.unsqueeze(-1)
     if values.dim() != 2 or values.shape[-1] != size or not len(values):

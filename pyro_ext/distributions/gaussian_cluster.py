@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import check_number
+from pyro_ext._checks import as_tensor, check_number
 from pyro_ext.distributions import _gaussian_evidence as evidence
 from pyro_ext.distributions._located_cluster import LocatedCluster
 from pyro_ext.distributions.clusters import Summary
@@ -94,10 +94,15 @@ class GaussianCluster(LocatedCluster):
             >>> cluster.dof, cluster.scale.det()
             (tensor(8.), tensor(0.1000))
         """
+        x = as_tensor("x", x, "(n, d)")
+        check_number("loc_precision", loc_precision, above=0)
+        if dof is not None:
+            check_number("dof", dof, above=x.shape[1] - 1)
         check_number("determinant", determinant, above=0)
         if x.dim() != 2 or x.shape[0] <= x.shape[1]:
             raise ValueError(
-                f"x must have shape (n, d) with more points than dimensions, got {tuple(x.shape)}"
+                f"x must have the shape (n, d) with more points than dimensions, got "
+                f"{tuple(x.shape)}"
             )
         if not x.is_floating_point():
             x = x.to(torch.get_default_dtype())

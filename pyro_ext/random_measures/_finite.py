@@ -6,7 +6,9 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from pyro_ext._checks import shown
 from pyro_ext.distributions._base import clamp_positive, variance_of
+from pyro_ext.random_measures._arguments import check_family
 from pyro_ext.random_measures._arrival_processes import order_at_zero
 from pyro_ext.random_measures._levy_integrals import Factor
 from pyro_ext.random_measures._measure_law import MeasureLaw
@@ -133,12 +135,13 @@ def finite_law(
 ) -> TorchDistribution:
     """Law of a weight of a finite approximation, in closed form where there is one."""
     if rule not in ("exact", "group"):
-        raise ValueError(f"rule must be 'exact' or 'group', got {rule!r}")
+        raise ValueError(f"rule must be 'exact' or 'group', got {shown(rule)}")
     if family is None or measure._is_own_family(family):
         law = measure._finite_law(num_atoms, rule)
         if law is not None:
             return law
     family = ExponentialArrivals() if family is None else family
+    check_family("family", family)
     if rule == "group":
         raise ValueError(
             "rule must be 'exact' but for measures made of a generalized gamma process with the "

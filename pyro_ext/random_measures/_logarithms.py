@@ -1,10 +1,12 @@
 """Numbers in float64, and logarithms that survive where the number itself underflows."""
 
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import as_tensor
 from pyro_ext.special import log_exprel, log_upper_gamma
 
 __all__ = [
@@ -19,11 +21,11 @@ _LARGEST_LOG = 700.0
 _LEAST_LOG = -690.0
 
 
-def as_double(value: Any) -> Tensor:
-    """Return a number or tensor in float64."""
-    return (
-        value.double() if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
-    )
+def as_double(value: Any, argument: str = "value") -> Tensor:
+    """Return a number, a list or a tensor in float64."""
+    if isinstance(value, Real):
+        return torch.as_tensor(value, dtype=torch.float64)
+    return as_tensor(argument, value, allow_empty=True, dtype=torch.float64)
 
 
 def log_if_positive(value: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,10 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import AffineTransform, constraints
 
+from pyro_ext._checks import as_tensor
 from pyro_ext.distributions._supports import Gamma, open_interval
 from pyro_ext.random_measures._counts import check_counts
+from pyro_ext.random_measures._roots import may_hold_everywhere
 from pyro_ext.random_measures.beta_prime import BetaPrimeProcess
 from pyro_ext.random_measures.generalized_bfry import GeneralizedBFRYProcess
 
@@ -80,8 +82,15 @@ def log_joint_given_cluster_tilts(
         torch.Size([])
     """
     _check_measure(measure)
+    tilt = as_tensor("tilt", tilt, "()")
     own = measure._double
     sizes, log_tilt = check_counts(counts), tilt.double().log()
+    if sizes.dim() != 1 or not sizes.numel():
+        raise ValueError(f"counts must have the shape (num_clusters,), got {tuple(sizes.shape)}")
+    cluster_tilts = as_tensor("cluster_tilts", cluster_tilts, f"({len(sizes)},)")
+    for name, value in (("tilt", tilt), ("cluster_tilts", cluster_tilts)):
+        if not may_hold_everywhere(value > 0):
+            raise ValueError(f"{name} must be > 0, got {value.tolist()!r:.80}")
     total = sizes.sum()
     power, end = own.tail_index - own.discount, measure._log_end()
     normalizer = power * end - power.log()

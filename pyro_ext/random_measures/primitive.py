@@ -5,12 +5,13 @@ from typing import NamedTuple
 
 import pyro
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import check_choice, check_instance, check_integer
 from pyro_ext.distributions._base import positive_exp
 from pyro_ext.distributions._supports import Exponential
+from pyro_ext.random_measures._arguments import check_family
 from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 from pyro_ext.random_measures._series import named_family
 from pyro_ext.random_measures.arrivals import (
@@ -60,6 +61,9 @@ class FiniteApproximation:
 
     def __post_init__(self) -> None:
         check_integer("num_atoms", self.num_atoms, 1)
+        check_choice("rule", self.rule, ("exact", "group"))
+        if self.family is not None:
+            check_family("family", self.family)
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ class TruncatedSeries:
 
     def __post_init__(self) -> None:
         check_integer("num_atoms", self.num_atoms, 1)
+        if not isinstance(self.method, str):
+            check_family("method", self.method)
 
 
 Truncation = FiniteApproximation | TruncatedSeries
@@ -118,6 +124,10 @@ def random_measure(
         >>> trace.nodes["G_weights"]["value"].shape
         torch.Size([20])
     """
+    kinds = (CompletelyRandomMeasure, NormalizedRandomMeasure, PitmanYor)
+    check_instance("measure", measure, kinds, "a random measure, normalized or not")
+    check_instance("base", base, TorchDistributionMixin, "a distribution")
+    check_instance("name", name, str, "a string")
     if measure.batch_shape and measure.batch_shape[-1] != 1:
         raise ValueError(
             "measure must have no batch shape in a model but that of draws that are looked at "

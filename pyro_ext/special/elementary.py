@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import as_parameters, as_tensor
+
 __all__ = [
     "expm1mx",
     "exprel",
@@ -45,6 +47,7 @@ def exprel(x: Tensor) -> Tensor:
         >>> exprel(torch.tensor([0.0, 1.0]))
         tensor([1.0000, 1.7183])
     """
+    x = as_tensor("x", x, allow_empty=True)
     near = x.abs() < _EXPREL_RADIUS
     far = torch.where(near, torch.ones_like(x), x)
     return torch.where(near, _polynomial(_EXPREL, x, near), torch.expm1(far) / far)
@@ -61,6 +64,7 @@ def log_exprel(x: Tensor) -> Tensor:
         >>> log_exprel(torch.tensor([-1e4, 0.0, 1e4]))
         tensor([-9.2103e+00,  0.0000e+00,  9.9908e+03])
     """
+    x = as_tensor("x", x, allow_empty=True)
     near = x.abs() < _EXPREL_RADIUS
     far = torch.where(near, torch.ones_like(x), x)
     size = far.abs()
@@ -81,6 +85,7 @@ def expm1mx(x: Tensor) -> Tensor:
         >>> expm1mx(torch.tensor([-1e-4, 0.0, 1.0]))
         tensor([4.9998e-09, 0.0000e+00, 7.1828e-01])
     """
+    x = as_tensor("x", x, allow_empty=True)
     near = x.abs() < _EXPREL_RADIUS
     far = torch.where(near, torch.ones_like(x), x)
     return torch.where(near, x * x * _polynomial(_EXPM1MX, x, near), torch.expm1(far) - far)
@@ -99,6 +104,7 @@ def log_sinc(x: Tensor, rest: Tensor) -> Tensor:
         >>> log_sinc(x, math.pi - x)
         tensor([-0.1726, -3.0568])
     """
+    x, rest = as_parameters("log_sinc", {"x": x, "rest": rest})
     near = x < _LOG_SINC_RADIUS
     square = torch.where(near, x * x, torch.zeros_like(x))
     inner = torch.where(near, torch.ones_like(x), x)
@@ -118,6 +124,7 @@ def log1prel(x: Tensor) -> Tensor:
         >>> log1prel(torch.tensor([0.0, 1.0]))
         tensor([1.0000, 0.6931])
     """
+    x = as_tensor("x", x, allow_empty=True)
     near = x.abs() < _LOG1PREL_RADIUS
     far = torch.where(near, torch.ones_like(x), x)
     return torch.where(near, _polynomial(_LOG1PREL, x, near), torch.log1p(far) / far)
@@ -134,6 +141,7 @@ def log1mexp(x: Tensor) -> Tensor:
         >>> log1mexp(torch.tensor([1e-12, 1.0, 80.0]))
         tensor([-2.7631e+01, -4.5868e-01, -1.8049e-35])
     """
+    x = as_tensor("x", x, allow_empty=True)
     # A compiled graph may know expm1 to an absolute precision only, so small numbers go without it.
     is_small, is_large = x < _LOG1MEXP_RADIUS, x >= math.log(2.0)
     small = torch.where(is_small, x, 1.0)

@@ -16,6 +16,7 @@ or zero.
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import as_parameters
 from pyro_ext.special.elementary import log1mexp, log_exprel
 from pyro_ext.special.operations import where_needed
 from pyro_ext.special.precision import in_double
@@ -45,7 +46,7 @@ def log_upper_gamma(a: Tensor, z: Tensor) -> Tensor:
         >>> log_upper_gamma(torch.tensor([-0.5, 0.0, 1.0]), torch.tensor(1.0))
         tensor([-1.7251, -1.5169, -1.0000])
     """
-    a, z = torch.broadcast_tensors(a, z)
+    a, z = as_parameters("log_upper_gamma", {"a": a, "z": z})
     small = a < _SMALL_SHAPE
     near = small & (z < 1.0)
     return where_needed(
@@ -68,7 +69,7 @@ def log_lower_gamma(a: Tensor, z: Tensor) -> Tensor:
         >>> log_lower_gamma(torch.tensor([0.5, 1.0, 30.0]), torch.tensor(1.0))
         tensor([ 0.4012, -0.4587, -4.3684])
     """
-    a, z = torch.broadcast_tensors(a, z)
+    a, z = as_parameters("log_lower_gamma", {"a": a, "z": z})
     small = a < _SMALL_SHAPE
     in_series = small & (z < a + 2.0)
     return where_needed(

@@ -127,7 +127,7 @@ def test_bad_parameters_are_named():
         BFRY(1.0)
     with pytest.raises(ValueError, match="discount"):
         BFRY(0.0)
-    with pytest.raises(ValueError, match="level must be > 0, got -1"):
+    with pytest.raises(ValueError, match="level must be finite and > 0, got -1"):
         TiltedBFRY(0.5, -1.0)
     with pytest.raises(ValueError, match="exactly one of level and log_level"):
         TiltedBFRY(0.5)

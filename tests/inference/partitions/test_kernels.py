@@ -117,7 +117,7 @@ def test_slice_sampler_steps():
     law = LAWS["generalized gamma"]
     mcmc = MCMC(SliceSampler(law, gaussian_cluster()), 5, seed=0, progress=False).run(FIVE)
     assert (mcmc.sample_statistics()["num_weights"] >= 1).all()
-    with pytest.raises(TypeError, match="needs a normalized measure"):
+    with pytest.raises(TypeError, match="prior must be a normalized measure for SliceSampler"):
         kernel = SliceSampler(LAWS["Dirichlet"], gaussian_cluster())
         MCMC(kernel, 5, seed=0, progress=False).run(FIVE)
 

@@ -307,5 +307,5 @@ def test_joint_density_refuses():
     mixture = NRMMixture(prior, cluster())
     with pytest.raises(ValueError, match=r"hyperparameters lacks the sites \['mass'\], got \[\]"):
         mixture.log_joint(torch.tensor(X), torch.zeros(4).long())
-    with pytest.raises(ValueError, match=r"assignment must have shape \(4,\).*got \(3,\)"):
+    with pytest.raises(ValueError, match=r"assignment must have the shape \(4,\).*got \(3,\)"):
         mixture.log_joint(torch.tensor(X), torch.zeros(3).long(), {"mass": torch.tensor(1.0)})

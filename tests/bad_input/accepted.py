@@ -1,0 +1,286 @@
+"""What may be accepted though it looks wrong, and what is not walked, with reasons."""
+
+from fnmatch import fnmatchcase
+
+from tests.bad_input.walk import Outcome
+
+# Patterns of callable and argument, what is accepted there, and why. The first that fits counts.
+ACCEPTED: list[tuple[str, str, str]] = [
+    ("*", "another dimension", "more leading dimensions are a batch; others are checked by shape"),
+    ("*", "unknown key", "sites that are not asked for are passed over"),
+    ("*seed", "0, None", "zero is a seed, and without one PyTorch's generator goes on"),
+    ("random.seeded.seed", "*", "checked as the context is entered"),
+    ("*.num_t*", "None", "it is not given: the split is the data set's own"),
+    ("*.group_size", "None", "not given: all chains together"),
+    ("*.batch_size", "None", "not given: no minibatches"),
+    ("*.step_size", "None", "it goes by the number of data"),
+    ("*.scheduler", "None", "no scheduler"),
+    # Numbers at the ends of their ranges.
+    ("*.warmup_steps", "0", "no warm-up"),
+    ("*.temperature", "0", "a search for the mode"),
+    ("*.noise_estimate", "0", "no noise is known of"),
+    ("*.num_restarts", "0", "no restarts"),
+    ("*.num_permutations", "0", "the order of the data alone"),
+    ("*.num_pseudo", "0", "no pseudo context"),
+    ("*.num_context", "0", "an empty context"),
+    ("*.num_iterations", "0", "nothing to do"),
+    ("models.neural_processes.*.num_steps", "0", "nothing to do"),
+    ("*.num_scans", "0", "a proposal without scans"),
+    ("*.num_global_moves", "0", "local moves alone"),
+    ("*.bias_scale", "0", "no biases"),
+    ("*.drift", "0", "no common part"),
+    ("*.jitter", "0", "no jitter"),
+    ("*.weight_decay", "0", "no weight decay"),
+    ("*.head_scale", "0", "a head that starts at zero"),
+    ("*.penalty", "0", "no penalty"),
+    ("*.momentum", "0", "no momentum"),
+    ("*.fraction", "0", "nothing is pruned or held out"),
+    ("*.symmetric_share", "0", "no share at all"),
+    ("*.prior_weight", "0", "the likelihood alone"),
+    ("*.second_moment", "0", "a node that is zero"),
+    ("*.student_noise", "0", "no such noise"),
+    ("*.noise_scale", "0", "starts without noise"),
+    ("*.learning_rate", "0", "a descent that stays"),
+    ("*.num_standard_errors", "0", "the least loss alone"),
+    ("*_scale", "0", "a network that starts at zero"),
+    ("*reparam.*.left", "0", "no factors on this side"),
+    ("*reparam.*.right", "0", "no factors on this side"),
+    ("*.decay", "0", "no memory"),
+    ("*Schedule.*", "0", "at the end of its range"),
+    ("*.concentration", "0", "no weight on a prior, or a limit that exists"),
+    ("*.loc_precision", "0", "an improper prior"),
+    ("*.rate", "0", "an improper prior"),
+    (
+        "*.discount",
+        "0, -1",
+        "the limit without a power law; for a gamma process any number below 1",
+    ),
+    ("*.tilt", "0", "no tilt"),
+    ("*.loc", "0, -1", "any real number"),
+    ("*.low", "0, -1", "any real number"),
+    ("*.high", "0, -1, inf", "any number above the low one; no end"),
+    ("*.bound", "0, -1", "any real number"),
+    ("*.worst_loss", "0, -1", "any real number"),
+    ("*.cut_height", "0, -1", "any real number"),
+    ("*.log_concentration", "-1", "any real number"),
+    ("*.dim", "0, -1", "counts from either end"),
+    ("*.least", "0, -1, inf", "a limit beyond all sizes"),
+    ("*.most", "inf", "a limit beyond all sizes"),
+    ("*.horizon", "inf", "the limit, where a rule knows it"),
+    ("*.loc_scale", "inf", "a flat prior"),
+    # Empty collections.
+    ("*.hidden_*", "[]", "a linear model"),
+    ("*.decays", "[]", "no averages"),
+    ("*.thresholds", "[]", "no thresholds"),
+    ("*.sample_shape", "[]", "one draw"),
+    ("*.shared", "[], ['abc']", "none is shared; whether a site is there shows with the data"),
+    ("*.corners", "[]", "one corner, at one"),
+    ("*.left", "[]", "no factors on this side"),
+    ("*.right", "[]", "no factors on this side"),
+    ("*.learnable", "[]", "weights alone are learned"),
+    ("*.partitions", "[]", "no partitions"),
+    ("*.model_kwargs", "[]", "no arguments"),
+    ("*.settings", "[]", "no settings"),
+    ("*.extra_fields", "[], ['abc']", "whether the kernel has a field shows as it runs"),
+    ("*.args", "[], [[]None], [[]'abc'], [[]nan]", "a model may take anything"),
+    ("*.names", "['abc']", "whether there is such a site shows as draws are there"),
+    ("*.sites", "['abc']", "whether there is such a site shows with the data"),
+    ("*.quantities", "{}", "no quantities"),
+    ("*.coords", "{}", "no coordinates"),
+    ("*.dims", "{}", "no names"),
+    ("*.predicted", "{}", "no predictions"),
+    # Texts.
+    ("*.plate", "'abc', ''", "whether there is such a plate shows with the data"),
+    ("*.function", "'abc', ''", "whether there is such a site shows with the data"),
+    ("*method", "'abc', ''", "whether the measure knows it shows with the measure"),
+    ("*.name", "'abc', ''", "any text"),
+    ("*.statement", "'abc'", "any text"),
+    ("*.source", "'abc'", "any text"),
+    ("*.slug", "'abc'", "any text of letters"),
+    ("*.checkpoint", "'abc'", "a file that is not there yet"),
+    ("*.initial_params", "'abc', {}, nan in it", "a folder, or values: checked with the model"),
+    ("*.folder", "'abc'", "a folder that is not there: the error is of the file"),
+    ("*.posterior", "'abc'", "a folder that is not there: the error is of the file"),
+    # Values that are computed with, and come out as they went in.
+    ("special.*", "*", "arithmetic: out of range is NaN"),
+    ("*_covariance.*", "*", "arithmetic: out of range is NaN"),
+    ("*.merge_factors.*", "with nan, with inf", "arithmetic"),
+    ("*.share_out.totals", "with nan, with inf", "arithmetic"),
+    ("*_loss.*", "with nan, with inf", "a loss that is not finite is what training looks for"),
+    ("*soft_cross_entropy.*", "with nan, with inf", "a loss, as above"),
+    ("*.gaussian_*", "with nan, with inf", "a loss, as above; documented as NaN"),
+    ("*_marginal.*", "with nan, with inf", "a loss, as above"),
+    (
+        "*.start",
+        "with nan, with inf",
+        "a search or descent that is not finite says so in its result",
+    ),
+    ("*.parameters", "with nan, with inf", "an estimate that is not finite"),
+    ("*.kernel_stein_discrepancy.*", "with nan, with inf, inf", "documented as NaN"),
+    ("*.expected_improvement.best", "*", "arithmetic"),
+    ("*.icdf.value", "*", "arithmetic"),
+    ("*.WeightedSample.weights", "with nan, with inf", "rules make them, one set for each draw"),
+    ("*.random_subset.rows", "with nan, with inf", "rows are picked and not looked at"),
+    ("*.Batch.*", "with nan, with inf, with -7", "padding may be anything; processes look"),
+    ("*.predict*.x", "with inf", "the model's probabilities are finite there"),
+    ("*.predict*.y", "*", "observations play no part"),
+    (
+        "*diversity*",
+        "nan in it, with nan, with inf, -1, empty",
+        "what a run gave is shown as it is",
+    ),
+    ("*.fractions_below.r_hat", "*", "NaN is below no threshold"),
+    ("*.plot_ranked_weights.weights", "with nan, with inf", "shown as it is"),
+    ("*.posterior", "{}", "which sites it has to hold shows with the data"),
+    ("*.posterior", "nan in it", "draws of a chain that diverged are shown as such"),
+    ("*.samples", "nan in it", "draws of a chain that diverged give NaN"),
+    ("potential.Potential.*.params", "nan in it", "the density there is NaN"),
+    ("handlers.data_weights.weights", "with nan, with inf", "may be those of a recorded graph"),
+    ("handlers.replace_observations.data", "nan in it", "the distribution checks its value"),
+    ("*.value", "[], inf, empty, with inf", "functions of any shape, with limits"),
+    ("*.order", "[], inf", "functions of any shape, with limits"),
+    ("*.tilt", "[], inf, with inf", "functions of any shape, with limits"),
+    ("*.scale", "[], inf", "functions of any shape, with limits"),
+    ("*.level", "[], inf", "functions of any shape, with limits"),
+    ("*.num_jumps", "[], inf, 1.5, [2]", "functions of any shape; a mean number of jumps"),
+    ("*.cluster_tilts", "with inf", "a limit"),
+    ("*.importance", "with inf", "kept first"),
+    ("*.threshold", "with inf", "a limit"),
+    ("*.counts", "[], empty", "no clusters yet"),
+    ("distributions.*", "empty", "an empty batch, or a block of no points"),
+    ("*.SimpleGraph.edges", "empty", "a graph without edges"),
+    ("*.mask", "with -7", "what a mask holds instead is still a boolean"),
+    ("*.fit.y", "with -7", "booleans stay booleans"),
+    ("*.labels", "with -7", "any integers are labels"),
+    ("*.assignment", "with -7", "any integers are labels"),
+    ("diagnostics.p*", "with -7", "any integers are labels"),
+    # Arguments without a part.
+    ("*.PitmanYor.predictive.tilt", "*", "documented: nothing depends on it"),
+    ("*.CNP.loss.generator", "*", "nothing is random there"),
+    ("*.rbhc.excess", "*", "a flag: any value has a truth"),
+    ("*.metropolis_within_gibbs.model", "a class", "a class can be called"),
+    # Records that functions of this package return and nobody makes by hand.
+    ("diagnostics.SBCResult.*", "*", "a record: what sbc fills in"),
+    ("reproduction.*", "*", "a record of a page's run"),
+    ("*.Dendrogram.log_evidence_bound", "*", "a record: what bhc fills in"),
+    ("*.Dendrogram.objective", "*", "a record: what rbhc fills in"),
+    ("*.ClusterForest.*", "*", "a record: what ibhc returns"),
+]
+
+# Public callables without a valid call in the tables, and why.
+_RECORD = "a record that functions of this package return and nobody makes by hand"
+_BASE = "a base class, of which no instance is made"
+_STEP = "arithmetic of a step, recorded in graphs; kernels check what it gets"
+_GRAPH = "the machinery of recorded graphs; Potential and its kin check what it gets"
+NOT_WALKED: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "pyro_ext.datasets.Dataset",
+            "pyro_ext.datasets.FrequencyData",
+            "pyro_ext.datasets.GraphData",
+            "pyro_ext.diagnostics.metrics.CalibrationBins",
+            "pyro_ext.inference.Trial",
+            "pyro_ext.inference.TuningResult",
+            "pyro_ext.inference.martingale.ConditionalCopula",
+            "pyro_ext.inference.pseudocoresets.CoresetModel",
+            "pyro_ext.inference.pseudocoresets.CoresetScores",
+            "pyro_ext.inference.pseudocoresets.ModelFunction",
+            "pyro_ext.inference.sgmcmc.Chains",
+            "pyro_ext.inference.sgmcmc.Draws",
+            "pyro_ext.models.ensembles.ReferencePosterior",
+            "pyro_ext.models.wide_networks.MixturePrediction",
+            "pyro_ext.potential.Plate",
+            "pyro_ext.potential.Site",
+        ),
+        _RECORD,
+    ),
+    **dict.fromkeys(
+        (
+            "pyro_ext.distributions.ConjugateCluster",
+            "pyro_ext.inference.ConditionalUpdate",
+            "pyro_ext.inference.Minimizer",
+            "pyro_ext.inference.*SGMCMCKernel",
+            "pyro_ext.inference.*Schedule",
+            "pyro_ext.inference.martingale.BestFit",
+            "pyro_ext.inference.martingale.PredictiveRule",
+            "pyro_ext.inference.martingale.TransferEnsemble",
+            "pyro_ext.inference.partitions.BregmanGenerator",
+            "pyro_ext.inference.partitions.ConjugateKernel",
+            "pyro_ext.inference.partitions.PartitionKernel",
+            "pyro_ext.inference.pseudocoresets.Divergence",
+            "pyro_ext.inference.pseudocoresets.Surrogate",
+            "pyro_ext.models.neural_processes.NeuralProcess",
+            "pyro_ext.models.neural_processes.PseudoContextGenerator",
+            "pyro_ext.models.neural_processes.SetEncoder",
+            "pyro_ext.potential.WeightedLoss",
+            "pyro_ext.random_measures.CompletelyRandomMeasure",
+        ),
+        _BASE,
+    ),
+    **dict.fromkeys(
+        (
+            "pyro_ext.inference.sgmcmc.control_variates.*",
+            "pyro_ext.inference.sgmcmc.l2e.*",
+            "pyro_ext.inference.sgmcmc.meta_sgmcmc.*",
+            "pyro_ext.inference.sgmcmc.psgld.*",
+            "pyro_ext.inference.sgmcmc.sghmc.*",
+            "pyro_ext.inference.sgmcmc.sgld.*",
+            "pyro_ext.inference.sgmcmc.sgnht.*",
+            "pyro_ext.random.normal",
+            "pyro_ext.random.philox",
+            "pyro_ext.random.uniform",
+        ),
+        _STEP,
+    ),
+    **dict.fromkeys(
+        (
+            "pyro_ext.potential.BatchedFunction",
+            "pyro_ext.potential.Layout",
+            "pyro_ext.potential.bijection",
+            "pyro_ext.potential.capture",
+            "pyro_ext.potential.capture_abstract",
+            "pyro_ext.potential.compile_graph",
+            "pyro_ext.potential.fold_constants",
+            "pyro_ext.potential.init_to_prior",
+            "pyro_ext.potential.init_to_suggested",
+            "pyro_ext.potential.outputs_agree",
+            "pyro_ext.potential.value_and_gradient",
+            "pyro_ext.potential.warn_fallback",
+            "pyro_ext.special.in_double",
+            "pyro_ext.special.integrate_log",
+            "pyro_ext.special.num_edges",
+            "pyro_ext.special.opaque",
+            "pyro_ext.special.panel_edges",
+            "pyro_ext.special.panel_nodes",
+            "pyro_ext.special.place_with_gradient",
+            "pyro_ext.special.places_of_fall",
+            "pyro_ext.special.sample_from_panels",
+        ),
+        _GRAPH,
+    ),
+    "pyro_ext.inference.pseudocoresets.parameter_laws": "takes a guide's own parts",
+    "pyro_ext.checkpoint.*": "folders, whose damage has tests of its own",
+    "pyro_ext.testing.*": "checks of other people's objects, which may be anything",
+}
+
+
+# Where a text is the path of a file, an error is of the file system or of what is in the file.
+FILES = (".checkpoint", ".folder", ".initial_params", ".posterior")
+
+
+def reason_for(outcome: Outcome) -> str | None:
+    """Why a value that was accepted may be."""
+    place = f"{outcome.name}.{outcome.argument}"
+    if outcome.kind == "raw" and not any(place.endswith(name) for name in FILES):
+        return None
+    for pattern, values, reason in ACCEPTED:
+        if fnmatchcase(place, pattern):
+            allowed = [value.replace("[[]", "[") for value in values.split(", ")]
+            if values == "*" or outcome.value in allowed:
+                return reason
+    return None
+
+
+def is_walked(name: str) -> bool:
+    """Whether a public name needs a valid call."""
+    return not any(fnmatchcase(name, pattern) for pattern in NOT_WALKED)
