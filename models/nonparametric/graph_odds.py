@@ -62,8 +62,8 @@ class EdgeOdds:
     def __post_init__(self) -> None:
         """Check the arguments."""
         for name in ("weights", "memberships", "rates"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, _as_floats(getattr(self, name)))
+            if name == "weights" or getattr(self, name) is not None:
+                object.__setattr__(self, name, _as_floats(name, getattr(self, name)))
         if self.weights.dim() != 1 or len(self.weights) < 2:
             raise ValueError(
                 f"weights must have the shape (num_nodes,), got {tuple(self.weights.shape)}"
@@ -115,8 +115,8 @@ class EdgeOdds:
         return mixed.sum(-1).clamp(min=_TINY).log()
 
 
-def _as_floats(value: Any) -> Tensor:
-    tensor = torch.as_tensor(value)
+def _as_floats(argument: str, value: Any) -> Tensor:
+    tensor = as_tensor(argument, value)
     return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
 
 

@@ -165,6 +165,7 @@ def log1mexp_at_log(log_x: Tensor) -> Tensor:
         >>> log1mexp_at_log(torch.tensor([-1e4, 0.0]))
         tensor([-1.0000e+04, -4.5868e-01])
     """
+    log_x = as_tensor("log_x", log_x, allow_empty=True)
     is_tiny = log_x < _TINY_LOG
     x = torch.where(is_tiny, 0.0, log_x).clamp(max=_LARGEST_LOG).exp()
     return torch.where(is_tiny, log_x, log1mexp(x))

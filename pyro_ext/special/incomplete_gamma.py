@@ -89,6 +89,7 @@ def log_lower_gamma_at_log(a: Tensor, log_z: Tensor) -> Tensor:
         >>> log_lower_gamma_at_log(torch.tensor([0.5, 1.0]), torch.tensor(-1000.0))
         tensor([ -499.3069, -1000.0000])
     """
+    a, log_z = as_parameters("log_lower_gamma_at_log", {"a": a, "log_z": log_z})
     is_tiny = log_z < _TINY_LOG
     z = torch.where(is_tiny, 0.0, log_z).clamp(max=_LARGEST_LOG).exp()
     return torch.where(is_tiny, a * log_z - a.log(), log_lower_gamma(a, z))

@@ -191,6 +191,11 @@ def plots() -> dict[str, Call]:
     }
 
 
+def temperature() -> dict[str, Call]:
+    draws = torch.randn(2, 8, 3)
+    return {"configurational_temperature": call(positions=draws, gradients=draws)}
+
+
 def stein() -> dict[str, Call]:
     return {
         "kernel_stein_discrepancy": call(
@@ -467,8 +472,10 @@ def special() -> dict[str, Call]:
         "log1prel": call(x=x),
         "log_exprel": call(x=x),
         "log1mexp": call(x=-x),
+        "log1mexp_at_log": call(log_x=x),
         "log_sinc": call(x=x, rest=1.0 - x),
         "log_lower_gamma": call(a=x, z=x),
+        "log_lower_gamma_at_log": call(a=x, log_z=x),
         "log_upper_gamma": call(a=x, z=x),
         "gauss_legendre": call(num_nodes=4),
     }
@@ -501,6 +508,7 @@ TABLES = {
     "pyro_ext.diagnostics.partitions": partitions,
     "pyro_ext.diagnostics.plots": plots,
     "pyro_ext.diagnostics.stein": stein,
+    "pyro_ext.diagnostics.temperature": temperature,
     "pyro_ext.distributions": distributions,
     "pyro_ext.handlers": handlers,
     "pyro_ext.nn": nn,

@@ -228,6 +228,7 @@ def nonparametric() -> dict[str, Call]:
             max_non_edges=4,
             seed=0,
         ),
+        "EdgeOdds": call(weights=torch.tensor([1.0, 2.0, 0.5])),
         "EdgeOdds.log": of(odds, first=first, second=second),
         "degree_odds": call(graph=graph),
         "erdos_renyi_odds": call(graph=graph),
