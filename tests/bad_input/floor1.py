@@ -225,6 +225,7 @@ def distributions() -> dict[str, Call]:
         ),
         "GaussianCluster": call(loc=torch.zeros(2), loc_precision=0.1, dof=4.0, scale=torch.eye(2)),
         "GaussianCluster.from_data": call(x=POINTS),
+        "GaussianCluster.hyperprior": call(x=POINTS),
         "GaussianCluster.log_marginal": of(cluster, x=POINTS, mask=LABELS == 0),
         "GaussianCluster.posterior": of(cluster, x=POINTS),
         "GaussianCluster.predictive": of(cluster, x=POINTS),

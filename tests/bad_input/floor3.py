@@ -196,6 +196,9 @@ def nonparametric() -> dict[str, Call]:
         "MixedMembership": call(num_communities=2, concentration=0.3, rate_concentration=1.0),
         "NRMMixture": call(prior=prior, cluster=cluster),
         "NRMMixture.log_joint": of(mixture, x=POINTS, assignment=labels),
+        "NRMMixture.predict_clusters": of(
+            mixture, x_new=POINTS[:2], x=POINTS, samples={"assignment": labels[None]}, labels=labels
+        ),
         "NRMMixture.predictive_log_prob": of(
             mixture, x_new=POINTS, x=POINTS, samples={"assignment": labels[None]}
         ),

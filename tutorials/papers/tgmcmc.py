@@ -341,7 +341,7 @@ estimates: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in COL
 print(f"{'':20}{'seed':>5}{'log joint':>11}{'error':>7}{'clusters':>9}")
 for seed in SEEDS:
     points = blobs(seed)
-    for name, kernel in kernels(GaussianCluster.from_data(points), "each").items():
+    for name, kernel in kernels(GaussianCluster.from_data(points, determinant=0.1), "each").items():
         warmup_steps, num_samples = (5, 10) if SMOKE else LENGTHS[name]
         chains = MCMC(
             kernel,
