@@ -14,9 +14,9 @@ from typing import Any, Literal, Self, TypedDict
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 from torch.distributions.transforms import Transform
-from tqdm.auto import tqdm
 
 from pyro_ext._checks import check_integer
+from pyro_ext._progress import progress_bar
 from pyro_ext.checkpoint.chains import ChainStatus
 from pyro_ext.checkpoint.files import CheckpointError
 from pyro_ext.checkpoint.folder import CheckpointWriter
@@ -428,7 +428,7 @@ class Driver(ABC):
             yield silent
             return
         name = type(self.kernel).__name__
-        with tqdm(total=total, initial=done, desc=name, unit="step") as bar:
+        with progress_bar(total=total, initial=done, desc=name, unit="step") as bar:
             shown = -math.inf
 
             def report(num_steps: int, line: Callable[[], Mapping[str, str] | None]) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
-from tqdm.auto import tqdm
 
 from pyro_ext._checks import (
     check_callable,
@@ -21,6 +20,7 @@ from pyro_ext._checks import (
     check_number,
     check_sequence,
 )
+from pyro_ext._progress import progress_bar
 from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
 from pyro_ext.inference.evolution_strategies import antithetic_gradient
 from pyro_ext.inference.sgmcmc import SGMCMCKernel
@@ -185,7 +185,9 @@ class MetaTrainer:
         :returns: the trainer itself.
         """
         check_integer("num_iterations", num_iterations, 0)
-        with tqdm(total=num_iterations, initial=len(self.losses), disable=not progress) as bar:
+        with progress_bar(
+            total=num_iterations, initial=len(self.losses), disable=not progress
+        ) as bar:
             try:
                 while len(self.losses) < num_iterations:
                     bar.set_postfix(loss=f"{self.step():.4f}")

@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyro_ext._checks import check_integer
+from pyro_ext._progress import progress_bar
 from pyro_ext.diagnostics._draws import Context
 from pyro_ext.diagnostics.stein import kernel_stein_discrepancy
 from pyro_ext.inference._starts import Start, check_start, constrained_start, unconstrained_start
@@ -179,7 +179,9 @@ def tune(
     trials: dict[int, Trial] = {}
     alive = list(range(len(pilots)))
     interrupted = False
-    with tqdm(desc=f"tune {type(kernel).__name__}", unit="step", disable=not progress) as bar:
+    with progress_bar(
+        desc=f"tune {type(kernel).__name__}", unit="step", disable=not progress
+    ) as bar:
         bar.total = sum(count * end // 2 for count, end in rungs) + len(pilots) * num_steps // 2
         try:
             for count, end in rungs:

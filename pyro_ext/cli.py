@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 app = typer.Typer(
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="pyro_ext: inference kernels and diagnostics for Pyro models.",
     no_args_is_help=True,
     add_completion=False,

@@ -25,8 +25,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
 
-from pyro_ext._checks import check_mapping, check_sequence
-
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -216,6 +214,9 @@ class Report:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
+        # Listing pages needs this module, and no PyTorch.
+        from pyro_ext._checks import check_mapping, check_sequence
+
         check_mapping("figures", self.figures, "a dict of figures by name")
         check_sequence("claims", self.claims, "a list of claims", 1, Claim)
         for argument, names in (("slug", [self.slug]), ("figures", list(self.figures))):

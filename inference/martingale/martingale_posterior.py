@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyro_ext._checks import as_tensor, check_callable, check_integer, check_number
+from pyro_ext._progress import progress_bar
 from pyro_ext.inference.martingale._convergence import (
     Drift,
     Moves,
@@ -280,7 +280,7 @@ class MartingalePosterior(IndependentDraws):
         num_batches = -(-self.num_samples // self.batch_size)
         steps = 1 if self.horizon == math.inf else int(self.horizon)
         name = type(self.predictive).__name__
-        with tqdm(total=num_batches * steps, desc=name, unit="step") as bar:
+        with progress_bar(total=num_batches * steps, desc=name, unit="step") as bar:
 
             def advanced(num_steps: int) -> None:
                 bar.update(num_steps)

@@ -9,9 +9,9 @@ import torch
 from pyro.infer import ELBO
 from pyro.optim import PyroOptim
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from pyro_ext._checks import check_integer
+from pyro_ext._progress import progress_bar
 from pyro_ext.random import seeded
 
 __all__ = ["Optimizer", "Trainer"]
@@ -100,7 +100,7 @@ class Trainer:
         losses: list[float] = []
         good = self._state()
         name = type(self.divergence).__name__
-        with seeded(seed), tqdm(total=num_steps, desc=name, disable=not progress) as bar:
+        with seeded(seed), progress_bar(total=num_steps, desc=name, disable=not progress) as bar:
             try:
                 for number in range(num_steps):
                     before = self._state()

@@ -8,7 +8,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyro_ext._checks import (
     as_size,
@@ -18,6 +17,7 @@ from pyro_ext._checks import (
     check_mapping,
     check_number,
 )
+from pyro_ext._progress import progress_bar
 from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
 from pyro_ext.inference.pseudocoresets._row_arguments import data_arguments
 from pyro_ext.potential import Backend, InitStrategy, Layout, WeightedPotential
@@ -194,7 +194,7 @@ class ExpertBuffer:
         )
         generators = [_generator(seed, number) for number in range(num_experts)]
         start, epochs = position.clone(), []
-        with tqdm(total=num_epochs, desc="Experts", disable=not progress) as bar:
+        with progress_bar(total=num_epochs, desc="Experts", disable=not progress) as bar:
             try:
                 for _ in range(num_epochs):
                     value = _epoch(loss, whole.rows, position, optimizer, generators)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from pyro_ext._checks import check_callable, check_instance, check_integer, check_number
+from pyro_ext._progress import progress_bar
 from pyro_ext.models.neural_processes.batch import Batch
 from pyro_ext.models.neural_processes.process import NeuralProcess
 from pyro_ext.random import fresh_seed
@@ -70,7 +70,7 @@ def fit(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(num_steps, 1))
     generator = torch.Generator(device).manual_seed(_word(seed, 0))
     losses: list[float] = []
-    with tqdm(
+    with progress_bar(
         total=num_steps, desc=type(process).__name__, unit="step", disable=not progress
     ) as bar:
         try:

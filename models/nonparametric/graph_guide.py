@@ -18,9 +18,9 @@ from pyro.infer.autoguide import AutoDelta, AutoGuide, init_to_median
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
-from tqdm.auto import tqdm
 
 from pyro_ext._checks import check_callable, check_integer, check_number, shown
+from pyro_ext._progress import progress_bar
 from pyro_ext.distributions import RectifiedGamma
 from pyro_ext.models.nonparametric.graph_model import GraphModel, MixedMembership, check_num_nodes
 from pyro_ext.models.nonparametric.graph_odds import EdgeOdds
@@ -178,7 +178,7 @@ class GraphGuide(PyroModule):
             loss(self.graph, num_edges=1, num_pairs=1)  # makes the parameters of the inner guide
             optimizer = torch.optim.Adam(loss.parameters(), lr=learning_rate)
             decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, _LAST_RATE ** (1 / num_steps))
-            steps = tqdm(range(num_steps), desc="ELBO", disable=not progress)
+            steps = progress_bar(range(num_steps), desc="ELBO", disable=not progress)
             try:
                 for step in steps:
                     optimizer.zero_grad()

@@ -17,8 +17,8 @@ import torch
 from pyro.params.param_store import StateDict
 from pyro.util import get_rng_state, set_rng_seed, set_rng_state
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from pyro_ext._progress import progress_bar
 from pyro_ext.diagnostics._draws import context_of, draws_of, to_array
 from pyro_ext.diagnostics._model_groups import check_shapes
 from pyro_ext.handlers import replace_observations
@@ -163,7 +163,9 @@ def run_simulations(
     outcomes: dict[int, Ranks | str] = {}
     futures: dict[Future[Ranks | str], int] = {}
     try:
-        with tqdm(total=num_simulations, desc="SBC", unit="run", disable=not progress) as bar:
+        with progress_bar(
+            total=num_simulations, desc="SBC", unit="run", disable=not progress
+        ) as bar:
             if executor is None:
                 for number in range(num_simulations):
                     outcomes[number] = _attempt(partial(experiment.simulate, number, potential))

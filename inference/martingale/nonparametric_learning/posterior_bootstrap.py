@@ -8,7 +8,6 @@ from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyro_ext._checks import (
     check_callable,
@@ -18,6 +17,7 @@ from pyro_ext._checks import (
     check_number,
     check_tensors,
 )
+from pyro_ext._progress import progress_bar
 from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.checkpoint.independent_draws import DrawFolder
 from pyro_ext.inference._running.fixed_points import fingerprint, model_at
@@ -403,7 +403,7 @@ class PosteriorBootstrap(IndependentDraws):
         if not self.progress:
             yield lambda number: None
             return
-        with tqdm(total=self.num_samples, desc=type(self).__name__, unit="draw") as bar:
+        with progress_bar(total=self.num_samples, desc=type(self).__name__, unit="draw") as bar:
             yield lambda number: bar.update(number) and None
 
     def _describe(

@@ -1,0 +1,45 @@
+"""Progress bars: as tqdm draws them on a terminal or in a notebook, a line a tenth elsewhere."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+from tqdm.auto import tqdm as tqdm_of_the_screen
+
+__all__ = ["progress_bar"]
+
+
+class _Lines(tqdm):
+    """Writes a whole line each time another tenth is done, for files and pipes."""
+
+    _written = 0, 0  # steps, and tenths of all
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Write a line, if another tenth is done."""
+        tenths = int(10 * self.n / self.total) if self.total else 0
+        if tenths > self._written[1]:
+            self._write(tenths)
+
+    def close(self) -> None:
+        """Say where it ended."""
+        if self.disable:
+            return
+        if self.n > self._written[0]:
+            self._write(10)
+        self.disable: bool = True
+        self._decr_instances(self)
+
+    def _write(self, tenths: int) -> None:
+        self._written = int(self.n), tenths
+        self.fp.write(f"{self}\n")
+        self.fp.flush()
+
+
+def progress_bar(iterable: Any = None, **options: Any) -> "tqdm[Any]":
+    """Make a progress bar.
+
+    :param iterable: what it counts, if it is something to loop over.
+    :param options: ``total``, ``desc``, ``unit``, ``disable`` and others of tqdm.
+    """
+    is_drawn = sys.stderr.isatty() or tqdm_of_the_screen.__module__ == "tqdm.notebook"
+    return (tqdm_of_the_screen if is_drawn else _Lines)(iterable, **options)
