@@ -32,7 +32,11 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from pyro_ext.datasets import Dataset, load_breast_cancer, load_digits, load_wine
-from pyro_ext.distributions import GaussianCluster, KnownVarianceGaussianCluster
+from pyro_ext.distributions import (
+    GaussianCluster,
+    KnownVarianceGaussianCluster,
+    MultinomialCluster,
+)
 from pyro_ext.inference.partitions import Dendrogram, bhc, rbhc
 from pyro_ext.reproduction import Claim, Figure, Report, seeds
 
@@ -107,7 +111,8 @@ claims += [
         values=dict.fromkeys(SEEDS, lead["digits"]),
         comparison=">=",
         bound=0.15,
-        source="Lee and Choi (2015), abstract: accurate; data and bound laid down beforehand",
+        source="Lee and Choi (2015), abstract: high performance; data and bound laid down "
+        "beforehand",
     ),
     Claim(
         "On wines RBHC is nearer to the classes than the best of three linkages (difference of "
@@ -115,7 +120,8 @@ claims += [
         values=dict.fromkeys(SEEDS, lead["wine"]),
         comparison=">=",
         bound=0.15,
-        source="Lee and Choi (2015), abstract: accurate; data and bound laid down beforehand",
+        source="Lee and Choi (2015), abstract: high performance; data and bound laid down "
+        "beforehand",
     ),
     Claim(
         "On breast masses RBHC is nearer to the classes than the best of three linkages "
@@ -123,7 +129,8 @@ claims += [
         values=dict.fromkeys(SEEDS, lead["breast cancer"]),
         comparison=">=",
         bound=0.15,
-        source="Lee and Choi (2015), abstract: accurate; data and bound laid down beforehand",
+        source="Lee and Choi (2015), abstract: high performance; data and bound laid down "
+        "beforehand",
     ),
 ]
 
@@ -139,6 +146,52 @@ axes.legend(frameon=False, ncols=4)
 axes.spines[["top", "right"]].set_visible(False)
 figures["linkages"] = figure
 plt.close(figure)
+
+# %% [markdown]
+# ## Against exact Bayesian hierarchical clustering
+#
+# What the limit was taken of is its reference. Here are 150 rows of each data set that a seed
+# draws, clustered by both, with the conjugate cluster of the family: Gaussians of unknown mean and
+# covariance for wines and breast masses, multinomials for the pixels of digits, whose counts are
+# raised by 0.01 for the limit. Both trees are cut into as many clusters as there are classes. The
+# priors of exact clusters are defaults; tuned ones, which the limit does without, may do better.
+
+# %%
+NUM_DRAWN = 150
+
+
+def exact_and_limit(name: str, seed: int) -> tuple[float, float]:
+    """Adjusted Rand indices of the exact clustering and of its limit."""
+    inputs, labels = DATA[name]
+    chosen = np.random.default_rng(seed).permutation(len(inputs))[:NUM_DRAWN]
+    some, classes = inputs[chosen], labels[chosen]
+    number = int(labels.max()) + 1
+    if name == "digits":
+        pixel_law = MultinomialCluster(torch.full((some.shape[1],), 0.1, dtype=some.dtype))
+        trees = bhc(some, pixel_law), rbhc(some + 0.01, "multinomial")
+    else:
+        trees = bhc(some, GaussianCluster.from_data(some)), rbhc(some)
+    exact, limit = (adjusted_rand_score(classes, tree.cut(number)) for tree in trees)
+    return exact, limit
+
+
+against_exact = {name: {seed: exact_and_limit(name, seed) for seed in SEEDS} for name in DATA}
+for name, by_seed in against_exact.items():
+    print(f"{name:14}" + "".join(f"  BHC {a:6.3f} RBHC {b:6.3f}" for a, b in by_seed.values()))
+claims.append(
+    Claim(
+        "On 150 rows of each data set RBHC is as near to the classes as exact Bayesian "
+        "hierarchical clustering (smallest difference of adjusted Rand indices over data sets).",
+        values={
+            seed: min(found[seed][1] - found[seed][0] for found in against_exact.values())
+            for seed in SEEDS
+        },
+        comparison=">=",
+        bound=-0.05,
+        source="Lee and Choi (2015), abstract: high performance on real data, of a relaxation of "
+        "BHC; data and bound laid down beforehand",
+    )
+)
 
 # %% [markdown]
 # ## A tree, and where to cut it
@@ -324,8 +377,8 @@ claims.append(
         values=ratios,
         comparison="<=",
         bound=1.5,
-        source="Lee and Choi (2015), abstract: the speed of distance-based agglomerative "
-        "clustering; bound laid down beforehand",
+        source="Lee and Choi (2015), abstract: scales as distance-based agglomerative clustering; "
+        "bound laid down beforehand",
     )
 )
 
@@ -356,7 +409,8 @@ claims.append(
         values=exact_ratios,
         comparison="<",
         bound=1.0,
-        source="Lee and Choi (2015), abstract: as accurate and faster; bound laid down beforehand",
+        source="Lee and Choi (2015), abstract: marginal likelihoods limit how BHC scales; bound "
+        "laid down beforehand",
     )
 )
 
