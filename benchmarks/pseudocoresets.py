@@ -127,7 +127,9 @@ def main() -> None:
         for kind in KINDS:
             is_long = size == 10 and kind is not ReverseKL and not options.smoke
             for num_steps in LENGTHS if is_long else (NUM_STEPS,):
-                trajectories = TrajectorySurrogate(buffer, num_steps, batch_size=256)
+                trajectories = TrajectorySurrogate(
+                    buffer, num_steps, 1.0 / num_steps, batch_size=256
+                )
                 name = f"{kind.__name__}, {size} images, {num_steps} steps"
                 prepared.append(measure(name, kind, trajectories, guide, calls))
     timings = in_turn({name: run for name, run, *_ in prepared}, options.rounds)

@@ -13,7 +13,9 @@ from pyro_ext.inference._driver import ChainMethod, Driver, DriverOptions
 from pyro_ext.inference._running.legs import Leg
 from pyro_ext.inference._running.stores import FolderStore, MemoryStore
 from pyro_ext.inference._starts import Start
+from pyro_ext.inference._temperature import warn_of_temperature
 from pyro_ext.inference.early_stopping import EarlyStopping
+from pyro_ext.inference.sgmcmc import SGMCMCKernel
 
 __all__ = ["MCMC", "ChainMethod"]
 
@@ -106,7 +108,9 @@ class MCMC(Driver):
 
         On Ctrl-C the run ends and keeps what has been drawn. A chain that leaves the finite numbers
         stops, with a warning, and is left out of the samples: ``stopped_chains`` holds its draws
-        from before.
+        from before. At the end of a run of a stochastic-gradient kernel a warning says where the
+        draws are too wide or too narrow, by
+        :func:`~pyro_ext.diagnostics.temperature.configurational_temperature`.
 
         :param args: arguments of the model.
         :param kwargs: keyword arguments of the model.
@@ -116,7 +120,11 @@ class MCMC(Driver):
         :raises ExecutorError: where an executor fails; draws made before are kept.
         :raises RuntimeError: where all chains have left the finite numbers.
         """
-        return super().run(*args, **kwargs)
+        super().run(*args, **kwargs)
+        if isinstance(self.kernel, SGMCMCKernel) and not self.interrupted:
+            num_steps = max(state.step for state in self._states.values())
+            warn_of_temperature(self.kernel, self._readers(self._store), *self._choose(), num_steps)
+        return self
 
     @property
     def num_draws(self) -> int:

@@ -33,6 +33,10 @@ SLOW_PAGES = ("concepts.md",) + tuple(
         "step_size",
     )
 )
+# Pages that show draws that are too wide or too narrow, of which there is a warning.
+WARNING_PAGES = [
+    f"how_to/{name}.md" for name in ("bayesian_networks", "control_variates", "step_size")
+]
 # A block of Python, and what it prints where a block of text follows.
 BLOCK = re.compile(
     r"^```python\n(?P<code>.*?)^```$(?:\n+```text\n(?P<printed>.*?)^```$)?",
@@ -48,6 +52,8 @@ def parameters():
     for page in PAGES:
         if BLOCK.search(page.read_text("utf-8")):
             marks = [pytest.mark.slow] if name_of(page) in SLOW_PAGES else []
+            if name_of(page) in WARNING_PAGES:
+                marks.append(pytest.mark.filterwarnings("ignore:the draws of"))
             yield pytest.param(page, id=name_of(page), marks=marks)
 
 
@@ -67,7 +73,7 @@ def test_code_runs_and_prints_what_the_page_says(page, tmp_path, monkeypatch, ca
 
 
 def test_slow_pages_exist():
-    assert set(SLOW_PAGES) <= {name_of(page) for page in PAGES}
+    assert {*SLOW_PAGES, *WARNING_PAGES} <= {name_of(page) for page in PAGES}
 
 
 def test_names_in_prose_exist(subtests):

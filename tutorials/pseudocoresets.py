@@ -97,9 +97,9 @@ def distance(guide: AutoPseudocoreset, surrogate: GaussianSurrogate) -> Distance
 # patients have
 #
 # * `weights="uniform"`: they count as twenty patients. Their posterior is wide, wherever they go,
-#   unless they go far out.
+#   unless they go far out, and `fit` warns of that.
 # * `weights="scaled"`: each counts as 442 / 20 patients, all together as much as the data.
-# * `weights="learned"`: they start there and are learned.
+# * `weights="learned"`, as without a word: they start there and are learned.
 #
 # Adam takes steps of a share of 0.005 of the spread of the data, unless it is told otherwise. That
 # is slow for uniform weights, whose pseudo observations have far to go.

@@ -4,13 +4,55 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_ext.handlers import data_weights
 
-__all__ = ["CoresetModel", "RowArguments", "WeightedModel"]
+__all__ = ["CoresetModel", "RowArguments", "WeightedModel", "data_arguments"]
+
+
+def data_arguments(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a model with tensors in the place of NumPy arrays and lists of numbers.
+
+    Real numbers get PyTorch's default type. Lists become tensors where they are as long as the
+    longest argument: shorter ones may be sizes, such as those of layers.
+
+    :param model: a Pyro model.
+    :param tuple args: its arguments.
+    :param Mapping kwargs: its keyword arguments.
+    :raises ValueError: where an argument of that length holds NaN or infinite numbers.
+
+    Example::
+
+        >>> data_arguments(lambda x, y, sizes: None, ([1.0, 2.0], torch.ones(2), [4]), {})
+        ((tensor([1., 2.]), tensor([1., 1.]), [4]), {})
+    """
+    named = _named(model, args, kwargs)
+    trees = [pytree.tree_flatten(value, is_leaf=_is_list_of_numbers) for _, value in named]
+    most = max((len(part) for parts, _ in trees for part in parts if _has_length(part)), default=0)
+    filled = []
+    for (name, _), (parts, tree) in zip(named, trees, strict=True):
+        leaves = [_as_tensor(part, most) for part in parts]
+        for leaf in leaves:
+            if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == most:
+                _check_finite(name, leaf)
+        filled.append(pytree.tree_unflatten(leaves, tree))
+    return tuple(filled[: len(args)]), dict(zip(kwargs, filled[len(args) :], strict=True))
+
+
+def _check_finite(name: str, rows: Tensor) -> None:
+    bad = (~rows.isfinite()).reshape(len(rows), -1).any(1).nonzero()[:, 0].tolist()
+    if bad:
+        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
+        raise ValueError(
+            f"{name} must be finite, got NaN or infinite numbers in the rows {bad[:10]}{more} of "
+            f"{len(rows)}"
+        )
 
 
 class RowArguments:
@@ -30,6 +72,7 @@ class RowArguments:
         kwargs: Mapping[str, Any],
         size: int,
     ) -> None:
+        self._model = model
         self._leaves, self._tree = pytree.tree_flatten((args, dict(kwargs)))
         owners = [
             name for name, value in _named(model, args, kwargs) for _ in pytree.tree_leaves(value)
@@ -65,6 +108,7 @@ class RowArguments:
 
     def are(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether other arguments are the same ones."""
+        args, kwargs = data_arguments(self._model, args, kwargs)
         leaves, tree = pytree.tree_flatten((args, dict(kwargs)))
         return tree == self._tree and all(map(_is_same, leaves, self._leaves))
 
@@ -102,8 +146,18 @@ class CoresetModel:
         self.args, self.kwargs = model.arguments.fill(rows)
         self.weights = weights
 
-    def __call__(self) -> Any:
-        """Run the model."""
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model.
+
+        :raises TypeError: for arguments: the pseudo rows are there already.
+        """
+        if args or kwargs:
+            raise TypeError(
+                f"a model that condition() gives takes no arguments, got {len(args)} and "
+                f"{sorted(kwargs)}: it holds the pseudo observations in their place. To predict at "
+                "other inputs take the draws to the model itself, such as "
+                "Predictive(model, draws)(x)"
+            )
         return data_weights(self.plate, self.weights)(self.model)(*self.args, **self.kwargs)
 
 
@@ -125,6 +179,30 @@ def _named(
         pass
     names += [f"argument_{place}" for place in range(len(names), len(args))]
     return [*zip(names[: len(args)], args, strict=True), *kwargs.items()]
+
+
+def _is_list_of_numbers(value: object) -> bool:
+    """Whether a value is a list of numbers, or of such lists, all of one shape."""
+    if not isinstance(value, list | tuple) or not value:
+        return False
+    if all(isinstance(entry, bool | int | float | np.number) for entry in value):
+        return True
+    return all(map(_is_list_of_numbers, value)) and len({np.shape(entry) for entry in value}) == 1
+
+
+def _has_length(value: object) -> bool:
+    if isinstance(value, Tensor | np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, list | tuple)
+
+
+def _as_tensor(value: Any, length: int) -> Any:
+    """A NumPy array of numbers, or a list of the length of the data, as a tensor."""
+    is_array = isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
+    if not is_array and not (_is_list_of_numbers(value) and len(value) == length):
+        return value
+    tensor = torch.from_numpy(np.array(value))
+    return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
 
 
 def _is_same(one: Any, other: Any) -> bool:

@@ -28,8 +28,10 @@ from pyro_ext.inference.pseudocoresets._row_arguments import (
     CoresetModel,
     RowArguments,
     WeightedModel,
+    data_arguments,
 )
 from pyro_ext.inference.pseudocoresets._site_draws import pick_draw
+from pyro_ext.inference.pseudocoresets._spread_check import SpreadCheck
 from pyro_ext.inference.pseudocoresets._spreads import column_spreads
 from pyro_ext.inference.pseudocoresets._training import Optimizer, Trainer
 from pyro_ext.inference.pseudocoresets._weighted_posterior import Coreset, posteriors_of
@@ -70,13 +72,14 @@ class AutoPseudocoreset(PyroModule):
 
     :param model: a Pyro model whose observations are the elements of one plate, with all latent
         sites outside of it. It takes the size of the plate from its arguments.
-    :param args: its arguments: the data.
+    :param args: its arguments: the data. NumPy arrays and lists of numbers become tensors.
     :param int size: :math:`m`, the number of pseudo observations.
     :param learnable: which row arguments are learned, by name in the signature of the model or by
         number in the order of ``pseudodata``; all but labels and integers without it. Leave out
         what has a restricted range, such as totals of a binomial law.
-    :param str weights: ``"uniform"``, weights of one; ``"scaled"``, :math:`n / m` each, so that the
-        coreset weighs as much as the data; or ``"learned"``, positive ones that start there.
+    :param str weights: ``"learned"``, positive ones that start at :math:`n / m` each, so that the
+        coreset weighs as much as the data; ``"scaled"``, which stay there; or ``"uniform"``,
+        weights of one, whose posterior is as wide as that of :math:`m` data.
     :param init: where pseudo rows start: ``"subset"``, a random one of the data with as many rows
         of each class as can be; or a function of the size and the row arguments that returns
         pseudo rows.
@@ -91,8 +94,8 @@ class AutoPseudocoreset(PyroModule):
         generator.
     :param kwargs: keyword arguments of the model.
     :raises TypeError: for arguments of a wrong type.
-    :raises ValueError: for a size out of range, a model without such a plate or row arguments, or
-        an argument that cannot be learned.
+    :raises ValueError: for a size out of range, data that are not finite, a model without such a
+        plate or row arguments, or an argument that cannot be learned.
 
     [1] D. Manousakas, Z. Xu, C. Mascolo, T. Campbell (2020), Bayesian pseudocoresets.
 
@@ -104,7 +107,7 @@ class AutoPseudocoreset(PyroModule):
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
         >>> x = torch.linspace(0.0, 1.0, 500)
-        >>> guide = AutoPseudocoreset(model, x, 2 * x, size=5, weights="learned", seed=0)
+        >>> guide = AutoPseudocoreset(model, x, 2 * x, size=5, seed=0)
         >>> _ = guide.fit(ForwardKL(), num_steps=50, progress=False)
         >>> guide.losses[-1] < 0.1, [tuple(row.shape) for row in guide.pseudodata]
         (True, [(5,), (5,)])
@@ -116,7 +119,7 @@ class AutoPseudocoreset(PyroModule):
         *args: Any,
         size: int,
         learnable: Sequence[str | int] | None = None,
-        weights: Weights = "uniform",
+        weights: Weights = "learned",
         init: str | Callable[..., Any] = "subset",
         plate: str | None = None,
         kernel: Callable[[Callable[..., Any]], MCMCKernel] | None = None,
@@ -137,6 +140,7 @@ class AutoPseudocoreset(PyroModule):
         self.num_samples = check_integer("num_samples", num_samples, 1)
         self.warmup_steps = check_integer("warmup_steps", warmup_steps, 0)
         self.size, self.weighting = size, weights
+        args, kwargs = data_arguments(model, args, kwargs)
         self.args, self.kwargs = args, kwargs
         self._seed = fresh_seed(seed)
         self._model = (model,)  # in a tuple, no submodule
@@ -172,6 +176,7 @@ class AutoPseudocoreset(PyroModule):
         check_may_change(weighted, potential, parameters, self._label, start, factors)
         self.losses: list[float] = []
         self._trainer: Trainer | None = None
+        self._spread_check = SpreadCheck(_MOST_LATENTS)
         self._draws: tuple[Any, dict[str, Tensor]] | None = None
 
     # What the coreset is -------------------------------------------------------------------------
@@ -260,7 +265,8 @@ class AutoPseudocoreset(PyroModule):
         """Train the coreset; ``losses`` gets the loss before each step.
 
         On Ctrl-C the coreset stays as it is then. Where a loss or gradient is not finite, a warning
-        says so, and the last state is kept at which it was.
+        says so, and the last state is kept at which it was. At the end :meth:`check_spread` warns
+        of a posterior that is not that of the data.
 
         :param pyro.infer.ELBO divergence: such as :class:`~pyro_ext.inference.ForwardKL`.
         :param int num_steps: number of steps.
@@ -273,8 +279,38 @@ class AutoPseudocoreset(PyroModule):
         :raises TypeError: for a divergence or optimizer that is none.
         """
         trainer = self._trainer_of(divergence, optimizer)
-        self.losses += trainer.run(num_steps, seed, progress)
+        losses = trainer.run(num_steps, seed, progress)
+        self.losses += losses
+        if len(losses) == num_steps:
+            self._spread_check(self, getattr(divergence, "surrogate", None), 3)
         return self
+
+    def check_spread(self) -> dict[str, Tensor] | None:
+        """Compare the posterior of the coreset with that of the data, and warn where they differ.
+
+        Both are seen through Laplace approximations in unconstrained space. There is a warning,
+        with both numbers and the name of the site, where a standard deviation is more than twice or
+        less than half of the data's, or a mean more than two of these off. The search for the mode
+        looks at all of the data some dozen times.
+
+        Posteriors of which a Laplace approximation tells nothing are passed over: those of more
+        than 500 latent values, those with several modes, as those of networks, which searches from
+        two starts tell, and those whose log density is not concave at the mode.
+
+        :returns: ratios of standard deviations by site, or ``None`` for a posterior that is passed
+            over. **Shape:** ``(*event)`` each, in unconstrained space.
+
+        Example::
+
+            >>> def model(x):
+            ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+            ...     with pyro.plate("data", len(x)):
+            ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+            >>> guide = AutoPseudocoreset(model, torch.ones(900), size=9, seed=0)
+            >>> round(float(guide.check_spread()["loc"]), 2)
+            1.0
+        """
+        return self._spread_check(self, None, 3)
 
     def check_model(
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]

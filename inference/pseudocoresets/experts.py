@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from pyro_ext._checks import check_integer, check_number
 from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
+from pyro_ext.inference.pseudocoresets._row_arguments import data_arguments
 from pyro_ext.potential import Backend, InitStrategy, Layout, WeightedPotential
 from pyro_ext.random import fresh_seed
 
@@ -19,6 +20,8 @@ __all__ = ["ExpertBuffer"]
 
 _FORMAT = "expert buffer 1"
 _BATCH_SIZE = 64
+_JUMP = 5.0
+"""An epoch in which an expert moves so many times as far as in any other one is a jump."""
 
 
 class ExpertBuffer:
@@ -34,7 +37,12 @@ class ExpertBuffer:
     :param Mapping shapes: unconstrained shape of each latent site, in the order of the vectors.
     :param Tensor losses: mean loss of each epoch. **Shape:** ``(num_experts, num_checkpoints -
         1)``.
-    :raises ValueError: for shapes that do not fit each other, or values that are not finite.
+    :param int num_steps: number of steps of an epoch, where it is known.
+    :param float learning_rate: of these steps, where it is known; with momentum that of plain
+        descent that goes as far, over one minus the momentum.
+    :raises ValueError: for shapes that do not fit each other, values that are not finite, numbers
+        out of range, or trajectories that jump from one epoch to the next, after the first one,
+        more than five times as far as in any other epoch: pieces of different runs are no expert.
 
     [1] B. Kim, J. Choi, S. Lee, Y. Lee, J.-W. Ha, J. Lee (2022), On divergence measures for
     Bayesian pseudocoresets.
@@ -50,12 +58,17 @@ class ExpertBuffer:
         ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
         >>> buffer = ExpertBuffer.collect(
         ...     model, torch.ones(640), num_experts=3, num_epochs=4, seed=0, progress=False)
-        >>> buffer.trajectories.shape, buffer.shapes
-        (torch.Size([3, 5, 1]), {'loc': torch.Size([])})
+        >>> buffer.trajectories.shape, buffer.shapes, buffer.num_steps
+        (torch.Size([3, 5, 1]), {'loc': torch.Size([])}, 10)
     """
 
     def __init__(
-        self, trajectories: Tensor, shapes: Mapping[str, Sequence[int]], losses: Tensor
+        self,
+        trajectories: Tensor,
+        shapes: Mapping[str, Sequence[int]],
+        losses: Tensor,
+        num_steps: int | None = None,
+        learning_rate: float | None = None,
     ) -> None:
         self.shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
         size = sum(shape.numel() for shape in self.shapes.values())
@@ -69,6 +82,19 @@ class ExpertBuffer:
             raise ValueError(f"losses must have the shape {wanted}, got {tuple(losses.shape)}")
         if not bool(trajectories.isfinite().all()):
             raise ValueError("trajectories must be finite, got values that are not")
+        if len(jumps := _jumps(trajectories).nonzero()):
+            number, epoch = jumps[0].tolist()
+            raise ValueError(
+                f"trajectories must be one run of descent each: expert {number} moves in epoch "
+                f"{epoch} more than {_JUMP:g} times as far as in any other one, got what looks "
+                "like pieces of different runs"
+            )
+        if num_steps is not None:
+            num_steps = check_integer("num_steps", num_steps, 1)
+        if learning_rate is not None:
+            learning_rate = check_number("learning_rate", learning_rate, above=0)
+        self.num_steps = num_steps
+        self.learning_rate = learning_rate
         self.trajectories = trajectories
         self.losses = losses
 
@@ -110,8 +136,8 @@ class ExpertBuffer:
     ) -> Self:
         """Train experts, all at once.
 
-        An expert whose values do not stay finite is left out, with a warning that names it. On
-        Ctrl-C the buffer holds the epochs that are done.
+        An expert whose values do not stay finite, or jump, is left out, with a warning that names
+        it. On Ctrl-C the buffer holds the epochs that are done.
 
         :param model: a Pyro model, as of :class:`~pyro_ext.inference.AutoPseudocoreset`.
         :param args: its arguments: the data.
@@ -133,8 +159,8 @@ class ExpertBuffer:
         :param int seed: of starts and orders; ``None`` takes one from PyTorch's generator.
         :param bool progress: whether to show a progress bar.
         :param kwargs: keyword arguments of the model.
-        :raises ValueError: for numbers out of range, a model without such a plate or with other
-            observations, or where no expert stays finite.
+        :raises ValueError: for numbers out of range, data that are not finite, a model without such
+            a plate or with other observations, or where no expert stays finite.
         """
         num_experts = check_integer("num_experts", num_experts, 1)
         num_epochs = check_integer("num_epochs", num_epochs, 1)
@@ -142,6 +168,7 @@ class ExpertBuffer:
         check_number("momentum", momentum, least=0, below=1)
         check_number("weight_decay", weight_decay, least=0)
         seed = fresh_seed(seed)
+        args, kwargs = data_arguments(model, args, kwargs)
         whole = WeightedPotential(model, args, kwargs, plate=plate, backend=backend)
         _check_observations(whole)
         size = _batch_size(whole, batch_size)
@@ -165,18 +192,24 @@ class ExpertBuffer:
         checkpoints, losses = zip(*epochs, strict=True)
         trajectories = torch.stack([start, *checkpoints], 1)
         by_epoch = torch.stack(losses, 1)
-        is_finite = trajectories.isfinite().all(-1).all(-1)
-        if not bool(is_finite.all()):
-            bad = (~is_finite).nonzero()[:, 0].tolist()
-            what = f"the values of the experts {bad} did not stay finite"
-            if not bool(is_finite.any()):
+        is_good = trajectories.isfinite().all(-1).all(-1) & ~_jumps(trajectories).any(1)
+        if not bool(is_good.all()):
+            bad = (~is_good).nonzero()[:, 0].tolist()
+            what = f"the values of the experts {bad} did not stay finite, or jumped"
+            if not bool(is_good.any()):
                 raise ValueError(f"learning_rate={learning_rate} is too large: {what}")
             warnings.warn(
                 f"{what}, and the buffer goes without them. A smaller learning rate may help",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        return cls(trajectories[is_finite], whole.layout.shapes, by_epoch[is_finite])
+        return cls(
+            trajectories[is_good],
+            whole.layout.shapes,
+            by_epoch[is_good],
+            num_steps=len(whole.rows[0]) // size,
+            learning_rate=learning_rate / (1.0 - momentum),
+        )
 
     # Using ---------------------------------------------------------------------------------------
 
@@ -203,6 +236,8 @@ class ExpertBuffer:
         content = {
             "format": _FORMAT,
             "sites": [[name, list(shape)] for name, shape in self.shapes.items()],
+            "num_steps": self.num_steps,
+            "learning_rate": self.learning_rate,
         }
         tensors = {"trajectories": self.trajectories, "losses": self.losses}
         write_tensors(Path(path), tensors, content)
@@ -219,7 +254,27 @@ class ExpertBuffer:
         if content.get("format") != _FORMAT:
             raise CheckpointError(f"{path} holds no experts")
         moved = {name: value.to(device) for name, value in tensors.items()}
-        return cls(moved["trajectories"], dict(content["sites"]), moved["losses"])
+        return cls(
+            moved["trajectories"],
+            dict(content["sites"]),
+            moved["losses"],
+            content.get("num_steps"),
+            content.get("learning_rate"),
+        )
+
+
+def _jumps(trajectories: Tensor) -> Tensor:
+    """Epochs, but for the first, in which an expert moves much farther than in any other one.
+
+    :returns: **Shape:** ``(num_experts, num_checkpoints - 1)``.
+    """
+    moved = trajectories.diff(dim=1).norm(dim=-1)
+    if moved.shape[1] < 3:
+        return torch.zeros_like(moved, dtype=torch.bool)
+    two = moved.topk(2, dim=1).values
+    is_jump: Tensor = (moved > _JUMP * two[:, 1:]) & (moved == two[:, :1])
+    is_jump[:, 0] = False
+    return is_jump
 
 
 def _epoch(

@@ -1,6 +1,7 @@
 """Ends of short trajectories of gradient descent in place of posteriors."""
 
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["TrajectorySurrogate"]
 
 _MAX_START = 10
+_FARTHER = 2.0
+
+Number = TypeVar("Number", int, float)
 
 
 class TrajectorySurrogate(Surrogate):
@@ -46,10 +50,12 @@ class TrajectorySurrogate(Surrogate):
     where pseudo rows drift off, take a smaller rate, fewer steps or earlier starts.
 
     :param ExpertBuffer buffer: experts of the model of the guide.
-    :param int num_steps: number of steps on the coreset.
+    :param int num_steps: number of steps on the coreset; as many as experts take from
+        :math:`z_0` to :math:`z_x` without it.
     :param learning_rate: of these steps, on the mean loss: a number, or a scalar tensor into which
-        the gradient of a Wasserstein distance flows. It is learned where the optimizer of the
-        coreset is given it, too.
+        the gradient of a Wasserstein distance flows; that of the experts without it. It is learned
+        where the optimizer of the coreset is given it, too. Steps that go more than twice as far
+        as those of the experts make the coreset uninformative, and there is a warning then.
     :param float noise_scale: standard deviation of the Gaussians.
     :param int num_particles: number of draws from each Gaussian.
     :param int max_start: number of checkpoints of an expert that may be a start, the earliest ones;
@@ -58,7 +64,8 @@ class TrajectorySurrogate(Surrogate):
     :param int batch_size: number of observations in the minibatch that a reverse divergence looks
         at; all of them without it.
     :raises TypeError: for a buffer that is none.
-    :raises ValueError: for numbers out of range, or a buffer that is too short for them.
+    :raises ValueError: for numbers out of range, a buffer that is too short for them, or one that
+        does not know its steps where they are not given.
 
     [1] B. Kim, J. Choi, S. Lee, Y. Lee, J.-W. Ha, J. Lee (2022), On divergence measures for
     Bayesian pseudocoresets.
@@ -83,16 +90,16 @@ class TrajectorySurrogate(Surrogate):
         >>> guide = AutoPseudocoreset(model, x, y, size=4, seed=0)
         >>> divergence = ForwardKL(TrajectorySurrogate(buffer))
         >>> optimizer = partial(torch.optim.SGD, lr=1.0, momentum=0.5)
-        >>> _ = guide.fit(divergence, 20, optimizer=optimizer, seed=0, progress=False)
-        >>> len(guide.losses)
-        20
+        >>> losses = [guide.step(divergence, optimizer) for _ in range(20)]
+        >>> divergence.surrogate.num_steps, len(losses)
+        (10, 20)
     """
 
     def __init__(
         self,
         buffer: ExpertBuffer,
-        num_steps: int = 20,
-        learning_rate: float | Tensor = 0.05,
+        num_steps: int | None = None,
+        learning_rate: float | Tensor | None = None,
         *,
         noise_scale: float = 0.01,
         num_particles: int = 10,
@@ -103,7 +110,12 @@ class TrajectorySurrogate(Surrogate):
         if not isinstance(buffer, ExpertBuffer):
             raise TypeError(f"buffer must be an ExpertBuffer, got {buffer!r:.80}")
         self.buffer = buffer
+        self.num_epochs = check_integer("num_epochs", num_epochs, 1)
+        if num_steps is None:
+            num_steps = self.num_epochs * _known("num_steps", buffer.num_steps)
         self.num_steps = check_integer("num_steps", num_steps, 1)
+        if learning_rate is None:
+            learning_rate = _known("learning_rate", buffer.learning_rate)
         if isinstance(learning_rate, Tensor):
             if learning_rate.dim():
                 raise ValueError(
@@ -113,9 +125,9 @@ class TrajectorySurrogate(Surrogate):
         else:
             check_number("learning_rate", learning_rate, least=0)
         self.learning_rate = learning_rate
+        self._warn_of_long_descent()
         self.noise_scale = check_number("noise_scale", noise_scale, least=0)
         self.num_particles = check_integer("num_particles", num_particles, 1)
-        self.num_epochs = check_integer("num_epochs", num_epochs, 1)
         most = buffer.num_checkpoints - num_epochs
         if max_start is None:
             max_start = min(_MAX_START, most)
@@ -131,6 +143,21 @@ class TrajectorySurrogate(Surrogate):
 
     def __repr__(self) -> str:
         return f"TrajectorySurrogate({self.buffer!r}, {self.num_steps}, {self.learning_rate})"
+
+    def _warn_of_long_descent(self) -> None:
+        """Warn where steps on the coreset, of a rate that is not learned, go too far."""
+        buffer, own = self.buffer, self.learning_rate
+        if buffer.num_steps is None or buffer.learning_rate is None or isinstance(own, Tensor):
+            return
+        wanted = self.num_epochs * buffer.num_steps
+        if self.num_steps * own > _FARTHER * wanted * buffer.learning_rate:
+            warnings.warn(
+                f"num_steps={self.num_steps} with learning_rate={own:g} go more than {_FARTHER:g} "
+                f"times as far as the experts, which take {wanted} steps with "
+                f"{buffer.learning_rate:g}: the coreset has to stay behind what it imitates. Leave "
+                "both out to take those of the experts",
+                stacklevel=3,
+            )
 
     def check(self, divergence: object) -> None:
         """Raise for a divergence of neither draws nor ends; see ``Surrogate.check``."""
@@ -186,3 +213,10 @@ class TrajectorySurrogate(Surrogate):
         """Draws from a Gaussian. **Shape:** ``(size,)`` to ``(num_particles, size)``."""
         noise = torch.randn(self.num_particles, len(mean), dtype=mean.dtype)
         return mean + self.noise_scale * noise.to(mean.device)
+
+
+def _known(argument: str, of_experts: Number | None) -> Number:
+    """What the buffer knows of its experts, or an error that it does not."""
+    if of_experts is None:
+        raise ValueError(f"{argument} must be given, since the buffer does not know its {argument}")
+    return of_experts

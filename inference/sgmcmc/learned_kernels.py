@@ -69,9 +69,11 @@ class L2E(_LearnedKernel):
     each parameter alike.
 
     It is made for few steps: the network that ships with the package was trained so that draws of
-    short chains, started anywhere, predict well together. It does not leave the posterior exactly
-    as it is, whatever the step size: compare with :class:`~pyro_ext.inference.SGHMC` or
-    :class:`~pyro.infer.NUTS` where the posterior itself matters.
+    short chains, started anywhere, predict well together. It does not leave the posterior as it is,
+    whatever the step size: standard deviations of its draws may be a third of the posterior's, and
+    :class:`~pyro_ext.inference.MCMC` warns where they are. Take another kernel, such as
+    :class:`~pyro_ext.inference.SGHMC` or :class:`~pyro.infer.NUTS`, where the posterior itself
+    matters.
 
     :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
     :param kinetics: a :class:`~pyro_ext.inference.sgmcmc.LearnedKinetics`, a
@@ -117,6 +119,8 @@ class L2E(_LearnedKernel):
     @classmethod
     def pretrained(cls, model: Callable[..., Any] | None = None, **options: Any) -> Self:
         """Make the kernel with the kinetics that ship with the package.
+
+        Its draws are an ensemble for predictions, narrower than the posterior.
 
         :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
         :param options: what the constructor takes by keyword.

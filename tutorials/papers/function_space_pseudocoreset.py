@@ -141,7 +141,7 @@ def of_functions(buffers: dict[Perceptron, ExpertBuffer]) -> FunctionSpaceKL:
 
 def both_kinds(buffer: ExpertBuffer) -> dict[str, ForwardKL]:
     """The divergence of weights and that of functions."""
-    of_weights = ForwardKL(TrajectorySurrogate(buffer))
+    of_weights = ForwardKL(TrajectorySurrogate(buffer, NUM_DESCENT_STEPS))
     return {"weights": of_weights, "functions": of_functions({perceptron: buffer})}
 
 
@@ -162,6 +162,7 @@ NUM_EXPERTS = 2 if SMOKE else 10
 NUM_EPOCHS = 3 if SMOKE else 25
 NUM_SNAPSHOTS = 2 if SMOKE else 5
 NUM_INNER_STEPS = 4 if SMOKE else 30
+NUM_DESCENT_STEPS = 2 if SMOKE else 20
 NUM_STEPS = {"weights": 2, "functions": 2} if SMOKE else {"weights": 400, "functions": 200}
 CYCLE = 2 if SMOKE else 250
 
@@ -345,7 +346,7 @@ claims += [
 # ## The same function with other weights
 #
 # Hidden units can trade places: the network is another point in the space of weights, and the same
-# function. Here those of the last checkpoint of each expert do. The loss of functions stays, with
+# function. Here those of each expert do, after its start. The loss of functions stays, with
 # the same noise, up to rounding; the distance of weights from the end of a run on the pseudo images
 # does not.
 
@@ -353,18 +354,18 @@ claims += [
 
 
 def with_other_order(buffer: ExpertBuffer, seed: int) -> ExpertBuffer:
-    """Experts whose hidden units have changed places at the end."""
+    """Experts whose hidden units have changed places after the start."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(buffer.shapes["0.bias"].numel(), generator=generator)
-    ends = buffer.trajectories[:, -NUM_SNAPSHOTS:]
-    first, bias, last, rest = ends.split([shape.numel() for shape in buffer.shapes.values()], -1)
+    after = buffer.trajectories[:, 1:]
+    first, bias, last, rest = after.split([shape.numel() for shape in buffer.shapes.values()], -1)
     parts = [
         first.unflatten(-1, buffer.shapes["0.weight"])[..., order, :].flatten(-2),
         bias[..., order],
         last.unflatten(-1, buffer.shapes["2.weight"])[..., order].flatten(-2),
         rest,
     ]
-    trajectories = torch.cat([buffer.trajectories[:, :-NUM_SNAPSHOTS], torch.cat(parts, -1)], 1)
+    trajectories = torch.cat([buffer.trajectories[:, :1], torch.cat(parts, -1)], 1)
     return ExpertBuffer(trajectories, buffer.shapes, buffer.losses)
 
 
@@ -373,7 +374,9 @@ def relative_changes(seed: int) -> tuple[float, float]:
     guide = subset(whole, 1, seed)
     losses = []
     for buffer in (buffers[seed], with_other_order(buffers[seed], seed)):
-        distance = TrajectorySurrogate(buffer, max_start=1, num_epochs=NUM_EPOCHS)
+        distance = TrajectorySurrogate(
+            buffer, NUM_DESCENT_STEPS, 0.05, max_start=1, num_epochs=NUM_EPOCHS
+        )
         for divergence in (of_functions({perceptron: buffer}), Wasserstein(distance)):
             torch.manual_seed(seed)
             losses.append(divergence.loss(perceptron, guide))

@@ -136,6 +136,7 @@ NUM_TEST = 50 if SMOKE else 797
 PER_CLASS = (1,) if SMOKE else (1, 5)
 NUM_EXPERTS = 2 if SMOKE else 20
 NUM_EPOCHS = 3 if SMOKE else 12
+NUM_DESCENT_STEPS = 2 if SMOKE else 20
 NUM_STEPS = 2 if SMOKE else 200
 CYCLE = 2 if SMOKE else 250
 
@@ -175,7 +176,7 @@ def learned(
     name: str, rate: float, guide: AutoPseudocoreset, buffer: ExpertBuffer, seed: int
 ) -> AutoPseudocoreset:
     """Train the pseudo images of a guide."""
-    surrogate = TrajectorySurrogate(buffer, batch_size=256)
+    surrogate = TrajectorySurrogate(buffer, NUM_DESCENT_STEPS, batch_size=256)
     optimizer = partial(torch.optim.SGD, lr=rate, momentum=0.5)
     divergence = KINDS[name](surrogate)
     return guide.fit(divergence, NUM_STEPS, optimizer=optimizer, seed=seed, progress=False)

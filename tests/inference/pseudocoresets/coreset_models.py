@@ -5,8 +5,12 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 from torch import Tensor
+
+FITS_ARE_SHORT = pytest.mark.filterwarnings("ignore:the posterior of the coreset is not that of")
+"""For tests whose fits take a few steps, after which a coreset is no good yet."""
 
 
 def location(x: Tensor) -> None:

@@ -23,6 +23,7 @@ from pyro_ext.inference.pseudocoresets import (
     reverse_kl_loss,
 )
 from tests.inference.pseudocoresets.coreset_models import (
+    FITS_ARE_SHORT,
     gamma,
     labelled,
     location,
@@ -31,7 +32,7 @@ from tests.inference.pseudocoresets.coreset_models import (
     points,
 )
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = [pytest.mark.usefixtures("float64"), FITS_ARE_SHORT]
 
 ALL = [ForwardKL, ReverseKL, Wasserstein]
 
@@ -47,7 +48,9 @@ def value_and_gradients(divergence: Divergence, guide: AutoPseudocoreset) -> tup
 
 def location_guide(**options: Any) -> tuple[Tensor, AutoPseudocoreset]:
     x = points()
-    return x, AutoPseudocoreset(location, x, **{"size": 5, "seed": 0, **options})
+    return x, AutoPseudocoreset(
+        location, x, **{"size": 5, "seed": 0, "weights": "uniform", **options}
+    )
 
 
 # Closed forms of the location model --------------------------------------------------------------
@@ -103,7 +106,12 @@ def test_variance_cannot_be_matched_without_weights(divergence: Any) -> None:
     x = points()
     target = location_answers(x)[0] * 6.0 / 5.0
     guide = AutoPseudocoreset(
-        location, x, size=5, init=lambda size, rows: target.expand(5, 2).clone(), seed=0
+        location,
+        x,
+        size=5,
+        weights="uniform",
+        init=lambda size, rows: target.expand(5, 2).clone(),
+        seed=0,
     )
     value, (rows, _) = value_and_gradients(divergence(), guide)
     assert value > 1e-2

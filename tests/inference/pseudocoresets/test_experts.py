@@ -231,6 +231,18 @@ def test_tensors_are_checked() -> None:
         ExpertBuffer(good / 0.0, shapes, losses)
 
 
+def test_pieces_of_different_runs_are_no_expert(subtests: pytest.Subtests) -> None:
+    x, y = labelled()
+    buffer = collect(logistic, x, y, num_epochs=6, learning_rate=0.01, batch_size=400)
+    one, other = buffer.trajectories[:1], buffer.trajectories[1:2]
+    for number in (2, 3, 6):
+        with subtests.test(number=number):
+            spliced = torch.cat([one, torch.cat([one[:, :number], other[:, number:]], 1)])
+            with pytest.raises(ValueError, match=f"expert 1 moves in epoch {number - 1} more"):
+                ExpertBuffer(spliced, buffer.shapes, buffer.losses[:2])
+    ExpertBuffer(torch.cat([one, other]), buffer.shapes, buffer.losses[:2])
+
+
 # Files -------------------------------------------------------------------------------------------
 
 
@@ -241,6 +253,8 @@ def test_save_and_load(tmp_path: Any) -> None:
     read = ExpertBuffer.load(tmp_path / "experts")
     assert torch.equal(read.trajectories, buffer.trajectories)
     assert torch.equal(read.losses, buffer.losses)
+    assert (read.num_steps, read.learning_rate) == (buffer.num_steps, buffer.learning_rate)
+    assert (read.num_steps, read.learning_rate) == (400 // 64, 0.05)
     assert list(read.shapes.items()) == list(buffer.shapes.items())
 
 

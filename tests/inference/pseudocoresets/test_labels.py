@@ -23,9 +23,9 @@ from pyro_ext.inference.pseudocoresets import (
 )
 from pyro_ext.inference.pseudocoresets._labels import class_values
 from pyro_ext.potential import Potential
-from tests.inference.pseudocoresets.coreset_models import labelled, logistic
+from tests.inference.pseudocoresets.coreset_models import FITS_ARE_SHORT, labelled, logistic
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = [pytest.mark.usefixtures("float64"), FITS_ARE_SHORT]
 
 NUM_ONES, NUM_POINTS = 28, 40
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext.inference.pseudocoresets import AutoPseudocoreset, ForwardKL
-from tests.inference.pseudocoresets.coreset_models import labelled, points
+from tests.inference.pseudocoresets.coreset_models import FITS_ARE_SHORT, labelled, points
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = [pytest.mark.usefixtures("float64"), FITS_ARE_SHORT]
 
 
 def test_labels_that_the_model_reshapes_are_fixed() -> None:

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from pyro_ext.inference.pseudocoresets import AutoPseudocoreset, ForwardKL
 from pyro_ext.inference.pseudocoresets._spreads import column_spreads
-from tests.inference.pseudocoresets.coreset_models import labelled
+from tests.inference.pseudocoresets.coreset_models import FITS_ARE_SHORT, labelled
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = [pytest.mark.usefixtures("float64"), FITS_ARE_SHORT]
 
 
 def in_units(scale: float) -> AutoPseudocoreset:

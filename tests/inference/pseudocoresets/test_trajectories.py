@@ -20,6 +20,7 @@ from pyro_ext.inference.pseudocoresets import (
     descend,
 )
 from tests.inference.pseudocoresets.coreset_models import (
+    FITS_ARE_SHORT,
     labelled,
     location,
     logistic,
@@ -27,7 +28,7 @@ from tests.inference.pseudocoresets.coreset_models import (
     saved_tensors,
 )
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = [pytest.mark.usefixtures("float64"), FITS_ARE_SHORT]
 
 ALL = [ForwardKL, ReverseKL, Wasserstein]
 
@@ -40,7 +41,8 @@ def buffer_of(*checkpoints: Tensor) -> ExpertBuffer:
     """One expert with given checkpoints."""
     trajectories = torch.stack(checkpoints)[None]
     shapes = {"weight": trajectories.shape[2:]}
-    return ExpertBuffer(trajectories, shapes, torch.zeros(1, len(checkpoints) - 1))
+    losses = torch.zeros(1, len(checkpoints) - 1)
+    return ExpertBuffer(trajectories, shapes, losses, num_steps=20, learning_rate=0.4)
 
 
 def somewhere(seed: int, size: int = 3) -> Tensor:
@@ -281,7 +283,7 @@ def test_memory_does_not_grow_with_steps() -> None:
 
 def test_segments_are_of_one_expert() -> None:
     trajectories = torch.arange(2 * 7.0).reshape(2, 7, 1).expand(2, 7, 3)
-    buffer = ExpertBuffer(trajectories, {"weight": (3,)}, torch.zeros(2, 6))
+    buffer = ExpertBuffer(trajectories, {"weight": (3,)}, torch.zeros(2, 6), 7, 0.1)
     guide = logistic_guide()
     surrogate = TrajectorySurrogate(buffer, max_start=3, num_epochs=2)
     found = {
@@ -327,7 +329,31 @@ def test_arguments_are_checked() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             TrajectorySurrogate(buffer, **options)  # type: ignore[arg-type]
-    assert "3 values), 20, 0.05)" in repr(TrajectorySurrogate(buffer))
+    assert "3 values), 20, 0.4)" in repr(TrajectorySurrogate(buffer))
+
+
+def test_steps_are_those_of_the_experts() -> None:
+    """So many of an epoch, for as many epochs; what goes farther than twice as far is told."""
+    x, y = labelled(100)
+    options: Any = {"num_experts": 2, "num_epochs": 4, "seed": 0, "progress": False}
+    buffer = ExpertBuffer.collect(
+        logistic, x, y, batch_size=32, learning_rate=0.1, momentum=0.5, **options
+    )
+    assert (buffer.num_steps, buffer.learning_rate) == (3, 0.2)
+    own = TrajectorySurrogate(buffer, num_epochs=2)
+    assert (own.num_steps, own.learning_rate) == (6, 0.2)
+    TrajectorySurrogate(buffer, 12, num_epochs=2)
+    TrajectorySurrogate(buffer, 1000, torch.tensor(0.2))  # one that is learned finds its way
+    told = "num_steps=13 with learning_rate=0.2 .* the experts, which take 6 steps with 0.2"
+    with pytest.warns(UserWarning, match=told):
+        TrajectorySurrogate(buffer, 13, num_epochs=2)
+    with pytest.warns(UserWarning, match="num_steps=3 with learning_rate=0.5"):
+        TrajectorySurrogate(buffer, learning_rate=0.5)
+    plain = ExpertBuffer(buffer.trajectories, buffer.shapes, buffer.losses)
+    TrajectorySurrogate(plain, 1000, 1.0)
+    for given, argument in ((({}), "num_steps"), ({"num_steps": 3}, "learning_rate")):
+        with pytest.raises(ValueError, match=f"{argument} must be given"):
+            TrajectorySurrogate(plain, **given)
 
 
 def test_divergences_of_gaussians_alone_are_refused() -> None:
@@ -342,5 +368,5 @@ def test_vectors_of_other_types_are_converted() -> None:
     torch.set_default_dtype(torch.float32)
     guide = AutoPseudocoreset(location, points(), size=4, seed=0)
     trajectories = torch.zeros(1, 2, 2, dtype=torch.float64)
-    buffer = ExpertBuffer(trajectories, {"mean": (2,)}, torch.zeros(1, 1))
+    buffer = ExpertBuffer(trajectories, {"mean": (2,)}, torch.zeros(1, 1), 20, 0.05)
     assert TrajectorySurrogate(buffer).random_segment(guide)[0].dtype == torch.float32

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from tests.inference.pseudocoresets.coreset_models import FITS_ARE_SHORT
 from tests.pages import check_short_report
 
 pytest.importorskip("sklearn")
 
 PAGE = "pseudocoreset-divergences"
-pytestmark = pytest.mark.slow
+
+pytestmark = [pytest.mark.slow, FITS_ARE_SHORT]
 
 
 def test_short_run_saves_a_report_and_figures(short_run):

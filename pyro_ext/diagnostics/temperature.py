@@ -1,0 +1,74 @@
+r"""Configurational temperature: whether draws spread as far as a density asks.
+
+It needs gradients of the potential at the draws and nothing else, and these may be estimates from
+minibatches, as long as they are unbiased. In a density :math:`\exp(-U / T)`, whose tails fall off,
+
+.. math:: E[(\theta - c) \cdot \nabla U(\theta)] = d \, T
+
+for :math:`d` parameters and any constant :math:`c`, by partial integration. Draws whose
+standard deviations are :math:`a` times those of a normal posterior have :math:`T = a^2`.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Temperature", "configurational_temperature"]
+
+_BATCHES = 10
+
+
+class Temperature(NamedTuple):
+    """An estimate of a temperature.
+
+    :param float value: the estimate.
+    :param float standard_error: its standard error, which counts autocorrelation.
+    """
+
+    value: float
+    standard_error: float
+
+
+def configurational_temperature(positions: Tensor, gradients: Tensor) -> Temperature:
+    r"""Estimate the temperature of draws: one for those from the posterior.
+
+    The constant :math:`c` of a chain is the mean of the draws of all other chains, so that it does
+    not depend on the draws it is taken from. Of a single chain each half has the mean of the other.
+    The standard error is that of means of tenths of chains, or that of means of whole chains where
+    it is larger, as where chains are at different modes.
+
+    :param Tensor positions: draws in unconstrained space. **Shape:** ``(num_chains, num_draws,
+        size)``.
+    :param Tensor gradients: of the potential, the negative log density, there. **Shape:** as the
+        positions.
+    :returns: the temperature and its standard error.
+    :raises ValueError: for shapes that do not fit, or fewer than four draws of a chain.
+
+    Example::
+
+        >>> x = torch.randn(4, 1000, 3, generator=torch.Generator().manual_seed(0))
+        >>> found = configurational_temperature(x, x / 2.0**2)  # the posterior is twice as wide
+        >>> round(found.value, 2), found.standard_error < 0.02
+        (0.25, True)
+    """
+    if positions.dim() != 3 or positions.shape != gradients.shape or positions.shape[1] < 4:
+        raise ValueError(
+            "positions and gradients must have one shape (num_chains, num_draws >= 4, size), got "
+            f"{tuple(positions.shape)} and {tuple(gradients.shape)}"
+        )
+    positions, gradients = positions.double(), gradients.double()
+    if len(positions) == 1:
+        half = positions.shape[1] // 2
+        positions, gradients = (
+            torch.cat([part[:, :half], part[:, -half:]]) for part in (positions, gradients)
+        )
+    means = positions.mean(1, keepdim=True)
+    others = (means.sum(0) - means) / (len(means) - 1)
+    values = ((positions - others) * gradients).mean(-1)
+    by_chain = values.mean(1)
+    parts = values.tensor_split(min(_BATCHES, values.shape[1]), 1)
+    batches = torch.stack([part.mean(1) for part in parts])
+    errors = [part.std() / math.sqrt(part.numel()) for part in (by_chain, batches)]
+    return Temperature(float(by_chain.mean()), float(torch.stack(errors).max()))
