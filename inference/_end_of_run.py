@@ -67,8 +67,8 @@ def _r_hat_warning(
     worst = ", ".join(f"{r_hats[name]:.3g} at {name!r}" for name in high[:_MOST_NAMES])
     more = f" and high at {len(high) - _MOST_NAMES} more sites" if len(high) > _MOST_NAMES else ""
     return (
-        f"the chains do not agree: R-hat is {worst}{more}, where 1 is right; take more warmup_steps "
-        "and thinning, or other starts (initial_params)"
+        f"the chains do not agree: R-hat is {worst}{more}, where 1 is right; take more "
+        "warmup_steps and thinning, or other starts (initial_params)"
     )
 
 

@@ -19,7 +19,9 @@ from pyro_ext._checks import check_integer, check_number
 from pyro_ext.inference.sgmcmc.chains import Chains, Draws
 from pyro_ext.inference.sgmcmc.control_variates import Anchor, anchor_at, is_anchor_of
 from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient
+from pyro_ext.inference.sgmcmc.laplace import Laplace, laplace_at
 from pyro_ext.inference.sgmcmc.loop import Plan, StepLoop
+from pyro_ext.inference.sgmcmc.mass import Mass, mass_of
 from pyro_ext.inference.sgmcmc.minibatches import Minibatches
 from pyro_ext.inference.sgmcmc.modes import flat_point, minimum
 from pyro_ext.inference.sgmcmc.schedules import ConstantSchedule, Schedule
@@ -36,6 +38,8 @@ from pyro_ext.random import chain_keys, fresh_seed
 
 __all__ = ["Chains", "Draws", "KernelOptions", "OptionsButStepSize", "SGMCMCKernel"]
 
+
+_STEP_SIZE = 1e-3
 
 ControlVariate = Literal["map"] | Mapping[str, Tensor] | None
 
@@ -54,7 +58,7 @@ class OptionsButStepSize(TypedDict, total=False):
 class KernelOptions(OptionsButStepSize, total=False):
     """The same with the step size."""
 
-    step_size: float | Schedule
+    step_size: float | Schedule | None
 
 
 class SGMCMCKernel(MCMCKernel):
@@ -68,7 +72,8 @@ class SGMCMCKernel(MCMCKernel):
     :param potential_fn: maps one chain's dict of unconstrained parameters to a scalar; it needs
         initial parameters.
     :param str backend: how the potential runs, see :class:`~pyro_ext.potential.Potential`.
-    :param step_size: a positive number or a :class:`Schedule`.
+    :param step_size: a positive number or a :class:`Schedule`; ``None`` takes what the kernel takes
+        by default once it knows the data.
     :param float temperature: target is the posterior to the power of its inverse; zero gives
         stochastic gradient descent to a posterior mode.
     :param control_variate: an anchor near a mode, which takes most of the noise out of the
@@ -89,7 +94,7 @@ class SGMCMCKernel(MCMCKernel):
         *,
         potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
         backend: Backend = "trace",
-        step_size: float | Schedule = 1e-3,
+        step_size: float | Schedule | None = 1e-3,
         temperature: float = 1.0,
         control_variate: ControlVariate = None,
         num_steps: int = 1,
@@ -110,15 +115,19 @@ class SGMCMCKernel(MCMCKernel):
         self.model = model
         self.potential_fn = potential_fn
         self.backend = backend
-        self.step_size: float | Schedule | None = step_size
+        self.step_size = step_size
         self.schedule = (
-            step_size if isinstance(step_size, Schedule) else ConstantSchedule(step_size)
+            step_size
+            if isinstance(step_size, Schedule)
+            else ConstantSchedule(_STEP_SIZE if step_size is None else step_size)
         )
         self.temperature = check_number("temperature", temperature, least=0)
         self.control_variate = control_variate
         self.anchor: Anchor | None = None
+        self.laplace: Laplace | None = None
         self.num_steps = check_integer("num_steps", num_steps, 1)
         self.init_strategy = init_strategy
+        self._masses: float | Tensor = 1.0
         self._initial_params: dict[str, Tensor] | None = None
         self._potential: Potential | FunctionPotential | None = None
         self._loop: StepLoop[Any] | None = None
@@ -166,12 +175,13 @@ class SGMCMCKernel(MCMCKernel):
             kernel._initial_params = self._initial_params
         if kernel.control_variate is self.control_variate:
             kernel.anchor = self.anchor
+        kernel.laplace = self.laplace
         return kernel
 
     def __getstate__(self) -> dict[str, Any]:
         # What setup builds holds graphs and machine code, which stay in this process.
         built = dict.fromkeys(("_potential", "_loop", "_minibatches", "_chains"))
-        return {**self.__dict__, **built}
+        return {**self.__dict__, **built, "_masses": 1.0}
 
     # What a sampler gives ----------------------------------------------------------------------
 
@@ -193,6 +203,15 @@ class SGMCMCKernel(MCMCKernel):
 
     def _prepare(self) -> None:
         """Resolve arguments that need the sites of the model; called once these are known."""
+
+    def _default_step_size(self) -> float:
+        """Step size where none is given, of the potential that is set up."""
+        return _STEP_SIZE
+
+    def _set_masses(self, mass: Mass) -> None:
+        """Keep the mass of each parameter for steps to come."""
+        laplace = self.find_laplace("mass='laplace'") if isinstance(mass, str) else None
+        self._masses = mass_of(self.potential, mass, laplace)
 
     def _statistics(self, state: Any) -> dict[str, Tensor]:
         """What the sampler reports of each chain, ``(num_chains,)`` each."""
@@ -225,6 +244,8 @@ class SGMCMCKernel(MCMCKernel):
         self._chains = None
         self._minibatches = None
         self.anchor = self._find_anchor()
+        if self.step_size is None:
+            self.schedule = ConstantSchedule(self._default_step_size())
         self._prepare()
         elements = sum(plate.subsample_size for plate in self._potential.subsampled_plates)
         self._loop = StepLoop(self._step, self._potential.gradient, elements)
@@ -248,6 +269,26 @@ class SGMCMCKernel(MCMCKernel):
             start = potential.init_chains(range(1), 0, self.init_strategy)
             position = minimum(potential, potential.layout.flatten(start)[0])
         return anchor_at(potential, position)
+
+    def find_laplace(self, argument: str) -> Laplace:
+        """Laplace approximation of the posterior, which the kernel keeps for the same data.
+
+        :param str argument: what asks for it, for errors.
+        :returns: the approximation.
+        :raises ValueError: where there is none.
+        """
+        potential = self.potential
+        if self.laplace is not None and is_anchor_of(potential, self.laplace.mode):
+            return self.laplace
+        if self.anchor is not None:
+            start = self.anchor.position
+        elif isinstance(potential, Potential):
+            values = potential.init_chains(range(1), 0, self.init_strategy)
+            start = potential.layout.flatten(values)[0]
+        else:
+            start = potential.layout.flatten(self.initial_params)
+        self.laplace = laplace_at(potential, start.detach(), argument)
+        return self.laplace
 
     def begin(
         self, numbers: Sequence[int], seed: int, params: Mapping[str, Tensor] | None = None

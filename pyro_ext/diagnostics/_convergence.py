@@ -10,6 +10,7 @@ from torch import Tensor
 
 __all__ = ["effective_sample_size", "print_summary", "site_diagnostics"]
 
+
 def effective_sample_size(draws: Tensor) -> Tensor:
     r"""Effective sample size, positive, of draws of any number of chains.
 

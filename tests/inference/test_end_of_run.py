@@ -1,4 +1,4 @@
-"""What a run says at its end of chains that do not agree, and what it says of good runs: nothing."""
+"""What a run says at its end of chains that do not agree; of good runs it says nothing."""
 
 import re
 import warnings
