@@ -7,11 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self, TypedDict
 
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
+from torch.distributions.transforms import Transform
 from tqdm.auto import tqdm
 
 from pyro_ext._checks import check_integer
@@ -31,10 +33,16 @@ from pyro_ext.inference._running.identity import (
 )
 from pyro_ext.inference._running.legs import GroupState, Leg, Quantities, Report, Runner, silent
 from pyro_ext.inference._running.plan import Plan
-from pyro_ext.inference._running.pyro_kernels import PyroRunner, has_known_state
+from pyro_ext.inference._running.pyro_kernels import PyroOptions, PyroRunner, has_known_state
 from pyro_ext.inference._running.sgmcmc import SGMCMCRunner
 from pyro_ext.inference._running.stores import FolderStore
-from pyro_ext.inference._starts import Start, check_start, constrained_start, unconstrained_start
+from pyro_ext.inference._starts import (
+    Start,
+    check_start,
+    constrained_start,
+    unconstrained_start,
+    with_chain_axis,
+)
 from pyro_ext.inference.sgmcmc import SGMCMCKernel
 from pyro_ext.potential import FunctionPotential, Potential
 from pyro_ext.random import fresh_seed
@@ -45,6 +53,12 @@ ChainMethod = Literal["vectorized", "sequential"] | Executor
 
 _METHODS = ("vectorized", "sequential")
 _SECONDS_PER_LINE = 0.1
+_OTHER_WORDS = {  # what Pyro's driver calls otherwise, or has for other kernels only
+    "mp_context": "give processes as chain_method=ProcessPoolExecutor(num_workers, mp_context)",
+    "hook_fn": "quantities={name: function} records functions of each draw, and extra_fields of "
+    "the sampler's state",
+    "transforms": "the model's sites have theirs; a potential_fn transforms its own arguments",
+}
 
 
 class DriverOptions(TypedDict, total=False):
@@ -56,6 +70,11 @@ class DriverOptions(TypedDict, total=False):
     progress: bool
     group_size: int | None
     quantities: Quantities | None
+    save_params: Sequence[str] | None
+    disable_validation: bool | None
+    disable_progbar: bool
+    hook_fn: Callable[[MCMCKernel, dict[str, Tensor], str, int], Any] | None
+    transforms: Mapping[str, Transform] | None
 
 
 class Driver(ABC):
@@ -81,7 +100,16 @@ class Driver(ABC):
         progress: bool = True,
         group_size: int | None = None,
         quantities: Quantities | None = None,
+        save_params: Sequence[str] | None = None,
+        disable_validation: bool | None = True,
+        disable_progbar: bool = False,
+        hook_fn: Callable[[MCMCKernel, dict[str, Tensor], str, int], Any] | None = None,
+        transforms: Mapping[str, Transform] | None = None,
+        **unknown: Any,
     ) -> None:
+        for name in unknown:
+            remedy = _OTHER_WORDS.get(name, f"it takes {sorted(DriverOptions.__annotations__)}")
+            raise TypeError(f"{type(self).__name__} has no argument {name!r}: {remedy}")
         if not isinstance(kernel, MCMCKernel):
             raise TypeError(f"kernel must be an MCMCKernel, got {kernel!r:.80}")
         self.num_samples = check_integer("num_samples", num_samples, 1)
@@ -120,8 +148,26 @@ class Driver(ABC):
         for name, function in (quantities or {}).items():
             if not callable(function):
                 raise TypeError(f"quantities[{name!r}] must be callable, got {function!r:.80}")
+        if save_params is not None and not _is_list_of_names(save_params):
+            raise TypeError(f"save_params must be a list of names, got {save_params!r:.80}")
+        if disable_validation not in (True, False, None):
+            raise TypeError(
+                f"disable_validation must be True, False or None, got {disable_validation!r:.80}"
+            )
+        if hook_fn is not None and not callable(hook_fn):
+            raise TypeError(f"hook_fn must be callable, got {hook_fn!r:.80}")
+        if transforms is not None and not isinstance(transforms, Mapping):
+            raise TypeError(f"transforms must be transforms by site, got {transforms!r:.80}")
+        if isinstance(kernel, SGMCMCKernel):
+            for name, value in (("hook_fn", hook_fn), ("transforms", transforms)):
+                if value is not None:
+                    raise TypeError(
+                        f"{name} takes a kernel whose steps Python runs one by one, such as NUTS, "
+                        f"and not {type(kernel).__name__}: {_OTHER_WORDS[name]}"
+                    )
         if seed is not None:
             fresh_seed(seed)
+        initial_params = with_chain_axis(initial_params, self.num_chains)
         check_start(initial_params, self.num_chains)
         self.kernel = kernel
         self.initial_params = initial_params
@@ -129,15 +175,20 @@ class Driver(ABC):
         self.chain_method = chain_method
         self.checkpoint = checkpoint
         self.seed = seed
-        self.progress = progress
+        self.progress = progress and not disable_progbar
         self.group_size = group_size
         self.quantities = dict(quantities or {})
+        self.save_params = None if save_params is None else list(save_params)
+        self.disable_validation = disable_validation
+        self.hook_fn = hook_fn
+        self.transforms = None if transforms is None else dict(transforms)
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
         self.interrupted = False
         self._potential: Potential | FunctionPotential | None = None
         self._groups: list[range] = []
         self._states: dict[range, GroupState] = {}
+        self._errors: dict[int, Exception] = {}
 
     @property
     def model(self) -> Callable[..., Any] | None:
@@ -152,19 +203,19 @@ class Driver(ABC):
     def run(self, *args: Any, **kwargs: Any) -> Self:
         """Run the chains from their start, or from where a checkpoint left them.
 
-        On Ctrl-C the run ends and keeps what has been drawn. A chain that leaves the finite numbers
-        stops, with a warning, and is left out; the others go on.
+        On Ctrl-C the run ends and keeps what has been drawn. A chain that diverges or raises an
+        error stops, with a warning, and is left out; the others go on.
 
         :param args: arguments of the model.
         :param kwargs: keyword arguments of the model.
         :returns: the driver itself.
         :raises ValueError: where model, data or initial parameters don't fit.
         :raises CheckpointError: where the checkpoint is of another run, or damaged.
-        :raises RuntimeError: where all chains have left the finite numbers.
+        :raises RuntimeError: where all chains have stopped.
         """
         self.args, self.kwargs = args, kwargs
         self.interrupted = False
-        self._states = {}
+        self._states, self._errors = {}, {}
         seed, description, writer = self._found()
         try:
             runner = self._make_runner(seed)
@@ -229,13 +280,30 @@ class Driver(ABC):
             if self.initial_params is not None:
                 start = constrained_start(self.initial_params, self.num_chains, seed, None, context)
             return PyroRunner(
-                self.kernel, plan, seed, start, self.quantities, self.args, self.kwargs
+                self.kernel,
+                plan,
+                seed,
+                start,
+                self.quantities,
+                self.save_params,
+                PyroOptions(
+                    self.disable_validation, self.hook_fn, self.transforms, self.num_chains == 1
+                ),
+                self.args,
+                self.kwargs,
             )
         if self.kernel.model is None and isinstance(self.initial_params, Mapping):
             first = {name: value[0] for name, value in self.initial_params.items()}
             self.kernel.initial_params = first
         runner = SGMCMCRunner(
-            self.kernel, plan, seed, self.quantities, self.extra_fields, self.args, self.kwargs
+            self.kernel,
+            plan,
+            seed,
+            self.quantities,
+            self.save_params,
+            self.extra_fields,
+            self.args,
+            self.kwargs,
         )
         runner.setup()
         self._potential = self.kernel.potential
@@ -277,7 +345,11 @@ class Driver(ABC):
             "kernel": kernel_identity(self.kernel),
             "model": model_identity(self.model, self._potential) | {"log density": densities},
             "data": self._data(),
-            "recorded": {"quantities": quantities, "fields": list(self.extra_fields)},
+            "recorded": {
+                "quantities": quantities,
+                "fields": list(self.extra_fields),
+                **({} if self.save_params is None else {"sites": sorted(self.save_params)}),
+            },
             "driver": type(self).__name__,
         }
         groups = [[members.start, members.stop] for members in self._groups]
@@ -301,6 +373,7 @@ class Driver(ABC):
                 "num_samples": self.num_samples,
                 "groups": groups,
                 "dims": dims,
+                "partitions": list(getattr(self.kernel, "partitions", ())),
                 "identity": identity,
             }
         )
@@ -332,7 +405,7 @@ class Driver(ABC):
                     self._groups,
                     self._states,
                     until,
-                    self._keep,
+                    self._take,
                     pace,
                     report,
                 )
@@ -342,6 +415,11 @@ class Driver(ABC):
                     self.interrupted = run_here(*arguments)
                 if self.interrupted:
                     break
+
+    def _take(self, leg: Leg) -> None:
+        if leg.error is not None:
+            self._errors.setdefault(leg.state.members.start, leg.error)
+        self._keep(leg)
 
     @contextmanager
     def _progress(self, total: int, done: int) -> Iterator[Report]:
@@ -373,23 +451,42 @@ class Driver(ABC):
             result += state.chains if state is not None else [ChainStatus()] * len(members)
         return result
 
+    def _no_draws(self) -> str:
+        """Why there are no samples."""
+        if self._states and all(status.stopped_at is not None for status in self._statuses()):
+            return "all chains stopped: stopped_chains holds their draws and says why"
+        return "there are no draws yet: call run(...) first, and let it draw"
+
     def _raise_or_warn(self) -> None:
         statuses = self._statuses()
-        unstable = [n for n, status in enumerate(statuses) if status.stopped_at is not None]
-        if unstable and len(unstable) == len(statuses):
-            raise RuntimeError(
-                f"all {len(unstable)} chains left the finite numbers, chain {unstable[0]} by "
-                f"step {statuses[unstable[0]].stopped_at}: take a smaller step_size, or another "
-                "start (init_strategy or initial_params); stopped_chains holds the draws from "
-                "before"
-            )
-        if unstable:
+        stopped = {n: status for n, status in enumerate(statuses) if status.stopped_at is not None}
+        if not stopped:
+            return
+        reasons = "; ".join(
+            f"chain {n} {status.reason}" for n, status in islice(stopped.items(), 3)
+        )
+        if len(stopped) > 3:
+            reasons += f"; {len(stopped) - 3} more"
+        diverged = any(not status.error for status in stopped.values())
+        error = self._errors[min(self._errors)] if self._errors else None
+        if len(stopped) < len(statuses):
+            remedy = " (a smaller step_size may help)" if diverged else ""
             warnings.warn(
-                f"chains {unstable} of {len(statuses)} left the finite numbers and are left out of "
-                "the samples; a smaller step_size may help",
+                f"chains {list(stopped)} of {len(statuses)} stopped and are left out of the "
+                f"samples: {reasons}{remedy}",
                 RuntimeWarning,
                 stacklevel=3,
             )
+        elif error is not None and all(s.error and s.stopped_at in (0, 1) for s in statuses):
+            raise error  # nothing is lost, and the arguments are likely wrong
+        else:
+            remedy = (
+                "Take a smaller step_size, or another start (init_strategy or initial_params); "
+            )
+            raise RuntimeError(
+                f"all {len(stopped)} chains stopped: {reasons}. "
+                f"{remedy if diverged else ''}stopped_chains holds the draws from before"
+            ) from error
 
 
 def _is_list_of_names(value: object) -> bool:

@@ -11,7 +11,13 @@ from pyro_ext.checkpoint import Checkpoint
 from pyro_ext.diagnostics._draws import Context, Sampler, draws_of
 from pyro_ext.potential import FunctionPotential, Potential
 
-__all__ = ["Start", "check_start", "constrained_start", "unconstrained_start"]
+__all__ = [
+    "Start",
+    "check_start",
+    "constrained_start",
+    "unconstrained_start",
+    "with_chain_axis",
+]
 
 Start: TypeAlias = Mapping[str, Tensor] | Sampler | Callable[..., Any] | str | Path
 """Values by site, a run that has draws, a guide, or the folder of a checkpoint."""
@@ -39,6 +45,16 @@ def check_start(start: Start | None, num_chains: int) -> None:
                 f"initial_params[{name!r}] must be a tensor of shape (num_chains = {num_chains}, "
                 f"*event), got {got}"
             )
+
+
+def with_chain_axis(start: Start | None, num_chains: int) -> Start | None:
+    """Values for one chain with a leading dimension of chains, which may be left out."""
+    if num_chains != 1 or not isinstance(start, Mapping):
+        return start
+    values = start.values()
+    if not all(isinstance(v, Tensor) for v in values) or all(v.shape[:1] == (1,) for v in values):
+        return start
+    return {name: value.unsqueeze(0) for name, value in start.items()}
 
 
 def constrained_start(

@@ -18,6 +18,7 @@ from torch.distributions import constraints
 
 from pyro_ext.inference.partitions import ConjugateKernel
 from pyro_ext.inference.sgmcmc import SGMCMCKernel
+from pyro_ext.potential._distributions import may_validate
 
 __all__ = ["ConditionalUpdate", "EnumeratedSites", "Gibbs", "LogJoint", "PriorProposals"]
 
@@ -49,6 +50,7 @@ class LogJoint:
 
     def __init__(self, model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._model, self._args, self._kwargs = model, args, kwargs
+        self._unchecked: set[str] = set()
 
     def trace(self, values: Mapping[str, Tensor], *, validate: bool = False) -> Any:
         """Trace of the model where sites have given values.
@@ -59,12 +61,20 @@ class LogJoint:
         """
         model = poutine.condition(self._model, data=dict(values))
         with torch.no_grad(), nullcontext() if validate else pyro.validation_enabled(False):
-            return poutine.trace(model).get_trace(*self._args, **self._kwargs)
+            trace = poutine.trace(model).get_trace(*self._args, **self._kwargs)
+        if validate and pyro.distributions.is_validation_enabled():
+            self._unchecked = {
+                name
+                for name in trace.observation_nodes
+                if name not in values and not may_validate(trace.nodes[name]["fn"])
+            }
+        return trace
 
     def log_density(self, trace: Any) -> float:
         """Log density of a trace: minus infinity outside of a support, and where it is NaN."""
         with torch.no_grad(), pyro.validation_enabled(False):
-            if not all(map(_is_inside, trace.nodes.values())):
+            nodes = [node for name, node in trace.nodes.items() if name not in self._unchecked]
+            if not all(map(_is_inside, nodes)):
                 return -math.inf
             total = float(trace.log_prob_sum())
         return -math.inf if math.isnan(total) else total
@@ -194,6 +204,8 @@ class Gibbs(MCMCKernel):
         torch.Size([10, 2])
     """
 
+    is_constrained = True  # its parameters are values of the sites themselves
+
     def __init__(
         self, blocks: Sequence[tuple[Block, Sequence[str]]], *, model: Model | None = None
     ) -> None:
@@ -219,6 +231,23 @@ class Gibbs(MCMCKernel):
         self._log_joint: LogJoint | None = None
         self._runs: list[Callable[[], Mapping[str, Tensor]]] = []
         super().__init__()
+
+    @property
+    def model(self) -> Model:
+        """The model whose sites the blocks move."""
+        assert self._model is not None
+        return self._model
+
+    @property
+    def partitions(self) -> tuple[str, ...]:
+        """Names of the sites that are label vectors of partitions."""
+        return tuple(
+            name
+            for block, sites in self.blocks
+            if isinstance(block, ConjugateKernel)
+            for name in block.partitions
+            if name in sites
+        )
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Prepare all blocks.

@@ -5,8 +5,10 @@ from functools import partial
 from typing import Any, Self, Unpack
 
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from pyro.infer.mcmc.util import select_samples
 from torch import Tensor
 
+from pyro_ext._checks import check_integer
 from pyro_ext.checkpoint.chains import Chunk, complete_chains, gather_chain, gather_chains
 from pyro_ext.diagnostics._convergence import print_summary, site_diagnostics
 from pyro_ext.inference._driver import ChainMethod, Driver, DriverOptions
@@ -30,7 +32,8 @@ class MCMC(Driver):
     :param int thinning: steps between two kept draws. With a cyclical schedule only draws of a
         sampling stage are kept.
     :param initial_params: where the chains start; by default the kernel chooses. Values in
-        constrained space, **Shape:** ``(num_chains, *event)`` each; a guide, from which a value is
+        constrained space, **Shape:** ``(num_chains, *event)`` each, where a single chain may go
+        without its dimension; a guide, from which a value is
         drawn for each chain; or an earlier run or the folder of its checkpoint, from whose last
         draws the chains go on.
     :param chain_method: ``"vectorized"`` takes each step for all chains at once, ``"sequential"``
@@ -46,12 +49,22 @@ class MCMC(Driver):
     :param bool progress: whether to show a progress bar.
     :param int group_size: how many chains take each step at once; by default all of them where they
         are vectorized, and one otherwise.
+    :param Sequence save_params: names of the sites to keep draws of, by default all.
+    :param bool disable_validation: whether Pyro's kernels take their steps without checks of
+        arguments and values, as under Pyro's driver: steps that diverge would raise. Observed
+        values are checked before the first step all the same. ``None`` leaves the switch as it is.
+        Kernels of :mod:`pyro_ext.inference` check once, before the first step.
+    :param bool disable_progbar: Pyro's word for ``progress=False``.
+    :param hook_fn: for Pyro's kernels, called after each step with the kernel, unconstrained
+        parameters, ``"Warmup"`` or ``"Sample"``, and the number of the step.
+    :param dict transforms: for Pyro's kernels, maps from the support of sites to unconstrained
+        space, which draws are mapped back by, instead of the kernel's own.
     :param dict quantities: functions of a draw to record beside its sites, by name. Each maps a
         dict of values by site, deterministic ones included, to a tensor.
     :param Sequence extra_fields: fields of the state of the sampler to record at each draw, such as
         ``"momentum"`` of :class:`~pyro_ext.inference.SGHMC`; :meth:`get_extra_fields` gives them.
     :param EarlyStopping early_stopping: when to stop before all samples are drawn.
-    :raises TypeError: for a kernel that is none.
+    :raises TypeError: for a kernel that is none, or an argument that there is not.
     :raises ValueError: for numbers out of range.
 
     Example::
@@ -105,11 +118,13 @@ class MCMC(Driver):
     def run(self, *args: Any, **kwargs: Any) -> Self:
         """Run the chains from their start, or from where a checkpoint left them.
 
-        On Ctrl-C the run ends and keeps what has been drawn. A chain that leaves the finite numbers
-        stops, with a warning, and is left out of the samples: ``stopped_chains`` holds its draws
-        from before. A warning at the end says which sites have a split R-hat above 1.1, where there
-        are draws enough to tell, and of a stochastic-gradient kernel whether the draws are too wide
-        or too narrow, by :func:`~pyro_ext.diagnostics.temperature.configurational_temperature`.
+        On Ctrl-C the run ends and keeps what has been drawn. A chain that diverges or raises an
+        error stops, with a warning, and is left out of the samples: ``stopped_chains`` holds its
+        draws from before, and the reason. Where no chain gets through its first step, the
+        error is raised as it is. A warning at the end says which sites have a split R-hat above
+        1.1, where there are draws enough to tell, and of a stochastic-gradient kernel whether the
+        draws are too wide or too narrow, by
+        :func:`~pyro_ext.diagnostics.temperature.configurational_temperature`.
 
         :param args: arguments of the model.
         :param kwargs: keyword arguments of the model.
@@ -117,7 +132,7 @@ class MCMC(Driver):
         :raises ValueError: where model, data or initial parameters don't fit.
         :raises CheckpointError: where the checkpoint is of another run, or damaged.
         :raises ExecutorError: where an executor fails; draws made before are kept.
-        :raises RuntimeError: where all chains have left the finite numbers.
+        :raises RuntimeError: where all chains have stopped.
         """
         super().run(*args, **kwargs)
         if not self.interrupted:
@@ -131,6 +146,23 @@ class MCMC(Driver):
         return self._choose()[1]
 
     @property
+    def chain_numbers(self) -> tuple[int, ...]:
+        """Numbers of the chains that the samples hold, in their order."""
+        return tuple(self._choose()[0])
+
+    @property
+    def partitions(self) -> tuple[str, ...]:
+        """Names of the sites that are label vectors of partitions, for ``to_arviz``."""
+        return tuple(getattr(self.kernel, "partitions", ()))
+
+    @property
+    def _args(self) -> Any:
+        raise AttributeError(
+            "arviz.from_pyro takes Pyro's own MCMC, and would see one minibatch in place of the "
+            "data; convert this run by pyro_ext.diagnostics.to_arviz(mcmc)"
+        )
+
+    @property
     def stopped_chains(self) -> dict[int, dict[str, Any]]:
         """Chains that are left out of the samples: by number, ``step``, ``reason``, ``samples``."""
         result = {}
@@ -142,10 +174,7 @@ class MCMC(Driver):
                 if number in chosen:
                     continue
                 if status.stopped_at is not None:
-                    reason = (
-                        f"it left the finite numbers by step {status.stopped_at}, after "
-                        f"{status.num_draws} kept draws"
-                    )
+                    reason = f"it {status.reason}, after {status.num_draws} kept draws"
                 else:
                     reason = f"the run was interrupted after {status.num_draws} of its draws"
                 result[number] = {
@@ -155,20 +184,29 @@ class MCMC(Driver):
                 }
         return result
 
-    def get_samples(self, group_by_chain: bool = False) -> dict[str, Tensor]:
+    def get_samples(
+        self, group_by_chain: bool = False, num_samples: int | None = None
+    ) -> dict[str, Tensor]:
         """Draws of the latent and deterministic sites, in constrained space, and of quantities.
 
         Deterministic sites in a plate that subsamples are left out: a draw sees a part of them.
 
         :param bool group_by_chain: keep chains apart.
+        :param int num_samples: draw so many of the draws with replacement, of each chain or of all
+            of them, as Pyro's driver does.
         :returns: **Shape:** ``(num_chains, num_draws, *event)`` each, or with the chains
             concatenated, ``(num_chains * num_draws, *event)``.
-        :raises RuntimeError: before a run.
+        :raises RuntimeError: before a run, or where all chains have stopped.
         """
-        samples, _ = self._gather()
-        if group_by_chain:
-            return dict(samples)
-        return {name: value.flatten(0, 1) for name, value in samples.items()}
+        if not isinstance(group_by_chain, bool):
+            raise TypeError(
+                f"group_by_chain must be True or False, got {group_by_chain!r:.80}; give a number "
+                "of draws as num_samples=..."
+            )
+        if num_samples is not None:
+            num_samples = check_integer("num_samples", num_samples, 1)
+        selected: dict[str, Tensor] = select_samples(self._gather()[0], num_samples, group_by_chain)
+        return dict(selected)
 
     def sample_statistics(self) -> dict[str, Tensor]:
         """Statistics of the step before each draw.
@@ -216,7 +254,8 @@ class MCMC(Driver):
         :returns: ``n_eff`` and ``r_hat`` by site that holds real numbers; ``"stopped_chains"`` with
             step and reason by number of the chain; what the kernel reports, by chain.
         """
-        result: dict[str, Any] = dict(site_diagnostics(self._numbers()))
+        numbers = self._numbers() if self.num_draws or not self.stopped_chains else {}
+        result: dict[str, Any] = dict(site_diagnostics(numbers))
         for number, status in enumerate(self._statuses()):
             for name, value in status.diagnostics.items():
                 result.setdefault(name, {})[f"chain {number}"] = value
@@ -280,6 +319,6 @@ class MCMC(Driver):
         if self._gathered is None:
             numbers, length = self._choose()
             if not length:
-                raise RuntimeError("there are no draws yet: call run(...) first, and let it draw")
+                raise RuntimeError(self._no_draws())
             self._gathered = gather_chains(self._readers(self._store), numbers, length)
         return self._gathered

@@ -63,7 +63,7 @@ class StreamingMCMC(Driver):
     def get_statistics(self, group_by_chain: bool = False) -> dict[str, dict[str, Tensor]]:
         """Number, mean and variance of the draws of each site and quantity.
 
-        Chains that left the finite numbers are left out.
+        Chains that stopped are left out.
 
         :param bool group_by_chain: keep chains apart.
         :returns: by name ``"count"``, ``"mean"`` and ``"variance"``, in double precision.
@@ -81,7 +81,7 @@ class StreamingMCMC(Driver):
         """R-hat of each site and quantity, from the moments of whole chains, not split ones.
 
         :returns: ``"r_hat"`` by name, not a number for a single chain; ``"stopped_chains"`` with
-            the step by number of the chain.
+            step and reason by number of the chain.
         """
         result: dict[str, Any] = {}
         for name, moments in self._complete().items():
@@ -90,14 +90,14 @@ class StreamingMCMC(Driver):
             ratio = ((length - 1) / length * within + moments.mean.var(0)) / within
             result[name] = {"r_hat": ratio.sqrt()}
         result["stopped_chains"] = {
-            number: status.stopped_at
+            number: {"step": status.stopped_at, "reason": f"it {status.reason}"}
             for number, status in enumerate(self._statuses())
             if status.stopped_at is not None
         }
         return result
 
     def _complete(self) -> dict[str, Moments]:
-        """Moments of the chains that are finite and have draws."""
+        """Moments of the chains that go on and have draws."""
         statuses = self._statuses()
         rows: dict[str, list[Moments]] = {}
         for members in self._groups:
@@ -109,7 +109,7 @@ class StreamingMCMC(Driver):
             for name, moments in self._moments.get(members, {}).items() if columns else ():
                 rows.setdefault(name, []).append(Moments(*(part[columns] for part in moments)))
         if not rows:
-            raise RuntimeError("there are no draws yet: call run(...) first, and let it draw")
+            raise RuntimeError(self._no_draws())
         return {
             name: Moments(*(torch.cat(parts) for parts in zip(*found, strict=True)))
             for name, found in rows.items()

@@ -182,7 +182,7 @@ runs = {
 summaries = {}
 shown = ["mass", "discount", "concentration", "assignment_num_clusters", "assignment_entropy"]
 for name, run in runs.items():
-    data = to_arviz(run, partitions="assignment", log_likelihood=False)
+    data = to_arviz(run)
     names = [site for site in shown if site in data["posterior"]]
     summaries[name] = az.summary(data, var_names=names)
     print(f"\n{name}\n{summaries[name].to_string()}")

@@ -18,7 +18,14 @@ from concurrent.futures import (
 import cloudpickle
 import torch
 
-from pyro_ext.inference._running.legs import GroupState, Leg, Report, Runner, silent
+from pyro_ext.inference._running.legs import (
+    GroupState,
+    Leg,
+    Report,
+    Runner,
+    describe_error,
+    silent,
+)
 
 __all__ = ["ExecutorError", "Pace", "run_elsewhere", "run_here"]
 
@@ -78,7 +85,7 @@ def run_here(
     """
     try:
         for members in groups:
-            state = states.get(members) or runner.begin(members)
+            state = states.get(members) or GroupState.new(members)
             while not state.is_done(until):
                 leg = runner.leg(state, until, pace(), report)
                 keep(leg)
@@ -157,7 +164,7 @@ class _Round:
     def _submit(self, members: range, with_runner: bool = False) -> None:
         # Model and data travel only to workers that say that they have not got them.
         runner = self._runner if with_runner else None
-        state = cloudpickle.dumps(self._states.get(members, members))
+        state = cloudpickle.dumps(self._states.get(members) or GroupState.new(members))
         try:
             future = self._executor.submit(
                 _leg_elsewhere, self._key, runner, state, self._until, self._pace()
@@ -223,18 +230,28 @@ def _leg_elsewhere(
             known = _known_runner(key, runner)
             reply = None
             if known is not None:
-                start = cloudpickle.loads(state)
-                begun = known.begin(start) if isinstance(start, range) else start
-                reply = known.leg(begun, until, seconds, silent)
+                reply = known.leg(cloudpickle.loads(state), until, seconds, silent)
+                if reply.error is not None:
+                    reply = reply._replace(error=_portable(reply.error))
         except KeyboardInterrupt as error:
             reply = error
         except Exception as error:
-            error.add_note("Raised in a worker:\n" + traceback.format_exc())
-            reply = error
+            reply = _portable(error)
         finally:
             torch.set_num_threads(threads)
     pickled: bytes = cloudpickle.dumps(reply)
     return pickled
+
+
+def _portable(error: Exception) -> Exception:
+    """The error with its traceback as a note; a plain one where it cannot be sent."""
+    note = "Raised in a worker:\n" + "".join(traceback.format_exception(error))
+    try:
+        sent: Exception = cloudpickle.loads(cloudpickle.dumps(error))
+    except Exception:
+        sent = RuntimeError(describe_error(error))
+    sent.add_note(note)
+    return sent
 
 
 def _known_runner(key: str, payload: bytes | None) -> Runner | None:

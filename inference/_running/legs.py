@@ -1,8 +1,8 @@
 """What a group of chains is between two legs of its run, and what runs a leg."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ __all__ = [
     "Quantities",
     "Report",
     "Runner",
+    "describe_error",
+    "recorded",
     "silent",
-    "with_quantities",
 ]
 
 ROWS_PER_CALL = 64
@@ -33,7 +34,7 @@ class GroupState:
     :param int step: number of steps taken.
     :param int num_draws: number of draws taken of each chain.
     :param tuple chains: how far each chain is.
-    :param sampler: state of the sampler.
+    :param sampler: state of the sampler, ``None`` before the first step.
     """
 
     members: range
@@ -42,9 +43,14 @@ class GroupState:
     chains: tuple[ChainStatus, ...]
     sampler: Any
 
+    @classmethod
+    def new(cls, members: range) -> Self:
+        """State of a group of chains before its first step."""
+        return cls(members, 0, 0, (ChainStatus(),) * len(members), None)
+
     @property
     def has_ended(self) -> bool:
-        """Whether all chains have left the finite numbers."""
+        """Whether all chains have stopped."""
         return all(chain.stopped_at is not None for chain in self.chains)
 
     def is_done(self, until: int) -> bool:
@@ -59,12 +65,14 @@ class Leg(NamedTuple):
     :param Chunk chunk: draws made in it, ``None`` where there are none.
     :param bool interrupted: whether Ctrl-C ended it.
     :param Mapping line: diagnostics for a progress bar.
+    :param Exception error: what ended a chain, if an error did.
     """
 
     state: GroupState
     chunk: Chunk | None
     interrupted: bool
     line: Mapping[str, str]
+    error: Exception | None = None
 
 
 class Report(Protocol):
@@ -88,11 +96,11 @@ class Runner(Protocol):
     def setup(self) -> None:
         """Prepare to run in this process."""
 
-    def begin(self, members: range) -> GroupState:
-        """State of a group of chains before its first step."""
-
     def leg(self, state: GroupState, until: int, seconds: float, report: Report) -> Leg:
-        """Run on until there are so many draws, or the time is over."""
+        """Run on until there are so many draws, or the time is over.
+
+        An error in a chain ends this chain, which keeps the draws from before.
+        """
 
     def num_steps(self, num_draws: int) -> int:
         """Return the number of steps that so many draws take."""
@@ -106,16 +114,32 @@ class Runner(Protocol):
         """Make the sampler's state of what :meth:`save` gave."""
 
 
-def with_quantities(samples: dict[str, Tensor], quantities: Quantities) -> dict[str, Tensor]:
-    """Add quantities of each draw.
+def describe_error(error: Exception) -> str:
+    """Type of an error and the first line of its message."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first:.200}" if first else type(error).__name__
+
+
+def recorded(
+    samples: dict[str, Tensor], quantities: Quantities, save_params: Collection[str] | None
+) -> dict[str, Tensor]:
+    """Add quantities of each draw, and leave out sites that are not to be kept.
 
     :param dict samples: draws in blocks of rows. **Shape:** ``(num_rows, *event)`` each, with a
         multiple of ``ROWS_PER_CALL`` rows.
     :param Mapping quantities: functions of one draw.
+    :param Collection save_params: names of the sites to keep, ``None`` for all.
     :returns: samples and quantities.
-    :raises ValueError: where a quantity has the name of a site, or is no tensor.
+    :raises ValueError: where a quantity has the name of a site, or is no tensor; and for a name
+        that is no site's.
     """
-    result = dict(samples)
+    if save_params is None:
+        save_params = samples
+    if unknown := set(save_params) - set(samples):
+        raise ValueError(
+            f"save_params must be among the sites {sorted(samples)}, got {sorted(unknown)}"
+        )
+    result = {name: samples[name] for name in samples if name in save_params}
     for name, function in quantities.items():
         if name in samples:
             raise ValueError(f"quantities[{name!r}] has the name of a site; give it another one")

@@ -1,11 +1,12 @@
 """Legs of Pyro's kernels and of kernels written like them, one chain at a time."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyro
 import torch
 from pyro.infer import HMC
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
@@ -20,7 +21,8 @@ from pyro_ext.inference._running.legs import (
     Leg,
     Quantities,
     Report,
-    with_quantities,
+    describe_error,
+    recorded,
 )
 from pyro_ext.inference._running.numbers import (
     generator_state,
@@ -29,8 +31,9 @@ from pyro_ext.inference._running.numbers import (
     write_numbers,
 )
 from pyro_ext.inference._running.plan import Plan
+from pyro_ext.potential._runner import check_observations
 
-__all__ = ["PyroRunner", "has_known_state"]
+__all__ = ["PyroOptions", "PyroRunner", "has_known_state"]
 
 
 def has_known_state(kernel: MCMCKernel) -> bool:
@@ -44,6 +47,22 @@ def _statistics(kernel: MCMCKernel) -> dict[str, float]:
     if own is not None:
         return dict(own())
     return {"step_size": float(getattr(kernel, "step_size", float("nan")))}
+
+
+class PyroOptions(NamedTuple):
+    """Settings of Pyro's driver that only its own kernels, and kernels written like them, have.
+
+    :param disable_validation: whether steps run without checks of arguments and values; ``None``
+        leaves that as it is.
+    :param hook_fn: called after each step with kernel, unconstrained parameters, stage and number.
+    :param transforms: maps to unconstrained space by site, in place of those of the kernel.
+    :param bool is_single: whether there is one chain, whose number the stage then does not name.
+    """
+
+    disable_validation: bool | None
+    hook_fn: Callable[[MCMCKernel, dict[str, Tensor], str, int], Any] | None
+    transforms: Mapping[str, Any] | None
+    is_single: bool
 
 
 class PyroState(NamedTuple):
@@ -67,6 +86,8 @@ class PyroRunner:
     :param int seed: a non-negative integer.
     :param start: constrained initial parameters of all chains, or ``None``.
     :param Mapping quantities: further functions of a draw to record.
+    :param Collection save_params: names of the sites to record, ``None`` for all.
+    :param PyroOptions options: what Pyro's driver takes besides.
     :param tuple args: arguments of the model.
     :param Mapping kwargs: keyword arguments of the model.
     """
@@ -78,6 +99,8 @@ class PyroRunner:
         seed: int,
         start: Mapping[str, Tensor] | None,
         quantities: Quantities,
+        save_params: Collection[str] | None,
+        options: PyroOptions,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> None:
@@ -86,6 +109,8 @@ class PyroRunner:
         self.seed = seed
         self.start = start
         self.quantities = quantities
+        self.save_params = save_params
+        self.options = options
         self.args = args
         self.kwargs = kwargs
         self._live: PyroState | None = None
@@ -98,26 +123,31 @@ class PyroRunner:
     def setup(self) -> None:
         """Nothing is prepared: a kernel is set up for each chain."""
 
-    def begin(self, members: range) -> GroupState:
-        """State of a chain before its first step."""
-        return GroupState(members, 0, 0, (ChainStatus(),), None)
-
     def num_steps(self, num_draws: int) -> int:
         """Return the number of steps that so many draws take."""
         return self.plan.warmup_steps + num_draws * self.plan.thinning
 
     def leg(self, state: GroupState, until: int, seconds: float, report: Report) -> Leg:
-        """Run on until there are so many draws, or the time is over."""
+        """Run on until there are so many draws, or the time is over.
+
+        An error ends the chain, and so do values that are not finite.
+        """
         deadline = time.monotonic() + seconds
         rows: list[dict[str, Tensor]] = []
         statistics: list[dict[str, float]] = []
         step, sampler = state.step, state.sampler
-        interrupted = False
+        stopped_at, error = None, None
+        is_ready = interrupted = False
         with _own_generators():
             try:
                 params = self._resume(state)
+                is_ready = True
                 while state.num_draws + len(rows) < until:
-                    params = self.kernel.sample(params)
+                    with self._validation():
+                        params = self.kernel.sample(params)
+                    if not all(bool(value.isfinite().all()) for value in params.values()):
+                        stopped_at = step + 1
+                        break
                     if step + 1 == self.plan.warmup_steps:
                         self.kernel.end_warmup()
                     # From here to the end of the step a Ctrl-C must find step and draws together.
@@ -130,51 +160,52 @@ class PyroRunner:
                         statistics.append(step_statistics)
                         rows.append(row)
                     report(1, self.kernel.logging)
+                    self._call_hook(params, step - 1, *state.members)
                     if self.has_legs and time.monotonic() > deadline:
                         break
             except KeyboardInterrupt:
                 interrupted = True
-        return self._leg(state, step, sampler, rows, statistics, interrupted, until)
-
-    def _leg(
-        self,
-        state: GroupState,
-        step: int,
-        sampler: PyroState | None,
-        rows: Sequence[dict[str, Tensor]],
-        recorded: Sequence[dict[str, float]],
-        interrupted: bool,
-        until: int,
-    ) -> Leg:
-        (before,) = state.chains
-        diagnostics: Mapping[str, Any] = before.diagnostics
-        if step > self.plan.warmup_steps:
-            diagnostics = self.kernel.diagnostics() or {}
-        chunk = None
-        if rows:
-            statistics = {
-                name: torch.tensor([entry[name] for entry in recorded])[:, None]
-                for name in recorded[0]
-            }
-            if "divergences" in diagnostics:
-                diverging = torch.zeros(len(rows), dtype=torch.bool)
-                for index in diagnostics["divergences"]:
-                    row = index // self.plan.thinning - state.num_draws
-                    if 0 <= row < len(rows):
-                        diverging[row] = True
-                statistics["diverging"] = diverging[:, None]
-            chunk = Chunk(self._samples(rows), statistics, [len(rows)])
-        num_draws = state.num_draws + len(rows)
-        line = dict(self.kernel.logging() or {}) if step else {}
-        if num_draws >= until or interrupted or not self.has_legs:
+            except Exception as caught:
+                error, stopped_at = caught, step + is_ready
+        # A kernel that could not be set up again has nothing to say.
+        has_sampled = is_ready and step > self.plan.warmup_steps
+        status = ChainStatus(
+            state.num_draws + len(rows),
+            stopped_at,
+            dict(self.kernel.diagnostics() or {}) if has_sampled else state.chains[0].diagnostics,
+            "" if error is None else describe_error(error),
+        )
+        chunk = self._chunk(rows, statistics, state.num_draws, status) if rows else None
+        line = dict(self.kernel.logging() or {}) if is_ready and step else {}
+        ends = interrupted or stopped_at is not None or status.num_draws >= until
+        if ends or not self.has_legs:
             self.kernel.cleanup()
-            sampler_is_live = None
+            self._live = None
         else:
-            sampler_is_live = sampler
-        self._live = sampler_is_live
-        status = ChainStatus(num_draws, None, dict(diagnostics))
-        after = GroupState(state.members, step, num_draws, (status,), sampler)
-        return Leg(after, chunk, interrupted, line)
+            self._live = sampler
+        after = GroupState(state.members, step, status.num_draws, (status,), sampler)
+        return Leg(after, chunk, interrupted, line, error)
+
+    def _chunk(
+        self,
+        rows: Sequence[dict[str, Tensor]],
+        entries: Sequence[dict[str, float]],
+        num_before: int,
+        status: ChainStatus,
+    ) -> Chunk:
+        """Draws of a leg and their statistics, after so many draws before."""
+        statistics = {
+            name: torch.tensor([entry[name] for entry in entries])[:, None] for name in entries[0]
+        }
+        divergences = status.diagnostics.get("divergences")
+        if isinstance(divergences, list):
+            diverging = torch.zeros(len(rows), dtype=torch.bool)
+            for index in divergences:
+                row = index // self.plan.thinning - num_before
+                if 0 <= row < len(rows):
+                    diverging[row] = True
+            statistics["diverging"] = diverging[:, None]
+        return Chunk(self._samples(rows), statistics, [len(rows)])
 
     def _resume(self, state: GroupState) -> dict[str, Tensor]:
         """Make the kernel what it was after the last leg; returns the parameters to go on from."""
@@ -186,16 +217,50 @@ class PyroRunner:
             if self.start is not None:
                 start = {name: value[number] for name, value in self.start.items()}
                 self.kernel.initial_params = self._unconstrained(start)
-            self.kernel.setup(self.plan.warmup_steps, *self.args, **self.kwargs)
+            self._setup()
             params: dict[str, Tensor] = self.kernel.initial_params
+            # What cannot be recorded shall fail before any step.
+            self._samples([params])
             return params
         if self._live is not sampler:
             self.kernel.initial_params = {k: v.clone() for k, v in sampler.params.items()}
-            self.kernel.setup(self.plan.warmup_steps, *self.args, **self.kwargs)
+            self._setup()
             if isinstance(self.kernel, HMC):
                 write_numbers(self.kernel, *sampler.kernel)
         restore_generators(*sampler.generators)
         return {name: value.clone() for name, value in sampler.params.items()}
+
+    def _setup(self) -> None:
+        """Set the kernel up as Pyro's driver does, and look at the data, which that does not."""
+        if not isinstance(self.kernel, HMC):
+            self.kernel.setup(self.plan.warmup_steps, *self.args, **self.kwargs)
+            return
+        is_checked = pyro.distributions.is_validation_enabled()
+        with self._validation():
+            self.kernel.setup(self.plan.warmup_steps, *self.args, **self.kwargs)
+        if is_checked and self.kernel.model is not None:
+            values = self._constrained(self.kernel.initial_params)
+            with _own_generators(), torch.no_grad():
+                check_observations(self.kernel.model, self.args, self.kwargs, values)
+
+    def _validation(self) -> AbstractContextManager[None]:
+        """Validation as Pyro's driver sets it: steps that diverge would raise."""
+        if self.options.disable_validation is None:
+            return nullcontext()
+        enabled: AbstractContextManager[None] = pyro.validation_enabled(
+            not self.options.disable_validation
+        )
+        return enabled
+
+    def _call_hook(self, params: dict[str, Tensor], step: int, chain: int) -> None:
+        """Call the hook after a step, with the words of Pyro's driver."""
+        if self.options.hook_fn is None:
+            return
+        after_warmup = step - self.plan.warmup_steps
+        stage, number = ("Warmup", step) if after_warmup < 0 else ("Sample", after_warmup)
+        if not self.options.is_single:
+            stage = f"{stage} [{chain}]"
+        self.options.hook_fn(self.kernel, params, stage, number)
 
     def _snapshot(self, params: dict[str, Tensor]) -> PyroState:
         numbers = read_numbers(self.kernel) if isinstance(self.kernel, HMC) else ({}, {})
@@ -206,20 +271,38 @@ class PyroRunner:
         lacking = -len(rows) % ROWS_PER_CALL
         padded = [*rows, *[rows[0]] * lacking]
         draws = {name: torch.stack([row[name] for row in padded]) for name in rows[0]}
-        transforms = getattr(self.kernel, "transforms", None) or {}
-        samples = {
-            name: transforms[name].inv(value) if name in transforms else value
-            for name, value in draws.items()
-        }
-        samples = with_quantities(samples, self.quantities)
+        samples = recorded(self._constrained(draws), self.quantities, self.save_params)
         return {name: value[: len(rows), None].clone() for name, value in samples.items()}
+
+    def _constrained(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        transforms = self.options.transforms
+        if transforms is None:
+            transforms = getattr(self.kernel, "transforms", None) or {}
+        return {
+            name: transforms[name].inv(value) if name in transforms else value
+            for name, value in params.items()
+        }
 
     def _unconstrained(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         model: Callable[..., Any] | None = getattr(self.kernel, "model", None)
-        if model is None:
+        if model is None or getattr(self.kernel, "is_constrained", False):
             return dict(params)
-        _, _, transforms, _ = initialize_model(model, self.args, dict(self.kwargs))
-        return {name: transforms[name](value) for name, value in params.items()}
+        with self._validation():
+            own, _, transforms, _ = initialize_model(model, self.args, dict(self.kwargs))
+        start = {name: transforms[name](value) for name, value in params.items()}
+        for name, value in start.items():
+            if value.shape != own[name].shape:
+                raise ValueError(
+                    f"initial_params[{name!r}] has shape {tuple(params[name].shape)} for each "
+                    f"chain, which does not fit the site: in unconstrained space that has "
+                    f"{tuple(own[name].shape)}, and this {tuple(value.shape)}"
+                )
+            if not value.isfinite().all():
+                raise ValueError(
+                    f"initial_params[{name!r}] must be finite and within the support of the site, "
+                    f"got {params[name]!r:.80} for a chain"
+                )
+        return start
 
     def save(self, state: GroupState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Express the sampler's state as tensors and plain values."""

@@ -1,7 +1,7 @@
 """Legs of stochastic-gradient kernels, many chains side by side."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext.checkpoint.chains import ChainStatus, Chunk
+from pyro_ext.checkpoint.chains import Chunk
 from pyro_ext.inference._running.legs import (
     ROWS_PER_CALL,
     GroupState,
     Leg,
     Quantities,
     Report,
-    with_quantities,
+    describe_error,
+    recorded,
 )
 from pyro_ext.inference._running.plan import KeptSteps, Plan
 from pyro_ext.inference.sgmcmc import Anchor, Chains, Draws, SGMCMCKernel
@@ -40,6 +41,7 @@ class SGMCMCRunner:
     :param Plan plan: which steps are kept.
     :param int seed: a non-negative integer.
     :param Mapping quantities: further functions of a draw to record.
+    :param Collection save_params: names of the sites to record, ``None`` for all.
     :param Sequence extra_fields: fields of the sampler's state to record.
     :param tuple args: arguments of the model.
     :param Mapping kwargs: keyword arguments of the model.
@@ -51,6 +53,7 @@ class SGMCMCRunner:
         plan: Plan,
         seed: int,
         quantities: Quantities,
+        save_params: Collection[str] | None,
         extra_fields: Sequence[str],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
@@ -59,6 +62,7 @@ class SGMCMCRunner:
         self.seed = seed
         self.start: Mapping[str, Tensor] | None = None
         self.quantities = quantities
+        self.save_params = save_params
         self.extra_fields = tuple(extra_fields)
         self.args = args
         self.kwargs = kwargs
@@ -69,8 +73,8 @@ class SGMCMCRunner:
         """Build the potential in this process."""
         self.kernel.setup(self._warmup_steps, *self.args, **self.kwargs)
 
-    def begin(self, members: range) -> GroupState:
-        """State of a group of chains before its first step."""
+    def _begin(self, members: range) -> Chains:
+        """Chains before their first step."""
         start = None
         if self.start is not None:
             start = {k: v[members.start : members.stop] for k, v in self.start.items()}
@@ -82,7 +86,7 @@ class SGMCMCRunner:
             )
         # Quantities that fail shall do so before any step.
         self._samples(chains.position[None])
-        return GroupState(members, 0, 0, (ChainStatus(),) * len(members), chains)
+        return chains
 
     def num_steps(self, num_draws: int) -> int:
         """Return the number of steps that so many draws take."""
@@ -91,16 +95,27 @@ class SGMCMCRunner:
     def leg(self, state: GroupState, until: int, seconds: float, report: Report) -> Leg:
         """Run on until there are so many draws, or the time is over.
 
-        A chain that leaves the finite numbers keeps the draws from before; the others go on.
+        A chain that diverges, or whose model raises, keeps the draws from before; the others go on.
+        Where they all take one step together in a graph, an error in it ends all of them.
         """
+        if state.sampler is None:
+            try:
+                state = replace(state, sampler=self._begin(state.members))
+            except Exception as error:
+                statuses = tuple(
+                    replace(status, stopped_at=0, error=describe_error(error))
+                    for status in state.chains
+                )
+                return Leg(replace(state, chains=statuses), None, False, {}, error)
         chains: Chains = state.sampler
         alive = torch.tensor([status.stopped_at is None for status in state.chains])
         deadline = time.monotonic() + seconds
         reach = 1
         bytes_per_draw = sum(leaf.nbytes for leaf in chains.state)
         until = min(until, state.num_draws + max(1, _BYTES_PER_LEG // bytes_per_draw))
-        num_draws, recorded = state.num_draws, []
+        num_draws, parts = state.num_draws, []
         interrupted = False
+        errors = self.kernel.catch_errors()
         try:
             # A leg takes a step at least.
             while num_draws < until and (chains is state.sampler or time.monotonic() < deadline):
@@ -109,7 +124,7 @@ class SGMCMCRunner:
                 if steps:
                     after, draws = self.kernel.record(chains, steps)
                     # In this order, so that Ctrl-C between the two leaves a draw too many at most.
-                    recorded.append(draws)
+                    parts.append(draws)
                     num_draws += len(steps)
                 else:
                     after = self.kernel.advance(chains, reach)
@@ -122,10 +137,12 @@ class SGMCMCRunner:
                     break
         except KeyboardInterrupt:
             interrupted = True
+        except Exception as error:
+            errors.update({c: error for c in range(len(state.chains)) if c not in errors})
         try:
-            return self._leg(state, chains, recorded, interrupted)
+            return self._leg(state, chains, parts, errors, interrupted)
         except KeyboardInterrupt:
-            return self._leg(state, chains, recorded, True)
+            return self._leg(state, chains, parts, errors, True)
 
     def _kept_within(self, num_draws: int, until: int, step: int) -> list[int]:
         """Steps of the next draws, up to a step."""
@@ -133,11 +150,20 @@ class SGMCMCRunner:
         return list(takewhile(lambda number: number <= step, kept))
 
     def _leg(
-        self, state: GroupState, chains: Chains, recorded: Sequence[Draws], interrupted: bool
+        self,
+        state: GroupState,
+        chains: Chains,
+        parts: Sequence[Draws],
+        errors: Mapping[int, Exception],
+        interrupted: bool,
     ) -> Leg:
-        draws = joined([part for part in recorded if part.steps[-1] <= chains.step])
+        draws = joined([part for part in parts if part.steps[-1] <= chains.step])
         chunk, counts, num_draws = None, [0] * len(state.members), 0
-        stops = [None if finite else chains.step for finite in _is_finite(chains.position).tolist()]
+        # An error that others survived has made a chain not finite.
+        stops = [
+            chains.step + finite if column in errors else None if finite else chains.step
+            for column, finite in enumerate(_is_finite(chains.position).tolist())
+        ]
         if draws is not None:
             num_draws = len(draws.steps)
             finite = _is_finite(draws.position) & torch.isfinite(draws.potential_energy).cpu()
@@ -159,13 +185,19 @@ class SGMCMCRunner:
                 replace(
                     status,
                     num_draws=status.num_draws + count,
-                    stopped_at=stop if status.stopped_at is None else status.stopped_at,
+                    stopped_at=stop,
+                    error=describe_error(errors[column]) if column in errors else "",
                 )
-                for status, count, stop in zip(state.chains, counts, stops, strict=True)
+                if status.stopped_at is None
+                else status
+                for column, (status, count, stop) in enumerate(
+                    zip(state.chains, counts, stops, strict=True)
+                )
             ),
             chains,
         )
-        return Leg(after, chunk, interrupted, self.kernel.describe(chains))
+        error = next(iter(errors.values()), None)
+        return Leg(after, chunk, interrupted, self.kernel.describe(chains), error)
 
     def _samples(self, positions: Tensor) -> dict[str, Tensor]:
         """Constrained draws, deterministic sites and quantities.
@@ -184,7 +216,7 @@ class SGMCMCRunner:
             whole = potential.deterministic(samples)
             sites = potential.deterministic_sites
             samples |= {k: v for k, v in whole.items() if not sites[k].is_subsampled}
-        samples = with_quantities(samples, self.quantities)
+        samples = recorded(samples, self.quantities, self.save_params)
         return {
             name: value[: num_draws * num_chains]
             .reshape(num_draws, num_chains, *value.shape[1:])
@@ -226,5 +258,5 @@ class SGMCMCRunner:
 
 
 def _is_finite(positions: Tensor) -> Tensor:
-    """Which chains are, or were, within the finite numbers."""
+    """Which chains have, or had, finite values only."""
     return torch.isfinite(positions).all(-1).cpu()

@@ -43,6 +43,7 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
 
     keeps_no_state = True
     starts: tuple[str, ...] = ("prior", "one", "each")
+    partitions = ("assignment",)
 
     def __init__(self, prior: PriorSource, *, init: str = "prior") -> None:
         if init not in self.starts:

@@ -226,6 +226,15 @@ class SGMCMCKernel(MCMCKernel):
             raise RuntimeError("the kernel has no potential yet: call setup(...) first")
         return self._potential
 
+    def catch_errors(self) -> dict[int, Exception]:
+        """Let a chain whose model raises go on with NaN, where chains run one by one in Python.
+
+        :returns: a dict that takes such errors from now on, by place of the chain.
+        """
+        assert self._loop is not None
+        self._loop.errors = {}
+        return self._loop.errors
+
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Build the potential of the model and its data.
 
@@ -449,8 +458,7 @@ class SGMCMCKernel(MCMCKernel):
         self._chains = self.advance(self._chains, self.num_steps)
         if not torch.isfinite(self._chains.position).all():
             raise RuntimeError(
-                f"the chain left the finite numbers by step {self._chains.step}: take a smaller "
-                "step_size"
+                f"the chain diverged by step {self._chains.step}: take a smaller step_size"
             )
         unflat = self.potential.layout.unflatten(self._chains.position)
         return {name: value[0] for name, value in unflat.items()}

@@ -175,8 +175,8 @@ class SGHMC(FrictionKernel):
     :param friction: :math:`\gamma`, a number, or numbers by pattern of site names such as
         ``{"weight*": 100.0, "default": 1.0}``. Its product with the largest step size must be at
         most one.
-    :param momentum_decay: :math:`a` itself, instead of friction; it then does not follow the
-        schedule of the step size. Like friction a number or numbers by site.
+    :param momentum_decay: :math:`a` itself, instead of friction, 0.1 by default; it then does not
+        follow the schedule of the step size. Like friction a number or numbers by site.
     :param mass: :math:`M`, a number; numbers by pattern of site names, or tensors of the sites'
         unconstrained shapes in their place; a tensor for the flat vector of all parameters; or
         ``"laplace"``, the second derivatives of the potential at a mode, found before the first
@@ -204,7 +204,7 @@ class SGHMC(FrictionKernel):
         **options: Unpack[KernelOptions],
     ) -> None:
         if friction is None and momentum_decay is None:
-            friction = 100.0
+            momentum_decay = 0.1
         self.mass = check_mass(mass)
         options = _without_step_size(options, mass)
         super().__init__(model, friction, momentum_decay, **options)

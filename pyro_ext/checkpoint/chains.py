@@ -42,13 +42,24 @@ class ChainStatus:
     """How far a chain is.
 
     :param int num_draws: number of its draws.
-    :param int stopped_at: the step by which it left the finite numbers, else ``None``.
+    :param int stopped_at: the step by which it ended before its time, zero where it could not
+        begin; else ``None``.
     :param Mapping diagnostics: what the kernel says of the whole chain.
+    :param str error: the error that ended it; empty where its values were no longer finite.
     """
 
     num_draws: int = 0
     stopped_at: int | None = None
     diagnostics: Mapping[str, object] = field(default_factory=dict)
+    error: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Why it stopped."""
+        if not self.error:
+            return f"diverged by step {self.stopped_at}"
+        step = f"in step {self.stopped_at}" if self.stopped_at else "before its first step"
+        return f"raised {self.error} {step}"
 
 
 Reader = Callable[[], Iterator[Chunk]]
@@ -57,7 +68,7 @@ Reader = Callable[[], Iterator[Chunk]]
 def complete_chains(statuses: Sequence[ChainStatus], limit: int) -> tuple[list[int], int]:
     """Choose chains and a number of draws that all of them have, so that most draws are kept.
 
-    Chains that left the finite numbers are passed over.
+    Chains that stopped are passed over.
 
     :param Sequence statuses: the chains.
     :param int limit: number of draws of each that are wanted at most.

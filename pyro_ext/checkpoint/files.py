@@ -50,7 +50,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], content: Mapping[st
     :returns: a digest of all of it, which :func:`read_tensors` gives too.
     :raises CheckpointError: where it cannot be written, for example on a full disk.
     """
-    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    plain = {name: _plain(value) for name, value in tensors.items()}
     text = json.dumps(dict(content), sort_keys=True)
     digest = _digest(plain, text)
     _write(path, save(plain, {_CONTENT: text, _DIGEST: digest}))
@@ -154,6 +154,14 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU, in rows; one of a single number may count as such with any stride."""
+    tensor = tensor.detach().cpu()
+    if tensor.is_contiguous() and (tensor.dim() == 0 or tensor.stride(-1) == 1):
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:

@@ -59,6 +59,16 @@ class Checkpoint:
         return dims
 
     @property
+    def partitions(self) -> tuple[str, ...]:
+        """Names of the variables that are label vectors of partitions."""
+        return tuple(self.description.get("partitions", ()))
+
+    @property
+    def chain_numbers(self) -> tuple[int, ...]:
+        """Numbers of the chains that the samples hold, in their order."""
+        return tuple(self._chosen()[0])
+
+    @property
     def num_samples(self) -> int:
         """Number of draws that the run wants of each chain."""
         return int(self.description["num_samples"])
@@ -92,7 +102,7 @@ class Checkpoint:
         """Draws of the latent and deterministic sites, in constrained space.
 
         Where chains differ in length, as those of a running one may, they are cut or left out so
-        that most draws are kept; chains that left the finite numbers are left out.
+        that most draws are kept; chains that stopped are left out.
 
         :param bool group_by_chain: keep chains apart.
         :returns: **Shape:** ``(num_chains, num_draws, *event)`` each, or with the chains
@@ -116,13 +126,16 @@ class Checkpoint:
         return {name: value for name, value in self._gather()[1].items() if name not in fields}
 
     def _gather(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        numbers, length = complete_chains(self._statuses, self.num_samples)
+        numbers, length = self._chosen()
         if not length:
             is_streaming = self.description["identity"]["driver"] == "StreamingMCMC"
             what = "moments of a StreamingMCMC, no draws" if is_streaming else "no draws yet"
             raise CheckpointError(f"{self.folder} holds {what}")
         groups = [(members, partial(self._chunks, members)) for members in self._files]
         return gather_chains(groups, numbers, length)
+
+    def _chosen(self) -> tuple[list[int], int]:
+        return complete_chains(self._statuses, self.num_samples)
 
     def _open(self, members: range) -> list[int | None]:
         try:

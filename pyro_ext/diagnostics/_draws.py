@@ -1,7 +1,7 @@
 """Draws of a posterior of any kind, as arrays with leading dimensions of chains and draws."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -11,10 +11,12 @@ import torch
 from pyro.infer import MCMC as PyroMCMC
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
 from pyro_ext.potential import Potential
+from pyro_ext.potential._at_values import ModelAtValues
 from pyro_ext.potential._blocks import assemble, blocks
 from pyro_ext.potential._evaluation import Evaluation, from_constrained
 from pyro_ext.random import fresh_seed
@@ -23,6 +25,7 @@ __all__ = [
     "Arrays",
     "Context",
     "Sampler",
+    "check_names",
     "context_of",
     "draws_of",
     "follow_chains",
@@ -33,6 +36,7 @@ __all__ = [
 
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 
+_WRAPPERS = (InitMessenger, BlockMessenger)
 _KINDS = (
     "a sampler with get_samples (of Pyro or of this package), the folder of a checkpoint, a dict "
     "of arrays by site, or a guide"
@@ -46,8 +50,9 @@ class Sampler(Protocol):
     Of its attributes these are read where it has them: ``model``, ``args`` and ``kwargs`` of the
     last run, with ``None`` for a model that has no density; ``potential``, a
     :class:`~pyro_ext.potential.Potential` of that model and data, or ``None``, in which case one is
-    made; ``sample_statistics()``, which gives statistics of the sampler by name, each with the
-    shape ``(num_chains, num_draws)``.
+    made; ``chain_numbers``, those of the chains in the samples where some are left out;
+    ``partitions``, names of variables that are label vectors; ``sample_statistics()``, which gives
+    statistics of the sampler by name, each with the shape ``(num_chains, num_draws)``.
     """
 
     def get_samples(self, group_by_chain: bool = False) -> Mapping[str, Tensor]:
@@ -62,13 +67,13 @@ class Context:
     :param model: the Pyro model, if it is known.
     :param tuple args: its positional arguments.
     :param dict kwargs: its keyword arguments.
-    :param Potential potential: the potential of that model and data, if there is one already.
+    :param Potential potential: that model at its data, if there is one already.
     """
 
     model: Callable[..., Any] | None = None
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    potential: Potential | None = None
+    potential: ModelAtValues | None = None
 
 
 def to_array(value: Any, argument: str) -> npt.NDArray[Any]:
@@ -86,6 +91,19 @@ def to_array(value: Any, argument: str) -> npt.NDArray[Any]:
     if array.dtype.kind not in "biufc":
         raise TypeError(f"{argument} must be a tensor or an array of numbers, got {value!r:.80}")
     return array
+
+
+def check_names(argument: str, value: Any) -> list[str]:
+    """Return names.
+
+    :param str argument: how the caller names them.
+    :param value: a name or several.
+    :raises TypeError: where it is neither.
+    """
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{argument} must be a name or a list of names, got {value!r:.80}")
+    return list(names)
 
 
 def context_of(
@@ -123,7 +141,7 @@ def context_of(
 def draws_of(
     posterior: Any,
     context: Context,
-    potential: Potential | None,
+    potential: ModelAtValues | None,
     num_samples: int,
     group_by_chain: bool,
     seed: int | None,
@@ -132,7 +150,7 @@ def draws_of(
 
     :param posterior: a posterior of any kind.
     :param Context context: its model.
-    :param Potential potential: potential of the model, where it has one.
+    :param ModelAtValues potential: the model at its data, where there is one.
     :param int num_samples: number of draws from a guide.
     :param bool group_by_chain: whether the arrays of a dict have a leading dimension of chains.
     :param int seed: seed of the draws from a guide.
@@ -241,17 +259,20 @@ def _remembered(posterior: object) -> Context:
             getattr(posterior, "potential", None),
         )
     if isinstance(posterior, AutoGuide | GuideMessenger):
-        return Context(_without_initialization(posterior.model))
+        return Context(_without_wrappers(posterior.model))
     if isinstance(posterior, Mapping) or callable(posterior):
         return Context()
     raise TypeError(f"posterior must be {_KINDS}; got {posterior!r:.80}")
 
 
-def _without_initialization(model: Any) -> Any:
-    """Return the model an automatic guide was made of, which it wraps in its initial values."""
+def _without_wrappers(model: Any) -> Any:
+    """Return the model an automatic guide was made of.
+
+    The guide wraps it in its initial values, and users hide sites from the guide that they sum out.
+    """
     call = getattr(model, "func", None)
-    if isinstance(call, functools.partial) and isinstance(next(iter(call.args), 0), InitMessenger):
-        return _without_initialization(call.args[1])
+    if isinstance(call, functools.partial) and isinstance(next(iter(call.args), 0), _WRAPPERS):
+        return _without_wrappers(call.args[1])
     return model
 
 
@@ -282,7 +303,7 @@ def _repeat(
 
 
 def _draw_guide(
-    guide: Callable[..., Any], context: Context, potential: Potential | None
+    guide: Callable[..., Any], context: Context, potential: ModelAtValues | None
 ) -> dict[str, Tensor]:
     """One draw from a guide: of the latent sites over all of the data, or of whatever it samples.
 
@@ -296,7 +317,7 @@ def _draw_guide(
     event_dims = {name: site.event_dim for name, site in sites.items()}
     auxiliary: dict[str, Tensor] = {}
     whole: dict[str, Tensor] = {}
-    for block in blocks(potential.subsampled_plates, potential.layout.device, torch.float32):
+    for block in blocks(potential.subsampled_plates, potential.values_layout.device, torch.float32):
         known = {name: whole[name] for name in whole if not block.is_new(sites[name])}
         indices = dict(block.indices)
         evaluation = Evaluation(from_constrained(auxiliary | known, indices), indices)

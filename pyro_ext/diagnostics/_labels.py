@@ -2,9 +2,11 @@
 
 import importlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from pyro_ext._version import __version__
@@ -14,6 +16,9 @@ from pyro_ext.potential import Plate, Site
 __all__ = ["label"]
 
 _SAMPLE_DIMS = ("chain", "draw")
+_DATA = ("observed_data", "constant_data")
+_PRIOR = ("prior", "prior_predictive")
+_OBSERVATIONS = ("log_likelihood", "observed_data", "posterior_predictive", "prior_predictive")
 _RESERVED = {*_SAMPLE_DIMS, "sample"}  # ArviZ stacks chains and draws into a dimension "sample"
 _ATTRIBUTES = {"inference_library": "pyro_ext", "inference_library_version": __version__}
 
@@ -23,16 +28,21 @@ def label(
     sites: Mapping[str, Site],
     coords: Mapping[str, Any] | None,
     dims: Mapping[str, Sequence[str | None]] | None,
+    *,
     partitions: Collection[str] = (),
+    points: Mapping[str, npt.NDArray[np.bool_]] = MappingProxyType({}),
+    chains: Sequence[int] | None = None,
 ) -> Any:
     """Name the dimensions of arrays and put them into the object of the ArviZ that is installed.
 
     :param Mapping groups: arrays by group and variable. **Shape:** ``(num_chains, num_draws,
-        *event)``, in ``"observed_data"`` ``(*event)``.
+        *event)``, in groups of data ``(*event)``.
     :param Mapping sites: what is known of the variables.
     :param Mapping coords: labels along dimensions, by name.
     :param Mapping dims: names of dimensions by variable, instead of those of the plates.
     :param Collection partitions: variables of the model that are among the statistics.
+    :param Mapping points: which points of an observed variable are kept. **Shape:** ``(*batch)``.
+    :param Sequence chains: numbers of the chains.
     :returns: ``arviz.InferenceData`` with ArviZ 0.x, ``xarray.DataTree`` with ArviZ 1.
     :raises TypeError: where ``coords`` or ``dims`` is not what it should be.
     :raises ValueError: where names or sizes do not fit.
@@ -52,28 +62,81 @@ def label(
             for name, array in arrays.items()
         }
         _check_group(group, arrays, names[group], labels)
-    return _assemble(groups, names, labels)
-
-
-def _assemble(
-    groups: Mapping[str, Arrays],
-    dims: Mapping[str, Mapping[str, list[str]]],
-    coords: Mapping[str, Any],
-) -> Any:
-    arviz: Any = importlib.import_module("arviz")
-    is_version_1 = int(arviz.__version__.split(".")[0]) >= 1
+    numbers = {} if chains is None else {"chain": np.asarray(chains, dtype=np.int64)}
     datasets = {}
     for group, arrays in groups.items():
-        options: dict[str, Any] = {"default_dims": []}
-        if is_version_1:
-            sample_dims = [] if group == "observed_data" else list(_SAMPLE_DIMS)
-            options = {"sample_dims": sample_dims, "check_conventions": False}
-        datasets[group] = arviz.dict_to_dataset(
-            arrays, attrs=_ATTRIBUTES, coords=dict(coords), dims=dict(dims[group]), **options
-        )
-    if is_version_1:
+        kept, positions = _keep_points(group, arrays, names[group], labels, points)
+        chosen = labels if group in _PRIOR else numbers | labels
+        if kept:
+            datasets[group] = _dataset(group, kept, names[group], chosen).assign_coords(positions)
+    if _is_version_1():
         return importlib.import_module("xarray").DataTree.from_dict(datasets)
-    return arviz.InferenceData(**datasets)
+    return _arviz().InferenceData(**datasets)
+
+
+def _keep_points(
+    group: str,
+    arrays: Arrays,
+    names: dict[str, list[str]],
+    labels: Mapping[str, Any],
+    points: Mapping[str, npt.NDArray[np.bool_]],
+) -> tuple[Arrays, dict[str, Any]]:
+    """Lay the points of observed variables that no mask hides along one dimension.
+
+    :param str group: name of the group.
+    :param dict arrays: its variables.
+    :param dict names: names of all their dimensions; those of new ones take their place.
+    :param Mapping labels: along dimensions, by name.
+    :param Mapping points: which points are kept, by variable. **Shape:** ``(*batch)``.
+    :returns: the variables, and coordinates of the points.
+    """
+    if group not in _OBSERVATIONS:
+        return arrays, {}
+    first = len(_sample_dims(group))
+    kept, coordinates = {}, {}
+    for name, array in arrays.items():
+        chosen = points.get(name)
+        if chosen is None or chosen.all():
+            kept[name] = array
+        elif chosen.any():
+            last, dim = first + chosen.ndim, _free(f"{name}_observation", arrays)
+            kept[name] = array[(slice(None),) * first + (chosen,)]
+            for old, index in zip(names[name][first:last], np.nonzero(chosen), strict=True):
+                label_of = np.asarray(labels[old])[index] if old in labels else index
+                of_old = _free(f"{name}_{old.removeprefix(f'{name}_')}", arrays)
+                coordinates[of_old] = (dim, label_of)
+            names[name] = [*names[name][:first], dim, *names[name][last:]]
+    return kept, coordinates
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """The name, or one with underscores that is not taken."""
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _dataset(
+    group: str, arrays: Arrays, dims: Mapping[str, list[str]], coords: Mapping[str, Any]
+) -> Any:
+    options: dict[str, Any] = {"default_dims": []}
+    if _is_version_1():
+        options = {"sample_dims": _sample_dims(group), "check_conventions": False}
+    return _arviz().dict_to_dataset(
+        arrays, attrs=_ATTRIBUTES, coords=dict(coords), dims=dict(dims), **options
+    )
+
+
+def _arviz() -> Any:
+    return importlib.import_module("arviz")
+
+
+def _is_version_1() -> bool:
+    return int(_arviz().__version__.split(".")[0]) >= 1
+
+
+def _sample_dims(group: str) -> list[str]:
+    return [] if group in _DATA else list(_SAMPLE_DIMS)
 
 
 def _names(
@@ -85,7 +148,7 @@ def _names(
     renamed: Mapping[str, str],
 ) -> list[str]:
     """Names of all dimensions of a variable: the caller's, else plates, else numbers."""
-    sampled = [] if group == "observed_data" else list(_SAMPLE_DIMS)
+    sampled = _sample_dims(group)
     shape = shape[len(sampled) :]
     names: list[str | None] = [None] * len(shape)
     if group == "log_likelihood":
@@ -125,9 +188,7 @@ def _plate_dims(
     )
     renamed = {}
     for plate in {plate.name for site in sites.values() for plate in site.plates} & taken:
-        renamed[plate] = f"{plate}_dim"
-        while renamed[plate] in taken:
-            renamed[plate] += "_"
+        renamed[plate] = _free(f"{plate}_dim", taken)
     return renamed
 
 

@@ -1,23 +1,10 @@
 """Draws of label vectors, and what ArviZ can judge in their place."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from pyro_ext.diagnostics._draws import Arrays
 
-__all__ = ["check_partitions", "with_partition_quantities"]
-
-
-def check_partitions(partitions: Any) -> list[str]:
-    """Return names of variables.
-
-    :param partitions: a name or several.
-    :raises TypeError: where it is neither.
-    """
-    names = [partitions] if isinstance(partitions, str) else partitions
-    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"partitions must be a name or a list of names, got {partitions!r:.80}")
-    return list(names)
+__all__ = ["with_partition_quantities"]
 
 
 def with_partition_quantities(arrays: Arrays, partitions: Sequence[str]) -> tuple[Arrays, Arrays]:

@@ -9,6 +9,7 @@ import numpy as np
 from pyro_ext.checkpoint import Checkpoint
 from pyro_ext.diagnostics._draws import (
     Arrays,
+    check_names,
     context_of,
     draws_of,
     follow_chains,
@@ -17,18 +18,8 @@ from pyro_ext.diagnostics._draws import (
     with_chains,
 )
 from pyro_ext.diagnostics._labels import label
-from pyro_ext.diagnostics._model_groups import (
-    all_sites,
-    check_shapes,
-    log_likelihood_group,
-    observed_group,
-    potential_of,
-    predictive_group,
-    prior_group,
-    split,
-    with_deterministic,
-)
-from pyro_ext.diagnostics._partition_groups import check_partitions, with_partition_quantities
+from pyro_ext.diagnostics._model_groups import ModelGroups, check_shapes, model_of
+from pyro_ext.diagnostics._partition_groups import with_partition_quantities
 from pyro_ext.potential import Potential
 from pyro_ext.random import fresh_seed
 
@@ -47,7 +38,8 @@ def to_arviz(
     posterior_predictive: bool | Mapping[str, Any] = False,
     prior: bool | int | Mapping[str, Any] = False,
     sample_stats: bool = True,
-    partitions: str | Sequence[str] = (),
+    partitions: str | Sequence[str] | None = None,
+    observed: str | Sequence[str] = (),
     num_samples: int = 1000,
     group_by_chain: bool = False,
     seed: int | None = None,
@@ -57,6 +49,15 @@ def to_arviz(
 
     Dimensions are named after the plates of the model. Where a plate subsamples, the log
     likelihood, the predictive draws and the observed data are over all of the data.
+
+    Of an observed site ``y`` with a mask these groups hold the points that the mask lets count,
+    along the one dimension ``y_observation``; the coordinates ``y_data`` and so on say where in its
+    dimensions ``data`` and so on they are. So masked points do not enter LOO. Values that
+    ``obs_mask`` imputes are in the posterior, in the sites ``y`` and ``y_unobserved``.
+
+    Observed sites that share discrete sites of which there are no draws, such as the steps of a
+    hidden Markov model, have one likelihood for each element of the plates around them all: in the
+    plate ``series`` it is the variable ``series_joint``.
 
     :param posterior: what holds or makes the draws:
 
@@ -76,7 +77,9 @@ def to_arviz(
     :param Mapping dims: by variable, names of its dimensions after chain and draw, instead of those
         of the plates; ``None`` in place of a name keeps what is there.
     :param log_likelihood: whether to compute the log likelihood of each observation, or a list of
-        the observed sites to compute it for. Without a known model there is none.
+        the observed sites to compute it for. Without a known model there is none. Discrete sites
+        count at their draws; those of which there are none, as under NUTS, are summed out. What
+        cannot be computed by default is left out with a warning.
     :param posterior_predictive: whether to draw the observed sites anew, once for each draw of the
         posterior; or a dict of such draws. **Shape:** ``(num_chains, num_draws, *event)`` or
         ``(num_chains * num_draws, *event)`` each.
@@ -84,11 +87,15 @@ def to_arviz(
         **Shape:** ``(num_prior_draws, *event)`` each. The observed sites among them become the
         group ``prior_predictive``.
     :param bool sample_stats: whether to keep the statistics of the sampler.
-    :param partitions: names of variables that are label vectors of partitions. **Shape:**
-        ``(num_chains, num_draws, n)`` each. The posterior holds, in their place, what does not
+    :param partitions: names of variables that are label vectors of partitions, by default those of
+        a sampler over partitions; ``()`` for none. **Shape:** ``(num_chains, num_draws, n)`` each.
+        The posterior holds, in their place, what does not
         depend on the names of labels, such as ``"assignment_num_clusters"``; see
         :func:`pyro_ext.diagnostics.partitions.partition_quantities`. The labels are beside the
         statistics of the sampler.
+    :param observed: names of sites given by :func:`pyro.condition` that are observations although
+        other sites depend on them, as those of a time series do. By default they count as constants
+        of the model, in the group ``constant_data``, and have no likelihood.
     :param int num_samples: number of draws from a guide.
     :param bool group_by_chain: whether the arrays of a dict ``posterior`` have the shape
         ``(num_chains, num_draws, *event)``.
@@ -113,21 +120,26 @@ def to_arviz(
         (('chain', 'draw'), ('chain', 'draw', 'data'))
     """
     _check_types(log_likelihood, posterior_predictive, prior, num_samples)
+    observed_names = check_names("observed", observed)
     if isinstance(posterior, str | Path):
         posterior = Checkpoint(posterior)
     if isinstance(posterior, Checkpoint) and model is None:
         dims = _recorded_dims(posterior) | dict(dims or {})
     context = context_of(posterior, model, args, model_kwargs)
-    partition_names = check_partitions(partitions)
-    needs = _needs(log_likelihood, posterior_predictive, prior)
-    potential = potential_of(context, needs)
-    sites = all_sites(potential)
+    if partitions is None:
+        partitions = getattr(posterior, "partitions", ())
+    partition_names = check_names("partitions", partitions)
+    needs = _needs(log_likelihood, posterior_predictive, prior, observed_names)
+    at_data = model_of(context, needs)
+    of_model = ModelGroups(at_data, observed_names) if at_data is not None else None
+    sites = of_model.sites if of_model is not None else {}
+    split = of_model.split if of_model is not None else _all_in_posterior
 
-    draws = draws_of(posterior, context, potential, num_samples, group_by_chain, _part(seed, 0))
+    draws = draws_of(posterior, context, at_data, num_samples, group_by_chain, _part(seed, 0))
     check_shapes(draws, sites, "posterior")
     num_chains, num_draws = next(iter(draws.values())).shape[:2]
     groups: dict[str, Arrays] = {}
-    groups["posterior"], predictive = split(draws, potential)
+    groups["posterior"], predictive = split(draws)
     groups["posterior_predictive"] = predictive
     if isinstance(posterior_predictive, Mapping):
         if predictive:
@@ -145,25 +157,43 @@ def to_arviz(
     if isinstance(prior, Mapping):
         given = with_chains(prior, False, "prior")
         check_shapes(given, sites, "prior")
-        groups["prior"], groups["prior_predictive"] = split(given, potential)
-    if potential is not None:
-        groups["posterior"] = with_deterministic(groups["posterior"], potential)
+        groups["prior"], groups["prior_predictive"] = split(given)
+    if of_model is not None:
+        latents = of_model.completed(groups["posterior"], _part(seed, 3))
+        groups["posterior"] = of_model.with_deterministic(latents)
+        of_model.find_masks(latents)
         if posterior_predictive is True and not predictive:
-            groups["posterior_predictive"] = predictive_group(draws, potential, _part(seed, 1))
+            groups["posterior_predictive"] = of_model.predictive(latents, _part(seed, 1))
         if prior is not False and not isinstance(prior, Mapping):
             size = _PRIOR_DRAWS if prior is True else prior
-            drawn = prior_group(size, potential, _part(seed, 2))
-            groups["prior"], groups["prior_predictive"] = split(drawn, potential)
+            groups["prior"], groups["prior_predictive"] = split(
+                of_model.prior(size, _part(seed, 2))
+            )
         if log_likelihood:
-            groups["log_likelihood"] = log_likelihood_group(draws, potential, log_likelihood)
-        groups["observed_data"] = observed_group(potential)
+            groups["log_likelihood"] = of_model.log_likelihood(latents, log_likelihood)
+        groups["observed_data"], groups["constant_data"] = of_model.observed()
     groups["posterior"], labels = with_partition_quantities(groups["posterior"], partition_names)
     if sample_stats:
         groups["sample_stats"] |= labels
-    return label(groups, sites, coords, dims, partition_names)
+    return label(
+        groups,
+        sites,
+        coords,
+        dims,
+        partitions=partition_names,
+        points=of_model.points if of_model is not None else {},
+        chains=getattr(posterior, "chain_numbers", None),
+    )
 
 
-def _needs(log_likelihood: object, posterior_predictive: object, prior: object) -> dict[str, bool]:
+def _all_in_posterior(arrays: Arrays) -> tuple[Arrays, Arrays]:
+    """Part draws where no model says which of them are predictive."""
+    return dict(arrays), {}
+
+
+def _needs(
+    log_likelihood: object, posterior_predictive: object, prior: object, observed: Sequence[str]
+) -> dict[str, bool]:
     """Return the arguments that ask for what takes a model, and whether it has to be there."""
     needs = {}
     if log_likelihood:
@@ -172,12 +202,15 @@ def _needs(log_likelihood: object, posterior_predictive: object, prior: object) 
         needs["posterior_predictive"] = True
     if prior is not False and not isinstance(prior, Mapping):
         needs["prior"] = True
+    if observed:
+        needs["observed"] = True
     return needs
 
 
 def _recorded_dims(checkpoint: Checkpoint) -> dict[str, Any]:
     """Names of dimensions that a checkpoint knows, none of them the name of a variable."""
-    variables = checkpoint.dims.keys() | checkpoint.description["identity"]["model"]["sites"].keys()
+    sites = checkpoint.description["identity"]["model"].get("sites", {})
+    variables = checkpoint.dims.keys() | sites.keys()
     return {
         variable: [f"{name}_dim" if name in variables else name for name in names]
         for variable, names in checkpoint.dims.items()

@@ -4,7 +4,6 @@ from pyro_ext.potential._batched import (
     Backend,
     BatchedFunction,
     check_backend,
-    outputs_agree,
 )
 from pyro_ext.potential._capture import (
     CaptureError,
@@ -19,6 +18,7 @@ from pyro_ext.potential._function import FunctionPotential
 from pyro_ext.potential._layout import Layout
 from pyro_ext.potential._points import PointDensities, PointPotential
 from pyro_ext.potential._potential import Potential
+from pyro_ext.potential._rounding import agree_but_for_rounding, outputs_agree
 from pyro_ext.potential._runner import InitStrategy, init_to_prior, init_to_suggested
 from pyro_ext.potential._simplify import fold_constants
 from pyro_ext.potential._structure import Plate, Site
@@ -42,6 +42,7 @@ __all__ = [
     "WeightedFunction",
     "WeightedLoss",
     "WeightedPotential",
+    "agree_but_for_rounding",
     "bijection",
     "capture",
     "capture_abstract",

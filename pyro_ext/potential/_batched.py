@@ -17,7 +17,8 @@ from pyro_ext.potential._capture import (
     vectorize,
 )
 from pyro_ext.potential._compilation import compile_graph
-from pyro_ext.potential._evaluation import CHANGES_DATA, IS_RANDOM
+from pyro_ext.potential._evaluation import CHANGES_DATA, IS_RANDOM, factorization_errors
+from pyro_ext.potential._rounding import agree_but_for_rounding, outputs_agree
 from pyro_ext.potential._simplify import constants_of
 
 __all__ = [
@@ -25,7 +26,6 @@ __all__ = [
     "BatchedFunction",
     "RandomPoints",
     "check_backend",
-    "outputs_agree",
     "version_of",
 ]
 
@@ -36,7 +36,6 @@ _ONE_BY_ONE = "running chains one by one"
 _NUM_CHECKS = 4
 _SPREADS = (0.3, 1.0, 3.0)
 _NUM_TRIES = 20
-_ROUNDINGS = 8.0
 
 
 def check_backend(backend: str) -> None:
@@ -120,10 +119,15 @@ class BatchedFunction:
                 graph = self._compiled[num_chains]
             return graph(*batched)
 
-    def one_by_one(self, *batched: Tensor) -> Any:
-        """Run over chains without any graph."""
+    def one_by_one(self, *batched: Tensor, errors: dict[int, Exception] | None = None) -> Any:
+        """Run over chains without any graph.
+
+        :param batched: the arguments, with a leading chain dimension.
+        :param dict errors: where it is given, a chain whose function raises gets NaN as its result,
+            and the error is put there by the number of the chain, unless there is one already.
+        """
         with torch.no_grad():
-            return _loop(self.function, *batched)
+            return _loop(self.function, *batched, errors=errors)
 
     def over_any(self, *batched: Tensor, chunk_size: int | None = None) -> Any:
         """Run over any number of chains without making a record for that number."""
@@ -179,20 +183,29 @@ class BatchedFunction:
         graph = capture(self.function, *arguments)
         tensors = {id(tensor): tensor for tensor in [*self._data, *constants_of(graph)]}
         self._frozen = [(tensor, version_of(tensor)) for tensor in tensors.values()]
-        with torch.no_grad(), threads_for(arguments[0].numel()):
-            agree = outputs_agree(graph(*arguments), expected)
-            for _ in range(_NUM_CHECKS):
-                arguments = self.example()
-                expected = self._evaluate(arguments)
-                agree &= expected is None or outputs_agree(graph(*arguments), expected)
+        verdicts = [self._verdict(graph, arguments, expected)]
+        # Where a matrix cannot be factored, or only just, a point tells nothing.
+        while verdicts.count(True) <= _NUM_CHECKS and len(verdicts) < _NUM_TRIES:
+            arguments = self.example()
+            verdicts.append(self._verdict(graph, arguments, self._evaluate(arguments)))
         if self._changed():
             raise ValueError(CHANGES_DATA)
-        if not agree:
+        if False in verdicts:
             raise CaptureError(
                 "the graph disagrees with the model at a random point: a Python branch or a number "
                 "taken out of a tensor was frozen"
             )
         return graph
+
+    def _verdict(
+        self, graph: GraphModule, arguments: Sequence[Tensor], expected: Any
+    ) -> bool | None:
+        """Whether a graph gives what the function gave, ``None`` where that cannot be told."""
+        if expected is None:
+            return None
+        with torch.no_grad(), threads_for(arguments[0].numel()):
+            result = graph(*arguments)
+            return agree_but_for_rounding(lambda: graph(*arguments), result, expected)
 
     def _finite_example(self) -> tuple[Sequence[Tensor], Any]:
         """Arguments to record with: what fails there could not be recorded."""
@@ -209,7 +222,7 @@ class BatchedFunction:
         try:
             with torch.no_grad(), threads_for(arguments[0].numel()):
                 return self.function(*arguments)
-        except torch.linalg.LinAlgError:
+        except factorization_errors():
             return None
 
     def _vectorize(self, single: GraphModule, num_chains: int) -> TensorFunction:
@@ -222,7 +235,10 @@ class BatchedFunction:
                 graph = vectorize(single, *batched)
                 pair = [tensor[:2] for tensor in batched]
                 result = pytree.tree_map(lambda leaf: leaf[:2], graph(*batched))
-                if not outputs_agree(result, _loop(single, *pair)):
+                verdict = agree_but_for_rounding(
+                    lambda: _loop(single, *pair), result, _loop(single, *pair)
+                )
+                if verdict is False:
                     raise CaptureError("the vectorized graph disagrees with that of one chain")
         except CaptureError as error:
             self._fallback.warn(_NO_VMAP, _ONE_BY_ONE, error)
@@ -235,11 +251,12 @@ class BatchedFunction:
         try:
             with torch.no_grad():
                 compiled = compile_graph(graph, *batched)
-            agree = outputs_agree(compiled(*batched), graph(*batched))
+                result, expected = compiled(*batched), graph(*batched)
+                verdict = agree_but_for_rounding(lambda: graph(*batched), result, expected)
         except Exception as error:
             self._fallback.warn("the potential cannot be compiled", "using its graph", error)
             return graph
-        if not agree:
+        if verdict is False:
             self._fallback.warn(
                 "the compiled potential disagrees", "using its graph", "other numbers"
             )
@@ -250,37 +267,30 @@ class BatchedFunction:
         return any(version_of(tensor) != version for tensor, version in self._frozen)
 
 
-def outputs_agree(actual: object, expected: object, num_terms: int = 0) -> bool:
-    """Whether two results are equal but for rounding; the scale is that of each whole tensor.
-
-    :param actual: tensors in any structure.
-    :param expected: the same.
-    :param int num_terms: of how many terms of order one a value is the sum, which may be near zero
-        and is as far off as its terms are large.
-    """
-    for one, other in zip(pytree.tree_leaves(actual), pytree.tree_leaves(expected), strict=True):
-        if not other.is_floating_point():
-            if not torch.equal(one, other):
-                return False
-            continue
-        tolerance = 1e-3 if other.dtype != torch.float64 else 1e-8
-        finite = torch.isfinite(other)
-        if not torch.equal(torch.isfinite(one), finite):
-            return False
-        scale = 1.0 + other[finite].abs().max() if finite.any() else 1.0
-        rounding = _ROUNDINGS * num_terms * torch.finfo(other.dtype).eps
-        if ((one - other)[finite].abs() > tolerance * scale + rounding).any():
-            return False
-    return True
-
-
 def version_of(tensor: Tensor) -> int:
     """How often a tensor was changed in place; an inference tensor does not count."""
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _loop(function: TensorFunction, *batched: Tensor) -> Any:
-    results = [function(*arguments) for arguments in zip(*batched, strict=True)]
+def _loop(
+    function: TensorFunction, *batched: Tensor, errors: dict[int, Exception] | None = None
+) -> Any:
+    results = []
+    failed: dict[int, Exception] = {}
+    for row, arguments in enumerate(zip(*batched, strict=True)):
+        try:
+            results.append(function(*arguments))
+        except Exception as error:
+            if errors is None:
+                raise
+            failed[row] = error
+    if errors is not None and failed:
+        errors.update({row: error for row, error in failed.items() if row not in errors})
+        if not results:
+            raise next(iter(failed.values()))
+        nan = pytree.tree_map(lambda leaf: torch.full_like(leaf, torch.nan), results[0])
+        for row in failed:
+            results.insert(row, nan)
     leaves, spec = zip(*(pytree.tree_flatten(result) for result in results), strict=True)
     stacked = [torch.stack(list(parts)) for parts in zip(*leaves, strict=True)]
     return pytree.tree_unflatten(stacked, spec[0])

@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pyro_ext.potential._evaluation import without_validation
+from pyro_ext.potential._recordable import recordable
 from pyro_ext.potential._rewrites import mutates, rewrite, uses_strides
 from pyro_ext.potential._simplify import drop_identities, fold_constants
 
@@ -71,7 +72,7 @@ def capture(function: TensorFunction, *example: Tensor) -> GraphModule:
     :raises CaptureError: where the function branches on a value, or uses what cannot be recorded.
     """
     try:
-        with without_validation():
+        with without_validation(), recordable():
             graph = _record(function, *example)
             if mutates(graph):
                 graph = _record_pure(graph, *example)
@@ -142,14 +143,18 @@ def warn_fallback(what: str, instead: str, reason: object) -> None:
 
 
 class Fallback:
-    """What functions of one model share: whether it can be recorded at all, and warnings given."""
+    """What functions of one model share: whether it can be recorded at all, and warnings given.
 
-    def __init__(self) -> None:
+    :param bool is_quiet: give no warning, where functions run so rarely that speed matters little.
+    """
+
+    def __init__(self, is_quiet: bool = False) -> None:
         self.is_eager = False
+        self.is_quiet = is_quiet
         self._given: set[str] = set()
 
     def warn(self, what: str, instead: str, reason: object) -> None:
         """Warn as :func:`warn_fallback` does, unless that has been said."""
-        if what not in self._given:
+        if what not in self._given and not self.is_quiet:
             self._given.add(what)
             warn_fallback(what, instead, reason)

@@ -4,11 +4,22 @@ import copy
 from typing import Any
 
 import torch
-from torch.distributions import Distribution, biject_to, constraints
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from torch.distributions import Distribution, Independent, biject_to, constraints
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 from torch.distributions.transforms import IndependentTransform
 
-__all__ = ["bijection", "innermost", "is_real", "near_origin", "without_checks"]
+__all__ = [
+    "bijection",
+    "innermost",
+    "is_real",
+    "may_validate",
+    "near_origin",
+    "without_checks",
+]
+
+
+_TRANSPARENT = (Independent, ExpandedDistribution, MaskedDistribution)
 
 
 def bijection(support: Constraint) -> Any:
@@ -33,6 +44,20 @@ def innermost(fn: Any) -> Any:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return fn
+
+
+def may_validate(fn: Any) -> bool:
+    """Whether a distribution was made without ``validate_args=False``.
+
+    One made under a switch that turns validation off has zero or no mark at all.
+    """
+    while True:
+        if vars(fn).get("_validate_args") is False:
+            return False
+        # These wrappers leave checks to what they wrap; a transformed distribution makes its own.
+        if not isinstance(fn, _TRANSPARENT):
+            return True
+        fn = fn.base_dist
 
 
 def near_origin(fn: Any, radius: float = 2.0) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """One run of a model at given latent values and subsamples, and what follows from its record."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,18 +10,27 @@ import pyro
 import torch
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask, sum_rightmost
-from pyro.poutine import block
+from pyro.poutine import block, runtime
+from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.reparam_messenger import ReparamMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_ext.potential._distributions import bijection, innermost, is_real, without_checks
+from pyro_ext.potential._distributions import (
+    bijection,
+    innermost,
+    is_real,
+    may_validate,
+    without_checks,
+)
 
 __all__ = [
     "CHANGES_DATA",
     "IS_RANDOM",
     "Evaluation",
     "Record",
+    "factorization_errors",
     "from_constrained",
     "from_unconstrained",
     "is_deterministic",
@@ -57,9 +67,14 @@ class Record:
     :param bool is_observed: whether the model gave its value.
     :param bool is_latent: whether the evaluation gave its value.
     :param bool is_deterministic: whether it is a ``pyro.deterministic`` statement, or a site that a
-        reparameterization has made a function of others.
+        reparameterization has made a function of others; the latter may have a density.
+    :param bool is_declared: whether it is a ``pyro.deterministic`` statement.
+    :param bool is_conditioned: whether ``pyro.condition`` gave its value.
+    :param bool is_untraced: whether it is a draw that Pyro's traces leave out, as that of
+        ``ConjugateReparam``.
     :param Tensor log_jacobian: log absolute determinant of the map from unconstrained space, with
         the batch shape of the site, where it is not zero.
+    :param bool is_validated: whether values may be checked, which ``validate_args=False`` forbids.
     """
 
     fn: Any
@@ -72,7 +87,11 @@ class Record:
     is_observed: bool
     is_latent: bool
     is_deterministic: bool
+    is_declared: bool
+    is_conditioned: bool
+    is_untraced: bool
     log_jacobian: Tensor | None
+    is_validated: bool = True
 
     @property
     def event_dim(self) -> int:
@@ -103,6 +122,30 @@ class Record:
         shape = self.fn.batch_shape + self.fn.event_shape
         return self.value.expand(torch.broadcast_shapes(shape, self.value.shape))
 
+    @property
+    def has_density(self) -> bool:
+        """Whether it is a factor of the joint density."""
+        return not self.is_deterministic or getattr(self.fn, "_mask", None) is not False
+
+    def masks(self) -> list[tuple[Any, int]]:
+        """All masks, each with the number of dimensions of the value right of it."""
+        masks = [] if self.mask is None else [(self.mask, len(self.fn.event_shape))]
+        fn = self.fn
+        while hasattr(fn, "base_dist"):
+            if getattr(fn, "_mask", None) is not None:
+                masks.append((fn._mask, len(fn.event_shape)))
+            fn = fn.base_dist
+        return masks
+
+    def counted(self) -> Tensor:
+        """Which elements of the whole value no mask hides."""
+        value = self.whole_value()
+        result = torch.ones(value.shape, dtype=torch.bool, device=value.device)
+        for mask, event_dim in self.masks():
+            each = torch.as_tensor(mask, device=value.device)
+            result = result & each.reshape(each.shape + (1,) * event_dim)
+        return result
+
     def log_prob(self) -> Tensor:
         """Log density of each batch element, without scale and mask."""
         result: Tensor = self.fn.log_prob(self.value, *self.args, **self.kwargs)
@@ -125,11 +168,16 @@ class Evaluation(Messenger):
     :param choose: maps a sample message without a value to the value and the log-Jacobian, or to
         ``None`` where the site should draw from its distribution.
     :param dict indices: subsample of each plate by name; those of other plates are added to it.
-    :param bool resample: let observed sites take chosen or new values instead of the observed ones.
+    :param resample: let observed sites take chosen or new values instead of the observed ones: all
+        of them, or those named.
     """
 
     def __init__(
-        self, choose: Choice, indices: dict[str, Tensor], *, resample: bool = False
+        self,
+        choose: Choice,
+        indices: dict[str, Tensor],
+        *,
+        resample: bool | Collection[str] = False,
     ) -> None:
         super().__init__()
         self.choose = choose
@@ -150,7 +198,8 @@ class Evaluation(Messenger):
             elif name in self.indices:
                 msg["value"] = self.indices[name]
             return
-        if self.resample and msg["is_observed"] and not is_deterministic(msg):
+        chosen = self.resample is True or (self.resample and name in self.resample)
+        if chosen and msg["is_observed"] and not is_deterministic(msg):
             self._resampled.add(name)
             msg["is_observed"] = False
             msg["value"] = None
@@ -179,7 +228,11 @@ class Evaluation(Messenger):
             is_observed=is_observed,
             is_latent=name in self._chosen and not is_observed,
             is_deterministic=is_deterministic(msg),
+            is_declared=bool(msg["infer"].get("_deterministic", False)),
+            is_conditioned=any(name in handler.data for handler in _handlers(ConditionMessenger)),
+            is_untraced=bool(msg["infer"].get("_do_not_trace", False)),
             log_jacobian=self._chosen.get(name),
+            is_validated=may_validate(msg["fn"]),
         )
 
     def run(
@@ -188,9 +241,20 @@ class Evaluation(Messenger):
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         validate: bool = False,
+        around: Sequence[Messenger] = (),
     ) -> dict[str, Record]:
-        """Run the model, unseen by outer handlers, and return its records by site name."""
-        with nullcontext() if validate else without_validation(), block(), self:
+        """Run the model and return its records by site name.
+
+        :param model: the model.
+        :param tuple args: its positional arguments.
+        :param Mapping kwargs: its keyword arguments.
+        :param bool validate: whether distributions check their parameters.
+        :param Sequence around: handlers that see statements after this one; no others do.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(nullcontext() if validate else without_validation())
+            for handler in (block(), *around, self):
+                stack.enter_context(handler)
             try:
                 model(*args, **kwargs)
             except Exception as error:
@@ -200,10 +264,19 @@ class Evaluation(Messenger):
         return self.records
 
 
+def factorization_errors() -> tuple[type[Exception], ...]:
+    """What is raised where a matrix cannot be factored, by GPyTorch too."""
+    errors = sys.modules.get("linear_operator.utils.errors")
+    others = () if errors is None else (errors.NanError, errors.NotPSDError)
+    return (torch.linalg.LinAlgError, *others)
+
+
 @contextmanager
 def without_validation() -> Iterator[None]:
     """Switch off checks that branch on values: they can be neither captured nor vectorized."""
     with pyro.validation_enabled(False):
+        # Not False but zero, which expanded copies keep: it tells them from validate_args=False.
+        torch.distributions.Distribution.set_default_validate_args(0)  # type: ignore[arg-type]
         yield
 
 
@@ -272,7 +345,7 @@ def log_density(
     total = start
     for record in records.values():
         terms = []
-        if not record.is_deterministic:
+        if record.has_density:
             terms.append(record.scaled_log_prob())
         if record.log_jacobian is not None:
             terms.append(record.log_jacobian * _subsample_scale(record))
@@ -292,8 +365,16 @@ def is_deterministic(msg: Any) -> bool:
     if msg["infer"].get("_deterministic", False):
         return True
     fn = msg["fn"]
-    masked_out = getattr(fn, "_mask", None) is False
-    return bool(msg["is_observed"] and masked_out and isinstance(innermost(fn), Delta))
+    if not (msg["is_observed"] and isinstance(innermost(fn), Delta)):
+        return False
+    # A point mass that counts is otherwise a density written by hand.
+    is_masked_out = getattr(fn, "_mask", None) is False
+    return is_masked_out or any(True for _ in _handlers(ReparamMessenger))
+
+
+def _handlers(kind: type[Any]) -> Iterator[Any]:
+    """Handlers of a kind through which the present statement goes."""
+    return (handler for handler in runtime._PYRO_STACK if isinstance(handler, kind))
 
 
 def _subsampled_frames(frames: tuple[Any, ...]) -> list[Any]:
@@ -349,7 +430,7 @@ def non_finite_sites(records: Mapping[str, Record], leaf: Tensor) -> list[str]:
     """
     names = []
     for name, record in records.items():
-        if record.is_deterministic:
+        if not record.has_density:
             continue
         value = record.scaled_log_prob().sum()
         if record.log_jacobian is not None:

@@ -1,7 +1,7 @@
 """The flat vector in which a chain's parameters travel."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 
 import torch
@@ -38,6 +38,11 @@ class Layout:
         self.dtype = torch.get_default_dtype()
         for position, dtype in enumerate(self.dtypes.values()):
             self.dtype = dtype if position == 0 else torch.promote_types(self.dtype, dtype)
+
+    def part(self, names: Collection[str]) -> "Layout":
+        """Layout of some of the parameters."""
+        shapes = {name: shape for name, shape in self.shapes.items() if name in names}
+        return Layout(shapes, self.dtypes, self.device)
 
     def columns(self, name: str) -> range:
         """Places of a parameter in the flat vector."""

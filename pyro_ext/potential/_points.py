@@ -1,18 +1,26 @@
 """Log densities of a model split by point, each point with latent values of its own."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pyro_ext.potential._batched import Backend, BatchedFunction, RandomPoints, outputs_agree
+from pyro_ext.potential._batched import Backend, BatchedFunction, RandomPoints
 from pyro_ext.potential._capture import Fallback
 from pyro_ext.potential._distributions import bijection
-from pyro_ext.potential._evaluation import Evaluation, Record, from_constrained, from_unconstrained
+from pyro_ext.potential._evaluation import (
+    Evaluation,
+    Record,
+    factorization_errors,
+    from_constrained,
+    from_unconstrained,
+)
 from pyro_ext.potential._layout import Layout
 from pyro_ext.potential._potential import Potential
+from pyro_ext.potential._rounding import agree_but_for_rounding
 from pyro_ext.potential._runner import ModelRunner, draw_from_prior
 from pyro_ext.potential._structure import Plate, Site
 
@@ -158,10 +166,10 @@ class PointPotential:
         values = self.layout.unflatten(flat)
         try:
             for name, record in self._run(from_unconstrained(values, {}), row).items():
-                if not record.is_deterministic:
+                if record.has_density:
                     part = self._part(name, record)
                     sums[part] = sums[part] + _log_density(record)
-        except torch.linalg.LinAlgError:
+        except factorization_errors():
             nan = torch.nan * flat.sum()
             return nan, nan, nan
         return sums["prior"], sums["shared"], sums["likelihood"]
@@ -205,8 +213,9 @@ class PointPotential:
             flat = self._points()
             by_point = self(flat.expand(self.num_points, -1))
             summed = by_point.prior[0] + by_point.shared[0] + by_point.likelihood.sum()
-            log_joint = -whole(whole.layout.unflatten(flat[None]))[0]
-            if not outputs_agree(summed, log_joint):
+            params = whole.layout.unflatten(flat[None])
+            again = partial(_log_joint, whole, params)
+            if agree_but_for_rounding(again, summed, again()) is False:
                 raise ValueError(
                     f"model gives other densities for the points of the plate {self.plate.name!r} "
                     "one by one than for all of them: each must depend on its own rows of the "
@@ -216,6 +225,10 @@ class PointPotential:
 
 def _has_rows(leaf: Any, number: int) -> bool:
     return isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == number
+
+
+def _log_joint(whole: Potential, params: Mapping[str, Tensor]) -> Tensor:
+    return -whole(params)[0]
 
 
 def _log_density(record: Record) -> Tensor:

@@ -2,40 +2,32 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from pyro_ext.potential._at_values import DRAWS_PER_CALL, ModelAtValues
 from pyro_ext.potential._batched import (
     Backend,
     BatchedFunction,
     RandomPoints,
-    check_backend,
     version_of,
 )
-from pyro_ext.potential._blocks import assemble
-from pyro_ext.potential._capture import Fallback, Gradient
+from pyro_ext.potential._capture import Gradient
 from pyro_ext.potential._evaluation import CHANGES_DATA, Evaluation, from_unconstrained, log_density
 from pyro_ext.potential._layout import Layout
 from pyro_ext.potential._runner import (
     InitStrategy,
-    ModelRunner,
-    draw_from_prior,
     init_to_suggested,
 )
-from pyro_ext.potential._structure import Plate, Site
 from pyro_ext.random import fresh_seed
 
 __all__ = ["Potential"]
 
-_DRAWS_PER_CALL = 64
 
-
-class Potential:
+class Potential(ModelAtValues):
     r"""Negative log joint density of a Pyro model, in unconstrained space, as a pure function.
 
     The model is one written for :class:`~pyro.infer.SVI` or :class:`~pyro.infer.MCMC`, unchanged.
@@ -71,75 +63,40 @@ class Potential:
         (torch.Size([4]), torch.Size([4]))
     """
 
+    _is_quiet = False
+
     def __init__(
         self, model: Callable[..., Any], *args: Any, backend: Backend = "trace", **kwargs: Any
     ) -> None:
-        if not callable(model):
-            raise TypeError(f"model must be callable, got {model!r:.80}")
-        check_backend(backend)
-        self.model = model
-        self.args = args
-        self.kwargs = kwargs
-        data = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if isinstance(model, torch.nn.Module):
-            data += [*model.parameters(), *model.buffers()]
+        super().__init__(model, *args, backend=backend, **kwargs)
+        runner, data = self._runner, self._data
+        for name, kind in runner.structure.discrete.items():
+            raise ValueError(
+                f"site {name!r} is a discrete latent variable ({kind}); a gradient needs "
+                "continuous ones: sum it out (for instance with MixtureSameFamily) or give it "
+                "as an argument"
+            )
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self._runner = runner = ModelRunner(model, args, kwargs)
             self._start = runner.initial(init_to_suggested)
             has_nan = any(bool(leaf.isnan().any()) for leaf in data if leaf.is_floating_point())
             versions = [version_of(leaf) for leaf in data]
             runner.validate(self._start, whole=has_nan)
             if versions != [version_of(leaf) for leaf in data]:
                 raise ValueError(CHANGES_DATA)
-        # What runs once in a while is not worth compiling.
-        plain: Backend = "trace" if backend == "compile" else backend
         self._points = RandomPoints(self._start)
-        fallback = Fallback()
-        self._functions = {
-            kind: BatchedFunction(function, example, function_backend, data, fallback)
+        self._functions |= {
+            kind: BatchedFunction(function, example, function_backend, data, self._fallback)
             for kind, function, example, function_backend in (
                 ("value", runner.value, self._example, backend),
                 ("gradient", Gradient(runner.value), self._example, backend),
                 ("weighted", runner.weighted_value, self._weighted_example, backend),
-                ("whole", Gradient(runner.weighted_value), self._weighted_example, plain),
-                ("constrain", runner.constrain, self._example, plain),
-                ("deterministic", runner.deterministic, self._constrained_example, plain),
-                ("pointwise", runner.pointwise, self._constrained_example, plain),
+                ("whole", Gradient(runner.weighted_value), self._weighted_example, self._plain),
+                ("constrain", runner.constrain, self._example, self._plain),
             )
         }
 
     # What the model is -------------------------------------------------------------------------
-
-    @property
-    def sites(self) -> Mapping[str, Site]:
-        """The latent sites by name, each with its shape over all of the data and its support."""
-        return MappingProxyType(dict(self._runner.structure.latents))
-
-    @property
-    def observed_sites(self) -> Mapping[str, Site]:
-        """The observed sites by name."""
-        return MappingProxyType(dict(self._runner.structure.observed))
-
-    @property
-    def factors(self) -> Mapping[str, Site]:
-        """The ``pyro.factor`` statements by name."""
-        return MappingProxyType(dict(self._runner.structure.factors))
-
-    @property
-    def deterministic_sites(self) -> Mapping[str, Site]:
-        """The ``pyro.deterministic`` statements by name."""
-        return MappingProxyType(dict(self._runner.structure.deterministic))
-
-    @property
-    def whole_indices(self) -> Mapping[str, Any]:
-        """Elements of each plate that takes no subsample, by its name."""
-        return MappingProxyType(dict(self._runner.whole_indices))
-
-    @property
-    def subsampled_plates(self) -> tuple[Plate, ...]:
-        """The plates that take a subsample, in the order of the model."""
-        return self._runner.plates
 
     @property
     def data_size(self) -> int:
@@ -258,12 +215,12 @@ class Potential:
         num_chains = self.layout.check(params, "params")
         flat = self.layout.flatten(params).detach()
         value, gradient = flat.new_zeros(num_chains), torch.zeros_like(flat)
-        for tensors in self._block_rows(max(1, _DRAWS_PER_CALL // num_chains)):
+        for tensors in self._block_rows(max(1, DRAWS_PER_CALL // num_chains)):
             # Blocks side by side: one at a time would cost as much for each small one.
             num_blocks = len(tensors[0]) if tensors else 1
             rows = flat.repeat_interleave(num_blocks, 0)
             repeated = [tensor.repeat(num_chains, *[1] * (tensor.dim() - 1)) for tensor in tensors]
-            parts = self._functions["whole"].over_any(rows, *repeated, chunk_size=_DRAWS_PER_CALL)
+            parts = self._functions["whole"].over_any(rows, *repeated, chunk_size=DRAWS_PER_CALL)
             value += parts[0].reshape(num_chains, num_blocks).sum(1)
             gradient += parts[1].reshape(num_chains, num_blocks, -1).sum(1)
         return value, self.layout.unflatten(gradient)
@@ -308,7 +265,7 @@ class Potential:
         :param Mapping params: **Shape:** ``(*leading, *event)`` each.
         :returns: **Shape:** ``(*leading, *event)`` each, over all of the data.
         """
-        return self._sweep("constrain", self.layout, params, self.sites)
+        return self.sweep(self._functions["constrain"], self.layout, params, self.sites)
 
     def unconstrain(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Map values from the supports of their sites to unconstrained space.
@@ -321,67 +278,6 @@ class Potential:
         flat, leading = self._flat(self._runner.constrained, samples, "samples")
         rows = torch.stack([self._runner.unconstrain(row) for row in flat])
         return self.layout.unflatten(rows.reshape(*leading, self.layout.size))
-
-    # What follows from posterior draws -----------------------------------------------------------
-
-    def deterministic(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Values of the ``pyro.deterministic`` statements at given latent values.
-
-        :param Mapping samples: constrained latent values. **Shape:** ``(*leading, *event)`` each.
-        :returns: **Shape:** ``(*leading, *event)`` each, over all of the data.
-        """
-        sites = self.deterministic_sites
-        return self._sweep("deterministic", self._runner.constrained, samples, sites)
-
-    def log_likelihood(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Log likelihood of each observation at given latent values, without any scale.
-
-        :param Mapping samples: constrained latent values. **Shape:** ``(*leading, *event)`` each.
-        :returns: by observed site. **Shape:** ``(*leading, *batch)``, over all of the data.
-        """
-        sites = self.observed_sites
-        return self._sweep("pointwise", self._runner.constrained, samples, sites, has_event=False)
-
-    def predictive(
-        self, samples: Mapping[str, Tensor], seed: int | None = None
-    ) -> dict[str, Tensor]:
-        """Draw new values of the observed sites at given latent values.
-
-        :param Mapping samples: constrained latent values. **Shape:** ``(*leading, *event)`` each.
-        :param int seed: seed of the draws; ``None`` takes one from PyTorch's generator.
-        :returns: by observed site. **Shape:** ``(*leading, *event)``, over all of the data.
-        """
-        flat, leading = self._flat(self._runner.constrained, samples, "samples")
-        seed = fresh_seed(seed)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            rows = [self._runner.predictive(row) for row in flat]
-        return {
-            name: torch.stack([row[name] for row in rows]).reshape(*leading, *site.shape)
-            for name, site in self.observed_sites.items()
-        }
-
-    def prior(self, num_samples: int, seed: int | None = None) -> dict[str, Tensor]:
-        """Draw latent and observed sites from the model, without looking at the observations.
-
-        :param int num_samples: number of draws.
-        :param int seed: seed of the draws; ``None`` takes one from PyTorch's generator.
-        :returns: by site. **Shape:** ``(num_samples, *event)``, over all of the data.
-        :raises ValueError: for a latent site whose prior cannot be drawn from, an improper one.
-        """
-        seed = fresh_seed(seed)
-        rows = []
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            for _ in range(num_samples):
-                latents = self._runner.prior_draw(draw_from_prior)
-                flat = self._runner.constrained.flatten(latents)
-                rows.append(latents | self._runner.predictive(flat))
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-
-    def observations(self) -> dict[str, Tensor]:
-        """Observed values by site, over all of the data."""
-        return self._runner.observations()
 
     # Helpers --------------------------------------------------------------------------------------
 
@@ -420,7 +316,7 @@ class Potential:
         """Random arguments of one chain; they leave the global generator alone."""
         return [self._points(), *self._runner.random_indices(self._points.generator)]
 
-    def _constrained_example(self) -> list[Tensor]:
+    def example(self) -> list[Tensor]:
         flat, *indices = self._example()
         values = self.constrain(self.layout.unflatten(flat))
         return [self._runner.constrained.flatten(values), *indices]
@@ -434,34 +330,3 @@ class Potential:
         tensors = (self._runner.block_tensors(block) for block in self._runner.blocks())
         while some := list(islice(tensors, count)):
             yield [torch.stack(parts) for parts in zip(*some, strict=True)]
-
-    def _flat(
-        self, layout: Layout, values: Mapping[str, Tensor], argument: str
-    ) -> tuple[Tensor, torch.Size]:
-        leading = layout.check_leading(values, argument)
-        return layout.flatten(values).reshape(-1, layout.size), leading
-
-    def _sweep(
-        self,
-        kind: str,
-        layout: Layout,
-        values: Mapping[str, Tensor],
-        sites: Mapping[str, Site],
-        has_event: bool = True,
-    ) -> dict[str, Tensor]:
-        """Run a function of one chain over all draws and all of the data."""
-        if not sites:
-            return {}
-        flat, leading = self._flat(layout, values, "params" if layout is self.layout else "samples")
-        event_dims = {name: site.event_dim * has_event for name, site in sites.items()}
-        whole: dict[str, Tensor] = {}
-        for block in self._runner.blocks():
-            indices = [
-                block.indices[plate.name].expand(len(flat), -1) for plate in self.subsampled_plates
-            ]
-            with torch.no_grad():
-                part = self._functions[kind].over_any(flat, *indices, chunk_size=_DRAWS_PER_CALL)
-            assemble(whole, part, block, sites, event_dims)
-            if not any(site.is_subsampled for site in sites.values()):
-                break
-        return {name: value.reshape(leading + value.shape[1:]) for name, value in whole.items()}

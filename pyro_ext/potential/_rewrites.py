@@ -79,7 +79,7 @@ def _expand_instead(graph: GraphModule, copy: Node) -> None:
 
 
 def _fill_where_masked(graph: GraphModule, put: Node) -> None:
-    """Write ``x[mask] = number`` without asking where the mask is true."""
+    """Write ``x[mask] = number`` without asking where the mask, of leading dimensions, is true."""
     whole, indices, value, *rest = put.args
     if not isinstance(indices, list | tuple) or len(indices) != 1 or True in rest:
         return
@@ -89,8 +89,10 @@ def _fill_where_masked(graph: GraphModule, put: Node) -> None:
         return
     shapes = [node.meta["tensor_meta"].shape for node in nodes if isinstance(node, Node)]
     is_mask = isinstance(mask, Node) and mask.meta["tensor_meta"].dtype == torch.bool
-    if is_mask and shapes[1] == shapes[0] and shapes[2] == torch.Size():
+    if is_mask and shapes[1] == shapes[0][: len(shapes[1])] and shapes[2] == torch.Size():
         with graph.graph.inserting_before(put):
+            for _ in range(len(shapes[0]) - len(shapes[1])):
+                mask = graph.graph.call_function(torch.ops.aten.unsqueeze.default, (mask, -1))
             filled = graph.graph.call_function(torch.ops.aten.where.self, (mask, value, whole))
         filled.meta = dict(put.meta)
         put.replace_all_uses_with(filled)

@@ -1,7 +1,8 @@
 """Runs of a Pyro model for one chain: each method is a function of tensors of that chain."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import pyro.distributions as dist
@@ -17,6 +18,7 @@ from pyro_ext.potential._evaluation import (
     Choice,
     Evaluation,
     Record,
+    factorization_errors,
     from_constrained,
     from_unconstrained,
     log_density,
@@ -31,6 +33,7 @@ from pyro_ext.potential._structure import Plate, Site, structure_of
 __all__ = [
     "InitStrategy",
     "ModelRunner",
+    "check_observations",
     "draw_from_prior",
     "init_to_prior",
     "init_to_suggested",
@@ -87,6 +90,35 @@ def draw_from_prior(site: dict[str, Any]) -> Tensor:
     return value
 
 
+def check_observations(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    values: Mapping[str, Tensor],
+) -> None:
+    """Raise where an observed value lies outside of the support that its distribution then has.
+
+    Nothing is checked where the model has further latent sites, such as enumerated ones, or where
+    rounding alone puts a parameter out of its range.
+
+    :param model: a Pyro model.
+    :param tuple args: its positional arguments.
+    :param Mapping kwargs: its keyword arguments.
+    :param Mapping values: constrained values of the latent sites.
+    :raises ValueError: it names the site.
+    """
+    evaluation = Evaluation(from_constrained(values, {}), {})
+    try:
+        # Under the switch, without which expanded distributions forget what they were told.
+        records = evaluation.run(model, args, kwargs, validate=True)
+    except ValueError:
+        return
+    known = [r.is_latent or r.is_observed or r.is_deterministic for r in records.values()]
+    for name, record in records.items() if all(known) else ():
+        if record.is_observed and not record.is_deterministic:
+            _validate_observed(name, record)
+
+
 class ModelRunner:
     """Runs a model at flat latent values and subsamples of its plates.
 
@@ -105,7 +137,8 @@ class ModelRunner:
         # numbers out of tensors that it makes itself.
         self.whole_indices: dict[str, Any] = {}
         first = self._first_run()
-        self.structure = structure_of(first.records, first.given_plates)
+        constant = self._constant_sites(first)
+        self.structure = structure_of(first.records, first.given_plates, constant)
         self.whole_indices = {
             name: first.indices[name] if plate.dim is not None else list(range(plate.size))
             for name, plate in self.structure.plates.items()
@@ -143,7 +176,7 @@ class ModelRunner:
             joint, names = joint_normal_density(flat, records, self.unconstrained)
             rest = {name: record for name, record in records.items() if name not in names}
             return -log_density(rest, start=joint)
-        except torch.linalg.LinAlgError:
+        except factorization_errors():
             return math.nan * flat.sum()
 
     def weighted_value(self, flat: Tensor, *tensors: Tensor) -> Tensor:
@@ -153,7 +186,7 @@ class ModelRunner:
         try:
             records = self._run_unconstrained(flat, indices)
             return -log_density(records, self.by_plate(weights), self.by_plate(firsts))
-        except torch.linalg.LinAlgError:
+        except factorization_errors():
             return math.nan * flat.sum()
 
     def block_tensors(self, block: Block) -> list[Tensor]:
@@ -177,15 +210,27 @@ class ModelRunner:
         return {name: records[name].value for name in self.structure.deterministic}
 
     def pointwise(self, flat: Tensor, *indices: Tensor) -> dict[str, Tensor]:
-        """Log likelihood of each observation."""
-        records = self._run_constrained(flat, indices)
+        """Log likelihood of each observation, zero where it is masked."""
+        return self.pointwise_at(self.constrained.unflatten(flat), self.by_plate(indices))
+
+    def pointwise_at(
+        self, values: Mapping[str, Tensor], indices: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Log likelihood of each observation at values by site."""
+        records = self._run(from_constrained(values, indices), indices)
         with without_validation():
-            values = {name: records[name].masked_log_prob() for name in self.structure.observed}
-        shapes = {name: records[name].fn.batch_shape for name in values}
+            logs = {name: records[name].masked_log_prob() for name in self.structure.observed}
+        shapes = {name: records[name].fn.batch_shape for name in logs}
         return {
             name: value.expand(torch.broadcast_shapes(shapes[name], value.shape))
-            for name, value in values.items()
+            for name, value in logs.items()
         }
+
+    def counted(self, flat: Tensor, *indices: Tensor) -> dict[str, Tensor]:
+        """Which elements of the masked observed sites count."""
+        records = self._run_constrained(flat, indices)
+        sites = self.structure.observed.items()
+        return {name: records[name].counted() for name, site in sites if site.is_masked}
 
     def unconstrain(self, flat: Tensor) -> Tensor:
         """Flat unconstrained vector over all of the data."""
@@ -201,26 +246,26 @@ class ModelRunner:
             assemble(whole, part, block, self.structure.latents, dims)
         return self.unconstrained.flatten(whole)
 
-    def predictive(self, flat: Tensor) -> dict[str, Tensor]:
-        """New values of the observed sites over all of the data."""
-        values = self.constrained.unflatten(flat)
-        return self._observed_sites(values, resample=True)
-
     # Functions without an argument ----------------------------------------------------------------
 
     def observations(self) -> dict[str, Tensor]:
         """Observed values over all of the data."""
         with torch.random.fork_rng():
-            return self._observed_sites(self.prior_draw(), resample=False)
+            return self.observed_at(self.prior_draw(), resample=False)
 
-    def prior_draw(self, strategy: InitStrategy = init_to_prior) -> dict[str, Tensor]:
-        """Values of the latent sites over all of the data from an initialization strategy."""
+    def prior_draw(
+        self,
+        strategy: InitStrategy = init_to_prior,
+        given: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> dict[str, Tensor]:
+        """Values of the latent sites over all of the data from a strategy, where none are given."""
         whole: dict[str, Tensor] = {}
         sites = self.structure.latents
         event_dims = {name: site.event_dim for name, site in sites.items()}
         with torch.no_grad():
             for block in self._latent_blocks():
                 known = {name: whole[name] for name in whole if not block.is_new(sites[name])}
+                known |= given
                 records = self._run(_initializing(strategy, known, block.indices), block.indices)
                 part = {name: records[name].value for name in sites}
                 assemble(whole, part, block, sites, event_dims)
@@ -238,7 +283,7 @@ class ModelRunner:
                     with torch.no_grad():
                         flat = self.unconstrain(self.constrained.flatten(self.prior_draw(strategy)))
                     at_fault = self._at_fault(flat, self.random_indices())
-            except torch.linalg.LinAlgError as error:
+            except factorization_errors() as error:
                 reason = str(error)
                 continue
             if not at_fault:
@@ -272,6 +317,16 @@ class ModelRunner:
     def _validate(self, flat: Tensor, by_plate: Mapping[str, Tensor]) -> None:
         values = self.unconstrained.unflatten(flat)
         records = self._run(from_unconstrained(values, by_plate), by_plate, validate=True)
+        self._validate_observed(records)
+
+    def validate_observed(self) -> None:
+        """Raise where observed values that count lie outside the support, in one subsample."""
+        by_plate = self.by_plate(self.random_indices())
+        with torch.no_grad():
+            records = self._run(from_constrained(self.prior_draw(), by_plate), by_plate)
+            self._validate_observed(records)
+
+    def _validate_observed(self, records: Mapping[str, Record]) -> None:
         for name in self.structure.observed:
             _validate_observed(name, records[name])
 
@@ -290,7 +345,7 @@ class ModelRunner:
         self,
         choice: Choice,
         indices: Mapping[str, Tensor],
-        resample: bool = False,
+        resample: bool | Collection[str] = False,
         validate: bool = False,
     ) -> dict[str, Record]:
         evaluation = Evaluation(choice, {**self.whole_indices, **indices}, resample=resample)
@@ -301,12 +356,24 @@ class ModelRunner:
         for _ in range(_NUM_TRIES - 1):
             try:
                 return self._run_from_prior()
-            except torch.linalg.LinAlgError:
+            except factorization_errors():
                 continue
         return self._run_from_prior()
 
-    def _run_from_prior(self) -> Evaluation:
-        evaluation = Evaluation(_initializing(init_to_prior, {}, {}), {})
+    def _constant_sites(self, first: Evaluation) -> list[str]:
+        """Names of reparameterized sites that are data: no latent site moves them."""
+        records = first.records.items()
+        names = [name for name, each in records if each.is_deterministic and not each.is_declared]
+        if not names:
+            return []
+        second = self._run_from_prior(first.indices).records
+        return [
+            name for name in names if torch.equal(first.records[name].value, second[name].value)
+        ]
+
+    def _run_from_prior(self, indices: Mapping[str, Tensor] | None = None) -> Evaluation:
+        given = dict(indices or {})
+        evaluation = Evaluation(_initializing(init_to_prior, {}, given), given)
         with torch.no_grad():
             evaluation.run(self.model, self.args, self.kwargs)
         return evaluation
@@ -338,9 +405,30 @@ class ModelRunner:
             if not local:
                 return
 
-    def _observed_sites(self, latents: Mapping[str, Tensor], resample: bool) -> dict[str, Tensor]:
+    def is_depended_on(self, name: str) -> bool:
+        """Whether another value of an observed site changes the densities of other sites."""
+        by_plate = self.by_plate(self.random_indices())
+        choice = from_constrained(self.prior_draw(), by_plate)
+        for _ in range(_NUM_TRIES):
+            before = self._run(choice, by_plate)
+            after = self._run(choice, by_plate, resample=[name])
+            if not torch.equal(before[name].value, after[name].value):
+                break
+        with without_validation():
+            return any(
+                not torch.equal(record.log_prob(), after[other].log_prob())
+                for other, record in before.items()
+                if other != name and record.has_density
+            )
+
+    def observed_at(
+        self, latents: Mapping[str, Tensor], resample: bool | Collection[str]
+    ) -> dict[str, Tensor]:
+        """Observed values over all of the data, or new ones at values of the latent sites."""
         whole: dict[str, Tensor] = {}
         sites: Mapping[str, Site] = self.structure.observed
+        if not resample:
+            sites = {**sites, **self.structure.transformed}
         event_dims = {name: site.event_dim for name, site in sites.items()}
         for block in self.blocks():
             known = {name: whole[name] for name in whole if not block.is_new(sites[name])}
@@ -371,22 +459,16 @@ def _initializing(
 
 def _validate_observed(name: str, record: Record) -> None:
     """Raise where an observed value that counts lies outside the support."""
+    if not record.is_validated:
+        return
     try:
         allowed = record.fn.support.check(record.value)
     except (NotImplementedError, AttributeError):
         return
-    counts = torch.ones_like(allowed)
-    for mask in (record.mask, *_masks(record.fn)):
-        if mask is not None:
-            counts = counts & mask
+    counts = record.counted()
+    counts = counts.flatten(counts.dim() - record.event_dim).all(-1) if record.event_dim else counts
     if not bool((allowed | ~counts).all()):
         raise ValueError(
             f"site {name!r} has observed values outside the support of its distribution "
             f"{type(innermost(record.fn)).__name__}: {record.fn.support}"
         )
-
-
-def _masks(fn: Any) -> Iterator[Any]:
-    while hasattr(fn, "base_dist"):
-        yield getattr(fn, "_mask", None)
-        fn = fn.base_dist

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from pyro.distributions import Unit
+from pyro.distributions import ImproperUniform, Unit
 from torch.distributions.constraints import Constraint
 
 from pyro_ext.potential._distributions import bijection, innermost
@@ -49,6 +49,10 @@ class Site:
     :param torch.Size unconstrained_shape: shape of its unconstrained value (latent sites).
     :param torch.dtype dtype: type of its value.
     :param torch.device device: device of its value.
+    :param bool is_improper: whether its distribution is flat, without a density.
+    :param bool is_masked: whether a mask hides some of it.
+    :param bool is_conditioned: whether ``pyro.condition`` gave its value.
+    :param bool is_untraced: whether Pyro draws it without a trace, as ``ConjugateReparam`` does.
     """
 
     name: str
@@ -59,6 +63,10 @@ class Site:
     unconstrained_shape: torch.Size
     dtype: torch.dtype
     device: torch.device
+    is_improper: bool = False
+    is_masked: bool = False
+    is_conditioned: bool = False
+    is_untraced: bool = False
 
     @property
     def is_subsampled(self) -> bool:
@@ -82,6 +90,8 @@ class Structure:
     observed: Mapping[str, Site]
     factors: Mapping[str, Site]
     deterministic: Mapping[str, Site]
+    transformed: Mapping[str, Site]  # data whose density stands at other sites
+    discrete: Mapping[str, str]  # distributions of the latent sites without a gradient
 
     @property
     def subsampled_plates(self) -> tuple[Plate, ...]:
@@ -96,21 +106,28 @@ class Structure:
         return max([1, *sizes])
 
 
-def structure_of(records: Mapping[str, Record], given_plates: Collection[str] = ()) -> Structure:
+def structure_of(
+    records: Mapping[str, Record],
+    given_plates: Collection[str] = (),
+    constant: Collection[str] = (),
+) -> Structure:
     """Read the structure of a model off the records of one run.
 
     :param Mapping records: what :class:`~pyro_ext.potential._evaluation.Evaluation` recorded.
     :param Collection given_plates: names of the plates whose subsample the model gives.
+    :param Collection constant: names of reparameterized sites that depend on no latent site.
     :returns: the structure.
-    :raises ValueError: for a discrete latent site, one without a bijection to its support, one in a
-        part of a plate that the model gives, a sequential plate that subsamples, or a model without
-        latent sites.
+    :raises ValueError: for a latent site without a bijection to its support, one in a part of a
+        plate that the model gives, a sequential plate that subsamples, or a model without latent
+        sites.
     """
     plates: dict[str, Plate] = {}
     latents: dict[str, Site] = {}
     observed: dict[str, Site] = {}
     factors: dict[str, Site] = {}
     deterministic: dict[str, Site] = {}
+    transformed: dict[str, Site] = {}
+    discrete: dict[str, str] = {}
     for name, record in records.items():
         for frame in record.frames:
             is_given = frame.name in given_plates
@@ -122,16 +139,15 @@ def structure_of(records: Mapping[str, Record], given_plates: Collection[str] = 
                     f"its vectorized form, `with pyro.plate({plate.name!r}, ...) as index:`"
                 )
             plates[plate.name] = plate
-        if record.is_deterministic:
+        if name in constant:
+            group = observed if record.has_density and record.log_prob().any() else transformed
+            group[name] = _site(name, record, plates)
+        elif record.is_deterministic:
             deterministic[name] = _site(name, record, plates)
         elif record.is_latent:
-            if record.fn.has_enumerate_support or record.fn.support.is_discrete:
-                raise ValueError(
-                    f"site {name!r} is a discrete latent variable ({type(record.fn).__name__}); "
-                    "a gradient needs continuous ones: sum it out (for instance with "
-                    "MixtureSameFamily) or give it as an argument"
-                )
             latents[name] = site = _site(name, record, plates)
+            if _is_discrete(record):
+                discrete[name] = type(record.fn).__name__
             for plate in site.plates:
                 if plate.is_given and plate.subsample_size < plate.size:
                     raise ValueError(
@@ -146,7 +162,11 @@ def structure_of(records: Mapping[str, Record], given_plates: Collection[str] = 
         raise ValueError(
             "model has no latent site: every pyro.sample statement is observed, or there is none"
         )
-    return Structure(plates, latents, observed, factors, deterministic)
+    return Structure(plates, latents, observed, factors, deterministic, transformed, discrete)
+
+
+def _is_discrete(record: Record) -> bool:
+    return bool(record.fn.has_enumerate_support or record.fn.support.is_discrete)
 
 
 def _site(name: str, record: Record, plates: Mapping[str, Plate]) -> Site:
@@ -166,7 +186,7 @@ def _site(name: str, record: Record, plates: Mapping[str, Plate]) -> Site:
         ) from error
     shape = _full_shape(whole.shape, own, event_dim)
     unconstrained_shape = shape
-    if record.is_latent:
+    if record.is_latent and not _is_discrete(record):
         try:
             transform = bijection(record.fn.support)
         except NotImplementedError as error:
@@ -186,6 +206,10 @@ def _site(name: str, record: Record, plates: Mapping[str, Plate]) -> Site:
         unconstrained_shape=unconstrained_shape,
         dtype=record.value.dtype,
         device=record.value.device,
+        is_improper=isinstance(innermost(record.fn), ImproperUniform),
+        is_masked=bool(record.masks()),
+        is_conditioned=record.is_conditioned,
+        is_untraced=record.is_untraced,
     )
 
 

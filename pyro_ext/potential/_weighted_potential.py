@@ -9,7 +9,12 @@ from torch.utils import _pytree as pytree
 
 from pyro_ext.handlers import data_weights
 from pyro_ext.potential._batched import Backend
-from pyro_ext.potential._evaluation import Evaluation, Record, from_unconstrained
+from pyro_ext.potential._evaluation import (
+    Evaluation,
+    Record,
+    factorization_errors,
+    from_unconstrained,
+)
 from pyro_ext.potential._potential import Potential
 from pyro_ext.potential._runner import InitStrategy, init_to_suggested
 from pyro_ext.potential._structure import Plate, Site
@@ -161,7 +166,7 @@ class WeightedPotential(WeightedLoss):
         try:
             records = Evaluation(choice, indices).run(weighted, args, kwargs)
             return self._loss(records)
-        except torch.linalg.LinAlgError:
+        except factorization_errors():
             return torch.nan * flat.sum()
 
     def _arguments(self, rows: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:

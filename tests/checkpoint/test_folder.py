@@ -9,7 +9,7 @@ import torch
 
 from pyro_ext.checkpoint import Checkpoint, CheckpointError
 from pyro_ext.checkpoint.chains import Chunk
-from pyro_ext.checkpoint.files import UNFINISHED, write_tensors
+from pyro_ext.checkpoint.files import UNFINISHED, read_tensors, write_tensors
 from pyro_ext.checkpoint.folder import CheckpointWriter
 from pyro_ext.checkpoint.independent_draws import DrawFolder
 
@@ -294,7 +294,7 @@ def test_independent_draws(tmp_path, subtests):
 def test_independent_draws_of_a_run_that_ended_between_draws_and_state(tmp_path):
     independent(tmp_path)
     before, last = tmp_path / STATE, tmp_path / "draws-00000004-00000006.safetensors"
-    states = [before.read_bytes(), last.read_bytes()]
+    states = [read_tensors(before), read_tensors(last)]
     last.unlink()
     folder = DrawFolder(tmp_path)
     folder.describe({"identity": {"driver": "PosteriorBootstrap"}})
@@ -307,7 +307,10 @@ def test_independent_draws_of_a_run_that_ended_between_draws_and_state(tmp_path)
     independent(tmp_path)
     before.write_bytes(early)
     independent(tmp_path)
-    assert states == [before.read_bytes(), last.read_bytes()]
+    for path, (tensors, *known) in zip((before, last), states, strict=True):
+        again, *found = read_tensors(path)
+        assert known == found and tensors.keys() == again.keys()
+        assert all(torch.equal(value, again[name]) for name, value in tensors.items())
 
 
 def test_a_folder_that_is_gone(run, tmp_path):

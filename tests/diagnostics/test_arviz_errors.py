@@ -23,22 +23,27 @@ from tests.diagnostics.arviz_models import (
 )
 
 
-def discrete(y: Tensor) -> None:
-    z = pyro.sample("z", dist.Bernoulli(0.5))
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
-
-
 def test_model_that_cannot_be_evaluated() -> None:
-    draws = {"z": torch.ones(10)}
-    y = torch.randn(5)
-    with pytest.raises(ValueError, match=r"'z' is a discrete.*pass log_likelihood=False"):
-        to_arviz(draws, y, model=discrete)
+    draws = {"loc": torch.ones(10)}
     with pytest.raises(ValueError, match=r"missing 1 required.*pass log_likelihood=False"):
-        to_arviz(draws, model=discrete)
-    with pytest.warns(UserWarning, match="cannot be evaluated.*'z' is a discrete"):
-        data = to_arviz(draws, y, model=discrete, log_likelihood=False)
+        to_arviz(draws, model=global_only)
+    with pytest.warns(UserWarning, match=r"cannot be evaluated.*missing 1 required"):
+        data = to_arviz(draws, model=global_only, log_likelihood=False)
     assert groups_of(data) == {"posterior"}
+
+
+def test_a_random_model_still_has_its_draws() -> None:
+    def model(y: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        pyro.deterministic("noisy", loc + torch.randn(()))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    draws = {"loc": torch.randn(6)}
+    with pytest.warns(UserWarning, match=r"\['noisy'\] are left out: model gives two results"):
+        data = to_arviz(draws, torch.randn(3), model=model, log_likelihood=False)
+    assert groups_of(data) == {"posterior", "observed_data"}
+    assert set(data["posterior"].data_vars) == {"loc"}
 
 
 def test_wrong_options(subtests: pytest.Subtests) -> None:

@@ -1,6 +1,7 @@
 """Label vectors in a posterior become numbers that ArviZ can judge, under both lines of it."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -35,6 +36,24 @@ def test_quantities_are_in_the_posterior_and_labels_beside_the_statistics() -> N
     np.testing.assert_array_equal(values(data, "sample_stats", "assignment"), own["assignment"])
     assert "energy" in data["sample_stats"].data_vars
     assert len(arviz().summary(data)) == 5
+
+
+def test_a_sampler_over_partitions_says_which_variables_are_labels(tmp_path: Path) -> None:
+    from pyro_ext.distributions import GaussianCluster
+    from pyro_ext.inference import MCMC, MarginalGibbs
+    from pyro_ext.random_measures import DirichletProcess
+
+    x = torch.randn(30, 2)
+    kernel = MarginalGibbs(DirichletProcess(1.0), GaussianCluster.from_data(x))
+    mcmc = MCMC(kernel, 8, num_chains=2, seed=0, progress=False, checkpoint=tmp_path).run(x)
+    assert mcmc.get_samples()["assignment"].shape == (16, 30)
+    for posterior in (mcmc, tmp_path):
+        data = to_arviz(posterior)
+        assert set(data["posterior"].data_vars) == {f"assignment_{name}" for name in QUANTITIES}
+        assert data["sample_stats"]["assignment"].shape == (2, 8, 30)
+        assert len(arviz().summary(data)) == 4
+    whole = to_arviz(mcmc, partitions=())
+    assert whole["posterior"]["assignment"].shape == (2, 8, 30)
 
 
 def test_labels_are_left_out_with_the_statistics() -> None:

@@ -1,6 +1,7 @@
 """Conversion to ArviZ of samplers and of guides."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,53 @@ def test_own_mcmc() -> None:
     for statistic in data["sample_stats"].data_vars.values():
         assert statistic.shape == (2, 50)
     arviz().summary(data)
+
+
+def test_chains_keep_their_numbers_where_one_is_left_out(tmp_path: Path) -> None:
+    from pyro_ext.inference import MCMC, SGLD
+
+    def cliff(z: dict[str, Tensor]) -> Tensor:
+        slope = torch.where(z["x"] > 1.0, torch.nan, -0.1)
+        return (z["x"] * slope).sum()
+
+    start = {"x": torch.tensor([[-1e3], [-2.0], [-1e3], [-1e3]])}
+    mcmc = MCMC(
+        SGLD(potential_fn=cliff, step_size=0.1),
+        num_samples=20,
+        num_chains=4,
+        thinning=2,
+        initial_params=start,
+        seed=0,
+        progress=False,
+        checkpoint=tmp_path,
+    )
+    with pytest.warns(RuntimeWarning, match=r"chains \[1\] of 4"):
+        mcmc.run()
+    for posterior in (mcmc, tmp_path):
+        data = to_arviz(posterior)
+        for group in ("posterior", "sample_stats"):
+            assert list(data[group]["chain"].values) == [0, 2, 3]
+    named = to_arviz(mcmc, coords={"chain": ["a", "b", "c"]})
+    assert list(named["posterior"]["chain"].values) == ["a", "b", "c"]
+
+
+def test_chains_of_the_prior_are_others() -> None:
+    sampler = FakeSampler({"loc": torch.randn(2, 5)}, global_only, torch.randn(4))
+    sampler.chain_numbers = (1, 3)
+    data = to_arviz(sampler, prior=7, posterior_predictive=True)
+    for group in ("posterior", "log_likelihood", "posterior_predictive"):
+        assert list(data[group]["chain"].values) == [1, 3]
+    assert list(data["prior_predictive"]["chain"].values) == [0]
+
+
+def test_a_conversion_of_arviz_itself_names_ours() -> None:
+    from pyro_ext.inference import MCMC, SGLD
+
+    if not hasattr(arviz(), "from_pyro"):
+        pytest.skip("ArviZ 1 has no from_pyro")
+    mcmc = MCMC(SGLD(global_only, step_size=1e-3), 2, progress=False).run(torch.randn(5))
+    with pytest.raises(AttributeError, match=r"diagnostics.to_arviz\(mcmc\)"):
+        arviz().from_pyro(mcmc)
 
 
 # Guides -------------------------------------------------------------------------------------------

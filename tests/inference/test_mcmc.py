@@ -119,7 +119,7 @@ def test_a_chain_that_turns_non_finite_is_left_out_and_reported():
     samples = mcmc.get_samples(group_by_chain=True)["x"]
     assert samples.shape == (2, 20, 1) and torch.isfinite(samples).all()
     stopped = mcmc.diagnostics()["stopped_chains"]
-    assert list(stopped) == [1] and "finite" in stopped[1]["reason"]
+    assert list(stopped) == [1] and "it diverged by step" in stopped[1]["reason"]
     kept = mcmc.stopped_chains[1]["samples"]["x"]
     assert len(kept) == (stopped[1]["step"] - 1) // 2 and torch.isfinite(kept).all()
     assert mcmc.sample_statistics()["lp"].shape == (2, 20)
@@ -170,7 +170,7 @@ def test_all_chains_non_finite():
         seed=0,
         progress=False,
     )
-    with pytest.raises(RuntimeError, match="all 2 chains left the finite numbers.*step_size"):
+    with pytest.raises(RuntimeError, match="all 2 chains stopped: chain 0 diverged.*step_size"):
         mcmc.run()
     assert len(mcmc.stopped_chains) == 2
 

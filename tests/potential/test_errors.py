@@ -1,5 +1,6 @@
 """What a potential refuses, and that it says which site is at fault."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -8,6 +9,7 @@ import pytest
 import torch
 from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor, nn
+from torch.distributions.transforms import ExpTransform
 
 from pyro_ext.potential import Potential
 
@@ -114,6 +116,39 @@ def test_observation_outside_the_support() -> None:
     Potential(model, x, torch.tensor([True, True, False]))
     with pyro.validation_enabled(False):
         Potential(model, x, torch.tensor([True, True, True]))
+
+
+def test_values_of_distributions_that_are_told_not_to_validate(subtests: pytest.Subtests) -> None:
+    def model(observed: Callable[[Tensor], Any], x: Tensor) -> None:
+        probs = pyro.sample("probs", dist.Beta(torch.ones(2), 1.0).to_event(1))
+        with pyro.plate("data", 3):
+            pyro.sample("x", observed(probs), obs=x)
+
+    def bernoulli(probs: Tensor) -> Any:
+        return dist.Bernoulli(probs, validate_args=False)
+
+    cases: dict[str, tuple[Callable[[Tensor], Any], bool]] = {
+        "plain": (lambda probs: bernoulli(probs[0]), True),
+        "expanded": (lambda probs: bernoulli(probs[0]).expand([3]), True),
+        "masked": (lambda probs: bernoulli(probs[0]).mask(torch.ones(3) > 0), True),
+        "event": (lambda probs: bernoulli(probs).to_event(1), True),
+        "by default": (lambda probs: dist.Bernoulli(probs[0]), False),
+        "event by default": (lambda probs: dist.Bernoulli(probs).to_event(1), False),
+        "transformed": (
+            lambda probs: dist.TransformedDistribution(
+                dist.Normal(probs[0], 1.0, validate_args=False), ExpTransform()
+            ),
+            False,
+        ),
+    }
+    for label, (observed, is_allowed) in cases.items():
+        x = torch.full((3, 2) if "event" in label else (3,), -0.5)
+        with subtests.test(label):
+            if is_allowed:
+                assert torch.isfinite(Potential(model, observed, x, backend="eager")._start).all()
+            else:
+                with pytest.raises(ValueError, match="site"):
+                    Potential(model, observed, x, backend="eager")
 
 
 def test_values_are_checked_once() -> None:

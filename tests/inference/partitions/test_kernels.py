@@ -264,7 +264,7 @@ def test_statistics_summary_and_arviz(capsys):
     assert {"split_acceptance", "merge_acceptance"} <= set(statistics)
     mcmc.summary()
     assert "assignment" not in capsys.readouterr().out
-    data = to_arviz(mcmc, partitions="assignment")
+    data = to_arviz(mcmc)
     assert "assignment_num_clusters" in data.posterior
 
 

@@ -32,6 +32,13 @@ def test_a_schedule_is_given_back_as_it_was():
     assert kernel.replace(step_size=0.2).schedule.step_size == 0.2
 
 
+def test_the_default_decay_fits_any_step_size():
+    """With friction 100, the former default, no step size above 0.01 was allowed."""
+    for step_size in (1e-4, 0.02, 0.5):
+        kernel = SGHMC(normal_mean, step_size=step_size)
+        assert (kernel.friction, kernel.momentum_decay) == (None, 0.1)
+
+
 def test_friction_and_momentum_decay_put_each_other_out():
     kernel = SGHMC(normal_mean, step_size=0.1, friction=2.0)
     decaying = kernel.replace(momentum_decay=0.3)
