@@ -6,16 +6,14 @@ from collections.abc import Sequence
 
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
-from pyro.ops.stats import split_gelman_rubin
-from torch import Tensor
 
-from pyro_ext.checkpoint.chains import Reader, gather_chains, thinned
+from pyro_ext.checkpoint.chains import Reader
+from pyro_ext.inference._running.moments import Moments, merge, moments_of
 from pyro_ext.inference._temperature import temperature_warning
 from pyro_ext.inference.sgmcmc import SGMCMCKernel
 
-__all__ = ["warn_at_end"]
+__all__ = ["largest_r_hat", "moments_of_halves", "r_hat_of_noise", "warn_at_end"]
 
-_MOST_DRAWS = 1000
 _FEWEST_DRAWS = 40
 _MOST_R_HAT = 1.1
 _FALSE_ALARMS = 1e-3
@@ -41,7 +39,7 @@ def warn_at_end(
         return
     found = [_r_hat_warning(groups, numbers, num_draws)]
     if isinstance(kernel, SGMCMCKernel):
-        found.append(temperature_warning(kernel, groups, numbers, num_draws, num_steps))
+        found.insert(0, temperature_warning(kernel, groups, numbers, num_draws, num_steps))
     lines = [line for line in found if line is not None]
     if lines:
         warnings.warn("\n".join(lines), stacklevel=3)
@@ -53,14 +51,10 @@ def _r_hat_warning(
     """What to warn of where R-hat is larger than 1.1, and than independent draws would have it."""
     if num_draws < _FEWEST_DRAWS or not numbers:
         return None
-    most = min(num_draws, _MOST_DRAWS)
-    chosen = torch.linspace(0, num_draws - 1, most).long()
-    values, _ = gather_chains(thinned(groups, chosen), numbers, most)
-    r_hats = {name: _largest_r_hat(draws) for name, draws in values.items() if draws.numel()}
-    if not r_hats:
-        return None
-    num_elements = sum(draws[0, 0].numel() for draws in values.values())
-    limit = max(_MOST_R_HAT, _r_hat_of_noise(2 * len(numbers), most // 2, num_elements))
+    halves = moments_of_halves(groups, numbers, num_draws)
+    r_hats = {name: largest_r_hat(moments) for name, moments in halves.items()}
+    num_elements = sum(moments.mean[0].numel() for moments in halves.values())
+    limit = max(_MOST_R_HAT, r_hat_of_noise(2 * len(numbers), num_draws // 2, num_elements))
     high = sorted((name for name in r_hats if r_hats[name] > limit), key=r_hats.__getitem__)[::-1]
     if not high:
         return None
@@ -72,17 +66,54 @@ def _r_hat_warning(
     )
 
 
-def _largest_r_hat(draws: Tensor) -> float:
-    """Largest R-hat of a site, one for elements that do not change but for rounding."""
-    flat = draws.reshape(*draws.shape[:2], -1).double()
-    resolution = 16.0 * torch.finfo(draws.dtype).eps
-    moves = flat.std((0, 1)) > resolution * flat.abs().amax((0, 1))
-    if not moves.any():
-        return 1.0
-    return float(split_gelman_rubin(flat[..., moves]).nan_to_num(nan=1.0).max())
+def moments_of_halves(
+    groups: Sequence[tuple[range, Reader]], numbers: Sequence[int], num_draws: int
+) -> dict[str, Moments]:
+    """Moments of both halves of each chain, of sites that hold real numbers, chunk by chunk.
+
+    :param Sequence groups: of each group of chains their numbers and what reads its draws.
+    :param Sequence numbers: numbers of the chains that count.
+    :param int num_draws: number of draws of each.
+    :returns: rounded values that do not change have the squares zero.
+        **Shape:** ``(2 * num_chains, *event)`` each.
+    """
+    parts: dict[str, list[Moments]] = {}
+    half = num_draws // 2
+    for members, read in groups:
+        columns = [column for column, number in enumerate(members) if number in numbers]
+        for start in (0, num_draws - half) if columns else ():
+            found: dict[str, Moments] = {}
+            first = 0
+            for chunk in read():
+                rows = range(max(start - first, 0), min(start + half - first, len(chunk)))
+                first += len(chunk)
+                for name, value in chunk.samples.items() if len(rows) else ():
+                    if not value.is_floating_point() or not value.numel():
+                        continue
+                    kept = value[rows.start : rows.stop, columns]
+                    new = moments_of(kept, [len(rows)] * len(columns))
+                    noise = (16.0 * torch.finfo(value.dtype).eps * new.mean).square()
+                    squares = torch.where(new.squares > noise * len(rows), new.squares, 0.0)
+                    new = new._replace(squares=squares)
+                    found[name] = merge(found[name], new) if name in found else new
+            for name, moments in found.items():
+                parts.setdefault(name, []).append(moments)
+    return {
+        name: Moments(*(torch.cat(tensors) for tensors in zip(*moments, strict=True)))
+        for name, moments in parts.items()
+    }
 
 
-def _r_hat_of_noise(num_chains: int, num_draws: int, num_elements: int) -> float:
+def largest_r_hat(halves: Moments) -> float:
+    """Largest split R-hat of the elements of a site, one for those that do not change."""
+    num_draws = float(halves.num_draws[0])
+    between = halves.mean.var(0)
+    r_hat = ((num_draws - 1.0) / num_draws + between / halves.variance.mean(0)).sqrt()
+    unchanged = between <= (1e-6 * halves.mean.mean(0)).square()
+    return float(torch.where((halves.squares == 0).all(0) & unchanged, 1.0, r_hat).max())
+
+
+def r_hat_of_noise(num_chains: int, num_draws: int, num_elements: int) -> float:
     """R-hat that one of so many elements of independent draws exceeds once in a thousand runs."""
     from scipy.special import fdtri
 

@@ -27,7 +27,6 @@ from pyro_ext.diagnostics._draws import Context
 from pyro_ext.diagnostics.stein import kernel_stein_discrepancy
 from pyro_ext.inference._starts import Start, check_start, constrained_start, unconstrained_start
 from pyro_ext.inference.sgmcmc import Chains, Schedule, SGMCMCKernel
-from pyro_ext.potential import Potential
 from pyro_ext.random import fresh_seed
 
 __all__ = ["Trial", "TuningResult", "tune"]
@@ -358,9 +357,8 @@ def _pilots(
     plain.setup(0, *args, **kwargs)
     params = None
     if initial_params is not None:
-        whole = plain.potential if isinstance(plain.potential, Potential) else None
         context = Context(kernel.model, args, kwargs)
-        start = constrained_start(initial_params, num_chains, seed, whole, context)
+        start = constrained_start(initial_params, num_chains, seed, plain, context)
         params = unconstrained_start(plain.potential, start)
     position = plain.begin(range(num_chains), seed, params).position
     pilots = []

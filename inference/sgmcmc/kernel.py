@@ -19,7 +19,7 @@ from pyro_ext._checks import check_integer, check_number
 from pyro_ext.inference.sgmcmc.chains import Chains, Draws
 from pyro_ext.inference.sgmcmc.control_variates import Anchor, anchor_at, is_anchor_of
 from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient
-from pyro_ext.inference.sgmcmc.laplace import Laplace, laplace_at
+from pyro_ext.inference.sgmcmc.laplace import Laplace, dispersed_starts, laplace_at
 from pyro_ext.inference.sgmcmc.loop import Plan, StepLoop
 from pyro_ext.inference.sgmcmc.mass import Mass, mass_of
 from pyro_ext.inference.sgmcmc.minibatches import Minibatches
@@ -84,7 +84,8 @@ class SGMCMCKernel(MCMCKernel):
     :param int num_steps: steps that one call of :meth:`sample` takes, under Pyro's driver, which
         has no thinning.
     :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`; by
-        default where a site asks for it, or at the median of a few draws from its prior.
+        default where a site asks for it, or at the median of a few draws from its prior. Kernels
+        with ``mass="laplace"`` start around the mode, where it is not given.
     :raises ValueError: for arguments out of range.
     """
 
@@ -128,6 +129,7 @@ class SGMCMCKernel(MCMCKernel):
         self.num_steps = check_integer("num_steps", num_steps, 1)
         self.init_strategy = init_strategy
         self._masses: float | Tensor = 1.0
+        self._masses_of: Laplace | None = None
         self._initial_params: dict[str, Tensor] | None = None
         self._potential: Potential | FunctionPotential | None = None
         self._loop: StepLoop[Any] | None = None
@@ -181,7 +183,7 @@ class SGMCMCKernel(MCMCKernel):
     def __getstate__(self) -> dict[str, Any]:
         # What setup builds holds graphs and machine code, which stay in this process.
         built = dict.fromkeys(("_potential", "_loop", "_minibatches", "_chains"))
-        return {**self.__dict__, **built, "_masses": 1.0}
+        return {**self.__dict__, **built, "_masses": 1.0, "_masses_of": None}
 
     # What a sampler gives ----------------------------------------------------------------------
 
@@ -204,6 +206,15 @@ class SGMCMCKernel(MCMCKernel):
     def _prepare(self) -> None:
         """Resolve arguments that need the sites of the model; called once these are known."""
 
+    def _starts(self, numbers: Sequence[int], seed: int) -> dict[str, Tensor]:
+        """Unconstrained starts of chains for which none are given."""
+        potential = self.potential
+        if self._masses_of is not None and self.init_strategy is init_to_suggested:
+            return dispersed_starts(potential, self._masses_of, numbers, seed)
+        if isinstance(potential, FunctionPotential):
+            raise ValueError("a kernel with potential_fn needs initial_params")
+        return potential.init_chains(numbers, seed, self.init_strategy)
+
     def _default_step_size(self) -> float:
         """Step size where none is given, of the potential that is set up."""
         return _STEP_SIZE
@@ -211,7 +222,7 @@ class SGMCMCKernel(MCMCKernel):
     def _set_masses(self, mass: Mass) -> None:
         """Keep the mass of each parameter for steps to come."""
         laplace = self.find_laplace("mass='laplace'") if isinstance(mass, str) else None
-        self._masses = mass_of(self.potential, mass, laplace)
+        self._masses, self._masses_of = mass_of(self.potential, mass, laplace), laplace
 
     def _statistics(self, state: Any) -> dict[str, Tensor]:
         """What the sampler reports of each chain, ``(num_chains,)`` each."""
@@ -313,9 +324,7 @@ class SGMCMCKernel(MCMCKernel):
         """
         potential = self.potential
         if params is None:
-            if isinstance(potential, FunctionPotential):
-                raise ValueError("a kernel with potential_fn needs initial_params")
-            params = potential.init_chains(numbers, seed, self.init_strategy)
+            params = self._starts(numbers, seed)
         potential.layout.check(params, "initial_params")
         position = potential.layout.flatten(params).detach().contiguous()
         keys = chain_keys(seed, numbers, position.device)
@@ -431,7 +440,7 @@ class SGMCMCKernel(MCMCKernel):
         if self._initial_params is None:
             potential = self.potential
             assert isinstance(potential, Potential)
-            batched = potential.init(1, init_strategy=self.init_strategy)
+            batched = self._starts(range(1), fresh_seed(None))
             self._initial_params = {name: value[0] for name, value in batched.items()}
         return self._initial_params
 

@@ -5,6 +5,7 @@ that they are the curvature which the posterior has on its own scale, whatever t
 parameters, and so that the rounding of a sum over many data does not drown them.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ _DISTANCE = 0.5
 _NEAR = (0.2, 1.2)
 _MOST_CHANGE = 100.0
 _MOST_DECREMENT = 1.0
+_MOST_CORRELATION = 1.5  # one, and room for rounding and for tails that are not Gaussian
 _INFLATION = 2.0
 _STREAM_OF_STARTS = 2
 
@@ -83,6 +85,9 @@ def laplace_at(potential: Potential | FunctionPotential, start: Tensor, argument
     bad = ~(curvature > 0) | ~hessian.isfinite().all(-1)
     # How far a step of Newton's method would go along a parameter, in standard deviations.
     bad |= mode.gradient.square() > _MOST_DECREMENT * curvature
+    # Derivatives with these are not positive definite.
+    unit = curvature.clamp(min=torch.finfo(curvature.dtype).tiny).rsqrt()
+    bad |= (unit[:, None] * hessian * unit).abs().amax(-1) > _MOST_CORRELATION
     if bool(bad.any()):
         names = [name for name in layout.shapes if bool(bad[list(layout.columns(name))].any())]
         raise ValueError(
@@ -94,21 +99,21 @@ def laplace_at(potential: Potential | FunctionPotential, start: Tensor, argument
 
 
 def dispersed_starts(
-    potential: Potential, laplace: Laplace, num_chains: int, seed: int
+    potential: Potential | FunctionPotential, laplace: Laplace, numbers: Sequence[int], seed: int
 ) -> dict[str, Tensor]:
     """Draw starts from the approximation with twice its standard deviations.
 
-    :param Potential potential: the potential.
+    :param potential: the potential.
     :param Laplace laplace: its approximation.
-    :param int num_chains: number of chains; the start of each follows from the seed and its number.
+    :param Sequence numbers: numbers of the chains; a start follows from the seed and the number.
     :param int seed: a non-negative integer.
-    :returns: in constrained space; at the mode where the density is zero elsewhere.
+    :returns: in unconstrained space; the mode in place of points at which there is no density.
         **Shape:** ``(num_chains, *event)`` each.
     """
     layout, center = potential.layout, laplace.mode.position
     resolution = len(center) * torch.finfo(center.dtype).eps
     factor = whitening_factor(laplace.hessian.double(), resolution).to(center)
-    keys = chain_keys(seed, range(num_chains), center.device)
+    keys = chain_keys(seed, numbers, center.device)
     step = torch.zeros((), dtype=torch.int64, device=center.device)
     noise = normal(keys, step, len(center), stream=_STREAM_OF_STARTS, dtype=center.dtype)
 
@@ -117,9 +122,7 @@ def dispersed_starts(
         return value, layout.flatten(gradient)
 
     starts = center + _INFLATION * noise @ factor.mT
-    return potential.constrain(
-        layout.unflatten(finite_starts(starts, value_and_gradient, center)[0])
-    )
+    return layout.unflatten(finite_starts(starts, value_and_gradient, center)[0])
 
 
 def _differences(

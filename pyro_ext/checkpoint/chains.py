@@ -144,13 +144,13 @@ def gather_chain(read: Reader, column: int) -> dict[str, Tensor]:
 
 
 def thinned(
-    groups: Iterable[tuple[range, Reader]], chosen: Tensor, names: Collection[str] | None = None
+    groups: Iterable[tuple[range, Reader]], chosen: Tensor, names: Collection[str]
 ) -> list[tuple[range, Reader]]:
     """Read some of the draws, a chunk at a time, for ``gather_chains``.
 
     :param Iterable groups: of each group the numbers of its chains and what reads its chunks.
     :param Tensor chosen: increasing numbers of the draws to keep.
-    :param Collection names: sites to read, by default those that hold real numbers.
+    :param Collection names: sites to read.
     """
 
     def reader(read: Reader) -> Reader:
@@ -160,11 +160,7 @@ def thinned(
                 rows = chosen[(chosen >= first) & (chosen < first + len(chunk))] - first
                 first += len(chunk)
                 yield Chunk(
-                    {
-                        name: value[rows]
-                        for name, value in chunk.samples.items()
-                        if (value.is_floating_point() if names is None else name in names)
-                    },
+                    {name: value[rows] for name, value in chunk.samples.items() if name in names},
                     {},
                     chunk.valid,
                 )
