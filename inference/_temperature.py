@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from pyro_ext.checkpoint.chains import Reader, gather_chains, thinned
 from pyro_ext.diagnostics.temperature import (
@@ -17,7 +18,7 @@ from pyro_ext.inference.sgmcmc.control_variates import BatchedGradient, anchor_a
 from pyro_ext.inference.sgmcmc.minibatches import Minibatches
 from pyro_ext.potential import Potential
 
-__all__ = ["temperature_warning", "temperatures_of"]
+__all__ = ["temperature_warning", "temperatures_at", "temperatures_of"]
 
 _MOST_DRAWS = 400
 _FEWEST_DRAWS = 40
@@ -61,9 +62,23 @@ def temperatures_of(
         return None
     if isinstance(potential, Potential):
         values = potential.unconstrain(values)
-    flat = layout.flatten(values).flatten(0, 1)
     # A number that no chain has gives minibatches that no chain has seen.
-    minibatches = Minibatches(potential.subsampled_plates, [max(numbers) + 1], 0)
+    return temperatures_at(kernel, layout.flatten(values), max(numbers) + 1)
+
+
+def temperatures_at(kernel: SGMCMCKernel, draws: Tensor, number: int) -> dict[str, Temperature]:
+    """Configurational temperatures of draws, as ``temperatures_of`` has them.
+
+    :param SGMCMCKernel kernel: the kernel, as it was set up.
+    :param Tensor draws: at least four, in unconstrained space.
+        **Shape:** ``(num_chains, num_draws, size)``.
+    :param int number: of the chain whose minibatches are taken.
+    :returns: those that are finite.
+    """
+    potential = kernel.potential
+    layout = potential.layout
+    flat = draws.flatten(0, 1)
+    minibatches = Minibatches(potential.subsampled_plates, [number], 0)
     rows = [index[:, 0].to(flat.device) for index in minibatches(0, len(flat))]
     gradient: BatchedGradient = partial(potential.gradient.over_any, chunk_size=_DRAWS_PER_CALL)
     if rows:  # less noise, for one gradient over all of the data
@@ -72,10 +87,11 @@ def temperatures_of(
             gradient = control(gradient, anchor)
     _, gradients = gradient(flat, *rows)
     is_finite = (flat.isfinite() & gradients.isfinite()).all(0)
-    flat, gradients = (part.reshape(num_chains, most, -1) for part in (flat, gradients))
+    gradients = gradients.reshape(draws.shape)
+    names = list(layout.shapes)
     parts = {"": list(range(layout.size)), **{name: list(layout.columns(name)) for name in names}}
     return {
-        name: configurational_temperature(flat[..., columns], gradients[..., columns])
+        name: configurational_temperature(draws[..., columns], gradients[..., columns])
         for name, columns in parts.items()
         if columns and bool(is_finite[columns].all())
     }
