@@ -40,7 +40,7 @@ __all__ = ["Trial", "TuningResult", "tune"]
 Grid = Mapping[str, Iterable[Any]]
 
 _DEFAULT_FACTORS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-_NOT_TUNED = ("backend", "init_strategy", "num_steps", "temperature")
+_NOT_TUNED = ("backend", "init_strategy", "minibatches", "num_steps", "temperature")
 _FACTOR = 3.0
 _MOST_ADDED = 8
 _FAR = 9.0
@@ -235,10 +235,10 @@ def tune(
                 alive = search.run(alive, end, bar)
             last = rungs[-1][1]
             while grid is None and alive:
-                settings = _beyond(search.trials[alive[0]].settings, search.candidates)
-                if settings is None or _refusal(kernel, settings) is not None:
+                beyond = _beyond(search.trials[alive[0]].settings, search.candidates)
+                if beyond is None or _refusal(kernel, beyond) is not None:
                     break
-                added = search.add([settings])
+                added = search.add([beyond])
                 bar.total += last
                 best, alive = alive[0], search.run([*added, alive[0]], last, bar)
                 if best == alive[0]:

@@ -22,7 +22,7 @@ from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient
 from pyro_ext.inference.sgmcmc.laplace import Laplace, dispersed_starts, laplace_at
 from pyro_ext.inference.sgmcmc.loop import Plan, StepLoop
 from pyro_ext.inference.sgmcmc.mass import Mass, mass_of
-from pyro_ext.inference.sgmcmc.minibatches import Minibatches
+from pyro_ext.inference.sgmcmc.minibatches import IndependentMinibatches, Minibatches
 from pyro_ext.inference.sgmcmc.modes import flat_point, minimum
 from pyro_ext.inference.sgmcmc.schedules import ConstantSchedule, Schedule
 from pyro_ext.potential import (
@@ -42,6 +42,7 @@ __all__ = ["Chains", "Draws", "KernelOptions", "OptionsButStepSize", "SGMCMCKern
 _STEP_SIZE = 1e-3
 
 ControlVariate = Literal["map"] | Mapping[str, Tensor] | None
+MinibatchSource = type[Minibatches] | type[IndependentMinibatches]
 
 
 class OptionsButStepSize(TypedDict, total=False):
@@ -51,6 +52,7 @@ class OptionsButStepSize(TypedDict, total=False):
     backend: Backend
     temperature: float
     control_variate: ControlVariate
+    minibatches: MinibatchSource
     num_steps: int
     init_strategy: InitStrategy
 
@@ -81,6 +83,8 @@ class SGMCMCKernel(MCMCKernel):
         :mod:`~pyro_ext.inference.sgmcmc.control_variates`); ``"map"`` searches for it with
         :func:`~pyro_ext.inference.sgmcmc.find_map`, a mapping gives it by site in constrained
         space. ``None`` does without.
+    :param minibatches: what chooses them: :class:`~pyro_ext.inference.sgmcmc.Minibatches`, of
+        shuffled epochs, or :class:`~pyro_ext.inference.sgmcmc.IndependentMinibatches`.
     :param int num_steps: steps that one call of :meth:`sample` takes, under Pyro's driver, which
         has no thinning.
     :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`; by
@@ -98,6 +102,7 @@ class SGMCMCKernel(MCMCKernel):
         step_size: float | Schedule | None = 1e-3,
         temperature: float = 1.0,
         control_variate: ControlVariate = None,
+        minibatches: MinibatchSource = Minibatches,
         num_steps: int = 1,
         init_strategy: InitStrategy = init_to_suggested,
     ) -> None:
@@ -113,6 +118,12 @@ class SGMCMCKernel(MCMCKernel):
                 f"{init_strategy!r:.80}"
             )
         _check_control_variate(control_variate, potential_fn)
+        if minibatches not in (Minibatches, IndependentMinibatches):
+            raise ValueError(
+                "minibatches must be the class Minibatches or IndependentMinibatches, got "
+                f"{minibatches!r:.80}"
+            )
+        self.minibatches = minibatches
         self.model = model
         self.potential_fn = potential_fn
         self.backend = backend
@@ -133,7 +144,7 @@ class SGMCMCKernel(MCMCKernel):
         self._initial_params: dict[str, Tensor] | None = None
         self._potential: Potential | FunctionPotential | None = None
         self._loop: StepLoop[Any] | None = None
-        self._minibatches: Minibatches | None = None
+        self._minibatches: Minibatches | IndependentMinibatches | None = None
         self._chains: Chains | None = None
 
     # What it was made of -----------------------------------------------------------------------
@@ -389,7 +400,7 @@ class SGMCMCKernel(MCMCKernel):
     def _plan(self, chains: Chains, targets: npt.NDArray[np.int64], end: int) -> Plan:
         known = self._minibatches
         if known is None or (known.chains, known.seed) != (chains.numbers, chains.seed):
-            known = Minibatches(self.potential.subsampled_plates, chains.numbers, chains.seed)
+            known = self.minibatches(self.potential.subsampled_plates, chains.numbers, chains.seed)
             self._minibatches = known
         position = chains.position
         steps = np.arange(chains.step, end)
