@@ -18,6 +18,7 @@ _FEWEST_DRAWS = 40
 _MOST_R_HAT = 1.1
 _FALSE_ALARMS = 1e-3
 _MOST_NAMES = 3
+_MANY = 100
 
 
 def warn_at_end(
@@ -60,10 +61,10 @@ def _r_hat_warning(
         return None
     worst = ", ".join(f"{r_hats[name]:.3g} at {name!r}" for name in high[:_MOST_NAMES])
     more = f" and high at {len(high) - _MOST_NAMES} more sites" if len(high) > _MOST_NAMES else ""
-    return (
-        f"the chains do not agree: R-hat is {worst}{more}, where 1 is right; take more "
-        "warmup_steps and thinning, or other starts (initial_params)"
-    )
+    advice = "take more warmup_steps and thinning, or other starts (initial_params)"
+    if num_elements > _MANY:
+        advice += "; of weights and atoms that can be exchanged look at what they predict instead"
+    return f"the chains do not agree: R-hat is {worst}{more}, where 1 is right; {advice}"
 
 
 def moments_of_halves(

@@ -208,7 +208,7 @@ def tune(
     if grid is None and kernel.step_size is None:  # it goes by the number of data
         measured = kernel.replace()
         measured.setup(0, *args, **kwargs)
-        kernel = kernel.replace(step_size=measured.schedule.max_step_size)
+        kernel = measured.replace(step_size=measured.schedule.max_step_size)
     values = _default_grid(kernel) if grid is None else _checked_grid(kernel, grid)
     candidates = _candidates(kernel, values)
     # How many candidates take part in each rung, and how many steps they have taken after it.

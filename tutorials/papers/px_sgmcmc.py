@@ -17,6 +17,7 @@
 # %%
 import os
 import time
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,12 @@ def walk(schedule: Schedule, seed: int) -> tuple[Tensor, Tensor]:
         seed=seed,
         progress=False,
     )
-    return mcmc.run(tilts - tilts.mean(0)).get_samples()["x"], kept
+    with (
+        warnings.catch_warnings()
+    ):  # of halves of a chain at different modes, as is to be seen here
+        warnings.filterwarnings("ignore", "the (chains|draws)")
+        mcmc.run(tilts - tilts.mean(0))
+    return mcmc.get_samples()["x"], kept
 
 
 # %% [markdown]
