@@ -192,7 +192,7 @@ def sweep_case(number: int, rounds: int) -> Case:
     labels = torch.randint(NUM_CENTERS, (number,), generator=generator)
     noise = torch.randn(number, 2, **options)  # type: ignore[call-overload]
     points = centers[labels] + 0.3 * noise
-    kernel = MarginalGibbs(LAW, GaussianCluster.from_data(points))
+    kernel = MarginalGibbs(LAW, GaussianCluster.from_data(points, determinant=0.1))
     kernel.initial_params = {"assignment": labels}
     kernel.setup(0, points)
     torch.manual_seed(0)

@@ -16,6 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_ext._checks import check_callable, check_mapping, check_sequence
 from pyro_ext.inference.partitions import ConjugateKernel
 from pyro_ext.inference.sgmcmc import SGMCMCKernel
 from pyro_ext.potential._distributions import may_validate
@@ -49,6 +50,9 @@ class LogJoint:
     """
 
     def __init__(self, model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        check_callable("model", model, "a Pyro model")
+        check_mapping("kwargs", kwargs, "a dict of arguments of the model")
+        args = tuple(check_sequence("args", args, "the arguments of the model", 0))
         self._model, self._args, self._kwargs = model, args, kwargs
         self._unchecked: set[str] = set()
 
@@ -209,6 +213,12 @@ class Gibbs(MCMCKernel):
     def __init__(
         self, blocks: Sequence[tuple[Block, Sequence[str]]], *, model: Model | None = None
     ) -> None:
+        for entry in check_sequence("blocks", blocks, "a list of pairs of a kernel and its sites"):
+            if not isinstance(entry, list | tuple) or len(entry) != 2:
+                raise TypeError(
+                    f"blocks must be pairs of a kernel and a list of its sites, got {entry!r:.80}"
+                )
+            check_sequence("blocks", entry[1], "pairs of a kernel and a list of its sites")
         self.blocks = [(block, list(sites)) for block, sites in blocks]
         names = [name for _, sites in self.blocks for name in sites]
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -221,10 +231,12 @@ class Gibbs(MCMCKernel):
                     "a kernel of blocks must be HMC, NUTS, a stochastic-gradient kernel or one "
                     f"over partitions with conjugate clusters, got {type(block).__name__}"
                 )
+        if model is not None:
+            check_callable("model", model, "a Pyro model")
         known = [model, *(getattr(block, "model", None) for block, _ in self.blocks)]
         self._model = next((entry for entry in known if entry is not None), None)
         if self._model is None:
-            raise ValueError("model must be given where no kernel of the blocks has one")
+            raise ValueError("model must be given where no kernel of the blocks has one, got None")
         self.transforms: dict[str, Any] = {}
         self._values: Values = {}
         self._initial: Values | None = None

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import check_integer, check_number, check_sequence
 from pyro_ext.diagnostics._convergence import effective_sample_size
 
 __all__ = ["EarlyStopping"]
@@ -53,6 +53,7 @@ class EarlyStopping:
     def __post_init__(self) -> None:
         if isinstance(self.names, str) or not isinstance(self.names, Sequence) or not self.names:
             raise ValueError(f"names must be a list of names, got {self.names!r:.80}")
+        check_sequence("names", self.names, "a list of names", 1, str)
         check_number("r_hat", self.r_hat, above=1)
         check_number("effective_sample_size", self.effective_sample_size, above=0)
         check_integer("interval", self.interval, _MIN_DRAWS)

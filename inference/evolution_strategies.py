@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import as_tensor, check_callable, check_integer, check_number
 
 __all__ = ["antithetic_gradient"]
 
@@ -49,6 +49,8 @@ def antithetic_gradient(
         >>> bool(((estimate - torch.tensor([2.0, 4.0])).abs() < 0.2).all())
         True
     """
+    check_callable("function", function)
+    parameters = as_tensor("parameters", parameters, "(size,)")
     check_number("scale", scale, above=0)
     check_integer("num_pairs", num_pairs, 1)
     shape = (num_pairs, *parameters.shape)

@@ -15,7 +15,13 @@ from pyro.infer import MCMC, NUTS
 from pyro.util import get_rng_state, set_rng_seed, set_rng_state
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import (
+    check_instance,
+    check_integer,
+    check_number,
+    check_sequence,
+    check_tensors,
+)
 from pyro_ext.inference.sgmcmc import find_map
 from pyro_ext.potential import Potential
 from pyro_ext.potential._energy import energy
@@ -59,6 +65,9 @@ def laplace_posterior(
         >>> posterior.scale_tril
         tensor([[2.0000]], dtype=torch.float64)
     """
+    check_instance("potential", potential, Potential, "a Potential")
+    starts = check_sequence("starts", starts, "a list of dicts of tensors by site")
+    starts = [check_tensors("starts", start, potential.sites) for start in starts]
     if not starts:
         raise ValueError("starts must hold one at least, got none")
     layout = potential.layout
@@ -117,6 +126,8 @@ def nuts_posterior(
         >>> nuts_posterior(potential, laplace, 20, seed=0)["loc"].shape
         torch.Size([20])
     """
+    check_instance("potential", potential, Potential, "a Potential")
+    check_instance("laplace", laplace, LaplacePosterior, "what laplace_posterior returns")
     check_integer("num_samples", num_samples, 1)
     check_integer("warmup_steps", warmup_steps, 0)
     if step_size is not None:

@@ -8,7 +8,7 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from pyro.infer.mcmc.util import select_samples
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import check_integer, check_number
 from pyro_ext.checkpoint.chains import Chunk, complete_chains, gather_chain, gather_chains
 from pyro_ext.diagnostics._convergence import print_summary, site_diagnostics
 from pyro_ext.inference._driver import ChainMethod, Driver, DriverOptions
@@ -241,6 +241,7 @@ class MCMC(Driver):
 
         :param float prob: probability mass of the interval.
         """
+        check_number("prob", prob, above=0, below=1)
         print_summary(self._numbers(), prob=prob)
         for number, stopped in self.stopped_chains.items():
             print(f"chain {number} is left out: {stopped['reason']}")

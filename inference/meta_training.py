@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 from tqdm.auto import tqdm
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import (
+    check_callable,
+    check_instance,
+    check_integer,
+    check_number,
+    check_sequence,
+)
 from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
 from pyro_ext.inference.evolution_strategies import antithetic_gradient
 from pyro_ext.inference.sgmcmc import SGMCMCKernel
@@ -105,6 +111,13 @@ class MetaTrainer:
         checkpoint: str | Path | None = None,
         seed: int | None = None,
     ) -> None:
+        check_instance("module", module, nn.Module, "a torch.nn.Module")
+        for task in check_sequence("tasks", tasks, "a list of tasks"):
+            check_instance("tasks", task, Task, "a list of tasks")
+        check_callable("kernel", kernel, "a function that makes a kernel of a model and a module")
+        check_callable("loss", loss)
+        if checkpoint is not None:
+            check_instance("checkpoint", checkpoint, (str, Path), "a path or None")
         if not tasks:
             raise ValueError("tasks must hold at least one task, got none")
         self.module = module

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import as_tensor, check_callable, check_integer, check_number
 
 __all__ = ["BatchLBFGS", "BatchOptimizer", "Minimizer", "Minimum", "Objective"]
 
@@ -98,6 +98,8 @@ class BatchLBFGS(Minimizer):
 
     def minimize(self, objective: Objective, start: Tensor) -> Minimum:
         """Search; see :meth:`Minimizer.minimize`."""
+        check_callable("objective", objective)
+        start = as_tensor("start", start, "(num_searches, size)")
         position = start.clone()
         rows = torch.arange(len(start), device=start.device)
         value, gradient = objective(position, rows)
@@ -178,6 +180,11 @@ class BatchOptimizer(Minimizer):
             torch.optim.lr_scheduler.CosineAnnealingLR
         ),
     ) -> None:
+        check_callable("optimizer", optimizer, "a function that makes an optimizer of tensors")
+        if scheduler is not None:
+            check_callable(
+                "scheduler", scheduler, "a function of an optimizer and a number of steps"
+            )
         self.optimizer = optimizer
         self.num_steps = check_integer("num_steps", num_steps, 1)
         self.scheduler = scheduler
@@ -190,6 +197,8 @@ class BatchOptimizer(Minimizer):
 
         The value is that at the last position, on a minibatch of its own where there are any.
         """
+        check_callable("objective", objective)
+        start = as_tensor("start", start, "(num_searches, size)")
         rows = torch.arange(len(start), device=start.device)
         position = start.clone()
         optimizer = self.optimizer([position])

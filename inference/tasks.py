@@ -9,7 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import (
+    as_tensor,
+    check_callable,
+    check_instance,
+    check_integer,
+    check_mapping,
+    check_sequence,
+)
 from pyro_ext.inference.sgmcmc import SGMCMCKernel
 from pyro_ext.potential import Potential
 
@@ -41,6 +48,14 @@ class Task:
     log_likelihood: Callable[[dict[str, Tensor]], Tensor]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     name: str = "task"
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        check_callable("model", self.model, "a Pyro model")
+        check_callable("log_likelihood", self.log_likelihood, "a function of draws")
+        check_sequence("args", self.args, "the arguments of the model", 0)
+        check_mapping("kwargs", self.kwargs, "a dict of arguments of the model")
+        check_instance("name", self.name, str, "a string")
 
     def evaluate(
         self,
@@ -82,6 +97,7 @@ def ensemble_loss(log_likelihood: Tensor) -> Tensor:
         >>> ensemble_loss(torch.tensor([[[0.5], [0.25]]]).log())
         tensor([0.9808])
     """
+    log_likelihood = as_tensor("log_likelihood", log_likelihood, "(num_chains, num_draws, n)")
     num_draws = log_likelihood.shape[1]
     return math.log(num_draws) - log_likelihood.logsumexp(1).mean(-1)
 
@@ -97,6 +113,7 @@ def single_draw_loss(log_likelihood: Tensor) -> Tensor:
         >>> single_draw_loss(torch.tensor([[[0.5], [0.25]]]).log())
         tensor([1.0397])
     """
+    log_likelihood = as_tensor("log_likelihood", log_likelihood, "(num_chains, num_draws, n)")
     return -log_likelihood.mean((1, 2))
 
 

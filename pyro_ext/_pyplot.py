@@ -1,10 +1,15 @@
 """Matplotlib, which plots need and nothing else."""
 
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
+from pyro_ext._checks import shown
 from pyro_ext._optional import optional_module
 
-__all__ = ["load_pyplot"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["axes_of", "load_pyplot"]
 
 
 def load_pyplot(function: str) -> ModuleType:
@@ -14,3 +19,23 @@ def load_pyplot(function: str) -> ModuleType:
     :raises ImportError: without matplotlib; names the extra.
     """
     return optional_module("matplotlib.pyplot", function, "matplotlib", "plots")
+
+
+def axes_of(
+    function: str, ax: Any, size: tuple[float, float], layout: str = "constrained"
+) -> "Axes":
+    """Return the axes that the caller gave, or those of a new figure.
+
+    :param str function: name of the function that draws.
+    :param ax: what the caller got, or ``None``.
+    :param size: of a new figure, in inches.
+    :param str layout: of a new figure.
+    :raises TypeError: where it is something else than axes.
+    """
+    pyplot = load_pyplot(function)
+    if ax is None:
+        _, ax = pyplot.subplots(figsize=size, layout=layout)
+    elif isinstance(ax, type) or not all(hasattr(ax, name) for name in ("plot", "set_xlabel")):
+        raise TypeError(f"ax must be axes of Matplotlib or None, got {shown(ax)}")
+    axes: Axes = ax
+    return axes

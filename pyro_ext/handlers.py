@@ -7,6 +7,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_ext._checks import as_tensor, check_callable, check_instance, check_tensors
+
 __all__ = ["data_weights", "replace_observations"]
 
 
@@ -38,6 +40,8 @@ def replace_observations(
         >>> other(torch.zeros(5))
         tensor([3., 3.])
     """
+    check_callable("model", model, "a Pyro model")
+    data = check_tensors("data", data)
     replaced: Callable[..., Any] = _ReplaceObservations(data)(model)
     return replaced
 
@@ -72,7 +76,8 @@ def data_weights(plate: str, weights: Tensor) -> "_DataWeights":
         >>> trace.nodes["x"]["scale"]
         tensor([0., 3.])
     """
-    return _DataWeights(plate, weights)
+    check_instance("plate", plate, str, "the name of a plate")
+    return _DataWeights(plate, as_tensor("weights", weights, "(size,)"))
 
 
 class _SeesSubsamples(Messenger):
@@ -106,11 +111,6 @@ class _DataWeights(_SeesSubsamples):
 
     def __init__(self, plate: str, weights: Tensor) -> None:
         super().__init__()
-        if weights.dim() != 1:
-            raise ValueError(
-                f"weights must have the shape (size,), one for each element of the plate "
-                f"{plate!r}, got {tuple(weights.shape)}"
-            )
         self.plate = plate
         self.weights = weights
         self._is_met = False

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import check_integer, check_sequence
+
 __all__ = ["chain_keys", "fresh_seed", "normal", "philox", "seeded", "uniform"]
 
 _MASK = 0xFFFFFFFF
@@ -82,6 +84,8 @@ def chain_keys(seed: int, chains: Sequence[int], device: torch.device | None = N
         >>> bool((chain_keys(7, range(4))[2] == chain_keys(7, range(2, 3))[0]).all())
         True
     """
+    check_integer("seed", seed, 0)
+    chains = check_sequence("chains", chains, "a list of numbers of chains")
     words = [
         np.random.SeedSequence(seed, spawn_key=(chain,)).generate_state(2, np.uint32)
         for chain in chains

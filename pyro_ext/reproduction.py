@@ -25,6 +25,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
 
+from pyro_ext._checks import check_mapping, check_sequence
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -214,15 +216,15 @@ class Report:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
+        check_mapping("figures", self.figures, "a dict of figures by name")
+        check_sequence("claims", self.claims, "a list of claims", 1, Claim)
         for argument, names in (("slug", [self.slug]), ("figures", list(self.figures))):
             for name in names:
-                if not _SLUG.fullmatch(name):
+                if not isinstance(name, str) or not _SLUG.fullmatch(name):
                     raise ValueError(
                         f"{argument} must be named by small letters and digits with hyphens "
                         f"between words, got {name!r}"
                     )
-        if not self.claims:
-            raise ValueError(f"claims must hold at least one claim, got {self.claims!r}")
         try:
             settings = json.loads(json.dumps(dict(self.settings), allow_nan=False))
         except (TypeError, ValueError) as error:

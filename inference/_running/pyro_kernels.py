@@ -31,6 +31,7 @@ from pyro_ext.inference._running.numbers import (
     write_numbers,
 )
 from pyro_ext.inference._running.plan import Plan
+from pyro_ext.potential._arguments import named_arguments
 from pyro_ext.potential._runner import check_observations
 
 __all__ = ["PyroOptions", "PyroRunner", "has_known_state"]
@@ -217,7 +218,8 @@ class PyroRunner:
             if self.start is not None:
                 start = {name: value[number] for name, value in self.start.items()}
                 self.kernel.initial_params = self._unconstrained(start)
-            self._setup()
+            with named_arguments(getattr(self.kernel, "model", None), self.args, self.kwargs):
+                self._setup()
             params: dict[str, Tensor] = self.kernel.initial_params
             # What cannot be recorded shall fail before any step.
             self._samples([params])

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import as_tensor, check_instance
+
 __all__ = ["check_data", "single_tensor"]
 
 
@@ -18,8 +20,8 @@ def check_data(data: tuple[Tensor, ...], least: int = 1) -> int:
     if not data:
         raise ValueError("data must be at least one tensor of observations, got none")
     for place, value in enumerate(data):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"data[{place}] must be a tensor, got {value!r:.80}")
+        check_instance(f"data[{place}]", value, Tensor, "a tensor")
+        as_tensor(f"data[{place}]", value, allow_empty=True)
         if value.dim() == 0 or len(value) < least:
             raise ValueError(
                 f"data[{place}] must have the shape (n, *event) with n >= {least}, got "
@@ -32,7 +34,9 @@ def check_data(data: tuple[Tensor, ...], least: int = 1) -> int:
             )
         if not bool(value.isfinite().all()):
             rows = (~value.isfinite()).reshape(len(value), -1).any(1).nonzero()[:, 0].tolist()
-            raise ValueError(f"data[{place}] must be finite, but is not in the rows {rows[:10]}")
+            raise ValueError(
+                f"data[{place}] must be finite, got NaN or inf in the rows {rows[:10]}"
+            )
     return len(data[0])
 
 

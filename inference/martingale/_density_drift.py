@@ -2,7 +2,10 @@
 
 from typing import Any
 
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
+
+from pyro_ext._checks import as_tensor, check_instance
 
 __all__ = ["density_drift"]
 
@@ -24,6 +27,9 @@ def density_drift(population: Any, law: Any, points: Tensor) -> Tensor:
         >>> density_drift(wide, dist.Normal(0.0, 1.0), torch.zeros(1))
         tensor([0.0000, 0.1995])
     """
+    for argument, value in (("population", population), ("law", law)):
+        check_instance(argument, value, TorchDistributionMixin, "a distribution")
+    points = as_tensor("points", points, "(num_points, ...)", finite=True)
     there: Tensor = population.log_prob(points[:, None]).exp()
     here: Tensor = law.log_prob(points).exp()[:, None]
     return (there - here).abs().mean(0)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import check_callable, check_instance, check_integer, check_tensors
 from pyro_ext.inference.martingale._population_points import points_of
 from pyro_ext.inference.martingale._whitening import center_of
 from pyro_ext.inference.optimization import BatchLBFGS, Minimizer
@@ -29,6 +29,13 @@ class BestFit(ABC):
     """
 
     def __init__(self, optimizer: Minimizer | None, num_points: int) -> None:
+        if optimizer is not None:
+            check_instance(
+                "optimizer",
+                optimizer,
+                Minimizer,
+                "a BatchLBFGS, a BatchOptimizer or another Minimizer",
+            )
         self.optimizer = optimizer or BatchLBFGS()
         self.num_points = check_integer("num_points", num_points, 1)
         self._known: dict[tuple[Any, ...], WeightedLoss] = {}
@@ -116,6 +123,10 @@ class MEstimator(BestFit):
         optimizer: Minimizer | None = None,
         num_points: int = 200,
     ) -> None:
+        if regularizer is not None:
+            check_callable("regularizer", regularizer)
+        check_callable("loss_fn", loss_fn)
+        initial_params = check_tensors("initial_params", initial_params, finite=True)
         super().__init__(optimizer, num_points)
         self.loss_fn = loss_fn
         self.initial_params = dict(initial_params)
@@ -160,6 +171,11 @@ class WeightedMLE(BestFit):
         optimizer: Minimizer | None = None,
         num_points: int = 200,
     ) -> None:
+        if regularizer is not None:
+            check_callable("regularizer", regularizer)
+        if plate is not None:
+            check_instance("plate", plate, str, "the name of a plate")
+        check_callable("model", model, "a Pyro model")
         super().__init__(optimizer, num_points)
         self.model = model
         self.plate = plate

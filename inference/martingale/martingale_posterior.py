@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import as_tensor, check_callable, check_integer, check_number
 from pyro_ext.inference.martingale._convergence import (
     Drift,
     Moves,
@@ -106,8 +106,7 @@ class MartingalePosterior(IndependentDraws):
         super().__init__()
         if not isinstance(predictive, PredictiveRule):
             raise TypeError(f"predictive must be a PredictiveRule, got {predictive!r:.80}")
-        if not callable(functional):
-            raise TypeError(f"functional must be callable, got {functional!r:.80}")
+        check_callable("functional", functional, "a function of a population", or_class=False)
         if not isinstance(name, str):
             raise TypeError(f"name must be a string, got {name!r:.80}")
         self.num_samples = check_integer("num_samples", num_samples, 1)
@@ -155,6 +154,7 @@ class MartingalePosterior(IndependentDraws):
             not those wanted.
         :raises RuntimeError: where no draw is finite.
         """
+        data = tuple(as_tensor(f"data[{i}]", part, "(n, ...)") for i, part in enumerate(data))
         self._reset(data)
         seed = fresh_seed(self.seed)
         rule = self.predictive

@@ -3,7 +3,8 @@
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from pyro_ext._pyplot import load_pyplot
+from pyro_ext._checks import check_instance, check_sequence
+from pyro_ext._pyplot import axes_of
 from pyro_ext.inference.martingale.martingale_posterior import MartingalePosterior
 
 if TYPE_CHECKING:
@@ -38,12 +39,13 @@ def plot_drift(
         >>> plot_drift(posterior.run(torch.arange(10.0))).get_xscale()
         'log'
     """
+    check_instance("posterior", posterior, MartingalePosterior, "a MartingalePosterior")
+    if names is not None:
+        check_sequence("names", names, "a list of names")
     drift = posterior.drift()
     if unknown := sorted(set(names or ()) - set(drift.from_data)):
         raise ValueError(f"names has {unknown}, but the functional gives {sorted(drift.from_data)}")
-    pyplot = load_pyplot("plot_drift")
-    if ax is None:
-        _, ax = pyplot.subplots(figsize=(5.6, 3.6), layout="constrained")
+    ax = axes_of("plot_drift", ax, (5.6, 3.6))
     sizes = drift.sizes.numpy()
     for name in drift.from_data if names is None else names:
         (line,) = ax.plot(

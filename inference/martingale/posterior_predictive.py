@@ -9,6 +9,7 @@ from pyro import poutine, validation_enabled
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
+from pyro_ext._checks import check_integer, check_tensors, shown
 from pyro_ext.diagnostics._draws import Sampler
 from pyro_ext.inference.martingale._data import check_data
 from pyro_ext.inference.martingale._model_points import ModelPoints, draw_points, points_of
@@ -98,17 +99,21 @@ class PosteriorPredictive(PredictiveRule):
         if (
             not is_kernel
             and not isinstance(posterior, Mapping | Sampler)
-            and not callable(posterior)
+            and (isinstance(posterior, type) or not callable(posterior))
         ):
             raise TypeError(
                 "posterior must be a kernel, a sampler that has run, a dict of draws by site or a "
-                f"guide, got {posterior!r:.80}"
+                f"guide, got {shown(posterior)}"
             )
         if options and not is_kernel:
             raise TypeError(
                 f"options {sorted(options)} are those of MCMC, which only a kernel takes, got "
                 f"{type(posterior).__name__}"
             )
+        check_integer("num_samples", num_samples, 1)
+        check_integer("warmup_steps", warmup_steps, 0)
+        if isinstance(posterior, Mapping) and posterior:
+            posterior = check_tensors("posterior", posterior, finite=True)
         self.model = model
         self.posterior = posterior
         self._options = {"num_samples": num_samples, "warmup_steps": warmup_steps, **options}

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import as_parameter, as_tensor
+
 __all__ = ["WeightedSample"]
 
 _ROUNDING = 1e-7  # what probabilities in float32 lose
@@ -38,11 +40,8 @@ class WeightedSample:
     is_shared: bool = True
 
     def __post_init__(self) -> None:
-        if self.weights.dim() != 2:
-            raise ValueError(
-                "weights must have the shape (num_draws, num_points), got "
-                f"{tuple(self.weights.shape)}"
-            )
+        weights = as_tensor("weights", self.weights, "(num_draws, num_points)")
+        object.__setattr__(self, "weights", weights)
         if not isinstance(self.values, tuple) or not self.values:
             raise ValueError(f"values must be a tuple of tensors, got {self.values!r:.80}")
         leading = tuple(self.weights.shape)[1 if self.is_shared else 0 :]
@@ -96,8 +95,8 @@ class WeightedSample:
         """
         points = self._points("cdf")
         points = points[None] if self.is_shared else points
-        value = torch.as_tensor(value, dtype=points.dtype, device=points.device)
-        value = value.expand(self.num_draws, *points.shape[2:])
+        value = torch.as_tensor(as_parameter("value", value)).to(points)
+        value = _expanded("value", value, (self.num_draws, *points.shape[2:]))
         return self._weighted((points <= value[:, None]).to(self.weights.dtype), is_shared=False)
 
     def icdf(self, value: Tensor | float) -> Tensor:
@@ -109,8 +108,8 @@ class WeightedSample:
         points = self._points("icdf")
         event = points.shape[1:] if self.is_shared else points.shape[2:]
         flat = points.reshape(*points.shape[: points.dim() - len(event)], -1).movedim(-1, 0)
-        value = torch.as_tensor(value, dtype=torch.float64, device=points.device)
-        wanted = value.expand(self.num_draws, *event).reshape(self.num_draws, -1)
+        value = torch.as_tensor(as_parameter("value", value)).to(points.device, torch.float64)
+        wanted = _expanded("value", value, (self.num_draws, *event)).reshape(self.num_draws, -1)
         weights = self.weights.double()
         columns = []
         for column, probability in zip(flat, wanted.unbind(1), strict=True):
@@ -182,3 +181,12 @@ class WeightedSample:
 
 def _floating(points: Tensor) -> Tensor:
     return points if points.is_floating_point() else points.to(torch.get_default_dtype())
+
+
+def _expanded(argument: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    try:
+        return value.expand(shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{argument} must broadcast to the shape {shape}, got {tuple(value.shape)}"
+        ) from None

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import as_tensor
 from pyro_ext.distributions import ConjugateCluster
 from pyro_ext.inference._running.fixed_points import Noise
 from pyro_ext.inference.partitions._hyperparameters import Hyperparameters
@@ -190,7 +191,7 @@ def check_points(points: Any, name: str = "x") -> Tensor:
 
     :raises ValueError: where there are no points, or they are not finite.
     """
-    values = torch.as_tensor(points)
+    values = as_tensor(name, points, allow_empty=True)
     if values.dim() == 1:
         values = values[:, None]
     if values.dim() != 2 or not len(values):

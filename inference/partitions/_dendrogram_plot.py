@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from pyro_ext._pyplot import load_pyplot
+from pyro_ext._pyplot import axes_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,9 +16,7 @@ _OPENED, _MOST_NAMES, _MOST_PROBABILITIES = "0.55", 60, 30
 
 def draw(tree: "Dendrogram", ax: "Axes | None") -> "Axes":
     """Draw a bracket for each merge, from the left part up, across and down to the right part."""
-    pyplot = load_pyplot("Dendrogram.plot")
-    if ax is None:
-        _, ax = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
+    ax = axes_of("Dendrogram.plot", ax, (6.4, 3.6))
     leaves = _leaf_order(tree)
     places = [0.0] * tree.num_leaves
     for place, leaf in enumerate(leaves):

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from pyro_ext._checks import as_tensor
 from pyro_ext.distributions import ConjugateCluster
 from pyro_ext.inference.partitions._conjugate_mixture import ConjugateMixture
 from pyro_ext.inference.partitions._hyperparameters import Hyperparameters
@@ -27,7 +27,7 @@ def known_mixture(x: Tensor, cluster: ConjugateCluster, prior: Law) -> Conjugate
     _check_type("cluster", cluster, ConjugateCluster, "a conjugate cluster")
     _check_type("prior", prior, Law, "a normalized measure, a PitmanYor or a DirichletProcess")
     mixture = ConjugateMixture(
-        Hyperparameters(prior, "prior"), Hyperparameters(cluster, "cluster"), torch.as_tensor(x)
+        Hyperparameters(prior, "prior"), Hyperparameters(cluster, "cluster"), as_tensor("x", x)
     )
     mixture.law({})
     is_large = (mixture.points.abs() > _LARGEST).any(-1)

@@ -6,7 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
+from pyro_ext._checks import shown
+from pyro_ext.distributions import ConjugateCluster
 from pyro_ext.inference.partitions._conjugate_mixture import (
     ClusterSource,
     ConjugateMixture,
@@ -37,6 +40,9 @@ class ConjugateKernel(PartitionKernel[ConjugateMixture]):
     starts = ("prior", "one", "each", "ibhc")
 
     def __init__(self, prior: PriorSource, cluster: ClusterSource, *, init: str = "prior") -> None:
+        is_model = callable(cluster) and not isinstance(cluster, type | Distribution)
+        if not isinstance(cluster, ConjugateCluster) and not is_model:
+            raise TypeError(f"cluster must be or return a conjugate cluster, got {shown(cluster)}")
         self.cluster = cluster
         super().__init__(prior, init=init)
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import as_tensor, check_integer, check_number, check_sequence
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +57,7 @@ class Dendrogram:
 
     def __post_init__(self) -> None:
         """Check the arguments, and copy what the caller could change."""
-        merges = torch.as_tensor(self.merges)
+        merges = as_tensor("merges", self.merges, allow_empty=True)
         if merges.is_floating_point() or merges.dim() != 2 or merges.shape[-1] != 2:
             raise ValueError(
                 "merges must be integers of shape (n - 1, 2), got "
@@ -80,13 +80,14 @@ class Dendrogram:
         if self.cut_height is not None:
             object.__setattr__(self, "cut_height", check_number("cut_height", self.cut_height))
         if self.labels is not None:
-            if len(self.labels) != self.num_leaves:
-                raise ValueError(f"labels must be {self.num_leaves}, got {len(self.labels)}")
+            labels = check_sequence("labels", self.labels, "a list of names of points")
+            if len(labels) != self.num_leaves:
+                raise ValueError(f"labels must be {self.num_leaves}, got {len(labels)}")
             object.__setattr__(self, "labels", tuple(map(str, self.labels)))
 
     @staticmethod
     def _numbers(argument: str, values: Any, number: int) -> Tensor:
-        values = torch.as_tensor(values, dtype=torch.float64)
+        values = as_tensor(argument, values, allow_empty=True, dtype=torch.float64)
         if values.shape != (number,):
             raise ValueError(f"{argument} must have the shape ({number},), got {values.shape}")
         if not values.isfinite().all():
@@ -154,7 +155,7 @@ class Dendrogram:
         bound = self.cut_height if height is None else check_number("height", height)
         if bound is None:
             raise ValueError(
-                "num_clusters or height must be given, since the tree has no cut_height of its own"
+                "num_clusters or height must be given, since the tree has no cut_height, got None"
             )
         return np.asarray(self.opening_levels.numpy() > bound)
 

@@ -10,8 +10,9 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
+from pyro_ext._checks import shown
 from pyro_ext.inference._running.fixed_points import PointOf
-from pyro_ext.inference.partitions._mixture import Mixture, PriorSource, move_sites
+from pyro_ext.inference.partitions._mixture import Law, Mixture, PriorSource, move_sites
 from pyro_ext.inference.partitions._slice_sampling import slice_sample
 from pyro_ext.random_measures import NormalizedRandomMeasure
 from pyro_ext.random_measures._counts import ClusterSizes, canonical_labels, cluster_sizes
@@ -48,6 +49,11 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
     def __init__(self, prior: PriorSource, *, init: str = "prior") -> None:
         if init not in self.starts:
             raise ValueError(f"init must be one of {self.starts}, got {init!r}")
+        if not isinstance(prior, Law) and (isinstance(prior, type) or not callable(prior)):
+            raise TypeError(
+                "prior must be or return a normalized measure, a PitmanYor or a DirichletProcess, "
+                f"got {shown(prior)}"
+            )
         self.prior, self.init = prior, init
         self.transforms: dict[str, Any] = {}
         self.held: frozenset[str] = frozenset()  # sites that another kernel moves

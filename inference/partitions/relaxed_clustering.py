@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import as_tensor, check_integer, check_number
 from pyro_ext.inference.partitions.bregman import BregmanGenerator, generator_named
 from pyro_ext.inference.partitions.dendrogram import Dendrogram
 
@@ -114,7 +114,7 @@ def rbhc(
 
 
 def _check_points(x: Any) -> Tensor:
-    points = torch.as_tensor(x).detach().cpu().double()
+    points = as_tensor("x", x, allow_empty=True).detach().cpu().double()
     if points.dim() != 2 or not all(points.shape):
         raise ValueError(
             f"x must have the shape (n, num_features) with both at least 1, got {points.shape}"

@@ -46,12 +46,23 @@ class SliceSampler(ConjugateKernel):
         torch.Size([20, 40])
     """
 
+    def setup(self, warmup_steps: int, x: torch.Tensor) -> None:
+        """Take the data.
+
+        :param int warmup_steps: as of Pyro's kernels.
+        :param Tensor x: the data. **Shape:** ``(n, d)``.
+        :raises TypeError: for a prior without weights in this form.
+        """
+        super().setup(warmup_steps, x)
+        law, _ = self.mixture.law(self.mixture.prior.draw())
+        if not isinstance(law, NormalizedRandomMeasure):
+            raise TypeError(f"prior must be a normalized measure for SliceSampler, got {law!r:.80}")
+
     def _move(self, labels: Integers, situation: Situation) -> dict[str, float]:
         from pyro_ext.inference.partitions._weight_loops import slice_sweep
 
         law, tilt = situation.law, situation.tilt
-        if not isinstance(law, NormalizedRandomMeasure) or tilt is None:
-            raise TypeError(f"SliceSampler needs a normalized measure as its prior, got {law!r}")
+        assert isinstance(law, NormalizedRandomMeasure) and tilt is not None  # by setup
         own = torch.from_numpy(labels)
         with torch.no_grad():
             occupied = law.posterior_jumps(own.bincount(), tilt).double()

@@ -49,7 +49,8 @@ class TreeGuided(ConjugateKernel):
     :param str mode: ``"exact"`` or ``"paper"``.
     :param str local: which points are moved singly: random ones, ``"uniform"``, or points that the
         trees pick, ``"tree"``, which only ``mode="paper"`` can do; the published kernel has them.
-    :param int num_global_moves: proposals in a step; 20 as published.
+    :param int num_global_moves: proposals in a step, as many as published. More of them let
+        the number of clusters move faster, and take less time than the moves of single points.
     :param float local_share: how many points are moved singly, as a share of all. By default all
         with ``mode="exact"``, and a tenth with ``mode="paper"``, as published.
     :param int depth: random descents in a tree by which it picks points.
@@ -76,7 +77,7 @@ class TreeGuided(ConjugateKernel):
         *,
         mode: Literal["exact", "paper"] = "exact",
         local: Literal["uniform", "tree"] = "uniform",
-        num_global_moves: int = 5,
+        num_global_moves: int = 20,
         local_share: float | None = None,
         depth: int = 2,
         num_scans: int = 3,

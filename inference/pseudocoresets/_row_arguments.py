@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pyro_ext._checks import check_finite
 from pyro_ext.handlers import data_weights
 
 __all__ = ["CoresetModel", "RowArguments", "WeightedModel", "data_arguments"]
@@ -40,19 +41,9 @@ def data_arguments(
         leaves = [_as_tensor(part, most) for part in parts]
         for leaf in leaves:
             if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == most:
-                _check_finite(name, leaf)
+                check_finite(name, leaf)
         filled.append(pytree.tree_unflatten(leaves, tree))
     return tuple(filled[: len(args)]), dict(zip(kwargs, filled[len(args) :], strict=True))
-
-
-def _check_finite(name: str, rows: Tensor) -> None:
-    bad = (~rows.isfinite()).reshape(len(rows), -1).any(1).nonzero()[:, 0].tolist()
-    if bad:
-        more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-        raise ValueError(
-            f"{name} must be finite, got NaN or infinite numbers in the rows {bad[:10]}{more} of "
-            f"{len(rows)}"
-        )
 
 
 class RowArguments:
@@ -153,9 +144,9 @@ class CoresetModel:
         """
         if args or kwargs:
             raise TypeError(
-                f"a model that condition() gives takes no arguments, got {len(args)} and "
-                f"{sorted(kwargs)}: it holds the pseudo observations in their place. To predict at "
-                "other inputs take the draws to the model itself, such as "
+                "args must be none: a model that condition() gives takes no arguments, since it "
+                f"holds the pseudo observations in their place, got {len(args) + len(kwargs)}. To "
+                "predict at other inputs take the draws to the model itself, such as "
                 "Predictive(model, draws)(x)"
             )
         return data_weights(self.plate, self.weights)(self.model)(*self.args, **self.kwargs)

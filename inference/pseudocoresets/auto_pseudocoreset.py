@@ -13,7 +13,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import check_callable, check_integer
 from pyro_ext.inference.laplace_hmc import LaplaceHMC
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.pseudocoresets._files import read_coreset, write_coreset
@@ -36,6 +36,7 @@ from pyro_ext.inference.pseudocoresets._spreads import column_spreads
 from pyro_ext.inference.pseudocoresets._training import Optimizer, Trainer
 from pyro_ext.inference.pseudocoresets._weighted_posterior import Coreset, posteriors_of
 from pyro_ext.potential import Backend, Potential
+from pyro_ext.potential._arguments import as_tensors
 from pyro_ext.potential._weighted_potential import plate_of
 from pyro_ext.random import fresh_seed
 
@@ -150,7 +151,7 @@ class AutoPseudocoreset(PyroModule):
         if size > num_points:
             raise ValueError(f"size must be at most the {num_points} observations, got {size}")
         self.kernel = kernel or (LaplaceHMC if whole.layout.size <= _MOST_LATENTS else NUTS)
-        self._arguments = RowArguments(model, args, kwargs, num_points)
+        self._arguments = RowArguments(model, whole.args, whole.kwargs, num_points)
         supports = observed_supports(whole, self._arguments.rows)
         start = initial_rows(self._arguments.rows, supports, size, init, self._seed)
         names, dtype = self._arguments.names, whole.layout.dtype
@@ -321,6 +322,7 @@ class AutoPseudocoreset(PyroModule):
         """
         if model != self.model:  # each access to a bound method makes another object
             raise ValueError(f"model must be that of the guide, {self.model!r:.80}")
+        args, kwargs = as_tensors(model, args, kwargs)
         if (args or kwargs) and not self._arguments.are(args, kwargs):
             raise ValueError("args must be those that the guide was made with, got others")
 
@@ -354,6 +356,8 @@ class AutoPseudocoreset(PyroModule):
         :param options: further arguments of :class:`~pyro_ext.inference.MCMC`.
         :returns: the run, with ``get_samples``, ``summary`` and all the rest.
         """
+        if kernel is not None:
+            check_callable("kernel", kernel, "a function that makes a kernel of a model")
         made = (kernel or self.kernel)(self.condition())
         number = self.num_samples if num_samples is None else num_samples
         warmup = self.warmup_steps if warmup_steps is None else warmup_steps

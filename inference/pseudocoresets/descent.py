@@ -9,7 +9,7 @@ at unconstrained latent values :math:`z`. The prior is no part of it.
 
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number
 from pyro_ext.inference.pseudocoresets._weighted_posterior import Coreset, WeightedPosterior
 
 __all__ = ["descend", "descent_snapshots", "unrolled_descent"]
@@ -65,6 +65,7 @@ def descent_snapshots(
     :returns: the points, without the start. **Shape:** as the start, each.
     :raises ValueError: for numbers out of range.
     """
+    _check(posterior, coreset, start, learning_rate)
     num_steps = check_integer("num_steps", num_steps, 1)
     thinning = check_integer("thinning", thinning, 1)
     weights = coreset.weights.detach()
@@ -101,6 +102,7 @@ def unrolled_descent(
     :returns: where they end. **Shape:** as the start.
     :raises ValueError: for a number of steps out of range.
     """
+    _check(posterior, coreset, start, learning_rate)
     num_steps = check_integer("num_steps", num_steps, 1)
     rate = learning_rate / coreset.weights.sum()
     position = start
@@ -108,3 +110,15 @@ def unrolled_descent(
         gradient = posterior.likelihood.differentiable_gradient(position, *coreset[::-1])
         position = position - rate * gradient
     return position
+
+
+def _check(
+    posterior: WeightedPosterior, coreset: Coreset, start: Tensor, learning_rate: float | Tensor
+) -> None:
+    """Check what all of them take."""
+    check_instance("posterior", posterior, WeightedPosterior, "the posterior of a guide")
+    check_instance("coreset", coreset, Coreset, "a Coreset, as coreset() of a guide gives it")
+    check_instance("start", start, Tensor, "a tensor")
+    as_tensor("start", start, f"(*batch, {posterior.layout.size})")
+    if not isinstance(learning_rate, Tensor):
+        check_number("learning_rate", learning_rate, least=0)

@@ -5,6 +5,8 @@ Their values are no divergences: those need the normalizing constants of both po
 
 from torch import Tensor
 
+from pyro_ext._checks import as_tensor
+
 __all__ = ["forward_kl_loss", "reverse_kl_loss"]
 
 
@@ -31,6 +33,8 @@ def forward_kl_loss(at_data_draws: Tensor, at_coreset_draws: Tensor) -> Tensor:
         >>> forward_kl_loss(torch.tensor([-2.0, -4.0]), torch.tensor([-1.0, -1.0]))
         tensor(2.)
     """
+    at_data_draws = as_tensor("at_data_draws", at_data_draws, "(draws,)")
+    at_coreset_draws = as_tensor("at_coreset_draws", at_coreset_draws, "(draws,)")
     return at_coreset_draws.mean() - at_data_draws.mean()
 
 
@@ -58,6 +62,10 @@ def reverse_kl_loss(data_log_likelihood: Tensor, coreset_log_likelihood: Tensor)
         >>> reverse_kl_loss(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0]))
         tensor(-0.5000)
     """
+    coreset_log_likelihood = as_tensor("coreset_log_likelihood", coreset_log_likelihood, "(draws,)")
+    data_log_likelihood = as_tensor(
+        "data_log_likelihood", data_log_likelihood, f"({len(coreset_log_likelihood)},)"
+    )
     number = len(coreset_log_likelihood)
     excess = (data_log_likelihood - coreset_log_likelihood).detach()
     centred = excess - excess.mean()

@@ -15,11 +15,13 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_ext._checks import as_tensor, check_callable, check_mapping, check_tensors
 from pyro_ext.diagnostics import metrics
 from pyro_ext.inference.laplace_hmc import LaplaceHMC
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.pseudocoresets._row_arguments import CoresetModel
 from pyro_ext.potential import Potential
+from pyro_ext.potential._arguments import as_tensors, named_arguments
 from pyro_ext.potential._evaluation import is_deterministic
 
 __all__ = [
@@ -131,6 +133,8 @@ def predictive_probabilities(
         >>> predictive_probabilities(model, draws, torch.ones(1), torch.ones(1))
         tensor([[0.5000, 0.5000]], dtype=torch.float64)
     """
+    samples = check_tensors("samples", samples)
+    args, kwargs = as_tensors(model, args, kwargs)
     structure = _structure(model, site, args, kwargs)
     number = len(next(iter(samples.values())))
     total: Any = 0.0
@@ -178,10 +182,16 @@ def evaluate_draws(
         >>> round(scores.nll, 4), scores.accuracy
         (0.9189, None)
     """
+    samples = check_tensors("samples", samples)
+    if reference is not None:
+        reference = check_tensors("reference", reference)
+    if reference_model is not None:
+        check_callable("reference_model", reference_model, "a Pyro model")
     comparisons: dict[str, Any] = {}
     if reference is not None and set(samples) & set(reference):
         comparisons["mean_differences"] = standardized_mean_differences(samples, reference)
         comparisons["scale_ratios"] = standard_deviation_ratios(samples, reference)
+    args, kwargs = as_tensors(model, args, kwargs)
     structure = _structure(model, site, args, kwargs)
     observed = _observed_node(model, structure, samples, 0, args, kwargs)
     if _classes(observed["fn"]) is None:
@@ -195,7 +205,7 @@ def evaluate_draws(
         )
         comparisons["agreement"] = metrics.agreement(own, other)
         comparisons["total_variation"] = metrics.total_variation(own, other)
-    labels = observed["value"].long()
+    labels = torch.as_tensor(observed["value"]).long()
     return CoresetScores(
         dict(samples),
         metrics.nll(own, labels),
@@ -250,8 +260,15 @@ def evaluate_coreset(
         >>> scores.accuracy
         1.0
     """
+    check_callable("kernel", kernel, "a function that makes a kernel of a model")
+    if options is not None:
+        check_mapping("options", options, "a dict of arguments of MCMC")
+    if reference is not None:
+        reference = check_tensors("reference", reference)
     if not isinstance(coreset, CoresetModel):
         raise TypeError(f"coreset must be a model that condition() gives, got {coreset!r:.80}")
+    args, kwargs = as_tensors(coreset.model, args, kwargs)
+    _structure(coreset.model, site, args, kwargs)  # before the chains run
     settings: dict[str, Any] = {"progress": False, **(options or {})}
     run = MCMC(kernel(coreset), num_samples, warmup_steps, **settings).run()
     return evaluate_draws(
@@ -267,6 +284,8 @@ def evaluate_coreset(
 
 def _pairs(samples: Samples, reference: Samples) -> list[tuple[str, Tensor, Tensor]]:
     """Draws of the sites that both have, by name."""
+    samples = check_tensors("samples", samples, finite=True)
+    reference = check_tensors("reference", reference, finite=True)
     names = [name for name in samples if name in reference]
     if not names:
         raise ValueError(
@@ -274,7 +293,7 @@ def _pairs(samples: Samples, reference: Samples) -> list[tuple[str, Tensor, Tens
         )
     for argument, draws in (("samples", samples), ("reference", reference)):
         if short := [name for name in names if len(draws[name]) < 2]:
-            raise ValueError(f"{argument} must have at least two draws of {short}")
+            raise ValueError(f"{argument} must have at least two draws of {short}, got fewer")
         wrong = [name for name in names if samples[name].shape[1:] != reference[name].shape[1:]]
         if wrong:
             raise ValueError(
@@ -293,7 +312,8 @@ class _Structure(NamedTuple):
 def _structure(
     model: Callable[..., Any], site: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> _Structure:
-    with torch.random.fork_rng(), torch.no_grad():
+    check_callable("model", model, "a Pyro model")
+    with torch.random.fork_rng(), torch.no_grad(), named_arguments(model, args, kwargs):
         nodes = pyro.poutine.trace(model).get_trace(*args, **kwargs).nodes
     sites = {
         name: node
@@ -301,6 +321,8 @@ def _structure(
         if node["type"] == "sample" and not site_is_subsample(node) and not is_deterministic(node)
     }
     observed = [name for name, node in sites.items() if node["is_observed"]]
+    for name in observed:
+        as_tensor(name, sites[name]["value"], allow_empty=True, finite=True)
     if (site is None and len(observed) != 1) or (site is not None and site not in observed):
         raise ValueError(f"site must be one of the observed sites, {observed}, got {site!r}")
     name = observed[0] if site is None else site
@@ -338,7 +360,10 @@ def _observed_node(
 ) -> Any:
     """The observed site at one of the draws."""
     if missing := structure.latents - set(samples):
-        raise ValueError(f"samples lack the latent sites {sorted(missing)} of the model")
+        raise ValueError(
+            f"samples lacks the latent sites {sorted(missing)} of the model, got {sorted(samples)}"
+        )
     values = {name: samples[name][row] for name in structure.latents}
-    trace = pyro.poutine.trace(pyro.condition(model, values)).get_trace(*args, **kwargs)
+    with named_arguments(model, args, kwargs):
+        trace = pyro.poutine.trace(pyro.condition(model, values)).get_trace(*args, **kwargs)
     return trace.nodes[structure.observed]

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import (
+    as_size,
+    as_tensor,
+    check_callable,
+    check_integer,
+    check_mapping,
+    check_number,
+)
 from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
 from pyro_ext.inference.pseudocoresets._row_arguments import data_arguments
 from pyro_ext.potential import Backend, InitStrategy, Layout, WeightedPotential
@@ -70,6 +77,12 @@ class ExpertBuffer:
         num_steps: int | None = None,
         learning_rate: float | None = None,
     ) -> None:
+        check_mapping("shapes", shapes, "a dict of shapes by site")
+        shapes = {name: as_size(f"shapes[{name!r}]", shape) for name, shape in shapes.items()}
+        trajectories = as_tensor(
+            "trajectories", trajectories, "(num_experts, num_checkpoints, size)"
+        )
+        losses = as_tensor("losses", losses, finite=True)
         self.shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
         size = sum(shape.numel() for shape in self.shapes.values())
         if trajectories.dim() != 3 or trajectories.shape[2] != size or not trajectories.numel():
@@ -162,6 +175,8 @@ class ExpertBuffer:
         :raises ValueError: for numbers out of range, data that are not finite, a model without such
             a plate or with other observations, or where no expert stays finite.
         """
+        if init_strategy is not None:
+            check_callable("init_strategy", init_strategy)
         num_experts = check_integer("num_experts", num_experts, 1)
         num_epochs = check_integer("num_epochs", num_epochs, 1)
         check_number("learning_rate", learning_rate, above=0)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
+from pyro_ext._checks import as_tensor, check_callable, check_number
+
 __all__ = ["Function", "SnapshotMean", "diagonal_marginal", "full_marginal", "linearized_marginal"]
 
 Function = Callable[[Tensor], Tensor]
@@ -47,6 +49,7 @@ def diagonal_marginal(
         >>> law.mean, law.variance.round(decimals=3)
         (tensor([2., 4.]), tensor([1., 1.]))
     """
+    check_number("jitter", jitter, least=0)
     loc, deviations = _moments(function, snapshots, mean)
     scale = (deviations.square().sum(0) + jitter).sqrt()
     law: dist.Independent = dist.Normal(loc, scale, validate_args=False).to_event(loc.dim())
@@ -78,6 +81,7 @@ def full_marginal(
         (torch.Size([3, 2]), tensor([[4.0000, 4.0000],
                 [4.0000, 4.0000]]))
     """
+    check_number("jitter", jitter, least=0)
     loc, deviations = _moments(function, snapshots, mean)
     factor = deviations.reshape(len(snapshots), len(loc), -1).permute(1, 2, 0)
     law: dist.Independent = _normal(loc.reshape(len(loc), -1), factor, jitter).to_event(1)
@@ -110,6 +114,10 @@ def linearized_marginal(
         (tensor([1., 3.]), tensor([[1., 1.],
                 [1., 5.]]))
     """
+    check_callable("function", function)
+    mean = as_tensor("mean", mean, "(size,)")
+    covariance = as_tensor("covariance", covariance)
+    check_number("jitter", jitter, least=0)
     size = mean.shape[0]
     if mean.dim() != 1 or covariance.shape not in ((size,), (size, size)):
         raise ValueError(
@@ -128,6 +136,8 @@ def linearized_marginal(
 
 def _moments(function: Function, snapshots: Tensor, mean: SnapshotMean) -> tuple[Tensor, Tensor]:
     """Mean, and deviations from the average whose squares add up to the variance."""
+    check_callable("function", function)
+    snapshots = as_tensor("snapshots", snapshots, "(num_snapshots, size)")
     if mean not in ("last", "average"):
         raise ValueError(f"mean must be 'last' or 'average', got {mean!r:.80}")
     if snapshots.dim() != 2 or not len(snapshots):

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import check_instance, check_integer
 from pyro_ext.inference.pseudocoresets._laplace import Gaussian
 from pyro_ext.inference.pseudocoresets._row_arguments import RowArguments, WeightedModel
 from pyro_ext.inference.pseudocoresets._weighted_posterior import (
@@ -193,6 +193,8 @@ class FunctionSpaceSurrogate(Surrogate):
         num_particles: int = 10,
         backend: Backend = "trace",
     ) -> None:
+        if function is not None:
+            check_instance("function", function, str, "the name of a site")
         if parameter_laws.dispatch(type(posteriors)) is parameter_laws.dispatch(object):
             raise _unknown(posteriors)
         if model is not None and not callable(model):

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import check_callable, check_integer, check_number
 from pyro_ext.inference.pseudocoresets._weighted_posterior import Coreset, Posteriors
 from pyro_ext.inference.pseudocoresets.descent import descend, descent_snapshots
 from pyro_ext.inference.pseudocoresets.experts import ExpertBuffer
@@ -80,6 +80,8 @@ class TrajectorySnapshots:
         init_strategy: InitStrategy | None = None,
         max_start: int = 5,
     ) -> None:
+        if init_strategy is not None:
+            check_callable("init_strategy", init_strategy)
         if not isinstance(buffer, ExpertBuffer):
             raise TypeError(f"buffer must be an ExpertBuffer, got {buffer!r:.80}")
         if inner not in _INNER:

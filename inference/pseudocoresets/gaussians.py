@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import as_tensor
+
 __all__ = ["gaussian_kl", "gaussian_wasserstein"]
 
 
@@ -28,6 +30,9 @@ def gaussian_kl(
         >>> gaussian_kl(torch.zeros(1), one, torch.ones(1), two)
         tensor(0.4431)
     """
+    mean, covariance, other_mean, other_covariance = _as_gaussians(
+        mean, covariance, other_mean, other_covariance
+    )
     own, other = _factor(covariance), _factor(other_covariance)
     relative = torch.linalg.solve_triangular(other, own, upper=False)
     difference = (other_mean - mean).unsqueeze(-1)
@@ -57,6 +62,9 @@ def gaussian_wasserstein(
         >>> gaussian_wasserstein(torch.zeros(2), one, torch.ones(2), two)
         tensor(4.)
     """
+    mean, covariance, other_mean, other_covariance = _as_gaussians(
+        mean, covariance, other_mean, other_covariance
+    )
     # With the Cholesky factor L of S the matrix L' S' L has the eigenvalues of S^(1/2) S' S^(1/2).
     factor = _factor(covariance)
     product = factor.mT @ other_covariance @ factor
@@ -77,3 +85,17 @@ def _factor(covariance: Tensor) -> Tensor:
 
 def _half_log_determinant(factor: Tensor) -> Tensor:
     return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+def _as_gaussians(
+    mean: Tensor, covariance: Tensor, other_mean: Tensor, other_covariance: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Means and covariances as tensors of fitting shapes."""
+    mean = as_tensor("mean", mean, "(*batch, d)")
+    vector, matrix = f"(*batch, {mean.shape[-1]})", f"(*batch, {mean.shape[-1]}, {mean.shape[-1]})"
+    return (
+        mean,
+        as_tensor("covariance", covariance, matrix),
+        as_tensor("other_mean", other_mean, vector),
+        as_tensor("other_covariance", other_covariance, matrix),
+    )

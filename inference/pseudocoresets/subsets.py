@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import as_tensor, check_callable, check_integer
 from pyro_ext.inference.pseudocoresets._initial_rows import balanced_subset
 from pyro_ext.random import fresh_seed
 
@@ -33,6 +33,7 @@ def random_subset(size: int, *rows: Tensor, seed: int | None = None) -> tuple[Te
         >>> random_subset(10, x, y, seed=0)[1].bincount()
         tensor([5, 5])
     """
+    rows = tuple(as_tensor(f"rows[{i}]", row, "(n, ...)") for i, row in enumerate(rows))
     _check(size, rows)
     index = balanced_subset(_classes(size, rows), len(rows[0]), size, fresh_seed(seed))
     return _chosen(rows, index)
@@ -62,6 +63,7 @@ def k_means_subset(
         >>> k_means_subset(2, x, seed=0)[0].sort().values
         tensor([ 1., 11.])
     """
+    rows = tuple(as_tensor(f"rows[{i}]", row, "(n, ...)") for i, row in enumerate(rows))
     try:
         from sklearn.cluster import KMeans
     except ImportError as error:
@@ -111,6 +113,7 @@ def herding_subset(
         >>> herding_subset(3, x)[0]  # the mean of all is four
         tensor([3., 7., 2.])
     """
+    rows = tuple(as_tensor(f"rows[{i}]", row, "(n, ...)") for i, row in enumerate(rows))
     points = _points(size, rows, features)
     parts = []
     for members, number in _shares(size, rows):
@@ -170,6 +173,8 @@ def _shares(size: int, rows: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, int]]
 
 def _points(size: int, rows: tuple[Tensor, ...], features: Features | None) -> Tensor:
     """Coordinates of the rows, in double precision. **Shape:** ``(num_points, num_features)``."""
+    if features is not None:
+        check_callable("features", features)
     _check(size, rows)
     if features is not None:
         points = features(*rows)

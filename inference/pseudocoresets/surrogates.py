@@ -9,7 +9,7 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import check_integer, check_tensors
 from pyro_ext.inference._hamiltonian import hamiltonian_transitions
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.optimization import BatchLBFGS, Minimizer
@@ -234,7 +234,9 @@ class MCMCSurrogate(Surrogate):
         if batch_size is not None:
             batch_size = check_integer("batch_size", batch_size, 1)
         self.batch_size = batch_size
-        self.data_samples = None if data_samples is None else dict(data_samples)
+        self.data_samples = (
+            None if data_samples is None else check_tensors("data_samples", data_samples)
+        )
         self._gaussians = GaussianSurrogate()
         self._of_data: WeakKeyDictionary[Posteriors, Tensor] = WeakKeyDictionary()
         self._of_coreset: WeakKeyDictionary[Posteriors, Tensor] = WeakKeyDictionary()

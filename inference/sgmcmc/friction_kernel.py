@@ -33,7 +33,10 @@ class FrictionKernel(SGMCMCKernel):
     ) -> None:
         super().__init__(model, **options)
         if friction is not None and momentum_decay is not None:
-            raise ValueError("give either friction or momentum_decay, and not both")
+            raise ValueError(
+                "either friction or momentum_decay must be given, and not both, got "
+                f"friction={friction!r:.80}, momentum_decay={momentum_decay!r:.80}"
+            )
         self.friction = friction
         self.momentum_decay = momentum_decay
         if momentum_decay is None:

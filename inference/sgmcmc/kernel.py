@@ -107,7 +107,10 @@ class SGMCMCKernel(MCMCKernel):
         init_strategy: InitStrategy = init_to_suggested,
     ) -> None:
         if (model is None) == (potential_fn is None):
-            raise ValueError("give either model or potential_fn, and not both")
+            raise ValueError(
+                "either model or potential_fn must be given, and not both, got "
+                f"model={model!r:.80}, potential_fn={potential_fn!r:.80}"
+            )
         check_backend(backend)
         for argument, value in (("model", model), ("potential_fn", potential_fn)):
             if value is not None and not callable(value):

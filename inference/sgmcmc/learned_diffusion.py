@@ -77,6 +77,7 @@ class LearnedDiffusion(nn.Module):
         output_scale: float = 0.01,
         seed: int = 0,
     ) -> None:
+        check_integer("seed", seed, 0)
         super().__init__()
         check_integer("num_hidden", num_hidden, 1)
         self.max_diffusion = check_number("max_diffusion", max_diffusion, above=0)

@@ -7,6 +7,7 @@ from typing import Any, Self, Unpack
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import check_callable
 from pyro_ext.inference.sgmcmc import l2e, meta_sgmcmc
 from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient
 from pyro_ext.inference.sgmcmc.friction_kernel import FrictionKernel
@@ -110,8 +111,8 @@ class L2E(_LearnedKernel):
         **options: Unpack[LearnedKernelOptions],
     ) -> None:
         super().__init__(model, **options)
-        if kinetics is not None and not callable(kinetics):
-            raise TypeError(f"kinetics must be callable, got {kinetics!r:.80}")
+        if kinetics is not None:
+            check_callable("kinetics", kinetics, "LearnedKinetics or a function", or_class=False)
         self.kinetics = pretrained_kinetics() if kinetics is None else kinetics
 
     @classmethod
@@ -190,8 +191,8 @@ class MetaSGMCMC(_LearnedKernel):
         **options: Unpack[LearnedKernelOptions],
     ) -> None:
         super().__init__(model, **options)
-        if diffusion is not None and not callable(diffusion):
-            raise TypeError(f"diffusion must be callable, got {diffusion!r:.80}")
+        if diffusion is not None:
+            check_callable("diffusion", diffusion, "LearnedDiffusion or a function", or_class=False)
         self.diffusion = LearnedDiffusion() if diffusion is None else diffusion
 
     def _init(self, position: Tensor, keys: Tensor) -> meta_sgmcmc.MetaSGMCMCState:

@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import check_integer, check_number, check_sequence
 from pyro_ext.checkpoint.files import read_tensors, write_tensors
 from pyro_ext.inference.sgmcmc.l2e import KineticGradients
 
@@ -73,6 +73,9 @@ class _Kinetics(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
+        check_integer("seed", seed, 0)
+        hidden_sizes = check_sequence("hidden_sizes", hidden_sizes, "a list of numbers of units", 0)
+        decays = check_sequence("decays", decays, "a list of numbers", 0)
         self.hidden_sizes = tuple(check_integer("hidden_sizes", n, 1) for n in hidden_sizes)
         self.decays = tuple(check_number("decays", decay, least=0, below=1) for decay in decays)
         self.force_scale = check_number("force_scale", force_scale, least=0)

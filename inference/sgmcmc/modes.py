@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import check_callable, check_instance, check_integer, check_tensors
 from pyro_ext.potential import FunctionPotential, InitStrategy, Potential, init_to_suggested
 
 __all__ = ["find_map", "flat_point", "minimum"]
@@ -48,6 +48,8 @@ def find_map(
         >>> find_map(Potential(model, torch.tensor([1.0, 2.0, 3.0])))
         {'loc': tensor(1.5000)}
     """
+    check_instance("potential", potential, Potential, "a Potential")
+    check_callable("init_strategy", init_strategy)
     check_integer("max_iterations", max_iterations, 1)
     if initial_params is None:
         batched = potential.init_chains(range(1), 0, init_strategy)
@@ -68,6 +70,7 @@ def flat_point(potential: Potential, params: Mapping[str, Tensor], argument: str
     :raises ValueError: where a site is missing, a shape does not fit, or the potential is not
         finite.
     """
+    params = check_tensors(argument, params)
     if missing := set(potential.sites) - set(params):
         raise ValueError(f"{argument} lacks the latent sites {sorted(missing)}")
     for name, site in potential.sites.items():

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_ext import datasets
+from pyro_ext._checks import check_instance
 from pyro_ext.checkpoint.files import read_tensors
 from pyro_ext.diagnostics.metrics import total_variation
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule
@@ -146,8 +147,10 @@ def path_of(name: str, folder: str | Path | None = None) -> Path:
 
     :raises ValueError: for a name that is none of :data:`NAMES`.
     """
-    if name not in NAMES:
+    if not isinstance(name, str) or name not in NAMES:
         raise ValueError(f"name must be one of {', '.join(map(repr, NAMES))}, got {name!r:.80}")
+    if folder is not None:
+        check_instance("folder", folder, (str, Path), "a path or None")
     default = Path(__file__).with_name("reference_posteriors")
     return Path(default if folder is None else folder) / f"{name}.safetensors"
 

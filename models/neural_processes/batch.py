@@ -6,6 +6,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import as_tensor, check_finite, check_instance
+
 __all__ = ["Batch", "Points", "check_inputs"]
 
 
@@ -67,6 +69,7 @@ class Points(NamedTuple):
         """
         check_inputs(f"{name}_inputs", self.inputs, x_dim)
         shape = (*self.inputs.shape[:2], y_dim)
+        as_tensor(f"{name}_outputs", self.outputs, allow_empty=True)
         if self.outputs.shape != shape:
             raise ValueError(
                 f"{name}_outputs must have the shape {shape}, got {tuple(self.outputs.shape)}"
@@ -74,6 +77,18 @@ class Points(NamedTuple):
         if self.mask is not None:
             _check_mask(f"{name}_mask", self.mask, shape[:2])
         return self
+
+    def check_finite(self, name: str) -> None:
+        """Check that all numbers but those of padding are finite; an error names task and rows.
+
+        :param str name: what the arguments begin with, such as ``"context"``.
+        :raises ValueError: where one is not.
+        """
+        filled = self.filled()
+        for argument, part in (("inputs", filled.inputs), ("outputs", filled.outputs)):
+            is_wrong = ~part.detach().isfinite().flatten(1).all(1)
+            for task in torch.nonzero(is_wrong).flatten()[:1].tolist():
+                check_finite(f"{name}_{argument}[{task}]", part[task])
 
 
 @dataclass(frozen=True)
@@ -106,6 +121,12 @@ class Batch:
 
     def __post_init__(self) -> None:
         """Check the shapes."""
+        for field in fields(self):
+            given = getattr(self, field.name)
+            if given is not None or not field.name.endswith("mask"):
+                kind = "booleans" if field.name.endswith("mask") else "numbers"
+                found = as_tensor(field.name, given, kind=kind, allow_empty=True)
+                object.__setattr__(self, field.name, found)
         sizes = self.context_inputs.shape[-1:], self.context_outputs.shape[-1:]
         x_dim, y_dim = (size[0] if size else 1 for size in sizes)
         for name in ("context", "target"):
@@ -163,6 +184,8 @@ def check_inputs(argument: str, inputs: Tensor, x_dim: int) -> None:
         Traceback (most recent call last):
         ValueError: target_inputs must have the shape (num_tasks, n, 1), got (2, 5)
     """
+    check_instance(argument, inputs, Tensor, "a tensor")
+    as_tensor(argument, inputs, allow_empty=True)
     if inputs.dim() != 3 or inputs.shape[-1] != x_dim:
         raise ValueError(
             f"{argument} must have the shape (num_tasks, n, {x_dim}), got {tuple(inputs.shape)}"
@@ -170,6 +193,7 @@ def check_inputs(argument: str, inputs: Tensor, x_dim: int) -> None:
 
 
 def _check_mask(argument: str, mask: Tensor, shape: tuple[int, ...]) -> None:
+    check_instance(argument, mask, Tensor, "a tensor of booleans")
     if mask.dtype != torch.bool or mask.shape != shape:
         raise ValueError(
             f"{argument} must be a bool tensor of the shape {tuple(shape)}, got {mask.dtype} of "

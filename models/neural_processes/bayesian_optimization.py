@@ -8,7 +8,7 @@ import torch
 from pyro.distributions import Normal
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import as_tensor, check_callable, check_instance, check_integer
 from pyro_ext.models.neural_processes.batch import check_inputs
 from pyro_ext.models.neural_processes.process import NeuralProcess
 from pyro_ext.random import fresh_seed
@@ -51,6 +51,8 @@ def expected_improvement(prediction: Normal, best: Tensor) -> Tensor:
         >>> expected_improvement(dist.Normal(torch.zeros(1, 1), 1.0), torch.zeros(1))
         tensor([0.3989])
     """
+    check_instance("prediction", prediction, Normal, "a torch.distributions.Normal")
+    best = as_tensor("best", best)
     scaled = ((best - prediction.mean) / prediction.stddev).double()
     # Far below zero the terms cancel: from -5 on single precision keeps none of their digits.
     density = torch.exp(-0.5 * scaled.square()) / math.sqrt(2.0 * math.pi)
@@ -97,6 +99,9 @@ def minimize(
         >>> course.best.shape
         torch.Size([4, 8])
     """
+    check_instance("process", process, NeuralProcess, "a NeuralProcess")
+    check_callable("objective", objective)
+    candidates = as_tensor("candidates", candidates, finite=True)
     check_inputs("candidates", candidates, process.x_dim)
     check_integer("num_initial", num_initial, 1)
     check_integer("num_steps", num_steps, 0)

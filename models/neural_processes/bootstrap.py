@@ -4,7 +4,7 @@ import torch
 from pyro.distributions import Normal
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import check_instance, check_integer
 from pyro_ext.models.neural_processes.batch import Batch, Points
 from pyro_ext.models.neural_processes.decoder import Decoder
 from pyro_ext.models.neural_processes.encoders import (
@@ -38,6 +38,7 @@ class BootstrapProcess(NeuralProcess):
     """
 
     def __init__(self, encoder: SetEncoder, width: int = 128) -> None:
+        check_instance("encoder", encoder, SetEncoder, "a SetEncoder")
         super().__init__(encoder.x_dim, encoder.y_dim)
         self.encoder = encoder
         self.decoder = Decoder(encoder.width, self.x_dim, self.y_dim, width, with_addition=True)

@@ -4,6 +4,7 @@ import torch
 from pyro.distributions import Normal
 from torch import Tensor
 
+from pyro_ext._checks import check_instance, check_integer
 from pyro_ext.models.neural_processes.batch import Batch, Points
 from pyro_ext.models.neural_processes.decoder import Decoder
 from pyro_ext.models.neural_processes.encoders import (
@@ -27,6 +28,7 @@ class ConditionalProcess(NeuralProcess):
     """
 
     def __init__(self, encoder: SetEncoder, width: int = 128) -> None:
+        check_instance("encoder", encoder, SetEncoder, "a SetEncoder")
         super().__init__(encoder.x_dim, encoder.y_dim)
         self.encoder = encoder
         self.decoder = Decoder(encoder.width, self.x_dim, self.y_dim, width)
@@ -39,6 +41,8 @@ class ConditionalProcess(NeuralProcess):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Mean negative log likelihood, as :meth:`NeuralProcess.loss`; nothing is random."""
+        check_integer("num_samples", num_samples, 1)
+        check_instance("batch", batch, Batch, "a Batch")
         points = batch.points
         prediction = self._condition(batch.context, points.inputs, None)
         return -task_means(points_log_prob(prediction, points), points.mask).mean()

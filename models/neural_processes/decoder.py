@@ -45,6 +45,8 @@ class Decoder(nn.Module):
         *,
         with_addition: bool = False,
     ) -> None:
+        check_integer("x_dim", x_dim, 1)
+        check_integer("width", width, 1)
         super().__init__()
         check_integer("representation_features", representation_features, 1)
         self.representation_features = representation_features

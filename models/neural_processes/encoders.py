@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import check_instance, check_integer, check_sequence
 from pyro_ext.nn import MAB, MLP, SAB
 
 __all__ = [
@@ -30,6 +30,7 @@ class SetEncoder(nn.Module, ABC):
     """
 
     def __init__(self, x_dim: int, y_dim: int, num_features: int, width: int) -> None:
+        check_integer("width", width, 1)
         super().__init__()
         self.x_dim = check_integer("x_dim", x_dim, 1)
         self.y_dim = check_integer("y_dim", y_dim, 1)
@@ -100,6 +101,10 @@ class PoolingEncoder(SetEncoder):
         self_attention: bool = False,
         num_heads: int = 8,
     ) -> None:
+        check_integer("width", width, 1)
+        check_integer("num_heads", num_heads, 1)
+        if out_features is not None:
+            check_integer("out_features", out_features, 1)
         super().__init__(x_dim, y_dim, width, width if out_features is None else out_features)
         self.before = _network(x_dim + y_dim, width, width, 2 if self_attention else 4)
         self.attention = SAB(width, width, num_heads) if self_attention else None
@@ -149,6 +154,7 @@ class CrossAttentionEncoder(SetEncoder):
         self_attention: bool = True,
         num_heads: int = 8,
     ) -> None:
+        check_integer("width", width, 1)
         super().__init__(x_dim, y_dim, 2 * width, width)
         self.values = _network(x_dim + y_dim, width, width, 2 if self_attention else 4)
         self.self_attention = SAB(width, width, num_heads) if self_attention else None
@@ -184,6 +190,9 @@ class JointEncoder(SetEncoder):
     """
 
     def __init__(self, encoders: Sequence[SetEncoder]) -> None:
+        encoders = check_sequence("encoders", encoders, "a list of encoders")
+        for encoder in encoders:
+            check_instance("encoders", encoder, SetEncoder, "a list of encoders")
         kinds = {(encoder.x_dim, encoder.y_dim) for encoder in encoders}
         if len(kinds) != 1:
             raise ValueError(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import check_instance, check_integer, check_sequence
 from pyro_ext.models.neural_processes.batch import Batch
 from pyro_ext.models.neural_processes.process import (
     NeuralProcess,
@@ -57,12 +57,16 @@ def log_likelihoods(
         >>> log_likelihoods(CNP(width=16), [batch]).target < 0
         True
     """
+    check_instance("process", process, NeuralProcess, "a NeuralProcess")
+    every: list[Batch] = check_sequence("batches", batches, "a list of batches")
+    for batch in every:
+        check_instance("batches", batch, Batch, "a list of batches")
     check_integer("num_samples", num_samples, 1)
     seed = fresh_seed(seed)
     generator: torch.Generator | None = None
     sums, number = [0.0, 0.0], 0
     parameter = next(process.parameters(), None)
-    for batch in batches:
+    for batch in every:
         if parameter is not None:
             batch = batch.to(parameter.device, parameter.dtype)
         points = batch.points

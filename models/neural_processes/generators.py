@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import check_instance, check_integer, check_number
 from pyro_ext.models.neural_processes.encoders import SetEncoder
 from pyro_ext.nn import MLP, InducedSetAttention
 
@@ -69,6 +69,7 @@ class RepresentationGenerator(PseudoContextGenerator):
     def __init__(
         self, encoder: SetEncoder, num_heads: int = 8, *, layer_norm: bool = False
     ) -> None:
+        check_instance("encoder", encoder, SetEncoder, "a SetEncoder")
         size = encoder.num_features
         super().__init__(size)
         self.attention = InducedSetAttention(size, size, size, num_heads, layer_norm=layer_norm)
@@ -117,6 +118,7 @@ class InputGenerator(PseudoContextGenerator):
         *,
         layer_norm: bool = False,
     ) -> None:
+        check_instance("encoder", encoder, SetEncoder, "a SetEncoder")
         size = encoder.num_features
         super().__init__(size)
         self.low = check_number("low", low)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import check_integer, check_number, shown
 from pyro_ext.models.neural_processes.batch import Batch
 from pyro_ext.models.neural_processes.splits import check_range, number_between, split_batch
 from pyro_ext.random import fresh_seed
@@ -81,6 +81,10 @@ class GPTasks:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
+        if self.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"dtype must be torch.float32 or torch.float64, got {shown(self.dtype)}"
+            )
         if self.kernel not in get_args(Kernel):
             raise ValueError(f"kernel must be one of {get_args(Kernel)}, got {self.kernel!r:.80}")
         check_integer("num_tasks", self.num_tasks, 1)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import as_tensor, check_integer, shown
 from pyro_ext.models.neural_processes.batch import Batch
 from pyro_ext.models.neural_processes.splits import number_between, split_batch
 from pyro_ext.random import fresh_seed
@@ -47,6 +47,15 @@ class ImageTasks:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
+        object.__setattr__(
+            self,
+            "images",
+            as_tensor("images", self.images, "(num_images, height, width, ...)", finite=True),
+        )
+        if not isinstance(self.num_context, tuple) or len(self.num_context) != 2:
+            raise TypeError(
+                f"num_context must be a pair of integers, got {shown(self.num_context)}"
+            )
         if self.images.dim() not in (3, 4) or not self.images.numel():
             raise ValueError(
                 "images must have the shape (num_images, height, width) or (num_images, height, "

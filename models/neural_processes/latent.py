@@ -6,7 +6,7 @@ from pyro.distributions import Normal
 from pyro.nn import pyro_method
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import check_instance, check_integer
 from pyro_ext.models.neural_processes.batch import Batch, Points
 from pyro_ext.models.neural_processes.decoder import Decoder
 from pyro_ext.models.neural_processes.encoders import (
@@ -49,6 +49,8 @@ class LatentProcess(NeuralProcess):
     def __init__(
         self, encoder: SetEncoder, latent_encoder: PoolingEncoder, width: int = 128
     ) -> None:
+        check_instance("encoder", encoder, SetEncoder, "a SetEncoder")
+        check_instance("latent_encoder", latent_encoder, SetEncoder, "a SetEncoder")
         super().__init__(encoder.x_dim, encoder.y_dim)
         self.latent_features = latent_encoder.width // 2
         self.encoder = encoder

@@ -7,7 +7,13 @@ import torch
 from pyro.distributions import Normal
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import (
+    check_callable,
+    check_instance,
+    check_integer,
+    check_number,
+    check_sequence,
+)
 from pyro_ext.models.neural_processes.batch import Batch, Points
 from pyro_ext.models.neural_processes.decoder import Decoder
 from pyro_ext.models.neural_processes.encoders import (
@@ -65,8 +71,11 @@ class MartingalePosteriorProcess(NeuralProcess):
         weights: Sequence[float] = (1.0, 1.0, 1.0),
         generator: Generator = RepresentationGenerator,
     ) -> None:
+        check_instance("encoder", encoder, SetEncoder, "a SetEncoder")
         super().__init__(encoder.x_dim, encoder.y_dim)
         self.num_pseudo = check_integer("num_pseudo", num_pseudo, 0)
+        check_callable("generator", generator, "a class of generators or a function of an encoder")
+        weights = check_sequence("weights", weights, "three numbers")
         if len(weights) != 3:
             raise ValueError(f"weights must be three numbers, got {weights!r:.80}")
         self.weights = tuple(

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import check_integer, check_number, check_sequence, shown
 from pyro_ext.models.neural_processes.batch import Batch
 from pyro_ext.models.neural_processes.splits import number_between, split_batch
 from pyro_ext.random import fresh_seed
@@ -72,6 +72,10 @@ class PredatorPreyTasks:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
+        if self.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"dtype must be torch.float32 or torch.float64, got {shown(self.dtype)}"
+            )
         check_integer("num_tasks", self.num_tasks, 1)
         check_integer("max_points", self.max_points, 30)
         check_integer("num_events", self.num_events, self.max_points)
@@ -82,7 +86,7 @@ class PredatorPreyTasks:
             check_number("duration", self.duration, above=0)
         for argument, length in (("rates", 4), ("start", 2)):
             values = getattr(self, argument)
-            if len(values) != length:
+            if len(check_sequence(argument, values, f"{length} numbers")) != length:
                 raise ValueError(f"{argument} must be {length} numbers, got {values!r:.80}")
             for i, value in enumerate(values):
                 check_number(f"{argument}[{i}]", value, above=0)

@@ -6,7 +6,7 @@ from pyro.distributions import Categorical, Independent, MixtureSameFamily, Norm
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import as_tensor, check_finite, check_integer
 from pyro_ext.models.neural_processes.batch import Batch, Points, check_inputs
 from pyro_ext.random import fresh_seed
 
@@ -104,8 +104,11 @@ class NeuralProcess(PyroModule):
         :param int seed: of the draws, instead of a generator.
         :returns: **Shape:** ``(num_samples, num_tasks, num_target, y_dim)``.
         """
+        context_inputs = as_tensor("context_inputs", context_inputs, allow_empty=True)
         check_integer("num_samples", num_samples, 1)
         context = self._points("context", context_inputs, context_outputs, context_mask)
+        context.check_finite("context")
+        target_inputs = as_tensor("target_inputs", target_inputs, finite=True)
         check_inputs("target_inputs", target_inputs, self.x_dim)
         if seed is not None:
             if generator is not None:
@@ -168,7 +171,14 @@ class NeuralProcess(PyroModule):
         self, name: str, inputs: Tensor, outputs: Tensor, mask: Tensor | None = None
     ) -> Points:
         """Points that are checked, with zeros for padding."""
-        return Points(inputs, outputs, mask).check(name, self.x_dim, self.y_dim).filled()
+        arguments = {f"{name}_inputs": inputs, f"{name}_outputs": outputs}
+        inputs, outputs = (as_tensor(*pair, allow_empty=True) for pair in arguments.items())
+        if mask is not None:
+            mask = as_tensor(f"{name}_mask", mask, kind="booleans", allow_empty=True)
+        points = Points(inputs, outputs, mask).check(name, self.x_dim, self.y_dim).filled()
+        for argument, values in zip(arguments, points[:2], strict=True):
+            check_finite(argument, values)
+        return points
 
 
 def points_log_prob(prediction: Normal, points: Points) -> Tensor:

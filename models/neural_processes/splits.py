@@ -18,7 +18,7 @@ def check_range(argument: str, bounds: object, above: float | None = None) -> No
         Traceback (most recent call last):
         ValueError: period must be two numbers, the first not above the second, got (0.5, 0.1)
     """
-    if isinstance(bounds, tuple) and len(bounds) == 2:
+    if isinstance(bounds, list | tuple) and len(bounds) == 2:
         low = check_number(f"{argument}[0]", bounds[0], above=above)
         high = check_number(f"{argument}[1]", bounds[1])
         if low <= high:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import check_callable, check_instance, check_integer, check_number
 from pyro_ext.models.neural_processes.batch import Batch
 from pyro_ext.models.neural_processes.process import NeuralProcess
 from pyro_ext.random import fresh_seed
@@ -56,6 +56,8 @@ def fit(
         >>> len(losses)
         5
     """
+    check_instance("process", process, NeuralProcess, "a NeuralProcess")
+    check_callable("tasks", tasks, "a function of a seed that returns a Batch")
     check_integer("num_steps", num_steps, 0)
     check_number("learning_rate", learning_rate, above=0)
     options = {}

@@ -11,7 +11,14 @@ import torch
 from pyro.infer import HMC
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import (
+    as_tensor,
+    check_callable,
+    check_instance,
+    check_integer,
+    check_number,
+    check_sequence,
+)
 from pyro_ext.inference.composite import Gibbs
 from pyro_ext.inference.random_walk import RandomWalk
 from pyro_ext.models.nonparametric.frequency_model import FrequencyModel
@@ -23,6 +30,7 @@ from pyro_ext.random_measures import (
     NormalizedRandomMeasure,
     rank_sizes,
 )
+from pyro_ext.random_measures._arguments import as_table
 
 __all__ = ["initial_parameters", "metropolis_within_gibbs"]
 
@@ -70,6 +78,8 @@ def metropolis_within_gibbs(
         >>> mcmc.run(table).get_samples()["excess"].shape
         torch.Size([4])
     """
+    check_callable("model", model, "a method of a FrequencyModel")
+    sites = check_sequence("sites", sites, "a list of names of sites", 1, str)
     check_integer("num_steps", num_steps, 1)
     check_number("step_size", step_size, above=0)
     blocks: list[tuple[Any, Sequence[str]]] = []
@@ -121,6 +131,8 @@ def initial_parameters(
         >>> start["discount"], start["cluster_tilts"].shape
         (tensor([0.6000]), torch.Size([1, 100]))
     """
+    check_instance("model", model, FrequencyModel, "a FrequencyModel")
+    table = as_tensor("table", as_table("table", table), "(num_rows, 2)")
     check_integer("num_chains", num_chains, 1)
     number = int(table[:, 1].sum())
     share = float(table[table[:, 0] == 1, 1].sum()) / number

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import as_tensor, check_integer, check_tensors
 from pyro_ext.models.nonparametric._predictive import Law, check_law
 from pyro_ext.random import seeded
 from pyro_ext.random_measures import (
@@ -24,6 +24,7 @@ from pyro_ext.random_measures import (
     log_joint_given_cluster_tilts,
     log_num_partitions,
 )
+from pyro_ext.random_measures._arguments import as_table
 
 __all__ = ["FrequencyModel"]
 
@@ -60,7 +61,7 @@ class FrequencyModel:
     """
 
     def __init__(self, prior: Law | Callable[[], Law]) -> None:
-        if not callable(prior):
+        if isinstance(prior, type) or not callable(prior):
             check_law(prior)
         self.prior = prior
 
@@ -164,6 +165,7 @@ class FrequencyModel:
             >>> [int(table.prod(-1).sum()) for table in tables]
             [50, 50, 50]
         """
+        samples = check_tensors("samples", samples) if self._sites() else {}
         names = self._sites()
         if missing := set(names) - set(samples):
             raise ValueError(f"samples lacks the sites {sorted(missing)}, got {sorted(samples)}")
@@ -191,12 +193,7 @@ class FrequencyModel:
 
 
 def _check_table(table: Tensor) -> Tensor:
-    if table.dim() != 2 or table.shape[-1] != 2:
-        raise ValueError(
-            "table must have shape (num_rows, 2), sizes and numbers of clusters, got "
-            f"{tuple(table.shape)}"
-        )
-    return table
+    return as_tensor("table", as_table("table", table), "(num_rows, 2)")
 
 
 def _num_draws(samples: Mapping[str, Tensor]) -> int:

@@ -14,9 +14,10 @@ from functools import partial
 
 import pyro
 import pyro.distributions as dist
-from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
 from torch import Tensor
 
+from pyro_ext._checks import check_instance
 from pyro_ext.random_measures import (
     BetaPrimeProcess,
     GeneralizedBFRYProcess,
@@ -57,6 +58,7 @@ def generalized_bfry_prior(
         >>> prior().index_at_zero < 1.0
         tensor(True)
     """
+    _check_laws(mass=mass, discount=discount, excess=excess)
     return partial(_two_laws, GeneralizedBFRYProcess, mass, discount, excess)
 
 
@@ -77,6 +79,7 @@ def beta_prime_prior(
         >>> beta_prime_prior()().log_eppf([1])
         tensor(0.)
     """
+    _check_laws(mass=mass, discount=discount, excess=excess)
     return partial(_two_laws, BetaPrimeProcess, mass, discount, excess)
 
 
@@ -103,6 +106,13 @@ def pareto_mixture_prior(
         >>> pareto_mixture_prior()().log_eppf([1])
         tensor(0.)
     """
+    _check_laws(
+        mass=mass,
+        discount=discount,
+        excess=excess,
+        pareto_mass=pareto_mass,
+        pareto_scale=pareto_scale,
+    )
     return partial(_pareto_mixture, mass, discount, excess, pareto_mass, pareto_scale)
 
 
@@ -120,6 +130,7 @@ def generalized_gamma_prior(
         >>> generalized_gamma_prior()().log_eppf([1])
         tensor(0.)
     """
+    _check_laws(mass=mass, discount=discount)
     return partial(_generalized_gamma, mass, discount)
 
 
@@ -137,10 +148,17 @@ def pitman_yor_prior(
         >>> pitman_yor_prior()().log_eppf([1])
         tensor(0.)
     """
+    _check_laws(concentration=concentration, discount=discount)
     return partial(_pitman_yor, concentration, discount)
 
 
 # What priors call is a function of the module each, so that models can be sent to other processes.
+
+
+def _check_laws(**laws: object) -> None:
+    for name, law in laws.items():
+        if law is not None:
+            check_instance(name, law, TorchDistributionMixin, "a distribution or None")
 
 
 def _two_laws(

@@ -7,7 +7,7 @@ Regularized spectral clustering under the degree-corrected stochastic blockmodel
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import check_instance, check_integer, check_number
 from pyro_ext._optional import optional_module
 from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph
 
@@ -39,6 +39,8 @@ def spectral_memberships(
         >>> (group == group[0]).tolist()
         [True, True, True, False, False, False]
     """
+    check_instance("graph", graph, SimpleGraph, "a SimpleGraph")
+    check_integer("seed", seed, 0)
     import numpy as np
     from scipy.sparse import coo_array
     from scipy.sparse.linalg import eigsh

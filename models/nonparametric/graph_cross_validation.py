@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import check_instance, check_integer, check_number, check_sequence
 from pyro_ext.models.nonparametric.graph_communities import spectral_memberships
 from pyro_ext.models.nonparametric.graph_guide import GraphGuide
 from pyro_ext.models.nonparametric.graph_model import GraphModel, MixedMembership, bfry_weights
@@ -63,8 +63,12 @@ def cross_validate_truncation(
         >>> best in scores, scores[best].shape
         (True, torch.Size([2]))
     """
-    if not truncations:
-        raise ValueError("truncations must hold one number at least, got none")
+    truncations = check_sequence("truncations", truncations, "a list of numbers")
+    for number in truncations:
+        check_number("truncations", number, above=0)
+    check_instance("graph", graph, SimpleGraph, "a SimpleGraph")
+    if communities is not None:
+        check_instance("communities", communities, MixedMembership, "a MixedMembership or None")
     check_number("fraction", fraction, above=0, below=1)
     priors = {beta: bfry_weights(graph.num_nodes, beta) for beta in truncations}
     scores: dict[float, list[float]] = {beta: [] for beta in priors}

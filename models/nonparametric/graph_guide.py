@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from tqdm.auto import tqdm
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import check_callable, check_integer, check_number, shown
 from pyro_ext.distributions import RectifiedGamma
 from pyro_ext.models.nonparametric.graph_model import GraphModel, MixedMembership, check_num_nodes
 from pyro_ext.models.nonparametric.graph_odds import EdgeOdds
@@ -78,6 +78,8 @@ class GraphGuide(PyroModule):
         memberships: Tensor | None = None,
         seed: int | None = None,
     ) -> None:
+        if hyperparameters is not None:
+            check_callable("hyperparameters", hyperparameters, "a function that makes a guide")
         for argument, value, kind in (("model", model, GraphModel), ("graph", graph, SimpleGraph)):
             if not isinstance(value, kind):
                 raise TypeError(f"{argument} must be a {kind.__name__}, got {value!r:.80}")
@@ -98,7 +100,10 @@ class GraphGuide(PyroModule):
             if model.communities is not None:
                 self._add_communities(model.communities, memberships)
             elif memberships is not None:
-                raise ValueError("memberships must be None, since the model has no communities")
+                raise ValueError(
+                    "memberships must be None, since the model has no communities, got "
+                    f"{shown(memberships)}"
+                )
 
     def _add_communities(self, communities: MixedMembership, memberships: Tensor | None) -> None:
         number = communities.num_communities

@@ -13,7 +13,7 @@ import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution, TorchDistributionMixin
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import check_callable, check_integer, check_number
 from pyro_ext.distributions import TruncatedBFRY
 from pyro_ext.models.nonparametric.graph_odds import EdgeOdds, estimate_non_edges, log_non_edges
 from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph, on_device_of
@@ -186,8 +186,7 @@ class GraphModel:
     """
 
     def __init__(self, prior: WeightPrior, communities: MixedMembership | None = None) -> None:
-        if not callable(prior):
-            raise TypeError(f"prior must be a Pyro model of no arguments, got {prior!r:.80}")
+        check_callable("prior", prior, "a Pyro model of no arguments", or_class=False)
         if communities is not None and not isinstance(communities, MixedMembership):
             raise TypeError(f"communities must be a MixedMembership, got {communities!r:.80}")
         self.prior = prior

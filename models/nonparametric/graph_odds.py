@@ -4,15 +4,19 @@ r"""Random simple graphs whose edges have odds of products: likelihood and draws
 Bayesian inference on random simple graphs with power law degree distributions.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.nn.functional import softplus
 from torch.utils.checkpoint import checkpoint
 
+from pyro_ext._checks import as_parameters, as_tensor, check_instance
 from pyro_ext.models.nonparametric.graph_pairs import PairSample, SimpleGraph, draw_nodes
 from pyro_ext.random import fresh_seed
+from pyro_ext.random_measures._roots import may_hold_everywhere
 
 __all__ = [
     "EdgeOdds",
@@ -23,19 +27,26 @@ __all__ = [
 ]
 
 _MOST_CANDIDATES = 2**22
+_MOST_PAIRS = 2**30  # some minutes
+_ASYMMETRY = 1e-4
 _TINY = 1e-30
+_MOST_EDGES = 1e9
 
 
-class EdgeOdds(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class EdgeOdds:
     r"""The odds of an edge between any two nodes [1].
 
     They are :math:`r_{ij} = w_i w_j / L` with positive weights :math:`w_i` and their sum :math:`L`.
     With memberships :math:`V_i`, the shares of a node in communities, and rates :math:`\Phi` of
     communities they are :math:`r_{ij} = V_i^\top \Phi V_j \, w_i w_j / L`.
 
-    :param Tensor weights: **Shape:** ``(num_nodes,)``.
+    :param Tensor weights: positive; those that underflow to zero count as 1e-30. **Shape:**
+        ``(num_nodes,)``.
     :param Tensor memberships: rows that sum to one. **Shape:** ``(num_nodes, num_communities)``.
     :param Tensor rates: symmetric and positive. **Shape:** ``(num_communities, num_communities)``.
+    :raises ValueError: for shapes that do not fit, and where arguments are validated for numbers
+        that do not.
 
     Example::
 
@@ -48,12 +59,45 @@ class EdgeOdds(NamedTuple):
     memberships: Tensor | None = None
     rates: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        for name in ("weights", "memberships", "rates"):
+            if name == "weights" or getattr(self, name) is not None:
+                object.__setattr__(self, name, _as_floats(name, getattr(self, name)))
+        if self.weights.dim() != 1 or len(self.weights) < 2:
+            raise ValueError(
+                f"weights must have the shape (num_nodes,), got {tuple(self.weights.shape)}"
+            )
+        if (self.memberships is None) != (self.rates is None):
+            raise ValueError("memberships and rates must be given together, got one of them")
+        parts = {"weights": self.weights}
+        if self.memberships is not None and self.rates is not None:
+            parts |= {"memberships": self.memberships, "rates": self.rates}
+            if self.memberships.dim() != 2 or len(self.memberships) != len(self.weights):
+                raise ValueError(
+                    f"memberships must have the shape ({len(self.weights)}, num_communities), got "
+                    f"{tuple(self.memberships.shape)}"
+                )
+            if self.rates.shape != (self.memberships.shape[1],) * 2:
+                raise ValueError(
+                    f"rates must have the shape {(self.memberships.shape[1],) * 2}, got "
+                    f"{tuple(self.rates.shape)}"
+                )
+        if Distribution._validate_args:
+            _check_values(parts)
+
     def log(self, first: Tensor, second: Tensor) -> Tensor:
         """Log odds of edges.
 
         :param Tensor first: nodes.
         :param Tensor second: nodes; both broadcast against each other.
         """
+        number = len(self.weights)
+        nodes = {
+            name: nodes_of(name, node, number)
+            for name, node in (("first", first), ("second", second))
+        }
+        first, second = as_parameters("EdgeOdds", nodes)
         # Weights underflow where the tail index is near zero.
         log_weights = self.weights.clamp(min=_TINY).log()
         base = log_weights[first] + log_weights[second] - self.weights.sum().log()
@@ -71,6 +115,27 @@ class EdgeOdds(NamedTuple):
         return mixed.sum(-1).clamp(min=_TINY).log()
 
 
+def _as_floats(argument: str, value: Any) -> Tensor:
+    tensor = as_tensor(argument, value)
+    return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
+
+
+def _check_values(parts: dict[str, Tensor]) -> None:
+    for name, part in parts.items():
+        is_valid = part.isfinite() & (part >= 0)
+        if not may_hold_everywhere(is_valid):
+            row = int(torch.nonzero(~is_valid)[0, 0])
+            bad = part[row][~is_valid[row]].flatten()[0].item()
+            raise ValueError(f"{name} must be finite and >= 0, got {bad:g} in row {row}")
+        if not may_hold_everywhere((part > 0).any()):
+            raise ValueError(f"{name} must not all be zero")
+    rates = parts.get("rates")
+    if rates is not None:
+        largest = _ASYMMETRY * rates.detach().max()
+        if not may_hold_everywhere((rates - rates.mT).abs() <= largest):
+            raise ValueError(f"rates must be symmetric, got {rates.tolist()!r:.80}")
+
+
 def log_non_edges(odds: EdgeOdds, graph: SimpleGraph) -> Tensor:
     r"""The sum of :math:`-\log(1 + r_{ij})` over all pairs that are observed.
 
@@ -79,7 +144,13 @@ def log_non_edges(odds: EdgeOdds, graph: SimpleGraph) -> Tensor:
 
     :param EdgeOdds odds: of edges.
     :param SimpleGraph graph: says which pairs are observed.
+    :raises ValueError: where there is not one weight for each node.
     """
+    if len(odds.weights) != graph.num_nodes:
+        raise ValueError(
+            f"odds must have one weight for each of {graph.num_nodes} nodes, got "
+            f"{len(odds.weights)}"
+        )
 
     def block_sum(first: Tensor, second: Tensor) -> Tensor:
         counts = graph.is_observed(first, second) & (first < second)
@@ -109,7 +180,32 @@ def graph_log_likelihood(odds: EdgeOdds, graph: SimpleGraph) -> Tensor:
         >>> graph_log_likelihood(EdgeOdds(torch.tensor([1.0, 2.0, 5.0])), graph)
         tensor(-1.9896)
     """
+    check_instance("graph", graph, SimpleGraph, "a SimpleGraph")
+    check_odds("odds", odds, graph.num_nodes)
     return odds.log(*graph.edges.T).sum() + log_non_edges(odds, graph)
+
+
+def check_odds(argument: str, odds: object, num_nodes: int | None = None) -> None:
+    """Check that odds are positive numbers, one for each of so many nodes."""
+    check_instance(argument, odds, EdgeOdds, "EdgeOdds")
+    assert isinstance(odds, EdgeOdds)
+    shape = "(num_nodes,)" if num_nodes is None else f"({num_nodes},)"
+    parts = [as_tensor(f"weights of {argument}", odds.weights, shape)]
+    if odds.rates is not None:
+        parts.append(as_tensor(f"rates of {argument}", odds.rates))
+    for part in parts:
+        if not may_hold_everywhere((part >= 0) & part.isfinite()):
+            raise ValueError(f"{argument} must hold finite numbers >= 0, got {part.tolist()!r:.80}")
+
+
+def nodes_of(argument: str, nodes: Any, num_nodes: int) -> Tensor:
+    """Numbers of nodes that there are."""
+    found = as_tensor(argument, nodes, kind="integers", allow_empty=True)
+    if not may_hold_everywhere((found >= 0) & (found < num_nodes)):
+        raise ValueError(
+            f"{argument} must be nodes from 0 to {num_nodes - 1}, got {found.tolist()!r:.80}"
+        )
+    return found
 
 
 def estimate_non_edges(odds: EdgeOdds, pairs: PairSample) -> Tensor:
@@ -123,25 +219,36 @@ def estimate_non_edges(odds: EdgeOdds, pairs: PairSample) -> Tensor:
 
 
 def sample_graph(odds: EdgeOdds, *, seed: int | None = None) -> SimpleGraph:
-    r"""Draw a graph, in time and memory that are linear in the sum of the weights.
+    r"""Draw a graph, in time that is linear in the sum of the weights or the number of pairs.
 
     Edges are present where a Poisson process of rate :math:`\log(1 + r_{ij})` has points, which has
     the probability :math:`r_{ij} / (1 + r_{ij})`. Its points are thinned from those of a process of
-    rate :math:`w_i w_j \max \Phi / L`, whose nodes are independent.
+    rate :math:`w_i w_j \max \Phi / L`, whose nodes are independent. Where these are more than there
+    are pairs, each pair is drawn by itself.
 
     :param EdgeOdds odds: of edges.
     :param int seed: of the draw; by default one from PyTorch's generator.
+    :raises ValueError: where it would take more than a billion of either.
 
     Example::
 
         >>> sample_graph(EdgeOdds(torch.full((1000,), 3.0)), seed=0)
         SimpleGraph(1,000 nodes, 1,488 edges)
     """
+    check_odds("odds", odds)
     weights = odds.weights.detach().double()
     device, num_nodes = weights.device, len(weights)
     generator = torch.Generator(device).manual_seed(fresh_seed(seed))
     largest = weights.new_ones(()) if odds.rates is None else odds.rates.detach().max().double()
     mean = (weights.sum() * largest / 2.0).reshape(1)
+    num_pairs = num_nodes * (num_nodes - 1) // 2
+    if min(float(mean), num_pairs) > _MOST_PAIRS:
+        raise ValueError(
+            "odds must have half the sum of their weights, times the largest rate, or their number "
+            f"of pairs at most {_MOST_PAIRS:,}, got {float(mean):.3g} and {num_pairs:,}"
+        )
+    if float(mean) > num_pairs:
+        return _draw_all_pairs(odds, generator)
     waiting = int(torch.poisson(mean, generator=generator))
     codes = torch.empty(0, dtype=torch.int64, device=device)
     while waiting > 0:
@@ -157,3 +264,18 @@ def sample_graph(odds: EdgeOdds, *, seed: int | None = None) -> SimpleGraph:
         is_kept = uniform.log() + log_bound < softplus(log_odds).log()
         codes = torch.cat([codes, (low * num_nodes + high)[is_kept]]).unique()
     return SimpleGraph(num_nodes, torch.stack([codes // num_nodes, codes % num_nodes], -1))
+
+
+def _draw_all_pairs(odds: EdgeOdds, generator: torch.Generator) -> SimpleGraph:
+    """Draw each pair of nodes by itself."""
+    num_nodes, edges = len(odds.weights), []
+    none = torch.empty((0, 2), dtype=torch.int64, device=odds.weights.device)
+    for first, second in SimpleGraph(num_nodes, none).row_blocks():
+        with torch.no_grad():
+            chance = odds.log(first, second).double().sigmoid()
+        uniform = torch.rand(
+            chance.shape, dtype=chance.dtype, device=none.device, generator=generator
+        )
+        row, column = torch.nonzero((uniform < chance) & (first < second), as_tuple=True)
+        edges.append(torch.stack([first[row, 0], second[0, column]], -1))
+    return SimpleGraph(num_nodes, torch.cat([none, *edges]))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number
 from pyro_ext.random import chain_keys, philox
 
 __all__ = ["HeldOutPairs", "PairSample", "SimpleGraph", "UnseenPairs", "draw_nodes", "on_device_of"]
@@ -45,6 +45,8 @@ class HeldOutPairs:
         """Check the arguments."""
         check_number("fraction", self.fraction, least=0, below=1)
         check_integer("seed", self.seed, 0)
+        if self.others is not None:
+            check_instance("others", self.others, HeldOutPairs, "HeldOutPairs or None")
         if self.seed in self._other_seeds():
             raise ValueError(
                 f"seed must differ from those of pairs that are held out already, got {self.seed}"
@@ -128,11 +130,13 @@ class SimpleGraph:
     def __post_init__(self) -> None:
         """Check the arguments, and sort the edges."""
         check_integer("num_nodes", self.num_nodes, 2)
-        edges = self.edges
-        if edges.is_floating_point() or edges.is_complex() or edges.dtype == torch.bool:
+        edges = as_tensor("edges", self.edges, allow_empty=True)
+        if edges.is_floating_point() or edges.dtype == torch.bool:
             raise TypeError(f"edges must be integers, got {edges.dtype}")
         if edges.dim() != 2 or edges.shape[-1] != 2:
             raise ValueError(f"edges must have shape (num_edges, 2), got {tuple(edges.shape)}")
+        if self.held_out is not None:
+            check_instance("held_out", self.held_out, HeldOutPairs, "HeldOutPairs or None")
         low, high = edges.long().sort(-1).values.unbind(-1)
         if bool(((low < 0) | (high >= self.num_nodes)).any()):
             raise ValueError(

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import as_tensor, check_instance, check_integer, check_sequence
 from pyro_ext._optional import optional_module
 from pyro_ext.models.nonparametric.graph_guide import GraphGuide
-from pyro_ext.models.nonparametric.graph_odds import EdgeOdds, sample_graph
+from pyro_ext.models.nonparametric.graph_odds import EdgeOdds, check_odds, nodes_of, sample_graph
 from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph, UnseenPairs, on_device_of
-from pyro_ext.random import seeded
+from pyro_ext.random import fresh_seed, seeded
 
 __all__ = [
     "LinkScores",
@@ -63,8 +63,12 @@ def log_link_probabilities(
         >>> present.exp(), absent.exp()
         (tensor([0.6250]), tensor([0.3750]))
     """
-    if not odds:
-        raise ValueError("odds must hold one draw at least, got none")
+    odds = check_sequence("odds", odds, "a list of EdgeOdds")
+    for draw in odds:
+        check_odds("odds", draw)
+    number = len(odds[0].weights)
+    first = as_tensor("first", nodes_of("first", first, number), "(num_pairs,)")
+    second = as_tensor("second", nodes_of("second", second, number), f"({len(first)},)")
     parts = []
     with torch.no_grad():
         for left, right in zip(
@@ -92,6 +96,7 @@ def score_links(odds: Sequence[EdgeOdds], test: UnseenPairs) -> LinkScores:
         >>> score_links([degree_odds(train)], test).auc > 0.9
         True
     """
+    check_instance("test", test, UnseenPairs, "the pairs that hold_out() of a SimpleGraph returns")
     metrics = optional_module("sklearn.metrics", "score_links", "scikit-learn", "data")
     if bool(test.is_edge.all()) or not bool(test.is_edge.any()):
         raise ValueError("test must hold edges and pairs without an edge, got one kind only")
@@ -117,6 +122,7 @@ def erdos_renyi_odds(graph: SimpleGraph) -> EdgeOdds:
         >>> odds.log(torch.tensor([3]), torch.tensor([4])).sigmoid()
         tensor([0.2273])
     """
+    check_instance("graph", graph, SimpleGraph, "a SimpleGraph")
     num_observed = graph.observed_fraction * graph.num_pairs
     share = (graph.num_edges + 0.5) / (num_observed + 1.0)
     weight = graph.num_nodes * share / (1.0 - share)
@@ -135,6 +141,7 @@ def degree_odds(graph: SimpleGraph) -> EdgeOdds:
         >>> degree_odds(SimpleGraph(3, torch.tensor([[0, 1]]))).weights
         tensor([1.5000, 1.5000, 0.5000])
     """
+    check_instance("graph", graph, SimpleGraph, "a SimpleGraph")
     degrees = graph.degrees.to(torch.get_default_dtype())
     return EdgeOdds((degrees + 0.5) / graph.observed_fraction)
 
@@ -151,7 +158,12 @@ def simulate_graphs(
     :param int seed: of the draws; by default PyTorch's generator goes on.
     :returns: graphs of as many nodes as that of the guide, one after the other.
     """
+    check_instance("guide", guide, GraphGuide, "a GraphGuide")
     check_integer("num_graphs", num_graphs, 1)
+    return _simulated(guide, num_graphs, None if seed is None else fresh_seed(seed))
+
+
+def _simulated(guide: GraphGuide, num_graphs: int, seed: int | None) -> Iterator[SimpleGraph]:
     samples = guide.sample(num_graphs, seed=seed)
     own = {"weights", "memberships"}
     with seeded(seed):

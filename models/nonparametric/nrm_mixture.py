@@ -4,7 +4,7 @@ r"""Mixtures over the random partitions of normalized random measures.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyro
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_ext._checks import as_tensor, check_mapping, check_tensors
 from pyro_ext.diagnostics.partitions import canonical_labels
 from pyro_ext.distributions import ConjugateCluster, PartitionedBlock
 from pyro_ext.models.nonparametric._predictive import Law, check_law, log_predictive_weights
@@ -62,10 +63,10 @@ class NRMMixture:
         prior: Law | Callable[[], Law],
         cluster: ConjugateCluster | Callable[[], ConjugateCluster],
     ) -> None:
-        if not callable(prior):
+        if isinstance(prior, type) or not callable(prior):
             check_law(prior)
         if not isinstance(cluster, ConjugateCluster) and (
-            isinstance(cluster, Distribution) or not callable(cluster)
+            isinstance(cluster, type | Distribution) or not callable(cluster)
         ):
             raise TypeError(_wrong_cluster(cluster))
         self.prior, self.cluster = prior, cluster
@@ -114,8 +115,12 @@ class NRMMixture:
             >>> mixture.log_joint(torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0, 1, 0]))
             tensor(-6.1862)
         """
+        if hyperparameters is not None:
+            check_mapping("hyperparameters", hyperparameters, "a dict of values by site")
         values = dict(hyperparameters or {})
         self._check_sites("hyperparameters", values)
+        x = as_tensor("x", x, "(n, ...)", finite=True)
+        assignment = as_tensor("assignment", assignment, f"({len(x)},)", kind="integers")
         labels = canonical_labels(assignment)
         if labels.shape != (len(x),):
             raise ValueError(
@@ -162,6 +167,63 @@ class NRMMixture:
             >>> mixture.predictive_log_prob(torch.arange(30.0), x, samples).exp().sum()
             tensor(1.0000)
         """
+        values = torch.stack([logs.logsumexp(-1) for _, logs in self._log_joins(x_new, x, samples)])
+        return values if by_draw else values.logsumexp(0) - math.log(len(values))
+
+    def predict_clusters(self, x_new: Tensor, x: Tensor, samples: Sites, labels: Tensor) -> Tensor:
+        r"""Probabilities that new points lie in the clusters of one partition of the data.
+
+        Given a draw of the posterior, a new point joins each of the draw's clusters or a new one,
+        and lies in the same cluster of the given partition as a random point of those it joined:
+
+        .. math:: P(x_* \in k) = \text{mean over draws of}
+                  \sum_c P(x_* \text{ joins } c) \, |c \cap k| / |c| .
+
+        :param Tensor x_new: points. **Shape:** ``(num_new, d)``, or ``(num_new,)``.
+        :param Tensor x: the data of the posterior. **Shape:** ``(n, d)``, or ``(n,)``.
+        :param dict samples: draws as of :meth:`predictive_log_prob`.
+        :param Tensor labels: the partition, for example that of
+            :func:`~pyro_ext.diagnostics.partitions.point_estimate`. **Shape:** ``(n,)``.
+        :returns: probabilities of its clusters in the order of first occurrence, and, last, of none
+            of them; they add to one. **Shape:** ``(num_new, num_clusters + 1)``.
+        :raises TypeError: where labels are no integers.
+        :raises ValueError: where points or labels do not fit, or a site is missing.
+
+        Example::
+
+            >>> from pyro_ext.distributions import PoissonCluster
+            >>> from pyro_ext.random_measures import DirichletProcess
+            >>> cluster = PoissonCluster(torch.tensor([1.0]), 0.1)
+            >>> mixture = NRMMixture(DirichletProcess(0.1), cluster)
+            >>> samples = {"assignment": torch.tensor([[0, 0, 1], [0, 0, 1]])}
+            >>> x = torch.tensor([1.0, 2.0, 30.0])
+            >>> new = torch.tensor([0.0, 28.0])
+            >>> mixture.predict_clusters(new, x, samples, torch.tensor([0, 0, 1])).argmax(-1)
+            tensor([0, 1])
+        """
+        x = as_tensor("x", x, "(n, ...)", finite=True)
+        estimate = canonical_labels(labels)
+        if estimate.shape != (len(x),):
+            raise ValueError(
+                f"labels must have shape ({len(x)},), one label a point, got "
+                f"{tuple(estimate.shape)}"
+            )
+        found = torch.nn.functional.one_hot(estimate)
+        total, number = torch.zeros(()), 0
+        for draw, logs in self._log_joins(x_new, x, samples):
+            both = torch.nn.functional.one_hot(draw).T @ found
+            share = both.to(logs) / both.sum(-1, keepdim=True)
+            joins = logs.softmax(-1)
+            total = total + torch.cat([joins[:, :-1] @ share, joins[:, -1:]], -1)
+            number += 1
+        return total / number
+
+    def _log_joins(
+        self, x_new: Tensor, x: Tensor, samples: Sites
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Labels of each draw, and log densities of new points in its clusters, a new one last."""
+        x = as_tensor("x", x, "(n, ...)", finite=True)
+        samples = check_tensors("samples", samples)
         self._check_sites("samples", samples, "assignment")
         labels = canonical_labels(samples["assignment"])
         if labels.dim() != 2 or labels.shape[-1] != len(x):
@@ -178,12 +240,8 @@ class NRMMixture:
             _, cluster = draws[0]
             old, new = _check_points("x", x, cluster), _check_points("x_new", x_new, cluster)
             log_weights = log_predictive_weights([law for law, _ in draws], labels)
-            rows = [
-                _log_density(new, old, cluster, *row)
-                for (_, cluster), *row in zip(draws, labels, log_weights, strict=True)
-            ]
-        values = torch.stack(rows)
-        return values if by_draw else values.logsumexp(0) - math.log(len(values))
+            for (_, cluster), own, weights in zip(draws, labels, log_weights, strict=True):
+                yield own, _log_memberships(new, old, cluster, own, weights)
 
     def _law(self) -> Law:
         return check_law(self.prior if isinstance(self.prior, Law) else self.prior())
@@ -217,22 +275,23 @@ class NRMMixture:
             return [poutine.condition(self._parts, data=row)() for row in rows]
 
 
-def _log_density(
+def _log_memberships(
     x_new: Tensor, x: Tensor, cluster: ConjugateCluster, labels: Tensor, log_weights: Tensor
 ) -> Tensor:
-    """Log density of new points given a partition."""
+    """Log densities of new points together with the cluster they join, a new one last."""
     number = int(labels.max()) + 1
     # No point has the last label, which leaves the prior for a new cluster.
     mask = labels == torch.arange(number + 1, device=labels.device).unsqueeze(-1)
     laws = cluster.predictive(x.expand(number + 1, *x.shape), mask)
     own = torch.cat([log_weights[:number], log_weights[-1:]])
-    return (own + laws.log_prob(x_new.unsqueeze(-2))).logsumexp(-1)
+    joint: Tensor = own + laws.log_prob(x_new.unsqueeze(-2))
+    return joint
 
 
 def _check_points(name: str, points: Any, cluster: ConjugateCluster) -> Tensor:
     """Points as a matrix of the size that the cluster has."""
     size = cluster.event_shape[0]
-    values = torch.as_tensor(points)
+    values = as_tensor(name, points, allow_empty=True)
     if values.dim() == 1 and size == 1:
         values = values.unsqueeze(-1)
     if values.dim() != 2 or values.shape[-1] != size or not len(values):

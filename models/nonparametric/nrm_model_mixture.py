@@ -12,9 +12,10 @@ import pyro.poutine as poutine
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.utils import _pytree as pytree
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import check_integer, check_sequence, check_tensors
 from pyro_ext.diagnostics.partitions import canonical_labels
 from pyro_ext.models.nonparametric._predictive import Law, check_law, log_predictive_weights
 from pyro_ext.potential import PointPotential, Potential
@@ -67,12 +68,11 @@ class NRMModelMixture:
         *,
         shared: Collection[str] = (),
     ) -> None:
-        if not callable(prior):
+        if isinstance(prior, type) or not callable(prior):
             check_law(prior)
-        if not callable(cluster):
+        if isinstance(cluster, type | Distribution) or not callable(cluster):
             raise TypeError(f"cluster must be a Pyro model, got {cluster!r:.80}")
-        if isinstance(shared, str):
-            raise TypeError(f"shared must be a collection of names, got the string {shared!r}")
+        shared = check_sequence("shared", shared, "a list of names of sites", 0, str)
         self.prior, self.cluster, self.shared = prior, cluster, tuple(shared)
 
     def __repr__(self) -> str:
@@ -136,6 +136,7 @@ class NRMModelMixture:
             **Shape:** ``(num_new,)``, with ``by_draw`` ``(num_draws, num_new)``.
         :raises ValueError: where a site is missing in the draws, or shapes do not fit.
         """
+        samples = check_tensors("samples", samples)
         check_integer("num_prior_draws", num_prior_draws, 1)
         points = PointPotential(self.cluster, *args, shared=self.shared, **kwargs)
         whole = Potential(self.cluster, *args, **kwargs)
@@ -161,7 +162,9 @@ class NRMModelMixture:
             trace = poutine.trace(self._law).get_trace()
             names = [name for name in trace.stochastic_nodes]
             if lacking := set(names) - set(samples):
-                raise ValueError(f"samples lacks the sites {sorted(lacking)}")
+                raise ValueError(
+                    f"samples lacks the sites {sorted(lacking)}, got {sorted(samples)}"
+                )
             if not names:
                 return [self._law()] * number
             rows = [{name: samples[name][i] for name in names} for i in range(number)]

@@ -9,6 +9,9 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
 
+from pyro_ext.distributions._base import clamp_positive
+from pyro_ext.distributions._supports import numbers_between, positive
+
 __all__ = ["affine", "bounded", "resolved", "squared_cauchy"]
 
 _MOST_LOST = 0.01
@@ -38,8 +41,7 @@ def squared_cauchy(scale: float) -> TorchDistribution:
 
     :param float scale: of that variable.
     """
-    square = dist.transforms.PowerTransform(torch.tensor(2.0))
-    return _image(dist.HalfCauchy(torch.tensor(scale)), square)
+    return _image(_HalfCauchy(torch.tensor(scale)), _Square())
 
 
 def resolved(law: TorchDistribution) -> TorchDistribution:
@@ -84,11 +86,6 @@ def _image(law: TorchDistribution, transform: Any) -> TorchDistribution:
     return image
 
 
-def _between(low: float, high: float) -> Any:
-    is_bounded = high < math.inf
-    return constraints.interval(low, high) if is_bounded else constraints.greater_than(low)
-
-
 class _Affine(dist.transforms.AffineTransform):
     """Affine map of numbers that are positive, and bounded or not; PyTorch's own forgets that."""
 
@@ -101,16 +98,43 @@ class _Affine(dist.transforms.AffineTransform):
         image = self.loc + self.scale * x
         return image.maximum(_least_above(image.new_tensor(self.loc)))
 
+    def _inverse(self, y: Tensor) -> Tensor:
+        return clamp_positive((y - self.loc) / self.scale)
+
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def domain(self) -> Any:
         """Positive numbers up to the bound."""
-        return _between(0.0, self._high)
+        return numbers_between(0.0, self._high)
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def codomain(self) -> Any:
         """Their images."""
         low = float(self.loc)
-        return _between(low, low + float(self.scale) * self._high)
+        return numbers_between(low, low + float(self.scale) * self._high)
+
+
+class _HalfCauchy(dist.HalfCauchy):
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density, also where the square of a number overflows."""
+        if self._validate_args:
+            self._validate_sample(value)
+        log_multiple = value.log() - self.scale.log()
+        growth = torch.logaddexp(2.0 * log_multiple, torch.zeros_like(log_multiple))
+        result: Tensor = math.log(2.0 / math.pi) - self.scale.log() - growth
+        return result
+
+
+class _Square(dist.transforms.PowerTransform):
+    """Square of a positive number."""
+
+    codomain = positive
+
+    def __init__(self) -> None:
+        super().__init__(torch.tensor(2.0))
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Logarithm of the slope, which itself may overflow."""
+        return math.log(2.0) + x.log()
 
 
 class _Bounded(dist.transforms.Transform):
@@ -126,7 +150,7 @@ class _Bounded(dist.transforms.Transform):
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def codomain(self) -> Any:
         """Positive numbers up to the bound."""
-        return _between(0.0, self._largest)
+        return numbers_between(0.0, self._largest)
 
     def _call(self, x: Tensor) -> Tensor:
         return self._largest / (1.0 + self._largest / x)  # the bound itself where x is infinite

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number
 from pyro_ext.models.wide_networks.gaussian_processes import gpytorch_kernels
 from pyro_ext.models.wide_networks.recursions import step_covariance
 from pyro_ext.nn import NodeScale
@@ -56,6 +56,7 @@ class AsymmetricNetwork(nn.Module):
         weight_scale: float = 1.0,
         seed: int | None = None,
     ) -> None:
+        variances = as_tensor("variances", variances, "(num_nodes,)")
         super().__init__()
         check_integer("in_features", in_features, 1)
         check_integer("out_features", out_features, 1)
@@ -81,7 +82,14 @@ class AsymmetricNetwork(nn.Module):
         :param Tensor inputs: **Shape:** ``(n, in_features)``.
         :param int number: how many; by default all.
         :returns: **Shape:** ``(n, number)``.
+        :raises ValueError: for a number out of range.
         """
+        if number is not None:
+            check_integer("number", number, 1)
+            if number > len(self.variances):
+                raise ValueError(
+                    f"number must be at most {len(self.variances)}, that of all nodes, got {number}"
+                )
         order = self.variances.argsort(dim=-1, descending=True, stable=True)[:number]
         return self._nodes(inputs).relu()[..., order]
 
@@ -133,6 +141,8 @@ def tangent_gram(network: AsymmetricNetwork, inputs: Tensor) -> Tensor:
         >>> tangent_gram(network, torch.randn(3, 4)).shape
         torch.Size([3, 3])
     """
+    check_instance("network", network, AsymmetricNetwork, "an AsymmetricNetwork")
+    inputs = as_tensor("inputs", inputs, f"(n, {network.hidden.in_features})", finite=True)
     active = (inputs @ network.hidden.weight.mT > 0) * network.variances.sqrt()
     return (active @ active.mT) * (inputs @ inputs.mT) / inputs.shape[-1]
 
@@ -155,6 +165,7 @@ def mean_tangent_gram(inputs: Tensor) -> Tensor:
         tensor([[0.2500, 0.0000],
                 [0.0000, 0.2500]])
     """
+    inputs = as_tensor("inputs", inputs, "(n, d)", finite=True)
     products = inputs @ inputs.mT / inputs.shape[-1]
     diagonal = products.diagonal()
     return products * step_covariance(products, diagonal[:, None], diagonal)
@@ -191,6 +202,7 @@ def tangent_kernel(
         >>> kernel(torch.ones(3, 2)).to_dense().shape
         torch.Size([5, 3, 3])
     """
+    weights = as_tensor("weights", weights, "(num_nodes,)")
     check_integer("in_features", in_features, 1)
     check_integer("num_samples", num_samples, 1)
     check_number("symmetric_share", symmetric_share, least=0.0, most=1.0)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import as_tensor, check_finite, check_instance, check_integer, check_number
 from pyro_ext.models.wide_networks.variances import NodeVariances
 from pyro_ext.random import fresh_seed
 
@@ -81,6 +81,8 @@ def mixture_kernel(
         >>> kernel(torch.zeros(3, 2)).to_dense().shape
         torch.Size([5, 3, 3])
     """
+    check_instance("variances", variances, NodeVariances, "NodeVariances")
+    check_integer("num_jumps", num_jumps, 1)
     check_integer("in_features", in_features, 1)
     check_number("weight_scale", weight_scale, above=0.0)
     check_number("bias_scale", bias_scale, least=0.0)
@@ -163,6 +165,8 @@ def condition_mixture(
         (tensor([[1.0000]]), tensor([[0.5000]]))
     """
     check_number("noise_scale", noise_scale, above=0.0)
+    covariances = as_tensor("covariances", covariances, "(num_samples, n, n)", finite=True)
+    targets = as_tensor("targets", targets, "(num_outputs, n)", finite=True)
     if covariances.dim() != 3 or covariances.shape[1] != covariances.shape[2]:
         raise ValueError(
             f"covariances must have the shape (num_samples, n, n), got {tuple(covariances.shape)}"
@@ -172,6 +176,8 @@ def condition_mixture(
             f"targets must have the shape (num_outputs, n) with n from 1 to "
             f"{covariances.shape[1]}, got {tuple(targets.shape)}"
         )
+    check_finite("targets", targets)
+    check_finite("covariances", covariances)
     number = targets.shape[1]
     noise = noise_scale**2 * torch.eye(number).to(covariances)
     factor = torch.linalg.cholesky(covariances[:, :number, :number] + noise)

@@ -7,7 +7,7 @@ weights: Gaussian process mixture limit, heavy tails, sparsity and compressibili
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number
 from pyro_ext.models.wide_networks.recursions import input_covariance, relu_matrix
 from pyro_ext.models.wide_networks.variances import NodeVariances
 from pyro_ext.random import fresh_seed
@@ -61,6 +61,9 @@ def sample_covariances(
         >>> sample_covariances(inputs, horseshoe_variances(), 10, num_hidden=2).shape
         torch.Size([10, 5, 5])
     """
+    check_instance("variances", variances, NodeVariances, "NodeVariances")
+    inputs = as_tensor("inputs", inputs, "(n, d)", finite=True)
+    check_integer("num_jumps", num_jumps, 1)
     check_integer("num_samples", num_samples, 1)
     check_integer("num_hidden", num_hidden, 1)
     law = None if width is None else variances.law(width)
@@ -95,6 +98,7 @@ def sample_outputs(covariances: Tensor, num_outputs: int, seed: int | None = Non
         >>> sample_outputs(torch.eye(4).expand(10, 4, 4), 3).shape
         torch.Size([10, 3, 4])
     """
+    covariances = as_tensor("covariances", covariances, "(*batch, n, n)", finite=True)
     check_integer("num_outputs", num_outputs, 1)
     with torch.random.fork_rng():
         torch.manual_seed(fresh_seed(seed))
@@ -127,6 +131,10 @@ def pruning_error(
         >>> pruning_error(horseshoe_variances(), torch.tensor([0.01, 0.0001]), 0.5)
         tensor([0.0500, 0.0050])
     """
+    check_instance("variances", variances, NodeVariances, "NodeVariances")
+    threshold = as_tensor("threshold", threshold)
+    if not bool((threshold > 0).all()):
+        raise ValueError(f"threshold must be > 0, got {threshold.tolist()!r:.80}")
     check_number("second_moment", second_moment, least=0.0)
     check_number("weight_scale", weight_scale, above=0.0)
     return weight_scale**2 * second_moment * variances.mass_below(threshold)
@@ -155,6 +163,7 @@ def square_correlation(
         >>> square_correlation(beta_variances(), 0.5, 1.5)
         tensor(0.2857)
     """
+    check_instance("variances", variances, NodeVariances, "NodeVariances")
     check_number("second_moment", second_moment, above=0.0)
     check_number("fourth_moment", fourth_moment, above=0.0)
     if not bool(variances.variance.isfinite()):

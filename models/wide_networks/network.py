@@ -14,7 +14,13 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import nn
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import (
+    check_callable,
+    check_instance,
+    check_integer,
+    check_number,
+    check_sequence,
+)
 from pyro_ext.models.wide_networks.variances import NodeVariances
 from pyro_ext.nn import BayesianModule, NodeScale, init_unit_variance_
 
@@ -72,8 +78,9 @@ class DependentWeightNetwork(BayesianModule):
         bias_scale: float = 1.0,
         activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
-        if not hidden_features:
-            raise ValueError("hidden_features must hold at least one width, got none")
+        hidden_features = check_sequence("hidden_features", hidden_features, "a list of widths")
+        check_instance("variances", variances, NodeVariances, "NodeVariances")
+        check_callable("activation", activation, "a class of modules or a function that makes one")
         widths = [check_integer("in_features", in_features, 1)]
         widths += [
             check_integer(f"hidden_features[{i}]", width, 1)

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import as_parameters, as_tensor, check_integer, check_number
 
 __all__ = [
     "input_covariance",
@@ -41,6 +41,7 @@ def relu_covariance(cross: Tensor, left: Tensor, right: Tensor) -> Tensor:
         >>> relu_covariance(one, one, one), relu_covariance(0 * one, one, one)
         (tensor(0.5000), tensor(0.1592))
     """
+    cross, left, right = as_parameters("the kernel", {"cross": cross, "left": left, "right": right})
     scale = _scale(left, right).to(cross.dtype)
     cosine = _cosine(cross, scale)
     angle = cosine.arccos()
@@ -66,6 +67,7 @@ def step_covariance(cross: Tensor, left: Tensor, right: Tensor) -> Tensor:
         >>> step_covariance(0 * one, one, one)
         tensor(0.2500)
     """
+    cross, left, right = as_parameters("the kernel", {"cross": cross, "left": left, "right": right})
     # Near equal nodes the angle is the root of a difference, which leaves half the digits.
     angle = _cosine(cross.double(), _scale(left, right)).arccos()
     return ((math.pi - angle) / (2.0 * math.pi)).to(cross.dtype)
@@ -85,6 +87,7 @@ def input_covariance(inputs: Tensor, weight_scale: float = 1.0, bias_scale: floa
         tensor([[2., 2.],
                 [2., 3.]])
     """
+    inputs = as_tensor("inputs", inputs, "(n, d)", finite=True)
     check_number("weight_scale", weight_scale, above=0.0)
     check_number("bias_scale", bias_scale, least=0.0)
     if inputs.dim() != 2:

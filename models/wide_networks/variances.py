@@ -13,13 +13,22 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import (
+    as_tensor,
+    check_callable,
+    check_instance,
+    check_integer,
+    check_number,
+    shown,
+)
+from pyro_ext.distributions._supports import InverseGamma
 from pyro_ext.models.wide_networks._variance_laws import affine, bounded, resolved, squared_cauchy
 from pyro_ext.models.wide_networks.point_jumps import EqualJumps
 from pyro_ext.random_measures import (
@@ -27,6 +36,7 @@ from pyro_ext.random_measures import (
     GeneralizedGammaProcess,
     StableBetaProcess,
 )
+from pyro_ext.random_measures._arguments import check_family
 
 __all__ = [
     "NodeVariances",
@@ -80,6 +90,17 @@ class NodeVariances:
 
     def __post_init__(self) -> None:
         check_number("drift", self.drift, least=0.0)
+        check_callable("finite", self.finite, "a function of a number of nodes")
+        jumps: Any = self.jumps
+        methods = ("tail", "laplace_exponent", "variance")
+        is_known = jumps is None or all(hasattr(jumps, name) for name in methods)
+        if isinstance(jumps, type) or not is_known:
+            raise TypeError(
+                f"jumps must be a completely random measure, EqualJumps or None, got {shown(jumps)}"
+            )
+        method: Any = self.series_method
+        if not isinstance(method, str):
+            check_family("series_method", method)
 
     def law(self, width: int) -> TorchDistribution:
         """Law of the variance of a node in a layer of finite width.
@@ -105,6 +126,7 @@ class NodeVariances:
 
         :param Tensor value: :math:`t \geq 0`.
         """
+        value = as_tensor("value", value, allow_empty=True)
         drift = self.drift * value
         return drift if self.jumps is None else drift + self.jumps.laplace_exponent(value)
 
@@ -113,6 +135,7 @@ class NodeVariances:
 
         :param Tensor value: the level, positive.
         """
+        value = as_tensor("value", value, allow_empty=True)
         return torch.zeros_like(value) if self.jumps is None else self.jumps.tail(value)
 
     def mass_below(self, value: Tensor) -> Tensor:
@@ -120,6 +143,7 @@ class NodeVariances:
 
         :param Tensor value: the level :math:`x > 0`.
         """
+        value = as_tensor("value", value, allow_empty=True)
         if self.jumps is None:
             return torch.full_like(value, self.drift)
         num_above = self.jumps.tail(value)
@@ -190,6 +214,7 @@ def scaled_variances(base: TorchDistribution) -> NodeVariances:
         >>> variances.law(4).sample().shape, variances.mean
         (torch.Size([]), tensor(2.))
     """
+    check_instance("base", base, TorchDistributionMixin, "a distribution of positive numbers")
     mean = check_number("the mean of base", float(base.mean), above=0.0)
     return NodeVariances(partial(_scaled, base), drift=mean)
 
@@ -308,6 +333,7 @@ def measure_variances(
         >>> variances.mean, variances.law(10).sample() > 0.05
         (tensor(1.5000), tensor(True))
     """
+    check_instance("measure", measure, CompletelyRandomMeasure, "a completely random measure")
     if measure.batch_shape:
         raise ValueError(f"measure must have no batch shape, got {tuple(measure.batch_shape)}")
 
@@ -320,7 +346,7 @@ def _equal(width: int) -> TorchDistribution:
 
 
 def _inverse_gamma(concentration: float, width: int) -> TorchDistribution:
-    law: TorchDistribution = dist.InverseGamma(
+    law: TorchDistribution = InverseGamma(  # type: ignore[no-untyped-call]
         torch.tensor(concentration), torch.tensor((concentration - 1.0) / width)
     )
     return law

@@ -79,6 +79,6 @@ def load(name: str, **options: Unpack[Options]) -> Dataset:
         >>> load("diabetes", dtype=torch.float64).train_targets.dtype
         torch.float64
     """
-    if name not in _LOADERS:
+    if not isinstance(name, str) or name not in _LOADERS:
         raise ValueError(f"name must be one of {', '.join(map(repr, names()))}; got {name!r}")
     return _LOADERS[name](**options)

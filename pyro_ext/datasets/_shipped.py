@@ -63,5 +63,5 @@ class ShippedFiles:
 
 def check_name(name: str, known: tuple[str, ...]) -> None:
     """Raise where a name is none of those that are known."""
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(f"name must be one of {', '.join(map(repr, known))}; got {name!r}")

@@ -11,7 +11,13 @@ import numpy.typing as npt
 import pyro
 import torch
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import (
+    check_instance,
+    check_integer,
+    check_mapping,
+    check_number,
+    check_sequence,
+)
 from pyro_ext.diagnostics._simulations import (
     LOG_LIKELIHOOD,
     Experiment,
@@ -59,9 +65,12 @@ class SBCResult:
     dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_integer("num_draws", self.num_draws, 1)
+        check_mapping("ranks", self.ranks, "a dict of arrays by site or quantity")
         if not self.ranks:
             raise ValueError("ranks must hold those of at least one site or quantity, got none")
         for name, ranks in self.ranks.items():
+            check_instance(f"ranks[{name!r}]", ranks, np.ndarray, "a NumPy array of integers")
             if ranks.dtype.kind not in "iu" or not ((ranks >= 0) & (ranks <= self.num_draws)).all():
                 raise ValueError(
                     f"ranks[{name!r}] must be integers from 0 to num_draws = {self.num_draws}, got "
@@ -151,6 +160,7 @@ class SBCResult:
         :param Collection names: sites and quantities to test, by default all.
         :param pool: see :meth:`uniformity`.
         """
+        check_number("level", level, above=0, below=1)
         if not 0.0 < level < 1.0:
             raise ValueError(f"level must lie between 0 and 1, got {level!r}")
         return bool(self.uniformity(names, pool)["adjusted_p_value"].min() > level)
@@ -179,6 +189,8 @@ class SBCResult:
         return xarray.Dataset(variables, coords=coords, attrs={"num_draws": self.num_draws})
 
     def _known(self, names: Collection[str] | None, argument: str) -> list[str]:
+        if names is not None:
+            check_sequence(argument, names, "a list of names", 0)
         wanted = list(self.ranks) if names is None else list(names)
         if isinstance(names, str) or set(wanted) - set(self.ranks):
             raise ValueError(
@@ -258,6 +270,8 @@ def sbc(
         >>> result.is_calibrated()
         True
     """
+    if quantities is not None:
+        check_mapping("quantities", quantities, "a dict of functions by name")
     quantities = dict(quantities or {})
     _check(run_inference, num_simulations, quantities, num_draws, executor)
     store = pyro.get_param_store().get_state()

@@ -10,7 +10,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import (
+    check_callable,
+    check_finite,
+    check_integer,
+    check_mapping,
+    check_tensors,
+)
 from pyro_ext.diagnostics.metrics import ArrayLike, _probabilities, _tensor
 
 __all__ = ["consecutive_distances", "path_values", "pairwise_kl", "weight_singular_values"]
@@ -65,6 +71,7 @@ def consecutive_distances(samples: Mapping[str, ArrayLike], *, relative: bool = 
         >>> consecutive_distances(draws)
         tensor([[5., 1.]], dtype=torch.float64)
     """
+    check_mapping("samples", samples, "a dict of draws by site")
     if not samples:
         raise ValueError("samples must hold at least one site, got none")
     rows: list[Tensor] = []
@@ -113,6 +120,10 @@ def path_values(
         >>> path_values(lambda samples: samples["w"].square().sum(-1), *ends, num_points=3)[1]
         tensor([1., 0., 1.], dtype=torch.float64)
     """
+    check_callable("function", function)
+    start, end = (
+        check_tensors(name, ends, finite=True) for name, ends in (("start", start), ("end", end))
+    )
     check_integer("num_points", num_points, 2)
     shapes = [{name: tuple(value.shape) for name, value in ends.items()} for ends in (start, end)]
     if shapes[0] != shapes[1]:
@@ -150,5 +161,6 @@ def weight_singular_values(weight: ArrayLike) -> Tensor:
     tensor = _tensor("weight", weight)
     if tensor.dim() < 2:
         raise ValueError(f"weight must have at least two dimensions; got {tuple(tensor.shape)}")
+    check_finite("weight", tensor)
     values: Tensor = torch.linalg.svdvals(tensor.double())
     return values

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
-from pyro_ext._pyplot import load_pyplot
+from pyro_ext._checks import check_integer, check_sequence
+from pyro_ext._pyplot import axes_of, load_pyplot
 from pyro_ext.diagnostics.metrics import ArrayLike, _checked, _tensor, ambiguity
 
 if TYPE_CHECKING:
@@ -72,8 +72,7 @@ def plot_pairwise_kl(
     finite = values[values.isfinite()]
     largest = float(finite.max()) if finite.numel() else 0.0
     colours = pyplot.get_cmap("Blues").with_extremes(bad=_OVER)
-    if ax is None:
-        _, ax = pyplot.subplots(figsize=(5.6, 4.8), layout="constrained")
+    ax = axes_of("plot_pairwise_kl", ax, (5.6, 4.8))
     image = ax.imshow(
         values.numpy(), vmin=0.0, vmax=largest or 1.0, cmap=colours, interpolation="nearest"
     )
@@ -101,14 +100,12 @@ def plot_consecutive_distances(distances: ArrayLike, ax: "Axes | None" = None) -
         >>> [line.get_ydata().tolist() for line in ax.lines]
         [[5.0, 1.0], [2.0, 3.0]]
     """
-    pyplot = load_pyplot("plot_consecutive_distances")
     values = _floats("distances", distances)
     if values.dim() != 2:
         raise ValueError(
             f"distances must have the shape (num_chains, num_draws - 1); got {tuple(values.shape)}"
         )
-    if ax is None:
-        _, ax = pyplot.subplots(figsize=(4.8, 3.6), layout="constrained")
+    ax = axes_of("plot_consecutive_distances", ax, (4.8, 3.6))
     draws = torch.arange(1, values.shape[1] + 1).numpy()
     for index, chain in enumerate(values.numpy()):
         ax.plot(draws, chain, linewidth=1.0, label=f"chain {index}")
@@ -147,7 +144,6 @@ def plot_path_values(
         >>> ax.lines[0].get_label()
         'barrier 2'
     """
-    pyplot = load_pyplot("plot_path_values")
     place, rows = _floats("places", places), _floats("values", values)
     if place.dim() != 1 or len(place) < 2 or not (place[1:] > place[:-1]).all():
         raise ValueError(
@@ -160,15 +156,14 @@ def plot_path_values(
             f"{len(place)}; got {tuple(rows.shape)}"
         )
     rows = rows.reshape(-1, len(place))
-    if labels is not None and (isinstance(labels, str) or len(labels) != len(rows)):
+    if labels is not None and len(check_sequence("labels", labels, "a list of names")) != len(rows):
         raise ValueError(f"labels must be {len(rows)} names, one for each path; got {labels!r:.80}")
     share = (place - place[0]) / (place[-1] - place[0])
     straight = torch.lerp(rows[:, :1], rows[:, -1:], share)
     barriers = (rows - straight).amax(-1)
     is_rounding = barriers.isfinite() & (barriers <= _ROUNDING * rows.abs().amax(-1))
     barriers = torch.where(is_rounding, 0.0, barriers)
-    if ax is None:
-        _, ax = pyplot.subplots(figsize=(4.8, 3.6), layout="constrained")
+    ax = axes_of("plot_path_values", ax, (4.8, 3.6))
     for index, (row, barrier) in enumerate(zip(rows, barriers.tolist(), strict=True)):
         name = f"barrier {barrier:.3g}" if labels is None else f"{labels[index]}: {barrier:.3g}"
         (line,) = ax.plot(place.numpy(), row.numpy(), linewidth=1.4, label=name)
@@ -201,7 +196,6 @@ def plot_singular_values(values: Mapping[str, ArrayLike], ax: "Axes | None" = No
         >>> ax.lines[0].get_ydata().tolist()
         [3.0, 1.0]
     """
-    pyplot = load_pyplot("plot_singular_values")
     if not isinstance(values, Mapping) or not values:
         raise ValueError(f"values must hold singular values by label, got {values!r:.80}")
     by_label = {label: _floats(f"values[{label!r}]", value) for label, value in values.items()}
@@ -211,8 +205,7 @@ def plot_singular_values(values: Mapping[str, ArrayLike], ax: "Axes | None" = No
                 f"values[{label!r}] must have the shape (*batch, size) and no negative entry; got "
                 f"the shape {tuple(value.shape)} and at least {float(value.min())}"
             )
-    if ax is None:
-        _, ax = pyplot.subplots(figsize=(4.8, 3.6), layout="constrained")
+    ax = axes_of("plot_singular_values", ax, (4.8, 3.6))
     ax.set_yscale("log")
     levels = torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)
     for label, value in by_label.items():
@@ -252,14 +245,12 @@ def plot_ambiguity(probabilities: ArrayLike, labels: ArrayLike, ax: "Axes | None
         >>> ax.get_title()
         'ambiguity = 0.511'
     """
-    pyplot = load_pyplot("plot_ambiguity")
     title = f"ambiguity = {ambiguity(probabilities, labels):.3f}"
     draws, observed = _checked(probabilities, labels)
     single, logits, averaged = _growing(draws.double().cpu().log(), observed.cpu())
     numbers = torch.arange(1, len(single) + 1).numpy()
     mean = float(single.mean())
-    if ax is None:
-        _, ax = pyplot.subplots(figsize=(4.8, 3.6), layout="constrained")
+    ax = axes_of("plot_ambiguity", ax, (4.8, 3.6))
     ax.plot(numbers, single.numpy(), "o", color=_POINT, markersize=3, label="single draws")
     ax.plot(numbers, logits.numpy(), color=_LINE, linewidth=1.4, label="logits averaged")
     ax.plot(numbers, averaged.numpy(), color=_OVER, linewidth=1.4, label="probabilities averaged")
@@ -341,7 +332,6 @@ def _distributions(
     """Draw empirical distribution functions; return the axes and the largest finite value."""
     from pyro_ext.diagnostics.function_space import fractions_below
 
-    pyplot = load_pyplot(function)
     curves: list[tuple[str, Tensor, dict[float, float]]] = []
     by_label = values if isinstance(values, Mapping) else {"": values}
     for label, value in by_label.items():
@@ -353,8 +343,7 @@ def _distributions(
         curves.append((label, known, fractions_below(known, thresholds)))
     if not curves:
         raise ValueError(f"{argument} must hold at least one array, got none")
-    if ax is None:
-        _, ax = pyplot.subplots(figsize=(4.8, 3.6), layout="constrained")
+    ax = axes_of(function, ax, (4.8, 3.6))
     largest = 0.0
     for label, known, below in curves:
         text = ", ".join(f"{share:.0%} below {number:g}" for number, share in below.items())

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pyro_ext._checks import as_tensor
+
 __all__ = [
     "CalibrationBins",
     "accuracy",
@@ -329,14 +331,13 @@ def _pair(p: ArrayLike, q: ArrayLike) -> tuple[Tensor, Tensor]:
     return first, second.to(first.device)
 
 
-def _tensor(argument: str, value: ArrayLike) -> Tensor:
+def _tensor(argument: str, value: Any) -> Tensor:
     """Return an array as a tensor that is used and not changed."""
     if isinstance(value, Tensor):  # mps has no double precision
-        return value.detach().cpu() if value.device.type == "mps" else value.detach()
+        tensor = as_tensor(argument, value.detach(), allow_empty=True)
+        return tensor.cpu() if tensor.device.type == "mps" else tensor
     if not isinstance(value, np.ndarray):
-        raise TypeError(
-            f"{argument} must be a NumPy array or a torch tensor; got {type(value).__name__}"
-        )
+        return as_tensor(argument, value, allow_empty=True)
     if value.dtype.kind in "iu":  # labels: types that torch lacks or half supports
         value = value.astype(np.int64)
     elif value.dtype.kind not in "fb" or value.dtype.itemsize > 8:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from pyro_ext._pyplot import load_pyplot
+from pyro_ext._checks import check_instance, check_number, check_sequence, shown
+from pyro_ext._pyplot import axes_of, load_pyplot
 from pyro_ext.diagnostics.metrics import ArrayLike, calibration_bins
 
 if TYPE_CHECKING:
@@ -59,15 +60,13 @@ def plot_reliability(
         >>> ax.get_title()
         'ECE = 0.250'
     """
-    pyplot = load_pyplot("plot_reliability")
     bins = calibration_bins(probabilities, labels, num_bins)
     filled = bins.counts > 0
     edges, width = bins.edges[:-1][filled].numpy(), 1.0 / len(bins.counts)
     accuracy, confidence = bins.accuracy[filled].numpy(), bins.confidence[filled].numpy()
     share = (bins.counts[filled] / bins.counts.sum()).numpy()
 
-    if ax is None:
-        _, ax = pyplot.subplots(figsize=(4.8, 5.6), layout="constrained")
+    ax = axes_of("plot_reliability", ax, (4.8, 5.6))
     box: dict[str, Any] = {"width": width, "align": "edge", "linewidth": 0.8}
     ax.bar(edges, accuracy, **box, color=_ACCURACY, edgecolor="white", label="accuracy", zorder=2)
     gap = confidence - accuracy
@@ -145,12 +144,17 @@ def plot_sbc(
         >>> [ax.get_title() for ax in axes]
         ['loc: 0 of 2 outside', 'shifted: 2 of 2 outside']
     """
+    from pyro_ext.diagnostics.calibration import SBCResult
+
+    check_instance("result", result, SBCResult, "an SBCResult")
+    check_number("prob", prob, above=0, below=1)
     pyplot = load_pyplot("plot_sbc")
     if kind not in get_args(SBCPlot):
         raise ValueError(f"kind must be one of {get_args(SBCPlot)}, got {kind!r}")
     if not 0.0 < prob < 1.0:
         raise ValueError(f"prob must lie between 0 and 1, got {prob!r}")
-    labels = list(result.ranks) if names is None else list(names)
+    chosen = result.ranks if names is None else names
+    labels = check_sequence("names", chosen, "a list of names of ranks")
     columns = {
         name: np.stack(list(result.columns([name], pool or kind == "histogram").values()), 1)
         for name in labels
@@ -165,6 +169,8 @@ def plot_sbc(
             figure.delaxes(unused)
         ax = grid.ravel()[: len(labels)]
     axes = np.asarray(ax, dtype=object).ravel()
+    if not all(hasattr(axis, "fill_between") and not isinstance(axis, type) for axis in axes):
+        raise TypeError(f"ax must be axes of Matplotlib, one for each name, got {shown(ax)}")
     if len(axes) != len(labels):
         raise ValueError(f"ax must hold {len(labels)} axes, one for each name, got {len(axes)}")
     draw = _draw_ecdf if kind == "ecdf" else _draw_histogram
@@ -204,7 +210,6 @@ def plot_co_clustering(
     from pyro_ext.diagnostics.partitions import co_clustering
     from pyro_ext.diagnostics.partitions._labels import check_partition
 
-    pyplot = load_pyplot("plot_co_clustering")
     shares = co_clustering(labels).numpy()
     places, ends = _leaves(shares), np.empty(0)
     if isinstance(order, str):
@@ -216,8 +221,7 @@ def plot_co_clustering(
         ranks = np.argsort(np.argsort(-sizes, kind="stable"))
         places = places[np.argsort(ranks[partition[places]], kind="stable")]
         ends = np.sort(sizes)[::-1].cumsum()[:-1] - 0.5
-    if ax is None:
-        _, ax = pyplot.subplots(figsize=(5.6, 4.8), layout="constrained")
+    ax = axes_of("plot_co_clustering", ax, (5.6, 4.8))
     image = ax.imshow(
         shares[np.ix_(places, places)], vmin=0.0, vmax=1.0, cmap="Blues", interpolation="nearest"
     )
@@ -251,16 +255,14 @@ def plot_num_clusters(labels: ArrayLike, ax: "Axes | None" = None) -> "Axes":
         >>> [float(bar.get_height()) for bar in ax.patches]
         [0.75, 0.25]
     """
-    from pyro_ext.diagnostics.partitions import num_clusters, num_clusters_distribution
-
-    pyplot = load_pyplot("plot_num_clusters")
     from matplotlib.ticker import MaxNLocator
+
+    from pyro_ext.diagnostics.partitions import num_clusters, num_clusters_distribution
 
     shares = num_clusters_distribution(labels).numpy()
     by_chain = num_clusters(labels).numpy()
     occurring = np.arange(np.flatnonzero(shares)[0], len(shares))
-    if ax is None:
-        _, ax = pyplot.subplots(figsize=(4.8, 3.6), layout="constrained")
+    ax = axes_of("plot_num_clusters", ax, (4.8, 3.6))
     ax.bar(occurring, shares[occurring], color=_ACCURACY, edgecolor="white", label="all draws")
     if by_chain.ndim == 2 and len(by_chain) > 1:
         for chain in by_chain:

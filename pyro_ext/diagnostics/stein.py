@@ -11,6 +11,8 @@ dimensions.
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import as_parameter, as_tensor, check_number
+
 __all__ = ["kernel_stein_discrepancy"]
 
 
@@ -41,6 +43,10 @@ def kernel_stein_discrepancy(
         >>> bool(kernel_stein_discrepancy(x, -x) < kernel_stein_discrepancy(x + 1.0, -x - 1.0))
         True
     """
+    samples = as_tensor("samples", samples, "(num_draws, size)")
+    gradients = as_tensor("gradients", gradients, "(num_draws, size)", like=samples)
+    check_number("exponent", exponent, above=-1, below=0)
+    scale = torch.as_tensor(as_parameter("scale", scale))
     if samples.dim() != 2 or samples.shape != gradients.shape or not len(samples):
         raise ValueError(
             "samples and gradients must have one shape (num_draws, size), got "

@@ -8,8 +8,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
-from torch.distributions.utils import broadcast_all
 
+from pyro_ext._checks import as_parameters, as_tensor, shown
 from pyro_ext.distributions._inversion import invert_cdf
 
 __all__ = [
@@ -68,6 +68,13 @@ class ParametricDistribution(TorchDistribution):
         new._validate_args = self._validate_args
         return new
 
+    def _validate_sample(self, value: Tensor) -> None:
+        """Check the type, which the base class does not say, and what it looks at."""
+        if not isinstance(value, Tensor):
+            raise TypeError(f"value must be a tensor, got {shown(value)}")
+        as_tensor("value", value, allow_empty=True)
+        super()._validate_sample(value)
+
     def _check_parameter(self, name: str, is_valid: Tensor, wanted: str) -> None:
         """Raise an error where a parameter does not fit, if arguments are validated."""
         if self._validate_args and not bool(is_valid.all()):
@@ -79,7 +86,7 @@ class UnivariateDistribution(ParametricDistribution):
     """Distribution of a real number whose parameters are tensors of its batch shape."""
 
     def __init__(self, parameters: dict[str, Any], validate_args: bool | None = None) -> None:
-        values = broadcast_all(*parameters.values())
+        values = as_parameters(type(self).__name__, parameters)
         super().__init__(
             dict(zip(parameters, values, strict=True)),
             dict.fromkeys(parameters, 0),

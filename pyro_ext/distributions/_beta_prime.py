@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_ext.distributions import _bfry, _stable
-from pyro_ext.special import gauss_legendre
+from pyro_ext.distributions import _bfry
+from pyro_ext.special import gauss_legendre, log1mexp_at_log
 
 __all__ = ["cdf", "expectation", "log_density", "rsample_log"]
 
@@ -26,6 +26,7 @@ _OFFSETS = (1.5, 4.5, 13.5, 40.0, 120.0, 360.0)
 _LONG_OFFSETS = (1080.0, 3240.0, 9720.0)
 _TAIL = 40.0  # beyond the knees, what deviates from a power law has fallen by exp(-40)
 _NUM_NODES = 20
+_TINY_LOG = -36.0
 
 
 def log_density(place: Tensor, discount: Tensor, power: Tensor, log_level: Tensor) -> Tensor:
@@ -76,8 +77,9 @@ def _log_kernel(place: Tensor, discount: Tensor, power: Tensor, log_level: Tenso
     log_more = -logsigmoid(-place)
     # The logarithm of 1 + t y / (1 + y), times the power.
     log_part = log_level + place - log_more
-    exponent = -power * logsigmoid(-log_part)
-    return _stable.log_expm1(exponent) - exponent - discount * place - power * log_more
+    is_tiny = log_part < _TINY_LOG
+    growth = torch.where(is_tiny, log_part, (-logsigmoid(-log_part.clamp(min=_TINY_LOG))).log())
+    return log1mexp_at_log(power.log() + growth) - discount * place - power * log_more
 
 
 def _integral(

@@ -16,10 +16,12 @@ from pyro_ext.special import (
     gauss_legendre,
     in_double,
     log1mexp,
+    log1mexp_at_log,
     log1prel,
     log_exprel,
-    log_lower_gamma,
+    log_lower_gamma_at_log,
     log_upper_gamma,
+    where_needed,
 )
 
 __all__ = [
@@ -38,6 +40,8 @@ __all__ = [
 
 _NUM_TERMS = 24
 _NARROW = 0.1
+_NARROW_GAP = 0.1
+_NUM_GAP_NODES = 5
 _NUM_NODES = 8
 _LARGEST_LOG = 700.0
 
@@ -73,11 +77,10 @@ def log_kernel(value: Tensor, discount: Tensor) -> Tensor:
 def log_density(value: Tensor, discount: Tensor, log_level: Tensor, tilt: Tensor) -> Tensor:
     """Log density of the tilted distribution."""
     log_value = value.log()
-    exponent = (log_level + log_value).clamp(max=_LARGEST_LOG).exp()
     return (
         -(1.0 + discount) * log_value
         - tilt * value
-        + log1mexp(exponent)
+        + log1mexp_at_log(log_level + log_value)
         - (1.0 - discount).lgamma()
         - log_width(discount, log_level, tilt)
     )
@@ -169,35 +172,62 @@ def log_scaled_density(
     :math:`k = \tau - \sigma`.
     """
     log_place = value.log() - scale.log()
-    log_place, discount, tail_index, log_level = torch.broadcast_tensors(
-        log_place, discount, tail_index, log_level
+    power = tail_index - discount
+    log_top = torch.logaddexp(log_level, torch.zeros_like(log_level))
+    parts = torch.broadcast_tensors(log_place, power, log_level)
+    log_part = where_needed(
+        log_place + log_top < 0.0, _part_near_zero, _part_far, parts, (-1.0, 1.0, 0.0), (0.0,) * 3
     )
-    power, tilt = tail_index - discount, torch.ones_like(log_place)
-    log_top, log_ratio, _ = tilt_range(log_level, tilt)
-    log_high = log_place + log_top
-    is_narrow = log_ratio > -_NARROW
-    # Near zero, from integrals of w^{k-1} (1 - e^{-w}); further on, of w^{k-1} e^{-w}.
-    is_near = log_high < 0.0
-    near_high = torch.where(is_near, log_high, -1.0)
-    steep = log_partial_integral(near_high, power) - power * log_top
-    flat = log_partial_integral(near_high + log_ratio, power)
-    # The differences have bounds, below which rounding can bring them where the power is huge.
-    near = steep + log1mexp(torch.maximum(steep - flat, -0.5 * log_ratio))
-    far_place = torch.where(is_near, 1.0, log_place)
-    upper = log_lower_gamma(power, far_place.clamp(max=_LARGEST_LOG).exp())
-    far_high = (far_place + log_top).clamp(max=_LARGEST_LOG)
-    lower = log_lower_gamma(power, far_high.exp()) - power * log_top
-    log_part = log_level + far_place - torch.logaddexp((power + 1.0).log(), far_place)
-    far = upper + log1mexp(torch.maximum(upper - lower, -power * logsigmoid(-log_part)))
-    narrow = _log_narrow(log_ratio, power, power + 1.0, log_high) - power * log_top
     result: Tensor = (
         tail_index.log()
         - (1.0 - discount).lgamma()
-        - log_width(discount, log_level, tilt)
+        - log_width(discount, log_level, torch.ones_like(log_place))
         - (1.0 + tail_index) * log_place
-        + torch.where(is_narrow, narrow, torch.where(is_near, near, far))
+        + log_part
     )
     return result
+
+
+def _part_near_zero(log_place: Tensor, power: Tensor, log_level: Tensor) -> Tensor:
+    """That integral up to :math:`1 / (t + 1)` at most, by the series of the exponentials."""
+    log_top = torch.logaddexp(log_level, torch.zeros_like(log_level))
+    order = torch.arange(1, _NUM_TERMS + 1, dtype=power.dtype, device=power.device)
+    signs, width = 2.0 * (order % 2) - 1.0, log_top[..., None]
+    # Of the differences of two powers, as multiples of the first.
+    ratios = exprel(-order * width) / exprel(-width)
+    logs = (order - 1.0) * (log_place + log_top)[..., None] - torch.lgamma(order)
+    total = (signs * ratios * logs.exp() / (order + power[..., None])).sum(-1)
+    return (power + 1.0) * log_place + log_level + total.log()
+
+
+def _part_far(log_place: Tensor, power: Tensor, log_level: Tensor) -> Tensor:
+    """That integral further on, by incomplete gamma functions."""
+    log_top = torch.logaddexp(log_level, torch.zeros_like(log_level))
+    upper = log_lower_gamma_at_log(power, log_place)
+    gap = where_needed(
+        log_top < _NARROW_GAP,
+        _narrow_gap,
+        _wide_gap,
+        (log_place, power, log_top, upper),
+        (0.0, 1.0, _NARROW_GAP, 0.0),
+        (0.0, 1.0, 1.0, 0.0),
+    )
+    # It has a bound, below which rounding can bring it where the power is huge.
+    log_more = log_level + log_place - torch.logaddexp((power + 1.0).log(), log_place)
+    return upper + log1mexp(torch.maximum(gap, -power * logsigmoid(-log_more)))
+
+
+def _wide_gap(log_place: Tensor, power: Tensor, log_top: Tensor, upper: Tensor) -> Tensor:
+    r""":math:`\log \gamma(k, y) - \log \gamma(k, (t+1) y) + k \log (t+1)`."""
+    return upper - log_lower_gamma_at_log(power, log_place + log_top) + power * log_top
+
+
+def _narrow_gap(log_place: Tensor, power: Tensor, log_top: Tensor, upper: Tensor) -> Tensor:
+    r"""The same over a narrow range, the integral of :math:`k - d \log \gamma(k, z) / d \log z`."""
+    nodes, weights = gauss_legendre(_NUM_GAP_NODES, power.device)
+    log_z, shape = log_place[..., None] + log_top[..., None] * nodes, power[..., None]
+    slope = (shape * log_z - log_z.exp() - log_lower_gamma_at_log(shape, log_z)).exp()
+    return log_top * ((shape - slope) * weights).sum(-1)
 
 
 def sample_truncated(discount: Tensor, high: Tensor) -> Tensor:
@@ -240,6 +270,6 @@ def _log_narrow(log_ratio: Tensor, power: Tensor, shape: Tensor, log_high: Tenso
     log_ratio = log_ratio.clamp(min=-_NARROW)
     nodes, weights = gauss_legendre(_NUM_NODES, power.device)
     log_s = log_ratio[..., None] * nodes
-    place = (log_high[..., None] + log_s).clamp(-_LARGEST_LOG, _LARGEST_LOG).exp()
-    terms = weights.log() - power[..., None] * log_s + log_lower_gamma(shape[..., None], place)
+    lower = log_lower_gamma_at_log(shape[..., None], log_high[..., None] + log_s)
+    terms = weights.log() - power[..., None] * log_s + lower
     return torch.log(-log_ratio) + terms.logsumexp(-1)

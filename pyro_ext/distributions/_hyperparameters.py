@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import as_parameter
+
 __all__ = ["broadcast_hyperparameters"]
 
 
@@ -17,6 +19,7 @@ def broadcast_hyperparameters(
 
     A number stands for a vector of equal entries, never for a matrix.
     """
+    parameters = {name: as_parameter(name, value) for name, value in parameters.items()}
     given = [value for value in parameters.values() if isinstance(value, Tensor)]
     dtype = reduce(torch.promote_types, (value.dtype for value in given), torch.bool)
     if not dtype.is_floating_point:

@@ -10,7 +10,8 @@ With :math:`b = \sigma / (1 - \sigma)` and Zolotarev's function :math:`A`, the s
 The integrals run over :math:`v = \log \{u / (\pi - u)\}`, where the integrands have one peak and
 fall at least exponentially on both sides. Its place and the places where the logarithm of the
 integrand has fallen by given amounts are found by bisection, and the panels between them get nodes
-of their own, so that an integrand of any width is resolved.
+of their own, so that an integrand of any width is resolved. That of the distribution function has a
+plateau too, and gets panels where it ends.
 """
 
 import math
@@ -33,8 +34,11 @@ __all__ = [
 
 _DROPS = (1.5, 6.0, 14.0, 40.0)
 _NUM_NODES = 24
-_NUM_GOLDEN = 36
+_NUM_GOLDEN = 48
 _NUM_HALVINGS = 14
+_LEAST_LOG_DISTANCE = -30.0
+_LOG_EXCESSES = (-12.0, -4.0, -1.0, 1.0)
+_NUM_FINE_HALVINGS = 48
 _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 _REACH = 60.0
 _LARGEST_LOG = 600.0  # leaves room for the derivatives
@@ -114,10 +118,15 @@ def log_expm1(x: Tensor) -> Tensor:
     return torch.where(near, series, large + torch.log(-torch.expm1(-large)))
 
 
+def _farthest(stability: Tensor, log_value: Tensor) -> Tensor:
+    """A place beyond which the integrand has vanished or falls."""
+    return (stability * log_value).clamp(min=0.0) - torch.log1p(-stability) + 8.0
+
+
 def _peak(log_ratio: Tensor, stability: Tensor, log_value: Tensor, power: Tensor) -> Tensor:
     """Where the integrand is largest, by golden section."""
     low = -0.5 * log_ratio.clamp(min=0.0) - 8.0
-    high = (stability * log_value).clamp(min=0.0) + 8.0
+    high = _farthest(stability, log_value)
     left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
     at_left = _log_integrand(left, log_ratio, stability, power)
     at_right = _log_integrand(right, log_ratio, stability, power)
@@ -143,15 +152,35 @@ def _edges(log_ratio: Tensor, stability: Tensor, log_value: Tensor, power: Tenso
     side = torch.tensor([-1.0] * len(_DROPS) + [1.0] * len(_DROPS)).to(peak)
     peak, log_ratio = peak[..., None], log_ratio[..., None]
     stability, power = stability[..., None], power[..., None]
-    near = torch.zeros_like(peak + drops)
-    far = near + _REACH + peak.abs()
+    # In logarithms of distances, which become short where the stability is near one.
+    near = torch.full_like(peak + drops, _LEAST_LOG_DISTANCE)
+    far = (_REACH + peak.abs()).log().expand_as(near)
     for _ in range(_NUM_HALVINGS):
         middle = 0.5 * (near + far)
-        inside = _log_integrand(peak + side * middle, log_ratio, stability, power) > top - drops
+        place = peak + side * middle.exp()
+        inside = _log_integrand(place, log_ratio, stability, power) > top - drops
         near, far = torch.where(inside, middle, near), torch.where(inside, far, middle)
-    ends = peak + side * far
+    ends = peak + side * far.exp()
     half = len(_DROPS)
     return torch.cat([ends[..., :half], peak, ends[..., half:]], -1)
+
+
+@opaque("stable_bends", len(_LOG_EXCESSES))
+def _bends(log_ratio: Tensor, stability: Tensor, log_value: Tensor) -> Tensor:
+    r"""Where :math:`\log(\phi - \phi_0)` has values around zero, at the end of the plateau."""
+    log_ratio, stability, log_value = (
+        value[..., None] for value in (log_ratio, stability, log_value)
+    )
+    wanted = torch.tensor(_LOG_EXCESSES, dtype=log_ratio.dtype, device=log_ratio.device)
+    low = torch.zeros_like(log_ratio + wanted) - 0.5 * log_ratio.clamp(min=0.0) - 20.0
+    high = torch.zeros_like(low) + _farthest(stability, log_value)
+    for _ in range(_NUM_FINE_HALVINGS):
+        middle = 0.5 * (low + high)
+        angle, rest = math.pi * torch.sigmoid(middle), math.pi * torch.sigmoid(-middle)
+        gain = log_zolotarev_gain(angle, rest, stability).clamp(min=0.0)
+        is_low = log_ratio + log_expm1(gain) < wanted
+        low, high = torch.where(is_low, middle, low), torch.where(is_low, high, middle)
+    return 0.5 * (low + high)
 
 
 def _log_integral(log_value: Tensor, stability: Tensor, power: float) -> tuple[Tensor, Tensor]:
@@ -161,6 +190,10 @@ def _log_integral(log_value: Tensor, stability: Tensor, power: float) -> tuple[T
     log_ratio = (log_zolotarev_start(stability) - exponent * log_value).clamp(max=_LARGEST_LOG)
     with torch.no_grad():
         edges = _edges(log_ratio, stability, log_value, torch.full_like(log_ratio, power))
+        if power == 0.0:
+            bends = _bends(log_ratio, stability, log_value)
+            bends = bends.maximum(edges[..., :1]).minimum(edges[..., -1:])
+            edges = torch.cat([edges, bends], -1).sort(-1).values
         nodes, weights = gauss_legendre(_NUM_NODES, edges.device)
         lengths = edges.diff()[..., None]
         places = (edges[..., :-1, None] + lengths * nodes).flatten(-2)

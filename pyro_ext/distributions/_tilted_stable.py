@@ -25,7 +25,8 @@ _BLOCK_SIZE = 4096
 _WIDE_SPREAD = 0.5 / math.pi
 _SLACK_SPREAD = 0.1
 _SLACK = 0.3
-_LEVELS = (40.0, 12.0, 3.0, 0.7)
+_LEVELS = (40.0, 12.0, 3.0, 0.7, 0.05, 3e-4, 1e-7, 1e-12)
+_PLATEAU = 3  # which of them the plateau begins beyond
 _LOWEST = -42.0
 _NUM_PANELS = 20
 _NUM_NODES = 12
@@ -241,8 +242,9 @@ def _cdf_nodes(log_ratio: Tensor, stability: Tensor) -> tuple[Tensor, Tensor]:
     ends = _cdf_ends(log_ratio, stability)
     # Shorter on the right, where the factor has poles close to the path.
     grid = torch.linspace(0.0, 1.0, _NUM_PANELS + 1, dtype=ends.dtype, device=ends.device) ** 1.5
-    tail = ends[..., -1:] + (_LOWEST - ends[..., -1:]) * grid
-    edges = torch.cat([tail.flip(-1), ends[..., :-1].flip(-1)], -1)
+    start = ends[..., _PLATEAU, None]
+    tail = start + (_LOWEST - start) * grid
+    edges = torch.cat([tail, ends], -1).sort(-1).values
     nodes, weights = gauss_legendre(_NUM_NODES, ends.device)
     lengths = edges.diff()[..., None]
     places = (edges[..., :-1, None] + lengths * nodes).flatten(-2)

@@ -20,6 +20,7 @@ from pyro_ext.distributions._base import (
     variance_of,
 )
 from pyro_ext.distributions._levels import LevelDistribution, log_level_of
+from pyro_ext.distributions._supports import open_interval, positive
 from pyro_ext.special import in_double
 
 __all__ = ["BetaPrimeBFRY", "StableBetaBFRY"]
@@ -65,7 +66,7 @@ class BetaPrimeBFRY(LevelDistribution):
         "level": constraints.positive,
         "rate": constraints.positive,
     }
-    support = constraints.positive
+    support = positive
     has_rsample = True
 
     def __init__(
@@ -168,7 +169,7 @@ class StableBetaBFRY(LevelDistribution):
         "concentration": constraints.positive,
         "level": constraints.positive,
     }
-    support = constraints.unit_interval
+    support = open_interval(0.0, 1.0)
     has_rsample = True
 
     def __init__(

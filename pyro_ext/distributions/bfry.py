@@ -31,6 +31,7 @@ from pyro_ext.distributions._base import (
     variance_of,
 )
 from pyro_ext.distributions._levels import LevelDistribution, log_level_of
+from pyro_ext.distributions._supports import open_interval, positive
 
 __all__ = ["BFRY", "TiltedBFRY", "TruncatedBFRY"]
 
@@ -69,7 +70,7 @@ class TiltedBFRY(LevelDistribution):
         "level": constraints.positive,
         "tilt": constraints.nonnegative,
     }
-    support = constraints.positive
+    support = positive
     has_rsample = True
 
     def __init__(
@@ -181,7 +182,7 @@ class TruncatedBFRY(UnivariateDistribution):
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> Any:
         """The interval from zero to ``high``."""
-        return constraints.interval(0.0, self.high)
+        return open_interval(0.0, self.high)
 
     @property
     def log_normalizer(self) -> Tensor:

@@ -17,6 +17,7 @@ from torch.distributions import (
     transform_to,
 )
 
+from pyro_ext._checks import as_tensor, check_sequence
 from pyro_ext.distributions._base import ParametricDistribution
 from pyro_ext.distributions._bfry import rsample_log_gamma
 
@@ -138,6 +139,8 @@ class BlockDirichlet(ParametricDistribution):
         *,
         validate_args: bool | None = None,
     ) -> None:
+        concentration = as_tensor("concentration", concentration, "(*batch, blocks)")
+        check_sequence("sizes", [1] if sizes is None else sizes, "a list of numbers of points")
         if concentration.dim() < 1 or not concentration.shape[-1]:
             raise ValueError(
                 "concentration must have the shape (*batch, blocks), got "
@@ -214,6 +217,7 @@ class BlockDirichlet(ParametricDistribution):
         :param Tensor totals: **Shape:** ``(*sample, *batch, L)``.
         :returns: **Shape:** ``(*sample, *batch, n)``.
         """
+        totals = as_tensor("totals", totals, f"(*batch, {len(self.sizes)})")
         return _shared_out(totals, self.sizes)
 
     def entropy(self) -> Tensor:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import check_integer, shown
 from pyro_ext.distributions._rows import RowsOfClusters
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class ClusterBlock(RowsOfClusters):
         *,
         validate_args: bool | None = None,
     ) -> None:
+        if not hasattr(cluster, "log_marginal") or isinstance(cluster, type):
+            raise TypeError(f"cluster must be a conjugate cluster, got {shown(cluster)}")
         self.cluster = cluster
         self.num_points = check_integer("num_points", num_points, 1)
         self.has_rsample = cluster.has_rsample

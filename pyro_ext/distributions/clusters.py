@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_ext._checks import as_tensor
 from pyro_ext.distributions._base import ParametricDistribution
 from pyro_ext.distributions._hyperparameters import broadcast_hyperparameters
 from pyro_ext.distributions.cluster_block import ClusterBlock
@@ -63,6 +64,7 @@ class ConjugateCluster(ParametricDistribution):
         :param Tensor value: points. **Shape:** ``(*batch, d)``.
         :returns: **Shape:** ``(*batch)``.
         """
+        value = as_tensor("value", value, f"(*batch, {self.event_shape[0]})")
         if self._validate_args:
             self._validate_sample(value)
         return self._log_marginal(self._summary_of_point(self._promote(value)))
@@ -193,20 +195,13 @@ class ConjugateCluster(ParametricDistribution):
 
     def _block_of(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Points of a block, with zeros for those that do not belong, and which do."""
-        if x.dim() < 2 or x.shape[-1:] != self.event_shape:
-            raise ValueError(
-                f"x must have shape (*batch, n, {self.event_shape[0]}), got {tuple(x.shape)}"
-            )
+        x = as_tensor("x", x, f"(*batch, n, {self.event_shape[0]})", allow_empty=True)
         x = self._promote(x)
         if mask is None:
             present = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
-        elif mask.dtype != torch.bool:
-            raise ValueError(f"mask must be a tensor of booleans, got {mask.dtype}")
-        elif mask.dim() == 0 or mask.shape[-1] != x.shape[-2]:
-            raise ValueError(
-                f"mask must have shape (*batch, {x.shape[-2]}), got {tuple(mask.shape)}"
-            )
         else:
+            shape = f"(*batch, {x.shape[-2]})"
+            mask = as_tensor("mask", mask, shape, kind="booleans", allow_empty=not x.numel())
             present = mask.expand(torch.broadcast_shapes(mask.shape, x.shape[:-1]))
             x = torch.where(present.unsqueeze(-1), x, 0.0)
         if self._validate_args:

@@ -4,14 +4,16 @@ r"""Clusters of Gaussian points, with the mean and the covariance integrated out
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import check_number
+from pyro_ext._checks import as_tensor, check_number
 from pyro_ext.distributions import _gaussian_evidence as evidence
 from pyro_ext.distributions._located_cluster import LocatedCluster
 from pyro_ext.distributions.clusters import Summary
@@ -75,29 +77,40 @@ class GaussianCluster(LocatedCluster):
         x: Tensor,
         loc_precision: float = 0.1,
         dof: float | None = None,
-        determinant: float = 0.1,
+        determinant: float | None = None,
     ) -> "GaussianCluster":
         r"""Make a prior that is centered at data and has their shape, but clusters of another size.
+
+        It fixes the shape and the size of clusters. Where they are not known, :meth:`hyperprior`
+        lets the data tell.
 
         :param Tensor x: points, of which the mean becomes ``loc``, and the covariance ``scale``, up
             to a factor. **Shape:** ``(n, d)``.
         :param float loc_precision: :math:`r > 0`.
         :param float dof: :math:`\nu > d - 1`, where None :math:`d + 6`.
-        :param float determinant: that of ``scale``, positive.
-        :returns: the law of a point.
+        :param float determinant: that of ``scale``, positive. By default a cluster has a tenth of
+            the data's volume: :math:`\Psi / (\nu - d - 1)`, the expected covariance for
+            :math:`\nu > d + 1`, is that of the data over :math:`10^{2 / d}`, in any units.
+        :returns: the distribution of a point.
         :raises ValueError: where there are too few points or they lie in a subspace.
 
         Example::
 
             >>> x = torch.tensor([[0.0, 0.0], [0.4, -0.1], [1.5, 1.2], [1.8, 0.9]])
             >>> cluster = GaussianCluster.from_data(x)
-            >>> cluster.dof, cluster.scale.det()
-            (tensor(8.), tensor(0.1000))
+            >>> (cluster.scale / (cluster.dof - 3)).det() / x.T.cov(correction=0).det()
+            tensor(0.0100)
         """
-        check_number("determinant", determinant, above=0)
+        x = as_tensor("x", x, "(n, d)")
+        check_number("loc_precision", loc_precision, above=0)
+        if dof is not None:
+            check_number("dof", dof, above=x.shape[1] - 1)
+        if determinant is not None:
+            check_number("determinant", determinant, above=0)
         if x.dim() != 2 or x.shape[0] <= x.shape[1]:
             raise ValueError(
-                f"x must have shape (n, d) with more points than dimensions, got {tuple(x.shape)}"
+                f"x must have the shape (n, d) with more points than dimensions, got "
+                f"{tuple(x.shape)}"
             )
         if not x.is_floating_point():
             x = x.to(torch.get_default_dtype())
@@ -115,10 +128,68 @@ class GaussianCluster(LocatedCluster):
                 f"x must not lie in a subspace, got {len(x)} points whose covariance is singular"
             )
         covariance = unit.unsqueeze(-1) * correlation * unit
-        log_determinant = evidence.log_determinant(torch.linalg.cholesky(covariance))
-        factor = ((math.log(determinant) - log_determinant) / size).exp()
         dof = size + 6.0 if dof is None else dof
-        return cls(x.mean(0), loc_precision, dof, factor * covariance)
+        if determinant is None:
+            factor = max(dof - size - 1.0, 1.0) * 10.0 ** (-2.0 / size)
+            return cls(x.mean(0), loc_precision, dof, factor * covariance)
+        log_determinant = evidence.log_determinant(torch.linalg.cholesky(covariance))
+        shrunk = ((math.log(determinant) - log_determinant) / size).exp() * covariance
+        return cls(x.mean(0), loc_precision, dof, shrunk)
+
+    @classmethod
+    def hyperprior(cls, x: Tensor) -> Callable[[], "GaussianCluster"]:
+        r"""Make a Pyro model of hyperparameters on the scale of data, for kernels over partitions.
+
+        With the means :math:`m_j` and standard deviations :math:`s_j` of the data in ``d`` axes,
+
+        .. math:: r &\sim \text{LogNormal}(\log 0.1, 1) , \quad
+                  \delta \sim \text{LogNormal}(\log 3, 1) , \quad
+                  \ell_j \sim \text{LogNormal}(\log 0.3, 1) \\
+                  \xi &= m , \quad \nu = d + 1 + \delta , \quad
+                  \Psi = (\delta + 1) \, \text{diag}(s_j^2 \ell_j^2) .
+
+        So units do not matter, and the clusters that are found say how large others are, axis by
+        axis (:math:`\ell_j`), how much their shapes differ (:math:`\delta`) and how far they are
+        apart (:math:`r`). Sites are ``"loc_precision"``, ``"dof_excess"`` and
+        ``"relative_size"``. A covariance, unlike a scale, need not be axis-parallel.
+
+        :param Tensor x: points. **Shape:** ``(n, d)``, at least two of them.
+        :returns: the model, to be given as ``cluster``.
+        :raises ValueError: where points are not finite or an axis is constant.
+
+        Example::
+
+            >>> from pyro_ext.inference import MCMC, TreeGuided
+            >>> from pyro_ext.random_measures import DirichletProcess
+            >>> x = torch.cat([torch.randn(20, 2) - 4.0, torch.randn(20, 2) + 4.0])
+            >>> kernel = TreeGuided(DirichletProcess(1.0), GaussianCluster.hyperprior(x))
+            >>> mcmc = MCMC(kernel, num_samples=20, warmup_steps=20, progress=False).run(x)
+            >>> mcmc.get_samples()["relative_size"].shape
+            torch.Size([20, 2])
+        """
+        x = as_tensor("x", x, "(n, d)", finite=True)
+        if len(x) < 2:
+            raise ValueError(f"x must have at least two rows, got {len(x)}")
+        if not x.is_floating_point():
+            x = x.to(torch.get_default_dtype())
+        mean, deviation = x.mean(0), x.std(0)
+        constant = deviation <= 4.0 * torch.finfo(x.dtype).eps * x.abs().amax(0)
+        if bool(constant.any()):
+            raise ValueError(
+                f"x must vary in all columns, got constant ones: "
+                f"{constant.nonzero().flatten().tolist()}"
+            )
+        size, one = x.shape[-1], mean.new_ones(())
+
+        def cluster() -> GaussianCluster:
+            precision = pyro.sample("loc_precision", dist.LogNormal(math.log(0.1) * one, one))
+            excess = pyro.sample("dof_excess", dist.LogNormal(math.log(3.0) * one, one))
+            sizes = dist.LogNormal(math.log(0.3) * one, one).expand([size]).to_event(1)
+            relative = pyro.sample("relative_size", sizes)
+            scale = (excess + 1.0) * (relative * deviation).square().diag_embed()
+            return cls(mean, precision, size + 1.0 + excess, scale)
+
+        return cluster
 
     @property
     def _scatter_shape(self) -> tuple[int, ...]:

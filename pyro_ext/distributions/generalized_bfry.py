@@ -20,6 +20,7 @@ from pyro_ext.distributions._base import (
     variance_of,
 )
 from pyro_ext.distributions._levels import LevelDistribution, log_level_of
+from pyro_ext.distributions._supports import positive
 from pyro_ext.special import in_double
 
 __all__ = ["GeneralizedBFRY"]
@@ -65,7 +66,7 @@ class GeneralizedBFRY(LevelDistribution):
         "level": constraints.positive,
         "scale": constraints.positive,
     }
-    support = constraints.positive
+    support = positive
     has_rsample = True
 
     def __init__(

@@ -12,6 +12,7 @@ from torch.distributions import constraints
 
 from pyro_ext.distributions._base import UnivariateDistribution, positive_exp
 from pyro_ext.distributions._bfry import rsample_log_gamma
+from pyro_ext.distributions._supports import interval_with_atom
 from pyro_ext.special import in_double, log_lower_gamma, log_upper_gamma
 
 __all__ = ["RectifiedGamma"]
@@ -65,7 +66,7 @@ class RectifiedGamma(UnivariateDistribution):
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> Any:
         """The interval from zero to ``high``."""
-        return constraints.interval(0.0, self.high)
+        return interval_with_atom(0.0, self.high)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, and at ``high`` the logarithm of its probability.

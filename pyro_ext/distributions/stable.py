@@ -14,6 +14,7 @@ from torch.distributions import constraints, kl_divergence, register_kl
 
 from pyro_ext.distributions import _stable, _tilted_stable
 from pyro_ext.distributions._base import UnivariateDistribution, attach_gradient, positive_exp
+from pyro_ext.distributions._supports import positive
 
 __all__ = ["PositiveStable", "TiltedStable"]
 
@@ -39,7 +40,7 @@ class PositiveStable(UnivariateDistribution):
 
     stability: Tensor
     arg_constraints = {"stability": constraints.unit_interval}
-    support = constraints.positive
+    support = positive
     has_rsample = True
 
     def __init__(self, stability: Any, *, validate_args: bool | None = None) -> None:
@@ -118,7 +119,7 @@ class TiltedStable(UnivariateDistribution):
         "stability": constraints.unit_interval,
         "tilt": constraints.nonnegative,
     }
-    support = constraints.positive
+    support = positive
     has_rsample = True
 
     def __init__(

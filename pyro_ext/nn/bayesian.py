@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import check_number
+from pyro_ext._checks import check_instance, check_number
 from pyro_ext._own_shapes import OwnShapes
 from pyro_ext.potential import Layout
 
@@ -41,6 +41,7 @@ class BayesianModule(nn.Module):
     """
 
     def __init__(self, module: nn.Module, prior_scale: float | Mapping[str, float] = 1.0) -> None:
+        check_instance("module", module, nn.Module, "a torch.nn.Module")
         super().__init__()
         self.module = copy.deepcopy(module).requires_grad_(False)
         names = [name for name, _ in self.module.named_parameters()]

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import as_tensor, check_integer, check_tensors
 from pyro_ext.nn.bayesian import BayesianModule
 from pyro_ext.potential import Layout
 from pyro_ext.reparam import ExpandedModule
@@ -90,6 +90,9 @@ class BayesianClassifier(nn.Module):
         :returns: **Shape:** ``(*leading, n, classes)``.
         :raises ValueError: where a parameter is missing, or shapes do not fit.
         """
+        like = next(self.network.module.parameters())
+        inputs = as_tensor("inputs", inputs, "(n, ...)", like=like, finite=True)
+        samples = check_tensors("samples", samples)
         module = self.network.module
         shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
         if isinstance(self.network, ExpandedModule) and not set(shapes) <= set(samples):
@@ -131,8 +134,14 @@ class BayesianClassifier(nn.Module):
         :returns: **Shape:** ``(*leading, n)``.
         :raises ValueError: where a parameter is missing, or shapes do not fit.
         """
+        inputs = as_tensor("inputs", inputs, "(n, ...)")
+        labels = as_tensor("labels", labels, f"({len(inputs)},)", kind="integers")
         _check_labels(inputs, labels)
         logs = self.log_probabilities(samples, inputs)
+        if not bool(((labels >= 0) & (labels < logs.shape[-1])).all()):
+            raise ValueError(
+                f"labels must be classes below {logs.shape[-1]}, got {labels.tolist()!r:.80}"
+            )
         return logs.gather(-1, labels.expand(logs.shape[:-1]).unsqueeze(-1)).squeeze(-1)
 
 

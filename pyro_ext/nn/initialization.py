@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pyro_ext._checks import check_instance
 from pyro_ext.potential import init_to_suggested
 
 __all__ = ["init_to_module"]
@@ -36,6 +37,8 @@ def init_to_module(site: dict[str, Any] | None = None, module: nn.Module | None 
         >>> kernel.begin(range(2), seed=0).position.abs().amax() <= 0.5
         tensor(True)
     """
+    if site is not None:
+        check_instance("site", site, dict, "a site of a model or None")
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {module!r:.80}")
     if site is None:

@@ -6,7 +6,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import check_callable, check_integer, check_sequence
 from pyro_ext.nn.normalization import FilterResponseNorm
 
 __all__ = ["MLP", "ResNet"]
@@ -40,6 +40,7 @@ class MLP(nn.Sequential):
         out_features: int,
         activation: Callable[[], nn.Module] = nn.SiLU,
     ) -> None:
+        check_callable("activation", activation, "a class of modules or a function that makes one")
         widths = [check_integer("in_features", in_features, 1)]
         widths += _widths("hidden_features", hidden_features)
         widths.append(check_integer("out_features", out_features, 1))
@@ -144,4 +145,5 @@ def _convolution(in_channels: int, out_channels: int, size: int, stride: int = 1
 
 
 def _widths(argument: str, widths: Sequence[int]) -> list[int]:
+    widths = check_sequence(argument, widths, "a list of widths", 0)
     return [check_integer(f"{argument}[{i}]", width, 1) for i, width in enumerate(widths)]

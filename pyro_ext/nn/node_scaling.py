@@ -10,7 +10,7 @@ networks with asymmetrical node scaling: global convergence guarantees and featu
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number
 
 __all__ = [
     "NodeScale",
@@ -51,6 +51,8 @@ class NodeScale(nn.Module):
     variances: Tensor
 
     def __init__(self, variances: Tensor, *, learnable: bool = False, dim: int = -1) -> None:
+        check_integer("dim", dim, -10)
+        variances = as_tensor("variances", variances, allow_empty=True)
         super().__init__()
         is_valid = variances.dim() == 1 and bool((variances.isfinite() & (variances >= 0)).all())
         if not is_valid or not len(variances):
@@ -108,6 +110,7 @@ def largest_nodes(importance: Tensor, fraction: float) -> Tensor:
         >>> largest_nodes(torch.tensor([0.1, 3.0, 0.2, 1.0]), 0.5)
         tensor([False,  True, False,  True])
     """
+    importance = as_tensor("importance", importance, "(*batch, num_nodes)")
     check_number("fraction", fraction, least=0.0, below=1.0)
     if bool(importance.isnan().any()):
         raise ValueError(f"importance must hold no NaN, got {importance!r:.80}")
@@ -155,6 +158,7 @@ def asymmetric_variances(weights: Tensor, symmetric_share: float) -> Tensor:
         >>> asymmetric_variances(torch.tensor([3.0, 1.0]), 0.5)
         tensor([0.6250, 0.3750])
     """
+    weights = as_tensor("weights", weights, "(*batch, num_nodes)")
     check_number("symmetric_share", symmetric_share, least=0.0, most=1.0)
     if not (weights.dim() and bool((weights.isfinite() & (weights >= 0)).all())):
         raise ValueError(f"weights must be finite numbers >= 0, got {weights!r:.80}")
@@ -183,6 +187,7 @@ def init_unit_variance_(
         >>> 0.98 < float(layer.weight.detach().std()) < 1.02, bool(layer.bias.any())
         (True, False)
     """
+    check_instance("layer", layer, nn.Module, "a torch.nn.Module")
     check_number("weight_scale", weight_scale, above=0.0)
     parameters = dict(layer.named_parameters(recurse=False))
     if "weight" not in parameters:
@@ -210,6 +215,7 @@ def init_signs_(layer: nn.Linear, generator: torch.Generator | None = None) -> n
         >>> layer.weight.abs().unique(), layer.weight.requires_grad
         (tensor([1.]), False)
     """
+    check_instance("layer", layer, nn.Linear, "a torch.nn.Linear")
     if len(list(layer.parameters())) > 1:
         raise ValueError(f"layer must have no bias, got {layer!r:.80}")
     layer.weight.bernoulli_(0.5, generator=generator).mul_(2.0).sub_(1.0)

@@ -165,6 +165,7 @@ class ISAB(nn.Module):
         scaling: Scaling = "width",
         layer_norm: bool = True,
     ) -> None:
+        check_integer("width", width, 1)
         super().__init__()
         check_integer("num_inducing", num_inducing, 1)
         self.attention = InducedSetAttention(
@@ -216,6 +217,7 @@ class PMA(nn.Module):
         scaling: Scaling = "width",
         layer_norm: bool = True,
     ) -> None:
+        check_integer("width", width, 1)
         super().__init__()
         check_integer("in_features", in_features, 1)
         check_integer("num_seeds", num_seeds, 1)

@@ -9,6 +9,8 @@ from pyro.distributions import is_validation_enabled
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pyro_ext._checks import check_choice, check_integer, check_sequence, check_tensors
+from pyro_ext.potential._arguments import as_tensors, named_arguments
 from pyro_ext.potential._batched import Backend, BatchedFunction, check_backend
 from pyro_ext.potential._blocks import assemble
 from pyro_ext.potential._capture import Fallback
@@ -40,6 +42,7 @@ class ModelAtValues:
         if not callable(model):
             raise TypeError(f"model must be callable, got {model!r:.80}")
         check_backend(backend)
+        args, kwargs = as_tensors(model, args, kwargs)
         self.model = model
         self.args = args
         self.kwargs = kwargs
@@ -47,7 +50,7 @@ class ModelAtValues:
         self._data = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if isinstance(model, torch.nn.Module):
             self._data += [*model.parameters(), *model.buffers()]
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), named_arguments(model, args, kwargs):
             torch.manual_seed(0)
             self._runner = runner = ModelRunner(model, args, kwargs)
         # What runs once in a while is not worth compiling.
@@ -160,6 +163,7 @@ class ModelAtValues:
         :param sites: names of the sites to draw, by default all; the others keep their values.
         :returns: by observed site. **Shape:** ``(*leading, *event)``, over all of the data.
         """
+        self._check_sites(sites)
         flat, leading = self._flat(self._runner.constrained, samples, "samples")
         resample = True if sites is None else sites
         rows = self._rows(
@@ -201,6 +205,8 @@ class ModelAtValues:
         :returns: by site. **Shape:** ``(num_samples, *event)``, over all of the data.
         :raises ValueError: for a latent site whose prior cannot be drawn from, an improper one.
         """
+        check_integer("num_samples", num_samples, 1)
+        self._check_sites(sites)
         runner, resample = self._runner, True if sites is None else sites
 
         def draw(values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -271,9 +277,17 @@ class ModelAtValues:
     ) -> dict[str, Tensor]:
         return self.sweep(self._functions[kind], self.values_layout, samples, sites, has_event)
 
+    def _check_sites(self, sites: Collection[str] | None) -> None:
+        """Check that names are those of observed sites."""
+        if sites is None:
+            return
+        for name in check_sequence("sites", sites, "names of observed sites", 0, str):
+            check_choice("sites", name, self.observed_sites)
+
     def _flat(
         self, layout: Layout, values: Mapping[str, Tensor], argument: str
     ) -> tuple[Tensor, torch.Size]:
+        values = check_tensors(argument, values)
         leading = layout.check_leading(values, argument)
         return layout.flatten(values).reshape(-1, layout.size), leading
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from pyro_ext._checks import check_callable, check_tensors
 from pyro_ext.potential._batched import Backend, BatchedFunction, RandomPoints, check_backend
 from pyro_ext.potential._capture import Gradient
 from pyro_ext.potential._layout import Layout
@@ -31,6 +32,8 @@ class FunctionPotential:
         backend: Backend = "trace",
     ) -> None:
         check_backend(backend)
+        check_callable("potential_fn", potential_fn)
+        params = check_tensors("params", params, finite=True)
         first = next(iter(params.values()))
         self.layout = Layout(
             {name: value.shape[1:] for name, value in params.items()},

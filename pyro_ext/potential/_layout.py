@@ -7,6 +7,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import check_instance, check_mapping
+
 __all__ = ["Layout"]
 
 
@@ -76,6 +78,7 @@ class Layout:
         :raises ValueError: where a name, a shape or the number of chains does not fit.
         :raises TypeError: where a value is not a floating tensor.
         """
+        check_mapping(argument, params, "a dict of tensors by site")
         if set(params) != set(self.shapes):
             raise ValueError(
                 f"{argument} has the sites {sorted(params)}, but the model has "
@@ -110,10 +113,14 @@ class Layout:
         :returns: the leading dimensions.
         :raises ValueError: where a parameter is missing or a shape does not fit.
         """
+        check_mapping(argument, values, "a dict of tensors by site")
         if missing := set(self.shapes) - set(values):
-            raise ValueError(f"{argument} lacks the latent sites {sorted(missing)}")
+            raise ValueError(
+                f"{argument} lacks the latent sites {sorted(missing)}, got {sorted(values)}"
+            )
         leading: torch.Size | None = None
         for name, shape in self.shapes.items():
+            check_instance(f"{argument}[{name!r}]", values[name], Tensor, "a tensor")
             whole = values[name].shape
             own = whole[: len(whole) - len(shape)]
             if len(whole) < len(shape) or whole[len(own) :] != shape:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pyro_ext._checks import check_sequence
 from pyro_ext.potential._batched import Backend, BatchedFunction, RandomPoints
 from pyro_ext.potential._capture import Fallback
 from pyro_ext.potential._distributions import bijection
@@ -78,6 +79,7 @@ class PointPotential:
         **kwargs: Any,
     ) -> None:
         whole = Potential(model, *args, backend=backend, **kwargs)
+        shared = check_sequence("shared", shared, "a list of names of sites", 0)
         if unknown := set(shared) - set(whole.sites):
             raise ValueError(
                 f"shared names {sorted(unknown)}, but the latent sites are {sorted(whole.sites)}"
@@ -85,7 +87,7 @@ class PointPotential:
         self.model = model
         self.shared = frozenset(shared)
         self.sites: Mapping[str, Site] = whole.sites
-        leaves, self._tree = pytree.tree_flatten((args, kwargs))
+        leaves, self._tree = pytree.tree_flatten((whole.args, whole.kwargs))
         self.plate = _plate_of_points(whole, leaves)
         self.num_points = self.plate.size
         self._leaves = leaves

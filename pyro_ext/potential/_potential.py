@@ -8,6 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import (
+    check_callable,
+    check_instance,
+    check_integer,
+    check_mapping,
+)
+from pyro_ext.potential._arguments import named_arguments
 from pyro_ext.potential._at_values import DRAWS_PER_CALL, ModelAtValues
 from pyro_ext.potential._batched import (
     Backend,
@@ -42,7 +49,8 @@ class Potential(ModelAtValues):
     as those of the observations there.
 
     :param model: a Pyro model with continuous latent sites.
-    :param args: positional arguments of the model.
+    :param args: positional arguments of the model. Arrays and lists of numbers become tensors where
+        it cannot run with them.
     :param str backend: how it runs. ``"eager"`` runs the model for one chain after the other;
         ``"trace"`` records it as a graph over all chains; ``"compile"`` compiles the graph, which
         takes a C++ compiler and, the first time, some seconds. All three give the same numbers.
@@ -76,7 +84,7 @@ class Potential(ModelAtValues):
                 "continuous ones: sum it out (for instance with MixtureSameFamily) or give it "
                 "as an argument"
             )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), named_arguments(model, self.args, self.kwargs):
             torch.manual_seed(0)
             self._start = runner.initial(init_to_suggested)
             has_nan = any(bool(leaf.isnan().any()) for leaf in data if leaf.is_floating_point())
@@ -243,8 +251,8 @@ class Potential(ModelAtValues):
         :returns: **Shape:** ``(num_chains, *event)`` each.
         :raises ValueError: where no try gives a finite potential; it names the sites at fault.
         """
-        if num_chains < 1:
-            raise ValueError(f"num_chains must be at least 1, got {num_chains}")
+        check_integer("num_chains", num_chains, 1)
+        check_callable("init_strategy", init_strategy)
         return self.init_chains(range(num_chains), fresh_seed(seed), init_strategy)
 
     def init_chains(
@@ -287,6 +295,10 @@ class Potential(ModelAtValues):
         subsample: Mapping[str, Tensor] | None,
         generator: torch.Generator | None,
     ) -> list[Tensor]:
+        if subsample is not None:
+            check_mapping("subsample", subsample, "a dict of indices by plate")
+        if generator is not None:
+            check_instance("generator", generator, torch.Generator, "a torch.Generator or None")
         names = [plate.name for plate in self.subsampled_plates]
         if unknown := set(subsample or {}) - set(names):
             raise ValueError(

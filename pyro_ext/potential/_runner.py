@@ -40,8 +40,8 @@ __all__ = [
 ]
 
 _NOT_FINITE = (
-    "the log density of site(s) {sites}, or its gradient, is not finite: are there values outside "
-    "the support or NaN among the observations (masked ones may be any number, but a number)?"
+    "the log density of site(s) {sites}, or its gradient, is not finite; observations must be in "
+    "the support and no NaN, not even where they are masked"
 )
 _NUM_TRIES = 100
 
@@ -289,9 +289,11 @@ class ModelRunner:
             if not at_fault:
                 return flat
             reason = _NOT_FINITE.format(sites=at_fault)
+            self._check_observed(flat)
         raise ValueError(
-            f"none of {_NUM_TRIES} initial points will do; at the last, {reason}. Check also the "
-            "scale of the prior and the initialization (init_strategy or initial_params)"
+            f"none of {_NUM_TRIES} initial points will do: at the last one {reason}. If the data "
+            "are right, look at the scale of the prior and at the initialization (init_strategy "
+            "or initial_params)"
         )
 
     def validate(self, flat: Tensor, whole: bool) -> None:
@@ -313,6 +315,12 @@ class ModelRunner:
                 for block in self.blocks():
                     if sites := self._at_fault(flat, list(block.indices.values())):
                         raise ValueError(_NOT_FINITE.format(sites=sites))
+
+    def _check_observed(self, flat: Tensor) -> None:
+        """Raise where observed values that count lie outside of their supports."""
+        records = self._run_unconstrained(flat, self.random_indices())
+        for name in self.structure.observed:
+            _validate_observed(name, records[name])
 
     def _validate(self, flat: Tensor, by_plate: Mapping[str, Tensor]) -> None:
         values = self.unconstrained.unflatten(flat)
@@ -467,8 +475,17 @@ def _validate_observed(name: str, record: Record) -> None:
         return
     counts = record.counted()
     counts = counts.flatten(counts.dim() - record.event_dim).all(-1) if record.event_dim else counts
-    if not bool((allowed | ~counts).all()):
+    outside = ~allowed & counts
+    if bool(outside.any()):
+        value = record.value
+        if outside.dim() < value.dim():  # of one event the first entry stands for all
+            value = value.flatten(outside.dim())[..., 0]
+        place = ""
+        if outside.dim() and not any(frame.size < frame.full_size for frame in record.frames):
+            rows = outside.reshape(len(outside), -1).any(1).nonzero().flatten().tolist()
+            place = f" in row {rows[0]}" if len(rows) == 1 else f" in the rows {rows[:5]}"
         raise ValueError(
             f"site {name!r} has observed values outside the support of its distribution "
-            f"{type(innermost(record.fn)).__name__}: {record.fn.support}"
+            f"{type(innermost(record.fn)).__name__}: they must be in {record.fn.support}, got "
+            f"{value.expand_as(outside)[outside].flatten()[0].item():g}{place}"
         )

@@ -7,6 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import (
+    as_tensor,
+    check_callable,
+    check_finite,
+    check_integer,
+    check_sequence,
+    check_tensors,
+)
+from pyro_ext.potential._arguments import not_finite
 from pyro_ext.potential._batched import Backend, check_backend
 from pyro_ext.potential._layout import Layout
 from pyro_ext.potential._weighted_loss import Regularizer, WeightedLoss
@@ -45,6 +54,14 @@ class WeightedFunction(WeightedLoss):
         backend: Backend = "trace",
     ) -> None:
         check_backend(backend)
+        check_callable("loss_fn", loss_fn)
+        if regularizer is not None:
+            check_callable("regularizer", regularizer)
+        params = check_tensors("params", params, finite=True)
+        if subsample_size is not None:
+            check_integer("subsample_size", subsample_size, 1)
+        rows = check_sequence("args", args, "tensors with a row for each observation")
+        args = tuple(as_tensor(f"args[{i}]", part, "(n, ...)") for i, part in enumerate(rows))
         lengths = {len(rows) for rows in args if isinstance(rows, Tensor) and rows.dim() > 0}
         if len(lengths) != 1 or not all(isinstance(rows, Tensor) for rows in args):
             shapes = [tuple(rows.shape) if isinstance(rows, Tensor) else rows for rows in args]
@@ -69,6 +86,11 @@ class WeightedFunction(WeightedLoss):
                 f"loss_fn must return the shape ({num_points},), a loss for each observation, got "
                 f"{got!r:.80}"
             )
+        try:
+            check_finite("loss_fn", losses.detach())
+        except ValueError as error:
+            found = [not_finite(f"args[{i}]", part) for i, part in enumerate(args)]
+            raise ValueError("; ".join([*filter(None, found), f"{error} at params"])) from None
         is_whole = subsample_size is None or subsample_size >= num_points
         size = None if is_whole else subsample_size
         super().__init__(layout, start, num_points, size, args, backend, [])

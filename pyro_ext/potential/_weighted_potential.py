@@ -7,6 +7,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pyro_ext._checks import (
+    check_callable,
+    check_instance,
+    check_mapping,
+    check_number,
+    check_sequence,
+)
 from pyro_ext.handlers import data_weights
 from pyro_ext.potential._batched import Backend
 from pyro_ext.potential._evaluation import (
@@ -69,6 +76,12 @@ class WeightedPotential(WeightedLoss):
         regularizer: Regularizer | None = None,
         backend: Backend = "trace",
     ) -> None:
+        check_number("prior_weight", prior_weight, least=0)
+        if regularizer is not None:
+            check_callable("regularizer", regularizer)
+        args = tuple(check_sequence("args", args, "the arguments of the model", 0))
+        if kwargs is not None:
+            check_mapping("kwargs", kwargs, "a dict of arguments of the model")
         self.potential = Potential(model, *args, backend=backend, **(kwargs or {}))
         self.plate = plate_of(self.potential, plate)
         observed = self.potential.observed_sites
@@ -84,7 +97,7 @@ class WeightedPotential(WeightedLoss):
         self.prior_weight = prior_weight
         self.regularizer = regularizer
         self._backend: Backend = backend
-        leaves, self._tree = pytree.tree_flatten((args, dict(kwargs or {})))
+        leaves, self._tree = pytree.tree_flatten((self.potential.args, self.potential.kwargs))
         self._leaves = leaves
         size = self.plate.size
         self._places = [
@@ -201,6 +214,7 @@ def plate_of(potential: Potential, name: str | None) -> Plate:
     found = {plate.name: plate for site in data.values() for plate in site.plates}
     common = [p for p in found.values() if all(p in site.plates for site in data.values())]
     if name is not None:
+        check_instance("plate", name, str, "the name of a plate")
         common = [found[name]] if name in found else []
     if len(common) != 1:
         raise ValueError(

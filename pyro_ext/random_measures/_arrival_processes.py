@@ -56,7 +56,11 @@ def arrival_process(measure: "CompletelyRandomMeasure", family: ArrivalFamily) -
     :raises ValueError: for a family with infinitely many arrivals until any time.
     """
     order = order_at_zero(family)
-    if not may_hold_everywhere(measure.index_at_zero < order - _ROUNDING):
+    # Indices are less than one, by however little.
+    is_finite = order > 1.0 - _ROUNDING or may_hold_everywhere(
+        measure.index_at_zero < order - _ROUNDING
+    )
+    if not is_finite:
         raise ValueError(
             "family must have a distribution function that falls at zero with a power greater than "
             f"the discount, or infinitely many weights arrive at once; got {family!r}, with the "

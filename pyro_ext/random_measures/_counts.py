@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import shown
 from pyro_ext.random_measures._logarithms import as_double
 from pyro_ext.random_measures._roots import holds_everywhere, may_hold_everywhere
 
@@ -37,11 +38,16 @@ def check_counts(counts: Any, name: str = "counts") -> Tensor:
 
     :raises ValueError: where they are not nonnegative integers, or have no axis.
     """
-    sizes = as_double(counts)
+    sizes = as_double(counts, name)
     if sizes.dim() == 0:
-        raise ValueError(f"{name} must have at least one axis, the last over clusters")
+        raise ValueError(
+            f"{name} must have at least one axis, the last over clusters, got {shown(counts)}"
+        )
     if not may_hold_everywhere((sizes >= 0) & (sizes == sizes.floor())):
-        raise ValueError(f"{name} must be nonnegative integers, with zeros for padding")
+        raise ValueError(
+            f"{name} must be nonnegative integers, with zeros for padding, got "
+            f"{sizes.tolist()!r:.80}"
+        )
     return sizes
 
 
@@ -55,6 +61,11 @@ def cluster_sizes(counts: Any, multiplicity: Any = None) -> ClusterSizes:
     sizes = check_counts(counts)
     if multiplicity is not None:
         times = check_counts(multiplicity, "multiplicity")
+        if times.shape[-1] not in (1, sizes.shape[-1]):
+            raise ValueError(
+                f"multiplicity must have a number for each of {sizes.shape[-1]} counts, got "
+                f"{shown(multiplicity)}"
+            )
         times = torch.where(sizes > 0, times, 0.0)
         return ClusterSizes(sizes.clamp(min=1.0), times.expand_as(sizes))
     # What a recorded graph would find depends on values that it does not know.

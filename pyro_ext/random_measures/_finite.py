@@ -6,16 +6,18 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from pyro_ext._checks import shown
 from pyro_ext.distributions._base import clamp_positive, variance_of
+from pyro_ext.random_measures._arguments import check_family
 from pyro_ext.random_measures._arrival_processes import order_at_zero
 from pyro_ext.random_measures._levy_integrals import Factor
-from pyro_ext.random_measures._logarithms import log_one_minus_exp
 from pyro_ext.random_measures._measure_law import MeasureLaw
 from pyro_ext.random_measures.arrivals import (
     ArrivalFamily,
     DeterministicArrivals,
     ExponentialArrivals,
 )
+from pyro_ext.special import log1mexp_at_log
 from pyro_ext.special.log_integral import LogIntegrand
 
 if TYPE_CHECKING:
@@ -133,12 +135,13 @@ def finite_law(
 ) -> TorchDistribution:
     """Law of a weight of a finite approximation, in closed form where there is one."""
     if rule not in ("exact", "group"):
-        raise ValueError(f"rule must be 'exact' or 'group', got {rule!r}")
-    if family is None:
+        raise ValueError(f"rule must be 'exact' or 'group', got {shown(rule)}")
+    if family is None or measure._is_own_family(family):
         law = measure._finite_law(num_atoms, rule)
         if law is not None:
             return law
-        family = ExponentialArrivals()
+    family = ExponentialArrivals() if family is None else family
+    check_family("family", family)
     if rule == "group":
         raise ValueError(
             "rule must be 'exact' but for measures made of a generalized gamma process with the "
@@ -160,7 +163,7 @@ def exponent_error(
     log_arrived = _log_arrived(wide, finite_law(wide, num_atoms, rule, family))
     log_distance = measure._integrate(
         Factor(
-            lambda size: log_one_minus_exp(log_shift[..., None] + size) + log_arrived(size),
+            lambda size: log1mexp_at_log(log_shift[..., None] + size) + log_arrived(size),
             [-log_shift],
             torch.zeros_like(log_shift),
         )

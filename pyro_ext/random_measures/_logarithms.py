@@ -1,31 +1,31 @@
 """Numbers in float64, and logarithms that survive where the number itself underflows."""
 
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_ext.special import log1mexp, log_exprel, log_upper_gamma
+from pyro_ext._checks import as_tensor
+from pyro_ext.special import log_exprel, log_upper_gamma
 
 __all__ = [
     "as_double",
     "log_if_positive",
-    "log_one_minus_exp",
     "log_sum",
     "log_upper_gamma_at_log",
     "survives",
 ]
 
-_TINY_LOG = -36.0
 _LARGEST_LOG = 700.0
 _LEAST_LOG = -690.0
 
 
-def as_double(value: Any) -> Tensor:
-    """Return a number or tensor in float64."""
-    return (
-        value.double() if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
-    )
+def as_double(value: Any, argument: str = "value") -> Tensor:
+    """Return a number, a list or a tensor in float64."""
+    if isinstance(value, Real):
+        return torch.as_tensor(value, dtype=torch.float64)
+    return as_tensor(argument, value, allow_empty=True, dtype=torch.float64)
 
 
 def log_if_positive(value: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,13 +43,6 @@ def log_sum(log_value: Tensor, value: Tensor) -> Tensor:
 def survives(weight: Tensor, tilt: Tensor) -> Tensor:
     """Whether a weight is kept, which an exponential tilt does with probability exp(-tilt w)."""
     return -torch.log1p(-torch.rand_like(weight)) > tilt * weight
-
-
-def log_one_minus_exp(log_value: Tensor) -> Tensor:
-    r""":math:`\log(1 - e^{-x})` at :math:`\log x`, also where :math:`x` underflows."""
-    is_tiny = log_value < _TINY_LOG
-    value = torch.where(is_tiny, 0.0, log_value).clamp(max=_LARGEST_LOG).exp()
-    return torch.where(is_tiny, log_value, log1mexp(value))
 
 
 def log_upper_gamma_at_log(power: Tensor, log_value: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What completely random measures share: their interface, and integrals of a Lévy density."""
 
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -7,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import Distribution, constraints
-from torch.distributions.utils import broadcast_all
+from torch.distributions import Distribution
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import as_parameters, as_size, check_integer
+from pyro_ext.distributions._supports import positive
 from pyro_ext.random_measures import _finite, _series
 from pyro_ext.random_measures._arrival_processes import ArrivalProcess, arrival_process
 from pyro_ext.random_measures._levy_integrals import (
@@ -19,10 +20,11 @@ from pyro_ext.random_measures._levy_integrals import (
     invert_tail,
     levy_panels,
 )
-from pyro_ext.random_measures._logarithms import as_double, log_one_minus_exp
+from pyro_ext.random_measures._logarithms import as_double
 from pyro_ext.random_measures._series import Series, SeriesMethod
 from pyro_ext.random_measures.arrivals import ArrivalFamily
 from pyro_ext.random_measures.normalized import NormalizedRandomMeasure
+from pyro_ext.special import log1mexp_at_log
 from pyro_ext.special.log_integral import (
     LogIntegrand,
     integrate_log,
@@ -71,11 +73,12 @@ class CompletelyRandomMeasure(ABC):
         """Store parameters, and optional ones where they are not the number by which they go."""
         parameters, absent = dict(parameters), {}
         for name, (value, default) in (optional or {}).items():
-            if isinstance(value, Tensor) or value != default:
+            if not isinstance(value, numbers.Real) or value != default:
                 parameters[name] = value
             else:
                 absent[name] = default
-        values = broadcast_all(*parameters.values()) if parameters else (torch.zeros(()),)
+        owner = type(self).__name__
+        values = as_parameters(owner, parameters) if parameters else (torch.zeros(()),)
         put = super().__setattr__
         put("_names", tuple(parameters))
         put("_validate", Distribution._validate_args if validate_args is None else validate_args)
@@ -221,7 +224,7 @@ class CompletelyRandomMeasure(ABC):
         shift = log_shift[..., None]
         return self._integrate(
             Factor(
-                lambda size: log_one_minus_exp(shift + size),
+                lambda size: log1mexp_at_log(shift + size),
                 [-log_shift],
                 torch.zeros_like(log_shift),
             )
@@ -329,7 +332,7 @@ class CompletelyRandomMeasure(ABC):
     @property
     def support(self) -> Any:
         """Sizes that weights can have."""
-        return constraints.positive
+        return positive
 
     @property
     def mean(self) -> Tensor:
@@ -435,7 +438,9 @@ class CompletelyRandomMeasure(ABC):
         [1] J. Lee, X. Miscouridou, F. Caron (2019), A unified construction for series
         representations and finite approximations of completely random measures.
         """
-        return _series.draw(self, num_jumps, method, seed, tolerance, torch.Size(sample_shape))
+        return _series.draw(
+            self, num_jumps, method, seed, tolerance, as_size("sample_shape", sample_shape)
+        )
 
     def lost_mass(self, num_jumps: Any, method: str | ArrivalFamily = "size_biased") -> Tensor:
         r"""Expected mass after the first weights of a series, :math:`e(t_L)`.
@@ -483,7 +488,9 @@ class CompletelyRandomMeasure(ABC):
             there. **Shape:** ``(*sample_shape, *batch_shape, largest number)`` each.
         """
         threshold = self._expanded(self._argument("level", level, "> 0"))
-        return _series.draw_above(self, threshold, seed, method, torch.Size(sample_shape))
+        return _series.draw_above(
+            self, threshold, seed, method, as_size("sample_shape", sample_shape)
+        )
 
     # Draws, as hooks in logarithms and float64.
 
@@ -523,6 +530,10 @@ class CompletelyRandomMeasure(ABC):
         """
         return {}
 
+    def _is_own_family(self, family: ArrivalFamily) -> bool:
+        """Whether the finite approximation in closed form is that of a family."""
+        return False
+
     def _finite_law(self, num_atoms: int, rule: str) -> TorchDistribution | None:
         """Finite approximation in closed form, if there is one."""
         return None
@@ -537,7 +548,7 @@ class CompletelyRandomMeasure(ABC):
 
     def _argument(self, name: str, value: Any, wanted: str) -> Tensor:
         """An argument in float64, checked against its bound if arguments are validated."""
-        argument = as_double(value)
+        argument = as_double(value, name)
         if self._validate:
             sign, bound = wanted.split()
             is_valid = argument > float(bound) if sign == ">" else argument >= float(bound)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 
+from pyro_ext.random_measures._arguments import check_measure
+
 if TYPE_CHECKING:
     from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 
@@ -24,6 +26,7 @@ class MeasureLaw(TorchDistribution):
     def __init__(
         self, measure: "CompletelyRandomMeasure", validate_args: bool | None = None
     ) -> None:
+        check_measure("measure", measure)
         self.measure = measure
         super().__init__(measure.batch_shape, validate_args=validate_args)
 

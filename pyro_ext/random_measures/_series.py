@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
 from pyro_ext.random import seeded
+from pyro_ext.random_measures._arguments import check_family
 from pyro_ext.random_measures.arrivals import (
     ArrivalFamily,
     DeterministicArrivals,
@@ -89,6 +90,7 @@ def named_family(
     :raises ValueError: names the methods that the measure knows.
     """
     if not isinstance(method, str):
+        check_family("method", method)
         return method
     if method not in _FAMILIES:
         known = ", ".join(map(repr, [*_FAMILIES, *measure._series_methods()]))
@@ -119,7 +121,10 @@ def draw(
 ) -> Series:
     """Draw a series of given length, or of the length that a tolerance asks for."""
     if (num_jumps is None) == (tolerance is None):
-        raise ValueError("exactly one of num_jumps and tolerance must be given")
+        raise ValueError(
+            "exactly one of num_jumps and tolerance must be given, got "
+            f"num_jumps={num_jumps!r}, tolerance={tolerance!r}"
+        )
     shape = sample_shape + measure.batch_shape
     along = series_method(measure._unsqueezed(), method)
     way = series_method(measure, method)
@@ -173,7 +178,7 @@ def draw_above(
 ) -> tuple[Tensor, Tensor]:
     """Draw all weights above a level, by inversion of the tail at Poisson points or otherwise."""
     shape, own = sample_shape + level.shape, measure._methods_above()
-    if method in own:
+    if isinstance(method, str) and method in own:
         with seeded(seed):
             weights = own[method](level.expand(shape)).sort(-1, descending=True).values
         return weights.to(measure.dtype), weights > 0

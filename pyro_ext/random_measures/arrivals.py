@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_number
-from pyro_ext.special import log1mexp, log_lower_gamma, log_upper_gamma
+from pyro_ext.special import log1mexp, log1mexp_at_log, log_lower_gamma_at_log, log_upper_gamma
 
 __all__ = [
     "ArrivalFamily",
@@ -108,10 +108,7 @@ class GammaArrivals:
     def log_cdf(self, log_value: Tensor) -> Tensor:
         """Logarithm of the distribution function."""
         shape = torch.full_like(log_value, self.concentration)
-        lower = log_lower_gamma(shape, _within(log_value).exp())
-        # Below, the series has one term, and the number itself would underflow.
-        first = shape * log_value - shape.log()
-        return torch.where(log_value < _TINY_LOG, first, lower) - shape.lgamma()
+        return log_lower_gamma_at_log(shape, log_value) - shape.lgamma()
 
     def log_survival(self, log_value: Tensor) -> Tensor:
         """Logarithm of the probability of a larger number."""
@@ -131,9 +128,7 @@ class ExponentialArrivals(GammaArrivals):
 
     def log_cdf(self, log_value: Tensor) -> Tensor:
         """Logarithm of the distribution function."""
-        is_tiny = log_value < _TINY_LOG
-        value = torch.where(is_tiny, 0.0, log_value).clamp(max=_LARGEST_LOG).exp()
-        return torch.where(is_tiny, log_value, log1mexp(value))
+        return log1mexp_at_log(log_value)
 
     def log_survival(self, log_value: Tensor) -> Tensor:
         """Logarithm of the probability of a larger number."""

@@ -12,7 +12,10 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import AffineTransform, constraints
 
+from pyro_ext._checks import as_tensor
+from pyro_ext.distributions._supports import Gamma, open_interval
 from pyro_ext.random_measures._counts import check_counts
+from pyro_ext.random_measures._roots import may_hold_everywhere
 from pyro_ext.random_measures.beta_prime import BetaPrimeProcess
 from pyro_ext.random_measures.generalized_bfry import GeneralizedBFRYProcess
 
@@ -40,7 +43,7 @@ def cluster_tilt_law(measure: MixtureOverTilts) -> TorchDistribution:
     _check_measure(measure)
     power = measure.tail_index - measure.discount
     if isinstance(measure, BetaPrimeProcess):
-        return dist.Gamma(power, measure.rate)
+        return Gamma(power, measure.rate)
     share = dist.Beta(power, torch.ones_like(power))
     zero = torch.zeros_like(power)
     return _ScaledBeta(share, [AffineTransform(zero, measure.cutoff)])
@@ -79,8 +82,15 @@ def log_joint_given_cluster_tilts(
         torch.Size([])
     """
     _check_measure(measure)
+    tilt = as_tensor("tilt", tilt, "()")
     own = measure._double
     sizes, log_tilt = check_counts(counts), tilt.double().log()
+    if sizes.dim() != 1 or not sizes.numel():
+        raise ValueError(f"counts must have the shape (num_clusters,), got {tuple(sizes.shape)}")
+    cluster_tilts = as_tensor("cluster_tilts", cluster_tilts, f"({len(sizes)},)")
+    for name, value in (("tilt", tilt), ("cluster_tilts", cluster_tilts)):
+        if not may_hold_everywhere(value > 0):
+            raise ValueError(f"{name} must be > 0, got {value.tolist()!r:.80}")
     total = sizes.sum()
     power, end = own.tail_index - own.discount, measure._log_end()
     normalizer = power * end - power.log()
@@ -101,7 +111,7 @@ class _ScaledBeta(dist.TransformedDistribution):
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> Any:
-        return constraints.interval(0.0, self.transforms[0].scale)
+        return open_interval(0.0, self.transforms[0].scale)
 
 
 def _check_measure(measure: object) -> None:

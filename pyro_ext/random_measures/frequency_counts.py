@@ -11,7 +11,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import as_tensor, check_integer
+from pyro_ext.random_measures._arguments import as_table
 from pyro_ext.random_measures._counts import cluster_sizes
 from pyro_ext.random_measures._frequency_sampling import ClusterCounts
 from pyro_ext.random_measures._roots import may_hold_everywhere
@@ -127,6 +128,7 @@ class FrequencyCounts(TorchDistribution):
     def _check_table(self, value: Tensor) -> None:
         if self._validate_args:
             self._validate_sample(value)
+            as_table("value", value)
             total = value.prod(-1).sum(-1)
             if not may_hold_everywhere(total == self.num_samples):
                 raise ValueError(
@@ -156,7 +158,7 @@ def log_num_partitions(table: Tensor) -> Tensor:
         >>> log_num_partitions(torch.tensor([[1, 1], [2, 1]])).exp()
         tensor(3.0000, dtype=torch.float64)
     """
-    sizes, numbers = table.double().unbind(-1)
+    sizes, numbers = as_table("table", table).double().unbind(-1)
     total = (sizes * numbers).sum(-1)
     terms = numbers * (sizes + 1.0).lgamma() + (numbers + 1.0).lgamma()
     return (total + 1.0).lgamma() - terms.sum(-1)
@@ -177,8 +179,8 @@ def frequency_table(counts: Any, num_rows: int | None = None) -> Tensor:
         tensor([[1, 2],
                 [3, 1]])
     """
-    sizes = torch.as_tensor(counts)
-    if sizes.dim() != 1 or not bool(((sizes >= 0) & (sizes == sizes.long())).all()):
+    sizes = as_tensor("counts", counts, "(n,)")
+    if not bool(((sizes >= 0) & (sizes == sizes.long())).all()):
         raise ValueError(f"counts must be a vector of nonnegative integers, got {counts!r:.80}")
     if not bool((sizes > 0).any()):
         raise ValueError(f"counts must hold a positive number, got {counts!r:.80}")
@@ -207,11 +209,16 @@ def split_frequencies(table: Tensor, num_samples: int, seed: int | None = None) 
         >>> split_frequencies(torch.tensor([[1, 40], [10, 6]]), 50, seed=0).prod(-1).sum()
         tensor(50)
     """
+    table = as_tensor("table", as_table("table", table), "(num_rows, 2)").long()
     sizes = table[:, 0].repeat_interleave(table[:, 1])
     total = int(sizes.sum())
     if check_integer("num_samples", num_samples, 1) > total:
         raise ValueError(f"num_samples must be at most {total}, got {num_samples}")
-    generator = None if seed is None else torch.Generator(table.device).manual_seed(seed)
+    generator = (
+        None
+        if seed is None
+        else torch.Generator(table.device).manual_seed(check_integer("seed", seed, 0))
+    )
     order = torch.randperm(total, generator=generator, device=table.device)
     labels = torch.arange(len(sizes), device=table.device).repeat_interleave(sizes)
     return frequency_table(labels[order[:num_samples]].bincount())

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
-from pyro_ext._pyplot import load_pyplot
+from pyro_ext._checks import as_tensor, check_integer, check_mapping, check_number, check_sequence
+from pyro_ext._pyplot import axes_of
+from pyro_ext.random_measures._arguments import as_table
 from pyro_ext.random_measures.goodness_of_fit import rank_size_band, rank_sizes
 
 if TYPE_CHECKING:
@@ -47,9 +48,25 @@ def plot_rank_sizes(
         ('rank', 'size')
     """
     check_integer("num_points", num_points, 2)
-    if ax is None:
-        _, ax = load_pyplot("plot_rank_sizes").subplots(figsize=(4.8, 3.6), layout="constrained")
-    assert ax is not None
+    ax = axes_of("plot_rank_sizes", ax, (4.8, 3.6))
+    observed = as_tensor("observed", as_table("observed", observed), "(num_rows, 2)")
+    if predicted is not None:
+        check_mapping("predicted", predicted, "a dict of lists of tables by name")
+        for name, tables in predicted.items():
+            check_sequence(f"predicted[{name!r}]", tables, "a list of tables")
+            for table in tables:
+                as_table(f"predicted[{name!r}]", table)
+    if colors is not None:
+        check_mapping("colors", colors, "a dict of colors by the names of the models")
+        if missing := set(predicted or {}) - set(colors):
+            raise ValueError(
+                f"colors must have one for each of {sorted(missing)}, got {colors!r:.80}"
+            )
+        from matplotlib.colors import is_color_like
+
+        if wrong := [color for color in colors.values() if not is_color_like(color)]:
+            raise ValueError(f"colors must be colors of Matplotlib, got {wrong[0]!r:.80}")
+    check_number("prob", prob, above=0, below=1)
     every = [observed, *(table for tables in (predicted or {}).values() for table in tables)]
     most = max(int(table[:, 1].sum()) for table in every)
     ranks = torch.logspace(0.0, torch.tensor(float(most)).log10().item(), num_points)

@@ -16,12 +16,11 @@ from pyro_ext.random_measures._logarithms import log_upper_gamma_at_log, survive
 from pyro_ext.random_measures._mixed_tilts import MixedTilts
 from pyro_ext.random_measures.generalized_gamma import GeneralizedGammaProcess
 from pyro_ext.random_measures.total_mass import compound_poisson
-from pyro_ext.special import log_lower_gamma
+from pyro_ext.special import log_lower_gamma_at_log
 
 __all__ = ["GeneralizedBFRYProcess"]
 
 _LARGEST_LOG = 700.0
-_TINY_LOG = -36.0
 
 
 class GeneralizedBFRYProcess(MixedTilts):
@@ -102,11 +101,7 @@ class GeneralizedBFRYProcess(MixedTilts):
 
     def _log_lower(self, log_value: Tensor) -> Tensor:
         r""":math:`\log \gamma(\tau - \sigma, x)` at :math:`\log x`, also where that underflows."""
-        power, is_small = self._power, log_value < _TINY_LOG
-        inside = torch.where(is_small, 0.0, log_value.clamp(max=_LARGEST_LOG)).exp()
-        return torch.where(
-            is_small, power * log_value - power.log(), log_lower_gamma(power, inside)
-        )
+        return log_lower_gamma_at_log(self._power, log_value)
 
     def _log_tail(self, log_size: Tensor) -> Tensor:
         if self._has("tilt"):

@@ -14,18 +14,19 @@ processes.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyro_ext.distributions import TiltedBFRY, TiltedStable
 from pyro_ext.distributions._bfry import rsample_log_gamma
+from pyro_ext.distributions._supports import Gamma
 from pyro_ext.random_measures._gamma_series import RejectionSeries, RosinskiSeries, thin_above
 from pyro_ext.random_measures._logarithms import log_if_positive, log_sum, log_upper_gamma_at_log
 from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 from pyro_ext.random_measures._roots import holds_everywhere, may_hold_everywhere
 from pyro_ext.random_measures._series import SeriesMethod
+from pyro_ext.random_measures.arrivals import ArrivalFamily, GammaArrivals
 from pyro_ext.random_measures.total_mass import TotalMass
 from pyro_ext.special import (
     log1mexp,
@@ -114,7 +115,7 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
         """
         mass, discount, tilt = self.mass, self.discount, self.tilt
         if holds_everywhere(discount == 0):
-            return dist.Gamma(mass, tilt, validate_args=self._validate)
+            return Gamma(mass, tilt, validate_args=self._validate)
         if holds_everywhere(discount <= 0) or not may_hold_everywhere(discount > 0):
             return TotalMass(self, validate_args=self._validate)
         return TiltedStable(mass / discount, discount, tilt, validate_args=self._validate)
@@ -167,7 +168,7 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
         own = self._double
         log_tilt, is_tilted = log_if_positive(own.tilt)
         log_level = log_target - own.mass.log() - own.discount * log_tilt
-        level = torch.where(is_tilted, log_level, 0.0).exp()
+        level = torch.where(is_tilted, log_level, 0.0).clamp(max=_LARGEST_LOG).exp()
         growth = level * log1prel((own.discount * level).clamp(min=_LEAST_RATIO))
         small = growth < 1e-12
         tilted = log_tilt + torch.where(
@@ -218,6 +219,9 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
 
     def _methods_above(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
         return {"thinning": lambda level: thin_above(self, level)}
+
+    def _is_own_family(self, family: ArrivalFamily) -> bool:
+        return isinstance(family, GammaArrivals) and family.concentration == 1.0
 
     def _finite_law(self, num_atoms: int, rule: str) -> TorchDistribution | None:
         log_level = self._finite_log_level(num_atoms, rule)

@@ -9,13 +9,15 @@ distributions of the size of a cluster that is picked at random among the cluste
 statistical models with double power-law behavior.
 """
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_number
+from pyro_ext._checks import as_tensor, check_number, check_sequence, shown
+from pyro_ext.random_measures._arguments import as_table
 
 __all__ = [
     "RankSizeBand",
@@ -44,6 +46,7 @@ def kolmogorov_smirnov(
         >>> kolmogorov_smirnov(observed, predicted)
         tensor(0.5000)
     """
+    observed, predicted = _table("observed", observed), _table("predicted", predicted)
     places = torch.cat([_sizes("observed", observed), _sizes("predicted", predicted)]).unique()
     first, second = _shares(observed, predicted, _between(places, least, most))
     return _largest((first - second).abs())
@@ -71,6 +74,7 @@ def reweighted_kolmogorov_smirnov(
         >>> reweighted_kolmogorov_smirnov(observed, predicted)  # 1/4 over the root of 3/16
         tensor(0.5774)
     """
+    observed, predicted = _table("observed", observed), _table("predicted", predicted)
     seen, foretold = _sizes("observed", observed), _sizes("predicted", predicted)
     low, high = torch.maximum(seen.min(), foretold.min()), torch.minimum(seen.max(), foretold.max())
     places = torch.cat([seen, foretold]).unique()
@@ -93,6 +97,7 @@ def rank_sizes(table: Tensor, ranks: Tensor) -> Tensor:
         >>> rank_sizes(torch.tensor([[1, 2], [7, 1]]), torch.tensor([1, 2, 3, 4]))
         tensor([7, 1, 1, 0])
     """
+    table, ranks = _table("table", table), _ranks(ranks)
     order = table[:, 0].argsort(descending=True)
     sizes, numbers = table[order].unbind(-1)
     ends = numbers.cumsum(0)
@@ -131,14 +136,26 @@ def rank_size_band(tables: Sequence[Tensor], ranks: Tensor, prob: float = 0.9) -
         (tensor([2.]), tensor([6.]), tensor([10.]))
     """
     check_number("prob", prob, above=0, below=1)
-    if not tables:
-        raise ValueError("tables must hold one at least, got none")
+    tables = check_sequence("tables", tables, "a list of tables")
+    ranks = as_tensor("ranks", _ranks(ranks), "(num_ranks,)")
+    tables = [_table(f"tables[{i}]", table) for i, table in enumerate(tables)]
     sizes = torch.stack([rank_sizes(table, ranks) for table in tables]).to(
         torch.get_default_dtype()
     )
     tail = 0.5 * (1.0 - prob)
     levels = torch.tensor([tail, 0.5, 1.0 - tail], dtype=sizes.dtype, device=sizes.device)
     return RankSizeBand(ranks, *sizes.quantile(levels, 0))
+
+
+def _table(argument: str, value: Any) -> Tensor:
+    return as_tensor(argument, as_table(argument, value), "(num_rows, 2)")
+
+
+def _ranks(value: Any) -> Tensor:
+    ranks = as_tensor("ranks", value, kind="integers")
+    if not bool((ranks >= 1).all()):
+        raise ValueError(f"ranks must be integers >= 1, got {ranks.tolist()!r:.80}")
+    return ranks
 
 
 def _sizes(name: str, table: Tensor) -> Tensor:
@@ -150,6 +167,9 @@ def _sizes(name: str, table: Tensor) -> Tensor:
 
 
 def _between(places: Tensor, least: float, most: float) -> Tensor:
+    for name, limit in (("least", least), ("most", most)):
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or math.isnan(limit):
+            raise TypeError(f"{name} must be a number, got {shown(limit)}")
     if not least <= most:
         raise ValueError(f"least must be at most most, got least={least!r} and most={most!r}")
     return places[(places >= least) & (places <= most)]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext.distributions._base import clamp_positive
+from pyro_ext.random_measures._arguments import check_measure
 from pyro_ext.random_measures._logarithms import as_double
 from pyro_ext.random_measures._measure_law import MeasureLaw
 
@@ -46,12 +47,15 @@ class JumpLaw(MeasureLaw):
         *,
         validate_args: bool | None = None,
     ) -> None:
-        order, tilt = torch.broadcast_tensors(as_double(order), as_double(tilt))
+        check_measure("measure", measure)
+        order, tilt = torch.broadcast_tensors(as_double(order, "order"), as_double(tilt, "tilt"))
         shape = torch.broadcast_shapes(order.shape, measure.batch_shape)
         self._order, self._log_tilt = order.expand(shape), tilt.expand(shape).log()
         super().__init__(measure.expand(shape), validate_args)
-        if self._validate_args and not bool(((order > 0) & (tilt >= 0)).all()):
-            raise ValueError("order must be > 0 and tilt >= 0")
+        if self._validate_args and not bool((order > 0).all()):
+            raise ValueError(f"order must be > 0, got {order.min():g}")
+        if self._validate_args and not bool((tilt >= 0).all()):
+            raise ValueError(f"tilt must be >= 0, got {tilt.min():g}")
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density.

@@ -7,8 +7,15 @@ from typing import Any, Self
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
 
+from pyro_ext._checks import (
+    check_callable,
+    check_instance,
+    check_mapping,
+    check_number,
+    check_sequence,
+)
+from pyro_ext.distributions._supports import numbers_between
 from pyro_ext.random_measures._levy_integrals import Factor
 from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 from pyro_ext.random_measures.total_mass import ApproximateTotalMass
@@ -57,6 +64,13 @@ class LevyDensityProcess(CompletelyRandomMeasure):
         validate_args: bool | None = None,
     ) -> None:
         put = object.__setattr__
+        check_callable("log_levy_density", log_levy_density)
+        if parameters is not None:
+            check_mapping("parameters", parameters, "a dict of numbers or tensors by name")
+        check_instance("high", high, (int, float), "a number > 0")
+        corners = check_sequence("corners", corners, "a list of positive numbers", 0)
+        for corner in corners:
+            check_number("corners", corner, above=0)
         put(self, "_function", log_levy_density)
         put(self, "_corners", tuple(corners) or (1.0,))
         put(self, "_high", float(high))
@@ -64,7 +78,13 @@ class LevyDensityProcess(CompletelyRandomMeasure):
         if self._validate:
             if not high > 0:
                 raise ValueError(f"high must be > 0, got {high!r:.80}")
-            at_zero, at_infinity = self._slopes()
+            try:
+                at_zero, at_infinity = self._slopes()
+            except TypeError as error:
+                raise TypeError(
+                    "log_levy_density must take sizes and the parameters by name, got "
+                    f"parameters={parameters!r:.80} and {error}"
+                ) from error
             if not bool((at_zero < 1.0).all()):
                 raise ValueError(
                     "log_levy_density must rise slower than w ** -2 at zero, where its index is "
@@ -101,8 +121,7 @@ class LevyDensityProcess(CompletelyRandomMeasure):
     @property
     def support(self) -> Any:
         """Sizes that weights can have."""
-        bounded = self._high < torch.inf
-        return constraints.interval(0.0, self._high) if bounded else constraints.positive
+        return numbers_between(0.0, self._high)
 
     def exponential_tilt(self, tilt: Any) -> "LevyDensityProcess":
         r"""Measure with the Lévy density :math:`e^{-u w} \rho(w)`.

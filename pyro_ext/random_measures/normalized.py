@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import as_size, check_integer
+from pyro_ext.random_measures._arguments import check_measure
 from pyro_ext.random_measures._counts import ClusterSizes, check_counts, cluster_sizes
 from pyro_ext.random_measures._partition_sums import (
     log_sums_by_blocks,
@@ -63,9 +64,10 @@ class NormalizedRandomMeasure:
     measure: "CompletelyRandomMeasure"
 
     def __init__(self, measure: "CompletelyRandomMeasure") -> None:
+        check_measure("measure", measure)
         if not measure._has_infinitely_many():
             raise ValueError(
-                f"only a measure with infinitely many weights can be normalized, got {measure!r}"
+                f"measure must have infinitely many weights to be normalized, got {measure!r}"
             )
         self.measure = measure
 
@@ -142,7 +144,7 @@ class NormalizedRandomMeasure:
         :param torch.Size sample_shape: how many draws.
         """
         integrand, edges = self._tilt_panels(cluster_sizes(counts))
-        edges = edges.expand(*torch.Size(sample_shape), *edges.shape)
+        edges = edges.expand(*as_size("sample_shape", sample_shape), *edges.shape)
         return self.measure._result(sample_from_panels(integrand, edges).exp())
 
     def posterior_jumps(self, counts: Any, tilt: Any) -> Tensor:

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution
 
+from pyro_ext._checks import as_parameter
+from pyro_ext.distributions._supports import numbers_above
 from pyro_ext.random_measures._levy_integrals import Factor
 from pyro_ext.random_measures._log_concave import sample_log_concave
 from pyro_ext.random_measures._logarithms import log_if_positive, log_sum, survives
@@ -78,7 +80,7 @@ class ParetoProcess(CompletelyRandomMeasure):
     @property
     def support(self) -> Any:
         """Numbers greater than the scale."""
-        return constraints.greater_than(self.scale)
+        return numbers_above(self.scale)
 
     def rescale(self, scale: Any) -> "ParetoProcess":
         r"""Process of mass :math:`\beta a^\tau` and scale :math:`a w_0`.
@@ -224,7 +226,17 @@ class ParetoMixtureProcess(Superposition):
         *,
         validate_args: bool | None = None,
     ) -> None:
+        pareto = [
+            as_parameter("pareto_mass", pareto_mass),
+            as_parameter("pareto_scale", pareto_scale),
+            tail_index,
+        ]
+        for name, value in zip(("pareto_mass", "pareto_scale"), pareto, strict=False):
+            is_checked = Distribution._validate_args if validate_args is None else validate_args
+            numbers = torch.as_tensor(value)
+            if is_checked and not bool(((numbers > 0) & numbers.isfinite()).all()):
+                raise ValueError(f"{name} must be finite and > 0, got {value!r:.80}")
         super().__init__(
             GeneralizedGammaProcess(mass, discount, tilt, validate_args=validate_args),
-            ParetoProcess(pareto_mass, pareto_scale, tail_index, validate_args=validate_args),
+            ParetoProcess(*pareto, validate_args=validate_args),
         )

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._checks import check_integer
+from pyro_ext.random_measures._arguments import check_law
 from pyro_ext.random_measures._counts import counts_of_labels
 
 __all__ = ["PartitionLaw", "RandomPartition"]
@@ -52,6 +53,7 @@ class RandomPartition(TorchDistribution):
     def __init__(
         self, law: PartitionLaw, num_samples: int, *, validate_args: bool | None = None
     ) -> None:
+        check_law("law", law)
         self.law = law
         self.num_samples = check_integer("num_samples", num_samples, 1)
         super().__init__(law.batch_shape, torch.Size((num_samples,)), validate_args=validate_args)

@@ -11,9 +11,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.distributions.utils import broadcast_all
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import as_parameters, check_integer
 from pyro_ext.random_measures._counts import check_counts, cluster_sizes
 from pyro_ext.random_measures._logarithms import as_double
 from pyro_ext.random_measures._partition_sums import log_sums_by_blocks
@@ -48,7 +47,8 @@ class PitmanYor:
         self, discount: Any, concentration: Any, *, validate_args: bool | None = None
     ) -> None:
         put = object.__setattr__
-        sigma, theta = broadcast_all(discount, concentration)
+        values = {"discount": discount, "concentration": concentration}
+        sigma, theta = as_parameters(type(self).__name__, values)
         put(self, "discount", sigma)
         put(self, "concentration", theta)
         put(
@@ -111,7 +111,7 @@ class PitmanYor:
         :param Tensor tilt: :math:`u > 0`. **Shape:** one that broadcasts with the batch.
         :param Tensor multiplicity: number of clusters of each size, one by default.
         """
-        sizes, log_tilt = cluster_sizes(counts, multiplicity), as_double(tilt).log()
+        sizes, log_tilt = cluster_sizes(counts, multiplicity), as_double(tilt, "tilt").log()
         sigma, theta = self.discount.double(), self.concentration.double()
         total, number = sizes.total, sizes.number
         has_discount = sigma > 0

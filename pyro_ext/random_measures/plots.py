@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._pyplot import load_pyplot
+from pyro_ext._checks import as_tensor, check_integer
+from pyro_ext._pyplot import axes_of
+from pyro_ext.random_measures._arguments import check_measure
 from pyro_ext.random_measures._counts import counts_of_labels
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ __all__ = [
 ]
 
 _LINE, _POINTS = "#2a6f97", "#d1495b"
+_SIZE = (4.8, 3.6)
 _QUANTILES = (0.05, 0.5, 0.95)
 
 
@@ -52,10 +55,15 @@ def plot_tail(
         >>> ax.get_xscale(), ax.get_yscale()
         ('log', 'log')
     """
-    ax = ax or _new_axes("plot_tail")
+    ax = axes_of("plot_tail", ax, _SIZE)
+    check_measure("measure", measure)
+    check_integer("num_points", num_points, 2)
     if weights is None:
         ends = measure.inverse_tail(torch.tensor([1e3, 1e-2]))
     else:
+        weights = as_tensor("weights", weights, finite=True)
+        if not bool((weights > 0).any()):
+            raise ValueError(f"weights must hold a positive number, got {weights.tolist()!r:.80}")
         weights = weights[weights > 0].flatten().sort(descending=True).values
         ends = torch.stack([weights.min(), weights.max()])
     levels = torch.logspace(float(ends[0].log10()), float(ends[1].log10()), num_points)
@@ -86,8 +94,8 @@ def plot_ranked_weights(weights: Tensor | Mapping[str, Tensor], ax: "Axes | None
         >>> plot_ranked_weights(weights).get_xlabel()
         'rank'
     """
-    ax = ax or _new_axes("plot_ranked_weights")
-    for name, values in _by_name(weights).items():
+    ax = axes_of("plot_ranked_weights", ax, _SIZE)
+    for name, values in _by_name("weights", weights).items():
         ranked = values.reshape(-1, values.shape[-1]).sort(-1, descending=True).values
         _draw_spread(ax, np.arange(1, ranked.shape[-1] + 1), ranked, name)
     ax.set(xscale="log", yscale="log", xlabel="rank", ylabel="weight")
@@ -114,8 +122,9 @@ def plot_num_clusters(
         >>> plot_num_clusters(PitmanYor(0.5, 1.0).partition(100).sample()).get_ylabel()
         'clusters'
     """
-    ax = ax or _new_axes("plot_num_clusters")
-    for name, values in _by_name(labels).items():
+    ax = axes_of("plot_num_clusters", ax, _SIZE)
+    check_integer("num_points", num_points, 2)
+    for name, values in _by_name("labels", labels, "integers").items():
         rows = values.reshape(-1, values.shape[-1])
         sizes = np.unique(np.geomspace(1, rows.shape[-1], num_points).astype(int))
         numbers = rows.cummax(-1).values[:, sizes - 1] + 1
@@ -141,8 +150,8 @@ def plot_cluster_sizes(labels: Tensor | Mapping[str, Tensor], ax: "Axes | None" 
         >>> plot_cluster_sizes(PitmanYor(0.5, 1.0).partition(100).sample()).get_xlabel()
         'size'
     """
-    ax = ax or _new_axes("plot_cluster_sizes")
-    for name, values in _by_name(labels).items():
+    ax = axes_of("plot_cluster_sizes", ax, _SIZE)
+    for name, values in _by_name("labels", labels, "integers").items():
         rows = values.reshape(-1, values.shape[-1])
         counts = counts_of_labels(rows)
         sizes, numbers = counts[counts > 0].unique(return_counts=True)
@@ -151,8 +160,13 @@ def plot_cluster_sizes(labels: Tensor | Mapping[str, Tensor], ax: "Axes | None" 
     return _finished(ax)
 
 
-def _by_name(values: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    return {"": values} if isinstance(values, Tensor) else values
+def _by_name(argument: str, values: Any, kind: str = "numbers") -> Mapping[str, Tensor]:
+    if not isinstance(values, Mapping):
+        return {"": as_tensor(argument, values, "(*draws, n)", kind=kind)}
+    return {
+        name: as_tensor(f"{argument}[{name!r}]", value, "(*draws, n)", kind=kind)
+        for name, value in values.items()
+    }
 
 
 def _draw_spread(ax: "Axes", places: Any, values: Tensor, name: str) -> None:
@@ -160,12 +174,6 @@ def _draw_spread(ax: "Axes", places: Any, values: Tensor, name: str) -> None:
     low, middle, high = np.quantile(values.numpy(), _QUANTILES, axis=0)
     (line,) = ax.plot(places, middle, label=name)
     ax.fill_between(places, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-
-
-def _new_axes(function: str) -> "Axes":
-    _, ax = load_pyplot(function).subplots(figsize=(4.8, 3.6), layout="constrained")
-    axes: Axes = ax
-    return axes
 
 
 def _finished(ax: "Axes") -> "Axes":

@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import pyro
-import pyro.distributions as dist
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import check_choice, check_instance, check_integer
+from pyro_ext.distributions._base import positive_exp
+from pyro_ext.distributions._supports import Exponential
+from pyro_ext.random_measures._arguments import check_family
 from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 from pyro_ext.random_measures._series import named_family
 from pyro_ext.random_measures.arrivals import (
@@ -59,6 +61,9 @@ class FiniteApproximation:
 
     def __post_init__(self) -> None:
         check_integer("num_atoms", self.num_atoms, 1)
+        check_choice("rule", self.rule, ("exact", "group"))
+        if self.family is not None:
+            check_family("family", self.family)
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,8 @@ class TruncatedSeries:
 
     def __post_init__(self) -> None:
         check_integer("num_atoms", self.num_atoms, 1)
+        if not isinstance(self.method, str):
+            check_family("method", self.method)
 
 
 Truncation = FiniteApproximation | TruncatedSeries
@@ -117,6 +124,10 @@ def random_measure(
         >>> trace.nodes["G_weights"]["value"].shape
         torch.Size([20])
     """
+    kinds = (CompletelyRandomMeasure, NormalizedRandomMeasure, PitmanYor)
+    check_instance("measure", measure, kinds, "a random measure, normalized or not")
+    check_instance("base", base, TorchDistributionMixin, "a distribution")
+    check_instance("name", name, str, "a string")
     if measure.batch_shape and measure.batch_shape[-1] != 1:
         raise ValueError(
             "measure must have no batch shape in a model but that of draws that are looked at "
@@ -138,8 +149,8 @@ def random_measure(
         weights, lost = _broken_stick(measure, truncation, name)
     elif isinstance(measure, NormalizedRandomMeasure):
         jumps, lost = _jumps(measure.measure, truncation, name, plate)
-        total = jumps.sum(-1)
-        weights, lost = jumps / total[..., None], lost / total
+        # A softmax, since sums of the largest numbers overflow.
+        weights, lost = jumps.log().softmax(-1), lost / jumps.sum(-1)
     else:
         weights, lost = _jumps(measure, truncation, name, plate)
     pyro.deterministic(f"{name}_weights", weights)
@@ -164,12 +175,13 @@ def _jumps(
     process = measure._arrivals(family)
     rate = measure._filled(1.0).to(measure.dtype)
     with plate:
-        gaps = pyro.sample(f"{name}_gaps", dist.Exponential(rate))
-        log_times = process.log_time(gaps.double().cumsum(-1).log())
+        gaps = pyro.sample(f"{name}_gaps", Exponential(rate))
+        points = gaps.double().cumsum(-1).clamp(max=torch.finfo(torch.float64).max)
+        log_times = process.log_time(points.log())
         if isinstance(family, DeterministicArrivals):
-            jumps = process.sample_weight(log_times).exp().to(measure.dtype)
+            jumps = positive_exp(process.sample_weight(log_times).to(measure.dtype))
         else:
-            law = JumpLaw(measure, family.concentration, log_times.exp())
+            law = JumpLaw(measure, family.concentration, positive_exp(log_times))
             jumps = pyro.sample(f"{name}_jumps", law)
     lost = process.log_later(log_times[..., -1:], 1.0).squeeze(-1)
     return jumps, lost.exp().to(measure.dtype)

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_ext.distributions import StableBetaBFRY
 from pyro_ext.distributions._bfry import rsample_log_gamma
 from pyro_ext.distributions._inversion import solve_increasing
+from pyro_ext.distributions._supports import open_interval
 from pyro_ext.random_measures._levy_integrals import Factor
 from pyro_ext.random_measures._logarithms import log_if_positive
 from pyro_ext.random_measures._measure import CompletelyRandomMeasure
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["StableBetaProcess"]
 
 _SMALLEST = 1e-300
+_LARGEST_LOG = 700.0
+_ROUNDING = 4e-16
 _FAR_ROUND = 1e6
 
 
@@ -103,7 +105,7 @@ class StableBetaProcess(CompletelyRandomMeasure):
     @property
     def support(self) -> Any:
         """The interval from zero to the scale."""
-        return constraints.interval(0.0, self.scale)
+        return open_interval(0.0, self.scale)
 
     def rescale(self, scale: Any) -> "StableBetaProcess":
         """Stable beta process with weights multiplied by a number.
@@ -160,9 +162,12 @@ class StableBetaProcess(CompletelyRandomMeasure):
 
     def _log_density(self, log_size: Tensor) -> Tensor:
         own = self._double
-        log_share = log_size - own.scale.log()
-        inside = log_share < 0
-        log_rest = log1mexp(torch.where(inside, -log_share, 1.0))
+        log_scale = own.scale.log()
+        log_share = log_size - log_scale
+        # Next to the largest size, rounding of logarithms decides which is larger.
+        rounding = _ROUNDING * (1.0 + log_scale.abs())
+        inside = log_share < torch.where(log_scale == 0, 0.0, rounding)
+        log_rest = log1mexp(torch.where(inside, -log_share, 1.0).maximum(rounding))
         power = own.concentration + own.discount - 1.0
         body = self._log_scale() - own.discount * log_share + power * log_rest
         return torch.where(inside, body - own.tilt * log_size.exp(), -torch.inf) - log_size
@@ -172,11 +177,15 @@ class StableBetaProcess(CompletelyRandomMeasure):
         safe = torch.where(inside, log_size, self._double.scale.log() - 1.0)
         return torch.where(inside, super()._log_tail(safe), -torch.inf)
 
+    def _is_own_family(self, family: "ArrivalFamily") -> bool:
+        return (
+            isinstance(family, LomaxArrivals)
+            and not self._has("tilt")
+            and holds_everywhere(self.concentration == family.concentration)
+        )
+
     def _arrivals(self, family: "ArrivalFamily") -> "ArrivalProcess":
-        if isinstance(family, LomaxArrivals) and not self._has("tilt"):
-            if holds_everywhere(self.concentration == family.concentration):
-                return _LomaxTimes(self)
-        return super()._arrivals(family)
+        return _LomaxTimes(self) if self._is_own_family(family) else super()._arrivals(family)
 
     def _series_methods(self) -> Mapping[str, Callable[[], SeriesMethod]]:
         if self._has("tilt"):
@@ -221,7 +230,8 @@ class _LomaxTimes:
         """Inverse of the mean number of arrivals."""
         own = self._measure._double
         log_level = log_count - (own.mass * own.concentration).log()
-        growth = log_level.exp() * log1prel(own.discount * log_level.exp())
+        level = log_level.clamp(max=_LARGEST_LOG).exp()
+        growth = level * log1prel(own.discount * level)
         is_small = growth < 1e-12
         log_excess = growth + log1mexp(torch.where(is_small, 1.0, growth))
         return torch.where(is_small, log_level, log_excess) - own.scale.log()

@@ -8,6 +8,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from pyro_ext.random_measures._arguments import check_measure
 from pyro_ext.random_measures._levy_integrals import Factor
 from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 from pyro_ext.random_measures.total_mass import ApproximateTotalMass, TotalMass
@@ -37,6 +38,8 @@ class Superposition(CompletelyRandomMeasure):
     def __init__(self, *measures: CompletelyRandomMeasure) -> None:
         if len(measures) < 2:
             raise ValueError(f"a superposition takes two or more measures, got {len(measures)}")
+        for number, measure in enumerate(measures):
+            check_measure(f"measures[{number}]", measure)
         shape = torch.broadcast_shapes(*(measure.batch_shape for measure in measures))
         put = object.__setattr__
         put(self, "parts", tuple(measure.expand(shape) for measure in measures))

@@ -10,6 +10,8 @@ from torch.distributions import constraints
 from pyro_ext._checks import check_integer
 from pyro_ext.distributions._base import attach_gradient, clamp_positive
 from pyro_ext.distributions._inversion import invert_cdf
+from pyro_ext.distributions._supports import positive
+from pyro_ext.random_measures._arguments import check_measure
 from pyro_ext.random_measures._logarithms import as_double
 from pyro_ext.random_measures._measure_law import MeasureLaw
 from pyro_ext.random_measures._series import poisson_points, series_method
@@ -89,7 +91,7 @@ class InvertedTotalMass(TotalMass):
     """
 
     measure: "MixedTilts"
-    support = constraints.positive
+    support = positive
     has_rsample = True
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -151,6 +153,8 @@ class ApproximateTotalMass(TotalMass):
         validate_args: bool | None = None,
     ) -> None:
         self.num_jumps = check_integer("num_jumps", num_jumps, 1)
+        check_measure("measure", measure)
+        series_method(measure, method)  # which raises where there is none of that name
         self.method = method
         super().__init__(measure, validate_args)
 

@@ -14,7 +14,7 @@ import torch
 from pyro.infer.reparam.reparam import Reparam
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import as_tensor, check_integer, check_number, check_sequence
 
 __all__ = ["ExpansionReparam", "merge_factors", "square_factor"]
 
@@ -148,6 +148,16 @@ def merge_factors(
         >>> merge_factors([2.0 * torch.eye(3)], torch.ones(3, 2), [torch.eye(2)])[0]
         tensor([2., 2.])
     """
+    middle = as_tensor("middle", middle, "(*batch, m, n)")
+    check_integer("event_dim", event_dim, 2)
+    left = [
+        as_tensor(f"left[{i}]", factor, "(*batch, m, m)")
+        for i, factor in enumerate(check_sequence("left", left, "a list of square matrices", 0))
+    ]
+    right = [
+        as_tensor(f"right[{i}]", factor, "(*batch, n, n)")
+        for i, factor in enumerate(check_sequence("right", right, "a list of square matrices", 0))
+    ]
     product = middle
     if left:
         # Products of matrices take fewer operations than an einsum over all dimensions.

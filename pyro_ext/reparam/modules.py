@@ -13,7 +13,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import check_instance, check_integer, check_number
 from pyro_ext._own_shapes import OwnShapes
 from pyro_ext.reparam.expansion import merge_factors, square_factor
 
@@ -64,6 +64,7 @@ class ExpandedModule(nn.Module):
         right: int,
         strength: float | Literal["width"],
     ) -> None:
+        check_instance("module", module, nn.Module, "a torch.nn.Module")
         super().__init__()
         self.prior_scale = check_number("prior_scale", prior_scale, above=0.0)
         self.left = check_integer("left", left, 0)

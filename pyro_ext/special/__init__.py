@@ -10,11 +10,16 @@ from pyro_ext.special.elementary import (
     expm1mx,
     exprel,
     log1mexp,
+    log1mexp_at_log,
     log1prel,
     log_exprel,
     log_sinc,
 )
-from pyro_ext.special.incomplete_gamma import log_lower_gamma, log_upper_gamma
+from pyro_ext.special.incomplete_gamma import (
+    log_lower_gamma,
+    log_lower_gamma_at_log,
+    log_upper_gamma,
+)
 from pyro_ext.special.log_integral import (
     integrate_log,
     num_edges,
@@ -24,7 +29,7 @@ from pyro_ext.special.log_integral import (
     places_of_fall,
     sample_from_panels,
 )
-from pyro_ext.special.operations import opaque
+from pyro_ext.special.operations import opaque, where_needed
 from pyro_ext.special.precision import in_double
 from pyro_ext.special.quadrature import gauss_legendre
 
@@ -35,9 +40,11 @@ __all__ = [
     "in_double",
     "integrate_log",
     "log1mexp",
+    "log1mexp_at_log",
     "log1prel",
     "log_exprel",
     "log_lower_gamma",
+    "log_lower_gamma_at_log",
     "log_sinc",
     "log_upper_gamma",
     "num_edges",
@@ -47,4 +54,5 @@ __all__ = [
     "place_with_gradient",
     "places_of_fall",
     "sample_from_panels",
+    "where_needed",
 ]

@@ -16,15 +16,18 @@ or zero.
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import as_parameters
 from pyro_ext.special.elementary import log1mexp, log_exprel
+from pyro_ext.special.operations import where_needed
 from pyro_ext.special.precision import in_double
 from pyro_ext.special.quadrature import gauss_legendre
 
-__all__ = ["log_lower_gamma", "log_upper_gamma"]
+__all__ = ["log_lower_gamma", "log_lower_gamma_at_log", "log_upper_gamma"]
 
 _SMALL_SHAPE = 2.0
 _NUM_TERMS = 40
 _NUM_NODES = 48
+_TINY_LOG, _LARGEST_LOG = -36.0, 700.0
 _DROP = 40.0  # of the logarithm of an integrand, from its peak to the end of its window
 
 
@@ -43,17 +46,12 @@ def log_upper_gamma(a: Tensor, z: Tensor) -> Tensor:
         >>> log_upper_gamma(torch.tensor([-0.5, 0.0, 1.0]), torch.tensor(1.0))
         tensor([-1.7251, -1.5169, -1.0000])
     """
-    a, z = torch.broadcast_tensors(a, z)
+    a, z = as_parameters("log_upper_gamma", {"a": a, "z": z})
     small = a < _SMALL_SHAPE
-    start = torch.where(small, 1.0, a)
-    beyond = z >= start
-    tail = _log_tail(a, torch.where(beyond, z, start))
-    near = small & ~beyond
-    between = _log_between_one(torch.where(near, a, 1.0), torch.where(near, z, 0.5))
-    body = _log_body(torch.where(small, _SMALL_SHAPE, a), torch.where(small | beyond, 1.0, z))
-    complement = _log_difference(torch.where(small, _SMALL_SHAPE, a).lgamma(), body)
-    value = torch.where(near, torch.logaddexp(between, tail), tail)
-    return torch.where(small | beyond, value, complement)
+    near = small & (z < 1.0)
+    return where_needed(
+        near, _log_upper_near_zero, _log_upper_by_window, [a, z], [1.0, 0.5], [1.0, 1.0]
+    )
 
 
 @in_double
@@ -71,16 +69,53 @@ def log_lower_gamma(a: Tensor, z: Tensor) -> Tensor:
         >>> log_lower_gamma(torch.tensor([0.5, 1.0, 30.0]), torch.tensor(1.0))
         tensor([ 0.4012, -0.4587, -4.3684])
     """
-    a, z = torch.broadcast_tensors(a, z)
+    a, z = as_parameters("log_lower_gamma", {"a": a, "z": z})
     small = a < _SMALL_SHAPE
-    start = torch.where(small, a + 2.0, a)
-    beyond = z >= start
-    complement = _log_difference(a.lgamma(), _log_tail(a, torch.where(beyond, z, start)))
-    in_series = small & ~beyond
-    series = _log_series(torch.where(in_series, a, 1.0), torch.where(in_series, z, 1.0))
-    in_body = ~(small | beyond)
-    body = _log_body(torch.where(in_body, a, _SMALL_SHAPE), torch.where(in_body, z, 1.0))
-    return torch.where(beyond, complement, torch.where(small, series, body))
+    in_series = small & (z < a + 2.0)
+    return where_needed(
+        in_series, _log_series, _log_lower_by_window, [a, z], [1.0, 1.0], [_SMALL_SHAPE, 1.0]
+    )
+
+
+def log_lower_gamma_at_log(a: Tensor, log_z: Tensor) -> Tensor:
+    r""":math:`\log \gamma(a, z)` at :math:`\log z`, also where :math:`z` itself underflows.
+
+    :param Tensor a: positive numbers.
+    :param Tensor log_z: any real numbers. **Shape:** one that broadcasts with that of ``a``.
+    :returns: as of :func:`log_lower_gamma`.
+
+    Example::
+
+        >>> log_lower_gamma_at_log(torch.tensor([0.5, 1.0]), torch.tensor(-1000.0))
+        tensor([ -499.3069, -1000.0000])
+    """
+    a, log_z = as_parameters("log_lower_gamma_at_log", {"a": a, "log_z": log_z})
+    is_tiny = log_z < _TINY_LOG
+    z = torch.where(is_tiny, 0.0, log_z).clamp(max=_LARGEST_LOG).exp()
+    return torch.where(is_tiny, a * log_z - a.log(), log_lower_gamma(a, z))
+
+
+def _log_upper_near_zero(a: Tensor, z: Tensor) -> Tensor:
+    """Upper function where neither is large, by a series up to one."""
+    one = torch.ones_like(z)
+    return torch.logaddexp(_log_between_one(a, z), _log_window(a, one, one > 0))
+
+
+def _log_upper_by_window(a: Tensor, z: Tensor) -> Tensor:
+    """Upper function from whichever of the two is less."""
+    is_direct = (a < _SMALL_SHAPE) | (z >= a)
+    window = _log_window(a, z, is_direct)
+    whole = torch.where(is_direct, _SMALL_SHAPE, a).lgamma()
+    complement = _log_difference(whole, torch.where(is_direct, whole - 1.0, window))
+    return torch.where(is_direct, window, complement)
+
+
+def _log_lower_by_window(a: Tensor, z: Tensor) -> Tensor:
+    """Lower function from whichever of the two is less."""
+    is_beyond = z >= a
+    window, whole = _log_window(a, z, is_beyond), a.lgamma()
+    complement = _log_difference(whole, torch.where(is_beyond, window, whole - 1.0))
+    return torch.where(is_beyond, complement, window)
 
 
 def _log_difference(log_whole: Tensor, log_part: Tensor) -> Tensor:
@@ -88,29 +123,25 @@ def _log_difference(log_whole: Tensor, log_part: Tensor) -> Tensor:
     return log_whole + log1mexp((log_whole - log_part).clamp(min=torch.finfo(log_whole.dtype).tiny))
 
 
-def _log_tail(a: Tensor, z: Tensor) -> Tensor:
-    """Upper function by quadrature, where z is neither far below a nor small: w = z exp(q)."""
-    gap = z - a
-    falling = gap.detach().clamp(min=0.0)
-    # The exponent is at least gap q + z q^2 / 2.
-    end = 2.0 * _DROP / (falling + (falling.square() + 2.0 * _DROP * z.detach()).sqrt())
+def _log_window(a: Tensor, z: Tensor, is_upper: Tensor) -> Tensor:
+    """Upper function where z is not far below a nor small, or lower one where z is below a >= 2.
+
+    By quadrature over w = z exp(q) or w = z exp(-q).
+    """
+    sign = torch.where(is_upper, 1.0, -1.0).to(a)
+    gap = sign * (z - a)
+    with torch.no_grad():
+        falling = gap.clamp(min=0.0)
+        # The exponent is at least gap q + z q^2 / 2, or gap q + z q^2 / (2 + q).
+        end = 2.0 * _DROP / (falling + (falling.square() + 2.0 * _DROP * z).sqrt())
+        linear = 2.0 * gap - _DROP
+        lower_end = ((linear.square() + 8.0 * _DROP * a.abs()).sqrt() - linear) / (2.0 * a.abs())
+        end = torch.where(is_upper, end, lower_end)
     nodes, weights = gauss_legendre(_NUM_NODES, a.device)
     q = end[..., None] * nodes
-    exponent = -gap[..., None] * q - z[..., None] * (torch.expm1(q) - q)
-    return a * z.log() - z + end.log() + (exponent + weights.log()).logsumexp(-1)
-
-
-def _log_body(a: Tensor, z: Tensor) -> Tensor:
-    """Lower function by quadrature, where z is below a, which is not small: w = z exp(-q)."""
-    gap = a - z
-    # The exponent is at least gap q + z q^2 / (2 + q).
-    linear = (2.0 * gap - _DROP).detach()
-    shape = a.detach()
-    end = ((linear.square() + 8.0 * _DROP * shape).sqrt() - linear) / (2.0 * shape)
-    nodes, weights = gauss_legendre(_NUM_NODES, a.device)
-    q = end[..., None] * nodes
-    exponent = -gap[..., None] * q - z[..., None] * (torch.expm1(-q) + q)
-    return a * z.log() - z + end.log() + (exponent + weights.log()).logsumexp(-1)
+    signed = sign[..., None] * q
+    exponent = -gap[..., None] * q - z[..., None] * (torch.expm1(signed) - signed)
+    return a * z.log() - z + end.log() + (exponent.exp() * weights).sum(-1).log()
 
 
 def _log_between_one(a: Tensor, z: Tensor) -> Tensor:

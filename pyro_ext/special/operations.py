@@ -1,13 +1,13 @@
-"""Functions of tensors that a recorded graph holds as one operation."""
+"""Functions of tensors that a graph holds as one operation, or that are called where needed."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 
 import torch
 from torch import Tensor
 
-__all__ = ["opaque"]
+__all__ = ["opaque", "where_needed"]
 
 _NAMESPACE = "pyro_ext"
 
@@ -67,6 +67,67 @@ def opaque(name: str, *sizes: int) -> Callable[[TensorFunction], TensorFunction]
         return call
 
     return decorate
+
+
+def where_needed(
+    condition: Tensor,
+    if_true: TensorFunction,
+    if_false: TensorFunction,
+    arguments: Sequence[Tensor],
+    safe_true: Sequence[float],
+    safe_false: Sequence[float],
+) -> Tensor:
+    """:func:`torch.where` of two functions, each called for those elements alone that need it.
+
+    Where the elements are not known, as in a graph that is recorded, both are called for all, with
+    safe arguments where their result is not taken.
+
+    :param Tensor condition: which of the two. **Shape:** that to which the arguments broadcast.
+    :param if_true: takes the arguments and returns a tensor of their shape, element by element.
+    :param if_false: likewise.
+    :param arguments: tensors.
+    :param safe_true: numbers for which the first function has a gradient.
+    :param safe_false: numbers for which the second has.
+
+    Example::
+
+        >>> x = torch.tensor([-1.0, 4.0])
+        >>> where_needed(x > 0, torch.sqrt, torch.neg, [x], [1.0], [0.0])
+        tensor([1., 2.])
+    """
+    condition, *arguments = torch.broadcast_tensors(condition, *arguments)
+    mask = _known(condition)
+    if mask is None:
+        first = if_true(*_masked(condition, arguments, safe_true))
+        return torch.where(condition, first, if_false(*_masked(~condition, arguments, safe_false)))
+    flat = [argument.reshape(-1) for argument in arguments]
+    result = flat[0].new_empty(mask.numel())
+    for part, function in ((mask, if_true), (~mask, if_false)):
+        index = part.reshape(-1).nonzero().squeeze(-1)
+        if len(index) == mask.numel():
+            return function(*arguments)
+        if len(index):
+            values = function(*(argument[index] for argument in flat))
+            result = result.index_put((index,), values)
+    return result.view(condition.shape)
+
+
+def _known(condition: Tensor) -> Tensor | None:
+    """The condition if its values are known, as they are not while a graph is recorded."""
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return None
+    try:
+        bool(condition.any())
+    except RuntimeError:
+        return None
+    return condition
+
+
+def _masked(
+    condition: Tensor, arguments: Sequence[Tensor], safe: Sequence[float]
+) -> Iterator[Tensor]:
+    pairs = zip(arguments, safe, strict=True)
+    return (torch.where(condition, argument, number) for argument, number in pairs)
 
 
 def _align(tensors: tuple[Tensor, ...], in_dims: tuple[int | None, ...]) -> list[Tensor]:

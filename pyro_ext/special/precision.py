@@ -16,7 +16,7 @@ R = TypeVar("R")
 def in_double(function: Callable[P, R]) -> Callable[P, R]:
     """Make a function of tensors compute in float64 and return the type of its arguments.
 
-    :param function: takes tensors by position, and other things that are passed on as they are;
+    :param function: takes tensors, and other things that are passed on as they are;
         returns a tensor.
     :returns: the function. Where the tensors have several types, their promoted type is returned.
 
@@ -28,10 +28,16 @@ def in_double(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def compute(*args: P.args, **kwargs: P.kwargs) -> R:
-        tensors = [arg for arg in args if isinstance(arg, Tensor)]
-        dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
-        doubled: Any = (arg.double() if isinstance(arg, Tensor) else arg for arg in args)
-        result = function(*doubled, **kwargs)
+        given = (*args, *kwargs.values())
+        dtypes = [arg.dtype for arg in given if isinstance(arg, Tensor)]
+        dtype = reduce(torch.promote_types, dtypes, torch.bool)
+        doubled: Any = (_double(arg) for arg in args)
+        named: Any = {name: _double(arg) for name, arg in kwargs.items()}
+        result = function(*doubled, **named)
         return cast(R, cast(Tensor, result).to(dtype))
 
     return compute
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and not value.is_complex() else value

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import check_integer
+
 __all__ = ["gauss_legendre"]
 
 
@@ -23,6 +25,7 @@ def gauss_legendre(num_nodes: int, device: torch.device | None = None) -> tuple[
         >>> round(float((weights * nodes**4).sum()), 12)
         0.2
     """
+    check_integer("num_nodes", num_nodes, 1)
     nodes, weights = _legendre(num_nodes)
     return nodes.to(device), weights.to(device)
 

@@ -39,7 +39,7 @@ def check_gradients(make: Make, parameters: Parameters, *, atoms: Atoms | None =
         draws = draws[~torch.isin(draws, atoms(distribution))]
     draws = draws[:3]
     leaves = [value.clone().requires_grad_() for value in parameters.values()]
-    support: Any = distribution.support
+    support: Any = getattr(distribution.support, "inside", distribution.support)
     # On a surface finite differences would leave it.
     if not support.is_discrete and biject_to(support).inverse_shape(draws.shape) == draws.shape:
         draws.requires_grad_()

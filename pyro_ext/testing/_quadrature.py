@@ -162,7 +162,8 @@ class _Sinh(Transform):
 
 def coordinate(support: Any) -> tuple[Transform, float, float]:
     """Map from the line to a support, and how far up and down the line it is followed."""
-    transform = biject_to(support)
+    # Beside an atom there is a density.
+    transform = biject_to(getattr(support, "inside", support))
     if support is torch.distributions.constraints.real:
         transform = _Sinh()
     is_near = [

@@ -428,13 +428,13 @@ def test_summary_tells_what_is_missing(result, capsys):
 
 
 def test_names_are_checked(result):
-    with pytest.raises(ValueError, match="names must be a list of names among"):
+    with pytest.raises(TypeError, match="names must be a list of names, got 'loc'"):
         result.uniformity("loc")
     with pytest.raises(ValueError, match=r"pool must be a list of names.*\['nothing'\]"):
         result.uniformity(pool=["nothing"])
     with pytest.raises(ValueError, match=r"names must hold a name at least, got \[\]"):
         result.is_calibrated(names=[])
-    with pytest.raises(ValueError, match="level must lie between 0 and 1, got 0"):
+    with pytest.raises(ValueError, match="level must be a finite number > 0 and < 1, got 0"):
         result.is_calibrated(0)
 
 
@@ -495,7 +495,7 @@ def test_axes_that_are_given_are_used(result):
     pyplot.close("all")
     for options, message in (
         ({"kind": "bars"}, "kind must be one of"),
-        ({"prob": 1.0}, "prob must lie between 0 and 1"),
+        ({"prob": 1.0}, "prob must be a finite number > 0 and < 1"),
         ({"names": ["x"]}, "names must be a list of names"),
     ):
         with pytest.raises(ValueError, match=message):

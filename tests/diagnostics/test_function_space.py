@@ -144,9 +144,9 @@ def test_what_users_may_get_wrong():
         with pytest.raises(ValueError, match=r"\[2\] must be .* got nan at \(5, 1, 0\)"):
             function(broken)
         with pytest.raises(TypeError, match="probabilities must be"):
-            function(good.tolist())
+            function("abc")
     assert predictive_ess(good[:1]).isfinite().all()
-    with pytest.raises(ValueError, match="r_hat must hold at least one"):
+    with pytest.raises(ValueError, match="r_hat must not be empty"):
         fractions_below(torch.zeros(0))
     with pytest.raises(ValueError, match="thresholds must be a finite number"):
         fractions_below(torch.ones(1), [math.nan])

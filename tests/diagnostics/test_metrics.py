@@ -435,11 +435,12 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"^q must be .* = \(3, 3\); got \(2, 3\)"):
             metric(DRAWS, DRAWS[:, :2])
 
-    def test_lists_are_refused(self):
-        with pytest.raises(TypeError, match=r"probabilities must be a NumPy array .*; got list"):
-            nll(DRAWS.tolist(), LABELS)
-        with pytest.raises(TypeError, match=r"labels must be a NumPy array .*; got list"):
-            nll(DRAWS, LABELS.tolist())
+    def test_what_is_no_array_is_refused(self):
+        assert nll(DRAWS.tolist(), LABELS.tolist()) == pytest.approx(nll(DRAWS, LABELS), rel=1e-5)
+        with pytest.raises(TypeError, match="probabilities must be a tensor.*got 'abc'"):
+            nll("abc", LABELS)
+        with pytest.raises(TypeError, match="labels must be a tensor.*got None"):
+            nll(DRAWS, None)
 
 
 def test_public_names():

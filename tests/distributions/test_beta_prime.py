@@ -7,7 +7,14 @@ import mpmath
 import pytest
 import torch
 
-from pyro_ext.distributions import BetaPrimeBFRY, RectifiedGamma, StableBetaBFRY
+from pyro_ext.distributions import (
+    BetaPrimeBFRY,
+    GeneralizedBFRY,
+    RectifiedGamma,
+    StableBetaBFRY,
+    TiltedBFRY,
+    TruncatedBFRY,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -110,3 +117,28 @@ def test_bad_parameters_are_named():
         StableBetaBFRY(0.5, 1.0)
     with pytest.raises(ValueError, match="high of RectifiedGamma must be finite, got inf"):
         RectifiedGamma(0.5, 0.4, torch.inf)
+
+
+def test_left_tails_are_powers_down_to_the_least_number(float64, subtests):
+    """Densities and distribution functions, also where the level makes products smaller."""
+    places = torch.tensor([-600.0, -690.0, -700.0, -708.0])
+    for discount, level in itertools.product((0.05, 0.99), (1e-12, 1e3, 1e12)):
+        for law in (
+            TiltedBFRY(discount, level, 1.0),
+            GeneralizedBFRY(discount, 2.0, level),
+            BetaPrimeBFRY(discount, 2.0, level),
+            StableBetaBFRY(discount, 1.5, level),
+            TruncatedBFRY(discount, 1.0),
+            RectifiedGamma(1.0 - discount, 1.0, 2.0),
+        ):
+            with subtests.test(type(law).__name__, discount=discount, level=level):
+                fall = places - places[0]
+                log_cdf, log_density = law.cdf(places.exp()).log(), law.log_prob(places.exp())
+                torch.testing.assert_close(log_cdf - log_cdf[0], (1.0 - discount) * fall)
+                torch.testing.assert_close(log_density - log_density[0], -discount * fall)
+
+
+def test_quantiles_in_a_left_tail(float64):
+    for law in (BetaPrimeBFRY(0.99, 2.0, 1e3), StableBetaBFRY(0.99, 1.5, 1e3)):
+        share = torch.tensor([1e-3, 0.5])
+        torch.testing.assert_close(law.cdf(law.icdf(share)), share)

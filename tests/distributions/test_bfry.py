@@ -127,7 +127,7 @@ def test_bad_parameters_are_named():
         BFRY(1.0)
     with pytest.raises(ValueError, match="discount"):
         BFRY(0.0)
-    with pytest.raises(ValueError, match="level must be > 0, got -1"):
+    with pytest.raises(ValueError, match="level must be finite and > 0, got -1"):
         TiltedBFRY(0.5, -1.0)
     with pytest.raises(ValueError, match="exactly one of level and log_level"):
         TiltedBFRY(0.5)
@@ -137,3 +137,17 @@ def test_bad_parameters_are_named():
         GeneralizedBFRY(0.5, 0.4, 1.0, 1.0)
     with pytest.raises(ValueError, match="high of TruncatedBFRY must be finite, got inf"):
         TruncatedBFRY(0.5, torch.inf)
+
+
+def test_generalized_density_for_narrow_levels_and_steep_tails(subtests):
+    """By mpmath's incomplete gamma functions, whose difference cancels where the level is small."""
+    cases = itertools.product([1e-6, 1.9, 1000.0], [1e-8, 0.05, 30.0], [1e-10, 0.9, 8.0, 999.0])
+    for power, level, place in cases:
+        with subtests.test(power=power, level=level, place=place), mpmath.workdps(60):
+            law = GeneralizedBFRY(0.4, 0.4 + power, level)
+            s, tau, t, y = map(mpmath.mpf, (0.4, law.tail_index.item(), level, place))
+            k = mpmath.mpf((law.tail_index - law.discount).item())
+            part = mpmath.gammainc(k, 0, y) - (1 + t) ** -k * mpmath.gammainc(k, 0, (1 + t) * y)
+            constant = tau * s / (mpmath.gamma(1 - s) * ((1 + t) ** s - 1))
+            exact = float(mpmath.log(constant * y ** (-1 - tau) * part))
+            assert law.log_prob(torch.tensor(place)).item() == pytest.approx(exact, rel=1e-8)

@@ -121,19 +121,54 @@ def test_prior_from_data():
     covariance = torch.tensor(np.cov(X4, rowvar=False))
     torch.testing.assert_close(cluster.loc, x.mean(0))
     assert cluster.dof.item() == 8.0 and cluster.loc_precision.item() == pytest.approx(0.1)
-    assert cluster.scale.det().item() == pytest.approx(0.1, rel=1e-12)
-    torch.testing.assert_close(cluster.scale / cluster.scale[0, 0], covariance / covariance[0, 0])
+    covariance = covariance * (len(X4) - 1) / len(X4)
+    torch.testing.assert_close(cluster.scale / (cluster.dof - 3.0), covariance / 10.0)
     other = GaussianCluster.from_data(x, loc_precision=0.3, dof=5.0, determinant=2.0)
     assert other.dof.item() == 5.0 and other.scale.det().item() == pytest.approx(2.0)
-    apart = GaussianCluster.from_data(x * torch.tensor([1e-9, 1e9]))
-    assert apart.scale.det().item() == pytest.approx(0.1, rel=1e-9)
+    units = torch.tensor([1e-9, 1e9], dtype=x.dtype)
+    apart = GaussianCluster.from_data(x * units)
+    torch.testing.assert_close(apart.scale / units / units[:, None], cluster.scale)
+
+
+def test_hyperprior_knows_no_units():
+    """Densities of data in other units differ by the Jacobian, at the same hyperparameters."""
+    x, units = torch.tensor(X4), torch.tensor([1e-3, 1e4], dtype=torch.float64)
+    values = {
+        "loc_precision": torch.tensor(0.2, dtype=x.dtype),
+        "dof_excess": torch.tensor(1.5, dtype=x.dtype),
+        "relative_size": torch.tensor([0.3, 0.7], dtype=x.dtype),
+    }
+    first, second = (
+        pyro.condition(GaussianCluster.hyperprior(data), values)() for data in (x, x * units)
+    )
+    assert first.dof.item() == 4.5 and first.loc_precision.item() == pytest.approx(0.2)
+    expected = 2.5 * (torch.tensor([0.3, 0.7]).double() * x.std(0)).square().diag()
+    torch.testing.assert_close(first.scale, expected)
+    shift = len(x) * units.log().sum()
+    torch.testing.assert_close(
+        first.log_marginal(x), second.log_marginal(x * units) + shift, rtol=1e-9, atol=0
+    )
 
 
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (torch.zeros(2, 2), r"x must have shape \(n, d\) with more points.*got \(2, 2\)"),
-        (torch.zeros(5), r"x must have shape \(n, d\)"),
+        (torch.zeros(1, 2), "x must have at least two rows, got 1"),
+        (torch.zeros(5), r"x must have the shape \(n, d\)"),
+        (torch.tensor([[0.0, 1.0], [1.0, torch.nan]]), "x must be finite, got nan in row 1"),
+        (torch.tensor([[0.0, 0.1], [1.0, 0.1], [7.0, 0.1]]), r"constant ones: \[1\]"),
+    ],
+)
+def test_data_that_give_no_hyperprior(x, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianCluster.hyperprior(x)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(2, 2), r"x must have the shape \(n, d\) with more points.*got \(2, 2\)"),
+        (torch.zeros(5), r"x must have the shape \(n, d\)"),
         (torch.tensor([[0.0, 1.0], [1.0, 3.0], [2.0, 5.0]]), "subspace, got 3 points"),
         (torch.tensor([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]]), "covariance is singular"),
         (torch.tensor([[0.0, 0.1], [1.0, 0.1], [7.0, 0.1]]).double(), "covariance is singular"),
@@ -184,15 +219,19 @@ def test_points_that_do_not_fit(make):
     for method in (cluster.log_marginal, cluster.posterior, cluster.statistics):
         with pytest.raises(ValueError, match="x must be finite and in the support .*, got nan"):
             method(torch.where(x == x[0, 0], torch.nan, x))
-        with pytest.raises(ValueError, match=r"x must have shape \(\*batch, n, 2\), got \(4, 3\)"):
+        with pytest.raises(
+            ValueError, match=r"x must have the shape \(\*batch, n, 2\), got \(4, 3\)"
+        ):
             method(torch.zeros(4, 3))
         with pytest.raises(ValueError, match="got inf"):
             method(torch.full((4, 2), torch.inf))
     with pytest.raises(ValueError, match="support"):
         cluster.log_prob(torch.tensor([torch.nan, 0.0]))
-    with pytest.raises(ValueError, match="mask must be a tensor of booleans, got torch.float64"):
+    with pytest.raises(
+        TypeError, match="mask must be a tensor, a NumPy array or a list of booleans"
+    ):
         cluster.log_marginal(x, torch.ones(4))
-    with pytest.raises(ValueError, match=r"mask must have shape \(\*batch, 4\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"mask must have the shape \(\*batch, 4\), got \(3,\)"):
         cluster.log_marginal(x, torch.ones(3, dtype=torch.bool))
     with pytest.raises(
         ValueError, match=r"statistics must have shape \(\*batch, \d+\), got \(3,\)"

@@ -187,14 +187,7 @@ def test_integrals(cases):
     """Densities integrate to one, to distribution functions, moments and Laplace transforms."""
     for case in cases:
         with naming(case):
-            # With stability 0.99 the distribution function above the median is less exact.
-            is_steep = case.make in (PositiveStable, TiltedStable) and 0.99 in case.parameters
-            checks.check_density(
-                case.law(),
-                tail_mass=case.tail_mass,
-                cdf_tolerance=1e-6 if is_steep else 1e-8,
-                **options(case),
-            )
+            checks.check_density(case.law(), tail_mass=case.tail_mass, **options(case))
 
 
 @every_family

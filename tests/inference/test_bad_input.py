@@ -25,6 +25,7 @@ from pyro_ext.inference import (
 )
 
 X = torch.linspace(-1.0, 1.0, 20)
+BAD = X.where(torch.arange(20) != 3, math.nan)
 
 
 def model(x, size=5):
@@ -83,6 +84,12 @@ def negative_scale(x):
     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
     with pyro.plate("data", len(x)):
         pyro.sample("x", dist.Normal(loc, -1.0), obs=x)
+
+
+def regression(x, y):
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
 
 
 def duplicate_site(x):
@@ -164,7 +171,7 @@ KINDS = [
     ("control_variate", lambda: run(SGLD(model, control_variate={"loc": torch.zeros(2)}))),
     ("control_variate", lambda: run(SGLD(model, control_variate="map"), X, None)),
     ("'flag'", lambda: run(SGLD(discrete_latent))),
-    ("'data'", lambda: run(SGLD(empty_plate)), ZeroDivisionError),
+    ("size cannot be zero", lambda: run(SGLD(empty_plate))),
     ("'data'", lambda: run(SGLD(too_large_minibatch))),
     ("'data'", lambda: run(SGLD(wrong_plate_size)), (ValueError, IndexError)),
     ("'x'", lambda: run(SGLD(ungathered_data))),
@@ -173,6 +180,11 @@ KINDS = [
     ("'loc'", lambda: run(SGLD(duplicate_site))),
     ("'x'", lambda: run(None, X.clone().fill_(math.nan))),
     ("'x'", lambda: run(SGLD(outside_the_support))),
+    ("in the rows [0, 1, 2, 3, 4]", lambda: run(SGLD(outside_the_support))),
+    ("x must be finite, got nan in row 3", lambda: run(SGLD(regression), BAD, X)),
+    ("x must be finite, got nan in row 3", lambda: run(NUTS(regression), BAD, X)),
+    ("y must be finite, got nan in row 3", lambda: run(SGLD(regression), X, BAD)),
+    ("got x=3.5", lambda: run(None, 3.5)),
     ("scale", lambda: run(SGLD(negative_scale))),
     ("model", lambda: run(None, torch.tensor(3)), (TypeError, ValueError)),
 ]
@@ -197,6 +209,21 @@ def test_it_is_refused_by_name(monkeypatch, subtests):
             with pytest.raises(*(error or [ValueError]), match=re.escape(named)):
                 attempt()
             assert not steps or number >= len(KINDS)
+
+
+@pytest.mark.parametrize("convert", [torch.Tensor.tolist, torch.Tensor.numpy])
+def test_data_are_taken_as_lists_and_arrays(convert):
+    draws = [run(SGLD(model), data, seed=0).get_samples()["loc"] for data in (X, convert(X))]
+    assert torch.equal(*draws)
+
+
+def test_a_model_of_arrays_gets_arrays():
+    def of_array(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", x.size):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=torch.as_tensor(x.astype("float32")))
+
+    assert run(SGLD(of_array), X.numpy()).get_samples()["loc"].shape == (2,)
 
 
 # Anything a user might pass for a number.

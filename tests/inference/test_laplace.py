@@ -48,7 +48,7 @@ def test_nuts_draws_from_a_gamma_law() -> None:
 
 def test_bad_input() -> None:
     potential = Potential(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)))
-    with pytest.raises(ValueError, match="starts must hold one at least"):
+    with pytest.raises(ValueError, match="starts must be a list of dicts"):
         laplace_posterior(potential, [])
     laplace = laplace_posterior(potential, [{"z": torch.tensor(1.0)}])
     with pytest.raises(ValueError, match="num_samples must be"):

@@ -219,7 +219,7 @@ def test_a_chain_that_leaves_the_finite_numbers_has_the_worst_loss():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="tasks must hold at least one"):
+    with pytest.raises(ValueError, match="tasks must be a list of tasks, at least 1"):
         trainer([])
     with pytest.raises(ValueError, match="num_steps must exceed the 8 steps"):
         trainer(num_steps=8)

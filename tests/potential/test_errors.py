@@ -88,7 +88,7 @@ def test_nan_in_data(size: int | None) -> None:
     """One bad observation is found even where the first minibatch does not hold it."""
     x = torch.zeros(50)
     x[37] = torch.nan
-    with pytest.raises(ValueError, match=r"site\(s\) \['x'\].*NaN among the observations"):
+    with pytest.raises(ValueError, match="x must be finite, got nan in row 37: .*'x'"):
         Potential(normal, x, size)
 
 
@@ -212,7 +212,7 @@ def test_matrix_that_cannot_be_factored() -> None:
         matrix = -torch.eye(2) - x**2
         pyro.sample("y", dist.MultivariateNormal(torch.zeros(2), matrix), obs=torch.zeros(2))
 
-    with pytest.raises(torch.linalg.LinAlgError, match="cholesky"):
+    with pytest.raises(ValueError, match="cholesky"):
         Potential(model)
 
 
@@ -323,7 +323,7 @@ def test_wrong_samples() -> None:
 @pytest.mark.parametrize("num_chains", [0, -1])
 def test_number_of_chains(num_chains: int) -> None:
     potential = Potential(normal, torch.zeros(3), backend="eager")
-    with pytest.raises(ValueError, match="num_chains must be at least 1"):
+    with pytest.raises(ValueError, match="num_chains must be an integer >= 1"):
         potential.init(num_chains)
 
 

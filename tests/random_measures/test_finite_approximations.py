@@ -11,10 +11,14 @@ from scipy import integrate, special, stats
 from pyro_ext.distributions import BetaPrimeBFRY, GeneralizedBFRY, StableBetaBFRY, TiltedBFRY
 from pyro_ext.random_measures import (
     DeterministicArrivals,
+    ExponentialArrivals,
     GammaArrivals,
+    GeneralizedGammaProcess,
     InverseGammaArrivals,
     LomaxArrivals,
+    StableBetaProcess,
 )
+from pyro_ext.random_measures._finite import FiniteAtom
 from tests.random_measures.references import (
     BETA_PRIME,
     GAMMA,
@@ -331,3 +335,25 @@ def test_arrivals_of_a_power_little_above_the_discount(reference):
     assert law.cdf(torch.tensor(1.0 - 1e-12 if reference is STABLE_BETA else 1e3)).item() == (
         pytest.approx(1.0, abs=1e-9)
     )
+
+
+@pytest.mark.parametrize(
+    "measure, family",
+    [
+        (StableBetaProcess(2.0, 0.4, 0.7), LomaxArrivals(0.7)),
+        (GeneralizedGammaProcess(2.0, 0.4, 1.5), ExponentialArrivals()),
+        (GeneralizedGammaProcess(2.0, 0.4, 1.5), GammaArrivals(1.0)),
+    ],
+    ids=["lomax", "exponential", "gamma"],
+)
+def test_a_family_in_closed_form_is_known_by_its_name(measure, family):
+    """It is that which goes without a name, and has the density of the general quadrature."""
+    law, places = measure.finite(50, family=family), torch.tensor([1e-6, 1e-2, 0.5, 0.99])
+    assert type(law) is type(measure.finite(50)) is not FiniteAtom
+    general = FiniteAtom(measure, family, 50)
+    torch.testing.assert_close(law.log_prob(places), general.log_prob(places))
+    others = [LomaxArrivals(0.8), GammaArrivals(2.0)]
+    assert all(type(measure.finite(50, family=other)) is FiniteAtom for other in others)
+    if isinstance(measure, StableBetaProcess):
+        tilted = measure.exponential_tilt(1.0)
+        assert type(tilted.finite(50, family=family)) is FiniteAtom

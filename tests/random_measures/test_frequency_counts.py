@@ -69,7 +69,7 @@ def test_tables_count_sizes():
 @pytest.mark.parametrize(
     ("counts", "match"),
     [
-        ([[1, 2]], "counts must be a vector"),
+        ([[1, 2]], "counts must have the shape"),
         ([1.5], "counts must be a vector of nonnegative integers"),
         ([-1, 2], "counts must be a vector of nonnegative integers"),
         ([0, 0], "counts must hold a positive number"),

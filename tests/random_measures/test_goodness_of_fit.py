@@ -110,7 +110,7 @@ def test_bands_are_quantiles_at_each_rank():
     sizes = np.stack([np.pad(np.sort(draw)[::-1], (0, 1)) for draw in draws])[:, ranks - 1]
     for found, level in zip(band[1:], (0.1, 0.5, 0.9), strict=True):
         np.testing.assert_allclose(found, np.quantile(sizes, level, axis=0))
-    with pytest.raises(ValueError, match="tables must hold one"):
+    with pytest.raises(ValueError, match="tables must be a list of tables, at least 1"):
         rank_size_band([], ranks)
     with pytest.raises(ValueError, match="prob must be a finite number > 0 and < 1, got 1.0"):
         rank_size_band([frequency_table([1])], ranks, prob=1.0)

@@ -125,6 +125,7 @@ def test_kernel_is_calibrated(name):
     assert_calibrated(calibrate(*KERNELS[name]))
 
 
+@pytest.mark.filterwarnings("ignore:the draws of")
 @pytest.mark.parametrize("control_variate", [None, "map"])
 def test_control_variate_takes_out_the_noise(control_variate):
     """Single elements of 200 heat the chains to a variance twice too large, without it."""
@@ -163,6 +164,7 @@ class HotSGHMC(SGHMC):
         return super()._step(state, value_and_gradient, noise * math.sqrt(2.0), **numbers)
 
 
+@pytest.mark.filterwarnings("ignore:the draws of")
 @pytest.mark.parametrize(
     ("kernel", "is_narrow"),
     [

@@ -141,7 +141,7 @@ def of_functions(buffers: dict[Perceptron, ExpertBuffer]) -> FunctionSpaceKL:
 
 def both_kinds(buffer: ExpertBuffer) -> dict[str, ForwardKL]:
     """The divergence of weights and that of functions."""
-    of_weights = ForwardKL(TrajectorySurrogate(buffer, NUM_DESCENT_STEPS))
+    of_weights = ForwardKL(TrajectorySurrogate(buffer, DESCENT))
     return {"weights": of_weights, "functions": of_functions({perceptron: buffer})}
 
 
@@ -161,8 +161,7 @@ PER_CLASS = (1,) if SMOKE else (1, 5)
 NUM_EXPERTS = 2 if SMOKE else 10
 NUM_EPOCHS = 3 if SMOKE else 25
 NUM_SNAPSHOTS = 2 if SMOKE else 5
-NUM_INNER_STEPS = 4 if SMOKE else 30
-NUM_DESCENT_STEPS = 2 if SMOKE else 20
+NUM_INNER_STEPS, DESCENT = (4, 2) if SMOKE else (30, 20)
 NUM_STEPS = {"weights": 2, "functions": 2} if SMOKE else {"weights": 400, "functions": 200}
 CYCLE = 2 if SMOKE else 250
 
@@ -374,9 +373,7 @@ def relative_changes(seed: int) -> tuple[float, float]:
     guide = subset(whole, 1, seed)
     losses = []
     for buffer in (buffers[seed], with_other_order(buffers[seed], seed)):
-        distance = TrajectorySurrogate(
-            buffer, NUM_DESCENT_STEPS, 0.05, max_start=1, num_epochs=NUM_EPOCHS
-        )
+        distance = TrajectorySurrogate(buffer, DESCENT, 0.05, max_start=1, num_epochs=NUM_EPOCHS)
         for divergence in (of_functions({perceptron: buffer}), Wasserstein(distance)):
             torch.manual_seed(seed)
             losses.append(divergence.loss(perceptron, guide))

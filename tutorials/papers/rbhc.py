@@ -337,7 +337,7 @@ claims.append(
 exact_ratios = {}
 for seed in SEEDS:
     some = torch.from_numpy(np.random.default_rng(seed).normal(size=(500, 10)))
-    law = GaussianCluster.from_data(some)
+    law = GaussianCluster.from_data(some, determinant=0.1)
     bhc(some[:2], law)  # compiles
     rounds = [
         (

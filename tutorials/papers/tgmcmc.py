@@ -168,20 +168,21 @@ def compare(
     return found
 
 
-def time_ratios(found: Traces, rival: str) -> dict[int, float]:
+def time_ratios(found: Traces) -> dict[int, float]:
     """CPU time of the exact kernel over a rival's until ten nats below the best of both.
 
-    A rival that does not come so far has at least the time it was given.
+    A rival that does not come so far has at least the time it was given. The largest over rivals.
     """
-    ratios = {}
+    ratios = {seed: 0.0 for seed in SEEDS}
     for seed in SEEDS:
-        sides = found["tree-guided, exact"][seed], found[rival][seed]
-        level = max(float(side.log_joint.max()) for side in sides) - CLOSE
-        times = []
-        for side in sides:
-            reached = np.flatnonzero(side.log_joint >= level)
-            times.append(float(side.seconds[reached[0] if reached.size else -1]))
-        ratios[seed] = times[0] / times[1]
+        for rival in ("Gibbs", "split-merge", "tree-guided, paper"):
+            sides = found["tree-guided, exact"][seed], found[rival][seed]
+            level = max(float(side.log_joint.max()) for side in sides) - CLOSE
+            times = []
+            for side in sides:
+                reached = np.flatnonzero(side.log_joint >= level)
+                times.append(float(side.seconds[reached[0] if reached.size else -1]))
+            ratios[seed] = max(ratios[seed], times[0] / times[1])
     return ratios
 
 
@@ -256,17 +257,26 @@ many = compare(
 )
 
 # %%
+RIVALS = "Lee and Choi (2015), abstract: against Gibbs sampling and split-merge samplers"
 claims += [
     Claim(
-        f"On {data} the exact tree-guided kernel needs no more time than {rival} until ten nats "
-        "below the best of both, from one cluster (ratio of CPU seconds).",
-        values=time_ratios(found, rival),
+        "On digits the exact tree-guided kernel needs no more time than Gibbs sampling, "
+        "split-merge and the published kernel until ten nats below the best of both, from one "
+        "cluster (largest ratio of CPU seconds).",
+        values=time_ratios(traces),
         comparison="<=",
         bound=1.0,
-        source="Lee and Choi (2015), abstract: against Gibbs sampling and split-merge samplers",
-    )
-    for data, found in (("digits", traces), ("points about 50 centers", many))
-    for rival in ("Gibbs", "split-merge", "tree-guided, paper")
+        source=RIVALS,
+    ),
+    Claim(
+        "On 10,000 points about 50 centers the exact tree-guided kernel needs no more time than "
+        "Gibbs sampling, split-merge and the published kernel until ten nats below the best of "
+        "both, from one cluster (largest ratio of CPU seconds).",
+        values=time_ratios(many),
+        comparison="<=",
+        bound=1.0,
+        source=RIVALS,
+    ),
 ]
 
 # %% [markdown]
@@ -331,7 +341,7 @@ estimates: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in COL
 print(f"{'':20}{'seed':>5}{'log joint':>11}{'error':>7}{'clusters':>9}")
 for seed in SEEDS:
     points = blobs(seed)
-    for name, kernel in kernels(GaussianCluster.from_data(points), "each").items():
+    for name, kernel in kernels(GaussianCluster.from_data(points, determinant=0.1), "each").items():
         warmup_steps, num_samples = (5, 10) if SMOKE else LENGTHS[name]
         chains = MCMC(
             kernel,

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import as_tensor, check_finite
 from pyro_ext.inference.martingale._data import check_data
 from pyro_ext.inference.martingale._numbers import uniforms
 from pyro_ext.inference.martingale.copulas._bandwidth_fit import spread
@@ -79,12 +80,14 @@ def check_queries(argument: str, queries: Tensor) -> Tensor:
 
     :raises ValueError: where they do not fit.
     """
-    if not isinstance(queries, Tensor) or queries.dim() not in (1, 2) or not len(queries):
-        got = tuple(queries.shape) if isinstance(queries, Tensor) else repr(queries)[:80]
+    queries = as_tensor(argument, queries)
+    if queries.dim() not in (1, 2) or not len(queries):
+        got = tuple(queries.shape)
         raise ValueError(
             f"{argument} must be a tensor of the shape (num_queries,) or (num_queries, "
             f"num_covariates), got {got}"
         )
+    check_finite(argument, queries)
     return queries
 
 

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import as_tensor, check_integer
 from pyro_ext.inference.martingale._numbers import uniforms
 from pyro_ext.inference.martingale.copulas._bandwidth_fit import (
     checked_bandwidth,
@@ -149,6 +149,8 @@ class CopulaClassifier(PredictiveRule):
         :returns: a new rule.
         :raises ValueError: for data that do not fit.
         """
+        x = as_tensor("x", x, "(n, ...)", finite=True)
+        y = as_tensor("y", y, f"({len(x)},)", finite=True)
         x, y = check_pairs((x, y))
         if not bool(((y == 0) | (y == 1)).all()):
             wrong = y[(y != 0) & (y != 1)][0].item()

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import as_tensor, check_integer
 from pyro_ext.inference.martingale._data import single_tensor
 from pyro_ext.inference.martingale._numbers import uniforms
 from pyro_ext.inference.martingale.copulas._bandwidth_fit import (
@@ -165,6 +165,7 @@ class CopulaDensity(CopulaLaw, PredictiveRule):
         :returns: a new law.
         :raises ValueError: for data that do not fit.
         """
+        data = as_tensor("data", data, "(n, ...)", finite=True)
         data = single_tensor((data,), type(self).__name__)
         if data.dim() > 2 or data.shape[-1] == 0:
             raise ValueError(

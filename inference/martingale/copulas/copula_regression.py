@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import as_tensor, check_integer
 from pyro_ext.inference.martingale.copulas._bandwidth_fit import (
     checked_bandwidth,
     maximize_over_bandwidths,
@@ -144,6 +144,8 @@ class CopulaRegression(PredictiveRule):
         :returns: a new rule.
         :raises ValueError: for data that do not fit.
         """
+        x = as_tensor("x", x, "(n, ...)", finite=True)
+        y = as_tensor("y", y, f"({len(x)},)", finite=True)
         x, y = check_pairs((x, y))
         y = y if y.is_floating_point() else y.to(torch.get_default_dtype())
         covariates = observed_covariates(x, self.standardize)

@@ -8,6 +8,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from pyro_ext._checks import as_tensor
+
 __all__ = ["EmpiricalBase", "atoms_of_draws", "fitting_atoms"]
 
 
@@ -26,6 +28,9 @@ class EmpiricalBase:
     """
 
     def __init__(self, *atoms: Tensor) -> None:
+        atoms = tuple(
+            as_tensor(f"atoms[{i}]", part, "(n, ...)", finite=True) for i, part in enumerate(atoms)
+        )
         lengths = {len(part) if part.dim() else 0 for part in atoms}
         if len(lengths) != 1 or 0 in lengths:
             raise ValueError(

@@ -7,18 +7,26 @@ posterior sampling.
 """
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import check_number
+from pyro_ext._checks import (
+    as_tensor,
+    check_choice,
+    check_instance,
+    check_integer,
+    check_number,
+    check_sequence,
+)
 from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights import (
     BlockConcentration,
     DirichletWeights,
 )
 from pyro_ext.inference.martingale.nonparametric_learning.transfer import (
     TransferEnsemble,
+    as_data,
     average_losses,
     check_labels,
     nll,
@@ -74,6 +82,7 @@ class FineTunedEnsemble(TransferEnsemble):
         :raises ValueError: for labels that do not fit.
         :raises RuntimeError: where no member is finite.
         """
+        inputs, labels = as_data(inputs, labels, self.network)
         self.args = (inputs, labels)
         targets = check_labels(inputs, labels, self.network) / len(inputs)
         numbers = range(self.num_samples)
@@ -178,6 +187,9 @@ class NPTL(TransferEnsemble):
         self.concentration = concentration
         self.num_standard_errors = check_number("num_standard_errors", num_standard_errors, least=0)
         self.validation_share = check_number("validation_share", validation_share, above=0, below=1)
+        if num_blocks is not None:
+            check_integer("num_blocks", num_blocks, 1)
+        check_choice("block_concentration", block_concentration, get_args(BlockConcentration))
         self.num_blocks = num_blocks
         self.block_concentration = block_concentration
         penalties = probe_penalty if isinstance(probe_penalty, Sequence) else [probe_penalty]
@@ -219,10 +231,15 @@ class NPTL(TransferEnsemble):
         :raises ValueError: for labels that do not fit.
         :raises RuntimeError: where no member is finite.
         """
+        inputs, labels = as_data(inputs, labels, self.network)
         self.args = (inputs, labels)
         seed = fresh_seed(self.seed)
         hard = check_labels(inputs, labels, self.network)
         if validation is not None:
+            pair = check_sequence("validation", validation, "a pair of inputs and labels", 2)
+            if len(pair) != 2:
+                raise ValueError(f"validation must be a pair of inputs and labels, got {len(pair)}")
+            validation = as_data(pair[0], pair[1], self.network, " of validation")
             check_labels(*validation, self.network)
         grid = self._grid(len(inputs))
         if max(len(grid), len(self.probe_penalty)) > 1 and validation is None:
@@ -347,6 +364,12 @@ def linear_probe(
         >>> linear_probe(features, labels, torch.nn.Linear(3, 2), 0.1).shape
         torch.Size([20, 2])
     """
+    features = as_tensor("features", features, "(n, num_features)", finite=True)
+    targets = as_tensor("targets", targets, f"({len(features)}, classes)", finite=True)
+    check_instance("head", head, nn.Module, "a torch.nn.Module")
+    check_number("penalty", penalty, least=0)
+    if new_features is not None:
+        new_features = as_tensor("new_features", new_features, f"(number, {features.shape[1]})")
 
     def losses(params: dict[str, Tensor], features: Tensor, targets: Tensor) -> Tensor:
         return soft_cross_entropy(torch.func.functional_call(head, params, (features,)), targets)

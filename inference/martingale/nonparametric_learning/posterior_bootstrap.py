@@ -4,13 +4,20 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import (
+    check_callable,
+    check_choice,
+    check_instance,
+    check_integer,
+    check_number,
+    check_tensors,
+)
 from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.checkpoint.independent_draws import DrawFolder
 from pyro_ext.inference._running.fixed_points import fingerprint, model_at
@@ -153,10 +160,14 @@ class PosteriorBootstrap(IndependentDraws):
         if loss_fn is not None and initial_params is None:
             raise ValueError("initial_params must give the parameters of a loss_fn, got none")
         if loss_fn is not None and (include_prior or plate is not None):
-            raise ValueError("include_prior and plate need a model, and a loss_fn was given")
+            raise ValueError(
+                "include_prior and plate need a model, and a loss_fn was given, got "
+                f"include_prior={include_prior!r}, plate={plate!r:.80}"
+            )
         if loss_fn is None and subsample_size is not None:
             raise ValueError(
-                f"subsample_size={subsample_size} is for a loss_fn; a model subsamples by its plate"
+                f"subsample_size must be None without a loss_fn, got {subsample_size!r:.80}; a "
+                "model subsamples by its plate"
             )
         if optimizer is not None and not isinstance(optimizer, Minimizer):
             raise TypeError(
@@ -182,6 +193,18 @@ class PosteriorBootstrap(IndependentDraws):
                 check_integer(name, size, 1)
         if seed is not None:
             fresh_seed(seed)
+        if num_blocks is not None:
+            check_integer("num_blocks", num_blocks, 1)
+        check_choice("block_concentration", block_concentration, get_args(BlockConcentration))
+        if plate is not None:
+            check_instance("plate", plate, str, "the name of a plate")
+        if init_strategy is not None:
+            check_callable("init_strategy", init_strategy)
+        if base_measure is not None and not isinstance(base_measure, EmpiricalBase):
+            wanted = "a Pyro distribution, an EmpiricalBase or a function of a number of atoms"
+            check_callable("base_measure", base_measure, wanted, or_class=False)
+        if checkpoint is not None:
+            check_instance("checkpoint", checkpoint, (str, Path), "a path or None")
         self.model = model
         self.loss_fn = loss_fn
         self.base_measure = base_measure
@@ -192,7 +215,11 @@ class PosteriorBootstrap(IndependentDraws):
         self.regularizer = regularizer
         self.optimizer = optimizer or BatchLBFGS()
         self.init_strategy = init_strategy
-        self.initial_params = None if initial_params is None else dict(initial_params)
+        self.initial_params = (
+            None
+            if initial_params is None
+            else check_tensors("initial_params", initial_params, finite=True)
+        )
         self.subsample_size = subsample_size
         self.backend: Backend = backend
         self.batch_size = batch_size

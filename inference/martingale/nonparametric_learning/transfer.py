@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import as_tensor, check_callable, check_integer, check_number, shown
 from pyro_ext.inference.martingale._independent_draws import IndependentDraws
 from pyro_ext.inference.martingale.nonparametric_learning._minibatches import minibatches_of
 from pyro_ext.inference.optimization import BatchOptimizer
@@ -86,6 +86,8 @@ class TransferEnsemble(IndependentDraws):
             raise ValueError("head must have parameters, got none")
         if optimizer is not None and not isinstance(optimizer, BatchOptimizer):
             raise TypeError(f"optimizer must be a BatchOptimizer, got {optimizer!r:.80}")
+        if regularizer is not None:
+            check_callable("regularizer", regularizer)
         check_backend(backend)
         if subsample_size is not None:
             check_integer("subsample_size", subsample_size, 1)
@@ -120,6 +122,8 @@ class TransferEnsemble(IndependentDraws):
         :returns: **Shape:** ``(num_samples, n, classes)``.
         :raises RuntimeError: before a run.
         """
+        like = next(self.network.parameters())
+        inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True, like=like)
         return self._predict(self.get_samples(), inputs)
 
     def probabilities(self, inputs: Tensor) -> Tensor:
@@ -252,6 +256,8 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         >>> soft_cross_entropy(torch.zeros(3), torch.tensor([0.5, 0.5, 0.0]))
         tensor(1.0986)
     """
+    logits = as_tensor("logits", logits, "(*batch, classes)")
+    targets = as_tensor("targets", targets, f"(*batch, {logits.shape[-1]})")
     return -(targets * logits.log_softmax(-1)).sum(-1)
 
 
@@ -273,18 +279,27 @@ def average_losses(log_probabilities: Tensor, labels: Tensor) -> Tensor:
     return losses
 
 
+def as_data(
+    inputs: Any, labels: Any, network: nn.Module, suffix: str = ""
+) -> tuple[Tensor, Tensor]:
+    """Take finite inputs, in the type of the network, and as many labels."""
+    like = next(network.parameters())
+    rows = as_tensor(f"inputs{suffix}", inputs, "(n, ...)", finite=True, like=like)
+    return rows, as_tensor(f"labels{suffix}", labels, f"({len(rows)},)", kind="integers")
+
+
 def check_labels(inputs: Tensor, labels: Tensor, network: nn.Module) -> Tensor:
     """Labels as vectors with a one for their class.
 
     :raises ValueError: where numbers or classes do not fit.
     """
-    if not len(inputs) or labels.shape != inputs.shape[:1] or labels.is_floating_point():
-        raise ValueError(
-            f"labels must be integers of the shape ({len(inputs)},), one for each of the inputs, "
-            f"got {labels.dtype} of the shape {tuple(labels.shape)}"
-        )
     with torch.no_grad():
-        logits = network(inputs[:1])
+        try:
+            logits = network(inputs[:1])
+        except RuntimeError as error:
+            raise ValueError(
+                f"inputs must be what the network takes, got {shown(inputs)} and {error}"
+            ) from error
     if logits.dim() != 2 or not bool(((labels >= 0) & (labels < logits.shape[-1])).all()):
         raise ValueError(
             "labels must be less than the number of logits of the network, which returns the "

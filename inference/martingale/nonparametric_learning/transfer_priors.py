@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import LowRankMultivariateNormal
 
-from pyro_ext._checks import check_number
+from pyro_ext._checks import check_instance, check_number, check_sequence, check_tensors
 
 __all__ = ["L2SP", "SWAGPrior"]
 
@@ -46,6 +46,7 @@ class L2SP:
     """
 
     def __init__(self, backbone: nn.Module, scale: float, head_scale: float = 1.0) -> None:
+        check_instance("backbone", backbone, nn.Module, "a torch.nn.Module")
         self.center = {
             _BACKBONE + name: value.detach().clone() for name, value in backbone.named_parameters()
         }
@@ -101,8 +102,8 @@ class SWAGPrior:
         head_scale: float = 1.0,
         least_variance: float = 1e-3,
     ) -> None:
-        if len(snapshots) < 2:
-            raise ValueError(f"snapshots must be at least two, got {len(snapshots)}")
+        snapshots = check_sequence("snapshots", snapshots, "a list of dicts of parameters", 2)
+        snapshots = [check_tensors("snapshots", part, snapshots[0]) for part in snapshots]
         check_number("scale", scale, above=0)
         self.head_scale = check_number("head_scale", head_scale, above=0)
         check_number("least_variance", least_variance, above=0)

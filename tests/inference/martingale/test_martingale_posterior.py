@@ -209,7 +209,11 @@ def test_pickle():
 def test_errors(subtests):
     for make, error, message in [
         (lambda: MartingalePosterior(Mean(), Mean()), TypeError, "predictive must be a Predictive"),
-        (lambda: posterior(functional=3), TypeError, "functional must be callable, got 3"),
+        (
+            lambda: posterior(functional=3),
+            TypeError,
+            "functional must be a function of a population, got 3",
+        ),
         (lambda: posterior(num_samples=0), ValueError, "num_samples must be an integer >= 1"),
         (lambda: posterior(horizon=0), ValueError, "horizon must be an integer >= 1, got 0"),
         (lambda: posterior(horizon=2.5), ValueError, "horizon must be an integer >= 1, got 2.5"),

@@ -179,7 +179,7 @@ def test_what_users_may_get_wrong():
     law = LAWS["Dirichlet"]
     with pytest.raises(TypeError, match="cluster must be a Pyro model"):
         AuxiliaryGibbs(law, 3.0)
-    with pytest.raises(TypeError, match="shared must be a collection of names"):
+    with pytest.raises(TypeError, match="shared must be a list of names"):
         AuxiliaryGibbs(law, cluster, shared="loc")
     with pytest.raises(ValueError, match="num_auxiliary must be"):
         AuxiliaryGibbs(law, cluster, num_auxiliary=0)

@@ -8,7 +8,7 @@ import torch
 from pyro.infer import MCMC as PyroMCMC
 
 from pyro_ext.diagnostics import to_arviz
-from pyro_ext.diagnostics.partitions import canonical_labels
+from pyro_ext.diagnostics.partitions import canonical_labels, point_estimate
 from pyro_ext.distributions import GaussianCluster, MultinomialCluster, PoissonCluster
 from pyro_ext.inference import MCMC
 from pyro_ext.inference.partitions import (
@@ -117,7 +117,7 @@ def test_slice_sampler_steps():
     law = LAWS["generalized gamma"]
     mcmc = MCMC(SliceSampler(law, gaussian_cluster()), 5, seed=0, progress=False).run(FIVE)
     assert (mcmc.sample_statistics()["num_weights"] >= 1).all()
-    with pytest.raises(TypeError, match="needs a normalized measure"):
+    with pytest.raises(TypeError, match="prior must be a normalized measure for SliceSampler"):
         kernel = SliceSampler(LAWS["Dirichlet"], gaussian_cluster())
         MCMC(kernel, 5, seed=0, progress=False).run(FIVE)
 
@@ -446,3 +446,26 @@ def test_default_cluster_from_data():
     cluster = GaussianCluster.from_data(FIVE)
     mcmc = MCMC(MarginalGibbs(LAWS["Dirichlet"], cluster), 3, seed=0, progress=False).run(FIVE)
     assert mcmc.get_samples()["assignment"].shape == (3, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_iris_by_default_is_some_three_species():
+    """Chains agree on the number of clusters, in any units, and find the species."""
+    from pyro.ops.stats import split_gelman_rubin
+    from sklearn.datasets import load_iris
+    from sklearn.metrics import adjusted_rand_score
+
+    iris = load_iris()
+    x = torch.tensor(iris.data) * torch.tensor([1.0, 1e-3, 1e3, 1.0])
+
+    def concentration():
+        return DirichletProcess(pyro.sample("concentration", dist.Gamma(torch.tensor(1.0), 1.0)))
+
+    kernel = TreeGuided(concentration, GaussianCluster.hyperprior(x))
+    mcmc = MCMC(kernel, 300, warmup_steps=150, num_chains=3, seed=0, progress=False).run(x)
+    numbers = mcmc.sample_statistics()["num_clusters"].double()
+    assert split_gelman_rubin(numbers, 0, 1) < 1.1
+    assert 2.5 < numbers.mean() < 5.0
+    found = point_estimate(mcmc.get_samples()["assignment"]).labels
+    assert adjusted_rand_score(iris.target, found) > 0.7

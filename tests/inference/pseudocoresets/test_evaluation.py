@@ -258,7 +258,7 @@ def test_errors() -> None:
     x, y = labelled(20)
     with pytest.raises(ValueError, match="must be a class for each point"):
         predictive_probabilities(two_sites, draws(), x, y, site="count")
-    with pytest.raises(ValueError, match="samples lack the latent sites"):
+    with pytest.raises(ValueError, match="samples lacks the latent sites"):
         evaluate_draws(logistic, {"other": torch.zeros(3)}, x, y)
     with pytest.raises(ValueError, match="reference must have a site"):
         standardized_mean_differences(draws(), {"other": torch.zeros(3)})

@@ -50,11 +50,15 @@ def test_short_lists_stay_lists() -> None:
 def test_data_must_be_finite(subtests: pytest.Subtests) -> None:
     x, y = labelled(50)
     cases = {
-        "x": (torch.where(torch.arange(150).reshape(50, 3) == 10, math.nan, x), y, r"\[3\] of 50"),
-        "y": (x, torch.where(torch.arange(50) > 35, math.inf, y), r"\[36, .*, 45\] and 4 more"),
+        "x": (torch.where(torch.arange(150).reshape(50, 3) == 10, math.nan, x), y, "nan in row 3"),
+        "y": (
+            x,
+            torch.where(torch.arange(50) > 35, math.inf, y),
+            "inf in row 36, inf in row 37, .* in 11 more of 50 rows",
+        ),
     }
     for name, (*args, rows) in cases.items():
-        told = f"{name} must be finite, got NaN or infinite numbers in the rows {rows}"
+        told = f"{name} must be finite, got {rows}"
         for kind in (tuple(args), [part.tolist() for part in args]):
             with subtests.test(name=name, kind=type(kind[0]).__name__):
                 with pytest.raises(ValueError, match=told):
@@ -66,6 +70,6 @@ def test_data_must_be_finite(subtests: pytest.Subtests) -> None:
 def test_a_conditioned_model_takes_no_arguments() -> None:
     x, y = labelled(50)
     guide = AutoPseudocoreset(logistic, x, y, size=6, seed=0)
-    with pytest.raises(TypeError, match=r"condition\(\) gives takes no arguments, got 1 and \['y'"):
+    with pytest.raises(TypeError, match=r"args must be none: .* condition\(\) .* got 2"):
         guide.condition(logistic)(x, y=y)
     guide.condition(logistic)()

@@ -171,7 +171,9 @@ def test_each_correction_is_needed(left_out):
 
 
 def test_bad_arguments():
-    with pytest.raises(TypeError, match="diffusion must be callable, got 'no'"):
+    with pytest.raises(
+        TypeError, match="diffusion must be LearnedDiffusion or a function, got 'no'"
+    ):
         MetaSGMCMC(potential_fn=sum, diffusion="no")
     with pytest.raises(ValueError, match="num_hidden must be"):
         LearnedDiffusion(num_hidden=0)

@@ -214,16 +214,21 @@ def test_what_users_may_get_wrong(subtests):
     batch = tasks()
     x, y, new = *batch.context[:2], batch.target_inputs
     generator = torch.Generator()
+    holes = y.clone()
+    holes[2, 3] = torch.nan
     for name in MAKERS:
         for args, options, message in (
             ((x[..., :1], y, new), {}, r"context_inputs must have the shape \(num_tasks, n, 2\)"),
             ((x, y[..., 0], new), {}, r"context_outputs must have the shape \(4, 5, 3\), got"),
+            ((x, holes, new), {}, r"context_outputs\[2\] must be finite, got nan in row 3"),
+            ((x, y, new / 0.0), {}, "target_inputs must be finite, got .* in row 0"),
             ((x, y, new[0]), {}, r"target_inputs must have the shape \(num_tasks, n, 2\)"),
-            ((x, y, new), {"context_mask": torch.ones(4, 5)}, "context_mask must be a bool tensor"),
+            ((x, y, new), {"context_mask": torch.ones(4, 5)}, "context_mask must be"),
             ((x, y, new, 0), {}, "num_samples must be an integer >= 1, got 0"),
             ((x, y, new), {"generator": generator, "seed": 3}, "seed must be None beside a gen"),
         ):
-            with subtests.test(name, message=message), pytest.raises(ValueError, match=message):
+            error = pytest.raises((TypeError, ValueError), match=message)
+            with subtests.test(name, message=message), error:
                 make(name).predict(*args, **options)
         with subtests.test(name), pytest.raises(ValueError, match="y_dim must be an integer >= 1"):
             MAKERS[name](1, 0, 16)

@@ -138,5 +138,5 @@ def test_evaluation_takes_the_type_of_the_process():
 
 
 def test_no_tasks_are_refused():
-    with pytest.raises(ValueError, match="batches must hold at least one task, got none"):
+    with pytest.raises(ValueError, match="batches must be a list of batches, at least 1"):
         log_likelihoods(make("CNP"), [])

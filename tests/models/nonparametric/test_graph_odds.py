@@ -4,6 +4,7 @@ import itertools
 import math
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
@@ -82,7 +83,9 @@ def test_pairs_that_are_held_out_count_for_nothing(communities):
 @pytest.mark.parametrize("communities", [False, True])
 def test_blocks_change_nothing_and_gradients_are_those_of_differences(communities, monkeypatch):
     graph, _ = SimpleGraph(4, torch.tensor([[0, 1], [1, 2], [2, 3]])).hold_out(0.3, seed=2)
-    parts = [part.requires_grad_() for part in odds_of(communities) if part is not None]
+    odds = odds_of(communities)
+    parts = [odds.weights, odds.memberships, odds.rates] if communities else [odds.weights]
+    parts = [part.requires_grad_() for part in parts]
     whole = log_non_edges(EdgeOdds(*parts), graph)
     gradients = torch.autograd.grad(whole, parts)
     monkeypatch.setattr(graph_pairs, "_LARGEST_BLOCK", 1)
@@ -90,7 +93,8 @@ def test_blocks_change_nothing_and_gradients_are_those_of_differences(communitie
     blockwise = log_non_edges(EdgeOdds(*parts), graph)
     torch.testing.assert_close(blockwise, whole)
     torch.testing.assert_close(torch.autograd.grad(blockwise, parts), gradients)
-    assert torch.autograd.gradcheck(lambda *p: graph_log_likelihood(EdgeOdds(*p), graph), parts)
+    with pyro.validation_enabled(False):  # a share of zero is moved to both sides
+        assert torch.autograd.gradcheck(lambda *p: graph_log_likelihood(EdgeOdds(*p), graph), parts)
 
 
 def test_likelihood_holds_one_block_at_a_time(monkeypatch):
@@ -203,3 +207,56 @@ def test_degrees_follow_a_power_law_with_the_index_of_the_weights(discount, floa
     curvature = (loss(found + step) - 2 * loss(found) + loss(found - step)) / step**2
     assert abs(found - discount) < 4.0 / curvature**0.5
     assert 1.0 / curvature**0.5 < 0.06
+
+
+TWO = torch.tensor([2.0, 3.0, 1.0])
+SHARED = torch.full((3, 2), 0.5)
+BAD_ODDS = {
+    "weights must have the shape": lambda: EdgeOdds(torch.ones(3, 3)),
+    "weights must be finite and >= 0, got -3 in row 1": lambda: EdgeOdds([1.0, -3.0, 2.0]),
+    "weights must be finite and >= 0, got nan in row 2": lambda: EdgeOdds([1.0, 2.0, math.nan]),
+    "weights must be finite and >= 0, got inf in row 0": lambda: EdgeOdds([math.inf, 2.0]),
+    "weights must not all be zero": lambda: EdgeOdds([0.0, 0.0]),
+    "memberships and rates must be given together": lambda: EdgeOdds(TWO, SHARED),
+    "memberships must have the shape [(]3, num_comm": lambda: EdgeOdds(
+        TWO, SHARED[:2], torch.eye(2)
+    ),
+    "memberships must be finite and >= 0": lambda: EdgeOdds(TWO, -SHARED, torch.eye(2)),
+    "rates must have the shape [(]2, 2[)]": lambda: EdgeOdds(TWO, SHARED, torch.eye(3)),
+    "rates must be finite and >= 0, got -1": lambda: EdgeOdds(TWO, SHARED, -torch.ones(2, 2)),
+    "rates must be symmetric": lambda: EdgeOdds(
+        TWO, SHARED, torch.tensor([[1.0, 2.0], [0.0, 1.0]])
+    ),
+    "odds must have one weight for each of 6 nodes, got 9": lambda: graph_log_likelihood(
+        EdgeOdds(torch.ones(9)), SimpleGraph(6, torch.tensor([[0, 1]]))
+    ),
+    "odds must have half the sum .* got 5e[+]09 and 49,999,995,000,000": lambda: sample_graph(
+        EdgeOdds(torch.full((10_000_000,), 1e3))
+    ),
+}
+
+
+def test_odds_that_are_none(subtests):
+    for message, make in BAD_ODDS.items():
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            make()
+
+
+def test_a_graph_whose_edges_are_nearly_certain():
+    """It is drawn pair by pair, since points of a process would be billions."""
+    assert sample_graph(EdgeOdds([1e9] * 3), seed=0).num_edges == 3
+
+
+@pytest.mark.statistical
+def test_pairs_by_themselves_have_their_probabilities():
+    """The number of edges of each pair is within 4.5 standard errors: one seed in 15,000 fails."""
+    odds, number = EdgeOdds(torch.tensor([3.0, 5.0, 2.0, 9.0])), 2_000
+    counts = torch.zeros(4, 4)
+    for seed in range(number):
+        first, second = sample_graph(odds, seed=seed).edges.T
+        counts[first, second] += 1
+    first, second = torch.triu_indices(4, 4, 1)
+    chance = odds.log(first, second).sigmoid()
+    scores = (counts[first, second] - number * chance) / (number * chance * (1 - chance)).sqrt()
+    assert float(scores.abs().max()) < 4.5
+    assert float(counts.sum() - counts[first, second].sum()) == 0

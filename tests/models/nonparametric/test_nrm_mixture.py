@@ -190,6 +190,40 @@ def test_joint_density_counts_the_hyperparameters():
 
 @pytest.mark.slow
 @pytest.mark.statistical
+def test_clusters_of_new_points_are_ratios_of_joint_densities():
+    """A draw's clusters by Bayes' theorem; those of a coarser partition add; draws have a mean."""
+    mixture = NRMMixture(PitmanYor(0.3, torch.tensor(0.7)), cluster())
+    x, new = torch.tensor(X), torch.tensor(NEW)
+    draw = torch.tensor([0, 0, 1, 2])
+
+    def expected(draw):
+        number = int(draw.max()) + 2
+        logs = [
+            [
+                float(mixture.log_joint(torch.cat([x, one[None]]), torch.cat([draw, k[None]])))
+                for k in torch.arange(number)
+            ]
+            for one in new
+        ]
+        return torch.tensor(logs).softmax(-1)
+
+    found = mixture.predict_clusters(new, x, {"assignment": draw[None]}, draw + 5)
+    torch.testing.assert_close(found, expected(draw))
+    coarse = mixture.predict_clusters(
+        new, x, {"assignment": draw[None]}, torch.tensor([4, 4, 4, 1])
+    )
+    by_draw = expected(draw)
+    sums = torch.stack([by_draw[:, :2].sum(-1), by_draw[:, 2], by_draw[:, 3]], -1)
+    torch.testing.assert_close(coarse, sums)
+    # Where a draw joins what the partition has apart, its cluster counts by the shares of points.
+    other = torch.tensor([0, 0, 0, 1])
+    both = mixture.predict_clusters(new, x, {"assignment": torch.stack([draw, other])}, draw)
+    first, second = expected(other)[:, :1] * torch.tensor([2.0, 1.0]) / 3.0, expected(other)[:, 1:]
+    torch.testing.assert_close(both, (by_draw + torch.cat([first, second], -1)) / 2.0)
+    with pytest.raises(ValueError, match=r"labels must have shape \(4,\)"):
+        mixture.predict_clusters(new, x, {"assignment": draw[None]}, draw[:3])
+
+
 def test_draws_of_a_kernel_give_the_exact_density():
     """Five means within 5 standard errors of 50 batches: false alarms in 4e-5 of seeds."""
     law, log_eppf = LAWS["generalized gamma"]
@@ -307,5 +341,5 @@ def test_joint_density_refuses():
     mixture = NRMMixture(prior, cluster())
     with pytest.raises(ValueError, match=r"hyperparameters lacks the sites \['mass'\], got \[\]"):
         mixture.log_joint(torch.tensor(X), torch.zeros(4).long())
-    with pytest.raises(ValueError, match=r"assignment must have shape \(4,\).*got \(3,\)"):
+    with pytest.raises(ValueError, match=r"assignment must have the shape \(4,\).*got \(3,\)"):
         mixture.log_joint(torch.tensor(X), torch.zeros(3).long(), {"mass": torch.tensor(1.0)})

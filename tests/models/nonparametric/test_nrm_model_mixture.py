@@ -140,7 +140,7 @@ def test_what_users_may_get_wrong():
         NRMModelMixture(3.0, cluster)
     with pytest.raises(TypeError, match="cluster must be a Pyro model"):
         NRMModelMixture(LAW, 3.0)
-    with pytest.raises(TypeError, match="shared must be a collection of names"):
+    with pytest.raises(TypeError, match="shared must be a list of names"):
         NRMModelMixture(LAW, cluster, shared="scale")
     mixture = NRMModelMixture(LAW, cluster, shared=["scale"])
     with pytest.raises(ValueError, match="an argument must be a tensor"):

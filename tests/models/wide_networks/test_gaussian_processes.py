@@ -202,6 +202,9 @@ def test_without_gpytorch_the_extra_is_named(monkeypatch):
         network_kernel()
 
 
+EYE = torch.eye(2)[None]
+
+
 def test_bad_arguments_are_named(subtests):
     for call, message in [
         (lambda: network_kernel(0), "num_hidden must be an integer >= 1, got 0"),
@@ -210,6 +213,11 @@ def test_bad_arguments_are_named(subtests):
         (lambda: condition_mixture(torch.eye(2)[None], torch.ones(3), 1.0), "targets must have"),
         (lambda: condition_mixture(torch.eye(2)[None], torch.ones(1, 3), 1.0), "targets must have"),
         (lambda: condition_mixture(torch.eye(2)[None], torch.ones(1, 1), 0.0), "noise_scale must"),
+        (
+            lambda: condition_mixture(EYE, torch.nan * EYE[0, :1], 1.0),
+            "targets must be fin.* row 0",
+        ),
+        (lambda: condition_mixture(torch.inf * EYE, EYE[0, :1], 1.0), "covariances must be finite"),
     ]:
         with subtests.test(message), pytest.raises(ValueError, match=message):
             call()

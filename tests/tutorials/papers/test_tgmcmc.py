@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 7, {"traces", "bias", "total-variation"})
+    check_short_report(folder, PAGE, 9, {"traces", "bias", "total-variation"})
 
 
 def test_images_are_the_first_of_each_digit(short_run):
@@ -117,7 +117,7 @@ def test_numbers_of_the_specification(short_run):
 @pytest.mark.page
 @pytest.mark.statistical
 def test_full_run_meets_its_claims(full_run):
-    """All but the chains on digits, which end by the clock, have the same draws with each run.
+    """All but the chains out of one cluster, which end by the clock, have the same draws each time.
 
     Those are far above their bounds. A difference of three standard errors or more is there in
     about 3 of 1,000 seeds, so in about one of a hundred sets of three.

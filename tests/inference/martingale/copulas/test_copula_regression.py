@@ -260,8 +260,8 @@ def test_errors_name_the_argument(make):
     x, y = labelled(10)
     rule = make(0.5, 0.5)
     for arguments, message in (
-        ((x, y[:5]), "rows"),
-        ((x, y[:, None]), r"y of the shape \(n,\)"),
+        ((x, y[:5]), "y must have the shape"),
+        ((x, y[:, None]), r"y must have the shape \(10,\)"),
         ((torch.ones(10, 2, dtype=torch.float64), y), "x must hold at least two different values"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -271,7 +271,7 @@ def test_errors_name_the_argument(make):
     with pytest.raises(ValueError, match="covariate_bandwidth must be a number or a vector of 2"):
         make(0.5, torch.full((3,), 0.5)).fit(x, y)
     with pytest.raises(ValueError, match="queries must be a tensor"):
-        make(queries=[1.0])
+        make(queries=1.0)
     with pytest.raises(ValueError, match="bandwidth must be a finite number > 0 and < 1, got 2"):
         make(2)
     with pytest.raises(RuntimeError, match="call fit"):

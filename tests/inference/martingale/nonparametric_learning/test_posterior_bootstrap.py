@@ -434,7 +434,11 @@ def test_bad_settings(subtests: pytest.Subtests) -> None:
         (lambda: PosteriorBootstrap(loss_fn=squares), ValueError, "initial_params must give"),
         (lambda: of_squares(5, include_prior=True), ValueError, "include_prior and plate need"),
         (lambda: of_squares(5, num_restarts=2), ValueError, "needs an init_strategy"),
-        (lambda: PosteriorBootstrap(normal, subsample_size=3), ValueError, "is for a loss_fn"),
+        (
+            lambda: PosteriorBootstrap(normal, subsample_size=3),
+            ValueError,
+            "subsample_size must be None without a loss_fn",
+        ),
         (lambda: PosteriorBootstrap(normal, optimizer="sgd"), TypeError, "optimizer must be a"),
         (lambda: PosteriorBootstrap(normal, backend="jit"), ValueError, "backend must be one of"),
     ]:

@@ -1,0 +1,524 @@
+"""Valid calls of what floor 1 offers, for :mod:`walk` to spoil."""
+
+import math
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+
+from pyro_ext.diagnostics import SBCResult
+from pyro_ext.distributions import (
+    BernoulliCluster,
+    BlockDirichlet,
+    GaussianCluster,
+    MultinomialCluster,
+    TiltedBFRY,
+)
+from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule, NodeScale
+from pyro_ext.potential import Potential
+from pyro_ext.random_measures import (
+    BetaPrimeProcess,
+    DirichletProcess,
+    GammaArrivals,
+    GeneralizedGammaProcess,
+    PitmanYor,
+    frequency_table,
+)
+from tests.bad_input.walk import Call, call, of
+
+X = torch.linspace(-1.0, 1.0, 8)
+POINTS = torch.stack([X, X.cos()], -1)
+LABELS = torch.arange(8) % 3
+
+
+def model(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+def datasets() -> dict[str, Call]:
+    options = dict(num_train=20, num_test=10, split_seed=0, dtype=torch.float32)
+    return {
+        "load": call(name="wine", **options),
+        "load_wine": call(**options),
+        "load_breast_cancer": call(**options),
+        "load_diabetes": call(**options),
+        "load_digits": call(**options),
+        "load_frequencies": call(name="news_words"),
+        "load_graph": call(name="new_testament_names"),
+        "load_hare_lynx": call(num_train=10, num_test=5),
+        "load_mnist_5k": call(num_train=20, num_test=10, split_seed=0),
+        "names": call(),
+        "frequency_names": call(),
+        "graph_names": call(),
+    }
+
+
+def diagnostics() -> dict[str, Call]:
+    ranks = np.random.default_rng(0).integers(0, 100, size=(50, 2))
+    result = SBCResult({"loc": ranks}, num_draws=99)
+    draws = {"loc": 0.1 * torch.randn(10)}
+
+    def run_inference(model, x):
+        return {"loc": torch.randn(9)}
+
+    return {
+        "SBCResult": call(ranks={"loc": ranks}, num_draws=99),
+        "SBCResult.uniformity": of(result),
+        "SBCResult.is_calibrated": of(result),
+        "sbc": call(
+            {"x": torch.zeros(3)},
+            model=model,
+            run_inference=run_inference,
+            num_simulations=2,
+            quantities={"square": lambda values: values["loc"] ** 2},
+            num_draws=9,
+            seed=0,
+            progress=False,
+        ),
+        "to_arviz": call(
+            {"x": torch.randn(5)},
+            posterior=draws,
+            model=model,
+            num_samples=5,
+            seed=0,
+            coords={"kind": [0]},
+            dims={"loc": []},
+            partitions=(),
+        ),
+    }
+
+
+def diversity() -> dict[str, Call]:
+    ends = {"w": torch.tensor([-1.0])}, {"w": torch.tensor([1.0])}
+    return {
+        "consecutive_distances": call(samples={"loc": torch.randn(2, 5, 3)}),
+        "path_values": call(
+            function=lambda samples: samples["w"].square().sum(-1),
+            start=ends[0],
+            end=ends[1],
+            num_points=3,
+        ),
+        "pairwise_kl": call(probabilities=torch.randn(4, 3, 2).softmax(-1)),
+        "weight_singular_values": call(weight=torch.randn(4, 3)),
+    }
+
+
+def diversity_plots() -> dict[str, Call]:
+    ax = plt.figure().subplots()
+    probabilities = torch.randn(4, 3, 2).softmax(-1)
+    return {
+        "plot_ambiguity": call(probabilities=probabilities, labels=torch.tensor([0, 1, 1]), ax=ax),
+        "plot_consecutive_distances": call(distances=torch.rand(2, 4), ax=ax),
+        "plot_pairwise_kl": call(divergences=torch.rand(4, 4), num_chains=2, ax=ax),
+        "plot_path_values": call(places=torch.linspace(0, 1, 3), values=torch.rand(3), ax=ax),
+        "plot_predictive_ess": call(
+            effective_sample_sizes=100.0 * torch.rand(5), thresholds=(400.0,), ax=ax
+        ),
+        "plot_predictive_rhat": call(r_hat=1.0 + torch.rand(5), thresholds=(1.05,), ax=ax),
+        "plot_singular_values": call(values={"first": torch.tensor([[4.0, 1.0]])}, ax=ax),
+    }
+
+
+def function_space() -> dict[str, Call]:
+    probabilities = torch.randn(2, 10, 3, 2).softmax(-1)
+    return {
+        "fractions_below": call(r_hat=1.0 + torch.rand(5), thresholds=(1.05,)),
+        "predictive_ess": call(probabilities=probabilities),
+        "predictive_rhat": call(probabilities=probabilities),
+    }
+
+
+def metrics() -> dict[str, Call]:
+    both = dict(probabilities=torch.randn(4, 3, 2).softmax(-1), labels=torch.tensor([0, 1, 1]))
+    pair = dict(p=both["probabilities"], q=torch.randn(5, 3, 2).softmax(-1))
+    return {
+        "accuracy": call(**both),
+        "agreement": call(**pair),
+        "ambiguity": call(**both),
+        "brier": call(**both),
+        "calibration_bins": call(**both, num_bins=5),
+        "ece": call(**both, num_bins=5),
+        "nll": call(**both),
+        "total_variation": call(**pair),
+    }
+
+
+def partitions() -> dict[str, Call]:
+    draws = torch.tensor([[0, 1, 0, 1], [0, 1, 0, 0], [0, 0, 1, 1]])
+    pair = dict(first=draws, second=draws.flip(0))
+    loss = "binder"
+    return {
+        "binder_loss": call(**pair),
+        "variation_of_information": call(**pair),
+        "canonical_labels": call(labels=draws),
+        "cluster_sizes": call(labels=draws),
+        "co_clustering": call(labels=draws),
+        "num_clusters": call(labels=draws),
+        "num_clusters_distribution": call(labels=draws),
+        "partition_quantities": call(labels=draws),
+        "credible_ball": call(labels=draws, center=draws[0], level=0.9, loss=loss),
+        "expected_loss": call(candidate=draws[0], labels=draws, loss=loss),
+        "point_estimate": call(
+            labels=draws,
+            loss=loss,
+            candidates=draws,
+            max_num_clusters=3,
+            seed=0,
+            num_restarts=2,
+        ),
+    }
+
+
+def plots() -> dict[str, Call]:
+    ax = plt.figure().subplots()
+    draws = torch.tensor([[0, 1, 0, 1], [0, 1, 0, 0], [0, 0, 1, 1]])
+    result = SBCResult({"loc": np.arange(50)[:, None]}, num_draws=99)
+    return {
+        "plot_co_clustering": call(labels=draws, order=draws[0], ax=ax),
+        "plot_num_clusters": call(labels=draws, ax=ax),
+        "plot_reliability": call(
+            probabilities=torch.randn(9, 2).softmax(-1),
+            labels=torch.arange(9) % 2,
+            num_bins=5,
+            ax=ax,
+        ),
+        "plot_sbc": call(result=result, names=["loc"], kind="ecdf", prob=0.9, ax=ax),
+    }
+
+
+def temperature() -> dict[str, Call]:
+    draws = torch.randn(2, 8, 3)
+    return {"configurational_temperature": call(positions=draws, gradients=draws)}
+
+
+def stein() -> dict[str, Call]:
+    return {
+        "kernel_stein_discrepancy": call(
+            samples=POINTS, gradients=-POINTS, scale=1.0, exponent=-0.5
+        )
+    }
+
+
+def distributions() -> dict[str, Call]:
+    cluster = GaussianCluster(torch.zeros(2), 0.1, 4.0, torch.eye(2))
+    counts = MultinomialCluster(torch.ones(3), total_count=4)
+    two = torch.tensor([0.3, 0.6])
+    x = torch.tensor([[1.0, 0.0, 3.0], [2.0, 2.0, 0.0]])
+    tilted = TiltedBFRY(0.5, 2.0, 1.0)
+    binary = BernoulliCluster(torch.ones(2), torch.ones(2))
+    return {
+        "BFRY": call(discount=0.5),
+        "BernoulliCluster": call(concentration1=torch.ones(2), concentration0=torch.ones(2)),
+        "BetaPrimeBFRY": call(discount=two, tail_index=1.5, level=2.0, rate=1.0),
+        "BlockDirichlet": call(concentration=torch.ones(6), sizes=[1, 1, 1, 1, 2, 2]),
+        "BlockDirichlet.share_out": of(
+            BlockDirichlet(torch.ones(3), [2, 2, 2]), totals=torch.full((3,), 1.0 / 3)
+        ),
+        "ClusterBlock": call(cluster=cluster, num_points=3),
+        "DiagonalGaussianCluster": call(
+            loc=torch.zeros(2), loc_precision=1.0, concentration=2.0, rate=1.0
+        ),
+        "GaussianCluster": call(loc=torch.zeros(2), loc_precision=0.1, dof=4.0, scale=torch.eye(2)),
+        "GaussianCluster.from_data": call(x=POINTS),
+        "GaussianCluster.hyperprior": call(x=POINTS),
+        "GaussianCluster.log_marginal": of(cluster, x=POINTS, mask=LABELS == 0),
+        "GaussianCluster.posterior": of(cluster, x=POINTS),
+        "GaussianCluster.predictive": of(cluster, x=POINTS),
+        "GaussianCluster.log_prob": of(cluster, value=POINTS),
+        "GaussianCluster.block": of(cluster, num_points=3),
+        "GeneralizedBFRY": call(discount=two, tail_index=1.5, level=2.0, scale=1.0),
+        "KnownVarianceGaussianCluster": call(loc=torch.zeros(2), loc_scale=2.0, scale=1.0),
+        "MultinomialCluster": call(concentration=torch.ones(3), total_count=4),
+        "MultinomialCluster.log_marginal": of(counts, x=x),
+        "BernoulliCluster.log_marginal": of(binary, x=torch.eye(2)),
+        "PartitionedBlock": call(cluster=cluster, labels=LABELS),
+        "PoissonCluster": call(concentration=torch.ones(2), rate=1.0),
+        "PositiveStable": call(stability=0.5),
+        "RectifiedGamma": call(concentration=2.0, rate=1.0, high=3.0),
+        "StableBetaBFRY": call(discount=two, concentration=1.5, level=2.0),
+        "TiltedBFRY": call(discount=0.5, level=2.0, tilt=1.0),
+        "TiltedBFRY.log_prob": of(tilted, value=torch.tensor([0.5, 2.0])),
+        "TiltedBFRY.cdf": of(tilted, value=torch.tensor([0.5, 2.0])),
+        "TiltedStable": call(mass=1.0, stability=0.5, tilt=1.0),
+        "TruncatedBFRY": call(discount=0.5, high=3.0),
+    }
+
+
+def handlers() -> dict[str, Call]:
+    return {
+        "data_weights": call(plate="data", weights=torch.ones(8)),
+        "replace_observations": call(model=model, data={"x": X}),
+    }
+
+
+def random_measures() -> dict[str, Call]:
+    measure = GeneralizedGammaProcess(2.0, 0.4, 1.5)
+    law = measure.normalize()
+    prime = BetaPrimeProcess(1.5, 0.4, 2.3)
+    table = torch.tensor([[1, 3], [2, 1], [9, 1]])
+    other = frequency_table([3, 3, 1])
+    pitman_yor = PitmanYor(0.4, 1.3)
+
+    def log_density(w, mass):
+        return mass.log() - w.log() - w
+
+    return {
+        "ApproximateTotalMass": call(measure=measure, num_jumps=50, method="size_biased"),
+        "BetaPrimeProcess": call(mass=1.5, discount=0.4, tail_index=2.3, rate=1.0, tilt=0.5),
+        "DirichletProcess": call(concentration=1.0),
+        "ExponentialArrivals": call(concentration=1.0),
+        "FiniteApproximation": call(num_atoms=5, rule="exact", family=GammaArrivals(1.0)),
+        "FrequencyCounts": call(law=law, num_samples=5, num_rows=5),
+        "GammaArrivals": call(concentration=1.0),
+        "GeneralizedBFRYProcess": call(
+            mass=1.5, discount=0.4, tail_index=2.3, cutoff=1.2, tilt=0.5
+        ),
+        "GeneralizedGammaProcess": call(mass=2.0, discount=0.4, tilt=1.5),
+        "InverseGammaArrivals": call(concentration=1.0),
+        "InvertedTotalMass": call(measure=prime),
+        "JumpLaw": call(measure=measure, order=1.0, tilt=0.5),
+        "LevyDensityProcess": call(
+            log_levy_density=log_density, parameters={"mass": 2.0}, corners=(1.0,), high=math.inf
+        ),
+        "LomaxArrivals": call(concentration=1.0),
+        "NormalizedRandomMeasure": call(measure=measure),
+        "NormalizedRandomMeasure.log_eppf": of(law, counts=torch.tensor([2, 1])),
+        "NormalizedRandomMeasure.log_joint": of(law, counts=torch.tensor([2, 1]), tilt=0.5),
+        "NormalizedRandomMeasure.predictive": of(law, counts=torch.tensor([2, 1]), tilt=0.5),
+        "NormalizedRandomMeasure.sample_tilt": of(law, counts=torch.tensor([2, 1])),
+        "NormalizedRandomMeasure.partition": of(law, num_samples=5),
+        "NormalizedRandomMeasure.log_num_clusters": of(law, num_samples=3),
+        "ParetoMixtureProcess": call(
+            mass=1.5, discount=0.4, tilt=1.0, pareto_mass=1.5, pareto_scale=2.0, tail_index=2.2
+        ),
+        "ParetoProcess": call(mass=3.0, scale=2.0, tail_index=1.5, tilt=0.5),
+        "PitmanYor": call(discount=0.4, concentration=1.3),
+        "PitmanYor.log_eppf": of(pitman_yor, counts=torch.tensor([2, 1])),
+        "PitmanYor.predictive": of(pitman_yor, counts=torch.tensor([2, 1])),
+        "PitmanYor.partition": of(pitman_yor, num_samples=5),
+        "PitmanYor.sticks": of(pitman_yor, num_sticks=5),
+        "PitmanYor.log_num_clusters": of(pitman_yor, num_samples=3),
+        "RandomPartition": call(law=law, num_samples=5),
+        "StableBetaProcess": call(mass=2.0, discount=0.4, concentration=1.5, tilt=0.5, scale=1.0),
+        "GeneralizedGammaProcess.finite": of(measure, num_atoms=5, rule="exact"),
+        "GeneralizedGammaProcess.finite_error": of(measure, num_atoms=5, value=1.0),
+        "GeneralizedGammaProcess.series": of(measure, num_jumps=5, method="size_biased", seed=0),
+        "GeneralizedGammaProcess.num_jumps": of(measure, tolerance=0.1),
+        "GeneralizedGammaProcess.lost_mass": of(measure, num_jumps=5),
+        "GeneralizedGammaProcess.jumps_above": of(measure, level=0.1, seed=0),
+        "GeneralizedGammaProcess.tail": of(measure, value=torch.tensor([0.1, 1.0])),
+        "GeneralizedGammaProcess.inverse_tail": of(measure, value=torch.tensor([0.1, 1.0])),
+        "GeneralizedGammaProcess.log_levy_density": of(measure, value=torch.tensor([0.1, 1.0])),
+        "GeneralizedGammaProcess.laplace_exponent": of(measure, value=torch.tensor([0.1, 1.0])),
+        "GeneralizedGammaProcess.log_kappa": of(measure, order=1.0, tilt=0.5),
+        "GeneralizedGammaProcess.exponential_tilt": of(measure, tilt=0.5),
+        "GeneralizedGammaProcess.rescale": of(measure, scale=2.0),
+        "Superposition": call({"measures": measure, "measures[1]": prime}),
+        "TotalMass": call(measure=measure),
+        "TruncatedSeries": call(num_atoms=5, method="size_biased"),
+        "DeterministicArrivals": call(),
+        "cluster_tilt_law": call(measure=prime),
+        "frequency_table": call(counts=torch.tensor([3, 1, 1]), num_rows=4),
+        "kolmogorov_smirnov": call(observed=table, predicted=other, least=1.0, most=math.inf),
+        "log_joint_given_cluster_tilts": call(
+            measure=prime,
+            counts=torch.tensor([2, 1]),
+            tilt=torch.tensor(0.7),
+            cluster_tilts=torch.tensor([0.4, 1.0]),
+        ),
+        "log_num_partitions": call(table=table),
+        "random_measure": call(name="G", measure=law, base=dist.Normal(0.0, 3.0), truncation=5),
+        "rank_size_band": call(tables=[table, other], ranks=torch.tensor([1, 2]), prob=0.8),
+        "rank_sizes": call(table=table, ranks=torch.tensor([1, 2])),
+        "reweighted_kolmogorov_smirnov": call(
+            observed=table, predicted=other, least=1.0, most=math.inf
+        ),
+        "split_frequencies": call(table=table, num_samples=4, seed=0),
+    }
+
+
+def measure_plots() -> dict[str, Call]:
+    ax = plt.figure().subplots()
+    labels = DirichletProcess(1.0).partition(10).sample()
+    measure = GeneralizedGammaProcess(2.0, 0.4, 1.5)
+    return {
+        "plot_cluster_sizes": call(labels=labels, ax=ax),
+        "plot_num_clusters": call(labels=labels, ax=ax, num_points=5),
+        "plot_ranked_weights": call(weights=torch.rand(9), ax=ax),
+        "plot_tail": call(measure=measure, weights=torch.rand(9), ax=ax, num_points=5),
+    }
+
+
+def frequency_plots() -> dict[str, Call]:
+    ax = plt.figure().subplots()
+    observed = torch.tensor([[1, 30], [4, 3], [20, 1]])
+    return {
+        "plot_rank_sizes": call(
+            observed=observed,
+            predicted={"same": [observed, observed]},
+            ax=ax,
+            colors={"same": "C0"},
+            prob=0.8,
+            num_points=5,
+        )
+    }
+
+
+def reparam() -> dict[str, Call]:
+    network = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    options = dict(left=1, right=1, strength=0.5)
+    return {
+        "ExpandedModule": call(module=network, prior_scale=1.0, **options),
+        "ExpansionReparam": call(**options),
+        "expand_module": call(module=network, prior_scale=1.0, **options),
+        "merge_factors": call(
+            left=[2.0 * torch.eye(3)], middle=torch.ones(3, 2), right=[torch.eye(2)], event_dim=2
+        ),
+    }
+
+
+def nn() -> dict[str, Call]:
+    attention: dict[str, Any] = dict(width=8, num_heads=2, scaling="width")
+    classifier = BayesianClassifier(BayesianModule(MLP(4, [3], 3), 0.5), batch_size=4)
+    with pyro.poutine.block(), torch.no_grad():
+        trace = pyro.poutine.trace(classifier).get_trace(torch.randn(8, 4), LABELS)
+    samples = {name: trace.nodes[name]["value"][None] for name in trace.stochastic_nodes}
+    samples = {name: value for name, value in samples.items() if name in classifier_sites(trace)}
+    inputs = torch.randn(8, 4)
+    return {
+        "ISAB": call(in_features=3, num_inducing=2, **attention),
+        "MAB": call(query_features=3, key_features=2, value_features=2, **attention),
+        "MLP": call(in_features=3, hidden_features=[4], out_features=2, activation=torch.nn.ReLU),
+        "PMA": call(in_features=3, num_seeds=1, **attention),
+        "SAB": call(in_features=3, **attention),
+        "BayesianClassifier": call(network=BayesianModule(MLP(4, [3], 3), 0.5), batch_size=4),
+        "BayesianClassifier.probabilities": of(classifier, samples=samples, inputs=inputs),
+        "BayesianClassifier.log_likelihood": of(
+            classifier, samples=samples, inputs=inputs, labels=LABELS
+        ),
+        "BayesianModule": call(module=MLP(4, [3], 3), prior_scale=0.5),
+        "FilterResponseNorm": call(num_channels=3, epsilon=1e-6),
+        "InducedSetAttention": call(in_features=3, inducing_features=2, **attention),
+        "NodeScale": call(variances=torch.rand(3), dim=-1),
+        "NodeScale.prune": of(NodeScale(torch.rand(3)), fraction=0.5),
+        "ResNet": call(in_channels=1, num_classes=3, channels=(4, 4), num_blocks=1),
+        "asymmetric_variances": call(weights=torch.rand(3), symmetric_share=0.5),
+        "init_signs_": call(layer=torch.nn.Linear(3, 2, bias=False), generator=torch.Generator()),
+        "init_to_module": call(module=MLP(4, [3], 3)),
+        "init_unit_variance_": call(
+            layer=torch.nn.Linear(3, 2), weight_scale=1.0, generator=torch.Generator()
+        ),
+        "largest_nodes": call(importance=torch.rand(4), fraction=0.5),
+        "zipf_weights": call(num_nodes=4, index=0.5),
+    }
+
+
+def classifier_sites(trace: Any) -> list[str]:
+    return [name for name in trace.stochastic_nodes if not name.endswith("data")]
+
+
+def potential() -> dict[str, Call]:
+    made = Potential(model, X)
+    params = made.init(2, seed=0)
+
+    def potential_fn(z):
+        return z["loc"].square().sum()
+
+    def loss_fn(params, x):
+        return (x - params["loc"]).square()
+
+    loc = {"loc": torch.tensor(0.0)}
+    chains = {"loc": torch.zeros(2)}
+    return {
+        "FunctionPotential": call(potential_fn=potential_fn, params=chains, backend="eager"),
+        "PointPotential": call({"x": X}, model=model, backend="eager"),
+        "Potential": call({"x": X}, model=model, backend="eager"),
+        "Potential.__call__": of(made, params=params),
+        "Potential.value_and_grad": of(made, params=params),
+        "Potential.full": of(made, params=params),
+        "Potential.init": of(made, num_chains=2, seed=0),
+        "Potential.constrain": of(made, params=params),
+        "Potential.unconstrain": of(made, samples=params),
+        "Potential.log_likelihood": of(made, samples=params),
+        "Potential.predictive": of(made, samples=params, seed=0),
+        "Potential.prior": of(made, num_samples=2, seed=0),
+        "WeightedFunction": call(
+            loss_fn=loss_fn, args=(X,), params=loc, subsample_size=4, backend="eager"
+        ),
+        "WeightedPotential": call(
+            model=model, args=(X,), kwargs={}, plate="data", prior_weight=0.5, backend="eager"
+        ),
+        "check_backend": call(backend="eager"),
+    }
+
+
+def random() -> dict[str, Call]:
+    return {
+        "chain_keys": call(seed=0, chains=range(2)),
+        "fresh_seed": call(seed=0),
+        "seeded": call(seed=0),
+    }
+
+
+def special() -> dict[str, Call]:
+    x = torch.tensor([0.3, 0.6])
+    return {
+        "expm1mx": call(x=x),
+        "exprel": call(x=x),
+        "log1prel": call(x=x),
+        "log_exprel": call(x=x),
+        "log1mexp": call(x=-x),
+        "log1mexp_at_log": call(log_x=x),
+        "log_sinc": call(x=x, rest=1.0 - x),
+        "log_lower_gamma": call(a=x, z=x),
+        "log_lower_gamma_at_log": call(a=x, log_z=x),
+        "log_upper_gamma": call(a=x, z=x),
+        "gauss_legendre": call(num_nodes=4),
+    }
+
+
+def reproduction() -> dict[str, Call]:
+    from pyro_ext.reproduction import Claim
+
+    claim: dict[str, Any] = dict(
+        statement="less",
+        values={0: 1.0, 1: 1.0, 2: 1.0},
+        comparison="<",
+        bound=2.0,
+        source="section 1",
+    )
+    return {
+        "Claim": call(**claim, across="mean"),
+        "Report": call(slug="page", claims=[Claim(**claim)]),
+        "seeds": call(),
+    }
+
+
+TABLES = {
+    "pyro_ext.datasets": datasets,
+    "pyro_ext.diagnostics": diagnostics,
+    "pyro_ext.diagnostics.diversity": diversity,
+    "pyro_ext.diagnostics.diversity_plots": diversity_plots,
+    "pyro_ext.diagnostics.function_space": function_space,
+    "pyro_ext.diagnostics.metrics": metrics,
+    "pyro_ext.diagnostics.partitions": partitions,
+    "pyro_ext.diagnostics.plots": plots,
+    "pyro_ext.diagnostics.stein": stein,
+    "pyro_ext.diagnostics.temperature": temperature,
+    "pyro_ext.distributions": distributions,
+    "pyro_ext.handlers": handlers,
+    "pyro_ext.nn": nn,
+    "pyro_ext.potential": potential,
+    "pyro_ext.random": random,
+    "pyro_ext.random_measures": random_measures,
+    "pyro_ext.random_measures.plots": measure_plots,
+    "pyro_ext.random_measures.frequency_plots": frequency_plots,
+    "pyro_ext.reparam": reparam,
+    "pyro_ext.reproduction": reproduction,
+    "pyro_ext.special": special,
+}

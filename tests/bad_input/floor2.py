@@ -1,0 +1,535 @@
+"""Valid calls of what floor 2 offers, for :mod:`walk` to spoil."""
+
+from functools import partial
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import NUTS
+
+from pyro_ext.distributions import GaussianCluster
+from pyro_ext.inference import (
+    L2E,
+    MCMC,
+    NPTL,
+    SGLD,
+    AutoPseudocoreset,
+    AuxiliaryGibbs,
+    BatchLBFGS,
+    BatchOptimizer,
+    CopulaClassifier,
+    CopulaDensity,
+    CopulaRegression,
+    EarlyStopping,
+    ExpertBuffer,
+    ForwardKL,
+    GaussianSurrogate,
+    MarginalGibbs,
+    MartingalePosterior,
+    MetaTrainer,
+    PolyaUrn,
+    PosteriorBootstrap,
+    PosteriorPredictive,
+    RandomWalk,
+    StreamingMCMC,
+    Task,
+    laplace_posterior,
+)
+from pyro_ext.inference.martingale import (
+    FineTunedEnsemble,
+    Mean,
+    WeightedSample,
+)
+from pyro_ext.inference.partitions import Dendrogram
+from pyro_ext.inference.sgmcmc import LearnedDiffusion, ResidualKinetics
+from pyro_ext.potential import Potential
+from pyro_ext.random_measures import DirichletProcess
+from tests.bad_input.walk import Call, call, of
+
+X = torch.linspace(-1.0, 1.0, 8)
+Y = (X > 0.0).float()
+POINTS = torch.stack([X, X.cos()], -1)
+
+
+def model(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+def regression(x, y):
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Bernoulli(logits=slope * x), obs=y)
+
+
+def double():
+    pyro.sample("loc", dist.Normal(torch.tensor(1.0).double(), 2.0))
+
+
+def loss_fn(params, x):
+    return (x - params["loc"]).square()
+
+
+def potential_fn(z):
+    return z["loc"].square().sum()
+
+
+def log_likelihood(samples):
+    return dist.Normal(samples["loc"][..., None], 1.0).log_prob(X)
+
+
+KERNEL: dict[str, Any] = dict(
+    model=model, step_size=0.01, temperature=1.0, num_steps=1, backend="eager"
+)
+DRIVER: dict[str, Any] = dict(
+    num_samples=2,
+    warmup_steps=1,
+    num_chains=2,
+    thinning=1,
+    seed=0,
+    progress=False,
+    group_size=1,
+    chain_method="sequential",
+)
+TRANSFER: dict[str, Any] = dict(
+    backbone=torch.nn.Linear(4, 3),
+    head=torch.nn.Linear(3, 2),
+    num_samples=2,
+    optimizer=BatchOptimizer(torch.optim.SGD, 2),
+    weight_decay=0.001,
+    head_scale=0.05,
+    subsample_size=4,
+    backend="eager",
+    seed=0,
+)
+
+
+def kernels() -> dict[str, Call]:
+    x_start = {"loc": torch.zeros(2)}
+    return {
+        "SGLD": call(**KERNEL, noise_estimate=0.0),
+        "SGHMC": call(**KERNEL, momentum_decay=0.1, mass=1.0, noise_estimate=0.0),
+        "SGNHT": call(**KERNEL, friction=1.0),
+        "PSGLD": call(**KERNEL, decay=0.9, regularization=1e-5),
+        "L2E": call(**KERNEL, kinetics=ResidualKinetics(hidden_sizes=(4,))),
+        "L2E.pretrained": call(model=model, step_size=0.01),
+        "MetaSGMCMC": call(**KERNEL, diffusion=LearnedDiffusion()),
+        "LaplaceHMC": call(
+            model=model, num_leapfrog_steps=2, trajectory_length=1.5, backend="eager", num_steps=1
+        ),
+        "RandomWalk": call(scale=1.0),
+        "Gibbs": call(blocks=[(RandomWalk(1.0), ["loc"])], model=model),
+        "LogJoint": call(model=model, args=(X,), kwargs={}),
+        "ConstantSchedule": call(step_size=0.1),
+        "CyclicalSchedule": call(
+            step_size=0.1, num_cycles=2, num_steps=10, exploration=0.5, minimum=0.1
+        ),
+        "PolynomialSchedule": call(step_size=0.1, exponent=0.6, offset=1.0, start=0),
+        "EnumeratedSites": call(),
+        "PriorProposals": call(),
+        "EarlyStopping": call(names=["loc"], r_hat=1.01, effective_sample_size=10.0, interval=4),
+        "MCMC": call(
+            kernel=SGLD(model), initial_params=x_start, early_stopping=EarlyStopping(), **DRIVER
+        ),
+        "MCMC.run": of(MCMC(SGLD(model, backend="eager"), 1, progress=False, seed=0), {"x": X}),
+        "MCMC.get_samples": of(MCMC(SGLD(model), 1, progress=False).run(X)),
+        "MCMC.summary": of(MCMC(SGLD(model), 9, progress=False).run(X), prob=0.9),
+        "StreamingMCMC": call(kernel=SGLD(model), initial_params=x_start, **DRIVER),
+        "StreamingMCMC.run": of(
+            StreamingMCMC(SGLD(model, backend="eager"), 1, progress=False, seed=0), {"x": X}
+        ),
+        "tune": call(
+            {"x": X},
+            kernel=SGLD(model, backend="eager"),
+            grid={"step_size": [0.01]},
+            num_steps=4,
+            num_chains=2,
+            num_samples=2,
+            seed=0,
+            progress=False,
+        ),
+    }
+
+
+def optimization() -> dict[str, Call]:
+    made = Potential(double)
+    start = {"loc": torch.tensor(0.0).double()}
+    laplace = laplace_posterior(made, [start])
+    tasks = [Task(model, (X,), log_likelihood)]
+    logs = torch.randn(2, 3, 4)
+    trainer: dict[str, Any] = dict(
+        module=ResidualKinetics(hidden_sizes=(4,)),
+        tasks=tasks,
+        kernel=lambda model, module: L2E(model, kinetics=module),
+        num_steps=4,
+        num_samples=2,
+        thinning=2,
+        num_pairs=1,
+        scale=0.1,
+        learning_rate=0.1,
+        max_norm=1.0,
+        worst_loss=20.0,
+        seed=0,
+    )
+
+    def objective(position, rows):
+        return position.square().sum(-1), 2.0 * position
+
+    return {
+        "BatchLBFGS": call(max_steps=5, tolerance=1e-5, history_size=2),
+        "BatchLBFGS.minimize": of(BatchLBFGS(3), objective=objective, start=torch.ones(2, 1)),
+        "BatchOptimizer": call(optimizer=torch.optim.SGD, num_steps=2),
+        "laplace_posterior": call(potential=made, starts=[start]),
+        "nuts_posterior": call(
+            potential=made, laplace=laplace, num_samples=2, warmup_steps=2, step_size=0.1, seed=0
+        ),
+        "antithetic_gradient": call(
+            function=lambda points: points.square().sum(-1),
+            parameters=torch.tensor([1.0, 2.0]),
+            scale=0.1,
+            num_pairs=2,
+            generator=torch.Generator(),
+        ),
+        "Task": call(model=model, args=(X,), log_likelihood=log_likelihood, kwargs={}, name="t"),
+        "MetaTrainer": call(**trainer),
+        "MetaTrainer.fit": of(MetaTrainer(**trainer), num_iterations=1, progress=False),
+        "ensemble_loss": call(log_likelihood=logs),
+        "single_draw_loss": call(log_likelihood=logs),
+    }
+
+
+def clustering() -> dict[str, Call]:
+    cluster = GaussianCluster.from_data(POINTS)
+    prior = DirichletProcess(1.0)
+
+    def latent(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, 5.0))
+        with pyro.plate("points", len(x)):
+            pyro.sample("x", dist.StudentT(5.0, loc, 1.0), obs=x)
+
+    both: dict[str, Any] = dict(prior=prior, cluster=cluster)
+    marginal = MCMC(MarginalGibbs(prior, cluster), 1, progress=False)
+    auxiliary = MCMC(AuxiliaryGibbs(prior, latent, backend="eager"), 1, progress=False)
+    return {
+        "MarginalGibbs": call(**both, init="one"),
+        "AuxiliaryGibbs": call(
+            prior=prior,
+            cluster=latent,
+            shared=(),
+            num_auxiliary=2,
+            num_updates=1,
+            backend="eager",
+            init="one",
+        ),
+        "SliceSampler": call(prior=prior, cluster=cluster, init="one"),
+        "SplitMerge": call(**both, num_proposals=1, num_scans=2, init="one"),
+        "TreeGuided": call(
+            **both,
+            mode="exact",
+            local="uniform",
+            num_global_moves=1,
+            local_share=0.5,
+            depth=2,
+            init="one",
+        ),
+        "MCMC.run": of(marginal, {"x": POINTS}),
+        "MCMC.run of a model": of(auxiliary, {"x": X}),
+        "bhc": call(x=POINTS, cluster=cluster, concentration=1.0),
+        "ibhc": call(x=POINTS, cluster=cluster, prior=prior, noisy=False, seed=0),
+        "rbhc": call(
+            x=POINTS,
+            family="gaussian",
+            num_clusters=2,
+            method="greedy",
+        ),
+    }
+
+
+def predictions() -> dict[str, Call]:
+    rule = PolyaUrn()
+    options: dict[str, Any] = dict(num_samples=3, horizon=20, seed=0, progress=False)
+    posterior: dict[str, Any] = dict(**options, batch_size=2, num_checks=2, tolerance=0.1)
+    bootstrap: dict[str, Any] = dict(
+        num_samples=2,
+        concentration=0.0,
+        base_measure=None,
+        truncation=2,
+        backend="eager",
+        batch_size=2,
+        num_restarts=0,
+        optimizer=BatchOptimizer(torch.optim.SGD, 2),
+        seed=0,
+        progress=False,
+    )
+    bandwidths: dict[str, Any] = dict(bandwidth=0.9, covariate_bandwidth=0.9, num_permutations=1)
+    draws = {"loc": torch.randn(10)}
+    nptl = NPTL(**{**TRANSFER, "num_samples": 1, "backend": "eager"}, concentration=1.0)
+    return {
+        "MartingalePosterior": call(predictive=rule, functional=Mean(), name="theta", **posterior),
+        "MartingalePosterior.run": of(MartingalePosterior(rule, Mean(), **options), {"data": X}),
+        "MartingalePosterior.run of a model": of(
+            MartingalePosterior(PosteriorPredictive(model, draws), Mean(), **options),
+            {"data": X},
+        ),
+        "PosteriorBootstrap": call(model=model, plate="data", **bootstrap),
+        "PosteriorBootstrap of a loss": call(
+            loss_fn=loss_fn,
+            initial_params={"loc": torch.tensor(0.0)},
+            subsample_size=4,
+            **bootstrap,
+        ),
+        "PosteriorBootstrap.run": of(PosteriorBootstrap(model, **bootstrap), {"x": X}),
+        "PosteriorPredictive": call(model=model, posterior=draws, num_samples=9, warmup_steps=1),
+        "PolyaUrn": call(base_measure=dist.Normal(0.0, 1.0), concentration=1.0),
+        "CopulaDensity": call(bandwidth=0.9, num_permutations=1, seed=0),
+        "CopulaDensity.fit": of(CopulaDensity(0.9, 1), data=X),
+        "CopulaRegression": call(**bandwidths, queries=X, seed=0),
+        "CopulaRegression.fit": of(CopulaRegression(**bandwidths), x=X, y=X.sin()),
+        "CopulaClassifier": call(**bandwidths, queries=X, seed=0),
+        "CopulaClassifier.fit": of(CopulaClassifier(**bandwidths), x=X, y=X > 0.0),
+        "NPTL": call(
+            **TRANSFER,
+            concentration=1.0,
+            num_standard_errors=1.0,
+            validation_share=0.2,
+            num_blocks=2,
+            block_concentration="unit",
+            probe_penalty=0.01,
+        ),
+        "NPTL.run": of(nptl, inputs=torch.randn(8, 4), labels=torch.arange(8) % 2),
+    }
+
+
+def coresets() -> dict[str, Call]:
+    buffer = ExpertBuffer.collect(
+        model, X, num_experts=2, num_epochs=3, batch_size=4, seed=0, progress=False
+    )
+    guide: Any = partial(AutoPseudocoreset, model, X, size=2, backend="eager", seed=0)
+    return {
+        "AutoPseudocoreset": call(
+            {"x": X},
+            model=model,
+            size=2,
+            learnable=["x"],
+            weights="scaled",
+            init="subset",
+            plate="data",
+            num_samples=2,
+            warmup_steps=1,
+            backend="eager",
+            seed=0,
+        ),
+        "AutoPseudocoreset.fit": of(
+            guide(), divergence=ForwardKL(), num_steps=1, seed=0, progress=False
+        ),
+        "AutoPseudocoreset.condition": of(guide(), model=model),
+        "AutoPseudocoreset.sample_posterior": of(guide(), num_samples=1, warmup_steps=1),
+        "ExpertBuffer": call(
+            trajectories=torch.randn(2, 3, 1), shapes={"loc": []}, losses=torch.rand(2, 2)
+        ),
+        "ExpertBuffer.collect": call(
+            {"x": X},
+            model=model,
+            num_experts=2,
+            num_epochs=2,
+            learning_rate=0.05,
+            momentum=0.0,
+            weight_decay=0.0,
+            batch_size=4,
+            plate="data",
+            backend="eager",
+            seed=0,
+            progress=False,
+        ),
+        "ForwardKL": call(surrogate=GaussianSurrogate()),
+        "ReverseKL": call(surrogate=GaussianSurrogate()),
+        "Wasserstein": call(surrogate=GaussianSurrogate()),
+        "FunctionSpaceKL": call(surrogate=None),
+        "FunctionSpaceSurrogate": call(
+            posteriors=GaussianSurrogate(),
+            model=model,
+            function="loc",
+            likelihood=lambda loc: dist.Normal(loc, 1.0),
+            covariance="jacobian",
+            mean=None,
+            num_particles=2,
+            backend="eager",
+        ),
+        "GaussianSurrogate": call(minimizer=BatchLBFGS()),
+        "MCMCSurrogate": call(
+            kernel=NUTS, num_samples=2, warmup_steps=1, batch_size=4, data_samples=None
+        ),
+        "TrajectorySnapshots": call(
+            buffer=buffer,
+            num_snapshots=2,
+            thinning=1,
+            num_steps=3,
+            learning_rate=0.1,
+            inner="fresh",
+            max_start=1,
+        ),
+        "TrajectorySurrogate": call(
+            buffer=buffer,
+            num_steps=2,
+            learning_rate=0.05,
+            noise_scale=0.01,
+            num_particles=2,
+            max_start=1,
+            num_epochs=1,
+            batch_size=4,
+        ),
+    }
+
+
+def martingale() -> dict[str, Call]:
+    path = [{"weight": torch.randn(2, 2)} for _ in range(3)]
+    values = torch.tensor([0.0, 1.0, 4.0])
+    weights = torch.tensor([[0.5, 0.25, 0.25], [0.0, 0.0, 1.0]])
+    population = WeightedSample((values,), weights)
+    posterior = MartingalePosterior(PolyaUrn(), Mean(), 9, 20, progress=False, seed=0).run(X)
+    wide = dist.Normal(torch.zeros(2), torch.tensor([1.0, 2.0]))
+    ensemble = FineTunedEnsemble(**{**TRANSFER, "num_samples": 1, "backend": "eager"})
+    inputs, labels = torch.randn(8, 4), torch.arange(8) % 2
+    return {
+        "L2SP": call(backbone=torch.nn.Linear(2, 2), scale=0.1, head_scale=1.0),
+        "DirichletWeights": call(
+            num_observed=4, num_atoms=2, concentration=1.0, num_blocks=2, block_concentration="unit"
+        ),
+        "EmpiricalBase": call({"atoms": X}),
+        "Expectation": call(function=lambda y: y, num_points=10),
+        "FineTunedEnsemble": call(**TRANSFER),
+        "FineTunedEnsemble.run": of(ensemble, inputs=inputs, labels=labels),
+        "FineTunedEnsemble.probabilities": of(
+            FineTunedEnsemble(**{**TRANSFER, "num_samples": 1}).run(inputs, labels), inputs=inputs
+        ),
+        "MEstimator": call(
+            loss_fn=loss_fn, initial_params={"loc": torch.tensor(0.0)}, num_points=5
+        ),
+        "Mean": call(),
+        "Variance": call(),
+        "NormalPredictive": call(scale=1.0, loc=0.0, loc_scale=1.0),
+        "PlugInNormal": call(scale=1.0),
+        "Quantile": call(probability=0.5),
+        "SWAGPrior": call(snapshots=path, scale=1.0, head_scale=1.0, least_variance=1e-3),
+        "StudentTPredictive": call(loc=0.0, loc_precision=1.0, concentration=1.0, rate=1.0),
+        "WeightedMLE": call(model=model, plate="data", num_points=5),
+        "WeightedSample": call(values=(values,), weights=weights),
+        "WeightedSample.icdf": of(population, value=torch.tensor(0.6)),
+        "density_drift": call(population=wide, law=dist.Normal(0.0, 1.0), points=torch.zeros(1)),
+        "linear_probe": call(
+            features=torch.randn(8, 3),
+            targets=torch.eye(2)[torch.arange(8) % 2],
+            head=torch.nn.Linear(3, 2),
+            penalty=0.1,
+        ),
+        "plot_drift": call(posterior=posterior, names=["theta"], ax=plt.figure().subplots()),
+        "soft_cross_entropy": call(logits=torch.zeros(3), targets=torch.tensor([0.5, 0.5, 0.0])),
+    }
+
+
+def trees() -> dict[str, Call]:
+    tree = Dendrogram(torch.tensor([[0, 1], [2, 3]]), torch.tensor([1.0, 4.0]))
+    pair = Dendrogram(torch.tensor([[0, 1]]), torch.tensor([-2.0]), labels=("0", "2"))
+    single = Dendrogram(torch.empty(0, 2).long(), torch.empty(0), labels=("1",))
+    return {
+        "ClusterForest": call(
+            labels=torch.tensor([0, 1, 0]),
+            trees=(pair, single),
+            points=(torch.tensor([0, 2]), torch.tensor([1])),
+            log_joint=-3.5,
+        ),
+        "Dendrogram": call(
+            merges=torch.tensor([[0, 1], [2, 3]]),
+            heights=torch.tensor([1.0, 4.0]),
+            cut_height=2.0,
+            labels=("a", "b", "c"),
+        ),
+        "Dendrogram.cut": of(tree, num_clusters=2),
+        "GaussianCovarianceGenerator": call(floor=0.01),
+        "GaussianGenerator": call(),
+        "ItakuraSaitoGenerator": call(),
+        "MultinomialGenerator": call(),
+        "PoissonGenerator": call(),
+    }
+
+
+def pseudocoresets() -> dict[str, Call]:
+    inputs = torch.tensor([[1.0, 0.0], [1.0, 2.0]])
+    snapshots = torch.tensor([[0.0, 1.0], [2.0, 1.0]])
+    gaussians = dict(
+        mean=torch.zeros(2),
+        covariance=torch.eye(2),
+        other_mean=torch.ones(2),
+        other_covariance=2.0 * torch.eye(2),
+    )
+    guide = AutoPseudocoreset(regression, X, Y, size=2, backend="eager", seed=0)
+    descent: dict[str, Any] = dict(
+        posterior=guide.posterior,
+        coreset=guide.coreset(),
+        start=torch.zeros(2, 1),
+        num_steps=2,
+        learning_rate=0.5,
+    )
+    draws, other = {"slope": torch.randn(5)}, {"slope": torch.randn(6)}
+    data = {"x": X, "y": Y}
+
+    def linear(flat):
+        return inputs @ flat
+
+    return {
+        "descend": call(**descent),
+        "descent_snapshots": call(**descent, thinning=1),
+        "unrolled_descent": call(**descent),
+        "diagonal_marginal": call(
+            function=linear, snapshots=snapshots, mean="average", jitter=1e-6
+        ),
+        "full_marginal": call(function=linear, snapshots=snapshots, mean="average", jitter=1e-6),
+        "linearized_marginal": call(
+            function=linear, mean=torch.ones(2), covariance=torch.ones(2), jitter=1e-6
+        ),
+        "evaluate_coreset": call(
+            data, coreset=guide.condition(), num_samples=1, warmup_steps=1, site="y"
+        ),
+        "evaluate_draws": call(data, model=regression, samples=draws, reference=other, site="y"),
+        "predictive_probabilities": call(data, model=regression, samples=draws, site="y"),
+        "forward_kl_loss": call(at_data_draws=X, at_coreset_draws=X),
+        "reverse_kl_loss": call(data_log_likelihood=X, coreset_log_likelihood=X),
+        "gaussian_kl": call(**gaussians),
+        "gaussian_wasserstein": call(**gaussians),
+        "herding_subset": call({"rows": X}, size=2),
+        "k_means_subset": call({"rows": X}, size=2, seed=0),
+        "random_subset": call({"rows": X}, size=2, seed=0),
+        "standard_deviation_ratios": call(samples=draws, reference=other),
+        "standardized_mean_differences": call(samples=draws, reference=other),
+    }
+
+
+def sgmcmc() -> dict[str, Call]:
+    options: dict[str, Any] = dict(hidden_sizes=(4,), decays=(0.5,), seed=0)
+    return {
+        "LearnedDiffusion": call(num_hidden=3, max_diffusion=5.0, output_scale=0.1, seed=0),
+        "LearnedKinetics": call(**options, force_scale=0.1, velocity_scale=0.1),
+        "ResidualKinetics": call(**options, force_scale=3.0, velocity_scale=1.0, output_scale=0.1),
+        "find_map": call(
+            potential=Potential(model, X),
+            initial_params={"loc": torch.tensor(0.0)},
+            max_iterations=3,
+        ),
+    }
+
+
+# Where a module has several parts, a word says which.
+TABLES = {
+    "pyro_ext.inference (kernels)": kernels,
+    "pyro_ext.inference (optimization)": optimization,
+    "pyro_ext.inference (predictions)": predictions,
+    "pyro_ext.inference (coresets)": coresets,
+    "pyro_ext.inference (partitions)": clustering,
+    "pyro_ext.inference.martingale": martingale,
+    "pyro_ext.inference.partitions": trees,
+    "pyro_ext.inference.pseudocoresets": pseudocoresets,
+    "pyro_ext.inference.sgmcmc": sgmcmc,
+}

@@ -1,0 +1,347 @@
+"""Valid calls of what floor 3 offers, for :mod:`walk` to spoil."""
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+
+from pyro_ext.distributions import GaussianCluster
+from pyro_ext.models.neural_processes import (
+    CNP,
+    MPNP,
+    NP,
+    Batch,
+    CrossAttentionEncoder,
+    GPTasks,
+    PoolingEncoder,
+)
+from pyro_ext.models.nonparametric import (
+    EdgeOdds,
+    FrequencyModel,
+    GraphGuide,
+    GraphModel,
+    MixedMembership,
+    NRMMixture,
+    NRMModelMixture,
+    SimpleGraph,
+    bfry_weights,
+    degree_odds,
+    pitman_yor_prior,
+)
+from pyro_ext.models.wide_networks import (
+    AsymmetricNetwork,
+    EqualJumps,
+    beta_variances,
+    horseshoe_variances,
+)
+from pyro_ext.random_measures import DirichletProcess, GeneralizedBFRYProcess
+from tests.bad_input.walk import Call, call, of
+
+X = torch.linspace(-1.0, 1.0, 8)
+POINTS = torch.stack([X, X.cos()], -1)
+
+
+def ensembles() -> dict[str, Call]:
+    return {
+        "classification_task": call(
+            inputs=torch.randn(9, 2),
+            labels=torch.arange(9) % 3,
+            num_training=6,
+            hidden_features=(3,),
+            prior_scale=1.0,
+            weight_decay=5e-4,
+            batch_size=3,
+            name="task",
+        ),
+        "load_reference_posterior": call(name="digits"),
+    }
+
+
+def neural_processes() -> dict[str, Call]:
+    sizes: dict[str, Any] = dict(x_dim=1, y_dim=1, width=8)
+    latent: dict[str, Any] = dict(**sizes, latent_features=4)
+    pseudo: dict[str, Any] = dict(**sizes, num_pseudo=2)
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 6, 1), torch.randn(2, 6, 1)
+    parts: dict[str, Any] = dict(
+        context_inputs=x[:, :2],
+        context_outputs=y[:, :2],
+        target_inputs=x[:, 2:],
+        target_outputs=y[:, 2:],
+        context_mask=torch.ones(2, 2, dtype=torch.bool),
+        target_mask=torch.ones(2, 4, dtype=torch.bool),
+    )
+    batch = Batch(**parts)
+    context = dict(context_inputs=x[:, :2], context_outputs=y[:, :2], target_inputs=x)
+    process = CNP(width=8)
+    encoder = PoolingEncoder(1, 1, width=8)
+    cross = CrossAttentionEncoder(1, 1, width=8)
+    tasks = GPTasks("rbf", num_tasks=2, num_context=3, num_target=3)
+    images = torch.rand(5, 4, 4)
+    numbers = dict(num_tasks=2, num_context=2, num_target=3)
+    grid = torch.linspace(-2.0, 2.0, 9).expand(2, 9)[..., None]
+
+    def objective(chosen):
+        return grid[torch.arange(2), chosen, 0]
+
+    return {
+        "ANP": call(**latent),
+        "BANP": call(**sizes),
+        "BNP": call(**sizes),
+        "CANP": call(**sizes),
+        "CNP": call(**sizes),
+        "NP": call(**latent),
+        "MPANP": call(**pseudo),
+        "MPNP": call(**pseudo),
+        "CNP.predict": of(process, **context, num_samples=2, seed=0),
+        "NP.predict": of(NP(width=8), **context, num_samples=2, seed=0),
+        "MPNP.predict": of(MPNP(width=8, num_pseudo=2), **context, num_samples=2, seed=0),
+        "CNP.posterior_predictive": of(process, **context, num_samples=2, seed=0),
+        "CNP.loss": of(process, batch=batch, num_samples=2),
+        "Batch": call(**parts),
+        "BootstrapProcess": call(encoder=encoder, width=8),
+        "ConditionalProcess": call(encoder=encoder, width=8),
+        "CrossAttentionEncoder": call(**sizes, num_heads=2),
+        "Decoder": call(representation_features=8, **sizes),
+        "GPTasks": call(
+            kernel="rbf",
+            **numbers,
+            x_dim=1,
+            max_points=9,
+            lengthscale=(0.1, 0.6),
+            amplitude=(0.1, 1.0),
+            period=(0.1, 0.5),
+            input_range=(-2.0, 2.0),
+            noise=0.02,
+            student_noise=0.0,
+        ),
+        "GPTasks.__call__": of(tasks, seed=0),
+        "ImageTasks": call(images=images, num_tasks=2, num_context=(2, 3), num_target=3),
+        "InputGenerator": call(encoder=encoder, low=-2.0, high=2.0, num_heads=2),
+        "JointEncoder": call(encoders=[encoder, cross]),
+        "LatentProcess": call(encoder=encoder, latent_encoder=encoder, width=8),
+        "MartingalePosteriorProcess": call(encoder=encoder, width=8, num_pseudo=2),
+        "PoolingEncoder": call(**sizes, out_features=8, num_heads=2),
+        "PredatorPreyTasks": call(
+            **numbers,
+            num_events=2000,
+            max_points=40,
+            start=(50, 100),
+            time_scale=0.1,
+            population_scale=0.01,
+        ),
+        "RepresentationGenerator": call(encoder=encoder, num_heads=2),
+        "expected_improvement": call(
+            prediction=dist.Normal(torch.zeros(1, 1), 1.0), best=torch.zeros(1)
+        ),
+        "fit": call(
+            process=process,
+            tasks=tasks,
+            num_steps=1,
+            num_samples=1,
+            learning_rate=1e-3,
+            seed=0,
+            progress=False,
+        ),
+        "log_likelihoods": call(process=process, batches=[batch], num_samples=2, seed=0),
+        "minimize": call(
+            process=process,
+            objective=objective,
+            candidates=grid,
+            num_initial=2,
+            num_steps=1,
+            num_samples=2,
+            seed=0,
+        ),
+    }
+
+
+def nonparametric() -> dict[str, Call]:
+    edges = torch.tensor([[0, 1], [0, 2], [1, 2], [3, 4], [3, 5], [4, 5], [2, 3]])
+    graph = SimpleGraph(6, edges)
+    train, test = graph.hold_out(0.5, seed=0)
+    model = GraphModel(bfry_weights(6))
+    guide = GraphGuide(model, graph, seed=0).fit(1, progress=False)
+    odds = EdgeOdds(torch.tensor([1.0, 2.0, 0.5, 1.0, 2.0, 0.5]))
+    first, second = torch.tensor([0, 1]), torch.tensor([2, 3])
+    table = torch.tensor([[1, 3], [2, 1], [9, 1]])
+    frequencies = FrequencyModel(pitman_yor_prior())
+    laws = dict(mass=dist.Gamma(2.0, 0.1), discount=dist.Beta(1.0, 1.0))
+    three: dict[str, Any] = dict(**laws, excess=dist.Gamma(1.0, 1.0))
+    prior, cluster = DirichletProcess(1.0), GaussianCluster.from_data(POINTS)
+    mixture = NRMMixture(prior, cluster)
+    labels = torch.arange(8) % 2
+
+    def latent(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, 5.0))
+        with pyro.plate("points", len(x)):
+            pyro.sample("x", dist.StudentT(5.0, loc, 1.0), obs=x)
+
+    draws = {"concentration": torch.rand(2) + 0.5, "discount": torch.rand(2)}
+    return {
+        "FrequencyModel": call(prior=pitman_yor_prior()),
+        "FrequencyModel.with_tilt": of(FrequencyModel(lambda: DirichletProcess(1.0)), table=table),
+        "FrequencyModel.predictive": of(
+            frequencies, samples=draws, num_samples=4, num_replicates=1, seed=0
+        ),
+        "GraphGuide": call(model=model, graph=graph, seed=0),
+        "GraphGuide.fit": of(
+            guide, num_steps=1, learning_rate=0.05, num_edges=2, num_pairs=2, progress=False
+        ),
+        "GraphGuide.sample": of(guide, num_samples=2, seed=0),
+        "GraphGuide.odds": of(guide, num_samples=2, seed=0),
+        "GraphModel": call(prior=bfry_weights(6), communities=MixedMembership(2)),
+        "HeldOutPairs": call(fraction=0.2, seed=1),
+        "MixedMembership": call(num_communities=2, concentration=0.3, rate_concentration=1.0),
+        "NRMMixture": call(prior=prior, cluster=cluster),
+        "NRMMixture.log_joint": of(mixture, x=POINTS, assignment=labels),
+        "NRMMixture.predict_clusters": of(
+            mixture, x_new=POINTS[:2], x=POINTS, samples={"assignment": labels[None]}, labels=labels
+        ),
+        "NRMMixture.predictive_log_prob": of(
+            mixture, x_new=POINTS, x=POINTS, samples={"assignment": labels[None]}
+        ),
+        "NRMModelMixture": call(prior=prior, cluster=latent, shared=()),
+        "NRMModelMixture.predictive_log_prob": of(
+            NRMModelMixture(prior, latent),
+            {"x": X},
+            samples={"assignment": labels[None], "loc": torch.randn(1, 8)},
+            num_prior_draws=2,
+        ),
+        "SimpleGraph": call(num_nodes=6, edges=edges, held_out=None),
+        "SimpleGraph.hold_out": of(graph, fraction=0.3, seed=0),
+        "beta_prime_prior": call(**three),
+        "generalized_bfry_prior": call(**three),
+        "generalized_gamma_prior": call(**laws),
+        "pareto_mixture_prior": call(
+            **three, pareto_mass=dist.Gamma(1.0, 1.0), pareto_scale=dist.Gamma(1.0, 1.0)
+        ),
+        "pitman_yor_prior": call(concentration=dist.Gamma(1.0, 1.0), discount=dist.Beta(1.0, 1.0)),
+        "bfry_weights": call(num_nodes=6, truncation=1.0),
+        "gamma_weights": call(),
+        "cross_validate_truncation": call(
+            graph=graph,
+            truncations=[1.0],
+            num_splits=1,
+            fraction=0.3,
+            num_steps=1,
+            num_pairs=4,
+            num_samples=1,
+            max_non_edges=4,
+            seed=0,
+        ),
+        "EdgeOdds": call(weights=torch.tensor([1.0, 2.0, 0.5])),
+        "EdgeOdds.log": of(odds, first=first, second=second),
+        "degree_odds": call(graph=graph),
+        "erdos_renyi_odds": call(graph=graph),
+        "graph_log_likelihood": call(odds=odds, graph=graph),
+        "initial_parameters": call(
+            model=frequencies, table=table, cluster_tilts=False, num_chains=1, seed=0
+        ),
+        "log_link_probabilities": call(odds=[odds], first=first, second=second),
+        "metropolis_within_gibbs": call(
+            model=frequencies.with_tilt,
+            sites=["discount"],
+            scale=0.1,
+            step_size=0.05,
+            num_steps=2,
+        ),
+        "sample_graph": call(odds=odds, seed=0),
+        "score_links": call(odds=[degree_odds(train)], test=test),
+        "simulate_graphs": call(guide=guide, num_graphs=1, seed=0),
+        "spectral_memberships": call(graph=graph, num_communities=2, share=0.9, seed=0),
+    }
+
+
+def wide_networks() -> dict[str, Call]:
+    horseshoe = horseshoe_variances()
+    inputs = torch.randn(3, 2)
+    scales: dict[str, Any] = dict(weight_scale=1.0, bias_scale=0.1)
+    one = torch.tensor(1.0)
+    return {
+        "AsymmetricNetwork": call(
+            in_features=2,
+            out_features=1,
+            variances=torch.full((4,), 0.25),
+            weight_scale=1.0,
+            seed=0,
+        ),
+        "DependentWeightNetwork": call(
+            in_features=2,
+            hidden_features=[4],
+            out_features=1,
+            variances=horseshoe,
+            activation=torch.nn.ReLU,
+            **scales,
+        ),
+        "EqualJumps": call(rate=1.0, size=1.0),
+        "NodeVariances": call(
+            finite=lambda width: dist.Gamma(torch.ones(width), 1.0),
+            drift=0.5,
+            jumps=EqualJumps(1.0),
+        ),
+        "NodeVariances.law": of(horseshoe, width=4),
+        "NodeVariances.tail": of(horseshoe, value=one),
+        "NodeVariances.laplace_exponent": of(horseshoe, value=one),
+        "bernoulli_variances": call(rate=1.0),
+        "beta_variances": call(mass=1.0, concentration=0.5),
+        "equal_variances": call(),
+        "condition_mixture": call(
+            covariances=torch.eye(3).expand(2, 3, 3),
+            targets=torch.randn(2, 1),
+            noise_scale=0.5,
+        ),
+        "horseshoe_variances": call(scale=1.0),
+        "input_covariance": call(inputs=inputs, **scales),
+        "inverse_gamma_variances": call(concentration=2.0),
+        "mean_tangent_gram": call(inputs=inputs),
+        "measure_variances": call(measure=GeneralizedBFRYProcess(4.5, 0.5, 5.0), drift=0.5),
+        "mixture_kernel": call(
+            in_features=2, variances=horseshoe, num_samples=2, num_jumps=5, seed=0, **scales
+        ),
+        "network_covariance": call(inputs=inputs, num_hidden=1, **scales),
+        "network_kernel": call(num_hidden=1, **scales),
+        "pruning_error": call(
+            variances=horseshoe,
+            threshold=torch.tensor([0.01]),
+            second_moment=0.5,
+            weight_scale=1.0,
+        ),
+        "regularized_horseshoe_variances": call(scale=1.0, slab=1.0),
+        "relu_covariance": call(cross=one, left=one, right=one),
+        "step_covariance": call(cross=one, left=one, right=one),
+        "sample_covariances": call(
+            inputs=inputs,
+            variances=horseshoe,
+            num_samples=2,
+            width=3,
+            num_hidden=1,
+            num_jumps=5,
+            seed=0,
+            **scales,
+        ),
+        "sample_outputs": call(covariances=torch.eye(3).expand(2, 3, 3), num_outputs=1, seed=0),
+        "scaled_variances": call(base=dist.Gamma(2.0, 1.0)),
+        "square_correlation": call(
+            variances=beta_variances(), second_moment=0.5, fourth_moment=1.5
+        ),
+        "tangent_gram": call(
+            network=AsymmetricNetwork(2, 1, torch.full((4,), 0.25), seed=0), inputs=inputs
+        ),
+        "tangent_kernel": call(
+            in_features=2,
+            weights=torch.full((4,), 0.25),
+            symmetric_share=0.2,
+            num_samples=1,
+            seed=0,
+        ),
+    }
+
+
+TABLES = {
+    "pyro_ext.models.ensembles": ensembles,
+    "pyro_ext.models.neural_processes": neural_processes,
+    "pyro_ext.models.nonparametric": nonparametric,
+    "pyro_ext.models.wide_networks": wide_networks,
+}

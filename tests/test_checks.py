@@ -1,0 +1,104 @@
+"""Checks of arguments: what they take, and the messages that they write."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_ext._checks import (
+    as_parameters,
+    as_tensor,
+    check_callable,
+    check_finite,
+    check_instance,
+    check_sequence,
+    check_tensors,
+)
+
+
+@pytest.mark.parametrize("value", [[1.0, 2.0], (1.0, 2.0), np.array([1.0, 2.0]), torch.ones(2)])
+def test_lists_and_arrays_become_tensors(value):
+    tensor = as_tensor("x", value, "(n,)")
+    assert isinstance(tensor, torch.Tensor) and tensor.shape == (2,)
+    assert as_tensor("x", tensor) is tensor
+
+
+def test_types_are_those_that_were_asked_for():
+    like = torch.zeros((), dtype=torch.float64)
+    assert as_tensor("x", [0.1], like=like).dtype == torch.float64
+    assert as_tensor("x", [1], like=like).dtype == torch.int64
+    exact = as_tensor("x", [0.1], dtype=torch.float64)  # without a detour through single precision
+    assert exact.item() == 0.1
+    assert as_tensor("x", np.array([True]), kind="booleans").dtype == torch.bool
+
+
+SHAPES = [
+    ("(n, d)", (3, 2), True),
+    ("(n, d)", (3,), False),
+    ("(*batch, n, 2)", (4, 3, 2), True),
+    ("(*batch, n, 2)", (3, 2), True),
+    ("(*batch, n, 2)", (4, 3, 1), False),
+    ("(*batch, n)", (), False),
+    ("(n, ...)", (3, 2, 1), True),
+    ("(n, ...)", (), False),
+    ("()", (), True),
+    ("(3,)", (3,), True),
+    ("(3,)", (2,), False),
+]
+
+
+@pytest.mark.parametrize(("wanted", "shape", "fits"), SHAPES)
+def test_shapes_are_read_as_they_are_written(wanted, shape, fits):
+    if fits:
+        as_tensor("x", torch.zeros(shape), wanted)
+        return
+    with pytest.raises(ValueError) as caught:
+        as_tensor("x", torch.zeros(shape), wanted)
+    assert str(caught.value) == f"x must have the shape {wanted}, got {shape}"
+
+
+REFUSED = [
+    (lambda: as_tensor("x", None), TypeError, "x must be a tensor, a NumPy array or a list"),
+    (lambda: as_tensor("x", "abc"), TypeError, "got 'abc'"),
+    (lambda: as_tensor("x", torch.zeros(2, dtype=torch.cfloat)), TypeError, "complex64 tensor"),
+    (lambda: as_tensor("x", [0.5], kind="integers"), TypeError, "a list of integers"),
+    (lambda: as_tensor("x", torch.ones(2), kind="integers"), TypeError, "torch.float32 tensor"),
+    (lambda: as_tensor("x", [1, 0], kind="booleans"), TypeError, "a list of booleans"),
+    (lambda: as_tensor("x", []), ValueError, r"x must not be empty, got the shape \(0,\)"),
+    (lambda: as_tensor("x", math.nan, finite=True), ValueError, "x must be finite, got nan"),
+    (lambda: check_instance("x", int, int, "an integer"), TypeError, "got the class int"),
+    (lambda: check_callable("f", int, or_class=False), TypeError, "f must be a function"),
+    (lambda: check_sequence("x", [1, "a"], "numbers", 1, int), TypeError, "got 'a'"),
+    (lambda: check_sequence("x", torch.tensor(1.0), "numbers"), TypeError, "x must be numbers"),
+    (lambda: check_tensors("x", []), TypeError, "x must be a dict of tensors by name"),
+    (lambda: check_tensors("x", {"a": None}), TypeError, r"x\['a'\] must be a tensor"),
+    (lambda: as_parameters("Law", {"a": torch.ones(2), "b": "c"}), TypeError, "b must be"),
+]
+
+
+@pytest.mark.parametrize(("attempt", "error", "message"), REFUSED)
+def test_messages_name_the_argument(attempt, error, message):
+    with pytest.raises(error, match=message):
+        attempt()
+
+
+def test_rows_that_are_not_finite_are_named():
+    x = torch.zeros(9, 2)
+    check_finite("x", x)
+    x[2, 1], x[4, 0] = math.nan, -math.inf
+    with pytest.raises(ValueError, match="x must be finite, got nan in row 2, -inf in row 4$"):
+        check_finite("x", x)
+    x[5:] = math.nan
+    with pytest.raises(ValueError, match="nan in row 5, and in 3 more of 9 rows"):
+        check_finite("x", x)
+
+
+def test_what_a_graph_records_is_not_looked_at():
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def function(x):
+        return 2.0 * as_tensor("x", x, "(n,)", finite=True)
+
+    graph = make_fx(function)(torch.ones(2))
+    assert torch.equal(graph(torch.ones(2)), torch.full((2,), 2.0))
