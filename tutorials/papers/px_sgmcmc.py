@@ -17,7 +17,6 @@
 # %%
 import os
 import time
-import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -101,12 +100,7 @@ def walk(schedule: Schedule, seed: int) -> tuple[Tensor, Tensor]:
         seed=seed,
         progress=False,
     )
-    with (
-        warnings.catch_warnings()
-    ):  # of halves of a chain at different modes, as is to be seen here
-        warnings.filterwarnings("ignore", "the (chains|draws)")
-        mcmc.run(tilts - tilts.mean(0))
-    return mcmc.get_samples()["x"], kept
+    return mcmc.run(tilts - tilts.mean(0)).get_samples()["x"], kept
 
 
 # %% [markdown]
