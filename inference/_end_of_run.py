@@ -53,6 +53,8 @@ def _r_hat_warning(
     if num_draws < _FEWEST_DRAWS or not numbers:
         return None
     halves = moments_of_halves(groups, numbers, num_draws)
+    if not halves:
+        return None
     r_hats = {name: largest_r_hat(moments) for name, moments in halves.items()}
     num_elements = sum(moments.mean[0].numel() for moments in halves.values())
     limit = max(_MOST_R_HAT, r_hat_of_noise(2 * len(numbers), num_draws // 2, num_elements))

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from pyro_ext.checkpoint.chains import Chunk
 from pyro_ext.diagnostics._convergence import effective_sample_size
-from pyro_ext.inference import MCMC, SGLD, EarlyStopping
+from pyro_ext.distributions import KnownVarianceGaussianCluster
+from pyro_ext.inference import MCMC, SGLD, EarlyStopping, MarginalGibbs
 from pyro_ext.inference._end_of_run import largest_r_hat, moments_of_halves, r_hat_of_noise
+from pyro_ext.random_measures import DirichletProcess
 
 FAR = {"x": torch.tensor([[-9.0, 0.0], [9.0, 0.0]]), "y": torch.zeros(2)}
 
@@ -62,6 +64,16 @@ def test_what_is_quiet(subtests: pytest.Subtests) -> None:
         with subtests.test(name), warnings.catch_warnings():
             warnings.simplefilter("error")
             run(kernel, **options)
+
+
+def test_a_run_without_real_numbers_is_quiet() -> None:
+    """Labels of a partition have no R-hat."""
+    kernel = MarginalGibbs(
+        DirichletProcess(1.0), KnownVarianceGaussianCluster(torch.zeros(1), 3.0, 0.5)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MCMC(kernel, 60, num_chains=2, seed=0, progress=False).run(torch.zeros(4, 1))
 
 
 @pytest.mark.statistical
