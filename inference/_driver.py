@@ -278,7 +278,9 @@ class Driver(ABC):
         if not isinstance(self.kernel, SGMCMCKernel):
             self._potential = None
             if self.initial_params is not None:
-                start = constrained_start(self.initial_params, self.num_chains, seed, None, context)
+                start = constrained_start(
+                    self.initial_params, self.num_chains, seed, self.kernel, context
+                )
             return PyroRunner(
                 self.kernel,
                 plan,
@@ -309,7 +311,7 @@ class Driver(ABC):
         self._potential = self.kernel.potential
         if self.initial_params is not None:
             start = constrained_start(
-                self.initial_params, self.num_chains, seed, self.potential, context
+                self.initial_params, self.num_chains, seed, self.kernel, context
             )
             runner.start = unconstrained_start(self._potential, start)
         return runner

@@ -1,14 +1,17 @@
-"""Where chains start: from values, a guide, or an earlier run."""
+"""Where chains start: from values, a guide, an earlier run, or around a mode."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from pyro_ext.checkpoint import Checkpoint
 from pyro_ext.diagnostics._draws import Context, Sampler, draws_of
+from pyro_ext.inference.sgmcmc import SGMCMCKernel
+from pyro_ext.inference.sgmcmc.laplace import dispersed_starts, laplace_at
 from pyro_ext.potential import FunctionPotential, Potential
 
 __all__ = [
@@ -20,7 +23,9 @@ __all__ = [
 ]
 
 Start: TypeAlias = Mapping[str, Tensor] | Sampler | Callable[..., Any] | str | Path
-"""Values by site, a run that has draws, a guide, or the folder of a checkpoint."""
+"""Values by site, a run that has draws, a guide, ``"laplace"``, or the folder of a checkpoint."""
+
+_LAPLACE = "initial_params='laplace'"
 
 
 def check_start(start: Start | None, num_chains: int) -> None:
@@ -34,8 +39,8 @@ def check_start(start: Start | None, num_chains: int) -> None:
     if not isinstance(start, Mapping):
         if not callable(start):
             raise TypeError(
-                "initial_params must be a dict of tensors, a guide, a run with get_samples, or the "
-                f"folder of a checkpoint, got {start!r:.80}"
+                "initial_params must be a dict of tensors, a guide, a run with get_samples, "
+                f"'laplace', or the folder of a checkpoint, got {start!r:.80}"
             )
         return
     for name, value in start.items():
@@ -61,20 +66,25 @@ def constrained_start(
     start: Start,
     num_chains: int,
     seed: int,
-    potential: Potential | None,
+    kernel: MCMCKernel,
     context: Context,
 ) -> dict[str, Tensor]:
     """Initial values of the latent sites.
 
     :param start: what the user gave.
     :param int num_chains: number of chains.
-    :param int seed: seed of draws from a guide.
-    :param Potential potential: the potential of the model, where there is one.
+    :param int seed: seed of draws from a guide or around a mode.
+    :param MCMCKernel kernel: the kernel, set up if it is one of ours.
     :param Context context: the model and its arguments.
     :returns: **Shape:** ``(num_chains, *event)`` each.
     """
     if isinstance(start, Mapping):
         return dict(start)
+    potential = None
+    if isinstance(kernel, SGMCMCKernel) and isinstance(kernel.potential, Potential):
+        potential = kernel.potential
+    if start == "laplace":
+        return _around_the_mode(kernel, potential, context, num_chains, seed)
     if isinstance(start, str | Path):
         start = Checkpoint(start)
     if isinstance(start, Sampler):
@@ -121,6 +131,29 @@ def unconstrained_start(
                 f"initial_params[{name!r}] lies outside the support {sites[name].support}"
             )
     return params
+
+
+def _around_the_mode(
+    kernel: MCMCKernel,
+    potential: Potential | None,
+    context: Context,
+    num_chains: int,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Draws of a Laplace approximation with twice its standard deviations."""
+    if isinstance(kernel, SGMCMCKernel) and potential is not None:
+        laplace = kernel.find_laplace(_LAPLACE)
+    elif context.model is not None:
+        potential = Potential(context.model, *context.args, **context.kwargs)
+        values = potential.init_chains(range(1), 0)
+        laplace = laplace_at(potential, potential.layout.flatten(values)[0], _LAPLACE)
+    else:
+        raise ValueError(
+            f"{_LAPLACE} takes a kernel with a model whose latent sites are all continuous, got "
+            f"{type(kernel).__name__} without a model: give values by site instead"
+        )
+    starts = dispersed_starts(potential, laplace, range(num_chains), seed)
+    return potential.constrain(starts)
 
 
 def _last_draws(samples: Mapping[str, Tensor], num_chains: int) -> dict[str, Tensor]:

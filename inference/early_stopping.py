@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from pyro.ops.stats import effective_sample_size, split_gelman_rubin
+from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number, check_sequence
+from pyro_ext.diagnostics._convergence import effective_sample_size
 
 __all__ = ["EarlyStopping"]
 

@@ -1,7 +1,7 @@
 """Hamiltonian Monte Carlo in the coordinates of a Laplace approximation, as a kernel."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_ext._checks import check_integer, check_number
 from pyro_ext.inference._curvature import whitening_factor
 from pyro_ext.inference._hamiltonian import finite_starts, hamiltonian_transition
-from pyro_ext.inference.sgmcmc import Chains, SGMCMCKernel
+from pyro_ext.inference.sgmcmc import SGMCMCKernel
 from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient
 from pyro_ext.inference.sgmcmc.modes import minimum
 from pyro_ext.potential import Backend, InitStrategy, Potential, init_to_suggested
@@ -146,7 +146,8 @@ class LaplaceHMC(SGMCMCKernel):
         """Share of proposals that are taken, from draws of the Laplace approximation."""
         potential, made = self.potential, self._preparation()
         keys = chain_keys(0, range(_PILOT_CHAINS), made.mode.device)
-        state = self._init(self._starts(keys), keys)
+        starts = potential.layout.flatten(self._starts(range(_PILOT_CHAINS), 0))
+        state = self._init(starts, keys)
         steps = torch.arange(_PILOT_TRANSITIONS, device=keys.device)
         noise = normal(keys, steps, len(made.mode), dtype=made.mode.dtype)
         length = torch.tensor(self.trajectory_length).to(made.mode)
@@ -163,22 +164,15 @@ class LaplaceHMC(SGMCMCKernel):
             taken.append(state.is_taken.mean())
         return float(torch.stack(taken).mean())
 
-    def begin(
-        self, numbers: Sequence[int], seed: int, params: Mapping[str, Tensor] | None = None
-    ) -> Chains:
-        """Start chains, by default at draws of the Laplace approximation; see ``SGMCMCKernel``."""
-        if params is None:
-            keys = chain_keys(seed, numbers, self._preparation().mode.device)
-            params = self.potential.layout.unflatten(self._starts(keys))
-        return super().begin(numbers, seed, params)
-
-    def _starts(self, keys: Tensor) -> Tensor:
+    def _starts(self, numbers: Sequence[int], seed: int) -> dict[str, Tensor]:
         """Draws of the Laplace approximation at which the potential is finite."""
         mode, factor, _ = self._preparation()
+        keys = chain_keys(seed, numbers, mode.device)
         step = torch.zeros((), dtype=torch.int64, device=keys.device)
         noise = normal(keys, step, len(mode), stream=_STREAM_OF_STARTS, dtype=mode.dtype)
         starts = mode + noise @ factor.mT
-        return finite_starts(starts, self.potential.gradient.over_any, mode)[0]
+        finite = finite_starts(starts, self.potential.gradient.over_any, mode)[0]
+        return self.potential.layout.unflatten(finite)
 
     def _preparation(self) -> "_Preparation":
         if self._made is None:

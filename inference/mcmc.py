@@ -5,18 +5,18 @@ from functools import partial
 from typing import Any, Self, Unpack
 
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
-from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
+from pyro.infer.mcmc.util import select_samples
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
 from pyro_ext.checkpoint.chains import Chunk, complete_chains, gather_chain, gather_chains
+from pyro_ext.diagnostics._convergence import print_summary, site_diagnostics
 from pyro_ext.inference._driver import ChainMethod, Driver, DriverOptions
+from pyro_ext.inference._end_of_run import warn_at_end
 from pyro_ext.inference._running.legs import Leg
 from pyro_ext.inference._running.stores import FolderStore, MemoryStore
 from pyro_ext.inference._starts import Start
-from pyro_ext.inference._temperature import warn_of_temperature
 from pyro_ext.inference.early_stopping import EarlyStopping
-from pyro_ext.inference.sgmcmc import SGMCMCKernel
 
 __all__ = ["MCMC", "ChainMethod"]
 
@@ -34,8 +34,9 @@ class MCMC(Driver):
     :param initial_params: where the chains start; by default the kernel chooses. Values in
         constrained space, **Shape:** ``(num_chains, *event)`` each, where a single chain may go
         without its dimension; a guide, from which a value is
-        drawn for each chain; or an earlier run or the folder of its checkpoint, from whose last
-        draws the chains go on.
+        drawn for each chain; ``"laplace"``, for draws around a mode of the posterior with twice the
+        standard deviations of its Laplace approximation; or an earlier run or the folder of its
+        checkpoint, from whose last draws the chains go on.
     :param chain_method: ``"vectorized"`` takes each step for all chains at once, ``"sequential"``
         runs one chain after the other, and an :class:`~concurrent.futures.Executor` (a pool of
         processes, that of a Dask cluster or of MPI) runs groups of chains in its workers.
@@ -121,8 +122,8 @@ class MCMC(Driver):
         On Ctrl-C the run ends and keeps what has been drawn. A chain that diverges or raises an
         error stops, with a warning, and is left out of the samples: ``stopped_chains`` holds its
         draws from before, and the reason. Where no chain gets through its first step, the
-        error is raised as it is.
-        At the end of a run of a stochastic-gradient kernel a warning says where the
+        error is raised as it is. A warning at the end says which sites have a split R-hat above
+        1.1, where there are draws enough to tell, and of a stochastic-gradient kernel whether the
         draws are too wide or too narrow, by
         :func:`~pyro_ext.diagnostics.temperature.configurational_temperature`.
 
@@ -135,9 +136,9 @@ class MCMC(Driver):
         :raises RuntimeError: where all chains have stopped.
         """
         super().run(*args, **kwargs)
-        if isinstance(self.kernel, SGMCMCKernel) and not self.interrupted:
+        if not self.interrupted:
             num_steps = max(state.step for state in self._states.values())
-            warn_of_temperature(self.kernel, self._readers(self._store), *self._choose(), num_steps)
+            warn_at_end(self.kernel, self._readers(self._store), *self._choose(), num_steps)
         return self
 
     @property
@@ -246,13 +247,17 @@ class MCMC(Driver):
             print(f"chain {number} is left out: {stopped['reason']}")
 
     def diagnostics(self) -> dict[str, Any]:
-        """Effective sample size and split R-hat of each site, and what befell the chains.
+        r"""Effective sample size and split R-hat of each site, and what befell the chains.
+
+        An effective sample size of more than :math:`S \log_{10} S`, for :math:`S` draws, counts as
+        that. It comes of draws that alternate around their mean, whose sizes the usual formula
+        makes huge or negative.
 
         :returns: ``n_eff`` and ``r_hat`` by site that holds real numbers; ``"stopped_chains"`` with
             step and reason by number of the chain; what the kernel reports, by chain.
         """
         numbers = self._numbers() if self.num_draws or not self.stopped_chains else {}
-        result: dict[str, Any] = dict(diagnostics(numbers))
+        result: dict[str, Any] = dict(site_diagnostics(numbers))
         for number, status in enumerate(self._statuses()):
             for name, value in status.diagnostics.items():
                 result.setdefault(name, {})[f"chain {number}"] = value

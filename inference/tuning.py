@@ -7,6 +7,10 @@ candidate settings are compared by it, and the worse half is dropped again and a
 
 [1] J. Coullon, L. South, C. Nemeth (2023), Efficient and generalizable tuning strategies for
 stochastic gradient MCMC.
+
+A few draws are enough to see that chains have not arrived, and not to see that draws are twice too
+wide: for that their configurational temperature is taken besides, from minibatches, which cost
+little, and what it is off enters the score.
 """
 
 import math
@@ -24,10 +28,11 @@ from torch import Tensor
 from pyro_ext._checks import check_integer
 from pyro_ext._progress import progress_bar
 from pyro_ext.diagnostics._draws import Context
-from pyro_ext.diagnostics.stein import kernel_stein_discrepancy
+from pyro_ext.diagnostics.temperature import Temperature
+from pyro_ext.inference._pilot_scores import scores
 from pyro_ext.inference._starts import Start, check_start, constrained_start, unconstrained_start
+from pyro_ext.inference._temperature import temperatures_at
 from pyro_ext.inference.sgmcmc import Chains, Schedule, SGMCMCKernel
-from pyro_ext.potential import Potential
 from pyro_ext.random import fresh_seed
 
 __all__ = ["Trial", "TuningResult", "tune"]
@@ -35,8 +40,15 @@ __all__ = ["Trial", "TuningResult", "tune"]
 Grid = Mapping[str, Iterable[Any]]
 
 _DEFAULT_FACTORS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-_NOT_TUNED = ("backend", "init_strategy", "num_steps", "temperature")
-_EXPONENT = -0.5
+_NOT_TUNED = ("backend", "init_strategy", "minibatches", "num_steps", "temperature")
+_FACTOR = 3.0
+_MOST_ADDED = 8
+_FAR = 9.0
+_TEMPERATURE_DRAWS = 200
+_FEWEST_FOR_TEMPERATURE = 4
+_MOST_TEMPERATURE = 1.5
+_LEAST_TEMPERATURE = 0.01
+_ERRORS = 4.0
 
 
 @dataclass(frozen=True)
@@ -45,14 +57,21 @@ class Trial:
 
     :param dict settings: its settings, those of the grid.
     :param float score: estimate of the squared discrepancy of its last draws from the posterior,
-        which may lie below zero where the draws are good; infinite where a chain has left the
-        finite numbers.
+        and how far the logarithm of their temperature is off, beyond its noise. It may lie below
+        zero where the draws are good; it is infinite where a chain has diverged.
     :param int num_steps: how many steps each of its chains took before it was dropped.
+    :param float temperature: configurational temperature of its last draws, in units of the
+        kernel's, of the site at which it is off most: draws of 4 are twice too wide.
+    :param float noise: standard error of the score.
+    :param float heat: what the temperature adds to the score.
     """
 
     settings: dict[str, Any]
     score: float
     num_steps: int
+    temperature: float = math.nan
+    noise: float = math.nan
+    heat: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,16 +93,34 @@ class TuningResult:
         """The best settings, those of the grid."""
         return self.trials[0].settings
 
+    @property
+    def tied(self) -> tuple[Trial, ...]:
+        """The best trial, and others of as many steps whose scores differ by less than noise."""
+        best = self.trials[0]
+        return tuple(
+            trial
+            for trial in self.trials
+            if trial is best
+            or trial.num_steps == best.num_steps
+            and trial.score - best.score < math.hypot(trial.noise, best.noise)
+        )
+
     def table(self) -> Any:
         """Tabulate the trials.
 
         :returns: a data frame with a row for each trial, the best first, and a column for each
-            setting, ``score`` and ``num_steps``.
+            setting, ``score``, ``num_steps``, ``temperature`` and ``noise``.
         """
         import pandas
 
         rows = [
-            {**trial.settings, "score": trial.score, "num_steps": trial.num_steps}
+            {
+                **trial.settings,
+                "score": trial.score,
+                "num_steps": trial.num_steps,
+                "temperature": trial.temperature,
+                "noise": trial.noise,
+            }
             for trial in self.trials
         ]
         return pandas.DataFrame(rows)
@@ -108,6 +145,13 @@ def tune(
     unbiased estimate of the squared kernel Stein discrepancy, from draws in the later half of each
     run and gradients over all of the data there. All candidates see the same minibatches and noise.
 
+    To this is added :math:`|\log (\hat T / T)|` beyond four standard errors, with an estimate
+    :math:`\hat T` of the temperature of the draws of the site at which it is off most, by
+    :func:`~pyro_ext.diagnostics.temperature.configurational_temperature`.
+
+    A warning says where the best lies at an end of the grid, where its draws are too wide all the
+    same, and where settings that are a factor of ten apart have scores within their noise.
+
     Coordinates enter the discrepancy in units of :math:`\sqrt{sd(z) / sd(\nabla \log p(z))}`, of
     which the median over the candidates is taken. In a normal posterior this is the posterior's own
     scale whether draws spread too much or too little, so that neither kind of fault sets the units.
@@ -123,11 +167,13 @@ def tune(
     :param Mapping grid: values to try by setting, such as
         ``{"step_size": [1e-4, 1e-3], "momentum_decay": [0.03, 0.1]}``; all combinations are
         candidates but those that the kernel refuses. A number as ``step_size`` rescales a schedule.
-        By default the kernel's step size times 0.01, 0.03, 0.1, ..., 100.
+        By default the kernel's step size times 0.01, 0.03, 0.1, ..., 100, and on from there while
+        the best is the smallest or largest.
     :param int num_steps: steps that all candidates take; the first half of them is warm-up.
     :param int num_chains: number of chains of each candidate.
     :param int num_samples: draws of each chain that enter a score. Each takes a gradient over all
-        of the data, which with many data costs more than the steps.
+        of the data, which with many data costs more than the steps. Few are enough: the
+        temperature is taken from minibatches at 200 draws whatever their number.
     :param initial_params: where the chains start, as for :class:`~pyro_ext.inference.MCMC`.
     :param int seed: the same seed gives the same result; ``None`` takes one from PyTorch's
         generator.
@@ -162,7 +208,7 @@ def tune(
     if grid is None and kernel.step_size is None:  # it goes by the number of data
         measured = kernel.replace()
         measured.setup(0, *args, **kwargs)
-        kernel = kernel.replace(step_size=measured.schedule.max_step_size)
+        kernel = measured.replace(step_size=measured.schedule.max_step_size)
     values = _default_grid(kernel) if grid is None else _checked_grid(kernel, grid)
     candidates = _candidates(kernel, values)
     # How many candidates take part in each rung, and how many steps they have taken after it.
@@ -175,46 +221,50 @@ def tune(
     check_start(initial_params, num_chains)
     seed = fresh_seed(seed)
 
-    pilots = _pilots(kernel, candidates, num_chains, initial_params, seed, args, kwargs)
-    trials: dict[int, Trial] = {}
-    alive = list(range(len(pilots)))
+    search = _Search(kernel, num_chains, num_samples, initial_params, seed, args, kwargs)
+    search.add(candidates)
+    alive = list(range(len(candidates)))
     interrupted = False
     with progress_bar(
         desc=f"tune {type(kernel).__name__}", unit="step", disable=not progress
     ) as bar:
-        bar.total = sum(count * end // 2 for count, end in rungs) + len(pilots) * num_steps // 2
+        bar.total = sum(count * end // 2 for count, end in rungs) + len(alive) * num_steps // 2
         try:
             for count, end in rungs:
                 alive = alive[:count]
-                if trials and len(alive) < 2:
+                if search.trials and len(alive) < 2:
                     break
-                draws = []
-                for number in alive:
-                    before = pilots[number].chains.step
-                    draws.append(pilots[number].draw(end, num_samples))
-                    bar.update(pilots[number].chains.step - before)
-                scores = _scores(draws)
-                for number, score in zip(alive, scores, strict=True):
-                    trials[number] = Trial(candidates[number], score, end)
-                alive.sort(key=lambda number: trials[number].score)
-                alive = [number for number in alive if math.isfinite(trials[number].score)]
+                alive = search.run(alive, end, bar)
+            last = rungs[-1][1]
+            while grid is None and alive:
+                beyond = _beyond(search.trials[alive[0]].settings, search.candidates)
+                if beyond is None or _refusal(kernel, beyond) is not None:
+                    break
+                added = search.add([beyond])
+                bar.total += last
+                best, alive = alive[0], search.run([*added, alive[0]], last, bar)
+                if best == alive[0]:
+                    break
         except KeyboardInterrupt:
-            if not trials:
+            if not search.trials:
                 raise
             interrupted = True
         bar.total = bar.n
 
-    order = sorted(trials, key=lambda number: _rank(trials[number]))
-    best = trials[order[0]]
-    if not math.isfinite(best.score):
+    order = sorted(search.trials, key=lambda number: _rank(search.trials[number]))
+    trials = tuple(search.trials[number] for number in order)
+    if not math.isfinite(trials[0].score):
         raise RuntimeError(
-            f"all {len(candidates)} candidates left the finite numbers within {num_steps} steps: "
+            f"all {len(candidates)} candidates diverged within {num_steps} steps: "
             "try smaller step sizes, or another start (init_strategy or initial_params)"
         )
-    for message in _edges(best.settings, values):
-        warnings.warn(message, stacklevel=2)
-    tuned = pilots[order[0]].kernel.replace(backend=kernel.backend)
-    return TuningResult(tuned, tuple(trials[number] for number in order), interrupted)
+    tried = {name: [each[name] for each in search.candidates] for name in values}
+    tuned = search.pilots[order[0]].kernel.replace(backend=kernel.backend)
+    result = TuningResult(tuned, trials, interrupted)
+    messages = [*_edges(kernel, result.settings, tried), *_off(trials[0]), *_ties(result)]
+    if messages:
+        warnings.warn("\n".join(messages), stacklevel=2)
+    return result
 
 
 # What is tried ------------------------------------------------------------------------------------
@@ -288,10 +338,16 @@ def _changed(kernel: SGMCMCKernel, settings: Mapping[str, Any]) -> SGMCMCKernel:
     return kernel.replace(**changes)
 
 
+def _sampling_steps(schedule: Schedule, end: int) -> npt.NDArray[np.int64]:
+    """Numbers of steps in the later half of a run that sample."""
+    later = np.arange(end // 2, end)
+    sampling: npt.NDArray[np.int64] = later[schedule.is_sampling(later)]
+    return sampling
+
+
 def _kept_steps(schedule: Schedule, end: int, num_samples: int) -> npt.NDArray[np.int64]:
     """Numbers of steps after which draws are kept: spread over the later half of a run."""
-    later = np.arange(end // 2, end)
-    sampling = later[schedule.is_sampling(later)]
+    sampling = _sampling_steps(schedule, end)
     if len(sampling) < num_samples:
         raise ValueError(
             f"num_steps must leave num_samples = {num_samples} steps that sample in the later half "
@@ -302,20 +358,62 @@ def _kept_steps(schedule: Schedule, end: int, num_samples: int) -> npt.NDArray[n
     return kept
 
 
-def _edges(settings: Mapping[str, Any], values: Mapping[str, list[Any]]) -> Iterator[str]:
+def _beyond(
+    settings: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """The next step size on, where that of the settings is the smallest or largest of all."""
+    size, sizes = settings["step_size"], [each["step_size"] for each in tried]
+    if len(sizes) >= len(_DEFAULT_FACTORS) + _MOST_ADDED or size not in (min(sizes), max(sizes)):
+        return None
+    return {"step_size": size / _FACTOR if size == min(sizes) else size * _FACTOR}
+
+
+def _edges(
+    kernel: SGMCMCKernel, settings: Mapping[str, Any], values: Mapping[str, list[Any]]
+) -> Iterator[str]:
     """Warnings of the best settings that lie at an end of what was tried."""
     for name, entries in values.items():
-        if len(entries) < 3 or not all(isinstance(value, int | float) for value in entries):
+        if len(set(entries)) < 3 or not all(isinstance(value, int | float) for value in entries):
             continue
-        for edge, which, beyond in (
-            (min(entries), "smallest", "smaller"),
-            (max(entries), "largest", "larger"),
+        for edge, which, beyond, factor in (
+            (min(entries), "smallest", "smaller", 1.0 / _FACTOR),
+            (max(entries), "largest", "larger", _FACTOR),
         ):
             if settings[name] == edge:
-                yield (
-                    f"the best {name}, {edge!r}, is the {which} that was tried: a {beyond} one may "
-                    "be better"
+                refusal = _refusal(kernel, {**settings, name: factor * edge})
+                yield f"the best {name}, {edge!r}, is the {which} that was tried" + (
+                    f": a {beyond} one may be better"
+                    if refusal is None
+                    else f", and {type(kernel).__name__} takes none that is {_FACTOR:g} times "
+                    f"{beyond}: {refusal}"
                 )
+
+
+def _off(best: Trial) -> Iterator[str]:
+    """Warning of the best draws, where even these are too wide or too narrow."""
+    if 1.0 / _MOST_TEMPERATURE <= best.temperature <= _MOST_TEMPERATURE or best.heat <= 0.0:
+        return
+    spread = math.sqrt(max(best.temperature, _LEAST_TEMPERATURE))
+    yield (
+        f"draws of the best settings, {best.settings}, have the temperature {best.temperature:.2g} "
+        f"where 1 is right, as if they were {spread:.2g} times as wide as the posterior: steps are "
+        "too large, or the chains have not arrived; try smaller ones with a larger num_steps, "
+        "larger minibatches, a control_variate or better starts (initial_params)"
+    )
+
+
+def _ties(result: TuningResult) -> Iterator[str]:
+    """Warning of settings far apart whose scores the draws do not tell from each other."""
+    for name in result.settings:
+        values = [trial.settings[name] for trial in result.tied]
+        if not all(isinstance(value, int | float) for value in values):
+            continue
+        if max(values) > _FAR * min(values):
+            yield (
+                f"scores of {name} from {min(values)!r} to {max(values)!r} differ by less than "
+                f"their noise, {result.trials[0].noise:.2g}: take a larger num_samples or "
+                "num_chains"
+            )
 
 
 # How it runs --------------------------------------------------------------------------------------
@@ -327,21 +425,79 @@ class _Pilot:
     def __init__(self, kernel: SGMCMCKernel, chains: Chains) -> None:
         self.kernel = kernel
         self.chains = chains
+        self.temperatures: dict[str, Temperature] = {}
 
     def draw(self, end: int, num_samples: int) -> tuple[Tensor, Tensor]:
-        """Run on to a step.
+        """Run on to a step, and take the temperatures there.
 
         :returns: draws of all chains, and gradients of the log density there.
             **Shape:** ``(num_samples * num_chains, size)`` each.
         """
-        steps = _kept_steps(self.kernel.schedule, end, num_samples)
-        self.chains, draws = self.kernel.record(self.chains, steps.tolist())
+        schedule, num_chains = self.kernel.schedule, len(self.chains.position)
+        steps = _kept_steps(schedule, end, num_samples)
+        more = min(_sampling_steps(schedule, end).size, -(-_TEMPERATURE_DRAWS // num_chains))
+        steps_of_all = np.union1d(steps, _kept_steps(schedule, end, more))
+        self.chains, draws = self.kernel.record(self.chains, steps_of_all.tolist())
         potential = self.kernel.potential
-        points = draws.position.flatten(0, 1)
-        if not torch.isfinite(points).all():
-            return points, points
+        points = draws.position[torch.from_numpy(np.isin(steps_of_all, steps))].flatten(0, 1)
+        self.temperatures = {}
+        if not torch.isfinite(draws.position).all():
+            return points.new_full(points.shape, math.nan), points
+        if len(steps_of_all) >= _FEWEST_FOR_TEMPERATURE:
+            by_chain = draws.position.transpose(0, 1)
+            self.temperatures = temperatures_at(self.kernel, by_chain, num_chains)
         _, gradients = potential.full_value_and_grad(potential.layout.unflatten(points))
         return points, -potential.layout.flatten(gradients) / self.kernel.temperature
+
+
+class _Search:
+    """Candidates, their pilot runs, and what these have told."""
+
+    def __init__(
+        self,
+        kernel: SGMCMCKernel,
+        num_chains: int,
+        num_samples: int,
+        initial_params: Start | None,
+        seed: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.candidates: list[dict[str, Any]] = []
+        self.pilots: list[_Pilot] = []
+        self.trials: dict[int, Trial] = {}
+        self._draws: dict[int, tuple[int, tuple[Tensor, Tensor]]] = {}
+        self._num_samples = num_samples
+        self._plan = (num_chains, initial_params, seed, args, kwargs)
+        self._kernel = kernel
+
+    def add(self, candidates: Sequence[dict[str, Any]]) -> list[int]:
+        """Take candidates in; returns their numbers."""
+        first = len(self.candidates)
+        self.candidates += candidates
+        self.pilots += _pilots(self._kernel, candidates, *self._plan)
+        return list(range(first, len(self.candidates)))
+
+    def run(self, numbers: Sequence[int], end: int, bar: Any) -> list[int]:
+        """Run candidates on to a step, where they are not there, and compare them.
+
+        :returns: numbers of those that are finite, the best first.
+        """
+        num_chains = self._plan[0]
+        for number in numbers:
+            pilot = self.pilots[number]
+            before = pilot.chains.step
+            if before < end:
+                self._draws[number] = end, pilot.draw(end, self._num_samples)
+            bar.update(pilot.chains.step - before)
+        judged = scores([self._draws[number][1] for number in numbers], num_chains)
+        for number, (score, noise) in zip(numbers, judged, strict=True):
+            temperature, heat = _heat(self.pilots[number])
+            self.trials[number] = Trial(
+                self.candidates[number], score + heat, end, temperature, noise, heat
+            )
+        alive = [n for n in numbers if math.isfinite(self.trials[n].score)]
+        return sorted(alive, key=lambda number: self.trials[number].score)
 
 
 def _pilots(
@@ -360,9 +516,8 @@ def _pilots(
     plain.setup(0, *args, **kwargs)
     params = None
     if initial_params is not None:
-        whole = plain.potential if isinstance(plain.potential, Potential) else None
         context = Context(kernel.model, args, kwargs)
-        start = constrained_start(initial_params, num_chains, seed, whole, context)
+        start = constrained_start(initial_params, num_chains, seed, plain, context)
         params = unconstrained_start(plain.potential, start)
     position = plain.begin(range(num_chains), seed, params).position
     pilots = []
@@ -382,41 +537,12 @@ def _rank(trial: Trial) -> tuple[bool, int, float]:
     return not math.isfinite(trial.score), -trial.num_steps, trial.score
 
 
-def _scores(draws: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
-    """Squared discrepancy of each candidate, infinite where it is no finite number."""
-    pairs = [(points.double(), gradients.double()) for points, gradients in draws]
-    finite = [all(bool(torch.isfinite(part).all()) for part in pair) for pair in pairs]
-    if not any(finite):
-        return [math.inf] * len(pairs)
-    scale = _scale([pair for pair, is_finite in zip(pairs, finite, strict=True) if is_finite])
-    scores = [
-        float(_discrepancy(*pair, scale)) if is_finite else math.inf
-        for pair, is_finite in zip(pairs, finite, strict=True)
-    ]
-    return [score if math.isfinite(score) else math.inf for score in scores]
-
-
-def _scale(draws: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    r"""Scale of each coordinate, one for all candidates.
-
-    In a normal posterior draws that spread :math:`a` times too much have gradients that do so too,
-    and the ratio of both is the posterior's own variance. Far from it, or where chains stand still,
-    it is off, and the median over candidates evens that out.
-
-    :returns: **Shape:** ``(size,)``.
-    """
-    ratios = torch.stack([points.std(0) / gradients.std(0) for points, gradients in draws])
-    ratios = torch.where((ratios > 0) & torch.isfinite(ratios), ratios, math.nan)
-    return ratios.nanmedian(0).values.nan_to_num(nan=1.0).sqrt()
-
-
-def _discrepancy(points: Tensor, gradients: Tensor, scale: Tensor) -> Tensor:
-    """Squared kernel Stein discrepancy from pairs of different draws, unbiased if independent.
-
-    The terms of a draw with itself grow with the spread of the draws. In many dimensions they would
-    outweigh all others, and chains that stand still would win.
-    """
-    number, size = points.shape
-    all_pairs = kernel_stein_discrepancy(points, gradients, scale=scale, exponent=_EXPONENT)
-    own = -2.0 * _EXPONENT * size * number + (gradients * scale).square().sum()
-    return (number**2 * all_pairs.square() - own) / (number * (number - 1))
+def _heat(pilot: _Pilot) -> tuple[float, float]:
+    """Temperature of the site at which it is off most, and its logarithm beyond its noise."""
+    wanted, worst = pilot.kernel.temperature, (math.nan, -1.0)
+    for found in pilot.temperatures.values():
+        ratio = found.value / wanted
+        bounded = max(ratio, _LEAST_TEMPERATURE)
+        beyond = abs(math.log(bounded)) - _ERRORS * found.standard_error / (wanted * bounded)
+        worst = max(worst, (ratio, max(beyond, 0.0)), key=lambda pair: pair[1])
+    return worst[0], max(worst[1], 0.0)

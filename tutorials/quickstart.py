@@ -218,7 +218,9 @@ plt.close(figure)
 #
 # NUTS looks at all of the data in each of its steps and has no error from minibatches or step size,
 # so its draws are a reference. It is a kernel like ours, and runs under the same driver and on the
-# same model, now with the whole plate.
+# same model, now with the whole plate. The columns are centered and scaled, and correlated: without
+# `full_mass=True` it would take many more steps for a draw. Where it is slow all the same,
+# `jit_compile=True` takes Python out of its gradients.
 
 # %%
 nuts = MCMC(

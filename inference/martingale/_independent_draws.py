@@ -3,8 +3,9 @@
 import warnings
 from typing import Any
 
-from pyro.infer.mcmc.util import print_summary
 from torch import Tensor
+
+from pyro_ext.diagnostics._convergence import print_summary
 
 __all__ = ["IndependentDraws"]
 

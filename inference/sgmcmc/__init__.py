@@ -7,6 +7,7 @@ from pyro_ext.inference.sgmcmc.kernels import PSGLD, SGHMC, SGLD, SGNHT
 from pyro_ext.inference.sgmcmc.learned_diffusion import LearnedDiffusion
 from pyro_ext.inference.sgmcmc.learned_kernels import L2E, MetaSGMCMC
 from pyro_ext.inference.sgmcmc.learned_kinetics import LearnedKinetics, ResidualKinetics
+from pyro_ext.inference.sgmcmc.minibatches import IndependentMinibatches, Minibatches
 from pyro_ext.inference.sgmcmc.modes import find_map
 from pyro_ext.inference.sgmcmc.schedules import (
     ConstantSchedule,
@@ -21,11 +22,13 @@ __all__ = [
     "ConstantSchedule",
     "CyclicalSchedule",
     "Draws",
+    "IndependentMinibatches",
     "KernelOptions",
     "L2E",
     "LearnedDiffusion",
     "LearnedKinetics",
     "MetaSGMCMC",
+    "Minibatches",
     "PSGLD",
     "PolynomialSchedule",
     "ResidualKinetics",

@@ -46,16 +46,24 @@ class FrictionKernel(SGMCMCKernel):
 
     def _smallest_decay(self) -> float:
         """Share of the momentum that the largest step takes at least, once friction is checked."""
+        least, most = self._least_and_most()
         if self.momentum_decay is not None:
-            return min(_numbers("momentum_decay", self.momentum_decay))
-        frictions = _numbers("friction", self.friction)
+            return least
         largest = self.schedule.max_step_size
-        if max(frictions) * largest > 1.0:
+        if most * largest > 1.0:
             raise ValueError(
                 "friction times the largest step_size must be at most 1, got "
-                f"{max(frictions)!r} * {largest!r} = {max(frictions) * largest!r}"
+                f"{most!r} * {largest!r} = {most * largest!r}"
             )
-        return min(frictions) * largest
+        return least * largest
+
+    def _least_and_most(self) -> tuple[float, float]:
+        """The smallest and the largest friction or momentum decay of all sites."""
+        if self.momentum_decay is not None:
+            numbers = _numbers("momentum_decay", self.momentum_decay)
+        else:
+            numbers = _numbers("friction", self.friction)
+        return min(numbers), max(numbers)
 
     def replace(self, **changes: Any) -> Self:
         """Return a new kernel with other settings; friction or momentum decay puts out the other.

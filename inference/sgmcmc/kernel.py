@@ -19,8 +19,10 @@ from pyro_ext._checks import check_integer, check_number
 from pyro_ext.inference.sgmcmc.chains import Chains, Draws
 from pyro_ext.inference.sgmcmc.control_variates import Anchor, anchor_at, is_anchor_of
 from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient
+from pyro_ext.inference.sgmcmc.laplace import Laplace, dispersed_starts, laplace_at
 from pyro_ext.inference.sgmcmc.loop import Plan, StepLoop
-from pyro_ext.inference.sgmcmc.minibatches import Minibatches
+from pyro_ext.inference.sgmcmc.mass import Mass, mass_of
+from pyro_ext.inference.sgmcmc.minibatches import IndependentMinibatches, Minibatches
 from pyro_ext.inference.sgmcmc.modes import flat_point, minimum
 from pyro_ext.inference.sgmcmc.schedules import ConstantSchedule, Schedule
 from pyro_ext.potential import (
@@ -37,7 +39,10 @@ from pyro_ext.random import chain_keys, fresh_seed
 __all__ = ["Chains", "Draws", "KernelOptions", "OptionsButStepSize", "SGMCMCKernel"]
 
 
+_STEP_SIZE = 1e-3
+
 ControlVariate = Literal["map"] | Mapping[str, Tensor] | None
+MinibatchSource = type[Minibatches] | type[IndependentMinibatches]
 
 
 class OptionsButStepSize(TypedDict, total=False):
@@ -47,6 +52,7 @@ class OptionsButStepSize(TypedDict, total=False):
     backend: Backend
     temperature: float
     control_variate: ControlVariate
+    minibatches: MinibatchSource
     num_steps: int
     init_strategy: InitStrategy
 
@@ -54,7 +60,7 @@ class OptionsButStepSize(TypedDict, total=False):
 class KernelOptions(OptionsButStepSize, total=False):
     """The same with the step size."""
 
-    step_size: float | Schedule
+    step_size: float | Schedule | None
 
 
 class SGMCMCKernel(MCMCKernel):
@@ -68,7 +74,8 @@ class SGMCMCKernel(MCMCKernel):
     :param potential_fn: maps one chain's dict of unconstrained parameters to a scalar; it needs
         initial parameters.
     :param str backend: how the potential runs, see :class:`~pyro_ext.potential.Potential`.
-    :param step_size: a positive number or a :class:`Schedule`.
+    :param step_size: a positive number or a :class:`Schedule`; ``None`` takes what the kernel takes
+        by default once it knows the data.
     :param float temperature: target is the posterior to the power of its inverse; zero gives
         stochastic gradient descent to a posterior mode.
     :param control_variate: an anchor near a mode, which takes most of the noise out of the
@@ -76,10 +83,13 @@ class SGMCMCKernel(MCMCKernel):
         :mod:`~pyro_ext.inference.sgmcmc.control_variates`); ``"map"`` searches for it with
         :func:`~pyro_ext.inference.sgmcmc.find_map`, a mapping gives it by site in constrained
         space. ``None`` does without.
+    :param minibatches: what chooses them: :class:`~pyro_ext.inference.sgmcmc.Minibatches`, of
+        shuffled epochs, or :class:`~pyro_ext.inference.sgmcmc.IndependentMinibatches`.
     :param int num_steps: steps that one call of :meth:`sample` takes, under Pyro's driver, which
         has no thinning.
     :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`; by
-        default where a site asks for it, or at the median of a few draws from its prior.
+        default where a site asks for it, or at the median of a few draws from its prior. Kernels
+        with ``mass="laplace"`` start around the mode, where it is not given.
     :raises ValueError: for arguments out of range.
     """
 
@@ -89,9 +99,10 @@ class SGMCMCKernel(MCMCKernel):
         *,
         potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
         backend: Backend = "trace",
-        step_size: float | Schedule = 1e-3,
+        step_size: float | Schedule | None = 1e-3,
         temperature: float = 1.0,
         control_variate: ControlVariate = None,
+        minibatches: MinibatchSource = Minibatches,
         num_steps: int = 1,
         init_strategy: InitStrategy = init_to_suggested,
     ) -> None:
@@ -110,22 +121,33 @@ class SGMCMCKernel(MCMCKernel):
                 f"{init_strategy!r:.80}"
             )
         _check_control_variate(control_variate, potential_fn)
+        if minibatches not in (Minibatches, IndependentMinibatches):
+            raise ValueError(
+                "minibatches must be the class Minibatches or IndependentMinibatches, got "
+                f"{minibatches!r:.80}"
+            )
+        self.minibatches = minibatches
         self.model = model
         self.potential_fn = potential_fn
         self.backend = backend
-        self.step_size: float | Schedule | None = step_size
+        self.step_size = step_size
         self.schedule = (
-            step_size if isinstance(step_size, Schedule) else ConstantSchedule(step_size)
+            step_size
+            if isinstance(step_size, Schedule)
+            else ConstantSchedule(_STEP_SIZE if step_size is None else step_size)
         )
         self.temperature = check_number("temperature", temperature, least=0)
         self.control_variate = control_variate
         self.anchor: Anchor | None = None
+        self.laplace: Laplace | None = None
         self.num_steps = check_integer("num_steps", num_steps, 1)
         self.init_strategy = init_strategy
+        self._masses: float | Tensor = 1.0
+        self._masses_of: Laplace | None = None
         self._initial_params: dict[str, Tensor] | None = None
         self._potential: Potential | FunctionPotential | None = None
         self._loop: StepLoop[Any] | None = None
-        self._minibatches: Minibatches | None = None
+        self._minibatches: Minibatches | IndependentMinibatches | None = None
         self._chains: Chains | None = None
 
     # What it was made of -----------------------------------------------------------------------
@@ -169,12 +191,13 @@ class SGMCMCKernel(MCMCKernel):
             kernel._initial_params = self._initial_params
         if kernel.control_variate is self.control_variate:
             kernel.anchor = self.anchor
+        kernel.laplace = self.laplace
         return kernel
 
     def __getstate__(self) -> dict[str, Any]:
         # What setup builds holds graphs and machine code, which stay in this process.
         built = dict.fromkeys(("_potential", "_loop", "_minibatches", "_chains"))
-        return {**self.__dict__, **built}
+        return {**self.__dict__, **built, "_masses": 1.0, "_masses_of": None}
 
     # What a sampler gives ----------------------------------------------------------------------
 
@@ -196,6 +219,24 @@ class SGMCMCKernel(MCMCKernel):
 
     def _prepare(self) -> None:
         """Resolve arguments that need the sites of the model; called once these are known."""
+
+    def _starts(self, numbers: Sequence[int], seed: int) -> dict[str, Tensor]:
+        """Unconstrained starts of chains for which none are given."""
+        potential = self.potential
+        if self._masses_of is not None and self.init_strategy is init_to_suggested:
+            return dispersed_starts(potential, self._masses_of, numbers, seed)
+        if isinstance(potential, FunctionPotential):
+            raise ValueError("a kernel with potential_fn needs initial_params")
+        return potential.init_chains(numbers, seed, self.init_strategy)
+
+    def _default_step_size(self) -> float:
+        """Step size where none is given, of the potential that is set up."""
+        return _STEP_SIZE
+
+    def _set_masses(self, mass: Mass) -> None:
+        """Keep the mass of each parameter for steps to come."""
+        laplace = self.find_laplace("mass='laplace'") if isinstance(mass, str) else None
+        self._masses, self._masses_of = mass_of(self.potential, mass, laplace), laplace
 
     def _statistics(self, state: Any) -> dict[str, Tensor]:
         """What the sampler reports of each chain, ``(num_chains,)`` each."""
@@ -237,6 +278,8 @@ class SGMCMCKernel(MCMCKernel):
         self._chains = None
         self._minibatches = None
         self.anchor = self._find_anchor()
+        if self.step_size is None:
+            self.schedule = ConstantSchedule(self._default_step_size())
         self._prepare()
         elements = sum(plate.subsample_size for plate in self._potential.subsampled_plates)
         self._loop = StepLoop(self._step, self._potential.gradient, elements)
@@ -261,6 +304,26 @@ class SGMCMCKernel(MCMCKernel):
             position = minimum(potential, potential.layout.flatten(start)[0])
         return anchor_at(potential, position)
 
+    def find_laplace(self, argument: str) -> Laplace:
+        """Laplace approximation of the posterior, which the kernel keeps for the same data.
+
+        :param str argument: what asks for it, for errors.
+        :returns: the approximation.
+        :raises ValueError: where there is none.
+        """
+        potential = self.potential
+        if self.laplace is not None and is_anchor_of(potential, self.laplace.mode):
+            return self.laplace
+        if self.anchor is not None:
+            start = self.anchor.position
+        elif isinstance(potential, Potential):
+            values = potential.init_chains(range(1), 0, self.init_strategy)
+            start = potential.layout.flatten(values)[0]
+        else:
+            start = potential.layout.flatten(self.initial_params)
+        self.laplace = laplace_at(potential, start.detach(), argument)
+        return self.laplace
+
     def begin(
         self, numbers: Sequence[int], seed: int, params: Mapping[str, Tensor] | None = None
     ) -> Chains:
@@ -275,9 +338,7 @@ class SGMCMCKernel(MCMCKernel):
         """
         potential = self.potential
         if params is None:
-            if isinstance(potential, FunctionPotential):
-                raise ValueError("a kernel with potential_fn needs initial_params")
-            params = potential.init_chains(numbers, seed, self.init_strategy)
+            params = self._starts(numbers, seed)
         potential.layout.check(params, "initial_params")
         position = potential.layout.flatten(params).detach().contiguous()
         keys = chain_keys(seed, numbers, position.device)
@@ -342,7 +403,7 @@ class SGMCMCKernel(MCMCKernel):
     def _plan(self, chains: Chains, targets: npt.NDArray[np.int64], end: int) -> Plan:
         known = self._minibatches
         if known is None or (known.chains, known.seed) != (chains.numbers, chains.seed):
-            known = Minibatches(self.potential.subsampled_plates, chains.numbers, chains.seed)
+            known = self.minibatches(self.potential.subsampled_plates, chains.numbers, chains.seed)
             self._minibatches = known
         position = chains.position
         steps = np.arange(chains.step, end)
@@ -393,7 +454,7 @@ class SGMCMCKernel(MCMCKernel):
         if self._initial_params is None:
             potential = self.potential
             assert isinstance(potential, Potential)
-            batched = potential.init(1, init_strategy=self.init_strategy)
+            batched = self._starts(range(1), fresh_seed(None))
             self._initial_params = {name: value[0] for name, value in batched.items()}
         return self._initial_params
 

@@ -14,7 +14,7 @@ from pyro_ext.inference.sgmcmc.friction_kernel import FrictionKernel
 from pyro_ext.inference.sgmcmc.kernel import OptionsButStepSize
 from pyro_ext.inference.sgmcmc.learned_diffusion import LearnedDiffusion
 from pyro_ext.inference.sgmcmc.learned_kinetics import pretrained_kinetics
-from pyro_ext.inference.sgmcmc.schedules import ConstantSchedule, Schedule
+from pyro_ext.inference.sgmcmc.schedules import Schedule
 
 __all__ = ["L2E", "MetaSGMCMC"]
 
@@ -44,18 +44,16 @@ class _LearnedKernel(FrictionKernel):
     ) -> None:
         if friction is None and momentum_decay is None:
             momentum_decay = _MOMENTUM_DECAY
-        if step_size is None:
-            super().__init__(model, friction, momentum_decay, **options)
-            self.step_size = None
-        else:
-            super().__init__(model, friction, momentum_decay, step_size=step_size, **options)
+        super().__init__(model, friction, momentum_decay, step_size=step_size, **options)
+        if step_size is not None:
             self._smallest_decay()
+
+    def _default_step_size(self) -> float:
+        return math.sqrt(_LEARNING_RATE / self.potential.data_size)
 
     def _prepare(self) -> None:
         super()._prepare()
-        if self.step_size is None:
-            self.schedule = ConstantSchedule(math.sqrt(_LEARNING_RATE / self.potential.data_size))
-            self._smallest_decay()
+        self._smallest_decay()
 
     def _statistics(self, state: l2e.L2EState | meta_sgmcmc.MetaSGMCMCState) -> dict[str, Tensor]:
         return {"kinetic_temperature": state.momentum.square().mean(-1)}

@@ -1,10 +1,11 @@
 r"""Stochastic gradient Langevin dynamics.
 
-.. math:: \theta \leftarrow \theta - s g + \sqrt{2 s T - s^2 V} \, \xi
+.. math:: \theta \leftarrow \theta - s g / M + \sqrt{2 s T / M - s^2 V / M^2} \, \xi
 
-with the stochastic gradient :math:`g` of the potential, temperature :math:`T`, standard normal
-:math:`\xi`, and :math:`V` an estimate of the variance of :math:`g`, subtracted from the noise.
-On :math:`U = \lambda \theta^2 / 2` with the full gradient the stationary variance is
+with the stochastic gradient :math:`g` of the potential, temperature :math:`T`, a mass :math:`M`,
+by which the step size of each parameter is divided, standard normal :math:`\xi`, and :math:`V` an
+estimate of the variance of :math:`g`, subtracted from the noise. On
+:math:`U = \lambda \theta^2 / 2` with the full gradient and unit mass the stationary variance is
 :math:`T / (\lambda (1 - s \lambda / 2))`.
 
 M. Welling, Y. W. Teh (2011), Bayesian learning via stochastic gradient Langevin dynamics.
@@ -40,6 +41,7 @@ def step(
     *,
     step_size: Tensor,
     temperature: Tensor,
+    mass: float | Tensor = 1.0,
     noise_estimate: float | Tensor = 0.0,
 ) -> tuple[SGLDState, Info]:
     """Take one step.
@@ -49,9 +51,11 @@ def step(
     :param Tensor noise: standard normal numbers. **Shape:** ``(..., size)``.
     :param Tensor step_size: the step size, a scalar.
     :param Tensor temperature: the temperature, a scalar.
+    :param mass: the mass, a scalar or ``(size,)``.
     :param noise_estimate: estimated variance of the gradient's noise, a scalar or ``(size,)``.
     :returns: the next state, and what the step saw.
     """
     value, gradient = value_and_gradient(state.position)
-    scale = noise_scale(2.0 * step_size * temperature - step_size**2 * noise_estimate)
-    return SGLDState(state.position - step_size * gradient + scale * noise), Info(value)
+    own_step_size = step_size / mass
+    scale = noise_scale(2.0 * own_step_size * temperature - own_step_size**2 * noise_estimate)
+    return SGLDState(state.position - own_step_size * gradient + scale * noise), Info(value)

@@ -1,6 +1,6 @@
 """Draws of groups of chains, chunk by chunk, and what of them makes a posterior."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,7 +8,15 @@ from torch import Tensor
 
 from pyro_ext.checkpoint.files import CheckpointError
 
-__all__ = ["ChainStatus", "Chunk", "complete_chains", "gather_chain", "gather_chains"]
+__all__ = [
+    "ChainStatus",
+    "Chunk",
+    "Reader",
+    "complete_chains",
+    "gather_chain",
+    "gather_chains",
+    "thinned",
+]
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,9 @@ class ChainStatus:
         return f"raised {self.error} {step}"
 
 
+Reader = Callable[[], Iterator[Chunk]]
+
+
 def complete_chains(statuses: Sequence[ChainStatus], limit: int) -> tuple[list[int], int]:
     """Choose chains and a number of draws that all of them have, so that most draws are kept.
 
@@ -76,7 +87,7 @@ def complete_chains(statuses: Sequence[ChainStatus], limit: int) -> tuple[list[i
 
 
 def gather_chains(
-    groups: Iterable[tuple[range, Callable[[], Iterator[Chunk]]]],
+    groups: Iterable[tuple[range, Reader]],
     numbers: Sequence[int],
     length: int,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -117,7 +128,7 @@ def gather_chains(
     return samples, statistics
 
 
-def gather_chain(read: Callable[[], Iterator[Chunk]], column: int) -> dict[str, Tensor]:
+def gather_chain(read: Reader, column: int) -> dict[str, Tensor]:
     """All draws that one chain of a group made before it stopped.
 
     :param read: reads the chunks of its group.
@@ -130,3 +141,30 @@ def gather_chain(read: Callable[[], Iterator[Chunk]], column: int) -> dict[str, 
             for name, value in chunk.samples.items():
                 parts.setdefault(name, []).append(value[: chunk.valid[column], column])
     return {name: torch.cat(pieces) for name, pieces in parts.items()}
+
+
+def thinned(
+    groups: Iterable[tuple[range, Reader]], chosen: Tensor, names: Collection[str]
+) -> list[tuple[range, Reader]]:
+    """Read some of the draws, a chunk at a time, for ``gather_chains``.
+
+    :param Iterable groups: of each group the numbers of its chains and what reads its chunks.
+    :param Tensor chosen: increasing numbers of the draws to keep.
+    :param Collection names: sites to read.
+    """
+
+    def reader(read: Reader) -> Reader:
+        def chunks() -> Iterator[Chunk]:
+            first = 0
+            for chunk in read():
+                rows = chosen[(chosen >= first) & (chosen < first + len(chunk))] - first
+                first += len(chunk)
+                yield Chunk(
+                    {name: value[rows] for name, value in chunk.samples.items() if name in names},
+                    {},
+                    chunk.valid,
+                )
+
+        return chunks
+
+    return [(members, reader(read)) for members, read in groups]

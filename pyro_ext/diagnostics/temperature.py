@@ -19,7 +19,8 @@ from pyro_ext._checks import as_tensor
 
 __all__ = ["Temperature", "configurational_temperature"]
 
-_BATCHES = 10
+BATCHES = 10
+"""Parts of chains whose means give the standard error."""
 
 
 class Temperature(NamedTuple):
@@ -72,7 +73,7 @@ def configurational_temperature(positions: Tensor, gradients: Tensor) -> Tempera
     others = (means.sum(0) - means) / (len(means) - 1)
     values = ((positions - others) * gradients).mean(-1)
     by_chain = values.mean(1)
-    parts = values.tensor_split(min(_BATCHES, values.shape[1]), 1)
+    parts = values.tensor_split(min(BATCHES, values.shape[1]), 1)
     batches = torch.stack([part.mean(1) for part in parts])
     errors = [part.std() / math.sqrt(part.numel()) for part in (by_chain, batches)]
     return Temperature(float(by_chain.mean()), float(torch.stack(errors).max()))

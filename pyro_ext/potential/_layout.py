@@ -137,14 +137,16 @@ class Layout:
         assert leading is not None
         return leading
 
-    def expand(self, value: float | Mapping[str, float], argument: str) -> Tensor:
+    def expand(self, value: float | Mapping[str, float | Tensor], argument: str) -> Tensor:
         """One number per element of the flat vector from a number or a number per site.
 
         :param value: a number for all sites, or numbers by shell-style pattern of site names, the
-            first that fits counts; ``"default"`` names the rest.
+            first that fits counts; ``"default"`` names the rest. In place of a number a tensor of
+            the site's unconstrained shape gives one for each element.
         :param str argument: how the caller names it.
         :returns: **Shape:** ``(size,)``.
-        :raises ValueError: for a pattern that fits no site, or a site without a number.
+        :raises ValueError: for a pattern that fits no site, a site without a number, or a tensor of
+            another shape.
         """
         if not isinstance(value, Mapping):
             return torch.full((self.size,), float(value), dtype=self.dtype, device=self.device)
@@ -156,14 +158,20 @@ class Layout:
                     f"{list(self.shapes)}"
                 )
         pieces = []
-        for (name, _), size in zip(self.shapes.items(), self.sizes, strict=True):
+        for name, shape in self.shapes.items():
             fitting = [pattern for pattern in patterns if _fits(name, pattern)]
             key = fitting[0] if fitting else "default"
             if key not in value:
                 raise ValueError(
                     f"{argument} has no entry for site {name!r} and no 'default': {dict(value)}"
                 )
-            pieces.append(torch.full((size,), float(value[key]), dtype=self.dtype))
+            numbers = torch.as_tensor(value[key], dtype=self.dtype)
+            if numbers.dim() > 0 and numbers.shape != shape:
+                raise ValueError(
+                    f"{argument}[{key!r}] must be a number or have the unconstrained shape "
+                    f"{tuple(shape)} of {name!r}, got {tuple(numbers.shape)}"
+                )
+            pieces.append(numbers.expand(shape).reshape(-1))
         return torch.cat(pieces).to(self.device)
 
 

@@ -43,7 +43,7 @@ from pyro_ext.inference.martingale import (
     WeightedSample,
 )
 from pyro_ext.inference.partitions import Dendrogram
-from pyro_ext.inference.sgmcmc import LearnedDiffusion, ResidualKinetics
+from pyro_ext.inference.sgmcmc import LearnedDiffusion, Minibatches, ResidualKinetics
 from pyro_ext.potential import Potential
 from pyro_ext.random_measures import DirichletProcess
 from tests.bad_input.walk import Call, call, of
@@ -110,9 +110,9 @@ TRANSFER: dict[str, Any] = dict(
 def kernels() -> dict[str, Call]:
     x_start = {"loc": torch.zeros(2)}
     return {
-        "SGLD": call(**KERNEL, noise_estimate=0.0),
+        "SGLD": call(**KERNEL, mass=1.0, minibatches=Minibatches, noise_estimate=0.0),
         "SGHMC": call(**KERNEL, momentum_decay=0.1, mass=1.0, noise_estimate=0.0),
-        "SGNHT": call(**KERNEL, friction=1.0),
+        "SGNHT": call(**KERNEL, friction=1.0, mass=1.0),
         "PSGLD": call(**KERNEL, decay=0.9, regularization=1e-5),
         "L2E": call(**KERNEL, kinetics=ResidualKinetics(hidden_sizes=(4,))),
         "L2E.pretrained": call(model=model, step_size=0.01),

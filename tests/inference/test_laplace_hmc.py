@@ -1,6 +1,7 @@
 """Hamiltonian Monte Carlo in Laplace coordinates: exactness at any step, starts, runs, errors."""
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ def test_moments(options: Any) -> None:
     Six numbers and two settings: false-alarm rate 1e-4. With one coarse step a fifth of the
     proposals and more is lost, and the test would notice draws that are taken as they come.
     """
-    mcmc = run(skewed, 200, 200, **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the chains do not agree")  # some are long in the tail
+        mcmc = run(skewed, 200, 200, **options)
     draws = mcmc.get_samples(group_by_chain=True)
     pair = draws["pair"]
     centred = pair - torch.tensor([1.0, -1.0])

@@ -9,7 +9,9 @@ from pyro.infer import NUTS
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch.distributions import constraints
 
+from pyro_ext.diagnostics._draws import Context
 from pyro_ext.inference import MCMC, SGLD
+from pyro_ext.inference._starts import constrained_start
 from tests.inference.models import normal
 
 
@@ -88,3 +90,48 @@ def test_errors(x):
         MCMC(SGLD(normal), 1, initial_params="/nowhere", progress=False).run(x)
     with pytest.raises(RuntimeError, match="no draws yet"):
         MCMC(SGLD(normal), 1, initial_params=MCMC(SGLD(normal), 1), progress=False).run(x)
+
+
+# Around a mode ------------------------------------------------------------------------------------
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("kernel_type", [SGLD, NUTS])
+def test_around_a_mode(kernel_type, float64):
+    """Draws with twice the exact standard deviations: 400 give each within 5 standard errors."""
+    x = 5.0 + torch.randn(40, 2)
+
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 100.0).to_event(1))
+        pyro.sample("scale", dist.LogNormal(3.0, 0.5))
+        covariance = torch.tensor([[1.0, 0.9], [0.9, 1.0]])
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.MultivariateNormal(loc, covariance), obs=x)
+
+    context = Context(model, (x,), {})
+    kernel = kernel_type(model)
+    if kernel_type is SGLD:
+        kernel.setup(0, x)
+    starts = constrained_start("laplace", 400, 0, kernel, context)
+    loc, scale = starts["loc"], starts["scale"].log()
+    exact = 4.0 * torch.tensor([[1.0, 0.9], [0.9, 1.0]]) / 40.0
+    assert (loc.T.cov() - exact).abs().max() < 5.0 * exact[0, 0] * 2**0.5 / 20.0
+    assert (loc.mean(0) - x.mean(0)).abs().max() < 5.0 * exact[0, 0] ** 0.5 / 20.0 + 1e-3
+    assert abs(scale.std() - 1.0) < 5.0 / 800**0.5
+    assert abs(scale.mean() - 3.0) < 5.0 / 20.0
+    again = constrained_start("laplace", 3, 0, kernel, context)
+    torch.testing.assert_close(again["loc"], loc[:3])  # whatever the number of chains
+
+
+def test_runs_that_start_around_a_mode(x):
+    starts = first_draws(x, "laplace")
+    assert len(starts["loc"].unique()) == 6 and (starts["scale"] > 0).all()
+    assert (starts["loc"] - x.mean(0)).abs().max() < 1.5
+    ours = MCMC(
+        NUTS(normal), 3, warmup_steps=3, num_chains=2, initial_params="laplace", progress=False
+    )
+    assert ours.run(x).get_samples(True)["loc"].shape == (2, 3, 2)
+    kernel = SGLD(potential_fn=lambda z: z["x"].square().sum())
+    kernel.initial_params = {"x": torch.zeros(2)}
+    with pytest.raises(ValueError, match="initial_params='laplace' takes a kernel with a model"):
+        MCMC(kernel, 1, initial_params="laplace", progress=False).run()

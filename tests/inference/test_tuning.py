@@ -2,12 +2,15 @@
 
 import itertools
 import math
+import re
+import warnings
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide.initialization import init_to_value
 
 from pyro_ext.diagnostics.stein import kernel_stein_discrepancy
 from pyro_ext.inference import (
@@ -21,7 +24,14 @@ from pyro_ext.inference import (
     tune,
     tuning,
 )
+from pyro_ext.inference._pilot_scores import common_scale, discrepancy, scores
 from pyro_ext.inference.sgmcmc import loop
+
+pytestmark = [
+    # Searches of few steps find that these are few.
+    pytest.mark.filterwarnings("ignore:draws of the best settings"),
+    pytest.mark.filterwarnings("ignore:scores of"),
+]
 
 NUM = 100
 STEPS = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
@@ -122,12 +132,62 @@ def test_the_friction_of_a_conjugate_posterior(batch_size, x, float64):
 
 def test_the_default_grid_is_wide_and_holds_what_the_kernel_takes():
     kernel = SGHMC(potential_fn=potential_fn, step_size=0.05, friction=1.0)
-    with pytest.warns(UserWarning, match="the best step_size, 0.5, is the largest that was tried"):
+    with pytest.warns(
+        UserWarning,
+        match="0.5, is the largest that was tried, and SGHMC takes none .* larger: friction",
+    ):
         result = short(kernel, initial_params={"x": torch.full((3, 2), 3.0)})
     tried = sorted(trial.settings["step_size"] for trial in result.trials)
     factors = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]  # thirty times 0.05 is too much friction
     assert tried == pytest.approx([0.05 * factor for factor in factors])
     assert result.kernel.friction == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("step_size", "is_up"), [(1e-7, True), (1.0, False)])
+def test_the_default_grid_goes_on_while_the_best_is_at_its_end(step_size, is_up, x):
+    """The right step is 10,000 times what the kernel has, or a thousandth of it."""
+    result = short(SGLD(model, step_size=step_size), x, num_steps=100)
+    sizes = sorted(trial.settings["step_size"] for trial in result.trials)
+    assert len(sizes) > 9
+    assert 1e-4 < result.settings["step_size"] < 2e-2
+    assert sizes[0] < result.settings["step_size"] < sizes[-1]
+    assert (sizes[-1] > 200 * step_size) == is_up
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+@pytest.mark.parametrize("control_variate", ["map", None])
+def test_few_draws_choose_no_step_that_is_too_wide(control_variate, float64):
+    """Of logistic regression on 10,000 rows, in five dimensions, with eight draws for each score.
+
+    The spread of draws by the chosen settings is that of the Laplace approximation to a fifth, or a
+    warning says by how much it is off, to a third of it.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(10_000, 5, generator=generator)
+    y = (torch.rand(10_000, generator=generator) < torch.sigmoid(x.sum(-1))).to(x)
+
+    def logistic(x, y):
+        weight = pyro.sample("weight", dist.Normal(x.new_zeros(5), 1.0).to_event(1))
+        with pyro.plate("data", len(x), subsample_size=50) as index:
+            pyro.sample("y", dist.Bernoulli(logits=x[index] @ weight), obs=y[index])
+
+    kernel = SGHMC(logistic, step_size=0.01, control_variate=control_variate)
+    kernel.setup(0, x, y)
+    deviations = kernel.find_laplace("here").hessian.inverse().diagonal().sqrt()
+    for seed in range(3):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = tune(
+                kernel, x, y, num_chains=4, num_samples=2, num_steps=300, seed=seed, progress=False
+            )
+            options = {"num_chains": 8, "thinning": 10, "seed": 1, "progress": False}
+            run = MCMC(result.kernel, 100, 500, **options).run(x, y)
+        spread = float((run.get_samples()["weight"].std(0) / deviations).mean())
+        found = re.search(r"as if they were (\S+) times", str(caught[0].message) if caught else "")
+        expected = 1.0 if found is None else float(found[1])
+        assert spread == pytest.approx(expected, rel=0.2 if found is None else 0.35), seed
 
 
 # How it judges ------------------------------------------------------------------------------------
@@ -144,7 +204,7 @@ def test_the_score_is_the_mean_over_pairs_of_different_draws(float64):
     pairs = [
         0.5 * (total(i, j) - total(i) - total(j)) for i, j in itertools.combinations(range(6), 2)
     ]
-    actual = tuning._discrepancy(points, gradients, scale)
+    actual = discrepancy(points, gradients, scale)
     torch.testing.assert_close(actual, torch.stack(pairs).mean())
 
 
@@ -157,10 +217,8 @@ def test_the_right_spread_has_the_best_score(size, float64):
     With the terms of draws with themselves, half the spread would win in 100 dimensions.
     """
     draws = {spread: spread * torch.randn(200, size) for spread in (0.5, 1.0, 2.0)}
-    scores = dict(
-        zip(draws, tuning._scores([(points, -points) for points in draws.values()]), strict=True)
-    )
-    assert min(scores, key=scores.__getitem__) == 1.0
+    judged = dict(zip(draws, scores([(points, -points) for points in draws.values()]), strict=True))
+    assert min(judged, key=judged.__getitem__) == 1.0
 
 
 def test_the_scale_is_that_of_the_posterior_however_draws_spread(float64):
@@ -170,7 +228,7 @@ def test_the_scale_is_that_of_the_posterior_however_draws_spread(float64):
         for spread in spreads:
             points = 7.0 + spread * deviations * torch.randn(50, 3)
             runs.append((points, -(points - 7.0) / deviations**2))
-        torch.testing.assert_close(tuning._scale(runs), deviations)
+        torch.testing.assert_close(common_scale(runs), deviations)
 
 
 def test_bad_candidates_do_not_change_the_comparison_of_good_ones(float64):
@@ -181,15 +239,15 @@ def test_bad_candidates_do_not_change_the_comparison_of_good_ones(float64):
         return points, -points
 
     compared = [run(1.0), run(1.4)]
-    expected = tuning._scores(compared)
+    expected = [score for score, _ in scores(compared)]
     nowhere = (torch.full((100, 2), math.nan), torch.full((100, 2), math.nan))
     point = (torch.ones(100, 2), -torch.ones(100, 2))
     for others in ([run(1e-4)] * 5, [run(1e3)] * 5, [nowhere] * 5, [point]):
-        scores = tuning._scores([*compared, *others])
-        assert scores[:2] == pytest.approx(expected)
-        assert min(scores[2:]) > max(expected)
-    assert tuning._scores([nowhere]) == [math.inf]
-    assert math.isfinite(tuning._scores([point])[0])
+        found = [score for score, _ in scores([*compared, *others])]
+        assert found[:2] == pytest.approx(expected)
+        assert min(found[2:]) > max(expected)
+    assert scores([nowhere])[0][0] == math.inf
+    assert math.isfinite(scores([point])[0][0])
 
 
 def test_the_gradients_are_those_of_all_of_the_data_at_the_temperature(x, float64):
@@ -226,6 +284,58 @@ def test_survivors_run_on_and_no_step_is_taken_twice(x, monkeypatch):
     assert [trial.score for trial in result.trials[:2]] == sorted(
         trial.score for trial in result.trials[:2]
     )
+
+
+@pytest.mark.statistical
+def test_temperatures_are_those_of_the_discretized_chain(float64):
+    """Of a Gaussian under steps of full gradients, 1 / (1 - s / 2), within 5 standard errors.
+
+    100 chains of four draws in two dimensions: the standard error of the mean square is 0.06.
+    """
+    kernel = SGLD(potential_fn=potential_fn)
+    start = {"x": torch.randn(100, 2)}
+    grid = {"step_size": [0.1, 1.0, 1.8]}
+    options = {"num_chains": 100, "num_samples": 4, "num_steps": 80}
+    with pytest.warns(UserWarning, match="the best step_size, 0.1, is the smallest"):
+        result = short(kernel, grid=grid, initial_params=start, **options)
+    for trial in result.trials:
+        exact = 1.0 / (1.0 - 0.5 * trial.settings["step_size"])
+        assert trial.temperature == pytest.approx(exact, rel=0.3)
+    assert result.trials[-1].heat > 1.0 and result.trials[0].heat < 0.01
+
+
+def test_noise_is_that_of_the_score(float64):
+    """Standard errors by leaving out chains, against the spread of scores over 300 seeds."""
+    pairs = []
+    for _ in range(300):
+        points = 1.5 * torch.randn(40, 2)
+        pairs += scores([(points, -points)], num_chains=8)
+    found = torch.tensor(pairs)
+    assert 0.7 < float(found[:, 1].mean() / found[:, 0].std()) < 1.5
+
+
+def test_settings_that_cannot_be_told_apart_are_named(x):
+    grid = {"step_size": [1e-4, 1e-3]}
+    kernel = SGLD(model, control_variate="map")
+    with pytest.warns(
+        UserWarning, match=r"scores of step_size from 0.0001 to 0.001 differ by less"
+    ):
+        result = short(kernel, x, grid=grid)
+    assert result.tied == result.trials
+    assert short(SGLD(model), x, grid={"step_size": [1e-3, 1e-7]}).tied[0].settings == {
+        "step_size": 1e-3
+    }
+
+
+def test_the_best_of_bad_settings_is_told_to_be_one(x):
+    """Minibatches of one row, with steps that noise alone makes more than twice too wide."""
+    kernel = SGLD(model, init_strategy=init_to_value(values={"loc": x.mean()}))
+    grid = {"step_size": [4e-3, 8e-3]}
+    with pytest.warns(
+        UserWarning, match="have the temperature .* as if they were .* times as wide"
+    ):
+        result = short(kernel, x, batch_size=1, grid=grid, num_steps=200, num_samples=25)
+    assert result.settings == {"step_size": 4e-3} and result.trials[0].temperature > 1.5
 
 
 @pytest.mark.slow
@@ -320,11 +430,11 @@ def test_combinations_that_the_kernel_refuses_are_left_out(x):
     tried = sorted(tuple(trial.settings.values()) for trial in result.trials)
     assert tried == [(0.001, 10.0), (0.001, 500.0), (0.01, 10.0)]
     table = result.table()
-    assert list(table.columns) == ["step_size", "friction", "score", "num_steps"]
+    numbers = ["score", "num_steps", "temperature", "noise"]
+    assert list(table.columns) == ["step_size", "friction", *numbers]
     assert table.iloc[0].to_dict() == {
         **result.settings,
-        "score": result.trials[0].score,
-        "num_steps": result.trials[0].num_steps,
+        **{name: getattr(result.trials[0], name) for name in numbers},
     }
 
 
@@ -344,7 +454,7 @@ def test_a_diverged_candidate_is_infinitely_bad(x):
     assert result.settings == {"step_size": 1e-3}
     assert [trial.score for trial in result.trials[1:]] == [math.inf, math.inf]
     assert [trial.num_steps for trial in result.trials] == [40, 40, 40]
-    with pytest.raises(RuntimeError, match="all 2 candidates left the finite numbers"):
+    with pytest.raises(RuntimeError, match="all 2 candidates diverged"):
         short(SGLD(model), x, grid={"step_size": [1e3, 1e6]})
 
 

@@ -11,7 +11,11 @@ from pyro_ext.nn import BayesianClassifier
 from tests.pages import check_short_report
 
 PAGE = "px-sgmcmc"
-pytestmark = pytest.mark.short_page
+pytestmark = [
+    pytest.mark.short_page,
+    # Of halves of a chain that goes from mode to mode, as is to be seen.
+    pytest.mark.filterwarnings("ignore:the (chains|draws)"),
+]
 
 
 def test_short_run_saves_a_report_and_figures(short_run):
