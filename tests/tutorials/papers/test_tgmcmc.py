@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 9, {"traces", "bias", "total-variation"})
+    check_short_report(folder, PAGE, 8, {"traces", "bias", "total-variation"})
 
 
 def test_images_are_the_first_of_each_digit(short_run):
