@@ -301,8 +301,7 @@ plt.close(figure)
 
 # %%
 NUM_BLOBS, PER_BLOB, SPREAD, NUM_CHAINS = 13, 20, 0.25, 2
-# Steps to throw away and to keep of each chain.
-LENGTHS = {
+LENGTHS = {  # steps to throw away and to keep of each chain
     "Gibbs": (300, 800),
     "split-merge": (100, 150),
     "tree-guided, exact": (100, 300),
