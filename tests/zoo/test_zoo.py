@@ -117,7 +117,7 @@ def check_draws(mcmc: MCMC, example: Example, num_chains: int, num_draws: int) -
 
 
 def sghmc(run: Run) -> None:
-    """A few steps of a stochastic-gradient kernel, and their conversion."""
+    """A few steps of a stochastic-gradient kernel."""
     model, args, *_ = run.example
     kernel = SGHMC(model, step_size=1e-3, momentum_decay=0.1)
     mcmc = MCMC(kernel, 5, warmup_steps=5, num_chains=2, seed=0, progress=False).run(*args)
