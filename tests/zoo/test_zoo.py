@@ -157,7 +157,10 @@ def _log_likelihood(example: Example, row: Mapping[str, Tensor]) -> float:
     with pyro.validation_enabled(False), torch.no_grad():
         enumerated = poutine.enum(config_enumerate(given), first_available_dim=-1 - NUM_PLATES)
         trace = poutine.trace(enumerated).get_trace(*example.args)
-        joint = TraceEinsumEvaluator(trace, True, NUM_PLATES).log_prob(trace)
+        is_discrete = any(
+            "_enumerate_dim" in node["infer"] for _, node in trace.iter_stochastic_nodes()
+        )
+        joint = TraceEinsumEvaluator(trace, is_discrete, NUM_PLATES).log_prob(trace)
         prior = sum(trace.nodes[name]["fn"].log_prob(row[name]).sum() for name in row)
     return float(joint - prior) - math.log(example.num_masked)
 
