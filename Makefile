@@ -10,7 +10,7 @@ BIN_ARVIZ1 := .venv-arviz1/bin
 BIN_BENCH := .venv-bench/bin
 PROJECT := pyproject.toml pyro_ext/_version.py
 XDIST := -n $(WORKERS) --dist worksteal
-TESTS_ARVIZ1 := $(wildcard tests/diagnostics/test_arviz*.py tests/diagnostics/test_*plots.py) tests/diagnostics/test_function_space.py
+TESTS_ARVIZ1 := $(wildcard tests/diagnostics/test_arviz*.py tests/diagnostics/test_*plots.py) tests/diagnostics/test_function_space.py tests/zoo
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

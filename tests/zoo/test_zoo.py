@@ -54,7 +54,7 @@ WARNED["forecasting_local_level"]["to_arviz"] = RESIDUAL
 WARNED["inclined_plane_with_a_derivative"] = {"Potential": NO_GRAPH, "SGHMC": NO_GRAPH}
 WARNED["switching_autoregression"] = {"to_arviz": NO_POINTS}
 
-NUM_DRAWS, NUM_PLATES = 20, 2
+NUM_DRAWS, NUM_PLATES = 40, 2
 NAMES = "LKJ GP GPyTorch HMM Gaussian Poisson Student Dirichlet Cormack Jolly Seber".split()
 
 
@@ -73,7 +73,7 @@ class Run:
     @cached_property
     def nuts(self) -> MCMC:
         kernel = NUTS(self.example.model, max_tree_depth=3)
-        mcmc = MCMC(kernel, NUM_DRAWS, warmup_steps=10, seed=0, progress=False)
+        mcmc = MCMC(kernel, NUM_DRAWS, warmup_steps=40, seed=0, progress=False)
         return mcmc.run(*self.example.args)
 
     @cached_property
@@ -139,7 +139,7 @@ def conversion(run: Run) -> None:
         return
     parts = [values(data, "log_likelihood", name)[0] for name in data["log_likelihood"].data_vars]
     total = sum(part.reshape(NUM_DRAWS, -1).sum(1) for part in parts)
-    for draw in range(0, NUM_DRAWS, 7):
+    for draw in range(0, NUM_DRAWS, 13):
         row = {name: value[draw] for name, value in draws.items()}
         np.testing.assert_allclose(total[draw], _log_likelihood(example, row), rtol=1e-3, atol=1e-3)
     names = set(example.likelihoods)
