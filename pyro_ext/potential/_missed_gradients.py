@@ -16,6 +16,15 @@ __all__ = ["missed_gradients"]
 Run = Callable[[Mapping[str, Tensor]], Mapping[str, Record]]
 
 
+# Functions that take shape and type from one argument, by its position, and no numbers.
+_ONLY_SHAPE: dict[Any, int] = {
+    Tensor.type_as: 1,
+    **dict.fromkeys((torch.empty_like, torch.full_like, torch.ones_like, torch.zeros_like), 0),
+    **dict.fromkeys((Tensor.new_empty, Tensor.new_full, Tensor.new_ones, Tensor.new_zeros), 0),
+    Tensor.new_tensor: 0,
+}
+
+
 class _Cuts(TorchFunctionMode):
     """Notes whether anything may have been computed without the gradient of its arguments."""
 
@@ -27,7 +36,9 @@ class _Cuts(TorchFunctionMode):
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
         if not self.is_found and _lacks_gradient(function, result):
-            leaves = pytree.tree_leaves((args, kwargs))
+            only_shape = _ONLY_SHAPE.get(function)
+            numbers = [each for index, each in enumerate(args) if index != only_shape]
+            leaves = pytree.tree_leaves((numbers, kwargs))
             self.is_found = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
         return result
 
