@@ -190,7 +190,9 @@ class MCMC(Driver):
     ) -> dict[str, Tensor]:
         """Draws of the latent and deterministic sites, in constrained space, and of quantities.
 
-        Deterministic sites in a plate that subsamples are left out: a draw sees a part of them.
+        Deterministic sites in a plate that subsamples are left out: a draw sees a part of them. Of
+        Pyro's own kernels there are the latent sites alone; ``Predictive`` and
+        :func:`~pyro_ext.diagnostics.to_arviz` compute the others.
 
         :param bool group_by_chain: keep chains apart.
         :param int num_samples: draw so many of the draws with replacement, of each chain or of all

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import pyro
@@ -11,6 +12,7 @@ import torch
 from pyro.infer import HMC
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from pyro.infer.mcmc.util import initialize_model
+from pyro.ops import integrator
 from pyro.util import get_rng_state, set_rng_seed, set_rng_state
 from torch import Tensor
 
@@ -32,6 +34,7 @@ from pyro_ext.inference._running.numbers import (
 )
 from pyro_ext.inference._running.plan import Plan
 from pyro_ext.potential._arguments import named_arguments
+from pyro_ext.potential._evaluation import factorization_errors, retried
 from pyro_ext.potential._runner import check_observations
 
 __all__ = ["PyroOptions", "PyroRunner", "has_known_state"]
@@ -144,7 +147,7 @@ class PyroRunner:
                 params = self._resume(state)
                 is_ready = True
                 while state.num_draws + len(rows) < until:
-                    with self._validation():
+                    with self._stepping():
                         params = self.kernel.sample(params)
                     if not all(bool(value.isfinite().all()) for value in params.values()):
                         stopped_at = step + 1
@@ -238,21 +241,27 @@ class PyroRunner:
             self.kernel.setup(self.plan.warmup_steps, *self.args, **self.kwargs)
             return
         is_checked = pyro.distributions.is_validation_enabled()
-        with self._validation():
-            self.kernel.setup(self.plan.warmup_steps, *self.args, **self.kwargs)
+        with self._stepping():
+            retried(lambda: self.kernel.setup(self.plan.warmup_steps, *self.args, **self.kwargs))
+        _check_shapes(self.kernel)
         if is_checked and self.kernel.model is not None:
             values = self._constrained(self.kernel.initial_params)
             with _own_generators(), torch.no_grad():
                 check_observations(self.kernel.model, self.args, self.kwargs, values)
 
-    def _validation(self) -> AbstractContextManager[None]:
-        """Validation as Pyro's driver sets it: steps that diverge would raise."""
-        if self.options.disable_validation is None:
-            return nullcontext()
-        enabled: AbstractContextManager[None] = pyro.validation_enabled(
-            not self.options.disable_validation
-        )
-        return enabled
+    @contextmanager
+    def _stepping(self) -> Iterator[None]:
+        """Validation as Pyro's driver sets it: steps that diverge would raise.
+
+        A matrix that GPyTorch cannot factor is a divergence, as one of PyTorch is to Pyro.
+        """
+        is_checked = not self.options.disable_validation
+        with ExitStack() as stack:
+            if self.options.disable_validation is not None:
+                stack.enter_context(pyro.validation_enabled(is_checked))
+            own = {"pyro_ext": lambda error: isinstance(error, factorization_errors())}
+            stack.enter_context(mock.patch.dict(integrator._EXCEPTION_HANDLERS, own))
+            yield
 
     def _call_hook(self, params: dict[str, Tensor], step: int, chain: int) -> None:
         """Call the hook after a step, with the words of Pyro's driver."""
@@ -289,7 +298,7 @@ class PyroRunner:
         model: Callable[..., Any] | None = getattr(self.kernel, "model", None)
         if model is None or getattr(self.kernel, "is_constrained", False):
             return dict(params)
-        with self._validation():
+        with self._stepping():
             own, _, transforms, _ = initialize_model(model, self.args, dict(self.kwargs))
         start = {name: transforms[name](value) for name, value in params.items()}
         for name, value in start.items():
@@ -333,6 +342,20 @@ class PyroRunner:
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what belongs to this process."""
         return self.__dict__ | {"_live": None}
+
+
+def _check_shapes(kernel: HMC) -> None:
+    """Raise where Pyro starts a site with fewer values than it has: these would stay tied."""
+    trace: Any = getattr(kernel, "_prototype_trace", None)
+    for name in () if trace is None else kernel.initial_params:
+        value, fn = trace.nodes[name]["value"], trace.nodes[name]["fn"]
+        if value.shape != (wanted := fn.batch_shape + fn.event_shape):
+            raise ValueError(
+                f"site {name!r} starts with a value of shape {tuple(value.shape)}, but its "
+                f"distribution has the shape {tuple(wanted)}: inside of a plate, Pyro starts a "
+                "reparameterized site before the plate has expanded it. Put poutine.reparam around "
+                "the plate or the model, or expand the distribution"
+            )
 
 
 @contextmanager

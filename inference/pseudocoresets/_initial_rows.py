@@ -26,7 +26,7 @@ def observed_supports(potential: Potential, rows: Sequence[Tensor]) -> list[Cons
         supports = [
             site.support
             for name, site in potential.observed_sites.items()
-            if _are_equal_rows(values[name], row)
+            if name in values and _are_equal_rows(values[name], row)
         ]
         found.append(supports[0] if supports else None)
     return found

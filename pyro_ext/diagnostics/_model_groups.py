@@ -250,7 +250,14 @@ class ModelGroups:
         """Observed values over all of the data, and those of conditioned latent sites."""
         data: Arrays = {}
         constant: Arrays = {}
-        for name, value in self.model.observations().items():
+        values = self.model.observations()
+        if computed := sorted(self.model.observed_sites.keys() - values.keys()):
+            warnings.warn(
+                f"observed_data lacks the sites {computed}: the model computes what it observes "
+                "there from latent sites, as a residual, so that it differs between draws",
+                stacklevel=3,
+            )
+        for name, value in values.items():
             array = to_array(value, name)
             if name in self.model.observed_sites and name not in self.data:
                 constant[name] = array

@@ -217,7 +217,11 @@ class ModelAtValues:
         return self._rows(torch.zeros(num_samples, 0), seed, draw, self.values_layout.part(()))
 
     def observations(self) -> dict[str, Tensor]:
-        """Observed values by site, over all of the data; those of transformed sites as well."""
+        """Observed values by site, over all of the data; those of transformed sites as well.
+
+        Values that the model computes from latent sites, such as the residuals of a prediction, are
+        left out.
+        """
         return self._runner.observations()
 
     def depended_on(self, names: Collection[str]) -> set[str]:
@@ -248,7 +252,7 @@ class ModelAtValues:
         """Random values and subsamples of one chain; they leave the global generator alone."""
         with torch.random.fork_rng():
             torch.manual_seed(self._num_examples)
-            values = self._runner.prior_draw()
+            values = self._runner.typical_values()
         self._num_examples += 1
         generator = torch.Generator().manual_seed(self._num_examples)
         return [self._runner.constrained.flatten(values), *self._runner.random_indices(generator)]

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyro
 import torch
@@ -28,6 +28,7 @@ from pyro_ext.potential._distributions import (
 __all__ = [
     "CHANGES_DATA",
     "IS_RANDOM",
+    "NUM_TRIES",
     "Evaluation",
     "Record",
     "factorization_errors",
@@ -37,6 +38,7 @@ __all__ = [
     "log_density",
     "non_finite_sites",
     "restrict",
+    "retried",
     "without_validation",
 ]
 
@@ -50,6 +52,9 @@ CHANGES_DATA = (
     "module.eval() first"
 )
 
+NUM_TRIES = 100
+
+T = TypeVar("T")
 Choice = Callable[[Any], "tuple[Tensor, Tensor | None] | None"]
 
 
@@ -269,6 +274,16 @@ def factorization_errors() -> tuple[type[Exception], ...]:
     errors = sys.modules.get("linear_operator.utils.errors")
     others = () if errors is None else (errors.NanError, errors.NotPSDError)
     return (torch.linalg.LinAlgError, *others)
+
+
+def retried(run: Callable[[], T]) -> T:
+    """What a random run gives, tried again where a matrix cannot be factored."""
+    for _ in range(NUM_TRIES - 1):
+        try:
+            return run()
+        except factorization_errors():
+            continue
+    return run()
 
 
 @contextmanager

@@ -56,7 +56,8 @@ class Potential(ModelAtValues):
         takes a C++ compiler and, the first time, some seconds. All three give the same numbers.
     :param kwargs: keyword arguments of the model.
     :raises ValueError: for a model without latent sites, a discrete latent site, a sequential plate
-        that subsamples, or a log density that is not finite at any of 100 initial points.
+        that subsamples, a log density that is not finite at any of 100 initial points, or one that
+        depends on a latent site by numbers taken out of tensors, which no gradient goes through.
 
     Example::
 
@@ -82,7 +83,8 @@ class Potential(ModelAtValues):
             raise ValueError(
                 f"site {name!r} is a discrete latent variable ({kind}); a gradient needs "
                 "continuous ones: sum it out (for instance with MixtureSameFamily) or give it "
-                "as an argument"
+                "as an argument, or take a kernel that sums out what can be enumerated, such as "
+                "pyro.infer.NUTS"
             )
         with torch.random.fork_rng(), named_arguments(model, self.args, self.kwargs):
             torch.manual_seed(0)

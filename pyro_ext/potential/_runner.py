@@ -15,6 +15,7 @@ from pyro_ext.potential._blocks import Block, assemble, blocks
 from pyro_ext.potential._distributions import bijection, innermost, near_origin
 from pyro_ext.potential._evaluation import (
     IS_RANDOM,
+    NUM_TRIES,
     Choice,
     Evaluation,
     Record,
@@ -24,9 +25,11 @@ from pyro_ext.potential._evaluation import (
     log_density,
     non_finite_sites,
     restrict,
+    retried,
     without_validation,
 )
 from pyro_ext.potential._layout import Layout
+from pyro_ext.potential._missed_gradients import missed_gradients
 from pyro_ext.potential._normal_priors import joint_normal_density
 from pyro_ext.potential._structure import Plate, Site, structure_of
 
@@ -43,7 +46,12 @@ _NOT_FINITE = (
     "the log density of site(s) {sites}, or its gradient, is not finite; observations must be in "
     "the support and no NaN, not even where they are masked"
 )
-_NUM_TRIES = 100
+_NO_GRADIENT = (
+    "site {site!r} depends on the latent site {latent!r}, but its log density has no gradient in "
+    "it: the model takes numbers out of tensors on the way (.item(), .detach(), torch.no_grad(), "
+    "NumPy). Compute with operations of PyTorch, or in a torch.autograd.Function that has a "
+    "backward, or take a kernel that needs no gradient, such as pyro.infer.RandomWalkKernel"
+)
 
 InitStrategy = Callable[[dict[str, Any]], Tensor]
 
@@ -136,7 +144,7 @@ class ModelRunner:
         # Whole plates get constant indices, sequential ones plain numbers: a graph cannot take
         # numbers out of tensors that it makes itself.
         self.whole_indices: dict[str, Any] = {}
-        first = self._first_run()
+        first = retried(self._run_from_prior)
         constant = self._constant_sites(first)
         self.structure = structure_of(first.records, first.given_plates, constant)
         self.whole_indices = {
@@ -249,9 +257,20 @@ class ModelRunner:
     # Functions without an argument ----------------------------------------------------------------
 
     def observations(self) -> dict[str, Tensor]:
-        """Observed values over all of the data."""
+        """Observed values over all of the data, of the sites at which no latent site moves them."""
         with torch.random.fork_rng():
-            return self.observed_at(self.prior_draw(), resample=False)
+            first = retried(self._run_from_prior)
+            again = retried(lambda: self._run_from_prior(first.indices)).records
+            values = self.observed_at(self.typical_values(), resample=False)
+        return {
+            name: value
+            for name, value in values.items()
+            if _is_same(first.records[name].value, again[name].value)
+        }
+
+    def typical_values(self) -> dict[str, Tensor]:
+        """Values of the latent sites from their prior, at which the model runs."""
+        return retried(self.prior_draw)
 
     def prior_draw(
         self,
@@ -277,7 +296,7 @@ class ModelRunner:
         :raises ValueError: where no try gives one; it names the sites at fault.
         """
         reason = ""
-        for _ in range(_NUM_TRIES):
+        for _ in range(NUM_TRIES):
             try:
                 with threads_for(self.unconstrained.size):
                     with torch.no_grad():
@@ -291,7 +310,7 @@ class ModelRunner:
             reason = _NOT_FINITE.format(sites=at_fault)
             self._check_observed(flat)
         raise ValueError(
-            f"none of {_NUM_TRIES} initial points will do: at the last one {reason}. If the data "
+            f"none of {NUM_TRIES} initial points will do: at the last one {reason}. If the data "
             "are right, look at the scale of the prior and at the initialization (init_strategy "
             "or initial_params)"
         )
@@ -301,16 +320,23 @@ class ModelRunner:
 
         :param Tensor flat: a point at which the density is finite.
         :param bool whole: look at all of the data, not at one subsample.
-        :raises ValueError: for parameters or observed values that a distribution does not admit, or
-            a model that is random.
+        :raises ValueError: for parameters or observed values that a distribution does not admit, a
+            model that is random, or one that takes numbers out of tensors.
         """
         indices = self.random_indices()
         with torch.no_grad():
             first, second = (float(self.value(flat, *indices)) for _ in range(2))
             if not math.isclose(first, second, rel_tol=1e-3, abs_tol=1e-6):
                 raise ValueError(IS_RANDOM)
+            by_plate = self.by_plate(indices)
+            if missed := missed_gradients(
+                lambda values: self._run(from_unconstrained(values, by_plate), by_plate),
+                self.unconstrained.unflatten(flat),
+            ):
+                site, latent = missed[0]
+                raise ValueError(_NO_GRADIENT.format(site=site, latent=latent))
             if dist.is_validation_enabled():
-                self._validate(flat, self.by_plate(indices))
+                self._validate(flat, by_plate)
             if whole:
                 for block in self.blocks():
                     if sites := self._at_fault(flat, list(block.indices.values())):
@@ -331,7 +357,7 @@ class ModelRunner:
         """Raise where observed values that count lie outside the support, in one subsample."""
         by_plate = self.by_plate(self.random_indices())
         with torch.no_grad():
-            records = self._run(from_constrained(self.prior_draw(), by_plate), by_plate)
+            records = self._run(from_constrained(self.typical_values(), by_plate), by_plate)
             self._validate_observed(records)
 
     def _validate_observed(self, records: Mapping[str, Record]) -> None:
@@ -359,22 +385,13 @@ class ModelRunner:
         evaluation = Evaluation(choice, {**self.whole_indices, **indices}, resample=resample)
         return evaluation.run(self.model, self.args, self.kwargs, validate=validate)
 
-    def _first_run(self) -> Evaluation:
-        """A run of the model at values from its prior."""
-        for _ in range(_NUM_TRIES - 1):
-            try:
-                return self._run_from_prior()
-            except factorization_errors():
-                continue
-        return self._run_from_prior()
-
     def _constant_sites(self, first: Evaluation) -> list[str]:
         """Names of reparameterized sites that are data: no latent site moves them."""
         records = first.records.items()
         names = [name for name, each in records if each.is_deterministic and not each.is_declared]
         if not names:
             return []
-        second = self._run_from_prior(first.indices).records
+        second = retried(lambda: self._run_from_prior(first.indices)).records
         return [
             name for name in names if torch.equal(first.records[name].value, second[name].value)
         ]
@@ -416,8 +433,8 @@ class ModelRunner:
     def is_depended_on(self, name: str) -> bool:
         """Whether another value of an observed site changes the densities of other sites."""
         by_plate = self.by_plate(self.random_indices())
-        choice = from_constrained(self.prior_draw(), by_plate)
-        for _ in range(_NUM_TRIES):
+        choice = from_constrained(self.typical_values(), by_plate)
+        for _ in range(NUM_TRIES):
             before = self._run(choice, by_plate)
             after = self._run(choice, by_plate, resample=[name])
             if not torch.equal(before[name].value, after[name].value):
@@ -463,6 +480,10 @@ def _initializing(
             return init_to_prior(msg), None
 
     return choose
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def _validate_observed(name: str, record: Record) -> None:

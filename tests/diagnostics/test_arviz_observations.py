@@ -210,3 +210,41 @@ def test_conditioned_data_on_which_other_data_depend() -> None:
         to_arviz(draws, model=conditioned, observed=3)
     with pytest.raises(ValueError, match="observed needs a model"):
         to_arviz(draws, observed=["y_0"])
+
+
+def test_residuals_are_no_data() -> None:
+    """They were those at a draw from the prior, another one at each conversion."""
+
+    def model(x: Tensor, y: Tensor, size: int | None = None) -> None:
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), subsample_size=size) as index:
+            pyro.sample("residual", dist.Normal(0.0, 1.0), obs=y[index] - slope * x[index])
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x[index])
+
+    x, y = torch.randn(5), torch.randn(5)
+    draws = {"slope": torch.randn(6)}
+    for size in (None, 2):
+        with pytest.warns(UserWarning, match=r"observed_data lacks the sites \['residual'\]"):
+            data = to_arviz(draws, x, y, size, model=model)
+        np.testing.assert_array_equal(values(data, "observed_data", "x"), x)
+        assert "residual" not in data["observed_data"]
+        expected = dist.Normal(0.0, 1.0).log_prob(y - draws["slope"][:, None] * x)
+        actual = values(data, "log_likelihood", "residual")[0]
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_a_prior_under_which_a_matrix_is_rarely_positive() -> None:
+    """The model runs at draws from it; where it could not, it is run again."""
+
+    def model(y: Tensor) -> None:
+        correlation = pyro.sample("correlation", dist.Normal(0.0, 5.0))
+        matrix = torch.eye(2) + correlation * (1.0 - torch.eye(2))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.MultivariateNormal(torch.zeros(2), matrix), obs=y)
+        pyro.deterministic("square", correlation**2)
+
+    y, draws = torch.randn(4, 2), {"correlation": torch.tensor([0.1, -0.3])}
+    for seed in range(5):
+        torch.manual_seed(seed)
+        data = to_arviz(draws, y, model=model)
+        np.testing.assert_array_equal(values(data, "observed_data", "y"), y)

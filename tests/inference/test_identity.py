@@ -327,3 +327,18 @@ def test_moments_are_no_draws(tmp_path):
     StreamingMCMC(kernel, 3, seed=0, progress=False, **options).run()
     with pytest.raises(CheckpointError, match="moments of a StreamingMCMC, no draws"):
         Checkpoint(tmp_path).get_samples()
+
+
+def test_a_run_that_observes_residuals_goes_on(tmp_path):
+    """What it observes is another thing at each draw, and no part of what the run is of."""
+
+    def model(x, y):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), subsample_size=10) as index:
+            pyro.sample("residual", dist.Normal(0.0, 1.0), obs=y[index] - slope * x[index])
+
+    for seed, num_samples in enumerate((2, 4)):
+        torch.manual_seed(seed)
+        kernel = SGLD(model, step_size=1e-3)
+        mcmc = MCMC(kernel, num_samples, checkpoint=tmp_path / "run", progress=False)
+        assert mcmc.run(X, X**2).num_draws == num_samples

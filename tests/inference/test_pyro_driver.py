@@ -5,8 +5,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import HMC, NUTS
 from pyro.infer import MCMC as PyroMCMC
+from pyro.infer.reparam import LocScaleReparam
 from torch.distributions import biject_to, constraints
 
 from pyro_ext.diagnostics import to_arviz
@@ -108,6 +110,55 @@ def multinomial(x):
     logits = pyro.sample("logits", dist.Normal(torch.zeros(3), 1.0).to_event(1))
     with pyro.plate("data", len(x)):
         pyro.sample("x", dist.Multinomial(logits=logits, validate_args=False), obs=x)
+
+
+def test_values_that_a_plate_would_tie_together(subtests):
+    """Pyro starts a site that is reparameterized inside of a plate before the plate expands it."""
+
+    def inside(y):
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", len(y)), poutine.reparam(config={"loc": LocScaleReparam(0.0)}):
+            loc = pyro.sample("loc", dist.Normal(0.0, scale))
+        with pyro.plate("again", len(y)):
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    def expanded(y):
+        with pyro.plate("data", len(y)), poutine.reparam(config={"loc": LocScaleReparam(0.0)}):
+            loc = pyro.sample("loc", dist.Normal(0.0, torch.ones(len(y))))
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    message = r"'loc_decentered' starts .* shape \(\), .* has the shape \(4,\): .*around the plate"
+    with pytest.raises(ValueError, match=message):
+        MCMC(NUTS(inside), 2, **QUIET).run(torch.randn(4))
+    mcmc = MCMC(HMC(expanded), 2, **QUIET).run(torch.randn(4))
+    assert mcmc.get_samples()["loc_decentered"].shape == (2, 4)
+
+
+def test_a_start_at_which_a_matrix_cannot_be_factored():
+    """It is tried again, as for the kernels of this package."""
+
+    def model(y):
+        correlation = pyro.sample("correlation", dist.Normal(0.0, 5.0))
+        matrix = torch.eye(2) + correlation * (1.0 - torch.eye(2))
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(2), matrix), obs=y)
+
+    for seed in range(5):
+        mcmc = MCMC(NUTS(model, max_tree_depth=2), 2, seed=seed, progress=False)
+        assert mcmc.run(torch.randn(2)).get_samples()["correlation"].abs().max() < 1.0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_matrix_that_gpytorch_cannot_factor_is_a_divergence():
+    errors = pytest.importorskip("linear_operator.utils.errors")
+
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        if x.detach() > 1.0:
+            raise errors.NotPSDError("Matrix not positive definite after adding jitter")
+
+    mcmc = MCMC(NUTS(model, step_size=3.0, adapt_step_size=False), 30, **QUIET).run()
+    assert mcmc.get_samples()["x"].max() <= 1.0
+    assert mcmc.sample_statistics()["diverging"].any()
 
 
 @pytest.mark.slow  # ArviZ takes seconds to import

@@ -39,6 +39,70 @@ def test_discrete_latent_without_finite_support() -> None:
         Potential(model)
 
 
+def _cut(way: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """A mean of two numbers, the first of which is taken out of its tensor on the way."""
+    if way == "no_grad":
+
+        def mean(loc: Tensor, other: Tensor) -> Tensor:
+            with torch.no_grad():
+                return torch.stack([loc, 2.0 * loc]).sum() + 0.0 * other
+
+        return mean
+    ways: dict[str, Callable[[Tensor], Any]] = {
+        "item": lambda loc: loc.item(),
+        "float": lambda loc: float(loc.detach()),
+        "int": lambda loc: int(10.0 * loc),
+        "numpy": lambda loc: torch.tensor(loc.detach().numpy() * 2.0),
+        "tolist": lambda loc: loc.tolist(),
+        "long": lambda loc: (10.0 * loc).long(),
+        "data": lambda loc: loc.data,
+    }
+    return lambda loc, other: other + ways[way](loc)
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
+@pytest.mark.parametrize("backend", ["eager", "trace"])
+def test_numbers_taken_out_of_tensors(
+    backend: Any, subtests: pytest.Subtests, float64: None
+) -> None:
+    """The density would be right, and its gradient silently wrong."""
+
+    def model(mean: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        other = pyro.sample("other", dist.Normal(0.0, 1.0))
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        with pyro.plate("data", len(x), subsample_size=2) as index:
+            pyro.sample("x", dist.Normal(mean(loc, other), scale), obs=x[index])
+
+    for way in ("item", "float", "int", "numpy", "tolist", "long", "data", "no_grad"):
+        message = "site 'x' depends on the latent site 'loc', but its log density has no gradient"
+        with subtests.test(way), pytest.raises(ValueError, match=message):
+            Potential(model, _cut(way), torch.zeros(4), backend=backend)
+
+    class Twice(torch.autograd.Function):
+        @staticmethod
+        def forward(context: Any, x: Tensor) -> Tensor:
+            return torch.tensor(2.0 * x.item())
+
+        @staticmethod
+        def backward(context: Any, *gradients: Tensor) -> Tensor:
+            return 2.0 * gradients[0]
+
+    def stable(loc: Tensor, other: Tensor) -> Tensor:
+        both = torch.stack([loc, other])
+        return (both - both.max().detach()).logsumexp(0) + both.max().detach()
+
+    fine: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "a function with a derivative": lambda loc, other: Twice.apply(loc) + other,
+        "a number that cancels": stable,
+        "a comparison": lambda loc, other: torch.where(loc > 0.0, loc, other),
+        "a number that plays no part": lambda loc, other: other + torch.zeros_like(loc),
+    }
+    for way, mean in fine.items():
+        with subtests.test(way):
+            Potential(model, mean, torch.zeros(4), backend=backend)
+
+
 def test_no_latent() -> None:
     def model(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
