@@ -49,7 +49,8 @@ class SliceSampler(ConjugateKernel):
     def _move(self, labels: Integers, situation: Situation) -> dict[str, float]:
         from pyro_ext.inference.partitions._weight_loops import slice_sweep
 
-        law, tilt = situation.law, situation.tilt
+        law, _ = self.mixture.law(situation.values)
+        tilt = situation.values.get("u")
         if not isinstance(law, NormalizedRandomMeasure) or tilt is None:
             raise TypeError(f"SliceSampler needs a normalized measure as its prior, got {law!r}")
         own = torch.from_numpy(labels)
