@@ -7,7 +7,7 @@ from functools import wraps
 import torch
 from torch import Tensor
 
-__all__ = ["opaque"]
+__all__ = ["holds_everywhere", "may_hold_everywhere", "opaque"]
 
 _NAMESPACE = "pyro_ext"
 
@@ -67,6 +67,22 @@ def opaque(name: str, *sizes: int) -> Callable[[TensorFunction], TensorFunction]
         return call
 
     return decorate
+
+
+def holds_everywhere(condition: Tensor) -> bool:
+    """Whether a condition is known to hold: a graph that is recorded knows no values."""
+    try:
+        return bool(condition.all())
+    except RuntimeError:
+        return False
+
+
+def may_hold_everywhere(condition: Tensor) -> bool:
+    """Whether a condition holds, or is not known to fail."""
+    try:
+        return bool(condition.all())
+    except RuntimeError:
+        return True
 
 
 def _align(tensors: tuple[Tensor, ...], in_dims: tuple[int | None, ...]) -> list[Tensor]:
