@@ -10,6 +10,7 @@ from .composite import (
 )
 from .early_stopping import EarlyStopping
 from .evolution_strategies import antithetic_gradient
+from .independence_metropolis import IndependenceMetropolis
 from .laplace import (
     LaplacePosterior,
     laplace_posterior,
@@ -105,6 +106,7 @@ __all__ = [
     "GaussianSurrogate",
     "Gibbs",
     "MCMCSurrogate",
+    "IndependenceMetropolis",
     "LaplaceHMC",
     "LaplacePosterior",
     "LogJoint",

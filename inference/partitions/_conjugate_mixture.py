@@ -20,8 +20,7 @@ from pyro_ext.inference.partitions._mixture import (
     move_sites,
     or_nothing,
 )
-from pyro_ext.inference.partitions._recorded_cluster import around_origin, record_cluster
-from pyro_ext.inference.partitions._slice_sampling import slice_sample_rows
+from pyro_ext.inference.partitions._recorded_hyperparameters import record
 
 __all__ = [
     "ClusterSource",
@@ -56,15 +55,13 @@ class Situation(NamedTuple):
     :param compiled: clusters and data.
     :param log_size: log factors of a partition's probability by sizes of clusters.
     :param log_number: likewise by their number.
-    :param law: of the partition.
-    :param tilt: the auxiliary variable, where the law has one.
+    :param values: hyperparameters, and the auxiliary variable where there is one.
     """
 
     compiled: Compiled
     log_size: Floats
     log_number: Floats
-    law: Law
-    tilt: Tensor | None
+    values: Mapping[str, Tensor]
 
 
 class ConjugateMixture(Mixture):
@@ -91,7 +88,7 @@ class ConjugateMixture(Mixture):
         self._log_base = float(example.statistics(self.points.double())[..., 1].sum())
         self._fixed = None if cluster.names else self._compiled(example)
         self._kind = example._kind
-        self._recorded = record_cluster(cluster)
+        self._recorded = record(cluster, _vector)
 
     def draw_clusters(self, labels: Tensor) -> dict[str, Tensor]:
         """Hyperparameters of clusters from their prior."""
@@ -113,22 +110,13 @@ class ConjugateMixture(Mixture):
         """Move the hyperparameters of clusters."""
         if self._recorded is None:
             return move_sites(self.cluster, held, state, self.log_clusters)
-        from pyro_ext.inference.partitions._cluster_loops import in_range
+        labels, size = state["assignment"].numpy(), self._raw.shape[1]
 
-        recorded, labels = self._recorded, state["assignment"].numpy()
+        def log_density(vector: Floats) -> float:
+            center, parameters = vector[:size], vector[size:]
+            return self._log_data(parameters, self._raw - center, labels)
 
-        def log_density(places: Floats) -> Floats:
-            log_sites, center, parameters = recorded(places[0])
-            if not (log_sites > -math.inf and in_range(self._kind, parameters, len(center))):
-                return np.array([-math.inf])
-            log_data = self._log_data(parameters, self._raw - center, labels)
-            return np.array([or_nothing(log_sites + log_data)])
-
-        start = recorded.place(state)[None]
-        columns = recorded.columns([name for name in self.cluster.names if name not in held])
-        moved = slice_sample_rows(log_density, start, np.ones_like(start), columns)
-        values = recorded.values(moved[0])
-        return {name: values[name].to(state[name]) for name in values if name not in held}
+        return self._recorded.move(state, held, log_density)
 
     def compiled(self, values: Mapping[str, Tensor]) -> tuple[Compiled, float]:
         """What loops need for hyperparameters, and the log density of those of the cluster."""
@@ -139,15 +127,16 @@ class ConjugateMixture(Mixture):
 
     def situation(self, values: Mapping[str, Tensor]) -> Situation:
         """What labels move in, for hyperparameters and an auxiliary variable."""
-        law, _ = self.law(values)
         compiled, _ = self.compiled(values)
-        tilt = values.get("u")
-        return Situation(compiled, *self.weights(law, tilt), law, tilt)
+        return Situation(compiled, *self.weights(values), values)
 
     def _log_data(self, parameters: Floats, points: Floats, labels: Integers) -> float:
         """Log density of centered points given the partition, but for terms of no parameter."""
+        from pyro_ext.inference.partitions._cluster_loops import in_range
         from pyro_ext.inference.partitions._gibbs_loops import log_density_of_labels
 
+        if not in_range(self._kind, parameters, points.shape[1]):
+            return -math.inf
         return float(log_density_of_labels(self._kind, parameters, points, labels))
 
     def _compiled(self, cluster: ConjugateCluster) -> Compiled:
@@ -181,9 +170,26 @@ class ConjugateMixture(Mixture):
 
 def centered(cluster: ConjugateCluster) -> tuple[int, Floats, Floats]:
     """Kind, prior mean, and parameters of a cluster relative to it, as compiled loops take them."""
-    center, cluster = around_origin(cluster)
+    center, cluster = _around_origin(cluster)
     kind, parameters = cluster._compiled_parameters()
     return kind, center.detach().cpu().numpy(), parameters
+
+
+def _vector(cluster: ConjugateCluster) -> Tensor:
+    """Prior mean of a cluster, and its parameters relative to it."""
+    center, cluster = _around_origin(cluster)
+    return torch.cat([center, cluster._compiled_tensor()])
+
+
+def _around_origin(cluster: ConjugateCluster) -> tuple[Tensor, ConjugateCluster]:
+    """Prior mean of a cluster in float64, and the cluster relative to it."""
+    values = {name: getattr(cluster, name) for name in cluster._event_dims}
+    if "loc" not in values:
+        center = next(iter(values.values())).new_zeros(cluster.event_shape, dtype=torch.float64)
+        return center, cluster
+    center = values["loc"].double()
+    values["loc"] = torch.zeros_like(values["loc"])
+    return center, type(cluster)(**values, validate_args=False)
 
 
 def check_points(points: Any, name: str = "x") -> Tensor:

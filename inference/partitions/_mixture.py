@@ -11,17 +11,16 @@ import torch
 from torch import Tensor
 
 from pyro_ext.inference._running.fixed_points import FixedPoint, Noise
+from pyro_ext.inference.partitions._closed_prior import Law, closed_prior
 from pyro_ext.inference.partitions._hyperparameters import Hyperparameters
-from pyro_ext.inference.partitions._slice_sampling import slice_sample
-from pyro_ext.random_measures import NormalizedRandomMeasure, PitmanYor
+from pyro_ext.inference.partitions._slice_sampling import Floats, slice_sample, slice_sample_log
+from pyro_ext.random_measures import NormalizedRandomMeasure
 from pyro_ext.random_measures._counts import ClusterSizes, cluster_sizes
 
 __all__ = ["Floats", "Integers", "Law", "Mixture", "PriorSource", "move_sites", "or_nothing"]
 
-Law = NormalizedRandomMeasure | PitmanYor
 PriorSource = Law | Callable[[], Law]
 
-Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 _OWN_NAMES = {"assignment", "u"}
@@ -50,6 +49,7 @@ class Mixture(ABC):
                 f"sites of prior and cluster must have other names than {sorted(taken)}"
             )
         self.prior = prior
+        self._closed = closed_prior(prior)
         self.cluster_names = cluster_names
         self.num_points = num_points
 
@@ -86,13 +86,24 @@ class Mixture(ABC):
             )
         return law, float(log_density)
 
-    def weights(self, law: Law, tilt: Tensor | None) -> tuple[Floats, Floats]:
+    def has_tilt(self, values: Mapping[str, Tensor]) -> bool:
+        """Whether there is an auxiliary variable, for hyperparameters."""
+        if self._closed is not None:
+            return self._closed.has_tilt
+        return isinstance(self.law(values)[0], NormalizedRandomMeasure)
+
+    def weights(self, values: Mapping[str, Tensor]) -> tuple[Floats, Floats]:
         """Log factors of a partition's probability by sizes of clusters, and by their number."""
-        by_size, by_number = law._product_form(self.num_points, tilt)
+        if self._closed is not None:
+            return self._closed.weights(values, self.num_points)
+        law, _ = self.law(values)
+        by_size, by_number = law._product_form(self.num_points, values.get("u"))
         return by_size.numpy(), by_number.numpy()
 
     def log_prior(self, values: Mapping[str, Tensor], counts: ClusterSizes) -> float:
         """Log density of the sites of the prior, unconstrained, and of the partition."""
+        if self._closed is not None:
+            return or_nothing(self._closed.log_density(values, counts))
         law, log_sites = self.law(values)
         with torch.no_grad():
             if isinstance(law, NormalizedRandomMeasure):
@@ -100,6 +111,26 @@ class Mixture(ABC):
             else:
                 log_partition = float(law.log_eppf(counts.values, counts.multiplicity))
         return or_nothing(log_sites + log_partition)
+
+    def move_prior(
+        self, state: Mapping[str, Tensor], counts: ClusterSizes, held: Collection[str]
+    ) -> dict[str, Tensor]:
+        """Move the auxiliary variable, then the sites of the prior but for those held."""
+        if self._closed is not None:
+            return self._closed.move(state, counts, held)
+        moved = dict(state)
+        law, _ = self.law(state)
+        if isinstance(law, NormalizedRandomMeasure):
+
+            def of_tilt(log_tilt: float) -> float:
+                place = torch.tensor(log_tilt, dtype=torch.float64)
+                return float(law._log_joint(counts, place))
+
+            with torch.no_grad():
+                moved["u"] = slice_sample_log(of_tilt, state["u"])
+        return moved | move_sites(
+            self.prior, held, moved, lambda values: self.log_prior(values, counts)
+        )
 
     def at(self, noise: Noise) -> FixedPoint:
         """Log densities of a few partitions, at hyperparameters that do not depend on the prior."""

@@ -3,6 +3,7 @@
 [1] R. M. Neal (2003), Slice sampling.
 """
 
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -10,7 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["slice_sample", "slice_sample_rows"]
+__all__ = ["LARGEST_LOG", "slice_sample", "slice_sample_log", "slice_sample_rows"]
+
+LARGEST_LOG = 690.0  # of positive numbers that move
 
 _MOST_STEPS = 50
 _MOST_SHRINKS = 100
@@ -36,6 +39,23 @@ def slice_sample(
     start = place.numpy()[None]
     moved = slice_sample_rows(of_row, start, np.full_like(start, width), range(place.numel()))
     return torch.from_numpy(moved[0])
+
+
+def slice_sample_log(log_density: Callable[[float], float], value: Tensor) -> Tensor:
+    """Move a positive number by its logarithm.
+
+    :param log_density: that of the number, by its logarithm.
+    :param Tensor value: where to start. **Shape:** that of a scalar.
+    :returns: the new number, in float64.
+    """
+
+    def of_row(places: Floats) -> Floats:
+        place = float(places[0, 0])
+        return np.array([log_density(place) + place if place <= LARGEST_LOG else -math.inf])
+
+    start = value.double().log().reshape(1, 1).numpy()
+    moved = slice_sample_rows(of_row, start, np.ones((1, 1)), [0])
+    return torch.from_numpy(moved).exp().reshape(())
 
 
 def slice_sample_rows(

@@ -115,8 +115,7 @@ class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
         from pyro_ext.inference.partitions._auxiliary_loops import auxiliary_sweep
 
         mixture = self.mixture
-        law, _ = mixture.law(state)
-        log_size, log_number = mixture.weights(law, state.get("u"))
+        log_size, log_number = mixture.weights(state)
         shared = {name: state[name] for name in mixture.shared_names}
         clusters = _Clusters(mixture, mixture.places(state), shared)
         labels = state["assignment"].clone().numpy()

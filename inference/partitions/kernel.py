@@ -12,17 +12,15 @@ from torch import Tensor
 
 from pyro_ext._checks import shown
 from pyro_ext.inference._running.fixed_points import PointOf
-from pyro_ext.inference.partitions._mixture import Law, Mixture, PriorSource, move_sites
-from pyro_ext.inference.partitions._slice_sampling import slice_sample
+from pyro_ext.inference.partitions._mixture import Law, Mixture, PriorSource
+from pyro_ext.inference.partitions._slice_sampling import LARGEST_LOG
 from pyro_ext.random_measures import NormalizedRandomMeasure
-from pyro_ext.random_measures._counts import ClusterSizes, canonical_labels, cluster_sizes
+from pyro_ext.random_measures._counts import canonical_labels, cluster_sizes
 
 __all__ = ["Moved", "PartitionKernel"]
 
 AnyMixture = TypeVar("AnyMixture", bound=Mixture)
 Moved: TypeAlias = tuple[dict[str, Tensor], dict[str, float]]
-
-_LARGEST_LOG = 690.0
 
 
 class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
@@ -129,12 +127,7 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
         state |= points
         state["assignment"] = canonical_labels(state["assignment"])
         counts = cluster_sizes(state["assignment"].bincount())
-        law, _ = mixture.law(state)
-        if isinstance(law, NormalizedRandomMeasure):
-            state["u"] = _move_tilt(law, counts, state["u"])
-        state |= move_sites(
-            mixture.prior, self.held, state, lambda values: mixture.log_prior(values, counts)
-        )
+        state |= mixture.move_prior(state, counts, self.held)
         state |= mixture.move_clusters(state, self.held)
         self._statistics = {
             "lp": mixture.log_prior(state, counts) + mixture.log_clusters(state),
@@ -221,20 +214,9 @@ def _completed(mixture: Mixture, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _with_tilt(mixture: Mixture, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state with an auxiliary variable, drawn given all else where it has none."""
-    law, _ = mixture.law(state)
-    if not isinstance(law, NormalizedRandomMeasure) or "u" in state:
+    if "u" in state or not mixture.has_tilt(state):
         return state
+    law, _ = mixture.law(state)
+    assert isinstance(law, NormalizedRandomMeasure)
     tilt = law.sample_tilt(state["assignment"].bincount())
-    return {**state, "u": tilt.double().clamp(max=math.exp(_LARGEST_LOG))}
-
-
-def _move_tilt(law: NormalizedRandomMeasure, counts: ClusterSizes, tilt: Tensor) -> Tensor:
-    """Move the auxiliary variable, by slice sampling of its logarithm."""
-
-    def log_density(place: Tensor) -> float:
-        if place > _LARGEST_LOG:
-            return -math.inf
-        return float(law._log_joint(counts, place.squeeze(-1)) + place)
-
-    with torch.no_grad():
-        return slice_sample(log_density, tilt.double().log().reshape(1)).exp().reshape(())
+    return {**state, "u": tilt.double().clamp(max=math.exp(LARGEST_LOG))}

@@ -61,7 +61,8 @@ class SliceSampler(ConjugateKernel):
     def _move(self, labels: Integers, situation: Situation) -> dict[str, float]:
         from pyro_ext.inference.partitions._weight_loops import slice_sweep
 
-        law, tilt = situation.law, situation.tilt
+        law, _ = self.mixture.law(situation.values)
+        tilt = situation.values.get("u")
         assert isinstance(law, NormalizedRandomMeasure) and tilt is not None  # by setup
         own = torch.from_numpy(labels)
         with torch.no_grad():

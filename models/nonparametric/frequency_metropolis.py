@@ -56,6 +56,10 @@ def metropolis_within_gibbs(
     no tilts of clusters, there is no step of HMC. In [1] the variables are the same but for the
     auxiliary one, whose prior there counts twice.
 
+    It is there for comparison: its draws are strongly correlated. Those of
+    :class:`~pyro_ext.inference.IndependenceMetropolis` for
+    :meth:`~pyro_ext.models.nonparametric.FrequencyModel.with_scaled_tilt` take much less time.
+
     :param model: a method of a :class:`~pyro_ext.models.nonparametric.FrequencyModel`,
         ``with_cluster_tilts`` or ``with_tilt``.
     :param sites: names of all of its sites.

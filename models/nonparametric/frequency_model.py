@@ -19,6 +19,7 @@ from pyro_ext.models.nonparametric._predictive import Law, check_law
 from pyro_ext.random import seeded
 from pyro_ext.random_measures import (
     FrequencyCounts,
+    NormalizedRandomMeasure,
     PitmanYor,
     cluster_tilt_law,
     log_joint_given_cluster_tilts,
@@ -29,12 +30,13 @@ from pyro_ext.random_measures._arguments import as_table
 __all__ = ["FrequencyModel"]
 
 _SITE = "counts"
+_NUM_NEWTON_STEPS = 2
 
 
 class FrequencyModel:
     r"""Sizes of the clusters of samples of a normalized random measure [1].
 
-    It comes in three forms, each of which is a Pyro model, with the same posterior of the sites of
+    It comes in four forms, each of which is a Pyro model, with the same posterior of the sites of
     the prior:
 
     * the model itself, ``model(table)``, has an observed site ``"counts"``. The likelihood of a
@@ -42,6 +44,8 @@ class FrequencyModel:
       data, for draws of data and for calibration.
     * :meth:`with_tilt` has the auxiliary variable as a site, ``"tilt"``, which makes the likelihood
       some hundred times faster.
+    * :meth:`with_scaled_tilt` has it in units that go with the measure, and is the one to sample:
+      ``MCMC(IndependenceMetropolis(model.with_scaled_tilt), 100, num_chains=32)``.
     * :meth:`with_cluster_tilts` has a tilt of each cluster as well, as the sampler of [1] does.
 
     :param prior: a normalized measure, a Pitman-Yor or a Dirichlet process, or a Pyro model of no
@@ -97,11 +101,32 @@ class FrequencyModel:
         """
         law, (sizes, numbers) = self._own_law(), _check_table(table).unbind(-1)
         if isinstance(law, PitmanYor):
-            wide = PitmanYor(law.discount.double(), law.concentration.double())
-            log_density = wide.log_eppf(sizes, numbers)
+            log_density = _log_closed(law, table)
         else:
-            log_density = law.log_joint(sizes, _tilt().double(), numbers)
+            log_density = law.log_joint(sizes, _positive("tilt").double(), numbers)
         _count(table, log_density, law)
+
+    def with_scaled_tilt(self, table: Tensor) -> None:
+        r"""Run the model on data, with the auxiliary variable in units that go with the measure.
+
+        The site is ``"scaled_tilt"``, :math:`r = u / u_0`, where :math:`u_0` is about the tilt at
+        which as many clusters are expected as there are, two steps of Newton's method for
+        :math:`\log \psi` over :math:`\log u`. It depends little on the hyperparameters, while
+        :math:`u` spans many powers of ten with them, so that samplers move freely; ``"tilt"`` is a
+        deterministic site.
+
+        :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
+        :raises TypeError: where the prior returns something else than it should.
+        :raises ValueError: where the table is none.
+        """
+        law, (sizes, numbers) = self._own_law(), _check_table(table).unbind(-1)
+        if isinstance(law, PitmanYor):
+            return _count(table, _log_closed(law, table), law)
+        log_unit = _log_unit(law, numbers.sum().double().log())
+        log_tilt = log_unit + _positive("scaled_tilt").double().log()
+        tilt = pyro.deterministic("tilt", log_tilt.exp())
+        log_density = law.log_joint(sizes, tilt, numbers) + log_unit
+        return _count(table, log_density, law)
 
     def with_cluster_tilts(self, table: Tensor) -> None:
         r"""Run the model on data, with ``"tilt"`` and the tilts of all clusters as sites [1].
@@ -115,7 +140,7 @@ class FrequencyModel:
         """
         own = self._own_law()
         measure: Any = getattr(own, "measure", own)
-        law, tilt = cluster_tilt_law(measure), _tilt().double()
+        law, tilt = cluster_tilt_law(measure), _positive("tilt").double()
         sizes = _check_table(table)[:, 0].repeat_interleave(table[:, 1])
         with pyro.plate("clusters", len(sizes)):
             cluster_tilts = pyro.sample("cluster_tilts", law)
@@ -219,8 +244,26 @@ def _count(table: Tensor, log_density: Tensor, law: Law) -> None:
     pyro.factor(_SITE, total.to(law.index_at_zero.dtype))
 
 
-def _tilt() -> Tensor:
-    """Auxiliary variable, whose law is in the joint density and nowhere else."""
+def _log_closed(law: PitmanYor, table: Tensor) -> Tensor:
+    """Log density of a partition, in float64."""
+    wide = PitmanYor(law.discount.double(), law.concentration.double())
+    return wide.log_eppf(*table.unbind(-1))
+
+
+def _positive(name: str) -> Tensor:
+    """A positive site whose law is in the joint density and nowhere else."""
     shape = torch.Size()
-    value: Tensor = pyro.sample("tilt", dist.ImproperUniform(constraints.positive, shape, shape))
+    value: Tensor = pyro.sample(name, dist.ImproperUniform(constraints.positive, shape, shape))
     return value
+
+
+def _log_unit(law: NormalizedRandomMeasure, log_number: Tensor) -> Tensor:
+    """About the logarithm of the tilt at which the Laplace exponent is a number."""
+    measure = law.measure
+    # A zero that goes with the hyperparameters, so that it can be vectorized over them.
+    place = 0.0 * law.index_at_zero.double()
+    for _ in range(_NUM_NEWTON_STEPS):
+        log_exponent = measure._log_exponent(place)
+        log_slope = place + measure._log_moment(torch.ones_like(place), place) - log_exponent
+        place = place + (log_number - log_exponent) * (-log_slope).exp()
+    return place

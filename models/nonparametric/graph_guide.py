@@ -7,6 +7,7 @@ Bayesian inference on random simple graphs with power law degree distributions.
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pyro
@@ -172,10 +173,12 @@ class GraphGuide(PyroModule):
         check_integer("num_steps", num_steps, 1)
         check_number("learning_rate", learning_rate, above=0)
         arguments = {"num_edges": num_edges, "num_pairs": num_pairs}
-        with seeded(self._next_seed), _local_parameters():
+        with seeded(self._next_seed), _local_parameters(), ExitStack() as unchecked:
             model: Any = self.model
             loss = Trace_ELBO()(model, self)
-            loss(self.graph, num_edges=1, num_pairs=1)  # makes the parameters of the inner guide
+            loss(self.graph, **arguments)  # makes the parameters of the inner guide
+            # What that call has checked is checked no more, as in Pyro's MCMC after warm-up.
+            unchecked.enter_context(pyro.validation_enabled(False))
             optimizer = torch.optim.Adam(loss.parameters(), lr=learning_rate)
             decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, _LAST_RATE ** (1 / num_steps))
             steps = progress_bar(range(num_steps), desc="ELBO", disable=not progress)

@@ -25,8 +25,11 @@ from pyro_ext.special import (
 )
 
 __all__ = [
+    "FAR",
+    "SHALLOW",
     "log_cdf",
     "log_density",
+    "log_far_integral",
     "log_kernel",
     "log_moment",
     "log_partial_integral",
@@ -44,6 +47,8 @@ _NARROW_GAP = 0.1
 _NUM_GAP_NODES = 5
 _NUM_NODES = 8
 _LARGEST_LOG = 700.0
+FAR = 40.0  # from where on incomplete gamma functions vanish beside complete ones
+SHALLOW = 1e-4  # up to where a discount is lost in rounding of what it is added to
 
 
 def tilt_range(log_level: Tensor, tilt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,6 +146,17 @@ def log_partial_integral(log_high: Tensor, power: Tensor) -> Tensor:
     log_damped = log_all + log1mexp(log_all - log_upper_gamma(power, end))
     log_rest = log_algebraic + log1mexp(log_algebraic - log_damped)
     return torch.where(is_long, torch.logaddexp(head, log_rest), head)
+
+
+@in_double
+def log_far_integral(log_high: Tensor, discount: Tensor) -> Tensor:
+    r""":math:`\log \int_0^C w^{-1-\sigma} (1 - e^{-w}) dw` for large ends.
+
+    It is :math:`[\Gamma(1 - \sigma) - C^{-\sigma}] / \sigma`, but for
+    :math:`\Gamma(-\sigma, C)`, which is less than rounding.
+    """
+    growth = (1.0 - discount).lgamma() + discount * log_high
+    return torch.expm1(growth).log() - discount * log_high - discount.log()
 
 
 @in_double

@@ -32,6 +32,7 @@ from pyro_ext.distributions._base import (
 )
 from pyro_ext.distributions._levels import LevelDistribution, log_level_of
 from pyro_ext.distributions._supports import open_interval, positive
+from pyro_ext.special.operations import holds_everywhere
 
 __all__ = ["BFRY", "TiltedBFRY", "TruncatedBFRY"]
 
@@ -187,6 +188,9 @@ class TruncatedBFRY(UnivariateDistribution):
     @property
     def log_normalizer(self) -> Tensor:
         r""":math:`\log Z`."""
+        # A graph that is recorded knows no values, and holds the general form.
+        if holds_everywhere((self.high > _bfry.FAR) & (self.discount > _bfry.SHALLOW)):
+            return _bfry.log_far_integral(self.high.log(), self.discount)
         return _bfry.log_partial_integral(self.high.log(), -self.discount)
 
     def log_prob(self, value: Tensor) -> Tensor:

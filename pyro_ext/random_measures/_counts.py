@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,9 +97,5 @@ def counts_of_labels(labels: Tensor) -> Tensor:
 
 
 def _canonical(row: Tensor) -> Tensor:
-    _, inverse = row.unique(return_inverse=True)
-    number = int(inverse.max()) + 1 if inverse.numel() else 0
-    places = torch.arange(row.numel(), device=row.device)
-    first = torch.full((number,), row.numel(), device=row.device)
-    first = first.scatter_reduce(0, inverse, places, "amin")
-    return first.argsort().argsort()[inverse]
+    _, first, inverse = np.unique(row.cpu().numpy(), return_index=True, return_inverse=True)
+    return torch.from_numpy(first.argsort().argsort()[inverse]).to(row.device)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pyro_ext.special.operations import holds_everywhere, may_hold_everywhere
+
 __all__ = ["holds_everywhere", "may_hold_everywhere", "solve_monotone"]
 
 _NUM_STEPS = 48
@@ -59,19 +61,3 @@ def solve_monotone(
         rate = torch.where(rate == 0, torch.inf, rate)
     residual = function(place) - target
     return place - (residual - residual.detach()) / rate
-
-
-def holds_everywhere(condition: Tensor) -> bool:
-    """Whether a condition is known to hold: a graph that is recorded knows no values."""
-    try:
-        return bool(condition.all())
-    except RuntimeError:
-        return False
-
-
-def may_hold_everywhere(condition: Tensor) -> bool:
-    """Whether a condition holds, or is not known to fail."""
-    try:
-        return bool(condition.all())
-    except RuntimeError:
-        return True

@@ -7,7 +7,7 @@ from functools import wraps
 import torch
 from torch import Tensor
 
-__all__ = ["opaque", "where_needed"]
+__all__ = ["holds_everywhere", "may_hold_everywhere", "opaque", "where_needed"]
 
 _NAMESPACE = "pyro_ext"
 
@@ -128,6 +128,22 @@ def _masked(
 ) -> Iterator[Tensor]:
     pairs = zip(arguments, safe, strict=True)
     return (torch.where(condition, argument, number) for argument, number in pairs)
+
+
+def holds_everywhere(condition: Tensor) -> bool:
+    """Whether a condition is known to hold: a graph that is recorded knows no values."""
+    try:
+        return bool(condition.all())
+    except RuntimeError:
+        return False
+
+
+def may_hold_everywhere(condition: Tensor) -> bool:
+    """Whether a condition holds, or is not known to fail."""
+    try:
+        return bool(condition.all())
+    except RuntimeError:
+        return True
 
 
 def _align(tensors: tuple[Tensor, ...], in_dims: tuple[int | None, ...]) -> list[Tensor]:

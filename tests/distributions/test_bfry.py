@@ -6,7 +6,7 @@ import mpmath
 import pytest
 import torch
 
-from pyro_ext.distributions import BFRY, GeneralizedBFRY, TiltedBFRY, TruncatedBFRY
+from pyro_ext.distributions import BFRY, GeneralizedBFRY, TiltedBFRY, TruncatedBFRY, _bfry
 from pyro_ext.testing.distributions import check_draws
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -69,6 +69,17 @@ def test_known_values():
     for small in (0.0, 1e-9):
         value = TiltedBFRY(small, 30.0, 1.2).log_prob(0.1 * one).item()
         assert value == pytest.approx(0.950372771242, abs=1e-7 if small else 1e-12)
+
+
+def test_normalizers_of_far_ends_are_those_of_any(float64):
+    """The closed form for large ends, and its gradient, against the general one."""
+    discount = torch.tensor([2e-4, 1e-3, 0.3, 0.9, 0.999])[:, None].requires_grad_()
+    high = torch.tensor([41.0, 1e4, 1e10])
+    found = TruncatedBFRY(discount, high).log_normalizer
+    expected = _bfry.log_partial_integral(high.log(), -discount)
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+    gradients = [torch.autograd.grad(value.sum(), discount)[0] for value in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-7, atol=1e-7)
 
 
 def test_truncated_density_integrates_to_one_with_its_mean():

@@ -1,0 +1,117 @@
+"""Compiled probabilities of random partitions, apart since Numba is slow to import.
+
+A law is a vector: its kind, and its parameters. That of a generalized gamma process is joint with
+the auxiliary variable, whose logarithm the others do not look at.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from pyro_ext._compiled import compiled
+
+__all__ = ["GENERALIZED_GAMMA", "PITMAN_YOR", "in_range", "log_factors", "log_joint"]
+
+GENERALIZED_GAMMA, PITMAN_YOR = range(2)
+
+Floats = npt.NDArray[np.float64]
+
+
+@compiled
+def in_range(law: Floats) -> bool:
+    """Whether parameters are of a law."""
+    for value in law:
+        if not math.isfinite(value):
+            return False
+    if law[0] == PITMAN_YOR:
+        discount, concentration = law[1], law[2]
+        return bool(0.0 <= discount < 1.0 and concentration > -discount)
+    mass, discount, tilt = law[1], law[2], law[3]
+    return bool(mass > 0.0 and 0.0 <= discount < 1.0 and tilt >= 0.0 and discount + tilt > 0.0)
+
+
+@compiled
+def log_joint(law: Floats, sizes: Floats, times: Floats, log_tilt: float) -> float:
+    """Log density of a partition, and of the auxiliary variable where there is one.
+
+    :param law: kind and parameters, in their range.
+    :param sizes: of clusters, positive.
+    :param times: number of clusters of each size.
+    :param log_tilt: logarithm of the auxiliary variable.
+    """
+    total = (sizes * times).sum()
+    value = _log_of_all(law, total, log_tilt) + _log_of_number(law, times.sum())
+    for i in range(len(sizes)):
+        value += times[i] * _log_of_size(law, sizes[i], log_tilt)
+    return value
+
+
+@compiled
+def log_factors(law: Floats, most: int, log_tilt: float) -> tuple[Floats, Floats]:
+    """Log factors of the density by sizes of clusters from zero on, and by their number.
+
+    :param law: as of :func:`log_joint`.
+    :param most: the largest size.
+    :param log_tilt: likewise.
+    """
+    by_size, by_number = np.zeros(most + 1), np.zeros(most + 2)
+    for size in range(1, most + 1):
+        by_size[size] = _log_of_size(law, float(size), log_tilt)
+        by_number[size + 1] = _log_of_number(law, size + 1.0)
+    return by_size, by_number
+
+
+@compiled
+def _log_of_size(law: Floats, size: float, log_tilt: float) -> float:
+    discount = law[2] if law[0] == GENERALIZED_GAMMA else law[1]
+    value = math.lgamma(size - discount) - math.lgamma(1.0 - discount)
+    if law[0] == GENERALIZED_GAMMA:
+        tilt = law[3]
+        log_rate = _log_sum(log_tilt, math.log(tilt)) if tilt > 0.0 else log_tilt
+        value += math.log(law[1]) - (size - discount) * log_rate
+    return value
+
+
+@compiled
+def _log_of_number(law: Floats, number: float) -> float:
+    if law[0] == GENERALIZED_GAMMA:
+        return 0.0
+    discount, concentration = law[1], law[2]
+    if discount == 0.0:
+        return (number - 1.0) * math.log(concentration)
+    start = concentration / discount + 1.0
+    rising = math.lgamma(start + number - 1.0) - math.lgamma(start)
+    return (number - 1.0) * math.log(discount) + rising
+
+
+@compiled
+def _log_of_all(law: Floats, total: float, log_tilt: float) -> float:
+    """What depends on neither sizes nor number of clusters."""
+    if law[0] == PITMAN_YOR:
+        return math.lgamma(law[2] + 1.0) - math.lgamma(law[2] + total)
+    exponent = math.exp(_log_exponent(law[1], law[2], law[3], log_tilt))
+    return (total - 1.0) * log_tilt - math.lgamma(total) - exponent
+
+
+@compiled
+def _log_exponent(mass: float, discount: float, tilt: float, log_shift: float) -> float:
+    """Logarithm of the Laplace exponent of a generalized gamma process."""
+    if tilt == 0.0:
+        return math.log(mass) + discount * log_shift - math.log(discount)
+    log_tilt = math.log(tilt)
+    growth = _log_sum(log_shift - log_tilt, 0.0)
+    if growth == 0.0:  # where the exponent is a linear function that has underflown
+        return -math.inf
+    value = math.log(mass) + discount * log_tilt + math.log(growth)
+    # The logarithm of (exp(x) - 1) / x.
+    product = discount * growth
+    if product > 1.0:
+        return value + product + math.log(-math.expm1(-product) / product)
+    return value if product == 0.0 else value + math.log(math.expm1(product) / product)
+
+
+@compiled
+def _log_sum(one: float, other: float) -> float:
+    """Logarithm of a sum, of the logarithms of its terms."""
+    return max(one, other) + math.log1p(math.exp(-abs(one - other)))

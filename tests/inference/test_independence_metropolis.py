@@ -1,0 +1,162 @@
+"""Independence Metropolis with a fitted proposal: exactness, starts, runs, errors."""
+
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import MCMC as PyroMCMC
+
+from pyro_ext.inference import MCMC, IndependenceMetropolis
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def curved() -> None:
+    """A heavy-tailed gamma variable in the logarithm, and a pair that lies on a parabola."""
+    pyro.sample("scale", dist.Gamma(0.8, 0.5))
+    first = pyro.sample("first", dist.Normal(0.0, 1.0))
+    pyro.sample("second", dist.Normal(first.square(), 1.0))
+
+
+def two_modes() -> None:
+    weights = torch.tensor([0.7, 0.3])
+    parts = dist.Normal(torch.tensor([-4.0, 4.0]), torch.tensor([0.5, 1.0]))
+    pyro.sample("x", dist.MixtureSameFamily(dist.Categorical(weights), parts))
+
+
+def regression(x: torch.Tensor) -> None:
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(0.0, scale), obs=x)
+
+
+def run(model: Any, num_samples: int, num_chains: int, *args: Any, **options: Any) -> MCMC:
+    kernel = IndependenceMetropolis(model, **options)
+    mcmc = MCMC(kernel, num_samples, 20, num_chains=num_chains, seed=0, progress=False)
+    return mcmc.run(*args)
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+@pytest.mark.parametrize("local_share", [0.25, 0.9])
+def test_moments(local_share: float) -> None:
+    """Moments of 50 chains of 200 draws, within 4.5 standard errors from the means of chains.
+
+    Six numbers and two settings: false-alarm rate 1e-4. Half of the proposals are lost, and the
+    test would notice draws that are taken as they come.
+    """
+    mcmc = run(curved, 200, 50, local_share=local_share)
+    draws = mcmc.get_samples(group_by_chain=True)
+    first, rest = draws["first"], draws["second"] - draws["first"].square()
+    found = {
+        "scale": (draws["scale"], 1.6),
+        "log": (draws["scale"].log(), float(torch.digamma(torch.tensor(0.8))) + math.log(2.0)),
+        "first": (first, 0.0),
+        "square": (first.square(), 1.0),
+        "rest": (rest, 0.0),
+        "rest squared": (rest.square(), 1.0),
+    }
+    for name, (values, exact) in found.items():
+        means = values.mean(1)
+        error = means.std() / len(means) ** 0.5
+        assert abs(float(means.mean()) - exact) < 4.5 * float(error), name
+    assert 0.2 < float(mcmc.sample_statistics()["acceptance_rate"].mean()) < 0.7
+
+
+@pytest.mark.statistical
+def test_modes_have_their_shares() -> None:
+    """The share of the wider mode from 100 chains, within 5 standard errors: one in 10^6."""
+    draws = run(two_modes, 100, 100).get_samples(group_by_chain=True)["x"]
+    shares = (draws > 0.0).double().mean(1)
+    assert abs(float(shares.mean()) - 0.3) < 5.0 * float(shares.std()) / 10.0
+    assert float((draws[:, 1:].sign() != draws[:, :-1].sign()).double().mean()) > 0.1
+
+
+def test_mixtures_have_their_density() -> None:
+    """The density of a population in one dimension, against its integral and its draws."""
+    kernel = IndependenceMetropolis(two_modes, num_points=32)
+    kernel.setup(0)
+    places = torch.linspace(-400.0, 400.0, 400_001)[:, None]
+    density = kernel.population.log_density(places).exp()
+    density /= density.sum()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        draws = kernel.population.sample(20_000)[:, 0]
+    for place in (-5.0, -4.0, 0.0, 3.0, 5.0):
+        expected = float(density[places[:, 0] <= place].sum())
+        found = float((draws <= place).double().mean())
+        assert abs(found - expected) < 5.0 * math.sqrt(0.25 / 20_000)
+
+
+def test_a_chain_alone_and_among_others_and_backends() -> None:
+    x = torch.linspace(-2.0, 2.0, 50)
+    many = run(regression, 10, 3, x).get_samples(group_by_chain=True)["scale"]
+    alone = run(regression, 10, 1, x).get_samples(group_by_chain=True)["scale"]
+    torch.testing.assert_close(many[:1], alone)
+    assert not torch.equal(many[0], many[1])
+    eager = run(regression, 10, 3, x, backend="eager", num_points=64)
+    traced = run(regression, 10, 3, x, num_points=64)
+    torch.testing.assert_close(eager.get_samples()["scale"], traced.get_samples()["scale"])
+
+
+@pytest.mark.slow
+def test_compiled_draws() -> None:
+    x = torch.linspace(-2.0, 2.0, 50)
+    kinds = [run(regression, 50, 2, x, backend=name) for name in ("trace", "compile")]
+    torch.testing.assert_close(*(each.get_samples()["scale"] for each in kinds))
+
+
+def test_interrupted_runs_go_on(tmp_path: Path) -> None:
+    x = torch.linspace(-2.0, 2.0, 50)
+    whole = run(regression, 20, 2, x).get_samples()["scale"]
+    for number in (10, 20):
+        kernel = IndependenceMetropolis(regression)
+        options: dict[str, Any] = {"num_chains": 2, "seed": 0, "progress": False}
+        mcmc = MCMC(kernel, number, 20, checkpoint=tmp_path, **options)
+        found = mcmc.run(x).get_samples()["scale"]
+    assert torch.equal(found, whole)
+
+
+def test_functions_settings_and_pyro() -> None:
+    kernel = IndependenceMetropolis(potential_fn=lambda z: 0.25 * z["x"].square().sum())
+    start = {"x": torch.full((2, 3), 5.0)}
+    mcmc = MCMC(kernel, 500, 20, num_chains=2, initial_params=start, seed=0, progress=False)
+    assert float(mcmc.run().get_samples()["x"].var()) == pytest.approx(2.0, rel=0.2)
+    other = pickle.loads(pickle.dumps(IndependenceMetropolis(curved))).replace(num_points=100)
+    assert other.settings()["num_points"] == 100
+    driver = PyroMCMC(other, 20, warmup_steps=2, disable_progbar=True)
+    driver.run()
+    assert len(driver.get_samples()["first"].unique()) > 3
+
+
+def test_many_parameters_are_warned_about() -> None:
+    def model() -> None:
+        scale = torch.logspace(0.0, 3.0, 40)
+        value = pyro.sample("x", dist.Normal(torch.zeros(40), scale).to_event(1))
+        pyro.factor("ridge", -10.0 * value.sum().square())
+
+    with pytest.warns(UserWarning, match="too many parameters"):
+        IndependenceMetropolis(model, num_points=32).setup(0)
+
+
+def test_wrong_arguments(subtests: Any) -> None:
+    def subsampled() -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 10, subsample_size=2) as rows:
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=torch.zeros(10)[rows])
+
+    for options, message in (
+        ({"num_points": 3}, "num_points must be an integer >= 32, got 3"),
+        ({"local_share": 1.0}, "local_share must be a finite number > 0 and < 1, got 1.0"),
+    ):
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            IndependenceMetropolis(curved, **options)
+    with pytest.raises(RuntimeError, match="call setup"):
+        _ = IndependenceMetropolis(curved).population
+    with pytest.raises(ValueError, match="must see all of its data"):
+        IndependenceMetropolis(subsampled).setup(0)
