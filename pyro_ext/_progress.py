@@ -16,21 +16,23 @@ class _Lines(tqdm):
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Write a line, if another tenth is done."""
-        tenths = int(10 * self.n / self.total) if self.total else 0
-        if tenths > self._written[1]:
-            self._write(tenths)
+        if self._tenths() > self._written[1]:
+            self._write()
 
     def close(self) -> None:
         """Say where it ended."""
         if self.disable:
             return
-        if self.n > self._written[0]:
-            self._write(10)
+        if (int(self.n), self._tenths()) != self._written:
+            self._write()
         self.disable: bool = True
         self._decr_instances(self)
 
-    def _write(self, tenths: int) -> None:
-        self._written = int(self.n), tenths
+    def _tenths(self) -> int:
+        return int(10 * self.n / self.total) if self.total else 0
+
+    def _write(self) -> None:
+        self._written = int(self.n), self._tenths()
         self.fp.write(f"{self}\n")
         self.fp.flush()
 

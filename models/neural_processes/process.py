@@ -6,7 +6,7 @@ from pyro.distributions import Categorical, Independent, MixtureSameFamily, Norm
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_finite, check_integer
+from pyro_ext._checks import as_tensor, check_integer
 from pyro_ext.models.neural_processes.batch import Batch, Points, check_inputs
 from pyro_ext.random import fresh_seed
 
@@ -107,7 +107,6 @@ class NeuralProcess(PyroModule):
         context_inputs = as_tensor("context_inputs", context_inputs, allow_empty=True)
         check_integer("num_samples", num_samples, 1)
         context = self._points("context", context_inputs, context_outputs, context_mask)
-        context.check_finite("context")
         target_inputs = as_tensor("target_inputs", target_inputs, finite=True)
         check_inputs("target_inputs", target_inputs, self.x_dim)
         if seed is not None:
@@ -176,8 +175,7 @@ class NeuralProcess(PyroModule):
         if mask is not None:
             mask = as_tensor(f"{name}_mask", mask, kind="booleans", allow_empty=True)
         points = Points(inputs, outputs, mask).check(name, self.x_dim, self.y_dim).filled()
-        for argument, values in zip(arguments, points[:2], strict=True):
-            check_finite(argument, values)
+        points.check_finite(name)
         return points
 
 

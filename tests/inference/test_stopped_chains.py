@@ -138,5 +138,5 @@ def test_a_chain_that_cannot_begin(make, subtests):
     assert mcmc.get_samples(group_by_chain=True)["loc"].shape == (2, 4)
     assert mcmc.stopped_chains[1]["samples"] == {}
     for method in METHODS:
-        with subtests.test(method), pytest.raises(TypeError, match="positive"):
+        with subtests.test(method), pytest.raises((TypeError, ValueError), match="positive"):
             MCMC(make(positive), 4, 2, 3, chain_method=METHODS[method](), **QUIET).run()
