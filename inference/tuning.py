@@ -197,10 +197,10 @@ def tune(
         ...     with pyro.plate("data", len(x), subsample_size=20) as index:
         ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x[index])
         >>> x = torch.linspace(-2.0, 2.0, 200)
-        >>> grid = {"step_size": [1e-6, 1e-5, 1e-3, 1e-1]}
+        >>> grid = {"step_size": [1e-6, 1e-5, 1e-4, 1e-1]}
         >>> result = tune(SGLD(model), x, grid=grid, num_steps=200, seed=0, progress=False)
         >>> result.settings
-        {'step_size': 0.001}
+        {'step_size': 0.0001}
         >>> [trial.num_steps for trial in result.trials]
         [400, 400, 200, 200]
     """

@@ -35,7 +35,8 @@ class Checkpoint:
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
         >>> folder = tempfile.mkdtemp()
-        >>> mcmc = MCMC(SGLD(model), 50, num_chains=2, checkpoint=folder, progress=False)
+        >>> kernel = SGLD(model, step_size=0.03)
+        >>> mcmc = MCMC(kernel, 50, 50, num_chains=2, seed=0, checkpoint=folder, progress=False)
         >>> mcmc = mcmc.run(torch.randn(20))
         >>> Checkpoint(folder).get_samples(group_by_chain=True)["loc"].shape
         torch.Size([2, 50])

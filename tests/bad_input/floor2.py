@@ -120,6 +120,9 @@ def kernels() -> dict[str, Call]:
         "LaplaceHMC": call(
             model=model, num_leapfrog_steps=2, trajectory_length=1.5, backend="eager", num_steps=1
         ),
+        "IndependenceMetropolis": call(
+            model=model, num_points=32, local_share=0.25, backend="eager", num_steps=1
+        ),
         "RandomWalk": call(scale=1.0),
         "Gibbs": call(blocks=[(RandomWalk(1.0), ["loc"])], model=model),
         "LogJoint": call(model=model, args=(X,), kwargs={}),

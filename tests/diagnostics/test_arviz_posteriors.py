@@ -159,9 +159,9 @@ def test_own_mcmc() -> None:
     mcmc = MCMC(
         kernel,
         num_samples=50,
-        warmup_steps=50,
+        warmup_steps=1000,
         num_chains=2,
-        thinning=2,
+        thinning=80,
         seed=0,
         progress=False,
     ).run(x, y, 5)
