@@ -173,7 +173,6 @@ def test_ctrl_c_and_go_on(tmp_path, monkeypatch):
     assert_same(expected, second)
 
 
-@pytest.mark.filterwarnings("ignore:the chains do not agree")
 def test_memory_does_not_grow_with_the_draws(tmp_path, monkeypatch):
     """The draws take 80 MB, of which memory holds a leg's worth of a few MB at a time."""
     monkeypatch.setattr("pyro_ext.inference._running.sgmcmc._BYTES_PER_LEG", 1 << 20)

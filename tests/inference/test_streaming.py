@@ -16,7 +16,6 @@ from tests.inference.models import normal
 OPTIONS = {"num_samples": 40, "warmup_steps": 10, "num_chains": 3, "seed": 2, "progress": False}
 
 
-@pytest.mark.filterwarnings("ignore:the chains do not agree")
 @pytest.mark.parametrize("group_size", [None, 2])
 def test_moments_are_those_of_the_draws(x, group_size, monkeypatch):
     monkeypatch.setattr(Pace, "shortest", 0.0)

@@ -221,7 +221,6 @@ def test_compiled(name: str) -> None:
     assert compiled.gradient.backend == "compile"
 
 
-@pytest.mark.filterwarnings("ignore:the chains do not agree")  # a short run
 def test_a_simulator_without_gradients_has_a_kernel() -> None:
     """What the error of ``inclined_plane_in_steps`` recommends."""
     example = EXAMPLES["inclined_plane_in_steps"]()
