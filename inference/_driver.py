@@ -443,7 +443,7 @@ class Driver(ABC):
 
             yield report
 
-    # What befell the chains ----------------------------------------------------------------------
+    # What happened to the chains ----------------------------------------------------------------
 
     def _statuses(self) -> list[ChainStatus]:
         """How far each chain is."""

@@ -249,7 +249,7 @@ class MCMC(Driver):
             print(f"chain {number} is left out: {stopped['reason']}")
 
     def diagnostics(self) -> dict[str, Any]:
-        r"""Effective sample size and split R-hat of each site, and what befell the chains.
+        r"""Effective sample size and split R-hat of each site, and what happened to the chains.
 
         An effective sample size of more than :math:`S \log_{10} S`, for :math:`S` draws, counts as
         that. It comes of draws that alternate around their mean, whose sizes the usual formula

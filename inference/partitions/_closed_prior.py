@@ -23,7 +23,7 @@ Law = NormalizedRandomMeasure | PitmanYor
 
 
 class ClosedPrior:
-    """Law of a partition with hyperparameters, for compiled loops.
+    """Distribution of a partition with hyperparameters, for compiled loops.
 
     :param source: maps unconstrained hyperparameters to the law as a vector, or is the vector.
     :param bool has_tilt: whether there is an auxiliary variable.

@@ -49,8 +49,8 @@ class TreeGuided(ConjugateKernel):
     :param str mode: ``"exact"`` or ``"paper"``.
     :param str local: which points are moved singly: random ones, ``"uniform"``, or points that the
         trees pick, ``"tree"``, which only ``mode="paper"`` can do; the published kernel has them.
-    :param int num_global_moves: proposals in a step, as many as published. More of them let
-        the number of clusters move faster, and take less time than the moves of single points.
+    :param int num_global_moves: proposals in a step; 20 as published. Where clusters overlap, more
+        of them let their number move faster.
     :param float local_share: how many points are moved singly, as a share of all. By default all
         with ``mode="exact"``, and a tenth with ``mode="paper"``, as published.
     :param int depth: random descents in a tree by which it picks points.
@@ -77,7 +77,7 @@ class TreeGuided(ConjugateKernel):
         *,
         mode: Literal["exact", "paper"] = "exact",
         local: Literal["uniform", "tree"] = "uniform",
-        num_global_moves: int = 20,
+        num_global_moves: int = 5,
         local_share: float | None = None,
         depth: int = 2,
         num_scans: int = 3,
@@ -111,7 +111,8 @@ class TreeGuided(ConjugateKernel):
         """
         super().setup(warmup_steps, x)
         self._capacity = _NODES_PER_POINT * len(x) + _LEAST_NODES
-        self._order, self._heights = neighbor_tree(self.mixture.points.double().cpu().numpy())
+        if self.mode == "exact":
+            self._order, self._heights = neighbor_tree(self.mixture.points.double().cpu().numpy())
         self._planted = None
 
     def settings(self) -> dict[str, Any]:
