@@ -116,6 +116,7 @@ def test_reproduce_one(pages, tmp_path):
     assert "A page that counts." in listed and "- The count is [one]." in listed
 
 
+@pytest.mark.slow
 def test_reproduce_all_goes_on_after_a_failure(pages, tmp_path):
     result = runner.invoke(app, ["reproduce", "--all", "--output", str(tmp_path)])
     assert result.exit_code == 1

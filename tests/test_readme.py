@@ -1,11 +1,204 @@
-"""The example at the top of the README."""
+"""The README: its example, what the rows of its table say to write, its links."""
 
+import importlib
 import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
+from pyro import poutine
+from pyro.infer import NUTS
+
+from pyro_ext.distributions import GaussianCluster
+from pyro_ext.inference import MCMC, SGHMC, SGLD
+from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule
+from pyro_ext.random_measures import DirichletProcess, GeneralizedGammaProcess, frequency_table
 
 README = Path(__file__).parents[1] / "README.md"
+CELLS = re.findall(r"^\| .+? \| (.+) \|$", README.read_text("utf-8"), re.MULTILINE)
+# Spans of code in a row, and the module that they are from.
+NAMES_FROM = re.compile(r"((?:`[^`]+`[ ,.]*(?:also |and )?)+)from `(pyro_ext[\w.]*)`")
+
+X = (
+    torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    + 4.0 * (torch.arange(40) % 2)[:, None]
+)
+LABELS = torch.arange(40) % 2
+
+
+def regression(x, y):
+    weight = pyro.sample("weight", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("data", len(x), subsample_size=20) as index:
+        pyro.sample("y", dist.Normal(x[index] @ weight, 1.0), obs=y[index])
+
+
+def line(x, y):
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(slope * x[:, 0], 1.0), obs=y)
+
+
+def location(y):
+    loc = pyro.sample("loc", dist.Normal(0.0, 5.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+
+def two_kinds(y):
+    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+    with pyro.plate("data", len(y)):
+        kind = pyro.sample("kind", dist.Categorical(torch.ones(2)))
+        pyro.sample("y", dist.Normal(loc[kind], 1.0), obs=y)
+
+
+def run_inference(model):
+    return {"loc": torch.randn(100)}
+
+
+def run(kernel, *data, **settings):
+    return MCMC(kernel, num_samples=4, warmup_steps=2, progress=False, **settings).run(*data)
+
+
+def run_model(model, *data):
+    return run(SGLD(model, step_size=1e-4), *data)
+
+
+Y = X[:, 0]
+KERNEL = SGHMC(regression, step_size=1e-3)
+PROCESS = DirichletProcess(1.0)
+CLASSIFIER = BayesianClassifier(BayesianModule(MLP(2, [4], 2)))
+CLUSTER = GaussianCluster.from_data(X)
+MEASURE = GeneralizedGammaProcess(1.0, 0.5, 1.0)
+TABLE = frequency_table([40, 9, 3, 2, 1, 1, 1])
+# What the reader brings to an expression, and what is done with its value.
+READER = {
+    "Potential(model, *args)": ({"model": regression, "args": (X, Y)}, None),
+    "MCMC(kernel, num_samples=..., num_chains=...)": ({"kernel": KERNEL}, lambda m: m.run(X, Y)),
+    "NUTS(model, full_mass=True, jit_compile=True)": ({"model": line}, lambda k: run(k, X, Y)),
+    'MCMC(..., checkpoint="folder")': ({"kernel": KERNEL}, lambda m: m.run(X, Y)),
+    'to_arviz("folder")': ({}, None),
+    "MCMC(..., chain_method=executor)": (
+        {"kernel": KERNEL, "executor": ThreadPoolExecutor(1)},
+        lambda m: m.run(X, Y),
+    ),
+    "tune(kernel, ...)": ({"kernel": KERNEL}, None),
+    'SGHMC(model, mass="laplace")': ({"model": regression}, lambda k: run(k, X, Y)),
+    "sbc(model, run_inference)": (
+        {"model": partial(location, Y), "run_inference": run_inference},
+        None,
+    ),
+    "SGHMC(potential_fn=f, ...)": (
+        {"f": lambda sites: 0.5 * sites["a"].square().sum()},
+        lambda k: run(k, initial_params={"a": torch.zeros(1, 2)}),
+    ),
+    "to_arviz(mcmc)": ({}, None),
+    'random_measure("G", measure, base)': (
+        {"measure": MEASURE, "base": dist.Normal(0.0, 1.0)},
+        None,
+    ),
+    "measure.normalize()": ({"measure": MEASURE}, None),
+    "TreeGuided(prior, GaussianCluster.hyperprior(x))": (
+        {"prior": PROCESS, "x": X},
+        lambda k: run(k, X),
+    ),
+    "AuxiliaryGibbs(prior, model)": ({"prior": PROCESS, "model": location}, lambda k: run(k, Y)),
+    "FrequencyModel(beta_prime_prior())": ({}, lambda m: run_model(m.with_tilt, TABLE)),
+    "GraphModel(bfry_weights(num_nodes))": ({"num_nodes": 30}, None),
+    "IndependenceMetropolis(model)": ({"model": location}, lambda k: run(k, Y)),
+    'Gibbs([(NUTS(model), ["loc"]), (EnumeratedSites(), ["kind"])])': (
+        {"model": two_kinds},
+        lambda k: run(k, Y),
+    ),
+    "bhc(x, cluster)": ({"x": X, "cluster": CLUSTER}, None),
+    "ibhc(x, cluster, prior)": ({"x": X, "cluster": CLUSTER, "prior": PROCESS}, None),
+    'rbhc(x, "poisson", num_clusters=10)': ({"x": X.abs().round()}, None),
+    "BayesianClassifier(BayesianModule(MLP(64, [16], 10), prior_scale=0.5))": (
+        {},
+        lambda m: run_model(m, torch.randn(20, 64), torch.arange(20) % 10),
+    ),
+    'load_reference_posterior("digits")': ({}, None),
+    "L2E.pretrained(model)": ({"model": CLASSIFIER}, lambda k: run(k, X, LABELS)),
+    'poutine.reparam(model, config={"weight": ExpansionReparam()})': (
+        {"model": CLASSIFIER},
+        lambda m: run_model(m, X, LABELS),
+    ),
+    "MartingalePosterior(PolyaUrn(), Mean()).run(y)": ({"y": Y}, None),
+    "CopulaDensity()": ({}, None),
+    "PosteriorPredictive(model, kernel)": ({"model": location, "kernel": NUTS(location)}, None),
+    "PosteriorBootstrap(model).run(x, y)": ({"model": line, "x": X, "y": Y}, None),
+    "NPTL(backbone, head).run(x, y)": (
+        {
+            "backbone": torch.nn.Linear(2, 4),
+            "head": torch.nn.Linear(4, 2),
+            "x": X,
+            "y": LABELS,
+        },
+        None,
+    ),
+    "AutoPseudocoreset(model, *data, size=100).fit(ForwardKL())": (
+        {"model": line, "data": (X.repeat(10, 1), Y.repeat(10))},
+        None,
+    ),
+    "early_stopping=EarlyStopping(...)": ({}, lambda settings: run(KERNEL, X, Y, **settings)),
+}
+# What takes the place of the README's dots.
+DOTS = {
+    "num_samples=..., num_chains=...": "num_samples=4, num_chains=2, progress=False",
+    "MCMC(...": "MCMC(kernel, num_samples=4, progress=False",
+    "(kernel, ...": "(kernel, X, Y, num_steps=200, progress=False",
+    "potential_fn=f, ...": "potential_fn=f, step_size=0.1",
+    "EarlyStopping(...)": "EarlyStopping(r_hat=1.1)",
+}
+
+
+def names() -> Iterator[tuple[str, str]]:
+    """Names and the modules that the rows say they are from."""
+    for cell in CELLS:
+        for spans, module in NAMES_FROM.findall(cell):
+            for name in re.findall(r"`([A-Za-z_]\w*)(?=[(`])", spans):
+                yield name, module
+
+
+def test_rows_name_what_exists(subtests):
+    found = list(names())
+    assert len(found) > 40
+    for name, module in found:
+        with subtests.test(name):
+            assert hasattr(importlib.import_module(module), name), f"{name} from {module}"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:the draws of",
+    "ignore:the best step_size",
+    "ignore::DeprecationWarning",
+    "ignore::torch.jit.TracerWarning",
+)
+def test_rows_run_as_written(subtests, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rooms = {module for _, module in names()} | {"pyro_ext.random_measures", "pyro_ext.reparam"}
+    modules = [importlib.import_module(room) for room in sorted(rooms)]
+    scope = {name: getattr(module, name) for module in modules for name in module.__all__}
+    scope |= {"NUTS": NUTS, "poutine": poutine, "X": X, "Y": Y, "mcmc": run(KERNEL, X, Y)}
+    spans = [span for cell in CELLS for span in re.findall(r"`([^`]+)`", cell)]
+    spans = [span for span in spans if "(" in span and not span.startswith(".")]
+    assert set(spans) == set(READER)
+    for span in spans:
+        brought, use = READER[span]
+        code = span
+        for dots, words in DOTS.items():
+            code = code.replace(dots, words)
+        with subtests.test(span):
+            pyro.clear_param_store()
+            pyro.set_rng_seed(0)
+            value = eval(f"dict({code})" if re.match(r"\w+=", code) else code, scope | brought)
+            if use is not None:
+                use(value)
 
 
 @pytest.mark.slow
@@ -13,10 +206,10 @@ def test_example(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     # Fewer draws than the reader takes, so that the test does not take as long.
     code = code.replace("num_samples=500", "num_samples=100").replace("steps=2000", "steps=500")
-    names: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), names)
+    scope: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), scope)
     assert "r_hat" in capsys.readouterr().out
-    assert names["mcmc"].get_samples()["weight"].shape == (400, 30)
+    assert scope["mcmc"].get_samples()["weight"].shape == (400, 30)
 
 
 def test_links_lead_somewhere():
