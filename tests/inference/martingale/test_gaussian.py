@@ -111,27 +111,6 @@ def test_later_observations_have_the_law_of_the_next(rule, float64):
         assert scipy.stats.kstest(values[:, place].numpy(), exact.cdf).pvalue > LEVEL
 
 
-@pytest.mark.statistical
-@pytest.mark.parametrize("rule", RULES, ids=NAMES)
-def test_conditionally_identically_distributed(rule, float64):
-    """The mean of P_{n+1}(A) is P_n(A), but for the plug-in rule, whose mean law is wider."""
-
-    def cdf(law, point: float) -> torch.Tensor:
-        if isinstance(rule, StudentTPredictive):
-            scaled = (point - law.loc) / law.scale
-            return torch.from_numpy(scipy.stats.t.cdf(scaled.numpy(), law.df.numpy()))
-        return law.cdf(torch.tensor(point))
-
-    state = begin(rule, values=data(4))
-    after = rule.law(rule.advance(state, 1))
-    for point in (-1.0, 0.3, 1.5):
-        exact = float(cdf(rule.law(state), point)[0])
-        if isinstance(rule, PlugInNormal):
-            scale = 1.5 * math.sqrt(1 + 1 / 5**2)
-            exact = scipy.stats.norm.cdf(point, 0.5, scale)
-        assert abs(estimate_moment(cdf(after, point)).z_score(exact)) < ALLOWED
-
-
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
 def test_updates_agree_with_resampling_and_with_larger_data(rule, float64):
     start = begin(rule, 3, torch.randn(5, 2))
@@ -144,18 +123,6 @@ def test_updates_agree_with_resampling_and_with_larger_data(rule, float64):
     for one, other, third in zip(state.value, end.value, fresh.value, strict=True):
         torch.testing.assert_close(one, other)
         torch.testing.assert_close(one[1:2], third)
-
-
-@pytest.mark.parametrize("rule", RULES, ids=NAMES)
-def test_steps_and_draws_do_not_depend_on_their_company(rule, float64):
-    values = torch.randn(5, 2)
-    whole = rule.advance(begin(rule, 4, values), 60)
-    parts = begin(rule, 4, values)
-    for num_steps in (1, 22, 0, 37):
-        parts = rule.advance(parts, num_steps)
-    alone = rule.advance(rule.begin((values,), chain_keys(0, range(2, 3))), 60)
-    torch.testing.assert_close(parts.value, whole.value)
-    torch.testing.assert_close(alone.value.values[0], whole.value.values[2])
 
 
 def test_laws():

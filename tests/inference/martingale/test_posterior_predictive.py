@@ -139,20 +139,6 @@ def test_covariates_are_rows_of_the_data(float64):
     torch.testing.assert_close(product, (covariates[..., 0] * response).mean(1))
 
 
-@pytest.mark.parametrize("predicted", [model, fixed_size, subsampling])
-def test_steps_and_draws_do_not_depend_on_their_company(predicted, float64):
-    rule = PosteriorPredictive(predicted, exact_guide)
-    keys = chain_keys(0, range(3))
-    whole = rule.population(rule.advance(rule.begin((data(),), keys), 55))
-    parts = rule.begin((data(),), keys)
-    for num_steps in (1, 3, 0, 20, 31):
-        parts = rule.advance(parts, num_steps)
-    alone = rule.advance(rule.begin((data(),), keys[1:2]), 55)
-    assert torch.equal(rule.population(parts).values[0], whole.values[0])
-    assert torch.equal(rule.population(alone).values[0][0], whole.values[0][1])
-    assert len(whole.values[0].unique()) == 10 + 3 * 55
-
-
 @pytest.mark.slow
 @pytest.mark.statistical
 def test_kernel_sampler_and_guide(float64):
