@@ -423,6 +423,9 @@ class CompletelyRandomMeasure(ABC):
         ``"size_biased"``, ``"inverse_levy"`` and all families of arrival times; some know more, see
         their classes.
 
+        What a size-biased series leaves out, given its last arrival time, is the same measure with
+        that time for a further tilt. So its total mass can be drawn, too, as in the example.
+
         :param int num_jumps: how many weights are drawn.
         :param method: name of a method, or an arrival family.
         :param int seed: of the draws; by default PyTorch's generator goes on.
@@ -437,6 +440,16 @@ class CompletelyRandomMeasure(ABC):
 
         [1] J. Lee, X. Miscouridou, F. Caron (2019), A unified construction for series
         representations and finite approximations of completely random measures.
+
+        Example::
+
+            >>> from pyro_ext.random_measures import GeneralizedGammaProcess
+            >>> measure = GeneralizedGammaProcess(2.0, 0.4, 1.5)
+            >>> series = measure.series(20, seed=0)
+            >>> remainder = measure.exponential_tilt(series.arrivals[-1])
+            >>> bool(torch.isclose(remainder.mean, series.lost_mass))
+            True
+            >>> total = series.weights.sum() + remainder.total_mass().sample()
         """
         return _series.draw(
             self, num_jumps, method, seed, tolerance, as_size("sample_shape", sample_shape)
