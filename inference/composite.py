@@ -1,5 +1,6 @@
 """Kernels that move some sites of a model each, one after the other."""
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -171,6 +172,15 @@ class PriorProposals(ConditionalUpdate):
         return {name: moved[name] for name in sites}
 
 
+def _copied(kernel: MCMCKernel) -> MCMCKernel:
+    """A kernel of the same settings, models and modules, but with a state of its own."""
+    if isinstance(kernel, SGMCMCKernel):
+        # A recorded graph would hold the values of the other sites as they are now.
+        return kernel.replace(backend="eager")
+    shared = {id(value): value for value in vars(kernel).values() if callable(value)}
+    return copy.deepcopy(kernel, shared)
+
+
 Block: TypeAlias = MCMCKernel | ConditionalUpdate | Callable[[Values], Mapping[str, Tensor]]
 
 
@@ -187,6 +197,8 @@ class Gibbs(MCMCKernel):
       prior and cluster that it is to move; others of these it holds. Its auxiliary variable is
       drawn anew each time.
     * a function of the values of all sites that returns a draw of its sites given the others.
+
+    Kernels are copied: those of the caller stay as they are, and can be used elsewhere.
 
     :param blocks: kernels and names of sites, in the order in which they move.
     :param model: the model, by default that of the first kernel that has one.
@@ -241,6 +253,7 @@ class Gibbs(MCMCKernel):
         self._values: Values = {}
         self._initial: Values | None = None
         self._log_joint: LogJoint | None = None
+        self._kernels: list[MCMCKernel] = []
         self._runs: list[Callable[[], Mapping[str, Tensor]]] = []
         super().__init__()
 
@@ -286,6 +299,7 @@ class Gibbs(MCMCKernel):
             )
         self._values = latent
         self._initial = dict(latent)
+        self._kernels = []
         self._runs = [
             self._prepared(block, sites, warmup_steps, args, kwargs) for block, sites in self.blocks
         ]
@@ -315,32 +329,26 @@ class Gibbs(MCMCKernel):
 
     def end_warmup(self) -> None:
         """Tell the kernels of the blocks."""
-        for block, _ in self.blocks:
-            if isinstance(block, MCMCKernel):
-                block.end_warmup()
+        for kernel in self._kernels:
+            kernel.end_warmup()
 
     def cleanup(self) -> None:
         """Forget the chain."""
-        for block, _ in self.blocks:
-            if isinstance(block, MCMCKernel):
-                block.cleanup()
-        self._initial, self._runs, self._values, self._log_joint = None, [], {}, None
+        for kernel in self._kernels:
+            kernel.cleanup()
+        self._kernels, self._runs = [], []
+        self._initial, self._values, self._log_joint = None, {}, None
 
     def logging(self) -> "OrderedDict[str, str]":
         """Line of a progress bar, of all kernels."""
         line: OrderedDict[str, str] = OrderedDict()
-        for block, _ in self.blocks:
-            if isinstance(block, MCMCKernel):
-                line.update(block.logging() or {})
+        for kernel in self._kernels:
+            line.update(kernel.logging() or {})
         return line
 
     def diagnostics(self) -> dict[str, Any]:
         """What the kernels of the blocks report, by the names of their types."""
-        return {
-            type(block).__name__: block.diagnostics()
-            for block, _ in self.blocks
-            if isinstance(block, MCMCKernel)
-        }
+        return {type(kernel).__name__: kernel.diagnostics() for kernel in self._kernels}
 
     def statistics(self) -> dict[str, float]:
         """Log joint density of the last step."""
@@ -360,13 +368,15 @@ class Gibbs(MCMCKernel):
         """A function that moves a block given the present values."""
         log_joint = self._log_joint
         assert log_joint is not None
-        if isinstance(block, ConjugateKernel):
-            return self._prepared_partition(block, sites, warmup_steps, args, kwargs)
-        if isinstance(block, HMC | SGMCMCKernel):
-            return self._prepared_kernel(block, sites, warmup_steps, args, kwargs)
+        if isinstance(block, MCMCKernel):
+            kernel = _copied(block)
+            self._kernels.append(kernel)
+            if isinstance(kernel, ConjugateKernel):
+                return self._prepared_partition(kernel, sites, warmup_steps, args, kwargs)
+            assert isinstance(kernel, HMC | SGMCMCKernel)
+            return self._prepared_kernel(kernel, sites, warmup_steps, args, kwargs)
         if isinstance(block, ConditionalUpdate):
             return lambda: block.update(log_joint, self._values, sites)
-        assert not isinstance(block, MCMCKernel)
 
         def drawn() -> Mapping[str, Tensor]:
             values = block(dict(self._values))
@@ -393,9 +403,6 @@ class Gibbs(MCMCKernel):
             others = {name: v for name, v in self._values.items() if name not in sites}
             return poutine.condition(whole, data=others)(*args, **kwargs)
 
-        if isinstance(kernel, SGMCMCKernel):
-            # A recorded graph would hold the values of the other sites as they are now.
-            kernel = kernel.replace(backend="eager")
         kernel.model = conditional
         kernel.initial_params = None
         kernel.setup(warmup_steps, *args, **kwargs)

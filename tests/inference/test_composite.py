@@ -178,6 +178,18 @@ def test_statistics_and_the_mcmc_of_pyro():
     assert set(pyro_mcmc.get_samples()) == {"loc", "kind"}
 
 
+@pytest.mark.parametrize("name", ["NUTS and enumeration", "SGLD and a function"])
+def test_kernels_of_the_caller_stay_as_they_are(name):
+    blocks = BLOCKS[name]()
+    kernel = blocks[0][0]
+    before = dict(vars(kernel))
+    kernels = Gibbs(blocks)
+    kernels.setup(2, X)
+    kernels.sample(kernels.initial_params)
+    assert vars(kernel).keys() == before.keys()
+    assert all(vars(kernel)[key] is value for key, value in before.items())
+
+
 def test_start():
     start = {"loc": torch.tensor([0.3]), "kind": torch.tensor([[1.0, 0.0, 1.0]])}
     kernel = Gibbs(BLOCKS["NUTS and enumeration"]())
