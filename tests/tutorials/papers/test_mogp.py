@@ -81,11 +81,11 @@ def test_errors_of_pruning_are_those_of_the_sum(short_run, monkeypatch):
 
 def test_laws_with_jumps_are_compared_by_the_worse_of_them(short_run, monkeypatch):
     names, _ = short_run
-    curves = {name: {9: [0.9, 0.8, level, 0.1, 0.1]} for name, level in NAMED}
-    monkeypatch.setitem(names["advantage"].__globals__, "curves", curves)
-    assert names["advantage"]("equal", 0.8) == {9: pytest.approx(0.5)}
-    assert names["advantage"]("equal", 0.0) == {9: 0.0}
-    assert names["loss"]("horseshoe", 0.8) == {9: pytest.approx(0.2)}
+    rows = {name: {s: [0.9, 0.8, level, 0.1, 0.1] for s in range(3)} for name, level in NAMED}
+    monkeypatch.setitem(names["advantage"].__globals__, "curves", rows)
+    assert names["advantage"]("equal", 0.8) == {s: pytest.approx(0.5) for s in range(3)}
+    assert names["advantage"]("equal", 0.0) == dict.fromkeys(range(3), 0.0)
+    assert names["loss"]("horseshoe", 0.8) == {s: pytest.approx(0.2) for s in range(3)}
 
 
 @pytest.mark.page
