@@ -180,8 +180,8 @@ for seed in SEEDS:
             flows[name][seed] = losses / losses[0]
             left, rate = float(losses[-1] / losses[0]), late_rate(losses)
             descents[name][seed].append(Descent(left, rate / expected))
-        found = "   ".join(f"{row.left:.1e} and {row.rate:.2f}" for row in descents[name][seed])
-        print(f"{name:17} loss that is left, and rate over theory, at {FLOW_WIDTHS}: {found}")
+        words = "   ".join(f"{row.left:.1e} and {row.rate:.2f}" for row in descents[name][seed])
+        print(f"{name:17} loss that is left, and rate over theory, at {FLOW_WIDTHS}: {words}")
 
 figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
 flow_times = FLOW_STEP * torch.arange(NUM_FLOW_STEPS)

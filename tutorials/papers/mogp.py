@@ -311,8 +311,8 @@ for name, errors in by_share.items():
 figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
 for index, colour in zip(INDICES, ("#66a182", "#2a6f97", "#d1495b"), strict=True):
     axes.loglog(THRESHOLDS, theory[index], color=colour, lw=1, label=f"index {index:g}")
-    for row in by_threshold[index].values():
-        axes.loglog(THRESHOLDS, [error for error, _ in row], "o", color=colour, ms=4, mfc="none")
+    for pairs in by_threshold[index].values():
+        axes.loglog(THRESHOLDS, [error for error, _ in pairs], "o", color=colour, ms=4, mfc="none")
 axes.set(xlabel="threshold", ylabel="mean square error (lines: theory)")
 axes.legend(frameon=False)
 axes.spines[["top", "right"]].set_visible(False)
