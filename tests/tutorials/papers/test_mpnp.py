@@ -33,7 +33,7 @@ def test_scores_are_log_likelihoods_of_targets(short_run):
     names, _ = short_run
     for kind, batches in names["EVALUATION"].items():
         for name, by_seed in names["processes"].items():
-            expected = log_likelihoods(by_seed[0], batches).target
+            expected = log_likelihoods(by_seed[0], batches, names["NUM_FUNCTIONS_DRAWN"]).target
             assert names["gp_scores"][kind][name][0] == pytest.approx(expected, rel=1e-5)
 
 
