@@ -228,9 +228,9 @@ few = GPTasks("rbf", num_tasks=1, num_context=10, num_target=40)(EVALUATION_SEED
 figure, panels = plt.subplots(1, 3, figsize=(9, 3), sharey=True, layout="constrained")
 for axes, (name, by_seed) in zip(panels, processes.items(), strict=True):
     with torch.no_grad():
-        given = (*few.context[:2], GRID[None])
-        mixture = by_seed[FIRST].posterior_predictive(*given, seed=0)
-        functions = by_seed[FIRST].predict(*given, 20, seed=0).mean[:, 0, :, 0]
+        asked = (*few.context[:2], GRID[None])
+        mixture = by_seed[FIRST].posterior_predictive(*asked, seed=0)
+        functions = by_seed[FIRST].predict(*asked, 20, seed=0).mean[:, 0, :, 0]
     middle, spread = mixture.mean[0, :, 0], 2 * mixture.variance[0, :, 0].sqrt()
     axes.fill_between(GRID[:, 0], middle - spread, middle + spread, color="0.9")
     axes.plot(GRID[:, 0], functions.T, color="tab:blue", lw=0.7, alpha=0.5)
@@ -352,8 +352,9 @@ class Exact(NeuralProcess):
         lengthscale, amplitude = (
             part[cells, 0, None, None] for part in (self.lengthscale, self.amplitude)
         )
-        distance: Tensor = (first.double() - second.double().mT) / lengthscale
-        return amplitude**2 * torch.exp(-0.5 * distance**2)
+        distance = (first.double() - second.double().mT) / lengthscale
+        found: Tensor = amplitude**2 * torch.exp(-0.5 * distance**2)
+        return found
 
     def noisy(self, inputs: Tensor, cells: Tensor) -> Tensor:
         """Covariance of outputs."""
@@ -364,8 +365,8 @@ class Exact(NeuralProcess):
         """Cells of the grid by their marginal likelihood, `(num_samples, num_tasks)`."""
         covariance = self.noisy(context.inputs, torch.arange(len(self.lengthscale))[:, None])
         outputs = context.outputs[..., 0].double()
-        law = MultivariateNormal(torch.zeros_like(outputs), covariance)
-        weights = law.log_prob(outputs).softmax(0).T
+        distribution = MultivariateNormal(torch.zeros_like(outputs), covariance)
+        weights: Tensor = distribution.log_prob(outputs).softmax(0).T
         return weights.multinomial(num_samples, replacement=True, generator=generator).T
 
     def _condition(self, context: Points, target_inputs: Tensor, drawn: Tensor | None) -> Normal:
@@ -488,8 +489,8 @@ last_regrets: Score = {
 }
 table({f"regret, {NUM_EVALUATIONS + 3}": last_regrets})
 figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
-for name, by_seed in courses.items():
-    line = torch.stack(list(by_seed.values())).mean(0)
+for name, lines in courses.items():
+    line = torch.stack(list(lines.values())).mean(0)
     axes.plot(range(1, len(line) + 1), line, label=name, color="0.6" if name == "random" else None)
 axes.set(xlabel="evaluations", ylabel="regret", yscale="log")
 axes.legend(frameon=False)
