@@ -66,7 +66,7 @@ def fit(
     seed = fresh_seed(seed)
     parameters = list(process.parameters())
     device, dtype = parameters[0].device, parameters[0].dtype
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(num_steps, 1))
     generator = torch.Generator(device).manual_seed(_word(seed, 0))
     losses: list[float] = []
