@@ -6,8 +6,8 @@
 # J. Lee, X. Miscouridou, F. Caron (2019), A unified construction for series representations and
 # finite approximations of completely random measures. A measure with infinitely many weights has to
 # be cut somewhere. The paper gives each weight a random arrival time: the order of arrival is a
-# series, and the weights that arrive until some time make a finite approximation. This page measures
-# what is lost in either, and what it costs to compute, on the generalized gamma and the stable beta
+# series, and the weights that arrive until some time make a finite approximation. This page
+# measures what either loses and costs to compute, on the generalized gamma and the stable beta
 # process, and uses a finite approximation in a mixture model of handwritten digits.
 #
 # `pyro-ext reproduce crm-series` runs the page, and so does `python
