@@ -465,9 +465,9 @@ claims += [
 
 # %% [markdown]
 # The NGGP predicts a little worse, by some three hundredths of a nat. The standard error over the
-# 597 held-out images is as large, and so is what other random numbers, or another machine, make of
-# a fit: a bound of 0.05 without regard to it was passed on one machine and missed by 0.02 on
-# another. The test tells 0.15 nats from none, not 0.03; ten atoms, one a digit, it tells.
+# 597 held-out images is as large: a bound of 0.05 without regard to it was passed on one machine,
+# and missed by 0.02 on another, where rounding leads a fit elsewhere. The test tells 0.15 nats from
+# none, and not 0.03; ten atoms, one a digit, it tells.
 #
 # The priors differ in the number of clusters that they expect; what is learned does not, and the
 # claim on it fails: variational inference that starts with 50 components keeps all of them with any
