@@ -173,7 +173,7 @@ MODELS = {
 }
 TWO_LAWS = ("generalized BFRY", "beta prime")
 PAIR = ("Pitman-Yor", "generalized BFRY")
-NUM_POINTS = 256  # with half of that some chains stay where they are for long
+NUM_POINTS = 256
 NUM_DRAWS, NUM_WARMUP, NUM_CHAINS = (4, 2, 4) if SMOKE else (100, 20, 8)
 NUM_PREDICTIVE, NUM_REPLICATES = (2, 2) if SMOKE else (4, 6)
 TILT = "scaled_tilt"
@@ -278,6 +278,9 @@ claims.append(
         bound=1.1,
         source="Ayed et al. (2019), abstract: Markov chain Monte Carlo that estimates the "
         "parameters, here by another sampler; the usual bound",
+        reason="the kernel stays for long where its mixture of proposals is thin. In one fit of "
+        "twelve, which one depends on the run, chains are that far apart (R-hat up to 1.9); the "
+        "others are at 1.09 or below, and what is claimed of all fits is hardly moved by it",
     )
 )
 
