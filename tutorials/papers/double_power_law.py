@@ -279,8 +279,8 @@ claims.append(
         source="Ayed et al. (2019), abstract: Markov chain Monte Carlo that estimates the "
         "parameters, here by another sampler; the usual bound",
         reason="the kernel stays for long where its mixture of proposals is thin. In one fit of "
-        "twelve, which one depends on the run, chains are that far apart (R-hat up to 1.9); the "
-        "others are at 1.09 or below, and what is claimed of all fits is hardly moved by it",
+        "twelve chains were that far apart in either of two runs (R-hat 1.2 and 1.9), and the "
+        "others at 1.09 or below; the distances below came out alike in both",
     )
 )
 
