@@ -77,15 +77,15 @@ def test_predictions_have_as_many_samples_as_the_data(short_run):
 
 
 def test_chains_start_far_apart_and_far_from_the_truth(short_run):
-    """No parameter of a start is within a tenth of the true one, and starts span their ranges."""
+    """Starts span their ranges, and each has a parameter that is wrong by a factor of 1.6."""
     names, _ = short_run
     starts = names["starts"](8)
     for name, (low, high) in names["RANGES"].items():
         assert float(starts[name].max() / starts[name].min()) == pytest.approx(
             (high / low) ** 0.875
         )
-        if true := names["TRUTH"].get(name):
-            assert float((starts[name] / true).log().abs().min()) > 0.1
+    factors = [(starts[name] / true).log().abs() for name, true in names["TRUTH"].items()]
+    assert float(torch.stack(factors).amax(0).min()) > math.log(1.6)
 
 
 def test_agreement_tells_chains_that_are_apart(short_run):
