@@ -82,7 +82,8 @@ class PyroRunner:
 
     A kernel whose numbers are known, :class:`~pyro.infer.HMC` and :class:`~pyro.infer.NUTS`, runs
     in legs, and so does one that has none beside its parameters, with an attribute
-    ``keeps_no_state``. Any other runs a chain in one, since its state is its own. What a kernel
+    ``keeps_no_state``, but for plain numbers that its warm-up sets, whose names are in an attribute
+    ``adapted``. Any other runs a chain in one, since its state is its own. What a kernel
     returns from a method ``statistics`` is recorded with each draw.
 
     :param MCMCKernel kernel: the kernel.
@@ -230,8 +231,7 @@ class PyroRunner:
         if self._live is not sampler:
             self.kernel.initial_params = {k: v.clone() for k, v in sampler.params.items()}
             self._setup()
-            if isinstance(self.kernel, HMC):
-                write_numbers(self.kernel, *sampler.kernel)
+            write_numbers(self.kernel, *sampler.kernel)
         restore_generators(*sampler.generators)
         return {name: value.clone() for name, value in sampler.params.items()}
 
@@ -274,7 +274,11 @@ class PyroRunner:
         self.options.hook_fn(self.kernel, params, stage, number)
 
     def _snapshot(self, params: dict[str, Tensor]) -> PyroState:
-        numbers = read_numbers(self.kernel) if isinstance(self.kernel, HMC) else ({}, {})
+        if isinstance(self.kernel, HMC):
+            numbers = read_numbers(self.kernel)
+        else:
+            names = getattr(self.kernel, "adapted", ())
+            numbers = {}, {name: getattr(self.kernel, name) for name in names}
         return PyroState(params, numbers, generator_state())
 
     def _samples(self, rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -41,6 +41,7 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
     """
 
     keeps_no_state = True
+    adapted: tuple[str, ...] = ()  # attributes that the warm-up sets, which a checkpoint keeps
     starts: tuple[str, ...] = ("prior", "one", "each")
     partitions = ("assignment",)
 

@@ -21,6 +21,9 @@ __all__ = ["TreeGuided"]
 _MODES, _LOCALS = ("exact", "paper"), ("uniform", "tree")
 _PUBLISHED_SHARE = 0.1
 _NODES_PER_POINT, _LEAST_NODES = 8, 1024
+_LEAST_MOVES, _PUBLISHED_MOVES = 5, 20
+# A proposal weighs some 20 n / K points against a cluster, a sweep over single points n K.
+_SHARE_OF_A_SWEEP = 1 / 20
 
 
 class TreeGuided(ConjugateKernel):
@@ -49,8 +52,9 @@ class TreeGuided(ConjugateKernel):
     :param str mode: ``"exact"`` or ``"paper"``.
     :param str local: which points are moved singly: random ones, ``"uniform"``, or points that the
         trees pick, ``"tree"``, which only ``mode="paper"`` can do; the published kernel has them.
-    :param int num_global_moves: proposals in a step; 20 as published. Where clusters overlap, more
-        of them let their number move faster.
+    :param int num_global_moves: proposals in a step. By default those that take as long as moving
+        all points singly, by the number of clusters in the warm-up, but at least 5; and 20, as
+        published, with ``mode="paper"``.
     :param float local_share: how many points are moved singly, as a share of all. By default all
         with ``mode="exact"``, and a tenth with ``mode="paper"``, as published.
     :param int depth: random descents in a tree by which it picks points.
@@ -70,6 +74,8 @@ class TreeGuided(ConjugateKernel):
         True
     """
 
+    adapted = ("_adapts", "_num_moves")
+
     def __init__(
         self,
         prior: PriorSource,
@@ -77,7 +83,7 @@ class TreeGuided(ConjugateKernel):
         *,
         mode: Literal["exact", "paper"] = "exact",
         local: Literal["uniform", "tree"] = "uniform",
-        num_global_moves: int = 5,
+        num_global_moves: int | None = None,
         local_share: float | None = None,
         depth: int = 2,
         num_scans: int = 3,
@@ -88,7 +94,11 @@ class TreeGuided(ConjugateKernel):
         if local not in _LOCALS:
             raise ValueError(f"local must be one of {_LOCALS}, got {local!r}")
         self.mode, self.local = mode, local
-        self.num_global_moves = check_integer("num_global_moves", num_global_moves, 0)
+        if num_global_moves is None and mode == "paper":
+            num_global_moves = _PUBLISHED_MOVES
+        if num_global_moves is not None:
+            num_global_moves = check_integer("num_global_moves", num_global_moves, 0)
+        self.num_global_moves = num_global_moves
         if mode == "exact" and local == "tree":
             raise ValueError('local must be "uniform" with mode="exact", got "tree"')
         if local_share is None:
@@ -98,6 +108,7 @@ class TreeGuided(ConjugateKernel):
         self.num_scans = check_integer("num_scans", num_scans, 0)
         # The published kernel has the trees in its state.
         self.keeps_no_state = mode == "exact"
+        self._adapts, self._num_moves = False, 0
         self._capacity = 0
         self._order, self._heights = np.empty(0, np.int64), np.empty((0, 0))
         self._planted: tuple[Any, Integers, Integers] | None = None
@@ -106,14 +117,20 @@ class TreeGuided(ConjugateKernel):
     def setup(self, warmup_steps: int, x: Tensor) -> None:
         """Take the data.
 
-        :param int warmup_steps: taken for the sake of the interface.
+        :param int warmup_steps: steps in which the number of proposals is adapted.
         :param Tensor x: the data. **Shape:** ``(n, d)``, or ``(n,)`` where ``d`` is one.
         """
         super().setup(warmup_steps, x)
+        self._adapts = self.num_global_moves is None and warmup_steps > 0
+        self._num_moves = _LEAST_MOVES if self.num_global_moves is None else self.num_global_moves
         self._capacity = _NODES_PER_POINT * len(x) + _LEAST_NODES
         if self.mode == "exact":
             self._order, self._heights = neighbor_tree(self.mixture.points.double().cpu().numpy())
         self._planted = None
+
+    def end_warmup(self) -> None:
+        """Keep the number of proposals as it is."""
+        self._adapts = False
 
     def settings(self) -> dict[str, Any]:
         """Arguments by name."""
@@ -128,6 +145,9 @@ class TreeGuided(ConjugateKernel):
         else:
             counts = self._exact_moves(situation, labels)
             sweep(labels, some, situation)
+            if self._adapts:
+                balanced = round(_SHARE_OF_A_SWEEP * len(np.unique(labels)) ** 2)
+                self._num_moves = max(balanced, _LEAST_MOVES)
         names = ("split", "merge", "point")[: len(counts) // 2]
         return {
             f"{name}_acceptance": float(accepted) / float(tried) if tried else float("nan")
@@ -148,7 +168,7 @@ class TreeGuided(ConjugateKernel):
             self._heights,
             log_size,
             log_number,
-            self.num_global_moves,
+            self._num_moves,
             self.num_scans,
             fresh_word(),
         )
@@ -175,7 +195,7 @@ class TreeGuided(ConjugateKernel):
         while True:
             forest, trees = replanted(model, old, roots, self._capacity)
             has_room, trees, counts = paper_sweep(
-                model, forest, trees, self.num_global_moves, depth, some, seed
+                model, forest, trees, self._num_moves, depth, some, seed
             )
             if has_room:
                 break

@@ -9,7 +9,12 @@ from pyro.infer import MCMC as PyroMCMC
 
 from pyro_ext.diagnostics import to_arviz
 from pyro_ext.diagnostics.partitions import canonical_labels, point_estimate
-from pyro_ext.distributions import GaussianCluster, MultinomialCluster, PoissonCluster
+from pyro_ext.distributions import (
+    GaussianCluster,
+    KnownVarianceGaussianCluster,
+    MultinomialCluster,
+    PoissonCluster,
+)
 from pyro_ext.inference import MCMC
 from pyro_ext.inference.partitions import (
     MarginalGibbs,
@@ -237,6 +242,28 @@ def test_same_seed_same_draws_and_checkpoint(tmp_path):
     for name, value in whole.items():
         assert torch.equal(value, again[name]), name
     assert not torch.equal(whole["assignment"][0], whole["assignment"][1])
+
+
+def test_proposals_are_balanced_in_the_warm_up_and_a_checkpoint_knows(tmp_path):
+    """As many clusters as points ask for a twentieth of their square."""
+    apart = 100.0 * torch.arange(20.0, dtype=torch.float64)[:, None]
+    cluster = KnownVarianceGaussianCluster(*(torch.tensor([x]).double() for x in (0, 1000.0, 1.0)))
+
+    def run(num_samples, checkpoint=None):
+        kernel = TreeGuided(DirichletProcess(1.0), cluster, init="each")
+        mcmc = MCMC(
+            kernel, num_samples, warmup_steps=2, seed=0, checkpoint=checkpoint, progress=False
+        )
+        return kernel, mcmc.run(apart).get_samples()["assignment"]
+
+    _, whole = run(6)
+    run(2, tmp_path / "run")
+    kernel, again = run(6, tmp_path / "run")
+    assert torch.equal(whole, again)
+    assert kernel._num_moves == round(len(again[-1].unique()) ** 2 / 20) > 5
+    kernel.setup(0, apart)
+    assert kernel._num_moves == 5
+    assert TreeGuided(DirichletProcess(1.0), cluster, mode="paper").num_global_moves == 20
 
 
 def test_paper_mode_has_no_checkpoint(tmp_path):
