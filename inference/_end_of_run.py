@@ -8,6 +8,7 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 
 from pyro_ext.checkpoint.chains import Reader
+from pyro_ext.inference._metropolis import MetropolisKernel
 from pyro_ext.inference._running.moments import Moments, merge, moments_of
 from pyro_ext.inference._temperature import temperature_warning
 from pyro_ext.inference.sgmcmc import SGMCMCKernel
@@ -39,7 +40,8 @@ def warn_at_end(
     if isinstance(kernel, SGMCMCKernel) and kernel.temperature == 0.0:
         return
     found = [_r_hat_warning(groups, numbers, num_draws)]
-    if isinstance(kernel, SGMCMCKernel):
+    # Draws that Metropolis makes exact are neither too wide nor too narrow.
+    if isinstance(kernel, SGMCMCKernel) and not isinstance(kernel, MetropolisKernel):
         found.insert(0, temperature_warning(kernel, groups, numbers, num_draws, num_steps))
     lines = [line for line in found if line is not None]
     if lines:

@@ -2,16 +2,16 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
-from pyro_ext.inference.sgmcmc import Chains, SGMCMCKernel
-from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient
-from pyro_ext.potential import Backend, InitStrategy, Potential, init_to_prior
+from pyro_ext.inference._metropolis import MetropolisKernel, MetropolisOptions
+from pyro_ext.inference.sgmcmc.core import Info
+from pyro_ext.potential import BatchedFunction, InitStrategy, Potential, init_to_prior
 from pyro_ext.random import chain_keys, seeded, uniform
 
 __all__ = ["IndependenceMetropolis", "MetropolisState"]
@@ -84,7 +84,7 @@ class Population(NamedTuple):
         return self.points[(choice * number).long().clamp(max=number - 1)]
 
 
-class IndependenceMetropolis(SGMCMCKernel):
+class IndependenceMetropolis(MetropolisKernel[Population]):
     r"""Metropolis with proposals from a mixture that was fitted to the posterior beforehand.
 
     ``setup`` draws a population from the prior and moves it to the posterior by adaptive importance
@@ -105,10 +105,10 @@ class IndependenceMetropolis(SGMCMCKernel):
         population then starts around the initial parameters.
     :param int num_points: of the population.
     :param float local_share: of proposals that are steps from where the chain is, in (0, 1).
-    :param str backend: how the potential runs, see :class:`~pyro_ext.potential.Potential`.
-    :param int num_steps: transitions that one call of ``sample`` takes, under Pyro's driver.
     :param init_strategy: where the population starts, one of
         :mod:`pyro.infer.autoguide.initialization`.
+    :param options: ``backend``, how the potential runs, see :class:`~pyro_ext.potential.Potential`,
+        and ``num_steps``, transitions that one call of ``sample`` takes under Pyro's driver.
     :raises ValueError: for numbers out of range, or a model that subsamples.
 
     [1] O. Cappé, A. Guillin, J. M. Marin, C. P. Robert (2004), Population Monte Carlo.
@@ -134,26 +134,14 @@ class IndependenceMetropolis(SGMCMCKernel):
         self,
         model: Callable[..., Any] | None = None,
         *,
-        potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
         num_points: int = 512,
         local_share: float = 0.25,
-        backend: Backend = "trace",
-        num_steps: int = 1,
         init_strategy: InitStrategy = init_to_prior,
+        **options: Unpack[MetropolisOptions],
     ) -> None:
-        super().__init__(
-            model,
-            potential_fn=potential_fn,
-            backend=backend,
-            num_steps=num_steps,
-            init_strategy=init_strategy,
-        )
+        super().__init__(model, init_strategy=init_strategy, **options)
         self.num_points = check_integer("num_points", num_points, 32)
         self.local_share = check_number("local_share", local_share, above=0, below=1)
-        self._population: Population | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_population": None}
 
     @property
     def population(self) -> Population:
@@ -161,15 +149,13 @@ class IndependenceMetropolis(SGMCMCKernel):
 
         :raises RuntimeError: before ``setup``.
         """
-        if self._population is None:
-            raise RuntimeError("the kernel has no population yet: call setup(...) first")
-        return self._population
+        return self._preparation
+
+    def _function(self) -> BatchedFunction:
+        return self.potential.value
 
     def _prepare(self) -> None:
-        potential = self.potential
-        if potential.subsampled_plates:
-            names = [plate.name for plate in potential.subsampled_plates]
-            raise ValueError(f"model must see all of its data, but it subsamples in {names}")
+        super()._prepare()
         with seeded(0):
             points = self._first_points()
             energy = self._energy(points)
@@ -189,7 +175,7 @@ class IndependenceMetropolis(SGMCMCKernel):
                 # Each round finds more of the tails, which weights do not tell of before.
                 if round_number >= _LEAST_ROUNDS and effective > number:
                     break
-        self._population = populations[-1]
+        self._known = populations[-1]
         if effective < _FEW * self.num_points:
             warnings.warn(
                 f"{len(points)} draws for the population are worth {effective:.0f}: the posterior "
@@ -211,20 +197,16 @@ class IndependenceMetropolis(SGMCMCKernel):
 
     def _energy(self, position: Tensor) -> Tensor:
         """The potential, infinite where it is no number."""
-        value = self.potential.gradient.over_any(position)[0]
+        value = self.potential.value.over_any(position)
         return torch.where(value.isnan(), torch.inf, value)
 
-    def begin(
-        self, numbers: Sequence[int], seed: int, params: Mapping[str, Tensor] | None = None
-    ) -> Chains:
-        """Start chains, by default at points of the population; see ``SGMCMCKernel``."""
-        if params is None:
-            points = self.population.points
-            keys = chain_keys(seed, numbers, points.device)
-            step = torch.zeros((), dtype=torch.int64, device=points.device)
-            choices = uniform(keys, step, 1, stream=_STREAM_OF_STARTS, dtype=points.dtype)
-            params = self.potential.layout.unflatten(self.population._pick(choices[:, 0]))
-        return super().begin(numbers, seed, params)
+    def _starts(self, numbers: Sequence[int], seed: int) -> dict[str, Tensor]:
+        """Points of the population."""
+        points = self.population.points
+        keys = chain_keys(seed, numbers, points.device)
+        step = torch.zeros((), dtype=torch.int64, device=points.device)
+        choices = uniform(keys, step, 1, stream=_STREAM_OF_STARTS, dtype=points.dtype)
+        return self.potential.layout.unflatten(self.population._pick(choices[:, 0]))
 
     def _init(self, position: Tensor, keys: Tensor) -> MetropolisState:
         count = torch.zeros(len(position), dtype=torch.int64, device=position.device)
@@ -234,7 +216,7 @@ class IndependenceMetropolis(SGMCMCKernel):
     def _step(
         self,
         state: MetropolisState,
-        value_and_gradient: ValueAndGradient,
+        potential: Callable[[Tensor], Any],
         noise: Tensor,
         *,
         step_size: Tensor,
@@ -247,7 +229,7 @@ class IndependenceMetropolis(SGMCMCKernel):
         is_local = choices[:, 0] < self.local_share
         moved = position + population.difference(noise, choices[:, 2:4])
         proposal = torch.where(is_local[:, None], moved, population.draw(noise, choices[:, 4:6]))
-        energy, _ = value_and_gradient(proposal)
+        energy = potential(proposal)
         return_ratio = population.log_density(position) - population.log_density(proposal)
         log_ratio = state.energy - energy + torch.where(is_local, 0.0, return_ratio)
         is_taken = choices[:, 1].log() < log_ratio  # not where the potential is no number

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
@@ -10,10 +10,10 @@ from torch import Tensor
 from pyro_ext._checks import check_integer, check_number
 from pyro_ext.inference._curvature import whitening_factor
 from pyro_ext.inference._hamiltonian import finite_starts, hamiltonian_transition
-from pyro_ext.inference.sgmcmc import SGMCMCKernel
+from pyro_ext.inference._metropolis import MetropolisKernel, MetropolisOptions
 from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient
 from pyro_ext.inference.sgmcmc.modes import minimum
-from pyro_ext.potential import Backend, InitStrategy, Potential, init_to_suggested
+from pyro_ext.potential import InitStrategy, Potential, init_to_suggested
 from pyro_ext.random import chain_keys, normal, uniform
 
 __all__ = ["HMCState", "LaplaceHMC"]
@@ -43,7 +43,20 @@ class HMCState(NamedTuple):
     is_taken: Tensor
 
 
-class LaplaceHMC(SGMCMCKernel):
+class _Preparation(NamedTuple):
+    """What is known of a posterior before its first draw.
+
+    :param Tensor mode: **Shape:** ``(size,)``.
+    :param Tensor factor: of the covariance there. **Shape:** ``(size, size)``.
+    :param int num_leapfrog_steps: of a trajectory.
+    """
+
+    mode: Tensor
+    factor: Tensor
+    num_leapfrog_steps: int
+
+
+class LaplaceHMC(MetropolisKernel[_Preparation]):
     r"""Hamiltonian Monte Carlo in coordinates in which the posterior is near a unit Gaussian [1].
 
     The coordinates are those of the mode and of the second derivatives there. Trajectories of
@@ -63,10 +76,10 @@ class LaplaceHMC(SGMCMCKernel):
     :param int num_leapfrog_steps: steps of a trajectory; without it the least of 3, 6, 12, 24 and
         48 with which four of five trial proposals are taken.
     :param float trajectory_length: in standard deviations. Lengths vary at random by a fifth.
-    :param str backend: how the potential runs, see :class:`~pyro_ext.potential.Potential`.
-    :param int num_steps: transitions that one call of ``sample`` takes, under Pyro's driver.
     :param init_strategy: where the search for the mode starts, one of
         :mod:`pyro.infer.autoguide.initialization`.
+    :param options: ``backend``, how the potential runs, see :class:`~pyro_ext.potential.Potential`,
+        and ``num_steps``, transitions that one call of ``sample`` takes under Pyro's driver.
     :raises ValueError: for numbers out of range, or a model that subsamples.
 
     [1] R. M. Neal (2011), MCMC using Hamiltonian dynamics, section 4.1.
@@ -88,34 +101,20 @@ class LaplaceHMC(SGMCMCKernel):
         self,
         model: Callable[..., Any] | None = None,
         *,
-        potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
         num_leapfrog_steps: int | None = None,
         trajectory_length: float = 1.5,
-        backend: Backend = "trace",
-        num_steps: int = 1,
         init_strategy: InitStrategy = init_to_suggested,
+        **options: Unpack[MetropolisOptions],
     ) -> None:
-        super().__init__(
-            model,
-            potential_fn=potential_fn,
-            backend=backend,
-            num_steps=num_steps,
-            init_strategy=init_strategy,
-        )
+        super().__init__(model, init_strategy=init_strategy, **options)
         if num_leapfrog_steps is not None:
             num_leapfrog_steps = check_integer("num_leapfrog_steps", num_leapfrog_steps, 1)
         self.num_leapfrog_steps = num_leapfrog_steps
         self.trajectory_length = check_number("trajectory_length", trajectory_length, above=0)
-        self._made: _Preparation | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_made": None}
 
     def _prepare(self) -> None:
+        super()._prepare()
         potential = self.potential
-        if potential.subsampled_plates:
-            names = [plate.name for plate in potential.subsampled_plates]
-            raise ValueError(f"model must see all of its data, but it subsamples in {names}")
         layout, density = potential.layout, self.potential_fn
         if isinstance(potential, Potential):
             density = potential.potential
@@ -127,13 +126,13 @@ class LaplaceHMC(SGMCMCKernel):
         mode = minimum(potential, layout.flatten(values)[0].detach())
         factor = _factor(lambda flat: value(layout.unflatten(flat)), mode)
         number = self.num_leapfrog_steps or _FIRST_NUMBER
-        self._made = _Preparation(mode, factor, number)
+        self._known = made = _Preparation(mode, factor, number)
         if self.num_leapfrog_steps is not None:
             return
         rate = self._trial()
         while rate < _ENOUGH and number < _MOST_STEPS:
             number *= 2
-            self._made = self._made._replace(num_leapfrog_steps=number)
+            self._known = made = made._replace(num_leapfrog_steps=number)
             rate = self._trial()
         if rate < _FEW:
             warnings.warn(
@@ -144,7 +143,7 @@ class LaplaceHMC(SGMCMCKernel):
 
     def _trial(self) -> float:
         """Share of proposals that are taken, from draws of the Laplace approximation."""
-        potential, made = self.potential, self._preparation()
+        potential, made = self.potential, self._preparation
         keys = chain_keys(0, range(_PILOT_CHAINS), made.mode.device)
         starts = potential.layout.flatten(self._starts(range(_PILOT_CHAINS), 0))
         state = self._init(starts, keys)
@@ -166,18 +165,13 @@ class LaplaceHMC(SGMCMCKernel):
 
     def _starts(self, numbers: Sequence[int], seed: int) -> dict[str, Tensor]:
         """Draws of the Laplace approximation at which the potential is finite."""
-        mode, factor, _ = self._preparation()
+        mode, factor, _ = self._preparation
         keys = chain_keys(seed, numbers, mode.device)
         step = torch.zeros((), dtype=torch.int64, device=keys.device)
         noise = normal(keys, step, len(mode), stream=_STREAM_OF_STARTS, dtype=mode.dtype)
         starts = mode + noise @ factor.mT
         finite = finite_starts(starts, self.potential.gradient.over_any, mode)[0]
         return self.potential.layout.unflatten(finite)
-
-    def _preparation(self) -> "_Preparation":
-        if self._made is None:
-            raise RuntimeError("the kernel has no mode yet: call setup(...) first")
-        return self._made
 
     def _init(self, position: Tensor, keys: Tensor) -> HMCState:
         count = torch.zeros(len(position), dtype=torch.int64, device=position.device)
@@ -192,7 +186,7 @@ class LaplaceHMC(SGMCMCKernel):
         step_size: Tensor,
         temperature: Tensor,
     ) -> tuple[HMCState, Info]:
-        made = self._preparation()
+        made = self._preparation
         choices = uniform(
             state.keys, state.num_transitions[0], 2, stream=_STREAM_OF_CHOICES, dtype=noise.dtype
         )
@@ -214,24 +208,11 @@ class LaplaceHMC(SGMCMCKernel):
         return HMCState(after.position, keys, state.num_transitions + 1, is_taken), Info(value)
 
     def _statistics(self, state: HMCState) -> dict[str, Tensor]:
-        length = self.trajectory_length / self._preparation().num_leapfrog_steps
+        length = self.trajectory_length / self._preparation.num_leapfrog_steps
         return {
             "acceptance_rate": state.is_taken,
             "step_size": torch.full_like(state.is_taken, length),
         }
-
-
-class _Preparation(NamedTuple):
-    """What is known of a posterior before its first draw.
-
-    :param Tensor mode: **Shape:** ``(size,)``.
-    :param Tensor factor: of the covariance there. **Shape:** ``(size, size)``.
-    :param int num_leapfrog_steps: of a trajectory.
-    """
-
-    mode: Tensor
-    factor: Tensor
-    num_leapfrog_steps: int
 
 
 def _factor(value: Callable[[Tensor], Tensor], mode: Tensor) -> Tensor:

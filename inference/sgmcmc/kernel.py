@@ -27,6 +27,7 @@ from pyro_ext.inference.sgmcmc.modes import flat_point, minimum
 from pyro_ext.inference.sgmcmc.schedules import ConstantSchedule, Schedule
 from pyro_ext.potential import (
     Backend,
+    BatchedFunction,
     FunctionPotential,
     InitStrategy,
     Potential,
@@ -217,6 +218,10 @@ class SGMCMCKernel(MCMCKernel):
     ) -> tuple[Any, Info]:
         """One step of the sampler."""
 
+    def _function(self) -> BatchedFunction:
+        """What steps call at positions: the potential and its gradient."""
+        return self.potential.gradient
+
     def _prepare(self) -> None:
         """Resolve arguments that need the sites of the model; called once these are known."""
 
@@ -282,7 +287,7 @@ class SGMCMCKernel(MCMCKernel):
             self.schedule = ConstantSchedule(self._default_step_size())
         self._prepare()
         elements = sum(plate.subsample_size for plate in self._potential.subsampled_plates)
-        self._loop = StepLoop(self._step, self._potential.gradient, elements)
+        self._loop = StepLoop(self._step, self._function(), elements)
 
     def _find_anchor(self) -> Anchor | None:
         potential = self.potential

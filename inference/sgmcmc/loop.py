@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_ext._threads import threads_for
 from pyro_ext.inference.sgmcmc.control_variates import Anchor, control
-from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient
+from pyro_ext.inference.sgmcmc.core import Info
 from pyro_ext.potential import (
     BatchedFunction,
     agree_but_for_rounding,
@@ -93,7 +93,8 @@ class StepLoop(Generic[State]):
 
     :param step: pure step of the sampler; takes state, potential and gradient, noise, and the
         keywords ``step_size`` and ``temperature``.
-    :param BatchedFunction gradient: potential and gradient over chains.
+    :param BatchedFunction gradient: potential and gradient over chains, or the potential alone for
+        a step that needs no more.
     :param int batch_elements: elements of a minibatch over all plates, which bounds the steps of a
         call.
     :ivar dict errors: set to a dict, it takes what the model raised for single chains, by place,
@@ -274,16 +275,11 @@ def _num_points(state: tuple[Tensor, ...], plan: Plan) -> int:
 
 
 def _at(
-    gradient: Callable[..., Any], indices: Sequence[Tensor], anchor: Anchor | None
-) -> ValueAndGradient:
-    """Potential and gradient on given minibatches, as a function of the position."""
-    controlled = gradient if anchor is None else control(gradient, anchor)
-
-    def value_and_gradient(position: Tensor) -> tuple[Tensor, Tensor]:
-        value, slope = controlled(position, *indices)
-        return value, slope
-
-    return value_and_gradient
+    function: Callable[..., Any], indices: Sequence[Tensor], anchor: Anchor | None
+) -> Callable[[Tensor], Any]:
+    """What a step calls, on given minibatches, as a function of the position."""
+    controlled = function if anchor is None else control(function, anchor)
+    return lambda position: controlled(position, *indices)
 
 
 def _pad(tensor: Tensor, length: int) -> Tensor:

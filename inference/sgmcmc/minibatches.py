@@ -1,6 +1,7 @@
 """Minibatches as a function of seed, chain and step: of shuffled epochs, or independent."""
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +12,67 @@ from pyro_ext.potential import Plate
 
 __all__ = ["IndependentMinibatches", "Minibatches"]
 
+Indices = npt.NDArray[np.int64]
+
 _MOST_EPOCHS = 16
 _ELEMENTS_PER_BLOCK = 1 << 14
 _MOST_STEPS = 64
 
 
-class Minibatches:
+class _Minibatches(ABC):
+    """Minibatches in stretches of steps, of which those of a chain are made together."""
+
+    def __init__(self, plates: Sequence[Plate], chains: Sequence[int], seed: int) -> None:
+        self.plates = tuple(plates)
+        self.chains = chains
+        self.seed = seed
+        self._blocks: dict[tuple[int, int], tuple[int, Indices]] = {}
+
+    def __call__(self, first_step: int, num_steps: int) -> list[Tensor]:
+        """Indices of the given steps for each plate.
+
+        :param int first_step: number of the first step.
+        :param int num_steps: number of steps.
+        :returns: int64 tensors. **Shape:** ``(num_steps, num_chains, subsample_size)`` each.
+        """
+        result = []
+        for number, plate in enumerate(self.plates):
+            length = self._length(plate)
+            shape = (num_steps, len(self.chains), plate.subsample_size)
+            indices = np.empty(shape, dtype=np.int64)
+            row = 0
+            while row < num_steps:
+                stretch, first = divmod(first_step + row, length)
+                rows = min(length - first, num_steps - row)
+                for column, chain in enumerate(self.chains):
+                    batches = self._batches(number, plate, chain, stretch)
+                    indices[row : row + rows, column] = batches[first : first + rows]
+                row += rows
+            result.append(torch.from_numpy(indices))
+        return result
+
+    @abstractmethod
+    def _length(self, plate: Plate) -> int:
+        """Number of steps of a stretch."""
+
+    @abstractmethod
+    def _batches(self, number: int, plate: Plate, chain: int, stretch: int) -> Indices:
+        """Minibatches of a stretch. **Shape:** ``(length, subsample_size)``."""
+
+    def _block(
+        self, key: tuple[int, int, int, int], make: Callable[[np.random.Generator], Indices]
+    ) -> Indices:
+        """What a generator of its own makes, of which the latest of a chain and plate is kept."""
+        chain, _, number, block = key
+        known = self._blocks.get((number, chain))
+        if known is None or known[0] != block:
+            sequence = np.random.SeedSequence(self.seed, spawn_key=key)
+            known = (block, make(np.random.default_rng(sequence)))
+            self._blocks[number, chain] = known
+        return known[1]
+
+
+class Minibatches(_Minibatches):
     """Subsamples of plates for a group of chains, each chain with its own shuffles.
 
     An epoch is a permutation of the plate, cut into batches; what is left of it after the last
@@ -28,55 +84,27 @@ class Minibatches:
     :param int seed: a non-negative integer.
     """
 
-    def __init__(self, plates: Sequence[Plate], chains: Sequence[int], seed: int) -> None:
-        self.plates = tuple(plates)
-        self.chains = chains
-        self.seed = seed
-        self._blocks: dict[tuple[int, int], tuple[int, npt.NDArray[np.int64]]] = {}
+    def _length(self, plate: Plate) -> int:
+        return plate.size // plate.subsample_size
 
-    def __call__(self, first_step: int, num_steps: int) -> list[Tensor]:
-        """Indices of the given steps for each plate.
-
-        :param int first_step: number of the first step.
-        :param int num_steps: number of steps.
-        :returns: int64 tensors. **Shape:** ``(num_steps, num_chains, subsample_size)`` each.
-        """
-        result = []
-        for number, plate in enumerate(self.plates):
-            size = plate.subsample_size
-            num_batches = plate.size // size
-            indices = np.empty((num_steps, len(self.chains), size), dtype=np.int64)
-            row = 0
-            while row < num_steps:
-                epoch, batch = divmod(first_step + row, num_batches)
-                rows = min(num_batches - batch, num_steps - row)
-                for column, chain in enumerate(self.chains):
-                    order = self._order(number, plate.size, chain, epoch)
-                    taken = order[batch * size : (batch + rows) * size]
-                    indices[row : row + rows, column] = taken.reshape(rows, size)
-                row += rows
-            result.append(torch.from_numpy(indices))
-        return result
-
-    def _order(self, number: int, size: int, chain: int, epoch: int) -> npt.NDArray[np.int64]:
-        """Permutation of a plate in an epoch; the latest block of epochs is kept.
-
-        To set up a generator costs more than to shuffle a small plate, so that one generator serves
-        several epochs.
-        """
+    def _batches(self, number: int, plate: Plate, chain: int, stretch: int) -> Indices:
+        # To set up a generator costs more than to shuffle a small plate, so that one generator
+        # serves several epochs.
+        size = plate.size
         num_epochs = max(1, min(_MOST_EPOCHS, _ELEMENTS_PER_BLOCK // size))
-        block, place = divmod(epoch, num_epochs)
-        known = self._blocks.get((number, chain))
-        if known is None or known[0] != block:
-            key = np.random.SeedSequence(self.seed, spawn_key=(chain, 2, number, block))
+        block, epoch = divmod(stretch, num_epochs)
+
+        def shuffled(generator: np.random.Generator) -> Indices:
             orders = np.tile(np.arange(size), (num_epochs, 1))
-            known = (block, np.random.default_rng(key).permuted(orders, axis=1, out=orders))
-            self._blocks[number, chain] = known
-        order: npt.NDArray[np.int64] = known[1][place]
-        return order
+            return generator.permuted(orders, axis=1, out=orders)
+
+        order = self._block((chain, 2, number, block), shuffled)[epoch]
+        shape = (self._length(plate), plate.subsample_size)
+        batches: Indices = order[: shape[0] * shape[1]].reshape(shape)
+        return batches
 
 
-class IndependentMinibatches:
+class IndependentMinibatches(_Minibatches):
     """Subsamples of plates, each a uniform subset that does not depend on those of other steps.
 
     Gradients then have independent noise, as theory has it. That of shuffled epochs, whose
@@ -96,40 +124,15 @@ class IndependentMinibatches:
         >>> kernel = SGLD(model, step_size=1e-3, minibatches=IndependentMinibatches)
     """
 
-    def __init__(self, plates: Sequence[Plate], chains: Sequence[int], seed: int) -> None:
-        self.plates = tuple(plates)
-        self.chains = chains
-        self.seed = seed
-        self._blocks: dict[tuple[int, int], tuple[int, npt.NDArray[np.int64]]] = {}
+    def _length(self, plate: Plate) -> int:
+        return _MOST_STEPS
 
-    def __call__(self, first_step: int, num_steps: int) -> list[Tensor]:
-        """Indices of the given steps for each plate, as of :class:`Minibatches`."""
-        result = []
-        for number, plate in enumerate(self.plates):
-            size = plate.subsample_size
-            indices = np.empty((num_steps, len(self.chains), size), dtype=np.int64)
-            row = 0
-            while row < num_steps:
-                block, place = divmod(first_step + row, _MOST_STEPS)
-                rows = min(_MOST_STEPS - place, num_steps - row)
-                for column, chain in enumerate(self.chains):
-                    subsets = self._subsets(number, plate, chain, block)
-                    indices[row : row + rows, column] = subsets[place : place + rows]
-                row += rows
-            result.append(torch.from_numpy(indices))
-        return result
-
-    def _subsets(self, number: int, plate: Plate, chain: int, block: int) -> npt.NDArray[np.int64]:
-        """Subsets of a plate in a block of steps, the latest of which is kept."""
-        known = self._blocks.get((number, chain))
-        if known is None or known[0] != block:
-            key = np.random.SeedSequence(self.seed, spawn_key=(chain, 3, number, block))
-            generator = np.random.default_rng(key)
-            size = plate.subsample_size
-            subsets = [
-                generator.choice(plate.size, size, replace=False, shuffle=False)
-                for _ in range(_MOST_STEPS)
+    def _batches(self, number: int, plate: Plate, chain: int, stretch: int) -> Indices:
+        def subsets(generator: np.random.Generator) -> Indices:
+            sizes = plate.size, plate.subsample_size
+            chosen = [
+                generator.choice(*sizes, replace=False, shuffle=False) for _ in range(_MOST_STEPS)
             ]
-            known = (block, np.stack(subsets))
-            self._blocks[number, chain] = known
-        return known[1]
+            return np.stack(chosen)
+
+        return self._block((chain, 3, number, stretch), subsets)

@@ -45,7 +45,7 @@ class FrequencyModel:
     * :meth:`with_tilt` has the auxiliary variable as a site, ``"tilt"``, which makes the likelihood
       some hundred times faster.
     * :meth:`with_scaled_tilt` has it in units that go with the measure, and is the one to sample:
-      ``MCMC(IndependenceMetropolis(model.with_scaled_tilt), 100, num_chains=32)``.
+      ``MCMC(IndependenceMetropolis(model.with_scaled_tilt), 100, num_chains=64)``.
     * :meth:`with_cluster_tilts` has a tilt of each cluster as well, as the sampler of [1] does.
 
     :param prior: a normalized measure, a Pitman-Yor or a Dirichlet process, or a Pyro model of no

@@ -47,6 +47,7 @@ class FunctionPotential:
         if not isinstance(value, Tensor) or value.dim() != 0:
             raise ValueError(f"potential_fn must return a scalar tensor, got {value!r:.80}")
         self._points = RandomPoints(self._start)
+        self.value = BatchedFunction(self._value, self._example, backend)
         self.gradient = BatchedFunction(Gradient(self._value), self._example, backend)
 
     def full_value_and_grad(self, params: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -128,6 +128,11 @@ class Potential(ModelAtValues):
         """
         return self._functions["gradient"]
 
+    @property
+    def value(self) -> BatchedFunction:
+        """The same without the gradient, for kernels that need none: a much smaller graph."""
+        return self._functions["value"]
+
     # The function ------------------------------------------------------------------------------
 
     def potential(

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_ext.random_measures._roots import holds_everywhere
 from pyro_ext.random_measures._tilt_mixture import (
     log_exponent_density,
     log_exponent_integral,
@@ -44,7 +45,7 @@ _FALL = 42.0
 _TINY_LOG = -18.0
 _TINY_RATIO = 40.0
 _SHALLOW = -1.0
-_NUM_ROUGH = 12
+_NUM_STEPS, _NUM_ROUNDS = 12, 2
 _NUM_PANELS = 12
 _FAR = 40.0
 _NUM_TERMS = 60
@@ -212,10 +213,9 @@ def _log_inverse(
     plan = _plan_of[damping](log_value, log_mass, power, discount, tilt, pole)
     start, width, reach = plan[..., :3].unbind(-1)
     value, base = log_value.exp(), torch.where(pole > 0, tilt, 0.0)
-    parts = [
-        _bent_part(law, value, base, pole, start, width, reach),
-        _cut_part(law, value, plan[..., 3:], start < 0),
-    ]
+    parts = [_bent_part(law, value, base, pole, start, width, reach)]
+    if not holds_everywhere(start > 0):
+        parts.append(_cut_part(law, value, plan[..., 3:], start < 0))
     tops = torch.stack([part[0] for part in parts], -1)
     sums = torch.stack([part[1] for part in parts], -1)
     top = tops.amax(-1)
@@ -288,8 +288,8 @@ def _plan(
     law, value = Law(log_mass, power, discount, damping), log_value.exp()
     base = torch.where(pole > 0, tilt, 0.0)
     log_saddle = _log_saddle(law, value, base, pole)
-    log_depth = _log_depth(law, value)
     is_tail = (pole == 0) & (log_saddle + log_value < 0)
+    log_depth = _log_depth(law, value) if bool(is_tail.any()) else -log_value
     is_deep = is_tail & (log_depth + log_value > _SHALLOW)
     # Between saddle point and tail there is nothing to be won on the cut.
     log_start = torch.where(is_deep, log_depth, torch.where(is_tail, -log_value, log_saddle))
@@ -372,14 +372,15 @@ def _reach(law: Law, value: Tensor, base: Tensor, start: Tensor, width: Tensor) 
     """Place on the hyperbola beyond which the integrand has vanished."""
 
     def log_modulus(place: Tensor) -> Tensor:
-        point, _ = _contour(place[..., None], start[..., None], width[..., None])
+        point, _ = _contour(place, start[..., None], width[..., None])
         exponent = point * value[..., None] - law.exponent(point + base[..., None])
-        return exponent.real.squeeze(-1) + place
+        return exponent.real + place
 
-    low, high = torch.zeros_like(start), torch.full_like(start, _FAR)
-    least = log_modulus(low) - _FALL
-    for _ in range(_NUM_ROUGH):
-        middle = 0.5 * (low + high)
-        is_inside = log_modulus(middle) > least
-        low, high = torch.where(is_inside, middle, low), torch.where(is_inside, high, middle)
-    return high
+    low, length = torch.zeros_like(start), torch.full_like(start, _FAR)
+    least = log_modulus(low[..., None]) - _FALL
+    steps = torch.arange(1.0, _NUM_STEPS, dtype=start.dtype, device=start.device) / _NUM_STEPS
+    for _ in range(_NUM_ROUNDS):
+        is_inside = log_modulus(low[..., None] + length[..., None] * steps) > least
+        length = length / _NUM_STEPS
+        low = low + length * is_inside.sum(-1)
+    return low + length

@@ -20,7 +20,7 @@ from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 from pyro_ext.random_measures.generalized_gamma import GeneralizedGammaProcess
 from pyro_ext.random_measures.superposition import Superposition
 from pyro_ext.random_measures.total_mass import TotalMass, compound_poisson
-from pyro_ext.special import log_upper_gamma
+from pyro_ext.special import log1mexp_at_log, log_exprel, log_upper_gamma
 from pyro_ext.special.log_integral import LogIntegrand
 
 __all__ = ["ParetoMixtureProcess", "ParetoProcess"]
@@ -124,14 +124,32 @@ class ParetoProcess(CompletelyRandomMeasure):
         r""":math:`\log \int_x^\infty w^{p-1} e^{-zw} dw`, with :math:`p < 0` where z is zero."""
         is_tilted = log_rate > -torch.inf
         rate = torch.where(is_tilted, log_rate, 0.0)
-        level = (rate + log_size).clamp(min=-690.0, max=_LARGEST_LOG).exp()
-        tilted = log_upper_gamma(power, level) - power * rate
+        log_level = rate + log_size
+        level = log_level.clamp(min=-690.0, max=_LARGEST_LOG)
+        # Up to the least level, the exponential is one.
+        gap = level - log_level
+        part = torch.where(gap > 0, gap, 1.0)
+        below = power * level + part.log() + log_exprel(-power * part)
+        inside = log_upper_gamma(power, level.exp())
+        inside = torch.where(gap > 0, torch.logaddexp(inside, below), inside)
+        tilted = inside - power * rate
         slope = torch.where(power < 0, -power, 1.0)
         untilted = torch.where(power < 0, power * log_size - slope.log(), torch.inf)
         return torch.where(is_tilted, tilted, untilted)
 
     def _log_rate(self, log_tilt: Tensor) -> Tensor:
         return log_sum(log_tilt, self._double.tilt)
+
+    def _log_exponent(self, log_shift: Tensor) -> Tensor:
+        if self._has("tilt"):
+            return super()._log_exponent(log_shift)
+        own = self._double
+        start = own.scale.log()
+        # By parts, so that nothing cancels.
+        ends = log1mexp_at_log(log_shift + start) - own.tail_index * start
+        power, log_rate, start = torch.broadcast_tensors(1.0 - own.tail_index, log_shift, start)
+        inside = log_shift + self._log_upper(power, log_rate, start)
+        return (own.mass / own.tail_index).log() + torch.logaddexp(ends, inside)
 
     def _log_moment(self, order: Tensor, log_tilt: Tensor) -> Tensor:
         own = self._double

@@ -12,6 +12,7 @@ import torch
 from pyro.infer import MCMC as PyroMCMC
 
 from pyro_ext.inference import MCMC, IndependenceMetropolis
+from pyro_ext.potential._capture import Gradient
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -109,6 +110,16 @@ def test_compiled_draws() -> None:
     x = torch.linspace(-2.0, 2.0, 50)
     kinds = [run(regression, 50, 2, x, backend=name) for name in ("trace", "compile")]
     torch.testing.assert_close(*(each.get_samples()["scale"] for each in kinds))
+
+
+def test_no_gradient_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its graph would be several times as large, and its draws need no check of their width."""
+
+    def gradient(*arguments: Any) -> None:
+        raise AssertionError("a gradient was taken")
+
+    monkeypatch.setattr(Gradient, "__call__", gradient)
+    assert len(run(curved, 50, 8).get_samples()["scale"]) == 400
 
 
 def test_interrupted_runs_go_on(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_ext.random_measures import ParetoProcess
+from pyro_ext.random_measures import CompletelyRandomMeasure, ParetoProcess
 from tests.random_measures.references import (
     ALL,
     BETA_PRIME,
@@ -254,3 +254,12 @@ def test_float32(reference):
         assert value.dtype == torch.float32
         torch.testing.assert_close(value, function(wide).float(), rtol=1e-4, atol=1e-5)
     assert narrow.laplace_exponent(size.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("tail_index", [0.3, 1.0, 2.0, 7.5])
+def test_exponents_of_pareto_weights_are_integrals_of_their_density(tail_index):
+    """The closed form against quadrature, also where the shift itself underflows."""
+    measure = ParetoProcess(*(torch.tensor(value).double() for value in (3.0, 0.5, tail_index)))
+    log_shift = torch.tensor([-800.0, -30.0, -1.0, 0.0, 2.0, 40.0]).double()
+    expected = CompletelyRandomMeasure._log_exponent(measure.expand((6,)), log_shift)
+    torch.testing.assert_close(measure._log_exponent(log_shift), expected, rtol=1e-13, atol=1e-13)

@@ -282,6 +282,10 @@ def reference(prior_laws, measure):
     }
 
 
+def pareto_mixture(mass, discount, tail_index):
+    return ParetoMixtureProcess(mass, discount, 1.0, 2.0, 1.5, tail_index)
+
+
 def fixed_excess(kind, prior_laws):
     """Prior whose index at infinity exceeds the discount by 0.9."""
 
@@ -349,6 +353,20 @@ def test_variational_inference_finds_the_posterior():
         assert abs(float(value.mean()) - mean) < 0.5 * deviation, name
 
 
+def check_calibration(model, infer, num_simulations, num_samples, num_rows):
+    """Simulation-based calibration at a level of 1e-3, with nine draws of each posterior.
+
+    There are as many rows as there are sizes that can differ.
+    """
+    rows = frequency_table([num_samples], num_rows)
+    options = {"num_draws": 9, "log_likelihood": False, "seed": 0, "progress": False}
+    result = sbc(model, infer, num_simulations, rows, num_samples=num_samples, **options)
+    assert not result.failures
+    assert result.is_calibrated(1e-3), result.uniformity()
+    spread = result.uniformity()["spread"]
+    assert bool((spread > 0.5).all()) and bool((spread < 1.5).all())
+
+
 @pytest.mark.slow
 @pytest.mark.statistical
 def test_posterior_is_calibrated():
@@ -375,22 +393,7 @@ def test_posterior_is_calibrated():
         seed = int(torch.randint(2**31, ()))
         return nuts_posterior(potential, laplace, 36, warmup_steps=30, seed=seed)
 
-    rows = frequency_table([40], 8)  # as many rows as there are sizes that can differ
-    result = sbc(
-        model,
-        infer,
-        24,
-        rows,
-        num_samples=40,
-        num_draws=9,
-        log_likelihood=False,
-        seed=0,
-        progress=False,
-    )
-    assert not result.failures
-    assert result.is_calibrated(1e-3), result.uniformity()
-    spread = result.uniformity()["spread"]
-    assert bool((spread > 0.5).all()) and bool((spread < 1.5).all())
+    check_calibration(model, infer, 24, 40, 8)
 
 
 @pytest.mark.slow
@@ -400,12 +403,7 @@ def test_independence_metropolis_is_calibrated():
 
     Spreads of 20 ranks have a standard deviation of about 0.12.
     """
-
-    def prior():
-        mass = pyro.sample("mass", dist.LogNormal(1.5, 1.0))
-        discount = pyro.sample("discount", dist.Beta(2.0, 2.0))
-        return GeneralizedGammaProcess(mass, discount, 1.0).normalize()
-
+    prior = generalized_gamma_prior(dist.LogNormal(1.5, 1.0), dist.Beta(2.0, 2.0))
     model = FrequencyModel(prior)
 
     def infer(observing, *args, **options):
@@ -416,31 +414,16 @@ def test_independence_metropolis_is_calibrated():
         position = kernel.advance(chains, 30).position
         potential = kernel.potential
         draws = potential.constrain(potential.layout.unflatten(position))
-        return {name: draws[name] for name in ("mass", "discount")}
+        return {name: draws[name] for name in model._sites()}
 
-    rows = frequency_table([100], 13)  # as many rows as there are sizes that can differ
-    result = sbc(
-        model,
-        infer,
-        20,
-        rows,
-        num_samples=100,
-        num_draws=9,
-        log_likelihood=False,
-        seed=0,
-        progress=False,
-    )
-    assert not result.failures
-    assert result.is_calibrated(1e-3), result.uniformity()
-    spread = result.uniformity()["spread"]
-    assert bool((spread > 0.5).all()) and bool((spread < 1.5).all())
+    check_calibration(model, infer, 20, 100, 13)
 
 
 @pytest.mark.slow
 @pytest.mark.statistical
-@pytest.mark.parametrize("kind", [GeneralizedBFRYProcess, BetaPrimeProcess])
+@pytest.mark.parametrize("kind", [GeneralizedBFRYProcess, BetaPrimeProcess, pareto_mixture])
 def test_independence_metropolis_agrees_with_quadrature(kind):
-    """Means of 40 chains within five standard errors; four means of both: one in 10^6."""
+    """Means of 40 chains within five standard errors; six means of all: one in 10^6."""
     prior_laws = {"mass": dist.LogNormal(1.0, 0.7), "discount": dist.Beta(2.0, 2.0)}
     exact = reference(prior_laws, lambda mass, discount: kind(mass, discount, discount + 0.9))
     kernel = IndependenceMetropolis(
