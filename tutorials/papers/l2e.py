@@ -451,7 +451,7 @@ def distances(make: Make, num_steps: int) -> Losses:
     return for_each_seed(of_seed)
 
 
-RUNS = (12, 24) if SMOKE else (100, 400, 2000)
+RUNS = (12, 24) if SMOKE else (100, 300, 1000)
 RATES = LEARNING_RATES if SMOKE else (0.02, 0.05, 0.1, 0.2)
 distance = {
     "SGHMC, best at each length": [
