@@ -184,13 +184,14 @@ class IndependenceMetropolis(MetropolisKernel[Population]):
             )
 
     def _first_points(self) -> Tensor:
-        """Draws from the prior, or around the initial parameters, spread out."""
+        """Draws from the prior, or around the initial parameters, spread out and all different."""
         potential = self.potential
         if isinstance(potential, Potential):
             drawn = potential.init_chains(range(_NUM_STARTS), 0, self.init_strategy)
         else:
             drawn = {name: value[None] for name, value in self.initial_params.items()}
-        flat = potential.layout.flatten(drawn).detach()
+        # Equal ones would have all of the weight together, and the population would stay there.
+        flat: Tensor = potential.layout.flatten(drawn).detach().unique(dim=0)
         points = flat[torch.arange(self.num_points) % len(flat)]
         noise = torch.randn(points.shape, dtype=points.dtype).to(points.device)
         return points + torch.where(torch.arange(len(points))[:, None] < len(flat), 0.0, noise)

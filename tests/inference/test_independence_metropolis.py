@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import MCMC as PyroMCMC
+from pyro.infer.autoguide import init_to_value
 
 from pyro_ext.inference import MCMC, IndependenceMetropolis
 from pyro_ext.potential._capture import Gradient
@@ -143,6 +144,22 @@ def test_functions_settings_and_pyro() -> None:
     driver = PyroMCMC(other, 20, warmup_steps=2, disable_progbar=True)
     driver.run()
     assert len(driver.get_samples()["first"].unique()) > 3
+
+
+def test_a_start_at_one_value_is_left(subtests: Any) -> None:
+    """Also where the posterior is narrow: a population of equal points would stay there."""
+    for scale in (0.1, 0.001):
+        with subtests.test(scale=scale):
+
+            def narrow(scale: float = scale) -> None:
+                value = pyro.sample("value", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+                pyro.factor("data", -0.5 * ((value - 0.3) / scale).square().sum())
+
+            start = init_to_value(values={"value": torch.full((2,), 0.3 + 2.0 * scale)})
+            kernel = IndependenceMetropolis(narrow, num_points=64, init_strategy=start)
+            kernel.setup(0)
+            spread = kernel.population.points.std(0) / scale
+            assert ((spread > 0.5) & (spread < 2.0)).all()
 
 
 def test_many_parameters_are_warned_about() -> None:

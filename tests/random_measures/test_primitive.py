@@ -168,6 +168,7 @@ def test_draws_of_parameters_looked_at_together(key):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the draws of")  # short runs
 def test_sghmc_over_minibatches():
     data = word_counts()[0].float().log()
     kernel = SGHMC(mixture_model, step_size=0.002, friction=20.0)
@@ -284,6 +285,7 @@ def count_model(counts):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["NUTS", "SGHMC"])
+@pytest.mark.filterwarnings("ignore:the draws of")  # short runs
 def test_kernels_on_the_weights_of_words(kind):
     """The weights follow the counts, which are large and say nearly all."""
     sizes, _ = word_counts()
