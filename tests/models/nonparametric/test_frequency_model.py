@@ -372,7 +372,7 @@ def check_calibration(model, infer, num_simulations, num_samples, num_rows):
 def test_posterior_is_calibrated():
     """Simulation-based calibration on partitions of 40 samples, at a level of 1e-3.
 
-    Spreads of 24 ranks have a standard deviation of about 0.1.
+    Spreads of 16 ranks have a standard deviation of about 0.13.
     """
     prior_laws = {"mass": dist.LogNormal(1.5, 0.5), "discount": dist.Beta(3.0, 3.0)}
 
@@ -393,7 +393,7 @@ def test_posterior_is_calibrated():
         seed = int(torch.randint(2**31, ()))
         return nuts_posterior(potential, laplace, 36, warmup_steps=30, seed=seed)
 
-    check_calibration(model, infer, 24, 40, 8)
+    check_calibration(model, infer, 16, 40, 8)
 
 
 @pytest.mark.slow
