@@ -22,6 +22,8 @@ from pyro_ext.random_measures.total_mass import InvertedTotalMass
 
 __all__ = ["MixedTilts"]
 
+_LARGEST_POWER = 1e9  # beyond it nodes of quadrature do not resolve a density at a sharp end
+
 
 class MixedTilts(CompletelyRandomMeasure):
     r"""Measure with :math:`\rho(w) = \frac{\eta}{\Gamma(1-\sigma)} w^{-1-\sigma} e^{-uw} m(w)`.
@@ -93,25 +95,36 @@ class MixedTilts(CompletelyRandomMeasure):
         r"""Logarithm of the whole tilt, in units of the scale."""
         return log_sum(log_tilt, self._double.tilt) - self._log_end()
 
+    def _resolved_power(self) -> tuple[Tensor, Tensor]:
+        """Power of the mixing density that quadrature resolves, and what to add to logarithms.
+
+        At a sharp end all of the mass of a large power is at the end, and goes as one over it.
+        """
+        power = self._power
+        if self._damping:
+            return power, torch.zeros_like(power)
+        kept = power.clamp(max=_LARGEST_POWER)
+        return kept, kept.log() - power.log()
+
     def _log_exponent(self, log_shift: Tensor) -> Tensor:
         own, end = self._double, self._log_end()
+        mixing, correction = self._resolved_power()
         none = torch.full_like(log_shift, -torch.inf)
         damping = torch.full_like(log_shift, self._damping)
         integral = log_exponent_integral(
-            self._power, own.discount, log_shift - end, self._log_relative_tilt(none), damping
+            mixing, own.discount, log_shift - end, self._log_relative_tilt(none), damping
         )
-        return own.mass.log() + own.tail_index * end + integral
+        return own.mass.log() + own.tail_index * end + integral + correction
 
     def _log_moment(self, order: Tensor, log_tilt: Tensor) -> Tensor:
         own = self._double
         order, log_tilt = torch.broadcast_tensors(order, log_tilt)
         power = order - own.discount
         damping = torch.full_like(power, self._damping)
-        integral = log_moment_integral(
-            self._power, power, self._log_relative_tilt(log_tilt), damping
-        )
+        mixing, correction = self._resolved_power()
+        integral = log_moment_integral(mixing, power, self._log_relative_tilt(log_tilt), damping)
         scale = self._log_scale() + (own.tail_index - order) * self._log_end()
-        return scale + power.lgamma() + integral
+        return scale + power.lgamma() + integral + correction
 
     def _log_inverse_transform(self, log_value: Tensor, pole: Tensor) -> Tensor:
         """Logarithm of the density of the total mass, or of its distribution function."""

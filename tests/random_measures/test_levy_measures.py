@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_ext.random_measures import CompletelyRandomMeasure, ParetoProcess
+from pyro_ext.random_measures import (
+    CompletelyRandomMeasure,
+    GeneralizedBFRYProcess,
+    GeneralizedGammaProcess,
+    ParetoProcess,
+)
 from tests.random_measures.references import (
     ALL,
     BETA_PRIME,
@@ -263,3 +268,19 @@ def test_exponents_of_pareto_weights_are_integrals_of_their_density(tail_index):
     log_shift = torch.tensor([-800.0, -30.0, -1.0, 0.0, 2.0, 40.0]).double()
     expected = CompletelyRandomMeasure._log_exponent(measure.expand((6,)), log_shift)
     torch.testing.assert_close(measure._log_exponent(log_shift), expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("log_excess", [4.0, 20.0, 30.0, 40.0])
+def test_a_steep_tail_is_a_tilt_at_the_cutoff(log_excess):
+    """All of the mixing density is then at its sharp end, in less than nodes can resolve."""
+    excess = torch.tensor(log_excess).double().exp()
+    discount = torch.tensor(0.3).double()
+    steep = GeneralizedBFRYProcess(1.0, discount, discount + excess)
+    limit = GeneralizedGammaProcess(1.0 / excess, discount, 1.0)
+    tolerance = {"rtol": 0.0, "atol": max(10.0 / float(excess), 1e-7)}
+    for log_tilt in (-3.0, 0.0, 5.0):
+        place = discount.new_tensor(log_tilt)
+        order = discount.new_tensor(7.0)
+        found = torch.stack([steep._log_exponent(place), steep._log_moment(order, place)])
+        expected = torch.stack([limit._log_exponent(place), limit._log_moment(order, place)])
+        torch.testing.assert_close(found, expected, **tolerance)
