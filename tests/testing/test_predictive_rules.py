@@ -14,27 +14,10 @@ from pyro_ext.inference.martingale import (
     StudentTPredictive,
 )
 from pyro_ext.testing.predictive_rules import check_martingale, check_predictive_rule
+from tests.inference.martingale.normal_models import fixed_size, model, subsampling
 
-FEW = torch.linspace(-1.0, 2.0, 4)
+FEW, TEN = torch.linspace(-1.0, 2.0, 4), torch.linspace(-1.0, 2.0, 10)
 ROWS = torch.tensor([[0.0, 1.0], [2.0, -1.0], [1.0, 1.0], [-1.0, 0.5], [0.3, 3.0]])
-
-
-def model(y):
-    loc = pyro.sample("loc", dist.Normal(0.0, 2.0))
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
-
-
-def fixed_size(y):
-    loc = pyro.sample("loc", dist.Normal(0.0, 2.0))
-    with pyro.plate("data", 4):
-        pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
-
-
-def subsampling(y):
-    loc = pyro.sample("loc", dist.Normal(0.0, 2.0))
-    with pyro.plate("data", len(y), subsample_size=3) as index:
-        pyro.sample("y", dist.Normal(loc, 1.0), obs=y[index])
 
 
 DRAWS = {"loc": 0.6 + 0.5 * torch.randn(2000, generator=torch.Generator().manual_seed(0))}
@@ -54,8 +37,8 @@ RULES = {
         10_000,
     ),
     "model": (PosteriorPredictive(model, DRAWS), FEW, 2000),
-    "model of a fixed size": (PosteriorPredictive(fixed_size, DRAWS), FEW, 50),
-    "model of subsamples": (PosteriorPredictive(subsampling, DRAWS), FEW, 50),
+    "model of a fixed size": (PosteriorPredictive(fixed_size, DRAWS), TEN, 50),
+    "model of subsamples": (PosteriorPredictive(subsampling, DRAWS), TEN, 50),
     "copula": (CopulaDensity(0.8), FEW, 200),
 }
 

@@ -21,6 +21,7 @@ from pyro_ext.inference.martingale.martingale_posterior import MartingalePosteri
 from pyro_ext.inference.martingale.posterior_predictive import PosteriorPredictive
 from pyro_ext.random import chain_keys
 from pyro_ext.testing.moments import estimate_moment
+from tests.inference.martingale.normal_models import fixed_size, model, subsampling
 
 ALLOWED = 3.5
 LEVEL = 5e-4
@@ -28,24 +29,6 @@ LEVEL = 5e-4
 
 def data() -> torch.Tensor:
     return torch.linspace(-1.0, 2.0, 10)
-
-
-def model(y):
-    loc = pyro.sample("loc", dist.Normal(0.0, 2.0))
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
-
-
-def fixed_size(y):
-    loc = pyro.sample("loc", dist.Normal(0.0, 2.0))
-    with pyro.plate("data", 10):
-        pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
-
-
-def subsampling(y):
-    loc = pyro.sample("loc", dist.Normal(0.0, 2.0))
-    with pyro.plate("data", len(y), subsample_size=4) as index:
-        pyro.sample("y", dist.Normal(loc, 1.0), obs=y[index])
 
 
 def regression(x, y=None):
