@@ -101,7 +101,7 @@ def _versions() -> dict[str, str]:
 class Claim:
     """A statement of a paper as an inequality between what was measured and a bound.
 
-    The bound comes from the paper or from what was laid down before, never from the measured
+    The bound comes from the paper or from what was preregistered, never from the measured
     values. A claim that fails stays, with the reason where that is known.
 
     :param str statement: the claim, a sentence.

@@ -24,7 +24,7 @@ _NODES_PER_POINT, _LEAST_NODES = 8, 1024
 _LEAST_MOVES, _PUBLISHED_MOVES = 5, 20
 # A proposal weighs the points of two of K clusters a few times, a sweep each point against all K:
 # as measured, K**2 / 80 proposals take as long.
-_SHARE_OF_A_SWEEP = 1 / 80
+_BALANCE = 1 / 80
 
 
 class TreeGuided(ConjugateKernel):
@@ -147,7 +147,7 @@ class TreeGuided(ConjugateKernel):
             counts = self._exact_moves(situation, labels)
             sweep(labels, some, situation)
             if self._adapts:
-                balanced = round(_SHARE_OF_A_SWEEP * len(np.unique(labels)) ** 2)
+                balanced = round(_BALANCE * len(np.unique(labels)) ** 2)
                 self._num_moves = max(balanced, _LEAST_MOVES)
         names = ("split", "merge", "point")[: len(counts) // 2]
         return {

@@ -38,6 +38,9 @@ __all__ = ["log_inverse"]
 _CHUNK = 16  # elements at once, of which each takes some 30 megabytes
 
 _LOWEST, _HIGHEST = -300.0, 150.0
+# Logarithms of values whose saddle points are within these; beyond them asymptotics go on.
+_LEAST_VALUE, _LARGEST_VALUE = -100.0, 200.0
+_LARGEST_LOG, _LARGEST_LOSS = 600.0, 1e300
 _NUM_HALVINGS = 48
 _NUM_PLACES = 32
 _REACH = 40.0
@@ -194,10 +197,30 @@ def log_inverse(
     :returns: the logarithm, with gradients.
     """
     values = torch.broadcast_tensors(log_value, log_mass, power, discount, tilt, pole)
-    shape = values[0].shape
-    flat = torch.stack([value.reshape(-1) for value in values])
+    log_value, log_mass, power, discount, tilt, pole = values
+
+    least = (log_mass.detach() + _LEAST_VALUE * (1.0 - discount.detach())).clamp(max=0.0)
+    inside = log_value.clamp(max=_LARGEST_VALUE).maximum(least)
+    flat = torch.stack([value.reshape(-1) for value in (inside, *values[1:])])
     chunks = [_log_inverse(damping, *chunk) for chunk in flat.split(_CHUNK, -1)]
-    return torch.cat(chunks).view(shape)
+    result = torch.cat(chunks).view(inside.shape)
+
+    # The tail is that of a weight.
+    above = (log_value - inside).clamp(min=0.0)
+    rise = torch.where(tilt > 0, log_value.exp() - inside.exp(), 0.0)
+    fall = (1.0 + power + discount) * above + tilt * rise
+    result = result - torch.where((above > 0) & (pole == 0), fall, 0.0)
+
+    # Near zero the exponent is a power, and the saddle point with it.
+    below = (least - log_value).clamp(min=0.0)
+    total = log_mass + (power.lgamma() if damping else -power.log())
+    rate = discount / (1.0 - discount)
+    height = (total / (1.0 - discount) - rate * least).clamp(max=_LARGEST_LOG).exp()
+    safe = rate.clamp(min=1e-9)
+    growth = (safe * below).clamp(max=_LARGEST_LOG).expm1() / safe
+    slope = torch.where(pole == 0, 0.5 * (2.0 - discount), -0.5 * discount) / (1.0 - discount)
+    loss = (height * growth).clamp(max=_LARGEST_LOSS) - slope * below
+    return result - torch.where(below > 0, loss, 0.0)
 
 
 def _log_inverse(

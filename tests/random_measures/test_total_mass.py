@@ -323,3 +323,25 @@ def test_too_many_weights_are_refused():
     measure = generalized_bfry(1e9, 0.4, 2.3, 1.2).measure()
     with pytest.raises(ValueError, match="at most 100000000 are drawn at once"):
         measure.total_mass().sample()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("discount", [0.0, 0.4])
+@pytest.mark.parametrize("process", [BetaPrimeProcess, GeneralizedBFRYProcess])
+def test_densities_far_out_are_asymptotic(process, discount):
+    """Powers of the value in the tail, and near zero of its power, where saddle points end."""
+    law = process(1.5, discount, 2.3).total_mass()
+    log_value = torch.tensor([190.0, 210.0, 250.0, 700.0])
+    slope = law.log_prob(log_value.exp()).diff() / log_value.diff()
+    torch.testing.assert_close(slope, torch.full_like(slope, -3.3), rtol=1e-6, atol=0.0)
+    log_value = torch.tensor([-30.0, -40.0, -90.0, -110.0, -200.0, -300.0])
+    density = law.log_prob(log_value.exp())
+    if discount:
+        steps = density.neg().log().diff() / log_value.diff()
+        expected = -discount / (1.0 - discount)
+        torch.testing.assert_close(steps, torch.full_like(steps, expected), rtol=1e-3, atol=0.0)
+    else:
+        steps = torch.stack([density, law.cdf(log_value.exp()).log()]).diff() / log_value.diff()
+        power = steps[1, 0].item()
+        expected = torch.tensor([[power - 1.0], [power]]).expand(2, 5)
+        torch.testing.assert_close(steps, expected, rtol=1e-6, atol=0.0)

@@ -210,7 +210,7 @@ claims += [
         values={s: max(descents[name][s][-1].left for name in CONVERGING) for s in SEEDS},
         comparison="<",
         bound=1e-3,
-        source=f"{FLOW_SOURCE}; bound laid down beforehand",
+        source=f"{FLOW_SOURCE}; preregistered bound",
     ),
     Claim(
         "Control: without a uniform part it does not in the same time (share of the loss that is "
@@ -318,7 +318,7 @@ claims += [
         values={s: abs(slope("γ = 1", s, "movement") + 0.5) for s in SEEDS},
         comparison="<",
         bound=0.1,
-        source=f"{PAPER}, feature learning; bound laid down beforehand",
+        source=f"{PAPER}, feature learning; preregistered bound",
     ),
     Claim(
         "With unequal scales the movement of nodes does not depend on the width (size of the "
@@ -326,7 +326,7 @@ claims += [
         values={s: abs(slope(MIXED, s, "movement")) for s in SEEDS},
         comparison="<",
         bound=0.1,
-        source=f"{PAPER}, feature learning; bound laid down beforehand",
+        source=f"{PAPER}, feature learning; preregistered bound",
     ),
     Claim(
         "With unequal scales the tangent Gram matrix changes more than in the neural tangent "
@@ -334,7 +334,7 @@ claims += [
         values={s: changes[MIXED][s][-1].gram / changes["γ = 1"][s][-1].gram for s in SEEDS},
         comparison=">",
         bound=5.0,
-        source=f"{PAPER}, change of the Gram matrix; bound laid down beforehand",
+        source=f"{PAPER}, change of the Gram matrix; preregistered bound",
     ),
 ]
 
@@ -495,14 +495,14 @@ claims += [
         comparison=">",
         bound=0.05,
         across="mean",
-        source=f"{SOURCE}; bound laid down beforehand",
+        source=f"{SOURCE}; preregistered bound",
     ),
     Claim(
         "Without a uniform part half of the nodes can go at little cost (loss of accuracy).",
         values={s: curves["γ = 0, α = 0.4"][s][0] - curves["γ = 0, α = 0.4"][s][1] for s in SEEDS},
         comparison="<",
         bound=0.05,
-        source=f"{SOURCE}; bound laid down beforehand",
+        source=f"{SOURCE}; preregistered bound",
     ),
     Claim(
         "Control: in the neural tangent parameterization they cannot (loss of accuracy).",
@@ -518,7 +518,7 @@ claims += [
         comparison="<",
         bound=0.03,
         across="mean",
-        source=f"{SOURCE}; bound laid down beforehand",
+        source=f"{SOURCE}; preregistered bound",
     ),
     Claim(
         "A few features of a network with unequal scales serve other images better than those of "

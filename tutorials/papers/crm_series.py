@@ -156,7 +156,7 @@ claims += [
         comparison="<",
         bound=0.05,
         source="Lee et al. (2019), abstract: new series of the generalized gamma process, and "
-        "their truncation error; bound laid down beforehand, from standard errors of at most 0.01 "
+        "their truncation error; preregistered bound, from standard errors of at most 0.01 "
         "and corrections of order 1/L",
     ),
     Claim(
@@ -166,7 +166,7 @@ claims += [
         comparison="<",
         bound=0.05,
         source="Lee et al. (2019), abstract: new series of the stable beta process, and their "
-        "truncation error; bound laid down beforehand, as above",
+        "truncation error; preregistered bound, as above",
     ),
 ]
 
@@ -242,7 +242,7 @@ claims.append(
         values=worst,
         comparison="<",
         bound=4,
-        source="Lee et al. (2019), series representations; bound laid down beforehand",
+        source="Lee et al. (2019), series representations; preregistered bound",
     )
 )
 
@@ -283,7 +283,7 @@ claims += [
         values=dict.fromkeys(SEEDS, abs(order + 1.5)),
         comparison="<",
         bound=0.05,
-        source="Lee et al. (2019), finite approximations; bound laid down beforehand",
+        source="Lee et al. (2019), finite approximations; preregistered bound",
     ),
     Claim(
         "With 1,000 atoms the exact rule is at least ten times nearer to the Laplace transform "
@@ -291,7 +291,7 @@ claims += [
         values=dict.fromkeys(SEEDS, advantage),
         comparison=">",
         bound=10,
-        source="values of 0.26361 and 0.26154 against 0.26366, laid down beforehand",
+        source="values of 0.26361 and 0.26154 against 0.26366, preregistered",
     ),
 ]
 
@@ -439,7 +439,7 @@ claims += [
         comparison=">",
         bound=-3,
         source="Lee et al. (2019), abstract: finite approximations for inference; margin "
-        "laid down beforehand, and judged at three standard errors",
+        "preregistered, and judged at three standard errors",
     ),
     Claim(
         "Ten atoms of an NGGP do not (the same difference).",
@@ -456,7 +456,7 @@ claims += [
         },
         comparison=">",
         bound=0,
-        source="power law of the number of clusters; experiment and bound laid down beforehand, "
+        source="power law of the number of clusters; preregistered experiment and bound, "
         "without a run",
         reason="all 50 atoms are occupied with either discount. The guide starts with 50 equal "
         "components and gives none up, so their number is that of the approximation",
@@ -551,7 +551,7 @@ claims += [
         comparison=">",
         bound=1,
         source="Lee et al. (2019), abstract: exact simulation is challenging but in some cases; "
-        "bound laid down beforehand",
+        "preregistered bound",
     ),
     Claim(
         "The Lomax series takes less time than the best of three ways to draw the largest weights "
@@ -559,7 +559,7 @@ claims += [
         values=advantages["best"],
         comparison=">",
         bound=1,
-        source="the same, with a table and rejection as rivals; bound laid down beforehand",
+        source="the same, with a table and rejection as rivals; preregistered bound",
         reason="one table of the tail serves all jumps of a measure, and rejection takes a power "
         "and a uniform number a jump, where Lomax arrivals take two gamma variables",
     ),

@@ -146,7 +146,7 @@ claims.append(
         values=slopes,
         comparison="<",
         bound=4,
-        source="Ayed et al. (2019), regular variation at both ends; bound laid down beforehand",
+        source="Ayed et al. (2019), regular variation at both ends; preregistered bound",
     )
 )
 
@@ -386,7 +386,7 @@ claims += [
         },
         comparison=">=",
         bound=2,
-        source="Ayed et al. (2019), experiments on real data; bound laid down beforehand",
+        source="Ayed et al. (2019), experiments on real data; preregistered bound",
     ),
     Claim(
         "On news words the reweighted KS of the generalized BFRY and of the beta prime process is "
@@ -394,7 +394,7 @@ claims += [
         values={seed: max(ratio(NEWS, model, seed) for model in TWO_LAWS) for seed in SEEDS},
         comparison="<",
         bound=0.65,
-        source="0.054 and 0.053 against 0.129 at maximum likelihood, laid down beforehand",
+        source="0.054 and 0.053 against 0.129 at maximum likelihood, preregistered",
     ),
     Claim(
         "On news words Pitman-Yor predicts a largest count of less than a third of the true one "
@@ -405,7 +405,7 @@ claims += [
         },
         comparison="<",
         bound=1 / 3,
-        source="Ayed et al. (2019), large counts; 575 of 4,135, laid down beforehand",
+        source="Ayed et al. (2019), large counts; 575 of 4,135, preregistered",
     ),
     Claim(
         "On news words the generalized BFRY process gains more than 150 nats of evidence on "
@@ -413,7 +413,7 @@ claims += [
         values=dict.fromkeys(SEEDS, evidence(fits[NEWS], "generalized BFRY")),
         comparison=">",
         bound=150,
-        source="193 nats of maximum likelihood, laid down beforehand",
+        source="193 nats of maximum likelihood, preregistered",
     ),
     Claim(
         "On news words the NGGP and Pitman-Yor are within 5 nats of evidence (difference; no seed "
@@ -421,7 +421,7 @@ claims += [
         values=dict.fromkeys(SEEDS, abs(evidence(fits[NEWS], "NGGP"))),
         comparison="<",
         bound=5,
-        source="Ayed et al. (2019), nearly identical to each other; bound laid down beforehand",
+        source="Ayed et al. (2019), nearly identical to each other; preregistered bound",
     ),
 ]
 
@@ -451,7 +451,7 @@ claims.append(
         },
         comparison=">",
         bound=0,
-        source="Ayed et al. (2019), predictive fit; laid down beforehand",
+        source="Ayed et al. (2019), predictive fit; preregistered",
     )
 )
 
@@ -509,7 +509,7 @@ claims += [
         comparison=">",
         bound=0.001,
         source="Ayed et al. (2019), abstract: algorithms that estimate the parameters; a level "
-        "laid down beforehand",
+        "preregistered",
     ),
     Claim(
         "The same posteriors rule out an excess of half the true size (two-sided probability of "
@@ -517,7 +517,7 @@ claims += [
         values=dict.fromkeys(SEEDS, either_end(wrong)),
         comparison="<",
         bound=0.001,
-        source="control that must fail; a level laid down beforehand",
+        source="control that must fail; a preregistered level",
     ),
 ]
 
@@ -551,7 +551,7 @@ claims += [
         values={seed: abs(gains["Pitman-Yor"][run]) for seed, run in RUNS.items()},
         comparison="<",
         bound=5,
-        source="negative control; bound laid down beforehand",
+        source="negative control; preregistered bound",
     ),
     Claim(
         "On as many data of the generalized BFRY process of the news words it gains more than 5 "
@@ -568,7 +568,7 @@ claims += [
         values=dict.fromkeys(SEEDS, max(abs(evidence(stems, model)) for model in TWO_LAWS)),
         comparison="<",
         bound=5,
-        source="negative control, 3.1 and 4.5 nats of maximum likelihood, laid down beforehand",
+        source="negative control, 3.1 and 4.5 nats of maximum likelihood, preregistered",
     ),
 ]
 torch.set_default_dtype(DTYPE)

@@ -202,7 +202,7 @@ claims += [
         },
         comparison="<",
         bound=0.03,
-        source="Lee et al. (2023), dependence of outputs; bound laid down beforehand",
+        source="Lee et al. (2023), dependence of outputs; preregistered bound",
     ),
 ]
 
@@ -365,7 +365,7 @@ claims += [
         comparison="<",
         bound=0.03,
         source="Lee et al. (2023), truncation of 2,000 nodes, whose slopes are 0.008 to 0.020 from "
-        "theory; bound laid down beforehand",
+        "theory; preregistered bound",
     ),
 ]
 
@@ -495,7 +495,7 @@ claims += [
         values={seed: max(loss(name, 0.8)[seed] for name in WITH_JUMPS) for seed in SEEDS},
         comparison="<",
         bound=0.05,
-        source=f"{SOURCE}, where nothing is lost; bound laid down beforehand",
+        source=f"{SOURCE}, where nothing is lost; preregistered bound",
     ),
     Claim(
         "Control: with equal variances they cannot (loss of accuracy).",
@@ -510,7 +510,7 @@ claims += [
         values=advantage("equal", 0.8),
         comparison=">",
         bound=0.15,
-        source=f"{SOURCE}; bound laid down beforehand",
+        source=f"{SOURCE}; preregistered bound",
     ),
     Claim(
         "With 80% of the nodes pruned networks with jumps are more accurate than one with inverse "
@@ -529,7 +529,7 @@ claims += [
         comparison=">",
         bound=-0.02,
         across="mean",
-        source=f"{SOURCE}; bound laid down beforehand",
+        source=f"{SOURCE}; preregistered bound",
     ),
 ]
 
