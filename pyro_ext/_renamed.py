@@ -1,0 +1,61 @@
+"""Public names that have changed: the old ones go on for one release, with a warning."""
+
+import functools
+import importlib
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+__all__ = ["renamed", "renamed_arguments"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def renamed(
+    module: str, names: Mapping[str, str], otherwise: Callable[[str], Any] | None = None
+) -> Callable[[str], Any]:
+    """Make the ``__getattr__`` of a module some of whose names have changed.
+
+    :param str module: name of the module.
+    :param Mapping names: new names by old ones. A new name with a dot is of another module.
+    :param Callable otherwise: the ``__getattr__`` that the module has anyway.
+    """
+
+    def getattr_(name: str) -> Any:
+        if name in names:
+            home, _, new = names[name].rpartition(".")
+            _warn(f"{module}.{name}", f"{home or module}.{new}", stacklevel=3)
+            return getattr(importlib.import_module(home or module), new)
+        if otherwise is not None:
+            return otherwise(name)
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return getattr_
+
+
+def renamed_arguments(**names: str) -> Callable[[_Function], _Function]:
+    """Decorate a function or constructor some of whose keyword arguments have changed names.
+
+    :param names: new names by old ones.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            for old in kwargs.keys() & names.keys():
+                new = names[old]
+                if new in kwargs:
+                    raise TypeError(f"{old} is the old name of {new}, got both")
+                _warn(old, new, stacklevel=3)
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return wrapper  # type: ignore[return-value]
+
+    return decorate
+
+
+def _warn(old: str, new: str, stacklevel: int) -> None:
+    """Say that a name has changed."""
+    message = f"{old} is called {new} now; the old name will go with the next release"
+    warnings.warn(message, FutureWarning, stacklevel=stacklevel + 1)

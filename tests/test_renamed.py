@@ -1,0 +1,42 @@
+"""Old names of what has been renamed still work, and say so."""
+
+import sys
+import types
+
+import pytest
+
+from pyro_ext._renamed import renamed, renamed_arguments
+
+
+def test_module_gives_renamed_names() -> None:
+    module = types.ModuleType("of_this_test")
+    module.new = 1  # type: ignore[attr-defined]
+    module.__getattr__ = renamed("of_this_test", {"old": "new", "moved": "math.pi"})  # type: ignore[method-assign]
+    sys.modules["of_this_test"] = module
+    try:
+        with pytest.warns(FutureWarning, match="of_this_test.old is called of_this_test.new"):
+            assert module.old == 1
+        with pytest.warns(FutureWarning, match="is called math.pi"):
+            assert module.moved > 3
+        with pytest.raises(AttributeError, match="has no attribute 'other'"):
+            _ = module.other
+    finally:
+        del sys.modules["of_this_test"]
+
+
+def test_names_of_another_getattr_go_on() -> None:
+    assert renamed("math", {}, otherwise=str.upper)("pi") == "PI"
+
+
+def test_function_takes_renamed_arguments() -> None:
+    @renamed_arguments(share="fraction")
+    def function(number: int, *, fraction: float = 0.5) -> float:
+        """Tell what it is."""
+        return number * fraction
+
+    with pytest.warns(FutureWarning, match="share is called fraction now"):
+        assert function(2, share=0.25) == 0.5  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="share is the old name of fraction"):
+        function(2, share=0.25, fraction=0.5)  # type: ignore[call-arg]
+    assert function(2) == 1.0
+    assert function.__doc__ == "Tell what it is."
