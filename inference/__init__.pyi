@@ -1,22 +1,22 @@
 """Whatever turns a model and data into a posterior."""
 
 from ._running.dispatch import ExecutorError
-from .composite import (
+from .early_stopping import EarlyStopping
+from .evolution_strategies import antithetic_gradient
+from .gibbs import (
     ConditionalUpdate,
     EnumeratedSites,
     Gibbs,
     LogJoint,
     PriorProposals,
 )
-from .early_stopping import EarlyStopping
-from .evolution_strategies import antithetic_gradient
+from .hmc import LaplaceHMC
 from .independence_metropolis import IndependenceMetropolis
 from .laplace import (
     LaplacePosterior,
     laplace_posterior,
     nuts_posterior,
 )
-from .laplace_hmc import LaplaceHMC
 from .martingale import (
     NPTL,
     CopulaClassifier,

@@ -9,7 +9,7 @@ from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number, check_sequence
-from pyro_ext.diagnostics._convergence import effective_sample_size
+from pyro_ext.posterior.convergence import effective_sample_size
 
 __all__ = ["EarlyStopping"]
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
-from pyro_ext.inference._metropolis import MetropolisKernel, MetropolisOptions
-from pyro_ext.inference.sgmcmc.core import Info
+from pyro_ext.inference.vectorized import Info, VectorizedKernel, VectorizedOptions
 from pyro_ext.potential import BatchedFunction, InitStrategy, Potential, init_to_prior
 from pyro_ext.random import chain_keys, seeded, uniform
 
@@ -84,7 +83,7 @@ class Population(NamedTuple):
         return self.points[(choice * number).long().clamp(max=number - 1)]
 
 
-class IndependenceMetropolis(MetropolisKernel[Population]):
+class IndependenceMetropolis(VectorizedKernel):
     r"""Metropolis with proposals from a mixture that was fitted to the posterior beforehand.
 
     ``setup`` draws a population from the prior and moves it to the posterior by adaptive importance
@@ -137,11 +136,12 @@ class IndependenceMetropolis(MetropolisKernel[Population]):
         num_points: int = 512,
         local_share: float = 0.25,
         init_strategy: InitStrategy = init_to_prior,
-        **options: Unpack[MetropolisOptions],
+        **options: Unpack[VectorizedOptions],
     ) -> None:
         super().__init__(model, init_strategy=init_strategy, **options)
         self.num_points = check_integer("num_points", num_points, 32)
         self.local_share = check_number("local_share", local_share, above=0, below=1)
+        self._known: Population | None = None
 
     @property
     def population(self) -> Population:
@@ -149,13 +149,15 @@ class IndependenceMetropolis(MetropolisKernel[Population]):
 
         :raises RuntimeError: before ``setup``.
         """
-        return self._preparation
+        return self._made(self._known)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_known": None}
 
     def _function(self) -> BatchedFunction:
         return self.potential.value
 
     def _prepare(self) -> None:
-        super()._prepare()
         with seeded(0):
             points = self._first_points()
             energy = self._energy(points)
@@ -217,11 +219,9 @@ class IndependenceMetropolis(MetropolisKernel[Population]):
     def _step(
         self,
         state: MetropolisState,
-        potential: Callable[[Tensor], Any],
+        function: Callable[[Tensor], Any],
         noise: Tensor,
-        *,
-        step_size: Tensor,
-        temperature: Tensor,
+        **schedules: Tensor,
     ) -> tuple[MetropolisState, Info]:
         population, position = self.population, state.position
         choices = uniform(
@@ -230,7 +230,7 @@ class IndependenceMetropolis(MetropolisKernel[Population]):
         is_local = choices[:, 0] < self.local_share
         moved = position + population.difference(noise, choices[:, 2:4])
         proposal = torch.where(is_local[:, None], moved, population.draw(noise, choices[:, 4:6]))
-        energy = potential(proposal)
+        energy = function(proposal)
         return_ratio = population.log_density(position) - population.log_density(proposal)
         log_ratio = state.energy - energy + torch.where(is_local, 0.0, return_ratio)
         is_taken = choices[:, 1].log() < log_ratio  # not where the potential is no number

@@ -22,7 +22,7 @@ from pyro_ext._checks import (
     check_sequence,
     check_tensors,
 )
-from pyro_ext.inference.sgmcmc import find_map
+from pyro_ext.posterior.modes import find_map, gradient_differences
 from pyro_ext.potential import Potential
 from pyro_ext.potential._energy import energy
 from pyro_ext.random import fresh_seed
@@ -80,10 +80,8 @@ def laplace_posterior(
     values, _ = potential.gradient(modes)
     best = int(values.nan_to_num(torch.inf).argmin())
     mode, energy = modes[best], values[best]
-    offsets = _STEP * torch.eye(len(mode), dtype=mode.dtype, device=mode.device)
-    _, gradients = potential.gradient(torch.cat([mode + offsets, mode - offsets]))
-    above, below = gradients.chunk(2)
-    hessian = (above - below) / (2.0 * _STEP)
+    distances = torch.full_like(mode, _STEP)
+    hessian = gradient_differences(lambda flat: potential.gradient(flat)[1], mode, distances)
     precision, failed = torch.linalg.cholesky_ex(0.5 * (hessian + hessian.mT))
     if bool(failed) or not bool(energy.isfinite()):
         names = potential.constrain(layout.unflatten(mode))

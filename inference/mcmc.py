@@ -10,13 +10,13 @@ from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
 from pyro_ext.checkpoint.chains import Chunk, complete_chains, gather_chain, gather_chains
-from pyro_ext.diagnostics._convergence import print_summary, site_diagnostics
-from pyro_ext.inference._driver import ChainMethod, Driver, DriverOptions
-from pyro_ext.inference._end_of_run import warn_at_end
-from pyro_ext.inference._running.legs import Leg
+from pyro_ext.inference._running.driver import ChainMethod, Driver, DriverOptions
+from pyro_ext.inference._running.end_of_run import warn_at_end
+from pyro_ext.inference._running.segments import Segment
 from pyro_ext.inference._running.stores import FolderStore, MemoryStore
-from pyro_ext.inference._starts import Start
 from pyro_ext.inference.early_stopping import EarlyStopping
+from pyro_ext.posterior.convergence import print_summary, site_diagnostics
+from pyro_ext.posterior.starts import Start
 
 __all__ = ["MCMC", "ChainMethod"]
 
@@ -288,11 +288,11 @@ class MCMC(Driver):
                 for chunk in folder.chunks(members):
                     self._watch(members, chunk)
 
-    def _keep(self, leg: Leg) -> None:
-        self._store.append(leg)
+    def _keep(self, segment: Segment) -> None:
+        self._store.append(segment)
         self._gathered = None
-        if self.early_stopping is not None and leg.chunk is not None:
-            self._watch(leg.state.members, leg.chunk)
+        if self.early_stopping is not None and segment.chunk is not None:
+            self._watch(segment.state.members, segment.chunk)
 
     def _watch(self, members: range, chunk: Chunk) -> None:
         assert self.early_stopping is not None

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from pyro_ext._checks import check_number
-from pyro_ext.inference.composite import ConditionalUpdate, LogJoint
+from pyro_ext.inference.gibbs import ConditionalUpdate, LogJoint
 from pyro_ext.potential._distributions import bijection
 
 __all__ = ["RandomWalk"]

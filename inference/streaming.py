@@ -7,11 +7,11 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from pyro_ext.inference._driver import Driver, DriverOptions
-from pyro_ext.inference._running.legs import Leg
+from pyro_ext.inference._running.driver import Driver, DriverOptions
 from pyro_ext.inference._running.moments import Moments, merge, moments_of, pool
+from pyro_ext.inference._running.segments import Segment
 from pyro_ext.inference._running.stores import FolderStore
-from pyro_ext.inference._starts import Start
+from pyro_ext.posterior.starts import Start
 
 __all__ = ["StreamingMCMC"]
 
@@ -130,11 +130,11 @@ class StreamingMCMC(Driver):
                 parts.setdefault(name, {})[field] = value
             self._moments[members] = {name: Moments(**fields) for name, fields in parts.items()}
 
-    def _keep(self, leg: Leg) -> None:
-        known = self._moments.setdefault(leg.state.members, {})
-        for name, value in (leg.chunk.samples if leg.chunk is not None else {}).items():
-            assert leg.chunk is not None
-            new = moments_of(value, leg.chunk.valid)
+    def _keep(self, segment: Segment) -> None:
+        known = self._moments.setdefault(segment.state.members, {})
+        for name, value in (segment.chunk.samples if segment.chunk is not None else {}).items():
+            assert segment.chunk is not None
+            new = moments_of(value, segment.chunk.valid)
             known[name] = merge(known[name], new) if name in known else new
         if self._folder is not None:
             more = {
@@ -142,7 +142,7 @@ class StreamingMCMC(Driver):
                 for name, moments in known.items()
                 for field, value in moments._asdict().items()
             }
-            self._folder.append(leg._replace(chunk=None), more)
+            self._folder.append(segment._replace(chunk=None), more)
 
     def _rounds(self) -> Iterator[int]:
         yield self.num_samples

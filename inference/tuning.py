@@ -27,12 +27,11 @@ from torch import Tensor
 
 from pyro_ext._checks import check_integer
 from pyro_ext._progress import progress_bar
-from pyro_ext.diagnostics._draws import Context
 from pyro_ext.diagnostics.temperature import Temperature
 from pyro_ext.inference._pilot_scores import scores
-from pyro_ext.inference._starts import Start, check_start, constrained_start, unconstrained_start
-from pyro_ext.inference._temperature import temperatures_at
+from pyro_ext.inference._running.end_of_run import temperatures_at
 from pyro_ext.inference.sgmcmc import Chains, Schedule, SGMCMCKernel
+from pyro_ext.posterior.starts import Start, check_start
 from pyro_ext.random import fresh_seed
 
 __all__ = ["Trial", "TuningResult", "tune"]
@@ -516,9 +515,7 @@ def _pilots(
     plain.setup(0, *args, **kwargs)
     params = None
     if initial_params is not None:
-        context = Context(kernel.model, args, kwargs)
-        start = constrained_start(initial_params, num_chains, seed, plain, context)
-        params = unconstrained_start(plain.potential, start)
+        params = plain.start_from(initial_params, num_chains, seed, *args, **kwargs)
     position = plain.begin(range(num_chains), seed, params).position
     pilots = []
     for settings in candidates:

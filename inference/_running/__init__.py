@@ -1,1 +1,1 @@
-"""How chains run: in groups, in legs between which their state is plain data, here or elsewhere."""
+"""How chains run: in groups and in segments, between which their state is plain data."""

@@ -1,4 +1,4 @@
-"""Legs of all groups of chains, in this process or through an executor."""
+"""Segments of all groups of chains, in this process or through an executor."""
 
 import hashlib
 import threading
@@ -18,18 +18,18 @@ from concurrent.futures import (
 import cloudpickle
 import torch
 
-from pyro_ext.inference._running.legs import (
+from pyro_ext.inference._running.segments import (
     GroupState,
-    Leg,
     Report,
     Runner,
+    Segment,
     describe_error,
     silent,
 )
 
 __all__ = ["ExecutorError", "Pace", "run_elsewhere", "run_here"]
 
-Keep = Callable[[Leg], None]
+Keep = Callable[[Segment], None]
 
 _MAX_RUNNERS = 2
 _MAX_LOSSES = 3
@@ -48,7 +48,7 @@ class ExecutorError(RuntimeError):
 
 
 class Pace:
-    """Length of legs: so short that little is lost, so long that little is spent between them."""
+    """Length of segments: short enough to lose little, long enough to spend little between them."""
 
     shortest = 2.0
     longest = 30.0
@@ -58,7 +58,7 @@ class Pace:
         self._start = time.monotonic()
 
     def __call__(self) -> float:
-        """Return the seconds that the next leg may take."""
+        """Return the seconds that the next segment may take."""
         elapsed = time.monotonic() - self._start
         return min(max(self.share * elapsed, self.shortest), self.longest)
 
@@ -74,12 +74,12 @@ def run_here(
 ) -> bool:
     """Run groups of chains in this process, one after the other.
 
-    :param Runner runner: runs the legs; it has been set up.
+    :param Runner runner: runs the segments; it has been set up.
     :param Sequence groups: the groups.
     :param dict states: states of the groups that have begun; those after the run are put into it.
     :param int until: number of draws of each chain.
-    :param keep: takes what each leg gave.
-    :param Pace pace: length of the legs.
+    :param keep: takes what each segment gave.
+    :param Pace pace: length of the segments.
     :param Report report: hears of progress.
     :returns: whether the run was interrupted.
     """
@@ -87,10 +87,10 @@ def run_here(
         for members in groups:
             state = states.get(members) or GroupState.new(members)
             while not state.is_done(until):
-                leg = runner.leg(state, until, pace(), report)
-                keep(leg)
-                states[members] = state = leg.state
-                if leg.interrupted:
+                segment = runner.segment(state, until, pace(), report)
+                keep(segment)
+                states[members] = state = segment.state
+                if segment.interrupted:
                     return True
     except KeyboardInterrupt:
         return True
@@ -109,8 +109,8 @@ def run_elsewhere(
 ) -> bool:
     """Run groups of chains through an executor, side by side; arguments as for :func:`run_here`.
 
-    The state travels to a worker and back with each leg, so that any worker can run any leg, and
-    the loss of one costs a leg.
+    The state travels to a worker and back with each segment, so that any worker can run any
+    segment, and the loss of one costs a segment.
 
     :raises ExecutorError: where the executor fails.
     """
@@ -186,7 +186,7 @@ class _Round:
                 if isinstance(error, BrokenExecutor) or self._losses[members] > _MAX_LOSSES:
                     raise ExecutorError(_FAILED.format(self._executor)) from error
             else:
-                if isinstance(reply, Leg):
+                if isinstance(reply, Segment):
                     self._take(members, reply)
                 elif isinstance(reply, BaseException):
                     raise reply
@@ -195,15 +195,15 @@ class _Round:
             if resubmit and not self._interrupted and not self._is_done(members):
                 self._submit(members, lacks_runner)
 
-    def _take(self, members: range, leg: Leg) -> None:
+    def _take(self, members: range, segment: Segment) -> None:
         before = self._states[members].step if members in self._states else 0
-        self._keep(leg)
-        self._states[members] = leg.state
-        self._interrupted |= leg.interrupted
-        self._report(leg.state.step - before, lambda: leg.line)
+        self._keep(segment)
+        self._states[members] = segment.state
+        self._interrupted |= segment.interrupted
+        self._report(segment.state.step - before, lambda: segment.line)
 
     def _wind_up(self) -> None:
-        """Take what the legs on their way give; a second Ctrl-C does not wait for them."""
+        """Take what the segments on their way give; a second Ctrl-C does not wait for them."""
         for future in self._pending:
             future.cancel()
         try:
@@ -216,12 +216,12 @@ class _Round:
 def _leg_elsewhere(
     key: str, runner: bytes | None, state: bytes, until: int, seconds: float
 ) -> bytes:
-    """Run a leg in a worker.
+    """Run a segment in a worker.
 
-    :returns: the leg, pickled; or an exception; or ``None`` where the worker lacks the runner.
+    :returns: the segment, pickled; or an exception; or ``None`` where the worker lacks the runner.
         PyTorch would send tensors that are not pickled here through shared memory, one file each.
     """
-    reply: Leg | BaseException | None
+    reply: Segment | BaseException | None
     # Neither models nor potentials may run in two threads at once.
     with _lock:
         threads = torch.get_num_threads()
@@ -230,7 +230,7 @@ def _leg_elsewhere(
             known = _known_runner(key, runner)
             reply = None
             if known is not None:
-                reply = known.leg(cloudpickle.loads(state), until, seconds, silent)
+                reply = known.segment(cloudpickle.loads(state), until, seconds, silent)
                 if reply.error is not None:
                     reply = reply._replace(error=_portable(reply.error))
         except KeyboardInterrupt as error:

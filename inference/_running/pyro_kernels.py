@@ -1,4 +1,4 @@
-"""Legs of Pyro's kernels and of kernels written like them, one chain at a time."""
+"""Segments of Pyro's kernels and of kernels written like them, one chain at a time."""
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,22 +17,22 @@ from pyro.util import get_rng_state, set_rng_seed, set_rng_state
 from torch import Tensor
 
 from pyro_ext.checkpoint.chains import ChainStatus, Chunk
-from pyro_ext.inference._running.legs import (
-    ROWS_PER_CALL,
-    GroupState,
-    Leg,
-    Quantities,
-    Report,
-    describe_error,
-    recorded,
-)
 from pyro_ext.inference._running.numbers import (
     generator_state,
     read_numbers,
     restore_generators,
     write_numbers,
 )
-from pyro_ext.inference._running.plan import Plan
+from pyro_ext.inference._running.segments import (
+    ROWS_PER_CALL,
+    GroupState,
+    Plan,
+    Report,
+    Segment,
+    describe_error,
+    recorded,
+)
+from pyro_ext.posterior.identity import Quantities
 from pyro_ext.potential._arguments import named_arguments
 from pyro_ext.potential._evaluation import factorization_errors, retried
 from pyro_ext.potential._runner import check_observations
@@ -70,7 +70,7 @@ class PyroOptions(NamedTuple):
 
 
 class PyroState(NamedTuple):
-    """Numbers of a kernel between two legs, and those of the generators."""
+    """Numbers of a kernel between two segments, and those of the generators."""
 
     params: dict[str, Tensor]
     kernel: tuple[dict[str, Tensor], dict[str, Any]]
@@ -81,7 +81,7 @@ class PyroRunner:
     """Runs chains of any of Pyro's kernels, one by one.
 
     A kernel whose numbers are known, :class:`~pyro.infer.HMC` and :class:`~pyro.infer.NUTS`, runs
-    in legs, and so does one that has none beside its parameters, with an attribute
+    in segments, and so does one that has none beside its parameters, with an attribute
     ``keeps_no_state``, but for plain numbers that its warm-up sets, whose names are in an attribute
     ``adapted``. Any other runs a chain in one, since its state is its own. What a kernel
     returns from a method ``statistics`` is recorded with each draw.
@@ -121,7 +121,7 @@ class PyroRunner:
         self._live: PyroState | None = None
 
     @property
-    def has_legs(self) -> bool:
+    def has_segments(self) -> bool:
         """Whether the state of the kernel is known."""
         return has_known_state(self.kernel)
 
@@ -132,7 +132,7 @@ class PyroRunner:
         """Return the number of steps that so many draws take."""
         return self.plan.warmup_steps + num_draws * self.plan.thinning
 
-    def leg(self, state: GroupState, until: int, seconds: float, report: Report) -> Leg:
+    def segment(self, state: GroupState, until: int, seconds: float, report: Report) -> Segment:
         """Run on until there are so many draws, or the time is over.
 
         An error ends the chain, and so do values that are not finite.
@@ -159,14 +159,14 @@ class PyroRunner:
                     step_statistics = _statistics(self.kernel)
                     kept = step + 1 - self.plan.warmup_steps
                     row = {name: value.detach().clone() for name, value in params.items()}
-                    sampler = self._snapshot(row) if self.has_legs else None
+                    sampler = self._snapshot(row) if self.has_segments else None
                     step += 1
                     if kept > 0 and kept % self.plan.thinning == 0:
                         statistics.append(step_statistics)
                         rows.append(row)
                     report(1, self.kernel.logging)
                     self._call_hook(params, step - 1, *state.members)
-                    if self.has_legs and time.monotonic() > deadline:
+                    if self.has_segments and time.monotonic() > deadline:
                         break
             except KeyboardInterrupt:
                 interrupted = True
@@ -183,13 +183,13 @@ class PyroRunner:
         chunk = self._chunk(rows, statistics, state.num_draws, status) if rows else None
         line = dict(self.kernel.logging() or {}) if is_ready and step else {}
         ends = interrupted or stopped_at is not None or status.num_draws >= until
-        if ends or not self.has_legs:
+        if ends or not self.has_segments:
             self.kernel.cleanup()
             self._live = None
         else:
             self._live = sampler
         after = GroupState(state.members, step, status.num_draws, (status,), sampler)
-        return Leg(after, chunk, interrupted, line, error)
+        return Segment(after, chunk, interrupted, line, error)
 
     def _chunk(
         self,
@@ -198,7 +198,7 @@ class PyroRunner:
         num_before: int,
         status: ChainStatus,
     ) -> Chunk:
-        """Draws of a leg and their statistics, after so many draws before."""
+        """Draws of a segment and their statistics, after so many draws before."""
         statistics = {
             name: torch.tensor([entry[name] for entry in entries])[:, None] for name in entries[0]
         }
@@ -213,7 +213,7 @@ class PyroRunner:
         return Chunk(self._samples(rows), statistics, [len(rows)])
 
     def _resume(self, state: GroupState) -> dict[str, Tensor]:
-        """Make the kernel what it was after the last leg; returns the parameters to go on from."""
+        """Make the kernel what it was after the last segment; the parameters to go on from."""
         sampler: PyroState | None = state.sampler
         if sampler is None:
             (number,) = state.members

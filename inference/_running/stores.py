@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_ext.checkpoint.chains import ChainStatus, Chunk
 from pyro_ext.checkpoint.folder import CheckpointWriter
-from pyro_ext.inference._running.legs import GroupState, Leg, Runner
+from pyro_ext.inference._running.segments import GroupState, Runner, Segment
 
 __all__ = ["FolderStore", "MemoryStore"]
 
@@ -25,10 +25,10 @@ class MemoryStore:
         """State of a group from an earlier run."""
         return None
 
-    def append(self, leg: Leg) -> None:
-        """Keep what a leg gave."""
-        if leg.chunk is not None:
-            self.add(leg.state.members, leg.chunk)
+    def append(self, segment: Segment) -> None:
+        """Keep what a segment gave."""
+        if segment.chunk is not None:
+            self.add(segment.state.members, segment.chunk)
 
     def add(self, members: range, chunk: Chunk) -> None:
         """Keep draws of a group of chains."""
@@ -67,13 +67,13 @@ class FolderStore:
         chains = tuple(ChainStatus(**chain) for chain in content["chains"])
         return GroupState(members, content["step"], content["num_draws"], chains, sampler)
 
-    def append(self, leg: Leg, more: dict[str, Tensor] | None = None) -> None:
-        """Write what a leg gave.
+    def append(self, segment: Segment, more: dict[str, Tensor] | None = None) -> None:
+        """Write what a segment gave.
 
-        :param Leg leg: the leg.
+        :param Segment segment: the segment.
         :param dict more: further tensors that belong to the state.
         """
-        state = leg.state
+        state = segment.state
         if state.sampler is None:  # it was interrupted before its first step
             return
         tensors, sampler = self._runner.save(state)
@@ -85,7 +85,7 @@ class FolderStore:
             "stopped_at": [chain.stopped_at for chain in state.chains],
             "sampler": sampler,
         }
-        self._writer.append(state.members, leg.chunk, tensors, content)
+        self._writer.append(state.members, segment.chunk, tensors, content)
 
     def chunks(self, members: range) -> Iterator[Chunk]:
         """Draws of a group of chains, in order."""

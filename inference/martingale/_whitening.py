@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ext.inference._curvature import whitening_factor
 from pyro_ext.inference.optimization import Minimizer, Minimum, Objective
+from pyro_ext.posterior.modes import gradient_differences, whitening_factor
 
 __all__ = ["Center", "Whitening", "center_of", "whitening_at"]
 
@@ -47,10 +47,8 @@ def whitening_at(objective: Objective, center: Tensor) -> Whitening | None:
     """
     size = len(center)
     step = torch.finfo(center.dtype).eps ** (1.0 / 3.0) * (1.0 + center.abs())
-    moves = torch.diag(step)
     rows = torch.zeros(2 * size, dtype=torch.int64, device=center.device)
-    _, gradients = objective(torch.cat([center + moves, center - moves]), rows)
-    curvature = (gradients[:size] - gradients[size:]) / (2.0 * step[:, None])
+    curvature = gradient_differences(lambda points: objective(points, rows)[1], center, step)
     if not bool(curvature.isfinite().all()):
         return None
     if not bool((curvature != 0).any()):

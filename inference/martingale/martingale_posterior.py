@@ -23,9 +23,9 @@ from pyro_ext.inference.martingale._convergence import (
     surely_above,
 )
 from pyro_ext.inference.martingale._functional_values import Values, named_values
-from pyro_ext.inference.martingale._independent_draws import IndependentDraws
 from pyro_ext.inference.martingale.capabilities import KnowsLimit, NeedsPreparation
 from pyro_ext.inference.martingale.predictive_rule import PredictiveRule
+from pyro_ext.posterior.independent_draws import IndependentDraws
 from pyro_ext.random import chain_keys, fresh_seed
 
 __all__ = ["MartingalePosterior"]

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pyro_ext._checks import as_tensor
 from pyro_ext.distributions import ConjugateCluster
-from pyro_ext.inference._running.fixed_points import Noise
 from pyro_ext.inference.partitions._hyperparameters import Hyperparameters
 from pyro_ext.inference.partitions._mixture import (
     Floats,
@@ -21,6 +20,7 @@ from pyro_ext.inference.partitions._mixture import (
     or_nothing,
 )
 from pyro_ext.inference.partitions._recorded_hyperparameters import record
+from pyro_ext.posterior.fixed_points import Noise
 
 __all__ = [
     "ClusterSource",

@@ -9,7 +9,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution, Transform, biject_to
 
-from pyro_ext.inference._running.fixed_points import Noise
+from pyro_ext.posterior.fixed_points import Noise
 
 __all__ = ["Hyperparameters"]
 

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ext.inference._running.fixed_points import FixedPoint, Noise
 from pyro_ext.inference.partitions._closed_prior import Law, closed_prior
 from pyro_ext.inference.partitions._hyperparameters import Hyperparameters
 from pyro_ext.inference.partitions._slice_sampling import Floats, slice_sample, slice_sample_log
+from pyro_ext.posterior.fixed_points import FixedPoint, Noise
 from pyro_ext.random_measures import NormalizedRandomMeasure
 from pyro_ext.random_measures._counts import ClusterSizes, cluster_sizes
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext.inference._running.fixed_points import Noise
 from pyro_ext.inference.partitions._hyperparameters import Hyperparameters
 from pyro_ext.inference.partitions._mixture import Floats, Integers, Law, Mixture, or_nothing
 from pyro_ext.inference.partitions._slice_sampling import slice_sample, slice_sample_rows
+from pyro_ext.posterior.fixed_points import Noise
 from pyro_ext.potential import PointPotential
 
 __all__ = ["ModelMixture"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from pyro_ext._checks import check_callable, check_integer
-from pyro_ext.inference.laplace_hmc import LaplaceHMC
+from pyro_ext.inference.hmc.laplace_hmc import LaplaceHMC
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.pseudocoresets._files import read_coreset, write_coreset
 from pyro_ext.inference.pseudocoresets._initial_rows import initial_rows, observed_supports

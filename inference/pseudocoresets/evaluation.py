@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_callable, check_mapping, check_tensors
 from pyro_ext.diagnostics import metrics
-from pyro_ext.inference.laplace_hmc import LaplaceHMC
+from pyro_ext.inference.hmc.laplace_hmc import LaplaceHMC
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.pseudocoresets._row_arguments import CoresetModel
 from pyro_ext.potential import Potential

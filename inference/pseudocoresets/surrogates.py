@@ -10,7 +10,7 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_tensors
-from pyro_ext.inference._hamiltonian import hamiltonian_transitions
+from pyro_ext.inference.hmc.transitions import hamiltonian_transitions
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.optimization import BatchLBFGS, Minimizer
 from pyro_ext.inference.pseudocoresets._laplace import (

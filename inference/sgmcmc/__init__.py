@@ -1,20 +1,22 @@
 """Stochastic-gradient MCMC: samplers as pure functions, and the kernels around them."""
 
-from pyro_ext.inference.sgmcmc.chains import Chains, Draws
-from pyro_ext.inference.sgmcmc.control_variates import Anchor
 from pyro_ext.inference.sgmcmc.kernel import KernelOptions, SGMCMCKernel
-from pyro_ext.inference.sgmcmc.kernels import PSGLD, SGHMC, SGLD, SGNHT
-from pyro_ext.inference.sgmcmc.learned_diffusion import LearnedDiffusion
-from pyro_ext.inference.sgmcmc.learned_kernels import L2E, MetaSGMCMC
-from pyro_ext.inference.sgmcmc.learned_kinetics import LearnedKinetics, ResidualKinetics
+from pyro_ext.inference.sgmcmc.l2e import L2E, LearnedKinetics, ResidualKinetics
+from pyro_ext.inference.sgmcmc.meta_sgmcmc import LearnedDiffusion, MetaSGMCMC
 from pyro_ext.inference.sgmcmc.minibatches import IndependentMinibatches, Minibatches
-from pyro_ext.inference.sgmcmc.modes import find_map
+from pyro_ext.inference.sgmcmc.psgld import PSGLD
 from pyro_ext.inference.sgmcmc.schedules import (
     ConstantSchedule,
     CyclicalSchedule,
     PolynomialSchedule,
     Schedule,
 )
+from pyro_ext.inference.sgmcmc.sghmc import SGHMC
+from pyro_ext.inference.sgmcmc.sgld import SGLD
+from pyro_ext.inference.sgmcmc.sgnht import SGNHT
+from pyro_ext.inference.vectorized import Chains, Draws
+from pyro_ext.posterior.modes import find_map
+from pyro_ext.potential.control_variates import Anchor
 
 __all__ = [
     "Anchor",

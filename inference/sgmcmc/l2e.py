@@ -13,21 +13,48 @@ not be gradients of a common function, and where they are not, what the chain co
 exactly the posterior.
 
 The functions see each parameter's gradient, value, momentum and moving averages of the gradient,
-each divided by its root mean square over the site, as
-:class:`~pyro_ext.inference.sgmcmc.LearnedKinetics` does.
+each divided by its root mean square over the site. In
+:class:`~pyro_ext.inference.sgmcmc.LearnedKinetics` a small network makes two numbers
+:math:`o_\alpha, o_\beta` of these nine; it is one network for all parameters, so that it is applied
+to models of any size.
 
 S. Kim, S. Jung, S. Kim, J. Lee (2024), Learning to explore for stochastic gradient MCMC.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Self, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient, noise_scale
+from pyro_ext._checks import check_callable, check_integer, check_number, check_sequence
+from pyro_ext.checkpoint.files import read_tensors, write_tensors
+from pyro_ext.inference.sgmcmc.kernel import noise_scale
+from pyro_ext.inference.sgmcmc.learned import (
+    ElementwiseNetwork,
+    LearnedKernel,
+    LearnedKernelOptions,
+)
+from pyro_ext.inference.vectorized import Info, ValueAndGradient
 
-__all__ = ["KineticGradients", "Kinetics", "L2EState", "SiteMean", "init", "quadratic", "step"]
+__all__ = [
+    "KineticGradients",
+    "Kinetics",
+    "L2E",
+    "L2EState",
+    "LearnedKinetics",
+    "ResidualKinetics",
+    "SiteMean",
+    "init",
+    "pretrained_kinetics",
+    "quadratic",
+    "step",
+]
+
+_DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
+_NUM_OUTPUTS = 2
+_PRETRAINED = "l2e.safetensors"
 
 
 class KineticGradients(NamedTuple):
@@ -151,3 +178,281 @@ def step(
     )
     after = kinetics(features, momentum, normalized(momentum))
     return L2EState(state.position + step_size * after.velocity, momentum, averages), Info(value)
+
+
+class _Kinetics(nn.Module):
+    """What both parametrizations share: the network, and their files."""
+
+    def __init__(
+        self,
+        hidden_sizes: Sequence[int],
+        decays: Sequence[float],
+        force_scale: float,
+        velocity_scale: float,
+        output_scale: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        check_integer("seed", seed, 0)
+        hidden_sizes = check_sequence("hidden_sizes", hidden_sizes, "a list of numbers of units", 0)
+        decays = check_sequence("decays", decays, "a list of numbers", 0)
+        self.hidden_sizes = tuple(check_integer("hidden_sizes", n, 1) for n in hidden_sizes)
+        self.decays = tuple(check_number("decays", decay, least=0, below=1) for decay in decays)
+        self.force_scale = check_number("force_scale", force_scale, least=0)
+        self.velocity_scale = check_number("velocity_scale", velocity_scale, above=0)
+        self.output_scale = check_number("output_scale", output_scale, least=0)
+        self.seed = seed
+        sizes = (len(self.decays) + 3, *self.hidden_sizes, _NUM_OUTPUTS)
+        self.network = ElementwiseNetwork(sizes, output_scale, seed)
+
+    def _outputs(self, features: Tensor, normalized_momentum: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self.network(torch.cat([features, normalized_momentum.unsqueeze(-2)], -2))
+        return outputs.select(-2, 0), outputs.select(-2, 1)
+
+    def _options(self) -> dict[str, Any]:
+        """Arguments of the constructor by name."""
+        names = ("hidden_sizes", "decays", "force_scale", "velocity_scale", "seed")
+        return {name: getattr(self, name) for name in names}
+
+    def save(self, path: str | Path, **about: Any) -> None:
+        """Write it to a file of the format safetensors.
+
+        :param path: the file.
+        :param about: further facts to keep in the file, values that JSON can hold.
+        """
+        content = {"type": type(self).__name__, "options": self._options(), "about": about}
+        write_tensors(Path(path), self.state_dict(), content)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what :meth:`save` wrote; nothing in the file is executed.
+
+        :param path: the file.
+        :raises CheckpointError: where the file is missing, cut or changed.
+        :raises ValueError: where it holds something else.
+        """
+        tensors, content, _ = read_tensors(Path(path))
+        if content.get("type") != cls.__name__:
+            raise ValueError(f"{path} holds {content.get('type')!r}, wanted a {cls.__name__}")
+        kinetics = cls(**content["options"])
+        kinetics.load_state_dict(tensors)
+        return kinetics
+
+
+class LearnedKinetics(_Kinetics):
+    r"""Kinetic gradients as published [1].
+
+    :math:`\alpha = s_\alpha o_\alpha`, :math:`\beta = s_\beta o_\beta`. With the published
+    scales a network that is not trained moves nothing: its first thousands of updates in training
+    are for its outputs to grow. :class:`ResidualKinetics` starts from dynamics that work.
+
+    The authors' runs have friction 0.1, step size :math:`h = \sqrt{m / 50000}` with a multiplier
+    :math:`m` from 0.5 to 5, and noise of variance :math:`0.2 \nu` with :math:`\nu` from 0.001 to 1,
+    which is a temperature of :math:`\nu / h`.
+
+    :param Sequence hidden_sizes: numbers of hidden units, with rectified linear units.
+    :param Sequence decays: weight of the past in each moving average of the gradient.
+    :param float force_scale: :math:`s_\alpha`.
+    :param float velocity_scale: :math:`s_\beta`.
+    :param int seed: of the initial weights.
+    :raises ValueError: for arguments out of range.
+
+    [1] S. Kim, S. Jung, S. Kim, J. Lee (2024),
+    Learning to explore for stochastic gradient MCMC.
+
+    Example::
+
+        >>> kinetics = LearnedKinetics()
+        >>> sum(parameter.numel() for parameter in kinetics.parameters())
+        1442
+        >>> kinetics(torch.randn(8, 5), torch.randn(5), torch.randn(5)).velocity.shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        hidden_sizes: Sequence[int] = (32, 32),
+        decays: Sequence[float] = _DECAYS,
+        force_scale: float = 1e-3,
+        velocity_scale: float = 1e-3,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(hidden_sizes, decays, force_scale, velocity_scale, 1.0, seed)
+
+    def forward(
+        self, features: Tensor, momentum: Tensor, normalized_momentum: Tensor
+    ) -> KineticGradients:
+        """Kinetic gradients of each element.
+
+        :param Tensor features: **Shape:** ``(..., 2 + num_averages, size)``.
+        :param Tensor momentum: **Shape:** ``(..., size)``.
+        :param Tensor normalized_momentum: **Shape:** ``(..., size)``.
+        """
+        force, velocity = self._outputs(features, normalized_momentum)
+        velocity = self.velocity_scale * velocity
+        return KineticGradients(self.force_scale * force, velocity, velocity)
+
+
+class ResidualKinetics(_Kinetics):
+    r"""Kinetic gradients as what a network adds to those of a normalized momentum.
+
+    With :math:`\bar r` for the momentum divided by its root mean square over its site,
+
+    .. math:: \beta = s_\beta (\bar r + o_\beta), \quad
+              \alpha + C \beta = C (r + s_\alpha o_\alpha) .
+
+    Momentum decays as in SGHMC, towards :math:`-s_\alpha o_\alpha` instead of zero. A network that
+    starts near zero gives dynamics that are nearly those of SGHMC once the momentum is as large as
+    noise makes it, with steps :math:`s_\beta` times as long, and that are no faster before. This
+    parametrization is ours, for training with a small budget; the dynamics are those of
+    :class:`LearnedKinetics`.
+
+    :param Sequence hidden_sizes: numbers of hidden units, with rectified linear units.
+    :param Sequence decays: weight of the past in each moving average of the gradient.
+    :param float force_scale: :math:`s_\alpha`.
+    :param float velocity_scale: :math:`s_\beta`.
+    :param float output_scale: factor of the last layer's initial weights.
+    :param int seed: of the initial weights.
+    :raises ValueError: for arguments out of range.
+    """
+
+    def __init__(
+        self,
+        hidden_sizes: Sequence[int] = (32, 32),
+        decays: Sequence[float] = _DECAYS,
+        force_scale: float = 3.0,
+        velocity_scale: float = 1.0,
+        output_scale: float = 0.01,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(hidden_sizes, decays, force_scale, velocity_scale, output_scale, seed)
+
+    def forward(
+        self, features: Tensor, momentum: Tensor, normalized_momentum: Tensor
+    ) -> KineticGradients:
+        """Kinetic gradients of each element; shapes as of :class:`LearnedKinetics`."""
+        force, velocity = self._outputs(features, normalized_momentum)
+        return KineticGradients(
+            torch.zeros_like(momentum),
+            momentum + self.force_scale * force,
+            self.velocity_scale * (normalized_momentum + velocity),
+        )
+
+    def _options(self) -> dict[str, Any]:
+        return super()._options() | {"output_scale": self.output_scale}
+
+
+def pretrained_kinetics() -> ResidualKinetics:
+    """The kinetic gradients that ship with the package.
+
+    ``python -m pyro_ext.models.ensembles.pretrain_l2e`` trains them, from its seed and on the tasks
+    that it lists.
+
+    Example::
+
+        >>> pretrained_kinetics().hidden_sizes
+        (16,)
+    """
+    return ResidualKinetics.load(Path(__file__).with_name(_PRETRAINED))
+
+
+class L2E(LearnedKernel):
+    r"""Stochastic gradient dynamics with a learned kinetic energy: learning to explore [1].
+
+    With step size :math:`h` and friction :math:`C`: :math:`r \leftarrow r - h (g + \alpha) - h C
+    \beta + \sqrt{2 h C T}\, \xi`, :math:`\theta \leftarrow \theta + h \beta`, where :math:`\alpha`
+    and :math:`\beta` are outputs of a small network that is trained on other models and applied to
+    each parameter alike.
+
+    It is made for few steps: the network that ships with the package was trained so that draws of
+    short chains, started anywhere, predict well together. It does not leave the posterior as it is,
+    whatever the step size: standard deviations of its draws may be a third of the posterior's, and
+    :class:`~pyro_ext.inference.MCMC` warns where they are. Take another kernel, such as
+    :class:`~pyro_ext.inference.SGHMC` or :class:`~pyro.infer.NUTS`, where the posterior itself
+    matters.
+
+    :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
+    :param kinetics: a :class:`~pyro_ext.inference.sgmcmc.LearnedKinetics`, a
+        :class:`~pyro_ext.inference.sgmcmc.ResidualKinetics`, or another function as of
+        :mod:`~pyro_ext.inference.sgmcmc.l2e`; by default the residual ones that ship with the
+        package.
+    :param step_size: :math:`h`; by default :math:`\sqrt{0.05 / N}` for :math:`N` data, the size of
+        the largest plate around an observed site. :math:`h^2 N` is the learning rate on the mean
+        loss, the number to tune.
+    :param friction: :math:`C`, a number, or numbers by pattern of site names.
+    :param momentum_decay: :math:`h C` itself, instead of friction; 0.1 by default.
+    :param options: temperature and what else all kernels take, see :class:`SGMCMCKernel`.
+    :raises ValueError: for arguments out of range, or a pattern that fits no site.
+
+    [1] S. Kim, S. Jung, S. Kim, J. Lee (2024),
+    Learning to explore for stochastic gradient MCMC.
+
+    Example::
+
+        >>> from pyro_ext.inference import MCMC
+        >>> def model(x):
+        ...     loc = pyro.sample("loc", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        ...     with pyro.plate("data", len(x), subsample_size=20) as index:
+        ...         pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x[index])
+        >>> mcmc = MCMC(L2E.pretrained(model), num_samples=10, warmup_steps=20, num_chains=2,
+        ...             progress=False)
+        >>> mcmc.run(torch.randn(100, 3)).get_samples()["loc"].shape
+        torch.Size([20, 3])
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | None = None,
+        *,
+        kinetics: Kinetics | None = None,
+        **options: Unpack[LearnedKernelOptions],
+    ) -> None:
+        super().__init__(model, **options)
+        if kinetics is not None:
+            check_callable("kinetics", kinetics, "LearnedKinetics or a function", or_class=False)
+        self.kinetics = pretrained_kinetics() if kinetics is None else kinetics
+
+    @classmethod
+    def pretrained(cls, model: Callable[..., Any] | None = None, **options: Any) -> Self:
+        """Make the kernel with the kinetics that ship with the package.
+
+        Its draws are an ensemble for predictions, narrower than the posterior.
+
+        :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
+        :param options: what the constructor takes by keyword.
+        """
+        return cls(model, kinetics=pretrained_kinetics(), **options)
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        layout = self.potential.layout
+        like = torch.empty((), dtype=layout.dtype, device=layout.device)
+        self._site_mean = SiteMean(layout.sizes, like)
+        self._decays = torch.tensor(getattr(self.kinetics, "decays", ())).to(like)
+
+    def __getstate__(self) -> dict[str, Any]:
+        made = {"_site_mean", "_decays"}
+        return {name: v for name, v in super().__getstate__().items() if name not in made}
+
+    def _init(self, position: Tensor, keys: Tensor) -> L2EState:
+        return init(position, len(self._decays))
+
+    def _step(
+        self,
+        state: L2EState,
+        function: ValueAndGradient,
+        noise: Tensor,
+        **schedules: Tensor,
+    ) -> tuple[L2EState, Info]:
+        return step(
+            state,
+            function,
+            noise,
+            momentum_decay=self._decay(schedules["step_size"]),
+            kinetics=self.kinetics,
+            decays=self._decays,
+            site_mean=self._site_mean,
+            data_size=self.potential.data_size,
+            step_size=schedules["step_size"],
+            temperature=schedules["temperature"],
+        )

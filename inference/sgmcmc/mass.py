@@ -1,19 +1,16 @@
 """Masses of parameters: a number, numbers by site, or the curvature of the posterior."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_number
-from pyro_ext.inference.sgmcmc.laplace import Laplace
+from pyro_ext.posterior.modes import Laplace
 from pyro_ext.potential import FunctionPotential, Potential
 
-if TYPE_CHECKING:
-    from pyro_ext.inference.sgmcmc.kernel import SGMCMCKernel
-
-__all__ = ["Mass", "check_mass", "mass_of", "noise_ratio", "smallest_mass"]
+__all__ = ["Mass", "check_mass", "mass_of", "smallest_mass"]
 
 Mass: TypeAlias = float | Mapping[str, float | Tensor] | Tensor | Literal["laplace"]
 
@@ -84,19 +81,6 @@ def mass_of(
             )
         return mass.to(layout.device, layout.dtype).expand(layout.size).clone()
     return mass
-
-
-def noise_ratio(kernel: "SGMCMCKernel") -> float:
-    """Variance of the noise of gradients over mass, where masses are curvatures; see ``Mass``.
-
-    In a model that fits its data the gradients of single data vary as much as the potential is
-    curved for each of them, so that it is the number of minibatches in an epoch. Control variates
-    leave little of it.
-    """
-    if kernel.control_variate is not None:
-        return 0.0
-    plates = kernel.potential.subsampled_plates
-    return max((plate.size / plate.subsample_size for plate in plates), default=0.0)
 
 
 def _positive(argument: str, value: Tensor) -> Tensor:

@@ -12,14 +12,17 @@ C. Li, C. Chen, D. Carlson, L. Carin (2016), Preconditioned stochastic gradient 
 for deep neural networks.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
-from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient, noise_scale
+from pyro_ext._checks import check_number
+from pyro_ext.inference.sgmcmc.kernel import KernelOptions, SGMCMCKernel, noise_scale
+from pyro_ext.inference.vectorized import Info, ValueAndGradient
 
-__all__ = ["PSGLDState", "init", "step"]
+__all__ = ["PSGLD", "PSGLDState", "init", "step"]
 
 
 class PSGLDState(NamedTuple):
@@ -77,3 +80,55 @@ def step(
     scale = noise_scale(2.0 * step_size * temperature * preconditioner)
     position = state.position - drift + scale * noise
     return PSGLDState(position, average, state.num_averaged + 1), Info(value)
+
+
+class PSGLD(SGMCMCKernel):
+    r"""Preconditioned stochastic gradient Langevin dynamics [1].
+
+    :math:`v \leftarrow \alpha v + (1 - \alpha) (g / N)^2`, :math:`G = 1 / (\lambda + \sqrt{v})`,
+    :math:`\theta \leftarrow \theta - s G g + \sqrt{2 s T G}\, \xi`, elementwise, without the drift
+    :math:`\Gamma`, and with :math:`v` started at its first term; :math:`N` is the size of the
+    largest plate around an observed site, one for a ``potential_fn``.
+
+    :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
+    :param float decay: :math:`\alpha`, in [0, 1).
+    :param float regularization: :math:`\lambda`, positive.
+    :param options: step size, temperature and what else all kernels take, see
+        :class:`SGMCMCKernel`.
+    :raises ValueError: for arguments out of range.
+
+    [1] C. Li, C. Chen, D. Carlson, L. Carin (2016), Preconditioned stochastic gradient Langevin
+    dynamics for deep neural networks.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | None = None,
+        *,
+        decay: float = 0.99,
+        regularization: float = 1e-5,
+        **options: Unpack[KernelOptions],
+    ) -> None:
+        super().__init__(model, **options)
+        self.decay = check_number("decay", decay, least=0, below=1)
+        self.regularization = check_number("regularization", regularization, above=0)
+
+    def _init(self, position: Tensor, keys: Tensor) -> PSGLDState:
+        return init(position)
+
+    def _step(
+        self,
+        state: PSGLDState,
+        function: ValueAndGradient,
+        noise: Tensor,
+        **schedules: Tensor,
+    ) -> tuple[PSGLDState, Info]:
+        return step(
+            state,
+            function,
+            noise,
+            decay=self.decay,
+            regularization=self.regularization,
+            data_size=self.potential.data_size,
+            **schedules,
+        )

@@ -17,14 +17,28 @@ H. Kim, G. Nam, C. Yun, H. Yang, J. Lee (2025), Parameter expanded stochastic gr
 Monte Carlo: the form with step size and friction.
 """
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Self, Unpack
 
 import torch
 from torch import Tensor
 
-from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient, noise_scale
+from pyro_ext._checks import check_number
+from pyro_ext.inference.sgmcmc.kernel import (
+    HEAT,
+    KernelOptions,
+    SGMCMCKernel,
+    check_noise_estimate,
+    noise_scale,
+    without_step_size,
+)
+from pyro_ext.inference.sgmcmc.mass import Mass, check_mass, smallest_mass
+from pyro_ext.inference.vectorized import Info, ValueAndGradient
 
-__all__ = ["SGHMCState", "init", "step"]
+__all__ = ["FrictionKernel", "SGHMC", "SGHMCState", "init", "step"]
+
+_LARGEST_STEP = 0.2  # by default, in standard deviations
 
 
 class SGHMCState(NamedTuple):
@@ -70,3 +84,190 @@ def step(
     scale = noise_scale(2.0 * decay * mass * temperature - step_size**2 * noise_estimate)
     momentum = (1.0 - decay) * state.momentum + step_size * gradient + scale * noise
     return SGHMCState(state.position - step_size * momentum / mass, momentum), Info(value)
+
+
+class FrictionKernel(SGMCMCKernel):
+    """A kernel whose momentum decays: at a friction times the step size, or at a rate of its own.
+
+    :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
+    :param friction: a number, or numbers by pattern of site names such as ``{"weight*": 100.0,
+        "default": 1.0}``. Its product with the largest step size must be at most one.
+    :param momentum_decay: share of the momentum lost in a step, instead of friction; it then does
+        not follow the schedule of the step size. Like friction a number or numbers by site.
+    :param options: step size, temperature and what else all kernels take, see
+        :class:`SGMCMCKernel`.
+    :raises ValueError: for arguments out of range, or for both.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | None,
+        friction: float | Mapping[str, float] | None,
+        momentum_decay: float | Mapping[str, float] | None,
+        **options: Unpack[KernelOptions],
+    ) -> None:
+        super().__init__(model, **options)
+        if friction is not None and momentum_decay is not None:
+            raise ValueError(
+                "either friction or momentum_decay must be given, and not both, got "
+                f"friction={friction!r:.80}, momentum_decay={momentum_decay!r:.80}"
+            )
+        self.friction = friction
+        self.momentum_decay = momentum_decay
+        if momentum_decay is None:
+            _numbers("friction", friction)
+        else:
+            _numbers("momentum_decay", momentum_decay, most=1)
+
+    def _smallest_decay(self) -> float:
+        """Share of the momentum that the largest step takes at least, once friction is checked."""
+        least, most = self._least_and_most()
+        if self.momentum_decay is not None:
+            return least
+        largest = self.schedule.max_step_size
+        if most * largest > 1.0:
+            raise ValueError(
+                "friction times the largest step_size must be at most 1, got "
+                f"{most!r} * {largest!r} = {most * largest!r}"
+            )
+        return least * largest
+
+    def _least_and_most(self) -> tuple[float, float]:
+        """The smallest and the largest friction or momentum decay of all sites."""
+        if self.momentum_decay is not None:
+            numbers = _numbers("momentum_decay", self.momentum_decay)
+        else:
+            numbers = _numbers("friction", self.friction)
+        return min(numbers), max(numbers)
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a new kernel with other settings; friction or momentum decay puts out the other.
+
+        See :meth:`SGMCMCKernel.replace`.
+        """
+        if "friction" in changes:
+            changes.setdefault("momentum_decay", None)
+        elif "momentum_decay" in changes:
+            changes["friction"] = None
+        return super().replace(**changes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: v for name, v in super().__getstate__().items() if name != "_rate"}
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        layout = self.potential.layout
+        if self.momentum_decay is not None:
+            self._rate = layout.expand(self.momentum_decay, "momentum_decay")
+        else:
+            assert self.friction is not None
+            self._rate = layout.expand(self.friction, "friction")
+
+    def _decay(self, step_size: Tensor) -> Tensor:
+        """Share of the momentum that a step takes, for each parameter. **Shape:** ``(size,)``."""
+        return self._rate if self.friction is None else step_size * self._rate
+
+
+class SGHMC(FrictionKernel):
+    r"""Stochastic gradient Hamiltonian Monte Carlo [1], in the form of [2].
+
+    With :math:`a = h \gamma`: :math:`m \leftarrow (1 - a) m + h g + \sqrt{2 a M T - h^2 V}\, \xi`,
+    :math:`\theta \leftarrow \theta - h m / M`. In terms of a learning rate :math:`\eta` and a
+    momentum :math:`\mu` of stochastic gradient descent, :math:`h = \sqrt{\eta}` and
+    :math:`a = 1 - \mu`.
+
+    :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
+    :param friction: :math:`\gamma`, a number, or numbers by pattern of site names such as
+        ``{"weight*": 100.0, "default": 1.0}``. Its product with the largest step size must be at
+        most one.
+    :param momentum_decay: :math:`a` itself, instead of friction, 0.1 by default; it then does not
+        follow the schedule of the step size. Like friction a number or numbers by site.
+    :param mass: :math:`M`, a number; numbers by pattern of site names, or tensors of the sites'
+        unconstrained shapes in their place; a tensor for the flat vector of all parameters; or
+        ``"laplace"``, the second derivatives of the potential at a mode, found before the first
+        step from gradients over all of the data and fixed from then on. The step size is then in
+        units of the posterior's standard deviations, along each parameter, and by default 0.2, or
+        what the noise of the minibatches allows.
+    :param float noise_estimate: :math:`V`, variance of the stochastic gradient if it is known.
+    :param options: step size, temperature and what else all kernels take, see
+        :class:`SGMCMCKernel`.
+    :raises ValueError: for arguments out of range, or a pattern that fits no site.
+
+    [1] T. Chen, E. B. Fox, C. Guestrin (2014), Stochastic gradient Hamiltonian Monte Carlo.
+    [2] H. Kim, G. Nam, C. Yun, H. Yang, J. Lee (2025),
+    Parameter expanded stochastic gradient Markov chain Monte Carlo.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | None = None,
+        *,
+        friction: float | Mapping[str, float] | None = None,
+        momentum_decay: float | Mapping[str, float] | None = None,
+        mass: Mass = 1.0,
+        noise_estimate: float = 0.0,
+        **options: Unpack[KernelOptions],
+    ) -> None:
+        if friction is None and momentum_decay is None:
+            momentum_decay = 0.1
+        self.mass = check_mass(mass)
+        options = without_step_size(options, mass)
+        super().__init__(model, friction, momentum_decay, **options)
+        self.noise_estimate = check_number("noise_estimate", noise_estimate, least=0)
+        if self.step_size is not None:
+            self._smallest_decay()
+        if not isinstance(mass, str):
+            self._check_noise(mass)
+
+    def _check_noise(self, mass: Mass) -> None:
+        injected = 2.0 * self._smallest_decay() * smallest_mass(mass) * self.temperature
+        largest = injected / self.schedule.max_step_size**2
+        check_noise_estimate(self.noise_estimate, largest, self.temperature)
+
+    def _default_step_size(self) -> float:
+        if not isinstance(self.mass, str):
+            return super()._default_step_size()
+        noise = max(self._noise_ratio(), HEAT)
+        least, most = self._least_and_most()
+        if self.momentum_decay is not None:
+            return min(_LARGEST_STEP, math.sqrt(2.0 * HEAT * least / noise))
+        return min(_LARGEST_STEP, 1.0 / most, 2.0 * HEAT * least / noise)
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._set_masses(self.mass)
+        self._check_noise(self._masses)
+
+    def _init(self, position: Tensor, keys: Tensor) -> SGHMCState:
+        return init(position)
+
+    def _step(
+        self,
+        state: SGHMCState,
+        function: ValueAndGradient,
+        noise: Tensor,
+        **schedules: Tensor,
+    ) -> tuple[SGHMCState, Info]:
+        return step(
+            state,
+            function,
+            noise,
+            decay=self._decay(schedules["step_size"]),
+            mass=self._masses,
+            noise_estimate=self.noise_estimate,
+            **schedules,
+        )
+
+    def _statistics(self, state: SGHMCState) -> dict[str, Tensor]:
+        return {"kinetic_temperature": (state.momentum.square() / self._masses).mean(-1)}
+
+
+def _numbers(
+    argument: str, value: float | Mapping[str, float] | None, most: float | None = None
+) -> list[float]:
+    """A number, or those of a mapping by site, all of them positive."""
+    if not isinstance(value, Mapping):
+        return [check_number(argument, value, above=0, most=most)]
+    if not value:
+        raise ValueError(f"{argument} must be a number or a number by site, got an empty mapping")
+    return [check_number(f"{argument}[{k!r}]", v, above=0, most=most) for k, v in value.items()]

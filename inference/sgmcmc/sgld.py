@@ -11,13 +11,26 @@ estimate of the variance of :math:`g`, subtracted from the noise. On
 M. Welling, Y. W. Teh (2011), Bayesian learning via stochastic gradient Langevin dynamics.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Unpack
 
 from torch import Tensor
 
-from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient, noise_scale
+from pyro_ext._checks import check_number
+from pyro_ext.inference.sgmcmc.kernel import (
+    HEAT,
+    KernelOptions,
+    SGMCMCKernel,
+    check_noise_estimate,
+    noise_scale,
+    without_step_size,
+)
+from pyro_ext.inference.sgmcmc.mass import Mass, check_mass, smallest_mass
+from pyro_ext.inference.vectorized import Info, ValueAndGradient
 
-__all__ = ["SGLDState", "init", "step"]
+__all__ = ["SGLD", "SGLDState", "init", "step"]
+
+_LARGEST_STEP = 0.05  # by default, in standard deviations
 
 
 class SGLDState(NamedTuple):
@@ -59,3 +72,82 @@ def step(
     own_step_size = step_size / mass
     scale = noise_scale(2.0 * own_step_size * temperature - own_step_size**2 * noise_estimate)
     return SGLDState(state.position - own_step_size * gradient + scale * noise), Info(value)
+
+
+class SGLD(SGMCMCKernel):
+    r"""Stochastic gradient Langevin dynamics [1].
+
+    :math:`\theta \leftarrow \theta - s g / M + \sqrt{2 s T / M - s^2 V / M^2}\, \xi`
+
+    :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
+    :param mass: :math:`M`, by which the step size is divided: a number, numbers or tensors by site,
+        or ``"laplace"``, see :class:`SGHMC`. The step size is then at most 0.05 by default.
+    :param float noise_estimate: :math:`V`, variance of the stochastic gradient if it is known.
+    :param options: step size, temperature and what else all kernels take, see
+        :class:`SGMCMCKernel`.
+    :raises ValueError: for arguments out of range.
+
+    [1] M. Welling, Y. W. Teh (2011),
+    Bayesian learning via stochastic gradient Langevin dynamics.
+
+    Example::
+
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_ext.inference import MCMC
+        >>> def model(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("data", len(x), subsample_size=20) as index:
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x[index])
+        >>> kernel = SGLD(model, step_size=1e-3)
+        >>> mcmc = MCMC(kernel, num_samples=100, warmup_steps=50, num_chains=2, progress=False)
+        >>> mcmc.run(torch.randn(200)).get_samples()["loc"].shape
+        torch.Size([200])
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | None = None,
+        *,
+        mass: Mass = 1.0,
+        noise_estimate: float = 0.0,
+        **options: Unpack[KernelOptions],
+    ) -> None:
+        self.mass = check_mass(mass)
+        super().__init__(model, **without_step_size(options, mass))
+        self.noise_estimate = check_number("noise_estimate", noise_estimate, least=0)
+        if not isinstance(mass, str):
+            self._check_noise(mass)
+
+    def _check_noise(self, mass: Mass) -> None:
+        injected = 2.0 * self.temperature * smallest_mass(mass)
+        largest = injected / self.schedule.max_step_size
+        check_noise_estimate(self.noise_estimate, largest, self.temperature)
+
+    def _default_step_size(self) -> float:
+        if not isinstance(self.mass, str):
+            return super()._default_step_size()
+        return min(_LARGEST_STEP, 2.0 * HEAT / max(self._noise_ratio(), HEAT))
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._set_masses(self.mass)
+        self._check_noise(self._masses)
+
+    def _init(self, position: Tensor, keys: Tensor) -> SGLDState:
+        return init(position)
+
+    def _step(
+        self,
+        state: SGLDState,
+        function: ValueAndGradient,
+        noise: Tensor,
+        **schedules: Tensor,
+    ) -> tuple[SGLDState, Info]:
+        return step(
+            state,
+            function,
+            noise,
+            mass=self._masses,
+            noise_estimate=self.noise_estimate,
+            **schedules,
+        )

@@ -14,14 +14,29 @@ N. Ding, Y. Fang, R. Babbush, C. Chen, R. D. Skeel, H. Neven (2014), Bayesian sa
 stochastic gradient thermostats.
 """
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
-from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient, noise_scale
+from pyro_ext._checks import check_number
+from pyro_ext.inference.sgmcmc.kernel import (
+    HEAT,
+    KernelOptions,
+    SGMCMCKernel,
+    noise_scale,
+    without_step_size,
+)
+from pyro_ext.inference.sgmcmc.mass import Mass, check_mass
+from pyro_ext.inference.vectorized import Info, ValueAndGradient
+from pyro_ext.random import normal
 
-__all__ = ["SGNHTState", "init", "step"]
+__all__ = ["SGNHT", "SGNHTState", "init", "step"]
+
+_MOMENTUM_STREAM = 1
+_LARGEST_STEP = 0.1  # by default, in standard deviations
 
 
 class SGNHTState(NamedTuple):
@@ -75,3 +90,78 @@ def step(
     kinetic_temperature = (momentum.square() / mass).mean(-1, keepdim=True)
     thermostat = state.thermostat + step_size * (kinetic_temperature - temperature)
     return SGNHTState(position, momentum, thermostat), Info(value)
+
+
+class SGNHT(SGMCMCKernel):
+    r"""Stochastic gradient Nose-Hoover thermostat [1], which absorbs unknown gradient noise.
+
+    :math:`p \leftarrow p - h g - h \zeta p + \sqrt{2 A h M T}\, \xi`,
+    :math:`\theta \leftarrow \theta + h p / M`,
+    :math:`\zeta \leftarrow \zeta + h (p^\top M^{-1} p / D - T)`.
+    Momenta start from their stationary law, the thermostat :math:`\zeta` at :math:`A`.
+
+    :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
+    :param float friction: :math:`A`, positive.
+    :param mass: :math:`M`: a number, numbers or tensors by site, or ``"laplace"``, see
+        :class:`SGHMC`. The step size is then at most 0.1 by default.
+    :param options: step size, temperature and what else all kernels take, see
+        :class:`SGMCMCKernel`.
+    :raises ValueError: for arguments out of range.
+
+    [1] N. Ding, Y. Fang, R. Babbush, C. Chen, R. D. Skeel, H. Neven (2014),
+    Bayesian sampling using stochastic gradient thermostats.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | None = None,
+        *,
+        friction: float = 1.0,
+        mass: Mass = 1.0,
+        **options: Unpack[KernelOptions],
+    ) -> None:
+        self.mass = check_mass(mass)
+        super().__init__(model, **without_step_size(options, mass))
+        self.friction = check_number("friction", friction, above=0)
+
+    def _default_step_size(self) -> float:
+        if not isinstance(self.mass, str):
+            return super()._default_step_size()
+        return min(_LARGEST_STEP, math.sqrt(2.0 * HEAT / max(self._noise_ratio(), HEAT)))
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._set_masses(self.mass)
+
+    def _init(self, position: Tensor, keys: Tensor) -> SGNHTState:
+        momentum = normal(
+            keys,
+            torch.zeros((), dtype=torch.int64, device=position.device),
+            position.shape[-1],
+            stream=_MOMENTUM_STREAM,
+            dtype=position.dtype,
+        )
+        scale = torch.as_tensor(self._masses * self.temperature).sqrt().to(momentum)
+        return init(position, momentum * scale, self.friction)
+
+    def _step(
+        self,
+        state: SGNHTState,
+        function: ValueAndGradient,
+        noise: Tensor,
+        **schedules: Tensor,
+    ) -> tuple[SGNHTState, Info]:
+        return step(
+            state,
+            function,
+            noise,
+            friction=self.friction,
+            mass=self._masses,
+            **schedules,
+        )
+
+    def _statistics(self, state: SGNHTState) -> dict[str, Tensor]:
+        return {
+            "kinetic_temperature": (state.momentum.square() / self._masses).mean(-1),
+            "thermostat": state.thermostat[..., 0],
+        }

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from pyro_ext._version import __version__
-from pyro_ext.diagnostics._draws import Arrays, to_array
+from pyro_ext.posterior.draws import Arrays, to_array
 from pyro_ext.potential import Plate, Site
 
 __all__ = ["label"]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ext.diagnostics._draws import Arrays, Context, to_array
+from pyro_ext.posterior.draws import Arrays, Context, to_array
 from pyro_ext.potential import Site
 from pyro_ext.potential._at_values import ModelAtValues
 from pyro_ext.potential._enumeration import EnumeratedLikelihood

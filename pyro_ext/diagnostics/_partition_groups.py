@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pyro_ext.diagnostics._draws import Arrays
+from pyro_ext.posterior.draws import Arrays
 
 __all__ = ["with_partition_quantities"]
 

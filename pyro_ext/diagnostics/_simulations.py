@@ -19,9 +19,9 @@ from pyro.util import get_rng_state, set_rng_seed, set_rng_state
 from torch import Tensor
 
 from pyro_ext._progress import progress_bar
-from pyro_ext.diagnostics._draws import context_of, draws_of, to_array
 from pyro_ext.diagnostics._model_groups import check_shapes
 from pyro_ext.handlers import replace_observations
+from pyro_ext.posterior.draws import context_of, draws_of, to_array
 from pyro_ext.potential import Potential
 
 __all__ = ["LOG_LIKELIHOOD", "Experiment", "Quantity", "Ranks", "run_simulations"]

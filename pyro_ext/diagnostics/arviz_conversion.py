@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 
 from pyro_ext.checkpoint import Checkpoint
-from pyro_ext.diagnostics._draws import (
+from pyro_ext.diagnostics._labels import label
+from pyro_ext.diagnostics._model_groups import ModelGroups, check_shapes, model_of
+from pyro_ext.diagnostics._partition_groups import with_partition_quantities
+from pyro_ext.posterior.draws import (
     Arrays,
     check_names,
     context_of,
@@ -17,9 +20,6 @@ from pyro_ext.diagnostics._draws import (
     to_array,
     with_chains,
 )
-from pyro_ext.diagnostics._labels import label
-from pyro_ext.diagnostics._model_groups import ModelGroups, check_shapes, model_of
-from pyro_ext.diagnostics._partition_groups import with_partition_quantities
 from pyro_ext.potential import Potential
 from pyro_ext.random import fresh_seed
 

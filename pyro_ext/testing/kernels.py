@@ -12,10 +12,10 @@ import torch
 from pyro.infer.autoguide.initialization import init_to_sample
 from torch import Tensor
 
-from pyro_ext.inference._running.identity import kernel_identity
 from pyro_ext.inference.mcmc import MCMC
-from pyro_ext.inference.sgmcmc.chains import Chains
 from pyro_ext.inference.sgmcmc.kernel import SGMCMCKernel
+from pyro_ext.inference.vectorized.chains import Chains
+from pyro_ext.posterior.identity import kernel_identity
 from pyro_ext.testing.potential import _compare
 
 __all__ = ["check_gaussian", "check_kernel"]

@@ -222,7 +222,7 @@ NOT_WALKED: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
-            "pyro_ext.inference.sgmcmc.control_variates.*",
+            "pyro_ext.potential.control_variates.*",
             "pyro_ext.inference.sgmcmc.l2e.*",
             "pyro_ext.inference.sgmcmc.meta_sgmcmc.*",
             "pyro_ext.inference.sgmcmc.psgld.*",

@@ -60,7 +60,7 @@ SGMCMC = {
 
 @pytest.fixture
 def short_legs(monkeypatch):
-    """Legs of a step, so that every step is a place to stop at."""
+    """Segments of a step, so that every step is a place to stop at."""
     monkeypatch.setattr(Pace, "shortest", 0.0)
     monkeypatch.setattr(Pace, "share", 0.0)
 
@@ -157,7 +157,7 @@ def interrupting(count):
 
 
 def test_ctrl_c_and_go_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("pyro_ext.inference._running.sgmcmc._MOST_STEPS_PER_CALL", 1)
+    monkeypatch.setattr("pyro_ext.inference._running.vectorized_kernels._MOST_STEPS_PER_CALL", 1)
 
     def run(count, folder):
         kernel = SGLD(potential_fn=interrupting(count), step_size=0.1, backend="eager")
@@ -174,8 +174,10 @@ def test_ctrl_c_and_go_on(tmp_path, monkeypatch):
 
 
 def test_memory_does_not_grow_with_the_draws(tmp_path, monkeypatch):
-    """The draws take 80 MB, of which memory holds a leg's worth of a few MB at a time."""
-    monkeypatch.setattr("pyro_ext.inference._running.sgmcmc._BYTES_PER_LEG", 1 << 20)
+    """The draws take 80 MB, of which memory holds a segment's worth of a few MB at a time."""
+    monkeypatch.setattr(
+        "pyro_ext.inference._running.vectorized_kernels._BYTES_PER_SEGMENT", 1 << 20
+    )
     process = psutil.Process()
     sizes = []
 
@@ -273,7 +275,7 @@ def test_a_number_hidden_in_the_model_shows(x, tmp_path):
 
 def test_another_version_is_refused(x, tmp_path, monkeypatch):
     driver(SGLD(model), tmp_path).run(x)
-    monkeypatch.setattr("pyro_ext.inference._running.identity.__version__", "9.9")
+    monkeypatch.setattr("pyro_ext.posterior.identity.__version__", "9.9")
     with pytest.raises(CheckpointError, match=r"versions: pyro_ext is .* there and 9.9 here"):
         driver(SGLD(model), tmp_path).run(x)
     description = (tmp_path / "run.json").read_text()

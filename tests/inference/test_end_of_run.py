@@ -14,10 +14,10 @@ from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 
 from pyro_ext.checkpoint.chains import Chunk
-from pyro_ext.diagnostics._convergence import effective_sample_size
 from pyro_ext.distributions import KnownVarianceGaussianCluster
 from pyro_ext.inference import MCMC, SGLD, EarlyStopping, MarginalGibbs
-from pyro_ext.inference._end_of_run import largest_r_hat, moments_of_halves, r_hat_of_noise
+from pyro_ext.inference._running.end_of_run import largest_r_hat, moments_of_halves, r_hat_of_noise
+from pyro_ext.posterior.convergence import effective_sample_size
 from pyro_ext.random_measures import DirichletProcess
 
 FAR = {"x": torch.tensor([[-9.0, 0.0], [9.0, 0.0]]), "y": torch.zeros(2)}

@@ -192,7 +192,7 @@ def ctrl_c_interrupts():
 @pytest.mark.slow
 @pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_ctrl_c(x, pool, tmp_path):
-    """The interrupt reaches the driver alone; legs on their way are waited for."""
+    """The interrupt reaches the driver alone; segments on their way are waited for."""
     options = {"num_samples": 100_000, "checkpoint": tmp_path}
     mcmc = driver(chain_method=pool, **options)
 
@@ -215,7 +215,7 @@ def test_ctrl_c(x, pool, tmp_path):
 
 @pytest.mark.slow
 def test_a_dask_cluster_that_loses_a_worker(x, tmp_path):
-    """A worker is killed in the middle of the run; its legs are run by others."""
+    """A worker is killed in the middle of the run; its segments are run by others."""
     import distributed
 
     with (

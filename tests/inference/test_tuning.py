@@ -25,7 +25,7 @@ from pyro_ext.inference import (
     tuning,
 )
 from pyro_ext.inference._pilot_scores import common_scale, discrepancy, scores
-from pyro_ext.inference.sgmcmc import loop
+from pyro_ext.inference.vectorized import loop
 
 pytestmark = [
     # Searches of few steps find that these are few.

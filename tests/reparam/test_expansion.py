@@ -13,7 +13,7 @@ from scipy import integrate
 
 from pyro_ext.diagnostics import to_arviz
 from pyro_ext.inference import MCMC, SGHMC, SGLD
-from pyro_ext.inference.sgmcmc.modes import find_map
+from pyro_ext.posterior.modes import find_map
 from pyro_ext.potential import Potential
 from pyro_ext.reparam import ExpansionReparam, merge_factors
 

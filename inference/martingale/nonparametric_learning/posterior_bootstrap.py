@@ -20,15 +20,6 @@ from pyro_ext._checks import (
 from pyro_ext._progress import progress_bar
 from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.checkpoint.independent_draws import DrawFolder
-from pyro_ext.inference._running.fixed_points import fingerprint, model_at
-from pyro_ext.inference._running.identity import (
-    data_identity,
-    density_identity,
-    differences,
-    model_identity,
-    versions,
-)
-from pyro_ext.inference.martingale._independent_draws import IndependentDraws
 from pyro_ext.inference.martingale.nonparametric_learning._weighted_fits import WeightedFits
 from pyro_ext.inference.martingale.nonparametric_learning.base_measures import EmpiricalBase
 from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights import (
@@ -36,6 +27,15 @@ from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights impo
     DirichletWeights,
 )
 from pyro_ext.inference.optimization import BatchLBFGS, Minimizer
+from pyro_ext.posterior.fixed_points import fingerprint, model_at
+from pyro_ext.posterior.identity import (
+    data_identity,
+    density_identity,
+    differences,
+    model_identity,
+    versions,
+)
+from pyro_ext.posterior.independent_draws import IndependentDraws
 from pyro_ext.potential import (
     Backend,
     InitStrategy,

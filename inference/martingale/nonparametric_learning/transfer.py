@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from pyro_ext._checks import as_tensor, check_callable, check_integer, check_number, shown
-from pyro_ext.inference.martingale._independent_draws import IndependentDraws
 from pyro_ext.inference.martingale.nonparametric_learning._minibatches import minibatches_of
 from pyro_ext.inference.optimization import BatchOptimizer
+from pyro_ext.posterior.independent_draws import IndependentDraws
 from pyro_ext.potential import Backend, Regularizer, WeightedFunction, check_backend
 from pyro_ext.random import chain_keys, fresh_seed
 

@@ -6,7 +6,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ext.diagnostics._draws import to_array
+from pyro_ext.posterior.draws import to_array
 from pyro_ext.random_measures import _counts
 
 __all__ = ["Labels", "check_draws", "check_labels", "check_partition"]

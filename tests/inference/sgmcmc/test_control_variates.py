@@ -13,9 +13,9 @@ import torch
 from pyro_ext.datasets import load_breast_cancer
 from pyro_ext.inference import MCMC, PSGLD, SGHMC, SGLD, SGNHT
 from pyro_ext.inference.sgmcmc import find_map, kernel
-from pyro_ext.inference.sgmcmc.control_variates import anchor_at, control
 from pyro_ext.inference.sgmcmc.minibatches import Minibatches
 from pyro_ext.potential import Potential
+from pyro_ext.potential.control_variates import anchor_at, control
 from tests.potential.zoo import ZOO
 
 KERNELS = {

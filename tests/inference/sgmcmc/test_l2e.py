@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro_ext.checkpoint.files import CheckpointError
 from pyro_ext.inference import L2E, MCMC, SGHMC, MetaSGMCMC
 from pyro_ext.inference.sgmcmc import LearnedKinetics, ResidualKinetics, l2e, sghmc
-from pyro_ext.inference.sgmcmc.learned_kinetics import pretrained_kinetics
+from pyro_ext.inference.sgmcmc.l2e import pretrained_kinetics
 from pyro_ext.random import normal
 from pyro_ext.reparam import ExpansionReparam
 from pyro_ext.testing.moments import estimate_moment

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_ext.inference import MCMC, SGHMC, SGLD, SGNHT
 from pyro_ext.inference.sgmcmc import sghmc, sgld, sgnht
-from pyro_ext.inference.sgmcmc.laplace import laplace_at
+from pyro_ext.posterior.modes import laplace_at
 from pyro_ext.potential import Potential
 from pyro_ext.testing.kernels import check_kernel
 
@@ -162,7 +162,7 @@ def test_the_default_step_goes_by_the_noise(data: tuple[Tensor, Tensor]) -> None
 
 
 def test_the_curvature_is_found_once(data: tuple[Tensor, Tensor], monkeypatch: Any) -> None:
-    from pyro_ext.inference.sgmcmc import kernel as kernels
+    from pyro_ext.inference.vectorized import kernel as kernels
 
     searches = []
     found = kernels.laplace_at

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pyro_ext.inference import L2E, SGHMC, SGLD, PolynomialSchedule
-from pyro_ext.inference._running.identity import kernel_identity
 from pyro_ext.inference.sgmcmc import ResidualKinetics
+from pyro_ext.posterior.identity import kernel_identity
 
 
 def normal_mean(x):

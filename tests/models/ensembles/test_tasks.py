@@ -6,7 +6,7 @@ import torch
 from pyro_ext import datasets
 from pyro_ext.inference import MetaTrainer
 from pyro_ext.inference.sgmcmc import ResidualKinetics
-from pyro_ext.inference.sgmcmc.learned_kinetics import pretrained_kinetics
+from pyro_ext.inference.sgmcmc.l2e import pretrained_kinetics
 from pyro_ext.models.ensembles import classification_task, pretrain_l2e
 from pyro_ext.potential import Potential
 

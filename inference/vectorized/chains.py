@@ -1,17 +1,29 @@
-"""What a group of chains is between two steps, and what is recorded of it."""
+"""What a step takes and gives, what a group of chains is between steps, and what is recorded."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ext.inference.sgmcmc.control_variates import Anchor
+from pyro_ext.potential.control_variates import Anchor
 
-__all__ = ["Chains", "Draws", "joined"]
+__all__ = ["Chains", "Draws", "Info", "ValueAndGradient", "joined"]
+
+ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Maps positions ``(..., size)`` to potentials ``(...)`` and gradients ``(..., size)``."""
+
+
+class Info(NamedTuple):
+    """What a step saw on its way.
+
+    :param Tensor potential_energy: the stochastic potential at the position it started from.
+    """
+
+    potential_energy: Tensor
 
 
 @dataclass(frozen=True)

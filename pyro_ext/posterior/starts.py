@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from pyro_ext.checkpoint import Checkpoint
-from pyro_ext.diagnostics._draws import Context, Sampler, draws_of
-from pyro_ext.inference.sgmcmc import SGMCMCKernel
-from pyro_ext.inference.sgmcmc.laplace import dispersed_starts, laplace_at
+from pyro_ext.posterior.draws import Context, Sampler, draws_of
+from pyro_ext.posterior.modes import Laplace, dispersed_starts, laplace_at
 from pyro_ext.potential import FunctionPotential, Potential
 
 __all__ = [
@@ -66,25 +64,25 @@ def constrained_start(
     start: Start,
     num_chains: int,
     seed: int,
-    kernel: MCMCKernel,
     context: Context,
+    potential: Potential | None = None,
+    find_laplace: Callable[[str], Laplace] | None = None,
 ) -> dict[str, Tensor]:
     """Initial values of the latent sites.
 
     :param start: what the user gave.
     :param int num_chains: number of chains.
     :param int seed: seed of draws from a guide or around a mode.
-    :param MCMCKernel kernel: the kernel, set up if it is one of ours.
     :param Context context: the model and its arguments.
+    :param Potential potential: its potential, where there is one.
+    :param find_laplace: finds the Laplace approximation of that potential, for an argument whose
+        name it is given.
     :returns: **Shape:** ``(num_chains, *event)`` each.
     """
     if isinstance(start, Mapping):
         return dict(start)
-    potential = None
-    if isinstance(kernel, SGMCMCKernel) and isinstance(kernel.potential, Potential):
-        potential = kernel.potential
     if start == "laplace":
-        return _around_the_mode(kernel, potential, context, num_chains, seed)
+        return _around_the_mode(potential, find_laplace, context, num_chains, seed)
     if isinstance(start, str | Path):
         start = Checkpoint(start)
     if isinstance(start, Sampler):
@@ -134,15 +132,15 @@ def unconstrained_start(
 
 
 def _around_the_mode(
-    kernel: MCMCKernel,
     potential: Potential | None,
+    find_laplace: Callable[[str], Laplace] | None,
     context: Context,
     num_chains: int,
     seed: int,
 ) -> dict[str, Tensor]:
     """Draws of a Laplace approximation with twice its standard deviations."""
-    if isinstance(kernel, SGMCMCKernel) and potential is not None:
-        laplace = kernel.find_laplace(_LAPLACE)
+    if find_laplace is not None and potential is not None:
+        laplace = find_laplace(_LAPLACE)
     elif context.model is not None:
         potential = Potential(context.model, *context.args, **context.kwargs)
         values = potential.init_chains(range(1), 0)
@@ -150,7 +148,7 @@ def _around_the_mode(
     else:
         raise ValueError(
             f"{_LAPLACE} takes a kernel with a model whose latent sites are all continuous, got "
-            f"{type(kernel).__name__} without a model: give values by site instead"
+            "one without a model: give values by site instead"
         )
     starts = dispersed_starts(potential, laplace, range(num_chains), seed)
     return potential.constrain(starts)
@@ -164,6 +162,6 @@ def _last_draws(samples: Mapping[str, Tensor], num_chains: int) -> dict[str, Ten
             values[name] = value[:, -1]
             continue
         late = value[:, value.shape[1] // 2 :].transpose(0, 1).flatten(0, 1)
-        places = torch.linspace(0, len(late) - 1, num_chains).round().long()
-        values[name] = late[places.flip(0)]
+        indices = torch.linspace(0, len(late) - 1, num_chains).round().long()
+        values[name] = late[indices.flip(0)]
     return values

@@ -1,4 +1,4 @@
-"""What drivers share: arguments, legs of groups of chains, progress, checkpoints, interruption."""
+"""What drivers share: arguments, groups of chains, progress, checkpoints, interruption."""
 
 import math
 import time
@@ -20,9 +20,22 @@ from pyro_ext._progress import progress_bar
 from pyro_ext.checkpoint.chains import ChainStatus
 from pyro_ext.checkpoint.files import CheckpointError
 from pyro_ext.checkpoint.folder import CheckpointWriter
-from pyro_ext.diagnostics._draws import Context
 from pyro_ext.inference._running.dispatch import Pace, run_elsewhere, run_here
-from pyro_ext.inference._running.identity import (
+from pyro_ext.inference._running.pyro_kernels import PyroOptions, PyroRunner, has_known_state
+from pyro_ext.inference._running.segments import (
+    GroupState,
+    Plan,
+    Report,
+    Runner,
+    Segment,
+    silent,
+)
+from pyro_ext.inference._running.stores import FolderStore
+from pyro_ext.inference._running.vectorized_kernels import VectorizedRunner
+from pyro_ext.inference.vectorized import VectorizedKernel
+from pyro_ext.posterior.draws import Context
+from pyro_ext.posterior.identity import (
+    Quantities,
     data_identity,
     density_identity,
     differences,
@@ -31,19 +44,12 @@ from pyro_ext.inference._running.identity import (
     model_identity,
     versions,
 )
-from pyro_ext.inference._running.legs import GroupState, Leg, Quantities, Report, Runner, silent
-from pyro_ext.inference._running.plan import Plan
-from pyro_ext.inference._running.pyro_kernels import PyroOptions, PyroRunner, has_known_state
-from pyro_ext.inference._running.sgmcmc import SGMCMCRunner
-from pyro_ext.inference._running.stores import FolderStore
-from pyro_ext.inference._starts import (
+from pyro_ext.posterior.starts import (
     Start,
     check_start,
     constrained_start,
-    unconstrained_start,
     with_chain_axis,
 )
-from pyro_ext.inference.sgmcmc import SGMCMCKernel
 from pyro_ext.potential import FunctionPotential, Potential
 from pyro_ext.random import fresh_seed
 
@@ -78,7 +84,7 @@ class DriverOptions(TypedDict, total=False):
 
 
 class Driver(ABC):
-    """Runs groups of chains of a kernel, leg by leg.
+    """Runs groups of chains of a kernel, segment by segment.
 
     A subclass says with :meth:`_open` and :meth:`_keep` where draws go, and with :meth:`_rounds`
     when they are looked at.
@@ -128,20 +134,20 @@ class Driver(ABC):
         if checkpoint is not None and not isinstance(checkpoint, str | Path):
             raise TypeError(f"checkpoint must be the path of a folder, got {checkpoint!r:.80}")
         if checkpoint is not None and not (
-            isinstance(kernel, SGMCMCKernel) or has_known_state(kernel)
+            isinstance(kernel, VectorizedKernel) or has_known_state(kernel)
         ):
             raise ValueError(
                 "checkpoint takes a kernel whose state is known, one of pyro_ext or Pyro's HMC or "
                 f"NUTS; got {type(kernel).__name__}"
             )
-        if group_size not in (None, 1) and not isinstance(kernel, SGMCMCKernel):
+        if group_size not in (None, 1) and not isinstance(kernel, VectorizedKernel):
             raise ValueError(
                 f"group_size must be 1 for {type(kernel).__name__}, which runs one chain at a "
                 f"time; got {group_size!r}"
             )
         if not _is_list_of_names(extra_fields):
             raise TypeError(f"extra_fields must be a list of names, got {extra_fields!r:.80}")
-        if extra_fields and not isinstance(kernel, SGMCMCKernel):
+        if extra_fields and not isinstance(kernel, VectorizedKernel):
             raise ValueError(f"extra_fields {list(extra_fields)} need a kernel of pyro_ext")
         if quantities is not None and not isinstance(quantities, Mapping):
             raise TypeError(f"quantities must be functions by name, got {quantities!r:.80}")
@@ -158,7 +164,7 @@ class Driver(ABC):
             raise TypeError(f"hook_fn must be callable, got {hook_fn!r:.80}")
         if transforms is not None and not isinstance(transforms, Mapping):
             raise TypeError(f"transforms must be transforms by site, got {transforms!r:.80}")
-        if isinstance(kernel, SGMCMCKernel):
+        if isinstance(kernel, VectorizedKernel):
             for name, value in (("hook_fn", hook_fn), ("transforms", transforms)):
                 if value is not None:
                     raise TypeError(
@@ -248,8 +254,8 @@ class Driver(ABC):
         """Take note of what an earlier run left in a folder."""
 
     @abstractmethod
-    def _keep(self, leg: Leg) -> None:
-        """Take what a leg gave."""
+    def _keep(self, segment: Segment) -> None:
+        """Take what a segment gave."""
 
     @abstractmethod
     def _rounds(self) -> Iterator[int]:
@@ -274,13 +280,11 @@ class Driver(ABC):
     def _make_runner(self, seed: int) -> Runner:
         plan = Plan(self.warmup_steps, self.thinning)
         start = None
-        context = Context(self.model, self.args, self.kwargs)
-        if not isinstance(self.kernel, SGMCMCKernel):
+        if not isinstance(self.kernel, VectorizedKernel):
             self._potential = None
             if self.initial_params is not None:
-                start = constrained_start(
-                    self.initial_params, self.num_chains, seed, self.kernel, context
-                )
+                context = Context(self.model, self.args, self.kwargs)
+                start = constrained_start(self.initial_params, self.num_chains, seed, context)
             return PyroRunner(
                 self.kernel,
                 plan,
@@ -297,7 +301,7 @@ class Driver(ABC):
         if self.kernel.model is None and isinstance(self.initial_params, Mapping):
             first = {name: value[0] for name, value in self.initial_params.items()}
             self.kernel.initial_params = first
-        runner = SGMCMCRunner(
+        runner = VectorizedRunner(
             self.kernel,
             plan,
             seed,
@@ -310,10 +314,9 @@ class Driver(ABC):
         runner.setup()
         self._potential = self.kernel.potential
         if self.initial_params is not None:
-            start = constrained_start(
-                self.initial_params, self.num_chains, seed, self.kernel, context
+            runner.start = self.kernel.start_from(
+                self.initial_params, self.num_chains, seed, *self.args, **self.kwargs
             )
-            runner.start = unconstrained_start(self._potential, start)
         return runner
 
     def _make_groups(self, description: Mapping[str, Any] | None) -> list[range]:
@@ -321,7 +324,9 @@ class Driver(ABC):
         if size is None:
             if description is not None:
                 return [range(*bounds) for bounds in description["groups"]]
-            together = self.chain_method == "vectorized" and isinstance(self.kernel, SGMCMCKernel)
+            together = self.chain_method == "vectorized" and isinstance(
+                self.kernel, VectorizedKernel
+            )
             size = self.num_chains if together else 1
         starts = range(0, self.num_chains, size)
         return [range(start, min(start + size, self.num_chains)) for start in starts]
@@ -418,10 +423,10 @@ class Driver(ABC):
                 if self.interrupted:
                     break
 
-    def _take(self, leg: Leg) -> None:
-        if leg.error is not None:
-            self._errors.setdefault(leg.state.members.start, leg.error)
-        self._keep(leg)
+    def _take(self, segment: Segment) -> None:
+        if segment.error is not None:
+            self._errors.setdefault(segment.state.members.start, segment.error)
+        self._keep(segment)
 
     @contextmanager
     def _progress(self, total: int, done: int) -> Iterator[Report]:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext._threads import threads_for
-from pyro_ext.inference.sgmcmc.control_variates import Anchor, control
-from pyro_ext.inference.sgmcmc.core import Info
+from pyro_ext.inference.vectorized.chains import Info
 from pyro_ext.potential import (
     BatchedFunction,
     agree_but_for_rounding,
@@ -18,6 +17,7 @@ from pyro_ext.potential import (
     compile_graph,
     warn_fallback,
 )
+from pyro_ext.potential.control_variates import Anchor, control
 from pyro_ext.random import normal
 
 __all__ = ["Plan", "Run", "StepLoop"]

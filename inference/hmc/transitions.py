@@ -1,15 +1,14 @@
 """Hamiltonian Monte Carlo for many chains side by side, in coordinates of a given covariance."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-__all__ = ["Transition", "finite_starts", "hamiltonian_transition", "hamiltonian_transitions"]
+from pyro_ext.posterior.modes import ValueAndGradient, finite_starts
 
-ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
+__all__ = ["Transition", "hamiltonian_transition", "hamiltonian_transitions"]
 
 _LEAPFROG_STEPS = 6
 _LENGTH = 1.2
@@ -74,24 +73,6 @@ def hamiltonian_transition(
         torch.where(is_taken[:, None], new_gradient, gradient),
         is_taken,
     )
-
-
-def finite_starts(
-    starts: Tensor, value_and_gradient: ValueAndGradient, center: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Starts of chains, with a center in the place of those at which there is no density.
-
-    :param Tensor starts: **Shape:** ``(num_chains, size)``.
-    :param value_and_gradient: :math:`U` and its gradient at such positions.
-    :param Tensor center: such as a mode. **Shape:** ``(size,)``.
-    :returns: the starts, and :math:`U` and its gradient there.
-    """
-    value, gradient = value_and_gradient(starts)
-    is_finite = value.isfinite() & gradient.isfinite().all(-1)
-    if not bool(is_finite.all()):
-        starts = torch.where(is_finite[:, None], starts, center)
-        value, gradient = value_and_gradient(starts)
-    return starts, value, gradient
 
 
 def hamiltonian_transitions(

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
-from pyro_ext.inference._curvature import whitening_factor
-from pyro_ext.inference._hamiltonian import finite_starts, hamiltonian_transition
-from pyro_ext.inference._metropolis import MetropolisKernel, MetropolisOptions
-from pyro_ext.inference.sgmcmc.core import Info, ValueAndGradient
-from pyro_ext.inference.sgmcmc.modes import minimum
+from pyro_ext.inference.hmc.transitions import hamiltonian_transition
+from pyro_ext.inference.vectorized import (
+    Info,
+    ValueAndGradient,
+    VectorizedKernel,
+    VectorizedOptions,
+)
+from pyro_ext.posterior.modes import finite_starts, minimum, whitening_factor
 from pyro_ext.potential import InitStrategy, Potential, init_to_suggested
 from pyro_ext.random import chain_keys, normal, uniform
 
@@ -56,7 +59,7 @@ class _Preparation(NamedTuple):
     num_leapfrog_steps: int
 
 
-class LaplaceHMC(MetropolisKernel[_Preparation]):
+class LaplaceHMC(VectorizedKernel):
     r"""Hamiltonian Monte Carlo in coordinates in which the posterior is near a unit Gaussian [1].
 
     The coordinates are those of the mode and of the second derivatives there. Trajectories of
@@ -104,16 +107,23 @@ class LaplaceHMC(MetropolisKernel[_Preparation]):
         num_leapfrog_steps: int | None = None,
         trajectory_length: float = 1.5,
         init_strategy: InitStrategy = init_to_suggested,
-        **options: Unpack[MetropolisOptions],
+        **options: Unpack[VectorizedOptions],
     ) -> None:
         super().__init__(model, init_strategy=init_strategy, **options)
         if num_leapfrog_steps is not None:
             num_leapfrog_steps = check_integer("num_leapfrog_steps", num_leapfrog_steps, 1)
         self.num_leapfrog_steps = num_leapfrog_steps
         self.trajectory_length = check_number("trajectory_length", trajectory_length, above=0)
+        self._known: _Preparation | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_known": None}
+
+    @property
+    def _preparation(self) -> _Preparation:
+        return self._made(self._known)
 
     def _prepare(self) -> None:
-        super()._prepare()
         potential = self.potential
         layout, density = potential.layout, self.potential_fn
         if isinstance(potential, Potential):
@@ -180,25 +190,23 @@ class LaplaceHMC(MetropolisKernel[_Preparation]):
     def _step(
         self,
         state: HMCState,
-        value_and_gradient: ValueAndGradient,
+        function: ValueAndGradient,
         noise: Tensor,
-        *,
-        step_size: Tensor,
-        temperature: Tensor,
+        **schedules: Tensor,
     ) -> tuple[HMCState, Info]:
         made = self._preparation
         choices = uniform(
             state.keys, state.num_transitions[0], 2, stream=_STREAM_OF_CHOICES, dtype=noise.dtype
         )
         jitter = 1.0 + _JITTER * (2.0 * choices[:, :1] - 1.0)
-        value, gradient = value_and_gradient(state.position)
+        value, gradient = function(state.position)
         after = hamiltonian_transition(
             state.position,
             value,
             gradient,
             noise,
             choices[:, 1].log(),
-            value_and_gradient,
+            function,
             made.factor,
             step_size=jitter * (self.trajectory_length / made.num_leapfrog_steps),
             num_leapfrog_steps=made.num_leapfrog_steps,

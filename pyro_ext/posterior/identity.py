@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_ext._version import __version__
-from pyro_ext.inference._running.fixed_points import (
+from pyro_ext.posterior.fixed_points import (
     FixedPoint,
     Noise,
     PointOf,
@@ -25,10 +25,10 @@ from pyro_ext.inference._running.fixed_points import (
     model_at,
     points_of,
 )
-from pyro_ext.inference._running.legs import Quantities
 from pyro_ext.potential import FunctionPotential, Potential
 
 __all__ = [
+    "Quantities",
     "data_identity",
     "density_identity",
     "differences",
@@ -37,6 +37,9 @@ __all__ = [
     "model_identity",
     "versions",
 ]
+
+Quantities = Mapping[str, Callable[[dict[str, Tensor]], Tensor]]
+"""Functions of a draw that are recorded beside its sites."""
 
 _HMC_SETTINGS = ("trajectory_length", "use_multinomial_sampling", "_max_tree_depth")
 _ADAPTER_SETTINGS = (

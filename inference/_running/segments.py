@@ -1,21 +1,25 @@
-"""What a group of chains is between two legs of its run, and what runs a leg."""
+"""Segments of a run: which steps are kept, what a group of chains is between two, what runs one."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_ext.checkpoint.chains import ChainStatus, Chunk
+from pyro_ext.inference.vectorized import VectorizedKernel
+from pyro_ext.posterior.identity import Quantities
 
 __all__ = [
     "ROWS_PER_CALL",
     "GroupState",
-    "Leg",
-    "Quantities",
+    "KeptSteps",
+    "Plan",
     "Report",
     "Runner",
+    "Segment",
     "describe_error",
     "recorded",
     "silent",
@@ -23,7 +27,46 @@ __all__ = [
 
 ROWS_PER_CALL = 64
 
-Quantities = Mapping[str, Callable[[dict[str, Tensor]], Tensor]]
+
+@dataclass(frozen=True)
+class Plan:
+    """How long chains warm up, and how often a draw is kept after that.
+
+    :param int warmup_steps: steps before the first kept ones.
+    :param int thinning: steps between two kept draws.
+    """
+
+    warmup_steps: int
+    thinning: int
+
+
+class KeptSteps:
+    """Numbers of steps after which a draw is kept.
+
+    A draw is kept every ``thinning`` steps after the warm-up, where its step samples.
+
+    :param Plan plan: how long to warm up, and how often to keep a draw.
+    :param VectorizedKernel kernel: tells which steps sample.
+    :raises ValueError: where no such step ever samples.
+    """
+
+    def __init__(self, plan: Plan, kernel: VectorizedKernel) -> None:
+        # Whether the candidates sample repeats itself after a period's worth of them.
+        candidates = plan.warmup_steps + plan.thinning * np.arange(1, kernel.period + 1)
+        sampling = kernel.is_sampling(candidates - 1)
+        if not sampling.any():
+            raise ValueError(
+                f"no draw would be kept: after {plan.warmup_steps} warm-up steps, every "
+                f"{plan.thinning}th step explores in a cycle of {kernel.period} steps; choose "
+                "warmup_steps and thinning so that some of these steps fall into the sampling stage"
+            )
+        self._first = [int(step) for step in candidates[sampling]]
+        self._shift = plan.thinning * kernel.period
+
+    def __call__(self, draw: int) -> int:
+        """Return the number of steps after which a draw, counted from zero, is kept."""
+        periods, index = divmod(draw, len(self._first))
+        return self._first[index] + periods * self._shift
 
 
 @dataclass(frozen=True)
@@ -58,8 +101,8 @@ class GroupState:
         return self.num_draws >= until or self.has_ended
 
 
-class Leg(NamedTuple):
-    """What a leg gave.
+class Segment(NamedTuple):
+    """What a segment gave.
 
     :param GroupState state: the state after it.
     :param Chunk chunk: draws made in it, ``None`` where there are none.
@@ -96,7 +139,7 @@ class Runner(Protocol):
     def setup(self) -> None:
         """Prepare to run in this process."""
 
-    def leg(self, state: GroupState, until: int, seconds: float, report: Report) -> Leg:
+    def segment(self, state: GroupState, until: int, seconds: float, report: Report) -> Segment:
         """Run on until there are so many draws, or the time is over.
 
         An error in a chain ends this chain, which keeps the draws from before.

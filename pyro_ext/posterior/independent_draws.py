@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_ext.diagnostics._convergence import print_summary
+from pyro_ext.posterior.convergence import print_summary
 
 __all__ = ["IndependentDraws"]
 

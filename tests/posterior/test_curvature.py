@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_ext.inference._curvature import whitening_factor
+from pyro_ext.posterior.modes import whitening_factor
 
 EPS = torch.finfo(torch.float64).eps
 

@@ -11,7 +11,7 @@ from pyro.infer import MCMC as PyroMCMC
 
 from pyro_ext.distributions import KnownVarianceGaussianCluster
 from pyro_ext.inference import MCMC, SGLD
-from pyro_ext.inference.composite import EnumeratedSites, Gibbs, PriorProposals
+from pyro_ext.inference.gibbs import EnumeratedSites, Gibbs, PriorProposals
 from pyro_ext.inference.partitions import MarginalGibbs
 from pyro_ext.random_measures import PitmanYor
 from tests.inference.partitions.enumeration import partitions

@@ -19,7 +19,7 @@ from torch.distributions import constraints
 
 from pyro_ext._checks import check_callable, check_mapping, check_sequence
 from pyro_ext.inference.partitions import ConjugateKernel
-from pyro_ext.inference.sgmcmc import SGMCMCKernel
+from pyro_ext.inference.vectorized import VectorizedKernel
 from pyro_ext.potential._distributions import may_validate
 
 __all__ = ["ConditionalUpdate", "EnumeratedSites", "Gibbs", "LogJoint", "PriorProposals"]
@@ -174,7 +174,7 @@ class PriorProposals(ConditionalUpdate):
 
 def _copied(kernel: MCMCKernel) -> MCMCKernel:
     """A kernel of the same settings, models and modules, but with a state of its own."""
-    if isinstance(kernel, SGMCMCKernel):
+    if isinstance(kernel, VectorizedKernel):
         # A recorded graph would hold the values of the other sites as they are now.
         return kernel.replace(backend="eager")
     shared = {id(value): value for value in vars(kernel).values() if callable(value)}
@@ -237,10 +237,10 @@ class Gibbs(MCMCKernel):
             raise ValueError(f"blocks have the sites {twice} twice")
         for block, _ in self.blocks:
             if isinstance(block, MCMCKernel) and not isinstance(
-                block, HMC | SGMCMCKernel | ConjugateKernel
+                block, HMC | VectorizedKernel | ConjugateKernel
             ):
                 raise TypeError(
-                    "a kernel of blocks must be HMC, NUTS, a stochastic-gradient kernel or one "
+                    "a kernel of blocks must be HMC, NUTS, a vectorized kernel or one "
                     f"over partitions with conjugate clusters, got {type(block).__name__}"
                 )
         if model is not None:
@@ -373,7 +373,7 @@ class Gibbs(MCMCKernel):
             self._kernels.append(kernel)
             if isinstance(kernel, ConjugateKernel):
                 return self._prepared_partition(kernel, sites, warmup_steps, args, kwargs)
-            assert isinstance(kernel, HMC | SGMCMCKernel)
+            assert isinstance(kernel, HMC | VectorizedKernel)
             return self._prepared_kernel(kernel, sites, warmup_steps, args, kwargs)
         if isinstance(block, ConditionalUpdate):
             return lambda: block.update(log_joint, self._values, sites)
@@ -390,7 +390,7 @@ class Gibbs(MCMCKernel):
 
     def _prepared_kernel(
         self,
-        kernel: HMC | SGMCMCKernel,
+        kernel: HMC | VectorizedKernel,
         sites: Sequence[str],
         warmup_steps: int,
         args: tuple[Any, ...],

@@ -22,8 +22,8 @@ from pyro_ext.inference import (
     StreamingMCMC,
     TreeGuided,
 )
-from pyro_ext.inference._running import fixed_points
-from pyro_ext.inference._running.identity import (
+from pyro_ext.posterior import fixed_points
+from pyro_ext.posterior.identity import (
     density_identity,
     differences,
     kernel_at,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pyro_ext.inference import MCMC, SGHMC
-from pyro_ext.inference.sgmcmc import loop
+from pyro_ext.inference.vectorized import loop
 
 
 def potential_fn(z: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -51,7 +51,7 @@ def test_a_compiler_that_fails_gives_one_warning_and_the_same_draws(fault, monke
 def test_without_a_cpp_compiler(tmp_path):
     """In a process of its own, since PyTorch looks for the compiler once."""
     code = (
-        "import warnings; from tests.inference.sgmcmc.test_loop import draws\n"
+        "import warnings; from tests.inference.vectorized.test_loop import draws\n"
         "with warnings.catch_warnings(record=True) as caught:\n"
         "    warnings.simplefilter('always'); one = draws('compile')\n"
         "count = sum('cannot be compiled' in str(w.message) for w in caught)\n"

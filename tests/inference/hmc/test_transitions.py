@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_ext.inference._hamiltonian import (
+from pyro_ext.inference.hmc.transitions import (
     finite_starts,
     hamiltonian_transition,
     hamiltonian_transitions,

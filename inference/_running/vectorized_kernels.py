@@ -1,4 +1,4 @@
-"""Legs of stochastic-gradient kernels, many chains side by side."""
+"""Segments of kernels that run many chains side by side."""
 
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -11,33 +11,34 @@ import torch
 from torch import Tensor
 
 from pyro_ext.checkpoint.chains import Chunk
-from pyro_ext.inference._running.legs import (
+from pyro_ext.inference._running.segments import (
     ROWS_PER_CALL,
     GroupState,
-    Leg,
-    Quantities,
+    KeptSteps,
+    Plan,
     Report,
+    Segment,
     describe_error,
     recorded,
 )
-from pyro_ext.inference._running.plan import KeptSteps, Plan
-from pyro_ext.inference.sgmcmc import Anchor, Chains, Draws, SGMCMCKernel
-from pyro_ext.inference.sgmcmc.chains import joined
-from pyro_ext.potential import Potential
+from pyro_ext.inference.vectorized import Chains, Draws, VectorizedKernel
+from pyro_ext.inference.vectorized.chains import joined
+from pyro_ext.posterior.identity import Quantities
+from pyro_ext.potential.control_variates import Anchor
 
-__all__ = ["SGMCMCRunner"]
+__all__ = ["VectorizedRunner"]
 
 _MOST_STEPS_PER_CALL = 1 << 12
 _SECONDS_PER_CALL = 0.1
-_BYTES_PER_LEG = 1 << 26
+_BYTES_PER_SEGMENT = 1 << 26
 
 
-class SGMCMCRunner:
-    """Runs chains of a stochastic-gradient kernel.
+class VectorizedRunner:
+    """Runs chains of a vectorized kernel.
 
     ``start`` may be set to unconstrained initial parameters of all chains.
 
-    :param SGMCMCKernel kernel: the kernel.
+    :param VectorizedKernel kernel: the kernel.
     :param Plan plan: which steps are kept.
     :param int seed: a non-negative integer.
     :param Mapping quantities: further functions of a draw to record.
@@ -49,7 +50,7 @@ class SGMCMCRunner:
 
     def __init__(
         self,
-        kernel: SGMCMCKernel,
+        kernel: VectorizedKernel,
         plan: Plan,
         seed: int,
         quantities: Quantities,
@@ -67,7 +68,7 @@ class SGMCMCRunner:
         self.args = args
         self.kwargs = kwargs
         self._warmup_steps = plan.warmup_steps
-        self._kept = KeptSteps(plan, kernel.schedule)
+        self._kept = KeptSteps(plan, kernel)
 
     def setup(self) -> None:
         """Build the potential in this process."""
@@ -92,7 +93,7 @@ class SGMCMCRunner:
         """Return the number of steps that so many draws take."""
         return self._kept(num_draws - 1)
 
-    def leg(self, state: GroupState, until: int, seconds: float, report: Report) -> Leg:
+    def segment(self, state: GroupState, until: int, seconds: float, report: Report) -> Segment:
         """Run on until there are so many draws, or the time is over.
 
         A chain that diverges, or whose model raises, keeps the draws from before; the others go on.
@@ -106,18 +107,18 @@ class SGMCMCRunner:
                     replace(status, stopped_at=0, error=describe_error(error))
                     for status in state.chains
                 )
-                return Leg(replace(state, chains=statuses), None, False, {}, error)
+                return Segment(replace(state, chains=statuses), None, False, {}, error)
         chains: Chains = state.sampler
         alive = torch.tensor([status.stopped_at is None for status in state.chains])
         deadline = time.monotonic() + seconds
         reach = 1
         bytes_per_draw = sum(leaf.nbytes for leaf in chains.state)
-        until = min(until, state.num_draws + max(1, _BYTES_PER_LEG // bytes_per_draw))
+        until = min(until, state.num_draws + max(1, _BYTES_PER_SEGMENT // bytes_per_draw))
         num_draws, parts = state.num_draws, []
         interrupted = False
         errors = self.kernel.catch_errors()
         try:
-            # A leg takes a step at least.
+            # A segment takes a step at least.
             while num_draws < until and (chains is state.sampler or time.monotonic() < deadline):
                 before, called = chains.step, time.monotonic()
                 steps = self._kept_within(num_draws, until, before + reach)
@@ -140,23 +141,23 @@ class SGMCMCRunner:
         except Exception as error:
             errors.update({c: error for c in range(len(state.chains)) if c not in errors})
         try:
-            return self._leg(state, chains, parts, errors, interrupted)
+            return self._segment(state, chains, parts, errors, interrupted)
         except KeyboardInterrupt:
-            return self._leg(state, chains, parts, errors, True)
+            return self._segment(state, chains, parts, errors, True)
 
     def _kept_within(self, num_draws: int, until: int, step: int) -> list[int]:
         """Steps of the next draws, up to a step."""
         kept = (self._kept(draw) for draw in range(num_draws, until))
         return list(takewhile(lambda number: number <= step, kept))
 
-    def _leg(
+    def _segment(
         self,
         state: GroupState,
         chains: Chains,
         parts: Sequence[Draws],
         errors: Mapping[int, Exception],
         interrupted: bool,
-    ) -> Leg:
+    ) -> Segment:
         draws = joined([part for part in parts if part.steps[-1] <= chains.step])
         chunk, counts, num_draws = None, [0] * len(state.members), 0
         # An error that others survived has made a chain not finite.
@@ -197,26 +198,19 @@ class SGMCMCRunner:
             chains,
         )
         error = next(iter(errors.values()), None)
-        return Leg(after, chunk, interrupted, self.kernel.describe(chains), error)
+        return Segment(after, chunk, interrupted, self.kernel.describe(chains), error)
 
     def _samples(self, positions: Tensor) -> dict[str, Tensor]:
         """Constrained draws, deterministic sites and quantities.
 
         Rows are padded to whole blocks: a draw is the same number to the last bit however many were
-        made in the same leg.
+        made in the same segment.
         """
         num_draws, num_chains, size = positions.shape
         flat = positions.reshape(-1, size)
         lacking = -len(flat) % ROWS_PER_CALL
         flat = torch.cat([flat, flat[:1].expand(lacking, -1)])
-        potential = self.kernel.potential
-        samples = potential.layout.unflatten(flat)
-        if isinstance(potential, Potential):
-            samples = potential.constrain(samples)
-            whole = potential.deterministic(samples)
-            sites = potential.deterministic_sites
-            samples |= {k: v for k, v in whole.items() if not sites[k].is_subsampled}
-        samples = recorded(samples, self.quantities, self.save_params)
+        samples = recorded(self.kernel.samples(flat), self.quantities, self.save_params)
         return {
             name: value[: num_draws * num_chains]
             .reshape(num_draws, num_chains, *value.shape[1:])

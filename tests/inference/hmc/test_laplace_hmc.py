@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_ext.diagnostics import to_arviz
 from pyro_ext.inference import MCMC
-from pyro_ext.inference.laplace_hmc import LaplaceHMC
+from pyro_ext.inference.hmc.laplace_hmc import LaplaceHMC
 from pyro_ext.inference.pseudocoresets import AutoPseudocoreset
 from tests.inference.pseudocoresets.coreset_models import labelled, location, logistic, points
 

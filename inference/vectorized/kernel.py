@@ -1,0 +1,485 @@
+"""The contract of kernels that run many chains side by side, for our driver and for Pyro's."""
+
+import inspect
+import math
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Self, TypedDict, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from torch import Tensor
+from torch.distributions import Transform
+
+from pyro_ext._checks import check_integer
+from pyro_ext.inference.vectorized.chains import Chains, Draws, Info
+from pyro_ext.inference.vectorized.loop import Plan, StepLoop
+from pyro_ext.posterior.draws import Context
+from pyro_ext.posterior.modes import Laplace, laplace_at
+from pyro_ext.posterior.starts import Start, constrained_start, unconstrained_start
+from pyro_ext.potential import (
+    Backend,
+    BatchedFunction,
+    FunctionPotential,
+    InitStrategy,
+    Potential,
+    bijection,
+    check_backend,
+    init_to_suggested,
+)
+from pyro_ext.potential.control_variates import Anchor, is_anchor_of
+from pyro_ext.random import chain_keys, fresh_seed
+
+__all__ = ["VectorizedKernel", "VectorizedOptions"]
+
+Made = TypeVar("Made")
+
+_NOT_SET_UP = "the kernel has no potential yet: call setup(...) first"
+
+
+class VectorizedOptions(TypedDict, total=False):
+    """Keyword arguments that all of these kernels take."""
+
+    potential_fn: Callable[[dict[str, Tensor]], Tensor] | None
+    backend: Backend
+    num_steps: int
+
+
+class VectorizedKernel(MCMCKernel):
+    """A sampler of pure functions as a kernel: many chains take each step at once.
+
+    A subclass gives what its chains are made of, :meth:`_init`, and their step, :meth:`_step`.
+    Drivers call :meth:`setup`, then :meth:`begin` and :meth:`record` for many chains at once, as
+    ours does, or :meth:`sample` for one chain at a time, as Pyro's does. A chain's draws follow
+    from the seed and its number alone.
+
+    :param model: a Pyro model; or ``None`` with a ``potential_fn``.
+    :param potential_fn: maps one chain's dict of unconstrained parameters to a scalar; it needs
+        initial parameters.
+    :param str backend: how the potential runs, see :class:`~pyro_ext.potential.Potential`.
+    :param int num_steps: steps that one call of :meth:`sample` takes, under Pyro's driver, which
+        has no thinning.
+    :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`; by
+        default where a site asks for it, or at the median of a few draws from its prior.
+    :raises ValueError: for arguments out of range.
+    """
+
+    takes_minibatches: ClassVar[bool] = False
+    """Whether a model may subsample its plates; without it a model must see all of its data."""
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | None = None,
+        *,
+        potential_fn: Callable[[dict[str, Tensor]], Tensor] | None = None,
+        backend: Backend = "trace",
+        num_steps: int = 1,
+        init_strategy: InitStrategy = init_to_suggested,
+    ) -> None:
+        if (model is None) == (potential_fn is None):
+            raise ValueError(
+                "either model or potential_fn must be given, and not both, got "
+                f"model={model!r:.80}, potential_fn={potential_fn!r:.80}"
+            )
+        check_backend(backend)
+        for argument, value in (("model", model), ("potential_fn", potential_fn)):
+            if value is not None and not callable(value):
+                raise TypeError(f"{argument} must be callable, got {value!r:.80}")
+        if not callable(init_strategy):
+            raise TypeError(
+                "init_strategy must be a strategy of pyro.infer.autoguide.initialization, got "
+                f"{init_strategy!r:.80}"
+            )
+        self.model = model
+        self.potential_fn = potential_fn
+        self.backend = backend
+        self.num_steps = check_integer("num_steps", num_steps, 1)
+        self.init_strategy = init_strategy
+        self.anchor: Anchor | None = None
+        self.laplace: Laplace | None = None
+        self._initial_params: dict[str, Tensor] | None = None
+        self._potential: Potential | FunctionPotential | None = None
+        self._loop: StepLoop[Any] | None = None
+        self._chains: Chains | None = None
+
+    # What it was made of -----------------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of the constructor by name, but for the model or potential.
+
+        Example::
+
+            >>> from pyro_ext.inference import SGLD
+            >>> def model():
+            ...     pyro.sample("x", dist.Normal(0.0, 1.0))
+            >>> SGLD(model, step_size=0.1).settings()["step_size"]
+            0.1
+        """
+        return {name: getattr(self, name) for name in _keywords(type(self))}
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a new kernel of the same type and model with other settings.
+
+        :param changes: keyword arguments of the constructor.
+        :returns: the kernel, on which :meth:`setup` has not been called.
+        :raises TypeError: for a keyword that the constructor does not take.
+        :raises ValueError: for arguments out of range.
+
+        Example::
+
+            >>> from pyro_ext.inference import SGLD
+            >>> def model():
+            ...     pyro.sample("x", dist.Normal(0.0, 1.0))
+            >>> SGLD(model, temperature=0.5).replace(step_size=0.1).temperature
+            0.5
+        """
+        settings = self.settings()
+        if unknown := set(changes) - set(settings):
+            raise TypeError(
+                f"{type(self).__name__} has no setting {sorted(unknown)}; it has {list(settings)}"
+            )
+        kernel = type(self)(self.model, potential_fn=self.potential_fn, **{**settings, **changes})
+        if self.potential_fn is not None:
+            kernel._initial_params = self._initial_params
+        kernel.laplace = self.laplace
+        return kernel
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What setup builds holds graphs and machine code, which stay in this process.
+        return {**self.__dict__, **dict.fromkeys(("_potential", "_loop", "_chains"))}
+
+    # What a sampler gives ----------------------------------------------------------------------
+
+    @abstractmethod
+    def _init(self, position: Tensor, keys: Tensor) -> Any:
+        """State of the sampler at the given positions ``(num_chains, size)``."""
+
+    @abstractmethod
+    def _step(
+        self,
+        state: Any,
+        function: Callable[[Tensor], Any],
+        noise: Tensor,
+        *,
+        step_size: Tensor,
+        temperature: Tensor,
+    ) -> tuple[Any, Info]:
+        """One step of the sampler, which may call the :meth:`_function` at positions."""
+
+    def _function(self) -> BatchedFunction:
+        """What steps call at positions: the potential and its gradient."""
+        return self.potential.gradient
+
+    def _prepare(self) -> None:
+        """Resolve arguments that need the sites of the model; called once these are known."""
+
+    def _starts(self, numbers: Sequence[int], seed: int) -> dict[str, Tensor]:
+        """Unconstrained starts of chains for which none are given."""
+        potential = self.potential
+        if isinstance(potential, FunctionPotential):
+            raise ValueError("a kernel with potential_fn needs initial_params")
+        return potential.init_chains(numbers, seed, self.init_strategy)
+
+    def _statistics(self, state: Any) -> dict[str, Tensor]:
+        """What the sampler reports of each chain, ``(num_chains,)`` each."""
+        return {}
+
+    def _schedules(
+        self, steps: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Step size and temperature of each step, for samplers that have schedules."""
+        return np.ones(len(steps)), np.ones(len(steps))
+
+    def _batches(self, chains: Chains, num_steps: int) -> list[Tensor]:
+        """Minibatches of the next steps, a tensor for each subsampled plate."""
+        return []
+
+    @property
+    def period(self) -> int:
+        """Number of steps after which it repeats itself which of them sample."""
+        return 1
+
+    def is_sampling(self, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Whether the draw after each of these steps, counted from zero, is to be kept."""
+        return np.ones(len(steps), dtype=bool)
+
+    # Many chains at once -----------------------------------------------------------------------
+
+    @property
+    def potential(self) -> Potential | FunctionPotential:
+        """The potential of the last :meth:`setup`."""
+        if self._potential is None:
+            raise RuntimeError(_NOT_SET_UP)
+        return self._potential
+
+    def _made(self, value: Made | None) -> Made:
+        """What setup makes, or an error before it."""
+        if value is None:
+            raise RuntimeError(_NOT_SET_UP)
+        return value
+
+    def catch_errors(self) -> dict[int, Exception]:
+        """Let a chain whose model raises go on with NaN, where chains run one by one in Python.
+
+        :returns: a dict that takes such errors from now on, by index of the chain.
+        """
+        loop = self._made(self._loop)
+        loop.errors = {}
+        return loop.errors
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        """Build the potential of the model and its data.
+
+        :param int warmup_steps: number of warm-up steps.
+        :param args: arguments of the model.
+        :param kwargs: keyword arguments of the model.
+        """
+        if self.model is not None:
+            self._potential = Potential(self.model, *args, backend=self.backend, **kwargs)
+        else:
+            if self._initial_params is None:
+                raise ValueError("a kernel with potential_fn needs initial_params")
+            assert self.potential_fn is not None
+            batched = {name: value[None] for name, value in self._initial_params.items()}
+            self._potential = FunctionPotential(self.potential_fn, batched, self.backend)
+        self._chains = None
+        plates = self._potential.subsampled_plates
+        if plates and not self.takes_minibatches:
+            names = [plate.name for plate in plates]
+            raise ValueError(f"model must see all of its data, but it subsamples in {names}")
+        self._prepare()
+        elements = sum(plate.subsample_size for plate in plates)
+        self._loop = StepLoop(self._step, self._function(), elements)
+
+    def find_laplace(self, argument: str) -> Laplace:
+        """Laplace approximation of the posterior, which the kernel keeps for the same data.
+
+        :param str argument: what asks for it, for errors.
+        :returns: the approximation.
+        :raises ValueError: where there is none.
+        """
+        potential = self.potential
+        if self.laplace is not None and is_anchor_of(potential, self.laplace.mode):
+            return self.laplace
+        if self.anchor is not None:
+            start = self.anchor.position
+        elif isinstance(potential, Potential):
+            values = potential.init_chains(range(1), 0, self.init_strategy)
+            start = potential.layout.flatten(values)[0]
+        else:
+            start = potential.layout.flatten(self.initial_params)
+        self.laplace = laplace_at(potential, start.detach(), argument)
+        return self.laplace
+
+    def begin(
+        self, numbers: Sequence[int], seed: int, params: Mapping[str, Tensor] | None = None
+    ) -> Chains:
+        """Start chains.
+
+        :param Sequence numbers: numbers of the chains; a number that comes twice stands for chains
+            with the same start, minibatches and noise.
+        :param int seed: a non-negative integer.
+        :param Mapping params: unconstrained initial parameters; by default the initialization
+            strategy gives them. **Shape:** ``(num_chains, *event)`` each.
+        :returns: the chains before their first step.
+        """
+        potential = self.potential
+        if params is None:
+            params = self._starts(numbers, seed)
+        potential.layout.check(params, "initial_params")
+        position = potential.layout.flatten(params).detach().contiguous()
+        keys = chain_keys(seed, numbers, position.device)
+        energy = position.new_full((len(numbers),), math.nan)
+        return Chains(numbers, seed, keys, 0, self._init(position, keys), energy, self.anchor)
+
+    def start_from(
+        self, start: Start, num_chains: int, seed: int, *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Unconstrained initial parameters from what a user gives, as of ``initial_params``.
+
+        :param start: values by site, a run, a guide, ``"laplace"``, or a folder.
+        :param int num_chains: number of chains.
+        :param int seed: of draws from a guide or around a mode.
+        :param args: arguments of the model.
+        :param kwargs: keyword arguments of the model.
+        :returns: **Shape:** ``(num_chains, *event)`` each.
+        :raises ValueError: where names, shapes or supports do not fit.
+        """
+        own = self.potential if isinstance(self.potential, Potential) else None
+        context = Context(self.model, args, kwargs)
+        values = constrained_start(start, num_chains, seed, context, own, self.find_laplace)
+        return unconstrained_start(self.potential, values)
+
+    def advance(self, chains: Chains, num_steps: int) -> Chains:
+        """Take steps.
+
+        :param Chains chains: the chains.
+        :param int num_steps: number of steps, at least one.
+        :returns: the chains after these steps.
+        """
+        return self.record(chains, [chains.step + num_steps])[0]
+
+    def record(self, chains: Chains, steps: Sequence[int]) -> tuple[Chains, Draws]:
+        """Take steps and record the states after some of them.
+
+        The states are those that :meth:`advance` would come to, to the last bit, at the cost of a
+        call for many of them.
+
+        :param Chains chains: the chains.
+        :param Sequence steps: increasing numbers, after how many steps in all of the chains a state
+            is recorded.
+        :returns: the chains after the last of these steps, and the draws.
+        :raises ValueError: for numbers that do not increase.
+
+        Example::
+
+            >>> from pyro_ext.inference import SGLD
+            >>> kernel = SGLD(potential_fn=lambda z: z["x"].square().sum(), step_size=0.1)
+            >>> kernel.initial_params = {"x": torch.zeros(3)}
+            >>> kernel.setup(0)
+            >>> chains = kernel.begin(range(4), 0, {"x": torch.zeros(4, 3)})
+            >>> chains, draws = kernel.record(chains, [10, 15, 20])
+            >>> chains.step, draws.position.shape
+            (20, torch.Size([3, 4, 3]))
+        """
+        loop = self._made(self._loop)
+        targets = np.asarray(steps, dtype=np.int64)
+        if len(targets) < 1 or (np.diff(targets, prepend=chains.step) <= 0).any():
+            raise ValueError(
+                f"steps must increase from above the {chains.step} steps taken, got {steps!r:.80}"
+            )
+        most_steps = loop.max_steps(*chains.position.shape)
+        most_rows = loop.max_rows(*chains.position.shape)
+        pieces: list[list[Tensor]] = []
+        done = 0
+        while done < len(targets):
+            ahead = targets[done : done + most_rows]
+            end = min(chains.step + most_steps, int(ahead[-1]))
+            run = loop(chains.state, self._plan(chains, ahead, end))
+            count = int(np.searchsorted(ahead, end, side="right"))
+            pieces.append([part[:count] for part in (*run.draws, run.potential_energy)])
+            done += count
+            chains = replace(
+                chains, step=end, state=run.state, potential_energy=run.potential_energy[-1]
+            )
+        *leaves, energy = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        return chains, Draws(targets, type(chains.state)(*leaves), energy)
+
+    def _plan(self, chains: Chains, targets: npt.NDArray[np.int64], end: int) -> Plan:
+        position = chains.position
+        steps = np.arange(chains.step, end)
+        step_sizes, temperatures = self._schedules(steps)
+        return Plan(
+            chains.keys,
+            torch.from_numpy(steps).to(position.device),
+            torch.from_numpy(step_sizes).to(position),
+            torch.from_numpy(temperatures).to(position),
+            torch.from_numpy(np.searchsorted(targets, steps, side="right")).to(position.device),
+            [index.to(position.device) for index in self._batches(chains, len(steps))],
+            chains.anchor,
+        )
+
+    def statistics(self, chains: Chains | Draws) -> dict[str, Tensor]:
+        """Statistics of the last step of each chain, or of the steps before draws.
+
+        :param chains: the chains, or draws of them.
+        :returns: ``lp``, the negative potential that the step saw, and what the sampler adds.
+            **Shape:** ``(num_chains,)`` each, of draws ``(num_draws, num_chains)``.
+        """
+        return {"lp": -chains.potential_energy, **self._statistics(chains.state)}
+
+    def describe(self, chains: Chains) -> OrderedDict[str, str]:
+        """One line of diagnostics for a progress bar."""
+        statistics = self.statistics(chains)
+        statistics.pop("temperature", None)
+        return OrderedDict(
+            (name.replace("_", " "), f"{float(value.nanmean()):.3g}")
+            for name, value in statistics.items()
+        )
+
+    def samples(self, positions: Tensor) -> dict[str, Tensor]:
+        """Constrained values of the sites, and deterministic sites, at unconstrained positions.
+
+        Deterministic sites in a plate that subsamples are left out: a draw sees a part of them.
+
+        :param Tensor positions: **Shape:** ``(num_rows, size)``.
+        :returns: by site. **Shape:** ``(num_rows, *event)`` each.
+        """
+        potential = self.potential
+        samples = potential.layout.unflatten(positions)
+        if isinstance(potential, Potential):
+            samples = potential.constrain(samples)
+            whole = potential.deterministic(samples)
+            sites = potential.deterministic_sites
+            samples |= {k: v for k, v in whole.items() if not sites[k].is_subsampled}
+        return samples
+
+    # One chain at a time, as Pyro's driver asks ------------------------------------------------
+
+    @property
+    def initial_params(self) -> dict[str, Tensor]:
+        """Unconstrained initial parameters of one chain."""
+        if self._initial_params is None:
+            batched = self._starts(range(1), fresh_seed(None))
+            self._initial_params = {name: value[0] for name, value in batched.items()}
+        return self._initial_params
+
+    @initial_params.setter
+    def initial_params(self, params: dict[str, Tensor]) -> None:
+        self._initial_params = params
+
+    @property
+    def transforms(self) -> dict[str, Transform]:
+        """Maps from the support of each site to unconstrained space."""
+        if isinstance(self._potential, Potential):
+            return {name: bijection(s.support).inv for name, s in self._potential.sites.items()}
+        return {}
+
+    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Take ``num_steps`` steps from the given unconstrained parameters of one chain."""
+        batched = {name: value[None] for name, value in params.items()}
+        if self._chains is None:
+            self._chains = self.begin(range(1), fresh_seed(None), batched)
+        position = self.potential.layout.flatten(batched)
+        if not torch.equal(position, self._chains.position):
+            state = self._chains.state._replace(position=position)
+            self._chains = replace(self._chains, state=state)
+        self._chains = self.advance(self._chains, self.num_steps)
+        if not torch.isfinite(self._chains.position).all():
+            raise RuntimeError(
+                f"the chain diverged by step {self._chains.step}: take a smaller step_size"
+            )
+        unflat = self.potential.layout.unflatten(self._chains.position)
+        return {name: value[0] for name, value in unflat.items()}
+
+    def logging(self) -> OrderedDict[str, str]:
+        """One line of diagnostics for Pyro's progress bar."""
+        return OrderedDict() if self._chains is None else self.describe(self._chains)
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Diagnostics of one chain for Pyro's driver; ArviZ's converter looks for this entry."""
+        return {"divergences": []}
+
+    def cleanup(self) -> None:
+        """Forget the chain that Pyro's driver ran; it may call this twice."""
+        self._chains = None
+        self._initial_params = None
+
+
+def _keywords(kernel_type: type[VectorizedKernel]) -> list[str]:
+    """Names of the settings that a constructor takes, its own and those it passes on."""
+    names: list[str] = []
+    for base in kernel_type.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        variadic = [p for p in parameters if p.kind is p.VAR_KEYWORD]
+        positional = {"self", "model", "potential_fn"}
+        names += [p.name for p in parameters if p not in variadic and p.name not in positional]
+        if not variadic:
+            break
+    return names

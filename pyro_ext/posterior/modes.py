@@ -1,0 +1,361 @@
+"""Modes of posteriors, second derivatives there, and starts of chains around them.
+
+A mode is searched by a quasi-Newton method over all of the data. Second derivatives are differences
+of gradients, so that a posterior needs no more than its gradient.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import check_callable, check_instance, check_integer, check_tensors
+from pyro_ext.potential import FunctionPotential, InitStrategy, Potential, init_to_suggested
+from pyro_ext.potential.control_variates import Anchor, anchor_at
+from pyro_ext.random import chain_keys, normal
+
+__all__ = [
+    "Laplace",
+    "dispersed_starts",
+    "find_map",
+    "finite_starts",
+    "flat_point",
+    "gradient_differences",
+    "laplace_at",
+    "minimum",
+    "whitening_factor",
+]
+
+ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Maps positions ``(num_points, size)`` to values ``(num_points,)`` and gradients."""
+
+_TOLERANCE = 1e-2
+_ROUNDS = 16
+"""Each halves the logarithms of what is left; this many balance any scales of double precision."""
+_MOST_PARAMETERS = 2000
+_MOST_ROUNDS = 12
+_DISTANCE = 0.5
+_NEAR = (0.2, 1.2)
+_MOST_CHANGE = 100.0
+_MOST_DECREMENT = 1.0
+_MOST_CORRELATION = 1.5  # one, and room for rounding and for tails that are not Gaussian
+_INFLATION = 2.0
+_STREAM_OF_STARTS = 2
+
+Vector = npt.NDArray[np.float64]
+
+
+def find_map(
+    potential: Potential,
+    initial_params: Mapping[str, Tensor] | None = None,
+    *,
+    init_strategy: InitStrategy = init_to_suggested,
+    max_iterations: int = 1000,
+) -> dict[str, Tensor]:
+    """Find a mode of the posterior in unconstrained space, by L-BFGS over all of the data.
+
+    It is a mode of the density that samplers see, with the Jacobian of the transforms; for a site
+    whose support is bounded it differs from the mode of the density in constrained space.
+
+    :param Potential potential: the potential.
+    :param Mapping initial_params: where to start, in constrained space. **Shape:** ``(*event)``.
+    :param init_strategy: where to start otherwise, with seed zero.
+    :param int max_iterations: number of iterations at most.
+    :returns: the mode in constrained space. **Shape:** ``(*event)`` each.
+    :raises ValueError: for arguments out of range.
+
+    Example::
+
+        >>> from pyro_ext.potential import Potential
+        >>> def model(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x), subsample_size=2) as index:
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x[index])
+        >>> find_map(Potential(model, torch.tensor([1.0, 2.0, 3.0])))
+        {'loc': tensor(1.5000)}
+    """
+    check_instance("potential", potential, Potential, "a Potential")
+    check_callable("init_strategy", init_strategy)
+    check_integer("max_iterations", max_iterations, 1)
+    if initial_params is None:
+        batched = potential.init_chains(range(1), 0, init_strategy)
+        start = potential.layout.flatten(batched)[0]
+    else:
+        start = flat_point(potential, initial_params, "initial_params")
+    position = minimum(potential, start, max_iterations)
+    return potential.constrain(potential.layout.unflatten(position))
+
+
+def flat_point(potential: Potential, params: Mapping[str, Tensor], argument: str) -> Tensor:
+    """A point in constrained space as a flat unconstrained vector.
+
+    :param Potential potential: the potential.
+    :param Mapping params: value of each latent site. **Shape:** ``(*event)``.
+    :param str argument: how the caller names them.
+    :returns: **Shape:** ``(size,)``.
+    :raises ValueError: where a site is missing, a shape does not fit, or the potential is not
+        finite.
+    """
+    params = check_tensors(argument, params)
+    if missing := set(potential.sites) - set(params):
+        raise ValueError(f"{argument} lacks the latent sites {sorted(missing)}")
+    for name, site in potential.sites.items():
+        if params[name].shape != site.shape:
+            raise ValueError(
+                f"{argument}[{name!r}] has shape {tuple(params[name].shape)}, wanted "
+                f"{tuple(site.shape)}"
+            )
+    unconstrained = potential.unconstrain(params)
+    batched = {name: value[None] for name, value in unconstrained.items()}
+    value = potential.full_value_and_grad(batched)[0]
+    if not torch.isfinite(value).all():
+        raise ValueError(
+            f"{argument} has the potential {float(value)}: do its values lie in the supports of "
+            "their sites?"
+        )
+    return potential.layout.flatten(unconstrained)
+
+
+def minimum(
+    potential: Potential | FunctionPotential, start: Tensor, max_iterations: int = 1000
+) -> Tensor:
+    """Find a minimum of a potential over all of the data.
+
+    :param potential: the potential.
+    :param Tensor start: a flat vector of unconstrained values at which the potential is finite.
+        **Shape:** ``(size,)``.
+    :param int max_iterations: number of iterations at most.
+    :returns: the minimum. **Shape:** ``(size,)``.
+    """
+    from scipy.optimize import minimize  # slow to import
+
+    result = minimize(
+        _Objective(potential),
+        start.double().cpu().numpy(),
+        method="L-BFGS-B",
+        jac=True,
+        # In single precision a search gets stuck in rounding before smaller changes.
+        options={"maxiter": max_iterations, "ftol": 16 * torch.finfo(start.dtype).eps},
+    )
+    if not _is_near_minimum(result):
+        warnings.warn(
+            f"the search for a posterior mode did not converge in {result.nit} iterations "
+            f"({result.message}); the potential there is {result.fun:.6g}",
+            stacklevel=2,
+        )
+    return torch.from_numpy(result.x).to(start)
+
+
+class _Objective:
+    """Potential and gradient over all of the data, in double precision.
+
+    Where they are not finite, a slope takes their place that rises as steeply as the potential
+    falls at the lowest point so far, so that the line search steps back by a moderate factor.
+    """
+
+    def __init__(self, potential: Potential | FunctionPotential) -> None:
+        self._potential = potential
+        self._lowest: tuple[float, Vector, Vector] | None = None
+
+    def __call__(self, vector: Vector) -> tuple[float, Vector]:
+        layout = self._potential.layout
+        flat = torch.from_numpy(vector).to(layout.device, layout.dtype)
+        values, slopes = self._potential.full_value_and_grad(layout.unflatten(flat[None]))
+        value = values.item()
+        gradient = layout.flatten(slopes)[0].double().cpu().numpy()
+        if not (np.isfinite(value) and np.isfinite(gradient).all()):
+            assert self._lowest is not None
+            value, lowest, downhill = self._lowest
+            return value - float(downhill @ (vector - lowest)), -downhill
+        if self._lowest is None or value < self._lowest[0]:
+            self._lowest = (value, vector.copy(), gradient)
+        return value, gradient
+
+
+def _is_near_minimum(result: Any) -> bool:
+    """Whether the potential would hardly fall any more, by the curvature that the search saw."""
+    decrease = 0.5 * result.jac @ (result.hess_inv @ result.jac)
+    return bool(result.success or decrease < _TOLERANCE)
+
+
+def whitening_factor(hessian: Tensor, resolution: float) -> Tensor:
+    r"""Factor of the inverse of second derivatives, whose signs do not matter.
+
+    With second derivatives :math:`H = V \operatorname{diag}(c) V^T` it is a :math:`F` with
+    :math:`F F^T = V \operatorname{diag}(1 / |c|) V^T`, up to what follows. Coordinates are first
+    put on one scale, so that :math:`H` has a unit diagonal where it is positive definite. What is
+    flat or merely rounding is told from the scales of the coordinates only after that: a
+    coefficient of incomes and one of shares of one have curvatures that are many powers of ten
+    apart.
+
+    :param Tensor hessian: symmetric up to rounding, and finite. **Shape:** ``(size, size)``.
+    :param float resolution: its relative error. A curvature on one scale that is a smaller share of
+        the largest is taken as that share.
+    :returns: :math:`F`, with the unit vector of a coordinate that the function does not depend on.
+        **Shape:** ``(size, size)``.
+
+    Example::
+
+        >>> whitening_factor(torch.tensor([[1e12, 0.0], [0.0, 4.0]]), 1e-6).abs().sum(1)
+        tensor([1.0000e-06, 5.0000e-01])
+    """
+    hessian = 0.5 * (hessian + hessian.mT)
+    unit = torch.ones_like(hessian[0])
+    for _ in range(_ROUNDS):
+        # The largest entry of each row becomes one; of a positive definite matrix it is then that
+        # on the diagonal. The diagonal alone may vanish at a saddle.
+        largest = (unit[:, None] * hessian * unit).abs().amax(1)
+        unit = unit * torch.where(largest > 0, largest, 1.0).rsqrt()
+    balanced = unit[:, None] * hessian * unit
+    is_free = (hessian == 0).all(1).to(hessian)
+    curvature, directions = torch.linalg.eigh(balanced + is_free.diag())
+    curvature = curvature.abs()
+    scales = curvature.clamp(min=resolution * float(curvature.max())).rsqrt()
+    # The symmetric root: unlike the directions it is a smooth function of the derivatives, so that
+    # rounding does not turn the coordinates where some curvatures are equal.
+    factor: Tensor = unit[:, None] * ((directions * scales) @ directions.mT)
+    return factor
+
+
+class Laplace(NamedTuple):
+    """A mode and the second derivatives of the potential there.
+
+    :param Anchor mode: the mode.
+    :param Tensor hessian: **Shape:** ``(size, size)``.
+    """
+
+    mode: Anchor
+    hessian: Tensor
+
+
+def laplace_at(potential: Potential | FunctionPotential, start: Tensor, argument: str) -> Laplace:
+    """Find a mode of a posterior and its curvature.
+
+    It takes some dozens of gradients over all of the data, and about six for each parameter.
+
+    :param potential: the potential.
+    :param Tensor start: where the search starts, unconstrained. **Shape:** ``(size,)``.
+    :param str argument: what asks for it, such as ``"mass='laplace'"``.
+    :returns: the approximation.
+    :raises ValueError: for more than 2000 parameters, and where there is no mode with a positive
+        curvature along each parameter.
+
+    Example::
+
+        >>> from pyro_ext.potential import Potential
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(3.0, 10.0))
+        >>> laplace = laplace_at(Potential(model), torch.zeros(1), "mass='laplace'")
+        >>> round(float(laplace.hessian), 4)
+        0.01
+    """
+    layout = potential.layout
+    if layout.size > _MOST_PARAMETERS:
+        raise ValueError(
+            f"{argument} takes second derivatives of at most {_MOST_PARAMETERS} parameters, and "
+            f"the model has {layout.size}"
+        )
+    mode = anchor_at(potential, minimum(potential, start))
+
+    def gradient(flat: Tensor) -> Tensor:
+        return layout.flatten(potential.full_value_and_grad(layout.unflatten(flat))[1])
+
+    distances = 0.01 * mode.position.abs().clamp(min=1.0)
+    for _ in range(_MOST_ROUNDS):
+        hessian = gradient_differences(gradient, mode.position, distances)
+        curvature = hessian.diagonal().nan_to_num(nan=torch.inf)
+        # In standard deviations; where there is no curvature to be seen, go further.
+        reached = distances * curvature.clamp(min=0.0).sqrt()
+        if bool(((reached >= _NEAR[0]) & (reached <= _NEAR[1])).all()):
+            break
+        change = _DISTANCE / reached
+        distances = distances * change.clamp(1.0 / _MOST_CHANGE, _MOST_CHANGE)
+    hessian = 0.5 * (hessian + hessian.mT)
+    curvature = hessian.diagonal()
+    bad = ~(curvature > 0) | ~hessian.isfinite().all(-1)
+    # How far a step of Newton's method would go along a parameter, in standard deviations.
+    bad |= mode.gradient.square() > _MOST_DECREMENT * curvature
+    # Derivatives with these are not positive definite.
+    unit = curvature.clamp(min=torch.finfo(curvature.dtype).tiny).rsqrt()
+    bad |= (unit[:, None] * hessian * unit).abs().amax(-1) > _MOST_CORRELATION
+    if bool(bad.any()):
+        names = [name for name in layout.shapes if bool(bad[list(layout.columns(name))].any())]
+        raise ValueError(
+            f"{argument} wants a mode of the posterior with a positive curvature, and the search "
+            f"came to none at {names}. Scales of groups have none where the data say little of "
+            "them: give numbers by site instead, or write the model with LocScaleReparam"
+        )
+    return Laplace(mode, hessian)
+
+
+def dispersed_starts(
+    potential: Potential | FunctionPotential, laplace: Laplace, numbers: Sequence[int], seed: int
+) -> dict[str, Tensor]:
+    """Draw starts from the approximation with twice its standard deviations.
+
+    :param potential: the potential.
+    :param Laplace laplace: its approximation.
+    :param Sequence numbers: numbers of the chains; a start follows from the seed and the number.
+    :param int seed: a non-negative integer.
+    :returns: in unconstrained space; the mode in place of points at which there is no density.
+        **Shape:** ``(num_chains, *event)`` each.
+    """
+    layout, center = potential.layout, laplace.mode.position
+    resolution = len(center) * torch.finfo(center.dtype).eps
+    factor = whitening_factor(laplace.hessian.double(), resolution).to(center)
+    keys = chain_keys(seed, numbers, center.device)
+    step = torch.zeros((), dtype=torch.int64, device=center.device)
+    noise = normal(keys, step, len(center), stream=_STREAM_OF_STARTS, dtype=center.dtype)
+
+    def value_and_gradient(flat: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = potential.full_value_and_grad(layout.unflatten(flat))
+        return value, layout.flatten(gradient)
+
+    starts = center + _INFLATION * noise @ factor.mT
+    return layout.unflatten(finite_starts(starts, value_and_gradient, center)[0])
+
+
+def gradient_differences(
+    gradient: Callable[[Tensor], Tensor], position: Tensor, distances: Tensor
+) -> Tensor:
+    """Central differences of gradients along each parameter: second derivatives.
+
+    :param gradient: maps points ``(num_points, size)`` to gradients there.
+    :param Tensor position: **Shape:** ``(size,)``.
+    :param Tensor distances: how far to go along each parameter. **Shape:** ``(size,)``.
+    :returns: symmetric up to rounding. **Shape:** ``(size, size)``.
+
+    Example::
+
+        >>> gradient_differences(lambda x: x**3, torch.tensor([1.0, 2.0]), torch.full((2,), 0.01))
+        tensor([[ 3.0001,  0.0000],
+                [ 0.0000, 12.0001]])
+    """
+    offsets = distances.diag()
+    points = torch.cat([position + offsets, position - offsets])
+    above, below = gradient(points).chunk(2)
+    # What the offsets came to in the numbers of the positions.
+    lengths = (points[: len(position)] - points[len(position) :]).diagonal()
+    return (above - below) / lengths[:, None]
+
+
+def finite_starts(
+    starts: Tensor, value_and_gradient: ValueAndGradient, center: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Starts of chains, with a center in the place of those at which there is no density.
+
+    :param Tensor starts: **Shape:** ``(num_chains, size)``.
+    :param value_and_gradient: potentials and gradients at such positions.
+    :param Tensor center: such as a mode. **Shape:** ``(size,)``.
+    :returns: the starts, and potentials and gradients there.
+    """
+    value, gradient = value_and_gradient(starts)
+    is_finite = value.isfinite() & gradient.isfinite().all(-1)
+    if not bool(is_finite.all()):
+        starts = torch.where(is_finite[:, None], starts, center)
+        value, gradient = value_and_gradient(starts)
+    return starts, value, gradient
