@@ -18,8 +18,10 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._checks import check_callable, check_mapping, check_sequence
+from pyro_ext.inference._running.numbers import State, has_known_state, read_state, write_state
 from pyro_ext.inference.partitions import ConjugateKernel
 from pyro_ext.inference.vectorized import VectorizedKernel
+from pyro_ext.posterior.identity import kernel_identity
 from pyro_ext.potential._distributions import may_validate
 
 __all__ = ["ConditionalUpdate", "EnumeratedSites", "Gibbs", "LogJoint", "PriorProposals"]
@@ -30,6 +32,9 @@ Model: TypeAlias = Callable[..., Any]
 
 class ConditionalUpdate(ABC):
     """Moves some sites of a model given all others; for :class:`Gibbs`."""
+
+    keeps_no_state: bool = True
+    """Whether an update depends on its arguments alone; otherwise no checkpoint can be made."""
 
     @abstractmethod
     def update(self, log_joint: "LogJoint", values: Values, sites: Sequence[str]) -> Values:
@@ -198,7 +203,9 @@ class Gibbs(MCMCKernel):
       drawn anew each time.
     * a function of the values of all sites that returns a draw of its sites given the others.
 
-    Kernels are copied: those of the caller stay as they are, and can be used elsewhere.
+    Kernels are copied: those of the caller stay as they are, and can be used elsewhere. A run can
+    have a checkpoint, for which functions and updates of one's own must depend on their arguments
+    alone.
 
     :param blocks: kernels and names of sites, in the order in which they move.
     :param model: the model, by default that of the first kernel that has one.
@@ -273,6 +280,43 @@ class Gibbs(MCMCKernel):
             for name in block.partitions
             if name in sites
         )
+
+    def settings(self) -> dict[str, Any]:
+        """The blocks by names of their sites, kernels with their settings, for checkpoints."""
+        return {
+            ", ".join(sites): kernel_identity(block)
+            if isinstance(block, MCMCKernel)
+            else getattr(block, "__qualname__", type(block).__qualname__)
+            for block, sites in self.blocks
+        }
+
+    @property
+    def has_known_state(self) -> bool:
+        """Whether a chain can be stopped between two steps and go on elsewhere."""
+        return all(
+            has_known_state(block)
+            for block, _ in self.blocks
+            if isinstance(block, MCMCKernel | ConditionalUpdate)
+        )
+
+    def read_state(self) -> State:
+        """State of the kernels of all blocks, as tensors and plain values."""
+        tensors: dict[str, Tensor] = {}
+        content = []
+        for number, kernel in enumerate(self._kernels):
+            own, plain = read_state(kernel)
+            tensors |= {f"{number}.{name}": value for name, value in own.items()}
+            content.append(plain)
+        return tensors, {"blocks": content}
+
+    def write_state(self, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
+        """Put back what :meth:`read_state` gave, after :meth:`setup`."""
+        for number, (kernel, plain) in enumerate(
+            zip(self._kernels, content["blocks"], strict=True)
+        ):
+            prefix = f"{number}."
+            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            write_state(kernel, own, plain)
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Prepare all blocks.

@@ -21,7 +21,8 @@ from pyro_ext.checkpoint.chains import ChainStatus
 from pyro_ext.checkpoint.files import CheckpointError
 from pyro_ext.checkpoint.folder import CheckpointWriter
 from pyro_ext.inference._running.dispatch import Pace, run_elsewhere, run_here
-from pyro_ext.inference._running.pyro_kernels import PyroOptions, PyroRunner, has_known_state
+from pyro_ext.inference._running.numbers import has_known_state
+from pyro_ext.inference._running.pyro_kernels import PyroOptions, PyroRunner
 from pyro_ext.inference._running.segments import (
     GroupState,
     Plan,
@@ -133,12 +134,10 @@ class Driver(ABC):
             )
         if checkpoint is not None and not isinstance(checkpoint, str | Path):
             raise TypeError(f"checkpoint must be the path of a folder, got {checkpoint!r:.80}")
-        if checkpoint is not None and not (
-            isinstance(kernel, VectorizedKernel) or has_known_state(kernel)
-        ):
+        if checkpoint is not None and not has_known_state(kernel):
             raise ValueError(
                 "checkpoint takes a kernel whose state is known, one of pyro_ext or Pyro's HMC or "
-                f"NUTS; got {type(kernel).__name__}"
+                f"NUTS, or Gibbs with blocks of such kernels; got {type(kernel).__name__}"
             )
         if group_size not in (None, 1) and not isinstance(kernel, VectorizedKernel):
             raise ValueError(

@@ -1,4 +1,10 @@
-"""The numbers inside one of Pyro's kernels: what its next step depends on."""
+"""What the next step of a kernel depends on besides its parameters: numbers, as plain data.
+
+Of Pyro's HMC and NUTS they are read from the objects. A kernel of its own says them by methods
+``read_state`` and ``write_state``; or has none, with an attribute ``keeps_no_state``, but for plain
+numbers that its warm-up sets, whose names are in an attribute ``adapted``. A kernel may say with an
+attribute ``has_known_state`` whether all of that holds.
+"""
 
 import random
 from collections.abc import Mapping
@@ -6,28 +12,62 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro.infer import HMC
 from torch import Tensor
 
-__all__ = ["generator_state", "read_numbers", "restore_generators", "write_numbers"]
+__all__ = [
+    "State",
+    "generator_state",
+    "has_known_state",
+    "read_state",
+    "restore_generators",
+    "write_state",
+]
+
+State = tuple[dict[str, Tensor], dict[str, Any]]
 
 _ADAPTATION = ("pyro.infer.mcmc.", "pyro.ops.")
 _SKIP = object()
 
 
-def read_numbers(kernel: object) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Collect numbers and tensors of a kernel that is set up, and of what adapts it.
+def has_known_state(kernel: object) -> bool:
+    """Whether a chain can be stopped between two steps and go on elsewhere."""
+    if isinstance(kernel, HMC):
+        return True
+    known = hasattr(kernel, "read_state") or getattr(kernel, "keeps_no_state", False)
+    return bool(getattr(kernel, "has_known_state", known))
 
-    Models, functions and traces are passed over: setting a kernel up makes them anew.
 
-    :param kernel: Pyro's HMC or NUTS.
+def read_state(kernel: Any) -> State:
+    """Collect what the next step of a kernel depends on.
+
+    :param kernel: one whose state is known, after ``setup``.
     :returns: tensors by name, and a tree of plain values that refers to them.
     """
+    if isinstance(kernel, HMC):
+        return _read_numbers(kernel)
+    if hasattr(kernel, "read_state"):
+        state: State = kernel.read_state()
+        return state
+    return {}, {name: getattr(kernel, name) for name in getattr(kernel, "adapted", ())}
+
+
+def write_state(kernel: Any, tensors: Mapping[str, Tensor], tree: Mapping[str, Any]) -> None:
+    """Put back what :func:`read_state` collected into a kernel that has been set up alike."""
+    if hasattr(kernel, "write_state"):
+        kernel.write_state(tensors, tree)
+    else:
+        _write_numbers(kernel, tensors, tree)
+
+
+def _read_numbers(kernel: object) -> State:
+    """Numbers of a kernel and of what adapts it, but for models, which setup makes anew."""
     tensors: dict[str, Tensor] = {}
     return tensors, _read_object(kernel, tensors)
 
 
-def write_numbers(kernel: object, tensors: Mapping[str, Tensor], tree: Mapping[str, Any]) -> None:
-    """Put back what :func:`read_numbers` collected into a kernel that has been set up alike."""
+def _write_numbers(kernel: object, tensors: Mapping[str, Tensor], tree: Mapping[str, Any]) -> None:
+    """Put back numbers that were read."""
     for name, value in tree.items():
         current = getattr(kernel, name, None)
         setattr(kernel, name, _write(current, value, tensors))
@@ -35,22 +75,22 @@ def write_numbers(kernel: object, tensors: Mapping[str, Tensor], tree: Mapping[s
 
 def generator_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
     """State of the generators of PyTorch, NumPy and Python as tensors and plain values."""
-    _, keys, place, has_gauss, gauss = np.random.get_state(legacy=True)
-    version, words, next_gauss = random.getstate()
+    _, keys, index, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, values, next_gauss = random.getstate()
     tensors = {
         "torch": torch.get_rng_state(),
         "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
-        "random": torch.tensor(words, dtype=torch.int64),
+        "random": torch.tensor(values, dtype=torch.int64),
     }
-    return tensors, {"numpy": [place, has_gauss, gauss], "random": [version, next_gauss]}
+    return tensors, {"numpy": [index, has_gauss, gauss], "random": [version, next_gauss]}
 
 
 def restore_generators(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
     """Put back what :func:`generator_state` gave."""
     torch.set_rng_state(tensors["torch"])
-    place, has_gauss, gauss = content["numpy"]
+    index, has_gauss, gauss = content["numpy"]
     keys = tensors["numpy"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", keys, place, has_gauss, gauss))
+    np.random.set_state(("MT19937", keys, index, has_gauss, gauss))
     version, next_gauss = content["random"]
     random.setstate((version, tuple(tensors["random"].tolist()), next_gauss))
 
@@ -90,7 +130,7 @@ def _write(current: Any, value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "tensor":
         return tensors[content].clone()
     if kind == "object":
-        write_numbers(current, tensors, content)
+        _write_numbers(current, tensors, content)
         return current
     if kind == "dict":
         known = current if isinstance(current, dict) else {}

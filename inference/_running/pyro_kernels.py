@@ -19,9 +19,10 @@ from torch import Tensor
 from pyro_ext.checkpoint.chains import ChainStatus, Chunk
 from pyro_ext.inference._running.numbers import (
     generator_state,
-    read_numbers,
+    has_known_state,
+    read_state,
     restore_generators,
-    write_numbers,
+    write_state,
 )
 from pyro_ext.inference._running.segments import (
     ROWS_PER_CALL,
@@ -37,12 +38,7 @@ from pyro_ext.potential._arguments import named_arguments
 from pyro_ext.potential._evaluation import factorization_errors, retried
 from pyro_ext.potential._runner import check_observations
 
-__all__ = ["PyroOptions", "PyroRunner", "has_known_state"]
-
-
-def has_known_state(kernel: MCMCKernel) -> bool:
-    """Whether a chain can be stopped between two steps and go on elsewhere."""
-    return isinstance(kernel, HMC) or bool(getattr(kernel, "keeps_no_state", False))
+__all__ = ["PyroOptions", "PyroRunner"]
 
 
 def _statistics(kernel: MCMCKernel) -> dict[str, float]:
@@ -80,11 +76,9 @@ class PyroState(NamedTuple):
 class PyroRunner:
     """Runs chains of any of Pyro's kernels, one by one.
 
-    A kernel whose numbers are known, :class:`~pyro.infer.HMC` and :class:`~pyro.infer.NUTS`, runs
-    in segments, and so does one that has none beside its parameters, with an attribute
-    ``keeps_no_state``, but for plain numbers that its warm-up sets, whose names are in an attribute
-    ``adapted``. Any other runs a chain in one, since its state is its own. What a kernel
-    returns from a method ``statistics`` is recorded with each draw.
+    A kernel whose state is known, see ``numbers``, runs in segments. Any other runs a chain in one,
+    since its state is its own. What a kernel returns from a method ``statistics`` is recorded with
+    each draw.
 
     :param MCMCKernel kernel: the kernel.
     :param Plan plan: which steps are kept.
@@ -231,7 +225,7 @@ class PyroRunner:
         if self._live is not sampler:
             self.kernel.initial_params = {k: v.clone() for k, v in sampler.params.items()}
             self._setup()
-            write_numbers(self.kernel, *sampler.kernel)
+            write_state(self.kernel, *sampler.kernel)
         restore_generators(*sampler.generators)
         return {name: value.clone() for name, value in sampler.params.items()}
 
@@ -274,12 +268,7 @@ class PyroRunner:
         self.options.hook_fn(self.kernel, params, stage, number)
 
     def _snapshot(self, params: dict[str, Tensor]) -> PyroState:
-        if isinstance(self.kernel, HMC):
-            numbers = read_numbers(self.kernel)
-        else:
-            names = getattr(self.kernel, "adapted", ())
-            numbers = {}, {name: getattr(self.kernel, name) for name in names}
-        return PyroState(params, numbers, generator_state())
+        return PyroState(params, read_state(self.kernel), generator_state())
 
     def _samples(self, rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Constrained draws and quantities, in whole blocks of rows as for other kernels."""

@@ -22,9 +22,8 @@ from pyro_ext.inference._running.segments import (
     recorded,
 )
 from pyro_ext.inference.vectorized import Chains, Draws, VectorizedKernel
-from pyro_ext.inference.vectorized.chains import joined
+from pyro_ext.inference.vectorized.chains import joined, saved
 from pyro_ext.posterior.identity import Quantities
-from pyro_ext.potential.control_variates import Anchor
 
 __all__ = ["VectorizedRunner"]
 
@@ -220,35 +219,13 @@ class VectorizedRunner:
 
     def save(self, state: GroupState) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Express the sampler's state as tensors and plain values."""
-        chains: Chains = state.sampler
-        tensors = {f"state.{name}": value for name, value in chains.state._asdict().items()}
-        tensors["potential_energy"] = chains.potential_energy
-        if chains.anchor is not None:
-            fields = chains.anchor._asdict().items()
-            tensors |= {f"anchor.{name}": value for name, value in fields}
-        return tensors, {"step": chains.step}
+        return saved(state.sampler)
 
     def load(
         self, members: range, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
     ) -> Chains:
         """Make the sampler's state of what :meth:`save` gave."""
-        parts: dict[str, dict[str, Tensor]] = {"state": {}, "anchor": {}}
-        device = self.kernel.potential.layout.device
-        for name, value in tensors.items():
-            prefix, _, field = name.partition(".")
-            if field:
-                parts[prefix][field] = value.to(device)
-        position = parts["state"]["position"]
-        start = self.kernel.begin(
-            members, self.seed, self.kernel.potential.layout.unflatten(position)
-        )
-        return replace(
-            start,
-            step=content["step"],
-            state=type(start.state)(**parts["state"]),
-            potential_energy=tensors["potential_energy"].to(device),
-            anchor=Anchor(**parts["anchor"]) if parts["anchor"] else None,
-        )
+        return self.kernel.restored(members, self.seed, tensors, content)
 
 
 def _is_finite(positions: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ gradients of a kinetic energy with respect to position and momentum,
           \quad \theta \leftarrow \theta + h \beta(\theta, r) .
 
 :math:`\alpha = 0` and :math:`\beta = r` are the kinetic energy :math:`|r|^2 / 2`, and the step is
-that of :mod:`~pyro_ext.inference.sgmcmc.sghmc` with momentum :math:`-r` and unit mass. Diffusion
+that of :mod:`~pyro_ext.inference.sgmcmc.sghmc` with momentum :math:`r` and unit mass. Diffusion
 and curl are constant, so there are no terms to correct; but :math:`\alpha` and :math:`\beta` need
 not be gradients of a common function, and where they are not, what the chain converges to is not
 exactly the posterior.

@@ -2,8 +2,8 @@ r"""Stochastic gradient Hamiltonian Monte Carlo.
 
 With step size :math:`h`, decay :math:`a = h \gamma` and mass :math:`M`,
 
-.. math:: m \leftarrow (1 - a) m + h g + \sqrt{2 a M T - h^2 V} \, \xi, \quad
-          \theta \leftarrow \theta - h m / M .
+.. math:: m \leftarrow (1 - a) m - h g + \sqrt{2 a M T - h^2 V} \, \xi, \quad
+          \theta \leftarrow \theta + h m / M .
 
 :math:`V` estimates the variance of the stochastic gradient :math:`g` and is subtracted from the
 noise: the gradient brings it along whatever the temperature.
@@ -82,8 +82,9 @@ def step(
     """
     value, gradient = value_and_gradient(state.position)
     scale = noise_scale(2.0 * decay * mass * temperature - step_size**2 * noise_estimate)
-    momentum = (1.0 - decay) * state.momentum + step_size * gradient + scale * noise
-    return SGHMCState(state.position - step_size * momentum / mass, momentum), Info(value)
+    # The noise has the sign of the gradient, as a gradient's own noise does.
+    momentum = (1.0 - decay) * state.momentum - step_size * gradient - scale * noise
+    return SGHMCState(state.position + step_size * momentum / mass, momentum), Info(value)
 
 
 class FrictionKernel(SGMCMCKernel):
@@ -171,8 +172,8 @@ class FrictionKernel(SGMCMCKernel):
 class SGHMC(FrictionKernel):
     r"""Stochastic gradient Hamiltonian Monte Carlo [1], in the form of [2].
 
-    With :math:`a = h \gamma`: :math:`m \leftarrow (1 - a) m + h g + \sqrt{2 a M T - h^2 V}\, \xi`,
-    :math:`\theta \leftarrow \theta - h m / M`. In terms of a learning rate :math:`\eta` and a
+    With :math:`a = h \gamma`: :math:`m \leftarrow (1 - a) m - h g + \sqrt{2 a M T - h^2 V}\, \xi`,
+    :math:`\theta \leftarrow \theta + h m / M`. In terms of a learning rate :math:`\eta` and a
     momentum :math:`\mu` of stochastic gradient descent, :math:`h = \sqrt{\eta}` and
     :math:`a = 1 - \mu`.
 

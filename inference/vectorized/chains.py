@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_ext.potential.control_variates import Anchor
 
-__all__ = ["Chains", "Draws", "Info", "ValueAndGradient", "joined"]
+__all__ = ["Chains", "Draws", "Info", "ValueAndGradient", "joined", "saved"]
 
 ValueAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Maps positions ``(..., size)`` to potentials ``(...)`` and gradients ``(..., size)``."""
@@ -85,3 +85,12 @@ def joined(parts: Sequence[Draws]) -> Draws | None:
         type(parts[0].state)(*leaves),
         torch.cat([part.potential_energy for part in parts]),
     )
+
+
+def saved(chains: Chains) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Express chains as tensors and plain values; ``VectorizedKernel.restored`` takes them back."""
+    tensors = {f"state.{name}": value for name, value in chains.state._asdict().items()}
+    tensors["potential_energy"] = chains.potential_energy
+    if chains.anchor is not None:
+        tensors |= {f"anchor.{name}": value for name, value in chains.anchor._asdict().items()}
+    return tensors, {"step": chains.step}

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Transform
 
 from pyro_ext._checks import check_integer
-from pyro_ext.inference.vectorized.chains import Chains, Draws, Info
+from pyro_ext.inference.vectorized.chains import Chains, Draws, Info, saved
 from pyro_ext.inference.vectorized.loop import Plan, StepLoop
 from pyro_ext.posterior.draws import Context
 from pyro_ext.posterior.modes import Laplace, laplace_at
@@ -314,6 +314,29 @@ class VectorizedKernel(MCMCKernel):
         values = constrained_start(start, num_chains, seed, context, own, self.find_laplace)
         return unconstrained_start(self.potential, values)
 
+    def restored(
+        self,
+        numbers: Sequence[int],
+        seed: int,
+        tensors: Mapping[str, Tensor],
+        content: Mapping[str, Any],
+    ) -> Chains:
+        """Make chains of what :func:`~pyro_ext.inference.vectorized.chains.saved` gave of them."""
+        layout = self.potential.layout
+        parts: dict[str, dict[str, Tensor]] = {"state": {}, "anchor": {}}
+        for name, value in tensors.items():
+            part, _, field = name.partition(".")
+            if field:
+                parts[part][field] = value.to(layout.device)
+        start = self.begin(numbers, seed, layout.unflatten(parts["state"]["position"]))
+        return replace(
+            start,
+            step=content["step"],
+            state=type(start.state)(**parts["state"]),
+            potential_energy=tensors["potential_energy"].to(layout.device),
+            anchor=Anchor(**parts["anchor"]) if parts["anchor"] else None,
+        )
+
     def advance(self, chains: Chains, num_steps: int) -> Chains:
         """Take steps.
 
@@ -455,6 +478,19 @@ class VectorizedKernel(MCMCKernel):
             )
         unflat = self.potential.layout.unflatten(self._chains.position)
         return {name: value[0] for name, value in unflat.items()}
+
+    def read_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """State of the chain that Pyro's driver runs, as tensors and plain values."""
+        if self._chains is None:
+            return {}, {}
+        tensors, content = saved(self._chains)
+        return tensors, {**content, "seed": self._chains.seed}
+
+    def write_state(self, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
+        """Put back what :meth:`read_state` gave, after :meth:`setup`."""
+        self._chains = (
+            self.restored(range(1), content["seed"], tensors, content) if content else None
+        )
 
     def logging(self) -> OrderedDict[str, str]:
         """One line of diagnostics for Pyro's progress bar."""

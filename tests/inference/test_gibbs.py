@@ -9,6 +9,7 @@ import torch
 from pyro.infer import HMC, NUTS
 from pyro.infer import MCMC as PyroMCMC
 
+from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.distributions import KnownVarianceGaussianCluster
 from pyro_ext.inference import MCMC, SGLD
 from pyro_ext.inference.gibbs import EnumeratedSites, Gibbs, PriorProposals
@@ -216,3 +217,56 @@ def test_errors():
     inner = Gibbs(BLOCKS["NUTS and enumeration"]())
     with pytest.raises(TypeError, match="a kernel of blocks must be HMC"):
         Gibbs([(inner, ["loc", "kind"])])
+
+
+def mixtures():
+    """Blocks of the model of partitions."""
+    kernel = MarginalGibbs(LAW, cluster)
+    return Gibbs([(NUTS(partition_model), ["scale"]), (kernel, ["assignment"])])
+
+
+@pytest.mark.parametrize("name", [*BLOCKS, "partitions"])
+def test_runs_go_on_from_a_checkpoint(name, tmp_path):
+    """After some draws, in pieces of any length, and after Ctrl-C in the warm-up."""
+    make = mixtures if name == "partitions" else lambda: Gibbs(BLOCKS[name]())
+    data = POINTS if name == "partitions" else X
+    options = {"warmup_steps": 8, "num_chains": 2, "seed": 3, "progress": False}
+    expected = MCMC(make(), 9, **options).run(data).get_samples(group_by_chain=True)
+    for number in (4, 7, 9):
+        mcmc = MCMC(make(), number, checkpoint=tmp_path / "run", **options).run(data)
+        for site, values in mcmc.get_samples(group_by_chain=True).items():
+            assert torch.equal(values, expected[site][:, :number])
+    with pytest.raises(CheckpointError, match="kernel"):
+        other = Gibbs([(NUTS(model, step_size=0.3), ["loc"]), (PriorProposals(), ["kind"])])
+        MCMC(other, 9, checkpoint=tmp_path / "run", **options).run(data)
+
+
+def test_runs_go_on_after_interruption_in_the_warm_up(tmp_path):
+    count = 0
+
+    def interrupted(values):
+        nonlocal count
+        count += 1
+        if count == 5:
+            raise KeyboardInterrupt
+        return draw_kinds(values)
+
+    def run(update, **options):
+        kernel = Gibbs([(NUTS(model), ["loc"]), (update, ["kind"])])
+        return MCMC(kernel, 6, warmup_steps=10, seed=1, progress=False, **options).run(X)
+
+    interrupted.__qualname__ = draw_kinds.__qualname__
+    expected = run(draw_kinds).get_samples()
+    first = run(interrupted, checkpoint=tmp_path / "run")
+    assert first.interrupted and first.num_draws == 0
+    found = run(draw_kinds, checkpoint=tmp_path / "run").get_samples()
+    assert all(torch.equal(found[site], expected[site]) for site in expected)
+
+
+def test_updates_with_a_state_take_no_checkpoint(tmp_path):
+    class Counting(PriorProposals):
+        keeps_no_state = False
+
+    kernel = Gibbs([(NUTS(model), ["loc"]), (Counting(), ["kind"])])
+    with pytest.raises(ValueError, match="checkpoint takes a kernel whose state is known"):
+        MCMC(kernel, 3, checkpoint=tmp_path / "run")

@@ -70,7 +70,7 @@ def sghmc_moments(h: float, a: float, precision: float, temperature: float) -> t
     return (
         2 * temperature * (2 - a) / (precision * denominator),
         4 * temperature / denominator,
-        -2 * temperature * h / denominator,
+        2 * temperature * h / denominator,
     )
 
 
