@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pyro_ext._pages import Page, choose, find_pages, last_result, run_page
+from pyro_ext._pages import Script, choose, find_pages, last_result, run_page
 from pyro_ext.reproduction import FILE_NAME, Claim, Report
 
 HOLDS, FAILS = 1.0, 2.0  # values that make the claim below hold or fail
@@ -28,8 +28,8 @@ report.exit()
 '''
 
 
-def page(path) -> Page:
-    return Page(path, "A title", ())
+def page(path) -> Script:
+    return Script(path, "A title", ())
 
 
 def script(folder, name, text):

@@ -494,6 +494,7 @@ def reproduction() -> dict[str, Call]:
     )
     return {
         "Claim": call(**claim, across="mean"),
+        "Page": call(slug="page", num_threads=1),
         "Report": call(slug="page", claims=[Claim(**claim)]),
         "seeds": call(),
     }
