@@ -382,7 +382,7 @@ class Page:
     :ivar bool smoke: whether this is a short run that only shows that the page works, since
         ``PYRO_EXT_SMOKE`` is set.
     :ivar Path folder: where figures and the report go: ``PYRO_EXT_FIGURES``, by default a folder
-        with the name of the page in ``figures``; made if it is missing.
+        with the name of the page in ``figures``; made for the first figure.
     :ivar list claims: the claims so far.
     :ivar dict figures: paths of the figures so far, by name.
 
@@ -393,9 +393,9 @@ class Page:
         >>> claim = page.claim("Three is less than four.", 3, "<", 4, source="arithmetic")
         >>> claim.holds, claim.values == dict.fromkeys(page.seeds, 3.0)
         (True, True)
-        >>> page.table(["", "value"], [["three", 3.0]], precision=1)
-                 value
-        three      3.0
+        >>> page.table(["number", "value"], [["three", 3.0]], precision=1)
+        number    value
+        three       3.0
     """
 
     def __init__(self, slug: str, *, paper: str = "", num_threads: int | None = 1) -> None:
@@ -481,12 +481,10 @@ class Page:
         cells = [
             [f"{x:.{precision}f}" if isinstance(x, float) else str(x) for x in row] for row in rows
         ]
-        widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+        widths = [max(map(len, column)) + 2 for column in zip(columns, *cells, strict=True)]
         for first, *others in [list(columns), *cells]:
             rest = zip(others, widths[1:], strict=True)
-            print(
-                f"{first:{widths[0]}}" + "".join(f"{x:>{max(width + 2, 9)}}" for x, width in rest)
-            )
+            print(f"{first:{widths[0]}}" + "".join(f"{text:>{width}}" for text, width in rest))
 
     def finish(self, settings: Mapping[str, Any] | None = None) -> None:
         """Report the claims: print them, save them with the figures, and end a run that fails.
