@@ -53,6 +53,7 @@ def datasets() -> dict[str, Call]:
         "load_hare_lynx": call(num_train=10, num_test=5),
         "load_mnist_5k": call(num_train=20, num_test=10, split_seed=0),
         "names": call(),
+        "records": call(),
         "frequency_names": call(),
         "graph_names": call(),
     }

@@ -211,8 +211,8 @@ page.figure("training", figure, despine=True)
 # SGHMC takes the step size that is best *on the very data it is compared on*, out of eight, which
 # is more than a user could do. L2E has no step size to choose: it takes the default, which is a
 # learning rate of 0.05 on the mean loss. `shipped` is the network that comes with the package,
-# `L2E.pretrained(model)`; `pyro_ext.models.ensembles.pretrain_l2e` trained it on `mnist_5k` alone,
-# with more kinds of tasks and longer chains. `untrained` is what training starts from.
+# `L2E.pretrained(model)`; `tools/pretrain_l2e.py` trained it on `mnist_5k` alone, with more kinds
+# of tasks and longer chains. `untrained` is what training starts from.
 
 # %%
 LEARNING_RATES = page.length((0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0), smoke=(0.005, 0.05))
