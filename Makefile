@@ -71,7 +71,7 @@ docs: .venv/.docs ## build the site in docs/_build/html; SMOKE=1 runs its tutori
 
 clean: ## delete environments, builds, caches and the demo's results
 	rm -rf .venv .venv-arviz1 .venv-bench .venv-bnpy build dist demo reports docs/_build docs/gallery *.egg-info .numba_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find pyro_ext inference models tutorials tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find pyro_ext inference models tutorials tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

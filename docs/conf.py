@@ -13,9 +13,9 @@ import gallery_source  # noqa: E402
 from sphinx_gallery.sorting import FunctionSortKey  # noqa: E402
 
 from pyro_ext import __version__, tutorials  # noqa: E402
-from pyro_ext.reproduction import Report  # noqa: E402
+from pyro_ext.reproduction import SMOKE_VARIABLE, Report  # noqa: E402
 
-SMOKE = "PYRO_EXT_SMOKE" in os.environ
+SMOKE = SMOKE_VARIABLE in os.environ
 
 project = "pyro_ext"
 author = "The pyro_ext authors"

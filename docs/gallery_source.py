@@ -14,9 +14,9 @@ from typing import Any
 
 import pypandoc
 
-__all__ = ["SavedFigures", "begin_page", "page_order", "write_examples"]
+from pyro_ext.reproduction import FIGURES_VARIABLE as FIGURES
 
-FIGURES = "PYRO_EXT_FIGURES"
+__all__ = ["SavedFigures", "begin_page", "page_order", "write_examples"]
 
 # Pages in the order in which to read them; others follow by name.
 _ORDER = (

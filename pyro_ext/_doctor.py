@@ -2,10 +2,11 @@
 
 import os
 import platform
-import shutil
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +22,7 @@ __all__ = ["Compiler", "Device", "Diagnosis", "diagnose", "try_compiler"]
 
 _DISTRIBUTION = "pyro-ext"
 _TIMEOUT = 300.0  # seconds; the first compilation of a fresh installation takes up to half a minute
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+_USUAL_COMPILER = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
 
 # As potentials are compiled, with a number that no cache has seen and a cache of its own.
 _PROGRAM = """
@@ -40,12 +41,7 @@ torch.testing.assert_close(result, graph(example))
 
 @dataclass(frozen=True)
 class Device:
-    """Where tensors can live.
-
-    :param str device: its name for PyTorch.
-    :param str name: what it is.
-    :param int memory: bytes of memory, ``None`` where nobody says.
-    """
+    """Where tensors can live: its name for PyTorch, what it is, and bytes of memory if known."""
 
     device: str
     name: str
@@ -70,16 +66,7 @@ class Compiler:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that the doctor knows.
-
-    :param dict system: Python, the platform and this package.
-    :param list core: what the package requires.
-    :param dict extras: what each of its extras adds.
-    :param list devices: where tensors can live.
-    :param Compiler compiler: the C++ compiler.
-    :param dict threads: numbers of processors and threads.
-    :param list problems: what keeps the package from being used at all, sentences.
-    """
+    """All that the doctor knows; ``problems`` keep the package from being used at all."""
 
     system: dict[str, str]
     core: list[Finding]
@@ -96,61 +83,61 @@ class Diagnosis:
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain values, with the command that installs what an extra lacks."""
-        content = asdict(self)
-        content["core"] = [_finding_to_json(finding) for finding in self.core]
-        content["extras"] = {
-            name: {"requirements": [_finding_to_json(f) for f in found], "fix": _fix(found)}
+
+        def plain(found: list[Finding]) -> list[dict[str, Any]]:
+            return [asdict(finding) | {"state": finding.state} for finding in found]
+
+        added = {
+            name: {"requirements": plain(found), "fix": _fix(found)}
             for name, found in self.extras.items()
         }
-        content["fix"] = _fix(self.core)
-        return content
+        return asdict(self) | {"core": plain(self.core), "extras": added, "fix": _fix(self.core)}
 
     def print(self, console: "Console") -> None:
-        """Print everything as tables.
-
-        :param Console console: where to print.
-        """
+        """Print everything as tables."""
+        from rich.markup import escape
         from rich.table import Table
 
-        def table(title: str, *columns: str) -> Table:
+        def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
             made = Table(title=title, title_justify="left")
             for column in columns:
                 made.add_column(column, overflow="fold")
-            return made
+            for row in rows:
+                made.add_row(*row)
+            console.print(made)
 
-        versions = table("versions", "package", "installed", "wanted", "")
-        for name, value in self.system.items():
-            versions.add_row(name, value, "", "")
+        versions = [(name, value, "", "") for name, value in self.system.items()]
         for finding in self.core:
             installed = finding.installed or "none"
             if finding.name == "arviz" and finding.installed:
                 installed += f" (line {finding.installed.split('.')[0]}.x)"
-            versions.add_row(finding.name, installed, finding.wanted, _coloured(finding))
-        console.print(versions)
+            state = f"[{'green' if finding.fits else 'bold red'}]{finding.state}[/]"
+            versions.append((finding.name, installed, finding.wanted, state))
+        table("versions", ("package", "installed", "wanted", ""), versions)
         if fix := _fix(self.core):
             console.print(fix, markup=False, soft_wrap=True)
-
-        devices = table("devices", "device", "name", "memory")
-        for device in self.devices:
-            memory = "" if device.memory is None else f"{device.memory / 2**30:.1f} GiB"
-            devices.add_row(device.device, device.name, memory)
-        console.print(devices)
-
-        compiler = table('C++ compiler, for backend="compile"', "compiler", "works")
-        compiler.add_row(self.compiler.name or "none found", _works(self.compiler))
-        console.print(compiler)
-
-        threads = table("threads", "", "number")
-        for name, number in self.threads.items():
-            threads.add_row(name, "not set" if number is None else str(number))
-        console.print(threads)
-
-        added = table("extras", "extra", "state", "to install it")
+        table(
+            "devices",
+            ("device", "name", "memory"),
+            [
+                (d.device, d.name, f"{d.memory / 2**30:.1f} GiB" if d.memory else "")
+                for d in self.devices
+            ],
+        )
+        works = {
+            None: "not tried",
+            True: f"[green]yes[/], a small function in {self.compiler.seconds} s",
+            False: f"[bold red]no[/]: {escape(self.compiler.error or '')}",
+        }[self.compiler.works]
+        compiler = (escape(self.compiler.name or "none found"), works)
+        table('C++ compiler, for backend="compile"', ("compiler", "works"), [compiler])
+        numbers = [(name, "not set" if n is None else str(n)) for name, n in self.threads.items()]
+        table("threads", ("", "number"), numbers)
+        added = []
         for name, found in self.extras.items():
-            unmet = [finding for finding in found if not finding.fits]
-            state = ", ".join(f"{finding.name} {finding.state}" for finding in unmet)
-            added.add_row(name, state or "[green]complete[/]", _fix(found) or "")
-        console.print(added)
+            unmet = [f"{finding.name} {finding.state}" for finding in found if not finding.fits]
+            added.append((name, ", ".join(unmet) or "[green]complete[/]", _fix(found) or ""))
+        table("extras", ("extra", "state", "to install it"), added)
         for problem in self.problems:
             console.print(problem, style="bold red", markup=False, highlight=False)
 
@@ -160,40 +147,36 @@ def diagnose(compile: bool = True) -> Diagnosis:
 
     :param bool compile: whether to try the compiler, which takes some seconds.
     """
-    problems = []
+    core, added, problems = [], {}, []
     try:
         core = findings(_DISTRIBUTION)
         added = {extra: findings(_DISTRIBUTION, extra) for extra in extras(_DISTRIBUTION)}
     except metadata.PackageNotFoundError:
-        core, added = [], {}
         problems.append(
             f"{_DISTRIBUTION} is not installed, so nobody knows what it requires; in the checkout: "
             "python -m pip install --editable ."
         )
-    devices = [Device("cpu", _processor(), _main_memory())]
+    has_affinity = hasattr(os, "sched_getaffinity")
+    usable = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
     threads: dict[str, int | str | None] = {
         "processors": os.cpu_count(),
-        "processors for this process": _usable_processors(),
-        **{name: os.environ.get(name) for name in _THREAD_VARIABLES},
+        "processors for this process": usable,
     }
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        threads[variable] = os.environ.get(variable)
+    devices, compiler = [], Compiler(None)
     try:
-        devices += _accelerators()
+        devices = _devices()
         threads |= _torch_threads()
+        compiler = try_compiler() if compile else Compiler(_compiler_name())
     except (ImportError, OSError) as error:  # an installation that lacks a library
         problems.append(_without_home(f"torch cannot be imported: {error}"))
-    return Diagnosis(
-        system={
-            _DISTRIBUTION: __version__,
-            "Python": f"{platform.python_version()} ({platform.python_implementation()})",
-            "platform": platform.platform(),
-        },
-        core=core,
-        extras=added,
-        devices=devices,
-        compiler=try_compiler() if compile else Compiler(_compiler_name()),
-        threads=threads,
-        problems=problems,
-    )
+    system = {
+        _DISTRIBUTION: __version__,
+        "Python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "platform": platform.platform(),
+    }
+    return Diagnosis(system, core, added, devices, compiler, threads, problems)
 
 
 def try_compiler(timeout: float = _TIMEOUT) -> Compiler:
@@ -203,50 +186,45 @@ def try_compiler(timeout: float = _TIMEOUT) -> Compiler:
     """
     name = _compiler_name()
     program = _PROGRAM.format(number=time.time_ns() % 1_000_000_007)
+    command = [sys.executable, "-W", "ignore", "-c", program]
     try:
         result = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", program],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
+            command, capture_output=True, text=True, timeout=timeout, check=False
         )
     except subprocess.TimeoutExpired:
         return Compiler(name, False, error=f"gave up after {timeout:.0f} s")
-    if result.returncode:
-        return Compiler(name, False, error=_without_home(_gist(result.stderr, result.returncode)))
-    return Compiler(name, True, seconds=round(float(result.stdout), 1))
-
-
-def _gist(stderr: str, returncode: int) -> str:
-    """The line of a traceback that names the error: the last that is not indented or a hint."""
-    lines = [line for line in stderr.splitlines() if line[:1].strip() and ": " in line]
+    if not result.returncode:
+        return Compiler(name, True, seconds=round(float(result.stdout), 1))
+    # The line that names the error: the last that is not indented or a hint.
+    lines = [line for line in result.stderr.splitlines() if line[:1].strip() and ": " in line]
     named = [line for line in lines if "Error: " in line]
-    return (named or lines or [f"ended with status {returncode}"])[-1].strip()
+    error = (named or lines or [f"ended with status {result.returncode}"])[-1].strip()
+    return Compiler(name, False, error=_without_home(error))
 
 
 def _compiler_name() -> str | None:
     """First line of what the compiler says of its version."""
-    usual = "clang++" if sys.platform == "darwin" else "cl" if sys.platform == "win32" else "g++"
-    path = shutil.which(os.environ.get("CXX", usual))
-    if path is None:
-        return None
-    try:
-        result = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
-    except OSError:
-        return Path(path).name
-    lines = result.stdout.splitlines()
-    return _without_home(lines[0]) if lines else Path(path).name
+    from torch.utils import collect_env
+
+    status, said, _ = collect_env.run(f"{os.environ.get('CXX', _USUAL_COMPILER)} --version")
+    return _without_home(said.splitlines()[0]) if status == 0 and said else None
 
 
-def _accelerators() -> list[Device]:
+def _devices() -> list[Device]:
     import torch
+    from torch.utils import collect_env
 
-    found = []
+    named = re.search(r"Model name: *(.+)", collect_env.get_cpu_info(collect_env.run) or "")
+    processor = named[1] if named else platform.processor() or platform.machine()
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not on every system
+        memory = None
+    found = [Device("cpu", processor, memory)]
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
-            properties = torch.cuda.get_device_properties(number)
-            found.append(Device(f"cuda:{number}", properties.name, properties.total_memory))
+            card = torch.cuda.get_device_properties(number)
+            found.append(Device(f"cuda:{number}", card.name, card.total_memory))
     if torch.backends.mps.is_available():
         found.append(Device("mps", "Apple GPU", torch.mps.recommended_max_memory()))
     return found
@@ -261,51 +239,9 @@ def _torch_threads() -> dict[str, int | str | None]:
     }
 
 
-def _usable_processors() -> int | None:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _main_memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # not on every system
-        return None
-
-
-def _finding_to_json(finding: Finding) -> dict[str, Any]:
-    return asdict(finding) | {"state": finding.state}
-
-
 def _fix(found: list[Finding]) -> str | None:
     unmet = [finding for finding in found if not finding.fits]
     return pip_line(unmet) if unmet else None
-
-
-def _coloured(finding: Finding) -> str:
-    colour = "green" if finding.fits else "bold red"
-    return f"[{colour}]{finding.state}[/]"
-
-
-def _works(compiler: Compiler) -> str:
-    from rich.markup import escape
-
-    if compiler.works is None:
-        return "not tried"
-    if compiler.works:
-        return f"[green]yes[/], a small function in {compiler.seconds} s"
-    return f"[bold red]no[/]: {escape(compiler.error or '')}"
 
 
 def _without_home(text: str) -> str:

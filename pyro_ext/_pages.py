@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from pyro_ext.reproduction import FILE_NAME, SEEDS_VARIABLE, Report
+from pyro_ext.reproduction import FIGURES_VARIABLE, FILE_NAME, SEEDS_VARIABLE, Report
 
-__all__ = ["Outcome", "Page", "choose", "find_pages", "last_result", "run_page"]
+__all__ = ["Outcome", "Script", "choose", "find_pages", "last_result", "run_page"]
 
 
 @dataclass(frozen=True)
-class Page:
+class Script:
     """A script that checks the claims of a paper.
 
     :param Path path: the script.
@@ -39,13 +39,13 @@ class Page:
 class Outcome:
     """How a run of a page ended.
 
-    :param Page page: the page.
+    :param Script page: the page.
     :param int returncode: exit status of its process.
     :param float seconds: how long it ran.
     :param Report report: the report it left, if it left one.
     """
 
-    page: Page
+    page: Script
     returncode: int
     seconds: float
     report: Report | None
@@ -63,7 +63,7 @@ class Outcome:
         return "left no report" if self.report is None else self.report.verdict
 
 
-def find_pages(folder: Path) -> list[Page]:
+def find_pages(folder: Path) -> list[Script]:
     """Read the scripts of a folder without running them.
 
     :param Path folder: where the scripts are; names that begin with an underscore are none.
@@ -73,11 +73,11 @@ def find_pages(folder: Path) -> list[Page]:
     for path in sorted(folder.glob("[!_]*.py")):
         tree = ast.parse(path.read_text("utf-8"))
         title = (ast.get_docstring(tree) or path.stem).splitlines()[0]
-        pages.append(Page(path, title, tuple(_statements(tree))))
+        pages.append(Script(path, title, tuple(_statements(tree))))
     return pages
 
 
-def choose(pages: Sequence[Page], slugs: Sequence[str]) -> list[Page]:
+def choose(pages: Sequence[Script], slugs: Sequence[str]) -> list[Script]:
     """Pages by their names.
 
     :param Sequence pages: all pages.
@@ -97,11 +97,11 @@ def choose(pages: Sequence[Page], slugs: Sequence[str]) -> list[Page]:
 
 
 def run_page(
-    page: Page, output: Path, seeds: Sequence[int], printed: IO[bytes] | None = None
+    page: Script, output: Path, seeds: Sequence[int], printed: IO[bytes] | None = None
 ) -> Outcome:
     """Run a page in a process of its own, which prints as it likes.
 
-    :param Path page: the page.
+    :param Script page: the page.
     :param Path output: folder of all reports; the page gets one of its own in it.
     :param Sequence seeds: the seeds to run it with.
     :param printed: file for what it prints; by default it prints where this process does.
@@ -110,7 +110,7 @@ def run_page(
     # An older report must not be taken for that of this run.
     (folder / FILE_NAME).unlink(missing_ok=True)
     environment = os.environ | {
-        "PYRO_EXT_FIGURES": str(folder),
+        FIGURES_VARIABLE: str(folder),
         SEEDS_VARIABLE: " ".join(map(str, seeds)),
     }
     # Pictures go to files, whether or not there is a screen.
@@ -128,10 +128,10 @@ def run_page(
     return Outcome(page, result.returncode, seconds, report)
 
 
-def last_result(page: Page, output: Path) -> str:
+def last_result(page: Script, output: Path) -> str:
     """What the last run of a page gave, in a few words.
 
-    :param Page page: the page.
+    :param Script page: the page.
     :param Path output: folder of all reports.
     """
     try:
@@ -144,13 +144,12 @@ def last_result(page: Page, output: Path) -> str:
 
 
 def _statements(tree: ast.Module) -> Iterator[str]:
-    """Statements of the claims that a script makes, where they are plain text."""
-    for node in ast.walk(tree):
-        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
-            continue
-        if node.func.id != "Claim":
-            continue
-        named = [word.value for word in node.keywords if word.arg == "statement"]
-        match [*node.args[:1], *named]:
-            case [ast.Constant(value=str(statement))]:
-                yield statement
+    """Statements that are plain text of the claims of a script, in the order of its lines."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    for node in sorted(calls, key=lambda node: node.lineno):
+        match node.func:
+            case ast.Name(id="Claim") | ast.Attribute(attr="claim"):
+                named = [word.value for word in node.keywords if word.arg == "statement"]
+                match [*node.args[:1], *named]:
+                    case [ast.Constant(value=str(statement))]:
+                        yield statement

@@ -9,7 +9,7 @@ import typer
 from pyro_ext import __version__
 
 if TYPE_CHECKING:
-    from pyro_ext._pages import Page
+    from pyro_ext._pages import Script
 
 __all__ = ["app", "main"]
 
@@ -74,7 +74,7 @@ def demo(
 _REPORTS = "Folder of the reports and figures, with a folder for each page."
 
 
-def _pages() -> "list[Page]":
+def _pages() -> "list[Script]":
     # Only their folder: a page runs when it is imported.
     from pyro_ext._pages import find_pages
     from pyro_ext.tutorials import papers

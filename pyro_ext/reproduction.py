@@ -1,12 +1,13 @@
 """What a paper says, as inequalities between measured numbers and a bound, and the report on them.
 
-The page of a paper ends with a :class:`Report` of its :class:`Claim` s. It prints a table, saves
-numbers and figures, and ends the run with an error where a claim fails::
+A :class:`Page` collects the :class:`Claim` s and figures of a paper's page. It ends with a
+:class:`Report`, which prints a table, saves the numbers, and ends the run with an error where a
+claim fails::
 
-    report = Report("px-sgmcmc", claims=[Claim(...)], figures={"modes": figure})
-    report.print()
-    report.save("figures/px-sgmcmc")
-    report.exit()
+    page = Page("px-sgmcmc", paper="H. Kim et al. (2025), Parameter expanded ...")
+    page.figure("modes", figure)
+    page.claim("One chain finds most of 25 modes.", found, ">=", 15, source="figure 2")
+    page.finish()
 
 ``pyro-ext list`` shows the pages with their last results, ``pyro-ext reproduce`` runs them.
 """
@@ -18,25 +19,29 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar, get_args
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 __all__ = [
+    "FIGURES_VARIABLE",
     "FILE_NAME",
     "MIN_SEEDS",
     "SEEDS_VARIABLE",
+    "SMOKE_VARIABLE",
     "Across",
     "Claim",
     "Comparison",
     "Figure",
+    "Page",
     "Report",
     "seeds",
 ]
@@ -47,6 +52,8 @@ Across = Literal["every seed", "mean"]
 FILE_NAME = "report.json"
 MIN_SEEDS = 3
 SEEDS_VARIABLE = "PYRO_EXT_SEEDS"
+SMOKE_VARIABLE = "PYRO_EXT_SMOKE"
+FIGURES_VARIABLE = "PYRO_EXT_FIGURES"
 
 _SCHEMA = 1
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -57,6 +64,9 @@ _COMPARE: dict[Comparison, Callable[[float, float], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+
+
+_Value = TypeVar("_Value")
 
 
 class Figure(Protocol):
@@ -173,7 +183,7 @@ class Claim:
 
     @property
     def holds(self) -> bool:
-        """Whether the inequality holds; with a value that is no number it never does."""
+        """Whether the inequality holds; with a NaN it never does."""
         return _COMPARE[self.comparison](self.measured, self.bound)
 
 
@@ -219,13 +229,9 @@ class Report:
 
         check_mapping("figures", self.figures, "a dict of figures by name")
         check_sequence("claims", self.claims, "a list of claims", 1, Claim)
-        for argument, names in (("slug", [self.slug]), ("figures", list(self.figures))):
-            for name in names:
-                if not isinstance(name, str) or not _SLUG.fullmatch(name):
-                    raise ValueError(
-                        f"{argument} must be named by small letters and digits with hyphens "
-                        f"between words, got {name!r}"
-                    )
+        _check_slug("slug", self.slug)
+        for name in self.figures:
+            _check_slug("figures", name)
         try:
             settings = json.loads(json.dumps(dict(self.settings), allow_nan=False))
         except (TypeError, ValueError) as error:
@@ -360,6 +366,152 @@ class Report:
                 "[dim]short run[/]" if self.smoke else result,
             )
         return table
+
+
+class Page:
+    """What the pages of papers and workflows have in common.
+
+    It knows the seeds, whether the run is a short one, and where figures go; it collects claims and
+    figures, and reports them at the end. Tensors of a page are small: they gain nothing from
+    threads, and lose on busy machines, so that a page takes one thread.
+
+    :param str slug: short name of the page, as of :class:`Report`.
+    :param str paper: the paper, as a reference.
+    :param int num_threads: of PyTorch, or ``None`` for as many as there are.
+    :ivar tuple seeds: the seeds to run with, see :func:`seeds`.
+    :ivar bool smoke: whether this is a short run that only shows that the page works, since
+        ``PYRO_EXT_SMOKE`` is set.
+    :ivar Path folder: where figures and the report go: ``PYRO_EXT_FIGURES``, by default a folder
+        with the name of the page in ``figures``; made for the first figure.
+    :ivar list claims: the claims so far.
+    :ivar dict figures: paths of the figures so far, by name.
+
+    Example::
+
+        >>> page = Page("counting", paper="A. Author (2020), Counting")
+        >>> num_steps = page.length(1000, smoke=10)
+        >>> claim = page.claim("Three is less than four.", 3, "<", 4, source="arithmetic")
+        >>> claim.holds, claim.values == dict.fromkeys(page.seeds, 3.0)
+        (True, True)
+        >>> page.table(["number", "value"], [["three", 3.0]], precision=1)
+        number    value
+        three       3.0
+    """
+
+    def __init__(self, slug: str, *, paper: str = "", num_threads: int | None = 1) -> None:
+        _check_slug("slug", slug)
+        if num_threads is not None:
+            import torch  # listing pages needs this module, and no PyTorch
+
+            from pyro_ext._checks import check_integer
+
+            torch.set_num_threads(check_integer("num_threads", num_threads, 1))
+        self.slug, self.paper, self.seeds = slug, paper, seeds()
+        self.smoke = SMOKE_VARIABLE in os.environ
+        self.folder = Path(os.environ.get(FIGURES_VARIABLE, f"figures/{slug}"))
+        self.claims: list[Claim] = []
+        self.figures: dict[str, Path] = {}
+        self._started = time.perf_counter()
+
+    def length(self, full: _Value, smoke: _Value) -> _Value:
+        """The second in a short run, otherwise the first.
+
+        :param full: a number of steps, draws or the like for a full run.
+        :param smoke: likewise for a short one.
+        """
+        return smoke if self.smoke else full
+
+    def claim(
+        self,
+        statement: str,
+        values: Mapping[int, float] | float,
+        comparison: Comparison,
+        bound: float,
+        *,
+        source: str,
+        across: Across = "every seed",
+        reason: str | None = None,
+    ) -> Claim:
+        """Make a :class:`Claim`, whose statement stands there in plain text for ``pyro-ext list``.
+
+        :param str statement: as of :class:`Claim`.
+        :param values: likewise, or one number, where no seed enters.
+        :param str comparison: likewise.
+        :param float bound: likewise.
+        :param str source: likewise.
+        :param str across: likewise.
+        :param str reason: likewise.
+        """
+        if isinstance(values, int | float):
+            values = dict.fromkeys(self.seeds, values)
+        claim = Claim(statement, values, comparison, bound, source, across, reason)
+        self.claims.append(claim)
+        return claim
+
+    def figure(self, name: str, figure: Any, *, dpi: float = 120, despine: bool = False) -> Any:
+        """Save a figure of matplotlib as a picture, and close it.
+
+        :param str name: name of the picture.
+        :param Figure figure: the figure.
+        :param float dpi: dots per inch.
+        :param bool despine: whether to hide the upper and the right side of all axes.
+        :returns: the figure, which a notebook shows.
+        """
+        import matplotlib.pyplot as plt
+
+        if despine:
+            for axes in figure.axes:
+                axes.spines[["top", "right"]].set_visible(False)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{name}.png"
+        figure.savefig(path, dpi=dpi)
+        plt.close(figure)
+        self.figures[name] = path
+        return figure
+
+    def table(
+        self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, precision: int = 3
+    ) -> None:
+        """Print a table, its first column to the left and the others to the right.
+
+        :param Sequence columns: names of the columns.
+        :param Iterable rows: what stands in each row.
+        :param int precision: number of decimals of floating-point numbers.
+        """
+        cells = [
+            [f"{x:.{precision}f}" if isinstance(x, float) else str(x) for x in row] for row in rows
+        ]
+        widths = [max(map(len, column)) + 2 for column in zip(columns, *cells, strict=True)]
+        for first, *others in [list(columns), *cells]:
+            rest = zip(others, widths[1:], strict=True)
+            print(f"{first:{widths[0]}}" + "".join(f"{text:>{width}}" for text, width in rest))
+
+    def finish(self, settings: Mapping[str, Any] | None = None) -> None:
+        """Report the claims: print them, save them with the figures, and end a run that fails.
+
+        :param Mapping settings: as of :class:`Report`; the seeds are added.
+        :raises SystemExit: where a claim fails.
+        """
+        report = Report(
+            self.slug,
+            self.claims,
+            paper=self.paper,
+            settings={"seeds": self.seeds, **(settings or {})},
+            figures=self.figures,
+            seconds=time.perf_counter() - self._started,
+            smoke=self.smoke,
+        )
+        report.print()
+        report.save(self.folder)
+        report.exit()
+
+
+def _check_slug(argument: str, name: Any) -> None:
+    if not isinstance(name, str) or not _SLUG.fullmatch(name):
+        raise ValueError(
+            f"{argument} must be named by small letters and digits with hyphens between words, got "
+            f"{name!r}"
+        )
 
 
 def _claim_to_json(claim: Claim) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
 
-from pyro_ext._pages import Outcome, Page, choose, find_pages, run_page
+from pyro_ext._pages import Outcome, Script, choose, find_pages, run_page
 from pyro_ext.reproduction import MIN_SEEDS, Report
 from tests import durations
 
@@ -24,13 +24,13 @@ PART = 1200.0  # CPU seconds of slow tests and pages that CI has time for
 
 
 @cache
-def pages() -> tuple[Page, ...]:
+def pages() -> tuple[Script, ...]:
     """Workflows and papers; what the demonstration shows has tests of its own."""
     found = [*find_pages(TUTORIALS), *find_pages(PAPERS)]
     return tuple(page for page in found if page.path.stem != "demo")
 
 
-def page_named(slug: str) -> Page:
+def page_named(slug: str) -> Script:
     """The page of that name."""
     (page,) = choose(pages(), [slug])
     return page
@@ -47,7 +47,7 @@ def check_short_report(folder: Path, slug: str, num_claims: int, figures: set[st
     assert "nan" not in (folder / "printed.txt").read_text("utf-8").lower().split()
 
 
-def expected_seconds() -> dict[Page, float]:
+def expected_seconds() -> dict[Script, float]:
     record = durations.load()["pages"]
     return {page: record.get(page.slug, durations.UNKNOWN_PAGE) for page in pages()}
 
@@ -59,7 +59,7 @@ def part_of_commit(number: int) -> str:
     return f"{number % num_parts + 1}/{num_parts}"
 
 
-def run(page: Page, reports: Path = REPORTS) -> tuple[Outcome, float]:
+def run(page: Script, reports: Path = REPORTS) -> tuple[Outcome, float]:
     """Outcome and CPU seconds of a page; its folder keeps them, and what the page printed."""
     folder = reports / page.slug
     shutil.rmtree(folder, ignore_errors=True)
@@ -75,7 +75,7 @@ def run(page: Page, reports: Path = REPORTS) -> tuple[Outcome, float]:
     return outcome, seconds
 
 
-def last_outcome(page: Page, reports: Path = REPORTS) -> Outcome | None:
+def last_outcome(page: Script, reports: Path = REPORTS) -> Outcome | None:
     """What a page left when it ran last, if that was the page as it is now."""
     folder = reports / page.slug
     try:
@@ -91,7 +91,7 @@ def last_outcome(page: Page, reports: Path = REPORTS) -> Outcome | None:
     return Outcome(page, record["returncode"], record["cpu_seconds"], report)
 
 
-def _digest(page: Page) -> str:
+def _digest(page: Script) -> str:
     return hashlib.sha256(page.path.read_bytes()).hexdigest()
 
 

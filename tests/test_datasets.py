@@ -92,7 +92,7 @@ def test_types_and_facts(name):
     assert data.train_inputs.dtype == data.test_inputs.dtype == torch.float32
     assert data.input_loc.dtype == data.input_scale.dtype == torch.float32
     assert torch.isfinite(data.train_inputs).all() and torch.isfinite(data.test_inputs).all()
-    assert data.description and data.source and data.licence
+    assert data.description and data.source and data.license
     if data.num_classes is None:
         assert data.train_targets.dtype == torch.float32 and data.class_names is None
     else:
@@ -107,7 +107,7 @@ def test_types_and_facts(name):
 
 
 @pytest.mark.parametrize("name", ["breast_cancer", "diabetes", "wine"])
-def test_features_are_standardised_by_the_training_part_alone(name):
+def test_features_are_standardized_by_the_training_part_alone(name):
     data = load(name, dtype=torch.float64)
     zero, one = torch.zeros_like(data.input_loc), torch.ones_like(data.input_loc)
     torch.testing.assert_close(data.train_inputs.mean(0), zero, rtol=0.0, atol=1e-12)
@@ -115,7 +115,7 @@ def test_features_are_standardised_by_the_training_part_alone(name):
     assert (data.test_inputs.mean(0).abs() > 1e-3).all()
 
 
-def test_diabetes_responses_are_standardised():
+def test_diabetes_responses_are_standardized():
     data = load("diabetes", dtype=torch.float64)
     assert abs(data.train_targets.mean()) < 1e-12
     assert abs(data.train_targets.std(correction=0) - 1) < 1e-12
@@ -191,29 +191,29 @@ def test_dtype_and_device():
 
 def test_arguments_are_checked_by_every_loader(subtests):
     for options, message in [
-        ({"test_fraction": 0.0}, r"test_fraction must be .* between 0 and 1; got 0\.0"),
-        ({"test_fraction": 1}, r"test_fraction must be .* between 0 and 1; got 1"),
-        ({"test_fraction": float("nan")}, r"test_fraction must be .*; got nan"),
-        ({"test_fraction": "0.2"}, r"test_fraction must be .*; got '0\.2'"),
-        ({"test_fraction": True}, r"test_fraction must be .*; got True"),
+        ({"test_fraction": 0.0}, r"test_fraction must be a .* number > 0.* and < 1.*, got 0\.0"),
+        ({"test_fraction": 1}, r"test_fraction must be a .* number > 0.* and < 1.*, got 1"),
+        ({"test_fraction": float("nan")}, r"test_fraction must be .*, got nan"),
+        ({"test_fraction": "0.2"}, r"test_fraction must be .*, got '0\.2'"),
+        ({"test_fraction": True}, r"test_fraction must be .*, got True"),
         ({"test_fraction": 0.2, "num_train": 10}, r"test_fraction cannot be combined .*=10"),
-        ({"num_train": 0}, r"num_train must be a positive integer; got 0"),
-        ({"num_test": -1}, r"num_test must be a positive integer; got -1"),
-        ({"num_train": 10.0}, r"num_train must be a positive integer; got 10\.0"),
-        ({"num_test": True}, r"num_test must be a positive integer; got True"),
+        ({"num_train": 0}, r"num_train must be an integer >= 1, got 0"),
+        ({"num_test": -1}, r"num_test must be an integer >= 1, got -1"),
+        ({"num_train": 10.0}, r"num_train must be an integer >= 1, got 10\.0"),
+        ({"num_test": True}, r"num_test must be an integer >= 1, got True"),
         (
             {"num_train": 10**6},
-            r"num_train and num_test .* at most \d+; got num_train=1000000",
+            r"num_train and num_test .* at most \d+, got num_train=1000000",
         ),
-        ({"num_train": 100, "num_test": 10**6}, r"at most \d+; .*num_test=1000000"),
-        ({"split_seed": -1}, r"split_seed must be .*; got -1"),
-        ({"split_seed": 2**32}, r"split_seed must be .*; got 4294967296"),
-        ({"split_seed": None}, r"split_seed must be .*; got None"),
-        ({"dtype": torch.int64}, r"dtype must be one of .*torch\.float32.*; got torch\.int64"),
-        ({"dtype": np.dtype("float32")}, r"dtype must be one of .*; got dtype\('float32'\)"),
-        ({"dtype": "float32"}, r"dtype must be one of .*; got 'float32'"),
-        ({"device": "gramophone"}, r"device must be .*; got 'gramophone'"),
-        ({"device": 1.5}, r"device must be .*; got 1\.5"),
+        ({"num_train": 100, "num_test": 10**6}, r"at most \d+, .*num_test=1000000"),
+        ({"split_seed": -1}, r"split_seed must be .*, got -1"),
+        ({"split_seed": 2**32}, r"split_seed must be .*, got 4294967296"),
+        ({"split_seed": None}, r"split_seed must be .*, got None"),
+        ({"dtype": torch.int64}, r"dtype must be one of .*torch\.float32.*, got torch\.int64"),
+        ({"dtype": np.dtype("float32")}, r"dtype must be one of .*, got dtype\('float32'\)"),
+        ({"dtype": "float32"}, r"dtype must be one of .*, got 'float32'"),
+        ({"device": "gramophone"}, r"device must be .*, got 'gramophone'"),
+        ({"device": 1.5}, r"device must be .*, got 1\.5"),
     ]:
         for name in sorted(EXPECTED):
             with subtests.test(name=name, options=options):
@@ -221,8 +221,31 @@ def test_arguments_are_checked_by_every_loader(subtests):
                     load(name, **options)
 
 
+def test_records_tell_what_is_there_before_it_is_read(subtests):
+    assert [record.name for record in datasets.records()] == list(names())
+    for record in datasets.records():
+        with subtests.test(record.name):
+            data = load(record.name, num_test=1)
+            assert (len(data.train_inputs) + 1, *data.train_inputs.shape[1:]) == record.shape
+            for fact in ("name", "description", "source", "license"):
+                assert getattr(data, fact) == getattr(record, fact)
+
+
+def test_old_name_of_the_license():
+    data = load("wine", num_train=2, num_test=2)
+    fields = {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
+    with pytest.warns(FutureWarning, match="licence is called license now"):
+        assert data.licence == data.license
+    with pytest.warns(FutureWarning, match="licence is called license now"):
+        made = Dataset(**{name: fields[name] for name in fields if name != "license"}, licence="x")
+    assert made.license == "x"
+    with pytest.warns(FutureWarning, match="licence is called license now"):
+        graph = datasets.GraphData("a", 1, data.train_indices, "b", "c", licence="x")
+    assert graph.license == "x"
+
+
 def test_unknown_name():
-    with pytest.raises(ValueError, match=r"name must be one of 'breast_cancer', .*; got 'iris'"):
+    with pytest.raises(ValueError, match=r"name must be one of 'breast_cancer', .*, got 'iris'"):
         load("iris")
 
 
@@ -234,7 +257,7 @@ def test_data_set_is_frozen_short_to_show_and_picklable():
     assert repr(load("diabetes")).endswith("regression)")
     assert data == data and data != load("wine")
     copy = pickle.loads(pickle.dumps(data))
-    assert torch.equal(copy.test_inputs, data.test_inputs) and copy.licence == data.licence
+    assert torch.equal(copy.test_inputs, data.test_inputs) and copy.license == data.license
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pyro_ext"
 # Tutorials are run as pages; the rest of pyro_ext is the folder itself and two links in it.
-FOLDERS = (PACKAGE, PACKAGE / "inference", PACKAGE / "models")
+FOLDERS = (PACKAGE, PACKAGE / "inference", PACKAGE / "models", PACKAGE.with_name("tools"))
 NAMES = {"dist": dist, "pyro": pyro, "torch": torch}  # what every example may use
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 

@@ -85,7 +85,7 @@ def test_torch_that_cannot_be_imported(monkeypatch):
     def fail():
         raise OSError(f"{Path.home()}/lib/libtorch.so: cannot open")
 
-    monkeypatch.setattr(_doctor, "_accelerators", fail)
+    monkeypatch.setattr(_doctor, "_devices", fail)
     diagnosis = diagnose(compile=False)
     text = printed(diagnosis)
     assert diagnosis.status == 1

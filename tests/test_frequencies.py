@@ -5,10 +5,9 @@ from collections import Counter
 import pytest
 import torch
 
-from pyro_ext.checkpoint.files import CheckpointError
-from pyro_ext.datasets import FrequencyData, frequency_names, load_frequencies
-from pyro_ext.datasets._frequencies import save_frequencies
-from pyro_ext.datasets.make_frequencies import make_frequencies
+from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
+from pyro_ext.datasets import _shipped, frequency_names, load_frequencies
+from tools.make_frequencies import make_frequencies
 
 EXPECTED = {  # samples, kinds, kinds that occur once, the largest
     "bible_words": (789_684, 12_762, 4_040, 63_919),
@@ -25,7 +24,7 @@ def test_names_are_the_expected_ones():
 @pytest.mark.parametrize("name", EXPECTED)
 def test_tables_are_those_that_are_known(name):
     data = load_frequencies(name)
-    assert data.name == name and data.description and data.source and data.licence
+    assert data.name == name and data.description and data.source and data.license
     assert data.table.dtype == torch.int64 and data.table.shape[-1] == 2
     assert bool((data.table > 0).all()) and bool((data.table[:, 0].diff() > 0).all())
     found = data.num_samples, data.num_kinds, int(data.table[0, 1]), int(data.table[-1, 0])
@@ -61,8 +60,6 @@ def test_sources_are_counted(name, tmp_path):
     source.write_text(text)
     path = make_frequencies(name, source, tmp_path)
     assert path == tmp_path / f"{name}.safetensors"
-    from pyro_ext.checkpoint.files import read_tensors
-
     tensors, facts, _ = read_tensors(path)
     expected = sorted(Counter(Counter(kinds).values()).items())
     assert tensors["table"].tolist() == [list(row) for row in expected]
@@ -70,14 +67,15 @@ def test_sources_are_counted(name, tmp_path):
     assert facts == {
         "description": known.description,
         "source": known.source,
-        "licence": known.licence,
+        "license": known.license,
     }
 
 
 def test_files_that_are_cut_are_refused(tmp_path, monkeypatch):
     table = torch.tensor([[1, 2], [5, 1]])
-    path = save_frequencies(FrequencyData("small", table, "a", "b", "c"), tmp_path)
-    monkeypatch.setattr("pyro_ext.datasets._frequencies._FILES.folder", tmp_path)
+    path = tmp_path / "small.safetensors"
+    write_tensors(path, {"table": table}, {"description": "a", "source": "b", "license": "c"})
+    monkeypatch.setattr(_shipped, "_FREQUENCIES", tmp_path)
     data = load_frequencies("small")
     assert torch.equal(data.table, table) and (data.num_samples, data.num_kinds) == (7, 3)
     assert repr(data) == "FrequencyData('small', 7 of 3 kinds)"

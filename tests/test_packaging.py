@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ("inference", "models", "tutorials")
+BESIDE = ("tests", "benchmarks", "tools")  # folders that no wheel holds
 MAX_LINES = 600
 
 
@@ -55,7 +56,7 @@ def forbidden(path: Path) -> tuple[str, ...]:
     """What a file may not import, by the floor it is on."""
     short = FLOORS
     name = module_name(path)
-    if not name.startswith("pyro_ext"):  # tests and benchmarks
+    if not name.startswith("pyro_ext"):  # what stands beside the package
         return short
     if name == "pyro_ext.cli":
         return short
@@ -146,15 +147,28 @@ def test_every_module_is_imported_once() -> None:
 def test_imports_run_downward() -> None:
     wrong = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"
-        for path in [*package_files(), *sources("tests"), *sources("benchmarks")]
+        for path in [*package_files(), *(f for name in BESIDE for f in sources(name))]
         for line, name in imported_names(path)
         if name.startswith(".") or is_under(name, forbidden(path))
     ]
     assert not wrong, "relative, upward or sideways:\n" + "\n".join(wrong)
 
 
+def test_pages_import_public_modules_only() -> None:
+    """But for what stands beside them in their own folder."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in sources("tutorials")
+        for line, name in imported_names(path)
+        if name.startswith("pyro_ext.")
+        and not name.startswith("pyro_ext.tutorials.")
+        and any(part.startswith("_") for part in name.split("."))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_files_stay_short() -> None:
-    files = [*package_files(), *sources("tests"), *sources("benchmarks")]
+    files = [*package_files(), *(path for name in BESIDE for path in sources(name))]
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
     long = {str(path.relative_to(ROOT)): n for path, n in lengths.items() if n > MAX_LINES}
     assert not long, f"files of more than {MAX_LINES} lines: {long}"
@@ -167,7 +181,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
     copy = scratch / "checkout"
     copy.mkdir()
     skip = ignore_patterns("__pycache__", "*.egg-info")
-    for folder in ("pyro_ext", "tests", *FLOORS):
+    for folder in ("pyro_ext", "tests", "tools", *FLOORS):
         copytree(ROOT / folder, copy / folder, symlinks=True, ignore=skip)
     for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"):
         copy2(ROOT / name, copy)
@@ -217,4 +231,4 @@ def test_sdist_holds_every_module_once(distributions: tuple[Path, Path]) -> None
     assert len(names) == len(set(names))
     assert sorted(name for name in names if name.startswith("pyro_ext/")) == expected_files()
     assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml"} <= set(names)
-    assert not [name for name in names if name.split("/")[0] in ("tests", "benchmarks", *FLOORS)]
+    assert not [name for name in names if name.split("/")[0] in (*BESIDE, *FLOORS)]

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pyro_ext._pages import Outcome, Page, find_pages
+from pyro_ext._pages import Outcome, Script, find_pages
 from pyro_ext.reproduction import Claim, Report
 from tests import durations, pages
 from tests.pages import last_outcome, part_of_commit, run
@@ -50,7 +50,7 @@ def test_a_run_is_kept_until_the_page_changes(tmp_path, monkeypatch):
 @pytest.fixture
 def ran(tmp_path, monkeypatch):
     """Slugs of the pages that were run, of five that take 10 to 50 seconds and one unknown."""
-    found = tuple(Page(tmp_path / f"page_{n}.py", "A page", ()) for n in (1, 2, 3, 4, 5, 6))
+    found = tuple(Script(tmp_path / f"page_{n}.py", "A page", ()) for n in (1, 2, 3, 4, 5, 6))
     monkeypatch.setattr(pages, "pages", lambda: found)
     monkeypatch.setattr(durations, "FILE", tmp_path / "durations.json")
     durations.save("pages", {f"page-{n}": 10.0 * n for n in (1, 2, 3, 4, 5)})

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pyro_ext._pages import Page, choose, find_pages, last_result, run_page
+from pyro_ext._pages import Script, choose, find_pages, last_result, run_page
 from pyro_ext.reproduction import FILE_NAME, Claim, Report
 
 HOLDS, FAILS = 1.0, 2.0  # values that make the claim below hold or fail
@@ -28,8 +28,27 @@ report.exit()
 '''
 
 
-def page(path) -> Page:
-    return Page(path, "A title", ())
+WITH_PAGE = '''"""Counting, with what all pages have in common."""
+from pyro_ext.reproduction import Page
+
+page = Page("counting", paper="A. Author (2020), Counting")
+for _ in range(1):
+    page.claim("In a loop.", 0, "<=", 1, source="here")
+page.claim("The count is at most " "one.", {value}, "<=", 1, source="here", across="mean")
+page.claim(
+    statement="Each seed is itself.",
+    values=dict(zip(page.seeds, page.seeds)),
+    comparison=">=",
+    bound=page.seeds[0],
+    source="here",
+)
+print("counting")
+page.finish({{"steps": page.length(1000, smoke=10)}})
+'''
+
+
+def page(path) -> Script:
+    return Script(path, "A title", ())
 
 
 def script(folder, name, text):
@@ -48,10 +67,12 @@ def test_pages_are_found_and_not_run(tmp_path):
     script(tmp_path, "a_page", "raise SystemExit('it ran')")
     script(tmp_path, "__init__", "")
     script(tmp_path, "_helper", "")
-    bare, full = find_pages(tmp_path)
+    script(tmp_path, "c_page", WITH_PAGE.format(value=1) + "\nraise SystemExit('it ran')")
+    bare, full, modern = find_pages(tmp_path)
     assert (bare.slug, bare.title, bare.statements) == ("a-page", "a_page", ())
     assert (full.slug, full.title) == ("b-page", "Counting to 1.")
     assert full.statements == ("The count is at most one.", "Zero is less.")
+    assert modern.statements == ("In a loop.", "The count is at most one.", "Each seed is itself.")
 
 
 def test_choose(tmp_path):
@@ -74,6 +95,24 @@ def test_run(tmp_path, capfd, value, passed, verdict):
     assert outcome.seconds > 0
     assert (tmp_path / "out" / "counting" / FILE_NAME).exists()
     assert last_result(counting, tmp_path / "out").startswith(verdict)
+
+
+def test_run_of_a_page_object(tmp_path, monkeypatch):
+    counting = script(tmp_path, "counting", WITH_PAGE.format(value=FAILS))
+    outcome = run_page(counting, tmp_path, range(5, 9))
+    assert outcome.returncode == 1 and outcome.verdict == "2 of 3 claims hold"
+    report = outcome.report
+    assert report.paper == "A. Author (2020), Counting" and report.seconds > 0
+    assert report.settings == {"seeds": [5, 6, 7, 8], "steps": 1000}
+    assert [claim.values for claim in report.claims] == [
+        dict.fromkeys(range(5, 9), 0.0),
+        dict.fromkeys(range(5, 9), FAILS),
+        {seed: float(seed) for seed in range(5, 9)},
+    ]
+    assert [claim.across for claim in report.claims] == ["every seed", "mean", "every seed"]
+    monkeypatch.setenv("PYRO_EXT_SMOKE", "1")
+    outcome = run_page(counting, tmp_path, range(3))
+    assert outcome.passed and outcome.report.smoke and outcome.report.settings["steps"] == 10
 
 
 def test_short_run_passes_and_says_so(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from pyro_ext._renamed import renamed, renamed_arguments
+from pyro_ext._renamed import renamed, renamed_arguments, renamed_property
 
 
 def test_module_gives_renamed_names() -> None:
@@ -40,3 +40,12 @@ def test_function_takes_renamed_arguments() -> None:
         function(2, share=0.25, fraction=0.5)  # type: ignore[call-arg]
     assert function(2) == 1.0
     assert function.__doc__ == "Tell what it is."
+
+
+def test_class_has_renamed_properties() -> None:
+    class Thing:
+        new = 1
+        old = renamed_property("old", "new")
+
+    with pytest.warns(FutureWarning, match="old is called new now"):
+        assert Thing().old == 1

@@ -4,11 +4,13 @@ import io
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
-from pyro_ext.reproduction import FILE_NAME, SEEDS_VARIABLE, Claim, Report, seeds
+from pyro_ext.reproduction import FILE_NAME, SEEDS_VARIABLE, Claim, Page, Report, seeds
 
 
 def claim(**changes) -> Claim:
@@ -60,12 +62,12 @@ def test_mean_counts(comparison, holds):
 
 
 def test_nan_never_holds(subtests):
-    for place in range(3):
+    for seed in range(3):
         for comparison in ["<", "<=", ">", ">="]:
             for across in ["every seed", "mean"]:
-                with subtests.test(across=across, comparison=comparison, place=place):
+                with subtests.test(across=across, comparison=comparison, seed=seed):
                     for other in (-5.0, 5.0):
-                        values = dict.fromkeys(range(3), other) | {place: math.nan}
+                        values = dict.fromkeys(range(3), other) | {seed: math.nan}
                         made = claim(values=values, comparison=comparison, bound=0.0, across=across)
                         assert math.isnan(made.measured) and not made.holds
 
@@ -170,8 +172,8 @@ def test_saved_report_comes_back(tmp_path):
     path = report.save(tmp_path / "new" / "folder")
     assert path == tmp_path / "new" / "folder" / FILE_NAME
     assert sorted(file.name for file in path.parent.iterdir()) == ["modes.png", FILE_NAME]
-    for place in (path, path.parent, str(path)):
-        loaded = Report.load(place)
+    for given in (path, path.parent, str(path)):
+        loaded = Report.load(given)
         assert loaded.figures == {"modes": path.parent / "modes.png"}
         # NaN differs from itself, its text does not.
         assert repr(replace(loaded, figures={})) == repr(replace(report, figures={}))
@@ -285,3 +287,56 @@ def test_bad_seeds(monkeypatch, text):
     monkeypatch.setenv(SEEDS_VARIABLE, text)
     with pytest.raises(ValueError, match=f"{SEEDS_VARIABLE} must hold at least 3 .* got '{text}'"):
         seeds()
+
+
+def test_page_saves_figures_where_it_is_told_and_closes_them(tmp_path, monkeypatch):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    monkeypatch.setenv("PYRO_EXT_FIGURES", str(tmp_path / "new"))
+    page = Page("a-page", num_threads=None)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(3, 2))
+    assert page.figure("modes", figure, despine=True) is figure
+    assert not plt.fignum_exists(figure.number)
+    assert page.figures == {"modes": tmp_path / "new" / "modes.png"}
+    assert plt.imread(page.figures["modes"]).shape == (240, 360, 4)
+    sides = ("top", "right", "bottom", "left")
+    for axes in (left, right):
+        visible = [axes.spines[side].get_visible() for side in sides]
+        assert visible == [False, False, True, True]
+    wide = page.figure("wide", plt.figure(figsize=(3, 2)), dpi=150)
+    assert plt.imread(page.figures["wide"]).shape == (300, 450, 4) and not wide.axes
+    page.claim("Nothing.", 0, "<=", 0, source="here")
+    # What a site has moved away is not looked for again.
+    page.figures["modes"].unlink()
+    page.finish()
+    assert Report.load(page.folder).figures == page.figures
+
+
+def test_page_of_defaults(tmp_path, monkeypatch):
+    for variable in ("FIGURES", "SMOKE", "SEEDS"):
+        monkeypatch.delenv(f"PYRO_EXT_{variable}", raising=False)
+    monkeypatch.chdir(tmp_path)
+    page = Page("a-page", num_threads=None)
+    assert (page.seeds, page.smoke, page.length("all", smoke="few")) == ((0, 1, 2), False, "all")
+    assert page.folder == Path("figures/a-page") and not page.folder.exists()
+    with pytest.raises(ValueError, match="^slug must be named by small letters .* got 'A_page'"):
+        Page("A_page")
+
+
+def test_page_takes_one_thread():
+    before = torch.get_num_threads()
+    try:
+        Page("a-page")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_table_of_a_page(capsys):
+    Page("a-page", num_threads=None).table(
+        ["", "steps", "loss"], [["long name", 12, 0.5], ["x", 3456, 10.25]], precision=2
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        "             steps   loss",
+        "long name       12   0.50",
+        "x             3456  10.25",
+    ]

@@ -9,14 +9,12 @@
 # Then a residual network shows how the same is done for a network of one's own.
 #
 # `python tutorials/bayesian_networks.py` prints the tables and saves the figures in
-# `figures/bayesian_networks`.
+# `figures/bayesian-networks`.
 
 # %%
 import math
-import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -34,11 +32,9 @@ from pyro_ext.inference import L2E, MCMC, PSGLD, SGHMC, SGLD, SGNHT, CyclicalSch
 from pyro_ext.models.ensembles import load_reference_posterior
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule, ResNet, init_to_module
 from pyro_ext.reparam import expand_module
+from pyro_ext.reproduction import Page
 
-SMOKE = "PYRO_EXT_SMOKE" in os.environ  # a short run that only shows that the page works
-FIGURES = Path(os.environ.get("PYRO_EXT_FIGURES", "figures/bayesian_networks"))
-FIGURES.mkdir(parents=True, exist_ok=True)
-torch.set_num_threads(1)  # tensors this small gain nothing from threads, and lose on busy machines
+page = Page("bayesian-networks")
 
 # %% [markdown]
 # ## A network as a Pyro model
@@ -95,13 +91,13 @@ class Contestant:
     kernel: MCMCKernel
     model: BayesianClassifier
     num_chains: int = 4
-    num_samples: int = 4 if SMOKE else 50
-    num_steps: int = 24 if SMOKE else 20_000
+    num_samples: int = 4 if page.smoke else 50
+    num_steps: int = 24 if page.smoke else 20_000
     has_chains: bool = True
 
 
-NUM_NUTS = 4 if SMOKE else 50
-SHORT = (4, 2, 12) if SMOKE else (4, 20, 200)  # chains, draws of each, steps
+NUM_NUTS = page.length(50, smoke=4)
+SHORT = page.length((4, 20, 200), smoke=(4, 2, 12))  # chains, draws of each, steps
 start = init_to_module(module=network)
 
 
@@ -116,7 +112,7 @@ def sghmc(learning_rate: float, model: Any = classifier, **options: Any) -> SGHM
     return SGHMC(model, step_size=step_size(learning_rate), **options)
 
 
-cycles = CyclicalSchedule(step_size(0.1), *((8, 24) if SMOKE else (100, 20_000)))
+cycles = CyclicalSchedule(step_size(0.1), *((8, 24) if page.smoke else (100, 20_000)))
 factors = {"*.P1": 0.001, "*.Q1": 0.001, "default": 0.1}
 CONTESTANTS = [
     Contestant("SGLD", SGLD(classifier, step_size=2e-4, init_strategy=start), classifier),
@@ -143,14 +139,14 @@ CONTESTANTS = [
         "deep ensemble",
         sghmc(0.1, temperature=0.0),
         classifier,
-        num_chains=3 if SMOKE else 20,
+        num_chains=3 if page.smoke else 20,
         num_samples=1,
-        num_steps=24 if SMOKE else 4_000,
+        num_steps=24 if page.smoke else 4_000,
         has_chains=False,
     ),
     Contestant(
         "NUTS",
-        NUTS(reference.model(), init_strategy=start, max_tree_depth=3 if SMOKE else 7),
+        NUTS(reference.model(), init_strategy=start, max_tree_depth=3 if page.smoke else 7),
         classifier,
         num_chains=1,
         num_samples=NUM_NUTS,
@@ -182,12 +178,12 @@ def run(contestant: Contestant) -> tuple[Tensor, float]:
 
 
 # %% [markdown]
-# Two columns say how near the average prediction is to that of HMC: `agreement`, the share of
+# Two columns say how near the average prediction is to that of HMC: `agreement`, the fraction of
 # images that get the same class, and `total var.`, the total variation. Three say how good it is on
 # the test images: `NLL`, `one draw`, and `ambiguity`, which is what averaging wins over the draws.
-# `mixed` is the share of predictive probabilities whose R-hat over the chains is below 1.1. R-hat
-# of the weights would mean nothing: hidden units can change places, and chains that agree in all
-# predictions have their weights elsewhere.
+# `mixed` is the fraction of predictive probabilities whose R-hat over the chains is below 1.1.
+# R-hat of the weights would mean nothing: hidden units can change places, and chains that agree in
+# all predictions have their weights elsewhere.
 
 # %%
 columns = ("agreement", "total var.", "NLL", "one draw", "ambiguity", "mixed", "CPU s")
@@ -201,7 +197,7 @@ for contestant in CONTESTANTS:
     loss = metrics.nll(draws, data.test_targets)
     singles = [metrics.nll(draw, data.test_targets) for draw in draws]
     mixed = "-"
-    if contestant.has_chains and not SMOKE:
+    if contestant.has_chains and not page.smoke:
         mixing[contestant.name] = predictive_rhat(probabilities[:, :, ::8])
         mixed = f"{fractions_below(mixing[contestant.name], (1.1,))[1.1]:.2f}"
     found[contestant.name] = (variation, loss)
@@ -219,14 +215,11 @@ for name, (variation, loss) in found.items():
 axes.axhline(reference.nll, color="0.5", lw=1, ls=":")
 axes.set(xlabel="total variation to HMC", ylabel="NLL of the average prediction")
 axes.legend(frameon=False, fontsize=8)
-axes.spines[["top", "right"]].set_visible(False)
-figure.savefig(FIGURES / "posterior-and-prediction.png", dpi=150)
-plt.close(figure)
+page.figure("posterior-and-prediction", figure, dpi=150, despine=True)
 if mixing:
     figure, axes = plt.subplots(figsize=(6.5, 4), layout="constrained")
     plot_predictive_rhat(mixing, thresholds=(1.01, 1.1), ax=axes)
-    figure.savefig(FIGURES / "mixing.png", dpi=150)
-    plt.close(figure)
+    page.figure("mixing", figure, dpi=150)
 
 # %% [markdown]
 # What the numbers say, the full run taken:
@@ -261,7 +254,7 @@ if mixing:
 
 # %%
 mnist = load_mnist_5k()
-size = 60 if SMOKE else len(mnist.train_inputs)
+size = page.length(len(mnist.train_inputs), smoke=60)
 
 
 def images(inputs: Tensor) -> Tensor:
@@ -271,7 +264,7 @@ def images(inputs: Tensor) -> Tensor:
 
 train = images(mnist.train_inputs[:size]), mnist.train_targets[:size]
 test = images(mnist.test_inputs[:size]), mnist.test_targets[:size]
-resnet = ResNet(1, 10, channels=(4, 8) if SMOKE else (8, 16))
+resnet = ResNet(1, 10, channels=(4, 8) if page.smoke else (8, 16))
 plain_model = BayesianClassifier(BayesianModule(resnet, 1.0), batch_size=50)
 expanded_model = BayesianClassifier(expand_module(resnet, 1.0), batch_size=50)
 start = init_to_module(module=resnet)
@@ -299,10 +292,10 @@ for name, (kernel, model) in trials.items():
     begin = time.process_time()
     mcmc = MCMC(
         kernel,
-        num_samples=2 if SMOKE else 5,
-        warmup_steps=4 if SMOKE else 900,
+        num_samples=2 if page.smoke else 5,
+        warmup_steps=4 if page.smoke else 900,
         num_chains=2,
-        thinning=1 if SMOKE else 60,
+        thinning=1 if page.smoke else 60,
         seed=0,
         progress=False,
     )

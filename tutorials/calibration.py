@@ -11,10 +11,8 @@
 # `figures/calibration`.
 
 # %%
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -29,12 +27,10 @@ from pyro_ext.diagnostics import SBCResult, sbc
 from pyro_ext.diagnostics.plots import plot_sbc
 from pyro_ext.inference import MCMC, SGHMC
 from pyro_ext.potential import Potential
+from pyro_ext.reproduction import Page
 
-SMOKE = "PYRO_EXT_SMOKE" in os.environ  # a short run that only shows that the page works
-FIGURES = Path(os.environ.get("PYRO_EXT_FIGURES", "figures/calibration"))
-FIGURES.mkdir(parents=True, exist_ok=True)
+page = Page("calibration")
 torch.set_default_dtype(torch.float64)
-torch.set_num_threads(1)  # tensors this small gain nothing from threads, and lose on busy machines
 
 # %% [markdown]
 # ## The idea
@@ -67,7 +63,7 @@ def sampler(shift: float = 0.0, scale: float = 1.0) -> Callable[..., dict[str, T
     return run
 
 
-num_simulations = 10 if SMOKE else 100
+num_simulations = page.length(100, smoke=10)
 samplers = {
     "right": sampler(),
     "too high": sampler(shift=0.5),
@@ -102,8 +98,7 @@ together = SBCResult({name: result.ranks["number"] for name, result in known.ite
 figure, axes = plt.subplots(2, 4, figsize=(12, 5), layout="constrained")
 plot_sbc(together, ax=axes[0])
 plot_sbc(together, kind="histogram", ax=axes[1])
-figure.savefig(FIGURES / "shapes.png", dpi=120)
-plt.close(figure)
+page.figure("shapes", figure)
 
 # %% [markdown]
 # In numbers: `mean_rank` should be 0.5, `spread` 1, and small p-values are bad. The numbers are
@@ -196,7 +191,7 @@ for name, (run, count, batch_size) in inferences.items():
     results[name] = sbc(
         regression,
         run,
-        2 if SMOKE else count,
+        2 if page.smoke else count,
         inputs,
         nobody,
         batch_size=batch_size,
@@ -216,8 +211,7 @@ figure, axes = plt.subplots(3, 3, figsize=(9.6, 7.5), layout="constrained")
 for row, (name, result) in zip(axes, results.items(), strict=True):
     plot_sbc(result, ax=row)
     row[0].set_ylabel(f"{name}\nECDF difference")
-figure.savefig(FIGURES / "regression.png", dpi=120)
-plt.close(figure)
+page.figure("regression", figure)
 
 # %% [markdown]
 # Does R-hat see it? One run on one simulated data set, with the step size that is too large:
@@ -229,7 +223,7 @@ with torch.random.fork_rng():
     torch.manual_seed(0)
     mcmc = MCMC(
         SGHMC(regression, step_size=0.15, momentum_decay=0.5),
-        num_samples=20 if SMOKE else 200,
+        num_samples=20 if page.smoke else 200,
         warmup_steps=40,
         thinning=20,
         num_chains=10,
@@ -261,7 +255,7 @@ print(f"largest r_hat {r_hat:.3f}")
 # What this page claims, checked:
 
 # %%
-if not SMOKE:
+if not page.smoke:
     assert shapes.loc["right", "p_value"] > 0.01, shapes
     assert (shapes.drop("right")["p_value"] < 1e-6).all(), shapes
     assert shapes.loc["too high", "mean_rank"] < 0.45, shapes

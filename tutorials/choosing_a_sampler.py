@@ -9,12 +9,10 @@
 # with a table to choose by.
 #
 # `python tutorials/choosing_a_sampler.py` prints the numbers and saves the figures in
-# `figures/choosing_a_sampler`.
+# `figures/choosing-a-sampler`.
 
 # %%
-import os
 import time
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pyro
@@ -37,12 +35,10 @@ from pyro_ext.inference import (
     SGMCMCKernel,
 )
 from pyro_ext.potential import Backend
+from pyro_ext.reproduction import Page
 
-SMOKE = "PYRO_EXT_SMOKE" in os.environ  # a short run that only shows that the page works
-FIGURES = Path(os.environ.get("PYRO_EXT_FIGURES", "figures/choosing_a_sampler"))
-FIGURES.mkdir(parents=True, exist_ok=True)
-BACKEND: Backend = "trace" if SMOKE else "compile"
-torch.set_num_threads(1)  # tensors this small gain nothing from threads, and lose on busy machines
+page = Page("choosing-a-sampler")
+BACKEND: Backend = "trace" if page.smoke else "compile"
 BLUE, RED, INK = "#2a6f97", "#d1495b", "#444444"
 
 # %% [markdown]
@@ -53,13 +49,13 @@ BLUE, RED, INK = "#2a6f97", "#d1495b", "#444444"
 # of many random tilts of the density. Over all of them the tilts cancel.
 
 # %%
-CENTRES = 2.0 * torch.cartesian_prod(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0))
+CENTERS = 2.0 * torch.cartesian_prod(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0))
 DEVIATION = 0.03**0.5
 
 
 def grid(tilts: Tensor) -> None:
     """A mixture of 25 Gaussians, seen through a noisy gradient."""
-    components = dist.Normal(CENTRES, DEVIATION).to_event(1)
+    components = dist.Normal(CENTERS, DEVIATION).to_event(1)
     x = pyro.sample("x", dist.MixtureSameFamily(dist.Categorical(torch.ones(25)), components))
     with pyro.plate("tilts", len(tilts), subsample_size=1) as index:
         pyro.factor("tilt", (tilts[index] * x).sum(-1) / len(tilts))
@@ -77,7 +73,7 @@ def grid(tilts: Tensor) -> None:
 # Here the noise of the gradient is known, so `noise_estimate` takes it out of the injected noise.
 
 # %%
-NUM_STEPS = 2_000 if SMOKE else 50_000
+NUM_STEPS = page.length(50_000, smoke=2_000)
 schedules: dict[str, Schedule] = {
     "decaying": PolynomialSchedule(0.043, exponent=0.55, start=500),
     "cyclical": CyclicalSchedule(0.07, num_cycles=30, num_steps=NUM_STEPS, exploration=0.03),
@@ -90,8 +86,8 @@ start = {"x": 20.0 * torch.rand(3, 2, generator=generator) - 10.0}
 
 def num_modes(samples: Tensor) -> int:
     """Modes with more than 0.2% of the samples within three standard deviations."""
-    share = (torch.cdist(samples, CENTRES) < 3 * DEVIATION).double().mean(0)
-    return int((share > 0.002).sum())
+    fraction = (torch.cdist(samples, CENTERS) < 3 * DEVIATION).double().mean(0)
+    return int((fraction > 0.002).sum())
 
 
 modes: dict[str, list[int]] = {}
@@ -111,7 +107,7 @@ for (name, schedule), axes in zip(schedules.items(), panels, strict=True):
     chains = mcmc.run(tilts).get_samples(group_by_chain=True)["x"]
     modes[name] = [num_modes(chain) for chain in chains]
     print(f"{name} step size: the three chains find {modes[name]} of 25 modes")
-    axes.scatter(*CENTRES.T, s=260, facecolors="none", edgecolors="0.8")
+    axes.scatter(*CENTERS.T, s=260, facecolors="none", edgecolors="0.8")
     axes.scatter(*chains[0].T, s=3, alpha=0.35, color=BLUE, linewidths=0)
     axes.set(
         title=f"SGLD, {name}: {modes[name][0]} of 25 modes", xlim=(-5.6, 5.6), ylim=(-5.6, 5.6)
@@ -119,8 +115,7 @@ for (name, schedule), axes in zip(schedules.items(), panels, strict=True):
     axes.set_aspect("equal")
     axes.set_xticks([-4, 0, 4])
     axes.set_yticks([-4, 0, 4])
-figure.savefig(FIGURES / "modes.png", dpi=120)
-plt.close(figure)
+page.figure("modes", figure)
 
 # %% [markdown]
 # The price: draws that are taken while the step size is large are too wide, and those between two
@@ -172,7 +167,7 @@ def network(inputs: Tensor, labels: Tensor) -> None:
 # - `SGLD` with far too small a step size, to see what that looks like.
 
 # %%
-NUM_NETWORK_STEPS = 400 if SMOKE else 4_000
+NUM_NETWORK_STEPS = page.length(4_000, smoke=400)
 THINNING = 20
 
 
@@ -308,24 +303,20 @@ for name, axes in zip(shown, panels, strict=True):
     middle = float(traces[name].mean())
     axes.set(title=f"{name}\nR-hat {results[name]['R-hat']:.2f}", xlabel="draw")
     axes.set_ylim(middle - 0.17, middle + 0.17)
-    axes.spines[["top", "right"]].set_visible(False)
 panels[0].set_ylabel("test NLL of each draw")
-figure.savefig(FIGURES / "chains.png", dpi=120)
-plt.close(figure)
+page.figure("chains", figure, despine=True)
 
 # %%
 names = list(results)[:-1]
-place = torch.arange(len(names))
+position = torch.arange(len(names))
 figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-axes.plot([results[name]["one draw"] for name in names], place, "o", color=RED, label="one draw")
-axes.plot([results[name]["NLL"] for name in names], place, "o", color=BLUE, label="all together")
-axes.set_yticks(place, names)
+axes.plot([results[name]["one draw"] for name in names], position, "o", color=RED, label="one draw")
+axes.plot([results[name]["NLL"] for name in names], position, "o", color=BLUE, label="all together")
+axes.set_yticks(position, names)
 axes.set(xlabel="negative log likelihood on the test masses", ylim=(len(names) - 0.5, -0.5))
 axes.grid(axis="y", color="0.9")
-axes.spines[["top", "right"]].set_visible(False)
 axes.legend(frameon=False, loc="lower right")
-figure.savefig(FIGURES / "samplers.png", dpi=120)
-plt.close(figure)
+page.figure("samplers", figure, despine=True)
 
 # %% [markdown]
 # ## A table to choose by
@@ -354,7 +345,7 @@ plt.close(figure)
 # What this page claims, checked:
 
 # %%
-if not SMOKE:
+if not page.smoke:
     assert min(modes["cyclical"]) >= 15 and max(modes["decaying"]) <= 5, modes
     samplers = list(results)[:6]
     mode, tiny = results["mode (T = 0)"], results["SGLD, tiny steps"]

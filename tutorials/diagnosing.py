@@ -13,9 +13,7 @@
 # `figures/diagnosing`.
 
 # %%
-import os
 import warnings
-from pathlib import Path
 from typing import Any
 
 import arviz as az
@@ -31,12 +29,10 @@ from torch import Tensor
 from pyro_ext.datasets import load_diabetes, load_wine
 from pyro_ext.diagnostics import to_arviz
 from pyro_ext.inference import MCMC, SGHMC, SGNHT, SGMCMCKernel
+from pyro_ext.reproduction import Page
 
-SMOKE = "PYRO_EXT_SMOKE" in os.environ  # a short run that only shows that the page works
-FIGURES = Path(os.environ.get("PYRO_EXT_FIGURES", "figures/diagnosing"))
-FIGURES.mkdir(parents=True, exist_ok=True)
+page = Page("diagnosing")
 torch.set_default_dtype(torch.float64)  # LOO needs log likelihoods that do not round
-torch.set_num_threads(1)  # tensors this small gain nothing from threads, and lose on busy machines
 BLUE, RED, YELLOW, INK = "#2a6f97", "#d1495b", "#e09f3e", "#444444"
 
 # %% [markdown]
@@ -67,9 +63,9 @@ def regression(inputs: Tensor, progression: Tensor, batch_size: int | None = Non
 
 
 nuts = MCMC(
-    NUTS(regression, max_tree_depth=3 if SMOKE else 10),
-    num_samples=20 if SMOKE else 400,
-    warmup_steps=10 if SMOKE else 150,
+    NUTS(regression, max_tree_depth=3 if page.smoke else 10),
+    num_samples=20 if page.smoke else 400,
+    warmup_steps=10 if page.smoke else 150,
     seed=1,
     progress=False,
 ).run(inputs, progression)
@@ -91,7 +87,7 @@ nuts = MCMC(
 def run(kernel: SGMCMCKernel, num_samples: int = 200, thinning: int = 20, **options: Any) -> MCMC:
     """Run eight chains on minibatches of 64 patients."""
     settings = {"warmup_steps": 1000, "num_chains": 8, "seed": 0, "progress": False} | options
-    if SMOKE:
+    if page.smoke:
         num_samples, thinning = num_samples // 10, max(thinning // 10, 1)
         settings["warmup_steps"] //= 20
     mcmc = MCMC(kernel, num_samples=num_samples, thinning=thinning, **settings)
@@ -195,10 +191,8 @@ for number, chain in lost.items():
 axes.plot([], color=BLUE, label="goes on")
 axes.plot([], "o-", color=RED, label="leaves the finite numbers")
 axes.set(xlabel="step", ylabel="scale", yscale="log", ylim=(0.03, 3000.0))
-axes.spines[["top", "right"]].set_visible(False)
 axes.legend(frameon=False)
-figure.savefig(FIGURES / "lost.png", dpi=120)
-plt.close(figure)
+page.figure("lost", figure, despine=True)
 
 # %% [markdown]
 # ## Too large a step
@@ -217,38 +211,35 @@ show(results)
 sizes = [float(name.split()[-1]) for name in results]
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
 shades = zip(("#a9d6e5", "#61a5c2", BLUE, "#013a63"), runs.items(), strict=True)
-for colour, (name, mcmc) in shades:
+for color, (name, mcmc) in shades:
     bmi = mcmc.get_samples()["weight"][:, 2]
-    left.hist(bmi, bins=60, range=(-0.2, 0.7), density=True, histtype="step", color=colour)
-    left.plot([], color=colour, label=name)
+    left.hist(bmi, bins=60, range=(-0.2, 0.7), density=True, histtype="step", color=color)
+    left.plot([], color=color, label=name)
 left.hist(exact[:, 3], bins=30, range=(0.0, 0.45), density=True, color=YELLOW, alpha=0.4)
 left.plot([], color=YELLOW, label="NUTS")
 left.set(xlabel="weight of bmi", yticks=[])
 right.plot(sizes, [row["temperature"] for row in results.values()], "o-", color=RED)
 right.plot(sizes, [row["width"] for row in results.values()], "o-", color=BLUE)
 right.plot(sizes, [row["R-hat"] for row in results.values()], "o-", color=INK)
-for quantity, colour, place in (
+for quantity, color, position in (
     ("temperature", RED, 2),
     ("width", BLUE, 3),
     ("R-hat", INK, 3),
 ):
     right.annotate(
         quantity,
-        (sizes[place], results[f"step size {sizes[place]}"][quantity]),
+        (sizes[position], results[f"step size {sizes[position]}"][quantity]),
         xytext=(-6, 6),
         textcoords="offset points",
         ha="right",
-        color=colour,
+        color=color,
     )
 right.set(xlabel="step size", xscale="log", yscale="log", ylim=(0.8, 12.0))
 right.set_xticks(sizes, [str(size) for size in sizes])
 right.set_yticks([1, 2, 5, 10], ["1", "2", "5", "10"])
 right.minorticks_off()
 left.legend(frameon=False)
-for axes in (left, right):
-    axes.spines[["top", "right"]].set_visible(False)
-figure.savefig(FIGURES / "too_large.png", dpi=120)
-plt.close(figure)
+page.figure("too_large", figure, despine=True)
 
 # %% [markdown]
 # R-hat is 1.00 in every row, and ESS is high: the chains agree with each other, on a posterior that
@@ -292,10 +283,8 @@ for name, axes in zip(("step size 0.002", "step size 3e-5"), panels, strict=True
     for chain in runs[name].get_samples(group_by_chain=True)["weight"][..., 2]:
         axes.plot(chain, linewidth=0.8)
     axes.set(title=f"{name}: R-hat {results[name]['R-hat']:.2f}", xlabel="draw")
-    axes.spines[["top", "right"]].set_visible(False)
 panels[0].set_ylabel("weight of bmi")
-figure.savefig(FIGURES / "too_small.png", dpi=120)
-plt.close(figure)
+page.figure("too_small", figure, despine=True)
 
 # %% [markdown]
 # This is the failure that R-hat and ESS are made for. The traces are smooth lines that drift
@@ -371,7 +360,7 @@ for name, mcmc in slips.items():
 # %%
 wines = load_wine(test_fraction=0.1, dtype=torch.float64)
 proline = wines.train_inputs[:, list(wines.feature_names or ()).index("proline")]
-places = torch.linspace(-2.0, 3.0, 61)
+positions = torch.linspace(-2.0, 3.0, 61)
 
 
 def mixture(proline: Tensor) -> None:
@@ -381,23 +370,23 @@ def mixture(proline: Tensor) -> None:
     scale = pyro.sample("scale", dist.LogNormal(torch.full((2,), -0.7), 0.5).to_event(1))
     with pyro.plate("wines", len(proline), subsample_size=40) as index:
         components = dist.Normal(loc, scale)
-        law = dist.MixtureSameFamily(dist.Categorical(share), components)
-        pyro.sample("proline", law, obs=proline[index])
+        distribution = dist.MixtureSameFamily(dist.Categorical(share), components)
+        pyro.sample("proline", distribution, obs=proline[index])
 
 
 def density(sample: dict[str, Tensor]) -> Tensor:
     """Density of a mixture at some places."""
     components = dist.Normal(sample["loc"], sample["scale"])
-    law = dist.MixtureSameFamily(dist.Categorical(sample["share"]), components)
-    result: Tensor = law.log_prob(places).exp()
+    distribution = dist.MixtureSameFamily(dist.Categorical(sample["share"]), components)
+    result: Tensor = distribution.log_prob(positions).exp()
     return result
 
 
 mixed = MCMC(
     SGHMC(mixture, step_size=0.01, friction=10.0, init_strategy=init_to_sample),
-    num_samples=20 if SMOKE else 300,
-    warmup_steps=50 if SMOKE else 1000,
-    thinning=2 if SMOKE else 20,
+    num_samples=20 if page.smoke else 300,
+    warmup_steps=50 if page.smoke else 1000,
+    thinning=2 if page.smoke else 20,
     num_chains=6,
     quantities={"density": density, "sorted": lambda sample: sample["loc"].sort().values},
     seed=0,
@@ -418,13 +407,10 @@ left.set(xlabel="draw", ylabel="place of the first component")
 left.set_title(f"R-hat {mixed_r_hat['loc']:.2f}")
 right.hist(proline, bins=30, density=True, color="#d9e2e7")
 for chain in by_chain["density"]:
-    right.plot(places, chain.mean(0), linewidth=0.9)
+    right.plot(positions, chain.mean(0), linewidth=0.9)
 right.set(xlabel="proline, standardized", ylabel="density")
 right.set_title(f"R-hat {mixed_r_hat['density']:.2f}")
-for axes in (left, right):
-    axes.spines[["top", "right"]].set_visible(False)
-figure.savefig(FIGURES / "labels.png", dpi=120)
-plt.close(figure)
+page.figure("labels", figure, despine=True)
 
 # %% [markdown]
 # R-hat of shares, places and scales is bad, and yet nothing is wrong: all chains have found the
@@ -500,8 +486,7 @@ for (name, groups), axes in zip(checked.items(), panels, strict=True):
         groups, num_pp_samples=50, ax=axes, random_seed=0, textsize=9, legend=name == "gamma"
     )
     axes.set(title=name, xlabel="progression", xlim=(-1.5, 5.5))
-figure.savefig(FIGURES / "predictive.png", dpi=120)
-plt.close(figure)
+page.figure("predictive", figure)
 
 # %% [markdown]
 # The normal model has never made a smallest response as large as that of the data: it makes
@@ -536,7 +521,7 @@ plt.close(figure)
 # What this page claims, checked:
 
 # %%
-if not SMOKE:
+if not page.smoke:
     good = results["step size 0.002"]
     assert good["R-hat"] < 1.01 and good["temperature"] < 1.1 and good["off by"] < 0.2, good
     assert 0.93 < good["width"] < 1.12, good

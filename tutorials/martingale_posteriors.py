@@ -17,10 +17,7 @@
 
 # %%
 import math
-import os
-import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import arviz as az
@@ -49,30 +46,27 @@ from pyro_ext.inference.martingale import (
     StudentTPredictive,
     plot_drift,
 )
-from pyro_ext.reproduction import Claim, Report, seeds
+from pyro_ext.reproduction import Page
 
-STARTED = time.perf_counter()
-SMOKE = "PYRO_EXT_SMOKE" in os.environ  # a short run that only shows that the page works
-FIGURES = Path(os.environ.get("PYRO_EXT_FIGURES", "figures/martingale-posteriors"))
-FIGURES.mkdir(parents=True, exist_ok=True)
-SEEDS = seeds()
+page = Page(
+    "martingale-posteriors",
+    paper="E. Fong, C. Holmes, S. G. Walker (2023), Martingale posterior distributions",
+)
+SEEDS = page.seeds
 FIRST = SEEDS[0]  # the seed of figures and tables
 torch.set_default_dtype(torch.float64)
-torch.set_num_threads(1)  # tensors this small gain nothing from threads, and lose on busy machines
 pyro.set_rng_seed(FIRST)
-BLUE, RED, GREY, LIGHT = "#2a6f97", "#d1495b", "0.45", "#b8d4e3"
-MANY = 40 if SMOKE else 2000  # draws where one costs little
-SOME = 20 if SMOKE else 500  # draws of copulas
-
-claims: list[Claim] = []
+BLUE, RED, GRAY, LIGHT = "#2a6f97", "#d1495b", "0.45", "#b8d4e3"
+MANY = page.length(2000, smoke=40)  # draws where one costs little
+SOME = page.length(500, smoke=20)  # draws of copulas
 
 
 def column(data: Dataset, name: str) -> Tensor:
     """All values of a column in its own unit and in the order of the source."""
     inputs = torch.cat([data.train_inputs, data.test_inputs])
     order = torch.cat([data.train_indices, data.test_indices]).argsort()
-    place = list(data.feature_names or ()).index(name)
-    return (inputs * data.input_scale + data.input_loc)[order, place]
+    position = list(data.feature_names or ()).index(name)
+    return (inputs * data.input_scale + data.input_loc)[order, position]
 
 
 def run(
@@ -80,7 +74,7 @@ def run(
 ) -> MartingalePosterior:
     """Run a martingale posterior; short runs have a short horizon and do not warn of it."""
     options = {"horizon": math.inf, "seed": FIRST} | options
-    if SMOKE:
+    if page.smoke:
         options["tolerance"] = 1.0
         if options["horizon"] != math.inf:
             options["horizon"] = min(options["horizon"], 60)
@@ -144,7 +138,7 @@ def exact_variance(name: str, size: int) -> float:
     return SCALE**2 * float(-torch.special.polygamma(1, ends).diff())
 
 
-SIZES = [n + horizon for horizon in ((5, 20, 60) if SMOKE else (5, 20, 80, 400, 2000))]
+SIZES = [n + horizon for horizon in ((5, 20, 60) if page.smoke else (5, 20, 80, 400, 2000))]
 variances: dict[str, dict[int, list[float]]] = {name: {} for name in RULES}
 for name, rule in RULES.items():
     for seed in SEEDS:
@@ -164,24 +158,22 @@ def furthest(name: str, seed: int) -> float:
     return max(abs(ratio - 1) for ratio in ratios) / math.sqrt(2 / (MANY - 1))
 
 
-claims += [
-    Claim(
-        "With the normal rule the mean of a population of N has the variance 1/n - 1/N, times that "
-        "of an observation, at every horizon (largest distance in standard errors).",
-        values={seed: furthest("normal", seed) for seed in SEEDS},
-        comparison="<=",
-        bound=4,
-        source="derived; one of 1,000 sets of three seeds would fail",
-    ),
-    Claim(
-        "With the Polya urn it has the variance (N - n) / (N (n + 1)), times that of the data "
-        "(largest distance in standard errors).",
-        values={seed: furthest("Polya urn", seed) for seed in SEEDS},
-        comparison="<=",
-        bound=4,
-        source="derived; as before",
-    ),
-]
+page.claim(
+    "With the normal rule the mean of a population of N has the variance 1/n - 1/N, times that "
+    "of an observation, at every horizon (largest distance in standard errors).",
+    {seed: furthest("normal", seed) for seed in SEEDS},
+    "<=",
+    4,
+    source="derived; one of 1,000 sets of three seeds would fail",
+)
+page.claim(
+    "With the Polya urn it has the variance (N - n) / (N (n + 1)), times that of the data "
+    "(largest distance in standard errors).",
+    {seed: furthest("Polya urn", seed) for seed in SEEDS},
+    "<=",
+    4,
+    source="derived; as before",
+)
 
 # %% [markdown]
 # What is missing falls as $n / N$. `run` estimates it from how far the functional moved while the
@@ -194,7 +186,7 @@ with warnings.catch_warnings(record=True) as caught:
     short = MartingalePosterior(PolyaUrn(), Mean(), MANY, 20, seed=FIRST, progress=False).run(few)
 for warning in caught:
     print(f"{warning.category.__name__}: {warning.message}")
-print(f"share that is missing, estimated {short.diagnostics()['theta']['remaining_share']:.3f}")
+print(f"fraction that is missing, estimated {short.diagnostics()['theta']['remaining_share']:.3f}")
 
 # %% [markdown]
 # The urn and the normal rules know their limits: `horizon=math.inf` draws the infinite population
@@ -204,20 +196,19 @@ print(f"share that is missing, estimated {short.diagnostics()['theta']['remainin
 # %%
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 3.8), layout="constrained")
 fine = torch.logspace(math.log10(SIZES[0]), math.log10(SIZES[-1]), 40).round().int().tolist()
-for name, colour in zip(RULES, (BLUE, RED, GREY), strict=True):
-    left.plot(SIZES, variances[name][FIRST], "o", color=colour, label=name)
-    left.plot(fine, [exact_variance(name, size) for size in fine], color=colour, lw=1)
+for name, color in zip(RULES, (BLUE, RED, GRAY), strict=True):
+    left.plot(SIZES, variances[name][FIRST], "o", color=color, label=name)
+    left.plot(fine, [exact_variance(name, size) for size in fine], color=color, lw=1)
 left.set(xscale="log", xlabel="size of the population", ylabel="variance of the mean")
 left.legend(frameon=False)
 plot_drift(run(PolyaUrn(), Mean(), few, horizon=2000, name="mean"), ax=middle)
 limit = run(PolyaUrn(), Mean(), few)
-for done, label, colour in ((short, "horizon 20", RED), (limit, "infinite horizon", BLUE)):
+for done, label, color in ((short, "horizon 20", RED), (limit, "infinite horizon", BLUE)):
     theta = done.get_samples()["theta"]
-    right.hist(theta, 40, density=True, histtype="step", color=colour, label=label)
+    right.hist(theta, 40, density=True, histtype="step", color=color, label=label)
 right.set(xlabel="mean of alcohol", ylabel="posterior density")
 right.legend(frameon=False)
-figure.savefig(FIGURES / "horizon.png", dpi=120)
-plt.close(figure)
+page.figure("horizon", figure)
 
 # %% [markdown]
 # ## With the predictions of a model it is the Bayesian posterior
@@ -237,12 +228,12 @@ def model(y: Tensor) -> None:
         pyro.sample("y", dist.Normal(loc, SCALE), obs=y)
 
 
-HORIZON = 60 if SMOKE else 2000
+HORIZON = page.length(2000, smoke=60)
 precision = n / SCALE**2 + 1 / 0.5**2
 center = float((few.sum() / SCALE**2 + 12.0 / 0.5**2) / precision)
 exact_mean = (n * float(few.mean()) + HORIZON * center) / (n + HORIZON)
 exact_sd = math.sqrt(HORIZON**2 / precision + HORIZON * SCALE**2) / (n + HORIZON)
-options = {"num_samples": 20, "warmup_steps": 10} if SMOKE else {"num_samples": 2000}
+options = page.length({"num_samples": 2000}, smoke={"num_samples": 20, "warmup_steps": 10})
 by_nuts = {}
 for seed in SEEDS:
     rule = PosteriorPredictive(model, NUTS(model), progress=False, **options)
@@ -250,46 +241,43 @@ for seed in SEEDS:
     print_row(f"NUTS, seed {seed}", [by_nuts[seed]])
 print(f"Bayes, exactly {exact_mean:.3f}, sd {exact_sd:.3f}")
 
-claims += [
-    Claim(
-        "With the predictions of a Bayesian model the martingale posterior has the mean of the "
-        "Bayesian one (distance in its standard deviations).",
-        values={s: abs(float(x.mean()) - exact_mean) / exact_sd for s, x in by_nuts.items()},
-        comparison="<=",
-        bound=0.2,
-        source="derived; the draws of NUTS count for about 700, a standard error of 0.045",
-    ),
-    Claim(
-        "With the predictions of a Bayesian model the martingale posterior has the standard "
-        "deviation of the Bayesian one (relative distance).",
-        values={s: abs(float(x.std()) / exact_sd - 1) for s, x in by_nuts.items()},
-        comparison="<=",
-        bound=0.1,
-        source="derived; the standard error is about 0.03",
-    ),
-]
+page.claim(
+    "With the predictions of a Bayesian model the martingale posterior has the mean of the "
+    "Bayesian one (distance in its standard deviations).",
+    {s: abs(float(x.mean()) - exact_mean) / exact_sd for s, x in by_nuts.items()},
+    "<=",
+    0.2,
+    source="derived; the draws of NUTS count for about 700, a standard error of 0.045",
+)
+page.claim(
+    "With the predictions of a Bayesian model the martingale posterior has the standard "
+    "deviation of the Bayesian one (relative distance).",
+    {s: abs(float(x.std()) / exact_sd - 1) for s, x in by_nuts.items()},
+    "<=",
+    0.1,
+    source="derived; the standard error is about 0.03",
+)
 figure, axes = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
 axes.hist(by_nuts[FIRST], 40, density=True, color=LIGHT, label="martingale posterior")
-places = torch.linspace(exact_mean - 4 * exact_sd, exact_mean + 4 * exact_sd, 200)
+positions = torch.linspace(exact_mean - 4 * exact_sd, exact_mean + 4 * exact_sd, 200)
 axes.plot(
-    places, dist.Normal(exact_mean, exact_sd).log_prob(places).exp(), color=RED, label="Bayes"
+    positions, dist.Normal(exact_mean, exact_sd).log_prob(positions).exp(), color=RED, label="Bayes"
 )
 axes.set(xlabel="mean of alcohol", ylabel="posterior density")
 axes.legend(frameon=False)
-figure.savefig(FIGURES / "bayesian-model.png", dpi=120)
-plt.close(figure)
+page.figure("bayesian-model", figure)
 
 # %% [markdown]
 # ## Quantiles, and whatever else
 #
 # A functional is any function of the population: something with `mean`, `variance`, `cdf` and
 # `icdf`. The column here is `area error` of 569 breast masses, which is as skewed as columns come.
-# Three things are asked: its median, its interquartile range, and the share of masses above 100.
+# Three things are asked: its median, its interquartile range, and the fraction of masses above 100.
 #
 # Three rules answer. The urn knows only the data. `StudentTPredictive` is the Bayesian normal model
 # of unknown mean and variance, which is wrong here. `CopulaDensity` is an estimate
-# of the density that starts from a normal law, and therefore gets the logarithms; what is asked is
-# transformed back.
+# of the density that starts from a normal distribution, and therefore gets the logarithms; what is
+# asked is transformed back.
 
 # %%
 masses = load_breast_cancer(dtype=torch.float64)
@@ -305,7 +293,7 @@ def summaries(population: Any, is_log: bool = False) -> dict[str, Tensor]:
 
 
 def of_logarithms(population: Any) -> dict[str, Tensor]:
-    """The same, given the law of the logarithms."""
+    """The same, given the distribution of the logarithms."""
     return summaries(population, is_log=True)
 
 
@@ -330,8 +318,8 @@ for name, done in answers.items():
 # %% [markdown]
 # The normal model is sure of a median near 40, which is the mean, while half of the masses are
 # below 25: its posterior is narrow, and around the wrong value. The urn has no model that could be
-# wrong. The copula is near the urn, but its law of the logarithms is too smooth: it puts the median
-# two standard deviations too high.
+# wrong. The copula is near the urn, but its distribution of the logarithms is too smooth: it puts
+# the median two standard deviations too high.
 #
 # What the urn says of a median is known exactly: that of an odd number $n$ of values is the $k$th
 # smallest with the probability $\binom{n-1}{k-1} 2^{1-n}$.
@@ -340,35 +328,32 @@ for name, done in answers.items():
 # %%
 def distance_to_exact(draws: Tensor, values: Tensor) -> float:
     """Largest distance of distribution functions, of draws of the median from the exact one."""
-    places = values.unique()
-    number = torch.searchsorted(values.sort().values, places, right=True)
+    positions = values.unique()
+    number = torch.searchsorted(values.sort().values, positions, right=True)
     exact = torch.from_numpy(binom.cdf(number.numpy() - 1, len(values) - 1, 0.5))
-    return float(((draws[:, None] <= places).double().mean(0) - exact).abs().max())
+    return float(((draws[:, None] <= positions).double().mean(0) - exact).abs().max())
 
 
 medians = {
     seed: run(PolyaUrn(), Quantile(0.5), area, seed=seed).get_samples()["theta"] for seed in SEEDS
 }
-claims.append(
-    Claim(
-        "The median under the Polya urn has the law of the Bayesian bootstrap (largest distance of "
-        "distribution functions).",
-        values={seed: distance_to_exact(draws, area) for seed, draws in medians.items()},
-        comparison="<=",
-        bound=0.0436,
-        source="Rubin (1981); 0.1% quantile of Kolmogorov's statistic for 2,000 draws",
-    )
+page.claim(
+    "The median under the Polya urn has the distribution of the Bayesian bootstrap (largest "
+    "distance of distribution functions).",
+    {seed: distance_to_exact(draws, area) for seed, draws in medians.items()},
+    "<=",
+    0.0436,
+    source="Rubin (1981); 0.1% quantile of Kolmogorov's statistic for 2,000 draws",
 )
 figure, panels = plt.subplots(1, 3, figsize=(14, 3.6), layout="constrained")
 for axes, (name, value) in zip(panels, observed.items(), strict=True):
-    for (label, done), colour in zip(answers.items(), (BLUE, RED, GREY), strict=True):
+    for (label, done), color in zip(answers.items(), (BLUE, RED, GRAY), strict=True):
         values = done.get_samples()[name]
-        axes.hist(values, 30, density=True, histtype="step", color=colour, label=label)
+        axes.hist(values, 30, density=True, histtype="step", color=color, label=label)
     axes.axvline(float(value), color="black", lw=1, ls=":")
     axes.set(xlabel=f"area error, {name}")
 panels[0].legend(frameon=False)
-figure.savefig(FIGURES / "functionals.png", dpi=120)
-plt.close(figure)
+page.figure("functionals", figure)
 
 # %% [markdown]
 # ## On with ArviZ and Pyro
@@ -379,7 +364,7 @@ plt.close(figure)
 
 # %%
 def moments(population: Any) -> dict[str, Tensor]:
-    """Location and scale of a normal law."""
+    """Location and scale of a normal distribution."""
     return {"loc": population.mean, "scale": population.variance.sqrt()}
 
 
@@ -403,14 +388,9 @@ print(f"a new mass: median {predicted.median():.1f}, 90% below {predicted.quanti
 # ## The claims
 
 # %%
-report = Report(
-    "martingale-posteriors",
-    claims=claims,
-    paper="E. Fong, C. Holmes, S. G. Walker (2023), Martingale posterior distributions",
-    settings={"seeds": SEEDS, "draws": MANY, "draws of copulas": SOME},
-    seconds=time.perf_counter() - STARTED,
-    smoke=SMOKE,
+page.finish(
+    {
+        "draws": MANY,
+        "draws of copulas": SOME,
+    }
 )
-report.print()
-report.save(FIGURES)
-report.exit()

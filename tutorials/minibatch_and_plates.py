@@ -9,14 +9,12 @@
 # how to go wrong.
 #
 # `python tutorials/minibatch_and_plates.py` prints the numbers and saves the figures in
-# `figures/minibatch_and_plates`.
+# `figures/minibatch-and-plates`.
 
 # %%
 import math
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pyro
@@ -29,12 +27,10 @@ from torch import Tensor
 from pyro_ext.datasets import load_diabetes
 from pyro_ext.inference import MCMC, SGHMC, SGLD
 from pyro_ext.potential import Backend, Potential
+from pyro_ext.reproduction import Page
 
-SMOKE = "PYRO_EXT_SMOKE" in os.environ  # a short run that only shows that the page works
-FIGURES = Path(os.environ.get("PYRO_EXT_FIGURES", "figures/minibatch_and_plates"))
-FIGURES.mkdir(parents=True, exist_ok=True)
-BACKEND: Backend = "trace" if SMOKE else "compile"
-torch.set_num_threads(1)  # tensors this small gain nothing from threads, and lose on busy machines
+page = Page("minibatch-and-plates")
+BACKEND: Backend = "trace" if page.smoke else "compile"
 BLUE, RED, YELLOW, INK = "#2a6f97", "#d1495b", "#e09f3e", "#444444"
 
 # %% [markdown]
@@ -87,7 +83,7 @@ print("all of the data:", float(potential.full(position)))
 # $$\operatorname{sd}(U_B) = N S \sqrt{(1 - |B| / N) / |B|} .$$
 
 # %%
-NUM_BATCHES = 200 if SMOKE else 4000
+NUM_BATCHES = page.length(4000, smoke=200)
 SHOWN = 63
 sizes = (9, 21, 63, 147, 294)
 full = float(potential.full(position))
@@ -121,10 +117,7 @@ right.plot(grid, formula, color=INK, linewidth=1, label="formula")
 right.plot(sizes, [float(values[size].std()) for size in sizes], "o", color=BLUE, label="measured")
 right.set(xlabel="batch size", ylabel="standard deviation of the potential", ylim=(0, None))
 right.legend(frameon=False)
-for axes in (left, right):
-    axes.spines[["top", "right"]].set_visible(False)
-figure.savefig(FIGURES / "unbiased.png", dpi=120)
-plt.close(figure)
+page.figure("unbiased", figure, despine=True)
 
 # %% [markdown]
 # The driver does not draw minibatches independently. Once an epoch it shuffles the plate, for each
@@ -200,8 +193,8 @@ print(
 #
 # How much does the body mass index tell about the progression of the disease, and is it the same
 # for both sexes, for young and old? Twelve groups by decade of age and by sex, the smallest with
-# five patients: each has its own intercept and slope, drawn from a common law whose spread is
-# learned.
+# five patients: each has its own intercept and slope, drawn from a common distribution whose spread
+# is learned.
 #
 # Some patients fare quite unlike their group. Student's t copes with them, and there are two ways
 # to write it: as `StudentT`, or as a normal whose precision is a latent variable of each patient.
@@ -231,11 +224,11 @@ def hierarchical(
     with pyro.plate("patients", len(response), subsample_size=batch_size) as index:
         own = coefficients[group[index]]
         location = own[:, 0] + own[:, 1] * body_mass[index]
-        law: dist.TorchDistribution = dist.StudentT(DEGREES, location, scale)
+        distribution: dist.TorchDistribution = dist.StudentT(DEGREES, location, scale)
         if has_local_latents:
             precision = pyro.sample("precision", dist.Gamma(DEGREES / 2, DEGREES / 2))
-            law = dist.Normal(location, scale * precision.rsqrt())
-        pyro.sample("response", law, obs=response[index])
+            distribution = dist.Normal(location, scale * precision.rsqrt())
+        pyro.sample("response", distribution, obs=response[index])
 
 
 model = poutine.reparam(hierarchical, config={"coefficients": LocScaleReparam(0.0)})
@@ -244,9 +237,9 @@ worst = 0.0
 for name, has_local_latents in (("StudentT", False), ("local latents", True)):
     mcmc = MCMC(
         SGHMC(model, step_size=0.006, friction=2.0, backend=BACKEND),
-        num_samples=20 if SMOKE else 500,
-        warmup_steps=100 if SMOKE else 5000,
-        thinning=5 if SMOKE else 60,
+        num_samples=20 if page.smoke else 500,
+        warmup_steps=100 if page.smoke else 5000,
+        thinning=5 if page.smoke else 60,
         num_chains=8,
         seed=0,
         progress=False,
@@ -315,24 +308,22 @@ alone = torch.stack(
 )
 coefficients = posteriors["StudentT"]["coefficients"]
 rank = counts.argsort(descending=True)
-place = torch.arange(12)
+columns = torch.arange(12)
 decades = ("to 29", "30-39", "40-49", "50-59", "60-69", "70 on")
 ticks = [f"{decades[i // 2]}\nsex {1 + i % 2}\nn = {int(counts[i])}" for i in rank.tolist()]
 figure, panels = plt.subplots(2, 1, figsize=(9, 5.6), sharex=True, layout="constrained")
 for number, (name, axes) in enumerate(zip(("intercept", "slope"), panels, strict=True)):
     draws = coefficients[:, rank, number]
     low, high = draws.quantile(0.05, 0), draws.quantile(0.95, 0)
-    axes.vlines(place, low, high, color=BLUE, linewidth=2)
-    axes.plot(place, draws.mean(0), "o", color=BLUE, label="posterior mean, 90% interval")
-    axes.plot(place, alone[rank, number], "x", color=RED, label="least squares in the group")
+    axes.vlines(columns, low, high, color=BLUE, linewidth=2)
+    axes.plot(columns, draws.mean(0), "o", color=BLUE, label="posterior mean, 90% interval")
+    axes.plot(columns, alone[rank, number], "x", color=RED, label="least squares in the group")
     common = float(posteriors["StudentT"]["mean"][:, number].mean())
     axes.axhline(common, color=INK, linewidth=0.8, linestyle="--", label="mean of the groups")
     axes.set_ylabel(name)
-    axes.spines[["top", "right"]].set_visible(False)
 panels[0].legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3)
-panels[1].set_xticks(place, ticks, fontsize=8)
-figure.savefig(FIGURES / "groups.png", dpi=120)
-plt.close(figure)
+panels[1].set_xticks(columns, ticks, fontsize=8)
+page.figure("groups", figure, despine=True)
 
 # %% [markdown]
 # Local latents work, but they are the hard way. A step moves the precision of every patient, while
@@ -395,8 +386,8 @@ def spread_of(
     """Standard deviation of the draws of SGLD, as a multiple of the exact one."""
     mcmc = MCMC(
         SGLD(model, step_size=step_size),
-        num_samples=10 if SMOKE else 150,
-        warmup_steps=20 if SMOKE else 200,
+        num_samples=10 if page.smoke else 150,
+        warmup_steps=20 if page.smoke else 200,
         thinning=thinning,
         num_chains=32,
         seed=len(response),
@@ -430,7 +421,7 @@ for written in (drawn_by_hand, sequential):
 # come closer to the truth, since the noise of each shuffled epoch sums to zero.
 
 # %%
-relative = (0.1, 1.0) if SMOKE else (0.03, 0.1, 0.3, 0.6, 1.0)
+relative = page.length((0.03, 0.1, 0.3, 0.6, 1.0), smoke=(0.1, 1.0))
 inflation: dict[int, list[float]] = {}
 for number in (49, 147, 441):
     part = progression[:number]
@@ -443,10 +434,10 @@ for number in (49, 147, 441):
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True, layout="constrained")
-for (number, ratios), colour in zip(inflation.items(), (YELLOW, BLUE, RED), strict=True):
+for (number, ratios), color in zip(inflation.items(), (YELLOW, BLUE, RED), strict=True):
     label = f"{number} patients"
-    left.plot([value / number for value in relative], ratios, "o-", color=colour, label=label)
-    right.plot(relative, ratios, "o", color=colour)
+    left.plot([value / number for value in relative], ratios, "o-", color=color, label=label)
+    right.plot(relative, ratios, "o", color=color)
 line = torch.linspace(0.02, 1.1, 100)
 right.plot(line, ((2 + 2 * line) / (2 - line)).sqrt(), color=INK, linewidth=1)
 right.annotate("independent\nminibatches", (0.45, 1.4), color=INK, ha="right")
@@ -455,9 +446,7 @@ left.legend(frameon=False, loc="upper left")
 right.set(xscale="log", xlabel="step size x number of patients")
 for axes in (left, right):
     axes.axhline(1.0, color=INK, linewidth=0.8, linestyle="--")
-    axes.spines[["top", "right"]].set_visible(False)
-figure.savefig(FIGURES / "step_size.png", dpi=120)
-plt.close(figure)
+page.figure("step_size", figure, despine=True)
 
 # %% [markdown]
 # What this page claims, checked:
@@ -466,7 +455,7 @@ plt.close(figure)
 assert refused == ["drawn_by_hand", "sequential"]
 assert all(abs(value - exact) < 1e-2 for value in prior_differences), prior_differences
 assert abs(sum(epoch) / len(epoch) - full) < 0.05, epoch
-if not SMOKE:
+if not page.smoke:
     assert all(abs(score) < 4.0 for score in scores), scores
     assert worst < 1.06, worst
     assert all(abs(value) < 0.35 for value in apart.values()), apart

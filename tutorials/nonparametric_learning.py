@@ -5,8 +5,8 @@
 #
 # A model that is wrong still has a best fit, and one wants to know how sure of it the data are.
 # Bayes' rule answers another question: where the parameters are if the model is right. The
-# posterior bootstrap puts the uncertainty on the law of the data instead. A draw gives each
-# observation a random weight, and is the best fit to the data with these weights.
+# posterior bootstrap puts the uncertainty on the distribution of the data instead. A draw gives
+# each observation a random weight, and is the best fit to the data with these weights.
 # `PosteriorBootstrap` fits all draws side by side, to a Pyro model or to a loss.
 #
 # This page shows the parts of it on models so small that the answers are known: weights, a prior
@@ -18,11 +18,8 @@
 
 # %%
 import math
-import os
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import arviz as az
@@ -39,21 +36,20 @@ from pyro_ext.diagnostics import to_arviz
 from pyro_ext.handlers import data_weights
 from pyro_ext.inference import MCMC, BatchOptimizer, PosteriorBootstrap
 from pyro_ext.inference.martingale import EmpiricalBase
-from pyro_ext.reproduction import Claim, Report, seeds
+from pyro_ext.reproduction import Page
 
-STARTED = time.perf_counter()
-SMOKE = "PYRO_EXT_SMOKE" in os.environ  # a short run that only shows that the page works
-FIGURES = Path(os.environ.get("PYRO_EXT_FIGURES", "figures/nonparametric-learning"))
-FIGURES.mkdir(parents=True, exist_ok=True)
-SEEDS = seeds()
+page = Page(
+    "nonparametric-learning",
+    paper="E. Fong, S. Lyddon, C. Holmes (2019), Scalable nonparametric sampling from multimodal "
+    "posteriors with the posterior bootstrap",
+)
+SEEDS = page.seeds
 FIRST = SEEDS[0]  # the seed of figures and tables
 torch.set_default_dtype(torch.float64)
-torch.set_num_threads(1)  # tensors this small gain nothing from threads, and lose on busy machines
 pyro.set_rng_seed(FIRST)
-BLUE, RED, GREY = "#2a6f97", "#d1495b", "0.45"
-MANY = 40 if SMOKE else 4000  # draws where one costs little
+BLUE, RED, GRAY = "#2a6f97", "#d1495b", "0.45"
+MANY = page.length(4000, smoke=40)  # draws where one costs little
 
-claims: list[Claim] = []
 bootstrap: Callable[..., PosteriorBootstrap] = partial(PosteriorBootstrap, progress=False)
 
 # %% [markdown]
@@ -64,7 +60,7 @@ bootstrap: Callable[..., PosteriorBootstrap] = partial(PosteriorBootstrap, progr
 # and their variance $s^2 / (n + 1) = 1.4375$, with the variance $s^2$ of the data. The model's own
 # scale of one plays no part in this.
 #
-# A prior guess at the law of the data is a `base_measure`, and `concentration` is how many
+# A prior guess at the distribution of the data is a `base_measure`, and `concentration` is how many
 # observations it is worth. Each draw has atoms of the guess among its data. With
 # $\mathcal N(\mu_0, \tau^2)$ worth $\alpha$ observations the mean becomes
 # $(n \bar y + \alpha \mu_0) / (n + \alpha)$, and the variance that of the mixture of data and
@@ -90,8 +86,8 @@ def exact_moments(concentration: float) -> tuple[float, float]:
     mean = float(y.sum()) / total
     mixture = (float(y.square().sum()) + concentration * 4.0) / total - mean**2
     # The mean of the atoms varies as well, and counts by the square of their weight.
-    share = concentration / total
-    between = share**2 * 4.0 / ATOMS if concentration else 0.0
+    fraction = concentration / total
+    between = fraction**2 * 4.0 / ATOMS if concentration else 0.0
     return mean, (mixture - between) / (total + 1.0) + between
 
 
@@ -118,38 +114,35 @@ for concentration in (0.0, 2.0, 20.0, 200.0):
         f"{concentration:<14}{draws.mean():9.3f}{exact[0]:9.3f}{draws.var():11.4f}{exact[1]:9.4f}"
     )
 
-claims += [
-    Claim(
-        "Draws of a mean have the mean and the variance of the Bayesian bootstrap (largest "
-        "distance in standard errors).",
-        values={seed: distance(draws, 0.0) for seed, draws in means[0.0].items()},
-        comparison="<=",
-        bound=4,
-        source="derived: 3.75 and 1.4375; one of 2,500 sets of three seeds would fail",
-    ),
-    Claim(
-        "With a base measure worth two observations they have those of a Dirichlet process "
-        "(largest distance in standard errors).",
-        values={seed: distance(draws, 2.0) for seed, draws in means[2.0].items()},
-        comparison="<=",
-        bound=4,
-        source="derived: 2.5 and 1.3233; as before",
-    ),
-]
+page.claim(
+    "Draws of a mean have the mean and the variance of the Bayesian bootstrap (largest "
+    "distance in standard errors).",
+    {seed: distance(draws, 0.0) for seed, draws in means[0.0].items()},
+    "<=",
+    4,
+    source="derived: 3.75 and 1.4375; one of 2,500 sets of three seeds would fail",
+)
+page.claim(
+    "With a base measure worth two observations they have those of a Dirichlet process "
+    "(largest distance in standard errors).",
+    {seed: distance(draws, 2.0) for seed, draws in means[2.0].items()},
+    "<=",
+    4,
+    source="derived: 2.5 and 1.3233; as before",
+)
 figure, axes = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
-for (concentration, found), colour in zip(means.items(), (BLUE, RED, GREY, "black"), strict=True):
+for (concentration, found), color in zip(means.items(), (BLUE, RED, GRAY, "black"), strict=True):
     axes.hist(
         found[FIRST],
         40,
         density=True,
         histtype="step",
-        color=colour,
+        color=color,
         label=f"a guess worth {concentration:g}",
     )
 axes.set(xlabel="mean", ylabel="density of the draws", yscale="log")
 axes.legend(frameon=False)
-figure.savefig(FIGURES / "a-mean.png", dpi=120)
-plt.close(figure)
+page.figure("a-mean", figure)
 
 # %% [markdown]
 # A little weight moves the mean and may narrow it; a guess that is worth far more than the data
@@ -181,7 +174,7 @@ def mixture(y: Tensor | None = None) -> None:
 
 cluster = 0.3 * dist.Normal(0.0, 1.0).icdf((torch.arange(30) + 0.5) / 30)
 clusters = torch.cat([cluster - 4.0, cluster, cluster + 4.0])
-FITS = 20 if SMOKE else 400
+FITS = page.length(400, smoke=20)
 
 
 def fits(seed: int, **options: Any) -> tuple[Tensor, Tensor]:
@@ -204,28 +197,25 @@ for seed in SEEDS:
         f"seed {seed}: lowest minimum in {reached['one'][seed]:.1%} of the draws from one start, "
         f"in {reached['ten'][seed]:.1%} from ten"
     )
-claims += [
-    Claim(
-        "With ten starts draws reach the lower of two minima (share).",
-        values=reached["ten"],
-        comparison=">=",
-        bound=0.99,
-        source="laid down before the run",
-    ),
-    Claim(
-        "From one minimum half of them do not (share that does, distance from a half).",
-        values={seed: abs(share - 0.5) for seed, share in reached["one"].items()},
-        comparison="<=",
-        bound=0.1,
-        source="symmetry of the data; 400 draws, a standard error of 0.025",
-    ),
-]
+page.claim(
+    "With ten starts draws reach the lower of two minima (fraction).",
+    reached["ten"],
+    ">=",
+    0.99,
+    source="preregistered",
+)
+page.claim(
+    "From one minimum half of them do not (fraction that does, distance from a half).",
+    {seed: abs(fraction - 0.5) for seed, fraction in reached["one"].items()},
+    "<=",
+    0.1,
+    source="symmetry of the data; 400 draws, a standard error of 0.025",
+)
 figure, panels = plt.subplots(1, 2, figsize=(9, 4), sharex=True, sharey=True, layout="constrained")
 for axes, (title, loc) in zip(panels, pictures[FIRST].items(), strict=True):
     axes.plot(loc[:, 0], loc[:, 1], ".", color=BLUE)
     axes.set(title=title, xlabel="smaller location", ylabel="larger location")
-figure.savefig(FIGURES / "restarts.png", dpi=120)
-plt.close(figure)
+page.figure("restarts", figure)
 
 # %% [markdown]
 # ## Weights alone
@@ -241,14 +231,14 @@ weighted = data_weights("data", weights)(normal)
 exact_mean, exact_sd = float(weights @ y / weights.sum()), float(weights.sum().rsqrt())
 by_handler: dict[str, dict[int, tuple[float, float]]] = {"NUTS": {}, "SVI": {}}
 for seed in SEEDS:
-    count = 20 if SMOKE else 1500
+    count = 20 if page.smoke else 1500
     sampler = MCMC(NUTS(weighted), count, warmup_steps=count // 5, seed=seed, progress=False)
     draws = sampler.run(y).get_samples()["mean"]
     by_handler["NUTS"][seed] = float(draws.mean()), float(draws.std())
     pyro.set_rng_seed(seed)
     pyro.clear_param_store()
     guide = AutoNormal(weighted)
-    steps = 20 if SMOKE else 1500
+    steps = 20 if page.smoke else 1500
     decay = {"lr": 0.1, "lrd": 0.001 ** (1 / steps)}
     svi = SVI(weighted, guide, pyro.optim.ClippedAdam(decay), Trace_ELBO(num_particles=2))
     for _ in range(steps):
@@ -258,22 +248,20 @@ for seed in SEEDS:
 for name, of_handler in by_handler.items():
     print(f"{name:8}{of_handler[FIRST][0]:.3f} +- {of_handler[FIRST][1]:.3f}")
 print(f"exactly {exact_mean:.3f} +- {exact_sd:.3f}")
-claims.append(
-    Claim(
-        "NUTS and SVI of a weighted model find its posterior (largest distance of mean and "
-        "standard deviation, in standard deviations).",
-        values={
-            seed: max(
-                abs(number - exact) / exact_sd
-                for of_handler in by_handler.values()
-                for number, exact in zip(of_handler[seed], (exact_mean, exact_sd), strict=True)
-            )
-            for seed in SEEDS
-        },
-        comparison="<=",
-        bound=0.2,
-        source="derived; the standard error of NUTS is about 0.05",
-    )
+page.claim(
+    "NUTS and SVI of a weighted model find its posterior (largest distance of mean and "
+    "standard deviation, in standard deviations).",
+    {
+        seed: max(
+            abs(number - exact) / exact_sd
+            for of_handler in by_handler.values()
+            for number, exact in zip(of_handler[seed], (exact_mean, exact_sd), strict=True)
+        )
+        for seed in SEEDS
+    },
+    "<=",
+    0.2,
+    source="derived; the standard error of NUTS is about 0.05",
 )
 
 # %% [markdown]
@@ -284,23 +272,24 @@ claims.append(
 # An optimizer that takes minibatches fits a model that subsamples its plate; a `loss_fn` in the
 # place of a model has `subsample_size`.
 #
-# Which law the weights of blocks have matters. `block_concentration="unit"` keeps the spread of the
-# draws. The default, `"aggregate"`, keeps the law of the sum of each block's weights; but what
-# observations of a block differ by does not count any more, and the draws are too narrow, by the
-# square root of the size of a block. Take it where a mean of fits is wanted, and not for intervals.
+# Which distribution the weights of blocks have matters. `block_concentration="unit"` keeps the
+# spread of the draws. The default, `"aggregate"`, keeps the distribution of the sum of each block's
+# weights; but what observations of a block differ by does not count any more, and the draws are too
+# narrow, by the square root of the size of a block. Take it where a mean of fits is wanted, and not
+# for intervals.
 
 
 # %%
 def spread_of(seed: int, **options: Any) -> tuple[float, float]:
     """Mean and standard deviation of the draws of a mean of 2,000 observations."""
     num_seen = options.pop("num_seen", None)
-    done = bootstrap(normal, 40 if SMOKE else 1000, seed=seed, **options).run(long, num_seen)
+    done = bootstrap(normal, 40 if page.smoke else 1000, seed=seed, **options).run(long, num_seen)
     draws = done.get_samples()["mean"]
     return float(draws.mean()), float(draws.std())
 
 
 long = 3.75 + torch.randn(2000)
-descent = BatchOptimizer(partial(torch.optim.SGD, lr=0.05), 20 if SMOKE else 400)
+descent = BatchOptimizer(partial(torch.optim.SGD, lr=0.05), 20 if page.smoke else 400)
 WAYS: dict[str, dict[str, Any]] = {
     "all at once": {},
     "blocks, unit": {"num_blocks": 100, "block_concentration": "unit"},
@@ -315,27 +304,22 @@ for name, by_seed in spreads.items():
     print(f"{name:20}{by_seed[FIRST][0]:.4f} +- {by_seed[FIRST][1]:.4f}")
 usual = float(long.std(correction=0)) / math.sqrt(len(long) + 1)
 print(f"{'exactly':20}{long.mean():.4f} +- {usual:.4f}")
-claims += [
-    Claim(
-        "Blocks of unit concentration leave the standard deviation of draws as it is (relative "
-        "distance).",
-        values={s: abs(sd / usual - 1) for s, (_, sd) in spreads["blocks, unit"].items()},
-        comparison="<=",
-        bound=0.1,
-        source="derived, but for 1%; 1,000 draws, a standard error of 0.022",
-    ),
-    Claim(
-        "Blocks of aggregated concentration make it less by the root of their size, 20 "
-        "observations (relative distance).",
-        values={
-            s: abs(sd * math.sqrt(20) / usual - 1)
-            for s, (_, sd) in spreads["blocks, aggregate"].items()
-        },
-        comparison="<=",
-        bound=0.1,
-        source="derived, but for 1%; 1,000 draws, a standard error of 0.022",
-    ),
-]
+page.claim(
+    "Blocks of unit concentration leave the standard deviation of draws as it is (relative "
+    "distance).",
+    {s: abs(sd / usual - 1) for s, (_, sd) in spreads["blocks, unit"].items()},
+    "<=",
+    0.1,
+    source="derived, but for 1%; 1,000 draws, a standard error of 0.022",
+)
+page.claim(
+    "Blocks of aggregated concentration make it less by the root of their size, 20 "
+    "observations (relative distance).",
+    {s: abs(sd * math.sqrt(20) / usual - 1) for s, (_, sd) in spreads["blocks, aggregate"].items()},
+    "<=",
+    0.1,
+    source="derived, but for 1%; 1,000 draws, a standard error of 0.022",
+)
 
 # %% [markdown]
 # ## On with ArviZ and Pyro
@@ -356,15 +340,9 @@ print(f"data have the standard deviation {clusters.std():.2f}, predictions {pred
 # ## The claims
 
 # %%
-report = Report(
-    "nonparametric-learning",
-    claims=claims,
-    paper="E. Fong, S. Lyddon, C. Holmes (2019), Scalable nonparametric sampling from multimodal "
-    "posteriors with the posterior bootstrap",
-    settings={"seeds": SEEDS, "draws": MANY, "fits": FITS},
-    seconds=time.perf_counter() - STARTED,
-    smoke=SMOKE,
+page.finish(
+    {
+        "draws": MANY,
+        "fits": FITS,
+    }
 )
-report.print()
-report.save(FIGURES)
-report.exit()

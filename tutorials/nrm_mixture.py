@@ -9,12 +9,10 @@
 # process, and the normalized generalized gamma process (NGGP).
 #
 # `python tutorials/nrm_mixture.py` prints the numbers and saves the figures in
-# `figures/nrm_mixture`.
+# `figures/nrm-mixture`.
 
 # %%
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import arviz as az
@@ -43,12 +41,10 @@ from pyro_ext.random_measures import (
     NormalizedRandomMeasure,
     PitmanYor,
 )
+from pyro_ext.reproduction import Page
 
-SMOKE = "PYRO_EXT_SMOKE" in os.environ  # a short run that only shows that the page works
-FIGURES = Path(os.environ.get("PYRO_EXT_FIGURES", "figures/nrm_mixture"))
-FIGURES.mkdir(parents=True, exist_ok=True)
+page = Page("nrm-mixture")
 torch.set_default_dtype(torch.float64)
-torch.set_num_threads(1)  # tensors this small gain nothing from threads, and lose on busy machines
 pyro.set_rng_seed(0)
 
 # %% [markdown]
@@ -66,16 +62,16 @@ print(f"{len(x)} wines, and {len(x_new)} kept aside")
 # %% [markdown]
 # ## The model
 #
-# `NRMMixture` takes a prior over partitions and a law of clusters, here Gaussians of unknown mean
-# and covariance, which are integrated out: their covariance is a quarter of the identity on
-# average, and the mean of a cluster has ten times the variance of its points. Prior and clusters
-# may be values, or Pyro models that return them.
+# `NRMMixture` takes a prior over partitions and a distribution of clusters, here Gaussians of
+# unknown mean and covariance, which are integrated out: their covariance is a quarter of the
+# identity on average, and the mean of a cluster has ten times the variance of its points. Prior and
+# clusters may be values, or Pyro models that return them.
 #
 # The mixture is a Pyro model itself. Without data it draws some, so one sees what the prior means
 # before it meets the wines.
 
 # %%
-Law = NormalizedRandomMeasure | PitmanYor
+Prior = NormalizedRandomMeasure | PitmanYor
 cluster = GaussianCluster(torch.zeros(2), 0.1, 6.0, 0.75 * torch.eye(2))
 mixture = NRMMixture(DirichletProcess(1.0), cluster)
 figure, panels = plt.subplots(1, 4, figsize=(12, 3.2), sharex=True, sharey=True)
@@ -85,29 +81,29 @@ for axes in panels:
     labels = nodes["assignment"]["value"]
     axes.scatter(*nodes["x"]["value"].T, s=6, c=labels, cmap="tab20")
     axes.set(title=f"{labels.max() + 1} clusters", xlim=(-5, 5), ylim=(-5, 5))
-figure.savefig(FIGURES / "prior.png", dpi=120)
-plt.close(figure)
+page.figure("prior", figure)
 
 # %% [markdown]
 # ## What a wrong prior does
 #
-# Say that somebody expects 25 clusters among 142 wines, far too many. Each law can be made to say
-# so on average. A Dirichlet process then is nearly certain of it. With a discount of one half, the
-# other two have far wider laws: the number of clusters is what `log_num_clusters` gives exactly.
+# Say that somebody expects 25 clusters among 142 wines, far too many. Each distribution can be made
+# to say so on average. A Dirichlet process then is nearly certain of it. With a discount of one
+# half, the other two have far wider distributions: the number of clusters is what
+# `log_num_clusters` gives exactly.
 
 # %%
-FIXED: dict[str, Law] = {
+FIXED: dict[str, Prior] = {
     "Dirichlet": DirichletProcess(8.55),
     "Pitman-Yor": PitmanYor(0.5, 1.0),
     "NGGP": GeneralizedGammaProcess(0.91, 0.5, 1.0).normalize(),
 }
 NUMBERS = torch.arange(1.0, len(x) + 1.0)
-NUM_SAMPLES = 10 if SMOKE else 150
-shares, prior_means, posterior_means = {}, {}, {}
-for name, law in FIXED.items():
-    prior_shares = law.log_num_clusters(len(x)).exp()
+NUM_SAMPLES = page.length(150, smoke=10)
+fractions, prior_means, posterior_means = {}, {}, {}
+for name, distribution in FIXED.items():
+    prior_weights = distribution.log_num_clusters(len(x)).exp()
     run = MCMC(
-        SplitMerge(law, cluster, num_proposals=20),
+        SplitMerge(distribution, cluster, num_proposals=20),
         num_samples=NUM_SAMPLES,
         warmup_steps=NUM_SAMPLES // 5,
         num_chains=2,
@@ -115,46 +111,46 @@ for name, law in FIXED.items():
         progress=False,
     ).run(x)
     draws = run.get_samples(group_by_chain=True)["assignment"]
-    shares[name] = (prior_shares, draws)
-    prior_means[name] = float((prior_shares * NUMBERS).sum())
+    fractions[name] = (prior_weights, draws)
+    prior_means[name] = float((prior_weights * NUMBERS).sum())
     posterior_means[name] = float(num_clusters(draws).double().mean())
-    spread = float((prior_shares * (NUMBERS - prior_means[name]).square()).sum().sqrt())
+    spread = float((prior_weights * (NUMBERS - prior_means[name]).square()).sum().sqrt())
     print(
         f"{name:11} prior mean {prior_means[name]:.1f} clusters, sd {spread:.1f}; "
         f"posterior mean {posterior_means[name]:.1f}"
     )
 figure, panels = plt.subplots(1, 3, figsize=(12, 3.2), sharex=True, layout="constrained")
-for axes, (name, (prior_shares, draws)) in zip(panels, shares.items(), strict=True):
+for axes, (name, (prior_weights, draws)) in zip(panels, fractions.items(), strict=True):
     plot_num_clusters(draws, ax=axes)
-    axes.plot(NUMBERS, prior_shares, color="black", linewidth=1, label="prior")
+    axes.plot(NUMBERS, prior_weights, color="black", linewidth=1, label="prior")
     axes.set(title=name, xlim=(0, 50))
-figure.savefig(FIGURES / "sensitivity.png", dpi=120)
-plt.close(figure)
+page.figure("sensitivity", figure)
 
 # %% [markdown]
 # Bars are the posterior, points its two chains, lines the prior. The data want fewer clusters, and
-# the wide laws let them have it: the posterior mean is 17 under the Dirichlet process, but 11 to 13
-# under the other two. A discount costs certainty about the number of clusters, which here is good.
+# the wide distributions let them have it: the posterior mean is 17 under the Dirichlet process, but
+# 11 to 13 under the other two. A discount costs certainty about the number of clusters, which here
+# is good.
 #
 # ## Hyperparameters with priors
 #
-# Better to leave the parameters of the law to the data. A Pyro model that returns the law has them
-# as sample sites, and the kernel moves them together with the partition.
+# Better to leave the parameters of the distribution to the data. A Pyro model that returns the
+# distribution has them as sample sites, and the kernel moves them together with the partition.
 
 
 # %%
-def dirichlet() -> Law:
+def dirichlet() -> Prior:
     """Dirichlet process of unknown concentration."""
     return DirichletProcess(pyro.sample("concentration", dist.Gamma(1.0, 1.0)))
 
 
-def pitman_yor() -> Law:
+def pitman_yor() -> Prior:
     """Pitman-Yor process of unknown discount and concentration."""
     discount = pyro.sample("discount", dist.Beta(1.0, 2.0))
     return PitmanYor(discount, pyro.sample("concentration", dist.Gamma(1.0, 1.0)))
 
 
-def generalized_gamma() -> Law:
+def generalized_gamma() -> Prior:
     """NGGP of unknown mass and discount; the tilt would only rescale the mass."""
     mass, discount = (
         pyro.sample("mass", dist.Gamma(1.0, 1.0)),
@@ -163,7 +159,7 @@ def generalized_gamma() -> Law:
     return GeneralizedGammaProcess(mass, discount, 1.0).normalize()
 
 
-PRIORS: dict[str, Callable[[], Law]] = {
+PRIORS: dict[str, Callable[[], Prior]] = {
     "Dirichlet": dirichlet,
     "Pitman-Yor": pitman_yor,
     "NGGP": generalized_gamma,
@@ -202,11 +198,11 @@ for name, run in runs.items():
 # %%
 single = dist.MultivariateNormal(x.mean(0), x.T.cov())
 scores = {"one Gaussian": float(single.log_prob(x_new).mean())}
-points = torch.linspace(-3.0, 3.5, 12 if SMOKE else 45)
+points = torch.linspace(-3.0, 3.5, 12 if page.smoke else 45)
 grid = torch.cartesian_prod(points, points)
 densities = {}
 for name, prior in PRIORS.items():
-    kept = slice(None, None, 1 if SMOKE else 6)  # 100 draws
+    kept = slice(None, None, 1 if page.smoke else 6)  # 100 draws
     samples = {site: value[kept] for site, value in runs[name].get_samples().items()}
     model = NRMMixture(prior, cluster)
     scores[name] = float(model.predictive_log_prob(x_new, x, samples).mean())
@@ -224,8 +220,7 @@ for axes, (name, density) in zip(panels, densities.items(), strict=True):
     axes.scatter(*x.T, s=5, color="0.25")
     axes.scatter(*x_new.T, s=12, color="#c8553d", marker="x", linewidth=1)
     axes.set(title=name, xlabel="flavanoids", ylabel="proline")
-figure.savefig(FIGURES / "density.png", dpi=120)
-plt.close(figure)
+page.figure("density", figure)
 
 # %% [markdown]
 # The three densities are the same to the eye, and the scores differ by a hundredth: it is the
@@ -263,8 +258,7 @@ left.set(title="growers", xlabel="flavanoids", ylabel="proline")
 middle.scatter(*x.T, s=10, c=labels, cmap="tab10", vmax=9)
 middle.set(title="point estimate, NGGP", xlabel="flavanoids", ylabel="proline")
 plot_co_clustering(runs["NGGP"].get_samples()["assignment"], order=labels, ax=right)
-figure.savefig(FIGURES / "partition.png", dpi=120)
-plt.close(figure)
+page.figure("partition", figure)
 
 # %% [markdown]
 # Three large clusters and two wines on their own, fewer than the 7 or 8 that are most likely: draws
@@ -275,9 +269,10 @@ plt.close(figure)
 # ## Clusters of any kind
 #
 # A cluster need not be conjugate. `AuxiliaryGibbs` takes a Pyro model of the points of one cluster
-# instead, here with independent Student-t laws, which forgive outliers. Their degrees of freedom
-# are one number that all clusters share. `NRMModelMixture` is the mixture as a Pyro model, with
-# predictive densities; draws of its sites hold, for each wine, the value of the wine's cluster.
+# instead, here with independent Student-t distributions, which forgive outliers. Their degrees of
+# freedom are one number that all clusters share. `NRMModelMixture` is the mixture as a Pyro model,
+# with predictive densities; draws of its sites hold, for each wine, the value of the wine's
+# cluster.
 
 
 # %%
@@ -314,7 +309,7 @@ print(
 # What this page claims, checked:
 
 # %%
-if not SMOKE:
+if not page.smoke:
     assert all(abs(value - 25.0) < 0.5 for value in prior_means.values()), prior_means
     assert posterior_means["Dirichlet"] > posterior_means["Pitman-Yor"] + 2.0, posterior_means
     assert posterior_means["Dirichlet"] > posterior_means["NGGP"] + 2.0, posterior_means

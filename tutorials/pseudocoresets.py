@@ -14,11 +14,9 @@
 # figures in `figures/pseudocoresets`.
 
 # %%
-import os
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import arviz as az
@@ -49,19 +47,17 @@ from pyro_ext.inference.pseudocoresets import (
     standardized_mean_differences,
 )
 from pyro_ext.inference.pseudocoresets.auto_pseudocoreset import Weights
-from pyro_ext.reproduction import Claim, Report, seeds
+from pyro_ext.reproduction import Page
 
-STARTED = time.perf_counter()
-SMOKE = "PYRO_EXT_SMOKE" in os.environ  # a short run that only shows that the page works
-FIGURES = Path(os.environ.get("PYRO_EXT_FIGURES", "figures/pseudocoresets"))
-FIGURES.mkdir(parents=True, exist_ok=True)
-SEEDS = seeds()
+page = Page(
+    "pseudocoresets",
+    paper="B. Kim, J. Choi, S. Lee, Y. Lee, J.-W. Ha, J. Lee (2022), On divergence measures for "
+    "Bayesian pseudocoresets",
+)
+SEEDS = page.seeds
 FIRST = SEEDS[0]  # the seed of figures and tables
 torch.set_default_dtype(torch.float64)
-torch.set_num_threads(1)  # tensors this small gain nothing from threads, and lose on busy machines
-BLUE, RED, GREY = "#2a6f97", "#d1495b", "0.75"
-
-claims: list[Claim] = []
+BLUE, RED, GRAY = "#2a6f97", "#d1495b", "0.75"
 
 
 class Distance(NamedTuple):
@@ -101,8 +97,8 @@ def distance(guide: AutoPseudocoreset, surrogate: GaussianSurrogate) -> Distance
 # * `weights="scaled"`: each counts as 442 / 20 patients, all together as much as the data.
 # * `weights="learned"`, as without a word: they start there and are learned.
 #
-# Adam takes steps of a share of 0.005 of the spread of the data, unless it is told otherwise. That
-# is slow for uniform weights, whose pseudo observations have far to go.
+# Adam takes steps of a fraction of 0.005 of the spread of the data, unless it is told otherwise.
+# That is slow for uniform weights, whose pseudo observations have far to go.
 
 # %%
 NOISE = 0.7
@@ -119,7 +115,7 @@ def linear(x: Tensor, y: Tensor) -> None:
         pyro.sample("y", dist.Normal(x @ weight, NOISE), obs=y)
 
 
-STEPS = 5 if SMOKE else 300
+STEPS = page.length(300, smoke=5)
 fast = partial(Adam, lr=0.02)
 before: dict[int, Distance] = {}
 by_weights: dict[Weights, dict[int, Distance]] = {"uniform": {}, "scaled": {}, "learned": {}}
@@ -136,16 +132,14 @@ rows = {"random, scaled": before[FIRST]} | {str(w): by_weights[w][FIRST] for w i
 for name, row in rows.items():
     print(f"{name:20}{row.divergence:12.4f}{row.mean:8.3f}{row.scale:8.3f}")
 
-claims += [
-    Claim(
-        "Twenty scaled pseudo observations of a linear regression leave little of the divergence "
-        "of a random subset (share).",
-        values={s: by_weights["scaled"][s].divergence / before[s].divergence for s in SEEDS},
-        comparison="<",
-        bound=0.05,
-        source="laid down before the run",
-    ),
-]
+page.claim(
+    "Twenty scaled pseudo observations of a linear regression leave little of the divergence "
+    "of a random subset (fraction).",
+    {s: by_weights["scaled"][s].divergence / before[s].divergence for s in SEEDS},
+    "<",
+    0.05,
+    source="preregistered",
+)
 
 # %% [markdown]
 # The three divergences differ where a coreset cannot be perfect. Of twenty pseudo patients and ten
@@ -165,7 +159,7 @@ for kind in (ForwardKL, ReverseKL, Wasserstein):
 # Logistic regression in the plane, with eight pseudo observations. Their inputs are learned; labels
 # keep the values they start with, half of them ones. With `learnable=["x", "y"]` labels are learned
 # too: each pseudo observation gets a probability of each class, and counts with it for both.
-# Colours are labels, areas weights.
+# Colors are labels, areas weights.
 
 # %%
 CLASSES = 600
@@ -207,37 +201,34 @@ for (name, options), axes in zip(KINDS.items(), panels.flat, strict=True):
         inputs, ones = guide.pseudodata
         ones = ones if ones.dim() == 1 else ones[:, 1]
         axes.scatter(*plane.T, c=labels, cmap="coolwarm", s=6, alpha=0.25, linewidths=0)
-        share = guide.weights / guide.weights.sum()
+        fraction = guide.weights / guide.weights.sum()
         axes.scatter(
-            *inputs.T, c=ones, cmap="coolwarm", vmin=0, vmax=1, s=800 * share, edgecolors="black"
+            *inputs.T, c=ones, cmap="coolwarm", vmin=0, vmax=1, s=800 * fraction, edgecolors="black"
         )
         axes.set(title=f"{name}: divergence {in_plane[name][seed].divergence:.3f}")
-figure.savefig(FIGURES / "in-the-plane.png", dpi=120)
-plt.close(figure)
+page.figure("in-the-plane", figure)
 for name, found in in_plane.items():
     print(
         f"{name:20}{found[FIRST].divergence:12.4f}{found[FIRST].mean:8.3f}{found[FIRST].scale:8.3f}"
     )
-claims += [
-    Claim(
-        "In the plane eight pseudo observations with learned labels are nearer to the posterior "
-        "than those with labels that stay (ratio of divergences).",
-        values={
-            s: in_plane["learned labels"][s].divergence / in_plane["scaled weights"][s].divergence
-            for s in SEEDS
-        },
-        comparison="<",
-        bound=1.0,
-        source="laid down before the run",
-    ),
-    Claim(
-        "Weights of one leave the posterior too wide (largest ratio of standard deviations).",
-        values={s: in_plane["weights of one"][s].scale for s in SEEDS},
-        comparison=">",
-        bound=1.5,
-        source="laid down before the run",
-    ),
-]
+page.claim(
+    "In the plane eight pseudo observations with learned labels are nearer to the posterior "
+    "than those with labels that stay (ratio of divergences).",
+    {
+        s: in_plane["learned labels"][s].divergence / in_plane["scaled weights"][s].divergence
+        for s in SEEDS
+    },
+    "<",
+    1.0,
+    source="preregistered",
+)
+page.claim(
+    "Weights of one leave the posterior too wide (largest ratio of standard deviations).",
+    {s: in_plane["weights of one"][s].scale for s in SEEDS},
+    ">",
+    1.5,
+    source="preregistered",
+)
 
 # %% [markdown]
 # ## A hundred thousand observations
@@ -251,10 +242,10 @@ claims += [
 # more after so short a training.
 
 # %%
-NUM_POINTS, NUM_COVARIATES = (2_000, 3) if SMOKE else (100_000, 20)
+NUM_POINTS, NUM_COVARIATES = page.length((100_000, 20), smoke=(2_000, 3))
 generator = torch.Generator().manual_seed(1)
-places = torch.arange(NUM_COVARIATES)
-covariance = 0.5 ** (places[:, None] - places).abs().double()
+positions = torch.arange(NUM_COVARIATES)
+covariance = 0.5 ** (positions[:, None] - positions).abs().double()
 many = torch.randn(NUM_POINTS, NUM_COVARIATES, generator=generator)
 many = many @ torch.linalg.cholesky(covariance).mT
 truth = 0.5 * torch.randn(NUM_COVARIATES, generator=generator)
@@ -267,7 +258,7 @@ def effective(run: Any) -> float:
     return float(az.ess(az.convert_to_dataset({"weight": draws.numpy()}))["weight"].min())
 
 
-COUNT = 20 if SMOKE else 100
+COUNT = page.length(100, smoke=20)
 started = time.process_time()
 pyro.set_rng_seed(FIRST)
 on_all = PyroMCMC(
@@ -303,24 +294,21 @@ for seed in SEEDS:
         f"effective draws; NUTS on all {seconds_on_all:.1f} s for {effective(on_all):.0f}; means "
         f"off by {off[seed]:.3f}, scales by {wide[seed]:.1%}"
     )
-claims += [
-    Claim(
-        "A hundred pseudo observations of a logistic regression of a hundred thousand have its "
-        "posterior means (largest distance in standard deviations).",
-        values=off,
-        comparison="<=",
-        bound=0.2,
-        source="laid down before the run",
-    ),
-    Claim(
-        "An effective draw from the coreset takes less CPU time than one of NUTS on all data "
-        "(ratio).",
-        values=sampling,
-        comparison=">=",
-        bound=20.0,
-        source="laid down before the run",
-    ),
-]
+page.claim(
+    "A hundred pseudo observations of a logistic regression of a hundred thousand have its "
+    "posterior means (largest distance in standard deviations).",
+    off,
+    "<=",
+    0.2,
+    source="preregistered",
+)
+page.claim(
+    "An effective draw from the coreset takes less CPU time than one of NUTS on all data (ratio).",
+    sampling,
+    ">=",
+    20.0,
+    source="preregistered",
+)
 
 # %% [markdown]
 # ## Subsets to beat
@@ -336,7 +324,7 @@ truth = torch.linspace(1.5, -1.5, 6)
 targets = (torch.rand(4000, generator=generator) < (covariates @ truth).sigmoid()).double()
 train, test = (covariates[:2000], targets[:2000]), (covariates[2000:], targets[2000:])
 whole = MCMC(
-    LaplaceHMC(logistic), 5 if SMOKE else 100, 10, num_chains=8, seed=0, progress=False
+    LaplaceHMC(logistic), 5 if page.smoke else 100, 10, num_chains=8, seed=0, progress=False
 ).run(*train)
 reference = whole.get_samples()
 
@@ -374,8 +362,8 @@ for name, of_kind in scores.items():
             guide.condition(),
             *test,
             reference=reference,
-            num_samples=10 if SMOKE else 50,
-            warmup_steps=5 if SMOKE else 50,
+            num_samples=10 if page.smoke else 50,
+            warmup_steps=5 if page.smoke else 50,
             options={"seed": seed, "num_chains": 8},
         )
 print(f"{'':12}{'accuracy':>9}{'nll':>8}{'ece':>8}{'variation':>11}{'means':>8}")
@@ -386,18 +374,16 @@ for name, of_kind in scores.items():
         f"{name:12}{score.accuracy:9.3f}{score.nll:8.3f}{score.ece:8.3f}"
         f"{score.total_variation:11.4f}{means:8.2f}"
     )
-claims.append(
-    Claim(
-        "Predictions of a coreset are nearer to those of the data than those of the best of three "
-        "subsets (ratio of total variations).",
-        values={
-            s: variation(scores["coreset"][s]) / min(variation(scores[n][s]) for n in STARTS)
-            for s in SEEDS
-        },
-        comparison="<",
-        bound=0.5,
-        source="laid down before the run",
-    )
+page.claim(
+    "Predictions of a coreset are nearer to those of the data than those of the best of three "
+    "subsets (ratio of total variations).",
+    {
+        s: variation(scores["coreset"][s]) / min(variation(scores[n][s]) for n in STARTS)
+        for s in SEEDS
+    },
+    "<",
+    0.5,
+    source="preregistered",
 )
 
 # %% [markdown]
@@ -407,7 +393,7 @@ claims.append(
 # of the data, and no data in it.
 
 # %%
-path = FIGURES / "coreset.safetensors"
+path = page.folder / "coreset.safetensors"
 guide.save(path)
 other = AutoPseudocoreset(
     logistic, *train, size=20, weights="scaled", learnable=["x", "y"], seed=99
@@ -422,15 +408,9 @@ print(f"{path.stat().st_size:,} bytes; pseudo observations differ by {worst:.1e}
 # ## The claims
 
 # %%
-report = Report(
-    "pseudocoresets",
-    claims=claims,
-    paper="B. Kim, J. Choi, S. Lee, Y. Lee, J.-W. Ha, J. Lee (2022), On divergence measures for "
-    "Bayesian pseudocoresets",
-    settings={"seeds": SEEDS, "steps": STEPS, "points": NUM_POINTS},
-    seconds=time.perf_counter() - STARTED,
-    smoke=SMOKE,
+page.finish(
+    {
+        "steps": STEPS,
+        "points": NUM_POINTS,
+    }
 )
-report.print()
-report.save(FIGURES)
-report.exit()

@@ -10,9 +10,7 @@
 # `python tutorials/quickstart.py` prints the numbers and saves the figures in `figures/quickstart`.
 
 # %%
-import os
 import time
-from pathlib import Path
 
 import arviz as az
 import matplotlib.pyplot as plt
@@ -25,12 +23,10 @@ from torch import Tensor
 from pyro_ext.datasets import load_breast_cancer
 from pyro_ext.diagnostics import metrics, to_arviz
 from pyro_ext.inference import MCMC, SGHMC
+from pyro_ext.reproduction import Page
 
-SMOKE = "PYRO_EXT_SMOKE" in os.environ  # a short run that only shows that the page works
-FIGURES = Path(os.environ.get("PYRO_EXT_FIGURES", "figures/quickstart"))
-FIGURES.mkdir(parents=True, exist_ok=True)
+page = Page("quickstart")
 torch.set_default_dtype(torch.float64)  # LOO needs log likelihoods that do not round to zero
-torch.set_num_threads(1)  # tensors this small gain nothing from threads, and lose on busy machines
 
 # %% [markdown]
 # ## The data
@@ -71,19 +67,19 @@ def model(inputs: Tensor, labels: Tensor, batch_size: int | None = None) -> None
 #
 # - `step_size` and `friction`. A smaller step size is more exact and slower. Less friction travels
 #   faster and lets more of the minibatches' noise through.
-# - `thinning`, the steps between two draws that are kept. Steps are cheap and neighbours alike, so
+# - `thinning`, the steps between two draws that are kept. Steps are cheap and neighbors alike, so
 #   take many and keep few.
 # - `num_chains`. All chains move in one step, and several are hardly slower than one.
 # - `backend="compile"`, which makes machine code of the whole loop over steps. That takes some
 #   seconds once. Leave it out, and sampling starts sooner and each step takes longer.
 
 # %%
-kernel = SGHMC(model, step_size=0.02, friction=3.0, backend="trace" if SMOKE else "compile")
+kernel = SGHMC(model, step_size=0.02, friction=3.0, backend="trace" if page.smoke else "compile")
 mcmc = MCMC(
     kernel,
-    num_samples=20 if SMOKE else 500,
-    warmup_steps=100 if SMOKE else 4000,
-    thinning=5 if SMOKE else 80,
+    num_samples=20 if page.smoke else 500,
+    warmup_steps=100 if page.smoke else 4000,
+    thinning=5 if page.smoke else 80,
     num_chains=4,
     seed=0,
 )
@@ -151,8 +147,7 @@ for name, plot, height in (("trace", az.plot_trace, 5.4), ("rank", az.plot_rank,
     plot(three)
     plt.gcf().set_size_inches(9, height)
     plt.gcf().set_layout_engine("tight")
-    plt.savefig(FIGURES / f"{name}.png", dpi=120)
-    plt.close()
+    page.figure(name, plt.gcf())
 
 # %% [markdown]
 # `az.loo` estimates from the training data alone how well the model predicts masses it has not
@@ -166,14 +161,14 @@ print(loo)
 # %% [markdown]
 # The warning is about masses for which the estimate is shaky, with a Pareto k above 0.7. Which are
 # they? Mostly easy ones: nearly every draw gives them a likelihood of one to many digits, and some
-# draws a little less, which is a heavy tail of next to nothing. Their share of the summed loss
+# draws a little less, which is a heavy tail of next to nothing. Their fraction of the summed loss
 # tells whether to worry. Where it is large, believe held-out data, which we have.
 
 # %%
 likelihood = torch.tensor(data["log_likelihood"]["benign"].values).exp().mean((0, 1))
 is_shaky = torch.tensor(loo.pareto_k.values) > 0.7
-share = float(likelihood[is_shaky].log().sum() / likelihood.log().sum())
-print(f"{int(is_shaky.sum())} masses of {len(is_shaky)}, {share:.0%} of the loss")
+fraction = float(likelihood[is_shaky].log().sum() / likelihood.log().sum())
+print(f"{int(is_shaky.sum())} masses of {len(is_shaky)}, {fraction:.0%} of the loss")
 
 # %% [markdown]
 # ## Predicting
@@ -198,20 +193,18 @@ print(f"test accuracy {accuracy:.3f}, negative log likelihood {sghmc_nll:.4f} pe
 benign = probabilities[..., 1]
 by_mean = benign.mean(0).argsort()
 low, high = (benign.quantile(level, 0)[by_mean] for level in (0.05, 0.95))
-place = torch.arange(len(by_mean))
+position = torch.arange(len(by_mean))
 figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
-axes.vlines(place, low, high, color="#b8c4cc", linewidth=3, label="90% interval")
-for number, (name, colour) in enumerate((("malignant", "#d1495b"), ("benign", "#2a6f97"))):
+axes.vlines(position, low, high, color="#b8c4cc", linewidth=3, label="90% interval")
+for number, (name, color) in enumerate((("malignant", "#d1495b"), ("benign", "#2a6f97"))):
     chosen = masses.test_targets[by_mean] == number
-    axes.plot(place[chosen], benign.mean(0)[by_mean][chosen], "o", color=colour, ms=4, label=name)
+    axes.plot(position[chosen], benign.mean(0)[by_mean][chosen], "o", color=color, ms=4, label=name)
 axes.axhline(0.5, color="#444444", linewidth=0.8, linestyle="--")
 axes.set(
-    xlabel="mass of the test set, sorted", ylabel="probability of benign", xlim=(-1, len(place))
+    xlabel="mass of the test set, sorted", ylabel="probability of benign", xlim=(-1, len(position))
 )
-axes.spines[["top", "right"]].set_visible(False)
 axes.legend(frameon=False, loc="upper left")
-figure.savefig(FIGURES / "predictions.png", dpi=120)
-plt.close(figure)
+page.figure("predictions", figure, despine=True)
 
 # %% [markdown]
 # ## Is it right?
@@ -224,9 +217,9 @@ plt.close(figure)
 
 # %%
 nuts = MCMC(
-    NUTS(model, full_mass=True, max_tree_depth=3 if SMOKE else 10),
-    num_samples=10 if SMOKE else 500,
-    warmup_steps=10 if SMOKE else 100,
+    NUTS(model, full_mass=True, max_tree_depth=3 if page.smoke else 10),
+    num_samples=10 if page.smoke else 500,
+    warmup_steps=10 if page.smoke else 100,
     seed=1,
     progress=False,
 )
@@ -269,18 +262,16 @@ for quantity, ours, theirs in (
 # %%
 figure, axes = plt.subplots(figsize=(8, 5.2), layout="constrained")
 row = torch.arange(31.0)
-for shift, (mean, sd), colour, label in (
+for shift, (mean, sd), color, label in (
     (0.15, (sghmc_mean, sghmc_sd), "#2a6f97", "SGHMC, batches of 64"),
     (-0.15, (nuts_mean, nuts_sd), "#e09f3e", "NUTS, all of the data"),
 ):
-    axes.errorbar(mean, row + shift, xerr=sd, fmt="o", ms=3.5, color=colour, label=label)
+    axes.errorbar(mean, row + shift, xerr=sd, fmt="o", ms=3.5, color=color, label=label)
 axes.axvline(0.0, color="#444444", linewidth=0.8, linestyle="--")
 axes.set_yticks(row, names, fontsize=7)
 axes.set(xlabel="weight: posterior mean and standard deviation", ylim=(30.7, -0.7))
-axes.spines[["top", "right"]].set_visible(False)
 axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2)
-figure.savefig(FIGURES / "comparison.png", dpi=120)
-plt.close(figure)
+page.figure("comparison", figure, despine=True)
 
 # %% [markdown]
 # The two agree within the error of their few hundred effective draws each.
@@ -291,14 +282,14 @@ plt.close(figure)
 # What this page claims, checked:
 
 # %%
-if not SMOKE:
+if not page.smoke:
     assert r_hat < 1.05, r_hat
     assert difference.abs().max() < 0.35, difference
     assert 0.75 < ratio.min() and ratio.max() < 1.33, ratio
     assert 0.9 < ratio.log().mean().exp() < 1.1, ratio
     assert abs(sghmc_nll - nuts_nll) < 0.01, (sghmc_nll, nuts_nll)
     assert accuracy > 0.93, accuracy
-    assert share < 0.25, share
+    assert fraction < 0.25, fraction
 
 # %% [markdown]
 # ## Where to go from here

@@ -10,14 +10,12 @@
 # fits the words of a real text, and how they stand in a Pyro model.
 #
 # `python tutorials/random_measures.py` prints the numbers and saves the figures in
-# `figures/random_measures`.
+# `figures/random-measures`.
 
 # %%
-import os
 import re
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from pydoc_data.topics import topics
 
 import arviz as az
@@ -51,12 +49,10 @@ from pyro_ext.random_measures.plots import (
     plot_ranked_weights,
     plot_tail,
 )
+from pyro_ext.reproduction import Page
 
-SMOKE = "PYRO_EXT_SMOKE" in os.environ  # a short run that only shows that the page works
-FIGURES = Path(os.environ.get("PYRO_EXT_FIGURES", "figures/random_measures"))
-FIGURES.mkdir(parents=True, exist_ok=True)
+page = Page("random-measures")
 torch.set_default_dtype(torch.float64)
-torch.set_num_threads(1)  # tensors this small gain nothing from threads, and lose on busy machines
 pyro.set_rng_seed(0)
 
 # %% [markdown]
@@ -76,7 +72,7 @@ measure = GeneralizedGammaProcess(mass=2.0, discount=0.4, tilt=1.5)
 print(measure)
 for level in (1.0, 0.1, 0.01, 0.001):
     print(f"weights above {level:5}: {measure.tail(level):8.3f} on average")
-total = measure.total_mass().sample((1_000 if SMOKE else 100_000,))
+total = measure.total_mass().sample((1_000 if page.smoke else 100_000,))
 print(f"total mass: mean {measure.mean:.4f}, of draws {total.mean():.4f}")
 print(f"        variance {measure.variance:.4f}, of draws {total.var():.4f}")
 exponent = float(measure.laplace_exponent(1.0))
@@ -85,7 +81,7 @@ print(f"Laplace exponent {exponent:.4f}, of draws {sampled:.4f}")
 
 # %% [markdown]
 # To have weights one has to stop somewhere. A series gives them one after the other and says what
-# mass is still to come; `tolerance` goes on until that is a small share.
+# mass is still to come; `tolerance` goes on until that is a small fraction.
 
 # %%
 for method in ("inverse_levy", "size_biased"):
@@ -97,15 +93,15 @@ print(f"tolerance of 1%: {len(weights)} jumps, {lost / weights.sum():.4f} of the
 
 # %% [markdown]
 # A finite approximation is another way: a number of independent weights whose sum has nearly the
-# law of the total mass. Their law is a distribution with a density, which a Pyro model can hold.
-# The error is that of the Laplace exponent.
+# distribution of the total mass. What they are drawn from has a density, which a Pyro model can
+# hold. The error is that of the Laplace exponent.
 
 # %%
 print(f"finite approximations are {type(measure.finite(10)).__name__} variables")
 for num_atoms in (10, 100, 1000):
-    law = measure.finite(num_atoms)
+    distribution = measure.finite(num_atoms)
     error = float(measure.finite_error(num_atoms, 1.0))
-    mean = float(num_atoms * law.mean)
+    mean = float(num_atoms * distribution.mean)
     print(f"{num_atoms:5} atoms: mean {mean:.4f}, error of the Laplace exponent {error:.1e}")
 
 # %% [markdown]
@@ -118,7 +114,7 @@ for num_atoms in (10, 100, 1000):
 # - The generalized gamma process has one, for small weights.
 # - The other three have one for small weights and another for large ones. The mixture adds Pareto
 #   weights to a generalized gamma process; in the generalized BFRY and the beta prime process one
-#   law passes into the other.
+#   distribution passes into the other.
 
 # %%
 MEASURES: dict[str, CompletelyRandomMeasure] = {
@@ -128,7 +124,7 @@ MEASURES: dict[str, CompletelyRandomMeasure] = {
     "beta prime": BetaPrimeProcess(500.0, 0.5, 1.5),
     "Pareto mixture": ParetoMixtureProcess(500.0, 0.5, 1.0, 500.0, 2.0, 1.5),
 }
-NUM_WEIGHTS = 100 if SMOKE else 5_000
+NUM_WEIGHTS = page.length(5_000, smoke=100)
 for name, process in MEASURES.items():
     print(f"{name:18} {process.index_at_zero:.1f} at zero, {process.index_at_infinity} at infinity")
 figure, panels = plt.subplots(1, 5, figsize=(15, 3.2), sharex=True, sharey=True)
@@ -138,8 +134,7 @@ for axes, (name, process) in zip(panels, MEASURES.items(), strict=True):
     plot_tail(process, process.jumps_above(lowest, seed=0)[0], ax=axes)
     axes.set(title=name, xlim=(1e-4, 1e3), ylim=(0.5, 2 * NUM_WEIGHTS))
     axes.get_legend().remove()
-figure.savefig(FIGURES / "tails.png", dpi=120)
-plt.close(figure)
+page.figure("tails", figure)
 
 # %% [markdown]
 # The line is the mean and the points are one draw. Read the same picture with the axes exchanged
@@ -151,30 +146,32 @@ ranked = {
     name: process.series(NUM_WEIGHTS // 2, "inverse_levy", seed=0, sample_shape=(4,)).weights
     for name, process in MEASURES.items()
 }
-shares = {name: values / values.sum(-1, keepdim=True) for name, values in ranked.items()}
+fractions = {name: values / values.sum(-1, keepdim=True) for name, values in ranked.items()}
 figure, axes = plt.subplots(figsize=(4.8, 3.6), layout="constrained")
-plot_ranked_weights(shares, ax=axes)
+plot_ranked_weights(fractions, ax=axes)
 axes.set(ylim=(1e-7, 1.0))
-figure.savefig(FIGURES / "ranked_weights.png", dpi=120)
-plt.close("all")
+page.figure("ranked_weights", figure)
 
 # %% [markdown]
 # ## Partitions
 #
 # Divided by its total mass, a measure is a random probability measure. Samples of it that are equal
 # form a cluster, and a sample of size n is a partition. With a discount of σ the number of clusters
-# grows like n to the power σ, and the share of clusters of size j falls like j to the power -1-σ.
-# The tail index is seen in the sizes of the largest clusters.
+# grows like n to the power σ, and the fraction of clusters of size j falls like j to the power
+# -1-σ. The tail index is seen in the sizes of the largest clusters.
 
 # %%
-NUM_SAMPLES = 2_000 if SMOKE else 100_000
-LAWS: dict[str, NormalizedRandomMeasure | PitmanYor] = {
+NUM_SAMPLES = page.length(100_000, smoke=2_000)
+DISTRIBUTIONS: dict[str, NormalizedRandomMeasure | PitmanYor] = {
     "Dirichlet": DirichletProcess(20.0),
     "Pitman-Yor": PitmanYor(0.5, 20.0),
     "NGGP": GeneralizedGammaProcess(20.0, 0.5, 1.0).normalize(),
     "GBFRY": GeneralizedBFRYProcess(20.0, 0.5, 1.5).normalize(),
 }
-labels = {name: law.partition(NUM_SAMPLES).sample((5,)) for name, law in LAWS.items()}
+labels = {
+    name: distribution.partition(NUM_SAMPLES).sample((5,))
+    for name, distribution in DISTRIBUTIONS.items()
+}
 slopes = {}
 for name, values in labels.items():
     late = values.max(-1).values.double() + 1
@@ -183,15 +180,14 @@ for name, values in labels.items():
     singles = [float((row.bincount() == 1).sum()) / float(row.max() + 1) for row in values]
     print(
         f"{name:11} {late.mean():7.0f} clusters, order of their growth {slopes[name]:.2f}, "
-        f"share of singletons {sum(singles) / 5:.2f}"
+        f"fraction of singletons {sum(singles) / 5:.2f}"
     )
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
 plot_num_clusters(labels, ax=left)
 plot_cluster_sizes(labels, ax=right)
-figure.savefig(FIGURES / "partitions.png", dpi=120)
-plt.close(figure)
+page.figure("partitions", figure)
 
 # %% [markdown]
 # ## The words of a text
@@ -208,15 +204,15 @@ print(f"{len(words)} words, {len(counts)} different ones, {len(sizes)} different
 print(f"the most frequent occurs {counts[0]:.0f} times, {multiplicity[0]} occur once")
 
 # %% [markdown]
-# Five laws are fitted by maximum likelihood. The likelihood is the probability of the partition,
-# `log_eppf`. For normalized measures that is an integral over an auxiliary variable u, and
-# `log_joint`, which has u for an argument, is cheaper by far and as good to fit by: u is one more
-# parameter to maximize over, and the integral is done once, at the end. Masses fix the scale, since
-# the tilt, the cutoff and the rate are 1.
+# Five distributions are fitted by maximum likelihood. The likelihood is the probability of the
+# partition, `log_eppf`. For normalized measures that is an integral over an auxiliary variable u,
+# and `log_joint`, which has u for an argument, is cheaper by far and as good to fit by: u is one
+# more parameter to maximize over, and the integral is done once, at the end. Masses fix the scale,
+# since the tilt, the cutoff and the rate are 1.
 
 # %%
-Law = NormalizedRandomMeasure | PitmanYor
-FITTED: dict[str, tuple[int, Callable[[Tensor], Law]]] = {
+Prior = NormalizedRandomMeasure | PitmanYor
+FITTED: dict[str, tuple[int, Callable[[Tensor], Prior]]] = {
     "Dirichlet": (1, lambda x: DirichletProcess(x[0].exp())),
     "Pitman-Yor": (2, lambda x: PitmanYor(x[1].sigmoid(), x[0].exp())),
     "NGGP": (2, lambda x: GeneralizedGammaProcess(x[0].exp(), x[1].sigmoid(), 1.0).normalize()),
@@ -235,22 +231,22 @@ FITTED: dict[str, tuple[int, Callable[[Tensor], Law]]] = {
 }
 
 
-def fit(name: str) -> Law:
+def fit(name: str) -> Prior:
     """Law with the largest likelihood."""
     number, make = FITTED[name]
     # log mass, logit of the discount, log of the tail index less the discount; and log u
     x = torch.tensor([4.0, 0.0, 0.0][:number] + [7.0], requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [x], max_iter=5 if SMOKE else 200, line_search_fn="strong_wolfe", tolerance_change=1e-7
+        [x], max_iter=5 if page.smoke else 200, line_search_fn="strong_wolfe", tolerance_change=1e-7
     )
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        law = make(x)
-        if isinstance(law, PitmanYor):
-            value = -law.log_eppf(sizes, multiplicity)
+        distribution = make(x)
+        if isinstance(distribution, PitmanYor):
+            value = -distribution.log_eppf(sizes, multiplicity)
         else:
-            value = -law.log_joint(sizes, x[-1].exp(), multiplicity) - x[-1]
+            value = -distribution.log_joint(sizes, x[-1].exp(), multiplicity) - x[-1]
         value.backward()
         return value
 
@@ -259,21 +255,21 @@ def fit(name: str) -> Law:
 
 
 fits = {name: fit(name) for name in FITTED}
-likelihoods = {name: float(law.log_eppf(sizes, multiplicity)) for name, law in fits.items()}
-for name, fitted_law in fits.items():
+likelihoods = {
+    name: float(distribution.log_eppf(sizes, multiplicity)) for name, distribution in fits.items()
+}
+for name, best in fits.items():
     gain = likelihoods[name] - likelihoods["Pitman-Yor"]
-    print(f"{name:11} log EPPF {likelihoods[name]:.1f}, {gain:+.1f} vs Pitman-Yor: {fitted_law!r}")
+    print(f"{name:11} log EPPF {likelihoods[name]:.1f}, {gain:+.1f} vs Pitman-Yor: {best!r}")
 
 # %% [markdown]
-# What do such laws predict? Texts of the same length, drawn anew, and the ranked counts of their
-# words: median and 90% of the draws. The real ones are black.
+# What do such distributions predict? Texts of the same length, drawn anew, and the ranked counts of
+# their words: median and 90% of the draws. The real ones are black.
 
 # %%
 draws = {}
-for name, fitted_law in fits.items():
-    rows = [
-        row.bincount() for row in fitted_law.partition(len(words)).sample((2 if SMOKE else 20,))
-    ]
+for name, best in fits.items():
+    rows = [row.bincount() for row in best.partition(len(words)).sample((2 if page.smoke else 20,))]
     least = min(len(row) for row in rows)
     draws[name] = torch.stack([row.sort(descending=True).values[:least] for row in rows]).double()
     low, high = draws[name].quantile(torch.tensor([0.05, 0.95]), dim=0)
@@ -289,8 +285,7 @@ for axes, (name, values) in zip(panels, draws.items(), strict=True):
     plot_ranked_weights(values, ax=axes)
     axes.plot(range(1, len(counts) + 1), counts, color="black", linewidth=1)
     axes.set(title=name, ylabel="count")
-figure.savefig(FIGURES / "words.png", dpi=120)
-plt.close(figure)
+page.figure("words", figure)
 
 # %% [markdown]
 # Pitman-Yor and the NGGP come to the same: with one power law, a discount that suits the many rare
@@ -316,17 +311,17 @@ def text(sizes: Tensor, multiplicity: Tensor) -> None:
     mass = pyro.sample("mass", dist.LogNormal(4.0, 2.0))
     discount = pyro.sample("discount", dist.Beta(1.0, 1.0))
     log_tilt = pyro.sample("log_tilt", dist.Normal(7.0, 5.0))
-    law = GeneralizedGammaProcess(mass, discount, 1.0).normalize()
+    distribution = GeneralizedGammaProcess(mass, discount, 1.0).normalize()
     prior = dist.Normal(7.0, 5.0).log_prob(log_tilt)
-    # The law of log u comes from the measure alone, so its prior is taken out again.
-    joint = law.log_joint(sizes, log_tilt.exp(), multiplicity) + log_tilt
+    # The distribution of log u comes from the measure alone, so its prior is taken out again.
+    joint = distribution.log_joint(sizes, log_tilt.exp(), multiplicity) + log_tilt
     pyro.factor("counts", joint - prior)
 
 
 mcmc = MCMC(
-    NUTS(text, max_tree_depth=3 if SMOKE else 8),
-    num_samples=10 if SMOKE else 250,
-    warmup_steps=5 if SMOKE else 150,
+    NUTS(text, max_tree_depth=3 if page.smoke else 8),
+    num_samples=10 if page.smoke else 250,
+    warmup_steps=5 if page.smoke else 150,
     num_chains=2,
     seed=0,
     progress=False,
@@ -336,7 +331,7 @@ print(summary.to_string())
 
 # %% [markdown]
 # The posterior mean of the discount is where the likelihood was largest, and its standard deviation
-# is a hundredth: 64,000 words say what it is, if the law is the right one.
+# is a hundredth: 64,000 words say what it is, if the distribution is the right one.
 #
 # ## A random measure as a primitive
 #
@@ -354,11 +349,11 @@ tasted = wines.train_inputs[:, columns]
 def mixture(wines: Tensor, num_atoms: int = 20) -> None:
     """Mixture of Gaussians with a normalized generalized gamma process."""
     discount = pyro.sample("discount", dist.Beta(1.0, 2.0))
-    law = GeneralizedGammaProcess(torch.ones(()), discount, 1.0).normalize()
+    distribution = GeneralizedGammaProcess(torch.ones(()), discount, 1.0).normalize()
     base = dist.Normal(torch.tensor([0.0, 0.0, -0.7, -0.7]), torch.tensor([1.0, 1.0, 0.5, 0.5]))
-    measure = random_measure("G", law, base.to_event(1), num_atoms)
-    places, log_scales = measure.atoms.chunk(2, -1)
-    components = dist.Normal(places, log_scales.exp()).to_event(1)
+    measure = random_measure("G", distribution, base.to_event(1), num_atoms)
+    positions, log_scales = measure.atoms.chunk(2, -1)
+    components = dist.Normal(positions, log_scales.exp()).to_event(1)
     pyro.deterministic("largest", measure.weights.sort(descending=True).values[:4])
     with pyro.plate("wines", len(wines)):
         kind = dist.Categorical(measure.weights)
@@ -370,11 +365,11 @@ chosen = tasted[torch.randperm(len(tasted))[:20]]
 start = {"G_atoms": torch.cat([chosen, torch.full_like(chosen, -0.7)], -1)}
 guide = AutoNormal(mixture, init_loc_fn=init_to_value(values=start), init_scale=0.05)
 svi = SVI(mixture, guide, PyroOptim(torch.optim.Adam, {"lr": 0.02}), Trace_ELBO())
-losses = [svi.step(tasted) for _ in range(30 if SMOKE else 1_500)]
+losses = [svi.step(tasted) for _ in range(30 if page.smoke else 1_500)]
 print(f"loss per wine {losses[0] / len(tasted):.2f} to {sum(losses[-20:]) / 20 / len(tasted):.2f}")
 
 # %%
-data = to_arviz(guide, tasted, model=mixture, num_samples=20 if SMOKE else 300, seed=0)
+data = to_arviz(guide, tasted, model=mixture, num_samples=20 if page.smoke else 300, seed=0)
 posterior = data["posterior"]
 print(az.summary(data, var_names=["discount"], kind="stats").to_string())
 weights = torch.tensor(posterior["G_weights"].values[0])
@@ -385,15 +380,14 @@ print("mean weights:", " ".join(f"{value:.3f}" for value in shown.values[:8]))
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
 left.scatter(*tasted.T, s=8, color="0.4")
-places, scales = atoms.mean(0)[:, :2], atoms.mean(0)[:, 2:].exp()
-for place, scale, weight in zip(places, scales, weights.mean(0), strict=True):
-    left.errorbar(*place, *scale, color="#2a6f97", alpha=min(1.0, 4 * float(weight)))
+positions, scales = atoms.mean(0)[:, :2], atoms.mean(0)[:, 2:].exp()
+for position, scale, weight in zip(positions, scales, weights.mean(0), strict=True):
+    left.errorbar(*position, *scale, color="#2a6f97", alpha=min(1.0, 4 * float(weight)))
 left.set(xlabel="flavanoids", ylabel="proline")
 left.spines[["top", "right"]].set_visible(False)
 plot_ranked_weights({"posterior": weights}, ax=right)
 right.set(ylim=(1e-6, 1.0))
-figure.savefig(FIGURES / "mixture.png", dpi=120)
-plt.close(figure)
+page.figure("mixture", figure)
 
 # %% [markdown]
 # Four components hold nearly all wines, and the weights after them fall by orders of magnitude. The
@@ -403,7 +397,7 @@ plt.close(figure)
 # What this page claims, checked:
 
 # %%
-if not SMOKE:
+if not page.smoke:
     assert abs(exponent - sampled) < 0.02, (exponent, sampled)
     assert slopes["Dirichlet"] < 0.2, slopes
     assert all(0.45 < slopes[name] < 0.58 for name in ("Pitman-Yor", "NGGP", "GBFRY")), slopes

@@ -10,7 +10,7 @@
 # ended. The draws are the same, bit for bit.
 #
 # `python tutorials/scaling_out.py` prints the numbers and saves the figures in
-# `figures/scaling_out`.
+# `figures/scaling-out`.
 
 # %%
 import math
@@ -33,13 +33,11 @@ from torch import Tensor
 from pyro_ext.checkpoint import Checkpoint, CheckpointError
 from pyro_ext.diagnostics import metrics, to_arviz
 from pyro_ext.inference import MCMC, SGHMC, StreamingMCMC
+from pyro_ext.reproduction import Page
 
-SMOKE = "PYRO_EXT_SMOKE" in os.environ  # a short run that only shows that the page works
-FIGURES = Path(os.environ.get("PYRO_EXT_FIGURES", "figures/scaling_out"))
-FIGURES.mkdir(parents=True, exist_ok=True)
-torch.set_num_threads(1)  # tensors this small gain nothing from threads, and lose on busy machines
+page = Page("scaling-out")
 BLUE, RED, YELLOW, INK = "#2a6f97", "#d1495b", "#e09f3e", "#444444"
-NUM_SAMPLES = 200 if SMOKE else 1500
+NUM_SAMPLES = page.length(1500, smoke=200)
 scratch = tempfile.TemporaryDirectory()
 folder = Path(scratch.name)
 started = time.monotonic()
@@ -64,6 +62,7 @@ import torch
 
 from pyro_ext.datasets import load_breast_cancer
 from pyro_ext.inference import MCMC, SGHMC
+from pyro_ext.reproduction import Page
 
 HIDDEN = 8
 masses = load_breast_cancer(test_fraction=0.4)
@@ -209,15 +208,13 @@ print("killed and resumed, the draws are those of the whole run:", are_equal(res
 # %%
 figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
 begin = timeline[0][0]
-for label, colour in (("processes", BLUE), ("resumed", YELLOW)):
+for label, color in (("processes", BLUE), ("resumed", YELLOW)):
     points = [(seconds - begin, draws) for seconds, draws, who in timeline if who == label]
-    axes.step(*zip(*points, strict=True), where="post", color=colour, label=label)
+    axes.step(*zip(*points, strict=True), where="post", color=color, label=label)
 axes.axvline(points[0][0], color=RED, linewidth=1, linestyle="--", label="killed")
 axes.set(xlabel="seconds", ylabel="draws on disk", ylim=(0, 4.2 * NUM_SAMPLES))
-axes.spines[["top", "right"]].set_visible(False)
 axes.legend(frameon=False, loc="upper left")
-figure.savefig(FIGURES / "killed.png", dpi=120)
-plt.close(figure)
+page.figure("killed", figure, despine=True)
 
 # %% [markdown]
 # A flat stretch at the start of a process is Python importing PyTorch; the steps are the moments
@@ -323,10 +320,8 @@ figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
 axes.plot(cold, color=INK, label="from the prior")
 axes.plot(warm, color=BLUE, label="from the earlier run")
 axes.set(xlabel="draw", ylabel="test loss of the mean of four chains", yscale="log")
-axes.spines[["top", "right"]].set_visible(False)
 axes.legend(frameon=False)
-figure.savefig(FIGURES / "warm_start.png", dpi=120)
-plt.close(figure)
+page.figure("warm_start", figure, despine=True)
 
 # %% [markdown]
 # ## Keeping moments only
@@ -360,7 +355,7 @@ assert survivors == 1, survivors
 assert "thinning" in refusal, refusal
 assert max(errors) < 1e-4, errors
 assert warm[:10].mean() < 0.5 * cold[:10].mean(), (cold, warm)
-if not SMOKE:
+if not page.smoke:
     assert 0 < draws_at_kill < 4 * NUM_SAMPLES, draws_at_kill
     assert moments < kept / 100, (moments, kept)
 scratch.cleanup()

@@ -345,8 +345,7 @@ class ResidualKinetics(_Kinetics):
 def pretrained_kinetics() -> ResidualKinetics:
     """The kinetic gradients that ship with the package.
 
-    ``python -m pyro_ext.models.ensembles.pretrain_l2e`` trains them, from its seed and on the tasks
-    that it lists.
+    ``python -m tools.pretrain_l2e`` trains them, from its seed and on the tasks that it lists.
 
     Example::
 

@@ -118,7 +118,7 @@ def load_reference_posterior(name: str, folder: str | Path | None = None) -> Ref
 
     :param str name: ``"digits"``, a network 64-8-10 on 600 images of digits, or ``"wine"``, one of
         13-8-3 on 142 wines.
-    :param folder: where ``python -m pyro_ext.models.ensembles.make_reference_posterior`` wrote one
+    :param folder: where ``python -m tools.make_reference_posterior`` wrote one
         of your own; by default what comes with the package.
     :returns: the posterior.
     :raises ValueError: for another name.

@@ -1,18 +1,23 @@
-"""The value every loader returns, and the split and standardisation that all loaders share."""
+"""What loaders return, what data sets have in common, and the split and scale of all of them."""
 
-import numbers
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypeAlias, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ext import _optional
+from pyro_ext._checks import check_integer, check_number
+from pyro_ext._renamed import renamed_arguments, renamed_property
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+Integers: TypeAlias = npt.NDArray[np.int64]
+Scale: TypeAlias = Callable[[Floats], tuple[Floats, Floats]]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -28,16 +33,16 @@ class Dataset:
 
     :param name: the name that :func:`pyro_ext.datasets.load` knows the data set by.
     :param train_inputs: inputs of the training part.
-    :param train_targets: class labels or standardised responses of the training part.
+    :param train_targets: class labels or standardized responses of the training part.
     :param test_inputs: inputs of the test part.
-    :param test_targets: class labels or standardised responses of the test part.
+    :param test_targets: class labels or standardized responses of the test part.
     :param train_indices: the rows of the source that form the training part, in order.
     :param test_indices: the rows of the source that form the test part, in order.
     :param input_loc: what was subtracted from the source's inputs.
     :param input_scale: what the inputs were then divided by.
     :param description: what the rows, the inputs and the targets are.
     :param source: where the data comes from.
-    :param licence: the terms of the package that carries the data, and of the data where they are
+    :param license: the terms of the package that carries the data, and of the data where they are
         stated.
     :param feature_names: one name per feature, where there are names.
     :param class_names: one name per class; ``None`` for a regression.
@@ -56,11 +61,13 @@ class Dataset:
     input_scale: Tensor
     description: str
     source: str
-    licence: str
+    license: str
     feature_names: tuple[str, ...] | None = None
     class_names: tuple[str, ...] | None = None
     target_loc: float = 0.0
     target_scale: float = 1.0
+
+    licence = renamed_property("licence", "license")
 
     @property
     def num_classes(self) -> int | None:
@@ -74,6 +81,9 @@ class Dataset:
             f"Dataset({self.name!r}, train {tuple(self.train_inputs.shape)}, "
             f"test {tuple(self.test_inputs.shape)}, {target})"
         )
+
+
+Dataset.__init__ = renamed_arguments(licence="license")(Dataset.__init__)  # type: ignore[method-assign]
 
 
 class Options(TypedDict, total=False):
@@ -100,10 +110,7 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Settings:
-    """The :class:`Options` of a loader with their defaults, checked when they are made.
-
-    :raises ValueError: names the argument, what it got and what it allows.
-    """
+    """The :class:`Options` of a loader with their defaults, checked before any data is read."""
 
     test_fraction: float | None = None
     num_train: int | None = None
@@ -113,41 +120,32 @@ class Settings:
     device: torch.device | str | None = None
 
     def __post_init__(self) -> None:
-        """Check every argument before any data is read."""
+        """Check every argument."""
         if self.test_fraction is not None:
-            fraction = self.test_fraction
-            if isinstance(fraction, bool) or not _is_real(fraction) or not 0.0 < fraction < 1.0:
-                raise ValueError(
-                    f"test_fraction must be a number strictly between 0 and 1; got {fraction!r}"
-                )
+            check_number("test_fraction", self.test_fraction, above=0.0, below=1.0)
             if self.num_train is not None or self.num_test is not None:
                 raise ValueError(
-                    "test_fraction cannot be combined with num_train or num_test; got "
-                    f"test_fraction={fraction!r}, num_train={self.num_train!r}, "
+                    "test_fraction cannot be combined with num_train or num_test, got "
+                    f"test_fraction={self.test_fraction!r}, num_train={self.num_train!r}, "
                     f"num_test={self.num_test!r}"
                 )
         for argument in ("num_train", "num_test"):
-            count = getattr(self, argument)
-            if count is not None and not (_is_integer(count) and count >= 1):
-                raise ValueError(f"{argument} must be a positive integer; got {count!r}")
-        if not (_is_integer(self.split_seed) and 0 <= self.split_seed < 2**32):
-            raise ValueError(
-                f"split_seed must be an integer in 0 .. 2**32 - 1; got {self.split_seed!r}"
-            )
+            if (count := getattr(self, argument)) is not None:
+                check_integer(argument, count, 1)
+        if check_integer("split_seed", self.split_seed, 0) > _LARGEST_SEED:
+            raise ValueError(f"split_seed must be at most {_LARGEST_SEED}, got {self.split_seed}")
         if self.dtype not in _DTYPES:
             raise ValueError(
-                f"dtype must be one of {', '.join(map(str, _DTYPES))}; got {self.dtype!r}"
+                f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {self.dtype!r}"
             )
         try:
             torch.empty(0, dtype=self.dtype, device=self.device)
         except (RuntimeError, AssertionError, TypeError) as error:
             raise ValueError(
-                f"device must be a device that torch can use here; got {self.device!r} ({error})"
+                f"device must be a device that torch can use here, got {self.device!r} ({error})"
             ) from error
 
-    def split(
-        self, total: int, num_train: int | None = None
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def split(self, total: int, num_train: int | None = None) -> tuple[Integers, Integers]:
         """Permute ``0 .. total - 1`` once and cut it into training rows and test rows.
 
         :param total: number of rows of the source.
@@ -169,78 +167,96 @@ class Settings:
         if train < 1 or test < 1 or train + test > total:
             raise ValueError(
                 "num_train and num_test must leave at least one row to each part and add up to at "
-                f"most {total}; got num_train={self.num_train!r}, num_test={self.num_test!r}"
+                f"most {total}, got num_train={self.num_train!r}, num_test={self.num_test!r}"
             )
         order = np.random.RandomState(int(self.split_seed)).permutation(total).astype(np.int64)
         return order[:train], order[train : train + test]
 
 
-def assemble(
-    settings: Settings,
-    rows: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
-    inputs: npt.NDArray[np.float64],
-    targets: npt.NDArray[np.float64] | npt.NDArray[np.int64],
-    loc: npt.NDArray[np.float64],
-    scale: npt.NDArray[np.float64],
-    **facts: Any,
-) -> Dataset:
-    """Shift and scale the inputs in double precision, cut them into parts and make the tensors.
+class Contents(NamedTuple):
+    """What a data set holds.
 
-    :param settings: the loader's checked arguments.
-    :param rows: rows of the training part, rows of the test part.
-    :param inputs: the source's inputs, ``(n, *event)``.
-    :param targets: labels, or responses that are standardised already, ``(n,)``.
-    :param loc: what to subtract from the inputs.
-    :param scale: what to divide them by.
-    :param facts: the other fields of :class:`Dataset`.
+    :param inputs: **Shape:** ``(n, *event)``.
+    :param targets: labels or responses. **Shape:** ``(n,)`` or ``(n, num_responses)``.
+    :param feature_names: one name per feature, where there are names.
+    :param class_names: one name per class; ``None`` for a regression.
     """
 
-    def tensor(values: npt.NDArray[Any]) -> Tensor:
-        dtype = torch.int64 if values.dtype.kind == "i" else settings.dtype
-        return torch.tensor(values, dtype=dtype, device=settings.device)
-
-    train, test = rows
-    return Dataset(
-        train_inputs=tensor((inputs[train] - loc) / scale),
-        train_targets=tensor(targets[train]),
-        test_inputs=tensor((inputs[test] - loc) / scale),
-        test_targets=tensor(targets[test]),
-        train_indices=tensor(train),
-        test_indices=tensor(test),
-        input_loc=tensor(loc),
-        input_scale=tensor(scale),
-        **facts,
-    )
+    inputs: Floats
+    targets: npt.NDArray[Any]
+    feature_names: tuple[str, ...] | None = None
+    class_names: tuple[str, ...] | None = None
 
 
-def location_and_scale(
-    values: npt.NDArray[np.float64], axis: int | None = 0
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return the mean and the population standard deviation; a constant feature gets the scale 1.
-
-    :param values: ``(n, *event)``.
-    :param axis: 0 for one mean and scale per feature, ``None`` for one of all the numbers together.
-    """
+def standardize(values: Floats, axis: int | None = 0) -> tuple[Floats, Floats]:
+    """Mean and population standard deviation; a constant feature gets the scale 1."""
     constant = np.ptp(values, axis=axis) == 0.0
     scale = np.where(constant, 1.0, np.std(values, axis=axis))
     return np.asarray(np.mean(values, axis=axis)), scale
 
 
-def optional_module(module: str, package: str) -> ModuleType:
-    """Import a module of an optional package, or say which extra brings it.
+@dataclass(frozen=True)
+class Record:
+    """What is known of a data set before it is read.
 
-    :param module: the module's import name.
-    :param package: the package's name in the package index.
-    :raises ImportError: names the extra to install.
+    :param str name: the name that :func:`pyro_ext.datasets.load` knows it by.
+    :param str description: what the rows, the inputs and the targets are.
+    :param str source: where the data comes from.
+    :param str license: the terms of the package that carries the data, and of the data where they
+        are stated.
+    :param tuple shape: of all inputs.
+    :param Callable read: reads the data.
+    :param Callable scale: maps inputs of the training part to what is subtracted from inputs and
+        what they are divided by.
+    :param int num_train: rows of the training part where no argument says another; 80% where this
+        is ``None``.
+    :param bool scales_targets: whether responses are standardized, too.
     """
-    return _optional.optional_module(module, "this data set", package, "data")
 
+    name: str
+    description: str
+    source: str
+    license: str
+    shape: tuple[int, ...]
+    read: Callable[[], Contents]
+    scale: Scale = standardize
+    num_train: int | None = None
+    scales_targets: bool = False
 
-def _is_integer(value: object) -> bool:
-    """Say whether a value is an integer number and not a bool."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    def load(self, **options: Any) -> Dataset:
+        """Read the data, scale it in double precision, and cut it into parts.
 
+        :param options: see :class:`Options`.
+        """
+        settings = Settings(**options)
+        train, test = settings.split(self.shape[0], self.num_train)
+        inputs, targets, feature_names, class_names = self.read()
+        loc, scale = self.scale(inputs[train])
+        target_loc, target_scale = 0.0, 1.0
+        if self.scales_targets:
+            found = standardize(np.asarray(targets[train], dtype=np.float64))
+            targets = (targets - found[0]) / found[1]
+            target_loc, target_scale = float(found[0]), float(found[1])
 
-def _is_real(value: object) -> bool:
-    """Say whether a value is a real number."""
-    return isinstance(value, numbers.Real)
+        def tensor(values: npt.NDArray[Any]) -> Tensor:
+            dtype = torch.int64 if values.dtype.kind == "i" else settings.dtype
+            return torch.tensor(values, dtype=dtype, device=settings.device)
+
+        return Dataset(
+            name=self.name,
+            train_inputs=tensor((inputs[train] - loc) / scale),
+            train_targets=tensor(targets[train]),
+            test_inputs=tensor((inputs[test] - loc) / scale),
+            test_targets=tensor(targets[test]),
+            train_indices=tensor(train),
+            test_indices=tensor(test),
+            input_loc=tensor(loc),
+            input_scale=tensor(scale),
+            description=self.description,
+            source=self.source,
+            license=self.license,
+            feature_names=feature_names,
+            class_names=class_names,
+            target_loc=target_loc,
+            target_scale=target_scale,
+        )

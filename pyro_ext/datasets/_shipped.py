@@ -1,67 +1,179 @@
-"""Data that are files of the package: small tensors, with where they come from."""
+"""Data that are small files of the package: counts of frequencies, and graphs."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from pyro_ext.checkpoint.files import read_tensors, write_tensors
+from pyro_ext._checks import check_choice
+from pyro_ext._renamed import renamed_arguments, renamed_property
+from pyro_ext.checkpoint.files import read_tensors
 
-__all__ = ["ShippedFiles", "check_name"]
+__all__ = [
+    "FrequencyData",
+    "GraphData",
+    "frequency_names",
+    "graph_names",
+    "load_frequencies",
+    "load_graph",
+]
+
+_FREQUENCIES = Path(__file__).with_name("frequency_counts")
+_GRAPHS = Path(__file__).with_name("graph_edges")
 
 
-class ShippedFiles:
-    """The files of one kind of data.
+@dataclass(frozen=True, eq=False, repr=False)
+class FrequencyData:
+    """How many kinds occur how often.
 
-    :param str folder: where they lie, beside this module.
+    :param str name: the name that :func:`load_frequencies` knows it by.
+    :param Tensor table: rows of a size and the number of kinds that occur so often, integers, by
+        rising size. **Shape:** ``(num_sizes, 2)``.
+    :param str description: what kinds and occurrences are.
+    :param str source: where the counts come from.
+    :param str license: the terms of the source.
+    """
+
+    name: str
+    table: Tensor
+    description: str
+    source: str
+    license: str
+
+    licence = renamed_property("licence", "license")
+
+    @property
+    def num_samples(self) -> int:
+        """Number of occurrences."""
+        return int(self.table.prod(-1).sum())
+
+    @property
+    def num_kinds(self) -> int:
+        """Number of kinds that occur."""
+        return int(self.table[:, 1].sum())
+
+    def __repr__(self) -> str:
+        """Show the name and the sizes; never the numbers."""
+        return f"FrequencyData({self.name!r}, {self.num_samples:,} of {self.num_kinds:,} kinds)"
+
+
+def frequency_names() -> tuple[str, ...]:
+    """Return the names that :func:`load_frequencies` knows, sorted.
 
     Example::
 
-        >>> ShippedFiles("graph_edges").names()
-        ('new_testament_names', 'python_packages')
+        >>> from pyro_ext.datasets import frequency_names
+        >>> frequency_names()
+        ('bible_words', 'news_words', 'package_dependencies', 'stemmed_words')
+    """
+    return _names(_FREQUENCIES)
+
+
+def load_frequencies(name: str) -> FrequencyData:
+    """Load how many words, or packages, occur how often.
+
+    * ``"bible_words"``: words of the King James Bible.
+    * ``"news_words"``: words of 300 news items of the Australian Broadcasting Corporation.
+    * ``"package_dependencies"``: packages of Debian by how many others depend on them.
+    * ``"stemmed_words"``: stems of words of a collection of texts, without stop words, which leaves
+        out what is frequent.
+
+    ``python -m tools.make_frequencies`` made the files from the sources.
+
+    :param str name: one of :func:`frequency_names`.
+    :raises ValueError: names the argument, what it got and what it allows.
+    :raises CheckpointError: where the file is missing, cut or changed.
+
+    Reference: F. Ayed, J. Lee, F. Caron (2019), *Beyond the Chinese restaurant and Pitman-Yor
+    processes: statistical models with double power-law behavior*, on data of this kind.
+
+    Example::
+
+        >>> from pyro_ext.datasets import load_frequencies
+        >>> words = load_frequencies("news_words")
+        >>> words
+        FrequencyData('news_words', 59,576 of 7,188 kinds)
+        >>> words.table[:2].tolist(), words.table[-1].tolist()
+        ([[1, 3147], [2, 1239]], [4135, 1])
+    """
+    tensors, facts = _read(_FREQUENCIES, name)
+    return FrequencyData(name, tensors["table"], **facts)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GraphData:
+    """Edges of a real graph.
+
+    :param str name: the name that :func:`load_graph` knows it by.
+    :param int num_nodes: number of nodes.
+    :param Tensor edges: pairs of different nodes, the smaller one first, each once.
+        **Shape:** ``(num_edges, 2)``.
+    :param str description: what nodes and edges are.
+    :param str source: where they come from.
+    :param str license: the terms of the source.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(__file__).parent / folder
+    name: str
+    num_nodes: int
+    edges: Tensor
+    description: str
+    source: str
+    license: str
 
-    def names(self) -> tuple[str, ...]:
-        """Names of the data, sorted."""
-        return tuple(sorted(path.stem for path in self.folder.glob("*.safetensors")))
+    licence = renamed_property("licence", "license")
 
-    def read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and facts of a file.
-
-        :param str name: one of ``names``.
-        :raises ValueError: names the argument, what it got and what it allows.
-        :raises CheckpointError: where the file is missing, cut or changed.
-        """
-        check_name(name, self.names())
-        tensors, facts, _ = read_tensors(self.folder / f"{name}.safetensors")
-        return tensors, dict(facts)
-
-    def write(
-        self,
-        name: str,
-        tensors: dict[str, Tensor],
-        facts: Mapping[str, Any],
-        folder: str | Path | None = None,
-    ) -> Path:
-        """Write a file as ``read`` reads it.
-
-        :param str name: of the data.
-        :param dict tensors: by name.
-        :param Mapping facts: what JSON can hold.
-        :param folder: where to, by default among those of the package.
-        :returns: the file.
-        :raises CheckpointError: where it cannot be written.
-        """
-        path = (self.folder if folder is None else Path(folder)) / f"{name}.safetensors"
-        write_tensors(path, tensors, dict(facts))
-        return path
+    def __repr__(self) -> str:
+        """Show the name and the sizes; never the edges."""
+        return f"GraphData({self.name!r}, {self.num_nodes:,} nodes, {len(self.edges):,} edges)"
 
 
-def check_name(name: str, known: tuple[str, ...]) -> None:
-    """Raise where a name is none of those that are known."""
-    if not isinstance(name, str) or name not in known:
-        raise ValueError(f"name must be one of {', '.join(map(repr, known))}; got {name!r}")
+def graph_names() -> tuple[str, ...]:
+    """Return the names that :func:`load_graph` knows, sorted.
+
+    Example::
+
+        >>> from pyro_ext.datasets import graph_names
+        >>> graph_names()
+        ('new_testament_names', 'python_packages')
+    """
+    return _names(_GRAPHS)
+
+
+def load_graph(name: str) -> GraphData:
+    """Load the edges of a real graph, without nodes that have none.
+
+    * ``"new_testament_names"``: names, with an edge where a verse has both.
+    * ``"python_packages"``: Debian's packages of Python libraries, with an edge where one depends
+      on the other.
+
+    ``python -m tools.make_graphs`` made the files from the sources.
+
+    :param str name: one of :func:`graph_names`.
+    :raises ValueError: names the argument, what it got and what it allows.
+    :raises CheckpointError: where the file is missing, cut or changed.
+
+    Example::
+
+        >>> from pyro_ext.datasets import load_graph
+        >>> load_graph("new_testament_names")
+        GraphData('new_testament_names', 545 nodes, 1,965 edges)
+    """
+    tensors, facts = _read(_GRAPHS, name)
+    return GraphData(name, facts.pop("num_nodes"), tensors["edges"].long(), **facts)
+
+
+for _class in (FrequencyData, GraphData):
+    _class.__init__ = renamed_arguments(licence="license")(_class.__init__)  # type: ignore
+
+
+def _names(folder: Path) -> tuple[str, ...]:
+    """Names of the data in a folder, sorted."""
+    return tuple(sorted(path.stem for path in folder.glob("*.safetensors")))
+
+
+def _read(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of a file."""
+    check_choice("name", name, _names(folder))
+    tensors, facts, _ = read_tensors(folder / f"{name}.safetensors")
+    return tensors, dict(facts)

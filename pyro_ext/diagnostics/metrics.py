@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pyro_ext._checks import as_tensor
+from pyro_ext._checks import as_tensor, check_integer
 
 __all__ = [
     "CalibrationBins",
@@ -170,9 +170,7 @@ def calibration_bins(
         >>> bins.counts.tolist(), bins.accuracy.tolist()
         ([0, 2], [nan, 0.5])
     """
-    if isinstance(num_bins, bool) or not isinstance(num_bins, int | np.integer) or num_bins < 1:
-        raise ValueError(f"num_bins must be an integer of at least 1; got {num_bins!r}")
-    num_bins = int(num_bins)
+    num_bins = check_integer("num_bins", num_bins, 1)
     draws, observed = _checked(probabilities, labels)
     confidence, predicted = (values.cpu() for values in _average(draws).max(-1))
     correct = (predicted == observed.cpu()).double()
@@ -254,9 +252,9 @@ def ambiguity(probabilities: ArrayLike, labels: ArrayLike | None = None) -> floa
     if labels is not None:
         _labels(labels, draws)
     log_probabilities = draws.double().log()
-    normaliser = torch.logsumexp(log_probabilities, -1).mean(0)  # zero up to rounding
+    normalizer = torch.logsumexp(log_probabilities, -1).mean(0)  # zero up to rounding
     common = torch.logsumexp(log_probabilities.mean(0), -1)
-    return float((normaliser - common).clamp(min=0.0).mean())
+    return float((normalizer - common).clamp(min=0.0).mean())
 
 
 def agreement(p: ArrayLike, q: ArrayLike) -> float:
@@ -326,72 +324,51 @@ def _pair(p: ArrayLike, q: ArrayLike) -> tuple[Tensor, Tensor]:
     if first.shape != second.shape:
         raise ValueError(
             "q must be for the same points and classes as p, (n, classes) = "
-            f"{tuple(first.shape)}; got {tuple(second.shape)}"
+            f"{tuple(first.shape)}, got {tuple(second.shape)}"
         )
     return first, second.to(first.device)
 
 
-def _tensor(argument: str, value: Any) -> Tensor:
+def _tensor(argument: str, value: Any, kind: str = "numbers") -> Tensor:
     """Return an array as a tensor that is used and not changed."""
-    if isinstance(value, Tensor):  # mps has no double precision
-        tensor = as_tensor(argument, value.detach(), allow_empty=True)
-        return tensor.cpu() if tensor.device.type == "mps" else tensor
-    if not isinstance(value, np.ndarray):
-        return as_tensor(argument, value, allow_empty=True)
-    if value.dtype.kind in "iu":  # labels: types that torch lacks or half supports
-        value = value.astype(np.int64)
-    elif value.dtype.kind not in "fb" or value.dtype.itemsize > 8:
-        raise ValueError(f"{argument} must hold numbers that torch knows; got dtype {value.dtype}")
-    native = value.dtype.newbyteorder("=")
-    return torch.from_numpy(np.require(value, dtype=native, requirements=["C", "W"]))
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iufb":
+        # PyTorch lacks some integers and orders of bytes, and warns of arrays that are read-only.
+        dtype = np.int64 if value.dtype.kind in "iu" else value.dtype.newbyteorder("=")
+        value = np.require(value, dtype=dtype, requirements=["C", "W"])
+    tensor = as_tensor(argument, value, kind=kind, allow_empty=True).detach()
+    return tensor.cpu() if tensor.device.type == "mps" else tensor  # it has no double precision
 
 
 def _probabilities(argument: str, value: ArrayLike, averaged: bool = True) -> Tensor:
     """Return checked probabilities as ``(num_draws, n, classes)``."""
     tensor = _tensor(argument, value)
-    shapes = "(num_draws, n, classes)" + (" or (n, classes)" if averaged else "")
-    if tensor.ndim not in ((2, 3) if averaged else (3,)):
-        raise ValueError(f"{argument} must have the shape {shapes}; got {tuple(tensor.shape)}")
+    if averaged and tensor.ndim == 2:
+        tensor = tensor[None]
+    as_tensor(argument, tensor, "(num_draws, n, classes)")
     if tensor.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"{argument} must be float32 or float64; got {tensor.dtype}")
-    if tensor.numel() == 0:
-        raise ValueError(
-            f"{argument} must have at least one draw, point and class; got {tuple(tensor.shape)}"
-        )
-    wrong = ~(tensor >= 0)  # NaN as well
-    if wrong.any():
-        where = tuple(wrong.nonzero()[0].tolist())
-        raise ValueError(
-            f"{argument} must be non-negative numbers; got {tensor[where].item()} at {where}"
-        )
+        raise ValueError(f"{argument} must be float32 or float64, got {tensor.dtype}")
+    _check_all(argument, tensor >= 0, tensor, "be non-negative numbers")
     sums = tensor.sum(-1, dtype=torch.float64)
-    wrong = ~((sums - 1.0).abs() <= _SUM_TOLERANCE)
-    if wrong.any():
-        where = tuple(wrong.nonzero()[0].tolist())
-        raise ValueError(
-            f"{argument} must sum to one over the classes (within {_SUM_TOLERANCE}); "
-            f"got {sums[where].item():.6g} at {where}"
-        )
-    return tensor if tensor.ndim == 3 else tensor.unsqueeze(0)
+    wanted = f"sum to one over the classes (within {_SUM_TOLERANCE})"
+    _check_all(argument, (sums - 1.0).abs() <= _SUM_TOLERANCE, sums, wanted)
+    return tensor
 
 
 def _labels(value: ArrayLike, draws: Tensor) -> Tensor:
     """Return checked labels, ``(n,)``, on the device of the probabilities."""
-    labels = _tensor("labels", value)
+    labels = _tensor("labels", value, "integers")
     _, num_points, num_classes = draws.shape
-    if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"labels must be integers; got {labels.dtype}")
-    if labels.shape != (num_points,):
-        raise ValueError(
-            f"labels must have the shape (n,) = ({num_points},) to match the probabilities; "
-            f"got {tuple(labels.shape)}"
-        )
+    if labels.dtype == torch.bool:
+        raise TypeError("labels must be integers, got torch.bool")
+    as_tensor("labels", labels, f"({num_points},)")
     labels = labels.to(draws.device, torch.int64)
-    wrong = (labels < 0) | (labels >= num_classes)
-    if wrong.any():
-        where = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"labels must lie in 0 .. {num_classes - 1} ({num_classes} classes); "
-            f"got {int(labels[where])} at index {where}"
-        )
+    is_class = (labels >= 0) & (labels < num_classes)
+    _check_all("labels", is_class, labels, f"lie in 0 .. {num_classes - 1}")
     return labels
+
+
+def _check_all(argument: str, is_right: Tensor, values: Tensor, wanted: str) -> None:
+    """Check that a condition holds everywhere, which NaN never does."""
+    if not is_right.all():
+        where = tuple((~is_right).nonzero()[0].tolist())
+        raise ValueError(f"{argument} must {wanted}, got {values[where].item():.6g} at {where}")

@@ -181,6 +181,7 @@ NOT_WALKED: dict[str, str] = {
             "pyro_ext.datasets.Dataset",
             "pyro_ext.datasets.FrequencyData",
             "pyro_ext.datasets.GraphData",
+            "pyro_ext.datasets.Record",
             "pyro_ext.diagnostics.metrics.CalibrationBins",
             "pyro_ext.inference.Trial",
             "pyro_ext.inference.TuningResult",

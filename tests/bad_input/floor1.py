@@ -53,6 +53,7 @@ def datasets() -> dict[str, Call]:
         "load_hare_lynx": call(num_train=10, num_test=5),
         "load_mnist_5k": call(num_train=20, num_test=10, split_seed=0),
         "names": call(),
+        "records": call(),
         "frequency_names": call(),
         "graph_names": call(),
     }
@@ -494,6 +495,7 @@ def reproduction() -> dict[str, Call]:
     )
     return {
         "Claim": call(**claim, across="mean"),
+        "Page": call(slug="page", num_threads=1),
         "Report": call(slug="page", claims=[Claim(**claim)]),
         "seeds": call(),
     }

@@ -373,45 +373,50 @@ class TestErrors:
 
     def test_probabilities(self, subtests):
         for p, message in [
-            (changed(-0.25), r"{} must be non-negative numbers; got -0\.25 at \(1, 2, 0\)"),
-            (changed(math.nan), r"{} must be non-negative numbers; got nan at \(1, 2, 0\)"),
-            (changed(math.inf), r"{} must sum to one .*; got inf at \(1, 2\)"),
-            (changed(0.7502), r"{} must sum to one over the classes .*; got 1\.0002 at \(1, 2\)"),
-            (changed(0.7498), r"{} must sum to one over the classes .*; got 0\.9998 at \(1, 2\)"),
-            (DRAWS[0, 0], r"{} must have the shape \(num_draws, n, classes\).*; got \(3,\)"),
-            (DRAWS[None], r"{} must have the shape .*; got \(1, 2, 3, 3\)"),
-            (DRAWS[:0], r"{} must have at least one draw, .*; got \(0, 3, 3\)"),
-            (DRAWS[:, :0], r"{} must have at least one .*point.*; got \(2, 0, 3\)"),
-            (DRAWS[:, :, :0], r"{} must have at least one .*class; got \(2, 3, 0\)"),
-            (np.ones((1, 3, 1), dtype=int), r"{} must be float32 or float64; got torch\.int64"),
-            (torch.tensor(DRAWS).half(), r"{} must be float32 or float64; got torch\.float16"),
-            (DRAWS.astype(complex), r"{} must hold numbers .*; got dtype complex128"),
-            (DRAWS.astype(object), r"{} must hold numbers .*; got dtype object"),
+            (changed(-0.25), r"{} must be non-negative numbers, got -0\.25 at \(1, 2, 0\)"),
+            (changed(math.nan), r"{} must be non-negative numbers, got nan at \(1, 2, 0\)"),
+            (changed(math.inf), r"{} must sum to one .*, got inf at \(1, 2\)"),
+            (changed(0.7502), r"{} must sum to one over the classes .*, got 1\.0002 at \(1, 2\)"),
+            (changed(0.7498), r"{} must sum to one over the classes .*, got 0\.9998 at \(1, 2\)"),
+            (DRAWS[0, 0], r"{} must have the shape \(num_draws, n, classes\).*, got \(3,\)"),
+            (DRAWS[None], r"{} must have the shape .*, got \(1, 2, 3, 3\)"),
+            (DRAWS[:0], r"{} must not be empty, .* \(0, 3, 3\)"),
+            (DRAWS[:, :0], r"{} must not be empty, .* \(2, 0, 3\)"),
+            (DRAWS[:, :, :0], r"{} must not be empty, .* \(2, 3, 0\)"),
+            (np.ones((1, 3, 1), dtype=int), r"{} must be float32 or float64, got torch\.int64"),
+            (torch.tensor(DRAWS).half(), r"{} must be float32 or float64, got torch\.float16"),
+            (
+                DRAWS.astype(complex),
+                r"{} must be a tensor, .* of numbers.*, got a complex128 array",
+            ),
+            (DRAWS.astype(object), r"{} must be a tensor, .* of numbers.*, got a object array"),
         ]:
             with subtests.test(message):
                 for metric in OF_LABELS:
-                    with pytest.raises(ValueError, match=message.format("probabilities")):
+                    with pytest.raises(
+                        (TypeError, ValueError), match=message.format("probabilities")
+                    ):
                         metric(p, LABELS)
                 for metric in OF_PAIRS:
-                    with pytest.raises(ValueError, match=message.format("^p")):
+                    with pytest.raises((TypeError, ValueError), match=message.format("^p")):
                         metric(p, DRAWS)
-                    with pytest.raises(ValueError, match=message.format("^q")):
+                    with pytest.raises((TypeError, ValueError), match=message.format("^q")):
                         metric(DRAWS, p)
 
     def test_labels(self, subtests):
         for labels, message in [
-            (np.array([0, 3, 0]), r"labels must lie in 0 \.\. 2 \(3 classes\); got 3 at index 1"),
-            (np.array([0, 0, -1]), r"labels must lie in 0 \.\. 2 .*; got -1 at index 2"),
-            (np.array([0.0, 1.0, 0.0]), r"labels must be integers; got torch\.float64"),
-            (torch.tensor([True, False, True]), r"labels must be integers; got torch\.bool"),
-            (np.array([True, False, True]), r"labels must be integers; got torch\.bool"),
-            (np.array([0, 1]), r"labels must have the shape \(n,\) = \(3,\).*; got \(2,\)"),
-            (LABELS[None], r"labels must have the shape \(n,\) = \(3,\).*; got \(1, 3\)"),
-            (np.eye(3), r"labels must be integers"),
+            (np.array([0, 3, 0]), r"labels must lie in 0 \.\. 2, got 3 at \(1,\)"),
+            (np.array([0, 0, -1]), r"labels must lie in 0 \.\. 2, got -1 at \(2,\)"),
+            (np.array([0.0, 1.0, 0.0]), r"labels must be .* integers, got a float64 array"),
+            (torch.tensor([True, False, True]), r"labels must be integers, got torch\.bool"),
+            (np.array([True, False, True]), r"labels must be integers, got torch\.bool"),
+            (np.array([0, 1]), r"labels must have the shape \(3,\), got \(2,\)"),
+            (LABELS[None], r"labels must have the shape \(3,\), got \(1, 3\)"),
+            (np.eye(3), r"labels must be .* integers"),
         ]:
             for metric in OF_LABELS:
                 with subtests.test(metric=metric.__name__, message=message):
-                    with pytest.raises(ValueError, match=message):
+                    with pytest.raises((TypeError, ValueError), match=message):
                         metric(DRAWS, labels)
 
     def test_sums_within_the_tolerance_pass(self):
@@ -422,17 +427,17 @@ class TestErrors:
             for num_bins in [0, -3, 2.0, True, None]:
                 with subtests.test(metric=metric.__name__, num_bins=num_bins):
                     with pytest.raises(
-                        ValueError, match=rf"num_bins must be .* at least 1; got {num_bins}"
+                        ValueError, match=rf"num_bins must be an integer >= 1, got {num_bins}"
                     ):
                         metric(DRAWS, LABELS, num_bins)
 
     def test_ambiguity_needs_draws(self):
-        with pytest.raises(ValueError, match=r"shape \(num_draws, n, classes\); got \(3, 3\)"):
+        with pytest.raises(ValueError, match=r"shape \(num_draws, n, classes\), got \(3, 3\)"):
             ambiguity(AVERAGE, LABELS)
 
     @pytest.mark.parametrize("metric", OF_PAIRS)
     def test_pairs_of_different_shape(self, metric):
-        with pytest.raises(ValueError, match=r"^q must be .* = \(3, 3\); got \(2, 3\)"):
+        with pytest.raises(ValueError, match=r"^q must be .* = \(3, 3\), got \(2, 3\)"):
             metric(DRAWS, DRAWS[:, :2])
 
     def test_what_is_no_array_is_refused(self):

@@ -33,8 +33,8 @@ def test_random_densities_average_to_the_predictive_law(parts):
     labels = (x > 0.7).long()
     pyro.set_rng_seed(0)
     points = torch.linspace(-1.5, 2.5, 7)
-    laws = [parts["random_density"](labels, concentration) for _ in range(2000)]
-    draws = torch.stack([law.log_prob(points).exp() for law in laws])
+    distributions = [parts["random_density"](labels, concentration) for _ in range(2000)]
+    draws = torch.stack([distribution.log_prob(points).exp() for distribution in distributions])
     mixture = parts["NRMMixture"](parts["prior"], parts["CLUSTER"])
     samples = {"assignment": labels[None], "concentration": concentration[None]}
     exact = mixture.predictive_log_prob(points[:, None], x[:, None], samples).exp()
@@ -43,12 +43,12 @@ def test_random_densities_average_to_the_predictive_law(parts):
 
 
 def test_quantiles_of_a_mixture(parts):
-    law = dist.MixtureSameFamily(
+    distribution = dist.MixtureSameFamily(
         dist.Categorical(torch.tensor([1.0, 0.0])),
         dist.Normal(torch.tensor([0.5, 0.0]), torch.tensor([0.7, 1.0])),
     )
     exact = dist.Normal(0.5, 0.7).icdf(torch.tensor(parts["LEVELS"]))
-    torch.testing.assert_close(parts["quantiles_of"](law), exact, rtol=0, atol=1e-4)
+    torch.testing.assert_close(parts["quantiles_of"](distribution), exact, rtol=0, atol=1e-4)
 
 
 def test_share_outside_a_band(parts):
@@ -58,12 +58,12 @@ def test_share_outside_a_band(parts):
 
 
 def test_usual_width(parts):
-    """Of a law of bandwidth one half, whose steps are about twice as large as those of a mean."""
+    """Of a copula of bandwidth one half, whose steps are about twice as large as of a mean."""
     values, run = parts["x"], parts["run"]
-    law = parts["CopulaDensity"](0.5).fit(values)
-    width, normal = parts["widths"](law, values, 60, 0)
+    distribution = parts["CopulaDensity"](0.5).fit(values)
+    width, normal = parts["widths"](distribution, values, 60, 0)
     n = len(values)
     assert normal == pytest.approx(math.sqrt(n * (1 / n - 1 / (n + 60))), rel=0.02)
-    draws = run(law, parts["Mean"](), values, horizon=60, seed=0).get_samples()["theta"]
-    usual = float(law.variance.sqrt()) / math.sqrt(n)
+    draws = run(distribution, parts["Mean"](), values, horizon=60, seed=0).get_samples()["theta"]
+    usual = float(distribution.variance.sqrt()) / math.sqrt(n)
     assert width == pytest.approx(float(draws.std()) / usual)

@@ -25,13 +25,13 @@ def test_columns_are_those_of_the_source(parts):
     from sklearn.datasets import load_wine
 
     source = load_wine()
-    place = source.feature_names.index("malic_acid")
-    expected = torch.tensor(source.data[:, place])
+    position = source.feature_names.index("malic_acid")
+    expected = torch.tensor(source.data[:, position])
     torch.testing.assert_close(parts["column"](parts["wine"], "malic_acid"), expected)
 
 
 def test_exact_variances(parts):
-    """At a horizon of one they follow from the law of one observation."""
+    """At a horizon of one they follow from the distribution of one observation."""
     n, scale = parts["n"], parts["SCALE"]
     spread = float(parts["few"].var(correction=0))
     one = {"Polya urn": spread, "normal": scale**2 * (1 + 1 / n), "plug-in": scale**2}
@@ -41,7 +41,7 @@ def test_exact_variances(parts):
 
 
 def test_exact_posterior_under_the_model(parts):
-    """By the joint normal law of the observations, those of the page and those to come."""
+    """By the joint normal distribution of the observations, those of the page and those to come."""
     few, scale, horizon = parts["few"], parts["SCALE"], parts["HORIZON"]
     n, total = len(few), len(few) + horizon
     joint = 0.5**2 * torch.ones(total, total) + scale**2 * torch.eye(total)
@@ -64,11 +64,11 @@ def test_distance_of_a_median_from_its_law(parts):
 
 
 def test_functionals_of_logarithms_are_transformed_back(parts):
-    """A normal law of the logarithms is a log-normal law, whose quantiles are known."""
+    """With normal logarithms it is a log-normal distribution, whose quantiles are known."""
     loc, scale = torch.tensor([3.0, 3.5]), torch.tensor([0.5, 1.0])
     found = parts["of_logarithms"](dist.Normal(loc, scale))
-    law = dist.LogNormal(loc, scale)
-    lower, median, upper = (law.icdf(torch.tensor(p)) for p in (0.25, 0.5, 0.75))
+    distribution = dist.LogNormal(loc, scale)
+    lower, median, upper = (distribution.icdf(torch.tensor(p)) for p in (0.25, 0.5, 0.75))
     torch.testing.assert_close(found["median"], median)
     torch.testing.assert_close(found["range"], upper - lower)
-    torch.testing.assert_close(found["share above 100"], 1 - law.cdf(torch.tensor(100.0)))
+    torch.testing.assert_close(found["share above 100"], 1 - distribution.cdf(torch.tensor(100.0)))

@@ -46,8 +46,8 @@ def test_weighted_lines(parts):
 def test_penalty_is_the_log_prior(parts):
     """But for a constant; with the prior of the model the draws are the same."""
     slopes = torch.tensor([0.5, -3.0])
-    law = dist.StudentT(2.0, 0.0, 1.0)
-    expected = (law.log_prob(torch.zeros(2)) - law.log_prob(slopes)).sum() / 7
+    distribution = dist.StudentT(2.0, 0.0, 1.0)
+    expected = (distribution.log_prob(torch.zeros(2)) - distribution.log_prob(slopes)).sum() / 7
     torch.testing.assert_close(parts["penalty"](7, {"slopes": slopes}), expected)
     x, y = parts["x"][:, :2], parts["y_half"]
     prior = PosteriorBootstrap(
@@ -92,7 +92,7 @@ def test_heavy_columns(parts):
     source = load_breast_cancer()
     expected = np.argsort(-kurtosis(source.data))[:10]
     assert set(parts["heavy"].tolist()) == set(expected.tolist())
-    assert [source.feature_names[place] for place in parts["ERRORS"]] == [
+    assert [source.feature_names[position] for position in parts["ERRORS"]] == [
         "concavity error",
         "smoothness error",
         "fractal dimension error",

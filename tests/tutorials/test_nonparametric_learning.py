@@ -38,11 +38,11 @@ def test_distance_in_standard_errors(parts):
 def test_mixture_has_two_minima(parts):
     """On a fine grid of the two locations, with the other order left out."""
     grid = torch.linspace(-6.0, 6.0, 121)
-    places = torch.cartesian_prod(grid, grid)
-    law = dist.MixtureSameFamily(
-        dist.Categorical(torch.ones(len(places), 1, 2)), dist.Normal(places[:, None], 0.7)
+    positions = torch.cartesian_prod(grid, grid)
+    distribution = dist.MixtureSameFamily(
+        dist.Categorical(torch.ones(len(positions), 1, 2)), dist.Normal(positions[:, None], 0.7)
     )
-    loss = -law.log_prob(parts["clusters"]).mean(-1).reshape(121, 121)
+    loss = -distribution.log_prob(parts["clusters"]).mean(-1).reshape(121, 121)
     inner = loss[1:-1, 1:-1]
     shifts = [(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1) if (a, b) != (0, 0)]
     lowest = torch.stack([loss[1 + a : 120 + a, 1 + b : 120 + b] for a, b in shifts]).amin(0)
@@ -55,13 +55,13 @@ def test_mixture_has_two_minima(parts):
 def test_weighted_posterior(parts):
     """By quadrature of the weighted model's density, with its prior."""
     weighted = data_weights("data", parts["weights"])(parts["normal"])
-    places = torch.linspace(2.0, 8.0, 601)
+    positions = torch.linspace(2.0, 8.0, 601)
     densities = []
-    for place in places:
-        model = pyro.poutine.condition(weighted, {"mean": place})
+    for position in positions:
+        model = pyro.poutine.condition(weighted, {"mean": position})
         densities.append(pyro.poutine.trace(model).get_trace(parts["y"]).log_prob_sum())
     density = torch.stack(densities).softmax(0)
-    mean = float((density * places).sum())
+    mean = float((density * positions).sum())
     assert parts["exact_mean"] == pytest.approx(mean, abs=1e-3)
-    variance = float((density * (places - mean).square()).sum())
+    variance = float((density * (positions - mean).square()).sum())
     assert parts["exact_sd"] == pytest.approx(variance**0.5, rel=1e-3)

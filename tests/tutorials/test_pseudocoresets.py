@@ -32,11 +32,11 @@ def test_distances_by_hand(parts):
     own_precision = torch.eye(10) + (weights * inputs.mT) @ inputs / noise**2
     mean = torch.linalg.solve(precision, x.mT @ y / noise**2)
     own_mean = torch.linalg.solve(own_precision, (weights * inputs.mT) @ targets / noise**2)
-    law, own = (
+    distribution, own = (
         torch.distributions.MultivariateNormal(m, precision_matrix=p)
         for m, p in ((mean, precision), (own_mean, own_precision))
     )
-    divergence = torch.distributions.kl_divergence(law, own)
+    divergence = torch.distributions.kl_divergence(distribution, own)
     scale = precision.inverse().diag().sqrt()
     assert found.divergence == pytest.approx(float(divergence), rel=1e-6)
     assert found.mean == pytest.approx(float(((own_mean - mean) / scale).abs().max()), rel=1e-6)

@@ -6,9 +6,10 @@
 # A pseudocoreset is a small data set that is learned so that its posterior imitates that of all
 # data. For networks it is hard to say what "imitates" means: weights that look different can be the
 # same function. B. Kim, H. Lee, J. Lee (2023), Function space Bayesian pseudocoreset for Bayesian
-# neural networks, compare the two posteriors as laws of functions. All that matters then is the law
-# of the logits at the pseudo images. Mean and variance of these are seen in snapshots of training
-# runs, which may sit at different modes, and even belong to several architectures at once.
+# neural networks, compare the two posteriors as distributions of functions. All that matters then
+# is the distribution of the logits at the pseudo images. Mean and variance of these are seen in
+# snapshots of training runs, which may sit at different modes, and even belong to several
+# architectures at once.
 #
 # The page learns one and five images per class of handwritten digits for a Bayesian perceptron. It
 # compares with the forward divergence of weights, the method of the same authors the year before,
@@ -20,12 +21,9 @@
 
 # %%
 import math
-import os
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -52,18 +50,17 @@ from pyro_ext.inference.pseudocoresets import (
 )
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule, init_to_module
 from pyro_ext.potential import Backend
-from pyro_ext.reproduction import Claim, Figure, Report, seeds
+from pyro_ext.reproduction import Page
 
-STARTED = time.perf_counter()
-SMOKE = "PYRO_EXT_SMOKE" in os.environ  # a short run that only shows that the page works
-FOLDER = Path(os.environ.get("PYRO_EXT_FIGURES", "figures/function-space-pseudocoreset"))
-SEEDS = seeds()
-BACKEND: Backend = "eager" if SMOKE else "trace"  # a short run has no time to record graphs
-torch.set_num_threads(1)
-COLOURS = {"random": "#8d99ae", "weights": "#d1495b", "functions": "#2a6f97"}
+page = Page(
+    "function-space-pseudocoreset",
+    paper="B. Kim, H. Lee, J. Lee (2023), Function space Bayesian pseudocoreset for Bayesian "
+    "neural networks",
+)
+SEEDS = page.seeds
+BACKEND: Backend = "eager" if page.smoke else "trace"  # a short run has no time to record graphs
+COLORS = {"random": "#8d99ae", "weights": "#d1495b", "functions": "#2a6f97"}
 
-claims: list[Claim] = []
-figures: dict[str, Figure] = {}
 
 # %% [markdown]
 # ## The model
@@ -154,16 +151,16 @@ def both_kinds(buffer: ExpertBuffer) -> dict[str, ForwardKL]:
 # gets twice as many.
 
 # %%
-NUM_TRAINING = 100 if SMOKE else 1000
-NUM_INNER = 80 if SMOKE else 800  # the rest is there to choose learning rates by
-NUM_TEST = 50 if SMOKE else 797
-PER_CLASS = (1,) if SMOKE else (1, 5)
-NUM_EXPERTS = 2 if SMOKE else 10
-NUM_EPOCHS = 3 if SMOKE else 25
-NUM_SNAPSHOTS = 2 if SMOKE else 5
-NUM_INNER_STEPS, DESCENT = (4, 2) if SMOKE else (30, 20)
-NUM_STEPS = {"weights": 2, "functions": 2} if SMOKE else {"weights": 400, "functions": 200}
-CYCLE = 2 if SMOKE else 250
+NUM_TRAINING = page.length(1000, smoke=100)
+NUM_INNER = page.length(800, smoke=80)  # the rest is there to choose learning rates by
+NUM_TEST = page.length(797, smoke=50)
+PER_CLASS = page.length((1, 5), smoke=(1,))
+NUM_EXPERTS = page.length(10, smoke=2)
+NUM_EPOCHS = page.length(25, smoke=3)
+NUM_SNAPSHOTS = page.length(5, smoke=2)
+NUM_INNER_STEPS, DESCENT = page.length((30, 20), smoke=(4, 2))
+NUM_STEPS = page.length({"weights": 400, "functions": 200}, smoke={"weights": 2, "functions": 2})
+CYCLE = page.length(250, smoke=2)
 
 digits = load_digits(num_train=NUM_TRAINING, num_test=NUM_TEST)
 whole = digits.train_inputs, digits.train_targets
@@ -245,15 +242,15 @@ divergences = both_kinds(experts(perceptron, inner, SEEDS[0]))
 for per_class in PER_CLASS:
     for name, divergence in divergences.items():
         found: dict[float, float] = {}
-        for rate in RATES[name][:1] if SMOKE else RATES[name]:
+        for rate in RATES[name][:1] if page.smoke else RATES[name]:
             guide = learn(subset(inner, per_class, SEEDS[0]), divergence, rate, SEEDS[0])
             found[rate] = score(guide, validation, SEEDS[0]).nll
             print(f"{name:10} {per_class} per class, rate {rate:g}: validation {found[rate]:.3f}")
         chosen[name, per_class] = min(found, key=found.__getitem__)
 
 # %% [markdown]
-# Now all 1,000 images, and the test images. `agreement` is the share of test images with the same
-# likeliest class as under the posterior of all data.
+# Now all 1,000 images, and the test images. `agreement` is the fraction of test images with the
+# same likeliest class as under the posterior of all data.
 
 # %%
 guides: dict[tuple[str, int, int], AutoPseudocoreset] = {}
@@ -270,7 +267,7 @@ for seed in SEEDS:
             start = subset(whole, per_class, seed)
             guides[name, per_class, seed] = learn(start, divergence, rate, seed)
         guides["random", per_class, seed] = subset(whole, per_class, seed)
-        for name in COLOURS:
+        for name in COLORS:
             guide = guides[name, per_class, seed]
             results[name, per_class, seed] = score(guide, test, seed, draws)
 
@@ -288,7 +285,7 @@ def mean(values: dict[Any, float]) -> float:
 COLUMNS = {"nll": "NLL", "accuracy": "accuracy", "ece": "ECE", "agreement": "agreement"}
 print(f"{'':22}" + "".join(f"{title:>11}" for title in COLUMNS.values()) + "    NLL by seed")
 for per_class in PER_CLASS:
-    for name in COLOURS:
+    for name in COLORS:
         row = "".join(f"{mean(measured(column, name, per_class)):11.3f}" for column in COLUMNS)
         by_seed = "  ".join(f"{x:.3f}" for x in measured("nll", name, per_class).values())
         print(f"{name:10} {per_class} per class{row}    {by_seed}")
@@ -302,7 +299,7 @@ def gain(per_class: int) -> dict[int, float]:
     return {seed: x - functions[seed] for seed, x in measured("nll", "weights", per_class).items()}
 
 
-def largest_share() -> dict[int, float]:
+def largest_fraction() -> dict[int, float]:
     """Test loss relative to that of random subsets, the larger one of both sizes."""
     pairs = [
         (measured("nll", "functions", size), measured("nll", "random", size)) for size in PER_CLASS
@@ -310,36 +307,34 @@ def largest_share() -> dict[int, float]:
     return {seed: max(own[seed] / random[seed] for own, random in pairs) for seed in SEEDS}
 
 
-SOURCE = "Kim et al. (2023), experiments on images, at another scale; bound laid down beforehand"
-claims += [
-    Claim(
-        "With one image per class the coreset of functions predicts better than that of weights "
-        "(test NLL that it saves).",
-        values=gain(1),
-        comparison=">=",
-        bound=0.03,
-        across="mean",
-        source=SOURCE,
-    ),
-    Claim(
-        "With five images per class the coreset of functions predicts better than that of weights "
-        "(test NLL that it saves).",
-        values=gain(PER_CLASS[-1]),
-        comparison=">=",
-        bound=0.03,
-        across="mean",
-        source=SOURCE,
-    ),
-    Claim(
-        "Coresets of functions have less than 0.6 of the test NLL of random subsets at both sizes "
-        "(larger ratio).",
-        values=largest_share(),
-        comparison="<",
-        bound=0.6,
-        across="mean",
-        source=SOURCE,
-    ),
-]
+SOURCE = "Kim et al. (2023), experiments on images, at another scale; bound preregistered"
+page.claim(
+    "With one image per class the coreset of functions predicts better than that of weights "
+    "(test NLL that it saves).",
+    gain(1),
+    ">=",
+    0.03,
+    source=SOURCE,
+    across="mean",
+)
+page.claim(
+    "With five images per class the coreset of functions predicts better than that of weights "
+    "(test NLL that it saves).",
+    gain(PER_CLASS[-1]),
+    ">=",
+    0.03,
+    source=SOURCE,
+    across="mean",
+)
+page.claim(
+    "Coresets of functions have less than 0.6 of the test NLL of random subsets at both sizes "
+    "(larger ratio).",
+    largest_fraction(),
+    "<",
+    0.6,
+    source=SOURCE,
+    across="mean",
+)
 
 # %% [markdown]
 # ## The same function with other weights
@@ -384,15 +379,13 @@ changes = {seed: relative_changes(seed) for seed in SEEDS}
 for seed, (functions, weights) in changes.items():
     print(f"seed {seed}: change {functions:.1e} of functions, {weights:.1e} of weights")
 
-claims.append(
-    Claim(
-        "Hidden units of the experts in another order leave the loss of functions as it is "
-        "(relative change).",
-        values={seed: functions for seed, (functions, _) in changes.items()},
-        comparison="<",
-        bound=1e-3,
-        source="Kim et al. (2023), the reason for function space; bound for single precision",
-    )
+page.claim(
+    "Hidden units of the experts in another order leave the loss of functions as it is "
+    "(relative change).",
+    {seed: functions for seed, (functions, _) in changes.items()},
+    "<",
+    1e-3,
+    source="Kim et al. (2023), the reason for function space; bound for single precision",
 )
 
 # %% [markdown]
@@ -418,16 +411,14 @@ for name, losses in transfer.items():
     numbers = "  ".join(f"{x:.3f}" for x in losses.values())
     print(f"{name:8} unseen architecture: {mean(losses):.3f}    {numbers}")
 
-claims.append(
-    Claim(
-        "For an unseen architecture a coreset learned with two architectures is not worse than one "
-        "learned with one (difference of test NLL).",
-        values={seed: transfer["two"][seed] - transfer["one"][seed] for seed in SEEDS},
-        comparison="<=",
-        bound=0.02,
-        across="mean",
-        source=SOURCE,
-    )
+page.claim(
+    "For an unseen architecture a coreset learned with two architectures is not worse than one "
+    "learned with one (difference of test NLL).",
+    {seed: transfer["two"][seed] - transfer["one"][seed] for seed in SEEDS},
+    "<=",
+    0.02,
+    source=SOURCE,
+    across="mean",
 )
 
 # %% [markdown]
@@ -465,7 +456,7 @@ def shifted(images: Tensor, severity: int) -> Tensor:
 
 CORRUPTIONS = {"noise": with_noise, "blur": blurred, "shift": shifted}
 corrupted: dict[tuple[str, str, int], dict[int, float]] = {}
-for name, (kind, corrupt), severity in product(COLOURS, CORRUPTIONS.items(), SEVERITIES):
+for name, (kind, corrupt), severity in product(COLORS, CORRUPTIONS.items(), SEVERITIES):
     images = corrupt(test[0], severity)
     corrupted[name, kind, severity] = {
         seed: evaluate_draws(
@@ -474,7 +465,7 @@ for name, (kind, corrupt), severity in product(COLOURS, CORRUPTIONS.items(), SEV
         for seed in SEEDS
     }
 print(f"{'':10}" + "".join(f"{kind:>8} {s}" for kind in CORRUPTIONS for s in SEVERITIES))
-for name in COLOURS:
+for name in COLORS:
     values = [mean(corrupted[name, kind, s]) for kind in CORRUPTIONS for s in SEVERITIES]
     print(f"{name:10}" + "".join(f"{value:10.3f}" for value in values))
 
@@ -492,20 +483,16 @@ by_kind = {kind: gains_on_corrupted(kind) for kind in CORRUPTIONS}
 for kind, gains in by_kind.items():
     print(f"{kind:6} functions save {mean(gains):.3f}")
 
-claims.append(
-    Claim(
-        "On corrupted images the coreset of functions predicts better than that of weights (mean "
-        "test NLL that it saves).",
-        values={
-            seed: mean({kind: gains[seed] for kind, gains in by_kind.items()}) for seed in SEEDS
-        },
-        comparison=">",
-        bound=0.0,
-        across="mean",
-        source="Kim et al. (2023), robustness to corruptions, at another scale; only the sign",
-        reason="it does so with noise and blur. Shifts in both directions leave both with a loss "
-        "far above that of a uniform guess, 2.30, and those losses decide the mean",
-    )
+page.claim(
+    "On corrupted images the coreset of functions predicts better than that of weights (mean "
+    "test NLL that it saves).",
+    {seed: mean({kind: gains[seed] for kind, gains in by_kind.items()}) for seed in SEEDS},
+    ">",
+    0.0,
+    source="Kim et al. (2023), robustness to corruptions, at another scale; only the sign",
+    across="mean",
+    reason="it does so with noise and blur. Shifts in both directions leave both with a loss "
+    "far above that of a uniform guess, 2.30, and those losses decide the mean",
 )
 
 # %% [markdown]
@@ -535,66 +522,50 @@ for kind, guide in mnist_guides.items():
 # Random images are where the others start.
 
 # %%
-pictures = {name: guides[name, 1, SEEDS[0]] for name in COLOURS}
+pictures = {name: guides[name, 1, SEEDS[0]] for name in COLORS}
 pictures |= {f"MNIST, {kind}": guide for kind, guide in mnist_guides.items()}
 figure, panels = plt.subplots(len(pictures), 10, figsize=(9, 5), layout="constrained")
 for row_of_panels, (name, guide) in zip(panels, pictures.items(), strict=True):
     images, labels = guide.pseudodata
     width = math.isqrt(images.shape[1])
-    for axes, place in zip(row_of_panels, labels.argsort(), strict=True):
-        axes.imshow(images[place].reshape(width, width).numpy(), cmap="gray_r")
+    for axes, position in zip(row_of_panels, labels.argsort(), strict=True):
+        axes.imshow(images[position].reshape(width, width).numpy(), cmap="gray_r")
         axes.set(xticks=[], yticks=[])
     row_of_panels[0].set_ylabel(name, fontsize=9)
-figures["images"] = figure
-plt.close(figure)
+page.figure("images", figure)
 
 figure, axes_of_kinds = plt.subplots(1, 4, figsize=(11, 3), layout="constrained")
 left, *others = axes_of_kinds
-for place, name in enumerate(COLOURS):
+for position, name in enumerate(COLORS):
     for per_class, marker in zip(PER_CLASS, "os", strict=False):
         heights = list(measured("nll", name, per_class).values())
-        filling = COLOURS[name] if per_class == 1 else "none"
-        left.plot([place] * len(heights), heights, marker, color=COLOURS[name], mfc=filling)
+        filling = COLORS[name] if per_class == 1 else "none"
+        left.plot([position] * len(heights), heights, marker, color=COLORS[name], mfc=filling)
 left.axhline(of_all[0], color="black", lw=0.8)
-left.set_xticks(range(len(COLOURS)), list(COLOURS))
+left.set_xticks(range(len(COLORS)), list(COLORS))
 left.set(ylabel="test NLL", title="1 (filled), 5 per class; all data", ylim=(0, None))
 for axes, kind in zip(others, CORRUPTIONS, strict=True):
-    for name, colour in COLOURS.items():
+    for name, color in COLORS.items():
         clean = mean(measured("nll", name, PER_CLASS[-1]))
         curve = [clean] + [mean(corrupted[name, kind, severity]) for severity in SEVERITIES]
-        axes.plot((0, *SEVERITIES), curve, "o-", ms=3, color=colour, label=name)
+        axes.plot((0, *SEVERITIES), curve, "o-", ms=3, color=color, label=name)
     axes.set(xlabel="severity", title=kind)
 others[0].legend(frameon=False)
 for axes in axes_of_kinds:
     axes.title.set_fontsize(9)
-    axes.spines[["top", "right"]].set_visible(False)
-figures["losses"] = figure
-plt.close(figure)
+page.figure("losses", figure, despine=True)
 
 # %% [markdown]
 # ## The claims
 
 # %%
-report = Report(
-    "function-space-pseudocoreset",
-    claims=claims,
-    paper=(
-        "B. Kim, H. Lee, J. Lee (2023), Function space Bayesian pseudocoreset for Bayesian neural "
-        "networks"
-    ),
-    settings={
-        "seeds": SEEDS,
+page.finish(
+    {
         "images per class": PER_CLASS,
         "experts": NUM_EXPERTS,
         "epochs": NUM_EPOCHS,
         "steps": NUM_STEPS,
         "steps of the inner descent": NUM_INNER_STEPS,
         "rates": {f"{name}, {number} per class": rate for (name, number), rate in chosen.items()},
-    },
-    figures=figures,
-    seconds=time.perf_counter() - STARTED,
-    smoke=SMOKE,
+    }
 )
-report.print()
-report.save(FOLDER)
-report.exit()

@@ -18,11 +18,8 @@
 
 # %%
 import math
-import os
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import matplotlib.pyplot as plt
@@ -47,26 +44,25 @@ from pyro_ext.inference import (
 from pyro_ext.inference.sgmcmc import LearnedDiffusion, LearnedKinetics, ResidualKinetics
 from pyro_ext.models.ensembles import classification_task, load_reference_posterior
 from pyro_ext.nn import init_to_module
-from pyro_ext.reproduction import Claim, Figure, Report, seeds
+from pyro_ext.reproduction import Page
 
-STARTED = time.perf_counter()
-SMOKE = "PYRO_EXT_SMOKE" in os.environ  # a short run that only shows that the page works
-FOLDER = Path(os.environ.get("PYRO_EXT_FIGURES", "figures/l2e"))
-SEEDS = seeds()
-torch.set_num_threads(1)  # tensors this small gain nothing from threads, and lose on busy machines
+page = Page(
+    "l2e",
+    paper="S. Kim, S. Jung, S. Kim, J. Lee (2024), Learning to explore for stochastic gradient "
+    "MCMC",
+)
+SEEDS = page.seeds
 
-NUM_ITERATIONS = 4 if SMOKE else 120
-WINDOW = 2 if SMOKE else 20
-NUM_PAIRS = 2 if SMOKE else 6
-NUM_CHAINS = 2 if SMOKE else 6
-NUM_STEPS, THINNING, NUM_SAMPLES = (10, 2, 3) if SMOKE else (80, 8, 5)
+NUM_ITERATIONS = page.length(120, smoke=4)
+WINDOW = page.length(20, smoke=2)
+NUM_PAIRS = page.length(6, smoke=2)
+NUM_CHAINS = page.length(6, smoke=2)
+NUM_STEPS, THINNING, NUM_SAMPLES = page.length((80, 8, 5), smoke=(10, 2, 3))
 
 Make = Callable[[Any, int], SGMCMCKernel]  # of a model and the number of its data
 
 Result = TypeVar("Result")
 
-claims: list[Claim] = []
-figures: dict[str, Figure] = {}
 
 # %% [markdown]
 # ## Training
@@ -76,8 +72,8 @@ figures: dict[str, Figure] = {}
 # steps of 64 images from a fresh start; its draws after steps 48, 56, 64, 72 and 80 predict
 # together, and the loss of their average prediction on the images held out is what training lowers.
 # Digits of another collection, `digits`, make a second set of tasks, on which the bound of the
-# first claim was laid down; samplers that are trained on them are not used for anything else, since
-# the comparison below is to be on data that training has not seen.
+# first claim was preregistered; samplers that are trained on them are not used for anything else,
+# since the comparison below is to be on data that training has not seen.
 #
 # Gradients of that loss are not taken through the chains: evolution strategies compare chains with
 # slightly different networks, in pairs that share start, minibatches and noise. All chains of an
@@ -101,14 +97,14 @@ def training_tasks(inputs: Tensor, labels: Tensor, num_rows: int) -> list[Task]:
             inputs[rows], labels[rows], 800, hidden_features=shape, name=f"{shape}, part {part}"
         )
         for part, rows in enumerate(torch.arange(len(inputs)).split(num_rows))
-        for shape in (shapes[part : part + 1] if SMOKE else shapes)
+        for shape in (shapes[part : part + 1] if page.smoke else shapes)
         if len(rows) == num_rows
     ]
 
 
 def for_each_seed(function: Callable[[int], Result]) -> dict[int, Result]:
     """Values of a function by seed; a short run takes the first for all."""
-    if SMOKE:
+    if page.smoke:
         return dict.fromkeys(SEEDS, function(SEEDS[0]))
     return {seed: function(seed) for seed in SEEDS}
 
@@ -165,15 +161,12 @@ for name, runs in (("digits", on_digits), ("mnist_5k", trainers)):
         first, last = ends(trainer)
         print(f"{name}, seed {seed}: loss of first iterations {first:.3f}, of last {last:.3f}")
 
-claims.append(
-    Claim(
-        "Training lowers the loss of the average prediction (last 20 of 120 iterations over first "
-        "20).",
-        values={seed: ends(trainer)[1] / ends(trainer)[0] for seed, trainer in on_digits.items()},
-        comparison="<",
-        bound=0.7,
-        source="bound laid down beforehand; the paper's own log falls from 2.3 to below 0.5",
-    )
+page.claim(
+    "Training lowers the loss of the average prediction (last 20 of 120 iterations over first 20).",
+    {seed: ends(trainer)[1] / ends(trainer)[0] for seed, trainer in on_digits.items()},
+    "<",
+    0.7,
+    source="bound preregistered; the paper's own log falls from 2.3 to below 0.5",
 )
 
 # %% [markdown]
@@ -205,10 +198,8 @@ for name, trainer in curves.items():
     losses = torch.tensor(trainer.losses).unfold(0, WINDOW // 2, 1).mean(-1)
     axes.plot(losses, label=name, lw=1.4)
 axes.set(xlabel="iteration", ylabel="loss of the average prediction", yscale="log")
-axes.spines[["top", "right"]].set_visible(False)
 axes.legend(frameon=False, fontsize=8)
-figures["training"] = figure
-plt.close(figure)
+page.figure("training", figure, despine=True)
 
 # %% [markdown]
 # ## What it has not seen
@@ -220,11 +211,11 @@ plt.close(figure)
 # SGHMC takes the step size that is best *on the very data it is compared on*, out of eight, which
 # is more than a user could do. L2E has no step size to choose: it takes the default, which is a
 # learning rate of 0.05 on the mean loss. `shipped` is the network that comes with the package,
-# `L2E.pretrained(model)`; `pyro_ext.models.ensembles.pretrain_l2e` trained it on `mnist_5k` alone,
-# with more kinds of tasks and longer chains. `untrained` is what training starts from.
+# `L2E.pretrained(model)`; `tools/pretrain_l2e.py` trained it on `mnist_5k` alone, with more kinds
+# of tasks and longer chains. `untrained` is what training starts from.
 
 # %%
-LEARNING_RATES = (0.005, 0.05) if SMOKE else (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+LEARNING_RATES = page.length((0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0), smoke=(0.005, 0.05))
 EVALUATION_SEED = 1000
 
 
@@ -316,40 +307,38 @@ for name in table[EVALUATION_TASKS[0].name]:
 print("* the best of SGHMC")
 
 # %%
-claims += [
-    Claim(
-        "Digits, 80 steps: loss of the L2E that ships over that of the best SGHMC.",
-        values=ratios("digits", "L2E shipped"),
-        comparison="<",
-        bound=0.75,
-        across="mean",
-        source="bound laid down beforehand; the paper has better averages of few draws",
-    ),
-    Claim(
-        "Wine, 80 steps: loss of the L2E that ships over that of the best SGHMC.",
-        values=ratios("wine", "L2E shipped"),
-        comparison="<",
-        bound=0.75,
-        across="mean",
-        source="bound laid down beforehand",
-    ),
-    Claim(
-        "Digits, 80 steps: loss of L2E trained on this page over that of the best SGHMC.",
-        values=ratios("digits", "L2E trained here"),
-        comparison="<",
-        bound=0.75,
-        across="mean",
-        source="bound laid down beforehand",
-    ),
-    Claim(
-        "Wine, 80 steps: loss of L2E trained on this page over that of the best SGHMC.",
-        values=ratios("wine", "L2E trained here"),
-        comparison="<",
-        bound=0.75,
-        across="mean",
-        source="bound laid down beforehand",
-    ),
-]
+page.claim(
+    "Digits, 80 steps: loss of the L2E that ships over that of the best SGHMC.",
+    ratios("digits", "L2E shipped"),
+    "<",
+    0.75,
+    source="bound preregistered; the paper has better averages of few draws",
+    across="mean",
+)
+page.claim(
+    "Wine, 80 steps: loss of the L2E that ships over that of the best SGHMC.",
+    ratios("wine", "L2E shipped"),
+    "<",
+    0.75,
+    source="bound preregistered",
+    across="mean",
+)
+page.claim(
+    "Digits, 80 steps: loss of L2E trained on this page over that of the best SGHMC.",
+    ratios("digits", "L2E trained here"),
+    "<",
+    0.75,
+    source="bound preregistered",
+    across="mean",
+)
+page.claim(
+    "Wine, 80 steps: loss of L2E trained on this page over that of the best SGHMC.",
+    ratios("wine", "L2E trained here"),
+    "<",
+    0.75,
+    source="bound preregistered",
+    across="mean",
+)
 
 # %% [markdown]
 # On digits and wine the trained samplers are ahead by far. On breast cancer the one that ships
@@ -369,7 +358,7 @@ claims += [
 # 240; here are chains up to ten times as long, always with five draws out of the last half.
 
 # %%
-LENGTHENINGS = (1, 2) if SMOKE else (1, 3, 10)
+LENGTHENINGS = page.length((1, 3, 10), smoke=(1, 2))
 digits = EVALUATION_TASKS[0]
 compared: dict[str, list[Make]] = {
     "SGHMC, best at each length": [sghmc(rate) for rate in LEARNING_RATES[:6]],
@@ -390,8 +379,8 @@ for number, task in enumerate(EVALUATION_TASKS):
     rows = table[task.name]
     reference = average(rows[best_sghmc(rows)])
     heights = [average(rows[name]) / reference for name in names]
-    places = [place + 0.26 * (number - 1) for place in range(len(names))]
-    panels[0].bar(places, heights, width=0.24, label=task.name)
+    positions = [position + 0.26 * (number - 1) for position in range(len(names))]
+    panels[0].bar(positions, heights, width=0.24, label=task.name)
 panels[0].axhline(1.0, color="0.4", lw=1)
 panels[0].set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names], fontsize=8)
 panels[0].set_ylabel("loss over that of the best SGHMC")
@@ -403,10 +392,7 @@ panels[1].set_xticks([NUM_STEPS * factor for factor in LENGTHENINGS])
 panels[1].xaxis.set_major_formatter("{x:g}")
 panels[1].minorticks_off()
 panels[1].legend(frameon=False, fontsize=8)
-for axes in panels:
-    axes.spines[["top", "right"]].set_visible(False)
-figures["unseen-data"] = figure
-plt.close(figure)
+page.figure("unseen-data", figure, despine=True)
 
 # %% [markdown]
 # ## How near to the posterior
@@ -424,7 +410,7 @@ data = reference_posterior.dataset
 
 def predictions(kernel: SGMCMCKernel, num_steps: int, seed: int) -> Tensor:
     """Probabilities `(num_chains, num_draws, n, classes)` of draws from the last half."""
-    num_draws = 3 if SMOKE else 20
+    num_draws = 3 if page.smoke else 20
     mcmc = MCMC(
         kernel,
         num_samples=num_draws,
@@ -451,8 +437,8 @@ def distances(make: Make, num_steps: int) -> Losses:
     return for_each_seed(of_seed)
 
 
-RUNS = (12, 24) if SMOKE else (100, 300, 1000)
-RATES = LEARNING_RATES if SMOKE else (0.02, 0.05, 0.1, 0.2)
+RUNS = page.length((100, 300, 1000), smoke=(12, 24))
+RATES = page.length((0.02, 0.05, 0.1, 0.2), smoke=LEARNING_RATES)
 distance = {
     "SGHMC, best at each length": [
         min((distances(sghmc(rate), num_steps) for rate in RATES), key=average)
@@ -469,19 +455,17 @@ for name, found in distance.items():
     print(f"{name:27}" + "".join(f"{value:14.4f}" for value in divergences))
 
 closest = distance["SGHMC, best at each length"][0]
-claims.append(
-    Claim(
-        "After 100 steps L2E is nearer to the predictions of HMC than the best SGHMC (difference "
-        "of total variation).",
-        values={
-            seed: variation - closest[seed][0]
-            for seed, (variation, _) in distance["L2E shipped"][0].items()
-        },
-        comparison="<",
-        bound=0,
-        across="mean",
-        source="Kim et al. (2024) have the least total variation to HMC; of it only the sign",
-    )
+page.claim(
+    "After 100 steps L2E is nearer to the predictions of HMC than the best SGHMC (difference "
+    "of total variation).",
+    {
+        seed: variation - closest[seed][0]
+        for seed, (variation, _) in distance["L2E shipped"][0].items()
+    },
+    "<",
+    0,
+    source="Kim et al. (2024) have the least total variation to HMC; of it only the sign",
+    across="mean",
 )
 
 # %% [markdown]
@@ -495,23 +479,12 @@ claims.append(
 # ## The claims
 
 # %%
-report = Report(
-    "l2e",
-    claims=claims,
-    paper="S. Kim, S. Jung, S. Kim, J. Lee (2024), Learning to explore for stochastic gradient "
-    "MCMC",
-    settings={
-        "seeds": SEEDS,
+page.finish(
+    {
         "iterations": NUM_ITERATIONS,
         "pairs": NUM_PAIRS,
         "steps": NUM_STEPS,
         "chains": NUM_CHAINS,
         "best SGHMC": {name: best_sghmc(rows) for name, rows in table.items()},
-    },
-    figures=figures,
-    seconds=time.perf_counter() - STARTED,
-    smoke=SMOKE,
+    }
 )
-report.print()
-report.save(FOLDER)
-report.exit()

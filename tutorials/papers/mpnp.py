@@ -7,7 +7,7 @@
 # neural process is uncertain about. Their answer is: about the points that it has not seen. A
 # network that attends to the context turns noise into features of *pseudo points*; context and
 # pseudo points together are encoded to one function, and other noise gives another function. There
-# is neither a prior nor a latent variable with a law that somebody chose.
+# is neither a prior nor a latent variable with a distribution that somebody chose.
 #
 # This page trains such processes on functions of Gaussian processes and on images of digits, and
 # compares them with a conditional neural process, which knows no uncertainty of functions, and with
@@ -19,11 +19,8 @@
 
 # %%
 import math
-import os
-import time
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -51,20 +48,20 @@ from pyro_ext.models.neural_processes import (
     log_likelihoods,
     minimize,
 )
-from pyro_ext.reproduction import Claim, Figure, Report, seeds
+from pyro_ext.reproduction import Page
 
-STARTED = time.perf_counter()
-SMOKE = "PYRO_EXT_SMOKE" in os.environ  # a short run that only shows that the page works
-FOLDER = Path(os.environ.get("PYRO_EXT_FIGURES", "figures/mpnp"))
-SEEDS = seeds()
+page = Page(
+    "mpnp",
+    paper="H. Lee, E. Yun, G. Nam, E. Fong, J. Lee (2023), Martingale posterior neural processes",
+)
+SEEDS = page.seeds
 FIRST = SEEDS[0]
-torch.set_num_threads(1)
 
-WIDTH = 16 if SMOKE else 48
-NUM_TASKS = 2 if SMOKE else 16
-NUM_STEPS = 4 if SMOKE else 1500
-NUM_IMAGE_STEPS = 4 if SMOKE else 400
-NUM_BATCHES = 2 if SMOKE else 60
+WIDTH = page.length(48, smoke=16)
+NUM_TASKS = page.length(16, smoke=2)
+NUM_STEPS = page.length(1500, smoke=4)
+NUM_IMAGE_STEPS = page.length(400, smoke=4)
+NUM_BATCHES = page.length(60, smoke=2)
 NUM_DRAWS, NUM_FUNCTIONS_DRAWN = 3, 20  # in a loss with pseudo points, and in predictions
 MARTINGALE: dict[str, Any] = {"num_pseudo": 5, "weights": (1.0, 0.1, 0.1)}
 LEARNING_RATE = 1e-3
@@ -73,8 +70,6 @@ EVALUATION_SEED = 1_000_000  # tasks of training have other seeds
 Tasks = Callable[[int], Batch]
 Maker = Callable[[], NeuralProcess]
 
-claims: list[Claim] = []
-figures: dict[str, Figure] = {}
 
 # %% [markdown]
 # ## Functions of Gaussian processes
@@ -132,7 +127,7 @@ def scores(processes: Mapping[str, Mapping[int, NeuralProcess]], batches: list[B
 
 def for_seeds(make: Callable[[int], Tasks]) -> dict[int, Tasks]:
     """Tasks of every seed; a short run has those of the first only."""
-    return {seed: make(seed) for seed in (SEEDS[:1] if SMOKE else SEEDS)}
+    return {seed: make(seed) for seed in (SEEDS[:1] if page.smoke else SEEDS)}
 
 
 def for_all(values: Mapping[int, float]) -> dict[int, float]:
@@ -179,40 +174,38 @@ gp_scores = {kind: scores(processes, batches) for kind, batches in EVALUATION.it
 table(gp_scores)
 
 # %%
-claims += [
-    Claim(
-        "RBF functions: log likelihood of a target, MPNP less CNP.",
-        values=difference(gp_scores["RBF"], "MPNP", "CNP"),
-        comparison=">=",
-        bound=0.02,
-        across="mean",
-        source="Lee et al. (2023), 1-D regression; preregistered bound",
-    ),
-    Claim(
-        "Matern functions, after training on RBF ones: the same difference.",
-        values=difference(gp_scores["Matern"], "MPNP", "CNP"),
-        comparison=">=",
-        bound=0.02,
-        across="mean",
-        source="Lee et al. (2023), 1-D regression; preregistered bound",
-    ),
-    Claim(
-        "Periodic functions, after training on RBF ones: the same difference.",
-        values=difference(gp_scores["periodic"], "MPNP", "CNP"),
-        comparison=">=",
-        bound=0.0,
-        across="mean",
-        source="Lee et al. (2023), 1-D regression; preregistered bound",
-    ),
-    Claim(
-        "Periodic functions, after training on RBF ones: MPNP less NP.",
-        values=difference(gp_scores["periodic"], "MPNP", "NP"),
-        comparison=">=",
-        bound=0.03,
-        across="mean",
-        source="Lee et al. (2023), 1-D regression; preregistered bound",
-    ),
-]
+page.claim(
+    "RBF functions: log likelihood of a target, MPNP less CNP.",
+    difference(gp_scores["RBF"], "MPNP", "CNP"),
+    ">=",
+    0.02,
+    source="Lee et al. (2023), 1-D regression; preregistered bound",
+    across="mean",
+)
+page.claim(
+    "Matern functions, after training on RBF ones: the same difference.",
+    difference(gp_scores["Matern"], "MPNP", "CNP"),
+    ">=",
+    0.02,
+    source="Lee et al. (2023), 1-D regression; preregistered bound",
+    across="mean",
+)
+page.claim(
+    "Periodic functions, after training on RBF ones: the same difference.",
+    difference(gp_scores["periodic"], "MPNP", "CNP"),
+    ">=",
+    0.0,
+    source="Lee et al. (2023), 1-D regression; preregistered bound",
+    across="mean",
+)
+page.claim(
+    "Periodic functions, after training on RBF ones: MPNP less NP.",
+    difference(gp_scores["periodic"], "MPNP", "NP"),
+    ">=",
+    0.03,
+    source="Lee et al. (2023), 1-D regression; preregistered bound",
+    across="mean",
+)
 
 # %% [markdown]
 # MPNP is ahead of CNP everywhere, though by less at one seed than at the others. The process with
@@ -223,7 +216,7 @@ claims += [
 # Here are functions that each process takes to be possible after ten points of one function.
 
 # %%
-GRID = torch.linspace(-2, 2, 50 if SMOKE else 200)[:, None]
+GRID = torch.linspace(-2, 2, 50 if page.smoke else 200)[:, None]
 few = GPTasks("rbf", num_tasks=1, num_context=10, num_target=40)(EVALUATION_SEED + 3)
 figure, panels = plt.subplots(1, 3, figsize=(9, 3), sharey=True, layout="constrained")
 for axes, (name, by_seed) in zip(panels, processes.items(), strict=True):
@@ -237,9 +230,7 @@ for axes, (name, by_seed) in zip(panels, processes.items(), strict=True):
     axes.plot(few.target_inputs[0], few.target_outputs[0], ".", color="0.5", ms=3)
     axes.plot(few.context_inputs[0], few.context_outputs[0], "ko", ms=5)
     axes.set(title=name, xlabel="x")
-    axes.spines[["top", "right"]].set_visible(False)
-figures["functions"] = figure
-plt.close(figure)
+page.figure("functions", figure, despine=True)
 
 
 def spread_of_means(process: NeuralProcess) -> float:
@@ -275,7 +266,7 @@ digits = load_digits(num_train=1200)
 
 
 def pictures(inputs: Tensor) -> Tensor:
-    """Images with grey levels from -0.5 to 0.5."""
+    """Images with gray levels from -0.5 to 0.5."""
     return ((inputs * digits.input_scale + digits.input_loc) / 16 - 0.5).reshape(-1, 8, 8)
 
 
@@ -290,25 +281,23 @@ image_processes = train(IMAGE_MAKERS, image_tasks, NUM_IMAGE_STEPS)
 image_scores = scores(image_processes, image_batches)
 table({"digits": image_scores})
 
-claims.append(
-    Claim(
-        "Digits with 3 to 30 pixels given: log likelihood of a pixel, MPNP less CNP.",
-        values=difference(image_scores, "MPNP", "CNP"),
-        comparison=">=",
-        bound=0.0,
-        across="mean",
-        source="Lee et al. (2023), image completion; preregistered bound",
-    )
+page.claim(
+    "Digits with 3 to 30 pixels given: log likelihood of a pixel, MPNP less CNP.",
+    difference(image_scores, "MPNP", "CNP"),
+    ">=",
+    0.0,
+    source="Lee et al. (2023), image completion; preregistered bound",
+    across="mean",
 )
 
 NUM_GIVEN = 15
 chosen = torch.arange(4)
 order = torch.rand(4, 64, generator=torch.Generator().manual_seed(1)).argsort(-1)
 given = test_images.batch(chosen, order, NUM_GIVEN)
-places = test_images.places.expand(4, 64, 2)
+positions = test_images.places.expand(4, 64, 2)
 figure, panels = plt.subplots(4, 6, figsize=(7.5, 5), layout="constrained")
 with torch.no_grad():
-    completed = image_processes["MPNP"][FIRST].predict(*given.context[:2], places, 50, seed=0)
+    completed = image_processes["MPNP"][FIRST].predict(*given.context[:2], positions, 50, seed=0)
 for row, picture, pixels in zip(range(4), test_images.images, order, strict=False):
     seen = torch.full((64,), torch.nan)
     seen[pixels[:NUM_GIVEN]] = picture.flatten()[pixels[:NUM_GIVEN]]
@@ -321,8 +310,7 @@ for row, picture, pixels in zip(range(4), test_images.images, order, strict=Fals
         axes.set_axis_off()
         if row == 0:
             axes.set_title(title, fontsize=9)
-figures["digits"] = figure
-plt.close(figure)
+page.figure("digits", figure)
 
 # %% [markdown]
 # ## Attention, and what there is to know
@@ -380,8 +368,8 @@ class Exact(NeuralProcess):
         return Normal(mean.float(), variance.clamp(min=self.noise**2).sqrt().float())
 
 
-ATTENTION_WIDTH, NUM_HEADS, MAX_POINTS = 16 if SMOKE else 32, 2, 28
-NUM_ATTENTION_STEPS, ATTENTION_RATE = 4 if SMOKE else 1200, 2e-3
+ATTENTION_WIDTH, NUM_HEADS, MAX_POINTS = 16 if page.smoke else 32, 2, 28
+NUM_ATTENTION_STEPS, ATTENTION_RATE = 4 if page.smoke else 1200, 2e-3
 
 
 def attentive() -> JointEncoder:
@@ -435,12 +423,12 @@ table({"RBF": scores(surrogates, EVALUATION["RBF"][:20]), "error at given": erro
 #
 # The processes as surrogates: functions of the Gaussian process are minimized over 100 inputs, from
 # three at random, by expected improvement. Shown is the regret, the best value so far less the
-# minimum, as a share of the function's range, for 80 functions of every seed; and that of inputs at
-# random. Nothing is standardized, since the functions are of the kind that all processes are
+# minimum, as a fraction of the function's range, for 80 functions of every seed; and that of inputs
+# at random. Nothing is standardized, since the functions are of the kind that all processes are
 # trained on.
 
 # %%
-NUM_FUNCTIONS, NUM_CANDIDATES, NUM_EVALUATIONS = (3, 12, 3) if SMOKE else (80, 100, 15)
+NUM_FUNCTIONS, NUM_CANDIDATES, NUM_EVALUATIONS = page.length((80, 100, 15), smoke=(3, 12, 3))
 candidates = torch.linspace(-2, 2, NUM_CANDIDATES).expand(NUM_FUNCTIONS, -1)[..., None]
 landscapes = {
     seed: KINDS["RBF"].functions(candidates, EVALUATION_SEED + seed)[..., 0]
@@ -452,8 +440,8 @@ rows = torch.arange(NUM_FUNCTIONS)
 def regret(values: Tensor, outputs: Tensor) -> Tensor:
     """Mean over functions, by number of evaluations."""
     low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
-    shares: Tensor = (outputs.cummin(-1).values - low) / (high - low)
-    return shares.mean(0)
+    fractions: Tensor = (outputs.cummin(-1).values - low) / (high - low)
+    return fractions.mean(0)
 
 
 def course(process: NeuralProcess, seed: int) -> Tensor:
@@ -494,9 +482,7 @@ for name, lines in courses.items():
     axes.plot(range(1, len(line) + 1), line, label=name, color="0.6" if name == "random" else None)
 axes.set(xlabel="evaluations", ylabel="regret", yscale="log")
 axes.legend(frameon=False)
-axes.spines[["top", "right"]].set_visible(False)
-figures["optimization"] = figure
-plt.close(figure)
+page.figure("optimization", figure, despine=True)
 
 
 def regret_ratio(name: str, *others: str) -> dict[int, float]:
@@ -507,54 +493,52 @@ def regret_ratio(name: str, *others: str) -> dict[int, float]:
 
 # %%
 SOURCE = "Lee et al. (2023), Bayesian optimization; bound from trial runs of one and two seeds"
-claims += [
-    Claim(
-        "Optimization by the exact Gaussian process: regret after 18 evaluations over that of "
-        "random search.",
-        values=regret_ratio("exact", "random"),
-        comparison="<=",
-        bound=0.2,
-        source="A control: what expected improvement can reach on these inputs; bound from trial "
-        "runs of one and two seeds",
-    ),
-    Claim(
-        "Optimization by MPANP: regret after 18 evaluations over that of random search.",
-        values=regret_ratio("MPANP", "random"),
-        comparison="<=",
-        bound=0.5,
-        across="mean",
-        source=SOURCE,
-    ),
-    Claim(
-        "Optimization by MPANP: regret after 18 evaluations over the less of CNP and NP.",
-        values=regret_ratio("MPANP", "CNP", "NP"),
-        comparison="<=",
-        bound=0.5,
-        across="mean",
-        source=SOURCE,
-    ),
-    Claim(
-        "Optimization by MPANP: regret after 18 evaluations over that of CANP.",
-        values=regret_ratio("MPANP", "CANP"),
-        comparison="<=",
-        bound=1.0,
-        across="mean",
-        source="Lee et al. (2023), Bayesian optimization, of which only the sign is asked",
-        reason="the two differ less than one of them does from seed to seed, so that three "
-        "trainings of this length do not decide it",
-    ),
-    Claim(
-        "Optimization by MPNP: regret after 18 evaluations over that of random search.",
-        values=regret_ratio("MPNP", "random"),
-        comparison="<",
-        bound=1.0,
-        across="mean",
-        source=SOURCE,
-        reason="without attention a training of this length leaves a process that misses the "
-        "values it has seen, and no better surrogate than chance; the paper's is over fifty times "
-        "as long",
-    ),
-]
+page.claim(
+    "Optimization by the exact Gaussian process: regret after 18 evaluations over that of "
+    "random search.",
+    regret_ratio("exact", "random"),
+    "<=",
+    0.2,
+    source="A control: what expected improvement can reach on these inputs; bound from trial "
+    "runs of one and two seeds",
+)
+page.claim(
+    "Optimization by MPANP: regret after 18 evaluations over that of random search.",
+    regret_ratio("MPANP", "random"),
+    "<=",
+    0.5,
+    source=SOURCE,
+    across="mean",
+)
+page.claim(
+    "Optimization by MPANP: regret after 18 evaluations over the less of CNP and NP.",
+    regret_ratio("MPANP", "CNP", "NP"),
+    "<=",
+    0.5,
+    source=SOURCE,
+    across="mean",
+)
+page.claim(
+    "Optimization by MPANP: regret after 18 evaluations over that of CANP.",
+    regret_ratio("MPANP", "CANP"),
+    "<=",
+    1.0,
+    source="Lee et al. (2023), Bayesian optimization, of which only the sign is asked",
+    across="mean",
+    reason="the two differ less than one of them does from seed to seed, so that three "
+    "trainings of this length do not decide it",
+)
+page.claim(
+    "Optimization by MPNP: regret after 18 evaluations over that of random search.",
+    regret_ratio("MPNP", "random"),
+    "<",
+    1.0,
+    source=SOURCE,
+    across="mean",
+    reason="without attention a training of this length leaves a process that misses the "
+    "values it has seen, and no better surrogate than chance; the paper's is over fifty times "
+    "as long",
+)
 
 # %% [markdown]
 # The exact Gaussian process shows that neither the acquisition nor its maximization is at fault
@@ -572,12 +556,8 @@ claims += [
 # ## The claims
 
 # %%
-report = Report(
-    "mpnp",
-    claims=claims,
-    paper="H. Lee, E. Yun, G. Nam, E. Fong, J. Lee (2023), Martingale posterior neural processes",
-    settings={
-        "seeds": SEEDS,
+page.finish(
+    {
         "steps": NUM_STEPS,
         "image steps": NUM_IMAGE_STEPS,
         "width": WIDTH,
@@ -589,11 +569,5 @@ report = Report(
             for kind, score in {**gp_scores, "digits": image_scores}.items()
         },
         "regrets": {name: mean(by_seed) for name, by_seed in last_regrets.items()},
-    },
-    figures=figures,
-    seconds=time.perf_counter() - STARTED,
-    smoke=SMOKE,
+    }
 )
-report.print()
-report.save(FOLDER)
-report.exit()

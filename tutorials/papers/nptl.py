@@ -17,12 +17,9 @@
 # a table of claims and save it with the figures in `figures/nptl`.
 
 # %%
-import os
-import time
 from collections.abc import Callable
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import matplotlib.pyplot as plt
@@ -34,17 +31,16 @@ from pyro_ext.datasets import load_mnist_5k
 from pyro_ext.diagnostics import metrics
 from pyro_ext.inference import MCMC, NPTL, SGHMC, BatchOptimizer
 from pyro_ext.inference.martingale import L2SP, FineTunedEnsemble, SWAGPrior, TransferEnsemble
-from pyro_ext.reproduction import Claim, Figure, Report, seeds
+from pyro_ext.reproduction import Page
 
-STARTED = time.perf_counter()
-SMOKE = "PYRO_EXT_SMOKE" in os.environ  # a short run that only shows that the page works
-FOLDER = Path(os.environ.get("PYRO_EXT_FIGURES", "figures/nptl"))
-SEEDS = seeds()
-torch.set_num_threads(1)
-BLUE, RED, GREY = "#2a6f97", "#d1495b", "#8d99ae"
+page = Page(
+    "nptl",
+    paper="H. Lee, G. Nam, E. Fong, J. Lee (2024), Enhancing transfer learning with flexible "
+    "nonparametric posterior sampling",
+)
+SEEDS = page.seeds
+BLUE, RED, GRAY = "#2a6f97", "#d1495b", "#8d99ae"
 
-claims: list[Claim] = []
-figures: dict[str, Figure] = {}
 
 # %% [markdown]
 # ## The two tasks
@@ -54,13 +50,13 @@ figures: dict[str, Figure] = {}
 # size, snapshots are taken, for the rival that learns its prior from the path.
 
 # %%
-NUM_IMAGES = (50,) if SMOKE else (50, 100)
+NUM_IMAGES = page.length((50, 100), smoke=(50,))
 NUM_VALIDATION = 50
-NUM_TEST = 100 if SMOKE else 1500
-NUM_MEMBERS = 2 if SMOKE else 10
-NUM_STEPS = 5 if SMOKE else 200
-NUM_UPSTREAM = 5 if SMOKE else 150
-NUM_SNAPSHOTS = 3 if SMOKE else 20
+NUM_TEST = page.length(1500, smoke=100)
+NUM_MEMBERS = page.length(10, smoke=2)
+NUM_STEPS = page.length(200, smoke=5)
+NUM_UPSTREAM = page.length(150, smoke=5)
+NUM_SNAPSHOTS = page.length(20, smoke=3)
 
 mnist = load_mnist_5k()
 images = torch.cat([mnist.train_inputs, mnist.test_inputs]).reshape(-1, 1, 28, 28)
@@ -128,7 +124,7 @@ def upstream(seed: int) -> Upstream:
 # chosen by the least loss, and in 20 when it was chosen by the rule.
 
 # %%
-NUM_TRIED = 1 if SMOKE else None  # all of them
+NUM_TRIED = page.length(None, smoke=1)  # all of them
 DECAYS = (1e-4, 1e-3, 1e-2)[:NUM_TRIED]
 HEAD_SCALES = (0.5, 1.5)
 L2SP_SCALES = tuple(product((0.1, 0.3, 1.0), HEAD_SCALES))[:NUM_TRIED]
@@ -168,8 +164,8 @@ def best_of(
         score(member.probabilities(problem.validation[0]), problem.validation).loss
         for member in tried
     ]
-    place = losses.index(min(losses))
-    return tried[place], values[place]
+    position = losses.index(min(losses))
+    return tried[position], values[position]
 
 
 def sampled(
@@ -344,80 +340,63 @@ def accuracy_change(over: str) -> dict[int, float]:
 
 
 figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
-for place, name in enumerate(METHODS):
+for position, name in enumerate(METHODS):
     for n, marker in zip(NUM_IMAGES, "os", strict=False):
         values = [results[name, n, seed].loss for seed in SEEDS]
-        colour = BLUE if "NPTL" in name else RED if name == "ensemble" else GREY
-        filling = colour if n == NUM_IMAGES[0] else "none"
-        axes.plot(values, [place] * len(values), marker, color=colour, ms=5, mfc=filling)
+        color = BLUE if "NPTL" in name else RED if name == "ensemble" else GRAY
+        filling = color if n == NUM_IMAGES[0] else "none"
+        axes.plot(values, [position] * len(values), marker, color=color, ms=5, mfc=filling)
 axes.set_yticks(range(len(METHODS)), METHODS)
 axes.invert_yaxis()
 axes.set(xlabel="test loss (filled: 50 images, open: 100)")
-axes.spines[["top", "right"]].set_visible(False)
-figures["losses"] = figure
-plt.close(figure)
+page.figure("losses", figure, despine=True)
 
 # %% [markdown]
 # ## The claims
 
 # %%
 SOURCE = "Lee et al. (2024), main tables, at another scale"
-claims += [
-    Claim(
-        "NPTL predicts better than an ensemble with each number of images (least difference of "
-        "test losses).",
-        values=least_gain("ensemble"),
-        comparison=">",
-        bound=0.0,
-        source=SOURCE,
-    ),
-    Claim(
-        "NPTL predicts clearly better than an ensemble on average (difference of test losses).",
-        values=gains("ensemble"),
-        comparison=">=",
-        bound=0.015,
-        across="mean",
-        source=f"{SOURCE}; bound laid down beforehand",
-    ),
-    Claim(
-        "NPTL has at most one percent less accuracy than an ensemble (difference of accuracies).",
-        values=accuracy_change("ensemble"),
-        comparison=">=",
-        bound=-0.01,
-        across="mean",
-        source=f"{SOURCE}; bound laid down beforehand",
-    ),
-    Claim(
-        "NPTL predicts better than an ensemble with an L2-SP prior on average (difference of test "
-        "losses).",
-        values=gains("L2-SP"),
-        comparison=">",
-        bound=0.0,
-        across="mean",
-        source=SOURCE,
-    ),
-]
+page.claim(
+    "NPTL predicts better than an ensemble with each number of images (least difference of "
+    "test losses).",
+    least_gain("ensemble"),
+    ">",
+    0.0,
+    source=SOURCE,
+)
+page.claim(
+    "NPTL predicts clearly better than an ensemble on average (difference of test losses).",
+    gains("ensemble"),
+    ">=",
+    0.015,
+    source=f"{SOURCE}; bound preregistered",
+    across="mean",
+)
+page.claim(
+    "NPTL has at most one percent less accuracy than an ensemble (difference of accuracies).",
+    accuracy_change("ensemble"),
+    ">=",
+    -0.01,
+    source=f"{SOURCE}; bound preregistered",
+    across="mean",
+)
+page.claim(
+    "NPTL predicts better than an ensemble with an L2-SP prior on average (difference of test "
+    "losses).",
+    gains("L2-SP"),
+    ">",
+    0.0,
+    source=SOURCE,
+    across="mean",
+)
 
-report = Report(
-    "nptl",
-    claims=claims,
-    paper=(
-        "H. Lee, G. Nam, E. Fong, J. Lee (2024), Enhancing transfer learning with flexible "
-        "nonparametric posterior sampling"
-    ),
-    settings={
-        "seeds": SEEDS,
+page.finish(
+    {
         "images": NUM_IMAGES,
         "members": NUM_MEMBERS,
         "steps": NUM_STEPS,
         "losses": {
             name: [results[name, n, s].loss for n in NUM_IMAGES for s in SEEDS] for name in METHODS
         },
-    },
-    figures=figures,
-    seconds=time.perf_counter() - STARTED,
-    smoke=SMOKE,
+    }
 )
-report.print()
-report.save(FOLDER)
-report.exit()

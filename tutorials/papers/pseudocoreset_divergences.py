@@ -19,10 +19,7 @@
 # figures in `figures/pseudocoreset-divergences`.
 
 # %%
-import os
-import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -52,19 +49,18 @@ from pyro_ext.inference.pseudocoresets import (
     random_subset,
 )
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule, init_to_module
-from pyro_ext.reproduction import Claim, Figure, Report, seeds
+from pyro_ext.reproduction import Page
 
-STARTED = time.perf_counter()
-SMOKE = "PYRO_EXT_SMOKE" in os.environ  # a short run that only shows that the page works
-FOLDER = Path(os.environ.get("PYRO_EXT_FIGURES", "figures/pseudocoreset-divergences"))
-SEEDS = seeds()
-BACKEND: Any = "eager" if SMOKE else "trace"  # a few steps are not worth a record
-torch.set_num_threads(1)
-COLOURS = {"forward": "#2a6f97", "Wasserstein": "#e9a23b", "reverse": "#d1495b"}
-GREY = "#8d99ae"
+page = Page(
+    "pseudocoreset-divergences",
+    paper="B. Kim, J. Choi, S. Lee, Y. Lee, J.-W. Ha, J. Lee (2022), On divergence measures for "
+    "Bayesian pseudocoresets",
+)
+SEEDS = page.seeds
+BACKEND: Any = "eager" if page.smoke else "trace"  # a few steps are not worth a record
+COLORS = {"forward": "#2a6f97", "Wasserstein": "#e9a23b", "reverse": "#d1495b"}
+GRAY = "#8d99ae"
 
-claims: list[Claim] = []
-figures: dict[str, Figure] = {}
 
 # %% [markdown]
 # ## Where everything is exact
@@ -76,8 +72,8 @@ figures: dict[str, Figure] = {}
 
 # %%
 NOISE = 0.7
-NUM_EXACT_STEPS = 3 if SMOKE else 300
-NUM_SUBSETS = 1 if SMOKE else 3
+NUM_EXACT_STEPS = page.length(300, smoke=3)
+NUM_SUBSETS = page.length(3, smoke=1)
 
 diabetes = load_diabetes(dtype=torch.float64)
 features, targets = diabetes.train_inputs, diabetes.train_targets
@@ -117,8 +113,8 @@ left_over = {
     name: {seed: what_is_left(kind(GaussianSurrogate()), seed) for seed in SEEDS}
     for name, kind in KINDS.items()
 }
-for name, shares in left_over.items():
-    print(f"{name:12} " + "  ".join(f"{share:.5f}" for share in shares.values()))
+for name, fractions in left_over.items():
+    print(f"{name:12} " + "  ".join(f"{fraction:.5f}" for fraction in fractions.values()))
 
 
 # %% [markdown]
@@ -130,15 +126,15 @@ for name, shares in left_over.items():
 # 1,000 times its mean cross entropy, whatever its size, as is that of the data.
 
 # %%
-NUM_TRAINING = 100 if SMOKE else 1000
-NUM_INNER = 80 if SMOKE else 800  # the rest is there to choose learning rates by
-NUM_TEST = 50 if SMOKE else 797
-PER_CLASS = (1,) if SMOKE else (1, 5)
-NUM_EXPERTS = 2 if SMOKE else 20
-NUM_EPOCHS = 3 if SMOKE else 12
-NUM_DESCENT_STEPS = 2 if SMOKE else 20
-NUM_STEPS = 2 if SMOKE else 200
-CYCLE = 2 if SMOKE else 250
+NUM_TRAINING = page.length(1000, smoke=100)
+NUM_INNER = page.length(800, smoke=80)  # the rest is there to choose learning rates by
+NUM_TEST = page.length(797, smoke=50)
+PER_CLASS = page.length((1, 5), smoke=(1,))
+NUM_EXPERTS = page.length(20, smoke=2)
+NUM_EPOCHS = page.length(12, smoke=3)
+NUM_DESCENT_STEPS = page.length(20, smoke=2)
+NUM_STEPS = page.length(200, smoke=2)
+CYCLE = page.length(250, smoke=2)
 
 digits = load_digits(num_train=NUM_TRAINING, num_test=NUM_TEST)
 whole = digits.train_inputs, digits.train_targets
@@ -231,8 +227,8 @@ def posterior_of_all(seed: int) -> dict[str, Tensor]:
 # %% [markdown]
 # Each divergence gets the one of two learning rates that predicts the 200 validation images better.
 # The losses differ in scale: that of the forward divergence is a difference of mean cross
-# entropies, that of the Wasserstein distance a share, and the gradient of the reverse divergence is
-# proportional to the square of the noise, 0.0001.
+# entropies, that of the Wasserstein distance a fraction, and the gradient of the reverse divergence
+# is proportional to the square of the noise, 0.0001.
 
 # %%
 RATES = {"forward": (5.0, 20.0), "Wasserstein": (0.5, 1.0), "reverse": (5e3, 5e4)}
@@ -241,14 +237,14 @@ buffer = experts(inner, SEEDS[0])
 for per_class in PER_CLASS:
     for name, rates in RATES.items():
         tried = {}
-        for rate in rates[:1] if SMOKE else rates:
+        for rate in rates[:1] if page.smoke else rates:
             guide = learned(name, rate, coreset(inner, per_class, SEEDS[0]), buffer, SEEDS[0])
             tried[rate] = scores(guide, validation, SEEDS[0]).nll
             print(f"{name:12} {per_class} per class, rate {rate:g}: validation {tried[rate]:.3f}")
         chosen[name, per_class] = min(tried, key=tried.__getitem__)
 
 # %% [markdown]
-# The rivals are chosen, not learned: random subsets, the images nearest to the centres of k-means
+# The rivals are chosen, not learned: random subsets, the images nearest to the centers of k-means
 # in each class, and herding, whose means are those of the class.
 
 # %%
@@ -307,7 +303,7 @@ row = [mean([getattr(found, column) for found in all_data.values()]) for column 
 print(f"{'all data':22}" + "".join(f"{value:17.3f}" for value in row))
 
 # %% [markdown]
-# `agreement` is the share of test images with the same likeliest class as under the posterior of
+# `agreement` is the fraction of test images with the same likeliest class as under the posterior of
 # all data, `total variation` the distance of the two predictions.
 #
 # The forward divergence and the Wasserstein distance are about as good as each other. At five
@@ -324,7 +320,7 @@ print(f"{'all data':22}" + "".join(f"{value:17.3f}" for value in row))
 # draws from the same posteriors of the first seed, at one image per class.
 
 # %%
-NUM_HMC = 2 if SMOKE else 100
+NUM_HMC = page.length(100, smoke=2)
 hmc = partial(HMC, step_size=0.01, num_steps=10, adapt_mass_matrix=False)
 start = coreset(whole, 1, SEEDS[0])
 sampled = {"start": start} | {name: guides[name, 1, SEEDS[0]] for name in ("herding", *KINDS)}
@@ -349,27 +345,24 @@ pictures = {name: guide for name, guide in sampled.items() if name != "herding"}
 figure, panels = plt.subplots(len(pictures), 10, figsize=(9, 4), layout="constrained")
 for row_of_panels, (name, guide) in zip(panels, pictures.items(), strict=True):
     images, labels = guide.pseudodata
-    for axes, place in zip(row_of_panels, labels.argsort(), strict=True):
-        axes.imshow(images[place].reshape(8, 8).numpy(), cmap="gray_r", vmin=-1.0, vmax=2.0)
+    for axes, position in zip(row_of_panels, labels.argsort(), strict=True):
+        axes.imshow(images[position].reshape(8, 8).numpy(), cmap="gray_r", vmin=-1.0, vmax=2.0)
         axes.set(xticks=[], yticks=[])
     row_of_panels[0].set_ylabel(name, fontsize=9)
-figures["images"] = figure
-plt.close(figure)
+page.figure("images", figure)
 
 figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
-for place, name in enumerate(ROWS):
+for position, name in enumerate(ROWS):
     for per_class, marker in zip(PER_CLASS, "os", strict=False):
         values = list(measured("nll", name, per_class).values())
-        colour = COLOURS.get(name, GREY)
-        filling = colour if per_class == 1 else "none"
-        axes.plot(values, [place] * len(values), marker, color=colour, ms=5, mfc=filling)
+        color = COLORS.get(name, GRAY)
+        filling = color if per_class == 1 else "none"
+        axes.plot(values, [position] * len(values), marker, color=color, ms=5, mfc=filling)
 axes.axvline(row[0], color="black", lw=0.8)
 axes.set_yticks(range(len(ROWS)), ROWS)
 axes.invert_yaxis()
 axes.set(xlabel="test NLL (filled: 1 per class, open: 5; line: all data)")
-axes.spines[["top", "right"]].set_visible(False)
-figures["losses"] = figure
-plt.close(figure)
+page.figure("losses", figure, despine=True)
 
 # %% [markdown]
 # ## The claims
@@ -393,61 +386,52 @@ of_random, of_forward, of_reverse = (
     measured("nll", name, 1) for name in ("random", "forward", "reverse")
 )
 SOURCE = "Kim et al. (2022), experiments on images, at another scale"
-claims += [
-    Claim(
-        "In a linear regression the forward divergence goes below a twentieth of that of random "
-        "subsets (share that is left).",
-        values=left_over["forward"],
-        comparison="<",
-        bound=0.05,
-        source="closed forms; bound laid down beforehand",
-    ),
-    Claim(
-        "In a linear regression the reverse divergence goes below a twentieth of that of random "
-        "subsets (share that is left).",
-        values=left_over["reverse"],
-        comparison="<",
-        bound=0.05,
-        source="closed forms; bound laid down beforehand",
-    ),
-    Claim(
-        "Coresets of every divergence predict better than random subsets, at both sizes (least "
-        "difference of test NLL).",
-        values=least_gain(),
-        comparison=">",
-        bound=0.0,
-        across="mean",
-        source=SOURCE,
-    ),
-    Claim(
-        "At one image per class the forward divergence has less than 0.7 of the test NLL of random "
-        "subsets (ratio).",
-        values={seed: of_forward[seed] / of_random[seed] for seed in SEEDS},
-        comparison="<",
-        bound=0.7,
-        across="mean",
-        source=f"{SOURCE}; bound laid down beforehand",
-    ),
-    Claim(
-        "At one image per class the forward divergence predicts better than the reverse one "
-        "(difference of test NLL).",
-        values={seed: of_reverse[seed] - of_forward[seed] for seed in SEEDS},
-        comparison=">=",
-        bound=0.2,
-        across="mean",
-        source=f"{SOURCE}; bound laid down beforehand",
-    ),
-]
+page.claim(
+    "In a linear regression the forward divergence goes below a twentieth of that of random "
+    "subsets (fraction that is left).",
+    left_over["forward"],
+    "<",
+    0.05,
+    source="closed forms; bound preregistered",
+)
+page.claim(
+    "In a linear regression the reverse divergence goes below a twentieth of that of random "
+    "subsets (fraction that is left).",
+    left_over["reverse"],
+    "<",
+    0.05,
+    source="closed forms; bound preregistered",
+)
+page.claim(
+    "Coresets of every divergence predict better than random subsets, at both sizes (least "
+    "difference of test NLL).",
+    least_gain(),
+    ">",
+    0.0,
+    source=SOURCE,
+    across="mean",
+)
+page.claim(
+    "At one image per class the forward divergence has less than 0.7 of the test NLL of random "
+    "subsets (ratio).",
+    {seed: of_forward[seed] / of_random[seed] for seed in SEEDS},
+    "<",
+    0.7,
+    source=f"{SOURCE}; bound preregistered",
+    across="mean",
+)
+page.claim(
+    "At one image per class the forward divergence predicts better than the reverse one "
+    "(difference of test NLL).",
+    {seed: of_reverse[seed] - of_forward[seed] for seed in SEEDS},
+    ">=",
+    0.2,
+    source=f"{SOURCE}; bound preregistered",
+    across="mean",
+)
 
-report = Report(
-    "pseudocoreset-divergences",
-    claims=claims,
-    paper=(
-        "B. Kim, J. Choi, S. Lee, Y. Lee, J.-W. Ha, J. Lee (2022), On divergence measures for "
-        "Bayesian pseudocoresets"
-    ),
-    settings={
-        "seeds": SEEDS,
+page.finish(
+    {
         "images per class": PER_CLASS,
         "experts": NUM_EXPERTS,
         "epochs": NUM_EPOCHS,
@@ -458,11 +442,5 @@ report = Report(
             for name in ROWS
             for number in PER_CLASS
         },
-    },
-    figures=figures,
-    seconds=time.perf_counter() - STARTED,
-    smoke=SMOKE,
+    }
 )
-report.print()
-report.save(FOLDER)
-report.exit()

@@ -15,10 +15,7 @@
 # Both print a table of claims and save it with the figures in `figures/px-sgmcmc`.
 
 # %%
-import os
-import time
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -33,19 +30,18 @@ from pyro_ext.inference import MCMC, SGHMC, SGLD, CyclicalSchedule, PolynomialSc
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule, init_to_module
 from pyro_ext.potential import init_to_suggested
 from pyro_ext.reparam import ExpandedModule, expand_module
-from pyro_ext.reproduction import Claim, Figure, Report, seeds
+from pyro_ext.reproduction import Page
 from pyro_ext.tutorials.demo import logits, model
 
-STARTED = time.perf_counter()
-SMOKE = "PYRO_EXT_SMOKE" in os.environ  # a short run that only shows that the page works
-FOLDER = Path(os.environ.get("PYRO_EXT_FIGURES", "figures/px-sgmcmc"))
-SEEDS = seeds()
-torch.set_num_threads(1)  # tensors this small gain nothing from threads, and lose on busy machines
+page = Page(
+    "px-sgmcmc",
+    paper="H. Kim, G. Nam, C. Yun, H. Yang, J. Lee (2025), Parameter expanded stochastic gradient "
+    "Markov chain Monte Carlo",
+)
+SEEDS = page.seeds
 BLUE, RED = "#2a6f97", "#d1495b"
-COLOURS = {"decaying": RED, "cyclical": BLUE, "SGHMC": RED, "PX-SGHMC": BLUE}
+COLORS = {"decaying": RED, "cyclical": BLUE, "SGHMC": RED, "PX-SGHMC": BLUE}
 
-claims: list[Claim] = []
-figures: dict[str, Figure] = {}
 
 # %% [markdown]
 # ## 25 modes
@@ -71,29 +67,36 @@ def grid(tilts: Tensor) -> None:
 
 
 # %% [markdown]
-# Both chains are Langevin dynamics from the same start, with 50,000 steps and step sizes laid down
-# beforehand. One decays as theory has it for convergence, after 500 steps at its largest. The other
+# Both chains are Langevin dynamics from the same start, with 50,000 steps and preregistered step
+# sizes. One decays as theory has it for convergence, after 500 steps at its largest. The other
 # goes through 30 cycles, and the first 50 steps of each explore: they take no noise and leave no
 # draws. The noise of the gradient is known here, and both put in that much less.
 
 # %%
-NUM_STEPS = 900 if SMOKE else 50_000
+NUM_STEPS = page.length(50_000, smoke=900)
 THINNING = 10
 schedules: dict[str, Schedule] = {
     "decaying": PolynomialSchedule(0.043, exponent=0.55, start=500),
-    "cyclical": CyclicalSchedule(0.07, 30, NUM_STEPS, exploration=0.03 if SMOKE else 50 / 1667),
+    "cyclical": CyclicalSchedule(
+        0.07, 30, NUM_STEPS, exploration=0.03 if page.smoke else 50 / 1667
+    ),
 }
 
 
 def walk(schedule: Schedule, seed: int) -> tuple[Tensor, Tensor]:
-    """Kept draws of one chain, `(num_draws, 2)`, and the share of the run each came at."""
+    """Kept draws of one chain, `(num_draws, 2)`, and the fraction of the run each came at."""
     generator = torch.Generator().manual_seed(seed)
     tilts = torch.randn(NUM_STEPS, 2, generator=generator)
     start = {"x": 20.0 * torch.rand(1, 2, generator=generator) - 10.0}
     steps = torch.arange(THINNING, NUM_STEPS + 1, THINNING)
     kept = steps[torch.from_numpy(schedule.is_sampling(steps.numpy() - 1))]
     mcmc = MCMC(
-        SGLD(grid, step_size=schedule, noise_estimate=1.0, backend="trace" if SMOKE else "compile"),
+        SGLD(
+            grid,
+            step_size=schedule,
+            noise_estimate=1.0,
+            backend="trace" if page.smoke else "compile",
+        ),
         num_samples=len(kept),
         thinning=THINNING,
         initial_params=start,
@@ -105,7 +108,7 @@ def walk(schedule: Schedule, seed: int) -> tuple[Tensor, Tensor]:
 
 # %% [markdown]
 # A mode counts as found once more than 0.2% of all draws lie within three standard deviations of
-# it, a twentieth of what it should get. In the picture of the draws grey rings are the modes.
+# it, a twentieth of what it should get. In the picture of the draws gray rings are the modes.
 
 
 # %%
@@ -125,28 +128,26 @@ found = {
     for name, chains in walks.items()
 }
 for name, chains in walks.items():
-    shares = torch.stack([at_modes(draws).double().mean(0) for draws, _ in chains.values()])
+    fractions = torch.stack([at_modes(draws).double().mean(0) for draws, _ in chains.values()])
     print(
         f"{name} step size: modes found {list(found[name].values())} of 25; the most visited mode "
-        f"gets {shares.amax(-1).mean():.0%} of the draws, and 4% would be its due"
+        f"gets {fractions.amax(-1).mean():.0%} of the draws, and 4% would be its due"
     )
 
-claims += [
-    Claim(
-        "With a cyclical step size one chain finds most of 25 modes.",
-        values=found["cyclical"],
-        comparison=">=",
-        bound=15,
-        source="Zhang et al. (2020), figure 2, here with one chain; bound laid down beforehand",
-    ),
-    Claim(
-        "With a decaying step size one chain stays at a few of 25 modes.",
-        values=found["decaying"],
-        comparison="<=",
-        bound=5,
-        source="Zhang et al. (2020), figure 2, here with one chain; bound laid down beforehand",
-    ),
-]
+page.claim(
+    "With a cyclical step size one chain finds most of 25 modes.",
+    found["cyclical"],
+    ">=",
+    15,
+    source="Zhang et al. (2020), figure 2, here with one chain; bound preregistered",
+)
+page.claim(
+    "With a decaying step size one chain stays at a few of 25 modes.",
+    found["decaying"],
+    "<=",
+    5,
+    source="Zhang et al. (2020), figure 2, here with one chain; bound preregistered",
+)
 
 figure, panels = plt.subplots(
     2, len(SEEDS), figsize=(2.9 * len(SEEDS), 6), sharex=True, sharey=True, squeeze=False
@@ -155,12 +156,11 @@ figure.set_layout_engine("constrained")
 for row, (name, chains) in zip(panels, walks.items(), strict=True):
     for axes, (seed, (draws, _)) in zip(row, chains.items(), strict=True):
         axes.scatter(*MODES.T, s=150, facecolors="none", edgecolors="0.8")
-        axes.scatter(*draws.T, s=2, alpha=0.3, color=COLOURS[name], linewidths=0)
+        axes.scatter(*draws.T, s=2, alpha=0.3, color=COLORS[name], linewidths=0)
         axes.set_title(f"{name}, seed {seed}: {found[name][seed]} of 25", fontsize=10)
         axes.set(xlim=(-5.6, 5.6), ylim=(-5.6, 5.6), xticks=[-4, 0, 4], yticks=[-4, 0, 4])
         axes.set_aspect("equal")
-figures["draws"] = figure
-plt.close(figure)
+page.figure("draws", figure)
 
 # %% [markdown]
 # How they get there: a step size that decays has found what it will find by the time it begins to
@@ -172,17 +172,14 @@ figure, (top, bottom) = plt.subplots(
 )
 every_step = torch.arange(NUM_STEPS)
 for name, schedule in schedules.items():
-    top.plot(every_step, schedule.step_sizes(every_step.numpy()), color=COLOURS[name], lw=1)
+    top.plot(every_step, schedule.step_sizes(every_step.numpy()), color=COLORS[name], lw=1)
     for number, (draws, steps) in enumerate(walks[name].values()):
         label = None if number else name
-        bottom.plot(steps, num_found(draws), color=COLOURS[name], lw=1.4, label=label)
+        bottom.plot(steps, num_found(draws), color=COLORS[name], lw=1.4, label=label)
 top.set_ylabel("step size")
 bottom.set(xlabel="step", ylabel="modes found", ylim=(0, 25.5))
 bottom.legend(frameon=False)
-for axes in (top, bottom):
-    axes.spines[["top", "right"]].set_visible(False)
-figures["modes-over-steps"] = figure
-plt.close(figure)
+page.figure("modes-over-steps", figure, despine=True)
 
 # %% [markdown]
 # What the count hides: fifty thousand steps find the modes and do not weigh them, as printed above.
@@ -200,9 +197,11 @@ plt.close(figure)
 # how soon it falls, so it gets more candidates.
 
 # %%
-NUM_NETWORK_STEPS = 24 if SMOKE else 2_400
-NUM_CHAINS = 2 if SMOKE else 12
-NUM_VALIDATION_CHAINS = 2 if SMOKE else 4  # what its few images leave open, chains don't settle
+NUM_NETWORK_STEPS = page.length(2_400, smoke=24)
+NUM_CHAINS = page.length(12, smoke=2)
+NUM_VALIDATION_CHAINS = page.length(
+    4, smoke=2
+)  # what its few images leave open, chains don't settle
 NUM_VALIDATION = 120
 digits = load_digits()
 candidates: dict[str, list[tuple[str, Schedule]]] = {
@@ -257,7 +256,7 @@ outer, outer_labels = digits.train_inputs[num_inner:], digits.train_targets[num_
 tuned: dict[str, Schedule] = {}
 for name, tried in candidates.items():
     scores = []
-    for words, schedule in tried[:1] if SMOKE else tried:
+    for words, schedule in tried[:1] if page.smoke else tried:
         predicted = predict(schedule, num_inner, outer, NUM_VALIDATION_CHAINS, SEEDS[0])
         scores.append(float(losses(predicted, outer_labels).mean()))
         print(f"{name:9} {words:38} validation NLL {scores[-1]:.4f}")
@@ -292,16 +291,14 @@ for name, schedule in tuned.items():
         rows[name][seed] = scores_of(predicted)
         print(f"{name:9}{seed:6}" + "".join(f"{x:11.4f}" for x in rows[name][seed].values()))
 
-claims.append(
-    Claim(
-        "On digits draws with a cyclical step size predict with a smaller loss than draws with a "
-        "decaying one (difference of test NLL).",
-        values={s: rows["cyclical"][s]["NLL"] - rows["decaying"][s]["NLL"] for s in SEEDS},
-        comparison="<",
-        bound=0,
-        across="mean",
-        source="Zhang et al. (2020), cyclical against decaying on images; of it only the sign",
-    )
+page.claim(
+    "On digits draws with a cyclical step size predict with a smaller loss than draws with a "
+    "decaying one (difference of test NLL).",
+    {s: rows["cyclical"][s]["NLL"] - rows["decaying"][s]["NLL"] for s in SEEDS},
+    "<",
+    0,
+    source="Zhang et al. (2020), cyclical against decaying on images; of it only the sign",
+    across="mean",
 )
 
 # %% [markdown]
@@ -318,11 +315,11 @@ claims.append(
 # Both networks have 64-32-32-10 units, and weights, or `V`, a prior variance of 0.05. The entries
 # of `P` and `Q` have one over their size, 1/32, where the paper has 1/2 for wide convolutions.
 # Friction is 100, but 1 for `P` and `Q`. Chains start as in the paper, weights and `V` from the
-# normal law of He and the square matrices at the identity: at the same function for both. Cycles
-# and draws are those from above, with noise at every step.
+# normal distribution of He and the square matrices at the identity: at the same function for both.
+# Cycles and draws are those from above, with noise at every step.
 
 # %%
-NUM_PX_CHAINS = 2 if SMOKE else 4
+NUM_PX_CHAINS = page.length(4, smoke=2)
 PRIOR_SCALE = 0.05**0.5
 network = MLP(64, [32, 32], 10)
 methods: dict[str, BayesianModule | ExpandedModule] = {
@@ -333,7 +330,7 @@ classifier = BayesianClassifier(methods["SGHMC"])  # for the draws of all method
 
 
 def he_normal(site: dict[str, Any]) -> Tensor:
-    """Start weights, or middle factors, from He's law, biases at zero, factors where they ask."""
+    """Start weights, or middle factors, as He has it, biases at zero, factors where they ask."""
     name, shape = site["name"].removesuffix(".V"), site["fn"].shape()
     if name.endswith("weight"):
         return torch.nn.init.kaiming_normal_(torch.empty(shape), nonlinearity="relu")
@@ -380,7 +377,7 @@ def predict_with(draws: dict[str, Tensor], inputs: Tensor) -> Tensor:
 chosen: dict[str, float] = {}
 for name, bayesian in methods.items():
     found_losses = {}
-    for size in (1e-3,) if SMOKE else (1e-3, 2e-3, 3e-3, 6e-3, 1e-2):
+    for size in (1e-3,) if page.smoke else (1e-3, 2e-3, 3e-3, 6e-3, 1e-2):
         weights = sample(bayesian, size, SEEDS[0], num_train=num_inner)
         found_losses[size] = float("inf")
         if weights and len(weights["0.weight"]) == NUM_PX_CHAINS:
@@ -390,7 +387,7 @@ for name, bayesian in methods.items():
     print(f"{name:9} step size {chosen[name]:g} is taken")
 
 # %% [markdown]
-# On the test images each method runs with this step size, with the one that was laid down for it,
+# On the test images each method runs with this step size, with the one preregistered for it,
 # 0.006 for SGHMC and 0.002 for PX-SGHMC, and with 0.001.
 #
 # `ambiguity` is what averaging logits gains over a single draw, `distance` how far a draw's weights
@@ -427,13 +424,13 @@ def print_row(label: str, row: dict[str, float]) -> None:
     print(f"{label:44}" + "".join(f"{value:11.4f}" for value in row.values()), flush=True)
 
 
-laid_down = {"SGHMC": 6e-3, "PX-SGHMC": 2e-3}
+preregistered = {"SGHMC": 6e-3, "PX-SGHMC": 2e-3}
 kept_draws: dict[str, dict[str, Tensor]] = {}  # of the first seed, at the step size taken
 tables: dict[str, dict[float, dict[int, dict[str, float]]]] = {name: {} for name in methods}
 columns = ("NLL", "one draw", "error", "ambiguity", "distance", "divergence")
 print(" " * 44 + "".join(f"{column:>11}" for column in columns))
 for name, bayesian in methods.items():
-    for size in [1e-3] if SMOKE else sorted({1e-3, laid_down[name], chosen[name]}):
+    for size in [1e-3] if page.smoke else sorted({1e-3, preregistered[name], chosen[name]}):
         results = {seed: sample(bayesian, size, seed) for seed in SEEDS}
         tables[name][size] = {seed: describe(weights) for seed, weights in results.items()}
         for seed, row in tables[name][size].items():
@@ -448,41 +445,39 @@ def difference(measure: str, size: float | None = None) -> dict[int, float]:
     return {seed: px[seed][measure] - plain[seed][measure] for seed in SEEDS}
 
 
-claims += [
-    Claim(
-        "On digits PX-SGHMC predicts with a smaller loss than SGHMC, each at the step size that "
-        "suits it (difference of test NLL).",
-        values=difference("NLL"),
-        comparison="<",
-        bound=-0.005,
-        across="mean",
-        source="Kim et al. (2025), ensembles on images; bound for this network laid down",
-    ),
-    Claim(
-        "Draws of PX-SGHMC differ more (difference of ambiguities).",
-        values=difference("ambiguity"),
-        comparison=">",
-        bound=0.02,
-        across="mean",
-        source="Kim et al. (2025), ambiguity on images; bound for this network laid down",
-    ),
-    Claim(
-        "Single draws predict about as well (absolute difference of test NLL).",
-        values={seed: abs(value) for seed, value in difference("one draw").items()},
-        comparison="<",
-        bound=0.04,
-        across="mean",
-        source="Kim et al. (2025), single draws on images; bound for this network laid down",
-    ),
-    Claim(
-        "At the same step size of 0.001 PX-SGHMC predicts with a smaller loss (difference of test "
-        "NLL).",
-        values=difference("NLL", 1e-3),
-        comparison="<",
-        bound=0,
-        source="comparison laid down beforehand; of it only the sign",
-    ),
-]
+page.claim(
+    "On digits PX-SGHMC predicts with a smaller loss than SGHMC, each at the step size that "
+    "suits it (difference of test NLL).",
+    difference("NLL"),
+    "<",
+    -0.005,
+    source="Kim et al. (2025), ensembles on images; bound for this network preregistered",
+    across="mean",
+)
+page.claim(
+    "Draws of PX-SGHMC differ more (difference of ambiguities).",
+    difference("ambiguity"),
+    ">",
+    0.02,
+    source="Kim et al. (2025), ambiguity on images; bound for this network preregistered",
+    across="mean",
+)
+page.claim(
+    "Single draws predict about as well (absolute difference of test NLL).",
+    {seed: abs(value) for seed, value in difference("one draw").items()},
+    "<",
+    0.04,
+    source="Kim et al. (2025), single draws on images; bound for this network preregistered",
+    across="mean",
+)
+page.claim(
+    "At the same step size of 0.001 PX-SGHMC predicts with a smaller loss (difference of test "
+    "NLL).",
+    difference("NLL", 1e-3),
+    "<",
+    0,
+    source="comparison preregistered; of it only the sign",
+)
 
 # %% [markdown]
 # The picture has the first seed at the step sizes taken in all panels but the first two. Singular
@@ -490,14 +485,14 @@ claims += [
 
 # %%
 figure, panels = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
-left, centre = panels[0, :2]
+left, center = panels[0, :2]
 for name, by_size in tables.items():
-    for measure, axes in (("NLL", left), ("one draw", left), ("ambiguity", centre)):
+    for measure, axes in (("NLL", left), ("one draw", left), ("ambiguity", center)):
         style = "o:" if measure == "one draw" else "o-"
         means = [sum(row[measure] for row in of.values()) / len(of) for of in by_size.values()]
         label = f"{name}, {measure}"
-        axes.plot(list(by_size), means, style, color=COLOURS[name], label=label, markersize=4)
-for axes, label in ((left, "test NLL"), (centre, "ambiguity")):
+        axes.plot(list(by_size), means, style, color=COLORS[name], label=label, markersize=4)
+for axes, label in ((left, "test NLL"), (center, "ambiguity")):
     axes.set(xscale="log", xlabel="step size", ylabel=label)
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -513,14 +508,13 @@ along = {name: paths(weights) for name, weights in kept_draws.items()}
 curves = torch.stack([values.mean(0) for _, values in along.values()])
 diversity_plots.plot_path_values(along["SGHMC"][0], curves, labels=list(along), ax=panels[1, 2])
 panels[1, 2].set(ylabel="training loss, mean over the paths")
-figures["expansion"] = figure
-plt.close(figure)
+page.figure("expansion", figure)
 
 for name, weights in kept_draws.items():
-    predicted = predict_with(weights, digits.test_inputs[: 5 if SMOKE else 100])
+    predicted = predict_with(weights, digits.test_inputs[: 5 if page.smoke else 100])
     below = function_space.fractions_below(function_space.predictive_rhat(predicted))
-    spectrum, (places, values) = middle[name].mean((0, 1)), along[name]
-    rise = (values - torch.lerp(values[:, :1], values[:, -1:], places)).amax(-1).mean()
+    spectrum, (positions, values) = middle[name].mean((0, 1)), along[name]
+    rise = (values - torch.lerp(values[:, :1], values[:, -1:], positions)).amax(-1).mean()
     print(
         f"{name}: R-hat of predictions {', '.join(f'{x:.0%} below {r}' for r, x in below.items())};"
         f" singular values of the middle layer from {spectrum[0]:.2f} to {spectrum[-1]:.4f}; mean "
@@ -553,7 +547,7 @@ variants: list[tuple[str, BayesianModule | ExpandedModule, float, dict[str, Any]
     ("variances of the paper, step size 0.001", paper, 1e-3, {}),
     ("variances of the paper, step size 0.003", paper, 3e-3, {}),
 ]
-for label, bayesian, size, options in variants[:1] if SMOKE else variants:
+for label, bayesian, size, options in variants[:1] if page.smoke else variants:
     weights = sample(bayesian, size, SEEDS[0], **options)
     left_over = len(weights["0.weight"]) if weights else 0
     if left_over < NUM_PX_CHAINS:
@@ -575,24 +569,13 @@ for label, bayesian, size, options in variants[:1] if SMOKE else variants:
 # ## The claims
 
 # %%
-report = Report(
-    "px-sgmcmc",
-    claims=claims,
-    paper="H. Kim, G. Nam, C. Yun, H. Yang, J. Lee (2025), Parameter expanded stochastic gradient "
-    "Markov chain Monte Carlo",
-    settings={
-        "seeds": SEEDS,
+page.finish(
+    {
         "grid steps": NUM_STEPS,
         "network steps": NUM_NETWORK_STEPS,
         "network chains": NUM_CHAINS,
         "network schedules": {name: repr(schedule) for name, schedule in tuned.items()},
         "expansion chains": NUM_PX_CHAINS,
         "expansion step sizes": chosen,
-    },
-    figures=figures,
-    seconds=time.perf_counter() - STARTED,
-    smoke=SMOKE,
+    }
 )
-report.print()
-report.save(FOLDER)
-report.exit()

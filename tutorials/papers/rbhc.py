@@ -18,11 +18,9 @@
 # a table of claims and save it with the figures in `figures/rbhc`.
 
 # %%
-import os
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -38,22 +36,22 @@ from pyro_ext.distributions import (
     MultinomialCluster,
 )
 from pyro_ext.inference.partitions import Dendrogram, bhc, rbhc
-from pyro_ext.reproduction import Claim, Figure, Report, seeds
+from pyro_ext.reproduction import Page
 
-STARTED = time.perf_counter()
-SMOKE = "PYRO_EXT_SMOKE" in os.environ  # a short run that only shows that the page works
-FOLDER = Path(os.environ.get("PYRO_EXT_FIGURES", "figures/rbhc"))
-SEEDS = seeds()
+page = Page(
+    "rbhc",
+    paper="J. Lee, S. Choi (2015), Bayesian hierarchical clustering with exponential family: "
+    "small-variance asymptotics and reducibility, arXiv 1501.07430",
+)
+SEEDS = page.seeds
 BLUE, RED, YELLOW = "#2a6f97", "#d1495b", "#e09f3e"
 
-claims: list[Claim] = []
-figures: dict[str, Figure] = {}
 
 # %% [markdown]
 # ## The data
 #
 # All rows of three data sets, in the order of the source. Pixels of digits are counts from 0 to 16;
-# features of wines and of breast masses are standardised.
+# features of wines and of breast masses are standardized.
 
 
 # %%
@@ -67,21 +65,21 @@ def all_rows(data: Dataset) -> tuple[Tensor, Tensor]:
     )
 
 
-def standardised(inputs: Tensor) -> Tensor:
+def standardized(inputs: Tensor) -> Tensor:
     """Features with mean 0 and standard deviation 1."""
     return (inputs - inputs.mean(0)) / inputs.std(0, correction=0)
 
 
 pixels, digit_labels = all_rows(load_digits(dtype=torch.float64))
 pixels = pixels.round()
-if SMOKE:
+if page.smoke:
     pixels, digit_labels = pixels[:300], digit_labels[:300]
 wines, wine_labels = all_rows(load_wine(dtype=torch.float64))
 masses, mass_labels = all_rows(load_breast_cancer(dtype=torch.float64))
 DATA = {
     "digits": (pixels, digit_labels),
-    "wine": (standardised(wines), wine_labels),
-    "breast cancer": (standardised(masses), mass_labels),
+    "wine": (standardized(wines), wine_labels),
+    "breast cancer": (standardized(masses), mass_labels),
 }
 
 # %% [markdown]
@@ -104,48 +102,41 @@ for name, (inputs, labels) in DATA.items():
     scores[name] = {key: adjusted_rand_score(labels, value) for key, value in found.items()}
     print(f"{name:14}" + "".join(f"{key:>10} {value:6.3f}" for key, value in scores[name].items()))
 lead = {name: row["rbhc"] - max(row[method] for method in OTHERS) for name, row in scores.items()}
-claims += [
-    Claim(
-        "On digits RBHC is nearer to the classes than the best of three linkages (difference of "
-        "adjusted Rand indices; no seed enters).",
-        values=dict.fromkeys(SEEDS, lead["digits"]),
-        comparison=">=",
-        bound=0.15,
-        source="Lee and Choi (2015), abstract: high performance; data and bound laid down "
-        "beforehand",
-    ),
-    Claim(
-        "On wines RBHC is nearer to the classes than the best of three linkages (difference of "
-        "adjusted Rand indices; no seed enters).",
-        values=dict.fromkeys(SEEDS, lead["wine"]),
-        comparison=">=",
-        bound=0.15,
-        source="Lee and Choi (2015), abstract: high performance; data and bound laid down "
-        "beforehand",
-    ),
-    Claim(
-        "On breast masses RBHC is nearer to the classes than the best of three linkages "
-        "(difference of adjusted Rand indices; no seed enters).",
-        values=dict.fromkeys(SEEDS, lead["breast cancer"]),
-        comparison=">=",
-        bound=0.15,
-        source="Lee and Choi (2015), abstract: high performance; data and bound laid down "
-        "beforehand",
-    ),
-]
+page.claim(
+    "On digits RBHC is nearer to the classes than the best of three linkages (difference of "
+    "adjusted Rand indices; no seed enters).",
+    lead["digits"],
+    ">=",
+    0.15,
+    source="Lee and Choi (2015), abstract: high performance; data and bound preregistered",
+)
+page.claim(
+    "On wines RBHC is nearer to the classes than the best of three linkages (difference of "
+    "adjusted Rand indices; no seed enters).",
+    lead["wine"],
+    ">=",
+    0.15,
+    source="Lee and Choi (2015), abstract: high performance; data and bound preregistered",
+)
+page.claim(
+    "On breast masses RBHC is nearer to the classes than the best of three linkages "
+    "(difference of adjusted Rand indices; no seed enters).",
+    lead["breast cancer"],
+    ">=",
+    0.15,
+    source="Lee and Choi (2015), abstract: high performance; data and bound preregistered",
+)
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
 methods = ("rbhc", *OTHERS)
-for shift, (method, colour) in enumerate(zip(methods, (BLUE, "0.8", YELLOW, RED), strict=True)):
-    places = np.arange(len(scores)) + 0.2 * (shift - 1.5)
-    axes.bar(places, [row[method] for row in scores.values()], 0.18, color=colour, label=method)
+for shift, (method, color) in enumerate(zip(methods, (BLUE, "0.8", YELLOW, RED), strict=True)):
+    positions = np.arange(len(scores)) + 0.2 * (shift - 1.5)
+    axes.bar(positions, [row[method] for row in scores.values()], 0.18, color=color, label=method)
 axes.set_xticks(range(len(scores)), list(scores))
 axes.set(ylabel="adjusted Rand index", ylim=(-0.05, 1.0))
 axes.legend(frameon=False, ncols=4)
-axes.spines[["top", "right"]].set_visible(False)
-figures["linkages"] = figure
-plt.close(figure)
+page.figure("linkages", figure, despine=True)
 
 # %% [markdown]
 # ## Against exact Bayesian hierarchical clustering
@@ -167,8 +158,8 @@ def exact_and_limit(name: str, seed: int) -> tuple[float, float]:
     some, classes = inputs[chosen], labels[chosen]
     number = int(labels.max()) + 1
     if name == "digits":
-        pixel_law = MultinomialCluster(torch.full((some.shape[1],), 0.1, dtype=some.dtype))
-        trees = bhc(some, pixel_law), rbhc(some + 0.01, "multinomial")
+        pixel_cluster = MultinomialCluster(torch.full((some.shape[1],), 0.1, dtype=some.dtype))
+        trees = bhc(some, pixel_cluster), rbhc(some + 0.01, "multinomial")
     else:
         trees = bhc(some, GaussianCluster.from_data(some)), rbhc(some)
     exact, limit = (adjusted_rand_score(classes, tree.cut(number)) for tree in trees)
@@ -178,19 +169,17 @@ def exact_and_limit(name: str, seed: int) -> tuple[float, float]:
 against_exact = {name: {seed: exact_and_limit(name, seed) for seed in SEEDS} for name in DATA}
 for name, by_seed in against_exact.items():
     print(f"{name:14}" + "".join(f"  BHC {a:6.3f} RBHC {b:6.3f}" for a, b in by_seed.values()))
-claims.append(
-    Claim(
-        "On 150 rows of each data set RBHC is as near to the classes as exact Bayesian "
-        "hierarchical clustering (smallest difference of adjusted Rand indices over data sets).",
-        values={
-            seed: min(found[seed][1] - found[seed][0] for found in against_exact.values())
-            for seed in SEEDS
-        },
-        comparison=">=",
-        bound=-0.05,
-        source="Lee and Choi (2015), abstract: high performance on real data, of a relaxation of "
-        "BHC; data and bound laid down beforehand",
-    )
+page.claim(
+    "On 150 rows of each data set RBHC is as near to the classes as exact Bayesian "
+    "hierarchical clustering (smallest difference of adjusted Rand indices over data sets).",
+    {
+        seed: min(found[seed][1] - found[seed][0] for found in against_exact.values())
+        for seed in SEEDS
+    },
+    ">=",
+    -0.05,
+    source="Lee and Choi (2015), abstract: high performance on real data, of a relaxation of "
+    "BHC; data and bound preregistered",
 )
 
 # %% [markdown]
@@ -205,8 +194,7 @@ tree = rbhc(DATA["wine"][0], num_clusters=3)
 print(tree)
 tree.plot(axes)
 axes.set(xlabel="wines", ylabel="merging cost")
-figures["wines"] = figure
-plt.close(figure)
+page.figure("wines", figure)
 
 # %% [markdown]
 # Nobody need know the number of clusters; but then somebody has to know what a cluster costs, and
@@ -225,10 +213,7 @@ for column, name in zip(panels.T, ("wine", "digits"), strict=True):
     column[0].set(title=name, ylabel="clusters", xscale="log", yscale="log")
     column[1].plot(costs, [adjusted_rand_score(labels, cut) for cut in cuts], color=RED)
     column[1].set(xlabel="cluster cost", ylabel="adjusted Rand index", ylim=(0, 1))
-for axes in panels.flat:
-    axes.spines[["top", "right"]].set_visible(False)
-figures["cluster-costs"] = figure
-plt.close(figure)
+page.figure("cluster-costs", figure, despine=True)
 
 # %% [markdown]
 # ## Chains of nearest neighbors
@@ -261,16 +246,14 @@ def difference(images: Tensor) -> float:
 
 
 first_images = difference(pixels[:300])
-claims.append(
-    Claim(
-        "On 300 digits chains of nearest neighbors make the merges of the greedy tree, for three "
-        "families (largest relative difference of sorted costs; no seed enters).",
-        values=dict.fromkeys(SEEDS, first_images),
-        comparison="<=",
-        bound=1e-9,
-        source="Lee and Choi (2015), abstract: nearest neighbor chains apply thanks to "
-        "reducibility; bound laid down beforehand",
-    )
+page.claim(
+    "On 300 digits chains of nearest neighbors make the merges of the greedy tree, for three "
+    "families (largest relative difference of sorted costs; no seed enters).",
+    first_images,
+    "<=",
+    1e-9,
+    source="Lee and Choi (2015), abstract: nearest neighbor chains apply thanks to "
+    "reducibility; bound preregistered",
 )
 
 # %% [markdown]
@@ -305,7 +288,7 @@ def merged(tree: Dendrogram) -> set[frozenset[frozenset[int]]]:
     return pairs
 
 
-def share_of_merges(inputs: Tensor, beta: float) -> float:
+def fraction_of_merges(inputs: Tensor, beta: float) -> float:
     """Share of the merges of the limit that the exact clustering makes."""
     cluster = KnownVarianceGaussianCluster(
         inputs.new_zeros(inputs.shape[-1]), 10.0**0.5, beta**-0.5
@@ -322,20 +305,20 @@ def some_wines(seed: int) -> Tensor:
 
 
 BETAS = (1.0, 10.0, 100.0, 1e3, 1e4, 1e6)
-shares = {seed: {beta: share_of_merges(some_wines(seed), beta) for beta in BETAS} for seed in SEEDS}
-for seed, row in shares.items():
-    text = ", ".join(f"{share:.3f} at {beta:g}" for beta, share in row.items())
-    print(f"seed {seed}: share of equal merges {text}")
-claims.append(
-    Claim(
-        "At beta = 1,000,000 Bayesian hierarchical clustering makes all merges of its limit on 60 "
-        "wines (share).",
-        values={seed: row[1e6] for seed, row in shares.items()},
-        comparison=">=",
-        bound=1.0,
-        source="Lee and Choi (2015), abstract: the limit of Bayesian hierarchical clustering; data "
-        "of the first seed and bound laid down beforehand",
-    )
+fractions = {
+    seed: {beta: fraction_of_merges(some_wines(seed), beta) for beta in BETAS} for seed in SEEDS
+}
+for seed, row in fractions.items():
+    text = ", ".join(f"{fraction:.3f} at {beta:g}" for beta, fraction in row.items())
+    print(f"seed {seed}: fraction of equal merges {text}")
+page.claim(
+    "At beta = 1,000,000 Bayesian hierarchical clustering makes all merges of its limit on 60 "
+    "wines (fraction).",
+    {seed: row[1e6] for seed, row in fractions.items()},
+    ">=",
+    1.0,
+    source="Lee and Choi (2015), abstract: the limit of Bayesian hierarchical clustering; data "
+    "of the first seed and bound preregistered",
 )
 
 # %% [markdown]
@@ -346,8 +329,8 @@ claims.append(
 # it needs them.
 
 # %%
-NUM_POINTS = 500 if SMOKE else 5_000
-NUM_RUNS = 3 if SMOKE else 5
+NUM_POINTS = page.length(5_000, smoke=500)
+NUM_RUNS = page.length(5, smoke=3)
 
 
 def cpu_seconds(call: Callable[[], object]) -> float:
@@ -371,15 +354,13 @@ for seed in SEEDS:
     ours, theirs = (statistics.median(times) for times in zip(*rounds, strict=True))
     ratios[seed] = ours / theirs
     print(f"seed {seed}: {NUM_POINTS:,} points, RBHC {ours:.2f} s, SciPy's Ward {theirs:.2f} s")
-claims.append(
-    Claim(
-        "RBHC takes at most one and a half times as long as SciPy's Ward linkage (ratio of times).",
-        values=ratios,
-        comparison="<=",
-        bound=1.5,
-        source="Lee and Choi (2015), abstract: scales as distance-based agglomerative clustering; "
-        "bound laid down beforehand",
-    )
+page.claim(
+    "RBHC takes at most one and a half times as long as SciPy's Ward linkage (ratio of times).",
+    ratios,
+    "<=",
+    1.5,
+    source="Lee and Choi (2015), abstract: scales as distance-based agglomerative clustering; "
+    "bound preregistered",
 )
 
 # %% [markdown]
@@ -390,49 +371,36 @@ claims.append(
 exact_ratios = {}
 for seed in SEEDS:
     some = torch.from_numpy(np.random.default_rng(seed).normal(size=(500, 10)))
-    law = GaussianCluster.from_data(some, determinant=0.1)
-    bhc(some[:2], law)  # compiles
+    cluster = GaussianCluster.from_data(some, determinant=0.1)
+    bhc(some[:2], cluster)  # compiles
     rounds = [
         (
             cpu_seconds(lambda x=some: rbhc(x)),  # type: ignore[misc]
-            cpu_seconds(lambda x=some, cluster=law: bhc(x, cluster)),  # type: ignore[misc]
+            cpu_seconds(lambda x=some, cluster=cluster: bhc(x, cluster)),  # type: ignore[misc]
         )
         for _ in range(NUM_RUNS)
     ]
     ours, theirs = (statistics.median(times) for times in zip(*rounds, strict=True))
     exact_ratios[seed] = ours / theirs
     print(f"seed {seed}: 500 points, RBHC {1e3 * ours:.1f} ms, BHC {1e3 * theirs:.1f} ms")
-claims.append(
-    Claim(
-        "On 500 points RBHC takes less time than exact Bayesian hierarchical clustering "
-        "(ratio of times).",
-        values=exact_ratios,
-        comparison="<",
-        bound=1.0,
-        source="Lee and Choi (2015), abstract: marginal likelihoods limit how BHC scales; bound "
-        "laid down beforehand",
-    )
+page.claim(
+    "On 500 points RBHC takes less time than exact Bayesian hierarchical clustering "
+    "(ratio of times).",
+    exact_ratios,
+    "<",
+    1.0,
+    source="Lee and Choi (2015), abstract: marginal likelihoods limit how BHC scales; bound "
+    "preregistered",
 )
 
 # %% [markdown]
 # ## The claims
 
 # %%
-report = Report(
-    "rbhc",
-    claims=claims,
-    paper="J. Lee, S. Choi (2015), Bayesian hierarchical clustering with exponential family: "
-    "small-variance asymptotics and reducibility, arXiv 1501.07430",
-    settings={
-        "seeds": SEEDS,
+page.finish(
+    {
         "digits": len(pixels),
         "points for speed": NUM_POINTS,
         "adjusted Rand indices": scores,
-    },
-    figures=figures,
-    seconds=time.perf_counter() - STARTED,
-    smoke=SMOKE,
+    }
 )
-report.print()
-report.save(FOLDER)
-report.exit()

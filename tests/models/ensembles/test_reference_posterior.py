@@ -17,9 +17,9 @@ from pyro_ext.checkpoint.files import CheckpointError, read_tensors
 from pyro_ext.diagnostics.metrics import accuracy, agreement, nll, total_variation
 from pyro_ext.inference import MCMC, SGHMC
 from pyro_ext.models.ensembles import ReferencePosterior, load_reference_posterior
-from pyro_ext.models.ensembles.make_reference_posterior import make_reference_posterior
 from pyro_ext.models.ensembles.reference_posterior import NAMES, path_of
 from pyro_ext.potential import Potential
+from tools.make_reference_posterior import make_reference_posterior
 
 SIZES = {"digits": (1197, 10, 64), "wine": (36, 3, 13)}
 each = pytest.mark.parametrize("name", NAMES)
@@ -127,7 +127,7 @@ def test_seed_gives_the_same_run(tmp_path):
 
 @pytest.mark.slow
 def test_command(tmp_path):
-    module = "pyro_ext.models.ensembles.make_reference_posterior"
+    module = "tools.make_reference_posterior"
     options = "--num-chains 2 --num-draws 4 --warmup-steps 2 --backend eager --folder".split()
     result = subprocess.run(
         [sys.executable, "-m", module, "wine", *options, str(tmp_path)],

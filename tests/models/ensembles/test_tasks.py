@@ -7,8 +7,9 @@ from pyro_ext import datasets
 from pyro_ext.inference import MetaTrainer
 from pyro_ext.inference.sgmcmc import ResidualKinetics
 from pyro_ext.inference.sgmcmc.l2e import pretrained_kinetics
-from pyro_ext.models.ensembles import classification_task, pretrain_l2e
+from pyro_ext.models.ensembles import classification_task
 from pyro_ext.potential import Potential
+from tools import pretrain_l2e
 
 GENERATOR = torch.Generator().manual_seed(0)
 INPUTS = 5.0 + 2.0 * torch.randn(60, 4, generator=GENERATOR)

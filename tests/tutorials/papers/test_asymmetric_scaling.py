@@ -83,12 +83,12 @@ def test_claims_of_convergence_and_their_controls_have_the_same_bounds(short_run
 def test_slopes_are_those_of_power_laws(short_run, monkeypatch):
     names, _ = short_run
     change = names["Change"]
-    rows = {"law": {0: [change(3.0 * m**-0.5, m**0.25) for m in (10, 100, 1000)]}}
+    rows = {"distribution": {0: [change(3.0 * m**-0.5, m**0.25) for m in (10, 100, 1000)]}}
     scope = names["slope"].__globals__
     monkeypatch.setitem(scope, "changes", rows)
     monkeypatch.setitem(scope, "WIDTHS", (10, 100, 1000))
-    assert names["slope"]("law", 0, "movement") == pytest.approx(-0.5)
-    assert names["slope"]("law", 0, "gram") == pytest.approx(0.25)
+    assert names["slope"]("distribution", 0, "movement") == pytest.approx(-0.5)
+    assert names["slope"]("distribution", 0, "gram") == pytest.approx(0.25)
 
 
 def test_pruned_accuracy_is_that_of_a_pruned_network(short_run):

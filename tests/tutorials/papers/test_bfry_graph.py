@@ -21,13 +21,13 @@ def test_short_run_saves_a_report_and_figures(short_run):
 def test_index_of_degrees_is_found(short_run, index):
     """Within four standard errors, one seed in 16,000 fails; the error is that of many samples."""
     names, _ = short_run
-    places = np.arange(1, 5_001)
-    log_shares = np.cumsum(np.log((places[:-1] - index) / (places[:-1] + 1.0)))
-    shares = np.exp(np.concatenate([[0.0], log_shares]))
+    positions = np.arange(1, 5_001)
+    log_shares = np.cumsum(np.log((positions[:-1] - index) / (positions[:-1] + 1.0)))
+    fractions = np.exp(np.concatenate([[0.0], log_shares]))
     random = np.random.RandomState(0)
     found = [
         names["degree_index"](
-            torch.from_numpy(random.choice(places, 20_000, p=shares / shares.sum()))
+            torch.from_numpy(random.choice(positions, 20_000, p=fractions / fractions.sum()))
         )
         for _ in range(60)
     ]
@@ -39,9 +39,9 @@ def test_index_of_degrees_is_found(short_run, index):
 
 def test_shares_of_degrees_are_counted(short_run):
     names, _ = short_run
-    values, shares = names["exceedance"](torch.tensor([0, 1, 1, 3, 3, 7]))
+    values, fractions = names["exceedance"](torch.tensor([0, 1, 1, 3, 3, 7]))
     assert values.tolist() == [1, 3, 7]
-    torch.testing.assert_close(shares, torch.tensor([5 / 6, 3 / 6, 1 / 6]))
+    torch.testing.assert_close(fractions, torch.tensor([5 / 6, 3 / 6, 1 / 6]))
 
 
 def test_predictions_are_of_pairs_that_were_held_out(short_run):
@@ -65,10 +65,10 @@ def test_degrees_of_new_graphs_are_medians(short_run):
     names, _ = short_run
     guide = names["outcomes"]["new_testament_names"][names["SEEDS"][0]].guides["BFRY"]
     found = [graph.degrees for graph in simulate_graphs(guide, names["NUM_NEW"], seed=5)]
-    largest, share = names["new_degrees"](guide, 5)
+    largest, fraction = names["new_degrees"](guide, 5)
     assert largest == sorted(int(degrees.max()) for degrees in found)[1]
     numbers = sorted(int((degrees >= 20).sum()) for degrees in found)
-    assert share == pytest.approx(numbers[1] / 545)
+    assert fraction == pytest.approx(numbers[1] / 545)
 
 
 @pytest.mark.page

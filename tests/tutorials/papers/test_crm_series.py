@@ -114,22 +114,22 @@ def test_principal_components_have_variance_one(short_run):
 
 def test_mixture_is_that_of_its_components(short_run):
     names, _ = short_run
-    law, truncation, _ = names["LAWS"]["NGGP, σ = 0.5"]
+    distribution, truncation, _ = names["DISTRIBUTIONS"]["NGGP, σ = 0.5"]
     images = names["train"][:7]
     atoms, jumps = 0.3 * torch.randn(50, 20), torch.rand(50)
     conditioned = poutine.condition(names["mixture"], {"G_atoms": atoms, "G_jumps": jumps})
-    trace = poutine.trace(conditioned).get_trace(images, law, truncation)
+    trace = poutine.trace(conditioned).get_trace(images, distribution, truncation)
     trace.compute_log_prob()
-    places, scales = atoms[:, :10], atoms[:, 10:].exp()
-    each = dist.Normal(places, scales).log_prob(images[:, None]).sum(-1)
+    positions, scales = atoms[:, :10], atoms[:, 10:].exp()
+    each = dist.Normal(positions, scales).log_prob(images[:, None]).sum(-1)
     expected = (each + (jumps / jumps.sum()).log()).logsumexp(-1)
     torch.testing.assert_close(trace.nodes["x"]["log_prob"], expected)
 
 
 def test_without_discount_the_process_is_that_of_the_sticks(short_run):
     names, _ = short_run
-    laws = [names["LAWS"][name][0] for name in ("NGGP, σ = 0", "stick-breaking")]
-    first, second = (law.log_eppf([5, 3, 1, 1]) for law in laws)
+    distributions = [names["DISTRIBUTIONS"][name][0] for name in ("NGGP, σ = 0", "stick-breaking")]
+    first, second = (distribution.log_eppf([5, 3, 1, 1]) for distribution in distributions)
     torch.testing.assert_close(first, second)
 
 

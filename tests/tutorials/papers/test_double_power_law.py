@@ -33,9 +33,9 @@ def test_levels_are_where_the_indices_are_reached(short_run, double):
         measure = measure_of(1.0)
         for level, ratio, index in ((small / 1e3, 1e3, 0.4), (large, 2.0, 2.3)):
             tails = measure.tail(torch.tensor([level, level * ratio]))
-            share = float(tails[1] / tails[0])
-            slope = -math.log(share)
-            deviation = math.sqrt((1.0 - share) / (4_000 * share))
+            fraction = float(tails[1] / tails[0])
+            slope = -math.log(fraction)
+            deviation = math.sqrt((1.0 - fraction) / (4_000 * fraction))
             assert abs(slope - index * math.log(ratio)) < 0.25 * deviation
 
 

@@ -76,9 +76,9 @@ def test_corruptions(short_run):
     image = torch.full((1, 8, 8), dark)
     image[0, 4, 4] = 1.0
     flat = image.flatten(1)
-    for severity, place in ((1, (4, 5)), (2, (5, 5)), (3, (5, 6))):
+    for severity, position in ((1, (4, 5)), (2, (5, 5)), (3, (5, 6))):
         moved = names["shifted"](flat, severity).reshape(8, 8)
-        assert float(moved[place]) == 1.0 and int((moved != dark).sum()) == 1
+        assert float(moved[position]) == 1.0 and int((moved != dark).sum()) == 1
         smooth = names["blurred"](flat, severity)
         torch.testing.assert_close(smooth.sum(), flat.sum())
         torch.testing.assert_close(
@@ -95,8 +95,8 @@ def test_gain_is_what_functions_save(short_run):
     names, _ = short_run
     losses = {name: names["results"][name, 1, 0].nll for name in ("weights", "functions")}
     assert names["gain"](1)[0] == pytest.approx(losses["weights"] - losses["functions"])
-    share = names["largest_share"]()[0]
-    assert share == pytest.approx(losses["functions"] / names["results"]["random", 1, 0].nll)
+    fraction = names["largest_fraction"]()[0]
+    assert fraction == pytest.approx(losses["functions"] / names["results"]["random", 1, 0].nll)
 
 
 def test_gains_on_corrupted_images_are_means(short_run):
@@ -117,9 +117,9 @@ def test_full_run(full_run):
 
     The draws are the same with each run, up to rounding, which grows on the way. The first claim is
     near its bound, 1.6 standard errors of the mean over three seeds, and may fail elsewhere. The
-    gain with five images per class, the share of the loss of random subsets and the difference of
-    architectures are three and more standard errors from theirs: less than one set of three seeds
-    in a hundred would fail.
+    gain with five images per class, the fraction of the loss of random subsets and the difference
+    of architectures are three and more standard errors from theirs: less than one set of three
+    seeds in a hundred would fail.
     """
     near, *others, corrupted = full_run.report.claims
     for claim in others:

@@ -59,7 +59,7 @@ def test_pruned_draws_lose_columns_of_both_layers(short_run):
 def test_least_step_is_that_in_the_order_of_theory(short_run, monkeypatch):
     names, _ = short_run
     errors = {"0.2": {9: 1.0}, "0.5": {9: 4.0}, "0.8": {9: 6.0}, "equal": {9: 30.0}}
-    monkeypatch.setitem(names["least_step"].__globals__, "by_share", errors)
+    monkeypatch.setitem(names["least_step"].__globals__, "by_fraction", errors)
     assert names["least_step"](9) == 1.5
 
 
@@ -94,7 +94,7 @@ def test_full_run_meets_its_claims(full_run):
     """Its draws are the same with each run, so it passes always or never.
 
     Exact draws have a distance to the limit beyond its bound in one page of a hundred; the Cauchy
-    law fails for 3 sets of three seeds in 100 by its bound. Errors of pruning have a bound of three
-    standard errors and more. The other claims are far from their bounds.
+    distribution fails for 3 sets of three seeds in 100 by its bound. Errors of pruning have a bound
+    of three standard errors and more. The other claims are far from their bounds.
     """
     assert full_run.passed, full_run.verdict

@@ -27,8 +27,8 @@ def test_grid_is_a_mixture_of_25_gaussians(short_run):
     """As long as the tilt of the step is zero."""
     names, _ = short_run
     x = torch.tensor([[0.1, -0.2], [1.0, 1.0], [4.3, -3.9]])
-    centres = 2.0 * torch.cartesian_prod(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0))
-    modes = dist.MultivariateNormal(centres, 0.03 * torch.eye(2))
+    centers = 2.0 * torch.cartesian_prod(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0))
+    modes = dist.MultivariateNormal(centers, 0.03 * torch.eye(2))
     expected = modes.log_prob(x[:, None]).logsumexp(-1) - torch.tensor(25.0).log()
     for point, value in zip(x, expected, strict=True):
         conditioned = poutine.condition(names["grid"], {"x": point})
@@ -129,13 +129,13 @@ def test_only_square_factors_have_less_friction(short_run, monkeypatch):
 def test_paths_begin_and_end_at_draws(short_run):
     names, _ = short_run
     draws = names["kept_draws"]["PX-SGHMC"]
-    places, values = names["paths"](draws)
+    positions, values = names["paths"](draws)
     digits, first = names["digits"], {site: value[0] for site, value in draws.items()}
     likelihoods = names["classifier"].log_likelihood(
         first, digits.train_inputs, digits.train_targets
     )
     losses = -likelihoods.mean(-1).double()
-    assert places[[0, -1]].tolist() == [0.0, 1.0] and values.shape == (8, 21)
+    assert positions[[0, -1]].tolist() == [0.0, 1.0] and values.shape == (8, 21)
     torch.testing.assert_close(values[:, 0], losses[:-1], rtol=1e-5, atol=0)
     torch.testing.assert_close(values[:, -1], losses[1:], rtol=1e-5, atol=0)
 

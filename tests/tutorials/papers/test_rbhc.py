@@ -52,7 +52,7 @@ def test_algorithms_agree_on_the_first_digits(short_run):
 def test_exact_clustering_makes_the_merges_of_its_limit(short_run):
     """All of them, and with variances that are not small others."""
     names, _ = short_run
-    for row in names["shares"].values():
+    for row in names["fractions"].values():
         assert row[1e6] == 1.0 and row[1.0] < 0.2
     inputs, _ = names["DATA"]["wine"]
     rows = np.random.default_rng(0).permutation(178)[:60]

@@ -36,7 +36,7 @@ def test_one_cluster_has_the_noted_density(short_run):
     """-10,684 for the data and the partition, as other code measured, give or take the variable."""
     names, _ = short_run
     counts, _ = names["images"]()
-    kernel = MarginalGibbs(names["LAW"], names["pixel_law"], init="one")
+    kernel = MarginalGibbs(names["PRIOR"], names["pixel_cluster"], init="one")
     chain = names["run_for"](kernel, counts, 0.0, 0)
     assert chain.num_clusters.tolist() == [1.0] and len(chain.seconds) == 1
     assert abs(chain.log_joint[0] + 10_684) < 8
@@ -45,9 +45,9 @@ def test_one_cluster_has_the_noted_density(short_run):
 def test_chains_take_their_time_and_seed(short_run):
     names, _ = short_run
     points = names["blobs"](0)[:20]
-    law = names["GaussianCluster"].from_data(points)
+    cluster = names["GaussianCluster"].from_data(points)
     runs = [
-        names["run_for"](MarginalGibbs(names["LAW"], law, init="one"), points, 0.02, seed)
+        names["run_for"](MarginalGibbs(names["PRIOR"], cluster, init="one"), points, 0.02, seed)
         for seed in (1, 1, 2)
     ]
     for run in runs:
@@ -98,10 +98,10 @@ def test_posterior_is_the_enumerated_one(short_run, name, data, weights):
     names, _ = short_run
     make, points = enumeration.DATA[data]
     log_prior = enumeration.log_prior_of(enumeration.WEIGHTS[weights](4))
-    states, law = enumeration.posterior(make(), points, log_prior)
+    states, expected = enumeration.posterior(make(), points, log_prior)
     found = names["posterior"](name)
     assert list(found) == states
-    np.testing.assert_allclose(list(found.values()), law, rtol=1e-10)
+    np.testing.assert_allclose(list(found.values()), expected, rtol=1e-10)
 
 
 def test_numbers_of_the_specification(short_run):

@@ -1,6 +1,6 @@
 """Make the files that :func:`~pyro_ext.datasets.load_graph` reads from their sources.
 
-``python -m pyro_ext.datasets.make_graphs NAME FILE`` makes one of them. The file is
+``python -m tools.make_graphs NAME FILE`` makes one of them. The file is
 
 * for ``new_testament_names``: what the command ``bible -f Gen1:1-Rev22:21`` of the Debian package
   bible-kjv prints;
@@ -20,14 +20,16 @@ from typing import NamedTuple
 
 import torch
 
-from pyro_ext.datasets._graphs import GraphData, save_graph
-from pyro_ext.datasets._package_fields import dependencies
-from pyro_ext.datasets._shipped import check_name
+from pyro_ext import datasets
+from pyro_ext._checks import check_choice
+from pyro_ext.checkpoint.files import write_tensors
+from tools.package_fields import dependencies
 
 __all__ = ["edges_of_names", "edges_of_packages", "make_graph"]
 
 Edges = set[tuple[str, str]]
 
+_FOLDER = Path(datasets.__file__).with_name("graph_edges")
 _FIRST_BOOK = "Mat1:1"
 _NAME = re.compile(r"[A-Z][a-z]{2,}")
 _WORD = re.compile(r"[A-Za-z]+")
@@ -86,7 +88,7 @@ class _Source(NamedTuple):
     edges: Callable[[Iterable[str]], Edges]
     description: str
     source: str
-    licence: str
+    license: str
 
 
 _SOURCES = {
@@ -100,7 +102,7 @@ _SOURCES = {
         edges_of_packages,
         "Packages of Debian of libraries of Python 3, with an edge where one depends on the other.",
         "List of packages of Debian 13.7, main, amd64, of 12 September 2026",
-        "Free software licences of the packages; only edges between numbers are here, which are "
+        "Free software licenses of the packages; only edges between numbers are here, which are "
         "facts",
     ),
 }
@@ -115,13 +117,16 @@ def make_graph(name: str, source: str | Path, folder: str | Path | None = None) 
     :returns: the file that was written.
     :raises ValueError: for another name.
     """
-    check_name(name, tuple(_SOURCES))
-    edges_of, *facts = _SOURCES[name]
+    check_choice("name", name, tuple(_SOURCES))
+    kind = _SOURCES[name]
     with Path(source).open(encoding="utf-8", errors="replace") as lines:
-        edges = sorted(edges_of(line.rstrip("\n") for line in lines))
+        edges = sorted(kind.edges(line.rstrip("\n") for line in lines))
     numbers = {node: i for i, node in enumerate(sorted(set(itertools.chain(*edges))))}
     pairs = torch.tensor([[numbers[node] for node in edge] for edge in edges])
-    return save_graph(GraphData(name, len(numbers), pairs, *facts), folder)
+    path = Path(folder or _FOLDER) / f"{name}.safetensors"
+    facts = {"description": kind.description, "source": kind.source, "license": kind.license}
+    write_tensors(path, {"edges": pairs.to(torch.int32)}, facts | {"num_nodes": len(numbers)})
+    return path
 
 
 if __name__ == "__main__":

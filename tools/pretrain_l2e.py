@@ -1,10 +1,9 @@
 """Train the kinetics that ship with :class:`~pyro_ext.inference.L2E`.
 
-``python -m pyro_ext.models.ensembles.pretrain_l2e l2e.safetensors`` makes the file again, from its
-seed. The tasks are classifiers of the 5,000 images of ``mnist_5k``, and of no other data set: of
-few or many of them, of some of the digits or all, at coarse resolutions or in random projections,
-by networks of several shapes under wide and narrow priors. Chains are short at first, and three
-times as long later.
+``python -m tools.pretrain_l2e l2e.safetensors`` makes the file again, from its seed. The tasks are
+classifiers of the 5,000 images of ``mnist_5k``, and of no other data set: of few or many of them,
+of some of the digits or all, at coarse resolutions or in random projections, by networks of several
+shapes under wide and narrow priors. Chains are short at first, and three times as long later.
 """
 
 import argparse

