@@ -69,6 +69,7 @@ from .sgmcmc import (
 )
 from .streaming import StreamingMCMC
 from .tasks import Task, ensemble_loss, single_draw_loss
+from .training import Trainer
 from .tuning import Trial, TuningResult, tune
 
 __all__ = [
@@ -122,6 +123,7 @@ __all__ = [
     "SplitMerge",
     "StreamingMCMC",
     "Task",
+    "Trainer",
     "TrajectorySnapshots",
     "TrajectorySurrogate",
     "TreeGuided",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_sequence
 
-__all__ = ["chain_keys", "fresh_seed", "normal", "philox", "seeded", "uniform"]
+__all__ = ["chain_keys", "derived_seed", "fresh_seed", "normal", "philox", "seeded", "uniform"]
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -44,6 +44,22 @@ def fresh_seed(seed: int | None) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed must be a non-negative integer or None, got {seed!r}")
     return int(seed)
+
+
+def derived_seed(seed: int, *key: int) -> int:
+    """A seed of its own for each key, such as the number of a step.
+
+    :param int seed: a non-negative integer.
+    :param int key: non-negative integers.
+    :returns: an integer of 32 bits.
+
+    Example::
+
+        >>> derived_seed(0, 1, 5) == derived_seed(0, 1, 5) != derived_seed(0, 1, 6)
+        True
+    """
+    check_integer("seed", seed, 0)
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0])
 
 
 @contextmanager

@@ -1,0 +1,87 @@
+"""States of training as tensors and JSON, and what differs between two of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["comparable", "differences", "joined", "random_states", "set_random_states", "split"]
+
+
+def split(state: Any, path: str = "") -> tuple[dict[str, Tensor], Any]:
+    """Split a nested state into tensors by path, and values that JSON can hold."""
+    if isinstance(state, Tensor):
+        # A copy: a file can't hold two tensors in one place, as tied weights are.
+        return {path: state.detach().clone()}, {"tensor": path}
+    if state is None or isinstance(state, bool | int | float | str):
+        return {}, state
+    if isinstance(state, Mapping):
+        pairs = list(state.items())
+    elif isinstance(state, list | tuple):
+        pairs = list(enumerate(state))
+    else:
+        raise TypeError(f"a checkpoint cannot hold {path}, which is {state!r:.80}")
+    tensors: dict[str, Tensor] = {}
+    plain = []
+    for key, value in pairs:
+        found, rest = split(value, f"{path}.{key}" if path else str(key))
+        tensors |= found
+        plain.append([key, rest] if isinstance(state, Mapping) else rest)
+    return tensors, {"dict" if isinstance(state, Mapping) else type(state).__name__: plain}
+
+
+def joined(tensors: Mapping[str, Tensor], plain: Any) -> Any:
+    """Put together what :func:`split` has split."""
+    if not isinstance(plain, dict):
+        return plain
+    ((kind, content),) = plain.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: joined(tensors, value) for key, value in content}
+    values = [joined(tensors, value) for value in content]
+    return tuple(values) if kind == "tuple" else values
+
+
+def comparable(value: Any) -> Any:
+    """What a description becomes when it is written as JSON and read again."""
+    if isinstance(value, Mapping):
+        return {str(key): comparable(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [comparable(one) for one in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        return [str(value.dtype), value.tolist()]
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Say what differs between two nested descriptions."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        old, new = (dict(enumerate(values)) for values in (old, new))
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [
+            text
+            for key in dict.fromkeys([*old, *new])
+            for text in differences(
+                old.get(key, "missing"),
+                new.get(key, "missing"),
+                f"{path}.{key}" if path else str(key),
+            )
+        ]
+    return [] if old == new else [f"{path} was {old!r:.80} and is {new!r:.80}"]
+
+
+def random_states() -> list[Tensor]:
+    """States of PyTorch's global generators: of the CPU, and of the GPUs in use."""
+    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if in_use else [])]
+
+
+def set_random_states(states: list[Tensor]) -> None:
+    """Put PyTorch's global generators into states."""
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state_all(states[1:])

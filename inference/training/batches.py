@@ -1,0 +1,82 @@
+"""Minibatches whose order follows from a seed and the number of the step, with no state to save."""
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import check_instance, check_integer
+from pyro_ext.random import derived_seed
+
+__all__ = ["ShuffledBatches"]
+
+
+class ShuffledBatches:
+    """Minibatches of rows: in each epoch all of them once, in a new order.
+
+    :param Tensor rows: tensors with as many rows each. **Shape:** ``(num_rows, *event)`` each.
+    :param int batch_size: rows of a minibatch.
+    :param bool drop_last: whether an epoch leaves out the rows that do not fill a minibatch; else
+        the last one is smaller.
+    :raises ValueError: for tensors with different numbers of rows, or a size out of range.
+
+    Example::
+
+        >>> batches = ShuffledBatches(torch.arange(10), batch_size=4)
+        >>> len(batches), [len(batches.batch(step, seed=0)[0]) for step in range(4)]
+        (3, [4, 4, 2, 4])
+        >>> torch.cat([batches.batch(step, seed=0)[0] for step in range(3)]).sort().values
+        tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+    """
+
+    def __init__(self, *rows: Tensor, batch_size: int, drop_last: bool = False) -> None:
+        for row in rows:
+            check_instance("rows", row, Tensor, "tensors")
+        if len({len(row) if row.dim() else 0 for row in rows} | {0}) != 2:
+            raise ValueError(
+                "rows must be tensors with the same number of rows, got the shapes "
+                f"{[tuple(row.shape) for row in rows]}"
+            )
+        check_instance("drop_last", drop_last, bool, "True or False")
+        self.rows = rows
+        self.batch_size = check_integer("batch_size", batch_size, 1)
+        self.drop_last = drop_last
+        if self.batch_size > len(rows[0]):
+            raise ValueError(
+                f"batch_size must be at most the {len(rows[0])} rows, got {batch_size}"
+            )
+        self._order: tuple[tuple[int, int], Tensor] | None = None
+
+    def __len__(self) -> int:
+        """Minibatches of an epoch."""
+        num_rows = len(self.rows[0])
+        return num_rows // self.batch_size if self.drop_last else -(-num_rows // self.batch_size)
+
+    def batch(self, step: int, seed: int) -> tuple[Tensor, ...]:
+        """The minibatch of a step.
+
+        :param int step: the number of the step, from zero.
+        :param int seed: of the orders.
+        :returns: rows of each tensor.
+        """
+        epoch, number = divmod(check_integer("step", step, 0), len(self))
+        if self._order is None or self._order[0] != (seed, epoch):
+            generator = torch.Generator().manual_seed(derived_seed(seed, 2, epoch))
+            order = torch.randperm(len(self.rows[0]), generator=generator)
+            self._order = (seed, epoch), order
+        index = self._order[1][number * self.batch_size : (number + 1) * self.batch_size]
+        return tuple(row[index.to(row.device)] for row in self.rows)
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint compares: sizes, and a digest of the rows."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(f"{row.dtype}{tuple(row.shape)}".encode())
+            digest.update(row.detach().cpu().contiguous().numpy().tobytes())
+        return {
+            "num_rows": len(self.rows[0]),
+            "batch_size": self.batch_size,
+            "drop_last": self.drop_last,
+            "digest": digest.hexdigest(),
+        }

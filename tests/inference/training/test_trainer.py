@@ -1,0 +1,453 @@
+"""The loop of training: by hand, resumed, interrupted, and where something is not finite."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from torch.nn.functional import mse_loss
+from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, StepLR
+
+from pyro_ext.checkpoint import CheckpointError
+from pyro_ext.inference.training import ShuffledBatches, Trainer, TrainingDiverged
+from tests.inference.training.runs import X, Y, network, run, state
+
+NUM_LIVE = 9  # parameters and buffers of the network
+
+
+def assert_same(one, other):
+    assert one.losses == other.losses
+    for a, b in zip(state(one), state(other), strict=True):
+        assert torch.equal(a, b)
+
+
+# Steps by hand -----------------------------------------------------------------------------------
+
+
+def test_steps_are_those_of_a_plain_loop():
+    ours, plain = network(), network()
+    trainer = Trainer(
+        ours,
+        partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+        scheduler=partial(StepLR, step_size=2, gamma=0.5),
+        max_norm=0.05,
+    )
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
+    scheduler = StepLR(optimizer, 2, 0.5)
+    losses = []
+    plain(X), ours(X)
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = mse_loss(plain(X), Y)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.05)
+        assert norm > 0.05
+        optimizer.step()
+        scheduler.step()
+        losses.append(loss.item())
+    assert trainer.run(lambda: mse_loss(ours(X), Y), 5, progress=False) == losses
+    assert trainer.num_steps == 5
+    for one, other in zip(ours.state_dict().values(), plain.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_average_in_closed_form(float64):
+    """Descent from 1 by the factor 0.8 a step, averaged: a sum of two geometric series."""
+    x = torch.ones(2, requires_grad=True)
+    for form in (lambda: {"x": x}, lambda: [x]):
+        with torch.no_grad():
+            x.fill_(1.0)
+        trainer = Trainer(form(), partial(torch.optim.SGD, lr=0.1), ema_decay=0.9)
+        trainer.run(lambda: x.square().sum(), 7, progress=False)
+        values = [0.8**step for step in range(8)]
+        expected = 0.9**7 * values[0] + sum(0.1 * 0.9 ** (7 - s) * values[s] for s in range(1, 8))
+        average = trainer.average
+        found = average["x"] if isinstance(average, dict) else average[0]
+        torch.testing.assert_close(found, torch.full((2,), expected))
+        torch.testing.assert_close(x.detach(), torch.full((2,), values[7]))
+    assert Trainer([x]).average is None
+
+
+def test_average_of_a_module_has_the_buffers_of_the_last_step():
+    module = network()
+    trainer = Trainer(module, ema_decay=0.5)
+    trainer.run(lambda: mse_loss(module(X), Y), 3, progress=False)
+    average = trainer.average
+    assert type(average) is type(module) and average is not module
+    assert torch.equal(average[1].running_mean, module[1].running_mean)
+    assert not torch.equal(average[0].weight, module[0].weight)
+
+
+def test_gradients_may_come_with_the_value():
+    forms = {
+        "dict": lambda x: ({"x": x}, lambda g: {"x": g}),
+        "list": lambda x: ([x], lambda g: [g]),
+    }
+    for form in forms.values():
+        x = torch.tensor([3.0, 1.0])
+        parameters, back = form(x)
+        trainer = Trainer(parameters, partial(torch.optim.SGD, lr=0.1))
+        loss = trainer.step(lambda x=x, back=back: (x.square().sum(), back(2 * x)))
+        assert loss == 10.0
+        torch.testing.assert_close(x, torch.tensor([2.4, 0.8]))
+
+
+def test_torch_func_objective():
+    module = network()
+    weights = {n: p.detach().clone().requires_grad_() for n, p in module.named_parameters()}
+
+    def loss():
+        return mse_loss(torch.func.functional_call(module.eval(), weights, X), Y)
+
+    losses = Trainer(weights).run(loss, 20, progress=False)
+    assert losses[-1] < losses[0]
+
+
+def test_frozen_parameters_are_left_alone():
+    module = network()
+    module[0].requires_grad_(False)
+    before = module[0].weight.clone()
+    trainer = Trainer(module, partial(torch.optim.SGD, lr=0.1, weight_decay=0.1))
+    trainer.run(lambda: mse_loss(module(X), Y), 2, progress=False)
+    assert torch.equal(module[0].weight, before) and len(trainer._named) == 4
+
+
+def test_independent_rows_do_not_stop_each_other():
+    x = torch.tensor([[1.0], [math.nan], [2.0]])
+    trainer = Trainer([x], partial(torch.optim.SGD, lr=0.25), independent_rows=True)
+    losses = [trainer.step(lambda: (x.square().sum(-1), [2 * x])) for _ in range(2)]
+    assert losses == [2.5, 2.5 / 4]
+    assert x[[0, 2], 0].tolist() == [0.25, 0.5] and x[1].isnan()
+
+
+def model(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+OPTIMIZERS = {
+    "torch": lambda: partial(torch.optim.Adam, lr=0.1),
+    "Pyro": lambda: pyro.optim.Adam({"lr": 0.1}),
+    "schedule of Pyro": lambda: pyro.optim.ExponentialLR(
+        {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 0.9}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_pyro_losses_and_optimizers(kind, tmp_path):
+    def trained(num_steps, checkpoint=None):
+        pyro.set_rng_seed(0)
+        elbo = Trace_ELBO()(model, AutoNormal(model))
+        elbo(X[:, 0])
+        trainer = Trainer(elbo, OPTIMIZERS[kind](), seed=1)
+        trainer.run(lambda: elbo(X[:, 0]), num_steps, checkpoint=checkpoint, progress=False)
+        return trainer
+
+    with pyro.settings.context(module_local_params=True):
+        whole = trained(12)
+        trained(5, tmp_path / "file")
+        assert_same(trained(12, tmp_path / "file"), whole)
+    if kind == "schedule of Pyro":
+        rates = [one.get_last_lr()[0] for one in whole.optimizer._optimizer.optim_objs.values()]
+        assert rates == pytest.approx([0.1 * 0.9**12] * 2)
+
+
+def test_plateaus_see_the_loss():
+    x = torch.ones(1, requires_grad=True)
+    trainer = Trainer(
+        [x], partial(torch.optim.SGD, lr=0.1), scheduler=partial(ReduceLROnPlateau, patience=1)
+    )
+    trainer.run(lambda: x.sum() * 0.0, 4, progress=False)
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+# Batches -----------------------------------------------------------------------------------------
+
+
+def test_epochs_have_each_row_once_in_new_orders():
+    batches = ShuffledBatches(torch.arange(10), torch.arange(10.0) * 2, batch_size=4)
+    epochs = []
+    for epoch in range(3):
+        parts = [batches.batch(3 * epoch + n, seed=5) for n in range(3)]
+        rows, others = (torch.cat(column) for column in zip(*parts, strict=True))
+        assert sorted(rows.tolist()) == list(range(10)) and torch.equal(rows * 2.0, others)
+        epochs.append(rows.tolist())
+    assert len({tuple(order) for order in epochs}) == 3
+    assert torch.equal(batches.batch(4, seed=5)[0], torch.tensor(epochs[1][4:8]))
+    short = ShuffledBatches(torch.arange(10), batch_size=4, drop_last=True)
+    assert len(short) == 2 and len(short.batch(1, seed=0)[0]) == 4
+
+
+def test_a_function_of_seeds_makes_batches():
+    seeds = []
+    x = torch.ones(1, requires_grad=True)
+    for num_steps in (3, 5):
+        trainer = Trainer([x], seed=3)
+        trainer.run(lambda seed: seeds.append(seed) or x.sum(), num_steps, int, progress=False)
+    assert seeds[:3] == seeds[3:6] and len(set(seeds)) == 5
+
+
+# Going on ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["seeded", "global"])
+def test_going_on_is_exact(kind, tmp_path):
+    """In calls of other lengths, in step, from a checkpoint, or all at once."""
+    seed = 4 if kind == "seeded" else None
+    whole = run(23, seed=seed)
+    parts = run(3, seed=seed)
+    run(7, trainer=parts)
+    run(23, trainer=parts)
+    assert_same(parts, whole)
+    path = tmp_path / "file.safetensors"
+    for number in (2, 9, 9, 23):
+        resumed = run(number, seed=seed, checkpoint=path, start=7 if number == 2 else number)
+    assert_same(resumed, whole)
+    assert len(run(5, seed=seed, checkpoint=path).losses) == 23
+
+
+def test_own_stream_leaves_the_generator_alone():
+    trainer = run(2, seed=0)
+    torch.manual_seed(9)
+    expected = torch.rand(3)
+    torch.manual_seed(9)
+    run(3, trainer=trainer)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_generators_and_modules_beside_it_go_on(tmp_path):
+    def trained(num_steps, checkpoint=None):
+        x = torch.ones(3, requires_grad=True)
+        generator, other = torch.Generator().manual_seed(0), torch.nn.BatchNorm1d(3)
+        trainer = Trainer([x], stateful=(generator, other))
+
+        def loss():
+            noise = torch.rand(5, 3, generator=generator)
+            return (other(noise) * x + noise).square().sum()
+
+        trainer.run(loss, num_steps, checkpoint=checkpoint, progress=False)
+        return trainer.losses, x.tolist(), other.running_mean.tolist()
+
+    whole = trained(6)
+    trained(4, tmp_path / "file")
+    assert trained(6, tmp_path / "file") == whole
+
+
+def test_tied_weights_are_saved(tmp_path):
+    def trained(num_steps, checkpoint=None):
+        torch.manual_seed(0)
+        module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+        module[1].weight = module[0].weight
+        trainer = Trainer(module)
+        trainer.run(
+            lambda: module(X[:, :3]).sum(), num_steps, checkpoint=checkpoint, progress=False
+        )
+        return trainer
+
+    trained(2, tmp_path / "file")
+    assert_same(trained(4, tmp_path / "file"), trained(4))
+
+
+def test_another_training_is_refused_by_what_differs(tmp_path):
+    path = tmp_path / "file"
+    run(2, seed=0, checkpoint=path)
+    for options, message in [
+        ({"seed": 1}, "seed was 0 and is 1"),
+        ({"seed": 0, "learning_rate": 0.5}, r"optimizer\.groups\.0\.lr was 0\.05 and is 0\.5"),
+        ({"seed": 0, "horizon": 99}, r"scheduler\.state\.T_max was 23 and is 99"),
+        ({"seed": 0, "width": 9}, r"parameters\.0\.weight\.1\.0 was 8 and is 9"),
+        ({"seed": 0, "ema_decay": None}, "ema_decay was 0.9 and is None"),
+        ({"seed": 0, "y": Y + 1}, "batches.digest was"),
+        ({"seed": 0, "identity": {"note": 2}}, "note was 'missing' and is 2"),
+    ]:
+        with pytest.raises(CheckpointError, match=f"is of another training: .*{message}"):
+            run(3, checkpoint=path, **options)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(CheckpointError):
+        run(3, seed=0, checkpoint=path)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(tmp_path):
+    """Killed again and again, between and inside steps, it ends with the bits of a whole run."""
+    whole = run(150, seed=4)
+    path = tmp_path / "file.safetensors"
+    command = [sys.executable, "-m", "tests.inference.training.runs", str(path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    num_kills, seconds = 0, 0.15
+    while True:
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+            process.stdout.readline()  # it has begun
+            try:
+                process.wait(seconds)
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+                num_kills, seconds = num_kills + 1, 2 * seconds
+    assert num_kills >= 2
+    assert_same(run(150, seed=4, checkpoint=path), whole)
+
+
+# Ctrl-C ------------------------------------------------------------------------------------------
+
+
+def interrupted_at(step, action):
+    calls = []
+
+    def hook():
+        calls.append(None)
+        if len(calls) == step:
+            action()
+
+    return hook
+
+
+@pytest.mark.parametrize("kind", ["signal", "exception"])
+def test_ctrl_c_keeps_whole_steps(kind, tmp_path):
+    def action():
+        if kind == "exception":
+            raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        path = tmp_path / "file"
+        done = 5 if kind == "signal" else 4
+        with pytest.warns(UserWarning, match=f"stopped after {done} of 23 steps"):
+            trainer = run(23, seed=4, hook=interrupted_at(5, action), checkpoint=path)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    whole = run(23, seed=4)
+    assert_same(run(23, seed=4, checkpoint=path), whole)
+    assert_same(run(23, trainer=trainer), whole)
+
+
+def test_a_second_ctrl_c_ends_the_step():
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.warns(UserWarning, match="stopped after 4 of 23 steps"):
+            trainer = run(23, seed=4, hook=interrupted_at(5, twice))
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert_same(run(23, trainer=trainer), run(23, seed=4))
+
+
+def test_interrupted_update_is_undone(monkeypatch):
+    trainer = run(3, seed=4)
+    before = [tensor.clone() for tensor in state(trainer)[:NUM_LIVE]]
+
+    def half():
+        with torch.no_grad():
+            trainer.optimizer.param_groups[0]["params"][0].add_(1.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer.optimizer, "step", half)
+    with pytest.warns(UserWarning, match="stopped after 3 of 9 steps"):
+        run(9, trainer=trainer)
+    for tensor, kept in zip(state(trainer)[:NUM_LIVE], before, strict=True):
+        assert torch.equal(tensor, kept)
+
+
+# What is not finite ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient", "update"])
+def test_what_is_not_finite_stops_it(where):
+    torch.manual_seed(0)
+    module = network()
+    trainer = Trainer(module, partial(torch.optim.SGD, lr=0.1), ema_decay=0.9)
+    seen = []
+
+    def loss():
+        seen.append([parameter.detach().clone() for parameter in module.parameters()])
+        value = mse_loss(module(X), Y)
+        if len(seen) < 4:
+            return value
+        if where == "loss":
+            return mse_loss(module(X * math.nan), Y)  # which reaches the running mean
+        if where == "gradient":
+            return value + (0.0 * module[2].bias[0]).sqrt()
+        trainer.optimizer.param_groups[0] |= {"lr": 1e30, "weight_decay": 1e30}
+        return value
+
+    what = {
+        "loss": "the loss is nan",
+        "gradient": "the gradient of '2.bias' is nan in 1 of 1 elements",
+        "update": "after the update '0.weight' is -?(inf|nan) in",
+    }[where]
+    with pytest.raises(TrainingDiverged, match=f"diverged at step 4 of 9: {what}.*") as caught:
+        trainer.run(loss, 9, progress=False)
+    assert isinstance(caught.value, ArithmeticError)
+    assert caught.value.losses == trainer.losses and len(trainer.losses) == 3
+    # Where the update fails, loss and gradient of the fourth step were finite before it.
+    step = 3 if where == "update" else 2
+    for tensor, expected in zip(module.parameters(), seen[step], strict=True):
+        assert torch.equal(tensor, expected)
+    assert all(bool(buffer.isfinite().all()) for buffer in module.buffers())
+    assert all(bool(p.isfinite().all()) for p in trainer.average.parameters())
+
+
+def test_norms_that_overflow_are_told():
+    x = torch.ones(2, requires_grad=True)
+    with pytest.raises(TrainingDiverged, match=r"'parameters\[0\]' is as large as 1e\+30"):
+        Trainer([x]).step(lambda: (1e30 * x).sum())
+    assert x.tolist() == [1.0, 1.0]
+
+
+def test_the_checkpoint_of_a_diverged_training_stays(tmp_path):
+    path = tmp_path / "file"
+    run(6, seed=4, checkpoint=path)
+    before = path.read_bytes()
+    with pytest.raises(TrainingDiverged):
+        run(9, seed=4, checkpoint=path, hook=lambda: math.nan)
+    assert path.read_bytes() == before
+
+
+# Arguments ---------------------------------------------------------------------------------------
+
+
+def test_arguments(subtests):
+    x = torch.ones(2, requires_grad=True)
+    frozen = torch.nn.Linear(1, 1).requires_grad_(False)
+    for call, message in [
+        (lambda: Trainer(frozen), "parameters must hold what requires a gradient"),
+        (lambda: Trainer([]), "parameters must be a module, or tensors in a dict or list"),
+        (lambda: Trainer(x), "parameters must be a list"),
+        (lambda: Trainer([x], max_norm=0.0), "max_norm must be a finite number > 0"),
+        (lambda: Trainer([x], max_norm=1.0, independent_rows=True), "max_norm must be None"),
+        (lambda: Trainer([x], ema_decay=1.0), "ema_decay must be a finite number >= 0 and < 1"),
+        (lambda: Trainer([x], stateful=[3]), "stateful must hold what has a state_dict, got 3"),
+        (
+            lambda: Trainer([x], pyro.optim.Adam({}), scheduler=CosineAnnealingLR),
+            "scheduler must be None with one of pyro.optim",
+        ),
+        (lambda: Trainer([x]).step(lambda: x), "loss must return a scalar tensor, got a torch"),
+        (lambda: Trainer([x]).step(lambda: x.detach().sum()), "loss must depend on the parameters"),
+        (lambda: ShuffledBatches(X, Y[:3], batch_size=1), "rows must be tensors with the same"),
+        (lambda: ShuffledBatches(X, batch_size=99), "batch_size must be at most the 30 rows"),
+    ]:
+        with subtests.test(message), pytest.raises((ValueError, TypeError), match=message):
+            call()
+
+
+def test_progress_is_shown(capsys):
+    x = torch.ones(2, requires_grad=True)
+    Trainer([x]).run(lambda: x.square().sum(), 3, description="Squares")
+    shown = capsys.readouterr().err
+    assert "Squares" in shown and "loss 1.9" in shown
