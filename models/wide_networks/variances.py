@@ -28,7 +28,7 @@ from pyro_ext._checks import (
     check_number,
     shown,
 )
-from pyro_ext.distributions._supports import InverseGamma
+from pyro_ext.distributions.supports import InverseGamma
 from pyro_ext.models.wide_networks._variance_laws import affine, bounded, resolved, squared_cauchy
 from pyro_ext.models.wide_networks.point_jumps import EqualJumps
 from pyro_ext.random_measures import (

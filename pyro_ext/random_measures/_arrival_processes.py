@@ -20,7 +20,7 @@ from pyro_ext.random_measures.arrivals import (
     ExponentialArrivals,
     GammaArrivals,
 )
-from pyro_ext.special.log_integral import integrate_log, panel_edges
+from pyro_ext.special.quadrature import integrate_log, panel_edges
 
 if TYPE_CHECKING:
     from pyro_ext.random_measures._measure import CompletelyRandomMeasure

@@ -7,7 +7,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyro_ext._checks import shown
-from pyro_ext.distributions._base import clamp_positive, variance_of
+from pyro_ext.distributions.bases import clamp_positive, variance_of
 from pyro_ext.random_measures._arguments import check_family
 from pyro_ext.random_measures._arrival_processes import order_at_zero
 from pyro_ext.random_measures._levy_integrals import Factor
@@ -18,7 +18,7 @@ from pyro_ext.random_measures.arrivals import (
     ExponentialArrivals,
 )
 from pyro_ext.special import log1mexp_at_log
-from pyro_ext.special.log_integral import LogIntegrand
+from pyro_ext.special.quadrature import LogIntegrand
 
 if TYPE_CHECKING:
     from pyro_ext.random_measures._measure import CompletelyRandomMeasure

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_ext.random_measures._logarithms import log_if_positive, survives
 from pyro_ext.random_measures._roots import holds_everywhere
 from pyro_ext.special import log1mexp, log_lower_gamma, log_upper_gamma
-from pyro_ext.special.log_integral import integrate_log, panel_edges
+from pyro_ext.special.quadrature import integrate_log, panel_edges
 
 if TYPE_CHECKING:
     from pyro_ext.random_measures.generalized_gamma import GeneralizedGammaProcess

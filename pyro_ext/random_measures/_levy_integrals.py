@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext.random_measures._roots import solve_monotone
-from pyro_ext.special.log_integral import LogIntegrand, panel_edges
+from pyro_ext.special.quadrature import LogIntegrand, panel_edges
 
 if TYPE_CHECKING:
     from pyro_ext.random_measures._measure import CompletelyRandomMeasure

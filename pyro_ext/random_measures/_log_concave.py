@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pyro_ext.special.log_integral import places_of_fall
+from pyro_ext.special.quadrature import places_of_fall
 
 __all__ = ["sample_log_concave"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_ext._checks import as_parameters, as_size, check_integer
-from pyro_ext.distributions._supports import positive
+from pyro_ext.distributions.supports import positive
 from pyro_ext.random_measures import _finite, _series
 from pyro_ext.random_measures._arrival_processes import ArrivalProcess, arrival_process
 from pyro_ext.random_measures._levy_integrals import (
@@ -25,11 +25,7 @@ from pyro_ext.random_measures._series import Series, SeriesMethod
 from pyro_ext.random_measures.arrivals import ArrivalFamily
 from pyro_ext.random_measures.normalized import NormalizedRandomMeasure
 from pyro_ext.special import log1mexp_at_log
-from pyro_ext.special.log_integral import (
-    LogIntegrand,
-    integrate_log,
-    sample_from_panels,
-)
+from pyro_ext.special.quadrature import LogIntegrand, integrate_log, sample_from_panels
 
 if TYPE_CHECKING:
     from pyro_ext.random_measures.superposition import Superposition

@@ -6,7 +6,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pyro_ext.distributions._bfry import rsample_log_gamma
+from pyro_ext.distributions.bases import rsample_log_gamma
 from pyro_ext.random_measures._logarithms import log_if_positive, log_sum
 from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 from pyro_ext.random_measures._scaled_series import ScaledSeries

@@ -31,7 +31,7 @@ from pyro_ext.random_measures._tilt_mixture import (
     log_moment_integral,
 )
 from pyro_ext.special import log_sinc, opaque
-from pyro_ext.special.log_integral import num_edges, panel_edges, panel_nodes
+from pyro_ext.special.quadrature import num_edges, panel_edges, panel_nodes
 
 __all__ = ["log_inverse"]
 

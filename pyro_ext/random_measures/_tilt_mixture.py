@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pyro_ext.random_measures._log_concave import sample_log_concave
 from pyro_ext.special import in_double, log_exprel
-from pyro_ext.special.log_integral import integrate_log, num_edges, panel_edges
 from pyro_ext.special.operations import opaque
+from pyro_ext.special.quadrature import integrate_log, num_edges, panel_edges
 
 __all__ = ["log_exponent_integral", "log_moment_integral", "sample_log_tilt"]
 

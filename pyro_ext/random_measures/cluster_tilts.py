@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import AffineTransform, constraints
 
 from pyro_ext._checks import as_tensor
-from pyro_ext.distributions._supports import Gamma, open_interval
+from pyro_ext.distributions.supports import Gamma, open_interval
 from pyro_ext.random_measures._counts import check_counts
 from pyro_ext.random_measures._roots import may_hold_everywhere
 from pyro_ext.random_measures.beta_prime import BetaPrimeProcess

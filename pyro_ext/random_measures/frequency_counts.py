@@ -18,7 +18,7 @@ from pyro_ext.random_measures._frequency_sampling import ClusterCounts
 from pyro_ext.random_measures._roots import may_hold_everywhere
 from pyro_ext.random_measures.normalized import NormalizedRandomMeasure
 from pyro_ext.random_measures.pitman_yor import PitmanYor
-from pyro_ext.special.log_integral import integrate_log
+from pyro_ext.special.quadrature import integrate_log
 
 __all__ = ["FrequencyCounts", "frequency_table", "log_num_partitions", "split_frequencies"]
 

@@ -11,7 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyro_ext.distributions import GeneralizedBFRY
-from pyro_ext.distributions._bfry import rsample_log_gamma
+from pyro_ext.distributions.bases import rsample_log_gamma
 from pyro_ext.random_measures._logarithms import log_upper_gamma_at_log, survives
 from pyro_ext.random_measures._mixed_tilts import MixedTilts
 from pyro_ext.random_measures.generalized_gamma import GeneralizedGammaProcess

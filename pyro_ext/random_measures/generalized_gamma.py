@@ -19,8 +19,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyro_ext.distributions import TiltedBFRY, TiltedStable
-from pyro_ext.distributions._bfry import rsample_log_gamma
-from pyro_ext.distributions._supports import Gamma
+from pyro_ext.distributions.bases import rsample_log_gamma
+from pyro_ext.distributions.supports import Gamma
 from pyro_ext.random_measures._gamma_series import RejectionSeries, RosinskiSeries, thin_above
 from pyro_ext.random_measures._logarithms import log_if_positive, log_sum, log_upper_gamma_at_log
 from pyro_ext.random_measures._measure import CompletelyRandomMeasure

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_ext.distributions._base import clamp_positive
+from pyro_ext.distributions.bases import clamp_positive
 from pyro_ext.random_measures._arguments import check_measure
 from pyro_ext.random_measures._logarithms import as_double
 from pyro_ext.random_measures._measure_law import MeasureLaw

@@ -23,7 +23,7 @@ from pyro_ext.random_measures._partition_sums import (
 from pyro_ext.random_measures._roots import holds_everywhere
 from pyro_ext.random_measures._urn import seat_by_arrivals
 from pyro_ext.random_measures.partition import RandomPartition
-from pyro_ext.special.log_integral import (
+from pyro_ext.special.quadrature import (
     LogIntegrand,
     integrate_log,
     panel_edges,

@@ -9,8 +9,8 @@ from pyro.distributions.torch_distribution import TorchDistribution, TorchDistri
 from torch import Tensor
 
 from pyro_ext._checks import check_choice, check_instance, check_integer
-from pyro_ext.distributions._base import positive_exp
-from pyro_ext.distributions._supports import Exponential
+from pyro_ext.distributions.bases import positive_exp
+from pyro_ext.distributions.supports import Exponential
 from pyro_ext.random_measures._arguments import check_family
 from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 from pyro_ext.random_measures._series import named_family

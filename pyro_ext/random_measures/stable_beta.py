@@ -16,9 +16,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyro_ext.distributions import StableBetaBFRY
-from pyro_ext.distributions._bfry import rsample_log_gamma
-from pyro_ext.distributions._inversion import solve_increasing
-from pyro_ext.distributions._supports import open_interval
+from pyro_ext.distributions.bases import rsample_log_gamma, solve_increasing
+from pyro_ext.distributions.supports import open_interval
 from pyro_ext.random_measures._levy_integrals import Factor
 from pyro_ext.random_measures._logarithms import log_if_positive
 from pyro_ext.random_measures._measure import CompletelyRandomMeasure

@@ -8,9 +8,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._checks import check_integer
-from pyro_ext.distributions._base import attach_gradient, clamp_positive
-from pyro_ext.distributions._inversion import invert_cdf
-from pyro_ext.distributions._supports import positive
+from pyro_ext.distributions.bases import attach_gradient, clamp_positive, invert_cdf
+from pyro_ext.distributions.supports import positive
 from pyro_ext.random_measures._arguments import check_measure
 from pyro_ext.random_measures._logarithms import as_double
 from pyro_ext.random_measures._measure_law import MeasureLaw

@@ -20,7 +20,7 @@ from pyro_ext.distributions import (
     TiltedStable,
     TruncatedBFRY,
 )
-from pyro_ext.distributions._supports import numbers_above, open_interval
+from pyro_ext.distributions.supports import numbers_above, open_interval
 from pyro_ext.models.wide_networks import (
     DependentWeightNetwork,
     horseshoe_variances,
