@@ -36,7 +36,7 @@ from pyro_ext.random_measures import (
     GeneralizedGammaProcess,
     StableBetaProcess,
 )
-from pyro_ext.random_measures._arguments import check_family
+from pyro_ext.random_measures.arrivals import check_family
 
 __all__ = [
     "NodeVariances",

@@ -51,7 +51,7 @@ from pyro_ext.random_measures import (
     reweighted_kolmogorov_smirnov,
     split_frequencies,
 )
-from pyro_ext.random_measures.frequency_plots import plot_rank_sizes
+from pyro_ext.random_measures.plots import plot_rank_sizes
 from pyro_ext.reproduction import Claim, Figure, Report, seeds
 
 STARTED = time.perf_counter()
