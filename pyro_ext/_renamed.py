@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-__all__ = ["renamed", "renamed_arguments"]
+__all__ = ["renamed", "renamed_arguments", "renamed_property"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -59,3 +59,17 @@ def _warn(old: str, new: str, stacklevel: int) -> None:
     """Say that a name has changed."""
     message = f"{old} is called {new} now; the old name will go with the next release"
     warnings.warn(message, FutureWarning, stacklevel=stacklevel + 1)
+
+
+def renamed_property(old: str, new: str) -> Any:
+    """Make the property of a class under an old name.
+
+    :param str old: the old name.
+    :param str new: the attribute that it is called now.
+    """
+
+    def get(self: object) -> Any:
+        _warn(old, new, stacklevel=2)
+        return getattr(self, new)
+
+    return property(get, doc=f"The old name of ``{new}``.")
