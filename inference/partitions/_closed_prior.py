@@ -15,7 +15,7 @@ from pyro_ext.inference.partitions._recorded_hyperparameters import (
 from pyro_ext.inference.partitions._slice_sampling import Floats, slice_sample_log
 from pyro_ext.potential import CaptureError
 from pyro_ext.random_measures import GeneralizedGammaProcess, NormalizedRandomMeasure, PitmanYor
-from pyro_ext.random_measures._counts import ClusterSizes
+from pyro_ext.random_measures.cluster_counts import ClusterSizes
 
 __all__ = ["ClosedPrior", "Law", "closed_prior"]
 

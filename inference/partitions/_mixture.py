@@ -15,7 +15,7 @@ from pyro_ext.inference.partitions._hyperparameters import Hyperparameters
 from pyro_ext.inference.partitions._slice_sampling import Floats, slice_sample, slice_sample_log
 from pyro_ext.posterior.fixed_points import FixedPoint, Noise
 from pyro_ext.random_measures import NormalizedRandomMeasure
-from pyro_ext.random_measures._counts import ClusterSizes, cluster_sizes
+from pyro_ext.random_measures.cluster_counts import ClusterSizes, cluster_sizes
 
 __all__ = ["Floats", "Integers", "Law", "Mixture", "PriorSource", "move_sites", "or_nothing"]
 

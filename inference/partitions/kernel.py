@@ -15,7 +15,7 @@ from pyro_ext.inference.partitions._mixture import Law, Mixture, PriorSource
 from pyro_ext.inference.partitions._slice_sampling import LARGEST_LOG
 from pyro_ext.posterior.fixed_points import PointOf
 from pyro_ext.random_measures import NormalizedRandomMeasure
-from pyro_ext.random_measures._counts import canonical_labels, cluster_sizes
+from pyro_ext.random_measures.cluster_counts import canonical_labels, cluster_sizes
 
 __all__ = ["Moved", "PartitionKernel"]
 

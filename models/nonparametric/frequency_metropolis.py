@@ -30,7 +30,7 @@ from pyro_ext.random_measures import (
     NormalizedRandomMeasure,
     rank_sizes,
 )
-from pyro_ext.random_measures._arguments import as_table
+from pyro_ext.random_measures.cluster_counts import as_table
 
 __all__ = ["initial_parameters", "metropolis_within_gibbs"]
 

@@ -25,7 +25,7 @@ from pyro_ext.random_measures import (
     log_joint_given_cluster_tilts,
     log_num_partitions,
 )
-from pyro_ext.random_measures._arguments import as_table
+from pyro_ext.random_measures.cluster_counts import as_table
 
 __all__ = ["FrequencyModel"]
 

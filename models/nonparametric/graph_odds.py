@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from pyro_ext._checks import as_parameters, as_tensor, check_instance
 from pyro_ext.models.nonparametric.graph_pairs import PairSample, SimpleGraph, draw_nodes
 from pyro_ext.random import fresh_seed
-from pyro_ext.random_measures._roots import may_hold_everywhere
+from pyro_ext.special.operations import may_hold_everywhere
 
 __all__ = [
     "EdgeOdds",

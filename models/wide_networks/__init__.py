@@ -10,12 +10,6 @@ weights: Gaussian process mixture limit, heavy tails, sparsity and compressibili
 networks with asymmetrical node scaling: global convergence guarantees and feature learning.
 """
 
-from pyro_ext.models.wide_networks.asymmetric import (
-    AsymmetricNetwork,
-    mean_tangent_gram,
-    tangent_gram,
-    tangent_kernel,
-)
 from pyro_ext.models.wide_networks.gaussian_processes import (
     MixturePrediction,
     condition_mixture,
@@ -23,20 +17,24 @@ from pyro_ext.models.wide_networks.gaussian_processes import (
     network_kernel,
 )
 from pyro_ext.models.wide_networks.limit import (
+    input_covariance,
+    network_covariance,
     pruning_error,
+    relu_covariance,
     sample_covariances,
     sample_outputs,
     square_correlation,
-)
-from pyro_ext.models.wide_networks.network import DependentWeightNetwork
-from pyro_ext.models.wide_networks.point_jumps import EqualJumps
-from pyro_ext.models.wide_networks.recursions import (
-    input_covariance,
-    network_covariance,
-    relu_covariance,
     step_covariance,
 )
+from pyro_ext.models.wide_networks.networks import (
+    AsymmetricNetwork,
+    DependentWeightNetwork,
+    mean_tangent_gram,
+    tangent_gram,
+    tangent_kernel,
+)
 from pyro_ext.models.wide_networks.variances import (
+    EqualJumps,
     NodeVariances,
     bernoulli_variances,
     beta_variances,

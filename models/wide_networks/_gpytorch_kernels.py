@@ -6,7 +6,7 @@ import gpytorch
 import torch
 from torch import Tensor
 
-from pyro_ext.models.wide_networks.recursions import propagate, relu_covariance, step_covariance
+from pyro_ext.models.wide_networks.limit import propagate, relu_covariance, step_covariance
 
 __all__ = ["FeatureKernel", "NetworkKernel", "TangentKernel"]
 

@@ -1,34 +1,46 @@
-r"""Densities of positive stable laws and their exponential tilts, by Zolotarev's integral.
+r"""Positive stable distributions and their exponential tilts as functions of tensors.
 
-With :math:`b = \sigma / (1 - \sigma)` and Zolotarev's function :math:`A`, the stable law of
-:math:`E\, e^{-tS} = e^{-t^\sigma}` has
+With :math:`b = \sigma / (1 - \sigma)` and Zolotarev's function :math:`A`, the stable distribution
+of :math:`E\, e^{-tS} = e^{-t^\sigma}` has
 
 .. math:: P(S \leq x) = \frac{1}{\pi} \int_0^\pi \exp\{-A(u)\, x^{-b}\} \, du , \quad
           A(u) = \Big[ \frac{\sin^\sigma \sigma u \, \sin^{1-\sigma} (1 - \sigma) u}{\sin u}
           \Big]^{1 / (1 - \sigma)} .
 
 The integrals run over :math:`v = \log \{u / (\pi - u)\}`, where the integrands have one peak and
-fall at least exponentially on both sides. Its place and the places where the logarithm of the
+fall at least exponentially on both sides. The peak and the points where the logarithm of the
 integrand has fallen by given amounts are found by bisection, and the panels between them get nodes
 of their own, so that an integrand of any width is resolved. That of the distribution function has a
 plateau too, and gets panels where it ends.
+
+With mass :math:`V` and tilt :math:`\tau`, a variable is :math:`V^{1/\sigma}` times one of mass one
+with the tilt :math:`\tau V^{1/\sigma}`, so that :math:`\lambda = V \tau^\sigma` and the stability
+decide the shape.
+
+[1] L. Devroye (2009), Random variate generation for exponentially and polynomially tilted stable
+distributions.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from pyro_ext.special import expm1mx, gauss_legendre, in_double, opaque
+from pyro_ext.special import expm1mx, gauss_legendre, in_double, log_sinc, opaque
 
 __all__ = [
+    "angle_ratio",
     "log_cdf",
     "log_density",
     "log_expm1",
     "log_tilted_density",
+    "log_density_with_tilt",
     "log_zolotarev_gain",
     "log_zolotarev_start",
     "rsample_log",
+    "sample_log_tilted",
+    "tilted_cdf",
     "tilted_distance",
 ]
 
@@ -57,6 +69,20 @@ _GAIN_SERIES = tuple(
         (1.0 / 467775.0, (11.0, -44.0, 77.0, -55.0, 11.0)),
     )
 )
+_ROOT_HALF_PI = math.sqrt(math.pi / 2.0)
+_FEW_TRIALS = 1.8
+_BLOCK_SIZE = 4096
+_WIDE_SPREAD = 0.5 / math.pi
+_SLACK_SPREAD = 0.1
+_SLACK = 0.3
+_LEVELS = (40.0, 12.0, 3.0, 0.7, 0.05, 3e-4, 1e-7, 1e-12)
+_PLATEAU = 3  # which of them the plateau begins beyond
+_LOWEST = -42.0
+_NUM_PANELS = 20
+_NUM_CDF_NODES = 12
+_NUM_LEVEL_HALVINGS = 30
+_LARGEST_LOG_POWER = 300.0
+Trial = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def log_zolotarev_start(stability: Tensor) -> Tensor:
@@ -268,3 +294,239 @@ def _scaled_expm1mx(log_scale: Tensor, x: Tensor) -> Tensor:
     small = scale * expm1mx(torch.where(near, x, 0.0))
     large = (log_scale + x).clamp(max=_LARGEST_LOG).exp() - scale * (1.0 + x)
     return torch.where(near, small, large)
+
+
+@in_double
+def log_density_with_tilt(
+    log_value: Tensor, mass: Tensor, stability: Tensor, tilt: Tensor
+) -> Tensor:
+    """Log density at the exponential of ``log_value``."""
+    log_value, log_scale, log_power, is_tilted = _standardize(log_value, mass, stability, tilt)
+    log_one = log_tilted_density(log_value, stability, log_power, is_tilted)
+    return log_one - log_scale
+
+
+@in_double
+def tilted_cdf(log_value: Tensor, mass: Tensor, stability: Tensor, tilt: Tensor) -> Tensor:
+    """Distribution function at the exponential of ``log_value``."""
+    log_value, _, log_power, is_tilted = _standardize(log_value, mass, stability, tilt)
+    untilted = log_cdf(log_value, stability).exp()
+    return torch.where(is_tilted, _tilted_cdf(log_value, stability, log_power), untilted)
+
+
+@in_double
+def sample_log_tilted(mass: Tensor, stability: Tensor, tilt: Tensor) -> Tensor:
+    """Logarithms of independent draws, by rejection; all arguments of one shape."""
+    _, log_scale, log_power, is_tilted = _standardize(mass, mass, stability, tilt)
+    power = torch.where(is_tilted, log_power.exp(), 0.0).reshape(-1)
+    flat_stability = stability.reshape(-1)
+    result = torch.empty_like(power)
+    waiting = torch.arange(power.numel(), device=power.device)
+    while waiting.numel():
+        lightly = power[waiting] <= _FEW_TRIALS
+        left = []
+        for part, propose in ((waiting[lightly], _plain_trial), (waiting[~lightly], _double_trial)):
+            if part.numel():
+                draw, is_accepted = _first_accepted(propose, power[part], flat_stability[part])
+                result[part] = draw
+                left.append(part[~is_accepted])
+        waiting = torch.cat(left)
+    return result.view(mass.shape) + log_scale
+
+
+def _standardize(
+    log_value: Tensor, mass: Tensor, stability: Tensor, tilt: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""Log value and log scale for mass one, :math:`\log \lambda`, and whether there is a tilt."""
+    is_tilted = tilt > 0
+    log_scale = mass.log() / stability
+    log_power = mass.log() + stability * torch.where(is_tilted, tilt, 1.0).log()
+    return log_value - log_scale, log_scale, log_power, is_tilted
+
+
+def _first_accepted(propose: Trial, power: Tensor, stability: Tensor) -> tuple[Tensor, Tensor]:
+    """The first accepted of some trials each, more of them the fewer draws are wanted."""
+    num_trials = max(1, _BLOCK_SIZE // power.numel())
+    draws, are_accepted = propose(power.repeat(num_trials), stability.repeat(num_trials))
+    are_accepted = are_accepted.view(num_trials, -1)
+    first = are_accepted.byte().argmax(0, keepdim=True)
+    draws = draws.view(num_trials, -1).gather(0, first).squeeze(0)
+    return draws, are_accepted.any(0)
+
+
+def _plain_trial(power: Tensor, stability: Tensor) -> tuple[Tensor, Tensor]:
+    """A stable draw and whether it is kept, which takes ``exp(power)`` trials on average."""
+    draw = rsample_log(stability)
+    tilted = torch.exp(draw + power.log() / stability)
+    return draw, torch.rand_like(draw).log() <= -tilted
+
+
+def _double_trial(power: Tensor, stability: Tensor) -> tuple[Tensor, Tensor]:
+    """One trial of the double rejection of [1], which takes a bounded number of them."""
+    gain, log_height, overshoot = _propose_angle(power, stability)
+    inside = torch.nonzero(log_height <= 0.0).squeeze(-1)
+    draw, is_accepted = torch.empty_like(power), torch.zeros_like(power, dtype=torch.bool)
+    draw[inside], is_accepted[inside] = _propose_value(
+        *(part[inside] for part in (power, stability, gain, log_height, overshoot))
+    )
+    return draw, is_accepted
+
+
+def _propose_angle(power: Tensor, stability: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """First stage: gain of the angle, log height under its envelope, accepted up to zero, and z."""
+    spread = power * stability * (1.0 - stability)
+    root, is_wide, bell, edge = _envelope(spread)
+    bell_mass = bell * torch.where(is_wide, math.pi, _ROOT_HALF_PI / root)
+    edge_mass = 2.0 * edge * math.sqrt(math.pi)
+    choice, place, height = torch.rand((3, *power.shape), dtype=power.dtype, device=power.device)
+    from_bell = torch.where(is_wide, math.pi * place, torch.randn_like(power).abs() / root)
+    is_bell = choice * (bell_mass + edge_mass) < bell_mass
+    from_edge = math.pi * place.square()
+    angle = torch.where(is_bell, from_bell, math.pi - from_edge)
+    rest = torch.where(is_bell, math.pi - from_bell, from_edge)
+    safe = rest.clamp(min=torch.finfo(rest.dtype).tiny)
+    gain, log_ratio, overshoot = angle_ratio(angle, safe, power, stability)
+    log_height = torch.where(rest > 0.0, log_ratio + height.log(), math.inf)
+    return gain, log_height, overshoot
+
+
+def angle_ratio(
+    angle: Tensor, rest: Tensor, power: Tensor, stability: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Gain of an angle, log ratio of its envelope to its density, and z.
+
+    The envelope is that of [1] with two changes, both of which raise the acceptance. Its bell is
+    used down to spreads of :math:`1 / (2 \pi)`, below which a uniform law has less mass, and not
+    down to one; the bound of [1] for the uniform law is that of the bell. Above a spread of 0.1 it
+    is lowered by a slack: the ratio exceeds :math:`e^{0.316}` there at every stability.
+    """
+    spread = power * stability * (1.0 - stability)
+    root, is_wide, bell, edge = _envelope(spread)
+    # Half the logarithm of the function B of the paper, which is 1 / A to a power.
+    gain = log_zolotarev_gain(angle, rest, stability)
+    log_zeta = -0.5 * (1.0 - stability) * gain
+    zeta = log_zeta.exp()
+    overshoot = -1.0 / torch.expm1(-torch.log1p(stability * zeta / root) / stability)
+    fall = torch.where(is_wide, 0.0, -0.5 * spread * angle.square())
+    envelope = (bell * fall.exp() + edge / rest.sqrt()) * math.pi
+    target = (1.0 + _ROOT_HALF_PI) * root / zeta + overshoot
+    log_ratio = power * torch.expm1(-2.0 * log_zeta) + torch.log(envelope / target)
+    return gain, log_ratio - torch.where(spread < _SLACK_SPREAD, 0.0, _SLACK), overshoot
+
+
+def _envelope(spread: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Root of the spread, whether a uniform law takes the place of the bell, and two heights."""
+    root = spread.sqrt()
+    bell = (1.0 + math.sqrt(2.0) * root * (2.0 + _ROOT_HALF_PI)) / math.pi
+    edge = torch.exp(-spread * (math.pi**2 / 8.0)) * root
+    return root, spread < _WIDE_SPREAD, bell, edge * ((2.0 + _ROOT_HALF_PI) / math.sqrt(math.pi))
+
+
+def _propose_value(
+    power: Tensor, stability: Tensor, gain: Tensor, log_height: Tensor, overshoot: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Second stage: log value given the angle, and whether it is accepted.
+
+    The proposal is a half normal left of the mode, uniform and then exponential right of it.
+    """
+    exponent = (1.0 - stability) / stability
+    log_rate = log_zolotarev_start(stability) + gain
+    log_mode = stability * (exponent.log() - log_rate) + power.log()
+    # All lengths below are in multiples of the mode, and the rate too.
+    rate = torch.exp(log_rate + log_mode)
+    deviation = torch.sqrt(stability / rate)
+    left, right = deviation * _ROOT_HALF_PI, overshoot / rate
+    choice, place = torch.rand((2, *power.shape), dtype=power.dtype, device=power.device)
+    normal = torch.randn_like(power).abs()
+    exponential = -torch.log1p(-torch.rand_like(power))
+    choice = choice * (left + deviation + right)
+    is_left, is_right = choice < left, choice >= left + deviation
+    step = torch.where(
+        is_left,
+        -deviation * normal,
+        deviation * torch.where(is_right, 1.0, place)
+        + torch.where(is_right, right * exponential, 0.0),
+    )
+    inside = step > -1.0
+    log_step = torch.log1p(torch.where(inside, step, 0.0))
+    cost = rate * (step + torch.expm1(-exponent * log_step) / exponent)
+    cost = cost - torch.where(is_left, 0.5 * normal.square(), 0.0)
+    cost = cost - torch.where(is_right, exponential, 0.0)
+    return -exponent * (log_mode + log_step), inside & (cost <= -log_height)
+
+
+def _tilted_cdf(log_value: Tensor, stability: Tensor, log_power: Tensor) -> Tensor:
+    r"""Distribution function of the tilted law of mass one, by steepest descent.
+
+    Zolotarev's integral is the inverse Laplace transform along the path of steepest descent, on
+    which the exponent is real. The tilted distribution function has the same path and one factor
+    more, :math:`1 / s`. Its pole lies right of the path beyond the mean; its residue is added then.
+    """
+    distance, log_multiple = tilted_distance(log_value, stability, log_power)
+    log_start = log_zolotarev_start(stability)
+    log_ratio = log_start - stability / (1.0 - stability) * log_value
+    log_ratio = log_ratio.clamp(max=_LARGEST_LOG_POWER)
+    with torch.no_grad():
+        places, log_weights = _cdf_nodes(log_ratio, stability)
+    angle, rest = math.pi * torch.sigmoid(places), math.pi * torch.sigmoid(-places)
+    shape = stability[..., None]
+    gain = log_zolotarev_gain(angle, rest, shape)
+    excess = (log_ratio[..., None] + log_expm1(gain)).clamp(max=2.0 * _LARGEST_LOG_POWER).exp()
+    stretch = log_sinc(shape * angle, (1.0 - shape) * angle + rest) - log_sinc(angle, rest)
+    log_radius = ((stretch - log_multiple[..., None]) / (1.0 - shape)).clamp(
+        max=_LARGEST_LOG_POWER / 3
+    )
+    radius = log_radius.exp()
+    sine = torch.minimum(angle, rest).sin()
+    versine = 2.0 * (0.5 * angle).sin().square()
+    across = torch.expm1(log_radius) + versine  # the radius less the cosine
+    along = _log_radius_slope(angle, rest, shape) * sine
+    factor = radius * (across - along) / (across.square() + sine.square())
+    jacobian = torch.sigmoid(places) * torch.sigmoid(-places)
+    terms = torch.exp(log_weights - excess.clamp(max=700.0)) * factor * jacobian
+    integral = terms.sum(-1) * torch.exp(-distance.clamp(max=700.0))
+    return (torch.where(log_multiple > 0, 1.0, 0.0) + integral).clamp(0.0, 1.0)
+
+
+def _log_radius_slope(angle: Tensor, rest: Tensor, stability: Tensor) -> Tensor:
+    """Derivative of the logarithm of the path's radius in its angle."""
+    near = angle < 1e-2
+    small = torch.where(near, angle, 0.0)
+    squares = 1.0 + stability.square()
+    series = small * (1.0 + stability) * (1.0 / 3.0 + small.square() * squares / 45.0)
+    far, far_rest = torch.where(near, 1.0, angle), torch.where(near, 1.0, rest)
+    is_left = far < 0.5 * math.pi
+    cotangent = torch.where(is_left, 1.0, -1.0) / torch.where(is_left, far, far_rest).tan()
+    inner = stability / (stability * far).tan()
+    return torch.where(near, series, (inner - cotangent) / (1.0 - stability))
+
+
+def _cdf_nodes(log_ratio: Tensor, stability: Tensor) -> tuple[Tensor, Tensor]:
+    """Nodes and log weights over panels that end where the integrand has vanished."""
+    ends = _cdf_ends(log_ratio, stability)
+    # Shorter on the right, where the factor has poles close to the path.
+    grid = torch.linspace(0.0, 1.0, _NUM_PANELS + 1, dtype=ends.dtype, device=ends.device) ** 1.5
+    start = ends[..., _PLATEAU, None]
+    tail = start + (_LOWEST - start) * grid
+    edges = torch.cat([tail, ends], -1).sort(-1).values
+    nodes, weights = gauss_legendre(_NUM_CDF_NODES, ends.device)
+    lengths = edges.diff()[..., None]
+    places = (edges[..., :-1, None] + lengths * nodes).flatten(-2)
+    log_weights = (lengths * weights).clamp(min=1e-300).log().flatten(-2)
+    return places, log_weights
+
+
+@opaque("tilted_stable_cdf_ends", len(_LEVELS))
+def _cdf_ends(log_ratio: Tensor, stability: Tensor) -> Tensor:
+    """Where the exponent has grown by each of the levels, by bisection."""
+    levels = torch.tensor(_LEVELS, dtype=log_ratio.dtype, device=log_ratio.device).log()
+    log_ratio, stability = log_ratio[..., None], stability[..., None]
+    low = torch.full_like(log_ratio + stability + levels, _LOWEST)
+    high = torch.full_like(low, 60.0)
+    for _ in range(_NUM_LEVEL_HALVINGS):
+        middle = 0.5 * (low + high)
+        angle, rest = math.pi * torch.sigmoid(middle), math.pi * torch.sigmoid(-middle)
+        gain = log_zolotarev_gain(angle, rest, stability)
+        inside = log_ratio + log_expm1(gain) < levels
+        low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
+    return low

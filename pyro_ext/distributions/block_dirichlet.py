@@ -18,8 +18,7 @@ from torch.distributions import (
 )
 
 from pyro_ext._checks import as_tensor, check_sequence
-from pyro_ext.distributions._base import ParametricDistribution
-from pyro_ext.distributions._bfry import rsample_log_gamma
+from pyro_ext.distributions.bases import ParametricDistribution, rsample_log_gamma
 
 __all__ = ["BlockDirichlet"]
 

@@ -1,27 +1,182 @@
-r"""Laws of the points of a cluster whose parameters are integrated out.
+"""Conjugate clusters: distributions of points whose common parameters are integrated out.
 
 Points of a cluster are independent given its parameters, which have a conjugate prior. Without them
 the points are exchangeable, and the density of a block of them is in closed form, a function of
 sums over the block.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
+from torch.distributions import constraints
 
-from pyro_ext._checks import as_tensor
-from pyro_ext.distributions._base import ParametricDistribution
-from pyro_ext.distributions._hyperparameters import broadcast_hyperparameters
-from pyro_ext.distributions.cluster_block import ClusterBlock
+from pyro_ext._checks import as_parameter, as_tensor, check_instance, check_integer
+from pyro_ext.distributions.bases import ParametricDistribution
 
-__all__ = ["ConjugateCluster", "Summary"]
+__all__ = [
+    "ClusterBlock",
+    "ConjugateCluster",
+    "PartitionedBlock",
+    "RowsOfClusters",
+    "Summary",
+    "broadcast_hyperparameters",
+]
 
 Summary = tuple[Tensor, ...]
 Cluster = TypeVar("Cluster", bound="ConjugateCluster")
+
+
+class RowsOfClusters(TorchDistribution):
+    """Joint law of points, each of which has the law of a conjugate cluster by itself."""
+
+    arg_constraints: dict[str, Any] = {}
+    cluster: "ConjugateCluster"
+
+    @constraints.dependent_property(event_dim=2)
+    def support(self) -> Any:
+        """Matrices whose rows are points."""
+        return constraints.independent(self.cluster.support, 1)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws of all points, each with cluster parameters of its own.
+
+        :param torch.Size sample_shape: how many.
+        """
+        with torch.no_grad():
+            return self._draw(torch.Size(sample_shape) + self.batch_shape)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws with gradients in the hyperparameters, where ``has_rsample``.
+
+        :param torch.Size sample_shape: how many.
+        :raises NotImplementedError: where points are counts.
+        """
+        if not self.has_rsample:
+            raise NotImplementedError(f"draws of {type(self.cluster).__name__} have no gradients")
+        return self._draw(torch.Size(sample_shape) + self.batch_shape)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of each point."""
+        return self.cluster.mean.unsqueeze(-2).expand(self.batch_shape + self.event_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of each entry of each point."""
+        return self.cluster.variance.unsqueeze(-2).expand(self.batch_shape + self.event_shape)
+
+    @abstractmethod
+    def _draw(self, shape: torch.Size) -> Tensor:
+        """Draws over a shape, with gradients where there are any."""
+
+
+class ClusterBlock(RowsOfClusters):
+    """Joint law of several points of a cluster whose parameters are integrated out.
+
+    The points are exchangeable and, since they share the parameters, not independent.
+
+    :param ConjugateCluster cluster: law of one point.
+    :param int num_points: how many points a draw has.
+    :raises ValueError: where it is not a positive integer.
+
+    Example::
+
+        >>> from pyro_ext.distributions import PoissonCluster
+        >>> block = PoissonCluster(torch.tensor([2.0]), 1.0).block(3)
+        >>> block.event_shape, block.log_prob(torch.tensor([[1.0], [0.0], [2.0]]))
+        (torch.Size([3, 1]), tensor(-4.4466))
+    """
+
+    def __init__(
+        self,
+        cluster: "ConjugateCluster",
+        num_points: int,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        check_instance("cluster", cluster, ConjugateCluster, "a conjugate cluster")
+        self.cluster = cluster
+        self.num_points = check_integer("num_points", num_points, 1)
+        self.has_rsample = cluster.has_rsample
+        event_shape = torch.Size((self.num_points, *cluster.event_shape))
+        super().__init__(cluster.batch_shape, event_shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """Repeat the distribution over a larger batch shape.
+
+        :param torch.Size batch_shape: the new shape.
+        :returns: the distribution of that shape.
+        """
+        new = self._get_checked_instance(ClusterBlock, _instance)  # type: ignore[no-untyped-call]
+        new.cluster = self.cluster.expand(batch_shape)
+        new.num_points = self.num_points
+        new.has_rsample = self.has_rsample
+        super(ClusterBlock, new).__init__(
+            new.cluster.batch_shape, self.event_shape, validate_args=False
+        )
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density, or log probability, of a block of points.
+
+        :param Tensor value: **Shape:** ``(*batch, num_points, d)``.
+        :returns: **Shape:** ``(*batch)``.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        return self.cluster.log_marginal(value)
+
+    def _draw(self, shape: torch.Size) -> Tensor:
+        return self.cluster._draw_block(shape, self.num_points)
+
+
+def broadcast_hyperparameters(
+    owner: str, parameters: Mapping[str, Any], event_dims: Mapping[str, int]
+) -> tuple[dict[str, Tensor], torch.Size, int]:
+    """Hyperparameters in one type and of one batch shape, that shape, and the size of a point.
+
+    A number stands for a vector of equal entries, never for a matrix.
+    """
+    parameters = {name: as_parameter(name, value) for name, value in parameters.items()}
+    given = [value for value in parameters.values() if isinstance(value, Tensor)]
+    dtype = reduce(torch.promote_types, (value.dtype for value in given), torch.bool)
+    if not dtype.is_floating_point:
+        dtype = torch.get_default_dtype()
+    device = given[0].device if given else None
+    tensors = {
+        name: torch.as_tensor(value, dtype=dtype, device=device)
+        for name, value in parameters.items()
+    }
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    sizes = {shape[-1:] for name, shape in shapes.items() if event_dims[name]} - {()}
+    sizes |= {shape[-2:-1] for name, shape in shapes.items() if event_dims[name] == 2}
+    wrong = [shape for name, shape in shapes.items() if event_dims[name] > max(1, len(shape))]
+    if len(sizes - {(1,)}) > 1 or not sizes or wrong:
+        wanted = ", ".join(
+            f"{name} {'(*batch' + ', d' * k + ')'}" for name, k in event_dims.items()
+        )
+        raise ValueError(f"{owner} takes the shapes {wanted}, got {shapes}")
+    (size,) = max(sizes)
+    batch_shapes = (
+        value.shape[: max(0, value.dim() - event_dims[name])] for name, value in tensors.items()
+    )
+    try:
+        batch_shape = torch.broadcast_shapes(*batch_shapes)
+    except RuntimeError:
+        raise ValueError(f"hyperparameters of {owner} do not broadcast, got {shapes}") from None
+    expanded = {
+        name: value.expand(batch_shape + (size,) * event_dims[name])
+        for name, value in tensors.items()
+    }
+    return expanded, batch_shape, size
 
 
 class ConjugateCluster(ParametricDistribution):
@@ -256,3 +411,78 @@ class ConjugateCluster(ParametricDistribution):
 
     def _compiled_parts(self) -> list[Tensor]:
         raise NotImplementedError
+
+
+class PartitionedBlock(RowsOfClusters):
+    """Joint law of points given which of them are in the same cluster.
+
+    Points of a cluster share its parameters, which are integrated out, and clusters are
+    independent of each other.
+
+    :param ConjugateCluster cluster: law of one point, without batch shape.
+    :param Tensor labels: integers, equal for points of one cluster. **Shape:** ``(*batch, n)``.
+    :raises TypeError: where an argument is of another type.
+    :raises ValueError: where it has another shape.
+
+    Example::
+
+        >>> from pyro_ext.distributions import PoissonCluster
+        >>> cluster = PoissonCluster(torch.tensor([2.0]), 1.0)
+        >>> law = PartitionedBlock(cluster, torch.tensor([0, 1, 0]))
+        >>> law.event_shape, law.log_prob(torch.tensor([[1.0], [0.0], [2.0]]))
+        (torch.Size([3, 1]), tensor(-4.3944))
+    """
+
+    def __init__(
+        self, cluster: ConjugateCluster, labels: Tensor, *, validate_args: bool | None = None
+    ) -> None:
+        check_instance("cluster", cluster, ConjugateCluster, "a conjugate cluster")
+        if cluster.batch_shape:
+            raise ValueError(f"cluster must have no batch shape, got {tuple(cluster.batch_shape)}")
+        if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+            got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+            raise TypeError(f"labels must be a tensor of integers, got {got}")
+        if not labels.dim() or not labels.shape[-1]:
+            raise ValueError(
+                f"labels must have shape (*batch, n) with n > 0, got {tuple(labels.shape)}"
+            )
+        self.cluster, self.labels = cluster, labels
+        self.has_rsample = cluster.has_rsample
+        event_shape = labels.shape[-1:] + cluster.event_shape
+        super().__init__(labels.shape[:-1], event_shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """Repeat the distribution over a larger batch shape.
+
+        :param torch.Size batch_shape: the new shape.
+        :returns: the distribution of that shape.
+        """
+        new = self._get_checked_instance(PartitionedBlock, _instance)  # type: ignore[no-untyped-call]
+        new.cluster, new.has_rsample = self.cluster, self.has_rsample
+        new.labels = self.labels.expand(*batch_shape, self.labels.shape[-1])
+        super(PartitionedBlock, new).__init__(
+            new.labels.shape[:-1], self.event_shape, validate_args=False
+        )
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density, or log probability, of the points.
+
+        :param Tensor value: **Shape:** ``(*batch, n, d)``.
+        :returns: **Shape:** ``(*batch)``.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        kinds = self.labels.unique()
+        mask = self.labels.unsqueeze(-2) == kinds.unsqueeze(-1)
+        return self.cluster.log_marginal(value.unsqueeze(-3), mask).sum(-1)
+
+    def _draw(self, shape: torch.Size) -> Tensor:
+        kinds, places = self.labels.unique(return_inverse=True)
+        block = self.cluster.block(self.labels.shape[-1])
+        draw = block.rsample if self.has_rsample else block.sample
+        # As many points of every cluster as there are in all, of which each label picks one.
+        points = draw((*shape, len(kinds)))
+        chosen = places.expand(*shape, -1)[..., None, :, None]
+        return points.gather(-3, chosen.expand(*shape, 1, *self.event_shape)).squeeze(-3)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._checks import check_integer
-from pyro_ext.distributions._gamma_ratio import log_rising
+from pyro_ext.distributions._evidence import log_rising
 from pyro_ext.distributions.clusters import ConjugateCluster, Summary
 from pyro_ext.special import in_double
 

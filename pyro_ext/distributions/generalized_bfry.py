@@ -1,4 +1,6 @@
-r"""The generalized BFRY distribution, with one power law near zero and another in the tail.
+"""The generalized BFRY, the beta prime BFRY and the stable beta BFRY distribution.
+
+They are the weights of finite approximations of the processes of these names.
 
 [1] F. Ayed, J. Lee, F. Caron (2019), Beyond the Chinese restaurant and Pitman-Yor processes:
 statistical models with double power-law behavior.
@@ -14,16 +16,18 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext.distributions import _bfry
-from pyro_ext.distributions._base import (
+from pyro_ext.distributions.bases import (
+    LevelDistribution,
     discount_constraint,
+    log_level_of,
     positive_exp,
+    rsample_log_gamma,
     variance_of,
 )
-from pyro_ext.distributions._levels import LevelDistribution, log_level_of
-from pyro_ext.distributions._supports import positive
+from pyro_ext.distributions.supports import open_interval, positive
 from pyro_ext.special import in_double
 
-__all__ = ["GeneralizedBFRY"]
+__all__ = ["BetaPrimeBFRY", "GeneralizedBFRY", "StableBetaBFRY"]
 
 
 class GeneralizedBFRY(LevelDistribution):
@@ -107,7 +111,7 @@ class GeneralizedBFRY(LevelDistribution):
         """
         shape = self._extended_shape(torch.Size(sample_shape))
         discount = self.discount.expand(shape)
-        log_gamma = _bfry.rsample_log_gamma(1.0 - discount)
+        log_gamma = rsample_log_gamma(1.0 - discount)
         uniform, tail = torch.rand((2, *shape), dtype=discount.dtype, device=discount.device)
         log_rate = _bfry.log_rate(uniform, discount, self.log_level, torch.ones_like(discount))
         log_pareto = -torch.log1p(-tail) / self.tail_index
@@ -151,3 +155,264 @@ def _cdf(
     density = _bfry.log_scaled_density(value, scale, discount, tail_index, log_level)
     # The Pareto factor moves mass beyond a place, in proportion to the density there.
     return (inner - torch.exp(place.log() + density) / tail_index).clamp(min=0.0)
+
+
+class BetaPrimeBFRY(LevelDistribution):
+    r"""Beta prime BFRY distribution, the law of :math:`W / B` [1, 2].
+
+    :math:`W` has the tilted BFRY distribution of discount :math:`\sigma`, level :math:`t` and tilt
+    1, :math:`B` the gamma distribution of shape :math:`\tau` and rate :math:`c`, and they are
+    independent. With :math:`k = \tau - \sigma`,
+
+    .. math:: f(x) = \frac{\sigma\, c^\tau \Gamma(k)}
+              {\Gamma(1 - \sigma) \Gamma(\tau) \{(1 + t)^\sigma - 1\}} x^{-1-\sigma}
+              \big[ (c + x)^{-k} - (c + (1 + t) x)^{-k} \big] .
+
+    The density falls as :math:`x^{-1-\sigma}` between :math:`c / t` and :math:`c`, and as
+    :math:`x^{-1-\tau}` beyond. It is the law of one atom in a finite approximation of a beta prime
+    process. Where :math:`\sigma = 0` the limit is meant, with :math:`\log(1 + t)` for the quotient
+    of braces and :math:`\sigma`. Draws have gradients in all parameters. The distribution function
+    is computed by quadrature, for levels up to :math:`e^{9000}`.
+
+    :param discount: :math:`\sigma`, in [0, 1).
+    :param tail_index: :math:`\tau`, greater than the discount.
+    :param level: :math:`t > 0`. Levels beyond the numbers of a type can be given as ``log_level``.
+    :param rate: :math:`c > 0`, a scale of :math:`x`.
+    :param log_level: :math:`\log t`, in place of ``level``.
+    :raises ValueError: where a parameter is out of range.
+
+    Example::
+
+        >>> law = BetaPrimeBFRY(0.4, 2.3, 30.0, 1.0)
+        >>> law.log_prob(torch.tensor([1e-6, 1.0, 1e6]))
+        tensor([  6.9799,  -3.9115, -48.1820])
+    """
+
+    discount: Tensor
+    tail_index: Tensor
+    rate: Tensor
+    arg_constraints = {
+        "discount": discount_constraint,
+        "tail_index": constraints.positive,
+        "level": constraints.positive,
+        "rate": constraints.positive,
+    }
+    support = positive
+    has_rsample = True
+
+    def __init__(
+        self,
+        discount: Any,
+        tail_index: Any,
+        level: Any = None,
+        rate: Any = 1.0,
+        *,
+        log_level: Any = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        parameters = {
+            "discount": discount,
+            "tail_index": tail_index,
+            "log_level": log_level_of(level, log_level, validate_args),
+            "rate": rate,
+        }
+        super().__init__(parameters, validate_args)
+        self._check_parameter("tail_index", self.tail_index > self.discount, "> discount")
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density.
+
+        :param Tensor value: positive numbers.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        return _log_beta_prime_density(
+            value, self.discount, self.tail_index, self.log_level, self.rate
+        )
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws with gradients in the parameters.
+
+        :param torch.Size sample_shape: how many.
+        """
+        shape = self._extended_shape(torch.Size(sample_shape))
+        power = self.tail_index - self.discount
+        parts = (value.expand(shape) for value in (self.discount, power, self.log_level))
+        return positive_exp(_bfry.rsample_log_beta_prime(*parts) + self.rate.log())
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Distribution function, by quadrature of the density.
+
+        :param Tensor value: positive numbers.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        return _beta_prime_cdf(value, self.discount, self.tail_index, self.log_level, self.rate)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean, infinite for tail indices up to 1."""
+        return self._moment(1)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance, infinite for tail indices up to 2."""
+        return variance_of(self.mean, self._moment(2))
+
+    def _moment(self, order: int) -> Tensor:
+        is_finite = self.tail_index > order
+        tail_index = torch.where(is_finite, self.tail_index, order + 1.0)
+        tilt = torch.ones_like(self.discount)
+        moment = _bfry.log_moment(self.discount, self.log_level, tilt, order).exp()
+        for less in range(1, order + 1):
+            moment = moment * self.rate / (tail_index - less)
+        return torch.where(is_finite, moment, torch.inf)
+
+
+class StableBetaBFRY(LevelDistribution):
+    r"""Law of one atom in a finite approximation of a stable beta process by Lomax arrivals [2].
+
+    .. math:: f(x) = \frac{\sigma\, \Gamma(c)}
+              {\Gamma(1 - \sigma) \Gamma(c + \sigma) \{(1 + t)^\sigma - 1\}}
+              x^{-1-\sigma} (1 - x)^{c + \sigma - 1} \{ 1 - (1 + t x)^{-c} \} , \quad 0 < x < 1 .
+
+    Its odds :math:`x / (1 - x)` have the beta prime BFRY distribution of tail index
+    :math:`\sigma + c` and rate 1. Where :math:`\sigma = 0`, the beta process, the limit is meant,
+    with :math:`\log(1 + t)` for the quotient of the first braces and :math:`\sigma`. Draws have
+    gradients in all parameters. Distribution function, mean and variance are computed by
+    quadrature, for levels up to :math:`e^{9000}`.
+
+    :param discount: :math:`\sigma`, in [0, 1).
+    :param concentration: :math:`c > 0`.
+    :param level: :math:`t > 0`. Levels beyond the numbers of a type can be given as ``log_level``.
+    :param log_level: :math:`\log t`, in place of ``level``.
+    :raises ValueError: where a parameter is out of range.
+
+    Example::
+
+        >>> law = StableBetaBFRY(0.4, 1.5, 24.744151)
+        >>> law.log_prob(torch.tensor(0.1)), 20.0 * law.mean
+        (tensor(0.5839), tensor(1.5614))
+    """
+
+    discount: Tensor
+    concentration: Tensor
+    arg_constraints = {
+        "discount": discount_constraint,
+        "concentration": constraints.positive,
+        "level": constraints.positive,
+    }
+    support = open_interval(0.0, 1.0)
+    has_rsample = True
+
+    def __init__(
+        self,
+        discount: Any,
+        concentration: Any,
+        level: Any = None,
+        *,
+        log_level: Any = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        parameters = {
+            "discount": discount,
+            "concentration": concentration,
+            "log_level": log_level_of(level, log_level, validate_args),
+        }
+        super().__init__(parameters, validate_args)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density.
+
+        :param Tensor value: numbers in (0, 1); its ends stand for the numbers next to them.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        return _log_odds_density(value, self.discount, self.concentration, self.log_level)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws with gradients in the parameters, inside the interval.
+
+        :param torch.Size sample_shape: how many.
+        """
+        shape = self._extended_shape(torch.Size(sample_shape))
+        parts = (self.discount, self.concentration, self.log_level)
+        log_odds = _bfry.rsample_log_beta_prime(*(value.expand(shape) for value in parts))
+        return _clamp_inside(torch.sigmoid(log_odds))
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Distribution function, by quadrature of the density.
+
+        :param Tensor value: numbers in (0, 1); its ends stand for the numbers next to them.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        return _odds_cdf(value, self.discount, self.concentration, self.log_level)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean."""
+        return _odds_mean(self.discount, self.concentration, self.log_level)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance."""
+        return _odds_variance(self.discount, self.concentration, self.log_level)
+
+
+@in_double
+def _log_beta_prime_density(
+    value: Tensor, discount: Tensor, tail_index: Tensor, log_level: Tensor, rate: Tensor
+) -> Tensor:
+    log_value = value.log()
+    place = log_value - rate.log()
+    return (
+        _bfry.log_beta_prime_density(place, discount, tail_index - discount, log_level) - log_value
+    )
+
+
+@in_double
+def _beta_prime_cdf(
+    value: Tensor, discount: Tensor, tail_index: Tensor, log_level: Tensor, rate: Tensor
+) -> Tensor:
+    place = value.log() - rate.log()
+    return _bfry.beta_prime_cdf(place, discount, tail_index - discount, log_level)
+
+
+@in_double
+def _log_odds_density(
+    value: Tensor, discount: Tensor, concentration: Tensor, log_level: Tensor
+) -> Tensor:
+    value = _clamp_inside(value)
+    log_value, log_rest = value.log(), torch.log1p(-value)
+    density = _bfry.log_beta_prime_density(log_value - log_rest, discount, concentration, log_level)
+    return density - log_value - log_rest
+
+
+@in_double
+def _odds_cdf(value: Tensor, discount: Tensor, concentration: Tensor, log_level: Tensor) -> Tensor:
+    value = _clamp_inside(value)
+    return _bfry.beta_prime_cdf(
+        value.log() - torch.log1p(-value), discount, concentration, log_level
+    )
+
+
+@in_double
+def _odds_mean(discount: Tensor, concentration: Tensor, log_level: Tensor) -> Tensor:
+    return _bfry.beta_prime_expectation(torch.sigmoid, discount, concentration, log_level)
+
+
+@in_double
+def _odds_variance(discount: Tensor, concentration: Tensor, log_level: Tensor) -> Tensor:
+    mean = _bfry.beta_prime_expectation(torch.sigmoid, discount, concentration, log_level)[
+        ..., None
+    ]
+    return _bfry.beta_prime_expectation(
+        lambda place: (torch.sigmoid(place) - mean).square(), discount, concentration, log_level
+    )
+
+
+def _clamp_inside(value: Tensor) -> Tensor:
+    """Keep numbers inside the unit interval."""
+    limits = torch.finfo(value.dtype)
+    return value.clamp(min=limits.tiny, max=1.0 - limits.eps / 2.0)

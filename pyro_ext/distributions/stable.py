@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints, kl_divergence, register_kl
 
-from pyro_ext.distributions import _stable, _tilted_stable
-from pyro_ext.distributions._base import UnivariateDistribution, attach_gradient, positive_exp
-from pyro_ext.distributions._supports import positive
+from pyro_ext.distributions import _stable
+from pyro_ext.distributions.bases import UnivariateDistribution, attach_gradient, positive_exp
+from pyro_ext.distributions.supports import positive
 
 __all__ = ["PositiveStable", "TiltedStable"]
 
@@ -135,7 +135,7 @@ class TiltedStable(UnivariateDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        return _tilted_stable.log_density(value.log(), self.mass, self.stability, self.tilt)
+        return _stable.log_density_with_tilt(value.log(), self.mass, self.stability, self.tilt)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Exact draws, with gradients in all parameters where these require them.
@@ -145,7 +145,7 @@ class TiltedStable(UnivariateDistribution):
         shape = self._extended_shape(torch.Size(sample_shape))
         parameters = (self.mass, self.stability, self.tilt)
         with torch.no_grad():
-            log_draws = _tilted_stable.sample_log(*(value.expand(shape) for value in parameters))
+            log_draws = _stable.sample_log_tilted(*(value.expand(shape) for value in parameters))
         return attach_gradient(positive_exp(log_draws), parameters, self.cdf, self.log_prob)
 
     def cdf(self, value: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ class TiltedStable(UnivariateDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        return _tilted_stable.cdf(value.log(), self.mass, self.stability, self.tilt)
+        return _stable.tilted_cdf(value.log(), self.mass, self.stability, self.tilt)
 
     @property
     def mean(self) -> Tensor:

@@ -6,49 +6,51 @@ Parameters have the conventions of the literature on normalized random measures:
 infinity; ``tilt`` is an exponential one.
 """
 
-from pyro_ext.random_measures._measure import CompletelyRandomMeasure
 from pyro_ext.random_measures.arrivals import (
-    ArrivalFamily,
     DeterministicArrivals,
     ExponentialArrivals,
     GammaArrivals,
     InverseGammaArrivals,
     LomaxArrivals,
 )
-from pyro_ext.random_measures.beta_prime import BetaPrimeProcess
-from pyro_ext.random_measures.cluster_tilts import (
-    cluster_tilt_law,
-    log_joint_given_cluster_tilts,
-)
-from pyro_ext.random_measures.frequency_counts import (
-    FrequencyCounts,
+from pyro_ext.random_measures.cluster_counts import (
     frequency_table,
     log_num_partitions,
     split_frequencies,
 )
-from pyro_ext.random_measures.generalized_bfry import GeneralizedBFRYProcess
-from pyro_ext.random_measures.generalized_gamma import GeneralizedGammaProcess
-from pyro_ext.random_measures.goodness_of_fit import (
+from pyro_ext.random_measures.finite import JumpLaw
+from pyro_ext.random_measures.frequencies import (
+    FrequencyCounts,
     RankSizeBand,
     kolmogorov_smirnov,
     rank_size_band,
     rank_sizes,
     reweighted_kolmogorov_smirnov,
 )
-from pyro_ext.random_measures.jump_law import JumpLaw
+from pyro_ext.random_measures.generalized_gamma import GeneralizedGammaProcess
 from pyro_ext.random_measures.levy_density import LevyDensityProcess
-from pyro_ext.random_measures.normalized import NormalizedRandomMeasure
+from pyro_ext.random_measures.levy_measure import ArrivalFamily
+from pyro_ext.random_measures.measure import CompletelyRandomMeasure, Superposition
+from pyro_ext.random_measures.mixed_tilts import (
+    BetaPrimeProcess,
+    GeneralizedBFRYProcess,
+    cluster_tilt_law,
+    log_joint_given_cluster_tilts,
+)
 from pyro_ext.random_measures.pareto import ParetoMixtureProcess, ParetoProcess
 from pyro_ext.random_measures.partition import RandomPartition
-from pyro_ext.random_measures.pitman_yor import DirichletProcess, PitmanYor
 from pyro_ext.random_measures.primitive import (
     DiscreteMeasure,
     FiniteApproximation,
     TruncatedSeries,
     random_measure,
 )
+from pyro_ext.random_measures.probability_measures import (
+    DirichletProcess,
+    NormalizedRandomMeasure,
+    PitmanYor,
+)
 from pyro_ext.random_measures.stable_beta import StableBetaProcess
-from pyro_ext.random_measures.superposition import Superposition
 from pyro_ext.random_measures.total_mass import ApproximateTotalMass, InvertedTotalMass, TotalMass
 
 __all__ = [

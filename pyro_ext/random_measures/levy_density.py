@@ -15,11 +15,11 @@ from pyro_ext._checks import (
     check_number,
     check_sequence,
 )
-from pyro_ext.distributions._supports import numbers_between
-from pyro_ext.random_measures._levy_integrals import Factor
-from pyro_ext.random_measures._measure import CompletelyRandomMeasure
+from pyro_ext.distributions.supports import numbers_between
+from pyro_ext.random_measures.levy_measure import Factor
+from pyro_ext.random_measures.measure import CompletelyRandomMeasure
 from pyro_ext.random_measures.total_mass import ApproximateTotalMass
-from pyro_ext.special.log_integral import LogIntegrand
+from pyro_ext.special.quadrature import LogIntegrand
 
 __all__ = ["LevyDensityProcess"]
 

@@ -12,16 +12,19 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_ext._checks import as_parameter
-from pyro_ext.distributions._supports import numbers_above
-from pyro_ext.random_measures._levy_integrals import Factor
-from pyro_ext.random_measures._log_concave import sample_log_concave
-from pyro_ext.random_measures._logarithms import log_if_positive, log_sum, survives
-from pyro_ext.random_measures._measure import CompletelyRandomMeasure
+from pyro_ext.distributions.supports import numbers_above
+from pyro_ext.random_measures._numerics import (
+    log_if_positive,
+    log_sum,
+    sample_log_concave,
+    survives,
+)
 from pyro_ext.random_measures.generalized_gamma import GeneralizedGammaProcess
-from pyro_ext.random_measures.superposition import Superposition
+from pyro_ext.random_measures.levy_measure import Factor
+from pyro_ext.random_measures.measure import CompletelyRandomMeasure, Superposition
 from pyro_ext.random_measures.total_mass import TotalMass, compound_poisson
 from pyro_ext.special import log1mexp_at_log, log_exprel, log_upper_gamma
-from pyro_ext.special.log_integral import LogIntegrand
+from pyro_ext.special.quadrature import LogIntegrand
 
 __all__ = ["ParetoMixtureProcess", "ParetoProcess"]
 

@@ -1,17 +1,68 @@
-"""Random partitions as distributions of label vectors."""
+r"""Random partitions as distributions of label vectors.
 
+Random partitions, one sample after the other.
+
+Sizes of clusters of a normalized measure, without the labels of the samples.
+
+Sums over all partitions of a set, by power series.
+
+With :math:`A(z) = \sum_i x_i z^i / i!`, the sum over the partitions of :math:`n` elements into
+:math:`k` blocks of the product of :math:`x` at the sizes is :math:`n! \, [z^n] A(z)^k / k!`, and
+over all partitions :math:`n! \, [z^n] e^{A(z)}`. All terms are positive. Series are scaled by
+powers of a number that keeps them within the range of their type.
+"""
+
+import math
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import check_integer
-from pyro_ext.random_measures._arguments import check_law
-from pyro_ext.random_measures._counts import counts_of_labels
+from pyro_ext._checks import check_integer, shown
+from pyro_ext.random_measures.arrivals import ExponentialArrivals, arrival_process
+from pyro_ext.random_measures.cluster_counts import counts_of_labels
+from pyro_ext.random_measures.levy_measure import LevyMeasure
+from pyro_ext.random_measures.series import poisson_points
 
-__all__ = ["PartitionLaw", "RandomPartition"]
+__all__ = [
+    "ClusterCounts",
+    "PartitionLaw",
+    "RandomPartition",
+    "check_law",
+    "log_sums_by_blocks",
+    "log_sums_over_partitions",
+    "scaled_series",
+    "seat_by_arrivals",
+    "seat_by_counts",
+]
+
+_FIRST_BLOCK = 32
+_LARGEST_BLOCK = 2**16
+_FEW_POINTS = 256
+_MOST_POINTS = 5000
+_SPACING = 0.02
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+_FIRST_LEVEL = 8.0
+_LARGEST_LOG_STEP = 2.0
+_SLACK = 1.05
+_NUM_POINTS = 300  # so many that the inverse is read from its table
+_LOW = -7.0
+_REACH = 60.0
+
+
+def check_law(argument: str, value: object) -> None:
+    """Check that a value is the law of a random probability measure, as a partition has one."""
+    methods = ("log_eppf", "_sample_labels", "_element")
+    if isinstance(value, type) or not all(hasattr(value, name) for name in methods):
+        raise TypeError(
+            f"{argument} must be a normalized measure, a PitmanYor or a DirichletProcess, got "
+            f"{shown(value)}"
+        )
 
 
 class PartitionLaw(Protocol):
@@ -101,3 +152,260 @@ class RandomPartition(TorchDistribution):
             law = self.law._element(int(index))
             labels[rows] = law._sample_labels(self.num_samples, rows.numel())
         return labels.view(*shape, self.num_samples)
+
+
+def seat_by_arrivals(measure: LevyMeasure, num_samples: int, num_draws: int) -> Tensor:
+    r"""Labels of samples of a normalized measure, exactly, without its total mass.
+
+    Let every weight :math:`w` have points at the rate :math:`w` over time. Then the labels of all
+    points in the order of time are samples of the normalized measure. The first points of weights
+    are the arrival times of the size-biased series; afterwards the weights are known.
+
+    :param measure: a measure without batch shape.
+    :param int num_samples: how many labels.
+    :param int num_draws: how often.
+    :returns: labels in the order of first occurrence. **Shape:** ``(num_draws, num_samples)``.
+    """
+    labels = np.empty((num_draws, num_samples), np.int64)
+    wide = measure._unsqueezed()
+    process, inverse = arrival_process(wide, ExponentialArrivals()), InverseExponent(measure)
+    seats = [_Seats(int(seed)) for seed in torch.randint(2**31 - 1, (num_draws,))]
+    last_points = torch.zeros((num_draws, 1), dtype=torch.float64)
+    waiting, block = list(range(num_draws)), _FIRST_BLOCK
+    while waiting:
+        shape = torch.Size((len(waiting),))
+        points = last_points[waiting] + poisson_points(shape, block, measure).cpu()
+        last_points[waiting] = points[:, -1:]
+        log_times = inverse(points.log())
+        weights = process.sample_weight(log_times).exp().cpu().numpy()
+        times = log_times.exp().cpu().numpy()
+        for row, draw in enumerate(waiting):
+            seats[draw].fill(labels[draw], times[row], weights[row])
+        waiting = [draw for draw in waiting if seats[draw].done < num_samples]
+        block = min(2 * block, max(_LARGEST_BLOCK // max(len(waiting), 1), _FIRST_BLOCK))
+    return torch.from_numpy(labels)
+
+
+class InverseExponent:
+    """Inverse of a Laplace exponent at many points, all but a few by interpolation.
+
+    A cubic spline with the derivatives of the exponent goes through exact values, to an error far
+    below what any number of draws can tell.
+    """
+
+    def __init__(self, measure: LevyMeasure) -> None:
+        self._measure = measure
+        self._spline: Any = None
+        self._low, self._high = np.inf, -np.inf
+
+    def __call__(self, log_targets: Tensor) -> Tensor:
+        """Logarithms of the places, of those of the values. **Shape:** that of these."""
+        if self._measure._is_closed or log_targets.numel() < _FEW_POINTS:
+            return self._measure._inverse_exponent(log_targets)
+        low, high = float(log_targets.min()), float(log_targets.max())
+        if low < self._low or high > self._high:
+            self._extend(min(low, self._low), max(high + 1.0, self._high))
+        device = log_targets.device
+        return torch.from_numpy(self._spline(log_targets.cpu().numpy())).to(device)
+
+    def _extend(self, low: float, high: float) -> None:
+        from scipy.interpolate import CubicHermiteSpline
+
+        ends = self._measure._inverse_exponent(torch.tensor([low, high], dtype=torch.float64))
+        start, stop = ends.tolist()
+        number = int(min(max((stop - start) / _SPACING, 64), _MOST_POINTS))
+        places = torch.linspace(start - 1e-6, stop + 1e-6, number, dtype=torch.float64)
+        values = self._measure._log_exponent(places)
+        slopes = (
+            places + self._measure._log_moment(torch.ones_like(places), places) - values
+        ).exp()
+        self._spline = CubicHermiteSpline(values.numpy(), places.numpy(), 1.0 / slopes.numpy())
+        self._low, self._high = low, high
+
+
+class _Seats:
+    """One partition as far as it has come."""
+
+    def __init__(self, seed: int) -> None:
+        self.done, self._clock, self._seed = 0, 0.0, seed
+        self._ends = np.empty(0)
+
+    def fill(self, labels: Integers, times: Floats, weights: Floats) -> None:
+        """Go on until all labels are there, or the weights have all been seen."""
+        num_seen = self._ends.size
+        start = self._ends[-1] if num_seen else 0.0
+        self._ends = np.concatenate([self._ends, start + weights.cumsum()])
+        from pyro_ext.random_measures import _seating
+
+        self.done, self._clock, self._seed = _seating.seat_by_arrivals(
+            labels, self.done, self._clock, times, self._ends, num_seen, self._seed
+        )
+
+
+def seat_by_counts(
+    discount: float, concentration: float, num_samples: int, num_draws: int
+) -> Tensor:
+    """Labels of samples of a Pitman-Yor process, by its urn.
+
+    A sample joins the cluster of an earlier one, picked at random, with the probability that the
+    discount leaves it, and picks again otherwise; so each takes constant time on average.
+
+    :param float discount: in [0, 1).
+    :param float concentration: greater than minus the discount.
+    :param int num_samples: how many labels.
+    :param int num_draws: how often.
+    :returns: labels in the order of first occurrence. **Shape:** ``(num_draws, num_samples)``.
+    """
+    from pyro_ext.random_measures import _seating
+
+    labels = np.empty((num_draws, num_samples), np.int64)
+    for row, seed in zip(labels, torch.randint(2**31 - 1, (num_draws,)).tolist(), strict=True):
+        _seating.seat_by_counts(row, discount, concentration, seed)
+    return torch.from_numpy(labels)
+
+
+class ClusterCounts:
+    r"""Draws of the sizes of clusters of a normalized measure, exactly.
+
+    Let every weight :math:`w` have points at the rate :math:`w` over time. The first :math:`n`
+    points are samples of the normalized measure. Points of one stretch of time after the other are
+    drawn until there are so many, and the last stretch is cut after the last of them. How long a
+    stretch is depends on what was drawn before it only, which leaves the law as it is. The number
+    of weights that have points is a Poisson process over the values of the Laplace exponent.
+
+    :param measure: a measure without batch shape.
+    :param int num_samples: :math:`n`.
+    """
+
+    def __init__(self, measure: LevyMeasure, num_samples: int) -> None:
+        self._number = num_samples
+        self._process = arrival_process(measure._unsqueezed(), ExponentialArrivals())
+        self._inverse = InverseExponent(measure)
+        # One table for the numbers of clusters that are common; it grows where there are more.
+        high = torch.tensor(_REACH * num_samples**0.5 + _FIRST_LEVEL).double().log()
+        self._device = measure._filled(0.0).device
+        self._times(torch.stack([torch.full_like(high, _LOW), high]).to(self._device))
+
+    def sample(self) -> Tensor:
+        """Draw once.
+
+        :returns: positive sizes that sum to the number of samples. **Shape:** ``(num_clusters,)``.
+        """
+        weights = torch.zeros(0, dtype=torch.float64, device=self._device)
+        counts = weights.long()
+        level, time, done = 0.0, 0.0, 0
+        while done < self._number:
+            old_level, old_time = level, time
+            level, time = self._next(level, time, float(weights.sum()), self._number - done)
+            fresh = torch.poisson(weights.new_tensor([level - old_level]))
+            places = torch.rand(int(fresh), dtype=torch.float64, device=self._device)
+            starts = torch.full_like(weights, old_time)
+            if len(places):
+                log_times = self._times((old_level + (level - old_level) * places).log())
+                weights = torch.cat([weights, self._process.sample_weight(log_times).exp()])
+                starts = torch.cat([starts, log_times.exp().clamp(min=old_time, max=time)])
+            is_new = torch.arange(len(weights), device=self._device) >= len(counts)
+            more = torch.poisson(weights * (time - starts)).long()
+            added = int(more.sum()) + len(places)
+            if done + added >= self._number:
+                kept = self._earliest(starts, more, is_new, time, self._number - done)
+            else:
+                kept = more + is_new.long()
+            counts = torch.nn.functional.pad(counts, (0, len(places))) + kept
+            done += int(kept.sum())
+        return counts[counts > 0]
+
+    def _next(self, level: float, time: float, total: float, missing: int) -> tuple[float, float]:
+        """Where the next stretch ends, as value of the Laplace exponent and as time."""
+        if level == 0.0:
+            (log_time,) = self._times(torch.tensor([_FIRST_LEVEL]).double().log().to(self._device))
+            return _FIRST_LEVEL, float(log_time.exp())
+        wanted = time + _SLACK * missing / total if total > 0 else math.inf
+        # The exponent grows no faster than the time.
+        reach = min(math.log(wanted / time), _LARGEST_LOG_STEP)
+        steps = torch.linspace(0.0, reach, _NUM_POINTS + 1, dtype=torch.float64)[1:]
+        levels = level * steps.to(self._device).exp()
+        times = self._times(levels.log()).exp()
+        index = int((times < wanted).sum().clamp(max=_NUM_POINTS - 1))
+        return float(levels[index]), float(times[index])
+
+    def _times(self, log_levels: Tensor) -> Tensor:
+        """Logarithms of the times at which the Laplace exponent has values."""
+        padding = log_levels[:1].expand(_NUM_POINTS)
+        times: Tensor = self._inverse(torch.cat([log_levels, padding]))[: len(log_levels)]
+        return times
+
+    @staticmethod
+    def _earliest(starts: Tensor, more: Tensor, is_new: Tensor, end: float, number: int) -> Tensor:
+        """How many of the first points of a stretch each weight has."""
+        owners = torch.arange(len(more), device=more.device).repeat_interleave(more)
+        places = torch.rand(len(owners), dtype=starts.dtype, device=starts.device)
+        points = starts[owners] + places * (end - starts[owners])
+        points = torch.cat([points, starts[is_new]])
+        owners = torch.cat([owners, torch.nonzero(is_new).squeeze(-1)])
+        first = points.topk(number, largest=False, sorted=False).indices
+        return owners[first].bincount(minlength=len(more))
+
+
+def scaled_series(log_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Coefficients of :math:`A`, scaled.
+
+    :param Tensor log_values: :math:`\log x_i` for :math:`i = 1, \dots, n`.
+        **Shape:** ``(*batch, n)``.
+    :returns: coefficients, of which the largest is one; the logarithm of what they are multiplied
+        by; and the logarithm of what each power of :math:`z` is multiplied by.
+    """
+    number = log_values.shape[-1]
+    order = torch.arange(1, number + 1, dtype=log_values.dtype, device=log_values.device)
+    logs = log_values - (order + 1.0).lgamma()
+    if number > 1:
+        log_power = (logs[..., :1] - logs[..., -1:]) / (number - 1)
+    else:
+        log_power = torch.zeros_like(logs)
+    logs = logs + log_power * order
+    log_factor = logs.amax(-1, keepdim=True)
+    return (logs - log_factor).exp(), log_factor.squeeze(-1), log_power.squeeze(-1)
+
+
+def log_sums_by_blocks(log_values: Tensor) -> Tensor:
+    r"""Logarithms of the sums over partitions of all elements into 1 to n blocks.
+
+    :param Tensor log_values: :math:`\log x_i` for :math:`i = 1, \dots, n`.
+        **Shape:** ``(*batch, n)``.
+    :returns: the logarithms. **Shape:** ``(*batch, n)``, over the number of blocks.
+    """
+    series, log_factor, log_power = scaled_series(log_values)
+    number = series.shape[-1]
+    # Row i, column j of the matrix is the coefficient of order j - i.
+    gap = torch.arange(number, device=series.device)
+    gap = gap[None, :] - gap[:, None] - 1
+    matrix = torch.where(gap >= 0, series[..., gap.clamp(min=0)], 0.0)
+    power, log_scale, results = series, torch.zeros_like(log_factor), []
+    for block in range(1, number + 1):
+        if block > 1:
+            power = (power[..., None, :] @ matrix).squeeze(-2)
+            largest = power.amax(-1).clamp(min=1e-300)
+            power, log_scale = power / largest[..., None], log_scale + largest.log()
+        results.append(power[..., -1].log() + log_scale + block * log_factor)
+    blocks = torch.arange(1, number + 1, dtype=series.dtype, device=series.device)
+    value = torch.stack(results, -1) - (blocks + 1.0).lgamma()
+    return value + math.lgamma(number + 1.0) - (number * log_power)[..., None]
+
+
+def log_sums_over_partitions(log_values: Tensor) -> Tensor:
+    r"""Logarithms of the coefficients :math:`[z^m] e^{A(z)}` for :math:`m = 0, \dots, n`.
+
+    :param Tensor log_values: :math:`\log x_i` for :math:`i = 1, \dots, n`.
+        **Shape:** ``(*batch, n)``.
+    :returns: the logarithms. **Shape:** ``(*batch, n + 1)``.
+    """
+    series, log_factor, log_power = scaled_series(log_values)
+    number = series.shape[-1]
+    order = torch.arange(1, number + 1, dtype=series.dtype, device=series.device)
+    log_slopes = series.log() + order.log() + log_factor[..., None]
+    logs = [torch.zeros_like(log_factor)]
+    for total in range(1, number + 1):
+        earlier = torch.stack(logs[::-1], -1)
+        logs.append((log_slopes[..., :total] + earlier).logsumexp(-1) - order[total - 1].log())
+    places = torch.arange(number + 1, dtype=series.dtype, device=series.device)
+    return torch.stack(logs, -1) - places * log_power[..., None]

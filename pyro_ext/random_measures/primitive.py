@@ -9,19 +9,19 @@ from pyro.distributions.torch_distribution import TorchDistribution, TorchDistri
 from torch import Tensor
 
 from pyro_ext._checks import check_choice, check_instance, check_integer
-from pyro_ext.distributions._base import positive_exp
-from pyro_ext.distributions._supports import Exponential
-from pyro_ext.random_measures._arguments import check_family
-from pyro_ext.random_measures._measure import CompletelyRandomMeasure
-from pyro_ext.random_measures._series import named_family
+from pyro_ext.distributions.bases import positive_exp
+from pyro_ext.distributions.supports import Exponential
 from pyro_ext.random_measures.arrivals import (
-    ArrivalFamily,
     DeterministicArrivals,
     GammaArrivals,
+    arrival_process,
+    check_family,
 )
-from pyro_ext.random_measures.jump_law import JumpLaw
-from pyro_ext.random_measures.normalized import NormalizedRandomMeasure
-from pyro_ext.random_measures.pitman_yor import PitmanYor
+from pyro_ext.random_measures.finite import JumpLaw
+from pyro_ext.random_measures.levy_measure import ArrivalFamily
+from pyro_ext.random_measures.measure import CompletelyRandomMeasure
+from pyro_ext.random_measures.probability_measures import NormalizedRandomMeasure, PitmanYor
+from pyro_ext.random_measures.series import named_family
 
 __all__ = [
     "DiscreteMeasure",
@@ -172,7 +172,7 @@ def _jumps(
             "method of a series in a model must be 'size_biased', 'inverse_levy' or gamma arrival "
             f"times, got {truncation.method!r}"
         )
-    process = measure._arrivals(family)
+    process = arrival_process(measure, family)
     rate = measure._filled(1.0).to(measure.dtype)
     with plate:
         gaps = pyro.sample(f"{name}_gaps", Exponential(rate))

@@ -9,28 +9,28 @@ finite approximations of completely random measures.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyro_ext.distributions import StableBetaBFRY
-from pyro_ext.distributions._bfry import rsample_log_gamma
-from pyro_ext.distributions._inversion import solve_increasing
-from pyro_ext.distributions._supports import open_interval
-from pyro_ext.random_measures._levy_integrals import Factor
-from pyro_ext.random_measures._logarithms import log_if_positive
-from pyro_ext.random_measures._measure import CompletelyRandomMeasure
-from pyro_ext.random_measures._roots import holds_everywhere
-from pyro_ext.random_measures._series import ArrivalSeries, SeriesMethod
+from pyro_ext.distributions.bases import rsample_log_gamma, solve_increasing
+from pyro_ext.distributions.supports import open_interval
+from pyro_ext.random_measures._numerics import log_if_positive
 from pyro_ext.random_measures.arrivals import LomaxArrivals
+from pyro_ext.random_measures.levy_measure import (
+    ArrivalFamily,
+    ArrivalProcess,
+    Factor,
+    SeriesMethod,
+)
+from pyro_ext.random_measures.measure import CompletelyRandomMeasure
+from pyro_ext.random_measures.series import ArrivalSeries
 from pyro_ext.random_measures.total_mass import ApproximateTotalMass
 from pyro_ext.special import log1mexp, log1prel, log_exprel
-
-if TYPE_CHECKING:
-    from pyro_ext.random_measures._arrival_processes import ArrivalProcess
-    from pyro_ext.random_measures.arrivals import ArrivalFamily
+from pyro_ext.special.operations import holds_everywhere
 
 __all__ = ["StableBetaProcess"]
 
@@ -132,7 +132,7 @@ class StableBetaProcess(CompletelyRandomMeasure):
 
     # Places are the logits of sizes, in which nothing is singular at the largest size.
 
-    def _place(self, log_size: Tensor) -> Tensor:
+    def _coordinate(self, log_size: Tensor) -> Tensor:
         log_share = (log_size - self._double.scale.log()).clamp(max=-_SMALLEST)
         return log_share - log1mexp(-log_share)
 
@@ -177,15 +177,15 @@ class StableBetaProcess(CompletelyRandomMeasure):
         safe = torch.where(inside, log_size, self._double.scale.log() - 1.0)
         return torch.where(inside, super()._log_tail(safe), -torch.inf)
 
-    def _is_own_family(self, family: "ArrivalFamily") -> bool:
+    def _is_own_family(self, family: ArrivalFamily) -> bool:
         return (
             isinstance(family, LomaxArrivals)
             and not self._has("tilt")
             and holds_everywhere(self.concentration == family.concentration)
         )
 
-    def _arrivals(self, family: "ArrivalFamily") -> "ArrivalProcess":
-        return _LomaxTimes(self) if self._is_own_family(family) else super()._arrivals(family)
+    def _own_arrivals(self, family: ArrivalFamily) -> ArrivalProcess | None:
+        return _LomaxTimes(self) if self._is_own_family(family) else None
 
     def _series_methods(self) -> Mapping[str, Callable[[], SeriesMethod]]:
         if self._has("tilt"):
@@ -195,7 +195,7 @@ class StableBetaProcess(CompletelyRandomMeasure):
             "rounds": lambda: _Rounds(self),
         }
 
-    def _finite_law(self, num_atoms: int, rule: str) -> TorchDistribution | None:
+    def _finite_distribution(self, num_atoms: int, rule: str) -> TorchDistribution | None:
         if self._has("tilt") or self._has("scale") or rule != "exact":
             return None
         if holds_everywhere(self.concentration <= 0):

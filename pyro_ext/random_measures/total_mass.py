@@ -1,28 +1,21 @@
 """Laws of total masses that have no density in closed form."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._checks import check_integer
-from pyro_ext.distributions._base import attach_gradient, clamp_positive
-from pyro_ext.distributions._inversion import invert_cdf
-from pyro_ext.distributions._supports import positive
-from pyro_ext.random_measures._arguments import check_measure
-from pyro_ext.random_measures._logarithms import as_double
-from pyro_ext.random_measures._measure_law import MeasureLaw
-from pyro_ext.random_measures._series import poisson_points, series_method
-from pyro_ext.random_measures.arrivals import ArrivalFamily
-
-if TYPE_CHECKING:
-    from pyro_ext.random_measures._measure import CompletelyRandomMeasure
-    from pyro_ext.random_measures._mixed_tilts import MixedTilts
+from pyro_ext.distributions.bases import attach_gradient, clamp_positive, invert_cdf
+from pyro_ext.distributions.supports import positive
+from pyro_ext.random_measures._numerics import as_double
+from pyro_ext.random_measures.finite import MeasureLaw
+from pyro_ext.random_measures.levy_measure import ArrivalFamily, LevyMeasure, check_measure
+from pyro_ext.random_measures.series import poisson_points, series_method
 
 __all__ = ["ApproximateTotalMass", "InvertedTotalMass", "TotalMass", "compound_poisson"]
-
 
 _MOST_WEIGHTS = 10**8
 
@@ -50,7 +43,7 @@ class TotalMass(MeasureLaw):
             total = self._draw(self.measure.expand(shape)).to(self.measure.dtype)
         return total.clamp(max=torch.finfo(total.dtype).max)
 
-    def _draw(self, measure: "CompletelyRandomMeasure") -> Tensor:
+    def _draw(self, measure: LevyMeasure) -> Tensor:
         return measure._sample_total_mass()
 
     def laplace_exponent(self, value: Any) -> Tensor:
@@ -90,7 +83,6 @@ class InvertedTotalMass(TotalMass):
         tensor([ -1.1086,  -2.9509, -18.8456])
     """
 
-    measure: "MixedTilts"
     support = positive
     has_rsample = True
 
@@ -146,9 +138,9 @@ class ApproximateTotalMass(TotalMass):
 
     def __init__(
         self,
-        measure: "CompletelyRandomMeasure",
+        measure: LevyMeasure,
         num_jumps: int = 1000,
-        method: "str | ArrivalFamily" = "size_biased",
+        method: str | ArrivalFamily = "size_biased",
         *,
         validate_args: bool | None = None,
     ) -> None:
@@ -158,7 +150,7 @@ class ApproximateTotalMass(TotalMass):
         self.method = method
         super().__init__(measure, validate_args)
 
-    def _draw(self, measure: "CompletelyRandomMeasure") -> Tensor:
+    def _draw(self, measure: LevyMeasure) -> Tensor:
         points = poisson_points(measure.batch_shape, self.num_jumps, measure)
         log_weights, _ = series_method(measure._unsqueezed(), self.method).sample(points)
         way = series_method(measure, self.method)

@@ -20,7 +20,9 @@ from pyro_ext.special.incomplete_gamma import (
     log_lower_gamma_at_log,
     log_upper_gamma,
 )
-from pyro_ext.special.log_integral import (
+from pyro_ext.special.operations import in_double, opaque, where_needed
+from pyro_ext.special.quadrature import (
+    gauss_legendre,
     integrate_log,
     num_edges,
     panel_edges,
@@ -29,9 +31,6 @@ from pyro_ext.special.log_integral import (
     places_of_fall,
     sample_from_panels,
 )
-from pyro_ext.special.operations import opaque, where_needed
-from pyro_ext.special.precision import in_double
-from pyro_ext.special.quadrature import gauss_legendre
 
 __all__ = [
     "expm1mx",

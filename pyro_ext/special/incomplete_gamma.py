@@ -18,8 +18,7 @@ from torch import Tensor
 
 from pyro_ext._checks import as_parameters
 from pyro_ext.special.elementary import log1mexp, log_exprel
-from pyro_ext.special.operations import where_needed
-from pyro_ext.special.precision import in_double
+from pyro_ext.special.operations import in_double, where_needed
 from pyro_ext.special.quadrature import gauss_legendre
 
 __all__ = ["log_lower_gamma", "log_lower_gamma_at_log", "log_upper_gamma"]

@@ -1,17 +1,19 @@
-"""Functions of tensors that a graph holds as one operation, or that are called where needed."""
+"""Operations that stay whole in a recorded graph, and functions that compute in float64."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
+from functools import reduce, wraps
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-__all__ = ["holds_everywhere", "may_hold_everywhere", "opaque", "where_needed"]
+__all__ = ["holds_everywhere", "in_double", "may_hold_everywhere", "opaque", "where_needed"]
 
 _NAMESPACE = "pyro_ext"
-
 TensorFunction = Callable[..., Tensor]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def opaque(name: str, *sizes: int) -> Callable[[TensorFunction], TensorFunction]:
@@ -158,3 +160,33 @@ def _align(tensors: tuple[Tensor, ...], in_dims: tuple[int | None, ...]) -> list
             tensor = tensor.reshape(tensor.shape[0], *[1] * missing, *tensor.shape[1:])
         aligned.append(tensor)
     return aligned
+
+
+def in_double(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function of tensors compute in float64 and return the type of its arguments.
+
+    :param function: takes tensors, and other things that are passed on as they are;
+        returns a tensor.
+    :returns: the function. Where the tensors have several types, their promoted type is returned.
+
+    Example::
+
+        >>> in_double(lambda x: torch.expm1(x) - x)(torch.tensor(1e-3))
+        tensor(5.0017e-07)
+    """
+
+    @wraps(function)
+    def compute(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = (*args, *kwargs.values())
+        dtypes = [arg.dtype for arg in given if isinstance(arg, Tensor)]
+        dtype = reduce(torch.promote_types, dtypes, torch.bool)
+        doubled: Any = (_double(arg) for arg in args)
+        named: Any = {name: _double(arg) for name, arg in kwargs.items()}
+        result = function(*doubled, **named)
+        return cast(R, cast(Tensor, result).to(dtype))
+
+    return compute
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and not value.is_complex() else value

@@ -1,5 +1,11 @@
-"""Nodes and weights of Gaussian quadrature as tensors."""
+"""Gaussian quadrature, and integrals of functions with a single peak in logarithms.
 
+Such a function comes as its logarithm, of which any precision or range of the integral is
+independent. Panels end where the logarithm has fallen by given amounts from its peak, and near the
+points where its slope changes, so that an integrand of any width is resolved.
+"""
+
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
@@ -8,7 +14,26 @@ from torch import Tensor
 
 from pyro_ext._checks import check_integer
 
-__all__ = ["gauss_legendre"]
+__all__ = [
+    "gauss_legendre",
+    "integrate_log",
+    "num_edges",
+    "panel_edges",
+    "panel_nodes",
+    "place_with_gradient",
+    "places_of_fall",
+    "sample_from_panels",
+]
+
+_DROPS = (1.0, 4.0, 10.0, 20.0, 42.0)
+_OFFSETS = (-27.0, -9.0, -3.0, -1.0, 0.0, 1.0, 3.0, 9.0, 27.0)
+_NUM_NODES = 12
+_NUM_POINTS = 17
+_NUM_ROUNDS = 9
+_NUM_HALVINGS = 9
+_NEAREST = 1e-9
+_NUM_STEPS = 12
+LogIntegrand = Callable[[Tensor], Tensor]
 
 
 def gauss_legendre(num_nodes: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
@@ -34,3 +59,158 @@ def gauss_legendre(num_nodes: int, device: torch.device | None = None) -> tuple[
 def _legendre(num_nodes: int) -> tuple[Tensor, Tensor]:
     nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
     return torch.from_numpy((nodes + 1.0) / 2.0), torch.from_numpy(weights / 2.0)
+
+
+def panel_edges(
+    log_integrand: LogIntegrand,
+    low: Tensor,
+    high: Tensor,
+    corners: Tensor,
+    peak: Tensor | None = None,
+) -> Tensor:
+    """Ends of panels that resolve a function with one peak, in rising order.
+
+    :param log_integrand: maps places of shape ``(*shape, n)`` to logarithms of that shape.
+    :param Tensor low: where the range begins. **Shape:** ``shape``.
+    :param Tensor high: where it ends, both finite. **Shape:** ``shape``.
+    :param Tensor corners: where the slope of the logarithm changes over a length of about one.
+        **Shape:** ``(*shape, num_corners)``.
+    :param Tensor peak: where the function is largest, if that is known. **Shape:** ``shape``.
+    :returns: the ends, some of which may coincide, without gradient.
+        **Shape:** ``(*shape, num_edges(num_corners))``.
+    """
+    with torch.no_grad():
+        if peak is None:
+            peak = _find_peak(log_integrand, low, high)
+        ends = places_of_fall(log_integrand, peak, low, high, _DROPS)
+        offsets = torch.tensor(_OFFSETS, dtype=ends.dtype, device=ends.device)
+        bends = (corners[..., None] + offsets).flatten(-2)
+        half = len(_DROPS)
+        bends = torch.minimum(torch.maximum(bends, ends[..., half - 1 : half]), ends[..., -1:])
+        return torch.cat([ends, peak[..., None], bends], -1).sort(-1).values
+
+
+def num_edges(num_corners: int) -> int:
+    """Return how many edges :func:`panel_edges` finds."""
+    return 2 * len(_DROPS) + 1 + len(_OFFSETS) * num_corners
+
+
+def places_of_fall(
+    log_integrand: LogIntegrand, peak: Tensor, low: Tensor, high: Tensor, drops: Sequence[float]
+) -> Tensor:
+    """Places on both sides of a peak where a logarithm has fallen by given amounts.
+
+    :param log_integrand: maps places of shape ``(*shape, n)`` to logarithms of that shape.
+    :param Tensor peak: where the function is largest. **Shape:** ``shape``.
+    :param Tensor low: where the range begins. **Shape:** ``shape``.
+    :param Tensor high: where it ends. **Shape:** ``shape``.
+    :param drops: the amounts.
+    :returns: those on the left and those on the right of the peak, the ends of the range where it
+        ends before. **Shape:** ``(*shape, 2 * len(drops))``.
+    """
+    peak = torch.minimum(torch.maximum(peak, low), high)[..., None]
+    low, high = low[..., None], high[..., None]
+    level = log_integrand(peak) - torch.tensor(
+        [*drops, *drops], dtype=peak.dtype, device=peak.device
+    )
+    side = torch.tensor([-1.0] * len(drops) + [1.0] * len(drops)).to(peak)
+    reach = torch.where(side < 0, peak - low, high - peak).clamp(min=1e-300)
+    # Halving the logarithm of the distance finds near and far places with the same care.
+    near, far = reach.clamp(max=_NEAREST).log(), reach.log()
+    for _ in range(_NUM_HALVINGS):
+        middle = 0.5 * (near + far)
+        is_inside = log_integrand(peak + side * middle.exp()) > level
+        near, far = torch.where(is_inside, middle, near), torch.where(is_inside, far, middle)
+    return torch.minimum(torch.maximum(peak + side * far.exp(), low), high)
+
+
+def panel_nodes(edges: Tensor) -> tuple[Tensor, Tensor]:
+    """Nodes and log weights of Gaussian quadrature over panels.
+
+    :param Tensor edges: ends of the panels. **Shape:** ``(*shape, m)``.
+    :returns: both of **shape** ``(*shape, (m - 1) * 12)``.
+    """
+    nodes, weights = gauss_legendre(_NUM_NODES, edges.device)
+    lengths = edges.diff()[..., None]
+    places = (edges[..., :-1, None] + lengths * nodes).flatten(-2)
+    return places, (lengths * weights).clamp(min=1e-300).log().flatten(-2)
+
+
+def integrate_log(log_integrand: LogIntegrand, edges: Tensor) -> Tensor:
+    """Logarithm of an integral over panels, with gradients of the integrand.
+
+    :param log_integrand: maps places of shape ``(*shape, n)`` to logarithms of that shape.
+    :param Tensor edges: ends of the panels, of :func:`panel_edges`. **Shape:** ``(*shape, m)``.
+    :returns: the logarithm. **Shape:** ``shape``.
+
+    Example::
+
+        >>> log_density = dist.Normal(torch.tensor(3.0).double(), 1e-3).log_prob
+        >>> low, high = torch.tensor(-50.0).double(), torch.tensor(50.0).double()
+        >>> edges = panel_edges(log_density, low, high, torch.zeros(1).double())
+        >>> abs(float(integrate_log(log_density, edges))) < 1e-12
+        True
+    """
+    places, log_weights = panel_nodes(edges)
+    return (log_weights + log_integrand(places)).logsumexp(-1)
+
+
+def sample_from_panels(log_integrand: LogIntegrand, edges: Tensor) -> Tensor:
+    """Draw places with a density that is given but for a constant, by inversion.
+
+    Draws have the gradient of their quantile by implicit differentiation.
+
+    :param log_integrand: maps places of shape ``(*shape, n)`` to logarithms of that shape.
+    :param Tensor edges: ends of the panels, of :func:`panel_edges`. **Shape:** ``(*shape, m)``.
+    :returns: the places. **Shape:** ``shape``.
+    """
+    uniform = torch.rand(edges.shape[:-1], dtype=edges.dtype, device=edges.device)
+    with torch.no_grad():
+        places, log_weights = panel_nodes(edges)
+        logs = log_weights + log_integrand(places)
+        masses = (logs - logs.amax(-1, keepdim=True)).exp().unflatten(-1, (-1, _NUM_NODES)).sum(-1)
+        ends = masses.cumsum(-1)
+        target = uniform[..., None] * ends[..., -1:]
+        panel = (ends <= target).sum(-1, keepdim=True).clamp(max=masses.shape[-1] - 1)
+        low, high = edges.gather(-1, panel), edges.gather(-1, panel + 1)
+        share = (target - ends.gather(-1, panel) + masses.gather(-1, panel)).clamp(min=0.0)
+        share = share / masses.gather(-1, panel)
+        log_whole = integrate_log(log_integrand, torch.cat([low, high], -1))
+        start, place = low, low + share * (high - low)
+        for _ in range(_NUM_STEPS):
+            part = integrate_log(log_integrand, torch.cat([start, place], -1))[..., None]
+            residual = (part - log_whole[..., None]).exp() - share
+            low = torch.where(residual < 0, place, low)
+            high = torch.where(residual < 0, high, place)
+            density = (log_integrand(place) - log_whole[..., None]).exp()
+            newton = place - residual / density
+            is_inside = (newton >= low) & (newton <= high)
+            place = torch.where(is_inside, newton, 0.5 * (low + high))
+        place = place.squeeze(-1)
+    return place_with_gradient(log_integrand, edges, place)
+
+
+def place_with_gradient(log_integrand: LogIntegrand, edges: Tensor, place: Tensor) -> Tensor:
+    """Give a draw the gradient of its quantile by implicit differentiation.
+
+    :param log_integrand: logarithm of its density, but for a constant.
+    :param Tensor edges: ends of the panels. **Shape:** ``(*shape, m)``.
+    :param Tensor place: the draw. **Shape:** ``shape``.
+    """
+    log_part = integrate_log(log_integrand, torch.minimum(edges, place[..., None]))
+    log_whole = integrate_log(log_integrand, edges)
+    level = (log_part - log_whole).exp()
+    with torch.no_grad():
+        density = (log_integrand(place[..., None]).squeeze(-1) - log_whole).exp()
+    return place - (level - level.detach()) / density
+
+
+def _find_peak(log_integrand: LogIntegrand, low: Tensor, high: Tensor) -> Tensor:
+    """Where the function is largest, on finer and finer grids."""
+    grid = torch.linspace(0.0, 1.0, _NUM_POINTS, dtype=low.dtype, device=low.device)
+    for _ in range(_NUM_ROUNDS):
+        places = low[..., None] + (high - low)[..., None] * grid
+        best = log_integrand(places).argmax(-1, keepdim=True)
+        low = places.gather(-1, (best - 1).clamp(min=0)).squeeze(-1)
+        high = places.gather(-1, (best + 1).clamp(max=_NUM_POINTS - 1)).squeeze(-1)
+    return 0.5 * (low + high)

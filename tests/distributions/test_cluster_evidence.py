@@ -17,7 +17,7 @@ from pyro_ext.distributions import (
     MultinomialCluster,
     PoissonCluster,
 )
-from pyro_ext.distributions._gamma_ratio import log_rising
+from pyro_ext.distributions._evidence import log_rising
 from tests.distributions.clusters import (
     DATA,
     GAUSSIAN,

@@ -13,7 +13,7 @@ from scipy import special, stats
 from torch.distributions import kl_divergence
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_ext.distributions import PositiveStable, TiltedStable, _tilted_stable
+from pyro_ext.distributions import PositiveStable, TiltedStable, _stable
 from pyro_ext.potential import Potential
 from pyro_ext.testing.distributions import check_divergence
 
@@ -171,7 +171,7 @@ def test_the_lowered_envelope_of_angles():
         for stability in (edge, 1.0 - edge):
             stability = torch.full_like(spread, stability)
             power = spread / (stability * (1.0 - stability))
-            _, log_ratio, _ = _tilted_stable.angle_ratio(angle, rest, power, stability)
+            _, log_ratio, _ = _stable.angle_ratio(angle, rest, power, stability)
             reached = (spread < 1.0) | (spread * angle.square() < 1_400.0)
             assert log_ratio[reached].min() > 0.0
 

@@ -20,7 +20,7 @@ from pyro_ext.distributions import (
     TiltedStable,
     TruncatedBFRY,
 )
-from pyro_ext.distributions._supports import numbers_above, open_interval
+from pyro_ext.distributions.supports import numbers_above, open_interval
 from pyro_ext.models.wide_networks import (
     DependentWeightNetwork,
     horseshoe_variances,
@@ -40,7 +40,7 @@ from pyro_ext.random_measures import (
     TruncatedSeries,
     random_measure,
 )
-from pyro_ext.random_measures.jump_law import JumpLaw
+from pyro_ext.random_measures.finite import JumpLaw
 
 FAR = torch.tensor([-1e5, -800.0, -200.0, -95.0, 95.0, 200.0, 800.0, 1e5])
 # Each in the default type, and whether both tails are power laws, so that densities are finite.

@@ -18,7 +18,8 @@ from pyro_ext.random_measures import (
     LomaxArrivals,
     StableBetaProcess,
 )
-from pyro_ext.random_measures._finite import FiniteAtom
+from pyro_ext.random_measures.arrivals import arrival_process
+from pyro_ext.random_measures.finite import FiniteAtom
 from tests.random_measures.references import (
     BETA_PRIME,
     GAMMA,
@@ -329,7 +330,9 @@ def test_arrivals_of_a_power_little_above_the_discount(reference):
         integrate.quad(integrand, *pair, limit=400, epsabs=1e-13, epsrel=1e-12)[0]
         for pair in itertools.pairwise(ends)
     )
-    count = measure._arrivals(GammaArrivals(0.5)).log_count(torch.tensor(math.log(time))).exp()
+    count = (
+        arrival_process(measure, GammaArrivals(0.5)).log_count(torch.tensor(math.log(time))).exp()
+    )
     assert count.item() == pytest.approx(expected, rel=1e-9)
     law = measure.finite(12, family=GammaArrivals(0.5))
     assert law.cdf(torch.tensor(1.0 - 1e-12 if reference is STABLE_BETA else 1e3)).item() == (

@@ -19,7 +19,7 @@ from pyro_ext.random_measures import (
     log_num_partitions,
     split_frequencies,
 )
-from pyro_ext.random_measures._frequency_sampling import ClusterCounts
+from pyro_ext.random_measures.partition import ClusterCounts
 
 pytestmark = pytest.mark.usefixtures("float64")
 

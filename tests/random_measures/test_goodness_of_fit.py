@@ -11,7 +11,7 @@ from pyro_ext.random_measures import (
     rank_sizes,
     reweighted_kolmogorov_smirnov,
 )
-from pyro_ext.random_measures.frequency_plots import plot_rank_sizes
+from pyro_ext.random_measures.plots import plot_rank_sizes
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import integrate
 
-from pyro_ext.random_measures.jump_law import JumpLaw
+from pyro_ext.random_measures.finite import JumpLaw
 from tests.random_measures.references import BETA_PRIME, GAMMA, GENERALIZED_BFRY, STABLE_BETA
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -16,6 +16,7 @@ from pyro_ext.random_measures import (
     PitmanYor,
     StableBetaProcess,
 )
+from pyro_ext.random_measures.arrivals import arrival_process
 from tests.random_measures.references import (
     BETA_PRIME,
     GAMMA,
@@ -138,7 +139,7 @@ def test_lost_mass_after_twenty_weights(family, value):
 
 def test_lomax_series_of_the_stable_beta_process():
     measure = STABLE_BETA.measure()
-    arrivals = measure._arrivals(LomaxArrivals(1.5))
+    arrivals = arrival_process(measure, LomaxArrivals(1.5))
     lost = arrivals.log_later(torch.tensor(7.3).log(), 1.0).exp()
     assert lost.item() == near(0.795562483912)
     for num_atoms, level, mean in [(20, 24.744151, 1.561350), (200, 4025.1699, 1.977134)]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyro_ext.random_measures import DirichletProcess, PitmanYor
-from pyro_ext.random_measures._urn import InverseExponent
+from pyro_ext.random_measures.partition import InverseExponent
 from tests.random_measures.references import (
     GAMMA,
     NOTED,

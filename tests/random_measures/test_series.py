@@ -15,7 +15,7 @@ from pyro_ext.random_measures import (
     LomaxArrivals,
     Superposition,
 )
-from pyro_ext.random_measures._series import series_method
+from pyro_ext.random_measures.series import series_method
 from tests.random_measures.references import (
     BETA_PRIME,
     GAMMA,

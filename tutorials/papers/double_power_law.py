@@ -48,7 +48,7 @@ from pyro_ext.random_measures import (
     reweighted_kolmogorov_smirnov,
     split_frequencies,
 )
-from pyro_ext.random_measures.frequency_plots import plot_rank_sizes
+from pyro_ext.random_measures.plots import plot_rank_sizes
 from pyro_ext.reproduction import Page
 
 page = Page(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext.posterior.draws import to_array
-from pyro_ext.random_measures import _counts
+from pyro_ext.random_measures import cluster_counts
 
 __all__ = ["Labels", "check_draws", "check_labels", "check_partition"]
 
@@ -30,7 +30,7 @@ def check_labels(argument: str, labels: Any) -> Tensor:
         raise ValueError(
             f"{argument} must have the shape (*batch, n) and a label at least, got {array.shape}"
         )
-    return _counts.canonical_labels(torch.as_tensor(array.astype("int64")))
+    return cluster_counts.canonical_labels(torch.as_tensor(array.astype("int64")))
 
 
 def check_draws(argument: str, labels: Any) -> Tensor:

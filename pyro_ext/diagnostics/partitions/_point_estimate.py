@@ -12,7 +12,7 @@ from pyro_ext.diagnostics.partitions._labels import Labels, check_draws, check_l
 from pyro_ext.diagnostics.partitions._losses import Loss, check_loss, increments, mean_distances
 from pyro_ext.diagnostics.partitions._summaries import co_clustering
 from pyro_ext.random import fresh_seed
-from pyro_ext.random_measures import _counts
+from pyro_ext.random_measures import cluster_counts
 
 __all__ = ["PartitionEstimate", "point_estimate"]
 
@@ -147,7 +147,7 @@ class _Search:
         _loops.descend(
             labels, self._columns, self._increments, self._shares, self._max_num_clusters, seed
         )
-        labels = _counts.canonical_labels(torch.from_numpy(labels)).numpy()
+        labels = cluster_counts.canonical_labels(torch.from_numpy(labels)).numpy()
         expected = float(mean_distances(labels[None], self._draws, self._loss)[0])
         is_better = expected < self.expected_loss - _LEAST_GAIN
         if is_better:
@@ -186,4 +186,4 @@ def _cuts(draws: Tensor, shares: npt.NDArray[np.float64]) -> Tensor:
     distances = squareform(1.0 - shares, checks=False)
     numbers = np.arange(1, int(draws.max()) + 2)
     cuts = [cut_tree(linkage(distances, method), numbers).T for method in ("average", "complete")]
-    return _counts.canonical_labels(torch.from_numpy(np.concatenate(cuts)).long())
+    return cluster_counts.canonical_labels(torch.from_numpy(np.concatenate(cuts)).long())

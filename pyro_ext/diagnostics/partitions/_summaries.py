@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext.diagnostics.partitions._labels import Labels, check_draws, check_labels
-from pyro_ext.random_measures import _counts
+from pyro_ext.random_measures import cluster_counts
 
 __all__ = [
     "canonical_labels",
@@ -83,7 +83,7 @@ def cluster_sizes(labels: Labels) -> Tensor:
                 [3, 1, 0]])
     """
     canonical = check_labels("labels", labels)
-    sizes = _counts.counts_of_labels(canonical)[..., : int(canonical.max()) + 1]
+    sizes = cluster_counts.counts_of_labels(canonical)[..., : int(canonical.max()) + 1]
     return sizes.long().sort(-1, descending=True).values
 
 

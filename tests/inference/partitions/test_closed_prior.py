@@ -18,7 +18,7 @@ from pyro_ext.random_measures import (
     PitmanYor,
     StableBetaProcess,
 )
-from pyro_ext.random_measures._counts import cluster_sizes
+from pyro_ext.random_measures.cluster_counts import cluster_sizes
 from tests.inference.partitions.enumeration import POINTS, gaussian_cluster
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -1,40 +1,101 @@
-"""What completely random measures share: their interface, and integrals of a Lévy density."""
+r"""Lévy densities at the bottom of the room: parameters, integrals and inverses of integrals.
+
+All else about a measure takes a :class:`LevyMeasure`: its series, finite approximations and total
+mass, its normalization, partitions and plots.
+"""
 
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_ext._checks import as_parameters, as_size, check_integer
-from pyro_ext.distributions._supports import positive
-from pyro_ext.random_measures import _finite, _series
-from pyro_ext.random_measures._arrival_processes import ArrivalProcess, arrival_process
-from pyro_ext.random_measures._levy_integrals import (
-    Factor,
-    invert_exponent,
-    invert_tail,
-    levy_panels,
-)
-from pyro_ext.random_measures._logarithms import as_double
-from pyro_ext.random_measures._series import Series, SeriesMethod
-from pyro_ext.random_measures.arrivals import ArrivalFamily
-from pyro_ext.random_measures.normalized import NormalizedRandomMeasure
+from pyro_ext._checks import as_parameters, check_instance
+from pyro_ext.distributions.supports import positive
+from pyro_ext.random_measures._numerics import as_double, solve_monotone
 from pyro_ext.special import log1mexp_at_log
-from pyro_ext.special.log_integral import (
-    LogIntegrand,
-    integrate_log,
-    sample_from_panels,
-)
+from pyro_ext.special.quadrature import LogIntegrand, integrate_log, panel_edges, sample_from_panels
 
-if TYPE_CHECKING:
-    from pyro_ext.random_measures.superposition import Superposition
+__all__ = [
+    "ArrivalFamily",
+    "ArrivalProcess",
+    "Factor",
+    "LevyMeasure",
+    "SeriesMethod",
+    "check_measure",
+]
 
-__all__ = ["CompletelyRandomMeasure"]
+_FALL = 45.0
+_REACH = 1e5
+
+
+class Factor(NamedTuple):
+    """A factor by which a Lévy density is multiplied before it is integrated.
+
+    :param log_value: logarithm of the factor at logarithms of sizes.
+    :param corners: logarithms of the sizes where its slope changes.
+    :param Tensor order: its slope at infinity.
+    :param Tensor low: logarithm of the least size, if there is one.
+    :param Tensor high: logarithm of the largest.
+    :param float order_at_zero: its slope at zero, if that is less than one.
+    """
+
+    log_value: LogIntegrand
+    corners: Sequence[Tensor]
+    order: Tensor
+    low: Tensor | None = None
+    high: Tensor | None = None
+    order_at_zero: float = 1.0
+
+
+class ArrivalFamily(Protocol):
+    """Distribution of the positive number that is divided by a weight to give its arrival time.
+
+    Anything with these methods is a family. They take and return logarithms in float64 and are
+    differentiable.
+    """
+
+    def log_density(self, log_value: Tensor) -> Tensor:
+        """Log density of the logarithm of the number."""
+
+    def log_cdf(self, log_value: Tensor) -> Tensor:
+        """Logarithm of the distribution function."""
+
+    def log_survival(self, log_value: Tensor) -> Tensor:
+        """Logarithm of the probability of a larger number."""
+
+
+class ArrivalProcess(Protocol):
+    """The weights of a measure with the arrival times of a family, in logarithms and float64."""
+
+    def log_count(self, log_time: Tensor) -> Tensor:
+        r"""Mean number of arrivals until a time, :math:`\log \xi(t)`."""
+
+    def log_time(self, log_count: Tensor) -> Tensor:
+        """Time until which there is a mean number of arrivals, with gradients."""
+
+    def sample_weight(self, log_time: Tensor) -> Tensor:
+        """Draws of the weight that arrives at a time."""
+
+    def log_later(self, log_time: Tensor, order: float) -> Tensor:
+        """Moment of the weights that arrive after a time: with order 1, their expected mass."""
+
+
+class SeriesMethod(Protocol):
+    """A way to draw the weights of a measure one after the other, in logarithms and float64."""
+
+    def sample(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw weights and arrival times.
+
+        :param Tensor points: of a Poisson process of unit rate, in rising order.
+        """
+
+    def log_later(self, point: Tensor, order: float) -> Tensor:
+        """Moment of the weights of later points: with order 1, their expected mass."""
 
 
 class Values:
@@ -45,16 +106,11 @@ class Values:
         def __getattr__(self, name: str) -> Tensor: ...
 
 
-class CompletelyRandomMeasure(ABC):
-    r"""Completely random measure without fixed atoms, an immutable value.
+class LevyMeasure(ABC):
+    """A Lévy density, with all that is a closed form or an integral of it.
 
-    It is :math:`G = \sum_j W_j \delta_{\theta_j}`, where the weights :math:`W_j` are the points of
-    a Poisson process on the positive numbers with a Lévy density :math:`\rho`, and the atoms
-    :math:`\theta_j` are independent draws of any law. Sizes, parameters and results are tensors;
-    parameters have a common batch shape with which arguments broadcast.
-
-    A subclass gives the Lévy density by its logarithm at logarithms. All else follows from it by
-    quadrature, in float64, where the subclass has no closed form.
+    A subclass gives its logarithm at logarithms of sizes; the rest is by quadrature, in float64,
+    where the subclass has no closed form.
     """
 
     batch_shape: torch.Size
@@ -141,8 +197,8 @@ class CompletelyRandomMeasure(ABC):
     # What a subclass gives.
 
     @abstractmethod
-    def _log_mass(self, place: Tensor) -> Tensor:
-        r"""Logarithm of the Lévy density over places, which are :math:`\log w` if not redefined."""
+    def _log_mass(self, x: Tensor) -> Tensor:
+        """Logarithm of the Lévy density over the coordinate."""
 
     @property
     @abstractmethod
@@ -165,11 +221,11 @@ class CompletelyRandomMeasure(ABC):
     def _log_corners(self) -> list[Tensor]:
         """Logarithms of the sizes where the slope of the density changes, at least one."""
 
-    def exponential_tilt(self, tilt: Any) -> "CompletelyRandomMeasure":
+    def exponential_tilt(self, tilt: Any) -> Self:
         r"""Measure with the Lévy density :math:`e^{-u w} \rho(w)`.
 
         Given samples of the normalized measure and their auxiliary variable :math:`u`, it is the
-        law of the measure without the weights that were seen.
+        distribution of the measure without the weights that were seen.
 
         :param tilt: :math:`u \geq 0`.
         """
@@ -178,7 +234,7 @@ class CompletelyRandomMeasure(ABC):
         return self._like(tilt=self._result(self._double.tilt + added, tilt))
 
     @abstractmethod
-    def rescale(self, scale: Any) -> "CompletelyRandomMeasure":
+    def rescale(self, scale: Any) -> Self:
         """Measure whose weights are multiplied by a number.
 
         :param scale: positive.
@@ -197,23 +253,44 @@ class CompletelyRandomMeasure(ABC):
             changes["tilt"] = self._double.tilt / factor
         return self._like(**{name: self._result(value, scale) for name, value in changes.items()})
 
-    # The coordinate in which densities are integrated.
+    # The coordinate over which densities are integrated, by default the logarithm of the size.
 
-    def _place(self, log_size: Tensor) -> Tensor:
+    def _coordinate(self, log_size: Tensor) -> Tensor:
         return log_size
 
-    def _log_size(self, place: Tensor) -> Tensor:
-        return place
+    def _log_size(self, x: Tensor) -> Tensor:
+        return x
 
     def _slope_at_infinity(self, order: Tensor) -> Tensor:
-        """How fast the density, times a power of the size, falls at the end of all places."""
+        """How fast the density, times a power of the size, falls where sizes are largest."""
         return self.index_at_infinity.double() - order
 
     # Integrals, which a subclass may replace by closed forms. Arguments are logarithms in float64.
 
     def _panels(self, factor: Factor) -> tuple[LogIntegrand, Tensor]:
-        """Integrand over places and panels that resolve it, for a factor of order one at zero."""
-        return levy_panels(self, factor)
+        """Integrand over the coordinate, and panels that resolve it."""
+        own = [self._coordinate(corner) for corner in (*self._log_corners(), *factor.corners)]
+        *own, order = torch.broadcast_tensors(*own, factor.order)
+        every = torch.stack(own, -1)
+        slope_at_zero = min(factor.order_at_zero, 1.0) - self.index_at_zero.double()
+        first = every.min(-1).values - _FALL / slope_at_zero - 5.0
+        last = every.max(-1).values + _FALL / self._slope_at_infinity(order) + 9.0
+        low = first if factor.low is None else self._coordinate(factor.low)
+        high = last.maximum(low + 1.0) if factor.high is None else self._coordinate(factor.high)
+        low, high = torch.broadcast_tensors(low.minimum(high), high)
+        wide = self._unsqueezed()
+
+        def log_integrand(x: Tensor) -> Tensor:
+            return wide._log_mass(x) + factor.log_value(wide._log_size(x))
+
+        with torch.no_grad():
+            edges = panel_edges(log_integrand, low, high, every)
+        # A range that ends where the integrand has not vanished ends there with its gradient, which
+        # all edges that coincide with the end take on: a panel without length has none.
+        low, high = low[..., None], high[..., None]
+        return log_integrand, torch.where(
+            edges <= low, low, torch.where(edges >= high, high, edges)
+        )
 
     def _integrate(self, factor: Factor) -> Tensor:
         r""":math:`\log \int f(w) \rho(w) dw` for a factor :math:`f`."""
@@ -258,11 +335,25 @@ class CompletelyRandomMeasure(ABC):
 
     def _inverse_exponent(self, log_target: Tensor) -> Tensor:
         r""":math:`\log t` where :math:`\psi(t)` has a given logarithm."""
-        return invert_exponent(self, log_target)
+
+        def slope(x: Tensor, value: Tensor) -> Tensor:
+            return (x + self._log_moment(torch.ones_like(x), x) - value).exp()
+
+        reach = torch.full_like(log_target, _REACH)
+        return solve_monotone(self._log_exponent, slope, log_target, -reach, reach)
 
     def _inverse_tail(self, log_target: Tensor) -> Tensor:
         r""":math:`\log x` where the tail has a given logarithm."""
-        return invert_tail(self, log_target)
+        reach = torch.full_like(log_target, _REACH)
+        return self._log_size(
+            solve_monotone(
+                lambda x: self._log_tail(self._log_size(x)),
+                lambda x, value: -(self._log_mass(x) - value).exp(),
+                log_target,
+                -reach,
+                reach,
+            )
+        )
 
     # The interface.
 
@@ -279,8 +370,8 @@ class CompletelyRandomMeasure(ABC):
 
         :param Tensor value: :math:`x > 0`.
         """
-        place = self._argument("value", value, "> 0").log()
-        return self._result(self._log_tail(self._expanded(place)), value)
+        log_size = self._argument("value", value, "> 0").log()
+        return self._result(self._log_tail(self._expanded(log_size)), value)
 
     def tail(self, value: Any) -> Tensor:
         r"""Mean number of weights above a level, :math:`\bar\rho(x)`.
@@ -344,167 +435,6 @@ class CompletelyRandomMeasure(ABC):
         r"""Variance of the total mass, :math:`\kappa(2, 0)`."""
         return self.log_kappa(2.0, 0.0).exp()
 
-    @abstractmethod
-    def total_mass(self) -> TorchDistribution:
-        r"""Law of the total mass :math:`S = \sum_j W_j`.
-
-        :returns: a distribution of this batch shape. Its class says what is known about the law:
-            draws are exact where it is not called an approximation.
-        """
-
-    def normalize(self) -> NormalizedRandomMeasure:
-        """Return the random probability measure :math:`G / S`."""
-        return NormalizedRandomMeasure(self)
-
-    def __add__(self, other: "CompletelyRandomMeasure") -> "Superposition":
-        """Sum of two independent measures."""
-        from pyro_ext.random_measures.superposition import Superposition
-
-        return Superposition(self, other)
-
-    # Finite approximations and series.
-
-    def finite(
-        self, num_atoms: int, rule: str = "exact", family: ArrivalFamily | None = None
-    ) -> TorchDistribution:
-        r"""Law of the independent weights of a finite approximation [1].
-
-        With ``num_atoms`` :math:`= L` such weights the measure
-        :math:`\sum_{l \leq L} W_l \delta_{\theta_l}` converges in law to this one as :math:`L`
-        grows. The density is :math:`\Phi(t_L | w) \rho(w) / L`, where :math:`\Phi(t | w)` is the
-        probability that a weight arrives until :math:`t` and the level :math:`t_L` is such that
-        :math:`L` weights do so on average.
-
-        :param int num_atoms: :math:`L`.
-        :param str rule: ``"exact"`` for this level; ``"group"``, for measures made of a generalized
-            gamma process, for :math:`t_L = (\sigma L / \eta)^{1/\sigma}`, which ignores the tilt.
-        :param family: arrival times, by default those with a law in closed form where there is one.
-        :returns: a distribution of this batch shape. Pyro's plates repeat it.
-        :raises ValueError: for an argument that is not allowed, such as a family by which
-            infinitely many weights arrive until any time.
-
-        [1] J. Lee, X. Miscouridou, F. Caron (2019), A unified construction for series
-        representations and finite approximations of completely random measures.
-        """
-        return _finite.finite_law(self, check_integer("num_atoms", num_atoms, 1), rule, family)
-
-    def finite_error(
-        self,
-        num_atoms: int,
-        value: Any,
-        rule: str = "exact",
-        family: ArrivalFamily | None = None,
-    ) -> Tensor:
-        r"""Error of a finite approximation, in its Laplace exponent.
-
-        :param int num_atoms: as of :meth:`finite`.
-        :param Tensor value: :math:`t > 0`.
-        :param str rule: as of :meth:`finite`.
-        :param family: as of :meth:`finite`.
-        :returns: :math:`-L \log E\, e^{-t W} - \psi(t)`, by quadrature; negative where the
-            approximation has too little mass.
-        """
-        argument = self._argument("value", value, "> 0")
-        count = check_integer("num_atoms", num_atoms, 1)
-        return self._result(_finite.exponent_error(self, count, rule, family, argument), value)
-
-    def series(
-        self,
-        num_jumps: int | None = None,
-        method: str | ArrivalFamily = "size_biased",
-        seed: int | None = None,
-        *,
-        tolerance: float | None = None,
-        sample_shape: Sequence[int] = (),
-    ) -> Series:
-        r"""Draw the first weights of a series representation [1].
-
-        Draws have gradients in the parameters unless a method says otherwise. Every measure knows
-        ``"size_biased"``, ``"inverse_levy"`` and all families of arrival times; some know more, see
-        their classes.
-
-        What a size-biased series leaves out, given its last arrival time, is the same measure with
-        that time for a further tilt. So its total mass can be drawn, too, as in the example.
-
-        :param int num_jumps: how many weights are drawn.
-        :param method: name of a method, or an arrival family.
-        :param int seed: of the draws; by default PyTorch's generator goes on.
-        :param float tolerance: in place of ``num_jumps``: as many are drawn as it takes until the
-            expected mass of the rest is at most this share of the mass drawn, in all of the batch.
-        :param sample_shape: how many series are drawn.
-        :returns: ``(weights, arrivals, lost_mass)``: weights in the order of their arrival times,
-            with zeros where a method rejects; the times; and the expected mass of all that arrives
-            later. **Shape:** ``(*sample_shape, *batch_shape, num_jumps)``, the same, and without
-            the last axis.
-        :raises ValueError: for an argument that is not allowed.
-
-        [1] J. Lee, X. Miscouridou, F. Caron (2019), A unified construction for series
-        representations and finite approximations of completely random measures.
-
-        Example::
-
-            >>> from pyro_ext.random_measures import GeneralizedGammaProcess
-            >>> measure = GeneralizedGammaProcess(2.0, 0.4, 1.5)
-            >>> series = measure.series(20, seed=0)
-            >>> remainder = measure.exponential_tilt(series.arrivals[-1])
-            >>> bool(torch.isclose(remainder.mean, series.lost_mass))
-            True
-            >>> total = series.weights.sum() + remainder.total_mass().sample()
-        """
-        return _series.draw(
-            self, num_jumps, method, seed, tolerance, as_size("sample_shape", sample_shape)
-        )
-
-    def lost_mass(self, num_jumps: Any, method: str | ArrivalFamily = "size_biased") -> Tensor:
-        r"""Expected mass after the first weights of a series, :math:`e(t_L)`.
-
-        :param Tensor num_jumps: :math:`L > 0`, at whose mean arrival time the series ends.
-        :param method: as of :meth:`series`.
-        :returns: the mass, for ``"scaled"`` series of a tilted measure an upper bound of it.
-            **Shape:** that of ``num_jumps`` and the batch together.
-        """
-        target = self._expanded(self._argument("num_jumps", num_jumps, "> 0"))
-        return self._result(
-            _series.series_method(self, method).log_later(target, 1.0).exp(), num_jumps
-        )
-
-    def num_jumps(self, tolerance: float, method: str | ArrivalFamily = "size_biased") -> int:
-        r"""Length of a series that loses at most a given share of the mean total mass.
-
-        :param float tolerance: the share, in (0, 1).
-        :param method: as of :meth:`series`.
-        :returns: the least :math:`L` with :math:`e(t_L) \leq` ``tolerance`` :math:`E S`, for all of
-            the batch.
-        :raises ValueError: where the mean is infinite.
-        """
-        return _series.shortest(self, tolerance, method)
-
-    def jumps_above(
-        self,
-        level: Any,
-        seed: int | None = None,
-        *,
-        method: str = "inversion",
-        sample_shape: Sequence[int] = (),
-    ) -> tuple[Tensor, Tensor]:
-        r"""Draw all weights above a level, exactly.
-
-        There are :math:`\text{Poisson}(\bar\rho(x))` of them, independent with density
-        proportional to :math:`\rho`. Given their number they have gradients in the parameters; the
-        number has none.
-
-        :param level: :math:`x > 0`.
-        :param int seed: of the draws; by default PyTorch's generator goes on.
-        :param str method: ``"inversion"`` of the tail, or another that the measure knows.
-        :param sample_shape: how many times.
-        :returns: weights, falling in each row and padded with zeros; and a mask of those that are
-            there. **Shape:** ``(*sample_shape, *batch_shape, largest number)`` each.
-        """
-        threshold = self._expanded(self._argument("level", level, "> 0"))
-        return _series.draw_above(
-            self, threshold, seed, method, as_size("sample_shape", sample_shape)
-        )
-
     # Draws, as hooks in logarithms and float64.
 
     def _sample_jump(self, order: Tensor, log_tilt: Tensor) -> Tensor:
@@ -524,32 +454,43 @@ class CompletelyRandomMeasure(ABC):
         panels = self._panels(factor)
         return self._log_size(sample_from_panels(*panels))
 
-    def _arrivals(self, family: ArrivalFamily) -> ArrivalProcess:
-        """Weights in the order of the arrival times of a family, in closed form where it exists."""
-        return arrival_process(self, family)
+    # What only this measure knows, which the functions above it ask for first.
 
-    def _sample_total_mass(self) -> Tensor:
-        """A draw of the total mass, which a subclass gives if it has no law of its own."""
-        return self.total_mass().sample().double()
+    def _own_arrivals(self, family: ArrivalFamily) -> ArrivalProcess | None:
+        """Arrivals of a family in closed form, if there are any."""
+        return None
 
     def _series_methods(self) -> Mapping[str, Callable[[], SeriesMethod]]:
-        """Methods that only this measure knows."""
+        """Series methods by name."""
         return {}
 
     def _methods_above(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
-        """Samplers of all weights above levels that only this measure knows.
-
-        They return weights with zeros for padding, in any order, over one more axis.
-        """
+        """Samplers of all weights above levels, over one more axis with zeros for padding."""
         return {}
 
     def _is_own_family(self, family: ArrivalFamily) -> bool:
         """Whether the finite approximation in closed form is that of a family."""
         return False
 
-    def _finite_law(self, num_atoms: int, rule: str) -> TorchDistribution | None:
-        """Finite approximation in closed form, if there is one."""
+    def _finite_distribution(self, num_atoms: int, rule: str) -> TorchDistribution | None:
+        """Weight of a finite approximation in closed form, if there is one."""
         return None
+
+    @abstractmethod
+    def total_mass(self) -> TorchDistribution:
+        r"""Distribution of the total mass :math:`S = \sum_j W_j`.
+
+        :returns: a distribution of this batch shape, with exact draws where its class is not called
+            an approximation.
+        """
+
+    def _log_inverse_transform(self, log_value: Tensor, pole: Tensor) -> Tensor:
+        """Log density of the total mass, or with a pole log probability, by a contour integral."""
+        raise NotImplementedError
+
+    def _sample_total_mass(self) -> Tensor:
+        """A draw of the total mass."""
+        return self.total_mass().sample().double()
 
     # Arguments and results.
 
@@ -584,3 +525,8 @@ class CompletelyRandomMeasure(ABC):
             if isinstance(argument, Tensor) and argument.is_floating_point():
                 dtype = torch.promote_types(dtype, argument.dtype)
         return result.to(dtype)
+
+
+def check_measure(argument: str, value: object) -> None:
+    """Check that a value is a completely random measure."""
+    check_instance(argument, value, LevyMeasure, "a completely random measure")

@@ -1,33 +1,34 @@
 """Series of a measure's weights: how they are drawn, how long they are and what they lose."""
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
 from pyro_ext.random import seeded
-from pyro_ext.random_measures._arguments import check_family
 from pyro_ext.random_measures.arrivals import (
-    ArrivalFamily,
     DeterministicArrivals,
     ExponentialArrivals,
+    arrival_process,
+    check_family,
 )
-
-if TYPE_CHECKING:
-    from pyro_ext.random_measures._arrival_processes import ArrivalProcess
-    from pyro_ext.random_measures._measure import CompletelyRandomMeasure
+from pyro_ext.random_measures.levy_measure import (
+    ArrivalFamily,
+    ArrivalProcess,
+    LevyMeasure,
+    SeriesMethod,
+)
 
 __all__ = [
     "ArrivalSeries",
     "Series",
-    "SeriesMethod",
-    "draw",
+    "draw_series",
     "draw_above",
     "named_family",
     "poisson_points",
     "series_method",
-    "shortest",
+    "shortest_series",
 ]
 
 _BLOCK = 32
@@ -47,23 +48,10 @@ class Series(NamedTuple):
     lost_mass: Tensor
 
 
-class SeriesMethod(Protocol):
-    """A way to draw the weights of a measure one after the other, in logarithms and float64."""
-
-    def sample(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw weights and arrival times.
-
-        :param Tensor points: of a Poisson process of unit rate, in rising order.
-        """
-
-    def log_later(self, point: Tensor, order: float) -> Tensor:
-        """Moment of the weights of later points: with order 1, their expected mass."""
-
-
 class ArrivalSeries:
     """The series of a family of arrival times."""
 
-    def __init__(self, process: "ArrivalProcess") -> None:
+    def __init__(self, process: ArrivalProcess) -> None:
         self._process = process
 
     def sample(self, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,9 +70,7 @@ _FAMILIES: dict[str, ArrivalFamily] = {
 }
 
 
-def named_family(
-    measure: "CompletelyRandomMeasure", method: "str | ArrivalFamily"
-) -> ArrivalFamily:
+def named_family(measure: LevyMeasure, method: str | ArrivalFamily) -> ArrivalFamily:
     """Return the arrival family of a name, or the family itself.
 
     :raises ValueError: names the methods that the measure knows.
@@ -98,9 +84,7 @@ def named_family(
     return _FAMILIES[method]
 
 
-def series_method(
-    measure: "CompletelyRandomMeasure", method: "str | ArrivalFamily"
-) -> SeriesMethod:
+def series_method(measure: LevyMeasure, method: str | ArrivalFamily) -> SeriesMethod:
     """Return the method of a name or of a family.
 
     :raises ValueError: names the methods that the measure knows.
@@ -108,13 +92,13 @@ def series_method(
     own = measure._series_methods()
     if isinstance(method, str) and method in own:
         return own[method]()
-    return ArrivalSeries(measure._arrivals(named_family(measure, method)))
+    return ArrivalSeries(arrival_process(measure, named_family(measure, method)))
 
 
-def draw(
-    measure: "CompletelyRandomMeasure",
+def draw_series(
+    measure: LevyMeasure,
     num_jumps: int | None,
-    method: "str | ArrivalFamily",
+    method: str | ArrivalFamily,
     seed: int | None,
     tolerance: float | None,
     sample_shape: torch.Size,
@@ -140,9 +124,7 @@ def draw(
     return Series(*(result.to(measure.dtype) for result in results))
 
 
-def shortest(
-    measure: "CompletelyRandomMeasure", tolerance: float, method: "str | ArrivalFamily"
-) -> int:
+def shortest_series(measure: LevyMeasure, tolerance: float, method: str | ArrivalFamily) -> int:
     """Least number of jumps whose expected loss is within a tolerance."""
     share = check_number("tolerance", tolerance, above=0, below=1)
     mean = measure.mean.double()
@@ -170,7 +152,7 @@ def shortest(
 
 
 def draw_above(
-    measure: "CompletelyRandomMeasure",
+    measure: LevyMeasure,
     level: Tensor,
     seed: int | None,
     method: str,
@@ -199,7 +181,7 @@ def draw_above(
     return torch.where(mask, weights, 0.0).to(measure.dtype), mask
 
 
-def poisson_points(shape: torch.Size, number: int, measure: "CompletelyRandomMeasure") -> Tensor:
+def poisson_points(shape: torch.Size, number: int, measure: LevyMeasure) -> Tensor:
     """Points of Poisson processes of unit rate. **Shape:** ``(*shape, number)``."""
     device = measure._filled(0.0).device
     steps = torch.rand((*shape, number), dtype=torch.float64, device=device)
@@ -209,7 +191,7 @@ def poisson_points(shape: torch.Size, number: int, measure: "CompletelyRandomMea
 def _draw_until(
     way: SeriesMethod,
     along: SeriesMethod,
-    measure: "CompletelyRandomMeasure",
+    measure: LevyMeasure,
     shape: torch.Size,
     share: float,
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The arithmetic of Gaussian clusters: blocks summarized by number, mean and scatter about it.
+"""The arithmetic of conjugate clusters: blocks summarized by number, mean and scatter about it.
 
 The scatter about the mean of the block and the distance of that mean from the prior's are terms of
 one sign, so that nothing cancels where the points are far from the prior.
@@ -9,7 +9,6 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_ext.distributions._gamma_ratio import log_rising
 from pyro_ext.special import in_double
 
 __all__ = [
@@ -19,7 +18,36 @@ __all__ = [
     "full_evidence",
     "known_variance_evidence",
     "log_determinant",
+    "log_rising",
 ]
+
+_LARGE = 20.0
+
+
+def log_rising(start: Tensor, number: Tensor) -> Tensor:
+    r""":math:`\log \Gamma(a + x) - \log \Gamma(a)`, to an error that does not grow with :math:`a`.
+
+    :param Tensor start: :math:`a > 0`, in float64.
+    :param Tensor number: :math:`x \geq 0`.
+    """
+    is_large = start >= _LARGE
+    small = torch.where(is_large, 1.0, start)
+    large = torch.where(is_large, start, _LARGE)
+    direct = (small + number).lgamma() - small.lgamma()
+    by_stirling = (
+        (large + number - 0.5) * torch.log1p(number / large)
+        + number * (large.log() - 1.0)
+        + _rest_of_stirling(large + number)
+        - _rest_of_stirling(large)
+    )
+    return torch.where(is_large, by_stirling, direct)
+
+
+def _rest_of_stirling(x: Tensor) -> Tensor:
+    """What Stirling's formula lacks, to 1e-15 from 20 on."""
+    square = x.square()
+    series = 1.0 / 12.0 - (1.0 / 360.0 - (1.0 / 1260.0 - 1.0 / (1680.0 * square)) / square) / square
+    return series / x
 
 
 @in_double

@@ -1,4 +1,8 @@
-r"""How far predicted sizes of clusters are from those that were seen, at both ends.
+"""Numbers of clusters of each size: all that the likelihood of a random partition depends on.
+
+They are tables of integers with the columns size and number. A row of zeros is padding.
+
+How far predicted sizes of clusters are from those that were seen, at both ends.
 
 Sizes come as tables of :func:`~pyro_ext.random_measures.frequency_table`. All functions compare the
 distributions of the size of a cluster that is picked at random among the clusters.
@@ -14,18 +18,152 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
+from torch.distributions import constraints
 
-from pyro_ext._checks import as_tensor, check_number, check_sequence, shown
-from pyro_ext.random_measures._arguments import as_table
+from pyro_ext._checks import as_tensor, check_integer, check_number, check_sequence, shown
+from pyro_ext.random_measures.cluster_counts import (
+    as_table,
+    cluster_sizes,
+    frequency_table,
+    log_num_partitions,
+)
+from pyro_ext.random_measures.partition import ClusterCounts
+from pyro_ext.random_measures.probability_measures import NormalizedRandomMeasure, PitmanYor
+from pyro_ext.special.operations import may_hold_everywhere
+from pyro_ext.special.quadrature import integrate_log
 
 __all__ = [
+    "FrequencyCounts",
     "RankSizeBand",
     "kolmogorov_smirnov",
     "rank_size_band",
     "rank_sizes",
     "reweighted_kolmogorov_smirnov",
 ]
+
+
+class FrequencyCounts(TorchDistribution):
+    r"""Law of the numbers of clusters of each size among samples of a random measure.
+
+    With :math:`m_i` clusters of size :math:`i`, so that :math:`\sum_i i \, m_i = n`,
+
+    .. math:: p(m) = \frac{n!}{\prod_i (i!)^{m_i} \, m_i!} \; p(n_1, \dots, n_K) ,
+
+    where :math:`p(n_1, \dots, n_K)` is the exchangeable partition probability function, of which a
+    factor counts the partitions with these sizes. A draw is exact, and takes a time that is about
+    linear in the number of samples.
+
+    :param law: a normalized measure, a Pitman-Yor or a Dirichlet process.
+    :param int num_samples: :math:`n`.
+    :param int num_rows: rows of a table, enough for all sizes that differ; by default as many as
+        there can be, about :math:`\sqrt{2 n}`.
+    :raises TypeError: for another law.
+
+    Example::
+
+        >>> from pyro_ext.random_measures import DirichletProcess
+        >>> counts = FrequencyCounts(DirichletProcess(1.0), 3)
+        >>> counts.log_prob(torch.tensor([[1, 1], [2, 1]])).exp()  # a single and a pair
+        tensor(0.5000)
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.independent(constraints.nonnegative_integer, 2)
+
+    def __init__(
+        self,
+        law: NormalizedRandomMeasure | PitmanYor,
+        num_samples: int,
+        num_rows: int | None = None,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        if not isinstance(law, NormalizedRandomMeasure | PitmanYor):
+            raise TypeError(
+                "law must be a normalized measure, a PitmanYor or a DirichletProcess, got "
+                f"{law!r:.80}"
+            )
+        self.law = law
+        self.num_samples = check_integer("num_samples", num_samples, 1)
+        most = (math.isqrt(8 * self.num_samples + 1) - 1) // 2
+        rows = most if num_rows is None else check_integer("num_rows", num_rows, 1)
+        super().__init__(law.batch_shape, torch.Size((rows, 2)), validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """Repeat the distribution over a larger batch shape.
+
+        :param torch.Size batch_shape: the new shape.
+        :returns: the distribution of that shape.
+        """
+        new = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
+        new.law, new.num_samples = self.law, self.num_samples
+        super(FrequencyCounts, new).__init__(
+            torch.Size(batch_shape), self.event_shape, validate_args=False
+        )
+        new._validate_args = self._validate_args
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log probability of a table.
+
+        :param Tensor value: sizes and numbers of clusters. **Shape:** ``(*batch, num_rows, 2)``.
+        :raises ValueError: where it is not of so many samples, if arguments are validated.
+        """
+        self._check_table(value)
+        sizes, numbers = value.unbind(-1)
+        if self.law.batch_shape or sizes.dim() == 1:
+            result = _log_eppf(self.law, sizes, numbers)
+        else:
+            rows = zip(sizes.flatten(0, -2), numbers.flatten(0, -2), strict=True)
+            result = torch.stack([_log_eppf(self.law, *row) for row in rows])
+            result = result.view(sizes.shape[:-1])
+        result = (result + log_num_partitions(value)).to(self.law.index_at_zero.dtype)
+        return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw tables.
+
+        :param torch.Size sample_shape: how many.
+        :raises ValueError: where a draw has more sizes than there are rows.
+        """
+        shape = torch.Size(sample_shape) + self.batch_shape
+        own = torch.arange(self.law.batch_shape.numel()).view(self.law.batch_shape)
+        chosen = own.expand(shape).flatten()
+        tables = torch.zeros((chosen.numel(), *self.event_shape), dtype=torch.long)
+        for index in own.flatten().tolist():
+            rows = torch.nonzero(chosen == index).squeeze(-1)
+            for row, counts in zip(rows, self._draws(index, len(rows)), strict=True):
+                tables[row] = frequency_table(counts, self.event_shape[0])
+        return tables.view(*shape, *self.event_shape)
+
+    def _draws(self, index: int, number: int) -> list[Tensor]:
+        """Sizes of clusters of some draws of a law of the batch."""
+        law: Any = self.law._element(index)
+        if isinstance(law, NormalizedRandomMeasure):
+            sampler = ClusterCounts(law.measure, self.num_samples)
+            return [sampler.sample() for _ in range(number)]
+        return [law._sample_labels(self.num_samples, 1)[0].bincount() for _ in range(number)]
+
+    def _check_table(self, value: Tensor) -> None:
+        if self._validate_args:
+            self._validate_sample(value)
+            as_table("value", value)
+            total = value.prod(-1).sum(-1)
+            if not may_hold_everywhere(total == self.num_samples):
+                raise ValueError(
+                    f"value must be of num_samples = {self.num_samples} samples, got "
+                    f"{total.flatten()[:5].tolist()}"
+                )
+
+
+def _log_eppf(law: NormalizedRandomMeasure | PitmanYor, sizes: Tensor, numbers: Tensor) -> Tensor:
+    """In float64: of many clusters it nearly cancels with the number of partitions."""
+    if isinstance(law, PitmanYor):
+        return PitmanYor(law.discount.double(), law.concentration.double()).log_eppf(sizes, numbers)
+    value: Tensor = integrate_log(*law._tilt_panels(cluster_sizes(sizes, numbers)))
+    return value
 
 
 def kolmogorov_smirnov(
@@ -46,7 +184,7 @@ def kolmogorov_smirnov(
         >>> kolmogorov_smirnov(observed, predicted)
         tensor(0.5000)
     """
-    observed, predicted = _table("observed", observed), _table("predicted", predicted)
+    observed, predicted = _single_table("observed", observed), _single_table("predicted", predicted)
     places = torch.cat([_sizes("observed", observed), _sizes("predicted", predicted)]).unique()
     first, second = _shares(observed, predicted, _between(places, least, most))
     return _largest((first - second).abs())
@@ -74,7 +212,7 @@ def reweighted_kolmogorov_smirnov(
         >>> reweighted_kolmogorov_smirnov(observed, predicted)  # 1/4 over the root of 3/16
         tensor(0.5774)
     """
-    observed, predicted = _table("observed", observed), _table("predicted", predicted)
+    observed, predicted = _single_table("observed", observed), _single_table("predicted", predicted)
     seen, foretold = _sizes("observed", observed), _sizes("predicted", predicted)
     low, high = torch.maximum(seen.min(), foretold.min()), torch.minimum(seen.max(), foretold.max())
     places = torch.cat([seen, foretold]).unique()
@@ -97,7 +235,7 @@ def rank_sizes(table: Tensor, ranks: Tensor) -> Tensor:
         >>> rank_sizes(torch.tensor([[1, 2], [7, 1]]), torch.tensor([1, 2, 3, 4]))
         tensor([7, 1, 1, 0])
     """
-    table, ranks = _table("table", table), _ranks(ranks)
+    table, ranks = _single_table("table", table), _ranks(ranks)
     order = table[:, 0].argsort(descending=True)
     sizes, numbers = table[order].unbind(-1)
     ends = numbers.cumsum(0)
@@ -138,7 +276,7 @@ def rank_size_band(tables: Sequence[Tensor], ranks: Tensor, prob: float = 0.9) -
     check_number("prob", prob, above=0, below=1)
     tables = check_sequence("tables", tables, "a list of tables")
     ranks = as_tensor("ranks", _ranks(ranks), "(num_ranks,)")
-    tables = [_table(f"tables[{i}]", table) for i, table in enumerate(tables)]
+    tables = [_single_table(f"tables[{i}]", table) for i, table in enumerate(tables)]
     sizes = torch.stack([rank_sizes(table, ranks) for table in tables]).to(
         torch.get_default_dtype()
     )
@@ -147,7 +285,7 @@ def rank_size_band(tables: Sequence[Tensor], ranks: Tensor, prob: float = 0.9) -
     return RankSizeBand(ranks, *sizes.quantile(levels, 0))
 
 
-def _table(argument: str, value: Any) -> Tensor:
+def _single_table(argument: str, value: Any) -> Tensor:
     return as_tensor(argument, as_table(argument, value), "(num_rows, 2)")
 
 

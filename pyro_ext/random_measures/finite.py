@@ -1,33 +1,151 @@
-"""Finite approximations of a measure: independent weights with a law in closed form or not."""
+"""What the distributions share that a measure is the parameter of.
 
-from typing import TYPE_CHECKING, Any
+The law of a weight that is known to have been met.
+
+Finite approximations of a measure: independent weights with a law in closed form or not.
+"""
+
+from typing import Any
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyro_ext._checks import shown
-from pyro_ext.distributions._base import clamp_positive, variance_of
-from pyro_ext.random_measures._arguments import check_family
-from pyro_ext.random_measures._arrival_processes import order_at_zero
-from pyro_ext.random_measures._levy_integrals import Factor
-from pyro_ext.random_measures._measure_law import MeasureLaw
+from pyro_ext.distributions.bases import clamp_positive, variance_of
+from pyro_ext.random_measures._numerics import as_double
 from pyro_ext.random_measures.arrivals import (
-    ArrivalFamily,
     DeterministicArrivals,
     ExponentialArrivals,
+    arrival_process,
+    check_family,
+    order_at_zero,
 )
+from pyro_ext.random_measures.levy_measure import ArrivalFamily, Factor, LevyMeasure, check_measure
 from pyro_ext.special import log1mexp_at_log
-from pyro_ext.special.log_integral import LogIntegrand
+from pyro_ext.special.quadrature import LogIntegrand
 
-if TYPE_CHECKING:
-    from pyro_ext.random_measures._measure import CompletelyRandomMeasure
-
-__all__ = ["FiniteAtom", "exponent_error", "finite_law"]
+__all__ = ["FiniteAtom", "JumpLaw", "MeasureLaw", "exponent_error", "finite_distribution"]
 
 _LEAST_LOG = -690.0
 _NEAREST = 1e-9
 _MARGIN = 1e-10  # from the largest size, where densities may be infinite
+
+
+class MeasureLaw(TorchDistribution):
+    """Distribution of a number with the batch shape of a measure.
+
+    Other tensors of this shape that a subclass stores are named in ``_tensors``.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    measure: LevyMeasure
+    _tensors: tuple[str, ...] = ()
+
+    def __init__(self, measure: LevyMeasure, validate_args: bool | None = None) -> None:
+        check_measure("measure", measure)
+        self.measure = measure
+        super().__init__(measure.batch_shape, validate_args=validate_args)
+
+    @property
+    def support(self) -> Any:
+        """Sizes that weights of the measure can have."""
+        return self.measure.support
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """Repeat the distribution over a larger batch shape.
+
+        :param torch.Size batch_shape: the new shape.
+        :returns: the distribution of that shape.
+        """
+        new = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
+        shape = torch.Size(batch_shape)
+        vars(new).update(vars(self), measure=self.measure.expand(shape))
+        for name in self._tensors:
+            setattr(new, name, getattr(self, name).expand(shape))
+        super(MeasureLaw, new).__init__(shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+
+class JumpLaw(MeasureLaw):
+    r"""Law of a weight of a measure given that it was met, a tilted moment for a constant.
+
+    .. math:: f(w) = \frac{w^n e^{-uw} \rho(w)}{\kappa(n, u)} .
+
+    It is that of the weight that arrives at the time :math:`u` of a size-biased series, with
+    :math:`n = 1`, and that of the weight of a cluster of :math:`n` samples of the normalized
+    measure. Draws have the gradients that the measure's own have.
+
+    :param measure: a completely random measure.
+    :param order: :math:`n > 0`.
+    :param tilt: :math:`u \geq 0`.
+
+    Example::
+
+        >>> from pyro_ext.random_measures import GeneralizedGammaProcess
+        >>> JumpLaw(GeneralizedGammaProcess(2.0, 0.4, 1.5), 1.0, 0.5).mean
+        tensor(0.3000)
+    """
+
+    has_rsample = True
+    _tensors = ("_order", "_log_tilt")
+
+    def __init__(
+        self,
+        measure: LevyMeasure,
+        order: Any,
+        tilt: Any,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
+        check_measure("measure", measure)
+        order, tilt = torch.broadcast_tensors(as_double(order, "order"), as_double(tilt, "tilt"))
+        shape = torch.broadcast_shapes(order.shape, measure.batch_shape)
+        self._order, self._log_tilt = order.expand(shape), tilt.expand(shape).log()
+        super().__init__(measure.expand(shape), validate_args)
+        if self._validate_args and not bool((order > 0).all()):
+            raise ValueError(f"order must be > 0, got {order.min():g}")
+        if self._validate_args and not bool((tilt >= 0).all()):
+            raise ValueError(f"tilt must be >= 0, got {tilt.min():g}")
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density.
+
+        :param Tensor value: sizes of weights.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        log_size = value.double().log()
+        log_weight = self._order * log_size - (self._log_tilt + log_size).exp()
+        log_density = self.measure._log_density(log_size) + log_weight
+        constant = self.measure._log_moment(self._order, self._log_tilt)
+        return self.measure._result(log_density - constant, value)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws.
+
+        :param torch.Size sample_shape: how many.
+        """
+        shape = self._extended_shape(torch.Size(sample_shape))
+        measure = self.measure.expand(shape)
+        log_size = measure._sample_jump(self._order.expand(shape), self._log_tilt.expand(shape))
+        return clamp_positive(self.measure._result(log_size.exp()))
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean."""
+        return self._moment(1.0)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance."""
+        return self._moment(2.0) - self.mean.square()
+
+    def _moment(self, order: float) -> Tensor:
+        log_moment = self.measure._log_moment(self._order + order, self._log_tilt)
+        constant = self.measure._log_moment(self._order, self._log_tilt)
+        return self.measure._result((log_moment - constant).exp())
 
 
 class FiniteAtom(MeasureLaw):
@@ -47,7 +165,7 @@ class FiniteAtom(MeasureLaw):
 
     def __init__(
         self,
-        measure: "CompletelyRandomMeasure",
+        measure: LevyMeasure,
         family: ArrivalFamily,
         num_atoms: int,
         *,
@@ -56,7 +174,7 @@ class FiniteAtom(MeasureLaw):
         self.family, self.num_atoms = family, num_atoms
         super().__init__(measure, validate_args)
         self._log_count = measure._filled(float(num_atoms)).log()
-        self.log_level = measure._arrivals(family).log_time(self._log_count)
+        self.log_level = arrival_process(measure, family).log_time(self._log_count)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density.
@@ -130,14 +248,14 @@ class FiniteAtom(MeasureLaw):
         return self.measure._result(torch.where(is_finite, moment, torch.inf))
 
 
-def finite_law(
-    measure: "CompletelyRandomMeasure", num_atoms: int, rule: str, family: ArrivalFamily | None
+def finite_distribution(
+    measure: LevyMeasure, num_atoms: int, rule: str, family: ArrivalFamily | None
 ) -> TorchDistribution:
     """Law of a weight of a finite approximation, in closed form where there is one."""
     if rule not in ("exact", "group"):
         raise ValueError(f"rule must be 'exact' or 'group', got {shown(rule)}")
     if family is None or measure._is_own_family(family):
-        law = measure._finite_law(num_atoms, rule)
+        law = measure._finite_distribution(num_atoms, rule)
         if law is not None:
             return law
     family = ExponentialArrivals() if family is None else family
@@ -151,7 +269,7 @@ def finite_law(
 
 
 def exponent_error(
-    measure: "CompletelyRandomMeasure",
+    measure: LevyMeasure,
     num_atoms: int,
     rule: str,
     family: ArrivalFamily | None,
@@ -160,7 +278,7 @@ def exponent_error(
     """Laplace exponent of a finite approximation less that of the measure."""
     log_shift = measure._expanded(value).log()
     wide = measure._unsqueezed()
-    log_arrived = _log_arrived(wide, finite_law(wide, num_atoms, rule, family))
+    log_arrived = _log_arrived(wide, finite_distribution(wide, num_atoms, rule, family))
     log_distance = measure._integrate(
         Factor(
             lambda size: log1mexp_at_log(log_shift[..., None] + size) + log_arrived(size),
@@ -172,7 +290,7 @@ def exponent_error(
     return exponent - measure._log_exponent(log_shift).exp()
 
 
-def _log_arrived(measure: "CompletelyRandomMeasure", law: TorchDistribution) -> LogIntegrand:
+def _log_arrived(measure: LevyMeasure, law: TorchDistribution) -> LogIntegrand:
     """Logarithm of the density of a weight over that of the measure, at logarithms of sizes."""
     if isinstance(law, FiniteAtom):
         return law.log_share

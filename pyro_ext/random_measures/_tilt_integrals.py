@@ -1,4 +1,16 @@
-r"""Densities of the total masses of mixed tilts, by inversion of their Laplace transforms.
+r"""Integrals over the tilts of generalized gamma measures that are mixed.
+
+The generalized BFRY and the beta prime process have Lévy densities
+
+.. math:: \frac{\eta}{\Gamma(1 - \sigma)} w^{-1-\sigma} e^{-u w}
+          \int_0^\infty x^{k-1} g(x) e^{-w x} dx , \quad k > 0 ,
+
+where :math:`g` is the indicator of :math:`x < c` or :math:`e^{-c x}`. With a scale taken out of
+:math:`x`, so that the mixing density ends about 1, what is needed are integrals over
+:math:`v = \log x`, here by quadrature. ``damping`` is 0 where the density ends at 1, and 1 where it
+falls as :math:`e^{-x}`.
+
+Densities of the total masses of mixed tilts, by inversion of their Laplace transforms.
 
 Without tilt and on the scale of the mixing density, the total mass :math:`S` has
 :math:`E\, e^{-sS} = e^{-\psi(s)}` with
@@ -23,29 +35,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ext.random_measures._roots import holds_everywhere
-from pyro_ext.random_measures._tilt_mixture import (
-    log_exponent_density,
-    log_exponent_integral,
-    log_mixing_end,
-    log_moment_integral,
-)
-from pyro_ext.special import log_sinc, opaque
-from pyro_ext.special.log_integral import num_edges, panel_edges, panel_nodes
+from pyro_ext.random_measures._numerics import sample_log_concave
+from pyro_ext.special import in_double, log_exprel, log_sinc, opaque
+from pyro_ext.special.operations import holds_everywhere
+from pyro_ext.special.quadrature import integrate_log, num_edges, panel_edges, panel_nodes
 
-__all__ = ["log_inverse"]
+__all__ = ["log_exponent_integral", "log_inverse", "log_moment_integral", "sample_log_tilt"]
 
+_FALL = 42.0
+_TINY_LOG = -30.0
+_LARGEST_LOG = 300.0
 _CHUNK = 16  # elements at once, of which each takes some 30 megabytes
-
 _LOWEST, _HIGHEST = -300.0, 150.0
 # Logarithms of values whose saddle points are within these; beyond them asymptotics go on.
 _LEAST_VALUE, _LARGEST_VALUE = -100.0, 200.0
-_LARGEST_LOG, _LARGEST_LOSS = 600.0, 1e300
+_LARGEST_RISE, _LARGEST_LOSS = 600.0, 1e300
 _NUM_HALVINGS = 48
 _NUM_PLACES = 32
 _REACH = 40.0
-_FALL = 42.0
-_TINY_LOG = -18.0
+_SMALL_SINE_LOG = -18.0
 _TINY_RATIO = 40.0
 _SHALLOW = -1.0
 _NUM_STEPS, _NUM_ROUNDS = 12, 2
@@ -58,6 +66,163 @@ _ANGLE = 2.0
 _ROTATION = {0.0: 0.5 * math.pi, 1.0: 0.25 * math.pi}
 # The last place on the cut, before the mixing density ends.
 _LAST = {0.0: 0.7, 1.0: 5.0}
+_NUM_PLANNED = 3 + num_edges(1)
+
+
+@in_double
+def log_moment_integral(power: Tensor, order: Tensor, log_tilt: Tensor, damping: Tensor) -> Tensor:
+    r""":math:`\log \int x^{k-1} g(x) (x + z)^{-q} dx`, infinite where the integral diverges.
+
+    :param Tensor power: :math:`k > 0`.
+    :param Tensor order: :math:`q > 0`.
+    :param Tensor log_tilt: :math:`\log z`, negative infinity for zero.
+    :param Tensor damping: 0 or 1.
+    """
+    power, order, log_tilt, damping = torch.broadcast_tensors(power, order, log_tilt, damping)
+    is_tilted = log_tilt > -torch.inf
+    finite_tilt = torch.where(is_tilted, log_tilt, 0.0)
+    edges = _moment_edges(power.detach(), order.detach(), finite_tilt.detach(), damping)
+    wide = tuple(value[..., None] for value in (power, order, finite_tilt, damping))
+    tilted = integrate_log(lambda place: _log_tilt_density(place, *wide), edges)
+    gap = power - order
+    safe = torch.where(gap > 0, gap, 1.0)
+    untilted = torch.where(damping > 0, safe.lgamma(), -safe.log())
+    untilted = torch.where(gap > 0, untilted, torch.inf)
+    return torch.where(is_tilted, tilted, untilted)
+
+
+@in_double
+def log_exponent_integral(
+    power: Tensor, discount: Tensor, log_shift: Tensor, log_tilt: Tensor, damping: Tensor
+) -> Tensor:
+    r""":math:`\log \int x^{k-1} g(x) [(x + z + t)^\sigma - (x + z)^\sigma] / \sigma \, dx`.
+
+    :param Tensor power: :math:`k > 0`.
+    :param Tensor discount: :math:`\sigma`, in [0, 1).
+    :param Tensor log_shift: :math:`\log t`.
+    :param Tensor log_tilt: :math:`\log z`, negative infinity for zero.
+    :param Tensor damping: 0 or 1.
+    """
+    power, discount, log_shift, log_tilt, damping = torch.broadcast_tensors(
+        power, discount, log_shift, log_tilt, damping
+    )
+    edges = _exponent_edges(
+        power.detach(), discount.detach(), log_shift.detach(), log_tilt.detach(), damping
+    )
+    return integrate_log(
+        lambda place: log_exponent_density(place, power, discount, log_shift, log_tilt, damping),
+        edges,
+    )
+
+
+def sample_log_tilt(power: Tensor, order: Tensor, log_tilt: Tensor, damping: Tensor) -> Tensor:
+    r"""Draws of :math:`\log x` with density proportional to :math:`x^k g(x) (x + z)^{-q}`.
+
+    The density is logarithmically concave.
+    """
+    power, order, log_tilt, damping = torch.broadcast_tensors(power, order, log_tilt, damping)
+    peak, low, high = _moment_range(power, order, log_tilt, damping)
+    parameters = (power, order, log_tilt, damping)
+    return sample_log_concave(_log_tilt_density, _slope, parameters, peak, low, high)
+
+
+def _log_tilt_density(
+    place: Tensor, power: Tensor, order: Tensor, log_tilt: Tensor, damping: Tensor
+) -> Tensor:
+    """Logarithm of the integrand over logarithms."""
+    return power * place - order * torch.logaddexp(place, log_tilt) - damping * place.exp()
+
+
+def log_exponent_density(
+    place: Tensor,
+    power: Tensor,
+    discount: Tensor,
+    log_shift: Tensor,
+    log_tilt: Tensor,
+    damping: Tensor,
+) -> Tensor:
+    power, discount, log_shift, log_tilt, damping = (
+        value[..., None] for value in (power, discount, log_shift, log_tilt, damping)
+    )
+    log_rate = torch.logaddexp(place, log_tilt)
+    log_ratio = log_shift - log_rate
+    log_growth = torch.logaddexp(log_ratio, torch.zeros_like(log_ratio))
+    is_tiny = log_ratio < _TINY_LOG
+    log_log_growth = torch.where(is_tiny, log_ratio, torch.where(is_tiny, 1.0, log_growth).log())
+    inner = discount * log_rate + log_log_growth + log_exprel(discount * log_growth)
+    return power * place + inner - damping * place.exp()
+
+
+def log_mixing_end(power: Tensor, damping: Tensor) -> Tensor:
+    """Logarithm of a place beyond which nothing is left of the mixing density."""
+    return damping * (power + 60.0 + 12.0 * power.sqrt()).log()
+
+
+def _log_peak(power: Tensor, order: Tensor, log_tilt: Tensor, damping: Tensor) -> Tensor:
+    """Where the integrand of the moments is largest, a root of a quadratic equation."""
+    # Beyond any number that matters, the square of a tilt would overflow.
+    log_tilt = log_tilt.clamp(max=_LARGEST_LOG)
+    tilt = log_tilt.exp()
+    slack = power - order - tilt
+    root = (slack.square() + 4.0 * power * tilt).sqrt()
+    falls = slack < 0
+    above = (0.5 * (torch.where(falls, 1.0, slack) + root)).log()
+    below = (2.0 * power).log() + log_tilt - (root - torch.where(falls, slack, -1.0)).log()
+    gap = order - power
+    sharp = power.log() + log_tilt - torch.where(gap > 0, gap, 1.0).log()
+    sharp = torch.where(gap > 0, sharp, 0.0).clamp(max=0.0)
+    return torch.where(damping > 0, torch.where(falls, below, above), sharp)
+
+
+def _moment_range(
+    power: Tensor, order: Tensor, log_tilt: Tensor, damping: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Peak of the integrand of the moments, and a range outside of which it has vanished."""
+    peak = _log_peak(power, order, log_tilt, damping)
+    excess = peak - log_tilt
+    bend = order * torch.logaddexp(excess, torch.zeros_like(excess))
+    low = peak - (_FALL + bend + damping * peak.exp()) / power
+    return peak, low, torch.maximum(log_mixing_end(power, damping), peak)
+
+
+@opaque("tilt_moment_edges", num_edges(2))
+def _moment_edges(power: Tensor, order: Tensor, log_tilt: Tensor, damping: Tensor) -> Tensor:
+    peak, low, high = _moment_range(power, order, log_tilt, damping)
+    corners = torch.stack([log_tilt - order.clamp(min=1.0).log(), torch.zeros_like(log_tilt)], -1)
+    wide = tuple(value[..., None] for value in (power, order, log_tilt, damping))
+    return panel_edges(
+        lambda place: _log_tilt_density(place, *wide),
+        low,
+        high,
+        corners,
+        peak,
+    )
+
+
+@opaque("tilt_exponent_edges", num_edges(3))
+def _exponent_edges(
+    power: Tensor, discount: Tensor, log_shift: Tensor, log_tilt: Tensor, damping: Tensor
+) -> Tensor:
+    log_start = torch.where(log_tilt > -torch.inf, log_tilt, log_shift)
+    corners = torch.stack(
+        [log_start, torch.logaddexp(log_tilt, log_shift), torch.zeros_like(log_start)], -1
+    )
+    low = corners.min(-1).values - 45.0 / power - 5.0
+    # A little right of the peak, where the integrand is not much smaller.
+    peak = _log_peak(power, 1.0 - discount, corners[..., 1], damping)
+    return panel_edges(
+        lambda place: log_exponent_density(place, power, discount, log_shift, log_tilt, damping),
+        low,
+        log_mixing_end(power, damping),
+        corners,
+        peak,
+    )
+
+
+def _slope(
+    place: Tensor, power: Tensor, order: Tensor, log_tilt: Tensor, damping: Tensor
+) -> Tensor:
+    return power - order * torch.sigmoid(place - log_tilt) - damping * place.exp()
 
 
 class Law(NamedTuple):
@@ -102,7 +267,7 @@ class Law(NamedTuple):
         with torch.no_grad():
             size = point.detach().abs().clamp(min=1e-300).log()
             wide = [value[..., None].detach() for value in (self.power, self.discount)]
-            edges = _exponent_edges(wide[0], wide[1], size, self.damping)
+            edges = _contour_edges(wide[0], wide[1], size, self.damping)
             places, log_weights = panel_nodes(edges)
             path, log_stretch = self._mixing_path(places)
         log_point = point[..., None].log()
@@ -148,7 +313,7 @@ class Law(NamedTuple):
         return value - depth + total.log()
 
 
-def _exponent_edges(power: Tensor, discount: Tensor, log_size: Tensor, damping: float) -> Tensor:
+def _contour_edges(power: Tensor, discount: Tensor, log_size: Tensor, damping: float) -> Tensor:
     """Panels for the exponent at points of a size, narrow where the points are near."""
     power, discount, log_size = torch.broadcast_tensors(power, discount, log_size)
     none, fall = torch.full_like(log_size, -torch.inf), torch.full_like(log_size, damping)
@@ -215,9 +380,9 @@ def log_inverse(
     below = (least - log_value).clamp(min=0.0)
     total = log_mass + (power.lgamma() if damping else -power.log())
     rate = discount / (1.0 - discount)
-    height = (total / (1.0 - discount) - rate * least).clamp(max=_LARGEST_LOG).exp()
+    height = (total / (1.0 - discount) - rate * least).clamp(max=_LARGEST_RISE).exp()
     safe = rate.clamp(min=1e-9)
-    growth = (safe * below).clamp(max=_LARGEST_LOG).expm1() / safe
+    growth = (safe * below).clamp(max=_LARGEST_RISE).expm1() / safe
     slope = torch.where(pole == 0, 0.5 * (2.0 - discount), -0.5 * discount) / (1.0 - discount)
     loss = (height * growth).clamp(max=_LARGEST_LOSS) - slope * below
     return result - torch.where(below > 0, loss, 0.0)
@@ -285,7 +450,7 @@ def _cut_part(law: Law, value: Tensor, edges: Tensor, is_taken: Tensor) -> tuple
 def _log_cut_integrand(law: Law, value: Tensor, place: Tensor) -> Tensor:
     """Logarithm of the integrand on the cut, over logarithms of the depth."""
     depth, log_phase = place.exp(), law.log_phase(place)
-    is_small = log_phase < _TINY_LOG
+    is_small = log_phase < _SMALL_SINE_LOG
     sine = torch.where(is_small, 1.0, log_phase.exp()).sin()
     log_sine = torch.where(is_small, log_phase, sine.log())
     return place - depth * value[..., None] - law.real_exponent(depth) + log_sine
@@ -328,11 +493,8 @@ def _plan(
         log_depth,
         -log_value[..., None],
     )
-    reach = _reach(law, value, base, start, width)
+    reach = _contour_reach(law, value, base, start, width)
     return torch.cat([torch.stack([start, width, reach], -1), edges], -1)
-
-
-_NUM_PLANNED = 3 + num_edges(1)
 
 
 @opaque("sharp_tilt_inversion", _NUM_PLANNED)
@@ -391,7 +553,7 @@ def _log_depth(law: Law, value: Tensor) -> Tensor:
     return places.gather(-1, modulus.argmin(-1, keepdim=True)).squeeze(-1)
 
 
-def _reach(law: Law, value: Tensor, base: Tensor, start: Tensor, width: Tensor) -> Tensor:
+def _contour_reach(law: Law, value: Tensor, base: Tensor, start: Tensor, width: Tensor) -> Tensor:
     """Place on the hyperbola beyond which the integrand has vanished."""
 
     def log_modulus(place: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
 
-from pyro_ext.distributions._base import clamp_positive
-from pyro_ext.distributions._supports import numbers_between, positive
+from pyro_ext.distributions.bases import clamp_positive
+from pyro_ext.distributions.supports import numbers_between, positive
 
 __all__ = ["affine", "bounded", "resolved", "squared_cauchy"]
 

@@ -16,7 +16,7 @@ from torch.distributions import biject_to, constraints, transform_to
 from torch.distributions.transforms import Transform
 from torch.nn.functional import relu, softplus
 
-from pyro_ext.distributions._base import positive_exp
+from pyro_ext.distributions.bases import positive_exp
 
 __all__ = [
     "Exponential",
@@ -48,8 +48,14 @@ class _IntervalWithAtom(constraints.interval):
 
 
 numbers_above: Any = _NumbersAbove
+
+
 open_interval: Any = _OpenInterval
+
+
 interval_with_atom: Any = _IntervalWithAtom
+
+
 positive: Any = numbers_above(0.0)
 
 

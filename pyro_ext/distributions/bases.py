@@ -1,4 +1,8 @@
-"""What the distributions of this package share: parameters that broadcast and expand together."""
+"""What the distributions share: parameters that broadcast and expand together, and their draws.
+
+Beside the base classes these are quantiles by bisection, gradients of draws by implicit
+differentiation, and draws that stay inside the positive numbers of their type.
+"""
 
 import math
 from collections.abc import Callable, Iterable
@@ -7,20 +11,73 @@ from typing import Any
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 
-from pyro_ext._checks import as_parameters, as_tensor, shown
-from pyro_ext.distributions._inversion import invert_cdf
+from pyro_ext._checks import as_parameter, as_parameters, as_tensor, shown
 
 __all__ = [
+    "LevelDistribution",
     "ParametricDistribution",
     "UnivariateDistribution",
     "attach_gradient",
     "clamp_positive",
     "discount_constraint",
+    "invert_cdf",
+    "log_level_of",
     "positive_exp",
+    "rsample_log_gamma",
+    "solve_increasing",
     "variance_of",
 ]
+
+_NUM_HALVINGS = 64
+
+
+def solve_increasing(
+    function: Callable[[Tensor], Tensor], target: Tensor, low: Tensor, high: Tensor
+) -> Tensor:
+    """Solve an equation with an increasing function by bisection.
+
+    :param function: maps numbers to numbers, elementwise.
+    :param Tensor target: its value that is sought.
+    :param Tensor low: a number at most as large as the solution. **Shape:** that of ``target``.
+    :param Tensor high: a number at least as large. **Shape:** that of ``target``.
+    :returns: the solution, without a gradient.
+    """
+    with torch.no_grad():
+        for _ in range(_NUM_HALVINGS):
+            middle = 0.5 * (low + high)
+            is_below = function(middle) < target
+            low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
+        return 0.5 * (low + high)
+
+
+def invert_cdf(distribution: TorchDistribution, probability: Tensor) -> Tensor:
+    """Quantiles of a positive random number, with gradients by implicit differentiation.
+
+    :param distribution: its law, with a ``cdf`` that is differentiable.
+    :param Tensor probability: numbers in (0, 1).
+    :returns: the quantiles. **Shape:** that of the batch shape and the probabilities together.
+    """
+    if distribution._validate_args and not bool(((probability > 0) & (probability < 1)).all()):
+        raise ValueError(f"probabilities must lie in (0, 1), got {probability!r:.80}")
+    shape = torch.broadcast_shapes(probability.shape, distribution.batch_shape)
+    probability = probability.expand(shape)
+    limits = torch.finfo(probability.dtype)
+    support = distribution.support
+    end = torch.as_tensor(getattr(support, "upper_bound", limits.max)).to(probability).expand(shape)
+    low, high = torch.full_like(probability, math.log(limits.tiny)), end.log()
+    log_quantile = solve_increasing(
+        lambda place: distribution.cdf(torch.minimum(place.exp(), end)), probability, low, high
+    )
+    quantile = torch.minimum(log_quantile.exp(), end)
+    value = distribution.cdf(quantile)
+    if not (value.requires_grad or probability.requires_grad):
+        return quantile
+    density = distribution.log_prob(quantile).exp().detach()
+    residual = probability - value
+    return quantile + (residual - residual.detach()) / density
+
 
 discount_constraint = constraints.half_open_interval(0.0, 1.0)
 
@@ -155,3 +212,49 @@ def attach_gradient(
         is_known = density > torch.finfo(density.dtype).tiny
         density = torch.where(is_known, density, torch.inf)
     return sample - (value - value.detach()) / density
+
+
+class LevelDistribution(UnivariateDistribution):
+    """Distribution whose level is stored as its logarithm, and so may exceed all numbers."""
+
+    log_level: Tensor
+
+    @property
+    def level(self) -> Tensor:
+        r""":math:`t`, infinite where it exceeds the numbers of its type."""
+        return self.log_level.exp()
+
+
+def log_level_of(level: Any, log_level: Any, validate_args: bool | None) -> Any:
+    """Return the logarithm of a level, whichever of the two is given.
+
+    :raises ValueError: where both or none are given, or the level is not positive. The latter is
+        looked at only where arguments are validated: a graph cannot branch on a value.
+    """
+    if (level is None) == (log_level is None):
+        raise ValueError(
+            "exactly one of level and log_level must be given, got "
+            f"level={shown(level)}, log_level={shown(log_level)}"
+        )
+    if log_level is not None:
+        return log_level
+    level = torch.as_tensor(as_parameter("level", level))
+    if not level.is_floating_point():
+        level = level.to(torch.get_default_dtype())
+    if validate_args is None:
+        validate_args = Distribution._validate_args
+    is_valid = (level > 0) & level.isfinite()
+    if validate_args and not bool(is_valid.all()):
+        bad = level[~is_valid].flatten()[0].item()
+        raise ValueError(f"level must be finite and > 0, got {bad:g}")
+    return level.log()
+
+
+def rsample_log_gamma(concentration: Tensor) -> Tensor:
+    """Logarithms of gamma variables, which themselves underflow where the concentration is small.
+
+    A gamma variable is one of a concentration greater by one, times a power of a uniform variable.
+    """
+    larger = torch._standard_gamma(concentration + 1.0)
+    uniform = torch.rand_like(larger).clamp(min=torch.finfo(larger.dtype).tiny)
+    return larger.log() + uniform.log() / concentration

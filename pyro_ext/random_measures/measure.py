@@ -1,0 +1,331 @@
+r"""Completely random measures as one value with all that is made of it, and their sums."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+
+from pyro_ext._checks import as_size, check_integer
+from pyro_ext.random_measures.finite import exponent_error, finite_distribution
+from pyro_ext.random_measures.levy_measure import ArrivalFamily, Factor, LevyMeasure, check_measure
+from pyro_ext.random_measures.probability_measures import NormalizedRandomMeasure
+from pyro_ext.random_measures.series import (
+    Series,
+    draw_above,
+    draw_series,
+    series_method,
+    shortest_series,
+)
+from pyro_ext.random_measures.total_mass import ApproximateTotalMass, TotalMass
+
+__all__ = ["CompletelyRandomMeasure", "Superposition"]
+
+
+class CompletelyRandomMeasure(LevyMeasure):
+    r"""Completely random measure without fixed atoms, an immutable value.
+
+    It is :math:`G = \sum_j W_j \delta_{\theta_j}`, where the weights :math:`W_j` are the points of
+    a Poisson process on the positive numbers with a Lévy density :math:`\rho`, and the atoms
+    :math:`\theta_j` are independent draws of any distribution. Sizes, parameters and results are
+    tensors; parameters have a common batch shape with which arguments broadcast.
+
+    A subclass gives the Lévy density by its logarithm at logarithms. All else follows from it by
+    quadrature, in float64, where the subclass has no closed form.
+    """
+
+    def normalize(self) -> NormalizedRandomMeasure[Self]:
+        """Return the random probability measure :math:`G / S`."""
+        return NormalizedRandomMeasure(self)
+
+    def __add__(self, other: "CompletelyRandomMeasure") -> "Superposition":
+        """Sum of two independent measures."""
+        return Superposition(self, other)
+
+    # Finite approximations and series.
+
+    def finite(
+        self, num_atoms: int, rule: str = "exact", family: ArrivalFamily | None = None
+    ) -> TorchDistribution:
+        r"""Law of the independent weights of a finite approximation [1].
+
+        With ``num_atoms`` :math:`= L` such weights the measure
+        :math:`\sum_{l \leq L} W_l \delta_{\theta_l}` converges in law to this one as :math:`L`
+        grows. The density is :math:`\Phi(t_L | w) \rho(w) / L`, where :math:`\Phi(t | w)` is the
+        probability that a weight arrives until :math:`t` and the level :math:`t_L` is such that
+        :math:`L` weights do so on average.
+
+        :param int num_atoms: :math:`L`.
+        :param str rule: ``"exact"`` for this level; ``"group"``, for measures made of a generalized
+            gamma process, for :math:`t_L = (\sigma L / \eta)^{1/\sigma}`, which ignores the tilt.
+        :param family: arrival times, by default those with a law in closed form where there is one.
+        :returns: a distribution of this batch shape. Pyro's plates repeat it.
+        :raises ValueError: for an argument that is not allowed, such as a family by which
+            infinitely many weights arrive until any time.
+
+        [1] J. Lee, X. Miscouridou, F. Caron (2019), A unified construction for series
+        representations and finite approximations of completely random measures.
+        """
+        return finite_distribution(self, check_integer("num_atoms", num_atoms, 1), rule, family)
+
+    def finite_error(
+        self,
+        num_atoms: int,
+        value: Any,
+        rule: str = "exact",
+        family: ArrivalFamily | None = None,
+    ) -> Tensor:
+        r"""Error of a finite approximation, in its Laplace exponent.
+
+        :param int num_atoms: as of :meth:`finite`.
+        :param Tensor value: :math:`t > 0`.
+        :param str rule: as of :meth:`finite`.
+        :param family: as of :meth:`finite`.
+        :returns: :math:`-L \log E\, e^{-t W} - \psi(t)`, by quadrature; negative where the
+            approximation has too little mass.
+        """
+        argument = self._argument("value", value, "> 0")
+        count = check_integer("num_atoms", num_atoms, 1)
+        return self._result(exponent_error(self, count, rule, family, argument), value)
+
+    def series(
+        self,
+        num_jumps: int | None = None,
+        method: str | ArrivalFamily = "size_biased",
+        seed: int | None = None,
+        *,
+        tolerance: float | None = None,
+        sample_shape: Sequence[int] = (),
+    ) -> Series:
+        r"""Draw the first weights of a series representation [1].
+
+        Draws have gradients in the parameters unless a method says otherwise. Every measure knows
+        ``"size_biased"``, ``"inverse_levy"`` and all families of arrival times; some know more, see
+        their classes.
+
+        What a size-biased series leaves out, given its last arrival time, is the same measure with
+        that time for a further tilt. So its total mass can be drawn, too, as in the example.
+
+        :param int num_jumps: how many weights are drawn.
+        :param method: name of a method, or an arrival family.
+        :param int seed: of the draws; by default PyTorch's generator goes on.
+        :param float tolerance: in place of ``num_jumps``: as many are drawn as it takes until the
+            expected mass of the rest is at most this share of the mass drawn, in all of the batch.
+        :param sample_shape: how many series are drawn.
+        :returns: ``(weights, arrivals, lost_mass)``: weights in the order of their arrival times,
+            with zeros where a method rejects; the times; and the expected mass of all that arrives
+            later. **Shape:** ``(*sample_shape, *batch_shape, num_jumps)``, the same, and without
+            the last axis.
+        :raises ValueError: for an argument that is not allowed.
+
+        [1] J. Lee, X. Miscouridou, F. Caron (2019), A unified construction for series
+        representations and finite approximations of completely random measures.
+
+        Example::
+
+            >>> from pyro_ext.random_measures import GeneralizedGammaProcess
+            >>> measure = GeneralizedGammaProcess(2.0, 0.4, 1.5)
+            >>> series = measure.series(20, seed=0)
+            >>> remainder = measure.exponential_tilt(series.arrivals[-1])
+            >>> bool(torch.isclose(remainder.mean, series.lost_mass))
+            True
+            >>> total = series.weights.sum() + remainder.total_mass().sample()
+        """
+        return draw_series(
+            self, num_jumps, method, seed, tolerance, as_size("sample_shape", sample_shape)
+        )
+
+    def lost_mass(self, num_jumps: Any, method: str | ArrivalFamily = "size_biased") -> Tensor:
+        r"""Expected mass after the first weights of a series, :math:`e(t_L)`.
+
+        :param Tensor num_jumps: :math:`L > 0`, at whose mean arrival time the series ends.
+        :param method: as of :meth:`series`.
+        :returns: the mass, for ``"scaled"`` series of a tilted measure an upper bound of it.
+            **Shape:** that of ``num_jumps`` and the batch together.
+        """
+        target = self._expanded(self._argument("num_jumps", num_jumps, "> 0"))
+        return self._result(series_method(self, method).log_later(target, 1.0).exp(), num_jumps)
+
+    def num_jumps(self, tolerance: float, method: str | ArrivalFamily = "size_biased") -> int:
+        r"""Length of a series that loses at most a given share of the mean total mass.
+
+        :param float tolerance: the share, in (0, 1).
+        :param method: as of :meth:`series`.
+        :returns: the least :math:`L` with :math:`e(t_L) \leq` ``tolerance`` :math:`E S`, for all of
+            the batch.
+        :raises ValueError: where the mean is infinite.
+        """
+        return shortest_series(self, tolerance, method)
+
+    def jumps_above(
+        self,
+        level: Any,
+        seed: int | None = None,
+        *,
+        method: str = "inversion",
+        sample_shape: Sequence[int] = (),
+    ) -> tuple[Tensor, Tensor]:
+        r"""Draw all weights above a level, exactly.
+
+        There are :math:`\text{Poisson}(\bar\rho(x))` of them, independent with density
+        proportional to :math:`\rho`. Given their number they have gradients in the parameters; the
+        number has none.
+
+        :param level: :math:`x > 0`.
+        :param int seed: of the draws; by default PyTorch's generator goes on.
+        :param str method: ``"inversion"`` of the tail, or another that the measure knows.
+        :param sample_shape: how many times.
+        :returns: weights, falling in each row and padded with zeros; and a mask of those that are
+            there. **Shape:** ``(*sample_shape, *batch_shape, largest number)`` each.
+        """
+        threshold = self._expanded(self._argument("level", level, "> 0"))
+        return draw_above(self, threshold, seed, method, as_size("sample_shape", sample_shape))
+
+
+class Superposition(CompletelyRandomMeasure):
+    r"""Sum of independent completely random measures, whose Lévy densities add.
+
+    ``first + second`` makes one. A draw of a weight first chooses the measure that it belongs to,
+    and that choice has no gradient.
+
+    :param measures: two or more, of batch shapes that broadcast.
+    :raises ValueError: for fewer than two.
+
+    Example::
+
+        >>> from pyro_ext.random_measures import GeneralizedGammaProcess
+        >>> first = GeneralizedGammaProcess(1.0, 0.5, 1.0)
+        >>> (first + GeneralizedGammaProcess(2.0, 0.0, 3.0)).mean
+        tensor(1.6667)
+    """
+
+    parts: tuple[CompletelyRandomMeasure, ...]
+
+    def __init__(self, *measures: CompletelyRandomMeasure) -> None:
+        if len(measures) < 2:
+            raise ValueError(f"a superposition takes two or more measures, got {len(measures)}")
+        for number, measure in enumerate(measures):
+            check_measure(f"measures[{number}]", measure)
+        shape = torch.broadcast_shapes(*(measure.batch_shape for measure in measures))
+        put = object.__setattr__
+        put(self, "parts", tuple(measure.expand(shape) for measure in measures))
+        put(self, "batch_shape", shape)
+        dtype = measures[0].dtype
+        for measure in measures[1:]:
+            dtype = torch.promote_types(dtype, measure.dtype)
+        put(self, "dtype", dtype)
+        put(self, "_validate", any(measure._validate for measure in measures))
+        put(self, "_names", ())
+
+    def __repr__(self) -> str:
+        return " + ".join(map(repr, self.parts))
+
+    def _with(self, parts: Sequence[CompletelyRandomMeasure]) -> "Superposition":
+        return Superposition(*parts)
+
+    def expand(self, batch_shape: Sequence[int]) -> Self:
+        """Repeat the measure over a larger batch shape.
+
+        :param torch.Size batch_shape: the new shape.
+        :returns: the measure of that shape.
+        """
+        return self._with([part.expand(batch_shape) for part in self.parts])  # type: ignore[return-value]
+
+    def exponential_tilt(self, tilt: Any) -> "Superposition":
+        r"""Sum of the tilted measures.
+
+        :param tilt: :math:`u \geq 0`.
+        """
+        return self._with([part.exponential_tilt(tilt) for part in self.parts])
+
+    def rescale(self, scale: Any) -> "Superposition":
+        """Sum of the rescaled measures.
+
+        :param scale: positive.
+        """
+        return self._with([part.rescale(scale) for part in self.parts])
+
+    def total_mass(self) -> TorchDistribution:
+        """Law of the total mass, exact where those of all parts are."""
+        laws = [part.total_mass() for part in self.parts]
+        if any(isinstance(law, ApproximateTotalMass) for law in laws):
+            return ApproximateTotalMass(self, validate_args=self._validate)
+        return TotalMass(self, validate_args=self._validate)
+
+    @property
+    def index_at_zero(self) -> Tensor:
+        """Index of regular variation at zero, the largest of the parts."""
+        return self._extreme("index_at_zero").amax(0)
+
+    @property
+    def index_at_infinity(self) -> Tensor:
+        """Index of regular variation at infinity, the least of the parts."""
+        return self._extreme("index_at_infinity").amin(0)
+
+    def _extreme(self, index: str) -> Tensor:
+        return torch.stack(
+            [getattr(part, index).to(self.dtype).expand(self.batch_shape) for part in self.parts]
+        )
+
+    def _element(self, index: int) -> Self:
+        return self._with([part._element(index) for part in self.parts])  # type: ignore[return-value]
+
+    def _unsqueezed(self) -> Self:
+        return self._with([part._unsqueezed() for part in self.parts])  # type: ignore[return-value]
+
+    def _has_infinitely_many(self) -> bool:
+        return any(part._has_infinitely_many() for part in self.parts)
+
+    def _log_corners(self) -> list[Tensor]:
+        return [corner for part in self.parts for corner in part._log_corners()]
+
+    # Whatever is linear in the Lévy density adds.
+
+    def _log_mass(self, place: Tensor) -> Tensor:
+        return self._sum(part._log_density(place) for part in self.parts) + place
+
+    def _log_density(self, log_size: Tensor) -> Tensor:
+        return self._sum(part._log_density(log_size) for part in self.parts)
+
+    def _log_exponent(self, log_shift: Tensor) -> Tensor:
+        return self._sum(part._log_exponent(log_shift) for part in self.parts)
+
+    def _log_moment(self, order: Tensor, log_tilt: Tensor) -> Tensor:
+        return self._sum(part._log_moment(order, log_tilt) for part in self.parts)
+
+    def _log_tail(self, log_size: Tensor) -> Tensor:
+        return self._sum(part._log_tail(log_size) for part in self.parts)
+
+    def _log_partial_moment(self, log_size: Tensor, order: float) -> Tensor:
+        return self._sum(part._log_partial_moment(log_size, order) for part in self.parts)
+
+    def _integrate(self, factor: Factor) -> Tensor:
+        return self._sum(part._integrate(factor) for part in self.parts)
+
+    def _sample_jump(self, order: Tensor, log_tilt: Tensor) -> Tensor:
+        order, log_tilt = torch.broadcast_tensors(order, log_tilt)
+        shares = torch.stack([part._log_moment(order, log_tilt) for part in self.parts], -1)
+        draws = [part._sample_jump(order, log_tilt) for part in self.parts]
+        return _choose(shares, draws)
+
+    def _sample_size(self, factor: Factor) -> Tensor:
+        shares = torch.stack([part._integrate(factor) for part in self.parts], -1)
+        return _choose(shares, [part._sample_size(factor) for part in self.parts])
+
+    def _sample_total_mass(self) -> Tensor:
+        total = self._filled(0.0)
+        for part in self.parts:
+            total = total + part._sample_total_mass()
+        return total
+
+    def _sum(self, logs: Iterable[Tensor]) -> Tensor:
+        return torch.stack(torch.broadcast_tensors(*logs), -1).logsumexp(-1)
+
+
+def _choose(log_shares: Tensor, draws: Sequence[Tensor]) -> Tensor:
+    """One of several draws for each element, with given probabilities but for a factor."""
+    part = dist.Categorical(logits=log_shares.detach()).sample()
+    every = torch.stack(torch.broadcast_tensors(*draws), -1)
+    return every.gather(-1, part[..., None]).squeeze(-1)

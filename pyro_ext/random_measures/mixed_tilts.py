@@ -1,0 +1,641 @@
+"""What the generalized BFRY and the beta prime process share: mixtures over tilts.
+
+Series whose weights are those of another measure, divided by independent variables.
+
+The generalized BFRY process, with one power law near zero and another for large weights.
+
+[1] F. Ayed, J. Lee, F. Caron (2019), Beyond the Chinese restaurant and Pitman-Yor processes:
+statistical models with double power-law behavior.
+
+The beta prime process, with one power law near zero and another for large weights.
+
+[1] F. Ayed, J. Lee, F. Caron (2019), Beyond the Chinese restaurant and Pitman-Yor processes:
+statistical models with double power-law behavior.
+
+Tilts of the clusters of a normalized measure that is a mixture over tilts.
+
+[1] F. Ayed, J. Lee, F. Caron (2019), Beyond the Chinese restaurant and Pitman-Yor processes:
+statistical models with double power-law behavior.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import AffineTransform, constraints
+
+from pyro_ext._checks import as_tensor
+from pyro_ext.distributions import BetaPrimeBFRY, GeneralizedBFRY
+from pyro_ext.distributions.bases import rsample_log_gamma
+from pyro_ext.distributions.supports import Gamma, open_interval
+from pyro_ext.random_measures._numerics import (
+    log_if_positive,
+    log_sum,
+    log_upper_gamma_at_log,
+    survives,
+)
+from pyro_ext.random_measures._tilt_integrals import (
+    log_exponent_integral,
+    log_moment_integral,
+    sample_log_tilt,
+)
+from pyro_ext.random_measures._tilt_integrals import log_inverse as invert_tilts
+from pyro_ext.random_measures.cluster_counts import check_counts
+from pyro_ext.random_measures.generalized_gamma import GeneralizedGammaProcess
+from pyro_ext.random_measures.levy_measure import SeriesMethod
+from pyro_ext.random_measures.measure import CompletelyRandomMeasure
+from pyro_ext.random_measures.total_mass import InvertedTotalMass, compound_poisson
+from pyro_ext.special import log1mexp, log_exprel, log_lower_gamma_at_log
+from pyro_ext.special.operations import may_hold_everywhere
+
+__all__ = [
+    "BetaPrimeProcess",
+    "GeneralizedBFRYProcess",
+    "MixedTilts",
+    "ScaledSeries",
+    "cluster_tilt_law",
+    "log_joint_given_cluster_tilts",
+]
+
+_LARGEST_POWER = 1e9  # beyond it nodes of quadrature do not resolve a density at a sharp end
+_LARGEST_LOG = 700.0
+_TINY_DISCOUNT = 1e-6
+
+
+class MixedTilts(CompletelyRandomMeasure):
+    r"""Measure with :math:`\rho(w) = \frac{\eta}{\Gamma(1-\sigma)} w^{-1-\sigma} e^{-uw} m(w)`.
+
+    Here :math:`m(w) = \int x^{k-1} g(x) e^{-wx} dx` with :math:`k = \tau - \sigma`, and
+    :math:`g` ends about a scale, sharply or as :math:`e^{-x}`. A subclass gives the scale, which of
+    the two it is, and the measure whose weights are divided by independent variables.
+    """
+
+    mass: Tensor
+    discount: Tensor
+    tail_index: Tensor
+    tilt: Tensor
+    _damping: float
+
+    def _check_parameters(self) -> None:
+        self._check("mass", self.mass > 0, "> 0")
+        self._check("discount", (self.discount >= 0) & (self.discount < 1), "in [0, 1)")
+        self._check("tail_index", self.tail_index > self.discount, "> discount")
+        self._check("tilt", self.tilt >= 0, ">= 0")
+
+    def _log_end(self) -> Tensor:
+        """Logarithm of the scale about which the mixing density ends."""
+        raise NotImplementedError
+
+    def _base(self) -> GeneralizedGammaProcess:
+        """Measure whose weights, divided by independent variables, are those of this one."""
+        raise NotImplementedError
+
+    def _log_divisor(self, shape: torch.Size) -> Tensor:
+        """Logarithms of draws of the variables that divide, with gradients."""
+        raise NotImplementedError
+
+    def _log_divisor_moment(self, order: float) -> Tensor:
+        """Logarithm of a moment of one over the variables that divide."""
+        raise NotImplementedError
+
+    @property
+    def _power(self) -> Tensor:
+        return self._double.tail_index - self._double.discount
+
+    @property
+    def index_at_zero(self) -> Tensor:
+        r"""Index of regular variation at zero, :math:`\sigma`."""
+        return self.discount
+
+    @property
+    def index_at_infinity(self) -> Tensor:
+        r"""Index of regular variation at infinity, :math:`\tau` without tilt, infinite with it."""
+        return torch.where(self.tilt > 0, torch.inf, self.tail_index)
+
+    def total_mass(self) -> TorchDistribution:
+        """Law of the total mass, with exact draws, and a density by inversion.
+
+        A draw is the sum of a tilted stable variable and a compound Poisson sum.
+        """
+        return InvertedTotalMass(self, validate_args=self._validate)
+
+    def _log_corners(self) -> list[Tensor]:
+        log_tilt, is_tilted = log_if_positive(self._double.tilt)
+        end = -self._log_end()
+        return [end, torch.where(is_tilted, -log_tilt, end)]
+
+    def _log_scale(self) -> Tensor:
+        own = self._double
+        return own.mass.log() - (1.0 - own.discount).lgamma()
+
+    def _log_relative_tilt(self, log_tilt: Tensor) -> Tensor:
+        r"""Logarithm of the whole tilt, in units of the scale."""
+        return log_sum(log_tilt, self._double.tilt) - self._log_end()
+
+    def _resolved_power(self) -> tuple[Tensor, Tensor]:
+        """Power of the mixing density that quadrature resolves, and what to add to logarithms.
+
+        At a sharp end all of the mass of a large power is at the end, and goes as one over it.
+        """
+        power = self._power
+        if self._damping:
+            return power, torch.zeros_like(power)
+        kept = power.clamp(max=_LARGEST_POWER)
+        return kept, kept.log() - power.log()
+
+    def _log_exponent(self, log_shift: Tensor) -> Tensor:
+        own, end = self._double, self._log_end()
+        mixing, correction = self._resolved_power()
+        none = torch.full_like(log_shift, -torch.inf)
+        damping = torch.full_like(log_shift, self._damping)
+        integral = log_exponent_integral(
+            mixing, own.discount, log_shift - end, self._log_relative_tilt(none), damping
+        )
+        return own.mass.log() + own.tail_index * end + integral + correction
+
+    def _log_moment(self, order: Tensor, log_tilt: Tensor) -> Tensor:
+        own = self._double
+        order, log_tilt = torch.broadcast_tensors(order, log_tilt)
+        power = order - own.discount
+        damping = torch.full_like(power, self._damping)
+        mixing, correction = self._resolved_power()
+        integral = log_moment_integral(mixing, power, self._log_relative_tilt(log_tilt), damping)
+        scale = self._log_scale() + (own.tail_index - order) * self._log_end()
+        return scale + power.lgamma() + integral + correction
+
+    def _log_inverse_transform(self, log_value: Tensor, pole: Tensor) -> Tensor:
+        """Logarithm of the density of the total mass, or of its distribution function."""
+        own, end = self._double, self._log_end()
+        log_inverse = invert_tilts(
+            log_value + end,
+            own.mass.log() + own.tail_index * end,
+            self._power,
+            own.discount,
+            own.tilt * (-end).exp(),
+            pole,
+            self._damping,
+        )
+        return log_inverse + torch.where(pole > 0, 0.0, end)
+
+    def _sample_jump(self, order: Tensor, log_tilt: Tensor) -> Tensor:
+        power, relative, mixing, damping = torch.broadcast_tensors(
+            order - self._double.discount,
+            self._log_relative_tilt(log_tilt),
+            self._power,
+            torch.full_like(order, self._damping),
+        )
+        place = sample_log_tilt(mixing, power, relative, damping)
+        log_rate = torch.logaddexp(place, relative) + self._log_end()
+        return rsample_log_gamma(power) - log_rate
+
+    def _series_methods(self) -> Mapping[str, Callable[[], SeriesMethod]]:
+        return {"scaled": lambda: ScaledSeries(self, self._base(), self._log_divisor)}
+
+
+class ScaledSeries:
+    """Size-biased weights of a generalized gamma process, each divided by a variable of its own.
+
+    Where the measure is tilted, a weight is kept with the probability that the tilt leaves it.
+    """
+
+    def __init__(
+        self,
+        measure: "MixedTilts",
+        base: "GeneralizedGammaProcess",
+        log_divisor: Callable[[torch.Size], Tensor],
+    ) -> None:
+        self._measure, self._base, self._log_divisor = measure, base, log_divisor
+
+    def sample(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights, zero where rejected, and the arrival times in the other measure."""
+        log_time = self._base._inverse_exponent(points.log())
+        log_weight = self._base._sample_jump(torch.ones_like(log_time), log_time)
+        log_weight = log_weight - self._log_divisor(log_weight.shape)
+        keep = survives(log_weight.exp(), self._measure._double.tilt)
+        return torch.where(keep, log_weight, -torch.inf), log_time
+
+    def log_later(self, point: Tensor, order: float) -> Tensor:
+        """Moment of the later weights, those that would be rejected included."""
+        log_time = self._base._inverse_exponent(point.log())
+        later = self._base._log_moment(torch.full_like(log_time, order), log_time)
+        is_finite = self._measure._double.tail_index > order
+        return torch.where(is_finite, later + self._measure._log_divisor_moment(order), torch.inf)
+
+
+class GeneralizedBFRYProcess(MixedTilts):
+    r"""Generalized BFRY process [1].
+
+    .. math:: \rho(w) = \frac{\eta}{\Gamma(1 - \sigma)} w^{-1-\tau} e^{-uw}
+              \gamma(\tau - \sigma, c w)
+              = \frac{\eta}{\Gamma(1 - \sigma)} w^{-1-\sigma} e^{-uw}
+              \int_0^c x^{\tau-\sigma-1} e^{-wx} dx .
+
+    Without the tilt :math:`u` its tail falls as :math:`x^{-\sigma}` near zero and as
+    :math:`x^{-\tau}` at infinity. Its moments and its Laplace exponent are computed by quadrature,
+    draws of its total mass are exact. The weights are those of a generalized gamma process divided
+    by independent :math:`\text{Beta}(\tau, 1)` variables, which the series method ``"scaled"`` and
+    the finite approximation use; with a tilt there is no such approximation, and the general one is
+    taken. Draws of the series ``"size_biased"`` go through a latent tilt, in which they have no
+    gradient; those of ``"scaled"`` have all.
+
+    :param mass: :math:`\eta > 0`.
+    :param discount: :math:`\sigma`, in [0, 1).
+    :param tail_index: :math:`\tau`, greater than the discount. Without tilt the mean total mass is
+        infinite for indices up to 1.
+    :param cutoff: :math:`c > 0`; weights of about :math:`1/c` are where one power law passes into
+        the other.
+    :param tilt: :math:`u \geq 0`, an exponential tilt.
+    :raises ValueError: where a parameter is out of range.
+
+    Example::
+
+        >>> measure = GeneralizedBFRYProcess(1.5, 0.4, 2.3, 1.2)
+        >>> measure.laplace_exponent(0.5), measure.log_kappa(7, 0.7)
+        (tensor(0.5857), tensor(4.3478))
+    """
+
+    cutoff: Tensor
+    _damping = 0.0
+
+    def __init__(
+        self,
+        mass: Any,
+        discount: Any,
+        tail_index: Any,
+        cutoff: Any = 1.0,
+        *,
+        tilt: Any = 0.0,
+        validate_args: bool | None = None,
+    ) -> None:
+        parameters = {
+            "mass": mass,
+            "discount": discount,
+            "tail_index": tail_index,
+            "cutoff": cutoff,
+        }
+        super().__init__(parameters, validate_args, {"tilt": (tilt, 0.0)})
+        self._check_parameters()
+        self._check("cutoff", self.cutoff > 0, "> 0")
+
+    def rescale(self, scale: Any) -> "GeneralizedBFRYProcess":
+        r"""Process of mass :math:`\eta a^\tau`, cutoff :math:`c / a` and tilt :math:`u / a`.
+
+        :param scale: :math:`a > 0`.
+        """
+        factor, own = self._argument("scale", scale, "> 0"), self._double
+        mass = own.mass * factor**own.tail_index
+        return self._rescaled(scale, factor, mass=mass, cutoff=own.cutoff / factor)
+
+    def _log_end(self) -> Tensor:
+        return self._double.cutoff.log()
+
+    def _log_mass(self, place: Tensor) -> Tensor:
+        own, lower = self._double, self._log_lower(place + self._log_end())
+        return (
+            self._log_scale()
+            - own.tail_index * place
+            - own.tilt * place.clamp(max=_LARGEST_LOG).exp()
+            + lower
+        )
+
+    def _log_lower(self, log_value: Tensor) -> Tensor:
+        r""":math:`\log \gamma(\tau - \sigma, x)` at :math:`\log x`, also where that underflows."""
+        return log_lower_gamma_at_log(self._power, log_value)
+
+    def _log_tail(self, log_size: Tensor) -> Tensor:
+        if self._has("tilt"):
+            return super()._log_tail(log_size)
+        own = self._double
+        argument = log_size + self._log_end()
+        discount, argument = torch.broadcast_tensors(own.discount, argument)
+        body = self._log_lower(argument) - own.tail_index * log_size
+        rest = log_upper_gamma_at_log(-discount, argument) + own.tail_index * self._log_end()
+        return self._log_scale() - own.tail_index.log() + torch.logaddexp(body, rest)
+
+    def _base(self) -> GeneralizedGammaProcess:
+        own, power = self._double, self._power
+        mass = own.mass * own.cutoff**power / own.tail_index
+        return GeneralizedGammaProcess(mass, own.discount, own.cutoff, validate_args=False)
+
+    def _log_divisor(self, shape: torch.Size) -> Tensor:
+        uniform = torch.rand(shape, dtype=torch.float64, device=self.mass.device)
+        return torch.log1p(-uniform) / self._double.tail_index
+
+    def _log_divisor_moment(self, order: float) -> Tensor:
+        tail_index = self._double.tail_index
+        return tail_index.log() - (tail_index - order).log()
+
+    def _finite_distribution(self, num_atoms: int, rule: str) -> TorchDistribution | None:
+        if self._has("tilt"):
+            return None
+        own = self._double
+        log_level = self._base()._finite_log_level(num_atoms, rule) - self._log_end()
+        return GeneralizedBFRY(
+            self.discount,
+            self.tail_index,
+            scale=(1.0 / own.cutoff).to(self.dtype),
+            log_level=log_level.to(self.dtype),
+            validate_args=self._validate,
+        )
+
+    def _sample_total_mass(self) -> Tensor:
+        own, power = self._double, self._power
+        main = GeneralizedGammaProcess(
+            own.mass * own.cutoff**power / power,
+            own.discount,
+            own.cutoff + own.tilt,
+            validate_args=False,
+        )
+        number = torch.poisson(own.mass * own.cutoff**own.tail_index / (power * own.tail_index))
+        values = torch.broadcast_tensors(own.discount, own.tail_index, own.cutoff, own.tilt)
+        parameters = [value.reshape(-1) for value in values]
+
+        def draw(owner: Tensor) -> Tensor:
+            discount, tail_index, cutoff, tilt = (value[owner] for value in parameters)
+            log_weight = rsample_log_gamma(1.0 - discount) - cutoff.log()
+            log_weight = log_weight - torch.rand_like(discount).log() / tail_index
+            weight = log_weight.exp()
+            return torch.where(survives(weight, tilt), weight, 0.0)
+
+        return main._sample_total_mass() + compound_poisson(number, draw)
+
+
+class BetaPrimeProcess(MixedTilts):
+    r"""Beta prime process [1].
+
+    .. math:: \rho(w) = \frac{\eta \Gamma(\tau - \sigma)}{\Gamma(1 - \sigma)} w^{-1-\sigma}
+              (c + w)^{\sigma - \tau} e^{-uw}
+              = \frac{\eta}{\Gamma(1 - \sigma)} w^{-1-\sigma} e^{-uw}
+              \int_0^\infty x^{\tau-\sigma-1} e^{-cx} e^{-wx} dx .
+
+    Without the tilt :math:`u` its tail falls as :math:`x^{-\sigma}` near zero and as
+    :math:`x^{-\tau}` at infinity. Its moments and its Laplace exponent are computed by quadrature,
+    draws of its total mass are exact. The weights are those of a generalized gamma process divided
+    by independent :math:`\text{Gamma}(\tau, c)` variables, which the series method ``"scaled"`` and
+    the finite approximation use; with a tilt there is no such approximation, and the general one is
+    taken. Draws of the series ``"size_biased"`` go through a latent tilt, in which they have no
+    gradient; those of ``"scaled"`` have all. The mass of one index cannot be compared with that of
+    another, for it is multiplied by about :math:`\Gamma(\tau)`.
+
+    :param mass: :math:`\eta > 0`.
+    :param discount: :math:`\sigma`, in [0, 1).
+    :param tail_index: :math:`\tau`, greater than the discount. Without tilt the mean total mass is
+        infinite for indices up to 1.
+    :param rate: :math:`c > 0`; weights of about :math:`c` are where one power law passes into the
+        other.
+    :param tilt: :math:`u \geq 0`, an exponential tilt.
+    :raises ValueError: where a parameter is out of range.
+
+    Example::
+
+        >>> measure = BetaPrimeProcess(1.5, 0.4, 2.3, 1.0)
+        >>> measure.laplace_exponent(0.5), measure.log_kappa(7, 0.7)
+        (tensor(0.5625), tensor(4.0715))
+    """
+
+    rate: Tensor
+    _damping = 1.0
+
+    def __init__(
+        self,
+        mass: Any,
+        discount: Any,
+        tail_index: Any,
+        rate: Any = 1.0,
+        *,
+        tilt: Any = 0.0,
+        validate_args: bool | None = None,
+    ) -> None:
+        parameters = {"mass": mass, "discount": discount, "tail_index": tail_index, "rate": rate}
+        super().__init__(parameters, validate_args, {"tilt": (tilt, 0.0)})
+        self._check_parameters()
+        self._check("rate", self.rate > 0, "> 0")
+
+    def rescale(self, scale: Any) -> "BetaPrimeProcess":
+        r"""Process of mass :math:`\eta a^\tau`, rate :math:`c a` and tilt :math:`u / a`.
+
+        :param scale: :math:`a > 0`.
+        """
+        factor, own = self._argument("scale", scale, "> 0"), self._double
+        mass = own.mass * factor**own.tail_index
+        return self._rescaled(scale, factor, mass=mass, rate=own.rate * factor)
+
+    def _log_end(self) -> Tensor:
+        return -self._double.rate.log()
+
+    def _log_mass(self, place: Tensor) -> Tensor:
+        own, power = self._double, self._power
+        mixture = power.lgamma() - power * torch.logaddexp(place, own.rate.log())
+        return (
+            self._log_scale()
+            - own.discount * place
+            - own.tilt * place.clamp(max=_LARGEST_LOG).exp()
+            + mixture
+        )
+
+    def _base(self) -> GeneralizedGammaProcess:
+        own = self._double
+        mass = (own.mass.log() + own.tail_index.lgamma() - own.tail_index * own.rate.log()).exp()
+        tilt = torch.ones_like(mass)
+        return GeneralizedGammaProcess(mass, own.discount, tilt, validate_args=False)
+
+    def _log_divisor(self, shape: torch.Size) -> Tensor:
+        return rsample_log_gamma(self._double.tail_index.expand(shape)) - self._double.rate.log()
+
+    def _log_divisor_moment(self, order: float) -> Tensor:
+        own = self._double
+        moment = (own.tail_index - order).lgamma() - own.tail_index.lgamma()
+        return order * own.rate.log() + moment
+
+    def _finite_distribution(self, num_atoms: int, rule: str) -> TorchDistribution | None:
+        if self._has("tilt"):
+            return None
+        log_level = self._base()._finite_log_level(num_atoms, rule)
+        return BetaPrimeBFRY(
+            self.discount,
+            self.tail_index,
+            rate=self.rate,
+            log_level=log_level.to(self.dtype),
+            validate_args=self._validate,
+        )
+
+    def _sample_total_mass(self) -> Tensor:
+        r"""Exact draws, of the process of rate one and rescaled.
+
+        That process is a generalized gamma process of tilt :math:`k`, and independent weights of
+        density proportional to :math:`w^{-1-\sigma} [(1 + w)^{-k} - e^{-kw}]`.
+        """
+        own, power = self._double, self._power
+        tilt = own.tilt * own.rate
+        log_mass = own.mass.log() - own.tail_index * own.rate.log() + power.lgamma()
+        mass = log_mass.exp()
+        main = GeneralizedGammaProcess(mass, own.discount, power + tilt, validate_args=False)
+        safe = own.discount.clamp(min=_TINY_DISCOUNT)
+        growth = power.log() - ((power + safe).lgamma() - power.lgamma()) / safe
+        growth = torch.where(
+            own.discount < _TINY_DISCOUNT,
+            power.log() - torch.digamma(power + 0.5 * own.discount),
+            growth,
+        )
+        number = torch.poisson(
+            mass
+            * (own.discount * (power.log() - growth)).exp()
+            * growth
+            * log_exprel(own.discount * growth).exp()
+        )
+        values = torch.broadcast_tensors(own.discount, power, tilt)
+        parameters = [value.reshape(-1) for value in values]
+
+        def draw(owner: Tensor) -> Tensor:
+            discount, exponent, removal = (value[owner] for value in parameters)
+            weight = _sample_log_excess(discount, exponent).exp()
+            return torch.where(survives(weight, removal), weight, 0.0)
+
+        return own.rate * (main._sample_total_mass() + compound_poisson(number, draw))
+
+
+def _sample_log_excess(discount: Tensor, power: Tensor) -> Tensor:
+    r"""Logarithms of draws with density :math:`\propto w^{-1-\sigma} [(1 + w)^{-k} - e^{-kw}]`.
+
+    By rejection under :math:`k w^{1-\sigma} / 2`, :math:`k w^{-\sigma}` and a Lomax density.
+    """
+    result = torch.empty_like(discount)
+    waiting = torch.arange(discount.numel(), device=discount.device)
+    while waiting.numel():
+        draw, is_accepted = _propose_log_excess(discount[waiting], power[waiting])
+        result[waiting[is_accepted]] = draw[is_accepted]
+        waiting = waiting[~is_accepted]
+    return result
+
+
+def _propose_log_excess(discount: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
+    first = torch.where(power > 1.0, power.rsqrt(), 1.0)
+    second = first.maximum(1.0 / power)
+    near = 0.5 * power * first ** (2.0 - discount) / (2.0 - discount)
+    start, stop = first ** (1.0 - discount), second ** (1.0 - discount)
+    middle = power * (stop - start) / (1.0 - discount)
+    decay = discount + power
+    log_far = (1.0 + discount) * torch.log1p(1.0 / second) - decay * torch.log1p(second)
+    far = log_far.exp() / decay
+    choice, place, height = torch.rand(
+        (3, *discount.shape), dtype=discount.dtype, device=discount.device
+    )
+    choice = choice * (near + middle + far)
+    is_near, is_far = choice < near, choice >= near + middle
+    place = 1.0 - place
+    log_near = first.log() + place.log() / (2.0 - discount)
+    log_middle = (start + place * (stop - start)).log() / (1.0 - discount)
+    far_draw = torch.expm1(torch.log1p(second) - place.log() / decay)
+    draw = torch.where(is_near, log_near, torch.where(is_far, far_draw.log(), log_middle))
+    weight = draw.exp()
+    log_growth = torch.log1p(weight)
+    excess = power * (weight - log_growth)
+    log_target = -power * log_growth + log1mexp(excess.clamp(min=1e-300))
+    log_bound = torch.where(is_near, (0.5 * power).log() + 2.0 * draw, power.log() + draw)
+    lomax = (1.0 + discount) * (torch.log1p(1.0 / second) + draw - log_growth) - power * log_growth
+    log_bound = torch.where(is_far, lomax, log_bound)
+    return draw, torch.log1p(-height) <= log_target - log_bound
+
+
+MixtureOverTilts = GeneralizedBFRYProcess | BetaPrimeProcess
+
+
+def cluster_tilt_law(measure: MixtureOverTilts) -> TorchDistribution:
+    r"""Law of a tilt before there are data: the mixing density of the measure, normalized.
+
+    Without the weights' own factor it is proportional to :math:`x^{\tau-\sigma-1}` on
+    :math:`(0, c)` for a generalized BFRY process, :math:`c` times a Beta variable, and to
+    :math:`x^{\tau-\sigma-1} e^{-cx}` for a beta prime process, a Gamma variable.
+
+    :param measure: a generalized BFRY or a beta prime process.
+    :raises TypeError: for another measure.
+
+    Example::
+
+        >>> from pyro_ext.random_measures import BetaPrimeProcess
+        >>> cluster_tilt_law(BetaPrimeProcess(2.0, 0.4, 2.4, 1.0)).mean
+        tensor(2.)
+    """
+    _check_measure(measure)
+    power = measure.tail_index - measure.discount
+    if isinstance(measure, BetaPrimeProcess):
+        return Gamma(power, measure.rate)
+    share = dist.Beta(power, torch.ones_like(power))
+    zero = torch.zeros_like(power)
+    return _ScaledBeta(share, [AffineTransform(zero, measure.cutoff)])
+
+
+def log_joint_given_cluster_tilts(
+    measure: MixtureOverTilts, counts: Any, tilt: Tensor, cluster_tilts: Tensor
+) -> Tensor:
+    r"""Log density of a partition and its auxiliary variable, given tilts of the clusters [1].
+
+    The Lévy density is a mixture of those of generalized gamma processes over a tilt :math:`x`.
+    With the tilt :math:`y_j` of the :math:`j`-th cluster from its law before there are data, the
+    density of the partition and of :math:`u` is
+
+    .. math:: \frac{u^{n-1}}{\Gamma(n)} e^{-\psi(u)} \prod_{j=1}^K \frac{\eta Z}{\Gamma(1 - \sigma)}
+              \frac{\Gamma(n_j - \sigma)}{(y_j + u)^{n_j - \sigma}} ,
+
+    where :math:`Z` normalizes the mixing density. Its mean over the tilts is
+    :meth:`log_joint <pyro_ext.random_measures.NormalizedRandomMeasure.log_joint>` of the normalized
+    measure, and no integral but that of :math:`\psi` is left in it.
+
+    :param measure: a generalized BFRY or a beta prime process, without batch shape.
+    :param Tensor counts: sizes of clusters. **Shape:** ``(num_clusters,)``.
+    :param Tensor tilt: :math:`u > 0`, a scalar.
+    :param Tensor cluster_tilts: :math:`y_j > 0`. **Shape:** ``(num_clusters,)``.
+    :returns: a scalar.
+    :raises TypeError: for another measure.
+    :raises ValueError: where counts are no nonnegative integers.
+
+    Example::
+
+        >>> from pyro_ext.random_measures import GeneralizedBFRYProcess
+        >>> measure = GeneralizedBFRYProcess(1.5, 0.4, 2.3)
+        >>> tilts = cluster_tilt_law(measure).sample((2,))
+        >>> log_joint_given_cluster_tilts(measure, [2, 1], torch.tensor(0.7), tilts).shape
+        torch.Size([])
+    """
+    _check_measure(measure)
+    tilt = as_tensor("tilt", tilt, "()")
+    own = measure._double
+    sizes, log_tilt = check_counts(counts), tilt.double().log()
+    if sizes.dim() != 1 or not sizes.numel():
+        raise ValueError(f"counts must have the shape (num_clusters,), got {tuple(sizes.shape)}")
+    cluster_tilts = as_tensor("cluster_tilts", cluster_tilts, f"({len(sizes)},)")
+    for name, value in (("tilt", tilt), ("cluster_tilts", cluster_tilts)):
+        if not may_hold_everywhere(value > 0):
+            raise ValueError(f"{name} must be > 0, got {value.tolist()!r:.80}")
+    total = sizes.sum()
+    power, end = own.tail_index - own.discount, measure._log_end()
+    normalizer = power * end - power.log()
+    if isinstance(measure, BetaPrimeProcess):
+        normalizer = power * end + power.lgamma()
+    order = sizes - own.discount
+    rates = cluster_tilts.double() + tilt.double() + own.tilt
+    clusters = measure._log_scale() + normalizer + order.lgamma() - order * rates.log()
+    exponent = measure._log_exponent(log_tilt).exp()
+    value = (total - 1.0) * log_tilt - total.lgamma() - exponent + clusters.sum(-1)
+    return measure._result(value, tilt, cluster_tilts)
+
+
+class _ScaledBeta(dist.TransformedDistribution):
+    """A Beta variable times a positive number, with its support."""
+
+    arg_constraints: dict[str, Any] = {}
+
+    @constraints.dependent_property(is_discrete=False, event_dim=0)
+    def support(self) -> Any:
+        return open_interval(0.0, self.transforms[0].scale)
+
+
+def _check_measure(measure: object) -> None:
+    if not isinstance(measure, MixtureOverTilts) or measure.batch_shape:
+        raise TypeError(
+            "measure must be a generalized BFRY or a beta prime process without batch shape, got "
+            f"{measure!r:.80}"
+        )
