@@ -20,7 +20,7 @@ from torch.distributions import constraints
 from pyro_ext._checks import check_callable, check_mapping, check_sequence
 from pyro_ext.inference.partitions import ConjugateKernel
 from pyro_ext.inference.sgmcmc import SGMCMCKernel
-from pyro_ext.potential._distributions import may_validate
+from pyro_ext.potential.evaluation import may_validate
 
 __all__ = ["ConditionalUpdate", "EnumeratedSites", "Gibbs", "LogJoint", "PriorProposals"]
 

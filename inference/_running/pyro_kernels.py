@@ -33,9 +33,9 @@ from pyro_ext.inference._running.numbers import (
     write_numbers,
 )
 from pyro_ext.inference._running.plan import Plan
-from pyro_ext.potential._arguments import named_arguments
-from pyro_ext.potential._evaluation import factorization_errors, retried
-from pyro_ext.potential._runner import check_observations
+from pyro_ext.potential.arguments import named_arguments
+from pyro_ext.potential.evaluation import factorization_errors, retried
+from pyro_ext.potential.runner import check_observations
 
 __all__ = ["PyroOptions", "PyroRunner", "has_known_state"]
 

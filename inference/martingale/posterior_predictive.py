@@ -11,10 +11,14 @@ from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_tensors, shown
 from pyro_ext.diagnostics._draws import Sampler
-from pyro_ext.inference.martingale._data import check_data
 from pyro_ext.inference.martingale._model_points import ModelPoints, draw_points, points_of
-from pyro_ext.inference.martingale._numbers import seed_generator, uniforms
-from pyro_ext.inference.martingale.predictive_rule import PredictiveRule, Resampled
+from pyro_ext.inference.martingale.predictive_rule import (
+    PredictiveRule,
+    Resampled,
+    check_data,
+    seed_generator,
+    uniforms,
+)
 from pyro_ext.inference.martingale.weighted_sample import WeightedSample
 from pyro_ext.inference.mcmc import MCMC
 

@@ -36,8 +36,8 @@ from pyro_ext.inference.pseudocoresets._spreads import column_spreads
 from pyro_ext.inference.pseudocoresets._training import Optimizer, Trainer
 from pyro_ext.inference.pseudocoresets._weighted_posterior import Coreset, posteriors_of
 from pyro_ext.potential import Backend, Potential
-from pyro_ext.potential._arguments import as_tensors
-from pyro_ext.potential._weighted_potential import plate_of
+from pyro_ext.potential.arguments import as_tensors
+from pyro_ext.potential.weighted import plate_of
 from pyro_ext.random import fresh_seed
 
 __all__ = ["AutoPseudocoreset", "Weights"]

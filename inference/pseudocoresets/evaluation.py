@@ -21,8 +21,8 @@ from pyro_ext.inference.laplace_hmc import LaplaceHMC
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.pseudocoresets._row_arguments import CoresetModel
 from pyro_ext.potential import Potential
-from pyro_ext.potential._arguments import as_tensors, named_arguments
-from pyro_ext.potential._evaluation import is_deterministic
+from pyro_ext.potential.arguments import as_tensors, named_arguments
+from pyro_ext.potential.evaluation import is_deterministic
 
 __all__ = [
     "CoresetScores",

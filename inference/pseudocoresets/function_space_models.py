@@ -12,7 +12,7 @@ from torch.distributions import Independent, biject_to
 from pyro_ext.inference.pseudocoresets._weighted_posterior import Coreset, WeightedPosterior
 from pyro_ext.inference.pseudocoresets.function_space_marginals import Function
 from pyro_ext.potential import Backend, BatchedFunction
-from pyro_ext.potential._evaluation import (
+from pyro_ext.potential.evaluation import (
     Evaluation,
     Record,
     from_unconstrained,

@@ -34,7 +34,7 @@ from pyro_ext.inference.pseudocoresets.surrogates import (
     Surrogate,
 )
 from pyro_ext.potential import Backend, Potential, check_backend
-from pyro_ext.potential._weighted_potential import plate_of
+from pyro_ext.potential.weighted import plate_of
 
 __all__ = [
     "FunctionCovariance",

@@ -29,12 +29,12 @@ from pyro_ext.inference._running.identity import (
     versions,
 )
 from pyro_ext.inference.martingale._independent_draws import IndependentDraws
-from pyro_ext.inference.martingale.nonparametric_learning._weighted_fits import WeightedFits
-from pyro_ext.inference.martingale.nonparametric_learning.base_measures import EmpiricalBase
 from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights import (
     BlockConcentration,
     DirichletWeights,
+    EmpiricalBase,
 )
+from pyro_ext.inference.martingale.nonparametric_learning.weighted_fits import WeightedFits
 from pyro_ext.inference.optimization import BatchLBFGS, Minimizer
 from pyro_ext.potential import (
     Backend,
