@@ -19,7 +19,7 @@ from pyro_ext._checks import (
 )
 from pyro_ext._progress import progress_bar
 from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
-from pyro_ext.inference.pseudocoresets._row_arguments import data_arguments
+from pyro_ext.inference.pseudocoresets.coreset_rows import data_arguments
 from pyro_ext.potential import Backend, InitStrategy, Layout, WeightedPotential
 from pyro_ext.random import fresh_seed
 

@@ -145,6 +145,13 @@ class BatchedFunction:
                     self._fallback.warn(_NO_VMAP, _ONE_BY_ONE, error)
             return _loop(graph, *batched)
 
+    def over_first(self, first: Tensor, *shared: Tensor) -> Any:
+        """Run over the rows of the first argument, which share the others; differentiable."""
+        graph = self.single()
+        if graph is None or len(first) == 1:
+            return _stacked([(graph or self.function)(row, *shared) for row in first])
+        return torch.func.vmap(graph, (0, *[None] * len(shared)))(first, *shared)
+
     def single(self) -> GraphModule | None:
         """The recorded function of one chain, or ``None`` where it has to run eagerly."""
         if self._fallback.is_eager:
@@ -293,7 +300,12 @@ def _loop(
         nan = pytree.tree_map(lambda leaf: torch.full_like(leaf, torch.nan), results[0])
         for row in failed:
             results.insert(row, nan)
-    leaves, spec = zip(*(pytree.tree_flatten(result) for result in results), strict=True)
+    return _stacked(results)
+
+
+def _stacked(results: Sequence[Any]) -> Any:
+    """Results of the same structure as one, with a leading dimension."""
+    leaves, spec = zip(*map(pytree.tree_flatten, results), strict=True)
     stacked = [torch.stack(list(parts)) for parts in zip(*leaves, strict=True)]
     return pytree.tree_unflatten(stacked, spec[0])
 

@@ -15,7 +15,7 @@ from pyro_ext.potential.batched import Backend, BatchedFunction, check_backend
 from pyro_ext.potential.graph_capture import Fallback
 from pyro_ext.potential.layout import Layout
 from pyro_ext.potential.runner import ModelRunner, draw_from_prior
-from pyro_ext.potential.structure import Plate, Site, assemble
+from pyro_ext.potential.structure import Plate, Site, Structure, assemble
 from pyro_ext.random import fresh_seed
 
 __all__ = [
@@ -69,6 +69,11 @@ class ModelAtValues:
         }
 
     # What the model is -------------------------------------------------------------------------
+
+    @property
+    def structure(self) -> Structure:
+        """Plates and sites of the model."""
+        return self._runner.structure
 
     @property
     def sites(self) -> Mapping[str, Site]:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +31,7 @@ from pyro_ext.potential.runner import (
     init_to_suggested,
 )
 from pyro_ext.potential.structure import Plate
-from pyro_ext.random import fresh_seed
+from pyro_ext.random import fresh_seed, spawn_seed
 
 __all__ = [
     "FunctionPotential",
@@ -276,8 +275,7 @@ class Potential(ModelAtValues):
         rows = []
         with torch.random.fork_rng():
             for chain in chains:
-                words = np.random.SeedSequence(seed, spawn_key=(chain, 1)).generate_state(1)
-                torch.manual_seed(int(words[0]))
+                torch.manual_seed(spawn_seed(seed, chain, 1))
                 rows.append(self._runner.initial(init_strategy))
         return self.layout.unflatten(torch.stack(rows))
 

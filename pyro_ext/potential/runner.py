@@ -43,6 +43,7 @@ __all__ = [
     "init_to_prior",
     "init_to_suggested",
     "joint_normal_density",
+    "run_from_prior",
 ]
 
 _NOT_FINITE = (
@@ -130,6 +131,20 @@ def check_observations(
             _validate_observed(name, record)
 
 
+def run_from_prior(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    indices: Mapping[str, Tensor] | None = None,
+) -> Evaluation:
+    """Run a model with latent values from their prior, and subsamples where they are given."""
+    given = dict(indices or {})
+    evaluation = Evaluation(_initializing(init_to_prior, {}, given), given)
+    with torch.no_grad():
+        evaluation.run(model, args, kwargs)
+    return evaluation
+
+
 class ModelRunner:
     """Runs a model at flat latent values and subsamples of its plates.
 
@@ -150,6 +165,11 @@ class ModelRunner:
         first = retried(self._run_from_prior)
         constant = self._constant_sites(first)
         self.structure = structure_of(first.records, first.given_plates, constant)
+        if not self.structure.latents:
+            raise ValueError(
+                "model has no latent site: every pyro.sample statement is observed, or there is "
+                "none"
+            )
         self.whole_indices = {
             name: first.indices[name] if plate.dim is not None else list(range(plate.size))
             for name, plate in self.structure.plates.items()
@@ -400,11 +420,7 @@ class ModelRunner:
         ]
 
     def _run_from_prior(self, indices: Mapping[str, Tensor] | None = None) -> Evaluation:
-        given = dict(indices or {})
-        evaluation = Evaluation(_initializing(init_to_prior, {}, given), given)
-        with torch.no_grad():
-            evaluation.run(self.model, self.args, self.kwargs)
-        return evaluation
+        return run_from_prior(self.model, self.args, self.kwargs, indices)
 
     def _at_fault(self, flat: Tensor, indices: Sequence[Tensor]) -> list[str]:
         """Sites whose log density or its gradient is not finite."""

@@ -127,8 +127,7 @@ def structure_of(
     :param Collection constant: names of reparameterized sites that depend on no latent site.
     :returns: the structure.
     :raises ValueError: for a latent site without a bijection to its support, one in a part of a
-        plate that the model gives, a sequential plate that subsamples, or a model without latent
-        sites.
+        plate that the model gives, or a sequential plate that subsamples.
     """
     plates: dict[str, Plate] = {}
     latents: dict[str, Site] = {}
@@ -167,10 +166,6 @@ def structure_of(
         elif record.is_observed:
             is_factor = isinstance(innermost(record.fn), Unit)
             (factors if is_factor else observed)[name] = _site(name, record, plates)
-    if not latents:
-        raise ValueError(
-            "model has no latent site: every pyro.sample statement is observed, or there is none"
-        )
     return Structure(plates, latents, observed, factors, deterministic, transformed, discrete)
 
 

@@ -4,23 +4,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pyro_ext._checks import (
     as_tensor,
     check_callable,
     check_finite,
-    check_instance,
     check_integer,
     check_mapping,
     check_number,
     check_sequence,
     check_tensors,
 )
-from pyro_ext.handlers import data_weights
 from pyro_ext.potential.arguments import not_finite
 from pyro_ext.potential.batched import Backend, BatchedFunction, RandomPoints, check_backend
 from pyro_ext.potential.evaluation import (
@@ -32,15 +28,16 @@ from pyro_ext.potential.evaluation import (
 from pyro_ext.potential.graph_capture import Fallback, Gradient
 from pyro_ext.potential.layout import Layout
 from pyro_ext.potential.potential import Potential
+from pyro_ext.potential.rows import RowArguments, WeightedModel, plate_of
 from pyro_ext.potential.runner import InitStrategy, init_to_suggested
-from pyro_ext.potential.structure import Plate, Site
+from pyro_ext.potential.structure import Site
+from pyro_ext.random import spawn_seed
 
 __all__ = [
     "Regularizer",
     "WeightedFunction",
     "WeightedLoss",
     "WeightedPotential",
-    "plate_of",
 ]
 
 Regularizer = Callable[[dict[str, Tensor]], Tensor]
@@ -223,7 +220,7 @@ class WeightedPotential(WeightedLoss):
         if kwargs is not None:
             check_mapping("kwargs", kwargs, "a dict of arguments of the model")
         self.potential = Potential(model, *args, backend=backend, **(kwargs or {}))
-        self.plate = plate_of(self.potential, plate)
+        self.plate = plate_of(self.potential.structure, plate)
         observed = self.potential.observed_sites
         if outside := [name for name, site in observed.items() if self.plate not in site.plates]:
             raise ValueError(
@@ -237,14 +234,9 @@ class WeightedPotential(WeightedLoss):
         self.prior_weight = prior_weight
         self.regularizer = regularizer
         self._backend: Backend = backend
-        leaves, self._tree = pytree.tree_flatten((self.potential.args, self.potential.kwargs))
-        self._leaves = leaves
         size = self.plate.size
-        self._places = [
-            place
-            for place, leaf in enumerate(leaves)
-            if isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size
-        ]
+        arguments = RowArguments(model, self.potential.args, self.potential.kwargs, size)
+        self._weighted = WeightedModel(model, arguments, self.plate.name)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             start = self.potential.layout.flatten(self.potential.init())[0]
@@ -253,9 +245,9 @@ class WeightedPotential(WeightedLoss):
             start,
             size,
             self.plate.subsample_size if self.plate.is_subsampled else None,
-            [leaves[place] for place in self._places],
+            arguments.rows,
             backend,
-            [leaf for leaf in leaves if isinstance(leaf, Tensor)],
+            arguments.tensors,
         )
 
     @property
@@ -270,7 +262,7 @@ class WeightedPotential(WeightedLoss):
             elements, in their order. **Shape:** ``(num_points, *event)`` each.
         :raises ValueError: where the size of the plate does not follow.
         """
-        args, kwargs = self._arguments(rows)
+        args, kwargs = self._weighted.arguments.fill(rows)
         new = type(self)(
             self.potential.model,
             args,
@@ -309,26 +301,15 @@ class WeightedPotential(WeightedLoss):
         return self.potential.constrain(self.layout.unflatten(flat))
 
     def _value(self, flat: Tensor, weights: Tensor, *rest: Tensor) -> Tensor:
-        num_indices = 0 if self.subsample_size is None else 1
-        args, kwargs = self._arguments(rest[num_indices:])
+        rows = list(rest)
         indices = dict(self.potential.whole_indices)
-        if num_indices:
-            indices[self.plate.name] = rest[0]
+        if self.subsample_size is not None:
+            indices[self.plate.name] = rows.pop(0)
         choice = from_unconstrained(self.layout.unflatten(flat), indices)
-        weighted = data_weights(self.plate.name, weights)(self.potential.model)
         try:
-            records = Evaluation(choice, indices).run(weighted, args, kwargs)
-            return self._loss(records)
+            return self._loss(Evaluation(choice, indices).run(self._weighted, (weights, *rows), {}))
         except factorization_errors():
             return torch.nan * flat.sum()
-
-    def _arguments(self, rows: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments of the model with other rows."""
-        leaves = list(self._leaves)
-        for place, row in zip(self._places, rows, strict=True):
-            leaves[place] = row
-        args, kwargs = pytree.tree_unflatten(leaves, self._tree)
-        return args, kwargs
 
     def _loss(self, records: Mapping[str, Record]) -> Tensor:
         loss = torch.stack([-records[name].scaled_log_prob().sum() for name in self._data])
@@ -339,39 +320,6 @@ class WeightedPotential(WeightedLoss):
         if self.regularizer is not None:
             loss = loss + self.regularizer({name: records[name].value for name in self.sites})
         return loss
-
-
-def plate_of(potential: Potential, name: str | None) -> Plate:
-    """The plate whose elements are the observations.
-
-    :param Potential potential: of the model and its data.
-    :param str name: of the plate, where there are several.
-    :raises ValueError: where there is no such plate, a latent site stands in it, or another plate
-        subsamples.
-    """
-    observed = potential.observed_sites
-    data = observed or {name: site for name, site in potential.factors.items() if site.plates}
-    found = {plate.name: plate for site in data.values() for plate in site.plates}
-    common = [p for p in found.values() if all(p in site.plates for site in data.values())]
-    if name is not None:
-        check_instance("plate", name, str, "the name of a plate")
-        common = [found[name]] if name in found else []
-    if len(common) != 1:
-        raise ValueError(
-            f"plate must name the plate of the observations, one of {sorted(found)}, got {name!r}"
-        )
-    (plate,) = common
-    if others := [other.name for other in potential.subsampled_plates if other != plate]:
-        raise ValueError(
-            f"model must subsample in the plate {plate.name!r} alone, but it does in {others}"
-        )
-    for site_name, site in potential.sites.items():
-        if plate in site.plates:
-            raise ValueError(
-                f"site {site_name!r} stands in the plate {plate.name!r} of the observations; "
-                "latent values of single observations must be integrated out"
-            )
-    return plate
 
 
 class WeightedFunction(WeightedLoss):
@@ -477,8 +425,7 @@ class WeightedFunction(WeightedLoss):
         rows = []
         with torch.random.fork_rng():
             for number in draws:
-                words = np.random.SeedSequence(seed, spawn_key=(number, 1)).generate_state(1)
-                torch.manual_seed(int(words[0]))
+                torch.manual_seed(spawn_seed(seed, number, 1))
                 drawn = {name: value.detach()[None] for name, value in strategy().items()}
                 self.layout.check(drawn, "init_strategy()")
                 rows.append(self.layout.flatten(drawn)[0])

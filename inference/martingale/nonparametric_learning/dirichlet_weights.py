@@ -3,14 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_integer, check_number
 from pyro_ext.distributions import BlockDirichlet
-from pyro_ext.random import chain_keys, uniform
+from pyro_ext.random import chain_keys, spawn_seed, uniform
 
 __all__ = [
     "BlockConcentration",
@@ -223,8 +222,7 @@ def atoms_of_draws(
     found = []
     with torch.random.fork_rng(), torch.no_grad():
         for number in draws:
-            words = np.random.SeedSequence(seed, spawn_key=(number, 3)).generate_state(1)
-            torch.manual_seed(int(words[0]))
+            torch.manual_seed(spawn_seed(seed, number, 3))
             drawn = (
                 base_measure.sample(torch.Size([num_atoms])) if is_law else base_measure(num_atoms)
             )

@@ -26,7 +26,7 @@ from pyro_ext.inference.martingale._independent_draws import IndependentDraws
 from pyro_ext.inference.martingale.nonparametric_learning.weighted_fits import minibatches_of
 from pyro_ext.inference.optimization import BatchOptimizer
 from pyro_ext.potential import Backend, Regularizer, WeightedFunction, check_backend
-from pyro_ext.random import chain_keys, fresh_seed
+from pyro_ext.random import chain_keys, fresh_seed, spawn_seed
 
 __all__ = [
     "L2SP",
@@ -350,8 +350,7 @@ class TransferEnsemble(IndependentDraws):
         self, loss: WeightedFunction, params: dict[str, Tensor], number: int, seed: int
     ) -> Tensor:
         """The backbone as it was, and a small random head."""
-        words = np.random.SeedSequence(seed, spawn_key=(number, 4)).generate_state(1)
-        generator = torch.Generator().manual_seed(int(words[0]))
+        generator = torch.Generator().manual_seed(spawn_seed(seed, number, 4))
         values = dict(params)
         for name, value in params.items():
             if name.startswith("head."):

@@ -1,26 +1,21 @@
 """The posterior of weighted rows, as a function of the latent values, the weights and the rows."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+import pyro
 import torch
 from torch import Tensor
 
-from pyro_ext.inference.pseudocoresets._row_arguments import WeightedModel
-from pyro_ext.inference.pseudocoresets._weighted_likelihood import WeightedLikelihood
-from pyro_ext.potential import (
-    Backend,
-    BatchedFunction,
-    Plate,
-    Potential,
-    value_and_gradient,
-)
+from pyro_ext.potential import Backend, BatchedFunction, Plate, Potential, WeightedPotential
+from pyro_ext.potential.graph_capture import Gradient
+from pyro_ext.potential.rows import WeightedModel
 
 __all__ = [
     "Coreset",
     "DataPosterior",
     "Posteriors",
+    "RowDensity",
     "WeightedPosterior",
     "derivatives",
     "posteriors_of",
@@ -38,6 +33,66 @@ class Coreset(NamedTuple):
 
     rows: tuple[Tensor, ...]
     weights: Tensor
+
+
+class RowDensity:
+    r"""A negative log density of weighted rows, for many draws of the latent values.
+
+    :param function: of unconstrained latent values, weights and rows, all of one draw.
+    :param example: makes random ones.
+    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
+    :param Sequence data: other tensors that the function uses.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        example: Callable[[], Sequence[Tensor]],
+        backend: Backend,
+        data: Sequence[Tensor],
+    ) -> None:
+        self._value = BatchedFunction(function, example, backend, data)
+        self._gradient = BatchedFunction(Gradient(function), example, backend, data)
+
+    def value(self, flat: Tensor, weights: Tensor, rows: Sequence[Tensor]) -> Tensor:
+        """Density of one draw, differentiable in all arguments, a scalar."""
+        function = self._value.single() or self._value.function
+        result: Tensor = function(flat, weights, *rows)
+        return result
+
+    def values(self, flat: Tensor, weights: Tensor, rows: Sequence[Tensor]) -> Tensor:
+        """Density of each draw, differentiable in all arguments.
+
+        :param Tensor flat: unconstrained. **Shape:** ``(draws, size)``.
+        :param Tensor weights: **Shape:** ``(num_rows,)``.
+        :param Sequence rows: **Shape:** ``(num_rows, *event)`` each.
+        :returns: **Shape:** ``(draws,)``.
+        """
+        result: Tensor = self._value.over_first(flat, weights, *rows)
+        return result
+
+    def value_and_gradient(
+        self, flat: Tensor, weights: Tensor, rows: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Density and gradient in the latent values of each draw, without a graph behind them."""
+        with torch.no_grad():
+            value, gradient = self._gradient.over_first(flat, weights, *rows)
+        return value, gradient
+
+    def gradient(self, flat: Tensor, weights: Tensor, rows: Sequence[Tensor]) -> Tensor:
+        """Gradient in the latent values of each draw. **Shape:** ``(draws, size)``."""
+        return self.value_and_gradient(flat, weights, rows)[1]
+
+    def differentiable_gradient(
+        self, flat: Tensor, weights: Tensor, rows: Sequence[Tensor]
+    ) -> Tensor:
+        """The same gradient as a function that can be differentiated in all arguments."""
+        # The record of a gradient would not do: what a backward pass saves is detached in it.
+        with torch.enable_grad():
+            leaf = flat if flat.requires_grad else flat.detach().requires_grad_()
+            total = self.values(leaf, weights, rows).sum()
+            (gradient,) = torch.autograd.grad(total, leaf, create_graph=True)
+        return gradient
 
 
 class WeightedPosterior:
@@ -81,44 +136,24 @@ class WeightedPosterior:
             return [start + 0.5 * noise, factor * weights, *rows]
 
         data = model.arguments.tensors
-        self._value = BatchedFunction(self._negative_log_joint, point, backend, data)
-        gradient = partial(value_and_gradient, self._negative_log_joint)
-        self._gradient = BatchedFunction(gradient, point, backend, data)
-        others = [
+        self._joint = RowDensity(self._negative_log_joint, point, backend, data)
+        outside = [
             name
             for name, site in self.potential.observed_sites.items()
             if all(plate.name != model.plate for plate in site.plates)
         ]
-        self.likelihood = WeightedLikelihood(model, rows, others, point, backend)
+        args, kwargs = model.arguments.fill(rows)
+        rows_alone = pyro.poutine.block(model.model, hide=outside) if outside else model.model
+        loss = WeightedPotential(rows_alone, args, kwargs, plate=model.plate, backend=backend)
+        self.likelihood = RowDensity(loss.value, point, backend, data)
 
     def value(self, flat: Tensor, coreset: Coreset) -> Tensor:
         """:math:`U`, differentiable. **Shape:** ``(size,)`` to a scalar."""
-        function = self._value.single() or self._negative_log_joint
-        result: Tensor = function(flat, coreset.weights, *coreset.rows)
-        return result
-
-    def values(self, flat: Tensor, coreset: Coreset) -> Tensor:
-        """:math:`U` of each draw, differentiable in the coreset. **Shape:** ``(draws, size)``."""
-        graph = self._value.single()
-        arguments = (coreset.weights, *coreset.rows)
-        if graph is None:
-            return torch.stack([self._negative_log_joint(row, *arguments) for row in flat])
-        in_dims = (0, *[None] * len(arguments))
-        result: Tensor = torch.func.vmap(graph, in_dims)(flat, *arguments)
-        return result
+        return self._joint.value(flat, coreset.weights, coreset.rows)
 
     def value_and_gradient(self, flat: Tensor, coreset: Coreset) -> tuple[Tensor, Tensor]:
         """:math:`U` of each draw and its gradient. **Shape:** ``(draws,)``, ``(draws, size)``."""
-        graph = self._gradient.single()
-        arguments = (coreset.weights, *coreset.rows)
-        with torch.no_grad():
-            if graph is None or len(flat) == 1:
-                function = graph or self._gradient.function
-                pairs = [function(row, *arguments) for row in flat]
-                return torch.stack([one for one, _ in pairs]), torch.stack([g for _, g in pairs])
-            in_dims = (0, *[None] * len(arguments))
-            value, gradient = torch.func.vmap(graph, in_dims)(flat, *arguments)
-        return value, gradient
+        return self._joint.value_and_gradient(flat, coreset.weights, coreset.rows)
 
     def log_likelihood(self, flat: Tensor, coreset: Coreset) -> Tensor:
         r"""Weighted log likelihood of each draw, differentiable in the coreset.
@@ -168,24 +203,14 @@ class DataPosterior:
 
     def value_and_gradient(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Negative log density of each draw and its gradient. **Shape:** ``(draws, size)``."""
-        blocks = self.blocks
-        parts = [self.posterior.value_and_gradient(flat, block) for block in blocks]
-        value = torch.stack([one for one, _ in parts]).sum(0)
-        gradient = torch.stack([one for _, one in parts]).sum(0)
-        if len(blocks) > 1:  # the prior counts once
-            prior, slope = self.posterior.value_and_gradient(flat, self._nothing())
-            value = value - (len(blocks) - 1) * prior
-            gradient = gradient - (len(blocks) - 1) * slope
+        value, gradient = self._summed(lambda block: self.posterior.value_and_gradient(flat, block))
         return value, gradient
 
     def hessian(self, flat: Tensor) -> Tensor:
         """Second derivatives of the negative log density. **Shape:** ``(size,)``, to a matrix."""
-        blocks = self.blocks
-        parts = [_detached_hessian(self.posterior, flat, block) for block in blocks]
-        hessian = torch.stack(parts).sum(0)
-        if len(blocks) > 1:
-            prior = _detached_hessian(self.posterior, flat, self._nothing())
-            hessian = hessian - (len(blocks) - 1) * prior
+        (hessian,) = self._summed(
+            lambda block: (derivatives(self.posterior, flat, block)[1].detach(),)
+        )
         return hessian
 
     def log_likelihood(self, flat: Tensor, index: Tensor | None = None) -> Tensor:
@@ -222,9 +247,17 @@ class DataPosterior:
             return Coreset(tuple(row[start : start + size] for row in self.rows), weights)
         return Coreset(tuple(row[index % self.num_points] for row in self.rows), weights)
 
-    def _nothing(self) -> Coreset:
-        block = self._block(0, self.block_size)
-        return block._replace(weights=torch.zeros_like(block.weights))
+    def _summed(self, function: Callable[[Coreset], Sequence[Tensor]]) -> list[Tensor]:
+        """What a function gives for negative log densities, over all blocks."""
+        blocks = self.blocks
+        total = [torch.stack(parts).sum(0) for parts in zip(*map(function, blocks), strict=True)]
+        if len(blocks) > 1:  # the prior counts once
+            nothing = blocks[0]._replace(weights=torch.zeros_like(blocks[0].weights))
+            priors = function(nothing)
+            total = [
+                part - (len(blocks) - 1) * prior for part, prior in zip(total, priors, strict=True)
+            ]
+        return total
 
 
 class Posteriors(Protocol):
@@ -277,31 +310,10 @@ def derivatives(
 
 def _products(gradient: Tensor, leaf: Tensor, vectors: Tensor) -> Tensor:
     """Products of second derivatives with each of some vectors."""
+    options = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
     try:
-        (products,) = torch.autograd.grad(
-            gradient,
-            leaf,
-            vectors,
-            create_graph=True,
-            is_grads_batched=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        (products,) = torch.autograd.grad(gradient, leaf, vectors, is_grads_batched=True, **options)
     except RuntimeError:  # an operation that cannot be vectorized
-        rows = [
-            torch.autograd.grad(
-                gradient,
-                leaf,
-                vector,
-                create_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )[0]
-            for vector in vectors
-        ]
+        rows = [torch.autograd.grad(gradient, leaf, vector, **options)[0] for vector in vectors]
         return torch.stack(rows)
     return products
-
-
-def _detached_hessian(posterior: WeightedPosterior, flat: Tensor, block: Coreset) -> Tensor:
-    return derivatives(posterior, flat, block)[1].detach()
