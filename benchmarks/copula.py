@@ -21,7 +21,7 @@ from _common import OURS, Case, arguments, cpu_seconds, in_turn, report, single_
 from scipy.optimize import minimize
 from scipy.special import expit, ndtr, ndtri
 
-from pyro_ext.inference.martingale.copulas.copula_density import CopulaDensity
+from pyro_ext.inference.martingale.copula_density import CopulaDensity
 from pyro_ext.random import chain_keys
 
 SIZES = {"n": 500, "draws": 1000, "timed": 10, "horizon": 5000, "points": 200}

@@ -22,7 +22,7 @@ from pyro_ext.inference._running.numbers import State, has_known_state, read_sta
 from pyro_ext.inference.partitions import ConjugateKernel
 from pyro_ext.inference.vectorized import VectorizedKernel
 from pyro_ext.posterior.identity import kernel_identity
-from pyro_ext.potential._distributions import may_validate
+from pyro_ext.potential.evaluation import may_validate
 
 __all__ = ["ConditionalUpdate", "EnumeratedSites", "Gibbs", "LogJoint", "PriorProposals"]
 

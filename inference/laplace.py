@@ -24,7 +24,7 @@ from pyro_ext._checks import (
 )
 from pyro_ext.posterior.modes import find_map, gradient_differences
 from pyro_ext.potential import Potential
-from pyro_ext.potential._energy import energy
+from pyro_ext.potential.potential import energy
 from pyro_ext.random import fresh_seed
 
 __all__ = ["LaplacePosterior", "laplace_posterior", "nuts_posterior"]

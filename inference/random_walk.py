@@ -9,7 +9,7 @@ from torch.distributions.constraints import Constraint
 
 from pyro_ext._checks import check_number
 from pyro_ext.inference.gibbs import ConditionalUpdate, LogJoint
-from pyro_ext.potential._distributions import bijection
+from pyro_ext.potential.evaluation import bijection
 
 __all__ = ["RandomWalk"]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_sequence
 
-__all__ = ["chain_keys", "derived_seed", "fresh_seed", "normal", "philox", "seeded", "uniform"]
+__all__ = ["chain_keys", "fresh_seed", "normal", "philox", "seeded", "spawn_seed", "uniform"]
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -46,22 +46,6 @@ def fresh_seed(seed: int | None) -> int:
     return int(seed)
 
 
-def derived_seed(seed: int, *key: int) -> int:
-    """A seed of its own for each key, such as the number of a step.
-
-    :param int seed: a non-negative integer.
-    :param int key: non-negative integers.
-    :returns: an integer of 32 bits.
-
-    Example::
-
-        >>> derived_seed(0, 1, 5) == derived_seed(0, 1, 5) != derived_seed(0, 1, 6)
-        True
-    """
-    check_integer("seed", seed, 0)
-    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0])
-
-
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
     """Seed PyTorch's generators, and put them back after; without a seed leave them alone.
@@ -83,6 +67,20 @@ def seeded(seed: int | None) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(fresh_seed(seed))
         yield
+
+
+def spawn_seed(seed: int, *key: int) -> int:
+    """Seed of a part of what a seed stands for, such as one of several draws.
+
+    :param int seed: of the whole.
+    :param int key: what tells the parts apart, one number or several.
+
+    Example::
+
+        >>> spawn_seed(0, 1), spawn_seed(0, 2)
+        (673228719, 3241444873)
+    """
+    return int(np.random.SeedSequence(fresh_seed(seed), spawn_key=key).generate_state(1)[0])
 
 
 def chain_keys(seed: int, chains: Sequence[int], device: torch.device | None = None) -> Tensor:

@@ -31,7 +31,7 @@ from pyro_ext.models.ensembles.reference_posterior import (
 )
 from pyro_ext.nn import BayesianClassifier
 from pyro_ext.potential import Backend, Potential
-from pyro_ext.potential._energy import energy
+from pyro_ext.potential.potential import energy
 
 __all__ = ["make_reference_posterior"]
 

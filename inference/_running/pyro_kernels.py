@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
 
-import numpy as np
 import pyro
 import torch
 from pyro.infer import HMC
@@ -34,9 +33,10 @@ from pyro_ext.inference._running.segments import (
     recorded,
 )
 from pyro_ext.posterior.identity import Quantities
-from pyro_ext.potential._arguments import named_arguments
-from pyro_ext.potential._evaluation import factorization_errors, retried
-from pyro_ext.potential._runner import check_observations
+from pyro_ext.potential.arguments import named_arguments
+from pyro_ext.potential.evaluation import factorization_errors, retried
+from pyro_ext.potential.runner import check_observations
+from pyro_ext.random import spawn_seed
 
 __all__ = ["PyroOptions", "PyroRunner"]
 
@@ -211,8 +211,7 @@ class PyroRunner:
         sampler: PyroState | None = state.sampler
         if sampler is None:
             (number,) = state.members
-            words = np.random.SeedSequence(self.seed, spawn_key=(number, 1)).generate_state(1)
-            set_rng_seed(int(words[0]))
+            set_rng_seed(spawn_seed(self.seed, number, 1))
             if self.start is not None:
                 start = {name: value[number] for name, value in self.start.items()}
                 self.kernel.initial_params = self._unconstrained(start)

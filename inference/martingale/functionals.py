@@ -1,16 +1,35 @@
-"""Functionals of a population: what a martingale posterior is a posterior of."""
+"""Functionals of a population, for martingale posteriors: moments, quantiles and best fits."""
 
-from collections.abc import Callable, Sequence
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
-from pyro_ext.inference.martingale._population_points import points_of
+from pyro_ext._checks import (
+    check_callable,
+    check_instance,
+    check_integer,
+    check_number,
+    check_tensors,
+)
+from pyro_ext.inference.martingale._whitening import center_of
+from pyro_ext.inference.martingale.weighted_sample import points_of
+from pyro_ext.inference.optimization import BatchLBFGS, Minimizer
+from pyro_ext.potential import Regularizer, WeightedFunction, WeightedLoss, WeightedPotential
 
-__all__ = ["Expectation", "Mean", "Quantile", "Variance"]
+__all__ = [
+    "BestFit",
+    "Expectation",
+    "MEstimator",
+    "Mean",
+    "Quantile",
+    "Variance",
+    "WeightedMLE",
+]
 
 _NUM_POINTS = 500
 
@@ -132,3 +151,172 @@ def _with_moments(population: Any) -> Any:
     if getattr(population, "event_shape", ()) and hasattr(population, "weighted_points"):
         return points_of(population, _NUM_POINTS)
     return population
+
+
+_MOST_KEPT = 8
+
+
+class BestFit(ABC):
+    """A functional that minimizes a loss over each population.
+
+    :param Minimizer optimizer: :class:`~pyro_ext.inference.BatchLBFGS` without one.
+    :param int num_points: how many points stand for a population that is no weighted sample, but a
+        law: quantiles of one of numbers.
+    :raises ValueError: for a number that is out of range.
+    """
+
+    def __init__(self, optimizer: Minimizer | None, num_points: int) -> None:
+        if optimizer is not None:
+            check_instance(
+                "optimizer",
+                optimizer,
+                Minimizer,
+                "a BatchLBFGS, a BatchOptimizer or another Minimizer",
+            )
+        self.optimizer = optimizer or BatchLBFGS()
+        self.num_points = check_integer("num_points", num_points, 1)
+        self._known: dict[tuple[Any, ...], WeightedLoss] = {}
+
+    def __call__(self, population: Any) -> dict[str, Tensor]:
+        """Best fit to each population, by name of the parameters.
+
+        :param population: a weighted sample, a law of numbers with ``icdf``, or the law of vectors
+            of a :class:`~pyro_ext.inference.CopulaDensity`.
+        :returns: **Shape:** ``(num_draws, *event)`` each; NaN where a search meets no finite loss.
+            There is a warning where searches have not converged.
+        :raises TypeError: for a population of another kind.
+        """
+        sample = points_of(population, self.num_points)
+        shared = sample.values if sample.is_shared else tuple(part[0] for part in sample.values)
+        loss = self._loss_over(shared, sample.is_shared)
+        dtype, device = loss.layout.dtype, loss.layout.device
+        weights = sample.weights.to(device, dtype)
+        rows = [] if sample.is_shared else [part.to(device) for part in sample.values]
+        mean = weights.mean(0, keepdim=True)
+        capacity = len(weights)
+
+        def objective(flat: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+            return loss(flat, weights[numbers], None, [part[numbers] for part in rows], capacity)
+
+        def of_the_mean(flat: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+            first = [part[:1].expand(len(flat), *part.shape[1:]) for part in rows]
+            return loss(flat, mean.expand(len(flat), -1), None, first, capacity)
+
+        center = center_of(self.optimizer, of_the_mean, loss.start(range(1), 0)[0])
+        found = center.search(self.optimizer, objective, capacity)
+        is_finite = found.value.isfinite()
+        if num_open := int((is_finite & ~found.converged).sum()):
+            warnings.warn(
+                f"{num_open} of {capacity} fits have not converged: give the optimizer more steps",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return loss.constrain(torch.where(is_finite[:, None], found.position, torch.nan))
+
+    @abstractmethod
+    def _loss(self, rows: tuple[Tensor, ...]) -> WeightedLoss:
+        """The loss over observations."""
+
+    def _loss_over(self, rows: tuple[Tensor, ...], is_shared: bool) -> WeightedLoss:
+        """The loss over observations, with the graphs of an earlier call where it can be."""
+        # Where each draw has its own, their form is all that a graph depends on.
+        forms = tuple((tuple(part.shape), part.dtype, part.device) for part in rows)
+        key = tuple(map(id, rows)) if is_shared else forms
+        if key not in self._known:
+            if len(self._known) >= _MOST_KEPT:
+                self._known.pop(next(iter(self._known)))
+            self._known[key] = self._loss(rows)
+        return self._known[key]
+
+
+class MEstimator(BestFit):
+    r"""The parameters of least expected loss, :math:`\arg\min_\theta E\, l(Y, \theta)`.
+
+    :param loss_fn: maps parameters by name and the observations, a tensor for each of the data, to
+        a loss for each observation, ``(n,)``.
+    :param Mapping initial_params: where the first search starts. **Shape:** ``(*event)`` each.
+    :param regularizer: a function of the parameters that is added to the loss.
+    :param Minimizer optimizer: :class:`~pyro_ext.inference.BatchLBFGS` without one.
+    :param int num_points: how many points stand for a population that is a law.
+
+    Example::
+
+        >>> from pyro_ext.inference.martingale import MartingalePosterior, PolyaUrn
+        >>> def huber(params, y):
+        ...     return torch.nn.functional.huber_loss(y, params["center"].expand(len(y)),
+        ...                                           reduction="none")
+        >>> center = MEstimator(huber, {"center": torch.tensor(0.0)})
+        >>> posterior = MartingalePosterior(PolyaUrn(), center, 100, 2000, progress=False)
+        >>> posterior.run(torch.randn(30)).get_samples()["center"].shape
+        torch.Size([100])
+    """
+
+    def __init__(
+        self,
+        loss_fn: Callable[..., Tensor],
+        initial_params: Mapping[str, Tensor],
+        *,
+        regularizer: Regularizer | None = None,
+        optimizer: Minimizer | None = None,
+        num_points: int = 200,
+    ) -> None:
+        if regularizer is not None:
+            check_callable("regularizer", regularizer)
+        check_callable("loss_fn", loss_fn)
+        initial_params = check_tensors("initial_params", initial_params, finite=True)
+        super().__init__(optimizer, num_points)
+        self.loss_fn = loss_fn
+        self.initial_params = dict(initial_params)
+        self.regularizer = regularizer
+
+    def _loss(self, rows: tuple[Tensor, ...]) -> WeightedLoss:
+        return WeightedFunction(
+            self.loss_fn, rows, self.initial_params, regularizer=self.regularizer
+        )
+
+
+class WeightedMLE(BestFit):
+    """The maximum likelihood of a Pyro model over the population.
+
+    :param model: a Pyro model with its latent sites outside of the plate of the observations, whose
+        arguments are the observations, a tensor for each of the data.
+    :param str plate: name of the plate of the observations, where the model has several.
+    :param regularizer: a function of the values of the latent sites that is added to the loss.
+    :param Minimizer optimizer: :class:`~pyro_ext.inference.BatchLBFGS` without one.
+    :param int num_points: how many points stand for a population that is a law.
+
+    Example::
+
+        >>> from pyro_ext.inference.martingale import MartingalePosterior, PolyaUrn
+        >>> def model(y):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        ...     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(loc, scale), obs=y)
+        >>> posterior = MartingalePosterior(PolyaUrn(), WeightedMLE(model), 100, 2000,
+        ...                                 progress=False)
+        >>> sorted(posterior.run(torch.randn(30)).get_samples())
+        ['loc', 'scale']
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        plate: str | None = None,
+        regularizer: Regularizer | None = None,
+        optimizer: Minimizer | None = None,
+        num_points: int = 200,
+    ) -> None:
+        if regularizer is not None:
+            check_callable("regularizer", regularizer)
+        if plate is not None:
+            check_instance("plate", plate, str, "the name of a plate")
+        check_callable("model", model, "a Pyro model")
+        super().__init__(optimizer, num_points)
+        self.model = model
+        self.plate = plate
+        self.regularizer = regularizer
+
+    def _loss(self, rows: tuple[Tensor, ...]) -> WeightedLoss:
+        return WeightedPotential(self.model, rows, plate=self.plate, regularizer=self.regularizer)

@@ -2,16 +2,24 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_callable, check_integer, check_number
+from pyro_ext._checks import (
+    as_tensor,
+    check_callable,
+    check_instance,
+    check_integer,
+    check_number,
+    check_sequence,
+)
 from pyro_ext._progress import progress_bar
-from pyro_ext.inference.martingale._convergence import (
+from pyro_ext._pyplot import axes_of
+from pyro_ext.inference.martingale.convergence import (
     Drift,
     Moves,
     check_sizes,
@@ -22,13 +30,62 @@ from pyro_ext.inference.martingale._convergence import (
     sufficient_size,
     surely_above,
 )
-from pyro_ext.inference.martingale._functional_values import Values, named_values
-from pyro_ext.inference.martingale.capabilities import KnowsLimit, NeedsPreparation
-from pyro_ext.inference.martingale.predictive_rule import PredictiveRule
+from pyro_ext.inference.martingale.predictive_rule import (
+    KnowsLimit,
+    NeedsPreparation,
+    PredictiveRule,
+)
 from pyro_ext.posterior.independent_draws import IndependentDraws
 from pyro_ext.random import chain_keys, fresh_seed
 
-__all__ = ["MartingalePosterior"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "MartingalePosterior",
+    "Values",
+    "named_values",
+    "plot_drift",
+]
+
+Values = dict[str, Tensor]
+
+
+def named_values(found: Any, name: str, num_draws: int, like: Values | None) -> Values:
+    """Return the values of a functional by name.
+
+    :param found: what it returned.
+    :param str name: name of a plain tensor.
+    :param int num_draws: number of populations that it took.
+    :param dict like: earlier values, whose names and shapes these must have.
+    :returns: **Shape:** ``(num_draws, *event)`` each.
+    :raises TypeError: for anything but tensors.
+    :raises ValueError: for other names or shapes.
+    """
+    values = dict(found) if isinstance(found, Mapping) else {name: found}
+    if not values:
+        raise ValueError("functional must return a tensor or a dict of some, got an empty dict")
+    for key, value in values.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise TypeError(
+                f"functional must return a tensor or a dict of tensors by name, got {value!r:.80} "
+                f"for {key!r}"
+            )
+        shape = tuple(value.shape)
+        if shape[:1] != (num_draws,):
+            raise ValueError(
+                "functional must return tensors of the shape (num_draws, *event), got the shape "
+                f"{shape} of {key!r} for {num_draws} draws"
+            )
+    wanted = {key: tuple(value.shape[1:]) for key, value in (like or {}).items()}
+    events = {key: tuple(value.shape[1:]) for key, value in values.items()}
+    if like is not None and events != wanted:
+        raise ValueError(
+            "functional must return the names and shapes that it returns for the data alone, which "
+            f"are {wanted}, got {events}"
+        )
+    return {key: value.detach() for key, value in values.items()}
+
 
 _NUM_TRIED = 2
 
@@ -316,3 +373,55 @@ class MartingalePosterior(IndependentDraws):
                 RuntimeWarning,
                 stacklevel=3,
             )
+
+
+def plot_drift(
+    posterior: MartingalePosterior,
+    names: Collection[str] | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draw how far a functional has moved as the population grew.
+
+    A line for each name shows the mean absolute distance from the value on the data alone; it
+    levels off where the horizon is long enough. A dashed line of the same colour shows the distance
+    to the value of the last population, which falls to zero.
+
+    :param MartingalePosterior posterior: one that has run.
+    :param Collection names: of the functional's results, by default all.
+    :param ax: where to draw; a new figure without it.
+    :returns: the axes.
+    :raises ValueError: for an unknown name.
+    :raises RuntimeError: before a run, or without checks.
+    :raises ImportError: without matplotlib; names the extra.
+
+    Example::
+
+        >>> from pyro_ext.inference.martingale import MartingalePosterior, Mean, PolyaUrn
+        >>> posterior = MartingalePosterior(PolyaUrn(), Mean(), 100, 1000, progress=False)
+        >>> plot_drift(posterior.run(torch.arange(10.0))).get_xscale()
+        'log'
+    """
+    check_instance("posterior", posterior, MartingalePosterior, "a MartingalePosterior")
+    if names is not None:
+        check_sequence("names", names, "a list of names")
+    drift = posterior.drift()
+    if unknown := sorted(set(names or ()) - set(drift.from_data)):
+        raise ValueError(f"names has {unknown}, but the functional gives {sorted(drift.from_data)}")
+    ax = axes_of("plot_drift", ax, (5.6, 3.6))
+    sizes = drift.sizes.numpy()
+    for name in drift.from_data if names is None else names:
+        (line,) = ax.plot(
+            sizes, drift.from_data[name].cpu().numpy(), "o-", markersize=4, label=name
+        )
+        end = drift.to_end[name].cpu().numpy()
+        ax.plot(sizes, end, "--", linewidth=1.0, color=line.get_color())
+    ax.set(
+        xscale="log",
+        xlabel="size of the population",
+        ylabel="mean absolute distance",
+        title="from the data (solid), to the end (dashed)",
+    )
+    ax.set_ylim(bottom=0.0)
+    ax.legend(edgecolor="none")
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax

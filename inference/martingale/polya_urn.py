@@ -9,9 +9,13 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_ext._checks import check_number
-from pyro_ext.inference.martingale._data import check_data
-from pyro_ext.inference.martingale._numbers import seed_generator, uniforms
-from pyro_ext.inference.martingale.predictive_rule import PredictiveRule, Resampled
+from pyro_ext.inference.martingale.predictive_rule import (
+    PredictiveRule,
+    Resampled,
+    check_data,
+    seed_generator,
+    uniforms,
+)
 from pyro_ext.inference.martingale.weighted_sample import WeightedSample
 
 __all__ = ["PolyaUrn", "UrnState"]

@@ -3,20 +3,24 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from pyro import poutine, validation_enabled
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_tensors, shown
-from pyro_ext.inference.martingale._data import check_data
-from pyro_ext.inference.martingale._model_points import ModelPoints, draw_points, points_of
-from pyro_ext.inference.martingale._numbers import seed_generator, uniforms
-from pyro_ext.inference.martingale.predictive_rule import PredictiveRule, Resampled
+from pyro_ext.inference.martingale.predictive_rule import (
+    PredictiveRule,
+    Resampled,
+    check_data,
+    seed_generator,
+    uniforms,
+)
 from pyro_ext.inference.martingale.weighted_sample import WeightedSample
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.posterior.draws import Sampler
+from pyro_ext.potential.rows import DrawnRows, drawn_rows
+from pyro_ext.random import spawn_seed
 
 __all__ = ["ModelState", "PosteriorPredictive"]
 
@@ -31,13 +35,13 @@ class ModelState(NamedTuple):
     :param dict latents: values of the latent sites. **Shape:** ``(num_draws, *event)`` each.
     :param tuple future: further observations, in whole blocks. **Shape:** ``(num_draws, number,
         *event)`` each.
-    :param ModelPoints points: how the model sees points.
+    :param DrawnRows drawn: draws rows of the model.
     """
 
     data: tuple[Tensor, ...]
     latents: dict[str, Tensor]
     future: tuple[Tensor, ...]
-    points: ModelPoints
+    drawn: DrawnRows
 
 
 class PosteriorPredictive(PredictiveRule):
@@ -128,14 +132,13 @@ class PosteriorPredictive(PredictiveRule):
         :raises ValueError: for a model that does not fit.
         """
         check_data(data)
-        points = points_of(self.model, data)
+        drawn = drawn_rows(self.model, data)
         if not isinstance(self.posterior, MCMCKernel):
             return self
         # Not the seed itself, which the draws take their keys from.
-        words = np.random.SeedSequence(seed, spawn_key=(0, 1)).generate_state(1)
-        mcmc = MCMC(self.posterior, seed=int(words[0]), **self._options).run(*data)
+        mcmc = MCMC(self.posterior, seed=spawn_seed(seed, 0, 1), **self._options).run(*data)
         samples = mcmc.get_samples()
-        latents = {name: samples[name] for name in points.latents if name in samples}
+        latents = {name: samples[name] for name in drawn.latents if name in samples}
         return PosteriorPredictive(self.model, latents)
 
     def begin(self, data: tuple[Tensor, ...], keys: Tensor) -> Resampled:
@@ -147,12 +150,12 @@ class PosteriorPredictive(PredictiveRule):
             run.
         """
         size = check_data(data)
-        points = points_of(self.model, data)
-        latents = self._latents(data, keys, points)
-        for name, shape in points.latents.items():
+        drawn = drawn_rows(self.model, data)
+        latents = self._latents(data, keys, drawn)
+        for name, shape in drawn.latents.items():
             if name not in latents:
                 raise ValueError(
-                    f"posterior must have draws of the latent sites {sorted(points.latents)}, got "
+                    f"posterior must have draws of the latent sites {sorted(drawn.latents)}, got "
                     f"{sorted(latents)}"
                 )
             if latents[name].shape[1:] != shape:
@@ -161,7 +164,7 @@ class PosteriorPredictive(PredictiveRule):
                     f"got {tuple(latents[name].shape[1:])}"
                 )
         future = tuple(value.new_empty(len(keys), 0, *value.shape[1:]) for value in data)
-        return Resampled(keys, size, size, ModelState(tuple(data), latents, future, points))
+        return Resampled(keys, size, size, ModelState(tuple(data), latents, future, drawn))
 
     def advance(self, state: Resampled, num_steps: int) -> Resampled:
         """Draw observations given the latent values.
@@ -170,14 +173,14 @@ class PosteriorPredictive(PredictiveRule):
         :param int num_steps: how many.
         """
         old: ModelState = state.value
-        block_size = old.points.block_size
+        block_size = old.drawn.block_size
         size = state.size + num_steps
         known = old.future[0].shape[1] // block_size
         blocks = range(known, -(-(size - state.num_observed) // block_size))
         if not blocks:
             return state._replace(size=size)
         # A run at the plate's own size takes all of its rows, though it may look at some.
-        num_rows = state.num_observed if old.points.subsamples else block_size
+        num_rows = state.num_observed if old.drawn.subsamples else block_size
         parts: list[list[tuple[Tensor, ...]]] = []
         # The model was checked as it began.
         with torch.random.fork_rng(), torch.no_grad(), validation_enabled(False):
@@ -190,7 +193,7 @@ class PosteriorPredictive(PredictiveRule):
                     index = (numbers * state.num_observed).long()
                     rows = tuple(value[index] for value in old.data)
                     seed_generator(key, _FUTURE, block)
-                    rows_of_draw.append(draw_points(self.model, rows, latents, old.points))
+                    rows_of_draw.append(old.drawn.draw(rows, latents))
                 parts.append(rows_of_draw)
         future = tuple(
             torch.cat([value, torch.stack([torch.cat([b[i] for b in row]) for row in parts])], 1)
@@ -214,7 +217,7 @@ class PosteriorPredictive(PredictiveRule):
         return WeightedSample(values, weights.expand(num_draws, state.size), is_shared=False)
 
     def _latents(
-        self, data: tuple[Tensor, ...], keys: Tensor, points: ModelPoints
+        self, data: tuple[Tensor, ...], keys: Tensor, drawn: DrawnRows
     ) -> dict[str, Tensor]:
         posterior = self.posterior
         if isinstance(posterior, MCMCKernel):
@@ -225,7 +228,7 @@ class PosteriorPredictive(PredictiveRule):
         if isinstance(posterior, Sampler):
             posterior = posterior.get_samples()
         if isinstance(posterior, Mapping):
-            samples = {name: posterior[name] for name in points.latents if name in posterior}
+            samples = {name: posterior[name] for name in drawn.latents if name in posterior}
             lengths = {len(value) for value in samples.values()}
             if len(lengths) > 1 or 0 in lengths:
                 raise ValueError(
@@ -240,7 +243,5 @@ class PosteriorPredictive(PredictiveRule):
             for key in keys:
                 seed_generator(key, _LATENT)
                 nodes = poutine.trace(posterior).get_trace(*data).nodes
-                rows.append(
-                    {name: nodes[name]["value"] for name in points.latents if name in nodes}
-                )
+                rows.append({name: nodes[name]["value"] for name in drawn.latents if name in nodes})
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

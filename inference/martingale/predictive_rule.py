@@ -1,11 +1,27 @@
 """What a martingale posterior needs to know of a rule that predicts the next observation."""
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
+import torch
 from torch import Tensor
 
-__all__ = ["PredictiveRule", "Resampled"]
+from pyro_ext._checks import as_tensor, check_instance
+from pyro_ext.random import normal, uniform
+
+__all__ = [
+    "KnowsLimit",
+    "NeedsPreparation",
+    "PredictiveRule",
+    "Resampled",
+    "check_data",
+    "normals",
+    "seed_generator",
+    "single_tensor",
+    "uniforms",
+]
 
 
 class Resampled(NamedTuple):
@@ -60,3 +76,136 @@ class PredictiveRule(ABC):
 
         :param Resampled state: where the populations are.
         """
+
+
+@runtime_checkable
+class KnowsLimit(Protocol):
+    """A rule that can draw the whole infinite population, for ``horizon=math.inf``."""
+
+    def limit(self, state: Resampled) -> Any:
+        """What a functional takes, as :meth:`PredictiveRule.population` gives it.
+
+        :param Resampled state: where the populations are.
+        """
+        ...
+
+
+@runtime_checkable
+class NeedsPreparation(Protocol):
+    """A rule with work to do once for each run, before the first draw, such as MCMC."""
+
+    def prepare(self, data: tuple[Tensor, ...], seed: int) -> PredictiveRule:
+        """Return the rule to resample from.
+
+        :param tuple data: the observations. **Shape:** ``(n, *event)`` each.
+        :param int seed: of what is drawn here.
+        """
+        ...
+
+
+def check_data(data: tuple[Tensor, ...], least: int = 1) -> int:
+    """Check that data are tensors with as many rows each.
+
+    :param tuple data: what a predictive rule got.
+    :param int least: the smallest number of observations.
+    :returns: the number of observations.
+    :raises TypeError: where one is no tensor.
+    :raises ValueError: where numbers of rows differ or are too small, or a value is not finite.
+    """
+    if not data:
+        raise ValueError("data must be at least one tensor of observations, got none")
+    for place, value in enumerate(data):
+        check_instance(f"data[{place}]", value, Tensor, "a tensor")
+        as_tensor(f"data[{place}]", value, allow_empty=True)
+        if value.dim() == 0 or len(value) < least:
+            raise ValueError(
+                f"data[{place}] must have the shape (n, *event) with n >= {least}, got "
+                f"{tuple(value.shape)}"
+            )
+        if len(value) != len(data[0]):
+            raise ValueError(
+                f"data[{place}] has {len(value)} rows, but data[0] {len(data[0])}; wanted one row "
+                "of each for an observation"
+            )
+        if not bool(value.isfinite().all()):
+            rows = (~value.isfinite()).reshape(len(value), -1).any(1).nonzero()[:, 0].tolist()
+            raise ValueError(
+                f"data[{place}] must be finite, got NaN or inf in the rows {rows[:10]}"
+            )
+    return len(data[0])
+
+
+def single_tensor(data: tuple[Tensor, ...], rule: str, least: int = 1) -> Tensor:
+    """Return data that have to be a single tensor of floating numbers.
+
+    :param tuple data: what a predictive rule got.
+    :param str rule: its name.
+    :param int least: the smallest number of observations.
+    :raises ValueError: for several tensors.
+    """
+    check_data(data, least)
+    if len(data) != 1:
+        raise ValueError(f"data must be one tensor for {rule}, got {len(data)}")
+    (value,) = data
+    return value if value.is_floating_point() else value.to(torch.get_default_dtype())
+
+
+_PER_BLOCK = 16
+
+
+def uniforms(keys: Tensor, start: int, stop: int, *, stream: int = 0) -> Tensor:
+    """Numbers uniform on the open unit interval at the places from ``start`` to before ``stop``.
+
+    :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
+    :param int start: the first place.
+    :param int stop: the place after the last.
+    :param int stream: number of an independent stream of the same draws.
+    :returns: in float64. **Shape:** ``(num_draws, stop - start)``.
+
+    Example::
+
+        >>> from pyro_ext.random import chain_keys
+        >>> keys = chain_keys(0, range(2))
+        >>> bool((uniforms(keys, 0, 90)[:, 37:] == uniforms(keys, 37, 90)).all())
+        True
+    """
+    return _between(uniform, keys, start, stop, stream)
+
+
+def normals(keys: Tensor, start: int, stop: int, *, stream: int = 0) -> Tensor:
+    """Standard normal numbers at the places from ``start`` to before ``stop``.
+
+    :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
+    :param int start: the first place.
+    :param int stop: the place after the last.
+    :param int stream: number of an independent stream of the same draws, shared with
+        :func:`uniforms`.
+    :returns: in float64. **Shape:** ``(num_draws, stop - start)``.
+    """
+    return _between(normal, keys, start, stop, stream)
+
+
+def seed_generator(key: Tensor, *numbers: int) -> None:
+    """Seed PyTorch's own generator.
+
+    :param Tensor key: of one draw's random stream, on the device of what will be drawn.
+        **Shape:** ``(2,)``.
+    :param numbers: what tells the seeds of a draw apart.
+    """
+    words = np.random.SeedSequence([*key.tolist(), *numbers]).generate_state(1, np.uint64)
+    seed = int(words[0] >> np.uint64(1))
+    if key.device.type == "cpu":
+        torch.default_generator.manual_seed(seed)  # many times faster than to seed all devices
+    else:
+        torch.manual_seed(seed)
+
+
+def _between(
+    draw: Callable[..., Tensor], keys: Tensor, start: int, stop: int, stream: int
+) -> Tensor:
+    first = start // _PER_BLOCK
+    blocks = torch.arange(first, -(-stop // _PER_BLOCK), device=keys.device)
+    numbers = draw(keys, blocks, _PER_BLOCK, stream=stream, dtype=torch.float64)
+    rows = numbers.transpose(0, 1).flatten(1)
+    offset = first * _PER_BLOCK
+    return rows[:, start - offset : stop - offset]

@@ -1,9 +1,8 @@
 """Bayesian pseudocoresets: guides whose parameters are a small synthetic data set."""
 
 from pyro_ext.inference.pseudocoresets._laplace import Gaussian
-from pyro_ext.inference.pseudocoresets._row_arguments import CoresetModel
-from pyro_ext.inference.pseudocoresets._weighted_posterior import Coreset
 from pyro_ext.inference.pseudocoresets.auto_pseudocoreset import AutoPseudocoreset
+from pyro_ext.inference.pseudocoresets.coreset_rows import CoresetModel
 from pyro_ext.inference.pseudocoresets.descent import descend, descent_snapshots, unrolled_descent
 from pyro_ext.inference.pseudocoresets.divergences import (
     Divergence,
@@ -36,6 +35,7 @@ from pyro_ext.inference.pseudocoresets.function_space_surrogates import (
 )
 from pyro_ext.inference.pseudocoresets.function_space_trajectories import TrajectorySnapshots
 from pyro_ext.inference.pseudocoresets.gaussians import gaussian_kl, gaussian_wasserstein
+from pyro_ext.inference.pseudocoresets.posteriors import Coreset
 from pyro_ext.inference.pseudocoresets.subsets import (
     herding_subset,
     k_means_subset,

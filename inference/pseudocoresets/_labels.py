@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from pyro_ext.inference.pseudocoresets._weighted_posterior import Coreset
+from pyro_ext.inference.pseudocoresets.posteriors import Coreset
 
 __all__ = ["LabelArgument", "class_values", "label_parameter", "with_all_labels"]
 

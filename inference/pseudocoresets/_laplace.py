@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext.inference.optimization import Minimizer
-from pyro_ext.inference.pseudocoresets._weighted_posterior import (
+from pyro_ext.inference.pseudocoresets.posteriors import (
     Coreset,
     DataPosterior,
     WeightedPosterior,

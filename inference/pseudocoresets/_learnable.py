@@ -13,9 +13,9 @@ from torch.distributions import constraints, transform_to
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 
 from pyro_ext.inference.pseudocoresets._labels import LabelArgument, class_values, label_parameter
-from pyro_ext.inference.pseudocoresets._row_arguments import WeightedModel
 from pyro_ext.inference.pseudocoresets._spreads import column_spreads
 from pyro_ext.potential import Potential
+from pyro_ext.potential.rows import WeightedModel
 
 __all__ = ["check_may_change", "label_argument", "row_parameters"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext.inference.optimization import BatchLBFGS
-from pyro_ext.inference.pseudocoresets._weighted_posterior import Posteriors
+from pyro_ext.inference.pseudocoresets.posteriors import Posteriors
 from pyro_ext.inference.pseudocoresets.surrogates import GaussianSurrogate
 
 if TYPE_CHECKING:

@@ -17,27 +17,27 @@ from pyro_ext._checks import check_callable, check_integer
 from pyro_ext.inference.hmc.laplace_hmc import LaplaceHMC
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.pseudocoresets._files import read_coreset, write_coreset
-from pyro_ext.inference.pseudocoresets._initial_rows import initial_rows, observed_supports
 from pyro_ext.inference.pseudocoresets._labels import with_all_labels
 from pyro_ext.inference.pseudocoresets._learnable import (
     check_may_change,
     label_argument,
     row_parameters,
 )
-from pyro_ext.inference.pseudocoresets._row_arguments import (
-    CoresetModel,
-    RowArguments,
-    WeightedModel,
-    data_arguments,
-)
 from pyro_ext.inference.pseudocoresets._site_draws import pick_draw
 from pyro_ext.inference.pseudocoresets._spread_check import SpreadCheck
 from pyro_ext.inference.pseudocoresets._spreads import column_spreads
 from pyro_ext.inference.pseudocoresets._training import Optimizer, Trainer
-from pyro_ext.inference.pseudocoresets._weighted_posterior import Coreset, posteriors_of
+from pyro_ext.inference.pseudocoresets.coreset_rows import (
+    CoresetModel,
+    data_arguments,
+    initial_rows,
+    observed_supports,
+    row_arguments,
+)
+from pyro_ext.inference.pseudocoresets.posteriors import Coreset, posteriors_of
 from pyro_ext.potential import Backend, Potential
-from pyro_ext.potential._arguments import as_tensors
-from pyro_ext.potential._weighted_potential import plate_of
+from pyro_ext.potential.arguments import as_tensors
+from pyro_ext.potential.rows import WeightedModel, plate_of
 from pyro_ext.random import fresh_seed
 
 __all__ = ["AutoPseudocoreset", "Weights"]
@@ -146,12 +146,12 @@ class AutoPseudocoreset(PyroModule):
         self._seed = fresh_seed(seed)
         self._model = (model,)  # in a tuple, no submodule
         whole = Potential(model, *args, backend=backend, **kwargs)
-        self.plate = plate_of(whole, plate)
+        self.plate = plate_of(whole.structure, plate)
         num_points = self.plate.size
         if size > num_points:
             raise ValueError(f"size must be at most the {num_points} observations, got {size}")
         self.kernel = kernel or (LaplaceHMC if whole.layout.size <= _MOST_LATENTS else NUTS)
-        self._arguments = RowArguments(model, whole.args, whole.kwargs, num_points)
+        self._arguments = row_arguments(model, whole.args, whole.kwargs, num_points)
         supports = observed_supports(whole, self._arguments.rows)
         start = initial_rows(self._arguments.rows, supports, size, init, self._seed)
         names, dtype = self._arguments.names, whole.layout.dtype
@@ -322,7 +322,7 @@ class AutoPseudocoreset(PyroModule):
         """
         if model != self.model:  # each access to a bound method makes another object
             raise ValueError(f"model must be that of the guide, {self.model!r:.80}")
-        args, kwargs = as_tensors(model, args, kwargs)
+        args, kwargs = data_arguments(model, *as_tensors(model, args, kwargs))
         if (args or kwargs) and not self._arguments.are(args, kwargs):
             raise ValueError("args must be those that the guide was made with, got others")
 

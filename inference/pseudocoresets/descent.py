@@ -10,7 +10,7 @@ at unconstrained latent values :math:`z`. The prior is no part of it.
 from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number
-from pyro_ext.inference.pseudocoresets._weighted_posterior import Coreset, WeightedPosterior
+from pyro_ext.inference.pseudocoresets.posteriors import Coreset, WeightedPosterior
 
 __all__ = ["descend", "descent_snapshots", "unrolled_descent"]
 

@@ -5,24 +5,24 @@ other arguments, another architecture is another model: ``guide.condition(other_
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import pyro
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_callable, check_mapping, check_tensors
 from pyro_ext.diagnostics import metrics
 from pyro_ext.inference.hmc.laplace_hmc import LaplaceHMC
 from pyro_ext.inference.mcmc import MCMC
-from pyro_ext.inference.pseudocoresets._row_arguments import CoresetModel
+from pyro_ext.inference.pseudocoresets.coreset_rows import CoresetModel
 from pyro_ext.potential import Potential
-from pyro_ext.potential._arguments import as_tensors, named_arguments
-from pyro_ext.potential._evaluation import is_deterministic
+from pyro_ext.potential.arguments import as_tensors, named_arguments
+from pyro_ext.potential.evaluation import Evaluation, Record, from_constrained
+from pyro_ext.potential.runner import run_from_prior
+from pyro_ext.potential.structure import structure_of
 
 __all__ = [
     "CoresetScores",
@@ -135,20 +135,18 @@ def predictive_probabilities(
     """
     samples = check_tensors("samples", samples)
     args, kwargs = as_tensors(model, args, kwargs)
-    structure = _structure(model, site, args, kwargs)
-    number = len(next(iter(samples.values())))
+    name, latents = _sites(model, site, args, kwargs)
     total: Any = 0.0
-    with torch.no_grad():
-        for row in range(number):
-            law = _observed_node(model, structure, samples, row, args, kwargs)["fn"]
-            classes = _classes(law)
-            if classes is None:
-                raise ValueError(
-                    f"site {structure.observed!r} must be a class for each point, got {law} of "
-                    f"shape {tuple(law.shape())}"
-                )
-            total = total + law.log_prob(classes).double().exp()
-    probabilities: Tensor = total.mT / number
+    for records in _records(model, latents, samples, args, kwargs):
+        fn = records[name].fn
+        classes = _classes(fn)
+        if classes is None:
+            raise ValueError(
+                f"site {name!r} must be a class for each point, got {fn} of shape "
+                f"{tuple(fn.shape())}"
+            )
+        total = total + fn.log_prob(classes).detach().double().exp()
+    probabilities: Tensor = total.mT / len(next(iter(samples.values())))
     return probabilities
 
 
@@ -192,10 +190,10 @@ def evaluate_draws(
         comparisons["mean_differences"] = standardized_mean_differences(samples, reference)
         comparisons["scale_ratios"] = standard_deviation_ratios(samples, reference)
     args, kwargs = as_tensors(model, args, kwargs)
-    structure = _structure(model, site, args, kwargs)
-    observed = _observed_node(model, structure, samples, 0, args, kwargs)
-    if _classes(observed["fn"]) is None:
-        values = Potential(model, *args, **kwargs).log_likelihood(samples)[structure.observed]
+    name, latents = _sites(model, site, args, kwargs)
+    observed = next(_records(model, latents, samples, args, kwargs))[name]
+    if _classes(observed.fn) is None:
+        values = Potential(model, *args, **kwargs).log_likelihood(samples)[name]
         logs = values.double().logsumexp(0) - math.log(len(values))
         return CoresetScores(dict(samples), float(-logs.mean()), **comparisons)
     own = predictive_probabilities(model, samples, *args, site=site, **kwargs)
@@ -205,7 +203,7 @@ def evaluate_draws(
         )
         comparisons["agreement"] = metrics.agreement(own, other)
         comparisons["total_variation"] = metrics.total_variation(own, other)
-    labels = torch.as_tensor(observed["value"]).long()
+    labels = torch.as_tensor(observed.value).long()
     return CoresetScores(
         dict(samples),
         metrics.nll(own, labels),
@@ -268,7 +266,7 @@ def evaluate_coreset(
     if not isinstance(coreset, CoresetModel):
         raise TypeError(f"coreset must be a model that condition() gives, got {coreset!r:.80}")
     args, kwargs = as_tensors(coreset.model, args, kwargs)
-    _structure(coreset.model, site, args, kwargs)  # before the chains run
+    _sites(coreset.model, site, args, kwargs)  # before the chains run
     settings: dict[str, Any] = {"progress": False, **(options or {})}
     run = MCMC(kernel(coreset), num_samples, warmup_steps, **settings).run()
     return evaluate_draws(
@@ -302,68 +300,57 @@ def _pairs(samples: Samples, reference: Samples) -> list[tuple[str, Tensor, Tens
     return [(name, samples[name], reference[name]) for name in names]
 
 
-class _Structure(NamedTuple):
-    """Names of the latent sites of a model, and of the observed one that counts."""
-
-    latents: frozenset[str]
-    observed: str
-
-
-def _structure(
+def _sites(
     model: Callable[..., Any], site: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> _Structure:
+) -> tuple[str, frozenset[str]]:
+    """Names of the observed site that counts, and of the latent ones."""
     check_callable("model", model, "a Pyro model")
-    with torch.random.fork_rng(), torch.no_grad(), named_arguments(model, args, kwargs):
-        nodes = pyro.poutine.trace(model).get_trace(*args, **kwargs).nodes
-    sites = {
-        name: node
-        for name, node in nodes.items()
-        if node["type"] == "sample" and not site_is_subsample(node) and not is_deterministic(node)
-    }
-    observed = [name for name, node in sites.items() if node["is_observed"]]
+    with torch.random.fork_rng(), named_arguments(model, args, kwargs):
+        run = run_from_prior(model, args, kwargs)
+    structure = structure_of(run.records, run.given_plates)
+    observed = list(structure.observed)
     for name in observed:
-        as_tensor(name, sites[name]["value"], allow_empty=True, finite=True)
+        as_tensor(name, run.records[name].value, allow_empty=True, finite=True)
     if (site is None and len(observed) != 1) or (site is not None and site not in observed):
         raise ValueError(f"site must be one of the observed sites, {observed}, got {site!r}")
     name = observed[0] if site is None else site
-    for frame in sites[name]["cond_indep_stack"]:
-        if frame.full_size is not None and frame.full_size != frame.size:
+    for plate in structure.observed[name].plates:
+        if plate.subsample_size != plate.size:
             raise ValueError(
-                f"model must see all points at once, but its plate {frame.name!r} sees "
-                f"{frame.size} of {frame.full_size}; give a model without minibatches"
+                f"model must see all points at once, but its plate {plate.name!r} sees "
+                f"{plate.subsample_size} of {plate.size}; give a model without minibatches"
             )
-    return _Structure(frozenset(sites) - frozenset(observed), name)
+    return name, frozenset(structure.latents)
 
 
-def _classes(law: Any) -> Tensor | None:
+def _classes(fn: Any) -> Tensor | None:
     """All classes at each point, ``None`` for observations that are not one of them a point.
 
     :returns: **Shape:** ``(num_classes, num_points)``.
     """
-    if not law.has_enumerate_support or len(law.batch_shape) != 1 or law.event_shape:
+    if not fn.has_enumerate_support or len(fn.batch_shape) != 1 or fn.event_shape:
         return None
     try:
-        classes: Tensor = law.enumerate_support()
-    except NotImplementedError:  # points with other numbers of classes, as of a binomial law
+        classes: Tensor = fn.enumerate_support()
+    except NotImplementedError:  # points with other numbers of classes, as of a binomial
         return None
     numbers = torch.arange(len(classes), device=classes.device).to(classes)
     return classes if bool((classes == numbers[:, None]).all()) else None
 
 
-def _observed_node(
+def _records(
     model: Callable[..., Any],
-    structure: _Structure,
+    latents: frozenset[str],
     samples: Samples,
-    row: int,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-) -> Any:
-    """The observed site at one of the draws."""
-    if missing := structure.latents - set(samples):
+) -> Iterator[dict[str, Record]]:
+    """A run of the model at each of the draws."""
+    if missing := latents - set(samples):
         raise ValueError(
             f"samples lacks the latent sites {sorted(missing)} of the model, got {sorted(samples)}"
         )
-    values = {name: samples[name][row] for name in structure.latents}
-    with named_arguments(model, args, kwargs):
-        trace = pyro.poutine.trace(pyro.condition(model, values)).get_trace(*args, **kwargs)
-    return trace.nodes[structure.observed]
+    for number in range(len(next(iter(samples.values())))):
+        values = {name: samples[name][number] for name in latents}
+        with torch.no_grad(), named_arguments(model, args, kwargs):
+            yield Evaluation(from_constrained(values, {}), {}).run(model, args, kwargs)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,9 +18,9 @@ from pyro_ext._checks import (
 )
 from pyro_ext._progress import progress_bar
 from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
-from pyro_ext.inference.pseudocoresets._row_arguments import data_arguments
+from pyro_ext.inference.pseudocoresets.coreset_rows import data_arguments
 from pyro_ext.potential import Backend, InitStrategy, Layout, WeightedPotential
-from pyro_ext.random import fresh_seed
+from pyro_ext.random import fresh_seed, spawn_seed
 
 __all__ = ["ExpertBuffer"]
 
@@ -340,5 +339,4 @@ def _batch_size(loss: WeightedPotential, batch_size: int | None) -> int:
 
 def _generator(seed: int, number: int) -> torch.Generator:
     """Of the orders of an expert, which do not depend on the number of experts."""
-    words = np.random.SeedSequence(seed, spawn_key=(number, 2)).generate_state(1)
-    return torch.Generator().manual_seed(int(words[0]))
+    return torch.Generator().manual_seed(spawn_seed(seed, number, 2))

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_ext.inference.pseudocoresets._weighted_posterior import Coreset
 from pyro_ext.inference.pseudocoresets.auto_pseudocoreset import AutoPseudocoreset
 from pyro_ext.inference.pseudocoresets.divergences import ForwardKL
 from pyro_ext.inference.pseudocoresets.function_space_surrogates import FunctionSpaceSurrogate
+from pyro_ext.inference.pseudocoresets.posteriors import Coreset
 from pyro_ext.inference.pseudocoresets.surrogates import (
     Comparison,
     GaussianSurrogate,

@@ -9,10 +9,10 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Independent, biject_to
 
-from pyro_ext.inference.pseudocoresets._weighted_posterior import Coreset, WeightedPosterior
 from pyro_ext.inference.pseudocoresets.function_space_marginals import Function
+from pyro_ext.inference.pseudocoresets.posteriors import Coreset, WeightedPosterior
 from pyro_ext.potential import Backend, BatchedFunction
-from pyro_ext.potential._evaluation import (
+from pyro_ext.potential.evaluation import (
     Evaluation,
     Record,
     from_unconstrained,

@@ -10,13 +10,8 @@ from torch import Tensor
 
 from pyro_ext._checks import check_instance, check_integer
 from pyro_ext.inference.pseudocoresets._laplace import Gaussian
-from pyro_ext.inference.pseudocoresets._row_arguments import RowArguments, WeightedModel
-from pyro_ext.inference.pseudocoresets._weighted_posterior import (
-    Coreset,
-    Posteriors,
-    posteriors_of,
-)
 from pyro_ext.inference.pseudocoresets.auto_pseudocoreset import AutoPseudocoreset
+from pyro_ext.inference.pseudocoresets.coreset_rows import row_arguments
 from pyro_ext.inference.pseudocoresets.divergences import ForwardKL
 from pyro_ext.inference.pseudocoresets.function_space_marginals import (
     Function,
@@ -27,6 +22,11 @@ from pyro_ext.inference.pseudocoresets.function_space_marginals import (
 )
 from pyro_ext.inference.pseudocoresets.function_space_models import Likelihood, ModelFunction
 from pyro_ext.inference.pseudocoresets.function_space_trajectories import TrajectorySnapshots
+from pyro_ext.inference.pseudocoresets.posteriors import (
+    Coreset,
+    Posteriors,
+    posteriors_of,
+)
 from pyro_ext.inference.pseudocoresets.surrogates import (
     Comparison,
     GaussianSurrogate,
@@ -34,7 +34,7 @@ from pyro_ext.inference.pseudocoresets.surrogates import (
     Surrogate,
 )
 from pyro_ext.potential import Backend, Potential, check_backend
-from pyro_ext.potential._weighted_potential import plate_of
+from pyro_ext.potential.rows import WeightedModel, plate_of
 
 __all__ = [
     "FunctionCovariance",
@@ -116,8 +116,8 @@ class _OtherModel:
         backend: Backend,
     ) -> None:
         whole = Potential(model, *guide.args, backend=backend, **guide.kwargs)
-        plate = plate_of(whole, guide.plate.name)
-        arguments = RowArguments(model, guide.args, guide.kwargs, plate.size)
+        plate = plate_of(whole.structure, guide.plate.name)
+        arguments = row_arguments(model, guide.args, guide.kwargs, plate.size)
         weighted = WeightedModel(model, arguments, plate.name)
         self.posterior, self.data = posteriors_of(whole, plate, weighted, example, backend)
 

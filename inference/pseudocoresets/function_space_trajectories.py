@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_callable, check_integer, check_number
-from pyro_ext.inference.pseudocoresets._weighted_posterior import Coreset, Posteriors
 from pyro_ext.inference.pseudocoresets.descent import descend, descent_snapshots
 from pyro_ext.inference.pseudocoresets.experts import ExpertBuffer
+from pyro_ext.inference.pseudocoresets.posteriors import Coreset, Posteriors
 from pyro_ext.potential import InitStrategy, init_to_prior
 
 __all__ = ["SnapshotPair", "TrajectorySnapshots"]

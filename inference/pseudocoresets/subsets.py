@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_callable, check_integer
-from pyro_ext.inference.pseudocoresets._initial_rows import balanced_subset
+from pyro_ext.inference.pseudocoresets.coreset_rows import balanced_subset
 from pyro_ext.random import fresh_seed
 
 __all__ = ["Features", "herding_subset", "k_means_subset", "random_subset"]

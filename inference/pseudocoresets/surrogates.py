@@ -19,8 +19,8 @@ from pyro_ext.inference.pseudocoresets._laplace import (
     coreset_mode,
     data_gaussian,
 )
-from pyro_ext.inference.pseudocoresets._row_arguments import CoresetModel
-from pyro_ext.inference.pseudocoresets._weighted_posterior import (
+from pyro_ext.inference.pseudocoresets.coreset_rows import CoresetModel
+from pyro_ext.inference.pseudocoresets.posteriors import (
     Coreset,
     Posteriors,
     WeightedPosterior,

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
-from pyro_ext.inference.pseudocoresets._weighted_posterior import Coreset
 from pyro_ext.inference.pseudocoresets.descent import descend, unrolled_descent
 from pyro_ext.inference.pseudocoresets.experts import ExpertBuffer
+from pyro_ext.inference.pseudocoresets.posteriors import Coreset
 from pyro_ext.inference.pseudocoresets.surrogates import Comparison, EndComparison, Surrogate
 
 if TYPE_CHECKING:

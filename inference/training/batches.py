@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_instance, check_integer
-from pyro_ext.random import derived_seed
+from pyro_ext.random import spawn_seed
 
 __all__ = ["ShuffledBatches"]
 
@@ -62,7 +62,7 @@ class ShuffledBatches:
         """
         epoch, number = divmod(check_integer("step", step, 0), len(self))
         if self._order is None or self._order[0] != (seed, epoch):
-            generator = torch.Generator().manual_seed(derived_seed(seed, 2, epoch))
+            generator = torch.Generator().manual_seed(spawn_seed(seed, 2, epoch))
             order = torch.randperm(len(self.rows[0]), generator=generator)
             self._order = (seed, epoch), order
         index = self._order[1][number * self.batch_size : (number + 1) * self.batch_size]

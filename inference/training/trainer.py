@@ -36,7 +36,7 @@ from pyro_ext.inference.training._state import (
     split,
 )
 from pyro_ext.inference.training.batches import ShuffledBatches
-from pyro_ext.random import derived_seed, fresh_seed
+from pyro_ext.random import fresh_seed, spawn_seed
 
 __all__ = ["Loss", "Optimizer", "Parameters", "Trainer", "TrainingDiverged"]
 
@@ -307,7 +307,7 @@ class Trainer:
             self._batch_seed = fresh_seed(None)
         if isinstance(batches, ShuffledBatches):
             return batches.batch(self.num_steps, self._batch_seed)
-        return (batches(derived_seed(self._batch_seed, 1, self.num_steps)),)
+        return (batches(spawn_seed(self._batch_seed, 1, self.num_steps)),)
 
     def _gradient(self, loss: Loss, args: Sequence[Any], of: str) -> float:
         """Leave finite gradients at the parameters, and return the loss."""

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pyro_ext.posterior.draws import Arrays, Context, to_array
 from pyro_ext.potential import Site
-from pyro_ext.potential._at_values import ModelAtValues
-from pyro_ext.potential._enumeration import EnumeratedLikelihood
+from pyro_ext.potential.enumeration import EnumeratedLikelihood
+from pyro_ext.potential.model_at_values import ModelAtValues
 
 __all__ = [
     "ModelGroups",

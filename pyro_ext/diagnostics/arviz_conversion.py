@@ -21,7 +21,7 @@ from pyro_ext.posterior.draws import (
     with_chains,
 )
 from pyro_ext.potential import Potential
-from pyro_ext.random import fresh_seed
+from pyro_ext.random import spawn_seed
 
 __all__ = ["to_arviz"]
 
@@ -219,10 +219,7 @@ def _recorded_dims(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _part(seed: int | None, number: int) -> int | None:
     """Seed of one of several independent streams, from the seed of all."""
-    if seed is None:
-        return None
-    words = np.random.SeedSequence(fresh_seed(seed), spawn_key=(number,)).generate_state(1)
-    return int(words[0])
+    return None if seed is None else spawn_seed(seed, number)
 
 
 def _check_types(

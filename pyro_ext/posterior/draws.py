@@ -16,9 +16,9 @@ from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
 from pyro_ext.potential import Potential
-from pyro_ext.potential._at_values import ModelAtValues
-from pyro_ext.potential._blocks import assemble, blocks
-from pyro_ext.potential._evaluation import Evaluation, from_constrained
+from pyro_ext.potential.evaluation import Evaluation, from_constrained
+from pyro_ext.potential.model_at_values import ModelAtValues
+from pyro_ext.potential.structure import assemble, blocks
 from pyro_ext.random import fresh_seed
 
 __all__ = [

@@ -27,7 +27,7 @@ from pyro.poutine.util import site_is_subsample
 from pyro.util import get_rng_state, set_rng_seed, set_rng_state
 from torch import Tensor
 
-from pyro_ext.potential._distributions import bijection
+from pyro_ext.potential.evaluation import bijection
 
 __all__ = [
     "FixedPoint",

@@ -1,30 +1,33 @@
 """The potential of a Pyro model as a pure function, vectorized over chains and compiled."""
 
-from pyro_ext.potential._batched import (
+from pyro_ext.potential._graph_passes import fold_constants
+from pyro_ext.potential.batched import (
     Backend,
     BatchedFunction,
+    agree_but_for_rounding,
     check_backend,
+    outputs_agree,
 )
-from pyro_ext.potential._capture import (
+from pyro_ext.potential.compilation import compile_graph
+from pyro_ext.potential.evaluation import bijection
+from pyro_ext.potential.graph_capture import (
     CaptureError,
     capture,
     capture_abstract,
     value_and_gradient,
     warn_fallback,
 )
-from pyro_ext.potential._compilation import compile_graph
-from pyro_ext.potential._distributions import bijection
-from pyro_ext.potential._function import FunctionPotential
-from pyro_ext.potential._layout import Layout
-from pyro_ext.potential._points import PointDensities, PointPotential
-from pyro_ext.potential._potential import Potential
-from pyro_ext.potential._rounding import agree_but_for_rounding, outputs_agree
-from pyro_ext.potential._runner import InitStrategy, init_to_prior, init_to_suggested
-from pyro_ext.potential._simplify import fold_constants
-from pyro_ext.potential._structure import Plate, Site
-from pyro_ext.potential._weighted_function import WeightedFunction
-from pyro_ext.potential._weighted_loss import Regularizer, WeightedLoss
-from pyro_ext.potential._weighted_potential import WeightedPotential
+from pyro_ext.potential.layout import Layout
+from pyro_ext.potential.potential import FunctionPotential, Potential
+from pyro_ext.potential.rows import PointDensities, PointPotential
+from pyro_ext.potential.runner import InitStrategy, init_to_prior, init_to_suggested
+from pyro_ext.potential.structure import Plate, Site
+from pyro_ext.potential.weighted import (
+    Regularizer,
+    WeightedFunction,
+    WeightedLoss,
+    WeightedPotential,
+)
 
 __all__ = [
     "Backend",

@@ -10,7 +10,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_ext.potential import Potential
-from pyro_ext.potential._distributions import bijection
+from pyro_ext.potential.evaluation import bijection
 
 __all__ = ["check_potential", "finite_difference", "pyro_potential"]
 

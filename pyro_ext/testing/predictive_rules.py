@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_instance, check_integer, check_sequence
-from pyro_ext.inference.martingale.capabilities import NeedsPreparation
 from pyro_ext.inference.martingale.functionals import Expectation
-from pyro_ext.inference.martingale.predictive_rule import PredictiveRule, Resampled
+from pyro_ext.inference.martingale.predictive_rule import (
+    NeedsPreparation,
+    PredictiveRule,
+    Resampled,
+)
 from pyro_ext.random import chain_keys
 from pyro_ext.testing.moments import estimate_moment
 from pyro_ext.testing.potential import _compare

@@ -463,6 +463,7 @@ def random() -> dict[str, Call]:
         "chain_keys": call(seed=0, chains=range(2)),
         "fresh_seed": call(seed=0),
         "seeded": call(seed=0),
+        "spawn_seed": call(seed=0),
     }
 
 

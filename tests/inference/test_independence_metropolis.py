@@ -13,7 +13,7 @@ from pyro.infer import MCMC as PyroMCMC
 from pyro.infer.autoguide import init_to_value
 
 from pyro_ext.inference import MCMC, IndependenceMetropolis
-from pyro_ext.potential._capture import Gradient
+from pyro_ext.potential.graph_capture import Gradient
 
 pytestmark = pytest.mark.usefixtures("float64")
 

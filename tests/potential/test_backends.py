@@ -14,8 +14,8 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_ext.potential import BatchedFunction, FunctionPotential, Potential, outputs_agree
-from pyro_ext.potential._batched import RandomPoints
-from pyro_ext.potential._capture import Fallback
+from pyro_ext.potential.batched import RandomPoints
+from pyro_ext.potential.graph_capture import Fallback
 
 
 def normal(x: Tensor) -> None:

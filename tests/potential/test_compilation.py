@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyro_ext.potential import _compilation, capture, capture_abstract, compile_graph
-from pyro_ext.potential._compilation import lift_constants
+from pyro_ext.potential import capture, capture_abstract, compilation, compile_graph
+from pyro_ext.potential.compilation import lift_constants
 
 while_loop = torch.ops.higher_order.while_loop
 
@@ -25,13 +25,13 @@ def folder(tmp_path, monkeypatch):
 def compilations(monkeypatch):
     """Graphs that were compiled, rather than loaded."""
     made = []
-    make = _compilation._make_library
+    make = compilation._make_library
 
     def count(graph, arguments):
         made.append(graph)
         return make(graph, arguments)
 
-    monkeypatch.setattr(_compilation, "_make_library", count)
+    monkeypatch.setattr(compilation, "_make_library", count)
     return made
 
 
@@ -128,13 +128,13 @@ def test_folders_of_others_are_not_trusted(folder, compilations, monkeypatch):
 
 
 def test_old_code_is_dropped(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(_compilation, "_MOST_LIBRARIES", 2)
+    monkeypatch.setattr(compilation, "_MOST_LIBRARIES", 2)
     folder.mkdir(parents=True)
     for age in range(3):
         library = tmp_path / f"{age}.so"
         library.write_text(str(age))
         os.utime(library, (age, age))
-        _compilation._keep(library, folder, f"key{age}")
+        compilation._keep(library, folder, f"key{age}")
         (kept,) = folder.glob(f"key{age}-*.so")
         os.utime(kept, (age, age))
     assert {path.name[:4] for path in folder.iterdir()} == {"key1", "key2"}
@@ -143,7 +143,7 @@ def test_old_code_is_dropped(folder, tmp_path, monkeypatch):
 def test_digest_follows_what_code_depends_on(monkeypatch):
     def digest(graph, *arguments):
         lifted, constants, _ = lift_constants(graph)
-        return _compilation._digest(lifted, [*arguments, *constants])
+        return compilation._digest(lifted, [*arguments, *constants])
 
     x, y = torch.ones(3), torch.ones(2)
     plain = capture(lambda x: x.sin(), x)

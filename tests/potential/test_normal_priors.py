@@ -10,9 +10,8 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_ext.potential import Potential
-from pyro_ext.potential._evaluation import log_density
-from pyro_ext.potential._normal_priors import joint_normal_density
-from pyro_ext.potential._runner import ModelRunner
+from pyro_ext.potential.evaluation import log_density
+from pyro_ext.potential.runner import ModelRunner, joint_normal_density
 
 JOINED = {"matrix", "vector", "in_plate", "plain"}
 

@@ -15,7 +15,7 @@ from pyro.infer.reparam import LatentStableReparam, StableReparam
 from torch import Tensor, nn
 
 from pyro_ext.potential import Potential, agree_but_for_rounding, outputs_agree
-from pyro_ext.potential._recordable import recordable
+from pyro_ext.potential._graph_passes import recordable
 
 
 def compare(model: Callable[..., Any], *args: Any, tolerance: float = 1e-4) -> None:

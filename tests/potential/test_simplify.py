@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pyro_ext.potential import Potential
-from pyro_ext.potential._capture import capture
-from pyro_ext.potential._simplify import constants_of
+from pyro_ext.potential._graph_passes import constants_of
+from pyro_ext.potential.graph_capture import capture
 
 
 def test_no_two_constants_share_memory() -> None:

@@ -20,12 +20,12 @@ from pyro_ext._checks import (
 from pyro_ext._progress import progress_bar
 from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.checkpoint.independent_draws import DrawFolder
-from pyro_ext.inference.martingale.nonparametric_learning._weighted_fits import WeightedFits
-from pyro_ext.inference.martingale.nonparametric_learning.base_measures import EmpiricalBase
 from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights import (
     BlockConcentration,
     DirichletWeights,
+    EmpiricalBase,
 )
+from pyro_ext.inference.martingale.nonparametric_learning.weighted_fits import WeightedFits
 from pyro_ext.inference.optimization import BatchLBFGS, Minimizer
 from pyro_ext.posterior.fixed_points import fingerprint, model_at
 from pyro_ext.posterior.identity import (

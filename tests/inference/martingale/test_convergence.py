@@ -11,11 +11,10 @@ import pytest
 import torch
 from scipy.special import polygamma
 
-from pyro_ext.inference.martingale._convergence import check_sizes
+from pyro_ext.inference.martingale.convergence import check_sizes
 from pyro_ext.inference.martingale.functionals import Mean, Quantile
 from pyro_ext.inference.martingale.gaussian import NormalPredictive, PlugInNormal
-from pyro_ext.inference.martingale.martingale_posterior import MartingalePosterior
-from pyro_ext.inference.martingale.plots import plot_drift
+from pyro_ext.inference.martingale.martingale_posterior import MartingalePosterior, plot_drift
 from pyro_ext.inference.martingale.polya_urn import PolyaUrn
 
 ALLOWED = 3.5

@@ -11,8 +11,11 @@ import scipy.stats
 import torch
 from scipy.special import polygamma
 
-from pyro_ext.inference.martingale.gaussian import NormalPredictive, PlugInNormal
-from pyro_ext.inference.martingale.student_t import StudentTPredictive
+from pyro_ext.inference.martingale.gaussian import (
+    NormalPredictive,
+    PlugInNormal,
+    StudentTPredictive,
+)
 from pyro_ext.random import chain_keys
 from pyro_ext.testing.moments import estimate_moment
 

@@ -11,10 +11,9 @@ from pyro.infer import Predictive
 
 from pyro_ext.diagnostics import to_arviz
 from pyro_ext.inference.martingale.functionals import Mean, Quantile
-from pyro_ext.inference.martingale.gaussian import NormalPredictive
+from pyro_ext.inference.martingale.gaussian import NormalPredictive, StudentTPredictive
 from pyro_ext.inference.martingale.martingale_posterior import MartingalePosterior
 from pyro_ext.inference.martingale.polya_urn import PolyaUrn
-from pyro_ext.inference.martingale.student_t import StudentTPredictive
 from pyro_ext.random import chain_keys
 
 

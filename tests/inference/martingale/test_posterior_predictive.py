@@ -194,10 +194,10 @@ def unobserved(y):
 
 def test_models_and_draws_that_do_not_fit(subtests):
     for predicted, draws, message in [
-        (local_latents, {}, "site 'local' is latent in the plate 'data' of the points"),
+        (local_latents, {}, "site 'local' stands in the plate 'data' of the observations"),
         (chain, {}, "another density where the rows of the data are in another order"),
         (scaled, {}, "site 'y' observes none of the 1 tensors of the data as they are"),
-        (without_plate, {}, r"observed sites \['y'\] in one plate of the size 10"),
+        (without_plate, {}, r"observed sites \['y'\] in one plate with an argument"),
         (unobserved, {}, "must have observed sites, got none"),
         (model, {}, r"draws of the latent sites \['loc'\], got \[\]"),
         (model, {"loc": torch.zeros(5, 3)}, r"draws of the shape \(\) of the site 'loc', got \(3,"),

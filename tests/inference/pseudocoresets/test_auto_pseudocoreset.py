@@ -24,7 +24,7 @@ from pyro_ext.inference.pseudocoresets import (
     ReverseKL,
     Wasserstein,
 )
-from pyro_ext.inference.pseudocoresets._initial_rows import balanced_subset
+from pyro_ext.inference.pseudocoresets.coreset_rows import balanced_subset
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule
 from pyro_ext.potential import Potential
 from tests.inference.pseudocoresets.coreset_models import (

@@ -181,9 +181,7 @@ def test_mode_in_unconstrained_space() -> None:
 def test_blocks_of_data_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = labelled()
     whole = AutoPseudocoreset(logistic, x, y, size=12, seed=0)
-    monkeypatch.setattr(
-        "pyro_ext.inference.pseudocoresets._weighted_posterior._ROWS_PER_BLOCK", 150
-    )
+    monkeypatch.setattr("pyro_ext.inference.pseudocoresets.posteriors._ROWS_PER_BLOCK", 150)
     parts = AutoPseudocoreset(logistic, x, y, size=12, seed=0)
     assert len(parts.data.blocks) == 3
     flat = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,193 @@
+"""Compiled loops of the copula recursion for probabilities of a binary response.
+
+Points are the last dimension of all arrays, as in the loops for densities.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from pyro_ext._compiled import compiled
+from pyro_ext.inference.martingale._copula_loops import (
+    FAST,
+    LEAST_RATE,
+    MOST_RATE,
+    covariate_rates,
+)
+
+__all__ = [
+    "follow_labels",
+    "predict_labels",
+    "resample_labels",
+]
+
+_LEAST, _MOST = 5e-5, 1.0 - 5e-5  # probability
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+
+@compiled(fastmath=FAST, error_model="numpy")
+def _update(
+    probability: Floats, label: int, seen: float, weights: Floats, a: float, rho: float
+) -> None:
+    """Take in one label, which had the probability ``seen`` to be one, with weights of points."""
+    inverse = 1.0 / seen if label == 1 else 1.0 / (1.0 - seen)
+    for k in range(probability.size):
+        p = probability[k]
+        part = min(p, seen) if label == 1 else max(p - seen, 0.0)
+        top = a * weights[k]
+        rate = min(max(top / (1.0 - a + top), LEAST_RATE), MOST_RATE)
+        p += rate * rho * (part * inverse - p)
+        probability[k] = min(max(p, _LEAST), _MOST)
+
+
+@compiled(fastmath=FAST, error_model="numpy")
+def follow_labels(
+    probability: Floats,
+    labels: Integers,
+    seen: Floats,
+    rates: Floats,
+    bandwidth: float,
+    rows: Integers,
+    kernel: Floats,
+) -> None:
+    """Take labels into laws, and follow points through them.
+
+    :param probability: of the label one at the points, which is updated. **Shape:** ``(num_laws,
+        num_points)``.
+    :param labels: zeros and ones. **Shape:** ``(num_laws, num_steps)``.
+    :param seen: probability of the label one at each observation before it was seen. **Shape:** as
+        ``labels``.
+    :param rates: of the updates. **Shape:** ``(num_steps,)``.
+    :param float bandwidth: of the response.
+    :param rows: of the kernel, for the covariates of each observation. **Shape:** as ``labels``.
+    :param kernel: of covariates. **Shape:** ``(num_rows, num_points)``.
+    """
+    for law in range(probability.shape[0]):
+        for step in range(rates.size):
+            _update(
+                probability[law],
+                labels[law, step],
+                seen[law, step],
+                kernel[rows[law, step]],
+                rates[step],
+                bandwidth,
+            )
+
+
+@compiled(fastmath=FAST, error_model="numpy")
+def resample_labels(
+    probability: Floats,
+    uniforms: Floats,
+    rates: Floats,
+    bandwidth: float,
+    rows: Integers,
+    kernel: Floats,
+) -> None:
+    """Draw labels and take them in, one after the other.
+
+    :param probability: of the label one at the covariates of the data, then at other points, which
+        is updated. **Shape:** ``(num_laws, num_rows + num_points)``.
+    :param uniforms: numbers. **Shape:** ``(num_laws, num_steps)``.
+    :param rates: of the updates. **Shape:** ``(num_steps,)``.
+    :param float bandwidth: of the response.
+    :param rows: of the data, whose covariates the labels have. **Shape:** as ``uniforms``.
+    :param kernel: of covariates. **Shape:** ``(num_rows, num_rows + num_points)``.
+    """
+    for law in range(probability.shape[0]):
+        for step in range(rates.size):
+            row = rows[law, step]
+            seen = probability[law, row]
+            label = 1 if uniforms[law, step] < seen else 0
+            _update(probability[law], label, seen, kernel[row], rates[step], bandwidth)
+
+
+@compiled(fastmath=FAST, error_model="numpy")
+def predict_labels(
+    order: Integers,
+    labels: Integers,
+    covariates: Floats,
+    rates: Floats,
+    bandwidth: float,
+    covariate_bandwidth: Floats,
+    directions: Floats,
+    covariate_directions: Floats,
+    log_predicted: Floats,
+    gradient: Floats,
+    seen: Floats,
+) -> None:
+    """Predict each label from those before it, with derivatives in the bandwidths.
+
+    :param order: in which observations come. **Shape:** ``(num_orders, n)``.
+    :param labels: zeros and ones. **Shape:** ``(n,)``.
+    :param covariates: **Shape:** ``(num_covariates, n)``.
+    :param rates: of the updates. **Shape:** ``(n,)``.
+    :param float bandwidth: of the response.
+    :param covariate_bandwidth: **Shape:** ``(num_covariates,)``.
+    :param directions: in which derivatives are taken. **Shape:** ``(num_directions,)``.
+    :param covariate_directions: the same for covariates. **Shape:** ``(num_directions,
+        num_covariates)``.
+    :param log_predicted: written, log probability of each label. **Shape:** as ``order``.
+    :param gradient: written, of the sum of these. **Shape:** ``(num_orders, num_directions)``.
+    :param seen: written, probability of the label one before each was seen. **Shape:** as
+        ``order``.
+    """
+    num_orders, n = order.shape
+    number = directions.size
+    x, p, dp = np.empty((covariates.shape[0], n)), np.empty(n), np.empty((number, n))
+    rate, dlogit, work = np.empty(n), np.empty((number, n)), np.empty(n)
+    target, by_point, by_seen = np.empty(n), np.empty(n), np.empty(n)
+    for law in range(num_orders):
+        for k in range(n):
+            for j in range(covariates.shape[0]):
+                x[j, k] = covariates[j, order[law, k]]
+        p[:] = 0.5
+        dp[:] = 0.0
+        gradient[law] = 0.0
+        for i in range(n):
+            q, label = p[i], labels[order[law, i]]
+            seen[law, i] = q
+            log_predicted[law, i] = math.log(q) if label == 1 else math.log(1.0 - q)
+            weight = 1.0 / q if label == 1 else -1.0 / (1.0 - q)
+            for t in range(number):
+                gradient[law, t] += weight * dp[t, i]
+            size = n - i - 1
+            now, dnow = p[i + 1 :], dp[:, i + 1 :]
+            dlogit[:, :size] = 0.0
+            covariate_rates(
+                x[:, i + 1 :],
+                x[:, i],
+                rates[i],
+                covariate_bandwidth,
+                covariate_directions,
+                rate,
+                dlogit,
+                work,
+            )
+            inverse = 1.0 / q if label == 1 else 1.0 / (1.0 - q)
+            for k in range(size):
+                # The part of the point's probability that goes with the label, and its derivatives.
+                if label == 1:
+                    target[k] = min(now[k], q) * inverse
+                    below = 1.0 if now[k] < q else 0.0
+                    by_point[k], by_seen[k] = below * inverse, -below * now[k] * inverse * inverse
+                else:
+                    target[k] = max(now[k] - q, 0.0) * inverse
+                    above = 1.0 if now[k] > q else 0.0
+                    by_point[k] = above * inverse
+                    by_seen[k] = above * ((now[k] - q) * inverse - 1.0) * inverse
+            for t in range(number):
+                for k in range(size):
+                    gap = bandwidth * (target[k] - now[k])
+                    dgap = directions[t] * (target[k] - now[k])
+                    dgap += bandwidth * ((by_point[k] - 1.0) * dnow[t, k] + by_seen[k] * dp[t, i])
+                    dnow[t, k] += rate[k] * (dgap + (1.0 - rate[k]) * dlogit[t, k] * gap)
+            for k in range(size):
+                new = now[k] + rate[k] * bandwidth * (target[k] - now[k])
+                now[k] = min(max(new, _LEAST), _MOST)
+                work[k] = 1.0 if now[k] == new else 0.0
+            for t in range(number):
+                for k in range(size):
+                    dnow[t, k] *= work[k]

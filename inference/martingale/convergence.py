@@ -1,0 +1,233 @@
+"""How far a functional still is from its limit, as a population grows."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor
+
+from pyro_ext._checks import as_tensor, check_instance
+
+__all__ = [
+    "Drift",
+    "Moves",
+    "check_sizes",
+    "density_drift",
+    "joined",
+    "largest_share",
+    "moves",
+    "remaining_shares",
+    "sufficient_size",
+    "surely_above",
+]
+
+
+class Drift(NamedTuple):
+    """How far a functional has moved as the population grew, averaged over draws and elements.
+
+    :param Tensor sizes: sizes of the population. **Shape:** ``(num_checks + 1,)``; the first is
+        that of the data.
+    :param dict from_data: by name the mean absolute distance from the value on the data alone. It
+        levels off where the horizon is long enough. **Shape:** ``(num_checks + 1,)`` each.
+    :param dict to_end: by name that to the value of the last population, which falls to zero.
+        **Shape:** ``(num_checks + 1,)`` each.
+    """
+
+    sizes: Tensor
+    from_data: dict[str, Tensor]
+    to_end: dict[str, Tensor]
+
+
+class Moves(NamedTuple):
+    """How a functional moved in some draws.
+
+    :param Tensor from_data: mean absolute distance over elements from the value on the data, at
+        each check. **Shape:** ``(num_checks + 1, num_draws)``.
+    :param Tensor to_end: that to the last value. **Shape:** as ``from_data``.
+    :param Tensor number: number of finite moves over the last doubling. **Shape:** ``(*event)``.
+    :param Tensor total: their sum. **Shape:** ``(*event)``.
+    :param Tensor squares: sum of their squares. **Shape:** ``(*event)``.
+    """
+
+    from_data: Tensor
+    to_end: Tensor
+    number: Tensor
+    total: Tensor
+    squares: Tensor
+
+
+def check_sizes(num_observed: int, size: int, num_checks: int) -> tuple[list[int], int]:
+    """Sizes at which a functional is evaluated, and the one from which the last doubling starts.
+
+    They are spaced evenly on the logarithmic scale up to half of the last size, which follows.
+
+    :param int num_observed: size of the data.
+    :param int size: last size.
+    :param int num_checks: number of evaluations; with fewer than two there is no doubling, and the
+        second result is the size of the data.
+
+    Example::
+
+        >>> check_sizes(10, 1000, 4)
+        ([37, 136, 500, 1000], 500)
+        >>> check_sizes(100, 150, 2)
+        ([122, 150], 100)
+    """
+    half = max(num_observed, size // 2)
+    if num_checks < 2:
+        return [size], num_observed
+    if half == num_observed:
+        spaced = _spaced(num_observed, size, num_checks)
+    else:
+        spaced = [*_spaced(num_observed, half, num_checks - 1), size]
+    return sorted({number for number in spaced if number > num_observed}), half
+
+
+def _spaced(start: int, stop: int, number: int) -> list[int]:
+    ratio = stop / start
+    return [round(start * ratio ** (step / number)) for step in range(1, number + 1)]
+
+
+def moves(values: Sequence[Tensor], half: int) -> Moves:
+    """How a functional moved.
+
+    :param Sequence values: at the data and at each check. **Shape:** ``(num_draws, *event)`` each.
+    :param int half: which of them is the start of the last doubling.
+    """
+    last = values[-1].double()
+    first = values[0].double()
+    doubled = last - values[half].double()
+    finite = doubled.isfinite()
+    doubled = doubled.where(finite, 0.0)
+    return Moves(
+        torch.stack([_distance(value.double(), first) for value in values]),
+        torch.stack([_distance(value.double(), last) for value in values]),
+        finite.double().sum(0),
+        doubled.sum(0),
+        (doubled**2).sum(0),
+    )
+
+
+def _distance(value: Tensor, other: Tensor) -> Tensor:
+    return (value - other).abs().flatten(1).mean(1) if value.dim() > 1 else (value - other).abs()
+
+
+def joined(parts: Sequence[Moves]) -> Moves:
+    """Moves of several batches of draws together."""
+    return Moves(
+        torch.cat([part.from_data for part in parts], 1),
+        torch.cat([part.to_end for part in parts], 1),
+        torch.stack([part.number for part in parts]).sum(0),
+        torch.stack([part.total for part in parts]).sum(0),
+        torch.stack([part.squares for part in parts]).sum(0),
+    )
+
+
+def remaining_shares(values: Tensor, moved: Moves, half: int, size: int) -> Tensor:
+    r"""Share of the variance in the limit that a population of some size lacks, by element.
+
+    Increments of a martingale are uncorrelated. Where their variance falls as that of a mean does,
+    with the inverse square of the size, what is still to come after the size :math:`N` is
+    :math:`C / N`, and what came from :math:`M` on :math:`C / M - C / N`, from which :math:`C`
+    follows.
+
+    :param Tensor values: at the last size. **Shape:** ``(num_draws, *event)``.
+    :param Moves moved: how they moved from the size :math:`M` on.
+    :param int half: :math:`M`.
+    :param int size: :math:`N`.
+    :returns: not a number where there is no variance, or a single draw. **Shape:** ``(*event)``.
+
+    Example::
+
+        >>> values = torch.tensor([-1.0, 1.0])
+        >>> moved = moves([torch.zeros(2), values], 0)
+        >>> remaining_shares(values, moved, 10, 100)
+        tensor(0.1000, dtype=torch.float64)
+    """
+    if len(values) < 2:
+        return values.new_full(values.shape[1:], math.nan, dtype=torch.float64)
+    spread = moved.squares - moved.total**2 / moved.number
+    remaining = spread / (moved.number - 1.0) * (half / (size - half))
+    return remaining / (remaining + values.double().var(0))
+
+
+def surely_above(share: float, tolerance: float, num_draws: int) -> bool:
+    """Whether an estimated share exceeds a tolerance, rather than by chance.
+
+    It is made of the ratio of two variances. For independent normal variables that has an F
+    distribution, of which the quantile at 0.975 is asked for.
+
+    :param float share: what :func:`remaining_shares` estimated.
+    :param float tolerance: what it may be.
+    :param int num_draws: number of draws that it was estimated from.
+
+    Example::
+
+        >>> surely_above(0.1, 0.05, 1000), surely_above(0.1, 0.05, 10)
+        (True, False)
+    """
+    from scipy.special import fdtri  # slow to import
+
+    if math.isnan(share) or tolerance >= 1.0 or share <= 0.0:
+        return False
+    if share >= 1.0:
+        return True
+    ratio = share / (1.0 - share) / (tolerance / (1.0 - tolerance))
+    return ratio > float(fdtri(num_draws - 1, num_draws - 1, 0.975))
+
+
+def sufficient_size(share: float, tolerance: float, size: int) -> int:
+    """Size at which no more than a tolerance is missing, rounded up to two digits.
+
+    What is missing falls as the inverse of the size.
+
+    :param float share: what is missing.
+    :param float tolerance: what may be.
+    :param int size: where the former is missing.
+
+    Example::
+
+        >>> sufficient_size(0.1, 0.05, 1234)
+        2500
+    """
+    wanted = size * share / tolerance
+    digit = 10.0 ** max(0, math.floor(math.log10(wanted)) - 1)
+    return round(math.ceil(wanted / digit) * digit)
+
+
+def largest_share(shares: Mapping[str, Tensor]) -> tuple[str, float]:
+    """Return the functional that is farthest from its limit, and the share that it lacks.
+
+    The share is the mean over the elements.
+
+    :param Mapping shares: by name, of each element. **Shape:** ``(*event)`` each.
+    """
+    means = {name: float(share.nanmean()) for name, share in shares.items()}
+    return max(means.items(), key=lambda item: -math.inf if math.isnan(item[1]) else item[1])
+
+
+def density_drift(population: Any, law: Any, points: Tensor) -> Tensor:
+    r"""How far populations have moved from the law of the data.
+
+    The mean over points of :math:`|p_N(y) - p_n(y)|`, at each of them exact. It settles as
+    predictive resampling converges.
+
+    :param population: laws of populations, with the batch shape ``(num_draws,)``.
+    :param law: that of the data.
+    :param Tensor points: **Shape:** ``(num_points, *event)``.
+    :returns: **Shape:** ``(num_draws,)``.
+
+    Example::
+
+        >>> wide = dist.Normal(torch.zeros(2), torch.tensor([1.0, 2.0]))
+        >>> density_drift(wide, dist.Normal(0.0, 1.0), torch.zeros(1))
+        tensor([0.0000, 0.1995])
+    """
+    for argument, value in (("population", population), ("law", law)):
+        check_instance(argument, value, TorchDistributionMixin, "a distribution")
+    points = as_tensor("points", points, "(num_points, ...)", finite=True)
+    there: Tensor = population.log_prob(points[:, None]).exp()
+    here: Tensor = law.log_prob(points).exp()[:, None]
+    return (there - here).abs().mean(0)

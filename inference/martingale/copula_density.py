@@ -1,0 +1,375 @@
+"""A density that learns by the copula recursion: a distribution, and a rule that predicts."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import as_tensor, check_integer
+from pyro_ext.inference.martingale.copula_distribution import (
+    CopulaLaw,
+    Future,
+    ScoreMap,
+    future_knots,
+    is_same,
+    standardization,
+    table_places,
+)
+from pyro_ext.inference.martingale.copula_recursion import (
+    Prequential,
+    checked_bandwidth,
+    follow,
+    maximize_over_bandwidths,
+    mean_over_orders,
+    normal_start,
+    observation_orders,
+    predict_in_turn,
+    rates,
+    spread,
+    warn_of_narrow_posterior,
+)
+from pyro_ext.inference.martingale.predictive_rule import (
+    PredictiveRule,
+    Resampled,
+    single_tensor,
+    uniforms,
+)
+from pyro_ext.inference.martingale.weighted_sample import WeightedSample
+from pyro_ext.random import fresh_seed
+
+__all__ = [
+    "CopulaDensity",
+    "CopulaState",
+]
+
+_START = 0.9
+_NUMBERS_AT_ONCE = 2**21
+
+
+class CopulaState(NamedTuple):
+    """What a copula density keeps of its populations.
+
+    :param CopulaDensity law: that of the data.
+    :param Tensor cdfs: for numbers, distribution functions of the populations at knots, where the
+        law of the data has given normal scores; none for vectors. **Shape:** ``(num_draws, 1,
+        num_knots)``.
+    :param Tensor log_ratio: log densities of the populations over that of the law there. **Shape:**
+        as ``cdfs``.
+    """
+
+    law: "CopulaDensity"
+    cdfs: Tensor
+    log_ratio: Tensor
+
+
+class CopulaDensity(CopulaLaw, PredictiveRule):
+    r"""Density estimate by the copula recursion [1, 2], a law of numbers or vectors.
+
+    As constructed it is the standard normal law :math:`P_0`. :meth:`fit` returns the law
+    :math:`P_n` given data. With the normal copula of correlation :math:`\rho`, the bandwidth,
+
+    .. math:: p_i(y) = p_{i-1}(y) [1 - \alpha_i + \alpha_i c_\rho\{P_{i-1}(y), P_{i-1}(y_i)\}],
+              \quad \alpha_i = \frac{2 - 1/i}{i + 1} .
+
+    Coordinates of vectors are taken in turn, each given those before it. The estimate depends on
+    the order of the data; so it is the mean of the estimates from several random orders. (Given
+    the coordinates before, orders weigh as their densities do there, as in any mixture; the code of
+    [2] weighs them equally.) Where no
+    bandwidth is given, it maximizes the mean over orders of the prequential log likelihood
+    :math:`\sum_i \log p_{i-1}(y_i)`. Data that look normal get a bandwidth near zero: a good
+    density, but one that observations hardly change, and so a posterior that is too narrow; a
+    warning says so, and a bandwidth should be given then.
+
+    It is a rule of a :class:`MartingalePosterior <pyro_ext.inference.MartingalePosterior>` too. As
+    in [2], the mean over orders comes first, and the future is added to that one law: for this,
+    only uniform numbers :math:`P_{i-1}(Y_i)` have to be drawn. What a population keeps are the keys
+    of its random numbers, from which ``log_prob`` and ``cdf`` repeat all steps, exactly and at any
+    point, in a time of about 10 ns for each step, draw, point and dimension. Besides, the
+    distribution functions of numbers are followed at some hundred knots, between which ``icdf``,
+    ``mean`` and ``variance`` interpolate. Their error falls with the number of observations: for
+    bandwidths up to 0.9 it is below 1e-3 of probability for three, and below 1e-5 for a hundred.
+    Vectors have none of these three; functionals take :meth:`weighted_points` of them.
+
+    Arithmetic is done in float64 on the processor; results have the type and the device of the
+    data.
+
+    :param bandwidth: :math:`\rho` in (0, 1), a number, a vector with one for each dimension, or
+        ``None`` to fit it.
+    :param int num_permutations: number of random orders. Zero takes the data in the order they
+        have.
+    :param bool shared_bandwidth: whether a fitted bandwidth is the same for all dimensions.
+    :param bool standardize: whether data are standardized first, and densities given on their own
+        scale all the same. Without, they have to be on the scale of standard normal numbers.
+    :param int seed: of the orders.
+    :raises ValueError: for an argument that does not fit.
+
+    [1] P. R. Hahn, R. Martin, S. G. Walker (2018), On recursive Bayesian predictive distributions.
+
+    [2] E. Fong, C. Holmes, S. G. Walker (2023), Martingale posterior distributions.
+
+    Example::
+
+        >>> data = torch.cat([torch.linspace(-3, -1, 30), torch.linspace(1, 2, 20)])
+        >>> law = CopulaDensity(bandwidth=0.95).fit(data)
+        >>> law.cdf(torch.tensor([-2.5, 0.0, 1.5]))
+        tensor([0.1652, 0.5850, 0.7845])
+    """
+
+    def __init__(
+        self,
+        bandwidth: Tensor | float | None = None,
+        num_permutations: int = 10,
+        *,
+        shared_bandwidth: bool = True,
+        standardize: bool = True,
+        seed: int = 0,
+        validate_args: bool | None = None,
+    ) -> None:
+        self._wanted_bandwidth = checked_bandwidth("bandwidth", bandwidth)
+        self.num_permutations = check_integer("num_permutations", num_permutations, 0)
+        self.shared_bandwidth = bool(shared_bandwidth)
+        self.standardize = bool(standardize)
+        self.seed = fresh_seed(seed)
+        self.data: Tensor | None = None
+        self._dtype, self._device = torch.get_default_dtype(), torch.device("cpu")
+        self._set_law(torch.zeros(1, 0, 1, dtype=torch.float64), torch.full((1,), _START))
+        self._loc, self._scale = torch.zeros(1).double(), torch.ones(1).double()
+        self._log_predicted = torch.zeros(1, 0, dtype=torch.float64)
+        super().__init__(torch.Size(), torch.Size(), validate_args=validate_args)
+
+    def _set_law(self, seen: Tensor, bandwidth: Tensor) -> None:
+        self._seen, self._bandwidths = seen, bandwidth.double()
+        self._own_shape, self._num_queries = torch.Size(), 1
+        self._future: Future | None = None
+        self._table: ScoreMap | None = None
+        # Populations share it with the law that they come from.
+        self._points: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def bandwidth(self) -> Tensor | None:
+        r""":math:`\rho`: of each dimension after a fit, and as it was given before."""
+        value = self._wanted_bandwidth if self.data is None else self._bandwidths
+        return None if value is None else self._given(value)
+
+    @property
+    def num_observed(self) -> int:
+        """Number of observations in the data."""
+        return self._seen.shape[1]
+
+    @property
+    def prequential_log_prob(self) -> Tensor:
+        r"""The prequential log likelihood :math:`\sum_i \log p_{i-1}(y_i)`, mean over orders."""
+        value = self._log_predicted.sum(1).mean() - self.num_observed * self._scale.log().sum()
+        return self._given(value)
+
+    def fit(self, data: Tensor) -> "CopulaDensity":
+        """The law given data.
+
+        :param Tensor data: **Shape:** ``(n,)`` for numbers, ``(n, dimension)`` for vectors.
+        :returns: a new law.
+        :raises ValueError: for data that do not fit.
+        """
+        data = as_tensor("data", data, "(n, ...)", finite=True)
+        data = single_tensor((data,), type(self).__name__)
+        if data.dim() > 2 or data.shape[-1] == 0:
+            raise ValueError(
+                f"data must have the shape (n,) or (n, dimension), got {tuple(data.shape)}"
+            )
+        new = self._copy()
+        rows = data.detach().cpu().double().reshape(len(data), -1)
+        loc, scale = standardization(rows, self.standardize, "data")
+        points = (rows - loc) / scale
+        orders = observation_orders(len(data), self.num_permutations, self.seed)
+        bandwidth, predicted = self._fitted(points, orders)
+        new._set_law(predicted.uniforms, bandwidth)
+        new._loc, new._scale, new.data = loc, scale, data
+        new._dtype, new._device = data.dtype, data.device
+        new._log_predicted = predicted.log_density
+        new._batch_shape, new._event_shape = torch.Size(), data.shape[1:]
+        return new
+
+    def _fitted(self, points: Tensor, orders: Tensor) -> tuple[Tensor, Prequential]:
+        """The bandwidth of each dimension, and what it predicts."""
+        dimension = points.shape[1]
+        if self._wanted_bandwidth is not None:
+            bandwidth = spread("bandwidth", self._wanted_bandwidth, dimension)
+            return bandwidth, predict_in_turn(points, orders, bandwidth)
+        number = 1 if self.shared_bandwidth else dimension
+        directions = torch.ones(1, dimension) if self.shared_bandwidth else torch.eye(dimension)
+        directions = directions.double()
+        best: list[tuple[float, Prequential]] = []
+
+        def objective(bandwidth: Tensor, wanted: Tensor) -> tuple[float, Tensor]:
+            predicted = predict_in_turn(points, orders, bandwidth @ directions, wanted)
+            value = float(predicted.log_density.mean())
+            if not best or value > best[0][0]:
+                best[:] = [(value, predicted)]
+            return value, predicted.gradient.sum(0) / predicted.log_density.numel()
+
+        start = torch.full((number,), _START, dtype=torch.float64)
+        return maximize_over_bandwidths(objective, start, directions) @ directions, best[0][1]
+
+    def leading(self, number: int) -> "CopulaDensity":
+        """The law of the first coordinates of vectors.
+
+        :param int number: how many.
+        :raises ValueError: where there are not so many.
+        """
+        dimension = len(self._bandwidths)
+        if not self.event_shape or check_integer("number", number, 1) > dimension:
+            raise ValueError(
+                f"number must be at most the dimension of vectors, got {number} for the event "
+                f"shape {tuple(self.event_shape)}"
+            )
+        new = self._copy()
+        new._seen, new._bandwidths = self._seen[..., :number], self._bandwidths[:number]
+        new._loc, new._scale = self._loc[:number], self._scale[:number]
+        new._event_shape = torch.Size((number,))
+        new._width, new._points = self._width, {}
+        return new
+
+    def prepare(self, data: tuple[Tensor, ...], seed: int = 0) -> "CopulaDensity":
+        """The law fitted to data, itself where it has been.
+
+        :param tuple data: one tensor, as :meth:`fit` takes it.
+        :param int seed: not used, since the rule has its own.
+        :raises ValueError: for data that do not fit.
+        """
+        values = single_tensor(data, type(self).__name__)
+        return self if self._future is None and is_same(self.data, values) else self.fit(values)
+
+    def begin(self, data: tuple[Tensor, ...], keys: Tensor) -> Resampled:
+        """Populations that hold the observations alone.
+
+        :param tuple data: one tensor, as :meth:`fit` takes it. The law is fitted to it, unless
+            it has been.
+        :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
+        :raises ValueError: for data that do not fit.
+        """
+        law = self.prepare(data)
+        values = law.data
+        assert values is not None
+        if self._wanted_bandwidth is None:
+            warn_of_narrow_posterior(float(law._bandwidths.min()), type(self).__name__)
+        places = future_knots(float(law._bandwidths[0]), len(values))
+        if law.event_shape:
+            places = places[:0]
+        cdfs = torch.special.ndtr(places).expand(len(keys), 1, -1)
+        state = CopulaState(law, cdfs, torch.zeros_like(cdfs))
+        return Resampled(keys, len(values), len(values), state)
+
+    def advance(self, state: Resampled, num_steps: int) -> Resampled:
+        """Complete each population by some more observations.
+
+        :param Resampled state: where the populations are.
+        :param int num_steps: how many observations each gets.
+        """
+        value: CopulaState = state.value
+        size = state.size + num_steps
+        if value.cdfs.shape[-1]:
+            future = Future(state.keys, state.num_observed, size, None)
+            cdfs, ratio = value.law._added(value.cdfs, value.log_ratio, future, state.size)
+            value = value._replace(cdfs=cdfs, log_ratio=ratio)
+        return state._replace(size=size, value=value)
+
+    def population(self, state: Resampled) -> "CopulaDensity":
+        """The law of each population, with the batch shape ``(num_draws,)``.
+
+        :param Resampled state: where the populations are.
+        """
+        value: CopulaState = state.value
+        maps = None
+        if not value.law.event_shape:
+            value.law._base_map()  # once for all populations
+        new = value.law._copy()
+        if not new.event_shape:
+            places = future_knots(float(new._bandwidths[0]), state.num_observed)
+            maps = ScoreMap.of_law(places, value.cdfs[:, 0], value.log_ratio[:, 0])
+        new._future = Future(state.keys, state.num_observed, state.size, maps)
+        new._own_shape = new._batch_shape = torch.Size((len(state.keys),))
+        return new
+
+    def weighted_points(self, num_points: int = 500) -> WeightedSample:
+        """Points that stand for populations, by importance sampling from the law of the data.
+
+        All populations share the points, which are spread evenly by scrambled Sobol numbers. Each
+        gives them weights, by how much denser it is there than the law of the data.
+
+        :param int num_points: how many.
+        :returns: **Shape:** ``(num_draws, num_points)`` of the weights, one draw for a law without
+            batch shape.
+        """
+        points, log_density = self._points_of_data(check_integer("num_points", num_points, 1))
+        ratio = self.log_prob(points if not self._own_shape else points[:, None]) - log_density
+        weights = ratio.reshape(num_points, -1).double().mT.softmax(-1)
+        return WeightedSample((points,), weights)
+
+    def _points_of_data(self, num_points: int) -> tuple[Tensor, Tensor]:
+        """Points of the law of the data, and a column of its log densities there."""
+        if num_points not in self._points:
+            law = self._copy()
+            law._set_law(self._seen, self._bandwidths)
+            law._batch_shape = torch.Size()
+            engine = torch.quasirandom.SobolEngine(len(self._bandwidths), True, self.seed)
+            least = 0.5 / num_points**2
+            uniform = engine.draw(num_points, dtype=torch.float64).clamp(least, 1.0 - least)
+            points = law._by_inversion(uniform) if self.event_shape else law.icdf(uniform[:, 0])
+            self._points[num_points] = points, law.log_prob(points)
+        points, log_density = self._points[num_points]
+        return points, log_density if not self._own_shape else log_density[:, None]
+
+    def _copy(self) -> "CopulaDensity":
+        new = type(self).__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        return new
+
+    def _table_places(self) -> Tensor:
+        return table_places(float(self._bandwidths[0]))
+
+    def _base(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        flat = points[:, 0]
+        pieces = []
+        for part in flat.split(max(_NUMBERS_AT_ONCE // len(self._seen), 1)):
+            start, log_start = normal_start(part)
+            shape = (len(self._seen), *part.T.shape)
+            cdfs, log_density = follow(
+                start.T.expand(shape),
+                log_start.T.expand(shape),
+                self._seen,
+                rates(1, self.num_observed),
+                self._bandwidths,
+            )
+            pieces.append(mean_over_orders(cdfs.mT, log_density.mT))
+        cdfs, log_density = (torch.cat(several) for several in zip(*pieces, strict=True))
+        return cdfs[:, None], log_density[:, None]
+
+    def _resampled(self, cdfs: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
+        assert self._future is not None
+        cdfs, log_density = self._added(
+            cdfs[:, :, 0].permute(1, 2, 0),
+            log_density[:, :, 0].permute(1, 2, 0),
+            self._future,
+            self._future.num_observed,
+        )
+        return cdfs.permute(2, 0, 1)[:, :, None], log_density.permute(2, 0, 1)[:, :, None]
+
+    _width: int | None = None  # of the vectors whose leading coordinates these are
+
+    def _added(
+        self, cdfs: Tensor, log_density: Tensor, future: Future, size: int
+    ) -> tuple[Tensor, Tensor]:
+        """Add to populations what they have not got yet, some draws at a time."""
+        width = self._width or len(self._bandwidths)
+        num_steps = future.size - size
+        if num_steps == 0:
+            return cdfs, log_density
+        rate = rates(size + 1, future.size)
+        done = []
+        at_once = max(_NUMBERS_AT_ONCE // (num_steps * width), 1)
+        for start in range(0, len(future.keys), at_once):
+            part = slice(start, start + at_once)
+            numbers = uniforms(future.keys[part].cpu(), size * width, future.size * width)
+            numbers = numbers.reshape(-1, num_steps, width)[..., : len(self._bandwidths)]
+            done.append(follow(cdfs[part], log_density[part], numbers, rate, self._bandwidths))
+        cdfs, log_density = (torch.cat(several) for several in zip(*done, strict=True))
+        return cdfs, log_density

@@ -1,0 +1,421 @@
+"""Distributions that the copula recursion learns, and increasing maps of their normal scores."""
+
+import math
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+
+__all__ = [
+    "CopulaLaw",
+    "Future",
+    "ScoreMap",
+    "future_knots",
+    "is_same",
+    "knots",
+    "standardization",
+    "table_places",
+    "to_score",
+    "whole",
+]
+
+_HALVINGS = 45
+_LIMIT = 4.75  # about where the scores of the copula are clipped
+_LEAST = 1e-300
+_AT_ONCE = 8  # points that a processor takes at once
+_SHARPEST = 3.0  # times the slope of a chord: up to that, a cubic between two knots increases
+
+
+def knots(bandwidth: float, per_scale: float) -> Tensor:
+    r"""Equidistant normal scores, dense enough for what a bandwidth lets happen between them.
+
+    :param float bandwidth: :math:`\rho` of the copula, which smooths at the scale
+        :math:`\sqrt{1 - \rho^2}`.
+    :param float per_scale: how many knots there are to that scale.
+    :returns: in float64. **Shape:** ``(num_knots,)``.
+    """
+    number = 2.0 * _LIMIT * per_scale / math.sqrt(1.0 - bandwidth**2)
+    return torch.linspace(-_LIMIT, _LIMIT, whole(number), dtype=torch.float64)
+
+
+def whole(number: float) -> int:
+    """A number of points that compiled loops like, at least so many and at least eight."""
+    return max(math.ceil(number / _AT_ONCE), 1) * _AT_ONCE
+
+
+def to_score(probability: Tensor) -> Tensor:
+    """Normal scores of probabilities, finite at zero and one."""
+    most = 1.0 - torch.finfo(torch.float64).eps / 2
+    score: Tensor = torch.special.ndtri(probability.clamp(_LEAST, most))
+    return score
+
+
+class ScoreMap(NamedTuple):
+    r"""Increasing maps :math:`g`, cubic between knots.
+
+    A law with the distribution function :math:`F` turns into that with
+    :math:`\Phi[g\{\Phi^{-1}(F(y))\}]`. Beyond the knots the maps are linear.
+    The cubics increase, since slopes are limited where they must be [1].
+
+    :param Tensor places: the knots, equidistant. **Shape:** ``(num_knots,)``.
+    :param Tensor values: of the maps there. **Shape:** ``(num_maps, num_knots)``.
+    :param Tensor slopes: of the maps there. **Shape:** ``(num_maps, num_knots)``.
+
+    [1] F. N. Fritsch, R. E. Carlson (1980), Monotone piecewise cubic interpolation.
+    """
+
+    places: Tensor
+    values: Tensor
+    slopes: Tensor
+
+    @staticmethod
+    def of_law(places: Tensor, cdfs: Tensor, log_ratio: Tensor) -> "ScoreMap":
+        """Maps that turn a law into others.
+
+        :param Tensor places: normal scores of the law. **Shape:** ``(num_knots,)``.
+        :param Tensor cdfs: distribution functions of the others where the law has these scores.
+            **Shape:** ``(num_maps, num_knots)``.
+        :param Tensor log_ratio: logarithms of their densities over that of the law, as ``cdfs``.
+        """
+        values = to_score(cdfs)
+        slopes = (log_ratio + 0.5 * (values**2 - places**2)).exp()
+        chords = (values[:, 1:] - values[:, :-1]).clamp(min=0.0) / (places[1] - places[0])
+        least = torch.minimum(
+            torch.cat([chords[:, :1], chords], 1), torch.cat([chords, chords[:, -1:]], 1)
+        )
+        return ScoreMap(places, values, torch.minimum(slopes, _SHARPEST * least))
+
+    def forward(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and slopes of the maps, with gradients in the scores.
+
+        :param Tensor scores: **Shape:** ``(num_maps, num_points)``, or ``(1, num_points)``.
+        :returns: **Shape:** ``(num_maps, num_points)`` each.
+        """
+        scores = scores.expand(len(self.values), -1)
+        inside = scores.clamp(self.places[0], self.places[-1])
+        cell = self._cells(inside)
+        value, slope = self._cubic(cell, (inside - self.places[cell]) / self._step())
+        return value + slope * (scores - inside), slope
+
+    def inverse(self, values: Tensor) -> Tensor:
+        """Scores at which the maps have values, without gradients.
+
+        :param Tensor values: **Shape:** ``(num_maps, num_points)``.
+        """
+        values = values.detach().contiguous()
+        inside = torch.minimum(torch.maximum(values, self.values[:, :1]), self.values[:, -1:])
+        cell = torch.searchsorted(self.values.contiguous(), inside.contiguous(), right=True) - 1
+        cell = cell.clamp(0, self.values.shape[1] - 2)
+        low, high = torch.zeros_like(values), torch.ones_like(values)
+        for _ in range(_HALVINGS):
+            middle = 0.5 * (low + high)
+            is_below = self._cubic(cell, middle)[0] < inside
+            low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
+        scores = self.places[cell] + 0.5 * (low + high) * self._step()
+        tail = torch.where(values > inside, self.slopes[:, -1:], self.slopes[:, :1])
+        return scores + (values - inside) / tail.clamp(min=torch.finfo(values.dtype).tiny)
+
+    def _step(self) -> Tensor:
+        return self.places[1] - self.places[0]
+
+    def _cells(self, scores: Tensor) -> Tensor:
+        cell = ((scores.detach() - self.places[0]) / self._step()).long()
+        return cell.clamp(0, len(self.places) - 2)
+
+    def _cubic(self, cell: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and slopes in cells, at parts of their length."""
+        step = self._step()
+        left, right = self.values.gather(1, cell), self.values.gather(1, cell + 1)
+        first = self.slopes.gather(1, cell) * step
+        last = self.slopes.gather(1, cell + 1) * step
+        rise = right - left
+        quadratic, cubic = 3.0 * rise - 2.0 * first - last, first + last - 2.0 * rise
+        value = left + part * (first + part * (quadratic + part * cubic))
+        slope = first + part * (2.0 * quadratic + 3.0 * part * cubic)
+        return value, slope / step
+
+
+_REACH = 10.0  # standard deviations in which vectors are sought
+_LAWS_AT_ONCE = 2**20  # numbers in memory for moments
+_TABLE_REACH = 6.5
+
+
+class Future(NamedTuple):
+    """What has been added to the data by predictive resampling.
+
+    :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
+    :param int num_observed: the number of observations in the data.
+    :param int size: that each population has reached.
+    :param ScoreMap maps: that turn the law of the data into those of the populations, for numbers.
+    """
+
+    keys: Tensor
+    num_observed: int
+    size: int
+    maps: ScoreMap | None
+
+
+def standardization(values: Tensor, standardize: bool, argument: str) -> tuple[Tensor, Tensor]:
+    """Location and scale of columns, or zero and one.
+
+    :param Tensor values: **Shape:** ``(n, num_columns)``.
+    :param bool standardize: whether to take those of the data.
+    :param str argument: what the values are called.
+    :raises ValueError: for columns without spread.
+    """
+    if not standardize:
+        return torch.zeros_like(values[0]), torch.ones_like(values[0])
+    scale = values.std(0, correction=0)
+    if not bool((scale > 0.0).all()):
+        raise ValueError(
+            f"{argument} must hold at least two different values in each column to be "
+            f"standardized, got standard deviations {scale.tolist()!r:.80}; pass standardize=False "
+            "for data that are on the scale of standard normal numbers"
+        )
+    return values.mean(0), scale
+
+
+def table_places(bandwidth: float, per_scale: float = 32.0) -> Tensor:
+    """Standardized places at which a law is tabulated. **Shape:** ``(num_places,)``."""
+    number = 2.0 * _TABLE_REACH * per_scale / (1.0 - bandwidth**2) ** 0.5
+    return torch.linspace(-_TABLE_REACH, _TABLE_REACH, whole(number), dtype=torch.float64)
+
+
+def future_knots(bandwidth: float, num_observed: int, per_scale: float = 6.0) -> Tensor:
+    """Scores at which maps of the future are followed, more of them for few observations."""
+    return knots(bandwidth, per_scale * max(1.0, (200.0 / num_observed) ** (1.0 / 3.0)))
+
+
+def is_same(one: Tensor | None, other: Tensor) -> bool:
+    """Whether data are the same in type, shape and value."""
+    return one is not None and one.dtype == other.dtype and torch.equal(one, other)
+
+
+class CopulaLaw(TorchDistribution):
+    """Laws with one dimension for draws and one for queries, each of which may be missing."""
+
+    arg_constraints: dict[str, Any] = {}
+    _own_shape: torch.Size  # the batch shape without what was expanded
+    _num_queries: int
+    _loc: Tensor
+    _scale: Tensor
+    _dtype: torch.dtype
+    _device: torch.device
+    _future: Future | None
+    _table: ScoreMap | None
+
+    @constraints.dependent_property
+    def support(self) -> Any:
+        """The real line or space."""
+        return constraints.real_vector if self.event_shape else constraints.real
+
+    @abstractmethod
+    def _base(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Conditional distribution functions and log densities under the law of the data.
+
+        :param Tensor points: standardized. **Shape:** ``(num_points, num_queries, dimension)``.
+        :returns: of the same shape.
+        """
+
+    @abstractmethod
+    def _resampled(self, cdfs: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
+        """Carry on to the populations.
+
+        :param Tensor cdfs: **Shape:** ``(num_points, num_draws, num_queries, dimension)``.
+        :param Tensor log_density: of the same shape.
+        """
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """Repeat the law over a larger batch shape.
+
+        :param torch.Size batch_shape: the new shape.
+        """
+        new = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
+        torch.broadcast_to(torch.empty(self.batch_shape), torch.Size(batch_shape))
+        new.__dict__.update(self.__dict__)
+        new._batch_shape = torch.Size(batch_shape)
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density, exact, with a gradient in the value.
+
+        :param Tensor value: a number or vector.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        result: Tensor = self._evaluate(value)[1][..., -1] - self._scale.log().sum()
+        return self._given(result)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Distribution function of a number, exact.
+
+        :param Tensor value: numbers.
+        """
+        self._require_number("cdf", "conditional_cdfs has those of each coordinate")
+        if self._validate_args:
+            self._validate_sample(value)
+        return self._given(self._evaluate(value)[0][..., 0])
+
+    def conditional_cdfs(self, value: Tensor) -> Tensor:
+        """Distribution function of each coordinate, given those before it.
+
+        :param Tensor value: vectors. **Shape:** ``(*sample, *batch, dimension)``.
+        :returns: **Shape:** that of the value.
+        """
+        return self._given(self._evaluate(value)[0])
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Quantiles of a number, by interpolation, without gradients.
+
+        :param Tensor value: probabilities in (0, 1).
+        :raises ValueError: for others.
+        """
+        self._require_number("icdf", "sample draws vectors")
+        value = torch.as_tensor(value, dtype=torch.float64).detach()
+        if not bool(((value > 0.0) & (value < 1.0)).all()):
+            raise ValueError(f"value must hold probabilities in (0, 1), got {value!r:.80}")
+        flat, restore = self._flatten(to_score(value.cpu())[..., None])
+        scores = flat[..., 0].permute(1, 2, 0)
+        num_draws, num_queries, number = scores.shape
+        if self._future is not None and self._future.maps is not None:
+            scores = self._future.maps.inverse(scores.reshape(num_draws * num_queries, number))
+        scores = scores.reshape(num_draws, num_queries, number).transpose(0, 1).flatten(1)
+        places = self._base_map().inverse(scores).reshape(num_queries, num_draws, number)
+        result: Tensor = restore(places.permute(2, 1, 0)[..., None])[..., 0]
+        return self._given(result * self._scale[0] + self._loc[0])
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws with PyTorch's generator, by inversion, one coordinate after the other.
+
+        :param torch.Size sample_shape: how many.
+        """
+        shape = self._extended_shape(torch.Size(sample_shape))
+        tiny = torch.finfo(torch.float64).eps
+        uniform = torch.rand(shape, dtype=torch.float64).clamp(tiny, 1.0 - tiny)
+        return self._by_inversion(uniform) if self.event_shape else self.icdf(uniform)
+
+    def _by_inversion(self, uniform: Tensor) -> Tensor:
+        """Vectors whose conditional distribution functions are given numbers."""
+        shape, scale, loc = uniform.shape, self._scale, self._loc
+        value = loc.expand(shape).clone()
+        with torch.no_grad():
+            for place in range(shape[-1]):
+                low, high = torch.full(shape[:-1], -_REACH), torch.full(shape[:-1], _REACH)
+                low, high = low.double(), high.double()
+                for _ in range(_HALVINGS):
+                    middle = 0.5 * (low + high)
+                    value[..., place] = loc[place] + scale[place] * middle
+                    is_below = self._evaluate(value)[0][..., place] < uniform[..., place]
+                    low = torch.where(is_below, middle, low)
+                    high = torch.where(is_below, high, middle)
+        return self._given(value)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of a number, by quadrature."""
+        return self._moments()[0]
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of a number, by quadrature."""
+        return self._moments()[1]
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        self._require_number("mean", "take that of draws")
+        table = self._base_map()
+        places = table.places
+        middle = 0.5 * (places[1:] + places[:-1])
+        num_laws = max(self._own_shape.numel(), 1)
+        pieces = []
+        width = max(_LAWS_AT_ONCE // len(places), 1)
+        for start in range(0, num_laws, width):
+            laws = torch.arange(start, min(start + width, num_laws))
+            scores = table.values[laws % self._num_queries]
+            if self._future is not None and self._future.maps is not None:
+                maps = self._future.maps
+                part = ScoreMap(maps.places, maps.values[laws], maps.slopes[laws])
+                scores = part.forward(scores)[0]
+            cdfs = torch.special.ndtr(scores)
+            cdfs[:, 0], cdfs[:, -1] = 0.0, 1.0
+            mass = cdfs.diff(dim=1)
+            mean = (mass * middle).sum(1)  # a matrix product would depend on the other laws
+            pieces.append(torch.stack([mean, (mass * (middle - mean[:, None]) ** 2).sum(1)]))
+        mean, variance = torch.cat(pieces, 1).reshape(2, *self._own_shape)
+        mean, variance = mean * self._scale[0] + self._loc[0], variance * self._scale[0] ** 2
+        shape = self.batch_shape
+        return self._given(mean.expand(shape)), self._given(variance.expand(shape))
+
+    def _base_map(self) -> ScoreMap:
+        """The law of the data as a map of the normal law, one for each query."""
+        if self._table is None:
+            places = self._table_places()
+            points = places[:, None, None].expand(-1, self._num_queries, 1)
+            with torch.no_grad():
+                cdfs, log_density = self._base(points)
+            ratio = (
+                log_density[..., 0].T
+                + 0.5 * places**2
+                + 0.5 * torch.log(torch.tensor(2.0 * torch.pi, dtype=torch.float64))
+            )
+            self._table = ScoreMap.of_law(places, cdfs[..., 0].T, ratio)
+        return self._table
+
+    @abstractmethod
+    def _table_places(self) -> Tensor:
+        """Where the law of the data is tabulated, standardized. **Shape:** ``(num_places,)``."""
+
+    def _evaluate(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Conditional distribution functions, and log densities of standardized coordinates.
+
+        :param Tensor value: **Shape:** ``(*sample, *batch, *event)``.
+        :returns: **Shape:** ``(*sample, *batch, dimension)`` each.
+        """
+        value = value if self.event_shape else value[..., None]
+        points, restore = self._flatten((value.double().cpu() - self._loc) / self._scale)
+        num_points, num_draws, num_queries, dimension = points.shape
+        shared = points
+        if num_draws > 1 and bool((points == points[:, :1]).all()):
+            shared = points[:, :1]
+        cdfs, log_density = self._base(shared.reshape(-1, num_queries, dimension))
+        cdfs = cdfs.reshape(shared.shape).expand(points.shape)
+        log_density = log_density.reshape(shared.shape).expand(points.shape)
+        if self._future is not None:
+            cdfs, log_density = self._resampled(cdfs, log_density)
+        return restore(cdfs), restore(log_density)
+
+    def _flatten(self, value: Tensor) -> tuple[Tensor, Any]:
+        """Bring what belongs to draws and queries to its place, and all else to the front.
+
+        :param Tensor value: **Shape:** ``(*sample, *batch, dimension)``.
+        :returns: the value, in the shape ``(num_points, num_draws, num_queries, dimension)``, and a
+            function that reverses that.
+        """
+        dimension = value.shape[-1]
+        shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        value = value.expand(*shape, dimension)
+        own = (1,) * (len(shape) - len(self._own_shape)) + tuple(self._own_shape)
+        axes = [axis for axis, size in enumerate(own) if size == 1]
+        axes += [axis for axis, size in enumerate(own) if size != 1]
+        moved = value.permute(*axes, len(shape))
+        num_draws = self._own_shape.numel() // self._num_queries
+        back = [axes.index(axis) for axis in range(len(shape))]
+
+        def restore(result: Tensor) -> Tensor:
+            result = result.reshape(*moved.shape[:-1], result.shape[-1])
+            return result.permute(*back, len(shape))
+
+        return moved.reshape(-1, num_draws, self._num_queries, dimension), restore
+
+    def _given(self, result: Tensor) -> Tensor:
+        """The result in the type and on the device of the data."""
+        return result.to(self._device, self._dtype)
+
+    def _require_number(self, what: str, instead: str) -> None:
+        if self.event_shape:
+            raise NotImplementedError(
+                f"{what} of a law of vectors with the event shape {tuple(self.event_shape)} has no "
+                f"closed form; {instead}"
+            )

@@ -1,0 +1,475 @@
+r"""The copula recursion for densities, as functions of tensors [1, 2].
+
+A law :math:`P_{i-1}` with the density :math:`p_{i-1}` takes in an observation, of which it needs
+only :math:`v = P_{i-1}(y_i)`. With the bivariate normal copula of correlation :math:`\rho`, its
+density :math:`c_\rho` and its conditional distribution function :math:`H_\rho`,
+
+.. math:: p_i(y) = p_{i-1}(y) [1 - \alpha_i + \alpha_i c_\rho(P_{i-1}(y), v)], \quad
+          P_i(y) = (1 - \alpha_i) P_{i-1}(y) + \alpha_i H_\rho(P_{i-1}(y), v) .
+
+In several dimensions the same is done with the distribution function of each coordinate given those
+before it. Normal scores are those of probabilities clipped to :math:`[10^{-6}, 1 - 10^{-6}]`;
+beyond, :math:`H_\rho` is linear, so that distribution functions reach zero and one.
+
+[1] P. R. Hahn, R. Martin, S. G. Walker (2018), On recursive Bayesian predictive distributions.
+
+[2] E. Fong, C. Holmes, S. G. Walker (2023), Martingale posterior distributions.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import check_number
+
+__all__ = [
+    "Prequential",
+    "checked_bandwidth",
+    "copula_cdf",
+    "copula_step",
+    "follow",
+    "log_copula_density",
+    "log_covariate_kernel",
+    "maximize_over_bandwidths",
+    "normal_start",
+    "observation_orders",
+    "predict_in_turn",
+    "rates",
+    "spread",
+    "warn_of_narrow_posterior",
+]
+
+_SMALLEST = 1e-6
+_LEAST_RATE = 1e-5
+_AT_ONCE, _FEW = 8, 2  # points
+
+
+class Prequential(NamedTuple):
+    """Observations as predicted from those before them, in several orders.
+
+    :param Tensor log_density: of each observation. **Shape:** ``(num_orders, n)``.
+    :param Tensor gradient: of their sum, in each direction. **Shape:** ``(num_orders,
+        num_directions)``.
+    :param Tensor uniforms: the (conditional) distribution functions at each observation before it
+        was seen. **Shape:** ``(num_orders, n, dimension)``.
+    """
+
+    log_density: Tensor
+    gradient: Tensor
+    uniforms: Tensor
+
+
+def rates(first: int, last: int) -> Tensor:
+    r"""Rates of updates, :math:`\alpha_i = (2 - 1/i) / (i + 1)`.
+
+    :param int first: number :math:`i \ge 1` of the first observation.
+    :param int last: number of the last.
+    :returns: in float64. **Shape:** ``(last - first + 1,)``.
+
+    Example::
+
+        >>> rates(1, 3)
+        tensor([0.5000, 0.5000, 0.4167], dtype=torch.float64)
+    """
+    number = torch.arange(first, last + 1, dtype=torch.float64)
+    return (2.0 - 1.0 / number) / (number + 1.0)
+
+
+def log_copula_density(u: Tensor, v: Tensor, bandwidth: Tensor) -> Tensor:
+    r"""Log density of the normal copula, :math:`\log c_\rho(u, v)`.
+
+    :param Tensor u: probabilities.
+    :param Tensor v: probabilities.
+    :param Tensor bandwidth: :math:`\rho`, in (0, 1).
+
+    Example::
+
+        >>> log_copula_density(torch.tensor(0.5), torch.tensor(0.5), torch.tensor(0.6))
+        tensor(0.2231)
+    """
+    return log_covariate_kernel(_scores(u), _scores(v), bandwidth)
+
+
+def copula_cdf(u: Tensor, v: Tensor, bandwidth: Tensor) -> Tensor:
+    r"""Conditional distribution function of the normal copula, :math:`H_\rho(u, v)`.
+
+    :param Tensor u: probabilities.
+    :param Tensor v: probabilities, which are given.
+    :param Tensor bandwidth: :math:`\rho`, in (0, 1).
+
+    Example::
+
+        >>> copula_cdf(torch.tensor([0.0, 0.5, 1.0]), torch.tensor(0.5), torch.tensor(0.6))
+        tensor([0.0000, 0.5000, 1.0000])
+    """
+    value: Tensor = torch.special.ndtr(
+        (_scores(u) - bandwidth * _scores(v)) / (1 - bandwidth**2).sqrt()
+    )
+    value = value * (u / _SMALLEST).clamp(max=1.0)
+    return 1.0 - (1.0 - value) * ((1.0 - u) / _SMALLEST).clamp(max=1.0)
+
+
+def log_covariate_kernel(x: Tensor, other: Tensor, bandwidth: Tensor) -> Tensor:
+    r"""Log density of the normal copula at normal scores, :math:`\log c_\rho(\Phi(x), \Phi(x'))`.
+
+    :param Tensor x: normal scores.
+    :param Tensor other: normal scores.
+    :param Tensor bandwidth: :math:`\rho`, in (0, 1).
+    """
+    variance = 1.0 - bandwidth**2
+    log_kernel: Tensor = 0.5 * (x**2 - (x - bandwidth * other) ** 2 / variance - variance.log())
+    return log_kernel
+
+
+def copula_step(
+    cdfs: Tensor, log_density: Tensor, observed: Tensor, rate: Tensor, bandwidth: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Take one observation into laws, with gradients.
+
+    :param Tensor cdfs: conditional distribution functions at points. **Shape:** ``(*points,
+        dimension)``.
+    :param Tensor log_density: of the first coordinates, up to each of them. **Shape:** as ``cdfs``.
+    :param Tensor observed: conditional distribution functions at the observation. **Shape:**
+        broadcasts to that of ``cdfs``.
+    :param Tensor rate: of the update. **Shape:** broadcasts to ``(*points)``.
+    :param Tensor bandwidth: **Shape:** ``(dimension,)``.
+    :returns: ``cdfs`` and ``log_density`` afterwards.
+    """
+    copula = log_copula_density(cdfs, observed, bandwidth).cumsum(-1).exp()
+    before = torch.cat([torch.ones_like(copula[..., :1]), copula[..., :-1]], -1)
+    rate = rate[..., None]
+    share = rate * before / (1.0 - rate + rate * before)
+    cdfs = cdfs + share * (copula_cdf(cdfs, observed, bandwidth) - cdfs)
+    return cdfs, log_density + (1.0 - rate + rate * copula).log()
+
+
+def normal_start(points: Tensor) -> tuple[Tensor, Tensor]:
+    """The law before any observation, independent standard normal numbers.
+
+    :param Tensor points: **Shape:** ``(*points, dimension)``.
+    :returns: conditional distribution functions, and the log density of the first coordinates, up
+        to each of them. **Shape:** as ``points`` each.
+    """
+    log_density = -0.5 * (points**2 + math.log(2.0 * math.pi)).cumsum(-1)
+    return torch.special.ndtr(points), log_density
+
+
+def follow(
+    cdfs: Tensor,
+    log_density: Tensor,
+    uniforms: Tensor,
+    rate: Tensor,
+    bandwidth: Tensor,
+    *,
+    rows: Tensor | None = None,
+    kernel: Tensor | None = None,
+    group: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """Take observations into laws one after the other, and follow points through them.
+
+    Compiled, in float64 on the processor, unless ``cdfs`` want a gradient. Laws are shared among as
+    many threads as PyTorch has, which changes no number.
+
+    :param Tensor cdfs: conditional distribution functions at the points. **Shape:** ``(num_laws,
+        dimension, num_points)``.
+    :param Tensor log_density: of the first coordinates, up to each of them, at the points.
+        **Shape:** as ``cdfs``.
+    :param Tensor uniforms: conditional distribution functions at the observations, each before it
+        was seen. **Shape:** ``(num_laws, num_steps, dimension)``.
+    :param Tensor rate: of the updates. **Shape:** ``(num_steps,)``.
+    :param Tensor bandwidth: **Shape:** ``(dimension,)``.
+    :param Tensor rows: of the kernel, for the covariates of each observation. **Shape:**
+        ``(num_laws, num_steps)``.
+    :param Tensor kernel: of covariates, for each group of points. **Shape:** ``(num_rows,
+        num_points / group)``.
+    :param int group: number of points that share their covariates, which lie side by side.
+    :returns: new ``cdfs`` and ``log_density``.
+    """
+    if torch.is_grad_enabled() and cdfs.requires_grad:
+        return _follow_with_gradient(
+            cdfs, log_density, uniforms, rate, bandwidth, rows, kernel, group
+        )
+    from pyro_ext.inference.martingale._copula_loops import advance_points
+
+    num_points = cdfs.shape[-1]
+    if kernel is None or rows is None:
+        if num_points > _FEW:
+            # Points that remain beside vectors are slow, more so than some that nobody needs.
+            padding = (0, -num_points % _AT_ONCE)
+            cdfs = torch.nn.functional.pad(cdfs, padding, value=0.5)
+            log_density = torch.nn.functional.pad(log_density, padding)
+        places, weights, group = np.zeros((len(cdfs), 1), np.int64), np.ones((1, 1)), 0
+    else:
+        places, weights = _array(rows, torch.int64), _array(kernel)
+    new_cdfs, new_log = _copied(cdfs), _copied(log_density)
+    seen, updates, bandwidths = _array(uniforms), _array(rate), _array(bandwidth)
+
+    def advance(laws: slice) -> None:
+        advance_points(
+            new_cdfs[laws],
+            new_log[laws],
+            seen[laws],
+            updates,
+            bandwidths,
+            places[laws],
+            weights,
+            group,
+        )
+
+    _share_among_threads(advance, len(new_cdfs))
+    done = torch.from_numpy(new_cdfs), torch.from_numpy(new_log)
+    return done[0][..., :num_points], done[1][..., :num_points]
+
+
+def predict_in_turn(
+    points: Tensor,
+    orders: Tensor,
+    bandwidth: Tensor,
+    directions: Tensor | None = None,
+    *,
+    covariates: Tensor | None = None,
+    covariate_bandwidth: Tensor | None = None,
+    covariate_directions: Tensor | None = None,
+) -> Prequential:
+    """Predict each observation from those before it, with derivatives in the bandwidths.
+
+    Compiled; in float64 on the processor. Orders are shared among as many threads as PyTorch has.
+
+    :param Tensor points: the observations. **Shape:** ``(n, dimension)``.
+    :param Tensor orders: in which they come. **Shape:** ``(num_orders, n)``.
+    :param Tensor bandwidth: **Shape:** ``(dimension,)``.
+    :param Tensor directions: in which derivatives are taken. **Shape:** ``(num_directions,
+        dimension)``.
+    :param Tensor covariates: **Shape:** ``(n, num_covariates)``.
+    :param Tensor covariate_bandwidth: **Shape:** ``(num_covariates,)``.
+    :param Tensor covariate_directions: **Shape:** ``(num_directions, num_covariates)``.
+    """
+    from pyro_ext.inference.martingale._copula_loops import prequential
+
+    n, dimension = points.shape
+    cdfs, log_density = normal_start(points.double())
+    if directions is None:
+        directions = points.new_zeros(0, dimension)
+    if covariates is None or covariate_bandwidth is None:
+        covariates, covariate_bandwidth = points.new_zeros(n, 0), points.new_zeros(0)
+    if covariate_directions is None:
+        covariate_directions = points.new_zeros(len(directions), len(covariate_bandwidth))
+    num_orders = len(orders)
+    values, gradient = np.empty((num_orders, n)), np.empty((num_orders, len(directions)))
+    uniforms = np.empty((num_orders, n, dimension))
+    places = _array(orders, torch.int64)
+    given = (
+        _array(cdfs.T),
+        _array(log_density[:, -1]),
+        _array(covariates.T),
+        _array(rates(1, n)),
+        _array(bandwidth),
+        _array(covariate_bandwidth),
+        _array(directions),
+        _array(covariate_directions),
+    )
+
+    def predict(some: slice) -> None:
+        prequential(places[some], *given, values[some], gradient[some], uniforms[some])
+
+    _share_among_threads(predict, num_orders)
+    return Prequential(*(torch.from_numpy(value) for value in (values, gradient, uniforms)))
+
+
+def _share_among_threads(function: Callable[[slice], None], number: int) -> None:
+    """Call a function that lets go of the interpreter for parts of so many rows."""
+    num_threads = max(1, min(torch.get_num_threads(), number))
+    if num_threads == 1:
+        function(slice(None))
+        return
+    bounds = [number * place // num_threads for place in range(num_threads + 1)]
+    with ThreadPoolExecutor(num_threads) as pool:
+        list(pool.map(function, map(slice, bounds[:-1], bounds[1:])))
+
+
+def observation_orders(n: int, num_permutations: int, seed: int) -> Tensor:
+    """Orders in which observations are taken in: random ones, or that of the data for zero.
+
+    :param int n: number of observations.
+    :param int num_permutations: how many orders.
+    :param int seed: of the orders.
+    :returns: **Shape:** ``(max(num_permutations, 1), n)``.
+    """
+    if num_permutations == 0:
+        return torch.arange(n)[None]
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randperm(n, generator=generator) for _ in range(num_permutations)])
+
+
+def mean_over_orders(cdfs: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of laws, each given the coordinates before.
+
+    :param Tensor cdfs: conditional distribution functions. **Shape:** ``(num_laws, *points,
+        dimension)``.
+    :param Tensor log_density: of the first coordinates, up to each of them. **Shape:** as ``cdfs``.
+    :returns: those of the mean. **Shape:** ``(*points, dimension)`` each.
+    """
+    before = torch.cat([torch.zeros_like(log_density[..., :1]), log_density[..., :-1]], -1)
+    number = torch.tensor(float(len(cdfs)), dtype=log_density.dtype)
+    return (before.softmax(0) * cdfs).sum(0), log_density.logsumexp(0) - number.log()
+
+
+def _follow_with_gradient(
+    cdfs: Tensor,
+    log_density: Tensor,
+    uniforms: Tensor,
+    rate: Tensor,
+    bandwidth: Tensor,
+    rows: Tensor | None,
+    kernel: Tensor | None,
+    group: int,
+) -> tuple[Tensor, Tensor]:
+    """What ``follow`` does, step by step in tensors."""
+    cdfs, log_density = cdfs.mT, log_density.mT
+    for step in range(len(rate)):
+        here = rate[step].expand(cdfs.shape[:-1])
+        if kernel is not None and rows is not None:
+            top = here * kernel[rows[:, step]].repeat_interleave(group, -1)
+            here = (top / (1.0 - here + top)).clamp(_LEAST_RATE, 1.0 - _LEAST_RATE)
+        observed = uniforms[:, step, None]
+        cdfs, log_density = copula_step(cdfs, log_density, observed, here, bandwidth)
+    return cdfs.mT, log_density.mT
+
+
+def _scores(u: Tensor) -> Tensor:
+    score: Tensor = torch.special.ndtri(u.clamp(_SMALLEST, 1.0 - _SMALLEST))
+    return score
+
+
+def _array(value: Tensor, dtype: torch.dtype = torch.float64) -> "np.ndarray[Any, Any]":
+    array: np.ndarray[Any, Any] = np.ascontiguousarray(value.detach().cpu().to(dtype).numpy())
+    return array
+
+
+def _copied(value: Tensor) -> "np.ndarray[Any, Any]":
+    return np.array(_array(value), order="C", copy=True)
+
+
+_LOWEST, _HIGHEST = -12.0, 6.0  # logits: bandwidths between 6e-6 and 0.9975
+_NARROW = 0.1
+_TOLERANCE = 1e-7
+_SMALL = (0.02, 0.1, 0.3)
+
+_STEEPER = 10.0  # the search starts from a unit curvature, and that of mean log densities is small
+
+Objective = Callable[[Tensor, Tensor], tuple[float, Tensor]]
+
+
+def checked_bandwidth(argument: str, value: Tensor | float | None) -> Tensor | None:
+    """Check a bandwidth, a number or a vector with one for each dimension.
+
+    :param str argument: its name.
+    :param value: what the caller got.
+    :raises ValueError: for numbers that are not in (0, 1).
+
+    Example::
+
+        >>> checked_bandwidth("bandwidth", 1.5)
+        Traceback (most recent call last):
+        ValueError: bandwidth must be a finite number > 0 and < 1, got 1.5
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Tensor):
+        return torch.tensor(
+            check_number(argument, value, above=0.0, below=1.0), dtype=torch.float64
+        )
+    if value.dim() > 1 or not bool(((value > 0.0) & (value < 1.0)).all()):
+        raise ValueError(
+            f"{argument} must be a number in (0, 1) or a vector of them, one for each dimension, "
+            f"got {value!r:.80}"
+        )
+    return value.detach().cpu().double()
+
+
+def spread(argument: str, value: Tensor, dimension: int) -> Tensor:
+    """Give each dimension its bandwidth.
+
+    :param str argument: its name.
+    :param Tensor value: a number, or a vector of them.
+    :param int dimension: how many are wanted.
+    :raises ValueError: for a vector of another length.
+    """
+    if value.dim() and len(value) not in (1, dimension):
+        raise ValueError(
+            f"{argument} must be a number or a vector of {dimension}, one for each dimension, got "
+            f"{len(value)} of them"
+        )
+    return value.reshape(-1).expand(dimension).clone()
+
+
+def warn_of_narrow_posterior(bandwidth: float, name: str, stacklevel: int = 3) -> None:
+    """Warn where new observations hardly change a law, so that populations hardly vary.
+
+    :param float bandwidth: as fitted.
+    :param str name: of the rule.
+    :param int stacklevel: of the warning.
+    """
+    if bandwidth < _NARROW:
+        warnings.warn(
+            f"{name} fits the data best with a bandwidth of {bandwidth:.2g}, with which "
+            "observations hardly change the law: its populations hardly vary, and the posterior is "
+            "too narrow; pass a larger bandwidth",
+            RuntimeWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def maximize_over_bandwidths(objective: Objective, start: Tensor, directions: Tensor) -> Tensor:
+    """Maximize over the logits of bandwidths.
+
+    There may be a second maximum, where observations hardly change the law: a few small bandwidths
+    are looked at, too, and where one is better, the search goes on from there.
+
+    :param objective: maps bandwidths, and directions or none of them, to a value and its slopes in
+        these directions.
+    :param Tensor start: bandwidths. **Shape:** ``(num_bandwidths,)``.
+    :param Tensor directions: one for each bandwidth. **Shape:** ``(num_bandwidths, size)``.
+    :returns: the best that were seen. **Shape:** ``(num_bandwidths,)``.
+    """
+    best, best_value = start, -math.inf
+
+    def look(bandwidth: Tensor, wanted: Tensor) -> tuple[float, Tensor]:
+        nonlocal best, best_value
+        value, slopes = objective(bandwidth, wanted)
+        if value > best_value:
+            best, best_value = bandwidth, value
+        return value, slopes
+
+    def steepened(logits: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        bandwidth = torch.sigmoid(torch.from_numpy(np.clip(logits, _LOWEST, _HIGHEST)))
+        value, slopes = look(bandwidth, directions)
+        return -_STEEPER * value, -_STEEPER * (slopes * bandwidth * (1.0 - bandwidth)).numpy()
+
+    _minimize(steepened, start)
+    found = best
+    for small in _SMALL:
+        look(torch.full_like(start, small), directions[:0])
+    if best is not found:
+        _minimize(steepened, best)
+    return best
+
+
+def _minimize(function: Callable[..., Any], start: Tensor) -> None:
+    from scipy.optimize import minimize
+
+    minimize(
+        function,
+        torch.logit(start.double()).numpy(),
+        jac=True,
+        method="SLSQP",
+        bounds=[(_LOWEST, _HIGHEST)] * len(start),
+        options={"ftol": _STEEPER * _TOLERANCE, "maxiter": 100},
+    )

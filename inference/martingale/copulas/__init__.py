@@ -1,1 +1,0 @@
-"""Predictive rules made of bivariate copulas: densities, regression and classification."""

@@ -1,0 +1,200 @@
+"""Fits of a loss to data with random weights, many draws at a time."""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_ext.inference.martingale._whitening import Center, center_of
+from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights import (
+    DirichletWeights,
+    EmpiricalBase,
+    atoms_of_draws,
+    fitting_atoms,
+)
+from pyro_ext.inference.optimization import Minimizer, Minimum, Objective
+from pyro_ext.potential import WeightedLoss
+from pyro_ext.random import chain_keys, uniform
+
+__all__ = [
+    "WeightedFits",
+    "minibatches_of",
+]
+
+
+def minibatches_of(keys: Tensor, size: int, num_points: int) -> Callable[[Tensor], Tensor]:
+    """Minibatches of each draw, which follow from its key and the number of the call.
+
+    Elements are drawn with replacement.
+
+    :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
+    :param int size: of a minibatch.
+    :param int num_points: how many points there are to choose from.
+    :returns: a function of the numbers of draws, ``(rows,)``, that returns their next minibatches,
+        ``(rows, size)``.
+    """
+    step = 0
+
+    def next_one(numbers: Tensor) -> Tensor:
+        nonlocal step
+        # In double precision, in which the product is not rounded up to the number of points.
+        at = torch.tensor(step, device=numbers.device)
+        part = uniform(keys[numbers], at, size, dtype=torch.float64)
+        step += 1
+        return (part * num_points).long()
+
+    return next_one
+
+
+_SHIFT = 0.1
+_NUMBERS_PER_BATCH = 1 << 17  # what one operation works on should stay in the processor's cache
+
+
+class WeightedFits:
+    """Draws of weights and atoms, and the fits to them.
+
+    :param WeightedLoss loss: over the observations.
+    :param make_weights: makes the law of the weights for a number of atoms.
+    :param base_measure: what atoms are drawn from, or ``None``.
+    :param int truncation: number of atoms of a base measure that is no empirical one.
+    :param Minimizer optimizer: of the fits.
+    :param int num_restarts: random starts of each draw; with none all start at the fit to the data
+        with equal weights.
+    :param init_strategy: draws starts.
+    :param initial: where the fit with equal weights starts, instead of at a drawn place.
+        **Shape:** ``(size,)``.
+    :param int seed: of all that is random.
+    :param int batch_size: number of draws that are fitted side by side.
+    :param int num_samples: number of all draws.
+    """
+
+    def __init__(
+        self,
+        loss: WeightedLoss,
+        make_weights: Callable[[int], DirichletWeights],
+        base_measure: Any,
+        truncation: int,
+        optimizer: Minimizer,
+        num_restarts: int,
+        init_strategy: Any,
+        initial: Tensor | None,
+        seed: int,
+        batch_size: int | None,
+        num_samples: int,
+    ) -> None:
+        self._rows = loss.rows
+        self._base_measure = base_measure
+        self._has_own_atoms = base_measure is not None and not isinstance(
+            base_measure, EmpiricalBase
+        )
+        self._seed = seed
+        num_atoms = 0
+        if base_measure is not None:
+            if not loss.rows:
+                raise ValueError(
+                    "base_measure needs a model whose data are arguments with a row for each "
+                    "observation, but it has none"
+                )
+            if isinstance(base_measure, EmpiricalBase):
+                num_atoms = len(base_measure)
+                atoms = fitting_atoms(base_measure.atoms, num_atoms, loss.rows)
+            else:
+                num_atoms = truncation
+                drawn = atoms_of_draws(base_measure, num_atoms, loss.rows, range(1), seed)
+                atoms = [part[0] for part in drawn]
+            pairs = zip(loss.rows, atoms, strict=True)
+            loss = loss.with_rows([torch.cat([one, other]) for one, other in pairs])
+        self.loss = loss
+        self._weights = make_weights(num_atoms)
+        self._num_atoms = num_atoms
+        self._optimizer = optimizer
+        self._num_restarts = num_restarts
+        self._init_strategy = init_strategy
+        self._initial = initial
+        numbers = loss.num_points
+        if self._has_own_atoms:
+            numbers *= 1 + sum(row[0].numel() for row in loss.rows)
+        fitting = max(1, _NUMBERS_PER_BATCH // (numbers * max(1, num_restarts)))
+        self.batch_size = fitting if batch_size is None else batch_size
+        self._capacity = min(self.batch_size, num_samples) * max(1, num_restarts)
+
+    def fit(self, members: range) -> dict[str, Tensor]:
+        """Fit some draws, at most as many as are fitted side by side.
+
+        :param range members: their numbers.
+        :returns: the fields of :class:`~pyro_ext.inference.optimization.Minimum`, by draw.
+        """
+        if self._num_restarts:
+            objective = self._objective(members, self._num_restarts)
+            starts = range(members.start * self._num_restarts, members.stop * self._num_restarts)
+            found = self._optimizer.minimize(
+                objective, self.loss.start(starts, self._seed, self._init_strategy)
+            )
+            return _lowest(found, self._num_restarts)
+        objective = self._objective(members, 1)
+        return self._center.search(self._optimizer, objective, len(members))._asdict()
+
+    def example(self) -> list[Tensor]:
+        """The loss of the first draw at two places, which tells one set of fits from another."""
+        start = self._first_start()[None]
+        objective = self._objective(range(1), 1)
+        numbers = torch.zeros(1, dtype=torch.int64, device=start.device)
+        return [objective(start + shift, numbers)[0] for shift in (0.0, _SHIFT)]
+
+    @cached_property
+    def _center(self) -> Center:
+        """The fit to the data with the mean weights, and the curvature there."""
+        loss = self.loss
+        weights = self._weights.mean.to(loss.layout.device, loss.layout.dtype)[None]
+        objective = self._weighted(range(1), weights, self._rows_of(range(1)))
+        return center_of(self._optimizer, objective, self._first_start())
+
+    def _first_start(self) -> Tensor:
+        if self._initial is not None and not self._num_restarts:
+            return self._initial
+        return self.loss.start(range(1), self._seed, self._init_strategy)[0]
+
+    def _objective(self, members: range, num_starts: int) -> Objective:
+        """The weighted loss of some draws, each of them as often as it has starts."""
+        loss = self.loss
+        weights = self._weights.draw(members, self._seed).to(loss.layout.device, loss.layout.dtype)
+        rows = self._rows_of(members)
+        if num_starts > 1:
+            weights = weights.repeat_interleave(num_starts, 0)
+            rows = [part.repeat_interleave(num_starts, 0) for part in rows]
+        return self._weighted(members, weights, rows)
+
+    def _weighted(self, members: range, weights: Tensor, rows: list[Tensor]) -> Objective:
+        """The loss with given weights and rows, on minibatches where it subsamples."""
+        loss = self.loss
+        minibatches = None
+        if loss.subsample_size is not None:
+            keys = chain_keys(self._seed, members, loss.layout.device)
+            minibatches = minibatches_of(keys, loss.subsample_size, loss.num_points)
+
+        def objective(flat: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+            index = None if minibatches is None else minibatches(numbers)
+            own = [part[numbers] for part in rows]
+            return loss(flat, weights[numbers], index, own, self._capacity)
+
+        return objective
+
+    def _rows_of(self, members: range) -> list[Tensor]:
+        """Observations and atoms of some draws, none where all draws share them."""
+        if not self._has_own_atoms:
+            return []
+        atoms = atoms_of_draws(self._base_measure, self._num_atoms, self._rows, members, self._seed)
+        return [
+            torch.cat([one.expand(len(members), *one.shape), other], 1)
+            for one, other in zip(self._rows, atoms, strict=True)
+        ]
+
+
+def _lowest(found: Minimum, num_restarts: int) -> dict[str, Tensor]:
+    """The best of the starts of each draw."""
+    by_draw = found.value.reshape(-1, num_restarts)
+    places = torch.arange(len(by_draw), device=by_draw.device)
+    chosen = places * num_restarts + by_draw.argmin(1)
+    return {name: part[chosen] for name, part in found._asdict().items()}

@@ -1,0 +1,319 @@
+"""The posterior of weighted rows, as a function of the latent values, the weights and the rows."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_ext.potential import Backend, BatchedFunction, Plate, Potential, WeightedPotential
+from pyro_ext.potential.graph_capture import Gradient
+from pyro_ext.potential.rows import WeightedModel
+
+__all__ = [
+    "Coreset",
+    "DataPosterior",
+    "Posteriors",
+    "RowDensity",
+    "WeightedPosterior",
+    "derivatives",
+    "posteriors_of",
+]
+
+_ROWS_PER_BLOCK = 16384
+
+
+class Coreset(NamedTuple):
+    """Pseudo rows and their weights.
+
+    :param tuple rows: a tensor for each row argument of the model. **Shape:** ``(size, *event)``.
+    :param Tensor weights: **Shape:** ``(size,)``.
+    """
+
+    rows: tuple[Tensor, ...]
+    weights: Tensor
+
+
+class RowDensity:
+    r"""A negative log density of weighted rows, for many draws of the latent values.
+
+    :param function: of unconstrained latent values, weights and rows, all of one draw.
+    :param example: makes random ones.
+    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
+    :param Sequence data: other tensors that the function uses.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        example: Callable[[], Sequence[Tensor]],
+        backend: Backend,
+        data: Sequence[Tensor],
+    ) -> None:
+        self._value = BatchedFunction(function, example, backend, data)
+        self._gradient = BatchedFunction(Gradient(function), example, backend, data)
+
+    def value(self, flat: Tensor, weights: Tensor, rows: Sequence[Tensor]) -> Tensor:
+        """Density of one draw, differentiable in all arguments, a scalar."""
+        function = self._value.single() or self._value.function
+        result: Tensor = function(flat, weights, *rows)
+        return result
+
+    def values(self, flat: Tensor, weights: Tensor, rows: Sequence[Tensor]) -> Tensor:
+        """Density of each draw, differentiable in all arguments.
+
+        :param Tensor flat: unconstrained. **Shape:** ``(draws, size)``.
+        :param Tensor weights: **Shape:** ``(num_rows,)``.
+        :param Sequence rows: **Shape:** ``(num_rows, *event)`` each.
+        :returns: **Shape:** ``(draws,)``.
+        """
+        result: Tensor = self._value.over_first(flat, weights, *rows)
+        return result
+
+    def value_and_gradient(
+        self, flat: Tensor, weights: Tensor, rows: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Density and gradient in the latent values of each draw, without a graph behind them."""
+        with torch.no_grad():
+            value, gradient = self._gradient.over_first(flat, weights, *rows)
+        return value, gradient
+
+    def gradient(self, flat: Tensor, weights: Tensor, rows: Sequence[Tensor]) -> Tensor:
+        """Gradient in the latent values of each draw. **Shape:** ``(draws, size)``."""
+        return self.value_and_gradient(flat, weights, rows)[1]
+
+    def differentiable_gradient(
+        self, flat: Tensor, weights: Tensor, rows: Sequence[Tensor]
+    ) -> Tensor:
+        """The same gradient as a function that can be differentiated in all arguments."""
+        # The record of a gradient would not do: what a backward pass saves is detached in it.
+        with torch.enable_grad():
+            leaf = flat if flat.requires_grad else flat.detach().requires_grad_()
+            total = self.values(leaf, weights, rows).sum()
+            (gradient,) = torch.autograd.grad(total, leaf, create_graph=True)
+        return gradient
+
+
+class WeightedPosterior:
+    r"""Negative log posterior density of a model over a fixed number of weighted rows.
+
+    .. math:: U(z; u, w) = - \log p(\theta) - \sum_j w_j \log p(u_j | \theta)
+              - \log |\det \partial \theta / \partial z| ,
+
+    in unconstrained space, up to a constant, which is a density there thanks to the Jacobian. It
+    can be differentiated in all of its arguments.
+
+    :param model: the model.
+    :param Coreset example: rows and weights, of the number that counts.
+    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
+    :raises ValueError: where the model does not see all of the rows.
+    """
+
+    def __init__(self, model: WeightedModel, example: Coreset, backend: Backend) -> None:
+        rows = [row.detach().clone() for row in example.rows]
+        weights = example.weights.detach().clone()
+        self.model = model
+        self.size = len(weights)
+        advice = (
+            f"the model must take the size of the plate {model.plate!r} from its arguments and see "
+            f"all of {self.size} rows, for example with subsample_size=min(batch_size, len(x))"
+        )
+        try:
+            self.potential = Potential(model, weights, *rows, backend=backend)
+        except (RuntimeError, ValueError) as error:
+            error.add_note(advice)
+            raise
+        if self.potential.subsampled_plates:
+            raise ValueError(f"size={self.size} does not fit: {advice}")
+        self.layout = self.potential.layout
+        start = self.layout.flatten(self.potential.init(seed=0))[0]
+        generator = torch.Generator().manual_seed(0)
+
+        def point() -> list[Tensor]:
+            noise = torch.randn(start.shape, generator=generator).to(start)
+            factor = (0.5 + torch.rand(self.size, generator=generator)).to(weights)
+            return [start + 0.5 * noise, factor * weights, *rows]
+
+        data = model.arguments.tensors
+        self._joint = RowDensity(self._negative_log_joint, point, backend, data)
+        outside = [
+            name
+            for name, site in self.potential.observed_sites.items()
+            if all(plate.name != model.plate for plate in site.plates)
+        ]
+        args, kwargs = model.arguments.fill(rows)
+        rows_alone = pyro.poutine.block(model.model, hide=outside) if outside else model.model
+        loss = WeightedPotential(rows_alone, args, kwargs, plate=model.plate, backend=backend)
+        self.likelihood = RowDensity(loss.value, point, backend, data)
+
+    def value(self, flat: Tensor, coreset: Coreset) -> Tensor:
+        """:math:`U`, differentiable. **Shape:** ``(size,)`` to a scalar."""
+        return self._joint.value(flat, coreset.weights, coreset.rows)
+
+    def value_and_gradient(self, flat: Tensor, coreset: Coreset) -> tuple[Tensor, Tensor]:
+        """:math:`U` of each draw and its gradient. **Shape:** ``(draws,)``, ``(draws, size)``."""
+        return self._joint.value_and_gradient(flat, coreset.weights, coreset.rows)
+
+    def log_likelihood(self, flat: Tensor, coreset: Coreset) -> Tensor:
+        r"""Weighted log likelihood of each draw, differentiable in the coreset.
+
+        :param Tensor flat: unconstrained. **Shape:** ``(draws, size)``.
+        :param Coreset coreset: rows and weights.
+        :returns: :math:`\sum_j w_j \log p(u_j | \theta)`. **Shape:** ``(draws,)``.
+        """
+        return -self.likelihood.values(flat.detach(), coreset.weights, coreset.rows)
+
+    def _negative_log_joint(self, flat: Tensor, weights: Tensor, *rows: Tensor) -> Tensor:
+        return self.potential.potential(self.layout.unflatten(flat), None, weights, *rows)
+
+
+class DataPosterior:
+    """The posterior of the data, a block of rows at a time.
+
+    :param model: the model.
+    :param Sequence rows: the data. **Shape:** ``(num_points, *event)`` each.
+    :param int block_size: number of rows that the model sees at once; by default as many as do not
+        take much memory.
+    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
+    """
+
+    def __init__(
+        self,
+        model: WeightedModel,
+        rows: Sequence[Tensor],
+        block_size: int | None,
+        dtype: torch.dtype,
+        backend: Backend,
+    ) -> None:
+        self.rows = tuple(rows)
+        self.num_points = len(rows[0])
+        size = min(block_size or _ROWS_PER_BLOCK, self.num_points)
+        self._model, self._backend = model, backend
+        self._minibatches: dict[int, WeightedPosterior] = {}
+        self._weights = torch.ones(self.num_points, dtype=dtype, device=rows[0].device)
+        self.posterior = WeightedPosterior(model, self._block(0, size), backend)
+        self.block_size = size
+
+    @property
+    def blocks(self) -> list[Coreset]:
+        """The data in blocks of one size; what fills up the last one has no weight."""
+        size = self.block_size
+        return [self._block(start, size) for start in range(0, self.num_points, size)]
+
+    def value_and_gradient(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Negative log density of each draw and its gradient. **Shape:** ``(draws, size)``."""
+        value, gradient = self._summed(lambda block: self.posterior.value_and_gradient(flat, block))
+        return value, gradient
+
+    def hessian(self, flat: Tensor) -> Tensor:
+        """Second derivatives of the negative log density. **Shape:** ``(size,)``, to a matrix."""
+        (hessian,) = self._summed(
+            lambda block: (derivatives(self.posterior, flat, block)[1].detach(),)
+        )
+        return hessian
+
+    def log_likelihood(self, flat: Tensor, index: Tensor | None = None) -> Tensor:
+        """Log likelihood of each draw over the data, or an estimate of it from some rows.
+
+        :param Tensor flat: unconstrained. **Shape:** ``(draws, size)``.
+        :param Tensor index: numbers of the rows; their likelihoods count for all.
+        :returns: **Shape:** ``(draws,)``.
+        """
+        with torch.no_grad():
+            if index is None:
+                parts = [self.posterior.log_likelihood(flat, block) for block in self.blocks]
+                return torch.stack(parts).sum(0)
+            total = torch.zeros(len(flat), dtype=flat.dtype, device=flat.device)
+            for some in index.split(self.block_size):
+                weights = torch.full_like(self._weights[: len(some)], self.num_points / len(index))
+                block = Coreset(tuple(row[some] for row in self.rows), weights)
+                total = total + self._of_size(len(some)).log_likelihood(flat, block)
+            return total
+
+    def _of_size(self, size: int) -> "WeightedPosterior":
+        """The posterior of so many rows, recorded once."""
+        if size == self.block_size:
+            return self.posterior
+        if size not in self._minibatches:
+            example = self._block(0, size)
+            self._minibatches[size] = WeightedPosterior(self._model, example, self._backend)
+        return self._minibatches[size]
+
+    def _block(self, start: int, size: int) -> Coreset:
+        index = torch.arange(start, start + size, device=self.rows[0].device)
+        weights = (index < self.num_points).to(self._weights)
+        if start + size <= self.num_points:
+            return Coreset(tuple(row[start : start + size] for row in self.rows), weights)
+        return Coreset(tuple(row[index % self.num_points] for row in self.rows), weights)
+
+    def _summed(self, function: Callable[[Coreset], Sequence[Tensor]]) -> list[Tensor]:
+        """What a function gives for negative log densities, over all blocks."""
+        blocks = self.blocks
+        total = [torch.stack(parts).sum(0) for parts in zip(*map(function, blocks), strict=True)]
+        if len(blocks) > 1:  # the prior counts once
+            nothing = blocks[0]._replace(weights=torch.zeros_like(blocks[0].weights))
+            priors = function(nothing)
+            total = [
+                part - (len(blocks) - 1) * prior for part, prior in zip(total, priors, strict=True)
+            ]
+        return total
+
+
+class Posteriors(Protocol):
+    """The posteriors of a model that a surrogate stands for, such as those of a guide."""
+
+    posterior: WeightedPosterior
+    data: DataPosterior
+
+    def __hash__(self) -> int: ...
+
+
+def posteriors_of(
+    whole: Potential, plate: Plate, model: WeightedModel, example: Coreset, backend: Backend
+) -> tuple[WeightedPosterior, DataPosterior]:
+    """The posteriors of a coreset and of the data.
+
+    :param Potential whole: of the model and all of its data.
+    :param Plate plate: the plate of the observations.
+    :param WeightedModel model: the same model of weighted rows.
+    :param Coreset example: rows and weights, of the number that counts.
+    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
+    :raises ValueError: where the model does not see all of the rows.
+    """
+    posterior = WeightedPosterior(model, example, backend)
+    block = plate.subsample_size if plate.is_subsampled else None
+    rows = model.arguments.rows
+    return posterior, DataPosterior(model, rows, block, whole.layout.dtype, backend)
+
+
+def derivatives(
+    posterior: WeightedPosterior, flat: Tensor, coreset: Coreset
+) -> tuple[Tensor, Tensor]:
+    """Gradient and second derivatives of the negative log density, differentiable again.
+
+    :param WeightedPosterior posterior: the posterior.
+    :param Tensor flat: unconstrained. **Shape:** ``(size,)``.
+    :param Coreset coreset: rows and weights.
+    :returns: **Shape:** ``(size,)`` and ``(size, size)``.
+    """
+    with torch.enable_grad():
+        leaf = flat if flat.requires_grad else flat.detach().requires_grad_()
+        value = posterior.value(leaf, coreset)
+        (gradient,) = torch.autograd.grad(value, leaf, create_graph=True)
+        if not gradient.requires_grad:
+            return gradient, torch.zeros(len(flat), len(flat)).to(flat)
+        basis = torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
+        hessian = _products(gradient, leaf, basis)
+    return gradient, 0.5 * (hessian + hessian.mT)
+
+
+def _products(gradient: Tensor, leaf: Tensor, vectors: Tensor) -> Tensor:
+    """Products of second derivatives with each of some vectors."""
+    options = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
+    try:
+        (products,) = torch.autograd.grad(gradient, leaf, vectors, is_grads_batched=True, **options)
+    except RuntimeError:  # an operation that cannot be vectorized
+        rows = [torch.autograd.grad(gradient, leaf, vector, **options)[0] for vector in vectors]
+        return torch.stack(rows)
+    return products

@@ -1,0 +1,272 @@
+"""Machine code of recorded graphs: made by PyTorch's compiler, kept for later processes."""
+
+import contextlib
+import hashlib
+import importlib.util
+import itertools
+import operator
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from pyro_ext._cache import cache_path
+from pyro_ext._version import __version__
+
+__all__ = [
+    "compile_graph",
+    "lift_constants",
+]
+
+TensorFunction = Callable[..., Any]
+
+_ENTRY = "inductor_entry_cpp"  # what the compiler calls the function of a library
+_ADDRESS = "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"  # which the library reads as it is loaded
+_OPTIONS = {
+    "cpp_wrapper": True,  # otherwise Python calls the kernels, which is most of a short step
+    "cpp_wrapper_build_separate": True,  # kernels are optimized, what calls them hardly
+    "cpp_cache_precompile_headers": False,  # which takes longer than several graphs without it
+    # Laying out images anew, the compiler gets convolutions of several networks at once wrong.
+    "layout_optimization": False,
+}
+_MOST_LIBRARIES = 500
+_library_numbers = itertools.count()
+
+
+def compile_graph(graph: GraphModule, *example: Tensor) -> TensorFunction:
+    """Compile a captured graph to machine code.
+
+    On the CPU the code is kept in the user's cache folder, by a digest of the graph, of versions
+    and of the processor, and a later process loads it from there. Tensors that the graph has frozen
+    are no part of the code.
+
+    :param GraphModule graph: a captured function.
+    :param example: its arguments.
+    :returns: the function, for arguments of the same shapes and types.
+    """
+    if any(tensor.device.type != "cpu" for tensor in example):
+        return _compile_in_memory(graph, *example)
+    lifted, constants, structure = lift_constants(graph)
+    arguments = [*(tensor.detach().contiguous() for tensor in example), *constants]
+    entry = _entry(lifted, arguments)
+    shapes = [(tensor.shape, tensor.dtype) for tensor in example]
+
+    def compiled(*tensors: Tensor) -> Any:
+        if [(tensor.shape, tensor.dtype) for tensor in tensors] != shapes:
+            return graph(*tensors)
+        inputs = [*(tensor.detach().contiguous() for tensor in tensors), *constants]
+        handles = entry(torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(inputs))
+        outputs = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(handles)
+        return pytree.tree_unflatten(outputs, structure)
+
+    return compiled
+
+
+def _compile_in_memory(graph: GraphModule, *example: Tensor) -> TensorFunction:
+    """Compile for other devices, whose code this process keeps."""
+    options: dict[str, Any] = {"layout_optimization": False}
+    compiled = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
+    config = {"automatic_dynamic_shapes": False, "assume_static_by_default": True}
+    with torch.no_grad(), torch._dynamo.config.patch(config), _deprecations_ignored():
+        compiled(*example)
+    return compiled
+
+
+@contextlib.contextmanager
+def _deprecations_ignored() -> Iterator[None]:
+    """No code but PyTorch's own runs inside, which uses what it deprecates."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+# Graphs without constants ------------------------------------------------------------------------
+
+
+def lift_constants(graph: GraphModule) -> tuple[GraphModule, list[Tensor], pytree.TreeSpec]:
+    """Make arguments of the tensors that a graph, and loops in it, have frozen.
+
+    :param GraphModule graph: a captured function.
+    :returns: the graph with these arguments after its own and with a flat tuple of results; these
+        tensors; and the structure of the results.
+    """
+    constants = {id(tensor): tensor for tensor in _frozen_tensors(graph)}
+    lifted = _with_arguments(graph, list(constants))
+    (output,) = lifted.graph.find_nodes(op="output")
+    leaves, structure = pytree.tree_flatten(output.args[0])
+    output.args = (tuple(leaves),)
+    lifted.recompile()
+    return lifted, list(constants.values()), structure
+
+
+def _frozen_tensors(module: GraphModule) -> Iterator[Tensor]:
+    for node in module.graph.find_nodes(op="get_attr"):
+        value = operator.attrgetter(node.target)(module)
+        if isinstance(value, GraphModule):
+            yield from _frozen_tensors(value)
+        else:
+            yield value
+
+
+def _with_arguments(module: GraphModule, identities: Sequence[int]) -> GraphModule:
+    """Copy a graph whose frozen tensors become arguments, in the given order."""
+    graph = Graph()
+    copies: dict[Node, Node] = {}
+    parts: dict[str, GraphModule] = {}
+    for node in module.graph.find_nodes(op="placeholder"):
+        copies[node] = graph.node_copy(node)
+    arguments = {
+        identity: graph.placeholder(f"constant{number}")
+        for number, identity in enumerate(identities)
+    }
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            continue
+        if node.op == "get_attr":
+            value = operator.attrgetter(node.target)(module)
+            if not isinstance(value, GraphModule):
+                copies[node] = arguments[id(value)]
+                continue
+            parts[node.target] = _with_arguments(value, identities)
+        copy = copies[node] = graph.node_copy(node, copies.__getitem__)
+        if node.target is torch.ops.higher_order.while_loop:
+            condition, body, carried, additional = cast(tuple[Any, ...], copy.args)
+            copy.args = (condition, body, carried, (*additional, *arguments.values()))
+    return GraphModule(parts, graph)
+
+
+# Libraries of machine code -----------------------------------------------------------------------
+
+
+def _entry(graph: GraphModule, arguments: Sequence[Tensor]) -> Callable[..., Any]:
+    """Entry function of the machine code of a graph, from the cache where it is there."""
+    folder = _library_folder()
+    if folder is None:
+        return _load(_make_library(graph, arguments))
+    key = _digest(graph, arguments)
+    for library in folder.glob(f"{key}-*"):
+        # Whatever is wrong with a file, a new one replaces it.
+        with contextlib.suppress(OSError, ImportError):
+            if library.stem == f"{key}-{_digest_of_file(library)}":
+                os.utime(library)
+                return _load(library)
+    library = _make_library(graph, arguments)
+    with contextlib.suppress(OSError):
+        _keep(library, folder, key)
+    return _load(library)
+
+
+def _keep(library: Path, folder: Path, key: str) -> None:
+    """Copy a library to the cache in one step, and drop those that were not used for longest."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix="new-") as scratch:
+        copy = Path(shutil.copy(library, scratch))
+        os.replace(copy, folder / f"{key}-{_digest_of_file(copy)}{copy.suffix}")
+    files = [path for path in folder.iterdir() if path.is_file()]
+    libraries = sorted(files, key=lambda path: path.stat().st_mtime)
+    for old in libraries[:-_MOST_LIBRARIES]:
+        old.unlink(missing_ok=True)
+
+
+def _digest_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _library_folder() -> Path | None:
+    """Folder of libraries, ``None`` where there is none that this user alone can write to."""
+    folder = cache_path("compiled")
+    if folder is None:
+        return None
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError:
+        return None
+    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
+        return None
+    return folder
+
+
+def _digest(graph: GraphModule, arguments: Sequence[Tensor]) -> str:
+    """Digest of all that the machine code depends on."""
+    modules = [module for module in graph.modules() if isinstance(module, GraphModule)]
+    content = [
+        *(module.code for module in modules),
+        *(str((x.shape, x.stride(), x.dtype, str(x.device))) for x in arguments),
+        str((__version__, torch.__version__, torch.version.git_version, sys.implementation)),
+        str((sorted(torch.cpu.get_capabilities().items()), torch.get_num_threads())),
+        str((torch.get_float32_matmul_precision(), _OPTIONS)),
+        *sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith("TORCHINDUCTOR_")),
+    ]
+    return hashlib.sha256("\0".join(content).encode()).hexdigest()
+
+
+@_deprecations_ignored()
+def _make_library(graph: GraphModule, arguments: Sequence[Tensor]) -> Path:
+    """Compile a graph, and return the path of its library in the compiler's own folder."""
+    from torch._inductor.exc import CppCompileError
+
+    try:
+        # Else two programs are compiled to see whether the compiler knows the processor.
+        return _compiled_library(graph, arguments, {"cpp.vec_isa_ok": True})
+    except Exception as error:
+        if not isinstance(getattr(error, "inner_exception", error), CppCompileError):
+            raise
+        return _compiled_library(graph, arguments, {})  # it may not know all instructions
+
+
+def _compiled_library(
+    graph: GraphModule, arguments: Sequence[Tensor], options: Mapping[str, Any]
+) -> Path:
+    """Compile a graph with further options of PyTorch's compiler."""
+    # Imported here: the compiler is slow to import, and most processes find their code made.
+    from torch._inductor import config
+    from torch._inductor.compile_fx import _recursive_joint_graph_passes, compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
+    fake = [mode.from_tensor(argument) for argument in arguments]
+    with (
+        torch.no_grad(),
+        config.patch({**_OPTIONS, **options}),
+        tracing(TracingContext(mode)),
+    ):
+        with mode:
+            record = make_fx(lambda *x: graph(*x), decomposition_table=select_decomp_table())(*fake)
+        _recursive_joint_graph_passes(record)
+        compiled: Any = compile_fx_inner(record, fake, cpp_wrapper=True, is_inference=True)
+    return Path(compiled.current_callable.__globals__["inductor_entry"].__self__.__file__)
+
+
+def _load(library: Path) -> Callable[..., Any]:
+    """Load a library, which is an extension module."""
+    before = os.environ.get(_ADDRESS)
+    guards: Any = torch._C._dynamo.guards
+    os.environ[_ADDRESS] = str(guards._torchinductor_pyobject_tensor_data_ptr)
+    try:
+        name = f"pyro_ext_compiled{next(_library_numbers)}.{_ENTRY}"
+        spec = importlib.util.spec_from_file_location(name, library)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        if before is None:
+            del os.environ[_ADDRESS]
+        else:
+            os.environ[_ADDRESS] = before
+    entry: Callable[..., Any] = getattr(module, _ENTRY)
+    return entry

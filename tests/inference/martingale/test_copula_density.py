@@ -1,0 +1,450 @@
+"""Copula densities: numbers known by hand, laws, predictive resampling, and a real data set.
+
+A statistical comparison allows 4.5 standard errors for each of its numbers, or the 1e-5 level of a
+test: a false-alarm rate below 1e-5 each, for a new seed.
+"""
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from pyro_ext.inference.martingale.convergence import density_drift
+from pyro_ext.inference.martingale.copula_density import CopulaDensity
+from pyro_ext.inference.martingale.functionals import Expectation, Mean, MEstimator, Quantile
+from pyro_ext.inference.martingale.martingale_posterior import MartingalePosterior
+from pyro_ext.random import chain_keys
+from tests.inference.martingale import copula_reference as reference
+
+ALLOWED = 4.5
+LEVEL = 1e-5
+NUMBERS = torch.tensor([-1.0, 0.3, 0.8], dtype=torch.float64)
+PAIRS = torch.tensor([[0.2, -0.5], [1.0, 0.7], [-0.3, 0.4]], dtype=torch.float64)
+
+
+def in_order(bandwidth, data):
+    return CopulaDensity(bandwidth, 0, standardize=False).fit(data)
+
+
+def two_groups(n, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(n, generator=generator, dtype=torch.float64)
+    return torch.cat([3.0 + 0.6 * values[: n // 2], 6.0 + 1.5 * values[n // 2 :]]).to(dtype)
+
+
+def populations(rule, data, num_draws, *steps, first=0):
+    state = rule.begin((data,), chain_keys(0, range(first, first + num_draws)))
+    for number in steps:
+        state = rule.advance(state, number)
+    return rule.population(state)
+
+
+# Numbers known by hand ----------------------------------------------------------------------------
+
+
+def test_numbers_of_the_paper(float64):
+    law = in_order(0.8, NUMBERS)
+    points = torch.tensor([0.5, -1.0])
+    assert law.cdf(points).tolist() == pytest.approx([0.6265599, 0.0819935], abs=1e-6)
+    assert law.log_prob(points).exp().tolist() == pytest.approx([0.5133224, 0.1549164], abs=1e-6)
+    assert law.prequential_log_prob.item() == pytest.approx(-4.1859306, abs=1e-6)
+
+
+def test_pairs_of_the_paper(float64):
+    law, point = in_order(0.7, PAIRS), torch.tensor([0.1, 0.2])
+    cdfs = law.conditional_cdfs(point)
+    assert cdfs.tolist() == pytest.approx([0.4424012, 0.4677425], abs=1e-6)
+    assert law.leading(1).log_prob(point[:1]).exp().item() == pytest.approx(0.5216832, abs=1e-6)
+    assert law.log_prob(point).exp().item() == pytest.approx(0.3096808, abs=1e-6)
+
+
+def test_without_data_it_is_the_standard_normal_law(float64):
+    law, points = CopulaDensity(), torch.linspace(-4, 4, 9)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    torch.testing.assert_close(law.log_prob(points), normal.log_prob(points))
+    torch.testing.assert_close(law.cdf(points), normal.cdf(points))
+    probability = torch.tensor([1e-6, 0.2, 0.975])
+    torch.testing.assert_close(law.icdf(probability), normal.icdf(probability), rtol=0, atol=1e-6)
+    assert law.mean.item() == pytest.approx(0.0, abs=1e-9)
+    assert law.variance.item() == pytest.approx(1.0, abs=1e-4)
+    assert law.bandwidth is None and law.num_observed == 0
+
+
+# The law ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bandwidth", [0.5, 0.9, 0.97])
+def test_density_and_distribution_function_of_data_on_their_own_scale(bandwidth, float64):
+    law = CopulaDensity(bandwidth, 4).fit(two_groups(60))
+    grid = torch.linspace(-25.0, 35.0, 60001)
+    density, cdf = law.log_prob(grid).exp(), law.cdf(grid)
+    assert torch.trapezoid(density, grid).item() == pytest.approx(1.0, abs=1e-5)
+    torch.testing.assert_close(
+        (cdf[2:] - cdf[:-2]) / (grid[2:] - grid[:-2]), density[1:-1], rtol=0, atol=1e-4
+    )
+    assert bool((cdf.diff() >= 0).all()) and cdf[0] < 1e-9 and cdf[-1] > 1 - 1e-9
+    mean = torch.trapezoid(density * grid, grid)
+    assert law.mean.item() == pytest.approx(mean.item(), abs=1e-4)
+    variance = torch.trapezoid(density * (grid - mean) ** 2, grid)
+    assert law.variance.item() == pytest.approx(variance.item(), rel=1e-3)
+    probability = torch.tensor([1e-4, 0.1, 0.5, 0.77, 1 - 1e-4])
+    torch.testing.assert_close(law.cdf(law.icdf(probability)), probability, rtol=0, atol=1e-6)
+
+
+def test_density_of_pairs_is_one_in_all(float64):
+    law = CopulaDensity(0.8, 3).fit(PAIRS)
+    grid = torch.linspace(-6.0, 6.0, 241)
+    points = torch.cartesian_prod(grid, grid)
+    density = law.log_prob(points).exp().reshape(241, 241)
+    first = torch.trapezoid(density, grid)
+    assert torch.trapezoid(first, grid).item() == pytest.approx(1.0, abs=1e-4)
+    torch.testing.assert_close(
+        law.leading(1).log_prob(grid[:, None]).exp(), first, rtol=0, atol=1e-4
+    )
+    inner = torch.cumulative_trapezoid(density[130], grid) / first[130]
+    at = torch.stack([grid[130].expand(240), grid[1:]], 1)
+    torch.testing.assert_close(law.conditional_cdfs(at)[:, 1], inner, rtol=0, atol=2e-3)
+
+
+def test_mean_over_permutations_against_numpy(float64):
+    data, points = two_groups(30), torch.linspace(2.0, 9.0, 15)
+    law = CopulaDensity(0.85, 3, seed=5).fit(data)
+    generator = torch.Generator().manual_seed(5)
+    loc, scale = data.mean().item(), data.std(correction=0).item()
+    several, log_predicted = [], []
+    for _ in range(3):
+        order = torch.randperm(30, generator=generator)
+        y = ((data[order] - loc) / scale).numpy()[:, None]
+        at = ((points - loc) / scale).numpy()[:, None]
+        cdfs, density, predicted = reference.recursion(y, at, [0.85])
+        several.append((cdfs[:, 0], density / scale))
+        log_predicted.append(predicted.sum() - 30 * np.log(scale))
+    cdf, density = np.mean(several, 0)
+    np.testing.assert_allclose(law.cdf(points), cdf, atol=1e-9)
+    np.testing.assert_allclose(law.log_prob(points).exp(), density, atol=1e-9)
+    assert law.prequential_log_prob.item() == pytest.approx(np.mean(log_predicted), abs=1e-7)
+
+
+def test_estimate_depends_on_the_order_and_permutations_less(float64):
+    swapped, points = NUMBERS[[1, 0, 2]], torch.linspace(-2, 2, 9)
+    there = (in_order(0.8, NUMBERS).cdf(points) - in_order(0.8, swapped).cdf(points)).abs().max()
+    assert there > 0.01
+    gaps = []
+    for number in (1, 100):
+        one = CopulaDensity(0.8, number, seed=1, standardize=False).fit(NUMBERS)
+        other = CopulaDensity(0.8, number, seed=2, standardize=False).fit(NUMBERS)
+        gaps.append((one.cdf(points) - other.cdf(points)).abs().max().item())
+    assert gaps[1] < 0.3 * gaps[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_types_and_shapes(dtype):
+    law = CopulaDensity(0.8).fit(two_groups(20, dtype))
+    assert law.batch_shape == law.event_shape == ()
+    for value in (law.mean, law.variance, law.log_prob(law.mean), law.sample(), law.bandwidth[0]):
+        assert value.dtype == dtype and value.shape == ()
+    assert law.sample((4, 2)).shape == (4, 2)
+    assert law.expand((3, 2)).log_prob(torch.zeros(2, dtype=dtype)).shape == (3, 2)
+    assert law.support.check(law.mean)
+    pairs = CopulaDensity(0.8).fit(torch.stack([two_groups(20, dtype)] * 2, 1))
+    assert pairs.event_shape == (2,) and pairs.sample((5,)).shape == (5, 2)
+    assert pairs.log_prob(pairs.sample((5,))).shape == (5,)
+    assert pairs.expand((4,)).log_prob(torch.zeros(2, dtype=dtype)).shape == (4,)
+
+
+def test_both_types_give_the_same_law():
+    points = torch.linspace(0, 9, 7)
+    laws = [CopulaDensity().fit(two_groups(50, dtype)) for dtype in (torch.float32, torch.float64)]
+    torch.testing.assert_close(laws[0].bandwidth, laws[1].bandwidth.float(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        laws[0].log_prob(points), laws[1].log_prob(points.double()).float(), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_gradient_in_the_value(float64):
+    law = CopulaDensity(0.8, 3).fit(two_groups(25))
+    points = torch.linspace(1.0, 8.0, 5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(law.log_prob(points).sum(), points)
+    step, at = 1e-4, points.detach()
+    numeric = (law.log_prob(at + step) - law.log_prob(at - step)) / (2 * step)
+    torch.testing.assert_close(gradient, numeric, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.statistical
+def test_samples_have_the_law(float64):
+    law = CopulaDensity(0.9).fit(two_groups(60))
+    test = scipy.stats.kstest(
+        law.sample((4000,)).numpy(), lambda x: law.cdf(torch.tensor(x)).numpy()
+    )
+    assert test.pvalue > LEVEL
+
+
+@pytest.mark.statistical
+def test_samples_of_pairs_have_the_law(float64):
+    """Their conditional distribution functions are independent uniform numbers."""
+    first = two_groups(40)
+    law = CopulaDensity(0.8, 3).fit(torch.stack([first, 0.5 * first + first.flip(0)], 1))
+    uniform = law.conditional_cdfs(law.sample((1500,))).numpy()
+    for column in uniform.T:
+        assert scipy.stats.kstest(column, "uniform").pvalue > LEVEL
+    assert scipy.stats.spearmanr(*uniform.T).pvalue > LEVEL
+
+
+# The fit ------------------------------------------------------------------------------------------
+
+
+def test_fitted_bandwidth_maximizes_the_prequential_likelihood(float64):
+    data = two_groups(80)
+    law = CopulaDensity().fit(data)
+    best = law.bandwidth.item()
+    values = [
+        CopulaDensity(rho).fit(data).prequential_log_prob.item()
+        for rho in (best - 0.01, best, best + 0.01)
+    ]
+    assert values[1] == pytest.approx(law.prequential_log_prob.item())
+    assert values[1] > max(values[0], values[2])
+
+
+def test_a_bandwidth_for_each_dimension_fits_better(float64):
+    normal = torch.randn(60, 2, generator=torch.Generator().manual_seed(3))
+    sides = torch.tensor([-2.0, 2.0]).repeat(30) + 0.3 * normal[:, 1]
+    data = torch.stack([normal[:, 0], sides], 1)
+    shared = CopulaDensity().fit(data)
+    own = CopulaDensity(shared_bandwidth=False).fit(data)
+    assert shared.bandwidth[0] == shared.bandwidth[1]
+    assert own.bandwidth[0] < own.bandwidth[1]
+    assert own.prequential_log_prob > shared.prequential_log_prob
+
+
+@pytest.fixture(scope="module")
+def body_mass():
+    from sklearn.datasets import load_diabetes
+
+    values = torch.tensor(load_diabetes().data[:, 2])
+    return ((values - values.mean()) / values.std(correction=0))[:100]
+
+
+def test_fit_of_body_mass_predicts_better(body_mass, float64):
+    fitted = CopulaDensity(standardize=False).fit(body_mass).prequential_log_prob
+    half = CopulaDensity(0.5, standardize=False).fit(body_mass).prequential_log_prob
+    assert fitted > half
+    assert fitted > torch.distributions.Normal(0.0, 1.0).log_prob(body_mass).sum()
+
+
+def test_band_of_body_mass_contains_the_estimate(body_mass, float64):
+    law = CopulaDensity(standardize=False).fit(body_mass)
+    grid = torch.linspace(-3.0, 3.5, 40)
+    population = populations(law, body_mass, 300, 1000)
+    draws = population.log_prob(grid[:, None]).exp()
+    low, high = draws.quantile(0.025, 1), draws.quantile(0.975, 1)
+    density = law.log_prob(grid).exp()
+    assert bool(((low < density) & (density < high)).all())
+
+
+# Predictive resampling ----------------------------------------------------------------------------
+
+
+def test_populations_against_numpy(float64):
+    """The steps of each draw, repeated with its uniform numbers."""
+    from pyro_ext.inference.martingale.predictive_rule import uniforms
+
+    data, points = two_groups(25), torch.linspace(2.0, 8.0, 9)
+    law = CopulaDensity(0.8, 2).fit(data)
+    population = populations(law, data, 3, 40)
+    log_density, cdf = population.log_prob(points[:, None]), population.cdf(points[:, None])
+    for draw in range(3):
+        numbers = uniforms(chain_keys(0, [draw]), 25, 65)[0].numpy()
+        cdfs, density = law.cdf(points).numpy()[:, None], law.log_prob(points).exp().numpy()
+        for step, number in enumerate(numbers):
+            cdfs, density = reference.step(
+                cdfs, density, [number], reference.alpha(26 + step), [0.8]
+            )
+        np.testing.assert_allclose(cdf[:, draw], cdfs[:, 0], atol=1e-9)
+        np.testing.assert_allclose(log_density[:, draw], np.log(density), atol=1e-8)
+
+
+def test_quantiles_and_moments_of_populations_against_their_density(float64):
+    data = two_groups(50)
+    population = populations(CopulaDensity(0.9), data, 4, 300)
+    grid = torch.linspace(-15.0, 25.0, 8001)
+    density = population.log_prob(grid[:, None]).exp()
+    torch.testing.assert_close(
+        torch.trapezoid(density, grid, dim=0), torch.ones(4), rtol=0, atol=1e-5
+    )
+    mean = torch.trapezoid(density * grid[:, None], grid, dim=0)
+    torch.testing.assert_close(population.mean, mean, rtol=0, atol=2e-4)
+    spread = torch.trapezoid(density * (grid[:, None] - mean) ** 2, grid, dim=0)
+    torch.testing.assert_close(population.variance, spread, rtol=1e-3, atol=0)
+    probability = torch.tensor([0.01, 0.3, 0.5, 0.9])[:, None]
+    reached = population.cdf(population.icdf(probability))
+    torch.testing.assert_close(reached, probability.expand(4, 4), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("dimension", [1, 2])
+def test_draws_are_the_same_alone_and_in_many_steps(dimension, float64):
+    data = two_groups(30) if dimension == 1 else torch.stack([two_groups(30)] * 2, 1)
+    rule, point = CopulaDensity(0.8), data[3]
+    together = populations(rule, data, 5, 90)
+    for other in (
+        populations(rule, data, 5, 1, 50, 0, 39),
+        populations(rule.fit(data), data, 2, 90, first=2),
+    ):
+        part = slice(2, 4) if other.batch_shape == (2,) else slice(None)
+        assert torch.equal(other.log_prob(point), together.log_prob(point)[part])
+        if dimension == 1:
+            assert torch.equal(other.mean, together.mean[part])
+            assert torch.equal(
+                other.icdf(torch.tensor(0.3)), together.icdf(torch.tensor(0.3))[part]
+            )
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize("dimension", [1, 2])
+def test_populations_are_a_martingale(dimension, float64):
+    """The mean of P_N(A) and p_N(y) over draws is P_n(A) and p_n(y)."""
+    data = two_groups(20)[:, None] * torch.tensor([1.0, -0.4])[:dimension]
+    data = data + 0.3 * torch.randn(20, dimension, generator=torch.Generator().manual_seed(1))
+    data = data[:, 0] if dimension == 1 else data
+    law = CopulaDensity(0.8).fit(data)
+    population = populations(law, data, 2000, 60)
+    points = data[::4]
+    values = population.log_prob(points[:, None]).exp()
+    expected = law.log_prob(points).exp()
+    if dimension == 1:
+        values = torch.cat([values, population.cdf(points[:, None])])
+        expected = torch.cat([expected, law.cdf(points)])
+    error = values.std(1) / values.shape[1] ** 0.5
+    assert bool(((values.mean(1) - expected).abs() < ALLOWED * error).all())
+
+
+def test_drift_grows_and_settles(float64):
+    data = two_groups(50)
+    law = CopulaDensity(0.8).fit(data)
+    points = torch.linspace(0.0, 10.0, 30)
+    drifts = [
+        density_drift(populations(law, data, 40, steps), law, points).mean().item()
+        for steps in (0, 50, 1000, 2000)
+    ]
+    assert drifts[0] == pytest.approx(0.0, abs=1e-12)
+    assert drifts[1] > 0.0
+    assert abs(drifts[3] - drifts[2]) < 0.3 * abs(drifts[2] - drifts[1])
+
+
+def test_shapes_of_populations(float64):
+    data = two_groups(20)
+    population = populations(CopulaDensity(0.8), data, 3, 10)
+    assert population.batch_shape == (3,) and population.event_shape == ()
+    assert population.mean.shape == population.variance.shape == (3,)
+    assert population.log_prob(torch.zeros(5, 1)).shape == (5, 3)
+    assert population.log_prob(torch.zeros(5, 3)).shape == (5, 3)
+    assert population.icdf(torch.tensor(0.5)).shape == (3,)
+    assert population.sample((7,)).shape == (7, 3)
+    wide = population.expand((2, 3))
+    assert wide.mean.shape == (2, 3) and wide.cdf(torch.zeros(4, 1, 3)).shape == (4, 2, 3)
+    one = populations(CopulaDensity(0.8), data, 1, 10)
+    torch.testing.assert_close(one.expand((3,)).mean, one.mean.expand(3))
+    values = torch.tensor([3.0, 4.0, 5.0])
+    torch.testing.assert_close(
+        population.log_prob(values), population.log_prob(values[:, None]).diagonal()
+    )
+
+
+def test_posterior_of_functionals(float64):
+    data = two_groups(60)
+    posterior = MartingalePosterior(
+        CopulaDensity(0.8), Mean(), 50, horizon=200, seed=0, progress=False, tolerance=1.0
+    ).run(data)
+    draws = posterior.get_samples()["theta"]
+    assert draws.shape == (50,)
+    assert torch.equal(draws, populations(CopulaDensity(0.8), data, 50, 200).mean)
+    quantiles = MartingalePosterior(
+        CopulaDensity(0.8),
+        Quantile((0.2, 0.8)),
+        10,
+        horizon=200,
+        seed=0,
+        progress=False,
+        tolerance=1.0,
+    )
+    assert quantiles.run(data).get_samples()["theta"].shape == (10, 2)
+
+
+def test_narrow_posterior_is_warned_of(float64):
+    """Normal data fit the law from which the recursion starts."""
+    data = torch.special.ndtri((torch.arange(50.0) + 0.5) / 50)
+    with pytest.warns(RuntimeWarning, match=r"bandwidth of .*pass a larger bandwidth"):
+        populations(CopulaDensity(), data, 2, 5)
+
+
+# Errors -------------------------------------------------------------------------------------------
+
+
+def test_errors_name_the_argument(subtests):
+    for make, message in [
+        (lambda: CopulaDensity(1.0), "bandwidth must be a finite number > 0 and < 1, got 1.0"),
+        (
+            lambda: CopulaDensity(torch.tensor([0.5, 0.0])),
+            r"bandwidth must be a number in \(0, 1\)",
+        ),
+        (lambda: CopulaDensity(num_permutations=-1), "num_permutations must be an integer >= 0"),
+        (lambda: CopulaDensity(seed=-1), "seed must be a non-negative integer"),
+        (
+            lambda: CopulaDensity().fit(torch.ones(5)),
+            "data must hold at least two different values",
+        ),
+        (lambda: CopulaDensity().fit(torch.zeros(2, 2, 2)), r"\(n,\) or \(n, dimension\)"),
+        (lambda: CopulaDensity().fit(torch.tensor([0.0, torch.nan])), "must be finite"),
+        (lambda: CopulaDensity(torch.tensor([0.5, 0.6])).fit(torch.randn(5, 3)), "a vector of 3"),
+        (lambda: CopulaDensity().icdf(torch.tensor(1.0)), r"probabilities in \(0, 1\)"),
+        (lambda: CopulaDensity().leading(1), "number must be at most the dimension"),
+    ]:
+        with subtests.test(message), pytest.raises(ValueError, match=message):
+            make()
+
+
+@pytest.mark.slow
+def test_points_stand_for_populations_of_vectors():
+    """Their moments are those of a fine grid, up to what 2,000 points with weights leave."""
+    generator = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(2, 60, generator=generator, dtype=torch.float64)
+    data = torch.stack([x, 0.5 * x**2 + 0.3 * noise], -1)
+    rule = CopulaDensity(0.8).fit(data)
+    axis = torch.linspace(-6.0, 6.0, 121, dtype=torch.float64)
+    grid = data.mean(0) + data.std(0) * torch.cartesian_prod(axis, axis)
+    for law in (populations(rule, data, 2, 200), populations(rule, data, 2)):
+        density = law.log_prob(grid[:, None]).exp().T
+        expected = (density / density.sum(1, keepdim=True)) @ grid
+        points = law.weighted_points(2000)
+        error = (points.variance * points.weights.square().sum(1, keepdim=True)).sqrt()
+        assert ((points.mean - expected).abs() < 0.5 * error).all()  # spread evenly
+    torch.testing.assert_close(rule.weighted_points(2000).mean, points.mean[:1])
+
+
+@pytest.mark.slow
+def test_functionals_of_vectors():
+    data = PAIRS + torch.randn(20, 3, 2, dtype=torch.float64)
+    data = data.flatten(0, 1)
+
+    def squares(params, y):
+        return (y - params["center"]).square().sum(-1)
+
+    options = {"num_samples": 5, "horizon": 50, "num_checks": 1, "seed": 0, "progress": False}
+    found = [
+        MartingalePosterior(CopulaDensity(0.8), functional, **options).run(data).get_samples()
+        for functional in (
+            Mean(),
+            Quantile((0.25, 0.75)),
+            Expectation(lambda y: y),
+            MEstimator(squares, {"center": torch.zeros(2, dtype=torch.float64)}, num_points=500),
+        )
+    ]
+    assert found[1]["theta"].shape == (5, 2, 2)
+    torch.testing.assert_close(found[3]["center"], found[0]["theta"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[2]["theta"], found[0]["theta"], atol=0.05, rtol=0)
+
+
+def test_vectors_have_no_quantiles():
+    law = CopulaDensity(0.5).fit(PAIRS)
+    for wanted in (lambda: law.mean, lambda: law.icdf(torch.tensor(0.5)), lambda: law.cdf(PAIRS)):
+        with pytest.raises(NotImplementedError, match="vectors"):
+            wanted()

@@ -1,0 +1,236 @@
+"""The copula recursion: its functions, its compiled loops, and its derivatives."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import ndtr, ndtri
+from scipy.stats import norm
+
+from pyro_ext.inference.martingale import copula_recursion as recursion
+from pyro_ext.inference.martingale.copula_distribution import ScoreMap, knots
+from tests.inference.martingale import copula_reference as reference
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def laws(points, orders, bandwidth, evaluated):
+    """Conditional distribution functions and log densities, law by law."""
+    seen = recursion.predict_in_turn(points, orders, bandwidth).uniforms
+    cdfs, log_density = recursion.normal_start(evaluated)
+    shape = (len(orders), *cdfs.T.shape)
+    rates = recursion.rates(1, len(points))
+    cdfs, log_density = recursion.follow(
+        cdfs.T.expand(shape), log_density.T.expand(shape), seen, rates, bandwidth
+    )
+    return cdfs.mT, log_density.mT
+
+
+def test_vector_arithmetic_is_that_of_the_normal_law():
+    from pyro_ext.inference.martingale import _copula_loops as loops
+
+    u = np.concatenate([np.geomspace(1e-6, 0.5, 5000), 1 - np.geomspace(1e-6, 0.5, 5000)])
+    score = np.array([loops.normal_quantile(value) for value in u])
+    np.testing.assert_allclose(score, ndtri(u), atol=5e-12)
+    w = np.linspace(-12, 12, 5001)
+    bell = np.array([loops.exponential(-0.5 * value**2) for value in w])
+    np.testing.assert_allclose(bell, np.exp(-0.5 * w**2), rtol=1e-14)
+    cdf = [loops.normal_cdf(value, height) for value, height in zip(w, bell, strict=True)]
+    np.testing.assert_allclose(cdf, ndtr(w), atol=1e-15)
+    x = np.geomspace(1e-300, 1e300, 5001)
+    log = np.array([loops.logarithm(value) for value in x])
+    np.testing.assert_allclose(log, np.log(x), rtol=1e-14, atol=1e-15)
+
+
+def test_rates_of_the_paper():
+    assert recursion.rates(1, 3).tolist() == pytest.approx([1 / 2, 1 / 2, 5 / 12])
+    assert recursion.rates(7, 7).item() == pytest.approx(reference.alpha(7))
+
+
+def test_copula_is_that_of_scipy():
+    u = torch.rand(50, generator=torch.Generator().manual_seed(0))
+    v = torch.rand(50, generator=torch.Generator().manual_seed(1))
+    rho = torch.tensor(0.7)
+    density = recursion.log_copula_density(u, v, rho).exp().numpy()
+    np.testing.assert_allclose(density, reference.copula_density(u.numpy(), v.numpy(), 0.7))
+    cdf = recursion.copula_cdf(u, v, rho).numpy()
+    np.testing.assert_allclose(cdf, reference.copula_cdf(u.numpy(), v.numpy(), 0.7))
+
+
+@pytest.mark.parametrize("rho", [0.3, 0.8, 0.95])
+def test_copula_is_a_martingale(rho):
+    """Over v uniform, by quadrature in its score: the mean of c is 1, and that of H is u."""
+    z = torch.linspace(-4.7, 4.7, 4001)
+    weight = torch.special.ndtr(z + 0.5 * (z[1] - z[0])) - torch.special.ndtr(
+        z - 0.5 * (z[1] - z[0])
+    )
+    v, bandwidth = torch.special.ndtr(z), torch.tensor(rho)
+    for u in (0.02, 0.4, 0.9):
+        density = recursion.log_copula_density(torch.tensor(u), v, bandwidth).exp()
+        assert (weight * density).sum().item() == pytest.approx(1.0, abs=1e-4)
+        cdf = recursion.copula_cdf(torch.tensor(u), v, bandwidth)
+        assert (weight * cdf).sum().item() == pytest.approx(u, abs=1e-4)
+
+
+def test_loops_agree_with_numpy_in_three_dimensions():
+    generator = torch.Generator().manual_seed(2)
+    y = torch.randn(70, 3, generator=generator)
+    points, rho = torch.randn(600, 3, generator=generator), torch.tensor([0.8, 0.6, 0.9])
+    orders = recursion.observation_orders(70, 2, 0)
+    cdfs, log_density = laws(y, orders, rho, points)
+    found = recursion.predict_in_turn(y, orders, rho)
+    for law, order in enumerate(orders):
+        expected = reference.recursion(y[order].numpy(), points.numpy(), rho.numpy())
+        np.testing.assert_allclose(cdfs[law], expected[0], atol=1e-9)
+        np.testing.assert_allclose(log_density[law, :, -1], np.log(expected[1]), atol=1e-8)
+        np.testing.assert_allclose(found.log_density[law], expected[2], atol=1e-8)
+
+
+def test_loops_agree_with_numpy_given_covariates():
+    generator = torch.Generator().manual_seed(3)
+    y, x = torch.randn(40, 1, generator=generator), torch.randn(40, 2, generator=generator)
+    points, queries = (
+        torch.randn(50, 1, generator=generator),
+        torch.randn(50, 2, generator=generator),
+    )
+    rho, rho_x = torch.tensor([0.8]), torch.tensor([0.7, 0.9])
+    order = torch.arange(40)[None]
+    found = recursion.predict_in_turn(y, order, rho, covariates=x, covariate_bandwidth=rho_x)
+    kernel = recursion.log_covariate_kernel(queries, x[:, None], rho_x).sum(-1).exp()
+    cdfs, log_density = recursion.normal_start(points)
+    cdfs, log_density = recursion.follow(
+        cdfs.T[None],
+        log_density.T[None],
+        found.uniforms,
+        recursion.rates(1, 40),
+        rho,
+        rows=order,
+        kernel=kernel,
+    )
+    arrays = (value.numpy() for value in (y, points, rho, x, queries, rho_x))
+    expected = reference.recursion(*arrays)
+    np.testing.assert_allclose(cdfs[0, 0], expected[0][:, 0], atol=1e-9)
+    np.testing.assert_allclose(log_density[0, 0], np.log(expected[1]), atol=1e-8)
+    np.testing.assert_allclose(found.log_density[0], expected[2], atol=1e-8)
+
+
+def test_what_a_point_gets_does_not_depend_on_other_points():
+    generator = torch.Generator().manual_seed(4)
+    y, points = torch.randn(30, 2, generator=generator), torch.randn(1111, 2, generator=generator)
+    rho, order = torch.tensor([0.8, 0.8]), torch.arange(30)[None]
+    together = laws(y, order, rho, points)[1]
+    alone = torch.cat([laws(y, order, rho, point[None])[1] for point in points[500:530]], 1)
+    torch.testing.assert_close(together[:, 500:530], alone, rtol=0, atol=1e-12)
+
+
+def test_steps_with_gradients_are_those_of_the_loops():
+    generator = torch.Generator().manual_seed(5)
+    y, points = torch.randn(25, 2, generator=generator), torch.randn(9, 2, generator=generator)
+    rho, order = torch.tensor([0.8, 0.6]), torch.arange(25)[None]
+    cdfs, log_density = laws(y, order, rho, points)
+    cdfs_slow, log_slow = laws(y, order, rho, points.clone().requires_grad_())
+    assert log_slow.requires_grad
+    torch.testing.assert_close(cdfs, cdfs_slow.detach(), rtol=0, atol=1e-11)
+    torch.testing.assert_close(log_density, log_slow.detach(), rtol=0, atol=1e-10)
+
+
+def test_small_bandwidth_leaves_the_density():
+    y, points = torch.linspace(-2, 2, 40)[:, None], torch.linspace(-3, 3, 9)[:, None]
+    cdfs, log_density = laws(y, torch.arange(40)[None], torch.tensor([1e-7]), points)
+    np.testing.assert_allclose(cdfs[0], norm.cdf(points), atol=1e-5)
+    np.testing.assert_allclose(log_density[0], norm.logpdf(points), atol=1e-5)
+
+
+@pytest.mark.parametrize("dimension, num_covariates", [(1, 0), (3, 0), (1, 2)])
+def test_gradient_of_the_prequential_likelihood(dimension, num_covariates):
+    """Against central differences, with an outlier whose score is clipped."""
+    generator = torch.Generator().manual_seed(6)
+    y, x = torch.randn(45, dimension, generator=generator), torch.randn(45, 2, generator=generator)
+    y[3, 0] = 5.3
+    orders = recursion.observation_orders(45, 3, 1)
+    number = dimension + num_covariates
+    bandwidth = torch.linspace(0.6, 0.9, number)
+    directions = torch.eye(number)
+
+    def predicted(both):
+        return recursion.predict_in_turn(
+            y,
+            orders,
+            both[:dimension],
+            directions[:, :dimension],
+            covariates=x[:, :num_covariates],
+            covariate_bandwidth=both[dimension:],
+            covariate_directions=directions[:, dimension:],
+        )
+
+    step, gradient = 1e-5, predicted(bandwidth).gradient
+    for place in range(number):
+        above = predicted(bandwidth + step * directions[place]).log_density.sum(1)
+        below = predicted(bandwidth - step * directions[place]).log_density.sum(1)
+        torch.testing.assert_close(
+            gradient[:, place], (above - below) / (2 * step), rtol=1e-6, atol=1e-5
+        )
+
+
+def test_orders_are_permutations_of_their_seed():
+    orders = recursion.observation_orders(6, 4, 3)
+    assert orders.sort(1).values.tolist() == [list(range(6))] * 4
+    assert torch.equal(orders, recursion.observation_orders(6, 4, 3))
+    assert not torch.equal(orders, recursion.observation_orders(6, 4, 4))
+    assert recursion.observation_orders(6, 0, 3).tolist() == [list(range(6))]
+
+
+def test_mean_over_orders_weighs_conditional_laws():
+    """The conditional law of a mixture of two normal laws of pairs, against its definition."""
+    means, point = torch.tensor([[0.0, 0.0], [2.0, -1.0]]), torch.tensor([1.5, 0.3])
+    cdfs = torch.special.ndtr(point - means)
+    log_first = torch.distributions.Normal(means, 1.0).log_prob(point)
+    found, log_density = recursion.mean_over_orders(cdfs, log_first.cumsum(-1))
+    weight = log_first[:, 0].exp() / log_first[:, 0].exp().sum()
+    assert found[0].item() == pytest.approx(cdfs[:, 0].mean().item())
+    assert found[1].item() == pytest.approx((weight * cdfs[:, 1]).sum().item())
+    assert log_density[1].item() == pytest.approx(log_first.sum(1).exp().mean().log().item())
+
+
+def test_score_map_goes_there_and_back():
+    places = knots(0.8, 4.0)
+    cdfs = torch.stack([norm_cdf(1.3 * places - 0.4), norm_cdf(places + 0.2 * places.sin())])
+    log_ratio = torch.stack(
+        [
+            math.log(1.3) - 0.5 * ((1.3 * places - 0.4) ** 2 - places**2),
+            (1 + 0.2 * places.cos()).log() - 0.5 * ((places + 0.2 * places.sin()) ** 2 - places**2),
+        ]
+    )
+    maps = ScoreMap.of_law(places, cdfs, log_ratio)
+    scores = torch.linspace(-6, 6, 101)[None]
+    values, slopes = maps.forward(scores)
+    torch.testing.assert_close(values[0], 1.3 * scores[0] - 0.4, rtol=0, atol=1e-6)
+    inside = scores[0].abs() < 4.5
+    wanted = (scores + 0.2 * scores.sin())[0, inside]
+    torch.testing.assert_close(values[1, inside], wanted, rtol=0, atol=1e-4)
+    assert bool((slopes > 0).all())
+    torch.testing.assert_close(maps.inverse(values), scores.expand(2, -1), rtol=0, atol=1e-9)
+
+
+def norm_cdf(value):
+    return torch.special.ndtr(value)
+
+
+@pytest.mark.parametrize("num_threads", [2, 5, 64])
+def test_threads_change_no_number(num_threads):
+    generator = torch.Generator().manual_seed(5)
+    y, points = torch.randn(30, 2, generator=generator), torch.randn(40, 2, generator=generator)
+    rho, orders = torch.tensor([0.8, 0.7]), recursion.observation_orders(30, 7, 0)
+    before = torch.get_num_threads()
+    alone = recursion.predict_in_turn(y, orders, rho, torch.eye(2)), laws(y, orders, rho, points)
+    try:
+        torch.set_num_threads(num_threads)
+        shared = (
+            recursion.predict_in_turn(y, orders, rho, torch.eye(2)),
+            laws(y, orders, rho, points),
+        )
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(alone, shared, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
