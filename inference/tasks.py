@@ -118,10 +118,7 @@ def single_draw_loss(log_likelihood: Tensor) -> Tensor:
 
 
 def check_draws(num_steps: int, num_samples: int, thinning: int) -> None:
-    """Check that so many draws fit into so many steps.
-
-    :raises ValueError: where they do not, or for a number out of range.
-    """
+    """Check that so many draws fit into so many steps."""
     check_integer("num_steps", num_steps, 1)
     check_integer("num_samples", num_samples, 1)
     check_integer("thinning", thinning, 1)
@@ -143,12 +140,7 @@ def held_out_log_likelihood(
 ) -> Tensor:
     """Log likelihoods of what is held out, under draws of chains.
 
-    :param Task task: the task.
-    :param SGMCMCKernel kernel: a kernel on which ``setup`` was called with the task's data.
-    :param Sequence numbers: numbers of the chains, see :meth:`SGMCMCKernel.begin`.
-    :param int seed: a non-negative integer.
-    :param Sequence steps: after which steps there is a draw.
-    :returns: **Shape:** ``(num_chains, num_draws, n)``.
+    Shapes: returns (num_chains, num_draws, n).
     """
     _, draws = kernel.record(kernel.begin(numbers, seed), steps)
     potential = kernel.potential

@@ -429,8 +429,7 @@ class _Pilot:
     def draw(self, end: int, num_samples: int) -> tuple[Tensor, Tensor]:
         """Run on to a step, and take the temperatures there.
 
-        :returns: draws of all chains, and gradients of the log density there.
-            **Shape:** ``(num_samples * num_chains, size)`` each.
+        Shapes: returns (num_samples * num_chains, size) each.
         """
         schedule, num_chains = self.kernel.schedule, len(self.chains.position)
         steps = _kept_steps(schedule, end, num_samples)
@@ -478,10 +477,7 @@ class _Search:
         return list(range(first, len(self.candidates)))
 
     def run(self, numbers: Sequence[int], end: int, bar: Any) -> list[int]:
-        """Run candidates on to a step, where they are not there, and compare them.
-
-        :returns: numbers of those that are finite, the best first.
-        """
+        """Run candidates on to a step, where they are not there, and compare them."""
         num_chains = self._plan[0]
         for number in numbers:
             pilot = self.pilots[number]

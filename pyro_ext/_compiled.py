@@ -51,8 +51,6 @@ def compiled(function: Any = None, /, **options: Any) -> Any:
 
     It lies where Numba keeps its own: in ``NUMBA_CACHE_DIR``, beside the source or in the user's
     cache. Where there is no such folder, the function is compiled in each process.
-
-    :param options: of :func:`numba.njit`, but ``cache``.
     """
     if function is None:
         return lambda function: compiled(function, **options)
@@ -117,11 +115,7 @@ def _digest(value: Any) -> str:
 
 
 def _text(value: Any, seen: list[FunctionType]) -> str:
-    """What machine code takes from a value, as a text that is the same in every process.
-
-    :param seen: functions that have been described so far.
-    :raises TypeError: if the value may change unseen.
-    """
+    """What machine code takes from a value, as a text that is the same in every process."""
 
     def listed(*parts: Any) -> str:
         return f"{type(value).__name__}({', '.join(_text(part, seen) for part in parts)})"

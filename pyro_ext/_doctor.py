@@ -143,10 +143,7 @@ class Diagnosis:
 
 
 def diagnose(compile: bool = True) -> Diagnosis:
-    """Find everything out.
-
-    :param bool compile: whether to try the compiler, which takes some seconds.
-    """
+    """Find everything out."""
     core, added, problems = [], {}, []
     try:
         core = findings(_DISTRIBUTION)
@@ -180,10 +177,7 @@ def diagnose(compile: bool = True) -> Diagnosis:
 
 
 def try_compiler(timeout: float = _TIMEOUT) -> Compiler:
-    """Compile a small function in a process of its own, as ``backend="compile"`` would.
-
-    :param float timeout: seconds after which to give up.
-    """
+    """Compile a small function in a process of its own, as ``backend="compile"`` would."""
     name = _compiler_name()
     program = _PROGRAM.format(number=time.time_ns() % 1_000_000_007)
     command = [sys.executable, "-W", "ignore", "-c", program]

@@ -7,20 +7,7 @@ __all__ = ["optional_module"]
 
 
 def optional_module(module: str, user: str, package: str, extra: str) -> ModuleType:
-    """Import a module of an optional package, or say which extra brings it.
-
-    :param str module: the module's import name.
-    :param str user: what needs it, such as the name of a function.
-    :param str package: the package's name in the package index.
-    :param str extra: name of the extra.
-    :raises ImportError: names the extra to install.
-
-    Example::
-
-        >>> optional_module("nowhere", "score_links", "scikit-learn", "data")
-        Traceback (most recent call last):
-        ImportError: score_links needs scikit-learn; install it with: pip install 'pyro-ext[data]'
-    """
+    """Import a module of an optional package, or say which extra brings it."""
     try:
         importlib.import_module(module.partition(".")[0])  # a part may be there without the whole
         return importlib.import_module(module)

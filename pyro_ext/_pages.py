@@ -64,11 +64,7 @@ class Outcome:
 
 
 def find_pages(folder: Path) -> list[Script]:
-    """Read the scripts of a folder without running them.
-
-    :param Path folder: where the scripts are; names that begin with an underscore are none.
-    :returns: the pages, by name.
-    """
+    """Read the scripts of a folder without running them."""
     pages = []
     for path in sorted(folder.glob("[!_]*.py")):
         tree = ast.parse(path.read_text("utf-8"))
@@ -78,12 +74,7 @@ def find_pages(folder: Path) -> list[Script]:
 
 
 def choose(pages: Sequence[Script], slugs: Sequence[str]) -> list[Script]:
-    """Pages by their names.
-
-    :param Sequence pages: all pages.
-    :param Sequence slugs: names; underscores will do for hyphens.
-    :raises ValueError: for a name that no page has; tells which there are, the likeliest first.
-    """
+    """Pages by their names."""
     known = {page.slug: page for page in pages}
     chosen = []
     for slug in slugs:
@@ -99,13 +90,7 @@ def choose(pages: Sequence[Script], slugs: Sequence[str]) -> list[Script]:
 def run_page(
     page: Script, output: Path, seeds: Sequence[int], printed: IO[bytes] | None = None
 ) -> Outcome:
-    """Run a page in a process of its own, which prints as it likes.
-
-    :param Script page: the page.
-    :param Path output: folder of all reports; the page gets one of its own in it.
-    :param Sequence seeds: the seeds to run it with.
-    :param printed: file for what it prints; by default it prints where this process does.
-    """
+    """Run a page in a process of its own, which prints as it likes."""
     folder = output / page.slug
     # An older report must not be taken for that of this run.
     (folder / FILE_NAME).unlink(missing_ok=True)
@@ -129,11 +114,7 @@ def run_page(
 
 
 def last_result(page: Script, output: Path) -> str:
-    """What the last run of a page gave, in a few words.
-
-    :param Script page: the page.
-    :param Path output: folder of all reports.
-    """
+    """What the last run of a page gave, in a few words."""
     try:
         report = Report.load(output / page.slug / FILE_NAME)
     except FileNotFoundError:

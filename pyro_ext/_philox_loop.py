@@ -20,11 +20,8 @@ _NUM_ROUNDS = 10
 def philox_blocks(keys: Integers, steps: Integers, num_blocks: int, stream: int) -> Integers:
     """Words of :func:`pyro_ext.random.philox` for the counters (block, step, stream, 0).
 
-    :param keys: **Shape:** ``(num_chains, 2)``.
-    :param steps: **Shape:** ``(num_steps,)``.
-    :param int num_blocks: blocks of four words for each chain at each step.
-    :param int stream: number of the stream.
-    :returns: **Shape:** ``(4, num_steps, num_chains, num_blocks)``.
+    Shapes: keys (num_chains, 2); steps (num_steps,); returns (4, num_steps, num_chains,
+    num_blocks).
     """
     words = np.empty((4, steps.size, keys.shape[0], num_blocks), np.int64)
     for number in range(steps.size):

@@ -38,10 +38,6 @@ class _Lines(tqdm):
 
 
 def progress_bar(iterable: Any = None, **options: Any) -> "tqdm[Any]":
-    """Make a progress bar.
-
-    :param iterable: what it counts, if it is something to loop over.
-    :param options: ``total``, ``desc``, ``unit``, ``disable`` and others of tqdm.
-    """
+    """Make a progress bar."""
     is_drawn = sys.stderr.isatty() or tqdm_of_the_screen.__module__ == "tqdm.notebook"
     return (tqdm_of_the_screen if is_drawn else _Lines)(iterable, **options)

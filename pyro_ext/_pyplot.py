@@ -13,25 +13,14 @@ __all__ = ["axes_of", "load_pyplot"]
 
 
 def load_pyplot(function: str) -> ModuleType:
-    """Return ``matplotlib.pyplot``.
-
-    :param str function: name of the function that needs it.
-    :raises ImportError: without matplotlib; names the extra.
-    """
+    """Return ``matplotlib.pyplot``."""
     return optional_module("matplotlib.pyplot", function, "matplotlib", "plots")
 
 
 def axes_of(
     function: str, ax: Any, size: tuple[float, float], layout: str = "constrained"
 ) -> "Axes":
-    """Return the axes that the caller gave, or those of a new figure.
-
-    :param str function: name of the function that draws.
-    :param ax: what the caller got, or ``None``.
-    :param size: of a new figure, in inches.
-    :param str layout: of a new figure.
-    :raises TypeError: where it is something else than axes.
-    """
+    """Return the axes that the caller gave, or those of a new figure."""
     pyplot = load_pyplot(function)
     if ax is None:
         _, ax = pyplot.subplots(figsize=size, layout=layout)

@@ -14,12 +14,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def renamed(
     module: str, names: Mapping[str, str], otherwise: Callable[[str], Any] | None = None
 ) -> Callable[[str], Any]:
-    """Make the ``__getattr__`` of a module some of whose names have changed.
-
-    :param str module: name of the module.
-    :param Mapping names: new names by old ones. A new name with a dot is of another module.
-    :param Callable otherwise: the ``__getattr__`` that the module has anyway.
-    """
+    """Make the ``__getattr__`` of a module some of whose names have changed."""
 
     def getattr_(name: str) -> Any:
         if name in names:
@@ -34,10 +29,7 @@ def renamed(
 
 
 def renamed_arguments(**names: str) -> Callable[[_Function], _Function]:
-    """Decorate a function or constructor some of whose keyword arguments have changed names.
-
-    :param names: new names by old ones.
-    """
+    """Decorate a function or constructor some of whose keyword arguments have changed names."""
 
     def decorate(function: _Function) -> _Function:
         @functools.wraps(function)
@@ -62,11 +54,7 @@ def _warn(old: str, new: str, stacklevel: int) -> None:
 
 
 def renamed_property(old: str, new: str) -> Any:
-    """Make the property of a class under an old name.
-
-    :param str old: the old name.
-    :param str new: the attribute that it is called now.
-    """
+    """Make the property of a class under an old name."""
 
     def get(self: object) -> Any:
         _warn(old, new, stacklevel=2)

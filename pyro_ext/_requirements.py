@@ -38,16 +38,7 @@ class Finding:
 
 
 def extras(distribution: str) -> list[str]:
-    """Names of the extras that a distribution offers, in its order.
-
-    :param str distribution: name of an installed distribution.
-    :raises PackageNotFoundError: where it is not installed.
-
-    Example::
-
-        >>> "data" in extras("pyro-ext")
-        True
-    """
+    """Names of the extras that a distribution offers, in its order."""
     return list(metadata.metadata(distribution).get_all("Provides-Extra") or [])
 
 
@@ -55,31 +46,12 @@ def findings(distribution: str, extra: str | None = None) -> list[Finding]:
     """Look up what a distribution requires.
 
     Where it requires extras of itself or of another distribution, those are looked up too.
-
-    :param str distribution: name of an installed distribution.
-    :param str extra: one of its extras, to look up what that adds; ``None`` for what the
-        distribution requires in any case.
-    :returns: each requirement once, in the order of the metadata.
-    :raises PackageNotFoundError: where the distribution is not installed.
-
-    Example::
-
-        >>> [finding.state for finding in findings("pyro-ext") if finding.name == "torch"]
-        ['ok']
     """
     return list(dict.fromkeys(_findings(distribution, extra, set())))
 
 
 def pip_line(unmet: Iterable[Finding]) -> str:
-    """Command that installs what is missing.
-
-    :param Iterable unmet: the requirements to install.
-
-    Example::
-
-        >>> pip_line([Finding("numpy", ">=1.26", "", None, False)])
-        "python -m pip install 'numpy>=1.26'"
-    """
+    """Command that installs what is missing."""
     wanted = (shlex.quote(finding.name + finding.extras + finding.wanted) for finding in unmet)
     return "python -m pip install " + " ".join(wanted)
 

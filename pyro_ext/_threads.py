@@ -16,8 +16,6 @@ def threads_for(num_elements: int) -> Iterator[None]:
 
     A step of a sampler is a chain of short operations. Threads that wait for each other between
     them cost more than they give, and on a busy machine a hundred times more.
-
-    :param int num_elements: elements of the tensors that are worked on.
     """
     before = torch.get_num_threads()
     if num_elements < _ELEMENTS_FOR_THREADS:

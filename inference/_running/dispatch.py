@@ -72,17 +72,7 @@ def run_here(
     pace: Pace,
     report: Report,
 ) -> bool:
-    """Run groups of chains in this process, one after the other.
-
-    :param Runner runner: runs the segments; it has been set up.
-    :param Sequence groups: the groups.
-    :param dict states: states of the groups that have begun; those after the run are put into it.
-    :param int until: number of draws of each chain.
-    :param keep: takes what each segment gave.
-    :param Pace pace: length of the segments.
-    :param Report report: hears of progress.
-    :returns: whether the run was interrupted.
-    """
+    """Run groups of chains in this process, one after the other."""
     try:
         for members in groups:
             state = states.get(members) or GroupState.new(members)
@@ -111,8 +101,6 @@ def run_elsewhere(
 
     The state travels to a worker and back with each segment, so that any worker can run any
     segment, and the loss of one costs a segment.
-
-    :raises ExecutorError: where the executor fails.
     """
     return _Round(executor, cloudpickle.dumps(runner), states, until, keep, pace, report).run(
         groups
@@ -216,11 +204,7 @@ class _Round:
 def _leg_elsewhere(
     key: str, runner: bytes | None, state: bytes, until: int, seconds: float
 ) -> bytes:
-    """Run a segment in a worker.
-
-    :returns: the segment, pickled; or an exception; or ``None`` where the worker lacks the runner.
-        PyTorch would send tensors that are not pickled here through shared memory, one file each.
-    """
+    """Run a segment in a worker."""
     reply: Segment | BaseException | None
     # Neither models nor potentials may run in two threads at once.
     with _lock:

@@ -210,13 +210,6 @@ class Driver(ABC):
 
         On Ctrl-C the run ends and keeps what has been drawn. A chain that diverges or raises an
         error stops, with a warning, and is left out; the others go on.
-
-        :param args: arguments of the model.
-        :param kwargs: keyword arguments of the model.
-        :returns: the driver itself.
-        :raises ValueError: where model, data or initial parameters don't fit.
-        :raises CheckpointError: where the checkpoint is of another run, or damaged.
-        :raises RuntimeError: where all chains have stopped.
         """
         self.args, self.kwargs = args, kwargs
         self.interrupted = False

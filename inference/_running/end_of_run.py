@@ -47,14 +47,7 @@ def warn_at_end(
     num_draws: int,
     num_steps: int,
 ) -> None:
-    """Give one warning of all that is wrong, a line each.
-
-    :param MCMCKernel kernel: the kernel, as it was set up.
-    :param Sequence groups: of each group of chains their numbers and what reads its draws.
-    :param Sequence numbers: numbers of the chains that count.
-    :param int num_draws: number of draws of each.
-    :param int num_steps: number of steps of each.
-    """
+    """Give one warning of all that is wrong, a line each."""
     if isinstance(kernel, SGMCMCKernel) and kernel.temperature == 0.0:
         return
     found = [_r_hat_warning(groups, numbers, num_draws)]
@@ -93,11 +86,7 @@ def moments_of_halves(
 ) -> dict[str, Moments]:
     """Moments of both halves of each chain, of sites that hold real numbers, chunk by chunk.
 
-    :param Sequence groups: of each group of chains their numbers and what reads its draws.
-    :param Sequence numbers: numbers of the chains that count.
-    :param int num_draws: number of draws of each.
-    :returns: rounded values that do not change have the squares zero.
-        **Shape:** ``(2 * num_chains, *event)`` each.
+    Shapes: returns (2 * num_chains, *event) each.
     """
     parts: dict[str, list[Moments]] = {}
     half = num_draws // 2
@@ -155,13 +144,6 @@ def temperatures_of(
 
     Each draw that is looked at takes the gradient of a minibatch there and at the mean of the
     draws, a control variate. There is one for ten steps of the run at most, and 400 in all.
-
-    :param SGMCMCKernel kernel: the kernel, as it was set up.
-    :param Sequence groups: of each group of chains their numbers and what reads its draws.
-    :param Sequence numbers: numbers of the chains that count.
-    :param int num_draws: number of draws of each.
-    :param int num_steps: number of steps of each.
-    :returns: ``None`` where there are too few draws, or not all sites are recorded.
     """
     num_chains = len(numbers)
     most = min(_MOST_DRAWS // max(num_chains, 1), num_steps // _STEPS_PER_DRAW, num_draws)
@@ -183,11 +165,7 @@ def temperatures_of(
 def temperatures_at(kernel: SGMCMCKernel, draws: Tensor, number: int) -> dict[str, Temperature]:
     """Configurational temperatures of draws, as ``temperatures_of`` has them.
 
-    :param SGMCMCKernel kernel: the kernel, as it was set up.
-    :param Tensor draws: at least four, in unconstrained space.
-        **Shape:** ``(num_chains, num_draws, size)``.
-    :param int number: of the chain whose minibatches are taken.
-    :returns: those that are finite.
+    Shapes: draws (num_chains, num_draws, size).
     """
     potential = kernel.potential
     layout = potential.layout

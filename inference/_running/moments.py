@@ -31,8 +31,7 @@ class Moments(NamedTuple):
 def moments_of(values: Tensor, valid: Sequence[int]) -> Moments:
     """Moments of the first draws of each chain.
 
-    :param Tensor values: **Shape:** ``(num_draws, num_chains, *event)``.
-    :param Sequence valid: how many draws of each chain count.
+    Shapes: values (num_draws, num_chains, *event).
     """
     values = values.double()
     count = torch.tensor(valid, dtype=torch.float64, device=values.device)

@@ -39,11 +39,7 @@ def has_known_state(kernel: object) -> bool:
 
 
 def read_state(kernel: Any) -> State:
-    """Collect what the next step of a kernel depends on.
-
-    :param kernel: one whose state is known, after ``setup``.
-    :returns: tensors by name, and a tree of plain values that refers to them.
-    """
+    """Collect what the next step of a kernel depends on."""
     if isinstance(kernel, HMC):
         return _read_numbers(kernel)
     if hasattr(kernel, "read_state"):

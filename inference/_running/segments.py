@@ -168,13 +168,7 @@ def recorded(
 ) -> dict[str, Tensor]:
     """Add quantities of each draw, and leave out sites that are not to be kept.
 
-    :param dict samples: draws in blocks of rows. **Shape:** ``(num_rows, *event)`` each, with a
-        multiple of ``ROWS_PER_CALL`` rows.
-    :param Mapping quantities: functions of one draw.
-    :param Collection save_params: names of the sites to keep, ``None`` for all.
-    :returns: samples and quantities.
-    :raises ValueError: where a quantity has the name of a site, or is no tensor; and for a name
-        that is no site's.
+    Shapes: samples (num_rows, *event) each, with a multiple of ROWS_PER_CALL rows.
     """
     if save_params is None:
         save_params = samples

@@ -68,11 +68,7 @@ class FolderStore:
         return GroupState(members, content["step"], content["num_draws"], chains, sampler)
 
     def append(self, segment: Segment, more: dict[str, Tensor] | None = None) -> None:
-        """Write what a segment gave.
-
-        :param Segment segment: the segment.
-        :param dict more: further tensors that belong to the state.
-        """
+        """Write what a segment gave."""
         state = segment.state
         if state.sampler is None:  # it was interrupted before its first step
             return

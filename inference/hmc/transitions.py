@@ -44,17 +44,8 @@ def hamiltonian_transition(
 ) -> Transition:
     r"""Take a transition of each chain that leaves :math:`\exp(-U)` as it is, exactly.
 
-    :param Tensor position: where the chains are. **Shape:** ``(num_chains, size)``.
-    :param Tensor value: :math:`U` there. **Shape:** ``(num_chains,)``.
-    :param Tensor gradient: of :math:`U` there. **Shape:** ``(num_chains, size)``.
-    :param Tensor momentum: standard normal numbers. **Shape:** ``(num_chains, size)``.
-    :param Tensor log_uniform: logarithms of uniform numbers. **Shape:** ``(num_chains,)``.
-    :param value_and_gradient: :math:`U` and its gradient at such positions.
-    :param Tensor factor: Cholesky factor of a covariance that is near that of the target.
-        **Shape:** ``(size, size)``.
-    :param Tensor step_size: of the leapfrog steps, in standard deviations. **Shape:**
-        ``(num_chains, 1)``.
-    :param int num_leapfrog_steps: number of leapfrog steps.
+    Shapes: position, gradient, momentum (num_chains, size); value, log_uniform (num_chains,);
+    factor (size, size); step_size (num_chains, 1).
     """
     new, new_value, new_gradient, velocity = position, value, gradient, momentum
     for _ in range(num_leapfrog_steps):
@@ -87,21 +78,7 @@ def hamiltonian_transitions(
     Lengths of steps vary at random by a fifth, so that no chain goes around in circles. Random
     numbers are those of PyTorch's generator.
 
-    :param Tensor position: where the chains are. **Shape:** ``(num_chains, size)``.
-    :param value_and_gradient: :math:`U` and its gradient at such positions.
-    :param Tensor center: where chains start whose position has no density. **Shape:** ``(size,)``.
-    :param Tensor factor: Cholesky factor of a covariance that is near that of the target.
-        **Shape:** ``(size, size)``.
-    :param int num_transitions: number of transitions.
-    :returns: where the chains are next, and the share of proposals that they took.
-
-    Example::
-
-        >>> position, rate = hamiltonian_transitions(
-        ...     torch.zeros(50, 2), lambda z: (0.5 * z.square().sum(-1), z), torch.zeros(2),
-        ...     torch.eye(2), 20)
-        >>> position.shape, bool(rate > 0.8)
-        (torch.Size([50, 2]), True)
+    Shapes: position (num_chains, size); center (size,); factor (size, size).
     """
     position, value, gradient = finite_starts(position, value_and_gradient, center)
     taken = []

@@ -215,22 +215,13 @@ class _Kinetics(nn.Module):
         return {name: getattr(self, name) for name in names}
 
     def save(self, path: str | Path, **about: Any) -> None:
-        """Write it to a file of the format safetensors.
-
-        :param path: the file.
-        :param about: further facts to keep in the file, values that JSON can hold.
-        """
+        """Write it to a file of the format safetensors."""
         content = {"type": type(self).__name__, "options": self._options(), "about": about}
         write_tensors(Path(path), self.state_dict(), content)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what :meth:`save` wrote; nothing in the file is executed.
-
-        :param path: the file.
-        :raises CheckpointError: where the file is missing, cut or changed.
-        :raises ValueError: where it holds something else.
-        """
+        """Read what :meth:`save` wrote; nothing in the file is executed."""
         tensors, content, _ = read_tensors(Path(path))
         if content.get("type") != cls.__name__:
             raise ValueError(f"{path} holds {content.get('type')!r}, wanted a {cls.__name__}")

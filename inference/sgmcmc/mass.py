@@ -22,10 +22,7 @@ _GRID = 8.0
 
 
 def check_mass(mass: Any) -> Mass:
-    """Return the mass, or raise where it is none.
-
-    :raises ValueError: where it is not positive and finite.
-    """
+    """Return the mass, or raise where it is none."""
     if isinstance(mass, str):
         if mass != "laplace":
             raise ValueError(
@@ -59,11 +56,7 @@ def mass_of(
 ) -> float | Tensor:
     """One mass for all parameters, or one for each.
 
-    :param potential: the potential.
-    :param mass: what the user gave.
-    :param Laplace laplace: the approximation whose curvature ``"laplace"`` stands for.
-    :returns: a number, or a tensor. **Shape:** ``(size,)``.
-    :raises ValueError: where names or shapes do not fit.
+    Shapes: returns (size,).
     """
     layout = potential.layout
     if isinstance(mass, str):

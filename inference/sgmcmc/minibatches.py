@@ -31,9 +31,7 @@ class _Minibatches(ABC):
     def __call__(self, first_step: int, num_steps: int) -> list[Tensor]:
         """Indices of the given steps for each plate.
 
-        :param int first_step: number of the first step.
-        :param int num_steps: number of steps.
-        :returns: int64 tensors. **Shape:** ``(num_steps, num_chains, subsample_size)`` each.
+        Shapes: returns (num_steps, num_chains, subsample_size) each.
         """
         result = []
         for number, plate in enumerate(self.plates):

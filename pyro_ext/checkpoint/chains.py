@@ -69,15 +69,6 @@ def complete_chains(statuses: Sequence[ChainStatus], limit: int) -> tuple[list[i
     """Choose chains and a number of draws that all of them have, so that most draws are kept.
 
     Chains that stopped are passed over.
-
-    :param Sequence statuses: the chains.
-    :param int limit: number of draws of each that are wanted at most.
-    :returns: numbers of the chosen chains, and the number of draws of each.
-
-    Example::
-
-        >>> complete_chains([ChainStatus(90), ChainStatus(100), ChainStatus(10)], limit=1000)
-        ([0, 1], 90)
     """
     lengths = [
         0 if status.stopped_at is not None else min(status.num_draws, limit) for status in statuses
@@ -93,11 +84,7 @@ def gather_chains(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Join the chunks of the chosen chains.
 
-    :param Iterable groups: of each group the numbers of its chains and what reads its chunks.
-    :param Sequence numbers: numbers of the chosen chains.
-    :param int length: number of draws of each.
-    :returns: samples and statistics. **Shape:** ``(num_chains, length, *event)`` each.
-    :raises CheckpointError: where a chosen chain has fewer draws.
+    Shapes: returns (num_chains, length, *event) each.
     """
     samples: dict[str, Tensor] = {}
     statistics: dict[str, Tensor] = {}
@@ -131,9 +118,7 @@ def gather_chains(
 def gather_chain(read: Reader, column: int) -> dict[str, Tensor]:
     """All draws that one chain of a group made before it stopped.
 
-    :param read: reads the chunks of its group.
-    :param int column: place of the chain in the group.
-    :returns: **Shape:** ``(num_draws, *event)`` each; empty without a draw.
+    Shapes: returns (num_draws, *event) each; empty without a draw.
     """
     parts: dict[str, list[Tensor]] = {}
     for chunk in read():
@@ -146,12 +131,7 @@ def gather_chain(read: Reader, column: int) -> dict[str, Tensor]:
 def thinned(
     groups: Iterable[tuple[range, Reader]], chosen: Tensor, names: Collection[str]
 ) -> list[tuple[range, Reader]]:
-    """Read some of the draws, a chunk at a time, for ``gather_chains``.
-
-    :param Iterable groups: of each group the numbers of its chains and what reads its chunks.
-    :param Tensor chosen: increasing numbers of the draws to keep.
-    :param Collection names: sites to read.
-    """
+    """Read some of the draws, a chunk at a time, for ``gather_chains``."""
 
     def reader(read: Reader) -> Reader:
         def chunks() -> Iterator[Chunk]:

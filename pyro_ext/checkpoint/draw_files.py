@@ -48,11 +48,7 @@ class DrawFiles:
         return list(self._digests)
 
     def open(self) -> Found | None:
-        """Read the state, and see that those files of draws are there that it names, no others.
-
-        :returns: the state, ``None`` where there is none yet.
-        :raises CheckpointError: where a file is missing, or one too many, or the state damaged.
-        """
+        """Read the state, and see that those files of draws are there that it names, no others."""
         # Before the state: a run that goes on meanwhile adds files, and names them afterwards.
         names = names_in(self.folder)
         present = [name for name in names if _is_draws(name)]
@@ -92,13 +88,7 @@ class DrawFiles:
         tensors: Mapping[str, Tensor],
         content: Mapping[str, Any],
     ) -> None:
-        """Write a file of draws, then the state after it.
-
-        :param tuple draws: name, tensors and plain values, ``None`` where there are none.
-        :param Mapping tensors: tensors of the state.
-        :param Mapping content: plain values of the state.
-        :raises CheckpointError: where they cannot be written.
-        """
+        """Write a file of draws, then the state after it."""
         if self.folder.is_symlink():
             raise CheckpointError(f"{self.folder} is a symbolic link, to which nothing is written")
         try:
@@ -119,10 +109,7 @@ class DrawFiles:
         self._digests = digests
 
     def read(self, name: str) -> Found:
-        """Read a file that the state names.
-
-        :raises CheckpointError: where it is missing, cut or changed.
-        """
+        """Read a file that the state names."""
         tensors, content, digest = read_tensors(self.folder / name)
         if digest != self._digests[name]:
             raise CheckpointError(

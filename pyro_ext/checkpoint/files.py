@@ -42,14 +42,7 @@ class CheckpointError(RuntimeError):
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> str:
-    """Write tensors and plain values to a file, atomically.
-
-    :param Path path: the file; what it held before stays until the new one is complete.
-    :param Mapping tensors: tensors by name.
-    :param Mapping content: values that JSON can hold.
-    :returns: a digest of all of it, which :func:`read_tensors` gives too.
-    :raises CheckpointError: where it cannot be written, for example on a full disk.
-    """
+    """Write tensors and plain values to a file, atomically."""
     plain = {name: _plain(value) for name, value in tensors.items()}
     text = json.dumps(dict(content), sort_keys=True)
     digest = _digest(plain, text)
@@ -58,12 +51,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], content: Mapping[st
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """Read what :func:`write_tensors` wrote.
-
-    :param Path path: the file.
-    :returns: the tensors, the values, and their digest.
-    :raises CheckpointError: where the file is missing, cut or changed.
-    """
+    """Read what :func:`write_tensors` wrote."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -78,20 +66,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write plain values to a file that people can read, atomically.
-
-    :raises CheckpointError: where it cannot be written.
-    """
+    """Write plain values to a file that people can read, atomically."""
     text = json.dumps(dict(content), indent=2)
     text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
     _write(path, (text + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read what :func:`write_json` wrote.
-
-    :raises CheckpointError: where the file is missing or holds something else.
-    """
+    """Read what :func:`write_json` wrote."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -102,10 +84,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Names of what a folder of a run holds, none where there is no folder.
-
-    :raises CheckpointError: where one is a symbolic link, or the folder cannot be read.
-    """
+    """Names of what a folder of a run holds, none where there is no folder."""
     try:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)

@@ -49,9 +49,6 @@ class CheckpointWriter(RunFolder):
         """State of a group of chains, ``None`` where it has not begun.
 
         All of its draws are checked on the way.
-
-        :param range members: numbers of the chains.
-        :raises CheckpointError: where a file is missing, cut or changed, or one too many.
         """
         files = self._files[members] = files_of_group(self.folder, members, self.run)
         state = files.open()
@@ -66,14 +63,7 @@ class CheckpointWriter(RunFolder):
         tensors: Mapping[str, Tensor],
         content: Mapping[str, Any],
     ) -> None:
-        """Write draws of a group of chains, then the state after them.
-
-        :param range members: numbers of the chains.
-        :param Chunk chunk: the draws, ``None`` where there are none.
-        :param Mapping tensors: tensors of the state.
-        :param Mapping content: plain values of the state.
-        :raises CheckpointError: where they cannot be written.
-        """
+        """Write draws of a group of chains, then the state after them."""
         files = self._files[members]
         draws = None
         if chunk is not None and len(chunk):
@@ -84,11 +74,7 @@ class CheckpointWriter(RunFolder):
         files.append(draws, tensors, content)
 
     def chunks(self, members: range) -> Iterator[Chunk]:
-        """Draws of a group of chains, file by file.
-
-        :raises CheckpointError: where the folder is not there any more, or a file of it is missing,
-            cut or changed, or one too many.
-        """
+        """Draws of a group of chains, file by file."""
         if not self.folder.is_dir():
             raise CheckpointError(
                 f"checkpoint={str(self.folder)!r} is not there any more. If it was moved, "
@@ -107,12 +93,7 @@ class CheckpointWriter(RunFolder):
 
 
 def files_of_group(folder: Path, members: range, run: str) -> DrawFiles:
-    """Files of the draws of a group of chains.
-
-    :param Path folder: the folder of the run.
-    :param range members: numbers of the chains.
-    :param str run: the digest of what the run is of.
-    """
+    """Files of the draws of a group of chains."""
     owner = f"{run} chains {members.start} to {members.stop - 1}"
     return DrawFiles(folder / _group_name(members), owner)
 

@@ -25,30 +25,18 @@ class DrawFolder(RunFolder):
         self._files = DrawFiles(self.folder, "")
 
     def open(self) -> None:
-        """Find the batches that are there, once the run is described.
-
-        :raises CheckpointError: where a file is missing, or one too many.
-        """
+        """Find the batches that are there, once the run is described."""
         self._files = DrawFiles(self.folder, self.run)
         self._files.open()
         self._files.discard_unnamed()
 
     def load(self, members: range) -> dict[str, Tensor] | None:
-        """Draws with these numbers, ``None`` where they are yet to be made.
-
-        :param range members: the numbers.
-        :raises CheckpointError: where their file was cut or changed.
-        """
+        """Draws with these numbers, ``None`` where they are yet to be made."""
         name = _name(members)
         return self._files.read(name)[0] if name in self._files.names else None
 
     def save(self, members: range, tensors: Mapping[str, Tensor]) -> None:
-        """Keep draws.
-
-        :param range members: their numbers.
-        :param Mapping tensors: what belongs to them.
-        :raises CheckpointError: where they cannot be written.
-        """
+        """Keep draws."""
         self._files.append((_name(members), tensors, {}), {}, {})
 
 

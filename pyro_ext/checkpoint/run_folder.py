@@ -56,11 +56,7 @@ class RunFolder:
             ) from error
 
     def description(self) -> dict[str, Any] | None:
-        """Description of the run that the folder holds, ``None`` where it is empty.
-
-        :raises CheckpointError: where it holds something else, a run of another kind, or of
-            another version, or its description was changed.
-        """
+        """Description of the run that the folder holds, ``None`` where it is empty."""
         names = names_in(self.folder)
         if _FILE not in names:
             # A run that was killed at once leaves the second of these.
@@ -74,11 +70,7 @@ class RunFolder:
         return read_description(self.folder, self.kind)
 
     def describe(self, description: Mapping[str, Any]) -> None:
-        """Write the description of the run.
-
-        :param Mapping description: values that JSON can hold, with ``"identity"``, which stays the
-            same as long as the run goes on.
-        """
+        """Write the description of the run."""
         whole = {"format": _FORMAT, "kind": self.kind, **description}
         self.run = digest_of(description["identity"])
         write_json(self.folder / _FILE, whole | {"digest": digest_of(whole)})
@@ -89,13 +81,7 @@ class RunFolder:
 
 
 def read_description(folder: Path, kind: str) -> dict[str, Any]:
-    """Description of the run in a folder.
-
-    :param Path folder: the folder.
-    :param str kind: what kind of draws is wanted.
-    :raises CheckpointError: where there is none, or none that this version reads, or it is of
-        another kind, or was changed.
-    """
+    """Description of the run in a folder."""
     path = folder / _FILE
     if _FILE not in names_in(folder):
         reason = f"it has no {_FILE}" if folder.is_dir() else "it is not there"

@@ -35,17 +35,7 @@ def label(
 ) -> Any:
     """Name the dimensions of arrays and put them into the object of the ArviZ that is installed.
 
-    :param Mapping groups: arrays by group and variable. **Shape:** ``(num_chains, num_draws,
-        *event)``, in groups of data ``(*event)``.
-    :param Mapping sites: what is known of the variables.
-    :param Mapping coords: labels along dimensions, by name.
-    :param Mapping dims: names of dimensions by variable, instead of those of the plates.
-    :param Collection partitions: variables of the model that are among the statistics.
-    :param Mapping points: which points of an observed variable are kept. **Shape:** ``(*batch)``.
-    :param Sequence chains: numbers of the chains.
-    :returns: ``arviz.InferenceData`` with ArviZ 0.x, ``xarray.DataTree`` with ArviZ 1.
-    :raises TypeError: where ``coords`` or ``dims`` is not what it should be.
-    :raises ValueError: where names or sizes do not fit.
+    Shapes: groups (num_chains, num_draws, *event), in groups of data (*event); points (*batch).
     """
     groups = {group: arrays for group, arrays in groups.items() if arrays}
     given = _checked_dims(dims, {*sites, *(name for arrays in groups.values() for name in arrays)})
@@ -83,12 +73,7 @@ def _keep_points(
 ) -> tuple[Arrays, dict[str, Any]]:
     """Lay the points of observed variables that no mask hides along one dimension.
 
-    :param str group: name of the group.
-    :param dict arrays: its variables.
-    :param dict names: names of all their dimensions; those of new ones take their place.
-    :param Mapping labels: along dimensions, by name.
-    :param Mapping points: which points are kept, by variable. **Shape:** ``(*batch)``.
-    :returns: the variables, and coordinates of the points.
+    Shapes: points (*batch).
     """
     if group not in _OBSERVATIONS:
         return arrays, {}

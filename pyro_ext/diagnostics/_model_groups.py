@@ -24,14 +24,7 @@ _NUM_TRIALS = 10
 
 
 def model_of(context: Context, needs: Mapping[str, bool]) -> ModelAtValues | None:
-    """The model and its data, through which all groups are computed.
-
-    :param Context context: the model and its arguments.
-    :param Mapping needs: arguments that ask for groups which take a model, by name, and whether
-        it is an error if there is none.
-    :returns: the model, or ``None`` without one.
-    :raises ValueError: where a model is needed and missing, or cannot be evaluated.
-    """
+    """The model and its data, through which all groups are computed."""
     if context.potential is not None:
         return context.potential
     if context.model is None:
@@ -62,10 +55,7 @@ def _checked_model(context: Context) -> ModelAtValues:
 def check_shapes(arrays: Arrays, sites: Mapping[str, Site], argument: str) -> None:
     """Raise where draws of a site do not have the shape of the site.
 
-    :param dict arrays: **Shape:** ``(num_chains, num_draws, *event)`` each.
-    :param Mapping sites: sites of the model.
-    :param str argument: how the caller names the draws.
-    :raises ValueError: names the site, its shape and that wanted.
+    Shapes: arrays (num_chains, num_draws, *event) each.
     """
     for name in arrays.keys() & sites.keys():
         event, wanted = arrays[name].shape[2:], tuple(sites[name].shape)
@@ -120,10 +110,7 @@ class ModelGroups:
         return arrays | {name: to_array(values[name], name) for name in lacking}
 
     def with_deterministic(self, arrays: Arrays) -> Arrays:
-        """Add deterministic sites that draws lack, but for functions of discrete sites not drawn.
-
-        :param dict arrays: draws; unchanged where continuous latent sites lack.
-        """
+        """Add deterministic sites that draws lack, but those of discrete sites that are not drawn."""
         missing = [name for name in self.model.deterministic_sites if name not in arrays]
         lacking = self._lacking(arrays)
         has_none = len(lacking) == len(self.model.sites)
@@ -142,10 +129,7 @@ class ModelGroups:
         return arrays | {name: to_array(values[name], name) for name in missing}
 
     def find_masks(self, arrays: Arrays) -> None:
-        """Find out which points of masked sites count at draws of the latent sites.
-
-        :param dict arrays: the draws; where some sites lack, a draw of these takes their place.
-        """
+        """Find out which points of masked sites count at draws of the latent sites."""
         if not any(site.is_masked for site in self.data.values()):
             return
         lacking = self._lacking(arrays)
@@ -166,10 +150,7 @@ class ModelGroups:
     def log_likelihood(self, arrays: Arrays, wanted: bool | Sequence[str]) -> Arrays:
         """Log likelihood of each observation at each draw.
 
-        :param dict arrays: draws of the latent sites; discrete ones that lack are summed out.
-        :param wanted: names of observed sites, or ``True`` for all that have one.
-        :returns: **Shape:** ``(num_chains, num_draws, *batch)`` each.
-        :raises ValueError: for a name of no observed site, and where it cannot be computed.
+        Shapes: returns (num_chains, num_draws, *batch) each.
         """
         names = list(self.data) if isinstance(wanted, bool) else list(wanted)
         _check_names("log_likelihood", names, self.data)
@@ -290,12 +271,7 @@ class ModelGroups:
     def _latents(
         self, arrays: Arrays, purpose: str | None = None, seed: int | None = None
     ) -> dict[str, Tensor]:
-        """Values of all latent sites; those that lack are drawn given the others.
-
-        :param dict arrays: draws.
-        :param str purpose: the argument that needs them, where only discrete sites may lack.
-        :param int seed: seed of these draws.
-        """
+        """Values of all latent sites; those that lack are drawn given the others."""
         lacking = self._lacking(arrays)
         if purpose is not None:
             self._check_lacking([n for n in lacking if n not in self.model.discrete_sites], purpose)

@@ -10,11 +10,7 @@ __all__ = ["with_partition_quantities"]
 def with_partition_quantities(arrays: Arrays, partitions: Sequence[str]) -> tuple[Arrays, Arrays]:
     """Part label vectors from the rest, which gets numbers that describe the partitions.
 
-    :param dict arrays: the posterior. **Shape:** ``(num_chains, num_draws, *event)`` each.
-    :param Sequence partitions: which of them are label vectors.
-    :returns: the rest, and the label vectors.
-    :raises TypeError: where label vectors are no integers.
-    :raises ValueError: where they are not there or have another shape, or a name is taken.
+    Shapes: arrays (num_chains, num_draws, *event) each.
     """
     if unknown := sorted(set(partitions) - arrays.keys()):
         raise ValueError(f"partitions names {unknown}, but the variables are {sorted(arrays)}")

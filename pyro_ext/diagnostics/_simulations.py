@@ -69,10 +69,7 @@ class Experiment:
     def simulate(self, number: int, potential: Potential) -> Ranks:
         """Draw true values and data from the prior, infer, and rank the true values.
 
-        :param int number: number of the simulation, on which and on the seed all of it depends.
-        :param Potential potential: potential of the model.
-        :returns: ranks by latent site and quantity. **Shape:** ``(*event)`` each.
-        :raises KeyboardInterrupt: where the inference says that it was interrupted.
+        Shapes: returns (*event) each.
         """
         inference_seed, prior_seed, guide_seed, tie_seed = _seeds(self.seed, number)
         with self.surroundings(inference_seed):
@@ -150,16 +147,7 @@ def run_simulations(
     executor: Executor | None,
     progress: bool,
 ) -> tuple[dict[int, Ranks | str], bool]:
-    """Run simulations, one after the other or on an executor.
-
-    :param Experiment experiment: what they share.
-    :param Potential potential: potential of its model.
-    :param int num_simulations: how many.
-    :param Executor executor: where they run, ``None`` for here.
-    :param bool progress: whether to show a progress bar.
-    :returns: ranks, or the traceback of what went wrong, by number of the simulation, and whether
-        the run was interrupted.
-    """
+    """Run simulations, one after the other or on an executor."""
     outcomes: dict[int, Ranks | str] = {}
     futures: dict[Future[Ranks | str], int] = {}
     try:

@@ -24,17 +24,10 @@ def ecdf_statistic(ranks: Ints, num_draws: int) -> Floats:
     Under uniformity the number :math:`R_k` of ranks up to :math:`k` is binomial. The statistic is
     :math:`\gamma = \min_k 2 \min\{P(R \le R_k), P(R \ge R_k)\}` over :math:`k = 0, \dots, L - 1`.
 
-    :param ranks: numbers from 0 to ``num_draws``. **Shape:** ``(num_ranks, num_columns)``.
-    :param int num_draws: :math:`L`, the largest possible rank.
-    :returns: the statistic of each column. **Shape:** ``(num_columns,)``.
-
     [1] T. Säilynoja, P.-C. Bürkner, A. Vehtari (2022), Graphical test for discrete uniformity and
     its applications in goodness-of-fit evaluation and multiple sample comparison.
 
-    Example::
-
-        >>> ecdf_statistic(np.array([[0], [1], [1], [1]]), 1).round(3)
-        array([0.625])
+    Shapes: ranks (num_ranks, num_columns); returns (num_columns,).
     """
     tails = _tails(_cumulative(ranks, num_draws), len(ranks), num_draws)
     smallest: Floats = tails.min(0)
@@ -44,9 +37,7 @@ def ecdf_statistic(ranks: Ints, num_draws: int) -> Floats:
 def ecdf_difference(ranks: Ints, num_draws: int) -> Floats:
     """Empirical distribution functions of ranks minus that of uniform ones, at all but the largest.
 
-    :param ranks: numbers from 0 to ``num_draws``. **Shape:** ``(num_ranks, num_columns)``.
-    :param int num_draws: the largest possible rank.
-    :returns: **Shape:** ``(num_draws, num_columns)``.
+    Shapes: ranks (num_ranks, num_columns); returns (num_draws, num_columns).
     """
     uniform = np.arange(1, num_draws + 1)[:, None] / (num_draws + 1)
     return _cumulative(ranks, num_draws) / len(ranks) - uniform
@@ -58,16 +49,6 @@ def ecdf_p_value(statistic: float, num_ranks: int, num_draws: int) -> float:
     It is computed and not simulated: the counts in bins are multinomial, or Poisson given their
     sum, so the probability that all :math:`R_k` stay where the statistic is larger is a sum over
     paths of a Markov chain.
-
-    :param float statistic: what :func:`ecdf_statistic` gives.
-    :param int num_ranks: number of ranks.
-    :param int num_draws: the largest possible rank.
-    :returns: the p-value, or a bound above it where it is below 1e-11.
-
-    Example::
-
-        >>> round(ecdf_p_value(0.625, num_ranks=4, num_draws=1), 6)
-        0.625
     """
     outside = 1.0 - _coverage(statistic * (1.0 + _SLACK), num_ranks, num_draws)
     # Small differences are rounding errors. What takes their place is a bound too: the statistic is
@@ -79,10 +60,7 @@ def ecdf_p_value(statistic: float, num_ranks: int, num_draws: int) -> float:
 def ecdf_band(num_ranks: int, num_draws: int, prob: float) -> tuple[Floats, Floats]:
     """Narrowest band of its kind that holds all of a function of uniform ranks with a probability.
 
-    :param int num_ranks: number of ranks.
-    :param int num_draws: the largest possible rank.
-    :param float prob: the simultaneous probability, at least this much.
-    :returns: lower and upper limits of :func:`ecdf_difference`. **Shape:** ``(num_draws,)`` each.
+    Shapes: returns (num_draws,) each.
     """
     low, high = (1.0 - prob) / num_draws / 2.0, 2.0  # coverage at `low` is large enough
     for _ in range(_HALVINGS):
@@ -99,14 +77,8 @@ def ecdf_band(num_ranks: int, num_draws: int, prob: float) -> tuple[Floats, Floa
 def holm(p_values: Floats) -> Floats:
     """Adjust p-values for their number, after Holm, whatever their dependence.
 
-    :param p_values: **Shape:** ``(n,)``.
-    :returns: **Shape:** ``(n,)``; the chance that any true hypothesis gets a value below a level is
-        at most the level.
-
-    Example::
-
-        >>> holm(np.array([0.01, 0.5, 0.02])).round(3)
-        array([0.03, 0.5 , 0.04])
+    Shapes: p_values (n,); returns (n,); the chance that any true hypothesis gets a value below a
+    level is at most the level.
     """
     order = np.argsort(p_values)
     factors = np.arange(len(p_values), 0, -1)

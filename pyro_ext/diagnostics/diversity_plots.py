@@ -365,9 +365,7 @@ def _distributions(
 def _growing(logs: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """NLL of each draw, and of the first draws with logits or probabilities averaged.
 
-    :param Tensor logs: of probabilities. **Shape:** ``(num_draws, n, classes)``.
-    :param Tensor observed: classes. **Shape:** ``(n,)``.
-    :returns: **Shape:** ``(num_draws,)`` each.
+    Shapes: logs (num_draws, n, classes); observed (n,); returns (num_draws,) each.
     """
     index = observed.expand(len(logs), -1).unsqueeze(-1)
     numbers = torch.arange(1, len(logs) + 1, dtype=torch.float64)

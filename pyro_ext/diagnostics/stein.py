@@ -29,19 +29,7 @@ def kernel_stein_discrepancy(
     :math:`k(x, y) = (1 + \sum_d (x_d - y_d)^2 / c_d^2)^\beta`, in coordinates :math:`x_d / c_d`. Of
     :math:`n` exact independent draws it is about :math:`[E\, k_0(X, X) / n]^{1/2}`, and not zero.
 
-    :param Tensor samples: draws in unconstrained space. **Shape:** ``(num_draws, size)``.
-    :param Tensor gradients: of the log density at the draws. **Shape:** as the samples.
-    :param scale: :math:`c`, about the posterior's standard deviation, positive; a number, or one
-        for each coordinate. **Shape:** ``(size,)``.
-    :param float exponent: :math:`\beta`, in (-1, 0).
-    :returns: the discrepancy, a scalar; NaN where an argument holds NaN.
-    :raises ValueError: for arguments out of range, or shapes that do not fit.
-
-    Example::
-
-        >>> x = torch.linspace(-2.0, 2.0, 100)[:, None]
-        >>> bool(kernel_stein_discrepancy(x, -x) < kernel_stein_discrepancy(x + 1.0, -x - 1.0))
-        True
+    Shapes: samples (num_draws, size); gradients as the samples; scale (size,).
     """
     samples = as_tensor("samples", samples, "(num_draws, size)")
     gradients = as_tensor("gradients", gradients, "(num_draws, size)", like=samples)

@@ -27,10 +27,7 @@ __all__ = ["check_finite", "check_gradients", "check_rsample"]
 
 
 def check_gradients(make: Make, parameters: Parameters, *, atoms: Atoms | None = None) -> None:
-    """Compare gradients of densities, probabilities and quantiles with finite differences.
-
-    :param make: as in :func:`check_distribution`, as are ``parameters`` and ``atoms``.
-    """
+    """Compare gradients of densities, probabilities and quantiles with finite differences."""
     distribution = make(**parameters)
     name = type(distribution).__name__
     with seeded(3):
@@ -92,11 +89,6 @@ def check_rsample(
 
     For distributions of one number the latter is a finite difference of quadratures; for others it
     is the mean of function times gradient of the log density.
-
-    :param make: as in :func:`check_distribution`, as are ``parameters`` and ``atoms``.
-    :param int num_draws: how many draws.
-    :param int seed: of the draws.
-    :param float false_alarm_rate: share of seeds for which correct gradients fail.
     """
     distribution = make(**parameters)
     name = type(distribution).__name__
@@ -160,9 +152,7 @@ def check_finite(make: Make, parameters: Parameters, values: Tensor) -> None:
     In float64 densities, probabilities, draws and gradients have to be finite, and in float32 what
     is at most 1e37 in float64; gradients of draws, where draws are of moderate size.
 
-    :param make: as in :func:`check_distribution`.
-    :param Mapping parameters: a batch of them, by name. **Shape:** ``(n,)`` each.
-    :param Tensor values: one in the support for each. **Shape:** ``(n,)``.
+    Shapes: parameters (n,) each; values (n,).
     """
 
     def results(parameters: Parameters, values: Tensor) -> dict[str, Tensor]:

@@ -17,11 +17,7 @@ Labels: TypeAlias = Tensor | npt.NDArray[Any]
 def check_labels(argument: str, labels: Any) -> Tensor:
     """Return label vectors renumbered in the order of first occurrence.
 
-    :param str argument: name of the argument.
-    :param labels: what the caller got. **Shape:** ``(*batch, n)``.
-    :returns: integers on the CPU. **Shape:** as the labels.
-    :raises TypeError: where they are no integers.
-    :raises ValueError: where there are none.
+    Shapes: labels (*batch, n); returns as the labels.
     """
     array = to_array(labels, argument)
     if array.dtype.kind not in "iu":
@@ -36,11 +32,7 @@ def check_labels(argument: str, labels: Any) -> Tensor:
 def check_draws(argument: str, labels: Any) -> Tensor:
     """Return draws of label vectors renumbered in the order of first occurrence.
 
-    :param str argument: name of the argument.
-    :param labels: what the caller got.
-    :returns: integers on the CPU. **Shape:** ``(num_draws, n)`` or ``(num_chains, num_draws, n)``.
-    :raises TypeError: where they are no integers.
-    :raises ValueError: where they have another shape, or there are none.
+    Shapes: returns (num_draws, n) or (num_chains, num_draws, n).
     """
     canonical = check_labels(argument, labels)
     if canonical.dim() not in (2, 3):
@@ -54,12 +46,7 @@ def check_draws(argument: str, labels: Any) -> Tensor:
 def check_partition(argument: str, labels: Any, num_points: int) -> Tensor:
     """Return a single label vector renumbered in the order of first occurrence.
 
-    :param str argument: name of the argument.
-    :param labels: what the caller got.
-    :param int num_points: how many labels there have to be.
-    :returns: integers on the CPU. **Shape:** ``(n,)``.
-    :raises TypeError: where they are no integers.
-    :raises ValueError: where they have another shape.
+    Shapes: returns (n,).
     """
     canonical = check_labels(argument, labels)
     if canonical.shape != (num_points,):

@@ -105,10 +105,7 @@ def expected_loss(
 
 
 def check_loss(loss: Any) -> None:
-    """Raise where a loss is none that is known.
-
-    :raises ValueError: names the argument, what it got and what it wants.
-    """
+    """Raise where a loss is none that is known."""
     if loss not in get_args(Loss):
         raise ValueError(f"loss must be one of {list(get_args(Loss))}, got {loss!r:.80}")
 
@@ -120,9 +117,7 @@ def increments(loss: Loss, num_points: int) -> npt.NDArray[np.float64]:
     clusters and of their intersections, divided by a constant: :math:`f(c) = c \log c` and
     :math:`n` for the variation of information, :math:`c^2` and :math:`n^2` for the Binder loss.
 
-    :param str loss: a loss.
-    :param int num_points: :math:`n`.
-    :returns: **Shape:** ``(n,)``.
+    Shapes: returns (n,).
     """
     sizes = np.arange(num_points + 1, dtype=np.float64)
     if loss == "binder":
@@ -135,10 +130,7 @@ def distances_to(
 ) -> npt.NDArray[np.float64]:
     """Distance of each draw from one partition.
 
-    :param center: labels from zero. **Shape:** ``(n,)``.
-    :param draws: likewise. **Shape:** ``(num_draws, n)``.
-    :param str loss: a loss.
-    :returns: **Shape:** ``(num_draws,)``.
+    Shapes: center (n,); draws (num_draws, n); returns (num_draws,).
     """
     from pyro_ext.diagnostics.partitions import _loops
 
@@ -152,10 +144,7 @@ def mean_distances(
 ) -> npt.NDArray[np.float64]:
     """Distance of each candidate from the draws, on average.
 
-    :param candidates: labels from zero. **Shape:** ``(num_candidates, n)``.
-    :param draws: likewise. **Shape:** ``(num_draws, n)``.
-    :param str loss: a loss.
-    :returns: **Shape:** ``(num_candidates,)``.
+    Shapes: candidates (num_candidates, n); draws (num_draws, n); returns (num_candidates,).
     """
     from pyro_ext.diagnostics.partitions import _loops
 
