@@ -9,6 +9,7 @@ from .gibbs import (
     Gibbs,
     LogJoint,
     PriorProposals,
+    RandomWalk,
 )
 from .hmc import LaplaceHMC
 from .independence_metropolis import IndependenceMetropolis
@@ -53,7 +54,6 @@ from .pseudocoresets import (
     TrajectorySurrogate,
     Wasserstein,
 )
-from .random_walk import RandomWalk
 from .sgmcmc import (
     L2E,
     PSGLD,

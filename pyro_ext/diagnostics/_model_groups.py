@@ -110,7 +110,7 @@ class ModelGroups:
         return arrays | {name: to_array(values[name], name) for name in lacking}
 
     def with_deterministic(self, arrays: Arrays) -> Arrays:
-        """Add deterministic sites that draws lack, but those of discrete sites that are not drawn."""
+        """Add deterministic sites that draws lack, but for those of discrete sites not drawn."""
         missing = [name for name in self.model.deterministic_sites if name not in arrays]
         lacking = self._lacking(arrays)
         has_none = len(lacking) == len(self.model.sites)

@@ -9,7 +9,6 @@ import numpy as np
 from pyro_ext.checkpoint import Checkpoint
 from pyro_ext.diagnostics._labels import label
 from pyro_ext.diagnostics._model_groups import ModelGroups, check_shapes, model_of
-from pyro_ext.diagnostics._partition_groups import with_partition_quantities
 from pyro_ext.posterior.draws import (
     Arrays,
     check_names,
@@ -23,7 +22,7 @@ from pyro_ext.posterior.draws import (
 from pyro_ext.potential import Potential
 from pyro_ext.random import spawn_seed
 
-__all__ = ["to_arviz"]
+__all__ = ["to_arviz", "with_partition_quantities"]
 
 _PRIOR_DRAWS = 500
 
@@ -248,3 +247,24 @@ def _check_count(value: object, argument: str, wanted: str) -> None:
         raise TypeError(f"{argument} must be {wanted}, got {value!r:.80}")
     if value < 1:
         raise ValueError(f"{argument} must be at least 1, got {value}")
+
+
+def with_partition_quantities(arrays: Arrays, partitions: Sequence[str]) -> tuple[Arrays, Arrays]:
+    """Part label vectors from the rest, which gets numbers that describe the partitions.
+
+    Shapes: arrays (num_chains, num_draws, *event) each.
+    """
+    if unknown := sorted(set(partitions) - arrays.keys()):
+        raise ValueError(f"partitions names {unknown}, but the variables are {sorted(arrays)}")
+    labels = {name: arrays[name] for name in partitions}
+    rest = {name: array for name, array in arrays.items() if name not in labels}
+    for name, array in labels.items():
+        from pyro_ext.diagnostics.partitions import partition_quantities
+        from pyro_ext.diagnostics.partitions.labels import check_draws
+
+        quantities = partition_quantities(check_draws(f"posterior[{name!r}]", array))
+        added = {f"{name}_{quantity}": value.numpy() for quantity, value in quantities.items()}
+        if taken := sorted(added.keys() & rest.keys()):
+            raise ValueError(f"partitions names {name!r}, but the variables {taken} exist already")
+        rest |= added
+    return rest, labels

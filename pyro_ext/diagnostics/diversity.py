@@ -17,7 +17,7 @@ from pyro_ext._checks import (
     check_mapping,
     check_tensors,
 )
-from pyro_ext.diagnostics.metrics import ArrayLike, _probabilities, _tensor
+from pyro_ext.diagnostics.metrics import ArrayLike, as_numbers, as_probabilities
 
 __all__ = ["consecutive_distances", "path_values", "pairwise_kl", "weight_singular_values"]
 
@@ -41,7 +41,7 @@ def pairwise_kl(probabilities: ArrayLike) -> Tensor:
         tensor([[0.0000, 0.1438],
                 [0.1308, 0.0000]], dtype=torch.float64)
     """
-    draws = _probabilities("probabilities", probabilities, averaged=False)
+    draws = as_probabilities("probabilities", probabilities, averaged=False)
     num_draws, num_points, _ = draws.shape
     total = torch.zeros(num_draws, num_draws, dtype=torch.float64, device=draws.device)
     for some in draws.split(_POINTS_PER_CALL, 1):
@@ -76,7 +76,7 @@ def consecutive_distances(samples: Mapping[str, ArrayLike], *, relative: bool = 
         raise ValueError("samples must hold at least one site, got none")
     rows: list[Tensor] = []
     for name, value in samples.items():
-        tensor = _tensor(f"samples[{name!r}]", value)
+        tensor = as_numbers(f"samples[{name!r}]", value)
         if tensor.dim() < 2 or tensor.shape[1] < 2:
             raise ValueError(
                 f"samples[{name!r}] must have the shape (num_chains, num_draws, *event) with at "
@@ -158,7 +158,7 @@ def weight_singular_values(weight: ArrayLike) -> Tensor:
         >>> weight_singular_values(torch.tensor([[3.0, 0.0], [0.0, -4.0]]))
         tensor([4., 3.], dtype=torch.float64)
     """
-    tensor = _tensor("weight", weight)
+    tensor = as_numbers("weight", weight)
     if tensor.dim() < 2:
         raise ValueError(f"weight must have at least two dimensions; got {tuple(tensor.shape)}")
     check_finite("weight", tensor)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_sequence
 from pyro_ext._pyplot import axes_of, load_pyplot
-from pyro_ext.diagnostics.metrics import ArrayLike, _checked, _tensor, ambiguity
+from pyro_ext.diagnostics.metrics import ArrayLike, ambiguity, as_numbers, checked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -246,7 +246,7 @@ def plot_ambiguity(probabilities: ArrayLike, labels: ArrayLike, ax: "Axes | None
         'ambiguity = 0.511'
     """
     title = f"ambiguity = {ambiguity(probabilities, labels):.3f}"
-    draws, observed = _checked(probabilities, labels)
+    draws, observed = checked(probabilities, labels)
     single, logits, averaged = _growing(draws.double().cpu().log(), observed.cpu())
     numbers = torch.arange(1, len(single) + 1).numpy()
     mean = float(single.mean())
@@ -378,7 +378,7 @@ def _growing(logs: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _floats(argument: str, value: ArrayLike) -> Tensor:
     """Return a checked array of numbers in double precision, on the CPU."""
-    tensor = _tensor(argument, value).double().cpu()
+    tensor = as_numbers(argument, value).double().cpu()
     if tensor.numel() == 0:
         raise ValueError(f"{argument} must not be empty; got the shape {tuple(tensor.shape)}")
     return tensor

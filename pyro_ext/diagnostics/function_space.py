@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_number, check_sequence
-from pyro_ext.diagnostics.metrics import ArrayLike, _probabilities, _tensor
+from pyro_ext.diagnostics.metrics import ArrayLike, as_numbers, as_probabilities
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -117,7 +117,7 @@ def fractions_below(
     """
     r_hat = as_tensor("r_hat", r_hat)
     thresholds = check_sequence("thresholds", thresholds, "a list of numbers", 0)
-    values = _tensor("r_hat", r_hat)
+    values = as_numbers("r_hat", r_hat)
     if values.numel() == 0:
         raise ValueError(f"r_hat must hold at least one value; got the shape {tuple(values.shape)}")
     known = values[~values.isnan()]
@@ -129,7 +129,7 @@ def _series(
     value: ArrayLike, least_chains: int
 ) -> "tuple[npt.NDArray[np.float64], tuple[int, int]]":
     """Return checked series, ``(n * classes, num_chains, num_draws)``, and ``(n, classes)``."""
-    tensor = _tensor("probabilities", value)
+    tensor = as_numbers("probabilities", value)
     if tensor.dim() != 4 or tensor.shape[0] < least_chains or tensor.shape[1] < _LEAST_DRAWS:
         chains = "chain" if least_chains == 1 else "chains"
         raise ValueError(
@@ -137,7 +137,7 @@ def _series(
             f"{least_chains} {chains} of {_LEAST_DRAWS} draws; got {tuple(tensor.shape)}"
         )
     for index, chain in enumerate(tensor):
-        _probabilities(f"probabilities[{index}]", chain, averaged=False)
+        as_probabilities(f"probabilities[{index}]", chain, averaged=False)
     num_chains, num_draws, num_points, num_classes = tensor.shape
     series = tensor.double().cpu().permute(2, 3, 0, 1).reshape(-1, num_chains, num_draws)
     return series.contiguous().numpy(), (num_points, num_classes)

@@ -65,7 +65,7 @@ def nll(probabilities: ArrayLike, labels: ArrayLike) -> float:
         >>> nll(probabilities[1:], torch.tensor([1]))
         inf
     """
-    draws, observed = _checked(probabilities, labels)
+    draws, observed = checked(probabilities, labels)
     index = observed.expand(draws.shape[0], -1).unsqueeze(-1)
     log_likelihood = draws.gather(-1, index).squeeze(-1).double().log()  # (num_draws, n)
     log_mean = torch.logsumexp(log_likelihood, 0)
@@ -93,7 +93,7 @@ def brier(probabilities: ArrayLike, labels: ArrayLike) -> float:
         >>> round(brier(torch.tensor([[0.8, 0.2]]), torch.tensor([0])), 4)
         0.08
     """
-    draws, observed = _checked(probabilities, labels)
+    draws, observed = checked(probabilities, labels)
     average = _average(draws)
     one_hot = functional.one_hot(observed, average.shape[-1])
     return float((average - one_hot).square().sum(-1).mean())
@@ -116,7 +116,7 @@ def accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
         >>> accuracy(np.array([[0.9, 0.1], [0.3, 0.7]]), np.array([0, 0]))
         0.5
     """
-    draws, observed = _checked(probabilities, labels)
+    draws, observed = checked(probabilities, labels)
     return float((_average(draws).argmax(-1) == observed).double().mean())
 
 
@@ -171,7 +171,7 @@ def calibration_bins(
         ([0, 2], [nan, 0.5])
     """
     num_bins = check_integer("num_bins", num_bins, 1)
-    draws, observed = _checked(probabilities, labels)
+    draws, observed = checked(probabilities, labels)
     confidence, predicted = (values.cpu() for values in _average(draws).max(-1))
     correct = (predicted == observed.cpu()).double()
     edges = torch.arange(num_bins + 1, dtype=torch.float64) / num_bins
@@ -248,7 +248,7 @@ def ambiguity(probabilities: ArrayLike, labels: ArrayLike | None = None) -> floa
         >>> round(ambiguity(probabilities, torch.tensor([0])), 4)  # -log(2 * 0.3)
         0.5108
     """
-    draws = _probabilities("probabilities", probabilities, averaged=False)
+    draws = as_probabilities("probabilities", probabilities, averaged=False)
     if labels is not None:
         _labels(labels, draws)
     log_probabilities = draws.double().log()
@@ -312,15 +312,15 @@ def _average(draws: Tensor) -> Tensor:
     return draws.mean(0, dtype=torch.float64)
 
 
-def _checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Tensor, Tensor]:
+def checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Tensor, Tensor]:
     """Return checked ``(num_draws, n, classes)`` probabilities and labels on the same device."""
-    draws = _probabilities("probabilities", probabilities)
+    draws = as_probabilities("probabilities", probabilities)
     return draws, _labels(labels, draws)
 
 
 def _pair(p: ArrayLike, q: ArrayLike) -> tuple[Tensor, Tensor]:
     """Return the checked averages of two ensembles on the same device."""
-    first, second = _average(_probabilities("p", p)), _average(_probabilities("q", q))
+    first, second = _average(as_probabilities("p", p)), _average(as_probabilities("q", q))
     if first.shape != second.shape:
         raise ValueError(
             "q must be for the same points and classes as p, (n, classes) = "
@@ -329,7 +329,7 @@ def _pair(p: ArrayLike, q: ArrayLike) -> tuple[Tensor, Tensor]:
     return first, second.to(first.device)
 
 
-def _tensor(argument: str, value: Any, kind: str = "numbers") -> Tensor:
+def as_numbers(argument: str, value: Any, kind: str = "numbers") -> Tensor:
     """Return an array as a tensor that is used and not changed."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "iufb":
         # PyTorch lacks some integers and orders of bytes, and warns of arrays that are read-only.
@@ -339,9 +339,9 @@ def _tensor(argument: str, value: Any, kind: str = "numbers") -> Tensor:
     return tensor.cpu() if tensor.device.type == "mps" else tensor  # it has no double precision
 
 
-def _probabilities(argument: str, value: ArrayLike, averaged: bool = True) -> Tensor:
+def as_probabilities(argument: str, value: ArrayLike, averaged: bool = True) -> Tensor:
     """Return checked probabilities as ``(num_draws, n, classes)``."""
-    tensor = _tensor(argument, value)
+    tensor = as_numbers(argument, value)
     if averaged and tensor.ndim == 2:
         tensor = tensor[None]
     as_tensor(argument, tensor, "(num_draws, n, classes)")
@@ -356,7 +356,7 @@ def _probabilities(argument: str, value: ArrayLike, averaged: bool = True) -> Te
 
 def _labels(value: ArrayLike, draws: Tensor) -> Tensor:
     """Return checked labels, ``(n,)``, on the device of the probabilities."""
-    labels = _tensor("labels", value, "integers")
+    labels = as_numbers("labels", value, "integers")
     _, num_points, num_classes = draws.shape
     if labels.dtype == torch.bool:
         raise TypeError("labels must be integers, got torch.bool")

@@ -208,7 +208,7 @@ def plot_co_clustering(
         [1.0, 1.0, 0.0, 0.5]
     """
     from pyro_ext.diagnostics.partitions import co_clustering
-    from pyro_ext.diagnostics.partitions._labels import check_partition
+    from pyro_ext.diagnostics.partitions.labels import check_partition
 
     shares = co_clustering(labels).numpy()
     places, ends = _leaves(shares), np.empty(0)

@@ -347,18 +347,10 @@ def measure_plots() -> dict[str, Call]:
     ax = plt.figure().subplots()
     labels = DirichletProcess(1.0).partition(10).sample()
     measure = GeneralizedGammaProcess(2.0, 0.4, 1.5)
+    observed = torch.tensor([[1, 30], [4, 3], [20, 1]])
     return {
         "plot_cluster_sizes": call(labels=labels, ax=ax),
         "plot_num_clusters": call(labels=labels, ax=ax, num_points=5),
-        "plot_ranked_weights": call(weights=torch.rand(9), ax=ax),
-        "plot_tail": call(measure=measure, weights=torch.rand(9), ax=ax, num_points=5),
-    }
-
-
-def frequency_plots() -> dict[str, Call]:
-    ax = plt.figure().subplots()
-    observed = torch.tensor([[1, 30], [4, 3], [20, 1]])
-    return {
         "plot_rank_sizes": call(
             observed=observed,
             predicted={"same": [observed, observed]},
@@ -366,7 +358,9 @@ def frequency_plots() -> dict[str, Call]:
             colors={"same": "C0"},
             prob=0.8,
             num_points=5,
-        )
+        ),
+        "plot_ranked_weights": call(weights=torch.rand(9), ax=ax),
+        "plot_tail": call(measure=measure, weights=torch.rand(9), ax=ax, num_points=5),
     }
 
 
@@ -520,7 +514,6 @@ TABLES = {
     "pyro_ext.random": random,
     "pyro_ext.random_measures": random_measures,
     "pyro_ext.random_measures.plots": measure_plots,
-    "pyro_ext.random_measures.frequency_plots": frequency_plots,
     "pyro_ext.reparam": reparam,
     "pyro_ext.reproduction": reproduction,
     "pyro_ext.special": special,

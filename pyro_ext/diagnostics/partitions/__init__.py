@@ -5,21 +5,25 @@ functions take tensors or NumPy arrays of integers, on any device, and return te
 Draws have the shape ``(num_draws, n)`` or ``(num_chains, num_draws, n)``.
 """
 
-from pyro_ext.diagnostics.partitions._credible_ball import CredibleBall, credible_ball
-from pyro_ext.diagnostics.partitions._losses import (
-    Loss,
-    binder_loss,
-    expected_loss,
-    variation_of_information,
+from pyro_ext.diagnostics.partitions.estimates import (
+    CredibleBall,
+    PartitionEstimate,
+    credible_ball,
+    point_estimate,
 )
-from pyro_ext.diagnostics.partitions._point_estimate import PartitionEstimate, point_estimate
-from pyro_ext.diagnostics.partitions._summaries import (
+from pyro_ext.diagnostics.partitions.labels import (
     canonical_labels,
     cluster_sizes,
     co_clustering,
     num_clusters,
     num_clusters_distribution,
     partition_quantities,
+)
+from pyro_ext.diagnostics.partitions.losses import (
+    Loss,
+    binder_loss,
+    expected_loss,
+    variation_of_information,
 )
 
 __all__ = [

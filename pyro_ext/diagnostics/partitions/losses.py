@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ext.diagnostics.partitions._labels import Labels, check_draws, check_labels
+from pyro_ext.diagnostics.partitions.labels import Labels, check_draws, check_labels
 
 __all__ = [
     "Loss",
