@@ -327,8 +327,9 @@ class Trainer:
         if not self.independent_rows and not math.isfinite(number):
             self._diverge(f"the loss is {number}", of)
         if gradients is not None:
-            named = _named(gradients, "gradients")
-            for parameter, gradient in zip(parameters, named.values(), strict=True):
+            if isinstance(gradients, Mapping):
+                gradients = [gradients[name] for name in self._named]
+            for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
         elif value.requires_grad:
             value.sum().backward()
@@ -516,7 +517,7 @@ def _copied(into: list[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
     return into
 
 
-def _named(values: Any, argument: str = "parameters") -> dict[str, Tensor]:
+def _named(values: Any) -> dict[str, Tensor]:
     """Tensors by name."""
     if isinstance(values, nn.Module):
         named: dict[str, Tensor] = {
@@ -526,22 +527,22 @@ def _named(values: Any, argument: str = "parameters") -> dict[str, Tensor]:
         }
         if not named:
             raise ValueError(
-                f"{argument} must hold what requires a gradient, got a module without: a guide "
+                "parameters must hold what requires a gradient, got a module without: a guide "
                 "makes its own at its first call"
             )
         return named
     pairs = dict(values) if isinstance(values, Mapping) else None
     if pairs is None:
-        items = _sequence(argument, values)
-        pairs = {f"{argument}[{number}]": value for number, value in enumerate(items)}
+        items = _sequence("parameters", values)
+        pairs = {f"parameters[{number}]": value for number, value in enumerate(items)}
     if not pairs or not all(isinstance(value, Tensor) for value in pairs.values()):
         raise TypeError(
-            f"{argument} must be a module, or tensors in a dict or list, got {shown(values)}"
+            f"parameters must be a module, or tensors in a dict or list, got {shown(values)}"
         )
     return pairs
 
 
 def _sequence(argument: str, values: Any) -> list[Any]:
     if isinstance(values, Tensor | str) or not isinstance(values, Sequence):
-        raise TypeError(f"{argument} must be a list, got {shown(values)}")
+        raise TypeError(f"parameters must be a list, got {shown(values)}")
     return list(values)
