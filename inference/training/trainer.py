@@ -352,8 +352,9 @@ class Trainer:
             self._restore()
             raise
         if not self.independent_rows:
-            size = get_total_norm([p.detach() for p in self._named.values()], math.inf)
-            if not math.isfinite(float(size)):
+            tensors = [parameter.detach() for parameter in self._named.values()]
+            # The norm is fast, and may overflow where no number does.
+            if not (bool(get_total_norm(tensors).isfinite()) or _are_finite(tensors)):
                 self._diverge(f"after the update {self._worst(of_gradients=False)}", of)
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(value)
@@ -506,6 +507,10 @@ class Trainer:
         if self._module is not None:
             return self._module
         return nn.ParameterList(nn.Parameter(p.detach(), False) for p in self._named.values())
+
+
+def _are_finite(tensors: Sequence[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def _copied(into: list[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
