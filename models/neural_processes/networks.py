@@ -270,10 +270,10 @@ _LEAST_SCALE = 0.1
 
 
 class Decoder(nn.Module):
-    r"""A network of three layers on representation and input, with a normal distribution as its output.
+    r"""A network of three layers from representation and input to a normal distribution.
 
-    With outputs :math:`(\mu, s)` the distribution has the mean :math:`\mu` and the standard deviation
-    :math:`\sigma = 0.1 + 0.9\, \mathrm{softplus}(s)`.
+    With outputs :math:`(\mu, s)` of the network it has the mean :math:`\mu` and the standard
+    deviation :math:`\sigma = 0.1 + 0.9\, \mathrm{softplus}(s)`.
 
     The first layer is applied to representation and input apart, which gives the same numbers as
     on both side by side. Where all targets share a representation that is much less work.

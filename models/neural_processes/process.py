@@ -17,7 +17,7 @@ class NeuralProcess(PyroModule):
     """A network that maps a context to a distribution of functions.
 
     Subclasses say what is random in it: ``_draw`` draws that for a context, and ``_condition``
-    returns the predictions of a context and draws. Everything else follows.
+    returns the predictions of a context and draws. Those that are trained have a ``loss``.
 
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
@@ -78,7 +78,7 @@ class NeuralProcess(PyroModule):
         :param torch.Generator generator: of the draws; by default PyTorch's own.
         :returns: a scalar.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no loss: it cannot be trained")
 
     def predict(
         self,
@@ -153,7 +153,7 @@ class NeuralProcess(PyroModule):
 
     def _condition(self, context: Points, target_inputs: Tensor, drawn: Tensor | None) -> Normal:
         """Predictions of a context and draws, whose leading dimensions they have."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no predictions: define _condition")
 
     def _draw(
         self, context: Points, num_samples: int, generator: torch.Generator | None
