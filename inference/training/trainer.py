@@ -549,5 +549,5 @@ def _named(values: Any) -> dict[str, Tensor]:
 
 def _sequence(argument: str, values: Any) -> list[Any]:
     if isinstance(values, Tensor | str) or not isinstance(values, Sequence):
-        raise TypeError(f"parameters must be a list, got {shown(values)}")
+        raise TypeError(f"{argument} must be a list, got {shown(values)}")
     return list(values)
