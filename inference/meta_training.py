@@ -5,6 +5,7 @@ S. Kim, S. Jung, S. Kim, J. Lee (2024), Learning to explore for stochastic gradi
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,8 +21,6 @@ from pyro_ext._checks import (
     check_number,
     check_sequence,
 )
-from pyro_ext._progress import progress_bar
-from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
 from pyro_ext.inference.evolution_strategies import antithetic_gradient
 from pyro_ext.inference.sgmcmc import SGMCMCKernel
 from pyro_ext.inference.tasks import (
@@ -31,6 +30,7 @@ from pyro_ext.inference.tasks import (
     held_out_log_likelihood,
     last_steps,
 )
+from pyro_ext.inference.training import Trainer
 from pyro_ext.random import fresh_seed
 
 __all__ = ["MetaTrainer"]
@@ -63,8 +63,7 @@ class MetaTrainer:
     :param float max_norm: to which the estimated gradient is clipped.
     :param Callable loss: maps log likelihoods ``(num_chains, num_draws, n)`` to the loss of each
         chain, such as :func:`ensemble_loss` and :func:`single_draw_loss`.
-    :param float worst_loss: what losses are cut at, and that of a chain that leaves the finite
-        numbers.
+    :param float worst_loss: what losses are cut at, and that of a chain that diverges.
     :param checkpoint: a file in which the training is saved after every iteration, and from which
         it goes on where the file exists.
     :param int seed: of everything that is random; ``None`` takes one from PyTorch's generator.
@@ -132,48 +131,44 @@ class MetaTrainer:
         self.loss = loss
         self.worst_loss = check_number("worst_loss", worst_loss)
         self.seed = fresh_seed(seed)
-        self.losses: list[float] = []
         self._make_kernel = kernel
         self._kernels: dict[int, SGMCMCKernel] = {}
         self._shapes = [parameter.shape for parameter in module.parameters()]
-        self._parameters = nn.Parameter(parameters_to_vector(module.parameters()).detach().clone())
+        self._parameters = parameters_to_vector(module.parameters()).detach().clone()
         check_number("learning_rate", learning_rate, above=0)
-        self._optimizer = torch.optim.Adam([self._parameters], lr=learning_rate)
+        names = ("num_steps", "num_samples", "thinning", "num_pairs", "scale", "worst_loss")
+        self._trainer = Trainer(
+            {type(module).__name__: self._parameters},
+            partial(torch.optim.Adam, lr=learning_rate),
+            max_norm=self.max_norm,
+            identity={
+                "tasks": [task.name for task in self.tasks],
+                **{name: getattr(self, name) for name in names},
+            },
+            seed=self.seed,
+        )
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         if self.checkpoint is not None and self.checkpoint.exists():
-            self._load(self.checkpoint)
+            self._trainer.load(self.checkpoint)
+            self._assign(self._parameters)
+
+    @property
+    def losses(self) -> list[float]:
+        """The mean loss of the chains of each iteration."""
+        return self._trainer.losses
 
     def step(self) -> float:
         """Take one iteration.
 
         :returns: the mean loss of its chains, also the last of ``losses``.
         """
-        choice, seed, noise_seed = (
-            int(word)
-            for word in np.random.SeedSequence(
-                self.seed, spawn_key=(len(self.losses),)
-            ).generate_state(3)
-        )
-        number = choice % len(self.tasks)
-        numbers = [*range(self.num_pairs)] * 2
         try:
-            gradient, losses = antithetic_gradient(
-                lambda points: self._losses(number, points, numbers, seed),
-                self._parameters.detach(),
-                scale=self.scale,
-                num_pairs=self.num_pairs,
-                generator=torch.Generator().manual_seed(noise_seed),
-            )
+            loss = self._trainer.step(self._estimate)
         finally:
-            self._assign(self._parameters.detach())
-        self._parameters.grad = gradient
-        nn.utils.clip_grad_norm_([self._parameters], self.max_norm)
-        self._optimizer.step()
-        self._assign(self._parameters.detach())
-        self.losses.append(float(self._cut(losses).mean()))
+            self._assign(self._parameters)
         if self.checkpoint is not None:
-            self._save(self.checkpoint)
-        return self.losses[-1]
+            self._trainer.save(self.checkpoint)
+        return loss
 
     def fit(self, num_iterations: int, progress: bool = True) -> Self:
         """Train until there have been so many iterations in all.
@@ -185,15 +180,17 @@ class MetaTrainer:
         :returns: the trainer itself.
         """
         check_integer("num_iterations", num_iterations, 0)
-        with progress_bar(
-            total=num_iterations, initial=len(self.losses), disable=not progress
-        ) as bar:
-            try:
-                while len(self.losses) < num_iterations:
-                    bar.set_postfix(loss=f"{self.step():.4f}")
-                    bar.update()
-            except KeyboardInterrupt:
-                pass
+        try:
+            self._trainer.run(
+                self._estimate,
+                num_iterations,
+                checkpoint=self.checkpoint,
+                save_every=1,
+                progress=progress,
+                description=type(self.module).__name__,
+            )
+        finally:
+            self._assign(self._parameters)
         return self
 
     def evaluate(self, task: Task, num_chains: int = 3, seed: int = 0) -> Tensor:
@@ -208,6 +205,21 @@ class MetaTrainer:
         return self._cut(self._run(kernel, task, range(num_chains), seed))
 
     # One set of chains ---------------------------------------------------------------------------
+
+    def _estimate(self) -> tuple[Tensor, list[Tensor]]:
+        """Mean loss of the chains of an iteration, and the estimate of its gradient."""
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(len(self.losses),))
+        choice, seed, noise_seed = (int(bits) for bits in sequence.generate_state(3))
+        number = choice % len(self.tasks)
+        numbers = [*range(self.num_pairs)] * 2
+        gradient, losses = antithetic_gradient(
+            lambda points: self._losses(number, points, numbers, seed),
+            self._parameters,
+            scale=self.scale,
+            num_pairs=self.num_pairs,
+            generator=torch.Generator().manual_seed(noise_seed),
+        )
+        return self._cut(losses).mean(), [gradient]
 
     def _losses(self, number: int, points: Tensor, numbers: Sequence[int], seed: int) -> Tensor:
         if number not in self._kernels:
@@ -239,36 +251,3 @@ class MetaTrainer:
             self.module.parameters(), self._shapes, pieces, strict=True
         ):
             parameter.data = piece.reshape(*points.shape[:-1], *shape)
-
-    # Checkpoints ---------------------------------------------------------------------------------
-
-    def _save(self, path: Path) -> None:
-        moments = self._optimizer.state[self._parameters]
-        tensors = {"parameters": self._parameters, "losses": torch.tensor(self.losses).double()}
-        tensors |= {f"adam.{name}": torch.as_tensor(value) for name, value in moments.items()}
-        write_tensors(path, tensors, self._identity())
-
-    def _load(self, path: Path) -> None:
-        tensors, content, _ = read_tensors(path)
-        if content != self._identity():
-            raise CheckpointError(
-                f"{path} is of a training with the settings {content}, this one has "
-                f"{self._identity()}"
-            )
-        self.losses = tensors["losses"].tolist()
-        self._parameters.data = tensors["parameters"]
-        moments = {k.removeprefix("adam."): v for k, v in tensors.items() if k.startswith("adam.")}
-        self._optimizer.state[self._parameters] = moments
-        self._assign(self._parameters.detach())
-
-    def _identity(self) -> dict[str, Any]:
-        names = ("num_steps", "num_samples", "thinning", "num_pairs", "scale", "max_norm")
-        return {
-            **{name: getattr(self, name) for name in names},
-            "learning_rate": self._optimizer.param_groups[0]["lr"],
-            "worst_loss": self.worst_loss,
-            "seed": self.seed,
-            "module": type(self.module).__name__,
-            "size": self._parameters.numel(),
-            "tasks": [task.name for task in self.tasks],
-        }

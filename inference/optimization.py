@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_callable, check_integer, check_number
+from pyro_ext.inference.training import Trainer
 
 __all__ = ["BatchLBFGS", "BatchOptimizer", "Minimizer", "Minimum", "Objective"]
 
@@ -201,13 +202,20 @@ class BatchOptimizer(Minimizer):
         start = as_tensor("start", start, "(num_searches, size)")
         rows = torch.arange(len(start), device=start.device)
         position = start.clone()
-        optimizer = self.optimizer([position])
-        scheduler = None if self.scheduler is None else self.scheduler(optimizer, self.num_steps)
+
+        def loss() -> tuple[Tensor, list[Tensor]]:
+            value, gradient = objective(position, rows)
+            return value, [gradient]
+
+        scheduler = self.scheduler
+        trainer = Trainer(
+            [position],
+            self.optimizer,
+            scheduler=None if scheduler is None else lambda made: scheduler(made, self.num_steps),
+            independent_rows=True,
+        )
         for _ in range(self.num_steps):
-            _, position.grad = objective(position, rows)
-            optimizer.step()
-            if scheduler is not None:
-                scheduler.step()
+            trainer.step(loss)
         position.grad = None
         value, gradient = objective(position, rows)
         finite = value.isfinite() & position.isfinite().all(-1)

@@ -13,7 +13,7 @@ from torch.distributions import constraints, transform_to
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 
 from pyro_ext.inference.pseudocoresets._labels import LabelArgument, class_values, label_parameter
-from pyro_ext.inference.pseudocoresets._spreads import column_spreads
+from pyro_ext.inference.pseudocoresets._standardized_adam import column_spreads
 from pyro_ext.potential import Potential
 from pyro_ext.potential.rows import WeightedModel
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -13,7 +14,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from pyro_ext._checks import check_callable, check_integer
+from pyro_ext._checks import check_callable, check_instance, check_integer
 from pyro_ext.inference.hmc.laplace_hmc import LaplaceHMC
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.pseudocoresets._files import read_coreset, write_coreset
@@ -25,8 +26,7 @@ from pyro_ext.inference.pseudocoresets._learnable import (
 )
 from pyro_ext.inference.pseudocoresets._site_draws import pick_draw
 from pyro_ext.inference.pseudocoresets._spread_check import SpreadCheck
-from pyro_ext.inference.pseudocoresets._spreads import column_spreads
-from pyro_ext.inference.pseudocoresets._training import Optimizer, Trainer
+from pyro_ext.inference.pseudocoresets._standardized_adam import StandardizedAdam, column_spreads
 from pyro_ext.inference.pseudocoresets.coreset_rows import (
     CoresetModel,
     data_arguments,
@@ -35,10 +35,12 @@ from pyro_ext.inference.pseudocoresets.coreset_rows import (
     row_arguments,
 )
 from pyro_ext.inference.pseudocoresets.posteriors import Coreset, posteriors_of
+from pyro_ext.inference.training import Trainer
+from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.potential import Backend, Potential
 from pyro_ext.potential.arguments import as_tensors
 from pyro_ext.potential.rows import WeightedModel, plate_of
-from pyro_ext.random import fresh_seed
+from pyro_ext.random import fresh_seed, seeded
 
 __all__ = ["AutoPseudocoreset", "Weights"]
 
@@ -176,7 +178,7 @@ class AutoPseudocoreset(PyroModule):
         potential = self.posterior.potential
         check_may_change(weighted, potential, parameters, self._label, start, factors)
         self.losses: list[float] = []
-        self._trainer: Trainer | None = None
+        self._trainer: tuple[Any, Any, Trainer] | None = None
         self._spread_check = SpreadCheck(_MOST_LATENTS)
         self._draws: tuple[Any, dict[str, Tensor]] | None = None
 
@@ -248,11 +250,12 @@ class AutoPseudocoreset(PyroModule):
 
         :param pyro.infer.ELBO divergence: such as :class:`~pyro_ext.inference.ForwardKL`.
         :param optimizer: as of ``fit``.
-        :returns: the loss before the step; where it is not finite, the coreset is as before.
+        :returns: the loss before the step.
+        :raises TrainingDiverged: where loss or gradient are not finite.
         """
-        loss = self._trainer_of(divergence, optimizer).step()
-        self.losses.append(loss)
-        return loss
+        trainer = self._trainer_of(divergence, optimizer)
+        self.losses.append(trainer.step(self._loss_of, divergence))
+        return self.losses[-1]
 
     def fit(
         self,
@@ -265,24 +268,36 @@ class AutoPseudocoreset(PyroModule):
     ) -> Self:
         """Train the coreset; ``losses`` gets the loss before each step.
 
-        On Ctrl-C the coreset stays as it is then. Where a loss or gradient is not finite, a warning
-        says so, and the last state is kept at which it was. At the end :meth:`check_spread` warns
-        of a posterior that is not that of the data.
+        The loop is that of :class:`~pyro_ext.inference.training.Trainer`: Ctrl-C keeps whole steps,
+        and what is not finite ends it with an error that says where. At the end
+        :meth:`check_spread` warns of a posterior that is not that of the data.
 
         :param pyro.infer.ELBO divergence: such as :class:`~pyro_ext.inference.ForwardKL`.
         :param int num_steps: number of steps.
         :param optimizer: makes an optimizer of a list of parameters, such as ``partial(Adam,
             lr=0.01)``, or is one of :mod:`pyro.optim`. Without one it is Adam with steps of a
-            share of 0.005 of the standard deviation of each column of the data.
+            fraction of 0.005 of the standard deviation of each column of the data.
         :param int seed: of draws of the surrogate; ``None`` takes them from PyTorch's generator.
         :param bool progress: whether to show a progress bar.
         :returns: the guide itself.
         :raises TypeError: for a divergence or optimizer that is none.
+        :raises TrainingDiverged: where loss or gradient are not finite; the coreset is as it was
+            when they last were.
         """
+        num_steps = check_integer("num_steps", num_steps, 1)
         trainer = self._trainer_of(divergence, optimizer)
-        losses = trainer.run(num_steps, seed, progress)
-        self.losses += losses
-        if len(losses) == num_steps:
+        before = trainer.num_steps
+        try:
+            with seeded(seed):
+                trainer.run(
+                    partial(self._loss_of, divergence),
+                    before + num_steps,
+                    progress=progress,
+                    description=type(divergence).__name__,
+                )
+        finally:
+            self.losses += trainer.losses[before:]
+        if trainer.num_steps == before + num_steps:
             self._spread_check(self, getattr(divergence, "surrogate", None), 3)
         return self
 
@@ -424,10 +439,27 @@ class AutoPseudocoreset(PyroModule):
             getattr(self, name).copy_(value)
 
     def _trainer_of(self, divergence: ELBO, optimizer: Optimizer | None) -> Trainer:
-        known = self._trainer
-        if known is None or known.divergence is not divergence or known.optimizer is not optimizer:
-            self._trainer = known = Trainer(self, divergence, optimizer, self._spreads())
-        return known
+        """The trainer of earlier steps, where the divergence and the optimizer are the same."""
+        if self._trainer is not None:
+            known, made_of, trainer = self._trainer
+            if known is divergence and made_of is optimizer:
+                return trainer
+        check_instance("divergence", divergence, ELBO, "one such as ForwardKL(), an ELBO")
+        if not list(self.parameters()):
+            raise ValueError(
+                "guide has nothing to learn: name row arguments in learnable, or take "
+                "weights='learned'"
+            )
+        make = optimizer
+        if make is None:
+            make = partial(StandardizedAdam, spreads=self._spreads())
+        trainer = Trainer(self, make)
+        self._trainer = divergence, optimizer, trainer
+        return trainer
+
+    def _loss_of(self, divergence: Any) -> Tensor:
+        loss: Tensor = divergence.differentiable_loss(self.model, self, *self.args, **self.kwargs)
+        return loss
 
     def _spreads(self) -> list[Tensor]:
         """Units of the default steps for each parameter, in unconstrained space.

@@ -2,11 +2,13 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.optim import SGD
 
 from pyro_ext._checks import (
     as_size,
@@ -19,6 +21,7 @@ from pyro_ext._checks import (
 from pyro_ext._progress import progress_bar
 from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
 from pyro_ext.inference.pseudocoresets.coreset_rows import data_arguments
+from pyro_ext.inference.training import Trainer
 from pyro_ext.potential import Backend, InitStrategy, Layout, WeightedPotential
 from pyro_ext.random import fresh_seed, spawn_seed
 
@@ -188,15 +191,17 @@ class ExpertBuffer:
         size = _batch_size(whole, batch_size)
         loss = whole.with_rows([row[:size] for row in whole.rows])
         position = whole.start(range(num_experts), seed, init_strategy)
-        optimizer = torch.optim.SGD(
-            [position], learning_rate, momentum=momentum, weight_decay=weight_decay
+        trainer = Trainer(
+            [position],
+            partial(SGD, lr=learning_rate, momentum=momentum, weight_decay=weight_decay),
+            independent_rows=True,
         )
         generators = [_generator(seed, number) for number in range(num_experts)]
         start, epochs = position.clone(), []
         with progress_bar(total=num_epochs, desc="Experts", disable=not progress) as bar:
             try:
                 for _ in range(num_epochs):
-                    value = _epoch(loss, whole.rows, position, optimizer, generators)
+                    value = _epoch(loss, whole.rows, position, trainer, generators)
                     epochs.append((position.clone(), value))
                     bar.set_postfix(loss=f"{float(value.nanmean()):.4g}", refresh=False)
                     bar.update()
@@ -295,7 +300,7 @@ def _epoch(
     loss: WeightedPotential,
     rows: Sequence[Tensor],
     position: Tensor,
-    optimizer: torch.optim.Optimizer,
+    trainer: Trainer,
     generators: Sequence[torch.Generator],
 ) -> Tensor:
     """Take the steps of an epoch, in place; the mean loss of each expert on the way."""
@@ -305,12 +310,16 @@ def _epoch(
     weights = torch.full((num_experts, size), 1.0 / size).to(position)
     num_batches = order.shape[1] // size
     total = torch.zeros(num_experts).to(position)
-    for number in range(num_batches):
+
+    def of_batch(number: int) -> tuple[Tensor, list[Tensor]]:
         index = order[:, number * size : (number + 1) * size]
         batch = [row[index] for row in rows]
-        value, position.grad = loss(position, weights, rows=batch, capacity=num_experts)
-        optimizer.step()
-        total += value / num_batches
+        value, gradient = loss(position, weights, rows=batch, capacity=num_experts)
+        total.add_(value / num_batches)
+        return value, [gradient]
+
+    for number in range(num_batches):
+        trainer.step(of_batch, number)
     return total
 
 

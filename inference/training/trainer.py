@@ -327,8 +327,9 @@ class Trainer:
         if not self.independent_rows and not math.isfinite(number):
             self._diverge(f"the loss is {number}", of)
         if gradients is not None:
-            named = _named(gradients, "gradients")
-            for parameter, gradient in zip(parameters, named.values(), strict=True):
+            if isinstance(gradients, Mapping):
+                gradients = [gradients[name] for name in self._named]
+            for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
         elif value.requires_grad:
             value.sum().backward()
@@ -351,8 +352,9 @@ class Trainer:
             self._restore()
             raise
         if not self.independent_rows:
-            size = get_total_norm([p.detach() for p in self._named.values()], math.inf)
-            if not math.isfinite(float(size)):
+            tensors = [parameter.detach() for parameter in self._named.values()]
+            # The norm is fast, and may overflow where no number does.
+            if not (bool(get_total_norm(tensors).isfinite()) or _are_finite(tensors)):
                 self._diverge(f"after the update {self._worst(of_gradients=False)}", of)
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(value)
@@ -507,6 +509,10 @@ class Trainer:
         return nn.ParameterList(nn.Parameter(p.detach(), False) for p in self._named.values())
 
 
+def _are_finite(tensors: Sequence[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
 def _copied(into: list[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
     """Copies of tensors, in the memory of others where they fit."""
     if [(t.shape, t.dtype) for t in into] != [(t.shape, t.dtype) for t in tensors]:
@@ -516,7 +522,7 @@ def _copied(into: list[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
     return into
 
 
-def _named(values: Any, argument: str = "parameters") -> dict[str, Tensor]:
+def _named(values: Any) -> dict[str, Tensor]:
     """Tensors by name."""
     if isinstance(values, nn.Module):
         named: dict[str, Tensor] = {
@@ -526,17 +532,17 @@ def _named(values: Any, argument: str = "parameters") -> dict[str, Tensor]:
         }
         if not named:
             raise ValueError(
-                f"{argument} must hold what requires a gradient, got a module without: a guide "
+                "parameters must hold what requires a gradient, got a module without: a guide "
                 "makes its own at its first call"
             )
         return named
     pairs = dict(values) if isinstance(values, Mapping) else None
     if pairs is None:
-        items = _sequence(argument, values)
-        pairs = {f"{argument}[{number}]": value for number, value in enumerate(items)}
+        items = _sequence("parameters", values)
+        pairs = {f"parameters[{number}]": value for number, value in enumerate(items)}
     if not pairs or not all(isinstance(value, Tensor) for value in pairs.values()):
         raise TypeError(
-            f"{argument} must be a module, or tensors in a dict or list, got {shown(values)}"
+            f"parameters must be a module, or tensors in a dict or list, got {shown(values)}"
         )
     return pairs
 

@@ -22,28 +22,33 @@ from pyro_ext.models.neural_processes.bayesian_optimization import (
     expected_improvement,
     minimize,
 )
-from pyro_ext.models.neural_processes.bootstrap import BANP, BNP, BootstrapProcess
-from pyro_ext.models.neural_processes.conditional import CANP, CNP, ConditionalProcess
-from pyro_ext.models.neural_processes.decoder import Decoder
-from pyro_ext.models.neural_processes.encoders import (
+from pyro_ext.models.neural_processes.conditional import (
+    BANP,
+    BNP,
+    CANP,
+    CNP,
+    BootstrapProcess,
+    ConditionalProcess,
+)
+from pyro_ext.models.neural_processes.latent import ANP, NP, LatentProcess
+from pyro_ext.models.neural_processes.martingale import (
+    MPANP,
+    MPNP,
+    InputGenerator,
+    MartingalePosteriorProcess,
+    PseudoContextGenerator,
+    RepresentationGenerator,
+)
+from pyro_ext.models.neural_processes.networks import (
     CrossAttentionEncoder,
+    Decoder,
     JointEncoder,
     PoolingEncoder,
     SetEncoder,
 )
-from pyro_ext.models.neural_processes.evaluation import LogLikelihoods, log_likelihoods
-from pyro_ext.models.neural_processes.generators import (
-    InputGenerator,
-    PseudoContextGenerator,
-    RepresentationGenerator,
-)
-from pyro_ext.models.neural_processes.gp_tasks import GPTasks
-from pyro_ext.models.neural_processes.image_tasks import ImageTasks
-from pyro_ext.models.neural_processes.latent import ANP, NP, LatentProcess
-from pyro_ext.models.neural_processes.martingale import MPANP, MPNP, MartingalePosteriorProcess
-from pyro_ext.models.neural_processes.predator_prey import PredatorPreyTasks
 from pyro_ext.models.neural_processes.process import NeuralProcess
-from pyro_ext.models.neural_processes.training import fit
+from pyro_ext.models.neural_processes.tasks import GPTasks, ImageTasks, PredatorPreyTasks
+from pyro_ext.models.neural_processes.training import LogLikelihoods, fit, log_likelihoods
 
 __all__ = [
     "ANP",

@@ -40,12 +40,12 @@ def simulate(
         if total <= 0.0:
             return times[:event], populations[:event]
         time += waits[event] / total
-        place = uniforms[event] * total
-        if place < birth:
+        point = uniforms[event] * total
+        if point < birth:
             predators += 1
-        elif place < death:
+        elif point < death:
             predators -= 1
-        elif place < prey_birth:
+        elif point < prey_birth:
             prey += 1
         else:
             prey -= 1

@@ -3,12 +3,13 @@
 from dataclasses import dataclass, fields
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_finite, check_instance
+from pyro_ext._checks import as_tensor, check_finite, check_instance, check_number
 
-__all__ = ["Batch", "Points", "check_inputs"]
+__all__ = ["Batch", "Points", "check_inputs", "check_range", "number_between", "split_batch"]
 
 
 class Points(NamedTuple):
@@ -199,3 +200,42 @@ def _check_mask(argument: str, mask: Tensor, shape: tuple[int, ...]) -> None:
             f"{argument} must be a bool tensor of the shape {tuple(shape)}, got {mask.dtype} of "
             f"the shape {tuple(mask.shape)}"
         )
+
+
+def check_range(argument: str, bounds: object, above: float | None = None) -> None:
+    """Check a pair of numbers, the first not above the second.
+
+    Example::
+
+        >>> check_range("period", (0.5, 0.1))
+        Traceback (most recent call last):
+        ValueError: period must be two numbers, the first not above the second, got (0.5, 0.1)
+    """
+    if isinstance(bounds, list | tuple) and len(bounds) == 2:
+        low = check_number(f"{argument}[0]", bounds[0], above=above)
+        high = check_number(f"{argument}[1]", bounds[1])
+        if low <= high:
+            return
+    raise ValueError(
+        f"{argument} must be two numbers, the first not above the second, got {bounds!r:.80}"
+    )
+
+
+def number_between(generator: np.random.Generator, low: int, high: int) -> int:
+    """Draw a number uniformly, both ends included; ``low`` where there is none."""
+    return int(generator.integers(low, max(low, high), endpoint=True))
+
+
+def split_batch(inputs: Tensor, outputs: Tensor, num_context: int) -> Batch:
+    """Give the first points and ask for the others.
+
+    :param Tensor inputs: **Shape:** ``(num_tasks, n, x_dim)``.
+    :param Tensor outputs: **Shape:** ``(num_tasks, n, y_dim)``.
+    :param int num_context: number of points that are given.
+    """
+    return Batch(
+        inputs[:, :num_context],
+        outputs[:, :num_context],
+        inputs[:, num_context:],
+        outputs[:, num_context:],
+    )

@@ -35,8 +35,8 @@ class Optimization(NamedTuple):
 def expected_improvement(prediction: Normal, best: Tensor) -> Tensor:
     r"""Expected improvement on the least output so far, :math:`E \max(y^* - y, 0)` [1].
 
-    For an equal mixture of normal laws it is the mean of theirs, which are :math:`\sigma\,(u
-    \Phi(u) + \varphi(u))` with :math:`u = (y^* - \mu) / \sigma`.
+    For an equal mixture of normal distributions it is the mean of theirs, which are
+    :math:`\sigma\,(u \Phi(u) + \varphi(u))` with :math:`u = (y^* - \mu) / \sigma`.
 
     :param torch.distributions.Normal prediction: the components first. **Shape:**
         ``(num_samples, *shape)``.
@@ -54,7 +54,7 @@ def expected_improvement(prediction: Normal, best: Tensor) -> Tensor:
     check_instance("prediction", prediction, Normal, "a torch.distributions.Normal")
     best = as_tensor("best", best)
     scaled = ((best - prediction.mean) / prediction.stddev).double()
-    # Far below zero the terms cancel: from -5 on single precision keeps none of their digits.
+    # Far below zero the terms cancel: from -5 on nothing of them is left in single precision.
     density = torch.exp(-0.5 * scaled.square()) / math.sqrt(2.0 * math.pi)
     improvement = scaled * torch.special.ndtr(scaled) + density
     mean: Tensor = (prediction.stddev * improvement).mean(0).to(prediction.mean)

@@ -1,4 +1,4 @@
-"""Conditional neural processes: one function for each context, without anything random."""
+"""Conditional neural processes, and bootstrapping ones: nothing random, or resampled contexts."""
 
 import torch
 from pyro.distributions import Normal
@@ -6,15 +6,30 @@ from torch import Tensor
 
 from pyro_ext._checks import check_instance, check_integer
 from pyro_ext.models.neural_processes.batch import Batch, Points
-from pyro_ext.models.neural_processes.decoder import Decoder
-from pyro_ext.models.neural_processes.encoders import (
+from pyro_ext.models.neural_processes.networks import (
+    Decoder,
     SetEncoder,
     attentive_encoder,
     pooling_encoder,
 )
-from pyro_ext.models.neural_processes.process import NeuralProcess, points_log_prob, task_means
+from pyro_ext.models.neural_processes.process import (
+    NeuralProcess,
+    log_mean_exp,
+    points_log_prob,
+    task_means,
+)
 
-__all__ = ["CANP", "CNP", "ConditionalProcess"]
+__all__ = [
+    "BANP",
+    "BNP",
+    "BootstrapProcess",
+    "CANP",
+    "CNP",
+    "ConditionalProcess",
+    "centered",
+    "resampled_rows",
+    "taken_rows",
+]
 
 
 class ConditionalProcess(NeuralProcess):
@@ -102,3 +117,169 @@ class CANP(ConditionalProcess):
 
     def __init__(self, x_dim: int = 1, y_dim: int = 1, width: int = 128) -> None:
         super().__init__(attentive_encoder(x_dim, y_dim, width), width)
+
+
+class BootstrapProcess(NeuralProcess):
+    r"""A bootstrapping neural process of an encoder and a decoder.
+
+    Without gradients, points of the context are drawn with replacement and encoded; standardized
+    residuals of the context under that encoding are drawn with replacement and centered; and
+    predictions plus these residuals are new outputs :math:`y^*` at the context's own inputs. Their
+    representation enters the decoder's first layer beside that of the context. The loss is
+
+    .. math:: -\frac1n \sum_i \log p(y_i \mid x_i, \text{context})
+        -\frac1n \sum_i \log \frac1K \sum_{k=1}^{K} p(y_i \mid x_i, \text{context}, y^*_k).
+
+    :param SetEncoder encoder: of the context.
+    :param int width: width of the decoder.
+    """
+
+    def __init__(self, encoder: SetEncoder, width: int = 128) -> None:
+        check_instance("encoder", encoder, SetEncoder, "a SetEncoder")
+        super().__init__(encoder.x_dim, encoder.y_dim)
+        self.encoder = encoder
+        self.decoder = Decoder(encoder.width, self.x_dim, self.y_dim, width, with_addition=True)
+
+    def loss(
+        self,
+        batch: Batch,
+        num_samples: int = 4,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Loss without and with bootstrapped contexts, as :meth:`NeuralProcess.loss`."""
+        check_integer("num_samples", num_samples, 1)
+        context, points = batch.context, batch.points
+        base = self._encode(context, context.outputs, points.inputs)
+        outputs = self._draw(context, num_samples, generator)
+        addition = self._encode(context, outputs, points.inputs)
+        alone = points_log_prob(self.decoder(base, points.inputs), points)
+        bootstrapped = points_log_prob(self.decoder(base, points.inputs, addition), points)
+        # Padding has zeros for all draws, whose mean is zero again.
+        total = alone + log_mean_exp(bootstrapped)
+        return -task_means(total, points.mask).mean()
+
+    @torch.no_grad()
+    def _draw(self, context: Points, num_samples: int, generator: torch.Generator | None) -> Tensor:
+        """Bootstrapped outputs at the inputs of the context."""
+        presence = context.presence()
+        rows = resampled_rows(presence, num_samples, generator)
+        inputs = taken_rows(context.inputs, rows)
+        outputs = taken_rows(context.outputs, rows)
+        representation = self.encoder(inputs, outputs, context.inputs, context.mask)
+        prediction = self.decoder(representation, context.inputs)
+        residuals = (context.outputs - prediction.mean) / prediction.stddev
+        rows = resampled_rows(presence, num_samples, generator)
+        residuals = centered(torch.gather(residuals, -2, _for_gather(rows, self.y_dim)), presence)
+        bootstrapped: Tensor = prediction.mean + prediction.stddev * residuals
+        return bootstrapped
+
+    def _condition(self, context: Points, target_inputs: Tensor, drawn: Tensor | None) -> Normal:
+        assert drawn is not None
+        base = self._encode(context, context.outputs, target_inputs)
+        addition = self._encode(context, drawn, target_inputs)
+        prediction: Normal = self.decoder(base, target_inputs, addition)
+        return prediction
+
+    def _encode(self, context: Points, outputs: Tensor, target_inputs: Tensor) -> Tensor:
+        inputs = context.inputs.expand(*outputs.shape[:-1], -1)
+        representation: Tensor = self.encoder(inputs, outputs, target_inputs, context.mask)
+        return representation
+
+
+class BNP(BootstrapProcess):
+    """A bootstrapping neural process [1].
+
+    :param int x_dim: number of features of an input.
+    :param int y_dim: number of features of an output.
+    :param int width: width of all layers.
+    :raises ValueError: for sizes that are no integers of at least one.
+
+    [1] J. Lee, Y. Lee, J. Kim, E. Yang, S. J. Hwang, Y. W. Teh (2020),
+    Bootstrapping neural processes.
+
+    Example::
+
+        >>> process = BNP(width=16)
+        >>> x, y = torch.randn(4, 3, 1), torch.randn(4, 3, 1)
+        >>> process.predict(x, y, torch.randn(4, 9, 1), num_samples=5).mean.shape
+        torch.Size([5, 4, 9, 1])
+    """
+
+    def __init__(self, x_dim: int = 1, y_dim: int = 1, width: int = 128) -> None:
+        super().__init__(pooling_encoder(x_dim, y_dim, width), width)
+
+
+class BANP(BootstrapProcess):
+    """A bootstrapping neural process with attention [1].
+
+    :param int x_dim: number of features of an input.
+    :param int y_dim: number of features of an output.
+    :param int width: width of all layers, a multiple of the 8 heads.
+    :raises ValueError: for sizes that are no integers of at least one, or no such multiple.
+
+    [1] J. Lee, Y. Lee, J. Kim, E. Yang, S. J. Hwang, Y. W. Teh (2020),
+    Bootstrapping neural processes.
+
+    Example::
+
+        >>> process = BANP(width=16)
+        >>> x, y = torch.randn(4, 3, 1), torch.randn(4, 3, 1)
+        >>> process.predict(x, y, torch.randn(4, 9, 1), num_samples=5).mean.shape
+        torch.Size([5, 4, 9, 1])
+    """
+
+    def __init__(self, x_dim: int = 1, y_dim: int = 1, width: int = 128) -> None:
+        super().__init__(attentive_encoder(x_dim, y_dim, width), width)
+
+
+def resampled_rows(
+    presence: Tensor, num_samples: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Numbers of rows drawn with replacement among those that are there.
+
+    :param Tensor presence: bool. **Shape:** ``(num_tasks, n)``.
+    :param int num_samples: how often.
+    :param torch.Generator generator: of the draws; by default PyTorch's own.
+    :returns: **Shape:** ``(num_samples, num_tasks, n)``.
+
+    Example::
+
+        >>> rows = resampled_rows(torch.tensor([[False, True, False, True]]), 100)
+        >>> rows.unique().tolist()
+        [1, 3]
+    """
+    shape = (num_samples, *presence.shape)
+    uniform = torch.rand(shape, generator=generator, device=presence.device, dtype=torch.float64)
+    number = presence.sum(-1, keepdim=True)
+    positions = (uniform * number).long().minimum((number - 1).clamp(min=0))
+    present_first = (~presence).to(torch.uint8).argsort(dim=-1, stable=True)
+    rows: Tensor = present_first.expand(shape).gather(-1, positions)
+    return rows
+
+
+def taken_rows(values: Tensor, rows: Tensor) -> Tensor:
+    """Rows of values for each draw.
+
+    :param Tensor values: **Shape:** ``(num_tasks, n, size)``.
+    :param Tensor rows: **Shape:** ``(num_samples, num_tasks, n)``.
+    :returns: **Shape:** ``(num_samples, num_tasks, n, size)``.
+    """
+    expanded = values.expand(len(rows), *values.shape)
+    return expanded.gather(-2, _for_gather(rows, values.shape[-1]))
+
+
+def centered(residuals: Tensor, presence: Tensor) -> Tensor:
+    """Residuals less their mean over the rows that are there.
+
+    :param Tensor residuals: **Shape:** ``(*samples, num_tasks, n, y_dim)``.
+    :param Tensor presence: bool. **Shape:** ``(num_tasks, n)``.
+    :returns: **Shape:** as the residuals.
+    """
+    weights = presence[..., None]
+    total = residuals.masked_fill(~weights, 0).sum(-2, keepdim=True)
+    return residuals - total / weights.sum(-2, keepdim=True).clamp(min=1)
+
+
+def _for_gather(rows: Tensor, size: int) -> Tensor:
+    return rows[..., None].expand(*rows.shape, size)

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from pyro_ext._checks import check_instance, check_integer
 from pyro_ext.models.neural_processes.batch import Batch, Points
-from pyro_ext.models.neural_processes.decoder import Decoder
-from pyro_ext.models.neural_processes.encoders import (
+from pyro_ext.models.neural_processes.networks import (
     CrossAttentionEncoder,
+    Decoder,
     PoolingEncoder,
     SetEncoder,
     side_by_side,
@@ -29,7 +29,7 @@ _LEAST_SCALE = 0.1
 class LatentProcess(NeuralProcess):
     r"""A latent neural process of two encoders and a decoder.
 
-    The second encoder gives the law of the latent variable, :math:`q(z \mid \cdot) =
+    The second encoder gives the distribution of the latent variable, :math:`q(z \mid \cdot) =
     \mathcal{N}(\mu, \sigma^2)` with :math:`\sigma = 0.1 + 0.9\, \mathrm{sigmoid}(s)`. Given the
     context it is the prior, given all points the posterior, and the loss is the bound of importance
     weighting
@@ -38,7 +38,7 @@ class LatentProcess(NeuralProcess):
         \frac{p(y \mid x, z_k)\, q(z_k \mid \text{context})}{q(z_k \mid \text{all})}, \qquad
         z_k \sim q(\cdot \mid \text{all}).
 
-    With one draw its mean is that of the usual bound with the divergence of the two laws.
+    With one draw its mean is that of the usual bound with the divergence of the two distributions.
 
     :param SetEncoder encoder: of the context.
     :param PoolingEncoder latent_encoder: of context and all points; its representation is
@@ -198,12 +198,12 @@ def _latent_features(number: int | None, width: int) -> int:
     return check_integer("latent_features", width if number is None else number, 1)
 
 
-def _drawn(law: Normal, num_samples: int, generator: torch.Generator | None) -> Tensor:
+def _drawn(distribution: Normal, num_samples: int, generator: torch.Generator | None) -> Tensor:
     noise = torch.randn(
         num_samples,
-        *law.mean.shape,
+        *distribution.mean.shape,
         generator=generator,
-        dtype=law.mean.dtype,
-        device=law.mean.device,
+        dtype=distribution.mean.dtype,
+        device=distribution.mean.device,
     )
-    return law.mean + law.stddev * noise
+    return distribution.mean + distribution.stddev * noise

@@ -14,10 +14,10 @@ __all__ = ["NeuralProcess", "log_mean_exp", "points_log_prob", "task_means"]
 
 
 class NeuralProcess(PyroModule):
-    """A network that maps a context to a law of functions.
+    """A network that maps a context to a distribution of functions.
 
     Subclasses say what is random in it: ``_draw`` draws that for a context, and ``_condition``
-    returns the predictions of a context and draws. Everything else follows.
+    returns the predictions of a context and draws. Those that are trained have a ``loss``.
 
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
@@ -78,7 +78,7 @@ class NeuralProcess(PyroModule):
         :param torch.Generator generator: of the draws; by default PyTorch's own.
         :returns: a scalar.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no loss: it cannot be trained")
 
     def predict(
         self,
@@ -91,7 +91,7 @@ class NeuralProcess(PyroModule):
         generator: torch.Generator | None = None,
         seed: int | None = None,
     ) -> Normal:
-        """Predict at inputs: a normal law at every point for each drawn function.
+        """Predict at inputs: a normal distribution at every point for each drawn function.
 
         :param Tensor context_inputs: **Shape:** ``(num_tasks, num_context, x_dim)``. The context
             may be empty; what comes out then has a meaning if training had empty contexts too.
@@ -130,7 +130,7 @@ class NeuralProcess(PyroModule):
         generator: torch.Generator | None = None,
         seed: int | None = None,
     ) -> MixtureSameFamily:
-        """The predictive law at each point: an equal mixture of :meth:`predict`'s.
+        """The predictive distribution at each point: an equal mixture of :meth:`predict`'s.
 
         Arguments are those of :meth:`predict`.
 
@@ -153,7 +153,7 @@ class NeuralProcess(PyroModule):
 
     def _condition(self, context: Points, target_inputs: Tensor, drawn: Tensor | None) -> Normal:
         """Predictions of a context and draws, whose leading dimensions they have."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no predictions: define _condition")
 
     def _draw(
         self, context: Points, num_samples: int, generator: torch.Generator | None

@@ -1,17 +1,32 @@
-"""Training of neural processes on tasks that are drawn anew at every step."""
+"""Training of neural processes on tasks drawn anew at every step, and how well they predict."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from pyro_ext._checks import check_callable, check_instance, check_integer, check_number
-from pyro_ext._progress import progress_bar
+from pyro_ext._checks import (
+    check_callable,
+    check_instance,
+    check_integer,
+    check_number,
+    check_sequence,
+)
+from pyro_ext.inference.training import Trainer
 from pyro_ext.models.neural_processes.batch import Batch
-from pyro_ext.models.neural_processes.process import NeuralProcess
-from pyro_ext.random import fresh_seed
+from pyro_ext.models.neural_processes.process import (
+    NeuralProcess,
+    log_mean_exp,
+    points_log_prob,
+    task_means,
+)
+from pyro_ext.random import fresh_seed, spawn_seed
 
-__all__ = ["fit"]
+__all__ = ["LogLikelihoods", "fit", "log_likelihoods"]
 
 
 def fit(
@@ -22,13 +37,13 @@ def fit(
     num_samples: int | None = None,
     learning_rate: float = 5e-4,
     seed: int | None = None,
+    checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> list[float]:
     """Train by Adam, with a learning rate that falls to zero along a cosine.
 
-    On Ctrl-C it ends after the last complete step, and returns the losses up to it. A loss or
-    gradient that is no finite number ends the training with an error, before it reaches the
-    parameters: they are left as the step before made them.
+    The loop is that of :class:`~pyro_ext.inference.training.Trainer`: Ctrl-C keeps whole steps, and
+    what is not finite ends the training with an error that says where.
 
     :param NeuralProcess process: changed in place.
     :param Callable tasks: tasks for a seed, such as
@@ -39,10 +54,13 @@ def fit(
         :meth:`~NeuralProcess.loss`.
     :param float learning_rate: of the first step.
     :param int seed: of tasks and draws; ``None`` takes one from PyTorch's generator.
+    :param checkpoint: a file from which the training goes on where it exists, and in which it is
+        saved every hundred steps and at the end.
     :param bool progress: whether to show a progress bar.
     :returns: the loss of every step.
     :raises ValueError: for arguments out of range.
-    :raises ArithmeticError: for a loss or a gradient that is no finite number; names the step.
+    :raises TrainingDiverged: where loss or gradient are not finite.
+    :raises CheckpointError: where the checkpoint is damaged or of another training.
 
     Example::
 
@@ -64,47 +82,98 @@ def fit(
     if num_samples is not None:
         options["num_samples"] = check_integer("num_samples", num_samples, 1)
     seed = fresh_seed(seed)
-    parameters = list(process.parameters())
-    device, dtype = parameters[0].device, parameters[0].dtype
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(num_steps, 1))
-    generator = torch.Generator(device).manual_seed(_word(seed, 0))
-    losses: list[float] = []
-    with progress_bar(
-        total=num_steps, desc=type(process).__name__, unit="step", disable=not progress
-    ) as bar:
-        try:
-            while len(losses) < num_steps:
-                batch = tasks(_word(seed, 1, len(losses))).to(device, dtype)
-                optimizer.zero_grad()
-                loss = process.loss(batch, generator=generator, **options)
-                value = loss.item()
-                _check_finite("loss", value, len(losses), num_steps)
-                loss.backward()
-                norm = torch.nn.utils.get_total_norm(
-                    [one.grad for one in parameters if one.grad is not None]
-                )
-                _check_finite("norm of the gradient", norm.item(), len(losses), num_steps)
-                optimizer.step()
-                schedule.step()
-                losses.append(value)
-                bar.update()
-                if len(losses) % 20 == 0:
-                    bar.set_postfix(loss=f"{value:.4f}", refresh=False)
-        except KeyboardInterrupt:
-            pass
-    return losses
+    example = next(process.parameters())
+    generator = torch.Generator(example.device).manual_seed(spawn_seed(seed, 0))
+    trainer = Trainer(
+        process,
+        partial(torch.optim.Adam, lr=learning_rate, fused=True),
+        scheduler=partial(CosineAnnealingLR, T_max=max(num_steps, 1)),
+        stateful=[generator],
+        identity={"process": type(process).__name__, **options},
+        seed=seed,
+    )
+
+    def loss(batch: Batch) -> Tensor:
+        batch = batch.to(example.device, example.dtype)
+        return process.loss(batch, generator=generator, **options)
+
+    name = type(process).__name__
+    return trainer.run(
+        loss, num_steps, tasks, checkpoint=checkpoint, progress=progress, description=name
+    )
 
 
-def _check_finite(what: str, value: float, step: int, num_steps: int) -> None:
-    if not np.isfinite(value):
-        raise ArithmeticError(
-            f"the {what} is {value} at step {step + 1} of {num_steps}: the parameters are left as "
-            "they were before it; look for numbers in the tasks that are not finite or huge, or "
-            "take a smaller learning_rate"
+class LogLikelihoods(NamedTuple):
+    """Mean log likelihood of a point.
+
+    :param float context: over points that were given.
+    :param float target: over points that were not.
+    """
+
+    context: float
+    target: float
+
+
+@torch.no_grad()
+def log_likelihoods(
+    process: NeuralProcess,
+    batches: Iterable[Batch],
+    num_samples: int = 50,
+    seed: int | None = 0,
+) -> LogLikelihoods:
+    r"""Mean over tasks and points of :math:`\log \frac1K \sum_k \mathcal{N}(y; \mu_k, \sigma_k)`.
+
+    The mean over draws is taken for each point on its own, other than in a training loss. A task
+    counts once, however many points it has; one without points counts as zero.
+
+    :param NeuralProcess process: the process.
+    :param Iterable batches: tasks. They are moved to the device and the floating type of the
+        process.
+    :param int num_samples: :math:`K`, the number of functions drawn for each task.
+    :param int seed: of the draws; ``None`` takes one from PyTorch's generator.
+    :returns: means for points of the context and for targets.
+    :raises ValueError: where there are no tasks.
+
+    Example::
+
+        >>> from pyro_ext.models.neural_processes import CNP, Batch
+        >>> x, y = torch.randn(4, 10, 1), torch.randn(4, 10, 1)
+        >>> batch = Batch(x[:, :3], y[:, :3], x[:, 3:], y[:, 3:])
+        >>> log_likelihoods(CNP(width=16), [batch]).target < 0
+        True
+    """
+    check_instance("process", process, NeuralProcess, "a NeuralProcess")
+    every: list[Batch] = check_sequence("batches", batches, "a list of batches")
+    for batch in every:
+        check_instance("batches", batch, Batch, "a list of batches")
+    check_integer("num_samples", num_samples, 1)
+    seed = fresh_seed(seed)
+    generator: torch.Generator | None = None
+    sums, number = [0.0, 0.0], 0
+    parameter = next(process.parameters(), None)
+    for batch in every:
+        if parameter is not None:
+            batch = batch.to(parameter.device, parameter.dtype)
+        points = batch.points
+        if generator is None:
+            generator = torch.Generator(points.inputs.device).manual_seed(seed)
+        prediction = process.predict(
+            *batch.context[:2],
+            points.inputs,
+            num_samples,
+            context_mask=batch.context_mask,
+            generator=generator,
         )
-
-
-def _word(seed: int, *key: int) -> int:
-    """A number of its own for each key."""
-    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0])
+        values = log_mean_exp(points_log_prob(prediction, points))
+        num_context = batch.context_inputs.shape[1]
+        for i, (part, mask) in enumerate(
+            [
+                (values[:, :num_context], batch.context_mask),
+                (values[:, num_context:], batch.target_mask),
+            ]
+        ):
+            sums[i] += float(task_means(part, mask).double().sum())
+        number += batch.num_tasks
+    if not number:
+        raise ValueError("batches must hold at least one task, got none")
+    return LogLikelihoods(*(value / number for value in sums))

@@ -4,10 +4,9 @@ r"""Variational inference for models of graphs, with gamma approximations of the
 Bayesian inference on random simple graphs with power law degree distributions.
 """
 
-import math
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pyro
@@ -19,10 +18,11 @@ from pyro.infer.autoguide import AutoDelta, AutoGuide, init_to_median
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
+from torch.optim.lr_scheduler import ExponentialLR
 
 from pyro_ext._checks import check_callable, check_integer, check_number, shown
-from pyro_ext._progress import progress_bar
 from pyro_ext.distributions import RectifiedGamma
+from pyro_ext.inference.training import Trainer
 from pyro_ext.models.nonparametric.graph_model import GraphModel, MixedMembership, check_num_nodes
 from pyro_ext.models.nonparametric.graph_odds import EdgeOdds
 from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph, on_device_of
@@ -32,7 +32,6 @@ __all__ = ["GraphGuide"]
 
 _INITIAL_MEMBERSHIP = 2.0
 _RATE_CONCENTRATION = 10.0
-_STEPS_PER_LINE = 20
 _LAST_RATE = 0.05
 
 
@@ -157,8 +156,7 @@ class GraphGuide(PyroModule):
     ) -> "GraphGuide":
         """Maximize the evidence lower bound with Adam, at a rate that falls to its twentieth.
 
-        It goes on from where the guide is, with new random numbers. Ctrl-C ends it and keeps what
-        it has.
+        It goes on from where the guide is, with new random numbers. Ctrl-C keeps whole steps.
 
         :param int num_steps: number of steps.
         :param float learning_rate: of the first step.
@@ -167,8 +165,7 @@ class GraphGuide(PyroModule):
         :param bool progress: whether to show a progress bar.
         :returns: the guide, with the loss of each step in ``losses``.
         :raises ValueError: for numbers out of range.
-        :raises FloatingPointError: where the loss is no finite number; the guide stays as it was
-            before that step.
+        :raises TrainingDiverged: where loss or gradient are not finite.
         """
         check_integer("num_steps", num_steps, 1)
         check_number("learning_rate", learning_rate, above=0)
@@ -179,24 +176,20 @@ class GraphGuide(PyroModule):
             loss(self.graph, **arguments)  # makes the parameters of the inner guide
             # What that call has checked is checked no more, as in Pyro's MCMC after warm-up.
             unchecked.enter_context(pyro.validation_enabled(False))
-            optimizer = torch.optim.Adam(loss.parameters(), lr=learning_rate)
-            decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, _LAST_RATE ** (1 / num_steps))
-            steps = progress_bar(range(num_steps), desc="ELBO", disable=not progress)
+            trainer = Trainer(
+                loss,
+                partial(torch.optim.Adam, lr=learning_rate),
+                scheduler=partial(ExponentialLR, gamma=_LAST_RATE ** (1 / num_steps)),
+            )
             try:
-                for step in steps:
-                    optimizer.zero_grad()
-                    value = loss(self.graph, **arguments)
-                    number = float(value.detach())
-                    if not math.isfinite(number):
-                        raise FloatingPointError(f"the loss of step {step} is {number}")
-                    value.backward()
-                    optimizer.step()
-                    decay.step()
-                    self.losses.append(number)
-                    if progress and step % _STEPS_PER_LINE == 0:
-                        steps.set_postfix_str(f"{-self.losses[-1]:.1f}")
-            except KeyboardInterrupt:
-                warnings.warn(f"stopped after {step} of {num_steps} steps", stacklevel=2)
+                trainer.run(
+                    lambda: loss(self.graph, **arguments),
+                    num_steps,
+                    progress=progress,
+                    description="ELBO",
+                )
+            finally:
+                self.losses += trainer.losses
             self._next_seed = None if self.seed is None else fresh_seed(None)
         return self
 

@@ -44,6 +44,7 @@ from pyro_ext.inference.martingale import (
 )
 from pyro_ext.inference.partitions import Dendrogram
 from pyro_ext.inference.sgmcmc import LearnedDiffusion, Minibatches, ResidualKinetics
+from pyro_ext.inference.training import Trainer
 from pyro_ext.potential import Potential
 from pyro_ext.random_measures import DirichletProcess
 from tests.bad_input.walk import Call, call, of
@@ -525,6 +526,31 @@ def sgmcmc() -> dict[str, Call]:
 
 
 # Where a module has several parts, a word says which.
+def training() -> dict[str, Call]:
+    x = torch.ones(2, requires_grad=True)
+    trainer = Trainer([x])
+
+    def loss() -> torch.Tensor:
+        return x.square().sum()
+
+    return {
+        "Trainer": call(
+            parameters=[x],
+            optimizer=partial(torch.optim.Adam, lr=0.1),
+            scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=2),
+            max_norm=1.0,
+            ema_decay=0.9,
+            independent_rows=False,
+            stateful=[torch.Generator()],
+            identity={"note": 1},
+            seed=0,
+        ),
+        "Trainer.step": of(trainer, loss=loss),
+        "Trainer.run": of(trainer, loss=loss, num_steps=3, save_every=1, progress=False),
+        "ShuffledBatches": call({"rows": X}, batch_size=4, drop_last=False),
+    }
+
+
 TABLES = {
     "pyro_ext.inference (kernels)": kernels,
     "pyro_ext.inference (optimization)": optimization,
@@ -535,4 +561,5 @@ TABLES = {
     "pyro_ext.inference.partitions": trees,
     "pyro_ext.inference.pseudocoresets": pseudocoresets,
     "pyro_ext.inference.sgmcmc": sgmcmc,
+    "pyro_ext.inference.training": training,
 }

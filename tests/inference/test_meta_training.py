@@ -170,7 +170,7 @@ def test_training_goes_on_from_a_checkpoint(tmp_path):
     assert again.losses == whole.losses
     for one, other in zip(again.module.parameters(), whole.module.parameters(), strict=True):
         assert torch.equal(one, other)
-    with pytest.raises(CheckpointError, match="of a training with the settings"):
+    with pytest.raises(CheckpointError, match="of another training: num_pairs was 3 and is 2"):
         trainer(checkpoint=path, num_pairs=2)
 
 
@@ -183,7 +183,8 @@ def test_ctrl_c_ends_it_after_whole_iterations():
             raise KeyboardInterrupt
         return log_likelihood(samples)
 
-    one = trainer([Task(network, (X, Y), interrupted)]).fit(10, progress=False)
+    with pytest.warns(UserWarning, match="stopped after 2 of 10 steps"):
+        one = trainer([Task(network, (X, Y), interrupted)]).fit(10, progress=False)
     assert len(one.losses) == 2
     two = trainer().fit(2, progress=False)
     for parameter, other in zip(one.module.parameters(), two.module.parameters(), strict=True):
@@ -206,7 +207,7 @@ def test_tasks_are_drawn():
     assert 2 <= names.count("a") <= 10 and len(names) == 12
 
 
-def test_a_chain_that_leaves_the_finite_numbers_has_the_worst_loss():
+def test_a_chain_that_diverges_has_the_worst_loss():
     def bad(samples):
         log = log_likelihood(samples)
         log[0] = torch.nan

@@ -25,6 +25,7 @@ from pyro_ext.inference.pseudocoresets import (
     Wasserstein,
 )
 from pyro_ext.inference.pseudocoresets.coreset_rows import balanced_subset
+from pyro_ext.inference.training import TrainingDiverged
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule
 from pyro_ext.potential import Potential
 from tests.inference.pseudocoresets.coreset_models import (
@@ -367,7 +368,8 @@ def test_interruption_keeps_what_is_reached() -> None:
 
     seen: list[Tensor] = []
     guide = AutoPseudocoreset(location, points(), size=5, seed=0)
-    guide.fit(Interrupted(), 10, progress=False)
+    with pytest.warns(UserWarning, match="stopped after 3 of 10 steps"):
+        guide.fit(Interrupted(), 10, progress=False)
     assert len(guide.losses) == 3
     assert not torch.equal(guide.pseudodata[0], seen[-1])
 
@@ -384,7 +386,8 @@ def test_nan_keeps_the_last_finite_state(kind: str) -> None:
 
     seen: list[Tensor] = []
     guide = AutoPseudocoreset(location, points(), size=5, seed=0)
-    with pytest.warns(RuntimeWarning, match="not finite at step 3"):
+    what = "loss" if kind == "value" else "gradient of 'pseudo_x_unconstrained'"
+    with pytest.raises(TrainingDiverged, match=f"at step 4 of 10: the {what} is nan"):
         guide.fit(Broken(), 10, progress=False)
     assert len(guide.losses) == 3
     assert torch.equal(guide.pseudodata[0], seen[2])
@@ -392,7 +395,7 @@ def test_nan_keeps_the_last_finite_state(kind: str) -> None:
 
 def test_rate_that_destroys() -> None:
     guide = AutoPseudocoreset(location, points(), size=5, weights="learned", seed=0)
-    with pytest.warns(RuntimeWarning, match="not finite"):
+    with pytest.raises(TrainingDiverged, match="diverged at step 2 of 50: the loss is"):
         guide.fit(ForwardKL(), 50, optimizer=partial(torch.optim.SGD, lr=1e6), progress=False)
     assert bool(guide.weights.isfinite().all())
 
@@ -449,7 +452,7 @@ def test_errors() -> None:
     guide = make(size=4)
     with pytest.raises(TypeError, match="divergence must be one such as ForwardKL"):
         guide.fit(3)
-    with pytest.raises(TypeError, match="optimizer must make an optimizer"):
+    with pytest.raises(TypeError, match="optimizer must be a function that makes an optimizer"):
         guide.fit(ForwardKL(), optimizer=3)
     with pytest.raises(ValueError, match="num_steps must be an integer >= 1, got 0"):
         guide.fit(ForwardKL(), 0)

@@ -27,6 +27,7 @@ from pyro_ext.inference.pseudocoresets import (
     Wasserstein,
     parameter_laws,
 )
+from pyro_ext.inference.training import TrainingDiverged
 from tests.inference.pseudocoresets.coreset_models import FITS_ARE_SHORT, labelled, logistic
 from tests.inference.pseudocoresets.function_space_helpers import (
     Classifier,
@@ -483,12 +484,12 @@ def test_errors() -> None:
 
 
 def test_diverging_descent_is_reported() -> None:
-    """A warning, and the coreset as it was."""
+    """An error, and the coreset as it was."""
     guide = classifier_guide()
     before = guide.pseudodata[0]
     size = guide.posterior.layout.size
     nothing = torch.full((3, size), torch.nan)
     loss = FunctionSpaceKL(of_logits(KnownPosteriors(torch.zeros(3, size), nothing)))
-    with pytest.warns(RuntimeWarning, match="not finite at step 0"):
+    with pytest.raises(TrainingDiverged, match="diverged at step 1 of 3: the loss is nan"):
         guide.fit(loss, 3, seed=0, progress=False)
     assert torch.equal(guide.pseudodata[0], before)

@@ -1,4 +1,4 @@
-"""The bootstrap: its law, what is centred, and the loss."""
+"""The bootstrap: its distribution, what is centered, and the loss."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from pyro_ext.models.neural_processes import BNP
 from pyro_ext.models.neural_processes.batch import Points
-from pyro_ext.models.neural_processes.bootstrap import centred, resampled_rows, taken_rows
+from pyro_ext.models.neural_processes.conditional import centered, resampled_rows, taken_rows
 from tests.models.neural_processes.helpers import make, tasks
 
 NUM_DRAWS = 20_000
@@ -48,7 +48,7 @@ def test_taken_rows():
 def test_centred_residuals_have_mean_zero():
     residuals, presence = torch.randn(4, 2, 5, 3), torch.rand(2, 5) < 0.6
     presence[0, :2] = True
-    found = centred(residuals, presence)
+    found = centered(residuals, presence)
     for task in range(2):
         mean = found[:, task, presence[task]].mean(-2)
         if presence[task].any():

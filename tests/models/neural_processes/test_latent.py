@@ -102,8 +102,8 @@ def test_loss_written_out():
             z = posterior.mean[task] + posterior.stddev[task] * noise[k, task]
             full = (posterior.mean.detach() * 0).clone()
             full[task] = z
-            law = process._condition(batch.context, points.inputs, full)
-            likelihood = law.log_prob(points.outputs)[task].sum()
+            distribution = process._condition(batch.context, points.inputs, full)
+            likelihood = distribution.log_prob(points.outputs)[task].sum()
             of_prior = torch.distributions.Normal(prior.mean[task], prior.stddev[task])
             of_posterior = torch.distributions.Normal(posterior.mean[task], posterior.stddev[task])
             weights.append(likelihood + of_prior.log_prob(z).sum() - of_posterior.log_prob(z).sum())
@@ -113,8 +113,8 @@ def test_loss_written_out():
 
 def test_scales_of_latents():
     process, batch = NP(2, 3, 8, latent_features=5), tasks()
-    law = process._latent(batch.context)
-    assert law.mean.shape == (4, 1, 5)
-    assert law.stddev.min() > 0.1 and law.stddev.max() < 1.0
+    distribution = process._latent(batch.context)
+    assert distribution.mean.shape == (4, 1, 5)
+    assert distribution.stddev.min() > 0.1 and distribution.stddev.max() < 1.0
     with pytest.raises(ValueError, match="latent_features must be an integer >= 1, got 0"):
         NP(latent_features=0)

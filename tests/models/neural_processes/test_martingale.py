@@ -30,8 +30,8 @@ def log_likelihoods(process, batch, pseudo, with_context):
     for features in pseudo:
         rows = torch.cat([context, features], 1) if with_context else features
         representation = process.encoder.summarize(rows, points.inputs)
-        law = process.decoder(representation, points.inputs)
-        out.append(law.log_prob(points.outputs).sum(-1))
+        distribution = process.decoder(representation, points.inputs)
+        out.append(distribution.log_prob(points.outputs).sum(-1))
     return torch.stack(out)
 
 

@@ -1,4 +1,4 @@
-"""The Lotka-Volterra process: its events, its law over a short time, and the tasks."""
+"""The Lotka-Volterra process: its events, its distribution over a short time, and the tasks."""
 
 import math
 

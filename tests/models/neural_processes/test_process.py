@@ -263,7 +263,7 @@ def test_many_draws_of_the_pyro_model_at_once(name, float64):
     found = predictive(*batch.context[:2], batch.target_inputs)["y"]
     assert found.shape == (200, 4, 7, 3)
     with torch.no_grad():
-        law = process.predict(*batch.context[:2], batch.target_inputs, 200, seed=0)
-    spread = (law.mean.var(0) + law.variance.mean(0)).sqrt()
-    gaps = (found.mean(0) - law.mean.mean(0)) / spread
+        distribution = process.predict(*batch.context[:2], batch.target_inputs, 200, seed=0)
+    spread = (distribution.mean.var(0) + distribution.variance.mean(0)).sqrt()
+    gaps = (found.mean(0) - distribution.mean.mean(0)) / spread
     assert gaps.abs().max() < 6 * math.sqrt(2 / 200)

@@ -1,0 +1,441 @@
+"""Generators of tasks: Gaussian processes, images, populations of predators and prey."""
+
+from dataclasses import KW_ONLY, dataclass
+from types import ModuleType
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import as_tensor, check_integer, check_number, check_sequence, shown
+from pyro_ext._renamed import renamed_property
+from pyro_ext.models.neural_processes.batch import Batch, check_range, number_between, split_batch
+from pyro_ext.random import fresh_seed
+
+__all__ = ["GPTasks", "ImageTasks", "Kernel", "PredatorPreyTasks"]
+
+Kernel = Literal["rbf", "matern", "periodic"]
+
+_MATERN_SMOOTHNESS = 2.5
+_STUDENT_DEGREES = 2.1
+
+
+@dataclass(frozen=True)
+class GPTasks:
+    r"""Functions from Gaussian processes whose kernels are random too, as in [1].
+
+    Each task has its own length scale :math:`\ell`, amplitude :math:`a` and period :math:`p`, drawn
+    uniformly. The kernels of GPyTorch are, with the distance :math:`d`,
+
+    - ``"rbf"``: :math:`a^2 \exp(-d^2 / 2 \ell^2)`,
+    - ``"matern"``: the Matern kernel of smoothness 5/2,
+    - ``"periodic"``: :math:`a^2 \exp(-2 \sum_k \sin^2(\pi d_k / p) / \ell^2)`, with the distance
+      :math:`d_k` in each feature.
+
+    Outputs have normal noise, and on top of it Student's t noise of 2.1 degrees of freedom, whose
+    scale is drawn uniformly for each point. A batch has between 3 and 46 points of context, and
+    targets that make at most 50 with them; all numbers are drawn uniformly.
+
+    :param str kernel: ``"rbf"``, ``"matern"`` or ``"periodic"``.
+    :param int num_tasks: number of functions in a batch.
+    :param int x_dim: number of features of an input.
+    :param int num_context: number of points that are given; by default it is drawn.
+    :param int num_target: number of points that are asked for; by default it is drawn.
+    :param int max_points: number of all points, at most, where that of targets is drawn.
+    :param tuple lengthscale: range of :math:`\ell`.
+    :param tuple amplitude: range of :math:`a`.
+    :param tuple period: range of :math:`p`.
+    :param tuple input_range: range of inputs.
+    :param float noise: standard deviation of the normal noise.
+    :param float student_noise: the largest scale of Student's t noise.
+    :param torch.dtype dtype: floating type of the tasks.
+    :raises ValueError: for arguments out of range.
+    :raises ImportError: without GPyTorch, when tasks are drawn; names the extra.
+
+    [1] J. Lee, Y. Lee, J. Kim, E. Yang, S. J. Hwang, Y. W. Teh (2020),
+    Bootstrapping neural processes.
+
+    Example::
+
+        >>> tasks = GPTasks("rbf", num_tasks=4, num_context=5, num_target=7)
+        >>> batch = tasks(seed=0)
+        >>> batch.context_inputs.shape, batch.target_outputs.shape
+        (torch.Size([4, 5, 1]), torch.Size([4, 7, 1]))
+    """
+
+    kernel: Kernel = "rbf"
+    _: KW_ONLY
+    num_tasks: int = 16
+    x_dim: int = 1
+    num_context: int | None = None
+    num_target: int | None = None
+    max_points: int = 50
+    lengthscale: tuple[float, float] = (0.1, 0.6)
+    amplitude: tuple[float, float] = (0.1, 1.0)
+    period: tuple[float, float] = (0.1, 0.5)
+    input_range: tuple[float, float] = (-2.0, 2.0)
+    noise: float = 0.02
+    student_noise: float = 0.0
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if self.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"dtype must be torch.float32 or torch.float64, got {shown(self.dtype)}"
+            )
+        if self.kernel not in get_args(Kernel):
+            raise ValueError(f"kernel must be one of {get_args(Kernel)}, got {self.kernel!r:.80}")
+        check_integer("num_tasks", self.num_tasks, 1)
+        check_integer("x_dim", self.x_dim, 1)
+        check_integer("max_points", self.max_points, 7)
+        if self.num_context is not None:
+            check_integer("num_context", self.num_context, 0)
+            if self.num_target is None and self.num_context > self.max_points - 4:
+                raise ValueError(
+                    f"num_context must leave at least 4 of max_points={self.max_points} for the "
+                    f"targets, whose number is drawn; got {self.num_context}"
+                )
+        if self.num_target is not None:
+            check_integer("num_target", self.num_target, 1)
+        for argument in ("lengthscale", "amplitude", "period"):
+            check_range(argument, getattr(self, argument), above=0)
+        check_range("input_range", self.input_range)
+        check_number("noise", self.noise, above=0)
+        check_number("student_noise", self.student_noise, least=0)
+
+    def __call__(self, seed: int | None = None) -> Batch:
+        """Draw a batch of tasks.
+
+        :param int seed: the same seed gives the same tasks; ``None`` takes one from PyTorch's
+            generator.
+        """
+        generator = np.random.default_rng(fresh_seed(seed))
+        num_context = self.num_context
+        if num_context is None:
+            num_context = number_between(generator, 3, self.max_points - 4)
+        num_target = self.num_target
+        if num_target is None:
+            num_target = number_between(generator, 3, self.max_points - num_context - 1)
+        shape = (self.num_tasks, num_context + num_target, self.x_dim)
+        inputs = torch.from_numpy(generator.uniform(*self.input_range, size=shape))
+        outputs = self._functions(inputs, generator)
+        return split_batch(inputs.to(self.dtype), outputs.to(self.dtype), num_context)
+
+    def functions(self, inputs: Tensor, seed: int | None = None) -> Tensor:
+        """Draw functions at the inputs given, with noise.
+
+        :param Tensor inputs: **Shape:** ``(num_tasks, n, x_dim)``.
+        :param int seed: the same seed gives the same functions.
+        :returns: **Shape:** ``(num_tasks, n, 1)``.
+        """
+        generator = np.random.default_rng(fresh_seed(seed))
+        return self._functions(inputs.double().cpu(), generator).to(self.dtype)
+
+    @torch.no_grad()
+    def covariance(
+        self, inputs: Tensor, lengthscale: Tensor, amplitude: Tensor, period: Tensor
+    ) -> Tensor:
+        """The covariance of functions without noise.
+
+        :param Tensor inputs: **Shape:** ``(num_tasks, n, x_dim)``.
+        :param Tensor lengthscale: **Shape:** ``(num_tasks,)``.
+        :param Tensor amplitude: **Shape:** ``(num_tasks,)``.
+        :param Tensor period: of the periodic kernel. **Shape:** ``(num_tasks,)``.
+        :returns: **Shape:** ``(num_tasks, n, n)``.
+        """
+        kernels = _gpytorch().kernels
+        batch_shape = lengthscale.shape
+        if self.kernel == "rbf":
+            base = kernels.RBFKernel(batch_shape=batch_shape)
+        elif self.kernel == "matern":
+            base = kernels.MaternKernel(nu=_MATERN_SMOOTHNESS, batch_shape=batch_shape)
+        else:
+            base = kernels.PeriodicKernel(batch_shape=batch_shape)
+            base.double().initialize(period_length=period[:, None, None])
+            lengthscale = lengthscale**2  # GPyTorch leaves it without its square
+        base.double().initialize(lengthscale=lengthscale[:, None, None])
+        kernel = kernels.ScaleKernel(base, batch_shape=batch_shape).double()
+        kernel.initialize(outputscale=amplitude**2)
+        covariance: Tensor = kernel(inputs).to_dense()
+        return covariance
+
+    def _functions(self, inputs: Tensor, generator: np.random.Generator) -> Tensor:
+        def drawn(bounds: tuple[float, float]) -> Tensor:
+            return torch.from_numpy(generator.uniform(*bounds, size=len(inputs)))
+
+        hyperparameters = [drawn(b) for b in (self.lengthscale, self.amplitude, self.period)]
+        covariance = self.covariance(inputs, *hyperparameters)
+        covariance.diagonal(dim1=-2, dim2=-1).add_(self.noise**2)
+        shape = (*inputs.shape[:2], 1)
+        normal = torch.from_numpy(generator.standard_normal(shape))
+        outputs: Tensor = torch.linalg.cholesky(covariance) @ normal
+        if self.student_noise:
+            scale = generator.uniform(0, self.student_noise, shape)
+            outputs += torch.from_numpy(scale * generator.standard_t(_STUDENT_DEGREES, shape))
+        return outputs
+
+
+def _gpytorch() -> ModuleType:
+    try:
+        import gpytorch
+    except ImportError as error:
+        raise ImportError(
+            "tasks of Gaussian processes need GPyTorch, which could not be imported; install it "
+            "with: pip install 'pyro-ext[gp]'"
+        ) from error
+    module: ModuleType = gpytorch
+    return module
+
+
+@dataclass(frozen=True)
+class ImageTasks:
+    """Images of which some pixels are given and others are asked for.
+
+    Inputs are the positions of pixels, rows and columns from -1 to 1; outputs are the images' own
+    numbers. Pixels and images are drawn without replacement, as long as there are enough images.
+
+    :param Tensor images: **Shape:** ``(num_images, height, width)``, or with a last dimension of
+        channels.
+    :param int num_tasks: number of images in a batch.
+    :param tuple num_context: the least and the largest number of pixels that are given; the number
+        is drawn uniformly for each batch.
+    :param int num_target: number of pixels that are asked for; by default all others.
+    :raises ValueError: for arguments out of range.
+
+    Example::
+
+        >>> from pyro_ext.datasets import load_digits
+        >>> images = load_digits().train_inputs.reshape(-1, 8, 8)
+        >>> tasks = ImageTasks(images, num_tasks=4, num_context=(10, 10))
+        >>> batch = tasks(seed=0)
+        >>> batch.context_inputs.shape, batch.target_outputs.shape
+        (torch.Size([4, 10, 2]), torch.Size([4, 54, 1]))
+    """
+
+    images: Tensor
+    _: KW_ONLY
+    num_tasks: int = 16
+    num_context: tuple[int, int] = (3, 30)
+    num_target: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        object.__setattr__(
+            self,
+            "images",
+            as_tensor("images", self.images, "(num_images, height, width, ...)", finite=True),
+        )
+        if not isinstance(self.num_context, tuple) or len(self.num_context) != 2:
+            raise TypeError(
+                f"num_context must be a pair of integers, got {shown(self.num_context)}"
+            )
+        if self.images.dim() not in (3, 4) or not self.images.numel():
+            raise ValueError(
+                "images must have the shape (num_images, height, width) or (num_images, height, "
+                f"width, channels), got {tuple(self.images.shape)}"
+            )
+        if not self.images.is_floating_point():
+            raise ValueError(f"images must be of a floating type, got {self.images.dtype}")
+        check_integer("num_tasks", self.num_tasks, 1)
+        least, most = self.num_context
+        check_integer("num_context[0]", least, 0)
+        check_integer("num_context[1]", most, least)
+        room = self.num_pixels - most
+        if self.num_target is not None:
+            check_integer("num_target", self.num_target, 1)
+        if room < (self.num_target or 1):
+            raise ValueError(
+                f"num_context must leave {self.num_target or 1} of {self.num_pixels} pixels to ask "
+                f"for, got {self.num_context}"
+            )
+
+    @property
+    def num_pixels(self) -> int:
+        """Number of pixels of an image."""
+        return self.images.shape[1] * self.images.shape[2]
+
+    @property
+    def positions(self) -> Tensor:
+        """Inputs of all pixels, row by row. **Shape:** ``(num_pixels, 2)``."""
+        height, width = self.images.shape[1:3]
+        rows, columns = (torch.linspace(-1, 1, size) for size in (height, width))
+        return torch.cartesian_prod(rows, columns).to(self.images)
+
+    places = renamed_property("places", "positions")
+
+    def __call__(self, seed: int | None = None) -> Batch:
+        """Draw a batch of tasks.
+
+        :param int seed: the same seed gives the same tasks; ``None`` takes one from PyTorch's
+            generator.
+        """
+        generator = np.random.default_rng(fresh_seed(seed))
+        num_images = len(self.images)
+        chosen = generator.choice(num_images, self.num_tasks, replace=num_images < self.num_tasks)
+        num_context = number_between(generator, *self.num_context)
+        num_target = self.num_target or self.num_pixels - num_context
+        uniform = generator.random((self.num_tasks, self.num_pixels))
+        order = torch.from_numpy(uniform.argsort(1)[:, : num_context + num_target])
+        return self.batch(torch.from_numpy(chosen), order, num_context)
+
+    def batch(self, chosen: Tensor, pixels: Tensor, num_context: int) -> Batch:
+        """Make the tasks of certain images and pixels.
+
+        :param Tensor chosen: numbers of images. **Shape:** ``(num_tasks,)``.
+        :param Tensor pixels: numbers of pixels, those of the context first. **Shape:**
+            ``(num_tasks, n)``.
+        :param int num_context: number of pixels that are given.
+        """
+        device = self.images.device
+        chosen, pixels = chosen.to(device), pixels.to(device)
+        values = self.images[chosen].flatten(1, 2)
+        values = values if values.dim() == 3 else values[..., None]
+        outputs = values.gather(1, pixels[..., None].expand(-1, -1, values.shape[-1]))
+        return split_batch(self.positions[pixels], outputs, num_context)
+
+
+Floats = npt.NDArray[np.float64]
+
+_MAX_TRIALS = 1000
+
+
+@dataclass(frozen=True)
+class PredatorPreyTasks:
+    r"""Courses of the Lotka-Volterra process, which is simulated exactly [1], as in [2].
+
+    With :math:`X` predators and :math:`Y` prey, events are births and deaths of predators with the
+    rates :math:`0.01 XY` and :math:`0.5 X`, and of prey with :math:`Y` and :math:`0.01 XY`. Inputs
+    are times, outputs are both populations, predators first. Points are events drawn uniformly
+    out of a course. Courses on which a population dies out are drawn again.
+
+    :param int num_tasks: number of courses in a batch.
+    :param int num_events: length of a course.
+    :param float duration: length of the piece of the course, beginning at a random time, out of
+        which points are drawn, with its times from zero on; by default the whole course.
+    :param int num_context: number of points that are given; by default drawn uniformly, at least
+        15.
+    :param int num_target: number of points that are asked for; by default drawn uniformly, at least
+        15.
+    :param int max_points: number of all points, at most.
+    :param tuple rates: of the four events.
+    :param tuple start: predators and prey at the start, to which a rounded standard normal number
+        is added.
+    :param float time_scale: what times are multiplied by.
+    :param float population_scale: what populations are multiplied by.
+    :param torch.dtype dtype: floating type of the tasks.
+    :raises ValueError: for arguments out of range.
+
+    [1] D. T. Gillespie (1977), Exact stochastic simulation of coupled chemical reactions.
+
+    [2] J. Lee, Y. Lee, J. Kim, E. Yang, S. J. Hwang, Y. W. Teh (2020),
+    Bootstrapping neural processes.
+
+    Example::
+
+        >>> tasks = PredatorPreyTasks(num_tasks=2, num_context=20, num_target=30)
+        >>> batch = tasks(seed=0)
+        >>> batch.context_inputs.shape, batch.target_outputs.shape
+        (torch.Size([2, 20, 1]), torch.Size([2, 30, 2]))
+    """
+
+    _: KW_ONLY
+    num_tasks: int = 16
+    num_events: int = 20_000
+    duration: float | None = None
+    num_context: int | None = None
+    num_target: int | None = None
+    max_points: int = 100
+    rates: tuple[float, float, float, float] = (0.01, 0.5, 1.0, 0.01)
+    start: tuple[int, int] = (50, 100)
+    time_scale: float = 0.1
+    population_scale: float = 0.01
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if self.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"dtype must be torch.float32 or torch.float64, got {shown(self.dtype)}"
+            )
+        check_integer("num_tasks", self.num_tasks, 1)
+        check_integer("max_points", self.max_points, 30)
+        check_integer("num_events", self.num_events, self.max_points)
+        for argument in ("num_context", "num_target"):
+            if getattr(self, argument) is not None:
+                check_integer(argument, getattr(self, argument), 1)
+        if self.duration is not None:
+            check_number("duration", self.duration, above=0)
+        for argument, length in (("rates", 4), ("start", 2)):
+            values = getattr(self, argument)
+            if len(check_sequence(argument, values, f"{length} numbers")) != length:
+                raise ValueError(f"{argument} must be {length} numbers, got {values!r:.80}")
+            for i, value in enumerate(values):
+                check_number(f"{argument}[{i}]", value, above=0)
+        check_number("time_scale", self.time_scale, above=0)
+        check_number("population_scale", self.population_scale, above=0)
+
+    def __call__(self, seed: int | None = None) -> Batch:
+        """Draw a batch of tasks.
+
+        :param int seed: the same seed gives the same tasks; ``None`` takes one from PyTorch's
+            generator.
+        """
+        generator = np.random.default_rng(fresh_seed(seed))
+        num_context = self.num_context
+        if num_context is None:
+            num_context = number_between(generator, 15, self.max_points - 15)
+        num_target = self.num_target
+        if num_target is None:
+            num_target = number_between(generator, 15, self.max_points - num_context)
+        number = num_context + num_target
+        pieces = [self._piece(generator, number) for _ in range(self.num_tasks)]
+        inputs, outputs = (
+            torch.tensor(np.stack(parts), dtype=self.dtype) for parts in zip(*pieces, strict=True)
+        )
+        return split_batch(
+            inputs[..., None] * self.time_scale, outputs * self.population_scale, num_context
+        )
+
+    def course(self, generator: np.random.Generator) -> tuple[Floats, Floats]:
+        """Simulate one course, until a population dies out at the latest.
+
+        :param numpy.random.Generator generator: of the draws.
+        :returns: times of the events, and predators and prey after them. **Shape:**
+            ``(num_events,)`` and ``(num_events, 2)``.
+        """
+        from pyro_ext.models.neural_processes._predator_prey_loops import simulate
+
+        noise = np.rint(generator.standard_normal(2)).astype(int)
+        predators, prey = (max(int(a + b), 1) for a, b in zip(self.start, noise, strict=True))
+        times, populations = simulate(
+            predators,
+            prey,
+            np.asarray(self.rates),
+            generator.standard_exponential(self.num_events),
+            generator.random(self.num_events),
+        )
+        gone = (populations == 0).any(1)
+        length = int(gone.argmax()) if gone.any() else len(times)
+        return times[:length], populations[:length]
+
+    def _piece(self, generator: np.random.Generator, number: int) -> tuple[Floats, Floats]:
+        for _ in range(_MAX_TRIALS):
+            times, populations = self.course(generator)
+            if len(times) < self.num_events:
+                continue
+            begin = 0.0
+            if self.duration is not None:
+                begin = generator.uniform(0, max(times[-1] - self.duration, 0))
+                inside = (times >= begin) & (times <= begin + self.duration)
+                times, populations = times[inside], populations[inside]
+            if len(times) >= number:
+                chosen = generator.choice(len(times), number, replace=False)
+                return times[chosen] - begin, populations[chosen]
+        raise ValueError(
+            f"rates and start must let both populations live for {self.num_events} events, of "
+            f"which {number} are in the piece of the duration; none of {_MAX_TRIALS} courses did, "
+            f"with rates={self.rates}, start={self.start} and duration={self.duration}"
+        )
