@@ -114,7 +114,7 @@ def _drawn_tilt(law: Law, number: int) -> float | None:
     """The auxiliary variable given a single cluster, for a law that has one."""
     if not isinstance(law, NormalizedRandomMeasure):
         return None
-    return min(float(law.sample_tilt([number])), _LARGEST_TILT)
+    return min(float(law.sample_auxiliary([number])), _LARGEST_TILT)
 
 
 def _grow(

@@ -219,5 +219,5 @@ def _with_tilt(mixture: Mixture, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return state
     law, _ = mixture.law(state)
     assert isinstance(law, NormalizedRandomMeasure)
-    tilt = law.sample_tilt(state["assignment"].bincount())
+    tilt = law.sample_auxiliary(state["assignment"].bincount())
     return {**state, "u": tilt.double().clamp(max=math.exp(LARGEST_LOG))}

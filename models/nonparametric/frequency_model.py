@@ -21,7 +21,7 @@ from pyro_ext.random_measures import (
     FrequencyCounts,
     NormalizedRandomMeasure,
     PitmanYor,
-    cluster_tilt_law,
+    cluster_tilt_distribution,
     log_joint_given_cluster_tilts,
     log_num_partitions,
 )
@@ -140,7 +140,7 @@ class FrequencyModel:
         """
         own = self._own_law()
         measure: Any = getattr(own, "measure", own)
-        law, tilt = cluster_tilt_law(measure), _positive("tilt").double()
+        law, tilt = cluster_tilt_distribution(measure), _positive("tilt").double()
         sizes = _check_table(table)[:, 0].repeat_interleave(table[:, 1])
         with pyro.plate("clusters", len(sizes)):
             cluster_tilts = pyro.sample("cluster_tilts", law)

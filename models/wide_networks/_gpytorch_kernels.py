@@ -109,14 +109,14 @@ class TangentKernel(gpytorch.kernels.Kernel):
 
     :param Tensor jumps: variances of the nodes that stay visible. **Shape:** ``(*batch, j)``.
     :param Tensor weights: their weights. **Shape:** ``(*batch, j, d)``.
-    :param float symmetric_share: variance of all other nodes.
+    :param float symmetric_fraction: variance of all other nodes.
     """
 
     has_lengthscale = False
 
-    def __init__(self, jumps: Tensor, weights: Tensor, symmetric_share: float) -> None:
+    def __init__(self, jumps: Tensor, weights: Tensor, symmetric_fraction: float) -> None:
         super().__init__(batch_shape=jumps.shape[:-1])
-        self.symmetric_share = symmetric_share
+        self.symmetric_fraction = symmetric_fraction
         self.register_buffer("jumps", jumps)
         self.register_buffer("weights", weights)
 
@@ -125,7 +125,7 @@ class TangentKernel(gpytorch.kernels.Kernel):
         cross, left, right = _products(x1, x2, diag)
         here, there = ((x @ self.weights.mT > 0).to(cross.dtype) for x in (x1, x2))
         inner = _sum_of_features(here, there, self.jumps, diag)
-        inner = inner + self.symmetric_share * step_covariance(cross, left, right)
+        inner = inner + self.symmetric_fraction * step_covariance(cross, left, right)
         return cross * inner
 
 

@@ -1,4 +1,4 @@
-"""Laws of positive numbers that others are made into, and how much of them numbers can hold."""
+"""Transformed distributions of positive numbers, and how much of their mass is resolved."""
 
 import math
 from typing import Any, NoReturn
@@ -17,59 +17,63 @@ __all__ = ["affine", "bounded", "resolved", "squared_cauchy"]
 _MOST_LOST = 0.01
 
 
-def affine(law: TorchDistribution, loc: float, scale: float) -> TorchDistribution:
-    """Law of a number in other units and from another start.
+def affine(distribution: TorchDistribution, loc: float, scale: float) -> TorchDistribution:
+    """Distribution of a number in other units and from another start.
 
-    :param law: of a positive number.
+    :param distribution: of a positive number.
     :param float loc: what is added.
     :param float scale: what it is multiplied by before.
     """
-    return _image(law, _Affine(loc, scale, _end(law)))
+    return _image(distribution, _Affine(loc, scale, _end(distribution)))
 
 
-def bounded(law: TorchDistribution, largest: float) -> TorchDistribution:
-    """Law of :math:`x / (1 + x / b)`, which is less than a bound.
+def bounded(distribution: TorchDistribution, largest: float) -> TorchDistribution:
+    """Distribution of :math:`x / (1 + x / b)`, which is less than a bound.
 
-    :param law: of a positive number.
+    :param distribution: of a positive number.
     :param float largest: :math:`b`.
     """
-    return _image(law, _Bounded(largest))
+    return _image(distribution, _Bounded(largest))
 
 
 def squared_cauchy(scale: float) -> TorchDistribution:
-    """Law of the square of a half-Cauchy variable.
+    """Distribution of the square of a half-Cauchy variable.
 
     :param float scale: of that variable.
     """
     return _image(_HalfCauchy(torch.tensor(scale)), _Square())
 
 
-def resolved(law: TorchDistribution) -> TorchDistribution:
-    """The law, without a bijection to its support where too much of it is not told from the end.
+def resolved(distribution: TorchDistribution) -> TorchDistribution:
+    """The distribution, without a bijection where too much mass is not resolved from the end.
 
-    :param law: of a number above some bound.
+    :param distribution: of a number above some bound.
     """
-    share = _lost_share(law)
-    return law if share <= _MOST_LOST else _image(law, _Unresolved(_end(law), share))
+    fraction = _lost_fraction(distribution)
+    return (
+        distribution
+        if fraction <= _MOST_LOST
+        else _image(distribution, _Unresolved(_end(distribution), fraction))
+    )
 
 
-def _lost_share(law: TorchDistribution) -> float:
-    """Share of the mass below the least number that differs from the lower end of the support."""
-    support: Any = law.support
-    if isinstance(law, dist.Delta) or support.is_discrete:
+def _lost_fraction(distribution: TorchDistribution) -> float:
+    """Fraction of the mass below the least number inside of the support."""
+    support: Any = distribution.support
+    if isinstance(distribution, dist.Delta) or support.is_discrete:
         return 0.0
-    if isinstance(law, dist.Beta):
+    if isinstance(distribution, dist.Beta):
         # PyTorch has no distribution function of it; near zero it is a power.
-        shape, other = law.concentration1.double(), law.concentration0.double()
+        shape, other = distribution.concentration1.double(), distribution.concentration0.double()
         beta = shape.lgamma() + other.lgamma() - (shape + other).lgamma()
-        log_least = math.log(torch.finfo(law.concentration1.dtype).tiny)
+        log_least = math.log(torch.finfo(distribution.concentration1.dtype).tiny)
         return float((shape * log_least - shape.log() - beta).exp())
     with torch.random.fork_rng(devices=[]):
-        dtype = law.sample().dtype
+        dtype = distribution.sample().dtype
     least = _least_above(torch.as_tensor(getattr(support, "lower_bound", 0.0)).to(dtype))
     try:
-        return float(law.cdf(least))
-    except NotImplementedError:  # a law of the user's, of which nothing is known
+        return float(distribution.cdf(least))
+    except NotImplementedError:  # a distribution of the user's, of which nothing is known
         return 0.0
 
 
@@ -77,12 +81,12 @@ def _least_above(low: Tensor) -> Tensor:
     return low.nextafter(low + 1.0).clamp(min=torch.finfo(low.dtype).tiny)
 
 
-def _end(law: TorchDistribution) -> float:
-    return float(getattr(law.support, "upper_bound", math.inf))
+def _end(distribution: TorchDistribution) -> float:
+    return float(getattr(distribution.support, "upper_bound", math.inf))
 
 
-def _image(law: TorchDistribution, transform: Any) -> TorchDistribution:
-    image: TorchDistribution = dist.TransformedDistribution(law, [transform])
+def _image(distribution: TorchDistribution, transform: Any) -> TorchDistribution:
+    image: TorchDistribution = dist.TransformedDistribution(distribution, [transform])
     return image
 
 
@@ -167,26 +171,26 @@ class _Bounded(dist.transforms.Transform):
 class _Unresolved(_Affine):
     """The numbers themselves, as numbers of which too many are lost."""
 
-    def __init__(self, high: float, share: float) -> None:
+    def __init__(self, high: float, fraction: float) -> None:
         super().__init__(0.0, 1.0, high)
-        self._share = share
+        self._fraction = fraction
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def codomain(self) -> Any:
         """The same numbers, without a bijection."""
-        return _UnresolvedSupport(self.domain, self._share)
+        return _UnresolvedSupport(self.domain, self._fraction)
 
 
 class _UnresolvedSupport(constraints.Constraint):
-    """Support of a law whose mass is in part below the least number.
+    """Support of a distribution whose mass is in part below the least number.
 
     In coordinates of a bijection the density there would be that of the least number.
     """
 
     event_dim = 0
 
-    def __init__(self, numbers: Any, share: float) -> None:
-        self.numbers, self.share = numbers, share
+    def __init__(self, numbers: Any, fraction: float) -> None:
+        self.numbers, self.fraction = numbers, fraction
 
     def check(self, value: Any) -> Any:
         """Whether values are in the support."""
@@ -195,10 +199,10 @@ class _UnresolvedSupport(constraints.Constraint):
 
 def _refuse(support: _UnresolvedSupport) -> NoReturn:
     raise ValueError(
-        "variances must have a law with all but 1% of its mass at numbers that their type can tell "
-        "from the lower end, for samplers and guides that move them in other coordinates, got a "
-        f"share of {support.share:.0%} below; take a narrower layer, float64, or jumps with a "
-        "positive index at zero, such as those of horseshoe_variances()"
+        "variances must have at most 1% of their mass below the least number of their type, for "
+        "samplers and guides that move them in other coordinates, got "
+        f"{support.fraction:.0%}; take a narrower layer, float64, or jumps with a positive index "
+        "at zero, such as those of horseshoe_variances()"
     )
 
 

@@ -64,7 +64,7 @@ def mixture_kernel(
     :func:`sample_covariances` knows them at given ones.
 
     :param int in_features: number of inputs :math:`d`.
-    :param variances: law of the variances of the nodes.
+    :param variances: distribution of the variances of the nodes.
     :param int num_samples: how many kernels.
     :param int num_jumps: how many jumps are drawn; the mass of the others is added to :math:`a`.
     :param float weight_scale: :math:`\sigma_v`.

@@ -192,7 +192,7 @@ def sample_covariances(
     :math:`a = 0`, and nothing is approximated.
 
     :param Tensor inputs: **Shape:** ``(n, d)``.
-    :param variances: law of the variances of the nodes.
+    :param variances: distribution of the variances of the nodes.
     :param int num_samples: how many covariances.
     :param int width: of the hidden layers; by default infinite.
     :param int num_hidden: number of hidden layers.
@@ -215,16 +215,16 @@ def sample_covariances(
     check_integer("num_jumps", num_jumps, 1)
     check_integer("num_samples", num_samples, 1)
     check_integer("num_hidden", num_hidden, 1)
-    law = None if width is None else variances.law(width)
+    distribution = None if width is None else variances.distribution(width)
     covariance = input_covariance(inputs, weight_scale, bias_scale)
     covariance = covariance.expand(num_samples, *covariance.shape)
     with torch.random.fork_rng():
         torch.manual_seed(fresh_seed(seed))
         for _ in range(num_hidden):
-            if law is None or width is None:
+            if distribution is None or width is None:
                 jumps, drift = variances.sample_jumps(num_samples, num_jumps)
             else:
-                jumps, drift = law.sample((num_samples, width)), torch.zeros(num_samples)
+                jumps, drift = distribution.sample((num_samples, width)), torch.zeros(num_samples)
             jumps, drift = jumps.to(covariance), drift.to(covariance)
             features = _draw(covariance, jumps.shape[1]).relu_()
             inner = (features.mT * jumps[:, None, :]) @ features
@@ -268,7 +268,7 @@ def pruning_error(
     It vanishes with :math:`\epsilon` only where :math:`a = 0`, then as
     :math:`\epsilon^{1 - \sigma}` with the index :math:`\sigma` of the jumps at zero.
 
-    :param variances: law of the variances of the nodes.
+    :param variances: distribution of the variances of the nodes.
     :param Tensor threshold: :math:`\epsilon`.
     :param float second_moment: :math:`E \phi(\zeta)^2` of a node.
     :param float weight_scale: :math:`\sigma_v`.
@@ -300,7 +300,7 @@ def square_correlation(
 
     in the limit of infinite width and without biases. Outputs are uncorrelated all the same.
 
-    :param variances: law of the variances of the nodes; the sum must have a variance.
+    :param variances: distribution of the variances of the nodes; the sum must have a variance.
     :param float second_moment: :math:`E \phi(\zeta)^2` of a node.
     :param float fourth_moment: :math:`E \phi(\zeta)^4`.
     :returns: a scalar.

@@ -28,6 +28,7 @@ from pyro_ext._checks import (
     check_number,
     check_sequence,
 )
+from pyro_ext._renamed import renamed_arguments, renamed_property
 from pyro_ext.models.wide_networks.gaussian_processes import gpytorch_kernels
 from pyro_ext.models.wide_networks.limit import step_covariance
 from pyro_ext.models.wide_networks.variances import NodeVariances
@@ -56,8 +57,9 @@ class DependentWeightNetwork(BayesianModule):
     takes it. Sites are the parameters of ``module``, by their names there: ``"1.weight"`` and
     ``"1.bias"`` of the first layer, and for each hidden layer ``"3.variances"`` of its nodes and
     ``"4.weight"``, ``"4.bias"`` of the layer behind it. Variances that are all the same are no
-    site. A law with most of its mass below the least number, as that of :func:`beta_variances` in a
-    wide layer, is for simulation, and samplers that follow gradients refuse it; see
+    site. A distribution with most of its mass below the least number, as that of
+    :func:`beta_variances` in a wide layer, is for simulation, and samplers that follow gradients
+    refuse it; see
     :class:`NodeVariances`.
 
     The parameters of ``module`` itself do not matter; :func:`~pyro_ext.nn.init_to_module` makes
@@ -66,7 +68,7 @@ class DependentWeightNetwork(BayesianModule):
     :param int in_features: number of inputs :math:`d`.
     :param hidden_features: width of each hidden layer, at least one layer.
     :param int out_features: number of outputs.
-    :param variances: law of the variances of the nodes of all hidden layers.
+    :param variances: distribution of the variances of the nodes of all hidden layers.
     :param float weight_scale: :math:`\sigma_v`.
     :param float bias_scale: :math:`\sigma_b`; with zero there are no biases.
     :param activation: makes the module :math:`\phi`.
@@ -106,12 +108,16 @@ class DependentWeightNetwork(BayesianModule):
         check_number("weight_scale", weight_scale, above=0.0)
         check_number("bias_scale", bias_scale, least=0.0)
         layers: list[nn.Module] = []
-        laws: dict[str, TorchDistribution] = {}
+        distributions: dict[str, TorchDistribution] = {}
         for layer, (start, end) in enumerate(pairwise(widths)):
-            law = dist.Delta(torch.tensor(1.0 / start)) if layer == 0 else variances.law(start)
-            is_latent = not isinstance(law, dist.Delta)
+            distribution = (
+                dist.Delta(torch.tensor(1.0 / start))
+                if layer == 0
+                else variances.distribution(start)
+            )
+            is_latent = not isinstance(distribution, dist.Delta)
             if is_latent:
-                laws[f"{len(layers)}.variances"] = law
+                distributions[f"{len(layers)}.variances"] = distribution
             scale = torch.full((start,), 1.0 / start)
             layers += [
                 NodeScale(scale, learnable=is_latent),
@@ -121,10 +127,12 @@ class DependentWeightNetwork(BayesianModule):
         scales = {"*.weight": weight_scale}
         if bias_scale > 0:
             scales["*.bias"] = bias_scale
-        if laws:
-            scales["*.variances"] = 1.0  # of no effect, these have laws of their own
+        if distributions:
+            scales["*.variances"] = 1.0  # of no effect, these have distributions of their own
         super().__init__(nn.Sequential(*layers[:-1]), scales)
-        self.variance_laws = laws
+        self.variance_distributions = distributions
+
+    variance_laws = renamed_property("variance_laws", "variance_distributions")
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Sample variances and weights, and run the network with them.
@@ -133,20 +141,20 @@ class DependentWeightNetwork(BayesianModule):
         :param kwargs: the same by keyword.
         :returns: what the network returns.
         """
-        with _Laws(self.variance_laws):
+        with _SiteDistributions(self.variance_distributions):
             return super().forward(*args, **kwargs)
 
 
-class _Laws(Messenger):
-    """Laws of some sites, in place of those that the model has for them."""
+class _SiteDistributions(Messenger):
+    """Distributions of some sites, in place of those that the model has for them."""
 
-    def __init__(self, laws: Mapping[str, TorchDistribution]) -> None:
+    def __init__(self, distributions: Mapping[str, TorchDistribution]) -> None:
         super().__init__()
-        self._laws = laws
+        self._distributions = distributions
 
     def _pyro_sample(self, msg: Any) -> None:
-        if (law := self._laws.get(msg["name"])) is not None:
-            msg["fn"] = law.expand(msg["fn"].shape()).to_event(1)
+        if (distribution := self._distributions.get(msg["name"])) is not None:
+            msg["fn"] = distribution.expand(msg["fn"].shape()).to_event(1)
 
 
 class _StandardLinear(nn.Linear):
@@ -243,7 +251,7 @@ class AsymmetricNetwork(nn.Module):
     def prune(self, fraction: float) -> None:
         """Take the nodes of smallest variance out, for good.
 
-        :param float fraction: share of the nodes that go.
+        :param float fraction: fraction of the nodes that go.
         """
         self.scale.prune(fraction)
 
@@ -292,7 +300,7 @@ def mean_tangent_gram(inputs: Tensor) -> Tensor:
               \frac{\pi - \arccos \rho_{ii'}}{2 \pi}
 
     with the cosine :math:`\rho_{ii'}` of two inputs. Its smallest eigenvalue :math:`\kappa_n`,
-    times the symmetric share of the variances, bounds from below how fast the loss falls.
+    times the symmetric fraction of the variances, bounds from below how fast the loss falls.
 
     :param Tensor inputs: **Shape:** ``(n, d)``.
     :returns: **Shape:** ``(n, n)``.
@@ -309,10 +317,11 @@ def mean_tangent_gram(inputs: Tensor) -> Tensor:
     return products * step_covariance(products, diagonal[:, None], diagonal)
 
 
+@renamed_arguments(symmetric_share="symmetric_fraction")
 def tangent_kernel(
     in_features: int,
     weights: Tensor,
-    symmetric_share: float,
+    symmetric_fraction: float,
     num_samples: int = 1,
     seed: int | None = None,
 ) -> Any:
@@ -326,7 +335,7 @@ def tangent_kernel(
     :param int in_features: number of inputs :math:`d`.
     :param Tensor weights: :math:`w_j`; as many as matter. **Shape:** ``(num_weights,)``, or
         ``(num_samples, num_weights)`` for random ones.
-    :param float symmetric_share: :math:`\gamma`, in [0, 1].
+    :param float symmetric_fraction: :math:`\gamma`, in [0, 1].
     :param int num_samples: how many kernels.
     :param int seed: of the draws; by default PyTorch's generator gives one.
     :returns: a ``gpytorch.kernels.Kernel`` of batch shape ``(num_samples,)``.
@@ -343,11 +352,11 @@ def tangent_kernel(
     weights = as_tensor("weights", weights, "(num_nodes,)")
     check_integer("in_features", in_features, 1)
     check_integer("num_samples", num_samples, 1)
-    check_number("symmetric_share", symmetric_share, least=0.0, most=1.0)
-    shares = weights / weights.sum(-1, keepdim=True)
-    if not bool((shares.isfinite() & (shares >= 0)).all()):
+    check_number("symmetric_fraction", symmetric_fraction, least=0.0, most=1.0)
+    fractions = weights / weights.sum(-1, keepdim=True)
+    if not bool((fractions.isfinite() & (fractions >= 0)).all()):
         raise ValueError(f"weights must be numbers >= 0 and not all zero, got {weights!r:.80}")
-    jumps = (1.0 - symmetric_share) * shares.expand(num_samples, -1)
+    jumps = (1.0 - symmetric_fraction) * fractions.expand(num_samples, -1)
     generator = torch.Generator().manual_seed(fresh_seed(seed))
     nodes = torch.randn(*jumps.shape, in_features, generator=generator, dtype=jumps.dtype)
-    return gpytorch_kernels().TangentKernel(jumps, nodes, symmetric_share)
+    return gpytorch_kernels().TangentKernel(jumps, nodes, symmetric_fraction)

@@ -1,6 +1,6 @@
 """A Poisson number of jumps of one size, the limit of many rare nodes that are alike.
 
-Laws of the variances of nodes, and what their sum becomes in a layer of infinite width.
+Distributions of the variances of nodes, and what their sum becomes in a layer of infinite width.
 
 [1] H. Lee, F. Ayed, P. Jung, J. Lee, H. Yang, F. Caron (2023), Deep neural networks with dependent
 weights: Gaussian process mixture limit, heavy tails, sparsity and compressibility.
@@ -30,6 +30,7 @@ from pyro_ext._checks import (
     check_number,
     shown,
 )
+from pyro_ext._renamed import renamed_property
 from pyro_ext.distributions.supports import InverseGamma
 from pyro_ext.models.wide_networks._variance_distributions import (
     affine,
@@ -143,23 +144,24 @@ class EqualJumps:
 
 @dataclass(frozen=True, eq=False)
 class NodeVariances:
-    r"""Law of the variances of the nodes of a layer, for all widths, and its limit [1].
+    r"""Distribution of the variances of the nodes of a layer, for all widths, and its limit [1].
 
     In a layer of width :math:`p` the nodes have independent variances :math:`\lambda_{p,j}`. Their
-    sum converges in law as :math:`p` grows, to an infinitely divisible variable: a number
+    sum converges in distribution as :math:`p` grows, to an infinitely divisible variable: a number
     :math:`a \geq 0`, and jumps that are a Poisson process with a Lévy density :math:`\rho`. Without
     jumps the infinitely wide network is a Gaussian process, with them a mixture of such.
 
-    The functions beside this class make the laws of [1].
+    The functions beside this class make the distributions of [1].
 
     Where the jumps have the index zero, most variances of a wide layer are below all numbers there
     are: with :func:`beta_variances` at a width of 400, 90% of them in float32 and 41% in float64.
     Nothing depends on such a node and draws put it at the least number, but a sampler that follows
-    gradients would have a wrong posterior. It refuses a law that has more than 1% of its mass
-    there.
+    gradients would have a wrong posterior. It refuses a distribution that has more than 1% of its
+    mass there.
 
-    :param finite: maps a width to the law of a node's variance. Where the variances are sent to
-        other processes it has to be a function of a module, or a ``functools.partial`` of one.
+    :param finite: maps a width to the distribution of a node's variance. Where the variances are
+        sent to other processes it has to be a function of a module, or a ``functools.partial`` of
+        one.
     :param float drift: :math:`a`.
     :param jumps: :math:`\rho`, a completely random measure or :class:`EqualJumps`.
     :param str series_method: by which ``series`` of the jumps draws them.
@@ -167,7 +169,7 @@ class NodeVariances:
     Example::
 
         >>> variances = horseshoe_variances()
-        >>> variances.law(100)
+        >>> variances.distribution(100)
         TransformedDistribution()
         >>> variances.tail(torch.tensor(4.0)), variances.laplace_exponent(torch.tensor(1.0))
         (tensor(0.5000), tensor(1.7725))
@@ -192,8 +194,10 @@ class NodeVariances:
         if not isinstance(method, str):
             check_family("series_method", method)
 
-    def law(self, width: int) -> TorchDistribution:
-        """Law of the variance of a node in a layer of finite width.
+    law = renamed_property("law", "distribution")
+
+    def distribution(self, width: int) -> TorchDistribution:
+        """Distribution of the variance of a node in a layer of finite width.
 
         :param int width: number of nodes of the layer.
         :returns: a distribution without batch shape. Where more than 1% of its mass is below the
@@ -267,14 +271,14 @@ def equal_variances() -> NodeVariances:
 
     Example::
 
-        >>> equal_variances().law(4).mean
+        >>> equal_variances().distribution(4).mean
         tensor(0.2500)
     """
     return NodeVariances(_equal, drift=1.0)
 
 
 def inverse_gamma_variances(concentration: float = 2.0) -> NodeVariances:
-    r"""Inverse gamma variances of mean :math:`1/p`, for weights with Student's law.
+    r"""Inverse gamma variances of mean :math:`1/p`, for weights with Student's distribution.
 
     The limit is the Gaussian process of :func:`equal_variances`.
 
@@ -283,7 +287,7 @@ def inverse_gamma_variances(concentration: float = 2.0) -> NodeVariances:
 
     Example::
 
-        >>> inverse_gamma_variances().law(4).mean
+        >>> inverse_gamma_variances().distribution(4).mean
         tensor(0.2500)
     """
     check_number("concentration", concentration, above=1.0)
@@ -291,17 +295,17 @@ def inverse_gamma_variances(concentration: float = 2.0) -> NodeVariances:
 
 
 def scaled_variances(base: TorchDistribution) -> NodeVariances:
-    r"""Variances :math:`Y_j / p` with any law of :math:`Y_j` that has a mean, as of group lasso.
+    r"""Variances :math:`Y_j / p` for any :math:`Y_j` that has a mean, as of group lasso.
 
-    By the law of large numbers the limit is a Gaussian process, whatever the law.
+    By the law of large numbers the limit is a Gaussian process, whatever the distribution.
 
-    :param base: law of :math:`Y_j \geq 0`, continuous and without batch shape.
+    :param base: distribution of :math:`Y_j \geq 0`, continuous and without batch shape.
     :raises ValueError: where the mean is not finite and positive.
 
     Example::
 
         >>> variances = scaled_variances(dist.Gamma(2.0, 1.0))
-        >>> variances.law(4).sample().shape, variances.mean
+        >>> variances.distribution(4).sample().shape, variances.mean
         (torch.Size([]), tensor(2.))
     """
     check_instance("base", base, TorchDistributionMixin, "a distribution of positive numbers")
@@ -312,15 +316,15 @@ def scaled_variances(base: TorchDistribution) -> NodeVariances:
 def bernoulli_variances(rate: float = 1.0) -> NodeVariances:
     r"""Variances of zero or one, :math:`\lambda_{p,j} \sim \text{Bernoulli}(r / p)`.
 
-    In the limit a Poisson number of nodes is there. They are discrete: the law is for simulation,
-    and samplers that follow gradients do not take it.
+    In the limit a Poisson number of nodes is there. They are discrete: the distribution is for
+    simulation, and samplers that follow gradients do not take it.
 
     :param float rate: :math:`r`, the mean number of nodes that are there.
     :raises ValueError: where it is not positive, or a width is less.
 
     Example::
 
-        >>> bernoulli_variances().law(4).mean
+        >>> bernoulli_variances().distribution(4).mean
         tensor(0.2500)
     """
     check_number("rate", rate, above=0.0)
@@ -331,9 +335,10 @@ def beta_variances(mass: float = 1.0, concentration: float = 0.5) -> NodeVarianc
     r"""Variances :math:`\lambda_{p,j} \sim \text{Beta}(\eta c / p, c)`.
 
     The limit has the jumps of a beta process, :math:`\rho(w) = \eta c w^{-1} (1 - w)^{c - 1}`.
-    Their index is zero: logarithms of variances spread over :math:`p / (\eta c)`, so that the law
-    is for simulation but where layers are narrow, and samplers that follow gradients refuse it.
-    Stable beta processes, under :func:`measure_variances`, are like it and have a positive index.
+    Their index is zero: logarithms of variances spread over :math:`p / (\eta c)`, so that the
+    distribution is for simulation but where layers are narrow, and samplers that follow gradients
+    refuse it. Stable beta processes, under :func:`measure_variances`, are like it and have a
+    positive index.
 
     :param float mass: :math:`\eta`, the mean of the sum.
     :param float concentration: :math:`c`.
@@ -405,8 +410,8 @@ def measure_variances(
 
     They are the weights of the finite approximation of a completely random measure, and
     :math:`a / p`. Generalized gamma, generalized BFRY and beta prime processes have closed forms.
-    With an index of zero, as of the gamma process, the law is for simulation in wide layers, as
-    that of :func:`beta_variances` is.
+    With an index of zero, as of the gamma process, the distribution is for simulation in wide
+    layers, as that of :func:`beta_variances` is.
 
     :param measure: of the jumps, without batch shape. ``measure.rescale(1 / measure.mean)`` has
         mean one.
@@ -420,7 +425,7 @@ def measure_variances(
         >>> from pyro_ext.random_measures import GeneralizedBFRYProcess
         >>> measure = GeneralizedBFRYProcess(4.5, 0.5, 5.0)
         >>> variances = measure_variances(measure.rescale(1.0 / measure.mean), drift=0.5)
-        >>> variances.mean, variances.law(10).sample() > 0.05
+        >>> variances.mean, variances.distribution(10).sample() > 0.05
         (tensor(1.5000), tensor(True))
     """
     check_instance("measure", measure, CompletelyRandomMeasure, "a completely random measure")
@@ -431,15 +436,15 @@ def measure_variances(
 
 
 def _equal(width: int) -> TorchDistribution:
-    law: TorchDistribution = dist.Delta(torch.tensor(1.0 / width))
-    return law
+    distribution: TorchDistribution = dist.Delta(torch.tensor(1.0 / width))
+    return distribution
 
 
 def _inverse_gamma(concentration: float, width: int) -> TorchDistribution:
-    law: TorchDistribution = InverseGamma(  # type: ignore[no-untyped-call]
+    distribution: TorchDistribution = InverseGamma(  # type: ignore[no-untyped-call]
         torch.tensor(concentration), torch.tensor((concentration - 1.0) / width)
     )
-    return law
+    return distribution
 
 
 def _scaled(base: TorchDistribution, width: int) -> TorchDistribution:
@@ -448,14 +453,14 @@ def _scaled(base: TorchDistribution, width: int) -> TorchDistribution:
 
 def _bernoulli(rate: float, width: int) -> TorchDistribution:
     check_number("rate", rate, most=width)
-    law: TorchDistribution = dist.Bernoulli(torch.tensor(rate / width))
-    return law
+    distribution: TorchDistribution = dist.Bernoulli(torch.tensor(rate / width))
+    return distribution
 
 
 def _beta(mass: float, concentration: float, width: int) -> TorchDistribution:
     shape = torch.tensor(mass * concentration / width)
-    law: TorchDistribution = dist.Beta(shape, torch.tensor(concentration))
-    return law
+    distribution: TorchDistribution = dist.Beta(shape, torch.tensor(concentration))
+    return distribution
 
 
 def _horseshoe(scale: float, width: int) -> TorchDistribution:
@@ -467,5 +472,5 @@ def _regularized_horseshoe(scale: float, slab: float, width: int) -> TorchDistri
 
 
 def _weights(measure: CompletelyRandomMeasure, drift: float, width: int) -> TorchDistribution:
-    law = measure.finite(width)
-    return law if drift == 0 else affine(law, drift / width, 1.0)
+    distribution = measure.finite(width)
+    return distribution if drift == 0 else affine(distribution, drift / width, 1.0)

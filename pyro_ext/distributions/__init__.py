@@ -1,4 +1,4 @@
-"""Heavy-tailed laws of positive numbers, weights in blocks, and conjugate laws of clusters."""
+"""Heavy-tailed distributions of positive numbers, weights in blocks, and conjugate clusters."""
 
 from pyro_ext.distributions.bfry import BFRY, RectifiedGamma, TiltedBFRY, TruncatedBFRY
 from pyro_ext.distributions.block_dirichlet import BlockDirichlet

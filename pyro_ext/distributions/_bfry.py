@@ -198,61 +198,61 @@ def log_scaled_density(
     Its last factor is :math:`\int_0^y w^{k-1} (e^{-w} - e^{-(t+1) w}) dw` with
     :math:`k = \tau - \sigma`.
     """
-    log_place = value.log() - scale.log()
+    log_x = value.log() - scale.log()
     power = tail_index - discount
     log_top = torch.logaddexp(log_level, torch.zeros_like(log_level))
-    parts = torch.broadcast_tensors(log_place, power, log_level)
+    parts = torch.broadcast_tensors(log_x, power, log_level)
     log_part = where_needed(
-        log_place + log_top < 0.0, _part_near_zero, _part_far, parts, (-1.0, 1.0, 0.0), (0.0,) * 3
+        log_x + log_top < 0.0, _part_near_zero, _part_far, parts, (-1.0, 1.0, 0.0), (0.0,) * 3
     )
     result: Tensor = (
         tail_index.log()
         - (1.0 - discount).lgamma()
-        - log_width(discount, log_level, torch.ones_like(log_place))
-        - (1.0 + tail_index) * log_place
+        - log_width(discount, log_level, torch.ones_like(log_x))
+        - (1.0 + tail_index) * log_x
         + log_part
     )
     return result
 
 
-def _part_near_zero(log_place: Tensor, power: Tensor, log_level: Tensor) -> Tensor:
+def _part_near_zero(log_x: Tensor, power: Tensor, log_level: Tensor) -> Tensor:
     """That integral up to :math:`1 / (t + 1)` at most, by the series of the exponentials."""
     log_top = torch.logaddexp(log_level, torch.zeros_like(log_level))
     order = torch.arange(1, _NUM_TERMS + 1, dtype=power.dtype, device=power.device)
     signs, width = 2.0 * (order % 2) - 1.0, log_top[..., None]
     # Of the differences of two powers, as multiples of the first.
     ratios = exprel(-order * width) / exprel(-width)
-    logs = (order - 1.0) * (log_place + log_top)[..., None] - torch.lgamma(order)
+    logs = (order - 1.0) * (log_x + log_top)[..., None] - torch.lgamma(order)
     total = (signs * ratios * logs.exp() / (order + power[..., None])).sum(-1)
-    return (power + 1.0) * log_place + log_level + total.log()
+    return (power + 1.0) * log_x + log_level + total.log()
 
 
-def _part_far(log_place: Tensor, power: Tensor, log_level: Tensor) -> Tensor:
+def _part_far(log_x: Tensor, power: Tensor, log_level: Tensor) -> Tensor:
     """That integral further on, by incomplete gamma functions."""
     log_top = torch.logaddexp(log_level, torch.zeros_like(log_level))
-    upper = log_lower_gamma_at_log(power, log_place)
+    upper = log_lower_gamma_at_log(power, log_x)
     gap = where_needed(
         log_top < _NARROW_GAP,
         _narrow_gap,
         _wide_gap,
-        (log_place, power, log_top, upper),
+        (log_x, power, log_top, upper),
         (0.0, 1.0, _NARROW_GAP, 0.0),
         (0.0, 1.0, 1.0, 0.0),
     )
     # It has a bound, below which rounding can bring it where the power is huge.
-    log_more = log_level + log_place - torch.logaddexp((power + 1.0).log(), log_place)
+    log_more = log_level + log_x - torch.logaddexp((power + 1.0).log(), log_x)
     return upper + log1mexp(torch.maximum(gap, -power * logsigmoid(-log_more)))
 
 
-def _wide_gap(log_place: Tensor, power: Tensor, log_top: Tensor, upper: Tensor) -> Tensor:
+def _wide_gap(log_x: Tensor, power: Tensor, log_top: Tensor, upper: Tensor) -> Tensor:
     r""":math:`\log \gamma(k, y) - \log \gamma(k, (t+1) y) + k \log (t+1)`."""
-    return upper - log_lower_gamma_at_log(power, log_place + log_top) + power * log_top
+    return upper - log_lower_gamma_at_log(power, log_x + log_top) + power * log_top
 
 
-def _narrow_gap(log_place: Tensor, power: Tensor, log_top: Tensor, upper: Tensor) -> Tensor:
+def _narrow_gap(log_x: Tensor, power: Tensor, log_top: Tensor, upper: Tensor) -> Tensor:
     r"""The same over a narrow range, the integral of :math:`k - d \log \gamma(k, z) / d \log z`."""
     nodes, weights = gauss_legendre(_NUM_GAP_NODES, power.device)
-    log_z, shape = log_place[..., None] + log_top[..., None] * nodes, power[..., None]
+    log_z, shape = log_x[..., None] + log_top[..., None] * nodes, power[..., None]
     slope = (shape * log_z - log_z.exp() - log_lower_gamma_at_log(shape, log_z)).exp()
     return log_top * ((shape - slope) * weights).sum(-1)
 
@@ -273,10 +273,10 @@ def _propose_truncated(discount: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     log_knee, log_high = high.clamp(max=1.0).log(), high.clamp(min=1.0).log()
     mass_below = torch.exp((1.0 - discount) * log_knee) / (1.0 - discount)
     mass_above = log_high * exprel(-discount * log_high)
-    piece, place, accept = torch.rand((3, *high.shape), dtype=high.dtype, device=high.device)
+    piece, x, accept = torch.rand((3, *high.shape), dtype=high.dtype, device=high.device)
     tiny = torch.finfo(high.dtype).tiny
-    below = log_knee + place.clamp(min=tiny).log() / (1.0 - discount)
-    above = place * mass_above * log1prel(place * torch.expm1(-discount * log_high))
+    below = log_knee + x.clamp(min=tiny).log() / (1.0 - discount)
+    above = x * mass_above * log1prel(x * torch.expm1(-discount * log_high))
     is_below = piece * (mass_below + mass_above) < mass_below
     draw = torch.where(is_below, below, above).exp().clamp(min=tiny)
     draw = torch.minimum(draw, high)
@@ -302,12 +302,10 @@ def _log_narrow(log_ratio: Tensor, power: Tensor, shape: Tensor, log_high: Tenso
     return torch.log(-log_ratio) + terms.logsumexp(-1)
 
 
-def log_beta_prime_density(
-    place: Tensor, discount: Tensor, power: Tensor, log_level: Tensor
-) -> Tensor:
+def log_beta_prime_density(x: Tensor, discount: Tensor, power: Tensor, log_level: Tensor) -> Tensor:
     r""":math:`\log h(z)`.
 
-    :param Tensor place: :math:`z`, the logarithm of a number.
+    :param Tensor x: :math:`z`, the logarithm of a number.
     :param Tensor discount: :math:`\sigma`.
     :param Tensor power: :math:`k > 0`.
     :param Tensor log_level: :math:`\log t`.
@@ -318,12 +316,12 @@ def log_beta_prime_density(
         - (1.0 - discount).lgamma()
         - log_width(discount, log_level, torch.ones_like(discount))
     )
-    return log_constant + _log_beta_prime_kernel(place, discount, power, log_level)
+    return log_constant + _log_beta_prime_kernel(x, discount, power, log_level)
 
 
-def beta_prime_cdf(place: Tensor, discount: Tensor, power: Tensor, log_level: Tensor) -> Tensor:
+def beta_prime_cdf(x: Tensor, discount: Tensor, power: Tensor, log_level: Tensor) -> Tensor:
     """Distribution function of the logarithm."""
-    parts = torch.broadcast_tensors(place, discount, power, log_level)
+    parts = torch.broadcast_tensors(x, discount, power, log_level)
     return _integral(torch.ones_like, *parts).clamp(max=1.0)
 
 
@@ -332,7 +330,7 @@ def beta_prime_expectation(
 ) -> Tensor:
     """Expectation of a function of the logarithm, constant beyond 40 from zero on the right.
 
-    :param function: takes places with one axis more than the parameters.
+    :param function: takes points with one axis more than the parameters.
     """
     end = torch.full_like(discount, _TAIL)
     inner = _integral(function, end, discount, power, log_level)
@@ -348,34 +346,32 @@ def rsample_log_beta_prime(discount: Tensor, power: Tensor, log_level: Tensor) -
     return log_gamma - log_rate_ - rsample_log_gamma(power + discount)
 
 
-def _log_beta_prime_kernel(
-    place: Tensor, discount: Tensor, power: Tensor, log_level: Tensor
-) -> Tensor:
-    log_more = -logsigmoid(-place)
+def _log_beta_prime_kernel(x: Tensor, discount: Tensor, power: Tensor, log_level: Tensor) -> Tensor:
+    log_more = -logsigmoid(-x)
     # The logarithm of 1 + t y / (1 + y), times the power.
-    log_part = log_level + place - log_more
+    log_part = log_level + x - log_more
     is_tiny = log_part < _TINY_LOG
     growth = torch.where(is_tiny, log_part, (-logsigmoid(-log_part.clamp(min=_TINY_LOG))).log())
-    return log1mexp_at_log(power.log() + growth) - discount * place - power * log_more
+    return log1mexp_at_log(power.log() + growth) - discount * x - power * log_more
 
 
 def _integral(
     function: Callable[[Tensor], Tensor],
-    place: Tensor,
+    x: Tensor,
     discount: Tensor,
     power: Tensor,
     log_level: Tensor,
 ) -> Tensor:
-    """Integral of a function of the logarithm up to a place; it is constant on the far left."""
+    """Integral of a function of the logarithm up to a point; it is constant on the far left."""
     with torch.no_grad():
         edges = _edges(power, log_level)
-    edges = torch.minimum(edges, place[..., None])
+    edges = torch.minimum(edges, x[..., None])
     nodes, weights = gauss_legendre(_NUM_PANEL_NODES, edges.device)
     lengths = edges.diff()[..., None]
-    places = (edges[..., :-1, None] + lengths * nodes).flatten(-2)
+    points = (edges[..., :-1, None] + lengths * nodes).flatten(-2)
     weights = (lengths * weights).flatten(-2)
     parts = (discount[..., None], power[..., None], log_level[..., None])
-    inner = (log_beta_prime_density(places, *parts).exp() * weights * function(places)).sum(-1)
+    inner = (log_beta_prime_density(points, *parts).exp() * weights * function(points)).sum(-1)
     start = edges[..., :1]
     outer = log_beta_prime_density(start, *parts).exp() / (1.0 - parts[0]) * function(start)
     return inner + outer.squeeze(-1)

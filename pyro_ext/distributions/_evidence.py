@@ -68,9 +68,9 @@ def full_evidence(
     # The determinant of a matrix plus one of rank one, which would hide it where points are far.
     growth = log_determinant(factor) - prior_determinant
     growth = growth + torch.log1p(weight * shift.squeeze(-1).square().sum(-1))
-    place = torch.arange(size, dtype=loc.dtype, device=loc.device)
+    x = torch.arange(size, dtype=loc.dtype, device=loc.device)
     return (
-        log_rising((dof.unsqueeze(-1) - place) / 2.0, count.unsqueeze(-1) / 2.0).sum(-1)
+        log_rising((dof.unsqueeze(-1) - x) / 2.0, count.unsqueeze(-1) / 2.0).sum(-1)
         - 0.5 * count * (size * math.log(math.pi) + prior_determinant)
         - 0.5 * size * torch.log1p(count / loc_precision)
         - 0.5 * (dof + count) * growth

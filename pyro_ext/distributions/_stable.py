@@ -118,14 +118,14 @@ def log_zolotarev_gain(angle: Tensor, rest: Tensor, stability: Tensor) -> Tensor
 
 
 def _log_integrand(
-    place: Tensor, log_ratio: Tensor, stability: Tensor, power: float | Tensor
+    x: Tensor, log_ratio: Tensor, stability: Tensor, power: float | Tensor
 ) -> Tensor:
     r"""Logarithm of :math:`\phi^p e^{-(\phi - \phi_0)} dv`, where :math:`\phi = A x^{-b}`.
 
-    :param Tensor place: :math:`v`.
+    :param Tensor x: :math:`v`.
     :param Tensor log_ratio: :math:`\log \phi_0`.
     """
-    angle, rest = math.pi * torch.sigmoid(place), math.pi * torch.sigmoid(-place)
+    angle, rest = math.pi * torch.sigmoid(x), math.pi * torch.sigmoid(-x)
     gain = log_zolotarev_gain(angle, rest, stability).clamp(min=0.0)
     excess = torch.exp((log_ratio + log_expm1(gain)).clamp(max=_LARGEST_LOG))
     jacobian = angle * rest / math.pi**2
@@ -145,7 +145,7 @@ def log_expm1(x: Tensor) -> Tensor:
 
 
 def _farthest(stability: Tensor, log_value: Tensor) -> Tensor:
-    """A place beyond which the integrand has vanished or falls."""
+    """A point beyond which the integrand has vanished or falls."""
     return (stability * log_value).clamp(min=0.0) - torch.log1p(-stability) + 8.0
 
 
@@ -183,8 +183,8 @@ def _edges(log_ratio: Tensor, stability: Tensor, log_value: Tensor, power: Tenso
     far = (_REACH + peak.abs()).log().expand_as(near)
     for _ in range(_NUM_HALVINGS):
         middle = 0.5 * (near + far)
-        place = peak + side * middle.exp()
-        inside = _log_integrand(place, log_ratio, stability, power) > top - drops
+        x = peak + side * middle.exp()
+        inside = _log_integrand(x, log_ratio, stability, power) > top - drops
         near, far = torch.where(inside, middle, near), torch.where(inside, far, middle)
     ends = peak + side * far.exp()
     half = len(_DROPS)
@@ -222,22 +222,22 @@ def _log_integral(log_value: Tensor, stability: Tensor, power: float) -> tuple[T
             edges = torch.cat([edges, bends], -1).sort(-1).values
         nodes, weights = gauss_legendre(_NUM_NODES, edges.device)
         lengths = edges.diff()[..., None]
-        places = (edges[..., :-1, None] + lengths * nodes).flatten(-2)
+        points = (edges[..., :-1, None] + lengths * nodes).flatten(-2)
         log_weights = (lengths * weights).clamp(min=_SMALLEST).log().flatten(-2)
-    logs = _log_integrand(places, log_ratio[..., None], stability[..., None], power)
+    logs = _log_integrand(points, log_ratio[..., None], stability[..., None], power)
     return log_ratio, (log_weights + logs).logsumexp(-1)
 
 
 @in_double
 def log_density(log_value: Tensor, stability: Tensor) -> Tensor:
-    """Log density of the positive stable law, of the logarithm of a number."""
+    """Log density of the positive stable distribution, of the logarithm of a number."""
     log_ratio, log_integral = _log_integral(log_value, stability, 1.0)
     return (stability / (1.0 - stability)).log() - log_value + log_integral - log_ratio.exp()
 
 
 @in_double
 def log_cdf(log_value: Tensor, stability: Tensor) -> Tensor:
-    """Logarithm of the distribution function of the positive stable law."""
+    """Logarithm of the distribution function of the positive stable distribution."""
     log_ratio, log_integral = _log_integral(log_value, stability, 0.0)
     return (log_integral - log_ratio.exp()).clamp(max=0.0)
 
@@ -245,7 +245,7 @@ def log_cdf(log_value: Tensor, stability: Tensor) -> Tensor:
 def log_tilted_density(
     log_value: Tensor, stability: Tensor, log_power: Tensor, is_tilted: Tensor
 ) -> Tensor:
-    r"""Log density of the tilted law of mass one, in float64.
+    r"""Log density of the tilted distribution of mass one, in float64.
 
     :param Tensor log_value: logarithm of a number.
     :param Tensor stability: :math:`\sigma`.
@@ -266,7 +266,7 @@ def tilted_distance(
     Their sum is zero at :math:`\sigma \tau^{\sigma - 1}`, and taken from there.
 
     :returns: the sum, which is not negative; and the logarithm of the value as a multiple of that
-        place.
+        point.
     """
     exponent = stability / (1.0 - stability)
     log_multiple = log_value - stability.log() + log_power / exponent
@@ -276,7 +276,7 @@ def tilted_distance(
 
 
 def rsample_log(stability: Tensor) -> Tensor:
-    """Logarithms of draws of the positive stable law by Kanter's formula, with gradients."""
+    """Logarithms of positive stable draws by Kanter's formula, with gradients."""
     tiny = torch.finfo(stability.dtype).tiny
     uniform, other = torch.rand(
         (2, *stability.shape), dtype=stability.dtype, device=stability.device
@@ -378,10 +378,10 @@ def _propose_angle(power: Tensor, stability: Tensor) -> tuple[Tensor, Tensor, Te
     root, is_wide, bell, edge = _envelope(spread)
     bell_mass = bell * torch.where(is_wide, math.pi, _ROOT_HALF_PI / root)
     edge_mass = 2.0 * edge * math.sqrt(math.pi)
-    choice, place, height = torch.rand((3, *power.shape), dtype=power.dtype, device=power.device)
-    from_bell = torch.where(is_wide, math.pi * place, torch.randn_like(power).abs() / root)
+    choice, x, height = torch.rand((3, *power.shape), dtype=power.dtype, device=power.device)
+    from_bell = torch.where(is_wide, math.pi * x, torch.randn_like(power).abs() / root)
     is_bell = choice * (bell_mass + edge_mass) < bell_mass
-    from_edge = math.pi * place.square()
+    from_edge = math.pi * x.square()
     angle = torch.where(is_bell, from_bell, math.pi - from_edge)
     rest = torch.where(is_bell, math.pi - from_bell, from_edge)
     safe = rest.clamp(min=torch.finfo(rest.dtype).tiny)
@@ -396,9 +396,10 @@ def angle_ratio(
     r"""Gain of an angle, log ratio of its envelope to its density, and z.
 
     The envelope is that of [1] with two changes, both of which raise the acceptance. Its bell is
-    used down to spreads of :math:`1 / (2 \pi)`, below which a uniform law has less mass, and not
-    down to one; the bound of [1] for the uniform law is that of the bell. Above a spread of 0.1 it
-    is lowered by a slack: the ratio exceeds :math:`e^{0.316}` there at every stability.
+    used down to spreads of :math:`1 / (2 \pi)`, below which a uniform distribution has less mass,
+    and not down to one; the bound of [1] for the uniform distribution is that of the bell. Above a
+    spread of 0.1 it is lowered by a slack: the ratio exceeds :math:`e^{0.316}` there at every
+    stability.
     """
     spread = power * stability * (1.0 - stability)
     root, is_wide, bell, edge = _envelope(spread)
@@ -415,7 +416,7 @@ def angle_ratio(
 
 
 def _envelope(spread: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Root of the spread, whether a uniform law takes the place of the bell, and two heights."""
+    """Root of the spread, whether a uniform distribution replaces the bell, and two heights."""
     root = spread.sqrt()
     bell = (1.0 + math.sqrt(2.0) * root * (2.0 + _ROOT_HALF_PI)) / math.pi
     edge = torch.exp(-spread * (math.pi**2 / 8.0)) * root
@@ -436,7 +437,7 @@ def _propose_value(
     rate = torch.exp(log_rate + log_mode)
     deviation = torch.sqrt(stability / rate)
     left, right = deviation * _ROOT_HALF_PI, overshoot / rate
-    choice, place = torch.rand((2, *power.shape), dtype=power.dtype, device=power.device)
+    choice, x = torch.rand((2, *power.shape), dtype=power.dtype, device=power.device)
     normal = torch.randn_like(power).abs()
     exponential = -torch.log1p(-torch.rand_like(power))
     choice = choice * (left + deviation + right)
@@ -444,8 +445,7 @@ def _propose_value(
     step = torch.where(
         is_left,
         -deviation * normal,
-        deviation * torch.where(is_right, 1.0, place)
-        + torch.where(is_right, right * exponential, 0.0),
+        deviation * torch.where(is_right, 1.0, x) + torch.where(is_right, right * exponential, 0.0),
     )
     inside = step > -1.0
     log_step = torch.log1p(torch.where(inside, step, 0.0))
@@ -456,7 +456,7 @@ def _propose_value(
 
 
 def _tilted_cdf(log_value: Tensor, stability: Tensor, log_power: Tensor) -> Tensor:
-    r"""Distribution function of the tilted law of mass one, by steepest descent.
+    r"""Distribution function of the tilted distribution of mass one, by steepest descent.
 
     Zolotarev's integral is the inverse Laplace transform along the path of steepest descent, on
     which the exponent is real. The tilted distribution function has the same path and one factor
@@ -467,8 +467,8 @@ def _tilted_cdf(log_value: Tensor, stability: Tensor, log_power: Tensor) -> Tens
     log_ratio = log_start - stability / (1.0 - stability) * log_value
     log_ratio = log_ratio.clamp(max=_LARGEST_LOG_POWER)
     with torch.no_grad():
-        places, log_weights = _cdf_nodes(log_ratio, stability)
-    angle, rest = math.pi * torch.sigmoid(places), math.pi * torch.sigmoid(-places)
+        points, log_weights = _cdf_nodes(log_ratio, stability)
+    angle, rest = math.pi * torch.sigmoid(points), math.pi * torch.sigmoid(-points)
     shape = stability[..., None]
     gain = log_zolotarev_gain(angle, rest, shape)
     excess = (log_ratio[..., None] + log_expm1(gain)).clamp(max=2.0 * _LARGEST_LOG_POWER).exp()
@@ -482,7 +482,7 @@ def _tilted_cdf(log_value: Tensor, stability: Tensor, log_power: Tensor) -> Tens
     across = torch.expm1(log_radius) + versine  # the radius less the cosine
     along = _log_radius_slope(angle, rest, shape) * sine
     factor = radius * (across - along) / (across.square() + sine.square())
-    jacobian = torch.sigmoid(places) * torch.sigmoid(-places)
+    jacobian = torch.sigmoid(points) * torch.sigmoid(-points)
     terms = torch.exp(log_weights - excess.clamp(max=700.0)) * factor * jacobian
     integral = terms.sum(-1) * torch.exp(-distance.clamp(max=700.0))
     return (torch.where(log_multiple > 0, 1.0, 0.0) + integral).clamp(0.0, 1.0)
@@ -511,9 +511,9 @@ def _cdf_nodes(log_ratio: Tensor, stability: Tensor) -> tuple[Tensor, Tensor]:
     edges = torch.cat([tail, ends], -1).sort(-1).values
     nodes, weights = gauss_legendre(_NUM_CDF_NODES, ends.device)
     lengths = edges.diff()[..., None]
-    places = (edges[..., :-1, None] + lengths * nodes).flatten(-2)
+    points = (edges[..., :-1, None] + lengths * nodes).flatten(-2)
     log_weights = (lengths * weights).clamp(min=1e-300).log().flatten(-2)
-    return places, log_weights
+    return points, log_weights
 
 
 @opaque("tilted_stable_cdf_ends", len(_LEVELS))

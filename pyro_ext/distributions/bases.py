@@ -55,7 +55,7 @@ def solve_increasing(
 def invert_cdf(distribution: TorchDistribution, probability: Tensor) -> Tensor:
     """Quantiles of a positive random number, with gradients by implicit differentiation.
 
-    :param distribution: its law, with a ``cdf`` that is differentiable.
+    :param distribution: its distribution, with a ``cdf`` that is differentiable.
     :param Tensor probability: numbers in (0, 1).
     :returns: the quantiles. **Shape:** that of the batch shape and the probabilities together.
     """
@@ -68,7 +68,7 @@ def invert_cdf(distribution: TorchDistribution, probability: Tensor) -> Tensor:
     end = torch.as_tensor(getattr(support, "upper_bound", limits.max)).to(probability).expand(shape)
     low, high = torch.full_like(probability, math.log(limits.tiny)), end.log()
     log_quantile = solve_increasing(
-        lambda place: distribution.cdf(torch.minimum(place.exp(), end)), probability, low, high
+        lambda x: distribution.cdf(torch.minimum(x.exp(), end)), probability, low, high
     )
     quantile = torch.minimum(log_quantile.exp(), end)
     value = distribution.cdf(quantile)
@@ -165,7 +165,7 @@ class UnivariateDistribution(ParametricDistribution):
 
 
 def clamp_positive(value: Tensor) -> Tensor:
-    """Keep draws of heavy-tailed laws inside the positive numbers of their type."""
+    """Keep draws of heavy-tailed distributions inside the positive numbers of their type."""
     limits = torch.finfo(value.dtype)
     return value.clamp(min=limits.tiny, max=limits.max)
 

@@ -51,7 +51,8 @@ class TiltedBFRY(LevelDistribution):
               \quad D = (t + \tau)^\sigma - \tau^\sigma , \quad
               E\, e^{-sX} = \frac{(s + t + \tau)^\sigma - (s + \tau)^\sigma}{D} .
 
-    It is the law of one atom in a finite approximation of a generalized gamma process [2]. Where
+    It is the distribution of one atom in a finite approximation of a generalized gamma process [2].
+    Where
     :math:`\sigma = 0` the limit is meant, with :math:`\log(1 + t/\tau)` for :math:`D / \sigma`.
 
     Draws have gradients in all parameters. Without tilt there is no gradient in it, and without
@@ -172,8 +173,8 @@ class TruncatedBFRY(UnivariateDistribution):
 
     Example::
 
-        >>> law = TruncatedBFRY(0.3, 100.0)
-        >>> law.log_prob(torch.tensor(5.0)), law.mean
+        >>> distribution = TruncatedBFRY(0.3, 100.0)
+        >>> distribution.log_prob(torch.tensor(5.0)), distribution.mean
         (tensor(-3.3488), tensor(9.9113))
     """
 
@@ -244,7 +245,7 @@ class TruncatedBFRY(UnivariateDistribution):
 
 
 class RectifiedGamma(UnivariateDistribution):
-    r"""Law of :math:`\min(V, C)`, where :math:`V` has a gamma distribution [3].
+    r"""Distribution of :math:`\min(V, C)`, where :math:`V` has a gamma distribution [3].
 
     With shape :math:`a` and rate :math:`b`, it has the gamma density below :math:`C` and an atom
     there,
@@ -253,7 +254,8 @@ class RectifiedGamma(UnivariateDistribution):
               P(X = C) = \frac{\Gamma(a, bC)}{\Gamma(a)} ,
 
     whose logarithm is that of a density with respect to the sum of length and a unit mass at
-    :math:`C`. As a guide of a law with a density it gives the bound of [3], which counts the latter
+    :math:`C`. As a guide of a distribution with a density it gives the bound of [3], which counts
+        the latter
     at the atom as if it were of the same kind.
 
     Draws have gradients in all parameters; at the atom those in shape and rate are zero.
@@ -265,8 +267,8 @@ class RectifiedGamma(UnivariateDistribution):
 
     Example::
 
-        >>> law = RectifiedGamma(2.0, 1.0, 3.0)
-        >>> law.log_prob(torch.tensor([1.0, 3.0])), law.mean
+        >>> distribution = RectifiedGamma(2.0, 1.0, 3.0)
+        >>> distribution.log_prob(torch.tensor([1.0, 3.0])), distribution.mean
         (tensor([-1.0000, -1.6137]), tensor(1.7511))
     """
 

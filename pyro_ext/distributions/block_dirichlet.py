@@ -98,13 +98,13 @@ def _transform_to_blocks(constraint: _BlockSimplex) -> Transform:
 
 
 class BlockDirichlet(ParametricDistribution):
-    r"""Weights of points in blocks: the blocks' totals have a Dirichlet law, shared out equally.
+    r"""Weights of points in blocks, whose totals are Dirichlet and shared out equally.
 
     With :math:`v \sim \text{Dirichlet}(a_1, \ldots, a_L)`, each of the :math:`s_b` points of block
     :math:`b` has the weight :math:`v_b / s_b`. Points of a block lie side by side. Blocks of size
     one give the Dirichlet distribution itself.
 
-    Draws are made from logarithms of gamma variables, and keep their law however small the
+    Draws are made from logarithms of gamma variables, and keep their distribution however small the
     concentrations are. Those of :class:`~pyro.distributions.Dirichlet` do not: with ``1e-6`` for
     each of 50 points in single precision the largest weight is 0.06 on average, not nearly one.
     Draws have gradients in the concentration.
@@ -119,10 +119,10 @@ class BlockDirichlet(ParametricDistribution):
 
     Example::
 
-        >>> law = BlockDirichlet(torch.tensor([10.0, 1.0]), [4, 2])
-        >>> law.mean
+        >>> distribution = BlockDirichlet(torch.tensor([10.0, 1.0]), [4, 2])
+        >>> distribution.mean
         tensor([0.2273, 0.2273, 0.2273, 0.2273, 0.0455, 0.0455])
-        >>> weights = law.sample()
+        >>> weights = distribution.sample()
         >>> bool(weights[0] == weights[3]), round(float(weights.sum()), 4)
         (True, 1.0)
     """
@@ -180,14 +180,14 @@ class BlockDirichlet(ParametricDistribution):
     @property
     def mean(self) -> Tensor:
         """Mean of the weights. **Shape:** ``(*batch, n)``."""
-        return self.share_out(self._share_of_total())
+        return self.share_out(self._fraction_of_total())
 
     @property
     def variance(self) -> Tensor:
         """Variance of the weights. **Shape:** ``(*batch, n)``."""
-        share, total = self._share_of_total(), self.concentration.sum(-1, keepdim=True)
-        size = share.new_tensor(self.sizes)
-        return self.share_out(share * (1.0 - share) / (total + 1.0) / size)
+        fraction, total = self._fraction_of_total(), self.concentration.sum(-1, keepdim=True)
+        size = fraction.new_tensor(self.sizes)
+        return self.share_out(fraction * (1.0 - fraction) / (total + 1.0) / size)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw weights, with gradients in the concentration.
@@ -228,13 +228,15 @@ class BlockDirichlet(ParametricDistribution):
     def _totals(self) -> Dirichlet:
         return Dirichlet(self.concentration, validate_args=False)
 
-    def _share_of_total(self) -> Tensor:
+    def _fraction_of_total(self) -> Tensor:
         return self.concentration / self.concentration.sum(-1, keepdim=True)
 
 
 @register_kl(BlockDirichlet, BlockDirichlet)  # type: ignore[untyped-decorator]
 def _kl_of_blocks(p: BlockDirichlet, q: BlockDirichlet) -> Tensor:
     if p.sizes != q.sizes:
-        raise NotImplementedError("the KL divergence is that of laws over blocks of the same sizes")
+        raise NotImplementedError(
+            "the KL divergence is that of distributions over blocks of the same sizes"
+        )
     divergence: Tensor = kl_divergence(p._totals, q._totals)
     return divergence

@@ -34,7 +34,7 @@ Cluster = TypeVar("Cluster", bound="ConjugateCluster")
 
 
 class RowsOfClusters(TorchDistribution):
-    """Joint law of points, each of which has the law of a conjugate cluster by itself."""
+    """Joint distribution of points, each of which is a draw of a conjugate cluster by itself."""
 
     arg_constraints: dict[str, Any] = {}
     cluster: "ConjugateCluster"
@@ -78,11 +78,11 @@ class RowsOfClusters(TorchDistribution):
 
 
 class ClusterBlock(RowsOfClusters):
-    """Joint law of several points of a cluster whose parameters are integrated out.
+    """Joint distribution of several points of a cluster whose parameters are integrated out.
 
     The points are exchangeable and, since they share the parameters, not independent.
 
-    :param ConjugateCluster cluster: law of one point.
+    :param ConjugateCluster cluster: distribution of one point.
     :param int num_points: how many points a draw has.
     :raises ValueError: where it is not a positive integer.
 
@@ -180,11 +180,11 @@ def broadcast_hyperparameters(
 
 
 class ConjugateCluster(ParametricDistribution):
-    """Law of one point of a cluster, with the parameters of the cluster integrated out.
+    """Distribution of one point of a cluster, with the parameters of the cluster integrated out.
 
-    It is the base of the laws of clusters and not made itself. Each is a distribution of one point,
-    and knows those of blocks of points: :meth:`log_marginal` and :meth:`block` for all points at
-    once, :meth:`posterior` for what some say about others, and :meth:`statistics` with
+    It is the base of the distributions of clusters and not made itself. Each is a distribution of
+    one point, and knows those of blocks of points: :meth:`log_marginal` and :meth:`block` for all
+    points at once, :meth:`posterior` for what some say about others, and :meth:`statistics` with
     :meth:`log_marginal_of` for samplers that move points from block to block.
 
     Example::
@@ -265,7 +265,7 @@ class ConjugateCluster(ParametricDistribution):
         return self._log_marginal(self._summary_of(statistics))
 
     def posterior(self: Cluster, x: Tensor, mask: Tensor | None = None) -> Cluster:
-        """Law of one point with the hyperparameters updated by a block of other points.
+        """Distribution of one point with the hyperparameters updated by a block of other points.
 
         :param Tensor x: points. **Shape:** ``(*batch, n, d)``.
         :param Tensor mask: which of them belong to the block. **Shape:** ``(*batch, n)``.
@@ -276,7 +276,7 @@ class ConjugateCluster(ParametricDistribution):
         return type(self)(**updated, validate_args=self._validate_args)
 
     def predictive(self: Cluster, x: Tensor, mask: Tensor | None = None) -> Cluster:
-        """Law of the next point given a block of points, another name of :meth:`posterior`.
+        """Distribution of the next point given a block, another name of :meth:`posterior`.
 
         :param Tensor x: points. **Shape:** ``(*batch, n, d)``.
         :param Tensor mask: which of them belong to the block. **Shape:** ``(*batch, n)``.
@@ -286,7 +286,7 @@ class ConjugateCluster(ParametricDistribution):
         return self.posterior(x, mask)
 
     def block(self, num_points: int) -> ClusterBlock:
-        """Joint law of several points of the cluster.
+        """Joint distribution of several points of the cluster.
 
         :param int num_points: how many.
         :returns: a distribution of event shape ``(num_points, d)``.
@@ -300,7 +300,7 @@ class ConjugateCluster(ParametricDistribution):
         :param torch.Size sample_shape: how many.
         """
         with torch.no_grad():
-            draws: Tensor = self._point_law.sample(torch.Size(sample_shape))
+            draws: Tensor = self._point_distribution.sample(torch.Size(sample_shape))
         return draws
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
@@ -309,19 +309,19 @@ class ConjugateCluster(ParametricDistribution):
         :param torch.Size sample_shape: how many.
         :raises NotImplementedError: where points are counts.
         """
-        draws: Tensor = self._point_law.rsample(torch.Size(sample_shape))
+        draws: Tensor = self._point_distribution.rsample(torch.Size(sample_shape))
         return draws
 
     @property
     def mean(self) -> Tensor:
         """Mean of a point, nan where there is none."""
-        mean: Tensor = self._point_law.mean
+        mean: Tensor = self._point_distribution.mean
         return mean
 
     @property
     def variance(self) -> Tensor:
         """Variance of each entry of a point, infinite or nan where there is none."""
-        variance: Tensor = self._point_law.variance
+        variance: Tensor = self._point_distribution.variance
         return variance
 
     def _compiled_parameters(self) -> tuple[int, NDArray[np.float64]]:
@@ -389,8 +389,8 @@ class ConjugateCluster(ParametricDistribution):
         raise NotImplementedError
 
     @property
-    def _point_law(self) -> Any:
-        """The same law of one point without its evidence, for draws and moments."""
+    def _point_distribution(self) -> Any:
+        """The same distribution of one point without its evidence, for draws and moments."""
         raise NotImplementedError
 
     def _moments(self, x: Tensor) -> Tensor:
@@ -414,12 +414,12 @@ class ConjugateCluster(ParametricDistribution):
 
 
 class PartitionedBlock(RowsOfClusters):
-    """Joint law of points given which of them are in the same cluster.
+    """Joint distribution of points given which of them are in the same cluster.
 
     Points of a cluster share its parameters, which are integrated out, and clusters are
     independent of each other.
 
-    :param ConjugateCluster cluster: law of one point, without batch shape.
+    :param ConjugateCluster cluster: distribution of one point, without batch shape.
     :param Tensor labels: integers, equal for points of one cluster. **Shape:** ``(*batch, n)``.
     :raises TypeError: where an argument is of another type.
     :raises ValueError: where it has another shape.
@@ -428,8 +428,8 @@ class PartitionedBlock(RowsOfClusters):
 
         >>> from pyro_ext.distributions import PoissonCluster
         >>> cluster = PoissonCluster(torch.tensor([2.0]), 1.0)
-        >>> law = PartitionedBlock(cluster, torch.tensor([0, 1, 0]))
-        >>> law.event_shape, law.log_prob(torch.tensor([[1.0], [0.0], [2.0]]))
+        >>> distribution = PartitionedBlock(cluster, torch.tensor([0, 1, 0]))
+        >>> distribution.event_shape, distribution.log_prob(torch.tensor([[1.0], [0.0], [2.0]]))
         (torch.Size([3, 1]), tensor(-4.3944))
     """
 
@@ -479,10 +479,10 @@ class PartitionedBlock(RowsOfClusters):
         return self.cluster.log_marginal(value.unsqueeze(-3), mask).sum(-1)
 
     def _draw(self, shape: torch.Size) -> Tensor:
-        kinds, places = self.labels.unique(return_inverse=True)
+        kinds, indices = self.labels.unique(return_inverse=True)
         block = self.cluster.block(self.labels.shape[-1])
         draw = block.rsample if self.has_rsample else block.sample
         # As many points of every cluster as there are in all, of which each label picks one.
         points = draw((*shape, len(kinds)))
-        chosen = places.expand(*shape, -1)[..., None, :, None]
+        chosen = indices.expand(*shape, -1)[..., None, :, None]
         return points.gather(-3, chosen.expand(*shape, 1, *self.event_shape)).squeeze(-3)

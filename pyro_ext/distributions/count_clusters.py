@@ -74,7 +74,7 @@ class MultinomialCluster(_CountCluster):
         return new
 
     @property
-    def _point_law(self) -> Any:
+    def _point_distribution(self) -> Any:
         return dist.DirichletMultinomial(self.concentration, self.total_count, validate_args=False)
 
     def _log_base(self, x: Tensor) -> Tensor:
@@ -90,8 +90,8 @@ class MultinomialCluster(_CountCluster):
 
     def _draw_block(self, shape: torch.Size, num_points: int) -> Tensor:
         probs = torch._sample_dirichlet(self.concentration.expand(*shape, *self.event_shape))
-        law = dist.Multinomial(self.total_count, probs, validate_args=False)
-        draws: Tensor = law.sample(torch.Size((num_points,)))
+        distribution = dist.Multinomial(self.total_count, probs, validate_args=False)
+        draws: Tensor = distribution.sample(torch.Size((num_points,)))
         return draws.movedim(0, -2)
 
     def _compiled_parts(self) -> list[Tensor]:
@@ -130,7 +130,7 @@ class BernoulliCluster(_CountCluster):
         super().__init__(parameters, dict.fromkeys(parameters, 1), validate_args)
 
     @property
-    def _point_law(self) -> Any:
+    def _point_distribution(self) -> Any:
         logits = self.concentration1.log() - self.concentration0.log()
         return dist.Bernoulli(logits=logits, validate_args=False).to_event(1)
 
@@ -146,8 +146,8 @@ class BernoulliCluster(_CountCluster):
         }
 
     def _draw_block(self, shape: torch.Size, num_points: int) -> Tensor:
-        law = dist.Beta(self.concentration1, self.concentration0, validate_args=False)
-        probs = law.expand((*shape, *self.event_shape)).sample().unsqueeze(-2)
+        distribution = dist.Beta(self.concentration1, self.concentration0, validate_args=False)
+        probs = distribution.expand((*shape, *self.event_shape)).sample().unsqueeze(-2)
         return torch.bernoulli(probs.expand(*shape, num_points, -1))
 
     def _compiled_parts(self) -> list[Tensor]:
@@ -183,7 +183,7 @@ class PoissonCluster(_CountCluster):
         super().__init__(parameters, dict.fromkeys(parameters, 1), validate_args)
 
     @property
-    def _point_law(self) -> Any:
+    def _point_distribution(self) -> Any:
         return dist.GammaPoisson(self.concentration, self.rate, validate_args=False).to_event(1)
 
     def _log_base(self, x: Tensor) -> Tensor:

@@ -250,7 +250,7 @@ class GaussianCluster(LocatedCluster):
         return (*self.event_shape, *self.event_shape)
 
     @property
-    def _point_law(self) -> Any:
+    def _point_distribution(self) -> Any:
         dof = self.dof - (self.event_shape[0] - 1)
         widening = ((self.loc_precision + 1.0) / (self.loc_precision * dof)).sqrt()
         factor = torch.linalg.cholesky(self.scale) * widening[..., None, None]
@@ -289,8 +289,8 @@ class GaussianCluster(LocatedCluster):
     def _draw_block(self, shape: torch.Size, num_points: int) -> Tensor:
         size = self.event_shape[0]
         # Bartlett's factor of a standard Wishart matrix.
-        place = torch.arange(size, device=self.loc.device)
-        half = ((self.dof.unsqueeze(-1) - place) / 2.0).expand(*shape, size)
+        x = torch.arange(size, device=self.loc.device)
+        half = ((self.dof.unsqueeze(-1) - x) / 2.0).expand(*shape, size)
         diagonal = (2.0 * torch._standard_gamma(half)).sqrt()
         factor = self._noise(*shape, size, size).tril(-1) + diagonal.diag_embed()
         center = self._noise(*shape, size, 1) * self.loc_precision.rsqrt()[..., None, None]
@@ -315,7 +315,7 @@ class DiagonalGaussianCluster(LocatedCluster):
     .. math:: \lambda \sim \text{Gamma}(a, b) , \quad \mu \sim \text{Normal}(\xi, 1 / (r \lambda)) ,
               \quad x_i \sim \text{Normal}(\mu, 1 / \lambda) ,
 
-    with variances in the second places. The statistics of a point are 1, 0, :math:`x` and
+    with variances as second arguments. The statistics of a point are 1, 0, :math:`x` and
     :math:`x^2`.
 
     :param loc: :math:`\xi`. **Shape:** ``(*batch, d)``, as of the others; numbers are equal in all
@@ -361,12 +361,12 @@ class DiagonalGaussianCluster(LocatedCluster):
         super().__init__(parameters, dict.fromkeys(parameters, 1), validate_args)
 
     @property
-    def _point_law(self) -> Any:
+    def _point_distribution(self) -> Any:
         variance = self.rate / self.concentration * (1.0 + 1.0 / self.loc_precision)
-        law = dist.StudentT(
+        distribution = dist.StudentT(
             2.0 * self.concentration, self.loc, variance.sqrt(), validate_args=False
         )
-        return law.to_event(1)
+        return distribution.to_event(1)
 
     def _log_marginal(self, summary: Summary) -> Tensor:
         count, mean, scatter = summary
@@ -403,7 +403,7 @@ class KnownVarianceGaussianCluster(LocatedCluster):
     r"""Point of a Gaussian cluster with independent dimensions, of unknown means alone [1].
 
     The prior of each dimension is normal, :math:`\mu \sim \text{Normal}(\xi, s_0^2)` and
-    :math:`x_i \sim \text{Normal}(\mu, s^2)`, with variances in the second places. The statistics of
+    :math:`x_i \sim \text{Normal}(\mu, s^2)`, with variances as second arguments. The statistics of
     a point are 1, 0, :math:`x` and :math:`x^2`.
 
     :param loc: :math:`\xi`. **Shape:** ``(*batch, d)``, as of the others; numbers are equal in all
@@ -435,7 +435,7 @@ class KnownVarianceGaussianCluster(LocatedCluster):
         super().__init__(parameters, dict.fromkeys(parameters, 1), validate_args)
 
     @property
-    def _point_law(self) -> Any:
+    def _point_distribution(self) -> Any:
         return dist.Normal(
             self.loc, torch.hypot(self.loc_scale, self.scale), validate_args=False
         ).to_event(1)

@@ -31,7 +31,7 @@ __all__ = ["BetaPrimeBFRY", "GeneralizedBFRY", "StableBetaBFRY"]
 
 
 class GeneralizedBFRY(LevelDistribution):
-    r"""Generalized BFRY distribution, the law of :math:`c W P` [1, 2].
+    r"""Generalized BFRY distribution, the distribution of :math:`c W P` [1, 2].
 
     :math:`W` has the tilted BFRY distribution of discount :math:`\sigma`, level :math:`t` and tilt
     1, :math:`P` a Pareto distribution with :math:`P(P > x) = x^{-\tau}` for :math:`x > 1`, and they
@@ -43,7 +43,8 @@ class GeneralizedBFRY(LevelDistribution):
               \big[ P(k, y) - (t + 1)^{-k} P(k, (t + 1) y) \big] .
 
     The density falls as :math:`x^{-1-\sigma}` between :math:`c / t` and :math:`c`, and as
-    :math:`x^{-1-\tau}` beyond. It is the law of one atom in a finite approximation of a generalized
+    :math:`x^{-1-\tau}` beyond. It is the distribution of one atom in a finite approximation of a
+        generalized
     BFRY process. Where :math:`\sigma = 0` the limit is meant. Draws have gradients in all
     parameters.
 
@@ -56,8 +57,8 @@ class GeneralizedBFRY(LevelDistribution):
 
     Example::
 
-        >>> law = GeneralizedBFRY(0.4, 2.3, 30.0, 1.0)
-        >>> law.log_prob(torch.tensor([1e-6, 1.0, 1e6]))
+        >>> distribution = GeneralizedBFRY(0.4, 2.3, 30.0, 1.0)
+        >>> distribution.log_prob(torch.tensor([1e-6, 1.0, 1e6]))
         tensor([  6.2994,  -2.8352, -47.1949])
     """
 
@@ -150,15 +151,15 @@ def _cdf(
     value: Tensor, discount: Tensor, tail_index: Tensor, log_level: Tensor, scale: Tensor
 ) -> Tensor:
     limits = torch.finfo(value.dtype)
-    place = (value / scale).clamp(min=limits.tiny, max=limits.max)
-    inner = _bfry.log_cdf(place, discount, log_level, torch.ones_like(place)).exp()
+    x = (value / scale).clamp(min=limits.tiny, max=limits.max)
+    inner = _bfry.log_cdf(x, discount, log_level, torch.ones_like(x)).exp()
     density = _bfry.log_scaled_density(value, scale, discount, tail_index, log_level)
-    # The Pareto factor moves mass beyond a place, in proportion to the density there.
-    return (inner - torch.exp(place.log() + density) / tail_index).clamp(min=0.0)
+    # The Pareto factor moves mass beyond a point, in proportion to the density there.
+    return (inner - torch.exp(x.log() + density) / tail_index).clamp(min=0.0)
 
 
 class BetaPrimeBFRY(LevelDistribution):
-    r"""Beta prime BFRY distribution, the law of :math:`W / B` [1, 2].
+    r"""Beta prime BFRY distribution, the distribution of :math:`W / B` [1, 2].
 
     :math:`W` has the tilted BFRY distribution of discount :math:`\sigma`, level :math:`t` and tilt
     1, :math:`B` the gamma distribution of shape :math:`\tau` and rate :math:`c`, and they are
@@ -169,7 +170,8 @@ class BetaPrimeBFRY(LevelDistribution):
               \big[ (c + x)^{-k} - (c + (1 + t) x)^{-k} \big] .
 
     The density falls as :math:`x^{-1-\sigma}` between :math:`c / t` and :math:`c`, and as
-    :math:`x^{-1-\tau}` beyond. It is the law of one atom in a finite approximation of a beta prime
+    :math:`x^{-1-\tau}` beyond. It is the distribution of one atom in a finite approximation of a
+        beta prime
     process. Where :math:`\sigma = 0` the limit is meant, with :math:`\log(1 + t)` for the quotient
     of braces and :math:`\sigma`. Draws have gradients in all parameters. The distribution function
     is computed by quadrature, for levels up to :math:`e^{9000}`.
@@ -183,8 +185,8 @@ class BetaPrimeBFRY(LevelDistribution):
 
     Example::
 
-        >>> law = BetaPrimeBFRY(0.4, 2.3, 30.0, 1.0)
-        >>> law.log_prob(torch.tensor([1e-6, 1.0, 1e6]))
+        >>> distribution = BetaPrimeBFRY(0.4, 2.3, 30.0, 1.0)
+        >>> distribution.log_prob(torch.tensor([1e-6, 1.0, 1e6]))
         tensor([  6.9799,  -3.9115, -48.1820])
     """
 
@@ -270,7 +272,7 @@ class BetaPrimeBFRY(LevelDistribution):
 
 
 class StableBetaBFRY(LevelDistribution):
-    r"""Law of one atom in a finite approximation of a stable beta process by Lomax arrivals [2].
+    r"""Weight of a finite approximation of a stable beta process by Lomax arrivals [2].
 
     .. math:: f(x) = \frac{\sigma\, \Gamma(c)}
               {\Gamma(1 - \sigma) \Gamma(c + \sigma) \{(1 + t)^\sigma - 1\}}
@@ -290,8 +292,8 @@ class StableBetaBFRY(LevelDistribution):
 
     Example::
 
-        >>> law = StableBetaBFRY(0.4, 1.5, 24.744151)
-        >>> law.log_prob(torch.tensor(0.1)), 20.0 * law.mean
+        >>> distribution = StableBetaBFRY(0.4, 1.5, 24.744151)
+        >>> distribution.log_prob(torch.tensor(0.1)), 20.0 * distribution.mean
         (tensor(0.5839), tensor(1.5614))
     """
 
@@ -365,18 +367,16 @@ def _log_beta_prime_density(
     value: Tensor, discount: Tensor, tail_index: Tensor, log_level: Tensor, rate: Tensor
 ) -> Tensor:
     log_value = value.log()
-    place = log_value - rate.log()
-    return (
-        _bfry.log_beta_prime_density(place, discount, tail_index - discount, log_level) - log_value
-    )
+    x = log_value - rate.log()
+    return _bfry.log_beta_prime_density(x, discount, tail_index - discount, log_level) - log_value
 
 
 @in_double
 def _beta_prime_cdf(
     value: Tensor, discount: Tensor, tail_index: Tensor, log_level: Tensor, rate: Tensor
 ) -> Tensor:
-    place = value.log() - rate.log()
-    return _bfry.beta_prime_cdf(place, discount, tail_index - discount, log_level)
+    x = value.log() - rate.log()
+    return _bfry.beta_prime_cdf(x, discount, tail_index - discount, log_level)
 
 
 @in_double
@@ -408,7 +408,7 @@ def _odds_variance(discount: Tensor, concentration: Tensor, log_level: Tensor) -
         ..., None
     ]
     return _bfry.beta_prime_expectation(
-        lambda place: (torch.sigmoid(place) - mean).square(), discount, concentration, log_level
+        lambda x: (torch.sigmoid(x) - mean).square(), discount, concentration, log_level
     )
 
 

@@ -106,8 +106,8 @@ class TiltedStable(UnivariateDistribution):
 
     Example::
 
-        >>> law = TiltedStable(5.0, 0.7, 1.0)
-        >>> law.log_prob(torch.tensor(4.0)), law.mean
+        >>> distribution = TiltedStable(5.0, 0.7, 1.0)
+        >>> distribution.log_prob(torch.tensor(4.0)), distribution.mean
         (tensor(-1.3097), tensor(3.5000))
     """
 
@@ -173,7 +173,7 @@ def _kl_tilted_stable(p: TiltedStable, q: TiltedStable) -> Tensor:
     """Closed where only the tilts differ."""
     if not (torch.equal(p.mass, q.mass) and torch.equal(p.stability, q.stability)):
         raise NotImplementedError(
-            "the divergence of tilted stable laws is known where mass and stability agree"
+            "the divergence of tilted stable distributions is known where mass and stability agree"
         )
     powers = p.tilt**p.stability - q.tilt**q.stability
     # Without tilt the mean is infinite, and the divergence too unless both have none.

@@ -117,9 +117,9 @@ class _Between(_Inside):
 
     def _inverse(self, y: Tensor) -> Tensor:
         limits = torch.finfo(y.dtype)
-        share = (y - self.codomain.lower_bound) / self._width()
-        share = share.clamp(min=limits.tiny, max=1.0 - 0.5 * limits.eps)
-        result: Tensor = share.log() - torch.log1p(-share)
+        fraction = (y - self.codomain.lower_bound) / self._width()
+        fraction = fraction.clamp(min=limits.tiny, max=1.0 - 0.5 * limits.eps)
+        result: Tensor = fraction.log() - torch.log1p(-fraction)
         return result
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:

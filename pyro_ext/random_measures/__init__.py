@@ -6,6 +6,7 @@ Parameters have the conventions of the literature on normalized random measures:
 infinity; ``tilt`` is an exponential one.
 """
 
+from pyro_ext._renamed import renamed
 from pyro_ext.random_measures.arrivals import (
     DeterministicArrivals,
     ExponentialArrivals,
@@ -18,7 +19,7 @@ from pyro_ext.random_measures.cluster_counts import (
     log_num_partitions,
     split_frequencies,
 )
-from pyro_ext.random_measures.finite import JumpLaw
+from pyro_ext.random_measures.finite import JumpDistribution
 from pyro_ext.random_measures.frequencies import (
     FrequencyCounts,
     RankSizeBand,
@@ -34,7 +35,7 @@ from pyro_ext.random_measures.measure import CompletelyRandomMeasure, Superposit
 from pyro_ext.random_measures.mixed_tilts import (
     BetaPrimeProcess,
     GeneralizedBFRYProcess,
-    cluster_tilt_law,
+    cluster_tilt_distribution,
     log_joint_given_cluster_tilts,
 )
 from pyro_ext.random_measures.pareto import ParetoMixtureProcess, ParetoProcess
@@ -69,7 +70,7 @@ __all__ = [
     "GeneralizedGammaProcess",
     "InverseGammaArrivals",
     "InvertedTotalMass",
-    "JumpLaw",
+    "JumpDistribution",
     "LevyDensityProcess",
     "LomaxArrivals",
     "NormalizedRandomMeasure",
@@ -82,7 +83,7 @@ __all__ = [
     "Superposition",
     "TotalMass",
     "TruncatedSeries",
-    "cluster_tilt_law",
+    "cluster_tilt_distribution",
     "frequency_table",
     "kolmogorov_smirnov",
     "log_joint_given_cluster_tilts",
@@ -93,3 +94,8 @@ __all__ = [
     "reweighted_kolmogorov_smirnov",
     "split_frequencies",
 ]
+
+__getattr__ = renamed(
+    __name__,
+    {"JumpLaw": "JumpDistribution", "cluster_tilt_law": "cluster_tilt_distribution"},
+)

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_ext._checks import as_tensor
 from pyro_ext.special import log_exprel, log_upper_gamma
 from pyro_ext.special.operations import holds_everywhere, may_hold_everywhere
-from pyro_ext.special.quadrature import places_of_fall
+from pyro_ext.special.quadrature import points_of_fall
 
 __all__ = [
     "as_double",
@@ -61,7 +61,7 @@ def log_upper_gamma_at_log(power: Tensor, log_value: Tensor) -> Tensor:
     inside = log_value.clamp(min=_LEAST_LOG, max=_LARGEST_LOG)
     value = log_upper_gamma(power, inside.exp())
     is_below = log_value < _LEAST_LOG
-    # What is missing is the integral of a power between the two places.
+    # What is missing is the integral of a power between the two points.
     depth = torch.where(is_below, inside - log_value, 1.0)
     rest = power * inside + depth.log() + log_exprel(-power * depth)
     return torch.where(is_below, torch.logaddexp(value, rest), value)
@@ -78,42 +78,42 @@ def solve_monotone(
 
     A step of Newton's method that leaves the bracket, or follows one that did not halve the
     residual, is replaced by halving the bracket, so that neither flat nor steep functions do harm.
-    A place is final where the step from it, or the residual there, is as small as rounding.
+    A point is final where the step from it, or the residual there, is as small as rounding.
 
-    :param function: maps places to values.
-    :param slope: its derivative, of places and the values there, positive everywhere or negative
+    :param function: maps points to values.
+    :param slope: its derivative, of points and the values there, positive everywhere or negative
         everywhere.
     :param Tensor target: the value that is sought.
-    :param Tensor low: a place left of the solution. **Shape:** that of ``target``.
-    :param Tensor high: a place right of it. **Shape:** that of ``target``.
+    :param Tensor low: a point left of the solution. **Shape:** that of ``target``.
+    :param Tensor high: a point right of it. **Shape:** that of ``target``.
     :returns: the solution, with gradients in the target and in what the function depends on; where
         there is none, the nearest end of the bracket.
     """
     with torch.no_grad():
-        place = 0.5 * (low + high)
-        previous = torch.full_like(place, torch.inf)
-        is_found = torch.zeros_like(place, dtype=torch.bool)
+        x = 0.5 * (low + high)
+        previous = torch.full_like(x, torch.inf)
+        is_found = torch.zeros_like(x, dtype=torch.bool)
         for _ in range(_NUM_STEPS):
-            value = function(place)
-            rate, residual = slope(place, value), value - target
+            value = function(x)
+            rate, residual = slope(x, value), value - target
             # A slope that underflows keeps its sign.
             is_beyond = torch.where(rate.signbit(), residual < 0, residual > 0)
-            low, high = torch.where(is_beyond, low, place), torch.where(is_beyond, place, high)
-            newton = place - residual / rate
-            is_near = (newton - place).abs() <= _STEP * place.abs().clamp(min=1.0)
+            low, high = torch.where(is_beyond, low, x), torch.where(is_beyond, x, high)
+            newton = x - residual / rate
+            is_near = (newton - x).abs() <= _STEP * x.abs().clamp(min=1.0)
             is_last = is_near & rate.isfinite()
             is_good = (newton >= low) & (newton <= high) & (residual.abs() < 0.5 * previous)
             step = torch.where(is_good | is_last, newton, 0.5 * (low + high))
             is_found = is_found | (residual.abs() <= _RESIDUAL * target.abs().clamp(min=1.0))
-            place, previous = torch.where(is_found, place, step), residual.abs()
+            x, previous = torch.where(is_found, x, step), residual.abs()
             is_found = is_found | is_last
             if holds_everywhere(is_found):
                 break
-        rate = slope(place, function(place))
-        # Where there is no solution, the place is an end of the bracket and the slope has vanished.
+        rate = slope(x, function(x))
+        # Where there is no solution, the point is an end of the bracket and the slope has vanished.
         rate = torch.where(rate == 0, torch.inf, rate)
-    residual = function(place) - target
-    return place - (residual - residual.detach()) / rate
+    residual = function(x) - target
+    return x - (residual - residual.detach()) / rate
 
 
 def sample_log_concave(
@@ -124,31 +124,31 @@ def sample_log_concave(
     low: Tensor,
     high: Tensor,
 ) -> Tensor:
-    """Draw places from a density that is given but for a constant.
+    """Draw points from a density that is given but for a constant.
 
     Its hat is constant about the peak and has exponential tails along the tangents where the
     logarithm has fallen by one, so that more than half of all draws are accepted.
 
-    :param log_density: concave function of places, and of parameters of the same shape.
-    :param slope: its derivative in the places.
+    :param log_density: concave function of points, and of parameters of the same shape.
+    :param slope: its derivative in the points.
     :param parameters: tensors of one shape.
     :param Tensor peak: where the density is largest. **Shape:** that of the parameters.
-    :param Tensor low: where the density begins, or a place that it never reaches.
-    :param Tensor high: where it ends, or a place that it never reaches.
-    :returns: the places, without gradient. **Shape:** that of the parameters.
+    :param Tensor low: where the density begins, or a point that it never reaches.
+    :param Tensor high: where it ends, or a point that it never reaches.
+    :returns: the points, without gradient. **Shape:** that of the parameters.
     """
     shape = peak.shape
     with torch.no_grad():
         values = [value.detach().expand(shape).reshape(-1) for value in parameters]
         peak, low, high = (value.detach().expand(shape).reshape(-1) for value in (peak, low, high))
-        places = places_of_fall(
-            lambda place: log_density(place, *(value[..., None] for value in values)),
+        points = points_of_fall(
+            lambda x: log_density(x, *(value[..., None] for value in values)),
             peak,
             low,
             high,
             (1.0,),
         )
-        hat = torch.stack([peak, low, high, *places.unbind(-1)], -1)
+        hat = torch.stack([peak, low, high, *points.unbind(-1)], -1)
         result = torch.empty_like(peak)
         waiting = torch.arange(peak.numel(), device=peak.device)
         while waiting.numel():
@@ -172,11 +172,11 @@ def _propose(
     left_knee, left_mass = _tail(top - log_density(left, *values), left, slope(left, *values))
     right_knee, right_mass = _tail(top - log_density(right, *values), right, slope(right, *values))
     middle = (right_knee - left_knee).clamp(min=0.0)
-    choice, place, height = torch.rand((3, *peak.shape), dtype=peak.dtype, device=peak.device)
+    choice, x, height = torch.rand((3, *peak.shape), dtype=peak.dtype, device=peak.device)
     choice = choice * (left_mass + middle + right_mass)
-    step = -torch.log1p(-place)
+    step = -torch.log1p(-x)
     is_left, is_right = choice < left_mass, choice >= left_mass + middle
-    draw = torch.where(is_left, left_knee - step * left_mass, left_knee + place * middle)
+    draw = torch.where(is_left, left_knee - step * left_mass, left_knee + x * middle)
     draw = torch.where(is_right, right_knee + step * right_mass, draw)
     log_hat = top - torch.where(is_left | is_right, step, 0.0)
     is_inside = (draw >= low) & (draw <= high)
@@ -184,10 +184,10 @@ def _propose(
     return draw, is_inside & (log_height <= log_density(draw, *values))
 
 
-def _tail(drop: Tensor, place: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+def _tail(drop: Tensor, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
     """Where a tangent meets the height of the peak, and the mass of the tail beyond."""
     # A density that ends before it has fallen has no tail there.
     has_tail = (drop > _HALF) & (slope != 0)
     safe = torch.where(has_tail, slope, 1.0)
-    knee = torch.where(has_tail, place + drop / safe, place)
+    knee = torch.where(has_tail, x + drop / safe, x)
     return knee, torch.where(has_tail, 1.0 / safe.abs(), 0.0)

@@ -46,8 +46,8 @@ def seat_by_counts(labels: Integers, discount: float, concentration: float, seed
     counts = np.zeros(labels.size, np.int64)
     number = 0
     for sample in range(labels.size):
-        place = np.random.random() * (concentration + sample)
-        if place < concentration + discount * number or sample == 0:
+        x = np.random.random() * (concentration + sample)
+        if x < concentration + discount * number or sample == 0:
             label = number
             number += 1
         else:

@@ -51,7 +51,7 @@ _LOWEST, _HIGHEST = -300.0, 150.0
 _LEAST_VALUE, _LARGEST_VALUE = -100.0, 200.0
 _LARGEST_RISE, _LARGEST_LOSS = 600.0, 1e300
 _NUM_HALVINGS = 48
-_NUM_PLACES = 32
+_NUM_POINTS = 32
 _REACH = 40.0
 _SMALL_SINE_LOG = -18.0
 _TINY_RATIO = 40.0
@@ -64,7 +64,7 @@ _NUM_TERMS = 60
 _ANGLE = 2.0
 # How far the contour of the mixing variable turns away from the positive numbers.
 _ROTATION = {0.0: 0.5 * math.pi, 1.0: 0.25 * math.pi}
-# The last place on the cut, before the mixing density ends.
+# The last point on the cut, before the mixing density ends.
 _LAST = {0.0: 0.7, 1.0: 5.0}
 _NUM_PLANNED = 3 + num_edges(1)
 
@@ -83,7 +83,7 @@ def log_moment_integral(power: Tensor, order: Tensor, log_tilt: Tensor, damping:
     finite_tilt = torch.where(is_tilted, log_tilt, 0.0)
     edges = _moment_edges(power.detach(), order.detach(), finite_tilt.detach(), damping)
     wide = tuple(value[..., None] for value in (power, order, finite_tilt, damping))
-    tilted = integrate_log(lambda place: _log_tilt_density(place, *wide), edges)
+    tilted = integrate_log(lambda x: _log_tilt_density(x, *wide), edges)
     gap = power - order
     safe = torch.where(gap > 0, gap, 1.0)
     untilted = torch.where(damping > 0, safe.lgamma(), -safe.log())
@@ -110,7 +110,7 @@ def log_exponent_integral(
         power.detach(), discount.detach(), log_shift.detach(), log_tilt.detach(), damping
     )
     return integrate_log(
-        lambda place: log_exponent_density(place, power, discount, log_shift, log_tilt, damping),
+        lambda x: log_exponent_density(x, power, discount, log_shift, log_tilt, damping),
         edges,
     )
 
@@ -127,14 +127,14 @@ def sample_log_tilt(power: Tensor, order: Tensor, log_tilt: Tensor, damping: Ten
 
 
 def _log_tilt_density(
-    place: Tensor, power: Tensor, order: Tensor, log_tilt: Tensor, damping: Tensor
+    x: Tensor, power: Tensor, order: Tensor, log_tilt: Tensor, damping: Tensor
 ) -> Tensor:
     """Logarithm of the integrand over logarithms."""
-    return power * place - order * torch.logaddexp(place, log_tilt) - damping * place.exp()
+    return power * x - order * torch.logaddexp(x, log_tilt) - damping * x.exp()
 
 
 def log_exponent_density(
-    place: Tensor,
+    x: Tensor,
     power: Tensor,
     discount: Tensor,
     log_shift: Tensor,
@@ -144,17 +144,17 @@ def log_exponent_density(
     power, discount, log_shift, log_tilt, damping = (
         value[..., None] for value in (power, discount, log_shift, log_tilt, damping)
     )
-    log_rate = torch.logaddexp(place, log_tilt)
+    log_rate = torch.logaddexp(x, log_tilt)
     log_ratio = log_shift - log_rate
     log_growth = torch.logaddexp(log_ratio, torch.zeros_like(log_ratio))
     is_tiny = log_ratio < _TINY_LOG
     log_log_growth = torch.where(is_tiny, log_ratio, torch.where(is_tiny, 1.0, log_growth).log())
     inner = discount * log_rate + log_log_growth + log_exprel(discount * log_growth)
-    return power * place + inner - damping * place.exp()
+    return power * x + inner - damping * x.exp()
 
 
 def log_mixing_end(power: Tensor, damping: Tensor) -> Tensor:
-    """Logarithm of a place beyond which nothing is left of the mixing density."""
+    """Logarithm of a point beyond which nothing is left of the mixing density."""
     return damping * (power + 60.0 + 12.0 * power.sqrt()).log()
 
 
@@ -191,7 +191,7 @@ def _moment_edges(power: Tensor, order: Tensor, log_tilt: Tensor, damping: Tenso
     corners = torch.stack([log_tilt - order.clamp(min=1.0).log(), torch.zeros_like(log_tilt)], -1)
     wide = tuple(value[..., None] for value in (power, order, log_tilt, damping))
     return panel_edges(
-        lambda place: _log_tilt_density(place, *wide),
+        lambda x: _log_tilt_density(x, *wide),
         low,
         high,
         corners,
@@ -211,7 +211,7 @@ def _exponent_edges(
     # A little right of the peak, where the integrand is not much smaller.
     peak = _log_peak(power, 1.0 - discount, corners[..., 1], damping)
     return panel_edges(
-        lambda place: log_exponent_density(place, power, discount, log_shift, log_tilt, damping),
+        lambda x: log_exponent_density(x, power, discount, log_shift, log_tilt, damping),
         low,
         log_mixing_end(power, damping),
         corners,
@@ -219,13 +219,11 @@ def _exponent_edges(
     )
 
 
-def _slope(
-    place: Tensor, power: Tensor, order: Tensor, log_tilt: Tensor, damping: Tensor
-) -> Tensor:
-    return power - order * torch.sigmoid(place - log_tilt) - damping * place.exp()
+def _slope(x: Tensor, power: Tensor, order: Tensor, log_tilt: Tensor, damping: Tensor) -> Tensor:
+    return power - order * torch.sigmoid(x - log_tilt) - damping * x.exp()
 
 
-class Law(NamedTuple):
+class MixedExponent(NamedTuple):
     """Parameters of the exponent, in float64 and of one shape."""
 
     log_mass: Tensor
@@ -268,8 +266,8 @@ class Law(NamedTuple):
             size = point.detach().abs().clamp(min=1e-300).log()
             wide = [value[..., None].detach() for value in (self.power, self.discount)]
             edges = _contour_edges(wide[0], wide[1], size, self.damping)
-            places, log_weights = panel_nodes(edges)
-            path, log_stretch = self._mixing_path(places)
+            points, log_weights = panel_nodes(edges)
+            path, log_stretch = self._mixing_path(points)
         log_point = point[..., None].log()
         gap = log_point - path
         is_far = gap.real > 0
@@ -283,14 +281,14 @@ class Law(NamedTuple):
             log_size = log_size - path.exp()
         return _growth_times(growth, discount, log_size + log_mass).sum(-1)
 
-    def _mixing_path(self, place: Tensor) -> tuple[Tensor, Tensor]:
+    def _mixing_path(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithm of the mixing variable, and of its derivative, along its path."""
-        turn, size = _ROTATION[self.damping], place.exp()
+        turn, size = _ROTATION[self.damping], x.exp()
         if self.damping:
             angle, slope = turn / (1.0 + size).sqrt(), -0.5 * turn * size * (1.0 + size) ** -1.5
         else:
             angle, slope = turn * (1.0 - size), -turn * size
-        return torch.complex(place, angle), torch.complex(torch.ones_like(slope), slope).log()
+        return torch.complex(x, angle), torch.complex(torch.ones_like(slope), slope).log()
 
     def real_exponent(self, depth: Tensor) -> Tensor:
         """Real part of the exponent on top of the cut, at depths over one more axis."""
@@ -320,7 +318,7 @@ def _contour_edges(power: Tensor, discount: Tensor, log_size: Tensor, damping: f
     corners = torch.stack([log_size, log_size + 0.5, torch.zeros_like(log_size)], -1)
     low = corners.min(-1).values - 45.0 / power - 5.0
     return panel_edges(
-        lambda place: log_exponent_density(place, power, discount, log_size, none, fall),
+        lambda x: log_exponent_density(x, power, discount, log_size, none, fall),
         low,
         log_mixing_end(power, fall),
         corners,
@@ -397,26 +395,26 @@ def _log_inverse(
     tilt: Tensor,
     pole: Tensor,
 ) -> Tensor:
-    law = Law(log_mass, power, discount, damping)
+    mixed = MixedExponent(log_mass, power, discount, damping)
     plan = _plan_of[damping](log_value, log_mass, power, discount, tilt, pole)
     start, width, reach = plan[..., :3].unbind(-1)
     value, base = log_value.exp(), torch.where(pole > 0, tilt, 0.0)
-    parts = [_bent_part(law, value, base, pole, start, width, reach)]
+    parts = [_bent_part(mixed, value, base, pole, start, width, reach)]
     if not holds_everywhere(start > 0):
-        parts.append(_cut_part(law, value, plan[..., 3:], start < 0))
+        parts.append(_cut_part(mixed, value, plan[..., 3:], start < 0))
     tops = torch.stack([part[0] for part in parts], -1)
     sums = torch.stack([part[1] for part in parts], -1)
     top = tops.amax(-1)
     total = (sums * (tops - top[..., None]).exp()).sum(-1)
     is_tilted = tilt > 0
     safe = torch.where(is_tilted, tilt, 1.0)
-    gain = torch.where(is_tilted, law.log_exponent(safe.log()).exp(), 0.0)
+    gain = torch.where(is_tilted, mixed.log_exponent(safe.log()).exp(), 0.0)
     gain = gain - torch.where(pole > 0, 0.0, tilt * value)
     return top + total.clamp(min=1e-300).log() + gain - math.log(math.pi)
 
 
 def _bent_part(
-    law: Law,
+    mixed: MixedExponent,
     value: Tensor,
     base: Tensor,
     pole: Tensor,
@@ -428,39 +426,41 @@ def _bent_part(
     edges = reach[..., None] * torch.linspace(
         0.0, 1.0, _NUM_PANELS + 1, dtype=reach.dtype, device=reach.device
     )
-    places, log_weights = panel_nodes(edges)
-    point, slope = _contour(places, start[..., None], width[..., None])
-    exponent = point * value[..., None] - law.exponent(point + base[..., None])
+    points, log_weights = panel_nodes(edges)
+    point, slope = _contour(points, start[..., None], width[..., None])
+    exponent = point * value[..., None] - mixed.exponent(point + base[..., None])
     factor = torch.where(pole[..., None] > 0, 1.0 / point, 1.0)
     top = exponent.detach().real.amax(-1)
     terms = (exponent - top[..., None] + log_weights).exp() * slope * factor
     return top, terms.imag.sum(-1)
 
 
-def _cut_part(law: Law, value: Tensor, edges: Tensor, is_taken: Tensor) -> tuple[Tensor, Tensor]:
+def _cut_part(
+    mixed: MixedExponent, value: Tensor, edges: Tensor, is_taken: Tensor
+) -> tuple[Tensor, Tensor]:
     """Part of the contour on the cut, likewise, where it is taken."""
-    places, log_weights = panel_nodes(edges)
-    logs = log_weights + _log_cut_integrand(law, value, places)
+    points, log_weights = panel_nodes(edges)
+    logs = log_weights + _log_cut_integrand(mixed, value, points)
     top = torch.where(is_taken, logs.detach().amax(-1), -torch.inf)
     safe = torch.where(is_taken, top, 0.0)[..., None]
     total = torch.where(is_taken[..., None], logs - safe, -torch.inf).exp().sum(-1)
     return top, total
 
 
-def _log_cut_integrand(law: Law, value: Tensor, place: Tensor) -> Tensor:
+def _log_cut_integrand(mixed: MixedExponent, value: Tensor, x: Tensor) -> Tensor:
     """Logarithm of the integrand on the cut, over logarithms of the depth."""
-    depth, log_phase = place.exp(), law.log_phase(place)
+    depth, log_phase = x.exp(), mixed.log_phase(x)
     is_small = log_phase < _SMALL_SINE_LOG
     sine = torch.where(is_small, 1.0, log_phase.exp()).sin()
     log_sine = torch.where(is_small, log_phase, sine.log())
-    return place - depth * value[..., None] - law.real_exponent(depth) + log_sine
+    return x - depth * value[..., None] - mixed.real_exponent(depth) + log_sine
 
 
-def _contour(place: Tensor, start: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+def _contour(x: Tensor, start: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
     """Points of the upper half of a hyperbola, and their derivatives."""
     left, up = width * math.cos(_ANGLE), width * math.sin(_ANGLE)
-    point = torch.complex(start + left * (place.cosh() - 1.0), up * place.sinh())
-    return point, torch.complex(left * place.sinh(), up * place.cosh())
+    point = torch.complex(start + left * (x.cosh() - 1.0), up * x.sinh())
+    return point, torch.complex(left * x.sinh(), up * x.cosh())
 
 
 def _plan(
@@ -473,27 +473,27 @@ def _plan(
     damping: float,
 ) -> Tensor:
     """Start, width and reach of the hyperbola, and panels on the cut."""
-    law, value = Law(log_mass, power, discount, damping), log_value.exp()
+    mixed, value = MixedExponent(log_mass, power, discount, damping), log_value.exp()
     base = torch.where(pole > 0, tilt, 0.0)
-    log_saddle = _log_saddle(law, value, base, pole)
+    log_saddle = _log_saddle(mixed, value, base, pole)
     is_tail = (pole == 0) & (log_saddle + log_value < 0)
-    log_depth = _log_depth(law, value) if bool(is_tail.any()) else -log_value
+    log_depth = _log_depth(mixed, value) if bool(is_tail.any()) else -log_value
     is_deep = is_tail & (log_depth + log_value > _SHALLOW)
     # Between saddle point and tail there is nothing to be won on the cut.
     log_start = torch.where(is_deep, log_depth, torch.where(is_tail, -log_value, log_saddle))
     start = torch.where(is_deep, -1.0, 1.0) * log_start.exp()
     # The width is that of the peak, and no more than the distance from the singularity.
     log_size = torch.where(is_deep, torch.logaddexp(log_depth, -log_value), log_start)
-    bend = law.log_bend((log_size.exp() + base).log()).exp()
+    bend = mixed.log_bend((log_size.exp() + base).log()).exp()
     width = torch.rsqrt(bend + (-2.0 * log_size).exp())
     edges = panel_edges(
         # The transform itself changes slowly there.
-        lambda place: place - (log_value[..., None] + place).exp() + law.log_phase(place),
+        lambda x: x - (log_value[..., None] + x).exp() + mixed.log_phase(x),
         torch.minimum(log_depth, -log_value) - _REACH / (power + discount) - 5.0,
         log_depth,
         -log_value[..., None],
     )
-    reach = _contour_reach(law, value, base, start, width)
+    reach = _contour_reach(mixed, value, base, start, width)
     return torch.cat([torch.stack([start, width, reach], -1), edges], -1)
 
 
@@ -524,42 +524,44 @@ def _plan_damped(
 _plan_of = {0.0: _plan_sharp, 1.0: _plan_damped}
 
 
-def _log_saddle(law: Law, value: Tensor, base: Tensor, pole: Tensor) -> Tensor:
+def _log_saddle(mixed: MixedExponent, value: Tensor, base: Tensor, pole: Tensor) -> Tensor:
     """Logarithm of the distance of the saddle point right of the singularity."""
     low, high = torch.full_like(value, _LOWEST), torch.full_like(value, _HIGHEST)
     for _ in range(_NUM_HALVINGS):
         middle = 0.5 * (low + high)
-        slope = law.log_slope((middle.exp() + base).log()).exp() + pole * (-middle).exp()
+        slope = mixed.log_slope((middle.exp() + base).log()).exp() + pole * (-middle).exp()
         is_left = slope > value
         low, high = torch.where(is_left, middle, low), torch.where(is_left, high, middle)
     return high
 
 
-def _log_depth(law: Law, value: Tensor) -> Tensor:
-    """Logarithm of the place on the cut where the contour leaves it.
+def _log_depth(mixed: MixedExponent, value: Tensor) -> Tensor:
+    """Logarithm of the point on the cut where the contour leaves it.
 
-    It is where the modulus of the integrand is least, and not beyond the place where the phase
+    It is where the modulus of the integrand is least, and not beyond the point where the phase
     comes to a right angle.
     """
-    high = torch.full_like(value, math.log(_LAST[law.damping]))
+    high = torch.full_like(value, math.log(_LAST[mixed.damping]))
     low = torch.minimum(high, -value.log()) + _LOWEST
     for _ in range(_NUM_HALVINGS):
         middle = 0.5 * (low + high)
-        is_left = law.log_phase(middle[..., None]).squeeze(-1) < math.log(0.5 * math.pi)
+        is_left = mixed.log_phase(middle[..., None]).squeeze(-1) < math.log(0.5 * math.pi)
         low, high = torch.where(is_left, middle, low), torch.where(is_left, high, middle)
-    steps = torch.linspace(0.0, 1.0, _NUM_PLACES, dtype=high.dtype, device=high.device)
-    places = high[..., None] - _REACH * steps.square()
-    modulus = -places.exp() * value[..., None] - law.real_exponent(places.exp())
-    return places.gather(-1, modulus.argmin(-1, keepdim=True)).squeeze(-1)
+    steps = torch.linspace(0.0, 1.0, _NUM_POINTS, dtype=high.dtype, device=high.device)
+    points = high[..., None] - _REACH * steps.square()
+    modulus = -points.exp() * value[..., None] - mixed.real_exponent(points.exp())
+    return points.gather(-1, modulus.argmin(-1, keepdim=True)).squeeze(-1)
 
 
-def _contour_reach(law: Law, value: Tensor, base: Tensor, start: Tensor, width: Tensor) -> Tensor:
-    """Place on the hyperbola beyond which the integrand has vanished."""
+def _contour_reach(
+    mixed: MixedExponent, value: Tensor, base: Tensor, start: Tensor, width: Tensor
+) -> Tensor:
+    """Point on the hyperbola beyond which the integrand has vanished."""
 
-    def log_modulus(place: Tensor) -> Tensor:
-        point, _ = _contour(place, start[..., None], width[..., None])
-        exponent = point * value[..., None] - law.exponent(point + base[..., None])
-        return exponent.real + place
+    def log_modulus(x: Tensor) -> Tensor:
+        point, _ = _contour(x, start[..., None], width[..., None])
+        exponent = point * value[..., None] - mixed.exponent(point + base[..., None])
+        return exponent.real + x
 
     low, length = torch.zeros_like(start), torch.full_like(start, _FAR)
     least = log_modulus(low[..., None]) - _FALL

@@ -1,18 +1,18 @@
 """Families of arrival times, which order the weights of a measure into a series [1].
 
 The weight :math:`w` arrives at the time :math:`T = Y / w`, where :math:`Y` is independent of it and
-has the law of the family. So large weights come early, and finitely many come until any time. The
-weights until a level make a finite approximation; those after a time are what a truncated series
-loses.
+has the distribution of the family. So large weights come early, and finitely many come until any
+time. The weights until a level make a finite approximation; those after a time are what a truncated
+series loses.
 
 [1] J. Lee, X. Miscouridou, F. Caron (2019), A unified construction for series representations and
 finite approximations of completely random measures.
 
 Arrival times of a measure's weights, and the weights given their times.
 
-For every family there are the mean number of arrivals until a time and its inverse, the law of the
-weight that arrives at a time, and the mass that arrives later. Everything is in logarithms and
-float64, with gradients.
+For every family there are the mean number of arrivals until a time and its inverse, the
+distribution of the weight that arrives at a time, and the mass that arrives later. Everything is in
+logarithms and float64, with gradients.
 """
 
 import math
@@ -231,8 +231,8 @@ def arrival_process(measure: LevyMeasure, family: ArrivalFamily) -> ArrivalProce
 
 def order_at_zero(family: ArrivalFamily) -> float:
     """Power with which the distribution function of a family falls at zero, by its slope there."""
-    places = torch.tensor([_EARLIEST - 1.0, _EARLIEST], dtype=torch.float64)
-    first, second = family.log_cdf(places).tolist()
+    points = torch.tensor([_EARLIEST - 1.0, _EARLIEST], dtype=torch.float64)
+    first, second = family.log_cdf(points).tolist()
     return math.inf if first == -math.inf else second - first
 
 
@@ -300,7 +300,7 @@ class _Timed(ABC):
         reach = torch.full_like(log_count, _LARGEST_LOG)
         return solve_monotone(
             self.log_count,
-            lambda place, value: (self._log_rate(place) - value).exp(),
+            lambda x, value: (self._log_rate(x) - value).exp(),
             log_count,
             -reach,
             reach,
@@ -350,10 +350,10 @@ class GammaTimes(_Timed):
         high = end + _FALL / (1.0 - self._measure.index_at_zero.double()) + 5.0
         unsqueezed = self._measure._unsqueezed()
 
-        def log_rate(place: Tensor) -> Tensor:
-            shape = self._order(place)
-            moment = unsqueezed._log_moment(shape + order, place)
-            return shape * place + moment - shape.lgamma()
+        def log_rate(x: Tensor) -> Tensor:
+            shape = self._order(x)
+            moment = unsqueezed._log_moment(shape + order, x)
+            return shape * x + moment - shape.lgamma()
 
         edges = panel_edges(log_rate, log_time, high, torch.stack(corners, -1))
         start = log_time[..., None]

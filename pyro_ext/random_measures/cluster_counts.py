@@ -176,7 +176,7 @@ def frequency_table(counts: Any, num_rows: int | None = None) -> Tensor:
 def split_frequencies(table: Tensor, num_samples: int, seed: int | None = None) -> Tensor:
     """Table of some of the samples, which are picked at random without replacement.
 
-    Of an exchangeable partition they are a partition by the same law.
+    Of an exchangeable partition they are a partition by the same distribution.
 
     :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
     :param int num_samples: how many to pick.

@@ -1,8 +1,8 @@
 """What the distributions share that a measure is the parameter of.
 
-The law of a weight that is known to have been met.
+The distribution of a weight that is known to have been met.
 
-Finite approximations of a measure: independent weights with a law in closed form or not.
+Finite approximations of a measure: independent weights with a distribution in closed form or not.
 """
 
 from typing import Any
@@ -25,14 +25,20 @@ from pyro_ext.random_measures.levy_measure import ArrivalFamily, Factor, LevyMea
 from pyro_ext.special import log1mexp_at_log
 from pyro_ext.special.quadrature import LogIntegrand
 
-__all__ = ["FiniteAtom", "JumpLaw", "MeasureLaw", "exponent_error", "finite_distribution"]
+__all__ = [
+    "FiniteAtom",
+    "JumpDistribution",
+    "MeasureDistribution",
+    "exponent_error",
+    "finite_distribution",
+]
 
 _LEAST_LOG = -690.0
 _NEAREST = 1e-9
 _MARGIN = 1e-10  # from the largest size, where densities may be infinite
 
 
-class MeasureLaw(TorchDistribution):
+class MeasureDistribution(TorchDistribution):
     """Distribution of a number with the batch shape of a measure.
 
     Other tensors of this shape that a subclass stores are named in ``_tensors``.
@@ -63,13 +69,13 @@ class MeasureLaw(TorchDistribution):
         vars(new).update(vars(self), measure=self.measure.expand(shape))
         for name in self._tensors:
             setattr(new, name, getattr(self, name).expand(shape))
-        super(MeasureLaw, new).__init__(shape, validate_args=False)
+        super(MeasureDistribution, new).__init__(shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
 
-class JumpLaw(MeasureLaw):
-    r"""Law of a weight of a measure given that it was met, a tilted moment for a constant.
+class JumpDistribution(MeasureDistribution):
+    r"""Distribution of a weight of a measure given that it was met, a tilted moment for a constant.
 
     .. math:: f(w) = \frac{w^n e^{-uw} \rho(w)}{\kappa(n, u)} .
 
@@ -84,7 +90,7 @@ class JumpLaw(MeasureLaw):
     Example::
 
         >>> from pyro_ext.random_measures import GeneralizedGammaProcess
-        >>> JumpLaw(GeneralizedGammaProcess(2.0, 0.4, 1.5), 1.0, 0.5).mean
+        >>> JumpDistribution(GeneralizedGammaProcess(2.0, 0.4, 1.5), 1.0, 0.5).mean
         tensor(0.3000)
     """
 
@@ -148,8 +154,8 @@ class JumpLaw(MeasureLaw):
         return self.measure._result((log_moment - constant).exp())
 
 
-class FiniteAtom(MeasureLaw):
-    r"""Law of a weight of a finite approximation, by quadrature.
+class FiniteAtom(MeasureDistribution):
+    r"""Distribution of a weight of a finite approximation, by quadrature.
 
     .. math:: f_L(w) = \Phi(t_L | w) \rho(w) / L , \quad \int \Phi(t_L | w) \rho(w) dw = L .
 
@@ -184,10 +190,10 @@ class FiniteAtom(MeasureLaw):
         if self._validate_args:
             self._validate_sample(value)
         log_size = value.double().log()
-        log_density = self.measure._log_density(log_size) + self.log_share(log_size)
+        log_density = self.measure._log_density(log_size) + self.log_fraction(log_size)
         return self.measure._result(log_density, value)
 
-    def log_share(self, log_size: Tensor) -> Tensor:
+    def log_fraction(self, log_size: Tensor) -> Tensor:
         """Logarithm of the density over that of the measure, at logarithms of sizes."""
         return self.family.log_cdf(self.log_level + log_size) - self._log_count
 
@@ -229,7 +235,7 @@ class FiniteAtom(MeasureLaw):
         return variance_of(self.mean, self._moment(2.0))
 
     def _factor(self, level: Tensor, power: Tensor) -> Factor:
-        """Share of the weights of each size that have arrived, times the size to a power."""
+        """Fraction of the weights of each size that have arrived, times the size to a power."""
         is_sharp = isinstance(self.family, DeterministicArrivals)
         return Factor(
             lambda size: self.family.log_cdf(level[..., None] + size) + power[..., None] * size,
@@ -251,13 +257,13 @@ class FiniteAtom(MeasureLaw):
 def finite_distribution(
     measure: LevyMeasure, num_atoms: int, rule: str, family: ArrivalFamily | None
 ) -> TorchDistribution:
-    """Law of a weight of a finite approximation, in closed form where there is one."""
+    """Distribution of a weight of a finite approximation, in closed form where there is one."""
     if rule not in ("exact", "group"):
         raise ValueError(f"rule must be 'exact' or 'group', got {shown(rule)}")
     if family is None or measure._is_own_family(family):
-        law = measure._finite_distribution(num_atoms, rule)
-        if law is not None:
-            return law
+        distribution = measure._finite_distribution(num_atoms, rule)
+        if distribution is not None:
+            return distribution
     family = ExponentialArrivals() if family is None else family
     check_family("family", family)
     if rule == "group":
@@ -290,16 +296,16 @@ def exponent_error(
     return exponent - measure._log_exponent(log_shift).exp()
 
 
-def _log_arrived(measure: LevyMeasure, law: TorchDistribution) -> LogIntegrand:
+def _log_arrived(measure: LevyMeasure, distribution: TorchDistribution) -> LogIntegrand:
     """Logarithm of the density of a weight over that of the measure, at logarithms of sizes."""
-    if isinstance(law, FiniteAtom):
-        return law.log_share
+    if isinstance(distribution, FiniteAtom):
+        return distribution.log_fraction
     end = torch.as_tensor(getattr(measure.support, "upper_bound", torch.inf)).double().log()
     high = (end - _MARGIN).clamp(max=-_LEAST_LOG)
 
     def log_arrived(size: Tensor) -> Tensor:
         # Below the numbers of the type, weights arrive with a probability proportional to them.
         inside = torch.minimum(size.clamp(min=_LEAST_LOG), high)
-        return law.log_prob(inside.exp()) - measure._log_density(inside) + (size - inside)
+        return distribution.log_prob(inside.exp()) - measure._log_density(inside) + (size - inside)
 
     return log_arrived

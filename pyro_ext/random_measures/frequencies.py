@@ -23,16 +23,15 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._checks import as_tensor, check_integer, check_number, check_sequence, shown
+from pyro_ext._renamed import renamed_arguments, renamed_property
 from pyro_ext.random_measures.cluster_counts import (
     as_table,
     cluster_sizes,
     frequency_table,
     log_num_partitions,
 )
-from pyro_ext.random_measures.partition import ClusterCounts
-from pyro_ext.random_measures.probability_measures import NormalizedRandomMeasure, PitmanYor
+from pyro_ext.random_measures.partition import ProbabilityMeasure, check_probability_measure
 from pyro_ext.special.operations import may_hold_everywhere
-from pyro_ext.special.quadrature import integrate_log
 
 __all__ = [
     "FrequencyCounts",
@@ -45,7 +44,7 @@ __all__ = [
 
 
 class FrequencyCounts(TorchDistribution):
-    r"""Law of the numbers of clusters of each size among samples of a random measure.
+    r"""Distribution of the numbers of clusters of each size among samples of a random measure.
 
     With :math:`m_i` clusters of size :math:`i`, so that :math:`\sum_i i \, m_i = n`,
 
@@ -55,11 +54,10 @@ class FrequencyCounts(TorchDistribution):
     factor counts the partitions with these sizes. A draw is exact, and takes a time that is about
     linear in the number of samples.
 
-    :param law: a normalized measure, a Pitman-Yor or a Dirichlet process.
+    :param measure: a normalized measure, a Pitman-Yor or a Dirichlet process.
     :param int num_samples: :math:`n`.
     :param int num_rows: rows of a table, enough for all sizes that differ; by default as many as
         there can be, about :math:`\sqrt{2 n}`.
-    :raises TypeError: for another law.
 
     Example::
 
@@ -71,25 +69,23 @@ class FrequencyCounts(TorchDistribution):
 
     arg_constraints: dict[str, Any] = {}
     support = constraints.independent(constraints.nonnegative_integer, 2)
+    law = renamed_property("law", "measure")
 
+    @renamed_arguments(law="measure")
     def __init__(
         self,
-        law: NormalizedRandomMeasure | PitmanYor,
+        measure: ProbabilityMeasure,
         num_samples: int,
         num_rows: int | None = None,
         *,
         validate_args: bool | None = None,
     ) -> None:
-        if not isinstance(law, NormalizedRandomMeasure | PitmanYor):
-            raise TypeError(
-                "law must be a normalized measure, a PitmanYor or a DirichletProcess, got "
-                f"{law!r:.80}"
-            )
-        self.law = law
+        check_probability_measure("measure", measure)
+        self.measure = measure
         self.num_samples = check_integer("num_samples", num_samples, 1)
         most = (math.isqrt(8 * self.num_samples + 1) - 1) // 2
         rows = most if num_rows is None else check_integer("num_rows", num_rows, 1)
-        super().__init__(law.batch_shape, torch.Size((rows, 2)), validate_args=validate_args)
+        super().__init__(measure.batch_shape, torch.Size((rows, 2)), validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Repeat the distribution over a larger batch shape.
@@ -98,7 +94,7 @@ class FrequencyCounts(TorchDistribution):
         :returns: the distribution of that shape.
         """
         new = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
-        new.law, new.num_samples = self.law, self.num_samples
+        new.measure, new.num_samples = self.measure, self.num_samples
         super(FrequencyCounts, new).__init__(
             torch.Size(batch_shape), self.event_shape, validate_args=False
         )
@@ -113,13 +109,13 @@ class FrequencyCounts(TorchDistribution):
         """
         self._check_table(value)
         sizes, numbers = value.unbind(-1)
-        if self.law.batch_shape or sizes.dim() == 1:
-            result = _log_eppf(self.law, sizes, numbers)
+        if self.measure.batch_shape or sizes.dim() == 1:
+            result = self.measure._log_eppf(cluster_sizes(sizes, numbers))
         else:
             rows = zip(sizes.flatten(0, -2), numbers.flatten(0, -2), strict=True)
-            result = torch.stack([_log_eppf(self.law, *row) for row in rows])
+            result = torch.stack([self.measure._log_eppf(cluster_sizes(*row)) for row in rows])
             result = result.view(sizes.shape[:-1])
-        result = (result + log_num_partitions(value)).to(self.law.index_at_zero.dtype)
+        result = (result + log_num_partitions(value)).to(self.measure._dtype)
         return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -129,22 +125,17 @@ class FrequencyCounts(TorchDistribution):
         :raises ValueError: where a draw has more sizes than there are rows.
         """
         shape = torch.Size(sample_shape) + self.batch_shape
-        own = torch.arange(self.law.batch_shape.numel()).view(self.law.batch_shape)
+        own = torch.arange(self.measure.batch_shape.numel()).view(self.measure.batch_shape)
         chosen = own.expand(shape).flatten()
         tables = torch.zeros((chosen.numel(), *self.event_shape), dtype=torch.long)
         for index in own.flatten().tolist():
             rows = torch.nonzero(chosen == index).squeeze(-1)
-            for row, counts in zip(rows, self._draws(index, len(rows)), strict=True):
+            measure = self.measure._element(index)
+            for row, counts in zip(
+                rows, measure._sample_sizes(self.num_samples, len(rows)), strict=True
+            ):
                 tables[row] = frequency_table(counts, self.event_shape[0])
         return tables.view(*shape, *self.event_shape)
-
-    def _draws(self, index: int, number: int) -> list[Tensor]:
-        """Sizes of clusters of some draws of a law of the batch."""
-        law: Any = self.law._element(index)
-        if isinstance(law, NormalizedRandomMeasure):
-            sampler = ClusterCounts(law.measure, self.num_samples)
-            return [sampler.sample() for _ in range(number)]
-        return [law._sample_labels(self.num_samples, 1)[0].bincount() for _ in range(number)]
 
     def _check_table(self, value: Tensor) -> None:
         if self._validate_args:
@@ -156,14 +147,6 @@ class FrequencyCounts(TorchDistribution):
                     f"value must be of num_samples = {self.num_samples} samples, got "
                     f"{total.flatten()[:5].tolist()}"
                 )
-
-
-def _log_eppf(law: NormalizedRandomMeasure | PitmanYor, sizes: Tensor, numbers: Tensor) -> Tensor:
-    """In float64: of many clusters it nearly cancels with the number of partitions."""
-    if isinstance(law, PitmanYor):
-        return PitmanYor(law.discount.double(), law.concentration.double()).log_eppf(sizes, numbers)
-    value: Tensor = integrate_log(*law._tilt_panels(cluster_sizes(sizes, numbers)))
-    return value
 
 
 def kolmogorov_smirnov(
@@ -185,8 +168,8 @@ def kolmogorov_smirnov(
         tensor(0.5000)
     """
     observed, predicted = _single_table("observed", observed), _single_table("predicted", predicted)
-    places = torch.cat([_sizes("observed", observed), _sizes("predicted", predicted)]).unique()
-    first, second = _shares(observed, predicted, _between(places, least, most))
+    points = torch.cat([_sizes("observed", observed), _sizes("predicted", predicted)]).unique()
+    first, second = _fractions(observed, predicted, _between(points, least, most))
     return _largest((first - second).abs())
 
 
@@ -215,9 +198,9 @@ def reweighted_kolmogorov_smirnov(
     observed, predicted = _single_table("observed", observed), _single_table("predicted", predicted)
     seen, foretold = _sizes("observed", observed), _sizes("predicted", predicted)
     low, high = torch.maximum(seen.min(), foretold.min()), torch.minimum(seen.max(), foretold.max())
-    places = torch.cat([seen, foretold]).unique()
-    places = _between(places[(places >= low) & (places <= high)], least, most)
-    first, second = _shares(observed, predicted, places)
+    points = torch.cat([seen, foretold]).unique()
+    points = _between(points[(points >= low) & (points <= high)], least, most)
+    first, second = _fractions(observed, predicted, points)
     variance = second * (1.0 - second)
     is_inside = variance > 0
     return _largest((first - second).abs()[is_inside] / variance[is_inside].sqrt())
@@ -239,9 +222,9 @@ def rank_sizes(table: Tensor, ranks: Tensor) -> Tensor:
     order = table[:, 0].argsort(descending=True)
     sizes, numbers = table[order].unbind(-1)
     ends = numbers.cumsum(0)
-    place = torch.searchsorted(ends, ranks.to(ends))
-    inside = place.clamp(max=len(ends) - 1)
-    return torch.where(place < len(ends), sizes[inside], 0)
+    x = torch.searchsorted(ends, ranks.to(ends))
+    inside = x.clamp(max=len(ends) - 1)
+    return torch.where(x < len(ends), sizes[inside], 0)
 
 
 class RankSizeBand(NamedTuple):
@@ -304,27 +287,27 @@ def _sizes(name: str, table: Tensor) -> Tensor:
     return sizes
 
 
-def _between(places: Tensor, least: float, most: float) -> Tensor:
+def _between(points: Tensor, least: float, most: float) -> Tensor:
     for name, limit in (("least", least), ("most", most)):
         if isinstance(limit, bool) or not isinstance(limit, int | float) or math.isnan(limit):
             raise TypeError(f"{name} must be a number, got {shown(limit)}")
     if not least <= most:
         raise ValueError(f"least must be at most most, got least={least!r} and most={most!r}")
-    return places[(places >= least) & (places <= most)]
+    return points[(points >= least) & (points <= most)]
 
 
-def _shares(observed: Tensor, predicted: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """Shares of clusters up to the places, by two tables."""
+def _fractions(observed: Tensor, predicted: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Fractions of clusters up to the points, by two tables."""
     dtype = torch.get_default_dtype()
-    shares = []
+    fractions = []
     for table in (observed, predicted):
         order = table[:, 0].argsort()
         sizes, numbers = table[order].unbind(-1)
         numbers = torch.where(sizes > 0, numbers, 0)
         ends = torch.nn.functional.pad(numbers.cumsum(0), (1, 0))
-        below = ends[torch.searchsorted(sizes.contiguous(), places, right=True)]
-        shares.append((below.double() / ends[-1]).to(dtype))
-    return shares[0], shares[1]
+        below = ends[torch.searchsorted(sizes.contiguous(), points, right=True)]
+        fractions.append((below.double() / ends[-1]).to(dtype))
+    return fractions[0], fractions[1]
 
 
 def _largest(values: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
         return self._rescaled(scale, factor, mass=own.mass * factor**own.discount)
 
     def total_mass(self) -> TorchDistribution:
-        r"""Law of the total mass.
+        r"""Distribution of the total mass.
 
         :returns: ``TiltedStable`` where all discounts are positive, ``Gamma`` where all are zero,
             otherwise a ``TotalMass``.
@@ -138,22 +138,18 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
         r""":math:`\log (u + \tau)`, with a gradient also without tilt."""
         return log_sum(log_tilt, self._double.tilt)
 
-    def _log_mass(self, place: Tensor) -> Tensor:
+    def _log_mass(self, x: Tensor) -> Tensor:
         own = self._double
-        return (
-            self._log_scale()
-            - own.discount * place
-            - own.tilt * place.clamp(max=_LARGEST_LOG).exp()
-        )
+        return self._log_scale() - own.discount * x - own.tilt * x.clamp(max=_LARGEST_LOG).exp()
 
-    def _log_tail(self, place: Tensor) -> Tensor:
+    def _log_tail(self, x: Tensor) -> Tensor:
         own = self._double
         log_tilt, is_tilted = log_if_positive(own.tilt)
-        level = torch.where(is_tilted, place + log_tilt, 0.0)
+        level = torch.where(is_tilted, x + log_tilt, 0.0)
         discount, level = torch.broadcast_tensors(own.discount, level)
         tilted = discount * log_tilt + log_upper_gamma_at_log(-discount, level)
         index = torch.where(is_tilted, 0.5, own.discount)
-        untilted = -own.discount * place - index.log()
+        untilted = -own.discount * x - index.log()
         return self._log_scale() + torch.where(is_tilted, tilted, untilted)
 
     def _log_exponent(self, log_shift: Tensor) -> Tensor:
@@ -313,15 +309,15 @@ class RosinskiSeries(_StableSeries):
         discount, log_size = torch.broadcast_tensors(self._discount, log_size)
         level, is_tilted = log_if_positive(self._tilt)
 
-        def log_integrand(place: Tensor) -> Tensor:
+        def log_integrand(x: Tensor) -> Tensor:
             power = discount[..., None]
-            value = place + level.expand_as(log_size)[..., None]
+            value = x + level.expand_as(log_size)[..., None]
             safe = value.clamp(min=-690.0, max=700.0).exp()
             survival = power.log() + power * value + log_upper_gamma(-power, safe)
             survival = torch.where(is_tilted.expand_as(log_size)[..., None], survival, 0.0)
-            below = power * (log_size[..., None] - place)
+            below = power * (log_size[..., None] - x)
             excess = -power * log_size[..., None] + below + log1mexp(below.clamp(min=1e-300))
-            total: Tensor = order * place + torch.where(value > -690.0, survival, 0.0) + excess
+            total: Tensor = order * x + torch.where(value > -690.0, survival, 0.0) + excess
             return total
 
         corners = torch.stack(torch.broadcast_tensors(log_size, -level), -1)
@@ -347,17 +343,15 @@ def thin_above(measure: "GeneralizedGammaProcess", level: Tensor) -> Tensor:
     measure._check("tilt", measure.tilt > 0, "> 0 for the method 'thinning'")
     own = measure._double
     with torch.no_grad():
-        place, weights = level, []
+        x, weights = level, []
         is_active = torch.ones_like(level, dtype=torch.bool)
         while bool(is_active.any()):
-            exponential = -torch.log1p(-torch.rand_like(place))
-            log_total = measure._log_density(place.log()) - own.tilt.log()
-            share = exponential * (-log_total).exp()
-            is_active = is_active & (share < 1.0)
-            step = -torch.log1p(-torch.where(is_active, share, 0.0)) / own.tilt
-            accept = torch.rand_like(place).log() <= -(1.0 + own.discount) * torch.log1p(
-                step / place
-            )
-            place = place + step
-            weights.append(torch.where(is_active & accept, place, 0.0))
+            exponential = -torch.log1p(-torch.rand_like(x))
+            log_total = measure._log_density(x.log()) - own.tilt.log()
+            fraction = exponential * (-log_total).exp()
+            is_active = is_active & (fraction < 1.0)
+            step = -torch.log1p(-torch.where(is_active, fraction, 0.0)) / own.tilt
+            accept = torch.rand_like(x).log() <= -(1.0 + own.discount) * torch.log1p(step / x)
+            x = x + step
+            weights.append(torch.where(is_active & accept, x, 0.0))
         return torch.stack(weights, -1)

@@ -153,7 +153,7 @@ class LevyDensityProcess(CompletelyRandomMeasure):
         return self._with(function, {**self._parameters(), name: factor}, high)
 
     def total_mass(self) -> TorchDistribution:
-        """Approximate law of the total mass, by a thousand weights and a gamma variable."""
+        """Approximate total mass, by a thousand weights and a gamma variable."""
         return ApproximateTotalMass(self, validate_args=self._validate)
 
     def _log_corners(self) -> list[Tensor]:
@@ -174,16 +174,16 @@ class LevyDensityProcess(CompletelyRandomMeasure):
         values = list(vars(self._double).values())
         return values[0] if values else torch.zeros((), dtype=torch.float64)
 
-    def _inner(self, place: Tensor) -> Tensor:
-        return self._function(place.exp(), **vars(self._double)) + place
+    def _inner(self, x: Tensor) -> Tensor:
+        return self._function(x.exp(), **vars(self._double)) + x
 
-    def _log_mass(self, place: Tensor) -> Tensor:
-        inside = place.clamp(min=_LEAST_LOG, max=_LARGEST_LOG)
+    def _log_mass(self, x: Tensor) -> Tensor:
+        inside = x.clamp(min=_LEAST_LOG, max=_LARGEST_LOG)
         at_zero, at_infinity = self._slopes()
         finite = torch.where(at_infinity < torch.inf, at_infinity, 0.0)
-        below, beyond = (inside - place).clamp(min=0.0), (place - inside).clamp(min=0.0)
+        below, beyond = (inside - x).clamp(min=0.0), (x - inside).clamp(min=0.0)
         value = self._inner(inside) + at_zero * below - finite * beyond
-        return torch.where(place.exp() <= self._high, value, -torch.inf)
+        return torch.where(x.exp() <= self._high, value, -torch.inf)
 
     def _panels(self, factor: Factor) -> tuple[LogIntegrand, Tensor]:
         if self._high < torch.inf:
@@ -195,12 +195,10 @@ class LevyDensityProcess(CompletelyRandomMeasure):
 
     def _slopes(self) -> tuple[Tensor, Tensor]:
         """Indices at both ends, from the density at sizes that differ by a factor of e."""
-        places = self._anchor().new_tensor(
+        points = self._anchor().new_tensor(
             [_LEAST_LOG, _LEAST_LOG + 1.0, _LARGEST_LOG - 1.0, _LARGEST_LOG]
         )
-        first, second, third, fourth = (
-            self._inner(place.expand(self.batch_shape)) for place in places
-        )
+        first, second, third, fourth = (self._inner(x.expand(self.batch_shape)) for x in points)
         is_bounded = (fourth < _LEAST_VALUE) | (self._high < torch.inf)
         fall = torch.where(is_bounded, 0.0, third) - torch.where(is_bounded, 0.0, fourth)
         return first - second, torch.where(is_bounded, torch.inf, fall)

@@ -49,10 +49,11 @@ class CompletelyRandomMeasure(LevyMeasure):
     def finite(
         self, num_atoms: int, rule: str = "exact", family: ArrivalFamily | None = None
     ) -> TorchDistribution:
-        r"""Law of the independent weights of a finite approximation [1].
+        r"""Distribution of the independent weights of a finite approximation [1].
 
         With ``num_atoms`` :math:`= L` such weights the measure
-        :math:`\sum_{l \leq L} W_l \delta_{\theta_l}` converges in law to this one as :math:`L`
+        :math:`\sum_{l \leq L} W_l \delta_{\theta_l}` converges in distribution to this one as
+            :math:`L`
         grows. The density is :math:`\Phi(t_L | w) \rho(w) / L`, where :math:`\Phi(t | w)` is the
         probability that a weight arrives until :math:`t` and the level :math:`t_L` is such that
         :math:`L` weights do so on average.
@@ -60,7 +61,8 @@ class CompletelyRandomMeasure(LevyMeasure):
         :param int num_atoms: :math:`L`.
         :param str rule: ``"exact"`` for this level; ``"group"``, for measures made of a generalized
             gamma process, for :math:`t_L = (\sigma L / \eta)^{1/\sigma}`, which ignores the tilt.
-        :param family: arrival times, by default those with a law in closed form where there is one.
+        :param family: arrival times, by default those with a distribution in closed form where
+            there is one.
         :returns: a distribution of this batch shape. Pyro's plates repeat it.
         :raises ValueError: for an argument that is not allowed, such as a family by which
             infinitely many weights arrive until any time.
@@ -112,7 +114,8 @@ class CompletelyRandomMeasure(LevyMeasure):
         :param method: name of a method, or an arrival family.
         :param int seed: of the draws; by default PyTorch's generator goes on.
         :param float tolerance: in place of ``num_jumps``: as many are drawn as it takes until the
-            expected mass of the rest is at most this share of the mass drawn, in all of the batch.
+            expected mass of the rest is at most this fraction of the mass drawn, in all of the
+            batch.
         :param sample_shape: how many series are drawn.
         :returns: ``(weights, arrivals, lost_mass)``: weights in the order of their arrival times,
             with zeros where a method rejects; the times; and the expected mass of all that arrives
@@ -149,9 +152,9 @@ class CompletelyRandomMeasure(LevyMeasure):
         return self._result(series_method(self, method).log_later(target, 1.0).exp(), num_jumps)
 
     def num_jumps(self, tolerance: float, method: str | ArrivalFamily = "size_biased") -> int:
-        r"""Length of a series that loses at most a given share of the mean total mass.
+        r"""Length of a series that loses at most a given fraction of the mean total mass.
 
-        :param float tolerance: the share, in (0, 1).
+        :param float tolerance: the fraction, in (0, 1).
         :param method: as of :meth:`series`.
         :returns: the least :math:`L` with :math:`e(t_L) \leq` ``tolerance`` :math:`E S`, for all of
             the batch.
@@ -248,9 +251,9 @@ class Superposition(CompletelyRandomMeasure):
         return self._with([part.rescale(scale) for part in self.parts])
 
     def total_mass(self) -> TorchDistribution:
-        """Law of the total mass, exact where those of all parts are."""
-        laws = [part.total_mass() for part in self.parts]
-        if any(isinstance(law, ApproximateTotalMass) for law in laws):
+        """Distribution of the total mass, exact where those of all parts are."""
+        distributions = [part.total_mass() for part in self.parts]
+        if any(isinstance(distribution, ApproximateTotalMass) for distribution in distributions):
             return ApproximateTotalMass(self, validate_args=self._validate)
         return TotalMass(self, validate_args=self._validate)
 
@@ -283,8 +286,8 @@ class Superposition(CompletelyRandomMeasure):
 
     # Whatever is linear in the Lévy density adds.
 
-    def _log_mass(self, place: Tensor) -> Tensor:
-        return self._sum(part._log_density(place) for part in self.parts) + place
+    def _log_mass(self, x: Tensor) -> Tensor:
+        return self._sum(part._log_density(x) for part in self.parts) + x
 
     def _log_density(self, log_size: Tensor) -> Tensor:
         return self._sum(part._log_density(log_size) for part in self.parts)
@@ -306,13 +309,13 @@ class Superposition(CompletelyRandomMeasure):
 
     def _sample_jump(self, order: Tensor, log_tilt: Tensor) -> Tensor:
         order, log_tilt = torch.broadcast_tensors(order, log_tilt)
-        shares = torch.stack([part._log_moment(order, log_tilt) for part in self.parts], -1)
+        log_weights = torch.stack([part._log_moment(order, log_tilt) for part in self.parts], -1)
         draws = [part._sample_jump(order, log_tilt) for part in self.parts]
-        return _choose(shares, draws)
+        return _choose(log_weights, draws)
 
     def _sample_size(self, factor: Factor) -> Tensor:
-        shares = torch.stack([part._integrate(factor) for part in self.parts], -1)
-        return _choose(shares, [part._sample_size(factor) for part in self.parts])
+        log_weights = torch.stack([part._integrate(factor) for part in self.parts], -1)
+        return _choose(log_weights, [part._sample_size(factor) for part in self.parts])
 
     def _sample_total_mass(self) -> Tensor:
         total = self._filled(0.0)
@@ -324,8 +327,8 @@ class Superposition(CompletelyRandomMeasure):
         return torch.stack(torch.broadcast_tensors(*logs), -1).logsumexp(-1)
 
 
-def _choose(log_shares: Tensor, draws: Sequence[Tensor]) -> Tensor:
+def _choose(log_weights: Tensor, draws: Sequence[Tensor]) -> Tensor:
     """One of several draws for each element, with given probabilities but for a factor."""
-    part = dist.Categorical(logits=log_shares.detach()).sample()
+    part = dist.Categorical(logits=log_weights.detach()).sample()
     every = torch.stack(torch.broadcast_tensors(*draws), -1)
     return every.gather(-1, part[..., None]).squeeze(-1)

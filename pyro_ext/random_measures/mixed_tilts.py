@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.distributions import AffineTransform, constraints
 
 from pyro_ext._checks import as_tensor
+from pyro_ext._renamed import renamed_arguments
 from pyro_ext.distributions import BetaPrimeBFRY, GeneralizedBFRY
 from pyro_ext.distributions.bases import rsample_log_gamma
 from pyro_ext.distributions.supports import Gamma, open_interval
@@ -56,7 +57,7 @@ __all__ = [
     "GeneralizedBFRYProcess",
     "MixedTilts",
     "ScaledSeries",
-    "cluster_tilt_law",
+    "cluster_tilt_distribution",
     "log_joint_given_cluster_tilts",
 ]
 
@@ -116,7 +117,7 @@ class MixedTilts(CompletelyRandomMeasure):
         return torch.where(self.tilt > 0, torch.inf, self.tail_index)
 
     def total_mass(self) -> TorchDistribution:
-        """Law of the total mass, with exact draws, and a density by inversion.
+        """Distribution of the total mass, with exact draws, and a density by inversion.
 
         A draw is the sum of a tilted stable variable and a compound Poisson sum.
         """
@@ -187,8 +188,8 @@ class MixedTilts(CompletelyRandomMeasure):
             self._power,
             torch.full_like(order, self._damping),
         )
-        place = sample_log_tilt(mixing, power, relative, damping)
-        log_rate = torch.logaddexp(place, relative) + self._log_end()
+        x = sample_log_tilt(mixing, power, relative, damping)
+        log_rate = torch.logaddexp(x, relative) + self._log_end()
         return rsample_log_gamma(power) - log_rate
 
     def _series_methods(self) -> Mapping[str, Callable[[], SeriesMethod]]:
@@ -292,12 +293,12 @@ class GeneralizedBFRYProcess(MixedTilts):
     def _log_end(self) -> Tensor:
         return self._double.cutoff.log()
 
-    def _log_mass(self, place: Tensor) -> Tensor:
-        own, lower = self._double, self._log_lower(place + self._log_end())
+    def _log_mass(self, x: Tensor) -> Tensor:
+        own, lower = self._double, self._log_lower(x + self._log_end())
         return (
             self._log_scale()
-            - own.tail_index * place
-            - own.tilt * place.clamp(max=_LARGEST_LOG).exp()
+            - own.tail_index * x
+            - own.tilt * x.clamp(max=_LARGEST_LOG).exp()
             + lower
         )
 
@@ -426,13 +427,13 @@ class BetaPrimeProcess(MixedTilts):
     def _log_end(self) -> Tensor:
         return -self._double.rate.log()
 
-    def _log_mass(self, place: Tensor) -> Tensor:
+    def _log_mass(self, x: Tensor) -> Tensor:
         own, power = self._double, self._power
-        mixture = power.lgamma() - power * torch.logaddexp(place, own.rate.log())
+        mixture = power.lgamma() - power * torch.logaddexp(x, own.rate.log())
         return (
             self._log_scale()
-            - own.discount * place
-            - own.tilt * place.clamp(max=_LARGEST_LOG).exp()
+            - own.discount * x
+            - own.tilt * x.clamp(max=_LARGEST_LOG).exp()
             + mixture
         )
 
@@ -520,15 +521,15 @@ def _propose_log_excess(discount: Tensor, power: Tensor) -> tuple[Tensor, Tensor
     decay = discount + power
     log_far = (1.0 + discount) * torch.log1p(1.0 / second) - decay * torch.log1p(second)
     far = log_far.exp() / decay
-    choice, place, height = torch.rand(
+    choice, x, height = torch.rand(
         (3, *discount.shape), dtype=discount.dtype, device=discount.device
     )
     choice = choice * (near + middle + far)
     is_near, is_far = choice < near, choice >= near + middle
-    place = 1.0 - place
-    log_near = first.log() + place.log() / (2.0 - discount)
-    log_middle = (start + place * (stop - start)).log() / (1.0 - discount)
-    far_draw = torch.expm1(torch.log1p(second) - place.log() / decay)
+    x = 1.0 - x
+    log_near = first.log() + x.log() / (2.0 - discount)
+    log_middle = (start + x * (stop - start)).log() / (1.0 - discount)
+    far_draw = torch.expm1(torch.log1p(second) - x.log() / decay)
     draw = torch.where(is_near, log_near, torch.where(is_far, far_draw.log(), log_middle))
     weight = draw.exp()
     log_growth = torch.log1p(weight)
@@ -543,8 +544,8 @@ def _propose_log_excess(discount: Tensor, power: Tensor) -> tuple[Tensor, Tensor
 MixtureOverTilts = GeneralizedBFRYProcess | BetaPrimeProcess
 
 
-def cluster_tilt_law(measure: MixtureOverTilts) -> TorchDistribution:
-    r"""Law of a tilt before there are data: the mixing density of the measure, normalized.
+def cluster_tilt_distribution(measure: MixtureOverTilts) -> TorchDistribution:
+    r"""Prior of the tilt of a cluster: the mixing density of the measure, normalized.
 
     Without the weights' own factor it is proportional to :math:`x^{\tau-\sigma-1}` on
     :math:`(0, c)` for a generalized BFRY process, :math:`c` times a Beta variable, and to
@@ -556,26 +557,28 @@ def cluster_tilt_law(measure: MixtureOverTilts) -> TorchDistribution:
     Example::
 
         >>> from pyro_ext.random_measures import BetaPrimeProcess
-        >>> cluster_tilt_law(BetaPrimeProcess(2.0, 0.4, 2.4, 1.0)).mean
+        >>> cluster_tilt_distribution(BetaPrimeProcess(2.0, 0.4, 2.4, 1.0)).mean
         tensor(2.)
     """
     _check_measure(measure)
     power = measure.tail_index - measure.discount
     if isinstance(measure, BetaPrimeProcess):
         return Gamma(power, measure.rate)
-    share = dist.Beta(power, torch.ones_like(power))
+    fraction = dist.Beta(power, torch.ones_like(power))
     zero = torch.zeros_like(power)
-    return _ScaledBeta(share, [AffineTransform(zero, measure.cutoff)])
+    return _ScaledBeta(fraction, [AffineTransform(zero, measure.cutoff)])
 
 
+@renamed_arguments(tilt="auxiliary")
 def log_joint_given_cluster_tilts(
-    measure: MixtureOverTilts, counts: Any, tilt: Tensor, cluster_tilts: Tensor
+    measure: MixtureOverTilts, counts: Any, auxiliary: Tensor, cluster_tilts: Tensor
 ) -> Tensor:
     r"""Log density of a partition and its auxiliary variable, given tilts of the clusters [1].
 
     The Lévy density is a mixture of those of generalized gamma processes over a tilt :math:`x`.
-    With the tilt :math:`y_j` of the :math:`j`-th cluster from its law before there are data, the
-    density of the partition and of :math:`u` is
+    With the tilt :math:`y_j` of the :math:`j`-th cluster from that prior, the density of the
+    partition
+    and of :math:`u` is
 
     .. math:: \frac{u^{n-1}}{\Gamma(n)} e^{-\psi(u)} \prod_{j=1}^K \frac{\eta Z}{\Gamma(1 - \sigma)}
               \frac{\Gamma(n_j - \sigma)}{(y_j + u)^{n_j - \sigma}} ,
@@ -586,7 +589,7 @@ def log_joint_given_cluster_tilts(
 
     :param measure: a generalized BFRY or a beta prime process, without batch shape.
     :param Tensor counts: sizes of clusters. **Shape:** ``(num_clusters,)``.
-    :param Tensor tilt: :math:`u > 0`, a scalar.
+    :param Tensor auxiliary: :math:`u > 0`, a scalar.
     :param Tensor cluster_tilts: :math:`y_j > 0`. **Shape:** ``(num_clusters,)``.
     :returns: a scalar.
     :raises TypeError: for another measure.
@@ -596,18 +599,18 @@ def log_joint_given_cluster_tilts(
 
         >>> from pyro_ext.random_measures import GeneralizedBFRYProcess
         >>> measure = GeneralizedBFRYProcess(1.5, 0.4, 2.3)
-        >>> tilts = cluster_tilt_law(measure).sample((2,))
+        >>> tilts = cluster_tilt_distribution(measure).sample((2,))
         >>> log_joint_given_cluster_tilts(measure, [2, 1], torch.tensor(0.7), tilts).shape
         torch.Size([])
     """
     _check_measure(measure)
-    tilt = as_tensor("tilt", tilt, "()")
+    auxiliary = as_tensor("auxiliary", auxiliary, "()")
     own = measure._double
-    sizes, log_tilt = check_counts(counts), tilt.double().log()
+    sizes, log_auxiliary = check_counts(counts), auxiliary.double().log()
     if sizes.dim() != 1 or not sizes.numel():
         raise ValueError(f"counts must have the shape (num_clusters,), got {tuple(sizes.shape)}")
     cluster_tilts = as_tensor("cluster_tilts", cluster_tilts, f"({len(sizes)},)")
-    for name, value in (("tilt", tilt), ("cluster_tilts", cluster_tilts)):
+    for name, value in (("auxiliary", auxiliary), ("cluster_tilts", cluster_tilts)):
         if not may_hold_everywhere(value > 0):
             raise ValueError(f"{name} must be > 0, got {value.tolist()!r:.80}")
     total = sizes.sum()
@@ -616,11 +619,11 @@ def log_joint_given_cluster_tilts(
     if isinstance(measure, BetaPrimeProcess):
         normalizer = power * end + power.lgamma()
     order = sizes - own.discount
-    rates = cluster_tilts.double() + tilt.double() + own.tilt
+    rates = cluster_tilts.double() + auxiliary.double() + own.tilt
     clusters = measure._log_scale() + normalizer + order.lgamma() - order * rates.log()
-    exponent = measure._log_exponent(log_tilt).exp()
-    value = (total - 1.0) * log_tilt - total.lgamma() - exponent + clusters.sum(-1)
-    return measure._result(value, tilt, cluster_tilts)
+    exponent = measure._log_exponent(log_auxiliary).exp()
+    value = (total - 1.0) * log_auxiliary - total.lgamma() - exponent + clusters.sum(-1)
+    return measure._result(value, auxiliary, cluster_tilts)
 
 
 class _ScaledBeta(dist.TransformedDistribution):

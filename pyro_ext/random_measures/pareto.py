@@ -95,7 +95,7 @@ class ParetoProcess(CompletelyRandomMeasure):
         return self._rescaled(scale, factor, mass=mass, scale=own.scale * factor)
 
     def total_mass(self) -> TorchDistribution:
-        """Law of the total mass, with exact draws."""
+        """Distribution of the total mass, with exact draws."""
         return TotalMass(self, validate_args=self._validate)
 
     def _has_infinitely_many(self) -> bool:
@@ -108,13 +108,11 @@ class ParetoProcess(CompletelyRandomMeasure):
         bend = torch.where(is_tilted, -log_tilt, start)
         return list(torch.broadcast_tensors(start, bend.maximum(start)))
 
-    def _log_mass(self, place: Tensor) -> Tensor:
+    def _log_mass(self, x: Tensor) -> Tensor:
         own = self._double
-        value = (
-            own.mass.log() - own.tail_index * place - own.tilt * place.clamp(max=_LARGEST_LOG).exp()
-        )
+        value = own.mass.log() - own.tail_index * x - own.tilt * x.clamp(max=_LARGEST_LOG).exp()
         # A place of quadrature at the very end belongs to the inside, whatever its rounding.
-        return torch.where(place < own.scale.log() - 1e-9, -torch.inf, value)
+        return torch.where(x < own.scale.log() - 1e-9, -torch.inf, value)
 
     def _panels(self, factor: Factor) -> tuple[LogIntegrand, Tensor]:
         start = self._double.scale.log()
@@ -181,21 +179,21 @@ class ParetoProcess(CompletelyRandomMeasure):
         peak = torch.where(power > 0, peak, start).maximum(start)
         end = torch.maximum(peak, -log_rate)
         reach = torch.where(power < 0, -60.0 / power.clamp(max=-1e-3), 0.0)
-        place = sample_log_concave(
-            lambda place, power, log_rate: power * place - (log_rate + place).exp(),
-            lambda place, power, log_rate: power - (log_rate + place).exp(),
+        x = sample_log_concave(
+            lambda x, power, log_rate: power * x - (log_rate + x).exp(),
+            lambda x, power, log_rate: power - (log_rate + x).exp(),
             (power, log_rate),
             peak,
             start,
             torch.where(log_rate > -torch.inf, end + 60.0, start + reach),
         )
         if not (power.requires_grad or log_rate.requires_grad or start.requires_grad):
-            return place
-        level = self._log_upper(power, log_rate, place)
+            return x
+        level = self._log_upper(power, log_rate, x)
         level = (level - self._log_upper(power, log_rate, start)).exp()
-        density = (power * place - (log_rate + place).exp()).exp()
+        density = (power * x - (log_rate + x).exp()).exp()
         density = density / self._log_upper(power, log_rate, start).exp()
-        draw: Tensor = place + (level - level.detach()) / density.detach()
+        draw: Tensor = x + (level - level.detach()) / density.detach()
         return draw
 
     def _sample_total_mass(self) -> Tensor:

@@ -1,19 +1,15 @@
-r"""Random partitions as distributions of label vectors.
+r"""Random partitions as distributions of label vectors, and how samples and their sizes are drawn.
 
-Random partitions, one sample after the other.
-
-Sizes of clusters of a normalized measure, without the labels of the samples.
-
-Sums over all partitions of a set, by power series.
-
-With :math:`A(z) = \sum_i x_i z^i / i!`, the sum over the partitions of :math:`n` elements into
-:math:`k` blocks of the product of :math:`x` at the sizes is :math:`n! \, [z^n] A(z)^k / k!`, and
-over all partitions :math:`n! \, [z^n] e^{A(z)}`. All terms are positive. Series are scaled by
-powers of a number that keeps them within the range of their type.
+Sums over all partitions of a set are by power series. With :math:`A(z) = \sum_i x_i z^i / i!`, the
+sum over the partitions of :math:`n` elements into :math:`k` blocks of the product of :math:`x` at
+the sizes is :math:`n! \, [z^n] A(z)^k / k!`, and over all partitions
+:math:`n! \, [z^n] e^{A(z)}`. All terms are positive. Series are scaled by powers of a number that
+keeps them within the range of their type.
 """
 
 import math
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,17 +18,18 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import check_integer, shown
+from pyro_ext._checks import check_instance, check_integer
+from pyro_ext._renamed import renamed_arguments, renamed_property
 from pyro_ext.random_measures.arrivals import ExponentialArrivals, arrival_process
-from pyro_ext.random_measures.cluster_counts import counts_of_labels
+from pyro_ext.random_measures.cluster_counts import ClusterSizes, cluster_sizes, counts_of_labels
 from pyro_ext.random_measures.levy_measure import LevyMeasure
 from pyro_ext.random_measures.series import poisson_points
 
 __all__ = [
     "ClusterCounts",
-    "PartitionLaw",
+    "ProbabilityMeasure",
     "RandomPartition",
-    "check_law",
+    "check_probability_measure",
     "log_sums_by_blocks",
     "log_sums_over_partitions",
     "scaled_series",
@@ -55,39 +52,75 @@ _LOW = -7.0
 _REACH = 60.0
 
 
-def check_law(argument: str, value: object) -> None:
-    """Check that a value is the law of a random probability measure, as a partition has one."""
-    methods = ("log_eppf", "_sample_labels", "_element")
-    if isinstance(value, type) or not all(hasattr(value, name) for name in methods):
-        raise TypeError(
-            f"{argument} must be a normalized measure, a PitmanYor or a DirichletProcess, got "
-            f"{shown(value)}"
-        )
-
-
-class PartitionLaw(Protocol):
-    """What has exchangeable random partitions: a normalized measure."""
+class ProbabilityMeasure(ABC):
+    """Random probability measure: normalized, a Pitman-Yor or a Dirichlet process."""
 
     @property
+    @abstractmethod
     def batch_shape(self) -> torch.Size:
         """Shape of the parameters."""
 
+    @property
+    @abstractmethod
+    def index_at_zero(self) -> Tensor:
+        """Index of the power law of small weights."""
+
+    @property
+    @abstractmethod
+    def _dtype(self) -> torch.dtype: ...
+
     def log_eppf(self, counts: Any, multiplicity: Any = None) -> Tensor:
-        """Logarithm of the probability of a partition."""
+        r"""Logarithm of the probability of a partition, the EPPF.
 
-    def _sample_labels(self, num_samples: int, num_draws: int) -> Tensor: ...
+        It is that of one partition of labelled elements with these block sizes, so that
+        :math:`p(3) + 3 p(2, 1) + p(1, 1, 1) = 1`.
 
-    def _element(self, index: int) -> "PartitionLaw": ...
+        :param Tensor counts: sizes of clusters in any order, zeros for padding.
+            **Shape:** ``(*batch, num_clusters)``.
+        :param Tensor multiplicity: number of clusters of each size, one by default. Equal sizes of
+            a single partition are put together by themselves, unless the function is recorded as a
+            graph, which profits from sizes that differ and their multiplicity.
+        """
+        return self._log_eppf(cluster_sizes(counts, multiplicity)).to(self._dtype)
+
+    def partition(self, num_samples: int) -> "RandomPartition":
+        """Distribution of the label vectors of a number of samples.
+
+        :param int num_samples: how many.
+        """
+        return RandomPartition(self, num_samples)
+
+    @abstractmethod
+    def _log_eppf(self, sizes: ClusterSizes) -> Tensor:
+        """In float64."""
+
+    @abstractmethod
+    def _sample_labels(self, num_samples: int, num_draws: int) -> Tensor:
+        """Labels of samples, without batch shape."""
+
+    def _sample_sizes(self, num_samples: int, num_draws: int) -> list[Tensor]:
+        """Sizes of the clusters of samples, without batch shape."""
+        return [self._sample_labels(num_samples, 1)[0].bincount() for _ in range(num_draws)]
+
+    @abstractmethod
+    def _element(self, index: int) -> "ProbabilityMeasure":
+        """One of the batch."""
+
+
+def check_probability_measure(argument: str, value: object) -> None:
+    """Check that a value is a random probability measure."""
+    wanted = "a normalized measure, a PitmanYor or a DirichletProcess"
+    check_instance(argument, value, ProbabilityMeasure, wanted)
 
 
 class RandomPartition(TorchDistribution):
-    """Law of the labels of samples of a random probability measure.
+    """Distribution of the labels of samples of a random probability measure.
 
     Two samples have the same label where they are equal. Labels are numbers from zero, in the order
     of their first occurrence; the probability of a label vector is that of its partition, whatever
     the labels.
 
-    :param law: a normalized measure, a Pitman-Yor or a Dirichlet process.
+    :param measure: a normalized measure, a Pitman-Yor or a Dirichlet process.
     :param int num_samples: how many labels a draw has.
 
     Example::
@@ -100,14 +133,18 @@ class RandomPartition(TorchDistribution):
 
     arg_constraints: dict[str, Any] = {}
     support = constraints.independent(constraints.nonnegative_integer, 1)
+    law = renamed_property("law", "measure")
 
+    @renamed_arguments(law="measure")
     def __init__(
-        self, law: PartitionLaw, num_samples: int, *, validate_args: bool | None = None
+        self, measure: ProbabilityMeasure, num_samples: int, *, validate_args: bool | None = None
     ) -> None:
-        check_law("law", law)
-        self.law = law
+        check_probability_measure("measure", measure)
+        self.measure = measure
         self.num_samples = check_integer("num_samples", num_samples, 1)
-        super().__init__(law.batch_shape, torch.Size((num_samples,)), validate_args=validate_args)
+        super().__init__(
+            measure.batch_shape, torch.Size((num_samples,)), validate_args=validate_args
+        )
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Repeat the distribution over a larger batch shape.
@@ -116,7 +153,7 @@ class RandomPartition(TorchDistribution):
         :returns: the distribution of that shape.
         """
         new = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
-        new.law, new.num_samples = self.law, self.num_samples
+        new.measure, new.num_samples = self.measure, self.num_samples
         super(RandomPartition, new).__init__(
             torch.Size(batch_shape), self.event_shape, validate_args=False
         )
@@ -131,10 +168,10 @@ class RandomPartition(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         counts = counts_of_labels(value)
-        if self.law.batch_shape or counts.dim() == 1:
-            result = self.law.log_eppf(counts)
+        if self.measure.batch_shape or counts.dim() == 1:
+            result = self.measure.log_eppf(counts)
         else:
-            rows = [self.law.log_eppf(row) for row in counts.reshape(-1, self.num_samples)]
+            rows = [self.measure.log_eppf(row) for row in counts.reshape(-1, self.num_samples)]
             result = torch.stack(rows).view(counts.shape[:-1])
         return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
 
@@ -144,13 +181,13 @@ class RandomPartition(TorchDistribution):
         :param torch.Size sample_shape: how many.
         """
         shape = torch.Size(sample_shape) + self.batch_shape
-        own = torch.arange(self.law.batch_shape.numel()).view(self.law.batch_shape)
+        own = torch.arange(self.measure.batch_shape.numel()).view(self.measure.batch_shape)
         chosen = own.expand(shape).flatten()
         labels = torch.empty((chosen.numel(), self.num_samples), dtype=torch.long)
         for index in own.flatten():
             rows = torch.nonzero(chosen == index).squeeze(-1)
-            law = self.law._element(int(index))
-            labels[rows] = law._sample_labels(self.num_samples, rows.numel())
+            measure = self.measure._element(int(index))
+            labels[rows] = measure._sample_labels(self.num_samples, rows.numel())
         return labels.view(*shape, self.num_samples)
 
 
@@ -199,7 +236,7 @@ class InverseExponent:
         self._low, self._high = np.inf, -np.inf
 
     def __call__(self, log_targets: Tensor) -> Tensor:
-        """Logarithms of the places, of those of the values. **Shape:** that of these."""
+        """Logarithms of the points, of those of the values. **Shape:** that of these."""
         if self._measure._is_closed or log_targets.numel() < _FEW_POINTS:
             return self._measure._inverse_exponent(log_targets)
         low, high = float(log_targets.min()), float(log_targets.max())
@@ -214,12 +251,12 @@ class InverseExponent:
         ends = self._measure._inverse_exponent(torch.tensor([low, high], dtype=torch.float64))
         start, stop = ends.tolist()
         number = int(min(max((stop - start) / _SPACING, 64), _MOST_POINTS))
-        places = torch.linspace(start - 1e-6, stop + 1e-6, number, dtype=torch.float64)
-        values = self._measure._log_exponent(places)
+        points = torch.linspace(start - 1e-6, stop + 1e-6, number, dtype=torch.float64)
+        values = self._measure._log_exponent(points)
         slopes = (
-            places + self._measure._log_moment(torch.ones_like(places), places) - values
+            points + self._measure._log_moment(torch.ones_like(points), points) - values
         ).exp()
-        self._spline = CubicHermiteSpline(values.numpy(), places.numpy(), 1.0 / slopes.numpy())
+        self._spline = CubicHermiteSpline(values.numpy(), points.numpy(), 1.0 / slopes.numpy())
         self._low, self._high = low, high
 
 
@@ -270,8 +307,8 @@ class ClusterCounts:
     Let every weight :math:`w` have points at the rate :math:`w` over time. The first :math:`n`
     points are samples of the normalized measure. Points of one stretch of time after the other are
     drawn until there are so many, and the last stretch is cut after the last of them. How long a
-    stretch is depends on what was drawn before it only, which leaves the law as it is. The number
-    of weights that have points is a Poisson process over the values of the Laplace exponent.
+    stretch is depends on what was drawn before it only, which leaves the distribution as it is. The
+    number of weights that have points is a Poisson process over the values of the Laplace exponent.
 
     :param measure: a measure without batch shape.
     :param int num_samples: :math:`n`.
@@ -298,20 +335,20 @@ class ClusterCounts:
             old_level, old_time = level, time
             level, time = self._next(level, time, float(weights.sum()), self._number - done)
             fresh = torch.poisson(weights.new_tensor([level - old_level]))
-            places = torch.rand(int(fresh), dtype=torch.float64, device=self._device)
+            points = torch.rand(int(fresh), dtype=torch.float64, device=self._device)
             starts = torch.full_like(weights, old_time)
-            if len(places):
-                log_times = self._times((old_level + (level - old_level) * places).log())
+            if len(points):
+                log_times = self._times((old_level + (level - old_level) * points).log())
                 weights = torch.cat([weights, self._process.sample_weight(log_times).exp()])
                 starts = torch.cat([starts, log_times.exp().clamp(min=old_time, max=time)])
             is_new = torch.arange(len(weights), device=self._device) >= len(counts)
             more = torch.poisson(weights * (time - starts)).long()
-            added = int(more.sum()) + len(places)
+            added = int(more.sum()) + len(points)
             if done + added >= self._number:
                 kept = self._earliest(starts, more, is_new, time, self._number - done)
             else:
                 kept = more + is_new.long()
-            counts = torch.nn.functional.pad(counts, (0, len(places))) + kept
+            counts = torch.nn.functional.pad(counts, (0, len(points))) + kept
             done += int(kept.sum())
         return counts[counts > 0]
 
@@ -339,8 +376,8 @@ class ClusterCounts:
     def _earliest(starts: Tensor, more: Tensor, is_new: Tensor, end: float, number: int) -> Tensor:
         """How many of the first points of a stretch each weight has."""
         owners = torch.arange(len(more), device=more.device).repeat_interleave(more)
-        places = torch.rand(len(owners), dtype=starts.dtype, device=starts.device)
-        points = starts[owners] + places * (end - starts[owners])
+        uniform = torch.rand(len(owners), dtype=starts.dtype, device=starts.device)
+        points = starts[owners] + uniform * (end - starts[owners])
         points = torch.cat([points, starts[is_new]])
         owners = torch.cat([owners, torch.nonzero(is_new).squeeze(-1)])
         first = points.topk(number, largest=False, sorted=False).indices
@@ -407,5 +444,5 @@ def log_sums_over_partitions(log_values: Tensor) -> Tensor:
     for total in range(1, number + 1):
         earlier = torch.stack(logs[::-1], -1)
         logs.append((log_slopes[..., :total] + earlier).logsumexp(-1) - order[total - 1].log())
-    places = torch.arange(number + 1, dtype=series.dtype, device=series.device)
-    return torch.stack(logs, -1) - places * log_power[..., None]
+    points = torch.arange(number + 1, dtype=series.dtype, device=series.device)
+    return torch.stack(logs, -1) - points * log_power[..., None]

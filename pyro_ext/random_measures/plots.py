@@ -115,7 +115,8 @@ def plot_num_clusters(
 
     With an index at zero of s it grows as n to the power s.
 
-    :param labels: canonical ones of one or more partitions, or those of several laws by name.
+    :param labels: canonical ones of one or more partitions, or those of several distributions by
+        name.
         **Shape:** ``(*draws, n)``.
     :param ax: where to draw; a new figure without it.
     :param int num_points: numbers of samples at which clusters are counted.
@@ -142,9 +143,9 @@ def plot_num_clusters(
 def plot_cluster_sizes(labels: Tensor | Mapping[str, Tensor], ax: "Axes | None" = None) -> "Axes":
     """Draw the number of clusters of each size, averaged over partitions.
 
-    With an index at zero of s the share of clusters of size j falls as j to the power -1-s.
+    With an index at zero of s the fraction of clusters of size j falls as j to the power -1-s.
 
-    :param labels: of one or more partitions, or those of several laws by name.
+    :param labels: of one or more partitions, or those of several distributions by name.
         **Shape:** ``(*draws, n)``.
     :param ax: where to draw; a new figure without it.
     :returns: the axes.
@@ -175,11 +176,11 @@ def _by_name(argument: str, values: Any, kind: str = "numbers") -> Mapping[str, 
     }
 
 
-def _draw_spread(ax: "Axes", places: Any, values: Tensor, name: str) -> None:
+def _draw_spread(ax: "Axes", points: Any, values: Tensor, name: str) -> None:
     """Median and central 90 % over draws."""
     low, middle, high = np.quantile(values.numpy(), _QUANTILES, axis=0)
-    (line,) = ax.plot(places, middle, label=name)
-    ax.fill_between(places, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    (line,) = ax.plot(points, middle, label=name)
+    ax.fill_between(points, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
 
 
 def _finished(ax: "Axes") -> "Axes":

@@ -17,7 +17,7 @@ from pyro_ext.random_measures.arrivals import (
     arrival_process,
     check_family,
 )
-from pyro_ext.random_measures.finite import JumpLaw
+from pyro_ext.random_measures.finite import JumpDistribution
 from pyro_ext.random_measures.levy_measure import ArrivalFamily
 from pyro_ext.random_measures.measure import CompletelyRandomMeasure
 from pyro_ext.random_measures.probability_measures import NormalizedRandomMeasure, PitmanYor
@@ -34,7 +34,7 @@ __all__ = [
 class DiscreteMeasure(NamedTuple):
     """Atoms and weights of a random measure in a model.
 
-    :param Tensor atoms: places. **Shape:** ``(num_atoms, *event)``.
+    :param Tensor atoms: points. **Shape:** ``(num_atoms, *event)``.
     :param Tensor weights: their weights, which sum to one where the measure is normalized.
         **Shape:** ``(num_atoms,)``.
     :param Tensor lost_mass: expected mass of what a truncated series leaves out; zero for other
@@ -52,7 +52,8 @@ class FiniteApproximation:
 
     :param int num_atoms: how many.
     :param str rule: that of the level.
-    :param family: arrival times, by default those with a law in closed form where there is one.
+    :param family: arrival times, by default those with a distribution in closed form where there is
+        one.
     """
 
     num_atoms: int
@@ -95,7 +96,7 @@ def random_measure(
 ) -> DiscreteMeasure:
     """Random measure as a primitive of a Pyro model, truncated to finitely many atoms.
 
-    Its sites, within the plate ``name_plate`` over atoms, are ``name_atoms`` with the law
+    Its sites, within the plate ``name_plate`` over atoms, are ``name_atoms`` with the distribution
     ``base``; and ``name_jumps`` for the weights of a finite approximation, ``name_gaps`` (of the
     unit-rate Poisson process that is turned into arrival times) and ``name_jumps`` for those of a
     series, or ``name_sticks`` for a Pitman-Yor process, all but the last of them broken.
@@ -104,7 +105,7 @@ def random_measure(
     :param str name: start of the names of the sites.
     :param measure: a completely random measure, whose weights are left as they are, or a normalized
         one. Its parameters may be latent.
-    :param base: law of an atom, without batch shape.
+    :param base: distribution of an atom, without batch shape.
     :param truncation: a :class:`FiniteApproximation` or a :class:`TruncatedSeries`. A number stands
         for a finite approximation with so many atoms, and for stick-breaking where there is none.
     :returns: atoms, weights and the mass that is lost.
@@ -162,9 +163,9 @@ def _jumps(
 ) -> tuple[Tensor, Tensor]:
     """Weights of a measure, and the mass that is lost."""
     if isinstance(truncation, FiniteApproximation):
-        law = measure.finite(truncation.num_atoms, truncation.rule, truncation.family)
+        distribution = measure.finite(truncation.num_atoms, truncation.rule, truncation.family)
         with plate:
-            jumps = pyro.sample(f"{name}_jumps", law)
+            jumps = pyro.sample(f"{name}_jumps", distribution)
         return jumps, torch.zeros_like(jumps[..., 0])
     family = named_family(measure, truncation.method)
     if not isinstance(family, DeterministicArrivals | GammaArrivals):
@@ -181,27 +182,31 @@ def _jumps(
         if isinstance(family, DeterministicArrivals):
             jumps = positive_exp(process.sample_weight(log_times).to(measure.dtype))
         else:
-            law = JumpLaw(measure, family.concentration, positive_exp(log_times))
-            jumps = pyro.sample(f"{name}_jumps", law)
+            distribution = JumpDistribution(measure, family.concentration, positive_exp(log_times))
+            jumps = pyro.sample(f"{name}_jumps", distribution)
     lost = process.log_later(log_times[..., -1:], 1.0).squeeze(-1)
     return jumps, lost.exp().to(measure.dtype)
 
 
-def _broken_stick(law: PitmanYor, truncation: Truncation, name: str) -> tuple[Tensor, Tensor]:
+def _broken_stick(
+    distribution: PitmanYor, truncation: Truncation, name: str
+) -> tuple[Tensor, Tensor]:
     """Weights of a Pitman-Yor process, of which the last takes what is left of the stick."""
     if not isinstance(truncation, TruncatedSeries) or truncation.method != "size_biased":
         raise ValueError(
-            f"truncation of a {type(law).__name__} must be a size-biased TruncatedSeries, "
+            f"truncation of a {type(distribution).__name__} must be a size-biased TruncatedSeries, "
             f"which is stick-breaking, got {truncation!r}"
         )
     number = truncation.num_atoms
-    if law.batch_shape:
-        law = PitmanYor(*(value.squeeze(-1) for value in (law.discount, law.concentration)))
-    lost = torch.zeros_like(law.discount)
+    if distribution.batch_shape:
+        distribution = PitmanYor(
+            *(value.squeeze(-1) for value in (distribution.discount, distribution.concentration))
+        )
+    lost = torch.zeros_like(distribution.discount)
     if number == 1:
-        return torch.ones_like(law.discount)[..., None], lost
+        return torch.ones_like(distribution.discount)[..., None], lost
     with pyro.plate(f"{name}_stick_plate", number - 1):
-        sticks = pyro.sample(f"{name}_sticks", law.sticks(number - 1))
+        sticks = pyro.sample(f"{name}_sticks", distribution.sticks(number - 1))
     log_left = torch.log1p(-sticks).cumsum(-1)
     first = torch.zeros_like(log_left[..., :1])
     left = torch.cat([first, log_left], -1).exp()

@@ -1,4 +1,4 @@
-"""Normalized completely random measures, and the random partitions that they induce.
+"""Random probability measures: normalized completely random ones, Pitman-Yor and Dirichlet.
 
 [1] L. F. James, A. Lijoi, I. Prünster (2009), Posterior analysis for normalized random measures
 with independent increments.
@@ -6,9 +6,7 @@ with independent increments.
 [2] F. Ayed, J. Lee, F. Caron (2019), Beyond the Chinese restaurant and Pitman-Yor processes:
 statistical models with double power-law behavior.
 
-The Pitman-Yor and the Dirichlet process.
-
-[1] J. Pitman, M. Yor (1997), The two-parameter Poisson-Dirichlet distribution derived from a stable
+[3] J. Pitman, M. Yor (1997), The two-parameter Poisson-Dirichlet distribution derived from a stable
 subordinator.
 """
 
@@ -22,11 +20,13 @@ from torch.distributions import Distribution
 from typing_extensions import TypeVar
 
 from pyro_ext._checks import as_parameters, as_size, check_integer
+from pyro_ext._renamed import renamed_arguments, renamed_property
 from pyro_ext.random_measures._numerics import as_double
 from pyro_ext.random_measures.cluster_counts import ClusterSizes, check_counts, cluster_sizes
 from pyro_ext.random_measures.levy_measure import LevyMeasure, check_measure
 from pyro_ext.random_measures.partition import (
-    RandomPartition,
+    ClusterCounts,
+    ProbabilityMeasure,
     log_sums_by_blocks,
     log_sums_over_partitions,
     seat_by_arrivals,
@@ -48,7 +48,7 @@ _FALL = 45.0
 M = TypeVar("M", bound=LevyMeasure, default=Any)  # the class of the measure, wherever it is named
 
 
-class NormalizedRandomMeasure(Generic[M]):
+class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
     r"""Random probability measure :math:`G / S` of a completely random measure [1].
 
     Among :math:`n` samples of it, of which :math:`n_j` are of the :math:`j`-th kind, with the
@@ -65,8 +65,8 @@ class NormalizedRandomMeasure(Generic[M]):
     Example::
 
         >>> from pyro_ext.random_measures import GeneralizedGammaProcess
-        >>> law = GeneralizedGammaProcess(2.0, 0.4, 1.5).normalize()
-        >>> law.log_eppf([2, 1]).exp()
+        >>> distribution = GeneralizedGammaProcess(2.0, 0.4, 1.5).normalize()
+        >>> distribution.log_eppf([2, 1]).exp()
         tensor(0.1108)
     """
 
@@ -93,34 +93,21 @@ class NormalizedRandomMeasure(Generic[M]):
         """Index of the power law of small weights."""
         return self.measure.index_at_zero
 
-    def log_joint(self, counts: Any, tilt: Any, multiplicity: Any = None) -> Tensor:
+    @renamed_arguments(tilt="auxiliary")
+    def log_joint(self, counts: Any, auxiliary: Any, multiplicity: Any = None) -> Tensor:
         r"""Logarithm of :math:`p(n_1, \dots, n_K, u)`.
 
         :param Tensor counts: sizes of clusters, zeros for padding.
             **Shape:** ``(*batch, num_clusters)``.
-        :param Tensor tilt: :math:`u > 0`. **Shape:** one that broadcasts with the batch.
+        :param Tensor auxiliary: :math:`u > 0`. **Shape:** one that broadcasts with the batch.
         :param Tensor multiplicity: as of :meth:`log_eppf`.
         """
         sizes = cluster_sizes(counts, multiplicity)
-        log_tilt = self.measure._argument("tilt", tilt, "> 0").log()
-        return self.measure._result(self._log_joint(sizes, log_tilt), tilt)
+        log_auxiliary = self.measure._argument("auxiliary", auxiliary, "> 0").log()
+        return self.measure._result(self._log_joint(sizes, log_auxiliary), auxiliary)
 
-    def log_eppf(self, counts: Any, multiplicity: Any = None) -> Tensor:
-        r"""Logarithm of the probability of a partition, by quadrature over :math:`u`.
-
-        It is that of one partition of labelled elements with these block sizes, so that
-        :math:`p(3) + 3 p(2, 1) + p(1, 1, 1) = 1`.
-
-        :param Tensor counts: sizes of clusters in any order, zeros for padding.
-            **Shape:** ``(*batch, num_clusters)``.
-        :param Tensor multiplicity: number of clusters of each size, one by default. Equal sizes of
-            a single partition are put together by themselves, unless the function is recorded as a
-            graph, which profits from sizes that differ and their multiplicity.
-        """
-        integrand, edges = self._tilt_panels(cluster_sizes(counts, multiplicity))
-        return self.measure._result(integrate_log(integrand, edges))
-
-    def predictive(self, counts: Any, tilt: Any = None) -> Tensor:
+    @renamed_arguments(tilt="auxiliary")
+    def predictive(self, counts: Any, auxiliary: Any = None) -> Tensor:
         r"""Probabilities that the next sample joins each cluster, or a new one.
 
         Given :math:`u` they are proportional to :math:`\kappa(n_j + 1, u) / \kappa(n_j, u)` and,
@@ -128,63 +115,64 @@ class NormalizedRandomMeasure(Generic[M]):
 
         :param Tensor counts: sizes of clusters, zeros for padding.
             **Shape:** ``(*batch, num_clusters)``.
-        :param Tensor tilt: :math:`u > 0`; without it, the average over its law given the counts.
+        :param Tensor auxiliary: :math:`u > 0`; without it, the average over it given the counts.
             One that is drawn once may not be used for several samples, each of which changes its
-            law.
+            distribution.
         :returns: probabilities, the last that of a new cluster.
             **Shape:** ``(*batch, num_clusters + 1)``.
         """
         sizes = check_counts(counts)
-        if tilt is not None:
-            log_tilt = self.measure._argument("tilt", tilt, "> 0").log()
-            return self.measure._result(self._log_weights(sizes, log_tilt).softmax(-1), tilt)
-        integrand, edges = self._tilt_panels(cluster_sizes(sizes))
-        places, log_node_weights = panel_nodes(edges)
-        log_shares = log_node_weights + integrand(places) + places
+        if auxiliary is not None:
+            log_auxiliary = self.measure._argument("auxiliary", auxiliary, "> 0").log()
+            return self.measure._result(
+                self._log_weights(sizes, log_auxiliary).softmax(-1), auxiliary
+            )
+        integrand, edges = self._auxiliary_panels(cluster_sizes(sizes))
+        points, log_node_weights = panel_nodes(edges)
+        log_terms = log_node_weights + integrand(points) + points
         wide = NormalizedRandomMeasure(self.measure._unsqueezed())
-        log_weights = wide._log_weights(sizes[..., None, :], places)
-        return self.measure._result((log_shares[..., None] + log_weights).logsumexp(-2).softmax(-1))
+        log_weights = wide._log_weights(sizes[..., None, :], points)
+        return self.measure._result((log_terms[..., None] + log_weights).logsumexp(-2).softmax(-1))
 
-    def sample_tilt(self, counts: Any, sample_shape: Any = ()) -> Tensor:
+    def sample_auxiliary(self, counts: Any, sample_shape: Any = ()) -> Tensor:
         r"""Draw the auxiliary variable :math:`u` given cluster sizes.
 
         :param Tensor counts: sizes of clusters, zeros for padding.
             **Shape:** ``(*batch, num_clusters)``.
         :param torch.Size sample_shape: how many draws.
         """
-        integrand, edges = self._tilt_panels(cluster_sizes(counts))
+        integrand, edges = self._auxiliary_panels(cluster_sizes(counts))
         edges = edges.expand(*as_size("sample_shape", sample_shape), *edges.shape)
         return self.measure._result(sample_from_panels(integrand, edges).exp())
 
-    def posterior_jumps(self, counts: Any, tilt: Any) -> Tensor:
+    sample_tilt = renamed_property("sample_tilt", "sample_auxiliary")
+
+    @renamed_arguments(tilt="auxiliary")
+    def posterior_jumps(self, counts: Any, auxiliary: Any) -> Tensor:
         r"""Draw the weights of the clusters given their sizes and :math:`u`.
 
         They are independent, with densities proportional to :math:`w^{n_j} e^{-uw} \rho(w)`.
 
         :param Tensor counts: sizes of clusters, zeros for padding.
             **Shape:** ``(*batch, num_clusters)``.
-        :param Tensor tilt: :math:`u > 0`. **Shape:** one that broadcasts with the batch.
+        :param Tensor auxiliary: :math:`u > 0`. **Shape:** one that broadcasts with the batch.
         :returns: the weights, zero for padding. **Shape:** ``(*batch, num_clusters)``.
         """
         sizes = check_counts(counts)
-        log_tilt = self.measure._argument("tilt", tilt, "> 0").log()[..., None]
+        log_auxiliary = self.measure._argument("auxiliary", auxiliary, "> 0").log()[..., None]
         wide = self.measure._unsqueezed()
-        log_weights = wide._sample_jump(*torch.broadcast_tensors(sizes.clamp(min=1.0), log_tilt))
-        return self.measure._result(torch.where(sizes > 0, log_weights.exp(), 0.0), tilt)
+        log_weights = wide._sample_jump(
+            *torch.broadcast_tensors(sizes.clamp(min=1.0), log_auxiliary)
+        )
+        return self.measure._result(torch.where(sizes > 0, log_weights.exp(), 0.0), auxiliary)
 
-    def posterior_measure(self, tilt: Any) -> M:
-        r"""Law of the measure without the clusters that were seen, given :math:`u`.
+    @renamed_arguments(tilt="auxiliary")
+    def posterior_measure(self, auxiliary: Any) -> M:
+        r"""Distribution of the measure without the clusters that were seen, given :math:`u`.
 
-        :param tilt: :math:`u > 0`.
+        :param auxiliary: :math:`u > 0`.
         """
-        return self.measure.exponential_tilt(tilt)
-
-    def partition(self, num_samples: int) -> RandomPartition:
-        """Law of the partition of a number of samples, as a distribution of label vectors.
-
-        :param int num_samples: how many.
-        """
-        return RandomPartition(self, num_samples)
+        return self.measure.exponential_tilt(auxiliary)
 
     def log_num_clusters(self, num_samples: int) -> Tensor:
         """Log probabilities of 1 to n clusters among n samples.
@@ -197,11 +185,11 @@ class NormalizedRandomMeasure(Generic[M]):
         """
         number = check_integer("num_samples", num_samples, 1)
         integrand, edges = self._total_panels(number)
-        places, log_weights = panel_nodes(edges)
+        points, log_weights = panel_nodes(edges)
         constant = math.lgamma(number)
         wide = NormalizedRandomMeasure(self.measure._unsqueezed())
-        inner = number * places - wide.measure._log_exponent(places).exp() + log_weights - constant
-        sums = log_sums_by_blocks(wide._log_kappas(number, places))
+        inner = number * points - wide.measure._log_exponent(points).exp() + log_weights - constant
+        sums = log_sums_by_blocks(wide._log_kappas(number, points))
         return self.measure._result((inner[..., None] + sums).logsumexp(-2))
 
     def expected_cluster_counts(self, num_samples: int) -> Tensor:
@@ -215,75 +203,89 @@ class NormalizedRandomMeasure(Generic[M]):
         """
         number = check_integer("num_samples", num_samples, 1)
         _, edges = self._total_panels(number)
-        places, log_weights = panel_nodes(edges)
+        points, log_weights = panel_nodes(edges)
         wide = NormalizedRandomMeasure(self.measure._unsqueezed())
-        log_kappas = wide._log_kappas(number, places)
-        order = torch.arange(1, number + 1, dtype=torch.float64, device=places.device)
+        log_kappas = wide._log_kappas(number, points)
+        order = torch.arange(1, number + 1, dtype=torch.float64, device=points.device)
         rest = log_sums_over_partitions(log_kappas)[..., :-1].flip(-1)
-        inner = number * places - wide.measure._log_exponent(places).exp() + log_weights
+        inner = number * points - wide.measure._log_exponent(points).exp() + log_weights
         terms = inner[..., None] + log_kappas - (order + 1.0).lgamma() + rest
         return self.measure._result(number * terms.logsumexp(-2).exp())
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.measure.dtype
+
+    def _log_eppf(self, sizes: ClusterSizes) -> Tensor:
+        """By quadrature over the auxiliary variable."""
+        return integrate_log(*self._auxiliary_panels(sizes))
 
     def _sample_labels(self, num_samples: int, num_draws: int) -> Tensor:
         return seat_by_arrivals(self.measure, num_samples, num_draws)
 
+    def _sample_sizes(self, num_samples: int, num_draws: int) -> list[Tensor]:
+        sampler = ClusterCounts(self.measure, num_samples)
+        return [sampler.sample() for _ in range(num_draws)]
+
     def _element(self, index: int) -> "NormalizedRandomMeasure":
         return NormalizedRandomMeasure(self.measure._element(index))
 
-    def _log_kappas(self, number: int, log_tilt: Tensor) -> Tensor:
-        order = torch.arange(1, number + 1, dtype=torch.float64, device=log_tilt.device)
+    def _log_kappas(self, number: int, log_auxiliary: Tensor) -> Tensor:
+        order = torch.arange(1, number + 1, dtype=torch.float64, device=log_auxiliary.device)
         wide = self.measure._unsqueezed()
-        return wide._log_moment(*torch.broadcast_tensors(order, log_tilt[..., None]))
+        return wide._log_moment(*torch.broadcast_tensors(order, log_auxiliary[..., None]))
 
-    def _log_weights(self, sizes: Tensor, log_tilt: Tensor) -> Tensor:
-        """Logarithms of the weights of all clusters, and of a new one, given the tilt."""
-        wide, tilt = self.measure._unsqueezed(), log_tilt[..., None]
-        shape = torch.broadcast_shapes(sizes.shape, tilt.shape, (*self.batch_shape, 1))
+    def _log_weights(self, sizes: Tensor, log_auxiliary: Tensor) -> Tensor:
+        """Logarithms of the weights of all clusters, and of a new one, given u."""
+        wide, log_u = self.measure._unsqueezed(), log_auxiliary[..., None]
+        shape = torch.broadcast_shapes(sizes.shape, log_u.shape, (*self.batch_shape, 1))
         safe = sizes.clamp(min=1.0).expand(shape)
-        own = wide._log_moment(safe + 1.0, tilt) - wide._log_moment(safe, tilt)
+        own = wide._log_moment(safe + 1.0, log_u) - wide._log_moment(safe, log_u)
         own = torch.where(sizes > 0, own, -torch.inf)
-        new = wide._log_moment(torch.ones_like(tilt), tilt).expand(*shape[:-1], 1)
+        new = wide._log_moment(torch.ones_like(log_u), log_u).expand(*shape[:-1], 1)
         return torch.cat([own, new], -1)
 
-    def _product_form(self, num_samples: int, tilt: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _product_form(self, num_samples: int, auxiliary: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log factors of the joint density by sizes of clusters from zero, and by their number."""
-        if tilt is None:
-            raise ValueError("tilt must be given, since partitions have a product form only then")
-        sizes = torch.arange(1, num_samples + 1, dtype=torch.float64, device=tilt.device)
+        if auxiliary is None:
+            raise ValueError(
+                "auxiliary must be given, since partitions have a product form only then"
+            )
+        sizes = torch.arange(1, num_samples + 1, dtype=torch.float64, device=auxiliary.device)
         wide = self.measure._unsqueezed()
-        own = wide._log_moment(*torch.broadcast_tensors(sizes, tilt.double().log()[..., None]))
+        own = wide._log_moment(*torch.broadcast_tensors(sizes, auxiliary.double().log()[..., None]))
         none = own.new_zeros((*own.shape[:-1], 1))
         return torch.cat([none, own], -1), own.new_zeros(num_samples + 2)
 
-    def _log_joint(self, sizes: ClusterSizes, log_tilt: Tensor) -> Tensor:
-        wide, tilt = self.measure._unsqueezed(), log_tilt[..., None]
-        moments = wide._log_moment(*torch.broadcast_tensors(sizes.values, tilt))
-        exponent = self.measure._log_exponent(self.measure._expanded(log_tilt)).exp()
+    def _log_joint(self, sizes: ClusterSizes, log_auxiliary: Tensor) -> Tensor:
+        wide, log_u = self.measure._unsqueezed(), log_auxiliary[..., None]
+        moments = wide._log_moment(*torch.broadcast_tensors(sizes.values, log_u))
+        exponent = self.measure._log_exponent(self.measure._expanded(log_auxiliary)).exp()
         total = sizes.total
-        power = (total - 1.0) * log_tilt - total.lgamma()
+        power = (total - 1.0) * log_auxiliary - total.lgamma()
         return power - exponent + (sizes.multiplicity * moments).sum(-1)
 
-    def _tilt_panels(self, sizes: ClusterSizes) -> tuple[LogIntegrand, Tensor]:
+    def _auxiliary_panels(self, sizes: ClusterSizes) -> tuple[LogIntegrand, Tensor]:
         """Integrand over the logarithm of the auxiliary variable, and panels that resolve it."""
         wide = NormalizedRandomMeasure(self.measure._unsqueezed())
         # Beside the nodes of quadrature there is no other axis where there is no batch.
         is_single = sizes.values.dim() == 1
         inner = sizes if is_single else ClusterSizes(*(part[..., None, :] for part in sizes))
 
-        def log_integrand(place: Tensor) -> Tensor:
-            return wide._log_joint(inner, place) + place
+        def log_integrand(x: Tensor) -> Tensor:
+            return wide._log_joint(inner, x) + x
 
         shape = torch.broadcast_shapes(sizes.number.shape, self.batch_shape)
         number, total = sizes.number.expand(shape), sizes.total.expand(shape)
         return log_integrand, self._edges(log_integrand, number, total)
 
     def _total_panels(self, number: int) -> tuple[LogIntegrand, Tensor]:
-        """Law of the logarithm of the auxiliary variable of n samples, whatever their partition."""
+        """The same for n samples, whatever their partition."""
         wide = NormalizedRandomMeasure(self.measure._unsqueezed())
 
-        def log_integrand(place: Tensor) -> Tensor:
-            sums = log_sums_over_partitions(wide._log_kappas(number, place))[..., -1]
-            return number * place - wide.measure._log_exponent(place).exp() + sums
+        def log_integrand(x: Tensor) -> Tensor:
+            sums = log_sums_over_partitions(wide._log_kappas(number, x))[..., -1]
+            return number * x - wide.measure._log_exponent(x).exp() + sums
 
         # The number of clusters is bounded by the number of samples.
         total = self.measure._filled(float(number))
@@ -293,7 +295,7 @@ class NormalizedRandomMeasure(Generic[M]):
         """Panels over the logarithm of the auxiliary variable, for a number of clusters."""
         measure = self.measure
         with torch.no_grad():
-            # Little depends on u below the place where psi is one, and nothing is left where it
+            # Little depends on u below the point where psi is one, and nothing is left where it
             # has far exceeded the number of clusters, once u is so large that even the largest
             # cluster depends on small weights only.
             most = num_clusters + 100.0 + 15.0 * num_clusters.sqrt()
@@ -313,8 +315,8 @@ class NormalizedRandomMeasure(Generic[M]):
         return edges
 
 
-class PitmanYor:
-    r"""Pitman-Yor process, a random probability measure [1].
+class PitmanYor(ProbabilityMeasure):
+    r"""Pitman-Yor process, a random probability measure [3].
 
     Its random partitions have, with :math:`(x)_m = \Gamma(x + m) / \Gamma(x)`,
 
@@ -373,36 +375,21 @@ class PitmanYor:
         """Index of the power law of small weights, the discount."""
         return self.discount
 
-    def log_eppf(self, counts: Any, multiplicity: Any = None) -> Tensor:
-        """Logarithm of the probability of a partition.
-
-        It is that of one partition of labelled elements with these block sizes.
-
-        :param Tensor counts: sizes of clusters in any order, zeros for padding.
-            **Shape:** ``(*batch, num_clusters)``.
-        :param Tensor multiplicity: number of clusters of each size, one by default.
-        """
-        sizes = cluster_sizes(counts, multiplicity)
-        sigma, theta = self.discount.double(), self.concentration.double()
-        total, number = sizes.total, sizes.number
-        value = self._log_new(sigma, theta, number) - _log_rising(theta + 1.0, total - 1.0)
-        blocks = _log_rising((1.0 - sigma)[..., None], sizes.values - 1.0)
-        value = value + (sizes.multiplicity * blocks).sum(-1)
-        return torch.where(total > 0, value, 0.0).to(self.discount.dtype)
-
-    def log_joint(self, counts: Any, tilt: Any, multiplicity: Any = None) -> Tensor:
+    @renamed_arguments(tilt="auxiliary")
+    def log_joint(self, counts: Any, auxiliary: Any, multiplicity: Any = None) -> Tensor:
         r"""Logarithm of the joint density of a partition and an auxiliary variable.
 
-        For a positive discount the process is the normalized stable process with a law that is
-        weighted by :math:`S^{-\theta}`, and :math:`U | S \sim \text{Gamma}(n + \theta, S)`. Without
-        discount it is the normalized gamma process, and :math:`U | S \sim \text{Gamma}(n, S)`.
+        For a positive discount the process is the normalized stable process with a distribution
+        that is weighted by :math:`S^{-\theta}`, and :math:`U | S \sim \text{Gamma}(n + \theta, S)`.
+        Without discount it is the normalized gamma process, and
+        :math:`U | S \sim \text{Gamma}(n, S)`.
 
         :param Tensor counts: sizes of clusters, zeros for padding.
             **Shape:** ``(*batch, num_clusters)``.
-        :param Tensor tilt: :math:`u > 0`. **Shape:** one that broadcasts with the batch.
+        :param Tensor auxiliary: :math:`u > 0`. **Shape:** one that broadcasts with the batch.
         :param Tensor multiplicity: number of clusters of each size, one by default.
         """
-        sizes, log_tilt = cluster_sizes(counts, multiplicity), as_double(tilt, "tilt").log()
+        sizes, log_u = cluster_sizes(counts, multiplicity), as_double(auxiliary, "auxiliary").log()
         sigma, theta = self.discount.double(), self.concentration.double()
         total, number = sizes.total, sizes.number
         has_discount = sigma > 0
@@ -410,29 +397,27 @@ class PitmanYor:
         constant = (theta + 1.0).lgamma() - (theta / safe + 1.0).lgamma()
         stable = (
             constant
-            + (theta + number * safe - 1.0) * log_tilt
+            + (theta + number * safe - 1.0) * log_u
             - (total + theta).lgamma()
-            - (safe * log_tilt).exp()
+            - (safe * log_u).exp()
             + number * safe.log()
         )
-        growth = torch.logaddexp(log_tilt, torch.zeros_like(log_tilt))
+        growth = torch.logaddexp(log_u, torch.zeros_like(log_u))
         mass = torch.where(has_discount, 1.0, theta)
         gamma = (
-            (total - 1.0) * log_tilt
-            - total.lgamma()
-            - (mass + total) * growth
-            + number * mass.log()
+            (total - 1.0) * log_u - total.lgamma() - (mass + total) * growth + number * mass.log()
         )
         blocks = _log_rising((1.0 - sigma)[..., None], sizes.values - 1.0)
         blocks = (sizes.multiplicity * blocks).sum(-1)
         return (torch.where(has_discount, stable, gamma) + blocks).to(self.discount.dtype)
 
-    def predictive(self, counts: Any, tilt: Any = None) -> Tensor:
+    @renamed_arguments(tilt="auxiliary")
+    def predictive(self, counts: Any, auxiliary: Any = None) -> Tensor:
         """Probabilities that the next sample joins each cluster, or a new one.
 
         :param Tensor counts: sizes of clusters, zeros for padding.
             **Shape:** ``(*batch, num_clusters)``.
-        :param tilt: taken for the sake of one interface; nothing depends on it.
+        :param auxiliary: taken for the sake of one interface; nothing depends on it.
         :returns: probabilities, the last that of a new cluster.
             **Shape:** ``(*batch, num_clusters + 1)``.
         """
@@ -446,7 +431,7 @@ class PitmanYor:
         return (weights / weights.sum(-1, keepdim=True)).to(self.discount.dtype)
 
     def sticks(self, num_sticks: int) -> dist.Beta:
-        r"""Law of the shares that are broken off a stick, one after the other.
+        r"""Distribution of the fractions that are broken off a stick, one after the other.
 
         :math:`V_k \sim \text{Beta}(1 - \sigma, \theta + k \sigma)`, and the weights in size-biased
         order are :math:`V_k \prod_{i < k} (1 - V_i)`.
@@ -458,13 +443,6 @@ class PitmanYor:
         order = torch.arange(1, number + 1, dtype=self.discount.dtype, device=self.discount.device)
         sigma, theta = self.discount[..., None], self.concentration[..., None]
         return dist.Beta(1.0 - sigma, theta + order * sigma, validate_args=self._validate)  # type: ignore[attr-defined]
-
-    def partition(self, num_samples: int) -> RandomPartition:
-        """Law of the partition of a number of samples, as a distribution of label vectors.
-
-        :param int num_samples: how many.
-        """
-        return RandomPartition(self, num_samples)
 
     def log_num_clusters(self, num_samples: int) -> Tensor:
         """Log probabilities of 1 to n clusters among n samples.
@@ -501,7 +479,7 @@ class PitmanYor:
         value = value - _log_rising(theta + 1.0, torch.full_like(theta, number - 1.0))
         return value.exp().to(self.discount.dtype)
 
-    def _product_form(self, num_samples: int, tilt: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _product_form(self, num_samples: int, auxiliary: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log factors of the probability by sizes of clusters from zero, and by their number."""
         order = torch.arange(num_samples + 2, dtype=torch.float64, device=self.discount.device)
         sigma, theta = self.discount.double()[..., None], self.concentration.double()[..., None]
@@ -517,6 +495,18 @@ class PitmanYor:
         with_discount = more * safe.log() + _log_rising(theta / safe + 1.0, more)
         mass = torch.where(has_discount, 1.0, theta)
         return torch.where(has_discount, with_discount, more * mass.log())
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.discount.dtype
+
+    def _log_eppf(self, sizes: ClusterSizes) -> Tensor:
+        sigma, theta = self.discount.double(), self.concentration.double()
+        total, number = sizes.total, sizes.number
+        value = self._log_new(sigma, theta, number) - _log_rising(theta + 1.0, total - 1.0)
+        blocks = _log_rising((1.0 - sigma)[..., None], sizes.values - 1.0)
+        value = value + (sizes.multiplicity * blocks).sum(-1)
+        return torch.where(total > 0, value, 0.0)
 
     def _sample_labels(self, num_samples: int, num_draws: int) -> Tensor:
         discount, concentration = float(self.discount), float(self.concentration)

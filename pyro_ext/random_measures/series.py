@@ -117,8 +117,8 @@ def draw_series(
             points = poisson_points(shape, check_integer("num_jumps", num_jumps, 1), measure)
             log_weights, log_times = along.sample(points)
         else:
-            share = check_number("tolerance", tolerance, above=0, below=1)
-            points, log_weights, log_times = _draw_until(way, along, measure, shape, share)
+            fraction = check_number("tolerance", tolerance, above=0, below=1)
+            points, log_weights, log_times = _draw_until(way, along, measure, shape, fraction)
     lost = way.log_later(points[..., -1], 1.0).exp()
     results = (log_weights.exp(), log_times.exp(), lost)
     return Series(*(result.to(measure.dtype) for result in results))
@@ -126,15 +126,15 @@ def draw_series(
 
 def shortest_series(measure: LevyMeasure, tolerance: float, method: str | ArrivalFamily) -> int:
     """Least number of jumps whose expected loss is within a tolerance."""
-    share = check_number("tolerance", tolerance, above=0, below=1)
+    fraction = check_number("tolerance", tolerance, above=0, below=1)
     mean = measure.mean.double()
     if not bool(mean.isfinite().all()):
-        raise ValueError("tolerance is a share of the mean total mass, which is infinite here")
+        raise ValueError("tolerance is a fraction of the mean total mass, which is infinite here")
     way = series_method(measure, method)
 
     def is_enough(count: int) -> bool:
         point = measure._filled(float(count))
-        return bool((way.log_later(point, 1.0).exp() <= share * mean).all())
+        return bool((way.log_later(point, 1.0).exp() <= fraction * mean).all())
 
     high = 1
     while not is_enough(high):
@@ -171,10 +171,10 @@ def draw_above(
     with seeded(seed):
         number = torch.poisson(log_count.detach().exp())
         largest = int(number.max()) if number.numel() else 0
-        places = torch.rand((*shape, largest), dtype=torch.float64, device=level.device)
+        points = torch.rand((*shape, largest), dtype=torch.float64, device=level.device)
     mask = torch.arange(largest, device=level.device) < number[..., None]
     # Uniform numbers that are not used sort behind the others.
-    ordered = torch.where(mask, places, 2.0).sort(-1).values
+    ordered = torch.where(mask, points, 2.0).sort(-1).values
     ordered = torch.where(mask, ordered, 0.5).clamp(min=1e-300)
     unsqueezed = measure._unsqueezed()
     weights = unsqueezed._inverse_tail(log_count[..., None] + ordered.log()).exp()
@@ -193,19 +193,19 @@ def _draw_until(
     along: SeriesMethod,
     measure: LevyMeasure,
     shape: torch.Size,
-    share: float,
+    fraction: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw blocks of growing length until the expected rest is within a share of what is drawn."""
+    """Draw blocks of growing length until the expected rest is small enough."""
     points = poisson_points(shape, _BLOCK, measure)
     log_weights, log_times = along.sample(points)
     while True:
         rest = way.log_later(points[..., -1], 1.0).exp()
-        if bool((rest <= share * log_weights.exp().sum(-1)).all()):
+        if bool((rest <= fraction * log_weights.exp().sum(-1)).all()):
             return points, log_weights, log_times
         number = points.shape[-1]
         if number > _MOST_JUMPS:
             raise ValueError(
-                f"tolerance {share:g} is not reached after {number} jumps; a larger one takes fewer"
+                f"tolerance {fraction:g} is not reached after {number} jumps; take a larger one"
             )
         new_points = points[..., -1:] + poisson_points(shape, number, measure)
         new_weights, new_times = along.sample(new_points)

@@ -116,7 +116,7 @@ class StableBetaProcess(CompletelyRandomMeasure):
         return self._rescaled(scale, factor, scale=own.scale * factor)
 
     def total_mass(self) -> TorchDistribution:
-        """Approximate law of the total mass, by a thousand weights and a gamma variable."""
+        """Approximate total mass, by a thousand weights and a gamma variable."""
         is_closed = not self._has("tilt") and holds_everywhere(self.concentration > 0)
         method = "lomax" if is_closed else "size_biased"
         return ApproximateTotalMass(self, method=method, validate_args=self._validate)
@@ -130,14 +130,14 @@ class StableBetaProcess(CompletelyRandomMeasure):
             - (own.concentration + own.discount).lgamma()
         )
 
-    # Places are the logits of sizes, in which nothing is singular at the largest size.
+    # Points are the logits of sizes, in which nothing is singular at the largest size.
 
     def _coordinate(self, log_size: Tensor) -> Tensor:
-        log_share = (log_size - self._double.scale.log()).clamp(max=-_SMALLEST)
-        return log_share - log1mexp(-log_share)
+        log_ratio = (log_size - self._double.scale.log()).clamp(max=-_SMALLEST)
+        return log_ratio - log1mexp(-log_ratio)
 
-    def _log_size(self, place: Tensor) -> Tensor:
-        return torch.nn.functional.logsigmoid(place) + self._double.scale.log()
+    def _log_size(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.logsigmoid(x) + self._double.scale.log()
 
     def _slope_at_infinity(self, order: Tensor) -> Tensor:
         own = self._double
@@ -152,24 +152,24 @@ class StableBetaProcess(CompletelyRandomMeasure):
         bend = torch.where(is_tilted, -log_tilt, middle)
         return [middle, bend.minimum(middle)]
 
-    def _log_mass(self, place: Tensor) -> Tensor:
+    def _log_mass(self, x: Tensor) -> Tensor:
         own = self._double
-        log_share = torch.nn.functional.logsigmoid(place)
-        log_rest = torch.nn.functional.logsigmoid(-place)
+        log_ratio = torch.nn.functional.logsigmoid(x)
+        log_rest = torch.nn.functional.logsigmoid(-x)
         power = own.concentration + own.discount
-        tilted = own.tilt * own.scale * log_share.exp()
-        return self._log_scale() - own.discount * log_share + power * log_rest - tilted
+        tilted = own.tilt * own.scale * log_ratio.exp()
+        return self._log_scale() - own.discount * log_ratio + power * log_rest - tilted
 
     def _log_density(self, log_size: Tensor) -> Tensor:
         own = self._double
         log_scale = own.scale.log()
-        log_share = log_size - log_scale
+        log_ratio = log_size - log_scale
         # Next to the largest size, rounding of logarithms decides which is larger.
         rounding = _ROUNDING * (1.0 + log_scale.abs())
-        inside = log_share < torch.where(log_scale == 0, 0.0, rounding)
-        log_rest = log1mexp(torch.where(inside, -log_share, 1.0).maximum(rounding))
+        inside = log_ratio < torch.where(log_scale == 0, 0.0, rounding)
+        log_rest = log1mexp(torch.where(inside, -log_ratio, 1.0).maximum(rounding))
         power = own.concentration + own.discount - 1.0
-        body = self._log_scale() - own.discount * log_share + power * log_rest
+        body = self._log_scale() - own.discount * log_ratio + power * log_rest
         return torch.where(inside, body - own.tilt * log_size.exp(), -torch.inf) - log_size
 
     def _log_tail(self, log_size: Tensor) -> Tensor:
@@ -220,9 +220,9 @@ class _LomaxTimes:
     def log_count(self, log_time: Tensor) -> Tensor:
         r""":math:`\log\{\eta c [(1 + t)^\sigma - 1] / \sigma\}`."""
         own = self._measure._double
-        place = log_time + own.scale.log()
-        growth = torch.logaddexp(place, torch.zeros_like(place))
-        log_growth = torch.where(place < -36.0, place, growth.clamp(min=_SMALLEST).log())
+        x = log_time + own.scale.log()
+        growth = torch.logaddexp(x, torch.zeros_like(x))
+        log_growth = torch.where(x < -36.0, x, growth.clamp(min=_SMALLEST).log())
         log_rate = (own.mass * own.concentration).log()
         return log_rate + log_growth + log_exprel(own.discount * growth)
 
@@ -242,8 +242,8 @@ class _LomaxTimes:
         shape = torch.broadcast_shapes(log_time.shape, own.discount.shape)
         first = rsample_log_gamma((1.0 - own.discount).expand(shape))
         second = rsample_log_gamma((own.concentration + own.discount).expand(shape))
-        place = log_time + own.scale.log()
-        growth = torch.logaddexp(place, torch.zeros_like(place))
+        x = log_time + own.scale.log()
+        growth = torch.logaddexp(x, torch.zeros_like(x))
         return first - torch.logaddexp(first, second + growth) + own.scale.log()
 
     def log_later(self, log_time: Tensor, order: float) -> Tensor:
@@ -280,12 +280,12 @@ class _Rounds:
         # Where the discount is zero, the quotient is the limit of one near it.
         discount = own.discount.clamp(min=1e-7)
         start = (own.concentration + discount).lgamma() - own.concentration.lgamma()
-        place = rounds + own.concentration
-        is_far = place > _FAR_ROUND
-        near = torch.where(is_far, 1.0, place)
+        x = rounds + own.concentration
+        is_far = x > _FAR_ROUND
+        near = torch.where(is_far, 1.0, x)
         end = torch.where(
             is_far,
-            discount * (place + 0.5 * (discount - 1.0)).log(),
+            discount * (x + 0.5 * (discount - 1.0)).log(),
             (near + discount).lgamma() - near.lgamma(),
         )
         gap = (end - start).clamp(min=_SMALLEST)
@@ -297,8 +297,8 @@ class _Rounds:
         """Round in which the mean number reaches a point."""
         target = point.log()
         low, high = torch.full_like(target, -40.0), torch.full_like(target, 700.0)
-        place = solve_increasing(lambda place: self._log_count(place.exp()), target, low, high)
-        return place.exp().ceil().clamp(min=1.0)
+        x = solve_increasing(lambda x: self._log_count(x.exp()), target, low, high)
+        return x.exp().ceil().clamp(min=1.0)
 
     def sample(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Beta variables of the rounds of the points, and the rounds for times."""
@@ -325,7 +325,7 @@ class _Rounds:
         gap = after - before
         # Very late rounds have next to no weights each, and no two of them differ.
         has_gap = gap > 0
-        share = (after - point) / torch.where(has_gap, gap, 1.0)
-        share = torch.where(has_gap, share, 0.0).clamp(0.0, 1.0)
+        fraction = (after - point) / torch.where(has_gap, gap, 1.0)
+        fraction = torch.where(has_gap, fraction, 0.0).clamp(0.0, 1.0)
         whole, later = log_moment(rounds - 1.0).exp(), log_moment(rounds).exp()
-        return (later + share * (whole - later)).log()
+        return (later + fraction * (whole - later)).log()

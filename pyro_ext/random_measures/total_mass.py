@@ -1,4 +1,4 @@
-"""Laws of total masses that have no density in closed form."""
+"""Distributions of total masses that have no density in closed form."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from pyro_ext._checks import check_integer
 from pyro_ext.distributions.bases import attach_gradient, clamp_positive, invert_cdf
 from pyro_ext.distributions.supports import positive
 from pyro_ext.random_measures._numerics import as_double
-from pyro_ext.random_measures.finite import MeasureLaw
+from pyro_ext.random_measures.finite import MeasureDistribution
 from pyro_ext.random_measures.levy_measure import ArrivalFamily, LevyMeasure, check_measure
 from pyro_ext.random_measures.series import poisson_points, series_method
 
@@ -20,15 +20,15 @@ __all__ = ["ApproximateTotalMass", "InvertedTotalMass", "TotalMass", "compound_p
 _MOST_WEIGHTS = 10**8
 
 
-class TotalMass(MeasureLaw):
-    r"""Law of the total mass of a completely random measure, with exact draws.
+class TotalMass(MeasureDistribution):
+    r"""Distribution of the total mass of a completely random measure, with exact draws.
 
     .. math:: E\, e^{-tS} = e^{-\psi(t)} , \quad E S = \kappa(1, 0) , \quad
               \operatorname{Var} S = \kappa(2, 0) .
 
     It has no density here, which :class:`InvertedTotalMass` has. Draws have no gradients.
 
-    :param measure: one that ``total_mass()`` returns this law for.
+    :param measure: one that ``total_mass()`` returns this distribution for.
     """
 
     support: Any = constraints.nonnegative
@@ -65,7 +65,7 @@ class TotalMass(MeasureLaw):
 
 
 class InvertedTotalMass(TotalMass):
-    r"""Law of the total mass of a measure whose Laplace transform can be inverted.
+    r"""Distribution of the total mass of a measure whose Laplace transform can be inverted.
 
     Density and distribution function are integrals of the transform along a contour in the complex
     numbers, for which the exponent is computed by quadrature. Both are right to about twelve
@@ -73,13 +73,13 @@ class InvertedTotalMass(TotalMass):
     value takes about a tenth of a second. Draws are exact, with gradients by implicit
     differentiation.
 
-    :param measure: one that ``total_mass()`` returns this law for.
+    :param measure: one that ``total_mass()`` returns this distribution for.
 
     Example::
 
         >>> from pyro_ext.random_measures import BetaPrimeProcess
-        >>> law = BetaPrimeProcess(1.5, 0.4, 2.3).total_mass()
-        >>> law.log_prob(torch.tensor([0.3, 3.0, 300.0]))
+        >>> distribution = BetaPrimeProcess(1.5, 0.4, 2.3).total_mass()
+        >>> distribution.log_prob(torch.tensor([0.3, 3.0, 300.0]))
         tensor([ -1.1086,  -2.9509, -18.8456])
     """
 
@@ -120,13 +120,13 @@ class InvertedTotalMass(TotalMass):
         return attach_gradient(draw, self.measure._parameters().values(), self.cdf, self.log_prob)
 
     def _log_inverse(self, value: Tensor, pole: float) -> Tensor:
-        place = self.measure._expanded(as_double(value).log())
-        log_inverse = self.measure._log_inverse_transform(place, torch.full_like(place, pole))
+        x = self.measure._expanded(as_double(value).log())
+        log_inverse = self.measure._log_inverse_transform(x, torch.full_like(x, pole))
         return self.measure._result(log_inverse, value)
 
 
 class ApproximateTotalMass(TotalMass):
-    r"""Approximate law of a total mass: the first weights of a series, and a gamma variable.
+    r"""Approximate total mass: the first weights of a series, and a gamma variable.
 
     The gamma variable stands for all later weights and has their mean and variance, so that mean
     and variance of the sum are right. What is wrong is of third order in weights that are small.

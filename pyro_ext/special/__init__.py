@@ -6,6 +6,7 @@ incomplete gamma functions compute in float64 and return the type of their argum
 functions with a single peak are taken in logarithms too, whatever their width and size.
 """
 
+from pyro_ext._renamed import renamed
 from pyro_ext.special.elementary import (
     expm1mx,
     exprel,
@@ -27,8 +28,8 @@ from pyro_ext.special.quadrature import (
     num_edges,
     panel_edges,
     panel_nodes,
-    place_with_gradient,
-    places_of_fall,
+    point_with_gradient,
+    points_of_fall,
     sample_from_panels,
 )
 
@@ -50,8 +51,13 @@ __all__ = [
     "opaque",
     "panel_edges",
     "panel_nodes",
-    "place_with_gradient",
-    "places_of_fall",
+    "point_with_gradient",
+    "points_of_fall",
     "sample_from_panels",
     "where_needed",
 ]
+
+__getattr__ = renamed(
+    __name__,
+    {"places_of_fall": "points_of_fall", "place_with_gradient": "point_with_gradient"},
+)

@@ -20,8 +20,8 @@ __all__ = [
     "num_edges",
     "panel_edges",
     "panel_nodes",
-    "place_with_gradient",
-    "places_of_fall",
+    "point_with_gradient",
+    "points_of_fall",
     "sample_from_panels",
 ]
 
@@ -70,7 +70,7 @@ def panel_edges(
 ) -> Tensor:
     """Ends of panels that resolve a function with one peak, in rising order.
 
-    :param log_integrand: maps places of shape ``(*shape, n)`` to logarithms of that shape.
+    :param log_integrand: maps points of shape ``(*shape, n)`` to logarithms of that shape.
     :param Tensor low: where the range begins. **Shape:** ``shape``.
     :param Tensor high: where it ends, both finite. **Shape:** ``shape``.
     :param Tensor corners: where the slope of the logarithm changes over a length of about one.
@@ -82,7 +82,7 @@ def panel_edges(
     with torch.no_grad():
         if peak is None:
             peak = _find_peak(log_integrand, low, high)
-        ends = places_of_fall(log_integrand, peak, low, high, _DROPS)
+        ends = points_of_fall(log_integrand, peak, low, high, _DROPS)
         offsets = torch.tensor(_OFFSETS, dtype=ends.dtype, device=ends.device)
         bends = (corners[..., None] + offsets).flatten(-2)
         half = len(_DROPS)
@@ -95,12 +95,12 @@ def num_edges(num_corners: int) -> int:
     return 2 * len(_DROPS) + 1 + len(_OFFSETS) * num_corners
 
 
-def places_of_fall(
+def points_of_fall(
     log_integrand: LogIntegrand, peak: Tensor, low: Tensor, high: Tensor, drops: Sequence[float]
 ) -> Tensor:
-    """Places on both sides of a peak where a logarithm has fallen by given amounts.
+    """Points on both sides of a peak where a logarithm has fallen by given amounts.
 
-    :param log_integrand: maps places of shape ``(*shape, n)`` to logarithms of that shape.
+    :param log_integrand: maps points of shape ``(*shape, n)`` to logarithms of that shape.
     :param Tensor peak: where the function is largest. **Shape:** ``shape``.
     :param Tensor low: where the range begins. **Shape:** ``shape``.
     :param Tensor high: where it ends. **Shape:** ``shape``.
@@ -115,7 +115,7 @@ def places_of_fall(
     )
     side = torch.tensor([-1.0] * len(drops) + [1.0] * len(drops)).to(peak)
     reach = torch.where(side < 0, peak - low, high - peak).clamp(min=1e-300)
-    # Halving the logarithm of the distance finds near and far places with the same care.
+    # Halving the logarithm of the distance finds near and far points with the same care.
     near, far = reach.clamp(max=_NEAREST).log(), reach.log()
     for _ in range(_NUM_HALVINGS):
         middle = 0.5 * (near + far)
@@ -132,14 +132,14 @@ def panel_nodes(edges: Tensor) -> tuple[Tensor, Tensor]:
     """
     nodes, weights = gauss_legendre(_NUM_NODES, edges.device)
     lengths = edges.diff()[..., None]
-    places = (edges[..., :-1, None] + lengths * nodes).flatten(-2)
-    return places, (lengths * weights).clamp(min=1e-300).log().flatten(-2)
+    points = (edges[..., :-1, None] + lengths * nodes).flatten(-2)
+    return points, (lengths * weights).clamp(min=1e-300).log().flatten(-2)
 
 
 def integrate_log(log_integrand: LogIntegrand, edges: Tensor) -> Tensor:
     """Logarithm of an integral over panels, with gradients of the integrand.
 
-    :param log_integrand: maps places of shape ``(*shape, n)`` to logarithms of that shape.
+    :param log_integrand: maps points of shape ``(*shape, n)`` to logarithms of that shape.
     :param Tensor edges: ends of the panels, of :func:`panel_edges`. **Shape:** ``(*shape, m)``.
     :returns: the logarithm. **Shape:** ``shape``.
 
@@ -151,66 +151,66 @@ def integrate_log(log_integrand: LogIntegrand, edges: Tensor) -> Tensor:
         >>> abs(float(integrate_log(log_density, edges))) < 1e-12
         True
     """
-    places, log_weights = panel_nodes(edges)
-    return (log_weights + log_integrand(places)).logsumexp(-1)
+    points, log_weights = panel_nodes(edges)
+    return (log_weights + log_integrand(points)).logsumexp(-1)
 
 
 def sample_from_panels(log_integrand: LogIntegrand, edges: Tensor) -> Tensor:
-    """Draw places with a density that is given but for a constant, by inversion.
+    """Draw points with a density that is given but for a constant, by inversion.
 
     Draws have the gradient of their quantile by implicit differentiation.
 
-    :param log_integrand: maps places of shape ``(*shape, n)`` to logarithms of that shape.
+    :param log_integrand: maps points of shape ``(*shape, n)`` to logarithms of that shape.
     :param Tensor edges: ends of the panels, of :func:`panel_edges`. **Shape:** ``(*shape, m)``.
-    :returns: the places. **Shape:** ``shape``.
+    :returns: the points. **Shape:** ``shape``.
     """
     uniform = torch.rand(edges.shape[:-1], dtype=edges.dtype, device=edges.device)
     with torch.no_grad():
-        places, log_weights = panel_nodes(edges)
-        logs = log_weights + log_integrand(places)
+        points, log_weights = panel_nodes(edges)
+        logs = log_weights + log_integrand(points)
         masses = (logs - logs.amax(-1, keepdim=True)).exp().unflatten(-1, (-1, _NUM_NODES)).sum(-1)
         ends = masses.cumsum(-1)
         target = uniform[..., None] * ends[..., -1:]
         panel = (ends <= target).sum(-1, keepdim=True).clamp(max=masses.shape[-1] - 1)
         low, high = edges.gather(-1, panel), edges.gather(-1, panel + 1)
-        share = (target - ends.gather(-1, panel) + masses.gather(-1, panel)).clamp(min=0.0)
-        share = share / masses.gather(-1, panel)
+        fraction = (target - ends.gather(-1, panel) + masses.gather(-1, panel)).clamp(min=0.0)
+        fraction = fraction / masses.gather(-1, panel)
         log_whole = integrate_log(log_integrand, torch.cat([low, high], -1))
-        start, place = low, low + share * (high - low)
+        start, x = low, low + fraction * (high - low)
         for _ in range(_NUM_STEPS):
-            part = integrate_log(log_integrand, torch.cat([start, place], -1))[..., None]
-            residual = (part - log_whole[..., None]).exp() - share
-            low = torch.where(residual < 0, place, low)
-            high = torch.where(residual < 0, high, place)
-            density = (log_integrand(place) - log_whole[..., None]).exp()
-            newton = place - residual / density
+            part = integrate_log(log_integrand, torch.cat([start, x], -1))[..., None]
+            residual = (part - log_whole[..., None]).exp() - fraction
+            low = torch.where(residual < 0, x, low)
+            high = torch.where(residual < 0, high, x)
+            density = (log_integrand(x) - log_whole[..., None]).exp()
+            newton = x - residual / density
             is_inside = (newton >= low) & (newton <= high)
-            place = torch.where(is_inside, newton, 0.5 * (low + high))
-        place = place.squeeze(-1)
-    return place_with_gradient(log_integrand, edges, place)
+            x = torch.where(is_inside, newton, 0.5 * (low + high))
+        x = x.squeeze(-1)
+    return point_with_gradient(log_integrand, edges, x)
 
 
-def place_with_gradient(log_integrand: LogIntegrand, edges: Tensor, place: Tensor) -> Tensor:
+def point_with_gradient(log_integrand: LogIntegrand, edges: Tensor, x: Tensor) -> Tensor:
     """Give a draw the gradient of its quantile by implicit differentiation.
 
     :param log_integrand: logarithm of its density, but for a constant.
     :param Tensor edges: ends of the panels. **Shape:** ``(*shape, m)``.
-    :param Tensor place: the draw. **Shape:** ``shape``.
+    :param Tensor x: the draw. **Shape:** ``shape``.
     """
-    log_part = integrate_log(log_integrand, torch.minimum(edges, place[..., None]))
+    log_part = integrate_log(log_integrand, torch.minimum(edges, x[..., None]))
     log_whole = integrate_log(log_integrand, edges)
     level = (log_part - log_whole).exp()
     with torch.no_grad():
-        density = (log_integrand(place[..., None]).squeeze(-1) - log_whole).exp()
-    return place - (level - level.detach()) / density
+        density = (log_integrand(x[..., None]).squeeze(-1) - log_whole).exp()
+    return x - (level - level.detach()) / density
 
 
 def _find_peak(log_integrand: LogIntegrand, low: Tensor, high: Tensor) -> Tensor:
     """Where the function is largest, on finer and finer grids."""
     grid = torch.linspace(0.0, 1.0, _NUM_POINTS, dtype=low.dtype, device=low.device)
     for _ in range(_NUM_ROUNDS):
-        places = low[..., None] + (high - low)[..., None] * grid
-        best = log_integrand(places).argmax(-1, keepdim=True)
-        low = places.gather(-1, (best - 1).clamp(min=0)).squeeze(-1)
-        high = places.gather(-1, (best + 1).clamp(max=_NUM_POINTS - 1)).squeeze(-1)
+        points = low[..., None] + (high - low)[..., None] * grid
+        best = log_integrand(points).argmax(-1, keepdim=True)
+        low = points.gather(-1, (best - 1).clamp(min=0)).squeeze(-1)
+        high = points.gather(-1, (best + 1).clamp(max=_NUM_POINTS - 1)).squeeze(-1)
     return 0.5 * (low + high)

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_ext.random import seeded
 
 __all__ = [
-    "SHARES",
+    "PROBABILITIES",
     "Atoms",
     "Make",
     "Parameters",
@@ -28,7 +28,7 @@ Make = Callable[..., TorchDistribution]
 Parameters = Mapping[str, Tensor]
 Atoms = Callable[[Any], Tensor]
 
-SHARES = (1e-3, 0.3, 0.6, 0.9)
+PROBABILITIES = (1e-3, 0.3, 0.6, 0.9)
 
 
 def supports(distribution: TorchDistribution, value: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def quantiles_of(distribution: TorchDistribution) -> Tensor | None:
     with seeded(0):
         draw = distribution.sample()
     try:
-        value: Tensor = distribution.icdf(torch.tensor(SHARES).to(draw))
+        value: Tensor = distribution.icdf(torch.tensor(PROBABILITIES).to(draw))
     except NotImplementedError:
         return None
     return value

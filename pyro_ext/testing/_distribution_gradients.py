@@ -11,7 +11,7 @@ from torch.distributions import biject_to
 
 from pyro_ext.random import seeded
 from pyro_ext.testing._comparisons import (
-    SHARES,
+    PROBABILITIES,
     Atoms,
     Make,
     Parameters,
@@ -21,7 +21,7 @@ from pyro_ext.testing._comparisons import (
     require,
     supports,
 )
-from pyro_ext.testing._quadrature import Law
+from pyro_ext.testing._quadrature import Quadrature
 
 __all__ = ["check_finite", "check_gradients", "check_rsample"]
 
@@ -64,9 +64,9 @@ def check_gradients(make: Make, parameters: Parameters, *, atoms: Atoms | None =
     if quantiles is None or atoms is not None:
         return
     # By differentiation of F(x) = p, with the gradients of F that were compared.
-    share = torch.tensor(SHARES).to(quantiles).requires_grad_()
-    value = along("icdf")(share, *leaves)
-    found = torch.autograd.grad(value.sum(), (share, *leaves), allow_unused=True)
+    fraction = torch.tensor(PROBABILITIES).to(quantiles).requires_grad_()
+    value = along("icdf")(fraction, *leaves)
+    found = torch.autograd.grad(value.sum(), (fraction, *leaves), allow_unused=True)
     density = distribution.log_prob(quantiles).exp()
     below = along("cdf")(quantiles, *leaves) / density
     exact = (1.0 / density, *torch.autograd.grad(-below.sum(), leaves, allow_unused=True))
@@ -121,13 +121,13 @@ def check_rsample(
         score = ((factor - factor.mean()) * moved.log_prob(draws.detach())).sum()
         exacts = list(torch.autograd.grad(score, list(each.values())))
     else:
-        law = Law(distribution, [bounded], atoms)
+        quadrature = Quadrature(distribution, [bounded], atoms)
         exacts = []
         for key, value in parameters.items():
             step = 1e-5 * max(1.0, float(value.abs()))
             with pyro.validation_enabled(False):
                 up, down = (
-                    law.expectations(make(**{**parameters, key: value + sign * step}))
+                    quadrature.expectations(make(**{**parameters, key: value + sign * step}))
                     for sign in (1.0, -1.0)
                 )
             exacts.append(((up - down) / (2.0 * step)).expand(num_draws))
@@ -176,8 +176,8 @@ def check_finite(make: Make, parameters: Parameters, values: Tensor) -> None:
         is_inside = supports(distribution, draws.detach())
         require(bool(is_inside.all()), f"draws of {draws.dtype} leave the support")
         for method in ("cdf", "cdf of draws"):
-            is_share = (found[method] >= 0) & (found[method] <= 1)
-            require(bool(is_share.all()), f"{method} of {draws.dtype} is not in [0, 1]")
+            is_fraction = (found[method] >= 0) & (found[method] <= 1)
+            require(bool(is_fraction.all()), f"{method} of {draws.dtype} is not in [0, 1]")
         is_moderate = (draws.detach() < torch.finfo(draws.dtype).max ** 0.25) & (draws > 1e-9)
         slopes = torch.autograd.grad(draws.sum(), list(leaves.values()), allow_unused=True)
         for name, slope in zip(leaves, slopes, strict=True):

@@ -12,7 +12,7 @@ from torch.distributions.transforms import Transform
 from pyro_ext.random import seeded
 from pyro_ext.special.quadrature import gauss_legendre
 
-__all__ = ["LARGEST_LOG", "Law", "Panels"]
+__all__ = ["LARGEST_LOG", "Quadrature", "Panels"]
 
 LARGEST_LOG = 300.0  # squares of its exponential are numbers, in units of nearly any size
 _CLOSEST_LOG = 20.0  # to an end that is not zero, where differences from it still have digits
@@ -79,7 +79,7 @@ def integrals(function: Integrand, low: Tensor, width: Tensor) -> Tensor:
     return sums
 
 
-class Law:
+class Quadrature:
     """Expectations under a distribution of one number, by quadrature and sums over its atoms.
 
     :param TorchDistribution distribution: it.
@@ -96,8 +96,8 @@ class Law:
         transform, low, high = coordinate(distribution.support)
         with seeded(0):
             draws = distribution.sample(torch.Size([400])).double()
-        shares = torch.linspace(0.0, 1.0, 17).to(draws)
-        typical = transform.inv(draws).clamp(low, high).quantile(shares)
+        fractions = torch.linspace(0.0, 1.0, 17).to(draws)
+        typical = transform.inv(draws).clamp(low, high).quantile(fractions)
         # A density may end steeply next to the outermost draws.
         near = (typical[-1] - typical[0]) * 0.5 ** torch.arange(10.0).to(draws)
         coarse = torch.linspace(low, high, 25).to(draws)
@@ -109,9 +109,9 @@ class Law:
         """Functions times density over the coordinate."""
         transform, _, _ = coordinate(distribution.support)
 
-        def integrand(place: Tensor) -> Tensor:
-            value = transform(place)
-            log_slope = transform.log_abs_det_jacobian(place, value)
+        def integrand(x: Tensor) -> Tensor:
+            value = transform(x)
+            log_slope = transform.log_abs_det_jacobian(x, value)
             density = (distribution.log_prob(value) + log_slope).exp()
             return torch.stack([function(value) * density for function in self.functions])
 

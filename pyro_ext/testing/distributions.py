@@ -20,7 +20,7 @@ from torch.distributions import constraints, kl_divergence, transform_to
 
 from pyro_ext.random import seeded
 from pyro_ext.testing._comparisons import (
-    SHARES,
+    PROBABILITIES,
     Atoms,
     Make,
     Parameters,
@@ -34,7 +34,7 @@ from pyro_ext.testing._comparisons import (
     supports,
 )
 from pyro_ext.testing._distribution_gradients import check_finite, check_gradients, check_rsample
-from pyro_ext.testing._quadrature import Law
+from pyro_ext.testing._quadrature import Quadrature
 from pyro_ext.testing.potential import check_potential
 
 __all__ = [
@@ -228,7 +228,7 @@ def check_density(
     :param Tensor points: as in :func:`check_distribution`, as is ``atoms``.
     :param expectations: pairs of a function of values, bounded, and its exact expectation.
     :param float tail_mass: probability of more than ``exp(300)``, where it is not that of a power
-        law that has been reached there.
+        distribution that has been reached there.
     :param float tolerance: of all integrals, relative to their size.
     :param float cdf_tolerance: of the distribution function.
 
@@ -266,27 +266,27 @@ def check_density(
     for number, (function, value) in enumerate(expectations):
         terms.append((f"has an expectation {number} of", function, value))
     functions = [function for _, function, _ in terms]
-    law = Law(distribution, functions, atoms)
+    quadrature = Quadrature(distribution, functions, atoms)
     if tail_mass is not None:
         end = torch.full((), torch.finfo(torch.float64).max ** 0.4, dtype=torch.float64)
-        law.panels.after = torch.stack([function(end) * tail_mass for function in functions])
-    for (what, _, value), found in zip(terms, law.expectations().tolist(), strict=True):
+        quadrature.panels.after = torch.stack([function(end) * tail_mass for function in functions])
+    for (what, _, value), found in zip(terms, quadrature.expectations().tolist(), strict=True):
         require(
             abs(found - value) <= tolerance * max(1.0, abs(value)),
             f"the density of {name} {what} {found:.6g}, not {value:.6g} (tolerance {tolerance:g})",
         )
     if has_cdf(distribution):
-        x, below = law.probabilities()
+        x, below = quadrature.probabilities()
         what = f"cdf of {name} and integral of its density"
         close(what, distribution.cdf(x), below, cdf_tolerance)
         if (quantiles := quantiles_of(distribution)) is not None:
-            share = distribution.cdf(quantiles)
-            exact = torch.tensor(SHARES).to(share)
+            fraction = distribution.cdf(quantiles)
+            exact = torch.tensor(PROBABILITIES).to(fraction)
             is_left_out = (quantiles.abs() < 1e-290) & (quantiles != 0)  # next to the least number
             if atoms is not None:
                 is_left_out |= torch.isin(quantiles, atoms(distribution))
-            exact = torch.where(is_left_out, share, exact)
-            close(f"cdf of {name} at its quantiles and their probabilities", share, exact, 1e-8)
+            exact = torch.where(is_left_out, fraction, exact)
+            close(f"cdf of {name} at its quantiles and their probabilities", fraction, exact, 1e-8)
 
 
 def check_draws(
@@ -309,7 +309,7 @@ def check_draws(
     :param expectations: pairs of a function of values and its exact expectation.
     :param int num_draws: how many draws.
     :param int seed: of the draws.
-    :param float false_alarm_rate: share of seeds for which correct draws fail.
+    :param float false_alarm_rate: fraction of seeds for which correct draws fail.
     """
     name = type(distribution).__name__
     with seeded(seed):
@@ -347,7 +347,7 @@ def check_draws(
     elif has_cdf(distribution):
         step = max(num_draws // _NUM_CDF, 1)
         ordered = draws.sort().values[step // 2 :: step]
-        share = (torch.arange(len(ordered)).to(draws) * step + step // 2 + 0.5) / num_draws
+        fraction = (torch.arange(len(ordered)).to(draws) * step + step // 2 + 0.5) / num_draws
         limits = torch.finfo(draws.dtype)  # draws beyond the numbers of the type are at its ends
         is_inside = (ordered.abs() > 2 * limits.tiny) & (ordered.abs() < limits.max / 2)
         if atoms is not None:
@@ -356,7 +356,7 @@ def check_draws(
                 p = stats.binomtest(count, num_draws, chance).pvalue
                 comparisons.append((f"the probability of {atom:g}", float(p)))
             is_inside &= ~torch.isin(ordered, atoms(distribution))
-        distance = float((distribution.cdf(ordered[is_inside]) - share[is_inside]).abs().max())
+        distance = float((distribution.cdf(ordered[is_inside]) - fraction[is_inside]).abs().max())
         p = stats.kstwobign.sf(distance * np.sqrt(num_draws))
         comparisons.append((f"the cdf (distance {distance:.3g})", float(p)))
     elif (mean := moment(distribution, "mean")) is not None and bool(mean.isfinite().all()):
@@ -380,9 +380,9 @@ def check_divergence(
     :param TorchDistribution q: of one number.
     :param float tolerance: relative.
     """
-    law = Law(p, [lambda x: p.log_prob(x) - q.log_prob(x)])
+    quadrature = Quadrature(p, [lambda x: p.log_prob(x) - q.log_prob(x)])
     name = f"divergence of {type(p).__name__} from {type(q).__name__} and its integral"
-    close(name, kl_divergence(p, q), law.expectations()[0], tolerance)
+    close(name, kl_divergence(p, q), quadrature.expectations()[0], tolerance)
 
 
 def check_in_model(make: Make, parameters: Parameters, *, scale: float = 0.05) -> None:

@@ -31,7 +31,7 @@ __all__ = [
     "check_tilt_and_scale",
 ]
 
-_PLACES = (1e-6, 0.03, 0.7, 30.0, 1e5)
+_POINTS = (1e-6, 0.03, 0.7, 30.0, 1e5)
 _CLOSEST = 20.0
 
 
@@ -57,10 +57,10 @@ def check_measure(measure: CompletelyRandomMeasure, *, tolerance: float = 1e-8) 
     check_levy_integrals(measure, tolerance=tolerance)
     check_inverses(measure)
     check_tilt_and_scale(measure, tolerance=tolerance)
-    name, place = type(measure).__name__, torch.tensor([0.3, 0.6, 0.8], dtype=torch.float64)
+    name, x = type(measure).__name__, torch.tensor([0.3, 0.6, 0.8], dtype=torch.float64)
     wide = measure.expand((2, 1))
     same_shape(f"batch shape of {name}", wide.batch_shape, (2, 1))
-    for what, function in _functions(place).items():
+    for what, function in _functions(x).items():
         same_shape(f"{what} of {name}", function(wide).shape, (2, 3))
         close(f"{what} of {name} and in a batch", function(wide)[0], function(measure), 1e-9)
 
@@ -72,7 +72,7 @@ def check_levy_integrals(measure: CompletelyRandomMeasure, *, tolerance: float =
     :param float tolerance: relative.
     """
     name = type(measure).__name__
-    places = torch.tensor(_PLACES, dtype=torch.float64)
+    points = torch.tensor(_POINTS, dtype=torch.float64)
 
     def one_minus_exp(w: Tensor, t: float) -> Tensor:
         return -torch.expm1(-t * w)
@@ -81,25 +81,25 @@ def check_levy_integrals(measure: CompletelyRandomMeasure, *, tolerance: float =
         """Tilted power over its largest value, so that no number overflows."""
         return (n * (w * (u / n)).log() + n - u * w).exp()
 
-    def share(w: Tensor, n: float, size: Tensor) -> Tensor:
+    def weight(w: Tensor, n: float, size: Tensor) -> Tensor:
         return w**n / size
 
     pairs = [(n, u) for n in (1.0, 2.0, 7.5) for u in (1e-3, 0.7, 30.0)]
     functions: list[Callable[[Tensor], Tensor]]
-    functions = [partial(one_minus_exp, t=t) for t in _PLACES]
+    functions = [partial(one_minus_exp, t=t) for t in _POINTS]
     functions += [partial(power, n=n, u=u) for n, u in pairs]
     totals = _integrals(measure, functions)
-    exponent = measure.laplace_exponent(places)
+    exponent = measure.laplace_exponent(points)
     what = f"laplace_exponent of {name} and its integral"
-    close(what, exponent.log(), totals[: len(places)].log(), tolerance)
+    close(what, exponent.log(), totals[: len(points)].log(), tolerance)
     shift = torch.tensor([n * math.log(n / u) - n for n, u in pairs], dtype=torch.float64)
-    moments = totals[len(places) :].log() + shift
+    moments = totals[len(points) :].log() + shift
     kappa = torch.stack([measure.log_kappa(n, u) for n, u in pairs])
     close(f"log_kappa of {name} and its integral", kappa, moments, tolerance)
     for what, order in (("mean", 1.0), ("variance", 2.0)):
         value = getattr(measure, what)
         if bool(value.isfinite()):
-            total = _integrals(measure, [partial(share, n=order, size=value.detach())])
+            total = _integrals(measure, [partial(weight, n=order, size=value.detach())])
             close(
                 f"{what} of {name} and its integral", torch.ones_like(total[0]), total[0], tolerance
             )
@@ -109,7 +109,7 @@ def check_levy_integrals(measure: CompletelyRandomMeasure, *, tolerance: float =
                 bool(index <= order), f"{what} of {name} is {value:g} with an index of {index:g}"
             )
     low, high = _ends(measure)
-    for size in places[(places.log() > low) & (places < math.exp(min(high, 700.0)))]:
+    for size in points[(points.log() > low) & (points < math.exp(min(high, 700.0)))]:
         total = _integrals(measure, [torch.ones_like], low=float(size.log()))
         what = f"log_tail of {name} at {size:g} and its integral"
         if bool(total[0] > 1e-250):
@@ -204,7 +204,7 @@ def check_series(
     :param int num_jumps: number of weights.
     :param int num_draws: number of series.
     :param int seed: of the draws.
-    :param float false_alarm_rate: share of seeds for which a correct series fails.
+    :param float false_alarm_rate: fraction of seeds for which a correct series fails.
     """
     name = f"series of {type(measure).__name__} by {method}"
     state = torch.get_rng_state()
@@ -230,7 +230,7 @@ def check_series(
 def check_partitions(law: Any, num_samples: int = 4, *, tolerance: float = 1e-9) -> None:
     """Check partition probabilities by enumeration: sums, predictions, clusters, and labels.
 
-    :param law: a normalized measure, or whatever has its methods.
+    :param distribution: a normalized measure, or whatever has its methods.
     :param int num_samples: of how many samples all partitions are enumerated; vectors of labels of
         up to four.
     :param float tolerance: absolute.
@@ -253,9 +253,13 @@ def check_partitions(law: Any, num_samples: int = 4, *, tolerance: float = 1e-9)
     for sizes in ([1], [2, 1], [4, 4, 1]):
         whole = law.log_eppf(sizes)
         more = [[*sizes[:j], sizes[j] + 1, *sizes[j + 1 :]] for j in range(len(sizes))]
-        shares = torch.stack([law.log_eppf(other) - whole for other in [*more, [*sizes, 1]]]).exp()
-        close(f"predictive of {name} after {sizes}", law.predictive(sizes), shares, tolerance)
-        close(f"sum of the predictive of {name}", shares.sum(), torch.ones_like(whole), tolerance)
+        fractions = torch.stack(
+            [law.log_eppf(other) - whole for other in [*more, [*sizes, 1]]]
+        ).exp()
+        close(f"predictive of {name} after {sizes}", law.predictive(sizes), fractions, tolerance)
+        close(
+            f"sum of the predictive of {name}", fractions.sum(), torch.ones_like(whole), tolerance
+        )
     fewer = min(num_samples, 4)  # of six samples there are 203 vectors of labels
     partition, labels = law.partition(fewer), _labels(fewer)
     value = partition.log_prob(labels)
@@ -271,10 +275,10 @@ def check_partition_draws(
 ) -> None:
     """Compare draws of partitions of four samples with their probabilities, by a chi-square test.
 
-    :param law: a normalized measure, or whatever has its methods.
+    :param distribution: a normalized measure, or whatever has its methods.
     :param int num_draws: how many.
     :param int seed: of the draws.
-    :param float false_alarm_rate: share of seeds for which correct draws fail.
+    :param float false_alarm_rate: fraction of seeds for which correct draws fail.
     """
     name, partition, every = type(law).__name__, law.partition(4), _labels(4)
     with seeded(seed):
@@ -292,15 +296,15 @@ def check_partition_draws(
     )
 
 
-def _functions(place: Tensor) -> dict[str, Callable[[Any], Tensor]]:
-    """Functions of a measure at places."""
+def _functions(x: Tensor) -> dict[str, Callable[[Any], Tensor]]:
+    """Functions of a measure at points."""
     return {
-        "laplace_exponent": lambda m: m.laplace_exponent(place),
-        "log_kappa": lambda m: m.log_kappa(2, place),
-        "log_tail": lambda m: m.log_tail(place),
-        "log_levy_density": lambda m: m.log_levy_density(place),
-        "inverse_laplace_exponent": lambda m: m.inverse_laplace_exponent(0.01 * place),
-        "lost_mass": lambda m: m.lost_mass(place + 1.0),
+        "laplace_exponent": lambda m: m.laplace_exponent(x),
+        "log_kappa": lambda m: m.log_kappa(2, x),
+        "log_tail": lambda m: m.log_tail(x),
+        "log_levy_density": lambda m: m.log_levy_density(x),
+        "inverse_laplace_exponent": lambda m: m.inverse_laplace_exponent(0.01 * x),
+        "lost_mass": lambda m: m.lost_mass(x + 1.0),
     }
 
 
@@ -323,15 +327,15 @@ def _integrals(
     end = max(300.0, start + 300.0) if largest == torch.inf else largest
     near = torch.logspace(-9, 2.4, 40, dtype=torch.float64)
 
-    def size_and_slope(place: Tensor) -> tuple[Tensor, Tensor]:
+    def size_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
         if largest == torch.inf:
-            return place.exp(), place
+            return x.exp(), x
         # Towards the largest size over the odds, in which densities fall as exponential functions.
-        share = torch.sigmoid(place)
-        return share * math.exp(largest), place + 2.0 * torch.nn.functional.logsigmoid(-place)
+        weight = torch.sigmoid(x)
+        return weight * math.exp(largest), x + 2.0 * torch.nn.functional.logsigmoid(-x)
 
-    def integrand(place: Tensor) -> Tensor:
-        size, log_slope = size_and_slope(place)
+    def integrand(x: Tensor) -> Tensor:
+        size, log_slope = size_and_slope(x)
         if largest != torch.inf:
             log_slope = log_slope + largest
         density = (measure.log_levy_density(size) + log_slope).exp()
@@ -341,8 +345,8 @@ def _integrals(
         first = start if start > -torch.inf else -300.0
         last = end
     else:
-        share = math.exp(start - largest)
-        first = math.log(share / (1.0 - share)) if start > -torch.inf else -300.0
+        weight = math.exp(start - largest)
+        first = math.log(weight / (1.0 - weight)) if start > -torch.inf else -300.0
         last = _CLOSEST
     # The density may jump at what the measure calls corners.
     corners = torch.stack(measure._log_corners()).double().flatten()

@@ -274,7 +274,7 @@ def random_measures() -> dict[str, Call]:
         "DirichletProcess": call(concentration=1.0),
         "ExponentialArrivals": call(concentration=1.0),
         "FiniteApproximation": call(num_atoms=5, rule="exact", family=GammaArrivals(1.0)),
-        "FrequencyCounts": call(law=law, num_samples=5, num_rows=5),
+        "FrequencyCounts": call(measure=law, num_samples=5, num_rows=5),
         "GammaArrivals": call(concentration=1.0),
         "GeneralizedBFRYProcess": call(
             mass=1.5, discount=0.4, tail_index=2.3, cutoff=1.2, tilt=0.5
@@ -282,16 +282,16 @@ def random_measures() -> dict[str, Call]:
         "GeneralizedGammaProcess": call(mass=2.0, discount=0.4, tilt=1.5),
         "InverseGammaArrivals": call(concentration=1.0),
         "InvertedTotalMass": call(measure=prime),
-        "JumpLaw": call(measure=measure, order=1.0, tilt=0.5),
+        "JumpDistribution": call(measure=measure, order=1.0, tilt=0.5),
         "LevyDensityProcess": call(
             log_levy_density=log_density, parameters={"mass": 2.0}, corners=(1.0,), high=math.inf
         ),
         "LomaxArrivals": call(concentration=1.0),
         "NormalizedRandomMeasure": call(measure=measure),
         "NormalizedRandomMeasure.log_eppf": of(law, counts=torch.tensor([2, 1])),
-        "NormalizedRandomMeasure.log_joint": of(law, counts=torch.tensor([2, 1]), tilt=0.5),
-        "NormalizedRandomMeasure.predictive": of(law, counts=torch.tensor([2, 1]), tilt=0.5),
-        "NormalizedRandomMeasure.sample_tilt": of(law, counts=torch.tensor([2, 1])),
+        "NormalizedRandomMeasure.log_joint": of(law, counts=torch.tensor([2, 1]), auxiliary=0.5),
+        "NormalizedRandomMeasure.predictive": of(law, counts=torch.tensor([2, 1]), auxiliary=0.5),
+        "NormalizedRandomMeasure.sample_auxiliary": of(law, counts=torch.tensor([2, 1])),
         "NormalizedRandomMeasure.partition": of(law, num_samples=5),
         "NormalizedRandomMeasure.log_num_clusters": of(law, num_samples=3),
         "ParetoMixtureProcess": call(
@@ -304,7 +304,7 @@ def random_measures() -> dict[str, Call]:
         "PitmanYor.partition": of(pitman_yor, num_samples=5),
         "PitmanYor.sticks": of(pitman_yor, num_sticks=5),
         "PitmanYor.log_num_clusters": of(pitman_yor, num_samples=3),
-        "RandomPartition": call(law=law, num_samples=5),
+        "RandomPartition": call(measure=law, num_samples=5),
         "StableBetaProcess": call(mass=2.0, discount=0.4, concentration=1.5, tilt=0.5, scale=1.0),
         "GeneralizedGammaProcess.finite": of(measure, num_atoms=5, rule="exact"),
         "GeneralizedGammaProcess.finite_error": of(measure, num_atoms=5, value=1.0),
@@ -323,13 +323,13 @@ def random_measures() -> dict[str, Call]:
         "TotalMass": call(measure=measure),
         "TruncatedSeries": call(num_atoms=5, method="size_biased"),
         "DeterministicArrivals": call(),
-        "cluster_tilt_law": call(measure=prime),
+        "cluster_tilt_distribution": call(measure=prime),
         "frequency_table": call(counts=torch.tensor([3, 1, 1]), num_rows=4),
         "kolmogorov_smirnov": call(observed=table, predicted=other, least=1.0, most=math.inf),
         "log_joint_given_cluster_tilts": call(
             measure=prime,
             counts=torch.tensor([2, 1]),
-            tilt=torch.tensor(0.7),
+            auxiliary=torch.tensor(0.7),
             cluster_tilts=torch.tensor([0.4, 1.0]),
         ),
         "log_num_partitions": call(table=table),
@@ -345,7 +345,7 @@ def random_measures() -> dict[str, Call]:
 
 def measure_plots() -> dict[str, Call]:
     ax = plt.figure().subplots()
-    labels = DirichletProcess(1.0).partition(10).sample()
+    labels, observed = DirichletProcess(1.0).partition(10).sample(), torch.tensor([[1, 30], [4, 3]])
     measure = GeneralizedGammaProcess(2.0, 0.4, 1.5)
     observed = torch.tensor([[1, 30], [4, 3], [20, 1]])
     return {

@@ -281,7 +281,7 @@ def wide_networks() -> dict[str, Call]:
             drift=0.5,
             jumps=EqualJumps(1.0),
         ),
-        "NodeVariances.law": of(horseshoe, width=4),
+        "NodeVariances.distribution": of(horseshoe, width=4),
         "NodeVariances.tail": of(horseshoe, value=one),
         "NodeVariances.laplace_exponent": of(horseshoe, value=one),
         "bernoulli_variances": call(rate=1.0),
@@ -332,7 +332,7 @@ def wide_networks() -> dict[str, Call]:
         "tangent_kernel": call(
             in_features=2,
             weights=torch.full((4,), 0.25),
-            symmetric_share=0.2,
+            symmetric_fraction=0.2,
             num_samples=1,
             seed=0,
         ),

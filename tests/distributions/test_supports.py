@@ -40,7 +40,7 @@ from pyro_ext.random_measures import (
     TruncatedSeries,
     random_measure,
 )
-from pyro_ext.random_measures.finite import JumpLaw
+from pyro_ext.random_measures.finite import JumpDistribution
 
 FAR = torch.tensor([-1e5, -800.0, -200.0, -95.0, 95.0, 200.0, 800.0, 1e5])
 # Each in the default type, and whether both tails are power laws, so that densities are finite.
@@ -63,16 +63,16 @@ LAWS = {
     "atom, generalized BFRY": (lambda: GeneralizedBFRYProcess(4.5, 0.5, 5.0).finite(10), True),
     "atom, stable beta": (lambda: StableBetaProcess(1.0, 0.5, 1.0, scale=1e-3).finite(10), True),
     "atom, Pareto": (lambda: ParetoMixtureProcess(1.0, 0.4, 1.0, 0.3, 2.0, 1.5).finite(4), True),
-    "met weight": (lambda: JumpLaw(BetaPrimeProcess(1.5, 0.4, 2.3), 1.0, 0.5), False),
+    "met weight": (lambda: JumpDistribution(BetaPrimeProcess(1.5, 0.4, 2.3), 1.0, 0.5), False),
     "total mass, gamma": (lambda: GeneralizedGammaProcess(1.0, 0.0, 1.0).total_mass(), False),
     "total mass, stable": (lambda: GeneralizedGammaProcess(1.0, 0.5, 1.0).total_mass(), False),
     "total mass, inverted": (lambda: BetaPrimeProcess(1.5, 0.4, 2.3).total_mass(), False),
-    "variance, horseshoe": (lambda: horseshoe_variances().law(20), True),
-    "variance, bounded": (lambda: regularized_horseshoe_variances().law(20), True),
-    "variance, inverse gamma": (lambda: inverse_gamma_variances().law(20), False),
-    "variance, scaled": (lambda: scaled_variances(dist.Gamma(2.0, 1.0)).law(20), False),
+    "variance, horseshoe": (lambda: horseshoe_variances().distribution(20), True),
+    "variance, bounded": (lambda: regularized_horseshoe_variances().distribution(20), True),
+    "variance, inverse gamma": (lambda: inverse_gamma_variances().distribution(20), False),
+    "variance, scaled": (lambda: scaled_variances(dist.Gamma(2.0, 1.0)).distribution(20), False),
     "variance, drift": (
-        lambda: measure_variances(BetaPrimeProcess(1.0, 0.3, 3.0), drift=0.5).law(20),
+        lambda: measure_variances(BetaPrimeProcess(1.0, 0.3, 3.0), drift=0.5).distribution(20),
         True,
     ),
 }

@@ -12,7 +12,7 @@ from pyro_ext.random_measures import (
     BetaPrimeProcess,
     GeneralizedBFRYProcess,
     GeneralizedGammaProcess,
-    cluster_tilt_law,
+    cluster_tilt_distribution,
     log_joint_given_cluster_tilts,
 )
 
@@ -68,7 +68,7 @@ def test_density_is_the_published_one(name):
         log_jacobian = np.log(tilts * (1.7 - tilts) / 1.7).sum()
     values = torch.from_numpy(tilts)
     found = log_joint_given_cluster_tilts(measure, counts, torch.tensor(tilt), values)
-    found = found + cluster_tilt_law(measure).log_prob(values).sum() + log_jacobian
+    found = found + cluster_tilt_distribution(measure).log_prob(values).sum() + log_jacobian
     assert float(found) == pytest.approx(published(name, counts, tilt, places), abs=1e-8)
 
 
@@ -76,7 +76,7 @@ def test_density_is_the_published_one(name):
 @pytest.mark.parametrize("size", [1, 3, 9])
 def test_integral_over_a_tilt_is_the_joint_density_without_it(name, size):
     measure, tilt = MEASURES[name](), torch.tensor(0.7)
-    law, end = cluster_tilt_law(measure), 1.7 if name == "generalized BFRY" else np.inf
+    law, end = cluster_tilt_distribution(measure), 1.7 if name == "generalized BFRY" else np.inf
 
     def integrand(value):
         tilts = torch.tensor([value])
@@ -92,7 +92,7 @@ def test_integral_over_a_tilt_is_the_joint_density_without_it(name, size):
 def test_gradients_are_those_of_finite_differences(name):
     def density(mass, discount, tail_index, tilt, tilts):
         measure = type(MEASURES[name]())(mass, discount, tail_index)
-        law = cluster_tilt_law(measure).log_prob(tilts).sum()
+        law = cluster_tilt_distribution(measure).log_prob(tilts).sum()
         return law + log_joint_given_cluster_tilts(measure, [4, 2, 1], tilt, tilts)
 
     numbers = (1.5, 0.4, 2.3, 0.8, [0.3, 0.6, 0.9])
@@ -113,9 +113,9 @@ def test_a_tilt_of_the_measure_adds_to_those_of_the_clusters(name):
 def test_other_measures_are_refused():
     measure = GeneralizedGammaProcess(1.0, 0.4, 1.0)
     with pytest.raises(TypeError, match="measure must be a generalized BFRY or a beta prime"):
-        cluster_tilt_law(measure)
+        cluster_tilt_distribution(measure)
     with pytest.raises(TypeError, match="without batch shape"):
-        cluster_tilt_law(BetaPrimeProcess(torch.ones(2), 0.4, 2.0))
+        cluster_tilt_distribution(BetaPrimeProcess(torch.ones(2), 0.4, 2.0))
     with pytest.raises(ValueError, match="counts must be nonnegative integers"):
         log_joint_given_cluster_tilts(
             MEASURES["beta prime"](), [1.5], torch.tensor(1.0), torch.ones(1)

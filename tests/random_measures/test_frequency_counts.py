@@ -127,7 +127,7 @@ def test_probabilities_are_those_of_ewens():
 def test_tables_of_another_number_of_samples_are_refused():
     with pytest.raises(ValueError, match="value must be of num_samples = 5 samples, got .4"):
         FrequencyCounts(PitmanYor(0.3, 1.0), 5).log_prob(frequency_table([4], 2))
-    with pytest.raises(TypeError, match="law must be a normalized measure"):
+    with pytest.raises(TypeError, match="measure must be a normalized measure"):
         FrequencyCounts(GeneralizedGammaProcess(1.0, 0.3, 1.0), 5)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import integrate
 
-from pyro_ext.random_measures.finite import JumpLaw
+from pyro_ext.random_measures.finite import JumpDistribution
 from tests.random_measures.references import BETA_PRIME, GAMMA, GENERALIZED_BFRY, STABLE_BETA
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -20,7 +20,7 @@ EVERY_REFERENCE = pytest.mark.parametrize(
 @EVERY_REFERENCE
 @pytest.mark.parametrize("order, tilt", [(1.0, 0.5), (3.0, 2.0), (2.5, 30.0)])
 def test_density_and_moments(reference, order, tilt):
-    law = JumpLaw(reference.measure(), order, tilt)
+    law = JumpDistribution(reference.measure(), order, tilt)
     constant = reference.log_kappa(order, tilt)
     sizes = 0.9 * np.logspace(-4, 0, 9)
     expected = reference.log_density(sizes) + order * np.log(sizes) - tilt * sizes - constant
@@ -31,7 +31,7 @@ def test_density_and_moments(reference, order, tilt):
 
 
 def test_density_integrates_to_one():
-    law = JumpLaw(BETA_PRIME.measure(), 2.0, 0.7)
+    law = JumpDistribution(BETA_PRIME.measure(), 2.0, 0.7)
 
     def density(place):
         return math.exp(law.log_prob(torch.tensor(place).exp()).item() + place)
@@ -45,7 +45,7 @@ def test_density_integrates_to_one():
 def test_draws(reference):
     """Mean of all draws and of their squares; any of eight fails for one seed in 200,000."""
     torch.manual_seed(0)
-    law = JumpLaw(reference.measure(), 2.0, 0.7)
+    law = JumpDistribution(reference.measure(), 2.0, 0.7)
     draws = law.sample((500 if reference is STABLE_BETA else 5000,))
     for power in (1.0, 2.0):
         values = draws**power
@@ -56,10 +56,10 @@ def test_draws(reference):
 
 def test_batches_and_errors():
     measure = GAMMA.measure()
-    law = JumpLaw(measure, torch.tensor([[1.0], [2.0]]), torch.tensor([0.5, 1.0, 2.0]))
+    law = JumpDistribution(measure, torch.tensor([[1.0], [2.0]]), torch.tensor([0.5, 1.0, 2.0]))
     assert law.batch_shape == (2, 3) and law.rsample((4,)).shape == (4, 2, 3)
-    assert law.mean[1, 2].item() == pytest.approx(JumpLaw(measure, 2.0, 2.0).mean.item())
+    assert law.mean[1, 2].item() == pytest.approx(JumpDistribution(measure, 2.0, 2.0).mean.item())
     assert law.expand((5, 2, 3)).log_prob(torch.tensor(0.3)).shape == (5, 2, 3)
     for order, tilt, wrong in ((0.0, 1.0, "order must be > 0"), (1.0, -1.0, "tilt must be >= 0")):
         with pytest.raises(ValueError, match=wrong):
-            JumpLaw(measure, order, tilt)
+            JumpDistribution(measure, order, tilt)

@@ -234,7 +234,7 @@ def test_tilts(reference, number):
     """Kolmogorov-Smirnov tests; any fails for one seed in 500,000."""
     torch.manual_seed(0)
     law, counts = reference.measure().normalize(), [5, 2, 2]
-    draws = law.sample_tilt(counts, (number,)).log().sort().values
+    draws = law.sample_auxiliary(counts, (number,)).log().sort().values
     grid = torch.linspace(-20.0, 20.0, 2001)
     density = (law.log_joint(counts, grid.exp()) + grid - law.log_eppf(counts)).exp()
     level = torch.cumulative_trapezoid(density, grid)
@@ -272,7 +272,7 @@ def test_errors():
             law.log_eppf(counts)
         with pytest.raises(ValueError, match="counts must"):
             PitmanYor(0.4, 1.3).log_eppf(counts)
-    with pytest.raises(ValueError, match="tilt must be > 0, got 0"):
+    with pytest.raises(ValueError, match="auxiliary must be > 0, got 0"):
         law.log_joint([2], 0.0)
     with pytest.raises(ValueError, match="num_samples must"):
         law.log_num_clusters(0)

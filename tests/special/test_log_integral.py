@@ -12,8 +12,8 @@ from pyro_ext.special import (
     num_edges,
     panel_edges,
     panel_nodes,
-    place_with_gradient,
-    places_of_fall,
+    point_with_gradient,
+    points_of_fall,
     sample_from_panels,
 )
 
@@ -83,12 +83,12 @@ def test_batches():
     torch.testing.assert_close(value, shape.lgamma().expand(2, 3), rtol=1e-12, atol=1e-12)
 
 
-def test_places_of_fall():
+def test_points_of_fall():
     def log_density(place):
         return -place.square()
 
     peak, low, high = torch.tensor(0.0), torch.tensor(-2.0), torch.tensor(50.0)
-    places = places_of_fall(log_density, peak, low, high, (1.0, 9.0))
+    places = points_of_fall(log_density, peak, low, high, (1.0, 9.0))
     torch.testing.assert_close(places[[0, 2, 3]], torch.tensor([-1.0, 1.0, 3.0]), rtol=0.1, atol=0)
     assert places[1] == -2.0  # the range ends before
 
@@ -138,7 +138,7 @@ def test_gradients_of_draws():
     edges = panel_edges(gamma(2.0), torch.tensor(-60.0), torch.tensor(6.0), torch.zeros(1))
     for level in (0.01, 0.5, 0.99):
         place = torch.tensor(special.gammaincinv(2.0, level)).log()
-        draw = place_with_gradient(gamma(shape), edges, place)
+        draw = point_with_gradient(gamma(shape), edges, place)
         assert draw.item() == pytest.approx(place.item(), abs=1e-14)
         (slope,) = torch.autograd.grad(draw, shape)
         high, low = (math.log(special.gammaincinv(2.0 + h, level)) for h in (1e-5, -1e-5))

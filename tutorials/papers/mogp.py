@@ -253,7 +253,7 @@ def terms(variances: NodeVariances, seed: int) -> tuple[Tensor, Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         size = (NUM_NETWORKS, NUM_NODES)
-        drawn = variances.law(NUM_NODES).sample(size)
+        drawn = variances.distribution(NUM_NODES).sample(size)
         squares = torch.zeros(size)
         for _ in range(NUM_INPUTS):
             squares += torch.randn(size).relu().square() / NUM_INPUTS

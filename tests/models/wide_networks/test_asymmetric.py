@@ -224,7 +224,10 @@ def test_bad_arguments_are_named(subtests):
             "number must be at most 4, .* got 5",
         ),
         (lambda: tangent_kernel(0, torch.ones(2), 0.5), "in_features must be an integer >= 1"),
-        (lambda: tangent_kernel(1, torch.ones(2), 1.5), "symmetric_share must be .* <= 1, got 1.5"),
+        (
+            lambda: tangent_kernel(1, torch.ones(2), 1.5),
+            "symmetric_fraction must be .* <= 1, got 1.5",
+        ),
         (lambda: tangent_kernel(1, torch.zeros(2), 0.5), "weights must be numbers >= 0"),
     ]:
         with subtests.test(message), pytest.raises(ValueError, match=message):

@@ -168,7 +168,7 @@ def test_pruned_wide_networks_lose_what_the_limit_does(discount):
     """Within 5% of theory, four standard errors: less than 1 seed in 1,000 fails."""
     measure = GeneralizedBFRYProcess(5.0 - discount, discount, 5.0)
     variances = measure_variances(measure.rescale(1.0 / measure.mean))
-    drawn = variances.law(1000).sample((2000, 1000))
+    drawn = variances.distribution(1000).sample((2000, 1000))
     for level in (1e-3, 1e-2):
         lost = (drawn * (drawn <= level)).sum(-1).mean() / 2.0
         theory = pruning_error(variances, torch.tensor(level), 0.5)

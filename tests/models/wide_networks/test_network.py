@@ -60,7 +60,7 @@ def test_density_is_that_of_normal_weights_and_of_the_law():
     for name in SITES:
         value = trace.nodes[name]["value"]
         if name.endswith("variances"):
-            law = horseshoe_variances().law(len(value))
+            law = horseshoe_variances().distribution(len(value))
         else:
             law = dist.Normal(0.0, 1.3 if name.endswith("weight") else 0.4)
         expected = expected + law.log_prob(value).sum()
@@ -103,7 +103,7 @@ def test_potentials_know_the_support_of_the_variances(variances):
     assert value.isfinite().all() and all(part.isfinite().all() for part in gradient.values())
     constrained = potential.constrain(start)
     for scale, width in (("3.variances", 4), ("6.variances", 5)):
-        support = variances.law(width).support
+        support = variances.distribution(width).support
         assert support.check(constrained[scale]).all()
         # Adding to the logarithm adds its prior, its Jacobian and what the network makes of it.
         transform = biject_to(support)
@@ -115,7 +115,7 @@ def test_potentials_know_the_support_of_the_variances(variances):
         density = poutine.trace(poutine.condition(classifier, draw)).get_trace(INPUTS, LABELS)
         expected = -density.log_prob_sum()
         for scale, width in (("3.variances", 4), ("6.variances", 5)):
-            transform = biject_to(variances.law(width).support)
+            transform = biject_to(variances.distribution(width).support)
             free = start[scale][chain]
             expected = expected - transform.log_abs_det_jacobian(free, transform(free)).sum()
         torch.testing.assert_close(value[chain], expected, rtol=1e-4, atol=1e-3)
@@ -153,10 +153,10 @@ def test_laws_below_the_least_number_are_refused_by_samplers_alone():
     trace = poutine.trace(network).get_trace(INPUTS)
     assert trace.nodes["3.variances"]["value"].shape == (400,)
     classifier = BayesianClassifier(network)
-    with pytest.raises(ValueError, match="variances must have a law"):
+    with pytest.raises(ValueError, match="variances must have at most 1% of"):
         Potential(classifier, INPUTS, LABELS)
     mcmc = PyroMCMC(NUTS(classifier), 1, warmup_steps=1, disable_progbar=True)
-    with pytest.raises(ValueError, match="variances must have a law"):
+    with pytest.raises(ValueError, match="variances must have at most 1% of"):
         mcmc.run(INPUTS, LABELS)
 
 
