@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-__all__ = ["renamed", "renamed_arguments"]
+__all__ = ["RenamedKeys", "renamed", "renamed_arguments", "renamed_method"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -53,6 +53,34 @@ def renamed_arguments(**names: str) -> Callable[[_Function], _Function]:
         return wrapper  # type: ignore[return-value]
 
     return decorate
+
+
+def renamed_method(old: str, new: str) -> Callable[..., Any]:
+    """Make the method of an old name, which calls that of a new one."""
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _warn(old, new, stacklevel=2)
+        return getattr(self, new)(*args, **kwargs)
+
+    return method
+
+
+class RenamedKeys(dict[str, Any]):
+    """A dict some of whose keys have changed names.
+
+    :param values: by new names.
+    :param names: new names by old ones.
+    """
+
+    def __init__(self, values: Mapping[str, Any], **names: str) -> None:
+        super().__init__(values)
+        self._names = names
+
+    def __missing__(self, key: str) -> Any:
+        if key not in self._names:
+            raise KeyError(key)
+        _warn(repr(key), repr(self._names[key]), stacklevel=2)
+        return self[self._names[key]]
 
 
 def _warn(old: str, new: str, stacklevel: int) -> None:

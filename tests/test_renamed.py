@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from pyro_ext._renamed import renamed, renamed_arguments
+from pyro_ext._renamed import RenamedKeys, renamed, renamed_arguments, renamed_method
 
 
 def test_module_gives_renamed_names() -> None:
@@ -40,3 +40,22 @@ def test_function_takes_renamed_arguments() -> None:
         function(2, share=0.25, fraction=0.5)  # type: ignore[call-arg]
     assert function(2) == 1.0
     assert function.__doc__ == "Tell what it is."
+
+
+def test_object_has_a_method_by_its_old_name() -> None:
+    class Kind:
+        def predictive(self, number: int) -> int:
+            return number
+
+        law = renamed_method("law", "predictive")
+
+    with pytest.warns(FutureWarning, match="law is called predictive now"):
+        assert Kind().law(3) == 3
+
+
+def test_dict_gives_renamed_keys() -> None:
+    found = RenamedKeys({"fraction": 0.5}, share="fraction")
+    with pytest.warns(FutureWarning, match="'share' is called 'fraction' now"):
+        assert found["share"] == 0.5
+    with pytest.raises(KeyError, match="other"):
+        _ = found["other"]

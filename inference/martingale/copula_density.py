@@ -7,13 +7,13 @@ from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_integer
 from pyro_ext.inference.martingale.copula_distribution import (
-    CopulaLaw,
+    CopulaDistribution,
     Future,
     ScoreMap,
     future_knots,
     is_same,
     standardization,
-    table_places,
+    table_scores,
 )
 from pyro_ext.inference.martingale.copula_recursion import (
     Prequential,
@@ -62,7 +62,7 @@ class CopulaState(NamedTuple):
     log_ratio: Tensor
 
 
-class CopulaDensity(CopulaLaw, PredictiveRule):
+class CopulaDensity(CopulaDistribution, PredictiveRule):
     r"""Density estimate by the copula recursion [1, 2], a law of numbers or vectors.
 
     As constructed it is the standard normal law :math:`P_0`. :meth:`fit` returns the law
@@ -232,8 +232,6 @@ class CopulaDensity(CopulaLaw, PredictiveRule):
         """The law fitted to data, itself where it has been.
 
         :param tuple data: one tensor, as :meth:`fit` takes it.
-        :param int seed: not used, since the rule has its own.
-        :raises ValueError: for data that do not fit.
         """
         values = single_tensor(data, type(self).__name__)
         return self if self._future is None and is_same(self.data, values) else self.fit(values)
@@ -243,8 +241,6 @@ class CopulaDensity(CopulaLaw, PredictiveRule):
 
         :param tuple data: one tensor, as :meth:`fit` takes it. The law is fitted to it, unless
             it has been.
-        :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
-        :raises ValueError: for data that do not fit.
         """
         law = self.prepare(data)
         values = law.data
@@ -259,11 +255,7 @@ class CopulaDensity(CopulaLaw, PredictiveRule):
         return Resampled(keys, len(values), len(values), state)
 
     def advance(self, state: Resampled, num_steps: int) -> Resampled:
-        """Complete each population by some more observations.
-
-        :param Resampled state: where the populations are.
-        :param int num_steps: how many observations each gets.
-        """
+        """Complete each population by some more observations."""
         value: CopulaState = state.value
         size = state.size + num_steps
         if value.cdfs.shape[-1]:
@@ -273,10 +265,7 @@ class CopulaDensity(CopulaLaw, PredictiveRule):
         return state._replace(size=size, value=value)
 
     def population(self, state: Resampled) -> "CopulaDensity":
-        """The law of each population, with the batch shape ``(num_draws,)``.
-
-        :param Resampled state: where the populations are.
-        """
+        """The law of each population, with the batch shape ``(num_draws,)``."""
         value: CopulaState = state.value
         maps = None
         if not value.law.event_shape:
@@ -323,8 +312,8 @@ class CopulaDensity(CopulaLaw, PredictiveRule):
         new.__dict__.update(self.__dict__)
         return new
 
-    def _table_places(self) -> Tensor:
-        return table_places(float(self._bandwidths[0]))
+    def _table_scores(self) -> Tensor:
+        return table_scores(float(self._bandwidths[0]))
 
     def _base(self, points: Tensor) -> tuple[Tensor, Tensor]:
         flat = points[:, 0]

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.distributions import constraints
 
 __all__ = [
-    "CopulaLaw",
+    "CopulaDistribution",
     "Future",
     "ScoreMap",
     "future_knots",
     "is_same",
     "knots",
     "standardization",
-    "table_places",
+    "table_scores",
     "to_score",
     "whole",
 ]
@@ -178,7 +178,7 @@ def standardization(values: Tensor, standardize: bool, argument: str) -> tuple[T
     return values.mean(0), scale
 
 
-def table_places(bandwidth: float, per_scale: float = 32.0) -> Tensor:
+def table_scores(bandwidth: float, per_scale: float = 32.0) -> Tensor:
     """Standardized places at which a law is tabulated. **Shape:** ``(num_places,)``."""
     number = 2.0 * _TABLE_REACH * per_scale / (1.0 - bandwidth**2) ** 0.5
     return torch.linspace(-_TABLE_REACH, _TABLE_REACH, whole(number), dtype=torch.float64)
@@ -194,7 +194,7 @@ def is_same(one: Tensor | None, other: Tensor) -> bool:
     return one is not None and one.dtype == other.dtype and torch.equal(one, other)
 
 
-class CopulaLaw(TorchDistribution):
+class CopulaDistribution(TorchDistribution):
     """Laws with one dimension for draws and one for queries, each of which may be missing."""
 
     arg_constraints: dict[str, Any] = {}
@@ -351,7 +351,7 @@ class CopulaLaw(TorchDistribution):
     def _base_map(self) -> ScoreMap:
         """The law of the data as a map of the normal law, one for each query."""
         if self._table is None:
-            places = self._table_places()
+            places = self._table_scores()
             points = places[:, None, None].expand(-1, self._num_queries, 1)
             with torch.no_grad():
                 cdfs, log_density = self._base(points)
@@ -364,7 +364,7 @@ class CopulaLaw(TorchDistribution):
         return self._table
 
     @abstractmethod
-    def _table_places(self) -> Tensor:
+    def _table_scores(self) -> Tensor:
         """Where the law of the data is tabulated, standardized. **Shape:** ``(num_places,)``."""
 
     def _evaluate(self, value: Tensor) -> tuple[Tensor, Tensor]:

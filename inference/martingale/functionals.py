@@ -85,11 +85,10 @@ class Quantile:
 
     def __post_init__(self) -> None:
         several = isinstance(self.probability, Sequence)
-        for value in self.probability if isinstance(self.probability, Sequence) else ():
+        values: Any = self.probability if several else [self.probability]
+        for value in values:
             check_number("probability", value, above=0.0, below=1.0)
-        if not several:
-            check_number("probability", self.probability, above=0.0, below=1.0)
-        elif not self.probability:
+        if not values:
             raise ValueError("probability must be a number or a sequence of some, got an empty one")
 
     def __call__(self, population: Any) -> Tensor:
@@ -97,15 +96,11 @@ class Quantile:
 
         **Shape:** ``(num_draws, *event)``, or ``(num_draws, *event, num_probabilities)``.
         """
-        if not isinstance(self.probability, Sequence):
-            return self._one(population, self.probability)
-        return torch.stack([self._one(population, value) for value in self.probability], -1)
-
-    @staticmethod
-    def _one(population: Any, probability: float) -> Tensor:
+        if isinstance(self.probability, Sequence):
+            return torch.stack([Quantile(value)(population) for value in self.probability], -1)
         population = _with_moments(population)
         try:
-            value: Tensor = population.icdf(torch.tensor(probability, dtype=torch.float64))
+            value: Tensor = population.icdf(torch.tensor(self.probability, dtype=torch.float64))
         except NotImplementedError as error:
             raise TypeError(
                 "Quantile takes points, or laws that have quantiles, which "
@@ -137,8 +132,7 @@ class Expectation:
     num_points: int = 1000
 
     def __post_init__(self) -> None:
-        if not callable(self.function):
-            raise TypeError(f"function must be callable, got {self.function!r:.80}")
+        check_callable("function", self.function)
         check_integer("num_points", self.num_points, 1)
 
     def __call__(self, population: Any) -> Tensor:
@@ -270,9 +264,8 @@ class MEstimator(BestFit):
         self.regularizer = regularizer
 
     def _loss(self, rows: tuple[Tensor, ...]) -> WeightedLoss:
-        return WeightedFunction(
-            self.loss_fn, rows, self.initial_params, regularizer=self.regularizer
-        )
+        params = self.initial_params
+        return WeightedFunction(self.loss_fn, rows, params, regularizer=self.regularizer)
 
 
 class WeightedMLE(BestFit):

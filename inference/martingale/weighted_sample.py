@@ -199,10 +199,9 @@ def _expanded(argument: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
 def points_of(population: Any, num_points: int) -> WeightedSample:
     """A weighted sample for each population: itself, its own choice of points, or quantiles.
 
-    :param population: a weighted sample; a law with ``weighted_points``, as that of vectors by the
-        copula recursion has; or another law of numbers with ``icdf``, one for each draw.
-    :param int num_points: how many points stand for a law.
-    :raises TypeError: for a population of another kind.
+    :param population: a weighted sample; a distribution with ``weighted_points``, as that of
+        vectors by the copula recursion; or one of numbers with ``icdf``, one for each draw.
+    :param int num_points: how many points stand for a distribution.
     """
     if isinstance(population, WeightedSample):
         return population
