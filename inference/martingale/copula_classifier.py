@@ -146,7 +146,7 @@ class CopulaClassifier(CovariateRule):
         return state._replace(size=size, value=value._replace(probability=probability))
 
     def population(self, state: Resampled) -> dist.Bernoulli:
-        """Laws of the label, with the batch shape ``(num_draws, num_queries)``."""
+        """Distributions of the label, with the batch shape ``(num_draws, num_queries)``."""
         value: CopulaClassifierState = state.value
         probability = value.probability[:, state.num_observed :]
         return dist.Bernoulli(probability.to(value.like))

@@ -39,7 +39,7 @@ _TABLE_PER_SCALE, _KNOTS_PER_SCALE = 20.0, 4.0
 
 
 class ConditionalCopula(CopulaDistribution):
-    """Laws of a response given covariates.
+    """Distributions of a response given covariates.
 
     :class:`~pyro_ext.inference.CopulaRegression` learns them.
 
@@ -140,12 +140,12 @@ class ConditionalCopula(CopulaDistribution):
     def completed(
         self, keys: Tensor, num_observed: int, size: int, maps: ScoreMap
     ) -> "ConditionalCopula":
-        """The laws of populations.
+        """The distributions of populations.
 
         :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
         :param int num_observed: the number of observations in the data.
         :param int size: that each population has reached.
-        :param maps: what turns these laws into theirs, draw by draw and query by query.
+        :param maps: what turns these distributions into theirs, draw by draw and query by query.
         """
         new = ConditionalCopula.__new__(ConditionalCopula)
         new.__dict__.update(self.__dict__)
@@ -157,15 +157,15 @@ class ConditionalCopula(CopulaDistribution):
 class CopulaRegressionState(NamedTuple):
     """What a copula regression keeps of its populations.
 
-    :param ConditionalCopula law: that of the data at the queries.
-    :param Tensor cdfs: distribution functions of the populations at knots, where the law of the
-        data has given normal scores, query by query. **Shape:** ``(num_draws, 1, num_queries *
-        num_knots)``.
-    :param Tensor log_ratio: log densities of the populations over that of the law there. **Shape:**
-        as ``cdfs``.
+    :param ConditionalCopula distribution: that of the data at the queries.
+    :param Tensor cdfs: distribution functions of the populations at knots, where the distribution
+        of the data has given normal scores, query by query. **Shape:** ``(num_draws, 1, num_queries
+        * num_knots)``.
+    :param Tensor log_ratio: log densities of the populations over that of the distribution there.
+        **Shape:** as ``cdfs``.
     """
 
-    law: ConditionalCopula
+    distribution: ConditionalCopula
     cdfs: Tensor
     log_ratio: Tensor
 
@@ -173,7 +173,7 @@ class CopulaRegressionState(NamedTuple):
 class CopulaRegression(CovariateRule):
     r"""Regression by the conditional copula recursion [1].
 
-    The law of a response :math:`y` at covariates :math:`x` is updated as that of
+    The distribution of a response :math:`y` at covariates :math:`x` is updated as that of
     :class:`CopulaDensity`, the more, the closer :math:`x` is to those of the observation:
 
     .. math:: p_i(y \mid x) = p_{i-1}(y \mid x) [1 - \alpha_i(x) + \alpha_i(x)
@@ -181,8 +181,8 @@ class CopulaRegression(CovariateRule):
               \alpha_i(x) = \frac{\alpha_i k_i(x)}{1 - \alpha_i + \alpha_i k_i(x)} ,
 
     where :math:`k_i(x) = \prod_j c_{\rho_j}\{\Phi(x_j), \Phi(x_{ij})\}` and :math:`\alpha_i(x)` is
-    clipped to :math:`[10^{-5}, 1 - 10^{-5}]`. The law is the mean of those from several random
-    orders of the data. Bandwidths that are not given maximize the prequential log likelihood
+    clipped to :math:`[10^{-5}, 1 - 10^{-5}]`. The distribution is the mean of those from several
+    random orders of the data. Bandwidths that are not given maximize the prequential log likelihood
     :math:`\sum_i \log p_{i-1}(y_i \mid x_i)`, mean over orders.
 
     In predictive resampling, as in [1], future covariates come from the observed ones by the
@@ -233,7 +233,7 @@ class CopulaRegression(CovariateRule):
         return Response(y, loc, scale, y[:0]), predict
 
     def conditional(self, x: Tensor) -> ConditionalCopula:
-        """Laws of the response, with the batch shape ``(num_queries,)``.
+        """Distributions of the response, with the batch shape ``(num_queries,)``.
 
         :param Tensor x: covariates. **Shape:** ``(num_queries,)`` or ``(num_queries,
             num_covariates)``.
@@ -250,10 +250,10 @@ class CopulaRegression(CovariateRule):
         fit = self.prepare(data)._fitted("begin")
         if self._wanted[0] is None:
             warn_of_narrow_posterior(float(fit.bandwidth), type(self).__name__)
-        law = ConditionalCopula(fit, fit.x if self.queries is None else self.queries)
-        places = future_knots(float(fit.bandwidth), len(fit.x), _KNOTS_PER_SCALE)
-        cdfs = torch.special.ndtr(places).repeat(law._num_queries).expand(len(keys), 1, -1)
-        state = CopulaRegressionState(law, cdfs, torch.zeros_like(cdfs))
+        distribution = ConditionalCopula(fit, fit.x if self.queries is None else self.queries)
+        knots = future_knots(float(fit.bandwidth), len(fit.x), _KNOTS_PER_SCALE)
+        cdfs = torch.special.ndtr(knots).repeat(distribution._num_queries).expand(len(keys), 1, -1)
+        state = CopulaRegressionState(distribution, cdfs, torch.zeros_like(cdfs))
         return Resampled(keys, len(fit.x), len(fit.x), state)
 
     def advance(self, state: Resampled, num_steps: int) -> Resampled:
@@ -261,15 +261,19 @@ class CopulaRegression(CovariateRule):
         value: CopulaRegressionState = state.value
         size = state.size + num_steps
         future = Future(state.keys, state.num_observed, size, None)
-        cdfs, ratio = value.law._added(value.cdfs, value.log_ratio, future, state.size)
+        cdfs, ratio = value.distribution._added(value.cdfs, value.log_ratio, future, state.size)
         return state._replace(size=size, value=value._replace(cdfs=cdfs, log_ratio=ratio))
 
     def population(self, state: Resampled) -> ConditionalCopula:
-        """Laws of the response, with the batch shape ``(num_draws, num_queries)``."""
+        """Distributions of the response, with the batch shape ``(num_draws, num_queries)``."""
         value: CopulaRegressionState = state.value
-        law = value.law
-        law._base_map()  # once for all populations
-        places = future_knots(float(law._fit.bandwidth), state.num_observed, _KNOTS_PER_SCALE)
-        shape = (-1, len(places))
-        maps = ScoreMap.of_law(places, value.cdfs.reshape(shape), value.log_ratio.reshape(shape))
-        return law.completed(state.keys, state.num_observed, state.size, maps)
+        distribution = value.distribution
+        distribution._base_map()  # once for all populations
+        knots = future_knots(
+            float(distribution._fit.bandwidth), state.num_observed, _KNOTS_PER_SCALE
+        )
+        shape = (-1, len(knots))
+        maps = ScoreMap.of_distribution(
+            knots, value.cdfs.reshape(shape), value.log_ratio.reshape(shape)
+        )
+        return distribution.completed(state.keys, state.num_observed, state.size, maps)

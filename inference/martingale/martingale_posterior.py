@@ -72,7 +72,7 @@ class MartingalePosterior(IndependentDraws):
     on the large side.
 
     :param PredictiveRule predictive: the rule.
-    :param functional: a callable of the populations: it takes a law with the batch shape
+    :param functional: a callable of the populations: it takes a distribution with the batch shape
         ``(num_draws,)``, which has ``mean``, ``variance`` and ``icdf`` as Pyro's distributions do,
         or a :class:`~pyro_ext.inference.martingale.WeightedSample`. It returns a tensor, or a dict
         of tensors. **Shape:** ``(num_draws, *event)`` each.
@@ -183,7 +183,7 @@ class MartingalePosterior(IndependentDraws):
             on_data = self._evaluate(population, tried, None)
         except Exception as error:
             error.add_note(
-                "functional was called with a law of the population, here a "
+                "functional was called with a distribution of the population, here a "
                 f"{type(population).__name__}, and not with a tensor of observations"
             )
             raise
@@ -359,7 +359,7 @@ def plot_drift(
     """Draw how far a functional has moved as the population grew.
 
     A line for each name shows the mean absolute distance from the value on the data alone; it
-    levels off where the horizon is long enough. A dashed line of the same colour shows the distance
+    levels off where the horizon is long enough. A dashed line of the same color shows the distance
     to the value of the last population, which falls to zero.
 
     :param MartingalePosterior posterior: one that has run.

@@ -50,17 +50,17 @@ class PosteriorPredictive(PredictiveRule):
     .. math:: P_i = \int p(\cdot \mid \theta)\, p(d\theta \mid y_{1:i})
 
     Such predictions are exchangeable. By de Finetti's theorem the observations :math:`Y_{n+1},
-    \dots, Y_N`, each drawn given those before, have the same law as independent ones from
+    \dots, Y_N`, each drawn given those before, have the same distribution as independent ones from
     :math:`p(\cdot \mid \theta)` with a single :math:`\theta \sim p(\theta \mid y_{1:n})`, and are
     drawn so: no posterior is inferred anew. The posterior of a functional therefore is that of the
     functional of :math:`p(\cdot \mid \theta)`, up to :math:`N`.
 
     The model takes the data as positional arguments, tensors with a row for each point, such as
     ``(x, y)``, and observes some of them in one plate, each point by its own rows. Further points
-    have the covariates of points of the data, drawn with replacement: the empirical law of the
-    covariates counts as the true one.
-    Populations are of type :class:`~pyro_ext.inference.martingale.WeightedSample`, with the tensors
-    of the data in their order.
+    have the covariates of points of the data, drawn with replacement: the empirical distribution of
+    the covariates counts as the true one. Populations are of type
+    :class:`~pyro_ext.inference.martingale.WeightedSample`, with the tensors of the data in their
+    order.
 
     :param model: a Pyro model.
     :param posterior: a kernel, which :class:`~pyro_ext.inference.MCMC` runs on the data; or, from

@@ -250,4 +250,4 @@ def test_function_of_observations_is_told_what_it_gets():
     with pytest.raises(TypeError) as caught:
         posterior(functional=torch.median).run(data())
     (note,) = caught.value.__notes__
-    assert "a law of the population, here a WeightedSample, and not with a tensor" in note
+    assert "a distribution of the population, here a WeightedSample, and not with a tensor" in note
