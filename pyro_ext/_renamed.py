@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-__all__ = ["renamed", "renamed_arguments", "renamed_property"]
+__all__ = ["RenamedKeys", "renamed", "renamed_arguments", "renamed_attribute"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -47,17 +47,35 @@ def renamed_arguments(**names: str) -> Callable[[_Function], _Function]:
     return decorate
 
 
-def _warn(old: str, new: str, stacklevel: int) -> None:
-    """Say that a name has changed."""
-    message = f"{old} is called {new} now; the old name will go with the next release"
-    warnings.warn(message, FutureWarning, stacklevel=stacklevel + 1)
-
-
-def renamed_property(old: str, new: str) -> Any:
-    """Make the property of a class under an old name."""
+def renamed_attribute(old: str, new: str) -> Any:
+    """Make an attribute of a class, such as a method or property, under an old name."""
 
     def get(self: object) -> Any:
         _warn(old, new, stacklevel=2)
         return getattr(self, new)
 
     return property(get, doc=f"The old name of ``{new}``.")
+
+
+class RenamedKeys(dict[str, Any]):
+    """A dict some of whose keys have changed names.
+
+    :param values: by new names.
+    :param names: new names by old ones.
+    """
+
+    def __init__(self, values: Mapping[str, Any], **names: str) -> None:
+        super().__init__(values)
+        self._names = names
+
+    def __missing__(self, key: str) -> Any:
+        if key not in self._names:
+            raise KeyError(key)
+        _warn(repr(key), repr(self._names[key]), stacklevel=2)
+        return self[self._names[key]]
+
+
+def _warn(old: str, new: str, stacklevel: int) -> None:
+    """Say that a name has changed."""
+    message = f"{old} is called {new} now; the old name will go with the next release"
+    warnings.warn(message, FutureWarning, stacklevel=stacklevel + 1)

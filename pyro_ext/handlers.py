@@ -54,8 +54,9 @@ def data_weights(plate: str, weights: Tensor) -> "_DataWeights":
     plate looks at, on top of any scale: of a plate that subsamples, those of the subsample. Latent
     sites keep their densities, those in the plate too.
 
-    Weights of one leave the model as it is. With weights from a Dirichlet law, times their number,
-    the maximum of the weighted likelihood is a draw of the weighted likelihood bootstrap; see
+    Weights of one leave the model as it is. With weights from a Dirichlet distribution, times their
+    number, the maximum of the weighted likelihood is a draw of the weighted likelihood bootstrap;
+    see
     :class:`~pyro_ext.inference.PosteriorBootstrap`.
 
     :param str plate: name of the plate.

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from pyro_ext._renamed import renamed, renamed_arguments, renamed_property
+from pyro_ext._renamed import RenamedKeys, renamed, renamed_arguments, renamed_attribute
 
 
 def test_module_gives_renamed_names() -> None:
@@ -42,10 +42,25 @@ def test_function_takes_renamed_arguments() -> None:
     assert function.__doc__ == "Tell what it is."
 
 
-def test_class_has_renamed_properties() -> None:
+def test_class_has_renamed_attributes() -> None:
     class Thing:
         new = 1
-        old = renamed_property("old", "new")
+        old = renamed_attribute("old", "new")
+
+        def predictive(self, number: int) -> int:
+            return number
+
+        law = renamed_attribute("law", "predictive")
 
     with pytest.warns(FutureWarning, match="old is called new now"):
         assert Thing().old == 1
+    with pytest.warns(FutureWarning, match="law is called predictive now"):
+        assert Thing().law(3) == 3
+
+
+def test_dict_gives_renamed_keys() -> None:
+    found = RenamedKeys({"fraction": 0.5}, share="fraction")
+    with pytest.warns(FutureWarning, match="'share' is called 'fraction' now"):
+        assert found["share"] == 0.5
+    with pytest.raises(KeyError, match="other"):
+        _ = found["other"]

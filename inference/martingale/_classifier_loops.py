@@ -53,11 +53,11 @@ def follow_labels(
     rows: Integers,
     kernel: Floats,
 ) -> None:
-    """Take labels into laws, and follow points through them.
+    """Take labels into distributions, and follow points through them.
 
-    :param probability: of the label one at the points, which is updated. **Shape:** ``(num_laws,
-        num_points)``.
-    :param labels: zeros and ones. **Shape:** ``(num_laws, num_steps)``.
+    :param probability: of the label one at the points, which is updated. **Shape:**
+        ``(num_distributions, num_points)``.
+    :param labels: zeros and ones. **Shape:** ``(num_distributions, num_steps)``.
     :param seen: probability of the label one at each observation before it was seen. **Shape:** as
         ``labels``.
     :param rates: of the updates. **Shape:** ``(num_steps,)``.
@@ -65,13 +65,13 @@ def follow_labels(
     :param rows: of the kernel, for the covariates of each observation. **Shape:** as ``labels``.
     :param kernel: of covariates. **Shape:** ``(num_rows, num_points)``.
     """
-    for law in range(probability.shape[0]):
+    for distribution in range(probability.shape[0]):
         for step in range(rates.size):
             _update(
-                probability[law],
-                labels[law, step],
-                seen[law, step],
-                kernel[rows[law, step]],
+                probability[distribution],
+                labels[distribution, step],
+                seen[distribution, step],
+                kernel[rows[distribution, step]],
                 rates[step],
                 bandwidth,
             )
@@ -89,19 +89,19 @@ def resample_labels(
     """Draw labels and take them in, one after the other.
 
     :param probability: of the label one at the covariates of the data, then at other points, which
-        is updated. **Shape:** ``(num_laws, num_rows + num_points)``.
-    :param uniforms: numbers. **Shape:** ``(num_laws, num_steps)``.
+        is updated. **Shape:** ``(num_distributions, num_rows + num_points)``.
+    :param uniforms: numbers. **Shape:** ``(num_distributions, num_steps)``.
     :param rates: of the updates. **Shape:** ``(num_steps,)``.
     :param float bandwidth: of the response.
     :param rows: of the data, whose covariates the labels have. **Shape:** as ``uniforms``.
     :param kernel: of covariates. **Shape:** ``(num_rows, num_rows + num_points)``.
     """
-    for law in range(probability.shape[0]):
+    for distribution in range(probability.shape[0]):
         for step in range(rates.size):
-            row = rows[law, step]
-            seen = probability[law, row]
-            label = 1 if uniforms[law, step] < seen else 0
-            _update(probability[law], label, seen, kernel[row], rates[step], bandwidth)
+            row = rows[distribution, step]
+            seen = probability[distribution, row]
+            label = 1 if uniforms[distribution, step] < seen else 0
+            _update(probability[distribution], label, seen, kernel[row], rates[step], bandwidth)
 
 
 @compiled(fastmath=FAST, error_model="numpy")
@@ -139,20 +139,20 @@ def predict_labels(
     x, p, dp = np.empty((covariates.shape[0], n)), np.empty(n), np.empty((number, n))
     rate, dlogit, work = np.empty(n), np.empty((number, n)), np.empty(n)
     target, by_point, by_seen = np.empty(n), np.empty(n), np.empty(n)
-    for law in range(num_orders):
+    for distribution in range(num_orders):
         for k in range(n):
             for j in range(covariates.shape[0]):
-                x[j, k] = covariates[j, order[law, k]]
+                x[j, k] = covariates[j, order[distribution, k]]
         p[:] = 0.5
         dp[:] = 0.0
-        gradient[law] = 0.0
+        gradient[distribution] = 0.0
         for i in range(n):
-            q, label = p[i], labels[order[law, i]]
-            seen[law, i] = q
-            log_predicted[law, i] = math.log(q) if label == 1 else math.log(1.0 - q)
+            q, label = p[i], labels[order[distribution, i]]
+            seen[distribution, i] = q
+            log_predicted[distribution, i] = math.log(q) if label == 1 else math.log(1.0 - q)
             weight = 1.0 / q if label == 1 else -1.0 / (1.0 - q)
             for t in range(number):
-                gradient[law, t] += weight * dp[t, i]
+                gradient[distribution, t] += weight * dp[t, i]
             size = n - i - 1
             now, dnow = p[i + 1 :], dp[:, i + 1 :]
             dlogit[:, :size] = 0.0

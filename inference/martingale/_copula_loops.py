@@ -156,28 +156,28 @@ def advance_points(
     kernel: Floats,
     group: int,
 ) -> None:
-    """Take observations into laws, and follow points through them.
+    """Take observations into distributions, and follow points through them.
 
     :param cdfs: conditional distribution functions at the points, which are updated.
-        **Shape:** ``(num_laws, dimension, num_points)``.
+        **Shape:** ``(num_distributions, dimension, num_points)``.
     :param log_density: of the first coordinates, up to each of them, at the points, which is
         updated. **Shape:** as ``cdfs``.
     :param uniforms: conditional distribution functions at the observations, each before it was
-        seen. **Shape:** ``(num_laws, num_steps, dimension)``.
+        seen. **Shape:** ``(num_distributions, num_steps, dimension)``.
     :param rates: of the updates. **Shape:** ``(num_steps,)``.
     :param bandwidth: **Shape:** ``(dimension,)``.
     :param rows: of the kernel, for the covariates of each observation.
-        **Shape:** ``(num_laws, num_steps)``.
+        **Shape:** ``(num_distributions, num_steps)``.
     :param kernel: of covariates, for each group of points.
         **Shape:** ``(num_rows, num_points // group)``.
     :param int group: number of points that share their covariates, which lie side by side; zero
         where there are no covariates.
     """
-    num_laws, dimension, num_points = cdfs.shape
-    rate, share = np.empty(_BLOCK), np.empty(_BLOCK)
+    num_distributions, dimension, num_points = cdfs.shape
+    rate, fraction = np.empty(_BLOCK), np.empty(_BLOCK)
     scores, bell, log_copula = np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK)
     width = min(_BLOCK, group) if group > 1 else _BLOCK
-    for law in range(num_laws):
+    for distribution in range(num_distributions):
         start = 0
         while start < num_points:
             end = min(start + width, num_points)
@@ -187,25 +187,25 @@ def advance_points(
             for step in range(rates.size):
                 a = rates[step]
                 if group == 1:
-                    weights = kernel[rows[law, step], start:end]
+                    weights = kernel[rows[distribution, step], start:end]
                     for k in range(size):
                         top = a * weights[k]
                         rate[k] = min(max(top / (1.0 - a + top), LEAST_RATE), MOST_RATE)
-                        share[k] = rate[k]
+                        fraction[k] = rate[k]
                         log_copula[k] = 0.0
                 else:
                     if group > 1:
-                        top = a * kernel[rows[law, step], start // group]
+                        top = a * kernel[rows[distribution, step], start // group]
                         a = min(max(top / (1.0 - a + top), LEAST_RATE), MOST_RATE)
                     rate[:size] = a
-                    share[:size] = a
+                    fraction[:size] = a
                     log_copula[:size] = 0.0
                 for j in range(dimension):
                     rho = bandwidth[j]
                     inverse = 1.0 / math.sqrt(1.0 - rho * rho)
                     offset = math.log(inverse)
-                    shift = rho * normal_quantile(clipped(uniforms[law, step, j]))
-                    block = cdfs[law, j, start:end]
+                    shift = rho * normal_quantile(clipped(uniforms[distribution, step, j]))
+                    block = cdfs[distribution, j, start:end]
                     for k in range(size):
                         scores[k] = normal_quantile(clipped(block[k]))
                     for k in range(size):
@@ -216,18 +216,18 @@ def advance_points(
                         h = normal_cdf((scores[k] - shift) * inverse, bell[k])
                         h = h * min(u * (1.0 / SMALLEST), 1.0)
                         h = 1.0 - (1.0 - h) * min((1.0 - u) * (1.0 / SMALLEST), 1.0)
-                        block[k] = u + share[k] * (h - u)
+                        block[k] = u + fraction[k] * (h - u)
                     for k in range(size):
                         z, w = scores[k], (scores[k] - shift) * inverse
                         log_copula[k] += offset + 0.5 * (z * z - w * w)
                     for k in range(size):
-                        share[k] = rate[k] * exponential(log_copula[k])
-                    log_block = log_density[law, j, start:end]
+                        fraction[k] = rate[k] * exponential(log_copula[k])
+                    log_block = log_density[distribution, j, start:end]
                     for k in range(size):
-                        log_block[k] += logarithm(1.0 - rate[k] + share[k])
+                        log_block[k] += logarithm(1.0 - rate[k] + fraction[k])
                     if j + 1 < dimension:
                         for k in range(size):
-                            share[k] /= 1.0 - rate[k] + share[k]
+                            fraction[k] /= 1.0 - rate[k] + fraction[k]
             start = end
 
 
@@ -297,8 +297,8 @@ def prequential(
     """Predict each observation from those before it, with derivatives in the bandwidths.
 
     :param order: in which observations come. **Shape:** ``(num_orders, n)``.
-    :param start_cdfs: of the first law. **Shape:** ``(dimension, n)``.
-    :param start_log: log density of the first law. **Shape:** ``(n,)``.
+    :param start_cdfs: of the first distribution. **Shape:** ``(dimension, n)``.
+    :param start_log: log density of the first distribution. **Shape:** ``(n,)``.
     :param covariates: **Shape:** ``(num_covariates, n)``.
     :param rates: of the updates. **Shape:** ``(n,)``.
     :param bandwidth: **Shape:** ``(dimension,)``.
@@ -326,27 +326,27 @@ def prequential(
     log_copula, dlog_copula = np.empty(padded), np.empty((number, padded))
     rate, scores = np.empty(padded), np.empty(padded)
     arguments, values = np.empty(padded), np.empty(padded)
-    slope, bell, share = np.empty(padded), np.empty(padded), np.empty(padded)
-    inner, outer, dshare = np.empty(padded), np.empty(padded), np.empty(padded)
+    slope, bell, fraction = np.empty(padded), np.empty(padded), np.empty(padded)
+    inner, outer, dfraction = np.empty(padded), np.empty(padded), np.empty(padded)
     dscores, darguments = np.empty(padded), np.empty(padded)
     dscore = np.empty(number)
-    for law in range(num_orders):
+    for distribution in range(num_orders):
         for k in range(n):
-            log_seen[k] = start_log[order[law, k]]
+            log_seen[k] = start_log[order[distribution, k]]
             for j in range(dimension):
-                u[j, k] = start_cdfs[j, order[law, k]]
+                u[j, k] = start_cdfs[j, order[distribution, k]]
             for j in range(num_covariates):
-                x[j, k] = covariates[j, order[law, k]]
+                x[j, k] = covariates[j, order[distribution, k]]
         du[:] = 0.0
         dlog[:] = 0.0
-        gradient[law] = 0.0
+        gradient[distribution] = 0.0
         for i in range(n):
             first = (i + 1) // _AT_ONCE * _AT_ONCE
-            log_density[law, i] = log_seen[i]
+            log_density[distribution, i] = log_seen[i]
             for t in range(number):
-                gradient[law, t] += dlog[t, i]
+                gradient[distribution, t] += dlog[t, i]
             for j in range(dimension):
-                uniforms[law, i, j] = u[j, i]
+                uniforms[distribution, i, j] = u[j, i]
             now, dnow = u[:, first:], du[:, :, first:]
             log_now, dlog_now = log_seen[first:], dlog[:, first:]
             a, size = rates[i], padded - first
@@ -394,7 +394,7 @@ def prequential(
                     values[k] = 1.0 - (1.0 - values[k] * low) * high - now[j, k]
                 for k in range(size):
                     odds = rate[k] * exponential(log_copula[k])
-                    share[k] = odds / (1.0 - rate[k] + odds)
+                    fraction[k] = odds / (1.0 - rate[k] + odds)
                 if number:
                     for k in range(size):
                         slope[k] *= _ROOT * exponential(0.5 * scores[k] * scores[k])
@@ -408,29 +408,29 @@ def prequential(
                         dscores[k] = dnow[t, j, k] * slope[k]
                         darguments[k] = (dscores[k] - moved) * inverse + arguments[k] * change
                     for k in range(size):
-                        dshare[k] = dlog_copula[t, k] + dlog_kernel[t, k]
-                        dshare[k] *= share[k] * (1.0 - share[k])
+                        dfraction[k] = dlog_copula[t, k] + dlog_kernel[t, k]
+                        dfraction[k] *= fraction[k] * (1.0 - fraction[k])
                     for k in range(size):
-                        change_in_law = bell[k] * darguments[k] + dnow[t, j, k] * outer[k]
-                        dnow[t, j, k] += share[k] * (change_in_law - dnow[t, j, k])
+                        dcdf = bell[k] * darguments[k] + dnow[t, j, k] * outer[k]
+                        dnow[t, j, k] += fraction[k] * (dcdf - dnow[t, j, k])
                     for k in range(size):
-                        dnow[t, j, k] += dshare[k] * values[k]
+                        dnow[t, j, k] += dfraction[k] * values[k]
                     for k in range(size):
                         dlog_copula[t, k] += change - arguments[k] * darguments[k]
                         dlog_copula[t, k] += scores[k] * dscores[k]
                 for k in range(size):
-                    now[j, k] += share[k] * values[k]
+                    now[j, k] += fraction[k] * values[k]
                 for k in range(size):
                     z, w = scores[k], arguments[k]
                     log_copula[k] += offset + 0.5 * (z * z - w * w)
             for k in range(size):
                 odds = rate[k] * exponential(log_copula[k])
                 total = 1.0 - rate[k] + odds
-                share[k] = odds / total
+                fraction[k] = odds / total
                 slope[k] = total
             for k in range(size):
                 log_now[k] += logarithm(slope[k])
-                slope[k] = share[k] - rate[k]
+                slope[k] = fraction[k] - rate[k]
             for t in range(number):
                 for k in range(size):
-                    dlog_now[t, k] += share[k] * dlog_copula[t, k] + slope[k] * dlog_kernel[t, k]
+                    dlog_now[t, k] += fraction[k] * dlog_copula[t, k] + slope[k] * dlog_kernel[t, k]

@@ -31,9 +31,9 @@ def draw_labels(
     for draw in range(labels.shape[0]):
         for step in range(uniforms.shape[1]):
             here = size + step
-            place = uniforms[draw, step] * (here + concentration)
-            if place < here:
-                labels[draw, here] = labels[draw, int(place)]
+            position = uniforms[draw, step] * (here + concentration)
+            if position < here:
+                labels[draw, here] = labels[draw, int(position)]
             else:
                 labels[draw, here] = num_labels[draw]
                 num_labels[draw] += 1

@@ -9,6 +9,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_instance
+from pyro_ext._renamed import renamed_arguments
 
 __all__ = [
     "Drift",
@@ -16,9 +17,9 @@ __all__ = [
     "check_sizes",
     "density_drift",
     "joined",
-    "largest_share",
+    "largest_fraction",
     "moves",
-    "remaining_shares",
+    "remaining_fractions",
     "sufficient_size",
     "surely_above",
 ]
@@ -61,12 +62,8 @@ class Moves(NamedTuple):
 def check_sizes(num_observed: int, size: int, num_checks: int) -> tuple[list[int], int]:
     """Sizes at which a functional is evaluated, and the one from which the last doubling starts.
 
-    They are spaced evenly on the logarithmic scale up to half of the last size, which follows.
-
-    :param int num_observed: size of the data.
-    :param int size: last size.
-    :param int num_checks: number of evaluations; with fewer than two there is no doubling, and the
-        second result is the size of the data.
+    They are spaced evenly on the logarithmic scale up to half of the last size, which follows. With
+    fewer than two checks there is no doubling, and the second result is the size of the data.
 
     Example::
 
@@ -91,10 +88,9 @@ def _spaced(start: int, stop: int, number: int) -> list[int]:
 
 
 def moves(values: Sequence[Tensor], half: int) -> Moves:
-    """How a functional moved.
+    """How a functional moved, from its values ``(num_draws, *event)`` at the data and each check.
 
-    :param Sequence values: at the data and at each check. **Shape:** ``(num_draws, *event)`` each.
-    :param int half: which of them is the start of the last doubling.
+    The one with the number ``half`` is the start of the last doubling.
     """
     last = values[-1].double()
     first = values[0].double()
@@ -116,17 +112,14 @@ def _distance(value: Tensor, other: Tensor) -> Tensor:
 
 def joined(parts: Sequence[Moves]) -> Moves:
     """Moves of several batches of draws together."""
+    from_data, to_end, *sums = zip(*parts, strict=True)
     return Moves(
-        torch.cat([part.from_data for part in parts], 1),
-        torch.cat([part.to_end for part in parts], 1),
-        torch.stack([part.number for part in parts]).sum(0),
-        torch.stack([part.total for part in parts]).sum(0),
-        torch.stack([part.squares for part in parts]).sum(0),
+        torch.cat(from_data, 1), torch.cat(to_end, 1), *(torch.stack(part).sum(0) for part in sums)
     )
 
 
-def remaining_shares(values: Tensor, moved: Moves, half: int, size: int) -> Tensor:
-    r"""Share of the variance in the limit that a population of some size lacks, by element.
+def remaining_fractions(values: Tensor, moved: Moves, half: int, size: int) -> Tensor:
+    r"""Fraction of the variance in the limit that a population of some size lacks, by element.
 
     Increments of a martingale are uncorrelated. Where their variance falls as that of a mean does,
     with the inverse square of the size, what is still to come after the size :math:`N` is
@@ -143,7 +136,7 @@ def remaining_shares(values: Tensor, moved: Moves, half: int, size: int) -> Tens
 
         >>> values = torch.tensor([-1.0, 1.0])
         >>> moved = moves([torch.zeros(2), values], 0)
-        >>> remaining_shares(values, moved, 10, 100)
+        >>> remaining_fractions(values, moved, 10, 100)
         tensor(0.1000, dtype=torch.float64)
     """
     if len(values) < 2:
@@ -153,15 +146,11 @@ def remaining_shares(values: Tensor, moved: Moves, half: int, size: int) -> Tens
     return remaining / (remaining + values.double().var(0))
 
 
-def surely_above(share: float, tolerance: float, num_draws: int) -> bool:
-    """Whether an estimated share exceeds a tolerance, rather than by chance.
+def surely_above(fraction: float, tolerance: float, num_draws: int) -> bool:
+    """Whether an estimated fraction exceeds a tolerance, rather than by chance.
 
     It is made of the ratio of two variances. For independent normal variables that has an F
     distribution, of which the quantile at 0.975 is asked for.
-
-    :param float share: what :func:`remaining_shares` estimated.
-    :param float tolerance: what it may be.
-    :param int num_draws: number of draws that it was estimated from.
 
     Example::
 
@@ -170,52 +159,44 @@ def surely_above(share: float, tolerance: float, num_draws: int) -> bool:
     """
     from scipy.special import fdtri  # slow to import
 
-    if math.isnan(share) or tolerance >= 1.0 or share <= 0.0:
+    if math.isnan(fraction) or tolerance >= 1.0 or fraction <= 0.0:
         return False
-    if share >= 1.0:
+    if fraction >= 1.0:
         return True
-    ratio = share / (1.0 - share) / (tolerance / (1.0 - tolerance))
+    ratio = fraction / (1.0 - fraction) / (tolerance / (1.0 - tolerance))
     return ratio > float(fdtri(num_draws - 1, num_draws - 1, 0.975))
 
 
-def sufficient_size(share: float, tolerance: float, size: int) -> int:
+def sufficient_size(fraction: float, tolerance: float, size: int) -> int:
     """Size at which no more than a tolerance is missing, rounded up to two digits.
 
-    What is missing falls as the inverse of the size.
-
-    :param float share: what is missing.
-    :param float tolerance: what may be.
-    :param int size: where the former is missing.
+    What is missing, a fraction at some size, falls as the inverse of the size.
 
     Example::
 
         >>> sufficient_size(0.1, 0.05, 1234)
         2500
     """
-    wanted = size * share / tolerance
+    wanted = size * fraction / tolerance
     digit = 10.0 ** max(0, math.floor(math.log10(wanted)) - 1)
     return round(math.ceil(wanted / digit) * digit)
 
 
-def largest_share(shares: Mapping[str, Tensor]) -> tuple[str, float]:
-    """Return the functional that is farthest from its limit, and the share that it lacks.
-
-    The share is the mean over the elements.
-
-    :param Mapping shares: by name, of each element. **Shape:** ``(*event)`` each.
-    """
-    means = {name: float(share.nanmean()) for name, share in shares.items()}
+def largest_fraction(fractions: Mapping[str, Tensor]) -> tuple[str, float]:
+    """The functional that is farthest from its limit, and the fraction it lacks, over elements."""
+    means = {name: float(fraction.nanmean()) for name, fraction in fractions.items()}
     return max(means.items(), key=lambda item: -math.inf if math.isnan(item[1]) else item[1])
 
 
-def density_drift(population: Any, law: Any, points: Tensor) -> Tensor:
-    r"""How far populations have moved from the law of the data.
+@renamed_arguments(law="distribution")
+def density_drift(population: Any, distribution: Any, points: Tensor) -> Tensor:
+    r"""How far populations have moved from the distribution of the data.
 
     The mean over points of :math:`|p_N(y) - p_n(y)|`, at each of them exact. It settles as
     predictive resampling converges.
 
-    :param population: laws of populations, with the batch shape ``(num_draws,)``.
-    :param law: that of the data.
+    :param population: distributions of populations, with the batch shape ``(num_draws,)``.
+    :param distribution: that of the data.
     :param Tensor points: **Shape:** ``(num_points, *event)``.
     :returns: **Shape:** ``(num_draws,)``.
 
@@ -225,9 +206,9 @@ def density_drift(population: Any, law: Any, points: Tensor) -> Tensor:
         >>> density_drift(wide, dist.Normal(0.0, 1.0), torch.zeros(1))
         tensor([0.0000, 0.1995])
     """
-    for argument, value in (("population", population), ("law", law)):
+    for argument, value in (("population", population), ("distribution", distribution)):
         check_instance(argument, value, TorchDistributionMixin, "a distribution")
     points = as_tensor("points", points, "(num_points, ...)", finite=True)
     there: Tensor = population.log_prob(points[:, None]).exp()
-    here: Tensor = law.log_prob(points).exp()[:, None]
+    here: Tensor = distribution.log_prob(points).exp()[:, None]
     return (there - here).abs().mean(0)

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_integer
 from pyro_ext.inference.martingale.copula_distribution import (
-    CopulaLaw,
+    CopulaDistribution,
     Future,
     ScoreMap,
     future_knots,
     is_same,
     standardization,
-    table_places,
+    table_scores,
 )
 from pyro_ext.inference.martingale.copula_recursion import (
     Prequential,
@@ -49,23 +49,24 @@ _NUMBERS_AT_ONCE = 2**21
 class CopulaState(NamedTuple):
     """What a copula density keeps of its populations.
 
-    :param CopulaDensity law: that of the data.
+    :param CopulaDensity distribution: that of the data.
     :param Tensor cdfs: for numbers, distribution functions of the populations at knots, where the
-        law of the data has given normal scores; none for vectors. **Shape:** ``(num_draws, 1,
-        num_knots)``.
-    :param Tensor log_ratio: log densities of the populations over that of the law there. **Shape:**
-        as ``cdfs``.
+        distribution of the data has given normal scores; none for vectors. **Shape:** ``(num_draws,
+        1, num_knots)``.
+    :param Tensor log_ratio: log densities of the populations over that of the distribution there.
+        **Shape:** as ``cdfs``.
     """
 
-    law: "CopulaDensity"
+    distribution: "CopulaDensity"
     cdfs: Tensor
     log_ratio: Tensor
 
 
-class CopulaDensity(CopulaLaw, PredictiveRule):
-    r"""Density estimate by the copula recursion [1, 2], a law of numbers or vectors.
+class CopulaDensity(CopulaDistribution, PredictiveRule):
+    r"""Density estimate by the copula recursion [1, 2], a distribution of numbers or vectors.
 
-    As constructed it is the standard normal law :math:`P_0`. :meth:`fit` returns the law
+    As constructed it is the standard normal distribution :math:`P_0`. :meth:`fit` returns the
+    distribution
     :math:`P_n` given data. With the normal copula of correlation :math:`\rho`, the bandwidth,
 
     .. math:: p_i(y) = p_{i-1}(y) [1 - \alpha_i + \alpha_i c_\rho\{P_{i-1}(y), P_{i-1}(y_i)\}],
@@ -81,14 +82,15 @@ class CopulaDensity(CopulaLaw, PredictiveRule):
     warning says so, and a bandwidth should be given then.
 
     It is a rule of a :class:`MartingalePosterior <pyro_ext.inference.MartingalePosterior>` too. As
-    in [2], the mean over orders comes first, and the future is added to that one law: for this,
-    only uniform numbers :math:`P_{i-1}(Y_i)` have to be drawn. What a population keeps are the keys
-    of its random numbers, from which ``log_prob`` and ``cdf`` repeat all steps, exactly and at any
-    point, in a time of about 10 ns for each step, draw, point and dimension. Besides, the
-    distribution functions of numbers are followed at some hundred knots, between which ``icdf``,
-    ``mean`` and ``variance`` interpolate. Their error falls with the number of observations: for
-    bandwidths up to 0.9 it is below 1e-3 of probability for three, and below 1e-5 for a hundred.
-    Vectors have none of these three; functionals take :meth:`weighted_points` of them.
+    in [2], the mean over orders comes first, and the future is added to that one distribution: for
+    this, only uniform numbers :math:`P_{i-1}(Y_i)` have to be drawn. What a population keeps are
+    the keys of its random numbers, from which ``log_prob`` and ``cdf`` repeat all steps, exactly
+    and at any point, in a time of about 10 ns for each step, draw, point and dimension. Besides,
+    the distribution functions of numbers are followed at some hundred knots, between which
+    ``icdf``, ``mean`` and ``variance`` interpolate. Their error falls with the number of
+    observations: for bandwidths up to 0.9 it is below 1e-3 of probability for three, and below 1e-5
+    for a hundred. Vectors have none of these three; functionals take :meth:`weighted_points` of
+    them.
 
     Arithmetic is done in float64 on the processor; results have the type and the device of the
     data.
@@ -110,8 +112,8 @@ class CopulaDensity(CopulaLaw, PredictiveRule):
     Example::
 
         >>> data = torch.cat([torch.linspace(-3, -1, 30), torch.linspace(1, 2, 20)])
-        >>> law = CopulaDensity(bandwidth=0.95).fit(data)
-        >>> law.cdf(torch.tensor([-2.5, 0.0, 1.5]))
+        >>> distribution = CopulaDensity(bandwidth=0.95).fit(data)
+        >>> distribution.cdf(torch.tensor([-2.5, 0.0, 1.5]))
         tensor([0.1652, 0.5850, 0.7845])
     """
 
@@ -132,17 +134,17 @@ class CopulaDensity(CopulaLaw, PredictiveRule):
         self.seed = fresh_seed(seed)
         self.data: Tensor | None = None
         self._dtype, self._device = torch.get_default_dtype(), torch.device("cpu")
-        self._set_law(torch.zeros(1, 0, 1, dtype=torch.float64), torch.full((1,), _START))
+        self._set_distribution(torch.zeros(1, 0, 1, dtype=torch.float64), torch.full((1,), _START))
         self._loc, self._scale = torch.zeros(1).double(), torch.ones(1).double()
         self._log_predicted = torch.zeros(1, 0, dtype=torch.float64)
         super().__init__(torch.Size(), torch.Size(), validate_args=validate_args)
 
-    def _set_law(self, seen: Tensor, bandwidth: Tensor) -> None:
+    def _set_distribution(self, seen: Tensor, bandwidth: Tensor) -> None:
         self._seen, self._bandwidths = seen, bandwidth.double()
         self._own_shape, self._num_queries = torch.Size(), 1
         self._future: Future | None = None
         self._table: ScoreMap | None = None
-        # Populations share it with the law that they come from.
+        # Populations share it with the distribution that they come from.
         self._points: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -163,10 +165,10 @@ class CopulaDensity(CopulaLaw, PredictiveRule):
         return self._given(value)
 
     def fit(self, data: Tensor) -> "CopulaDensity":
-        """The law given data.
+        """The distribution given data.
 
         :param Tensor data: **Shape:** ``(n,)`` for numbers, ``(n, dimension)`` for vectors.
-        :returns: a new law.
+        :returns: a new distribution.
         :raises ValueError: for data that do not fit.
         """
         data = as_tensor("data", data, "(n, ...)", finite=True)
@@ -181,7 +183,7 @@ class CopulaDensity(CopulaLaw, PredictiveRule):
         points = (rows - loc) / scale
         orders = observation_orders(len(data), self.num_permutations, self.seed)
         bandwidth, predicted = self._fitted(points, orders)
-        new._set_law(predicted.uniforms, bandwidth)
+        new._set_distribution(predicted.uniforms, bandwidth)
         new._loc, new._scale, new.data = loc, scale, data
         new._dtype, new._device = data.dtype, data.device
         new._log_predicted = predicted.log_density
@@ -210,7 +212,7 @@ class CopulaDensity(CopulaLaw, PredictiveRule):
         return maximize_over_bandwidths(objective, start, directions) @ directions, best[0][1]
 
     def leading(self, number: int) -> "CopulaDensity":
-        """The law of the first coordinates of vectors.
+        """The distribution of the first coordinates of vectors.
 
         :param int number: how many.
         :raises ValueError: where there are not so many.
@@ -229,11 +231,9 @@ class CopulaDensity(CopulaLaw, PredictiveRule):
         return new
 
     def prepare(self, data: tuple[Tensor, ...], seed: int = 0) -> "CopulaDensity":
-        """The law fitted to data, itself where it has been.
+        """The distribution fitted to data, itself where it has been.
 
         :param tuple data: one tensor, as :meth:`fit` takes it.
-        :param int seed: not used, since the rule has its own.
-        :raises ValueError: for data that do not fit.
         """
         values = single_tensor(data, type(self).__name__)
         return self if self._future is None and is_same(self.data, values) else self.fit(values)
@@ -241,63 +241,54 @@ class CopulaDensity(CopulaLaw, PredictiveRule):
     def begin(self, data: tuple[Tensor, ...], keys: Tensor) -> Resampled:
         """Populations that hold the observations alone.
 
-        :param tuple data: one tensor, as :meth:`fit` takes it. The law is fitted to it, unless
-            it has been.
-        :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
-        :raises ValueError: for data that do not fit.
+        :param tuple data: one tensor, as :meth:`fit` takes it. The distribution is fitted to it,
+            unless it has been.
         """
-        law = self.prepare(data)
-        values = law.data
+        distribution = self.prepare(data)
+        values = distribution.data
         assert values is not None
         if self._wanted_bandwidth is None:
-            warn_of_narrow_posterior(float(law._bandwidths.min()), type(self).__name__)
-        places = future_knots(float(law._bandwidths[0]), len(values))
-        if law.event_shape:
-            places = places[:0]
-        cdfs = torch.special.ndtr(places).expand(len(keys), 1, -1)
-        state = CopulaState(law, cdfs, torch.zeros_like(cdfs))
+            warn_of_narrow_posterior(float(distribution._bandwidths.min()), type(self).__name__)
+        knots = future_knots(float(distribution._bandwidths[0]), len(values))
+        if distribution.event_shape:
+            knots = knots[:0]
+        cdfs = torch.special.ndtr(knots).expand(len(keys), 1, -1)
+        state = CopulaState(distribution, cdfs, torch.zeros_like(cdfs))
         return Resampled(keys, len(values), len(values), state)
 
     def advance(self, state: Resampled, num_steps: int) -> Resampled:
-        """Complete each population by some more observations.
-
-        :param Resampled state: where the populations are.
-        :param int num_steps: how many observations each gets.
-        """
+        """Complete each population by some more observations."""
         value: CopulaState = state.value
         size = state.size + num_steps
         if value.cdfs.shape[-1]:
             future = Future(state.keys, state.num_observed, size, None)
-            cdfs, ratio = value.law._added(value.cdfs, value.log_ratio, future, state.size)
+            cdfs, ratio = value.distribution._added(value.cdfs, value.log_ratio, future, state.size)
             value = value._replace(cdfs=cdfs, log_ratio=ratio)
         return state._replace(size=size, value=value)
 
     def population(self, state: Resampled) -> "CopulaDensity":
-        """The law of each population, with the batch shape ``(num_draws,)``.
-
-        :param Resampled state: where the populations are.
-        """
+        """The distribution of each population, with the batch shape ``(num_draws,)``."""
         value: CopulaState = state.value
         maps = None
-        if not value.law.event_shape:
-            value.law._base_map()  # once for all populations
-        new = value.law._copy()
+        if not value.distribution.event_shape:
+            value.distribution._base_map()  # once for all populations
+        new = value.distribution._copy()
         if not new.event_shape:
-            places = future_knots(float(new._bandwidths[0]), state.num_observed)
-            maps = ScoreMap.of_law(places, value.cdfs[:, 0], value.log_ratio[:, 0])
+            knots = future_knots(float(new._bandwidths[0]), state.num_observed)
+            maps = ScoreMap.of_distribution(knots, value.cdfs[:, 0], value.log_ratio[:, 0])
         new._future = Future(state.keys, state.num_observed, state.size, maps)
         new._own_shape = new._batch_shape = torch.Size((len(state.keys),))
         return new
 
     def weighted_points(self, num_points: int = 500) -> WeightedSample:
-        """Points that stand for populations, by importance sampling from the law of the data.
+        """Points that stand for populations, by importance sampling from the data's distribution.
 
         All populations share the points, which are spread evenly by scrambled Sobol numbers. Each
-        gives them weights, by how much denser it is there than the law of the data.
+        gives them weights, by how much denser it is there than the distribution of the data.
 
         :param int num_points: how many.
-        :returns: **Shape:** ``(num_draws, num_points)`` of the weights, one draw for a law without
-            batch shape.
+        :returns: **Shape:** ``(num_draws, num_points)`` of the weights, one draw for a distribution
+            without batch shape.
         """
         points, log_density = self._points_of_data(check_integer("num_points", num_points, 1))
         ratio = self.log_prob(points if not self._own_shape else points[:, None]) - log_density
@@ -305,16 +296,16 @@ class CopulaDensity(CopulaLaw, PredictiveRule):
         return WeightedSample((points,), weights)
 
     def _points_of_data(self, num_points: int) -> tuple[Tensor, Tensor]:
-        """Points of the law of the data, and a column of its log densities there."""
+        """Points of the distribution of the data, and a column of its log densities there."""
         if num_points not in self._points:
-            law = self._copy()
-            law._set_law(self._seen, self._bandwidths)
-            law._batch_shape = torch.Size()
+            own = self._copy()
+            own._set_distribution(self._seen, self._bandwidths)
+            own._batch_shape = torch.Size()
             engine = torch.quasirandom.SobolEngine(len(self._bandwidths), True, self.seed)
             least = 0.5 / num_points**2
             uniform = engine.draw(num_points, dtype=torch.float64).clamp(least, 1.0 - least)
-            points = law._by_inversion(uniform) if self.event_shape else law.icdf(uniform[:, 0])
-            self._points[num_points] = points, law.log_prob(points)
+            points = own._by_inversion(uniform) if self.event_shape else own.icdf(uniform[:, 0])
+            self._points[num_points] = points, own.log_prob(points)
         points, log_density = self._points[num_points]
         return points, log_density if not self._own_shape else log_density[:, None]
 
@@ -323,8 +314,8 @@ class CopulaDensity(CopulaLaw, PredictiveRule):
         new.__dict__.update(self.__dict__)
         return new
 
-    def _table_places(self) -> Tensor:
-        return table_places(float(self._bandwidths[0]))
+    def _table_scores(self) -> Tensor:
+        return table_scores(float(self._bandwidths[0]))
 
     def _base(self, points: Tensor) -> tuple[Tensor, Tensor]:
         flat = points[:, 0]

@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.distributions import constraints
 
 __all__ = [
-    "CopulaLaw",
+    "CopulaDistribution",
     "Future",
     "ScoreMap",
     "future_knots",
     "is_same",
-    "knots",
+    "score_knots",
     "standardization",
-    "table_places",
+    "table_scores",
     "to_score",
     "whole",
 ]
@@ -29,7 +29,7 @@ _AT_ONCE = 8  # points that a processor takes at once
 _SHARPEST = 3.0  # times the slope of a chord: up to that, a cubic between two knots increases
 
 
-def knots(bandwidth: float, per_scale: float) -> Tensor:
+def score_knots(bandwidth: float, per_scale: float) -> Tensor:
     r"""Equidistant normal scores, dense enough for what a bandwidth lets happen between them.
 
     :param float bandwidth: :math:`\rho` of the copula, which smooths at the scale
@@ -56,37 +56,38 @@ def to_score(probability: Tensor) -> Tensor:
 class ScoreMap(NamedTuple):
     r"""Increasing maps :math:`g`, cubic between knots.
 
-    A law with the distribution function :math:`F` turns into that with
+    A distribution with the distribution function :math:`F` turns into that with
     :math:`\Phi[g\{\Phi^{-1}(F(y))\}]`. Beyond the knots the maps are linear.
     The cubics increase, since slopes are limited where they must be [1].
 
-    :param Tensor places: the knots, equidistant. **Shape:** ``(num_knots,)``.
+    :param Tensor knots: the knots, equidistant. **Shape:** ``(num_knots,)``.
     :param Tensor values: of the maps there. **Shape:** ``(num_maps, num_knots)``.
     :param Tensor slopes: of the maps there. **Shape:** ``(num_maps, num_knots)``.
 
     [1] F. N. Fritsch, R. E. Carlson (1980), Monotone piecewise cubic interpolation.
     """
 
-    places: Tensor
+    knots: Tensor
     values: Tensor
     slopes: Tensor
 
     @staticmethod
-    def of_law(places: Tensor, cdfs: Tensor, log_ratio: Tensor) -> "ScoreMap":
-        """Maps that turn a law into others.
+    def of_distribution(knots: Tensor, cdfs: Tensor, log_ratio: Tensor) -> "ScoreMap":
+        """Maps that turn a distribution into others.
 
-        :param Tensor places: normal scores of the law. **Shape:** ``(num_knots,)``.
-        :param Tensor cdfs: distribution functions of the others where the law has these scores.
-            **Shape:** ``(num_maps, num_knots)``.
-        :param Tensor log_ratio: logarithms of their densities over that of the law, as ``cdfs``.
+        :param Tensor knots: normal scores of the distribution. **Shape:** ``(num_knots,)``.
+        :param Tensor cdfs: distribution functions of the others where the distribution has these
+            scores. **Shape:** ``(num_maps, num_knots)``.
+        :param Tensor log_ratio: logarithms of their densities over that of the distribution, as
+            ``cdfs``.
         """
         values = to_score(cdfs)
-        slopes = (log_ratio + 0.5 * (values**2 - places**2)).exp()
-        chords = (values[:, 1:] - values[:, :-1]).clamp(min=0.0) / (places[1] - places[0])
+        slopes = (log_ratio + 0.5 * (values**2 - knots**2)).exp()
+        chords = (values[:, 1:] - values[:, :-1]).clamp(min=0.0) / (knots[1] - knots[0])
         least = torch.minimum(
             torch.cat([chords[:, :1], chords], 1), torch.cat([chords, chords[:, -1:]], 1)
         )
-        return ScoreMap(places, values, torch.minimum(slopes, _SHARPEST * least))
+        return ScoreMap(knots, values, torch.minimum(slopes, _SHARPEST * least))
 
     def forward(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Values and slopes of the maps, with gradients in the scores.
@@ -95,9 +96,9 @@ class ScoreMap(NamedTuple):
         :returns: **Shape:** ``(num_maps, num_points)`` each.
         """
         scores = scores.expand(len(self.values), -1)
-        inside = scores.clamp(self.places[0], self.places[-1])
+        inside = scores.clamp(self.knots[0], self.knots[-1])
         cell = self._cells(inside)
-        value, slope = self._cubic(cell, (inside - self.places[cell]) / self._step())
+        value, slope = self._cubic(cell, (inside - self.knots[cell]) / self._step())
         return value + slope * (scores - inside), slope
 
     def inverse(self, values: Tensor) -> Tensor:
@@ -114,16 +115,16 @@ class ScoreMap(NamedTuple):
             middle = 0.5 * (low + high)
             is_below = self._cubic(cell, middle)[0] < inside
             low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
-        scores = self.places[cell] + 0.5 * (low + high) * self._step()
+        scores = self.knots[cell] + 0.5 * (low + high) * self._step()
         tail = torch.where(values > inside, self.slopes[:, -1:], self.slopes[:, :1])
         return scores + (values - inside) / tail.clamp(min=torch.finfo(values.dtype).tiny)
 
     def _step(self) -> Tensor:
-        return self.places[1] - self.places[0]
+        return self.knots[1] - self.knots[0]
 
     def _cells(self, scores: Tensor) -> Tensor:
-        cell = ((scores.detach() - self.places[0]) / self._step()).long()
-        return cell.clamp(0, len(self.places) - 2)
+        cell = ((scores.detach() - self.knots[0]) / self._step()).long()
+        return cell.clamp(0, len(self.knots) - 2)
 
     def _cubic(self, cell: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
         """Values and slopes in cells, at parts of their length."""
@@ -139,7 +140,7 @@ class ScoreMap(NamedTuple):
 
 
 _REACH = 10.0  # standard deviations in which vectors are sought
-_LAWS_AT_ONCE = 2**20  # numbers in memory for moments
+_NUMBERS_AT_ONCE = 2**20  # for moments
 _TABLE_REACH = 6.5
 
 
@@ -149,7 +150,8 @@ class Future(NamedTuple):
     :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
     :param int num_observed: the number of observations in the data.
     :param int size: that each population has reached.
-    :param ScoreMap maps: that turn the law of the data into those of the populations, for numbers.
+    :param ScoreMap maps: that turn the distribution of the data into those of the populations, for
+        numbers.
     """
 
     keys: Tensor
@@ -159,13 +161,7 @@ class Future(NamedTuple):
 
 
 def standardization(values: Tensor, standardize: bool, argument: str) -> tuple[Tensor, Tensor]:
-    """Location and scale of columns, or zero and one.
-
-    :param Tensor values: **Shape:** ``(n, num_columns)``.
-    :param bool standardize: whether to take those of the data.
-    :param str argument: what the values are called.
-    :raises ValueError: for columns without spread.
-    """
+    """Location and scale of columns, or zero and one."""
     if not standardize:
         return torch.zeros_like(values[0]), torch.ones_like(values[0])
     scale = values.std(0, correction=0)
@@ -178,15 +174,15 @@ def standardization(values: Tensor, standardize: bool, argument: str) -> tuple[T
     return values.mean(0), scale
 
 
-def table_places(bandwidth: float, per_scale: float = 32.0) -> Tensor:
-    """Standardized places at which a law is tabulated. **Shape:** ``(num_places,)``."""
+def table_scores(bandwidth: float, per_scale: float = 32.0) -> Tensor:
+    """Standardized knots at which a distribution is tabulated. **Shape:** ``(num_knots,)``."""
     number = 2.0 * _TABLE_REACH * per_scale / (1.0 - bandwidth**2) ** 0.5
     return torch.linspace(-_TABLE_REACH, _TABLE_REACH, whole(number), dtype=torch.float64)
 
 
 def future_knots(bandwidth: float, num_observed: int, per_scale: float = 6.0) -> Tensor:
     """Scores at which maps of the future are followed, more of them for few observations."""
-    return knots(bandwidth, per_scale * max(1.0, (200.0 / num_observed) ** (1.0 / 3.0)))
+    return score_knots(bandwidth, per_scale * max(1.0, (200.0 / num_observed) ** (1.0 / 3.0)))
 
 
 def is_same(one: Tensor | None, other: Tensor) -> bool:
@@ -194,8 +190,8 @@ def is_same(one: Tensor | None, other: Tensor) -> bool:
     return one is not None and one.dtype == other.dtype and torch.equal(one, other)
 
 
-class CopulaLaw(TorchDistribution):
-    """Laws with one dimension for draws and one for queries, each of which may be missing."""
+class CopulaDistribution(TorchDistribution):
+    """Distributions with dimensions for draws and for queries, each of which may be missing."""
 
     arg_constraints: dict[str, Any] = {}
     _own_shape: torch.Size  # the batch shape without what was expanded
@@ -214,7 +210,7 @@ class CopulaLaw(TorchDistribution):
 
     @abstractmethod
     def _base(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Conditional distribution functions and log densities under the law of the data.
+        """Conditional distribution functions and log densities under the distribution of the data.
 
         :param Tensor points: standardized. **Shape:** ``(num_points, num_queries, dimension)``.
         :returns: of the same shape.
@@ -229,10 +225,7 @@ class CopulaLaw(TorchDistribution):
         """
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """Repeat the law over a larger batch shape.
-
-        :param torch.Size batch_shape: the new shape.
-        """
+        """Repeat the distribution over a larger batch shape."""
         new = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
         torch.broadcast_to(torch.empty(self.batch_shape), torch.Size(batch_shape))
         new.__dict__.update(self.__dict__)
@@ -283,15 +276,12 @@ class CopulaLaw(TorchDistribution):
         if self._future is not None and self._future.maps is not None:
             scores = self._future.maps.inverse(scores.reshape(num_draws * num_queries, number))
         scores = scores.reshape(num_draws, num_queries, number).transpose(0, 1).flatten(1)
-        places = self._base_map().inverse(scores).reshape(num_queries, num_draws, number)
-        result: Tensor = restore(places.permute(2, 1, 0)[..., None])[..., 0]
+        knots = self._base_map().inverse(scores).reshape(num_queries, num_draws, number)
+        result: Tensor = restore(knots.permute(2, 1, 0)[..., None])[..., 0]
         return self._given(result * self._scale[0] + self._loc[0])
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws with PyTorch's generator, by inversion, one coordinate after the other.
-
-        :param torch.Size sample_shape: how many.
-        """
+        """Draws with PyTorch's generator, by inversion, one coordinate after the other."""
         shape = self._extended_shape(torch.Size(sample_shape))
         tiny = torch.finfo(torch.float64).eps
         uniform = torch.rand(shape, dtype=torch.float64).clamp(tiny, 1.0 - tiny)
@@ -302,13 +292,13 @@ class CopulaLaw(TorchDistribution):
         shape, scale, loc = uniform.shape, self._scale, self._loc
         value = loc.expand(shape).clone()
         with torch.no_grad():
-            for place in range(shape[-1]):
+            for i in range(shape[-1]):
                 low, high = torch.full(shape[:-1], -_REACH), torch.full(shape[:-1], _REACH)
                 low, high = low.double(), high.double()
                 for _ in range(_HALVINGS):
                     middle = 0.5 * (low + high)
-                    value[..., place] = loc[place] + scale[place] * middle
-                    is_below = self._evaluate(value)[0][..., place] < uniform[..., place]
+                    value[..., i] = loc[i] + scale[i] * middle
+                    is_below = self._evaluate(value)[0][..., i] < uniform[..., i]
                     low = torch.where(is_below, middle, low)
                     high = torch.where(is_below, high, middle)
         return self._given(value)
@@ -326,22 +316,24 @@ class CopulaLaw(TorchDistribution):
     def _moments(self) -> tuple[Tensor, Tensor]:
         self._require_number("mean", "take that of draws")
         table = self._base_map()
-        places = table.places
-        middle = 0.5 * (places[1:] + places[:-1])
-        num_laws = max(self._own_shape.numel(), 1)
+        knots = table.knots
+        middle = 0.5 * (knots[1:] + knots[:-1])
+        num_distributions = max(self._own_shape.numel(), 1)
         pieces = []
-        width = max(_LAWS_AT_ONCE // len(places), 1)
-        for start in range(0, num_laws, width):
-            laws = torch.arange(start, min(start + width, num_laws))
-            scores = table.values[laws % self._num_queries]
+        width = max(_NUMBERS_AT_ONCE // len(knots), 1)
+        for start in range(0, num_distributions, width):
+            distributions = torch.arange(start, min(start + width, num_distributions))
+            scores = table.values[distributions % self._num_queries]
             if self._future is not None and self._future.maps is not None:
                 maps = self._future.maps
-                part = ScoreMap(maps.places, maps.values[laws], maps.slopes[laws])
+                part = ScoreMap(maps.knots, maps.values[distributions], maps.slopes[distributions])
                 scores = part.forward(scores)[0]
             cdfs = torch.special.ndtr(scores)
             cdfs[:, 0], cdfs[:, -1] = 0.0, 1.0
             mass = cdfs.diff(dim=1)
-            mean = (mass * middle).sum(1)  # a matrix product would depend on the other laws
+            mean = (mass * middle).sum(
+                1
+            )  # a matrix product would depend on the other distributions
             pieces.append(torch.stack([mean, (mass * (middle - mean[:, None]) ** 2).sum(1)]))
         mean, variance = torch.cat(pieces, 1).reshape(2, *self._own_shape)
         mean, variance = mean * self._scale[0] + self._loc[0], variance * self._scale[0] ** 2
@@ -349,23 +341,23 @@ class CopulaLaw(TorchDistribution):
         return self._given(mean.expand(shape)), self._given(variance.expand(shape))
 
     def _base_map(self) -> ScoreMap:
-        """The law of the data as a map of the normal law, one for each query."""
+        """The distribution of the data as a map of the normal distribution, one for each query."""
         if self._table is None:
-            places = self._table_places()
-            points = places[:, None, None].expand(-1, self._num_queries, 1)
+            knots = self._table_scores()
+            points = knots[:, None, None].expand(-1, self._num_queries, 1)
             with torch.no_grad():
                 cdfs, log_density = self._base(points)
             ratio = (
                 log_density[..., 0].T
-                + 0.5 * places**2
+                + 0.5 * knots**2
                 + 0.5 * torch.log(torch.tensor(2.0 * torch.pi, dtype=torch.float64))
             )
-            self._table = ScoreMap.of_law(places, cdfs[..., 0].T, ratio)
+            self._table = ScoreMap.of_distribution(knots, cdfs[..., 0].T, ratio)
         return self._table
 
     @abstractmethod
-    def _table_places(self) -> Tensor:
-        """Where the law of the data is tabulated, standardized. **Shape:** ``(num_places,)``."""
+    def _table_scores(self) -> Tensor:
+        """Where the distribution of the data is tabulated, standardized."""
 
     def _evaluate(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Conditional distribution functions, and log densities of standardized coordinates.
@@ -416,6 +408,6 @@ class CopulaLaw(TorchDistribution):
     def _require_number(self, what: str, instead: str) -> None:
         if self.event_shape:
             raise NotImplementedError(
-                f"{what} of a law of vectors with the event shape {tuple(self.event_shape)} has no "
-                f"closed form; {instead}"
+                f"{what} of vectors with the event shape {tuple(self.event_shape)} has no closed "
+                f"form; {instead}"
             )

@@ -1,8 +1,8 @@
 r"""The copula recursion for densities, as functions of tensors [1, 2].
 
-A law :math:`P_{i-1}` with the density :math:`p_{i-1}` takes in an observation, of which it needs
-only :math:`v = P_{i-1}(y_i)`. With the bivariate normal copula of correlation :math:`\rho`, its
-density :math:`c_\rho` and its conditional distribution function :math:`H_\rho`,
+A distribution :math:`P_{i-1}` with the density :math:`p_{i-1}` takes in an observation, of which it
+needs only :math:`v = P_{i-1}(y_i)`. With the bivariate normal copula of correlation :math:`\rho`,
+its density :math:`c_\rho` and its conditional distribution function :math:`H_\rho`,
 
 .. math:: p_i(y) = p_{i-1}(y) [1 - \alpha_i + \alpha_i c_\rho(P_{i-1}(y), v)], \quad
           P_i(y) = (1 - \alpha_i) P_{i-1}(y) + \alpha_i H_\rho(P_{i-1}(y), v) .
@@ -69,10 +69,6 @@ class Prequential(NamedTuple):
 def rates(first: int, last: int) -> Tensor:
     r"""Rates of updates, :math:`\alpha_i = (2 - 1/i) / (i + 1)`.
 
-    :param int first: number :math:`i \ge 1` of the first observation.
-    :param int last: number of the last.
-    :returns: in float64. **Shape:** ``(last - first + 1,)``.
-
     Example::
 
         >>> rates(1, 3)
@@ -83,11 +79,7 @@ def rates(first: int, last: int) -> Tensor:
 
 
 def log_copula_density(u: Tensor, v: Tensor, bandwidth: Tensor) -> Tensor:
-    r"""Log density of the normal copula, :math:`\log c_\rho(u, v)`.
-
-    :param Tensor u: probabilities.
-    :param Tensor v: probabilities.
-    :param Tensor bandwidth: :math:`\rho`, in (0, 1).
+    r"""Log density of the normal copula at probabilities, :math:`\log c_\rho(u, v)`.
 
     Example::
 
@@ -99,10 +91,6 @@ def log_copula_density(u: Tensor, v: Tensor, bandwidth: Tensor) -> Tensor:
 
 def copula_cdf(u: Tensor, v: Tensor, bandwidth: Tensor) -> Tensor:
     r"""Conditional distribution function of the normal copula, :math:`H_\rho(u, v)`.
-
-    :param Tensor u: probabilities.
-    :param Tensor v: probabilities, which are given.
-    :param Tensor bandwidth: :math:`\rho`, in (0, 1).
 
     Example::
 
@@ -117,12 +105,7 @@ def copula_cdf(u: Tensor, v: Tensor, bandwidth: Tensor) -> Tensor:
 
 
 def log_covariate_kernel(x: Tensor, other: Tensor, bandwidth: Tensor) -> Tensor:
-    r"""Log density of the normal copula at normal scores, :math:`\log c_\rho(\Phi(x), \Phi(x'))`.
-
-    :param Tensor x: normal scores.
-    :param Tensor other: normal scores.
-    :param Tensor bandwidth: :math:`\rho`, in (0, 1).
-    """
+    r"""The same at normal scores, :math:`\log c_\rho(\Phi(x), \Phi(x'))`."""
     variance = 1.0 - bandwidth**2
     log_kernel: Tensor = 0.5 * (x**2 - (x - bandwidth * other) ** 2 / variance - variance.log())
     return log_kernel
@@ -131,7 +114,7 @@ def log_covariate_kernel(x: Tensor, other: Tensor, bandwidth: Tensor) -> Tensor:
 def copula_step(
     cdfs: Tensor, log_density: Tensor, observed: Tensor, rate: Tensor, bandwidth: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Take one observation into laws, with gradients.
+    """Take one observation into distributions, with gradients.
 
     :param Tensor cdfs: conditional distribution functions at points. **Shape:** ``(*points,
         dimension)``.
@@ -145,13 +128,13 @@ def copula_step(
     copula = log_copula_density(cdfs, observed, bandwidth).cumsum(-1).exp()
     before = torch.cat([torch.ones_like(copula[..., :1]), copula[..., :-1]], -1)
     rate = rate[..., None]
-    share = rate * before / (1.0 - rate + rate * before)
-    cdfs = cdfs + share * (copula_cdf(cdfs, observed, bandwidth) - cdfs)
+    fraction = rate * before / (1.0 - rate + rate * before)
+    cdfs = cdfs + fraction * (copula_cdf(cdfs, observed, bandwidth) - cdfs)
     return cdfs, log_density + (1.0 - rate + rate * copula).log()
 
 
 def normal_start(points: Tensor) -> tuple[Tensor, Tensor]:
-    """The law before any observation, independent standard normal numbers.
+    """The distribution before any observation, independent standard normal numbers.
 
     :param Tensor points: **Shape:** ``(*points, dimension)``.
     :returns: conditional distribution functions, and the log density of the first coordinates, up
@@ -172,21 +155,21 @@ def follow(
     kernel: Tensor | None = None,
     group: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Take observations into laws one after the other, and follow points through them.
+    """Take observations into distributions one after the other, and follow points through them.
 
-    Compiled, in float64 on the processor, unless ``cdfs`` want a gradient. Laws are shared among as
-    many threads as PyTorch has, which changes no number.
+    Compiled, in float64 on the processor, unless ``cdfs`` want a gradient. Distributions are shared
+    among as many threads as PyTorch has, which changes no number.
 
-    :param Tensor cdfs: conditional distribution functions at the points. **Shape:** ``(num_laws,
-        dimension, num_points)``.
+    :param Tensor cdfs: conditional distribution functions at the points. **Shape:**
+        ``(num_distributions, dimension, num_points)``.
     :param Tensor log_density: of the first coordinates, up to each of them, at the points.
         **Shape:** as ``cdfs``.
     :param Tensor uniforms: conditional distribution functions at the observations, each before it
-        was seen. **Shape:** ``(num_laws, num_steps, dimension)``.
+        was seen. **Shape:** ``(num_distributions, num_steps, dimension)``.
     :param Tensor rate: of the updates. **Shape:** ``(num_steps,)``.
     :param Tensor bandwidth: **Shape:** ``(dimension,)``.
     :param Tensor rows: of the kernel, for the covariates of each observation. **Shape:**
-        ``(num_laws, num_steps)``.
+        ``(num_distributions, num_steps)``.
     :param Tensor kernel: of covariates, for each group of points. **Shape:** ``(num_rows,
         num_points / group)``.
     :param int group: number of points that share their covariates, which lie side by side.
@@ -205,25 +188,17 @@ def follow(
             padding = (0, -num_points % _AT_ONCE)
             cdfs = torch.nn.functional.pad(cdfs, padding, value=0.5)
             log_density = torch.nn.functional.pad(log_density, padding)
-        places, weights, group = np.zeros((len(cdfs), 1), np.int64), np.ones((1, 1)), 0
+        indices, weights, group = np.zeros((len(cdfs), 1), np.int64), np.ones((1, 1)), 0
     else:
-        places, weights = _array(rows, torch.int64), _array(kernel)
+        indices, weights = _array(rows, torch.int64), _array(kernel)
     new_cdfs, new_log = _copied(cdfs), _copied(log_density)
     seen, updates, bandwidths = _array(uniforms), _array(rate), _array(bandwidth)
 
-    def advance(laws: slice) -> None:
-        advance_points(
-            new_cdfs[laws],
-            new_log[laws],
-            seen[laws],
-            updates,
-            bandwidths,
-            places[laws],
-            weights,
-            group,
-        )
+    def advance(part: slice) -> None:
+        state = new_cdfs[part], new_log[part], seen[part]
+        advance_points(*state, updates, bandwidths, indices[part], weights, group)
 
-    _share_among_threads(advance, len(new_cdfs))
+    _split_among_threads(advance, len(new_cdfs))
     done = torch.from_numpy(new_cdfs), torch.from_numpy(new_log)
     return done[0][..., :num_points], done[1][..., :num_points]
 
@@ -264,7 +239,7 @@ def predict_in_turn(
     num_orders = len(orders)
     values, gradient = np.empty((num_orders, n)), np.empty((num_orders, len(directions)))
     uniforms = np.empty((num_orders, n, dimension))
-    places = _array(orders, torch.int64)
+    indices = _array(orders, torch.int64)
     given = (
         _array(cdfs.T),
         _array(log_density[:, -1]),
@@ -277,31 +252,25 @@ def predict_in_turn(
     )
 
     def predict(some: slice) -> None:
-        prequential(places[some], *given, values[some], gradient[some], uniforms[some])
+        prequential(indices[some], *given, values[some], gradient[some], uniforms[some])
 
-    _share_among_threads(predict, num_orders)
+    _split_among_threads(predict, num_orders)
     return Prequential(*(torch.from_numpy(value) for value in (values, gradient, uniforms)))
 
 
-def _share_among_threads(function: Callable[[slice], None], number: int) -> None:
+def _split_among_threads(function: Callable[[slice], None], number: int) -> None:
     """Call a function that lets go of the interpreter for parts of so many rows."""
     num_threads = max(1, min(torch.get_num_threads(), number))
     if num_threads == 1:
         function(slice(None))
         return
-    bounds = [number * place // num_threads for place in range(num_threads + 1)]
+    bounds = [number * i // num_threads for i in range(num_threads + 1)]
     with ThreadPoolExecutor(num_threads) as pool:
         list(pool.map(function, map(slice, bounds[:-1], bounds[1:])))
 
 
 def observation_orders(n: int, num_permutations: int, seed: int) -> Tensor:
-    """Orders in which observations are taken in: random ones, or that of the data for zero.
-
-    :param int n: number of observations.
-    :param int num_permutations: how many orders.
-    :param int seed: of the orders.
-    :returns: **Shape:** ``(max(num_permutations, 1), n)``.
-    """
+    """Orders in which observations are taken in: random ones, or that of the data for zero."""
     if num_permutations == 0:
         return torch.arange(n)[None]
     generator = torch.Generator().manual_seed(seed)
@@ -309,10 +278,10 @@ def observation_orders(n: int, num_permutations: int, seed: int) -> Tensor:
 
 
 def mean_over_orders(cdfs: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of laws, each given the coordinates before.
+    """The mean of distributions, each given the coordinates before.
 
-    :param Tensor cdfs: conditional distribution functions. **Shape:** ``(num_laws, *points,
-        dimension)``.
+    :param Tensor cdfs: conditional distribution functions. **Shape:** ``(num_distributions,
+        *points, dimension)``.
     :param Tensor log_density: of the first coordinates, up to each of them. **Shape:** as ``cdfs``.
     :returns: those of the mean. **Shape:** ``(*points, dimension)`` each.
     """
@@ -370,10 +339,6 @@ Objective = Callable[[Tensor, Tensor], tuple[float, Tensor]]
 def checked_bandwidth(argument: str, value: Tensor | float | None) -> Tensor | None:
     """Check a bandwidth, a number or a vector with one for each dimension.
 
-    :param str argument: its name.
-    :param value: what the caller got.
-    :raises ValueError: for numbers that are not in (0, 1).
-
     Example::
 
         >>> checked_bandwidth("bandwidth", 1.5)
@@ -395,13 +360,7 @@ def checked_bandwidth(argument: str, value: Tensor | float | None) -> Tensor | N
 
 
 def spread(argument: str, value: Tensor, dimension: int) -> Tensor:
-    """Give each dimension its bandwidth.
-
-    :param str argument: its name.
-    :param Tensor value: a number, or a vector of them.
-    :param int dimension: how many are wanted.
-    :raises ValueError: for a vector of another length.
-    """
+    """Give each dimension its bandwidth."""
     if value.dim() and len(value) not in (1, dimension):
         raise ValueError(
             f"{argument} must be a number or a vector of {dimension}, one for each dimension, got "
@@ -411,17 +370,12 @@ def spread(argument: str, value: Tensor, dimension: int) -> Tensor:
 
 
 def warn_of_narrow_posterior(bandwidth: float, name: str, stacklevel: int = 3) -> None:
-    """Warn where new observations hardly change a law, so that populations hardly vary.
-
-    :param float bandwidth: as fitted.
-    :param str name: of the rule.
-    :param int stacklevel: of the warning.
-    """
+    """Warn where new observations hardly change a distribution, so that populations hardly vary."""
     if bandwidth < _NARROW:
         warnings.warn(
             f"{name} fits the data best with a bandwidth of {bandwidth:.2g}, with which "
-            "observations hardly change the law: its populations hardly vary, and the posterior is "
-            "too narrow; pass a larger bandwidth",
+            "observations hardly change it: its populations hardly vary, and the posterior is too "
+            "narrow; pass a larger bandwidth",
             RuntimeWarning,
             stacklevel=stacklevel,
         )
@@ -430,8 +384,8 @@ def warn_of_narrow_posterior(bandwidth: float, name: str, stacklevel: int = 3) -
 def maximize_over_bandwidths(objective: Objective, start: Tensor, directions: Tensor) -> Tensor:
     """Maximize over the logits of bandwidths.
 
-    There may be a second maximum, where observations hardly change the law: a few small bandwidths
-    are looked at, too, and where one is better, the search goes on from there.
+    There may be a second maximum, where observations hardly change the distribution: a few small
+    bandwidths are looked at, too, and where one is better, the search goes on from there.
 
     :param objective: maps bandwidths, and directions or none of them, to a value and its slopes in
         these directions.

@@ -45,7 +45,7 @@ class Mean:
     """
 
     def __call__(self, population: Any) -> Tensor:
-        """Mean of each law. **Shape:** ``(num_draws, *event)``."""
+        """Mean of each distribution. **Shape:** ``(num_draws, *event)``."""
         mean: Tensor = _with_moments(population).mean
         return mean
 
@@ -61,7 +61,7 @@ class Variance:
     """
 
     def __call__(self, population: Any) -> Tensor:
-        """Variance of each law. **Shape:** ``(num_draws, *event)``."""
+        """Variance of each distribution. **Shape:** ``(num_draws, *event)``."""
         variance: Tensor = _with_moments(population).variance
         return variance
 
@@ -85,30 +85,25 @@ class Quantile:
 
     def __post_init__(self) -> None:
         several = isinstance(self.probability, Sequence)
-        for value in self.probability if isinstance(self.probability, Sequence) else ():
+        values: Any = self.probability if several else [self.probability]
+        for value in values:
             check_number("probability", value, above=0.0, below=1.0)
-        if not several:
-            check_number("probability", self.probability, above=0.0, below=1.0)
-        elif not self.probability:
+        if not values:
             raise ValueError("probability must be a number or a sequence of some, got an empty one")
 
     def __call__(self, population: Any) -> Tensor:
-        """Quantiles of each law.
+        """Quantiles of each distribution.
 
         **Shape:** ``(num_draws, *event)``, or ``(num_draws, *event, num_probabilities)``.
         """
-        if not isinstance(self.probability, Sequence):
-            return self._one(population, self.probability)
-        return torch.stack([self._one(population, value) for value in self.probability], -1)
-
-    @staticmethod
-    def _one(population: Any, probability: float) -> Tensor:
+        if isinstance(self.probability, Sequence):
+            return torch.stack([Quantile(value)(population) for value in self.probability], -1)
         population = _with_moments(population)
         try:
-            value: Tensor = population.icdf(torch.tensor(probability, dtype=torch.float64))
+            value: Tensor = population.icdf(torch.tensor(self.probability, dtype=torch.float64))
         except NotImplementedError as error:
             raise TypeError(
-                "Quantile takes points, or laws that have quantiles, which "
+                "Quantile takes points, or distributions that have quantiles, which "
                 f"{type(population).__name__} has not"
             ) from error
         return value
@@ -121,9 +116,9 @@ class Expectation:
     :param function: of an observation, or of its parts where the data are several tensors, point by
         point: its arguments and its result have leading dimensions for points and draws.
     :param int num_points: at how many points the function is evaluated where the population is a
-        continuous law. For a number these are quantiles, whose plain mean is taken, the midpoint
-        rule, which is off by no more than the variation of the function over ``2 * num_points``.
-        Populations that are points need no such approximation.
+        continuous distribution. For a number these are quantiles, whose plain mean is taken, the
+        midpoint rule, which is off by no more than the variation of the function over ``2 *
+        num_points``. Populations that are points need no such approximation.
     :raises TypeError: for a function that is not callable.
 
     Example::
@@ -137,17 +132,16 @@ class Expectation:
     num_points: int = 1000
 
     def __post_init__(self) -> None:
-        if not callable(self.function):
-            raise TypeError(f"function must be callable, got {self.function!r:.80}")
+        check_callable("function", self.function)
         check_integer("num_points", self.num_points, 1)
 
     def __call__(self, population: Any) -> Tensor:
-        """Mean of the function under each law. **Shape:** ``(num_draws, *result)``."""
+        """Mean of the function under each distribution. **Shape:** ``(num_draws, *result)``."""
         return points_of(population, self.num_points).expectation(self.function)
 
 
 def _with_moments(population: Any) -> Any:
-    """The population, or points for a law of vectors that has no moments in closed form."""
+    """The population, or points for vectors whose distribution has no moments in closed form."""
     if getattr(population, "event_shape", ()) and hasattr(population, "weighted_points"):
         return points_of(population, _NUM_POINTS)
     return population
@@ -161,7 +155,7 @@ class BestFit(ABC):
 
     :param Minimizer optimizer: :class:`~pyro_ext.inference.BatchLBFGS` without one.
     :param int num_points: how many points stand for a population that is no weighted sample, but a
-        law: quantiles of one of numbers.
+        distribution: quantiles of one of numbers.
     :raises ValueError: for a number that is out of range.
     """
 
@@ -180,9 +174,9 @@ class BestFit(ABC):
     def __call__(self, population: Any) -> dict[str, Tensor]:
         """Best fit to each population, by name of the parameters.
 
-        :param population: a weighted sample, a law of numbers with ``icdf``, or the law of vectors
-            of a :class:`~pyro_ext.inference.CopulaDensity`.
-        :returns: **Shape:** ``(num_draws, *event)`` each; NaN where a search meets no finite loss.
+        :param population: a weighted sample, a distribution of numbers with ``icdf``, or the
+            distribution of vectors of a :class:`~pyro_ext.inference.CopulaDensity`.
+        :returns: **Shape:** ``(num_draws, *event)`` each; NaN where a search diverges.
             There is a warning where searches have not converged.
         :raises TypeError: for a population of another kind.
         """
@@ -237,7 +231,7 @@ class MEstimator(BestFit):
     :param Mapping initial_params: where the first search starts. **Shape:** ``(*event)`` each.
     :param regularizer: a function of the parameters that is added to the loss.
     :param Minimizer optimizer: :class:`~pyro_ext.inference.BatchLBFGS` without one.
-    :param int num_points: how many points stand for a population that is a law.
+    :param int num_points: how many points stand for a population that is a distribution.
 
     Example::
 
@@ -270,9 +264,8 @@ class MEstimator(BestFit):
         self.regularizer = regularizer
 
     def _loss(self, rows: tuple[Tensor, ...]) -> WeightedLoss:
-        return WeightedFunction(
-            self.loss_fn, rows, self.initial_params, regularizer=self.regularizer
-        )
+        params = self.initial_params
+        return WeightedFunction(self.loss_fn, rows, params, regularizer=self.regularizer)
 
 
 class WeightedMLE(BestFit):
@@ -283,7 +276,7 @@ class WeightedMLE(BestFit):
     :param str plate: name of the plate of the observations, where the model has several.
     :param regularizer: a function of the values of the latent sites that is added to the loss.
     :param Minimizer optimizer: :class:`~pyro_ext.inference.BatchLBFGS` without one.
-    :param int num_points: how many points stand for a population that is a law.
+    :param int num_points: how many points stand for a population that is a distribution.
 
     Example::
 

@@ -10,6 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from pyro_ext._checks import check_number
+from pyro_ext._renamed import renamed_attribute
 from pyro_ext.inference.martingale.predictive_rule import (
     PredictiveRule,
     Resampled,
@@ -19,21 +20,9 @@ from pyro_ext.inference.martingale.predictive_rule import (
 )
 from pyro_ext.inference.martingale.weighted_sample import WeightedSample
 
-__all__ = [
-    "GaussianRule",
-    "GaussianState",
-    "NormalPredictive",
-    "PlugInNormal",
-    "StudentTPredictive",
-    "along",
-    "limit_normals",
-    "random_walk",
-    "sizes_before",
-    "step_normals",
-    "step_uniforms",
-]
+__all__ = ["NormalPredictive", "PlugInNormal", "StudentTPredictive"]
 
-_STEPS, _LIMIT = range(2)
+_STEPS, _LIMIT, _VARIANCES = range(3)  # streams of random numbers
 
 
 class GaussianState(NamedTuple):
@@ -62,46 +51,36 @@ class GaussianRule(PredictiveRule):
         :param tuple data: one tensor of numbers, or of vectors with independent elements.
             **Shape:** ``(n, *event)``.
         :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
-        :raises ValueError: for other data, or too few.
+        :raises ValueError: for other data, too few, or such as do not vary.
         """
         values = single_tensor(data, type(self).__name__, self._least)
-        loc, rate = self._posterior(values)
         shape = (len(keys), *values.shape[1:])
-        state = GaussianState(
-            values.expand(len(keys), *values.shape), loc.expand(shape), rate.expand(shape)
-        )
+        loc, rate = (part.expand(shape) for part in self._posterior(values))
+        state = GaussianState(values.expand(len(keys), *values.shape), loc, rate)
         return Resampled(keys, len(values), len(values), state)
 
     def population(self, state: Resampled) -> WeightedSample:
-        """The points of each population, with equal weights.
-
-        :param Resampled state: where the populations are.
-        """
+        """The points of each population, with equal weights."""
         values: Tensor = state.value.values
         weights = values.new_full((1, 1), 1.0 / state.size).expand(len(values), state.size)
         return WeightedSample((values,), weights, is_shared=False)
 
     @abstractmethod
-    def law(self, state: Resampled) -> TorchDistributionMixin:
-        """Law of the next observation, with the batch shape ``(num_draws, *event)``.
+    def predictive(self, state: Resampled) -> TorchDistributionMixin:
+        """Distribution of the next observation, with the batch shape ``(num_draws, *event)``."""
 
-        :param Resampled state: where the populations are.
-        """
+    law = renamed_attribute("law", "predictive")
 
     @abstractmethod
     def update(self, state: Resampled, observation: Tensor) -> Resampled:
         """Take an observation into each population.
 
-        :param Resampled state: where the populations are.
         :param Tensor observation: **Shape:** ``(num_draws, *event)``.
         """
 
     @abstractmethod
     def limit(self, state: Resampled) -> TorchDistributionMixin:
-        """Law of the whole infinite population, with the batch shape ``(num_draws, *event)``.
-
-        :param Resampled state: where the populations are.
-        """
+        """Distribution of the infinite population, with the batch shape ``(num_draws, *event)``."""
 
     @abstractmethod
     def _posterior(self, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,59 +96,35 @@ class GaussianRule(PredictiveRule):
         return state._replace(size=state.size + values.shape[1], value=new)
 
 
-def sizes_before(state: Resampled, num_steps: int) -> Tensor:
+def _sizes_before(state: Resampled, num_steps: int) -> Tensor:
     """Sizes of the population before each step. **Shape:** ``(num_steps,)``."""
     sizes = torch.arange(state.size, state.size + num_steps, dtype=torch.float64)
     return sizes.to(state.value.loc.device)
 
 
-def along(numbers: Tensor, loc: Tensor) -> Tensor:
+def _along(numbers: Tensor, loc: Tensor) -> Tensor:
     """Numbers of the steps, to broadcast with what has the shape ``(num_draws, steps, *event)``."""
     return numbers.reshape(1, -1, *[1] * (loc.dim() - 1))
 
 
-def step_normals(state: Resampled, num_steps: int) -> Tensor:
-    """Standard normal numbers. **Shape:** ``(num_draws, num_steps, *event)``."""
-    event = state.value.loc.shape[1:]
-    size = event.numel()
-    stop = (state.size + num_steps) * size
-    numbers = normals(state.keys, state.size * size, stop, stream=_STEPS)
-    return numbers.reshape(len(state.keys), num_steps, *event)
-
-
-def step_uniforms(state: Resampled, num_steps: int) -> tuple[Tensor, Tensor]:
-    """Two uniform numbers a step. **Shape:** ``(num_draws, num_steps, *event)`` each."""
-    event = state.value.loc.shape[1:]
-    size = 2 * event.numel()
-    numbers = uniforms(
-        state.keys, state.size * size, (state.size + num_steps) * size, stream=_STEPS
-    )
-    first, second = numbers.reshape(len(state.keys), num_steps, *event, 2).unbind(-1)
-    return first, second
-
-
-def limit_normals(state: Resampled) -> Tensor:
+def _limit_normals(state: Resampled) -> Tensor:
     """Standard normal numbers for the limit. **Shape:** ``(num_draws, *event)``."""
     loc: Tensor = state.value.loc
     return normals(state.keys, 0, loc[0].numel(), stream=_LIMIT).reshape(loc.shape).to(loc)
 
 
-def random_walk(
-    state: Resampled, noise: Tensor, *, scale: Tensor, gain: Tensor, loc: Tensor
+def _random_walk(
+    state: Resampled, num_steps: int, scale: Tensor, gain: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Observations around locations that each of them moves.
-
-    :param Tensor noise: standard normal. **Shape:** ``(num_draws, num_steps, *event)``.
-    :param Tensor scale: of an observation around the location. **Shape:** ``(num_steps,)``.
-    :param Tensor gain: how much of the way to an observation the location goes. **Shape:** as
-        ``scale``.
-    :param Tensor loc: where the walk starts. **Shape:** ``(num_draws, *event)``.
-    :returns: the observations, and where the walk ends.
-    """
-    if not noise.shape[1]:
-        return noise.to(loc.dtype), loc
-    steps = along(scale, loc) * noise
-    path = loc.double()[:, None] + (along(gain, loc) * steps).cumsum(1)
+    """Observations around locations that each moves by a part of the way, and where these end."""
+    loc: Tensor = state.value.loc
+    if not num_steps:
+        return loc[:, None][:, :0], loc
+    size = loc[0].numel()
+    stop = (state.size + num_steps) * size
+    noise = normals(state.keys, state.size * size, stop, stream=_STEPS)
+    steps = _along(scale, loc) * noise.reshape(len(loc), num_steps, *loc.shape[1:])
+    path = loc.double()[:, None] + (_along(gain, loc) * steps).cumsum(1)
     before = torch.cat([loc.double()[:, None], path[:, :-1]], 1)
     return (before + steps).to(loc.dtype), path[:, -1].to(loc.dtype)
 
@@ -194,8 +149,8 @@ class NormalPredictive(GaussianRule):
         >>> from pyro_ext.random import chain_keys
         >>> rule = NormalPredictive(scale=1.0)
         >>> state = rule.begin((torch.tensor([1.0, 3.0]),), chain_keys(0, range(4)))
-        >>> law = rule.law(state)
-        >>> law.mean, law.variance
+        >>> predictive = rule.predictive(state)
+        >>> predictive.mean, predictive.variance
         (tensor([2., 2., 2., 2.]), tensor([1.5000, 1.5000, 1.5000, 1.5000]))
     """
 
@@ -207,48 +162,28 @@ class NormalPredictive(GaussianRule):
         self.loc_scale = float(loc_scale)
 
     def advance(self, state: Resampled, num_steps: int) -> Resampled:
-        """Draw observations from the predictive, one after the other.
-
-        :param Resampled state: where the populations are.
-        :param int num_steps: how many.
-        """
-        old: GaussianState = state.value
-        variance = self._variance(sizes_before(state, num_steps))
-        values, loc = random_walk(
-            state,
-            step_normals(state, num_steps),
-            scale=(self.scale**2 + variance).sqrt(),
-            gain=variance / (self.scale**2 + variance),
-            loc=old.loc,
-        )
+        """Draw observations from the predictive, one after the other."""
+        variance = self._variance(_sizes_before(state, num_steps))
+        total = self.scale**2 + variance
+        values, loc = _random_walk(state, num_steps, total.sqrt(), variance / total)
         return self._extended(state, values, loc)
 
-    def law(self, state: Resampled) -> TorchDistributionMixin:
-        """Law of the next observation, with the batch shape ``(num_draws, *event)``.
-
-        :param Resampled state: where the populations are.
-        """
-        scale = math.sqrt(self.scale**2 + float(self._variance(sizes_before(state, 1))))
+    def predictive(self, state: Resampled) -> TorchDistributionMixin:
+        """Distribution of the next observation, with the batch shape ``(num_draws, *event)``."""
+        scale = math.sqrt(self.scale**2 + float(self._variance(_sizes_before(state, 1))))
         return dist.Normal(state.value.loc, scale)
 
     def update(self, state: Resampled, observation: Tensor) -> Resampled:
-        """Take an observation into each population.
-
-        :param Resampled state: where the populations are.
-        :param Tensor observation: **Shape:** ``(num_draws, *event)``.
-        """
-        variance = float(self._variance(sizes_before(state, 1)))
+        """Take an observation into each population."""
+        variance = float(self._variance(_sizes_before(state, 1)))
         loc = state.value.loc
         loc = loc + variance / (self.scale**2 + variance) * (observation - loc)
         return self._extended(state, observation[:, None], loc)
 
     def limit(self, state: Resampled) -> TorchDistributionMixin:
-        """Normal laws with means drawn from the posterior given the population.
-
-        :param Resampled state: where the populations are.
-        """
-        scale = math.sqrt(float(self._variance(sizes_before(state, 1))))
-        return dist.Normal(state.value.loc + scale * limit_normals(state), self.scale)
+        """Normal distributions with means drawn from the posterior given the population."""
+        scale = math.sqrt(float(self._variance(_sizes_before(state, 1))))
+        return dist.Normal(state.value.loc + scale * _limit_normals(state), self.scale)
 
     def _posterior(self, values: Tensor) -> tuple[Tensor, Tensor]:
         variance = float(self._variance(torch.tensor(float(len(values)), dtype=torch.float64)))
@@ -267,7 +202,7 @@ class PlugInNormal(GaussianRule):
     :math:`P_i = \mathcal N(\bar y_i, \sigma^2)`, which no prior gives. Up to size :math:`N` the
     variance of the mean is :math:`\sigma^2 (\psi'(n + 1) - \psi'(N + 1))`, with the trigamma
     function :math:`\psi'`: a little less than what :class:`NormalPredictive` gives.
-    The mean is a martingale, though the predictive law is not: an observation to come is
+    The mean is a martingale, though the predictive distribution is not: an observation to come is
     more widely spread than the next one.
 
     :param float scale: :math:`\sigma`, the standard deviation of an observation.
@@ -278,7 +213,7 @@ class PlugInNormal(GaussianRule):
         >>> from pyro_ext.random import chain_keys
         >>> rule = PlugInNormal(scale=2.0)
         >>> state = rule.begin((torch.tensor([1.0, 3.0]),), chain_keys(0, range(4)))
-        >>> rule.law(state).variance
+        >>> rule.predictive(state).variance
         tensor([4., 4., 4., 4.])
     """
 
@@ -286,53 +221,31 @@ class PlugInNormal(GaussianRule):
         self.scale = check_number("scale", scale, above=0.0)
 
     def advance(self, state: Resampled, num_steps: int) -> Resampled:
-        """Draw observations from the predictive, one after the other.
-
-        :param Resampled state: where the populations are.
-        :param int num_steps: how many.
-        """
-        sizes = sizes_before(state, num_steps)
-        values, loc = random_walk(
-            state,
-            step_normals(state, num_steps),
-            scale=torch.full_like(sizes, self.scale),
-            gain=1.0 / (sizes + 1.0),
-            loc=state.value.loc,
-        )
+        """Draw observations from the predictive, one after the other."""
+        sizes = _sizes_before(state, num_steps)
+        scale = torch.full_like(sizes, self.scale)
+        values, loc = _random_walk(state, num_steps, scale, 1.0 / (sizes + 1.0))
         return self._extended(state, values, loc)
 
-    def law(self, state: Resampled) -> TorchDistributionMixin:
-        """Law of the next observation, with the batch shape ``(num_draws, *event)``.
-
-        :param Resampled state: where the populations are.
-        """
+    def predictive(self, state: Resampled) -> TorchDistributionMixin:
+        """Distribution of the next observation, with the batch shape ``(num_draws, *event)``."""
         return dist.Normal(state.value.loc, self.scale)
 
     def update(self, state: Resampled, observation: Tensor) -> Resampled:
-        """Take an observation into each population.
-
-        :param Resampled state: where the populations are.
-        :param Tensor observation: **Shape:** ``(num_draws, *event)``.
-        """
+        """Take an observation into each population."""
         loc = state.value.loc
         loc = loc + (observation - loc) / (state.size + 1)
         return self._extended(state, observation[:, None], loc)
 
     def limit(self, state: Resampled) -> TorchDistributionMixin:
-        """Normal laws around the limit of the means.
-
-        :param Resampled state: where the populations are.
-        """
+        """Normal distributions around the limit of the means."""
         size = torch.tensor(float(state.size + 1), dtype=torch.float64)
         scale = self.scale * math.sqrt(float(torch.special.polygamma(1, size)))
-        return dist.Normal(state.value.loc + scale * limit_normals(state), self.scale)
+        return dist.Normal(state.value.loc + scale * _limit_normals(state), self.scale)
 
     def _posterior(self, values: Tensor) -> tuple[Tensor, Tensor]:
         loc = values.mean(0)
         return loc, torch.zeros_like(loc)
-
-
-_VARIANCES = 2  # a stream besides those of the steps and of the means in the limit
 
 
 class StudentTPredictive(GaussianRule):
@@ -340,7 +253,8 @@ class StudentTPredictive(GaussianRule):
 
     The prior is conjugate: :math:`\sigma^2 \sim \mathrm{InverseGamma}(a_0, b_0)` and
     :math:`\mu \mid \sigma^2 \sim \mathcal N(m_0, \sigma^2 / \kappa_0)`. The next observation has
-    Student's law with :math:`2 a_i` degrees of freedom around :math:`m_i`, of the squared scale
+    Student's distribution with :math:`2 a_i` degrees of freedom around :math:`m_i`, of the squared
+    scale
     :math:`b_i (\kappa_i + 1) / (a_i \kappa_i)`. By default the prior is the reference prior,
     proportional to :math:`1 / \sigma^2`, for which :math:`m_i` is the mean, :math:`\kappa_i = i`,
     :math:`a_i = (i - 1) / 2`, and :math:`b_i` half of the sum of squares around the mean.
@@ -356,8 +270,8 @@ class StudentTPredictive(GaussianRule):
         >>> from pyro_ext.random import chain_keys
         >>> rule = StudentTPredictive()
         >>> state = rule.begin((torch.tensor([1.0, 2.0, 3.0]),), chain_keys(0, range(2)))
-        >>> law = rule.law(state)
-        >>> law.df, law.loc, law.scale**2
+        >>> predictive = rule.predictive(state)
+        >>> predictive.df, predictive.loc, predictive.scale**2
         (tensor([2., 2.]), tensor([2., 2.]), tensor([1.3333, 1.3333]))
     """
 
@@ -376,13 +290,7 @@ class StudentTPredictive(GaussianRule):
         self._least = math.floor(-2.0 * self.concentration) + 1 if self.concentration <= 0 else 1
 
     def begin(self, data: tuple[Tensor, ...], keys: Tensor) -> Resampled:
-        """Populations that hold the observations alone.
-
-        :param tuple data: one tensor of numbers, or of vectors with independent elements.
-            **Shape:** ``(n, *event)``.
-        :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
-        :raises ValueError: for other data, too few, or such as do not vary.
-        """
+        """Populations that hold the observations alone, which must vary without a prior rate."""
         state = super().begin(data, keys)
         if not bool((state.value.rate > 0.0).all()):
             raise ValueError(
@@ -392,18 +300,18 @@ class StudentTPredictive(GaussianRule):
         return state
 
     def advance(self, state: Resampled, num_steps: int) -> Resampled:
-        """Draw observations from the predictive, one after the other.
-
-        :param Resampled state: where the populations are.
-        :param int num_steps: how many.
-        """
+        """Draw observations from the predictive, one after the other."""
         if not num_steps:
             return state
         old: GaussianState = state.value
-        sizes = sizes_before(state, num_steps)
-        degrees = along(2.0 * self.concentration + sizes, old.loc)
-        precision = along(self.loc_precision + sizes, old.loc)
-        first, second = step_uniforms(state, num_steps)
+        sizes = _sizes_before(state, num_steps)
+        degrees = _along(2.0 * self.concentration + sizes, old.loc)
+        precision = _along(self.loc_precision + sizes, old.loc)
+        size = 2 * old.loc[0].numel()
+        stop = (state.size + num_steps) * size
+        numbers = uniforms(state.keys, state.size * size, stop, stream=_STEPS)
+        shape = (len(state.keys), num_steps, *old.loc.shape[1:], 2)
+        first, second = numbers.reshape(shape).unbind(-1)
         # Squares of Student's variables over their degrees of freedom: the polar method of Bailey
         # (1994), exact for any degrees of freedom, in which the second number is the angle.
         square = torch.expm1(-2.0 * first.log() / degrees)
@@ -424,24 +332,16 @@ class StudentTPredictive(GaussianRule):
             (start[:, 0] * growth[:, -1].exp()).to(old.loc.dtype),
         )
 
-    def law(self, state: Resampled) -> TorchDistributionMixin:
-        """Law of the next observation, with the batch shape ``(num_draws, *event)``.
-
-        :param Resampled state: where the populations are.
-        """
+    def predictive(self, state: Resampled) -> TorchDistributionMixin:
+        """Distribution of the next observation, with the batch shape ``(num_draws, *event)``."""
         concentration, precision = self._numbers_of(state)
         scale = state.value.rate * (precision + 1.0) / (concentration * precision)
-        law: TorchDistributionMixin = dist.StudentT(
-            2.0 * concentration, state.value.loc, scale.sqrt()
-        )
-        return law
+        degrees = 2.0 * concentration
+        predictive: TorchDistributionMixin = dist.StudentT(degrees, state.value.loc, scale.sqrt())
+        return predictive
 
     def update(self, state: Resampled, observation: Tensor) -> Resampled:
-        """Take an observation into each population.
-
-        :param Resampled state: where the populations are.
-        :param Tensor observation: **Shape:** ``(num_draws, *event)``.
-        """
+        """Take an observation into each population."""
         old: GaussianState = state.value
         _, precision = self._numbers_of(state)
         shift = observation - old.loc
@@ -451,10 +351,7 @@ class StudentTPredictive(GaussianRule):
         )
 
     def limit(self, state: Resampled) -> TorchDistributionMixin:
-        """Normal laws with means and variances drawn from the posterior given the population.
-
-        :param Resampled state: where the populations are.
-        """
+        """Normal distributions with means and variances drawn from their posterior."""
         from scipy.special import gammaincinv  # slow to import
 
         concentration, precision = self._numbers_of(state)
@@ -463,7 +360,7 @@ class StudentTPredictive(GaussianRule):
         gamma = torch.from_numpy(gammaincinv(concentration, number.numpy()))
         gamma = gamma.reshape(old.loc.shape).to(old.loc)
         scale = (old.rate / gamma).sqrt()
-        return dist.Normal(old.loc + scale / math.sqrt(precision) * limit_normals(state), scale)
+        return dist.Normal(old.loc + scale / math.sqrt(precision) * _limit_normals(state), scale)
 
     def _posterior(self, values: Tensor) -> tuple[Tensor, Tensor]:
         number, mean = len(values), values.mean(0)

@@ -2,8 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
@@ -19,14 +18,15 @@ from pyro_ext._checks import (
 )
 from pyro_ext._progress import progress_bar
 from pyro_ext._pyplot import axes_of
+from pyro_ext._renamed import RenamedKeys
 from pyro_ext.inference.martingale.convergence import (
     Drift,
     Moves,
     check_sizes,
     joined,
-    largest_share,
+    largest_fraction,
     moves,
-    remaining_shares,
+    remaining_fractions,
     sufficient_size,
     surely_above,
 )
@@ -41,53 +41,11 @@ from pyro_ext.random import chain_keys, fresh_seed
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = [
-    "MartingalePosterior",
-    "Values",
-    "named_values",
-    "plot_drift",
-]
-
-Values = dict[str, Tensor]
-
-
-def named_values(found: Any, name: str, num_draws: int, like: Values | None) -> Values:
-    """Return the values of a functional by name.
-
-    :param found: what it returned.
-    :param str name: name of a plain tensor.
-    :param int num_draws: number of populations that it took.
-    :param dict like: earlier values, whose names and shapes these must have.
-    :returns: **Shape:** ``(num_draws, *event)`` each.
-    :raises TypeError: for anything but tensors.
-    :raises ValueError: for other names or shapes.
-    """
-    values = dict(found) if isinstance(found, Mapping) else {name: found}
-    if not values:
-        raise ValueError("functional must return a tensor or a dict of some, got an empty dict")
-    for key, value in values.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise TypeError(
-                f"functional must return a tensor or a dict of tensors by name, got {value!r:.80} "
-                f"for {key!r}"
-            )
-        shape = tuple(value.shape)
-        if shape[:1] != (num_draws,):
-            raise ValueError(
-                "functional must return tensors of the shape (num_draws, *event), got the shape "
-                f"{shape} of {key!r} for {num_draws} draws"
-            )
-    wanted = {key: tuple(value.shape[1:]) for key, value in (like or {}).items()}
-    events = {key: tuple(value.shape[1:]) for key, value in values.items()}
-    if like is not None and events != wanted:
-        raise ValueError(
-            "functional must return the names and shapes that it returns for the data alone, which "
-            f"are {wanted}, got {events}"
-        )
-    return {key: value.detach() for key, value in values.items()}
-
+__all__ = ["MartingalePosterior", "plot_drift"]
 
 _NUM_TRIED = 2
+
+Values = dict[str, Tensor]
 
 
 class _Batch(NamedTuple):
@@ -114,7 +72,7 @@ class MartingalePosterior(IndependentDraws):
     on the large side.
 
     :param PredictiveRule predictive: the rule.
-    :param functional: a callable of the populations: it takes a law with the batch shape
+    :param functional: a callable of the populations: it takes a distribution with the batch shape
         ``(num_draws,)``, which has ``mean``, ``variance`` and ``icdf`` as Pyro's distributions do,
         or a :class:`~pyro_ext.inference.martingale.WeightedSample`. It returns a tensor, or a dict
         of tensors. **Shape:** ``(num_draws, *event)`` each.
@@ -225,7 +183,7 @@ class MartingalePosterior(IndependentDraws):
             on_data = self._evaluate(population, tried, None)
         except Exception as error:
             error.add_note(
-                "functional was called with a law of the population, here a "
+                "functional was called with a distribution of the population, here a "
                 f"{type(population).__name__}, and not with a tensor of observations"
             )
             raise
@@ -236,12 +194,15 @@ class MartingalePosterior(IndependentDraws):
                 start.num_observed, start.num_observed + int(self.horizon), self.num_checks
             )
         batches: list[_Batch] = []
-        with self._progress() as advanced:
+        total = -(-self.num_samples // self.batch_size)
+        total *= 1 if self.horizon == math.inf else int(self.horizon)
+        name, is_silent = type(self.predictive).__name__, not self.progress
+        with progress_bar(total=total, desc=name, unit="step", disable=is_silent) as bar:
             try:
                 for first in range(0, self.num_samples, self.batch_size):
                     members = range(first, min(first + self.batch_size, self.num_samples))
                     keys = chain_keys(seed, members, device)
-                    batches.append(self._batch(rule, data, keys, on_data, members, advanced))
+                    batches.append(self._batch(rule, data, keys, on_data, members, bar.update))
             except KeyboardInterrupt:
                 self.interrupted = True
         if batches:
@@ -258,18 +219,21 @@ class MartingalePosterior(IndependentDraws):
         """How precise the draws are, and what is left out.
 
         :returns: by name a dict with ``"standard_error"`` of the posterior mean, and
-            ``"remaining_share"`` of the posterior variance that a larger population would add, not
-            a number where it is not known, **Shape:** ``(*event)`` each; ``"left_out"``, the
+            ``"remaining_fraction"`` of the posterior variance that a larger population would add,
+            not a number where it is not known, **Shape:** ``(*event)`` each; ``"left_out"``, the
             numbers of draws whose functional was not finite.
         :raises RuntimeError: before a run.
         """
         samples = self.get_samples()
-        shares = self._shares()
+        fractions = self._fractions()
         result: dict[str, Any] = {}
         for name, value in samples.items():
             spread = value.double().var(0, correction=min(1, len(value) - 1))
             error = (spread / len(value)).sqrt()
-            result[name] = {"standard_error": error, "remaining_share": shares[name]}
+            result[name] = RenamedKeys(
+                {"standard_error": error, "remaining_fraction": fractions[name]},
+                remaining_share="remaining_fraction",
+            )
         result["left_out"] = list(self._left_out)
         return result
 
@@ -298,7 +262,7 @@ class MartingalePosterior(IndependentDraws):
         keys: Tensor,
         on_data: Values,
         members: range,
-        advanced: Callable[[int], None],
+        advanced: Callable[[int], Any],
     ) -> _Batch:
         """Make some draws."""
         state = rule.begin(data, keys)
@@ -318,7 +282,7 @@ class MartingalePosterior(IndependentDraws):
         finite = torch.stack(
             [value.isfinite().reshape(len(keys), -1).all(1) for value in last.values()]
         ).all(0)
-        left_out = [members[place] for place in (~finite).nonzero()[:, 0].tolist()]
+        left_out = [members[number] for number in (~finite).nonzero()[:, 0].tolist()]
         moved = {}
         if len(self._sizes) and self.num_checks > 1:
             half = [self._num_observed, *self._sizes].index(self._half)
@@ -327,33 +291,18 @@ class MartingalePosterior(IndependentDraws):
 
     def _evaluate(self, population: Any, num_draws: int, like: Values | None) -> Values:
         # With gradients on: a functional may minimize a loss.
-        return named_values(self.functional(population), self.name, num_draws, like)
+        return _named_values(self.functional(population), self.name, num_draws, like)
 
-    @contextmanager
-    def _progress(self) -> Iterator[Callable[[int], None]]:
-        if not self.progress:
-            yield lambda num_steps: None
-            return
-        num_batches = -(-self.num_samples // self.batch_size)
-        steps = 1 if self.horizon == math.inf else int(self.horizon)
-        name = type(self.predictive).__name__
-        with progress_bar(total=num_batches * steps, desc=name, unit="step") as bar:
-
-            def advanced(num_steps: int) -> None:
-                bar.update(num_steps)
-
-            yield advanced
-
-    def _shares(self) -> Values:
-        """Share of the variance that is missing, by name and element."""
-        shares = {}
+    def _fractions(self) -> Values:
+        """Fraction of the variance that is missing, by name and element."""
+        fractions = {}
         for name, value in self._samples.items():
             unknown = 0.0 if self.horizon == math.inf else math.nan
-            shares[name] = value.new_full(value.shape[1:], unknown, dtype=torch.float64)
+            fractions[name] = value.new_full(value.shape[1:], unknown, dtype=torch.float64)
             if name in self._moves:
                 size = self._sizes[-1]
-                shares[name] = remaining_shares(value, self._moves[name], self._half, size)
-        return shares
+                fractions[name] = remaining_fractions(value, self._moves[name], self._half, size)
+        return fractions
 
     def _raise_or_warn(self) -> None:
         self._warn_of_left_out(
@@ -363,16 +312,43 @@ class MartingalePosterior(IndependentDraws):
         num_finite = len(next(iter(self._samples.values())))
         if not self._moves:
             return
-        name, share = largest_share(self._shares())
-        if surely_above(share, self.tolerance, num_finite):
-            size = sufficient_size(share, self.tolerance, self._sizes[-1])
+        name, fraction = largest_fraction(self._fractions())
+        if surely_above(fraction, self.tolerance, num_finite):
+            size = sufficient_size(fraction, self.tolerance, self._sizes[-1])
             warnings.warn(
-                f"horizon={self.horizon} is too short: about {share:.0%} of the posterior variance "
-                f"of {name!r} is missing, more than tolerance={self.tolerance:g}; about "
+                f"horizon={self.horizon} is too short: about {fraction:.0%} of the posterior "
+                f"variance of {name!r} is missing, more than tolerance={self.tolerance:g}; about "
                 f"horizon={size - self._num_observed} would do",
                 RuntimeWarning,
                 stacklevel=3,
             )
+
+
+def _named_values(found: Any, name: str, num_draws: int, like: Values | None) -> Values:
+    """What a functional returned, with names and shapes ``(num_draws, *event)`` as earlier ones."""
+    values = dict(found) if isinstance(found, Mapping) else {name: found}
+    if not values:
+        raise ValueError("functional must return a tensor or a dict of some, got an empty dict")
+    for key, value in values.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise TypeError(
+                f"functional must return a tensor or a dict of tensors by name, got {value!r:.80} "
+                f"for {key!r}"
+            )
+        shape = tuple(value.shape)
+        if shape[:1] != (num_draws,):
+            raise ValueError(
+                "functional must return tensors of the shape (num_draws, *event), got the shape "
+                f"{shape} of {key!r} for {num_draws} draws"
+            )
+    wanted = {key: tuple(value.shape[1:]) for key, value in (like or {}).items()}
+    events = {key: tuple(value.shape[1:]) for key, value in values.items()}
+    if like is not None and events != wanted:
+        raise ValueError(
+            "functional must return the names and shapes that it returns for the data alone, which "
+            f"are {wanted}, got {events}"
+        )
+    return {key: value.detach() for key, value in values.items()}
 
 
 def plot_drift(
@@ -383,7 +359,7 @@ def plot_drift(
     """Draw how far a functional has moved as the population grew.
 
     A line for each name shows the mean absolute distance from the value on the data alone; it
-    levels off where the horizon is long enough. A dashed line of the same colour shows the distance
+    levels off where the horizon is long enough. A dashed line of the same color shows the distance
     to the value of the last population, which falls to zero.
 
     :param MartingalePosterior posterior: one that has run.

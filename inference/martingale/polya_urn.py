@@ -98,13 +98,7 @@ class PolyaUrn(PredictiveRule):
         self.base_measure = base_measure
 
     def begin(self, data: tuple[Tensor, ...], keys: Tensor) -> Resampled:
-        """Urns that hold the observations, one ball each.
-
-        :param tuple data: **Shape:** ``(n, *event)`` each.
-        :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
-        :raises TypeError: for data that are no tensors.
-        :raises ValueError: for data that do not fit each other or the base measure.
-        """
+        """Urns that hold the observations, one ball each."""
         size = check_data(data)
         atoms = None
         if self.concentration > 0.0:
@@ -121,11 +115,7 @@ class PolyaUrn(PredictiveRule):
         return Resampled(keys, size, size, UrnState(tuple(data), labels, number, atoms))
 
     def advance(self, state: Resampled, num_steps: int) -> Resampled:
-        """Draw balls and put each back with another of its kind.
-
-        :param Resampled state: where the populations are.
-        :param int num_steps: how many balls to draw from each.
-        """
+        """Draw balls and put each back with another of its kind."""
         urns: UrnState = state.value
         size = state.size + num_steps
         numbers = uniforms(state.keys, state.size, size, stream=_STEPS).cpu().contiguous()
@@ -139,10 +129,7 @@ class PolyaUrn(PredictiveRule):
         return state._replace(size=size, value=UrnState(urns.data, labels, number, atoms))
 
     def population(self, state: Resampled) -> WeightedSample:
-        """What is in the urns: each point with its share of the balls.
-
-        :param Resampled state: where the populations are.
-        """
+        """What is in the urns: each point with its share of the balls."""
         urns: UrnState = state.value
         num_draws, num_points = len(urns.labels), int(urns.num_labels.max())
         counts = torch.zeros(num_draws, num_points, dtype=torch.float64)
@@ -151,10 +138,7 @@ class PolyaUrn(PredictiveRule):
         return self._sample(state, counts / state.size)
 
     def limit(self, state: Resampled) -> WeightedSample:
-        """What urns come to hold in the end, as ever more balls are drawn from them.
-
-        :param Resampled state: where the populations are.
-        """
+        """What urns come to hold in the end, as ever more balls are drawn from them."""
         weights = (self.population(state).weights * state.size).cpu()
         shares = _gammas(weights, uniforms(state.keys, 0, weights.shape[1], stream=_WEIGHTS))
         if self.concentration > 0.0:

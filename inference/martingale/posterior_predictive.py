@@ -50,17 +50,17 @@ class PosteriorPredictive(PredictiveRule):
     .. math:: P_i = \int p(\cdot \mid \theta)\, p(d\theta \mid y_{1:i})
 
     Such predictions are exchangeable. By de Finetti's theorem the observations :math:`Y_{n+1},
-    \dots, Y_N`, each drawn given those before, have the same law as independent ones from
+    \dots, Y_N`, each drawn given those before, have the same distribution as independent ones from
     :math:`p(\cdot \mid \theta)` with a single :math:`\theta \sim p(\theta \mid y_{1:n})`, and are
     drawn so: no posterior is inferred anew. The posterior of a functional therefore is that of the
     functional of :math:`p(\cdot \mid \theta)`, up to :math:`N`.
 
     The model takes the data as positional arguments, tensors with a row for each point, such as
     ``(x, y)``, and observes some of them in one plate, each point by its own rows. Further points
-    have the covariates of points of the data, drawn with replacement: the empirical law of the
-    covariates counts as the true one.
-    Populations are of type :class:`~pyro_ext.inference.martingale.WeightedSample`, with the tensors
-    of the data in their order.
+    have the covariates of points of the data, drawn with replacement: the empirical distribution of
+    the covariates counts as the true one. Populations are of type
+    :class:`~pyro_ext.inference.martingale.WeightedSample`, with the tensors of the data in their
+    order.
 
     :param model: a Pyro model.
     :param posterior: a kernel, which :class:`~pyro_ext.inference.MCMC` runs on the data; or, from
@@ -125,12 +125,7 @@ class PosteriorPredictive(PredictiveRule):
             MCMC(posterior, seed=0, **self._options)  # for its checks
 
     def prepare(self, data: tuple[Tensor, ...], seed: int) -> "PosteriorPredictive":
-        """Run the kernel, where there is one.
-
-        :param tuple data: the observations. **Shape:** ``(n, *event)`` each.
-        :param int seed: of the chain.
-        :raises ValueError: for a model that does not fit.
-        """
+        """Run the kernel, where there is one."""
         check_data(data)
         drawn = drawn_rows(self.model, data)
         if not isinstance(self.posterior, MCMCKernel):
@@ -142,13 +137,7 @@ class PosteriorPredictive(PredictiveRule):
         return PosteriorPredictive(self.model, latents)
 
     def begin(self, data: tuple[Tensor, ...], keys: Tensor) -> Resampled:
-        """Populations that hold the observations alone, each with a draw of the latent values.
-
-        :param tuple data: **Shape:** ``(n, *event)`` each.
-        :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
-        :raises ValueError: for a model or posterior that does not fit, or a kernel that has not
-            run.
-        """
+        """Populations that hold the observations alone, each with a draw of the latent values."""
         size = check_data(data)
         drawn = drawn_rows(self.model, data)
         latents = self._latents(data, keys, drawn)
@@ -167,11 +156,7 @@ class PosteriorPredictive(PredictiveRule):
         return Resampled(keys, size, size, ModelState(tuple(data), latents, future, drawn))
 
     def advance(self, state: Resampled, num_steps: int) -> Resampled:
-        """Draw observations given the latent values.
-
-        :param Resampled state: where the populations are.
-        :param int num_steps: how many.
-        """
+        """Draw observations given the latent values."""
         old: ModelState = state.value
         block_size = old.drawn.block_size
         size = state.size + num_steps
@@ -202,10 +187,7 @@ class PosteriorPredictive(PredictiveRule):
         return state._replace(size=size, value=old._replace(future=future))
 
     def population(self, state: Resampled) -> WeightedSample:
-        """The points of each population, with equal weights.
-
-        :param Resampled state: where the populations are.
-        """
+        """The points of each population, with equal weights."""
         value: ModelState = state.value
         num_draws, number = len(state.keys), state.size - state.num_observed
         values = tuple(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_instance
+from pyro_ext._checks import as_tensor, check_finite, check_instance
 from pyro_ext.random import normal, uniform
 
 __all__ = [
@@ -22,6 +22,8 @@ __all__ = [
     "single_tensor",
     "uniforms",
 ]
+
+_PER_BLOCK = 16
 
 
 class Resampled(NamedTuple):
@@ -70,9 +72,9 @@ class PredictiveRule(ABC):
 
     @abstractmethod
     def population(self, state: Resampled) -> Any:
-        """What a functional takes: a law of the populations, with a batch shape ``(num_draws,)``.
+        """Distributions that a functional takes, with the batch shape ``(num_draws,)``.
 
-        It has ``mean``, ``variance`` and ``icdf`` where these exist, as Pyro's distributions do.
+        They have ``mean``, ``variance`` and ``icdf`` where these exist, as Pyro's do.
 
         :param Resampled state: where the populations are.
         """
@@ -103,46 +105,32 @@ class NeedsPreparation(Protocol):
         ...
 
 
-def check_data(data: tuple[Tensor, ...], least: int = 1) -> int:
-    """Check that data are tensors with as many rows each.
+# Data --------------------------------------------------------------------------------------------
 
-    :param tuple data: what a predictive rule got.
-    :param int least: the smallest number of observations.
-    :returns: the number of observations.
-    :raises TypeError: where one is no tensor.
-    :raises ValueError: where numbers of rows differ or are too small, or a value is not finite.
-    """
+
+def check_data(data: tuple[Tensor, ...], least: int = 1) -> int:
+    """Check that data are finite tensors with as many rows each, and return how many."""
     if not data:
         raise ValueError("data must be at least one tensor of observations, got none")
-    for place, value in enumerate(data):
-        check_instance(f"data[{place}]", value, Tensor, "a tensor")
-        as_tensor(f"data[{place}]", value, allow_empty=True)
+    for index, value in enumerate(data):
+        check_instance(f"data[{index}]", value, Tensor, "a tensor")
+        as_tensor(f"data[{index}]", value, allow_empty=True)
         if value.dim() == 0 or len(value) < least:
             raise ValueError(
-                f"data[{place}] must have the shape (n, *event) with n >= {least}, got "
+                f"data[{index}] must have the shape (n, *event) with n >= {least}, got "
                 f"{tuple(value.shape)}"
             )
         if len(value) != len(data[0]):
             raise ValueError(
-                f"data[{place}] has {len(value)} rows, but data[0] {len(data[0])}; wanted one row "
+                f"data[{index}] has {len(value)} rows, but data[0] {len(data[0])}; wanted one row "
                 "of each for an observation"
             )
-        if not bool(value.isfinite().all()):
-            rows = (~value.isfinite()).reshape(len(value), -1).any(1).nonzero()[:, 0].tolist()
-            raise ValueError(
-                f"data[{place}] must be finite, got NaN or inf in the rows {rows[:10]}"
-            )
+        check_finite(f"data[{index}]", value)
     return len(data[0])
 
 
 def single_tensor(data: tuple[Tensor, ...], rule: str, least: int = 1) -> Tensor:
-    """Return data that have to be a single tensor of floating numbers.
-
-    :param tuple data: what a predictive rule got.
-    :param str rule: its name.
-    :param int least: the smallest number of observations.
-    :raises ValueError: for several tensors.
-    """
+    """Return data of a rule that takes a single tensor, as floating numbers."""
     check_data(data, least)
     if len(data) != 1:
         raise ValueError(f"data must be one tensor for {rule}, got {len(data)}")
@@ -150,15 +138,15 @@ def single_tensor(data: tuple[Tensor, ...], rule: str, least: int = 1) -> Tensor
     return value if value.is_floating_point() else value.to(torch.get_default_dtype())
 
 
-_PER_BLOCK = 16
+# Random numbers: functions of a draw's key and of a position in its population -------------------
 
 
 def uniforms(keys: Tensor, start: int, stop: int, *, stream: int = 0) -> Tensor:
-    """Numbers uniform on the open unit interval at the places from ``start`` to before ``stop``.
+    """Numbers uniform on the open unit interval at the positions from ``start`` to ``stop``.
 
     :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
-    :param int start: the first place.
-    :param int stop: the place after the last.
+    :param int start: the first position.
+    :param int stop: the position after the last.
     :param int stream: number of an independent stream of the same draws.
     :returns: in float64. **Shape:** ``(num_draws, stop - start)``.
 
@@ -173,25 +161,12 @@ def uniforms(keys: Tensor, start: int, stop: int, *, stream: int = 0) -> Tensor:
 
 
 def normals(keys: Tensor, start: int, stop: int, *, stream: int = 0) -> Tensor:
-    """Standard normal numbers at the places from ``start`` to before ``stop``.
-
-    :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
-    :param int start: the first place.
-    :param int stop: the place after the last.
-    :param int stream: number of an independent stream of the same draws, shared with
-        :func:`uniforms`.
-    :returns: in float64. **Shape:** ``(num_draws, stop - start)``.
-    """
+    """Standard normal numbers, as :func:`uniforms`, with which they share streams."""
     return _between(normal, keys, start, stop, stream)
 
 
 def seed_generator(key: Tensor, *numbers: int) -> None:
-    """Seed PyTorch's own generator.
-
-    :param Tensor key: of one draw's random stream, on the device of what will be drawn.
-        **Shape:** ``(2,)``.
-    :param numbers: what tells the seeds of a draw apart.
-    """
+    """Seed PyTorch's own generator from the key of one draw, and what tells its seeds apart."""
     words = np.random.SeedSequence([*key.tolist(), *numbers]).generate_state(1, np.uint64)
     seed = int(words[0] >> np.uint64(1))
     if key.device.type == "cpu":

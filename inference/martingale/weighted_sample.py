@@ -19,7 +19,7 @@ _ROUNDING = 1e-7  # what probabilities in float32 lose
 
 @dataclass(frozen=True)
 class WeightedSample:
-    """Laws that give weights to points, one law for each draw.
+    """Distributions that give weights to points, one distribution for each draw.
 
     A point is a row of each of the ``values``: a number, a vector, or covariates and a response.
 
@@ -49,10 +49,10 @@ class WeightedSample:
         if not isinstance(self.values, tuple) or not self.values:
             raise ValueError(f"values must be a tuple of tensors, got {self.values!r:.80}")
         leading = tuple(self.weights.shape)[1 if self.is_shared else 0 :]
-        for place, value in enumerate(self.values):
+        for index, value in enumerate(self.values):
             if tuple(value.shape[: len(leading)]) != leading:
                 raise ValueError(
-                    f"values[{place}] must have the leading dimensions {leading}, as the weights "
+                    f"values[{index}] must have the leading dimensions {leading}, as the weights "
                     f"do, got the shape {tuple(value.shape)}"
                 )
 
@@ -63,17 +63,17 @@ class WeightedSample:
 
     @property
     def num_draws(self) -> int:
-        """Number of laws."""
+        """Number of distributions."""
         return self.weights.shape[0]
 
     @property
     def num_points(self) -> int:
-        """Number of points of each law."""
+        """Number of points of each distribution."""
         return self.weights.shape[1]
 
     @property
     def mean(self) -> Tensor:
-        """Mean of each law over points that are a single tensor.
+        """Mean of each distribution over points that are a single tensor.
 
         **Shape:** ``(num_draws, *event)``.
         """
@@ -81,15 +81,15 @@ class WeightedSample:
 
     @property
     def variance(self) -> Tensor:
-        """Variance of each law, element by element; the weights are those of a whole population.
+        """Variance of each distribution, element by element, as of a whole population.
 
         **Shape:** ``(num_draws, *event)``.
         """
         points = _floating(self._points("variance"))
         # Near the mean few digits are lost.
         dim = 0 if self.is_shared else 1
-        centred = points - points.mean(dim, keepdim=True)
-        return (self._weighted(centred**2) - self._weighted(centred) ** 2).clamp(min=0.0)
+        centered = points - points.mean(dim, keepdim=True)
+        return (self._weighted(centered**2) - self._weighted(centered) ** 2).clamp(min=0.0)
 
     def cdf(self, value: Tensor) -> Tensor:
         """Weight of the points that are no larger, element by element.
@@ -104,7 +104,7 @@ class WeightedSample:
         return self._weighted((points <= value[:, None]).to(self.weights.dtype), is_shared=False)
 
     def icdf(self, value: Tensor | float) -> Tensor:
-        """Quantile of each law, element by element: the least point with so much weight up to it.
+        """Quantile of each distribution, by element: the least point with so much weight up to it.
 
         :param Tensor value: probabilities. **Shape:** broadcasts to ``(num_draws, *event)``.
         :returns: **Shape:** ``(num_draws, *event)``.
@@ -125,12 +125,12 @@ class WeightedSample:
             else:
                 reached = weights.gather(1, order).cumsum(-1)
             least = probability[:, None] * reached[:, -1:] - _ROUNDING
-            place = torch.searchsorted(reached, least).clamp(max=self.num_points - 1)
-            columns.append(ordered.gather(1, place)[:, 0])
+            index = torch.searchsorted(reached, least).clamp(max=self.num_points - 1)
+            columns.append(ordered.gather(1, index)[:, 0])
         return torch.stack(columns, 1).reshape(self.num_draws, *event)
 
     def expectation(self, function: Callable[..., Tensor]) -> Tensor:
-        """Mean of a function of a point under each law.
+        """Mean of a function of a point under each distribution.
 
         :param function: of the ``values``, point by point. Its arguments have the leading
             dimensions ``(num_points,)`` or ``(num_draws, num_points)``, and so has its result.
@@ -150,15 +150,15 @@ class WeightedSample:
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor | tuple[Tensor, ...]:
         """Draw points with PyTorch's generator.
 
-        :param Sequence sample_shape: how many of each law.
+        :param Sequence sample_shape: how many of each distribution.
         :returns: rows of ``values``, a tuple of them where it holds several tensors.
             **Shape:** ``(*sample_shape, num_draws, *event)`` each.
         """
         number = torch.Size(sample_shape).numel()
-        place = torch.multinomial(self.weights, number, replacement=True).T
-        draws = torch.arange(self.num_draws, device=place.device)
+        index = torch.multinomial(self.weights, number, replacement=True).T
+        draws = torch.arange(self.num_draws, device=index.device)
         rows = tuple(
-            (value[place] if self.is_shared else value[draws, place]).reshape(
+            (value[index] if self.is_shared else value[draws, index]).reshape(
                 *sample_shape, self.num_draws, *value.shape[1 if self.is_shared else 2 :]
             )
             for value in self.values
@@ -199,10 +199,9 @@ def _expanded(argument: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
 def points_of(population: Any, num_points: int) -> WeightedSample:
     """A weighted sample for each population: itself, its own choice of points, or quantiles.
 
-    :param population: a weighted sample; a law with ``weighted_points``, as that of vectors by the
-        copula recursion has; or another law of numbers with ``icdf``, one for each draw.
-    :param int num_points: how many points stand for a law.
-    :raises TypeError: for a population of another kind.
+    :param population: a weighted sample; a distribution with ``weighted_points``, as that of
+        vectors by the copula recursion; or one of numbers with ``icdf``, one for each draw.
+    :param int num_points: how many points stand for a distribution.
     """
     if isinstance(population, WeightedSample):
         return population
@@ -213,9 +212,9 @@ def points_of(population: Any, num_points: int) -> WeightedSample:
     batch_shape = tuple(getattr(population, "batch_shape", ()))
     if event_shape or len(batch_shape) != 1 or not hasattr(population, "icdf"):
         raise TypeError(
-            "population must be a WeightedSample, or a law of numbers with icdf and the batch "
-            f"shape (num_draws,), got {type(population).__name__} of batch shape {batch_shape} and "
-            f"event shape {event_shape}"
+            "population must be a WeightedSample, or a distribution of numbers with icdf and the "
+            f"batch shape (num_draws,), got {type(population).__name__} of batch shape "
+            f"{batch_shape} and event shape {event_shape}"
         )
     device = population.icdf(torch.tensor(0.5)).device
     levels = (torch.arange(num_points, device=device) + 0.5) / num_points

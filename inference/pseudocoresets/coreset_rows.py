@@ -167,8 +167,8 @@ def balanced_subset(labels: Tensor | None, num_points: int, size: int, seed: int
     classes = labels.cpu()[order].unique(return_inverse=True)[1]
     turns = torch.empty(num_points, dtype=torch.long)
     for number in range(int(classes.max()) + 1):
-        places = (classes == number).nonzero()[:, 0]
-        turns[places] = torch.arange(len(places))
+        index = (classes == number).nonzero()[:, 0]
+        turns[index] = torch.arange(len(index))
     # Each class has a turn in each round, until its rows are used up.
     return order[turns.argsort(stable=True)[:size]]
 

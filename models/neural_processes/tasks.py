@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_integer, check_number, check_sequence, shown
-from pyro_ext._renamed import renamed_property
+from pyro_ext._renamed import renamed_attribute
 from pyro_ext.models.neural_processes.batch import Batch, check_range, number_between, split_batch
 from pyro_ext.random import fresh_seed
 
@@ -264,7 +264,7 @@ class ImageTasks:
         rows, columns = (torch.linspace(-1, 1, size) for size in (height, width))
         return torch.cartesian_prod(rows, columns).to(self.images)
 
-    places = renamed_property("places", "positions")
+    places = renamed_attribute("places", "positions")
 
     def __call__(self, seed: int | None = None) -> Batch:
         """Draw a batch of tasks.

@@ -28,7 +28,7 @@ from pyro_ext._checks import (
     check_number,
     check_sequence,
 )
-from pyro_ext._renamed import renamed_arguments, renamed_property
+from pyro_ext._renamed import renamed_arguments, renamed_attribute
 from pyro_ext.models.wide_networks.gaussian_processes import gpytorch_kernels
 from pyro_ext.models.wide_networks.limit import step_covariance
 from pyro_ext.models.wide_networks.variances import NodeVariances
@@ -132,7 +132,7 @@ class DependentWeightNetwork(BayesianModule):
         super().__init__(nn.Sequential(*layers[:-1]), scales)
         self.variance_distributions = distributions
 
-    variance_laws = renamed_property("variance_laws", "variance_distributions")
+    variance_laws = renamed_attribute("variance_laws", "variance_distributions")
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Sample variances and weights, and run the network with them.

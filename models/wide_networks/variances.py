@@ -30,7 +30,7 @@ from pyro_ext._checks import (
     check_number,
     shown,
 )
-from pyro_ext._renamed import renamed_property
+from pyro_ext._renamed import renamed_attribute
 from pyro_ext.distributions.supports import InverseGamma
 from pyro_ext.models.wide_networks._variance_distributions import (
     affine,
@@ -194,7 +194,7 @@ class NodeVariances:
         if not isinstance(method, str):
             check_family("series_method", method)
 
-    law = renamed_property("law", "distribution")
+    law = renamed_attribute("law", "distribution")
 
     def distribution(self, width: int) -> TorchDistribution:
         """Distribution of the variance of a node in a layer of finite width.

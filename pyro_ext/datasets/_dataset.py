@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
-from pyro_ext._renamed import renamed_arguments, renamed_property
+from pyro_ext._renamed import renamed_arguments, renamed_attribute
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Integers: TypeAlias = npt.NDArray[np.int64]
@@ -67,7 +67,7 @@ class Dataset:
     target_loc: float = 0.0
     target_scale: float = 1.0
 
-    licence = renamed_property("licence", "license")
+    licence = renamed_attribute("licence", "license")
 
     @property
     def num_classes(self) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_ext._checks import check_choice
-from pyro_ext._renamed import renamed_arguments, renamed_property
+from pyro_ext._renamed import renamed_arguments, renamed_attribute
 from pyro_ext.checkpoint.files import read_tensors
 
 __all__ = [
@@ -41,7 +41,7 @@ class FrequencyData:
     source: str
     license: str
 
-    licence = renamed_property("licence", "license")
+    licence = renamed_attribute("licence", "license")
 
     @property
     def num_samples(self) -> int:
@@ -121,7 +121,7 @@ class GraphData:
     source: str
     license: str
 
-    licence = renamed_property("licence", "license")
+    licence = renamed_attribute("licence", "license")
 
     def __repr__(self) -> str:
         """Show the name and the sizes; never the edges."""

@@ -353,12 +353,12 @@ def agree_but_for_rounding(
     for seed in range(_NUM_PERTURBED):
         with _Perturbation(seed):
             perturbed = pytree.tree_leaves(again())
-        for place, (leaf, other) in enumerate(zip(center, perturbed, strict=True)):
+        for i, (leaf, other) in enumerate(zip(center, perturbed, strict=True)):
             finite = leaf.isfinite()
             if not torch.equal(finite, other.isfinite()):
                 return None
             if leaf.is_floating_point() and finite.any():
-                spreads[place] = max(spreads[place], float((leaf - other)[finite].abs().max()))
+                spreads[i] = max(spreads[i], float((leaf - other)[finite].abs().max()))
     pairs = zip(pytree.tree_leaves(actual), pytree.tree_leaves(expected), spreads, strict=True)
     return all(_leaves_agree(one, other, _ROUNDINGS * spread) for one, other, spread in pairs)
 

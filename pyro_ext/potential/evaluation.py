@@ -337,8 +337,8 @@ class Evaluation(Messenger):
             try:
                 model(*args, **kwargs)
             except Exception as error:
-                place = "before its first site" if self._last is None else f"after {self._last}"
-                error.add_note(f"Raised when the model ran, {place}")
+                where = "before its first site" if self._last is None else f"after {self._last}"
+                error.add_note(f"Raised when the model ran, {where}")
                 raise
         return self.records
 

@@ -419,8 +419,8 @@ def energy(flat: Tensor, potential: Potential) -> Tensor:
         >>> def model():
         ...     pyro.sample("loc", dist.Normal(0.0, 1.0))
         >>> from pyro_ext.potential import Potential
-        >>> place = torch.tensor([2.0], requires_grad=True)
-        >>> torch.autograd.grad(energy(place, Potential(model)), place)
+        >>> point = torch.tensor([2.0], requires_grad=True)
+        >>> torch.autograd.grad(energy(point, Potential(model)), point)
         (tensor([2.]),)
     """
     value: Tensor = _Energy.apply(flat, potential)  # type: ignore[no-untyped-call]

@@ -520,14 +520,14 @@ def _validate_observed(name: str, record: Record) -> None:
         value = record.value
         if outside.dim() < value.dim():  # of one event the first entry stands for all
             value = value.flatten(outside.dim())[..., 0]
-        place = ""
+        where = ""
         if outside.dim() and not any(frame.size < frame.full_size for frame in record.frames):
             rows = outside.reshape(len(outside), -1).any(1).nonzero().flatten().tolist()
-            place = f" in row {rows[0]}" if len(rows) == 1 else f" in the rows {rows[:5]}"
+            where = f" in row {rows[0]}" if len(rows) == 1 else f" in the rows {rows[:5]}"
         raise ValueError(
             f"site {name!r} has observed values outside the support of its distribution "
             f"{type(innermost(record.fn)).__name__}: they must be in {record.fn.support}, got "
-            f"{value.expand_as(outside)[outside].flatten()[0].item():g}{place}"
+            f"{value.expand_as(outside)[outside].flatten()[0].item():g}{where}"
         )
 
 
@@ -541,36 +541,31 @@ def joint_normal_density(
 ) -> tuple[Tensor | None, Collection[str]]:
     """Log density of the sites with normal priors that depend on no latent value, in one term.
 
-    It is a sum over all of the flat vector, in which the elements of other sites count zero.
-
-    :param Tensor flat: unconstrained latent values. **Shape:** ``(size,)``.
-    :param Mapping records: of the run at these values.
-    :param Layout layout: of the flat vector.
-    :returns: the term and the names of its sites, ``None`` and no names where it does not pay.
+    It is a sum over all of the flat vector, in which the elements of other sites count zero: most
+    of a small network's step is theirs. Where it does not pay it is ``None``, with no names.
     """
     sizes = dict(zip(layout.shapes, layout.sizes, strict=True))
     names = {name for name, size in sizes.items() if _joins(records[name], flat, size)}
     if len(names) < _LEAST_SITES:
         return None, ()
     constant = flat.new_zeros(())
-    places, factors = [], []
+    locs, factors = [], []
     for name, size in sizes.items():
-        if name in names:
-            record = records[name]
-            law = _normal(record.fn)
-            loc, scale = (part.expand(record.value.shape) for part in (law.loc, law.scale))
-            places.append(loc.reshape(size))
-            factors.append(scale.reciprocal().reshape(size))
-            constant = constant - scale.log().sum() - size * 0.5 * math.log(2.0 * math.pi)
-        else:
-            places.append(flat.new_zeros(size))
+        if name not in names:
+            locs.append(flat.new_zeros(size))
             factors.append(flat.new_zeros(size))
-    standard = (flat - torch.cat(places)) * torch.cat(factors)
+            continue
+        normal, shape = _normal(records[name].fn), records[name].value.shape
+        scale = normal.scale.expand(shape)
+        locs.append(normal.loc.expand(shape).reshape(size))
+        factors.append(scale.reciprocal().reshape(size))
+        constant = constant - scale.log().sum() - size * 0.5 * math.log(2.0 * math.pi)
+    standard = (flat - torch.cat(locs)) * torch.cat(factors)
     return constant - 0.5 * (standard * standard).sum(), names
 
 
 def _normal(fn: Any) -> Any:
-    """Normal law inside declared dimensions and expansions, ``None`` for any other law."""
+    """Normal distribution inside declared dimensions and expansions, ``None`` for others."""
     while isinstance(fn, Independent | ExpandedDistribution):
         fn = fn.base_dist
     return fn if type(fn) in _NORMALS else None
@@ -578,15 +573,15 @@ def _normal(fn: Any) -> Any:
 
 def _joins(record: Record, flat: Tensor, size: int) -> bool:
     """Whether a site's prior is normal, counts once, and is known before all latent values."""
-    law = _normal(record.fn)
+    normal = _normal(record.fn)
     return (
-        law is not None
+        normal is not None
         and record.mask is None
         and isinstance(record.scale, int | float)
         and record.scale == 1
         and record.log_jacobian is None
         and not (record.args or record.kwargs)
         and record.value.numel() == size
-        and {record.value.dtype, law.loc.dtype, law.scale.dtype} == {flat.dtype}
-        and not (law.loc.requires_grad or law.scale.requires_grad)
+        and {record.value.dtype, normal.loc.dtype, normal.scale.dtype} == {flat.dtype}
+        and not (normal.loc.requires_grad or normal.scale.requires_grad)
     )

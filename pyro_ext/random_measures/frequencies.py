@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._checks import as_tensor, check_integer, check_number, check_sequence, shown
-from pyro_ext._renamed import renamed_arguments, renamed_property
+from pyro_ext._renamed import renamed_arguments, renamed_attribute
 from pyro_ext.random_measures.cluster_counts import (
     as_table,
     cluster_sizes,
@@ -69,7 +69,7 @@ class FrequencyCounts(TorchDistribution):
 
     arg_constraints: dict[str, Any] = {}
     support = constraints.independent(constraints.nonnegative_integer, 2)
-    law = renamed_property("law", "measure")
+    law = renamed_attribute("law", "measure")
 
     @renamed_arguments(law="measure")
     def __init__(

@@ -20,7 +20,7 @@ from torch.distributions import Distribution
 from typing_extensions import TypeVar
 
 from pyro_ext._checks import as_parameters, as_size, check_integer
-from pyro_ext._renamed import renamed_arguments, renamed_property
+from pyro_ext._renamed import renamed_arguments, renamed_attribute
 from pyro_ext.random_measures._numerics import as_double
 from pyro_ext.random_measures.cluster_counts import ClusterSizes, check_counts, cluster_sizes
 from pyro_ext.random_measures.levy_measure import LevyMeasure, check_measure
@@ -145,7 +145,7 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
         edges = edges.expand(*as_size("sample_shape", sample_shape), *edges.shape)
         return self.measure._result(sample_from_panels(integrand, edges).exp())
 
-    sample_tilt = renamed_property("sample_tilt", "sample_auxiliary")
+    sample_tilt = renamed_attribute("sample_tilt", "sample_auxiliary")
 
     @renamed_arguments(tilt="auxiliary")
     def posterior_jumps(self, counts: Any, auxiliary: Any) -> Tensor:

@@ -18,7 +18,7 @@ from pyro_ext.testing.potential import _compare
 
 __all__ = ["check_martingale", "check_predictive_rule"]
 
-_NUM_POINTS = 200  # that stand for a population which is a law
+_NUM_POINTS = 200  # that stand for a population which is a distribution
 
 
 def check_predictive_rule(
@@ -79,7 +79,8 @@ def check_martingale(
 
     Given the data, all later observations then have the distribution of the next one: they are
     conditionally identically distributed [1]. So for a function :math:`f` of an observation, with
-    :math:`P_N f` its mean in a population of size :math:`N`, whether that is a law or all points,
+    :math:`P_N f` its mean in a population of size :math:`N`, whether that is a distribution or all
+        points,
 
     .. math::
 

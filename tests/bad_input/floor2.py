@@ -422,7 +422,9 @@ def martingale() -> dict[str, Call]:
         "WeightedMLE": call(model=model, plate="data", num_points=5),
         "WeightedSample": call(values=(values,), weights=weights),
         "WeightedSample.icdf": of(population, value=torch.tensor(0.6)),
-        "density_drift": call(population=wide, law=dist.Normal(0.0, 1.0), points=torch.zeros(1)),
+        "density_drift": call(
+            population=wide, distribution=dist.Normal(0.0, 1.0), points=torch.zeros(1)
+        ),
         "linear_probe": call(
             features=torch.randn(8, 3),
             targets=torch.eye(2)[torch.arange(8) % 2],

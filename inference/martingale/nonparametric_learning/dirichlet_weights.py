@@ -26,23 +26,23 @@ _GAMMAS, _BOOSTS, _ORDER, _ATOM_ORDER = range(40, 44)  # streams of random numbe
 
 
 class DirichletWeights:
-    r"""Law of the weights of observations and of atoms that a prior guess adds to them [1].
+    r"""Distribution of the weights of observations, and of atoms that a prior guess adds [1].
 
     .. math:: (w_1, \ldots, w_n, \tilde w_1, \ldots, \tilde w_m) \sim
               \text{Dirichlet}(1, \ldots, 1, \alpha / m, \ldots, \alpha / m)
 
     Observations may share weights in blocks, which are drawn anew for each draw, and the atoms in
-    as many blocks of their own: the sums of the weights in a block have a Dirichlet law.
+    as many blocks of their own: the sums of the weights in a block have a Dirichlet distribution.
 
     :param int num_observed: :math:`n`.
     :param int num_atoms: :math:`m`, zero without a prior guess.
     :param float concentration: :math:`\alpha \ge 0`.
     :param int num_blocks: number of blocks of observations; without it each is one.
-    :param str block_concentration: ``"aggregate"`` for the law that the sums of all weights in a
-        block have, so that the mean of each weight is as without blocks; ``"unit"`` for
-        concentrations of one for blocks of observations, and :math:`\alpha / L` for those of atoms.
-        With the former, means vary less than without blocks, by the root of the size of a block,
-        and intervals are that much too narrow; with the latter they vary as much.
+    :param str block_concentration: ``"aggregate"`` for the distribution that the sums of all
+        weights in a block have, so that the mean of each weight is as without blocks; ``"unit"``
+        for concentrations of one for blocks of observations, and :math:`\alpha / L` for those of
+        atoms. With the former, means vary less than without blocks, by the root of the size of a
+        block, and intervals are that much too narrow; with the latter they vary as much.
     :raises ValueError: for numbers out of range, or a concentration without atoms.
 
     [1] E. Fong, S. Lyddon, C. Holmes (2019), Scalable nonparametric sampling from multimodal
@@ -50,9 +50,9 @@ class DirichletWeights:
 
     Example::
 
-        >>> law = DirichletWeights(6, 3, concentration=1.5)
-        >>> weights = law.draw(range(100), seed=0)
-        >>> weights.shape, law.mean[0] * 7.5, law.mean[-1] * 7.5
+        >>> distribution = DirichletWeights(6, 3, concentration=1.5)
+        >>> weights = distribution.draw(range(100), seed=0)
+        >>> weights.shape, distribution.mean[0] * 7.5, distribution.mean[-1] * 7.5
         (torch.Size([100, 9]), tensor(1., dtype=torch.float64), tensor(0.5000, dtype=torch.float64))
     """
 
@@ -83,12 +83,12 @@ class DirichletWeights:
         self.num_blocks = num_blocks
         self.block_concentration = block_concentration
         sizes, concentrations, self._num_own_blocks = self._blocks()
-        self._law = BlockDirichlet(concentrations, sizes, validate_args=False)
+        self._distribution = BlockDirichlet(concentrations, sizes, validate_args=False)
 
     @property
     def mean(self) -> Tensor:
         """Mean of each weight. **Shape:** ``(num_observed + num_atoms,)``."""
-        share = self._law.concentration / self._law.concentration.sum()
+        share = self._distribution.concentration / self._distribution.concentration.sum()
         own = share[: self._num_own_blocks].sum() / self.num_observed
         atom = share[self._num_own_blocks :].sum() / max(1, self.num_atoms)
         return torch.cat([own.repeat(self.num_observed), atom.repeat(self.num_atoms)])
@@ -108,7 +108,7 @@ class DirichletWeights:
             return uniform(key, numbers, size, stream=stream, dtype=torch.float64).squeeze(-2)
 
         totals = self._log_gammas(uniforms).softmax(-1)
-        weights = self._padded(self._law.share_out(totals))
+        weights = self._padded(self._distribution.share_out(totals))
         if self.num_blocks is None:
             return weights
         own = uniforms(self.num_observed, _ORDER).argsort(-1)
@@ -125,7 +125,7 @@ class DirichletWeights:
         """
         from scipy.special import gammaincinv  # slow to import
 
-        concentration = self._law.concentration
+        concentration = self._distribution.concentration
         numbers = uniforms(len(concentration), _GAMMAS)
         result = (-numbers.log()).log()  # of exponential variables
         others = concentration != 1.0
@@ -213,20 +213,23 @@ def atoms_of_draws(
     :raises TypeError: for a base measure of another kind.
     :raises ValueError: for atoms that do not look like the data.
     """
-    is_law = isinstance(base_measure, TorchDistributionMixin)
-    if not is_law and not callable(base_measure):
+    is_distribution = isinstance(base_measure, TorchDistributionMixin)
+    if not is_distribution and not callable(base_measure):
         raise TypeError(
             "base_measure must be a Pyro distribution, an EmpiricalBase or a function of a number "
             f"of atoms, got {base_measure!r:.80}"
         )
+
+    def draw(number: int) -> Any:
+        return (
+            base_measure.sample(torch.Size([number])) if is_distribution else base_measure(number)
+        )
+
     found = []
     with torch.random.fork_rng(), torch.no_grad():
         for number in draws:
             torch.manual_seed(spawn_seed(seed, number, 3))
-            drawn = (
-                base_measure.sample(torch.Size([num_atoms])) if is_law else base_measure(num_atoms)
-            )
-            found.append(fitting_atoms(drawn, num_atoms, rows))
+            found.append(fitting_atoms(draw(num_atoms), num_atoms, rows))
     return [torch.stack(parts) for parts in zip(*found, strict=True)]
 
 

@@ -74,7 +74,7 @@ class FineTunedEnsemble(TransferEnsemble):
     def run(self, inputs: Tensor, labels: Tensor) -> Self:
         """Fine-tune all members to the mean loss.
 
-        A member that leaves the finite numbers is left out, with a warning.
+        A member that is not finite is left out, with a warning.
 
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         :param Tensor labels: classes. **Shape:** ``(n,)``.
@@ -180,8 +180,8 @@ class NPTL(TransferEnsemble):
         if isinstance(concentration, Sequence):
             if not concentration:
                 raise ValueError("concentration must be a number or several, got none of them")
-            for place, value in enumerate(concentration):
-                check_number(f"concentration[{place}]", value, least=0)
+            for index, value in enumerate(concentration):
+                check_number(f"concentration[{index}]", value, least=0)
         elif concentration is not None:
             check_number("concentration", concentration, least=0)
         self.concentration = concentration
@@ -221,7 +221,7 @@ class NPTL(TransferEnsemble):
     ) -> Self:
         """Fit the probe, then all members, and choose a concentration where there are several.
 
-        A member that leaves the finite numbers is left out, with a warning.
+        A member that is not finite is left out, with a warning.
 
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         :param Tensor labels: classes. **Shape:** ``(n,)``.
@@ -263,9 +263,9 @@ class NPTL(TransferEnsemble):
             losses = torch.stack(
                 [
                     average_losses(
-                        self._predict(self._part(params, place), validation[0]), validation[1]
+                        self._predict(self._part(params, index), validation[0]), validation[1]
                     )
-                    for place in range(len(grid))
+                    for index in range(len(grid))
                 ]
             )
             self._losses = dict(zip(grid, losses.mean(1).tolist(), strict=True))
@@ -302,12 +302,12 @@ class NPTL(TransferEnsemble):
             linear_probe(features, hard, self.network.head, penalty, torch.cat([features, unseen]))
             for penalty in self.probe_penalty
         ]
-        place = 0
+        index = 0
         if validation is not None:
             losses = [nll(rows[None, len(hard) :].log(), validation[1]) for rows in found]
-            place = int(torch.cat(losses).nan_to_num(torch.inf).argmin())
-        self._penalty_of_probe = self.probe_penalty[place]
-        return found[place][: len(hard)]
+            index = int(torch.cat(losses).nan_to_num(torch.inf).argmin())
+        self._penalty_of_probe = self.probe_penalty[index]
+        return found[index][: len(hard)]
 
     def _grid(self, number: int) -> list[float]:
         if self.concentration is None:
@@ -317,7 +317,7 @@ class NPTL(TransferEnsemble):
         return [float(self.concentration)]
 
     def _choose(self, grid: list[float], losses: Tensor) -> int:
-        """Place of the concentration to take, by losses ``(len(grid), n)`` of validation data."""
+        """Index of the concentration to take, by losses ``(len(grid), n)`` of validation data."""
         losses = losses.double().nan_to_num(torch.inf)
         best = int(losses.mean(1).argmin())
         excess = losses - losses[best]
@@ -332,12 +332,13 @@ class NPTL(TransferEnsemble):
         **Shape:** ``(num_samples, n, classes)``.
         """
         size = len(hard)
-        law = DirichletWeights(size, size, concentration, self.num_blocks, self.block_concentration)
-        weights = law.draw(range(self.num_samples), seed).to(hard)
-        return weights[:, :size, None] * hard + weights[:, size:, None] * soft
+        blocks = self.num_blocks, self.block_concentration
+        weights = DirichletWeights(size, size, concentration, *blocks)
+        drawn = weights.draw(range(self.num_samples), seed).to(hard)
+        return drawn[:, :size, None] * hard + drawn[:, size:, None] * soft
 
-    def _part(self, params: dict[str, Tensor], place: int) -> dict[str, Tensor]:
-        members = slice(place * self.num_samples, (place + 1) * self.num_samples)
+    def _part(self, params: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+        members = slice(index * self.num_samples, (index + 1) * self.num_samples)
         return {name: value[members] for name, value in params.items()}
 
 
@@ -385,6 +386,6 @@ def linear_probe(
     )
     params = {name: value[0] for name, value in loss.constrain(found.position).items()}
     with torch.no_grad():
-        places = features if new_features is None else new_features
-        probabilities: Tensor = torch.func.functional_call(head, params, (places,)).softmax(-1)
+        inputs = features if new_features is None else new_features
+        probabilities: Tensor = torch.func.functional_call(head, params, (inputs,)).softmax(-1)
     return probabilities

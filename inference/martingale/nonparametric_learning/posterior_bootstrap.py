@@ -54,7 +54,7 @@ _FIELDS = ("value", "gradient_norm", "converged", "num_steps")
 
 
 class PosteriorBootstrap(IndependentDraws):
-    r"""The posterior of the best fit of a model, under a Dirichlet process for the data's law [1].
+    r"""The posterior of the best fit of a model, under a Dirichlet process for the data [1].
 
     The model need not be right. A draw is
 
@@ -63,9 +63,9 @@ class PosteriorBootstrap(IndependentDraws):
               (w, \tilde w) \sim \text{Dirichlet}(1, \ldots, 1, \alpha / m, \ldots, \alpha / m) ,
 
     where :math:`l` is the negative log likelihood of an observation, and :math:`\tilde z` are
-    :math:`m` atoms of a prior guess at the data's law. The weights sum to one. Without a prior
-    guess, :math:`\alpha = 0`, this is the weighted likelihood bootstrap. The prior of the model has
-    no part in it, unless ``include_prior`` says so.
+    :math:`m` atoms of a prior guess at the data's distribution. The weights sum to one. Without a
+    prior guess, :math:`\alpha = 0`, this is the weighted likelihood bootstrap. The prior of the
+    model has no part in it, unless ``include_prior`` says so.
 
     All draws are fitted side by side, each with weights, atoms and starts of its own, which follow
     from the seed and its number.
@@ -233,7 +233,7 @@ class PosteriorBootstrap(IndependentDraws):
         """Draw from the posterior.
 
         On Ctrl-C the run ends and keeps the batches of draws that are complete. A draw whose fit
-        leaves the finite numbers is left out, with a warning.
+        is not finite is left out, with a warning.
 
         :param args: arguments of the model, or the data of the loss. **Shape:** ``(n, *event)``
             each.

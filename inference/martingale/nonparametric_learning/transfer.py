@@ -134,7 +134,7 @@ class SWAGPrior:
         mean = rows.mean(0)
         deviations = (rows - mean) / (2.0 * (len(rows) - 1)) ** 0.5
         variance = 0.5 * rows.var(0) + least_variance
-        self.law = LowRankMultivariateNormal(
+        self.distribution = LowRankMultivariateNormal(
             mean, scale**0.5 * deviations.mT, scale * variance, validate_args=False
         )
 
@@ -148,7 +148,7 @@ class SWAGPrior:
         _check_names(params, {_BACKBONE + name for name in self._names})
         heads = [(value / self.head_scale).square().sum()
                  for name, value in params.items() if name.startswith(_HEAD)]  # fmt: skip
-        own: Tensor = -self.law.log_prob(self._flat(params, _BACKBONE))
+        own: Tensor = -self.distribution.log_prob(self._flat(params, _BACKBONE))
         return own + 0.5 * torch.stack(heads).sum() if heads else own
 
     def _flat(self, params: Mapping[str, Tensor], prefix: str) -> Tensor:
@@ -405,8 +405,8 @@ def nll(log_probabilities: Tensor, labels: Tensor) -> Tensor:
     :param Tensor labels: **Shape:** ``(n,)``.
     :returns: **Shape:** ``(members,)``.
     """
-    places = labels.expand(log_probabilities.shape[:-1]).unsqueeze(-1)
-    return -log_probabilities.gather(-1, places)[..., 0].mean(-1)
+    index = labels.expand(log_probabilities.shape[:-1]).unsqueeze(-1)
+    return -log_probabilities.gather(-1, index)[..., 0].mean(-1)
 
 
 def average_losses(log_probabilities: Tensor, labels: Tensor) -> Tensor:

@@ -56,14 +56,14 @@ class WeightedFits:
     """Draws of weights and atoms, and the fits to them.
 
     :param WeightedLoss loss: over the observations.
-    :param make_weights: makes the law of the weights for a number of atoms.
+    :param make_weights: makes the distribution of the weights for a number of atoms.
     :param base_measure: what atoms are drawn from, or ``None``.
     :param int truncation: number of atoms of a base measure that is no empirical one.
     :param Minimizer optimizer: of the fits.
     :param int num_restarts: random starts of each draw; with none all start at the fit to the data
         with equal weights.
     :param init_strategy: draws starts.
-    :param initial: where the fit with equal weights starts, instead of at a drawn place.
+    :param initial: where the fit with equal weights starts, instead of at a drawn point.
         **Shape:** ``(size,)``.
     :param int seed: of all that is random.
     :param int batch_size: number of draws that are fitted side by side.
@@ -137,7 +137,7 @@ class WeightedFits:
         return self._center.search(self._optimizer, objective, len(members))._asdict()
 
     def example(self) -> list[Tensor]:
-        """The loss of the first draw at two places, which tells one set of fits from another."""
+        """The loss of the first draw at two points, which tells one set of fits from another."""
         start = self._first_start()[None]
         objective = self._objective(range(1), 1)
         numbers = torch.zeros(1, dtype=torch.int64, device=start.device)
@@ -195,6 +195,6 @@ class WeightedFits:
 def _lowest(found: Minimum, num_restarts: int) -> dict[str, Tensor]:
     """The best of the starts of each draw."""
     by_draw = found.value.reshape(-1, num_restarts)
-    places = torch.arange(len(by_draw), device=by_draw.device)
-    chosen = places * num_restarts + by_draw.argmin(1)
+    numbers = torch.arange(len(by_draw), device=by_draw.device)
+    chosen = numbers * num_restarts + by_draw.argmin(1)
     return {name: part[chosen] for name, part in found._asdict().items()}

@@ -53,10 +53,10 @@ def test_sizes():
     ],
     ids=["flat_5", "flat_30", "flat_490", "plug_in", "urn"],
 )
-def test_remaining_share(rule, horizon, exact, float64):
+def test_remaining_fraction(rule, horizon, exact, float64):
     number = 8000
     run = posterior(rule, number, horizon, tolerance=1.0, batch_size=2000).run(data())
-    share = float(run.diagnostics()["theta"]["remaining_share"])
+    share = float(run.diagnostics()["theta"]["remaining_fraction"])
     # Logarithms of the two variances have the variance 2 / number each; a positive covariance of
     # the two makes that of the ratio smaller. Urns have slightly heavier tails than normal laws.
     odds, exact_odds = share / (1 - share), exact / (1 - exact)
@@ -103,7 +103,7 @@ def test_a_short_horizon_is_told(float64):
 def test_the_share_is_that_of_each_element(float64):
     values = torch.stack([data(), torch.zeros(10)], 1)
     run = posterior(PolyaUrn(), 500, 290).run(values)
-    share = run.diagnostics()["theta"]["remaining_share"]
+    share = run.diagnostics()["theta"]["remaining_fraction"]
     assert 0.0 < float(share[0]) < 0.05
     assert math.isnan(float(share[1]))  # an element without variance asks for nothing
 

@@ -9,7 +9,7 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import norm
 
 from pyro_ext.inference.martingale import copula_recursion as recursion
-from pyro_ext.inference.martingale.copula_distribution import ScoreMap, knots
+from pyro_ext.inference.martingale.copula_distribution import ScoreMap, score_knots
 from tests.inference.martingale import copula_reference as reference
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -194,7 +194,7 @@ def test_mean_over_orders_weighs_conditional_laws():
 
 
 def test_score_map_goes_there_and_back():
-    places = knots(0.8, 4.0)
+    places = score_knots(0.8, 4.0)
     cdfs = torch.stack([norm_cdf(1.3 * places - 0.4), norm_cdf(places + 0.2 * places.sin())])
     log_ratio = torch.stack(
         [
@@ -202,7 +202,7 @@ def test_score_map_goes_there_and_back():
             (1 + 0.2 * places.cos()).log() - 0.5 * ((places + 0.2 * places.sin()) ** 2 - places**2),
         ]
     )
-    maps = ScoreMap.of_law(places, cdfs, log_ratio)
+    maps = ScoreMap.of_distribution(places, cdfs, log_ratio)
     scores = torch.linspace(-6, 6, 101)[None]
     values, slopes = maps.forward(scores)
     torch.testing.assert_close(values[0], 1.3 * scores[0] - 0.4, rtol=0, atol=1e-6)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pyro_ext.inference.martingale.copula_classifier import CopulaClassifier, _predict
-from pyro_ext.inference.martingale.copula_regression import CopulaRegression, future_rows
+from pyro_ext.inference.martingale.copula_regression import CopulaRegression
+from pyro_ext.inference.martingale.covariate_rule import future_rows
 from pyro_ext.inference.martingale.functionals import Mean
 from pyro_ext.inference.martingale.martingale_posterior import MartingalePosterior
 from pyro_ext.inference.martingale.predictive_rule import uniforms

@@ -132,7 +132,7 @@ def test_a_population_without_a_finite_loss_is_told() -> None:
 
 
 def test_bad_population() -> None:
-    with pytest.raises(TypeError, match=r"or a law of numbers.*event shape \(3,\)"):
+    with pytest.raises(TypeError, match=r"or a distribution of numbers.*event shape \(3,\)"):
         WeightedMLE(model)(dist.MultivariateNormal(torch.zeros(2, 3), torch.eye(3)))
     with pytest.raises(TypeError, match=r"of batch shape \(2, 3\)"):
         WeightedMLE(model)(dist.Normal(torch.zeros(2, 3), 1.0))

@@ -142,7 +142,7 @@ def test_a_value_that_is_not_finite_on_the_way_does_no_harm():
 
     run = posterior(functional=functional, horizon=501, num_samples=200, tolerance=1.0)
     assert run.run(data()).get_samples()["theta"].shape == (200,)
-    assert math.isfinite(run.diagnostics()["theta"]["remaining_share"])
+    assert math.isfinite(run.diagnostics()["theta"]["remaining_fraction"])
     assert bool(run.drift().to_end["theta"][-1] == 0.0)
 
 
@@ -250,4 +250,4 @@ def test_function_of_observations_is_told_what_it_gets():
     with pytest.raises(TypeError) as caught:
         posterior(functional=torch.median).run(data())
     (note,) = caught.value.__notes__
-    assert "a law of the population, here a WeightedSample, and not with a tensor" in note
+    assert "a distribution of the population, here a WeightedSample, and not with a tensor" in note
