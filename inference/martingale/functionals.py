@@ -16,9 +16,8 @@ from pyro_ext._checks import (
     check_number,
     check_tensors,
 )
-from pyro_ext.inference.martingale._whitening import center_of
 from pyro_ext.inference.martingale.weighted_sample import points_of
-from pyro_ext.inference.optimization import BatchLBFGS, Minimizer
+from pyro_ext.inference.optimization import BatchLBFGS, Minimizer, center_of
 from pyro_ext.potential import Regularizer, WeightedFunction, WeightedLoss, WeightedPotential
 
 __all__ = [

@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext.inference.martingale._whitening import Center, center_of
 from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights import (
     DirichletWeights,
     EmpiricalBase,
     atoms_of_draws,
     fitting_atoms,
 )
-from pyro_ext.inference.optimization import Minimizer, Minimum, Objective
+from pyro_ext.inference.optimization import Center, Minimizer, Minimum, Objective, center_of
 from pyro_ext.potential import WeightedLoss
 from pyro_ext.random import chain_keys, uniform
 

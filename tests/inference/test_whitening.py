@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_ext.inference.martingale._whitening import whitening_at
+from pyro_ext.inference.optimization import whitening_at
 
 pytestmark = pytest.mark.usefixtures("float64")
 
