@@ -46,7 +46,7 @@ class ConditionalUpdate(ABC):
 
     @abstractmethod
     def update(self, log_joint: "LogJoint", values: Values, sites: Sequence[str]) -> Values:
-        """Move sites so that their law given the others is left invariant.
+        """Move sites so that their distribution given the others is left invariant.
 
         :param LogJoint log_joint: the model at its data.
         :param dict values: of all sites, constrained.
@@ -106,17 +106,17 @@ def _is_inside(node: Any) -> bool:
     """Whether the value of a site is in its support; many densities are finite elsewhere too."""
     if node["type"] != "sample" or site_is_subsample(node):
         return True
-    law, value = node["fn"], torch.as_tensor(node["value"])
+    distribution, value = node["fn"], torch.as_tensor(node["value"])
     try:
-        support = law.support
+        support = distribution.support
     except NotImplementedError:
         return True
     if constraints.is_dependent(support):
         return True
     inside: Tensor = support.check(value)
-    if inside.dim() > len(law.batch_shape):
-        inside = inside.flatten(len(law.batch_shape)).all(-1)
-    for mask in (node["mask"], getattr(law, "_mask", None)):
+    if inside.dim() > len(distribution.batch_shape):
+        inside = inside.flatten(len(distribution.batch_shape)).all(-1)
+    for mask in (node["mask"], getattr(distribution, "_mask", None)):
         if mask is not None:
             inside = inside | ~torch.as_tensor(mask, device=inside.device)
     return bool(inside.all())
@@ -140,27 +140,27 @@ class EnumeratedSites(ConditionalUpdate):
         """
         moved = dict(values)
         for name in sites:
-            law = log_joint.trace(moved).nodes[name]["fn"]
-            if not law.has_enumerate_support or law.event_dim:
+            distribution = log_joint.trace(moved).nodes[name]["fn"]
+            if not distribution.has_enumerate_support or distribution.event_dim:
                 raise ValueError(
-                    f"site {name!r} cannot be enumerated element by element: it has the law "
-                    f"{type(law).__name__}"
+                    f"site {name!r} cannot be enumerated element by element: it is distributed as "
+                    f"{type(distribution).__name__}"
                 )
-            support = law.enumerate_support(expand=False).flatten()
+            support = distribution.enumerate_support(expand=False).flatten()
             site = moved[name].clone()
-            for place in torch.randperm(site.numel()).tolist():
+            for index in torch.randperm(site.numel()).tolist():
                 logs = []
                 for value in support:
-                    site.view(-1)[place] = value
+                    site.view(-1)[index] = value
                     logs.append(log_joint({**moved, name: site}))
                 chosen = torch.tensor(logs, dtype=torch.float64).softmax(0).multinomial(1)
-                site.view(-1)[place] = support[chosen]
+                site.view(-1)[index] = support[chosen]
             moved[name] = site
         return {name: moved[name] for name in sites}
 
 
 class PriorProposals(ConditionalUpdate):
-    """Proposes sites from their laws given what they depend on, and accepts by Metropolis-Hastings.
+    """Proposes sites given what they depend on in the model, with Metropolis-Hastings.
 
     Each site is proposed as a whole, so that it is for sites about which the data say little.
     """
@@ -176,10 +176,12 @@ class PriorProposals(ConditionalUpdate):
         moved = dict(values)
         for name in sites:
             before = log_joint.trace(moved)
-            law = before.nodes[name]["fn"]
-            proposal = law.sample().to(moved[name])
-            after = log_joint({**moved, name: proposal}) - float(law.log_prob(proposal).sum())
-            now = log_joint.log_density(before) - float(law.log_prob(moved[name]).sum())
+            distribution = before.nodes[name]["fn"]
+            proposal = distribution.sample().to(moved[name])
+            after = log_joint({**moved, name: proposal}) - float(
+                distribution.log_prob(proposal).sum()
+            )
+            now = log_joint.log_density(before) - float(distribution.log_prob(moved[name]).sum())
             if torch.rand((), dtype=torch.float64).log() < after - now:
                 moved[name] = proposal
         return {name: moved[name] for name in sites}
@@ -524,13 +526,13 @@ class RandomWalk(ConditionalUpdate):
         for name in sites:
             # The support may depend on sites that have moved: this trace is at their new values.
             transform = _transform(name, trace.nodes[name]["fn"].support)
-            place = transform.inv(moved[name])
-            proposal = place + self.scale * torch.randn_like(place)
+            point = transform.inv(moved[name])
+            proposal = point + self.scale * torch.randn_like(point)
             value = transform(proposal)
             after_trace = log_joint.trace({**moved, name: value})
             after = log_joint.log_density(after_trace)
             growth = transform.log_abs_det_jacobian(proposal, value)
-            shrinkage = transform.log_abs_det_jacobian(place, moved[name])
+            shrinkage = transform.log_abs_det_jacobian(point, moved[name])
             log_ratio = after - now + float(growth.sum() - shrinkage.sum())
             if torch.rand((), dtype=torch.float64).log() < log_ratio:
                 moved[name], trace, now = value, after_trace, after

@@ -19,7 +19,7 @@ __all__ = ["IndependenceMetropolis", "MetropolisState"]
 _DEGREES = 2.0
 _NUM_STARTS = 32
 _LEAST_ROUNDS, _MOST_ROUNDS, _NUM_POOLED, _NUM_HALVINGS = 10, 20, 4, 30
-_ENOUGH, _FEW = 0.1, 0.1  # shares of the number of points
+_ENOUGH, _FEW = 0.1, 0.1  # fractions of the number of points
 _STREAM_OF_STARTS, _STREAM_OF_CHOICES = 2, 1
 
 
@@ -88,10 +88,10 @@ class IndependenceMetropolis(VectorizedKernel):
 
     ``setup`` draws a population from the prior and moves it to the posterior by adaptive importance
     sampling [1], through powers of the weights that leave enough of them. Around each point of the
-    last population lies a Student law; three of four proposals are from their mixture, wherever the
-    chain is, and the others are steps along the difference of two points [2], for places where the
-    mixture has too little mass. The population no longer changes in the run, so that the draws are
-    from the posterior itself, whatever its shape, and chains run side by side.
+    last population lies a Student distribution; three of four proposals are from their mixture,
+    wherever the chain is, and the others are steps along the difference of two points [2], for
+    regions where the mixture has too little mass. The population no longer changes in the run, so
+    that the draws are from the posterior itself, whatever its shape, and chains run side by side.
 
     It is for a few parameters, ten at most, whose posterior is skewed, curved or heavy-tailed, with
     a density that is costly for one chain and hardly more so for many: of hyperparameters, such as
@@ -272,8 +272,8 @@ def _tempered(log_weights: Tensor, number: int) -> Tensor:
 def _fitted(points: Tensor, log_weights: Tensor, number: int) -> Population:
     """Population drawn from weighted points, with a kernel as wide as Scott's rule has it."""
     size, weights = points.shape[1], log_weights.softmax(0)
-    centred = points - weights @ points
-    covariance = centred.mT @ (weights[:, None] * centred)
+    centered = points - weights @ points
+    covariance = centered.mT @ (weights[:, None] * centered)
     least = 1e-6 * covariance.diagonal().clamp(min=1e-20)
     factor = torch.linalg.cholesky(covariance + least.diag())
     width = _effective_number(log_weights) ** (-1.0 / (size + 4.0))

@@ -402,7 +402,7 @@ def center_of(optimizer: Minimizer, objective: Objective, start: Tensor) -> Cent
     :param Minimizer optimizer: searches it.
     :param objective: of a single problem.
     :param Tensor start: **Shape:** ``(size,)``.
-    :returns: the place, with coordinates where the optimizer uses curvature and their number is
+    :returns: the minimum, with coordinates where the optimizer uses curvature and their number is
         moderate.
     """
     found = optimizer.minimize(objective, start[None])

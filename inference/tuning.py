@@ -352,8 +352,8 @@ def _kept_steps(schedule: Schedule, end: int, num_samples: int) -> npt.NDArray[n
             f"num_steps must leave num_samples = {num_samples} steps that sample in the later half "
             f"of each run, but of the steps from {end // 2} to {end} {len(sampling)} sample"
         )
-    places = np.arange(1, num_samples + 1) * len(sampling) // num_samples - 1
-    kept: npt.NDArray[np.int64] = sampling[places] + 1
+    indices = np.arange(1, num_samples + 1) * len(sampling) // num_samples - 1
+    kept: npt.NDArray[np.int64] = sampling[indices] + 1
     return kept
 
 
@@ -504,7 +504,7 @@ def _pilots(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> list[_Pilot]:
-    """Start all candidates in one place, with one seed."""
+    """Start all candidates at one point, with one seed."""
     plain = kernel.replace(backend="trace" if kernel.backend == "compile" else kernel.backend)
     if kernel.model is None and isinstance(initial_params, Mapping):
         plain.initial_params = {name: value[0] for name, value in initial_params.items()}

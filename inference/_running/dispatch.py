@@ -52,7 +52,7 @@ class Pace:
 
     shortest = 2.0
     longest = 30.0
-    share = 0.01
+    fraction = 0.01
 
     def __init__(self) -> None:
         self._start = time.monotonic()
@@ -60,7 +60,7 @@ class Pace:
     def __call__(self) -> float:
         """Return the seconds that the next segment may take."""
         elapsed = time.monotonic() - self._start
-        return min(max(self.share * elapsed, self.shortest), self.longest)
+        return min(max(self.fraction * elapsed, self.shortest), self.longest)
 
 
 def run_here(

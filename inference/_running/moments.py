@@ -51,10 +51,10 @@ def merge(one: Moments, other: Moments) -> Moments:
     Algorithms for computing the sample variance: analysis and recommendations.
     """
     count = one.num_draws + other.num_draws
-    share = _like(other.num_draws / count.clamp(min=1.0), one.mean)
+    fraction = _like(other.num_draws / count.clamp(min=1.0), one.mean)
     gap = other.mean - one.mean
-    squares = one.squares + other.squares + gap.square() * share * _like(one.num_draws, one.mean)
-    return Moments(count, one.mean + gap * share, squares)
+    squares = one.squares + other.squares + gap.square() * fraction * _like(one.num_draws, one.mean)
+    return Moments(count, one.mean + gap * fraction, squares)
 
 
 def pool(moments: Moments) -> Moments:

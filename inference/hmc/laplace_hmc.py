@@ -152,7 +152,7 @@ class LaplaceHMC(VectorizedKernel):
             )
 
     def _trial(self) -> float:
-        """Share of proposals that are taken, from draws of the Laplace approximation."""
+        """Fraction of proposals that are taken, from draws of the Laplace approximation."""
         potential, made = self.potential, self._preparation
         keys = chain_keys(0, range(_PILOT_CHAINS), made.mode.device)
         starts = potential.layout.flatten(self._starts(range(_PILOT_CHAINS), 0))

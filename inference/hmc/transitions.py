@@ -54,7 +54,7 @@ def hamiltonian_transition(
         new_value, new_gradient = value_and_gradient(new)
         velocity = velocity - 0.5 * step_size * (new_gradient @ factor)
     energies = (momentum.square() - velocity.square()).sum(-1) * 0.5
-    # Where U is NaN there is no density: such a place is left, and none is moved to, since a
+    # Where U is NaN there is no density: such a point is left, and none is moved to, since a
     # comparison with NaN is false.
     before = torch.where(value.isnan(), torch.inf, value)
     is_taken = log_uniform < before - new_value + energies

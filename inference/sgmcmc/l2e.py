@@ -181,7 +181,7 @@ def step(
 
 
 class _Kinetics(nn.Module):
-    """What both parametrizations share: the network, and their files."""
+    """What both parametrizations have in common: the network, and their files."""
 
     def __init__(
         self,

@@ -126,14 +126,14 @@ class CyclicalSchedule(Schedule):
 
     With :math:`L = \lceil K / M \rceil` steps in a cycle and :math:`r = (t \bmod L) / L`, the step
     size is :math:`s_{min} + (s_0 - s_{min}) (1 + \cos \pi r) / 2`. While :math:`r` is below the
-    share of exploration no noise is injected, which is stochastic gradient descent, and no draw is
-    kept. With no exploration noise is injected at every step, as parameter-expanded SGHMC [2] has
-    it. After the last cycle another follows.
+    fraction of exploration no noise is injected, which is stochastic gradient descent, and no draw
+    is kept. With no exploration noise is injected at every step, as parameter-expanded SGHMC [2]
+    has it. After the last cycle another follows.
 
     :param float step_size: :math:`s_0`, the step size at the start of a cycle.
     :param int num_cycles: :math:`M`.
     :param int num_steps: :math:`K`, steps of all cycles together, those of the warm-up included.
-    :param float exploration: share of each cycle that explores, in [0, 1).
+    :param float exploration: fraction of each cycle that explores, in [0, 1).
     :param float minimum: :math:`s_{min}`, at least zero.
 
     [1] R. Zhang, C. Li, J. Zhang, C. Chen, A. G. Wilson (2020),
@@ -177,8 +177,8 @@ class CyclicalSchedule(Schedule):
 
     def step_sizes(self, steps: Steps) -> npt.NDArray[np.float64]:
         """Step sizes at the given steps."""
-        share = 0.5 * (1.0 + np.cos(np.pi * self._position(steps)))
-        return np.asarray(self.minimum + (self.step_size - self.minimum) * share)
+        weight = 0.5 * (1.0 + np.cos(np.pi * self._position(steps)))
+        return np.asarray(self.minimum + (self.step_size - self.minimum) * weight)
 
     def is_sampling(self, steps: Steps) -> npt.NDArray[np.bool_]:
         """Whether the given steps lie in the sampling stage of their cycle."""

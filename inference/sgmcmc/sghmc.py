@@ -75,7 +75,7 @@ def step(
     :param Tensor noise: standard normal numbers. **Shape:** ``(..., size)``.
     :param Tensor step_size: the step size, a scalar.
     :param Tensor temperature: the temperature, a scalar.
-    :param Tensor decay: share of the momentum lost in a step, a scalar or ``(size,)``.
+    :param Tensor decay: fraction of the momentum lost in a step, a scalar or ``(size,)``.
     :param mass: the mass, a scalar or ``(size,)``.
     :param noise_estimate: estimated variance of the gradient's noise, a scalar or ``(size,)``.
     :returns: the next state, and what the step saw.
@@ -93,8 +93,8 @@ class FrictionKernel(SGMCMCKernel):
     :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
     :param friction: a number, or numbers by pattern of site names such as ``{"weight*": 100.0,
         "default": 1.0}``. Its product with the largest step size must be at most one.
-    :param momentum_decay: share of the momentum lost in a step, instead of friction; it then does
-        not follow the schedule of the step size. Like friction a number or numbers by site.
+    :param momentum_decay: fraction of the momentum lost in a step, instead of friction; it then
+        does not follow the schedule of the step size. Like friction a number or numbers by site.
     :param options: step size, temperature and what else all kernels take, see
         :class:`SGMCMCKernel`.
     :raises ValueError: for arguments out of range, or for both.
@@ -121,7 +121,7 @@ class FrictionKernel(SGMCMCKernel):
             _numbers("momentum_decay", momentum_decay, most=1)
 
     def _smallest_decay(self) -> float:
-        """Share of the momentum that the largest step takes at least, once friction is checked."""
+        """Least fraction of the momentum that the largest step takes; checks friction."""
         least, most = self._least_and_most()
         if self.momentum_decay is not None:
             return least
@@ -165,7 +165,7 @@ class FrictionKernel(SGMCMCKernel):
             self._rate = layout.expand(self.friction, "friction")
 
     def _decay(self, step_size: Tensor) -> Tensor:
-        """Share of the momentum that a step takes, for each parameter. **Shape:** ``(size,)``."""
+        """Fraction of the momentum that a step takes. **Shape:** ``(size,)``."""
         return self._rate if self.friction is None else step_size * self._rate
 
 

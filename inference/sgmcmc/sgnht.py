@@ -98,7 +98,7 @@ class SGNHT(SGMCMCKernel):
     :math:`p \leftarrow p - h g - h \zeta p + \sqrt{2 A h M T}\, \xi`,
     :math:`\theta \leftarrow \theta + h p / M`,
     :math:`\zeta \leftarrow \zeta + h (p^\top M^{-1} p / D - T)`.
-    Momenta start from their stationary law, the thermostat :math:`\zeta` at :math:`A`.
+    Momenta start from their stationary distribution, the thermostat :math:`\zeta` at :math:`A`.
 
     :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
     :param float friction: :math:`A`, positive.

@@ -97,7 +97,7 @@ class StepLoop(Generic[State]):
         a step that needs no more.
     :param int batch_elements: elements of a minibatch over all plates, which bounds the steps of a
         call.
-    :ivar dict errors: set to a dict, it takes what the model raised for single chains, by place,
+    :ivar dict errors: set to a dict, it takes what the model raised for single chains, by index,
         where the chains run one by one in Python; such a chain then goes on with NaN.
     """
 

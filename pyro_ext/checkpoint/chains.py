@@ -91,7 +91,7 @@ def gather_chains(
     rows = {number: row for row, number in enumerate(numbers)}
     for members, read in groups:
         columns = [column for column, number in enumerate(members) if number in rows]
-        places = [rows[members[column]] for column in columns]
+        indices = [rows[members[column]] for column in columns]
         if not columns:
             continue
         first = 0
@@ -103,7 +103,7 @@ def gather_chains(
                         shape = (len(numbers), length, *value.shape[2:])
                         target[name] = value.new_empty(shape)
                     part = value[:count, columns].transpose(0, 1)
-                    target[name][places, first : first + count] = part
+                    target[name][indices, first : first + count] = part
             first += count
             if first >= length:
                 break

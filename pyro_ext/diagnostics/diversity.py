@@ -109,7 +109,7 @@ def path_values(
     :param Mapping start: values by site. **Shape:** ``(*event)`` each.
     :param Mapping end: likewise.
     :param int num_points: on the path, both ends included.
-    :returns: places on the path from zero to one, and the values there. **Shape:**
+    :returns: positions on the path from zero to one, and the values there. **Shape:**
         ``(num_points,)`` each.
     :raises ValueError: where the ends do not have the same sites and shapes, or the function
         returns another shape.
@@ -130,9 +130,9 @@ def path_values(
         raise ValueError(
             f"end must have the sites and shapes of start, {shapes[0]}; got {shapes[1]}"
         )
-    places = torch.linspace(0.0, 1.0, num_points, dtype=torch.float64)
+    positions = torch.linspace(0.0, 1.0, num_points, dtype=torch.float64)
     path = {
-        name: torch.lerp(value, end[name], places.to(value).reshape(-1, *[1] * value.dim()))
+        name: torch.lerp(value, end[name], positions.to(value).reshape(-1, *[1] * value.dim()))
         for name, value in start.items()
     }
     with torch.no_grad():
@@ -142,7 +142,7 @@ def path_values(
             f"function must return the shape ({num_points},), one value a point; got "
             f"{tuple(values.shape)}"
         )
-    return places, values.double()
+    return positions, values.double()
 
 
 def weight_singular_values(weight: ArrayLike) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_sequence
 from pyro_ext._pyplot import axes_of, load_pyplot
+from pyro_ext._renamed import renamed_arguments
 from pyro_ext.diagnostics.metrics import ArrayLike, ambiguity, as_numbers, checked
 
 if TYPE_CHECKING:
@@ -71,10 +72,10 @@ def plot_pairwise_kl(
         )
     finite = values[values.isfinite()]
     largest = float(finite.max()) if finite.numel() else 0.0
-    colours = pyplot.get_cmap("Blues").with_extremes(bad=_OVER)
+    colors = pyplot.get_cmap("Blues").with_extremes(bad=_OVER)
     ax = axes_of("plot_pairwise_kl", ax, (5.6, 4.8))
     image = ax.imshow(
-        values.numpy(), vmin=0.0, vmax=largest or 1.0, cmap=colours, interpolation="nearest"
+        values.numpy(), vmin=0.0, vmax=largest or 1.0, cmap=colors, interpolation="nearest"
     )
     for start in range(num_draws // num_chains, num_draws, num_draws // num_chains):
         ax.axhline(start - 0.5, color=_INK, linewidth=0.6)
@@ -116,8 +117,9 @@ def plot_consecutive_distances(distances: ArrayLike, ax: "Axes | None" = None) -
     return _open(ax)
 
 
+@renamed_arguments(places="positions")
 def plot_path_values(
-    places: ArrayLike,
+    positions: ArrayLike,
     values: ArrayLike,
     labels: Sequence[str] | None = None,
     ax: "Axes | None" = None,
@@ -127,7 +129,7 @@ def plot_path_values(
     The dashed line is straight between the values at the ends. The barrier, which the legend gives,
     is the most by which a path rises above it; zero where it does not.
 
-    :param places: on the path, rising, both ends included, as
+    :param positions: on the path, rising, both ends included, as
         :func:`~pyro_ext.diagnostics.diversity.path_values` returns them. **Shape:**
         ``(num_points,)``.
     :param values: there, of one path or several. **Shape:** ``(num_points,)`` or ``(num_paths,
@@ -144,36 +146,36 @@ def plot_path_values(
         >>> ax.lines[0].get_label()
         'barrier 2'
     """
-    place, rows = _floats("places", places), _floats("values", values)
-    if place.dim() != 1 or len(place) < 2 or not (place[1:] > place[:-1]).all():
+    position, rows = _floats("positions", positions), _floats("values", values)
+    if position.dim() != 1 or len(position) < 2 or not (position[1:] > position[:-1]).all():
         raise ValueError(
-            "places must be at least two rising numbers of the shape (num_points,); "
-            f"got {place.tolist()!r:.80}"
+            "positions must be at least two rising numbers of the shape (num_points,); "
+            f"got {position.tolist()!r:.80}"
         )
-    if rows.dim() not in (1, 2) or rows.shape[-1] != len(place):
+    if rows.dim() not in (1, 2) or rows.shape[-1] != len(position):
         raise ValueError(
             "values must have the shape (num_points,) or (num_paths, num_points) with num_points = "
-            f"{len(place)}; got {tuple(rows.shape)}"
+            f"{len(position)}; got {tuple(rows.shape)}"
         )
-    rows = rows.reshape(-1, len(place))
+    rows = rows.reshape(-1, len(position))
     if labels is not None and len(check_sequence("labels", labels, "a list of names")) != len(rows):
         raise ValueError(f"labels must be {len(rows)} names, one for each path; got {labels!r:.80}")
-    share = (place - place[0]) / (place[-1] - place[0])
-    straight = torch.lerp(rows[:, :1], rows[:, -1:], share)
+    fraction = (position - position[0]) / (position[-1] - position[0])
+    straight = torch.lerp(rows[:, :1], rows[:, -1:], fraction)
     barriers = (rows - straight).amax(-1)
     is_rounding = barriers.isfinite() & (barriers <= _ROUNDING * rows.abs().amax(-1))
     barriers = torch.where(is_rounding, 0.0, barriers)
     ax = axes_of("plot_path_values", ax, (4.8, 3.6))
     for index, (row, barrier) in enumerate(zip(rows, barriers.tolist(), strict=True)):
         name = f"barrier {barrier:.3g}" if labels is None else f"{labels[index]}: {barrier:.3g}"
-        (line,) = ax.plot(place.numpy(), row.numpy(), linewidth=1.4, label=name)
+        (line,) = ax.plot(position.numpy(), row.numpy(), linewidth=1.4, label=name)
         ends = [0, -1]
-        colour = line.get_color()
-        ax.plot(place[ends].numpy(), row[ends].numpy(), "--", color=colour, linewidth=0.8)
+        color = line.get_color()
+        ax.plot(position[ends].numpy(), row[ends].numpy(), "--", color=color, linewidth=0.8)
     if len(rows) <= _MOST_NAMED:
         title = None if labels is None else "barrier"
         ax.legend(title=title, edgecolor="none", framealpha=0.85)
-    ax.set(xlabel="place on the path", ylabel="value")
+    ax.set(xlabel="position on the path", ylabel="value")
     return _open(ax)
 
 
@@ -214,8 +216,8 @@ def plot_singular_values(values: Mapping[str, ArrayLike], ax: "Axes | None" = No
         low, median, high = rows.quantile(levels, 0).numpy()
         (line,) = ax.plot(ranks, median, linewidth=1.4, label=label)
         if len(rows) > 1:
-            colour = line.get_color()
-            ax.fill_between(ranks, low, high, color=colour, alpha=0.2, linewidth=0.0)
+            color = line.get_color()
+            ax.fill_between(ranks, low, high, color=color, alpha=0.2, linewidth=0.0)
     ax.legend(edgecolor="none", framealpha=0.85)
     ax.set(xlabel="rank", ylabel="singular value")
     return _open(ax)
@@ -346,7 +348,7 @@ def _distributions(
     ax = axes_of(function, ax, (4.8, 3.6))
     largest = 0.0
     for label, known, below in curves:
-        text = ", ".join(f"{share:.0%} below {number:g}" for number, share in below.items())
+        text = ", ".join(f"{fraction:.0%} below {number:g}" for number, fraction in below.items())
         text = f"{label}: {text}" if label and text else label or text
         heights = torch.arange(len(known) + 1, dtype=torch.float64) / len(known)
         edges = torch.cat([known[:1], known])
@@ -356,8 +358,8 @@ def _distributions(
         ax.step(edges.numpy(), heights.numpy(), where="post", linewidth=1.4, label=text)
     for threshold in thresholds:
         ax.axvline(threshold, color=_INK, linestyle="--", linewidth=0.8)
-    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0)}  # above the curves
-    ax.legend(**place, frameon=False, fontsize="small")
+    corner: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0)}  # above the curves
+    ax.legend(**corner, frameon=False, fontsize="small")
     ax.set(ylim=(0.0, 1.02), ylabel="fraction of points and classes")
     return _open(ax), largest
 

@@ -34,7 +34,7 @@ def plot_reliability(
 
     Bars show the accuracy per bin of confidence, hatched boxes the gap to the mean confidence of
     the bin (above the bar where the ensemble is overconfident, within it where it is
-    underconfident), the dashed diagonal perfect calibration. Below is the share of the points in
+    underconfident), the dashed diagonal perfect calibration. Below is the fraction of the points in
     each bin.
     The title gives the expected calibration error, :func:`pyro_ext.diagnostics.metrics.ece`; bins
     and numbers are those of :func:`pyro_ext.diagnostics.metrics.calibration_bins`.
@@ -64,13 +64,13 @@ def plot_reliability(
     filled = bins.counts > 0
     edges, width = bins.edges[:-1][filled].numpy(), 1.0 / len(bins.counts)
     accuracy, confidence = bins.accuracy[filled].numpy(), bins.confidence[filled].numpy()
-    share = (bins.counts[filled] / bins.counts.sum()).numpy()
+    fraction = (bins.counts[filled] / bins.counts.sum()).numpy()
 
     ax = axes_of("plot_reliability", ax, (4.8, 5.6))
     box: dict[str, Any] = {"width": width, "align": "edge", "linewidth": 0.8}
     ax.bar(edges, accuracy, **box, color=_ACCURACY, edgecolor="white", label="accuracy", zorder=2)
     gap = confidence - accuracy
-    for sign, colour, name in ((1.0, _OVER, "overconfident"), (-1.0, _UNDER, "underconfident")):
+    for sign, color, name in ((1.0, _OVER, "overconfident"), (-1.0, _UNDER, "underconfident")):
         chosen = sign * gap > 0.0
         if chosen.any():
             ax.bar(
@@ -79,7 +79,7 @@ def plot_reliability(
                 **box,
                 bottom=accuracy.clip(max=confidence)[chosen],
                 facecolor="white" if sign > 0.0 else _ACCURACY,
-                edgecolor=colour,
+                edgecolor=color,
                 hatch="/////",
                 label=name,
                 zorder=3,
@@ -94,8 +94,8 @@ def plot_reliability(
     ax.legend(loc="upper left", edgecolor="none", framealpha=0.85).set_zorder(5)
 
     below = ax.inset_axes((0.0, -0.26, 1.0, 0.2), sharex=ax)
-    below.bar(edges, share, **box, color=_INK, edgecolor="white")
-    below.set(xlabel="confidence", ylabel="share")
+    below.bar(edges, fraction, **box, color=_INK, edgecolor="white")
+    below.set(xlabel="confidence", ylabel="fraction")
     ax.tick_params(labelbottom=False)
     for axes in (ax, below):
         axes.spines[["top", "right"]].set_visible(False)
@@ -210,20 +210,24 @@ def plot_co_clustering(
     from pyro_ext.diagnostics.partitions import co_clustering
     from pyro_ext.diagnostics.partitions.labels import check_partition
 
-    shares = co_clustering(labels).numpy()
-    places, ends = _leaves(shares), np.empty(0)
+    probabilities = co_clustering(labels).numpy()
+    leaves, ends = _leaves(probabilities), np.empty(0)
     if isinstance(order, str):
         if order != "linkage":
             raise ValueError(f"order must be 'linkage' or a vector of labels, got {order!r:.80}")
     else:
-        partition = check_partition("order", order, len(shares)).numpy()
+        partition = check_partition("order", order, len(probabilities)).numpy()
         sizes = np.bincount(partition)
         ranks = np.argsort(np.argsort(-sizes, kind="stable"))
-        places = places[np.argsort(ranks[partition[places]], kind="stable")]
+        leaves = leaves[np.argsort(ranks[partition[leaves]], kind="stable")]
         ends = np.sort(sizes)[::-1].cumsum()[:-1] - 0.5
     ax = axes_of("plot_co_clustering", ax, (5.6, 4.8))
     image = ax.imshow(
-        shares[np.ix_(places, places)], vmin=0.0, vmax=1.0, cmap="Blues", interpolation="nearest"
+        probabilities[np.ix_(leaves, leaves)],
+        vmin=0.0,
+        vmax=1.0,
+        cmap="Blues",
+        interpolation="nearest",
     )
     for end in ends:
         ax.axhline(end, color=_INK, linewidth=0.6)
@@ -259,14 +263,16 @@ def plot_num_clusters(labels: ArrayLike, ax: "Axes | None" = None) -> "Axes":
 
     from pyro_ext.diagnostics.partitions import num_clusters, num_clusters_distribution
 
-    shares = num_clusters_distribution(labels).numpy()
+    probabilities = num_clusters_distribution(labels).numpy()
     by_chain = num_clusters(labels).numpy()
-    occurring = np.arange(np.flatnonzero(shares)[0], len(shares))
+    occurring = np.arange(np.flatnonzero(probabilities)[0], len(probabilities))
     ax = axes_of("plot_num_clusters", ax, (4.8, 3.6))
-    ax.bar(occurring, shares[occurring], color=_ACCURACY, edgecolor="white", label="all draws")
+    ax.bar(
+        occurring, probabilities[occurring], color=_ACCURACY, edgecolor="white", label="all draws"
+    )
     if by_chain.ndim == 2 and len(by_chain) > 1:
         for chain in by_chain:
-            own = np.bincount(chain, minlength=len(shares))[occurring] / len(chain)
+            own = np.bincount(chain, minlength=len(probabilities))[occurring] / len(chain)
             ax.plot(occurring, own, "o", color=_UNDER, markersize=4, markeredgecolor=_INK)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="clusters", ylabel="probability")
@@ -274,14 +280,14 @@ def plot_num_clusters(labels: ArrayLike, ax: "Axes | None" = None) -> "Axes":
     return ax
 
 
-def _leaves(shares: "npt.NDArray[np.float64]") -> "npt.NDArray[np.int64]":
+def _leaves(probabilities: "npt.NDArray[np.float64]") -> "npt.NDArray[np.int64]":
     """Order of the leaves of a tree of average linkage."""
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
 
-    if len(shares) == 1:
+    if len(probabilities) == 1:
         return np.zeros(1, np.int64)
-    tree = linkage(squareform(1.0 - shares, checks=False), "average")
+    tree = linkage(squareform(1.0 - probabilities, checks=False), "average")
     return np.asarray(leaves_list(tree), np.int64)
 
 
@@ -295,10 +301,10 @@ def _draw_ecdf(
     rounding = 1e-12
     is_below, is_above = difference < low[:, None] - rounding, difference > high[:, None] + rounding
     is_outside = np.asarray((is_below | is_above).any(0))
-    place = np.arange(1, num_draws + 1) / (num_draws + 1)
-    ax.fill_between(place, low, high, color=_BAND, linewidth=0.0, label=f"{prob:.0%} band")
+    position = np.arange(1, num_draws + 1) / (num_draws + 1)
+    ax.fill_between(position, low, high, color=_BAND, linewidth=0.0, label=f"{prob:.0%} band")
     for column, outside in zip(difference.T, is_outside, strict=True):
-        ax.plot(place, column, color=_OVER if outside else _ACCURACY, linewidth=1.0)
+        ax.plot(position, column, color=_OVER if outside else _ACCURACY, linewidth=1.0)
     ax.axhline(0.0, color=_INK, linewidth=0.8, linestyle="--")
     title = f"{name}: {is_outside.sum()} of {len(is_outside)} outside"
     ax.set(xlim=(0, 1), xlabel="scaled rank", ylabel="ECDF difference", title=title)
@@ -313,13 +319,13 @@ def _draw_histogram(
     num_bins = min(num_draws + 1, max(5, math.isqrt(len(ranks))), 40)
     edges = np.round(np.linspace(0, num_draws + 1, num_bins + 1))
     counts, _ = np.histogram(ranks, edges - 0.5)
-    share = np.diff(edges) / (num_draws + 1)
+    fraction = np.diff(edges) / (num_draws + 1)
     low, high = (
-        binom.ppf(level, ranks.size, share) / (ranks.size * share)
+        binom.ppf(level, ranks.size, fraction) / (ranks.size * fraction)
         for level in ((1.0 - prob) / 2.0, (1.0 + prob) / 2.0)
     )
     edges = edges / (num_draws + 1)
-    density = counts / (ranks.size * share)
+    density = counts / (ranks.size * fraction)
     ax.stairs(high, edges, baseline=low, fill=True, color=_BAND, label=f"{prob:.0%} each")
     ax.stairs(density, edges, color=_ACCURACY, linewidth=1.4, baseline=None)
     ax.axhline(1.0, color=_INK, linewidth=0.8, linestyle="--")

@@ -170,8 +170,8 @@ def _value_at(fn: Any, name: str, noise: Noise) -> Tensor:
     """A value in the support of a distribution."""
     if fn.has_enumerate_support:
         support = fn.enumerate_support(expand=False).reshape(-1, *fn.event_shape)
-        share = torch.special.ndtr(noise(name, fn.batch_shape))
-        number = (share * len(support)).long().clamp(max=len(support) - 1)
+        fraction = torch.special.ndtr(noise(name, fn.batch_shape))
+        number = (fraction * len(support)).long().clamp(max=len(support) - 1)
         chosen: Tensor = support[number.to(support.device)]
         return chosen
     if fn.support.is_discrete:
@@ -179,8 +179,8 @@ def _value_at(fn: Any, name: str, noise: Noise) -> Tensor:
     transform = bijection(fn.support)
     like = _or_none(fn.sample)  # of the type and on the device of values
     like = torch.zeros(()) if like is None else like
-    place = noise(name, transform.inverse_shape(fn.shape()))
-    value: Tensor = transform(place.to(like))
+    position = noise(name, transform.inverse_shape(fn.shape()))
+    value: Tensor = transform(position.to(like))
     return value
 
 

@@ -188,16 +188,16 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     """
     result = []
     for key in dict.fromkeys([*old, *new]):
-        place = f"{prefix}{key}"
+        entry = f"{prefix}{key}"
         one, other = old.get(key), new.get(key)
         if _is_fingerprint(one) and _is_fingerprint(other):
             if (number := _first_difference(one, other)) is not None:
                 there, here = _number(one, number), _number(other, number)
-                result.append(f"{place} at a fixed point is {there} there and {here} here")
+                result.append(f"{entry} at a fixed point is {there} there and {here} here")
         elif isinstance(one, Mapping) and isinstance(other, Mapping):
-            result += differences(one, other, f"{place}: ")
+            result += differences(one, other, f"{entry}: ")
         elif one != other:
-            result.append(f"{place} is {_short(one)} there and {_short(other)} here")
+            result.append(f"{entry} is {_short(one)} there and {_short(other)} here")
     return result
 
 

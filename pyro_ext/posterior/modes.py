@@ -189,12 +189,12 @@ def whitening_factor(hessian: Tensor, resolution: float) -> Tensor:
     :math:`F F^T = V \operatorname{diag}(1 / |c|) V^T`, up to what follows. Coordinates are first
     put on one scale, so that :math:`H` has a unit diagonal where it is positive definite. What is
     flat or merely rounding is told from the scales of the coordinates only after that: a
-    coefficient of incomes and one of shares of one have curvatures that are many powers of ten
+    coefficient of incomes and one of fractions of one have curvatures that are many powers of ten
     apart.
 
     :param Tensor hessian: symmetric up to rounding, and finite. **Shape:** ``(size, size)``.
-    :param float resolution: its relative error. A curvature on one scale that is a smaller share of
-        the largest is taken as that share.
+    :param float resolution: its relative error. A curvature on one scale that is a smaller fraction
+        of the largest is taken as that fraction.
     :returns: :math:`F`, with the unit vector of a coordinate that the function does not depend on.
         **Shape:** ``(size, size)``.
 

@@ -364,7 +364,7 @@ def agree_but_for_rounding(
 
 
 def _leaves_agree(actual: Tensor, expected: Tensor, rounding: float = 0.0) -> bool:
-    """Whether two tensors are equal, but for a share of the largest number, and for rounding."""
+    """Whether two tensors are equal, but for a fraction of the largest number, and for rounding."""
     if not expected.is_floating_point():
         return torch.equal(actual, expected)
     finite = torch.isfinite(expected)

@@ -49,7 +49,7 @@ class Layout:
         return Layout(shapes, self.dtypes, self.device)
 
     def columns(self, name: str) -> range:
-        """Places of a parameter in the flat vector."""
+        """Columns of a parameter in the flat vector."""
         position = list(self.shapes).index(name)
         start = sum(self.sizes[:position])
         return range(start, start + self.sizes[position])

@@ -211,7 +211,7 @@ class ModelRunner:
             return math.nan * flat.sum()
 
     def weighted_value(self, flat: Tensor, *tensors: Tensor) -> Tensor:
-        """Share of a block in the potential of all of the data; takes :meth:`block_tensors`."""
+        """Part of a block in the potential of all of the data; takes :meth:`block_tensors`."""
         num = len(self.plates)
         indices, weights, firsts = tensors[:num], tensors[num : 2 * num], tensors[2 * num :]
         try:

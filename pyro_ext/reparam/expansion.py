@@ -119,16 +119,20 @@ def square_factor(
     :param int size: of the matrix.
     :param Tensor like: what it multiplies, for type and device.
     :param strength: precision of its entries, or ``"width"`` for its size.
-    :param tuple batch_shape: of its law.
+    :param tuple batch_shape: of its distribution.
     :param bool is_initial: give it its start now.
     :returns: **Shape:** ``(*batch_shape, size, size)``.
     """
     precision = float(size) if strength == "width" else strength
     scale = like.new_full((), precision).rsqrt()
-    law = dist.Normal(torch.zeros_like(scale), scale).expand((*batch_shape, size, size)).to_event(2)
-    identity = torch.eye(size, dtype=like.dtype, device=like.device).expand(law.shape())
+    distribution = (
+        dist.Normal(torch.zeros_like(scale), scale).expand((*batch_shape, size, size)).to_event(2)
+    )
+    identity = torch.eye(size, dtype=like.dtype, device=like.device).expand(distribution.shape())
     infer: Any = {"is_observed": False, "initial_value": identity}
-    factor: Tensor = pyro.sample(name, law, obs=identity if is_initial else None, infer=infer)
+    factor: Tensor = pyro.sample(
+        name, distribution, obs=identity if is_initial else None, infer=infer
+    )
     return factor
 
 
@@ -166,9 +170,9 @@ def merge_factors(
     if right and event_dim == 2:
         product = product @ reduce(torch.matmul, right)
     elif right:
-        # One product for all places of the kernel, with the inputs as the columns.
-        places = product.flatten(product.dim() - event_dim + 2).mT
-        mixed = (places.flatten(-3, -2) @ reduce(torch.matmul, right)).reshape(places.shape)
+        # One product for all positions of the kernel, with the inputs as the columns.
+        positions = product.flatten(product.dim() - event_dim + 2).mT
+        mixed = (positions.flatten(-3, -2) @ reduce(torch.matmul, right)).reshape(positions.shape)
         # Left as a view, its layout would become that of all images after the convolution.
         product = mixed.mT.reshape(middle.shape)
         product = product.clone(memory_format=torch.contiguous_format)

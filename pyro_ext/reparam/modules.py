@@ -102,10 +102,10 @@ class ExpandedModule(nn.Module):
                     factors[name] = square_factor(name, weight.shape[dim], weight, self.strength)
             for name, parameter in layer.parameters.items():
                 scale = parameter.new_full((), self.prior_scale)
-                law = dist.Normal(torch.zeros_like(scale), scale).expand(parameter.shape)
+                distribution = dist.Normal(torch.zeros_like(scale), scale).expand(parameter.shape)
                 site = layer.site(name)
                 middle = f"{site}.V" if self._has_factors(layer, parameter) else site
-                factors[middle] = pyro.sample(middle, law.to_event(parameter.dim()))
+                factors[middle] = pyro.sample(middle, distribution.to_event(parameter.dim()))
         return factors
 
     def merge(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:

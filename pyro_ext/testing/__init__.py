@@ -1,1 +1,1 @@
-"""Laws that models, distributions and samplers have to obey, as functions for anyone's tests."""
+"""What models, distributions and samplers have to obey, as functions for anyone's tests."""

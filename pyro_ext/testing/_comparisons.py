@@ -59,7 +59,7 @@ def has_cdf(distribution: TorchDistribution) -> bool:
 
 
 def quantiles_of(distribution: TorchDistribution) -> Tensor | None:
-    """Quantiles of the shares above, where there are any."""
+    """Quantiles of the fractions above, where there are any."""
     with seeded(0):
         draw = distribution.sample()
     try:

@@ -15,7 +15,7 @@ from pyro_ext.special.quadrature import gauss_legendre
 __all__ = ["LARGEST_LOG", "Quadrature", "Panels"]
 
 LARGEST_LOG = 300.0  # squares of its exponential are numbers, in units of nearly any size
-_CLOSEST_LOG = 20.0  # to an end that is not zero, where differences from it still have digits
+_CLOSEST_LOG = 20.0  # to an end that is not zero, where differences from it still have precision
 _NUM_NODES = 16
 _NUM_ROUNDS = 30
 _TOLERANCE = 1e-11

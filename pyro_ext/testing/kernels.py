@@ -46,7 +46,7 @@ def check_kernel(
     tolerance: float = 1e-4,
     **kwargs: Any,
 ) -> None:
-    """Check all of a kernel but its stationary law.
+    """Check all of a kernel but its stationary distribution.
 
     - Wrong ``arguments`` that all kernels share are refused by their names.
     - The ``settings`` are the arguments; copies with others keep the rest; and a pickled kernel

@@ -116,7 +116,7 @@ def diversity_plots() -> dict[str, Call]:
         "plot_ambiguity": call(probabilities=probabilities, labels=torch.tensor([0, 1, 1]), ax=ax),
         "plot_consecutive_distances": call(distances=torch.rand(2, 4), ax=ax),
         "plot_pairwise_kl": call(divergences=torch.rand(4, 4), num_chains=2, ax=ax),
-        "plot_path_values": call(places=torch.linspace(0, 1, 3), values=torch.rand(3), ax=ax),
+        "plot_path_values": call(positions=torch.linspace(0, 1, 3), values=torch.rand(3), ax=ax),
         "plot_predictive_ess": call(
             effective_sample_sizes=100.0 * torch.rand(5), thresholds=(400.0,), ax=ax
         ),

@@ -63,27 +63,27 @@ def test_distances():
 
 
 def test_paths():
-    places = torch.tensor([0.0, 0.25, 1.0])
+    positions = torch.tensor([0.0, 0.25, 1.0])
     values = torch.tensor([[1.0, 4.0, 5.0], [2.0, 0.0, 2.0]])
-    ax = diversity_plots.plot_path_values(places, values, labels=["up", "down"])
+    ax = diversity_plots.plot_path_values(positions, values, labels=["up", "down"])
     # The straight line of the first is at two after a quarter; the second stays below its own.
     assert legend(ax) == ["up: 2", "down: 0"]
     shown = [line.get_ydata().tolist() for line in ax.lines]
     assert shown == [[1.0, 4.0, 5.0], [1.0, 5.0], [2.0, 0.0, 2.0], [2.0, 2.0]]
     assert ax.lines[1].get_xdata().tolist() == [0.0, 1.0]
     assert ax.lines[0].get_color() == ax.lines[1].get_color() != ax.lines[2].get_color()
-    assert legend(diversity_plots.plot_path_values(places, values[0])) == ["barrier 2"]
+    assert legend(diversity_plots.plot_path_values(positions, values[0])) == ["barrier 2"]
 
 
-def test_places_may_start_elsewhere():
-    places = np.array([1.0, 2.0, 3.0])
-    ax = diversity_plots.plot_path_values(places, np.array([0.0, 0.5, 4.0]))
+def test_positions_may_start_elsewhere():
+    positions = np.array([1.0, 2.0, 3.0])
+    ax = diversity_plots.plot_path_values(positions, np.array([0.0, 0.5, 4.0]))
     assert legend(ax) == ["barrier 0"]
 
 
 def test_rounding_is_no_barrier():
-    places = torch.linspace(0.0, 1.0, 21)
-    ax = diversity_plots.plot_path_values(places, 2.0 - places)
+    positions = torch.linspace(0.0, 1.0, 21)
+    ax = diversity_plots.plot_path_values(positions, 2.0 - positions)
     assert legend(ax) == ["barrier 0"]
 
 
@@ -227,7 +227,7 @@ def test_wrong_arguments_leave_no_figure(ensemble):
         (diversity_plots.plot_pairwise_kl, (torch.zeros(3, 3), 0), "num_chains must be"),
         (diversity_plots.plot_consecutive_distances, (two,), "distances must have the shape"),
         (diversity_plots.plot_consecutive_distances, (torch.zeros(2, 0),), "distances must not be"),
-        (diversity_plots.plot_path_values, (three, three), "places must be at least two rising"),
+        (diversity_plots.plot_path_values, (three, three), "positions must be at least two rising"),
         (diversity_plots.plot_path_values, (torch.arange(3), two), "values must have the shape"),
         (diversity_plots.plot_path_values, (torch.arange(2), two, ["a", "b"]), "labels must be 1"),
         (diversity_plots.plot_path_values, (torch.arange(2), two, "a"), "labels must be a list"),

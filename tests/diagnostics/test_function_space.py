@@ -135,7 +135,7 @@ def test_what_users_may_get_wrong():
         for wrong in (good[0], good[:, :3], good[: least - 1]):
             with pytest.raises(ValueError, match=f"probabilities must have .* {least} chain"):
                 function(wrong)
-        with pytest.raises(ValueError, match="at least one draw, point and class"):
+        with pytest.raises(ValueError, match=r"probabilities\[0\] must not be empty"):
             function(good[:, :, :0])
         with pytest.raises(ValueError, match=r"probabilities\[0\] must sum to one"):
             function(2.0 * good)

@@ -17,9 +17,9 @@ _LEAST_GAIN = 1e-9
 
 @compiled
 def co_clustering(draws: Counts) -> Floats:
-    """Share of the draws in which two points have the same label."""
+    """Fraction of the draws in which two points have the same label."""
     num_draws, num_points = draws.shape
-    shares = np.empty((num_points, num_points))
+    probabilities = np.empty((num_points, num_points))
     for point in range(num_points):
         together = np.zeros(point + 1, np.int32)
         for draw in range(num_draws):
@@ -28,8 +28,8 @@ def co_clustering(draws: Counts) -> Floats:
             for other in range(point + 1):
                 together[other] += np.int32(row[other] == label)
         for other in range(point + 1):
-            shares[point, other] = shares[other, point] = together[other] / num_draws
-    return shares
+            probabilities[point, other] = probabilities[other, point] = together[other] / num_draws
+    return probabilities
 
 
 @compiled
@@ -47,7 +47,7 @@ def _overlap(first: Integers, second: Integers, counts: Counts, table: Floats) -
 
 @compiled
 def paired_distances(first: Integers, second: Integers, table: Floats) -> Floats:
-    """Distance of each row from the other of the same place, times its constant."""
+    """Distance of each row from the other at the same index, times its constant."""
     distances = np.empty(len(first))
     size = max(first.max(), second.max()) + 1
     counts = np.zeros((size, size), np.int32)
@@ -104,13 +104,13 @@ def _costs_by_sizes(
 
 @compiled
 def _costs_by_pairs(
-    costs: Floats, shares: Floats, point: int, number: int, labels: Integers
+    costs: Floats, probabilities: Floats, point: int, number: int, labels: Integers
 ) -> None:
     """Likewise for pairs that are wrongly joined or separated, each counted once."""
     costs[: number + 1] = 0.0
     for other in range(labels.size):
         if labels[other] >= 0 and other != point:
-            costs[labels[other]] += 1.0 - 2.0 * shares[other]
+            costs[labels[other]] += 1.0 - 2.0 * probabilities[other]
 
 
 @compiled
@@ -132,7 +132,7 @@ def descend(
     labels: Integers,
     columns: Integers,
     table: Floats,
-    shares: Floats,
+    probabilities: Floats,
     max_num_clusters: int,
     seed: int,
 ) -> None:
@@ -142,7 +142,7 @@ def descend(
     zero without gaps, or -1 for a point that is in no cluster yet, which joins the best one when
     it is visited. The distance is that of the table, for which the columns, of shape
     ``(n, num_draws)``, number the clusters of all draws; or without columns, that of pairs, for
-    which the shares are the co-clustering matrix.
+    which the probabilities are the co-clustering matrix.
     """
     np.random.seed(seed)
     num_points = labels.size
@@ -163,7 +163,7 @@ def descend(
             if has_table:
                 _costs_by_sizes(costs, columns[point], own, number, counts, sizes, table)
             else:
-                _costs_by_pairs(costs, shares[point], point, number, labels)
+                _costs_by_pairs(costs, probabilities[point], point, number, labels)
             may_be_new = number < max_num_clusters and (own < 0 or sizes[own] > 1)
             chosen = int(np.argmin(costs[: number + 1 if may_be_new else number]))
             if chosen == own or (own >= 0 and costs[chosen] > costs[own] - _LEAST_GAIN):

@@ -101,9 +101,9 @@ def point_estimate(
     if max_num_clusters is not None:
         check_integer("max_num_clusters", max_num_clusters, 1)
     check_integer("num_restarts", num_restarts, 0)
-    shares = co_clustering(draws).numpy()
+    probabilities = co_clustering(draws).numpy()
     if candidates is None:
-        tried = torch.cat([_some_draws(draws), _cuts(draws, shares)])
+        tried = torch.cat([_some_draws(draws), _cuts(draws, probabilities)])
     else:
         tried = check_labels("candidates", candidates)
         if tried.shape[1:] != (num_points,):
@@ -114,7 +114,7 @@ def point_estimate(
     most = min(max_num_clusters or num_points, num_points)
     # One cluster is always allowed, so there is something to start from.
     tried = torch.cat([tried[tried.amax(-1) < most], torch.zeros_like(tried[:1])]).unique(dim=0)
-    search = _Search(draws.numpy(), shares, loss, most, fresh_seed(seed))
+    search = _Search(draws.numpy(), probabilities, loss, most, fresh_seed(seed))
     starts = tried.numpy()
     best = starts[mean_distances(starts, draws.numpy(), loss).argsort(kind="stable")]
     for start in best[:_STARTS_FROM_CANDIDATES]:
@@ -131,7 +131,7 @@ class _Search:
     def __init__(
         self,
         draws: Integers,
-        shares: npt.NDArray[np.float64],
+        probabilities: npt.NDArray[np.float64],
         loss: Loss,
         max_num_clusters: int,
         seed: int,
@@ -142,12 +142,12 @@ class _Search:
         if loss == "binder":
             # Pairs are all that it takes, and faster than tables of clusters.
             self._columns = np.empty((draws.shape[1], 0), np.int64)
-            self._shares = shares
+            self._probabilities = probabilities
         else:
             # Each cluster of each draw has a number of its own.
             offsets = np.concatenate([[0], (draws.max(1) + 1).cumsum()[:-1]])
             self._columns = np.ascontiguousarray((draws + offsets[:, None]).T)
-            self._shares = np.empty((draws.shape[1], 0))
+            self._probabilities = np.empty((draws.shape[1], 0))
         self.labels: Integers = np.zeros(draws.shape[1], np.int64)
         self.expected_loss = np.inf
 
@@ -157,7 +157,12 @@ class _Search:
 
         labels, seed = start.copy(), int(self._generator.integers(2**31))
         _loops.descend(
-            labels, self._columns, self._increments, self._shares, self._max_num_clusters, seed
+            labels,
+            self._columns,
+            self._increments,
+            self._probabilities,
+            self._max_num_clusters,
+            seed,
         )
         labels = cluster_counts.canonical_labels(torch.from_numpy(labels)).numpy()
         expected = float(mean_distances(labels[None], self._draws, self._loss)[0])
@@ -187,7 +192,7 @@ def _some_draws(draws: Tensor) -> Tensor:
     return draws[torch.linspace(0, len(draws) - 1, _MOST_DRAWS_TRIED).long()]
 
 
-def _cuts(draws: Tensor, shares: npt.NDArray[np.float64]) -> Tensor:
+def _cuts(draws: Tensor, probabilities: npt.NDArray[np.float64]) -> Tensor:
     """Cuts of trees, into no more clusters than a draw has. **Shape:** ``(num_cuts, n)``."""
     from scipy.cluster.hierarchy import cut_tree, linkage
     from scipy.spatial.distance import squareform
@@ -195,7 +200,7 @@ def _cuts(draws: Tensor, shares: npt.NDArray[np.float64]) -> Tensor:
     num_points = draws.shape[-1]
     if num_points == 1:
         return draws[:1]
-    distances = squareform(1.0 - shares, checks=False)
+    distances = squareform(1.0 - probabilities, checks=False)
     numbers = np.arange(1, int(draws.max()) + 2)
     cuts = [cut_tree(linkage(distances, method), numbers).T for method in ("average", "complete")]
     return cluster_counts.canonical_labels(torch.from_numpy(np.concatenate(cuts)).long())
@@ -205,13 +210,13 @@ _ROUNDING = 1e-9
 
 
 class CredibleBall(NamedTuple):
-    """The smallest ball around a partition that holds a share of the posterior, and its bounds.
+    """The smallest ball around a partition that holds a fraction of the posterior, and its bounds.
 
     Each bound is all the different partitions for which it is attained, in the order of first
     occurrence. **Shape:** ``(num_partitions, n)``.
 
     :param float radius: of the ball.
-    :param float probability: share of the draws in it, the level or more.
+    :param float probability: fraction of the draws in it, the level or more.
     :param Tensor vertical_upper: of the draws in the ball with the fewest clusters, the most
         distant from the center.
     :param Tensor vertical_lower: of those with the most clusters, the most distant.
@@ -231,12 +236,12 @@ def credible_ball(
     level: float = 0.95,
     loss: Loss = "variation_of_information",
 ) -> CredibleBall:
-    """Find the smallest ball around a partition that holds a share of the posterior [1].
+    """Find the smallest ball around a partition that holds a fraction of the posterior [1].
 
     :param labels: draws of labels. **Shape:** ``(num_draws, n)`` or
         ``(num_chains, num_draws, n)``.
     :param center: a partition, such as :func:`point_estimate` finds. **Shape:** ``(n,)``.
-    :param float level: the share, above 0 and at most 1.
+    :param float level: the fraction, above 0 and at most 1.
     :param str loss: the distance, ``"variation_of_information"`` or ``"binder"``.
     :returns: the radius and the bounds.
     :raises TypeError: where labels are no integers.

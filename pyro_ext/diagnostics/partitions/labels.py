@@ -105,7 +105,7 @@ def num_clusters_distribution(labels: Labels) -> Tensor:
 
     :param labels: draws of labels. **Shape:** ``(num_draws, n)`` or
         ``(num_chains, num_draws, n)``.
-    :returns: the probability of k clusters at place k, from zero to the largest number that
+    :returns: the probability of k clusters at index k, from zero to the largest number that
         occurs, in float64. **Shape:** ``(largest + 1,)``.
     :raises TypeError: where labels are no integers.
     :raises ValueError: where they have another shape.

@@ -48,7 +48,7 @@ def variation_of_information(first: Labels, second: Labels) -> Tensor:
 
 
 def binder_loss(first: Labels, second: Labels) -> Tensor:
-    r"""Binder loss between partitions [1], as a share of all ordered pairs of points.
+    r"""Binder loss between partitions [1], as a fraction of all ordered pairs of points.
 
     With equal costs: :math:`n^{-2}` times the number of ordered pairs that one of the partitions
     joins and the other separates; between 0 and :math:`1 - 1/n`. Half of :math:`n^2` times as much
