@@ -27,7 +27,7 @@ from pyro_ext.inference.partitions._gibbs_loops import (
     restricted_scan,
     sums_of_labels,
 )
-from pyro_ext.inference.partitions._tree_loops import (
+from pyro_ext.inference.partitions.trees import (
     Floats,
     Forest,
     Integers,

@@ -27,12 +27,14 @@ from pyro_ext.inference.partitions._cluster_loops import (
 )
 
 __all__ = [
+    "auxiliary_sweep",
     "draw_place",
     "gibbs_sweep",
     "greedy_scan",
     "log_density_of_labels",
     "rebuild",
     "restricted_scan",
+    "slice_sweep",
     "split_or_merge",
     "sums_of_labels",
 ]
@@ -366,3 +368,162 @@ def split_or_merge(
                     labels[i] = other
         return is_split, True, log_ratio
     return is_split, False, log_ratio
+
+
+@compiled
+def auxiliary_sweep(
+    labels: Integers,
+    order: Integers,
+    place: int,
+    log_likelihood: Floats,
+    sizes: Integers,
+    active: Integers,
+    number: int,
+    ready: int,
+    num_auxiliary: int,
+    log_size: Floats,
+    log_number: Floats,
+    seed: int,
+) -> tuple[int, int, int]:
+    """Draw the clusters of points given the parameters, until too few empty clusters are left.
+
+    Slots of clusters stand in ``active``: those with points, then ``num_auxiliary`` empty ones that
+    a point may take, then others with parameters from the prior, up to ``ready``.
+
+    :param labels: slot of each point, changed in place.
+    :param order: of the points.
+    :param place: in the order, of the next point.
+    :param log_likelihood: of each point by slot. **Shape:** ``(n, num_slots)``.
+    :param sizes: of clusters by slot, changed in place.
+    :param active: changed in place.
+    :param number: of clusters with points.
+    :param ready: number of slots with parameters.
+    :param num_auxiliary: number of empty clusters that a point may take.
+    :param log_size: log factors of a partition's probability by sizes of clusters.
+    :param log_number: likewise by their number.
+    :param seed: of the random numbers.
+    :returns: the next place, and the new ``number`` and ``ready``.
+    """
+    np.random.seed(seed)
+    logs = np.empty(active.size)
+    log_share = -np.log(float(num_auxiliary))
+    position = np.empty(active.size, np.int64)
+    for k in range(active.size):
+        position[active[k]] = k
+    while place < order.size and ready >= number + num_auxiliary:
+        i = order[place]
+        place += 1
+        slot = labels[i]
+        sizes[slot] -= 1
+        if sizes[slot] == 0:
+            # It is empty now, in the place of a random one of those that were.
+            number -= 1
+            _exchange(active, position, position[slot], number)
+            dropped = number + 1 + np.random.randint(num_auxiliary)
+            _exchange(active, position, dropped, number + num_auxiliary)
+            ready -= 1
+            _exchange(active, position, number + num_auxiliary, ready)
+        for k in range(number):
+            size = sizes[active[k]]
+            logs[k] = log_size[size + 1] - log_size[size] + log_likelihood[i, active[k]]
+        fresh = log_size[1] + log_number[number + 1] - log_number[number] + log_share
+        for k in range(number, number + num_auxiliary):
+            logs[k] = fresh + log_likelihood[i, active[k]]
+        choice = draw_place(logs[: number + num_auxiliary])
+        slot = active[choice]
+        if choice >= number:
+            _exchange(active, position, choice, number)
+            number += 1
+        labels[i] = slot
+        sizes[slot] += 1
+    return place, number, ready
+
+
+@compiled
+def _exchange(active: Integers, position: Integers, one: int, other: int) -> None:
+    active[one], active[other] = active[other], active[one]
+    position[active[one]], position[active[other]] = one, other
+
+
+@compiled
+def slice_sweep(
+    kind: int,
+    parameters: Floats,
+    table: Floats,
+    points: Floats,
+    labels: Integers,
+    order: Integers,
+    weights: Floats,
+    levels: Floats,
+    seed: int,
+) -> None:
+    """Draw the cluster of each point among those whose weight exceeds its level.
+
+    Labels are changed in place.
+
+    :param labels: places among the weights.
+    :param weights: of all clusters that exceed the least level, whether they have points or not, in
+        falling order.
+    :param levels: that of each point.
+    """
+    np.random.seed(seed)
+    size, number = points.shape[1], weights.size
+    scratch = np.zeros(size * size + size)
+    counts, sums = sums_of_labels(kind, points, labels, number)
+    slots = np.full(number, -1)  # records of the clusters that have points
+    places = np.empty(number, np.int64)  # and where those are among the weights
+    occupied = 0
+    for place in range(number):
+        if counts[place]:
+            slots[place], places[occupied] = occupied, place
+            occupied += 1
+    capacity = min(labels.size, number) + 1
+    records = np.zeros((capacity, record_size(kind, size)))
+    for slot in range(occupied):
+        place = places[slot]
+        record_of(kind, parameters, size, float(counts[place]), sums[place], records[slot])
+    nothing = np.zeros(record_size(kind, size))
+    empty_record(kind, parameters, size, nothing)
+    no_points = int(np.int64(0))  # for a literal, Numba would compile the density once more
+    logs = np.empty(capacity + 1)
+    falling = -weights
+
+    for i in order:
+        point, own = points[i], labels[i]
+        slot = slots[own]
+        if counts[own] == 1:
+            occupied -= 1
+            last = places[occupied]
+            copy_row(records[occupied], records[slot])
+            places[slot], slots[last] = last, slot
+            slots[own] = -1
+        elif not exclude(kind, parameters, records[slot], float(counts[own]), point, scratch):
+            rebuild(kind, parameters, points, labels == own, i, records[slot])
+        counts[own] -= 1
+
+        reach = np.searchsorted(falling, -levels[i])
+        num_empty = reach
+        for k in range(occupied):
+            logs[k] = -np.inf
+            if places[k] < reach:
+                num_empty -= 1
+                logs[k] = log_predictive(
+                    kind, parameters, table, records[k], counts[places[k]], point, scratch
+                )
+        logs[occupied] = -np.inf
+        if num_empty:
+            logs[occupied] = math.log(num_empty) + log_predictive(
+                kind, parameters, table, nothing, no_points, point, scratch
+            )
+        choice = draw_place(logs[: occupied + 1])
+        if choice == occupied:
+            place = np.random.randint(reach)
+            while slots[place] >= 0:
+                place = np.random.randint(reach)
+            copy_row(nothing, records[choice])
+            slots[place], places[choice] = choice, place
+            occupied += 1
+        place = places[choice]
+        include(kind, parameters, records[choice], float(counts[place]), point, scratch)
+        counts[place] += 1
+        labels[i] = place

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.cluster.hierarchy import leaves_list, linkage
 
-from pyro_ext.inference.partitions._mixture import Floats, Integers
+from pyro_ext.inference.partitions.mixtures import Floats, Integers
 
 __all__ = ["locality_order", "neighbor_tree"]
 

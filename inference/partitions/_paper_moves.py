@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from pyro_ext._compiled import compiled
-from pyro_ext.inference.partitions._tree_loops import (
+from pyro_ext.inference.partitions.trees import (
     Floats,
     Forest,
     Integers,

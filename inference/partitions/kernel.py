@@ -11,8 +11,8 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from pyro_ext._checks import shown
-from pyro_ext.inference.partitions._mixture import Law, Mixture, PriorSource
 from pyro_ext.inference.partitions._slice_sampling import LARGEST_LOG
+from pyro_ext.inference.partitions.mixtures import Law, Mixture, PriorSource
 from pyro_ext.posterior.fixed_points import PointOf
 from pyro_ext.random_measures import NormalizedRandomMeasure
 from pyro_ext.random_measures.cluster_counts import canonical_labels, cluster_sizes

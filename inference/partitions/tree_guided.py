@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
-from pyro_ext.inference.partitions._conjugate_mixture import ClusterSource, Situation
 from pyro_ext.inference.partitions._locality import neighbor_tree
-from pyro_ext.inference.partitions._mixture import Integers, PriorSource
-from pyro_ext.inference.partitions.conjugate_kernel import ConjugateKernel
-from pyro_ext.inference.partitions.gibbs import fresh_word, sweep
+from pyro_ext.inference.partitions.conjugate import ConjugateKernel, fresh_word, sweep
+from pyro_ext.inference.partitions.mixtures import ClusterSource, Integers, PriorSource, Situation
 
 __all__ = ["TreeGuided"]
 
@@ -182,7 +180,7 @@ class TreeGuided(ConjugateKernel):
             replanted,
             trees_of_labels,
         )
-        from pyro_ext.inference.partitions._tree_loops import leaves_below, model_of, new_forest
+        from pyro_ext.inference.partitions.trees import leaves_below, model_of, new_forest
 
         compiled, log_size, log_number, *_ = situation
         model = model_of(compiled.kind, compiled.parameters, compiled.points, log_size, log_number)

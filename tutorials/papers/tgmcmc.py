@@ -39,9 +39,9 @@ from torch import Tensor
 from pyro_ext.distributions import ConjugateCluster, GaussianCluster, MultinomialCluster
 from pyro_ext.inference import MCMC
 from pyro_ext.inference.partitions import ConjugateKernel, MarginalGibbs, SplitMerge, TreeGuided
-from pyro_ext.inference.partitions._conjugate_mixture import centered
+from pyro_ext.inference.partitions.mixtures import centered
 from pyro_ext.inference.partitions._paper_moves import paper_sweep, replanted
-from pyro_ext.inference.partitions._tree_loops import leaves_below, model_of, new_forest
+from pyro_ext.inference.partitions.trees import leaves_below, model_of, new_forest
 from pyro_ext.random_measures import DirichletProcess, GeneralizedGammaProcess
 from pyro_ext.reproduction import Page
 

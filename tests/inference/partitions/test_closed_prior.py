@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from pyro_ext.inference import MarginalGibbs
-from pyro_ext.inference.partitions._closed_prior import closed_prior
-from pyro_ext.inference.partitions._hyperparameters import Hyperparameters
+from pyro_ext.inference.partitions.hyperparameters import Hyperparameters, closed_prior
 from pyro_ext.random_measures import (
     DirichletProcess,
     GeneralizedGammaProcess,

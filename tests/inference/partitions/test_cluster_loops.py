@@ -15,7 +15,7 @@ from pyro_ext.distributions import (
     PoissonCluster,
 )
 from pyro_ext.inference.partitions import _cluster_loops as loops
-from pyro_ext.inference.partitions._conjugate_mixture import centered
+from pyro_ext.inference.partitions.mixtures import centered
 
 pytestmark = pytest.mark.usefixtures("float64")
 

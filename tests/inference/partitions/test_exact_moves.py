@@ -7,9 +7,9 @@ import pytest
 
 from pyro_ext.inference.partitions import _exact_moves as moves
 from pyro_ext.inference.partitions._cluster_loops import constants
-from pyro_ext.inference.partitions._conjugate_mixture import centered
 from pyro_ext.inference.partitions._locality import neighbor_tree
-from pyro_ext.inference.partitions._tree_loops import leaves_below, model_of, new_forest
+from pyro_ext.inference.partitions.mixtures import centered
+from pyro_ext.inference.partitions.trees import leaves_below, model_of, new_forest
 from tests.inference.partitions.enumeration import DATA, WEIGHTS, log_prior_of, posterior
 
 

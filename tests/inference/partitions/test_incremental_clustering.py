@@ -8,9 +8,8 @@ import torch
 
 from pyro_ext.distributions import GaussianCluster, MultinomialCluster, PoissonCluster
 from pyro_ext.inference.partitions import ibhc
-from pyro_ext.inference.partitions._conjugate_mixture import centered
-from pyro_ext.inference.partitions._incremental_loops import grow
-from pyro_ext.inference.partitions._tree_loops import leaves_below, model_of, nodes_below
+from pyro_ext.inference.partitions.mixtures import centered
+from pyro_ext.inference.partitions.trees import grow, leaves_below, model_of, nodes_below
 from pyro_ext.random_measures import DirichletProcess, GeneralizedGammaProcess, PitmanYor
 from tests.inference.partitions.enumeration import (
     COUNTS,

@@ -17,9 +17,8 @@ from pyro_ext.distributions import (
     PoissonCluster,
 )
 from pyro_ext.inference.partitions import _cluster_loops as loops
-from pyro_ext.inference.partitions._conjugate_mixture import ConjugateMixture, _vector, centered
-from pyro_ext.inference.partitions._hyperparameters import Hyperparameters
-from pyro_ext.inference.partitions._recorded_hyperparameters import record
+from pyro_ext.inference.partitions.hyperparameters import Hyperparameters, record
+from pyro_ext.inference.partitions.mixtures import ConjugateMixture, _vector, centered
 from pyro_ext.random_measures import DirichletProcess
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -28,6 +28,7 @@ __all__ = [
     "Integers",
     "Model",
     "build",
+    "grow",
     "insert",
     "join",
     "leaves_below",
@@ -36,6 +37,7 @@ __all__ = [
     "log_potential_of",
     "log_subtree_weights",
     "log_union",
+    "merge_greedily",
     "model_of",
     "new_forest",
     "nodes_below",
@@ -309,3 +311,133 @@ def parents_of(forest: Forest, nodes: Integers) -> Integers:
             parents[length] = parents[length + 1] = place
             length += 2
     return parents
+
+
+@compiled
+def merge_greedily(model: Model, merges: Integers, heights: Floats) -> float:
+    """Merge the two trees of least dissimilarity until one is left.
+
+    :param merges: to be filled with the nodes of each merge.
+    :param heights: to be filled with the log dissimilarities.
+    :returns: the log total of the last tree.
+    """
+    number = model.points.shape[0]
+    forest = new_forest(model, 2 * number - 1)
+    # The trees that are left, and for each tree where it stands among them, if at all.
+    trees, places = np.arange(number), np.full(2 * number - 1, -1)
+    for place in range(number):
+        places[place] = place
+    # Of each one the nearest other. Where that has gone, the cost still is a bound from below.
+    neighbors, least = np.full(number, -1), np.full(number, np.inf)
+    for one in range(number):
+        for other in range(one):
+            cost = log_dissimilarity(model, forest, one, other)
+            if neighbors[one] < 0 or cost < least[one]:
+                neighbors[one], least[one] = other, cost
+            if neighbors[other] < 0 or cost < least[other]:
+                neighbors[other], least[other] = one, cost
+    for step in range(number - 1):
+        last = number - 1 - step
+        first = int(least[: last + 1].argmin())
+        while places[neighbors[first]] < 0:
+            _search(model, forest, trees[: last + 1], first, neighbors, least)
+            first = int(least[: last + 1].argmin())
+        second = places[neighbors[first]]
+        low, high = min(first, second), max(first, second)
+        one, other = min(trees[low], trees[high]), max(trees[low], trees[high])
+        merges[step, 0], merges[step, 1], heights[step] = one, other, least[first]
+        node = join(model, forest, one, other)
+        trees[high], neighbors[high], least[high] = trees[last], neighbors[last], least[last]
+        places[trees[high]] = high
+        places[one] = places[other] = -1
+        trees[low], places[node] = node, low
+        neighbors[low], least[low] = -1, np.inf
+        for place in range(last):
+            if place == low:
+                continue
+            cost = log_dissimilarity(model, forest, node, trees[place])
+            if neighbors[low] < 0 or cost < least[low]:
+                neighbors[low], least[low] = trees[place], cost
+            is_gone = places[neighbors[place]] < 0
+            if cost < least[place] or (is_gone and cost == least[place]):
+                neighbors[place], least[place] = node, cost
+    return float(forest.log_total[2 * number - 2])
+
+
+@compiled
+def _search(
+    model: Model, forest: Forest, trees: Integers, one: int, neighbors: Integers, least: Floats
+) -> None:
+    """Find the nearest other of one tree."""
+    neighbors[one] = -1
+    for place in range(trees.size):
+        if place != one:
+            cost = log_dissimilarity(model, forest, trees[one], trees[place])
+            if neighbors[one] < 0 or cost < least[one]:
+                neighbors[one], least[one] = trees[place], cost
+
+
+@compiled
+def grow(
+    model: Model, order: Integers, most_returns: int, is_noisy: bool
+) -> tuple[Forest, Integers]:
+    """Put points into trees one after the other, and cut those that no longer hold together.
+
+    All nodes of the trees have dissimilarities of at most one, unless there are too many returns.
+
+    :param order: the points, as they come.
+    :param most_returns: number of trees to put back into the queue, beyond which none is cut.
+    :param is_noisy: join each point to a tree at its root, and cut none.
+    :returns: the forest, and the roots of its trees.
+    """
+    number = order.size
+    forest, parents = new_forest(model, 2 * number), np.full(2 * number, -1)
+    free, num_free = np.arange(2 * number - 1, number - 1, -1), number
+    queue, head, waiting = order.copy(), 0, number
+    roots, num_roots, returns = np.empty(number, np.int64), 0, 0
+    while waiting > 0:
+        one = queue[head]
+        head, waiting = (head + 1) % number, waiting - 1
+        place = _nearest(model, forest, roots[:num_roots], one)
+        if place < 0:
+            roots[num_roots] = one
+            num_roots += 1
+            continue
+        num_free -= 1
+        node = free[num_free]
+        forest.top[0] = node  # the place that the new node takes
+        if is_noisy:
+            roots[place] = join(model, forest, roots[place], one)
+            continue
+        roots[place] = insert(model, forest, roots[place], one, False)
+        left, right = forest.left[node], forest.right[node]
+        parents[node] = max(parents[left], parents[right])
+        parents[left] = parents[right] = node
+        if returns >= most_returns:
+            continue
+        above = parents[node]
+        while above >= 0 and forest.log_cost[above] <= 0.0:
+            node, above = above, parents[above]
+        if above >= 0:
+            roots[place], parents[node] = node, -1
+        while above >= 0:
+            is_left = forest.left[above] == node
+            sibling = forest.right[above] if is_left else forest.left[above]
+            queue[(head + waiting) % number] = sibling
+            waiting, returns = waiting + 1, returns + 1
+            free[num_free] = above
+            num_free += 1
+            node, above = above, parents[above]
+            parents[sibling] = parents[node] = -1
+    return forest, roots[:num_roots]
+
+
+@compiled
+def _nearest(model: Model, forest: Forest, roots: Integers, one: int) -> int:
+    """Place of the tree of least dissimilarity, or -1 where that exceeds one."""
+    nearest, least = -1, 0.0
+    for place in range(roots.size):
+        cost = log_dissimilarity(model, forest, roots[place], one)
+        if cost < least or (nearest < 0 and cost == least):
+            nearest, least = place, cost
+    return nearest
