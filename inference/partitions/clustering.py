@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number
+from pyro_ext._renamed import renamed_arguments
 from pyro_ext.distributions import ConjugateCluster
 from pyro_ext.inference.partitions._locality import locality_order
 from pyro_ext.inference.partitions.bregman import BregmanGenerator, generator_named
@@ -18,7 +19,7 @@ from pyro_ext.inference.partitions.mixtures import (
     Compiled,
     ConjugateMixture,
     Integers,
-    Law,
+    Process,
 )
 from pyro_ext.random import fresh_seed
 from pyro_ext.random_measures import DirichletProcess, NormalizedRandomMeasure, PitmanYor
@@ -26,7 +27,7 @@ from pyro_ext.random_measures import DirichletProcess, NormalizedRandomMeasure, 
 __all__ = ["Method", "bhc", "ibhc", "rbhc", "start_of_neighbors"]
 
 _RETURNS_PER_POINT = 50
-_LARGEST_TILT = math.exp(690.0)
+_LARGEST_AUXILIARY = math.exp(690.0)
 Method = Literal["nearest_neighbor_chain", "greedy"]
 _LARGEST = 1e100  # squares of more could overflow
 
@@ -56,9 +57,9 @@ def bhc(
     the sums of :math:`2 n` clusters.
 
     :param Tensor x: the points. **Shape:** ``(n, d)``, or ``(n,)`` where ``d`` is one.
-    :param ConjugateCluster cluster: law of the points of a cluster.
+    :param ConjugateCluster cluster: what the points of a cluster come from.
     :param float concentration: :math:`\alpha`.
-    :param float log_concentration: :math:`\log \alpha`, in the place of a concentration that is no
+    :param float log_concentration: :math:`\log \alpha`, instead of a concentration that is no
         float, such as the :math:`e^{-\beta \lambda}` whose limit :func:`rbhc` is.
     :returns: the tree; a point alone makes a tree without merges.
     :raises TypeError: for a cluster that is none.
@@ -86,13 +87,13 @@ def bhc(
         )
     else:
         log_weight = check_number("log_concentration", log_concentration)
-    law = DirichletProcess(torch.ones((), dtype=torch.float64))
-    mixture = _known_mixture(x, cluster, law)
+    process = DirichletProcess(torch.ones((), dtype=torch.float64))
+    mixture = _known_mixture(x, cluster, process)
     from pyro_ext.inference.partitions.trees import merge_greedily, model_of
 
     number = mixture.num_points
     compiled, _ = mixture.compiled({})
-    log_size, log_number = (part.numpy() for part in law._product_form(number, None))
+    log_size, log_number = (part.numpy() for part in process._product_form(number, None))
     model = model_of(
         compiled.kind, compiled.parameters, compiled.points, log_size + log_weight, log_number
     )
@@ -109,7 +110,7 @@ def bhc(
     )
 
 
-def _known_mixture(x: Tensor, cluster: ConjugateCluster, prior: Law) -> ConjugateMixture:
+def _known_mixture(x: Tensor, cluster: ConjugateCluster, prior: Process) -> ConjugateMixture:
     """Prior, clusters and data, checked to fit together."""
     check_instance("cluster", cluster, ConjugateCluster, "a conjugate cluster")
     wanted = "a normalized measure, a PitmanYor or a DirichletProcess"
@@ -117,7 +118,7 @@ def _known_mixture(x: Tensor, cluster: ConjugateCluster, prior: Law) -> Conjugat
     mixture = ConjugateMixture(
         Hyperparameters(prior, "prior"), Hyperparameters(cluster, "cluster"), as_tensor("x", x)
     )
-    mixture.law({})
+    mixture.process({})
     is_large = (mixture.points.abs() > _LARGEST).any(-1)
     if bool(is_large.any()):
         row = int(is_large.nonzero()[0])
@@ -134,19 +135,20 @@ def _log_rising(log_start: float, number: int) -> float:
     return log_start + float(np.logaddexp(log_start, steps).sum())
 
 
+@renamed_arguments(tilt="auxiliary")
 def ibhc(
     x: Tensor,
     cluster: ConjugateCluster,
-    prior: Law | None = None,
+    prior: Process | None = None,
     *,
     noisy: bool = False,
-    tilt: float | None = None,
+    auxiliary: float | None = None,
     seed: int | None = None,
 ) -> ClusterForest:
     r"""Cluster points one after the other by Bayesian hierarchical clustering [1].
 
     The points come in a random order. Each looks for the tree of least dissimilarity, as of
-    :func:`bhc` but with the factors :math:`\kappa(|c|)` of the prior in the place of :math:`\alpha
+    :func:`bhc` but with the factors :math:`\kappa(|c|)` of the prior instead of :math:`\alpha
     \Gamma(|c|)`. Where that exceeds one it starts a tree of its own. Otherwise it descends into the
     tree to where it fits; if a node above no longer holds together, with a dissimilarity of more
     than one, the tree is cut there, and its other branches come again later, each as a whole. In
@@ -160,13 +162,13 @@ def ibhc(
     It is a fast start for samplers, and takes about :math:`n (K + \log n)` evidences of clusters.
 
     :param Tensor x: the points. **Shape:** ``(n, d)``, or ``(n,)`` where ``d`` is one.
-    :param ConjugateCluster cluster: law of the points of a cluster.
+    :param ConjugateCluster cluster: what the points of a cluster come from.
     :param prior: a normalized measure, a Pitman-Yor or a Dirichlet process; by default a Dirichlet
         process of concentration one.
     :param bool noisy: join each point to a tree at its root and cut none, which is faster and gives
         worse partitions as a rule: bad starts, on which samplers are compared.
-    :param float tilt: auxiliary variable :math:`u` of a normalized measure; by default a draw given
-        a single cluster.
+    :param float auxiliary: the auxiliary variable :math:`u` of a normalized measure; by default a
+        draw given a single cluster.
     :param int seed: of the order, and of the auxiliary variable; by default a draw of PyTorch's
         generator.
     :returns: the forest.
@@ -186,18 +188,21 @@ def ibhc(
         >>> forest.labels, forest.points[1]
         (tensor([0, 1, 0, 1, 0]), tensor([1, 3]))
     """
-    law = DirichletProcess(torch.ones((), dtype=torch.float64)) if prior is None else prior
-    mixture = _known_mixture(x, cluster, law)
-    if tilt is not None:
-        tilt = check_number("tilt", tilt, above=0.0)
-        if not isinstance(law, NormalizedRandomMeasure):
-            raise ValueError(f"tilt must be None for a {type(law).__name__}, got {tilt}")
-    word = fresh_seed(seed)
+    process = DirichletProcess(torch.ones((), dtype=torch.float64)) if prior is None else prior
+    mixture = _known_mixture(x, cluster, process)
+    if auxiliary is not None:
+        auxiliary = check_number("auxiliary", auxiliary, above=0.0)
+        if not isinstance(process, NormalizedRandomMeasure):
+            raise ValueError(
+                f"auxiliary must be None for a {type(process).__name__}, got {auxiliary}"
+            )
+    seed = fresh_seed(seed)
     with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(word)
+        torch.manual_seed(seed)
         order = torch.randperm(mixture.num_points).numpy()
-        tilt = _drawn_tilt(law, mixture.num_points) if tilt is None else tilt
-        return _grown(mixture, law, tilt, order, noisy)
+        if auxiliary is None:
+            auxiliary = _drawn_auxiliary(process, mixture.num_points)
+        return _grown(mixture, process, auxiliary, order, noisy)
 
 
 def start_of_neighbors(mixture: ConjugateMixture, state: Mapping[str, Tensor]) -> Tensor:
@@ -209,48 +214,56 @@ def start_of_neighbors(mixture: ConjugateMixture, state: Mapping[str, Tensor]) -
     """
     from pyro_ext.inference.partitions.trees import leaves_below
 
-    law, _ = mixture.law(state)
+    process, _ = mixture.process(state)
     compiled, _ = mixture.compiled(state)
     order = locality_order(mixture.points.double().cpu().numpy())
-    forest, roots = _grow(compiled, law, _drawn_tilt(law, len(order)), order, is_noisy=False)
+    forest, roots = _grow(
+        compiled, process, _drawn_auxiliary(process, len(order)), order, is_noisy=False
+    )
     labels = torch.empty(len(order), dtype=torch.long)
     for label, root in enumerate(roots):
         labels[leaves_below(forest, root)] = label
     return labels
 
 
-def _drawn_tilt(law: Law, number: int) -> float | None:
-    """The auxiliary variable given a single cluster, for a law that has one."""
-    if not isinstance(law, NormalizedRandomMeasure):
+def _drawn_auxiliary(process: Process, number: int) -> float | None:
+    """The auxiliary variable given a single cluster, for a process that has one."""
+    if not isinstance(process, NormalizedRandomMeasure):
         return None
-    return min(float(law.sample_auxiliary([number])), _LARGEST_TILT)
+    return min(float(process.sample_auxiliary([number])), _LARGEST_AUXILIARY)
 
 
 def _grow(
-    compiled: Compiled, law: Law, tilt: float | None, order: Integers, is_noisy: bool
+    compiled: Compiled, process: Process, auxiliary: float | None, order: Integers, is_noisy: bool
 ) -> tuple[Any, Integers]:
     """Compiled trees, and their roots."""
     from pyro_ext.inference.partitions.trees import grow, model_of
 
-    given = None if tilt is None else torch.tensor(tilt, dtype=torch.float64)
-    log_size, log_number = (part.numpy() for part in law._product_form(len(order), given))
+    given = None if auxiliary is None else torch.tensor(auxiliary, dtype=torch.float64)
+    log_size, log_number = (part.numpy() for part in process._product_form(len(order), given))
     log_size = log_size + (log_number[2] - log_number[1])
     model = model_of(compiled.kind, compiled.parameters, compiled.points, log_size, log_number)
     return grow(model, order, _RETURNS_PER_POINT * len(order), is_noisy)
 
 
 def _grown(
-    mixture: ConjugateMixture, law: Law, tilt: float | None, order: Integers, is_noisy: bool
+    mixture: ConjugateMixture,
+    process: Process,
+    auxiliary: float | None,
+    order: Integers,
+    is_noisy: bool,
 ) -> ClusterForest:
     compiled, _ = mixture.compiled({})
-    forest, roots = _grow(compiled, law, tilt, order, is_noisy)
+    forest, roots = _grow(compiled, process, auxiliary, order, is_noisy)
     pairs = sorted((_tree_of(forest, root) for root in roots), key=lambda pair: int(pair[1][0]))
     labels = torch.empty(mixture.num_points, dtype=torch.long)
     for label, (_, points) in enumerate(pairs):
         labels[points] = label
-    log_joint = _log_prior(law, tilt, labels) + mixture.log_clusters({"assignment": labels})
+    log_joint = _log_prior(process, auxiliary, labels) + mixture.log_clusters(
+        {"assignment": labels}
+    )
     trees, members = zip(*pairs, strict=True)
-    return ClusterForest(labels, trees, members, log_joint, tilt)
+    return ClusterForest(labels, trees, members, log_joint, auxiliary)
 
 
 def _tree_of(forest: Any, root: int) -> tuple[Dendrogram, Tensor]:
@@ -275,10 +288,10 @@ def _tree_of(forest: Any, root: int) -> tuple[Dendrogram, Tensor]:
     return tree, torch.from_numpy(points)
 
 
-def _log_prior(law: Law, tilt: float | None, labels: Tensor) -> float:
-    if isinstance(law, NormalizedRandomMeasure):
-        return float(law.log_joint(labels.bincount(), tilt))
-    return float(law.log_eppf(labels.bincount()))
+def _log_prior(process: Process, auxiliary: float | None, labels: Tensor) -> float:
+    if isinstance(process, NormalizedRandomMeasure):
+        return float(process.log_joint(labels.bincount(), auxiliary))
+    return float(process.log_eppf(labels.bincount()))
 
 
 def rbhc(

@@ -7,9 +7,10 @@ process mixture model.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -23,13 +24,21 @@ from pyro_ext.inference.partitions.mixtures import (
     ClusterSource,
     ConjugateMixture,
     Integers,
-    Law,
     PriorSource,
+    Process,
     Situation,
 )
 from pyro_ext.random_measures import NormalizedRandomMeasure
 
-__all__ = ["ConjugateKernel", "MarginalGibbs", "SliceSampler", "SplitMerge", "fresh_word", "sweep"]
+__all__ = [
+    "ConjugateKernel",
+    "MarginalGibbs",
+    "SliceSampler",
+    "SplitMerge",
+    "acceptance_rates",
+    "loop_seed",
+    "sweep",
+]
 
 _MOST_WEIGHTS = 10**6
 
@@ -59,13 +68,13 @@ class ConjugateKernel(PartitionKernel[ConjugateMixture]):
 
     @abstractmethod
     def _move(self, labels: Integers, situation: Situation) -> dict[str, float]:
-        """Change labels in place, leaving their law given all else invariant.
+        """Change labels in place, leaving their distribution given all else invariant.
 
         :returns: statistics of the step by name.
         """
 
     def _mixture_of(self, x: Tensor) -> ConjugateMixture:
-        prior: Hyperparameters[Law] = Hyperparameters(self.prior, "prior")
+        prior: Hyperparameters[Process] = Hyperparameters(self.prior, "prior")
         return ConjugateMixture(prior, Hyperparameters(self.cluster, "cluster"), x)
 
     def settings(self) -> dict[str, Any]:
@@ -84,9 +93,17 @@ class ConjugateKernel(PartitionKernel[ConjugateMixture]):
         return {"assignment": torch.from_numpy(labels)}, statistics
 
 
-def fresh_word() -> int:
+def loop_seed() -> int:
     """Seed of a compiled loop, from PyTorch's generator."""
     return int(torch.randint(2**31 - 1, ()))
+
+
+def acceptance_rates(names: Sequence[str], counts: Integers) -> dict[str, float]:
+    """Rates of acceptance by name, from numbers accepted and tried of each in turn."""
+    return {
+        f"{name}_acceptance": float(accepted) / float(tried) if tried else float("nan")
+        for name, (accepted, tried) in zip(names, counts.reshape(-1, 2), strict=True)
+    }
 
 
 def sweep(labels: Integers, order: Integers, situation: Situation) -> None:
@@ -94,7 +111,7 @@ def sweep(labels: Integers, order: Integers, situation: Situation) -> None:
     from pyro_ext.inference.partitions._gibbs_loops import gibbs_sweep
 
     compiled, log_size, log_number, *_ = situation
-    gibbs_sweep(*compiled, labels, order, log_size, log_number, fresh_word())
+    gibbs_sweep(*compiled, labels, order, log_size, log_number, loop_seed())
 
 
 class MarginalGibbs(ConjugateKernel):
@@ -158,19 +175,14 @@ class SplitMerge(ConjugateKernel):
         from pyro_ext.inference.partitions._gibbs_loops import split_or_merge
 
         compiled, log_size, log_number, *_ = situation
-        accepted = {True: 0, False: 0}
-        tried = {True: 0, False: 0}
+        counts = np.zeros((2, 2), np.int64)  # of splits and of merges: accepted, tried
         for _ in range(self.num_proposals if len(labels) > 1 else 0):
             is_split, is_accepted, _ = split_or_merge(
-                *compiled, labels, log_size, log_number, self.num_scans, fresh_word()
+                *compiled, labels, log_size, log_number, self.num_scans, loop_seed()
             )
-            accepted[is_split] += is_accepted
-            tried[is_split] += 1
+            counts[1 - is_split] += (is_accepted, 1)
         sweep(labels, torch.randperm(len(labels)).numpy(), situation)
-        return {
-            name: accepted[is_split] / tried[is_split] if tried[is_split] else float("nan")
-            for name, is_split in (("split_acceptance", True), ("merge_acceptance", False))
-        }
+        return acceptance_rates(("split", "merge"), counts)
 
     def settings(self) -> dict[str, Any]:
         """Arguments by name."""
@@ -201,8 +213,8 @@ class SliceSampler(ConjugateKernel):
         >>> from pyro_ext.inference import MCMC
         >>> from pyro_ext.random_measures import GeneralizedGammaProcess
         >>> x = torch.cat([torch.randn(20, 2) - 4.0, torch.randn(20, 2) + 4.0])
-        >>> law = GeneralizedGammaProcess(1.0, 0.0, 1.0).normalize()
-        >>> kernel = SliceSampler(law, GaussianCluster.from_data(x))
+        >>> prior = GeneralizedGammaProcess(1.0, 0.0, 1.0).normalize()
+        >>> kernel = SliceSampler(prior, GaussianCluster.from_data(x))
         >>> mcmc = MCMC(kernel, num_samples=20, progress=False).run(x)
         >>> mcmc.get_samples()["assignment"].shape
         torch.Size([20, 40])
@@ -216,21 +228,23 @@ class SliceSampler(ConjugateKernel):
         :raises TypeError: for a prior without weights in this form.
         """
         super().setup(warmup_steps, x)
-        law, _ = self.mixture.law(self.mixture.prior.draw())
-        if not isinstance(law, NormalizedRandomMeasure):
-            raise TypeError(f"prior must be a normalized measure for SliceSampler, got {law!r:.80}")
+        process, _ = self.mixture.process(self.mixture.prior.draw())
+        if not isinstance(process, NormalizedRandomMeasure):
+            raise TypeError(
+                f"prior must be a normalized measure for SliceSampler, got {process!r:.80}"
+            )
 
     def _move(self, labels: Integers, situation: Situation) -> dict[str, float]:
         from pyro_ext.inference.partitions._gibbs_loops import slice_sweep
 
-        law, _ = self.mixture.law(situation.values)
-        tilt = situation.values.get("u")
-        assert isinstance(law, NormalizedRandomMeasure) and tilt is not None  # by setup
+        process, _ = self.mixture.process(situation.values)
+        u = situation.values.get("u")
+        assert isinstance(process, NormalizedRandomMeasure) and u is not None  # by setup
         own = torch.from_numpy(labels)
         with torch.no_grad():
-            occupied = law.posterior_jumps(own.bincount(), tilt).double()
+            occupied = process.posterior_jumps(own.bincount(), u).double()
             levels = occupied[own] * (1.0 - torch.rand(len(own), dtype=torch.float64))
-            rest, level = law.posterior_measure(tilt), levels.min()
+            rest, level = process.posterior_measure(u), levels.min()
             number = float(rest.tail(level))
             if number > _MOST_WEIGHTS:
                 raise RuntimeError(
@@ -248,6 +262,6 @@ class SliceSampler(ConjugateKernel):
             sequence,
             weights[order].numpy(),
             levels.numpy(),
-            fresh_word(),
+            loop_seed(),
         )
         return {"num_weights": float(len(weights))}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_integer, check_number, check_sequence
 from pyro_ext._pyplot import axes_of
+from pyro_ext._renamed import renamed_arguments, renamed_property
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -172,8 +173,8 @@ class Dendrogram:
         for row in range(len(levels) - 1, -1, -1):
             for child in self.merges[row].tolist():
                 if child >= self.num_leaves:
-                    place = child - self.num_leaves
-                    levels[place] = min(levels[place], levels[row])
+                    index = child - self.num_leaves
+                    levels[index] = min(levels[index], levels[row])
         return torch.tensor(levels, dtype=torch.float64)
 
     def _roots(self, opened: npt.NDArray[np.bool_]) -> list[int]:
@@ -314,7 +315,7 @@ class ClusterForest:
         ``(num_leaves,)``.
     :param float log_joint: log density of the partition and the data, and of the auxiliary variable
         where there is one.
-    :param float tilt: the auxiliary variable.
+    :param float auxiliary: the auxiliary variable.
 
     Example::
 
@@ -331,7 +332,9 @@ class ClusterForest:
     trees: tuple[Dendrogram, ...]
     points: tuple[Tensor, ...]
     log_joint: float
-    tilt: float | None = None
+    auxiliary: float | None = None
+
+    tilt = renamed_property("tilt", "auxiliary")
 
     @property
     def num_clusters(self) -> int:
@@ -353,21 +356,24 @@ def _quoted(name: str) -> str:
     return "'" + name.replace("'", "''") + "'"
 
 
+ClusterForest.__init__ = renamed_arguments(tilt="auxiliary")(ClusterForest.__init__)  # type: ignore[method-assign]
+
+
 def _draw(tree: Dendrogram, ax: "Axes | None") -> "Axes":
     """Draw a bracket for each merge, from the left part up, across and down to the right part."""
     ax = axes_of("Dendrogram.plot", ax, (6.4, 3.6))
     leaves = _leaf_order(tree)
-    places = [0.0] * tree.num_leaves
-    for place, leaf in enumerate(leaves):
-        places[leaf] = float(place)
+    positions = [0.0] * tree.num_leaves
+    for position, leaf in enumerate(leaves):
+        positions[leaf] = float(position)
     heights = [tree._ground] * tree.num_leaves + tree.heights.tolist()
     brackets = []
     for row, (left, right) in enumerate(tree.merges.tolist()):
         top = heights[tree.num_leaves + row]
-        across = (places[left], places[right])
+        across = (positions[left], positions[right])
         ends = ((across[0], heights[left]), (across[1], heights[right]))
         brackets.append([ends[0], (across[0], top), (across[1], top), ends[1]])
-        places.append(sum(across) / 2.0)
+        positions.append(sum(across) / 2.0)
     from matplotlib.collections import LineCollection
 
     ax.add_collection(LineCollection(brackets, colors=_colors(tree), linewidths=1.2))
@@ -377,7 +383,7 @@ def _draw(tree: Dendrogram, ax: "Axes | None") -> "Axes":
             node = tree.num_leaves + row
             ax.annotate(
                 f"{probabilities[row]:.2f}",
-                (places[node], heights[node]),
+                (positions[node], heights[node]),
                 xytext=(0, 1.5),
                 textcoords="offset points",
                 ha="center",

@@ -30,7 +30,7 @@ from pyro_ext.random_measures.cluster_counts import ClusterSizes
 __all__ = [
     "ClosedPrior",
     "Hyperparameters",
-    "Law",
+    "Process",
     "RecordedHyperparameters",
     "closed_prior",
     "record",
@@ -40,7 +40,7 @@ Value = TypeVar("Value")
 _NUM_CHECKS = 3
 _NUM_TRIES = 20
 _graphs: "WeakKeyDictionary[Callable[..., Any], Callable[..., Any]]" = WeakKeyDictionary()
-Law = NormalizedRandomMeasure | PitmanYor
+Process = NormalizedRandomMeasure | PitmanYor
 
 
 class Hyperparameters(Generic[Value]):
@@ -111,9 +111,9 @@ class Hyperparameters(Generic[Value]):
             returned = self._model()
             for name, transform in self.transforms.items():
                 value = values[name]
-                total = total + sites.laws[name].log_prob(value).sum()
-                place = transform.inv(value)
-                total = total + transform.log_abs_det_jacobian(place, value).sum()
+                total = total + sites.distributions[name].log_prob(value).sum()
+                unconstrained = transform.inv(value)
+                total = total + transform.log_abs_det_jacobian(unconstrained, value).sum()
         return returned, total
 
     def _trace(self) -> Any:
@@ -122,17 +122,17 @@ class Hyperparameters(Generic[Value]):
 
 
 class _Sites(Messenger):
-    """Gives sites their values, and keeps their laws, which is less work than a trace."""
+    """Gives sites their values, and keeps their distributions, which is less work than a trace."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         super().__init__()
         self._values = values
-        self.laws: dict[str, Any] = {}
+        self.distributions: dict[str, Any] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self._values:
             msg["value"] = self._values[msg["name"]]
-            self.laws[msg["name"]] = msg["fn"]
+            self.distributions[msg["name"]] = msg["fn"]
         msg["stop"] = True
 
 
@@ -157,22 +157,22 @@ class RecordedHyperparameters(Generic[Value]):
         self._layout = Layout(
             shapes, dict.fromkeys(shapes, torch.float64), next(iter(draws[0].values())).device
         )
-        self.example = self.place(draws[0])
+        self.example = self.vector(draws[0])
         self._graph = self._checked_graph(
-            [torch.from_numpy(self.place(draw)).to(self._layout.device) for draw in draws]
+            [torch.from_numpy(self.vector(draw)).to(self._layout.device) for draw in draws]
         )
         self._last: tuple[Floats, float, Floats] | None = None
 
-    def __call__(self, place: Floats) -> tuple[float, Floats]:
+    def __call__(self, vector: Floats) -> tuple[float, Floats]:
         """Log density of the hyperparameters, and parameters of what the model returns.
 
-        :param place: unconstrained hyperparameters. **Shape:** ``(size,)``.
+        :param vector: unconstrained hyperparameters. **Shape:** ``(size,)``.
         """
         # A state is asked about several times before it moves on.
-        if self._last is None or not np.array_equal(self._last[0], place):
+        if self._last is None or not np.array_equal(self._last[0], vector):
             with torch.inference_mode():
-                found = self._graph(torch.from_numpy(place).to(self._layout.device)).cpu().numpy()
-            self._last = place.copy(), float(found[0]), found[1:]
+                found = self._graph(torch.from_numpy(vector).to(self._layout.device)).cpu().numpy()
+            self._last = vector.copy(), float(found[0]), found[1:]
         return self._last[1:]
 
     def move(
@@ -192,27 +192,27 @@ class RecordedHyperparameters(Generic[Value]):
         if not columns:
             return {}
 
-        def along(places: Floats) -> Floats:
-            log_sites, parameters = self(places[0])
+        def along(vectors: Floats) -> Floats:
+            log_sites, parameters = self(vectors[0])
             total = log_sites + log_density(parameters) if log_sites > -math.inf else -math.inf
             return np.array([-math.inf if math.isnan(total) else total])
 
-        start = self.place(values)[None]
+        start = self.vector(values)[None]
         found = self.values(slice_sample_rows(along, start, np.ones_like(start), columns)[0])
         return {name: found[name].to(values[name]) for name in names}
 
-    def place(self, values: Mapping[str, Tensor]) -> Floats:
+    def vector(self, values: Mapping[str, Tensor]) -> Floats:
         """Unconstrained hyperparameters in one vector."""
         transforms = self._hyperparameters.transforms
         flat = self._layout.flatten(
             {name: transform.inv(values[name].double()) for name, transform in transforms.items()}
         )
-        place: Floats = flat.cpu().numpy()
-        return place
+        vector: Floats = flat.cpu().numpy()
+        return vector
 
-    def values(self, place: Floats) -> dict[str, Tensor]:
-        """Hyperparameters by name, the inverse of :meth:`place`."""
-        return self._constrained(torch.from_numpy(place).to(self._layout.device))
+    def values(self, vector: Floats) -> dict[str, Tensor]:
+        """Hyperparameters by name, the inverse of :meth:`vector`."""
+        return self._constrained(torch.from_numpy(vector).to(self._layout.device))
 
     def _constrained(self, flat: Tensor) -> dict[str, Tensor]:
         return {
@@ -284,24 +284,26 @@ def record(
 class ClosedPrior:
     """Distribution of a partition with hyperparameters, for compiled loops.
 
-    :param source: maps unconstrained hyperparameters to the law as a vector, or is the vector.
-    :param bool has_tilt: whether there is an auxiliary variable.
+    :param source: maps unconstrained hyperparameters to the process as a vector, or is that.
+    :param bool has_auxiliary: whether there is an auxiliary variable.
     """
 
-    def __init__(self, source: RecordedHyperparameters[Law] | Floats, has_tilt: bool) -> None:
+    def __init__(
+        self, source: RecordedHyperparameters[Process] | Floats, has_auxiliary: bool
+    ) -> None:
         self._source = source
-        self.has_tilt = has_tilt
+        self.has_auxiliary = has_auxiliary
 
     def log_density(self, values: Mapping[str, Tensor], counts: ClusterSizes) -> float:
         """Log density of the sites, unconstrained, of the partition and the auxiliary variable."""
-        log_sites, law = self._at(values)
-        return log_sites + _log_joint(counts, _log_tilt(values), law)
+        log_sites, process = self._at(values)
+        return log_sites + _log_joint(counts, _log_u(values), process)
 
     def weights(self, values: Mapping[str, Tensor], number: int) -> tuple[Floats, Floats]:
         """Log factors of a partition's probability by sizes of clusters, and by their number."""
         from pyro_ext.inference.partitions._prior_loops import log_factors
 
-        factors: tuple[Floats, Floats] = log_factors(self._at(values)[1], number, _log_tilt(values))
+        factors: tuple[Floats, Floats] = log_factors(self._at(values)[1], number, _log_u(values))
         return factors
 
     def move(
@@ -309,22 +311,22 @@ class ClosedPrior:
     ) -> dict[str, Tensor]:
         """Move the auxiliary variable, and the sites but for those held."""
         moved = {}
-        if self.has_tilt:
-            _, law = self._at(state)
-            moved["u"] = slice_sample_log(partial(_log_joint, counts, law=law), state["u"])
+        if self.has_auxiliary:
+            _, process = self._at(state)
+            moved["u"] = slice_sample_log(partial(_log_joint, counts, process=process), state["u"])
         if isinstance(self._source, RecordedHyperparameters):
-            log_density = partial(_log_joint, counts, _log_tilt(moved))
+            log_density = partial(_log_joint, counts, _log_u(moved))
             moved |= self._source.move(state, held, log_density)
         return moved
 
     def _at(self, values: Mapping[str, Tensor]) -> tuple[float, Floats]:
-        """Log density of the sites, and the law as a vector."""
+        """Log density of the sites, and the process as a vector."""
         if isinstance(self._source, RecordedHyperparameters):
-            return self._source(self._source.place(values))
+            return self._source(self._source.vector(values))
         return 0.0, self._source
 
 
-def closed_prior(prior: Hyperparameters[Law]) -> ClosedPrior | None:
+def closed_prior(prior: Hyperparameters[Process]) -> ClosedPrior | None:
     """A prior for compiled loops, where it is in closed form and can be recorded."""
     from pyro_ext.inference.partitions._prior_loops import GENERALIZED_GAMMA
 
@@ -335,40 +337,40 @@ def closed_prior(prior: Hyperparameters[Law]) -> ClosedPrior | None:
         _, example = recorded(recorded.example)
         return ClosedPrior(recorded, bool(example[0] == GENERALIZED_GAMMA))
     try:
-        law = _vector(prior.at({})[0]).numpy()
+        process = _vector(prior.at({})[0]).numpy()
     except CaptureError:
         return None
-    return ClosedPrior(law, bool(law[0] == GENERALIZED_GAMMA))
+    return ClosedPrior(process, bool(process[0] == GENERALIZED_GAMMA))
 
 
-def _log_joint(counts: ClusterSizes, log_tilt: float, law: Floats) -> float:
-    """Log density of a partition, minus infinity where there is no such law."""
+def _log_joint(counts: ClusterSizes, log_u: float, process: Floats) -> float:
+    """Log density of a partition, minus infinity where there is no such distribution."""
     from pyro_ext.inference.partitions import _prior_loops
 
-    if not _prior_loops.in_range(law):
+    if not _prior_loops.in_range(process):
         return -math.inf
     sizes, times = counts.values.numpy(), counts.multiplicity.numpy()
-    return float(_prior_loops.log_joint(law, sizes, times, log_tilt))
+    return float(_prior_loops.log_joint(process, sizes, times, log_u))
 
 
-def _log_tilt(values: Mapping[str, Tensor]) -> float:
+def _log_u(values: Mapping[str, Tensor]) -> float:
     return float(values["u"].log()) if "u" in values else math.nan
 
 
-def _vector(law: Law) -> Tensor:
-    """A law as compiled loops take it."""
+def _vector(process: Process) -> Tensor:
+    """A distribution as compiled loops take it."""
     from pyro_ext.inference.partitions._prior_loops import GENERALIZED_GAMMA, PITMAN_YOR
 
-    if isinstance(law, PitmanYor):
-        kind, parameters = PITMAN_YOR, [law.discount, law.concentration]
-    elif isinstance(law, NormalizedRandomMeasure) and isinstance(
-        law.measure, GeneralizedGammaProcess
+    if isinstance(process, PitmanYor):
+        kind, parameters = PITMAN_YOR, [process.discount, process.concentration]
+    elif isinstance(process, NormalizedRandomMeasure) and isinstance(
+        process.measure, GeneralizedGammaProcess
     ):
-        measure = law.measure
+        measure = process.measure
         kind, parameters = GENERALIZED_GAMMA, [measure.mass, measure.discount, measure.tilt]
     else:
-        raise CaptureError(f"{law!r:.80} is not in closed form")
-    if law.batch_shape:
-        raise CaptureError(f"{law!r:.80} has a batch shape")
+        raise CaptureError(f"{process!r:.80} is not in closed form")
+    if process.batch_shape:
+        raise CaptureError(f"{process!r:.80} has a batch shape")
     values = torch.stack(parameters).detach().double().cpu()
     return torch.cat([values.new_full((1,), kind), values])

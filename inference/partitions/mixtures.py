@@ -13,7 +13,12 @@ from torch import Tensor
 from pyro_ext._checks import as_tensor
 from pyro_ext.distributions import ConjugateCluster
 from pyro_ext.inference.partitions._slice_sampling import Floats, slice_sample, slice_sample_log
-from pyro_ext.inference.partitions.hyperparameters import Hyperparameters, Law, closed_prior, record
+from pyro_ext.inference.partitions.hyperparameters import (
+    Hyperparameters,
+    Process,
+    closed_prior,
+    record,
+)
 from pyro_ext.posterior.fixed_points import FixedPoint, Noise
 from pyro_ext.random_measures import NormalizedRandomMeasure
 from pyro_ext.random_measures.cluster_counts import ClusterSizes, cluster_sizes
@@ -24,7 +29,7 @@ __all__ = [
     "ConjugateMixture",
     "Floats",
     "Integers",
-    "Law",
+    "Process",
     "Mixture",
     "PriorSource",
     "Situation",
@@ -34,7 +39,7 @@ __all__ = [
     "or_nothing",
 ]
 
-PriorSource = Law | Callable[[], Law]
+PriorSource = Process | Callable[[], Process]
 Integers = npt.NDArray[np.int64]
 _OWN_NAMES = {"assignment", "u"}
 _NUM_CLUSTERS = 3
@@ -54,7 +59,7 @@ class Mixture(ABC):
     """
 
     def __init__(
-        self, prior: Hyperparameters[Law], cluster_names: list[str], num_points: int
+        self, prior: Hyperparameters[Process], cluster_names: list[str], num_points: int
     ) -> None:
         if clash := set(prior.names) & set(cluster_names):
             raise ValueError(f"prior and cluster both have the sites {sorted(clash)}")
@@ -90,40 +95,40 @@ class Mixture(ABC):
         """Names of all sites but the partition and the auxiliary variable."""
         return [*self.prior.names, *self.cluster_names]
 
-    def law(self, values: Mapping[str, Tensor]) -> tuple[Law, float]:
-        """Law of the partition for hyperparameters, and the log density of those of the prior."""
-        law, log_density = self.prior.at(values)
-        if not isinstance(law, Law) or law.batch_shape:
+    def process(self, values: Mapping[str, Tensor]) -> tuple[Process, float]:
+        """The process for hyperparameters, and the log density of those of the prior."""
+        process, log_density = self.prior.at(values)
+        if not isinstance(process, Process) or process.batch_shape:
             raise TypeError(
                 "prior must be or return a normalized measure, a PitmanYor or a DirichletProcess "
-                f"without batch shape, got {law!r:.80}"
+                f"without batch shape, got {process!r:.80}"
             )
-        return law, float(log_density)
+        return process, float(log_density)
 
-    def has_tilt(self, values: Mapping[str, Tensor]) -> bool:
+    def has_auxiliary(self, values: Mapping[str, Tensor]) -> bool:
         """Whether there is an auxiliary variable, for hyperparameters."""
         if self._closed is not None:
-            return self._closed.has_tilt
-        return isinstance(self.law(values)[0], NormalizedRandomMeasure)
+            return self._closed.has_auxiliary
+        return isinstance(self.process(values)[0], NormalizedRandomMeasure)
 
     def weights(self, values: Mapping[str, Tensor]) -> tuple[Floats, Floats]:
         """Log factors of a partition's probability by sizes of clusters, and by their number."""
         if self._closed is not None:
             return self._closed.weights(values, self.num_points)
-        law, _ = self.law(values)
-        by_size, by_number = law._product_form(self.num_points, values.get("u"))
+        process, _ = self.process(values)
+        by_size, by_number = process._product_form(self.num_points, values.get("u"))
         return by_size.numpy(), by_number.numpy()
 
     def log_prior(self, values: Mapping[str, Tensor], counts: ClusterSizes) -> float:
         """Log density of the sites of the prior, unconstrained, and of the partition."""
         if self._closed is not None:
             return or_nothing(self._closed.log_density(values, counts))
-        law, log_sites = self.law(values)
+        process, log_sites = self.process(values)
         with torch.no_grad():
-            if isinstance(law, NormalizedRandomMeasure):
-                log_partition = float(law._log_joint(counts, values["u"].log()))
+            if isinstance(process, NormalizedRandomMeasure):
+                log_partition = float(process._log_joint(counts, values["u"].log()))
             else:
-                log_partition = float(law.log_eppf(counts.values, counts.multiplicity))
+                log_partition = float(process.log_eppf(counts.values, counts.multiplicity))
         return or_nothing(log_sites + log_partition)
 
     def move_prior(
@@ -133,15 +138,15 @@ class Mixture(ABC):
         if self._closed is not None:
             return self._closed.move(state, counts, held)
         moved = dict(state)
-        law, _ = self.law(state)
-        if isinstance(law, NormalizedRandomMeasure):
+        process, _ = self.process(state)
+        if isinstance(process, NormalizedRandomMeasure):
 
-            def of_tilt(log_tilt: float) -> float:
-                place = torch.tensor(log_tilt, dtype=torch.float64)
-                return float(law._log_joint(counts, place))
+            def of_log_u(log_u: float) -> float:
+                point = torch.tensor(log_u, dtype=torch.float64)
+                return float(process._log_joint(counts, point))
 
             with torch.no_grad():
-                moved["u"] = slice_sample_log(of_tilt, state["u"])
+                moved["u"] = slice_sample_log(of_log_u, state["u"])
         return moved | move_sites(
             self.prior, held, moved, lambda values: self.log_prior(values, counts)
         )
@@ -151,7 +156,7 @@ class Mixture(ABC):
         labels = torch.arange(self.num_points) % _NUM_CLUSTERS
         state = {**self.prior.fixed(noise), **self.fixed_clusters(labels, noise)}
         state |= {"assignment": labels, "u": noise("u", ()).exp()}
-        law, log_sites = self.law(state)
+        process, log_sites = self.process(state)
         log_partitions = [
             self.log_prior(state, cluster_sizes(torch.tensor(sizes))) - log_sites
             for sizes in _SIZES
@@ -161,7 +166,7 @@ class Mixture(ABC):
             "partition": torch.tensor(log_partitions, dtype=torch.float64),
             "clusters and data": torch.tensor(self.log_clusters(state), dtype=torch.float64),
         }
-        if not isinstance(law, NormalizedRandomMeasure):
+        if not isinstance(process, NormalizedRandomMeasure):
             del state["u"]
         return FixedPoint(terms, state)
 
@@ -181,15 +186,15 @@ def move_sites(
         start = transform.inv(value)
 
         def constrained(
-            place: Tensor, transform: Any = transform, start: Tensor = start, value: Tensor = value
+            point: Tensor, transform: Any = transform, start: Tensor = start, value: Tensor = value
         ) -> Tensor:
-            return transform(place.view(start.shape)).to(value)  # type: ignore[no-any-return]
+            return transform(point.view(start.shape)).to(value)  # type: ignore[no-any-return]
 
-        def along(place: Tensor, name: str = name) -> float:
+        def along(point: Tensor, name: str = name) -> float:
             try:
-                return log_density({**state, **moved, name: constrained(place)})
+                return log_density({**state, **moved, name: constrained(point)})
             except ValueError:
-                # A place that rounds to the border of the parameters has no density.
+                # A point that rounds to the border of the parameters has no density.
                 return -math.inf
 
         moved[name] = constrained(slice_sample(along, start.double().flatten()))
@@ -242,7 +247,7 @@ class ConjugateMixture(Mixture):
 
     def __init__(
         self,
-        prior: Hyperparameters[Law],
+        prior: Hyperparameters[Process],
         cluster: Hyperparameters[ConjugateCluster],
         points: Tensor,
     ) -> None:
