@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_number
+from pyro_ext._renamed import renamed_arguments
 from pyro_ext.inference.vectorized import Info, VectorizedKernel, VectorizedOptions
 from pyro_ext.potential import BatchedFunction, InitStrategy, Potential, init_to_prior
 from pyro_ext.random import chain_keys, seeded, uniform
@@ -103,7 +104,7 @@ class IndependenceMetropolis(VectorizedKernel):
     :param potential_fn: maps one chain's dict of unconstrained parameters to a scalar; the
         population then starts around the initial parameters.
     :param int num_points: of the population.
-    :param float local_share: of proposals that are steps from where the chain is, in (0, 1).
+    :param float local_fraction: of proposals that are steps from where the chain is, in (0, 1).
     :param init_strategy: where the population starts, one of
         :mod:`pyro.infer.autoguide.initialization`.
     :param options: ``backend``, how the potential runs, see :class:`~pyro_ext.potential.Potential`,
@@ -129,18 +130,19 @@ class IndependenceMetropolis(VectorizedKernel):
         (torch.Size([1000]), 1.2)
     """
 
+    @renamed_arguments(local_share="local_fraction")
     def __init__(
         self,
         model: Callable[..., Any] | None = None,
         *,
         num_points: int = 512,
-        local_share: float = 0.25,
+        local_fraction: float = 0.25,
         init_strategy: InitStrategy = init_to_prior,
         **options: Unpack[VectorizedOptions],
     ) -> None:
         super().__init__(model, init_strategy=init_strategy, **options)
         self.num_points = check_integer("num_points", num_points, 32)
-        self.local_share = check_number("local_share", local_share, above=0, below=1)
+        self.local_fraction = check_number("local_fraction", local_fraction, above=0, below=1)
         self._known: Population | None = None
 
     @property
@@ -227,7 +229,7 @@ class IndependenceMetropolis(VectorizedKernel):
         choices = uniform(
             state.keys, state.num_transitions[0], 6, stream=_STREAM_OF_CHOICES, dtype=noise.dtype
         )
-        is_local = choices[:, 0] < self.local_share
+        is_local = choices[:, 0] < self.local_fraction
         moved = position + population.difference(noise, choices[:, 2:4])
         proposal = torch.where(is_local[:, None], moved, population.draw(noise, choices[:, 4:6]))
         energy = function(proposal)

@@ -4,7 +4,7 @@ A kind is a number, as the clusters of :mod:`pyro_ext.distributions` give it wit
 Two forms of what a cluster knows of its points are in use, both without their number:
 
 * *sums*, which add. They are the sums of the points, and for Gaussians of their squares or outer
-  products too. Points of Gaussians come relative to the prior mean, for the sake of the digits.
+  products too. Points of Gaussians come relative to the prior mean, for the sake of precision.
 * *records*, to which points come and from which they go one at a time, at the least cost for
   predictive densities. They are the sums, but for :data:`GAUSSIAN`: there they are the logarithm of
   the determinant of the posterior scale matrix, the posterior mean, and the Cholesky factor.
@@ -293,7 +293,7 @@ def include(
 def exclude(
     kind: int, parameters: Floats, record: Floats, count: float, point: Floats, scratch: Floats
 ) -> bool:
-    """Take a point out of a record of so many points; false where digits ran out."""
+    """Take a point out of a record of so many points; false where precision ran out."""
     if kind == GAUSSIAN:
         return _move(parameters, record, count, point, scratch, -1.0)
     add_point(kind, record, point, -1.0)

@@ -22,12 +22,12 @@ from pyro_ext.inference.partitions._cluster_loops import (
     record_size,
 )
 from pyro_ext.inference.partitions._gibbs_loops import (
-    draw_place,
+    draw_index,
     greedy_scan,
     restricted_scan,
     sums_of_labels,
 )
-from pyro_ext.inference.partitions._tree_loops import (
+from pyro_ext.inference.partitions.trees import (
     Floats,
     Forest,
     Integers,
@@ -57,7 +57,7 @@ __all__ = [
     "split_weight",
 ]
 
-# Shares of proposals that the trees do not guide, so that no way back is impossible.
+# Fractions of proposals that the trees do not guide, so that no way back is impossible.
 _FLAT_CLUSTERS, _FLAT_NODES, _FLAT_PAIRS, _FLAT_PARTNERS = 0.02, 0.05, 0.25, 0.05
 
 
@@ -86,8 +86,8 @@ def block_tree(model: Model, forest: Forest, tallest: Floats, members: Integers)
     """
     pending, heights = np.empty(members.size, np.int64), np.empty(members.size)
     length, tree = 0, int(members[0])
-    for place in range(1, members.size):
-        start, end = members[place - 1], members[place]
+    for index in range(1, members.size):
+        start, end = members[index - 1], members[index]
         level, span = 0, end - start
         while 2 << level <= span:
             level += 1
@@ -97,7 +97,7 @@ def block_tree(model: Model, forest: Forest, tallest: Floats, members: Integers)
             tree = join(model, forest, pending[length], tree)
         pending[length], heights[length] = tree, height
         length += 1
-        tree = int(members[place])
+        tree = int(members[index])
     while length:
         length -= 1
         tree = join(model, forest, pending[length], tree)
@@ -163,14 +163,14 @@ def _node_logs(forest: Forest, nodes: Integers) -> Floats:
     """Log probabilities of nodes to be those where a cluster is split, of leaves minus infinity."""
     logs, number = np.full(nodes.size, -np.inf), nodes.size // 2
     total = 0.0
-    for place in range(nodes.size):
-        if forest.left[nodes[place]] >= 0:
-            logs[place] = math.exp(log_like(-forest.log_cost[nodes[place]]))
-            total += logs[place]
-    for place in range(nodes.size):
-        if logs[place] >= 0.0:
-            guided = logs[place] / total if total > 0.0 else 1.0 / number
-            logs[place] = math.log((1.0 - _FLAT_NODES) * guided + _FLAT_NODES / number)
+    for index in range(nodes.size):
+        if forest.left[nodes[index]] >= 0:
+            logs[index] = math.exp(log_like(-forest.log_cost[nodes[index]]))
+            total += logs[index]
+    for index in range(nodes.size):
+        if logs[index] >= 0.0:
+            guided = logs[index] / total if total > 0.0 else 1.0 / number
+            logs[index] = math.log((1.0 - _FLAT_NODES) * guided + _FLAT_NODES / number)
     return logs
 
 
@@ -184,7 +184,7 @@ def anchors_of(forest: Forest, tree: int, members: Integers) -> tuple[int, int]:
         one, other = members[first], members[second]
     else:
         nodes = nodes_below(forest, tree)
-        node = nodes[draw_place(_node_logs(forest, nodes))]
+        node = nodes[draw_index(_node_logs(forest, nodes))]
         left = leaves_below(forest, forest.left[node])
         right = leaves_below(forest, forest.right[node])
         one = left[np.random.randint(left.size)]
@@ -193,16 +193,16 @@ def anchors_of(forest: Forest, tree: int, members: Integers) -> tuple[int, int]:
 
 
 @compiled
-def _path(parents: Integers, place: int) -> Integers:
+def _path(parents: Integers, index: int) -> Integers:
     """Indices of a node and all above it."""
-    length, above = 1, place
+    length, above = 1, index
     while parents[above] >= 0:
         above = parents[above]
         length += 1
     path = np.empty(length, np.int64)
     for step in range(length):
-        path[step] = place
-        place = parents[place]
+        path[step] = index
+        index = parents[index]
     return path
 
 
@@ -267,8 +267,8 @@ def lay_out(
         else:
             other = join(model, forest, other, sibling)
             side_of[leaves_below(forest, sibling)] = 1
-    for place in range(members.size):
-        sides[place] = side_of[members[place]]
+    for index in range(members.size):
+        sides[index] = side_of[members[index]]
     forest.top[0] = start
 
 
@@ -389,7 +389,7 @@ def _move(
     if is_split:
         if not clusters.split_weight[:number].max() > 0.0:
             return 0, number
-        one = draw_place(np.log(clusters.split_weight[:number]))
+        one = draw_index(np.log(clusters.split_weight[:number]))
         other = number
         members = np.nonzero(labels == one)[0]
         tree = block_tree(model, forest, tallest, members)
@@ -398,7 +398,7 @@ def _move(
         if number == 1:
             return 1, number
         one = np.random.randint(number)
-        other = draw_place(_partner_logs(model, forest, clusters, number, one))
+        other = draw_index(_partner_logs(model, forest, clusters, number, one))
         first = _any_member(labels, one, clusters.counts[one])
         second = _any_member(labels, other, clusters.counts[other])
         if first > second:
@@ -440,11 +440,11 @@ def _move(
 @compiled
 def _any_member(labels: Integers, k: int, count: int) -> int:
     """A random point of a cluster."""
-    place, skip = 0, np.random.randint(count)
-    while skip or labels[place] != k:
-        skip -= labels[place] == k
-        place += 1
-    return place
+    index, skip = 0, np.random.randint(count)
+    while skip or labels[index] != k:
+        skip -= labels[index] == k
+        index += 1
+    return index
 
 
 @compiled

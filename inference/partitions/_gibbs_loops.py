@@ -27,12 +27,14 @@ from pyro_ext.inference.partitions._cluster_loops import (
 )
 
 __all__ = [
-    "draw_place",
+    "auxiliary_sweep",
+    "draw_index",
     "gibbs_sweep",
     "greedy_scan",
     "log_density_of_labels",
     "rebuild",
     "restricted_scan",
+    "slice_sweep",
     "split_or_merge",
     "sums_of_labels",
 ]
@@ -68,16 +70,16 @@ def log_density_of_labels(kind: int, parameters: Floats, points: Floats, labels:
 
 
 @compiled
-def draw_place(logs: Floats) -> int:
-    """Draw a place with given log probabilities, but for a constant; the logs are overwritten."""
+def draw_index(logs: Floats) -> int:
+    """Draw an index with given log probabilities, but for a constant; the logs are overwritten."""
     top, total = logs.max(), 0.0
-    for place in range(logs.size):
-        total += math.exp(logs[place] - top)
-        logs[place] = total
-    level, place = np.random.random() * total, 0
-    while place < logs.size - 1 and logs[place] <= level:
-        place += 1
-    return place
+    for index in range(logs.size):
+        total += math.exp(logs[index] - top)
+        logs[index] = total
+    level, index = np.random.random() * total, 0
+    while index < logs.size - 1 and logs[index] <= level:
+        index += 1
+    return index
 
 
 @compiled
@@ -106,7 +108,7 @@ def gibbs_sweep(
     capacity = number + 16
     sizes = np.zeros(capacity, np.int64)
     records = np.zeros((capacity, record_size(kind, size)))
-    active = np.empty(capacity, np.int64)  # slots of clusters, then of free places
+    active = np.empty(capacity, np.int64)  # slots of clusters, then free ones
     position = np.empty(capacity, np.int64)
     for k in range(capacity):
         active[k] = position[k] = k
@@ -118,8 +120,8 @@ def gibbs_sweep(
     no_points = int(np.int64(0))  # for a literal, Numba would compile the density once more
     logs = np.empty(capacity)
 
-    for place in range(order.size):
-        i = order[place]
+    for index in range(order.size):
+        i = order[index]
         point, slot = points[i], labels[i]
         if sizes[slot] == 1:
             sizes[slot] = 0
@@ -143,7 +145,7 @@ def gibbs_sweep(
             logs[k] += log_predictive(kind, parameters, table, records[slot], m, point, scratch)
         logs[number] = log_size[1] + log_number[number + 1] - log_number[number]
         logs[number] += log_predictive(kind, parameters, table, nothing, no_points, point, scratch)
-        choice = draw_place(logs[: number + 1])
+        choice = draw_index(logs[: number + 1])
         slot = active[choice]
         if choice == number:
             copy_row(nothing, records[slot])
@@ -213,19 +215,19 @@ def restricted_scan(
     size = points.shape[1]
     scratch = np.zeros(size * size + size)
     total = 0.0
-    for place in range(sides.size - 2):
+    for index in range(sides.size - 2):
         odds = _log_odds_of_second_side(
-            kind, parameters, table, points, sides, place, records, counts, log_size, scratch
+            kind, parameters, table, points, sides, index, records, counts, log_size, scratch
         )
         log_second = -math.log1p(math.exp(-odds)) if odds > 0 else odds - math.log1p(math.exp(odds))
         if is_forced:
-            side = wanted[place]
+            side = wanted[index]
         else:
             side = 1 if math.log(np.random.random()) < log_second else 0
         total += log_second if side == 1 else log_second - odds
-        include(kind, parameters, records[side], float(counts[side]), points[place], scratch)
+        include(kind, parameters, records[side], float(counts[side]), points[index], scratch)
         counts[side] += 1
-        sides[place] = side
+        sides[index] = side
     return total
 
 
@@ -243,15 +245,15 @@ def greedy_scan(
     """Put each point but the last two on its likelier side, and return how many have moved."""
     size, num_moved = points.shape[1], 0
     scratch = np.zeros(size * size + size)
-    for place in range(sides.size - 2):
-        before = sides[place]
+    for index in range(sides.size - 2):
+        before = sides[index]
         odds = _log_odds_of_second_side(
-            kind, parameters, table, points, sides, place, records, counts, log_size, scratch
+            kind, parameters, table, points, sides, index, records, counts, log_size, scratch
         )
         side = 1 if odds > 0.0 else 0
-        include(kind, parameters, records[side], float(counts[side]), points[place], scratch)
+        include(kind, parameters, records[side], float(counts[side]), points[index], scratch)
         counts[side] += 1
-        sides[place] = side
+        sides[index] = side
         num_moved += side != before
     return num_moved
 
@@ -263,16 +265,16 @@ def _log_odds_of_second_side(
     table: Floats,
     points: Floats,
     sides: Integers,
-    place: int,
+    index: int,
     records: Floats,
     counts: Integers,
     log_size: Floats,
     scratch: Floats,
 ) -> float:
     """Take a point out of its side, and return the log odds of the second one given the others."""
-    point, side = points[place], sides[place]
+    point, side = points[index], sides[index]
     if not exclude(kind, parameters, records[side], float(counts[side]), point, scratch):
-        rebuild(kind, parameters, points, sides == side, place, records[side])
+        rebuild(kind, parameters, points, sides == side, index, records[side])
     counts[side] -= 1
     odds = 0.0
     for k in range(2):
@@ -348,9 +350,9 @@ def split_or_merge(
         log_ratio = log_split - log_whole - log_forward
         log_ratio += log_number[number + 1] - log_number[number]
         if math.log(np.random.random()) < log_ratio:
-            for place in range(length):
-                if sides[place] == 1:
-                    labels[members[place]] = number
+            for index in range(length):
+                if sides[index] == 1:
+                    labels[members[index]] = number
             return is_split, True, log_ratio
         return is_split, False, log_ratio
     log_ratio = log_whole - log_split + log_forward
@@ -366,3 +368,162 @@ def split_or_merge(
                     labels[i] = other
         return is_split, True, log_ratio
     return is_split, False, log_ratio
+
+
+@compiled
+def auxiliary_sweep(
+    labels: Integers,
+    order: Integers,
+    index: int,
+    log_likelihood: Floats,
+    sizes: Integers,
+    active: Integers,
+    number: int,
+    ready: int,
+    num_auxiliary: int,
+    log_size: Floats,
+    log_number: Floats,
+    seed: int,
+) -> tuple[int, int, int]:
+    """Draw the clusters of points given the parameters, until too few empty clusters are left.
+
+    Slots of clusters stand in ``active``: those with points, then ``num_auxiliary`` empty ones that
+    a point may take, then others with parameters from the prior, up to ``ready``.
+
+    :param labels: slot of each point, changed in place.
+    :param order: of the points.
+    :param index: in the order, of the next point.
+    :param log_likelihood: of each point by slot. **Shape:** ``(n, num_slots)``.
+    :param sizes: of clusters by slot, changed in place.
+    :param active: changed in place.
+    :param number: of clusters with points.
+    :param ready: number of slots with parameters.
+    :param num_auxiliary: number of empty clusters that a point may take.
+    :param log_size: log factors of a partition's probability by sizes of clusters.
+    :param log_number: likewise by their number.
+    :param seed: of the random numbers.
+    :returns: the next index, and the new ``number`` and ``ready``.
+    """
+    np.random.seed(seed)
+    logs = np.empty(active.size)
+    log_each = -np.log(float(num_auxiliary))
+    position = np.empty(active.size, np.int64)
+    for k in range(active.size):
+        position[active[k]] = k
+    while index < order.size and ready >= number + num_auxiliary:
+        i = order[index]
+        index += 1
+        slot = labels[i]
+        sizes[slot] -= 1
+        if sizes[slot] == 0:
+            # It is empty now, instead of a random one of those that were.
+            number -= 1
+            _exchange(active, position, position[slot], number)
+            dropped = number + 1 + np.random.randint(num_auxiliary)
+            _exchange(active, position, dropped, number + num_auxiliary)
+            ready -= 1
+            _exchange(active, position, number + num_auxiliary, ready)
+        for k in range(number):
+            size = sizes[active[k]]
+            logs[k] = log_size[size + 1] - log_size[size] + log_likelihood[i, active[k]]
+        fresh = log_size[1] + log_number[number + 1] - log_number[number] + log_each
+        for k in range(number, number + num_auxiliary):
+            logs[k] = fresh + log_likelihood[i, active[k]]
+        choice = draw_index(logs[: number + num_auxiliary])
+        slot = active[choice]
+        if choice >= number:
+            _exchange(active, position, choice, number)
+            number += 1
+        labels[i] = slot
+        sizes[slot] += 1
+    return index, number, ready
+
+
+@compiled
+def _exchange(active: Integers, position: Integers, one: int, other: int) -> None:
+    active[one], active[other] = active[other], active[one]
+    position[active[one]], position[active[other]] = one, other
+
+
+@compiled
+def slice_sweep(
+    kind: int,
+    parameters: Floats,
+    table: Floats,
+    points: Floats,
+    labels: Integers,
+    order: Integers,
+    weights: Floats,
+    levels: Floats,
+    seed: int,
+) -> None:
+    """Draw the cluster of each point among those whose weight exceeds its level.
+
+    Labels are changed in place.
+
+    :param labels: indices among the weights.
+    :param weights: of all clusters that exceed the least level, whether they have points or not, in
+        falling order.
+    :param levels: that of each point.
+    """
+    np.random.seed(seed)
+    size, number = points.shape[1], weights.size
+    scratch = np.zeros(size * size + size)
+    counts, sums = sums_of_labels(kind, points, labels, number)
+    slots = np.full(number, -1)  # records of the clusters that have points
+    indices = np.empty(number, np.int64)  # and where those are among the weights
+    occupied = 0
+    for index in range(number):
+        if counts[index]:
+            slots[index], indices[occupied] = occupied, index
+            occupied += 1
+    capacity = min(labels.size, number) + 1
+    records = np.zeros((capacity, record_size(kind, size)))
+    for slot in range(occupied):
+        index = indices[slot]
+        record_of(kind, parameters, size, float(counts[index]), sums[index], records[slot])
+    nothing = np.zeros(record_size(kind, size))
+    empty_record(kind, parameters, size, nothing)
+    no_points = int(np.int64(0))  # for a literal, Numba would compile the density once more
+    logs = np.empty(capacity + 1)
+    falling = -weights
+
+    for i in order:
+        point, own = points[i], labels[i]
+        slot = slots[own]
+        if counts[own] == 1:
+            occupied -= 1
+            last = indices[occupied]
+            copy_row(records[occupied], records[slot])
+            indices[slot], slots[last] = last, slot
+            slots[own] = -1
+        elif not exclude(kind, parameters, records[slot], float(counts[own]), point, scratch):
+            rebuild(kind, parameters, points, labels == own, i, records[slot])
+        counts[own] -= 1
+
+        reach = np.searchsorted(falling, -levels[i])
+        num_empty = reach
+        for k in range(occupied):
+            logs[k] = -np.inf
+            if indices[k] < reach:
+                num_empty -= 1
+                logs[k] = log_predictive(
+                    kind, parameters, table, records[k], counts[indices[k]], point, scratch
+                )
+        logs[occupied] = -np.inf
+        if num_empty:
+            logs[occupied] = math.log(num_empty) + log_predictive(
+                kind, parameters, table, nothing, no_points, point, scratch
+            )
+        choice = draw_index(logs[: occupied + 1])
+        if choice == occupied:
+            index = np.random.randint(reach)
+            while slots[index] >= 0:
+                index = np.random.randint(reach)
+            copy_row(nothing, records[choice])
+            slots[index], indices[choice] = choice, index
+            occupied += 1
+        index = indices[choice]
+        include(kind, parameters, records[choice], float(counts[index]), point, scratch)
+        counts[index] += 1
+        labels[i] = index

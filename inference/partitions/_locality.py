@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.cluster.hierarchy import leaves_list, linkage
 
-from pyro_ext.inference.partitions._mixture import Floats, Integers
+from pyro_ext.inference.partitions.mixtures import Floats, Integers
 
 __all__ = ["locality_order", "neighbor_tree"]
 
@@ -46,8 +46,8 @@ def neighbor_tree(points: Floats) -> tuple[Integers, Floats]:
         cells = [cells[leaf] for leaf in leaves]
         order = np.concatenate(cells)
         # Within a cell a balanced tree below all joints.
-        places = np.arange(1, len(order))
-        heights[:] = np.log2(places & -places) - len(order).bit_length()
+        indices = np.arange(1, len(order))
+        heights[:] = np.log2(indices & -indices) - len(order).bit_length()
         ends = np.cumsum([len(cell) for cell in cells])
         heights[ends[:-1] - 1] = _joint_heights(joints, leaves)
     levels = [heights]

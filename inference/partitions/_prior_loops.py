@@ -1,7 +1,7 @@
 """Compiled probabilities of random partitions, apart since Numba is slow to import.
 
-A law is a vector: its kind, and its parameters. That of a generalized gamma process is joint with
-the auxiliary variable, whose logarithm the others do not look at.
+A process is a vector: its kind, and its parameters. The density of a generalized gamma process is
+joint with the auxiliary variable, whose logarithm the others do not look at.
 """
 
 import math
@@ -19,65 +19,65 @@ Floats = npt.NDArray[np.float64]
 
 
 @compiled
-def in_range(law: Floats) -> bool:
-    """Whether parameters are of a law."""
-    for value in law:
+def in_range(process: Floats) -> bool:
+    """Whether parameters are of a process."""
+    for value in process:
         if not math.isfinite(value):
             return False
-    if law[0] == PITMAN_YOR:
-        discount, concentration = law[1], law[2]
+    if process[0] == PITMAN_YOR:
+        discount, concentration = process[1], process[2]
         return bool(0.0 <= discount < 1.0 and concentration > -discount)
-    mass, discount, tilt = law[1], law[2], law[3]
+    mass, discount, tilt = process[1], process[2], process[3]
     return bool(mass > 0.0 and 0.0 <= discount < 1.0 and tilt >= 0.0 and discount + tilt > 0.0)
 
 
 @compiled
-def log_joint(law: Floats, sizes: Floats, times: Floats, log_tilt: float) -> float:
+def log_joint(process: Floats, sizes: Floats, times: Floats, log_u: float) -> float:
     """Log density of a partition, and of the auxiliary variable where there is one.
 
-    :param law: kind and parameters, in their range.
+    :param process: kind and parameters, in their range.
     :param sizes: of clusters, positive.
     :param times: number of clusters of each size.
-    :param log_tilt: logarithm of the auxiliary variable.
+    :param log_u: logarithm of the auxiliary variable.
     """
     total = (sizes * times).sum()
-    value = _log_of_all(law, total, log_tilt) + _log_of_number(law, times.sum())
+    value = _log_of_all(process, total, log_u) + _log_of_number(process, times.sum())
     for i in range(len(sizes)):
-        value += times[i] * _log_of_size(law, sizes[i], log_tilt)
+        value += times[i] * _log_of_size(process, sizes[i], log_u)
     return value
 
 
 @compiled
-def log_factors(law: Floats, most: int, log_tilt: float) -> tuple[Floats, Floats]:
+def log_factors(process: Floats, most: int, log_u: float) -> tuple[Floats, Floats]:
     """Log factors of the density by sizes of clusters from zero on, and by their number.
 
-    :param law: as of :func:`log_joint`.
+    :param process: as of :func:`log_joint`.
     :param most: the largest size.
-    :param log_tilt: likewise.
+    :param log_u: likewise.
     """
     by_size, by_number = np.zeros(most + 1), np.zeros(most + 2)
     for size in range(1, most + 1):
-        by_size[size] = _log_of_size(law, float(size), log_tilt)
-        by_number[size + 1] = _log_of_number(law, size + 1.0)
+        by_size[size] = _log_of_size(process, float(size), log_u)
+        by_number[size + 1] = _log_of_number(process, size + 1.0)
     return by_size, by_number
 
 
 @compiled
-def _log_of_size(law: Floats, size: float, log_tilt: float) -> float:
-    discount = law[2] if law[0] == GENERALIZED_GAMMA else law[1]
+def _log_of_size(process: Floats, size: float, log_u: float) -> float:
+    discount = process[2] if process[0] == GENERALIZED_GAMMA else process[1]
     value = math.lgamma(size - discount) - math.lgamma(1.0 - discount)
-    if law[0] == GENERALIZED_GAMMA:
-        tilt = law[3]
-        log_rate = _log_sum(log_tilt, math.log(tilt)) if tilt > 0.0 else log_tilt
-        value += math.log(law[1]) - (size - discount) * log_rate
+    if process[0] == GENERALIZED_GAMMA:
+        tilt = process[3]
+        log_rate = _log_sum(log_u, math.log(tilt)) if tilt > 0.0 else log_u
+        value += math.log(process[1]) - (size - discount) * log_rate
     return value
 
 
 @compiled
-def _log_of_number(law: Floats, number: float) -> float:
-    if law[0] == GENERALIZED_GAMMA:
+def _log_of_number(process: Floats, number: float) -> float:
+    if process[0] == GENERALIZED_GAMMA:
         return 0.0
-    discount, concentration = law[1], law[2]
+    discount, concentration = process[1], process[2]
     if discount == 0.0:
         return (number - 1.0) * math.log(concentration)
     start = concentration / discount + 1.0
@@ -86,12 +86,12 @@ def _log_of_number(law: Floats, number: float) -> float:
 
 
 @compiled
-def _log_of_all(law: Floats, total: float, log_tilt: float) -> float:
+def _log_of_all(process: Floats, total: float, log_u: float) -> float:
     """What depends on neither sizes nor number of clusters."""
-    if law[0] == PITMAN_YOR:
-        return math.lgamma(law[2] + 1.0) - math.lgamma(law[2] + total)
-    exponent = math.exp(_log_exponent(law[1], law[2], law[3], log_tilt))
-    return (total - 1.0) * log_tilt - math.lgamma(total) - exponent
+    if process[0] == PITMAN_YOR:
+        return math.lgamma(process[2] + 1.0) - math.lgamma(process[2] + total)
+    exponent = math.exp(_log_exponent(process[1], process[2], process[3], log_u))
+    return (total - 1.0) * log_u - math.lgamma(total) - exponent
 
 
 @compiled

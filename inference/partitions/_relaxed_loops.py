@@ -30,7 +30,7 @@ class Clusters(NamedTuple):
     """Clusters and what their merging costs are computed from.
 
     The statistics are means; with a covariance the features are followed by the scatter about
-    their means, row by row, which loses no digits where the mean is large.
+    their means, row by row, which loses no precision where the mean is large.
     """
 
     kind: int
@@ -107,11 +107,11 @@ def merge_along_chain(clusters: Clusters, merges: Integers, heights: Floats) -> 
     """Follow nearest neighbors to a pair that is mutual, and merge it, until one is left."""
     number = clusters.sizes.size
     nodes, costs = np.arange(number), np.empty(_BLOCK)
-    chain, places, length = np.empty(number, np.int64), np.full(number, -1), 0
+    chain, indices, length = np.empty(number, np.int64), np.full(number, -1), 0
     step = 0
     while step < number - 1:
         if length == 0:
-            chain[0], places[0], length = 0, 0, 1
+            chain[0], indices[0], length = 0, 0, 1
         top = chain[length - 1]
         nearest, cost = _nearest(clusters, number - step, top, costs)
         if length > 1 and nearest == chain[length - 2]:
@@ -120,20 +120,20 @@ def merge_along_chain(clusters: Clusters, merges: Integers, heights: Floats) -> 
             merges[step, 0] = min(nodes[low], nodes[high])
             merges[step, 1] = max(nodes[low], nodes[high])
             length -= 2
-            places[low] = places[high] = -1
+            indices[low] = indices[high] = -1
             _join(clusters, low, high, last)
-            nodes[low], nodes[high], places[high] = number + step, nodes[last], places[last]
-            if places[high] >= 0:
-                chain[places[high]] = high
-            places[last] = -1
+            nodes[low], nodes[high], indices[high] = number + step, nodes[last], indices[last]
+            if indices[high] >= 0:
+                chain[indices[high]] = high
+            indices[last] = -1
             step += 1
-        elif places[nearest] >= 0:
+        elif indices[nearest] >= 0:
             # A merge has come nearer than its parts were, so that the chain runs into itself.
             while chain[length - 1] != nearest:
                 length -= 1
-                places[chain[length]] = -1
+                indices[chain[length]] = -1
         else:
-            chain[length], places[nearest] = nearest, length
+            chain[length], indices[nearest] = nearest, length
             length += 1
 
 
@@ -167,13 +167,13 @@ def _nearest(clusters: Clusters, num_active: int, one: int, costs: Floats) -> tu
 
 @compiled
 def _first(clusters: Clusters, costs: Floats, start: int, number: int) -> int:
-    """Place of the least cost, of those with equal costs the one with the lowest point."""
+    """Index of the least cost, of those with equal costs the one with the lowest point."""
     least, first = _least(costs, number), -1
-    for place in range(number):
-        if costs[place] == least and (
-            first < 0 or clusters.lowest[start + place] < clusters.lowest[start + first]
+    for index in range(number):
+        if costs[index] == least and (
+            first < 0 or clusters.lowest[start + index] < clusters.lowest[start + first]
         ):
-            first = place
+            first = index
     return first
 
 
@@ -181,8 +181,8 @@ def _first(clusters: Clusters, costs: Floats, start: int, number: int) -> int:
 def _least(costs: Floats, number: int) -> float:
     """The minimum, by a loop that may take several at a time since none is NaN."""
     least = np.inf
-    for place in range(number):
-        least = min(least, costs[place])
+    for index in range(number):
+        least = min(least, costs[index])
     return least
 
 
@@ -234,7 +234,7 @@ def _potential(kind: int, mean: float) -> float:
 
 @compiled
 def _join(clusters: Clusters, low: int, high: int, last: int) -> None:
-    """Put the union of two clusters in the place of the lower, and the last one in the other's."""
+    """Put the union of two clusters where the lower was, and the last one where the other was."""
     statistics, sizes = clusters.statistics, clusters.sizes
     total = sizes[low] + sizes[high]
     left, right = sizes[low] / total, sizes[high] / total
@@ -245,9 +245,9 @@ def _join(clusters: Clusters, low: int, high: int, last: int) -> None:
                 between = (statistics[row, low] - statistics[row, high]) * (
                     statistics[column, low] - statistics[column, high]
                 )
-                place = features + row * features + column
-                within = left * statistics[place, low] + right * statistics[place, high]
-                statistics[place, low] = within + left * right * between
+                index = features + row * features + column
+                within = left * statistics[index, low] + right * statistics[index, high]
+                statistics[index, low] = within + left * right * between
         num_means = features
     else:
         num_means = statistics.shape[0]
@@ -299,8 +299,8 @@ def _covariance_value(clusters: Clusters, one: int, other: int, scratch: Floats)
     half_log_determinant = 0.0
     for row in range(features):
         for column in range(row + 1):
-            place = features + row * features + column
-            value = left * statistics[place, one] + right * statistics[place, other]
+            index = features + row * features + column
+            value = left * statistics[index, one] + right * statistics[index, other]
             value += (left * right) * (
                 (statistics[row, one] - statistics[row, other])
                 * (statistics[column, one] - statistics[column, other])

@@ -23,21 +23,21 @@ Density = Callable[[Floats], Floats]
 
 
 def slice_sample(
-    log_density: Callable[[Tensor], float], place: Tensor, width: float = 1.0
+    log_density: Callable[[Tensor], float], point: Tensor, width: float = 1.0
 ) -> Tensor:
     """Move each coordinate of a vector once, by stepping out and shrinking [1].
 
     :param log_density: that of the vector, but for a constant; finite at the start.
-    :param Tensor place: where to start, in float64. **Shape:** ``(size,)``.
+    :param Tensor point: where to start, in float64. **Shape:** ``(size,)``.
     :param float width: of the first interval.
     :returns: the new vector, a draw that leaves the density invariant.
     """
 
-    def of_row(places: Floats) -> Floats:
-        return np.array([log_density(torch.from_numpy(places[0]))])
+    def of_row(points: Floats) -> Floats:
+        return np.array([log_density(torch.from_numpy(points[0]))])
 
-    start = place.numpy()[None]
-    moved = slice_sample_rows(of_row, start, np.full_like(start, width), range(place.numel()))
+    start = point.numpy()[None]
+    moved = slice_sample_rows(of_row, start, np.full_like(start, width), range(point.numel()))
     return torch.from_numpy(moved[0])
 
 
@@ -49,9 +49,9 @@ def slice_sample_log(log_density: Callable[[float], float], value: Tensor) -> Te
     :returns: the new number, in float64.
     """
 
-    def of_row(places: Floats) -> Floats:
-        place = float(places[0, 0])
-        return np.array([log_density(place) + place if place <= LARGEST_LOG else -math.inf])
+    def of_row(points: Floats) -> Floats:
+        point = float(points[0, 0])
+        return np.array([log_density(point) + point if point <= LARGEST_LOG else -math.inf])
 
     start = value.double().log().reshape(1, 1).numpy()
     moved = slice_sample_rows(of_row, start, np.ones((1, 1)), [0])
@@ -59,35 +59,35 @@ def slice_sample_log(log_density: Callable[[float], float], value: Tensor) -> Te
 
 
 def slice_sample_rows(
-    log_density: Density, places: Floats, widths: Floats, columns: Iterable[int]
+    log_density: Density, points: Floats, widths: Floats, columns: Iterable[int]
 ) -> Floats:
     """Move some coordinates of independent vectors side by side, each as :func:`slice_sample`.
 
     :param log_density: maps vectors to the log density of each, but for a constant.
-    :param places: where to start. **Shape:** ``(num_rows, size)``.
+    :param points: where to start. **Shape:** ``(num_rows, size)``.
     :param widths: of the first intervals. **Shape:** ``(num_rows, size)``.
     :param columns: the coordinates that move.
     :returns: the new vectors.
     """
-    places = places.copy()
-    current = log_density(places)
+    points = points.copy()
+    current = log_density(points)
     for column in columns:
 
         def along(values: Floats, column: int = column) -> Floats:
-            moved = places.copy()
+            moved = points.copy()
             moved[:, column] = values
             return log_density(moved)
 
-        start, width = places[:, column].copy(), widths[:, column]
-        uniforms = _uniforms(3, len(places))
+        start, width = points[:, column].copy(), widths[:, column]
+        uniforms = _uniforms(3, len(points))
         level = current + np.log1p(-uniforms[0])
         low = start - width * uniforms[1]
         # Any split of the most steps between both sides keeps the density invariant.
         left = np.floor(_MOST_STEPS * uniforms[2])
         high = _stepped_out(along, level, low + width, width, _MOST_STEPS - 1 - left)
         low = _stepped_out(along, level, low, -width, left)
-        places[:, column], current = _shrunk(along, level, low, high, start, current)
-    return places
+        points[:, column], current = _shrunk(along, level, low, high, start, current)
+    return points
 
 
 def _uniforms(*shape: int) -> Floats:
@@ -112,16 +112,16 @@ def _shrunk(
     along: Density, level: Floats, low: Floats, high: Floats, start: Floats, current: Floats
 ) -> tuple[Floats, Floats]:
     """Places inside intervals where the density exceeds the level, and the density there."""
-    place = start
+    point = start
     is_open = np.ones(len(start), dtype=bool)
     for _ in range(_MOST_SHRINKS):
         value = low + (high - low) * _uniforms(len(start))
         density = along(value)
         found = is_open & (density > level)
-        place, current = np.where(found, value, place), np.where(found, density, current)
+        point, current = np.where(found, value, point), np.where(found, density, current)
         is_open &= ~found
         if not is_open.any():
             break
         low = np.where(is_open & (value < start), value, low)
         high = np.where(is_open & (value >= start), value, high)
-    return place, current
+    return point, current

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,179 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_ext._checks import check_integer, check_sequence, shown
-from pyro_ext.inference.partitions._hyperparameters import Hyperparameters
-from pyro_ext.inference.partitions._mixture import Law, PriorSource
-from pyro_ext.inference.partitions._model_mixture import ModelMixture
-from pyro_ext.inference.partitions.gibbs import fresh_word
+from pyro_ext.inference.partitions._slice_sampling import slice_sample, slice_sample_rows
+from pyro_ext.inference.partitions.conjugate import loop_seed
+from pyro_ext.inference.partitions.hyperparameters import Hyperparameters
 from pyro_ext.inference.partitions.kernel import Moved, PartitionKernel
+from pyro_ext.inference.partitions.mixtures import (
+    Floats,
+    Integers,
+    Mixture,
+    PriorSource,
+    Process,
+    or_nothing,
+)
+from pyro_ext.posterior.fixed_points import Noise
 from pyro_ext.potential import Backend, PointPotential, check_backend
 
-__all__ = ["AuxiliaryGibbs"]
+__all__ = ["AuxiliaryGibbs", "ModelMixture"]
 
 _DRAWS_AT_ONCE = 4
+_NUM_WIDTH_DRAWS = 200
+_QUARTILES_OF_NORMAL = 1.349  # their distance
+
+
+class ModelMixture(Mixture):
+    """Prior over partitions, and clusters with the latent sites of a Pyro model.
+
+    A state has the values of a site of clusters for each point, those of the point's cluster, and
+    of a shared site once.
+
+    :param prior: a normalized measure or a Pyro model that returns one.
+    :param PointPotential points: the model at the data.
+    :param int num_updates: how often a step moves the sites of clusters.
+    :raises ValueError: where a site is both of the prior and of the model.
+    """
+
+    def __init__(
+        self, prior: Hyperparameters[Process], points: PointPotential, num_updates: int
+    ) -> None:
+        super().__init__(prior, list(points.sites), points.num_points)
+        self.points = points
+        self.num_updates = num_updates
+        self.shared_names = [name for name in points.sites if name in points.shared]
+        self.own_names = [name for name in points.sites if name not in points.shared]
+        self._own_columns = [
+            column for name in self.own_names for column in points.layout.columns(name)
+        ]
+        # From a fixed seed: every chain, and one that goes on elsewhere, takes the same.
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            drawn = points.draw(_NUM_WIDTH_DRAWS).double().cpu().numpy()
+        low, high = np.nanquantile(drawn, [0.25, 0.75], axis=0)
+        spread = (high - low) / _QUARTILES_OF_NORMAL
+        self._widths = np.where(np.isfinite(spread) & (spread > 0.0), spread, 1.0)
+
+    def draw_clusters(self, labels: Tensor) -> dict[str, Tensor]:
+        """Values of the sites of the model from their prior, one for each cluster."""
+        drawn = self.points.constrain(self.points.draw(1))
+        shared = {name: drawn[name][0] for name in self.shared_names}
+        return self.own_values(self.fresh(int(labels.max()) + 1, shared), labels) | shared
+
+    def fixed_clusters(self, labels: Tensor, noise: Noise) -> dict[str, Tensor]:
+        """Values of the sites of the model that do not depend on their prior."""
+        coordinates = noise("clusters", (int(labels.max()) + 1, self.points.layout.size)).numpy()
+        values = self.points.constrain(self._flat(coordinates[:1]))
+        shared = {name: values[name][0] for name in self.shared_names}
+        return self.own_values(coordinates, labels) | shared
+
+    def log_clusters(self, state: Mapping[str, Tensor]) -> float:
+        """Log density of the sites of the model, and of the data given them."""
+        labels = state["assignment"].numpy()
+        prior, shared, likelihood = self.densities(self.coordinates(state), labels)
+        return or_nothing(float(prior.sum() + shared + likelihood.sum()))
+
+    def move_clusters(
+        self, state: Mapping[str, Tensor], held: Collection[str]
+    ) -> dict[str, Tensor]:
+        """Move the sites of clusters side by side, then those that they share."""
+        labels = state["assignment"].numpy()
+        coordinates, counts = self.coordinates(state), np.bincount(labels)
+        widths = self._widths / np.sqrt(1.0 + counts[:, None])
+
+        def of_clusters(coordinates: Floats) -> Floats:
+            prior, _, likelihood = self.densities(coordinates, labels)
+            total = prior + np.bincount(labels, likelihood, len(coordinates))
+            return np.where(np.isnan(total), -np.inf, total)
+
+        def of_shared(columns: list[int], values: Tensor) -> float:
+            moved = coordinates.copy()
+            moved[:, columns] = values.numpy()
+            prior, shared, likelihood = self.densities(moved, labels)
+            return or_nothing(float(prior.sum() + shared + likelihood.sum()))
+
+        for _ in range(self.num_updates):
+            coordinates = slice_sample_rows(of_clusters, coordinates, widths, self._own_columns)
+            for name in self.shared_names:
+                if name not in held:
+                    columns = list(self.points.layout.columns(name))
+                    start = torch.from_numpy(coordinates[0, columns])
+                    moved = slice_sample(partial(of_shared, columns), start)
+                    coordinates[:, columns] = moved.numpy()
+        values = self.points.constrain(self._flat(coordinates[:1]))
+        moved_shared = {name: values[name][0] for name in self.shared_names if name not in held}
+        return self.own_values(coordinates, state["assignment"]) | moved_shared
+
+    # Coordinates: unconstrained values of all sites for each cluster, shared ones repeated.
+
+    def coordinates(self, state: Mapping[str, Tensor]) -> Floats:
+        """Unconstrained values for each cluster. **Shape:** ``(num_clusters, size)``."""
+        labels = state["assignment"].numpy()
+        _, first = np.unique(labels, return_index=True)
+        values = {name: state[name][first] for name in self.own_names}
+        for name in self.shared_names:
+            values[name] = state[name].expand(len(first), *state[name].shape)
+        coordinates: Floats = self.points.unconstrain(values).double().cpu().numpy()
+        return coordinates
+
+    def own_values(self, coordinates: Floats, labels: Tensor) -> dict[str, Tensor]:
+        """Values of the sites of clusters for each point."""
+        values = self.points.constrain(self._flat(coordinates))
+        return {name: values[name][labels] for name in self.own_names}
+
+    def densities(self, coordinates: Floats, labels: Integers) -> tuple[Floats, float, Floats]:
+        """Log density of each cluster's own sites, of the shared ones, and of each point."""
+        _, first = np.unique(labels, return_index=True)
+        prior, shared, likelihood = self.points(self._flat(coordinates[labels]))
+        return (
+            prior[first].double().cpu().numpy(),
+            float(shared[0]),
+            likelihood.double().cpu().numpy(),
+        )
+
+    def log_likelihood(self, row: Floats) -> Floats:
+        """Log density of each point in one cluster, minus infinity where it is NaN."""
+        flat = self._flat(row).expand(self.num_points, -1)
+        values: Floats = self.points(flat).likelihood.double().cpu().numpy()
+        if np.isposinf(values).any():
+            point = int(np.isposinf(values).argmax())
+            raise ValueError(f"the density of point {point} in a cluster is infinite")
+        return np.where(np.isnan(values), -np.inf, values)
+
+    def fresh(self, number: int, shared: Mapping[str, Tensor]) -> Floats:
+        """Coordinates of new clusters, from the prior given the shared sites."""
+        coordinates: Floats = self.points.draw(number, shared).double().cpu().numpy()
+        return coordinates
+
+    def check(self, state: Mapping[str, Tensor]) -> None:
+        """Check the values of the sites of clusters that a user gives.
+
+        :raises ValueError: where a shape does not fit, or points of a cluster have other values.
+        """
+        labels = torch.as_tensor(state["assignment"]).long()
+        _, numbers = labels.unique(return_inverse=True)
+        for name, site in self.points.sites.items():
+            if name not in state:
+                continue
+            value = torch.as_tensor(state[name])
+            is_own = name in self.own_names
+            wanted = (self.num_points, *site.shape) if is_own else tuple(site.shape)
+            if value.shape != wanted:
+                raise ValueError(
+                    f"initial_params[{name!r}] must have shape {wanted}, got {tuple(value.shape)}"
+                )
+            if not is_own:
+                continue
+            first = torch.zeros(int(numbers.max()) + 1, dtype=torch.long)
+            first[numbers] = torch.arange(len(numbers))
+            if not torch.equal(value[first[numbers]], value):
+                raise ValueError(
+                    f"initial_params[{name!r}] must be the same for all points of a cluster"
+                )
+
+    def _flat(self, coordinates: Floats) -> Tensor:
+        layout: Any = self.points.layout
+        return torch.from_numpy(coordinates).to(dtype=layout.dtype, device=layout.device)
 
 
 class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
@@ -94,7 +258,7 @@ class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
         super().__init__(prior, init=init)
 
     def _mixture_of(self, *args: Any, **kwargs: Any) -> ModelMixture:
-        prior: Hyperparameters[Law] = Hyperparameters(self.prior, "prior")
+        prior: Hyperparameters[Process] = Hyperparameters(self.prior, "prior")
         points = PointPotential(
             self.cluster, *args, shared=self.shared, backend=self.backend, **kwargs
         )
@@ -112,23 +276,23 @@ class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
         return super().settings() | {name: getattr(self, name) for name in names}
 
     def _move_points(self, state: Mapping[str, Tensor]) -> Moved:
-        from pyro_ext.inference.partitions._auxiliary_loops import auxiliary_sweep
+        from pyro_ext.inference.partitions._gibbs_loops import auxiliary_sweep
 
         mixture = self.mixture
         log_size, log_number = mixture.weights(state)
         shared = {name: state[name] for name in mixture.shared_names}
-        clusters = _Clusters(mixture, mixture.places(state), shared)
+        clusters = _Clusters(mixture, mixture.coordinates(state), shared)
         labels = state["assignment"].clone().numpy()
         number = clusters.ready
         clusters.sizes[:number] = np.bincount(labels)
         order = torch.randperm(len(labels)).numpy()
-        place = 0
-        while place < len(order):
+        done = 0
+        while done < len(order):
             clusters.refill(number + self.num_auxiliary)
-            place, number, clusters.ready = auxiliary_sweep(
+            done, number, clusters.ready = auxiliary_sweep(
                 labels,
                 order,
-                place,
+                done,
                 clusters.log_likelihood,
                 clusters.sizes,
                 clusters.active,
@@ -137,25 +301,27 @@ class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
                 self.num_auxiliary,
                 log_size,
                 log_number,
-                fresh_word(),
+                loop_seed(),
             )
         occupied, numbers = np.unique(labels, return_inverse=True)
         assignment = torch.from_numpy(numbers)
-        values = mixture.own_values(clusters.places[occupied], assignment)
+        values = mixture.own_values(clusters.coordinates[occupied], assignment)
         return values | {"assignment": assignment}, {}
 
 
 class _Clusters:
     """Clusters by slot, with room for more: parameters, and log likelihoods of all points."""
 
-    def __init__(self, mixture: ModelMixture, places: Any, shared: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, mixture: ModelMixture, coordinates: Any, shared: Mapping[str, Tensor]
+    ) -> None:
         self._mixture, self._shared = mixture, shared
         self.ready = 0
-        self.places = np.empty((0, places.shape[1]))
+        self.coordinates = np.empty((0, coordinates.shape[1]))
         self.log_likelihood = np.empty((mixture.num_points, 0))
         self.sizes = np.zeros(0, np.int64)
         self.active = np.empty(0, np.int64)
-        self._add(places)
+        self._add(coordinates)
 
     def refill(self, wanted: int) -> None:
         """Have parameters from the prior for some more slots than there must be."""
@@ -163,18 +329,20 @@ class _Clusters:
             number = wanted - self.ready + _DRAWS_AT_ONCE
             self._add(self._mixture.fresh(number, self._shared))
 
-    def _add(self, places: Any) -> None:
-        if (lacking := self.ready + len(places) - len(self.active)) > 0:
+    def _add(self, coordinates: Any) -> None:
+        if (lacking := self.ready + len(coordinates) - len(self.active)) > 0:
             self._grow(max(lacking, len(self.active)))
-        for place in places:
+        for row in coordinates:
             slot = self.active[self.ready]
-            self.places[slot] = place
-            self.log_likelihood[:, slot] = self._mixture.log_likelihood(place)
+            self.coordinates[slot] = row
+            self.log_likelihood[:, slot] = self._mixture.log_likelihood(row)
             self.ready += 1
 
     def _grow(self, number: int) -> None:
         before = len(self.active)
-        self.places = np.concatenate([self.places, np.empty((number, self.places.shape[1]))])
+        self.coordinates = np.concatenate(
+            [self.coordinates, np.empty((number, self.coordinates.shape[1]))]
+        )
         more = np.empty((len(self.log_likelihood), number))
         self.log_likelihood = np.concatenate([self.log_likelihood, more], 1)
         self.sizes = np.concatenate([self.sizes, np.zeros(number, np.int64)])

@@ -279,9 +279,9 @@ class GaussianCovarianceGenerator(BregmanGenerator):
 
     def grad_phi(self, mean: Tensor) -> Tensor:
         """The precision times the mean, and minus half the precision."""
-        centre, covariance = self._mean_and_covariance(mean)
+        center, covariance = self._mean_and_covariance(mean)
         precision = covariance.inverse()
-        natural = (precision @ centre[..., None])[..., 0]
+        natural = (precision @ center[..., None])[..., 0]
         return torch.cat([natural, -0.5 * precision.flatten(-2)], -1)
 
     def divergence(self, y: Tensor, mean: Tensor) -> Tensor:
@@ -294,10 +294,10 @@ class GaussianCovarianceGenerator(BregmanGenerator):
 
     def _mean_and_covariance(self, mean: Tensor) -> tuple[Tensor, Tensor]:
         features = int(mean.shape[-1] ** 0.5)
-        centre = mean[..., :features]
+        center = mean[..., :features]
         moment = mean[..., features:].unflatten(-1, (features, features))
         floor = self._floor * torch.eye(features, dtype=mean.dtype, device=mean.device)
-        return centre, moment - centre[..., :, None] * centre[..., None, :] + floor
+        return center, moment - center[..., :, None] * center[..., None, :] + floor
 
     def _loop_statistics(self, x: Tensor) -> Tensor:
         _check_points(x, x.isfinite(), "finite numbers")

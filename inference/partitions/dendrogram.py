@@ -1,4 +1,4 @@
-"""Binary trees of clusters, as agglomerative clustering makes them."""
+"""Binary trees of clusters, as agglomerative clustering makes them, and forests of these."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +11,15 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_integer, check_number, check_sequence
+from pyro_ext._pyplot import axes_of
+from pyro_ext._renamed import renamed_arguments, renamed_property
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Dendrogram"]
+__all__ = ["ClusterForest", "Dendrogram"]
+
+_OPENED, _MOST_NAMES, _MOST_PROBABILITIES = "0.55", 60, 30
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -169,8 +173,8 @@ class Dendrogram:
         for row in range(len(levels) - 1, -1, -1):
             for child in self.merges[row].tolist():
                 if child >= self.num_leaves:
-                    place = child - self.num_leaves
-                    levels[place] = min(levels[place], levels[row])
+                    index = child - self.num_leaves
+                    levels[index] = min(levels[index], levels[row])
         return torch.tensor(levels, dtype=torch.float64)
 
     def _roots(self, opened: npt.NDArray[np.bool_]) -> list[int]:
@@ -266,7 +270,7 @@ class Dendrogram:
         return graph
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Draw the tree, with a colour for each cluster of its own cut.
+        """Draw the tree, with a color for each cluster of its own cut.
 
         The last thirty merges bear their probabilities, where these are known.
 
@@ -280,9 +284,7 @@ class Dendrogram:
             >>> [text.get_text() for text in tree.plot().get_xticklabels()]
             ['2', '0', '1']
         """
-        from pyro_ext.inference.partitions._dendrogram_plot import draw
-
-        return draw(self, ax)
+        return _draw(self, ax)
 
     @property
     def _ground(self) -> float:
@@ -302,8 +304,130 @@ class Dendrogram:
         return f"Dendrogram({', '.join(parts)})"
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class ClusterForest:
+    """A partition, with a tree over each of its clusters.
+
+    :param Tensor labels: clusters of the points, from zero, in the order of first occurrence.
+        **Shape:** ``(n,)``.
+    :param tuple trees: the tree of each cluster. The names of its leaves are the numbers of points.
+    :param tuple points: of each tree, which points its leaves are. **Shape** of each:
+        ``(num_leaves,)``.
+    :param float log_joint: log density of the partition and the data, and of the auxiliary variable
+        where there is one.
+    :param float auxiliary: the auxiliary variable.
+
+    Example::
+
+        >>> from pyro_ext.inference.partitions import Dendrogram
+        >>> pair = Dendrogram(torch.tensor([[0, 1]]), torch.tensor([-2.0]), labels=("0", "2"))
+        >>> single = Dendrogram(torch.empty(0, 2).long(), torch.empty(0), labels=("1",))
+        >>> labels, points = torch.tensor([0, 1, 0]), (torch.tensor([0, 2]), torch.tensor([1]))
+        >>> forest = ClusterForest(labels, (pair, single), points, log_joint=-3.5)
+        >>> forest, forest.trees[0].to_newick()
+        (ClusterForest(3 points, 2 clusters, log_joint -3.5), '(0:0,2:0);')
+    """
+
+    labels: Tensor
+    trees: tuple[Dendrogram, ...]
+    points: tuple[Tensor, ...]
+    log_joint: float
+    auxiliary: float | None = None
+
+    tilt = renamed_property("tilt", "auxiliary")
+
+    @property
+    def num_clusters(self) -> int:
+        """Number of clusters, and of trees."""
+        return len(self.trees)
+
+    def __repr__(self) -> str:
+        points, clusters = len(self.labels), self.num_clusters
+        return (
+            f"ClusterForest({points} point{'s'[: points > 1]}, "
+            f"{clusters} cluster{'s'[: clusters > 1]}, log_joint {self.log_joint:.6g})"
+        )
+
+
 def _quoted(name: str) -> str:
     """A name in quotes, where it holds what has a meaning in Newick's format."""
     if name and not set(name) & set(" \t\n()[]':;,_"):
         return name
     return "'" + name.replace("'", "''") + "'"
+
+
+ClusterForest.__init__ = renamed_arguments(tilt="auxiliary")(ClusterForest.__init__)  # type: ignore[method-assign]
+
+
+def _draw(tree: Dendrogram, ax: "Axes | None") -> "Axes":
+    """Draw a bracket for each merge, from the left part up, across and down to the right part."""
+    ax = axes_of("Dendrogram.plot", ax, (6.4, 3.6))
+    leaves = _leaf_order(tree)
+    positions = [0.0] * tree.num_leaves
+    for position, leaf in enumerate(leaves):
+        positions[leaf] = float(position)
+    heights = [tree._ground] * tree.num_leaves + tree.heights.tolist()
+    brackets = []
+    for row, (left, right) in enumerate(tree.merges.tolist()):
+        top = heights[tree.num_leaves + row]
+        across = (positions[left], positions[right])
+        ends = ((across[0], heights[left]), (across[1], heights[right]))
+        brackets.append([ends[0], (across[0], top), (across[1], top), ends[1]])
+        positions.append(sum(across) / 2.0)
+    from matplotlib.collections import LineCollection
+
+    ax.add_collection(LineCollection(brackets, colors=_colors(tree), linewidths=1.2))
+    if tree.merge_probabilities is not None:
+        probabilities = tree.merge_probabilities.tolist()
+        for row in range(len(probabilities))[-_MOST_PROBABILITIES:]:
+            node = tree.num_leaves + row
+            ax.annotate(
+                f"{probabilities[row]:.2f}",
+                (positions[node], heights[node]),
+                xytext=(0, 1.5),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=7,
+            )
+    if tree.cut_height is not None:
+        ax.axhline(tree.cut_height, color="black", linestyle=":", linewidth=1)
+    names = [tree._name(leaf) for leaf in leaves] if tree.num_leaves <= _MOST_NAMES else []
+    ax.set_xticks(
+        range(len(names)), names, rotation=90 if max(map(len, names), default=0) > 2 else 0
+    )
+    span = max(heights) - min(heights) or 1.0
+    ax.set_xlim(-0.5, tree.num_leaves - 0.5)
+    ax.set_ylim(min(heights), max(heights) + 0.08 * span)
+    ax.set_ylabel("height")
+    ax.spines[["top", "right", "bottom"]].set_visible(False)
+    return ax
+
+
+def _leaf_order(tree: Dendrogram) -> list[int]:
+    """Points from left to right, so that no lines cross."""
+    merges = tree.merges.tolist()
+    order: list[int] = []
+    pending = [2 * tree.num_leaves - 2]
+    while pending:
+        node = pending.pop()
+        if node < tree.num_leaves:
+            order.append(node)
+        else:
+            left, right = merges[node - tree.num_leaves]
+            pending += [right, left]
+    return order
+
+
+def _colors(tree: Dendrogram) -> list[str]:
+    """Color of each merge: that of its cluster, or gray above the cut."""
+    if tree.cut_height is None:
+        return ["C0"] * len(tree.merges)
+    opened = tree._is_opened(None, None)
+    labels = tree.cut().tolist()
+    of_root = dict(zip(tree._roots(opened), labels, strict=False))  # points are the first nodes
+    roots = tree._roots(opened)[tree.num_leaves :]
+    return [
+        _OPENED if is_open else f"C{of_root[root] % 10}"
+        for root, is_open in zip(roots, opened, strict=True)
+    ]

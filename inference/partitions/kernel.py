@@ -11,8 +11,8 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from pyro_ext._checks import shown
-from pyro_ext.inference.partitions._mixture import Law, Mixture, PriorSource
 from pyro_ext.inference.partitions._slice_sampling import LARGEST_LOG
+from pyro_ext.inference.partitions.mixtures import Mixture, PriorSource, Process
 from pyro_ext.posterior.fixed_points import PointOf
 from pyro_ext.random_measures import NormalizedRandomMeasure
 from pyro_ext.random_measures.cluster_counts import canonical_labels, cluster_sizes
@@ -48,7 +48,7 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
     def __init__(self, prior: PriorSource, *, init: str = "prior") -> None:
         if init not in self.starts:
             raise ValueError(f"init must be one of {self.starts}, got {init!r}")
-        if not isinstance(prior, Law) and (isinstance(prior, type) or not callable(prior)):
+        if not isinstance(prior, Process) and (isinstance(prior, type) or not callable(prior)):
             raise TypeError(
                 "prior must be or return a normalized measure, a PitmanYor or a DirichletProcess, "
                 f"got {shown(prior)}"
@@ -122,7 +122,7 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
         :returns: the next state.
         """
         mixture = self.mixture
-        state = _with_tilt(mixture, {name: params[name] for name in _known(mixture, params)})
+        state = _with_auxiliary(mixture, {name: params[name] for name in _known(mixture, params)})
         state["assignment"] = canonical_labels(state["assignment"].long())
         points, moved = self._move_points(state)
         state |= points
@@ -171,8 +171,8 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
         state = mixture.prior.draw()
         number = mixture.num_points
         if self.init == "prior":
-            law, _ = mixture.law(state)
-            labels = law.partition(number).sample()
+            process, _ = mixture.process(state)
+            labels = process.partition(number).sample()
         elif self.init == "each":
             labels = torch.arange(number)
         else:
@@ -202,7 +202,7 @@ def _known(mixture: Mixture, params: Mapping[str, Tensor]) -> list[str]:
 
 def _completed(mixture: Mixture, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state with canonical labels and an auxiliary variable where there is one."""
-    state = _with_tilt(mixture, {**state, "assignment": canonical_labels(state["assignment"])})
+    state = _with_auxiliary(mixture, {**state, "assignment": canonical_labels(state["assignment"])})
     counts = cluster_sizes(state["assignment"].bincount())
     log_joint = mixture.log_prior(state, counts) + mixture.log_clusters(state)
     if not log_joint > -math.inf:
@@ -213,11 +213,11 @@ def _completed(mixture: Mixture, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _with_tilt(mixture: Mixture, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_auxiliary(mixture: Mixture, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state with an auxiliary variable, drawn given all else where it has none."""
-    if "u" in state or not mixture.has_tilt(state):
+    if "u" in state or not mixture.has_auxiliary(state):
         return state
-    law, _ = mixture.law(state)
-    assert isinstance(law, NormalizedRandomMeasure)
-    tilt = law.sample_auxiliary(state["assignment"].bincount())
-    return {**state, "u": tilt.double().clamp(max=math.exp(LARGEST_LOG))}
+    process, _ = mixture.process(state)
+    assert isinstance(process, NormalizedRandomMeasure)
+    u = process.sample_auxiliary(state["assignment"].bincount())
+    return {**state, "u": u.double().clamp(max=math.exp(LARGEST_LOG))}

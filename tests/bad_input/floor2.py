@@ -122,7 +122,7 @@ def kernels() -> dict[str, Call]:
             model=model, num_leapfrog_steps=2, trajectory_length=1.5, backend="eager", num_steps=1
         ),
         "IndependenceMetropolis": call(
-            model=model, num_points=32, local_share=0.25, backend="eager", num_steps=1
+            model=model, num_points=32, local_fraction=0.25, backend="eager", num_steps=1
         ),
         "RandomWalk": call(scale=1.0),
         "Gibbs": call(blocks=[(RandomWalk(1.0), ["loc"])], model=model),
@@ -233,10 +233,8 @@ def clustering() -> dict[str, Call]:
         "TreeGuided": call(
             **both,
             mode="exact",
-            local="uniform",
             num_global_moves=1,
-            local_share=0.5,
-            depth=2,
+            local_fraction=0.5,
             init="one",
         ),
         "MCMC.run": of(marginal, {"x": POINTS}),

@@ -45,14 +45,14 @@ def run(model: Any, num_samples: int, num_chains: int, *args: Any, **options: An
 
 @pytest.mark.slow
 @pytest.mark.statistical
-@pytest.mark.parametrize("local_share", [0.25, 0.9])
-def test_moments(local_share: float) -> None:
+@pytest.mark.parametrize("local_fraction", [0.25, 0.9])
+def test_moments(local_fraction: float) -> None:
     """Moments of 50 chains of 200 draws, within 4.5 standard errors from the means of chains.
 
     Six numbers and two settings: false-alarm rate 1e-4. Half of the proposals are lost, and the
     test would notice draws that are taken as they come.
     """
-    mcmc = run(curved, 200, 50, local_share=local_share)
+    mcmc = run(curved, 200, 50, local_fraction=local_fraction)
     draws = mcmc.get_samples(group_by_chain=True)
     first, rest = draws["first"], draws["second"] - draws["first"].square()
     found = {
@@ -180,7 +180,7 @@ def test_wrong_arguments(subtests: Any) -> None:
 
     for options, message in (
         ({"num_points": 3}, "num_points must be an integer >= 32, got 3"),
-        ({"local_share": 1.0}, "local_share must be a finite number > 0 and < 1, got 1.0"),
+        ({"local_fraction": 1.0}, "local_fraction must be a finite number > 0 and < 1, got 1.0"),
     ):
         with subtests.test(message), pytest.raises(ValueError, match=message):
             IndependenceMetropolis(curved, **options)

@@ -22,6 +22,7 @@ from pyro_ext.inference import (
     TreeGuided,
 )
 from pyro_ext.random_measures import GeneralizedGammaProcess, PitmanYor
+from pyro_ext.tutorials.papers import PublishedTreeGuided
 
 pytestmark = [pytest.mark.statistical, pytest.mark.slow, pytest.mark.usefixtures("float64")]
 
@@ -91,8 +92,8 @@ KERNELS = {
     "split-merge": lambda prior, cluster: SplitMerge(prior, cluster, num_scans=2),
     "exact": lambda prior, cluster: TreeGuided(prior, cluster, num_global_moves=4),
     "slices": SliceSampler,
-    "paper": lambda prior, cluster: TreeGuided(
-        prior, cluster, mode="paper", local="tree", num_global_moves=4
+    "paper": lambda prior, cluster: PublishedTreeGuided(
+        prior, cluster, local="tree", num_global_moves=4
     ),
 }
 

@@ -9,11 +9,11 @@
 # tree, as Bayesian hierarchical clustering makes it, and the trees propose which clusters to merge
 # and where to split one.
 #
-# The kernel as it was published, `mode="paper"`, treats such a proposal as if it did not depend on
-# the trees. Its stationary distribution is therefore another one than the posterior, with fewer and
-# larger clusters. The default, `mode="exact"`, takes the trees of all clusters from one tree over
-# the data, and draws the parts of a split point by point, so that the way back has a known
-# probability. This page measures what both find from a bad start, against Gibbs sampling and
+# The kernel as it was published, `PublishedTreeGuided` beside this page, treats such a proposal as
+# if it did not depend on the trees. Its stationary distribution is therefore another one than the
+# posterior, with fewer and larger clusters. `TreeGuided` takes the trees of all clusters from one
+# tree over the data, and draws the parts of a split point by point, so that the way back has a
+# known probability. This page measures what both find from a bad start, against Gibbs sampling and
 # against splitting and merging at random points (Jain and Neal, 2004), and how far each is from the
 # posterior.
 #
@@ -25,7 +25,7 @@ import collections
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -39,11 +39,10 @@ from torch import Tensor
 from pyro_ext.distributions import ConjugateCluster, GaussianCluster, MultinomialCluster
 from pyro_ext.inference import MCMC
 from pyro_ext.inference.partitions import ConjugateKernel, MarginalGibbs, SplitMerge, TreeGuided
-from pyro_ext.inference.partitions._conjugate_mixture import centered
-from pyro_ext.inference.partitions._paper_moves import paper_sweep, replanted
-from pyro_ext.inference.partitions._tree_loops import leaves_below, model_of, new_forest
+from pyro_ext.inference.partitions.trees import leaves_below, model_of, new_forest
 from pyro_ext.random_measures import DirichletProcess, GeneralizedGammaProcess
 from pyro_ext.reproduction import Page
+from pyro_ext.tutorials.papers._tgmcmc_moves import PublishedTreeGuided, paper_sweep, replanted
 
 page = Page(
     "tgmcmc",
@@ -75,8 +74,6 @@ MASS, DISCOUNT, TILT = 1.0, 0.5, 1.0
 PRIOR = GeneralizedGammaProcess(
     torch.tensor(MASS * DISCOUNT, dtype=torch.float64), DISCOUNT, TILT
 ).normalize()
-# As published; the exact kernel runs with its defaults.
-PUBLISHED: dict[str, Any] = {"mode": "paper", "num_global_moves": 20, "local_share": 0.1}
 
 
 def kernels(cluster: ConjugateCluster, init: str) -> dict[str, ConjugateKernel]:
@@ -85,7 +82,7 @@ def kernels(cluster: ConjugateCluster, init: str) -> dict[str, ConjugateKernel]:
         "Gibbs": MarginalGibbs(PRIOR, cluster, init=init),
         "split-merge": SplitMerge(PRIOR, cluster, init=init),
         "tree-guided, exact": TreeGuided(PRIOR, cluster, init=init),
-        "tree-guided, paper": TreeGuided(PRIOR, cluster, init=init, **PUBLISHED),
+        "tree-guided, paper": PublishedTreeGuided(PRIOR, cluster, init=init),
     }
 
 
@@ -473,15 +470,18 @@ def exact_chain(name: str, num_steps: int) -> Iterator[Labels]:
 def paper_chain(name: str, moves: int, picks: int, num_steps: int) -> Iterator[Labels]:
     """Partitions of the states of the published kernel, which are trees."""
     cluster, x = case(name)
-    kind, center, parameters = centered(cluster)
+    kernel = PublishedTreeGuided(PRIOR, cluster)
+    with torch.random.fork_rng():
+        kernel.setup(0, x)
+    compiled, _ = kernel.mixture.compiled({})
     weights = size_weights(name, len(x)), np.zeros(len(x) + 2)
-    model = model_of(kind, parameters, x.numpy() - center, *weights)
+    model = model_of(compiled.kind, compiled.parameters, compiled.points, *weights)
     forest, trees = new_forest(model, CAPACITY), np.arange(len(x))
     labels, nothing = np.zeros(len(x), np.int64), np.empty(0, np.int64)
     for _ in range(num_steps):
-        word = int(torch.randint(2**31, ()))
+        loop_seed = int(torch.randint(2**31, ()))
         forest, trees = replanted(model, forest, trees, CAPACITY)
-        _, trees, _ = paper_sweep(model, forest, trees, moves, DEPTH * picks, nothing, word)
+        _, trees, _ = paper_sweep(model, forest, trees, moves, DEPTH * picks, nothing, loop_seed)
         leaves = [leaves_below(forest, tree) for tree in trees.tolist()]
         for label, members in enumerate(leaves):
             labels[members] = label

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 X = torch.tensor([0.0, 0.4, 1.5, 1.8, 3.0], dtype=torch.float64)
 LOC, LOC_SCALE, SCALE = 0.5, 2.0, 0.8
-LAWS = {
+PROCESSES = {
     "Dirichlet": DirichletProcess(torch.tensor(1.3, dtype=torch.float64)),
     "Pitman-Yor": PitmanYor(0.3, torch.tensor(0.7, dtype=torch.float64)),
     "generalized gamma": GeneralizedGammaProcess(
@@ -42,10 +42,10 @@ class Conjugate:
         return torch.distributions.MultivariateNormal(mean, covariance).log_prob(block)
 
 
-def exact(law):
+def exact(process):
     """Probabilities of all partitions, and mean and variance of the location of each point."""
     every, probabilities = posterior(
-        Conjugate(), X, lambda sizes: law.log_eppf(torch.tensor(sizes))
+        Conjugate(), X, lambda sizes: process.log_eppf(torch.tensor(sizes))
     )
     means = []
     for labels in every:
@@ -59,25 +59,25 @@ def exact(law):
 @pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize("num_auxiliary", [1, 3])
-@pytest.mark.parametrize("name", sorted(LAWS))
+@pytest.mark.parametrize("name", sorted(PROCESSES))
 def test_posterior_of_five_points(name, num_auxiliary):
     """Total variation of 3,000 steps to enumeration, about 0.03 to 0.05; means within 0.02.
 
     More than 0.09, or a mean off by more than 0.12, in less than one of 100,000 seeds.
     """
-    every, probabilities, means = exact(LAWS[name])
-    kernel = AuxiliaryGibbs(LAWS[name], cluster, num_auxiliary=num_auxiliary)
+    every, probabilities, means = exact(PROCESSES[name])
+    kernel = AuxiliaryGibbs(PROCESSES[name], cluster, num_auxiliary=num_auxiliary)
     draws = MCMC(kernel, 3000, warmup_steps=20, seed=0, progress=False).run(X).get_samples()
-    index = {state: place for place, state in enumerate(every)}
-    shares = np.zeros(len(every))
+    index = {state: index for index, state in enumerate(every)}
+    fractions = np.zeros(len(every))
     for row in draws["assignment"].tolist():
-        shares[index[tuple(row)]] += 1.0 / 3000
-    assert 0.5 * np.abs(shares - probabilities).sum() < 0.09
+        fractions[index[tuple(row)]] += 1.0 / 3000
+    assert 0.5 * np.abs(fractions - probabilities).sum() < 0.09
     assert float((draws["loc"].mean(0) - means).abs().max()) < 0.12
 
 
 def test_draws_have_the_parameters_of_each_point():
-    kernel = AuxiliaryGibbs(LAWS["Dirichlet"], cluster)
+    kernel = AuxiliaryGibbs(PROCESSES["Dirichlet"], cluster)
     draws = MCMC(kernel, 20, seed=0, progress=False).run(X).get_samples()
     for labels, values in zip(draws["assignment"], draws["loc"], strict=True):
         for k in range(int(labels.max()) + 1):
@@ -125,11 +125,11 @@ def test_regressions_with_a_shared_noise():
 
 def test_runs_under_pyro_and_in_arviz():
     pyro.set_rng_seed(0)
-    kernel = AuxiliaryGibbs(LAWS["generalized gamma"], cluster)
+    kernel = AuxiliaryGibbs(PROCESSES["generalized gamma"], cluster)
     mcmc = PyroMCMC(kernel, num_samples=3, warmup_steps=1, disable_progbar=True)
     mcmc.run(X)
     assert set(mcmc.get_samples()) == {"assignment", "u", "loc"}
-    ours = MCMC(AuxiliaryGibbs(LAWS["Dirichlet"], cluster), 8, seed=0, progress=False).run(X)
+    ours = MCMC(AuxiliaryGibbs(PROCESSES["Dirichlet"], cluster), 8, seed=0, progress=False).run(X)
     posterior_group = to_arviz(ours, partitions="assignment").posterior
     assert posterior_group["loc"].shape == (1, 8, 5)
 
@@ -149,7 +149,7 @@ def test_a_run_goes_on_from_a_checkpoint(tmp_path):
 
 
 def test_a_start_that_is_given():
-    kernel = AuxiliaryGibbs(LAWS["Dirichlet"], cluster)
+    kernel = AuxiliaryGibbs(PROCESSES["Dirichlet"], cluster)
     labels = torch.tensor([0, 0, 1, 1, 1])
     kernel.initial_params = {"assignment": labels, "loc": torch.tensor([0.0, 0.0, 2.0, 2.0, 2.0])}
     kernel.setup(0, X)
@@ -166,23 +166,23 @@ def test_a_start_that_is_given():
 
 
 def test_one_point_and_single_precision():
-    kernel = AuxiliaryGibbs(LAWS["Dirichlet"], cluster)
+    kernel = AuxiliaryGibbs(PROCESSES["Dirichlet"], cluster)
     draws = MCMC(kernel, 3, seed=0, progress=False).run(X[:1]).get_samples()
     assert draws["assignment"].tolist() == [[0]] * 3
     torch.set_default_dtype(torch.float32)
-    kernel = AuxiliaryGibbs(LAWS["Dirichlet"], cluster)
+    kernel = AuxiliaryGibbs(PROCESSES["Dirichlet"], cluster)
     draws = MCMC(kernel, 3, seed=0, progress=False).run(X.float()).get_samples()
     assert draws["loc"].dtype == torch.float32
 
 
 def test_what_users_may_get_wrong():
-    law = LAWS["Dirichlet"]
+    process = PROCESSES["Dirichlet"]
     with pytest.raises(TypeError, match="cluster must be a Pyro model"):
-        AuxiliaryGibbs(law, 3.0)
+        AuxiliaryGibbs(process, 3.0)
     with pytest.raises(TypeError, match="shared must be a list of names"):
-        AuxiliaryGibbs(law, cluster, shared="loc")
+        AuxiliaryGibbs(process, cluster, shared="loc")
     with pytest.raises(ValueError, match="num_auxiliary must be"):
-        AuxiliaryGibbs(law, cluster, num_auxiliary=0)
+        AuxiliaryGibbs(process, cluster, num_auxiliary=0)
 
     def clash():
         return DirichletProcess(pyro.sample("loc", dist.Gamma(1.0, 1.0)))
@@ -197,4 +197,4 @@ def test_what_users_may_get_wrong():
             pyro.sample("x", dist.Gamma(shape, 1.0, validate_args=False), obs=x)
 
     with pytest.raises(ValueError, match="not finite|infinite"):
-        AuxiliaryGibbs(law, peaked).setup(0, X)
+        AuxiliaryGibbs(process, peaked).setup(0, X)

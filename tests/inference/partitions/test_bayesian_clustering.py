@@ -253,7 +253,7 @@ def test_errors(subtests):
         ({"x": POINTS * 1e200}, ValueError, "x must hold numbers of at most 1e.100.*in row 1"),
         ({"x": torch.ones(3, 3)}, ValueError, "x has points of size 3.*of points of size 2"),
         ({"cluster": CLUSTERS["Poisson"]}, ValueError, "inside the support of PoissonCluster"),
-        ({"cluster": torch.ones(2)}, TypeError, "cluster must be a conjugate cluster, got tensor"),
+        ({"cluster": torch.ones(2)}, TypeError, "cluster must be a conjugate cluster, got a tor"),
         ({"cluster": gaussian_cluster().expand((3,))}, TypeError, "without batch shape"),
         ({"concentration": 0.0}, ValueError, "concentration must be a finite number > 0, got 0"),
         ({"concentration": 2.0, "log_concentration": 0.0}, ValueError, "exclude each other"),

@@ -61,12 +61,12 @@ def test_divergences_are_log_densities(distribution, statistics):
     """Up to what the point alone decides, and with a count for each of the six trials."""
     x = torch.tensor([2.0, 1.0, 3.0])
     first, second = torch.tensor([0.5, 1.2, 0.3]), torch.tensor([1.1, 0.2, 2.0])
-    law = distribution(first)
-    generator = BregmanGenerator.from_distribution(law)
+    one = distribution(first)
+    generator = BregmanGenerator.from_distribution(one)
     trials = 6 if isinstance(generator, MultinomialGenerator) else 1
     if trials == 6:
         first, second = first / first.sum(), second / second.sum()
-    expected = law.log_prob(x) - distribution(second).log_prob(x)
+    expected = one.log_prob(x) - distribution(second).log_prob(x)
     y = generator.sufficient_statistics(x)
     torch.testing.assert_close(y, statistics(x))
     found = generator.divergence(y, second) - generator.divergence(y, first)
@@ -75,10 +75,10 @@ def test_divergences_are_log_densities(distribution, statistics):
 
 def test_gamma_of_a_shape_is_a_multiple():
     x, shape = torch.tensor([2.0]), 3.0
-    laws = [dist.Gamma(shape, shape / mean) for mean in torch.tensor([0.5, 1.7])]
-    generator = BregmanGenerator.from_distribution(laws[0])
-    divergences = [generator.divergence(x, law.mean[None]) for law in laws]
-    expected = laws[0].log_prob(x) - laws[1].log_prob(x)
+    both = [dist.Gamma(shape, shape / mean) for mean in torch.tensor([0.5, 1.7])]
+    generator = BregmanGenerator.from_distribution(both[0])
+    divergences = [generator.divergence(x, one.mean[None]) for one in both]
+    expected = both[0].log_prob(x) - both[1].log_prob(x)
     torch.testing.assert_close(shape * (divergences[1] - divergences[0]), expected[0])
 
 
@@ -86,11 +86,11 @@ def test_covariance_is_the_divergence_of_normals():
     generator = GaussianCovarianceGenerator(0.2)
     clusters = torch.randn(2, 7, 3) * torch.tensor([1.0, 2.0, 0.5]) + 1.0
     y, mean = generator.sufficient_statistics(clusters).mean(1)
-    laws = [
+    both = [
         dist.MultivariateNormal(x.mean(0), x.T.cov(correction=0) + 0.2 * torch.eye(3))
         for x in clusters
     ]
-    expected = torch.distributions.kl_divergence(*laws)
+    expected = torch.distributions.kl_divergence(*both)
     torch.testing.assert_close(generator.divergence(y, mean), expected)
 
 

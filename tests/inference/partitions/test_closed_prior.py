@@ -1,4 +1,4 @@
-"""Priors of partitions in closed form, against their laws in tensors."""
+"""Priors of partitions in closed form, against their distributions in tensors."""
 
 import math
 
@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from pyro_ext.inference import MarginalGibbs
-from pyro_ext.inference.partitions._closed_prior import closed_prior
-from pyro_ext.inference.partitions._hyperparameters import Hyperparameters
+from pyro_ext.inference.partitions.hyperparameters import Hyperparameters, closed_prior
 from pyro_ext.random_measures import (
     DirichletProcess,
     GeneralizedGammaProcess,
@@ -23,7 +22,7 @@ from tests.inference.partitions.enumeration import POINTS, gaussian_cluster
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-LAWS = {
+PROCESSES = {
     "generalized gamma": lambda: GeneralizedGammaProcess(2.0, 0.4, 1.5).normalize(),
     "little discount": lambda: GeneralizedGammaProcess(2.0, 1e-9, 1.5).normalize(),
     "much discount": lambda: GeneralizedGammaProcess(0.1, 0.999, 30.0).normalize(),
@@ -55,27 +54,27 @@ def positive(name):
     return pyro.sample(name, dist.LogNormal(0.0, 1.0))
 
 
-def log_joint(law, counts, log_tilt):
-    if isinstance(law, NormalizedRandomMeasure):
-        return float(law._log_joint(counts, torch.tensor(log_tilt)))
-    return float(law.log_eppf(counts.values, counts.multiplicity))
+def log_joint(process, counts, log_u):
+    if isinstance(process, NormalizedRandomMeasure):
+        return float(process._log_joint(counts, torch.tensor(log_u)))
+    return float(process.log_eppf(counts.values, counts.multiplicity))
 
 
 def test_densities_and_factors(subtests):
-    for name, make in LAWS.items():
-        law = make()
-        closed = closed_prior(Hyperparameters(law, "prior"))
-        assert closed.has_tilt is isinstance(law, NormalizedRandomMeasure)
+    for name, make in PROCESSES.items():
+        process = make()
+        closed = closed_prior(Hyperparameters(process, "prior"))
+        assert closed.has_auxiliary is isinstance(process, NormalizedRandomMeasure)
         with subtests.test(name):
-            for log_tilt in LOG_TILTS:
-                values = {"u": torch.tensor(log_tilt).exp()}
+            for log_u in LOG_TILTS:
+                values = {"u": torch.tensor(log_u).exp()}
                 for sizes in SIZES:
                     counts = cluster_sizes(torch.tensor(sizes))
-                    expected = log_joint(law, counts, float(values["u"].log()))
+                    expected = log_joint(process, counts, float(values["u"].log()))
                     found = closed.log_density(values, counts)
                     assert found == pytest.approx(expected, rel=1e-11, abs=1e-11)
                 for found, expected in zip(
-                    closed.weights(values, 50), law._product_form(50, values["u"]), strict=True
+                    closed.weights(values, 50), process._product_form(50, values["u"]), strict=True
                 ):
                     np.testing.assert_allclose(found[1:], expected[1:], rtol=1e-9, atol=1e-11)
 
@@ -88,8 +87,8 @@ def test_models(subtests):
             for _ in range(5):
                 values = prior.draw() | {"u": torch.rand(())}
                 counts = cluster_sizes(torch.tensor([5, 3, 3, 1]))
-                law, log_sites = prior.at(values)
-                expected = float(log_sites) + log_joint(law, counts, float(values["u"].log()))
+                process, log_sites = prior.at(values)
+                expected = float(log_sites) + log_joint(process, counts, float(values["u"].log()))
                 assert closed.log_density(values, counts) == pytest.approx(expected, rel=1e-11)
 
 
@@ -163,21 +162,23 @@ def test_hyperparameters_given_a_partition():
 
     closed = closed_prior(Hyperparameters(prior, "prior"))
     nodes, weights = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(80))
-    place, share = torch.meshgrid(6.0 * nodes, 0.5 * (nodes + 1.0), indexing="ij")
-    law = GeneralizedGammaProcess(place.exp(), share, torch.ones(())).normalize()
-    log_density = dist.Normal(0.0, 1.0).log_prob(place) + dist.Beta(1.5, 1.5).log_prob(share)
-    log_density += law.log_eppf(torch.tensor([4.0, 2.0, 1.0]).expand(80, 80, -1))
+    log_mass, fraction = torch.meshgrid(6.0 * nodes, 0.5 * (nodes + 1.0), indexing="ij")
+    process = GeneralizedGammaProcess(log_mass.exp(), fraction, torch.ones(())).normalize()
+    log_density = dist.Normal(0.0, 1.0).log_prob(log_mass) + dist.Beta(1.5, 1.5).log_prob(fraction)
+    log_density += process.log_eppf(torch.tensor([4.0, 2.0, 1.0]).expand(80, 80, -1))
     posterior = weights[:, None] * weights * log_density.exp()
     posterior /= posterior.sum()
-    functions = [place, place**2, share, share**2, share * place]
+    functions = [log_mass, log_mass**2, fraction, fraction**2, fraction * log_mass]
     exact = torch.stack([(posterior * value).sum() for value in functions])
     torch.manual_seed(0)
     state = {"mass": torch.tensor(1.0), "discount": torch.tensor(0.5), "u": torch.tensor(1.0)}
     rows = []
     for _ in range(3000):
         state |= closed.move(state, counts, ())
-        place, share = state["mass"].log(), state["discount"]
-        rows.append(torch.stack([place, place**2, share, share**2, share * place]))
+        log_mass, fraction = state["mass"].log(), state["discount"]
+        rows.append(
+            torch.stack([log_mass, log_mass**2, fraction, fraction**2, fraction * log_mass])
+        )
     batches = torch.stack(rows).unflatten(0, (60, 50)).mean(1)
     error = batches.std(0) / math.sqrt(60)
     assert float(((batches.mean(0) - exact) / error).abs().max()) < 6.0

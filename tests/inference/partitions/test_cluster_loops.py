@@ -15,7 +15,7 @@ from pyro_ext.distributions import (
     PoissonCluster,
 )
 from pyro_ext.inference.partitions import _cluster_loops as loops
-from pyro_ext.inference.partitions._conjugate_mixture import centered
+from pyro_ext.inference.partitions.mixtures import centered
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -89,8 +89,8 @@ def test_marginals(name):
 def test_predictive_densities(name):
     block = Block(name)
     for rows, row in (([], 0), ([], 1), ([0], 1), ([0, 2, 3], 1), ([1, 2, 3, 4], 7)):
-        law = block.cluster.predictive(block.x[rows])
-        expected = float(law.log_prob(block.x[row])) - block.base[row]
+        process = block.cluster.predictive(block.x[rows])
+        expected = float(process.log_prob(block.x[row])) - block.base[row]
         value = block.log_predictive(block.record(rows), len(rows), row)
         assert math.isclose(value, expected, rel_tol=1e-11, abs_tol=1e-11)
 

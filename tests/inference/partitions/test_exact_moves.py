@@ -7,9 +7,9 @@ import pytest
 
 from pyro_ext.inference.partitions import _exact_moves as moves
 from pyro_ext.inference.partitions._cluster_loops import constants
-from pyro_ext.inference.partitions._conjugate_mixture import centered
 from pyro_ext.inference.partitions._locality import neighbor_tree
-from pyro_ext.inference.partitions._tree_loops import leaves_below, model_of, new_forest
+from pyro_ext.inference.partitions.mixtures import centered
+from pyro_ext.inference.partitions.trees import leaves_below, model_of, new_forest
 from tests.inference.partitions.enumeration import DATA, WEIGHTS, log_prior_of, posterior
 
 
@@ -34,10 +34,10 @@ class Enumeration:
         self.model = model_of(
             self.kind, self.parameters, self.points, self.log_size, self.log_number
         )
-        self.states, self.law = posterior(
+        self.states, self.process = posterior(
             cluster, points, log_prior_of((self.log_size, self.log_number))
         )
-        self.index = {state: place for place, state in enumerate(self.states)}
+        self.index = {state: index for index, state in enumerate(self.states)}
         self.forest = new_forest(self.model, 3 * number + 1)
 
     def splits(self, labels, one):
@@ -107,9 +107,9 @@ def test_moves_of_clusters_keep_the_posterior(name, prior):
         case = Enumeration(name, prior, num_scans)
         matrix = case.matrix()
         assert (matrix >= -1e-15).all()
-        flow = case.law[:, None] * matrix
+        flow = case.process[:, None] * matrix
         assert np.abs(flow - flow.T).max() < 1e-12
-        assert np.abs(case.law @ matrix - case.law).max() < 1e-12
+        assert np.abs(case.process @ matrix - case.process).max() < 1e-12
         # All states have a way to all others: splits of any two points are possible.
         assert (np.linalg.matrix_power(matrix, 6) > 0.0).all()
 
@@ -157,9 +157,9 @@ def frequencies(case, num_moves, number, seed=0):
     labels, counts = np.zeros(len(case.points), np.int64), np.zeros(len(case.states))
     compiled = case.kind, case.parameters, case.table, case.points
     weights = case.log_size, case.log_number
-    for word in rng.integers(2**31, size=number):
+    for seed_of_loop in rng.integers(2**31, size=number):
         moves.exact_sweep(
-            *compiled, labels, case.tallest, *weights, num_moves, case.num_scans, int(word)
+            *compiled, labels, case.tallest, *weights, num_moves, case.num_scans, int(seed_of_loop)
         )
         counts[case.index[canonical(labels)]] += 1
     return counts / number
@@ -175,12 +175,12 @@ def test_chains_have_the_posterior(name, prior):
     It sees that the sampler draws what the matrix says.
     """
     case = Enumeration(name, prior)
-    shares = frequencies(case, 3, 20_000)
-    assert 0.5 * np.abs(shares - case.law).sum() < 0.025
+    fractions = frequencies(case, 3, 20_000)
+    assert 0.5 * np.abs(fractions - case.process).sum() < 0.025
 
 
 def test_numbers_of_the_specification():
     case = Enumeration("Gaussian", "generalized gamma")
-    by_state = dict(zip(case.states, case.law, strict=True))
+    by_state = dict(zip(case.states, case.process, strict=True))
     expected = sum(p * (max(state) + 1) for state, p in by_state.items())
     assert abs(expected - 2.073331) < 1e-6

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from pyro_ext.distributions import GaussianCluster, MultinomialCluster, PoissonCluster
-from pyro_ext.inference.partitions import ibhc
-from pyro_ext.inference.partitions._conjugate_mixture import centered
-from pyro_ext.inference.partitions._incremental_loops import grow
-from pyro_ext.inference.partitions._tree_loops import leaves_below, model_of, nodes_below
+from pyro_ext.inference.partitions import ClusterForest, ibhc
+from pyro_ext.inference.partitions.mixtures import centered
+from pyro_ext.inference.partitions.trees import grow, leaves_below, model_of, nodes_below
 from pyro_ext.random_measures import DirichletProcess, GeneralizedGammaProcess, PitmanYor
 from tests.inference.partitions.enumeration import (
     COUNTS,
@@ -64,33 +63,36 @@ def log_joint(points, cluster, prior, forest):
     blocks = [points[forest.labels == label] for label in range(forest.num_clusters)]
     sizes = [len(block) for block in blocks]
     log_data = sum(float(cluster.log_marginal(block)) for block in blocks)
-    if forest.tilt is None:
+    if forest.auxiliary is None:
         return log_data + float(prior.log_eppf(sizes))
-    return log_data + float(prior.log_joint(sizes, forest.tilt))
+    return log_data + float(prior.log_joint(sizes, forest.auxiliary))
 
 
 @BOTH_WAYS
 @EACH_PRIOR
 def test_log_joint_is_that_of_the_partition(prior, noisy):
     """Of counts too, with their base measure."""
-    law = PRIORS[prior]
+    process = PRIORS[prior]
     points, _ = blobs()
     for x, cluster in ((points, tight_cluster()), (COUNTS, multinomial_cluster())):
-        forest = ibhc(x, cluster, law, noisy=noisy, seed=1)
+        forest = ibhc(x, cluster, process, noisy=noisy, seed=1)
         check_forest(forest, len(x))
-        assert forest.log_joint == pytest.approx(log_joint(x, cluster, law, forest), rel=1e-9)
-        assert (forest.tilt is None) == (prior != "generalized gamma")
+        assert forest.log_joint == pytest.approx(log_joint(x, cluster, process, forest), rel=1e-9)
+        assert (forest.auxiliary is None) == (prior != "generalized gamma")
 
 
 @EACH_PRIOR
 def test_finds_clusters_that_lie_apart(prior):
-    law = PRIORS[prior]
+    process = PRIORS[prior]
     points, labels = blobs()
     together = float(tight_cluster().log_marginal(points))
     for seed in range(10):
-        forest = ibhc(points, tight_cluster(), law, seed=seed)
-        tilt = {} if forest.tilt is None else {"tilt": forest.tilt}
-        one = law.log_joint([len(points)], **tilt) if tilt else law.log_eppf([len(points)])
+        forest = ibhc(points, tight_cluster(), process, seed=seed)
+        one = (
+            process.log_eppf([len(points)])
+            if forest.auxiliary is None
+            else process.log_joint([len(points)], forest.auxiliary)
+        )
         assert forest.log_joint > together + float(one) + 100.0
         # Splits of a blob are possible, unions of two are not.
         for own in forest.points:
@@ -124,7 +126,7 @@ def heights_by_hand(points, cluster, tree, own, log_factor):
 @pytest.mark.parametrize("prior", ["Dirichlet", "Pitman-Yor", "generalized gamma"])
 def test_heights_are_log_dissimilarities(prior, noisy):
     """With the factors of sizes written down anew."""
-    tilt = 3.0 if prior == "generalized gamma" else None
+    auxiliary = 3.0 if prior == "generalized gamma" else None
     factors = {
         "Dirichlet": lambda m: math.log(2.0) + math.lgamma(m),
         # The second cluster has the factor of concentration and discount.
@@ -134,8 +136,8 @@ def test_heights_are_log_dissimilarities(prior, noisy):
         ),
     }
     points, _ = blobs(size=8, number=3, spread=0.5)
-    forest = ibhc(points, tight_cluster(), PRIORS[prior], tilt=tilt, noisy=noisy, seed=3)
-    assert forest.tilt == tilt and max(map(len, forest.points)) > 3
+    forest = ibhc(points, tight_cluster(), PRIORS[prior], auxiliary=auxiliary, noisy=noisy, seed=3)
+    assert forest.auxiliary == auxiliary and max(map(len, forest.points)) > 3
     for tree, own in zip(forest.trees, forest.points, strict=True):
         heights = heights_by_hand(points, tight_cluster(), tree, own, factors[prior])
         np.testing.assert_allclose(tree.heights, heights, rtol=1e-9, atol=1e-8)
@@ -255,9 +257,25 @@ def test_errors(subtests):
         ({"cluster": gaussian_cluster}, TypeError, "cluster must be a conjugate cluster"),
         ({"prior": "nggp"}, TypeError, "prior must be a normalized measure.*got 'nggp'"),
         ({"prior": DirichletProcess(torch.ones(2))}, TypeError, "without batch shape"),
-        ({"tilt": 1.0}, ValueError, "tilt must be None for a DirichletProcess, got 1.0"),
-        ({"prior": PRIORS["generalized gamma"], "tilt": 0.0}, ValueError, "tilt must be a finite"),
+        ({"auxiliary": 1.0}, ValueError, "auxiliary must be None for a DirichletProcess, got 1.0"),
+        (
+            {"prior": PRIORS["generalized gamma"], "auxiliary": 0.0},
+            ValueError,
+            "auxiliary must be a finite",
+        ),
         ({"seed": -1}, ValueError, "seed must be a non-negative integer or None, got -1"),
     ]:
         with subtests.test(message), pytest.raises(error, match=message):
             ibhc(**{"x": POINTS, "cluster": gaussian_cluster()} | options)
+
+
+def test_old_name_of_the_auxiliary_variable():
+    prior = PRIORS["generalized gamma"]
+    with pytest.warns(FutureWarning, match="tilt is called auxiliary now"):
+        forest = ibhc(POINTS, gaussian_cluster(), prior, tilt=2.0, seed=0)
+    assert forest.auxiliary == 2.0
+    with pytest.warns(FutureWarning, match="tilt is called auxiliary now"):
+        assert forest.tilt == 2.0
+    with pytest.warns(FutureWarning, match="tilt is called auxiliary now"):
+        made = ClusterForest(forest.labels, forest.trees, forest.points, -1.0, tilt=3.0)
+    assert made.auxiliary == 3.0

@@ -28,6 +28,7 @@ from pyro_ext.random_measures import (
     PitmanYor,
     StableBetaProcess,
 )
+from pyro_ext.tutorials.papers import PublishedTreeGuided
 from tests.inference.partitions.enumeration import (
     COUNTS,
     POINTS,
@@ -39,7 +40,7 @@ from tests.inference.partitions.enumeration import (
 pytestmark = pytest.mark.usefixtures("float64")
 
 FIVE = torch.cat([POINTS, torch.tensor([[3.0, -1.0]], dtype=torch.float64)])
-LAWS = {
+PROCESSES = {
     "Dirichlet": DirichletProcess(torch.tensor(1.3, dtype=torch.float64)),
     "Pitman-Yor": PitmanYor(0.3, torch.tensor(0.7, dtype=torch.float64)),
     "generalized gamma": GeneralizedGammaProcess(
@@ -73,13 +74,13 @@ KERNELS = (
 )
 
 
-def total_variation(kernel, x, every, law, num_samples, seed=0):
+def total_variation(kernel, x, every, process, num_samples, seed=0):
     mcmc = MCMC(kernel, num_samples, warmup_steps=20, seed=seed, progress=False).run(x)
-    index = {state: place for place, state in enumerate(every)}
-    shares = np.zeros(len(every))
+    index = {state: index for index, state in enumerate(every)}
+    fractions = np.zeros(len(every))
     for row in mcmc.get_samples()["assignment"].tolist():
-        shares[index[tuple(row)]] += 1.0 / num_samples
-    return 0.5 * np.abs(shares - law).sum()
+        fractions[index[tuple(row)]] += 1.0 / num_samples
+    return 0.5 * np.abs(fractions - process).sum()
 
 
 @pytest.mark.slow
@@ -91,18 +92,18 @@ def test_posterior_of_five_points(make, name):
 
     More than 0.09 in less than one of 100,000 seeds.
     """
-    law = LAWS[name]
+    process = PROCESSES[name]
     every, exact = posterior(
-        gaussian_cluster(), FIVE, lambda sizes: law.log_eppf(torch.tensor(sizes))
+        gaussian_cluster(), FIVE, lambda sizes: process.log_eppf(torch.tensor(sizes))
     )
-    kernel = make(law, gaussian_cluster())
+    kernel = make(process, gaussian_cluster())
     assert total_variation(kernel, FIVE, every, exact, 3000) < 0.09
 
 
 def test_slices_that_take_too_many_weights():
-    law = GeneralizedGammaProcess(torch.tensor(5.0), 0.97, 1.0).normalize()
+    process = GeneralizedGammaProcess(torch.tensor(5.0), 0.97, 1.0).normalize()
     with pytest.raises(RuntimeError, match="the discount is too large for slices"):
-        MCMC(SliceSampler(law, gaussian_cluster()), 20, seed=0, progress=False).run(FIVE)
+        MCMC(SliceSampler(process, gaussian_cluster()), 20, seed=0, progress=False).run(FIVE)
 
 
 @pytest.mark.slow
@@ -110,20 +111,20 @@ def test_slices_that_take_too_many_weights():
 @pytest.mark.parametrize("discount", [0.0, 0.5])
 def test_slice_sampler(discount):
     """As above, of 2,000 steps with weights; total variation 0.03 to 0.05."""
-    law = GeneralizedGammaProcess(torch.tensor(0.7), discount, 1.0).normalize()
+    process = GeneralizedGammaProcess(torch.tensor(0.7), discount, 1.0).normalize()
     every, exact = posterior(
-        gaussian_cluster(), FIVE, lambda sizes: law.log_eppf(torch.tensor(sizes))
+        gaussian_cluster(), FIVE, lambda sizes: process.log_eppf(torch.tensor(sizes))
     )
-    kernel = SliceSampler(law, gaussian_cluster())
+    kernel = SliceSampler(process, gaussian_cluster())
     assert total_variation(kernel, FIVE, every, exact, 2000) < 0.1
 
 
 def test_slice_sampler_steps():
-    law = LAWS["generalized gamma"]
-    mcmc = MCMC(SliceSampler(law, gaussian_cluster()), 5, seed=0, progress=False).run(FIVE)
+    process = PROCESSES["generalized gamma"]
+    mcmc = MCMC(SliceSampler(process, gaussian_cluster()), 5, seed=0, progress=False).run(FIVE)
     assert (mcmc.sample_statistics()["num_weights"] >= 1).all()
     with pytest.raises(TypeError, match="prior must be a normalized measure for SliceSampler"):
-        kernel = SliceSampler(LAWS["Dirichlet"], gaussian_cluster())
+        kernel = SliceSampler(PROCESSES["Dirichlet"], gaussian_cluster())
         MCMC(kernel, 5, seed=0, progress=False).run(FIVE)
 
 
@@ -131,29 +132,12 @@ def test_slice_sampler_steps():
 @pytest.mark.statistical
 def test_posterior_of_counts_under_a_measure_by_quadrature():
     """As above, for 400 steps under a stable beta process; 0.15 is out of reach of chance."""
-    law = LAWS["stable beta"]
+    process = PROCESSES["stable beta"]
     every, exact = posterior(
-        multinomial_cluster(), COUNTS, lambda sizes: law.log_eppf(torch.tensor(sizes))
+        multinomial_cluster(), COUNTS, lambda sizes: process.log_eppf(torch.tensor(sizes))
     )
-    kernel = MarginalGibbs(law, multinomial_cluster())
+    kernel = MarginalGibbs(process, multinomial_cluster())
     assert total_variation(kernel, COUNTS, every, exact, 400) < 0.15
-
-
-@pytest.mark.slow
-@pytest.mark.statistical
-def test_paper_mode_is_biased():
-    """Mean number of clusters of the published kernel, against the posterior's.
-
-    The standard error is about 0.02, and the difference 0.2.
-    """
-    law = LAWS["Dirichlet"]
-    every, exact = posterior(
-        gaussian_cluster(), POINTS, lambda sizes: law.log_eppf(torch.tensor(sizes))
-    )
-    expected = sum(p * (max(state) + 1) for state, p in zip(every, exact, strict=True))
-    kernel = TreeGuided(law, gaussian_cluster(), mode="paper", local="tree", num_global_moves=1)
-    mcmc = MCMC(kernel, 4000, warmup_steps=50, seed=0, progress=False).run(POINTS)
-    assert expected - mcmc.sample_statistics()["num_clusters"].mean() > 0.1
 
 
 def prior():
@@ -167,10 +151,10 @@ def exact_with_hyperparameters():
     from scipy import stats
 
     nodes, weights = np.polynomial.legendre.leggauss(24)
-    places, weights = torch.tensor((nodes + 1.0) / 2.0), torch.tensor(weights / 2.0)
-    discount = torch.tensor(stats.beta(1.5, 1.5).ppf(places.numpy()))
-    mass, discount = torch.meshgrid(-torch.log1p(-places), discount, indexing="ij")
-    law = GeneralizedGammaProcess(mass * discount, discount, torch.ones(())).normalize()
+    levels, weights = torch.tensor((nodes + 1.0) / 2.0), torch.tensor(weights / 2.0)
+    discount = torch.tensor(stats.beta(1.5, 1.5).ppf(levels.numpy()))
+    mass, discount = torch.meshgrid(-torch.log1p(-levels), discount, indexing="ij")
+    process = GeneralizedGammaProcess(mass * discount, discount, torch.ones(())).normalize()
     joint = weights[:, None] * weights
     known = {}
 
@@ -178,7 +162,7 @@ def exact_with_hyperparameters():
         key = tuple(sorted(sizes))
         if key not in known:
             counts = torch.tensor(key, dtype=torch.float64).expand(24, 24, -1)
-            known[key] = float((law.log_eppf(counts).exp() * joint).sum().log())
+            known[key] = float((process.log_eppf(counts).exp() * joint).sum().log())
         return known[key]
 
     return posterior(gaussian_cluster(), FIVE, log_prior)
@@ -204,16 +188,16 @@ def test_hyperparameter_of_the_cluster():
         return PoissonCluster(torch.full((1,), 2.0, dtype=torch.float64), rate)
 
     x = torch.tensor([[0.0], [1.0], [7.0], [9.0]], dtype=torch.float64)
-    law = LAWS["Dirichlet"]
+    process = PROCESSES["Dirichlet"]
     grid = torch.linspace(1e-3, 12.0, 200, dtype=torch.float64)
     logs = []
     for rate in grid:
         base = PoissonCluster(torch.full((1,), 2.0, dtype=torch.float64), rate)
-        every, _ = posterior(base, x, lambda sizes: law.log_eppf(torch.tensor(sizes)))
+        every, _ = posterior(base, x, lambda sizes: process.log_eppf(torch.tensor(sizes)))
         terms = []
         for state in every:
             blocks = [x[torch.tensor(state) == k] for k in range(max(state) + 1)]
-            log_prior = law.log_eppf(torch.tensor([len(block) for block in blocks]))
+            log_prior = process.log_eppf(torch.tensor([len(block) for block in blocks]))
             terms.append(log_prior + sum(base.log_marginal(block) for block in blocks))
         logs.append(torch.stack(terms).logsumexp(0) + dist.Gamma(shape, 1.0).log_prob(rate))
         if len(logs) > 1 and rate > 3.0 and logs[-1] < max(logs) - 25.0:
@@ -221,7 +205,9 @@ def test_hyperparameter_of_the_cluster():
     weights = torch.stack(logs).softmax(0)
     mean = (weights * grid[: len(weights)]).sum()
     spread = (weights * (grid[: len(weights)] - mean).square()).sum().sqrt()
-    mcmc = MCMC(MarginalGibbs(law, cluster), 2000, warmup_steps=50, seed=0, progress=False).run(x)
+    mcmc = MCMC(MarginalGibbs(process, cluster), 2000, warmup_steps=50, seed=0, progress=False).run(
+        x
+    )
     draws = mcmc.get_samples()["rate"]
     effective = float(mcmc.diagnostics()["rate"]["n_eff"])
     assert effective > 300
@@ -263,13 +249,6 @@ def test_proposals_are_balanced_in_the_warm_up_and_a_checkpoint_knows(tmp_path):
     assert kernel._num_moves > 10  # of 5 at least
     kernel.setup(0, apart)
     assert kernel._num_moves == 5
-    assert TreeGuided(DirichletProcess(1.0), cluster, mode="paper").num_global_moves == 20
-
-
-def test_paper_mode_has_no_checkpoint(tmp_path):
-    kernel = TreeGuided(LAWS["Dirichlet"], gaussian_cluster(), mode="paper")
-    with pytest.raises(ValueError, match="whose state is known"):
-        MCMC(kernel, 5, checkpoint=tmp_path / "run")
 
 
 def test_under_the_mcmc_of_pyro():
@@ -282,7 +261,7 @@ def test_under_the_mcmc_of_pyro():
 
 
 def test_statistics_summary_and_arviz(capsys):
-    kernel = TreeGuided(LAWS["generalized gamma"], gaussian_cluster(), num_global_moves=2)
+    kernel = TreeGuided(PROCESSES["generalized gamma"], gaussian_cluster(), num_global_moves=2)
     mcmc = MCMC(kernel, 8, num_chains=2, seed=0, progress=False).run(FIVE)
     statistics = mcmc.sample_statistics()
     assert statistics["lp"].shape == (2, 8)
@@ -297,11 +276,13 @@ def test_statistics_summary_and_arviz(capsys):
 
 def test_log_density_of_a_draw():
     """The statistic is the sum of its parts, multinomial coefficients included."""
-    law = LAWS["generalized gamma"]
-    mcmc = MCMC(MarginalGibbs(law, multinomial_cluster()), 3, seed=0, progress=False).run(COUNTS)
+    process = PROCESSES["generalized gamma"]
+    mcmc = MCMC(MarginalGibbs(process, multinomial_cluster()), 3, seed=0, progress=False).run(
+        COUNTS
+    )
     labels, tilt = (mcmc.get_samples()[name][-1] for name in ("assignment", "u"))
     blocks = [COUNTS[labels == k] for k in range(int(labels.max()) + 1)]
-    expected = law.log_joint([len(block) for block in blocks], tilt)
+    expected = process.log_joint([len(block) for block in blocks], tilt)
     expected = expected + sum(multinomial_cluster().log_marginal(block) for block in blocks)
     torch.testing.assert_close(mcmc.sample_statistics()["lp"][0, -1], expected)
 
@@ -318,8 +299,8 @@ def test_log_density_of_a_draw():
     ids=["one", "two", "identical", "far"],
 )
 def test_edge_cases(make, x):
-    for law in (LAWS["Dirichlet"], LAWS["generalized gamma"]):
-        mcmc = MCMC(make(law, gaussian_cluster()), 20, seed=0, progress=False).run(x)
+    for process in (PROCESSES["Dirichlet"], PROCESSES["generalized gamma"]):
+        mcmc = MCMC(make(process, gaussian_cluster()), 20, seed=0, progress=False).run(x)
         assert mcmc.sample_statistics()["lp"].isfinite().all()
     if x.shape[0] == 4:
         together = mcmc.get_samples()["assignment"]
@@ -330,7 +311,7 @@ def test_edge_cases(make, x):
 def test_row_without_counts():
     x = torch.tensor([[0.0, 0.0, 0.0], [5.0, 0.0, 1.0], [0.0, 6.0, 0.0]])
     for make in KERNELS:
-        mcmc = MCMC(make(LAWS["Dirichlet"], multinomial_cluster()), 10, seed=0, progress=False)
+        mcmc = MCMC(make(PROCESSES["Dirichlet"], multinomial_cluster()), 10, seed=0, progress=False)
         assert mcmc.run(x).sample_statistics()["lp"].isfinite().all()
 
 
@@ -344,34 +325,40 @@ def test_row_without_counts():
 )
 def test_bad_data(x, message):
     with pytest.raises(ValueError, match=message):
-        MCMC(MarginalGibbs(LAWS["Dirichlet"], gaussian_cluster()), 2, progress=False).run(x)
+        MCMC(MarginalGibbs(PROCESSES["Dirichlet"], gaussian_cluster()), 2, progress=False).run(x)
 
 
 def test_bad_counts():
     x = torch.tensor([[1.0, 0.5, 0.0]])
     with pytest.raises(ValueError, match="x must be inside the support of MultinomialCluster"):
-        MCMC(MarginalGibbs(LAWS["Dirichlet"], multinomial_cluster()), 2, progress=False).run(x)
+        MCMC(MarginalGibbs(PROCESSES["Dirichlet"], multinomial_cluster()), 2, progress=False).run(x)
 
 
-@pytest.mark.parametrize(
-    ("options", "share"),
-    [({}, 1.0), ({"mode": "paper"}, 0.1), ({"local_share": 0.5}, 0.5)],
-)
-def test_share_of_points_that_move_singly(options, share):
-    kernel = TreeGuided(LAWS["Dirichlet"], gaussian_cluster(), **options)
-    assert kernel.local_share == share
-    assert kernel.settings()["local_share"] == share
+def test_fraction_of_points_that_move_singly():
+    kernel = TreeGuided(PROCESSES["Dirichlet"], gaussian_cluster())
+    assert kernel.local_fraction == kernel.settings()["local_fraction"] == 1.0
+    assert (
+        TreeGuided(PROCESSES["Dirichlet"], gaussian_cluster(), local_fraction=0.5).local_fraction
+        == 0.5
+    )
+    with pytest.warns(FutureWarning, match="local_share is called local_fraction now"):
+        kernel = TreeGuided(PROCESSES["Dirichlet"], gaussian_cluster(), local_share=0.25)
+    assert kernel.local_fraction == 0.25
 
 
 def test_points_that_move_singly():
     """Without moves of clusters, no more points move from clusters of one than are asked for."""
     x = torch.zeros(20, 2)
     kernel = TreeGuided(
-        LAWS["Dirichlet"], gaussian_cluster(), num_global_moves=0, local_share=0.1, init="each"
+        PROCESSES["Dirichlet"],
+        gaussian_cluster(),
+        num_global_moves=0,
+        local_fraction=0.1,
+        init="each",
     )
     kernel.setup(0, x)
     assert len(kernel.sample(kernel.initial_params)["assignment"].unique()) in (18, 19)
-    kernel.local_share = 1.0
+    kernel.local_fraction = 1.0
     assert len(kernel.sample(kernel.initial_params)["assignment"].unique()) < 10
 
 
@@ -379,60 +366,56 @@ def test_a_start_at_the_clusters_of_neighbors():
     """Ten clusters far apart are found before the first step, also under hyperparameters."""
     generator = torch.Generator().manual_seed(0)
     truth = torch.arange(10).repeat(12)[torch.randperm(120, generator=generator)]
-    places = 10.0 * torch.cartesian_prod(torch.arange(5.0), torch.arange(2.0)).double()
+    centers = 10.0 * torch.cartesian_prod(torch.arange(5.0), torch.arange(2.0)).double()
     cluster = GaussianCluster(torch.zeros(2), 1e-3, 4.0, 0.5 * torch.eye(2))
-    x = places[truth] + 0.3 * torch.randn(120, 2, generator=generator, dtype=torch.float64)
+    x = centers[truth] + 0.3 * torch.randn(120, 2, generator=generator, dtype=torch.float64)
 
     def prior():
         mass = pyro.sample("mass", dist.Gamma(torch.tensor(1.0), 1.0))
         return GeneralizedGammaProcess(mass, 0.3, 1.0).normalize()
 
-    for law in (LAWS["Dirichlet"], LAWS["Pitman-Yor"], prior):
-        kernel = MarginalGibbs(law, cluster, init="ibhc")
+    for process in (PROCESSES["Dirichlet"], PROCESSES["Pitman-Yor"], prior):
+        kernel = MarginalGibbs(process, cluster, init="ibhc")
         kernel.setup(0, x)
         labels = kernel.initial_params["assignment"]
         assert torch.equal(labels, canonical_labels(truth))
 
 
 def test_bad_arguments():
-    law, cluster = LAWS["Dirichlet"], gaussian_cluster()
+    process, cluster = PROCESSES["Dirichlet"], gaussian_cluster()
     with pytest.raises(ValueError, match="init must be one of"):
-        MarginalGibbs(law, cluster, init="random")
-    with pytest.raises(ValueError, match="mode must be one of"):
-        TreeGuided(law, cluster, mode="fast")
-    with pytest.raises(ValueError, match="local must be one of"):
-        TreeGuided(law, cluster, local="all")
-    with pytest.raises(ValueError, match='local must be "uniform" with mode="exact"'):
-        TreeGuided(law, cluster, local="tree")
-    for share in (0.0, 1.1, float("nan")):
-        with pytest.raises(ValueError, match="local_share must be"):
-            TreeGuided(law, cluster, local_share=share)
+        MarginalGibbs(process, cluster, init="random")
+    with pytest.raises(ValueError, match="mode must be 'exact', .* got 'paper'"):
+        TreeGuided(process, cluster, mode="paper")
+    for fraction in (0.0, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="local_fraction must be"):
+            TreeGuided(process, cluster, local_fraction=fraction)
     with pytest.raises(ValueError, match="num_proposals"):
-        SplitMerge(law, cluster, num_proposals=0)
+        SplitMerge(process, cluster, num_proposals=0)
 
     def discrete():
         pyro.sample("kind", dist.Bernoulli(0.5))
-        return law
+        return process
 
     with pytest.raises(ValueError, match="discrete site 'kind'"):
         MCMC(MarginalGibbs(discrete, cluster), 2, progress=False).run(POINTS)
     with pytest.raises(TypeError, match="prior must be or return"):
         MCMC(MarginalGibbs(lambda: 3.0, cluster), 2, progress=False).run(POINTS)
     with pytest.raises(TypeError, match="cluster must be or return"):
-        MCMC(MarginalGibbs(law, dist.Normal(0.0, 1.0)), 2, progress=False).run(POINTS)
+        MCMC(MarginalGibbs(process, dist.Normal(0.0, 1.0)), 2, progress=False).run(POINTS)
 
 
 def test_start():
-    law, cluster = LAWS["Dirichlet"], gaussian_cluster()
+    process, cluster = PROCESSES["Dirichlet"], gaussian_cluster()
     start = {"assignment": torch.tensor([[7, 7, 3, 3]])}
-    kernel = TreeGuided(law, cluster)
+    kernel = TreeGuided(process, cluster)
     mcmc = MCMC(kernel, 2, initial_params=start, progress=False).run(POINTS)
     assert mcmc.get_samples()["assignment"].shape == (2, 4)
     with pytest.raises(ValueError, match="must be 4 integers"):
         bad = {"assignment": torch.zeros(1, 3)}
         MCMC(kernel, 2, initial_params=bad, progress=False).run(POINTS)
     for init, number in (("one", 1), ("each", 4)):
-        kernel = MarginalGibbs(law, cluster, init=init)
+        kernel = MarginalGibbs(process, cluster, init=init)
         kernel.setup(0, POINTS)
         assert int(kernel.initial_params["assignment"].max()) + 1 == number
 
@@ -440,7 +423,7 @@ def test_start():
 @pytest.mark.parametrize("make", KERNELS)
 def test_any_names_of_clusters(make):
     """Labels that another sampler left with gaps are as good as others."""
-    kernel = make(LAWS["Dirichlet"], gaussian_cluster())
+    kernel = make(PROCESSES["Dirichlet"], gaussian_cluster())
     kernel.setup(0, POINTS)
     state = kernel.sample({"assignment": torch.tensor([7, 7, 2, 5])})
     assert state["assignment"][0] == 0 and int(state["assignment"].max()) < 4
@@ -456,22 +439,22 @@ def test_trees_leave_one_big_cluster():
     chosen = np.concatenate([np.nonzero(digits.target == k)[0][:40] for k in (0, 1, 4, 6)])
     counts = torch.tensor(np.round(digits.data[chosen] / 4.0))
     cluster = MultinomialCluster(torch.full((64,), 0.1, dtype=torch.float64))
-    law = GeneralizedGammaProcess(torch.tensor(0.5, dtype=torch.float64), 0.5, 1.0).normalize()
+    process = GeneralizedGammaProcess(torch.tensor(0.5, dtype=torch.float64), 0.5, 1.0).normalize()
 
     def best(kernel, number):
         mcmc = MCMC(kernel, number, seed=0, progress=False).run(counts)
         statistics = mcmc.sample_statistics()
         return statistics["lp"].max(), statistics["num_clusters"][0, -1]
 
-    gibbs, _ = best(MarginalGibbs(law, cluster, init="one"), 60)
-    for mode in ("exact", "paper"):
-        value, number = best(TreeGuided(law, cluster, mode=mode, init="one"), 60)
-        assert value - gibbs > 1000 and number >= 4, mode
+    gibbs, _ = best(MarginalGibbs(process, cluster, init="one"), 60)
+    for kernel in (TreeGuided, PublishedTreeGuided):
+        value, number = best(kernel(process, cluster, init="one"), 60)
+        assert value - gibbs > 1000 and number >= 4, kernel
 
 
 def test_default_cluster_from_data():
     cluster = GaussianCluster.from_data(FIVE)
-    mcmc = MCMC(MarginalGibbs(LAWS["Dirichlet"], cluster), 3, seed=0, progress=False).run(FIVE)
+    mcmc = MCMC(MarginalGibbs(PROCESSES["Dirichlet"], cluster), 3, seed=0, progress=False).run(FIVE)
     assert mcmc.get_samples()["assignment"].shape == (3, 5)
 
 

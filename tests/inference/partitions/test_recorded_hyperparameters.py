@@ -17,9 +17,8 @@ from pyro_ext.distributions import (
     PoissonCluster,
 )
 from pyro_ext.inference.partitions import _cluster_loops as loops
-from pyro_ext.inference.partitions._conjugate_mixture import ConjugateMixture, _vector, centered
-from pyro_ext.inference.partitions._hyperparameters import Hyperparameters
-from pyro_ext.inference.partitions._recorded_hyperparameters import record
+from pyro_ext.inference.partitions.hyperparameters import Hyperparameters, record
+from pyro_ext.inference.partitions.mixtures import ConjugateMixture, _vector, centered
 from pyro_ext.random_measures import DirichletProcess
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -71,12 +70,12 @@ def test_the_graph_is_the_model(model):
         values = hyperparameters.draw()
         cluster, log_sites = hyperparameters.at(values)
         kind, center, parameters = centered(cluster)
-        found = recorded(recorded.place(values))
+        found = recorded(recorded.vector(values))
         assert found[0] == pytest.approx(float(log_sites), rel=1e-12)
         np.testing.assert_allclose(found[1][:2], center, atol=1e-14)
         np.testing.assert_allclose(found[1][2:], parameters, rtol=1e-12, atol=1e-14)
         assert loops.in_range(kind, parameters, 2)
-        for name, value in recorded.values(recorded.place(values)).items():
+        for name, value in recorded.values(recorded.vector(values)).items():
             torch.testing.assert_close(value, values[name])
 
 
@@ -88,12 +87,12 @@ def test_parameters_out_of_range(subtests):
                 cluster, _ = hyperparameters.at(hyperparameters.draw())
                 kind, _, parameters = centered(cluster)
                 if kind == loops.GAUSSIAN:
-                    places = (0, 1, 2) if not math.isfinite(wrong) else (0, 1)
+                    columns = (0, 1, 2) if not math.isfinite(wrong) else (0, 1)
                 else:
-                    places = range(0 if kind >= loops.MULTINOMIAL else 2, len(parameters))
-                for place in places:
+                    columns = range(0 if kind >= loops.MULTINOMIAL else 2, len(parameters))
+                for column in columns:
                     changed = parameters.copy()
-                    changed[place] = wrong
+                    changed[column] = wrong
                     assert not loops.in_range(kind, changed, 2)
 
 
@@ -196,7 +195,7 @@ def test_held_sites_stay():
 @pytest.mark.slow
 @pytest.mark.statistical
 @pytest.mark.parametrize("model", [diagonal, poisson])
-def test_both_ways_of_moving_have_the_same_law(model):
+def test_both_ways_of_moving_have_the_same_distribution(model):
     """Means of 900 draws of each, in batches of 30; apart by 5 standard errors: one in 10^4."""
     x = torch.tensor([[1.0, 2.0], [0.0, 3.0], [4.0, 1.0]])
     cluster = Hyperparameters(model, "cluster")

@@ -95,11 +95,11 @@ def test_greedy_is_the_slow_search(family):
 
 
 @EACH_FAMILY
-@pytest.mark.parametrize("share", [0.05, 0.3])
-def test_greedy_with_excess_is_the_slow_search(family, share):
+@pytest.mark.parametrize("fraction", [0.05, 0.3])
+def test_greedy_with_excess_is_the_slow_search(family, fraction):
     """With a cost so low that much of the tree is above it."""
     points = positive_points(18, seed=2)
-    cost = share * float(rbhc(points, family).heights.max())
+    cost = fraction * float(rbhc(points, family).heights.max())
     expected = slow_tree(points, generator_named(family), cost)
     tree = rbhc(points, family, cluster_cost=cost, method="greedy")
     torch.testing.assert_close(tree.merges, expected.merges)
@@ -163,10 +163,10 @@ def test_four_points(method, cost, objective, labels):
 def test_objective_is_the_least_of_the_tree_s_partitions(family, method):
     points, generator = positive_points(10, seed=4), generator_named(family)
     top = float(rbhc(points, family).heights.max())
-    for share in (0.02, 0.1, 0.4, 2.0):
-        tree = rbhc(points, family, cluster_cost=share * top, method=method)
+    for fraction in (0.02, 0.1, 0.4, 2.0):
+        tree = rbhc(points, family, cluster_cost=fraction * top, method=method)
         values = [
-            sum(information(generator, points[block]) + share * top for block in partition)
+            sum(information(generator, points[block]) + fraction * top for block in partition)
             for partition in partitions_of(tree, 2 * len(points) - 2)
         ]
         assert tree.objective == pytest.approx(min(values), rel=1e-9, abs=1e-9)

@@ -5,7 +5,10 @@ import pytest
 import torch
 from scipy.signal import lfilter
 
+from pyro_ext.inference import MCMC
 from pyro_ext.inference.partitions import MarginalGibbs
+from pyro_ext.random_measures import DirichletProcess
+from pyro_ext.tutorials.papers import PublishedTreeGuided
 from tests.inference.partitions import enumeration
 from tests.pages import check_short_report
 
@@ -112,6 +115,39 @@ def test_numbers_of_the_specification(short_run):
     assert abs(multinomial[0, 0, 1, 2] - 0.1794185) < 1e-7
     mean = sum(value * (max(labels) + 1) for labels, value in multinomial.items())
     assert abs(mean - 2.4707) < 1e-4
+
+
+def dirichlet():
+    return DirichletProcess(torch.tensor(1.3, dtype=torch.float64))
+
+
+@pytest.mark.statistical
+def test_published_kernel_is_biased(float64):
+    """Mean number of clusters of the published kernel, against the posterior's.
+
+    The standard error is about 0.02, and the difference 0.2.
+    """
+    every, exact = enumeration.posterior(
+        enumeration.gaussian_cluster(),
+        enumeration.POINTS,
+        lambda sizes: dirichlet().log_eppf(torch.tensor(sizes)),
+    )
+    expected = sum(p * (max(state) + 1) for state, p in zip(every, exact, strict=True))
+    kernel = PublishedTreeGuided(
+        dirichlet(), enumeration.gaussian_cluster(), local="tree", num_global_moves=1
+    )
+    mcmc = MCMC(kernel, 4000, warmup_steps=50, seed=0, progress=False).run(enumeration.POINTS)
+    assert expected - mcmc.sample_statistics()["num_clusters"].mean() > 0.1
+
+
+def test_published_kernel_has_its_defaults_and_no_checkpoint(tmp_path):
+    kernel = PublishedTreeGuided(dirichlet(), enumeration.gaussian_cluster())
+    settings = kernel.settings()
+    assert settings["num_global_moves"] == 20 and settings["local_fraction"] == 0.1
+    with pytest.raises(ValueError, match="local must be one of"):
+        PublishedTreeGuided(dirichlet(), enumeration.gaussian_cluster(), local="all")
+    with pytest.raises(ValueError, match="whose state is known"):
+        MCMC(kernel, 5, checkpoint=tmp_path / "run")
 
 
 @pytest.mark.page

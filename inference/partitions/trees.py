@@ -4,8 +4,8 @@ With the potential :math:`h(c) = \kappa(|c|, u) p(X_c)` of a block and the child
 tree on it, :math:`t = h` for a leaf and :math:`t = h(c) + t(a) t(b)` otherwise, and the
 dissimilarity is :math:`d(a, b) = t(a) t(b) / h(a \cup b)`. All are kept as logarithms.
 
-Nodes are places in the arrays of a forest, the first of which are the leaves of the points. A tree
-is known by its root; no node knows its parent, so that trees can share their branches.
+Nodes are indices into the arrays of a forest, the first of which are the leaves of the points. A
+tree is known by its root; no node knows its parent, so that trees can share their branches.
 """
 
 import math
@@ -28,6 +28,7 @@ __all__ = [
     "Integers",
     "Model",
     "build",
+    "grow",
     "insert",
     "join",
     "leaves_below",
@@ -36,6 +37,7 @@ __all__ = [
     "log_potential_of",
     "log_subtree_weights",
     "log_union",
+    "merge_greedily",
     "model_of",
     "new_forest",
     "nodes_below",
@@ -226,8 +228,8 @@ def insert(model: Model, forest: Forest, tree: int, other: int, keeps_tree: bool
     if length:
         _hang(forest, path[length - 1], root, is_left)
         root = path[0]
-    for place in range(length - 1, -1, -1):
-        _settle(forest, path[place], unions[place])
+    for index in range(length - 1, -1, -1):
+        _settle(forest, path[index], unions[index])
     return root
 
 
@@ -243,8 +245,8 @@ def _hang(forest: Forest, parent: int, child: int, is_left: bool) -> None:
 def build(model: Model, forest: Forest, members: Integers) -> int:
     """The tree of a block: its points put in one after the other."""
     tree = members[0]
-    for place in range(1, members.size):
-        tree = insert(model, forest, tree, members[place], False)
+    for index in range(1, members.size):
+        tree = insert(model, forest, tree, members[index], False)
     return tree
 
 
@@ -253,13 +255,13 @@ def nodes_below(forest: Forest, tree: int) -> Integers:
     """All nodes of a tree, each before its children."""
     nodes = np.empty(2 * forest.num_points[tree] - 1, np.int64)
     nodes[0] = tree
-    length, place = 1, 0
-    while place < length:
-        node = nodes[place]
+    length, index = 1, 0
+    while index < length:
+        node = nodes[index]
         if forest.left[node] >= 0:
             nodes[length], nodes[length + 1] = forest.left[node], forest.right[node]
             length += 2
-        place += 1
+        index += 1
     return nodes
 
 
@@ -287,9 +289,9 @@ def log_subtree_weights(forest: Forest, nodes: Integers) -> Floats:
     if largest == -np.inf:
         return np.full(nodes.size, -math.log(nodes.size))
     total = 0.0
-    for place in range(nodes.size):
-        logs[place] = math.log1p(math.exp(logs[place] - largest))
-        total += math.exp(logs[place])
+    for index in range(nodes.size):
+        logs[index] = math.log1p(math.exp(logs[index] - largest))
+        total += math.exp(logs[index])
     return logs - math.log(total)
 
 
@@ -301,11 +303,141 @@ def log_like(log_cost: float) -> float:
 
 @compiled
 def parents_of(forest: Forest, nodes: Integers) -> Integers:
-    """Places of the parents among the nodes of a tree, each of which comes before its children."""
+    """Indices of the parents among the nodes of a tree, each of which comes before its children."""
     parents = np.full(nodes.size, -1)
     length = 1
-    for place in range(nodes.size):
-        if forest.left[nodes[place]] >= 0:
-            parents[length] = parents[length + 1] = place
+    for index in range(nodes.size):
+        if forest.left[nodes[index]] >= 0:
+            parents[length] = parents[length + 1] = index
             length += 2
     return parents
+
+
+@compiled
+def merge_greedily(model: Model, merges: Integers, heights: Floats) -> float:
+    """Merge the two trees of least dissimilarity until one is left.
+
+    :param merges: to be filled with the nodes of each merge.
+    :param heights: to be filled with the log dissimilarities.
+    :returns: the log total of the last tree.
+    """
+    number = model.points.shape[0]
+    forest = new_forest(model, 2 * number - 1)
+    # The trees that are left, and for each tree where it stands among them, if at all.
+    trees, indices = np.arange(number), np.full(2 * number - 1, -1)
+    for index in range(number):
+        indices[index] = index
+    # Of each one the nearest other. Where that has gone, the cost still is a bound from below.
+    neighbors, least = np.full(number, -1), np.full(number, np.inf)
+    for one in range(number):
+        for other in range(one):
+            cost = log_dissimilarity(model, forest, one, other)
+            if neighbors[one] < 0 or cost < least[one]:
+                neighbors[one], least[one] = other, cost
+            if neighbors[other] < 0 or cost < least[other]:
+                neighbors[other], least[other] = one, cost
+    for step in range(number - 1):
+        last = number - 1 - step
+        first = int(least[: last + 1].argmin())
+        while indices[neighbors[first]] < 0:
+            _search(model, forest, trees[: last + 1], first, neighbors, least)
+            first = int(least[: last + 1].argmin())
+        second = indices[neighbors[first]]
+        low, high = min(first, second), max(first, second)
+        one, other = min(trees[low], trees[high]), max(trees[low], trees[high])
+        merges[step, 0], merges[step, 1], heights[step] = one, other, least[first]
+        node = join(model, forest, one, other)
+        trees[high], neighbors[high], least[high] = trees[last], neighbors[last], least[last]
+        indices[trees[high]] = high
+        indices[one] = indices[other] = -1
+        trees[low], indices[node] = node, low
+        neighbors[low], least[low] = -1, np.inf
+        for index in range(last):
+            if index == low:
+                continue
+            cost = log_dissimilarity(model, forest, node, trees[index])
+            if neighbors[low] < 0 or cost < least[low]:
+                neighbors[low], least[low] = trees[index], cost
+            is_gone = indices[neighbors[index]] < 0
+            if cost < least[index] or (is_gone and cost == least[index]):
+                neighbors[index], least[index] = node, cost
+    return float(forest.log_total[2 * number - 2])
+
+
+@compiled
+def _search(
+    model: Model, forest: Forest, trees: Integers, one: int, neighbors: Integers, least: Floats
+) -> None:
+    """Find the nearest other of one tree."""
+    neighbors[one] = -1
+    for index in range(trees.size):
+        if index != one:
+            cost = log_dissimilarity(model, forest, trees[one], trees[index])
+            if neighbors[one] < 0 or cost < least[one]:
+                neighbors[one], least[one] = trees[index], cost
+
+
+@compiled
+def grow(
+    model: Model, order: Integers, most_returns: int, is_noisy: bool
+) -> tuple[Forest, Integers]:
+    """Put points into trees one after the other, and cut those that no longer hold together.
+
+    All nodes of the trees have dissimilarities of at most one, unless there are too many returns.
+
+    :param order: the points, as they come.
+    :param most_returns: number of trees to put back into the queue, beyond which none is cut.
+    :param is_noisy: join each point to a tree at its root, and cut none.
+    :returns: the forest, and the roots of its trees.
+    """
+    number = order.size
+    forest, parents = new_forest(model, 2 * number), np.full(2 * number, -1)
+    free, num_free = np.arange(2 * number - 1, number - 1, -1), number
+    queue, head, waiting = order.copy(), 0, number
+    roots, num_roots, returns = np.empty(number, np.int64), 0, 0
+    while waiting > 0:
+        one = queue[head]
+        head, waiting = (head + 1) % number, waiting - 1
+        index = _nearest(model, forest, roots[:num_roots], one)
+        if index < 0:
+            roots[num_roots] = one
+            num_roots += 1
+            continue
+        num_free -= 1
+        node = free[num_free]
+        forest.top[0] = node  # the index that the new node takes
+        if is_noisy:
+            roots[index] = join(model, forest, roots[index], one)
+            continue
+        roots[index] = insert(model, forest, roots[index], one, False)
+        left, right = forest.left[node], forest.right[node]
+        parents[node] = max(parents[left], parents[right])
+        parents[left] = parents[right] = node
+        if returns >= most_returns:
+            continue
+        above = parents[node]
+        while above >= 0 and forest.log_cost[above] <= 0.0:
+            node, above = above, parents[above]
+        if above >= 0:
+            roots[index], parents[node] = node, -1
+        while above >= 0:
+            is_left = forest.left[above] == node
+            sibling = forest.right[above] if is_left else forest.left[above]
+            queue[(head + waiting) % number] = sibling
+            waiting, returns = waiting + 1, returns + 1
+            free[num_free] = above
+            num_free += 1
+            node, above = above, parents[above]
+            parents[sibling] = parents[node] = -1
+    return forest, roots[:num_roots]
+
+
+@compiled
+def _nearest(model: Model, forest: Forest, roots: Integers, one: int) -> int:
+    """Index of the tree of least dissimilarity, or -1 where that exceeds one."""
+    nearest, least = -1, 0.0
+    for index in range(roots.size):
+        cost = log_dissimilarity(model, forest, roots[index], one)
+        if cost < least or (nearest < 0 and cost == least):
+            nearest, least = index, cost
+    return nearest

@@ -1,0 +1,267 @@
+"""Kernels over partitions whose clusters are conjugate: Gibbs, splits and merges, slices.
+
+[1] S. Favaro, Y. W. Teh (2013), MCMC for normalized random measure mixture models.
+[2] S. Jain, R. M. Neal (2004), A split-merge Markov chain Monte Carlo procedure for the Dirichlet
+process mixture model.
+[3] J. E. Griffin, S. G. Walker (2011), Posterior simulation of normalized random measure mixtures.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_ext._checks import check_integer, shown
+from pyro_ext.distributions import ConjugateCluster
+from pyro_ext.inference.partitions.clustering import start_of_neighbors
+from pyro_ext.inference.partitions.hyperparameters import Hyperparameters
+from pyro_ext.inference.partitions.kernel import Moved, PartitionKernel
+from pyro_ext.inference.partitions.mixtures import (
+    ClusterSource,
+    ConjugateMixture,
+    Integers,
+    PriorSource,
+    Process,
+    Situation,
+)
+from pyro_ext.random_measures import NormalizedRandomMeasure
+
+__all__ = [
+    "ConjugateKernel",
+    "MarginalGibbs",
+    "SliceSampler",
+    "SplitMerge",
+    "acceptance_rates",
+    "loop_seed",
+    "sweep",
+]
+
+_MOST_WEIGHTS = 10**6
+
+
+class ConjugateKernel(PartitionKernel[ConjugateMixture]):
+    r"""Kernel over partitions that has the parameters of clusters integrated out.
+
+    A subclass moves the labels. The data are ``x``, **Shape:** ``(n, d)``, or ``(n,)`` where ``d``
+    is one.
+
+    :param prior: as of :class:`PartitionKernel`.
+    :param cluster: a conjugate cluster, or a Pyro model of no arguments that returns one; its
+        sample sites are hyperparameters.
+    :param str init: as of :class:`PartitionKernel`, or ``"ibhc"``, the clusters that
+        :func:`~pyro_ext.inference.partitions.ibhc` finds where neighbors come one after the other,
+        which is where a chain on many points should start.
+    """
+
+    starts = ("prior", "one", "each", "ibhc")
+
+    def __init__(self, prior: PriorSource, cluster: ClusterSource, *, init: str = "prior") -> None:
+        is_model = callable(cluster) and not isinstance(cluster, type | Distribution)
+        if not isinstance(cluster, ConjugateCluster) and not is_model:
+            raise TypeError(f"cluster must be or return a conjugate cluster, got {shown(cluster)}")
+        self.cluster = cluster
+        super().__init__(prior, init=init)
+
+    @abstractmethod
+    def _move(self, labels: Integers, situation: Situation) -> dict[str, float]:
+        """Change labels in place, leaving their distribution given all else invariant.
+
+        :returns: statistics of the step by name.
+        """
+
+    def _mixture_of(self, x: Tensor) -> ConjugateMixture:
+        prior: Hyperparameters[Process] = Hyperparameters(self.prior, "prior")
+        return ConjugateMixture(prior, Hyperparameters(self.cluster, "cluster"), x)
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments by name, which a run that goes on from a checkpoint must share."""
+        return super().settings() | {"cluster": self.cluster}
+
+    def _draw_start(self, mixture: ConjugateMixture) -> dict[str, Tensor]:
+        state = super()._draw_start(mixture)
+        if self.init == "ibhc":
+            state["assignment"] = start_of_neighbors(mixture, state)
+        return state
+
+    def _move_points(self, state: Mapping[str, Tensor]) -> Moved:
+        labels = state["assignment"].clone().numpy()
+        statistics = self._move(labels, self.mixture.situation(state))
+        return {"assignment": torch.from_numpy(labels)}, statistics
+
+
+def loop_seed() -> int:
+    """Seed of a compiled loop, from PyTorch's generator."""
+    return int(torch.randint(2**31 - 1, ()))
+
+
+def acceptance_rates(names: Sequence[str], counts: Integers) -> dict[str, float]:
+    """Rates of acceptance by name, from numbers accepted and tried of each in turn."""
+    return {
+        f"{name}_acceptance": float(accepted) / float(tried) if tried else float("nan")
+        for name, (accepted, tried) in zip(names, counts.reshape(-1, 2), strict=True)
+    }
+
+
+def sweep(labels: Integers, order: Integers, situation: Situation) -> None:
+    """Draw the clusters of some points given all others, in an order."""
+    from pyro_ext.inference.partitions._gibbs_loops import gibbs_sweep
+
+    compiled, log_size, log_number, *_ = situation
+    gibbs_sweep(*compiled, labels, order, log_size, log_number, loop_seed())
+
+
+class MarginalGibbs(ConjugateKernel):
+    r"""Draws the cluster of each point given those of all others [1].
+
+    The point joins a cluster :math:`c` of the others with probability proportional to
+    :math:`p(x | X_c) \, \kappa(|c| + 1, u) / \kappa(|c|, u)`, and a new one to
+    :math:`p(x) \, \kappa(1, u)`. A step visits all points in a random order, which takes
+    :math:`O(n K d^2)` for Gaussians with full covariance, whose Cholesky factors are updated.
+
+    Further parameters as of :class:`ConjugateKernel`.
+
+    Example::
+
+        >>> from pyro_ext.distributions import GaussianCluster
+        >>> from pyro_ext.inference import MCMC
+        >>> from pyro_ext.random_measures import GeneralizedGammaProcess
+        >>> def prior():
+        ...     mass = pyro.sample("mass", dist.Gamma(1.0, 1.0))
+        ...     return GeneralizedGammaProcess(mass * 0.5, 0.5, 1.0).normalize()
+        >>> x = torch.cat([torch.randn(20, 2) - 4.0, torch.randn(20, 2) + 4.0])
+        >>> kernel = MarginalGibbs(prior, GaussianCluster.from_data(x))
+        >>> mcmc = MCMC(kernel, num_samples=20, warmup_steps=10, progress=False).run(x)
+        >>> mcmc.get_samples()["assignment"].shape
+        torch.Size([20, 40])
+    """
+
+    def _move(self, labels: Integers, situation: Situation) -> dict[str, float]:
+        sweep(labels, torch.randperm(len(labels)).numpy(), situation)
+        return {}
+
+
+class SplitMerge(ConjugateKernel):
+    """Splits and merges clusters by restricted Gibbs sampling, and moves single points [2].
+
+    A proposal takes two random points. If they share a cluster, it is split in two by restricted
+    Gibbs scans from a random start; otherwise their clusters are merged. A step makes some
+    proposals and then a sweep as of :class:`MarginalGibbs`.
+
+    :param prior: as of :class:`MarginalGibbs`.
+    :param cluster: likewise.
+    :param int num_proposals: proposals in a step.
+    :param int num_scans: restricted scans before that which makes the proposal.
+    :param str init: as of :class:`MarginalGibbs`.
+    """
+
+    def __init__(
+        self,
+        prior: PriorSource,
+        cluster: ClusterSource,
+        *,
+        num_proposals: int = 1,
+        num_scans: int = 10,
+        init: str = "prior",
+    ) -> None:
+        self.num_proposals = check_integer("num_proposals", num_proposals, 1)
+        self.num_scans = check_integer("num_scans", num_scans, 0)
+        super().__init__(prior, cluster, init=init)
+
+    def _move(self, labels: Integers, situation: Situation) -> dict[str, float]:
+        from pyro_ext.inference.partitions._gibbs_loops import split_or_merge
+
+        compiled, log_size, log_number, *_ = situation
+        counts = np.zeros((2, 2), np.int64)  # of splits and of merges: accepted, tried
+        for _ in range(self.num_proposals if len(labels) > 1 else 0):
+            is_split, is_accepted, _ = split_or_merge(
+                *compiled, labels, log_size, log_number, self.num_scans, loop_seed()
+            )
+            counts[1 - is_split] += (is_accepted, 1)
+        sweep(labels, torch.randperm(len(labels)).numpy(), situation)
+        return acceptance_rates(("split", "merge"), counts)
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments by name."""
+        own = {"num_proposals": self.num_proposals, "num_scans": self.num_scans}
+        return super().settings() | own
+
+
+class SliceSampler(ConjugateKernel):
+    r"""Draws the cluster of each point given weights of the random measure and slices [3].
+
+    Given the partition and :math:`u`, the weights of its clusters are drawn, a level
+    :math:`v_i \sim U(0, w_{c_i})` for each point, and exactly all other weights of the measure
+    above the least level. Then the points move, in a random order, among the clusters whose weight
+    exceeds their level, with probabilities proportional to :math:`p(x | X_c)`, and the weights are
+    forgotten.
+
+    The number of weights grows as the least level to the power of minus the discount, so that
+    discounts above about a half are too large, and a step fails that would take more than a
+    million. Points move less far than under :class:`MarginalGibbs`, whose clusters have no
+    weights. It is for normalized measures; a Pitman-Yor or a Dirichlet process has no weights in
+    this form, but the latter is ``GeneralizedGammaProcess(concentration, 0.0, 1.0).normalize()``.
+
+    Parameters as of :class:`MarginalGibbs`.
+
+    Example::
+
+        >>> from pyro_ext.distributions import GaussianCluster
+        >>> from pyro_ext.inference import MCMC
+        >>> from pyro_ext.random_measures import GeneralizedGammaProcess
+        >>> x = torch.cat([torch.randn(20, 2) - 4.0, torch.randn(20, 2) + 4.0])
+        >>> prior = GeneralizedGammaProcess(1.0, 0.0, 1.0).normalize()
+        >>> kernel = SliceSampler(prior, GaussianCluster.from_data(x))
+        >>> mcmc = MCMC(kernel, num_samples=20, progress=False).run(x)
+        >>> mcmc.get_samples()["assignment"].shape
+        torch.Size([20, 40])
+    """
+
+    def setup(self, warmup_steps: int, x: torch.Tensor) -> None:
+        """Take the data.
+
+        :param int warmup_steps: as of Pyro's kernels.
+        :param Tensor x: the data. **Shape:** ``(n, d)``.
+        :raises TypeError: for a prior without weights in this form.
+        """
+        super().setup(warmup_steps, x)
+        process, _ = self.mixture.process(self.mixture.prior.draw())
+        if not isinstance(process, NormalizedRandomMeasure):
+            raise TypeError(
+                f"prior must be a normalized measure for SliceSampler, got {process!r:.80}"
+            )
+
+    def _move(self, labels: Integers, situation: Situation) -> dict[str, float]:
+        from pyro_ext.inference.partitions._gibbs_loops import slice_sweep
+
+        process, _ = self.mixture.process(situation.values)
+        u = situation.values.get("u")
+        assert isinstance(process, NormalizedRandomMeasure) and u is not None  # by setup
+        own = torch.from_numpy(labels)
+        with torch.no_grad():
+            occupied = process.posterior_jumps(own.bincount(), u).double()
+            levels = occupied[own] * (1.0 - torch.rand(len(own), dtype=torch.float64))
+            rest, level = process.posterior_measure(u), levels.min()
+            number = float(rest.tail(level))
+            if number > _MOST_WEIGHTS:
+                raise RuntimeError(
+                    f"{number:.3g} weights exceed the least level {float(level):.3g}, more than "
+                    f"{_MOST_WEIGHTS}: the discount is too large for slices, take MarginalGibbs"
+                )
+            others, is_there = rest.jumps_above(level)
+        weights = torch.cat([occupied, others[is_there].double()])
+        order = weights.argsort(descending=True)
+        labels[:] = order.argsort()[own].numpy()
+        sequence = torch.randperm(len(labels)).numpy()
+        slice_sweep(
+            *situation.compiled,
+            labels,
+            sequence,
+            weights[order].numpy(),
+            levels.numpy(),
+            loop_seed(),
+        )
+        return {"num_weights": float(len(weights))}
