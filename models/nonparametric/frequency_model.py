@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._checks import as_tensor, check_instance, check_integer, check_tensors
-from pyro_ext._renamed import renamed_property
+from pyro_ext._renamed import renamed_attribute
 from pyro_ext.models.nonparametric.nrm_mixture import Process, check_process
 from pyro_ext.random import seeded
 from pyro_ext.random_measures import (
@@ -365,7 +365,7 @@ class FrequencyModel:
         with poutine.block(), poutine.condition(data=dict(values or {})):
             return self._own_process()
 
-    law = renamed_property("law", "process")
+    law = renamed_attribute("law", "process")
 
     def predictive(
         self,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number
-from pyro_ext._renamed import renamed_property
+from pyro_ext._renamed import renamed_attribute
 from pyro_ext.random import chain_keys, philox
 
 __all__ = ["HeldOutPairs", "PairSample", "SimpleGraph", "UnseenPairs", "draw_nodes", "on_device_of"]
@@ -59,7 +59,7 @@ class HeldOutPairs:
         others = 0.0 if self.others is None else self.others.probability
         return self.fraction + (1.0 - self.fraction) * others
 
-    share = renamed_property("share", "probability")
+    share = renamed_attribute("share", "probability")
 
     def contains(self, first: Tensor, second: Tensor) -> Tensor:
         """Whether the set holds pairs, whichever of its nodes comes first.
