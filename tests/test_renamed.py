@@ -2,10 +2,15 @@
 
 import sys
 import types
+from collections.abc import Callable
 
 import pytest
+import torch
 
 from pyro_ext._renamed import RenamedKeys, renamed, renamed_arguments, renamed_attribute
+from pyro_ext.models.neural_processes import ImageTasks
+from pyro_ext.models.nonparametric import FrequencyModel, HeldOutPairs, pitman_yor_prior
+from pyro_ext.nn import asymmetric_variances
 
 
 def test_module_gives_renamed_names() -> None:
@@ -64,3 +69,33 @@ def test_dict_gives_renamed_keys() -> None:
         assert found["share"] == 0.5
     with pytest.raises(KeyError, match="other"):
         _ = found["other"]
+
+
+def old_places() -> object:
+    return ImageTasks(torch.rand(3, 4, 4), num_context=(2, 2)).places
+
+
+def old_share() -> object:
+    return HeldOutPairs(0.2, seed=0).share
+
+
+def old_law() -> object:
+    return FrequencyModel(pitman_yor_prior()).law()
+
+
+def old_symmetric_share() -> object:
+    return asymmetric_variances(torch.ones(3), symmetric_share=0.5)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (old_places, "places is called positions now"),
+        (old_share, "share is called probability now"),
+        (old_law, "law is called process now"),
+        (old_symmetric_share, "symmetric_share is called symmetric_fraction now"),
+    ],
+)
+def test_old_names_of_models_and_networks(call: Callable[[], object], message: str) -> None:
+    with pytest.warns(FutureWarning, match=message):
+        assert call() is not None

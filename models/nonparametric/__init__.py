@@ -4,27 +4,28 @@ from pyro_ext.models.nonparametric.frequency_metropolis import (
     initial_parameters,
     metropolis_within_gibbs,
 )
-from pyro_ext.models.nonparametric.frequency_model import FrequencyModel
-from pyro_ext.models.nonparametric.frequency_priors import (
+from pyro_ext.models.nonparametric.frequency_model import (
+    FrequencyModel,
     beta_prime_prior,
     generalized_bfry_prior,
     generalized_gamma_prior,
     pareto_mixture_prior,
     pitman_yor_prior,
 )
-from pyro_ext.models.nonparametric.graph_communities import spectral_memberships
-from pyro_ext.models.nonparametric.graph_cross_validation import cross_validate_truncation
-from pyro_ext.models.nonparametric.graph_guide import GraphGuide
+from pyro_ext.models.nonparametric.graph_guide import GraphGuide, spectral_memberships
 from pyro_ext.models.nonparametric.graph_model import (
+    EdgeOdds,
     GraphModel,
     MixedMembership,
     bfry_weights,
     gamma_weights,
+    graph_log_likelihood,
+    sample_graph,
 )
-from pyro_ext.models.nonparametric.graph_odds import EdgeOdds, graph_log_likelihood, sample_graph
 from pyro_ext.models.nonparametric.graph_pairs import HeldOutPairs, SimpleGraph, UnseenPairs
 from pyro_ext.models.nonparametric.graph_prediction import (
     LinkScores,
+    cross_validate_truncation,
     degree_odds,
     erdos_renyi_odds,
     log_link_probabilities,

@@ -109,7 +109,7 @@ def initial_parameters(
 ) -> dict[str, Tensor]:
     r"""Where chains start in [1], by simple estimates of both indices.
 
-    The discount :math:`\sigma` is the share of clusters of size one. The index at infinity
+    The discount :math:`\sigma` is the fraction of clusters of size one. The index at infinity
     :math:`\tau = \sigma + \text{excess}` is minus the inverse slope of the least-squares line of
     log sizes over log ranks, over the ranks 100 to 200, or the first half of the ranks where there
     are fewer clusters. Masses and concentrations are drawn around 1,000, tilts of clusters from
@@ -138,8 +138,8 @@ def initial_parameters(
     table = as_tensor("table", as_table("table", table), "(num_rows, 2)")
     check_integer("num_chains", num_chains, 1)
     number = int(table[:, 1].sum())
-    share = float(table[table[:, 0] == 1, 1].sum()) / number
-    discount = min(max(share, _LEAST_DISCOUNT), 1.0 - _LEAST_DISCOUNT)
+    singletons = float(table[table[:, 0] == 1, 1].sum()) / number
+    discount = min(max(singletons, _LEAST_DISCOUNT), 1.0 - _LEAST_DISCOUNT)
     excess = max(_index_at_infinity(table) - discount, _LEAST_EXCESS)
     with seeded(seed):
         mass = torch.distributions.Gamma(torch.tensor(_MASS), 1.0).sample((num_chains,))
@@ -159,8 +159,8 @@ def initial_parameters(
         )
     start = {name: known[name] for name in names}
     rows = [{name: value[row] for name, value in start.items()} for row in range(num_chains)]
-    laws = [model.law(row) for row in rows]
-    measures = [law.measure for law in laws if isinstance(law, NormalizedRandomMeasure)]
+    processes = [model.process(row) for row in rows]
+    measures = [one.measure for one in processes if isinstance(one, NormalizedRandomMeasure)]
     if measures:
         start["tilt"] = torch.stack([_tilt_of(measure, number) for measure in measures]).to(mass)
     if cluster_tilts and measures and isinstance(measures[0], BetaPrimeProcess):
@@ -176,9 +176,9 @@ def _index_at_infinity(table: Tensor) -> float:
     last = min(_LAST_RANK, max(number // 2, 2))
     first = min(_FIRST_RANK, last - 1) if last == _LAST_RANK else 1
     ranks = torch.arange(first, last + 1)
-    places, values = ranks.double().log(), rank_sizes(table, ranks).double().clamp(min=1.0).log()
-    places = places - places.mean()
-    slope = float((places * values).sum() / places.square().sum())
+    x, values = ranks.double().log(), rank_sizes(table, ranks).double().clamp(min=1.0).log()
+    x = x - x.mean()
+    slope = float((x * values).sum() / x.square().sum())
     return -1.0 / min(slope, -1e-3)
 
 

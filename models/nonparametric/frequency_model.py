@@ -1,25 +1,37 @@
-r"""Models of the sizes of the clusters of a random partition, such as how often words occur.
+"""Models of cluster sizes alone, by their frequency counts, and priors on their measures.
+
+A prior is a Pyro model of no arguments that returns a random probability measure, for
+:class:`FrequencyModel` and whatever else takes a prior over partitions. A common scale of all
+weights has no effect once they are normalized, so that cutoff, rate and tilt of the measures are
+one.
 
 [1] F. Ayed, J. Lee, F. Caron (2019), Beyond the Chinese restaurant and Pitman-Yor processes:
 statistical models with double power-law behavior.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pyro.poutine as poutine
 import torch
+from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import as_tensor, check_integer, check_tensors
-from pyro_ext.models.nonparametric._predictive import Law, check_law
+from pyro_ext._checks import as_tensor, check_instance, check_integer, check_tensors
+from pyro_ext._renamed import renamed_attribute
+from pyro_ext.models.nonparametric.nrm_mixture import Process, check_process
 from pyro_ext.random import seeded
 from pyro_ext.random_measures import (
+    BetaPrimeProcess,
     FrequencyCounts,
+    GeneralizedBFRYProcess,
+    GeneralizedGammaProcess,
     NormalizedRandomMeasure,
+    ParetoMixtureProcess,
     PitmanYor,
     cluster_tilt_distribution,
     log_joint_given_cluster_tilts,
@@ -27,7 +39,196 @@ from pyro_ext.random_measures import (
 )
 from pyro_ext.random_measures.cluster_counts import as_table
 
-__all__ = ["FrequencyModel"]
+__all__ = [
+    "FrequencyModel",
+    "beta_prime_prior",
+    "generalized_bfry_prior",
+    "generalized_gamma_prior",
+    "pareto_mixture_prior",
+    "pitman_yor_prior",
+]
+
+
+def generalized_bfry_prior(
+    mass: TorchDistribution | None = None,
+    discount: TorchDistribution | None = None,
+    excess: TorchDistribution | None = None,
+) -> Callable[[], NormalizedRandomMeasure]:
+    r"""Prior of a normalized generalized BFRY process, with two power laws [1].
+
+    The index at infinity exceeds the discount: it is ``discount + excess``.
+
+    :param mass: distribution of :math:`\eta`, by default log-normal with median 150 and a factor of
+        :math:`e^3`.
+    :param discount: distribution of :math:`\sigma`, by default uniform.
+    :param excess: distribution of :math:`\tau - \sigma`, by default log-normal with median 1 and a
+        factor of
+        :math:`e`, as in [1].
+    :returns: a model with the sites ``"mass"``, ``"discount"`` and ``"excess"``.
+
+    Example::
+
+        >>> prior = generalized_bfry_prior(mass=dist.Gamma(2.0, 0.1))
+        >>> prior().index_at_zero < 1.0
+        tensor(True)
+    """
+    _check_distributions(mass=mass, discount=discount, excess=excess)
+    return partial(_two_laws, GeneralizedBFRYProcess, mass, discount, excess)
+
+
+def beta_prime_prior(
+    mass: TorchDistribution | None = None,
+    discount: TorchDistribution | None = None,
+    excess: TorchDistribution | None = None,
+) -> Callable[[], NormalizedRandomMeasure]:
+    r"""Prior of a normalized beta prime process, with two power laws [1].
+
+    :param mass: distribution of :math:`\eta`, as of :func:`generalized_bfry_prior`.
+    :param discount: distribution of :math:`\sigma`.
+    :param excess: distribution of :math:`\tau - \sigma`.
+    :returns: a model with the sites ``"mass"``, ``"discount"`` and ``"excess"``.
+
+    Example::
+
+        >>> beta_prime_prior()().log_eppf([1])
+        tensor(0.)
+    """
+    _check_distributions(mass=mass, discount=discount, excess=excess)
+    return partial(_two_laws, BetaPrimeProcess, mass, discount, excess)
+
+
+def pareto_mixture_prior(
+    mass: TorchDistribution | None = None,
+    discount: TorchDistribution | None = None,
+    excess: TorchDistribution | None = None,
+    pareto_mass: TorchDistribution | None = None,
+    pareto_scale: TorchDistribution | None = None,
+) -> Callable[[], NormalizedRandomMeasure]:
+    r"""Prior of a normalized generalized gamma process with Pareto weights beside it [1].
+
+    :param mass: distribution of :math:`\eta`, as of :func:`generalized_bfry_prior`.
+    :param discount: distribution of :math:`\sigma`.
+    :param excess: distribution of :math:`\tau - \sigma`.
+    :param pareto_mass: distribution of :math:`\beta`, by default that of the mass.
+    :param pareto_scale: distribution of :math:`w_0`, by default log-normal with median 1 and a
+        factor of
+        :math:`e`.
+    :returns: a model with the sites ``"mass"``, ``"discount"``, ``"excess"``, ``"pareto_mass"`` and
+        ``"pareto_scale"``.
+
+    Example::
+
+        >>> round(float(pareto_mixture_prior()().log_eppf([1])), 9)
+        0.0
+    """
+    _check_distributions(
+        mass=mass,
+        discount=discount,
+        excess=excess,
+        pareto_mass=pareto_mass,
+        pareto_scale=pareto_scale,
+    )
+    return partial(_pareto_mixture, mass, discount, excess, pareto_mass, pareto_scale)
+
+
+def generalized_gamma_prior(
+    mass: TorchDistribution | None = None, discount: TorchDistribution | None = None
+) -> Callable[[], NormalizedRandomMeasure]:
+    r"""Prior of a normalized generalized gamma process, with one power law.
+
+    :param mass: distribution of :math:`\eta`, as of :func:`generalized_bfry_prior`.
+    :param discount: distribution of :math:`\sigma`.
+    :returns: a model with the sites ``"mass"`` and ``"discount"``.
+
+    Example::
+
+        >>> generalized_gamma_prior()().log_eppf([1])
+        tensor(0.)
+    """
+    _check_distributions(mass=mass, discount=discount)
+    return partial(_generalized_gamma, mass, discount)
+
+
+def pitman_yor_prior(
+    concentration: TorchDistribution | None = None, discount: TorchDistribution | None = None
+) -> Callable[[], PitmanYor]:
+    r"""Prior of a Pitman-Yor process, with one power law.
+
+    :param concentration: distribution of :math:`\theta`, by default that of a mass.
+    :param discount: distribution of :math:`\sigma`, by default uniform.
+    :returns: a model with the sites ``"concentration"`` and ``"discount"``.
+
+    Example::
+
+        >>> pitman_yor_prior()().log_eppf([1])
+        tensor(0.)
+    """
+    _check_distributions(concentration=concentration, discount=discount)
+    return partial(_pitman_yor, concentration, discount)
+
+
+# What priors call is a function of the module each, so that models can be sent to other processes.
+
+
+def _check_distributions(**given: object) -> None:
+    for name, one in given.items():
+        if one is not None:
+            check_instance(name, one, TorchDistributionMixin, "a distribution or None")
+
+
+def _two_laws(
+    kind: type[GeneralizedBFRYProcess | BetaPrimeProcess],
+    mass: TorchDistribution | None,
+    discount: TorchDistribution | None,
+    excess: TorchDistribution | None,
+) -> NormalizedRandomMeasure:
+    return kind(*_two_indices(mass, discount, excess)).normalize()
+
+
+def _pareto_mixture(
+    mass: TorchDistribution | None,
+    discount: TorchDistribution | None,
+    excess: TorchDistribution | None,
+    pareto_mass: TorchDistribution | None,
+    pareto_scale: TorchDistribution | None,
+) -> NormalizedRandomMeasure:
+    own_mass, sigma, tail_index = _two_indices(mass, discount, excess)
+    beta = pyro.sample("pareto_mass", pareto_mass or _mass())
+    scale = pyro.sample("pareto_scale", pareto_scale or dist.LogNormal(0.0, 1.0))
+    return ParetoMixtureProcess(own_mass, sigma, 1.0, beta, scale, tail_index).normalize()
+
+
+def _generalized_gamma(
+    mass: TorchDistribution | None, discount: TorchDistribution | None
+) -> NormalizedRandomMeasure:
+    own_mass = pyro.sample("mass", mass or _mass())
+    sigma = pyro.sample("discount", discount or dist.Beta(1.0, 1.0))
+    return GeneralizedGammaProcess(own_mass, sigma, 1.0).normalize()
+
+
+def _pitman_yor(
+    concentration: TorchDistribution | None, discount: TorchDistribution | None
+) -> PitmanYor:
+    theta = pyro.sample("concentration", concentration or _mass())
+    sigma = pyro.sample("discount", discount or dist.Beta(1.0, 1.0))
+    return PitmanYor(sigma, theta)
+
+
+def _two_indices(
+    mass: TorchDistribution | None,
+    discount: TorchDistribution | None,
+    excess: TorchDistribution | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mass, index at zero and index at infinity."""
+    own_mass = pyro.sample("mass", mass or _mass())
+    sigma = pyro.sample("discount", discount or dist.Beta(1.0, 1.0))
+    difference = pyro.sample("excess", excess or dist.LogNormal(0.0, 1.0))
+    return own_mass, sigma, sigma + difference
+
+
+def _mass() -> TorchDistribution:
+    return dist.LogNormal(5.0, 3.0)
+
 
 _SITE = "counts"
 _NUM_NEWTON_STEPS = 2
@@ -64,9 +265,9 @@ class FrequencyModel:
         ['discount', 'excess', 'mass', 'tilt']
     """
 
-    def __init__(self, prior: Law | Callable[[], Law]) -> None:
+    def __init__(self, prior: Process | Callable[[], Process]) -> None:
         if isinstance(prior, type) or not callable(prior):
-            check_law(prior)
+            check_process(prior)
         self.prior = prior
 
     def __repr__(self) -> str:
@@ -84,10 +285,10 @@ class FrequencyModel:
         """
         if table is None and num_samples is None:
             raise ValueError("table or num_samples must be given, got neither")
-        law = self._own_law()
+        process = self._own_process()
         num_rows = None if table is None else len(_check_table(table))
         number = int(table.prod(-1).sum()) if num_samples is None else num_samples  # type: ignore[union-attr]
-        value: Tensor = pyro.sample(_SITE, FrequencyCounts(law, number, num_rows), obs=table)
+        value: Tensor = pyro.sample(_SITE, FrequencyCounts(process, number, num_rows), obs=table)
         return value
 
     def with_tilt(self, table: Tensor) -> None:
@@ -99,12 +300,12 @@ class FrequencyModel:
         :raises TypeError: where the prior returns something else than it should.
         :raises ValueError: where the table is none.
         """
-        law, (sizes, numbers) = self._own_law(), _check_table(table).unbind(-1)
-        if isinstance(law, PitmanYor):
-            log_density = _log_closed(law, table)
+        process, (sizes, numbers) = self._own_process(), _check_table(table).unbind(-1)
+        if isinstance(process, PitmanYor):
+            log_density = _log_closed(process, table)
         else:
-            log_density = law.log_joint(sizes, _positive("tilt").double(), numbers)
-        _count(table, log_density, law)
+            log_density = process.log_joint(sizes, _positive("tilt").double(), numbers)
+        _count(table, log_density, process)
 
     def with_scaled_tilt(self, table: Tensor) -> None:
         r"""Run the model on data, with the auxiliary variable in units that go with the measure.
@@ -119,14 +320,14 @@ class FrequencyModel:
         :raises TypeError: where the prior returns something else than it should.
         :raises ValueError: where the table is none.
         """
-        law, (sizes, numbers) = self._own_law(), _check_table(table).unbind(-1)
-        if isinstance(law, PitmanYor):
-            return _count(table, _log_closed(law, table), law)
-        log_unit = _log_unit(law, numbers.sum().double().log())
+        process, (sizes, numbers) = self._own_process(), _check_table(table).unbind(-1)
+        if isinstance(process, PitmanYor):
+            return _count(table, _log_closed(process, table), process)
+        log_unit = _log_unit(process, numbers.sum().double().log())
         log_tilt = log_unit + _positive("scaled_tilt").double().log()
         tilt = pyro.deterministic("tilt", log_tilt.exp())
-        log_density = law.log_joint(sizes, tilt, numbers) + log_unit
-        return _count(table, log_density, law)
+        log_density = process.log_joint(sizes, tilt, numbers) + log_unit
+        return _count(table, log_density, process)
 
     def with_cluster_tilts(self, table: Tensor) -> None:
         r"""Run the model on data, with ``"tilt"`` and the tilts of all clusters as sites [1].
@@ -138,17 +339,17 @@ class FrequencyModel:
         :raises TypeError: where the prior returns something else.
         :raises ValueError: where the table is none.
         """
-        own = self._own_law()
+        own = self._own_process()
         measure: Any = getattr(own, "measure", own)
-        law, tilt = cluster_tilt_distribution(measure), _positive("tilt").double()
+        tilts, tilt = cluster_tilt_distribution(measure), _positive("tilt").double()
         sizes = _check_table(table)[:, 0].repeat_interleave(table[:, 1])
         with pyro.plate("clusters", len(sizes)):
-            cluster_tilts = pyro.sample("cluster_tilts", law)
+            cluster_tilts = pyro.sample("cluster_tilts", tilts)
         log_density = log_joint_given_cluster_tilts(measure, sizes, tilt, cluster_tilts)
         _count(table, log_density, own)
 
-    def law(self, values: Mapping[str, Tensor] | None = None) -> Law:
-        """Law of a partition, at given hyperparameters or at draws of them.
+    def process(self, values: Mapping[str, Tensor] | None = None) -> Process:
+        """Process of a partition, at given hyperparameters or at draws of them.
 
         :param dict values: of the sites of the prior by name, each a scalar; others are not looked
             at.
@@ -158,11 +359,13 @@ class FrequencyModel:
 
             >>> from pyro_ext.models.nonparametric import pitman_yor_prior
             >>> values = {"concentration": torch.tensor(2.0), "discount": torch.tensor(0.5)}
-            >>> FrequencyModel(pitman_yor_prior()).law(values)
+            >>> FrequencyModel(pitman_yor_prior()).process(values)
             PitmanYor(discount=0.5, concentration=2.0)
         """
         with poutine.block(), poutine.condition(data=dict(values or {})):
-            return self._own_law()
+            return self._own_process()
+
+    law = renamed_attribute("law", "process")
 
     def predictive(
         self,
@@ -199,22 +402,22 @@ class FrequencyModel:
         tables: list[Tensor] = []
         with seeded(seed):
             for draw in range(num_draws):
-                law = self.law({name: samples[name][draw] for name in names})
-                drawn = FrequencyCounts(law, num_samples).sample((num_replicates,))
+                process = self.process({name: samples[name][draw] for name in names})
+                drawn = FrequencyCounts(process, num_samples).sample((num_replicates,))
                 tables += [table[table[:, 1] > 0] for table in drawn]
         return tables
 
     def _sites(self) -> list[str]:
         """Names of the hyperparameters."""
-        if isinstance(self.prior, Law):
+        if isinstance(self.prior, Process):
             return []
         with poutine.block(), torch.no_grad():
             trace = poutine.trace(self.prior).get_trace()
         nodes = trace.nodes
         return [name for name in trace.stochastic_nodes if not nodes[name]["is_observed"]]
 
-    def _own_law(self) -> Law:
-        return check_law(self.prior if isinstance(self.prior, Law) else self.prior())
+    def _own_process(self) -> Process:
+        return check_process(self.prior if isinstance(self.prior, Process) else self.prior())
 
 
 def _check_table(table: Tensor) -> Tensor:
@@ -235,35 +438,35 @@ def _num_draws(samples: Mapping[str, Tensor]) -> int:
     return 1 if number is None else number
 
 
-def _count(table: Tensor, log_density: Tensor, law: Law) -> None:
+def _count(table: Tensor, log_density: Tensor, process: Process) -> None:
     """Add the log density of a table, given in float64 that of one of its partitions.
 
     Both terms are in the millions, and nearly cancel.
     """
     total = log_density + log_num_partitions(table)
-    pyro.factor(_SITE, total.to(law.index_at_zero.dtype))
+    pyro.factor(_SITE, total.to(process.index_at_zero.dtype))
 
 
-def _log_closed(law: PitmanYor, table: Tensor) -> Tensor:
+def _log_closed(process: PitmanYor, table: Tensor) -> Tensor:
     """Log density of a partition, in float64."""
-    wide = PitmanYor(law.discount.double(), law.concentration.double())
+    wide = PitmanYor(process.discount.double(), process.concentration.double())
     return wide.log_eppf(*table.unbind(-1))
 
 
 def _positive(name: str) -> Tensor:
-    """A positive site whose law is in the joint density and nowhere else."""
+    """A positive site whose density is in the joint one and nowhere else."""
     shape = torch.Size()
     value: Tensor = pyro.sample(name, dist.ImproperUniform(constraints.positive, shape, shape))
     return value
 
 
-def _log_unit(law: NormalizedRandomMeasure, log_number: Tensor) -> Tensor:
+def _log_unit(process: NormalizedRandomMeasure, log_number: Tensor) -> Tensor:
     """About the logarithm of the tilt at which the Laplace exponent is a number."""
-    measure = law.measure
+    measure = process.measure
     # A zero that goes with the hyperparameters, so that it can be vectorized over them.
-    place = 0.0 * law.index_at_zero.double()
+    point = 0.0 * process.index_at_zero.double()
     for _ in range(_NUM_NEWTON_STEPS):
-        log_exponent = measure._log_exponent(place)
-        log_slope = place + measure._log_moment(torch.ones_like(place), place) - log_exponent
-        place = place + (log_number - log_exponent) * (-log_slope).exp()
-    return place
+        log_exponent = measure._log_exponent(point)
+        log_slope = point + measure._log_moment(torch.ones_like(point), point) - log_exponent
+        point = point + (log_number - log_exponent) * (-log_slope).exp()
+    return point

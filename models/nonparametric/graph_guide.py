@@ -1,7 +1,10 @@
-r"""Variational inference for models of graphs, with gamma approximations of the weights.
+"""Variational inference for models of graphs, with gamma approximations, and where it starts.
 
 [1] J. Lee, C. Heaukulani, Z. Ghahramani, L. F. James, S. Choi (2017),
 Bayesian inference on random simple graphs with power law degree distributions.
+
+[2] T. Qin, K. Rohe (2013),
+Regularized spectral clustering under the degree-corrected stochastic blockmodel.
 """
 
 from collections.abc import Callable
@@ -20,15 +23,78 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.optim.lr_scheduler import ExponentialLR
 
-from pyro_ext._checks import check_callable, check_integer, check_number, shown
+from pyro_ext._checks import check_callable, check_instance, check_integer, check_number, shown
+from pyro_ext._optional import optional_module
+from pyro_ext._renamed import renamed_arguments
 from pyro_ext.distributions import RectifiedGamma
 from pyro_ext.inference.training import Trainer
-from pyro_ext.models.nonparametric.graph_model import GraphModel, MixedMembership, check_num_nodes
-from pyro_ext.models.nonparametric.graph_odds import EdgeOdds
+from pyro_ext.models.nonparametric.graph_model import (
+    EdgeOdds,
+    GraphModel,
+    MixedMembership,
+    check_num_nodes,
+)
 from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph, on_device_of
 from pyro_ext.random import fresh_seed, seeded
 
-__all__ = ["GraphGuide"]
+__all__ = ["GraphGuide", "spectral_memberships"]
+
+
+@renamed_arguments(share="proportion")
+def spectral_memberships(
+    graph: SimpleGraph, num_communities: int, *, proportion: float = 0.9, seed: int = 0
+) -> Tensor:
+    r"""Memberships from regularized spectral clustering [2].
+
+    Nodes are clustered by the directions of their rows in the largest eigenvectors of
+    :math:`D_\tau^{-1/2} A D_\tau^{-1/2}`, with the mean degree added to each degree in
+    :math:`D_\tau`, so that neither large nor small degrees decide.
+
+    :param SimpleGraph graph: the graph.
+    :param int num_communities: two at least, and fewer than there are nodes.
+    :param float proportion: of a node in its own community; the rest is spread over the others.
+    :param int seed: of the start of eigenvectors and clusters.
+    :returns: **Shape:** ``(num_nodes, num_communities)``.
+    :raises ValueError: for numbers out of range.
+    :raises ImportError: without scikit-learn; names the extra.
+
+    Example::
+
+        >>> from pyro_ext.models.nonparametric import SimpleGraph
+        >>> triangles = torch.tensor([[0, 1], [0, 2], [1, 2], [3, 4], [3, 5], [4, 5], [2, 3]])
+        >>> group = spectral_memberships(SimpleGraph(6, triangles), 2).argmax(-1)
+        >>> (group == group[0]).tolist()
+        [True, True, True, False, False, False]
+    """
+    check_instance("graph", graph, SimpleGraph, "a SimpleGraph")
+    check_integer("seed", seed, 0)
+    import numpy as np
+    from scipy.sparse import coo_array
+    from scipy.sparse.linalg import eigsh
+
+    cluster = optional_module("sklearn.cluster", "spectral_memberships", "scikit-learn", "data")
+    check_integer("num_communities", num_communities, 2)
+    if num_communities >= graph.num_nodes:
+        raise ValueError(
+            f"num_communities must be less than the number of nodes, {graph.num_nodes}, got "
+            f"{num_communities}"
+        )
+    check_number("proportion", proportion, above=1 / num_communities, below=1)
+    degrees = graph.degrees.cpu().double().numpy()
+    root = 1.0 / np.sqrt(degrees + max(degrees.mean(), 1e-12))
+    first, second = graph.edges.cpu().numpy().T
+    values = root[first] * root[second]
+    shape = (graph.num_nodes, graph.num_nodes)
+    half = coo_array((values, (first, second)), shape=shape)
+    start = np.random.RandomState(seed).standard_normal(graph.num_nodes)
+    _, vectors = eigsh((half + half.T).tocsr(), k=num_communities, which="LA", v0=start)
+    rows = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    labels = cluster.KMeans(num_communities, n_init=10, random_state=seed).fit(rows).labels_
+    rest = (1.0 - proportion) / (num_communities - 1)
+    memberships = torch.full(shape[:1] + (num_communities,), rest)
+    memberships[torch.arange(graph.num_nodes), torch.from_numpy(labels).long()] = proportion
+    return memberships.to(graph.edges.device)
+
 
 _INITIAL_MEMBERSHIP = 2.0
 _RATE_CONCENTRATION = 10.0
@@ -126,10 +192,10 @@ class GraphGuide(PyroModule):
         num_nodes, communities = self.graph.num_nodes, self.model.communities
         with pyro.plate("nodes", num_nodes):
             if self.high is None:
-                law: Any = dist.Gamma(self.concentration, self.rate)
+                weights: Any = dist.Gamma(self.concentration, self.rate)
             else:
-                law = _ScarceAtom(self.concentration, self.rate, self.high)
-            values["weights"] = pyro.sample("weights", law)
+                weights = _ScarceAtom(self.concentration, self.rate, self.high)
+            values["weights"] = pyro.sample("weights", weights)
         if values["weights"].dim() > 1:
             raise ValueError(
                 "a GraphGuide must run outside of other plates, and Trace_ELBO with "
@@ -138,8 +204,8 @@ class GraphGuide(PyroModule):
             )
         if communities is not None:
             with pyro.plate("members", num_nodes):
-                shares = dist.Dirichlet(self.membership)
-                values["memberships"] = pyro.sample("memberships", shares)
+                memberships = dist.Dirichlet(self.membership)
+                values["memberships"] = pyro.sample("memberships", memberships)
             with pyro.plate("pairs_of_communities", communities.num_rates):
                 rates = dist.Gamma(self.rate_concentration, self.rate_rate)
                 values["rates"] = pyro.sample("rates", rates)
@@ -217,7 +283,7 @@ class GraphGuide(PyroModule):
         if communities is None:
             return [EdgeOdds(weights) for weights in samples["weights"]]
         rows = zip(samples["weights"], samples["memberships"], samples["rates"], strict=True)
-        return [EdgeOdds(weights, shares, communities.matrix(r)) for weights, shares, r in rows]
+        return [EdgeOdds(weights, members, communities.matrix(r)) for weights, members, r in rows]
 
     def elbo(
         self, num_samples: int = 25, *, num_pairs: int | None = None, seed: int | None = None
@@ -236,10 +302,10 @@ class GraphGuide(PyroModule):
 
 
 class _ScarceAtom(RectifiedGamma):
-    """Rectified gamma law that computes its atom, which is costly, only for draws that are there.
+    """Rectified gamma distribution whose atom, which is costly, is computed for draws at it only.
 
     Of thousands of weights a few come near the end. It looks at the values, so that it cannot be
-    recorded as a graph, as the law that it stands for can.
+    recorded as a graph, as the distribution that it stands for can.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -249,10 +315,10 @@ class _ScarceAtom(RectifiedGamma):
         is_atom = value >= self.high
         if not bool(is_atom.any()):
             return density
-        law = RectifiedGamma(
+        atoms = RectifiedGamma(
             self.concentration[is_atom], self.rate[is_atom], self.high[is_atom], validate_args=False
         )
-        return density.masked_scatter(is_atom, law.log_prob(value[is_atom]))
+        return density.masked_scatter(is_atom, atoms.log_prob(value[is_atom]))
 
 
 def _local_parameters() -> Any:
@@ -266,12 +332,12 @@ def _start(num_nodes: int, number: int, memberships: Tensor | None) -> Tensor:
         memberships = torch.rand(num_nodes, number)
         memberships /= memberships.sum(-1, keepdim=True)
     wanted = num_nodes, number
-    is_share = bool((memberships >= 0).all()) and bool(
+    are_proportions = bool((memberships >= 0).all()) and bool(
         ((memberships.sum(-1) - 1.0).abs() < 1e-3).all()
     )
-    if memberships.shape != wanted or not is_share:
+    if memberships.shape != wanted or not are_proportions:
         raise ValueError(
-            f"memberships must be rows of shares that sum to one, of shape {wanted}, got shape "
-            f"{tuple(memberships.shape)}"
+            "memberships must be rows of proportions that sum to one, of shape "
+            f"{wanted}, got shape {tuple(memberships.shape)}"
         )
     return _INITIAL_MEMBERSHIP * memberships + 0.1

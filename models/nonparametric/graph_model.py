@@ -1,4 +1,4 @@
-r"""Bayesian models of simple graphs, whose degrees follow a power law where the weights do.
+"""Random simple graphs: odds of edges, priors on weights, communities, and the Pyro model.
 
 [1] J. Lee, C. Heaukulani, Z. Ghahramani, L. F. James, S. Choi (2017),
 Bayesian inference on random simple graphs with power law degree distributions.
@@ -6,26 +6,297 @@ Bayesian inference on random simple graphs with power law degree distributions.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution, TorchDistributionMixin
 from torch import Tensor
+from torch.distributions import Distribution
+from torch.nn.functional import softplus
+from torch.utils.checkpoint import checkpoint
 
-from pyro_ext._checks import check_callable, check_integer, check_number
+from pyro_ext._checks import (
+    as_parameters,
+    as_tensor,
+    check_callable,
+    check_instance,
+    check_integer,
+    check_number,
+)
 from pyro_ext.distributions import TruncatedBFRY
-from pyro_ext.models.nonparametric.graph_odds import EdgeOdds, estimate_non_edges, log_non_edges
-from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph, on_device_of
+from pyro_ext.models.nonparametric.graph_pairs import (
+    PairSample,
+    SimpleGraph,
+    draw_nodes,
+    on_device_of,
+)
+from pyro_ext.random import fresh_seed
+from pyro_ext.special.operations import may_hold_everywhere
 
 __all__ = [
+    "EdgeOdds",
     "GraphModel",
     "MixedMembership",
     "WeightPrior",
     "bfry_weights",
     "check_num_nodes",
+    "estimate_non_edges",
     "gamma_weights",
+    "graph_log_likelihood",
+    "log_non_edges",
+    "sample_graph",
 ]
+
+_MOST_CANDIDATES = 2**22
+_MOST_PAIRS = 2**30  # some minutes
+_ASYMMETRY = 1e-4
+_TINY = 1e-30
+_MOST_EDGES = 1e9
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeOdds:
+    r"""The odds of an edge between any two nodes [1].
+
+    They are :math:`r_{ij} = w_i w_j / L` with positive weights :math:`w_i` and their sum :math:`L`.
+    With memberships :math:`V_i`, the proportions of a node in communities, and rates :math:`\Phi`
+    of communities they are :math:`r_{ij} = V_i^\top \Phi V_j \, w_i w_j / L`.
+
+    :param Tensor weights: positive; those that underflow to zero count as 1e-30. **Shape:**
+        ``(num_nodes,)``.
+    :param Tensor memberships: rows that sum to one. **Shape:** ``(num_nodes, num_communities)``.
+    :param Tensor rates: symmetric and positive. **Shape:** ``(num_communities, num_communities)``.
+    :raises ValueError: for shapes that do not fit, and where arguments are validated for numbers
+        that do not.
+
+    Example::
+
+        >>> odds = EdgeOdds(torch.tensor([1.0, 2.0, 5.0]))
+        >>> odds.log(torch.tensor([0]), torch.tensor([2])).exp()
+        tensor([0.6250])
+    """
+
+    weights: Tensor
+    memberships: Tensor | None = None
+    rates: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        for name in ("weights", "memberships", "rates"):
+            if name == "weights" or getattr(self, name) is not None:
+                object.__setattr__(self, name, _as_floats(name, getattr(self, name)))
+        if self.weights.dim() != 1 or len(self.weights) < 2:
+            raise ValueError(
+                f"weights must have the shape (num_nodes,), got {tuple(self.weights.shape)}"
+            )
+        if (self.memberships is None) != (self.rates is None):
+            raise ValueError("memberships and rates must be given together, got one of them")
+        parts = {"weights": self.weights}
+        if self.memberships is not None and self.rates is not None:
+            parts |= {"memberships": self.memberships, "rates": self.rates}
+            if self.memberships.dim() != 2 or len(self.memberships) != len(self.weights):
+                raise ValueError(
+                    f"memberships must have the shape ({len(self.weights)}, num_communities), got "
+                    f"{tuple(self.memberships.shape)}"
+                )
+            if self.rates.shape != (self.memberships.shape[1],) * 2:
+                raise ValueError(
+                    f"rates must have the shape {(self.memberships.shape[1],) * 2}, got "
+                    f"{tuple(self.rates.shape)}"
+                )
+        if Distribution._validate_args:
+            _check_values(parts)
+
+    def log(self, first: Tensor, second: Tensor) -> Tensor:
+        """Log odds of edges.
+
+        :param Tensor first: nodes.
+        :param Tensor second: nodes; both broadcast against each other.
+        """
+        number = len(self.weights)
+        nodes = {
+            name: nodes_of(name, node, number)
+            for name, node in (("first", first), ("second", second))
+        }
+        first, second = as_parameters("EdgeOdds", nodes)
+        # Weights underflow where the tail index is near zero.
+        log_weights = self.weights.clamp(min=_TINY).log()
+        base = log_weights[first] + log_weights[second] - self.weights.sum().log()
+        return base if self.memberships is None else base + self.log_affinity(first, second)
+
+    def log_affinity(self, first: Tensor, second: Tensor) -> Tensor:
+        r"""The part of the communities, :math:`\log V_i^\top \Phi V_j`.
+
+        :param Tensor first: nodes.
+        :param Tensor second: nodes; both broadcast against each other.
+        """
+        if self.memberships is None or self.rates is None:
+            return self.weights.new_zeros(())
+        mixed = (self.memberships @ self.rates)[first] * self.memberships[second]
+        return mixed.sum(-1).clamp(min=_TINY).log()
+
+
+def _as_floats(argument: str, value: Any) -> Tensor:
+    tensor = as_tensor(argument, value)
+    return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
+
+
+def _check_values(parts: dict[str, Tensor]) -> None:
+    for name, part in parts.items():
+        is_valid = part.isfinite() & (part >= 0)
+        if not may_hold_everywhere(is_valid):
+            row = int(torch.nonzero(~is_valid)[0, 0])
+            bad = part[row][~is_valid[row]].flatten()[0].item()
+            raise ValueError(f"{name} must be finite and >= 0, got {bad:g} in row {row}")
+        if not may_hold_everywhere((part > 0).any()):
+            raise ValueError(f"{name} must not all be zero")
+    rates = parts.get("rates")
+    if rates is not None:
+        largest = _ASYMMETRY * rates.detach().max()
+        if not may_hold_everywhere((rates - rates.mT).abs() <= largest):
+            raise ValueError(f"rates must be symmetric, got {rates.tolist()!r:.80}")
+
+
+def log_non_edges(odds: EdgeOdds, graph: SimpleGraph) -> Tensor:
+    r"""The sum of :math:`-\log(1 + r_{ij})` over all pairs that are observed.
+
+    Blocks of pairs are computed anew for gradients, which keeps memory linear in the number of
+    edges. Time is quadratic in the number of nodes.
+
+    :param EdgeOdds odds: of edges.
+    :param SimpleGraph graph: says which pairs are observed.
+    :raises ValueError: where there is not one weight for each node.
+    """
+    check_odds("odds", odds, graph.num_nodes)
+
+    def block_sum(first: Tensor, second: Tensor) -> Tensor:
+        counts = graph.is_observed(first, second) & (first < second)
+        return torch.where(counts, -softplus(odds.log(first, second)), 0.0).sum()
+
+    blocks = list(graph.row_blocks())
+    if len(blocks) == 1:
+        return block_sum(*blocks[0])
+    sums = [
+        checkpoint(block_sum, *block, use_reentrant=False, preserve_rng_state=False)
+        for block in blocks
+    ]
+    return torch.stack(sums).sum()
+
+
+def graph_log_likelihood(odds: EdgeOdds, graph: SimpleGraph) -> Tensor:
+    r"""Log probability of the observed pairs of a graph.
+
+    .. math:: \sum_{i < j} x_{ij} \log r_{ij} - \log(1 + r_{ij})
+
+    :param EdgeOdds odds: of edges.
+    :param SimpleGraph graph: the graph.
+
+    Example::
+
+        >>> graph = SimpleGraph(3, torch.tensor([[0, 2]]))
+        >>> graph_log_likelihood(EdgeOdds(torch.tensor([1.0, 2.0, 5.0])), graph)
+        tensor(-1.9896)
+    """
+    check_instance("graph", graph, SimpleGraph, "a SimpleGraph")
+    check_odds("odds", odds, graph.num_nodes)
+    return odds.log(*graph.edges.T).sum() + log_non_edges(odds, graph)
+
+
+def check_odds(argument: str, odds: object, num_nodes: int | None = None) -> None:
+    """Check that these are odds, with weights for so many nodes; their numbers are checked."""
+    check_instance(argument, odds, EdgeOdds, "EdgeOdds")
+    assert isinstance(odds, EdgeOdds)
+    if num_nodes is not None and len(odds.weights) != num_nodes:
+        raise ValueError(
+            f"{argument} must have one weight for each of {num_nodes} nodes, got "
+            f"{len(odds.weights)}"
+        )
+
+
+def nodes_of(argument: str, nodes: Any, num_nodes: int) -> Tensor:
+    """Numbers of nodes that there are."""
+    found = as_tensor(argument, nodes, kind="integers", allow_empty=True)
+    if not may_hold_everywhere((found >= 0) & (found < num_nodes)):
+        raise ValueError(
+            f"{argument} must be nodes from 0 to {num_nodes - 1}, got {found.tolist()!r:.80}"
+        )
+    return found
+
+
+def estimate_non_edges(odds: EdgeOdds, pairs: PairSample) -> Tensor:
+    """An estimate of :func:`log_non_edges` without bias, from random pairs.
+
+    :param EdgeOdds odds: of edges.
+    :param PairSample pairs: from :meth:`SimpleGraph.sample_pairs`.
+    """
+    terms = softplus(odds.log(pairs.first, pairs.second))
+    return -(pairs.weight.to(terms.dtype) * terms).sum()
+
+
+def sample_graph(odds: EdgeOdds, *, seed: int | None = None) -> SimpleGraph:
+    r"""Draw a graph, in time that is linear in the sum of the weights or the number of pairs.
+
+    Edges are present where a Poisson process of rate :math:`\log(1 + r_{ij})` has points, which has
+    the probability :math:`r_{ij} / (1 + r_{ij})`. Its points are thinned from those of a process of
+    rate :math:`w_i w_j \max \Phi / L`, whose nodes are independent. Where these are more than there
+    are pairs, each pair is drawn by itself.
+
+    :param EdgeOdds odds: of edges.
+    :param int seed: of the draw; by default one from PyTorch's generator.
+    :raises ValueError: where it would take more than a billion of either.
+
+    Example::
+
+        >>> sample_graph(EdgeOdds(torch.full((1000,), 3.0)), seed=0)
+        SimpleGraph(1,000 nodes, 1,488 edges)
+    """
+    check_odds("odds", odds)
+    weights = odds.weights.detach().double()
+    device, num_nodes = weights.device, len(weights)
+    generator = torch.Generator(device).manual_seed(fresh_seed(seed))
+    largest = weights.new_ones(()) if odds.rates is None else odds.rates.detach().max().double()
+    mean = (weights.sum() * largest / 2.0).reshape(1)
+    num_pairs = num_nodes * (num_nodes - 1) // 2
+    if min(float(mean), num_pairs) > _MOST_PAIRS:
+        raise ValueError(
+            "odds must have half the sum of their weights, times the largest rate, or their number "
+            f"of pairs at most {_MOST_PAIRS:,}, got {float(mean):.3g} and {num_pairs:,}"
+        )
+    if float(mean) > num_pairs:
+        return _draw_all_pairs(odds, generator)
+    waiting = int(torch.poisson(mean, generator=generator))
+    codes = torch.empty(0, dtype=torch.int64, device=device)
+    while waiting > 0:
+        number = min(waiting, _MOST_CANDIDATES)
+        waiting -= number
+        pairs = draw_nodes(weights, 2 * number, generator).view(2, number)
+        low, high = pairs.sort(0).values
+        low, high = low[low < high], high[low < high]
+        with torch.no_grad():
+            log_odds = odds.log(low, high).double()
+            log_bound = log_odds - odds.log_affinity(low, high) + largest.log()
+        uniform = torch.rand(len(low), dtype=torch.float64, device=device, generator=generator)
+        is_kept = uniform.log() + log_bound < softplus(log_odds).log()
+        codes = torch.cat([codes, (low * num_nodes + high)[is_kept]]).unique()
+    return SimpleGraph(num_nodes, torch.stack([codes // num_nodes, codes % num_nodes], -1))
+
+
+def _draw_all_pairs(odds: EdgeOdds, generator: torch.Generator) -> SimpleGraph:
+    """Draw each pair of nodes by itself."""
+    num_nodes, edges = len(odds.weights), []
+    none = torch.empty((0, 2), dtype=torch.int64, device=odds.weights.device)
+    for first, second in SimpleGraph(num_nodes, none).row_blocks():
+        with torch.no_grad():
+            chance = odds.log(first, second).double().sigmoid()
+        uniform = torch.rand(
+            chance.shape, dtype=chance.dtype, device=none.device, generator=generator
+        )
+        row, column = torch.nonzero((uniform < chance) & (first < second), as_tuple=True)
+        edges.append(torch.stack([first[row, 0], second[0, column]], -1))
+    return SimpleGraph(num_nodes, torch.cat([none, *edges]))
+
 
 WeightPrior = Callable[[], TorchDistributionMixin]
 
@@ -43,7 +314,7 @@ def bfry_weights(num_nodes: int, truncation: float = 1.0) -> WeightPrior:
     :param float truncation: :math:`\beta > 0`; with it the graph becomes denser. See
         :func:`cross_validate_truncation`.
     :returns: a Pyro model with the site ``"discount"``, which is :math:`\alpha`, uniform up to
-        :math:`\min(1, 1 / \beta)`. It returns the law of a weight.
+        :math:`\min(1, 1 / \beta)`. It returns the distribution of a weight.
     :raises ValueError: for numbers out of range.
 
     Example::
@@ -60,7 +331,7 @@ def gamma_weights() -> WeightPrior:
     """Prior of weights without a power law: gamma variables of rate one, the baseline of [1].
 
     :returns: a Pyro model with the site ``"concentration"``, log-normal with median 1 and a factor
-        of :math:`e^2`. It returns the law of a weight.
+        of :math:`e^2`. It returns the distribution of a weight.
 
     Example::
 
@@ -106,7 +377,7 @@ def check_num_nodes(prior: WeightPrior, graph: SimpleGraph) -> None:
 
 
 class MixedMembership:
-    r"""Prior of communities, of each of which a node is a share [1].
+    r"""Prior of communities, each of which a node belongs to in a proportion [1].
 
     Memberships are :math:`V_i \sim \text{Dirichlet}(\gamma)` and rates :math:`\Phi_{kl} =
     \Phi_{lk} \sim \text{Gamma}(a, a)`, of mean one. The paper says that its model extends to
@@ -138,9 +409,9 @@ class MixedMembership:
         :param int num_nodes: how many nodes.
         :returns: memberships and the matrix of rates.
         """
-        law = dist.Dirichlet(torch.full((self.num_communities,), self.concentration))
+        proportions = dist.Dirichlet(torch.full((self.num_communities,), self.concentration))
         with pyro.plate("members", num_nodes):
-            memberships = pyro.sample("memberships", law)
+            memberships = pyro.sample("memberships", proportions)
         shape = torch.tensor(self.rate_concentration)
         with pyro.plate("pairs_of_communities", self.num_rates):
             rates = pyro.sample("rates", dist.Gamma(shape, shape))
@@ -152,10 +423,10 @@ class MixedMembership:
         :param Tensor rates: **Shape:** ``(num_rates,)``.
         """
         number = self.num_communities
-        place = torch.empty(number, number, dtype=torch.int64, device=rates.device)
+        index = torch.empty(number, number, dtype=torch.int64, device=rates.device)
         row, column = torch.triu_indices(number, number, device=rates.device)
-        place[row, column] = place[column, row] = torch.arange(self.num_rates, device=rates.device)
-        return rates[place]
+        index[row, column] = index[column, row] = torch.arange(self.num_rates, device=rates.device)
+        return rates[index]
 
 
 class GraphModel:
@@ -173,7 +444,7 @@ class GraphModel:
     :class:`~pyro_ext.potential.Potential` refuses. Samplers that follow gradients take all pairs,
     with minibatches of the edges or without.
 
-    :param prior: a Pyro model of no arguments that returns the law of a weight.
+    :param prior: a Pyro model of no arguments that returns the distribution of a weight.
     :param MixedMembership communities: prior of communities; by default there are none.
     :raises TypeError: where they are something else.
 
@@ -232,9 +503,9 @@ class GraphModel:
         :param int num_nodes: number of nodes.
         """
         # The plate's own expansion would compute a normalizer for each node.
-        law = ExpandedDistribution(self.prior(), torch.Size([num_nodes]))
+        prior = ExpandedDistribution(self.prior(), torch.Size([num_nodes]))
         with pyro.plate("nodes", num_nodes):
-            weights = pyro.sample("weights", law)
+            weights = pyro.sample("weights", prior)
         if self.communities is None:
             return EdgeOdds(weights)
         return EdgeOdds(weights, *self.communities(num_nodes))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number
+from pyro_ext._renamed import renamed_attribute
 from pyro_ext.random import chain_keys, philox
 
 __all__ = ["HeldOutPairs", "PairSample", "SimpleGraph", "UnseenPairs", "draw_nodes", "on_device_of"]
@@ -53,10 +54,12 @@ class HeldOutPairs:
             )
 
     @property
-    def share(self) -> float:
+    def probability(self) -> float:
         """The probability that a pair is held out, by this set or by others."""
-        others = 0.0 if self.others is None else self.others.share
+        others = 0.0 if self.others is None else self.others.probability
         return self.fraction + (1.0 - self.fraction) * others
+
+    share = renamed_attribute("share", "probability")
 
     def contains(self, first: Tensor, second: Tensor) -> Tensor:
         """Whether the set holds pairs, whichever of its nodes comes first.
@@ -154,7 +157,7 @@ class SimpleGraph:
 
     def __repr__(self) -> str:
         """Show the sizes, never the edges."""
-        held_out = "" if self.held_out is None else f", {self.held_out.share:.0%} held out"
+        held_out = "" if self.held_out is None else f", {self.held_out.probability:.0%} held out"
         return f"SimpleGraph({self.num_nodes:,} nodes, {self.num_edges:,} edges{held_out})"
 
     @property
@@ -169,8 +172,8 @@ class SimpleGraph:
 
     @property
     def observed_fraction(self) -> float:
-        """The share of the pairs that is observed, on average over seeds."""
-        return 1.0 if self.held_out is None else 1.0 - self.held_out.share
+        """The fraction of the pairs that is observed, on average over seeds."""
+        return 1.0 if self.held_out is None else 1.0 - self.held_out.probability
 
     @property
     def degrees(self) -> Tensor:
@@ -196,8 +199,8 @@ class SimpleGraph:
             return torch.zeros_like(first, dtype=torch.bool)
         codes = self.edges[:, 0] * self.num_nodes + self.edges[:, 1]
         wanted = torch.minimum(first, second) * self.num_nodes + torch.maximum(first, second)
-        place = torch.searchsorted(codes, wanted).clamp(max=self.num_edges - 1)
-        return codes[place] == wanted
+        index = torch.searchsorted(codes, wanted).clamp(max=self.num_edges - 1)
+        return codes[index] == wanted
 
     def row_blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All pairs of nodes, as blocks of some nodes with those that follow the first of them.
@@ -235,7 +238,7 @@ class SimpleGraph:
     def hold_out(
         self, fraction: float, *, seed: int, max_non_edges: int | None = None
     ) -> tuple["SimpleGraph", UnseenPairs]:
-        """Hold out a share of all pairs that are observed, edges and non-edges alike.
+        """Hold out a fraction of all pairs that are observed, edges and non-edges alike.
 
         :param float fraction: the probability that a pair is held out.
         :param int seed: says which pairs; another one where some are held out already.
@@ -327,5 +330,5 @@ def draw_nodes(
     :param torch.Generator generator: by default PyTorch's own.
     """
     total = probabilities.cumsum(0)
-    places = torch.rand(number, dtype=total.dtype, device=total.device, generator=generator)
-    return torch.searchsorted(total, places * total[-1], right=True).clamp(max=len(total) - 1)
+    uniform = torch.rand(number, dtype=total.dtype, device=total.device, generator=generator)
+    return torch.searchsorted(total, uniform * total[-1], right=True).clamp(max=len(total) - 1)

@@ -1,4 +1,4 @@
-r"""Mixtures over the random partitions of normalized random measures.
+"""Mixtures of conjugate clusters over the random partitions of normalized random measures.
 
 [1] S. Favaro, Y. W. Teh (2013), MCMC for normalized random measure mixture models.
 """
@@ -16,17 +16,21 @@ from torch.distributions import Distribution
 from pyro_ext._checks import as_tensor, check_mapping, check_tensors
 from pyro_ext.diagnostics.partitions import canonical_labels
 from pyro_ext.distributions import ConjugateCluster, PartitionedBlock
-from pyro_ext.models.nonparametric._predictive import Law, check_law, log_predictive_weights
+from pyro_ext.random_measures import NormalizedRandomMeasure, PitmanYor
 
-__all__ = ["NRMMixture"]
+__all__ = ["Process", "NRMMixture", "check_process", "log_predictive_weights"]
 
+Process = NormalizedRandomMeasure | PitmanYor
 Sites = Mapping[str, Tensor]
+
+# The quadrature of so many draws at a time stays within some ten megabytes.
+_DRAWS_AT_ONCE = 50
 
 
 class NRMMixture:
     r"""Mixture with a random partition, and the parameters of its clusters integrated out [1].
 
-    .. math:: \text{assignment} \sim \text{law} , \quad
+    .. math:: \text{assignment} \sim \text{process} , \quad
               p(x | \text{assignment}) = \prod_c \int \prod_{i \in c} p(x_i | \theta) \, dP(\theta)
 
     It is a Pyro model with the sites of ``prior`` and ``cluster``, ``"assignment"``, which is a
@@ -60,11 +64,11 @@ class NRMMixture:
 
     def __init__(
         self,
-        prior: Law | Callable[[], Law],
+        prior: Process | Callable[[], Process],
         cluster: ConjugateCluster | Callable[[], ConjugateCluster],
     ) -> None:
         if isinstance(prior, type) or not callable(prior):
-            check_law(prior)
+            check_process(prior)
         if not isinstance(cluster, ConjugateCluster) and (
             isinstance(cluster, type | Distribution) or not callable(cluster)
         ):
@@ -87,10 +91,10 @@ class NRMMixture:
             raise ValueError(
                 f"either x or num_points must be given, got x={x!r:.80} and num_points={num_points}"
             )
-        law, cluster = self._law(), self._cluster()
+        process, cluster = self._process(), self._cluster()
         data = None if x is None else _check_points("x", x, cluster)
         number: Any = num_points if data is None else len(data)
-        labels = pyro.sample("assignment", law.partition(number))
+        labels = pyro.sample("assignment", process.partition(number))
         points: Tensor = pyro.sample("x", PartitionedBlock(cluster, labels), obs=data)
         return points
 
@@ -138,7 +142,7 @@ class NRMMixture:
         r"""Log density of each of some new points given data, averaged over posterior draws.
 
         Given a draw, a new point joins each cluster or a new one with the probabilities of
-        ``predictive`` of the law, :math:`w_c`, with its auxiliary variable integrated out:
+        ``predictive`` of the process, :math:`w_c`, with its auxiliary variable integrated out:
 
         .. math:: p(x_* | x, \text{draw}) = \sum_c w_c \, p(x_* | x_c) + w_\text{new} \, p(x_*) .
 
@@ -212,9 +216,9 @@ class NRMMixture:
         total, number = torch.zeros(()), 0
         for draw, logs in self._log_joins(x_new, x, samples):
             both = torch.nn.functional.one_hot(draw).T @ found
-            share = both.to(logs) / both.sum(-1, keepdim=True)
+            weights = both.to(logs) / both.sum(-1, keepdim=True)
             joins = logs.softmax(-1)
-            total = total + torch.cat([joins[:, :-1] @ share, joins[:, -1:]], -1)
+            total = total + torch.cat([joins[:, :-1] @ weights, joins[:, -1:]], -1)
             number += 1
         return total / number
 
@@ -239,12 +243,12 @@ class NRMMixture:
             draws = self._draws({name: samples[name] for name in names}, len(labels))
             _, cluster = draws[0]
             old, new = _check_points("x", x, cluster), _check_points("x_new", x_new, cluster)
-            log_weights = log_predictive_weights([law for law, _ in draws], labels)
+            log_weights = log_predictive_weights([process for process, _ in draws], labels)
             for (_, cluster), own, weights in zip(draws, labels, log_weights, strict=True):
                 yield own, _log_memberships(new, old, cluster, own, weights)
 
-    def _law(self) -> Law:
-        return check_law(self.prior if isinstance(self.prior, Law) else self.prior())
+    def _process(self) -> Process:
+        return check_process(self.prior if isinstance(self.prior, Process) else self.prior())
 
     def _cluster(self) -> ConjugateCluster:
         is_law = isinstance(self.cluster, ConjugateCluster)
@@ -253,8 +257,8 @@ class NRMMixture:
             raise TypeError(_wrong_cluster(cluster))
         return cluster
 
-    def _parts(self) -> tuple[Law, ConjugateCluster]:
-        return self._law(), self._cluster()
+    def _parts(self) -> tuple[Process, ConjugateCluster]:
+        return self._process(), self._cluster()
 
     def _site_names(self) -> list[str]:
         with poutine.block(), torch.no_grad():
@@ -266,13 +270,42 @@ class NRMMixture:
         if lacking := {*more, *self._site_names()} - set(values):
             raise ValueError(f"{argument} lacks the sites {sorted(lacking)}, got {sorted(values)}")
 
-    def _draws(self, values: Sites, number: int) -> list[tuple[Law, ConjugateCluster]]:
-        """Law and cluster of each draw, one and the same where there are no hyperparameters."""
+    def _draws(self, values: Sites, number: int) -> list[tuple[Process, ConjugateCluster]]:
+        """Process and cluster of each draw, one and the same where there are no hyperparameters."""
         with poutine.block():
             if not values:
                 return [self._parts()] * number
             rows = [{name: value[i] for name, value in values.items()} for i in range(number)]
             return [poutine.condition(self._parts, data=row)() for row in rows]
+
+
+def check_process(value: object) -> Process:
+    """The process that a prior is or returned.
+
+    :raises TypeError: where it is none.
+    """
+    if not isinstance(value, Process) or value.batch_shape:
+        raise TypeError(
+            "prior must be or return a normalized measure, a PitmanYor or a DirichletProcess "
+            f"without batch shape, got {value!r:.80}"
+        )
+    return value
+
+
+def log_predictive_weights(processes: list[Process], labels: Tensor) -> Tensor:
+    """Log probabilities that a further point joins each cluster, the last that of a new one.
+
+    :param list processes: of each draw.
+    :param Tensor labels: canonical. **Shape:** ``(num_draws, n)``.
+    :returns: **Shape:** ``(num_draws, most + 1)``, ``most`` the largest number of clusters.
+    """
+    most = int(labels.max()) + 1
+    counts = torch.stack([row.bincount(minlength=most) for row in labels])
+    if all(one is processes[0] for one in processes):
+        parts = [processes[0].predictive(rows) for rows in counts.split(_DRAWS_AT_ONCE)]
+        return torch.cat(parts).log()
+    rows = [one.predictive(row) for one, row in zip(processes, counts, strict=True)]
+    return torch.stack(rows).log()
 
 
 def _log_memberships(
@@ -282,9 +315,9 @@ def _log_memberships(
     number = int(labels.max()) + 1
     # No point has the last label, which leaves the prior for a new cluster.
     mask = labels == torch.arange(number + 1, device=labels.device).unsqueeze(-1)
-    laws = cluster.predictive(x.expand(number + 1, *x.shape), mask)
+    predictive = cluster.predictive(x.expand(number + 1, *x.shape), mask)
     own = torch.cat([log_weights[:number], log_weights[-1:]])
-    joint: Tensor = own + laws.log_prob(x_new.unsqueeze(-2))
+    joint: Tensor = own + predictive.log_prob(x_new.unsqueeze(-2))
     return joint
 
 

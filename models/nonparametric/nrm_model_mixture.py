@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from pyro_ext._checks import check_integer, check_sequence, check_tensors
 from pyro_ext.diagnostics.partitions import canonical_labels
-from pyro_ext.models.nonparametric._predictive import Law, check_law, log_predictive_weights
+from pyro_ext.models.nonparametric.nrm_mixture import Process, check_process, log_predictive_weights
 from pyro_ext.potential import PointPotential, Potential
 
 __all__ = ["NRMModelMixture"]
@@ -28,7 +28,7 @@ Samples = Mapping[str, Tensor]
 class NRMModelMixture:
     r"""Mixture with a random partition, each cluster with latent sites of a Pyro model [1].
 
-    .. math:: \text{assignment} \sim \text{law} , \quad \theta_c \sim P , \quad
+    .. math:: \text{assignment} \sim \text{process} , \quad \theta_c \sim P , \quad
               x_i \sim p(x | \theta_{\text{assignment}_i})
 
     It is a Pyro model: the sites of ``prior``, ``"assignment"``, the sites in ``shared``, and the
@@ -63,13 +63,13 @@ class NRMModelMixture:
 
     def __init__(
         self,
-        prior: Law | Callable[[], Law],
+        prior: Process | Callable[[], Process],
         cluster: Callable[..., Any],
         *,
         shared: Collection[str] = (),
     ) -> None:
         if isinstance(prior, type) or not callable(prior):
-            check_law(prior)
+            check_process(prior)
         if isinstance(cluster, type | Distribution) or not callable(cluster):
             raise TypeError(f"cluster must be a Pyro model, got {cluster!r:.80}")
         shared = check_sequence("shared", shared, "a list of names of sites", 0, str)
@@ -91,7 +91,7 @@ class NRMModelMixture:
         sizes = [len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()]
         if not sizes:
             raise ValueError("an argument must be a tensor with a row for each point")
-        labels: Tensor = pyro.sample("assignment", self._law().partition(sizes[0]))
+        labels: Tensor = pyro.sample("assignment", self._process().partition(sizes[0]))
         common: dict[str, Tensor] = {}
         for number, label in enumerate(labels.unique().tolist()):
             is_member = labels == label
@@ -117,8 +117,8 @@ class NRMModelMixture:
         r"""Log density of each of some new points, averaged over posterior draws.
 
         Given a draw, a new point joins each cluster or a new one with the probabilities of
-        ``predictive`` of the law, :math:`w_c`; the density of a new cluster is averaged over draws
-        from its prior:
+        ``predictive`` of the process, :math:`w_c`; the density of a new cluster is averaged over
+        draws from its prior:
 
         .. math:: p(x_* | \text{draw}) = \sum_c w_c \, p(x_* | \theta_c)
                   + w_\text{new} \, \frac{1}{S} \sum_s p(x_* | \theta_s) .
@@ -142,10 +142,10 @@ class NRMModelMixture:
         whole = Potential(self.cluster, *args, **kwargs)
         labels = self._check(samples, points)
         with torch.no_grad():
-            log_weights = log_predictive_weights(self._laws(samples, len(labels)), labels)
-            places = _occupied(samples, labels, points)
+            log_weights = log_predictive_weights(self._processes(samples, len(labels)), labels)
+            positions = _occupied(samples, labels, points)
             fresh = self._fresh(samples, points, len(labels), num_prior_draws)
-            own = _log_likelihood(whole, points, places)
+            own = _log_likelihood(whole, points, positions)
             new = _log_likelihood(whole, points, fresh).logsumexp(1) - math.log(len(fresh[0]))
             is_there = torch.arange(own.shape[1]) <= labels.max(1, keepdim=True).values
             log_own = torch.where(is_there, log_weights[:, :-1], -torch.inf)
@@ -154,21 +154,21 @@ class NRMModelMixture:
             )
         return values if by_draw else values.logsumexp(0) - math.log(len(values))
 
-    def _law(self) -> Law:
-        return check_law(self.prior if isinstance(self.prior, Law) else self.prior())
+    def _process(self) -> Process:
+        return check_process(self.prior if isinstance(self.prior, Process) else self.prior())
 
-    def _laws(self, samples: Samples, number: int) -> list[Law]:
+    def _processes(self, samples: Samples, number: int) -> list[Process]:
         with poutine.block():
-            trace = poutine.trace(self._law).get_trace()
+            trace = poutine.trace(self._process).get_trace()
             names = [name for name in trace.stochastic_nodes]
             if lacking := set(names) - set(samples):
                 raise ValueError(
                     f"samples lacks the sites {sorted(lacking)}, got {sorted(samples)}"
                 )
             if not names:
-                return [self._law()] * number
+                return [self._process()] * number
             rows = [{name: samples[name][i] for name in names} for i in range(number)]
-            return [poutine.condition(self._law, data=row)() for row in rows]
+            return [poutine.condition(self._process, data=row)() for row in rows]
 
     def _check(self, samples: Samples, points: PointPotential) -> Tensor:
         if lacking := {"assignment", *points.sites} - set(samples):
@@ -191,7 +191,7 @@ class NRMModelMixture:
     def _fresh(
         self, samples: Samples, points: PointPotential, num_draws: int, number: int
     ) -> Tensor:
-        """Places of new clusters for each draw. **Shape:** ``(num_draws or 1, S, size)``."""
+        """Positions of new clusters for each draw. **Shape:** ``(num_draws or 1, S, size)``."""
         if not self.shared:
             return points.draw(number)[None]
         each = max(1, number // num_draws)
@@ -200,7 +200,7 @@ class NRMModelMixture:
 
 
 class _ClusterSites(Messenger):
-    """Numbers the sites of a cluster, and lets shared ones stand once."""
+    """Numbers the sites of a cluster, and lets shared ones occur once."""
 
     def __init__(self, number: int, shared: Collection[str], common: dict[str, Tensor]) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ class _ClusterSites(Messenger):
 
 
 def _occupied(samples: Samples, labels: Tensor, points: PointPotential) -> Tensor:
-    """Places of the clusters of each draw, padded by the first.
+    """Positions of the clusters of each draw, padded by the first.
 
     **Shape:** ``(num_draws, most, size)``.
     """
@@ -236,12 +236,12 @@ def _occupied(samples: Samples, labels: Tensor, points: PointPotential) -> Tenso
     return points.unconstrain(values).reshape(len(labels), most, -1)
 
 
-def _log_likelihood(whole: Potential, points: PointPotential, places: Tensor) -> Tensor:
-    """Log density of each point at places. **Shape:** ``(*leading, num_points)``."""
-    values = points.constrain(places.reshape(-1, places.shape[-1]))
+def _log_likelihood(whole: Potential, points: PointPotential, positions: Tensor) -> Tensor:
+    """Log density of each point at positions. **Shape:** ``(*leading, num_points)``."""
+    values = points.constrain(positions.reshape(-1, positions.shape[-1]))
     total = torch.zeros(())
     for name, value in whole.log_likelihood(values).items():
         dim = whole.observed_sites[name].dims.index(points.plate.name)
         by_point = value.movedim(1 + dim, 1).flatten(2) if value.dim() > 2 else value
         total = total + (by_point.sum(2) if by_point.dim() > 2 else by_point)
-    return total.reshape(*places.shape[:-1], -1)
+    return total.reshape(*positions.shape[:-1], -1)

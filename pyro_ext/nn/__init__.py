@@ -1,10 +1,8 @@
 """Networks: Bayesian ones with their priors as Pyro models, and attention between sets."""
 
-from pyro_ext.nn.attention import MAB
-from pyro_ext.nn.bayesian import BayesianModule
-from pyro_ext.nn.classification import BayesianClassifier
-from pyro_ext.nn.initialization import init_to_module
-from pyro_ext.nn.networks import MLP, ResNet
+from pyro_ext.nn.attention import ISAB, MAB, PMA, SAB, InducedSetAttention
+from pyro_ext.nn.bayesian import BayesianClassifier, BayesianModule, init_to_module
+from pyro_ext.nn.networks import MLP, FilterResponseNorm, ResNet
 from pyro_ext.nn.node_scaling import (
     NodeScale,
     asymmetric_variances,
@@ -13,8 +11,6 @@ from pyro_ext.nn.node_scaling import (
     largest_nodes,
     zipf_weights,
 )
-from pyro_ext.nn.normalization import FilterResponseNorm
-from pyro_ext.nn.set_attention import ISAB, PMA, SAB, InducedSetAttention
 
 __all__ = [
     "ISAB",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number
+from pyro_ext._renamed import renamed_arguments
 
 __all__ = [
     "NodeScale",
@@ -85,7 +86,7 @@ class NodeScale(nn.Module):
 
         Their gradient is zero from then on, where the variances are learnable.
 
-        :param float fraction: share of the nodes that go.
+        :param float fraction: fraction of the nodes that go.
         """
         self.variances *= largest_nodes(self.variances, fraction)
 
@@ -101,7 +102,7 @@ def largest_nodes(importance: Tensor, fraction: float) -> Tensor:
 
     :param Tensor importance: such as the variances :math:`\lambda_j`, or
         :math:`\lambda_j \sum_k V_{kj}^2`. **Shape:** ``(*batch, num_nodes)``.
-    :param float fraction: :math:`q`, the share of the nodes that go.
+    :param float fraction: :math:`q`, the fraction of the nodes that go.
     :returns: bool. **Shape:** that of ``importance``.
     :raises ValueError: for a fraction outside [0, 1), and importance that is no number.
 
@@ -114,7 +115,7 @@ def largest_nodes(importance: Tensor, fraction: float) -> Tensor:
     check_number("fraction", fraction, least=0.0, below=1.0)
     if bool(importance.isnan().any()):
         raise ValueError(f"importance must hold no NaN, got {importance!r:.80}")
-    # A share that is a round number of nodes is not to lose one of them to its rounding.
+    # A fraction that is a round number of nodes is not to lose one of them to its rounding.
     num_pruned = int(fraction * importance.shape[-1] + 1e-9)
     order = importance.argsort(dim=-1, descending=True, stable=True)
     kept = order[..., : importance.shape[-1] - num_pruned]
@@ -139,7 +140,8 @@ def zipf_weights(num_nodes: int, index: float) -> Tensor:
     return torch.arange(1, num_nodes + 1).to(torch.get_default_dtype()) ** (-1.0 / index)
 
 
-def asymmetric_variances(weights: Tensor, symmetric_share: float) -> Tensor:
+@renamed_arguments(symmetric_share="symmetric_fraction")
+def asymmetric_variances(weights: Tensor, symmetric_fraction: float) -> Tensor:
     r"""Variances of nodes, a uniform part and an unequal one [2].
 
     .. math:: \lambda_j = \frac{\gamma}{m} + (1 - \gamma) \frac{w_j}{\sum_k w_k} , \quad
@@ -149,7 +151,7 @@ def asymmetric_variances(weights: Tensor, symmetric_share: float) -> Tensor:
 
     :param Tensor weights: :math:`w_j \geq 0` of any kind: those of :func:`zipf_weights`, or a
         series of a completely random measure. **Shape:** ``(*batch, num_nodes)``.
-    :param float symmetric_share: :math:`\gamma`, in [0, 1].
+    :param float symmetric_fraction: :math:`\gamma`, in [0, 1].
     :returns: :math:`\lambda_j`. **Shape:** that of ``weights``.
     :raises ValueError: for arguments out of range, or weights that are all zero.
 
@@ -159,14 +161,14 @@ def asymmetric_variances(weights: Tensor, symmetric_share: float) -> Tensor:
         tensor([0.6250, 0.3750])
     """
     weights = as_tensor("weights", weights, "(*batch, num_nodes)")
-    check_number("symmetric_share", symmetric_share, least=0.0, most=1.0)
+    check_number("symmetric_fraction", symmetric_fraction, least=0.0, most=1.0)
     if not (weights.dim() and bool((weights.isfinite() & (weights >= 0)).all())):
         raise ValueError(f"weights must be finite numbers >= 0, got {weights!r:.80}")
     total = weights.sum(-1, keepdim=True)
     if not bool((total > 0).all()):
         raise ValueError("weights must not all be zero")
-    unequal = (1.0 - symmetric_share) * weights / total
-    return symmetric_share / weights.shape[-1] + unequal
+    unequal = (1.0 - symmetric_fraction) * weights / total
+    return symmetric_fraction / weights.shape[-1] + unequal
 
 
 @torch.no_grad()

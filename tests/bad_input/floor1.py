@@ -402,7 +402,7 @@ def nn() -> dict[str, Call]:
         "NodeScale": call(variances=torch.rand(3), dim=-1),
         "NodeScale.prune": of(NodeScale(torch.rand(3)), fraction=0.5),
         "ResNet": call(in_channels=1, num_classes=3, channels=(4, 4), num_blocks=1),
-        "asymmetric_variances": call(weights=torch.rand(3), symmetric_share=0.5),
+        "asymmetric_variances": call(weights=torch.rand(3), symmetric_fraction=0.5),
         "init_signs_": call(layer=torch.nn.Linear(3, 2, bias=False), generator=torch.Generator()),
         "init_to_module": call(module=MLP(4, [3], 3)),
         "init_unit_variance_": call(

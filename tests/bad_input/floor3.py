@@ -250,7 +250,7 @@ def nonparametric() -> dict[str, Call]:
         "sample_graph": call(odds=odds, seed=0),
         "score_links": call(odds=[degree_odds(train)], test=test),
         "simulate_graphs": call(guide=guide, num_graphs=1, seed=0),
-        "spectral_memberships": call(graph=graph, num_communities=2, share=0.9, seed=0),
+        "spectral_memberships": call(graph=graph, num_communities=2, proportion=0.9, seed=0),
     }
 
 

@@ -10,7 +10,7 @@ import torch
 from pyro.infer import Predictive
 
 from pyro_ext.inference import MCMC, SGHMC
-from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule, ResNet, classification
+from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule, ResNet, bayesian
 from pyro_ext.potential import Potential
 from pyro_ext.reparam import expand_module
 
@@ -172,7 +172,7 @@ def test_predictions_against_a_loop(make, x, monkeypatch):
     assert likelihood.shape == (2, 3, 7)
     assert all(torch.equal(likelihood[..., i], logs[..., i, Y[i]]) for i in range(7))
     for pairs in (1, 4, 16):  # draws and points in pieces
-        monkeypatch.setattr(classification, "_PAIRS_PER_CALL", pairs)
+        monkeypatch.setattr(bayesian, "_PAIRS_PER_CALL", pairs)
         torch.testing.assert_close(
             classifier.log_probabilities(samples, new), wanted, rtol=1e-4, atol=1e-4
         )

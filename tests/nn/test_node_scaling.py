@@ -128,7 +128,7 @@ def test_bad_arguments_are_named(subtests):
         (lambda: largest_nodes(torch.tensor([1.0, torch.nan]), 0.5), "importance must hold no NaN"),
         (lambda: zipf_weights(0, 0.5), "num_nodes must be an integer >= 1, got 0"),
         (lambda: zipf_weights(3, 1.0), "index must be .* > 0 and < 1, got 1.0"),
-        (lambda: asymmetric_variances(torch.ones(3), 1.1), "symmetric_share must be"),
+        (lambda: asymmetric_variances(torch.ones(3), 1.1), "symmetric_fraction must be"),
         (lambda: asymmetric_variances(torch.tensor([1.0, -1.0]), 0.5), "weights must be finite"),
         (lambda: asymmetric_variances(torch.zeros(3), 0.5), "weights must not all be zero"),
         (lambda: init_signs_(nn.Linear(3, 2)), "layer must have no bias"),

@@ -524,7 +524,7 @@ gains: dict[str, dict[int, float]] = {"Pitman-Yor": {}, "news words": {}, "last 
 mode = mode_of(fits[NEWS]["generalized BFRY"])
 for seed in sorted(set(RUNS.values())):
     torch.manual_seed(seed)
-    drawn_by = (PitmanYor(0.5, 100.0), MODELS["generalized BFRY"].law(mode))
+    drawn_by = (PitmanYor(0.5, 100.0), MODELS["generalized BFRY"].process(mode))
     tables = [FrequencyCounts(distribution, NUM_KNOWN).sample() for distribution in drawn_by]
     for kind, table in zip(gains, [*tables, known[seed]], strict=True):
         simulated = {model: fit(model, table[table[:, 1] > 0]) for model in PAIR}

@@ -294,7 +294,7 @@ NUM_GIVEN = 15
 chosen = torch.arange(4)
 order = torch.rand(4, 64, generator=torch.Generator().manual_seed(1)).argsort(-1)
 given = test_images.batch(chosen, order, NUM_GIVEN)
-positions = test_images.places.expand(4, 64, 2)
+positions = test_images.positions.expand(4, 64, 2)
 figure, panels = plt.subplots(4, 6, figsize=(7.5, 5), layout="constrained")
 with torch.no_grad():
     completed = image_processes["MPNP"][FIRST].predict(*given.context[:2], positions, 50, seed=0)

@@ -95,9 +95,9 @@ def log_density(model, *args, **data):
         ("Pitman-Yor", lambda: PitmanYor(0.4, 2.0)),
     ],
 )
-def test_priors_return_the_law_of_their_sites(name, measure):
-    law = FrequencyModel(PRIORS[name]()).law(values(*VALUES))
-    torch.testing.assert_close(law.log_eppf([5, 2, 1]), measure().log_eppf([5, 2, 1]))
+def test_priors_return_the_process_of_their_sites(name, measure):
+    process = FrequencyModel(PRIORS[name]()).process(values(*VALUES))
+    torch.testing.assert_close(process.log_eppf([5, 2, 1]), measure().log_eppf([5, 2, 1]))
 
 
 @pytest.mark.parametrize("name", PRIORS)
@@ -181,7 +181,7 @@ def test_large_terms_cancel_before_they_are_rounded(name, form):
 def test_models_can_be_sent_to_other_processes(name):
     model = pickle.loads(pickle.dumps(FrequencyModel(PRIORS[name]())))
     found, expected = (
-        each.law(values(*VALUES)) for each in (model, FrequencyModel(PRIORS[name]()))
+        each.process(values(*VALUES)) for each in (model, FrequencyModel(PRIORS[name]()))
     )
     torch.testing.assert_close(found.log_eppf([5, 2, 1]), expected.log_eppf([5, 2, 1]))
 
@@ -200,7 +200,7 @@ def test_starts_are_the_estimates_of_the_paper():
     )
     assert 800 < float(start["mass"].min()) < float(start["mass"].max()) < 1200
     for row in range(3):
-        measure = model.law({name: value[row] for name, value in start.items()}).measure
+        measure = model.process({name: value[row] for name, value in start.items()}).measure
         assert float(measure.laplace_exponent(start["tilt"][row])) == pytest.approx(500, rel=1e-6)
     assert start["cluster_tilts"].shape == (3, 500) and bool((start["cluster_tilts"] < 1).all())
     again = initial_parameters(model, counts, num_chains=3, seed=0)
@@ -256,7 +256,7 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="num_steps must be an integer >= 1, got 0"):
         metropolis_within_gibbs(model.with_tilt, ["concentration", "discount"], num_steps=0)
     with pytest.raises(TypeError, match="prior must be or return"):
-        FrequencyModel(lambda: 3.0).law()
+        FrequencyModel(lambda: 3.0).process()
     with pytest.raises(TypeError, match="measure must be a generalized BFRY or a beta prime"):
         FrequencyModel(pitman_yor_prior()).with_cluster_tilts(table())
 
@@ -443,7 +443,7 @@ def test_independence_metropolis_agrees_with_quadrature(kind):
 def test_scaled_tilts_have_the_density_of_tilts(name):
     model = FrequencyModel(PRIORS[name]())
     sites = values(*sites_of(name))
-    law = model.law(sites)
+    process = model.process(sites)
     if "tilt" not in sites:
         assert log_density(model.with_scaled_tilt, table(), **sites)[0] == pytest.approx(
             float(log_density(model.with_tilt, table(), **sites)[0])
@@ -459,7 +459,7 @@ def test_scaled_tilts_have_the_density_of_tilts(name):
         assert float(found) == pytest.approx(float(expected + (tilt / scaled).log()))
     unit = tilt / scaled
     number = table()[:, 1].sum()
-    assert 0.7 < float(law.measure.laplace_exponent(unit)) / float(number) < 1.3
+    assert 0.7 < float(process.measure.laplace_exponent(unit)) / float(number) < 1.3
 
 
 def test_tables_of_samplers_are_those_of_the_model():

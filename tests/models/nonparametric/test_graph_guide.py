@@ -14,15 +14,15 @@ from pyro.optim import Adam
 from torch.distributions import kl_divergence
 
 from pyro_ext.distributions import RectifiedGamma, TruncatedBFRY
-from pyro_ext.models.nonparametric.graph_communities import spectral_memberships
-from pyro_ext.models.nonparametric.graph_guide import GraphGuide, _ScarceAtom
+from pyro_ext.models.nonparametric.graph_guide import GraphGuide, _ScarceAtom, spectral_memberships
 from pyro_ext.models.nonparametric.graph_model import (
+    EdgeOdds,
     GraphModel,
     MixedMembership,
     bfry_weights,
     gamma_weights,
+    sample_graph,
 )
-from pyro_ext.models.nonparametric.graph_odds import EdgeOdds, sample_graph
 from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph
 
 
@@ -256,7 +256,9 @@ def test_arguments_that_do_not_fit_are_refused():
         GraphGuide(model, graph, memberships=shares)
     mixed = GraphModel(gamma_weights(), MixedMembership(3))
     for wrong in (shares, torch.ones(40, 3)):
-        with pytest.raises(ValueError, match=r"memberships must be rows of shares .*\(40, 3\)"):
+        with pytest.raises(
+            ValueError, match=r"memberships must be rows of proportions .*\(40, 3\)"
+        ):
             GraphGuide(mixed, graph, memberships=wrong)
     guide = GraphGuide(model, graph)
     for call, message in (

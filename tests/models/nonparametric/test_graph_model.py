@@ -15,12 +15,14 @@ from pyro_ext.distributions import TruncatedBFRY
 from pyro_ext.models.nonparametric import graph_pairs
 from pyro_ext.models.nonparametric.graph_guide import GraphGuide
 from pyro_ext.models.nonparametric.graph_model import (
+    EdgeOdds,
     GraphModel,
     MixedMembership,
     bfry_weights,
     gamma_weights,
+    graph_log_likelihood,
+    sample_graph,
 )
-from pyro_ext.models.nonparametric.graph_odds import EdgeOdds, graph_log_likelihood, sample_graph
 from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph
 from pyro_ext.potential import Potential
 

@@ -12,8 +12,8 @@ from scipy.special import gammaln, logsumexp
 from scipy.stats import chi2
 
 from pyro_ext.distributions import TruncatedBFRY
-from pyro_ext.models.nonparametric import graph_odds, graph_pairs
-from pyro_ext.models.nonparametric.graph_odds import (
+from pyro_ext.models.nonparametric import graph_model, graph_pairs
+from pyro_ext.models.nonparametric.graph_model import (
     EdgeOdds,
     estimate_non_edges,
     graph_log_likelihood,
@@ -176,7 +176,7 @@ def test_draws_come_in_parts_and_with_a_seed(monkeypatch):
     graph = sample_graph(odds, seed=3)
     assert torch.equal(graph.edges, sample_graph(odds, seed=3).edges)
     assert not torch.equal(graph.edges, sample_graph(odds, seed=4).edges)
-    monkeypatch.setattr(graph_odds, "_MOST_CANDIDATES", 500)
+    monkeypatch.setattr(graph_model, "_MOST_CANDIDATES", 500)
     parts = sample_graph(odds, seed=3)
     odds_each = 20.0 / 300.0
     mean = graph.num_pairs * odds_each / (1 + odds_each)

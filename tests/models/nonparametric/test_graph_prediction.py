@@ -9,15 +9,15 @@ from pyro.infer.autoguide import AutoNormal
 from scipy.stats import rankdata
 
 from pyro_ext.models.nonparametric import graph_prediction
-from pyro_ext.models.nonparametric.graph_communities import spectral_memberships
-from pyro_ext.models.nonparametric.graph_guide import GraphGuide
+from pyro_ext.models.nonparametric.graph_guide import GraphGuide, spectral_memberships
 from pyro_ext.models.nonparametric.graph_model import (
+    EdgeOdds,
     GraphModel,
     MixedMembership,
     bfry_weights,
     gamma_weights,
+    sample_graph,
 )
-from pyro_ext.models.nonparametric.graph_odds import EdgeOdds, sample_graph
 from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph, UnseenPairs
 from pyro_ext.models.nonparametric.graph_prediction import (
     degree_odds,
@@ -159,7 +159,10 @@ def test_start_of_communities_does_not_depend_on_degrees():
     [
         ({"num_communities": 1}, "num_communities must be an integer >= 2, got 1"),
         ({"num_communities": 5}, "num_communities must be less than the number of nodes, 5, got 5"),
-        ({"num_communities": 2, "share": 0.5}, "share must be a finite number > 0.5 and < 1"),
+        (
+            {"num_communities": 2, "proportion": 0.5},
+            "proportion must be a finite number > 0.5 and < 1",
+        ),
     ],
 )
 def test_starts_out_of_range_are_refused(arguments, message):
