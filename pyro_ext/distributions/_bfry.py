@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_ext.distributions.bases import rsample_log_gamma
+from pyro_ext.distributions.bases import by_rejection, rsample_log_gamma
 from pyro_ext.special import (
     exprel,
     gauss_legendre,
@@ -259,14 +259,7 @@ def _narrow_gap(log_x: Tensor, power: Tensor, log_top: Tensor, upper: Tensor) ->
 
 def sample_truncated(discount: Tensor, high: Tensor) -> Tensor:
     """Draws of the truncated distribution, by rejection under the smaller of two power laws."""
-    discount, high = discount.reshape(-1), high.reshape(-1)
-    result = torch.empty_like(high)
-    waiting = torch.arange(result.numel(), device=high.device)
-    while waiting.numel():
-        draw, is_accepted = _propose_truncated(discount[waiting], high[waiting])
-        result[waiting[is_accepted]] = draw[is_accepted]
-        waiting = waiting[~is_accepted]
-    return result
+    return by_rejection(_propose_truncated, discount.reshape(-1), high.reshape(-1))
 
 
 def _propose_truncated(discount: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

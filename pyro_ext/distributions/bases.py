@@ -5,6 +5,7 @@ differentiation, and draws that stay inside the positive numbers of their type.
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,8 +19,10 @@ from pyro_ext._checks import as_parameter, as_parameters, as_tensor, shown
 __all__ = [
     "LevelDistribution",
     "ParametricDistribution",
+    "ScalarDistribution",
     "UnivariateDistribution",
     "attach_gradient",
+    "by_rejection",
     "clamp_positive",
     "discount_constraint",
     "invert_cdf",
@@ -27,7 +30,6 @@ __all__ = [
     "positive_exp",
     "rsample_log_gamma",
     "solve_increasing",
-    "variance_of",
 ]
 
 _NUM_HALVINGS = 64
@@ -107,11 +109,7 @@ class ParametricDistribution(TorchDistribution):
             self._check_parameter(name, getattr(self, name).isfinite(), "finite")
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """Repeat the distribution over a larger batch shape.
-
-        :param torch.Size batch_shape: the new shape.
-        :returns: the distribution of that shape.
-        """
+        """Repeat the distribution over a larger batch shape."""
         new = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
         batch_shape = torch.Size(batch_shape)
         new._event_dims = self._event_dims
@@ -139,7 +137,58 @@ class ParametricDistribution(TorchDistribution):
             raise ValueError(f"{name} of {type(self).__name__} must be {wanted}, got {value:g}")
 
 
-class UnivariateDistribution(ParametricDistribution):
+class ScalarDistribution(TorchDistribution):
+    """Distribution of a real number, of which a subclass gives methods with an underscore."""
+
+    has_rsample = True
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return self._log_prob(value)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """Distribution function."""
+        if self._validate_args:
+            self._validate_sample(value)
+        return self._cdf(value)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Quantiles, by bisection."""
+        return invert_cdf(self, value)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws with gradients in the parameters."""
+        return self._rsample(self._extended_shape(torch.Size(sample_shape)))
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean, which may be infinite."""
+        return self._moment(1)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance, which may be infinite."""
+        mean, second = self.mean, self._moment(2)
+        is_finite = second.isfinite()
+        variance = second - torch.where(is_finite, mean, 0.0).square()
+        return torch.where(is_finite, variance.clamp(min=0.0), second)
+
+    @abstractmethod
+    def _log_prob(self, value: Tensor) -> Tensor: ...
+
+    def _cdf(self, value: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    @abstractmethod
+    def _rsample(self, shape: torch.Size) -> Tensor: ...
+
+    def _moment(self, order: int) -> Tensor:
+        raise NotImplementedError
+
+
+class UnivariateDistribution(ParametricDistribution, ScalarDistribution):
     """Distribution of a real number whose parameters are tensors of its batch shape."""
 
     def __init__(self, parameters: dict[str, Any], validate_args: bool | None = None) -> None:
@@ -152,16 +201,25 @@ class UnivariateDistribution(ParametricDistribution):
             validate_args,
         )
 
-    def icdf(self, value: Tensor) -> Tensor:
-        """Quantiles, by bisection.
-
-        :param Tensor value: probabilities in (0, 1).
-        """
-        return invert_cdf(self, value)
-
     def _check_open_interval(self, name: str) -> None:
         value = getattr(self, name)
         self._check_parameter(name, (value > 0) & (value < 1), "in (0, 1)")
+
+
+def by_rejection(propose: Callable[..., tuple[Tensor, Tensor]], *parameters: Tensor) -> Tensor:
+    """Draws that are proposed again until they are accepted.
+
+    :param propose: maps parameters to draws and whether they are accepted.
+    :param parameters: of one shape ``(n, ...)`` each, of which the first has the type of the draws.
+    :returns: **Shape:** ``(n,)``.
+    """
+    result = parameters[0].new_empty(len(parameters[0]))
+    waiting = torch.arange(len(result), device=result.device)
+    while waiting.numel():
+        draw, is_accepted = propose(*(value[waiting] for value in parameters))
+        result[waiting[is_accepted]] = draw[is_accepted]
+        waiting = waiting[~is_accepted]
+    return result
 
 
 def clamp_positive(value: Tensor) -> Tensor:
@@ -176,12 +234,6 @@ def positive_exp(log_value: Tensor) -> Tensor:
     # Before, since where the exponential overflows it has no gradient; after, for its rounding.
     inside = log_value.clamp(min=math.log(limits.tiny), max=math.log(limits.max))
     return clamp_positive(inside.exp())
-
-
-def variance_of(mean: Tensor, second: Tensor) -> Tensor:
-    """Variance from mean and second moment, infinite where the latter is."""
-    is_finite = second.isfinite()
-    return torch.where(is_finite, second - torch.where(is_finite, mean, 0.0).square(), second)
 
 
 def attach_gradient(

@@ -32,7 +32,6 @@ from pyro_ext.distributions.bases import (
     log_level_of,
     positive_exp,
     rsample_log_gamma,
-    variance_of,
 )
 from pyro_ext.distributions.supports import interval_with_atom, open_interval, positive
 from pyro_ext.special import in_double, log_lower_gamma, log_upper_gamma
@@ -78,7 +77,6 @@ class TiltedBFRY(LevelDistribution):
         "tilt": constraints.nonnegative,
     }
     support = positive
-    has_rsample = True
 
     def __init__(
         self,
@@ -94,46 +92,21 @@ class TiltedBFRY(LevelDistribution):
         super().__init__(parameters, validate_args)
         self._check_parameter("discount", (self.discount > 0) | (self.tilt > 0), _NO_LIMIT)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density.
-
-        :param Tensor value: positive numbers.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         return _bfry.log_density(value, self.discount, self.log_level, self.tilt)
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws with gradients in the parameters.
-
-        :param torch.Size sample_shape: how many.
-        """
-        shape = self._extended_shape(torch.Size(sample_shape))
+    def _rsample(self, shape: torch.Size) -> Tensor:
         discount = self.discount.expand(shape)
         log_gamma = rsample_log_gamma(1.0 - discount)
         uniform = torch.rand(shape, dtype=discount.dtype, device=discount.device)
         log_rate = _bfry.log_rate(uniform, discount, self.log_level, self.tilt)
         return positive_exp(log_gamma - log_rate)
 
-    def cdf(self, value: Tensor) -> Tensor:
-        """Distribution function.
-
-        :param Tensor value: positive numbers.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _cdf(self, value: Tensor) -> Tensor:
         return _bfry.log_cdf(value, self.discount, self.log_level, self.tilt).exp()
 
-    @property
-    def mean(self) -> Tensor:
-        """Mean, infinite without tilt."""
-        return _bfry.log_moment(self.discount, self.log_level, self.tilt, 1).exp()
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance, infinite without tilt."""
-        second = _bfry.log_moment(self.discount, self.log_level, self.tilt, 2).exp()
-        return variance_of(self.mean, second)
+    def _moment(self, order: int) -> Tensor:
+        return _bfry.log_moment(self.discount, self.log_level, self.tilt, order).exp()
 
 
 class BFRY(TiltedBFRY):
@@ -181,7 +154,6 @@ class TruncatedBFRY(UnivariateDistribution):
     discount: Tensor
     high: Tensor
     arg_constraints = {"discount": discount_constraint, "high": constraints.positive}
-    has_rsample = True
 
     def __init__(self, discount: Any, high: Any, *, validate_args: bool | None = None) -> None:
         super().__init__({"discount": discount, "high": high}, validate_args)
@@ -199,45 +171,18 @@ class TruncatedBFRY(UnivariateDistribution):
             return _bfry.log_far_integral(self.high.log(), self.discount)
         return _bfry.log_partial_integral(self.high.log(), -self.discount)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density.
-
-        :param Tensor value: positive numbers up to ``high``.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         return _bfry.log_kernel(value, self.discount) - self.log_normalizer
 
-    def cdf(self, value: Tensor) -> Tensor:
-        """Distribution function.
-
-        :param Tensor value: positive numbers up to ``high``.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _cdf(self, value: Tensor) -> Tensor:
         return (_bfry.log_partial_integral(value.log(), -self.discount) - self.log_normalizer).exp()
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws with gradients in the parameters.
-
-        :param torch.Size sample_shape: how many.
-        """
-        shape = self._extended_shape(torch.Size(sample_shape))
+    def _rsample(self, shape: torch.Size) -> Tensor:
         with torch.no_grad():
             draws = _bfry.sample_truncated(self.discount.expand(shape), self.high.expand(shape))
         return attach_gradient(
             draws.view(shape), (self.discount, self.high), self.cdf, self.log_prob
         )
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean."""
-        return self._moment(1)
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance."""
-        return (self._moment(2) - self.mean.square()).clamp(min=0.0)
 
     def _moment(self, order: int) -> Tensor:
         log_integral = _bfry.log_partial_integral(self.high.log(), order - self.discount)
@@ -280,7 +225,6 @@ class RectifiedGamma(UnivariateDistribution):
         "rate": constraints.positive,
         "high": constraints.positive,
     }
-    has_rsample = True
 
     def __init__(
         self, concentration: Any, rate: Any, high: Any, *, validate_args: bool | None = None
@@ -293,54 +237,26 @@ class RectifiedGamma(UnivariateDistribution):
         """The interval from zero to ``high``."""
         return interval_with_atom(0.0, self.high)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density, and at ``high`` the logarithm of its probability.
-
-        :param Tensor value: positive numbers up to ``high``.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         return _log_prob(value, self.concentration, self.rate, self.high)
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws with gradients in the parameters.
-
-        :param torch.Size sample_shape: how many.
-        """
-        shape = self._extended_shape(torch.Size(sample_shape))
+    def _rsample(self, shape: torch.Size) -> Tensor:
         log_gamma = rsample_log_gamma(self.concentration.expand(shape))
         value = positive_exp(log_gamma - self.rate.log())
         return torch.where(value < self.high, value, self.high)
 
-    def cdf(self, value: Tensor) -> Tensor:
-        """Distribution function, with a jump at ``high``.
-
-        :param Tensor value: positive numbers up to ``high``.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _cdf(self, value: Tensor) -> Tensor:
         below = _gamma_cdf(value, self.concentration, self.rate, 0.0)
         return torch.where(value < self.high, below, 1.0)
 
     def icdf(self, value: Tensor) -> Tensor:
-        """Quantiles, by bisection.
-
-        :param Tensor value: probabilities in (0, 1).
-        """
+        """Quantiles, by bisection."""
         quantile = super().icdf(value)
         is_below = value < _gamma_cdf(self.high, self.concentration, self.rate, 0.0)
         return torch.where(is_below, quantile, self.high)
 
-    @property
-    def mean(self) -> Tensor:
-        """Mean."""
-        return _moment(self.concentration, self.rate, self.high, 1)
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance."""
-        second = _moment(self.concentration, self.rate, self.high, 2)
-        return (second - self.mean.square()).clamp(min=0.0)
+    def _moment(self, order: int) -> Tensor:
+        return _moment(self.concentration, self.rate, self.high, order)
 
 
 @in_double

@@ -163,11 +163,7 @@ class BlockDirichlet(ParametricDistribution):
         )
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """Repeat the distribution over a larger batch shape.
-
-        :param torch.Size batch_shape: the new shape.
-        :returns: the distribution of that shape.
-        """
+        """Repeat the distribution over a larger batch shape."""
         new = self._get_checked_instance(BlockDirichlet, _instance)  # type: ignore[no-untyped-call]
         new.sizes = self.sizes
         return super().expand(batch_shape, new)

@@ -109,11 +109,7 @@ class ClusterBlock(RowsOfClusters):
         super().__init__(cluster.batch_shape, event_shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """Repeat the distribution over a larger batch shape.
-
-        :param torch.Size batch_shape: the new shape.
-        :returns: the distribution of that shape.
-        """
+        """Repeat the distribution over a larger batch shape."""
         new = self._get_checked_instance(ClusterBlock, _instance)  # type: ignore[no-untyped-call]
         new.cluster = self.cluster.expand(batch_shape)
         new.num_points = self.num_points
@@ -452,11 +448,7 @@ class PartitionedBlock(RowsOfClusters):
         super().__init__(labels.shape[:-1], event_shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """Repeat the distribution over a larger batch shape.
-
-        :param torch.Size batch_shape: the new shape.
-        :returns: the distribution of that shape.
-        """
+        """Repeat the distribution over a larger batch shape."""
         new = self._get_checked_instance(PartitionedBlock, _instance)  # type: ignore[no-untyped-call]
         new.cluster, new.has_rsample = self.cluster, self.has_rsample
         new.labels = self.labels.expand(*batch_shape, self.labels.shape[-1])

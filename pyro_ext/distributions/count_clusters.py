@@ -64,11 +64,7 @@ class MultinomialCluster(_CountCluster):
         super().__init__({"concentration": concentration}, {"concentration": 1}, validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """Repeat the distribution over a larger batch shape.
-
-        :param torch.Size batch_shape: the new shape.
-        :returns: the distribution of that shape.
-        """
+        """Repeat the distribution over a larger batch shape."""
         new = super().expand(batch_shape, _instance)
         new.total_count = self.total_count
         return new

@@ -22,7 +22,6 @@ from pyro_ext.distributions.bases import (
     log_level_of,
     positive_exp,
     rsample_log_gamma,
-    variance_of,
 )
 from pyro_ext.distributions.supports import open_interval, positive
 from pyro_ext.special import in_double
@@ -72,7 +71,6 @@ class GeneralizedBFRY(LevelDistribution):
         "scale": constraints.positive,
     }
     support = positive
-    has_rsample = True
 
     def __init__(
         self,
@@ -93,24 +91,13 @@ class GeneralizedBFRY(LevelDistribution):
         super().__init__(parameters, validate_args)
         self._check_parameter("tail_index", self.tail_index > self.discount, "> discount")
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density.
-
-        :param Tensor value: positive numbers.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         log_scaled = _bfry.log_scaled_density(
             value, self.scale, self.discount, self.tail_index, self.log_level
         )
         return log_scaled - self.scale.log()
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws with gradients in the parameters.
-
-        :param torch.Size sample_shape: how many.
-        """
-        shape = self._extended_shape(torch.Size(sample_shape))
+    def _rsample(self, shape: torch.Size) -> Tensor:
         discount = self.discount.expand(shape)
         log_gamma = rsample_log_gamma(1.0 - discount)
         uniform, tail = torch.rand((2, *shape), dtype=discount.dtype, device=discount.device)
@@ -118,24 +105,8 @@ class GeneralizedBFRY(LevelDistribution):
         log_pareto = -torch.log1p(-tail) / self.tail_index
         return positive_exp(self.scale.log() + log_gamma - log_rate + log_pareto)
 
-    def cdf(self, value: Tensor) -> Tensor:
-        """Distribution function.
-
-        :param Tensor value: positive numbers.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _cdf(self, value: Tensor) -> Tensor:
         return _cdf(value, self.discount, self.tail_index, self.log_level, self.scale)
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean, infinite for tail indices up to 1."""
-        return self._moment(1)
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance, infinite for tail indices up to 2."""
-        return variance_of(self.mean, self._moment(2))
 
     def _moment(self, order: int) -> Tensor:
         is_finite = self.tail_index > order
@@ -200,7 +171,6 @@ class BetaPrimeBFRY(LevelDistribution):
         "rate": constraints.positive,
     }
     support = positive
-    has_rsample = True
 
     def __init__(
         self,
@@ -221,45 +191,18 @@ class BetaPrimeBFRY(LevelDistribution):
         super().__init__(parameters, validate_args)
         self._check_parameter("tail_index", self.tail_index > self.discount, "> discount")
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density.
-
-        :param Tensor value: positive numbers.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         return _log_beta_prime_density(
             value, self.discount, self.tail_index, self.log_level, self.rate
         )
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws with gradients in the parameters.
-
-        :param torch.Size sample_shape: how many.
-        """
-        shape = self._extended_shape(torch.Size(sample_shape))
+    def _rsample(self, shape: torch.Size) -> Tensor:
         power = self.tail_index - self.discount
         parts = (value.expand(shape) for value in (self.discount, power, self.log_level))
         return positive_exp(_bfry.rsample_log_beta_prime(*parts) + self.rate.log())
 
-    def cdf(self, value: Tensor) -> Tensor:
-        """Distribution function, by quadrature of the density.
-
-        :param Tensor value: positive numbers.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _cdf(self, value: Tensor) -> Tensor:
         return _beta_prime_cdf(value, self.discount, self.tail_index, self.log_level, self.rate)
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean, infinite for tail indices up to 1."""
-        return self._moment(1)
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance, infinite for tail indices up to 2."""
-        return variance_of(self.mean, self._moment(2))
 
     def _moment(self, order: int) -> Tensor:
         is_finite = self.tail_index > order
@@ -305,7 +248,6 @@ class StableBetaBFRY(LevelDistribution):
         "level": constraints.positive,
     }
     support = open_interval(0.0, 1.0)
-    has_rsample = True
 
     def __init__(
         self,
@@ -323,32 +265,15 @@ class StableBetaBFRY(LevelDistribution):
         }
         super().__init__(parameters, validate_args)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density.
-
-        :param Tensor value: numbers in (0, 1); its ends stand for the numbers next to them.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         return _log_odds_density(value, self.discount, self.concentration, self.log_level)
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws with gradients in the parameters, inside the interval.
-
-        :param torch.Size sample_shape: how many.
-        """
-        shape = self._extended_shape(torch.Size(sample_shape))
+    def _rsample(self, shape: torch.Size) -> Tensor:
         parts = (self.discount, self.concentration, self.log_level)
         log_odds = _bfry.rsample_log_beta_prime(*(value.expand(shape) for value in parts))
         return _clamp_inside(torch.sigmoid(log_odds))
 
-    def cdf(self, value: Tensor) -> Tensor:
-        """Distribution function, by quadrature of the density.
-
-        :param Tensor value: numbers in (0, 1); its ends stand for the numbers next to them.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _cdf(self, value: Tensor) -> Tensor:
         return _odds_cdf(value, self.discount, self.concentration, self.log_level)
 
     @property

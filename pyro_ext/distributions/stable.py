@@ -41,36 +41,18 @@ class PositiveStable(UnivariateDistribution):
     stability: Tensor
     arg_constraints = {"stability": constraints.unit_interval}
     support = positive
-    has_rsample = True
 
     def __init__(self, stability: Any, *, validate_args: bool | None = None) -> None:
         super().__init__({"stability": stability}, validate_args)
         self._check_open_interval("stability")
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density.
-
-        :param Tensor value: positive numbers.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         return _stable.log_density(value.log(), self.stability)
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws with gradients in the stability.
-
-        :param torch.Size sample_shape: how many.
-        """
-        shape = self._extended_shape(torch.Size(sample_shape))
+    def _rsample(self, shape: torch.Size) -> Tensor:
         return positive_exp(_stable.rsample_log(self.stability.expand(shape)))
 
-    def cdf(self, value: Tensor) -> Tensor:
-        """Distribution function.
-
-        :param Tensor value: positive numbers.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _cdf(self, value: Tensor) -> Tensor:
         return _stable.log_cdf(value.log(), self.stability).exp()
 
     @property
@@ -120,7 +102,6 @@ class TiltedStable(UnivariateDistribution):
         "tilt": constraints.nonnegative,
     }
     support = positive
-    has_rsample = True
 
     def __init__(
         self, mass: Any, stability: Any, tilt: Any, *, validate_args: bool | None = None
@@ -128,33 +109,16 @@ class TiltedStable(UnivariateDistribution):
         super().__init__({"mass": mass, "stability": stability, "tilt": tilt}, validate_args)
         self._check_open_interval("stability")
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density.
-
-        :param Tensor value: positive numbers.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         return _stable.log_density_with_tilt(value.log(), self.mass, self.stability, self.tilt)
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Exact draws, with gradients in all parameters where these require them.
-
-        :param torch.Size sample_shape: how many.
-        """
-        shape = self._extended_shape(torch.Size(sample_shape))
+    def _rsample(self, shape: torch.Size) -> Tensor:
         parameters = (self.mass, self.stability, self.tilt)
         with torch.no_grad():
             log_draws = _stable.sample_log_tilted(*(value.expand(shape) for value in parameters))
         return attach_gradient(positive_exp(log_draws), parameters, self.cdf, self.log_prob)
 
-    def cdf(self, value: Tensor) -> Tensor:
-        """Distribution function, by quadrature of the density.
-
-        :param Tensor value: positive numbers.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _cdf(self, value: Tensor) -> Tensor:
         return _stable.tilted_cdf(value.log(), self.mass, self.stability, self.tilt)
 
     @property

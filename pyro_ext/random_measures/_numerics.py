@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import as_tensor
+from pyro_ext.distributions.bases import by_rejection
 from pyro_ext.special import log_exprel, log_upper_gamma
 from pyro_ext.special.operations import holds_everywhere, may_hold_everywhere
 from pyro_ext.special.quadrature import points_of_fall
@@ -149,15 +150,10 @@ def sample_log_concave(
             (1.0,),
         )
         hat = torch.stack([peak, low, high, *points.unbind(-1)], -1)
-        result = torch.empty_like(peak)
-        waiting = torch.arange(peak.numel(), device=peak.device)
-        while waiting.numel():
-            draw, is_accepted = _propose(
-                log_density, slope, [value[waiting] for value in values], hat[waiting]
-            )
-            result[waiting[is_accepted]] = draw[is_accepted]
-            waiting = waiting[~is_accepted]
-    return result.view(shape)
+        draws = by_rejection(
+            lambda hat, *values: _propose(log_density, slope, values, hat), hat, *values
+        )
+    return draws.view(shape)
 
 
 def _propose(

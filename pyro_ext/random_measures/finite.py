@@ -1,9 +1,4 @@
-"""What the distributions share that a measure is the parameter of.
-
-The distribution of a weight that is known to have been met.
-
-Finite approximations of a measure: independent weights with a distribution in closed form or not.
-"""
+"""Distributions of single weights: of one that was met, and of one of a finite approximation."""
 
 from typing import Any
 
@@ -12,7 +7,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyro_ext._checks import shown
-from pyro_ext.distributions.bases import clamp_positive, variance_of
+from pyro_ext.distributions.bases import ScalarDistribution, clamp_positive
 from pyro_ext.random_measures._numerics import as_double
 from pyro_ext.random_measures.arrivals import (
     DeterministicArrivals,
@@ -59,11 +54,7 @@ class MeasureDistribution(TorchDistribution):
         return self.measure.support
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """Repeat the distribution over a larger batch shape.
-
-        :param torch.Size batch_shape: the new shape.
-        :returns: the distribution of that shape.
-        """
+        """Repeat the distribution over a larger batch shape."""
         new = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
         shape = torch.Size(batch_shape)
         vars(new).update(vars(self), measure=self.measure.expand(shape))
@@ -74,7 +65,7 @@ class MeasureDistribution(TorchDistribution):
         return new
 
 
-class JumpDistribution(MeasureDistribution):
+class JumpDistribution(MeasureDistribution, ScalarDistribution):
     r"""Distribution of a weight of a measure given that it was met, a tilted moment for a constant.
 
     .. math:: f(w) = \frac{w^n e^{-uw} \rho(w)}{\kappa(n, u)} .
@@ -94,7 +85,6 @@ class JumpDistribution(MeasureDistribution):
         tensor(0.3000)
     """
 
-    has_rsample = True
     _tensors = ("_order", "_log_tilt")
 
     def __init__(
@@ -115,46 +105,25 @@ class JumpDistribution(MeasureDistribution):
         if self._validate_args and not bool((tilt >= 0).all()):
             raise ValueError(f"tilt must be >= 0, got {tilt.min():g}")
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density.
-
-        :param Tensor value: sizes of weights.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         log_size = value.double().log()
         log_weight = self._order * log_size - (self._log_tilt + log_size).exp()
         log_density = self.measure._log_density(log_size) + log_weight
         constant = self.measure._log_moment(self._order, self._log_tilt)
         return self.measure._result(log_density - constant, value)
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws.
-
-        :param torch.Size sample_shape: how many.
-        """
-        shape = self._extended_shape(torch.Size(sample_shape))
+    def _rsample(self, shape: torch.Size) -> Tensor:
         measure = self.measure.expand(shape)
         log_size = measure._sample_jump(self._order.expand(shape), self._log_tilt.expand(shape))
         return clamp_positive(self.measure._result(log_size.exp()))
 
-    @property
-    def mean(self) -> Tensor:
-        """Mean."""
-        return self._moment(1.0)
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance."""
-        return self._moment(2.0) - self.mean.square()
-
-    def _moment(self, order: float) -> Tensor:
+    def _moment(self, order: int) -> Tensor:
         log_moment = self.measure._log_moment(self._order + order, self._log_tilt)
         constant = self.measure._log_moment(self._order, self._log_tilt)
         return self.measure._result((log_moment - constant).exp())
 
 
-class FiniteAtom(MeasureDistribution):
+class FiniteAtom(MeasureDistribution, ScalarDistribution):
     r"""Distribution of a weight of a finite approximation, by quadrature.
 
     .. math:: f_L(w) = \Phi(t_L | w) \rho(w) / L , \quad \int \Phi(t_L | w) \rho(w) dw = L .
@@ -166,7 +135,6 @@ class FiniteAtom(MeasureDistribution):
     :param int num_atoms: :math:`L`.
     """
 
-    has_rsample = True
     _tensors = ("_log_count", "log_level")
 
     def __init__(
@@ -182,13 +150,7 @@ class FiniteAtom(MeasureDistribution):
         self._log_count = measure._filled(float(num_atoms)).log()
         self.log_level = arrival_process(measure, family).log_time(self._log_count)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density.
-
-        :param Tensor value: sizes of weights.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         log_size = value.double().log()
         log_density = self.measure._log_density(log_size) + self.log_fraction(log_size)
         return self.measure._result(log_density, value)
@@ -197,23 +159,12 @@ class FiniteAtom(MeasureDistribution):
         """Logarithm of the density over that of the measure, at logarithms of sizes."""
         return self.family.log_cdf(self.log_level + log_size) - self._log_count
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws with gradients in the parameters of the measure.
-
-        :param torch.Size sample_shape: how many.
-        """
-        shape = self._extended_shape(torch.Size(sample_shape))
+    def _rsample(self, shape: torch.Size) -> Tensor:
         level = self.log_level.expand(shape)
         size = self.measure._sample_size(self._factor(level, torch.zeros_like(level)))
         return clamp_positive(self.measure._result(size.exp()))
 
-    def cdf(self, value: Tensor) -> Tensor:
-        """Distribution function.
-
-        :param Tensor value: sizes of weights.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _cdf(self, value: Tensor) -> Tensor:
         log_size, level = torch.broadcast_tensors(value.double().log(), self.log_level)
         factor = self._factor(level, torch.zeros_like(level))
         low = log_size if factor.low is None else log_size.maximum(factor.low)
@@ -223,16 +174,6 @@ class FiniteAtom(MeasureDistribution):
         return self.measure._result(
             -torch.expm1((log_rest - self._log_count).clamp(max=0.0)), value
         )
-
-    @property
-    def mean(self) -> Tensor:
-        """Mean."""
-        return self._moment(1.0)
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance."""
-        return variance_of(self.mean, self._moment(2.0))
 
     def _factor(self, level: Tensor, power: Tensor) -> Factor:
         """Fraction of the weights of each size that have arrived, times the size to a power."""
@@ -245,7 +186,7 @@ class FiniteAtom(MeasureDistribution):
             order_at_zero=order_at_zero(self.family),
         )
 
-    def _moment(self, order: float) -> Tensor:
+    def _moment(self, order: int) -> Tensor:
         power = torch.full_like(self.log_level, order)
         is_finite = self.measure._slope_at_infinity(power) > 0
         power = torch.where(is_finite, power, 0.0)

@@ -1,11 +1,9 @@
-"""Numbers of clusters of each size: all that the likelihood of a random partition depends on.
+r"""Numbers of clusters of each size, and how far predicted ones are from those that were seen.
 
-They are tables of integers with the columns size and number. A row of zeros is padding.
-
-How far predicted sizes of clusters are from those that were seen, at both ends.
-
-Sizes come as tables of :func:`~pyro_ext.random_measures.frequency_table`. All functions compare the
-distributions of the size of a cluster that is picked at random among the clusters.
+The likelihood of a random partition depends on them alone. They come as tables of integers with the
+columns size and number, of :func:`~pyro_ext.random_measures.frequency_table`, where a row of zeros
+is padding. Functions that measure the fit compare the distributions of the size of a cluster that
+is picked at random among the clusters.
 
 [1] A. Clauset, C. R. Shalizi, M. E. J. Newman (2009), Power-law distributions in empirical data.
 
@@ -18,19 +16,22 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._checks import as_tensor, check_integer, check_number, check_sequence, shown
-from pyro_ext._renamed import renamed_arguments, renamed_attribute
+from pyro_ext._renamed import renamed_arguments
 from pyro_ext.random_measures.cluster_counts import (
     as_table,
     cluster_sizes,
     frequency_table,
     log_num_partitions,
 )
-from pyro_ext.random_measures.partition import ProbabilityMeasure, check_probability_measure
+from pyro_ext.random_measures.partition import (
+    ProbabilityMeasure,
+    SampleDistribution,
+    check_probability_measure,
+)
 from pyro_ext.special.operations import may_hold_everywhere
 
 __all__ = [
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 
-class FrequencyCounts(TorchDistribution):
+class FrequencyCounts(SampleDistribution):
     r"""Distribution of the numbers of clusters of each size among samples of a random measure.
 
     With :math:`m_i` clusters of size :math:`i`, so that :math:`\sum_i i \, m_i = n`,
@@ -67,9 +68,7 @@ class FrequencyCounts(TorchDistribution):
         tensor(0.5000)
     """
 
-    arg_constraints: dict[str, Any] = {}
     support = constraints.independent(constraints.nonnegative_integer, 2)
-    law = renamed_attribute("law", "measure")
 
     @renamed_arguments(law="measure")
     def __init__(
@@ -81,25 +80,10 @@ class FrequencyCounts(TorchDistribution):
         validate_args: bool | None = None,
     ) -> None:
         check_probability_measure("measure", measure)
-        self.measure = measure
-        self.num_samples = check_integer("num_samples", num_samples, 1)
-        most = (math.isqrt(8 * self.num_samples + 1) - 1) // 2
+        number = check_integer("num_samples", num_samples, 1)
+        most = (math.isqrt(8 * number + 1) - 1) // 2
         rows = most if num_rows is None else check_integer("num_rows", num_rows, 1)
-        super().__init__(measure.batch_shape, torch.Size((rows, 2)), validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """Repeat the distribution over a larger batch shape.
-
-        :param torch.Size batch_shape: the new shape.
-        :returns: the distribution of that shape.
-        """
-        new = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
-        new.measure, new.num_samples = self.measure, self.num_samples
-        super(FrequencyCounts, new).__init__(
-            torch.Size(batch_shape), self.event_shape, validate_args=False
-        )
-        new._validate_args = self._validate_args
-        return new
+        super().__init__(measure, number, (rows, 2), validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log probability of a table.
@@ -118,24 +102,11 @@ class FrequencyCounts(TorchDistribution):
         result = (result + log_num_partitions(value)).to(self.measure._dtype)
         return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw tables.
-
-        :param torch.Size sample_shape: how many.
-        :raises ValueError: where a draw has more sizes than there are rows.
-        """
-        shape = torch.Size(sample_shape) + self.batch_shape
-        own = torch.arange(self.measure.batch_shape.numel()).view(self.measure.batch_shape)
-        chosen = own.expand(shape).flatten()
-        tables = torch.zeros((chosen.numel(), *self.event_shape), dtype=torch.long)
-        for index in own.flatten().tolist():
-            rows = torch.nonzero(chosen == index).squeeze(-1)
-            measure = self.measure._element(index)
-            for row, counts in zip(
-                rows, measure._sample_sizes(self.num_samples, len(rows)), strict=True
-            ):
-                tables[row] = frequency_table(counts, self.event_shape[0])
-        return tables.view(*shape, *self.event_shape)
+    def _draws(self, measure: ProbabilityMeasure, number: int) -> Tensor:
+        sizes = measure._sample_sizes(self.num_samples, number)
+        if not sizes:
+            return torch.empty((0, *self.event_shape), dtype=torch.long)
+        return torch.stack([frequency_table(counts, self.event_shape[0]) for counts in sizes])
 
     def _check_table(self, value: Tensor) -> None:
         if self._validate_args:

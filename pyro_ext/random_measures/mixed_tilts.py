@@ -1,18 +1,6 @@
-"""What the generalized BFRY and the beta prime process share: mixtures over tilts.
+"""Mixtures over exponential tilts: the generalized BFRY and the beta prime process.
 
-Series whose weights are those of another measure, divided by independent variables.
-
-The generalized BFRY process, with one power law near zero and another for large weights.
-
-[1] F. Ayed, J. Lee, F. Caron (2019), Beyond the Chinese restaurant and Pitman-Yor processes:
-statistical models with double power-law behavior.
-
-The beta prime process, with one power law near zero and another for large weights.
-
-[1] F. Ayed, J. Lee, F. Caron (2019), Beyond the Chinese restaurant and Pitman-Yor processes:
-statistical models with double power-law behavior.
-
-Tilts of the clusters of a normalized measure that is a mixture over tilts.
+Both have one power law near zero and another for large weights [1].
 
 [1] F. Ayed, J. Lee, F. Caron (2019), Beyond the Chinese restaurant and Pitman-Yor processes:
 statistical models with double power-law behavior.
@@ -30,7 +18,7 @@ from torch.distributions import AffineTransform, constraints
 from pyro_ext._checks import as_tensor
 from pyro_ext._renamed import renamed_arguments
 from pyro_ext.distributions import BetaPrimeBFRY, GeneralizedBFRY
-from pyro_ext.distributions.bases import rsample_log_gamma
+from pyro_ext.distributions.bases import by_rejection, rsample_log_gamma
 from pyro_ext.distributions.supports import Gamma, open_interval
 from pyro_ext.random_measures._numerics import (
     log_if_positive,
@@ -193,7 +181,7 @@ class MixedTilts(CompletelyRandomMeasure):
         return rsample_log_gamma(power) - log_rate
 
     def _series_methods(self) -> Mapping[str, Callable[[], SeriesMethod]]:
-        return {"scaled": lambda: ScaledSeries(self, self._base(), self._log_divisor)}
+        return {"scaled": lambda: ScaledSeries(self)}
 
 
 class ScaledSeries:
@@ -202,19 +190,14 @@ class ScaledSeries:
     Where the measure is tilted, a weight is kept with the probability that the tilt leaves it.
     """
 
-    def __init__(
-        self,
-        measure: "MixedTilts",
-        base: "GeneralizedGammaProcess",
-        log_divisor: Callable[[torch.Size], Tensor],
-    ) -> None:
-        self._measure, self._base, self._log_divisor = measure, base, log_divisor
+    def __init__(self, measure: MixedTilts) -> None:
+        self._measure, self._base = measure, measure._base()
 
     def sample(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Weights, zero where rejected, and the arrival times in the other measure."""
         log_time = self._base._inverse_exponent(points.log())
         log_weight = self._base._sample_jump(torch.ones_like(log_time), log_time)
-        log_weight = log_weight - self._log_divisor(log_weight.shape)
+        log_weight = log_weight - self._measure._log_divisor(log_weight.shape)
         keep = survives(log_weight.exp(), self._measure._double.tilt)
         return torch.where(keep, log_weight, -torch.inf), log_time
 
@@ -372,14 +355,9 @@ class BetaPrimeProcess(MixedTilts):
               = \frac{\eta}{\Gamma(1 - \sigma)} w^{-1-\sigma} e^{-uw}
               \int_0^\infty x^{\tau-\sigma-1} e^{-cx} e^{-wx} dx .
 
-    Without the tilt :math:`u` its tail falls as :math:`x^{-\sigma}` near zero and as
-    :math:`x^{-\tau}` at infinity. Its moments and its Laplace exponent are computed by quadrature,
-    draws of its total mass are exact. The weights are those of a generalized gamma process divided
-    by independent :math:`\text{Gamma}(\tau, c)` variables, which the series method ``"scaled"`` and
-    the finite approximation use; with a tilt there is no such approximation, and the general one is
-    taken. Draws of the series ``"size_biased"`` go through a latent tilt, in which they have no
-    gradient; those of ``"scaled"`` have all. The mass of one index cannot be compared with that of
-    another, for it is multiplied by about :math:`\Gamma(\tau)`.
+    All is as of a :class:`GeneralizedBFRYProcess`, but that weights of a generalized gamma process
+    are divided by :math:`\text{Gamma}(\tau, c)` variables. The mass of one index cannot be compared
+    with that of another, for it is multiplied by about :math:`\Gamma(\tau)`.
 
     :param mass: :math:`\eta > 0`.
     :param discount: :math:`\sigma`, in [0, 1).
@@ -503,13 +481,7 @@ def _sample_log_excess(discount: Tensor, power: Tensor) -> Tensor:
 
     By rejection under :math:`k w^{1-\sigma} / 2`, :math:`k w^{-\sigma}` and a Lomax density.
     """
-    result = torch.empty_like(discount)
-    waiting = torch.arange(discount.numel(), device=discount.device)
-    while waiting.numel():
-        draw, is_accepted = _propose_log_excess(discount[waiting], power[waiting])
-        result[waiting[is_accepted]] = draw[is_accepted]
-        waiting = waiting[~is_accepted]
-    return result
+    return by_rejection(_propose_log_excess, discount, power)
 
 
 def _propose_log_excess(discount: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:

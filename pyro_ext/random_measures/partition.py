@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._checks import check_instance, check_integer
-from pyro_ext._renamed import renamed_arguments, renamed_attribute
+from pyro_ext._renamed import renamed_arguments
 from pyro_ext.random_measures.arrivals import ExponentialArrivals, arrival_process
 from pyro_ext.random_measures.cluster_counts import ClusterSizes, cluster_sizes, counts_of_labels
 from pyro_ext.random_measures.levy_measure import LevyMeasure
@@ -113,7 +113,45 @@ def check_probability_measure(argument: str, value: object) -> None:
     check_instance(argument, value, ProbabilityMeasure, wanted)
 
 
-class RandomPartition(TorchDistribution):
+class SampleDistribution(TorchDistribution):
+    """Distribution of what samples of a random probability measure are like."""
+
+    arg_constraints: dict[str, Any] = {}
+    law = renamed_attribute("law", "measure")
+
+    def __init__(
+        self,
+        measure: ProbabilityMeasure,
+        num_samples: int,
+        event_shape: tuple[int, ...],
+        validate_args: bool | None,
+    ) -> None:
+        self.measure, self.num_samples = measure, num_samples
+        super().__init__(measure.batch_shape, torch.Size(event_shape), validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """Repeat the distribution over a larger batch shape."""
+        new = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
+        SampleDistribution.__init__(new, self.measure, self.num_samples, self.event_shape, False)
+        new._batch_shape, new._validate_args = torch.Size(batch_shape), self._validate_args
+        return new
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws, each in a time that is about linear in the number of samples."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        own = torch.arange(self.measure.batch_shape.numel()).view(self.measure.batch_shape)
+        chosen = own.expand(shape).flatten()
+        draws = torch.empty((chosen.numel(), *self.event_shape), dtype=torch.long)
+        for index in own.flatten().tolist():
+            rows = torch.nonzero(chosen == index).squeeze(-1)
+            draws[rows] = self._draws(self.measure._element(index), rows.numel())
+        return draws.view(*shape, *self.event_shape)
+
+    @abstractmethod
+    def _draws(self, measure: ProbabilityMeasure, number: int) -> Tensor: ...
+
+
+class RandomPartition(SampleDistribution):
     """Distribution of the labels of samples of a random probability measure.
 
     Two samples have the same label where they are equal. Labels are numbers from zero, in the order
@@ -131,34 +169,15 @@ class RandomPartition(TorchDistribution):
         tensor(0.1667)
     """
 
-    arg_constraints: dict[str, Any] = {}
     support = constraints.independent(constraints.nonnegative_integer, 1)
-    law = renamed_attribute("law", "measure")
 
     @renamed_arguments(law="measure")
     def __init__(
         self, measure: ProbabilityMeasure, num_samples: int, *, validate_args: bool | None = None
     ) -> None:
         check_probability_measure("measure", measure)
-        self.measure = measure
-        self.num_samples = check_integer("num_samples", num_samples, 1)
-        super().__init__(
-            measure.batch_shape, torch.Size((num_samples,)), validate_args=validate_args
-        )
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """Repeat the distribution over a larger batch shape.
-
-        :param torch.Size batch_shape: the new shape.
-        :returns: the distribution of that shape.
-        """
-        new = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
-        new.measure, new.num_samples = self.measure, self.num_samples
-        super(RandomPartition, new).__init__(
-            torch.Size(batch_shape), self.event_shape, validate_args=False
-        )
-        new._validate_args = self._validate_args
-        return new
+        check_integer("num_samples", num_samples, 1)
+        super().__init__(measure, num_samples, (num_samples,), validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log probability of the partition of a label vector.
@@ -175,20 +194,8 @@ class RandomPartition(TorchDistribution):
             result = torch.stack(rows).view(counts.shape[:-1])
         return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draw label vectors, each in a time that is about linear in its length.
-
-        :param torch.Size sample_shape: how many.
-        """
-        shape = torch.Size(sample_shape) + self.batch_shape
-        own = torch.arange(self.measure.batch_shape.numel()).view(self.measure.batch_shape)
-        chosen = own.expand(shape).flatten()
-        labels = torch.empty((chosen.numel(), self.num_samples), dtype=torch.long)
-        for index in own.flatten():
-            rows = torch.nonzero(chosen == index).squeeze(-1)
-            measure = self.measure._element(int(index))
-            labels[rows] = measure._sample_labels(self.num_samples, rows.numel())
-        return labels.view(*shape, self.num_samples)
+    def _draws(self, measure: ProbabilityMeasure, number: int) -> Tensor:
+        return measure._sample_labels(self.num_samples, number)
 
 
 def seat_by_arrivals(measure: LevyMeasure, num_samples: int, num_draws: int) -> Tensor:

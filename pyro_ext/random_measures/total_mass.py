@@ -1,4 +1,4 @@
-"""Distributions of total masses that have no density in closed form."""
+"""Total masses that have no density in closed form."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._checks import check_integer
-from pyro_ext.distributions.bases import attach_gradient, clamp_positive, invert_cdf
+from pyro_ext.distributions.bases import ScalarDistribution, attach_gradient, clamp_positive
 from pyro_ext.distributions.supports import positive
 from pyro_ext.random_measures._numerics import as_double
 from pyro_ext.random_measures.finite import MeasureDistribution
@@ -34,11 +34,10 @@ class TotalMass(MeasureDistribution):
     support: Any = constraints.nonnegative
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws, without gradients.
+        """Draws, without gradients."""
+        return self._sample(self._extended_shape(torch.Size(sample_shape)))
 
-        :param torch.Size sample_shape: how many.
-        """
-        shape = self._extended_shape(torch.Size(sample_shape))
+    def _sample(self, shape: torch.Size) -> Tensor:
         with torch.no_grad():
             total = self._draw(self.measure.expand(shape)).to(self.measure.dtype)
         return total.clamp(max=torch.finfo(total.dtype).max)
@@ -64,11 +63,11 @@ class TotalMass(MeasureDistribution):
         return self.measure.variance
 
 
-class InvertedTotalMass(TotalMass):
+class InvertedTotalMass(TotalMass, ScalarDistribution):
     r"""Distribution of the total mass of a measure whose Laplace transform can be inverted.
 
     Density and distribution function are integrals of the transform along a contour in the complex
-    numbers, for which the exponent is computed by quadrature. Both are right to about twelve
+    numbers, for which the exponent is computed by quadrature. Both have about twelve correct
     digits, the density also where it is tiny, and both have gradients in values and parameters. A
     value takes about a tenth of a second. Draws are exact, with gradients by implicit
     differentiation.
@@ -84,39 +83,15 @@ class InvertedTotalMass(TotalMass):
     """
 
     support = positive
-    has_rsample = True
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density.
-
-        :param Tensor value: positive numbers.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _log_prob(self, value: Tensor) -> Tensor:
         return self._log_inverse(value, 0.0)
 
-    def cdf(self, value: Tensor) -> Tensor:
-        """Probability of at most a value.
-
-        :param Tensor value: positive numbers.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
+    def _cdf(self, value: Tensor) -> Tensor:
         return self._log_inverse(value, 1.0).exp().clamp(max=1.0)
 
-    def icdf(self, value: Tensor) -> Tensor:
-        """Quantiles, by bisection.
-
-        :param Tensor value: probabilities in (0, 1).
-        """
-        return invert_cdf(self, value)
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws, with gradients by implicit differentiation.
-
-        :param torch.Size sample_shape: how many.
-        """
-        draw = clamp_positive(self.sample(torch.Size(sample_shape)))
+    def _rsample(self, shape: torch.Size) -> Tensor:
+        draw = clamp_positive(self._sample(shape))
         return attach_gradient(draw, self.measure._parameters().values(), self.cdf, self.log_prob)
 
     def _log_inverse(self, value: Tensor, pole: float) -> Tensor:
