@@ -37,8 +37,6 @@ class EnumeratedLikelihood:
     the terms of these sites alone. It is that of the observed site where there is one, with these
     plates; else it has the name of the innermost of these plates, with ``"_joint"``.
 
-    :param ModelAtValues whole: the model.
-    :param given: names of the latent sites that draws have.
     :raises ValueError: where one that they lack is not discrete with values that can be enumerated.
     """
 

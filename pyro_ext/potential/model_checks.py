@@ -54,12 +54,7 @@ def _lacks_gradient(function: Any, result: object) -> bool:
 
 
 def missed_gradients(run: Run, values: Mapping[str, Tensor]) -> list[tuple[str, str]]:
-    """Find latent sites that a density depends on without a gradient.
-
-    :param run: gives the records of a model at unconstrained values of its latent sites.
-    :param Mapping values: where to look.
-    :returns: names of a site and of the latent site that moves its density unnoticed.
-    """
+    """Find latent sites that a density depends on without a gradient."""
     leaves = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
     cuts = _Cuts()
     with torch.enable_grad(), cuts:

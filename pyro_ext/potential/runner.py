@@ -113,10 +113,6 @@ def check_observations(
     Nothing is checked where the model has further latent sites, such as enumerated ones, or where
     rounding alone puts a parameter out of its range.
 
-    :param model: a Pyro model.
-    :param tuple args: its positional arguments.
-    :param Mapping kwargs: its keyword arguments.
-    :param Mapping values: constrained values of the latent sites.
     :raises ValueError: it names the site.
     """
     evaluation = Evaluation(from_constrained(values, {}), {})
@@ -146,12 +142,7 @@ def run_from_prior(
 
 
 class ModelRunner:
-    """Runs a model at flat latent values and subsamples of its plates.
-
-    :param model: a Pyro model.
-    :param tuple args: its positional arguments.
-    :param dict kwargs: its keyword arguments.
-    """
+    """Runs a model at flat latent values and subsamples of its plates."""
 
     def __init__(
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -341,8 +332,6 @@ class ModelRunner:
     def validate(self, flat: Tensor, whole: bool) -> None:
         """Run the model with Pyro's checks where they are switched on, and twice at one point.
 
-        :param Tensor flat: a point at which the density is finite.
-        :param bool whole: look at all of the data, not at one subsample.
         :raises ValueError: for parameters or observed values that a distribution does not admit, a
             model that is random, or one that takes numbers out of tensors.
         """

@@ -1,13 +1,13 @@
 """Weights of observations under a Dirichlet process, and the atoms of a prior guess."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_integer, check_number
+from pyro_ext._checks import as_tensor, check_choice, check_integer, check_number
 from pyro_ext.distributions import BlockDirichlet
 from pyro_ext.random import chain_keys, spawn_seed, uniform
 
@@ -21,7 +21,6 @@ __all__ = [
 
 BlockConcentration = Literal["aggregate", "unit"]
 
-_KINDS = ("aggregate", "unit")
 _GAMMAS, _BOOSTS, _ORDER, _ATOM_ORDER = range(40, 44)  # streams of random numbers
 
 
@@ -76,10 +75,7 @@ class DirichletWeights:
             raise ValueError(
                 f"num_blocks must be at most the {num_observed} observations, got {num_blocks}"
             )
-        if block_concentration not in _KINDS:
-            raise ValueError(
-                f"block_concentration must be one of {_KINDS}, got {block_concentration!r:.80}"
-            )
+        check_choice("block_concentration", block_concentration, get_args(BlockConcentration))
         self.num_blocks = num_blocks
         self.block_concentration = block_concentration
         sizes, concentrations, self._num_own_blocks = self._blocks()
@@ -88,9 +84,9 @@ class DirichletWeights:
     @property
     def mean(self) -> Tensor:
         """Mean of each weight. **Shape:** ``(num_observed + num_atoms,)``."""
-        share = self._distribution.concentration / self._distribution.concentration.sum()
-        own = share[: self._num_own_blocks].sum() / self.num_observed
-        atom = share[self._num_own_blocks :].sum() / max(1, self.num_atoms)
+        mean = self._distribution.concentration / self._distribution.concentration.sum()
+        own = mean[: self._num_own_blocks].sum() / self.num_observed
+        atom = mean[self._num_own_blocks :].sum() / max(1, self.num_atoms)
         return torch.cat([own.repeat(self.num_observed), atom.repeat(self.num_atoms)])
 
     def draw(self, draws: Sequence[int], seed: int) -> Tensor:
@@ -147,8 +143,8 @@ class DirichletWeights:
         if self.block_concentration == "unit" and self.num_blocks is not None:
             parts = [1.0] * len(own) + [self.concentration / max(1, len(atoms))] * len(atoms)
         else:
-            share = self.concentration / max(1, self.num_atoms)
-            parts = [float(size) for size in own] + [share * size for size in atoms]
+            each = self.concentration / max(1, self.num_atoms)
+            parts = [float(size) for size in own] + [each * size for size in atoms]
         return own + atoms, torch.tensor(parts, dtype=torch.float64), len(own)
 
     def _sizes(self, number: int) -> list[int]:

@@ -18,6 +18,7 @@ from pyro_ext._checks import (
     check_instance,
     check_integer,
     check_number,
+    check_optional,
     check_sequence,
     check_tensors,
     shown,
@@ -217,18 +218,12 @@ class TransferEnsemble(IndependentDraws):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        for name, module in (("backbone", backbone), ("head", head)):
-            if not isinstance(module, nn.Module):
-                raise TypeError(f"{name} must be a torch.nn.Module, got {module!r:.80}")
+        check_instance("backbone", backbone, nn.Module, "a torch.nn.Module")
+        check_instance("head", head, nn.Module, "a torch.nn.Module")
         if not list(head.parameters()):
             raise ValueError("head must have parameters, got none")
-        if optimizer is not None and not isinstance(optimizer, BatchOptimizer):
-            raise TypeError(f"optimizer must be a BatchOptimizer, got {optimizer!r:.80}")
-        if regularizer is not None:
-            check_callable("regularizer", regularizer)
+        check_optional(check_instance, "optimizer", optimizer, BatchOptimizer, "a BatchOptimizer")
         check_backend(backend)
-        if subsample_size is not None:
-            check_integer("subsample_size", subsample_size, 1)
         if seed is not None:
             fresh_seed(seed)
         self.num_samples = check_integer("num_samples", num_samples, 1)
@@ -238,9 +233,9 @@ class TransferEnsemble(IndependentDraws):
             partial(torch.optim.SGD, lr=0.05, momentum=0.9), 200
         )
         self.weight_decay = check_number("weight_decay", weight_decay, least=0)
-        self.regularizer = regularizer
+        self.regularizer = check_optional(check_callable, "regularizer", regularizer)
         self.head_scale = check_number("head_scale", head_scale, least=0)
-        self.subsample_size = subsample_size
+        self.subsample_size = check_optional(check_integer, "subsample_size", subsample_size, 1)
         self.backend: Backend = backend
         self.seed = seed
 
