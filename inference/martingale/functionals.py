@@ -17,7 +17,7 @@ from pyro_ext._checks import (
     check_optional,
     check_tensors,
 )
-from pyro_ext.inference.martingale._whitening import center_of
+from pyro_ext.inference.martingale.nonparametric_learning.weighted_fits import center_of
 from pyro_ext.inference.martingale.weighted_sample import points_of
 from pyro_ext.inference.optimization import BatchLBFGS, Minimizer
 from pyro_ext.potential import Regularizer, WeightedFunction, WeightedLoss, WeightedPotential

@@ -1,13 +1,12 @@
-"""Fits of a loss to data with random weights, many draws at a time."""
+"""Fits of a loss to weighted data, many draws at a time, near the fit to mean weights."""
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_ext.inference.martingale._whitening import Center, center_of
 from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights import (
     DirichletWeights,
     EmpiricalBase,
@@ -15,25 +14,80 @@ from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights impo
     fitting_atoms,
 )
 from pyro_ext.inference.optimization import Minimizer, Minimum, Objective
+from pyro_ext.posterior.modes import gradient_differences, whitening_factor
 from pyro_ext.potential import WeightedLoss
 from pyro_ext.random import chain_keys, uniform
 
 __all__ = [
+    "Center",
     "WeightedFits",
+    "center_of",
+    "factor_at",
     "minibatches_of",
 ]
+
+_MOST_WHITENED = 256
+
+
+class Center(NamedTuple):
+    """A minimum near which others are searched, in coordinates ``z`` of ``position + z @ factor``.
+
+    :param Tensor position: **Shape:** ``(size,)``.
+    :param Tensor factor: ``None`` for the plain coordinates. **Shape:** ``(size, size)``.
+    """
+
+    position: Tensor
+    factor: Tensor | None
+
+    def search(self, optimizer: Minimizer, objective: Objective, number: int) -> Minimum:
+        """Search the minima of so many problems from here; gradients are in the coordinates."""
+        if self.factor is None:
+            return optimizer.minimize(objective, self.position.expand(number, -1))
+        center, factor = self.position, self.factor
+
+        def whitened(coordinates: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            value, gradient = objective(center + coordinates @ factor, rows)
+            return value, gradient @ factor.mT
+
+        found = optimizer.minimize(whitened, torch.zeros_like(center).expand(number, -1))
+        return found._replace(position=center + found.position @ factor)
+
+
+def center_of(optimizer: Minimizer, objective: Objective, start: Tensor) -> Center:
+    """The minimum of a mean objective, or the start where its search diverges.
+
+    It has coordinates where the optimizer uses curvature and their number is moderate.
+    """
+    found = optimizer.minimize(objective, start[None])
+    position = found.position[0]
+    if not bool(found.value.isfinite() & position.isfinite().all()):
+        position = start
+    if optimizer.takes_minibatches or len(start) > _MOST_WHITENED:
+        return Center(position, None)
+    return Center(position, factor_at(objective, position))
+
+
+def factor_at(objective: Objective, center: Tensor) -> Tensor | None:
+    """Factor of coordinates in which an objective has unit curvature at a point, up to sign.
+
+    It is ``None`` where there is no finite curvature.
+    """
+    size = len(center)
+    step = torch.finfo(center.dtype).eps ** (1.0 / 3.0) * (1.0 + center.abs())
+    rows = torch.zeros(2 * size, dtype=torch.int64, device=center.device)
+    curvature = gradient_differences(lambda points: objective(points, rows)[1], center, step)
+    if not bool(curvature.isfinite().all() & (curvature != 0).any()):
+        return None
+    # What a central difference of this step leaves as its relative error.
+    resolution = torch.finfo(center.dtype).eps ** (2.0 / 3.0)
+    return whitening_factor(curvature, resolution).mT
 
 
 def minibatches_of(keys: Tensor, size: int, num_points: int) -> Callable[[Tensor], Tensor]:
     """Minibatches of each draw, which follow from its key and the number of the call.
 
-    Elements are drawn with replacement.
-
-    :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
-    :param int size: of a minibatch.
-    :param int num_points: how many points there are to choose from.
-    :returns: a function of the numbers of draws, ``(rows,)``, that returns their next minibatches,
-        ``(rows, size)``.
+    Elements are drawn with replacement. The result is a function of the numbers of draws,
+    ``(rows,)``, that returns their next minibatches, ``(rows, size)``.
     """
     step = 0
 
