@@ -322,7 +322,7 @@ def _sites(
 def _classes(fn: Any) -> Tensor | None:
     """All classes at each point, ``None`` for observations that are not one of them a point.
 
-    :returns: **Shape:** ``(num_classes, num_points)``.
+    Shapes: returns (num_classes, num_points).
     """
     if not fn.has_enumerate_support or len(fn.batch_shape) != 1 or fn.event_shape:
         return None

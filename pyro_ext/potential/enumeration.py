@@ -79,8 +79,7 @@ class EnumeratedLikelihood:
     def __call__(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Log likelihoods at given latent values.
 
-        :param Mapping samples: constrained. **Shape:** ``(*leading, *event)`` each.
-        :returns: by name. **Shape:** ``(*leading, *batch)``, over all of the data.
+        Shapes: samples (*leading, *event) each; returns (*leading, *batch), over all of the data.
         """
         return self._whole.sweep(self._function, self._layout, samples, self.sites, False)
 

@@ -134,14 +134,8 @@ Choice = Callable[[Any], "tuple[Tensor, Tensor | None] | None"]
 
 @dataclass
 class Record:
-    """A sample statement as it was run.
+    """A sample statement as it was run: its distribution and value, and what else Pyro knows of it.
 
-    :param fn: its distribution.
-    :param Tensor value: its value, constrained.
-    :param args: positional arguments of the statement.
-    :param kwargs: keyword arguments of the statement.
-    :param scale: factor of its log density.
-    :param mask: mask of its log density.
     :param frames: plates it stands in.
     :param bool is_observed: whether the model gave its value.
     :param bool is_latent: whether the evaluation gave its value.
@@ -239,6 +233,11 @@ class Record:
         """Log density of each batch element with scale and mask, as the joint density takes it."""
         result: Tensor = scale_and_mask(self.log_prob(), self.scale, self.mask)
         return result
+
+    def unconstrained_log_prob(self) -> Tensor:
+        """Log density in unconstrained space, summed over elements."""
+        total = self.scaled_log_prob().sum()
+        return total if self.log_jacobian is None else total + self.log_jacobian.sum()
 
 
 class Evaluation(Messenger):
@@ -406,9 +405,6 @@ def log_density(
     Pyro scales it. With them, each element counts by its weight, and a site outside the plate by
     the entry of ``firsts``: over a cover of the data by blocks, of which one is the first, the
     densities then add up to that of all of the data.
-
-    :param Mapping weights: weight of each element of a subsampled plate, by plate name.
-    :param Mapping firsts: one for the first block of a subsampled plate, else zero, by plate name.
     """
     total = start
     for record in records.values():
@@ -493,9 +489,7 @@ def non_finite_sites(records: Mapping[str, Record], leaf: Tensor) -> list[str]:
     for name, record in records.items():
         if not record.has_density:
             continue
-        value = record.scaled_log_prob().sum()
-        if record.log_jacobian is not None:
-            value = value + record.log_jacobian.sum()
+        value = record.unconstrained_log_prob()
         if not torch.isfinite(value) or not _has_finite_gradient(value, leaf):
             names.append(name)
     return names

@@ -125,10 +125,7 @@ def capture_abstract(function: TensorFunction, *example: Tensor) -> GraphModule:
 
 
 def vectorize(graph: GraphModule, *example: Tensor) -> GraphModule:
-    """Record a graph of one chain as a graph over a leading dimension of chains.
-
-    :raises CaptureError: where an operation has no vectorized form.
-    """
+    """Record a graph of one chain as a graph over a leading dimension of chains."""
     vectorized = capture(torch.func.vmap(graph), *example)
     # Not before: some vectorized forms need all that they take to be vectorized.
     fold_constants(vectorized)

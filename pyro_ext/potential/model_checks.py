@@ -81,12 +81,11 @@ def missed_gradients(run: Run, values: Mapping[str, Tensor]) -> list[tuple[str, 
 @without_validation()
 def _densities(records: Mapping[str, Record]) -> dict[str, Tensor]:
     """Log density of each site in unconstrained space."""
-    result = {}
-    for name, record in records.items():
-        if record.has_density:
-            jacobian = 0.0 if record.log_jacobian is None else record.log_jacobian.sum()
-            result[name] = record.scaled_log_prob().sum() + jacobian
-    return result
+    return {
+        name: record.unconstrained_log_prob()
+        for name, record in records.items()
+        if record.has_density
+    }
 
 
 def _reached(density: Tensor, leaves: Mapping[str, Tensor]) -> set[str]:

@@ -120,11 +120,7 @@ def structure_of(
     given_plates: Collection[str] = (),
     constant: Collection[str] = (),
 ) -> Structure:
-    """Read the structure of a model off the records of one run.
-
-    :raises ValueError: for a latent site without a bijection to its support, one in a part of a
-        plate that the model gives, or a sequential plate that subsamples.
-    """
+    """Read the structure of a model off the records of one run."""
     plates: dict[str, Plate] = {}
     latents: dict[str, Site] = {}
     observed: dict[str, Site] = {}
@@ -262,7 +258,7 @@ def assemble(
 ) -> None:
     """Write what one block gave for some sites into tensors over all of the data.
 
-    :param Mapping part: values from the block. **Shape:** ``(*leading, *batch, *event)``.
+    Shapes: part (*leading, *batch, *event).
     """
     for name, value in part.items():
         plates = [plate for plate in sites[name].plates if plate.is_subsampled]

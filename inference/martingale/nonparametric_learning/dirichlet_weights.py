@@ -116,8 +116,7 @@ class DirichletWeights:
 
         The observations see the same random numbers whatever the concentration of the atoms is.
 
-        :param uniforms: makes so many uniform numbers of a stream for each draw.
-        :returns: **Shape:** ``(num_draws, num_blocks)``.
+        Shapes: returns (num_draws, num_blocks).
         """
         from scipy.special import gammaincinv  # slow to import
 
@@ -199,15 +198,7 @@ def atoms_of_draws(
 ) -> list[Tensor]:
     """Atoms of some draws, a function of the seed and the number of each.
 
-    :param base_measure: a Pyro distribution, for data of one tensor; or a function of the number of
-        atoms, which returns a tensor for each one of the data.
-    :param int num_atoms: how many each draw has.
-    :param tuple rows: the data. **Shape:** ``(n, *event)`` each.
-    :param Sequence draws: numbers of the draws.
-    :param int seed: of all.
-    :returns: **Shape:** ``(len(draws), num_atoms, *event)`` each.
-    :raises TypeError: for a base measure of another kind.
-    :raises ValueError: for atoms that do not look like the data.
+    Shapes: rows (n, *event) each; returns (len(draws), num_atoms, *event) each.
     """
     is_distribution = isinstance(base_measure, TorchDistributionMixin)
     if not is_distribution and not callable(base_measure):
@@ -230,13 +221,7 @@ def atoms_of_draws(
 
 
 def fitting_atoms(found: Any, num_atoms: int, rows: tuple[Tensor, ...]) -> list[Tensor]:
-    """Atoms in the types of the data.
-
-    :param found: a tensor, or several.
-    :param int num_atoms: how many atoms there are.
-    :param tuple rows: the data.
-    :raises ValueError: for shapes that do not fit those of the data.
-    """
+    """Atoms in the types of the data."""
     atoms = [found] if isinstance(found, Tensor) else list(found)
     wanted = [(num_atoms, *part.shape[1:]) for part in rows]
     shapes = [tuple(part.shape) for part in atoms]

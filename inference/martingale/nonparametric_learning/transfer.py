@@ -298,12 +298,8 @@ class TransferEnsemble(IndependentDraws):
     def _train(self, inputs: Tensor, targets: Tensor, numbers: Sequence[int], seed: int) -> Any:
         """Fine-tune members to soft targets of their own.
 
-        :param Tensor inputs: **Shape:** ``(n, *event)``.
-        :param Tensor targets: how much each class weighs for each input. **Shape:** ``(num_members,
-            n, classes)``.
-        :param Sequence numbers: of the members, on which their heads and minibatches depend.
-        :param int seed: of all.
-        :returns: parameters by name. **Shape:** ``(num_members, *event)`` each.
+        Shapes: inputs (n, *event); targets (num_members, n, classes); returns (num_members, *event)
+        each.
         """
         params = {name: value.detach() for name, value in self.network.named_parameters()}
         num_points = len(inputs)
@@ -396,9 +392,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def nll(log_probabilities: Tensor, labels: Tensor) -> Tensor:
     """Mean negative log likelihood of each member.
 
-    :param Tensor log_probabilities: **Shape:** ``(members, n, classes)``.
-    :param Tensor labels: **Shape:** ``(n,)``.
-    :returns: **Shape:** ``(members,)``.
+    Shapes: log_probabilities (members, n, classes); labels (n,); returns (members,).
     """
     index = labels.expand(log_probabilities.shape[:-1]).unsqueeze(-1)
     return -log_probabilities.gather(-1, index)[..., 0].mean(-1)
@@ -421,10 +415,7 @@ def as_data(
 
 
 def check_labels(inputs: Tensor, labels: Tensor, network: nn.Module) -> Tensor:
-    """Labels as vectors with a one for their class.
-
-    :raises ValueError: where numbers or classes do not fit.
-    """
+    """Labels as vectors with a one for their class."""
     with torch.no_grad():
         try:
             logits = network(inputs[:1])

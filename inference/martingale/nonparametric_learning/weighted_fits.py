@@ -177,8 +177,7 @@ class WeightedFits:
     def fit(self, members: range) -> dict[str, Tensor]:
         """Fit some draws, at most as many as are fitted side by side.
 
-        :param range members: their numbers.
-        :returns: the fields of :class:`~pyro_ext.inference.optimization.Minimum`, by draw.
+        Returns the fields of :class:`~pyro_ext.inference.optimization.Minimum`, by draw.
         """
         if self._num_restarts:
             objective = self._objective(members, self._num_restarts)
