@@ -18,9 +18,8 @@ __all__ = [
     "Minimizer",
     "Minimum",
     "Objective",
-    "Whitening",
     "center_of",
-    "whitening_at",
+    "factor_at",
 ]
 
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -326,84 +325,34 @@ def _norm(gradient: Tensor) -> Tensor:
 _MOST_WHITENED = 256
 
 
-class Whitening(NamedTuple):
-    """An affine map from coordinates ``z`` to ``center + z @ factor``.
-
-    :param Tensor center: where ``z`` is zero. **Shape:** ``(size,)``.
-    :param Tensor factor: **Shape:** ``(size, size)``.
-    """
-
-    center: Tensor
-    factor: Tensor
-
-    def position(self, coordinates: Tensor) -> Tensor:
-        """Positions of coordinates. **Shape:** ``(rows, size)`` both."""
-        return self.center + coordinates @ self.factor
-
-    def objective(self, objective: Objective) -> Objective:
-        """An objective as a function of the coordinates."""
-
-        def whitened(coordinates: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            value, gradient = objective(self.position(coordinates), rows)
-            return value, gradient @ self.factor.mT
-
-        return whitened
-
-
-def whitening_at(objective: Objective, center: Tensor) -> Whitening | None:
-    """Coordinates in which an objective has unit curvature at a point, up to sign.
-
-    :param objective: maps positions and the numbers of their problems, of which there is one, to
-        values and gradients.
-    :param Tensor center: the point. **Shape:** ``(size,)``.
-    :returns: the map, ``None`` where the curvature is not finite.
-    """
-    size = len(center)
-    step = torch.finfo(center.dtype).eps ** (1.0 / 3.0) * (1.0 + center.abs())
-    rows = torch.zeros(2 * size, dtype=torch.int64, device=center.device)
-    curvature = gradient_differences(lambda points: objective(points, rows)[1], center, step)
-    if not bool(curvature.isfinite().all()):
-        return None
-    if not bool((curvature != 0).any()):
-        return None
-    # What a central difference of this step leaves as its relative error.
-    resolution = torch.finfo(center.dtype).eps ** (2.0 / 3.0)
-    return Whitening(center, whitening_factor(curvature, resolution).mT)
-
-
 class Center(NamedTuple):
-    """A minimum near which others are searched.
+    """A minimum near which others are searched, in coordinates ``z`` of ``position + z @ factor``.
 
     :param Tensor position: **Shape:** ``(size,)``.
-    :param Whitening whitening: the coordinates of the searches, where there are any.
+    :param Tensor factor: ``None`` for the plain coordinates. **Shape:** ``(size, size)``.
     """
 
     position: Tensor
-    whitening: Whitening | None
+    factor: Tensor | None
 
     def search(self, optimizer: Minimizer, objective: Objective, number: int) -> Minimum:
-        """Search the minima of some problems, all from here.
-
-        :param Minimizer optimizer: does it.
-        :param objective: of the problems.
-        :param int number: of the problems.
-        :returns: with gradients in the coordinates of the search.
-        """
-        if self.whitening is None:
+        """Search the minima of so many problems from here; gradients are in the coordinates."""
+        if self.factor is None:
             return optimizer.minimize(objective, self.position.expand(number, -1))
-        origin = torch.zeros_like(self.position).expand(number, -1)
-        found = optimizer.minimize(self.whitening.objective(objective), origin)
-        return found._replace(position=self.whitening.position(found.position))
+        center, factor = self.position, self.factor
+
+        def whitened(coordinates: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            value, gradient = objective(center + coordinates @ factor, rows)
+            return value, gradient @ factor.mT
+
+        found = optimizer.minimize(whitened, torch.zeros_like(center).expand(number, -1))
+        return found._replace(position=center + found.position @ factor)
 
 
 def center_of(optimizer: Minimizer, objective: Objective, start: Tensor) -> Center:
-    """The minimum of a mean objective, or the start where its search meets no finite number.
+    """The minimum of a mean objective, or the start where its search diverges.
 
-    :param Minimizer optimizer: searches it.
-    :param objective: of a single problem.
-    :param Tensor start: **Shape:** ``(size,)``.
-    :returns: the minimum, with coordinates where the optimizer uses curvature and their number is
-        moderate.
+    It has coordinates where the optimizer uses curvature and their number is moderate.
     """
     found = optimizer.minimize(objective, start[None])
     position = found.position[0]
@@ -411,4 +360,20 @@ def center_of(optimizer: Minimizer, objective: Objective, start: Tensor) -> Cent
         position = start
     if optimizer.takes_minibatches or len(start) > _MOST_WHITENED:
         return Center(position, None)
-    return Center(position, whitening_at(objective, position))
+    return Center(position, factor_at(objective, position))
+
+
+def factor_at(objective: Objective, center: Tensor) -> Tensor | None:
+    """Factor of coordinates in which an objective has unit curvature at a point, up to sign.
+
+    It is ``None`` where there is no finite curvature.
+    """
+    size = len(center)
+    step = torch.finfo(center.dtype).eps ** (1.0 / 3.0) * (1.0 + center.abs())
+    rows = torch.zeros(2 * size, dtype=torch.int64, device=center.device)
+    curvature = gradient_differences(lambda points: objective(points, rows)[1], center, step)
+    if not bool(curvature.isfinite().all() & (curvature != 0).any()):
+        return None
+    # What a central difference of this step leaves as its relative error.
+    resolution = torch.finfo(center.dtype).eps ** (2.0 / 3.0)
+    return whitening_factor(curvature, resolution).mT

@@ -3,7 +3,7 @@
 import inspect
 import math
 import numbers
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ __all__ = [
     "check_integer",
     "check_mapping",
     "check_number",
+    "check_optional",
     "check_sequence",
     "check_tensors",
     "shown",
@@ -235,6 +236,31 @@ def check_finite(argument: str, tensor: Tensor) -> None:
     if len(rows) > _NUM_ROWS_NAMED:
         parts.append(f"and in {len(rows) - _NUM_ROWS_NAMED} more of {len(tensor)} rows")
     raise ValueError(f"{argument} must be finite, got {', '.join(parts)}")
+
+
+def check_optional(
+    check: Callable[..., Any], argument: str, value: Any, *args: Any, **options: Any
+) -> Any:
+    """Check a value by one of the functions above, unless it is ``None``.
+
+    :param check: the function.
+    :param str argument: name of the argument.
+    :param value: what the caller got.
+    :param args: what else the function takes.
+    :param options: the same by keyword.
+    :returns: what the function returns, or the value.
+
+    Example::
+
+        >>> check_optional(check_integer, "subsample_size", None, 1)
+        >>> check_optional(check_integer, "subsample_size", 0, 1)
+        Traceback (most recent call last):
+        ValueError: subsample_size must be an integer >= 1, got 0
+    """
+    if value is None:
+        return None
+    checked = check(argument, value, *args, **options)
+    return value if checked is None else checked
 
 
 def _has_shape(tensor: Tensor, shape: str | None) -> bool:

@@ -55,15 +55,8 @@ def follow_labels(
 ) -> None:
     """Take labels into distributions, and follow points through them.
 
-    :param probability: of the label one at the points, which is updated. **Shape:**
-        ``(num_distributions, num_points)``.
-    :param labels: zeros and ones. **Shape:** ``(num_distributions, num_steps)``.
-    :param seen: probability of the label one at each observation before it was seen. **Shape:** as
-        ``labels``.
-    :param rates: of the updates. **Shape:** ``(num_steps,)``.
-    :param float bandwidth: of the response.
-    :param rows: of the kernel, for the covariates of each observation. **Shape:** as ``labels``.
-    :param kernel: of covariates. **Shape:** ``(num_rows, num_points)``.
+    Shapes: probability (num_distributions, num_points); labels (num_distributions, num_steps); seen
+    as labels; rates (num_steps,); rows as labels; kernel (num_rows, num_points).
     """
     for distribution in range(probability.shape[0]):
         for step in range(rates.size):
@@ -88,13 +81,8 @@ def resample_labels(
 ) -> None:
     """Draw labels and take them in, one after the other.
 
-    :param probability: of the label one at the covariates of the data, then at other points, which
-        is updated. **Shape:** ``(num_distributions, num_rows + num_points)``.
-    :param uniforms: numbers. **Shape:** ``(num_distributions, num_steps)``.
-    :param rates: of the updates. **Shape:** ``(num_steps,)``.
-    :param float bandwidth: of the response.
-    :param rows: of the data, whose covariates the labels have. **Shape:** as ``uniforms``.
-    :param kernel: of covariates. **Shape:** ``(num_rows, num_rows + num_points)``.
+    Shapes: probability (num_distributions, num_rows + num_points); uniforms (num_distributions,
+    num_steps); rates (num_steps,); rows as uniforms; kernel (num_rows, num_rows + num_points).
     """
     for distribution in range(probability.shape[0]):
         for step in range(rates.size):
@@ -120,19 +108,10 @@ def predict_labels(
 ) -> None:
     """Predict each label from those before it, with derivatives in the bandwidths.
 
-    :param order: in which observations come. **Shape:** ``(num_orders, n)``.
-    :param labels: zeros and ones. **Shape:** ``(n,)``.
-    :param covariates: **Shape:** ``(num_covariates, n)``.
-    :param rates: of the updates. **Shape:** ``(n,)``.
-    :param float bandwidth: of the response.
-    :param covariate_bandwidth: **Shape:** ``(num_covariates,)``.
-    :param directions: in which derivatives are taken. **Shape:** ``(num_directions,)``.
-    :param covariate_directions: the same for covariates. **Shape:** ``(num_directions,
-        num_covariates)``.
-    :param log_predicted: written, log probability of each label. **Shape:** as ``order``.
-    :param gradient: written, of the sum of these. **Shape:** ``(num_orders, num_directions)``.
-    :param seen: written, probability of the label one before each was seen. **Shape:** as
-        ``order``.
+    Shapes: order (num_orders, n); labels (n,); covariates (num_covariates, n); rates (n,);
+    covariate_bandwidth (num_covariates,); directions (num_directions,); covariate_directions
+    (num_directions, num_covariates); log_predicted as order; gradient (num_orders, num_directions);
+    seen as order.
     """
     num_orders, n = order.shape
     number = directions.size

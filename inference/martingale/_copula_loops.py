@@ -120,9 +120,6 @@ def normal_quantile(u: float) -> float:
 def normal_cdf(w: float, bell: float) -> float:
     """Normal distribution function, to 3e-16, by Hart's quotient of polynomials [1].
 
-    :param float w: a number.
-    :param float bell: ``exp(-w**2 / 2)``.
-
     [1] G. West (2005), Better approximations to cumulative normal functions.
     """
     z = abs(w)
@@ -158,20 +155,9 @@ def advance_points(
 ) -> None:
     """Take observations into distributions, and follow points through them.
 
-    :param cdfs: conditional distribution functions at the points, which are updated.
-        **Shape:** ``(num_distributions, dimension, num_points)``.
-    :param log_density: of the first coordinates, up to each of them, at the points, which is
-        updated. **Shape:** as ``cdfs``.
-    :param uniforms: conditional distribution functions at the observations, each before it was
-        seen. **Shape:** ``(num_distributions, num_steps, dimension)``.
-    :param rates: of the updates. **Shape:** ``(num_steps,)``.
-    :param bandwidth: **Shape:** ``(dimension,)``.
-    :param rows: of the kernel, for the covariates of each observation.
-        **Shape:** ``(num_distributions, num_steps)``.
-    :param kernel: of covariates, for each group of points.
-        **Shape:** ``(num_rows, num_points // group)``.
-    :param int group: number of points that share their covariates, which lie side by side; zero
-        where there are no covariates.
+    Shapes: cdfs (num_distributions, dimension, num_points); log_density as cdfs; uniforms
+    (num_distributions, num_steps, dimension); rates (num_steps,); bandwidth (dimension,); rows
+    (num_distributions, num_steps); kernel (num_rows, num_points // group).
     """
     num_distributions, dimension, num_points = cdfs.shape
     rate, fraction = np.empty(_BLOCK), np.empty(_BLOCK)
@@ -244,15 +230,9 @@ def covariate_rates(
 ) -> None:
     """Rates of the update by an observation for points, by their covariates.
 
-    :param x: covariates. **Shape:** ``(num_covariates, num_points)``.
-    :param observed: covariates of an observation. **Shape:** ``(num_covariates,)``.
-    :param float a: the rate without covariates.
-    :param bandwidth: **Shape:** ``(num_covariates,)``.
-    :param directions: of derivatives. **Shape:** ``(num_directions, num_covariates)``.
-    :param rate: written. **Shape:** at least ``(num_points,)``.
-    :param derivative: zeros, to which those of the logits of the rates are added.
-        **Shape:** at least ``(num_directions, num_points)``.
-    :param work: overwritten. **Shape:** at least ``(num_points,)``.
+    Shapes: x (num_covariates, num_points); observed (num_covariates,); bandwidth (num_covariates,);
+    directions (num_directions, num_covariates); rate at least (num_points,); derivative at least
+    (num_directions, num_points); work at least (num_points,).
     """
     number = x.shape[1]
     rate[:number] = 0.0
@@ -296,21 +276,11 @@ def prequential(
 ) -> None:
     """Predict each observation from those before it, with derivatives in the bandwidths.
 
-    :param order: in which observations come. **Shape:** ``(num_orders, n)``.
-    :param start_cdfs: of the first distribution. **Shape:** ``(dimension, n)``.
-    :param start_log: log density of the first distribution. **Shape:** ``(n,)``.
-    :param covariates: **Shape:** ``(num_covariates, n)``.
-    :param rates: of the updates. **Shape:** ``(n,)``.
-    :param bandwidth: **Shape:** ``(dimension,)``.
-    :param covariate_bandwidth: **Shape:** ``(num_covariates,)``.
-    :param directions: in which derivatives are taken. **Shape:** ``(num_directions, dimension)``.
-    :param covariate_directions: the same for covariates.
-        **Shape:** ``(num_directions, num_covariates)``.
-    :param log_density: written, of each observation given those before it in the order.
-        **Shape:** ``(num_orders, n)``.
-    :param gradient: written, of the sum of these. **Shape:** ``(num_orders, num_directions)``.
-    :param uniforms: written, the conditional distribution functions at each observation before it
-        was seen. **Shape:** ``(num_orders, n, dimension)``.
+    Shapes: order (num_orders, n); start_cdfs (dimension, n); start_log (n,); covariates
+    (num_covariates, n); rates (n,); bandwidth (dimension,); covariate_bandwidth (num_covariates,);
+    directions (num_directions, dimension); covariate_directions (num_directions, num_covariates);
+    log_density (num_orders, n); gradient (num_orders, num_directions); uniforms (num_orders, n,
+    dimension).
     """
     num_orders, n = order.shape
     dimension, num_covariates = start_cdfs.shape[0], covariates.shape[0]

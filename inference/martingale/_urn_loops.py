@@ -21,12 +21,8 @@ def draw_labels(
     A ball is a copy of one that is in the urn already, each with weight one, or has a new label,
     with weight ``concentration``.
 
-    :param labels: of the balls, of which ``size`` are there; the others are written.
-        **Shape:** ``(num_draws, size + num_steps)``.
-    :param uniforms: on the open unit interval. **Shape:** ``(num_draws, num_steps)``.
-    :param int size: number of balls in the urn at the start.
-    :param num_labels: number of different labels, which is counted up. **Shape:** ``(num_draws,)``.
-    :param float concentration: weight of a new label.
+    Shapes: labels (num_draws, size + num_steps); uniforms (num_draws, num_steps); num_labels
+    (num_draws,).
     """
     for draw in range(labels.shape[0]):
         for step in range(uniforms.shape[1]):

@@ -126,11 +126,7 @@ def remaining_fractions(values: Tensor, moved: Moves, half: int, size: int) -> T
     :math:`C / N`, and what came from :math:`M` on :math:`C / M - C / N`, from which :math:`C`
     follows.
 
-    :param Tensor values: at the last size. **Shape:** ``(num_draws, *event)``.
-    :param Moves moved: how they moved from the size :math:`M` on.
-    :param int half: :math:`M`.
-    :param int size: :math:`N`.
-    :returns: not a number where there is no variance, or a single draw. **Shape:** ``(*event)``.
+    Shapes: values (num_draws, *event); returns (*event).
 
     Example::
 

@@ -32,10 +32,7 @@ _SHARPEST = 3.0  # times the slope of a chord: up to that, a cubic between two k
 def score_knots(bandwidth: float, per_scale: float) -> Tensor:
     r"""Equidistant normal scores, dense enough for what a bandwidth lets happen between them.
 
-    :param float bandwidth: :math:`\rho` of the copula, which smooths at the scale
-        :math:`\sqrt{1 - \rho^2}`.
-    :param float per_scale: how many knots there are to that scale.
-    :returns: in float64. **Shape:** ``(num_knots,)``.
+    Shapes: returns (num_knots,).
     """
     number = 2.0 * _LIMIT * per_scale / math.sqrt(1.0 - bandwidth**2)
     return torch.linspace(-_LIMIT, _LIMIT, whole(number), dtype=torch.float64)
@@ -75,11 +72,7 @@ class ScoreMap(NamedTuple):
     def of_distribution(knots: Tensor, cdfs: Tensor, log_ratio: Tensor) -> "ScoreMap":
         """Maps that turn a distribution into others.
 
-        :param Tensor knots: normal scores of the distribution. **Shape:** ``(num_knots,)``.
-        :param Tensor cdfs: distribution functions of the others where the distribution has these
-            scores. **Shape:** ``(num_maps, num_knots)``.
-        :param Tensor log_ratio: logarithms of their densities over that of the distribution, as
-            ``cdfs``.
+        Shapes: knots (num_knots,); cdfs (num_maps, num_knots).
         """
         values = to_score(cdfs)
         slopes = (log_ratio + 0.5 * (values**2 - knots**2)).exp()
@@ -92,8 +85,8 @@ class ScoreMap(NamedTuple):
     def forward(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Values and slopes of the maps, with gradients in the scores.
 
-        :param Tensor scores: **Shape:** ``(num_maps, num_points)``, or ``(1, num_points)``.
-        :returns: **Shape:** ``(num_maps, num_points)`` each.
+        Shapes: scores (num_maps, num_points), or (1, num_points); returns (num_maps, num_points)
+        each.
         """
         scores = scores.expand(len(self.values), -1)
         inside = scores.clamp(self.knots[0], self.knots[-1])
@@ -104,7 +97,7 @@ class ScoreMap(NamedTuple):
     def inverse(self, values: Tensor) -> Tensor:
         """Scores at which the maps have values, without gradients.
 
-        :param Tensor values: **Shape:** ``(num_maps, num_points)``.
+        Shapes: values (num_maps, num_points).
         """
         values = values.detach().contiguous()
         inside = torch.minimum(torch.maximum(values, self.values[:, :1]), self.values[:, -1:])
@@ -212,16 +205,14 @@ class CopulaDistribution(TorchDistribution):
     def _base(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Conditional distribution functions and log densities under the distribution of the data.
 
-        :param Tensor points: standardized. **Shape:** ``(num_points, num_queries, dimension)``.
-        :returns: of the same shape.
+        Shapes: points (num_points, num_queries, dimension).
         """
 
     @abstractmethod
     def _resampled(self, cdfs: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
         """Carry on to the populations.
 
-        :param Tensor cdfs: **Shape:** ``(num_points, num_draws, num_queries, dimension)``.
-        :param Tensor log_density: of the same shape.
+        Shapes: cdfs (num_points, num_draws, num_queries, dimension).
         """
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
@@ -233,20 +224,14 @@ class CopulaDistribution(TorchDistribution):
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density, exact, with a gradient in the value.
-
-        :param Tensor value: a number or vector.
-        """
+        """Log density, exact, with a gradient in the value."""
         if self._validate_args:
             self._validate_sample(value)
         result: Tensor = self._evaluate(value)[1][..., -1] - self._scale.log().sum()
         return self._given(result)
 
     def cdf(self, value: Tensor) -> Tensor:
-        """Distribution function of a number, exact.
-
-        :param Tensor value: numbers.
-        """
+        """Distribution function of a number, exact."""
         self._require_number("cdf", "conditional_cdfs has those of each coordinate")
         if self._validate_args:
             self._validate_sample(value)
@@ -255,17 +240,12 @@ class CopulaDistribution(TorchDistribution):
     def conditional_cdfs(self, value: Tensor) -> Tensor:
         """Distribution function of each coordinate, given those before it.
 
-        :param Tensor value: vectors. **Shape:** ``(*sample, *batch, dimension)``.
-        :returns: **Shape:** that of the value.
+        Shapes: value (*sample, *batch, dimension); returns that of the value.
         """
         return self._given(self._evaluate(value)[0])
 
     def icdf(self, value: Tensor) -> Tensor:
-        """Quantiles of a number, by interpolation, without gradients.
-
-        :param Tensor value: probabilities in (0, 1).
-        :raises ValueError: for others.
-        """
+        """Quantiles of a number, by interpolation, without gradients."""
         self._require_number("icdf", "sample draws vectors")
         value = torch.as_tensor(value, dtype=torch.float64).detach()
         if not bool(((value > 0.0) & (value < 1.0)).all()):
@@ -362,8 +342,7 @@ class CopulaDistribution(TorchDistribution):
     def _evaluate(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Conditional distribution functions, and log densities of standardized coordinates.
 
-        :param Tensor value: **Shape:** ``(*sample, *batch, *event)``.
-        :returns: **Shape:** ``(*sample, *batch, dimension)`` each.
+        Shapes: value (*sample, *batch, *event); returns (*sample, *batch, dimension) each.
         """
         value = value if self.event_shape else value[..., None]
         points, restore = self._flatten((value.double().cpu() - self._loc) / self._scale)
@@ -381,9 +360,8 @@ class CopulaDistribution(TorchDistribution):
     def _flatten(self, value: Tensor) -> tuple[Tensor, Any]:
         """Bring what belongs to draws and queries to its place, and all else to the front.
 
-        :param Tensor value: **Shape:** ``(*sample, *batch, dimension)``.
-        :returns: the value, in the shape ``(num_points, num_draws, num_queries, dimension)``, and a
-            function that reverses that.
+        Shapes: value (*sample, *batch, dimension); returns the value, in the shape ``(num_points,
+        num_draws, num_queries, dimension)``, and a function that reverses that.
         """
         dimension = value.shape[-1]
         shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)

@@ -116,14 +116,8 @@ def copula_step(
 ) -> tuple[Tensor, Tensor]:
     """Take one observation into distributions, with gradients.
 
-    :param Tensor cdfs: conditional distribution functions at points. **Shape:** ``(*points,
-        dimension)``.
-    :param Tensor log_density: of the first coordinates, up to each of them. **Shape:** as ``cdfs``.
-    :param Tensor observed: conditional distribution functions at the observation. **Shape:**
-        broadcasts to that of ``cdfs``.
-    :param Tensor rate: of the update. **Shape:** broadcasts to ``(*points)``.
-    :param Tensor bandwidth: **Shape:** ``(dimension,)``.
-    :returns: ``cdfs`` and ``log_density`` afterwards.
+    Shapes: cdfs (*points, dimension); log_density as cdfs; observed broadcasts to that of cdfs;
+    rate broadcasts to (*points); bandwidth (dimension,).
     """
     copula = log_copula_density(cdfs, observed, bandwidth).cumsum(-1).exp()
     before = torch.cat([torch.ones_like(copula[..., :1]), copula[..., :-1]], -1)
@@ -136,9 +130,7 @@ def copula_step(
 def normal_start(points: Tensor) -> tuple[Tensor, Tensor]:
     """The distribution before any observation, independent standard normal numbers.
 
-    :param Tensor points: **Shape:** ``(*points, dimension)``.
-    :returns: conditional distribution functions, and the log density of the first coordinates, up
-        to each of them. **Shape:** as ``points`` each.
+    Shapes: points (*points, dimension); returns as points each.
     """
     log_density = -0.5 * (points**2 + math.log(2.0 * math.pi)).cumsum(-1)
     return torch.special.ndtr(points), log_density
@@ -160,20 +152,9 @@ def follow(
     Compiled, in float64 on the processor, unless ``cdfs`` want a gradient. Distributions are shared
     among as many threads as PyTorch has, which changes no number.
 
-    :param Tensor cdfs: conditional distribution functions at the points. **Shape:**
-        ``(num_distributions, dimension, num_points)``.
-    :param Tensor log_density: of the first coordinates, up to each of them, at the points.
-        **Shape:** as ``cdfs``.
-    :param Tensor uniforms: conditional distribution functions at the observations, each before it
-        was seen. **Shape:** ``(num_distributions, num_steps, dimension)``.
-    :param Tensor rate: of the updates. **Shape:** ``(num_steps,)``.
-    :param Tensor bandwidth: **Shape:** ``(dimension,)``.
-    :param Tensor rows: of the kernel, for the covariates of each observation. **Shape:**
-        ``(num_distributions, num_steps)``.
-    :param Tensor kernel: of covariates, for each group of points. **Shape:** ``(num_rows,
-        num_points / group)``.
-    :param int group: number of points that share their covariates, which lie side by side.
-    :returns: new ``cdfs`` and ``log_density``.
+    Shapes: cdfs (num_distributions, dimension, num_points); log_density as cdfs; uniforms
+    (num_distributions, num_steps, dimension); rate (num_steps,); bandwidth (dimension,); rows
+    (num_distributions, num_steps); kernel (num_rows, num_points / group).
     """
     if torch.is_grad_enabled() and cdfs.requires_grad:
         return _follow_with_gradient(
@@ -217,14 +198,9 @@ def predict_in_turn(
 
     Compiled; in float64 on the processor. Orders are shared among as many threads as PyTorch has.
 
-    :param Tensor points: the observations. **Shape:** ``(n, dimension)``.
-    :param Tensor orders: in which they come. **Shape:** ``(num_orders, n)``.
-    :param Tensor bandwidth: **Shape:** ``(dimension,)``.
-    :param Tensor directions: in which derivatives are taken. **Shape:** ``(num_directions,
-        dimension)``.
-    :param Tensor covariates: **Shape:** ``(n, num_covariates)``.
-    :param Tensor covariate_bandwidth: **Shape:** ``(num_covariates,)``.
-    :param Tensor covariate_directions: **Shape:** ``(num_directions, num_covariates)``.
+    Shapes: points (n, dimension); orders (num_orders, n); bandwidth (dimension,); directions
+    (num_directions, dimension); covariates (n, num_covariates); covariate_bandwidth
+    (num_covariates,); covariate_directions (num_directions, num_covariates).
     """
     from pyro_ext.inference.martingale._copula_loops import prequential
 
@@ -280,10 +256,8 @@ def observation_orders(n: int, num_permutations: int, seed: int) -> Tensor:
 def mean_over_orders(cdfs: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of distributions, each given the coordinates before.
 
-    :param Tensor cdfs: conditional distribution functions. **Shape:** ``(num_distributions,
-        *points, dimension)``.
-    :param Tensor log_density: of the first coordinates, up to each of them. **Shape:** as ``cdfs``.
-    :returns: those of the mean. **Shape:** ``(*points, dimension)`` each.
+    Shapes: cdfs (num_distributions, *points, dimension); log_density as cdfs; returns (*points,
+    dimension) each.
     """
     before = torch.cat([torch.zeros_like(log_density[..., :1]), log_density[..., :-1]], -1)
     number = torch.tensor(float(len(cdfs)), dtype=log_density.dtype)
@@ -387,11 +361,7 @@ def maximize_over_bandwidths(objective: Objective, start: Tensor, directions: Te
     There may be a second maximum, where observations hardly change the distribution: a few small
     bandwidths are looked at, too, and where one is better, the search goes on from there.
 
-    :param objective: maps bandwidths, and directions or none of them, to a value and its slopes in
-        these directions.
-    :param Tensor start: bandwidths. **Shape:** ``(num_bandwidths,)``.
-    :param Tensor directions: one for each bandwidth. **Shape:** ``(num_bandwidths, size)``.
-    :returns: the best that were seen. **Shape:** ``(num_bandwidths,)``.
+    Shapes: start (num_bandwidths,); directions (num_bandwidths, size); returns (num_bandwidths,).
     """
     best, best_value = start, -math.inf
 

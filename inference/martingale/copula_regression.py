@@ -107,8 +107,7 @@ class ConditionalCopula(CopulaDistribution):
     ) -> tuple[Tensor, Tensor]:
         """Add to populations what they have not got yet, some draws at a time.
 
-        :param Tensor cdfs: points of a query side by side. **Shape:** ``(num_draws, 1, num_queries
-            * num_points)``.
+        Shapes: cdfs (num_draws, 1, num_queries * num_points).
         """
         num_steps = future.size - size
         if num_steps == 0:

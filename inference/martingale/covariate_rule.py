@@ -211,9 +211,8 @@ class CovariateRule(PredictiveRule):
         """The rule given data.
 
         :param Tensor x: covariates. **Shape:** ``(n,)`` or ``(n, num_covariates)``.
-        :param Tensor y: responses: zeros and ones for a classifier. **Shape:** ``(n,)``.
+        :param Tensor y: responses, or labels of zero and one for a classifier. **Shape:** ``(n,)``.
         :returns: a new rule.
-        :raises ValueError: for data that do not fit.
         """
         x = as_tensor("x", x, "(n, ...)", finite=True)
         y = as_tensor("y", y, f"({len(x)},)", finite=True)
@@ -251,10 +250,7 @@ class CovariateRule(PredictiveRule):
         """The response of data, and how it is predicted in some orders."""
 
     def prepare(self, data: tuple[Tensor, ...], seed: int = 0) -> Self:
-        """The rule fitted to data, itself where it has been.
-
-        :param tuple data: ``(x, y)``, as :meth:`fit` takes them.
-        """
+        """The rule fitted to data, itself where it has been."""
         x, y = _check_pairs(data)
         fit = self._fit
         if fit is not None and is_same(fit.x, x):
@@ -275,10 +271,7 @@ def future_rows(keys: Tensor, picks: Tensor, num_observed: int) -> Tensor:
     Each draw has weights of its own from a flat Dirichlet distribution, and rows are picked by
     them: in distribution the Polya urn, without its history.
 
-    :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
-    :param Tensor picks: uniform numbers. **Shape:** ``(num_draws, num_steps)``.
-    :param int num_observed: number of rows.
-    :returns: **Shape:** ``(num_draws, num_steps)``.
+    Shapes: keys (num_draws, 2); picks (num_draws, num_steps); returns (num_draws, num_steps).
     """
     weights = -uniforms(keys.cpu(), 0, num_observed, stream=_WEIGHTS).log()
     reached = weights.cumsum(1)

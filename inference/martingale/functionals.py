@@ -14,6 +14,7 @@ from pyro_ext._checks import (
     check_instance,
     check_integer,
     check_number,
+    check_optional,
     check_tensors,
 )
 from pyro_ext.inference.martingale.weighted_sample import points_of
@@ -159,13 +160,8 @@ class BestFit(ABC):
     """
 
     def __init__(self, optimizer: Minimizer | None, num_points: int) -> None:
-        if optimizer is not None:
-            check_instance(
-                "optimizer",
-                optimizer,
-                Minimizer,
-                "a BatchLBFGS, a BatchOptimizer or another Minimizer",
-            )
+        kinds = "a BatchLBFGS, a BatchOptimizer or another Minimizer"
+        check_optional(check_instance, "optimizer", optimizer, Minimizer, kinds)
         self.optimizer = optimizer or BatchLBFGS()
         self.num_points = check_integer("num_points", num_points, 1)
         self._known: dict[tuple[Any, ...], WeightedLoss] = {}
@@ -253,14 +249,12 @@ class MEstimator(BestFit):
         optimizer: Minimizer | None = None,
         num_points: int = 200,
     ) -> None:
-        if regularizer is not None:
-            check_callable("regularizer", regularizer)
         check_callable("loss_fn", loss_fn)
         initial_params = check_tensors("initial_params", initial_params, finite=True)
         super().__init__(optimizer, num_points)
         self.loss_fn = loss_fn
         self.initial_params = dict(initial_params)
-        self.regularizer = regularizer
+        self.regularizer = check_optional(check_callable, "regularizer", regularizer)
 
     def _loss(self, rows: tuple[Tensor, ...]) -> WeightedLoss:
         params = self.initial_params
@@ -300,15 +294,11 @@ class WeightedMLE(BestFit):
         optimizer: Minimizer | None = None,
         num_points: int = 200,
     ) -> None:
-        if regularizer is not None:
-            check_callable("regularizer", regularizer)
-        if plate is not None:
-            check_instance("plate", plate, str, "the name of a plate")
         check_callable("model", model, "a Pyro model")
         super().__init__(optimizer, num_points)
         self.model = model
-        self.plate = plate
-        self.regularizer = regularizer
+        self.plate = check_optional(check_instance, "plate", plate, str, "the name of a plate")
+        self.regularizer = check_optional(check_callable, "regularizer", regularizer)
 
     def _loss(self, rows: tuple[Tensor, ...]) -> WeightedLoss:
         return WeightedPotential(self.model, rows, plate=self.plate, regularizer=self.regularizer)

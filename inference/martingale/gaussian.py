@@ -48,10 +48,7 @@ class GaussianRule(PredictiveRule):
     def begin(self, data: tuple[Tensor, ...], keys: Tensor) -> Resampled:
         """Populations that hold the observations alone.
 
-        :param tuple data: one tensor of numbers, or of vectors with independent elements.
-            **Shape:** ``(n, *event)``.
-        :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
-        :raises ValueError: for other data, too few, or such as do not vary.
+        Shapes: data (n, *event); keys (num_draws, 2).
         """
         values = single_tensor(data, type(self).__name__, self._least)
         shape = (len(keys), *values.shape[1:])
@@ -75,7 +72,7 @@ class GaussianRule(PredictiveRule):
     def update(self, state: Resampled, observation: Tensor) -> Resampled:
         """Take an observation into each population.
 
-        :param Tensor observation: **Shape:** ``(num_draws, *event)``.
+        Shapes: observation (num_draws, *event).
         """
 
     @abstractmethod

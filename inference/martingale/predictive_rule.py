@@ -144,11 +144,7 @@ def single_tensor(data: tuple[Tensor, ...], rule: str, least: int = 1) -> Tensor
 def uniforms(keys: Tensor, start: int, stop: int, *, stream: int = 0) -> Tensor:
     """Numbers uniform on the open unit interval at the positions from ``start`` to ``stop``.
 
-    :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
-    :param int start: the first position.
-    :param int stop: the position after the last.
-    :param int stream: number of an independent stream of the same draws.
-    :returns: in float64. **Shape:** ``(num_draws, stop - start)``.
+    Shapes: keys (num_draws, 2); returns (num_draws, stop - start).
 
     Example::
 

@@ -197,12 +197,7 @@ def _expanded(argument: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def points_of(population: Any, num_points: int) -> WeightedSample:
-    """A weighted sample for each population: itself, its own choice of points, or quantiles.
-
-    :param population: a weighted sample; a distribution with ``weighted_points``, as that of
-        vectors by the copula recursion; or one of numbers with ``icdf``, one for each draw.
-    :param int num_points: how many points stand for a distribution.
-    """
+    """A weighted sample for each population: itself, its own choice of points, or quantiles."""
     if isinstance(population, WeightedSample):
         return population
     event_shape = tuple(getattr(population, "event_shape", ()))

@@ -32,11 +32,6 @@ def data_arguments(
     Real numbers get PyTorch's default type. Lists become tensors where they are as long as the
     longest argument: shorter ones may be sizes, such as those of layers.
 
-    :param model: a Pyro model.
-    :param tuple args: its arguments.
-    :param Mapping kwargs: its keyword arguments.
-    :raises ValueError: where an argument of that length holds NaN or infinite numbers.
-
     Example::
 
         >>> data_arguments(lambda x, y, sizes: None, ([1.0, 2.0], torch.ones(2), [4]), {})
@@ -123,9 +118,6 @@ def observed_supports(potential: Potential, rows: Sequence[Tensor]) -> list[Cons
     """Support of the observed site that a row argument is the value of, if any is.
 
     The model may reshape the rows, such as one column of labels to a vector.
-
-    :param Potential potential: of the model and its data.
-    :param Sequence rows: the row arguments.
     """
     values = potential.observations()
     found: list[Constraint | None] = []
@@ -148,11 +140,7 @@ def _are_equal_rows(one: Tensor, other: Tensor) -> bool:
 def balanced_subset(labels: Tensor | None, num_points: int, size: int, seed: int) -> Tensor:
     """Numbers of random rows, as many of each class as can be.
 
-    :param Tensor labels: class of each row, ``None`` without classes. **Shape:** ``(num_points,)``.
-    :param int num_points: number of rows.
-    :param int size: number of rows to choose.
-    :param int seed: of the choice.
-    :returns: **Shape:** ``(size,)``.
+    Shapes: labels (num_points,); returns (size,).
 
     Example::
 
@@ -182,12 +170,7 @@ def initial_rows(
 ) -> tuple[Tensor, ...]:
     """Pseudo rows to start with.
 
-    :param Sequence rows: the data. **Shape:** ``(num_points, *event)`` each.
-    :param Sequence supports: of ``observed_supports``.
-    :param int size: number of pseudo rows.
-    :param init: ``"subset"``, or a function of the size and the row arguments.
-    :param int seed: of a subset, and of PyTorch's generator while a function runs.
-    :raises ValueError: where a function gives rows of other shapes or types.
+    Shapes: rows (num_points, *event) each.
     """
     if init == "subset":
         index = balanced_subset(_labels(rows, supports, size), len(rows[0]), size, seed)

@@ -13,7 +13,7 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_callable, check_mapping, check_tensors
+from pyro_ext._checks import as_tensor, check_callable, check_mapping, check_optional, check_tensors
 from pyro_ext.diagnostics import metrics
 from pyro_ext.inference.hmc.laplace_hmc import LaplaceHMC
 from pyro_ext.inference.mcmc import MCMC
@@ -181,10 +181,8 @@ def evaluate_draws(
         (0.9189, None)
     """
     samples = check_tensors("samples", samples)
-    if reference is not None:
-        reference = check_tensors("reference", reference)
-    if reference_model is not None:
-        check_callable("reference_model", reference_model, "a Pyro model")
+    reference = check_optional(check_tensors, "reference", reference)
+    check_optional(check_callable, "reference_model", reference_model, "a Pyro model")
     comparisons: dict[str, Any] = {}
     if reference is not None and set(samples) & set(reference):
         comparisons["mean_differences"] = standardized_mean_differences(samples, reference)
@@ -259,10 +257,8 @@ def evaluate_coreset(
         1.0
     """
     check_callable("kernel", kernel, "a function that makes a kernel of a model")
-    if options is not None:
-        check_mapping("options", options, "a dict of arguments of MCMC")
-    if reference is not None:
-        reference = check_tensors("reference", reference)
+    check_optional(check_mapping, "options", options, "a dict of arguments of MCMC")
+    reference = check_optional(check_tensors, "reference", reference)
     if not isinstance(coreset, CoresetModel):
         raise TypeError(f"coreset must be a model that condition() gives, got {coreset!r:.80}")
     args, kwargs = as_tensors(coreset.model, args, kwargs)
@@ -326,7 +322,7 @@ def _sites(
 def _classes(fn: Any) -> Tensor | None:
     """All classes at each point, ``None`` for observations that are not one of them a point.
 
-    :returns: **Shape:** ``(num_classes, num_points)``.
+    Shapes: returns (num_classes, num_points).
     """
     if not fn.has_enumerate_support or len(fn.batch_shape) != 1 or fn.event_shape:
         return None

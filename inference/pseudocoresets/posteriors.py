@@ -158,9 +158,7 @@ class WeightedPosterior:
     def log_likelihood(self, flat: Tensor, coreset: Coreset) -> Tensor:
         r"""Weighted log likelihood of each draw, differentiable in the coreset.
 
-        :param Tensor flat: unconstrained. **Shape:** ``(draws, size)``.
-        :param Coreset coreset: rows and weights.
-        :returns: :math:`\sum_j w_j \log p(u_j | \theta)`. **Shape:** ``(draws,)``.
+        Shapes: flat (draws, size); returns (draws,).
         """
         return -self.likelihood.values(flat.detach(), coreset.weights, coreset.rows)
 
@@ -216,9 +214,7 @@ class DataPosterior:
     def log_likelihood(self, flat: Tensor, index: Tensor | None = None) -> Tensor:
         """Log likelihood of each draw over the data, or an estimate of it from some rows.
 
-        :param Tensor flat: unconstrained. **Shape:** ``(draws, size)``.
-        :param Tensor index: numbers of the rows; their likelihoods count for all.
-        :returns: **Shape:** ``(draws,)``.
+        Shapes: flat (draws, size); returns (draws,).
         """
         with torch.no_grad():
             if index is None:
@@ -272,15 +268,7 @@ class Posteriors(Protocol):
 def posteriors_of(
     whole: Potential, plate: Plate, model: WeightedModel, example: Coreset, backend: Backend
 ) -> tuple[WeightedPosterior, DataPosterior]:
-    """The posteriors of a coreset and of the data.
-
-    :param Potential whole: of the model and all of its data.
-    :param Plate plate: the plate of the observations.
-    :param WeightedModel model: the same model of weighted rows.
-    :param Coreset example: rows and weights, of the number that counts.
-    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
-    :raises ValueError: where the model does not see all of the rows.
-    """
+    """The posteriors of a coreset and of the data."""
     posterior = WeightedPosterior(model, example, backend)
     block = plate.subsample_size if plate.is_subsampled else None
     rows = model.arguments.rows
@@ -292,10 +280,7 @@ def derivatives(
 ) -> tuple[Tensor, Tensor]:
     """Gradient and second derivatives of the negative log density, differentiable again.
 
-    :param WeightedPosterior posterior: the posterior.
-    :param Tensor flat: unconstrained. **Shape:** ``(size,)``.
-    :param Coreset coreset: rows and weights.
-    :returns: **Shape:** ``(size,)`` and ``(size, size)``.
+    Shapes: flat (size,); returns (size,) and (size, size).
     """
     with torch.enable_grad():
         leaf = flat if flat.requires_grad else flat.detach().requires_grad_()

@@ -56,10 +56,7 @@ def _converted(value: Any) -> Any:
 def named_arguments(
     model: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Iterator[None]:
-    """Say in errors of a model what it was run with, and which rows of it are not finite.
-
-    :raises ValueError: in place of other errors, with these as causes.
-    """
+    """Say in errors of a model what it was run with, and which rows of it are not finite."""
     try:
         yield
     except ValueError as error:

@@ -50,8 +50,6 @@ class RandomPoints:
     """Points around a start and its mirror image, near and far, in pairs on opposite sides.
 
     What a graph has frozen shows at one of them: a branch taken on one side is not on the other.
-
-    :param Tensor start: a flat vector.
     """
 
     def __init__(self, start: Tensor) -> None:

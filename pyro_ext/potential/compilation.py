@@ -97,12 +97,7 @@ def _deprecations_ignored() -> Iterator[None]:
 
 
 def lift_constants(graph: GraphModule) -> tuple[GraphModule, list[Tensor], pytree.TreeSpec]:
-    """Make arguments of the tensors that a graph, and loops in it, have frozen.
-
-    :param GraphModule graph: a captured function.
-    :returns: the graph with these arguments after its own and with a flat tuple of results; these
-        tensors; and the structure of the results.
-    """
+    """Make arguments of the tensors that a graph, and loops in it, have frozen."""
     constants = {id(tensor): tensor for tensor in _frozen_tensors(graph)}
     lifted = _with_arguments(graph, list(constants))
     (output,) = lifted.graph.find_nodes(op="output")

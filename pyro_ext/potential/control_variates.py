@@ -42,9 +42,7 @@ class Anchor(NamedTuple):
 def control(gradient: BatchedGradient, anchor: Anchor) -> BatchedGradient:
     """Control the noise of a stochastic potential and its gradient by an anchor.
 
-    :param gradient: potential and gradient of each chain on its minibatch.
-    :param Anchor anchor: the anchor, the same for all chains.
-    :returns: a function of the same arguments, with the same mean over minibatches.
+    Returns a function of the same arguments, with the same mean over minibatches.
 
     Example::
 
@@ -72,19 +70,13 @@ def control(gradient: BatchedGradient, anchor: Anchor) -> BatchedGradient:
 def anchor_at(potential: Potential | FunctionPotential, position: Tensor) -> Anchor:
     """Make a point an anchor, which takes a pass over the data.
 
-    :param potential: the potential.
-    :param Tensor position: a flat vector of unconstrained values. **Shape:** ``(size,)``.
-    :returns: the anchor.
+    Shapes: position (size,).
     """
     return Anchor(position, *_whole(potential, position))
 
 
 def is_anchor_of(potential: Potential | FunctionPotential, anchor: Anchor) -> bool:
-    """Whether an anchor is one of this potential: of this model and data, but for rounding.
-
-    :param potential: the potential.
-    :param Anchor anchor: an anchor made for a potential that may be another.
-    """
+    """Whether an anchor is one of this potential: of this model and data, but for rounding."""
     layout, position = potential.layout, anchor.position
     if (len(position), position.dtype) != (layout.size, layout.dtype):
         return False

@@ -37,8 +37,6 @@ class EnumeratedLikelihood:
     the terms of these sites alone. It is that of the observed site where there is one, with these
     plates; else it has the name of the innermost of these plates, with ``"_joint"``.
 
-    :param ModelAtValues whole: the model.
-    :param given: names of the latent sites that draws have.
     :raises ValueError: where one that they lack is not discrete with values that can be enumerated.
     """
 
@@ -81,8 +79,7 @@ class EnumeratedLikelihood:
     def __call__(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Log likelihoods at given latent values.
 
-        :param Mapping samples: constrained. **Shape:** ``(*leading, *event)`` each.
-        :returns: by name. **Shape:** ``(*leading, *batch)``, over all of the data.
+        Shapes: samples (*leading, *event) each; returns (*leading, *batch), over all of the data.
         """
         return self._whole.sweep(self._function, self._layout, samples, self.sites, False)
 

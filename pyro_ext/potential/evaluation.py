@@ -134,14 +134,8 @@ Choice = Callable[[Any], "tuple[Tensor, Tensor | None] | None"]
 
 @dataclass
 class Record:
-    """A sample statement as it was run.
+    """A sample statement as it was run: its distribution and value, and what else Pyro knows of it.
 
-    :param fn: its distribution.
-    :param Tensor value: its value, constrained.
-    :param args: positional arguments of the statement.
-    :param kwargs: keyword arguments of the statement.
-    :param scale: factor of its log density.
-    :param mask: mask of its log density.
     :param frames: plates it stands in.
     :param bool is_observed: whether the model gave its value.
     :param bool is_latent: whether the evaluation gave its value.
@@ -240,13 +234,17 @@ class Record:
         result: Tensor = scale_and_mask(self.log_prob(), self.scale, self.mask)
         return result
 
+    def unconstrained_log_prob(self) -> Tensor:
+        """Log density in unconstrained space, summed over elements."""
+        total = self.scaled_log_prob().sum()
+        return total if self.log_jacobian is None else total + self.log_jacobian.sum()
+
 
 class Evaluation(Messenger):
     """Runs a model with chosen latent values and subsamples, and records its sample sites.
 
     :param choose: maps a sample message without a value to the value and the log-Jacobian, or to
         ``None`` where the site should draw from its distribution.
-    :param dict indices: subsample of each plate by name; those of other plates are added to it.
     :param resample: let observed sites take chosen or new values instead of the observed ones: all
         of them, or those named.
     """
@@ -322,14 +320,7 @@ class Evaluation(Messenger):
         validate: bool = False,
         around: Sequence[Messenger] = (),
     ) -> dict[str, Record]:
-        """Run the model and return its records by site name.
-
-        :param model: the model.
-        :param tuple args: its positional arguments.
-        :param Mapping kwargs: its keyword arguments.
-        :param bool validate: whether distributions check their parameters.
-        :param Sequence around: handlers that see statements after this one; no others do.
-        """
+        """Run the model and return its records by site name."""
         with ExitStack() as stack:
             stack.enter_context(nullcontext() if validate else without_validation())
             for handler in (block(), *around, self):
@@ -370,12 +361,7 @@ def without_validation() -> Iterator[None]:
 
 
 def from_unconstrained(values: Mapping[str, Tensor], indices: Mapping[str, Tensor]) -> Choice:
-    """Give latent sites the images of unconstrained values.
-
-    :param Mapping values: unconstrained values over all of the data, by site name.
-    :param Mapping indices: subsample of each subsampled plate, by plate name.
-    :returns: a choice for :class:`Evaluation`.
-    """
+    """Give latent sites the images of unconstrained values."""
 
     def choose(msg: Any) -> tuple[Tensor, Tensor | None] | None:
         if msg["name"] not in values:
@@ -395,12 +381,7 @@ def from_unconstrained(values: Mapping[str, Tensor], indices: Mapping[str, Tenso
 
 
 def from_constrained(values: Mapping[str, Tensor], indices: Mapping[str, Tensor]) -> Choice:
-    """Give latent sites values from their own support.
-
-    :param Mapping values: constrained values over all of the data, by site name.
-    :param Mapping indices: subsample of each subsampled plate, by plate name.
-    :returns: a choice for :class:`Evaluation`.
-    """
+    """Give latent sites values from their own support."""
 
     def choose(msg: Any) -> tuple[Tensor, Tensor | None] | None:
         if msg["name"] not in values:
@@ -424,12 +405,6 @@ def log_density(
     Pyro scales it. With them, each element counts by its weight, and a site outside the plate by
     the entry of ``firsts``: over a cover of the data by blocks, of which one is the first, the
     densities then add up to that of all of the data.
-
-    :param Mapping records: what an :class:`Evaluation` recorded.
-    :param Mapping weights: weight of each element of a subsampled plate, by plate name.
-    :param Mapping firsts: one for the first block of a subsampled plate, else zero, by plate name.
-    :param Tensor start: what the densities are added to.
-    :returns: a scalar.
     """
     total = start
     for record in records.values():
@@ -447,10 +422,7 @@ def log_density(
 
 
 def is_deterministic(msg: Any) -> bool:
-    """Whether a site is a function of others: declared so, or made so by a reparameterization.
-
-    :param msg: the message of a sample statement, or the node of a trace.
-    """
+    """Whether a site is a function of others: declared so, or made so by a reparameterization."""
     if msg["infer"].get("_deterministic", False):
         return True
     fn = msg["fn"]
@@ -512,18 +484,12 @@ def _reweight(
 
 @without_validation()
 def non_finite_sites(records: Mapping[str, Record], leaf: Tensor) -> list[str]:
-    """Names of the sites whose log density or log-Jacobian is not finite, or its gradient is not.
-
-    :param Mapping records: what an :class:`Evaluation` recorded.
-    :param Tensor leaf: what all latent values were computed from.
-    """
+    """Names of the sites whose log density, log-Jacobian or gradient is not finite."""
     names = []
     for name, record in records.items():
         if not record.has_density:
             continue
-        value = record.scaled_log_prob().sum()
-        if record.log_jacobian is not None:
-            value = value + record.log_jacobian.sum()
+        value = record.unconstrained_log_prob()
         if not torch.isfinite(value) or not _has_finite_gradient(value, leaf):
             names.append(name)
     return names

@@ -49,10 +49,7 @@ def value_and_gradient(
 
 
 class Gradient:
-    """The function that gives value and gradient of a scalar function of a flat vector.
-
-    :param value: the scalar function; further arguments are passed on.
-    """
+    """The function that gives value and gradient of a scalar function of a flat vector."""
 
     def __init__(self, value: Callable[..., Tensor]) -> None:
         self.value = value
@@ -128,13 +125,7 @@ def capture_abstract(function: TensorFunction, *example: Tensor) -> GraphModule:
 
 
 def vectorize(graph: GraphModule, *example: Tensor) -> GraphModule:
-    """Record a graph of one chain as a graph over a leading dimension of chains.
-
-    :param GraphModule graph: a captured function of one chain.
-    :param example: its arguments with a leading chain dimension.
-    :returns: the graph over chains, for this number of chains.
-    :raises CaptureError: where an operation has no vectorized form.
-    """
+    """Record a graph of one chain as a graph over a leading dimension of chains."""
     vectorized = capture(torch.func.vmap(graph), *example)
     # Not before: some vectorized forms need all that they take to be vectorized.
     fold_constants(vectorized)
@@ -148,10 +139,7 @@ def warn_fallback(what: str, instead: str, reason: object) -> None:
 
 
 class Fallback:
-    """What functions of one model share: whether it can be recorded at all, and warnings given.
-
-    :param bool is_quiet: give no warning, where functions run so rarely that speed matters little.
-    """
+    """What functions of one model share: whether it can be recorded at all, and warnings given."""
 
     def __init__(self, is_quiet: bool = False) -> None:
         self.is_eager = False

@@ -74,9 +74,6 @@ class Layout:
     def check(self, params: Mapping[str, Tensor], argument: str) -> int:
         """Check names, shapes and types of parameters with a leading chain dimension.
 
-        :param Mapping params: the parameters.
-        :param str argument: how the caller names them.
-        :returns: the number of chains.
         :raises ValueError: where a name, a shape or the number of chains does not fit.
         :raises TypeError: where a value is not a floating tensor.
         """
@@ -110,9 +107,6 @@ class Layout:
     def check_leading(self, values: Mapping[str, Tensor], argument: str) -> torch.Size:
         """Check shapes of parameters with any leading dimensions; other names are passed over.
 
-        :param Mapping values: the parameters.
-        :param str argument: how the caller names them.
-        :returns: the leading dimensions.
         :raises ValueError: where a parameter is missing or a shape does not fit.
         """
         check_mapping(argument, values, "a dict of tensors by site")
@@ -145,7 +139,6 @@ class Layout:
         :param value: a number for all sites, or numbers by shell-style pattern of site names, the
             first that fits counts; ``"default"`` names the rest. In place of a number a tensor of
             the site's unconstrained shape gives one for each element.
-        :param str argument: how the caller names it.
         :returns: **Shape:** ``(size,)``.
         :raises ValueError: for a pattern that fits no site, a site without a number, or a tensor of
             another shape.

@@ -54,12 +54,7 @@ def _lacks_gradient(function: Any, result: object) -> bool:
 
 
 def missed_gradients(run: Run, values: Mapping[str, Tensor]) -> list[tuple[str, str]]:
-    """Find latent sites that a density depends on without a gradient.
-
-    :param run: gives the records of a model at unconstrained values of its latent sites.
-    :param Mapping values: where to look.
-    :returns: names of a site and of the latent site that moves its density unnoticed.
-    """
+    """Find latent sites that a density depends on without a gradient."""
     leaves = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
     cuts = _Cuts()
     with torch.enable_grad(), cuts:
@@ -86,12 +81,11 @@ def missed_gradients(run: Run, values: Mapping[str, Tensor]) -> list[tuple[str, 
 @without_validation()
 def _densities(records: Mapping[str, Record]) -> dict[str, Tensor]:
     """Log density of each site in unconstrained space."""
-    result = {}
-    for name, record in records.items():
-        if record.has_density:
-            jacobian = 0.0 if record.log_jacobian is None else record.log_jacobian.sum()
-            result[name] = record.scaled_log_prob().sum() + jacobian
-    return result
+    return {
+        name: record.unconstrained_log_prob()
+        for name, record in records.items()
+        if record.has_density
+    }
 
 
 def _reached(density: Tensor, leaves: Mapping[str, Tensor]) -> set[str]:

@@ -410,9 +410,7 @@ class FunctionPotential:
 def energy(flat: Tensor, potential: Potential) -> Tensor:
     """Potential of one chain, whose gradient comes with it rather than from another pass.
 
-    :param Tensor flat: unconstrained. **Shape:** ``(size,)``.
-    :param Potential potential: of a model without minibatches.
-    :returns: a scalar.
+    Shapes: flat (size,).
 
     Example::
 

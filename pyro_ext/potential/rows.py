@@ -57,13 +57,11 @@ _TOLERANCE = 1e-4
 def plate_of(
     structure: Structure, name: str | None = None, sizes: Collection[int] | None = None
 ) -> Plate:
-    """The plate whose elements are the observations.
+    """The plate whose elements are the observations, which no latent site may stand in.
 
     :param Structure structure: of the model at its data.
     :param str name: of the plate, where observed sites have several in common.
     :param sizes: what its size may be, by which it is told from others without a name.
-    :raises ValueError: where there is no such plate, a latent site stands in it, or another plate
-        subsamples.
     """
     sites = structure.observed
     if not sites:
@@ -351,9 +349,7 @@ class PointPotential:
             for name, record in self._run(choice, row).items():
                 if record.has_density:
                     part = self._part(name, record)
-                    sums[part] = sums[part] + record.scaled_log_prob().sum()
-                    if record.log_jacobian is not None:
-                        sums[part] = sums[part] + record.log_jacobian.sum()
+                    sums[part] = sums[part] + record.unconstrained_log_prob()
         except factorization_errors():
             nan = torch.nan * flat.sum()
             return nan, nan, nan
@@ -427,9 +423,7 @@ class DrawnRows:
     def draw(self, rows: tuple[Tensor, ...], latents: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Rows in which what the model observes is drawn from it.
 
-        :param tuple rows: of the arguments. **Shape:** ``(num_rows, *event)`` each.
-        :param Mapping latents: values of the latent sites.
-        :returns: **Shape:** ``(block_size, *event)`` each.
+        Shapes: rows (num_rows, *event) each; returns (block_size, *event) each.
         """
         records = self._run(rows, latents, resample=True)
         values = [row[: self.block_size] for row in rows]
@@ -456,13 +450,7 @@ class DrawnRows:
 
 
 def drawn_rows(model: Callable[..., Any], data: tuple[Tensor, ...]) -> DrawnRows:
-    """Find the plate of the rows, what is observed in it, and how many rows a run may have.
-
-    :param model: a Pyro model.
-    :param tuple data: its arguments, with a row for each observation.
-    :raises ValueError: where there is no such plate, a latent site stands in it, a site observes
-        something else, or a row's density depends on others.
-    """
+    """Find the plate of the rows, what is observed in it, and how many rows a run may have."""
     number = len(data[0])
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)

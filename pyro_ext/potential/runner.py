@@ -88,10 +88,7 @@ def init_to_suggested(site: dict[str, Any]) -> Tensor:
 
 
 def draw_from_prior(site: dict[str, Any]) -> Tensor:
-    """Draw a site from its distribution.
-
-    :raises ValueError: where the distribution has no sampler, such as an improper one.
-    """
+    """Draw a site from its distribution."""
     try:
         value: Tensor = site["fn"].sample().detach()
     except NotImplementedError as error:
@@ -112,12 +109,6 @@ def check_observations(
 
     Nothing is checked where the model has further latent sites, such as enumerated ones, or where
     rounding alone puts a parameter out of its range.
-
-    :param model: a Pyro model.
-    :param tuple args: its positional arguments.
-    :param Mapping kwargs: its keyword arguments.
-    :param Mapping values: constrained values of the latent sites.
-    :raises ValueError: it names the site.
     """
     evaluation = Evaluation(from_constrained(values, {}), {})
     try:
@@ -146,12 +137,7 @@ def run_from_prior(
 
 
 class ModelRunner:
-    """Runs a model at flat latent values and subsamples of its plates.
-
-    :param model: a Pyro model.
-    :param tuple args: its positional arguments.
-    :param dict kwargs: its keyword arguments.
-    """
+    """Runs a model at flat latent values and subsamples of its plates."""
 
     def __init__(
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -314,10 +300,7 @@ class ModelRunner:
         return whole
 
     def initial(self, strategy: InitStrategy) -> Tensor:
-        """A flat unconstrained vector at which the density and its gradient are finite.
-
-        :raises ValueError: where no try gives one; it names the sites at fault.
-        """
+        """A flat unconstrained vector at which the density and its gradient are finite."""
         reason = ""
         for _ in range(NUM_TRIES):
             try:
@@ -339,13 +322,7 @@ class ModelRunner:
         )
 
     def validate(self, flat: Tensor, whole: bool) -> None:
-        """Run the model with Pyro's checks where they are switched on, and twice at one point.
-
-        :param Tensor flat: a point at which the density is finite.
-        :param bool whole: look at all of the data, not at one subsample.
-        :raises ValueError: for parameters or observed values that a distribution does not admit, a
-            model that is random, or one that takes numbers out of tensors.
-        """
+        """Run the model with Pyro's checks where they are switched on, and twice at one point."""
         indices = self.random_indices()
         with torch.no_grad():
             first, second = (float(self.value(flat, *indices)) for _ in range(2))

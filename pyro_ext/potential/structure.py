@@ -120,15 +120,7 @@ def structure_of(
     given_plates: Collection[str] = (),
     constant: Collection[str] = (),
 ) -> Structure:
-    """Read the structure of a model off the records of one run.
-
-    :param Mapping records: what :class:`~pyro_ext.potential.evaluation.Evaluation` recorded.
-    :param Collection given_plates: names of the plates whose subsample the model gives.
-    :param Collection constant: names of reparameterized sites that depend on no latent site.
-    :returns: the structure.
-    :raises ValueError: for a latent site without a bijection to its support, one in a part of a
-        plate that the model gives, or a sequential plate that subsamples.
-    """
+    """Read the structure of a model off the records of one run."""
     plates: dict[str, Plate] = {}
     latents: dict[str, Site] = {}
     observed: dict[str, Site] = {}
@@ -246,13 +238,7 @@ class Block:
 
 
 def blocks(plates: Sequence[Plate], device: torch.device, dtype: torch.dtype) -> Iterator[Block]:
-    """Subsamples that together hold every combination of elements once, in order.
-
-    :param Sequence plates: the subsampled plates.
-    :param torch.device device: where the tensors are put.
-    :param torch.dtype dtype: type of the weights.
-    :returns: the blocks; a single empty one without plates.
-    """
+    """Subsamples that together hold every combination of elements once, in order."""
     for starts in product(*(range(0, p.size, p.subsample_size) for p in plates)):
         indices, weights, firsts = {}, {}, {}
         for plate, start in zip(plates, starts, strict=True):
@@ -272,11 +258,7 @@ def assemble(
 ) -> None:
     """Write what one block gave for some sites into tensors over all of the data.
 
-    :param dict whole: tensors so far, by site name; extended in place.
-    :param Mapping part: values from the block. **Shape:** ``(*leading, *batch, *event)``.
-    :param Block block: the block.
-    :param Mapping sites: the sites.
-    :param Mapping event_dims: number of dimensions of each value right of its batch.
+    Shapes: part (*leading, *batch, *event).
     """
     for name, value in part.items():
         plates = [plate for plate in sites[name].plates if plate.is_subsampled]

@@ -14,6 +14,7 @@ from pyro_ext._checks import (
     check_integer,
     check_mapping,
     check_number,
+    check_optional,
     check_sequence,
     check_tensors,
 )
@@ -214,8 +215,6 @@ class WeightedPotential(WeightedLoss):
         backend: Backend = "trace",
     ) -> None:
         check_number("prior_weight", prior_weight, least=0)
-        if regularizer is not None:
-            check_callable("regularizer", regularizer)
         args = tuple(check_sequence("args", args, "the arguments of the model", 0))
         if kwargs is not None:
             check_mapping("kwargs", kwargs, "a dict of arguments of the model")
@@ -232,7 +231,7 @@ class WeightedPotential(WeightedLoss):
         self._data = [*observed, *in_plate]
         self._prior = [*self.potential.sites, *(name for name in factors if name not in in_plate)]
         self.prior_weight = prior_weight
-        self.regularizer = regularizer
+        self.regularizer = check_optional(check_callable, "regularizer", regularizer)
         self._backend: Backend = backend
         size = self.plate.size
         arguments = RowArguments(model, self.potential.args, self.potential.kwargs, size)
@@ -354,11 +353,8 @@ class WeightedFunction(WeightedLoss):
     ) -> None:
         check_backend(backend)
         check_callable("loss_fn", loss_fn)
-        if regularizer is not None:
-            check_callable("regularizer", regularizer)
         params = check_tensors("params", params, finite=True)
-        if subsample_size is not None:
-            check_integer("subsample_size", subsample_size, 1)
+        check_optional(check_integer, "subsample_size", subsample_size, 1)
         rows = check_sequence("args", args, "tensors with a row for each observation")
         args = tuple(as_tensor(f"args[{i}]", part, "(n, ...)") for i, part in enumerate(rows))
         lengths = {len(rows) for rows in args if isinstance(rows, Tensor) and rows.dim() > 0}
@@ -370,7 +366,7 @@ class WeightedFunction(WeightedLoss):
             )
         (num_points,) = lengths
         self.loss_fn = loss_fn
-        self.regularizer = regularizer
+        self.regularizer = check_optional(check_callable, "regularizer", regularizer)
         first = next(iter(params.values()))
         layout = Layout(
             {name: value.shape for name, value in params.items()},

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._checks import check_instance, check_integer
-from pyro_ext._renamed import renamed_arguments
+from pyro_ext._renamed import renamed_arguments, renamed_attribute
 from pyro_ext.random_measures.arrivals import ExponentialArrivals, arrival_process
 from pyro_ext.random_measures.cluster_counts import ClusterSizes, cluster_sizes, counts_of_labels
 from pyro_ext.random_measures.levy_measure import LevyMeasure

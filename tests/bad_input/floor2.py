@@ -296,7 +296,7 @@ def predictions() -> dict[str, Call]:
             **TRANSFER,
             concentration=1.0,
             num_standard_errors=1.0,
-            validation_share=0.2,
+            validation_fraction=0.2,
             num_blocks=2,
             block_concentration="unit",
             probe_penalty=0.01,

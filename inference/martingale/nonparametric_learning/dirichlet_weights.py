@@ -1,13 +1,13 @@
 """Weights of observations under a Dirichlet process, and the atoms of a prior guess."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_integer, check_number
+from pyro_ext._checks import as_tensor, check_choice, check_integer, check_number
 from pyro_ext.distributions import BlockDirichlet
 from pyro_ext.random import chain_keys, spawn_seed, uniform
 
@@ -21,7 +21,6 @@ __all__ = [
 
 BlockConcentration = Literal["aggregate", "unit"]
 
-_KINDS = ("aggregate", "unit")
 _GAMMAS, _BOOSTS, _ORDER, _ATOM_ORDER = range(40, 44)  # streams of random numbers
 
 
@@ -76,10 +75,7 @@ class DirichletWeights:
             raise ValueError(
                 f"num_blocks must be at most the {num_observed} observations, got {num_blocks}"
             )
-        if block_concentration not in _KINDS:
-            raise ValueError(
-                f"block_concentration must be one of {_KINDS}, got {block_concentration!r:.80}"
-            )
+        check_choice("block_concentration", block_concentration, get_args(BlockConcentration))
         self.num_blocks = num_blocks
         self.block_concentration = block_concentration
         sizes, concentrations, self._num_own_blocks = self._blocks()
@@ -88,9 +84,9 @@ class DirichletWeights:
     @property
     def mean(self) -> Tensor:
         """Mean of each weight. **Shape:** ``(num_observed + num_atoms,)``."""
-        share = self._distribution.concentration / self._distribution.concentration.sum()
-        own = share[: self._num_own_blocks].sum() / self.num_observed
-        atom = share[self._num_own_blocks :].sum() / max(1, self.num_atoms)
+        mean = self._distribution.concentration / self._distribution.concentration.sum()
+        own = mean[: self._num_own_blocks].sum() / self.num_observed
+        atom = mean[self._num_own_blocks :].sum() / max(1, self.num_atoms)
         return torch.cat([own.repeat(self.num_observed), atom.repeat(self.num_atoms)])
 
     def draw(self, draws: Sequence[int], seed: int) -> Tensor:
@@ -120,8 +116,7 @@ class DirichletWeights:
 
         The observations see the same random numbers whatever the concentration of the atoms is.
 
-        :param uniforms: makes so many uniform numbers of a stream for each draw.
-        :returns: **Shape:** ``(num_draws, num_blocks)``.
+        Shapes: returns (num_draws, num_blocks).
         """
         from scipy.special import gammaincinv  # slow to import
 
@@ -147,8 +142,8 @@ class DirichletWeights:
         if self.block_concentration == "unit" and self.num_blocks is not None:
             parts = [1.0] * len(own) + [self.concentration / max(1, len(atoms))] * len(atoms)
         else:
-            share = self.concentration / max(1, self.num_atoms)
-            parts = [float(size) for size in own] + [share * size for size in atoms]
+            each = self.concentration / max(1, self.num_atoms)
+            parts = [float(size) for size in own] + [each * size for size in atoms]
         return own + atoms, torch.tensor(parts, dtype=torch.float64), len(own)
 
     def _sizes(self, number: int) -> list[int]:
@@ -203,15 +198,7 @@ def atoms_of_draws(
 ) -> list[Tensor]:
     """Atoms of some draws, a function of the seed and the number of each.
 
-    :param base_measure: a Pyro distribution, for data of one tensor; or a function of the number of
-        atoms, which returns a tensor for each one of the data.
-    :param int num_atoms: how many each draw has.
-    :param tuple rows: the data. **Shape:** ``(n, *event)`` each.
-    :param Sequence draws: numbers of the draws.
-    :param int seed: of all.
-    :returns: **Shape:** ``(len(draws), num_atoms, *event)`` each.
-    :raises TypeError: for a base measure of another kind.
-    :raises ValueError: for atoms that do not look like the data.
+    Shapes: rows (n, *event) each; returns (len(draws), num_atoms, *event) each.
     """
     is_distribution = isinstance(base_measure, TorchDistributionMixin)
     if not is_distribution and not callable(base_measure):
@@ -234,13 +221,7 @@ def atoms_of_draws(
 
 
 def fitting_atoms(found: Any, num_atoms: int, rows: tuple[Tensor, ...]) -> list[Tensor]:
-    """Atoms in the types of the data.
-
-    :param found: a tensor, or several.
-    :param int num_atoms: how many atoms there are.
-    :param tuple rows: the data.
-    :raises ValueError: for shapes that do not fit those of the data.
-    """
+    """Atoms in the types of the data."""
     atoms = [found] if isinstance(found, Tensor) else list(found)
     wanted = [(num_atoms, *part.shape[1:]) for part in rows]
     shapes = [tuple(part.shape) for part in atoms]

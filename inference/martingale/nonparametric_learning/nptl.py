@@ -18,8 +18,10 @@ from pyro_ext._checks import (
     check_instance,
     check_integer,
     check_number,
+    check_optional,
     check_sequence,
 )
+from pyro_ext._renamed import renamed_arguments
 from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights import (
     BlockConcentration,
     DirichletWeights,
@@ -115,7 +117,7 @@ class NPTL(TransferEnsemble):
         by at most so many standard errors of the difference, the smallest is taken, so that few
         validation data do not bring in a prior that is no good [2]. With zero that of the least
         loss is, as in the paper.
-    :param float validation_share: share of the data that is held out to choose by, where there are
+    :param float validation_fraction: of the data, which is held out to choose by, where there are
         several and ``run`` is given no validation data.
     :param int num_blocks: number of blocks of inputs that share weights, for many of them.
     :param str block_concentration: ``"aggregate"`` or ``"unit"``; see
@@ -123,15 +125,9 @@ class NPTL(TransferEnsemble):
     :param probe_penalty: :math:`\lambda` of a penalty :math:`\lambda |W|^2 / 2` beside the mean
         loss of the probe; or several, of which that with the least validation loss of the probe is
         taken.
-    :param BatchOptimizer optimizer: 200 steps of SGD with momentum and a cosine schedule without
+    :param optimizer: this and the other arguments as of
+        :class:`~pyro_ext.inference.martingale.FineTunedEnsemble`; the weights of the loss sum to
         one.
-    :param float weight_decay: :math:`\lambda` of a penalty :math:`\lambda |\theta|^2 / 2` beside
-        the weighted loss, whose weights sum to one.
-    :param regularizer: a function of the parameters by name that is added to it.
-    :param float head_scale: standard deviation of the parameters that heads start with.
-    :param int subsample_size: number of inputs in a minibatch; all without it.
-    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
-    :param int seed: of all that is random; ``None`` takes one from PyTorch's generator.
     :raises ValueError: for arguments out of range.
 
     Example::
@@ -145,6 +141,7 @@ class NPTL(TransferEnsemble):
         torch.Size([30, 3])
     """
 
+    @renamed_arguments(validation_share="validation_fraction")
     def __init__(
         self,
         backbone: nn.Module,
@@ -153,7 +150,7 @@ class NPTL(TransferEnsemble):
         concentration: float | Sequence[float] | None = None,
         *,
         num_standard_errors: float = 1.0,
-        validation_share: float = 0.1,
+        validation_fraction: float = 0.1,
         num_blocks: int | None = None,
         block_concentration: BlockConcentration = "aggregate",
         probe_penalty: float | Sequence[float] = 1e-2,
@@ -186,11 +183,11 @@ class NPTL(TransferEnsemble):
             check_number("concentration", concentration, least=0)
         self.concentration = concentration
         self.num_standard_errors = check_number("num_standard_errors", num_standard_errors, least=0)
-        self.validation_share = check_number("validation_share", validation_share, above=0, below=1)
-        if num_blocks is not None:
-            check_integer("num_blocks", num_blocks, 1)
+        self.validation_fraction = check_number(
+            "validation_fraction", validation_fraction, above=0, below=1
+        )
         check_choice("block_concentration", block_concentration, get_args(BlockConcentration))
-        self.num_blocks = num_blocks
+        self.num_blocks = check_optional(check_integer, "num_blocks", num_blocks, 1)
         self.block_concentration = block_concentration
         penalties = probe_penalty if isinstance(probe_penalty, Sequence) else [probe_penalty]
         if not penalties:
@@ -244,7 +241,7 @@ class NPTL(TransferEnsemble):
         grid = self._grid(len(inputs))
         if max(len(grid), len(self.probe_penalty)) > 1 and validation is None:
             order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
-            number = max(1, round(self.validation_share * len(inputs)))
+            number = max(1, round(self.validation_fraction * len(inputs)))
             if number >= len(inputs):
                 raise ValueError(
                     "inputs must be more than one, for some of them to be held out, got "
@@ -311,7 +308,7 @@ class NPTL(TransferEnsemble):
 
     def _grid(self, number: int) -> list[float]:
         if self.concentration is None:
-            return [share * number for share in _GRID]
+            return [fraction * number for fraction in _GRID]
         if isinstance(self.concentration, Sequence):
             return [float(value) for value in self.concentration]
         return [float(self.concentration)]

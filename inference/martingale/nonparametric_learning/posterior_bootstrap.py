@@ -1,8 +1,7 @@
 """Nonparametric learning: each draw is the best fit to data with random weights."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -15,6 +14,7 @@ from pyro_ext._checks import (
     check_instance,
     check_integer,
     check_number,
+    check_optional,
     check_tensors,
 )
 from pyro_ext._progress import progress_bar
@@ -51,6 +51,15 @@ from pyro_ext.random import fresh_seed
 __all__ = ["PosteriorBootstrap"]
 
 _FIELDS = ("value", "gradient_norm", "converged", "num_steps")
+_SETTINGS = (
+    "concentration",
+    "truncation",
+    "num_blocks",
+    "block_concentration",
+    "include_prior",
+    "num_restarts",
+    "subsample_size",
+)
 
 
 class PosteriorBootstrap(IndependentDraws):
@@ -154,9 +163,6 @@ class PosteriorBootstrap(IndependentDraws):
         super().__init__()
         if (model is None) == (loss_fn is None):
             raise ValueError("give either a model or a loss_fn, got both or none")
-        for name, value in (("model", model), ("loss_fn", loss_fn), ("regularizer", regularizer)):
-            if value is not None and not callable(value):
-                raise TypeError(f"{name} must be callable, got {value!r:.80}")
         if loss_fn is not None and initial_params is None:
             raise ValueError("initial_params must give the parameters of a loss_fn, got none")
         if loss_fn is not None and (include_prior or plate is not None):
@@ -169,63 +175,56 @@ class PosteriorBootstrap(IndependentDraws):
                 f"subsample_size must be None without a loss_fn, got {subsample_size!r:.80}; a "
                 "model subsamples by its plate"
             )
-        if optimizer is not None and not isinstance(optimizer, Minimizer):
-            raise TypeError(
-                "optimizer must be a BatchLBFGS, a BatchOptimizer or another Minimizer, got "
-                f"{optimizer!r:.80}"
-            )
         check_backend(backend)
+        if seed is not None:
+            fresh_seed(seed)
+        check_choice("block_concentration", block_concentration, get_args(BlockConcentration))
+        if not isinstance(base_measure, EmpiricalBase):
+            wanted = "a Pyro distribution, an EmpiricalBase or a function of a number of atoms"
+            check_optional(check_callable, "base_measure", base_measure, wanted, or_class=False)
+        self.model = check_optional(check_callable, "model", model, "a Pyro model")
+        self.loss_fn = check_optional(check_callable, "loss_fn", loss_fn)
+        self.num_samples = check_integer("num_samples", num_samples, 1)
         self.concentration = check_number("concentration", concentration, least=0)
+        self.base_measure = base_measure
+        self.truncation = check_integer("truncation", truncation, 1)
+        self.num_blocks = check_optional(check_integer, "num_blocks", num_blocks, 1)
+        self.block_concentration = block_concentration
+        self.plate = check_optional(check_instance, "plate", plate, str, "the name of a plate")
+        self.include_prior = include_prior
+        self.regularizer = check_optional(check_callable, "regularizer", regularizer)
+        self.optimizer: Minimizer = (
+            check_optional(
+                check_instance,
+                "optimizer",
+                optimizer,
+                Minimizer,
+                "a BatchLBFGS or another Minimizer",
+            )
+            or BatchLBFGS()
+        )
+        self.init_strategy = check_optional(check_callable, "init_strategy", init_strategy)
+        self.initial_params = check_optional(
+            check_tensors, "initial_params", initial_params, finite=True
+        )
+        self.num_restarts = check_integer("num_restarts", num_restarts, 0)
+        self.subsample_size = check_optional(check_integer, "subsample_size", subsample_size, 1)
+        self.backend: Backend = backend
+        self.batch_size = check_optional(check_integer, "batch_size", batch_size, 1)
+        self.checkpoint = check_optional(
+            check_instance, "checkpoint", checkpoint, (str, Path), "a path or None"
+        )
+        self.seed = seed
+        self.progress = progress
         if self.concentration > 0 and base_measure is None:
             raise ValueError(
                 f"concentration={concentration} needs a base_measure to put its weight on"
             )
-        self.num_samples = check_integer("num_samples", num_samples, 1)
-        self.truncation = check_integer("truncation", truncation, 1)
-        self.num_restarts = check_integer("num_restarts", num_restarts, 0)
         if self.num_restarts and loss_fn is not None and init_strategy is None:
             raise ValueError(
                 f"num_restarts={num_restarts} needs an init_strategy that draws parameters of the "
                 "loss_fn"
             )
-        for name, size in (("batch_size", batch_size), ("subsample_size", subsample_size)):
-            if size is not None:
-                check_integer(name, size, 1)
-        if seed is not None:
-            fresh_seed(seed)
-        if num_blocks is not None:
-            check_integer("num_blocks", num_blocks, 1)
-        check_choice("block_concentration", block_concentration, get_args(BlockConcentration))
-        if plate is not None:
-            check_instance("plate", plate, str, "the name of a plate")
-        if init_strategy is not None:
-            check_callable("init_strategy", init_strategy)
-        if base_measure is not None and not isinstance(base_measure, EmpiricalBase):
-            wanted = "a Pyro distribution, an EmpiricalBase or a function of a number of atoms"
-            check_callable("base_measure", base_measure, wanted, or_class=False)
-        if checkpoint is not None:
-            check_instance("checkpoint", checkpoint, (str, Path), "a path or None")
-        self.model = model
-        self.loss_fn = loss_fn
-        self.base_measure = base_measure
-        self.num_blocks = num_blocks
-        self.block_concentration = block_concentration
-        self.plate = plate
-        self.include_prior = include_prior
-        self.regularizer = regularizer
-        self.optimizer = optimizer or BatchLBFGS()
-        self.init_strategy = init_strategy
-        self.initial_params = (
-            None
-            if initial_params is None
-            else check_tensors("initial_params", initial_params, finite=True)
-        )
-        self.subsample_size = subsample_size
-        self.backend: Backend = backend
-        self.batch_size = batch_size
-        self.checkpoint = checkpoint
-        self.seed = seed
-        self.progress = progress
         self._fits: dict[str, Tensor] = {}
         self._last: tuple[list[Any], WeightedLoss] | None = None
 
@@ -338,13 +337,8 @@ class PosteriorBootstrap(IndependentDraws):
             initial = loss.layout.flatten(values)[0]
 
         def make_weights(num_atoms: int) -> DirichletWeights:
-            return DirichletWeights(
-                loss.num_points,
-                num_atoms,
-                self.concentration,
-                self.num_blocks,
-                self.block_concentration,
-            )
+            blocks = self.num_blocks, self.block_concentration
+            return DirichletWeights(loss.num_points, num_atoms, self.concentration, *blocks)
 
         return WeightedFits(
             loss,
@@ -366,7 +360,8 @@ class PosteriorBootstrap(IndependentDraws):
         parts: list[dict[str, Tensor]] = []
         numbers: list[int] = []
         size = fits.batch_size
-        with self._progress() as advanced:
+        name, is_silent = type(self).__name__, not self.progress
+        with progress_bar(total=self.num_samples, desc=name, unit="draw", disable=is_silent) as bar:
             try:
                 for first in range(0, self.num_samples, size):
                     members = range(first, min(first + size, self.num_samples))
@@ -377,7 +372,7 @@ class PosteriorBootstrap(IndependentDraws):
                             folder.save(members, part)
                     parts.append(part)
                     numbers += members
-                    advanced(len(members))
+                    bar.update(len(members))
             except KeyboardInterrupt:
                 self.interrupted = True
         if not parts:
@@ -398,14 +393,6 @@ class PosteriorBootstrap(IndependentDraws):
                 stacklevel=3,
             )
 
-    @contextmanager
-    def _progress(self) -> Iterator[Callable[[int], None]]:
-        if not self.progress:
-            yield lambda number: None
-            return
-        with progress_bar(total=self.num_samples, desc=type(self).__name__, unit="draw") as bar:
-            yield lambda number: bar.update(number) and None
-
     def _describe(
         self,
         folder: DrawFolder,
@@ -417,17 +404,8 @@ class PosteriorBootstrap(IndependentDraws):
         """Write what the run is of, or raise where the folder is of another run."""
         potential: Potential | None = getattr(loss, "potential", None)
         base = self.base_measure
-        settings = {
-            "concentration": self.concentration,
-            "truncation": self.truncation,
-            "num_blocks": self.num_blocks,
-            "block_concentration": self.block_concentration,
-            "include_prior": self.include_prior,
-            "num_restarts": self.num_restarts,
-            "subsample_size": self.subsample_size,
-            "batch_size": fits.batch_size,
-            "optimizer": repr(self.optimizer),
-        }
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+        settings |= {"batch_size": fits.batch_size, "optimizer": repr(self.optimizer)}
         data = data_identity(list(self.args), "args") | data_identity(self.kwargs, "kwargs")
         data |= data_identity(self.initial_params or {}, "initial_params")
         data |= data_identity(base.atoms if isinstance(base, EmpiricalBase) else base, "base")

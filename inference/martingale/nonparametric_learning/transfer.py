@@ -18,6 +18,7 @@ from pyro_ext._checks import (
     check_instance,
     check_integer,
     check_number,
+    check_optional,
     check_sequence,
     check_tensors,
     shown,
@@ -217,18 +218,12 @@ class TransferEnsemble(IndependentDraws):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        for name, module in (("backbone", backbone), ("head", head)):
-            if not isinstance(module, nn.Module):
-                raise TypeError(f"{name} must be a torch.nn.Module, got {module!r:.80}")
+        check_instance("backbone", backbone, nn.Module, "a torch.nn.Module")
+        check_instance("head", head, nn.Module, "a torch.nn.Module")
         if not list(head.parameters()):
             raise ValueError("head must have parameters, got none")
-        if optimizer is not None and not isinstance(optimizer, BatchOptimizer):
-            raise TypeError(f"optimizer must be a BatchOptimizer, got {optimizer!r:.80}")
-        if regularizer is not None:
-            check_callable("regularizer", regularizer)
+        check_optional(check_instance, "optimizer", optimizer, BatchOptimizer, "a BatchOptimizer")
         check_backend(backend)
-        if subsample_size is not None:
-            check_integer("subsample_size", subsample_size, 1)
         if seed is not None:
             fresh_seed(seed)
         self.num_samples = check_integer("num_samples", num_samples, 1)
@@ -238,9 +233,9 @@ class TransferEnsemble(IndependentDraws):
             partial(torch.optim.SGD, lr=0.05, momentum=0.9), 200
         )
         self.weight_decay = check_number("weight_decay", weight_decay, least=0)
-        self.regularizer = regularizer
+        self.regularizer = check_optional(check_callable, "regularizer", regularizer)
         self.head_scale = check_number("head_scale", head_scale, least=0)
-        self.subsample_size = subsample_size
+        self.subsample_size = check_optional(check_integer, "subsample_size", subsample_size, 1)
         self.backend: Backend = backend
         self.seed = seed
 
@@ -303,12 +298,8 @@ class TransferEnsemble(IndependentDraws):
     def _train(self, inputs: Tensor, targets: Tensor, numbers: Sequence[int], seed: int) -> Any:
         """Fine-tune members to soft targets of their own.
 
-        :param Tensor inputs: **Shape:** ``(n, *event)``.
-        :param Tensor targets: how much each class weighs for each input. **Shape:** ``(num_members,
-            n, classes)``.
-        :param Sequence numbers: of the members, on which their heads and minibatches depend.
-        :param int seed: of all.
-        :returns: parameters by name. **Shape:** ``(num_members, *event)`` each.
+        Shapes: inputs (n, *event); targets (num_members, n, classes); returns (num_members, *event)
+        each.
         """
         params = {name: value.detach() for name, value in self.network.named_parameters()}
         num_points = len(inputs)
@@ -401,9 +392,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def nll(log_probabilities: Tensor, labels: Tensor) -> Tensor:
     """Mean negative log likelihood of each member.
 
-    :param Tensor log_probabilities: **Shape:** ``(members, n, classes)``.
-    :param Tensor labels: **Shape:** ``(n,)``.
-    :returns: **Shape:** ``(members,)``.
+    Shapes: log_probabilities (members, n, classes); labels (n,); returns (members,).
     """
     index = labels.expand(log_probabilities.shape[:-1]).unsqueeze(-1)
     return -log_probabilities.gather(-1, index)[..., 0].mean(-1)
@@ -426,10 +415,7 @@ def as_data(
 
 
 def check_labels(inputs: Tensor, labels: Tensor, network: nn.Module) -> Tensor:
-    """Labels as vectors with a one for their class.
-
-    :raises ValueError: where numbers or classes do not fit.
-    """
+    """Labels as vectors with a one for their class."""
     with torch.no_grad():
         try:
             logits = network(inputs[:1])

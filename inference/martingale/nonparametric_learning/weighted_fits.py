@@ -1,4 +1,4 @@
-"""Fits of a loss to data with random weights, many draws at a time."""
+"""Fits of a loss to weighted data, many draws at a time, near the fit to mean weights."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -26,13 +26,8 @@ __all__ = [
 def minibatches_of(keys: Tensor, size: int, num_points: int) -> Callable[[Tensor], Tensor]:
     """Minibatches of each draw, which follow from its key and the number of the call.
 
-    Elements are drawn with replacement.
-
-    :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
-    :param int size: of a minibatch.
-    :param int num_points: how many points there are to choose from.
-    :returns: a function of the numbers of draws, ``(rows,)``, that returns their next minibatches,
-        ``(rows, size)``.
+    Elements are drawn with replacement. The result is a function of the numbers of draws,
+    ``(rows,)``, that returns their next minibatches, ``(rows, size)``.
     """
     step = 0
 
@@ -122,8 +117,7 @@ class WeightedFits:
     def fit(self, members: range) -> dict[str, Tensor]:
         """Fit some draws, at most as many as are fitted side by side.
 
-        :param range members: their numbers.
-        :returns: the fields of :class:`~pyro_ext.inference.optimization.Minimum`, by draw.
+        Returns the fields of :class:`~pyro_ext.inference.optimization.Minimum`, by draw.
         """
         if self._num_restarts:
             objective = self._objective(members, self._num_restarts)

@@ -176,7 +176,7 @@ def test_the_probe_is_that_of_the_least_validation_loss(parts: Any, data: Any) -
 
 
 def test_validation_points_are_no_atoms(parts: Any, data: Any) -> None:
-    posterior = nptl(parts, concentration=None, validation_share=0.25).run(*data)
+    posterior = nptl(parts, concentration=None, validation_fraction=0.25).run(*data)
     assert posterior.soft_labels.shape == (18, 4)
     assert len(posterior.diagnostics()["validation_loss"]) == 5
     assert nptl(parts).run(*data).soft_labels.shape == (24, 4)

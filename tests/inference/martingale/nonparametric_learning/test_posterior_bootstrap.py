@@ -427,7 +427,7 @@ def test_coverage() -> None:
 def test_bad_settings(subtests: pytest.Subtests) -> None:
     for make, error, message in [
         (lambda: PosteriorBootstrap(), ValueError, "either a model or a loss_fn"),
-        (lambda: PosteriorBootstrap(3), TypeError, "model must be callable, got 3"),
+        (lambda: PosteriorBootstrap(3), TypeError, "model must be a Pyro model, got 3"),
         (lambda: PosteriorBootstrap(normal, 0), ValueError, "num_samples must be an integer >= 1"),
         (lambda: PosteriorBootstrap(normal, 5, -1.0), ValueError, "concentration must be"),
         (lambda: PosteriorBootstrap(normal, 5, 1.0), ValueError, "needs a base_measure"),
