@@ -30,8 +30,7 @@ def effective_sample_size(draws: Tensor) -> Tensor:
 def site_diagnostics(samples: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Effective sample size ``n_eff`` and split R-hat ``r_hat`` of each site.
 
-    :param Mapping samples: at least four draws.
-        **Shape:** ``(num_chains, num_draws, *event)`` each.
+    Shapes: samples (num_chains, num_draws, *event) each.
     """
     return {
         name: {"n_eff": effective_sample_size(draws), "r_hat": stats.split_gelman_rubin(draws)}
@@ -42,9 +41,7 @@ def site_diagnostics(samples: Mapping[str, Tensor]) -> dict[str, dict[str, Tenso
 def print_summary(samples: Mapping[str, Tensor], prob: float) -> None:
     """Print a table as Pyro does, with effective sample sizes that are positive.
 
-    :param Mapping samples: at least four draws.
-        **Shape:** ``(num_chains, num_draws, *event)`` each.
-    :param float prob: probability mass of the interval.
+    Shapes: samples (num_chains, num_draws, *event) each.
     """
     rows: dict[str, dict[str, float]] = {}
     for name, columns in summary(dict(samples), prob).items():

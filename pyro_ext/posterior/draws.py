@@ -77,12 +77,7 @@ class Context:
 
 
 def to_array(value: Any, argument: str) -> npt.NDArray[Any]:
-    """Return a tensor or an array as an array on the CPU; a tensor there shares its memory.
-
-    :param value: tensor, array or nested list of numbers.
-    :param str argument: how the caller names it.
-    :raises TypeError: where it does not hold numbers.
-    """
+    """Return a tensor or an array as an array on the CPU; a tensor there shares its memory."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         value = value.float() if value.dtype == torch.bfloat16 else value
@@ -94,12 +89,7 @@ def to_array(value: Any, argument: str) -> npt.NDArray[Any]:
 
 
 def check_names(argument: str, value: Any) -> list[str]:
-    """Return names.
-
-    :param str argument: how the caller names them.
-    :param value: a name or several.
-    :raises TypeError: where it is neither.
-    """
+    """Return names."""
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"{argument} must be a name or a list of names, got {value!r:.80}")
@@ -112,15 +102,7 @@ def context_of(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None,
 ) -> Context:
-    """Find the model and its arguments: those that are given, else those the posterior remembers.
-
-    :param posterior: a posterior of any kind.
-    :param model: the model that the caller gave, or its potential.
-    :param tuple args: positional arguments of the model that the caller gave.
-    :param kwargs: keyword arguments that the caller gave.
-    :raises TypeError: where the posterior is of no kind that is known, or the model not callable.
-    :raises ValueError: where a potential comes with arguments, or arguments without a model.
-    """
+    """Find the model and its arguments: those that are given, else those the posterior remembers."""
     own = _remembered(posterior)
     if model is None and not args and kwargs is None:
         return own
@@ -148,14 +130,7 @@ def draws_of(
 ) -> Arrays:
     """Draws of each variable.
 
-    :param posterior: a posterior of any kind.
-    :param Context context: its model.
-    :param ModelAtValues potential: the model at its data, where there is one.
-    :param int num_samples: number of draws from a guide.
-    :param bool group_by_chain: whether the arrays of a dict have a leading dimension of chains.
-    :param int seed: seed of the draws from a guide.
-    :returns: **Shape:** ``(num_chains, num_draws, *event)`` each.
-    :raises ValueError: where there is no variable, or leading dimensions differ.
+    Shapes: returns (num_chains, num_draws, *event) each.
     """
     by_chain = True
     values: Mapping[str, Any]
@@ -174,12 +149,8 @@ def draws_of(
 def with_chains(values: Mapping[str, Any], by_chain: bool, argument: str) -> Arrays:
     """Return arrays with leading dimensions of chains and draws, the same in all of them.
 
-    :param Mapping values: tensors or arrays by name. **Shape:** ``(num_chains, num_draws, *event)``
-        each, or ``(num_draws, *event)``.
-    :param bool by_chain: whether they have a dimension of chains.
-    :param str argument: how the caller names the mapping.
-    :returns: **Shape:** ``(num_chains, num_draws, *event)`` each.
-    :raises ValueError: where a leading dimension is missing, empty or differs from the others.
+    Shapes: values (num_chains, num_draws, *event) each, or (num_draws, *event); returns
+    (num_chains, num_draws, *event) each.
     """
     wanted = "(num_chains, num_draws, *event)" if by_chain else "(num_draws, *event)"
     arrays: Arrays = {}
@@ -206,10 +177,7 @@ def with_chains(values: Mapping[str, Any], by_chain: bool, argument: str) -> Arr
 def statistics_of(posterior: Any, num_chains: int, num_draws: int) -> Arrays:
     """Statistics of the sampler at each draw, where it keeps any.
 
-    :param posterior: a posterior of any kind.
-    :param int num_chains: number of its chains.
-    :param int num_draws: number of draws in each chain.
-    :returns: **Shape:** ``(num_chains, num_draws)`` each.
+    Shapes: returns (num_chains, num_draws) each.
     """
     if isinstance(posterior, PyroMCMC):
         return _pyro_statistics(posterior, num_chains, num_draws)
@@ -227,13 +195,8 @@ def follow_chains(
 ) -> npt.NDArray[Any]:
     """Part the draws of an array into the chains of the posterior, unless they are.
 
-    :param array: **Shape:** ``(num_chains, num_draws, *event)``, or ``(num_chains * num_draws,
-        *event)`` with one chain after the other.
-    :param int num_chains: number of chains.
-    :param int num_draws: number of draws in each chain.
-    :param str argument: how the caller names it.
-    :returns: **Shape:** ``(num_chains, num_draws, *event)``.
-    :raises ValueError: where the number of draws differs from that of the posterior.
+    Shapes: array (num_chains, num_draws, *event), or (num_chains * num_draws, *event) with one
+    chain after the other; returns (num_chains, num_draws, *event).
     """
     if array.shape[:2] == (num_chains, num_draws):
         return array

@@ -63,12 +63,7 @@ PointOf = Callable[[Noise], FixedPoint]
 
 
 def points_of(point_of: PointOf, scales: Sequence[float] = _SCALES) -> list[FixedPoint | None]:
-    """Evaluate a model at fixed points.
-
-    :param point_of: maps the numbers of a point to what the model gives there.
-    :param Sequence scales: of the numbers at each point.
-    :returns: the points, ``None`` where it raises, as models may far from their posterior.
-    """
+    """Evaluate a model at fixed points."""
     found: list[FixedPoint | None] = []
     before = get_rng_state()
     try:
@@ -97,14 +92,7 @@ def function_at(
 def fingerprint(
     tensors: Sequence[Tensor | None], epsilon: float, scale: float = 0.0
 ) -> dict[str, list[float | None]]:
-    """One number for a tensor at each point, and how far it may be off.
-
-    :param Sequence tensors: what there is at the points, ``None`` for nothing.
-    :param float epsilon: relative precision of what they were computed from.
-    :param float scale: norm of what was added up in them, beyond their own.
-    :returns: ``"value"``, ``"tolerance"``, and ``"not_finite"``, how many elements are not finite;
-        each ``None`` where there is nothing.
-    """
+    """One number for a tensor at each point, and how far it may be off."""
     rows = [_project(tensor, epsilon, scale) for tensor in tensors]
     names = ("value", "tolerance", "not_finite")
     return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))

@@ -116,12 +116,7 @@ def model_identity(
 def density_identity(
     point_of: PointOf | None, quantities: Quantities
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Log densities, part by part, and recorded quantities, at points that are always the same.
-
-    :param point_of: what a model gives at a point, ``None`` where that is not known.
-    :param Mapping quantities: functions of a draw.
-    :returns: fingerprints by part, and by quantity.
-    """
+    """Log densities, part by part, and recorded quantities, at points that are always the same."""
     points = [] if point_of is None else points_of(point_of)
     found = [point for point in points if point is not None]
     known = [value for point in found for value in (*point.terms.values(), *point.values.values())]
@@ -146,11 +141,6 @@ def kernel_at(
     """What the target of a kernel is at a point, ``None`` where that is not known.
 
     A kernel with a method ``fixed_points`` says itself what it is.
-
-    :param MCMCKernel kernel: the kernel.
-    :param tuple args: arguments of the model.
-    :param Mapping kwargs: keyword arguments of the model.
-    :param Mapping start: for a kernel without a model, parameters of one chain.
     """
     own = getattr(kernel, "fixed_points", None)
     if own is not None:
@@ -170,22 +160,13 @@ def kernel_at(
 
 
 def data_identity(tree: object, name: str) -> dict[str, str]:
-    """Shape, type and digest of each tensor or array in a nest of arguments.
-
-    :param tree: the arguments.
-    :param str name: how the caller names them.
-    """
+    """Shape, type and digest of each tensor or array in a nest of arguments."""
     leaves, _ = pytree.tree_flatten_with_path(tree)
     return {name + pytree.keystr(path): _describe(leaf) for path, leaf in leaves}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Say in which entries two descriptions differ.
-
-    :param Mapping old: the description in a checkpoint.
-    :param Mapping new: that of the run at hand.
-    :param str prefix: where in the description we are.
-    """
+    """Say in which entries two descriptions differ."""
     result = []
     for key in dict.fromkeys([*old, *new]):
         entry = f"{prefix}{key}"

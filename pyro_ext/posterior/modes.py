@@ -93,12 +93,7 @@ def find_map(
 def flat_point(potential: Potential, params: Mapping[str, Tensor], argument: str) -> Tensor:
     """A point in constrained space as a flat unconstrained vector.
 
-    :param Potential potential: the potential.
-    :param Mapping params: value of each latent site. **Shape:** ``(*event)``.
-    :param str argument: how the caller names them.
-    :returns: **Shape:** ``(size,)``.
-    :raises ValueError: where a site is missing, a shape does not fit, or the potential is not
-        finite.
+    Shapes: params (*event); returns (size,).
     """
     params = check_tensors(argument, params)
     if missing := set(potential.sites) - set(params):
@@ -125,11 +120,7 @@ def minimum(
 ) -> Tensor:
     """Find a minimum of a potential over all of the data.
 
-    :param potential: the potential.
-    :param Tensor start: a flat vector of unconstrained values at which the potential is finite.
-        **Shape:** ``(size,)``.
-    :param int max_iterations: number of iterations at most.
-    :returns: the minimum. **Shape:** ``(size,)``.
+    Shapes: start, returns (size,).
     """
     from scipy.optimize import minimize  # slow to import
 
@@ -192,16 +183,7 @@ def whitening_factor(hessian: Tensor, resolution: float) -> Tensor:
     coefficient of incomes and one of fractions of one have curvatures that are many powers of ten
     apart.
 
-    :param Tensor hessian: symmetric up to rounding, and finite. **Shape:** ``(size, size)``.
-    :param float resolution: its relative error. A curvature on one scale that is a smaller fraction
-        of the largest is taken as that fraction.
-    :returns: :math:`F`, with the unit vector of a coordinate that the function does not depend on.
-        **Shape:** ``(size, size)``.
-
-    Example::
-
-        >>> whitening_factor(torch.tensor([[1e12, 0.0], [0.0, 4.0]]), 1e-6).abs().sum(1)
-        tensor([1.0000e-06, 5.0000e-01])
+    Shapes: hessian, returns (size, size).
     """
     hessian = 0.5 * (hessian + hessian.mT)
     unit = torch.ones_like(hessian[0])
@@ -324,16 +306,7 @@ def gradient_differences(
 ) -> Tensor:
     """Central differences of gradients along each parameter: second derivatives.
 
-    :param gradient: maps points ``(num_points, size)`` to gradients there.
-    :param Tensor position: **Shape:** ``(size,)``.
-    :param Tensor distances: how far to go along each parameter. **Shape:** ``(size,)``.
-    :returns: symmetric up to rounding. **Shape:** ``(size, size)``.
-
-    Example::
-
-        >>> gradient_differences(lambda x: x**3, torch.tensor([1.0, 2.0]), torch.full((2,), 0.01))
-        tensor([[ 3.0001,  0.0000],
-                [ 0.0000, 12.0001]])
+    Shapes: position, distances (size,); returns (size, size).
     """
     offsets = distances.diag()
     points = torch.cat([position + offsets, position - offsets])
@@ -348,10 +321,7 @@ def finite_starts(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Starts of chains, with a center in the place of those at which there is no density.
 
-    :param Tensor starts: **Shape:** ``(num_chains, size)``.
-    :param value_and_gradient: potentials and gradients at such positions.
-    :param Tensor center: such as a mode. **Shape:** ``(size,)``.
-    :returns: the starts, and potentials and gradients there.
+    Shapes: starts (num_chains, size); center (size,).
     """
     value, gradient = value_and_gradient(starts)
     is_finite = value.isfinite() & gradient.isfinite().all(-1)

@@ -27,11 +27,7 @@ _LAPLACE = "initial_params='laplace'"
 
 
 def check_start(start: Start | None, num_chains: int) -> None:
-    """Raise where initial parameters are of a wrong type or number.
-
-    :param start: the initial parameters, or ``None``.
-    :param int num_chains: number of chains.
-    """
+    """Raise where initial parameters are of a wrong type or number."""
     if start is None or isinstance(start, Sampler | str | Path):
         return
     if not isinstance(start, Mapping):
@@ -70,14 +66,7 @@ def constrained_start(
 ) -> dict[str, Tensor]:
     """Initial values of the latent sites.
 
-    :param start: what the user gave.
-    :param int num_chains: number of chains.
-    :param int seed: seed of draws from a guide or around a mode.
-    :param Context context: the model and its arguments.
-    :param Potential potential: its potential, where there is one.
-    :param find_laplace: finds the Laplace approximation of that potential, for an argument whose
-        name it is given.
-    :returns: **Shape:** ``(num_chains, *event)`` each.
+    Shapes: returns (num_chains, *event) each.
     """
     if isinstance(start, Mapping):
         return dict(start)
@@ -104,10 +93,7 @@ def unconstrained_start(
 ) -> dict[str, Tensor]:
     """Map initial values to unconstrained space.
 
-    :param potential: the potential.
-    :param Mapping initial: **Shape:** ``(num_chains, *event)`` each.
-    :raises ValueError: where names or shapes do not fit the model, or a value lies outside of the
-        support of its site.
+    Shapes: initial (num_chains, *event) each.
     """
     if isinstance(potential, FunctionPotential):
         return dict(initial)

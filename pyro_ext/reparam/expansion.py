@@ -115,13 +115,7 @@ def square_factor(
 ) -> Tensor:
     """Sample a square factor, whose chains start at an identity matrix.
 
-    :param str name: of the site.
-    :param int size: of the matrix.
-    :param Tensor like: what it multiplies, for type and device.
-    :param strength: precision of its entries, or ``"width"`` for its size.
-    :param tuple batch_shape: of its distribution.
-    :param bool is_initial: give it its start now.
-    :returns: **Shape:** ``(*batch_shape, size, size)``.
+    Shapes: returns (*batch_shape, size, size).
     """
     precision = float(size) if strength == "width" else strength
     scale = like.new_full((), precision).rsqrt()
