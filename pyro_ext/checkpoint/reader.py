@@ -9,8 +9,14 @@ from torch import Tensor
 
 from pyro_ext.checkpoint.chains import ChainStatus, Chunk, complete_chains, gather_chains
 from pyro_ext.checkpoint.files import CheckpointError
-from pyro_ext.checkpoint.folder import CheckpointWriter, check_groups, chunk_of, files_of_group
-from pyro_ext.checkpoint.run_folder import digest_of, read_description
+from pyro_ext.checkpoint.folder import (
+    CheckpointWriter,
+    check_groups,
+    chunk_of,
+    digest_of,
+    files_of_group,
+    read_description,
+)
 
 __all__ = ["Checkpoint"]
 

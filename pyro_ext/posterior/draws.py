@@ -102,7 +102,7 @@ def context_of(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None,
 ) -> Context:
-    """Find the model and its arguments: those that are given, else those the posterior remembers."""
+    """The model and its arguments: those that are given, else those the posterior remembers."""
     own = _remembered(posterior)
     if model is None and not args and kwargs is None:
         return own

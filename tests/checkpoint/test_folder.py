@@ -10,8 +10,7 @@ import torch
 from pyro_ext.checkpoint import Checkpoint, CheckpointError
 from pyro_ext.checkpoint.chains import Chunk
 from pyro_ext.checkpoint.files import UNFINISHED, read_tensors, write_tensors
-from pyro_ext.checkpoint.folder import CheckpointWriter
-from pyro_ext.checkpoint.independent_draws import DrawFolder
+from pyro_ext.checkpoint.folder import CheckpointWriter, DrawFolder
 
 GROUPS = [range(2), range(2, 3)]
 STATE = "state.safetensors"

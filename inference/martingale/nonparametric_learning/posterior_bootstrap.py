@@ -19,7 +19,7 @@ from pyro_ext._checks import (
 )
 from pyro_ext._progress import progress_bar
 from pyro_ext.checkpoint import CheckpointError
-from pyro_ext.checkpoint.independent_draws import DrawFolder
+from pyro_ext.checkpoint.folder import DrawFolder
 from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights import (
     BlockConcentration,
     DirichletWeights,
