@@ -59,10 +59,10 @@ SGMCMC = {
 
 
 @pytest.fixture
-def short_legs(monkeypatch):
+def short_segments(monkeypatch):
     """Segments of a step, so that every step is a place to stop at."""
     monkeypatch.setattr(Pace, "shortest", 0.0)
-    monkeypatch.setattr(Pace, "share", 0.0)
+    monkeypatch.setattr(Pace, "fraction", 0.0)
 
 
 def driver(kernel, checkpoint=None, **options):
@@ -108,7 +108,7 @@ def crash_after(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SGMCMC)
-def test_a_crash_at_any_write_changes_no_draw(name, x, tmp_path, short_legs, crash_after):
+def test_a_crash_at_any_write_changes_no_draw(name, x, tmp_path, short_segments, crash_after):
     make = SGMCMC[name]
     expected = driver(make(model), num_samples=4).run(x)
     number, crashed = 0, True
@@ -129,7 +129,7 @@ def test_a_crash_at_any_write_changes_no_draw(name, x, tmp_path, short_legs, cra
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [NUTS, lambda m: HMC(m, step_size=0.1, num_steps=3)])
-def test_pyros_kernels_go_on_after_any_step(make, x, tmp_path, short_legs, crash_after):
+def test_pyros_kernels_go_on_after_any_step(make, x, tmp_path, short_segments, crash_after):
     options = {"num_samples": 6, "warmup_steps": 30, "num_chains": 2, "thinning": 1}
     expected = driver(make(whole), **options).run(x)
     for number in (8, 40, 75, 110):
@@ -318,7 +318,7 @@ def damage(path, kind):
 
 
 @pytest.mark.parametrize("kind", ["cut", "changed", "missing"])
-def test_damaged_draws(kind, x, tmp_path, short_legs):
+def test_damaged_draws(kind, x, tmp_path, short_segments):
     mcmc = driver(SGLD(model), tmp_path).run(x)
     expected = mcmc.get_samples(True)["loc"]
     draws = sorted(tmp_path.rglob("draws-*"))
@@ -339,7 +339,7 @@ def test_damaged_draws(kind, x, tmp_path, short_legs):
     assert to_arviz(readable)["posterior"]["loc"].shape == (3, 7, 2)
 
 
-def test_draws_of_another_run_in_between(x, tmp_path, short_legs):
+def test_draws_of_another_run_in_between(x, tmp_path, short_segments):
     driver(SGLD(model), tmp_path / "a").run(x)
     driver(SGLD(model), tmp_path / "b", seed=8).run(x)
     name = Path("chains-00000") / "draws-00000005.safetensors"
@@ -349,7 +349,7 @@ def test_draws_of_another_run_in_between(x, tmp_path, short_legs):
 
 
 @pytest.mark.parametrize("kind", ["cut", "changed", "missing"])
-def test_a_damaged_state_is_refused_and_the_draws_are_readable(kind, x, tmp_path, short_legs):
+def test_a_damaged_state_is_refused_and_the_draws_are_readable(kind, x, tmp_path, short_segments):
     expected = driver(SGLD(model), tmp_path).run(x).get_samples(True)["loc"]
     damage(tmp_path / "chains-00000" / "state.safetensors", kind)
     with pytest.raises(CheckpointError, match="state.safetensors"):
@@ -360,7 +360,7 @@ def test_a_damaged_state_is_refused_and_the_draws_are_readable(kind, x, tmp_path
     assert torch.equal(samples["loc"], expected)
 
 
-def test_a_disk_that_fills_up(x, tmp_path, short_legs, monkeypatch):
+def test_a_disk_that_fills_up(x, tmp_path, short_segments, monkeypatch):
     write = files._write
     count = {"left": 9}
 
@@ -411,7 +411,7 @@ def test_the_reader_and_arviz(x, tmp_path):
     assert whole["log_likelihood"]["x"].dims == ("chain", "draw", "data")
 
 
-def test_a_chain_that_turned_non_finite_is_left_out(tmp_path, short_legs):
+def test_a_chain_that_turned_non_finite_is_left_out(tmp_path, short_segments):
     def cliff(z):
         slope = torch.where(z["x"] > 1.0, torch.nan, -0.1)
         return (z["x"] * slope).sum()

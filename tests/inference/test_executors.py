@@ -29,7 +29,7 @@ def whole(x):
 
 
 @pytest.fixture(autouse=True)
-def short_legs(monkeypatch):
+def short_segments(monkeypatch):
     monkeypatch.setattr(Pace, "shortest", 0.05)
 
 
