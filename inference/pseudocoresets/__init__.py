@@ -1,16 +1,15 @@
 """Bayesian pseudocoresets: guides whose parameters are a small synthetic data set."""
 
-from pyro_ext.inference.pseudocoresets._laplace import Gaussian
 from pyro_ext.inference.pseudocoresets.auto_pseudocoreset import AutoPseudocoreset
 from pyro_ext.inference.pseudocoresets.coreset_rows import CoresetModel
-from pyro_ext.inference.pseudocoresets.descent import descend, descent_snapshots, unrolled_descent
 from pyro_ext.inference.pseudocoresets.divergences import (
     Divergence,
     ForwardKL,
     ReverseKL,
     Wasserstein,
+    forward_kl_loss,
+    reverse_kl_loss,
 )
-from pyro_ext.inference.pseudocoresets.estimators import forward_kl_loss, reverse_kl_loss
 from pyro_ext.inference.pseudocoresets.evaluation import (
     CoresetScores,
     evaluate_coreset,
@@ -20,21 +19,20 @@ from pyro_ext.inference.pseudocoresets.evaluation import (
     standardized_mean_differences,
 )
 from pyro_ext.inference.pseudocoresets.experts import ExpertBuffer
-from pyro_ext.inference.pseudocoresets.function_space import FunctionSpaceKL
-from pyro_ext.inference.pseudocoresets.function_space_marginals import (
-    diagonal_marginal,
-    full_marginal,
-    linearized_marginal,
-)
-from pyro_ext.inference.pseudocoresets.function_space_models import ModelFunction
-from pyro_ext.inference.pseudocoresets.function_space_surrogates import (
+from pyro_ext.inference.pseudocoresets.function_space import (
     FunctionMarginals,
+    FunctionSpaceKL,
     FunctionSpaceSurrogate,
     ParameterLaws,
     parameter_laws,
 )
-from pyro_ext.inference.pseudocoresets.function_space_trajectories import TrajectorySnapshots
-from pyro_ext.inference.pseudocoresets.gaussians import gaussian_kl, gaussian_wasserstein
+from pyro_ext.inference.pseudocoresets.gaussians import Gaussian, gaussian_kl, gaussian_wasserstein
+from pyro_ext.inference.pseudocoresets.model_functions import (
+    ModelFunction,
+    diagonal_marginal,
+    full_marginal,
+    linearized_marginal,
+)
 from pyro_ext.inference.pseudocoresets.posteriors import Coreset
 from pyro_ext.inference.pseudocoresets.subsets import (
     herding_subset,
@@ -46,7 +44,13 @@ from pyro_ext.inference.pseudocoresets.surrogates import (
     MCMCSurrogate,
     Surrogate,
 )
-from pyro_ext.inference.pseudocoresets.trajectories import TrajectorySurrogate
+from pyro_ext.inference.pseudocoresets.trajectories import (
+    TrajectorySnapshots,
+    TrajectorySurrogate,
+    descend,
+    descent_snapshots,
+    unrolled_descent,
+)
 
 __all__ = [
     "AutoPseudocoreset",

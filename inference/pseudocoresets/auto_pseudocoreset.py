@@ -1,12 +1,13 @@
 """A guide whose parameters are a small synthetic data set."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.infer import ELBO, NUTS
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
@@ -15,18 +16,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from pyro_ext._checks import check_callable, check_instance, check_integer
+from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
 from pyro_ext.inference.hmc.laplace_hmc import LaplaceHMC
 from pyro_ext.inference.mcmc import MCMC
-from pyro_ext.inference.pseudocoresets._files import read_coreset, write_coreset
-from pyro_ext.inference.pseudocoresets._labels import with_all_labels
-from pyro_ext.inference.pseudocoresets._learnable import (
-    check_may_change,
-    label_argument,
-    row_parameters,
-)
-from pyro_ext.inference.pseudocoresets._site_draws import pick_draw
-from pyro_ext.inference.pseudocoresets._spread_check import SpreadCheck
-from pyro_ext.inference.pseudocoresets._standardized_adam import StandardizedAdam, column_spreads
 from pyro_ext.inference.pseudocoresets.coreset_rows import (
     CoresetModel,
     data_arguments,
@@ -34,10 +26,19 @@ from pyro_ext.inference.pseudocoresets.coreset_rows import (
     observed_supports,
     row_arguments,
 )
+from pyro_ext.inference.pseudocoresets.learnable import (
+    StandardizedAdam,
+    check_may_change,
+    column_spreads,
+    label_argument,
+    row_parameters,
+    with_all_labels,
+)
 from pyro_ext.inference.pseudocoresets.posteriors import Coreset, posteriors_of
+from pyro_ext.inference.pseudocoresets.spread_check import SpreadCheck
 from pyro_ext.inference.training import Trainer
 from pyro_ext.inference.training.trainer import Optimizer
-from pyro_ext.potential import Backend, Potential
+from pyro_ext.potential import Backend, Potential, Site
 from pyro_ext.potential.arguments import as_tensors
 from pyro_ext.potential.rows import WeightedModel, plate_of
 from pyro_ext.random import fresh_seed, seeded
@@ -47,6 +48,7 @@ __all__ = ["AutoPseudocoreset", "Weights"]
 Weights = Literal["uniform", "scaled", "learned"]
 
 _WEIGHTS = ("uniform", "scaled", "learned")
+_FORMAT = "pseudocoreset 1"
 _MOST_LATENTS = 500
 """Number of latent values up to which second derivatives are cheap."""
 
@@ -389,7 +391,7 @@ class AutoPseudocoreset(PyroModule):
         :param kwargs: the same by keyword.
         :returns: values by site.
         """
-        return pick_draw(self._cached_draws(), self.posterior.potential.sites)
+        return _pick_draw(self._cached_draws(), self.posterior.potential.sites)
 
     # Files ---------------------------------------------------------------------------------------
 
@@ -398,8 +400,8 @@ class AutoPseudocoreset(PyroModule):
 
         :param path: the file.
         """
-        content = {"plate": self.plate.name, "weighting": self.weighting}
-        write_coreset(Path(path), self._tensors(), content)
+        content = {"format": _FORMAT, "plate": self.plate.name, "weighting": self.weighting}
+        write_tensors(Path(path), self._tensors(), content)
 
     def load(self, path: str | Path) -> Self:
         """Read what ``save`` wrote, into a guide of the same size and arguments.
@@ -408,7 +410,13 @@ class AutoPseudocoreset(PyroModule):
         :returns: the guide itself.
         :raises CheckpointError: where the file is damaged, or of a coreset of another kind.
         """
-        tensors = read_coreset(Path(path), self._tensors())
+        tensors, content, _ = read_tensors(Path(path))
+        wanted, got = (
+            {name: (tuple(value.shape), value.dtype) for name, value in each.items()}
+            for each in (self._tensors(), tensors)
+        )
+        if content.get("format") != _FORMAT or got != wanted:
+            raise CheckpointError(f"{path} holds no coreset of {wanted}, but {got}")
         with torch.no_grad():
             for name, value in tensors.items():
                 self._set(name, value)
@@ -495,3 +503,24 @@ class AutoPseudocoreset(PyroModule):
             sites = self.posterior.potential.sites
             self._draws = (state, {name: samples[name] for name in sites})
         return self._draws[1]
+
+
+def _pick_draw(draws: Mapping[str, Tensor], sites: Mapping[str, Site]) -> dict[str, Tensor]:
+    """Sample latent sites from draws, one of which is picked at random, in a Pyro guide."""
+    number = len(next(iter(draws.values())))
+    index = pyro.sample(
+        "_pseudocoreset_draw",
+        dist.Categorical(logits=torch.zeros(number)),
+        infer={"is_auxiliary": True},
+    )
+    result = {}
+    for name, site in sites.items():
+        batch = len(site.shape) - site.event_dim
+        # A plate of draws stands left of the plates of the site.
+        own = index.reshape(index.shape[: max(index.dim() - batch, 0)])
+        with ExitStack() as stack:
+            for plate in site.plates:
+                stack.enter_context(pyro.plate(plate.name, plate.size, dim=plate.dim))
+            chosen = dist.Delta(draws[name][own.to(draws[name].device)], event_dim=site.event_dim)
+            result[name] = pyro.sample(name, chosen)
+    return result

@@ -1,21 +1,312 @@
-"""The forward divergence in the space of functions."""
+"""Posteriors as distributions of a function, and the forward divergence of these."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import singledispatch
+from typing import Any, Literal, NamedTuple, NoReturn, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import check_instance, check_integer
 from pyro_ext.inference.pseudocoresets.auto_pseudocoreset import AutoPseudocoreset
+from pyro_ext.inference.pseudocoresets.coreset_rows import row_arguments
 from pyro_ext.inference.pseudocoresets.divergences import ForwardKL
-from pyro_ext.inference.pseudocoresets.function_space_surrogates import FunctionSpaceSurrogate
-from pyro_ext.inference.pseudocoresets.posteriors import Coreset
+from pyro_ext.inference.pseudocoresets.gaussians import Gaussian
+from pyro_ext.inference.pseudocoresets.model_functions import (
+    Function,
+    Likelihood,
+    ModelFunction,
+    SnapshotMean,
+    diagonal_marginal,
+    full_marginal,
+    linearized_marginal,
+)
+from pyro_ext.inference.pseudocoresets.posteriors import (
+    Coreset,
+    Posteriors,
+    posteriors_of,
+)
 from pyro_ext.inference.pseudocoresets.surrogates import (
     Comparison,
     GaussianSurrogate,
+    MCMCSurrogate,
     Surrogate,
 )
+from pyro_ext.inference.pseudocoresets.trajectories import TrajectorySnapshots
+from pyro_ext.potential import Backend, Potential, check_backend
+from pyro_ext.potential.rows import WeightedModel, plate_of
 
-__all__ = ["FunctionSpaceKL"]
+__all__ = [
+    "FunctionCovariance",
+    "FunctionMarginals",
+    "FunctionSpaceKL",
+    "FunctionSpaceSurrogate",
+    "ParameterLaws",
+    "parameter_laws",
+]
+
+FunctionCovariance = Literal["diagonal", "full", "jacobian"]
+ParameterLaw = Tensor | Gaussian
+
+
+class ParameterLaws(NamedTuple):
+    """What is known of the latent values under two posteriors, in unconstrained space.
+
+    :param data: the posterior of the data: a Gaussian, or snapshots. **Shape:** ``(num_snapshots,
+        size)``.
+    :param coreset: that of the coreset.
+    """
+
+    data: ParameterLaw
+    coreset: ParameterLaw
+
+
+class FunctionMarginals(NamedTuple):
+    """Gaussian laws of the values of a function at the pseudo rows.
+
+    :param data: under the posterior of the data.
+    :param coreset: under the posterior of the coreset.
+    """
+
+    data: Any
+    coreset: Any
+
+
+@singledispatch
+def parameter_laws(posteriors: object, guide: Posteriors, coreset: Coreset) -> ParameterLaws:
+    """What posteriors in the space of latent values say about them.
+
+    It has cases for :class:`~pyro_ext.inference.GaussianSurrogate`,
+    :class:`~pyro_ext.inference.MCMCSurrogate` and
+    :class:`~pyro_ext.inference.TrajectorySnapshots`, and ``parameter_laws.register`` takes others.
+
+    :param posteriors: where the laws come from.
+    :param AutoPseudocoreset guide: knows the model and the data.
+    :param Coreset coreset: pseudo rows and weights. No gradient flows through what is returned.
+    :raises TypeError: for posteriors of an unknown kind.
+    """
+    raise _unknown(posteriors)
+
+
+@parameter_laws.register
+def _(posteriors: GaussianSurrogate, guide: Posteriors, coreset: Coreset) -> ParameterLaws:
+    with torch.no_grad():
+        own = Gaussian(*posteriors.coreset_gaussian(guide, coreset))
+    return ParameterLaws(Gaussian(*posteriors.data_gaussian(guide)), own)
+
+
+@parameter_laws.register
+def _(posteriors: MCMCSurrogate, guide: Posteriors, coreset: Coreset) -> ParameterLaws:
+    own = posteriors.coreset_draws(guide, coreset)
+    return ParameterLaws(posteriors.data_draws(guide), own)
+
+
+@parameter_laws.register
+def _(posteriors: TrajectorySnapshots, guide: Posteriors, coreset: Coreset) -> ParameterLaws:
+    return ParameterLaws(*posteriors.draw(guide, coreset))
+
+
+class _OtherModel:
+    """Another model over the data and the pseudo rows of a guide."""
+
+    def __init__(
+        self,
+        guide: AutoPseudocoreset,
+        model: Callable[..., Any],
+        example: Coreset,
+        backend: Backend,
+    ) -> None:
+        whole = Potential(model, *guide.args, backend=backend, **guide.kwargs)
+        plate = plate_of(whole.structure, guide.plate.name)
+        arguments = row_arguments(model, guide.args, guide.kwargs, plate.size)
+        weighted = WeightedModel(model, arguments, plate.name)
+        self.posterior, self.data = posteriors_of(whole, plate, weighted, example, backend)
+
+
+class FunctionSpaceSurrogate(Surrogate):
+    r"""Gaussian laws of a model's function at the pseudo rows, under both posteriors [1].
+
+    Only the values :math:`f(u)` at the pseudo rows matter to the likelihood of a coreset. So two
+    posteriors can be compared that sit at different modes of the weights, which are the same
+    function, and coresets can be learned with several models at once. With laws of the values
+    :math:`N(m_x, \Psi_x)` under the posterior of the data and :math:`N(m_u, \Psi_u)` under that of
+    the coreset, and the weighted log likelihood :math:`F_u(f) = \sum_j w_j \log p(y_j | f_j)`,
+
+    .. math:: \nabla_u KL(\nu_x \| \nu_u) \approx
+              - E_\epsilon \nabla_u F_u(m_x + \Psi_x^{1/2} \epsilon)
+              + E_\epsilon \nabla_u F_u(m_u + \Psi_u^{1/2} \epsilon) ,
+
+    where the gradient flows through means and covariances, as functions of the pseudo rows, but not
+    through latent values. It is the gradient of a forward divergence, and no other one is had this
+    way. With trajectories the log likelihoods are means over weights, not sums: a learning rate
+    fits coresets of all sizes, as with a :class:`~pyro_ext.inference.TrajectorySurrogate`.
+
+    :param posteriors: what is known of the latent values:
+        :class:`~pyro_ext.inference.TrajectorySnapshots`; a
+        :class:`~pyro_ext.inference.GaussianSurrogate`, whose Gaussians are pushed through the
+        linearized function, exactly for a linear one; or an
+        :class:`~pyro_ext.inference.MCMCSurrogate`, with draws as snapshots.
+    :param model: a model of the same arguments and plate, such as another architecture; that of the
+        guide without it.
+    :param str function: the function: the name of a ``pyro.deterministic`` site. Without it the
+        parameter of the observed site, unconstrained: logits, a location, or the logarithm of a
+        rate. Its distribution keeps other parameters.
+    :param likelihood: with a function, maps its values to a distribution of the observed site, such
+        as ``lambda f: dist.Categorical(logits=f)``. **Shape:** ``(num_particles,
+        num_rows, *outputs)`` to the batch shape ``(num_particles, num_rows, ...)``.
+    :param str covariance: ``"diagonal"``, variances of each value over snapshots; ``"full"``,
+        covariances of the outputs at a row; or ``"jacobian"``, those of the function linearized in
+        latent values, which are independent where there are snapshots. By default
+        ``"jacobian"`` for Gaussians, which know no other one, and ``"diagonal"`` for snapshots.
+    :param str mean: ``"last"``, at the last snapshot, or ``"average"``, over the snapshots. By
+        default the latter for draws, of which none is the best, and the former otherwise.
+    :param int num_particles: number of draws of values from each law.
+    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
+    :raises TypeError: for posteriors or a model that are none.
+    :raises ValueError: for an unknown covariance or mean, or one that the posteriors do not give.
+
+    [1] B. Kim, H. Lee, J. Lee (2023), Function space Bayesian pseudocoreset for Bayesian neural
+    networks.
+
+    Example::
+
+        >>> from pyro_ext.inference import AutoPseudocoreset
+        >>> def model(x, y):
+        ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+        >>> x = torch.linspace(-2.0, 2.0, 50)
+        >>> guide = AutoPseudocoreset(model, x, x, size=5, seed=0)
+        >>> surrogate = FunctionSpaceSurrogate(GaussianSurrogate())
+        >>> surrogate.marginals(guide, guide.coreset()).data.event_shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        posteriors: GaussianSurrogate | MCMCSurrogate | TrajectorySnapshots,
+        *,
+        model: Callable[..., Any] | None = None,
+        function: str | None = None,
+        likelihood: Likelihood | None = None,
+        covariance: FunctionCovariance | None = None,
+        mean: SnapshotMean | None = None,
+        num_particles: int = 10,
+        backend: Backend = "trace",
+    ) -> None:
+        if function is not None:
+            check_instance("function", function, str, "the name of a site")
+        if parameter_laws.dispatch(type(posteriors)) is parameter_laws.dispatch(object):
+            raise _unknown(posteriors)
+        if model is not None and not callable(model):
+            raise TypeError(f"model must be callable, got {model!r:.80}")
+        if likelihood is not None and not callable(likelihood):
+            raise TypeError(f"likelihood must map values to a distribution, got {likelihood!r:.80}")
+        is_gaussian = isinstance(posteriors, GaussianSurrogate)
+        known = ("jacobian",) if is_gaussian else get_args(FunctionCovariance)
+        if covariance is not None and covariance not in known:
+            raise ValueError(
+                f"covariance must be one of {known} for a {type(posteriors).__name__}, got "
+                f"{covariance!r:.80}"
+            )
+        are_draws = isinstance(posteriors, MCMCSurrogate)
+        means = ("average",) if are_draws else get_args(SnapshotMean)
+        if mean is not None and mean not in means:
+            raise ValueError(
+                f"mean must be one of {means} for a {type(posteriors).__name__}, got {mean!r:.80}"
+            )
+        check_backend(backend)
+        self.posteriors, self.model, self.backend = posteriors, model, backend
+        self.function, self.likelihood = function, likelihood
+        self.covariance = covariance or ("jacobian" if is_gaussian else "diagonal")
+        self.mean: SnapshotMean = mean or ("average" if are_draws else "last")
+        self.num_particles = check_integer("num_particles", num_particles, 1)
+        self._known: WeakKeyDictionary[
+            AutoPseudocoreset, tuple[_OtherModel | None, ModelFunction]
+        ] = WeakKeyDictionary()
+
+    def __repr__(self) -> str:
+        return (
+            f"FunctionSpaceSurrogate({self.posteriors!r}, covariance={self.covariance!r}, "
+            f"mean={self.mean!r})"
+        )
+
+    def check(self, divergence: object) -> None:
+        """Raise for a divergence that is not a forward one.
+
+        :param divergence: the divergence.
+        :raises ValueError: where that is so.
+        """
+        if not isinstance(divergence, ForwardKL):
+            raise ValueError(
+                "surrogate must be one of latent values, such as a GaussianSurrogate, for "
+                f"{type(divergence).__name__}: in function space there is the forward divergence "
+                "alone"
+            )
+
+    def marginals(self, guide: AutoPseudocoreset, coreset: Coreset) -> FunctionMarginals:
+        """Laws of the function at the rows of a coreset, differentiable in the rows.
+
+        :param AutoPseudocoreset guide: knows the model and the data.
+        :param Coreset coreset: pseudo rows and weights.
+        """
+        owner, function = self._parts(guide)
+        laws = parameter_laws(self.posteriors, owner, coreset)
+        return FunctionMarginals(*(self._marginal(function.at(coreset), law) for law in laws))
+
+    def compare(self, divergence: Comparison, guide: AutoPseudocoreset, coreset: Coreset) -> Tensor:
+        """Loss of draws of values; see ``Surrogate.compare``."""
+        _, function = self._parts(guide)
+        marginals = self.marginals(guide, coreset)
+        are_trajectories = isinstance(self.posteriors, TrajectorySnapshots)
+        total = coreset.weights.sum() if are_trajectories else 1.0
+
+        def log_likelihood(law: Any) -> Tensor:
+            return function.log_likelihood(law.rsample((self.num_particles,)), coreset) / total
+
+        return divergence.of_draws(
+            lambda: log_likelihood(marginals.data),
+            lambda: log_likelihood(marginals.coreset),
+            _no_data,
+        )
+
+    def _parts(self, guide: AutoPseudocoreset) -> tuple[Posteriors, ModelFunction]:
+        """The posteriors of the model over the rows of a guide, and the function of the model."""
+        if guide not in self._known:
+            rows, weights = guide.coreset()
+            example = Coreset(tuple(row.detach() for row in rows), weights.detach())
+            other = None
+            if self.model is not None and self.model != guide.model:
+                other = _OtherModel(guide, self.model, example, self.backend)
+            posterior = (other or guide).posterior
+            function = ModelFunction(
+                posterior, example, self.function, self.likelihood, self.backend
+            )
+            self._known[guide] = other, function
+        other, function = self._known[guide]
+        return other or guide, function
+
+    def _marginal(self, function: Function, law: ParameterLaw) -> Any:
+        """Law of the values of a function."""
+        if isinstance(law, Gaussian):
+            return linearized_marginal(function, law.mean, law.covariance)
+        if self.covariance == "jacobian":
+            center = law[-1] if self.mean == "last" else law.mean(0)
+            return linearized_marginal(function, center, law.var(0, correction=0))
+        marginal = diagonal_marginal if self.covariance == "diagonal" else full_marginal
+        return marginal(function, law, self.mean)
+
+
+def _unknown(posteriors: object) -> TypeError:
+    return TypeError(
+        "posteriors must be a GaussianSurrogate, an MCMCSurrogate or TrajectorySnapshots, got "
+        f"{posteriors!r:.80}"
+    )
+
+
+def _no_data() -> NoReturn:
+    raise NotImplementedError("the likelihood of the data is no function of values at pseudo rows")
 
 
 class FunctionSpaceKL(ForwardKL):

@@ -13,6 +13,7 @@ from pyro_ext.potential.rows import WeightedModel
 
 __all__ = [
     "Coreset",
+    "CoresetGuide",
     "DataPosterior",
     "Posteriors",
     "RowDensity",
@@ -263,6 +264,19 @@ class Posteriors(Protocol):
     data: DataPosterior
 
     def __hash__(self) -> int: ...
+
+
+class CoresetGuide(Posteriors, Protocol):
+    """A guide that has a coreset of its own, such as an ``AutoPseudocoreset``."""
+
+    size: int
+
+    @property
+    def weighting(self) -> str:
+        """How the weights come about."""
+
+    def coreset(self) -> Coreset:
+        """Rows and weights, differentiable in the parameters of the guide."""
 
 
 def posteriors_of(

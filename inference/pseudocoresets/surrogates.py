@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
+from typing import Any, Protocol, overload, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,22 +13,20 @@ from pyro_ext._checks import check_integer, check_tensors
 from pyro_ext.inference.hmc.transitions import hamiltonian_transitions
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.optimization import BatchLBFGS, Minimizer
-from pyro_ext.inference.pseudocoresets._laplace import (
+from pyro_ext.inference.pseudocoresets.coreset_rows import CoresetModel
+from pyro_ext.inference.pseudocoresets.gaussians import (
     Gaussian,
     coreset_gaussian,
     coreset_mode,
     data_gaussian,
 )
-from pyro_ext.inference.pseudocoresets.coreset_rows import CoresetModel
 from pyro_ext.inference.pseudocoresets.posteriors import (
     Coreset,
+    CoresetGuide,
     Posteriors,
     WeightedPosterior,
 )
 from pyro_ext.random import fresh_seed
-
-if TYPE_CHECKING:
-    from pyro_ext.inference.pseudocoresets.auto_pseudocoreset import AutoPseudocoreset
 
 __all__ = ["Comparison", "EndComparison", "GaussianSurrogate", "MCMCSurrogate", "Surrogate"]
 
@@ -77,9 +75,7 @@ class Surrogate(ABC):
     """
 
     @abstractmethod
-    def compare(
-        self, divergence: Comparison, guide: "AutoPseudocoreset", coreset: Coreset
-    ) -> Tensor:
+    def compare(self, divergence: Comparison, guide: CoresetGuide, coreset: Coreset) -> Tensor:
         """A loss with the gradient of the divergence in the coreset.
 
         :param Comparison divergence: the divergence.
@@ -151,7 +147,7 @@ class GaussianSurrogate(Surrogate):
         return self._of_data[guide]
 
     @overload
-    def coreset_gaussian(self, guide: "AutoPseudocoreset") -> tuple[Tensor, Tensor]: ...
+    def coreset_gaussian(self, guide: CoresetGuide) -> tuple[Tensor, Tensor]: ...
 
     @overload
     def coreset_gaussian(
@@ -175,9 +171,7 @@ class GaussianSurrogate(Surrogate):
             self._modes[guide] = result.mean.detach()
         return result
 
-    def compare(
-        self, divergence: Comparison, guide: "AutoPseudocoreset", coreset: Coreset
-    ) -> Tensor:
+    def compare(self, divergence: Comparison, guide: CoresetGuide, coreset: Coreset) -> Tensor:
         """Divergence of the two Gaussians; see ``Surrogate.compare``."""
         data = Gaussian(*self.data_gaussian(guide))
         return divergence.of_gaussians(data, Gaussian(*self.coreset_gaussian(guide, coreset)))
@@ -303,9 +297,7 @@ class MCMCSurrogate(Surrogate):
         self._of_coreset[guide] = draws.detach()
         return self._of_coreset[guide]
 
-    def compare(
-        self, divergence: Comparison, guide: "AutoPseudocoreset", coreset: Coreset
-    ) -> Tensor:
+    def compare(self, divergence: Comparison, guide: CoresetGuide, coreset: Coreset) -> Tensor:
         """Loss of the draws; see ``Surrogate.compare``."""
         own = self.coreset_draws(guide, coreset)
         posterior: WeightedPosterior = guide.posterior

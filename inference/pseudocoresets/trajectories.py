@@ -1,21 +1,147 @@
-"""Ends of short trajectories of gradient descent in place of posteriors."""
+r"""Gradient descent on a coreset: trajectories, their ends instead of posteriors, and snapshots.
+
+The loss is the mean negative log likelihood of the pseudo rows, with their weights,
+
+.. math:: l(z) = - \sum_j w_j \log p(u_j | \theta(z)) \Big/ \sum_j w_j ,
+
+at unconstrained latent values :math:`z`. The prior is no part of it.
+"""
 
 import warnings
-from typing import TYPE_CHECKING, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
-from pyro_ext.inference.pseudocoresets.descent import descend, unrolled_descent
+from pyro_ext._checks import as_tensor, check_callable, check_instance, check_integer, check_number
 from pyro_ext.inference.pseudocoresets.experts import ExpertBuffer
-from pyro_ext.inference.pseudocoresets.posteriors import Coreset
+from pyro_ext.inference.pseudocoresets.posteriors import (
+    Coreset,
+    CoresetGuide,
+    Posteriors,
+    WeightedPosterior,
+)
 from pyro_ext.inference.pseudocoresets.surrogates import Comparison, EndComparison, Surrogate
+from pyro_ext.potential import InitStrategy, init_to_prior
 
-if TYPE_CHECKING:
-    from pyro_ext.inference.pseudocoresets.auto_pseudocoreset import AutoPseudocoreset
+__all__ = [
+    "SnapshotPair",
+    "TrajectorySnapshots",
+    "TrajectorySurrogate",
+    "descend",
+    "descent_snapshots",
+    "unrolled_descent",
+]
 
-__all__ = ["TrajectorySurrogate"]
+
+def descend(
+    posterior: WeightedPosterior,
+    coreset: Coreset,
+    start: Tensor,
+    num_steps: int,
+    learning_rate: float | Tensor,
+) -> Tensor:
+    """Take steps of gradient descent; no gradient flows through them.
+
+    :param posterior: knows the model; that of a guide is ``guide.posterior``.
+    :param Coreset coreset: pseudo rows and weights.
+    :param Tensor start: unconstrained latent values. **Shape:** ``(num_starts, size)``.
+    :param int num_steps: number of steps.
+    :param learning_rate: a number or a scalar tensor.
+    :returns: where they end. **Shape:** as the start.
+
+    Example::
+
+        >>> from pyro_ext.inference.pseudocoresets import AutoPseudocoreset
+        >>> def model(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> guide = AutoPseudocoreset(model, torch.ones(99), size=9, seed=0)
+        >>> descend(guide.posterior, guide.coreset(), torch.zeros(2, 1), 2, 0.5)
+        tensor([[0.7500],
+                [0.7500]])
+    """
+    return descent_snapshots(posterior, coreset, start, num_steps, learning_rate, num_steps)[-1]
+
+
+def descent_snapshots(
+    posterior: WeightedPosterior,
+    coreset: Coreset,
+    start: Tensor,
+    num_steps: int,
+    learning_rate: float | Tensor,
+    thinning: int = 1,
+) -> list[Tensor]:
+    """Take steps of gradient descent as :func:`descend` does, and keep points on the way.
+
+    :param posterior: knows the model.
+    :param Coreset coreset: pseudo rows and weights.
+    :param Tensor start: unconstrained latent values. **Shape:** ``(num_starts, size)``.
+    :param int num_steps: number of steps.
+    :param learning_rate: a number or a scalar tensor.
+    :param int thinning: number of steps from one point that is kept to the next.
+    :returns: the points, without the start. **Shape:** as the start, each.
+    :raises ValueError: for numbers out of range.
+    """
+    _check(posterior, coreset, start, learning_rate)
+    num_steps = check_integer("num_steps", num_steps, 1)
+    thinning = check_integer("thinning", thinning, 1)
+    weights = coreset.weights.detach()
+    rows = [row.detach() for row in coreset.rows]
+    position = start.detach()
+    if isinstance(learning_rate, Tensor):
+        learning_rate = learning_rate.detach()
+    rate = learning_rate / weights.sum()
+    kept = []
+    for number in range(1, num_steps + 1):
+        position = position - rate * posterior.likelihood.gradient(position, weights, rows)
+        if number % thinning == 0:
+            kept.append(position)
+    return kept
+
+
+def unrolled_descent(
+    posterior: WeightedPosterior,
+    coreset: Coreset,
+    start: Tensor,
+    num_steps: int,
+    learning_rate: float | Tensor,
+) -> Tensor:
+    """Take steps of gradient descent that can be differentiated.
+
+    Its numbers are those of :func:`descend`. Gradients flow into rows, weights, start and learning
+    rate, through second derivatives of the model. The memory grows with the number of steps.
+
+    :param posterior: knows the model.
+    :param Coreset coreset: pseudo rows and weights.
+    :param Tensor start: unconstrained latent values. **Shape:** ``(num_starts, size)``.
+    :param int num_steps: number of steps.
+    :param learning_rate: a number or a scalar tensor.
+    :returns: where they end. **Shape:** as the start.
+    :raises ValueError: for a number of steps out of range.
+    """
+    _check(posterior, coreset, start, learning_rate)
+    num_steps = check_integer("num_steps", num_steps, 1)
+    rate = learning_rate / coreset.weights.sum()
+    position = start
+    for _ in range(num_steps):
+        gradient = posterior.likelihood.differentiable_gradient(position, *coreset[::-1])
+        position = position - rate * gradient
+    return position
+
+
+def _check(
+    posterior: WeightedPosterior, coreset: Coreset, start: Tensor, learning_rate: float | Tensor
+) -> None:
+    """Check what all of them take."""
+    check_instance("posterior", posterior, WeightedPosterior, "the posterior of a guide")
+    check_instance("coreset", coreset, Coreset, "a Coreset, as coreset() of a guide gives it")
+    check_instance("start", start, Tensor, "a tensor")
+    as_tensor("start", start, f"(*batch, {posterior.layout.size})")
+    if not isinstance(learning_rate, Tensor):
+        check_number("learning_rate", learning_rate, least=0)
+
 
 _MAX_START = 10
 _FARTHER = 2.0
@@ -168,7 +294,7 @@ class TrajectorySurrogate(Surrogate):
                 f"neither draws nor ends of trajectories, got {self!r}"
             )
 
-    def random_segment(self, guide: "AutoPseudocoreset") -> tuple[Tensor, Tensor]:
+    def random_segment(self, guide: CoresetGuide) -> tuple[Tensor, Tensor]:
         """An early checkpoint of a random expert, and the later one of the same expert.
 
         :param AutoPseudocoreset guide: knows the model.
@@ -182,9 +308,7 @@ class TrajectorySurrogate(Surrogate):
         expert = self.buffer.trajectories[number].to(layout.device, layout.dtype)
         return expert[place], expert[place + self.num_epochs]
 
-    def compare(
-        self, divergence: Comparison, guide: "AutoPseudocoreset", coreset: Coreset
-    ) -> Tensor:
+    def compare(self, divergence: Comparison, guide: CoresetGuide, coreset: Coreset) -> Tensor:
         """Loss of a random trajectory; see ``Surrogate.compare``."""
         posterior = guide.posterior
         start, of_data = self.random_segment(guide)
@@ -220,3 +344,131 @@ def _known(argument: str, of_experts: Number | None) -> Number:
     if of_experts is None:
         raise ValueError(f"{argument} must be given, since the buffer does not know its {argument}")
     return of_experts
+
+
+_INNER = ("fresh", "expert")
+
+
+class SnapshotPair(NamedTuple):
+    """Snapshots of unconstrained latent values, the last one where the descent ends.
+
+    :param Tensor data: of a descent on the data. **Shape:** ``(num_snapshots, size)``.
+    :param Tensor coreset: of a descent on the coreset. **Shape:** ``(num_snapshots, size)``.
+    """
+
+    data: Tensor
+    coreset: Tensor
+
+
+class TrajectorySnapshots:
+    """Late snapshots of an expert, and of gradient descent on a coreset [1].
+
+    Each time one expert is picked at random, and its last checkpoints stand for the posterior of
+    the data. That of the coreset is seen in a descent on the mean negative log likelihood of its
+    rows, with snapshots at its end. No gradient flows through either, and the memory does not grow
+    with the number of steps.
+
+    :param ExpertBuffer buffer: experts of the model.
+    :param int num_snapshots: number of snapshots of each.
+    :param int thinning: steps on the coreset from one snapshot to the next.
+    :param int num_steps: steps on the coreset. The loss of the coreset should have converged before
+        the first snapshot: early ones are far apart.
+    :param float learning_rate: of the steps on the coreset.
+    :param str inner: where they start: ``"fresh"``, at random latent values, each time other ones;
+        or ``"expert"``, at an early checkpoint of the expert.
+    :param init_strategy: fresh latent values, a function of a site as in
+        :mod:`pyro.infer.autoguide.initialization`; draws from the prior without it.
+    :param int max_start: number of the first checkpoints of which ``"expert"`` picks one.
+    :raises TypeError: for a buffer that is none.
+    :raises ValueError: for numbers out of range, or fewer checkpoints than these need.
+
+    [1] B. Kim, H. Lee, J. Lee (2023), Function space Bayesian pseudocoreset for Bayesian neural
+    networks.
+
+    Example::
+
+        >>> from pyro_ext.inference import AutoPseudocoreset
+        >>> def model(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+        >>> x = torch.linspace(0.0, 4.0, 99)
+        >>> buffer = ExpertBuffer.collect(
+        ...     model, x, num_experts=3, num_epochs=6, seed=0, progress=False)
+        >>> guide = AutoPseudocoreset(model, x, size=9, seed=0)
+        >>> pair = TrajectorySnapshots(buffer, 4).draw(guide, guide.coreset())
+        >>> pair.data.shape, pair.coreset.shape
+        (torch.Size([4, 1]), torch.Size([4, 1]))
+    """
+
+    def __init__(
+        self,
+        buffer: ExpertBuffer,
+        num_snapshots: int = 5,
+        *,
+        thinning: int = 3,
+        num_steps: int = 60,
+        learning_rate: float = 0.1,
+        inner: Literal["fresh", "expert"] = "fresh",
+        init_strategy: InitStrategy | None = None,
+        max_start: int = 5,
+    ) -> None:
+        if init_strategy is not None:
+            check_callable("init_strategy", init_strategy)
+        if not isinstance(buffer, ExpertBuffer):
+            raise TypeError(f"buffer must be an ExpertBuffer, got {buffer!r:.80}")
+        if inner not in _INNER:
+            raise ValueError(f"inner must be one of {_INNER}, got {inner!r:.80}")
+        self.buffer = buffer
+        self.num_snapshots = check_integer("num_snapshots", num_snapshots, 1)
+        self.thinning = check_integer("thinning", thinning, 1)
+        # The first snapshot comes after one step at least.
+        self.num_steps = check_integer("num_steps", num_steps, 1 + thinning * (num_snapshots - 1))
+        self.learning_rate = check_number("learning_rate", learning_rate, above=0)
+        self.inner = inner
+        self.init_strategy = init_strategy or init_to_prior
+        self.max_start = check_integer("max_start", max_start, 1)
+        num_epochs = buffer.num_checkpoints - 1
+        if self.num_snapshots > num_epochs:
+            raise ValueError(
+                f"num_snapshots must be at most the {num_epochs} epochs of the experts, got "
+                f"{num_snapshots}"
+            )
+        if inner == "expert" and self.max_start > num_epochs:
+            raise ValueError(
+                f"max_start must be at most the {num_epochs} epochs of the experts, got {max_start}"
+            )
+
+    def __repr__(self) -> str:
+        return (
+            f"TrajectorySnapshots({self.buffer!r}, {self.num_snapshots}, thinning={self.thinning}, "
+            f"num_steps={self.num_steps}, learning_rate={self.learning_rate}, "
+            f"inner={self.inner!r})"
+        )
+
+    def draw(self, guide: Posteriors, coreset: Coreset) -> SnapshotPair:
+        """Snapshots of an expert and of a new descent on a coreset.
+
+        :param AutoPseudocoreset guide: knows the model.
+        :param Coreset coreset: pseudo rows and weights.
+        :raises ValueError: where the experts are of another model.
+        """
+        posterior = guide.posterior
+        self.buffer.check(posterior.layout)
+        number = int(torch.randint(self.buffer.num_experts, ()))
+        layout = posterior.layout
+        expert = self.buffer.trajectories[number].to(layout.device, layout.dtype)
+        if self.inner == "fresh":
+            values = posterior.potential.init(init_strategy=self.init_strategy)
+            position = layout.flatten(values)
+        else:
+            position = expert[torch.randint(self.max_start, (1,))]
+        between = self.thinning * (self.num_snapshots - 1)
+        first = self.num_steps - between
+        position = descend(posterior, coreset, position, first, self.learning_rate)
+        snapshots = [position]
+        if between:
+            snapshots += descent_snapshots(
+                posterior, coreset, position, between, self.learning_rate, self.thinning
+            )
+        return SnapshotPair(expert[-self.num_snapshots :], torch.cat(snapshots))

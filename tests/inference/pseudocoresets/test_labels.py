@@ -21,7 +21,7 @@ from pyro_ext.inference.pseudocoresets import (
     Wasserstein,
     forward_kl_loss,
 )
-from pyro_ext.inference.pseudocoresets._labels import class_values
+from pyro_ext.inference.pseudocoresets.learnable import class_values
 from pyro_ext.potential import Potential
 from tests.inference.pseudocoresets.coreset_models import FITS_ARE_SHORT, labelled, logistic
 

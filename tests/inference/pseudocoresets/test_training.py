@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext.inference.pseudocoresets import AutoPseudocoreset, ForwardKL
-from pyro_ext.inference.pseudocoresets._standardized_adam import column_spreads
+from pyro_ext.inference.pseudocoresets.learnable import column_spreads
 from tests.inference.pseudocoresets.coreset_models import FITS_ARE_SHORT, labelled
 
 pytestmark = [pytest.mark.usefixtures("float64"), FITS_ARE_SHORT]

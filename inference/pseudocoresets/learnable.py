@@ -1,25 +1,47 @@
-"""Which row arguments are learned, and the parameters that hold them."""
+"""What is learned: parameters of rows and labels, and default steps in their units."""
 
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro.nn import PyroParam
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 
-from pyro_ext.inference.pseudocoresets._labels import LabelArgument, class_values, label_parameter
-from pyro_ext.inference.pseudocoresets._standardized_adam import column_spreads
+from pyro_ext.inference.pseudocoresets.posteriors import Coreset
 from pyro_ext.potential import Potential
 from pyro_ext.potential.rows import WeightedModel
 
-__all__ = ["check_may_change", "label_argument", "row_parameters"]
+__all__ = [
+    "LabelArgument",
+    "StandardizedAdam",
+    "check_may_change",
+    "class_values",
+    "column_spreads",
+    "label_argument",
+    "label_parameter",
+    "row_parameters",
+    "with_all_labels",
+]
 
 _NUDGE = 0.01
+_CONFIDENCE = 0.9
+_FRACTION = 0.005
+
+
+class LabelArgument(NamedTuple):
+    """The row argument whose classes are learned.
+
+    :param int place: its number among the row arguments.
+    :param Tensor values: the classes. **Shape:** ``(num_classes, *event)``.
+    """
+
+    place: int
+    values: Tensor
 
 
 def row_parameters(
@@ -193,3 +215,113 @@ def _row_parameter(name: str, row: Tensor, support: Constraint | None) -> PyroPa
             f"{support} of their site. Leave it out of learnable, or give other rows by init"
         )
     return PyroParam(row, constraint)
+
+
+def class_values(support: Constraint | None, row: Tensor) -> Tensor | None:
+    """The values that an observation can have, ``None`` where they are not finitely many.
+
+    :param Constraint support: of the observed site, ``None`` for no observations.
+    :param Tensor row: some values. **Shape:** ``(num_rows, *event)``.
+    :returns: **Shape:** ``(num_classes, *event)``.
+
+    Example::
+
+        >>> class_values(dist.Categorical(torch.ones(3)).support, torch.tensor([2, 0]))
+        tensor([0, 1, 2])
+    """
+    if row[0].numel() != 1:
+        return None
+    if support is constraints.boolean:
+        bounds = [0.0, 1.0]
+    elif support is not None and support.is_discrete and hasattr(support, "upper_bound"):
+        ends = (torch.as_tensor(getattr(support, f"{end}_bound")) for end in ("lower", "upper"))
+        extremes = [end.unique() for end in ends]
+        if any(len(end) != 1 for end in extremes):
+            return None
+        bounds = [float(end) for end in extremes]
+    else:
+        return None
+    values = torch.arange(bounds[0], bounds[1] + 1.0, device=row.device).to(row.dtype)
+    return values.reshape(-1, *row.shape[1:])
+
+
+def label_parameter(name: str, row: Tensor, values: Tensor, dtype: torch.dtype) -> PyroParam:
+    """A parameter of probabilities of classes, near to those that pseudo rows start with.
+
+    :param str name: of the argument.
+    :param Tensor row: the classes to start with. **Shape:** ``(num_rows, *event)``.
+    :param Tensor values: all classes. **Shape:** ``(num_classes, *event)``.
+    :param torch.dtype dtype: of the probabilities.
+    :raises ValueError: where a row is none of the classes.
+    """
+    is_own = row.reshape(-1, 1) == values.reshape(1, -1)
+    if not bool(is_own.any(1).all()):
+        raise ValueError(
+            f"the argument {name!r} must start with classes among {values.flatten().tolist()!r:.80}"
+        )
+    rest = (1.0 - _CONFIDENCE) / max(len(values) - 1, 1)
+    probabilities = torch.where(is_own, _CONFIDENCE, rest).to(dtype)
+    return PyroParam(probabilities / probabilities.sum(-1, keepdim=True), constraints.simplex)
+
+
+def with_all_labels(coreset: Coreset, label: LabelArgument) -> Coreset:
+    """Each pseudo row once with each class, weighted by the probability of the class.
+
+    :param Coreset coreset: pseudo rows, of which those of the label argument are probabilities.
+        **Shape:** ``(size, num_classes)`` for these.
+    :param LabelArgument label: the label argument.
+    :returns: rows of the same pseudo row follow one another. **Shape:** ``(size * num_classes,
+        *event)`` each.
+    """
+    probabilities = coreset.rows[label.place]
+    size, num_classes = probabilities.shape
+    rows = [row.repeat_interleave(num_classes, 0) for row in coreset.rows]
+    rows[label.place] = label.values.repeat(size, *[1] * (label.values.dim() - 1))
+    return Coreset(tuple(rows), (coreset.weights[:, None] * probabilities).flatten())
+
+
+class StandardizedAdam(torch.optim.Adam):
+    """Adam on parameters in units of their spreads.
+
+    :param Sequence parameters: what is learned.
+    :param Sequence spreads: how far each spreads. **Shape:** of the parameter, without its first
+        dimension or none.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], spreads: Sequence[Tensor]) -> None:
+        # Its own parameters are the moves of a step: next to a large value rounding would eat them.
+        self._parts = [
+            (p, spread, torch.zeros_like(p)) for p, spread in zip(parameters, spreads, strict=True)
+        ]
+        super().__init__([move for _, _, move in self._parts], lr=_FRACTION)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take a step."""
+        for parameter, spread, move in self._parts:
+            move.zero_()
+            move.grad = None if parameter.grad is None else spread * parameter.grad
+        super().step(closure)
+        for parameter, spread, move in self._parts:
+            parameter.add_(spread * move)
+
+
+def column_spreads(rows: Tensor) -> Tensor:
+    """Standard deviation of each column of some rows.
+
+    A column that is constant has the absolute value of the constant in its place, and one of zeros
+    the median of the other columns, or one where there is no other.
+
+    :param Tensor rows: **Shape:** ``(num_rows, *event)``.
+    :returns: positive. **Shape:** ``(*event)``.
+
+    Example::
+
+        >>> column_spreads(torch.tensor([[-1.0, 5.0, 0.0], [1.0, 5.0, 0.0], [0.0, 5.0, 0.0]]))
+        tensor([1., 5., 1.])
+    """
+    spreads = rows.std(0) if len(rows) > 1 else torch.zeros_like(rows[0])
+    spreads = torch.where(spreads > 0, spreads, rows.mean(0).abs())
+    known = spreads[spreads > 0]
+    rest = known.median() if known.numel() else torch.ones_like(spreads).amax()
+    return torch.where(spreads > 0, spreads, rest)

@@ -1,17 +1,13 @@
 """Whether the posterior of a coreset is where that of the data is, and as wide, by Gaussians."""
 
 import warnings
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pyro_ext.inference.optimization import BatchLBFGS
-from pyro_ext.inference.pseudocoresets.posteriors import Posteriors
+from pyro_ext.inference.pseudocoresets.posteriors import CoresetGuide, Posteriors
 from pyro_ext.inference.pseudocoresets.surrogates import GaussianSurrogate
-
-if TYPE_CHECKING:
-    from pyro_ext.inference.pseudocoresets.auto_pseudocoreset import AutoPseudocoreset
 
 __all__ = ["MOST_DIFFERENCE", "SpreadCheck"]
 
@@ -35,7 +31,7 @@ class SpreadCheck:
         self._is_single: bool | None = None
 
     def __call__(
-        self, guide: "AutoPseudocoreset", surrogate: object, stacklevel: int
+        self, guide: CoresetGuide, surrogate: object, stacklevel: int
     ) -> dict[str, Tensor] | None:
         """Warn where they differ.
 
