@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_integer, check_number, check_sequence
 from pyro_ext._pyplot import axes_of
-from pyro_ext._renamed import renamed_arguments, renamed_property
+from pyro_ext._renamed import renamed_arguments, renamed_attribute
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -334,7 +334,7 @@ class ClusterForest:
     log_joint: float
     auxiliary: float | None = None
 
-    tilt = renamed_property("tilt", "auxiliary")
+    tilt = renamed_attribute("tilt", "auxiliary")
 
     @property
     def num_clusters(self) -> int:
