@@ -195,10 +195,7 @@ def _within(log_value: Tensor) -> Tensor:
 
 
 def arrival_process(measure: LevyMeasure, family: ArrivalFamily) -> ArrivalProcess:
-    """Return the weights of a measure with the arrival times of a family.
-
-    :raises ValueError: for a family with infinitely many arrivals until any time.
-    """
+    """Return the weights of a measure with the arrival times of a family."""
     own = measure._own_arrivals(family)
     if own is not None:
         return own

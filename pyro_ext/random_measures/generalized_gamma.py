@@ -334,11 +334,9 @@ def thin_above(measure: "GeneralizedGammaProcess", level: Tensor) -> Tensor:
     From a weight :math:`t` the next is proposed with the intensity of the measure, its power law
     replaced by its value at :math:`t`, and accepted with the quotient of the two.
 
-    :param measure: with a tilt.
-    :param Tensor level: from which to begin.
-    :returns: weights, zero where a proposal was rejected. **Shape:** ``(*level.shape, n)``.
-
     [1] S. Favaro, Y. W. Teh (2013), MCMC for normalized random measure mixture models.
+
+    Shapes: result (*level.shape, n).
     """
     measure._check("tilt", measure.tilt > 0, "> 0 for the method 'thinning'")
     own = measure._double
