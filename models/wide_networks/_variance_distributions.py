@@ -18,37 +18,22 @@ _MOST_LOST = 0.01
 
 
 def affine(distribution: TorchDistribution, loc: float, scale: float) -> TorchDistribution:
-    """Distribution of a number in other units and from another start.
-
-    :param distribution: of a positive number.
-    :param float loc: what is added.
-    :param float scale: what it is multiplied by before.
-    """
+    """Distribution of a number in other units and from another start."""
     return _image(distribution, _Affine(loc, scale, _end(distribution)))
 
 
 def bounded(distribution: TorchDistribution, largest: float) -> TorchDistribution:
-    """Distribution of :math:`x / (1 + x / b)`, which is less than a bound.
-
-    :param distribution: of a positive number.
-    :param float largest: :math:`b`.
-    """
+    """Distribution of :math:`x / (1 + x / b)`, which is less than a bound."""
     return _image(distribution, _Bounded(largest))
 
 
 def squared_cauchy(scale: float) -> TorchDistribution:
-    """Distribution of the square of a half-Cauchy variable.
-
-    :param float scale: of that variable.
-    """
+    """Distribution of the square of a half-Cauchy variable."""
     return _image(_HalfCauchy(torch.tensor(scale)), _Square())
 
 
 def resolved(distribution: TorchDistribution) -> TorchDistribution:
-    """The distribution, without a bijection where too much mass is not resolved from the end.
-
-    :param distribution: of a number above some bound.
-    """
+    """The distribution, without a bijection where too much mass is not resolved from the end."""
     fraction = _lost_fraction(distribution)
     return (
         distribution

@@ -191,10 +191,7 @@ def condition_mixture(
 
 
 def gpytorch_kernels() -> ModuleType:
-    """Return the module with the kernels.
-
-    :raises ImportError: without GPyTorch; names the extra.
-    """
+    """Return the module with the kernels."""
     try:
         from pyro_ext.models.wide_networks import _gpytorch_kernels
     except ImportError as error:

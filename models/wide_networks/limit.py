@@ -128,15 +128,7 @@ def propagate(
     weight_variance: float | Tensor,
     bias_variance: float | Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Pass covariances on through hidden ReLU layers of infinite width.
-
-    :param tuple covariances: of two nodes of the first layer, and the variances of either, which
-        broadcast; arguments of :func:`relu_covariance`.
-    :param int num_hidden: number of hidden layers.
-    :param weight_variance: :math:`\sigma_v^2`.
-    :param bias_variance: :math:`\sigma_b^2`.
-    :returns: the same of outputs.
-    """
+    r"""Pass covariances on through hidden ReLU layers of infinite width."""
     check_integer("num_hidden", num_hidden, 1)
     cross, left, right = covariances
     for _ in range(num_hidden):

@@ -186,7 +186,7 @@ class AsymmetricNetwork(nn.Module):
     Example::
 
         >>> from pyro_ext.nn import asymmetric_variances, zipf_weights
-        >>> variances = asymmetric_variances(zipf_weights(100, 0.5), symmetric_share=0.2)
+        >>> variances = asymmetric_variances(zipf_weights(100, 0.5), symmetric_fraction=0.2)
         >>> network = AsymmetricNetwork(4, 3, variances)
         >>> network(torch.zeros(5, 4)).shape
         torch.Size([5, 3])

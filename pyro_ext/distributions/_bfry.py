@@ -73,11 +73,7 @@ _TINY_LOG = -36.0
 
 
 def tilt_range(log_level: Tensor, tilt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""The range of tilts :math:`[\tau, \tau + t]` of the gamma variables that are mixed.
-
-    :returns: :math:`\log (\tau + t)`; the logarithm of the ratio of the ends, which is negative,
-        and -1 where :math:`\tau = 0`; and whether :math:`\tau > 0`.
-    """
+    r""":math:`\log (\tau + t)`; the log ratio of tilt to it, or -1; and whether there is a tilt."""
     is_tilted = tilt > 0
     log_tilt = torch.where(is_tilted, tilt, 1.0).log()
     log_top = torch.where(is_tilted, torch.logaddexp(log_level, log_tilt), log_level)
@@ -113,10 +109,7 @@ def log_density(value: Tensor, discount: Tensor, log_level: Tensor, tilt: Tensor
 
 
 def log_rate(uniform: Tensor, discount: Tensor, log_level: Tensor, tilt: Tensor) -> Tensor:
-    r"""Logarithm of the rate :math:`Y`, with density proportional to :math:`y^{\sigma-1}`.
-
-    :param Tensor uniform: numbers in [0, 1), 0 for the top of the range.
-    """
+    r"""Logarithm of the rate :math:`Y`, with density proportional to :math:`y^{\sigma-1}`."""
     log_top, log_ratio, is_tilted = tilt_range(log_level, tilt)
     power = discount * log_ratio
     tilted = uniform * log_ratio * exprel(power) * log1prel(uniform * torch.expm1(power))
@@ -141,11 +134,7 @@ def log_moment(discount: Tensor, log_level: Tensor, tilt: Tensor, order: int) ->
 
 @in_double
 def log_partial_integral(log_high: Tensor, power: Tensor) -> Tensor:
-    r""":math:`\log \int_0^C w^{p-1} (1 - e^{-w}) dw`.
-
-    :param Tensor log_high: :math:`\log C`.
-    :param Tensor power: :math:`p > -1`.
-    """
+    r""":math:`\log \int_0^C w^{p-1} (1 - e^{-w}) dw`."""
     log_high, power = torch.broadcast_tensors(log_high, power)
     is_long = log_high > 0.0
     head = _log_series(log_high.clamp(max=0.0), power)
@@ -296,13 +285,7 @@ def _log_narrow(log_ratio: Tensor, power: Tensor, shape: Tensor, log_high: Tenso
 
 
 def log_beta_prime_density(x: Tensor, discount: Tensor, power: Tensor, log_level: Tensor) -> Tensor:
-    r""":math:`\log h(z)`.
-
-    :param Tensor x: :math:`z`, the logarithm of a number.
-    :param Tensor discount: :math:`\sigma`.
-    :param Tensor power: :math:`k > 0`.
-    :param Tensor log_level: :math:`\log t`.
-    """
+    r""":math:`\log h(z)`."""
     log_constant = (
         power.lgamma()
         - (power + discount).lgamma()
@@ -321,10 +304,7 @@ def beta_prime_cdf(x: Tensor, discount: Tensor, power: Tensor, log_level: Tensor
 def beta_prime_expectation(
     function: Callable[[Tensor], Tensor], discount: Tensor, power: Tensor, log_level: Tensor
 ) -> Tensor:
-    """Expectation of a function of the logarithm, constant beyond 40 from zero on the right.
-
-    :param function: takes points with one axis more than the parameters.
-    """
+    """Expectation of a function of the logarithm, constant beyond 40 from zero on the right."""
     end = torch.full_like(discount, _TAIL)
     inner = _integral(function, end, discount, power, log_level)
     outer = log_beta_prime_density(end, discount, power, log_level).exp() / (power + discount)

@@ -25,11 +25,7 @@ _LARGE = 20.0
 
 
 def log_rising(start: Tensor, number: Tensor) -> Tensor:
-    r""":math:`\log \Gamma(a + x) - \log \Gamma(a)`, to an error that does not grow with :math:`a`.
-
-    :param Tensor start: :math:`a > 0`, in float64.
-    :param Tensor number: :math:`x \geq 0`.
-    """
+    r""":math:`\log \Gamma(a + x) - \log \Gamma(a)`; the error does not grow with :math:`a`."""
     is_large = start >= _LARGE
     small = torch.where(is_large, 1.0, start)
     large = torch.where(is_large, start, _LARGE)
@@ -120,11 +116,9 @@ def known_variance_evidence(
 
 @in_double
 def factor_of_points(scale: Tensor, deviation: Tensor) -> Tensor:
-    """Factor of a scale matrix plus the scatter of points, with the digits of the points.
+    """Factor of a scale matrix plus the scatter of points, with the precision of the points.
 
     Where points are far apart, their squares would hide the scale; no square is taken here.
-
-    :param Tensor deviation: points about their mean. **Shape:** ``(*batch, n, d)``.
     """
     root = torch.linalg.cholesky(scale).mT
     batch = torch.broadcast_shapes(root.shape[:-2], deviation.shape[:-2])

@@ -91,12 +91,7 @@ def log_zolotarev_start(stability: Tensor) -> Tensor:
 
 
 def log_zolotarev_gain(angle: Tensor, rest: Tensor, stability: Tensor) -> Tensor:
-    r""":math:`\log A(u) - \log A(0)`, which increases from zero to infinity.
-
-    :param Tensor angle: :math:`u` in :math:`(0, \pi)`.
-    :param Tensor rest: :math:`\pi - u`, which tells what the angle cannot near :math:`\pi`.
-    :param Tensor stability: :math:`\sigma`.
-    """
+    r""":math:`\log A(u) - \log A(0)`, which increases from zero to infinity."""
     other = 1.0 - stability
     near = angle < _SMALL_ANGLE
     square = torch.where(near, angle, 0.0).square()
@@ -120,11 +115,7 @@ def log_zolotarev_gain(angle: Tensor, rest: Tensor, stability: Tensor) -> Tensor
 def _log_integrand(
     x: Tensor, log_ratio: Tensor, stability: Tensor, power: float | Tensor
 ) -> Tensor:
-    r"""Logarithm of :math:`\phi^p e^{-(\phi - \phi_0)} dv`, where :math:`\phi = A x^{-b}`.
-
-    :param Tensor x: :math:`v`.
-    :param Tensor log_ratio: :math:`\log \phi_0`.
-    """
+    r"""Logarithm of :math:`\phi^p e^{-(\phi - \phi_0)} dv`, where :math:`\phi = A x^{-b}`."""
     angle, rest = math.pi * torch.sigmoid(x), math.pi * torch.sigmoid(-x)
     gain = log_zolotarev_gain(angle, rest, stability).clamp(min=0.0)
     excess = torch.exp((log_ratio + log_expm1(gain)).clamp(max=_LARGEST_LOG))
@@ -245,13 +236,7 @@ def log_cdf(log_value: Tensor, stability: Tensor) -> Tensor:
 def log_tilted_density(
     log_value: Tensor, stability: Tensor, log_power: Tensor, is_tilted: Tensor
 ) -> Tensor:
-    r"""Log density of the tilted distribution of mass one, in float64.
-
-    :param Tensor log_value: logarithm of a number.
-    :param Tensor stability: :math:`\sigma`.
-    :param Tensor log_power: :math:`\log \tau^\sigma`, any number where there is no tilt.
-    :param Tensor is_tilted: whether there is a tilt.
-    """
+    r"""Log density of the tilted distribution of mass one, in float64."""
     distance, _ = tilted_distance(log_value, stability, log_power)
     log_ratio, log_integral = _log_integral(log_value, stability, 1.0)
     distance = torch.where(is_tilted, distance, log_ratio.exp())
@@ -264,9 +249,6 @@ def tilted_distance(
     r"""The exponents at :math:`u = 0`, of integrand, tilt and constant, which all but cancel.
 
     Their sum is zero at :math:`\sigma \tau^{\sigma - 1}`, and taken from there.
-
-    :returns: the sum, which is not negative; and the logarithm of the value as a multiple of that
-        point.
     """
     exponent = stability / (1.0 - stability)
     log_multiple = log_value - stability.log() + log_power / exponent

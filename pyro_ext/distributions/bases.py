@@ -40,11 +40,7 @@ def solve_increasing(
 ) -> Tensor:
     """Solve an equation with an increasing function by bisection.
 
-    :param function: maps numbers to numbers, elementwise.
-    :param Tensor target: its value that is sought.
-    :param Tensor low: a number at most as large as the solution. **Shape:** that of ``target``.
-    :param Tensor high: a number at least as large. **Shape:** that of ``target``.
-    :returns: the solution, without a gradient.
+    The solution has no gradient.
     """
     with torch.no_grad():
         for _ in range(_NUM_HALVINGS):
@@ -55,12 +51,7 @@ def solve_increasing(
 
 
 def invert_cdf(distribution: TorchDistribution, probability: Tensor) -> Tensor:
-    """Quantiles of a positive random number, with gradients by implicit differentiation.
-
-    :param distribution: its distribution, with a ``cdf`` that is differentiable.
-    :param Tensor probability: numbers in (0, 1).
-    :returns: the quantiles. **Shape:** that of the batch shape and the probabilities together.
-    """
+    """Quantiles of a positive random number, with gradients by implicit differentiation."""
     if distribution._validate_args and not bool(((probability > 0) & (probability < 1)).all()):
         raise ValueError(f"probabilities must lie in (0, 1), got {probability!r:.80}")
     shape = torch.broadcast_shapes(probability.shape, distribution.batch_shape)
@@ -209,9 +200,7 @@ class UnivariateDistribution(ParametricDistribution, ScalarDistribution):
 def by_rejection(propose: Callable[..., tuple[Tensor, Tensor]], *parameters: Tensor) -> Tensor:
     """Draws that are proposed again until they are accepted.
 
-    :param propose: maps parameters to draws and whether they are accepted.
-    :param parameters: of one shape ``(n, ...)`` each, of which the first has the type of the draws.
-    :returns: **Shape:** ``(n,)``.
+    Shapes: result (n,).
     """
     result = parameters[0].new_empty(len(parameters[0]))
     waiting = torch.arange(len(result), device=result.device)
@@ -246,12 +235,6 @@ def attach_gradient(
 
     Of :math:`F_\theta(x) = u` follows :math:`dx / d\theta = - (dF_\theta(x) / d\theta) / f(x)`.
 
-    :param Tensor sample: a draw.
-    :param parameters: those of the distribution.
-    :param cdf: the distribution function, differentiable in its parameters.
-    :param log_prob: the log density.
-    :returns: the draw, with a gradient in the parameters that want one.
-
     [1] M. Figurnov, S. Mohamed, A. Mnih (2018), Implicit reparameterization gradients.
     """
     sample = sample.detach()
@@ -278,11 +261,7 @@ class LevelDistribution(UnivariateDistribution):
 
 
 def log_level_of(level: Any, log_level: Any, validate_args: bool | None) -> Any:
-    """Return the logarithm of a level, whichever of the two is given.
-
-    :raises ValueError: where both or none are given, or the level is not positive. The latter is
-        looked at only where arguments are validated: a graph cannot branch on a value.
-    """
+    """Return the logarithm of a level, whichever of the two is given."""
     if (level is None) == (log_level is None):
         raise ValueError(
             "exactly one of level and log_level must be given, got "
@@ -295,6 +274,7 @@ def log_level_of(level: Any, log_level: Any, validate_args: bool | None) -> Any:
         level = level.to(torch.get_default_dtype())
     if validate_args is None:
         validate_args = Distribution._validate_args
+    # A graph cannot branch on a value, so that it is looked at only if arguments are validated.
     is_valid = (level > 0) & level.isfinite()
     if validate_args and not bool(is_valid.all()):
         bad = level[~is_valid].flatten()[0].item()

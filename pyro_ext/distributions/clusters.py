@@ -45,19 +45,12 @@ class RowsOfClusters(TorchDistribution):
         return constraints.independent(self.cluster.support, 1)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws of all points, each with cluster parameters of its own.
-
-        :param torch.Size sample_shape: how many.
-        """
+        """Draws of all points, each with cluster parameters of its own."""
         with torch.no_grad():
             return self._draw(torch.Size(sample_shape) + self.batch_shape)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws with gradients in the hyperparameters, where ``has_rsample``.
-
-        :param torch.Size sample_shape: how many.
-        :raises NotImplementedError: where points are counts.
-        """
+        """Draws with gradients in the hyperparameters, where ``has_rsample``."""
         if not self.has_rsample:
             raise NotImplementedError(f"draws of {type(self.cluster).__name__} have no gradients")
         return self._draw(torch.Size(sample_shape) + self.batch_shape)
@@ -291,20 +284,13 @@ class ConjugateCluster(ParametricDistribution):
         return ClusterBlock(self, num_points)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws of one point each, independent of each other.
-
-        :param torch.Size sample_shape: how many.
-        """
+        """Draws of one point each, independent of each other."""
         with torch.no_grad():
             draws: Tensor = self._point_distribution.sample(torch.Size(sample_shape))
         return draws
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws with gradients in the hyperparameters, where ``has_rsample``.
-
-        :param torch.Size sample_shape: how many.
-        :raises NotImplementedError: where points are counts.
-        """
+        """Draws with gradients in the hyperparameters, where ``has_rsample``."""
         draws: Tensor = self._point_distribution.rsample(torch.Size(sample_shape))
         return draws
 

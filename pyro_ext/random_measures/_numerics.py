@@ -81,14 +81,8 @@ def solve_monotone(
     residual, is replaced by halving the bracket, so that neither flat nor steep functions do harm.
     A point is final where the step from it, or the residual there, is as small as rounding.
 
-    :param function: maps points to values.
-    :param slope: its derivative, of points and the values there, positive everywhere or negative
-        everywhere.
-    :param Tensor target: the value that is sought.
-    :param Tensor low: a point left of the solution. **Shape:** that of ``target``.
-    :param Tensor high: a point right of it. **Shape:** that of ``target``.
-    :returns: the solution, with gradients in the target and in what the function depends on; where
-        there is none, the nearest end of the bracket.
+    The solution has gradients in the target and in what the function depends on; where there is
+    none, it is the nearest end of the bracket.
     """
     with torch.no_grad():
         x = 0.5 * (low + high)
@@ -130,13 +124,7 @@ def sample_log_concave(
     Its hat is constant about the peak and has exponential tails along the tangents where the
     logarithm has fallen by one, so that more than half of all draws are accepted.
 
-    :param log_density: concave function of points, and of parameters of the same shape.
-    :param slope: its derivative in the points.
-    :param parameters: tensors of one shape.
-    :param Tensor peak: where the density is largest. **Shape:** that of the parameters.
-    :param Tensor low: where the density begins, or a point that it never reaches.
-    :param Tensor high: where it ends, or a point that it never reaches.
-    :returns: the points, without gradient. **Shape:** that of the parameters.
+    The density may never reach the ends, the draws have no gradient.
     """
     shape = peak.shape
     with torch.no_grad():

@@ -1,4 +1,4 @@
-r"""Integrals over the tilts of generalized gamma measures that are mixed.
+r"""Integrals over the tilts of mixed generalized gamma measures, and densities of total masses.
 
 The generalized BFRY and the beta prime process have Lévy densities
 
@@ -8,11 +8,11 @@ The generalized BFRY and the beta prime process have Lévy densities
 where :math:`g` is the indicator of :math:`x < c` or :math:`e^{-c x}`. With a scale taken out of
 :math:`x`, so that the mixing density ends about 1, what is needed are integrals over
 :math:`v = \log x`, here by quadrature. ``damping`` is 0 where the density ends at 1, and 1 where it
-falls as :math:`e^{-x}`.
+falls as :math:`e^{-x}`. Names of arguments go with :math:`k` (power), :math:`q` (order),
+:math:`t` (shift) and :math:`z` (tilt).
 
-Densities of the total masses of mixed tilts, by inversion of their Laplace transforms.
-
-Without tilt and on the scale of the mixing density, the total mass :math:`S` has
+Densities of total masses are by inversion of their Laplace transforms. Without tilt and on the
+scale of the mixing density, the total mass :math:`S` has
 :math:`E\, e^{-sS} = e^{-\psi(s)}` with
 
 .. math:: \psi(s) = m \int_0^\infty x^{k-1} g(x) \frac{(x + s)^\sigma - x^\sigma}{\sigma} dx ,
@@ -26,7 +26,7 @@ at :math:`x` by :math:`e^{\psi(u) - ux}`, so that with :math:`q(s) = 1`, and
 The contour starts at the saddle point right of zero, where all is real, and bends to the left. In
 the tail, where there is no saddle point or its value is much larger than the integral, the contour
 first follows the cut from zero. There the integrand is a small imaginary part, which is known by
-itself and of one sign, so that densities of any size keep their digits.
+itself and of one sign, so that densities of any size keep their precision.
 """
 
 import math
@@ -71,13 +71,7 @@ _NUM_PLANNED = 3 + num_edges(1)
 
 @in_double
 def log_moment_integral(power: Tensor, order: Tensor, log_tilt: Tensor, damping: Tensor) -> Tensor:
-    r""":math:`\log \int x^{k-1} g(x) (x + z)^{-q} dx`, infinite where the integral diverges.
-
-    :param Tensor power: :math:`k > 0`.
-    :param Tensor order: :math:`q > 0`.
-    :param Tensor log_tilt: :math:`\log z`, negative infinity for zero.
-    :param Tensor damping: 0 or 1.
-    """
+    r""":math:`\log \int x^{k-1} g(x) (x + z)^{-q} dx`, infinite where the integral diverges."""
     power, order, log_tilt, damping = torch.broadcast_tensors(power, order, log_tilt, damping)
     is_tilted = log_tilt > -torch.inf
     finite_tilt = torch.where(is_tilted, log_tilt, 0.0)
@@ -95,14 +89,7 @@ def log_moment_integral(power: Tensor, order: Tensor, log_tilt: Tensor, damping:
 def log_exponent_integral(
     power: Tensor, discount: Tensor, log_shift: Tensor, log_tilt: Tensor, damping: Tensor
 ) -> Tensor:
-    r""":math:`\log \int x^{k-1} g(x) [(x + z + t)^\sigma - (x + z)^\sigma] / \sigma \, dx`.
-
-    :param Tensor power: :math:`k > 0`.
-    :param Tensor discount: :math:`\sigma`, in [0, 1).
-    :param Tensor log_shift: :math:`\log t`.
-    :param Tensor log_tilt: :math:`\log z`, negative infinity for zero.
-    :param Tensor damping: 0 or 1.
-    """
+    r""":math:`\log \int x^{k-1} g(x) [(x + z + t)^\sigma - (x + z)^\sigma] / \sigma \, dx`."""
     power, discount, log_shift, log_tilt, damping = torch.broadcast_tensors(
         power, discount, log_shift, log_tilt, damping
     )
@@ -348,17 +335,7 @@ def log_inverse(
     pole: Tensor,
     damping: float,
 ) -> Tensor:
-    r"""Logarithm of the density, or of a probability, of the total mass.
-
-    :param Tensor log_value: :math:`\log x`.
-    :param Tensor log_mass: :math:`\log m`.
-    :param Tensor power: :math:`k > 0`.
-    :param Tensor discount: :math:`\sigma`, in [0, 1).
-    :param Tensor tilt: :math:`u \geq 0`.
-    :param Tensor pole: 0 for the density, and 1 for the probability of at most :math:`x`.
-    :param float damping: 0 where the mixing density ends sharply, 1 where it falls exponentially.
-    :returns: the logarithm, with gradients.
-    """
+    r"""Logarithm of the density, or of a probability, of the total mass."""
     values = torch.broadcast_tensors(log_value, log_mass, power, discount, tilt, pole)
     log_value, log_mass, power, discount, tilt, pole = values
 

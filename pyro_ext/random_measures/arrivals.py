@@ -1,18 +1,14 @@
-"""Families of arrival times, which order the weights of a measure into a series [1].
+r"""Families of arrival times, which order the weights of a measure into a series [1].
 
 The weight :math:`w` arrives at the time :math:`T = Y / w`, where :math:`Y` is independent of it and
 has the distribution of the family. So large weights come early, and finitely many come until any
 time. The weights until a level make a finite approximation; those after a time are what a truncated
-series loses.
+series loses. For every family there are the mean number of arrivals until a time and its inverse,
+the weight that arrives at a time, and the mass that arrives later, in logarithms and float64, with
+gradients.
 
 [1] J. Lee, X. Miscouridou, F. Caron (2019), A unified construction for series representations and
 finite approximations of completely random measures.
-
-Arrival times of a measure's weights, and the weights given their times.
-
-For every family there are the mean number of arrivals until a time and its inverse, the
-distribution of the weight that arrives at a time, and the mass that arrives later. Everything is in
-logarithms and float64, with gradients.
 """
 
 import math
@@ -27,7 +23,7 @@ from pyro_ext.random_measures._numerics import solve_monotone
 from pyro_ext.random_measures.levy_measure import ArrivalFamily, ArrivalProcess, Factor, LevyMeasure
 from pyro_ext.special import log1mexp, log1mexp_at_log, log_lower_gamma_at_log, log_upper_gamma
 from pyro_ext.special.operations import may_hold_everywhere
-from pyro_ext.special.quadrature import integrate_log, panel_edges
+from pyro_ext.special.quadrature import LogIntegrand, integrate_log, panel_edges
 
 __all__ = [
     "DeterministicArrivals",
@@ -35,7 +31,6 @@ __all__ = [
     "GammaArrivals",
     "InverseGammaArrivals",
     "LomaxArrivals",
-    "_METHODS",
     "arrival_process",
     "check_family",
     "order_at_zero",
@@ -49,7 +44,6 @@ _LARGEST_LOG = 5000.0
 _EARLIEST = -600.0
 _ROUNDING = 1e-6
 _LEAST_SLOPE = torch.tensor(0.05, dtype=torch.float64)
-_METHODS = ("log_density", "log_cdf", "log_survival")
 
 
 @dataclass(frozen=True)
@@ -201,10 +195,7 @@ def _within(log_value: Tensor) -> Tensor:
 
 
 def arrival_process(measure: LevyMeasure, family: ArrivalFamily) -> ArrivalProcess:
-    """Return the weights of a measure with the arrival times of a family.
-
-    :raises ValueError: for a family with infinitely many arrivals until any time.
-    """
+    """Return the weights of a measure with the arrival times of a family."""
     own = measure._own_arrivals(family)
     if own is not None:
         return own
@@ -220,13 +211,13 @@ def arrival_process(measure: LevyMeasure, family: ArrivalFamily) -> ArrivalProce
             f"power {order:g}"
         )
     if isinstance(family, DeterministicArrivals):
-        return LargestFirst(measure)
+        return _LargestFirst(measure)
     if isinstance(family, ExponentialArrivals):
-        return SizeBiased(measure)
+        return _SizeBiased(measure)
     # Integrals over time of moments that are integrals themselves would take too long.
     if isinstance(family, GammaArrivals) and measure._is_closed:
-        return GammaTimes(measure, family.concentration)
-    return QuadratureArrivals(measure, family)
+        return _GammaTimes(measure, family.concentration)
+    return _QuadratureArrivals(measure, family)
 
 
 def order_at_zero(family: ArrivalFamily) -> float:
@@ -236,49 +227,41 @@ def order_at_zero(family: ArrivalFamily) -> float:
     return math.inf if first == -math.inf else second - first
 
 
-class LargestFirst:
+class _LargestFirst:
     """Weights in falling order."""
 
     def __init__(self, measure: LevyMeasure) -> None:
         self._measure = measure
 
     def log_count(self, log_time: Tensor) -> Tensor:
-        """Mean number of weights above the inverse of a time."""
         return self._measure._log_tail(-log_time)
 
     def log_time(self, log_count: Tensor) -> Tensor:
-        """Inverse of the size above which there is a mean number of weights."""
         return -self._measure._inverse_tail(log_count)
 
     def sample_weight(self, log_time: Tensor) -> Tensor:
-        """The weight, which the time decides."""
         return -log_time
 
     def log_later(self, log_time: Tensor, order: float) -> Tensor:
-        """Moment of the smaller weights."""
         return self._measure._log_partial_moment(-log_time, order)
 
 
-class SizeBiased:
+class _SizeBiased:
     """Exponential times, whose formulas are those of the total mass."""
 
     def __init__(self, measure: LevyMeasure) -> None:
         self._measure = measure
 
     def log_count(self, log_time: Tensor) -> Tensor:
-        """Laplace exponent."""
         return self._measure._log_exponent(log_time)
 
     def log_time(self, log_count: Tensor) -> Tensor:
-        """Inverse of the Laplace exponent."""
         return self._measure._inverse_exponent(log_count)
 
     def sample_weight(self, log_time: Tensor) -> Tensor:
-        """Size-biased weight of the tilted measure."""
         return self._measure._sample_jump(torch.ones_like(log_time), log_time)
 
     def log_later(self, log_time: Tensor, order: float) -> Tensor:
-        """Moment of the tilted measure."""
         return self._measure._log_moment(torch.full_like(log_time, order), log_time)
 
 
@@ -288,15 +271,13 @@ class _Timed(ABC):
     _measure: LevyMeasure
 
     @abstractmethod
-    def log_count(self, log_time: Tensor) -> Tensor:
-        """Mean number of arrivals until a time."""
+    def log_count(self, log_time: Tensor) -> Tensor: ...
 
     @abstractmethod
     def _log_rate(self, log_time: Tensor) -> Tensor:
         """Logarithm of the rate of arrivals over logarithms of time."""
 
     def log_time(self, log_count: Tensor) -> Tensor:
-        """Time until which there is a mean number of arrivals."""
         reach = torch.full_like(log_count, _LARGEST_LOG)
         return solve_monotone(
             self.log_count,
@@ -307,7 +288,7 @@ class _Timed(ABC):
         )
 
 
-class GammaTimes(_Timed):
+class _GammaTimes(_Timed):
     r"""Gamma times, by integrals of :math:`\kappa` over time.
 
     The rate of arrivals is :math:`\xi'(t) = t^{a-1} \kappa(a, t) / \Gamma(a)`, the weight has
@@ -329,22 +310,19 @@ class GammaTimes(_Timed):
         return [-corner for corner in self._measure._log_corners()]
 
     def log_count(self, log_time: Tensor) -> Tensor:
-        """Mean number of arrivals until a time."""
         log_time, *corners = torch.broadcast_tensors(log_time, *self._corners())
         shape, index = self._order(log_time), self._measure.index_at_infinity.double()
         start = torch.stack([log_time, *corners], -1).min(-1).values
         low = start - _FALL / torch.minimum(shape, index)
-        unsqueezed = GammaTimes(self._measure._unsqueezed(), self._concentration)
+        unsqueezed = _GammaTimes(self._measure._unsqueezed(), self._concentration)
         edges = panel_edges(unsqueezed._log_rate, low, log_time, torch.stack(corners, -1), log_time)
         end = log_time[..., None]
         return integrate_log(unsqueezed._log_rate, torch.where(edges >= end, end, edges))
 
     def sample_weight(self, log_time: Tensor) -> Tensor:
-        """The weight that arrives at a time."""
         return self._measure._sample_jump(self._order(log_time), log_time)
 
     def log_later(self, log_time: Tensor, order: float) -> Tensor:
-        """Moment of the weights that arrive after a time."""
         log_time, *corners = torch.broadcast_tensors(log_time, *self._corners())
         end = torch.stack([log_time, *corners], -1).max(-1).values
         high = end + _FALL / (1.0 - self._measure.index_at_zero.double()) + 5.0
@@ -360,50 +338,30 @@ class GammaTimes(_Timed):
         return integrate_log(log_rate, torch.where(edges <= start, start, edges))
 
 
-class QuadratureArrivals(_Timed):
+class _QuadratureArrivals(_Timed):
     """Any family, by integrals over the sizes of weights."""
 
     def __init__(self, measure: LevyMeasure, family: ArrivalFamily) -> None:
         self._measure, self._family = measure, family
         self._order = order_at_zero(family)
 
-    def log_count(self, log_time: Tensor) -> Tensor:
-        """Mean number of arrivals until a time."""
-        time = log_time[..., None]
-        return self._measure._integrate(
-            Factor(
-                lambda size: self._family.log_cdf(time + size),
-                [-log_time],
-                torch.zeros_like(log_time),
-                order_at_zero=self._order,
-            )
+    def _factor(self, log_value: LogIntegrand, log_time: Tensor) -> Factor:
+        """A function of sizes over time, which are independent of the weight."""
+        time, none = log_time[..., None], torch.zeros_like(log_time)
+        return Factor(
+            lambda size: log_value(time + size), [-log_time], none, order_at_zero=self._order
         )
+
+    def log_count(self, log_time: Tensor) -> Tensor:
+        return self._measure._integrate(self._factor(self._family.log_cdf, log_time))
 
     def _log_rate(self, log_time: Tensor) -> Tensor:
-        time = log_time[..., None]
-        return self._measure._integrate(
-            Factor(
-                lambda size: self._family.log_density(time + size),
-                [-log_time],
-                torch.zeros_like(log_time),
-                order_at_zero=self._order,
-            )
-        )
+        return self._measure._integrate(self._factor(self._family.log_density, log_time))
 
     def sample_weight(self, log_time: Tensor) -> Tensor:
-        """The weight that arrives at a time."""
-        time = log_time[..., None]
-        return self._measure._sample_size(
-            Factor(
-                lambda size: self._family.log_density(time + size),
-                [-log_time],
-                torch.zeros_like(log_time),
-                order_at_zero=self._order,
-            )
-        )
+        return self._measure._sample_size(self._factor(self._family.log_density, log_time))
 
     def log_later(self, log_time: Tensor, order: float) -> Tensor:
-        """Moment of the weights that arrive after a time."""
         time = log_time[..., None]
         return self._measure._integrate(
             Factor(
@@ -419,7 +377,8 @@ class QuadratureArrivals(_Timed):
 
 def check_family(argument: str, value: object) -> None:
     """Check that a value has the methods of a family of arrival times."""
-    if isinstance(value, type) or not all(hasattr(value, name) for name in _METHODS):
+    methods = ("log_density", "log_cdf", "log_survival")
+    if isinstance(value, type) or not all(hasattr(value, name) for name in methods):
         raise TypeError(
             f"{argument} must be a family of arrival times, such as GammaArrivals(2.0), got "
             f"{shown(value)}"

@@ -45,10 +45,7 @@ class ClusterSizes(NamedTuple):
 
 
 def check_counts(counts: Any, name: str = "counts") -> Tensor:
-    """Return cluster sizes in float64.
-
-    :raises ValueError: where they are not nonnegative integers, or have no axis.
-    """
+    """Return cluster sizes in float64."""
     sizes = as_double(counts, name)
     if sizes.dim() == 0:
         raise ValueError(
@@ -65,9 +62,7 @@ def check_counts(counts: Any, name: str = "counts") -> Tensor:
 def cluster_sizes(counts: Any, multiplicity: Any = None) -> ClusterSizes:
     """Sizes of clusters, equal ones together where that is possible.
 
-    :param counts: sizes, zeros for padding. **Shape:** ``(*batch, num_clusters)``.
-    :param multiplicity: number of clusters of each size, one by default.
-    :raises ValueError: where either is no nonnegative integer.
+    Shapes: counts (*batch, num_clusters).
     """
     sizes = check_counts(counts)
     if multiplicity is not None:

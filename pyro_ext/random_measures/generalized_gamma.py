@@ -38,7 +38,7 @@ from pyro_ext.special import log1mexp, log1prel, log_exprel, log_lower_gamma, lo
 from pyro_ext.special.operations import holds_everywhere, may_hold_everywhere
 from pyro_ext.special.quadrature import integrate_log, panel_edges
 
-__all__ = ["GeneralizedGammaProcess", "RejectionSeries", "RosinskiSeries", "thin_above"]
+__all__ = ["GeneralizedGammaProcess", "thin_above"]
 
 _SMALLEST = 1e-300
 _LARGEST_LOG = 700.0
@@ -212,8 +212,8 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
 
     def _series_methods(self) -> Mapping[str, Callable[[], SeriesMethod]]:
         return {
-            "rejection": lambda: RejectionSeries(self),
-            "rosinski": lambda: RosinskiSeries(self),
+            "rejection": lambda: _RejectionSeries(self),
+            "rosinski": lambda: _RosinskiSeries(self),
         }
 
     def _methods_above(self) -> Mapping[str, Callable[[Tensor], Tensor]]:
@@ -257,7 +257,7 @@ class _StableSeries:
         return -(log_rate + point.log()) / self._discount
 
 
-class RejectionSeries(_StableSeries):
+class _RejectionSeries(_StableSeries):
     """Weights of the stable process, each kept with the probability that the tilt leaves it."""
 
     def __init__(self, measure: "GeneralizedGammaProcess") -> None:
@@ -283,7 +283,7 @@ class RejectionSeries(_StableSeries):
         )
 
 
-class RosinskiSeries(_StableSeries):
+class _RosinskiSeries(_StableSeries):
     r"""The smaller of a weight of the stable process and :math:`E U^{1/\sigma} / \tau`."""
 
     def __init__(self, measure: "GeneralizedGammaProcess") -> None:
@@ -334,11 +334,9 @@ def thin_above(measure: "GeneralizedGammaProcess", level: Tensor) -> Tensor:
     From a weight :math:`t` the next is proposed with the intensity of the measure, its power law
     replaced by its value at :math:`t`, and accepted with the quotient of the two.
 
-    :param measure: with a tilt.
-    :param Tensor level: from which to begin.
-    :returns: weights, zero where a proposal was rejected. **Shape:** ``(*level.shape, n)``.
-
     [1] S. Favaro, Y. W. Teh (2013), MCMC for normalized random measure mixture models.
+
+    Shapes: result (*level.shape, n).
     """
     measure._check("tilt", measure.tilt > 0, "> 0 for the method 'thinning'")
     own = measure._double

@@ -89,10 +89,7 @@ class SeriesMethod(Protocol):
     """A way to draw the weights of a measure one after the other, in logarithms and float64."""
 
     def sample(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw weights and arrival times.
-
-        :param Tensor points: of a Poisson process of unit rate, in rising order.
-        """
+        """Draw weights and arrival times."""
 
     def log_later(self, point: Tensor, order: float) -> Tensor:
         """Moment of the weights of later points: with order 1, their expected mass."""
@@ -160,11 +157,7 @@ class LevyMeasure(ABC):
         return f"{type(self).__name__}({listed})"
 
     def expand(self, batch_shape: Sequence[int]) -> Self:
-        """Repeat the measure over a larger batch shape.
-
-        :param torch.Size batch_shape: the new shape.
-        :returns: the measure of that shape.
-        """
+        """Repeat the measure over a larger batch shape."""
         shape = torch.Size(batch_shape)
         return self._like(
             **{name: value.expand(shape) for name, value in self._parameters().items()}

@@ -229,11 +229,7 @@ class Superposition(CompletelyRandomMeasure):
         return Superposition(*parts)
 
     def expand(self, batch_shape: Sequence[int]) -> Self:
-        """Repeat the measure over a larger batch shape.
-
-        :param torch.Size batch_shape: the new shape.
-        :returns: the measure of that shape.
-        """
+        """Repeat the measure over a larger batch shape."""
         return self._with([part.expand(batch_shape) for part in self.parts])  # type: ignore[return-value]
 
     def exponential_tilt(self, tilt: Any) -> "Superposition":

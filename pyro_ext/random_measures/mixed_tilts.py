@@ -6,6 +6,7 @@ Both have one power law near zero and another for large weights [1].
 statistical models with double power-law behavior.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,8 +44,6 @@ from pyro_ext.special.operations import may_hold_everywhere
 __all__ = [
     "BetaPrimeProcess",
     "GeneralizedBFRYProcess",
-    "MixedTilts",
-    "ScaledSeries",
     "cluster_tilt_distribution",
     "log_joint_given_cluster_tilts",
 ]
@@ -68,27 +67,28 @@ class MixedTilts(CompletelyRandomMeasure):
     tilt: Tensor
     _damping: float
 
-    def _check_parameters(self) -> None:
+    def __init__(self, parameters: dict[str, Any], tilt: Any, validate_args: bool | None) -> None:
+        super().__init__(parameters, validate_args, {"tilt": (tilt, 0.0)})
         self._check("mass", self.mass > 0, "> 0")
         self._check("discount", (self.discount >= 0) & (self.discount < 1), "in [0, 1)")
         self._check("tail_index", self.tail_index > self.discount, "> discount")
         self._check("tilt", self.tilt >= 0, ">= 0")
 
+    @abstractmethod
     def _log_end(self) -> Tensor:
         """Logarithm of the scale about which the mixing density ends."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _base(self) -> GeneralizedGammaProcess:
         """Measure whose weights, divided by independent variables, are those of this one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _log_divisor(self, shape: torch.Size) -> Tensor:
         """Logarithms of draws of the variables that divide, with gradients."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _log_divisor_moment(self, order: float) -> Tensor:
         """Logarithm of a moment of one over the variables that divide."""
-        raise NotImplementedError
 
     @property
     def _power(self) -> Tensor:
@@ -105,10 +105,7 @@ class MixedTilts(CompletelyRandomMeasure):
         return torch.where(self.tilt > 0, torch.inf, self.tail_index)
 
     def total_mass(self) -> TorchDistribution:
-        """Distribution of the total mass, with exact draws, and a density by inversion.
-
-        A draw is the sum of a tilted stable variable and a compound Poisson sum.
-        """
+        """Total mass, with exact draws and a density by inversion."""
         return InvertedTotalMass(self, validate_args=self._validate)
 
     def _log_corners(self) -> list[Tensor]:
@@ -125,10 +122,8 @@ class MixedTilts(CompletelyRandomMeasure):
         return log_sum(log_tilt, self._double.tilt) - self._log_end()
 
     def _resolved_power(self) -> tuple[Tensor, Tensor]:
-        """Power of the mixing density that quadrature resolves, and what to add to logarithms.
-
-        At a sharp end all of the mass of a large power is at the end, and goes as one over it.
-        """
+        """Power of the mixing density that quadrature resolves, and what to add to logarithms."""
+        # At a sharp end all of the mass of a large power is at the end, and goes as one over it.
         power = self._power
         if self._damping:
             return power, torch.zeros_like(power)
@@ -181,20 +176,16 @@ class MixedTilts(CompletelyRandomMeasure):
         return rsample_log_gamma(power) - log_rate
 
     def _series_methods(self) -> Mapping[str, Callable[[], SeriesMethod]]:
-        return {"scaled": lambda: ScaledSeries(self)}
+        return {"scaled": lambda: _ScaledSeries(self)}
 
 
-class ScaledSeries:
-    """Size-biased weights of a generalized gamma process, each divided by a variable of its own.
-
-    Where the measure is tilted, a weight is kept with the probability that the tilt leaves it.
-    """
+class _ScaledSeries:
+    """Size-biased weights of the base, divided by variables, of which a tilt keeps some."""
 
     def __init__(self, measure: MixedTilts) -> None:
         self._measure, self._base = measure, measure._base()
 
     def sample(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights, zero where rejected, and the arrival times in the other measure."""
         log_time = self._base._inverse_exponent(points.log())
         log_weight = self._base._sample_jump(torch.ones_like(log_time), log_time)
         log_weight = log_weight - self._measure._log_divisor(log_weight.shape)
@@ -202,7 +193,7 @@ class ScaledSeries:
         return torch.where(keep, log_weight, -torch.inf), log_time
 
     def log_later(self, point: Tensor, order: float) -> Tensor:
-        """Moment of the later weights, those that would be rejected included."""
+        # Those that would be rejected are included.
         log_time = self._base._inverse_exponent(point.log())
         later = self._base._log_moment(torch.full_like(log_time, order), log_time)
         is_finite = self._measure._double.tail_index > order
@@ -229,8 +220,7 @@ class GeneralizedBFRYProcess(MixedTilts):
     :param discount: :math:`\sigma`, in [0, 1).
     :param tail_index: :math:`\tau`, greater than the discount. Without tilt the mean total mass is
         infinite for indices up to 1.
-    :param cutoff: :math:`c > 0`; weights of about :math:`1/c` are where one power law passes into
-        the other.
+    :param cutoff: :math:`c > 0`; one power law passes into the other at about :math:`1/c`.
     :param tilt: :math:`u \geq 0`, an exponential tilt.
     :raises ValueError: where a parameter is out of range.
 
@@ -260,8 +250,7 @@ class GeneralizedBFRYProcess(MixedTilts):
             "tail_index": tail_index,
             "cutoff": cutoff,
         }
-        super().__init__(parameters, validate_args, {"tilt": (tilt, 0.0)})
-        self._check_parameters()
+        super().__init__(parameters, tilt, validate_args)
         self._check("cutoff", self.cutoff > 0, "> 0")
 
     def rescale(self, scale: Any) -> "GeneralizedBFRYProcess":
@@ -361,10 +350,8 @@ class BetaPrimeProcess(MixedTilts):
 
     :param mass: :math:`\eta > 0`.
     :param discount: :math:`\sigma`, in [0, 1).
-    :param tail_index: :math:`\tau`, greater than the discount. Without tilt the mean total mass is
-        infinite for indices up to 1.
-    :param rate: :math:`c > 0`; weights of about :math:`c` are where one power law passes into the
-        other.
+    :param tail_index: :math:`\tau`, greater than the discount.
+    :param rate: :math:`c > 0`; one power law passes into the other at weights of about :math:`c`.
     :param tilt: :math:`u \geq 0`, an exponential tilt.
     :raises ValueError: where a parameter is out of range.
 
@@ -389,8 +376,7 @@ class BetaPrimeProcess(MixedTilts):
         validate_args: bool | None = None,
     ) -> None:
         parameters = {"mass": mass, "discount": discount, "tail_index": tail_index, "rate": rate}
-        super().__init__(parameters, validate_args, {"tilt": (tilt, 0.0)})
-        self._check_parameters()
+        super().__init__(parameters, tilt, validate_args)
         self._check("rate", self.rate > 0, "> 0")
 
     def rescale(self, scale: Any) -> "BetaPrimeProcess":
@@ -524,7 +510,6 @@ def cluster_tilt_distribution(measure: MixtureOverTilts) -> TorchDistribution:
     :math:`x^{\tau-\sigma-1} e^{-cx}` for a beta prime process, a Gamma variable.
 
     :param measure: a generalized BFRY or a beta prime process.
-    :raises TypeError: for another measure.
 
     Example::
 
@@ -564,8 +549,6 @@ def log_joint_given_cluster_tilts(
     :param Tensor auxiliary: :math:`u > 0`, a scalar.
     :param Tensor cluster_tilts: :math:`y_j > 0`. **Shape:** ``(num_clusters,)``.
     :returns: a scalar.
-    :raises TypeError: for another measure.
-    :raises ValueError: where counts are no nonnegative integers.
 
     Example::
 

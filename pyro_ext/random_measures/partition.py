@@ -205,10 +205,7 @@ def seat_by_arrivals(measure: LevyMeasure, num_samples: int, num_draws: int) -> 
     points in the order of time are samples of the normalized measure. The first points of weights
     are the arrival times of the size-biased series; afterwards the weights are known.
 
-    :param measure: a measure without batch shape.
-    :param int num_samples: how many labels.
-    :param int num_draws: how often.
-    :returns: labels in the order of first occurrence. **Shape:** ``(num_draws, num_samples)``.
+    Shapes: result (num_draws, num_samples).
     """
     labels = np.empty((num_draws, num_samples), np.int64)
     wide = measure._unsqueezed()
@@ -294,11 +291,7 @@ def seat_by_counts(
     A sample joins the cluster of an earlier one, picked at random, with the probability that the
     discount leaves it, and picks again otherwise; so each takes constant time on average.
 
-    :param float discount: in [0, 1).
-    :param float concentration: greater than minus the discount.
-    :param int num_samples: how many labels.
-    :param int num_draws: how often.
-    :returns: labels in the order of first occurrence. **Shape:** ``(num_draws, num_samples)``.
+    Shapes: result (num_draws, num_samples).
     """
     from pyro_ext.random_measures import _seating
 
@@ -392,12 +385,9 @@ class ClusterCounts:
 
 
 def scaled_series(log_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Coefficients of :math:`A`, scaled.
+    r"""Coefficients of :math:`A`, the largest of them one, with the logarithms of factor and power.
 
-    :param Tensor log_values: :math:`\log x_i` for :math:`i = 1, \dots, n`.
-        **Shape:** ``(*batch, n)``.
-    :returns: coefficients, of which the largest is one; the logarithm of what they are multiplied
-        by; and the logarithm of what each power of :math:`z` is multiplied by.
+    Shapes: log_values (*batch, n).
     """
     number = log_values.shape[-1]
     order = torch.arange(1, number + 1, dtype=log_values.dtype, device=log_values.device)
@@ -414,9 +404,7 @@ def scaled_series(log_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def log_sums_by_blocks(log_values: Tensor) -> Tensor:
     r"""Logarithms of the sums over partitions of all elements into 1 to n blocks.
 
-    :param Tensor log_values: :math:`\log x_i` for :math:`i = 1, \dots, n`.
-        **Shape:** ``(*batch, n)``.
-    :returns: the logarithms. **Shape:** ``(*batch, n)``, over the number of blocks.
+    Shapes: log_values (*batch, n); result (*batch, n), over the number of blocks.
     """
     series, log_factor, log_power = scaled_series(log_values)
     number = series.shape[-1]
@@ -439,9 +427,7 @@ def log_sums_by_blocks(log_values: Tensor) -> Tensor:
 def log_sums_over_partitions(log_values: Tensor) -> Tensor:
     r"""Logarithms of the coefficients :math:`[z^m] e^{A(z)}` for :math:`m = 0, \dots, n`.
 
-    :param Tensor log_values: :math:`\log x_i` for :math:`i = 1, \dots, n`.
-        **Shape:** ``(*batch, n)``.
-    :returns: the logarithms. **Shape:** ``(*batch, n + 1)``.
+    Shapes: log_values (*batch, n); result (*batch, n + 1).
     """
     series, log_factor, log_power = scaled_series(log_values)
     number = series.shape[-1]

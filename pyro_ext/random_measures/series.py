@@ -71,10 +71,7 @@ _FAMILIES: dict[str, ArrivalFamily] = {
 
 
 def named_family(measure: LevyMeasure, method: str | ArrivalFamily) -> ArrivalFamily:
-    """Return the arrival family of a name, or the family itself.
-
-    :raises ValueError: names the methods that the measure knows.
-    """
+    """Return the arrival family of a name, or the family itself."""
     if not isinstance(method, str):
         check_family("method", method)
         return method
@@ -85,10 +82,7 @@ def named_family(measure: LevyMeasure, method: str | ArrivalFamily) -> ArrivalFa
 
 
 def series_method(measure: LevyMeasure, method: str | ArrivalFamily) -> SeriesMethod:
-    """Return the method of a name or of a family.
-
-    :raises ValueError: names the methods that the measure knows.
-    """
+    """Return the method of a name or of a family."""
     own = measure._series_methods()
     if isinstance(method, str) and method in own:
         return own[method]()

@@ -227,7 +227,6 @@ class _LomaxTimes:
         return log_rate + log_growth + log_exprel(own.discount * growth)
 
     def log_time(self, log_count: Tensor) -> Tensor:
-        """Inverse of the mean number of arrivals."""
         own = self._measure._double
         log_level = log_count - (own.mass * own.concentration).log()
         level = log_level.clamp(max=_LARGEST_LOG).exp()
@@ -247,7 +246,6 @@ class _LomaxTimes:
         return first - torch.logaddexp(first, second + growth) + own.scale.log()
 
     def log_later(self, log_time: Tensor, order: float) -> Tensor:
-        """Moment of the weights that arrive after a time."""
         own = self._measure._double
         log_time = self._measure._expanded(log_time)
         log_relative, power = log_time + own.scale.log(), own.concentration[..., None]
@@ -310,7 +308,6 @@ class _Rounds:
         return weight, rounds.log()
 
     def log_later(self, point: Tensor, order: float) -> Tensor:
-        """Moment of the weights of later points, the rest of the round included."""
         own = self._measure._double
         rounds = self._round(self._measure._expanded(point))
 

@@ -137,9 +137,7 @@ class ApproximateTotalMass(TotalMass):
 def compound_poisson(number: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
     """Sums of given numbers of independent draws.
 
-    :param Tensor number: of draws in each sum.
-    :param draw: maps the positions of the sums, one for each draw, to draws.
-    :returns: the sums. **Shape:** that of ``number``.
+    Shapes: result that of number.
     """
     counts = number.reshape(-1).long()
     if int(counts.sum()) > _MOST_WEIGHTS:

@@ -25,11 +25,7 @@ Integrand = Callable[[Tensor], Tensor]
 
 
 class Panels:
-    """Panels in which Gaussian quadrature has settled: halves of any would give the same.
-
-    :param function: integrands of numbers. **Shape:** ``(num_functions, n)`` for ``(n,)``.
-    :param Tensor edges: where the first panels end, in increasing order.
-    """
+    """Panels in which Gaussian quadrature has settled: halves of any would give the same."""
 
     def __init__(self, function: Integrand, edges: Tensor) -> None:
         low, width = edges[:-1], edges.diff()
@@ -80,11 +76,7 @@ def integrals(function: Integrand, low: Tensor, width: Tensor) -> Tensor:
 
 
 class Quadrature:
-    """Expectations under a distribution of one number, by quadrature and sums over its atoms.
-
-    :param TorchDistribution distribution: it.
-    :param atoms: the values that have a probability of their own, by distribution.
-    """
+    """Expectations under a distribution of one number, by quadrature and sums over its atoms."""
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from pyro_ext.random_measures import (
 
 pytestmark = pytest.mark.usefixtures("float64")
 
+
 MEASURES = {
     "generalized BFRY": lambda: GeneralizedBFRYProcess(1.5, 0.4, 2.3, 1.7),
     "beta prime": lambda: BetaPrimeProcess(1.5, 0.4, 2.3, 0.7),

@@ -15,10 +15,17 @@ from pyro_ext.random_measures.plots import (
 )
 
 matplotlib = pytest.importorskip("matplotlib")
+
+
 matplotlib.use("Agg")
+
+
 pyplot = pytest.importorskip("matplotlib.pyplot")
 
+
 MEASURE = GeneralizedGammaProcess(2.0, 0.4, 1.5)
+
+
 LABELS = torch.tensor([[0, 0, 1, 0, 2], [0, 1, 2, 1, 3]])
 
 

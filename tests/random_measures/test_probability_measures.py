@@ -23,6 +23,7 @@ from tests.random_measures.test_conformance import LAWS, QUICK
 
 pytestmark = pytest.mark.usefixtures("float64")
 
+
 EVERY_LAW = pytest.mark.parametrize(
     "law",
     [
@@ -31,6 +32,7 @@ EVERY_LAW = pytest.mark.parametrize(
         if name != "gamma"
     ],
 )
+
 
 EVERY_REFERENCE = pytest.mark.parametrize(
     "reference",

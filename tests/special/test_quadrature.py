@@ -19,6 +19,7 @@ from pyro_ext.special import (
 
 pytestmark = pytest.mark.usefixtures("float64")
 
+
 NONE = torch.empty(0, dtype=torch.float64)
 
 

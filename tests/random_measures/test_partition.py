@@ -7,12 +7,7 @@ import torch
 
 from pyro_ext.random_measures import DirichletProcess, PitmanYor
 from pyro_ext.random_measures.partition import InverseExponent
-from tests.random_measures.references import (
-    GAMMA,
-    NOTED,
-    beta_prime,
-    gamma,
-)
+from tests.random_measures.references import GAMMA, NOTED, beta_prime, gamma
 
 pytestmark = pytest.mark.usefixtures("float64")
 
