@@ -59,17 +59,7 @@ class CopulaClassifier(CovariateRule):
     In predictive resampling future covariates come from the observed ones by the Bayesian
     bootstrap, and populations are followed at the covariates of the data and at the queries.
 
-    :param bandwidth: :math:`\rho` of the response in (0, 1), or ``None`` to fit it.
-    :param covariate_bandwidth: :math:`\rho_j`, a number, a vector with one for each covariate, or
-        ``None`` to fit them.
-    :param int num_permutations: number of random orders. Zero takes the data in the order they
-        have.
-    :param Tensor queries: covariates at which populations are wanted, ``None`` for the observed.
-        **Shape:** ``(num_queries,)`` or ``(num_queries, num_covariates)``.
-    :param bool shared_bandwidth: whether a fitted bandwidth is the same for all covariates.
-    :param bool standardize: whether covariates are standardized first.
-    :param int seed: of the orders.
-    :raises ValueError: for an argument that does not fit.
+    Arguments are those of :class:`CopulaRegression`; only covariates are standardized.
 
     [1] E. Fong, C. Holmes, S. G. Walker (2023), Martingale posterior distributions.
 

@@ -225,8 +225,7 @@ class MEstimator(BestFit):
         a loss for each observation, ``(n,)``.
     :param Mapping initial_params: where the first search starts. **Shape:** ``(*event)`` each.
     :param regularizer: a function of the parameters that is added to the loss.
-    :param Minimizer optimizer: :class:`~pyro_ext.inference.BatchLBFGS` without one.
-    :param int num_points: how many points stand for a population that is a distribution.
+    :param optimizer: this and ``num_points`` as of :class:`BestFit`.
 
     Example::
 
@@ -268,8 +267,7 @@ class WeightedMLE(BestFit):
         arguments are the observations, a tensor for each of the data.
     :param str plate: name of the plate of the observations, where the model has several.
     :param regularizer: a function of the values of the latent sites that is added to the loss.
-    :param Minimizer optimizer: :class:`~pyro_ext.inference.BatchLBFGS` without one.
-    :param int num_points: how many points stand for a population that is a distribution.
+    :param optimizer: this and ``num_points`` as of :class:`BestFit`.
 
     Example::
 

@@ -83,26 +83,17 @@ class Layout:
                 f"{argument} has the sites {sorted(params)}, but the model has "
                 f"{sorted(self.shapes)}"
             )
-        num_chains: int | None = None
-        for name, shape in self.shapes.items():
-            value = params[name]
-            if not isinstance(value, Tensor) or not value.is_floating_point():
+        for name in self.shapes:
+            if not isinstance(params[name], Tensor) or not params[name].is_floating_point():
                 raise TypeError(
-                    f"{argument}[{name!r}] must be a floating tensor, got {value!r:.80}"
+                    f"{argument}[{name!r}] must be a floating tensor, got {params[name]!r:.80}"
                 )
-            if value.dim() != len(shape) + 1 or value.shape[1:] != shape:
-                raise ValueError(
-                    f"{argument}[{name!r}] has shape {tuple(value.shape)}, wanted (num_chains, "
-                    f"*{tuple(shape)})"
-                )
-            if num_chains not in (None, len(value)):
-                raise ValueError(
-                    f"{argument}[{name!r}] has {len(value)} chains, the sites before it "
-                    f"{num_chains}"
-                )
-            num_chains = len(value)
-        assert num_chains is not None
-        return num_chains
+        leading = self.check_leading(params, argument)
+        if len(leading) != 1:
+            raise ValueError(
+                f"{argument} must have one leading dimension, for chains, got {tuple(leading)}"
+            )
+        return leading[0]
 
     def check_leading(self, values: Mapping[str, Tensor], argument: str) -> torch.Size:
         """Check shapes of parameters with any leading dimensions; other names are passed over.

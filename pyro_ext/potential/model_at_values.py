@@ -188,7 +188,6 @@ class ModelAtValues:
         """Draw the latent sites that are not given from their distributions given the others.
 
         :param Mapping samples: constrained latent values. **Shape:** ``(*leading, *event)`` each.
-        :param int seed: seed of the draws; ``None`` takes one from PyTorch's generator.
         :returns: all latent sites. **Shape:** ``(*leading, *event)`` each.
         """
         layout = self.values_layout.part(samples)

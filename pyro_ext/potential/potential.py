@@ -158,7 +158,6 @@ class Potential(ModelAtValues):
         :param args: arguments of the model instead of those given at construction.
         :param kwargs: the same by keyword.
         :returns: a scalar.
-        :raises ValueError: where a latent site is missing.
         """
         if missing := set(self.layout.shapes) - set(params):
             raise ValueError(f"params lacks the latent sites {sorted(missing)}")
@@ -182,7 +181,6 @@ class Potential(ModelAtValues):
             **Shape:** ``(num_chains, subsample_size)``, or ``(subsample_size,)`` for all chains.
         :param torch.Generator generator: source of a fresh minibatch.
         :returns: **Shape:** ``(num_chains,)``.
-        :raises ValueError: where names or shapes do not fit the model.
         """
         num_chains = self.layout.check(params, "params")
         indices = self._indices(num_chains, subsample, generator)
@@ -293,7 +291,6 @@ class Potential(ModelAtValues):
         :param Mapping samples: latent values; other names are passed over.
             **Shape:** ``(*leading, *event)`` each.
         :returns: **Shape:** ``(*leading, *event)`` each.
-        :raises ValueError: where a latent site is missing.
         """
         flat, leading = self._flat(self._runner.constrained, samples, "samples")
         rows = torch.stack([self._runner.unconstrain(row) for row in flat])
