@@ -90,7 +90,6 @@ class CopulaClassifier(CovariateRule):
         :param Tensor x: covariates. **Shape:** ``(num_queries,)`` or ``(num_queries,
             num_covariates)``.
         :returns: **Shape:** ``(num_queries,)``.
-        :raises RuntimeError: before :meth:`fit`.
         """
         fit = self._fitted("probabilities")
         kernel = fit.covariates.kernel(fit.covariates.standardized(x), fit.covariate_bandwidth)

@@ -37,10 +37,7 @@ from pyro_ext.inference.martingale.predictive_rule import (
 from pyro_ext.inference.martingale.weighted_sample import WeightedSample
 from pyro_ext.random import fresh_seed
 
-__all__ = [
-    "CopulaDensity",
-    "CopulaState",
-]
+__all__ = ["CopulaDensity", "CopulaState"]
 
 _START = 0.9
 _NUMBERS_AT_ONCE = 2**21
@@ -103,7 +100,6 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
     :param bool standardize: whether data are standardized first, and densities given on their own
         scale all the same. Without, they have to be on the scale of standard normal numbers.
     :param int seed: of the orders.
-    :raises ValueError: for an argument that does not fit.
 
     [1] P. R. Hahn, R. Martin, S. G. Walker (2018), On recursive Bayesian predictive distributions.
 
@@ -169,7 +165,6 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
 
         :param Tensor data: **Shape:** ``(n,)`` for numbers, ``(n, dimension)`` for vectors.
         :returns: a new distribution.
-        :raises ValueError: for data that do not fit.
         """
         data = as_tensor("data", data, "(n, ...)", finite=True)
         data = single_tensor((data,), type(self).__name__)
@@ -215,7 +210,6 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
         """The distribution of the first coordinates of vectors.
 
         :param int number: how many.
-        :raises ValueError: where there are not so many.
         """
         dimension = len(self._bandwidths)
         if not self.event_shape or check_integer("number", number, 1) > dimension:

@@ -198,7 +198,6 @@ class CopulaRegression(CovariateRule):
     :param bool shared_bandwidth: whether a fitted bandwidth is the same for all covariates.
     :param bool standardize: whether covariates and response are standardized first.
     :param int seed: of the orders.
-    :raises ValueError: for an argument that does not fit.
 
     [1] E. Fong, C. Holmes, S. G. Walker (2023), Martingale posterior distributions.
 
@@ -236,7 +235,6 @@ class CopulaRegression(CovariateRule):
 
         :param Tensor x: covariates. **Shape:** ``(num_queries,)`` or ``(num_queries,
             num_covariates)``.
-        :raises RuntimeError: before :meth:`fit`.
         """
         return ConditionalCopula(self._fitted("conditional"), x)
 

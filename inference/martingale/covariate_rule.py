@@ -20,14 +20,7 @@ from pyro_ext.inference.martingale.copula_recursion import (
 from pyro_ext.inference.martingale.predictive_rule import PredictiveRule, check_data, uniforms
 from pyro_ext.random import fresh_seed
 
-__all__ = [
-    "CovariateFit",
-    "CovariateRule",
-    "Covariates",
-    "Predict",
-    "Response",
-    "future_rows",
-]
+__all__ = ["CovariateFit", "CovariateRule", "Covariates", "Predict", "Response", "future_rows"]
 
 NUMBERS_AT_ONCE = 2**21
 

@@ -108,7 +108,6 @@ class WeightedPosterior:
     :param model: the model.
     :param Coreset example: rows and weights, of the number that counts.
     :param str backend: as of :class:`~pyro_ext.potential.Potential`.
-    :raises ValueError: where the model does not see all of the rows.
     """
 
     def __init__(self, model: WeightedModel, example: Coreset, backend: Backend) -> None:
