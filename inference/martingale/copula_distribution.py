@@ -9,10 +9,14 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_ext.inference.martingale.predictive_rule import Resampled
+
 __all__ = [
     "CopulaDistribution",
+    "CopulaState",
     "Future",
     "ScoreMap",
+    "followed",
     "future_knots",
     "is_same",
     "score_knots",
@@ -151,6 +155,33 @@ class Future(NamedTuple):
     num_observed: int
     size: int
     maps: ScoreMap | None
+
+
+class CopulaState(NamedTuple):
+    """What a copula rule keeps of its populations.
+
+    :param distribution: that of the data, at the queries where there are covariates.
+    :param Tensor cdfs: distribution functions of the populations at knots, where the distribution
+        of the data has given normal scores, query by query; none for vectors. **Shape:**
+        ``(num_draws, 1, num_queries * num_knots)``.
+    :param Tensor log_ratio: log densities of the populations over that of the distribution there.
+        **Shape:** as ``cdfs``.
+    """
+
+    distribution: Any
+    cdfs: Tensor
+    log_ratio: Tensor
+
+
+def followed(state: Resampled, num_steps: int) -> Resampled:
+    """Populations with so many more observations, followed at their knots."""
+    value: CopulaState = state.value
+    size = state.size + num_steps
+    if value.cdfs.shape[-1]:
+        future = Future(state.keys, state.num_observed, size, None)
+        cdfs, ratio = value.distribution._added(value.cdfs, value.log_ratio, future, state.size)
+        value = value._replace(cdfs=cdfs, log_ratio=ratio)
+    return state._replace(size=size, value=value)
 
 
 def standardization(values: Tensor, standardize: bool, argument: str) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,14 @@
 """Regression that learns by the copula recursion: distributions of a response given covariates."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from pyro_ext.inference.martingale.copula_distribution import (
     CopulaDistribution,
+    CopulaState,
     Future,
     ScoreMap,
+    followed,
     future_knots,
     standardization,
     table_scores,
@@ -32,7 +32,7 @@ from pyro_ext.inference.martingale.covariate_rule import (
 )
 from pyro_ext.inference.martingale.predictive_rule import Resampled, uniforms
 
-__all__ = ["ConditionalCopula", "CopulaRegression", "CopulaRegressionState"]
+__all__ = ["ConditionalCopula", "CopulaRegression"]
 
 # Fewer than for a density, since each query has its own.
 _TABLE_PER_SCALE, _KNOTS_PER_SCALE = 20.0, 4.0
@@ -153,22 +153,6 @@ class ConditionalCopula(CopulaDistribution):
         return new
 
 
-class CopulaRegressionState(NamedTuple):
-    """What a copula regression keeps of its populations.
-
-    :param ConditionalCopula distribution: that of the data at the queries.
-    :param Tensor cdfs: distribution functions of the populations at knots, where the distribution
-        of the data has given normal scores, query by query. **Shape:** ``(num_draws, 1, num_queries
-        * num_knots)``.
-    :param Tensor log_ratio: log densities of the populations over that of the distribution there.
-        **Shape:** as ``cdfs``.
-    """
-
-    distribution: ConditionalCopula
-    cdfs: Tensor
-    log_ratio: Tensor
-
-
 class CopulaRegression(CovariateRule):
     r"""Regression by the conditional copula recursion [1].
 
@@ -250,20 +234,16 @@ class CopulaRegression(CovariateRule):
         distribution = ConditionalCopula(fit, fit.x if self.queries is None else self.queries)
         knots = future_knots(float(fit.bandwidth), len(fit.x), _KNOTS_PER_SCALE)
         cdfs = torch.special.ndtr(knots).repeat(distribution._num_queries).expand(len(keys), 1, -1)
-        state = CopulaRegressionState(distribution, cdfs, torch.zeros_like(cdfs))
+        state = CopulaState(distribution, cdfs, torch.zeros_like(cdfs))
         return Resampled(keys, len(fit.x), len(fit.x), state)
 
     def advance(self, state: Resampled, num_steps: int) -> Resampled:
         """Complete each population by some more observations."""
-        value: CopulaRegressionState = state.value
-        size = state.size + num_steps
-        future = Future(state.keys, state.num_observed, size, None)
-        cdfs, ratio = value.distribution._added(value.cdfs, value.log_ratio, future, state.size)
-        return state._replace(size=size, value=value._replace(cdfs=cdfs, log_ratio=ratio))
+        return followed(state, num_steps)
 
     def population(self, state: Resampled) -> ConditionalCopula:
         """Distributions of the response, with the batch shape ``(num_draws, num_queries)``."""
-        value: CopulaRegressionState = state.value
+        value: CopulaState = state.value
         distribution = value.distribution
         distribution._base_map()  # once for all populations
         knots = future_knots(
