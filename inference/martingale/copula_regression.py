@@ -244,13 +244,9 @@ class CopulaRegression(CovariateRule):
     def population(self, state: Resampled) -> ConditionalCopula:
         """Distributions of the response, with the batch shape ``(num_draws, num_queries)``."""
         value: CopulaState = state.value
-        distribution = value.distribution
-        distribution._base_map()  # once for all populations
-        knots = future_knots(
-            float(distribution._fit.bandwidth), state.num_observed, _KNOTS_PER_SCALE
-        )
-        shape = (-1, len(knots))
-        maps = ScoreMap.of_distribution(
-            knots, value.cdfs.reshape(shape), value.log_ratio.reshape(shape)
-        )
-        return distribution.completed(state.keys, state.num_observed, state.size, maps)
+        own: ConditionalCopula = value.distribution
+        own._base_map()  # once for all populations
+        knots = future_knots(float(own._fit.bandwidth), state.num_observed, _KNOTS_PER_SCALE)
+        cdfs, ratio = (part.reshape(-1, len(knots)) for part in (value.cdfs, value.log_ratio))
+        maps = ScoreMap.of_distribution(knots, cdfs, ratio)
+        return own.completed(state.keys, state.num_observed, state.size, maps)
