@@ -210,10 +210,12 @@ def test_several_numbers_a_point(kind: str) -> None:
             with pyro.plate("data", len(x), dim=-2), pyro.plate("labels", 2, dim=-1):
                 pyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
         else:
-            law = dist.Bernoulli(logits=logits).to_event(1)
+            distribution = dist.Bernoulli(logits=logits).to_event(1)
             with pyro.plate("data", len(x)):
                 pyro.sample(
-                    "y", dist.OneHotCategorical(logits=logits) if kind == "one-hot" else law, obs=y
+                    "y",
+                    dist.OneHotCategorical(logits=logits) if kind == "one-hot" else distribution,
+                    obs=y,
                 )
 
     x, y = labelled(20)
