@@ -27,7 +27,7 @@ __all__ = [
 def data_arguments(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of a model with tensors in the place of NumPy arrays and lists of numbers.
+    """Arguments of a model with tensors instead of NumPy arrays and lists of numbers.
 
     Real numbers get PyTorch's default type. Lists become tensors where they are as long as the
     longest argument: shorter ones may be sizes, such as those of layers.
@@ -83,7 +83,7 @@ class CoresetModel:
         if args or kwargs:
             raise TypeError(
                 "args must be none: a model that condition() gives takes no arguments, since it "
-                f"holds the pseudo observations in their place, got {len(args) + len(kwargs)}. To "
+                f"holds the pseudo observations instead, got {len(args) + len(kwargs)}. To "
                 "predict at other inputs take the draws to the model itself, such as "
                 "Predictive(model, draws)(x)"
             )

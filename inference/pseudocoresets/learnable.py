@@ -36,11 +36,11 @@ _FRACTION = 0.005
 class LabelArgument(NamedTuple):
     """The row argument whose classes are learned.
 
-    :param int place: its number among the row arguments.
+    :param int position: its number among the row arguments.
     :param Tensor values: the classes. **Shape:** ``(num_classes, *event)``.
     """
 
-    place: int
+    position: int
     values: Tensor
 
 
@@ -95,14 +95,14 @@ def label_argument(
     :raises ValueError: where there are several.
     """
     found = [
-        LabelArgument(place, values)
-        for place, (name, row, support) in enumerate(zip(names, rows, supports, strict=True))
+        LabelArgument(index, values)
+        for index, (name, row, support) in enumerate(zip(names, rows, supports, strict=True))
         if name in chosen
         and not _is_continuous(row, support)
         and (values := class_values(support, row)) is not None
     ]
     if len(found) > 1:
-        labels = [names[label.place] for label in found]
+        labels = [names[label.position] for label in found]
         raise ValueError(f"learnable must name one argument of labels, got {labels}")
     return found[0] if found else None
 
@@ -146,14 +146,14 @@ def check_may_change(
 
     if error_at(*rows) is not None:
         return  # the checks have something against the rows as they are
-    for place, name in enumerate(model.arguments.names):
-        if name not in parameters or (label is not None and place == label.place):
+    for index, name in enumerate(model.arguments.names):
+        if name not in parameters or (label is not None and index == label.position):
             continue
         transform = transform_to(parameters[name].constraint)
-        unconstrained = transform.inv(rows[place])
+        unconstrained = transform.inv(rows[index])
         noise = torch.randn(unconstrained.shape, generator=generator).to(unconstrained)
         moved = list(rows)
-        moved[place] = transform(unconstrained + _NUDGE * column_spreads(unconstrained) * noise)
+        moved[index] = transform(unconstrained + _NUDGE * column_spreads(unconstrained) * noise)
         error = error_at(*moved)
         if error is not None:
             rest = [other for other in parameters if other != name]
@@ -273,10 +273,10 @@ def with_all_labels(coreset: Coreset, label: LabelArgument) -> Coreset:
     :returns: rows of the same pseudo row follow one another. **Shape:** ``(size * num_classes,
         *event)`` each.
     """
-    probabilities = coreset.rows[label.place]
+    probabilities = coreset.rows[label.position]
     size, num_classes = probabilities.shape
     rows = [row.repeat_interleave(num_classes, 0) for row in coreset.rows]
-    rows[label.place] = label.values.repeat(size, *[1] * (label.values.dim() - 1))
+    rows[label.position] = label.values.repeat(size, *[1] * (label.values.dim() - 1))
     return Coreset(tuple(rows), (coreset.weights[:, None] * probabilities).flatten())
 
 
@@ -309,8 +309,8 @@ class StandardizedAdam(torch.optim.Adam):
 def column_spreads(rows: Tensor) -> Tensor:
     """Standard deviation of each column of some rows.
 
-    A column that is constant has the absolute value of the constant in its place, and one of zeros
-    the median of the other columns, or one where there is no other.
+    That of a constant column is the absolute value of the constant, and of a column of zeros the
+    median of the other columns, or one where there is no other.
 
     :param Tensor rows: **Shape:** ``(num_rows, *event)``.
     :returns: positive. **Shape:** ``(*event)``.

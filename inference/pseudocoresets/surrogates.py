@@ -106,7 +106,7 @@ class GaussianSurrogate(Surrogate):
     it. Each search starts at the mode before, the first one at the mode of the data, so that both
     Gaussians are at the same of several modes. Second derivatives take work that grows with the
     square of the number of latent values: this is for hundreds of them. In single precision the
-    gradients lose digits where latent values are strongly correlated; at a condition number of
+    gradients lose precision where latent values are strongly correlated; at a condition number of
     10,000 some are wrong by a twentieth. Double precision is the better choice then.
 
     :param Minimizer minimizer: searches the modes; :class:`~pyro_ext.inference.BatchLBFGS` without
