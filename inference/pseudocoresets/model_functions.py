@@ -368,11 +368,7 @@ class _Evaluated(NamedTuple):
 
 
 class _Observations:
-    """The distribution of an observed site as a map from the function.
-
-    :param str site: name of the site.
-    :param fn: its distribution.
-    """
+    """The distribution of an observed site as a map from the function."""
 
     def __init__(self, site: str, fn: Any) -> None:
         base = _base(fn)

@@ -45,13 +45,7 @@ class Comparison(Protocol):
         coreset_at_own: Callable[[], Tensor],
         data_at_own: Callable[[], Tensor],
     ) -> Tensor:
-        """A loss with the gradient of the divergence.
-
-        :param coreset_at_data: gives the log likelihood of the coreset at draws from the posterior
-            of the data, differentiable in the coreset. **Shape:** ``(draws,)``.
-        :param coreset_at_own: the same at draws from the posterior of the coreset.
-        :param data_at_own: the log likelihood of the data at the latter draws.
-        """
+        """A loss with the gradient of the divergence. Shapes: coreset_at_data (draws,)."""
 
 
 @runtime_checkable
@@ -61,10 +55,7 @@ class EndComparison(Protocol):
     def of_trajectory_ends(self, start: Tensor, data: Tensor, coreset: Tensor) -> Tensor:
         """A loss of where descent on the data and on a coreset end, from the same start.
 
-        :param Tensor start: where both start, unconstrained. **Shape:** ``(size,)``.
-        :param Tensor data: where descent on the data ends. **Shape:** as the start.
-        :param Tensor coreset: where descent on the coreset ends, differentiable in it. **Shape:**
-            as the start.
+        Shapes: start (size,); data as the start; coreset as the start.
         """
 
 
