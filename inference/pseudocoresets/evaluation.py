@@ -47,9 +47,10 @@ class CoresetScores:
     :param dict samples: the draws. **Shape:** ``(num_draws, *event)`` each.
     :param float nll: negative log density of the observations under the averaged predictive, mean
         over them.
-    :param float accuracy: share of the likeliest classes that are right.
+    :param float accuracy: fraction of the likeliest classes that are right.
     :param float ece: expected calibration error.
-    :param float agreement: share of points with the same likeliest class as with the other draws.
+    :param float agreement: fraction of points with the same likeliest class as with the other
+        draws.
     :param float total_variation: of the predictives of both, mean over points.
     :param dict mean_differences: of :func:`standardized_mean_differences`.
     :param dict scale_ratios: of :func:`standard_deviation_ratios`.
