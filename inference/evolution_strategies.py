@@ -29,8 +29,8 @@ def antithetic_gradient(
 
     Its expectation is the gradient of :math:`E f(\phi + e)`: that of a quadratic function exactly,
     whatever the scale. Where the function is random, both of a pair should see the same random
-    numbers; what they share then cancels. A pair with a value that is not finite counts as one
-    without a difference.
+    numbers; what they have in common then cancels. A pair with a value that is not finite counts as
+    one without a difference.
 
     :param Callable function: maps points ``(2 * num_pairs, size)`` to values ``(2 * num_pairs,)``;
         rows ``p`` and ``num_pairs + p`` are a pair.

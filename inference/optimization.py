@@ -61,7 +61,7 @@ class Minimizer(ABC):
         :param objective: maps positions ``(rows, size)`` and the numbers of their problems
             ``(rows,)`` to values ``(rows,)`` and gradients ``(rows, size)``.
         :param Tensor start: where the search starts. **Shape:** ``(num_problems, size)``.
-        :returns: where it ends. The value of a problem that meets no finite number is infinite.
+        :returns: where it ends. The value of a problem that diverges is infinite.
         """
 
 

@@ -20,7 +20,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -393,9 +393,10 @@ class Page:
         >>> claim = page.claim("Three is less than four.", 3, "<", 4, source="arithmetic")
         >>> claim.holds, claim.values == dict.fromkeys(page.seeds, 3.0)
         (True, True)
-        >>> page.table(["number", "value"], [["three", 3.0]], precision=1)
+        >>> page.table({"three": {"value": 3.0}, "four": {"value": 4.0}}, title="number")
         number    value
-        three       3.0
+        three     3.000
+        four      4.000
     """
 
     def __init__(self, slug: str, *, paper: str = "", num_threads: int | None = 1) -> None:
@@ -470,21 +471,28 @@ class Page:
         return figure
 
     def table(
-        self, columns: Sequence[str], rows: Iterable[Sequence[object]], *, precision: int = 3
+        self,
+        rows: Mapping[str, Mapping[str, object]],
+        *,
+        title: str = "",
+        number_format: str = ".3f",
     ) -> None:
-        """Print a table, its first column to the left and the others to the right.
+        """Print a table.
 
-        :param Sequence columns: names of the columns.
-        :param Iterable rows: what stands in each row.
-        :param int precision: number of decimals of floating-point numbers.
+        :param Mapping rows: what stands in each row, by the names of rows and of columns.
+        :param str title: stands above the names of the rows.
+        :param str number_format: of floating-point numbers, as of :func:`format`.
         """
-        cells = [
-            [f"{x:.{precision}f}" if isinstance(x, float) else str(x) for x in row] for row in rows
-        ]
-        widths = [max(map(len, column)) + 2 for column in zip(columns, *cells, strict=True)]
-        for first, *others in [list(columns), *cells]:
-            rest = zip(others, widths[1:], strict=True)
-            print(f"{first:{widths[0]}}" + "".join(f"{text:>{width}}" for text, width in rest))
+        lines = [[title, *next(iter(rows.values()))]]
+        for name, row in rows.items():
+            cells = [
+                f"{x:{number_format}}" if isinstance(x, float) else str(x) for x in row.values()
+            ]
+            lines.append([name, *cells])
+        first, *widths = (max(map(len, column)) + 2 for column in zip(*lines, strict=True))
+        for name, *cells in lines:
+            others = zip(cells, widths, strict=True)
+            print(f"{name:{first}}" + "".join(f"{cell:>{width}}" for cell, width in others))
 
     def finish(self, settings: Mapping[str, Any] | None = None) -> None:
         """Report the claims: print them, save them with the figures, and end a run that fails.

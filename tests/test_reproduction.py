@@ -333,7 +333,8 @@ def test_page_takes_one_thread():
 
 def test_table_of_a_page(capsys):
     Page("a-page", num_threads=None).table(
-        ["", "steps", "loss"], [["long name", 12, 0.5], ["x", 3456, 10.25]], precision=2
+        {"long name": {"steps": 12, "loss": 0.5}, "x": {"steps": 3456, "loss": 10.25}},
+        number_format=".2f",
     )
     assert capsys.readouterr().out.splitlines() == [
         "             steps   loss",

@@ -257,10 +257,7 @@ for name, kernel in kernels.items():
     losses[name] = -true_class(probabilities).mean((0, 1)).log()
     results[name] = score(mcmc, probabilities) | {"seconds": seconds}
 
-columns = list(results["SGLD"])
-print(f"{'':18}" + "".join(f"{column:>10}" for column in columns))
-for name, row in results.items():
-    print(f"{name:18}" + "".join(f"{row[column]:10.4g}" for column in columns))
+page.table(results, number_format=".4g")
 gain = losses["mode (T = 0)"] - losses["SGHMC"]
 error = float(gain.std()) / len(gain) ** 0.5
 print(f"NLL of the mode less that of SGHMC: {gain.mean():.4f} +- {error:.4f}")

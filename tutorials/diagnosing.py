@@ -115,13 +115,6 @@ def look(mcmc: MCMC) -> dict[str, float]:
     }
 
 
-def show(rows: dict[str, dict[str, float]]) -> None:
-    """Print runs as a table."""
-    print(f"{'':24}" + "".join(f"{name:>13}" for name in next(iter(rows.values()))))
-    for name, row in rows.items():
-        print(f"{name:24}" + "".join(f"{value:13.4g}" for value in row.values()))
-
-
 # %% [markdown]
 # ## A run in order
 #
@@ -131,7 +124,7 @@ def show(rows: dict[str, dict[str, float]]) -> None:
 # %%
 runs = {"step size 0.002": run(SGHMC(regression, step_size=0.002, friction=10.0), thinning=40)}
 results = {name: look(mcmc) for name, mcmc in runs.items()}
-show(results)
+page.table(results, number_format=".4g")
 data = to_arviz(runs["step size 0.002"], dims={"weight": ["feature"]}, coords={"feature": features})
 print(az.summary(data, kind="diagnostics").to_string())
 
@@ -205,7 +198,7 @@ for step_size in (0.006, 0.012, 0.024):
     kernel = SGHMC(regression, step_size=step_size, friction=10.0)
     runs[f"step size {step_size}"] = run(kernel, thinning=round(0.12 / step_size))
 results = {name: look(mcmc) for name, mcmc in runs.items()}
-show(results)
+page.table(results, number_format=".4g")
 
 # %%
 sizes = [float(name.split()[-1]) for name in results]
@@ -260,7 +253,9 @@ kernel_with_thermostat = SGNHT(regression, step_size=0.012, friction=10.0)
 with_thermostat = run(kernel_with_thermostat, thinning=10)
 thermostat = float(with_thermostat.sample_statistics()["thermostat"].mean())
 results["SGNHT, 0.012"] = look(with_thermostat)
-show({name: results[name] for name in ("step size 0.012", "SGNHT, 0.012")})
+page.table(
+    {name: results[name] for name in ("step size 0.012", "SGNHT, 0.012")}, number_format=".4g"
+)
 print(f"thermostat {thermostat:.1f}, begun at 10")
 
 # %% [markdown]
@@ -275,7 +270,9 @@ print(f"thermostat {thermostat:.1f}, begun at 10")
 small = SGHMC(regression, step_size=3e-5, friction=10.0)
 runs["step size 3e-5"] = run(small)
 results["step size 3e-5"] = look(runs["step size 3e-5"])
-show({name: results[name] for name in ("step size 0.002", "step size 3e-5")})
+page.table(
+    {name: results[name] for name in ("step size 0.002", "step size 3e-5")}, number_format=".4g"
+)
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(9, 3.0), sharey=True, layout="constrained")
@@ -326,7 +323,7 @@ slips = {"as it should be": runs["step size 0.002"]}
 slips["too few patients"] = run(SGHMC(too_few, step_size=0.002, friction=10.0), thinning=40)
 slips["scaled twice"] = run(SGHMC(twice, step_size=5e-4, friction=10.0), thinning=40)
 results |= {name: look(mcmc) for name, mcmc in slips.items()}
-show({name: results[name] for name in slips})
+page.table({name: results[name] for name in slips}, number_format=".4g")
 counted: dict[str, tuple[int, float, float]] = {}
 for name, mcmc in slips.items():
     groups = to_arviz(mcmc)

@@ -185,9 +185,8 @@ pooled = {
     size: {name: sum(row[name] for row in rows.values()) / len(rows) for name in rows[FIRST]}
     for size, rows in covered.items()
 }
-print(f"\n{'coverage of 90% intervals':28}{'n = 400':>9}{'n = 100':>9}")
-for name in pooled[400]:
-    print(f"{name:28}{pooled[400][name]:9.3f}{pooled[100][name]:9.3f}")
+shown = {n: {"n = 400": pooled[400][n], "n = 100": pooled[100][n]} for n in pooled[400]}
+page.table(shown, title="coverage of 90% intervals")
 
 page.claim(
     "Intervals of 90% for the mean of over-dispersed counts cover (distance from 0.9).",

@@ -39,6 +39,7 @@ class BregmanGenerator(ABC):
     """
 
     _kind: ClassVar[int]
+    _least: ClassVar[str] = ""  # how points compare with zero: "", ">= 0" or "> 0"
     _floor: float = 0.0
 
     @classmethod
@@ -83,7 +84,10 @@ class BregmanGenerator(ABC):
         :returns: **Shape:** ``(*batch, num_statistics)``.
         :raises ValueError: for points that the family does not have; names the first.
         """
-        _check_points(x, x.isfinite(), "finite numbers")
+        allowed = x.isfinite()
+        if self._least:
+            allowed = allowed & (x > 0.0 if self._least == "> 0" else x >= 0.0)
+        _check_points(x, allowed, f"finite numbers {self._least}".rstrip())
         return x
 
     @abstractmethod
@@ -155,11 +159,7 @@ class PoissonGenerator(BregmanGenerator):
     """
 
     _kind = ENTROPY
-
-    def sufficient_statistics(self, x: Tensor) -> Tensor:
-        """The points themselves, which have to be nonnegative."""
-        _check_points(x, x.isfinite() & (x >= 0.0), "finite numbers >= 0")
-        return x
+    _least = ">= 0"
 
     def phi(self, mean: Tensor) -> Tensor:
         """The sum of m log m - m."""
@@ -188,11 +188,11 @@ class MultinomialGenerator(BregmanGenerator):
     """
 
     _kind = ENTROPY
+    _least = ">= 0"
 
     def sufficient_statistics(self, x: Tensor) -> Tensor:
         """Frequencies of counts, which have to be nonnegative and not all zero."""
-        _check_points(x, x.isfinite() & (x >= 0.0), "finite numbers >= 0")
-        totals = x.sum(-1, keepdim=True)
+        totals = super().sufficient_statistics(x).sum(-1, keepdim=True)
         _check_points(x, totals > 0.0, "a count > 0 in each row, since it has no frequencies else")
         return x / totals
 
@@ -219,11 +219,7 @@ class ItakuraSaitoGenerator(BregmanGenerator):
     """
 
     _kind = LOGARITHM
-
-    def sufficient_statistics(self, x: Tensor) -> Tensor:
-        """The points themselves, which have to be positive."""
-        _check_points(x, x.isfinite() & (x > 0.0), "finite numbers > 0")
-        return x
+    _least = "> 0"
 
     def phi(self, mean: Tensor) -> Tensor:
         """Minus the sum of logarithms."""
@@ -270,7 +266,7 @@ class GaussianCovarianceGenerator(BregmanGenerator):
 
     def sufficient_statistics(self, x: Tensor) -> Tensor:
         """The points, followed by their outer products."""
-        _check_points(x, x.isfinite(), "finite numbers")
+        x = super().sufficient_statistics(x)
         return torch.cat([x, (x[..., :, None] * x[..., None, :]).flatten(-2)], -1)
 
     def phi(self, mean: Tensor) -> Tensor:
@@ -300,7 +296,7 @@ class GaussianCovarianceGenerator(BregmanGenerator):
         return center, moment - center[..., :, None] * center[..., None, :] + floor
 
     def _loop_statistics(self, x: Tensor) -> Tensor:
-        _check_points(x, x.isfinite(), "finite numbers")
+        x = super().sufficient_statistics(x)
         return torch.cat([x, x.new_zeros(*x.shape[:-1], x.shape[-1] ** 2)], -1)
 
     def __repr__(self) -> str:
@@ -317,20 +313,12 @@ _FAMILIES: dict[str, type[BregmanGenerator]] = {
 
 
 def generator_named(family: "str | BregmanGenerator") -> BregmanGenerator:
-    """Generator of a family by its name; a generator is left as it is.
-
-    :raises ValueError: for an unknown name.
-
-    Example::
-
-        >>> generator_named("poisson")
-        PoissonGenerator()
-    """
+    """Generator of a family by its name; a generator is left as it is."""
     if isinstance(family, BregmanGenerator):
         return family
     if not isinstance(family, str) or family not in _FAMILIES:
         raise ValueError(
-            f"family must be one of {', '.join(_FAMILIES)}, or a BregmanGenerator; got "
+            f"family must be one of {', '.join(_FAMILIES)}, or a BregmanGenerator, got "
             f"{family!r:.80}"
         )
     return _FAMILIES[family]()

@@ -119,13 +119,7 @@ def _known_mixture(x: Tensor, cluster: ConjugateCluster, prior: Process) -> Conj
         Hyperparameters(prior, "prior"), Hyperparameters(cluster, "cluster"), as_tensor("x", x)
     )
     mixture.process({})
-    is_large = (mixture.points.abs() > _LARGEST).any(-1)
-    if bool(is_large.any()):
-        row = int(is_large.nonzero()[0])
-        raise ValueError(
-            f"x must hold numbers of at most {_LARGEST:g} in size, got "
-            f"{mixture.points[row].tolist()!s:.80} in row {row}"
-        )
+    _check_size(mixture.points)
     return mixture
 
 
@@ -353,7 +347,8 @@ def rbhc(
         >>> tree.cut(), round(tree.objective, 4)
         (tensor([0, 0, 1, 1]), 1.0875)
     """
-    points = _check_points(x)
+    points = as_tensor("x", x, "(n, num_features)").detach().cpu().double()
+    _check_size(points)
     generator = generator_named(family)
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {get_args(Method)}, got {method!r:.80}")
@@ -390,20 +385,15 @@ def rbhc(
     )
 
 
-def _check_points(x: Any) -> Tensor:
-    points = as_tensor("x", x, allow_empty=True).detach().cpu().double()
-    if points.dim() != 2 or not all(points.shape):
-        raise ValueError(
-            f"x must have the shape (n, num_features) with both at least 1, got {points.shape}"
-        )
+def _check_size(points: Tensor) -> None:
+    """Check that squares of the points do not overflow."""
     allowed = (points.abs() <= _LARGEST).all(-1)
     if not allowed.all():
         row = int(allowed.logical_not().nonzero()[0, 0])
         raise ValueError(
             f"x must hold finite numbers of at most {_LARGEST:g} in size, got "
-            f"{str(points[row].tolist()):.80} in row {row}"
+            f"{points[row].tolist()!s:.80} in row {row}"
         )
-    return points
 
 
 def _tree(

@@ -1,5 +1,6 @@
 """Bayesian pseudocoresets: guides whose parameters are a small synthetic data set."""
 
+from pyro_ext._renamed import renamed
 from pyro_ext.inference.pseudocoresets.auto_pseudocoreset import AutoPseudocoreset
 from pyro_ext.inference.pseudocoresets.coreset_rows import CoresetModel
 from pyro_ext.inference.pseudocoresets.divergences import (
@@ -23,8 +24,8 @@ from pyro_ext.inference.pseudocoresets.function_space import (
     FunctionMarginals,
     FunctionSpaceKL,
     FunctionSpaceSurrogate,
-    ParameterLaws,
-    parameter_laws,
+    ParameterDistributions,
+    parameter_distributions,
 )
 from pyro_ext.inference.pseudocoresets.gaussians import Gaussian, gaussian_kl, gaussian_wasserstein
 from pyro_ext.inference.pseudocoresets.model_functions import (
@@ -67,7 +68,7 @@ __all__ = [
     "GaussianSurrogate",
     "MCMCSurrogate",
     "ModelFunction",
-    "ParameterLaws",
+    "ParameterDistributions",
     "ReverseKL",
     "Surrogate",
     "TrajectorySnapshots",
@@ -85,7 +86,7 @@ __all__ = [
     "herding_subset",
     "k_means_subset",
     "linearized_marginal",
-    "parameter_laws",
+    "parameter_distributions",
     "predictive_probabilities",
     "random_subset",
     "reverse_kl_loss",
@@ -93,3 +94,8 @@ __all__ = [
     "standardized_mean_differences",
     "unrolled_descent",
 ]
+
+__getattr__ = renamed(
+    __name__,
+    {"ParameterLaws": "ParameterDistributions", "parameter_laws": "parameter_distributions"},
+)

@@ -81,7 +81,7 @@ class AutoPseudocoreset(PyroModule):
     :param int size: :math:`m`, the number of pseudo observations.
     :param learnable: which row arguments are learned, by name in the signature of the model or by
         number in the order of ``pseudodata``; all but labels and integers without it. Leave out
-        what has a restricted range, such as totals of a binomial law.
+        what has a restricted range, such as totals of a binomial distribution.
     :param str weights: ``"learned"``, positive ones that start at :math:`n / m` each, so that the
         coreset weighs as much as the data; ``"scaled"``, which stay there; or ``"uniform"``,
         weights of one, whose posterior is as wide as that of :math:`m` data.
@@ -195,7 +195,7 @@ class AutoPseudocoreset(PyroModule):
     def pseudodata(self) -> tuple[Tensor, ...]:
         """Pseudo rows, in the order of the model's row arguments. **Shape:** ``(size, *event)``.
 
-        In the place of learned labels stand probabilities of ``label_values``. **Shape:** ``(size,
+        Learned labels are replaced by the probabilities of ``label_values``. **Shape:** ``(size,
         num_classes)``.
         """
         return tuple(row.detach().clone() for row in self._own().rows)
@@ -425,7 +425,7 @@ class AutoPseudocoreset(PyroModule):
     # Helpers -------------------------------------------------------------------------------------
 
     def _own(self) -> Coreset:
-        """What the parameters hold: with learned labels, probabilities in place of labels."""
+        """What the parameters hold: with learned labels, probabilities instead of labels."""
         rows = tuple(getattr(self, f"pseudo_{name}") for name in self._arguments.names)
         weights: Any = self.coreset_weights
         return Coreset(rows, weights)
@@ -477,10 +477,10 @@ class AutoPseudocoreset(PyroModule):
         """
         rows = {
             f"pseudo_{name}": row
-            for place, (name, row) in enumerate(
+            for index, (name, row) in enumerate(
                 zip(self._arguments.names, self._arguments.rows, strict=True)
             )
-            if self._label is None or place != self._label.place
+            if self._label is None or index != self._label.position
         }
         spreads = []
         for name, (constraint, _) in self._pyro_params.items():

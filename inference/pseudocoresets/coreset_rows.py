@@ -27,15 +27,10 @@ __all__ = [
 def data_arguments(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of a model with tensors in the place of NumPy arrays and lists of numbers.
+    """Arguments of a model with tensors instead of NumPy arrays and lists of numbers.
 
     Real numbers get PyTorch's default type. Lists become tensors where they are as long as the
     longest argument: shorter ones may be sizes, such as those of layers.
-
-    Example::
-
-        >>> data_arguments(lambda x, y, sizes: None, ([1.0, 2.0], torch.ones(2), [4]), {})
-        ((tensor([1., 2.]), tensor([1., 1.]), [4]), {})
     """
     named = arguments_by_name(model, args, kwargs)
     trees = [pytree.tree_flatten(value, is_leaf=_is_list_of_numbers) for _, value in named]
@@ -80,7 +75,7 @@ class CoresetModel:
         if args or kwargs:
             raise TypeError(
                 "args must be none: a model that condition() gives takes no arguments, since it "
-                f"holds the pseudo observations in their place, got {len(args) + len(kwargs)}. To "
+                f"holds the pseudo observations instead, got {len(args) + len(kwargs)}. To "
                 "predict at other inputs take the draws to the model itself, such as "
                 "Predictive(model, draws)(x)"
             )
@@ -138,12 +133,6 @@ def balanced_subset(labels: Tensor | None, num_points: int, size: int, seed: int
     """Numbers of random rows, as many of each class as can be.
 
     Shapes: labels (num_points,); returns (size,).
-
-    Example::
-
-        >>> labels = torch.tensor([0, 0, 0, 0, 0, 1, 1])
-        >>> labels[balanced_subset(labels, 7, 4, seed=0)].sort().values
-        tensor([0, 0, 1, 1])
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(num_points, generator=generator)

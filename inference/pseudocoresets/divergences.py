@@ -30,7 +30,7 @@ __all__ = [
 class Divergence(ELBO):
     """A loss of a coreset: a divergence between its posterior and that of the data.
 
-    It takes the place of an ELBO in :class:`~pyro.infer.SVI`, or is given to
+    It replaces an ELBO in :class:`~pyro.infer.SVI`, or is given to
     :meth:`~pyro_ext.inference.AutoPseudocoreset.fit`. Model and data are those that the guide was
     made with; arguments are checked to be the same.
 
@@ -266,5 +266,5 @@ def reverse_kl_loss(data_log_likelihood: Tensor, coreset_log_likelihood: Tensor)
     )
     number = len(coreset_log_likelihood)
     excess = (data_log_likelihood - coreset_log_likelihood).detach()
-    centred = excess - excess.mean()
-    return -(coreset_log_likelihood * centred).sum() / max(number - 1, 1)
+    centered = excess - excess.mean()
+    return -(coreset_log_likelihood * centered).sum() / max(number - 1, 1)

@@ -42,15 +42,15 @@ __all__ = [
     "FunctionMarginals",
     "FunctionSpaceKL",
     "FunctionSpaceSurrogate",
-    "ParameterLaws",
-    "parameter_laws",
+    "ParameterDistributions",
+    "parameter_distributions",
 ]
 
 FunctionCovariance = Literal["diagonal", "full", "jacobian"]
-ParameterLaw = Tensor | Gaussian
+ParameterDistribution = Tensor | Gaussian
 
 
-class ParameterLaws(NamedTuple):
+class ParameterDistributions(NamedTuple):
     """What is known of the latent values under two posteriors, in unconstrained space.
 
     :param data: the posterior of the data: a Gaussian, or snapshots. **Shape:** ``(num_snapshots,
@@ -58,12 +58,12 @@ class ParameterLaws(NamedTuple):
     :param coreset: that of the coreset.
     """
 
-    data: ParameterLaw
-    coreset: ParameterLaw
+    data: ParameterDistribution
+    coreset: ParameterDistribution
 
 
 class FunctionMarginals(NamedTuple):
-    """Gaussian laws of the values of a function at the pseudo rows.
+    """Gaussian distributions of the values of a function at the pseudo rows.
 
     :param data: under the posterior of the data.
     :param coreset: under the posterior of the coreset.
@@ -74,14 +74,17 @@ class FunctionMarginals(NamedTuple):
 
 
 @singledispatch
-def parameter_laws(posteriors: object, guide: Posteriors, coreset: Coreset) -> ParameterLaws:
+def parameter_distributions(
+    posteriors: object, guide: Posteriors, coreset: Coreset
+) -> ParameterDistributions:
     """What posteriors in the space of latent values say about them.
 
     It has cases for :class:`~pyro_ext.inference.GaussianSurrogate`,
     :class:`~pyro_ext.inference.MCMCSurrogate` and
-    :class:`~pyro_ext.inference.TrajectorySnapshots`, and ``parameter_laws.register`` takes others.
+    :class:`~pyro_ext.inference.TrajectorySnapshots`, and ``parameter_distributions.register`` takes
+        others.
 
-    :param posteriors: where the laws come from.
+    :param posteriors: where the distributions come from.
     :param AutoPseudocoreset guide: knows the model and the data.
     :param Coreset coreset: pseudo rows and weights. No gradient flows through what is returned.
     :raises TypeError: for posteriors of an unknown kind.
@@ -89,22 +92,24 @@ def parameter_laws(posteriors: object, guide: Posteriors, coreset: Coreset) -> P
     raise _unknown(posteriors)
 
 
-@parameter_laws.register
-def _(posteriors: GaussianSurrogate, guide: Posteriors, coreset: Coreset) -> ParameterLaws:
+@parameter_distributions.register
+def _(posteriors: GaussianSurrogate, guide: Posteriors, coreset: Coreset) -> ParameterDistributions:
     with torch.no_grad():
         own = Gaussian(*posteriors.coreset_gaussian(guide, coreset))
-    return ParameterLaws(Gaussian(*posteriors.data_gaussian(guide)), own)
+    return ParameterDistributions(Gaussian(*posteriors.data_gaussian(guide)), own)
 
 
-@parameter_laws.register
-def _(posteriors: MCMCSurrogate, guide: Posteriors, coreset: Coreset) -> ParameterLaws:
+@parameter_distributions.register
+def _(posteriors: MCMCSurrogate, guide: Posteriors, coreset: Coreset) -> ParameterDistributions:
     own = posteriors.coreset_draws(guide, coreset)
-    return ParameterLaws(posteriors.data_draws(guide), own)
+    return ParameterDistributions(posteriors.data_draws(guide), own)
 
 
-@parameter_laws.register
-def _(posteriors: TrajectorySnapshots, guide: Posteriors, coreset: Coreset) -> ParameterLaws:
-    return ParameterLaws(*posteriors.draw(guide, coreset))
+@parameter_distributions.register
+def _(
+    posteriors: TrajectorySnapshots, guide: Posteriors, coreset: Coreset
+) -> ParameterDistributions:
+    return ParameterDistributions(*posteriors.draw(guide, coreset))
 
 
 class _OtherModel:
@@ -125,11 +130,12 @@ class _OtherModel:
 
 
 class FunctionSpaceSurrogate(Surrogate):
-    r"""Gaussian laws of a model's function at the pseudo rows, under both posteriors [1].
+    r"""Gaussian distributions of a model's function at the pseudo rows, under both posteriors [1].
 
     Only the values :math:`f(u)` at the pseudo rows matter to the likelihood of a coreset. So two
     posteriors can be compared that sit at different modes of the weights, which are the same
-    function, and coresets can be learned with several models at once. With laws of the values
+    function, and coresets can be learned with several models at once. With distributions of the
+    values
     :math:`N(m_x, \Psi_x)` under the posterior of the data and :math:`N(m_u, \Psi_u)` under that of
     the coreset, and the weighted log likelihood :math:`F_u(f) = \sum_j w_j \log p(y_j | f_j)`,
 
@@ -161,7 +167,7 @@ class FunctionSpaceSurrogate(Surrogate):
         ``"jacobian"`` for Gaussians, which know no other one, and ``"diagonal"`` for snapshots.
     :param str mean: ``"last"``, at the last snapshot, or ``"average"``, over the snapshots. By
         default the latter for draws, of which none is the best, and the former otherwise.
-    :param int num_particles: number of draws of values from each law.
+    :param int num_particles: number of draws of values from each distribution.
     :param str backend: as of :class:`~pyro_ext.potential.Potential`.
     :raises TypeError: for posteriors or a model that are none.
     :raises ValueError: for an unknown covariance or mean, or one that the posteriors do not give.
@@ -197,7 +203,9 @@ class FunctionSpaceSurrogate(Surrogate):
     ) -> None:
         if function is not None:
             check_instance("function", function, str, "the name of a site")
-        if parameter_laws.dispatch(type(posteriors)) is parameter_laws.dispatch(object):
+        if parameter_distributions.dispatch(type(posteriors)) is parameter_distributions.dispatch(
+            object
+        ):
             raise _unknown(posteriors)
         if model is not None and not callable(model):
             raise TypeError(f"model must be callable, got {model!r:.80}")
@@ -246,24 +254,24 @@ class FunctionSpaceSurrogate(Surrogate):
             )
 
     def marginals(self, guide: AutoPseudocoreset, coreset: Coreset) -> FunctionMarginals:
-        """Laws of the function at the rows of a coreset, differentiable in the rows.
+        """Distributions of the function at the rows of a coreset, differentiable in the rows.
 
         :param AutoPseudocoreset guide: knows the model and the data.
         :param Coreset coreset: pseudo rows and weights.
         """
         owner, function = self._parts(guide)
-        laws = parameter_laws(self.posteriors, owner, coreset)
-        return FunctionMarginals(*(self._marginal(function.at(coreset), law) for law in laws))
+        both = parameter_distributions(self.posteriors, owner, coreset)
+        return FunctionMarginals(*(self._marginal(function.at(coreset), one) for one in both))
 
-    def compare(self, divergence: Comparison, guide: AutoPseudocoreset, coreset: Coreset) -> Tensor:
+    def compare(self, divergence: Comparison, guide: Any, coreset: Coreset) -> Tensor:
         """Loss of draws of values; see ``Surrogate.compare``."""
         _, function = self._parts(guide)
         marginals = self.marginals(guide, coreset)
         are_trajectories = isinstance(self.posteriors, TrajectorySnapshots)
         total = coreset.weights.sum() if are_trajectories else 1.0
 
-        def log_likelihood(law: Any) -> Tensor:
-            return function.log_likelihood(law.rsample((self.num_particles,)), coreset) / total
+        def log_likelihood(marginal: Any) -> Tensor:
+            return function.log_likelihood(marginal.rsample((self.num_particles,)), coreset) / total
 
         return divergence.of_draws(
             lambda: log_likelihood(marginals.data),
@@ -287,15 +295,15 @@ class FunctionSpaceSurrogate(Surrogate):
         other, function = self._known[guide]
         return other or guide, function
 
-    def _marginal(self, function: Function, law: ParameterLaw) -> Any:
-        """Law of the values of a function."""
-        if isinstance(law, Gaussian):
-            return linearized_marginal(function, law.mean, law.covariance)
+    def _marginal(self, function: Function, distribution: ParameterDistribution) -> Any:
+        """Distribution of the values of a function."""
+        if isinstance(distribution, Gaussian):
+            return linearized_marginal(function, distribution.mean, distribution.covariance)
         if self.covariance == "jacobian":
-            center = law[-1] if self.mean == "last" else law.mean(0)
-            return linearized_marginal(function, center, law.var(0, correction=0))
+            center = distribution[-1] if self.mean == "last" else distribution.mean(0)
+            return linearized_marginal(function, center, distribution.var(0, correction=0))
         marginal = diagonal_marginal if self.covariance == "diagonal" else full_marginal
-        return marginal(function, law, self.mean)
+        return marginal(function, distribution, self.mean)
 
 
 def _unknown(posteriors: object) -> TypeError:
@@ -310,13 +318,13 @@ def _no_data() -> NoReturn:
 
 
 class FunctionSpaceKL(ForwardKL):
-    r"""Divergence of the coreset's posterior from the data's, as laws of functions [1].
+    r"""Divergence of the coreset's posterior from the data's, as distributions of functions [1].
 
-    It is :math:`KL(\nu_x \| \nu_u)`, where :math:`\nu` is the law that a posterior of the latent
-    values gives to the function :math:`f` of the model, such as the logits of a network. The
-    surrogate tells how the function and its laws are found. With several surrogates, as for several
-    architectures, the loss is their sum: all of them share the pseudo rows of the guide. What the
-    loss itself is says nothing; its gradient is an estimate of that of the divergence.
+    It is :math:`KL(\nu_x \| \nu_u)`, where :math:`\nu` is the distribution that a posterior of the
+    latent values gives to the function :math:`f` of the model, such as the logits of a network. The
+    surrogate tells how the function and its distributions are found. With several surrogates, as
+    for several architectures, the loss is their sum: all of them see the pseudo rows of the guide.
+    What the loss itself is says nothing; its gradient is an estimate of that of the divergence.
 
     :param surrogate: one :class:`~pyro_ext.inference.FunctionSpaceSurrogate` or a list of them;
         without one that of a :class:`~pyro_ext.inference.GaussianSurrogate`.
@@ -379,7 +387,7 @@ class _Sum(Surrogate):
         for term in self.terms:
             term.check(divergence)
 
-    def compare(self, divergence: Comparison, guide: AutoPseudocoreset, coreset: Coreset) -> Tensor:
+    def compare(self, divergence: Comparison, guide: Any, coreset: Coreset) -> Tensor:
         """Sum of the losses; see ``Surrogate.compare``."""
         losses = [term.compare(divergence, guide, coreset) for term in self.terms]
         return torch.stack(losses).sum()

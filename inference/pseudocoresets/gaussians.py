@@ -137,13 +137,7 @@ class Gaussian(NamedTuple):
 
 
 def data_gaussian(data: DataPosterior, start: Tensor, minimizer: Minimizer) -> Gaussian:
-    """Gaussian at the mode of the posterior of the data.
-
-    :param DataPosterior data: the data.
-    :param Tensor start: where the search for the mode starts. **Shape:** ``(size,)``.
-    :param Minimizer minimizer: searches it.
-    :raises ValueError: where the posterior has no such mode.
-    """
+    """Gaussian at the mode of the posterior of the data. Shapes: start (size,)."""
     found = minimizer.minimize(lambda flat, rows: data.value_and_gradient(flat), start[None])
     mode = found.position[0]
     for _ in range(3):  # what the search leaves, a few steps of Newton's take away
@@ -168,12 +162,8 @@ def coreset_mode(
 ) -> tuple[Tensor, Tensor | None]:
     """Mode of the posterior of a coreset, near a start; no gradient flows into it.
 
-    :param WeightedPosterior posterior: the posterior.
-    :param Coreset coreset: rows and weights.
-    :param Tensor start: **Shape:** ``(size,)``.
-    :param Minimizer minimizer: searches where Newton's method does not get on.
-    :returns: the mode, **Shape:** ``(size,)``, and the Cholesky factor of the second derivatives of
-        the negative log density there, ``None`` where these are not positive definite.
+    Returns the mode (size,), and the Cholesky factor of the second derivatives of the negative log
+    density there, ``None`` where these are not positive definite.
     """
     fixed = Coreset(tuple(row.detach() for row in coreset.rows), coreset.weights.detach())
     mode, factor = _newton(posterior, fixed, start.detach())
@@ -193,11 +183,8 @@ def coreset_gaussian(
     One step of Newton's method from the mode leaves it where it is, and has the derivative of the
     mode in rows and weights. The second derivatives at its end have all of theirs.
 
-    :param WeightedPosterior posterior: the posterior.
-    :param Coreset coreset: rows and weights.
-    :param Tensor mode: of ``coreset_mode``. **Shape:** ``(size,)``.
-    :param Tensor factor: of ``coreset_mode``. **Shape:** ``(size, size)``.
-    :returns: NaN where the second derivatives are not positive definite.
+    Returns NaN where the second derivatives are not positive definite. Shapes: mode (size,); factor
+    (size, size).
     """
     if factor is None:
         return Gaussian(torch.full_like(mode, torch.nan), torch.full_like(mode.diag(), torch.nan))

@@ -36,11 +36,11 @@ _FRACTION = 0.005
 class LabelArgument(NamedTuple):
     """The row argument whose classes are learned.
 
-    :param int place: its number among the row arguments.
+    :param int position: its number among the row arguments.
     :param Tensor values: the classes. **Shape:** ``(num_classes, *event)``.
     """
 
-    place: int
+    position: int
     values: Tensor
 
 
@@ -53,15 +53,8 @@ def row_parameters(
 ) -> dict[str, PyroParam]:
     """Parameters of the row arguments that are learned.
 
-    :param Sequence learnable: what the user asks for, ``None`` for all but labels.
-    :param Sequence names: of the row arguments.
-    :param Sequence supports: of the observed sites whose values they are, if any.
-    :param Sequence rows: the pseudo rows to start with. **Shape:** ``(size, *event)`` each.
-    :param torch.dtype dtype: of the probabilities of labels.
-    :returns: by name. Values of continuous arguments have the shape of the rows, probabilities of
-        labels the shape ``(size, num_classes)``.
-    :raises TypeError: where ``learnable`` is no list of names or numbers.
-    :raises ValueError: where it names something else, or what cannot be learned.
+    Returns by name. Values of continuous arguments have the shape of the rows, probabilities of
+    labels the shape ``(size, num_classes)``. Shapes: rows (size, *event) each.
     """
     parts = {name: (row, support) for name, row, support in zip(names, rows, supports, strict=True)}
     parameters = {}
@@ -86,23 +79,16 @@ def label_argument(
     supports: Sequence[Constraint | None],
     rows: Sequence[Tensor],
 ) -> LabelArgument | None:
-    """The learned argument that holds labels, if any does.
-
-    :param Sequence chosen: names of the arguments that are learned.
-    :param Sequence names: of all row arguments.
-    :param Sequence supports: as of ``row_parameters``.
-    :param Sequence rows: as of ``row_parameters``.
-    :raises ValueError: where there are several.
-    """
+    """The learned argument that holds labels, if any does."""
     found = [
-        LabelArgument(place, values)
-        for place, (name, row, support) in enumerate(zip(names, rows, supports, strict=True))
+        LabelArgument(index, values)
+        for index, (name, row, support) in enumerate(zip(names, rows, supports, strict=True))
         if name in chosen
         and not _is_continuous(row, support)
         and (values := class_values(support, row)) is not None
     ]
     if len(found) > 1:
-        labels = [names[label.place] for label in found]
+        labels = [names[label.position] for label in found]
         raise ValueError(f"learnable must name one argument of labels, got {labels}")
     return found[0] if found else None
 
@@ -119,13 +105,7 @@ def check_may_change(
 
     The model runs with Pyro's checks, once for each argument, whose values change a little then.
 
-    :param WeightedModel model: the model of weighted rows.
-    :param Potential potential: of the model; the run is at its initial point.
-    :param Mapping parameters: of ``row_parameters``.
-    :param LabelArgument label: the argument of labels, if they are learned.
-    :param Sequence rows: the pseudo rows to start with. **Shape:** ``(size, *event)`` each.
-    :param Tensor weights: their weights. **Shape:** ``(size,)``.
-    :raises ValueError: with the name of the argument.
+    Shapes: rows (size, *event) each; weights (size,).
     """
     latents = {name: v[0] for name, v in potential.constrain(potential.init(seed=0)).items()}
     conditioned = pyro.condition(model, latents)
@@ -146,14 +126,14 @@ def check_may_change(
 
     if error_at(*rows) is not None:
         return  # the checks have something against the rows as they are
-    for place, name in enumerate(model.arguments.names):
-        if name not in parameters or (label is not None and place == label.place):
+    for index, name in enumerate(model.arguments.names):
+        if name not in parameters or (label is not None and index == label.position):
             continue
         transform = transform_to(parameters[name].constraint)
-        unconstrained = transform.inv(rows[place])
+        unconstrained = transform.inv(rows[index])
         noise = torch.randn(unconstrained.shape, generator=generator).to(unconstrained)
         moved = list(rows)
-        moved[place] = transform(unconstrained + _NUDGE * column_spreads(unconstrained) * noise)
+        moved[index] = transform(unconstrained + _NUDGE * column_spreads(unconstrained) * noise)
         error = error_at(*moved)
         if error is not None:
             rest = [other for other in parameters if other != name]
@@ -220,14 +200,7 @@ def _row_parameter(name: str, row: Tensor, support: Constraint | None) -> PyroPa
 def class_values(support: Constraint | None, row: Tensor) -> Tensor | None:
     """The values that an observation can have, ``None`` where they are not finitely many.
 
-    :param Constraint support: of the observed site, ``None`` for no observations.
-    :param Tensor row: some values. **Shape:** ``(num_rows, *event)``.
-    :returns: **Shape:** ``(num_classes, *event)``.
-
-    Example::
-
-        >>> class_values(dist.Categorical(torch.ones(3)).support, torch.tensor([2, 0]))
-        tensor([0, 1, 2])
+    Shapes: row (num_rows, *event); returns (num_classes, *event).
     """
     if row[0].numel() != 1:
         return None
@@ -248,11 +221,7 @@ def class_values(support: Constraint | None, row: Tensor) -> Tensor | None:
 def label_parameter(name: str, row: Tensor, values: Tensor, dtype: torch.dtype) -> PyroParam:
     """A parameter of probabilities of classes, near to those that pseudo rows start with.
 
-    :param str name: of the argument.
-    :param Tensor row: the classes to start with. **Shape:** ``(num_rows, *event)``.
-    :param Tensor values: all classes. **Shape:** ``(num_classes, *event)``.
-    :param torch.dtype dtype: of the probabilities.
-    :raises ValueError: where a row is none of the classes.
+    Shapes: row (num_rows, *event); values (num_classes, *event).
     """
     is_own = row.reshape(-1, 1) == values.reshape(1, -1)
     if not bool(is_own.any(1).all()):
@@ -267,25 +236,19 @@ def label_parameter(name: str, row: Tensor, values: Tensor, dtype: torch.dtype) 
 def with_all_labels(coreset: Coreset, label: LabelArgument) -> Coreset:
     """Each pseudo row once with each class, weighted by the probability of the class.
 
-    :param Coreset coreset: pseudo rows, of which those of the label argument are probabilities.
-        **Shape:** ``(size, num_classes)`` for these.
-    :param LabelArgument label: the label argument.
-    :returns: rows of the same pseudo row follow one another. **Shape:** ``(size * num_classes,
-        *event)`` each.
+    Rows of the same pseudo row follow one another. Shapes: returns (size * num_classes, *event).
     """
-    probabilities = coreset.rows[label.place]
+    probabilities = coreset.rows[label.position]
     size, num_classes = probabilities.shape
     rows = [row.repeat_interleave(num_classes, 0) for row in coreset.rows]
-    rows[label.place] = label.values.repeat(size, *[1] * (label.values.dim() - 1))
+    rows[label.position] = label.values.repeat(size, *[1] * (label.values.dim() - 1))
     return Coreset(tuple(rows), (coreset.weights[:, None] * probabilities).flatten())
 
 
 class StandardizedAdam(torch.optim.Adam):
     """Adam on parameters in units of their spreads.
 
-    :param Sequence parameters: what is learned.
-    :param Sequence spreads: how far each spreads. **Shape:** of the parameter, without its first
-        dimension or none.
+    Shapes: spreads of the parameter, without its first dimension or none.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], spreads: Sequence[Tensor]) -> None:
@@ -309,16 +272,10 @@ class StandardizedAdam(torch.optim.Adam):
 def column_spreads(rows: Tensor) -> Tensor:
     """Standard deviation of each column of some rows.
 
-    A column that is constant has the absolute value of the constant in its place, and one of zeros
-    the median of the other columns, or one where there is no other.
+    That of a constant column is the absolute value of the constant, and of a column of zeros the
+    median of the other columns, or one where there is no other.
 
-    :param Tensor rows: **Shape:** ``(num_rows, *event)``.
-    :returns: positive. **Shape:** ``(*event)``.
-
-    Example::
-
-        >>> column_spreads(torch.tensor([[-1.0, 5.0, 0.0], [1.0, 5.0, 0.0], [0.0, 5.0, 0.0]]))
-        tensor([1., 5., 1.])
+    Shapes: rows (num_rows, *event); returns (*event).
     """
     spreads = rows.std(0) if len(rows) > 1 else torch.zeros_like(rows[0])
     spreads = torch.where(spreads > 0, spreads, rows.mean(0).abs())

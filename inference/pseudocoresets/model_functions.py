@@ -53,8 +53,8 @@ def diagonal_marginal(
     :param Tensor snapshots: parameters. **Shape:** ``(num_snapshots, size)``.
     :param str mean: ``"last"``, the value of the last snapshot, or ``"average"``, that of all.
     :param float jitter: is added to variances, so that their roots have a gradient.
-    :returns: a law of ``num_points * outputs`` independent normal variables. **Event shape:**
-        ``(num_points, *outputs)``.
+    :returns: the distribution of ``num_points * outputs`` independent normal variables. **Event
+        shape:** ``(num_points, *outputs)``.
     :raises ValueError: for another ``mean``, or snapshots that are no matrix.
 
     [1] B. Kim, H. Lee, J. Lee (2023), Function space Bayesian pseudocoreset for Bayesian neural
@@ -64,15 +64,15 @@ def diagonal_marginal(
 
         >>> inputs = torch.tensor([[1.0, 0.0], [1.0, 2.0]])
         >>> snapshots = torch.tensor([[0.0, 1.0], [2.0, 1.0]])
-        >>> law = diagonal_marginal(lambda flat: inputs @ flat, snapshots)
-        >>> law.mean, law.variance.round(decimals=3)
+        >>> marginal = diagonal_marginal(lambda flat: inputs @ flat, snapshots)
+        >>> marginal.mean, marginal.variance.round(decimals=3)
         (tensor([2., 4.]), tensor([1., 1.]))
     """
     check_number("jitter", jitter, least=0)
     loc, deviations = _moments(function, snapshots, mean)
     scale = (deviations.square().sum(0) + jitter).sqrt()
-    law: dist.Independent = dist.Normal(loc, scale, validate_args=False).to_event(loc.dim())
-    return law
+    marginal: dist.Independent = dist.Normal(loc, scale, validate_args=False).to_event(loc.dim())
+    return marginal
 
 
 def full_marginal(
@@ -88,29 +88,31 @@ def full_marginal(
     :param Tensor snapshots: parameters. **Shape:** ``(num_snapshots, size)``.
     :param str mean: ``"last"`` or ``"average"``.
     :param float jitter: is added to variances.
-    :returns: a law of ``num_points`` independent :class:`~pyro.distributions.MultivariateNormal`
-        variables. **Event shape:** ``(num_points, C)``, with outputs in one dimension.
+    :returns: the distribution of ``num_points`` independent
+        :class:`~pyro.distributions.MultivariateNormal` variables. **Event shape:** ``(num_points,
+        C)``, with outputs in one dimension.
     :raises ValueError: for another ``mean``, or snapshots that are no matrix.
 
     Example::
 
         >>> snapshots = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
-        >>> law = full_marginal(lambda flat: torch.outer(torch.arange(1.0, 4.0), flat), snapshots)
-        >>> law.event_shape, law.base_dist.covariance_matrix[1]
+        >>> x = torch.arange(1.0, 4.0)
+        >>> marginal = full_marginal(lambda flat: torch.outer(x, flat), snapshots)
+        >>> marginal.event_shape, marginal.base_dist.covariance_matrix[1]
         (torch.Size([3, 2]), tensor([[4.0000, 4.0000],
                 [4.0000, 4.0000]]))
     """
     check_number("jitter", jitter, least=0)
     loc, deviations = _moments(function, snapshots, mean)
     factor = deviations.reshape(len(snapshots), len(loc), -1).permute(1, 2, 0)
-    law: dist.Independent = _normal(loc.reshape(len(loc), -1), factor, jitter).to_event(1)
-    return law
+    marginal: dist.Independent = _normal(loc.reshape(len(loc), -1), factor, jitter).to_event(1)
+    return marginal
 
 
 def linearized_marginal(
     function: Function, mean: Tensor, covariance: Tensor, jitter: float = 1e-8
 ) -> dist.MultivariateNormal:
-    r"""The law of a function linearized in its parameters, which are Gaussian.
+    r"""The distribution of a function linearized in its parameters, which are Gaussian.
 
     .. math:: f \sim N \left( f(\mu), J \Sigma J^T \right) , \qquad J = \partial f / \partial \mu ,
 
@@ -128,8 +130,8 @@ def linearized_marginal(
     Example::
 
         >>> inputs = torch.tensor([[1.0, 0.0], [1.0, 2.0]])
-        >>> law = linearized_marginal(lambda flat: inputs @ flat, torch.ones(2), torch.ones(2))
-        >>> law.mean, law.covariance_matrix
+        >>> marginal = linearized_marginal(lambda flat: inputs @ flat, torch.ones(2), torch.ones(2))
+        >>> marginal.mean, marginal.covariance_matrix
         (tensor([1., 3.]), tensor([[1., 1.],
                 [1., 5.]]))
     """
@@ -294,12 +296,12 @@ class ModelFunction:
     def _densities(self, values: Tensor, run: "_Evaluated") -> Tensor:
         """Weighted log density of each observation. **Shape:** ``(num_particles, *batch)``."""
         if self._observations is not None:
-            law = self._observations.law(values, run.kept)
+            distribution = self._observations.distribution(values, run.kept)
         else:
             assert self._likelihood is not None
             with without_validation():  # what is not finite should be found in the loss
-                law = self._likelihood(values)
-        density: Tensor = scale_and_mask(law.log_prob(run.observed), run.scale, run.mask)
+                distribution = self._likelihood(values)
+        density: Tensor = scale_and_mask(distribution.log_prob(run.observed), run.scale, run.mask)
         return density
 
     def _records(self, flat: Tensor, weights: Tensor, *rows: Tensor) -> dict[str, Record]:
@@ -366,11 +368,7 @@ class _Evaluated(NamedTuple):
 
 
 class _Observations:
-    """The distribution of an observed site as a map from the function.
-
-    :param str site: name of the site.
-    :param fn: its distribution.
-    """
+    """The distribution of an observed site as a map from the function."""
 
     def __init__(self, site: str, fn: Any) -> None:
         base = _base(fn)
@@ -397,7 +395,7 @@ class _Observations:
         shape = fn.batch_shape + fn.event_shape[: self._event_dims] + outputs
         return values.expand(shape), {name: getattr(base, name) for name in self._kept}
 
-    def law(self, values: Tensor, kept: dict[str, Tensor]) -> Any:
+    def distribution(self, values: Tensor, kept: dict[str, Tensor]) -> Any:
         """Distribution at other values of the function."""
         parameter = {self._parameter: self._transform(values)}
         return self._family(**parameter, **kept, validate_args=False).to_event(self._event_dims)

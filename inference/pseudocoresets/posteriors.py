@@ -37,13 +37,7 @@ class Coreset(NamedTuple):
 
 
 class RowDensity:
-    r"""A negative log density of weighted rows, for many draws of the latent values.
-
-    :param function: of unconstrained latent values, weights and rows, all of one draw.
-    :param example: makes random ones.
-    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
-    :param Sequence data: other tensors that the function uses.
-    """
+    r"""A negative log density of weighted rows, for many draws of the latent values."""
 
     def __init__(
         self,
@@ -64,10 +58,8 @@ class RowDensity:
     def values(self, flat: Tensor, weights: Tensor, rows: Sequence[Tensor]) -> Tensor:
         """Density of each draw, differentiable in all arguments.
 
-        :param Tensor flat: unconstrained. **Shape:** ``(draws, size)``.
-        :param Tensor weights: **Shape:** ``(num_rows,)``.
-        :param Sequence rows: **Shape:** ``(num_rows, *event)`` each.
-        :returns: **Shape:** ``(draws,)``.
+        Shapes: flat (draws, size); weights (num_rows,); rows (num_rows, *event) each; returns
+        (draws,).
         """
         result: Tensor = self._value.over_first(flat, weights, *rows)
         return result
@@ -104,10 +96,6 @@ class WeightedPosterior:
 
     in unconstrained space, up to a constant, which is a density there thanks to the Jacobian. It
     can be differentiated in all of its arguments.
-
-    :param model: the model.
-    :param Coreset example: rows and weights, of the number that counts.
-    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
     """
 
     def __init__(self, model: WeightedModel, example: Coreset, backend: Backend) -> None:
@@ -169,11 +157,7 @@ class WeightedPosterior:
 class DataPosterior:
     """The posterior of the data, a block of rows at a time.
 
-    :param model: the model.
-    :param Sequence rows: the data. **Shape:** ``(num_points, *event)`` each.
-    :param int block_size: number of rows that the model sees at once; by default as many as do not
-        take much memory.
-    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
+    Shapes: rows (num_points, *event) each.
     """
 
     def __init__(

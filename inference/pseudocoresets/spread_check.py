@@ -20,10 +20,7 @@ _BARRIER = 1.0
 
 
 class SpreadCheck:
-    """Compares Laplace approximations of the posteriors of a coreset and of the data.
-
-    :param int most_latents: number of latent values from which on second derivatives cost too much.
-    """
+    """Compares Laplace approximations of the posteriors of a coreset and of the data."""
 
     def __init__(self, most_latents: int) -> None:
         self._most_latents = most_latents
@@ -35,11 +32,8 @@ class SpreadCheck:
     ) -> dict[str, Tensor] | None:
         """Warn where they differ.
 
-        :param AutoPseudocoreset guide: the coreset and the data.
-        :param surrogate: what it was trained with, which may know the Gaussian of the data.
-        :param int stacklevel: whose line the warning names.
-        :returns: ratios of standard deviations by site, or ``None`` where Gaussians mean nothing.
-            **Shape:** ``(*event)`` each, in unconstrained space.
+        Returns ratios of standard deviations by site, or ``None`` where Gaussians mean nothing.
+        **Shape:** ``(*event)`` each, in unconstrained space.
         """
         layout = guide.posterior.layout
         if layout.size > self._most_latents or not self._has_one_mode(guide):

@@ -42,7 +42,7 @@ def random_subset(size: int, *rows: Tensor, seed: int | None = None) -> tuple[Te
 def k_means_subset(
     size: int, *rows: Tensor, features: Features | None = None, seed: int | None = None
 ) -> tuple[Tensor, ...]:
-    """Choose the rows nearest to the centres of clusters, which k-means finds in each class.
+    """Choose the rows nearest to the centers of clusters, which k-means finds in each class.
 
     Classes are as of :func:`random_subset`.
 
@@ -51,7 +51,7 @@ def k_means_subset(
     :param features: maps the arguments to the coordinates in which distances are measured, ``(
         num_points, num_features)``. Without it they are the values of all arguments of floating
         point but the classes, each argument scaled to one variance.
-    :param int seed: of the centres to start with; ``None`` takes one from PyTorch's generator.
+    :param int seed: of the centers to start with; ``None`` takes one from PyTorch's generator.
     :returns: the chosen rows of each argument, all of them different ones. **Shape:** ``(size,
         *event)`` each.
     :raises ValueError: for a size out of range, or arguments or features of a wrong shape.
@@ -79,8 +79,8 @@ def k_means_subset(
         with warnings.catch_warnings():
             # Fewer different rows than clusters: equal ones are chosen then.
             warnings.filterwarnings("ignore", "Number of distinct clusters")
-            centres = torch.from_numpy(k_means.fit(own.numpy()).cluster_centers_)
-        parts.append(members[_nearest(own, centres)])
+            centers = torch.from_numpy(k_means.fit(own.numpy()).cluster_centers_)
+        parts.append(members[_nearest(own, centers)])
     return _chosen(rows, torch.cat(parts))
 
 
@@ -145,17 +145,17 @@ def _check(size: int, rows: tuple[Tensor, ...]) -> None:
 
 def _class_argument(size: int, rows: tuple[Tensor, ...]) -> int | None:
     """Number of the argument that holds classes."""
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         flat = row.detach().reshape(len(row), -1)
         if flat.shape[1] == 1 and not flat.is_complex() and bool((flat == flat.round()).all()):
             if len(flat.unique()) <= size:
-                return place
+                return index
     return None
 
 
 def _classes(size: int, rows: tuple[Tensor, ...]) -> Tensor | None:
-    place = _class_argument(size, rows)
-    return None if place is None else rows[place].detach().reshape(-1)
+    index = _class_argument(size, rows)
+    return None if index is None else rows[index].detach().reshape(-1)
 
 
 def _shares(size: int, rows: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, int]]:
@@ -165,10 +165,10 @@ def _shares(size: int, rows: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, int]]
         yield torch.arange(len(rows[0])), size
         return
     classes = labels.cpu().unique(return_inverse=True)[1]
-    shares = classes[balanced_subset(classes, len(classes), size, seed=0)].bincount()
-    for number, share in enumerate(shares.tolist()):
-        if share:
-            yield (classes == number).nonzero()[:, 0], share
+    counts = classes[balanced_subset(classes, len(classes), size, seed=0)].bincount()
+    for number, count in enumerate(counts.tolist()):
+        if count:
+            yield (classes == number).nonzero()[:, 0], count
 
 
 def _points(size: int, rows: tuple[Tensor, ...], features: Features | None) -> Tensor:
@@ -188,8 +188,8 @@ def _points(size: int, rows: tuple[Tensor, ...], features: Features | None) -> T
         classes = _class_argument(size, rows)
         parts = [
             row.detach().double().cpu().reshape(len(row), -1)
-            for place, row in enumerate(rows)
-            if row.is_floating_point() and place != classes
+            for index, row in enumerate(rows)
+            if row.is_floating_point() and index != classes
         ]
         if not parts:
             raise ValueError("rows must hold an argument of floating point beside the classes")
@@ -201,11 +201,11 @@ def _points(size: int, rows: tuple[Tensor, ...], features: Features | None) -> T
     return points
 
 
-def _nearest(points: Tensor, centres: Tensor) -> Tensor:
-    """Number of the point nearest to each centre, among those that no centre before has."""
-    distances = torch.cdist(centres, points)
+def _nearest(points: Tensor, centers: Tensor) -> Tensor:
+    """Number of the point nearest to each center, among those that no center before has."""
+    distances = torch.cdist(centers, points)
     chosen = []
-    for number in range(len(centres)):
+    for number in range(len(centers)):
         best = distances[number].argmin()
         distances[:, best] = torch.inf
         chosen.append(best)

@@ -45,13 +45,7 @@ class Comparison(Protocol):
         coreset_at_own: Callable[[], Tensor],
         data_at_own: Callable[[], Tensor],
     ) -> Tensor:
-        """A loss with the gradient of the divergence.
-
-        :param coreset_at_data: gives the log likelihood of the coreset at draws from the posterior
-            of the data, differentiable in the coreset. **Shape:** ``(draws,)``.
-        :param coreset_at_own: the same at draws from the posterior of the coreset.
-        :param data_at_own: the log likelihood of the data at the latter draws.
-        """
+        """A loss with the gradient of the divergence. Shapes: coreset_at_data (draws,)."""
 
 
 @runtime_checkable
@@ -61,10 +55,7 @@ class EndComparison(Protocol):
     def of_trajectory_ends(self, start: Tensor, data: Tensor, coreset: Tensor) -> Tensor:
         """A loss of where descent on the data and on a coreset end, from the same start.
 
-        :param Tensor start: where both start, unconstrained. **Shape:** ``(size,)``.
-        :param Tensor data: where descent on the data ends. **Shape:** as the start.
-        :param Tensor coreset: where descent on the coreset ends, differentiable in it. **Shape:**
-            as the start.
+        Shapes: start (size,); data as the start; coreset as the start.
         """
 
 
@@ -106,7 +97,7 @@ class GaussianSurrogate(Surrogate):
     it. Each search starts at the mode before, the first one at the mode of the data, so that both
     Gaussians are at the same of several modes. Second derivatives take work that grows with the
     square of the number of latent values: this is for hundreds of them. In single precision the
-    gradients lose digits where latent values are strongly correlated; at a condition number of
+    gradients lose precision where latent values are strongly correlated; at a condition number of
     10,000 some are wrong by a twentieth. Double precision is the better choice then.
 
     :param Minimizer minimizer: searches the modes; :class:`~pyro_ext.inference.BatchLBFGS` without

@@ -304,9 +304,9 @@ class TrajectorySurrogate(Surrogate):
         layout = guide.posterior.layout
         self.buffer.check(layout)
         number = int(torch.randint(self.buffer.num_experts, ()))
-        place = int(torch.randint(self.max_start, ()))
+        first = int(torch.randint(self.max_start, ()))
         expert = self.buffer.trajectories[number].to(layout.device, layout.dtype)
-        return expert[place], expert[place + self.num_epochs]
+        return expert[first], expert[first + self.num_epochs]
 
     def compare(self, divergence: Comparison, guide: CoresetGuide, coreset: Coreset) -> Tensor:
         """Loss of a random trajectory; see ``Surrogate.compare``."""

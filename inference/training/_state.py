@@ -12,7 +12,7 @@ __all__ = ["comparable", "differences", "joined", "random_states", "set_random_s
 def split(state: Any, path: str = "") -> tuple[dict[str, Tensor], Any]:
     """Split a nested state into tensors by path, and values that JSON can hold."""
     if isinstance(state, Tensor):
-        # A copy: a file can't hold two tensors in one place, as tied weights are.
+        # A copy: a file can't hold two tensors with the same memory, as tied weights are.
         return {path: state.detach().clone()}, {"tensor": path}
     if state is None or isinstance(state, bool | int | float | str):
         return {}, state

@@ -143,10 +143,7 @@ def load_reference_posterior(name: str, folder: str | Path | None = None) -> Ref
 
 
 def path_of(name: str, folder: str | Path | None = None) -> Path:
-    """Where the file of a reference posterior is.
-
-    :raises ValueError: for a name that is none of :data:`NAMES`.
-    """
+    """Where the file of a reference posterior is."""
     if not isinstance(name, str) or name not in NAMES:
         raise ValueError(f"name must be one of {', '.join(map(repr, NAMES))}, got {name!r:.80}")
     if folder is not None:

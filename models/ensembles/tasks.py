@@ -25,7 +25,7 @@ def classification_task(
     batch_size: int | None = 64,
     name: str = "classification",
 ) -> Task:
-    r"""Make a task of a Bayesian multilayer perceptron on labelled data.
+    r"""Make a task of a Bayesian multilayer perceptron on labeled data.
 
     The first rows are there to learn from, the rest is held out. Features are standardized by the
     former and cut at three standard deviations.

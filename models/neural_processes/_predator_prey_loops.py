@@ -16,16 +16,10 @@ def simulate(
 ) -> tuple[Floats, Floats]:
     """Run the process event by event [1].
 
-    :param predators: number at the start.
-    :param prey: number at the start.
-    :param rates: of births and deaths of predators, of births and deaths of prey. **Shape:**
-        ``(4,)``.
-    :param waits: standard exponential numbers. **Shape:** ``(num_events,)``.
-    :param uniforms: **Shape:** ``(num_events,)``.
-    :returns: times of the events and the two numbers after them; cut where nothing happens any
-        more. **Shape:** ``(num_events,)`` and ``(num_events, 2)``.
-
     [1] D. T. Gillespie (1977), Exact stochastic simulation of coupled chemical reactions.
+
+    Shapes: rates (4,); waits and uniforms (num_events,); returns times (num_events,) and numbers
+    (num_events, 2), cut where nothing happens any more.
     """
     num_events = len(waits)
     times = np.empty(num_events)

@@ -177,14 +177,7 @@ class Batch:
 
 
 def check_inputs(argument: str, inputs: Tensor, x_dim: int) -> None:
-    """Check the shape of inputs, with an error that names the argument.
-
-    Example::
-
-        >>> check_inputs("target_inputs", torch.zeros(2, 5), 1)
-        Traceback (most recent call last):
-        ValueError: target_inputs must have the shape (num_tasks, n, 1), got (2, 5)
-    """
+    """Check the shape of inputs, with an error that names the argument."""
     check_instance(argument, inputs, Tensor, "a tensor")
     as_tensor(argument, inputs, allow_empty=True)
     if inputs.dim() != 3 or inputs.shape[-1] != x_dim:
@@ -203,14 +196,7 @@ def _check_mask(argument: str, mask: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def check_range(argument: str, bounds: object, above: float | None = None) -> None:
-    """Check a pair of numbers, the first not above the second.
-
-    Example::
-
-        >>> check_range("period", (0.5, 0.1))
-        Traceback (most recent call last):
-        ValueError: period must be two numbers, the first not above the second, got (0.5, 0.1)
-    """
+    """Check a pair of numbers, the first not above the second."""
     if isinstance(bounds, list | tuple) and len(bounds) == 2:
         low = check_number(f"{argument}[0]", bounds[0], above=above)
         high = check_number(f"{argument}[1]", bounds[1])
@@ -229,9 +215,7 @@ def number_between(generator: np.random.Generator, low: int, high: int) -> int:
 def split_batch(inputs: Tensor, outputs: Tensor, num_context: int) -> Batch:
     """Give the first points and ask for the others.
 
-    :param Tensor inputs: **Shape:** ``(num_tasks, n, x_dim)``.
-    :param Tensor outputs: **Shape:** ``(num_tasks, n, y_dim)``.
-    :param int num_context: number of points that are given.
+    Shapes: inputs (num_tasks, n, x_dim); outputs (num_tasks, n, y_dim).
     """
     return Batch(
         inputs[:, :num_context],

@@ -238,16 +238,7 @@ def resampled_rows(
 ) -> Tensor:
     """Numbers of rows drawn with replacement among those that are there.
 
-    :param Tensor presence: bool. **Shape:** ``(num_tasks, n)``.
-    :param int num_samples: how often.
-    :param torch.Generator generator: of the draws; by default PyTorch's own.
-    :returns: **Shape:** ``(num_samples, num_tasks, n)``.
-
-    Example::
-
-        >>> rows = resampled_rows(torch.tensor([[False, True, False, True]]), 100)
-        >>> rows.unique().tolist()
-        [1, 3]
+    Shapes: presence (num_tasks, n); returns (num_samples, num_tasks, n).
     """
     shape = (num_samples, *presence.shape)
     uniform = torch.rand(shape, generator=generator, device=presence.device, dtype=torch.float64)
@@ -261,9 +252,8 @@ def resampled_rows(
 def taken_rows(values: Tensor, rows: Tensor) -> Tensor:
     """Rows of values for each draw.
 
-    :param Tensor values: **Shape:** ``(num_tasks, n, size)``.
-    :param Tensor rows: **Shape:** ``(num_samples, num_tasks, n)``.
-    :returns: **Shape:** ``(num_samples, num_tasks, n, size)``.
+    Shapes: values (num_tasks, n, size); rows (num_samples, num_tasks, n); returns (num_samples,
+    num_tasks, n, size).
     """
     expanded = values.expand(len(rows), *values.shape)
     return expanded.gather(-2, _for_gather(rows, values.shape[-1]))
@@ -272,9 +262,8 @@ def taken_rows(values: Tensor, rows: Tensor) -> Tensor:
 def centered(residuals: Tensor, presence: Tensor) -> Tensor:
     """Residuals less their mean over the rows that are there.
 
-    :param Tensor residuals: **Shape:** ``(*samples, num_tasks, n, y_dim)``.
-    :param Tensor presence: bool. **Shape:** ``(num_tasks, n)``.
-    :returns: **Shape:** as the residuals.
+    Shapes: residuals (*samples, num_tasks, n, y_dim); presence (num_tasks, n); returns as the
+    residuals.
     """
     weights = presence[..., None]
     total = residuals.masked_fill(~weights, 0).sum(-2, keepdim=True)

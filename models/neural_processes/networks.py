@@ -242,13 +242,7 @@ def attentive_encoder(x_dim: int, y_dim: int, width: int) -> SetEncoder:
 
 
 def side_by_side(parts: Sequence[Tensor]) -> Tensor:
-    """Features next to each other; all other dimensions broadcast.
-
-    Example::
-
-        >>> side_by_side([torch.zeros(5, 1, 2), torch.zeros(4, 5, 9, 3)]).shape
-        torch.Size([4, 5, 9, 5])
-    """
+    """Features next to each other; all other dimensions broadcast."""
     shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
     return torch.cat([part.expand(*shape, -1) for part in parts], -1)
 

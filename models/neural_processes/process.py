@@ -182,9 +182,7 @@ class NeuralProcess(PyroModule):
 def points_log_prob(prediction: Normal, points: Points) -> Tensor:
     """Log likelihood of each point, zero for padding.
 
-    :param torch.distributions.Normal prediction: **Shape:** ``(*samples, num_tasks, n, y_dim)``.
-    :param Points points: what was to be predicted.
-    :returns: **Shape:** ``(*samples, num_tasks, n)``.
+    Shapes: prediction (*samples, num_tasks, n, y_dim); returns (*samples, num_tasks, n).
     """
     log_prob: Tensor = prediction.log_prob(points.outputs).sum(-1)
     return log_prob if points.mask is None else log_prob.masked_fill(~points.mask, 0)
@@ -193,9 +191,8 @@ def points_log_prob(prediction: Normal, points: Points) -> Tensor:
 def task_means(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of values over the points of each task.
 
-    :param Tensor values: zero for padding. **Shape:** ``(*samples, num_tasks, n)``.
-    :param Tensor mask: bool, false for padding. **Shape:** ``(num_tasks, n)``.
-    :returns: **Shape:** ``(*samples, num_tasks)``; zero for tasks without points.
+    Shapes: values (*samples, num_tasks, n); mask (num_tasks, n); returns (*samples, num_tasks);
+    zero for tasks without points.
     """
     total = values.sum(-1)
     if mask is None:
@@ -204,11 +201,5 @@ def task_means(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
-    """Logarithm of the mean of exponentials over a dimension.
-
-    Example::
-
-        >>> log_mean_exp(torch.tensor([0.0, 1.0]).log())
-        tensor(-0.6931)
-    """
+    """Logarithm of the mean of exponentials over a dimension."""
     return values.logsumexp(dim) - torch.tensor(float(values.shape[dim])).log().item()

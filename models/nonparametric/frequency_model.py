@@ -118,7 +118,7 @@ def pareto_mixture_prior(
 
     Example::
 
-        >>> round(float(pareto_mixture_prior()().log_eppf([1])), 9)
+        >>> round(abs(float(pareto_mixture_prior()().log_eppf([1]))), 9)
         0.0
     """
     _check_distributions(

@@ -164,10 +164,6 @@ def log_non_edges(odds: EdgeOdds, graph: SimpleGraph) -> Tensor:
 
     Blocks of pairs are computed anew for gradients, which keeps memory linear in the number of
     edges. Time is quadratic in the number of nodes.
-
-    :param EdgeOdds odds: of edges.
-    :param SimpleGraph graph: says which pairs are observed.
-    :raises ValueError: where there is not one weight for each node.
     """
     check_odds("odds", odds, graph.num_nodes)
 
@@ -226,11 +222,7 @@ def nodes_of(argument: str, nodes: Any, num_nodes: int) -> Tensor:
 
 
 def estimate_non_edges(odds: EdgeOdds, pairs: PairSample) -> Tensor:
-    """An estimate of :func:`log_non_edges` without bias, from random pairs.
-
-    :param EdgeOdds odds: of edges.
-    :param PairSample pairs: from :meth:`SimpleGraph.sample_pairs`.
-    """
+    """An estimate of :func:`log_non_edges` without bias, from random pairs."""
     terms = softplus(odds.log(pairs.first, pairs.second))
     return -(pairs.weight.to(terms.dtype) * terms).sum()
 
@@ -362,12 +354,7 @@ def _gamma_weights() -> TorchDistributionMixin:
 
 
 def check_num_nodes(prior: WeightPrior, graph: SimpleGraph) -> None:
-    """Check that a prior of weights is for graphs of that size.
-
-    :param prior: a Pyro model; those of :func:`bfry_weights` know their number of nodes.
-    :param SimpleGraph graph: the graph.
-    :raises ValueError: where the number is another.
-    """
+    """Check that a prior of weights is for graphs of that size."""
     number = getattr(prior, "num_nodes", graph.num_nodes)
     if number != graph.num_nodes:
         raise ValueError(

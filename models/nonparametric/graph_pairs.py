@@ -311,10 +311,7 @@ class SimpleGraph:
 
 
 def on_device_of(graph: SimpleGraph) -> AbstractContextManager[Any]:
-    """Put numbers of priors, which know no device, on that of a graph.
-
-    :param SimpleGraph graph: the graph.
-    """
+    """Put numbers of priors, which know no device, on that of a graph."""
     device = graph.edges.device
     # Where nothing changes, models are recorded without the mode that changes it.
     return nullcontext() if device == torch.get_default_device() else device
@@ -323,12 +320,7 @@ def on_device_of(graph: SimpleGraph) -> AbstractContextManager[Any]:
 def draw_nodes(
     probabilities: Tensor, number: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Draw nodes, of which there may be more than :func:`torch.multinomial` takes.
-
-    :param Tensor probabilities: of the nodes, up to a factor, in float64.
-    :param int number: how many draws.
-    :param torch.Generator generator: by default PyTorch's own.
-    """
+    """Draw nodes, of which there may be more than :func:`torch.multinomial` takes."""
     total = probabilities.cumsum(0)
     uniform = torch.rand(number, dtype=total.dtype, device=total.device, generator=generator)
     return torch.searchsorted(total, uniform * total[-1], right=True).clamp(max=len(total) - 1)

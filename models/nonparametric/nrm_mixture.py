@@ -280,10 +280,7 @@ class NRMMixture:
 
 
 def check_process(value: object) -> Process:
-    """The process that a prior is or returned.
-
-    :raises TypeError: where it is none.
-    """
+    """The process that a prior is or returned."""
     if not isinstance(value, Process) or value.batch_shape:
         raise TypeError(
             "prior must be or return a normalized measure, a PitmanYor or a DirichletProcess "
@@ -295,9 +292,8 @@ def check_process(value: object) -> Process:
 def log_predictive_weights(processes: list[Process], labels: Tensor) -> Tensor:
     """Log probabilities that a further point joins each cluster, the last that of a new one.
 
-    :param list processes: of each draw.
-    :param Tensor labels: canonical. **Shape:** ``(num_draws, n)``.
-    :returns: **Shape:** ``(num_draws, most + 1)``, ``most`` the largest number of clusters.
+    Shapes: labels (num_draws, n); returns (num_draws, most + 1), most the largest number of
+    clusters.
     """
     most = int(labels.max()) + 1
     counts = torch.stack([row.bincount(minlength=most) for row in labels])

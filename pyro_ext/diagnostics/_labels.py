@@ -1,4 +1,4 @@
-"""Names of dimensions, and the labelled object that ArviZ works with."""
+"""Names of dimensions, and the labeled object that ArviZ works with."""
 
 import importlib
 from collections.abc import Collection, Iterable, Mapping, Sequence

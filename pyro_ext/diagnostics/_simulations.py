@@ -114,7 +114,7 @@ class Experiment:
                     f"run_inference gave {len(draws)} draws, wanted at least num_draws = "
                     f"{self.num_draws}"
                 )
-            # The last of equally long stretches, so that neighbours lie far apart.
+            # The last of equally long stretches, so that neighbors lie far apart.
             kept = np.arange(1, self.num_draws + 1) * len(draws) // self.num_draws - 1
             rows = torch.as_tensor(draws[kept], dtype=true.dtype, device=true.device)
             values[name] = torch.cat([true[None], rows])

@@ -281,7 +281,7 @@ NOT_WALKED: dict[str, str] = {
         ),
         _GRAPH,
     ),
-    "pyro_ext.inference.pseudocoresets.parameter_laws": "takes a guide's own parts",
+    "pyro_ext.inference.pseudocoresets.parameter_distributions": "takes a guide's own parts",
     "pyro_ext.inference.sgmcmc.*Minibatches": "kernels take the class and make it",
     "pyro_ext.checkpoint.*": "folders, whose damage has tests of its own",
     "pyro_ext.testing.*": "checks of other people's objects, which may be anything",

@@ -464,10 +464,8 @@ for name, (kind, corrupt), severity in product(COLORS, CORRUPTIONS.items(), SEVE
         ).nll
         for seed in SEEDS
     }
-print(f"{'':10}" + "".join(f"{kind:>8} {s}" for kind in CORRUPTIONS for s in SEVERITIES))
-for name in COLORS:
-    values = [mean(corrupted[name, kind, s]) for kind in CORRUPTIONS for s in SEVERITIES]
-    print(f"{name:10}" + "".join(f"{value:10.3f}" for value in values))
+pairs = [(kind, severity) for kind in CORRUPTIONS for severity in SEVERITIES]
+page.table({n: {f"{k} {s}": mean(corrupted[n, k, s]) for k, s in pairs} for n in COLORS})
 
 
 def gains_on_corrupted(kind: str) -> dict[int, float]:

@@ -433,10 +433,10 @@ def accuracies(name: str) -> dict[int, list[float]]:
 
 
 curves = {name: accuracies(name) for name in DIGIT_DISTRIBUTIONS}
-print(f"{'':17}{'seed':>5}" + "".join(f"{fraction:>8.0%}" for fraction in FRACTIONS) + " pruned")
 for name, by_seed in curves.items():
-    for seed, row in by_seed.items():
-        print(f"{name:17}{seed:5}" + "".join(f"{accuracy:8.3f}" for accuracy in row))
+    percent = [f"{fraction:.0%}" for fraction in FRACTIONS]
+    shown = {f"seed {seed}": dict(zip(percent, row, strict=True)) for seed, row in by_seed.items()}
+    page.table(shown, title=f"{name}, pruned by")
 
 figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
 for name, by_seed in curves.items():

@@ -147,10 +147,8 @@ def mean(values: Mapping[int, float]) -> float:
 
 def table(columns: Mapping[str, Score]) -> None:
     """Print means over the seeds."""
-    print(f"\n{'':8}" + "".join(f"{column:>14}" for column in columns))
-    for name in next(iter(columns.values())):
-        cells = (f"{mean(score[name]):14.3f}" for score in columns.values())
-        print(f"{name:8}" + "".join(cells))
+    names = next(iter(columns.values()))
+    page.table({n: {c: mean(score[n]) for c, score in columns.items()} for n in names})
 
 
 MAKERS: dict[str, Maker] = {

@@ -100,7 +100,7 @@ for name, (inputs, labels) in DATA.items():
     for method in OTHERS:
         found[method] = fcluster(linkage(inputs.numpy(), method), number, "maxclust")
     scores[name] = {key: adjusted_rand_score(labels, value) for key, value in found.items()}
-    print(f"{name:14}" + "".join(f"{key:>10} {value:6.3f}" for key, value in scores[name].items()))
+page.table(scores)
 lead = {name: row["rbhc"] - max(row[method] for method in OTHERS) for name, row in scores.items()}
 page.claim(
     "On digits RBHC is nearer to the classes than the best of three linkages (difference of "

@@ -509,12 +509,13 @@ for seed in SEEDS:
         for part, numbers in PARTS.items():
             chain = paper_chain(name, *numbers, NUM_SWEEPS["paper"])
             paper_distances[name, part][seed] = total_variation(chain, distribution)
-print(f"{'':22}{'moves of':10}{'exact':>8}{'paper':>8}{'worked out':>12}")
 for name, row in WORKED_OUT.items():
-    for part, expected in row.items():
-        exact = f"{np.mean(list(exact_distances[name].values())):8.4f}" if part == "both" else ""
-        paper = np.mean(list(paper_distances[name, part].values()))
-        print(f"{name:22}{part:10}{exact:8}{paper:8.4f}{expected:12.4f}")
+    found: dict[str, dict[str, object]] = {
+        part: {"paper": np.mean(list(paper_distances[name, part].values())), "worked out": expected}
+        for part, expected in row.items()
+    }
+    page.table(found, title=f"{name}, moves of", number_format=".4f")
+    print(f"exact kernel: {np.mean(list(exact_distances[name].values())):.4f}")
 
 deviations = {
     (name, part): {seed: abs(value - WORKED_OUT[name][part]) for seed, value in by_seed.items()}

@@ -16,7 +16,7 @@ from pyro_ext.diagnostics import to_arviz
 from pyro_ext.inference import MCMC
 from pyro_ext.inference.hmc.laplace_hmc import LaplaceHMC
 from pyro_ext.inference.pseudocoresets import AutoPseudocoreset
-from tests.inference.pseudocoresets.coreset_models import labelled, location, logistic, points
+from tests.inference.pseudocoresets.coreset_models import labeled, location, logistic, points
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -117,7 +117,7 @@ def test_draws_are_hardly_correlated() -> None:
 
 
 def test_chains_start_at_the_mode() -> None:
-    x, y = labelled(4000)
+    x, y = labeled(4000)
     kernel = LaplaceHMC(logistic)
     kernel.setup(0, x, y)
     positions = kernel.begin(range(500), 0).position
@@ -131,20 +131,20 @@ def test_chains_start_at_the_mode() -> None:
 
 
 def test_same_draws_from_all_backends() -> None:
-    x, y = labelled(50)
+    x, y = labeled(50)
     kinds = [run(logistic, 5, 2, x, y, backend=b).get_samples() for b in ("eager", "trace")]
     torch.testing.assert_close(kinds[0]["weight"], kinds[1]["weight"])
 
 
 @pytest.mark.slow
 def test_compiled_draws() -> None:
-    x, y = labelled(50)
+    x, y = labeled(50)
     kinds = [run(logistic, 50, 2, x, y, backend=b).get_samples() for b in ("trace", "compile")]
     torch.testing.assert_close(kinds[0]["weight"], kinds[1]["weight"])
 
 
 def test_a_chain_alone_and_among_others() -> None:
-    x, y = labelled(50)
+    x, y = labeled(50)
     many = run(logistic, 10, 3, x, y).get_samples(group_by_chain=True)["weight"]
     alone = run(logistic, 10, 1, x, y).get_samples(group_by_chain=True)["weight"]
     torch.testing.assert_close(many[:1], alone)
@@ -152,7 +152,7 @@ def test_a_chain_alone_and_among_others() -> None:
 
 
 def test_interrupted_runs_go_on(tmp_path: Path) -> None:
-    x, y = labelled(50)
+    x, y = labeled(50)
     whole = run(logistic, 20, 2, x, y).get_samples()["weight"]
     for number in (10, 20):
         mcmc = MCMC(
@@ -169,7 +169,7 @@ def test_interrupted_runs_go_on(tmp_path: Path) -> None:
 
 
 def test_kernel_of_a_guide() -> None:
-    x, y = labelled()
+    x, y = labeled()
     guide = AutoPseudocoreset(logistic, x, y, size=10, weights="scaled", seed=0)
     assert guide.kernel is LaplaceHMC
     mcmc = guide.sample_posterior(10, warmup_steps=2, num_chains=3)
@@ -182,7 +182,7 @@ def test_kernel_of_a_guide() -> None:
 
 
 def test_under_pyro() -> None:
-    x, y = labelled(50)
+    x, y = labeled(50)
     mcmc = PyroMCMC(LaplaceHMC(logistic), 10, warmup_steps=2, disable_progbar=True)
     mcmc.run(x, y)
     assert len(mcmc.get_samples()["weight"].unique(dim=0)) > 5

@@ -40,7 +40,7 @@ def points(num_points: int = 50, dim: int = 2, seed: int = 0) -> Tensor:
     return 1.0 + torch.randn(num_points, dim, generator=generator)
 
 
-def labelled(num_points: int = 400, dim: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
+def labeled(num_points: int = 400, dim: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Inputs and labels of a logistic regression, ones being rarer."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(num_points, dim, generator=generator)

@@ -8,21 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_ext.inference.pseudocoresets import ParameterLaws, parameter_laws
+from pyro_ext.inference.pseudocoresets import ParameterDistributions, parameter_distributions
 from pyro_ext.nn import MLP, BayesianModule
 
 
 class KnownPosteriors:
-    """Laws of the latent values that are simply given."""
+    """Distributions of the latent values that are simply given."""
 
     def __init__(self, data: Any, coreset: Any) -> None:
-        self.laws = ParameterLaws(data, coreset)
+        self.distributions = ParameterDistributions(data, coreset)
 
 
-@parameter_laws.register
-def _(posteriors: KnownPosteriors, guide: Any, coreset: Any) -> ParameterLaws:
+@parameter_distributions.register
+def _(posteriors: KnownPosteriors, guide: Any, coreset: Any) -> ParameterDistributions:
     del guide, coreset
-    return posteriors.laws
+    return posteriors.distributions
 
 
 def balanced_noise(shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:

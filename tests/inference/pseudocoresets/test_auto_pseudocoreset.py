@@ -31,7 +31,7 @@ from pyro_ext.potential import Potential
 from tests.inference.pseudocoresets.coreset_models import (
     FITS_ARE_SHORT,
     gamma,
-    labelled,
+    labeled,
     location,
     location_answers,
     logistic,
@@ -47,7 +47,7 @@ ALL = [ForwardKL, ReverseKL, Wasserstein]
 
 
 def test_labels_are_fixed_and_balanced() -> None:
-    x, y = labelled()
+    x, y = labeled()
     guide = AutoPseudocoreset(logistic, x, y, size=10, seed=0)
     assert guide.argument_names == ("x", "y")
     assert guide.learnable == ("x",)
@@ -77,7 +77,7 @@ def test_classes_of_a_network() -> None:
 
 
 def test_observations_stay_in_their_support() -> None:
-    x, y = labelled()
+    x, y = labeled()
     x, y = x[:, 0], y + 0.5
     guide = AutoPseudocoreset(gamma, x, y, size=8, weights="learned", seed=0)
     assert guide.learnable == ("x", "y")
@@ -89,7 +89,7 @@ def test_observations_stay_in_their_support() -> None:
 
 @pytest.mark.parametrize("learnable", [["y"], [1]])
 def test_chosen_arguments(learnable: Any) -> None:
-    x, y = labelled()
+    x, y = labeled()
     guide = AutoPseudocoreset(gamma, x[:, 0], y + 0.5, size=8, learnable=learnable, seed=0)
     before = guide.pseudodata
     guide.fit(ForwardKL(), 3, progress=False)
@@ -125,7 +125,7 @@ def test_initial_rows_and_weights() -> None:
     learned = AutoPseudocoreset(location, x, size=5, weights="learned", seed=0)
     torch.testing.assert_close(scaled.weights, torch.full((5,), 10.0))
     torch.testing.assert_close(learned.weights, scaled.weights)
-    for other in (guide, learned):  # without a word weights are learned
+    for other in (guide, learned):  # weights are learned unless told otherwise
         assert len([*other.parameters()]) == len([*scaled.parameters()]) + 1
 
 
@@ -146,7 +146,7 @@ def weighted_density(guide: AutoPseudocoreset, weight: Tensor) -> Tensor:
 
 
 def test_density_by_hand() -> None:
-    x, y = labelled()
+    x, y = labeled()
     guide = AutoPseudocoreset(logistic, x, y, size=10, weights="learned", seed=0)
     guide.fit(ForwardKL(), 5, progress=False)
     conditioned = guide.condition()
@@ -172,7 +172,7 @@ def test_another_model() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Bernoulli(logits=x @ weight), obs=y)
 
-    x, y = labelled()
+    x, y = labeled()
     guide = AutoPseudocoreset(logistic, x, y, size=10, seed=0)
     weight = torch.ones(1, 3)
     difference = Potential(guide.condition(narrow))({"weight": weight}) - Potential(
@@ -228,7 +228,7 @@ def test_predictive(parallel: bool) -> None:
         with pyro.plate("data", len(x)):
             return pyro.sample("y", dist.Bernoulli(logits=x * slope), obs=y)
 
-    x, y = labelled()
+    x, y = labeled()
     x = x[:, 0]
     guide = AutoPseudocoreset(
         model, x, y, size=10, weights="scaled", num_samples=20, warmup_steps=50, seed=0
@@ -295,7 +295,7 @@ def test_latent_sites_in_a_plate() -> None:
         with pyro.plate("data", len(x)):
             return pyro.sample("y", dist.Bernoulli(logits=(weight * x).sum(-1)), obs=y)
 
-    x, y = labelled()
+    x, y = labeled()
     guide = AutoPseudocoreset(model, x, y, size=10, num_samples=10, warmup_steps=5, seed=0)
     assert guide(x)["weight"].shape == (3,)
     assert Predictive(model, guide=guide, num_samples=4)(x)["y"].shape == (4, 400)
@@ -304,7 +304,7 @@ def test_latent_sites_in_a_plate() -> None:
 
 
 def test_run_of_a_kernel_of_ours() -> None:
-    x, y = labelled()
+    x, y = labeled()
     guide = AutoPseudocoreset(logistic, x, y, size=10, weights="scaled", seed=0)
     run = guide.sample_posterior(
         10, kernel=partial(SGLD, step_size=1e-3), warmup_steps=5, num_chains=3
@@ -318,7 +318,7 @@ def test_run_of_a_kernel_of_ours() -> None:
 
 @pytest.mark.parametrize("divergence", [ForwardKL(), ReverseKL(MCMCSurrogate(num_samples=8))])
 def test_same_seed_same_result(divergence: Any) -> None:
-    x, y = labelled()
+    x, y = labeled()
 
     def fitted(seed: int) -> tuple[list[float], Tensor]:
         loss = type(divergence)(type(divergence.surrogate)())
@@ -347,7 +347,7 @@ def test_bound_methods_are_models() -> None:
         def model(self, x: Tensor, y: Tensor) -> None:
             logistic(x, y)
 
-    x, y = labelled()
+    x, y = labeled()
     regression = Regression()
     guide = AutoPseudocoreset(regression.model, x, y, size=5, seed=0)
     pyro.clear_param_store()
@@ -404,7 +404,7 @@ def test_rate_that_destroys() -> None:
 
 
 def test_save_and_load(tmp_path: Path) -> None:
-    x, y = labelled()
+    x, y = labeled()
     x, y = x[:, 0], y + 0.5
     options: dict[str, Any] = {"size": 8, "weights": "learned"}
     guide = AutoPseudocoreset(gamma, x, y, seed=0, **options)
@@ -429,7 +429,7 @@ def test_save_and_load(tmp_path: Path) -> None:
 
 
 def test_errors() -> None:
-    x, y = labelled()
+    x, y = labeled()
     make = partial(AutoPseudocoreset, logistic, x, y)
     with pytest.raises(ValueError, match="size must be an integer >= 1, got 0"):
         make(size=0)
@@ -488,7 +488,7 @@ def test_errors_of_models() -> None:
 
 
 def test_observation_at_the_edge_of_its_support() -> None:
-    x, y = labelled()
+    x, y = labeled()
     y[:] = 0.5
     y[0] = 0.0
 

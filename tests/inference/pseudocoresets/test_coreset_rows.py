@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pyro_ext.inference import ExpertBuffer
 from pyro_ext.inference.pseudocoresets import AutoPseudocoreset, ForwardKL
-from tests.inference.pseudocoresets.coreset_models import labelled, logistic
+from tests.inference.pseudocoresets.coreset_models import labeled, logistic
 
 
 def test_arrays_and_lists_are_taken(subtests: pytest.Subtests) -> None:
-    x, y = labelled(50)
+    x, y = labeled(50)
     expected = AutoPseudocoreset(logistic, x, y, size=6, seed=0)
     experts: Any = {"num_experts": 2, "num_epochs": 1, "seed": 0, "progress": False}
     trajectories = ExpertBuffer.collect(logistic, x, y, **experts).trajectories
@@ -48,7 +48,7 @@ def test_short_lists_stay_lists() -> None:
 
 
 def test_data_must_be_finite(subtests: pytest.Subtests) -> None:
-    x, y = labelled(50)
+    x, y = labeled(50)
     cases = {
         "x": (torch.where(torch.arange(150).reshape(50, 3) == 10, math.nan, x), y, "nan in row 3"),
         "y": (
@@ -68,7 +68,7 @@ def test_data_must_be_finite(subtests: pytest.Subtests) -> None:
 
 
 def test_a_conditioned_model_takes_no_arguments() -> None:
-    x, y = labelled(50)
+    x, y = labeled(50)
     guide = AutoPseudocoreset(logistic, x, y, size=6, seed=0)
     with pytest.raises(TypeError, match=r"args must be none: .* condition\(\) .* got 2"):
         guide.condition(logistic)(x, y=y)

@@ -17,7 +17,7 @@ from pyro_ext.inference.pseudocoresets import (
 )
 from tests.inference.pseudocoresets.coreset_models import (
     gamma,
-    labelled,
+    labeled,
     location,
     logistic,
     points,
@@ -30,7 +30,7 @@ BOTH = pytest.mark.parametrize("method", [descend, unrolled_descent])
 
 
 def gamma_guide(**options: Any) -> AutoPseudocoreset:
-    x, y = labelled()
+    x, y = labeled()
     data = x[:, 0], y + 0.5 + x[:, 1].square()
     return AutoPseudocoreset(gamma, *data, size=12, weights="scaled", seed=0, **options)
 
@@ -124,7 +124,7 @@ def test_no_graph_behind_descent() -> None:
 @pytest.mark.parametrize("model", [logistic, gamma])
 def test_gradient_of_unrolled_descent_by_differences(model: Any, backend: Any) -> None:
     """Self-check 7 of the spec: rows, weights, start and learning rate."""
-    x, y = labelled()
+    x, y = labeled()
     if model is gamma:
         x, y = x[:, 0], y + 0.5 + x[:, 1].square()
     guide = AutoPseudocoreset(model, x, y, size=6, seed=0, backend=backend)
@@ -141,17 +141,17 @@ def test_gradient_of_unrolled_descent_by_differences(model: Any, backend: Any) -
     leaves = [part.clone().requires_grad_() for part in point]
     gradients = torch.autograd.grad(loss(*leaves), leaves)
     generator = torch.Generator().manual_seed(1)
-    for place, gradient in enumerate(gradients):
+    for number, gradient in enumerate(gradients):
         direction = torch.randn(gradient.shape, generator=generator)
 
-        def along(length: float, place: int = place, direction: Tensor = direction) -> float:
+        def along(length: float, number: int = number, direction: Tensor = direction) -> float:
             moved = list(point)
-            moved[place] = moved[place] + length * direction
+            moved[number] = moved[number] + length * direction
             return float(loss(*moved).detach())
 
         numeric = (along(1e-5) - along(-1e-5)) / 2e-5
         exact = float((gradient * direction).sum())
-        assert exact == pytest.approx(numeric, rel=1e-6, abs=1e-8), place
+        assert exact == pytest.approx(numeric, rel=1e-6, abs=1e-8), number
 
 
 @BOTH

@@ -25,7 +25,7 @@ from pyro_ext.inference.pseudocoresets import (
 from tests.inference.pseudocoresets.coreset_models import (
     FITS_ARE_SHORT,
     gamma,
-    labelled,
+    labeled,
     location,
     location_answers,
     logistic,
@@ -143,7 +143,7 @@ def test_learned_weights_reach_zero(divergence: Any) -> None:
 @pytest.mark.parametrize("model", [logistic, gamma])
 def test_gradient_by_differences(model: Any, divergence: Any) -> None:
     """Of Laplace approximations: modes and curvatures move with rows and weights."""
-    x, y = labelled()
+    x, y = labeled()
     if model is gamma:
         x, y = x[:, 0], y + 0.5 + x[:, 1].square()
     guide = AutoPseudocoreset(model, x, y, size=12, weights="scaled", seed=0)
@@ -165,7 +165,7 @@ def test_gradient_by_differences(model: Any, divergence: Any) -> None:
 
 def test_mode_in_unconstrained_space() -> None:
     """The Gaussian sits at the mode of the density with its Jacobian, as Potential has it."""
-    x, y = labelled()
+    x, y = labeled()
     y = 0.5 + x[:, 1].square()
     guide = AutoPseudocoreset(gamma, x[:, 0], y, size=12, seed=0)
     mean, covariance = GaussianSurrogate().data_gaussian(guide)
@@ -179,7 +179,7 @@ def test_mode_in_unconstrained_space() -> None:
 
 
 def test_blocks_of_data_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y = labelled()
+    x, y = labeled()
     whole = AutoPseudocoreset(logistic, x, y, size=12, seed=0)
     monkeypatch.setattr("pyro_ext.inference.pseudocoresets.posteriors._ROWS_PER_BLOCK", 150)
     parts = AutoPseudocoreset(logistic, x, y, size=12, seed=0)
@@ -234,7 +234,7 @@ def test_estimators_are_unbiased() -> None:
         assert float(((found.mean(0) - expected) / errors).abs().max()) < 4.5
 
 
-def test_reverse_estimator_is_centred() -> None:
+def test_reverse_estimator_is_centered() -> None:
     """Self-check 9 of the spec: constants change nothing, and one draw gives no update."""
     generator = torch.Generator().manual_seed(0)
     of_data = torch.randn(7, generator=generator)
@@ -252,7 +252,7 @@ def test_gradient_matching() -> None:
     The error relative to the gradient of half the squared gap of gradients falls with the square of
     the spread.
     """
-    x, y = labelled()
+    x, y = labeled()
     guide = AutoPseudocoreset(logistic, x, y, size=10, seed=0)
     center = torch.tensor([0.3, -0.2, 0.1])
     u, labels = guide.pseudodata

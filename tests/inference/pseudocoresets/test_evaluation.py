@@ -21,7 +21,7 @@ from pyro_ext.inference.pseudocoresets import (
 )
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule
 from tests.inference.pseudocoresets.coreset_models import (
-    labelled,
+    labeled,
     location,
     location_answers,
     logistic,
@@ -46,7 +46,7 @@ def linear(x: Tensor, y: Tensor | None = None) -> Tensor:
 
 
 def test_probabilities_by_hand() -> None:
-    x, y = labelled(20)
+    x, y = labeled(20)
     samples = draws()
     found = predictive_probabilities(logistic, samples, x, y)
     ones = (x @ samples["weight"].mT).sigmoid().mean(1)
@@ -65,7 +65,7 @@ def test_probabilities_of_a_network() -> None:
 
 
 def test_scores_of_classes() -> None:
-    x, y = labelled(60)
+    x, y = labeled(60)
     samples, reference = draws(), draws(9, seed=1)
     scores = evaluate_draws(logistic, samples, x, y, reference=reference)
     own, other = (
@@ -88,7 +88,7 @@ def test_scores_of_classes() -> None:
 
 
 def test_scores_of_equal_draws() -> None:
-    x, y = labelled(30)
+    x, y = labeled(30)
     scores = evaluate_draws(logistic, draws(), x, y, reference=draws())
     assert scores.agreement == 1.0 and scores.total_variation == 0.0
     assert standardized_mean_differences(draws(), draws())["weight"].abs().max() == 0.0
@@ -136,7 +136,7 @@ def test_coreset_by_closed_form() -> None:
 
 def test_another_architecture() -> None:
     """A coreset conditions a model with other sites, and both predictives are compared."""
-    x, y = labelled()
+    x, y = labeled()
     guide = AutoPseudocoreset(logistic, x, y, size=20, weights="scaled", seed=0)
     conditioned = guide.condition(linear)
     values = {"intercept": torch.tensor(0.3), "slope": torch.tensor([0.5, -0.5])}
@@ -171,7 +171,7 @@ def two_sites(x: Tensor, y: Tensor) -> None:
 
 
 def test_the_site_that_counts() -> None:
-    x, y = labelled(20)
+    x, y = labeled(20)
     found = evaluate_draws(two_sites, draws(), x, y, site="y")
     assert found.nll == evaluate_draws(logistic, draws(), x, y).nll
     rates = (x @ draws()["weight"].mT).exp()
@@ -189,7 +189,7 @@ def test_counts_of_differing_totals() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Binomial(total, logits=x @ weight), obs=y)
 
-    x, y = labelled(20)
+    x, y = labeled(20)
     total = 1.0 + torch.arange(20) % 3
     scores = evaluate_draws(model, draws(), x, total, y, reference=draws())
     logits = x @ draws()["weight"].mT
@@ -218,7 +218,7 @@ def test_several_numbers_a_point(kind: str) -> None:
                     obs=y,
                 )
 
-    x, y = labelled(20)
+    x, y = labeled(20)
     y = torch.stack([y, 1 - y], -1)
     weight = torch.randn(5, 3, 2, generator=torch.Generator().manual_seed(0))
     logits = torch.einsum("nd,sdk->snk", x, weight)
@@ -246,7 +246,7 @@ def test_a_reparametrized_model() -> None:
             pyro.sample("y", dist.Bernoulli(logits=x @ weight), obs=y)
 
     model = pyro.poutine.reparam(plain, config={"weight": LocScaleReparam(0.0)})
-    x, y = labelled(20)
+    x, y = labeled(20)
     scale = torch.linspace(0.5, 2.0, 7)
     samples = {"scale": scale, "weight_decentered": draws()["weight"] / scale[:, None]}
     found, expected = (
@@ -257,7 +257,7 @@ def test_a_reparametrized_model() -> None:
 
 
 def test_errors() -> None:
-    x, y = labelled(20)
+    x, y = labeled(20)
     with pytest.raises(ValueError, match="must be a class for each point"):
         predictive_probabilities(two_sites, draws(), x, y, site="count")
     with pytest.raises(ValueError, match="samples lacks the latent sites"):

@@ -21,7 +21,7 @@ from pyro_ext.inference.pseudocoresets import (
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule, init_to_module
 from tests.inference.pseudocoresets.coreset_models import (
     gamma,
-    labelled,
+    labeled,
     location,
     logistic,
     points,
@@ -72,7 +72,7 @@ def test_descent_on_all_data_in_closed_form() -> None:
 
 
 def test_momentum_and_weight_decay_as_in_torch() -> None:
-    x, y = labelled()
+    x, y = labeled()
     options = {"momentum": 0.5, "weight_decay": 0.1}
     buffer = collect(logistic, x, y, batch_size=400, learning_rate=0.2, **options)
     for number in range(3):
@@ -86,7 +86,7 @@ def test_momentum_and_weight_decay_as_in_torch() -> None:
 
 
 def test_loss_has_neither_prior_nor_jacobian() -> None:
-    x, y = labelled()
+    x, y = labeled()
     x, y = x[:, 0], y + 0.5 + x[:, 1].square()
     buffer = collect(gamma, x, y, batch_size=400, learning_rate=0.05)
     assert list(buffer.shapes) == ["slope", "shape"]
@@ -114,7 +114,7 @@ def test_epochs_visit_each_observation_once() -> None:
 
 
 def test_experts_do_not_depend_on_their_number() -> None:
-    x, y = labelled()
+    x, y = labeled()
     few, many = (collect(logistic, x, y, num_experts=number) for number in (2, 5))
     torch.testing.assert_close(few.trajectories, many.trajectories[:2], rtol=0, atol=1e-13)
     torch.testing.assert_close(few.losses, many.losses[:2], rtol=0, atol=1e-13)
@@ -123,20 +123,20 @@ def test_experts_do_not_depend_on_their_number() -> None:
 
 
 def test_seeds() -> None:
-    x, y = labelled()
+    x, y = labeled()
     one, same, other = (collect(logistic, x, y, seed=seed).trajectories for seed in (1, 1, 2))
     assert torch.equal(one, same) and not torch.isclose(one, other).any()
 
 
 def test_without_a_graph() -> None:
-    x, y = labelled(200)
+    x, y = labeled(200)
     expected = collect(logistic, x, y, num_epochs=1)
     found = collect(logistic, x, y, num_epochs=1, backend="eager")
     torch.testing.assert_close(found.trajectories, expected.trajectories)
 
 
 def test_networks_start_and_learn() -> None:
-    x, y = labelled()
+    x, y = labeled()
     network = MLP(3, [8], 2)
     model = BayesianClassifier(BayesianModule(network), batch_size=40)
     start = init_to_module(module=network)
@@ -232,7 +232,7 @@ def test_tensors_are_checked() -> None:
 
 
 def test_pieces_of_different_runs_are_no_expert(subtests: pytest.Subtests) -> None:
-    x, y = labelled()
+    x, y = labeled()
     buffer = collect(logistic, x, y, num_epochs=6, learning_rate=0.01, batch_size=400)
     one, other = buffer.trajectories[:1], buffer.trajectories[1:2]
     for number in (2, 3, 6):
@@ -247,7 +247,7 @@ def test_pieces_of_different_runs_are_no_expert(subtests: pytest.Subtests) -> No
 
 
 def test_save_and_load(tmp_path: Any) -> None:
-    x, y = labelled()
+    x, y = labeled()
     buffer = collect(gamma, x[:, 0], y + 0.5)
     buffer.save(tmp_path / "experts")
     read = ExpertBuffer.load(tmp_path / "experts")
@@ -272,7 +272,7 @@ def test_other_files_are_refused(tmp_path: Any) -> None:
 
 
 def test_experts_of_another_model_are_refused() -> None:
-    x, y = labelled()
+    x, y = labeled()
     buffer = collect(location, points())
     guide = AutoPseudocoreset(logistic, x, y, size=5, seed=0)
     with pytest.raises(ValueError, match=r"sites \{'weight': \(3,\)\} .* got those of \{'mean'"):

@@ -25,10 +25,10 @@ from pyro_ext.inference.pseudocoresets import (
     TrajectorySnapshots,
     TrajectorySurrogate,
     Wasserstein,
-    parameter_laws,
+    parameter_distributions,
 )
 from pyro_ext.inference.training import TrainingDiverged
-from tests.inference.pseudocoresets.coreset_models import FITS_ARE_SHORT, labelled, logistic
+from tests.inference.pseudocoresets.coreset_models import FITS_ARE_SHORT, labeled, logistic
 from tests.inference.pseudocoresets.function_space_helpers import (
     Classifier,
     KnownPosteriors,
@@ -90,14 +90,16 @@ def test_scalar_example(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.tensor([2.0]), torch.tensor([1.0])
     init = lambda size, *data: rows  # noqa: E731
     guide = AutoPseudocoreset(slope, x, y, size=1, weights="uniform", init=init, seed=0)
-    laws = []
+    distributions = []
     for mean, variance in ((1.0, 0.1), (0.5, 0.2)):
         if kind == "gaussian":
-            laws.append(Gaussian(torch.tensor([mean]), torch.tensor([[variance]])))
+            distributions.append(Gaussian(torch.tensor([mean]), torch.tensor([[variance]])))
         else:
             spread = variance**0.5
-            laws.append(torch.tensor([[mean - spread], [mean + spread]]))
-    surrogate = FunctionSpaceSurrogate(KnownPosteriors(*laws), mean="average", num_particles=2)
+            distributions.append(torch.tensor([[mean - spread], [mean + spread]]))
+    surrogate = FunctionSpaceSurrogate(
+        KnownPosteriors(*distributions), mean="average", num_particles=2
+    )
     _, (gradient, *_) = loss_and_gradients(FunctionSpaceKL(surrogate), guide)
     torch.testing.assert_close(gradient, torch.tensor([0.8]))
 
@@ -125,8 +127,8 @@ def test_gradient_is_unbiased() -> None:
     """
     guide = linear_guide()
     _, expected = loss_and_gradients(ForwardKL(), guide)
-    laws = parameter_laws(GaussianSurrogate(), guide, guide.coreset())
-    surrogate = FunctionSpaceSurrogate(KnownPosteriors(*laws), num_particles=5)
+    distributions = parameter_distributions(GaussianSurrogate(), guide, guide.coreset())
+    surrogate = FunctionSpaceSurrogate(KnownPosteriors(*distributions), num_particles=5)
     loss = FunctionSpaceKL(surrogate)
     found = [
         torch.cat([gradient.flatten() for gradient in loss_and_gradients(loss, guide, seed)[1]])
@@ -368,11 +370,11 @@ def test_jacobian_of_snapshots() -> None:
         surrogate = FunctionSpaceSurrogate(
             KnownPosteriors(data, own), covariance="jacobian", mean=mean
         )
-        law = surrogate.marginals(guide, coreset).data
-        torch.testing.assert_close(law.mean, x @ center)
+        distribution = surrogate.marginals(guide, coreset).data
+        torch.testing.assert_close(distribution.mean, x @ center)
         variances = data.var(0, correction=0)
         torch.testing.assert_close(
-            law.covariance_matrix, (x * variances) @ x.mT + 1e-8 * torch.eye(4)
+            distribution.covariance_matrix, (x * variances) @ x.mT + 1e-8 * torch.eye(4)
         )
 
 
@@ -397,7 +399,7 @@ def test_mean_over_weights_of_trajectories(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("model", [None, logistic])
 def test_labels_are_learned(model: Any) -> None:
     """Rows then are there once for each class; of another model as well."""
-    x, y = labelled(100)
+    x, y = labeled(100)
     guide = AutoPseudocoreset(logistic, x, y, size=6, learnable=["x", "y"], seed=0)
     before = guide.pseudodata
     loss = FunctionSpaceKL(FunctionSpaceSurrogate(GaussianSurrogate(), model=model))
@@ -408,7 +410,7 @@ def test_labels_are_learned(model: Any) -> None:
 
 def test_labels_of_few_data_are_learned_by_another_model() -> None:
     """The twelve rows of six labels that are learned are more than the ten of the data."""
-    x, y = labelled(10)
+    x, y = labeled(10)
 
     def narrow(x: Tensor, y: Tensor) -> None:
         weight = pyro.sample("weight", dist.Normal(torch.zeros(3), 0.5).to_event(1))
@@ -452,7 +454,7 @@ def test_errors() -> None:
     with pytest.raises(TypeError, match="posteriors must be .*, got 3"):
         FunctionSpaceSurrogate(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="posteriors must be .*, got 3"):
-        parameter_laws(3, linear_guide(), linear_guide().coreset())
+        parameter_distributions(3, linear_guide(), linear_guide().coreset())
     with pytest.raises(TypeError, match="model must be callable, got 3"):
         FunctionSpaceSurrogate(GaussianSurrogate(), model=3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="likelihood must map values to a distribution, got 3"):

@@ -17,7 +17,7 @@ from pyro_ext.inference.pseudocoresets import (
     ReverseKL,
     Wasserstein,
 )
-from tests.inference.pseudocoresets.coreset_models import labelled, logistic
+from tests.inference.pseudocoresets.coreset_models import labeled, logistic
 
 NOISE = 0.7
 
@@ -79,7 +79,7 @@ def test_diabetes(divergence: Any, weights: Any) -> None:
 @pytest.mark.parametrize("divergence", [ForwardKL, ReverseKL, Wasserstein])
 def test_single_precision(divergence: Any) -> None:
     """Value and gradients are those of double precision, to a hundredth."""
-    x, y = labelled(30_000)
+    x, y = labeled(30_000)
     found = []
     for dtype in (torch.float32, torch.float64):
         torch.set_default_dtype(dtype)

@@ -21,7 +21,7 @@ from pyro_ext.inference.pseudocoresets import (
     Wasserstein,
 )
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule, init_to_module
-from tests.inference.pseudocoresets.coreset_models import labelled, location, logistic, points
+from tests.inference.pseudocoresets.coreset_models import labeled, location, logistic, points
 
 
 def counts(x: Tensor, y: Tensor) -> None:
@@ -40,7 +40,7 @@ def noisy(x: Tensor, y: Tensor) -> None:
 
 
 def problem(name: str, num_points: int) -> tuple[Any, tuple[Tensor, ...]]:
-    x, y = labelled(num_points)
+    x, y = labeled(num_points)
     generator = torch.Generator().manual_seed(1)
     mean = x @ torch.tensor([0.5, -0.3, 0.2])
     return {
@@ -133,7 +133,7 @@ def test_mean_is_told() -> None:
 
 def test_networks_are_passed_over(subtests: pytest.Subtests) -> None:
     """Searches from two starts end at two modes of a network, and at one of a regression."""
-    x, y = labelled(200)
+    x, y = labeled(200)
     network = MLP(3, [8], 2)
     perceptron = BayesianClassifier(BayesianModule(network, 1.0))
     start = init_to_module(module=network)

@@ -1,4 +1,4 @@
-"""Subsets: shares of the classes, cluster centres, means that approach that of the data, errors."""
+"""Subsets: fractions of the classes, cluster centers, means that approach that of the data."""
 
 import itertools
 from functools import partial
@@ -14,7 +14,7 @@ from pyro_ext.inference.pseudocoresets import (
     k_means_subset,
     random_subset,
 )
-from tests.inference.pseudocoresets.coreset_models import labelled, location, logistic, points
+from tests.inference.pseudocoresets.coreset_models import labeled, location, logistic, points
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -30,7 +30,7 @@ def are_rows_of(part: tuple[Tensor, ...], whole: tuple[Tensor, ...]) -> bool:
 
 @pytest.mark.parametrize("subset", ALL)
 def test_rows_of_each_class(subset: Any) -> None:
-    x, y = labelled()
+    x, y = labeled()
     chosen = subset(10, x, y)
     assert are_rows_of(chosen, (x, y))
     assert float(chosen[1].sum()) == 5.0
@@ -41,7 +41,7 @@ def test_rows_of_each_class(subset: Any) -> None:
 
 @pytest.mark.parametrize("subset", [random_subset, k_means_subset, herding_subset])
 def test_start_of_a_guide(subset: Any) -> None:
-    x, y = labelled()
+    x, y = labeled()
     guides = [AutoPseudocoreset(logistic, x, y, size=10, init=subset, seed=1) for _ in range(2)]
     assert are_rows_of(guides[0].pseudodata, (x, y))
     assert torch.equal(guides[0].pseudodata[0], guides[1].pseudodata[0])
@@ -51,19 +51,19 @@ def test_start_of_a_guide(subset: Any) -> None:
 
 
 def test_seeds() -> None:
-    x, y = labelled()
+    x, y = labeled()
     for subset in (random_subset, k_means_subset):
         first, again, other = (subset(10, x, y, seed=seed)[0] for seed in (0, 0, 1))
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
 
 
-def test_points_nearest_to_cluster_centres() -> None:
-    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+def test_points_nearest_to_cluster_centers() -> None:
+    centers = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     around = torch.tensor([[0.0, 0.1], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
-    x = (centres[:, None] + around).flatten(0, 1)
+    x = (centers[:, None] + around).flatten(0, 1)
     (chosen,) = k_means_subset(3, x, seed=0)
-    wanted = centres + around[0]
+    wanted = centers + around[0]
     assert sorted(chosen.tolist()) == sorted(wanted.tolist())
 
 
@@ -122,7 +122,7 @@ def test_types_stay(subtests: pytest.Subtests) -> None:
 
 
 def test_errors() -> None:
-    x, y = labelled()
+    x, y = labeled()
     for size, subset in itertools.product((0, 401, 2.5), ALL):
         with pytest.raises(ValueError, match="size must be"):
             subset(size, x, y)

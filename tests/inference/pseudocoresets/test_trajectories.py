@@ -21,7 +21,7 @@ from pyro_ext.inference.pseudocoresets import (
 )
 from tests.inference.pseudocoresets.coreset_models import (
     FITS_ARE_SHORT,
-    labelled,
+    labeled,
     location,
     logistic,
     points,
@@ -34,7 +34,7 @@ ALL = [ForwardKL, ReverseKL, Wasserstein]
 
 
 def logistic_guide(**options: Any) -> AutoPseudocoreset:
-    return AutoPseudocoreset(logistic, *labelled(), **{"size": 6, "seed": 0, **options})
+    return AutoPseudocoreset(logistic, *labeled(), **{"size": 6, "seed": 0, **options})
 
 
 def buffer_of(*checkpoints: Tensor) -> ExpertBuffer:
@@ -187,7 +187,7 @@ def test_learning_rate_can_be_learned() -> None:
 
 
 def test_constants_in_log_likelihoods_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Self-check 9 of the spec: centring."""
+    """Self-check 9 of the spec: centering."""
     guide = logistic_guide()
     buffer = buffer_of(somewhere(0), somewhere(1))
     divergence = ReverseKL(TrajectorySurrogate(buffer, 5, 0.4, noise_scale=0.3))
@@ -215,7 +215,7 @@ def test_gradient_matching(monkeypatch: pytest.MonkeyPatch) -> None:
     is left is of the fourth order in it.
     """
     guide = logistic_guide(weights="scaled")
-    x, y = labelled()
+    x, y = labeled()
     start = somewhere(0)
     (end,) = descend(guide.posterior, guide.coreset(), start[None], 5, 0.4)
     u, v = guide.pseudodata
@@ -297,7 +297,7 @@ def test_segments_are_of_one_expert() -> None:
 @pytest.mark.parametrize("divergence", ALL)
 def test_training_with_experts(divergence: Any) -> None:
     """The posterior mode of the coreset comes nearer to that of the data, with any divergence."""
-    x, y = labelled(2000)
+    x, y = labeled(2000)
     buffer = ExpertBuffer.collect(logistic, x, y, learning_rate=0.3, seed=0, progress=False)
     rate = {ForwardKL: 0.3, ReverseKL: 3000.0, Wasserstein: 0.05}[divergence]
     optimizer = partial(torch.optim.SGD, lr=rate, momentum=0.5)
@@ -334,7 +334,7 @@ def test_arguments_are_checked() -> None:
 
 def test_steps_are_those_of_the_experts() -> None:
     """So many of an epoch, for as many epochs; what goes farther than twice as far is told."""
-    x, y = labelled(100)
+    x, y = labeled(100)
     options: Any = {"num_experts": 2, "num_epochs": 4, "seed": 0, "progress": False}
     buffer = ExpertBuffer.collect(
         logistic, x, y, batch_size=32, learning_rate=0.1, momentum=0.5, **options

@@ -1,0 +1,124 @@
+"""The house: imports run downward and in no circle, and private modules stay in their rooms."""
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import networkx
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = {"pyro_ext": 1, "inference": 2, "models": 3, "tutorials": 4}
+# The command looks at every floor and the checks of kernels run them: nothing imports either.
+MAY_LOOK_UP = re.compile(r"pyro_ext\.(cli|testing)(\.|$)")
+# Drivers stand beside the room that runs their chains.
+OF_THE_DRIVERS = re.compile(r"pyro_ext\.inference\.(mcmc|streaming|gibbs|tuning)$")
+
+
+def name_of(path: Path) -> str:
+    """Import name of a file."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts if parts[0] == "pyro_ext" else ("pyro_ext", *parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {
+    name_of(path): path
+    for folder in FLOORS
+    for path in (ROOT / folder).rglob("*.py")
+    if folder != "pyro_ext" or path.relative_to(ROOT).parts[1] not in FLOORS  # links
+}
+
+
+def room_of(name: str) -> str:
+    """The folder of a module; each of the few files right in ``pyro_ext`` is one of its own."""
+    folder = str(MODULES[name].parent.relative_to(ROOT))
+    return name if folder == "pyro_ext" else folder
+
+
+def floor_of(name: str) -> int:
+    return FLOORS.get(name.split(".")[1] if "." in name else "", 1)
+
+
+def imports_of(name: str) -> Iterator[str]:
+    """Modules of the project that a module imports anywhere in it."""
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield from [each for each in (whole, node.module) if each in MODULES][:1]
+        elif isinstance(node, ast.Import):
+            yield from [alias.name for alias in node.names if alias.name in MODULES]
+
+
+IMPORTS = {name: sorted(set(imports_of(name)) - {name}) for name in MODULES}
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    found = networkx.strongly_connected_components(networkx.DiGraph(graph))
+    return [sorted(part) for part in found if len(part) > 1]
+
+
+def test_imports_run_downward() -> None:
+    upward = [
+        (name, other)
+        for name, others in IMPORTS.items()
+        for other in others
+        if floor_of(other) > floor_of(name) and not MAY_LOOK_UP.match(name)
+    ]
+    assert not upward
+    assert not [
+        name for name in IMPORTS if "pyro_ext.cli" in IMPORTS[name] and name != "pyro_ext.__main__"
+    ]
+
+
+def test_nothing_imports_in_a_circle() -> None:
+    assert not circles({name: set(others) for name, others in IMPORTS.items()})
+    rooms: dict[str, set[str]] = defaultdict(set)
+    for name, others in IMPORTS.items():
+        rooms[room_of(name)] |= {room_of(other) for other in others} - {room_of(name)}
+    assert not circles(rooms)
+
+
+def test_private_modules_are_imported_in_their_rooms_alone() -> None:
+    foreign = [
+        (name, other)
+        for name, others in IMPORTS.items()
+        for other in others
+        if any(part.startswith("_") for part in other.split(".")[2:])
+        and room_of(name) != room_of(other)
+        and not OF_THE_DRIVERS.match(name)
+    ]
+    assert not foreign
+
+
+def test_rooms_are_small_enough_to_read() -> None:
+    sizes: dict[str, int] = defaultdict(int)
+    for name in MODULES:
+        sizes[room_of(name)] += 1
+    assert not {room: size for room, size in sizes.items() if size > 22}
+
+
+BANNED = (
+    r"colours?|behaviours?|cent(re|red|ring)|licences?|grey|neighbours?|favour|modelling|labelled",
+    r"optimis(e|es|ed|ing|ation)|normalis(e|es|ed|ing|ation)|whilst",
+    r"laid down beforehand|left the finite|befell",
+)
+
+
+@pytest.mark.parametrize("banned", BANNED)
+def test_words(banned: str) -> None:
+    """American spelling and the field's words, but where old names are given on."""
+    pattern = re.compile(rf"\b({banned})\b", re.IGNORECASE)
+    paths = [path for path in MODULES.values()]
+    paths += [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    paths += (ROOT / "docs").glob("how_to/*.md")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in paths
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if pattern.search(line) and "renamed" not in line
+    ]
+    assert not found
