@@ -28,9 +28,9 @@ from pyro_ext.inference.martingale.covariate_rule import (
     Covariates,
     Predict,
     Response,
-    future_rows,
+    future_steps,
 )
-from pyro_ext.inference.martingale.predictive_rule import Resampled, uniforms
+from pyro_ext.inference.martingale.predictive_rule import Resampled
 
 __all__ = ["ConditionalCopula", "CopulaRegression"]
 
@@ -109,43 +109,22 @@ class ConditionalCopula(CopulaDistribution):
 
         Shapes: cdfs (num_draws, 1, num_queries * num_points).
         """
-        num_steps = future.size - size
-        if num_steps == 0:
+        if future.size == size:
             return cdfs, log_density
         rate = rates(size + 1, future.size)
         group = cdfs.shape[-1] // self._num_queries
         done = []
-        at_once = max(NUMBERS_AT_ONCE // (2 * num_steps), 1)
-        for start in range(0, len(future.keys), at_once):
-            part = slice(start, start + at_once)
-            keys = future.keys[part].cpu()
-            numbers = uniforms(keys, 2 * size, 2 * future.size).reshape(-1, num_steps, 2)
-            rows = future_rows(keys, numbers[..., 1], future.num_observed)
-            done.append(
-                follow(
-                    cdfs[part],
-                    log_density[part],
-                    numbers[..., :1],
-                    rate,
-                    self._fit.bandwidth[None],
-                    rows=rows,
-                    kernel=self._kernel,
-                    group=group,
-                )
-            )
+        for part, numbers, rows in future_steps(future, size):
+            points = cdfs[part], log_density[part], numbers[..., None], rate
+            bandwidth, kernel = self._fit.bandwidth[None], self._kernel
+            done.append(follow(*points, bandwidth, rows=rows, kernel=kernel, group=group))
         cdfs, log_density = (torch.cat(several) for several in zip(*done, strict=True))
         return cdfs, log_density
 
     def completed(
         self, keys: Tensor, num_observed: int, size: int, maps: ScoreMap
     ) -> "ConditionalCopula":
-        """The distributions of populations.
-
-        :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
-        :param int num_observed: the number of observations in the data.
-        :param int size: that each population has reached.
-        :param maps: what turns these distributions into theirs, draw by draw and query by query.
-        """
+        """The distributions of populations, and maps that turn these ones into theirs."""
         new = ConditionalCopula.__new__(ConditionalCopula)
         new.__dict__.update(self.__dict__)
         new._future = Future(keys, num_observed, size, maps)
