@@ -495,8 +495,8 @@ page.figure("predictive", figure)
 #
 # | symptom | cause | remedy |
 # |---|---|---|
-# | some chains left the finite numbers | step far too large where they were | see below |
-# | all chains left them | step far too large | divide it by ten |
+# | some chains diverged | step far too large where they were | see below |
+# | all chains diverged | step far too large | divide it by ten |
 # | `kinetic_temperature` of SGHMC over 1.1 | step too large: too wide | see below |
 # | `thermostat` of SGNHT far over `friction` | step too large: too narrow | see below |
 # | answer changes with half the step size | step too large | go on halving |

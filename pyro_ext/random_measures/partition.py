@@ -72,7 +72,7 @@ class ProbabilityMeasure(ABC):
     def log_eppf(self, counts: Any, multiplicity: Any = None) -> Tensor:
         r"""Logarithm of the probability of a partition, the EPPF.
 
-        It is that of one partition of labelled elements with these block sizes, so that
+        It is that of one partition of labeled elements with these block sizes, so that
         :math:`p(3) + 3 p(2, 1) + p(1, 1, 1) = 1`.
 
         :param Tensor counts: sizes of clusters in any order, zeros for padding.

@@ -22,6 +22,7 @@
 # %%
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext.datasets import load_digits
+from pyro_ext.inference import Trainer
 from pyro_ext.models.wide_networks import (
     AsymmetricNetwork,
     mean_tangent_gram,
@@ -88,18 +90,9 @@ def descend(
     loss: Callable[[Tensor, Tensor], Tensor] = torch.nn.functional.mse_loss,
 ) -> Tensor:
     """Loss before each step of gradient descent on all of the data, `(num_steps,)`."""
-    optimizer = torch.optim.SGD([network.hidden.weight], learning_rate)
-    losses = []
-    for _ in range(num_steps):
-        value = loss(network(inputs), targets)
-        losses.append(value.detach())
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-    found = torch.stack(losses)
-    if not bool(found.isfinite().all()):
-        raise FloatingPointError(f"the loss left the finite numbers at rate {learning_rate:g}")
-    return found
+    descent = Trainer([network.hidden.weight], partial(torch.optim.SGD, lr=learning_rate))
+    losses = descent.run(lambda: loss(network(inputs), targets), num_steps, progress=False)
+    return torch.tensor(losses, dtype=inputs.dtype)
 
 
 def simulate(number: int, features: int, seed: int) -> tuple[Tensor, Tensor]:

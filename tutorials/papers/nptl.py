@@ -29,7 +29,7 @@ from torch.nn.functional import avg_pool2d, cross_entropy
 
 from pyro_ext.datasets import load_mnist_5k
 from pyro_ext.diagnostics import metrics
-from pyro_ext.inference import MCMC, NPTL, SGHMC, BatchOptimizer
+from pyro_ext.inference import MCMC, NPTL, SGHMC, BatchOptimizer, Trainer
 from pyro_ext.inference.martingale import L2SP, FineTunedEnsemble, SWAGPrior, TransferEnsemble
 from pyro_ext.reproduction import Page
 
@@ -97,16 +97,17 @@ def upstream(seed: int) -> Upstream:
     backbone = nn.Sequential(nn.Linear(196, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
     network = nn.Sequential(backbone, nn.Linear(64, 5))
     chosen = digits < 5
-    descent = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    path = []
-    for step in range(NUM_UPSTREAM + NUM_SNAPSHOTS):
-        descent.zero_grad()
-        cross_entropy(network(pooled[chosen]), digits[chosen]).backward()
-        if step >= NUM_UPSTREAM:
-            path.append({name: p.detach().clone() for name, p in backbone.named_parameters()})
-        if step == NUM_UPSTREAM - 1:
-            final = {name: p.detach().clone() for name, p in backbone.named_parameters()}
-        descent.step()
+    trainer = Trainer(network, partial(torch.optim.SGD, lr=0.1, momentum=0.9))
+
+    def loss() -> Tensor:
+        return cross_entropy(network(pooled[chosen]), digits[chosen])
+
+    def after(num_steps: int) -> dict[str, Tensor]:
+        trainer.run(loss, num_steps, progress=False)
+        return {name: p.detach().clone() for name, p in backbone.named_parameters()}
+
+    final = after(NUM_UPSTREAM - 1)
+    path = [after(NUM_UPSTREAM + number) for number in range(NUM_SNAPSHOTS)]
     backbone.load_state_dict(final)
     return Upstream(backbone, path)
 
