@@ -200,8 +200,7 @@ class RectifiedGamma(UnivariateDistribution):
 
     whose logarithm is that of a density with respect to the sum of length and a unit mass at
     :math:`C`. As a guide of a distribution with a density it gives the bound of [3], which counts
-        the latter
-    at the atom as if it were of the same kind.
+    the latter at the atom as if it were of the same kind.
 
     Draws have gradients in all parameters; at the atom those in shape and rate are zero.
 

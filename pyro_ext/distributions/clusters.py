@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._checks import as_parameter, as_tensor, check_instance, check_integer
-from pyro_ext.distributions.bases import ParametricDistribution
+from pyro_ext.distributions.bases import ParametricDistribution, expanded
 
 __all__ = [
     "ClusterBlock",
@@ -103,15 +103,8 @@ class ClusterBlock(RowsOfClusters):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Repeat the distribution over a larger batch shape."""
-        new = self._get_checked_instance(ClusterBlock, _instance)  # type: ignore[no-untyped-call]
-        new.cluster = self.cluster.expand(batch_shape)
-        new.num_points = self.num_points
-        new.has_rsample = self.has_rsample
-        super(ClusterBlock, new).__init__(
-            new.cluster.batch_shape, self.event_shape, validate_args=False
-        )
-        new._validate_args = self._validate_args
-        return new
+        cluster = self.cluster.expand(batch_shape)
+        return expanded(self, _instance, cluster.batch_shape, cluster=cluster)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, or log probability, of a block of points.
@@ -238,7 +231,7 @@ class ConjugateCluster(ParametricDistribution):
     def log_marginal_of(self, statistics: Tensor) -> Tensor:
         """Log density, or log probability, of a block of points of which the sums are known.
 
-        Sums of squares of points far from zero have lost digits that :meth:`log_marginal` keeps,
+        Sums of squares of points far from zero have lost precision that :meth:`log_marginal` keeps,
         and may be of no positive definite matrix, which is an error of PyTorch; center the data.
 
         :param Tensor statistics: sums of :meth:`statistics`. **Shape:**
@@ -435,14 +428,8 @@ class PartitionedBlock(RowsOfClusters):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Repeat the distribution over a larger batch shape."""
-        new = self._get_checked_instance(PartitionedBlock, _instance)  # type: ignore[no-untyped-call]
-        new.cluster, new.has_rsample = self.cluster, self.has_rsample
-        new.labels = self.labels.expand(*batch_shape, self.labels.shape[-1])
-        super(PartitionedBlock, new).__init__(
-            new.labels.shape[:-1], self.event_shape, validate_args=False
-        )
-        new._validate_args = self._validate_args
-        return new
+        labels = self.labels.expand(*batch_shape, self.labels.shape[-1])
+        return expanded(self, _instance, labels.shape[:-1], labels=labels)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, or log probability, of the points.

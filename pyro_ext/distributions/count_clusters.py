@@ -63,12 +63,6 @@ class MultinomialCluster(_CountCluster):
         self.total_count = check_integer("total_count", total_count, 1)
         super().__init__({"concentration": concentration}, {"concentration": 1}, validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """Repeat the distribution over a larger batch shape."""
-        new = super().expand(batch_shape, _instance)
-        new.total_count = self.total_count
-        return new
-
     @property
     def _point_distribution(self) -> Any:
         return dist.DirichletMultinomial(self.concentration, self.total_count, validate_args=False)

@@ -42,10 +42,8 @@ class GeneralizedBFRY(LevelDistribution):
               \big[ P(k, y) - (t + 1)^{-k} P(k, (t + 1) y) \big] .
 
     The density falls as :math:`x^{-1-\sigma}` between :math:`c / t` and :math:`c`, and as
-    :math:`x^{-1-\tau}` beyond. It is the distribution of one atom in a finite approximation of a
-        generalized
-    BFRY process. Where :math:`\sigma = 0` the limit is meant. Draws have gradients in all
-    parameters.
+    :math:`x^{-1-\tau}` beyond. It is a weight of a finite approximation of a generalized BFRY
+    process. Where :math:`\sigma = 0` the limit is meant. Draws have gradients in all parameters.
 
     :param discount: :math:`\sigma`, in [0, 1).
     :param tail_index: :math:`\tau`, greater than the discount.
@@ -141,8 +139,7 @@ class BetaPrimeBFRY(LevelDistribution):
               \big[ (c + x)^{-k} - (c + (1 + t) x)^{-k} \big] .
 
     The density falls as :math:`x^{-1-\sigma}` between :math:`c / t` and :math:`c`, and as
-    :math:`x^{-1-\tau}` beyond. It is the distribution of one atom in a finite approximation of a
-        beta prime
+    :math:`x^{-1-\tau}` beyond. It is a weight of a finite approximation of a beta prime
     process. Where :math:`\sigma = 0` the limit is meant, with :math:`\log(1 + t)` for the quotient
     of braces and :math:`\sigma`. Draws have gradients in all parameters. The distribution function
     is computed by quadrature, for levels up to :math:`e^{9000}`.

@@ -20,6 +20,7 @@ from torch.distributions import constraints
 
 from pyro_ext._checks import check_instance, check_integer
 from pyro_ext._renamed import renamed_arguments, renamed_attribute
+from pyro_ext.distributions.bases import expanded
 from pyro_ext.random_measures.arrivals import ExponentialArrivals, arrival_process
 from pyro_ext.random_measures.cluster_counts import ClusterSizes, cluster_sizes, counts_of_labels
 from pyro_ext.random_measures.levy_measure import LevyMeasure
@@ -131,10 +132,7 @@ class SampleDistribution(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Repeat the distribution over a larger batch shape."""
-        new = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
-        SampleDistribution.__init__(new, self.measure, self.num_samples, self.event_shape, False)
-        new._batch_shape, new._validate_args = torch.Size(batch_shape), self._validate_args
-        return new
+        return expanded(self, _instance, torch.Size(batch_shape))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws, each in a time that is about linear in the number of samples."""
