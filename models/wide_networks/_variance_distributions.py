@@ -12,8 +12,6 @@ from torch.distributions import biject_to, constraints, transform_to
 from pyro_ext.distributions.bases import clamp_positive
 from pyro_ext.distributions.supports import numbers_between, positive
 
-__all__ = ["affine", "bounded", "resolved", "squared_cauchy"]
-
 _MOST_LOST = 0.01
 
 

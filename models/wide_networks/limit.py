@@ -108,7 +108,6 @@ def network_covariance(
     :param float weight_scale: :math:`\sigma_v`.
     :param float bias_scale: :math:`\sigma_b`.
     :returns: **Shape:** ``(n, n)``.
-    :raises ValueError: for arguments out of range.
 
     Example::
 
@@ -193,7 +192,6 @@ def sample_covariances(
     :param float bias_scale: :math:`\sigma_b`.
     :param int seed: of the draws; by default PyTorch's generator gives one.
     :returns: **Shape:** ``(num_samples, n, n)``.
-    :raises ValueError: for arguments out of range.
 
     Example::
 

@@ -72,7 +72,6 @@ class DependentWeightNetwork(BayesianModule):
     :param float weight_scale: :math:`\sigma_v`.
     :param float bias_scale: :math:`\sigma_b`; with zero there are no biases.
     :param activation: makes the module :math:`\phi`.
-    :raises ValueError: for arguments out of range.
 
     Example::
 
@@ -181,7 +180,6 @@ class AsymmetricNetwork(nn.Module):
         :func:`~pyro_ext.nn.asymmetric_variances`. **Shape:** ``(num_nodes,)``.
     :param float weight_scale: :math:`\sigma_w`.
     :param int seed: of the start; by default PyTorch's generator gives one.
-    :raises ValueError: for arguments out of range.
 
     Example::
 
@@ -228,7 +226,6 @@ class AsymmetricNetwork(nn.Module):
         :param Tensor inputs: **Shape:** ``(n, in_features)``.
         :param int number: how many; by default all.
         :returns: **Shape:** ``(n, number)``.
-        :raises ValueError: for a number out of range.
         """
         if number is not None:
             check_integer("number", number, 1)
@@ -339,7 +336,6 @@ def tangent_kernel(
     :param int num_samples: how many kernels.
     :param int seed: of the draws; by default PyTorch's generator gives one.
     :returns: a ``gpytorch.kernels.Kernel`` of batch shape ``(num_samples,)``.
-    :raises ValueError: for arguments out of range.
     :raises ImportError: without GPyTorch; names the extra.
 
     Example::

@@ -77,7 +77,6 @@ class ClusterBlock(RowsOfClusters):
 
     :param ConjugateCluster cluster: distribution of one point.
     :param int num_points: how many points a draw has.
-    :raises ValueError: where it is not a positive integer.
 
     Example::
 
@@ -213,7 +212,6 @@ class ConjugateCluster(ParametricDistribution):
         :param Tensor mask: which of them belong to the block, a tensor of booleans; the others may
             be anything. **Shape:** ``(*batch, n)``.
         :returns: **Shape:** ``(*batch)``, broadcast with the batch shape of the hyperparameters.
-        :raises ValueError: where a shape does not fit, or a point is outside the support.
         """
         return self._log_marginal_of_points(*self._block_of(x, mask))
 
@@ -223,7 +221,6 @@ class ConjugateCluster(ParametricDistribution):
         :param Tensor x: points. **Shape:** ``(*batch, n, d)``.
         :returns: the number one, the part of the log density that no parameter enters, and what the
             class says. **Shape:** ``(*batch, n, num_statistics)``.
-        :raises ValueError: where the shape does not fit, or a point is outside the support.
         """
         points, _ = self._block_of(x, None)
         return self._statistics(points)
@@ -237,7 +234,6 @@ class ConjugateCluster(ParametricDistribution):
         :param Tensor statistics: sums of :meth:`statistics`. **Shape:**
             ``(*batch, num_statistics)``.
         :returns: **Shape:** ``(*batch)``, broadcast with the batch shape of the hyperparameters.
-        :raises ValueError: where the shape does not fit.
         """
         if statistics.dim() == 0 or statistics.shape[-1] != self.num_statistics:
             raise ValueError(
@@ -252,7 +248,6 @@ class ConjugateCluster(ParametricDistribution):
         :param Tensor x: points. **Shape:** ``(*batch, n, d)``.
         :param Tensor mask: which of them belong to the block. **Shape:** ``(*batch, n)``.
         :returns: a distribution of the same class.
-        :raises ValueError: where a shape does not fit, or a point is outside the support.
         """
         updated = self._posterior(self._summary(*self._block_of(x, mask)))
         return type(self)(**updated, validate_args=self._validate_args)
@@ -263,7 +258,6 @@ class ConjugateCluster(ParametricDistribution):
         :param Tensor x: points. **Shape:** ``(*batch, n, d)``.
         :param Tensor mask: which of them belong to the block. **Shape:** ``(*batch, n)``.
         :returns: a distribution of the same class.
-        :raises ValueError: where a shape does not fit, or a point is outside the support.
         """
         return self.posterior(x, mask)
 
@@ -272,7 +266,6 @@ class ConjugateCluster(ParametricDistribution):
 
         :param int num_points: how many.
         :returns: a distribution of event shape ``(num_points, d)``.
-        :raises ValueError: where it is not a positive integer.
         """
         return ClusterBlock(self, num_points)
 
@@ -396,8 +389,6 @@ class PartitionedBlock(RowsOfClusters):
 
     :param ConjugateCluster cluster: distribution of one point, without batch shape.
     :param Tensor labels: integers, equal for points of one cluster. **Shape:** ``(*batch, n)``.
-    :raises TypeError: where an argument is of another type.
-    :raises ValueError: where it has another shape.
 
     Example::
 

@@ -44,7 +44,6 @@ class MultinomialCluster(_CountCluster):
     :param concentration: :math:`a > 0`, of each of the words. **Shape:** ``(*batch, W)``.
     :param int total_count: total of the points that are drawn, and of those that the mean and the
         variance are about.
-    :raises ValueError: where an argument is out of range.
 
     Example::
 
@@ -98,7 +97,6 @@ class BernoulliCluster(_CountCluster):
     :param concentration1: :math:`a_1 > 0`. **Shape:** ``(*batch, d)``, as of the other; a number is
         equal in all dimensions, but one argument has to tell how many these are.
     :param concentration0: :math:`a_0 > 0`.
-    :raises ValueError: where an argument is out of range.
 
     Example::
 
@@ -154,7 +152,6 @@ class PoissonCluster(_CountCluster):
     :param concentration: :math:`a > 0`. **Shape:** ``(*batch, d)``, as of the other; a number is
         equal in all dimensions, but one argument has to tell how many these are.
     :param rate: :math:`b > 0`.
-    :raises ValueError: where an argument is out of range.
 
     Example::
 

@@ -50,7 +50,6 @@ class GeneralizedBFRY(LevelDistribution):
     :param level: :math:`t > 0`. Levels beyond the numbers of a type can be given as ``log_level``.
     :param scale: :math:`c > 0`.
     :param log_level: :math:`\log t`, in place of ``level``.
-    :raises ValueError: where a parameter is out of range.
 
     Example::
 
@@ -149,7 +148,6 @@ class BetaPrimeBFRY(LevelDistribution):
     :param level: :math:`t > 0`. Levels beyond the numbers of a type can be given as ``log_level``.
     :param rate: :math:`c > 0`, a scale of :math:`x`.
     :param log_level: :math:`\log t`, in place of ``level``.
-    :raises ValueError: where a parameter is out of range.
 
     Example::
 
@@ -228,7 +226,6 @@ class StableBetaBFRY(LevelDistribution):
     :param concentration: :math:`c > 0`.
     :param level: :math:`t > 0`. Levels beyond the numbers of a type can be given as ``log_level``.
     :param log_level: :math:`\log t`, in place of ``level``.
-    :raises ValueError: where a parameter is out of range.
 
     Example::
 

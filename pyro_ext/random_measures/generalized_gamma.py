@@ -68,7 +68,6 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
     :param mass: :math:`\eta > 0`.
     :param discount: :math:`\sigma < 1`.
     :param tilt: :math:`\tau \geq 0`, positive where the discount is not.
-    :raises ValueError: where a parameter is out of range.
 
     Example::
 

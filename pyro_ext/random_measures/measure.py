@@ -121,7 +121,6 @@ class CompletelyRandomMeasure(LevyMeasure):
             with zeros where a method rejects; the times; and the expected mass of all that arrives
             later. **Shape:** ``(*sample_shape, *batch_shape, num_jumps)``, the same, and without
             the last axis.
-        :raises ValueError: for an argument that is not allowed.
 
         [1] J. Lee, X. Miscouridou, F. Caron (2019), A unified construction for series
         representations and finite approximations of completely random measures.

@@ -42,7 +42,6 @@ class ParetoProcess(CompletelyRandomMeasure):
     :param scale: :math:`w_0 > 0`, which all weights exceed.
     :param tail_index: :math:`\tau > 0`.
     :param tilt: :math:`u \geq 0`, an exponential tilt.
-    :raises ValueError: where a parameter is out of range.
 
     Example::
 
@@ -225,7 +224,6 @@ class ParetoMixtureProcess(Superposition):
     :param pareto_mass: :math:`\beta > 0`.
     :param pareto_scale: :math:`w_0 > 0`.
     :param tail_index: :math:`\tau > 0`.
-    :raises ValueError: where a parameter is out of range.
 
     Example::
 

@@ -48,7 +48,6 @@ def plot_tail(
     :param ax: where to draw; a new figure without it.
     :param int num_points: at which the tail is computed.
     :returns: the axes.
-    :raises ImportError: without matplotlib; names the extra.
 
     Example::
 
@@ -87,7 +86,6 @@ def plot_ranked_weights(weights: Tensor | Mapping[str, Tensor], ax: "Axes | None
         **Shape:** ``(*draws, num_weights)``.
     :param ax: where to draw; a new figure without it.
     :returns: the axes.
-    :raises ImportError: without matplotlib; names the extra.
 
     Example::
 
@@ -117,7 +115,6 @@ def plot_num_clusters(
     :param ax: where to draw; a new figure without it.
     :param int num_points: numbers of samples at which clusters are counted.
     :returns: the axes.
-    :raises ImportError: without matplotlib; names the extra.
 
     Example::
 
@@ -145,7 +142,6 @@ def plot_cluster_sizes(labels: Tensor | Mapping[str, Tensor], ax: "Axes | None" 
         **Shape:** ``(*draws, n)``.
     :param ax: where to draw; a new figure without it.
     :returns: the axes.
-    :raises ImportError: without matplotlib; names the extra.
 
     Example::
 
@@ -204,8 +200,6 @@ def plot_rank_sizes(
     :param float prob: probability mass of the bands at each rank.
     :param int num_points: number of ranks at which the sizes are looked at.
     :returns: the axes.
-    :raises ImportError: without matplotlib; names the extra.
-    :raises ValueError: for numbers out of range.
 
     Example::
 

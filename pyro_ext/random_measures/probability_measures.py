@@ -325,7 +325,6 @@ class PitmanYor(ProbabilityMeasure):
 
     :param discount: :math:`\sigma`, in [0, 1). With zero it is the Dirichlet process.
     :param concentration: :math:`\theta > -\sigma`.
-    :raises ValueError: where a parameter is out of range.
 
     Example::
 
@@ -523,7 +522,6 @@ class DirichletProcess(PitmanYor):
               \prod_{j=1}^K \Gamma(n_j) .
 
     :param concentration: :math:`\theta > 0`.
-    :raises ValueError: where it is not positive.
 
     Example::
 
