@@ -1,4 +1,10 @@
-"""The limit of infinite width: covariances from layer to layer, their draws, and pruning."""
+r"""Covariances through layers of infinite width, random ones at any width, and pruning.
+
+[1] Y. Cho, L. K. Saul (2009), Kernel methods for deep learning.
+
+[2] H. Lee, F. Ayed, P. Jung, J. Lee, H. Yang, F. Caron (2023), Deep neural networks with dependent
+weights: Gaussian process mixture limit, heavy tails, sparsity and compressibility.
+"""
 
 import math
 
@@ -168,7 +174,7 @@ def sample_covariances(
     bias_scale: float = 0.0,
     seed: int | None = None,
 ) -> Tensor:
-    r"""Draw the random covariance of the outputs of a ReLU network [1].
+    r"""Draw the random covariance of the outputs of a ReLU network [2].
 
     Given the nodes of the last hidden layer, outputs are independent and Gaussian. In an infinitely
     wide network their covariance is
@@ -247,7 +253,7 @@ def sample_outputs(covariances: Tensor, num_outputs: int, seed: int | None = Non
 def pruning_error(
     variances: NodeVariances, threshold: Tensor, second_moment: float, weight_scale: float = 1.0
 ) -> Tensor:
-    r"""Mean square of what an output loses as nodes of small variance are pruned [1].
+    r"""Mean square of what an output loses as nodes of small variance are pruned [2].
 
     For one hidden layer of infinite width of which the nodes with :math:`\lambda_j \leq \epsilon`
     are pruned,
@@ -282,7 +288,7 @@ def pruning_error(
 def square_correlation(
     variances: NodeVariances, second_moment: float, fourth_moment: float
 ) -> Tensor:
-    r"""Correlation of the squares of two outputs of a network with one hidden layer [1].
+    r"""Correlation of the squares of two outputs of a network with one hidden layer [2].
 
     .. math:: \operatorname{corr}(y_1^2, y_2^2) = \frac{v}{3 v + 2 s^2} , \quad
               s = \Bigl(a + \int w \rho(w) dw\Bigr) E \phi(\zeta)^2 , \quad

@@ -1,6 +1,4 @@
-"""A Poisson number of jumps of one size, the limit of many rare nodes that are alike.
-
-Distributions of the variances of nodes, and what their sum becomes in a layer of infinite width.
+"""Variances of nodes, and what their sum becomes in a layer of infinite width.
 
 [1] H. Lee, F. Ayed, P. Jung, J. Lee, H. Yang, F. Caron (2023), Deep neural networks with dependent
 weights: Gaussian process mixture limit, heavy tails, sparsity and compressibility.
