@@ -21,7 +21,6 @@ __all__ = [
     "propagate",
     "pruning_error",
     "relu_covariance",
-    "relu_matrix",
     "sample_covariances",
     "sample_outputs",
     "square_correlation",
@@ -74,7 +73,7 @@ def step_covariance(cross: Tensor, left: Tensor, right: Tensor) -> Tensor:
         tensor(0.2500)
     """
     cross, left, right = as_parameters("the kernel", {"cross": cross, "left": left, "right": right})
-    # Near equal nodes the angle is the root of a difference, which leaves half the digits.
+    # Near equal nodes the angle is the root of a difference, which leaves half the precision.
     angle = _cosine(cross.double(), _scale(left, right)).arccos()
     return ((math.pi - angle) / (2.0 * math.pi)).to(cross.dtype)
 
@@ -142,7 +141,7 @@ def propagate(
     return cross, left, right
 
 
-def relu_matrix(covariance: Tensor) -> Tensor:
+def _relu_matrix(covariance: Tensor) -> Tensor:
     """Covariance of rectified nodes from that of the nodes. **Shape:** ``(*batch, n, n)``."""
     diagonal = covariance.diagonal(dim1=-2, dim2=-1)
     return relu_covariance(covariance, diagonal[..., :, None], diagonal[..., None, :])
@@ -225,7 +224,7 @@ def sample_covariances(
             features = _draw(covariance, jumps.shape[1]).relu_()
             inner = (features.mT * jumps[:, None, :]) @ features
             if drift.any():
-                inner += drift[:, None, None] * relu_matrix(covariance)
+                inner += drift[:, None, None] * _relu_matrix(covariance)
             covariance = bias_scale**2 + weight_scale**2 * inner
     return covariance
 

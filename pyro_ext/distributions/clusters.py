@@ -24,9 +24,7 @@ __all__ = [
     "ClusterBlock",
     "ConjugateCluster",
     "PartitionedBlock",
-    "RowsOfClusters",
     "Summary",
-    "broadcast_hyperparameters",
 ]
 
 Summary = tuple[Tensor, ...]
@@ -119,7 +117,7 @@ class ClusterBlock(RowsOfClusters):
         return self.cluster._draw_block(shape, self.num_points)
 
 
-def broadcast_hyperparameters(
+def _broadcast(
     owner: str, parameters: Mapping[str, Any], event_dims: Mapping[str, int]
 ) -> tuple[dict[str, Tensor], torch.Size, int]:
     """Hyperparameters in one type and of one batch shape, that shape, and the size of a point.
@@ -184,9 +182,7 @@ class ConjugateCluster(ParametricDistribution):
         event_dims: dict[str, int],
         validate_args: bool | None = None,
     ) -> None:
-        tensors, batch_shape, size = broadcast_hyperparameters(
-            type(self).__name__, parameters, event_dims
-        )
+        tensors, batch_shape, size = _broadcast(type(self).__name__, parameters, event_dims)
         super().__init__(tensors, event_dims, batch_shape, torch.Size((size,)), validate_args)
 
     @property

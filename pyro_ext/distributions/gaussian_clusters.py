@@ -21,7 +21,6 @@ __all__ = [
     "DiagonalGaussianCluster",
     "GaussianCluster",
     "KnownVarianceGaussianCluster",
-    "LocatedCluster",
 ]
 
 _POSITIVE_VECTOR = constraints.independent(constraints.positive, 1)

@@ -29,7 +29,6 @@ __all__ = [
 ]
 
 _LEAST_LOG = -690.0
-_NEAREST = 1e-9
 _MARGIN = 1e-10  # from the largest size, where densities may be infinite
 
 

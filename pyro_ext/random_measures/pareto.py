@@ -110,7 +110,7 @@ class ParetoProcess(CompletelyRandomMeasure):
     def _log_mass(self, x: Tensor) -> Tensor:
         own = self._double
         value = own.mass.log() - own.tail_index * x - own.tilt * x.clamp(max=_LARGEST_LOG).exp()
-        # A place of quadrature at the very end belongs to the inside, whatever its rounding.
+        # A node of quadrature at the very end belongs to the inside, whatever its rounding.
         return torch.where(x < own.scale.log() - 1e-9, -torch.inf, value)
 
     def _panels(self, factor: Factor) -> tuple[LogIntegrand, Tensor]:

@@ -33,7 +33,6 @@ __all__ = [
     "check_probability_measure",
     "log_sums_by_blocks",
     "log_sums_over_partitions",
-    "scaled_series",
     "seat_by_arrivals",
     "seat_by_counts",
 ]
@@ -382,7 +381,7 @@ class ClusterCounts:
         return owners[first].bincount(minlength=len(more))
 
 
-def scaled_series(log_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _scaled_series(log_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     r"""Coefficients of :math:`A`, the largest of them one, with the logarithms of factor and power.
 
     Shapes: log_values (*batch, n).
@@ -404,7 +403,7 @@ def log_sums_by_blocks(log_values: Tensor) -> Tensor:
 
     Shapes: log_values (*batch, n); result (*batch, n), over the number of blocks.
     """
-    series, log_factor, log_power = scaled_series(log_values)
+    series, log_factor, log_power = _scaled_series(log_values)
     number = series.shape[-1]
     # Row i, column j of the matrix is the coefficient of order j - i.
     gap = torch.arange(number, device=series.device)
@@ -427,7 +426,7 @@ def log_sums_over_partitions(log_values: Tensor) -> Tensor:
 
     Shapes: log_values (*batch, n); result (*batch, n + 1).
     """
-    series, log_factor, log_power = scaled_series(log_values)
+    series, log_factor, log_power = _scaled_series(log_values)
     number = series.shape[-1]
     order = torch.arange(1, number + 1, dtype=series.dtype, device=series.device)
     log_slopes = series.log() + order.log() + log_factor[..., None]
