@@ -55,8 +55,7 @@ def data_weights(plate: str, weights: Tensor) -> "_DataWeights":
     sites keep their densities, those in the plate too.
 
     Weights of one leave the model as it is. With weights from a Dirichlet distribution, times their
-    number, the maximum of the weighted likelihood is a draw of the weighted likelihood bootstrap;
-    see
+    number, the maximum of the weighted likelihood is a draw of the weighted likelihood bootstrap:
     :class:`~pyro_ext.inference.PosteriorBootstrap`.
 
     :param str plate: name of the plate.

@@ -96,8 +96,8 @@ def test_any_nest_of_plates_sees_its_elements(plates, event_shape):
             for number, (size, subsample_size, _) in enumerate(plates):
                 dim = number - len(plates)
                 stack.enter_context(pyro.plate(names[number], size, subsample_size, dim=dim))
-            law = dist.Normal(torch.zeros(event_shape), 1.0).to_event(len(event_shape))
-            return pyro.sample("x", law)
+            distribution = dist.Normal(torch.zeros(event_shape), 1.0).to_event(len(event_shape))
+            return pyro.sample("x", distribution)
 
     full = [size for size, _, _ in plates]
     data = torch.randn([1 if is_shared else size for size, _, is_shared in plates] + [*event_shape])

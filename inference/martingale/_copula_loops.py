@@ -153,7 +153,9 @@ def advance_points(
     kernel: Floats,
     group: int,
 ) -> None:
-    """Take observations into distributions, and follow points through them.
+    """Take observations into distributions, and follow points through them, in place.
+
+    Each ``group`` of points that lie side by side shares its covariates; zero without covariates.
 
     Shapes: cdfs (num_distributions, dimension, num_points); log_density as cdfs; uniforms
     (num_distributions, num_steps, dimension); rates (num_steps,); bandwidth (dimension,); rows

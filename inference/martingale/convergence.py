@@ -164,7 +164,7 @@ def surely_above(fraction: float, tolerance: float, num_draws: int) -> bool:
 
 
 def sufficient_size(fraction: float, tolerance: float, size: int) -> int:
-    """Size at which no more than a tolerance is missing, rounded up to two digits.
+    """Size at which no more than a tolerance is missing, rounded up to two figures.
 
     What is missing, a fraction at some size, falls as the inverse of the size.
 

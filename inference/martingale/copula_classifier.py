@@ -7,21 +7,21 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_ext.inference.martingale.copula_distribution import Future
 from pyro_ext.inference.martingale.copula_recursion import (
     Prequential,
     rates,
     warn_of_narrow_posterior,
 )
 from pyro_ext.inference.martingale.covariate_rule import (
-    NUMBERS_AT_ONCE,
     CovariateFit,
     CovariateRule,
     Covariates,
     Predict,
     Response,
-    future_rows,
+    future_steps,
 )
-from pyro_ext.inference.martingale.predictive_rule import Resampled, uniforms
+from pyro_ext.inference.martingale.predictive_rule import Resampled
 
 __all__ = ["CopulaClassifier", "CopulaClassifierState"]
 
@@ -90,7 +90,6 @@ class CopulaClassifier(CovariateRule):
         :param Tensor x: covariates. **Shape:** ``(num_queries,)`` or ``(num_queries,
             num_covariates)``.
         :returns: **Shape:** ``(num_queries,)``.
-        :raises RuntimeError: before :meth:`fit`.
         """
         fit = self._fitted("probabilities")
         kernel = fit.covariates.kernel(fit.covariates.standardized(x), fit.covariate_bandwidth)
@@ -123,16 +122,10 @@ class CopulaClassifier(CovariateRule):
         probability = value.probability.clone(memory_format=torch.contiguous_format)
         kernel = value.kernel.numpy()
         rate = rates(state.size + 1, size).numpy()
-        at_once = max(NUMBERS_AT_ONCE // (2 * num_steps), 1)
-        for start in range(0, len(probability), at_once):
-            part = slice(start, start + at_once)
-            keys = state.keys[part].cpu()
-            numbers = uniforms(keys, 2 * state.size, 2 * size).reshape(-1, num_steps, 2)
-            rows = future_rows(keys, numbers[..., 1], state.num_observed)
-            picked = numbers[..., 0].contiguous().numpy()
-            resample_labels(
-                probability[part].numpy(), picked, rate, value.bandwidth, rows.numpy(), kernel
-            )
+        future = Future(state.keys, state.num_observed, size, None)
+        for part, numbers, rows in future_steps(future, state.size):
+            own, picked = probability[part].numpy(), numbers.contiguous().numpy()
+            resample_labels(own, picked, rate, value.bandwidth, rows.numpy(), kernel)
         return state._replace(size=size, value=value._replace(probability=probability))
 
     def population(self, state: Resampled) -> dist.Bernoulli:

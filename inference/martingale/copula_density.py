@@ -1,15 +1,15 @@
 """A density that learns by the copula recursion: a distribution, and a rule that predicts."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_integer
 from pyro_ext.inference.martingale.copula_distribution import (
     CopulaDistribution,
+    CopulaState,
     Future,
     ScoreMap,
+    followed,
     future_knots,
     is_same,
     standardization,
@@ -37,29 +37,10 @@ from pyro_ext.inference.martingale.predictive_rule import (
 from pyro_ext.inference.martingale.weighted_sample import WeightedSample
 from pyro_ext.random import fresh_seed
 
-__all__ = [
-    "CopulaDensity",
-    "CopulaState",
-]
+__all__ = ["CopulaDensity"]
 
 _START = 0.9
 _NUMBERS_AT_ONCE = 2**21
-
-
-class CopulaState(NamedTuple):
-    """What a copula density keeps of its populations.
-
-    :param CopulaDensity distribution: that of the data.
-    :param Tensor cdfs: for numbers, distribution functions of the populations at knots, where the
-        distribution of the data has given normal scores; none for vectors. **Shape:** ``(num_draws,
-        1, num_knots)``.
-    :param Tensor log_ratio: log densities of the populations over that of the distribution there.
-        **Shape:** as ``cdfs``.
-    """
-
-    distribution: "CopulaDensity"
-    cdfs: Tensor
-    log_ratio: Tensor
 
 
 class CopulaDensity(CopulaDistribution, PredictiveRule):
@@ -103,7 +84,6 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
     :param bool standardize: whether data are standardized first, and densities given on their own
         scale all the same. Without, they have to be on the scale of standard normal numbers.
     :param int seed: of the orders.
-    :raises ValueError: for an argument that does not fit.
 
     [1] P. R. Hahn, R. Martin, S. G. Walker (2018), On recursive Bayesian predictive distributions.
 
@@ -169,7 +149,6 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
 
         :param Tensor data: **Shape:** ``(n,)`` for numbers, ``(n, dimension)`` for vectors.
         :returns: a new distribution.
-        :raises ValueError: for data that do not fit.
         """
         data = as_tensor("data", data, "(n, ...)", finite=True)
         data = single_tensor((data,), type(self).__name__)
@@ -215,7 +194,6 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
         """The distribution of the first coordinates of vectors.
 
         :param int number: how many.
-        :raises ValueError: where there are not so many.
         """
         dimension = len(self._bandwidths)
         if not self.event_shape or check_integer("number", number, 1) > dimension:
@@ -258,13 +236,7 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
 
     def advance(self, state: Resampled, num_steps: int) -> Resampled:
         """Complete each population by some more observations."""
-        value: CopulaState = state.value
-        size = state.size + num_steps
-        if value.cdfs.shape[-1]:
-            future = Future(state.keys, state.num_observed, size, None)
-            cdfs, ratio = value.distribution._added(value.cdfs, value.log_ratio, future, state.size)
-            value = value._replace(cdfs=cdfs, log_ratio=ratio)
-        return state._replace(size=size, value=value)
+        return followed(state, num_steps)
 
     def population(self, state: Resampled) -> "CopulaDensity":
         """The distribution of each population, with the batch shape ``(num_draws,)``."""
@@ -272,7 +244,7 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
         maps = None
         if not value.distribution.event_shape:
             value.distribution._base_map()  # once for all populations
-        new = value.distribution._copy()
+        new: CopulaDensity = value.distribution._copy()
         if not new.event_shape:
             knots = future_knots(float(new._bandwidths[0]), state.num_observed)
             maps = ScoreMap.of_distribution(knots, value.cdfs[:, 0], value.log_ratio[:, 0])

@@ -9,10 +9,14 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_ext.inference.martingale.predictive_rule import Resampled
+
 __all__ = [
     "CopulaDistribution",
+    "CopulaState",
     "Future",
     "ScoreMap",
+    "followed",
     "future_knots",
     "is_same",
     "score_knots",
@@ -151,6 +155,33 @@ class Future(NamedTuple):
     num_observed: int
     size: int
     maps: ScoreMap | None
+
+
+class CopulaState(NamedTuple):
+    """What a copula rule keeps of its populations.
+
+    :param distribution: that of the data, at the queries where there are covariates.
+    :param Tensor cdfs: distribution functions of the populations at knots, where the distribution
+        of the data has given normal scores, query by query; none for vectors. **Shape:**
+        ``(num_draws, 1, num_queries * num_knots)``.
+    :param Tensor log_ratio: log densities of the populations over that of the distribution there.
+        **Shape:** as ``cdfs``.
+    """
+
+    distribution: Any
+    cdfs: Tensor
+    log_ratio: Tensor
+
+
+def followed(state: Resampled, num_steps: int) -> Resampled:
+    """Populations with so many more observations, followed at their knots."""
+    value: CopulaState = state.value
+    size = state.size + num_steps
+    if value.cdfs.shape[-1]:
+        future = Future(state.keys, state.num_observed, size, None)
+        cdfs, ratio = value.distribution._added(value.cdfs, value.log_ratio, future, state.size)
+        value = value._replace(cdfs=cdfs, log_ratio=ratio)
+    return state._replace(size=size, value=value)
 
 
 def standardization(values: Tensor, standardize: bool, argument: str) -> tuple[Tensor, Tensor]:
@@ -298,22 +329,18 @@ class CopulaDistribution(TorchDistribution):
         table = self._base_map()
         knots = table.knots
         middle = 0.5 * (knots[1:] + knots[:-1])
-        num_distributions = max(self._own_shape.numel(), 1)
         pieces = []
         width = max(_NUMBERS_AT_ONCE // len(knots), 1)
-        for start in range(0, num_distributions, width):
-            distributions = torch.arange(start, min(start + width, num_distributions))
-            scores = table.values[distributions % self._num_queries]
+        for rows in torch.arange(max(self._own_shape.numel(), 1)).split(width):
+            scores = table.values[rows % self._num_queries]
             if self._future is not None and self._future.maps is not None:
                 maps = self._future.maps
-                part = ScoreMap(maps.knots, maps.values[distributions], maps.slopes[distributions])
+                part = ScoreMap(maps.knots, maps.values[rows], maps.slopes[rows])
                 scores = part.forward(scores)[0]
             cdfs = torch.special.ndtr(scores)
             cdfs[:, 0], cdfs[:, -1] = 0.0, 1.0
             mass = cdfs.diff(dim=1)
-            mean = (mass * middle).sum(
-                1
-            )  # a matrix product would depend on the other distributions
+            mean = (mass * middle).sum(1)  # a matrix product would depend on the other rows
             pieces.append(torch.stack([mean, (mass * (middle - mean[:, None]) ** 2).sum(1)]))
         mean, variance = torch.cat(pieces, 1).reshape(2, *self._own_shape)
         mean, variance = mean * self._scale[0] + self._loc[0], variance * self._scale[0] ** 2
@@ -327,11 +354,8 @@ class CopulaDistribution(TorchDistribution):
             points = knots[:, None, None].expand(-1, self._num_queries, 1)
             with torch.no_grad():
                 cdfs, log_density = self._base(points)
-            ratio = (
-                log_density[..., 0].T
-                + 0.5 * knots**2
-                + 0.5 * torch.log(torch.tensor(2.0 * torch.pi, dtype=torch.float64))
-            )
+            constant = torch.log(torch.tensor(2.0 * torch.pi, dtype=torch.float64))
+            ratio = log_density[..., 0].T + 0.5 * knots**2 + 0.5 * constant
             self._table = ScoreMap.of_distribution(knots, cdfs[..., 0].T, ratio)
         return self._table
 

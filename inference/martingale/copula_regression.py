@@ -1,14 +1,14 @@
 """Regression that learns by the copula recursion: distributions of a response given covariates."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from pyro_ext.inference.martingale.copula_distribution import (
     CopulaDistribution,
+    CopulaState,
     Future,
     ScoreMap,
+    followed,
     future_knots,
     standardization,
     table_scores,
@@ -28,11 +28,11 @@ from pyro_ext.inference.martingale.covariate_rule import (
     Covariates,
     Predict,
     Response,
-    future_rows,
+    future_steps,
 )
-from pyro_ext.inference.martingale.predictive_rule import Resampled, uniforms
+from pyro_ext.inference.martingale.predictive_rule import Resampled
 
-__all__ = ["ConditionalCopula", "CopulaRegression", "CopulaRegressionState"]
+__all__ = ["ConditionalCopula", "CopulaRegression"]
 
 # Fewer than for a density, since each query has its own.
 _TABLE_PER_SCALE, _KNOTS_PER_SCALE = 20.0, 4.0
@@ -109,64 +109,27 @@ class ConditionalCopula(CopulaDistribution):
 
         Shapes: cdfs (num_draws, 1, num_queries * num_points).
         """
-        num_steps = future.size - size
-        if num_steps == 0:
+        if future.size == size:
             return cdfs, log_density
         rate = rates(size + 1, future.size)
         group = cdfs.shape[-1] // self._num_queries
         done = []
-        at_once = max(NUMBERS_AT_ONCE // (2 * num_steps), 1)
-        for start in range(0, len(future.keys), at_once):
-            part = slice(start, start + at_once)
-            keys = future.keys[part].cpu()
-            numbers = uniforms(keys, 2 * size, 2 * future.size).reshape(-1, num_steps, 2)
-            rows = future_rows(keys, numbers[..., 1], future.num_observed)
-            done.append(
-                follow(
-                    cdfs[part],
-                    log_density[part],
-                    numbers[..., :1],
-                    rate,
-                    self._fit.bandwidth[None],
-                    rows=rows,
-                    kernel=self._kernel,
-                    group=group,
-                )
-            )
+        for part, numbers, rows in future_steps(future, size):
+            points = cdfs[part], log_density[part], numbers[..., None], rate
+            bandwidth, kernel = self._fit.bandwidth[None], self._kernel
+            done.append(follow(*points, bandwidth, rows=rows, kernel=kernel, group=group))
         cdfs, log_density = (torch.cat(several) for several in zip(*done, strict=True))
         return cdfs, log_density
 
     def completed(
         self, keys: Tensor, num_observed: int, size: int, maps: ScoreMap
     ) -> "ConditionalCopula":
-        """The distributions of populations.
-
-        :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
-        :param int num_observed: the number of observations in the data.
-        :param int size: that each population has reached.
-        :param maps: what turns these distributions into theirs, draw by draw and query by query.
-        """
+        """The distributions of populations, and maps that turn these ones into theirs."""
         new = ConditionalCopula.__new__(ConditionalCopula)
         new.__dict__.update(self.__dict__)
         new._future = Future(keys, num_observed, size, maps)
         new._own_shape = new._batch_shape = torch.Size((len(keys), self._num_queries))
         return new
-
-
-class CopulaRegressionState(NamedTuple):
-    """What a copula regression keeps of its populations.
-
-    :param ConditionalCopula distribution: that of the data at the queries.
-    :param Tensor cdfs: distribution functions of the populations at knots, where the distribution
-        of the data has given normal scores, query by query. **Shape:** ``(num_draws, 1, num_queries
-        * num_knots)``.
-    :param Tensor log_ratio: log densities of the populations over that of the distribution there.
-        **Shape:** as ``cdfs``.
-    """
-
-    distribution: ConditionalCopula
-    cdfs: Tensor
-    log_ratio: Tensor
 
 
 class CopulaRegression(CovariateRule):
@@ -198,7 +161,6 @@ class CopulaRegression(CovariateRule):
     :param bool shared_bandwidth: whether a fitted bandwidth is the same for all covariates.
     :param bool standardize: whether covariates and response are standardized first.
     :param int seed: of the orders.
-    :raises ValueError: for an argument that does not fit.
 
     [1] E. Fong, C. Holmes, S. G. Walker (2023), Martingale posterior distributions.
 
@@ -236,7 +198,6 @@ class CopulaRegression(CovariateRule):
 
         :param Tensor x: covariates. **Shape:** ``(num_queries,)`` or ``(num_queries,
             num_covariates)``.
-        :raises RuntimeError: before :meth:`fit`.
         """
         return ConditionalCopula(self._fitted("conditional"), x)
 
@@ -252,27 +213,19 @@ class CopulaRegression(CovariateRule):
         distribution = ConditionalCopula(fit, fit.x if self.queries is None else self.queries)
         knots = future_knots(float(fit.bandwidth), len(fit.x), _KNOTS_PER_SCALE)
         cdfs = torch.special.ndtr(knots).repeat(distribution._num_queries).expand(len(keys), 1, -1)
-        state = CopulaRegressionState(distribution, cdfs, torch.zeros_like(cdfs))
+        state = CopulaState(distribution, cdfs, torch.zeros_like(cdfs))
         return Resampled(keys, len(fit.x), len(fit.x), state)
 
     def advance(self, state: Resampled, num_steps: int) -> Resampled:
         """Complete each population by some more observations."""
-        value: CopulaRegressionState = state.value
-        size = state.size + num_steps
-        future = Future(state.keys, state.num_observed, size, None)
-        cdfs, ratio = value.distribution._added(value.cdfs, value.log_ratio, future, state.size)
-        return state._replace(size=size, value=value._replace(cdfs=cdfs, log_ratio=ratio))
+        return followed(state, num_steps)
 
     def population(self, state: Resampled) -> ConditionalCopula:
         """Distributions of the response, with the batch shape ``(num_draws, num_queries)``."""
-        value: CopulaRegressionState = state.value
-        distribution = value.distribution
-        distribution._base_map()  # once for all populations
-        knots = future_knots(
-            float(distribution._fit.bandwidth), state.num_observed, _KNOTS_PER_SCALE
-        )
-        shape = (-1, len(knots))
-        maps = ScoreMap.of_distribution(
-            knots, value.cdfs.reshape(shape), value.log_ratio.reshape(shape)
-        )
-        return distribution.completed(state.keys, state.num_observed, state.size, maps)
+        value: CopulaState = state.value
+        own: ConditionalCopula = value.distribution
+        own._base_map()  # once for all populations
+        knots = future_knots(float(own._fit.bandwidth), state.num_observed, _KNOTS_PER_SCALE)
+        cdfs, ratio = (part.reshape(-1, len(knots)) for part in (value.cdfs, value.log_ratio))
+        maps = ScoreMap.of_distribution(knots, cdfs, ratio)
+        return own.completed(state.keys, state.num_observed, state.size, maps)

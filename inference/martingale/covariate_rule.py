@@ -1,14 +1,14 @@
 """What copula rules with covariates share: their scale, kernel, fit and future."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_finite, check_integer
-from pyro_ext.inference.martingale.copula_distribution import is_same, standardization
+from pyro_ext.inference.martingale.copula_distribution import Future, is_same, standardization
 from pyro_ext.inference.martingale.copula_recursion import (
     Prequential,
     checked_bandwidth,
@@ -20,14 +20,8 @@ from pyro_ext.inference.martingale.copula_recursion import (
 from pyro_ext.inference.martingale.predictive_rule import PredictiveRule, check_data, uniforms
 from pyro_ext.random import fresh_seed
 
-__all__ = [
-    "CovariateFit",
-    "CovariateRule",
-    "Covariates",
-    "Predict",
-    "Response",
-    "future_rows",
-]
+__all__ = ["CovariateFit", "CovariateRule", "Covariates", "Predict", "Response"]
+__all__ += ["NUMBERS_AT_ONCE", "future_rows", "future_steps"]
 
 NUMBERS_AT_ONCE = 2**21
 
@@ -263,6 +257,21 @@ class CovariateRule(PredictiveRule):
         if self._fit is None:
             raise RuntimeError(f"{what} needs data: call fit(x, y), which returns a new rule")
         return self._fit
+
+
+def future_steps(future: Future, size: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """What populations get from a size on, some draws at a time.
+
+    These are the draws, uniform numbers of the responses and rows of the covariates, a column a
+    step.
+    """
+    num_steps = future.size - size
+    at_once = max(NUMBERS_AT_ONCE // (2 * num_steps), 1)
+    for start in range(0, len(future.keys), at_once):
+        part = slice(start, start + at_once)
+        keys = future.keys[part].cpu()
+        numbers = uniforms(keys, 2 * size, 2 * future.size).reshape(-1, num_steps, 2)
+        yield part, numbers[..., 0], future_rows(keys, numbers[..., 1], future.num_observed)
 
 
 def future_rows(keys: Tensor, picks: Tensor, num_observed: int) -> Tensor:

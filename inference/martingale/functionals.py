@@ -21,15 +21,7 @@ from pyro_ext.inference.martingale.weighted_sample import points_of
 from pyro_ext.inference.optimization import BatchLBFGS, Minimizer, center_of
 from pyro_ext.potential import Regularizer, WeightedFunction, WeightedLoss, WeightedPotential
 
-__all__ = [
-    "BestFit",
-    "Expectation",
-    "MEstimator",
-    "Mean",
-    "Quantile",
-    "Variance",
-    "WeightedMLE",
-]
+__all__ = ["BestFit", "Expectation", "MEstimator", "Mean", "Quantile", "Variance", "WeightedMLE"]
 
 _NUM_POINTS = 500
 
@@ -71,7 +63,6 @@ class Quantile:
     """Quantiles of a population, element by element.
 
     :param probability: a probability, or several of them, which become the last dimension.
-    :raises ValueError: for a probability that is not between 0 and 1.
 
     Example::
 
@@ -119,7 +110,6 @@ class Expectation:
         continuous distribution. For a number these are quantiles, whose plain mean is taken, the
         midpoint rule, which is off by no more than the variation of the function over ``2 *
         num_points``. Populations that are points need no such approximation.
-    :raises TypeError: for a function that is not callable.
 
     Example::
 
@@ -156,7 +146,6 @@ class BestFit(ABC):
     :param Minimizer optimizer: :class:`~pyro_ext.inference.BatchLBFGS` without one.
     :param int num_points: how many points stand for a population that is no weighted sample, but a
         distribution: quantiles of one of numbers.
-    :raises ValueError: for a number that is out of range.
     """
 
     def __init__(self, optimizer: Minimizer | None, num_points: int) -> None:
@@ -173,7 +162,6 @@ class BestFit(ABC):
             distribution of vectors of a :class:`~pyro_ext.inference.CopulaDensity`.
         :returns: **Shape:** ``(num_draws, *event)`` each; NaN where a search diverges.
             There is a warning where searches have not converged.
-        :raises TypeError: for a population of another kind.
         """
         sample = points_of(population, self.num_points)
         shared = sample.values if sample.is_shared else tuple(part[0] for part in sample.values)

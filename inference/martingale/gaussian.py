@@ -139,7 +139,6 @@ class NormalPredictive(GaussianRule):
     :param float scale: :math:`\sigma`, the known standard deviation of an observation.
     :param float loc: :math:`m_0`, the mean of the prior.
     :param float loc_scale: :math:`t`, the standard deviation of the prior, infinite for a flat one.
-    :raises ValueError: for numbers out of range.
 
     Example::
 
@@ -203,7 +202,6 @@ class PlugInNormal(GaussianRule):
     more widely spread than the next one.
 
     :param float scale: :math:`\sigma`, the standard deviation of an observation.
-    :raises ValueError: for a scale that is not positive.
 
     Example::
 
@@ -260,7 +258,6 @@ class StudentTPredictive(GaussianRule):
     :param float loc_precision: :math:`\kappa_0 \ge 0`, how many observations ``loc`` counts for.
     :param float concentration: :math:`a_0`, :math:`-1/2` or more.
     :param float rate: :math:`b_0 \ge 0`.
-    :raises ValueError: for numbers out of range.
 
     Example::
 

@@ -65,8 +65,9 @@ class MartingalePosterior(IndependentDraws):
     what has not been seen. With the predictive of a Bayesian model this is the Bayesian posterior,
     with :class:`~pyro_ext.inference.PolyaUrn` the Bayesian bootstrap.
 
-    The draws are independent. Too small a population makes their variance too small, by the share
-    :math:`n / N` for a mean. That share is estimated from how far the functional moves between
+    The draws are independent. Too small a population makes their variance too small, by the
+    fraction
+    :math:`n / N` for a mean. It is estimated from how far the functional moves between
     :math:`N / 2` and :math:`N`, in ``diagnostics()``, and a warning says where it is too large.
     For a functional that jumps back and forth, such as a quantile of few points, the estimate errs
     on the large side.
@@ -87,12 +88,9 @@ class MartingalePosterior(IndependentDraws):
     :param int num_checks: at how many sizes of the population the functional is evaluated, among
         them :math:`N / 2` and :math:`N`. With one, nothing is known of convergence, and nothing is
         spent on it.
-    :param float tolerance: share of the posterior variance that may be missing without a warning,
-        which comes where the estimate exceeds it by more than chance.
+    :param float tolerance: fraction of the posterior variance that may be missing without a
+        warning, which comes where the estimate exceeds it by more than chance.
     :param str name: name of a functional that returns a tensor.
-    :raises TypeError: for a rule or functional that is none.
-    :raises ValueError: for numbers out of range, or an infinite horizon of a rule that does not
-        know its limit.
 
     [1] E. Fong, C. Holmes, S. G. Walker (2023), Martingale posterior distributions.
 
@@ -222,7 +220,6 @@ class MartingalePosterior(IndependentDraws):
             ``"remaining_fraction"`` of the posterior variance that a larger population would add,
             not a number where it is not known, **Shape:** ``(*event)`` each; ``"left_out"``, the
             numbers of draws whose functional was not finite.
-        :raises RuntimeError: before a run.
         """
         samples = self.get_samples()
         fractions = self._fractions()
@@ -241,8 +238,6 @@ class MartingalePosterior(IndependentDraws):
         """How far the functional moved as the populations grew.
 
         :func:`~pyro_ext.inference.martingale.plot_drift` draws it.
-
-        :raises RuntimeError: before a run, or without checks.
         """
         self.get_samples()
         if not self._moves:
@@ -306,8 +301,7 @@ class MartingalePosterior(IndependentDraws):
 
     def _raise_or_warn(self) -> None:
         self._warn_of_left_out(
-            "functional",
-            "try it on the data, and see whether it exists for populations like them",
+            "functional", "try it on the data, and see whether it exists for populations like them"
         )
         num_finite = len(next(iter(self._samples.values())))
         if not self._moves:
@@ -352,9 +346,7 @@ def _named_values(found: Any, name: str, num_draws: int, like: Values | None) ->
 
 
 def plot_drift(
-    posterior: MartingalePosterior,
-    names: Collection[str] | None = None,
-    ax: "Axes | None" = None,
+    posterior: MartingalePosterior, names: Collection[str] | None = None, ax: "Axes | None" = None
 ) -> "Axes":
     """Draw how far a functional has moved as the population grew.
 

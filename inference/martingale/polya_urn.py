@@ -53,8 +53,8 @@ class PolyaUrn(PredictiveRule):
     size :math:`N` is drawn from the urn itself, and at ``horizon=math.inf`` from the limit, in
     which the weights of the observations and of the base measure are
     :math:`\mathrm{Dirichlet}(1, \dots, 1, \alpha)`. There the base measure's part is broken into
-    sticks until a share of less than :math:`10^{-6}` of it is left on average, which the last stick
-    takes.
+    sticks until a fraction of less than :math:`10^{-6}` of it is left on average, which the last
+    stick takes.
 
     The data may be several tensors, such as covariates and responses, whose rows stay together.
     Populations are of type :class:`~pyro_ext.inference.martingale.WeightedSample`, and hold their
@@ -63,8 +63,6 @@ class PolyaUrn(PredictiveRule):
     :param base_measure: :math:`F_0`, a distribution of an observation, for data of one tensor.
     :param float concentration: :math:`\alpha \ge 0`, how many observations the base measure counts
         for. It takes a base measure where it is positive.
-    :raises TypeError: for a base measure that is no distribution.
-    :raises ValueError: for a concentration that is out of range, or without base measure.
 
     [1] D. B. Rubin (1981), The Bayesian bootstrap.
 
@@ -129,7 +127,7 @@ class PolyaUrn(PredictiveRule):
         return state._replace(size=size, value=UrnState(urns.data, labels, number, atoms))
 
     def population(self, state: Resampled) -> WeightedSample:
-        """What is in the urns: each point with its share of the balls."""
+        """What is in the urns: each point with its fraction of the balls."""
         urns: UrnState = state.value
         num_draws, num_points = len(urns.labels), int(urns.num_labels.max())
         counts = torch.zeros(num_draws, num_points, dtype=torch.float64)
@@ -140,14 +138,14 @@ class PolyaUrn(PredictiveRule):
     def limit(self, state: Resampled) -> WeightedSample:
         """What urns come to hold in the end, as ever more balls are drawn from them."""
         weights = (self.population(state).weights * state.size).cpu()
-        shares = _gammas(weights, uniforms(state.keys, 0, weights.shape[1], stream=_WEIGHTS))
+        gammas = _gammas(weights, uniforms(state.keys, 0, weights.shape[1], stream=_WEIGHTS))
         if self.concentration > 0.0:
             # All balls are points of their own in the limit; new points share the rest.
             sticks = self._sticks(state.keys)
             rest = torch.full((len(weights), 1), self.concentration, dtype=torch.float64)
             number = uniforms(state.keys, 0, 1, stream=_STICKS)
-            shares = torch.cat([shares, _gammas(rest, number) * sticks], 1)
-        return self._sample(state, shares / shares.sum(1, keepdim=True))
+            gammas = torch.cat([gammas, _gammas(rest, number) * sticks], 1)
+        return self._sample(state, gammas / gammas.sum(1, keepdim=True))
 
     def _sticks(self, keys: Tensor) -> Tensor:
         """Weights of a Dirichlet process. **Shape:** ``(num_draws, num_sticks)``."""

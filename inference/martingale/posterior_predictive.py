@@ -70,7 +70,6 @@ class PosteriorPredictive(PredictiveRule):
     :param int num_samples: draws of the chain, for a kernel.
     :param int warmup_steps: steps before them, for a kernel.
     :param options: what else :class:`~pyro_ext.inference.MCMC` takes but the seed, for a kernel.
-    :raises TypeError: for a model or posterior that is none, or options without a kernel.
 
     Example::
 

@@ -59,7 +59,6 @@ class PredictiveRule(ABC):
         :param tuple data: what :meth:`MartingalePosterior.run()
             <pyro_ext.inference.MartingalePosterior.run>` got. **Shape:** ``(n, *event)`` each.
         :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
-        :raises ValueError: for data that do not fit.
         """
 
     @abstractmethod

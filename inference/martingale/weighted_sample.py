@@ -9,10 +9,7 @@ from torch import Tensor
 
 from pyro_ext._checks import as_parameter, as_tensor
 
-__all__ = [
-    "WeightedSample",
-    "points_of",
-]
+__all__ = ["WeightedSample", "points_of"]
 
 _ROUNDING = 1e-7  # what probabilities in float32 lose
 
@@ -28,7 +25,6 @@ class WeightedSample:
     :param Tensor weights: of the points, which sum to one for each draw. **Shape:**
         ``(num_draws, num_points)``.
     :param bool is_shared: whether the draws share their points.
-    :raises ValueError: for shapes that do not fit each other.
 
     Example::
 
@@ -86,7 +82,7 @@ class WeightedSample:
         **Shape:** ``(num_draws, *event)``.
         """
         points = _floating(self._points("variance"))
-        # Near the mean few digits are lost.
+        # Near the mean little precision is lost.
         dim = 0 if self.is_shared else 1
         centered = points - points.mean(dim, keepdim=True)
         return (self._weighted(centered**2) - self._weighted(centered) ** 2).clamp(min=0.0)
@@ -135,7 +131,6 @@ class WeightedSample:
         :param function: of the ``values``, point by point. Its arguments have the leading
             dimensions ``(num_points,)`` or ``(num_draws, num_points)``, and so has its result.
         :returns: **Shape:** ``(num_draws, *result)``.
-        :raises ValueError: for a result that lacks these dimensions.
         """
         result = function(*self.values)
         leading = tuple(self.weights.shape)[1 if self.is_shared else 0 :]

@@ -71,10 +71,7 @@ class CoresetModel:
         self.args, self.kwargs = model.arguments.fill(rows)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model.
-
-        :raises TypeError: for arguments: the pseudo rows are there already.
-        """
+        """Run the model."""
         if args or kwargs:
             raise TypeError(
                 "args must be none: a model that condition() gives takes no arguments, since it "
@@ -151,11 +148,7 @@ def balanced_subset(labels: Tensor | None, num_points: int, size: int, seed: int
 
 
 def initial_rows(
-    rows: Sequence[Tensor],
-    supports: Sequence[Constraint | None],
-    size: int,
-    init: Any,
-    seed: int,
+    rows: Sequence[Tensor], supports: Sequence[Constraint | None], size: int, init: Any, seed: int
 ) -> tuple[Tensor, ...]:
     """Pseudo rows to start with.
 

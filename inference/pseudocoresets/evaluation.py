@@ -49,8 +49,7 @@ class CoresetScores:
         over them.
     :param float accuracy: fraction of the likeliest classes that are right.
     :param float ece: expected calibration error.
-    :param float agreement: fraction of points with the same likeliest class as with the other
-        draws.
+    :param float agreement: fraction of points with the likeliest class of the other draws.
     :param float total_variation: of the predictives of both, mean over points.
     :param dict mean_differences: of :func:`standardized_mean_differences`.
     :param dict scale_ratios: of :func:`standard_deviation_ratios`.
@@ -73,7 +72,6 @@ def standardized_mean_differences(samples: Samples, reference: Samples) -> dict[
     :param Mapping reference: other draws, such as those from the posterior of all data. Sites that
         only one of both has are passed over.
     :returns: :math:`(m - m') / s'` of each element, by site. **Shape:** ``(*event)``.
-    :raises ValueError: where there are less than two draws, or no site in common.
 
     Example::
 
@@ -93,7 +91,6 @@ def standard_deviation_ratios(samples: Samples, reference: Samples) -> dict[str,
     :param Mapping samples: draws by site. **Shape:** ``(num_draws, *event)`` each.
     :param Mapping reference: as of :func:`standardized_mean_differences`.
     :returns: :math:`s / s'` of each element, by site. **Shape:** ``(*event)``.
-    :raises ValueError: where there are less than two draws, or no site in common.
 
     Example::
 
@@ -107,11 +104,7 @@ def standard_deviation_ratios(samples: Samples, reference: Samples) -> dict[str,
 
 
 def predictive_probabilities(
-    model: Callable[..., Any],
-    samples: Samples,
-    *args: Any,
-    site: str | None = None,
-    **kwargs: Any,
+    model: Callable[..., Any], samples: Samples, *args: Any, site: str | None = None, **kwargs: Any
 ) -> Tensor:
     """Probability of each class at each point, averaged over posterior draws.
 
@@ -121,8 +114,6 @@ def predictive_probabilities(
     :param str site: the observed site, where there are several.
     :param kwargs: keyword arguments of the model.
     :returns: in double precision. **Shape:** ``(n, classes)``.
-    :raises ValueError: where the site is not a class for each point, numbered from zero, or the
-        model does not see all points at once.
 
     Example::
 
@@ -169,7 +160,6 @@ def evaluate_draws(
     :param reference_model: the model of the latter, if it is another one.
     :param str site: the observed site, where there are several.
     :param kwargs: keyword arguments of the model.
-    :raises ValueError: where the model has no such observed site, or does not see all points.
 
     Example::
 
@@ -240,7 +230,6 @@ def evaluate_coreset(
     :param Mapping options: further arguments of :class:`~pyro_ext.inference.MCMC`, such as
         ``seed``.
     :param kwargs: keyword arguments of the model.
-    :raises TypeError: for something else than a model of ``condition``.
 
     Example::
 

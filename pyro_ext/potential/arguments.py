@@ -12,13 +12,7 @@ from torch import Tensor
 
 from pyro_ext._checks import check_finite, shown
 
-__all__ = [
-    "as_tensors",
-    "named_arguments",
-    "names_of",
-    "not_finite",
-    "not_finite_in",
-]
+__all__ = ["as_tensors", "named_arguments", "names_of", "not_finite", "not_finite_in"]
 
 # What Python and PyTorch raise where an argument is of the wrong kind.
 _UNNAMED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError)

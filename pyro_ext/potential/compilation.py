@@ -25,10 +25,7 @@ from torch.utils import _pytree as pytree
 from pyro_ext._cache import cache_path
 from pyro_ext._version import __version__
 
-__all__ = [
-    "compile_graph",
-    "lift_constants",
-]
+__all__ = ["compile_graph", "lift_constants"]
 
 TensorFunction = Callable[..., Any]
 
@@ -235,11 +232,7 @@ def _compiled_library(
 
     mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
     fake = [mode.from_tensor(argument) for argument in arguments]
-    with (
-        torch.no_grad(),
-        config.patch({**_OPTIONS, **options}),
-        tracing(TracingContext(mode)),
-    ):
+    with torch.no_grad(), config.patch({**_OPTIONS, **options}), tracing(TracingContext(mode)):
         with mode:
             record = make_fx(lambda *x: graph(*x), decomposition_table=select_decomp_table())(*fake)
         _recursive_joint_graph_passes(record)

@@ -24,9 +24,7 @@ from pyro_ext.potential.evaluation import (
 from pyro_ext.potential.model_at_values import ModelAtValues
 from pyro_ext.potential.structure import Site
 
-__all__ = [
-    "EnumeratedLikelihood",
-]
+__all__ = ["EnumeratedLikelihood"]
 
 
 class EnumeratedLikelihood:
@@ -36,8 +34,6 @@ class EnumeratedLikelihood:
     plates around all of them: :math:`\log \sum_z p(z, \theta, x) - \log \sum_z p(z, \theta)`, with
     the terms of these sites alone. It is that of the observed site where there is one, with these
     plates; else it has the name of the innermost of these plates, with ``"_joint"``.
-
-    :raises ValueError: where one that they lack is not discrete with values that can be enumerated.
     """
 
     def __init__(self, whole: ModelAtValues, given: Collection[str]) -> None:

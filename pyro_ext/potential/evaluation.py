@@ -369,7 +369,7 @@ def from_unconstrained(values: Mapping[str, Tensor], indices: Mapping[str, Tenso
         support = msg["fn"].support
         value = values[msg["name"]]
         if is_real(support):
-            return _select(value, msg, indices, len(msg["fn"].event_shape)), None
+            return restrict(value, msg, indices), None
         transform = bijection(support)
         unconstrained = _select(value, msg, indices, transform.domain.event_dim)
         constrained = transform(unconstrained)
@@ -386,8 +386,7 @@ def from_constrained(values: Mapping[str, Tensor], indices: Mapping[str, Tensor]
     def choose(msg: Any) -> tuple[Tensor, Tensor | None] | None:
         if msg["name"] not in values:
             return None
-        value = values[msg["name"]]
-        return _select(value, msg, indices, len(msg["fn"].event_shape)), None
+        return restrict(values[msg["name"]], msg, indices), None
 
     return choose
 
@@ -450,22 +449,18 @@ def _subsample_scale(record: Record) -> float:
 
 
 def _select(value: Tensor, msg: Any, indices: Mapping[str, Tensor], event_dim: int) -> Tensor:
-    """Rows of a value over all of the data that the subsample picks."""
-    for frame in _subsampled_frames(msg["cond_indep_stack"]):
-        if frame.name in indices:
-            value = value.index_select(frame.dim - event_dim, indices[frame.name])
-    return value
-
-
-def restrict(value: Tensor, msg: Any, indices: Mapping[str, Tensor]) -> Tensor:
-    """The subsample's part of a constrained value, which may be given over all of the data."""
-    event_dim = len(msg["fn"].event_shape)
+    """The subsample's part of a value, which is one over all of the data or that part already."""
     for frame in _subsampled_frames(msg["cond_indep_stack"]):
         dim = frame.dim - event_dim
         is_whole = value.dim() >= -dim and value.shape[dim] == frame.full_size
         if is_whole and frame.name in indices:
             value = value.index_select(dim, indices[frame.name])
     return value
+
+
+def restrict(value: Tensor, msg: Any, indices: Mapping[str, Tensor]) -> Tensor:
+    """The subsample's part of a constrained value."""
+    return _select(value, msg, indices, len(msg["fn"].event_shape))
 
 
 def _reweight(

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from pyro_ext._checks import check_instance, check_mapping
 
-__all__ = [
-    "Layout",
-]
+__all__ = ["Layout"]
 
 
 class Layout:
@@ -43,6 +41,13 @@ class Layout:
         for position, dtype in enumerate(self.dtypes.values()):
             self.dtype = dtype if position == 0 else torch.promote_types(self.dtype, dtype)
 
+    @classmethod
+    def of(cls, params: Mapping[str, Tensor], num_leading: int = 0) -> "Layout":
+        """Layout of parameters, whose shapes have leading dimensions before those of the event."""
+        device = next(iter(params.values())).device
+        shapes = {name: value.shape[num_leading:] for name, value in params.items()}
+        return cls(shapes, {name: value.dtype for name, value in params.items()}, device)
+
     def part(self, names: Collection[str]) -> "Layout":
         """Layout of some of the parameters."""
         shapes = {name: shape for name, shape in self.shapes.items() if name in names}
@@ -72,34 +77,28 @@ class Layout:
         }
 
     def check(self, params: Mapping[str, Tensor], argument: str) -> int:
-        """Check names, shapes and types of parameters with a leading chain dimension.
-
-        :raises ValueError: where a name, a shape or the number of chains does not fit.
-        :raises TypeError: where a value is not a floating tensor.
-        """
+        """Check names, shapes and types of parameters with a leading chain dimension."""
         check_mapping(argument, params, "a dict of tensors by site")
         if set(params) != set(self.shapes):
             raise ValueError(
                 f"{argument} has the sites {sorted(params)}, but the model has "
                 f"{sorted(self.shapes)}"
             )
-        for name in self.shapes:
-            if not isinstance(params[name], Tensor) or not params[name].is_floating_point():
+        for name, shape in self.shapes.items():
+            value = params[name]
+            if not isinstance(value, Tensor) or not value.is_floating_point():
                 raise TypeError(
-                    f"{argument}[{name!r}] must be a floating tensor, got {params[name]!r:.80}"
+                    f"{argument}[{name!r}] must be a floating tensor, got {value!r:.80}"
                 )
-        leading = self.check_leading(params, argument)
-        if len(leading) != 1:
-            raise ValueError(
-                f"{argument} must have one leading dimension, for chains, got {tuple(leading)}"
-            )
-        return leading[0]
+            if value.dim() != len(shape) + 1 or value.shape[1:] != shape:
+                raise ValueError(
+                    f"{argument}[{name!r}] has shape {tuple(value.shape)}, wanted (num_chains, "
+                    f"*{tuple(shape)})"
+                )
+        return self.check_leading(params, argument)[0]
 
     def check_leading(self, values: Mapping[str, Tensor], argument: str) -> torch.Size:
-        """Check shapes of parameters with any leading dimensions; other names are passed over.
-
-        :raises ValueError: where a parameter is missing or a shape does not fit.
-        """
+        """Check shapes of parameters with any leading dimensions; other names are passed over."""
         check_mapping(argument, values, "a dict of tensors by site")
         if missing := set(self.shapes) - set(values):
             raise ValueError(
@@ -131,8 +130,6 @@ class Layout:
             first that fits counts; ``"default"`` names the rest. In place of a number a tensor of
             the site's unconstrained shape gives one for each element.
         :returns: **Shape:** ``(size,)``.
-        :raises ValueError: for a pattern that fits no site, a site without a number, or a tensor of
-            another shape.
         """
         if not isinstance(value, Mapping):
             return torch.full((self.size,), float(value), dtype=self.dtype, device=self.device)

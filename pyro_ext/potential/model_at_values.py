@@ -18,10 +18,7 @@ from pyro_ext.potential.runner import ModelRunner, draw_from_prior
 from pyro_ext.potential.structure import Plate, Site, Structure, assemble
 from pyro_ext.random import fresh_seed
 
-__all__ = [
-    "DRAWS_PER_CALL",
-    "ModelAtValues",
-]
+__all__ = ["DRAWS_PER_CALL", "ModelAtValues"]
 
 DRAWS_PER_CALL = 64
 
@@ -33,7 +30,6 @@ class ModelAtValues:
     :param args: positional arguments of the model.
     :param str backend: as of :class:`Potential`.
     :param kwargs: keyword arguments of the model.
-    :raises ValueError: for a model without latent sites, or a sequential plate that subsamples.
     """
 
     _is_quiet = True  # it runs once, and that it could be faster is no news then
@@ -198,10 +194,7 @@ class ModelAtValues:
         return {name: value.reshape(*leading, *value.shape[1:]) for name, value in rows.items()}
 
     def prior(
-        self,
-        num_samples: int,
-        seed: int | None = None,
-        sites: Collection[str] | None = None,
+        self, num_samples: int, seed: int | None = None, sites: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         """Draw latent and observed sites from the model, without looking at the observations.
 
@@ -209,7 +202,6 @@ class ModelAtValues:
         :param int seed: seed of the draws; ``None`` takes one from PyTorch's generator.
         :param sites: names of the observed sites to draw, by default all.
         :returns: by site. **Shape:** ``(num_samples, *event)``, over all of the data.
-        :raises ValueError: for a latent site whose prior cannot be drawn from, an improper one.
         """
         check_integer("num_samples", num_samples, 1)
         self._check_sites(sites)

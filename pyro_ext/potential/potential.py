@@ -26,18 +26,11 @@ from pyro_ext.potential.evaluation import CHANGES_DATA, Evaluation, from_unconst
 from pyro_ext.potential.graph_capture import Gradient
 from pyro_ext.potential.layout import Layout
 from pyro_ext.potential.model_at_values import DRAWS_PER_CALL, ModelAtValues
-from pyro_ext.potential.runner import (
-    InitStrategy,
-    init_to_suggested,
-)
+from pyro_ext.potential.runner import InitStrategy, init_to_suggested
 from pyro_ext.potential.structure import Plate
 from pyro_ext.random import fresh_seed, spawn_seed
 
-__all__ = [
-    "FunctionPotential",
-    "Potential",
-    "energy",
-]
+__all__ = ["FunctionPotential", "Potential", "energy"]
 
 
 class Potential(ModelAtValues):
@@ -360,7 +353,6 @@ class FunctionPotential:
     :param potential_fn: maps a dict of tensors to a scalar.
     :param Mapping params: parameters with a leading chain dimension, for their shapes and types.
     :param str backend: as for :class:`~pyro_ext.potential.Potential`.
-    :raises ValueError: where the function does not return a scalar.
     """
 
     subsampled_plates: tuple[Plate, ...] = ()
@@ -375,12 +367,7 @@ class FunctionPotential:
         check_backend(backend)
         check_callable("potential_fn", potential_fn)
         params = check_tensors("params", params, finite=True)
-        first = next(iter(params.values()))
-        self.layout = Layout(
-            {name: value.shape[1:] for name, value in params.items()},
-            {name: value.dtype for name, value in params.items()},
-            first.device,
-        )
+        self.layout = Layout.of(params, num_leading=1)
         self.layout.check(params, "initial_params")
         self._potential_fn = potential_fn
         self._start = self.layout.flatten(params)[0].detach()

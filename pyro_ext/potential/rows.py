@@ -121,11 +121,7 @@ class RowArguments:
     """
 
     def __init__(
-        self,
-        model: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        size: int,
+        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], size: int
     ) -> None:
         self._model = model
         self._leaves, self._tree = pytree.tree_flatten((args, dict(kwargs)))
@@ -178,10 +174,7 @@ def arguments_by_name(
     names: list[str] = []
     try:
         for name, parameter in inspect.signature(function).parameters.items():
-            if parameter.kind not in (
-                parameter.POSITIONAL_ONLY,
-                parameter.POSITIONAL_OR_KEYWORD,
-            ):
+            if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
                 break
             names.append(name)
     except (TypeError, ValueError):

@@ -228,13 +228,7 @@ class ModelRunner:
 
     def pointwise(self, flat: Tensor, *indices: Tensor) -> dict[str, Tensor]:
         """Log likelihood of each observation, zero where it is masked."""
-        return self.pointwise_at(self.constrained.unflatten(flat), self.by_plate(indices))
-
-    def pointwise_at(
-        self, values: Mapping[str, Tensor], indices: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Log likelihood of each observation at values by site."""
-        records = self._run(from_constrained(values, indices), indices)
+        records = self._run_constrained(flat, indices)
         with without_validation():
             logs = {name: records[name].masked_log_prob() for name in self.structure.observed}
         shapes = {name: records[name].fn.batch_shape for name in logs}

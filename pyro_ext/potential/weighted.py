@@ -34,12 +34,7 @@ from pyro_ext.potential.runner import InitStrategy, init_to_suggested
 from pyro_ext.potential.structure import Site
 from pyro_ext.random import spawn_seed
 
-__all__ = [
-    "Regularizer",
-    "WeightedFunction",
-    "WeightedLoss",
-    "WeightedPotential",
-]
+__all__ = ["Regularizer", "WeightedFunction", "WeightedLoss", "WeightedPotential"]
 
 Regularizer = Callable[[dict[str, Tensor]], Tensor]
 
@@ -72,18 +67,15 @@ class WeightedLoss(ABC):
         self.num_points = num_points
         self.subsample_size = subsample_size
         self.rows = tuple(rows)
-        self._points = RandomPoints(start)
+        self._start, self._points = start, RandomPoints(start)
+        self._backend: Backend = backend
         fallback = Fallback()
         fixed = [*data, *rows]
         self._shared = BatchedFunction(
             Gradient(self._with_own_rows), self._example, backend, fixed, fallback
         )
         self._varying = BatchedFunction(
-            Gradient(self._value),
-            lambda: [*self._example(), *self.rows],
-            backend,
-            data,
-            fallback,
+            Gradient(self._value), lambda: [*self._example(), *self.rows], backend, data, fallback
         )
 
     def __call__(
@@ -146,11 +138,17 @@ class WeightedLoss(ABC):
 
     @abstractmethod
     def start(self, draws: Sequence[int], seed: int, strategy: Any = None) -> Tensor:
-        """Where the search for the minimum starts, unconstrained. **Shape:** ``(draws, size)``."""
+        """Where the searches for the minimum start.
+
+        :param Sequence draws: numbers of the draws, on which alone each start depends.
+        :param int seed: of all.
+        :param strategy: draws a start.
+        :returns: unconstrained. **Shape:** ``(len(draws), size)``.
+        """
 
     @abstractmethod
     def constrain(self, flat: Tensor) -> dict[str, Tensor]:
-        """Parameters by name from flat ones. **Shape:** ``(num_draws, *event)`` each."""
+        """Parameters by name. **Shape:** ``(num_draws, size)`` to ``(num_draws, *event)``."""
 
     @abstractmethod
     def _value(self, flat: Tensor, weights: Tensor, *rest: Tensor) -> Tensor:
@@ -232,7 +230,6 @@ class WeightedPotential(WeightedLoss):
         self._prior = [*self.potential.sites, *(name for name in factors if name not in in_plate)]
         self.prior_weight = prior_weight
         self.regularizer = check_optional(check_callable, "regularizer", regularizer)
-        self._backend: Backend = backend
         size = self.plate.size
         arguments = RowArguments(model, self.potential.args, self.potential.kwargs, size)
         self._weighted = WeightedModel(model, arguments, self.plate.name)
@@ -259,7 +256,6 @@ class WeightedPotential(WeightedLoss):
 
         :param Sequence rows: instead of the arguments that have as many rows as the plate has
             elements, in their order. **Shape:** ``(num_points, *event)`` each.
-        :raises ValueError: where the size of the plate does not follow.
         """
         args, kwargs = self._weighted.arguments.fill(rows)
         new = type(self)(
@@ -281,22 +277,12 @@ class WeightedPotential(WeightedLoss):
     def start(
         self, draws: Sequence[int], seed: int, strategy: InitStrategy | None = None
     ) -> Tensor:
-        """Where the searches for the minimum start.
-
-        :param Sequence draws: numbers of the draws, on which alone each start depends.
-        :param int seed: of all.
-        :param strategy: one of :mod:`pyro.infer.autoguide.initialization`; without one as
-            :meth:`Potential.init` has it.
-        :returns: unconstrained. **Shape:** ``(len(draws), size)``.
-        """
+        """Where searches start, by a strategy of Pyro or as of :meth:`Potential.init`."""
         values = self.potential.init_chains(draws, seed, strategy or init_to_suggested)
         return self.layout.flatten(values)
 
     def constrain(self, flat: Tensor) -> dict[str, Tensor]:
-        """Values of the latent sites. **Shape:** ``(num_draws, size)`` to ``(num_draws, *event)``.
-
-        :param Tensor flat: unconstrained values.
-        """
+        """Values of the latent sites from unconstrained ones."""
         return self.potential.constrain(self.layout.unflatten(flat))
 
     def _value(self, flat: Tensor, weights: Tensor, *rest: Tensor) -> Tensor:
@@ -330,7 +316,6 @@ class WeightedFunction(WeightedLoss):
     :param int subsample_size: number of observations in a minibatch; all without it.
     :param regularizer: a function of the parameters that is added to the loss.
     :param str backend: as of :class:`Potential`.
-    :raises ValueError: for data of different lengths, or a function that returns another shape.
 
     Example::
 
@@ -357,22 +342,15 @@ class WeightedFunction(WeightedLoss):
         check_optional(check_integer, "subsample_size", subsample_size, 1)
         rows = check_sequence("args", args, "tensors with a row for each observation")
         args = tuple(as_tensor(f"args[{i}]", part, "(n, ...)") for i, part in enumerate(rows))
-        lengths = {len(rows) for rows in args if isinstance(rows, Tensor) and rows.dim() > 0}
-        if len(lengths) != 1 or not all(isinstance(rows, Tensor) for rows in args):
-            shapes = [tuple(rows.shape) if isinstance(rows, Tensor) else rows for rows in args]
+        num_points = len(args[0])
+        if any(len(part) != num_points for part in args):
             raise ValueError(
                 "args must be tensors with as many rows each, one for each observation, got "
-                f"{shapes!r:.80}"
+                f"{[tuple(part.shape) for part in args]!r:.80}"
             )
-        (num_points,) = lengths
         self.loss_fn = loss_fn
         self.regularizer = check_optional(check_callable, "regularizer", regularizer)
-        first = next(iter(params.values()))
-        layout = Layout(
-            {name: value.shape for name, value in params.items()},
-            {name: value.dtype for name, value in params.items()},
-            first.device,
-        )
+        layout = Layout.of(params)
         start = layout.flatten({name: value.detach() for name, value in params.items()})
         losses = loss_fn(layout.unflatten(start), *args)
         if not isinstance(losses, Tensor) or losses.shape != (num_points,):
@@ -389,15 +367,10 @@ class WeightedFunction(WeightedLoss):
         is_whole = subsample_size is None or subsample_size >= num_points
         size = None if is_whole else subsample_size
         super().__init__(layout, start, num_points, size, args, backend, [])
-        self._start = start
         self._subsample_size = subsample_size
-        self._backend = backend
 
     def with_rows(self, rows: Sequence[Tensor]) -> Self:
-        """The same loss over other observations. **Shape:** ``(num_points, *event)`` each.
-
-        :param Sequence rows: instead of the data.
-        """
+        """The same loss over other observations."""
         return type(self)(
             self.loss_fn,
             tuple(rows),
@@ -408,13 +381,9 @@ class WeightedFunction(WeightedLoss):
         )
 
     def start(self, draws: Sequence[int], seed: int, strategy: Any = None) -> Tensor:
-        """Where the searches for the minimum start. **Shape:** ``(len(draws), size)``.
+        """Where searches start: at the given parameters, or at those that a strategy draws.
 
-        :param Sequence draws: numbers of the draws, on which alone each start depends.
-        :param int seed: of all.
-        :param strategy: a function without arguments that draws parameters by PyTorch's generator;
-            without one all start at those given.
-        :raises ValueError: for parameters of other names or shapes.
+        The strategy is a function without arguments that uses PyTorch's generator.
         """
         if strategy is None:
             return self._start.expand(len(draws), -1)
@@ -428,10 +397,7 @@ class WeightedFunction(WeightedLoss):
         return torch.stack(rows)
 
     def constrain(self, flat: Tensor) -> dict[str, Tensor]:
-        """Parameters by name. **Shape:** ``(num_draws, size)`` to ``(num_draws, *event)``.
-
-        :param Tensor flat: flat parameters.
-        """
+        """Parameters by name from flat ones."""
         return self.layout.unflatten(flat)
 
     def _value(self, flat: Tensor, weights: Tensor, *rest: Tensor) -> Tensor:

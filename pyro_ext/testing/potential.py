@@ -39,7 +39,7 @@ def check_potential(
         ``1e-9`` in float64 and ``1e-3`` otherwise.
     :param kwargs: keyword arguments of the model.
     :returns: the potential, for further checks.
-    :raises AssertionError: where a distribution is broken; it says which and by how much.
+    :raises AssertionError: where a check fails; it says which and by how much.
 
     Example::
 

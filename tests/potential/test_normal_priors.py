@@ -17,7 +17,7 @@ JOINED = {"matrix", "vector", "in_plate", "plain"}
 
 
 class OwnNormal(dist.Normal):
-    """A law of its own, which only looks like a normal one."""
+    """A distribution of its own, which only looks like a normal one."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         return 2.0 * super().log_prob(value)

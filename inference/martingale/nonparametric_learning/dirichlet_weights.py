@@ -42,7 +42,6 @@ class DirichletWeights:
         for concentrations of one for blocks of observations, and :math:`\alpha / L` for those of
         atoms. With the former, means vary less than without blocks, by the root of the size of a
         block, and intervals are that much too narrow; with the latter they vary as much.
-    :raises ValueError: for numbers out of range, or a concentration without atoms.
 
     [1] E. Fong, S. Lyddon, C. Holmes (2019), Scalable nonparametric sampling from multimodal
     posteriors with the posterior bootstrap.
@@ -164,7 +163,6 @@ class EmpiricalBase:
 
     :param atoms: tensors with a row for each atom, in the order of the data that the posterior is
         run on. **Shape:** ``(m, *event)`` each.
-    :raises ValueError: for tensors of different lengths, or none.
 
     Example::
 
@@ -190,11 +188,7 @@ class EmpiricalBase:
 
 
 def atoms_of_draws(
-    base_measure: Any,
-    num_atoms: int,
-    rows: tuple[Tensor, ...],
-    draws: Sequence[int],
-    seed: int,
+    base_measure: Any, num_atoms: int, rows: tuple[Tensor, ...], draws: Sequence[int], seed: int
 ) -> list[Tensor]:
     """Atoms of some draws, a function of the seed and the number of each.
 

@@ -62,7 +62,6 @@ class FineTunedEnsemble(TransferEnsemble):
     :param int subsample_size: number of inputs in a minibatch; all without it.
     :param str backend: as of :class:`~pyro_ext.potential.Potential`.
     :param int seed: of all that is random; ``None`` takes one from PyTorch's generator.
-    :raises ValueError: for arguments out of range.
 
     Example::
 
@@ -81,8 +80,6 @@ class FineTunedEnsemble(TransferEnsemble):
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         :param Tensor labels: classes. **Shape:** ``(n,)``.
         :returns: the ensemble itself.
-        :raises ValueError: for labels that do not fit.
-        :raises RuntimeError: where no member is finite.
         """
         inputs, labels = as_data(inputs, labels, self.network)
         self.args = (inputs, labels)
@@ -128,7 +125,6 @@ class NPTL(TransferEnsemble):
     :param optimizer: this and the other arguments as of
         :class:`~pyro_ext.inference.martingale.FineTunedEnsemble`; the weights of the loss sum to
         one.
-    :raises ValueError: for arguments out of range.
 
     Example::
 
@@ -203,18 +199,13 @@ class NPTL(TransferEnsemble):
         """What the linear probe predicts for the inputs of the members.
 
         **Shape:** ``(n, classes)``.
-
-        :raises RuntimeError: before a run.
         """
         if self._soft_labels is None:
             raise RuntimeError("there is no probe yet: call run(...) first")
         return self._soft_labels
 
     def run(
-        self,
-        inputs: Tensor,
-        labels: Tensor,
-        validation: tuple[Tensor, Tensor] | None = None,
+        self, inputs: Tensor, labels: Tensor, validation: tuple[Tensor, Tensor] | None = None
     ) -> Self:
         """Fit the probe, then all members, and choose a concentration where there are several.
 
@@ -225,8 +216,6 @@ class NPTL(TransferEnsemble):
         :param tuple validation: inputs and labels to choose the concentration by; without them a
             part of the data is held out for it, where it is needed.
         :returns: the posterior itself.
-        :raises ValueError: for labels that do not fit.
-        :raises RuntimeError: where no member is finite.
         """
         inputs, labels = as_data(inputs, labels, self.network)
         self.args = (inputs, labels)
@@ -278,7 +267,6 @@ class NPTL(TransferEnsemble):
         :returns: ``"concentration"`` and ``"probe_penalty"``; ``"validation_loss"`` of the average
             by concentration, where there were several; ``"left_out"``, the numbers of members that
             were not finite.
-        :raises RuntimeError: before a run.
         """
         self.get_samples()
         return {

@@ -116,8 +116,6 @@ class PosteriorBootstrap(IndependentDraws):
         which a run that was killed goes on.
     :param int seed: of all that is random; ``None`` takes one from PyTorch's generator.
     :param bool progress: whether to show a progress bar.
-    :raises TypeError: for arguments of a wrong type.
-    :raises ValueError: for arguments out of range, or that do not fit each other.
 
     [1] E. Fong, S. Lyddon, C. Holmes (2019), Scalable nonparametric sampling from multimodal
     posteriors with the posterior bootstrap.
@@ -268,7 +266,6 @@ class PosteriorBootstrap(IndependentDraws):
             the coordinates of the search), ``"converged"`` and ``"num_steps"``, **Shape:**
             ``(num_samples,)`` each;
             ``"left_out"``, the numbers of draws that were not finite.
-        :raises RuntimeError: before a run.
         """
         self.get_samples()
         fits = {("loss" if name == "value" else name): part for name, part in self._fits.items()}

@@ -56,7 +56,6 @@ class L2SP:
     :param torch.nn.Module backbone: the pretrained network, with :math:`\phi^*`.
     :param float scale: :math:`s`.
     :param float head_scale: :math:`s'`.
-    :raises ValueError: for scales that are not positive.
 
     Example::
 
@@ -81,7 +80,6 @@ class L2SP:
 
         :param Mapping params: parameters by name. **Shape:** ``(*event)`` each.
         :returns: a scalar.
-        :raises ValueError: for parameters that are neither those of the backbone nor of the head.
         """
         _check_names(params, self.center)
         terms = []
@@ -108,7 +106,6 @@ class SWAGPrior:
     :param float head_scale: :math:`s'`.
     :param float least_variance: what is added to each variance, since steps of a descent have to be
         smaller than it.
-    :raises ValueError: for fewer than two snapshots, or scales that are not positive.
 
     Example::
 
@@ -144,7 +141,6 @@ class SWAGPrior:
 
         :param Mapping params: parameters by name. **Shape:** ``(*event)`` each.
         :returns: a scalar.
-        :raises ValueError: for parameters that are neither those of the backbone nor of the head.
         """
         _check_names(params, {_BACKBONE + name for name in self._names})
         heads = [(value / self.head_scale).square().sum()
@@ -253,7 +249,6 @@ class TransferEnsemble(IndependentDraws):
 
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         :returns: **Shape:** ``(num_samples, n, classes)``.
-        :raises RuntimeError: before a run.
         """
         like = next(self.network.parameters())
         inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True, like=like)
@@ -274,7 +269,6 @@ class TransferEnsemble(IndependentDraws):
             *event)``.
         :param Tensor labels: their classes. **Shape:** ``(n,)``.
         :returns: the average, as one network.
-        :raises RuntimeError: before a run.
         """
         samples = self.get_samples()
 

@@ -17,10 +17,7 @@ from pyro_ext.inference.optimization import Center, Minimizer, Minimum, Objectiv
 from pyro_ext.potential import WeightedLoss
 from pyro_ext.random import chain_keys, uniform
 
-__all__ = [
-    "WeightedFits",
-    "minibatches_of",
-]
+__all__ = ["WeightedFits", "minibatches_of"]
 
 
 def minibatches_of(keys: Tensor, size: int, num_points: int) -> Callable[[Tensor], Tensor]:

@@ -50,7 +50,7 @@ def step(cdfs, density, v, a, rho):
 
 
 def recursion(y, points, rho, x=None, queries=None, rho_x=None):
-    """Law of standardized observations (n, d) in their order, at points (m, d).
+    """Distribution of standardized observations (n, d) in their order, at points (m, d).
 
     Returns conditional distribution functions, the joint density, and log densities of the
     observations before they were seen.

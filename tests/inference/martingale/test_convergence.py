@@ -58,7 +58,8 @@ def test_remaining_fraction(rule, horizon, exact, float64):
     run = posterior(rule, number, horizon, tolerance=1.0, batch_size=2000).run(data())
     share = float(run.diagnostics()["theta"]["remaining_fraction"])
     # Logarithms of the two variances have the variance 2 / number each; a positive covariance of
-    # the two makes that of the ratio smaller. Urns have slightly heavier tails than normal laws.
+    # the two makes that of the ratio smaller. Urns have slightly heavier tails than normal
+    # distributions.
     odds, exact_odds = share / (1 - share), exact / (1 - exact)
     assert abs(math.log(odds / exact_odds)) < ALLOWED * math.sqrt(4 / number)
     if horizon == 5:

@@ -1,4 +1,4 @@
-"""Copula densities: numbers known by hand, laws, predictive resampling, and a real data set.
+"""Copula densities: numbers by hand, distributions, predictive resampling, and a real data set.
 
 A statistical comparison allows 4.5 standard errors for each of its numbers, or the 1e-5 level of a
 test: a false-alarm rate below 1e-5 each, for a new seed.
@@ -43,72 +43,81 @@ def populations(rule, data, num_draws, *steps, first=0):
 
 
 def test_numbers_of_the_paper(float64):
-    law = in_order(0.8, NUMBERS)
+    distribution = in_order(0.8, NUMBERS)
     points = torch.tensor([0.5, -1.0])
-    assert law.cdf(points).tolist() == pytest.approx([0.6265599, 0.0819935], abs=1e-6)
-    assert law.log_prob(points).exp().tolist() == pytest.approx([0.5133224, 0.1549164], abs=1e-6)
-    assert law.prequential_log_prob.item() == pytest.approx(-4.1859306, abs=1e-6)
+    assert distribution.cdf(points).tolist() == pytest.approx([0.6265599, 0.0819935], abs=1e-6)
+    assert distribution.log_prob(points).exp().tolist() == pytest.approx(
+        [0.5133224, 0.1549164], abs=1e-6
+    )
+    assert distribution.prequential_log_prob.item() == pytest.approx(-4.1859306, abs=1e-6)
 
 
 def test_pairs_of_the_paper(float64):
-    law, point = in_order(0.7, PAIRS), torch.tensor([0.1, 0.2])
-    cdfs = law.conditional_cdfs(point)
+    distribution, point = in_order(0.7, PAIRS), torch.tensor([0.1, 0.2])
+    cdfs = distribution.conditional_cdfs(point)
     assert cdfs.tolist() == pytest.approx([0.4424012, 0.4677425], abs=1e-6)
-    assert law.leading(1).log_prob(point[:1]).exp().item() == pytest.approx(0.5216832, abs=1e-6)
-    assert law.log_prob(point).exp().item() == pytest.approx(0.3096808, abs=1e-6)
+    assert distribution.leading(1).log_prob(point[:1]).exp().item() == pytest.approx(
+        0.5216832, abs=1e-6
+    )
+    assert distribution.log_prob(point).exp().item() == pytest.approx(0.3096808, abs=1e-6)
 
 
 def test_without_data_it_is_the_standard_normal_law(float64):
-    law, points = CopulaDensity(), torch.linspace(-4, 4, 9)
+    distribution, points = CopulaDensity(), torch.linspace(-4, 4, 9)
     normal = torch.distributions.Normal(0.0, 1.0)
-    torch.testing.assert_close(law.log_prob(points), normal.log_prob(points))
-    torch.testing.assert_close(law.cdf(points), normal.cdf(points))
+    torch.testing.assert_close(distribution.log_prob(points), normal.log_prob(points))
+    torch.testing.assert_close(distribution.cdf(points), normal.cdf(points))
     probability = torch.tensor([1e-6, 0.2, 0.975])
-    torch.testing.assert_close(law.icdf(probability), normal.icdf(probability), rtol=0, atol=1e-6)
-    assert law.mean.item() == pytest.approx(0.0, abs=1e-9)
-    assert law.variance.item() == pytest.approx(1.0, abs=1e-4)
-    assert law.bandwidth is None and law.num_observed == 0
+    torch.testing.assert_close(
+        distribution.icdf(probability), normal.icdf(probability), rtol=0, atol=1e-6
+    )
+    assert distribution.mean.item() == pytest.approx(0.0, abs=1e-9)
+    assert distribution.variance.item() == pytest.approx(1.0, abs=1e-4)
+    assert distribution.bandwidth is None and distribution.num_observed == 0
 
 
-# The law ------------------------------------------------------------------------------------------
+# The distribution
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bandwidth", [0.5, 0.9, 0.97])
 def test_density_and_distribution_function_of_data_on_their_own_scale(bandwidth, float64):
-    law = CopulaDensity(bandwidth, 4).fit(two_groups(60))
+    distribution = CopulaDensity(bandwidth, 4).fit(two_groups(60))
     grid = torch.linspace(-25.0, 35.0, 60001)
-    density, cdf = law.log_prob(grid).exp(), law.cdf(grid)
+    density, cdf = distribution.log_prob(grid).exp(), distribution.cdf(grid)
     assert torch.trapezoid(density, grid).item() == pytest.approx(1.0, abs=1e-5)
     torch.testing.assert_close(
         (cdf[2:] - cdf[:-2]) / (grid[2:] - grid[:-2]), density[1:-1], rtol=0, atol=1e-4
     )
     assert bool((cdf.diff() >= 0).all()) and cdf[0] < 1e-9 and cdf[-1] > 1 - 1e-9
     mean = torch.trapezoid(density * grid, grid)
-    assert law.mean.item() == pytest.approx(mean.item(), abs=1e-4)
+    assert distribution.mean.item() == pytest.approx(mean.item(), abs=1e-4)
     variance = torch.trapezoid(density * (grid - mean) ** 2, grid)
-    assert law.variance.item() == pytest.approx(variance.item(), rel=1e-3)
+    assert distribution.variance.item() == pytest.approx(variance.item(), rel=1e-3)
     probability = torch.tensor([1e-4, 0.1, 0.5, 0.77, 1 - 1e-4])
-    torch.testing.assert_close(law.cdf(law.icdf(probability)), probability, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        distribution.cdf(distribution.icdf(probability)), probability, rtol=0, atol=1e-6
+    )
 
 
 def test_density_of_pairs_is_one_in_all(float64):
-    law = CopulaDensity(0.8, 3).fit(PAIRS)
+    distribution = CopulaDensity(0.8, 3).fit(PAIRS)
     grid = torch.linspace(-6.0, 6.0, 241)
     points = torch.cartesian_prod(grid, grid)
-    density = law.log_prob(points).exp().reshape(241, 241)
+    density = distribution.log_prob(points).exp().reshape(241, 241)
     first = torch.trapezoid(density, grid)
     assert torch.trapezoid(first, grid).item() == pytest.approx(1.0, abs=1e-4)
     torch.testing.assert_close(
-        law.leading(1).log_prob(grid[:, None]).exp(), first, rtol=0, atol=1e-4
+        distribution.leading(1).log_prob(grid[:, None]).exp(), first, rtol=0, atol=1e-4
     )
     inner = torch.cumulative_trapezoid(density[130], grid) / first[130]
     at = torch.stack([grid[130].expand(240), grid[1:]], 1)
-    torch.testing.assert_close(law.conditional_cdfs(at)[:, 1], inner, rtol=0, atol=2e-3)
+    torch.testing.assert_close(distribution.conditional_cdfs(at)[:, 1], inner, rtol=0, atol=2e-3)
 
 
 def test_mean_over_permutations_against_numpy(float64):
     data, points = two_groups(30), torch.linspace(2.0, 9.0, 15)
-    law = CopulaDensity(0.85, 3, seed=5).fit(data)
+    distribution = CopulaDensity(0.85, 3, seed=5).fit(data)
     generator = torch.Generator().manual_seed(5)
     loc, scale = data.mean().item(), data.std(correction=0).item()
     several, log_predicted = [], []
@@ -120,9 +129,11 @@ def test_mean_over_permutations_against_numpy(float64):
         several.append((cdfs[:, 0], density / scale))
         log_predicted.append(predicted.sum() - 30 * np.log(scale))
     cdf, density = np.mean(several, 0)
-    np.testing.assert_allclose(law.cdf(points), cdf, atol=1e-9)
-    np.testing.assert_allclose(law.log_prob(points).exp(), density, atol=1e-9)
-    assert law.prequential_log_prob.item() == pytest.approx(np.mean(log_predicted), abs=1e-7)
+    np.testing.assert_allclose(distribution.cdf(points), cdf, atol=1e-9)
+    np.testing.assert_allclose(distribution.log_prob(points).exp(), density, atol=1e-9)
+    assert distribution.prequential_log_prob.item() == pytest.approx(
+        np.mean(log_predicted), abs=1e-7
+    )
 
 
 def test_estimate_depends_on_the_order_and_permutations_less(float64):
@@ -139,13 +150,19 @@ def test_estimate_depends_on_the_order_and_permutations_less(float64):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_types_and_shapes(dtype):
-    law = CopulaDensity(0.8).fit(two_groups(20, dtype))
-    assert law.batch_shape == law.event_shape == ()
-    for value in (law.mean, law.variance, law.log_prob(law.mean), law.sample(), law.bandwidth[0]):
+    distribution = CopulaDensity(0.8).fit(two_groups(20, dtype))
+    assert distribution.batch_shape == distribution.event_shape == ()
+    for value in (
+        distribution.mean,
+        distribution.variance,
+        distribution.log_prob(distribution.mean),
+        distribution.sample(),
+        distribution.bandwidth[0],
+    ):
         assert value.dtype == dtype and value.shape == ()
-    assert law.sample((4, 2)).shape == (4, 2)
-    assert law.expand((3, 2)).log_prob(torch.zeros(2, dtype=dtype)).shape == (3, 2)
-    assert law.support.check(law.mean)
+    assert distribution.sample((4, 2)).shape == (4, 2)
+    assert distribution.expand((3, 2)).log_prob(torch.zeros(2, dtype=dtype)).shape == (3, 2)
+    assert distribution.support.check(distribution.mean)
     pairs = CopulaDensity(0.8).fit(torch.stack([two_groups(20, dtype)] * 2, 1))
     assert pairs.event_shape == (2,) and pairs.sample((5,)).shape == (5, 2)
     assert pairs.log_prob(pairs.sample((5,))).shape == (5,)
@@ -154,27 +171,34 @@ def test_types_and_shapes(dtype):
 
 def test_both_types_give_the_same_law():
     points = torch.linspace(0, 9, 7)
-    laws = [CopulaDensity().fit(two_groups(50, dtype)) for dtype in (torch.float32, torch.float64)]
-    torch.testing.assert_close(laws[0].bandwidth, laws[1].bandwidth.float(), rtol=1e-3, atol=1e-3)
+    distributions = [
+        CopulaDensity().fit(two_groups(50, dtype)) for dtype in (torch.float32, torch.float64)
+    ]
     torch.testing.assert_close(
-        laws[0].log_prob(points), laws[1].log_prob(points.double()).float(), rtol=1e-3, atol=1e-3
+        distributions[0].bandwidth, distributions[1].bandwidth.float(), rtol=1e-3, atol=1e-3
+    )
+    torch.testing.assert_close(
+        distributions[0].log_prob(points),
+        distributions[1].log_prob(points.double()).float(),
+        rtol=1e-3,
+        atol=1e-3,
     )
 
 
 def test_gradient_in_the_value(float64):
-    law = CopulaDensity(0.8, 3).fit(two_groups(25))
+    distribution = CopulaDensity(0.8, 3).fit(two_groups(25))
     points = torch.linspace(1.0, 8.0, 5, requires_grad=True)
-    (gradient,) = torch.autograd.grad(law.log_prob(points).sum(), points)
+    (gradient,) = torch.autograd.grad(distribution.log_prob(points).sum(), points)
     step, at = 1e-4, points.detach()
-    numeric = (law.log_prob(at + step) - law.log_prob(at - step)) / (2 * step)
+    numeric = (distribution.log_prob(at + step) - distribution.log_prob(at - step)) / (2 * step)
     torch.testing.assert_close(gradient, numeric, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.statistical
 def test_samples_have_the_law(float64):
-    law = CopulaDensity(0.9).fit(two_groups(60))
+    distribution = CopulaDensity(0.9).fit(two_groups(60))
     test = scipy.stats.kstest(
-        law.sample((4000,)).numpy(), lambda x: law.cdf(torch.tensor(x)).numpy()
+        distribution.sample((4000,)).numpy(), lambda x: distribution.cdf(torch.tensor(x)).numpy()
     )
     assert test.pvalue > LEVEL
 
@@ -183,8 +207,8 @@ def test_samples_have_the_law(float64):
 def test_samples_of_pairs_have_the_law(float64):
     """Their conditional distribution functions are independent uniform numbers."""
     first = two_groups(40)
-    law = CopulaDensity(0.8, 3).fit(torch.stack([first, 0.5 * first + first.flip(0)], 1))
-    uniform = law.conditional_cdfs(law.sample((1500,))).numpy()
+    distribution = CopulaDensity(0.8, 3).fit(torch.stack([first, 0.5 * first + first.flip(0)], 1))
+    uniform = distribution.conditional_cdfs(distribution.sample((1500,))).numpy()
     for column in uniform.T:
         assert scipy.stats.kstest(column, "uniform").pvalue > LEVEL
     assert scipy.stats.spearmanr(*uniform.T).pvalue > LEVEL
@@ -195,13 +219,13 @@ def test_samples_of_pairs_have_the_law(float64):
 
 def test_fitted_bandwidth_maximizes_the_prequential_likelihood(float64):
     data = two_groups(80)
-    law = CopulaDensity().fit(data)
-    best = law.bandwidth.item()
+    distribution = CopulaDensity().fit(data)
+    best = distribution.bandwidth.item()
     values = [
         CopulaDensity(rho).fit(data).prequential_log_prob.item()
         for rho in (best - 0.01, best, best + 0.01)
     ]
-    assert values[1] == pytest.approx(law.prequential_log_prob.item())
+    assert values[1] == pytest.approx(distribution.prequential_log_prob.item())
     assert values[1] > max(values[0], values[2])
 
 
@@ -232,12 +256,12 @@ def test_fit_of_body_mass_predicts_better(body_mass, float64):
 
 
 def test_band_of_body_mass_contains_the_estimate(body_mass, float64):
-    law = CopulaDensity(standardize=False).fit(body_mass)
+    distribution = CopulaDensity(standardize=False).fit(body_mass)
     grid = torch.linspace(-3.0, 3.5, 40)
-    population = populations(law, body_mass, 300, 1000)
+    population = populations(distribution, body_mass, 300, 1000)
     draws = population.log_prob(grid[:, None]).exp()
     low, high = draws.quantile(0.025, 1), draws.quantile(0.975, 1)
-    density = law.log_prob(grid).exp()
+    density = distribution.log_prob(grid).exp()
     assert bool(((low < density) & (density < high)).all())
 
 
@@ -249,12 +273,15 @@ def test_populations_against_numpy(float64):
     from pyro_ext.inference.martingale.predictive_rule import uniforms
 
     data, points = two_groups(25), torch.linspace(2.0, 8.0, 9)
-    law = CopulaDensity(0.8, 2).fit(data)
-    population = populations(law, data, 3, 40)
+    distribution = CopulaDensity(0.8, 2).fit(data)
+    population = populations(distribution, data, 3, 40)
     log_density, cdf = population.log_prob(points[:, None]), population.cdf(points[:, None])
     for draw in range(3):
         numbers = uniforms(chain_keys(0, [draw]), 25, 65)[0].numpy()
-        cdfs, density = law.cdf(points).numpy()[:, None], law.log_prob(points).exp().numpy()
+        cdfs, density = (
+            distribution.cdf(points).numpy()[:, None],
+            distribution.log_prob(points).exp().numpy(),
+        )
         for step, number in enumerate(numbers):
             cdfs, density = reference.step(
                 cdfs, density, [number], reference.alpha(26 + step), [0.8]
@@ -305,24 +332,26 @@ def test_populations_are_a_martingale(dimension, float64):
     data = two_groups(20)[:, None] * torch.tensor([1.0, -0.4])[:dimension]
     data = data + 0.3 * torch.randn(20, dimension, generator=torch.Generator().manual_seed(1))
     data = data[:, 0] if dimension == 1 else data
-    law = CopulaDensity(0.8).fit(data)
-    population = populations(law, data, 2000, 60)
+    distribution = CopulaDensity(0.8).fit(data)
+    population = populations(distribution, data, 2000, 60)
     points = data[::4]
     values = population.log_prob(points[:, None]).exp()
-    expected = law.log_prob(points).exp()
+    expected = distribution.log_prob(points).exp()
     if dimension == 1:
         values = torch.cat([values, population.cdf(points[:, None])])
-        expected = torch.cat([expected, law.cdf(points)])
+        expected = torch.cat([expected, distribution.cdf(points)])
     error = values.std(1) / values.shape[1] ** 0.5
     assert bool(((values.mean(1) - expected).abs() < ALLOWED * error).all())
 
 
 def test_drift_grows_and_settles(float64):
     data = two_groups(50)
-    law = CopulaDensity(0.8).fit(data)
+    distribution = CopulaDensity(0.8).fit(data)
     points = torch.linspace(0.0, 10.0, 30)
     drifts = [
-        density_drift(populations(law, data, 40, steps), law, points).mean().item()
+        density_drift(populations(distribution, data, 40, steps), distribution, points)
+        .mean()
+        .item()
         for steps in (0, 50, 1000, 2000)
     ]
     assert drifts[0] == pytest.approx(0.0, abs=1e-12)
@@ -370,7 +399,7 @@ def test_posterior_of_functionals(float64):
 
 
 def test_narrow_posterior_is_warned_of(float64):
-    """Normal data fit the law from which the recursion starts."""
+    """Normal data fit the distribution from which the recursion starts."""
     data = torch.special.ndtri((torch.arange(50.0) + 0.5) / 50)
     with pytest.warns(RuntimeWarning, match=r"bandwidth of .*pass a larger bandwidth"):
         populations(CopulaDensity(), data, 2, 5)
@@ -411,10 +440,10 @@ def test_points_stand_for_populations_of_vectors():
     rule = CopulaDensity(0.8).fit(data)
     axis = torch.linspace(-6.0, 6.0, 121, dtype=torch.float64)
     grid = data.mean(0) + data.std(0) * torch.cartesian_prod(axis, axis)
-    for law in (populations(rule, data, 2, 200), populations(rule, data, 2)):
-        density = law.log_prob(grid[:, None]).exp().T
+    for distribution in (populations(rule, data, 2, 200), populations(rule, data, 2)):
+        density = distribution.log_prob(grid[:, None]).exp().T
         expected = (density / density.sum(1, keepdim=True)) @ grid
-        points = law.weighted_points(2000)
+        points = distribution.weighted_points(2000)
         error = (points.variance * points.weights.square().sum(1, keepdim=True)).sqrt()
         assert ((points.mean - expected).abs() < 0.5 * error).all()  # spread evenly
     torch.testing.assert_close(rule.weighted_points(2000).mean, points.mean[:1])
@@ -444,7 +473,11 @@ def test_functionals_of_vectors():
 
 
 def test_vectors_have_no_quantiles():
-    law = CopulaDensity(0.5).fit(PAIRS)
-    for wanted in (lambda: law.mean, lambda: law.icdf(torch.tensor(0.5)), lambda: law.cdf(PAIRS)):
+    distribution = CopulaDensity(0.5).fit(PAIRS)
+    for wanted in (
+        lambda: distribution.mean,
+        lambda: distribution.icdf(torch.tensor(0.5)),
+        lambda: distribution.cdf(PAIRS),
+    ):
         with pytest.raises(NotImplementedError, match="vectors"):
             wanted()

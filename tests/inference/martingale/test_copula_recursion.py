@@ -15,8 +15,8 @@ from tests.inference.martingale import copula_reference as reference
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-def laws(points, orders, bandwidth, evaluated):
-    """Conditional distribution functions and log densities, law by law."""
+def distributions(points, orders, bandwidth, evaluated):
+    """Conditional distribution functions and log densities, distribution by distribution."""
     seen = recursion.predict_in_turn(points, orders, bandwidth).uniforms
     cdfs, log_density = recursion.normal_start(evaluated)
     shape = (len(orders), *cdfs.T.shape)
@@ -78,13 +78,13 @@ def test_loops_agree_with_numpy_in_three_dimensions():
     y = torch.randn(70, 3, generator=generator)
     points, rho = torch.randn(600, 3, generator=generator), torch.tensor([0.8, 0.6, 0.9])
     orders = recursion.observation_orders(70, 2, 0)
-    cdfs, log_density = laws(y, orders, rho, points)
+    cdfs, log_density = distributions(y, orders, rho, points)
     found = recursion.predict_in_turn(y, orders, rho)
-    for law, order in enumerate(orders):
+    for distribution, order in enumerate(orders):
         expected = reference.recursion(y[order].numpy(), points.numpy(), rho.numpy())
-        np.testing.assert_allclose(cdfs[law], expected[0], atol=1e-9)
-        np.testing.assert_allclose(log_density[law, :, -1], np.log(expected[1]), atol=1e-8)
-        np.testing.assert_allclose(found.log_density[law], expected[2], atol=1e-8)
+        np.testing.assert_allclose(cdfs[distribution], expected[0], atol=1e-9)
+        np.testing.assert_allclose(log_density[distribution, :, -1], np.log(expected[1]), atol=1e-8)
+        np.testing.assert_allclose(found.log_density[distribution], expected[2], atol=1e-8)
 
 
 def test_loops_agree_with_numpy_given_covariates():
@@ -119,8 +119,10 @@ def test_what_a_point_gets_does_not_depend_on_other_points():
     generator = torch.Generator().manual_seed(4)
     y, points = torch.randn(30, 2, generator=generator), torch.randn(1111, 2, generator=generator)
     rho, order = torch.tensor([0.8, 0.8]), torch.arange(30)[None]
-    together = laws(y, order, rho, points)[1]
-    alone = torch.cat([laws(y, order, rho, point[None])[1] for point in points[500:530]], 1)
+    together = distributions(y, order, rho, points)[1]
+    alone = torch.cat(
+        [distributions(y, order, rho, point[None])[1] for point in points[500:530]], 1
+    )
     torch.testing.assert_close(together[:, 500:530], alone, rtol=0, atol=1e-12)
 
 
@@ -128,8 +130,8 @@ def test_steps_with_gradients_are_those_of_the_loops():
     generator = torch.Generator().manual_seed(5)
     y, points = torch.randn(25, 2, generator=generator), torch.randn(9, 2, generator=generator)
     rho, order = torch.tensor([0.8, 0.6]), torch.arange(25)[None]
-    cdfs, log_density = laws(y, order, rho, points)
-    cdfs_slow, log_slow = laws(y, order, rho, points.clone().requires_grad_())
+    cdfs, log_density = distributions(y, order, rho, points)
+    cdfs_slow, log_slow = distributions(y, order, rho, points.clone().requires_grad_())
     assert log_slow.requires_grad
     torch.testing.assert_close(cdfs, cdfs_slow.detach(), rtol=0, atol=1e-11)
     torch.testing.assert_close(log_density, log_slow.detach(), rtol=0, atol=1e-10)
@@ -137,7 +139,7 @@ def test_steps_with_gradients_are_those_of_the_loops():
 
 def test_small_bandwidth_leaves_the_density():
     y, points = torch.linspace(-2, 2, 40)[:, None], torch.linspace(-3, 3, 9)[:, None]
-    cdfs, log_density = laws(y, torch.arange(40)[None], torch.tensor([1e-7]), points)
+    cdfs, log_density = distributions(y, torch.arange(40)[None], torch.tensor([1e-7]), points)
     np.testing.assert_allclose(cdfs[0], norm.cdf(points), atol=1e-5)
     np.testing.assert_allclose(log_density[0], norm.logpdf(points), atol=1e-5)
 
@@ -182,7 +184,7 @@ def test_orders_are_permutations_of_their_seed():
 
 
 def test_mean_over_orders_weighs_conditional_laws():
-    """The conditional law of a mixture of two normal laws of pairs, against its definition."""
+    """The conditional distribution of a mixture of two normal pairs, against its definition."""
     means, point = torch.tensor([[0.0, 0.0], [2.0, -1.0]]), torch.tensor([1.5, 0.3])
     cdfs = torch.special.ndtr(point - means)
     log_first = torch.distributions.Normal(means, 1.0).log_prob(point)
@@ -223,12 +225,15 @@ def test_threads_change_no_number(num_threads):
     y, points = torch.randn(30, 2, generator=generator), torch.randn(40, 2, generator=generator)
     rho, orders = torch.tensor([0.8, 0.7]), recursion.observation_orders(30, 7, 0)
     before = torch.get_num_threads()
-    alone = recursion.predict_in_turn(y, orders, rho, torch.eye(2)), laws(y, orders, rho, points)
+    alone = (
+        recursion.predict_in_turn(y, orders, rho, torch.eye(2)),
+        distributions(y, orders, rho, points),
+    )
     try:
         torch.set_num_threads(num_threads)
         shared = (
             recursion.predict_in_turn(y, orders, rho, torch.eye(2)),
-            laws(y, orders, rho, points),
+            distributions(y, orders, rho, points),
         )
     finally:
         torch.set_num_threads(before)

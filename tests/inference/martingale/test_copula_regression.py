@@ -1,4 +1,4 @@
-"""Copula regression and classification: against NumPy, as laws, and as predictive rules.
+"""Copula regression and classification: against NumPy, as distributions, and as predictive rules.
 
 A statistical comparison allows 4.5 standard errors for each of its numbers: a false-alarm rate
 below 1e-5 each, for a new seed.
@@ -46,14 +46,15 @@ def populations(rule, data, num_draws, *steps, first=0):
     return rule.population(state)
 
 
-# The laws -----------------------------------------------------------------------------------------
+# The distributions
+# -----------------------------------------------------------------------------------------
 
 
 def test_regression_against_numpy(float64):
     x, y = pairs(30)
     rho, rho_x = 0.8, torch.tensor([0.9, 0.6])
     rule = CopulaRegression(rho, rho_x, 2, seed=4).fit(x, y)
-    law = rule.conditional(QUERIES)
+    distribution = rule.conditional(QUERIES)
     generator = torch.Generator().manual_seed(4)
     scale_x, scale = x.std(0, correction=0), y.std(correction=0)
     scores, at = (x - x.mean(0)) / scale_x, ((QUERIES - x.mean(0)) / scale_x).numpy()
@@ -70,8 +71,10 @@ def test_regression_against_numpy(float64):
             predicted.append(log_predicted.sum() - 30 * scale.log().item())
         generator.manual_seed(4)
         cdf, density = np.mean(several, 0)
-        np.testing.assert_allclose(law.cdf(torch.tensor(value)), cdf, atol=1e-9)
-        np.testing.assert_allclose(law.log_prob(torch.tensor(value)).exp(), density, atol=1e-9)
+        np.testing.assert_allclose(distribution.cdf(torch.tensor(value)), cdf, atol=1e-9)
+        np.testing.assert_allclose(
+            distribution.log_prob(torch.tensor(value)).exp(), density, atol=1e-9
+        )
         assert rule.prequential_log_prob.item() == pytest.approx(np.mean(predicted), abs=1e-7)
 
 
@@ -86,20 +89,20 @@ def test_classifier_against_numpy(float64):
 
 
 def test_conditional_densities_are_laws(float64):
-    law = CopulaRegression(0.8, 0.8).fit(*pairs(50)).conditional(QUERIES)
-    assert law.batch_shape == (3,)
+    distribution = CopulaRegression(0.8, 0.8).fit(*pairs(50)).conditional(QUERIES)
+    assert distribution.batch_shape == (3,)
     grid = torch.linspace(-8.0, 8.0, 20001)[:, None]
-    density, cdf = law.log_prob(grid).exp(), law.cdf(grid)
+    density, cdf = distribution.log_prob(grid).exp(), distribution.cdf(grid)
     total = torch.trapezoid(density, grid, dim=0)
     torch.testing.assert_close(total, torch.ones(3), rtol=0, atol=1e-5)
     slope = (cdf[2:] - cdf[:-2]) / (grid[2:] - grid[:-2])
     torch.testing.assert_close(slope, density[1:-1], rtol=0, atol=1e-4)
     mean = torch.trapezoid(density * grid, grid, dim=0)
-    torch.testing.assert_close(law.mean, mean, rtol=0, atol=1e-4)
+    torch.testing.assert_close(distribution.mean, mean, rtol=0, atol=1e-4)
     spread = torch.trapezoid(density * (grid - mean) ** 2, grid, dim=0)
-    torch.testing.assert_close(law.variance, spread, rtol=2e-3, atol=0)
+    torch.testing.assert_close(distribution.variance, spread, rtol=2e-3, atol=0)
     probability = torch.tensor([0.01, 0.5, 0.95])[:, None]
-    reached = law.cdf(law.icdf(probability))
+    reached = distribution.cdf(distribution.icdf(probability))
     torch.testing.assert_close(reached, probability.expand(3, 3), rtol=0, atol=1e-6)
 
 
@@ -187,7 +190,7 @@ def test_regression_populations_against_numpy(float64):
     """The steps of each draw, repeated with its uniform numbers and rows."""
     x, y = pairs(25)
     rule = CopulaRegression(0.8, 0.7, 2, queries=QUERIES).fit(x, y)
-    population, law = populations(rule, (x, y), 2, 40), rule.conditional(QUERIES)
+    population, distribution = populations(rule, (x, y), 2, 40), rule.conditional(QUERIES)
     value = torch.tensor(0.4)
     scores = ((x - x.mean(0)) / x.std(0, correction=0)).numpy()
     at = ((QUERIES - x.mean(0)) / x.std(0, correction=0)).numpy()
@@ -195,7 +198,10 @@ def test_regression_populations_against_numpy(float64):
         keys = chain_keys(0, [draw])
         numbers = uniforms(keys, 50, 130).reshape(1, 40, 2)
         rows = future_rows(keys, numbers[..., 1], 25)[0]
-        cdfs, density = law.cdf(value).numpy()[:, None], law.log_prob(value).exp().numpy()
+        cdfs, density = (
+            distribution.cdf(value).numpy()[:, None],
+            distribution.log_prob(value).exp().numpy(),
+        )
         for step in range(40):
             weight = reference.kernel(at, scores[rows[step]], 0.7)
             a = reference.rate(26 + step, weight)
@@ -207,7 +213,7 @@ def test_regression_populations_against_numpy(float64):
 
 @pytest.mark.statistical
 def test_future_covariates_are_a_polya_urn(float64):
-    """Shares of rows have the mean 1/n and the variance of a flat Dirichlet law, and counts."""
+    """Fractions of rows have the mean 1/n, and the variance of flat weights and counts."""
     keys = chain_keys(0, range(4000))
     picks = uniforms(keys, 0, 60)
     rows = future_rows(keys, picks, 5)

@@ -16,7 +16,7 @@ def square(x: torch.Tensor) -> torch.Tensor:
 
 
 def repeated(counts: list[list[int]], values: torch.Tensor) -> list[np.ndarray]:
-    """Each law as a plain list of points."""
+    """Each distribution as a plain list of points."""
     return [values.numpy().repeat(row, 0) for row in counts]
 
 
@@ -67,11 +67,13 @@ def test_variance_far_from_zero():
 
 
 def test_functionals_of_distributions(float64):
-    law = dist.Normal(torch.tensor([0.0, 2.0]), 3.0)
-    torch.testing.assert_close(Mean()(law), torch.tensor([0.0, 2.0]))
-    torch.testing.assert_close(Variance()(law), torch.tensor([9.0, 9.0]))
-    torch.testing.assert_close(Quantile((0.5, 0.975))(law)[1], torch.tensor([2.0, 7.8798919536]))
-    found = Expectation(torch.cos, num_points=20_000)(law)
+    distribution = dist.Normal(torch.tensor([0.0, 2.0]), 3.0)
+    torch.testing.assert_close(Mean()(distribution), torch.tensor([0.0, 2.0]))
+    torch.testing.assert_close(Variance()(distribution), torch.tensor([9.0, 9.0]))
+    torch.testing.assert_close(
+        Quantile((0.5, 0.975))(distribution)[1], torch.tensor([2.0, 7.8798919536])
+    )
+    found = Expectation(torch.cos, num_points=20_000)(distribution)
     exact = torch.tensor([1.0, np.cos(2.0)]) * np.exp(-4.5)
     # The cosine goes up and down by 2 in each pi, and the points span 8 standard deviations.
     variation = 2 * 8 * 3 / np.pi

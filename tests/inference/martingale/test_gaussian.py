@@ -95,8 +95,8 @@ def test_limits(rule, variance, float64):
 def test_limit_variance_of_student_t(float64):
     rule = StudentTPredictive(loc=1.0, loc_precision=2.0, concentration=1.5, rate=0.3)
     state = begin(rule)
-    law = scipy.stats.invgamma(6.5, scale=float(state.value.rate[0]))
-    assert scipy.stats.kstest(rule.limit(state).variance.numpy(), law.cdf).pvalue > LEVEL
+    distribution = scipy.stats.invgamma(6.5, scale=float(state.value.rate[0]))
+    assert scipy.stats.kstest(rule.limit(state).variance.numpy(), distribution.cdf).pvalue > LEVEL
 
 
 @pytest.mark.statistical
@@ -104,11 +104,13 @@ def test_limit_variance_of_student_t(float64):
 def test_later_observations_have_the_law_of_the_next(rule, float64):
     """What exchangeability asks for, after many steps of the recursion."""
     state = begin(rule)
-    law = rule.predictive(state)
+    distribution = rule.predictive(state)
     if isinstance(rule, StudentTPredictive):
-        exact = scipy.stats.t(float(law.df[0]), float(law.loc[0]), float(law.scale[0]))
+        exact = scipy.stats.t(
+            float(distribution.df[0]), float(distribution.loc[0]), float(distribution.scale[0])
+        )
     else:
-        exact = scipy.stats.norm(float(law.loc[0]), float(law.scale[0]))
+        exact = scipy.stats.norm(float(distribution.loc[0]), float(distribution.scale[0]))
     values = rule.advance(state, 40).value.values
     for place in (10, 11, 49):
         assert scipy.stats.kstest(values[:, place].numpy(), exact.cdf).pvalue > LEVEL
@@ -130,13 +132,13 @@ def test_updates_agree_with_resampling_and_with_larger_data(rule, float64):
 
 def test_laws():
     state = begin(StudentTPredictive(), 2, torch.tensor([1.0, 2.0, 3.0]))
-    law = StudentTPredictive().predictive(state)
-    assert (float(law.df[0]), float(law.loc[0])) == (2.0, 2.0)
-    assert float(law.scale[0]) == pytest.approx(math.sqrt(4 / 3))
-    law = NormalPredictive(2.0).predictive(
+    distribution = StudentTPredictive().predictive(state)
+    assert (float(distribution.df[0]), float(distribution.loc[0])) == (2.0, 2.0)
+    assert float(distribution.scale[0]) == pytest.approx(math.sqrt(4 / 3))
+    distribution = NormalPredictive(2.0).predictive(
         begin(NormalPredictive(2.0), 2, torch.tensor([1.0, 2.0, 3.0]))
     )
-    assert float(law.variance[0]) == pytest.approx(4 + 4 / 3)
+    assert float(distribution.variance[0]) == pytest.approx(4 + 4 / 3)
 
 
 def test_errors(subtests):

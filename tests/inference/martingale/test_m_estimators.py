@@ -50,10 +50,10 @@ def test_least_squares() -> None:
 
 
 def test_a_law_of_numbers_is_taken_by_its_quantiles() -> None:
-    law = dist.Normal(torch.tensor([0.0, 3.0]), torch.tensor([1.0, 0.5]))
-    found = WeightedMLE(model, num_points=2000)(law)
-    torch.testing.assert_close(found["loc"], law.mean, atol=1e-4, rtol=0)
-    torch.testing.assert_close(found["scale"], law.stddev, atol=2e-3, rtol=0)
+    distribution = dist.Normal(torch.tensor([0.0, 3.0]), torch.tensor([1.0, 0.5]))
+    found = WeightedMLE(model, num_points=2000)(distribution)
+    torch.testing.assert_close(found["loc"], distribution.mean, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found["scale"], distribution.stddev, atol=2e-3, rtol=0)
 
 
 def test_a_functional_does_not_depend_on_earlier_populations() -> None:
@@ -97,7 +97,7 @@ def test_fits_that_do_not_converge_are_told() -> None:
 
 
 def test_a_law_needs_no_mean() -> None:
-    """A Cauchy law has quantiles, and here nothing else."""
+    """A Cauchy distribution has quantiles, and here nothing else."""
 
     class Quantiles:
         batch_shape, event_shape = torch.Size([2]), torch.Size()

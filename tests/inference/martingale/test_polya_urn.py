@@ -1,4 +1,4 @@
-"""Polya urns against enumeration, Dirichlet laws and closed moments.
+"""Polya urns against enumeration, Dirichlet distributions and closed moments.
 
 A statistical comparison allows 3.5 standard errors, or the 5e-4 level of a test: a false-alarm rate
 of 5e-4 each, for a new seed.
@@ -84,8 +84,8 @@ def test_limit_with_a_base_measure_is_a_dirichlet_process(concentration, float64
     data = torch.linspace(-1.0, 2.0, 10)
     population = rule.limit(begin(rule, data, 5000))
     rest = population.weights[:, 10:]
-    law = scipy.stats.beta(concentration, 10)
-    assert scipy.stats.kstest(rest.sum(1).numpy(), law.cdf).pvalue > LEVEL
+    distribution = scipy.stats.beta(concentration, 10)
+    assert scipy.stats.kstest(rest.sum(1).numpy(), distribution.cdf).pvalue > LEVEL
     sticks = rest / rest.sum(1, keepdim=True)
     squares = estimate_moment((sticks**2).sum(1))
     assert abs(squares.z_score(1 / (1 + concentration))) < ALLOWED

@@ -70,8 +70,8 @@ def test_the_mean_has_the_bayesian_posterior(predicted, horizon, number, float64
     exact_variance = share**2 * (variance + 1 / horizon)
     rule = PosteriorPredictive(predicted, exact_guide)
     draws = posterior(rule, number, horizon).run(data()).get_samples()["theta"]
-    law = scipy.stats.norm(exact_mean, math.sqrt(exact_variance))
-    assert scipy.stats.kstest(draws.numpy(), law.cdf).pvalue > LEVEL
+    distribution = scipy.stats.norm(exact_mean, math.sqrt(exact_variance))
+    assert scipy.stats.kstest(draws.numpy(), distribution.cdf).pvalue > LEVEL
     assert abs(estimate_moment(draws).z_score(exact_mean)) < ALLOWED
     squares = estimate_moment((draws - exact_mean) ** 2)
     assert abs(squares.z_score(exact_variance)) < ALLOWED

@@ -249,19 +249,19 @@ def test_the_l2sp_prior(parts: Any) -> None:
 
 
 def test_the_swag_prior() -> None:
-    """Against the dense normal law of half the variances and half the covariance of the path."""
+    """Against the dense normal density of half the variances and covariance of the path."""
     path = [{"weight": torch.randn(2, 2), "bias": torch.randn(2)} for _ in range(5)]
     prior = SWAGPrior(path, scale=3.0, head_scale=2.0, least_variance=1e-3)
     rows = torch.stack([torch.cat([row["weight"].reshape(-1), row["bias"]]) for row in path])
     covariance = 0.5 * rows.var(0).diag() + 0.5 * rows.mT.cov() + 1e-3 * torch.eye(6)
-    law = torch.distributions.MultivariateNormal(rows.mean(0), 3.0 * covariance)
+    distribution = torch.distributions.MultivariateNormal(rows.mean(0), 3.0 * covariance)
     values = torch.randn(6)
     params = {
         "backbone.weight": values[:4].reshape(2, 2),
         "backbone.bias": values[4:],
         "head.bias": torch.tensor([2.0, 4.0]),
     }
-    torch.testing.assert_close(prior(params), -law.log_prob(values) + 0.5 * (1.0 + 4.0))
+    torch.testing.assert_close(prior(params), -distribution.log_prob(values) + 0.5 * (1.0 + 4.0))
 
 
 def test_priors_of_another_network() -> None:

@@ -340,7 +340,7 @@ def shifted(target: float) -> Any:
     ],
 )
 def test_a_checkpoint_is_of_one_loss(tmp_path: Any, before: Any, after: Any) -> None:
-    """What has no name of its own, a closure or a law, is told apart by the loss of a draw."""
+    """What has no name, a closure or a distribution, is told apart by the loss of a draw."""
 
     def run(options: Any) -> PosteriorBootstrap:
         options = {"loss_fn": squares, **options}
