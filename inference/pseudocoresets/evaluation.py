@@ -292,11 +292,12 @@ def _sites(
     """Names of the observed site that counts, and of the latent ones."""
     check_callable("model", model, "a Pyro model")
     with torch.random.fork_rng(), named_arguments(model, args, kwargs):
-        run = run_from_prior(model, args, kwargs)
-    structure = structure_of(run.records, run.given_plates)
+        run = run_from_prior(model, args, kwargs, validate=True)
+        for name, record in run.records.items():
+            if record.is_observed and not record.is_deterministic:
+                as_tensor(name, record.value, allow_empty=True, finite=True)
+        structure = structure_of(run.records, run.given_plates)
     observed = list(structure.observed)
-    for name in observed:
-        as_tensor(name, run.records[name].value, allow_empty=True, finite=True)
     if (site is None and len(observed) != 1) or (site is not None and site not in observed):
         raise ValueError(f"site must be one of the observed sites, {observed}, got {site!r}")
     name = observed[0] if site is None else site

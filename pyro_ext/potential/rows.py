@@ -447,7 +447,7 @@ def drawn_rows(model: Callable[..., Any], data: tuple[Tensor, ...]) -> DrawnRows
     number = len(data[0])
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
-        first = run_from_prior(model, data, {})
+        first = run_from_prior(model, data, {}, validate=True)
         records, structure = first.records, structure_of(first.records, first.given_plates)
         plate = plate_of(structure, sizes=[number])
         index = torch.arange(number)

@@ -127,12 +127,13 @@ def run_from_prior(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     indices: Mapping[str, Tensor] | None = None,
+    validate: bool = False,
 ) -> Evaluation:
     """Run a model with latent values from their prior, and subsamples where they are given."""
     given = dict(indices or {})
     evaluation = Evaluation(_initializing(init_to_prior, {}, given), given)
     with torch.no_grad():
-        evaluation.run(model, args, kwargs)
+        evaluation.run(model, args, kwargs, validate)
     return evaluation
 
 
