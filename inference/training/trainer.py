@@ -151,6 +151,7 @@ class Trainer:
         self._batch_seed = self.seed
         self._stream: list[Tensor] | None = None
         self._is_seeded = False
+        self._last: Tensor | None = None
         self._good: list[Tensor] = []
         self._good_buffers: list[Tensor] = []
         self.losses: list[float] = []
@@ -195,6 +196,9 @@ class Trainer:
             f"Trainer({len(self._named)} tensors, {type(self.optimizer).__name__}, "
             f"{self.num_steps} steps)"
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None}  # what has a graph behind it can't be copied
 
     @property
     def num_steps(self) -> int:
@@ -320,6 +324,9 @@ class Trainer:
         self.optimizer.zero_grad()  # it may hold more than the parameters, such as a learning rate
         result = loss(*args)
         value, gradients = result if isinstance(result, tuple) else (result, None)
+        # The last loss lives until there is another one, or its memory goes back to the system and
+        # comes again at every step.
+        self._last = value
         is_scalar = isinstance(value, Tensor) and value.numel() == 1
         if not (is_scalar or (self.independent_rows and isinstance(value, Tensor))):
             raise ValueError(f"loss must return a scalar tensor, got {shown(value)}")

@@ -1,5 +1,6 @@
 """The loop of training: by hand, resumed, interrupted, and where something is not finite."""
 
+import copy
 import math
 import os
 import signal
@@ -215,6 +216,13 @@ def test_going_on_is_exact(kind, tmp_path):
         resumed = run(number, seed=seed, checkpoint=path, start=7 if number == 2 else number)
     assert_same(resumed, whole)
     assert len(run(5, seed=seed, checkpoint=path).losses) == 23
+
+
+def test_copies_go_on_alike():
+    """Of the trainer together with what it trains."""
+    trainer = run(5, seed=4)
+    copied = copy.deepcopy(trainer)
+    assert_same(run(9, trainer=copied), run(9, trainer=trainer))
 
 
 def test_own_stream_leaves_the_generator_alone():
