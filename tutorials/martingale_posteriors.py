@@ -186,7 +186,9 @@ with warnings.catch_warnings(record=True) as caught:
     short = MartingalePosterior(PolyaUrn(), Mean(), MANY, 20, seed=FIRST, progress=False).run(few)
 for warning in caught:
     print(f"{warning.category.__name__}: {warning.message}")
-print(f"fraction that is missing, estimated {short.diagnostics()['theta']['remaining_fraction']:.3f}")
+print(
+    f"fraction that is missing, estimated {short.diagnostics()['theta']['remaining_fraction']:.3f}"
+)
 
 # %% [markdown]
 # The urn and the normal rules know their limits: `horizon=math.inf` draws the infinite population
