@@ -8,8 +8,6 @@ from torch import Tensor
 
 from pyro_ext.diagnostics.stein import kernel_stein_discrepancy
 
-__all__ = ["common_scale", "discrepancy", "scores"]
-
 _EXPONENT = -0.5
 _BLOCKS = 10
 

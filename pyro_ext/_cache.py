@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-__all__ = ["cache_path"]
-
 
 def cache_path(name: str) -> Path | None:
     """Path of a file or folder in the user's cache by the XDG rules; ``None`` without a home."""

@@ -11,24 +11,6 @@ import torch
 from torch import Tensor
 from torch.distributions.utils import broadcast_all
 
-__all__ = [
-    "as_parameter",
-    "as_parameters",
-    "as_size",
-    "as_tensor",
-    "check_callable",
-    "check_choice",
-    "check_finite",
-    "check_instance",
-    "check_integer",
-    "check_mapping",
-    "check_number",
-    "check_optional",
-    "check_sequence",
-    "check_tensors",
-    "shown",
-]
-
 _NUM_ROWS_NAMED = 3
 
 

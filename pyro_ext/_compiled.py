@@ -30,8 +30,6 @@ from numba.core.dispatcher import Dispatcher
 from numba.core.errors import NumbaWarning
 from numba.core.types import Type
 
-__all__ = ["compiled"]
-
 _VERSIONS = (numba.__version__, llvmlite.__version__, np.__version__, sys.version)
 # What these packages hold is known by its name and their versions.
 _LIBRARIES = {"builtins", "cmath", "math", "numba", "numpy", "operator"}

@@ -18,8 +18,6 @@ from pyro_ext._requirements import Finding, extras, findings, pip_line
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Compiler", "Device", "Diagnosis", "diagnose", "try_compiler"]
-
 _DISTRIBUTION = "pyro-ext"
 _TIMEOUT = 300.0  # seconds; the first compilation of a fresh installation takes up to half a minute
 _USUAL_COMPILER = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")

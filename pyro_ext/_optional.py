@@ -3,8 +3,6 @@
 import importlib
 from types import ModuleType
 
-__all__ = ["optional_module"]
-
 
 def optional_module(module: str, user: str, package: str, extra: str) -> ModuleType:
     """Import a module of an optional package, or say which extra brings it."""

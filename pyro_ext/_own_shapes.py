@@ -5,8 +5,6 @@ from typing import Any
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-__all__ = ["OwnShapes"]
-
 
 class OwnShapes(Messenger):
     """Values of sites without dimensions of size one on the left of their own.

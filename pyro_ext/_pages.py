@@ -13,8 +13,6 @@ from typing import IO
 
 from pyro_ext.reproduction import FIGURES_VARIABLE, FILE_NAME, SEEDS_VARIABLE, Report
 
-__all__ = ["Outcome", "Script", "choose", "find_pages", "last_result", "run_page"]
-
 
 @dataclass(frozen=True)
 class Script:

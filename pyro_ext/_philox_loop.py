@@ -5,8 +5,6 @@ import numpy.typing as npt
 
 from pyro_ext._compiled import compiled
 
-__all__ = ["philox_blocks"]
-
 Integers = npt.NDArray[np.int64]
 
 _MASK = np.uint64(0xFFFFFFFF)

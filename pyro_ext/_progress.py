@@ -6,8 +6,6 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.auto import tqdm as tqdm_of_the_screen
 
-__all__ = ["progress_bar"]
-
 
 class _Lines(tqdm):
     """Writes a whole line each time another tenth is done, for files and pipes."""

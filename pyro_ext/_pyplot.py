@@ -9,8 +9,6 @@ from pyro_ext._optional import optional_module
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["axes_of", "load_pyplot"]
-
 
 def load_pyplot(function: str) -> ModuleType:
     """Return ``matplotlib.pyplot``."""

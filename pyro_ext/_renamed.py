@@ -6,8 +6,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-__all__ = ["RenamedKeys", "renamed", "renamed_arguments", "renamed_attribute"]
-
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 

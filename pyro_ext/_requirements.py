@@ -9,8 +9,6 @@ from typing import Literal
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-__all__ = ["Finding", "extras", "findings", "pip_line"]
-
 
 @dataclass(frozen=True)
 class Finding:

@@ -5,8 +5,6 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["threads_for"]
-
 _ELEMENTS_FOR_THREADS = 1 << 20
 
 

@@ -3,14 +3,30 @@
 import sys
 import types
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
+from pyro_ext import random_measures, special
 from pyro_ext._renamed import RenamedKeys, renamed, renamed_arguments, renamed_attribute
 from pyro_ext.models.neural_processes import ImageTasks
 from pyro_ext.models.nonparametric import FrequencyModel, HeldOutPairs, pitman_yor_prior
+from pyro_ext.models.wide_networks import (
+    DependentWeightNetwork,
+    equal_variances,
+    horseshoe_variances,
+    tangent_kernel,
+)
 from pyro_ext.nn import asymmetric_variances
+from pyro_ext.random_measures import (
+    BetaPrimeProcess,
+    DirichletProcess,
+    FrequencyCounts,
+    GeneralizedGammaProcess,
+    RandomPartition,
+    log_joint_given_cluster_tilts,
+)
 
 
 def test_module_gives_renamed_names() -> None:
@@ -97,5 +113,58 @@ def old_symmetric_share() -> object:
     ],
 )
 def test_old_names_of_models_and_networks(call: Callable[[], object], message: str) -> None:
+    with pytest.warns(FutureWarning, match=message):
+        assert call() is not None
+
+
+def normalized() -> Any:
+    return GeneralizedGammaProcess(2.0, 0.4, 1.5).normalize()
+
+
+def old_joint_given_cluster_tilts() -> object:
+    return log_joint_given_cluster_tilts(  # type: ignore[call-arg]
+        BetaPrimeProcess(1.5, 0.4, 2.3),
+        [2, 1],
+        tilt=torch.tensor(0.7),
+        cluster_tilts=torch.tensor([0.4, 1.0]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: random_measures.JumpLaw, "JumpLaw is called .*JumpDistribution now"),
+        (lambda: random_measures.cluster_tilt_law, "is called .*cluster_tilt_distribution now"),
+        (lambda: special.places_of_fall, "is called .*points_of_fall now"),
+        (lambda: special.place_with_gradient, "is called .*point_with_gradient now"),
+        (lambda: normalized().log_joint([2, 1], tilt=0.5), "tilt is called auxiliary now"),
+        (lambda: normalized().predictive([2, 1], tilt=0.5), "tilt is called auxiliary now"),
+        (lambda: normalized().posterior_jumps([2, 1], tilt=0.5), "tilt is called auxiliary now"),
+        (lambda: normalized().posterior_measure(tilt=0.5), "tilt is called auxiliary now"),
+        (lambda: normalized().sample_tilt([2, 1]), "sample_tilt is called sample_auxiliary now"),
+        (old_joint_given_cluster_tilts, "tilt is called auxiliary now"),
+        (
+            lambda: RandomPartition(law=DirichletProcess(1.0), num_samples=3),
+            "law is called measure",
+        ),
+        (lambda: DirichletProcess(1.0).partition(3).law, "law is called measure now"),
+        (
+            lambda: FrequencyCounts(law=DirichletProcess(1.0), num_samples=3),
+            "law is called measure",
+        ),
+        (lambda: equal_variances().law(4), "law is called distribution now"),
+        (
+            lambda: DependentWeightNetwork(4, [5], 3, horseshoe_variances()).variance_laws,
+            "variance_laws is called variance_distributions now",
+        ),
+        (
+            lambda: tangent_kernel(1, torch.ones(2), symmetric_share=0.5),
+            "symmetric_share is called symmetric_fraction now",
+        ),
+    ],
+)
+def test_old_names_of_random_measures_and_wide_networks(
+    call: Callable[[], object], message: str
+) -> None:
     with pytest.warns(FutureWarning, match=message):
         assert call() is not None

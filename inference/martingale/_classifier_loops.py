@@ -11,8 +11,6 @@ import numpy.typing as npt
 from pyro_ext._compiled import compiled
 from pyro_ext.inference.martingale._copula_loops import FAST, LEAST_RATE, MOST_RATE, covariate_rates
 
-__all__ = ["follow_labels", "predict_labels", "resample_labels"]
-
 _LEAST, _MOST = 5e-5, 1.0 - 5e-5  # probability
 
 Floats = npt.NDArray[np.float64]

@@ -18,22 +18,6 @@ import numpy.typing as npt
 
 from pyro_ext._compiled import compiled
 
-__all__ = [
-    "FAST",
-    "LARGEST",
-    "LEAST_RATE",
-    "MOST_RATE",
-    "SMALLEST",
-    "advance_points",
-    "clipped",
-    "covariate_rates",
-    "exponential",
-    "logarithm",
-    "normal_cdf",
-    "normal_quantile",
-    "prequential",
-]
-
 FAST = {"contract", "nsz", "nnan", "ninf"}
 SMALLEST, LARGEST = 1e-6, 1.0 - 1e-6  # between which the normal scores of probabilities are taken
 

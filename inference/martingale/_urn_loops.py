@@ -5,8 +5,6 @@ import numpy.typing as npt
 
 from pyro_ext._compiled import compiled
 
-__all__ = ["draw_labels"]
-
 
 @compiled
 def draw_labels(

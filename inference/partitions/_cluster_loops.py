@@ -20,23 +20,6 @@ import numpy.typing as npt
 
 from pyro_ext._compiled import compiled
 
-__all__ = [
-    "add_point",
-    "block_constant",
-    "constants",
-    "copy_row",
-    "empty_record",
-    "exclude",
-    "in_range",
-    "include",
-    "log_marginal",
-    "log_of_sums",
-    "log_predictive",
-    "num_sums",
-    "record_of",
-    "record_size",
-]
-
 GAUSSIAN, DIAGONAL_GAUSSIAN, KNOWN_VARIANCE, MULTINOMIAL, BERNOULLI, POISSON = range(6)
 
 _LOG_PI = math.log(math.pi)

@@ -43,20 +43,6 @@ from pyro_ext.inference.partitions.trees import (
     parents_of,
 )
 
-__all__ = [
-    "Clusters",
-    "anchors_of",
-    "block_tree",
-    "clusters_of",
-    "draw_sides",
-    "exact_sweep",
-    "log_anchors",
-    "log_pair",
-    "log_ratio_of_split",
-    "lay_out",
-    "split_weight",
-]
-
 # Fractions of proposals that the trees do not guide, so that no way back is impossible.
 _FLAT_CLUSTERS, _FLAT_NODES, _FLAT_PAIRS, _FLAT_PARTNERS = 0.02, 0.05, 0.25, 0.05
 

@@ -26,19 +26,6 @@ from pyro_ext.inference.partitions._cluster_loops import (
     record_size,
 )
 
-__all__ = [
-    "auxiliary_sweep",
-    "draw_index",
-    "gibbs_sweep",
-    "greedy_scan",
-    "log_density_of_labels",
-    "rebuild",
-    "restricted_scan",
-    "slice_sweep",
-    "split_or_merge",
-    "sums_of_labels",
-]
-
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]

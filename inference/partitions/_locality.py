@@ -5,8 +5,6 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 
 from pyro_ext.inference.partitions.mixtures import Floats, Integers
 
-__all__ = ["locality_order", "neighbor_tree"]
-
 _SMALL = 4
 _MOST_CELLS = 2_048  # Ward's method takes the square of their number
 

@@ -11,8 +11,6 @@ import numpy.typing as npt
 
 from pyro_ext._compiled import compiled
 
-__all__ = ["GENERALIZED_GAMMA", "PITMAN_YOR", "in_range", "log_factors", "log_joint"]
-
 GENERALIZED_GAMMA, PITMAN_YOR = range(2)
 
 Floats = npt.NDArray[np.float64]

@@ -18,8 +18,6 @@ import numpy.typing as npt
 from pyro_ext._compiled import compiled
 from pyro_ext.inference.partitions.bregman import DETERMINANT, ENTROPY, SQUARE
 
-__all__ = ["Clusters", "height_levels", "merge_along_chain", "merge_greedily", "singletons"]
-
 _BLOCK = 512  # of costs, which stay in the cache nearest to the processor
 
 Floats = npt.NDArray[np.float64]

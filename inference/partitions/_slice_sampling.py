@@ -11,8 +11,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["LARGEST_LOG", "slice_sample", "slice_sample_log", "slice_sample_rows"]
-
 LARGEST_LOG = 690.0  # of positive numbers that move
 
 _MOST_STEPS = 50

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
-__all__ = ["Interrupts"]
-
 
 class Interrupts:
     """Holds Ctrl-C back until a step is done; the second one ends the step."""

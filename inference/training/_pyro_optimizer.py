@@ -8,8 +8,6 @@ from torch import Tensor
 
 from pyro_ext.inference.training._state import comparable
 
-__all__ = ["PyroOptimizer"]
-
 
 class PyroOptimizer:
     """Steps of one of Pyro's optimizers, which has one of PyTorch's for each parameter."""

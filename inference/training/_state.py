@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["comparable", "differences", "joined", "random_states", "set_random_states", "split"]
-
 
 def split(state: Any, path: str = "") -> tuple[dict[str, Tensor], Any]:
     """Split a nested state into tensors by path, and values that JSON can hold."""

@@ -151,6 +151,7 @@ class Trainer:
         self._batch_seed = self.seed
         self._stream: list[Tensor] | None = None
         self._is_seeded = False
+        self._last: Tensor | None = None
         self._good: list[Tensor] = []
         self._good_buffers: list[Tensor] = []
         self.losses: list[float] = []
@@ -195,6 +196,9 @@ class Trainer:
             f"Trainer({len(self._named)} tensors, {type(self.optimizer).__name__}, "
             f"{self.num_steps} steps)"
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None}  # what has a graph behind it can't be copied
 
     @property
     def num_steps(self) -> int:
@@ -269,20 +273,24 @@ class Trainer:
             if isinstance(batches, ShuffledBatches):
                 self._identity["batches"] = batches.identity()
             if Path(checkpoint).exists():
-                self.load(checkpoint)
+                state = self._read(Path(checkpoint))
+                if len(state["losses"]) > self.num_steps:
+                    self._take_up(state)
         num_saved = self.num_steps
         bar = progress_bar(
             total=num_steps, initial=num_saved, desc=description, unit="step", disable=not progress
         )
         with self._randomness(), bar, Interrupts() as interrupts:
             while self.num_steps < num_steps and not interrupts.are_pending:
-                before = random_states()
+                before = self._draws_from()
                 try:
                     value = self._gradient(loss, self._batch(batches), f" of {num_steps}")
                     with interrupts.held_back():
                         self._update(value, f" of {num_steps}")
                 except KeyboardInterrupt:
-                    set_random_states(before)
+                    set_random_states(before[0])
+                    for generator, its in before[1]:
+                        generator.set_state(its)
                     self._restore(parameters=False)
                     break
                 bar.set_postfix_str(f"loss {value:.4g}", refresh=False)
@@ -320,6 +328,9 @@ class Trainer:
         self.optimizer.zero_grad()  # it may hold more than the parameters, such as a learning rate
         result = loss(*args)
         value, gradients = result if isinstance(result, tuple) else (result, None)
+        # The last loss lives until there is another one, or its memory goes back to the system and
+        # comes again at every step.
+        self._last = value
         is_scalar = isinstance(value, Tensor) and value.numel() == 1
         if not (is_scalar or (self.independent_rows and isinstance(value, Tensor))):
             raise ValueError(f"loss must return a scalar tensor, got {shown(value)}")
@@ -428,6 +439,11 @@ class Trainer:
                 self._is_seeded = False
                 self._stream = random_states()
 
+    def _draws_from(self) -> tuple[list[Tensor], list[tuple[torch.Generator, Tensor]]]:
+        """States of the generators that a loss may draw from."""
+        own = [one for one in self._stateful if isinstance(one, torch.Generator)]
+        return random_states(), [(one, one.get_state()) for one in own]
+
     # Checkpoints ---------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
@@ -465,7 +481,11 @@ class Trainer:
             or settings; the message names them.
         """
         check_instance("path", path, (str, Path), "a path")
-        tensors, content, _ = read_tensors(Path(path))
+        self._take_up(self._read(Path(path)))
+
+    def _read(self, path: Path) -> Any:
+        """The state in a file, which is of this training."""
+        tensors, content, _ = read_tensors(path)
         if content.get("format") != _FORMAT:
             raise CheckpointError(f"{path} holds no training")
         found = {**content["identity"]}
@@ -473,7 +493,10 @@ class Trainer:
             found.pop("batches", None)
         if unlike := differences(found, self._identity):
             raise CheckpointError(f"{path} is of another training: {'; '.join(unlike[:5])}")
-        state = joined(tensors, content["state"])
+        return joined(tensors, content["state"])
+
+    def _take_up(self, state: Any) -> None:
+        """Go on from a state."""
         with torch.no_grad():
             for group, own in self._tensors().items():
                 for name, tensor in own.items():

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from pyro_ext.models.wide_networks.limit import propagate, relu_covariance, step_covariance
 
-__all__ = ["FeatureKernel", "NetworkKernel", "TangentKernel"]
-
 
 class NetworkKernel(gpytorch.kernels.Kernel):
     """Kernel of an infinitely wide ReLU network whose nodes have equal variances.

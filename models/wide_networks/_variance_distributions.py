@@ -12,8 +12,6 @@ from torch.distributions import biject_to, constraints, transform_to
 from pyro_ext.distributions.bases import clamp_positive
 from pyro_ext.distributions.supports import numbers_between, positive
 
-__all__ = ["affine", "bounded", "resolved", "squared_cauchy"]
-
 _MOST_LOST = 0.01
 
 
@@ -145,7 +143,7 @@ class _Bounded(dist.transforms.Transform):
         return self._largest / (1.0 + self._largest / x)  # the bound itself where x is infinite
 
     def _inverse(self, y: Tensor) -> Tensor:
-        # Next to the bound numbers have no digits left.
+        # Next to the bound numbers have no precision left.
         return y / (1.0 - y / self._largest).clamp(min=torch.finfo(y.dtype).eps)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:

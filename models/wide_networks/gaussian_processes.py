@@ -29,7 +29,6 @@ def network_kernel(num_hidden: int = 1, weight_scale: float = 1.0, bias_scale: f
     :param float weight_scale: :math:`\sigma_v`, where it starts.
     :param float bias_scale: :math:`\sigma_b`, where it starts; with zero there are no biases.
     :returns: a ``gpytorch.kernels.Kernel``.
-    :raises ValueError: for arguments out of range.
     :raises ImportError: without GPyTorch; names the extra.
 
     Example::
@@ -71,7 +70,6 @@ def mixture_kernel(
     :param float bias_scale: :math:`\sigma_b`.
     :param int seed: of the draws; by default PyTorch's generator gives one.
     :returns: a ``gpytorch.kernels.Kernel`` of batch shape ``(num_samples,)``.
-    :raises ValueError: for arguments out of range.
     :raises ImportError: without GPyTorch; names the extra.
 
     Example::
@@ -156,7 +154,6 @@ def condition_mixture(
     :param Tensor targets: **Shape:** ``(num_outputs, n)``.
     :param float noise_scale: standard deviation of the Gaussian noise of the targets.
     :returns: the prediction at the :math:`m` inputs.
-    :raises ValueError: where shapes do not fit, or the scale is not positive.
 
     Example::
 

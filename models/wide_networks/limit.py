@@ -1,4 +1,10 @@
-"""The limit of infinite width: covariances from layer to layer, their draws, and pruning."""
+r"""Covariances through layers of infinite width, random ones at any width, and pruning.
+
+[1] Y. Cho, L. K. Saul (2009), Kernel methods for deep learning.
+
+[2] H. Lee, F. Ayed, P. Jung, J. Lee, H. Yang, F. Caron (2023), Deep neural networks with dependent
+weights: Gaussian process mixture limit, heavy tails, sparsity and compressibility.
+"""
 
 import math
 
@@ -15,7 +21,6 @@ __all__ = [
     "propagate",
     "pruning_error",
     "relu_covariance",
-    "relu_matrix",
     "sample_covariances",
     "sample_outputs",
     "square_correlation",
@@ -68,7 +73,7 @@ def step_covariance(cross: Tensor, left: Tensor, right: Tensor) -> Tensor:
         tensor(0.2500)
     """
     cross, left, right = as_parameters("the kernel", {"cross": cross, "left": left, "right": right})
-    # Near equal nodes the angle is the root of a difference, which leaves half the digits.
+    # Near equal nodes the angle is the root of a difference, which leaves half the precision.
     angle = _cosine(cross.double(), _scale(left, right)).arccos()
     return ((math.pi - angle) / (2.0 * math.pi)).to(cross.dtype)
 
@@ -108,7 +113,6 @@ def network_covariance(
     :param float weight_scale: :math:`\sigma_v`.
     :param float bias_scale: :math:`\sigma_b`.
     :returns: **Shape:** ``(n, n)``.
-    :raises ValueError: for arguments out of range.
 
     Example::
 
@@ -137,7 +141,7 @@ def propagate(
     return cross, left, right
 
 
-def relu_matrix(covariance: Tensor) -> Tensor:
+def _relu_matrix(covariance: Tensor) -> Tensor:
     """Covariance of rectified nodes from that of the nodes. **Shape:** ``(*batch, n, n)``."""
     diagonal = covariance.diagonal(dim1=-2, dim2=-1)
     return relu_covariance(covariance, diagonal[..., :, None], diagonal[..., None, :])
@@ -169,7 +173,7 @@ def sample_covariances(
     bias_scale: float = 0.0,
     seed: int | None = None,
 ) -> Tensor:
-    r"""Draw the random covariance of the outputs of a ReLU network [1].
+    r"""Draw the random covariance of the outputs of a ReLU network [2].
 
     Given the nodes of the last hidden layer, outputs are independent and Gaussian. In an infinitely
     wide network their covariance is
@@ -193,7 +197,6 @@ def sample_covariances(
     :param float bias_scale: :math:`\sigma_b`.
     :param int seed: of the draws; by default PyTorch's generator gives one.
     :returns: **Shape:** ``(num_samples, n, n)``.
-    :raises ValueError: for arguments out of range.
 
     Example::
 
@@ -221,7 +224,7 @@ def sample_covariances(
             features = _draw(covariance, jumps.shape[1]).relu_()
             inner = (features.mT * jumps[:, None, :]) @ features
             if drift.any():
-                inner += drift[:, None, None] * relu_matrix(covariance)
+                inner += drift[:, None, None] * _relu_matrix(covariance)
             covariance = bias_scale**2 + weight_scale**2 * inner
     return covariance
 
@@ -249,7 +252,7 @@ def sample_outputs(covariances: Tensor, num_outputs: int, seed: int | None = Non
 def pruning_error(
     variances: NodeVariances, threshold: Tensor, second_moment: float, weight_scale: float = 1.0
 ) -> Tensor:
-    r"""Mean square of what an output loses as nodes of small variance are pruned [1].
+    r"""Mean square of what an output loses as nodes of small variance are pruned [2].
 
     For one hidden layer of infinite width of which the nodes with :math:`\lambda_j \leq \epsilon`
     are pruned,
@@ -284,7 +287,7 @@ def pruning_error(
 def square_correlation(
     variances: NodeVariances, second_moment: float, fourth_moment: float
 ) -> Tensor:
-    r"""Correlation of the squares of two outputs of a network with one hidden layer [1].
+    r"""Correlation of the squares of two outputs of a network with one hidden layer [2].
 
     .. math:: \operatorname{corr}(y_1^2, y_2^2) = \frac{v}{3 v + 2 s^2} , \quad
               s = \Bigl(a + \int w \rho(w) dw\Bigr) E \phi(\zeta)^2 , \quad

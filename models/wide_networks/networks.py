@@ -1,11 +1,9 @@
-"""Networks whose weights depend on each other through the variances of the nodes they leave.
+"""Networks with dependent weights, as Pyro models, and with fixed, unequal scales of nodes.
 
 [1] H. Lee, F. Ayed, P. Jung, J. Lee, H. Yang, F. Caron (2023), Deep neural networks with dependent
 weights: Gaussian process mixture limit, heavy tails, sparsity and compressibility.
 
-Networks with one hidden layer whose nodes have fixed, unequal scales.
-
-[1] F. Caron, F. Ayed, P. Jung, H. Lee, J. Lee, H. Yang (2023), Over-parameterised shallow neural
+[2] F. Caron, F. Ayed, P. Jung, H. Lee, J. Lee, H. Yang (2023), Over-parameterised shallow neural
 networks with asymmetrical node scaling: global convergence guarantees and feature learning.
 """
 
@@ -72,7 +70,6 @@ class DependentWeightNetwork(BayesianModule):
     :param float weight_scale: :math:`\sigma_v`.
     :param float bias_scale: :math:`\sigma_b`; with zero there are no biases.
     :param activation: makes the module :math:`\phi`.
-    :raises ValueError: for arguments out of range.
 
     Example::
 
@@ -166,7 +163,7 @@ class _StandardLinear(nn.Linear):
 
 
 class AsymmetricNetwork(nn.Module):
-    r"""A ReLU network with one hidden layer that learns through its hidden nodes alone [1].
+    r"""A ReLU network with one hidden layer that learns through its hidden nodes alone [2].
 
     .. math:: f(x) = \sum_{j=1}^m \sqrt{\lambda_j} \, a_j \, \phi(w_j^\top x / \sqrt{d}) , \quad
               a_j \in \{-1, 1\} , \; w_j \sim \text{Normal}(0, \sigma_w^2 I) .
@@ -181,7 +178,6 @@ class AsymmetricNetwork(nn.Module):
         :func:`~pyro_ext.nn.asymmetric_variances`. **Shape:** ``(num_nodes,)``.
     :param float weight_scale: :math:`\sigma_w`.
     :param int seed: of the start; by default PyTorch's generator gives one.
-    :raises ValueError: for arguments out of range.
 
     Example::
 
@@ -228,7 +224,6 @@ class AsymmetricNetwork(nn.Module):
         :param Tensor inputs: **Shape:** ``(n, in_features)``.
         :param int number: how many; by default all.
         :returns: **Shape:** ``(n, number)``.
-        :raises ValueError: for a number out of range.
         """
         if number is not None:
             check_integer("number", number, 1)
@@ -269,7 +264,7 @@ def _normal_rows(number: int, size: int, generator: torch.Generator, dtype: torc
 
 @torch.no_grad()
 def tangent_gram(network: AsymmetricNetwork, inputs: Tensor) -> Tensor:
-    r"""Tangent Gram matrix of a network, the same for each output [1].
+    r"""Tangent Gram matrix of a network, the same for each output [2].
 
     .. math:: \Theta_{ii'} = \frac{\langle x_i, x_{i'} \rangle}{d}
               \sum_j \lambda_j 1\{w_j^\top x_i > 0\} 1\{w_j^\top x_{i'} > 0\} .
@@ -294,7 +289,7 @@ def tangent_gram(network: AsymmetricNetwork, inputs: Tensor) -> Tensor:
 
 
 def mean_tangent_gram(inputs: Tensor) -> Tensor:
-    r"""Mean of :func:`tangent_gram` over starts, whatever the variances, which sum to one [1].
+    r"""Mean of :func:`tangent_gram` over starts, whatever the variances, which sum to one [2].
 
     .. math:: \Theta^*_{ii'} = \frac{\langle x_i, x_{i'} \rangle}{d} \,
               \frac{\pi - \arccos \rho_{ii'}}{2 \pi}
@@ -325,7 +320,7 @@ def tangent_kernel(
     num_samples: int = 1,
     seed: int | None = None,
 ) -> Any:
-    r"""Draw tangent kernels at the start of networks of infinite width [1].
+    r"""Draw tangent kernels at the start of networks of infinite width [2].
 
     .. math:: \frac{\langle x, x' \rangle}{d} \Bigl\{ \gamma \, P(z > 0, z' > 0) + (1 - \gamma)
               \sum_j \frac{w_j}{\sum_k w_k} 1\{z_j(x) > 0\} 1\{z_j(x') > 0\} \Bigr\} .
@@ -339,7 +334,6 @@ def tangent_kernel(
     :param int num_samples: how many kernels.
     :param int seed: of the draws; by default PyTorch's generator gives one.
     :returns: a ``gpytorch.kernels.Kernel`` of batch shape ``(num_samples,)``.
-    :raises ValueError: for arguments out of range.
     :raises ImportError: without GPyTorch; names the extra.
 
     Example::

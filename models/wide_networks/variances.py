@@ -1,6 +1,4 @@
-"""A Poisson number of jumps of one size, the limit of many rare nodes that are alike.
-
-Distributions of the variances of nodes, and what their sum becomes in a layer of infinite width.
+"""Variances of nodes, and what their sum becomes in a layer of infinite width.
 
 [1] H. Lee, F. Ayed, P. Jung, J. Lee, H. Yang, F. Caron (2023), Deep neural networks with dependent
 weights: Gaussian process mixture limit, heavy tails, sparsity and compressibility.
@@ -68,7 +66,6 @@ class EqualJumps:
 
     :param float rate: :math:`r > 0`, the mean number of jumps.
     :param float size: :math:`s > 0`.
-    :raises ValueError: for arguments out of range.
 
     Example::
 
@@ -283,7 +280,6 @@ def inverse_gamma_variances(concentration: float = 2.0) -> NodeVariances:
     The limit is the Gaussian process of :func:`equal_variances`.
 
     :param float concentration: greater than 1.
-    :raises ValueError: where it is not.
 
     Example::
 
@@ -342,7 +338,6 @@ def beta_variances(mass: float = 1.0, concentration: float = 0.5) -> NodeVarianc
 
     :param float mass: :math:`\eta`, the mean of the sum.
     :param float concentration: :math:`c`.
-    :raises ValueError: where one is not positive.
 
     Example::
 
@@ -365,7 +360,6 @@ def horseshoe_variances(scale: float = math.pi / 2) -> NodeVariances:
     infinite mean. By default their tail is :math:`x^{-1/2}`.
 
     :param float scale: :math:`s`.
-    :raises ValueError: where it is not positive.
 
     Example::
 
@@ -388,7 +382,6 @@ def regularized_horseshoe_variances(scale: float = 1.0, slab: float = 1.0) -> No
 
     :param float scale: :math:`s`.
     :param float slab: :math:`b`, the largest variance.
-    :raises ValueError: where one is not positive.
 
     Example::
 

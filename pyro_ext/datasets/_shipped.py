@@ -10,15 +10,6 @@ from pyro_ext._checks import check_choice
 from pyro_ext._renamed import renamed_arguments, renamed_attribute
 from pyro_ext.checkpoint.files import read_tensors
 
-__all__ = [
-    "FrequencyData",
-    "GraphData",
-    "frequency_names",
-    "graph_names",
-    "load_frequencies",
-    "load_graph",
-]
-
 _FREQUENCIES = Path(__file__).with_name("frequency_counts")
 _GRAPHS = Path(__file__).with_name("graph_edges")
 

@@ -13,8 +13,6 @@ from pyro_ext._version import __version__
 from pyro_ext.posterior.draws import Arrays, to_array
 from pyro_ext.potential import Plate, Site
 
-__all__ = ["label"]
-
 _SAMPLE_DIMS = ("chain", "draw")
 _DATA = ("observed_data", "constant_data")
 _PRIOR = ("prior", "prior_predictive")

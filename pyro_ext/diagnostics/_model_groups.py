@@ -14,12 +14,6 @@ from pyro_ext.potential import Site
 from pyro_ext.potential.enumeration import EnumeratedLikelihood
 from pyro_ext.potential.model_at_values import ModelAtValues
 
-__all__ = [
-    "ModelGroups",
-    "check_shapes",
-    "model_of",
-]
-
 _NUM_TRIALS = 10
 
 

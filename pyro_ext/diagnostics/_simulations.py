@@ -24,8 +24,6 @@ from pyro_ext.handlers import replace_observations
 from pyro_ext.posterior.draws import context_of, draws_of, to_array
 from pyro_ext.potential import Potential
 
-__all__ = ["LOG_LIKELIHOOD", "Experiment", "Quantity", "Ranks", "run_simulations"]
-
 LOG_LIKELIHOOD = "log_likelihood"
 
 Quantity: TypeAlias = Callable[[dict[str, Tensor]], Any]

@@ -8,8 +8,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import bdtr, bdtrc, gammaln
 
-__all__ = ["ecdf_band", "ecdf_difference", "ecdf_p_value", "ecdf_statistic", "holm"]
-
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 

@@ -37,26 +37,6 @@ from pyro_ext.special import (
     where_needed,
 )
 
-__all__ = [
-    "FAR",
-    "SHALLOW",
-    "beta_prime_cdf",
-    "beta_prime_expectation",
-    "log_beta_prime_density",
-    "log_cdf",
-    "log_density",
-    "log_far_integral",
-    "log_kernel",
-    "log_moment",
-    "log_partial_integral",
-    "log_rate",
-    "log_scaled_density",
-    "log_width",
-    "rsample_log_beta_prime",
-    "sample_truncated",
-    "tilt_range",
-]
-
 _NUM_TERMS = 24
 _NARROW = 0.1
 _NARROW_GAP = 0.1

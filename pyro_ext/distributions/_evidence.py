@@ -11,16 +11,6 @@ from torch import Tensor
 
 from pyro_ext.special import in_double
 
-__all__ = [
-    "diagonal_evidence",
-    "factor_of_points",
-    "factor_of_scatter",
-    "full_evidence",
-    "known_variance_evidence",
-    "log_determinant",
-    "log_rising",
-]
-
 _LARGE = 20.0
 
 

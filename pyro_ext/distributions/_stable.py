@@ -29,21 +29,6 @@ from torch import Tensor
 
 from pyro_ext.special import expm1mx, gauss_legendre, in_double, log_sinc, opaque
 
-__all__ = [
-    "angle_ratio",
-    "log_cdf",
-    "log_density",
-    "log_expm1",
-    "log_tilted_density",
-    "log_density_with_tilt",
-    "log_zolotarev_gain",
-    "log_zolotarev_start",
-    "rsample_log",
-    "sample_log_tilted",
-    "tilted_cdf",
-    "tilted_distance",
-]
-
 _DROPS = (1.5, 6.0, 14.0, 40.0)
 _NUM_NODES = 24
 _NUM_GOLDEN = 48

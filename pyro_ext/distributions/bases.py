@@ -24,6 +24,7 @@ __all__ = [
     "attach_gradient",
     "by_rejection",
     "clamp_positive",
+    "expanded",
     "discount_constraint",
     "invert_cdf",
     "log_level_of",
@@ -75,6 +76,17 @@ def invert_cdf(distribution: TorchDistribution, probability: Tensor) -> Tensor:
 discount_constraint = constraints.half_open_interval(0.0, 1.0)
 
 
+def expanded(
+    distribution: TorchDistribution, instance: Any, batch_shape: torch.Size, **values: Any
+) -> Any:
+    """The distribution over another batch shape, with other values of some attributes."""
+    new = distribution._get_checked_instance(type(distribution), instance)
+    vars(new).update(vars(distribution), **values)
+    TorchDistribution.__init__(new, batch_shape, distribution.event_shape, validate_args=False)
+    new._validate_args = distribution._validate_args
+    return new
+
+
 class ParametricDistribution(TorchDistribution):
     """Distribution whose parameters are tensors that expand together.
 
@@ -101,18 +113,11 @@ class ParametricDistribution(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Repeat the distribution over a larger batch shape."""
-        new = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
-        batch_shape = torch.Size(batch_shape)
-        new._event_dims = self._event_dims
+        shape, values = torch.Size(batch_shape), {}
         for name, event_dim in self._event_dims.items():
             value = getattr(self, name)
-            own = value.shape[value.dim() - event_dim :]
-            setattr(new, name, value.expand(batch_shape + own))
-        super(ParametricDistribution, new).__init__(
-            batch_shape, self.event_shape, validate_args=False
-        )
-        new._validate_args = self._validate_args
-        return new
+            values[name] = value.expand(shape + value.shape[value.dim() - event_dim :])
+        return expanded(self, _instance, shape, **values)
 
     def _validate_sample(self, value: Tensor) -> None:
         """Check the type, which the base class does not say, and what it looks at."""

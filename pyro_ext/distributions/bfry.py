@@ -61,7 +61,6 @@ class TiltedBFRY(LevelDistribution):
     :param level: :math:`t > 0`. Levels beyond the numbers of a type can be given as ``log_level``.
     :param tilt: :math:`\tau \geq 0`, positive where the discount is zero.
     :param log_level: :math:`\log t`, in place of ``level``.
-    :raises ValueError: where a parameter is out of range.
 
     Example::
 
@@ -117,7 +116,6 @@ class BFRY(TiltedBFRY):
               P(X > x) \sim \frac{x^{-\sigma}}{\Gamma(1 - \sigma)} \;(x \to \infty) .
 
     :param discount: :math:`\sigma`, in (0, 1); moments of this order and beyond are infinite.
-    :raises ValueError: where it is out of range.
 
     Example::
 
@@ -142,7 +140,6 @@ class TruncatedBFRY(UnivariateDistribution):
 
     :param discount: :math:`\sigma`, in (0, 1).
     :param high: :math:`C > 0`.
-    :raises ValueError: where a parameter is out of range.
 
     Example::
 
@@ -200,15 +197,13 @@ class RectifiedGamma(UnivariateDistribution):
 
     whose logarithm is that of a density with respect to the sum of length and a unit mass at
     :math:`C`. As a guide of a distribution with a density it gives the bound of [3], which counts
-        the latter
-    at the atom as if it were of the same kind.
+    the latter at the atom as if it were of the same kind.
 
     Draws have gradients in all parameters; at the atom those in shape and rate are zero.
 
     :param concentration: :math:`a > 0`.
     :param rate: :math:`b > 0`.
     :param high: :math:`C > 0`.
-    :raises ValueError: where a parameter is out of range.
 
     Example::
 

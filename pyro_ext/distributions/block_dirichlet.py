@@ -162,12 +162,6 @@ class BlockDirichlet(ParametricDistribution):
             validate_args=validate_args,
         )
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """Repeat the distribution over a larger batch shape."""
-        new = self._get_checked_instance(BlockDirichlet, _instance)  # type: ignore[no-untyped-call]
-        new.sizes = self.sizes
-        return super().expand(batch_shape, new)
-
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def support(self) -> constraints.Constraint:
         """Weights that sum to one and are equal inside each block."""

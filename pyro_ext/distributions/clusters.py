@@ -18,15 +18,13 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._checks import as_parameter, as_tensor, check_instance, check_integer
-from pyro_ext.distributions.bases import ParametricDistribution
+from pyro_ext.distributions.bases import ParametricDistribution, expanded
 
 __all__ = [
     "ClusterBlock",
     "ConjugateCluster",
     "PartitionedBlock",
-    "RowsOfClusters",
     "Summary",
-    "broadcast_hyperparameters",
 ]
 
 Summary = tuple[Tensor, ...]
@@ -77,7 +75,6 @@ class ClusterBlock(RowsOfClusters):
 
     :param ConjugateCluster cluster: distribution of one point.
     :param int num_points: how many points a draw has.
-    :raises ValueError: where it is not a positive integer.
 
     Example::
 
@@ -103,15 +100,8 @@ class ClusterBlock(RowsOfClusters):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Repeat the distribution over a larger batch shape."""
-        new = self._get_checked_instance(ClusterBlock, _instance)  # type: ignore[no-untyped-call]
-        new.cluster = self.cluster.expand(batch_shape)
-        new.num_points = self.num_points
-        new.has_rsample = self.has_rsample
-        super(ClusterBlock, new).__init__(
-            new.cluster.batch_shape, self.event_shape, validate_args=False
-        )
-        new._validate_args = self._validate_args
-        return new
+        cluster = self.cluster.expand(batch_shape)
+        return expanded(self, _instance, cluster.batch_shape, cluster=cluster)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, or log probability, of a block of points.
@@ -127,7 +117,7 @@ class ClusterBlock(RowsOfClusters):
         return self.cluster._draw_block(shape, self.num_points)
 
 
-def broadcast_hyperparameters(
+def _broadcast(
     owner: str, parameters: Mapping[str, Any], event_dims: Mapping[str, int]
 ) -> tuple[dict[str, Tensor], torch.Size, int]:
     """Hyperparameters in one type and of one batch shape, that shape, and the size of a point.
@@ -192,9 +182,7 @@ class ConjugateCluster(ParametricDistribution):
         event_dims: dict[str, int],
         validate_args: bool | None = None,
     ) -> None:
-        tensors, batch_shape, size = broadcast_hyperparameters(
-            type(self).__name__, parameters, event_dims
-        )
+        tensors, batch_shape, size = _broadcast(type(self).__name__, parameters, event_dims)
         super().__init__(tensors, event_dims, batch_shape, torch.Size((size,)), validate_args)
 
     @property
@@ -220,7 +208,6 @@ class ConjugateCluster(ParametricDistribution):
         :param Tensor mask: which of them belong to the block, a tensor of booleans; the others may
             be anything. **Shape:** ``(*batch, n)``.
         :returns: **Shape:** ``(*batch)``, broadcast with the batch shape of the hyperparameters.
-        :raises ValueError: where a shape does not fit, or a point is outside the support.
         """
         return self._log_marginal_of_points(*self._block_of(x, mask))
 
@@ -230,7 +217,6 @@ class ConjugateCluster(ParametricDistribution):
         :param Tensor x: points. **Shape:** ``(*batch, n, d)``.
         :returns: the number one, the part of the log density that no parameter enters, and what the
             class says. **Shape:** ``(*batch, n, num_statistics)``.
-        :raises ValueError: where the shape does not fit, or a point is outside the support.
         """
         points, _ = self._block_of(x, None)
         return self._statistics(points)
@@ -238,13 +224,12 @@ class ConjugateCluster(ParametricDistribution):
     def log_marginal_of(self, statistics: Tensor) -> Tensor:
         """Log density, or log probability, of a block of points of which the sums are known.
 
-        Sums of squares of points far from zero have lost digits that :meth:`log_marginal` keeps,
+        Sums of squares of points far from zero have lost precision that :meth:`log_marginal` keeps,
         and may be of no positive definite matrix, which is an error of PyTorch; center the data.
 
         :param Tensor statistics: sums of :meth:`statistics`. **Shape:**
             ``(*batch, num_statistics)``.
         :returns: **Shape:** ``(*batch)``, broadcast with the batch shape of the hyperparameters.
-        :raises ValueError: where the shape does not fit.
         """
         if statistics.dim() == 0 or statistics.shape[-1] != self.num_statistics:
             raise ValueError(
@@ -259,7 +244,6 @@ class ConjugateCluster(ParametricDistribution):
         :param Tensor x: points. **Shape:** ``(*batch, n, d)``.
         :param Tensor mask: which of them belong to the block. **Shape:** ``(*batch, n)``.
         :returns: a distribution of the same class.
-        :raises ValueError: where a shape does not fit, or a point is outside the support.
         """
         updated = self._posterior(self._summary(*self._block_of(x, mask)))
         return type(self)(**updated, validate_args=self._validate_args)
@@ -270,7 +254,6 @@ class ConjugateCluster(ParametricDistribution):
         :param Tensor x: points. **Shape:** ``(*batch, n, d)``.
         :param Tensor mask: which of them belong to the block. **Shape:** ``(*batch, n)``.
         :returns: a distribution of the same class.
-        :raises ValueError: where a shape does not fit, or a point is outside the support.
         """
         return self.posterior(x, mask)
 
@@ -279,7 +262,6 @@ class ConjugateCluster(ParametricDistribution):
 
         :param int num_points: how many.
         :returns: a distribution of event shape ``(num_points, d)``.
-        :raises ValueError: where it is not a positive integer.
         """
         return ClusterBlock(self, num_points)
 
@@ -403,8 +385,6 @@ class PartitionedBlock(RowsOfClusters):
 
     :param ConjugateCluster cluster: distribution of one point, without batch shape.
     :param Tensor labels: integers, equal for points of one cluster. **Shape:** ``(*batch, n)``.
-    :raises TypeError: where an argument is of another type.
-    :raises ValueError: where it has another shape.
 
     Example::
 
@@ -435,14 +415,8 @@ class PartitionedBlock(RowsOfClusters):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Repeat the distribution over a larger batch shape."""
-        new = self._get_checked_instance(PartitionedBlock, _instance)  # type: ignore[no-untyped-call]
-        new.cluster, new.has_rsample = self.cluster, self.has_rsample
-        new.labels = self.labels.expand(*batch_shape, self.labels.shape[-1])
-        super(PartitionedBlock, new).__init__(
-            new.labels.shape[:-1], self.event_shape, validate_args=False
-        )
-        new._validate_args = self._validate_args
-        return new
+        labels = self.labels.expand(*batch_shape, self.labels.shape[-1])
+        return expanded(self, _instance, labels.shape[:-1], labels=labels)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, or log probability, of the points.

@@ -44,7 +44,6 @@ class MultinomialCluster(_CountCluster):
     :param concentration: :math:`a > 0`, of each of the words. **Shape:** ``(*batch, W)``.
     :param int total_count: total of the points that are drawn, and of those that the mean and the
         variance are about.
-    :raises ValueError: where an argument is out of range.
 
     Example::
 
@@ -62,12 +61,6 @@ class MultinomialCluster(_CountCluster):
     ) -> None:
         self.total_count = check_integer("total_count", total_count, 1)
         super().__init__({"concentration": concentration}, {"concentration": 1}, validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """Repeat the distribution over a larger batch shape."""
-        new = super().expand(batch_shape, _instance)
-        new.total_count = self.total_count
-        return new
 
     @property
     def _point_distribution(self) -> Any:
@@ -104,7 +97,6 @@ class BernoulliCluster(_CountCluster):
     :param concentration1: :math:`a_1 > 0`. **Shape:** ``(*batch, d)``, as of the other; a number is
         equal in all dimensions, but one argument has to tell how many these are.
     :param concentration0: :math:`a_0 > 0`.
-    :raises ValueError: where an argument is out of range.
 
     Example::
 
@@ -160,7 +152,6 @@ class PoissonCluster(_CountCluster):
     :param concentration: :math:`a > 0`. **Shape:** ``(*batch, d)``, as of the other; a number is
         equal in all dimensions, but one argument has to tell how many these are.
     :param rate: :math:`b > 0`.
-    :raises ValueError: where an argument is out of range.
 
     Example::
 

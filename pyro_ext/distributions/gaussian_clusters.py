@@ -21,7 +21,6 @@ __all__ = [
     "DiagonalGaussianCluster",
     "GaussianCluster",
     "KnownVarianceGaussianCluster",
-    "LocatedCluster",
 ]
 
 _POSITIVE_VECTOR = constraints.independent(constraints.positive, 1)
@@ -90,7 +89,6 @@ class GaussianCluster(LocatedCluster):
     :param loc_precision: :math:`r > 0`, a number of points. **Shape:** ``(*batch)``.
     :param dof: :math:`\nu > d - 1`. **Shape:** ``(*batch)``.
     :param scale: :math:`\Psi`, positive definite. **Shape:** ``(*batch, d, d)``.
-    :raises ValueError: where a hyperparameter is out of range or of another shape.
 
     Example::
 
@@ -323,7 +321,6 @@ class DiagonalGaussianCluster(LocatedCluster):
     :param loc_precision: :math:`r > 0`, a number of points.
     :param concentration: :math:`a > 0`.
     :param rate: :math:`b > 0`.
-    :raises ValueError: where a hyperparameter is out of range or of another shape.
 
     Example::
 
@@ -410,7 +407,6 @@ class KnownVarianceGaussianCluster(LocatedCluster):
         dimensions, but one argument has to tell how many these are.
     :param loc_scale: :math:`s_0 > 0`, between clusters.
     :param scale: :math:`s > 0`, between points of a cluster.
-    :raises ValueError: where a hyperparameter is out of range or of another shape.
 
     Example::
 

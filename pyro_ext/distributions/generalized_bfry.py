@@ -42,17 +42,14 @@ class GeneralizedBFRY(LevelDistribution):
               \big[ P(k, y) - (t + 1)^{-k} P(k, (t + 1) y) \big] .
 
     The density falls as :math:`x^{-1-\sigma}` between :math:`c / t` and :math:`c`, and as
-    :math:`x^{-1-\tau}` beyond. It is the distribution of one atom in a finite approximation of a
-        generalized
-    BFRY process. Where :math:`\sigma = 0` the limit is meant. Draws have gradients in all
-    parameters.
+    :math:`x^{-1-\tau}` beyond. It is a weight of a finite approximation of a generalized BFRY
+    process. Where :math:`\sigma = 0` the limit is meant. Draws have gradients in all parameters.
 
     :param discount: :math:`\sigma`, in [0, 1).
     :param tail_index: :math:`\tau`, greater than the discount.
     :param level: :math:`t > 0`. Levels beyond the numbers of a type can be given as ``log_level``.
     :param scale: :math:`c > 0`.
     :param log_level: :math:`\log t`, in place of ``level``.
-    :raises ValueError: where a parameter is out of range.
 
     Example::
 
@@ -141,8 +138,7 @@ class BetaPrimeBFRY(LevelDistribution):
               \big[ (c + x)^{-k} - (c + (1 + t) x)^{-k} \big] .
 
     The density falls as :math:`x^{-1-\sigma}` between :math:`c / t` and :math:`c`, and as
-    :math:`x^{-1-\tau}` beyond. It is the distribution of one atom in a finite approximation of a
-        beta prime
+    :math:`x^{-1-\tau}` beyond. It is a weight of a finite approximation of a beta prime
     process. Where :math:`\sigma = 0` the limit is meant, with :math:`\log(1 + t)` for the quotient
     of braces and :math:`\sigma`. Draws have gradients in all parameters. The distribution function
     is computed by quadrature, for levels up to :math:`e^{9000}`.
@@ -152,7 +148,6 @@ class BetaPrimeBFRY(LevelDistribution):
     :param level: :math:`t > 0`. Levels beyond the numbers of a type can be given as ``log_level``.
     :param rate: :math:`c > 0`, a scale of :math:`x`.
     :param log_level: :math:`\log t`, in place of ``level``.
-    :raises ValueError: where a parameter is out of range.
 
     Example::
 
@@ -231,7 +226,6 @@ class StableBetaBFRY(LevelDistribution):
     :param concentration: :math:`c > 0`.
     :param level: :math:`t > 0`. Levels beyond the numbers of a type can be given as ``log_level``.
     :param log_level: :math:`\log t`, in place of ``level``.
-    :raises ValueError: where a parameter is out of range.
 
     Example::
 

@@ -30,7 +30,6 @@ class PositiveStable(UnivariateDistribution):
     by quadrature; draws are exact [1], with gradients in the stability.
 
     :param stability: :math:`\sigma`, in (0, 1). The mean is infinite.
-    :raises ValueError: where it is out of range.
 
     Example::
 
@@ -84,7 +83,6 @@ class TiltedStable(UnivariateDistribution):
     :param mass: :math:`V > 0`.
     :param stability: :math:`\sigma`, in (0, 1).
     :param tilt: :math:`\tau \geq 0`; without tilt the mean is infinite.
-    :raises ValueError: where a parameter is out of range.
 
     Example::
 

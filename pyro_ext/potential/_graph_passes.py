@@ -18,16 +18,6 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.fx.node import map_arg
 
-__all__ = [
-    "constants_of",
-    "drop_identities",
-    "fold_constants",
-    "mutates",
-    "recordable",
-    "rewrite",
-    "uses_strides",
-]
-
 _STRIDED = {torch.ops.aten.as_strided.default, torch.ops.aten.as_strided_scatter.default}
 _VIEW = torch.ops.aten.view.default
 _FILL = torch.ops.aten.fill.Scalar

@@ -10,20 +10,8 @@ from torch import Tensor
 from pyro_ext._checks import as_tensor
 from pyro_ext.distributions.bases import by_rejection
 from pyro_ext.special import log_exprel, log_upper_gamma
-from pyro_ext.special.operations import holds_everywhere, may_hold_everywhere
+from pyro_ext.special.operations import holds_everywhere
 from pyro_ext.special.quadrature import points_of_fall
-
-__all__ = [
-    "as_double",
-    "holds_everywhere",
-    "log_if_positive",
-    "log_sum",
-    "log_upper_gamma_at_log",
-    "may_hold_everywhere",
-    "sample_log_concave",
-    "solve_monotone",
-    "survives",
-]
 
 _LARGEST_LOG = 700.0
 _LEAST_LOG = -690.0

@@ -5,8 +5,6 @@ import numpy.typing as npt
 
 from pyro_ext._compiled import compiled
 
-__all__ = ["seat_by_arrivals", "seat_by_counts"]
-
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 

@@ -30,6 +30,7 @@ itself and of one sign, so that densities of any size keep their precision.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -39,8 +40,6 @@ from pyro_ext.random_measures._numerics import sample_log_concave
 from pyro_ext.special import in_double, log_exprel, log_sinc, opaque
 from pyro_ext.special.operations import holds_everywhere
 from pyro_ext.special.quadrature import integrate_log, num_edges, panel_edges, panel_nodes
-
-__all__ = ["log_exponent_integral", "log_inverse", "log_moment_integral", "sample_log_tilt"]
 
 _FALL = 42.0
 _TINY_LOG = -30.0
@@ -440,65 +439,48 @@ def _contour(x: Tensor, start: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
     return point, torch.complex(left * x.sinh(), up * x.cosh())
 
 
-def _plan(
-    log_value: Tensor,
-    log_mass: Tensor,
-    power: Tensor,
-    discount: Tensor,
-    tilt: Tensor,
-    pole: Tensor,
-    damping: float,
-) -> Tensor:
-    """Start, width and reach of the hyperbola, and panels on the cut."""
-    mixed, value = MixedExponent(log_mass, power, discount, damping), log_value.exp()
-    base = torch.where(pole > 0, tilt, 0.0)
-    log_saddle = _log_saddle(mixed, value, base, pole)
-    is_tail = (pole == 0) & (log_saddle + log_value < 0)
-    log_depth = _log_depth(mixed, value) if bool(is_tail.any()) else -log_value
-    is_deep = is_tail & (log_depth + log_value > _SHALLOW)
-    # Between saddle point and tail there is nothing to be won on the cut.
-    log_start = torch.where(is_deep, log_depth, torch.where(is_tail, -log_value, log_saddle))
-    start = torch.where(is_deep, -1.0, 1.0) * log_start.exp()
-    # The width is that of the peak, and no more than the distance from the singularity.
-    log_size = torch.where(is_deep, torch.logaddexp(log_depth, -log_value), log_start)
-    bend = mixed.log_bend((log_size.exp() + base).log()).exp()
-    width = torch.rsqrt(bend + (-2.0 * log_size).exp())
-    edges = panel_edges(
-        # The transform itself changes slowly there.
-        lambda x: x - (log_value[..., None] + x).exp() + mixed.log_phase(x),
-        torch.minimum(log_depth, -log_value) - _REACH / (power + discount) - 5.0,
-        log_depth,
-        -log_value[..., None],
-    )
-    reach = _contour_reach(mixed, value, base, start, width)
-    return torch.cat([torch.stack([start, width, reach], -1), edges], -1)
+def _planner(name: str, damping: float) -> Callable[..., Tensor]:
+    """An operation that finds start, width and reach of the hyperbola, and panels on the cut."""
+
+    @opaque(name, _NUM_PLANNED)
+    def plan(
+        log_value: Tensor,
+        log_mass: Tensor,
+        power: Tensor,
+        discount: Tensor,
+        tilt: Tensor,
+        pole: Tensor,
+    ) -> Tensor:
+        mixed, value = MixedExponent(log_mass, power, discount, damping), log_value.exp()
+        base = torch.where(pole > 0, tilt, 0.0)
+        log_saddle = _log_saddle(mixed, value, base, pole)
+        is_tail = (pole == 0) & (log_saddle + log_value < 0)
+        log_depth = _log_depth(mixed, value) if bool(is_tail.any()) else -log_value
+        is_deep = is_tail & (log_depth + log_value > _SHALLOW)
+        # Between saddle point and tail there is nothing to be won on the cut.
+        log_start = torch.where(is_deep, log_depth, torch.where(is_tail, -log_value, log_saddle))
+        start = torch.where(is_deep, -1.0, 1.0) * log_start.exp()
+        # The width is that of the peak, and no more than the distance from the singularity.
+        log_size = torch.where(is_deep, torch.logaddexp(log_depth, -log_value), log_start)
+        bend = mixed.log_bend((log_size.exp() + base).log()).exp()
+        width = torch.rsqrt(bend + (-2.0 * log_size).exp())
+        edges = panel_edges(
+            # The transform itself changes slowly there.
+            lambda x: x - (log_value[..., None] + x).exp() + mixed.log_phase(x),
+            torch.minimum(log_depth, -log_value) - _REACH / (power + discount) - 5.0,
+            log_depth,
+            -log_value[..., None],
+        )
+        reach = _contour_reach(mixed, value, base, start, width)
+        return torch.cat([torch.stack([start, width, reach], -1), edges], -1)
+
+    return plan
 
 
-@opaque("sharp_tilt_inversion", _NUM_PLANNED)
-def _plan_sharp(
-    log_value: Tensor,
-    log_mass: Tensor,
-    power: Tensor,
-    discount: Tensor,
-    tilt: Tensor,
-    pole: Tensor,
-) -> Tensor:
-    return _plan(log_value, log_mass, power, discount, tilt, pole, 0.0)
-
-
-@opaque("damped_tilt_inversion", _NUM_PLANNED)
-def _plan_damped(
-    log_value: Tensor,
-    log_mass: Tensor,
-    power: Tensor,
-    discount: Tensor,
-    tilt: Tensor,
-    pole: Tensor,
-) -> Tensor:
-    return _plan(log_value, log_mass, power, discount, tilt, pole, 1.0)
-
-
-_plan_of = {0.0: _plan_sharp, 1.0: _plan_damped}
+_plan_of = {
+    damping: _planner(f"{name}_tilt_inversion", damping)
+    for name, damping in (("sharp", 0.0), ("damped", 1.0))
+}
 
 
 def _log_saddle(mixed: MixedExponent, value: Tensor, base: Tensor, pole: Tensor) -> Tensor:

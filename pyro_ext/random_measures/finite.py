@@ -7,7 +7,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from pyro_ext._checks import shown
-from pyro_ext.distributions.bases import ScalarDistribution, clamp_positive
+from pyro_ext.distributions.bases import ScalarDistribution, clamp_positive, expanded
 from pyro_ext.random_measures._numerics import as_double
 from pyro_ext.random_measures.arrivals import (
     DeterministicArrivals,
@@ -29,7 +29,6 @@ __all__ = [
 ]
 
 _LEAST_LOG = -690.0
-_NEAREST = 1e-9
 _MARGIN = 1e-10  # from the largest size, where densities may be infinite
 
 
@@ -55,14 +54,9 @@ class MeasureDistribution(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Repeat the distribution over a larger batch shape."""
-        new = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
         shape = torch.Size(batch_shape)
-        vars(new).update(vars(self), measure=self.measure.expand(shape))
-        for name in self._tensors:
-            setattr(new, name, getattr(self, name).expand(shape))
-        super(MeasureDistribution, new).__init__(shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
+        values = {name: getattr(self, name).expand(shape) for name in self._tensors}
+        return expanded(self, _instance, shape, measure=self.measure.expand(shape), **values)
 
 
 class JumpDistribution(MeasureDistribution, ScalarDistribution):

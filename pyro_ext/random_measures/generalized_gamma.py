@@ -1,4 +1,4 @@
-"""The generalized gamma process and its special cases.
+"""The generalized gamma process and its special cases, and series that only it knows.
 
 [1] A. Brix (1999), Generalized gamma measures and shot-noise Cox processes.
 
@@ -9,8 +9,6 @@ excursions.
 processes.
 
 [4] S. Favaro, Y. W. Teh (2013), MCMC for normalized random measure mixture models.
-
-Series of the generalized gamma process that follow no family of arrival times.
 """
 
 import math
@@ -38,7 +36,7 @@ from pyro_ext.special import log1mexp, log1prel, log_exprel, log_lower_gamma, lo
 from pyro_ext.special.operations import holds_everywhere, may_hold_everywhere
 from pyro_ext.special.quadrature import integrate_log, panel_edges
 
-__all__ = ["GeneralizedGammaProcess", "thin_above"]
+__all__ = ["GeneralizedGammaProcess"]
 
 _SMALLEST = 1e-300
 _LARGEST_LOG = 700.0
@@ -68,7 +66,6 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
     :param mass: :math:`\eta > 0`.
     :param discount: :math:`\sigma < 1`.
     :param tilt: :math:`\tau \geq 0`, positive where the discount is not.
-    :raises ValueError: where a parameter is out of range.
 
     Example::
 
@@ -246,7 +243,7 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
 class _StableSeries:
     """What both share: the weights of the stable process without the tilt, in falling order."""
 
-    def __init__(self, measure: "GeneralizedGammaProcess", name: str) -> None:
+    def __init__(self, measure: GeneralizedGammaProcess, name: str) -> None:
         if measure._validate and holds_everywhere(measure.discount <= 0):
             raise ValueError(f"discount must be > 0 for the method {name!r}")
         self._mass, self._discount = measure._double.mass, measure._double.discount
@@ -260,7 +257,7 @@ class _StableSeries:
 class _RejectionSeries(_StableSeries):
     """Weights of the stable process, each kept with the probability that the tilt leaves it."""
 
-    def __init__(self, measure: "GeneralizedGammaProcess") -> None:
+    def __init__(self, measure: GeneralizedGammaProcess) -> None:
         super().__init__(measure, "rejection")
 
     def sample(self, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -286,7 +283,7 @@ class _RejectionSeries(_StableSeries):
 class _RosinskiSeries(_StableSeries):
     r"""The smaller of a weight of the stable process and :math:`E U^{1/\sigma} / \tau`."""
 
-    def __init__(self, measure: "GeneralizedGammaProcess") -> None:
+    def __init__(self, measure: GeneralizedGammaProcess) -> None:
         super().__init__(measure, "rosinski")
 
     def sample(self, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -328,13 +325,11 @@ class _RosinskiSeries(_StableSeries):
         return log_moment
 
 
-def thin_above(measure: "GeneralizedGammaProcess", level: Tensor) -> Tensor:
-    r"""Draw all weights above levels one after the other, by adaptive thinning [1].
+def thin_above(measure: GeneralizedGammaProcess, level: Tensor) -> Tensor:
+    r"""Draw all weights above levels one after the other, by adaptive thinning [4].
 
     From a weight :math:`t` the next is proposed with the intensity of the measure, its power law
     replaced by its value at :math:`t`, and accepted with the quotient of the two.
-
-    [1] S. Favaro, Y. W. Teh (2013), MCMC for normalized random measure mixture models.
 
     Shapes: result (*level.shape, n).
     """

@@ -1,6 +1,7 @@
 r"""Completely random measures as one value with all that is made of it, and their sums."""
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
 
 import pyro.distributions as dist
@@ -53,10 +54,9 @@ class CompletelyRandomMeasure(LevyMeasure):
 
         With ``num_atoms`` :math:`= L` such weights the measure
         :math:`\sum_{l \leq L} W_l \delta_{\theta_l}` converges in distribution to this one as
-            :math:`L`
-        grows. The density is :math:`\Phi(t_L | w) \rho(w) / L`, where :math:`\Phi(t | w)` is the
-        probability that a weight arrives until :math:`t` and the level :math:`t_L` is such that
-        :math:`L` weights do so on average.
+        :math:`L` grows. The density is :math:`\Phi(t_L | w) \rho(w) / L`, where :math:`\Phi(t | w)`
+        is the probability that a weight arrives until :math:`t` and the level :math:`t_L` is such
+        that :math:`L` weights do so on average.
 
         :param int num_atoms: :math:`L`.
         :param str rule: ``"exact"`` for this level; ``"group"``, for measures made of a generalized
@@ -121,7 +121,6 @@ class CompletelyRandomMeasure(LevyMeasure):
             with zeros where a method rejects; the times; and the expected mass of all that arrives
             later. **Shape:** ``(*sample_shape, *batch_shape, num_jumps)``, the same, and without
             the last axis.
-        :raises ValueError: for an argument that is not allowed.
 
         [1] J. Lee, X. Miscouridou, F. Caron (2019), A unified construction for series
         representations and finite approximations of completely random measures.
@@ -187,6 +186,19 @@ class CompletelyRandomMeasure(LevyMeasure):
         return draw_above(self, threshold, seed, method, as_size("sample_shape", sample_shape))
 
 
+def _log_sum(logs: Iterable[Tensor]) -> Tensor:
+    return torch.stack(torch.broadcast_tensors(*logs), -1).logsumexp(-1)
+
+
+def _summed(name: str) -> Callable[..., Tensor]:
+    """A method of the sum by those of its parts."""
+
+    def method(self: "Superposition", *args: Any) -> Tensor:
+        return _log_sum(getattr(part, f"_log_{name}")(*args) for part in self.parts)
+
+    return method
+
+
 class Superposition(CompletelyRandomMeasure):
     r"""Sum of independent completely random measures, whose Lévy densities add.
 
@@ -215,36 +227,34 @@ class Superposition(CompletelyRandomMeasure):
         put = object.__setattr__
         put(self, "parts", tuple(measure.expand(shape) for measure in measures))
         put(self, "batch_shape", shape)
-        dtype = measures[0].dtype
-        for measure in measures[1:]:
-            dtype = torch.promote_types(dtype, measure.dtype)
-        put(self, "dtype", dtype)
+        dtypes = (measure.dtype for measure in measures)
+        put(self, "dtype", functools.reduce(torch.promote_types, dtypes))
         put(self, "_validate", any(measure._validate for measure in measures))
         put(self, "_names", ())
 
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.parts))
 
-    def _with(self, parts: Sequence[CompletelyRandomMeasure]) -> "Superposition":
-        return Superposition(*parts)
+    def _each(self, function: Callable[[CompletelyRandomMeasure], CompletelyRandomMeasure]) -> Self:
+        return Superposition(*map(function, self.parts))  # type: ignore[return-value]
 
     def expand(self, batch_shape: Sequence[int]) -> Self:
         """Repeat the measure over a larger batch shape."""
-        return self._with([part.expand(batch_shape) for part in self.parts])  # type: ignore[return-value]
+        return self._each(lambda part: part.expand(batch_shape))
 
-    def exponential_tilt(self, tilt: Any) -> "Superposition":
+    def exponential_tilt(self, tilt: Any) -> Self:
         r"""Sum of the tilted measures.
 
         :param tilt: :math:`u \geq 0`.
         """
-        return self._with([part.exponential_tilt(tilt) for part in self.parts])
+        return self._each(lambda part: part.exponential_tilt(tilt))
 
-    def rescale(self, scale: Any) -> "Superposition":
+    def rescale(self, scale: Any) -> Self:
         """Sum of the rescaled measures.
 
         :param scale: positive.
         """
-        return self._with([part.rescale(scale) for part in self.parts])
+        return self._each(lambda part: part.rescale(scale))
 
     def total_mass(self) -> TorchDistribution:
         """Distribution of the total mass, exact where those of all parts are."""
@@ -269,10 +279,10 @@ class Superposition(CompletelyRandomMeasure):
         )
 
     def _element(self, index: int) -> Self:
-        return self._with([part._element(index) for part in self.parts])  # type: ignore[return-value]
+        return self._each(lambda part: part._element(index))
 
     def _unsqueezed(self) -> Self:
-        return self._with([part._unsqueezed() for part in self.parts])  # type: ignore[return-value]
+        return self._each(lambda part: part._unsqueezed())
 
     def _has_infinitely_many(self) -> bool:
         return any(part._has_infinitely_many() for part in self.parts)
@@ -283,25 +293,13 @@ class Superposition(CompletelyRandomMeasure):
     # Whatever is linear in the Lévy density adds.
 
     def _log_mass(self, x: Tensor) -> Tensor:
-        return self._sum(part._log_density(x) for part in self.parts) + x
+        return self._log_density(x) + x
 
-    def _log_density(self, log_size: Tensor) -> Tensor:
-        return self._sum(part._log_density(log_size) for part in self.parts)
-
-    def _log_exponent(self, log_shift: Tensor) -> Tensor:
-        return self._sum(part._log_exponent(log_shift) for part in self.parts)
-
-    def _log_moment(self, order: Tensor, log_tilt: Tensor) -> Tensor:
-        return self._sum(part._log_moment(order, log_tilt) for part in self.parts)
-
-    def _log_tail(self, log_size: Tensor) -> Tensor:
-        return self._sum(part._log_tail(log_size) for part in self.parts)
-
-    def _log_partial_moment(self, log_size: Tensor, order: float) -> Tensor:
-        return self._sum(part._log_partial_moment(log_size, order) for part in self.parts)
+    _log_density, _log_exponent, _log_moment = map(_summed, ("density", "exponent", "moment"))
+    _log_tail, _log_partial_moment = map(_summed, ("tail", "partial_moment"))
 
     def _integrate(self, factor: Factor) -> Tensor:
-        return self._sum(part._integrate(factor) for part in self.parts)
+        return _log_sum(part._integrate(factor) for part in self.parts)
 
     def _sample_jump(self, order: Tensor, log_tilt: Tensor) -> Tensor:
         order, log_tilt = torch.broadcast_tensors(order, log_tilt)
@@ -318,9 +316,6 @@ class Superposition(CompletelyRandomMeasure):
         for part in self.parts:
             total = total + part._sample_total_mass()
         return total
-
-    def _sum(self, logs: Iterable[Tensor]) -> Tensor:
-        return torch.stack(torch.broadcast_tensors(*logs), -1).logsumexp(-1)
 
 
 def _choose(log_weights: Tensor, draws: Sequence[Tensor]) -> Tensor:

@@ -222,7 +222,6 @@ class GeneralizedBFRYProcess(MixedTilts):
         infinite for indices up to 1.
     :param cutoff: :math:`c > 0`; one power law passes into the other at about :math:`1/c`.
     :param tilt: :math:`u \geq 0`, an exponential tilt.
-    :raises ValueError: where a parameter is out of range.
 
     Example::
 
@@ -353,7 +352,6 @@ class BetaPrimeProcess(MixedTilts):
     :param tail_index: :math:`\tau`, greater than the discount.
     :param rate: :math:`c > 0`; one power law passes into the other at weights of about :math:`c`.
     :param tilt: :math:`u \geq 0`, an exponential tilt.
-    :raises ValueError: where a parameter is out of range.
 
     Example::
 

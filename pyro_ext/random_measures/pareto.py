@@ -42,7 +42,6 @@ class ParetoProcess(CompletelyRandomMeasure):
     :param scale: :math:`w_0 > 0`, which all weights exceed.
     :param tail_index: :math:`\tau > 0`.
     :param tilt: :math:`u \geq 0`, an exponential tilt.
-    :raises ValueError: where a parameter is out of range.
 
     Example::
 
@@ -111,7 +110,7 @@ class ParetoProcess(CompletelyRandomMeasure):
     def _log_mass(self, x: Tensor) -> Tensor:
         own = self._double
         value = own.mass.log() - own.tail_index * x - own.tilt * x.clamp(max=_LARGEST_LOG).exp()
-        # A place of quadrature at the very end belongs to the inside, whatever its rounding.
+        # A node of quadrature at the very end belongs to the inside, whatever its rounding.
         return torch.where(x < own.scale.log() - 1e-9, -torch.inf, value)
 
     def _panels(self, factor: Factor) -> tuple[LogIntegrand, Tensor]:
@@ -225,7 +224,6 @@ class ParetoMixtureProcess(Superposition):
     :param pareto_mass: :math:`\beta > 0`.
     :param pareto_scale: :math:`w_0 > 0`.
     :param tail_index: :math:`\tau > 0`.
-    :raises ValueError: where a parameter is out of range.
 
     Example::
 

@@ -20,6 +20,7 @@ from torch.distributions import constraints
 
 from pyro_ext._checks import check_instance, check_integer
 from pyro_ext._renamed import renamed_arguments, renamed_attribute
+from pyro_ext.distributions.bases import expanded
 from pyro_ext.random_measures.arrivals import ExponentialArrivals, arrival_process
 from pyro_ext.random_measures.cluster_counts import ClusterSizes, cluster_sizes, counts_of_labels
 from pyro_ext.random_measures.levy_measure import LevyMeasure
@@ -32,7 +33,6 @@ __all__ = [
     "check_probability_measure",
     "log_sums_by_blocks",
     "log_sums_over_partitions",
-    "scaled_series",
     "seat_by_arrivals",
     "seat_by_counts",
 ]
@@ -131,10 +131,7 @@ class SampleDistribution(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Repeat the distribution over a larger batch shape."""
-        new = self._get_checked_instance(type(self), _instance)  # type: ignore[no-untyped-call]
-        SampleDistribution.__init__(new, self.measure, self.num_samples, self.event_shape, False)
-        new._batch_shape, new._validate_args = torch.Size(batch_shape), self._validate_args
-        return new
+        return expanded(self, _instance, torch.Size(batch_shape))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws, each in a time that is about linear in the number of samples."""
@@ -384,7 +381,7 @@ class ClusterCounts:
         return owners[first].bincount(minlength=len(more))
 
 
-def scaled_series(log_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _scaled_series(log_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     r"""Coefficients of :math:`A`, the largest of them one, with the logarithms of factor and power.
 
     Shapes: log_values (*batch, n).
@@ -406,7 +403,7 @@ def log_sums_by_blocks(log_values: Tensor) -> Tensor:
 
     Shapes: log_values (*batch, n); result (*batch, n), over the number of blocks.
     """
-    series, log_factor, log_power = scaled_series(log_values)
+    series, log_factor, log_power = _scaled_series(log_values)
     number = series.shape[-1]
     # Row i, column j of the matrix is the coefficient of order j - i.
     gap = torch.arange(number, device=series.device)
@@ -429,7 +426,7 @@ def log_sums_over_partitions(log_values: Tensor) -> Tensor:
 
     Shapes: log_values (*batch, n); result (*batch, n + 1).
     """
-    series, log_factor, log_power = scaled_series(log_values)
+    series, log_factor, log_power = _scaled_series(log_values)
     number = series.shape[-1]
     order = torch.arange(1, number + 1, dtype=series.dtype, device=series.device)
     log_slopes = series.log() + order.log() + log_factor[..., None]

@@ -1,7 +1,4 @@
-"""Plots of random measures and their partitions, on which power laws are lines.
-
-Plots of sizes of clusters, on which power laws are lines.
-"""
+"""Plots of random measures, partitions and sizes of clusters, on which power laws are lines."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -36,7 +33,7 @@ _INK = "#333333"
 
 
 def plot_tail(
-    measure: "CompletelyRandomMeasure",
+    measure: CompletelyRandomMeasure,
     weights: Tensor | None = None,
     ax: "Axes | None" = None,
     num_points: int = 100,
@@ -51,7 +48,6 @@ def plot_tail(
     :param ax: where to draw; a new figure without it.
     :param int num_points: at which the tail is computed.
     :returns: the axes.
-    :raises ImportError: without matplotlib; names the extra.
 
     Example::
 
@@ -90,7 +86,6 @@ def plot_ranked_weights(weights: Tensor | Mapping[str, Tensor], ax: "Axes | None
         **Shape:** ``(*draws, num_weights)``.
     :param ax: where to draw; a new figure without it.
     :returns: the axes.
-    :raises ImportError: without matplotlib; names the extra.
 
     Example::
 
@@ -115,13 +110,11 @@ def plot_num_clusters(
 
     With an index at zero of s it grows as n to the power s.
 
-    :param labels: canonical ones of one or more partitions, or those of several distributions by
-        name.
+    :param labels: canonical ones of one or more partitions, or of several of them by name.
         **Shape:** ``(*draws, n)``.
     :param ax: where to draw; a new figure without it.
     :param int num_points: numbers of samples at which clusters are counted.
     :returns: the axes.
-    :raises ImportError: without matplotlib; names the extra.
 
     Example::
 
@@ -145,11 +138,10 @@ def plot_cluster_sizes(labels: Tensor | Mapping[str, Tensor], ax: "Axes | None" 
 
     With an index at zero of s the fraction of clusters of size j falls as j to the power -1-s.
 
-    :param labels: of one or more partitions, or those of several distributions by name.
+    :param labels: of one or more partitions, or those of several measures by name.
         **Shape:** ``(*draws, n)``.
     :param ax: where to draw; a new figure without it.
     :returns: the axes.
-    :raises ImportError: without matplotlib; names the extra.
 
     Example::
 
@@ -208,8 +200,6 @@ def plot_rank_sizes(
     :param float prob: probability mass of the bands at each rank.
     :param int num_points: number of ranks at which the sizes are looked at.
     :returns: the axes.
-    :raises ImportError: without matplotlib; names the extra.
-    :raises ValueError: for numbers out of range.
 
     Example::
 

@@ -130,7 +130,7 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
         integrand, edges = self._auxiliary_panels(cluster_sizes(sizes))
         points, log_node_weights = panel_nodes(edges)
         log_terms = log_node_weights + integrand(points) + points
-        wide = NormalizedRandomMeasure(self.measure._unsqueezed())
+        wide = self._wide
         log_weights = wide._log_weights(sizes[..., None, :], points)
         return self.measure._result((log_terms[..., None] + log_weights).logsumexp(-2).softmax(-1))
 
@@ -187,7 +187,7 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
         integrand, edges = self._total_panels(number)
         points, log_weights = panel_nodes(edges)
         constant = math.lgamma(number)
-        wide = NormalizedRandomMeasure(self.measure._unsqueezed())
+        wide = self._wide
         inner = number * points - wide.measure._log_exponent(points).exp() + log_weights - constant
         sums = log_sums_by_blocks(wide._log_kappas(number, points))
         return self.measure._result((inner[..., None] + sums).logsumexp(-2))
@@ -204,7 +204,7 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
         number = check_integer("num_samples", num_samples, 1)
         _, edges = self._total_panels(number)
         points, log_weights = panel_nodes(edges)
-        wide = NormalizedRandomMeasure(self.measure._unsqueezed())
+        wide = self._wide
         log_kappas = wide._log_kappas(number, points)
         order = torch.arange(1, number + 1, dtype=torch.float64, device=points.device)
         rest = log_sums_over_partitions(log_kappas)[..., :-1].flip(-1)
@@ -230,6 +230,11 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
     def _element(self, index: int) -> "NormalizedRandomMeasure":
         return NormalizedRandomMeasure(self.measure._element(index))
 
+    @property
+    def _wide(self) -> "NormalizedRandomMeasure[LevyMeasure]":
+        """The same with one more axis, over nodes of quadrature."""
+        return NormalizedRandomMeasure(self.measure._unsqueezed())
+
     def _log_kappas(self, number: int, log_auxiliary: Tensor) -> Tensor:
         order = torch.arange(1, number + 1, dtype=torch.float64, device=log_auxiliary.device)
         wide = self.measure._unsqueezed()
@@ -251,9 +256,7 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
             raise ValueError(
                 "auxiliary must be given, since partitions have a product form only then"
             )
-        sizes = torch.arange(1, num_samples + 1, dtype=torch.float64, device=auxiliary.device)
-        wide = self.measure._unsqueezed()
-        own = wide._log_moment(*torch.broadcast_tensors(sizes, auxiliary.double().log()[..., None]))
+        own = self._log_kappas(num_samples, auxiliary.double().log())
         none = own.new_zeros((*own.shape[:-1], 1))
         return torch.cat([none, own], -1), own.new_zeros(num_samples + 2)
 
@@ -267,7 +270,7 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
 
     def _auxiliary_panels(self, sizes: ClusterSizes) -> tuple[LogIntegrand, Tensor]:
         """Integrand over the logarithm of the auxiliary variable, and panels that resolve it."""
-        wide = NormalizedRandomMeasure(self.measure._unsqueezed())
+        wide = self._wide
         # Beside the nodes of quadrature there is no other axis where there is no batch.
         is_single = sizes.values.dim() == 1
         inner = sizes if is_single else ClusterSizes(*(part[..., None, :] for part in sizes))
@@ -281,7 +284,7 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
 
     def _total_panels(self, number: int) -> tuple[LogIntegrand, Tensor]:
         """The same for n samples, whatever their partition."""
-        wide = NormalizedRandomMeasure(self.measure._unsqueezed())
+        wide = self._wide
 
         def log_integrand(x: Tensor) -> Tensor:
             sums = log_sums_over_partitions(wide._log_kappas(number, x))[..., -1]
@@ -325,7 +328,6 @@ class PitmanYor(ProbabilityMeasure):
 
     :param discount: :math:`\sigma`, in [0, 1). With zero it is the Dirichlet process.
     :param concentration: :math:`\theta > -\sigma`.
-    :raises ValueError: where a parameter is out of range.
 
     Example::
 
@@ -523,7 +525,6 @@ class DirichletProcess(PitmanYor):
               \prod_{j=1}^K \Gamma(n_j) .
 
     :param concentration: :math:`\theta > 0`.
-    :raises ValueError: where it is not positive.
 
     Example::
 

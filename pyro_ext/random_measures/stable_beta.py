@@ -59,7 +59,6 @@ class StableBetaProcess(CompletelyRandomMeasure):
     :param concentration: :math:`c > -\sigma`.
     :param tilt: :math:`u \geq 0`, an exponential tilt.
     :param scale: the largest size of weights, positive.
-    :raises ValueError: where a parameter is out of range.
 
     Example::
 

@@ -67,9 +67,9 @@ class InvertedTotalMass(TotalMass, ScalarDistribution):
     r"""Distribution of the total mass of a measure whose Laplace transform can be inverted.
 
     Density and distribution function are integrals of the transform along a contour in the complex
-    numbers, for which the exponent is computed by quadrature. Both have about twelve correct
-    digits, the density also where it is tiny, and both have gradients in values and parameters. A
-    value takes about a tenth of a second. Draws are exact, with gradients by implicit
+    numbers, for which the exponent is computed by quadrature. Both have a relative precision of
+    about 1e-12, the density also where it is tiny, and gradients in values and parameters. A value
+    takes about a tenth of a second. Draws are exact, with gradients by implicit
     differentiation.
 
     :param measure: one that ``total_mass()`` returns this distribution for.

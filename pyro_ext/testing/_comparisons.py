@@ -9,21 +9,6 @@ from torch import Tensor
 
 from pyro_ext.random import seeded
 
-__all__ = [
-    "PROBABILITIES",
-    "Atoms",
-    "Make",
-    "Parameters",
-    "close",
-    "has_cdf",
-    "moment",
-    "quantiles_of",
-    "refusal",
-    "require",
-    "same_shape",
-    "supports",
-]
-
 Make = Callable[..., TorchDistribution]
 Parameters = Mapping[str, Tensor]
 Atoms = Callable[[Any], Tensor]

@@ -23,8 +23,6 @@ from pyro_ext.testing._comparisons import (
 )
 from pyro_ext.testing._quadrature import Quadrature
 
-__all__ = ["check_finite", "check_gradients", "check_rsample"]
-
 
 def check_gradients(make: Make, parameters: Parameters, *, atoms: Atoms | None = None) -> None:
     """Compare gradients of densities, probabilities and quantiles with finite differences."""

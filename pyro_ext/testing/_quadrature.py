@@ -12,8 +12,6 @@ from torch.distributions.transforms import Transform
 from pyro_ext.random import seeded
 from pyro_ext.special.quadrature import gauss_legendre
 
-__all__ = ["LARGEST_LOG", "Quadrature", "Panels"]
-
 LARGEST_LOG = 300.0  # squares of its exponential are numbers, in units of nearly any size
 _CLOSEST_LOG = 20.0  # to an end that is not zero, where differences from it still have precision
 _NUM_NODES = 16

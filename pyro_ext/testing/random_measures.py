@@ -14,6 +14,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from pyro_ext._renamed import renamed_arguments
 from pyro_ext.random import seeded
 from pyro_ext.random_measures import CompletelyRandomMeasure
 from pyro_ext.testing._comparisons import close, require, same_shape
@@ -175,12 +176,12 @@ def check_finite_approximation(
     :param int num_atoms: number of weights.
     :param float tolerance: relative.
     """
-    name, law = type(measure).__name__, measure.finite(num_atoms)
+    name, weight = type(measure).__name__, measure.finite(num_atoms)
     t = 0.7
     error = measure.finite_error(num_atoms, t)
     transform = torch.exp(-(measure.laplace_exponent(t) + error) / num_atoms).item()
     check_density(
-        law,
+        weight,
         expectations=[(lambda w: torch.exp(-t * w), transform)],
         tolerance=tolerance,
         cdf_tolerance=tolerance,
@@ -227,19 +228,20 @@ def check_series(
     )
 
 
-def check_partitions(law: Any, num_samples: int = 4, *, tolerance: float = 1e-9) -> None:
+@renamed_arguments(law="measure")
+def check_partitions(measure: Any, num_samples: int = 4, *, tolerance: float = 1e-9) -> None:
     """Check partition probabilities by enumeration: sums, predictions, clusters, and labels.
 
-    :param distribution: a normalized measure, or whatever has its methods.
+    :param measure: a normalized measure, or whatever has its methods.
     :param int num_samples: of how many samples all partitions are enumerated; vectors of labels of
         up to four.
     :param float tolerance: absolute.
     """
-    name = type(law).__name__
+    name = type(measure).__name__
     for total in range(1, num_samples + 1):
         every = list(_partitions(total))
         ways = torch.tensor([float(_number_of_set_partitions(sizes)) for sizes in every]).double()
-        eppf = torch.stack([law.log_eppf(sizes) for sizes in every]).exp()
+        eppf = torch.stack([measure.log_eppf(sizes) for sizes in every]).exp()
         mass = ways * eppf
         one = torch.ones_like(mass[0])
         close(f"sum of the EPPF of {name} for {total} samples and 1", mass.sum(), one, tolerance)
@@ -248,20 +250,27 @@ def check_partitions(law: Any, num_samples: int = 4, *, tolerance: float = 1e-9)
         number[len(blocks) - 1] += probability
         for count in blocks:
             size[count - 1] += probability
-    close(f"log_num_clusters of {name}", law.log_num_clusters(total).exp(), number, tolerance)
-    close(f"expected_cluster_counts of {name}", law.expected_cluster_counts(total), size, tolerance)
+    close(f"log_num_clusters of {name}", measure.log_num_clusters(total).exp(), number, tolerance)
+    close(
+        f"expected_cluster_counts of {name}",
+        measure.expected_cluster_counts(total),
+        size,
+        tolerance,
+    )
     for sizes in ([1], [2, 1], [4, 4, 1]):
-        whole = law.log_eppf(sizes)
+        whole = measure.log_eppf(sizes)
         more = [[*sizes[:j], sizes[j] + 1, *sizes[j + 1 :]] for j in range(len(sizes))]
         fractions = torch.stack(
-            [law.log_eppf(other) - whole for other in [*more, [*sizes, 1]]]
+            [measure.log_eppf(other) - whole for other in [*more, [*sizes, 1]]]
         ).exp()
-        close(f"predictive of {name} after {sizes}", law.predictive(sizes), fractions, tolerance)
+        close(
+            f"predictive of {name} after {sizes}", measure.predictive(sizes), fractions, tolerance
+        )
         close(
             f"sum of the predictive of {name}", fractions.sum(), torch.ones_like(whole), tolerance
         )
     fewer = min(num_samples, 4)  # of six samples there are 203 vectors of labels
-    partition, labels = law.partition(fewer), _labels(fewer)
+    partition, labels = measure.partition(fewer), _labels(fewer)
     value = partition.log_prob(labels)
     close(
         f"sum over label vectors of {name}", value.exp().sum(), torch.ones_like(value[0]), tolerance
@@ -270,17 +279,18 @@ def check_partitions(law: Any, num_samples: int = 4, *, tolerance: float = 1e-9)
         close(f"order and names of labels of {name}", partition.log_prob(other), value, tolerance)
 
 
+@renamed_arguments(law="measure")
 def check_partition_draws(
-    law: Any, num_draws: int = 500, *, seed: int = 0, false_alarm_rate: float = 1e-6
+    measure: Any, num_draws: int = 500, *, seed: int = 0, false_alarm_rate: float = 1e-6
 ) -> None:
     """Compare draws of partitions of four samples with their probabilities, by a chi-square test.
 
-    :param distribution: a normalized measure, or whatever has its methods.
+    :param measure: a normalized measure, or whatever has its methods.
     :param int num_draws: how many.
     :param int seed: of the draws.
     :param float false_alarm_rate: fraction of seeds for which correct draws fail.
     """
-    name, partition, every = type(law).__name__, law.partition(4), _labels(4)
+    name, partition, every = type(measure).__name__, measure.partition(4), _labels(4)
     with seeded(seed):
         draws = partition.sample((num_draws,))
     same_shape(f"partitions of {name}", draws.shape, (num_draws, 4))

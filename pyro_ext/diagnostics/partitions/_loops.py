@@ -5,8 +5,6 @@ import numpy.typing as npt
 
 from pyro_ext._compiled import compiled
 
-__all__ = ["co_clustering", "descend", "mean_distances", "paired_distances"]
-
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.int32]

@@ -1,5 +1,6 @@
 """The loop of training: by hand, resumed, interrupted, and where something is not finite."""
 
+import copy
 import math
 import os
 import signal
@@ -215,6 +216,39 @@ def test_going_on_is_exact(kind, tmp_path):
         resumed = run(number, seed=seed, checkpoint=path, start=7 if number == 2 else number)
     assert_same(resumed, whole)
     assert len(run(5, seed=seed, checkpoint=path).losses) == 23
+
+
+def test_copies_go_on_alike():
+    """Of the trainer together with what it trains."""
+    trainer = run(5, seed=4)
+    copied = copy.deepcopy(trainer)
+    assert_same(run(9, trainer=copied), run(9, trainer=trainer))
+
+
+def test_an_older_checkpoint_takes_nothing_back(tmp_path):
+    path = tmp_path / "file"
+    trainer = run(4, seed=4, checkpoint=path)
+    run(9, trainer=trainer)
+    assert len(run(9, trainer=trainer, checkpoint=path).losses) == 9
+    run(12, trainer=trainer, checkpoint=path)
+    assert_same(run(12, seed=4, checkpoint=path), run(12, seed=4))
+
+
+def test_generators_of_an_interrupted_step_are_put_back():
+    x, generator = torch.ones(3, requires_grad=True), torch.Generator().manual_seed(0)
+    trainer = Trainer([x], stateful=[generator])
+
+    def loss():
+        value = (x * torch.rand(3, generator=generator)).sum()
+        if trainer.num_steps == 2:
+            raise KeyboardInterrupt
+        return value
+
+    with pytest.warns(UserWarning, match="stopped after 2 of 5 steps"):
+        trainer.run(loss, 5, progress=False)
+    other = torch.Generator().manual_seed(0)
+    torch.rand(6, generator=other)
+    assert torch.equal(torch.rand(3, generator=generator), torch.rand(3, generator=other))
 
 
 def test_own_stream_leaves_the_generator_alone():
