@@ -23,6 +23,7 @@ from pyro_ext._checks import (
     check_tensors,
     shown,
 )
+from pyro_ext._renamed import renamed_attribute
 from pyro_ext.inference.martingale.nonparametric_learning.weighted_fits import minibatches_of
 from pyro_ext.inference.optimization import BatchOptimizer
 from pyro_ext.posterior.independent_draws import IndependentDraws
@@ -135,6 +136,8 @@ class SWAGPrior:
         self.distribution = LowRankMultivariateNormal(
             mean, scale**0.5 * deviations.mT, scale * variance, validate_args=False
         )
+
+    law = renamed_attribute("law", "distribution")
 
     def __call__(self, params: Mapping[str, Tensor]) -> Tensor:
         """Negative log density, but for a constant.
