@@ -250,6 +250,20 @@ def clustering() -> dict[str, Call]:
     }
 
 
+def published() -> dict[str, Call]:
+    return {
+        "PublishedTreeGuided": call(
+            prior=DirichletProcess(1.0),
+            cluster=GaussianCluster.from_data(POINTS),
+            local="tree",
+            num_global_moves=1,
+            local_fraction=0.5,
+            depth=1,
+            init="one",
+        ),
+    }
+
+
 def predictions() -> dict[str, Call]:
     rule = PolyaUrn()
     options: dict[str, Any] = dict(num_samples=3, horizon=20, seed=0, progress=False)
@@ -559,6 +573,7 @@ TABLES = {
     "pyro_ext.inference (partitions)": clustering,
     "pyro_ext.inference.martingale": martingale,
     "pyro_ext.inference.partitions": trees,
+    "pyro_ext.tutorials.papers": published,
     "pyro_ext.inference.pseudocoresets": pseudocoresets,
     "pyro_ext.inference.sgmcmc": sgmcmc,
     "pyro_ext.inference.training": training,
