@@ -67,7 +67,6 @@ class MetaTrainer:
     :param checkpoint: a file in which the training is saved after every iteration, and from which
         it goes on where the file exists.
     :param int seed: of everything that is random; ``None`` takes one from PyTorch's generator.
-    :raises ValueError: for arguments out of range.
     :raises CheckpointError: where the checkpoint is of another training, or damaged.
 
     [1] S. Kim, S. Jung, S. Kim, J. Lee (2024),

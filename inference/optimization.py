@@ -77,7 +77,6 @@ class BatchLBFGS(Minimizer):
     :param int max_steps: steps of a problem at most.
     :param float tolerance: largest element of a gradient that counts as zero.
     :param int history_size: number of earlier steps that the direction takes into account.
-    :raises ValueError: for numbers out of range.
 
     [1] J. Nocedal, S. J. Wright (2006), Numerical optimization, algorithm 7.5.
 
@@ -169,7 +168,6 @@ class BatchOptimizer(Minimizer):
     :param optimizer: makes the optimizer of a list of tensors.
     :param int num_steps: number of steps.
     :param scheduler: makes a scheduler of learning rates of the optimizer and the number of steps.
-    :raises ValueError: for a number out of range.
 
     Example::
 

@@ -98,7 +98,6 @@ class AutoPseudocoreset(PyroModule):
     :param int seed: of the initial subset and of the draws; ``None`` takes one from PyTorch's
         generator.
     :param kwargs: keyword arguments of the model.
-    :raises TypeError: for arguments of a wrong type.
     :raises ValueError: for a size out of range, data that are not finite, a model without such a
         plate or row arguments, or an argument that cannot be learned.
 
@@ -333,10 +332,7 @@ class AutoPseudocoreset(PyroModule):
     def check_model(
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        """Raise where a loss is given another model or other data than the guide.
-
-        :raises ValueError: where that is so.
-        """
+        """Raise where a loss is given another model or other data than the guide."""
         if model != self.model:  # each access to a bound method makes another object
             raise ValueError(f"model must be that of the guide, {self.model!r:.80}")
         args, kwargs = data_arguments(model, *as_tensors(model, args, kwargs))

@@ -244,7 +244,6 @@ class FunctionSpaceSurrogate(Surrogate):
         """Raise for a divergence that is not a forward one.
 
         :param divergence: the divergence.
-        :raises ValueError: where that is so.
         """
         if not isinstance(divergence, ForwardKL):
             raise ValueError(
@@ -329,7 +328,6 @@ class FunctionSpaceKL(ForwardKL):
     :param surrogate: one :class:`~pyro_ext.inference.FunctionSpaceSurrogate` or a list of them;
         without one that of a :class:`~pyro_ext.inference.GaussianSurrogate`.
     :raises TypeError: for surrogates of another kind.
-    :raises ValueError: for none of them.
 
     [1] B. Kim, H. Lee, J. Lee (2023), Function space Bayesian pseudocoreset for Bayesian neural
     networks.

@@ -79,7 +79,6 @@ class Surrogate(ABC):
         """Raise where a divergence cannot be had this way.
 
         :param divergence: the divergence.
-        :raises ValueError: where that is so.
         """
         del divergence
 
@@ -187,7 +186,6 @@ class MCMCSurrogate(Surrogate):
     :param Mapping data_samples: draws from the posterior of the data that are there already,
         constrained. **Shape:** ``(draws, *event)`` each.
     :raises TypeError: for a kernel that cannot be called.
-    :raises ValueError: for numbers out of range.
 
     Example::
 

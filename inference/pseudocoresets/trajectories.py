@@ -82,7 +82,6 @@ def descent_snapshots(
     :param learning_rate: a number or a scalar tensor.
     :param int thinning: number of steps from one point that is kept to the next.
     :returns: the points, without the start. **Shape:** as the start, each.
-    :raises ValueError: for numbers out of range.
     """
     _check(posterior, coreset, start, learning_rate)
     num_steps = check_integer("num_steps", num_steps, 1)
@@ -189,7 +188,6 @@ class TrajectorySurrogate(Surrogate):
     :param int num_epochs: number of checkpoints from :math:`z_0` to :math:`z_x`.
     :param int batch_size: number of observations in the minibatch that a reverse divergence looks
         at; all of them without it.
-    :raises TypeError: for a buffer that is none.
     :raises ValueError: for numbers out of range, a buffer that is too short for them, or one that
         does not know its steps where they are not given.
 
@@ -379,7 +377,6 @@ class TrajectorySnapshots:
     :param init_strategy: fresh latent values, a function of a site as in
         :mod:`pyro.infer.autoguide.initialization`; draws from the prior without it.
     :param int max_start: number of the first checkpoints of which ``"expert"`` picks one.
-    :raises TypeError: for a buffer that is none.
     :raises ValueError: for numbers out of range, or fewer checkpoints than these need.
 
     [1] B. Kim, H. Lee, J. Lee (2023), Function space Bayesian pseudocoreset for Bayesian neural

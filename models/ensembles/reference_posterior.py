@@ -121,7 +121,6 @@ def load_reference_posterior(name: str, folder: str | Path | None = None) -> Ref
     :param folder: where ``python -m tools.make_reference_posterior`` wrote one
         of your own; by default what comes with the package.
     :returns: the posterior.
-    :raises ValueError: for another name.
     :raises CheckpointError: where the file is missing, cut or changed.
 
     Example::

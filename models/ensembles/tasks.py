@@ -39,7 +39,6 @@ def classification_task(
     :param float weight_decay: :math:`\lambda`.
     :param int batch_size: size of the minibatches.
     :param str name: what it is called in messages.
-    :raises ValueError: for numbers out of range.
 
     Example::
 

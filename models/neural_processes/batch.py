@@ -83,7 +83,6 @@ class Points(NamedTuple):
         """Check that all numbers but those of padding are finite; an error names task and rows.
 
         :param str name: what the arguments begin with, such as ``"context"``.
-        :raises ValueError: where one is not.
         """
         filled = self.filled()
         for argument, part in (("inputs", filled.inputs), ("outputs", filled.outputs)):
@@ -103,7 +102,6 @@ class Batch:
     :param Tensor context_mask: bool, false for padding, whose values have no influence. **Shape:**
         ``(num_tasks, num_context)``.
     :param Tensor target_mask: the same for the targets.
-    :raises ValueError: for shapes that do not fit together.
 
     Example::
 

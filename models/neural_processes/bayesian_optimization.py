@@ -87,7 +87,6 @@ def minimize(
     :param int num_samples: functions drawn from the process at each step.
     :param int seed: of everything that is random; ``None`` takes one from PyTorch's generator.
     :returns: inputs and outputs in the order of their evaluation.
-    :raises ValueError: for arguments out of range.
 
     Example::
 

@@ -76,7 +76,6 @@ class CNP(ConditionalProcess):
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
     :param int width: width of all layers.
-    :raises ValueError: for sizes that are no integers of at least one.
 
     [1] M. Garnelo, D. Rosenbaum, C. J. Maddison, T. Ramalho, D. Saxton, M. Shanahan, Y. W. Teh,
     D. J. Rezende, S. M. A. Eslami (2018), Conditional neural processes.
@@ -102,7 +101,6 @@ class CANP(ConditionalProcess):
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
     :param int width: width of all layers, a multiple of the 8 heads.
-    :raises ValueError: for sizes that are no integers of at least one, or no such multiple.
 
     [1] H. Kim, A. Mnih, J. Schwarz, M. Garnelo, S. M. A. Eslami, D. Rosenbaum, O. Vinyals,
     Y. W. Teh (2019), Attentive neural processes.
@@ -193,7 +191,6 @@ class BNP(BootstrapProcess):
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
     :param int width: width of all layers.
-    :raises ValueError: for sizes that are no integers of at least one.
 
     [1] J. Lee, Y. Lee, J. Kim, E. Yang, S. J. Hwang, Y. W. Teh (2020),
     Bootstrapping neural processes.
@@ -216,7 +213,6 @@ class BANP(BootstrapProcess):
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
     :param int width: width of all layers, a multiple of the 8 heads.
-    :raises ValueError: for sizes that are no integers of at least one, or no such multiple.
 
     [1] J. Lee, Y. Lee, J. Kim, E. Yang, S. J. Hwang, Y. W. Teh (2020),
     Bootstrapping neural processes.

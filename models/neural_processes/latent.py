@@ -128,7 +128,6 @@ class NP(LatentProcess):
     :param int y_dim: number of features of an output.
     :param int width: width of all layers.
     :param int latent_features: size of the latent variable; by default ``width``.
-    :raises ValueError: for sizes that are no integers of at least one.
 
     [1] M. Garnelo, J. Schwarz, D. Rosenbaum, F. Viola, D. J. Rezende, S. M. A. Eslami, Y. W. Teh
     (2018), Neural processes.
@@ -166,7 +165,6 @@ class ANP(LatentProcess):
     :param int y_dim: number of features of an output.
     :param int width: width of all layers, a multiple of the 8 heads.
     :param int latent_features: size of the latent variable; by default ``width``.
-    :raises ValueError: for sizes that are no integers of at least one, or no such multiple.
 
     [1] H. Kim, A. Mnih, J. Schwarz, M. Garnelo, S. M. A. Eslami, D. Rosenbaum, O. Vinyals,
     Y. W. Teh (2019), Attentive neural processes.

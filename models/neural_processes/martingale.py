@@ -203,7 +203,6 @@ class MartingalePosteriorProcess(NeuralProcess):
     :param int num_pseudo: :math:`N'`; best the same for training and predictions.
     :param Sequence weights: :math:`w_1, w_2, w_3`.
     :param Callable generator: makes the generator, given the encoder.
-    :raises ValueError: for arguments out of range.
     """
 
     def __init__(
@@ -328,7 +327,6 @@ class MPNP(MartingalePosteriorProcess):
         short training ``(1, 0.1, 0.1)`` is better.
     :param Callable generator: makes the generator, given the encoder: :class:`InputGenerator`
         generates pairs of inputs and outputs, the default features.
-    :raises ValueError: for arguments out of range.
 
     [1] H. Lee, E. Yun, G. Nam, E. Fong, J. Lee (2023), Martingale posterior neural processes.
 
@@ -373,7 +371,6 @@ class MPANP(MartingalePosteriorProcess):
     :param int num_pseudo: number of pseudo points; best the same for training and predictions.
     :param Sequence weights: of the three losses, see :class:`MartingalePosteriorProcess`.
     :param Callable generator: makes the generator, given the encoder.
-    :raises ValueError: for arguments out of range.
 
     [1] H. Lee, E. Yun, G. Nam, E. Fong, J. Lee (2023), Martingale posterior neural processes.
 

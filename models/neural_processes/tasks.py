@@ -51,7 +51,6 @@ class GPTasks:
     :param float noise: standard deviation of the normal noise.
     :param float student_noise: the largest scale of Student's t noise.
     :param torch.dtype dtype: floating type of the tasks.
-    :raises ValueError: for arguments out of range.
     :raises ImportError: without GPyTorch, when tasks are drawn; names the extra.
 
     [1] J. Lee, Y. Lee, J. Kim, E. Yang, S. J. Hwang, Y. W. Teh (2020),
@@ -203,7 +202,6 @@ class ImageTasks:
     :param tuple num_context: the least and the largest number of pixels that are given; the number
         is drawn uniformly for each batch.
     :param int num_target: number of pixels that are asked for; by default all others.
-    :raises ValueError: for arguments out of range.
 
     Example::
 
@@ -326,7 +324,6 @@ class PredatorPreyTasks:
     :param float time_scale: what times are multiplied by.
     :param float population_scale: what populations are multiplied by.
     :param torch.dtype dtype: floating type of the tasks.
-    :raises ValueError: for arguments out of range.
 
     [1] D. T. Gillespie (1977), Exact stochastic simulation of coupled chemical reactions.
 

@@ -58,7 +58,6 @@ def fit(
         saved every hundred steps and at the end.
     :param bool progress: whether to show a progress bar.
     :returns: the loss of every step.
-    :raises ValueError: for arguments out of range.
     :raises TrainingDiverged: where loss or gradient are not finite.
     :raises CheckpointError: where the checkpoint is damaged or of another training.
 

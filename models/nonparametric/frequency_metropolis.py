@@ -67,7 +67,6 @@ def metropolis_within_gibbs(
     :param float step_size: of the leapfrog steps.
     :param int num_steps: how many of them.
     :returns: the kernel, for :class:`~pyro_ext.inference.MCMC`, which needs initial parameters.
-    :raises ValueError: for numbers out of range.
 
     Example::
 

@@ -298,7 +298,6 @@ class FrequencyModel:
 
         :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
         :raises TypeError: where the prior returns something else than it should.
-        :raises ValueError: where the table is none.
         """
         process, (sizes, numbers) = self._own_process(), _check_table(table).unbind(-1)
         if isinstance(process, PitmanYor):
@@ -318,7 +317,6 @@ class FrequencyModel:
 
         :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
         :raises TypeError: where the prior returns something else than it should.
-        :raises ValueError: where the table is none.
         """
         process, (sizes, numbers) = self._own_process(), _check_table(table).unbind(-1)
         if isinstance(process, PitmanYor):
@@ -337,7 +335,6 @@ class FrequencyModel:
 
         :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
         :raises TypeError: where the prior returns something else.
-        :raises ValueError: where the table is none.
         """
         own = self._own_process()
         measure: Any = getattr(own, "measure", own)

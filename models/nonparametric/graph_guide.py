@@ -55,7 +55,6 @@ def spectral_memberships(
     :param float proportion: of a node in its own community; the rest is spread over the others.
     :param int seed: of the start of eigenvectors and clusters.
     :returns: **Shape:** ``(num_nodes, num_communities)``.
-    :raises ValueError: for numbers out of range.
     :raises ImportError: without scikit-learn; names the extra.
 
     Example::
@@ -230,7 +229,6 @@ class GraphGuide(PyroModule):
         :param int num_pairs: random pairs of a minibatch; by default all pairs.
         :param bool progress: whether to show a progress bar.
         :returns: the guide, with the loss of each step in ``losses``.
-        :raises ValueError: for numbers out of range.
         :raises TrainingDiverged: where loss or gradient are not finite.
         """
         check_integer("num_steps", num_steps, 1)

@@ -307,7 +307,6 @@ def bfry_weights(num_nodes: int, truncation: float = 1.0) -> WeightPrior:
         :func:`cross_validate_truncation`.
     :returns: a Pyro model with the site ``"discount"``, which is :math:`\alpha`, uniform up to
         :math:`\min(1, 1 / \beta)`. It returns the distribution of a weight.
-    :raises ValueError: for numbers out of range.
 
     Example::
 
@@ -373,7 +372,6 @@ class MixedMembership:
     :param int num_communities: two at least.
     :param float concentration: :math:`\gamma > 0`, the same for all communities.
     :param float rate_concentration: :math:`a > 0`.
-    :raises ValueError: for numbers out of range.
 
     Example::
 

@@ -117,7 +117,6 @@ class SimpleGraph:
         **Shape:** ``(num_edges, 2)``.
     :param HeldOutPairs held_out: pairs that are not observed; none of them may be an edge.
     :raises TypeError: for edges that are no integers.
-    :raises ValueError: for edges that do not fit.
 
     Example::
 

@@ -107,7 +107,6 @@ class NRMMixture:
         :param Tensor assignment: labels, any integers. **Shape:** ``(n,)``.
         :param dict hyperparameters: values of the sites of prior and cluster by name.
         :returns: a scalar.
-        :raises TypeError: where labels are no integers.
         :raises ValueError: where data or labels do not fit, or a site is missing.
 
         Example::
@@ -157,7 +156,6 @@ class NRMMixture:
         :param bool by_draw: whether not to average.
         :returns: log of the mean density, so that the sum is a predictive log-likelihood.
             **Shape:** ``(num_new,)``, with ``by_draw`` ``(num_draws, num_new)``.
-        :raises TypeError: where labels are no integers.
         :raises ValueError: where points or labels do not fit, or a site is missing.
 
         Example::
@@ -190,7 +188,6 @@ class NRMMixture:
             :func:`~pyro_ext.diagnostics.partitions.point_estimate`. **Shape:** ``(n,)``.
         :returns: probabilities of its clusters in the order of first occurrence, and, last, of none
             of them; they add to one. **Shape:** ``(num_new, num_clusters + 1)``.
-        :raises TypeError: where labels are no integers.
         :raises ValueError: where points or labels do not fit, or a site is missing.
 
         Example::

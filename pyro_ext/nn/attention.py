@@ -35,7 +35,6 @@ class MAB(nn.Module):
     :param str scaling: whether :math:`d` is the full ``"width"``, as in [1], or that of a
         ``"head"``, as in [2].
     :param bool layer_norm: whether to normalize; otherwise :math:`\mathrm{LN}` is the identity.
-    :raises ValueError: for arguments out of range.
 
     [1] J. Lee, Y. Lee, J. Kim, A. R. Kosiorek, S. Choi, Y. W. Teh (2019),
     Set Transformer: a framework for attention-based permutation-invariant neural networks.
@@ -176,7 +175,6 @@ class SAB(nn.Module):
     :param int num_heads: number of heads.
     :param str scaling: as in :class:`MAB`.
     :param bool layer_norm: as in :class:`MAB`.
-    :raises ValueError: for arguments out of range.
 
     [1] J. Lee, Y. Lee, J. Kim, A. R. Kosiorek, S. Choi, Y. W. Teh (2019),
     Set Transformer: a framework for attention-based permutation-invariant neural networks.
@@ -232,7 +230,6 @@ class InducedSetAttention(nn.Module):
     :param int num_heads: number of heads.
     :param str scaling: as in :class:`MAB`.
     :param bool layer_norm: as in :class:`MAB`.
-    :raises ValueError: for arguments out of range.
 
     [1] J. Lee, Y. Lee, J. Kim, A. R. Kosiorek, S. Choi, Y. W. Teh (2019),
     Set Transformer: a framework for attention-based permutation-invariant neural networks.
@@ -303,7 +300,6 @@ class ISAB(nn.Module):
     :param int num_heads: number of heads.
     :param str scaling: as in :class:`MAB`.
     :param bool layer_norm: as in :class:`MAB`.
-    :raises ValueError: for arguments out of range.
 
     [1] J. Lee, Y. Lee, J. Kim, A. R. Kosiorek, S. Choi, Y. W. Teh (2019),
     Set Transformer: a framework for attention-based permutation-invariant neural networks.
@@ -355,7 +351,6 @@ class PMA(nn.Module):
     :param int num_heads: number of heads.
     :param str scaling: as in :class:`MAB`.
     :param bool layer_norm: as in :class:`MAB`.
-    :raises ValueError: for arguments out of range.
 
     [1] J. Lee, Y. Lee, J. Kim, A. R. Kosiorek, S. Choi, Y. W. Teh (2019),
     Set Transformer: a framework for attention-based permutation-invariant neural networks.

@@ -92,7 +92,6 @@ class BayesianClassifier(nn.Module):
     :param int batch_size: size of the minibatches; all of the data where it is ``None`` or not
         less than their number.
     :raises TypeError: for a network of another kind.
-    :raises ValueError: for a size that is no integer of at least one.
 
     Example::
 
@@ -125,7 +124,6 @@ class BayesianClassifier(nn.Module):
         :param Tensor labels: observed classes; without them the model draws some. **Shape:**
             ``(n,)``.
         :returns: the labels of the minibatch.
-        :raises ValueError: where shapes do not fit.
         """
         _check_labels(inputs, labels)
         size = self.batch_size
@@ -151,7 +149,6 @@ class BayesianClassifier(nn.Module):
             ``(*leading, *event)`` each.
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         :returns: **Shape:** ``(*leading, n, classes)``.
-        :raises ValueError: where a parameter is missing, or shapes do not fit.
         """
         like = next(self.network.module.parameters())
         inputs = as_tensor("inputs", inputs, "(n, ...)", like=like, finite=True)
@@ -195,7 +192,6 @@ class BayesianClassifier(nn.Module):
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         :param Tensor labels: observed classes. **Shape:** ``(n,)``.
         :returns: **Shape:** ``(*leading, n)``.
-        :raises ValueError: where a parameter is missing, or shapes do not fit.
         """
         inputs = as_tensor("inputs", inputs, "(n, ...)")
         labels = as_tensor("labels", labels, f"({len(inputs)},)", kind="integers")

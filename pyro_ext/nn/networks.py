@@ -73,7 +73,6 @@ class MLP(nn.Sequential):
     :param hidden_features: width of each hidden layer; none makes a linear model.
     :param int out_features: number of outputs, such as classes.
     :param activation: makes the module between two layers.
-    :raises ValueError: for widths that are no integers of at least one.
 
     Example::
 
@@ -115,7 +114,6 @@ class ResNet(nn.Module):
     :param channels: width of each stage.
     :param int num_blocks: number of blocks in a stage; ``channels=(16, 32, 64)`` and 3 blocks are
         the network of 20 layers in [1].
-    :raises ValueError: for sizes that are no integers of at least one.
 
     [1] K. He, X. Zhang, S. Ren, J. Sun (2016),
     Deep residual learning for image recognition.

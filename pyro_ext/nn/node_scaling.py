@@ -128,7 +128,6 @@ def zipf_weights(num_nodes: int, index: float) -> Tensor:
     :param int num_nodes: how many.
     :param float index: :math:`\alpha`, in (0, 1); those of a small index fall fast.
     :returns: **Shape:** ``(num_nodes,)``, in the default dtype.
-    :raises ValueError: for arguments out of range.
 
     Example::
 
