@@ -63,7 +63,6 @@ class LevyDensityProcess(CompletelyRandomMeasure):
         high: float = torch.inf,
         validate_args: bool | None = None,
     ) -> None:
-        put = object.__setattr__
         check_callable("log_levy_density", log_levy_density)
         if parameters is not None:
             check_mapping("parameters", parameters, "a dict of numbers or tensors by name")
@@ -71,9 +70,8 @@ class LevyDensityProcess(CompletelyRandomMeasure):
         corners = check_sequence("corners", corners, "a list of positive numbers", 0)
         for corner in corners:
             check_number("corners", corner, above=0)
-        put(self, "_function", log_levy_density)
-        put(self, "_corners", tuple(corners) or (1.0,))
-        put(self, "_high", float(high))
+        own_corners = tuple(corners) or (1.0,)
+        vars(self).update(_function=log_levy_density, _corners=own_corners, _high=float(high))
         super().__init__(dict(parameters or {}), validate_args)
         if self._validate:
             if not high > 0:

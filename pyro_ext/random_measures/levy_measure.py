@@ -132,19 +132,21 @@ class LevyMeasure(ABC):
                 absent[name] = default
         owner = type(self).__name__
         values = as_parameters(owner, parameters) if parameters else (torch.zeros(()),)
-        put = super().__setattr__
-        put("_names", tuple(parameters))
-        put("_validate", Distribution._validate_args if validate_args is None else validate_args)
-        put("batch_shape", values[0].shape)
-        put("dtype", values[0].dtype)
-        put("_double", Values())
-        for name, value in zip(parameters, values, strict=False):
-            put(name, value)
+        is_checked = Distribution._validate_args if validate_args is None else validate_args
+        vars(self).update(
+            _names=tuple(parameters),
+            _validate=is_checked,
+            batch_shape=values[0].shape,
+            dtype=values[0].dtype,
+            _double=Values(),
+        )
+        own = dict(zip(parameters, values, strict=False))
+        own |= {name: values[0].new_tensor(default) for name, default in absent.items()}
+        for name, value in own.items():
+            object.__setattr__(self, name, value)  # which refuses names of properties
             setattr(self._double, name, value.double())
-            self._check(name, value.isfinite(), "finite")
-        for name, default in absent.items():
-            put(name, values[0].new_tensor(default))
-            setattr(self._double, name, getattr(self, name).double())
+        for name in parameters:
+            self._check(name, own[name].isfinite(), "finite")
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{type(self).__name__} is immutable, {name} cannot be set")

@@ -224,13 +224,13 @@ class Superposition(CompletelyRandomMeasure):
         for number, measure in enumerate(measures):
             check_measure(f"measures[{number}]", measure)
         shape = torch.broadcast_shapes(*(measure.batch_shape for measure in measures))
-        put = object.__setattr__
-        put(self, "parts", tuple(measure.expand(shape) for measure in measures))
-        put(self, "batch_shape", shape)
-        dtypes = (measure.dtype for measure in measures)
-        put(self, "dtype", functools.reduce(torch.promote_types, dtypes))
-        put(self, "_validate", any(measure._validate for measure in measures))
-        put(self, "_names", ())
+        vars(self).update(
+            parts=tuple(measure.expand(shape) for measure in measures),
+            batch_shape=shape,
+            dtype=functools.reduce(torch.promote_types, (measure.dtype for measure in measures)),
+            _validate=any(measure._validate for measure in measures),
+            _names=(),
+        )
 
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.parts))

@@ -341,16 +341,10 @@ class PitmanYor(ProbabilityMeasure):
     def __init__(
         self, discount: Any, concentration: Any, *, validate_args: bool | None = None
     ) -> None:
-        put = object.__setattr__
         values = {"discount": discount, "concentration": concentration}
         sigma, theta = as_parameters(type(self).__name__, values)
-        put(self, "discount", sigma)
-        put(self, "concentration", theta)
-        put(
-            self,
-            "_validate",
-            Distribution._validate_args if validate_args is None else validate_args,
-        )
+        is_checked = Distribution._validate_args if validate_args is None else validate_args
+        vars(self).update(discount=sigma, concentration=theta, _validate=is_checked)
         self._check("discount", (sigma >= 0) & (sigma < 1), "in [0, 1)")
         self._check("concentration", theta.isfinite() & (theta > -sigma), "finite and > -discount")
 
@@ -358,9 +352,8 @@ class PitmanYor(ProbabilityMeasure):
         raise AttributeError(f"{type(self).__name__} is immutable, {name} cannot be set")
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}(discount={self.discount}, concentration={self.concentration})"
-        )
+        values = f"discount={self.discount}, concentration={self.concentration}"
+        return f"{type(self).__name__}({values})"
 
     def _check(self, name: str, is_valid: Tensor, wanted: str) -> None:
         if self._validate and not bool(is_valid.all()):  # type: ignore[attr-defined]

@@ -23,8 +23,8 @@ from pyro_ext.random_measures.levy_measure import (
 __all__ = [
     "ArrivalSeries",
     "Series",
-    "draw_series",
     "draw_above",
+    "draw_series",
     "named_family",
     "poisson_points",
     "series_method",
