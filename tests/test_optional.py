@@ -3,7 +3,7 @@
 import pytest
 
 from pyro_ext._optional import optional_module
-from pyro_ext.datasets._dataset import optional_module as module_of_data
+from pyro_ext.datasets._records import _optional_module as module_of_data
 
 
 def test_modules_are_imported_or_their_extra_is_named():
