@@ -1,16 +1,16 @@
 """Whatever turns a model and data into a posterior."""
 
 from ._running.dispatch import ExecutorError
-from .early_stopping import EarlyStopping
-from .evolution_strategies import antithetic_gradient
-from .gibbs import (
+from .conditional_updates import (
     ConditionalUpdate,
     EnumeratedSites,
-    Gibbs,
     LogJoint,
     PriorProposals,
     RandomWalk,
 )
+from .early_stopping import EarlyStopping
+from .evolution_strategies import antithetic_gradient
+from .gibbs import Gibbs
 from .hmc import LaplaceHMC
 from .independence_metropolis import IndependenceMetropolis
 from .laplace import (
@@ -71,6 +71,7 @@ from .streaming import StreamingMCMC
 from .tasks import Task, ensemble_loss, single_draw_loss
 from .training import Trainer
 from .tuning import Trial, TuningResult, tune
+from .vectorized import VectorizedKernel
 
 __all__ = [
     "L2E",
@@ -129,6 +130,7 @@ __all__ = [
     "TreeGuided",
     "Trial",
     "TuningResult",
+    "VectorizedKernel",
     "Wasserstein",
     "antithetic_gradient",
     "bhc",

@@ -1,190 +1,25 @@
 """Kernels that move some sites of a model each, one after the other."""
 
 import copy
-import math
-from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-import pyro
 import pyro.poutine as poutine
 import torch
 from pyro.infer import HMC
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import constraints
-from torch.distributions.constraints import Constraint
 
-from pyro_ext._checks import check_callable, check_mapping, check_number, check_sequence
+from pyro_ext._checks import check_callable, check_sequence
 from pyro_ext.inference._running.numbers import State, has_known_state, read_state, write_state
+from pyro_ext.inference.conditional_updates import ConditionalUpdate, LogJoint, Model, Values
 from pyro_ext.inference.partitions import ConjugateKernel
 from pyro_ext.inference.vectorized import VectorizedKernel
 from pyro_ext.posterior.identity import kernel_identity
-from pyro_ext.potential.evaluation import bijection, may_validate
+from pyro_ext.potential import Potential
 
-__all__ = [
-    "ConditionalUpdate",
-    "EnumeratedSites",
-    "Gibbs",
-    "LogJoint",
-    "PriorProposals",
-    "RandomWalk",
-]
-
-Values: TypeAlias = dict[str, Tensor]
-Model: TypeAlias = Callable[..., Any]
-
-
-class ConditionalUpdate(ABC):
-    """Moves some sites of a model given all others; for :class:`Gibbs`."""
-
-    keeps_no_state: bool = True
-    """Whether an update depends on its arguments alone; otherwise no checkpoint can be made."""
-
-    @abstractmethod
-    def update(self, log_joint: "LogJoint", values: Values, sites: Sequence[str]) -> Values:
-        """Move sites so that their distribution given the others is left invariant.
-
-        :param LogJoint log_joint: the model at its data.
-        :param dict values: of all sites, constrained.
-        :param sites: names of those to move.
-        :returns: the new values of these.
-        """
-
-
-class LogJoint:
-    """A model at its data, as a function of the values of its latent sites.
-
-    :param model: a Pyro model.
-    :param tuple args: its arguments.
-    :param dict kwargs: its keyword arguments.
-    """
-
-    def __init__(self, model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        check_callable("model", model, "a Pyro model")
-        check_mapping("kwargs", kwargs, "a dict of arguments of the model")
-        args = tuple(check_sequence("args", args, "the arguments of the model", 0))
-        self._model, self._args, self._kwargs = model, args, kwargs
-        self._unchecked: set[str] = set()
-
-    def trace(self, values: Mapping[str, Tensor], *, validate: bool = False) -> Any:
-        """Trace of the model where sites have given values.
-
-        :param Mapping values: values by site.
-        :param bool validate: whether values outside of a support raise, as Pyro is set; without it
-            they have no density, so that they can be proposed and lost.
-        """
-        model = poutine.condition(self._model, data=dict(values))
-        with torch.no_grad(), nullcontext() if validate else pyro.validation_enabled(False):
-            trace = poutine.trace(model).get_trace(*self._args, **self._kwargs)
-        if validate and pyro.distributions.is_validation_enabled():
-            self._unchecked = {
-                name
-                for name in trace.observation_nodes
-                if name not in values and not may_validate(trace.nodes[name]["fn"])
-            }
-        return trace
-
-    def log_density(self, trace: Any) -> float:
-        """Log density of a trace: minus infinity outside of a support, and where it is NaN."""
-        with torch.no_grad(), pyro.validation_enabled(False):
-            nodes = [node for name, node in trace.nodes.items() if name not in self._unchecked]
-            if not all(map(_is_inside, nodes)):
-                return -math.inf
-            total = float(trace.log_prob_sum())
-        return -math.inf if math.isnan(total) else total
-
-    def __call__(self, values: Mapping[str, Tensor]) -> float:
-        """Log density of the values and the data."""
-        return self.log_density(self.trace(values))
-
-
-def _is_inside(node: Any) -> bool:
-    """Whether the value of a site is in its support; many densities are finite elsewhere too."""
-    if node["type"] != "sample" or site_is_subsample(node):
-        return True
-    distribution, value = node["fn"], torch.as_tensor(node["value"])
-    try:
-        support = distribution.support
-    except NotImplementedError:
-        return True
-    if constraints.is_dependent(support):
-        return True
-    inside: Tensor = support.check(value)
-    if inside.dim() > len(distribution.batch_shape):
-        inside = inside.flatten(len(distribution.batch_shape)).all(-1)
-    for mask in (node["mask"], getattr(distribution, "_mask", None)):
-        if mask is not None:
-            inside = inside | ~torch.as_tensor(mask, device=inside.device)
-    return bool(inside.all())
-
-
-class EnumeratedSites(ConditionalUpdate):
-    """Draws each element of discrete sites given all else, by enumeration of its values.
-
-    Elements come one after the other in a random order, and each takes as many runs of the model as
-    it has values, so that it is for sites of few elements.
-    """
-
-    def update(self, log_joint: LogJoint, values: Values, sites: Sequence[str]) -> Values:
-        """Draw the elements of discrete sites.
-
-        :param LogJoint log_joint: the model at its data.
-        :param dict values: of all sites.
-        :param sites: names of those to move.
-        :returns: the new values of these.
-        :raises ValueError: for a site whose values cannot be enumerated.
-        """
-        moved = dict(values)
-        for name in sites:
-            distribution = log_joint.trace(moved).nodes[name]["fn"]
-            if not distribution.has_enumerate_support or distribution.event_dim:
-                raise ValueError(
-                    f"site {name!r} cannot be enumerated element by element: it is distributed as "
-                    f"{type(distribution).__name__}"
-                )
-            support = distribution.enumerate_support(expand=False).flatten()
-            site = moved[name].clone()
-            for index in torch.randperm(site.numel()).tolist():
-                logs = []
-                for value in support:
-                    site.view(-1)[index] = value
-                    logs.append(log_joint({**moved, name: site}))
-                chosen = torch.tensor(logs, dtype=torch.float64).softmax(0).multinomial(1)
-                site.view(-1)[index] = support[chosen]
-            moved[name] = site
-        return {name: moved[name] for name in sites}
-
-
-class PriorProposals(ConditionalUpdate):
-    """Proposes sites given what they depend on in the model, with Metropolis-Hastings.
-
-    Each site is proposed as a whole, so that it is for sites about which the data say little.
-    """
-
-    def update(self, log_joint: LogJoint, values: Values, sites: Sequence[str]) -> Values:
-        """Propose sites and accept or not.
-
-        :param LogJoint log_joint: the model at its data.
-        :param dict values: of all sites.
-        :param sites: names of those to move.
-        :returns: the new values of these.
-        """
-        moved = dict(values)
-        for name in sites:
-            before = log_joint.trace(moved)
-            distribution = before.nodes[name]["fn"]
-            proposal = distribution.sample().to(moved[name])
-            after = log_joint({**moved, name: proposal}) - float(
-                distribution.log_prob(proposal).sum()
-            )
-            now = log_joint.log_density(before) - float(distribution.log_prob(moved[name]).sum())
-            if torch.rand((), dtype=torch.float64).log() < after - now:
-                moved[name] = proposal
-        return {name: moved[name] for name in sites}
+__all__ = ["Gibbs"]
 
 
 def _copied(kernel: MCMCKernel) -> MCMCKernel:
@@ -194,6 +29,15 @@ def _copied(kernel: MCMCKernel) -> MCMCKernel:
         return kernel.replace(backend="eager")
     shared = {id(value): value for value in vars(kernel).values() if callable(value)}
     return copy.deepcopy(kernel, shared)
+
+
+def _identity_of(block: "Block") -> Any:
+    """What a block is, for checkpoints: its type and settings, or the name of a function."""
+    if isinstance(block, MCMCKernel):
+        return kernel_identity(block)
+    if isinstance(block, ConditionalUpdate):
+        return {"type": type(block).__qualname__, **vars(block)}
+    return getattr(block, "__qualname__", type(block).__qualname__)
 
 
 Block: TypeAlias = MCMCKernel | ConditionalUpdate | Callable[[Values], Mapping[str, Tensor]]
@@ -214,8 +58,8 @@ class Gibbs(MCMCKernel):
     * a function of the values of all sites that returns a draw of its sites given the others.
 
     Kernels are copied: those of the caller stay as they are, and can be used elsewhere. A run can
-    have a checkpoint, for which functions and updates of one's own must depend on their arguments
-    alone.
+    have a checkpoint, for which functions must depend on their arguments alone, and updates of
+    one's own must say that they do, see :attr:`ConditionalUpdate.keeps_no_state`.
 
     :param blocks: kernels and names of sites, in the order in which they move.
     :param model: the model, by default that of the first kernel that has one.
@@ -270,7 +114,7 @@ class Gibbs(MCMCKernel):
         self._values: Values = {}
         self._initial: Values | None = None
         self._log_joint: LogJoint | None = None
-        self._kernels: list[MCMCKernel] = []
+        self._parts: list[tuple[MCMCKernel | ConditionalUpdate, list[str]]] = []
         self._runs: list[Callable[[], Mapping[str, Tensor]]] = []
         super().__init__()
 
@@ -293,12 +137,7 @@ class Gibbs(MCMCKernel):
 
     def settings(self) -> dict[str, Any]:
         """The blocks by names of their sites, kernels with their settings, for checkpoints."""
-        return {
-            ", ".join(sites): kernel_identity(block)
-            if isinstance(block, MCMCKernel)
-            else getattr(block, "__qualname__", type(block).__qualname__)
-            for block, sites in self.blocks
-        }
+        return {", ".join(sites): _identity_of(block) for block, sites in self.blocks}
 
     @property
     def has_known_state(self) -> bool:
@@ -313,20 +152,20 @@ class Gibbs(MCMCKernel):
         """State of the kernels of all blocks, as tensors and plain values."""
         tensors: dict[str, Tensor] = {}
         content = []
-        for number, kernel in enumerate(self._kernels):
-            own, plain = read_state(kernel)
+        for number, (part, _) in enumerate(self._parts):
+            own, plain = read_state(part)
             tensors |= {f"{number}.{name}": value for name, value in own.items()}
             content.append(plain)
         return tensors, {"blocks": content}
 
     def write_state(self, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
         """Put back what :meth:`read_state` gave, after :meth:`setup`."""
-        for number, (kernel, plain) in enumerate(
-            zip(self._kernels, content["blocks"], strict=True)
+        for number, ((part, _), plain) in enumerate(
+            zip(self._parts, content["blocks"], strict=True)
         ):
             prefix = f"{number}."
             own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            write_state(kernel, own, plain)
+            write_state(part, own, plain)
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Prepare all blocks.
@@ -353,7 +192,7 @@ class Gibbs(MCMCKernel):
             )
         self._values = latent
         self._initial = dict(latent)
-        self._kernels = []
+        self._parts = []
         self._runs = [
             self._prepared(block, sites, warmup_steps, args, kwargs) for block, sites in self.blocks
         ]
@@ -383,26 +222,30 @@ class Gibbs(MCMCKernel):
 
     def end_warmup(self) -> None:
         """Tell the kernels of the blocks."""
-        for kernel in self._kernels:
+        for kernel, _ in self._kernels():
             kernel.end_warmup()
 
     def cleanup(self) -> None:
         """Forget the chain."""
-        for kernel in self._kernels:
+        for kernel, _ in self._kernels():
             kernel.cleanup()
-        self._kernels, self._runs = [], []
+        self._parts, self._runs = [], []
         self._initial, self._values, self._log_joint = None, {}, None
 
     def logging(self) -> "OrderedDict[str, str]":
         """Line of a progress bar, of all kernels."""
         line: OrderedDict[str, str] = OrderedDict()
-        for kernel in self._kernels:
-            line.update(kernel.logging() or {})
+        for kernel, sites in self._kernels():
+            for name, value in (kernel.logging() or {}).items():
+                line[f"{name} of {', '.join(sites)}" if name in line else name] = value
         return line
 
     def diagnostics(self) -> dict[str, Any]:
-        """What the kernels of the blocks report, by the names of their types."""
-        return {type(kernel).__name__: kernel.diagnostics() for kernel in self._kernels}
+        """What the kernels of the blocks report, by the names of their types and sites."""
+        return {
+            f"{type(kernel).__name__} of {', '.join(sites)}": kernel.diagnostics()
+            for kernel, sites in self._kernels()
+        }
 
     def statistics(self) -> dict[str, float]:
         """Log joint density of the last step."""
@@ -410,6 +253,12 @@ class Gibbs(MCMCKernel):
         return {"lp": self._log_joint(self._values)}
 
     # Blocks.
+
+    def _kernels(self) -> Iterator[tuple[MCMCKernel, list[str]]]:
+        """Kernels of the blocks, and their sites."""
+        for part, sites in self._parts:
+            if isinstance(part, MCMCKernel):
+                yield part, sites
 
     def _prepared(
         self,
@@ -424,12 +273,16 @@ class Gibbs(MCMCKernel):
         assert log_joint is not None
         if isinstance(block, MCMCKernel):
             kernel = _copied(block)
-            self._kernels.append(kernel)
+            self._parts.append((kernel, list(sites)))
             if isinstance(kernel, ConjugateKernel):
                 return self._prepared_partition(kernel, sites, warmup_steps, args, kwargs)
             assert isinstance(kernel, HMC | VectorizedKernel)
-            return self._prepared_kernel(kernel, sites, warmup_steps, args, kwargs)
+            self._set_up(kernel, sites, warmup_steps, args, kwargs)
+            if isinstance(kernel, HMC):
+                return self._prepared_hmc(kernel, sites)
+            return self._prepared_vectorized(kernel, sites)
         if isinstance(block, ConditionalUpdate):
+            self._parts.append((block, list(sites)))
             return lambda: block.update(log_joint, self._values, sites)
 
         def drawn() -> Mapping[str, Tensor]:
@@ -442,16 +295,16 @@ class Gibbs(MCMCKernel):
 
         return drawn
 
-    def _prepared_kernel(
+    def _set_up(
         self,
         kernel: HMC | VectorizedKernel,
         sites: Sequence[str],
         warmup_steps: int,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> Callable[[], Mapping[str, Tensor]]:
-        whole = self._model
-        assert whole is not None
+    ) -> None:
+        """Set a kernel up for the model in which all other sites have their present values."""
+        whole = self.model
 
         def conditional(*args: Any, **kwargs: Any) -> Any:
             others = {name: v for name, v in self._values.items() if name not in sites}
@@ -460,15 +313,49 @@ class Gibbs(MCMCKernel):
         kernel.model = conditional
         kernel.initial_params = None
         kernel.setup(warmup_steps, *args, **kwargs)
-        transforms = kernel.transforms
+
+    def _prepared_vectorized(
+        self, kernel: VectorizedKernel, sites: Sequence[str]
+    ) -> Callable[[], Mapping[str, Tensor]]:
+        potential = kernel.potential
+        assert isinstance(potential, Potential)
 
         def moved() -> Mapping[str, Tensor]:
-            if isinstance(kernel, HMC):
-                kernel.clear_cache()
+            kernel.clear_cache()
+            # The supports may depend on other sites: the maps are those of the present values.
+            start = potential.unconstrain({name: self._values[name][None] for name in sites})
+            params = kernel.sample({name: value[0] for name, value in start.items()})
+            values = potential.constrain({name: value[None] for name, value in params.items()})
+            return {name: values[name][0].detach() for name in sites}
+
+        return moved
+
+    def _prepared_hmc(
+        self, kernel: HMC, sites: Sequence[str]
+    ) -> Callable[[], Mapping[str, Tensor]]:
+        transforms = kernel.transforms
+        bounds = {name: found for name in sites if (found := self._bounds_of(name))}
+
+        def moved() -> Mapping[str, Tensor]:
+            for name, known in bounds.items():  # Pyro's HMC maps to the support that it first saw
+                if not all(map(torch.equal, self._bounds_of(name), known)):
+                    raise ValueError(
+                        f"blocks have {type(kernel).__name__} for site {name!r}, whose support "
+                        "depends on sites of other blocks: take a kernel of pyro_ext or RandomWalk"
+                    )
+            kernel.clear_cache()
             params = kernel.sample({name: transforms[name](self._values[name]) for name in sites})
             return {name: transforms[name].inv(params[name]).detach() for name in sites}
 
         return moved
+
+    def _bounds_of(self, name: str) -> list[Tensor]:
+        """Numbers that the support of a site has at the present values, none where it is fixed."""
+        assert self._log_joint is not None
+        support = self._log_joint.trace(self._values).nodes[name]["fn"].support
+        while hasattr(support, "base_constraint"):
+            support = support.base_constraint
+        return [value for value in vars(support).values() if isinstance(value, Tensor)]
 
     def _prepared_partition(
         self,
@@ -487,66 +374,3 @@ class Gibbs(MCMCKernel):
             return {name: params[name] for name in sites}
 
         return moved
-
-
-class RandomWalk(ConditionalUpdate):
-    """Moves sites one after the other by random walks in unconstrained space, with Metropolis.
-
-    The density of a proposal in unconstrained space has the Jacobian of its transform.
-
-    :param float scale: standard deviation of a step.
-    :raises ValueError: where it is not positive.
-
-    Example::
-
-        >>> from pyro_ext.inference import MCMC, Gibbs
-        >>> def model():
-        ...     pyro.sample("rate", dist.Gamma(2.0, 1.0))
-        >>> kernel = Gibbs([(RandomWalk(1.0), ["rate"])], model=model)
-        >>> mcmc = MCMC(kernel, num_samples=20, progress=False).run()
-        >>> bool((mcmc.get_samples()["rate"] > 0).all())
-        True
-    """
-
-    def __init__(self, scale: float) -> None:
-        self.scale = check_number("scale", scale, above=0)
-
-    def update(self, log_joint: LogJoint, values: Values, sites: Sequence[str]) -> Values:
-        """Propose each site and accept or not.
-
-        :param LogJoint log_joint: the model at its data.
-        :param dict values: of all sites.
-        :param sites: names of those to move.
-        :returns: the new values of these.
-        :raises ValueError: for a site with a discrete support.
-        """
-        moved = dict(values)
-        trace = log_joint.trace(moved)
-        now = log_joint.log_density(trace)
-        for name in sites:
-            # The support may depend on sites that have moved: this trace is at their new values.
-            transform = _transform(name, trace.nodes[name]["fn"].support)
-            point = transform.inv(moved[name])
-            proposal = point + self.scale * torch.randn_like(point)
-            value = transform(proposal)
-            after_trace = log_joint.trace({**moved, name: value})
-            after = log_joint.log_density(after_trace)
-            growth = transform.log_abs_det_jacobian(proposal, value)
-            shrinkage = transform.log_abs_det_jacobian(point, moved[name])
-            log_ratio = after - now + float(growth.sum() - shrinkage.sum())
-            if torch.rand((), dtype=torch.float64).log() < log_ratio:
-                moved[name], trace, now = value, after_trace, after
-        return {name: moved[name] for name in sites}
-
-
-def _transform(name: str, support: Constraint) -> Any:
-    """Bijection from unconstrained space to the support of a site."""
-    if not support.is_discrete:
-        try:
-            return bijection(support)
-        except NotImplementedError:
-            pass
-    raise ValueError(
-        f"site {name!r} cannot be moved by a random walk: there is no map from unconstrained space "
-        f"to its support {support}. Move it by EnumeratedSites or PriorProposals"
-    )

@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Unpack
 
 import torch
@@ -186,6 +187,19 @@ class IndependenceMetropolis(VectorizedKernel):
                 "may have too many parameters. Give it a larger num_points, or take NUTS",
                 stacklevel=2,
             )
+
+    def _prepared(self) -> dict[str, Tensor]:
+        return self.population._asdict()
+
+    def _take_prepared(self, found: Mapping[str, Tensor]) -> None:
+        self._known = Population(**found)
+
+    def clear_cache(self) -> None:
+        """Take the potential at the position of the chain anew, see :class:`Gibbs`."""
+        if self._chains is not None:
+            state = self._chains.state
+            state = state._replace(energy=self._energy(state.position))
+            self._chains = replace(self._chains, state=state)
 
     def _first_points(self) -> Tensor:
         """Draws from the prior, or around the initial parameters, spread out and all different."""

@@ -78,12 +78,18 @@ def generator_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
         "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
         "random": torch.tensor(values, dtype=torch.int64),
     }
+    if torch.cuda.is_initialized():
+        states = torch.cuda.get_rng_state_all()
+        tensors |= {f"cuda{number}": state for number, state in enumerate(states)}
     return tensors, {"numpy": [index, has_gauss, gauss], "random": [version, next_gauss]}
 
 
 def restore_generators(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
     """Put back what :func:`generator_state` gave."""
     torch.set_rng_state(tensors["torch"])
+    for number in range(torch.cuda.device_count()):
+        if f"cuda{number}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"cuda{number}"], number)
     index, has_gauss, gauss = content["numpy"]
     keys = tensors["numpy"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, index, has_gauss, gauss))

@@ -52,7 +52,15 @@ class VectorizedOptions(TypedDict, total=False):
 class VectorizedKernel(MCMCKernel):
     """A sampler of pure functions as a kernel: many chains take each step at once.
 
-    A subclass gives what its chains are made of, :meth:`_init`, and their step, :meth:`_step`.
+    A subclass has two methods. ``_init(position, keys)`` makes the state of chains: a named tuple
+    of tensors with a leading dimension of chains, whose first field is ``position``, flat
+    unconstrained parameters ``(num_chains, size)``; ``keys`` are those of the chains' random
+    streams. ``_step(state, function, noise, *, step_size, temperature)`` returns the state after a
+    step and an :class:`Info`: ``function`` maps positions to potentials and gradients, and
+    ``noise`` is standard normal, of the shape of the positions. A step draws no other random
+    numbers but from keys in its state, and has no Python branch on a value. The subclass keeps each
+    keyword argument of its constructor as an attribute of that name.
+
     Drivers call :meth:`setup`, then :meth:`begin` and :meth:`record` for many chains at once, as
     ours does, or :meth:`sample` for one chain at a time, as Pyro's does. A chain's draws follow
     from the seed and its number alone.
@@ -66,6 +74,28 @@ class VectorizedKernel(MCMCKernel):
     :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`; by
         default where a site asks for it, or at the median of a few draws from its prior.
     :raises ValueError: for arguments out of range.
+
+    Example::
+
+        >>> from typing import NamedTuple
+        >>> from pyro_ext.inference import MCMC
+        >>> class LangevinState(NamedTuple):
+        ...     position: torch.Tensor
+        >>> class Langevin(VectorizedKernel):
+        ...     def __init__(self, model=None, *, step_size=0.1, **options):
+        ...         super().__init__(model, **options)
+        ...         self.step_size = step_size
+        ...     def _init(self, position, keys):
+        ...         return LangevinState(position)
+        ...     def _step(self, state, function, noise, **schedules):
+        ...         energy, gradient = function(state.position)
+        ...         move = (2.0 * self.step_size) ** 0.5 * noise - self.step_size * gradient
+        ...         return LangevinState(state.position + move), Info(energy)
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        >>> mcmc = MCMC(Langevin(model), 100, num_chains=4, seed=0, progress=False)
+        >>> mcmc.run().get_samples(group_by_chain=True)["x"].shape
+        torch.Size([4, 100, 2])
     """
 
     takes_minibatches: ClassVar[bool] = False
@@ -119,7 +149,13 @@ class VectorizedKernel(MCMCKernel):
             >>> SGLD(model, step_size=0.1).settings()["step_size"]
             0.1
         """
-        return {name: getattr(self, name) for name in _keywords(type(self))}
+        names = _keywords(type(self))
+        if lacking := [name for name in names if not hasattr(self, name)]:
+            raise TypeError(
+                f"{type(self).__name__} must keep its arguments {lacking} as attributes of these "
+                "names, which copies and checkpoints read"
+            )
+        return {name: getattr(self, name) for name in names}
 
     def replace(self, **changes: Any) -> Self:
         """Return a new kernel of the same type and model with other settings.
@@ -176,6 +212,13 @@ class VectorizedKernel(MCMCKernel):
 
     def _prepare(self) -> None:
         """Resolve arguments that need the sites of the model; called once these are known."""
+
+    def _prepared(self) -> dict[str, Tensor]:
+        """What :meth:`_prepare` has found out about the density."""
+        return {}
+
+    def _take_prepared(self, found: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`_prepared` gave."""
 
     def _starts(self, numbers: Sequence[int], seed: int) -> dict[str, Tensor]:
         """Unconstrained starts of chains for which none are given."""
@@ -294,7 +337,13 @@ class VectorizedKernel(MCMCKernel):
         position = potential.layout.flatten(params).detach().contiguous()
         keys = chain_keys(seed, numbers, position.device)
         energy = position.new_full((len(numbers),), math.nan)
-        return Chains(numbers, seed, keys, 0, self._init(position, keys), energy, self.anchor)
+        state = self._init(position, keys)
+        if getattr(type(state), "_fields", ("",))[0] != "position":
+            raise TypeError(
+                f"_init of {type(self).__name__} must return a named tuple whose first field is "
+                f"position, got {type(state).__name__}"
+            )
+        return Chains(numbers, seed, keys, 0, state, energy, self.anchor)
 
     def start_from(
         self, start: Start, num_chains: int, seed: int, *args: Any, **kwargs: Any
@@ -479,18 +528,29 @@ class VectorizedKernel(MCMCKernel):
         unflat = self.potential.layout.unflatten(self._chains.position)
         return {name: value[0] for name, value in unflat.items()}
 
+    def clear_cache(self) -> None:
+        """Forget what is known of the density: in :class:`Gibbs` it is another one at each step."""
+
     def read_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """State of the chain that Pyro's driver runs, as tensors and plain values."""
+        """State of the chain that Pyro's driver runs, as tensors and plain values.
+
+        What :meth:`setup` found out belongs to it: in :class:`Gibbs` the density depends on where
+        the chain is, so that it would find out something else next time.
+        """
+        tensors = {f"prepared.{name}": value for name, value in self._prepared().items()}
         if self._chains is None:
-            return {}, {}
-        tensors, content = saved(self._chains)
-        return tensors, {**content, "seed": self._chains.seed}
+            return tensors, {}
+        own, content = saved(self._chains)
+        return tensors | own, {**content, "seed": self._chains.seed}
 
     def write_state(self, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
         """Put back what :meth:`read_state` gave, after :meth:`setup`."""
-        self._chains = (
-            self.restored(range(1), content["seed"], tensors, content) if content else None
-        )
+        parts: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
+        for name, value in tensors.items():
+            parts[name.startswith("prepared.")][name.removeprefix("prepared.")] = value
+        self._take_prepared(parts[True])
+        own = parts[False]
+        self._chains = self.restored(range(1), content["seed"], own, content) if content else None
 
     def logging(self) -> OrderedDict[str, str]:
         """One line of diagnostics for Pyro's progress bar."""

@@ -19,7 +19,7 @@ from pyro_ext._checks import (
     check_number,
     check_sequence,
 )
-from pyro_ext.inference.gibbs import Gibbs, RandomWalk
+from pyro_ext.inference import Gibbs, RandomWalk
 from pyro_ext.models.nonparametric.frequency_model import FrequencyModel
 from pyro_ext.random import seeded
 from pyro_ext.random_measures import (

@@ -215,7 +215,7 @@ NOT_WALKED: dict[str, str] = {
             "pyro_ext.inference.ConditionalUpdate",
             "pyro_ext.inference.Minimizer",
             "pyro_ext.inference.*SGMCMCKernel",
-            "pyro_ext.inference.vectorized.VectorizedKernel",
+            "pyro_ext.inference.*VectorizedKernel",
             "pyro_ext.posterior.IndependentDraws",
             "pyro_ext.inference.*Schedule",
             "pyro_ext.inference.martingale.BestFit",

@@ -11,8 +11,18 @@ from pyro.infer import MCMC as PyroMCMC
 
 from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.distributions import KnownVarianceGaussianCluster
-from pyro_ext.inference import MCMC, SGLD
-from pyro_ext.inference.gibbs import EnumeratedSites, Gibbs, PriorProposals
+from pyro_ext.inference import (
+    MCMC,
+    SGHMC,
+    SGLD,
+    ConditionalUpdate,
+    EnumeratedSites,
+    Gibbs,
+    IndependenceMetropolis,
+    LaplaceHMC,
+    PriorProposals,
+    RandomWalk,
+)
 from pyro_ext.inference.partitions import MarginalGibbs
 from pyro_ext.random_measures import PitmanYor
 from tests.inference.partitions.enumeration import partitions
@@ -264,9 +274,105 @@ def test_runs_go_on_after_interruption_in_the_warm_up(tmp_path):
 
 
 def test_updates_with_a_state_take_no_checkpoint(tmp_path):
-    class Counting(PriorProposals):
-        keeps_no_state = False
+    class Counting(ConditionalUpdate):  # which does not say that it keeps no state
+        def update(self, log_joint, values, sites):
+            return {name: values[name] for name in sites}
 
     kernel = Gibbs([(NUTS(model), ["loc"]), (Counting(), ["kind"])])
     with pytest.raises(ValueError, match="checkpoint takes a kernel whose state is known"):
         MCMC(kernel, 3, checkpoint=tmp_path / "run")
+
+
+def funnel():
+    """A scale, and a number below it: the support of one block depends on the other."""
+    scale = pyro.sample("scale", dist.LogNormal(torch.zeros((), dtype=torch.float64), 1.0))
+    pyro.sample("below", dist.Uniform(0.0 * scale, scale))
+
+
+def pair():
+    """Two correlated normal numbers, of which each block sees the other's present value."""
+    first = pyro.sample("first", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+    pyro.sample("second", dist.Normal(first, 0.7))
+
+
+KERNELS = {
+    "LaplaceHMC": LaplaceHMC,
+    "IndependenceMetropolis": partial(IndependenceMetropolis, num_points=64),
+    "SGHMC": partial(SGHMC, mass="laplace"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+@pytest.mark.parametrize("name", ["LaplaceHMC", "IndependenceMetropolis"])
+def test_supports_that_depend_on_another_block(name):
+    """Mean of the ratio within six standard errors, of a third as many draws as there are."""
+    kernel = Gibbs([(KERNELS[name](funnel), ["below"]), (RandomWalk(0.9), ["scale"])])
+    samples = MCMC(kernel, 600, warmup_steps=50, seed=0, progress=False).run().get_samples()
+    ratio = samples["below"] / samples["scale"]
+    assert (ratio < 1.0).all()
+    assert abs(ratio.mean() - 0.5) < 6.0 * (1.0 / 12.0 / 200.0) ** 0.5
+
+
+def test_supports_that_pyros_kernels_cannot_follow():
+    kernel = Gibbs([(HMC(funnel, step_size=0.1), ["below"]), (RandomWalk(0.9), ["scale"])])
+    with pytest.raises(RuntimeError, match="HMC for site 'below', whose support depends on sites"):
+        MCMC(kernel, 20, seed=0, progress=False).run()
+
+
+def test_energies_are_those_at_the_present_values():
+    """A kernel that remembers a potential takes it anew: other blocks have moved in between."""
+    seen = []
+
+    class Watched(IndependenceMetropolis):
+        def sample(self, params):
+            state = self._chains.state if self._chains is not None else None
+            if state is not None:
+                seen.append((state.energy, self.potential.value.over_any(state.position)))
+            return super().sample(params)
+
+    kernel = Gibbs([(Watched(pair, num_points=64), ["second"]), (RandomWalk(1.0), ["first"])])
+    MCMC(kernel, 30, seed=1, progress=False).run()
+    assert len(seen) == 29
+    torch.testing.assert_close(*map(torch.cat, zip(*seen, strict=True)))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_checkpoints_keep_what_a_kernel_found_at_its_start(name, tmp_path):
+    def run(number, **options):
+        kernel = Gibbs([(KERNELS[name](pair), ["second"]), (RandomWalk(0.9), ["first"])])
+        return MCMC(kernel, number, warmup_steps=3, seed=2, progress=False, **options).run()
+
+    expected = run(8).get_samples()
+    run(4, checkpoint=tmp_path / "run")
+    found = run(8, checkpoint=tmp_path / "run").get_samples()
+    assert all(torch.equal(found[site], expected[site]) for site in expected)
+
+
+class Slowing(RandomWalk):
+    """A random walk whose steps become shorter, which is its state."""
+
+    keeps_no_state = False
+
+    def update(self, log_joint, values, sites):
+        self.scale *= 0.9
+        return super().update(log_joint, values, sites)
+
+    def read_state(self):
+        return {}, {"scale": self.scale}
+
+    def write_state(self, tensors, content):
+        self.scale = content["scale"]
+
+
+def test_checkpoints_keep_the_state_and_settings_of_updates(tmp_path):
+    def run(number, update, **options):
+        kernel = Gibbs([(update, ["first"]), (RandomWalk(0.9), ["second"])], model=pair)
+        return MCMC(kernel, number, seed=2, progress=False, **options).run()
+
+    expected = run(8, Slowing(1.0)).get_samples()
+    run(4, Slowing(1.0), checkpoint=tmp_path / "run")
+    found = run(8, Slowing(1.0), checkpoint=tmp_path / "run").get_samples()
+    assert torch.equal(found["first"], expected["first"])
+    with pytest.raises(CheckpointError, match="scale is 1.0 there and 0.5 here"):
+        run(8, Slowing(0.5), checkpoint=tmp_path / "run")

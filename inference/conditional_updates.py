@@ -1,0 +1,242 @@
+"""Moves of some sites of a model given all others, for Gibbs sampling."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, TypeAlias
+
+import pyro
+import pyro.poutine as poutine
+import torch
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from pyro_ext._checks import check_callable, check_mapping, check_number, check_sequence
+from pyro_ext.potential.evaluation import bijection, may_validate
+
+__all__ = ["ConditionalUpdate", "EnumeratedSites", "LogJoint", "PriorProposals", "RandomWalk"]
+
+Values: TypeAlias = dict[str, Tensor]
+Model: TypeAlias = Callable[..., Any]
+
+
+class ConditionalUpdate(ABC):
+    """Moves some sites of a model given all others; for :class:`Gibbs`."""
+
+    keeps_no_state: bool = False
+    """Whether an update depends on its arguments alone, so that a run can have a checkpoint. It
+    can, too, where the update has methods ``read_state`` and ``write_state``, as kernels do."""
+
+    @abstractmethod
+    def update(self, log_joint: "LogJoint", values: Values, sites: Sequence[str]) -> Values:
+        """Move sites so that their distribution given the others is left invariant.
+
+        :param LogJoint log_joint: the model at its data.
+        :param dict values: of all sites, constrained.
+        :param sites: names of those to move.
+        :returns: the new values of these.
+        """
+
+
+class LogJoint:
+    """A model at its data, as a function of the values of its latent sites.
+
+    :param model: a Pyro model.
+    :param tuple args: its arguments.
+    :param dict kwargs: its keyword arguments.
+    """
+
+    def __init__(self, model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        check_callable("model", model, "a Pyro model")
+        check_mapping("kwargs", kwargs, "a dict of arguments of the model")
+        args = tuple(check_sequence("args", args, "the arguments of the model", 0))
+        self._model, self._args, self._kwargs = model, args, kwargs
+        self._unchecked: set[str] = set()
+
+    def trace(self, values: Mapping[str, Tensor], *, validate: bool = False) -> Any:
+        """Trace of the model where sites have given values.
+
+        :param Mapping values: values by site.
+        :param bool validate: whether values outside of a support raise, as Pyro is set; without it
+            they have no density, so that they can be proposed and lost.
+        """
+        model = poutine.condition(self._model, data=dict(values))
+        with torch.no_grad(), nullcontext() if validate else pyro.validation_enabled(False):
+            trace = poutine.trace(model).get_trace(*self._args, **self._kwargs)
+        if validate and pyro.distributions.is_validation_enabled():
+            self._unchecked = {
+                name
+                for name in trace.observation_nodes
+                if name not in values and not may_validate(trace.nodes[name]["fn"])
+            }
+        return trace
+
+    def log_density(self, trace: Any) -> float:
+        """Log density of a trace: minus infinity outside of a support, and where it is NaN."""
+        with torch.no_grad(), pyro.validation_enabled(False):
+            nodes = [node for name, node in trace.nodes.items() if name not in self._unchecked]
+            if not all(map(_is_inside, nodes)):
+                return -math.inf
+            total = float(trace.log_prob_sum())
+        return -math.inf if math.isnan(total) else total
+
+    def __call__(self, values: Mapping[str, Tensor]) -> float:
+        """Log density of the values and the data."""
+        return self.log_density(self.trace(values))
+
+
+def _is_inside(node: Any) -> bool:
+    """Whether the value of a site is in its support; many densities are finite elsewhere too."""
+    if node["type"] != "sample" or site_is_subsample(node):
+        return True
+    distribution, value = node["fn"], torch.as_tensor(node["value"])
+    try:
+        support = distribution.support
+    except NotImplementedError:
+        return True
+    if constraints.is_dependent(support):
+        return True
+    inside: Tensor = support.check(value)
+    if inside.dim() > len(distribution.batch_shape):
+        inside = inside.flatten(len(distribution.batch_shape)).all(-1)
+    for mask in (node["mask"], getattr(distribution, "_mask", None)):
+        if mask is not None:
+            inside = inside | ~torch.as_tensor(mask, device=inside.device)
+    return bool(inside.all())
+
+
+class EnumeratedSites(ConditionalUpdate):
+    """Draws each element of discrete sites given all else, by enumeration of its values.
+
+    Elements come one after the other in a random order, and each takes as many runs of the model as
+    it has values, so that it is for sites of few elements.
+    """
+
+    keeps_no_state = True
+
+    def update(self, log_joint: LogJoint, values: Values, sites: Sequence[str]) -> Values:
+        """Draw the elements of discrete sites.
+
+        :param LogJoint log_joint: the model at its data.
+        :param dict values: of all sites.
+        :param sites: names of those to move.
+        :returns: the new values of these.
+        :raises ValueError: for a site whose values cannot be enumerated.
+        """
+        moved = dict(values)
+        for name in sites:
+            distribution = log_joint.trace(moved).nodes[name]["fn"]
+            if not distribution.has_enumerate_support or distribution.event_dim:
+                raise ValueError(
+                    f"site {name!r} cannot be enumerated element by element: it is distributed as "
+                    f"{type(distribution).__name__}"
+                )
+            support = distribution.enumerate_support(expand=False).flatten()
+            site = moved[name].clone()
+            for index in torch.randperm(site.numel()).tolist():
+                logs = []
+                for value in support:
+                    site.view(-1)[index] = value
+                    logs.append(log_joint({**moved, name: site}))
+                chosen = torch.tensor(logs, dtype=torch.float64).softmax(0).multinomial(1)
+                site.view(-1)[index] = support[chosen]
+            moved[name] = site
+        return {name: moved[name] for name in sites}
+
+
+class PriorProposals(ConditionalUpdate):
+    """Proposes sites given what they depend on in the model, with Metropolis-Hastings.
+
+    Each site is proposed as a whole, so that it is for sites about which the data say little.
+    """
+
+    keeps_no_state = True
+
+    def update(self, log_joint: LogJoint, values: Values, sites: Sequence[str]) -> Values:
+        """Propose sites and accept or not.
+
+        :param LogJoint log_joint: the model at its data.
+        :param dict values: of all sites.
+        :param sites: names of those to move.
+        :returns: the new values of these.
+        """
+        moved = dict(values)
+        for name in sites:
+            before = log_joint.trace(moved)
+            distribution = before.nodes[name]["fn"]
+            proposal = distribution.sample().to(moved[name])
+            after = log_joint({**moved, name: proposal}) - float(
+                distribution.log_prob(proposal).sum()
+            )
+            now = log_joint.log_density(before) - float(distribution.log_prob(moved[name]).sum())
+            if torch.rand((), dtype=torch.float64).log() < after - now:
+                moved[name] = proposal
+        return {name: moved[name] for name in sites}
+
+
+class RandomWalk(ConditionalUpdate):
+    """Moves sites one after the other by random walks in unconstrained space, with Metropolis.
+
+    The density of a proposal in unconstrained space has the Jacobian of its transform.
+
+    :param float scale: standard deviation of a step.
+    :raises ValueError: where it is not positive.
+
+    Example::
+
+        >>> from pyro_ext.inference import MCMC, Gibbs
+        >>> def model():
+        ...     pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        >>> kernel = Gibbs([(RandomWalk(1.0), ["rate"])], model=model)
+        >>> mcmc = MCMC(kernel, num_samples=20, progress=False).run()
+        >>> bool((mcmc.get_samples()["rate"] > 0).all())
+        True
+    """
+
+    keeps_no_state = True
+
+    def __init__(self, scale: float) -> None:
+        self.scale = check_number("scale", scale, above=0)
+
+    def update(self, log_joint: LogJoint, values: Values, sites: Sequence[str]) -> Values:
+        """Propose each site and accept or not.
+
+        :param LogJoint log_joint: the model at its data.
+        :param dict values: of all sites.
+        :param sites: names of those to move.
+        :returns: the new values of these.
+        :raises ValueError: for a site with a discrete support.
+        """
+        moved = dict(values)
+        trace = log_joint.trace(moved)
+        now = log_joint.log_density(trace)
+        for name in sites:
+            # The support may depend on sites that have moved: this trace is at their new values.
+            transform = _transform(name, trace.nodes[name]["fn"].support)
+            point = transform.inv(moved[name])
+            proposal = point + self.scale * torch.randn_like(point)
+            value = transform(proposal)
+            after_trace = log_joint.trace({**moved, name: value})
+            after = log_joint.log_density(after_trace)
+            growth = transform.log_abs_det_jacobian(proposal, value)
+            shrinkage = transform.log_abs_det_jacobian(point, moved[name])
+            log_ratio = after - now + float(growth.sum() - shrinkage.sum())
+            if torch.rand((), dtype=torch.float64).log() < log_ratio:
+                moved[name], trace, now = value, after_trace, after
+        return {name: moved[name] for name in sites}
+
+
+def _transform(name: str, support: Constraint) -> Any:
+    """Bijection from unconstrained space to the support of a site."""
+    if not support.is_discrete:
+        try:
+            return bijection(support)
+        except NotImplementedError:
+            pass
+    raise ValueError(
+        f"site {name!r} cannot be moved by a random walk: there is no map from unconstrained space "
+        f"to its support {support}. Move it by EnumeratedSites or PriorProposals"
+    )
