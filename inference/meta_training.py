@@ -21,6 +21,7 @@ from pyro_ext._checks import (
     check_number,
     check_sequence,
 )
+from pyro_ext.checkpoint.files import check_folder_of
 from pyro_ext.inference.evolution_strategies import antithetic_gradient
 from pyro_ext.inference.sgmcmc import SGMCMCKernel
 from pyro_ext.inference.tasks import (
@@ -31,7 +32,7 @@ from pyro_ext.inference.tasks import (
     last_steps,
 )
 from pyro_ext.inference.training import Trainer
-from pyro_ext.random import fresh_seed
+from pyro_ext.inference.training.checkpoints import seed_of
 
 __all__ = ["MetaTrainer"]
 
@@ -66,7 +67,8 @@ class MetaTrainer:
     :param float worst_loss: what losses are cut at, and that of a chain that diverges.
     :param checkpoint: a file in which the training is saved after every iteration, and from which
         it goes on where the file exists.
-    :param int seed: of everything that is random; ``None`` takes one from PyTorch's generator.
+    :param int seed: of everything that is random; ``None`` takes that of the checkpoint where it
+        exists, and otherwise one from PyTorch's generator.
     :raises CheckpointError: where the checkpoint is of another training, or damaged.
 
     [1] S. Kim, S. Jung, S. Kim, J. Lee (2024),
@@ -114,10 +116,6 @@ class MetaTrainer:
             check_instance("tasks", task, Task, "a list of tasks")
         check_callable("kernel", kernel, "a function that makes a kernel of a model and a module")
         check_callable("loss", loss)
-        if checkpoint is not None:
-            check_instance("checkpoint", checkpoint, (str, Path), "a path or None")
-        if not tasks:
-            raise ValueError("tasks must hold at least one task, got none")
         self.module = module
         self.tasks = list(tasks)
         check_draws(num_steps, num_samples, thinning)
@@ -129,7 +127,7 @@ class MetaTrainer:
         self.max_norm = check_number("max_norm", max_norm, above=0)
         self.loss = loss
         self.worst_loss = check_number("worst_loss", worst_loss)
-        self.seed = fresh_seed(seed)
+        self.seed = seed_of(seed, checkpoint)
         self._make_kernel = kernel
         self._kernels: dict[int, SGMCMCKernel] = {}
         self._shapes = [parameter.shape for parameter in module.parameters()]
@@ -147,9 +145,11 @@ class MetaTrainer:
             seed=self.seed,
         )
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
-        if self.checkpoint is not None and self.checkpoint.exists():
-            self._trainer.load(self.checkpoint)
-            self._assign(self._parameters)
+        if self.checkpoint is not None:
+            check_folder_of(self.checkpoint)
+            if self.checkpoint.exists():
+                self._trainer.load(self.checkpoint)
+                self._assign(self._parameters)
 
     @property
     def losses(self) -> list[float]:

@@ -152,7 +152,7 @@ class ExpertBuffer:
         """Train experts, all at once.
 
         An expert whose values do not stay finite, or jump, is left out, with a warning that names
-        it. On Ctrl-C the buffer holds the epochs that are done.
+        it. On Ctrl-C the buffer holds the epochs that are done, and a warning says so.
 
         :param model: a Pyro model, as of :class:`~pyro_ext.inference.AutoPseudocoreset`.
         :param args: its arguments: the data.
@@ -208,6 +208,10 @@ class ExpertBuffer:
             except KeyboardInterrupt:
                 if not epochs:
                     raise
+                warnings.warn(
+                    f"stopped after {len(epochs)} of {num_epochs} epochs, which are kept",
+                    stacklevel=2,
+                )
         checkpoints, losses = zip(*epochs, strict=True)
         trajectories = torch.stack([start, *checkpoints], 1)
         by_epoch = torch.stack(losses, 1)

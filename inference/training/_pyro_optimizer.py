@@ -6,7 +6,7 @@ from typing import Any
 from pyro.optim import PyroLRScheduler, PyroOptim
 from torch import Tensor
 
-from pyro_ext.inference.training._state import comparable
+from pyro_ext.inference.training.checkpoints import comparable
 
 
 class PyroOptimizer:

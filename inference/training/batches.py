@@ -73,7 +73,8 @@ class ShuffledBatches:
         digest = hashlib.sha256()
         for row in self.rows:
             digest.update(f"{row.dtype}{tuple(row.shape)}".encode())
-            digest.update(row.detach().cpu().contiguous().numpy().tobytes())
+            raw = row.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(raw.numpy().tobytes())
         return {
             "num_rows": len(self.rows[0]),
             "batch_size": self.batch_size,

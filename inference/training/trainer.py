@@ -1,9 +1,10 @@
 """The loop of training."""
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,32 @@ from pyro_ext._checks import (
     shown,
 )
 from pyro_ext._progress import progress_bar
-from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
+from pyro_ext.checkpoint.files import CheckpointError, check_folder_of
 from pyro_ext.inference.training._interrupts import Interrupts
+from pyro_ext.inference.training._parameters import (
+    are_finite,
+    as_list,
+    check_methods,
+    check_no_closure,
+    coalesce_gradients,
+    copied,
+    forms_of,
+    gradients_of,
+    named_tensors,
+    worst_of,
+)
 from pyro_ext.inference.training._pyro_optimizer import PyroOptimizer
-from pyro_ext.inference.training._state import (
+from pyro_ext.inference.training.batches import ShuffledBatches
+from pyro_ext.inference.training.checkpoints import (
     comparable,
     differences,
     joined,
     random_states,
+    read_training,
     set_random_states,
     split,
+    write_training,
 )
-from pyro_ext.inference.training.batches import ShuffledBatches
 from pyro_ext.random import fresh_seed, spawn_seed
 
 __all__ = ["Loss", "Optimizer", "Parameters", "Trainer", "TrainingDiverged"]
@@ -44,7 +59,6 @@ Parameters = nn.Module | Mapping[str, Tensor] | Sequence[Tensor]
 Optimizer = Callable[[list[Any]], torch.optim.Optimizer] | PyroOptim
 Loss = Callable[..., Tensor | tuple[Tensor, Any]]
 
-_FORMAT = "training 1"
 _ADAM = partial(torch.optim.Adam, lr=1e-3)
 
 
@@ -72,8 +86,10 @@ class Trainer:
 
     A step that would make anything but finite numbers is not taken: parameters and buffers go back
     to where loss and gradient were last finite, and :class:`TrainingDiverged` says what was not
-    finite, and where. Ctrl-C ends :meth:`run` after the step that is under way, with a warning;
-    pressed again, it ends the step, too.
+    finite, and where. So do generators and buffers, whatever a step raises. An optimizer keeps the
+    moments of a step that was refused in its update: after that start anew, or from a checkpoint.
+    Ctrl-C ends :meth:`run` after the step that is under way, with a warning; pressed again, it ends
+    the step, too.
 
     A training goes on where it was, in the next call of :meth:`run` or :meth:`step` and, from a
     checkpoint, in another process. It then takes the same course, bit for bit, as one that was not
@@ -83,7 +99,7 @@ class Trainer:
     :param parameters: what is trained: a module, of which that is all parameters that require a
         gradient, or tensors in a mapping or sequence. They are changed in place.
     :param optimizer: makes an optimizer of :mod:`torch.optim` of a list of tensors, or is one of
-        :mod:`pyro.optim`.
+        :mod:`pyro.optim`. It must not need a closure, as that of L-BFGS does.
     :param Callable scheduler: makes a scheduler of the learning rate of the optimizer, such as
         ``partial(CosineAnnealingLR, T_max=1000)``; it takes a step after each of the optimizer.
     :param float max_norm: to which the norm of the gradient of all parameters together is clipped.
@@ -130,7 +146,7 @@ class Trainer:
         identity: Mapping[str, Any] | None = None,
         seed: int | None = None,
     ) -> None:
-        self._named = _named(parameters)
+        self._named = named_tensors(parameters)
         self._module = parameters if isinstance(parameters, nn.Module) else None
         self._is_mapping = isinstance(parameters, Mapping)
         check_callable("optimizer", optimizer, "a function that makes an optimizer of tensors")
@@ -143,10 +159,11 @@ class Trainer:
         self.independent_rows = independent_rows
         if independent_rows and max_norm is not None:
             raise ValueError("max_norm must be None with independent_rows, which it would mix")
-        for one in _sequence("stateful", stateful):
-            if not isinstance(one, torch.Generator) and not hasattr(one, "load_state_dict"):
-                raise TypeError(f"stateful must hold what has a state_dict, got {shown(one)}")
-        self._stateful = stateful
+        self._stateful = as_list("stateful", stateful)
+        for one in self._stateful:
+            if not isinstance(one, torch.Generator):
+                wanted = "hold what has a state_dict and load_state_dict"
+                check_methods("stateful", one, wanted, "state_dict", "load_state_dict")
         self.seed = None if seed is None else fresh_seed(seed)
         self._batch_seed = self.seed
         self._stream: list[Tensor] | None = None
@@ -162,7 +179,14 @@ class Trainer:
             if isinstance(optimizer, PyroOptim)
             else optimizer(tensors)
         )
+        methods = ("step", "state_dict", "load_state_dict")
+        check_methods("optimizer", self.optimizer, "make an optimizer", "zero_grad", *methods)
+        check_no_closure(
+            optimizer.pt_optim_constructor if isinstance(optimizer, PyroOptim) else self.optimizer
+        )
         self.scheduler = None if scheduler is None else scheduler(self.optimizer)
+        if scheduler is not None:
+            check_methods("scheduler", self.scheduler, "make a scheduler", *methods)
         self._averaged: AveragedModel | None = None
         if ema_decay is not None:
             ema_decay = check_number("ema_decay", ema_decay, least=0, below=1)
@@ -174,7 +198,8 @@ class Trainer:
             check_mapping("identity", identity, "a dict of plain values by name")
         self._identity: dict[str, Any] = comparable(
             {
-                "parameters": {n: [str(p.dtype), list(p.shape)] for n, p in self._named.items()},
+                "identity": identity or {},
+                "parameters": forms_of(self._named),
                 "optimizer": {
                     "kind": type(self.optimizer).__name__,
                     "groups": self.optimizer.state_dict()["param_groups"],
@@ -186,8 +211,9 @@ class Trainer:
                 },
                 "max_norm": self.max_norm,
                 "ema_decay": ema_decay,
+                "independent_rows": independent_rows,
+                "stateful": [type(one).__name__ for one in self._stateful],
                 "seed": self.seed,
-                **(identity or {}),
             }
         )
 
@@ -230,9 +256,7 @@ class Trainer:
         """
         check_callable("loss", loss)
         with self._randomness():
-            value = self._gradient(loss, args, "")
-            self._update(value, "")
-        return value
+            return self._take_step(partial(loss, *args), "")
 
     def run(
         self,
@@ -265,41 +289,44 @@ class Trainer:
         check_callable("loss", loss)
         num_steps = check_integer("num_steps", num_steps, 0)
         save_every = check_integer("save_every", save_every, 1)
+        check_instance("progress", progress, bool, "True or False")
         check_instance("description", description, str, "a string")
         if batches is not None and not isinstance(batches, ShuffledBatches):
             check_callable("batches", batches, "ShuffledBatches, or a function of a seed")
+        identity: dict[str, Any] = {}
         if checkpoint is not None:
             check_instance("checkpoint", checkpoint, (str, Path), "a path or None")
+            checkpoint = Path(checkpoint)
+            check_folder_of(checkpoint)
             if isinstance(batches, ShuffledBatches):
-                self._identity["batches"] = batches.identity()
-            if Path(checkpoint).exists():
-                state = self._read(Path(checkpoint))
+                identity = {"batches": batches.identity()}
+            if checkpoint.exists():
+                state = self._read(checkpoint, identity)
                 if len(state["losses"]) > self.num_steps:
-                    self._take_up(state)
+                    self._take_up(state, checkpoint)
         num_saved = self.num_steps
         bar = progress_bar(
             total=num_steps, initial=num_saved, desc=description, unit="step", disable=not progress
         )
         with self._randomness(), bar, Interrupts() as interrupts:
             while self.num_steps < num_steps and not interrupts.are_pending:
-                before = self._draws_from()
+                if batches is not None and self._batch_seed is None:
+                    self._batch_seed = fresh_seed(None)
                 try:
-                    value = self._gradient(loss, self._batch(batches), f" of {num_steps}")
-                    with interrupts.held_back():
-                        self._update(value, f" of {num_steps}")
+                    value = self._take_step(
+                        lambda: loss(*self._batch(batches)),
+                        f" of {num_steps}",
+                        interrupts.held_back,
+                    )
                 except KeyboardInterrupt:
-                    set_random_states(before[0])
-                    for generator, its in before[1]:
-                        generator.set_state(its)
-                    self._restore(parameters=False)
                     break
                 bar.set_postfix_str(f"loss {value:.4g}", refresh=False)
                 bar.update()
                 if checkpoint is not None and self.num_steps % save_every == 0:
-                    self.save(checkpoint)
+                    self._write(checkpoint, identity)
                     num_saved = self.num_steps
             if checkpoint is not None and num_saved != self.num_steps:
-                self.save(checkpoint)
+                self._write(checkpoint, identity)
         if self.num_steps < num_steps:
             warnings.warn(
                 f"stopped after {self.num_steps} of {num_steps} steps, which are kept",
@@ -311,23 +338,44 @@ class Trainer:
         """Arguments of the loss at the next step."""
         if batches is None:
             return ()
-        if self._batch_seed is None:
-            self._batch_seed = fresh_seed(None)
+        assert self._batch_seed is not None
         if isinstance(batches, ShuffledBatches):
             return batches.batch(self.num_steps, self._batch_seed)
         return (batches(spawn_seed(self._batch_seed, 1, self.num_steps)),)
 
-    def _gradient(self, loss: Loss, args: Sequence[Any], of: str) -> float:
+    def _take_step(
+        self,
+        loss: Loss,
+        of: str,
+        held_back: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> float:
+        """Take a whole step, or none where anything is raised; the loss before it."""
+        own = [one for one in self._stateful if isinstance(one, torch.Generator)]
+        before = random_states(), [one.get_state() for one in own]
+        try:
+            value = self._gradient(loss, of)
+            with held_back():
+                self._update(value, of)
+        except BaseException:
+            set_random_states(before[0])
+            for generator, its in zip(own, before[1], strict=True):
+                generator.set_state(its)
+            self._restore(parameters=False)
+            raise
+        return value
+
+    def _gradient(self, loss: Loss, of: str) -> float:
         """Leave finite gradients at the parameters, and return the loss."""
         parameters = list(self._named.values())
         if not self._good:
             self._keep()
-            self._good_buffers = _copied([], self._buffers())
+            self._good_buffers = copied([], self._buffers())
         for parameter in parameters:
             parameter.grad = None
         self.optimizer.zero_grad()  # it may hold more than the parameters, such as a learning rate
-        result = loss(*args)
-        value, gradients = result if isinstance(result, tuple) else (result, None)
+        result: Any = loss()
+        is_pair = isinstance(result, tuple) and len(result) == 2
+        value, gradients = result if is_pair else (result, None)
         # The last loss lives until there is another one, or its memory goes back to the system and
         # comes again at every step.
         self._last = value
@@ -338,18 +386,18 @@ class Trainer:
         if not self.independent_rows and not math.isfinite(number):
             self._diverge(f"the loss is {number}", of)
         if gradients is not None:
-            if isinstance(gradients, Mapping):
-                gradients = [gradients[name] for name in self._named]
-            for parameter, gradient in zip(parameters, gradients, strict=True):
+            wanted = gradients_of(gradients, self._named)
+            for parameter, gradient in zip(parameters, wanted, strict=True):
                 parameter.grad = gradient
         elif value.requires_grad:
             value.sum().backward()
         else:
             raise ValueError("loss must depend on the parameters, got a value without a gradient")
         if not self.independent_rows:
-            norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+            norm = get_total_norm(coalesce_gradients(parameters))
             if not math.isfinite(float(norm)):
-                self._diverge(f"the gradient of {self._worst(of_gradients=True)}", of)
+                worst = worst_of({name: p.grad for name, p in self._named.items()})
+                self._diverge(f"the gradient of {worst}", of)
             if self.max_norm is not None:
                 clip_grads_with_norm_(parameters, self.max_norm, norm)
             self._keep()
@@ -357,24 +405,38 @@ class Trainer:
 
     def _update(self, value: float, of: str) -> None:
         """Let optimizer, schedule and average take a step."""
+        schedule = self._schedule()
         try:
             self.optimizer.step()
+            if not self.independent_rows:
+                tensors = [parameter.detach() for parameter in self._named.values()]
+                # The norm is fast, and may overflow where no number does.
+                if not (bool(get_total_norm(tensors).isfinite()) or are_finite(tensors)):
+                    self._diverge(f"after the update {worst_of(self._named)}", of)
+            if isinstance(self.scheduler, ReduceLROnPlateau):
+                self.scheduler.step(value)
+            elif self.scheduler is not None:
+                self.scheduler.step()
+            if self._averaged is not None:
+                self._averaged.update_parameters(self._container())
         except BaseException:
             self._restore()
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(schedule[0])
+                for group, settings in zip(self.optimizer.param_groups, schedule[1], strict=True):
+                    group.update(settings)
             raise
-        if not self.independent_rows:
-            tensors = [parameter.detach() for parameter in self._named.values()]
-            # The norm is fast, and may overflow where no number does.
-            if not (bool(get_total_norm(tensors).isfinite()) or _are_finite(tensors)):
-                self._diverge(f"after the update {self._worst(of_gradients=False)}", of)
-        if isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step(value)
-        elif self.scheduler is not None:
-            self.scheduler.step()
-        if self._averaged is not None:
-            self._averaged.update_parameters(self._container())
-        self._good_buffers = _copied(self._good_buffers, self._buffers())
+        self._good_buffers = copied(self._good_buffers, self._buffers())
         self.losses.append(value)
+
+    def _schedule(self) -> tuple[Any, list[dict[str, Any]]]:
+        """State of the scheduler, and the settings of the optimizer that it changes."""
+        if self.scheduler is None:
+            return None, []
+        groups = [
+            {n: v for n, v in g.items() if n != "params"} for g in self.optimizer.param_groups
+        ]
+        return self.scheduler.state_dict(), copy.deepcopy(groups)
 
     # What is not finite --------------------------------------------------------------------------
 
@@ -384,7 +446,7 @@ class Trainer:
     def _keep(self) -> None:
         """Copy the parameters, at which loss and gradient are finite."""
         if not self.independent_rows:
-            self._good = _copied(self._good, list(self._named.values()))
+            self._good = copied(self._good, list(self._named.values()))
 
     @torch.no_grad()
     def _restore(self, *, parameters: bool = True) -> None:
@@ -394,21 +456,6 @@ class Trainer:
             pairs += zip(self._named.values(), self._good, strict=True)
         for tensor, kept in pairs:
             tensor.copy_(kept)
-
-    def _worst(self, *, of_gradients: bool) -> str:
-        """Describe the first parameter that is not finite, or whose gradient is not."""
-        largest, name_of_largest = 0.0, ""
-        for name, parameter in self._named.items():
-            tensor = parameter.grad if of_gradients else parameter.detach()
-            if tensor is None:
-                continue
-            is_bad = ~tensor.isfinite()
-            if number := int(is_bad.sum()):
-                first = float(tensor[is_bad].flatten()[0])
-                return f"{name!r} is {first} in {number} of {tensor.numel()} elements"
-            if (size := float(tensor.abs().max())) > largest:
-                largest, name_of_largest = size, name
-        return f"{name_of_largest!r} is as large as {largest:.3g}, and the norm overflows"
 
     def _diverge(self, what: str, of: str) -> None:
         self._restore()
@@ -427,7 +474,8 @@ class Trainer:
         if self.seed is None or self._is_seeded:
             yield
             return
-        with torch.random.fork_rng():
+        # Without a list of devices it warns where there are several.
+        with torch.random.fork_rng(range(torch.accelerator.device_count())):
             if self._stream is None:
                 torch.manual_seed(self.seed)
             else:
@@ -438,11 +486,6 @@ class Trainer:
             finally:
                 self._is_seeded = False
                 self._stream = random_states()
-
-    def _draws_from(self) -> tuple[list[Tensor], list[tuple[torch.Generator, Tensor]]]:
-        """States of the generators that a loss may draw from."""
-        own = [one for one in self._stateful if isinstance(one, torch.Generator)]
-        return random_states(), [(one, one.get_state()) for one in own]
 
     # Checkpoints ---------------------------------------------------------------------------------
 
@@ -455,23 +498,7 @@ class Trainer:
         :raises CheckpointError: where it cannot be written.
         """
         check_instance("path", path, (str, Path), "a path")
-        is_live = self.seed is None or self._is_seeded
-        tensors, plain = split(
-            {
-                **self._tensors(),
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler and self.scheduler.state_dict(),
-                "stateful": [
-                    one.get_state() if isinstance(one, torch.Generator) else one.state_dict()
-                    for one in self._stateful
-                ],
-                "random": random_states() if is_live else self._stream,
-                "batch_seed": self._batch_seed,
-                "losses": torch.tensor(self.losses, dtype=torch.float64),
-            }
-        )
-        content = {"format": _FORMAT, "identity": self._identity, "state": plain}
-        write_tensors(Path(path), tensors, content)
+        self._write(Path(path), {})
 
     def load(self, path: str | Path) -> None:
         """Go on where the training was that wrote a file.
@@ -481,22 +508,52 @@ class Trainer:
             or settings; the message names them.
         """
         check_instance("path", path, (str, Path), "a path")
-        self._take_up(self._read(Path(path)))
+        self._take_up(self._read(Path(path), {}), Path(path))
 
-    def _read(self, path: Path) -> Any:
+    def _described(self, more: Mapping[str, Any]) -> dict[str, Any]:
+        """What a checkpoint is compared by."""
+        return {**self._identity, "buffers": forms_of(self._tensors()["buffers"]), **more}
+
+    def _write(self, path: Path, more: Mapping[str, Any]) -> None:
+        write_training(path, self._described(more), self._state())
+
+    def _read(self, path: Path, more: Mapping[str, Any]) -> Any:
         """The state in a file, which is of this training."""
-        tensors, content, _ = read_tensors(path)
-        if content.get("format") != _FORMAT:
-            raise CheckpointError(f"{path} holds no training")
-        found = {**content["identity"]}
-        if "batches" not in self._identity:
-            found.pop("batches", None)
-        if unlike := differences(found, self._identity):
+        found, state = read_training(path)
+        own = self._described(more)
+        for one, other in ((found, own), (own, found)):
+            if "batches" not in other:
+                one.pop("batches", None)
+        if unlike := differences(found, own):
             raise CheckpointError(f"{path} is of another training: {'; '.join(unlike[:5])}")
-        return joined(tensors, content["state"])
+        return state
 
-    def _take_up(self, state: Any) -> None:
-        """Go on from a state."""
+    def _state(self) -> dict[str, Any]:
+        """All that changes in training."""
+        is_live = self.seed is None or self._is_seeded
+        return {
+            **self._tensors(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler and self.scheduler.state_dict(),
+            "stateful": [
+                one.get_state() if isinstance(one, torch.Generator) else one.state_dict()
+                for one in self._stateful
+            ],
+            "random": random_states() if is_live else self._stream,
+            "batch_seed": self._batch_seed,
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+        }
+
+    def _take_up(self, state: Any, path: Path) -> None:
+        """Go on from the state in a file, or leave everything as it was where it does not fit."""
+        before = joined(*split(self._state()))
+        try:
+            self._put(state)
+        except Exception as error:
+            self._put(before)
+            raise CheckpointError(f"{path} is of another training: {error}") from error
+
+    def _put(self, state: Any) -> None:
         with torch.no_grad():
             for group, own in self._tensors().items():
                 for name, tensor in own.items():
@@ -530,47 +587,3 @@ class Trainer:
         if self._module is not None:
             return self._module
         return nn.ParameterList(nn.Parameter(p.detach(), False) for p in self._named.values())
-
-
-def _are_finite(tensors: Sequence[Tensor]) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
-
-
-def _copied(into: list[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies of tensors, in the memory of others where they fit."""
-    if [(t.shape, t.dtype) for t in into] != [(t.shape, t.dtype) for t in tensors]:
-        return [tensor.detach().clone() for tensor in tensors]
-    for kept, tensor in zip(into, tensors, strict=True):
-        kept.copy_(tensor.detach())
-    return into
-
-
-def _named(values: Any) -> dict[str, Tensor]:
-    """Tensors by name."""
-    if isinstance(values, nn.Module):
-        named: dict[str, Tensor] = {
-            name: parameter
-            for name, parameter in values.named_parameters()
-            if parameter.requires_grad
-        }
-        if not named:
-            raise ValueError(
-                "parameters must hold what requires a gradient, got a module without: a guide "
-                "makes its own at its first call"
-            )
-        return named
-    pairs = dict(values) if isinstance(values, Mapping) else None
-    if pairs is None:
-        items = _sequence("parameters", values)
-        pairs = {f"parameters[{number}]": value for number, value in enumerate(items)}
-    if not pairs or not all(isinstance(value, Tensor) for value in pairs.values()):
-        raise TypeError(
-            f"parameters must be a module, or tensors in a dict or list, got {shown(values)}"
-        )
-    return pairs
-
-
-def _sequence(argument: str, values: Any) -> list[Any]:
-    if isinstance(values, Tensor | str) or not isinstance(values, Sequence):
-        raise TypeError(f"{argument} must be a list, got {shown(values)}")
-    return list(values)

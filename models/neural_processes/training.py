@@ -17,6 +17,7 @@ from pyro_ext._checks import (
     check_sequence,
 )
 from pyro_ext.inference.training import Trainer
+from pyro_ext.inference.training.checkpoints import seed_of
 from pyro_ext.models.neural_processes.batch import Batch
 from pyro_ext.models.neural_processes.process import (
     NeuralProcess,
@@ -53,9 +54,11 @@ def fit(
     :param int num_samples: draws in the loss; by default that of the process's own
         :meth:`~NeuralProcess.loss`.
     :param float learning_rate: of the first step.
-    :param int seed: of tasks and draws; ``None`` takes one from PyTorch's generator.
+    :param int seed: of tasks and draws; ``None`` takes that of the checkpoint where it exists, and
+        otherwise one from PyTorch's generator.
     :param checkpoint: a file from which the training goes on where it exists, and in which it is
-        saved every hundred steps and at the end.
+        saved every hundred steps and at the end. ``num_steps``, along which the learning rate
+        falls, must be that with which it was begun.
     :param bool progress: whether to show a progress bar.
     :returns: the loss of every step.
     :raises TrainingDiverged: where loss or gradient are not finite.
@@ -80,7 +83,7 @@ def fit(
     options = {}
     if num_samples is not None:
         options["num_samples"] = check_integer("num_samples", num_samples, 1)
-    seed = fresh_seed(seed)
+    seed = seed_of(seed, checkpoint)
     example = next(process.parameters())
     generator = torch.Generator(example.device).manual_seed(spawn_seed(seed, 0))
     trainer = Trainer(
@@ -88,7 +91,7 @@ def fit(
         partial(torch.optim.Adam, lr=learning_rate, fused=True),
         scheduler=partial(CosineAnnealingLR, T_max=max(num_steps, 1)),
         stateful=[generator],
-        identity={"process": type(process).__name__, **options},
+        identity={"process": type(process).__name__, "num_steps": num_steps, **options},
         seed=seed,
     )
 

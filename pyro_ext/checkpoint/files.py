@@ -21,6 +21,7 @@ from torch import Tensor
 __all__ = [
     "UNFINISHED",
     "CheckpointError",
+    "check_folder_of",
     "names_in",
     "read_json",
     "read_tensors",
@@ -81,6 +82,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no description of a run")
     return content
+
+
+def check_folder_of(path: Path) -> None:
+    """Check before work begins that a file can be written."""
+    folder = path.parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        reason = "cannot be written to" if folder.is_dir() else "is not there"
+        raise CheckpointError(f"checkpoint {path} cannot be written: the folder {folder} {reason}")
 
 
 def names_in(folder: Path) -> list[str]:

@@ -170,8 +170,17 @@ def test_training_goes_on_from_a_checkpoint(tmp_path):
     assert again.losses == whole.losses
     for one, other in zip(again.module.parameters(), whole.module.parameters(), strict=True):
         assert torch.equal(one, other)
-    with pytest.raises(CheckpointError, match="of another training: num_pairs was 3 and is 2"):
+    with pytest.raises(CheckpointError, match="training: identity.num_pairs was 3 and is 2"):
         trainer(checkpoint=path, num_pairs=2)
+
+
+def test_a_checkpoint_gives_the_seed(tmp_path):
+    path = tmp_path / "training"
+    first = trainer(checkpoint=path, seed=None).fit(1, progress=False)
+    again = trainer(checkpoint=path, seed=None)
+    assert again.seed == first.seed and again.losses == first.losses
+    with pytest.raises(CheckpointError, match="the folder .* is not there"):
+        trainer(checkpoint=tmp_path / "gone" / "file")
 
 
 def test_ctrl_c_ends_it_after_whole_iterations():

@@ -179,7 +179,8 @@ def test_interrupt_keeps_finished_epochs(monkeypatch: pytest.MonkeyPatch, done: 
         with pytest.raises(KeyboardInterrupt):
             collect(location, points())
         return
-    buffer = collect(location, points())
+    with pytest.warns(UserWarning, match="stopped after 2 of 4 epochs, which are kept"):
+        buffer = collect(location, points())
     assert torch.equal(buffer.trajectories, whole.trajectories[:, :3])
     assert torch.equal(buffer.losses, whole.losses[:, :2])
 

@@ -74,6 +74,12 @@ def state(trainer):
     return [*trainer._named.values(), *trainer._buffers(), *averages, *moments]
 
 
+def assert_same(one, other):
+    assert one.losses == other.losses
+    for a, b in zip(state(one), state(other), strict=True):
+        assert torch.equal(a, b)
+
+
 if __name__ == "__main__":
     print("begun", flush=True)
     run(150, seed=4, checkpoint=sys.argv[1], save_every=1)

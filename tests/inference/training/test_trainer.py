@@ -4,10 +4,7 @@ import copy
 import math
 import os
 import signal
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -15,20 +12,18 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
-from torch.nn.functional import mse_loss
-from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, StepLR
+from torch.nn.functional import dropout, mse_loss
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    StepLR,
+)
 
-from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.inference.training import ShuffledBatches, Trainer, TrainingDiverged
-from tests.inference.training.runs import X, Y, network, run, state
+from tests.inference.training.runs import X, Y, assert_same, network, run, state
 
 NUM_LIVE = 9  # parameters and buffers of the network
-
-
-def assert_same(one, other):
-    assert one.losses == other.losses
-    for a, b in zip(state(one), state(other), strict=True):
-        assert torch.equal(a, b)
 
 
 # Steps by hand -----------------------------------------------------------------------------------
@@ -164,6 +159,23 @@ def test_pyro_losses_and_optimizers(kind, tmp_path):
         assert rates == pytest.approx([0.1 * 0.9**12] * 2)
 
 
+@pytest.mark.parametrize("max_norm", [None, 0.1])
+def test_sparse_gradients_are_those_of_a_dense_table(max_norm):
+    def trained(is_sparse):
+        torch.manual_seed(0)
+        table = torch.nn.Embedding(5, 2, sparse=is_sparse)
+        trainer = Trainer(table, partial(torch.optim.SGD, lr=0.1), max_norm=max_norm)
+        rows = torch.tensor([1, 1, 3])  # one of them twice
+        trainer.run(lambda: table(rows).square().sum(), 3, progress=False)
+        return table.weight.detach()
+
+    torch.testing.assert_close(trained(True), trained(False))
+    table = torch.nn.Embedding(5, 2, sparse=True)
+    trainer = Trainer(table, torch.optim.SparseAdam)
+    with pytest.raises(TrainingDiverged, match="the gradient of 'weight' is nan in 2 of 10"):
+        trainer.step(lambda: (0.0 * table(torch.tensor([1]))).sqrt().sum())
+
+
 def test_plateaus_see_the_loss():
     x = torch.ones(1, requires_grad=True)
     trainer = Trainer(
@@ -225,15 +237,6 @@ def test_copies_go_on_alike():
     assert_same(run(9, trainer=copied), run(9, trainer=trainer))
 
 
-def test_an_older_checkpoint_takes_nothing_back(tmp_path):
-    path = tmp_path / "file"
-    trainer = run(4, seed=4, checkpoint=path)
-    run(9, trainer=trainer)
-    assert len(run(9, trainer=trainer, checkpoint=path).losses) == 9
-    run(12, trainer=trainer, checkpoint=path)
-    assert_same(run(12, seed=4, checkpoint=path), run(12, seed=4))
-
-
 def test_generators_of_an_interrupted_step_are_put_back():
     x, generator = torch.ones(3, requires_grad=True), torch.Generator().manual_seed(0)
     trainer = Trainer([x], stateful=[generator])
@@ -276,61 +279,6 @@ def test_generators_and_modules_beside_it_go_on(tmp_path):
     whole = trained(6)
     trained(4, tmp_path / "file")
     assert trained(6, tmp_path / "file") == whole
-
-
-def test_tied_weights_are_saved(tmp_path):
-    def trained(num_steps, checkpoint=None):
-        torch.manual_seed(0)
-        module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
-        module[1].weight = module[0].weight
-        trainer = Trainer(module)
-        trainer.run(
-            lambda: module(X[:, :3]).sum(), num_steps, checkpoint=checkpoint, progress=False
-        )
-        return trainer
-
-    trained(2, tmp_path / "file")
-    assert_same(trained(4, tmp_path / "file"), trained(4))
-
-
-def test_another_training_is_refused_by_what_differs(tmp_path):
-    path = tmp_path / "file"
-    run(2, seed=0, checkpoint=path)
-    for options, message in [
-        ({"seed": 1}, "seed was 0 and is 1"),
-        ({"seed": 0, "learning_rate": 0.5}, r"optimizer\.groups\.0\.lr was 0\.05 and is 0\.5"),
-        ({"seed": 0, "horizon": 99}, r"scheduler\.state\.T_max was 23 and is 99"),
-        ({"seed": 0, "width": 9}, r"parameters\.0\.weight\.1\.0 was 8 and is 9"),
-        ({"seed": 0, "ema_decay": None}, "ema_decay was 0.9 and is None"),
-        ({"seed": 0, "y": Y + 1}, "batches.digest was"),
-        ({"seed": 0, "identity": {"note": 2}}, "note was 'missing' and is 2"),
-    ]:
-        with pytest.raises(CheckpointError, match=f"is of another training: .*{message}"):
-            run(3, checkpoint=path, **options)
-    path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(CheckpointError):
-        run(3, seed=0, checkpoint=path)
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment(tmp_path):
-    """Killed again and again, between and inside steps, it ends with the bits of a whole run."""
-    whole = run(150, seed=4)
-    path = tmp_path / "file.safetensors"
-    command = [sys.executable, "-m", "tests.inference.training.runs", str(path)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-    num_kills, seconds = 0, 0.15
-    while True:
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
-            process.stdout.readline()  # it has begun
-            try:
-                process.wait(seconds)
-                break
-            except subprocess.TimeoutExpired:
-                process.kill()
-                num_kills, seconds = num_kills + 1, 2 * seconds
-    assert num_kills >= 2
-    assert_same(run(150, seed=4, checkpoint=path), whole)
 
 
 # Ctrl-C ------------------------------------------------------------------------------------------
@@ -398,6 +346,79 @@ def test_interrupted_update_is_undone(monkeypatch):
         assert torch.equal(tensor, kept)
 
 
+class Failure(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [Failure, KeyboardInterrupt])
+@pytest.mark.parametrize("call", ["step", "run"])
+def test_a_loss_that_raises_leaves_no_trace(call, error):
+    """Generators and buffers are put back, and the next steps are those of a whole run."""
+
+    def trained(*fails):
+        module, generator = network(), torch.Generator().manual_seed(0)
+        trainer = Trainer(module, stateful=[generator], seed=1)
+
+        def loss():
+            x = X + torch.rand(X.shape, generator=generator) + torch.rand(X.shape)
+            value = mse_loss(module(x), Y)
+            if fails and trainer.num_steps == 2:
+                raise fails[0]
+            return value
+
+        for _ in range(4):
+            try:
+                if call == "step":
+                    trainer.step(loss)
+                else:
+                    trainer.run(loss, trainer.num_steps + 1, progress=False)
+            except (Failure, KeyboardInterrupt):
+                fails = ()
+        while trainer.num_steps < 4:
+            fails = ()
+            trainer.step(loss)
+        return trainer
+
+    if call == "run" and error is KeyboardInterrupt:
+        with pytest.warns(UserWarning, match="stopped after 2 of 3 steps"):
+            found = trained(error)
+    else:
+        found = trained(error)
+    assert_same(found, trained())
+
+
+def test_an_interrupt_before_the_first_step_keeps_the_order_of_batches():
+    def trained(hook):
+        torch.manual_seed(3)
+        x = torch.ones(4, requires_grad=True)
+        trainer, batches = Trainer([x]), ShuffledBatches(X, batch_size=4)
+        for _ in range(2):
+            trainer.run(
+                lambda rows: hook() or (dropout(rows, 0.5) @ x).sum(), 4, batches, progress=False
+            )
+        return trainer.losses
+
+    def raises():
+        raise KeyboardInterrupt
+
+    with pytest.warns(UserWarning, match="stopped after 0 of 4 steps"):
+        found = trained(interrupted_at(1, raises))
+    assert found == trained(lambda: None)
+
+
+def test_a_scheduler_that_raises_refuses_the_step():
+    x = torch.ones(2, requires_grad=True)
+    schedule = partial(OneCycleLR, max_lr=0.1, total_steps=3)
+    trainer = Trainer([x], partial(torch.optim.SGD, lr=0.1), scheduler=schedule, ema_decay=0.5)
+    seen = []
+    for number in range(4):
+        with pytest.raises(ValueError, match="Tried to step 4 times"):
+            trainer.run(lambda: x.square().sum(), 6, progress=False)
+        average, schedule = trainer.average[0].tolist(), trainer.scheduler.state_dict()
+        seen.append((x.tolist(), average, dict(schedule), trainer.optimizer.param_groups[0]["lr"]))
+        assert seen[number] == seen[0] and trainer.num_steps == 3
+
+
 # What is not finite ------------------------------------------------------------------------------
 
 
@@ -444,21 +465,20 @@ def test_norms_that_overflow_are_told():
     assert x.tolist() == [1.0, 1.0]
 
 
-def test_the_checkpoint_of_a_diverged_training_stays(tmp_path):
-    path = tmp_path / "file"
-    run(6, seed=4, checkpoint=path)
-    before = path.read_bytes()
-    with pytest.raises(TrainingDiverged):
-        run(9, seed=4, checkpoint=path, hook=lambda: math.nan)
-    assert path.read_bytes() == before
-
-
 # Arguments ---------------------------------------------------------------------------------------
 
 
 def test_arguments(subtests):
     x = torch.ones(2, requires_grad=True)
     frozen = torch.nn.Linear(1, 1).requires_grad_(False)
+
+    class Half:
+        def load_state_dict(self, state):
+            pass
+
+    def returning(result):
+        Trainer({"x": x}).step(lambda: result)
+
     for call, message in [
         (lambda: Trainer(frozen), "parameters must hold what requires a gradient"),
         (lambda: Trainer([]), "parameters must be a module, or tensors in a dict or list"),
@@ -466,13 +486,29 @@ def test_arguments(subtests):
         (lambda: Trainer([x], max_norm=0.0), "max_norm must be a finite number > 0"),
         (lambda: Trainer([x], max_norm=1.0, independent_rows=True), "max_norm must be None"),
         (lambda: Trainer([x], ema_decay=1.0), "ema_decay must be a finite number >= 0 and < 1"),
-        (lambda: Trainer([x], stateful=[3]), "stateful must hold what has a state_dict, got 3"),
+        (lambda: Trainer([x], stateful=[3]), "stateful must hold what has a state_dict .*, got 3"),
+        (lambda: Trainer([x], stateful=[Half()]), "stateful must hold what has a state_dict"),
+        (lambda: Trainer([x], lambda tensors: None), "optimizer must make an optimizer, got None"),
+        (lambda: Trainer([x], torch.optim.LBFGS), "optimizer must .* got LBFGS, which needs a clo"),
+        (lambda: Trainer([x], scheduler=lambda made: 3), "scheduler must make a scheduler, got 3"),
+        (lambda: Trainer([x]).run(sum, 1, progress="yes"), "progress must be True or False, got"),
         (
             lambda: Trainer([x], pyro.optim.Adam({}), scheduler=CosineAnnealingLR),
             "scheduler must be None with one of pyro.optim",
         ),
         (lambda: Trainer([x]).step(lambda: x), "loss must return a scalar tensor, got a torch"),
         (lambda: Trainer([x]).step(lambda: x.detach().sum()), "loss must depend on the parameters"),
+        (lambda: returning((x.sum(), x)), "gradients, .* must be tensors in a dict or list"),
+        (
+            lambda: returning((x.sum(), {"y": x})),
+            r"gradients must have the names \['x'\], got",
+        ),
+        (lambda: returning((x.sum(), [])), "gradients must be as many as the 1 parameters, got 0"),
+        (
+            lambda: returning((x.sum(), [x[:1]])),
+            "gradients must hold for 'x' .*shape .2,., got",
+        ),
+        (lambda: returning((x.sum(), [x], 3)), r"loss must return a scalar tensor, got \("),
         (lambda: ShuffledBatches(X, Y[:3], batch_size=1), "rows must be tensors with the same"),
         (lambda: ShuffledBatches(X, batch_size=99), "batch_size must be at most the 30 rows"),
     ]:

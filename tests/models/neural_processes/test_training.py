@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.inference.training import TrainingDiverged
 from pyro_ext.models.neural_processes import CNP, MPNP, Batch, fit, log_likelihoods
 from pyro_ext.models.neural_processes.process import task_means
@@ -102,6 +103,14 @@ def test_training_goes_on_from_a_checkpoint(tmp_path):
     assert losses == expected
     for one, other in zip(process.parameters(), whole.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_checkpoint_gives_the_seed_and_wants_the_number_of_steps(tmp_path):
+    path = tmp_path / "training"
+    first = trained(3, seed=None, checkpoint=path)[1]
+    assert trained(3, seed=None, checkpoint=path)[1] == first
+    with pytest.raises(CheckpointError, match="num_steps was 3 and is 4"):
+        trained(4, seed=None, checkpoint=path)
 
 
 def test_tasks_take_the_type_of_the_process(float64):

@@ -1,10 +1,44 @@
-"""States of training as tensors and JSON, and what differs between two of them."""
+"""Checkpoints of training: states as tensors and JSON, and what differs between two of them."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from pyro_ext._checks import check_instance
+from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
+from pyro_ext.random import fresh_seed
+
+_FORMAT = "training 1"
+
+
+def write_training(path: Path, identity: Mapping[str, Any], state: Any) -> None:
+    """Write what a training is of, and its state."""
+    tensors, plain = split(state)
+    write_tensors(path, tensors, {"format": _FORMAT, "identity": identity, "state": plain})
+
+
+def read_training(path: Path) -> tuple[dict[str, Any], Any]:
+    """Read what :func:`write_training` wrote."""
+    tensors, content, _ = read_tensors(path)
+    if content.get("format") != _FORMAT:
+        raise CheckpointError(f"{path} holds no training")
+    return content["identity"], joined(tensors, content["state"])
+
+
+def seed_of(seed: int | None, checkpoint: str | Path | None) -> int:
+    """Return the seed or, where it is ``None``, that of a checkpoint or else a fresh one.
+
+    :param int seed: a non-negative integer or ``None``.
+    :param checkpoint: a file, which need not exist, or ``None``.
+    """
+    if checkpoint is not None:
+        check_instance("checkpoint", checkpoint, (str, Path), "a path or None")
+        if seed is None and Path(checkpoint).exists():
+            seed = read_training(Path(checkpoint))[0]["seed"]
+    return fresh_seed(seed)
 
 
 def split(state: Any, path: str = "") -> tuple[dict[str, Tensor], Any]:
@@ -79,7 +113,7 @@ def random_states() -> list[Tensor]:
 
 
 def set_random_states(states: list[Tensor]) -> None:
-    """Put PyTorch's global generators into states."""
+    """Put PyTorch's global generators into states; those of GPUs that are not here are left."""
     torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state_all(states[1:])
+    for number, state in enumerate(states[1 : 1 + torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, number)
