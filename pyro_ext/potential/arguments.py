@@ -78,7 +78,7 @@ def arguments_by_name(
     model: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> list[tuple[str, Any]]:
     """Each argument with its name in the model's signature, or its position without one."""
-    function = model.forward if isinstance(model, torch.nn.Module) else model
+    function: Any = model.forward if isinstance(model, torch.nn.Module) else model
     names: list[str] = []
     try:
         for name, parameter in inspect.signature(function).parameters.items():
