@@ -15,7 +15,7 @@ from sphinx_gallery.sorting import FunctionSortKey  # noqa: E402
 from pyro_ext import __version__, tutorials  # noqa: E402
 from pyro_ext.reproduction import SMOKE_VARIABLE, Report  # noqa: E402
 
-SMOKE = SMOKE_VARIABLE in os.environ
+SMOKE = os.environ.get(SMOKE_VARIABLE, "") not in ("", "0")
 
 project = "pyro_ext"
 author = "The pyro_ext authors"

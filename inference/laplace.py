@@ -68,8 +68,6 @@ def laplace_posterior(
     check_instance("potential", potential, Potential, "a Potential")
     starts = check_sequence("starts", starts, "a list of dicts of tensors by site")
     starts = [check_tensors("starts", start, potential.sites) for start in starts]
-    if not starts:
-        raise ValueError("starts must hold one at least, got none")
     layout = potential.layout
     modes = torch.stack(
         [

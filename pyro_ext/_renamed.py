@@ -45,6 +45,21 @@ def renamed_arguments(**names: str) -> Callable[[_Function], _Function]:
     return decorate
 
 
+def moved_arguments(home: str, *names: str) -> Callable[[_Function], _Function]:
+    """Decorate a function or constructor some of whose arguments something else has now."""
+
+    def decorate(function: _Function) -> _Function:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            for name in kwargs.keys() & set(names):
+                raise TypeError(f"{name} is an argument of {home} now, got {kwargs[name]!r}")
+            return function(*args, **kwargs)
+
+        return wrapper  # type: ignore[return-value]
+
+    return decorate
+
+
 def renamed_attribute(old: str, new: str) -> Any:
     """Make an attribute of a class, such as a method or property, under an old name."""
 

@@ -14,6 +14,7 @@ claim fails::
 
 import json
 import math
+import numbers
 import operator
 import os
 import platform
@@ -26,6 +27,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar, get_args
+
+from typing_extensions import TypeIs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -153,10 +156,10 @@ class Claim:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{argument} must be a text that says something, got {text!r}")
         try:
-            numbers = {int(seed): float(value) for seed, value in self.values.items()}
+            values = {int(seed): float(value) for seed, value in self.values.items()}
         except (AttributeError, TypeError, ValueError):
-            numbers = {}
-        if len(numbers) < MIN_SEEDS:
+            values = {}
+        if len(values) < MIN_SEEDS:
             raise ValueError(
                 f"values must map at least {MIN_SEEDS} seeds to numbers, got {self.values!r}"
             )
@@ -166,20 +169,20 @@ class Claim:
                     f"{argument} must be one of {get_args(allowed)}, got "
                     f"{getattr(self, argument)!r}"
                 )
-        if not isinstance(self.bound, int | float) or not math.isfinite(self.bound):
+        if not _is_number(self.bound) or not math.isfinite(self.bound):
             raise ValueError(f"bound must be a finite number, got {self.bound!r}")
-        object.__setattr__(self, "values", numbers)
+        object.__setattr__(self, "values", values)
         object.__setattr__(self, "bound", float(self.bound))
 
     @property
     def measured(self) -> float:
         """The number that is compared: the mean, or the value nearest to a failure."""
-        numbers = list(self.values.values())
-        if any(math.isnan(number) for number in numbers):
+        values = list(self.values.values())
+        if any(math.isnan(value) for value in values):
             return math.nan
         if self.across == "mean":
-            return sum(numbers) / len(numbers)
-        return min(numbers) if self.comparison in (">", ">=") else max(numbers)
+            return sum(values) / len(values)
+        return min(values) if self.comparison in (">", ">=") else max(values)
 
     @property
     def holds(self) -> bool:
@@ -233,7 +236,7 @@ class Report:
         for name in self.figures:
             _check_slug("figures", name)
         try:
-            settings = json.loads(json.dumps(dict(self.settings), allow_nan=False))
+            settings = _as_in_json(self.settings)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"settings must hold plain values that JSON can hold, got {self.settings!r}"
@@ -380,7 +383,7 @@ class Page:
     :param int num_threads: of PyTorch, or ``None`` for as many as there are.
     :ivar tuple seeds: the seeds to run with, see :func:`seeds`.
     :ivar bool smoke: whether this is a short run that only shows that the page works, since
-        ``PYRO_EXT_SMOKE`` is set.
+        ``PYRO_EXT_SMOKE`` is set to something else than 0.
     :ivar Path folder: where figures and the report go: ``PYRO_EXT_FIGURES``, by default a folder
         with the name of the page in ``figures``; made for the first figure.
     :ivar list claims: the claims so far.
@@ -408,7 +411,7 @@ class Page:
 
             torch.set_num_threads(check_integer("num_threads", num_threads, 1))
         self.slug, self.paper, self.seeds = slug, paper, seeds()
-        self.smoke = SMOKE_VARIABLE in os.environ
+        self.smoke = os.environ.get(SMOKE_VARIABLE, "") not in ("", "0")
         self.folder = Path(os.environ.get(FIGURES_VARIABLE, f"figures/{slug}"))
         self.claims: list[Claim] = []
         self.figures: dict[str, Path] = {}
@@ -443,7 +446,7 @@ class Page:
         :param str across: likewise.
         :param str reason: likewise.
         """
-        if isinstance(values, int | float):
+        if _is_number(values):
             values = dict.fromkeys(self.seeds, values)
         claim = Claim(statement, values, comparison, bound, source, across, reason)
         self.claims.append(claim)
@@ -452,7 +455,7 @@ class Page:
     def figure(self, name: str, figure: Any, *, dpi: float = 120, despine: bool = False) -> Any:
         """Save a figure of matplotlib as a picture, and close it.
 
-        :param str name: name of the picture.
+        :param str name: name of the picture, as those of figures of :class:`Report`.
         :param Figure figure: the figure.
         :param float dpi: dots per inch.
         :param bool despine: whether to hide the upper and the right side of all axes.
@@ -460,6 +463,7 @@ class Page:
         """
         import matplotlib.pyplot as plt
 
+        _check_slug("name", name)
         if despine:
             for axes in figure.axes:
                 axes.spines[["top", "right"]].set_visible(False)
@@ -479,15 +483,23 @@ class Page:
     ) -> None:
         """Print a table.
 
-        :param Mapping rows: what stands in each row, by the names of rows and of columns.
+        :param Mapping rows: what stands in each row, by the names of rows and of columns; the first
+            row has the order of the columns.
         :param str title: stands above the names of the rows.
         :param str number_format: of floating-point numbers, as of :func:`format`.
+        :raises ValueError: without rows, or where rows have different columns.
         """
-        lines = [[title, *next(iter(rows.values()))]]
+        if not rows:
+            raise ValueError(f"rows must have one row at least, got {rows!r}")
+        columns = list(next(iter(rows.values())))
+        lines = [[title, *columns]]
         for name, row in rows.items():
-            cells = [
-                f"{x:{number_format}}" if isinstance(x, float) else str(x) for x in row.values()
-            ]
+            if set(row) != set(columns):
+                raise ValueError(
+                    f"rows must all have the columns {columns}, got {list(row)} in {name!r}"
+                )
+            values = [row[column] for column in columns]
+            cells = [f"{x:{number_format}}" if isinstance(x, float) else str(x) for x in values]
             lines.append([name, *cells])
         first, *widths = (max(map(len, column)) + 2 for column in zip(*lines, strict=True))
         for name, *cells in lines:
@@ -498,19 +510,33 @@ class Page:
         """Report the claims: print them, save them with the figures, and end a run that fails.
 
         :param Mapping settings: as of :class:`Report`; the seeds are added.
+        :raises ValueError: without claims, and for settings that JSON cannot hold; the report is
+            saved before, with such settings as texts.
         :raises SystemExit: where a claim fails.
         """
+        held: dict[str, Any] = {"seeds": self.seeds}
+        refused = {}
+        for key, value in (settings or {}).items():
+            try:
+                held |= _as_in_json({key: value})
+            except (TypeError, ValueError):
+                held[str(key)] = refused[key] = repr(value)
         report = Report(
             self.slug,
             self.claims,
             paper=self.paper,
-            settings={"seeds": self.seeds, **(settings or {})},
+            settings=held,
             figures=self.figures,
             seconds=time.perf_counter() - self._started,
             smoke=self.smoke,
         )
         report.print()
         report.save(self.folder)
+        if refused:
+            raise ValueError(
+                f"settings must hold plain values that JSON can hold, got {refused}; the report "
+                "is saved with texts in their place"
+            )
         report.exit()
 
 
@@ -520,6 +546,19 @@ def _check_slug(argument: str, name: Any) -> None:
             f"{argument} must be named by small letters and digits with hyphens between words, got "
             f"{name!r}"
         )
+
+
+def _is_number(value: Any) -> TypeIs[float]:
+    """Whether it is a real number of Python, NumPy or PyTorch."""
+    if getattr(value, "shape", None) == ():
+        value = value.item()
+    return isinstance(value, numbers.Real)
+
+
+def _as_in_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they come back from a file."""
+    found: dict[str, Any] = json.loads(json.dumps(dict(settings), allow_nan=False))
+    return found
 
 
 def _claim_to_json(claim: Claim) -> dict[str, Any]:

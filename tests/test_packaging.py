@@ -1,4 +1,4 @@
-"""The layout: folders of the checkout are floors of one package, and imports run downward."""
+"""The layout: folders of the checkout are floors of one package."""
 
 import ast
 import os
@@ -38,10 +38,6 @@ def package_files() -> list[Path]:
     return [path for folder in ("pyro_ext", *FLOORS) for path in sources(folder)]
 
 
-def is_under(name: str, parents: tuple[str, ...]) -> bool:
-    return any(name == parent or name.startswith(parent + ".") for parent in parents)
-
-
 def imported_names(path: Path) -> Iterator[tuple[int, str]]:
     """Line and full name of whatever a file imports; a relative import keeps its dots."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -50,29 +46,6 @@ def imported_names(path: Path) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             origin = "." * node.level + (node.module or "")
             yield from ((node.lineno, f"{origin}.{alias.name}") for alias in node.names)
-
-
-def forbidden(path: Path) -> tuple[str, ...]:
-    """What a file may not import, by the floor it is on."""
-    short = FLOORS
-    name = module_name(path)
-    if not name.startswith("pyro_ext"):  # what stands beside the package
-        return short
-    if name == "pyro_ext.cli":
-        return short
-    on_top = ("pyro_ext.cli", "pyro_ext.testing")
-    if is_under(name, ("pyro_ext.testing",)):
-        return short + ("pyro_ext.cli",)
-    if is_under(name, ("pyro_ext.tutorials",)):
-        return short + on_top
-    if is_under(name, ("pyro_ext.models",)):
-        themes = {f"pyro_ext.models.{path.name}" for path in (ROOT / "models").iterdir()}
-        own = ".".join(name.split(".")[:3])
-        sideways = tuple(sorted(themes - {own})) if own != "pyro_ext.models" else ()
-        return short + on_top + ("pyro_ext.tutorials",) + sideways
-    if is_under(name, ("pyro_ext.inference",)):
-        return short + on_top + ("pyro_ext.models", "pyro_ext.tutorials")
-    return short + on_top + tuple(f"pyro_ext.{floor}" for floor in FLOORS)
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
@@ -142,16 +115,6 @@ def test_every_module_is_imported_once() -> None:
             names.setdefault(path, []).append(name)
     wrong = {path: found for path, found in names.items() if found != [module_name(Path(path))]}
     assert names and not wrong, wrong
-
-
-def test_imports_run_downward() -> None:
-    wrong = [
-        f"{path.relative_to(ROOT)}:{line} imports {name}"
-        for path in [*package_files(), *(f for name in BESIDE for f in sources(name))]
-        for line, name in imported_names(path)
-        if name.startswith(".") or is_under(name, forbidden(path))
-    ]
-    assert not wrong, "relative, upward or sideways:\n" + "\n".join(wrong)
 
 
 def test_pages_import_public_modules_only() -> None:

@@ -10,8 +10,17 @@ import torch
 
 from pyro_ext import random_measures, special
 from pyro_ext._renamed import RenamedKeys, renamed, renamed_arguments, renamed_attribute
+from pyro_ext.distributions import GaussianCluster
+from pyro_ext.inference import IndependenceMetropolis, TreeGuided, pseudocoresets
+from pyro_ext.inference.martingale import NPTL
 from pyro_ext.models.neural_processes import ImageTasks
-from pyro_ext.models.nonparametric import FrequencyModel, HeldOutPairs, pitman_yor_prior
+from pyro_ext.models.nonparametric import (
+    FrequencyModel,
+    HeldOutPairs,
+    SimpleGraph,
+    pitman_yor_prior,
+    spectral_memberships,
+)
 from pyro_ext.models.wide_networks import (
     DependentWeightNetwork,
     equal_variances,
@@ -27,6 +36,7 @@ from pyro_ext.random_measures import (
     RandomPartition,
     log_joint_given_cluster_tilts,
 )
+from pyro_ext.testing.random_measures import check_partitions
 
 
 def test_module_gives_renamed_names() -> None:
@@ -168,3 +178,49 @@ def test_old_names_of_random_measures_and_wide_networks(
 ) -> None:
     with pytest.warns(FutureWarning, match=message):
         assert call() is not None
+
+
+def tree_guided(**arguments: Any) -> Any:
+    return TreeGuided(
+        DirichletProcess(1.0), GaussianCluster.from_data(torch.randn(9, 2)), **arguments
+    )
+
+
+def old_validation_share() -> object:
+    return NPTL(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3)).validation_share
+
+
+def old_share_of_memberships() -> object:
+    edges = torch.tensor([[0, 1], [1, 2], [0, 2], [3, 4], [4, 5], [3, 5]])
+    graph = SimpleGraph(6, edges)
+    return spectral_memberships(graph, 2, share=0.8)  # type: ignore[call-arg]
+
+
+def old_law_of_partitions() -> object:
+    check_partitions(law=DirichletProcess(torch.tensor(1.0).double()), num_samples=2)  # type: ignore[call-arg]
+    return "checked"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: tree_guided().local_share, "local_share is called local_fraction now"),
+        (lambda: IndependenceMetropolis(print).local_share, "is called local_fraction now"),
+        (old_validation_share, "validation_share is called validation_fraction now"),
+        (old_share_of_memberships, "share is called proportion now"),
+        (lambda: pseudocoresets.ParameterLaws, "is called .*ParameterDistributions now"),
+        (lambda: pseudocoresets.parameter_laws, "is called .*parameter_distributions now"),
+        (old_law_of_partitions, "law is called measure now"),
+    ],
+)
+def test_old_names_of_inference_and_checks(call: Callable[[], object], message: str) -> None:
+    with pytest.warns(FutureWarning, match=message):
+        assert call() is not None
+
+
+@pytest.mark.parametrize("argument", ["depth", "local"])
+def test_arguments_of_the_published_kernel(argument: str) -> None:
+    with pytest.raises(
+        TypeError, match=f"^{argument} is an argument of PublishedTreeGuided of .* 3"
+    ):
+        tree_guided(**{argument: 3})

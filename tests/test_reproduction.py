@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -322,6 +323,47 @@ def test_page_of_defaults(tmp_path, monkeypatch):
         Page("A_page")
 
 
+@pytest.mark.parametrize(("text", "smoke"), [("", False), ("0", False), ("1", True)])
+def test_short_run_is_asked_for(monkeypatch, text, smoke):
+    monkeypatch.setenv("PYRO_EXT_SMOKE", text)
+    assert Page("a-page", num_threads=None).smoke is smoke
+
+
+@pytest.mark.parametrize("number", [np.float32(3), np.int64(3), torch.tensor(3.0), np.array(3)])
+def test_numbers_of_arrays_and_tensors(number):
+    page = Page("a-page", num_threads=None)
+    made = page.claim("Three is three.", number, "<=", number, source="arithmetic")
+    assert made.holds and (made.measured, made.bound) == (3.0, 3.0)
+
+
+@pytest.mark.parametrize("bound", [torch.tensor([3.0]), torch.tensor(3j), np.str_("3")])
+def test_what_is_no_number(bound):
+    with pytest.raises(ValueError, match="^bound must be a finite number, got"):
+        claim(bound=bound)
+
+
+def test_page_refuses_a_bad_name_of_a_figure_at_once(tmp_path, monkeypatch):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    monkeypatch.setenv("PYRO_EXT_FIGURES", str(tmp_path / "new"))
+    figure = plt.figure()
+    with pytest.raises(ValueError, match="^name must be named by small letters .*'too_large'"):
+        Page("a-page", num_threads=None).figure("too_large", figure)
+    plt.close(figure)
+    assert not (tmp_path / "new").exists()
+
+
+def test_page_saves_its_report_before_it_fails(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYRO_EXT_FIGURES", str(tmp_path))
+    page = Page("a-page", num_threads=None)
+    with pytest.raises(ValueError, match="^claims must be a list of claims, at least 1, got"):
+        page.finish()
+    page.claim("Nothing.", 0, "<=", 0, source="here")
+    with pytest.raises(ValueError, match="^settings must hold plain values .*'shift': 'nan'"):
+        page.finish({"steps": 3, "shift": math.nan, (1, 2): None})
+    settings = {"seeds": list(page.seeds), "steps": 3, "shift": "nan", "(1, 2)": "None"}
+    assert Report.load(tmp_path).settings == settings
+
+
 def test_page_takes_one_thread():
     before = torch.get_num_threads()
     try:
@@ -341,3 +383,15 @@ def test_table_of_a_page(capsys):
         "long name       12   0.50",
         "x             3456  10.25",
     ]
+
+
+def test_table_goes_by_the_names_of_columns(capsys):
+    page = Page("a-page", num_threads=None)
+    page.table({"x": {"a": 1.0, "b": 2.0}, "y": {"b": 4.0, "a": 3.0}}, number_format=".0f")
+    assert capsys.readouterr().out.split() == ["a", "b", "x", "1", "2", "y", "3", "4"]
+    with pytest.raises(
+        ValueError, match=r"^rows must all have the columns \['a', 'b'\], got .* 'y'"
+    ):
+        page.table({"x": {"a": 1.0, "b": 2.0}, "y": {"a": 3.0}})
+    with pytest.raises(ValueError, match="^rows must have one row at least, got"):
+        page.table({})

@@ -70,8 +70,25 @@ def test_imports_run_downward() -> None:
     ]
     assert not upward
     assert not [
-        name for name in IMPORTS if "pyro_ext.cli" in IMPORTS[name] and name != "pyro_ext.__main__"
+        (name, other)
+        for name, others in IMPORTS.items()
+        for other in others
+        if MAY_LOOK_UP.match(other)
+        and room_of(name) != room_of(other)
+        and name not in ("pyro_ext.__main__", "pyro_ext.cli")
     ]
+
+
+def test_models_do_without_each_other() -> None:
+    sideways = [
+        (name, other)
+        for name, others in IMPORTS.items()
+        for other in others
+        if room_of(name).startswith("models/")
+        and room_of(other).startswith("models/")
+        and name.split(".")[2] != other.split(".")[2]
+    ]
+    assert not sideways
 
 
 def test_nothing_imports_in_a_circle() -> None:

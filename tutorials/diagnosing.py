@@ -232,7 +232,7 @@ right.set_xticks(sizes, [str(size) for size in sizes])
 right.set_yticks([1, 2, 5, 10], ["1", "2", "5", "10"])
 right.minorticks_off()
 left.legend(frameon=False)
-page.figure("too_large", figure, despine=True)
+page.figure("too-large", figure, despine=True)
 
 # %% [markdown]
 # R-hat is 1.00 in every row, and ESS is high: the chains agree with each other, on a posterior that
@@ -281,7 +281,7 @@ for name, axes in zip(("step size 0.002", "step size 3e-5"), panels, strict=True
         axes.plot(chain, linewidth=0.8)
     axes.set(title=f"{name}: R-hat {results[name]['R-hat']:.2f}", xlabel="draw")
 panels[0].set_ylabel("weight of bmi")
-page.figure("too_small", figure, despine=True)
+page.figure("too-small", figure, despine=True)
 
 # %% [markdown]
 # This is the failure that R-hat and ESS are made for. The traces are smooth lines that drift

@@ -446,7 +446,7 @@ left.legend(frameon=False, loc="upper left")
 right.set(xscale="log", xlabel="step size x number of patients")
 for axes in (left, right):
     axes.axhline(1.0, color=INK, linewidth=0.8, linestyle="--")
-page.figure("step_size", figure, despine=True)
+page.figure("step-size", figure, despine=True)
 
 # %% [markdown]
 # What this page claims, checked:

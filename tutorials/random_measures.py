@@ -150,7 +150,7 @@ fractions = {name: values / values.sum(-1, keepdim=True) for name, values in ran
 figure, axes = plt.subplots(figsize=(4.8, 3.6), layout="constrained")
 plot_ranked_weights(fractions, ax=axes)
 axes.set(ylim=(1e-7, 1.0))
-page.figure("ranked_weights", figure)
+page.figure("ranked-weights", figure)
 
 # %% [markdown]
 # ## Partitions

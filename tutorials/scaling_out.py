@@ -321,7 +321,7 @@ axes.plot(cold, color=INK, label="from the prior")
 axes.plot(warm, color=BLUE, label="from the earlier run")
 axes.set(xlabel="draw", ylabel="test loss of the mean of four chains", yscale="log")
 axes.legend(frameon=False)
-page.figure("warm_start", figure, despine=True)
+page.figure("warm-start", figure, despine=True)
 
 # %% [markdown]
 # ## Keeping moments only

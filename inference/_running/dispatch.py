@@ -155,7 +155,7 @@ class _Round:
         state = cloudpickle.dumps(self._states.get(members) or GroupState.new(members))
         try:
             future = self._executor.submit(
-                _leg_elsewhere, self._key, runner, state, self._until, self._pace()
+                _segment_elsewhere, self._key, runner, state, self._until, self._pace()
             )
         except (BrokenExecutor, RuntimeError) as error:  # the latter where it was shut down
             raise ExecutorError(_FAILED.format(self._executor)) from error
@@ -201,7 +201,7 @@ class _Round:
         self._pending.clear()
 
 
-def _leg_elsewhere(
+def _segment_elsewhere(
     key: str, runner: bytes | None, state: bytes, until: int, seconds: float
 ) -> bytes:
     """Run a segment in a worker."""

@@ -26,13 +26,13 @@ __all__ = [
     "warn_at_end",
 ]
 
-_FEWEST_DRAWS = 40
+_FEWEST_FOR_R_HAT = 40
 _MOST_R_HAT = 1.1
 _FALSE_ALARMS = 1e-3
 _MOST_NAMES = 3
 _MANY = 100
 _MOST_DRAWS = 400
-_FEWEST_DRAWS = 40
+_FEWEST_FOR_TEMPERATURE = 40
 _FEWEST_OF_A_CHAIN = 4
 _STEPS_PER_DRAW = 10
 _DRAWS_PER_CALL = 50
@@ -62,7 +62,7 @@ def _r_hat_warning(
     groups: Sequence[tuple[range, Reader]], numbers: Sequence[int], num_draws: int
 ) -> str | None:
     """What to warn of where R-hat is larger than 1.1, and than independent draws would have it."""
-    if num_draws < _FEWEST_DRAWS or not numbers:
+    if num_draws < _FEWEST_FOR_R_HAT or not numbers:
         return None
     halves = moments_of_halves(groups, numbers, num_draws)
     if not halves:
@@ -147,7 +147,7 @@ def temperatures_of(
     """
     num_chains = len(numbers)
     most = min(_MOST_DRAWS // max(num_chains, 1), num_steps // _STEPS_PER_DRAW, num_draws)
-    if most < _FEWEST_OF_A_CHAIN or most * num_chains < _FEWEST_DRAWS:
+    if most < _FEWEST_OF_A_CHAIN or most * num_chains < _FEWEST_FOR_TEMPERATURE:
         return None
     potential = kernel.potential
     layout = potential.layout

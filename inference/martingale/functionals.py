@@ -143,9 +143,8 @@ _MOST_KEPT = 8
 class BestFit(ABC):
     """A functional that minimizes a loss over each population.
 
-    :param Minimizer optimizer: :class:`~pyro_ext.inference.BatchLBFGS` without one.
-    :param int num_points: how many points stand for a population that is no weighted sample, but a
-        distribution: quantiles of one of numbers.
+    :param Minimizer optimizer: as of :class:`MEstimator`.
+    :param int num_points: likewise.
     """
 
     def __init__(self, optimizer: Minimizer | None, num_points: int) -> None:
@@ -213,7 +212,9 @@ class MEstimator(BestFit):
         a loss for each observation, ``(n,)``.
     :param Mapping initial_params: where the first search starts. **Shape:** ``(*event)`` each.
     :param regularizer: a function of the parameters that is added to the loss.
-    :param optimizer: this and ``num_points`` as of :class:`BestFit`.
+    :param Minimizer optimizer: :class:`~pyro_ext.inference.BatchLBFGS` without one.
+    :param int num_points: how many points stand for a population that is no weighted sample, but a
+        distribution: quantiles of one of numbers.
 
     Example::
 
@@ -255,7 +256,8 @@ class WeightedMLE(BestFit):
         arguments are the observations, a tensor for each of the data.
     :param str plate: name of the plate of the observations, where the model has several.
     :param regularizer: a function of the values of the latent sites that is added to the loss.
-    :param optimizer: this and ``num_points`` as of :class:`BestFit`.
+    :param Minimizer optimizer: as of :class:`MEstimator`.
+    :param int num_points: likewise.
 
     Example::
 

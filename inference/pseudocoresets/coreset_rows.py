@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 from pyro_ext._checks import check_finite
 from pyro_ext.handlers import data_weights
 from pyro_ext.potential import Potential
-from pyro_ext.potential.rows import RowArguments, WeightedModel, arguments_by_name, has_rows
+from pyro_ext.potential.arguments import arguments_by_name
+from pyro_ext.potential.rows import RowArguments, WeightedModel, has_rows
 
 __all__ = [
     "CoresetModel",

@@ -53,7 +53,6 @@ _MOST_CANDIDATES = 2**22
 _MOST_PAIRS = 2**30  # some minutes
 _ASYMMETRY = 1e-4
 _TINY = 1e-30
-_MOST_EDGES = 1e9
 
 
 @dataclass(frozen=True, eq=False)

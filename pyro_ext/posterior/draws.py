@@ -67,7 +67,8 @@ class Context:
     :param model: the Pyro model, if it is known.
     :param tuple args: its positional arguments.
     :param dict kwargs: its keyword arguments.
-    :param Potential potential: that model at its data, if there is one already.
+    :param ModelAtValues potential: that model at its data, such as a ``Potential``, if there is
+        one already.
     """
 
     model: Callable[..., Any] | None = None

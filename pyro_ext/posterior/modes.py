@@ -159,7 +159,11 @@ class _Objective:
         value = values.item()
         gradient = layout.flatten(slopes)[0].double().cpu().numpy()
         if not (np.isfinite(value) and np.isfinite(gradient).all()):
-            assert self._lowest is not None
+            if self._lowest is None:
+                raise ValueError(
+                    "initial_params must have a finite potential and gradient, got the potential "
+                    f"{value}"
+                )
             value, lowest, downhill = self._lowest
             return value - float(downhill @ (vector - lowest)), -downhill
         if self._lowest is None or value < self._lowest[0]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_ext._checks import check_finite, shown
 
-__all__ = ["as_tensors", "named_arguments", "names_of", "not_finite", "not_finite_in"]
+__all__ = ["arguments_by_name", "as_tensors", "named_arguments", "not_finite", "not_finite_in"]
 
 # What Python and PyTorch raise where an argument is of the wrong kind.
 _UNNAMED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError)
@@ -60,7 +60,7 @@ def named_arguments(
     except _UNNAMED as error:
         if isinstance(error, TypeError) and " must be " in str(error):
             raise  # which names an argument already
-        given = names_of(model, args, kwargs)
+        given = dict(arguments_by_name(model, args, kwargs))
         listed = ", ".join(f"{name}={shown(value)}" for name, value in given.items())
         reason = f"{type(error).__name__}: {error}"
         hint = ""
@@ -74,26 +74,21 @@ def named_arguments(
         raise named from error
 
 
-def names_of(
+def arguments_by_name(
     model: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Arguments by the names that the model has for them, or by their numbers."""
+) -> list[tuple[str, Any]]:
+    """Each argument with its name in the model's signature, or its position without one."""
+    function: Any = model.forward if isinstance(model, torch.nn.Module) else model
+    names: list[str] = []
     try:
-        if model is None:
-            raise TypeError
-        bound = inspect.signature(model).bind(*args, **kwargs)
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                break
+            names.append(name)
     except (TypeError, ValueError):
-        return {f"args[{i}]": value for i, value in enumerate(args)} | dict(kwargs)
-    named: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
-        kind = bound.signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_POSITIONAL:
-            named |= {f"{name}[{i}]": part for i, part in enumerate(value)}
-        elif kind is inspect.Parameter.VAR_KEYWORD:
-            named |= value
-        else:
-            named[name] = value
-    return named
+        pass
+    names += [f"argument_{position}" for position in range(len(names), len(args))]
+    return [*zip(names[: len(args)], args, strict=True), *kwargs.items()]
 
 
 def not_finite_in(
@@ -101,7 +96,7 @@ def not_finite_in(
 ) -> str:
     """Say which rows of which arguments are not finite, nothing where all are."""
     found = []
-    for name, value in names_of(model, args, kwargs).items():
+    for name, value in arguments_by_name(model, args, kwargs):
         if isinstance(value, Tensor) and (text := not_finite(name, value)):
             found.append(text)
     return "; ".join(found)

@@ -245,6 +245,7 @@ class Evaluation(Messenger):
 
     :param choose: maps a sample message without a value to the value and the log-Jacobian, or to
         ``None`` where the site should draw from its distribution.
+    :param dict indices: elements of plates that subsample, by name; those that are drawn are added.
     :param resample: let observed sites take chosen or new values instead of the observed ones: all
         of them, or those named.
     """

@@ -5,18 +5,19 @@ many rows as this plate has elements carry them, and can carry others: replaced,
 one, each with latent values of its own, or drawn from the model.
 """
 
-import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pyro_ext._checks import check_instance, check_sequence
 from pyro_ext.handlers import data_weights
+from pyro_ext.potential.arguments import arguments_by_name
 from pyro_ext.potential.batched import (
     Backend,
     BatchedFunction,
@@ -43,7 +44,6 @@ __all__ = [
     "PointPotential",
     "RowArguments",
     "WeightedModel",
-    "arguments_by_name",
     "drawn_rows",
     "has_rows",
     "plate_of",
@@ -163,24 +163,9 @@ def _is_same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         both = isinstance(one, Tensor) and isinstance(other, Tensor)
         return one is other or (both and one.shape == other.shape and torch.equal(one, other))
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return np.array_equal(one, other)
     return one is other or bool(one == other)
-
-
-def arguments_by_name(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> list[tuple[str, Any]]:
-    """Each argument with its name in the model's signature, or its position without one."""
-    function = model.forward if isinstance(model, torch.nn.Module) else model
-    names: list[str] = []
-    try:
-        for name, parameter in inspect.signature(function).parameters.items():
-            if parameter.kind not in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-                break
-            names.append(name)
-    except (TypeError, ValueError):
-        pass
-    names += [f"argument_{position}" for position in range(len(names), len(args))]
-    return [*zip(names[: len(args)], args, strict=True), *kwargs.items()]
 
 
 class WeightedModel:

@@ -93,12 +93,11 @@ class FrequencyCounts(SampleDistribution):
         """
         self._check_table(value)
         sizes, numbers = value.unbind(-1)
-        if self.measure.batch_shape or sizes.dim() == 1:
-            result = self.measure._log_eppf(cluster_sizes(sizes, numbers))
-        else:
-            rows = zip(sizes.flatten(0, -2), numbers.flatten(0, -2), strict=True)
-            result = torch.stack([self.measure._log_eppf(cluster_sizes(*row)) for row in rows])
-            result = result.view(sizes.shape[:-1])
+
+        def log_eppf(sizes: Tensor, numbers: Tensor) -> Tensor:
+            return self.measure._log_eppf(cluster_sizes(sizes, numbers))
+
+        result = self._log_probs(log_eppf, sizes, numbers)
         result = (result + log_num_partitions(value)).to(self.measure._dtype)
         return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
 

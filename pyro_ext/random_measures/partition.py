@@ -9,6 +9,7 @@ keeps them within the range of their type.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -138,11 +139,30 @@ class SampleDistribution(TorchDistribution):
         shape = torch.Size(sample_shape) + self.batch_shape
         own = torch.arange(self.measure.batch_shape.numel()).view(self.measure.batch_shape)
         chosen = own.expand(shape).flatten()
-        draws = torch.empty((chosen.numel(), *self.event_shape), dtype=torch.long)
+        device = self.measure.index_at_zero.device
+        draws = torch.empty((chosen.numel(), *self.event_shape), dtype=torch.long, device=device)
         for index in own.flatten().tolist():
-            rows = torch.nonzero(chosen == index).squeeze(-1)
-            draws[rows] = self._draws(self.measure._element(index), rows.numel())
+            rows = torch.nonzero(chosen == index).squeeze(-1).to(device)
+            draws[rows] = self._draws(self.measure._element(index), rows.numel()).to(device)
         return draws.view(*shape, *self.event_shape)
+
+    def _validate_sample(self, value: Tensor) -> None:
+        if value.numel():  # PyTorch's check cannot reshape an empty batch
+            super()._validate_sample(value)
+
+    def _log_probs(self, log_prob: Callable[..., Tensor], *parts: Tensor) -> Tensor:
+        """Log probabilities, one by one where equal sizes can be taken together.
+
+        Shapes: parts (*batch, n) each; returns (*batch,).
+        """
+        shape = parts[0].shape[:-1]
+        if self.measure.batch_shape or not shape:
+            return log_prob(*parts)
+        rows = zip(*(part.flatten(0, -2) for part in parts), strict=True)
+        values = [log_prob(*row) for row in rows]
+        if not values:
+            return parts[0].new_zeros(shape, dtype=self.measure._dtype)
+        return torch.stack(values).view(shape)
 
     @abstractmethod
     def _draws(self, measure: ProbabilityMeasure, number: int) -> Tensor: ...
@@ -183,12 +203,7 @@ class RandomPartition(SampleDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        counts = counts_of_labels(value)
-        if self.measure.batch_shape or counts.dim() == 1:
-            result = self.measure.log_eppf(counts)
-        else:
-            rows = [self.measure.log_eppf(row) for row in counts.reshape(-1, self.num_samples)]
-            result = torch.stack(rows).view(counts.shape[:-1])
+        result = self._log_probs(self.measure.log_eppf, counts_of_labels(value))
         return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
 
     def _draws(self, measure: ProbabilityMeasure, number: int) -> Tensor:
@@ -208,11 +223,11 @@ def seat_by_arrivals(measure: LevyMeasure, num_samples: int, num_draws: int) -> 
     wide = measure._unsqueezed()
     process, inverse = arrival_process(wide, ExponentialArrivals()), InverseExponent(measure)
     seats = [_Seats(int(seed)) for seed in torch.randint(2**31 - 1, (num_draws,))]
-    last_points = torch.zeros((num_draws, 1), dtype=torch.float64)
+    last_points = measure._filled(0.0).new_zeros((num_draws, 1))
     waiting, block = list(range(num_draws)), _FIRST_BLOCK
     while waiting:
         shape = torch.Size((len(waiting),))
-        points = last_points[waiting] + poisson_points(shape, block, measure).cpu()
+        points = last_points[waiting] + poisson_points(shape, block, measure)
         last_points[waiting] = points[:, -1:]
         log_times = inverse(points.log())
         weights = process.sample_weight(log_times).exp().cpu().numpy()
@@ -249,15 +264,19 @@ class InverseExponent:
     def _extend(self, low: float, high: float) -> None:
         from scipy.interpolate import CubicHermiteSpline
 
-        ends = self._measure._inverse_exponent(torch.tensor([low, high], dtype=torch.float64))
+        ends = self._measure._inverse_exponent(self._measure._filled(0.0).new_tensor([low, high]))
         start, stop = ends.tolist()
         number = int(min(max((stop - start) / _SPACING, 64), _MOST_POINTS))
-        points = torch.linspace(start - 1e-6, stop + 1e-6, number, dtype=torch.float64)
+        points = torch.linspace(
+            start - 1e-6, stop + 1e-6, number, dtype=torch.float64, device=ends.device
+        )
         values = self._measure._log_exponent(points)
         slopes = (
             points + self._measure._log_moment(torch.ones_like(points), points) - values
         ).exp()
-        self._spline = CubicHermiteSpline(values.numpy(), points.numpy(), 1.0 / slopes.numpy())
+        self._spline = CubicHermiteSpline(
+            values.cpu().numpy(), points.cpu().numpy(), 1.0 / slopes.cpu().numpy()
+        )
         self._low, self._high = low, high
 
 

@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 
 from pyro_ext.potential import PointPotential
+from pyro_ext.potential.rows import RowArguments
 
 X = torch.tensor([[0.3, -1.0], [1.2, 0.4], [-0.7, 2.0]])
 Y = torch.tensor([0.5, -0.2, 1.1])
@@ -143,3 +145,11 @@ def test_subsamples():
 def test_unknown_shared_sites():
     with pytest.raises(ValueError, match="shared names \\['wieght'\\]"):
         PointPotential(regression, X, Y, shared=["wieght"])
+
+
+def test_the_same_arrays_are_the_same_arguments():
+    arrays = (np.ones(3), torch.ones(3), 2)
+    arguments = RowArguments(regression, arrays, {"kind": "a"}, 3)
+    assert arguments.are((np.ones(3), torch.ones(3), 2), {"kind": "a"})
+    assert not arguments.are((np.zeros(3), torch.ones(3), 2), {"kind": "a"})
+    assert not arguments.are((1.0, torch.ones(3), 2), {"kind": "a"})

@@ -5,7 +5,11 @@ import math
 import pytest
 import torch
 
-from pyro_ext.random_measures import DirichletProcess, PitmanYor
+from pyro_ext.random_measures import (
+    DirichletProcess,
+    GeneralizedGammaProcess,
+    PitmanYor,
+)
 from pyro_ext.random_measures.partition import InverseExponent
 from tests.random_measures.references import GAMMA, NOTED, beta_prime, gamma
 
@@ -83,6 +87,24 @@ def test_shapes_and_batches():
     assert wide.log_prob(torch.zeros(6, dtype=torch.long)).shape == (4, 2)
     both = PitmanYor(torch.tensor([0.0, 0.5]), 1.0).partition(5)
     assert both.log_prob(both.sample((3,))).shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        DirichletProcess(1.0),
+        DirichletProcess(torch.tensor([1.0, 2.0])),
+        GeneralizedGammaProcess(2.0, 0.4, 1.5).normalize(),
+        GeneralizedGammaProcess(torch.tensor([1.0, 2.0]), 0.4, 1.5).normalize(),
+    ],
+)
+def test_empty_batches(measure):
+    partition = measure.partition(4)
+    draws = partition.sample((0,))
+    assert draws.shape == (0, *measure.batch_shape, 4)
+    found = partition.log_prob(draws)
+    assert found.shape == (0, *measure.batch_shape)
+    assert found.dtype == partition.log_prob(partition.sample((1,))).dtype
 
 
 def test_seeds():

@@ -21,7 +21,7 @@ from pyro_ext._checks import (
     check_optional,
     check_sequence,
 )
-from pyro_ext._renamed import renamed_arguments
+from pyro_ext._renamed import renamed_arguments, renamed_attribute
 from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights import (
     BlockConcentration,
     DirichletWeights,
@@ -122,9 +122,14 @@ class NPTL(TransferEnsemble):
     :param probe_penalty: :math:`\lambda` of a penalty :math:`\lambda |W|^2 / 2` beside the mean
         loss of the probe; or several, of which that with the least validation loss of the probe is
         taken.
-    :param optimizer: this and the other arguments as of
-        :class:`~pyro_ext.inference.martingale.FineTunedEnsemble`; the weights of the loss sum to
-        one.
+    :param BatchOptimizer optimizer: as of
+        :class:`~pyro_ext.inference.martingale.FineTunedEnsemble`, like what follows.
+    :param float weight_decay: likewise, beside a loss whose weights sum to one.
+    :param regularizer: likewise.
+    :param float head_scale: likewise.
+    :param int subsample_size: likewise.
+    :param str backend: likewise.
+    :param int seed: likewise.
 
     Example::
 
@@ -136,6 +141,8 @@ class NPTL(TransferEnsemble):
         >>> posterior.soup(inputs, labels).network(inputs).shape
         torch.Size([30, 3])
     """
+
+    validation_share = renamed_attribute("validation_share", "validation_fraction")
 
     @renamed_arguments(validation_share="validation_fraction")
     def __init__(

@@ -197,6 +197,13 @@ def test_a_function() -> None:
     assert float(draws.var()) == pytest.approx(2.0, rel=0.2)
 
 
+def test_a_function_that_is_not_finite_at_its_start() -> None:
+    kernel = LaplaceHMC(potential_fn=lambda z: z["x"].log().sum())
+    mcmc = MCMC(kernel, 5, 5, initial_params={"x": torch.tensor(-1.0)}, progress=False)
+    with pytest.raises(ValueError, match="^initial_params must have a finite potential .* nan"):
+        mcmc.run()
+
+
 def test_a_posterior_far_from_a_gaussian() -> None:
     """A wall that no curvature tells of: few proposals are taken, and a warning says so."""
 
