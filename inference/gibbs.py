@@ -69,7 +69,7 @@ class Gibbs(MCMCKernel):
     Example::
 
         >>> from pyro.infer import NUTS
-        >>> from pyro_ext.inference import MCMC
+        >>> from pyro_ext.inference import MCMC, EnumeratedSites
         >>> def model(x):
         ...     loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 5.0).to_event(1))
         ...     with pyro.plate("data", len(x)):
