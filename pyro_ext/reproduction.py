@@ -384,7 +384,7 @@ class Page:
     :ivar tuple seeds: the seeds to run with, see :func:`seeds`.
     :ivar bool smoke: whether this is a short run that only shows that the page works, since
         ``PYRO_EXT_SMOKE`` is set to something else than 0.
-    :ivar Path folder: where figures and the report go: ``PYRO_EXT_FIGURES``, by default a folder
+    :ivar folder: where figures and the report go: ``PYRO_EXT_FIGURES``, by default a folder
         with the name of the page in ``figures``; made for the first figure.
     :ivar list claims: the claims so far.
     :ivar dict figures: paths of the figures so far, by name.
@@ -486,7 +486,7 @@ class Page:
         :param Mapping rows: what stands in each row, by the names of rows and of columns; the first
             row has the order of the columns.
         :param str title: stands above the names of the rows.
-        :param str number_format: of floating-point numbers, as of :func:`format`.
+        :param str number_format: of floating-point numbers, as of ``format``.
         :raises ValueError: without rows, or where rows have different columns.
         """
         if not rows:

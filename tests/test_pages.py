@@ -97,6 +97,7 @@ def test_run(tmp_path, capfd, value, passed, verdict):
     assert last_result(counting, tmp_path / "out").startswith(verdict)
 
 
+@pytest.mark.slow
 def test_run_of_a_page_object(tmp_path, monkeypatch):
     counting = script(tmp_path, "counting", WITH_PAGE.format(value=FAILS))
     outcome = run_page(counting, tmp_path, range(5, 9))

@@ -204,7 +204,7 @@ class CopulaRegression(CovariateRule):
     def begin(self, data: tuple[Tensor, ...], keys: Tensor) -> Resampled:
         """Populations that hold the observations alone.
 
-        :param tuple data: ``(x, y)``, as :meth:`fit` takes them. The rule is fitted to them, unless
+        :param tuple data: ``(x, y)``, as ``fit`` takes them. The rule is fitted to them, unless
             it has been.
         """
         fit = self.prepare(data)._fitted("begin")

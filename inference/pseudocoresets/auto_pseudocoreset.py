@@ -269,7 +269,7 @@ class AutoPseudocoreset(PyroModule):
     ) -> Self:
         """Train the coreset; ``losses`` gets the loss before each step.
 
-        The loop is that of :class:`~pyro_ext.inference.training.Trainer`: Ctrl-C keeps whole steps,
+        The loop is that of :class:`~pyro_ext.inference.Trainer`: Ctrl-C keeps whole steps,
         and what is not finite ends it with an error that says where. At the end
         :meth:`check_spread` warns of a posterior that is not that of the data.
 

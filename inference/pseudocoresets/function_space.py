@@ -82,7 +82,7 @@ def parameter_distributions(
     It has cases for :class:`~pyro_ext.inference.GaussianSurrogate`,
     :class:`~pyro_ext.inference.MCMCSurrogate` and
     :class:`~pyro_ext.inference.TrajectorySnapshots`, and ``parameter_distributions.register`` takes
-        others.
+    others.
 
     :param posteriors: where the distributions come from.
     :param AutoPseudocoreset guide: knows the model and the data.

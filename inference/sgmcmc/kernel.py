@@ -72,8 +72,8 @@ class SGMCMCKernel(VectorizedKernel):
         space. ``None`` does without.
     :param minibatches: what chooses them: :class:`~pyro_ext.inference.sgmcmc.Minibatches`, of
         shuffled epochs, or :class:`~pyro_ext.inference.sgmcmc.IndependentMinibatches`.
-    :param int num_steps: steps that one call of :meth:`sample` takes, under Pyro's driver, which
-        has no thinning.
+    :param int num_steps: steps that one call of :meth:`~pyro_ext.inference.VectorizedKernel.sample`
+        takes, under Pyro's driver, which has no thinning.
     :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`; by
         default where a site asks for it, or at the median of a few draws from its prior. Kernels
         with ``mass="laplace"`` start around the mode, where it is not given.
@@ -124,7 +124,7 @@ class SGMCMCKernel(VectorizedKernel):
     def replace(self, **changes: Any) -> Self:
         """Return a new kernel with other settings, which keeps the anchor where it still holds.
 
-        See :meth:`VectorizedKernel.replace`.
+        See :meth:`~pyro_ext.inference.VectorizedKernel.replace`.
         """
         kernel = super().replace(**changes)
         if kernel.control_variate is self.control_variate:

@@ -1,8 +1,8 @@
 """Training: one loop for any module, Pyro loss or function of tensors.
 
-All that this package trains is trained by :class:`Trainer`. It takes the steps, with a schedule,
-clipping, an average of the weights, minibatches, a progress bar and a checkpoint that goes on bit
-for bit.
+All that this package trains is trained by :class:`~pyro_ext.inference.Trainer`. It takes the steps,
+with a schedule, clipping, an average of the weights, minibatches, a progress bar and a checkpoint
+that goes on bit for bit.
 """
 
 from pyro_ext.inference.training.batches import ShuffledBatches

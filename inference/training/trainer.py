@@ -85,11 +85,11 @@ class Trainer:
     ``(value, gradients)``.
 
     A step that would make anything but finite numbers is not taken: parameters and buffers go back
-    to where loss and gradient were last finite, and :class:`TrainingDiverged` says what was not
-    finite, and where. So do generators and buffers, whatever a step raises. An optimizer keeps the
-    moments of a step that was refused in its update: after that start anew, or from a checkpoint.
-    Ctrl-C ends :meth:`run` after the step that is under way, with a warning; pressed again, it ends
-    the step, too.
+    to where loss and gradient were last finite, and
+    :class:`~pyro_ext.inference.training.TrainingDiverged` says what was not finite, and where. So
+    do generators and buffers, whatever a step raises. An optimizer keeps the moments of a step that
+    was refused in its update: after that start anew, or from a checkpoint. Ctrl-C ends :meth:`run`
+    after the step that is under way, with a warning; pressed again, it ends the step, too.
 
     A training goes on where it was, in the next call of :meth:`run` or :meth:`step` and, from a
     checkpoint, in another process. It then takes the same course, bit for bit, as one that was not
@@ -274,9 +274,10 @@ class Trainer:
         :param Callable loss: as of :meth:`step`.
         :param int num_steps: number of steps in all, those of earlier calls and of the checkpoint
             included.
-        :param batches: what the loss is given: :class:`ShuffledBatches`, whose rows are its
-            arguments; or a function of a seed, another one at each step, whose result is its
-            argument. Without it the loss has no argument.
+        :param batches: what the loss is given:
+            :class:`~pyro_ext.inference.training.ShuffledBatches`, whose rows are its arguments; or
+            a function of a seed, another one at each step, whose result is its argument. Without it
+            the loss has no argument.
         :param checkpoint: a file in which the training is saved along the way and at the end, and
             from which it goes on where the file exists. It holds nothing that executes on load.
         :param int save_every: steps from one time that it is saved to the next.

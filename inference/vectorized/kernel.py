@@ -56,10 +56,10 @@ class VectorizedKernel(MCMCKernel):
     of tensors with a leading dimension of chains, whose first field is ``position``, flat
     unconstrained parameters ``(num_chains, size)``; ``keys`` are those of the chains' random
     streams. ``_step(state, function, noise, *, step_size, temperature)`` returns the state after a
-    step and an :class:`Info`: ``function`` maps positions to potentials and gradients, and
-    ``noise`` is standard normal, of the shape of the positions. A step draws no other random
-    numbers but from keys in its state, and has no Python branch on a value. The subclass keeps each
-    keyword argument of its constructor as an attribute of that name.
+    step and an :class:`~pyro_ext.inference.vectorized.Info`: ``function`` maps positions to
+    potentials and gradients, and ``noise`` is standard normal, of the shape of the positions. A
+    step draws no other random numbers but from keys in its state, and has no Python branch on a
+    value. The subclass keeps each keyword argument of its constructor as an attribute of that name.
 
     Drivers call :meth:`setup`, then :meth:`begin` and :meth:`record` for many chains at once, as
     ours does, or :meth:`sample` for one chain at a time, as Pyro's does. A chain's draws follow
@@ -204,7 +204,7 @@ class VectorizedKernel(MCMCKernel):
         step_size: Tensor,
         temperature: Tensor,
     ) -> tuple[Any, Info]:
-        """One step of the sampler, which may call the :meth:`_function` at positions."""
+        """One step of the sampler, which may call the ``_function`` at positions."""
 
     def _function(self) -> BatchedFunction:
         """What steps call at positions: the potential and its gradient."""
@@ -214,11 +214,11 @@ class VectorizedKernel(MCMCKernel):
         """Resolve arguments that need the sites of the model; called once these are known."""
 
     def _prepared(self) -> dict[str, Tensor]:
-        """What :meth:`_prepare` has found out about the density."""
+        """What ``_prepare`` has found out about the density."""
         return {}
 
     def _take_prepared(self, found: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`_prepared` gave."""
+        """Put back what ``_prepared`` gave."""
 
     def _starts(self, numbers: Sequence[int], seed: int) -> dict[str, Tensor]:
         """Unconstrained starts of chains for which none are given."""
@@ -370,7 +370,7 @@ class VectorizedKernel(MCMCKernel):
         tensors: Mapping[str, Tensor],
         content: Mapping[str, Any],
     ) -> Chains:
-        """Make chains of what :func:`~pyro_ext.inference.vectorized.chains.saved` gave of them."""
+        """Make chains of what ``saved`` gave of them."""
         layout = self.potential.layout
         parts: dict[str, dict[str, Tensor]] = {"state": {}, "anchor": {}}
         for name, value in tensors.items():

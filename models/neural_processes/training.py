@@ -43,7 +43,7 @@ def fit(
 ) -> list[float]:
     """Train by Adam, with a learning rate that falls to zero along a cosine.
 
-    The loop is that of :class:`~pyro_ext.inference.training.Trainer`: Ctrl-C keeps whole steps, and
+    The loop is that of :class:`~pyro_ext.inference.Trainer`: Ctrl-C keeps whole steps, and
     what is not finite ends the training with an error that says where.
 
     :param NeuralProcess process: changed in place.

@@ -203,8 +203,7 @@ def cross_validate_truncation(
 
     At each split some of the observed pairs are held out, the same for all truncations, and a
     :class:`GraphGuide` is fitted to the rest. Splits are random, and may have pairs in common;
-        those of [1]
-    are parts of one partition.
+    those of [1] are parts of one partition.
 
     :param SimpleGraph graph: the graph; pairs of it that are held out already play no part.
     :param truncations: of :func:`bfry_weights`; the default is that of [1].

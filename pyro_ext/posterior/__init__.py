@@ -1,9 +1,9 @@
 """What drivers, conversion to ArviZ and checkpoints share of a posterior.
 
-:mod:`~pyro_ext.posterior.draws` and :mod:`~pyro_ext.posterior.independent_draws` say what has
-draws, :mod:`~pyro_ext.posterior.convergence` what they are worth,
-:mod:`~pyro_ext.posterior.modes` where its mode is and how it is curved there,
-:mod:`~pyro_ext.posterior.starts` where chains start, and :mod:`~pyro_ext.posterior.identity` which
+``draws`` and ``independent_draws`` say what has
+draws, ``convergence`` what they are worth,
+``modes`` where its mode is and how it is curved there,
+``starts`` where chains start, and ``identity`` which
 run a checkpoint is of.
 """
 

@@ -67,7 +67,7 @@ class Context:
     :param model: the Pyro model, if it is known.
     :param tuple args: its positional arguments.
     :param dict kwargs: its keyword arguments.
-    :param ModelAtValues potential: that model at its data, such as a ``Potential``, if there is
+    :param potential: that model at its data, such as a ``Potential``, if there is
         one already.
     """
 

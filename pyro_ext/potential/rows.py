@@ -59,7 +59,7 @@ def plate_of(
 ) -> Plate:
     """The plate whose elements are the observations, which no latent site may stand in.
 
-    :param Structure structure: of the model at its data.
+    :param structure: of the model at its data.
     :param str name: of the plate, where observed sites have several in common.
     :param sizes: what its size may be, by which it is told from others without a name.
     """
@@ -401,7 +401,7 @@ class DrawnRows:
     def draw(self, rows: tuple[Tensor, ...], latents: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Rows in which what the model observes is drawn from it.
 
-        Shapes: rows (num_rows, *event) each; returns (block_size, *event) each.
+        **Shape:** ``(num_rows, *event)`` each, and ``(block_size, *event)`` of what is returned.
         """
         records = self._run(rows, latents, resample=True)
         values = [row[: self.block_size] for row in rows]

@@ -100,7 +100,7 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
         :param Tensor counts: sizes of clusters, zeros for padding.
             **Shape:** ``(*batch, num_clusters)``.
         :param Tensor auxiliary: :math:`u > 0`. **Shape:** one that broadcasts with the batch.
-        :param Tensor multiplicity: as of :meth:`log_eppf`.
+        :param Tensor multiplicity: as of ``log_eppf``.
         """
         sizes = cluster_sizes(counts, multiplicity)
         log_auxiliary = self.measure._argument("auxiliary", auxiliary, "> 0").log()

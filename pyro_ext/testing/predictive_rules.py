@@ -80,7 +80,7 @@ def check_martingale(
     Given the data, all later observations then have the distribution of the next one: they are
     conditionally identically distributed [1]. So for a function :math:`f` of an observation, with
     :math:`P_N f` its mean in a population of size :math:`N`, whether that is a distribution or all
-        points,
+    points,
 
     .. math::
 
