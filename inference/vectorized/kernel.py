@@ -133,7 +133,7 @@ class VectorizedKernel(MCMCKernel):
         self.laplace: Laplace | None = None
         self._initial_params: dict[str, Tensor] | None = None
         self._potential: Potential | FunctionPotential | None = None
-        self._loop: StepLoop[Any] | None = None
+        self._loop: Any = None
         self._chains: Chains | None = None
 
     # What it was made of -----------------------------------------------------------------------
@@ -194,7 +194,6 @@ class VectorizedKernel(MCMCKernel):
     def _init(self, position: Tensor, keys: Tensor) -> Any:
         """State of the sampler at the given positions ``(num_chains, size)``."""
 
-    @abstractmethod
     def _step(
         self,
         state: Any,
@@ -205,6 +204,7 @@ class VectorizedKernel(MCMCKernel):
         temperature: Tensor,
     ) -> tuple[Any, Info]:
         """One step of the sampler, which may call the ``_function`` at positions."""
+        raise NotImplementedError
 
     def _function(self) -> BatchedFunction:
         """What steps call at positions: the potential and its gradient."""
@@ -270,9 +270,9 @@ class VectorizedKernel(MCMCKernel):
 
         :returns: a dict that takes such errors from now on, by index of the chain.
         """
-        loop = self._made(self._loop)
-        loop.errors = {}
-        return loop.errors
+        errors: dict[int, Exception] = {}
+        self._made(self._loop).errors = errors
+        return errors
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Build the potential of the model and its data.
@@ -295,8 +295,12 @@ class VectorizedKernel(MCMCKernel):
             names = [plate.name for plate in plates]
             raise ValueError(f"model must see all of its data, but it subsamples in {names}")
         self._prepare()
-        elements = sum(plate.subsample_size for plate in plates)
-        self._loop = StepLoop(self._step, self._function(), elements)
+        self._loop = self._make_loop()
+
+    def _make_loop(self) -> Any:
+        """What runs many steps; it has the attribute ``errors`` of :class:`StepLoop`."""
+        elements = sum(plate.subsample_size for plate in self.potential.subsampled_plates)
+        return StepLoop(self._step, self._function(), elements)
 
     def find_laplace(self, argument: str) -> Laplace:
         """Laplace approximation of the posterior, which the kernel keeps for the same data.
@@ -418,12 +422,16 @@ class VectorizedKernel(MCMCKernel):
             >>> chains.step, draws.position.shape
             (20, torch.Size([3, 4, 3]))
         """
-        loop = self._made(self._loop)
         targets = np.asarray(steps, dtype=np.int64)
         if len(targets) < 1 or (np.diff(targets, prepend=chains.step) <= 0).any():
             raise ValueError(
                 f"steps must increase from above the {chains.step} steps taken, got {steps!r:.80}"
             )
+        return self._record(chains, targets)
+
+    def _record(self, chains: Chains, targets: npt.NDArray[np.int64]) -> tuple[Chains, Draws]:
+        """Take steps one after the other, the same one of all chains."""
+        loop: StepLoop[Any] = self._made(self._loop)
         most_steps = loop.max_steps(*chains.position.shape)
         most_rows = loop.max_rows(*chains.position.shape)
         pieces: list[list[Tensor]] = []
@@ -469,7 +477,7 @@ class VectorizedKernel(MCMCKernel):
         statistics = self.statistics(chains)
         statistics.pop("temperature", None)
         return OrderedDict(
-            (name.replace("_", " "), f"{float(value.nanmean()):.3g}")
+            (name.replace("_", " "), f"{float(value.double().nanmean()):.3g}")
             for name, value in statistics.items()
         )
 
