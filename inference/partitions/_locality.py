@@ -10,11 +10,7 @@ _MOST_CELLS = 2_048  # Ward's method takes the square of their number
 
 
 def locality_order(points: Floats) -> Integers:
-    """Order of the leaves of a k-d tree: halves along the widest axis, and so on within each.
-
-    :param points: **Shape:** ``(n, d)``.
-    :returns: **Shape:** ``(n,)``.
-    """
+    """Order of the leaves of a k-d tree: halves along the widest axis, and so on within each."""
     order, waiting = [], [np.arange(len(points))]
     while waiting:
         members = waiting.pop()

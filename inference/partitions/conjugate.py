@@ -68,10 +68,7 @@ class ConjugateKernel(PartitionKernel[ConjugateMixture]):
 
     @abstractmethod
     def _move(self, labels: Integers, situation: Situation) -> dict[str, float]:
-        """Change labels in place, leaving their distribution given all else invariant.
-
-        :returns: statistics of the step by name.
-        """
+        """Change labels in place, leaving their distribution given all else invariant."""
 
     def _mixture_of(self, x: Tensor) -> ConjugateMixture:
         prior: Hyperparameters[Process] = Hyperparameters(self.prior, "prior")
@@ -111,7 +108,7 @@ def sweep(labels: Integers, order: Integers, situation: Situation) -> None:
     from pyro_ext.inference.partitions._gibbs_loops import gibbs_sweep
 
     compiled, log_size, log_number, *_ = situation
-    gibbs_sweep(*compiled, labels, order, log_size, log_number, loop_seed())
+    gibbs_sweep(compiled, labels, order, log_size, log_number, loop_seed())
 
 
 class MarginalGibbs(ConjugateKernel):
@@ -177,8 +174,8 @@ class SplitMerge(ConjugateKernel):
         compiled, log_size, log_number, *_ = situation
         counts = np.zeros((2, 2), np.int64)  # of splits and of merges: accepted, tried
         for _ in range(self.num_proposals if len(labels) > 1 else 0):
-            is_split, is_accepted, _ = split_or_merge(
-                *compiled, labels, log_size, log_number, self.num_scans, loop_seed()
+            is_split, is_accepted = split_or_merge(
+                compiled, labels, log_size, log_number, self.num_scans, loop_seed()
             )
             counts[1 - is_split] += (is_accepted, 1)
         sweep(labels, torch.randperm(len(labels)).numpy(), situation)
@@ -256,12 +253,6 @@ class SliceSampler(ConjugateKernel):
         order = weights.argsort(descending=True)
         labels[:] = order.argsort()[own].numpy()
         sequence = torch.randperm(len(labels)).numpy()
-        slice_sweep(
-            *situation.compiled,
-            labels,
-            sequence,
-            weights[order].numpy(),
-            levels.numpy(),
-            loop_seed(),
-        )
+        ranked = weights[order].numpy()
+        slice_sweep(situation.compiled, labels, sequence, ranked, levels.numpy(), loop_seed())
         return {"num_weights": float(len(weights))}

@@ -40,7 +40,6 @@ class Dendrogram:
     :param float objective: value of the best partition that the tree holds.
     :param float cut_height: where :meth:`cut` cuts by default, the tree's own stopping level.
     :param Sequence labels: names of the points.
-    :raises ValueError: names the argument, what it got and what it wants.
 
     Example::
 

@@ -65,10 +65,7 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
 
     @abstractmethod
     def _move_points(self, state: Mapping[str, Tensor]) -> Moved:
-        """Move the labels, and what belongs to the clusters of points, given all else.
-
-        :returns: what has moved, and statistics by name.
-        """
+        """Move the labels, and what belongs to the clusters of points, given all else."""
 
     @abstractmethod
     def _mixture_of(self, *args: Any, **kwargs: Any) -> AnyMixture:
@@ -83,8 +80,11 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
         :param args: the data, as the class says.
         :param kwargs: the same by keyword.
         """
-        self._mixture = self._mixture_of(*args, **kwargs)
-        self._start()
+        self._mixture = mixture = self._mixture_of(*args, **kwargs)
+        if self._initial is None:
+            self._initial = _completed(mixture, self._draw_start(mixture))
+        else:
+            self._initial = self._check_start(mixture, self._initial)
 
     def fixed_points(self, *args: Any, **kwargs: Any) -> PointOf:
         """What a checkpoint compares: log densities at states that are always the same.
@@ -122,7 +122,8 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
         :returns: the next state.
         """
         mixture = self.mixture
-        state = _with_auxiliary(mixture, {name: params[name] for name in _known(mixture, params)})
+        own = [name for name in ("assignment", "u", *mixture.names) if name in params]
+        state = _with_auxiliary(mixture, {name: params[name] for name in own})
         state["assignment"] = canonical_labels(state["assignment"].long())
         points, moved = self._move_points(state)
         state |= points
@@ -159,14 +160,6 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
 
     # Starts.
 
-    def _start(self) -> None:
-        """Draw the state that chains start at, or check what the user gave."""
-        mixture = self.mixture
-        if self._initial is None:
-            self._initial = _completed(mixture, self._draw_start(mixture))
-        else:
-            self._initial = self._check_start(mixture, self._initial)
-
     def _draw_start(self, mixture: AnyMixture) -> dict[str, Tensor]:
         state = mixture.prior.draw()
         number = mixture.num_points
@@ -193,11 +186,6 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
         if "u" in params:
             state["u"] = torch.as_tensor(params["u"]).double()
         return _completed(mixture, {**state, "assignment": labels.long()})
-
-
-def _known(mixture: Mixture, params: Mapping[str, Tensor]) -> list[str]:
-    """Names of a state's own sites among others."""
-    return [name for name in ("assignment", "u", *mixture.names) if name in params]
 
 
 def _completed(mixture: Mixture, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import check_integer, check_number, check_optional
 from pyro_ext._renamed import moved_arguments, renamed_arguments, renamed_attribute
 from pyro_ext.inference.partitions._locality import neighbor_tree
 from pyro_ext.inference.partitions.conjugate import (
@@ -88,9 +88,9 @@ class TreeGuided(ConjugateKernel):
                 "mode must be 'exact', since the published kernel is PublishedTreeGuided of "
                 f"pyro_ext.tutorials.papers now, got {mode!r}"
             )
-        if num_global_moves is not None:
-            num_global_moves = check_integer("num_global_moves", num_global_moves, 0)
-        self.num_global_moves = num_global_moves
+        self.num_global_moves = check_optional(
+            check_integer, "num_global_moves", num_global_moves, 0
+        )
         self.local_fraction = check_number("local_fraction", local_fraction, above=0.0, most=1.0)
         self.num_scans = check_integer("num_scans", num_scans, 0)
         self._adapts, self._num_moves = False, 0
@@ -125,10 +125,7 @@ class TreeGuided(ConjugateKernel):
         compiled, log_size, log_number, *_ = situation
         ordered = labels[self._order]
         counts = exact_sweep(
-            compiled.kind,
-            compiled.parameters,
-            compiled.table,
-            compiled.points[self._order],
+            compiled._replace(points=compiled.points[self._order]),
             ordered,
             self._heights,
             log_size,

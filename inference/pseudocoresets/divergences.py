@@ -12,7 +12,7 @@ import pyro
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor
+from pyro_ext._checks import as_tensor, check_instance, check_optional
 from pyro_ext.inference.pseudocoresets.auto_pseudocoreset import AutoPseudocoreset
 from pyro_ext.inference.pseudocoresets.gaussians import Gaussian, gaussian_kl, gaussian_wasserstein
 from pyro_ext.inference.pseudocoresets.surrogates import GaussianSurrogate, Surrogate
@@ -42,8 +42,7 @@ class Divergence(ELBO):
 
     def __init__(self, surrogate: Surrogate | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        if surrogate is not None and not isinstance(surrogate, Surrogate):
-            raise TypeError(f"surrogate must be a Surrogate, got {surrogate!r:.80}")
+        check_optional(check_instance, "surrogate", surrogate, Surrogate, "a Surrogate")
         self.surrogate = surrogate or GaussianSurrogate()
         self.surrogate.check(self)
 
@@ -65,8 +64,7 @@ class Divergence(ELBO):
         :raises TypeError: for another guide.
         :raises ValueError: for another model or other data than those of the guide.
         """
-        if not isinstance(guide, AutoPseudocoreset):
-            raise TypeError(f"guide must be an AutoPseudocoreset, got {guide!r:.80}")
+        check_instance("guide", guide, AutoPseudocoreset, "an AutoPseudocoreset")
         guide.check_model(model, args, kwargs)
         return self.surrogate.compare(self, guide, guide.coreset())  # type: ignore[arg-type]
 
@@ -81,8 +79,7 @@ class Divergence(ELBO):
 
         :raises ValueError: where the store holds those of another guide by the same names.
         """
-        if not isinstance(guide, AutoPseudocoreset):
-            raise TypeError(f"guide must be an AutoPseudocoreset, got {guide!r:.80}")
+        check_instance("guide", guide, AutoPseudocoreset, "an AutoPseudocoreset")
         store = pyro.get_param_store()
         for name, parameter in guide.named_pyro_parameters():
             if name in store and store._params[name] is not parameter:

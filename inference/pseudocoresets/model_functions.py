@@ -172,12 +172,7 @@ def _moments(function: Function, snapshots: Tensor, mean: SnapshotMean) -> tuple
 
 
 def _normal(loc: Tensor, factor: Tensor, jitter: float) -> dist.MultivariateNormal:
-    """A Gaussian whose covariance is a product of a factor with its transpose, plus jitter.
-
-    The Cholesky factor is found without squaring numbers, so that the covariance may be singular.
-
-    :param Tensor factor: **Shape:** ``(*batch, n, p)``.
-    """
+    """A Gaussian whose covariance is a product of a factor with its transpose, plus jitter."""
     unit = torch.eye(factor.shape[-2], dtype=factor.dtype, device=factor.device)
     unit = unit.expand(*factor.shape[:-2], -1, -1)
     upper = torch.linalg.qr(torch.cat([factor, jitter**0.5 * unit], -1).mT).R
@@ -351,20 +346,13 @@ class ModelFunction:
 
 
 class _Evaluated(NamedTuple):
-    """What one run of a model gives.
+    """What one run of a model gives."""
 
-    :param Tensor values: of the function. **Shape:** ``(num_rows, *outputs)``.
-    :param Tensor observed: the observations.
-    :param Tensor scale: factor of each log density.
-    :param Tensor mask: which log densities count.
-    :param dict kept: the other parameters of their distribution, by name.
-    """
-
-    values: Tensor
-    observed: Tensor
-    scale: Tensor
-    mask: Tensor
-    kept: dict[str, Tensor]
+    values: Tensor  # of the function, (num_rows, *outputs)
+    observed: Tensor  # the observations
+    scale: Tensor  # factor of each log density
+    mask: Tensor  # which log densities count
+    kept: dict[str, Tensor]  # the other parameters of their distribution, by name
 
 
 class _Observations:

@@ -35,9 +35,13 @@ class Coreset(NamedTuple):
     rows: tuple[Tensor, ...]
     weights: Tensor
 
+    def detached(self) -> "Coreset":
+        """The same without gradients."""
+        return Coreset(tuple(row.detach() for row in self.rows), self.weights.detach())
+
 
 class RowDensity:
-    r"""A negative log density of weighted rows, for many draws of the latent values."""
+    """A negative log density of weighted rows, for many draws of the latent values."""
 
     def __init__(
         self,
@@ -56,11 +60,7 @@ class RowDensity:
         return result
 
     def values(self, flat: Tensor, weights: Tensor, rows: Sequence[Tensor]) -> Tensor:
-        """Density of each draw, differentiable in all arguments.
-
-        Shapes: flat (draws, size); weights (num_rows,); rows (num_rows, *event) each; returns
-        (draws,).
-        """
+        """Density of each draw, differentiable in all arguments."""
         result: Tensor = self._value.over_first(flat, weights, *rows)
         return result
 
@@ -144,10 +144,7 @@ class WeightedPosterior:
         return self._joint.value_and_gradient(flat, coreset.weights, coreset.rows)
 
     def log_likelihood(self, flat: Tensor, coreset: Coreset) -> Tensor:
-        r"""Weighted log likelihood of each draw, differentiable in the coreset.
-
-        Shapes: flat (draws, size); returns (draws,).
-        """
+        r"""Weighted log likelihood of each draw, differentiable in the coreset."""
         return -self.likelihood.values(flat.detach(), coreset.weights, coreset.rows)
 
     def _negative_log_joint(self, flat: Tensor, weights: Tensor, *rows: Tensor) -> Tensor:
@@ -155,10 +152,7 @@ class WeightedPosterior:
 
 
 class DataPosterior:
-    """The posterior of the data, a block of rows at a time.
-
-    Shapes: rows (num_points, *event) each.
-    """
+    """The posterior of the data, a block of rows at a time."""
 
     def __init__(
         self,
@@ -195,21 +189,22 @@ class DataPosterior:
         )
         return hessian
 
-    def log_likelihood(self, flat: Tensor, index: Tensor | None = None) -> Tensor:
-        """Log likelihood of each draw over the data, or an estimate of it from some rows.
-
-        Shapes: flat (draws, size); returns (draws,).
-        """
+    def log_likelihood(self, flat: Tensor, batch_size: int | None = None) -> Tensor:
+        """Log likelihood of each draw over the data, or an estimate of it from random rows."""
         with torch.no_grad():
-            if index is None:
+            if batch_size is None or batch_size >= self.num_points:
                 parts = [self.posterior.log_likelihood(flat, block) for block in self.blocks]
                 return torch.stack(parts).sum(0)
-            total = torch.zeros(len(flat), dtype=flat.dtype, device=flat.device)
-            for some in index.split(self.block_size):
-                weights = torch.full_like(self._weights[: len(some)], self.num_points / len(index))
-                block = Coreset(tuple(row[some] for row in self.rows), weights)
-                total = total + self._of_size(len(some)).log_likelihood(flat, block)
-            return total
+            return self.estimate(flat, torch.randperm(self.num_points)[:batch_size].to(flat.device))
+
+    def estimate(self, flat: Tensor, index: Tensor) -> Tensor:
+        """Unbiased estimate of the log likelihood of each draw from some of the rows."""
+        total = torch.zeros(len(flat), dtype=flat.dtype, device=flat.device)
+        for some in index.split(self.block_size):
+            weights = torch.full_like(self._weights[: len(some)], self.num_points / len(index))
+            block = Coreset(tuple(row[some] for row in self.rows), weights)
+            total = total + self._of_size(len(some)).log_likelihood(flat, block)
+        return total
 
     def _of_size(self, size: int) -> "WeightedPosterior":
         """The posterior of so many rows, recorded once."""
@@ -275,10 +270,7 @@ def posteriors_of(
 def derivatives(
     posterior: WeightedPosterior, flat: Tensor, coreset: Coreset
 ) -> tuple[Tensor, Tensor]:
-    """Gradient and second derivatives of the negative log density, differentiable again.
-
-    Shapes: flat (size,); returns (size,) and (size, size).
-    """
+    """Gradient and second derivatives of the negative log density, differentiable again."""
     with torch.enable_grad():
         leaf = flat if flat.requires_grad else flat.detach().requires_grad_()
         value = posterior.value(leaf, coreset)

@@ -8,20 +8,18 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from pyro_ext.inference.sgmcmc.kernel import OptionsButStepSize
+from pyro_ext.inference.sgmcmc.kernel import KernelOptions, OptionsButStepSize
 from pyro_ext.inference.sgmcmc.schedules import Schedule
 from pyro_ext.inference.sgmcmc.sghmc import FrictionKernel
 
 __all__ = ["ElementwiseNetwork", "LearnedKernel", "LearnedKernelOptions"]
 
 _LEARNING_RATE = 0.05
-_MOMENTUM_DECAY = 0.1
 
 
-class LearnedKernelOptions(OptionsButStepSize, total=False):
+class LearnedKernelOptions(KernelOptions, total=False):
     """Keyword arguments of both kernels besides their networks."""
 
-    step_size: float | Schedule | None
     friction: float | Mapping[str, float] | None
     momentum_decay: float | Mapping[str, float] | None
 
@@ -38,8 +36,6 @@ class LearnedKernel(FrictionKernel):
         momentum_decay: float | Mapping[str, float] | None = None,
         **options: Unpack[OptionsButStepSize],
     ) -> None:
-        if friction is None and momentum_decay is None:
-            momentum_decay = _MOMENTUM_DECAY
         super().__init__(model, friction, momentum_decay, step_size=step_size, **options)
         if step_size is not None:
             self._smallest_decay()
@@ -71,11 +67,11 @@ class ElementwiseNetwork(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
-        for number, (fan_in, fan_out) in enumerate(pairwise(sizes)):
-            scale = output_scale if number == len(sizes) - 2 else 1.0
+        for fan_in, fan_out in pairwise(sizes):
             weight = torch.randn(fan_out, fan_in, generator=generator) / math.sqrt(fan_in)
-            self.weights.append(nn.Parameter(scale * weight))
+            self.weights.append(nn.Parameter(weight))
             self.biases.append(nn.Parameter(torch.zeros(fan_out, 1)))
+        self.weights[-1].data *= output_scale
 
     def forward(self, features: Tensor) -> Tensor:
         """Apply it. **Shape:** ``(..., num_features, size)`` to ``(..., num_outputs, size)``."""

@@ -50,13 +50,7 @@ _STATISTICS = "statistics/"
 
 
 class RunFolder:
-    """A folder that a run writes to.
-
-    A subclass says of what ``kind`` its draws are.
-
-    :param folder: the folder, made where there is none.
-    :raises CheckpointError: where another process writes to it, or it cannot be written to.
-    """
+    """A folder that a run writes to; a subclass says of what ``kind`` its draws are."""
 
     kind: ClassVar[str]
 
@@ -147,11 +141,7 @@ def _version_in(description: Any) -> str:
 
 
 class CheckpointWriter(RunFolder):
-    """Writes a checkpoint of chains; one process at a time.
-
-    :param folder: the folder, made where there is none.
-    :raises CheckpointError: where another process writes to it, or it holds something else.
-    """
+    """Writes a checkpoint of chains; one process at a time."""
 
     kind = "chains"
 
@@ -165,10 +155,7 @@ class CheckpointWriter(RunFolder):
         super().describe(description)
 
     def state(self, members: range) -> Found | None:
-        """State of a group of chains, ``None`` where it has not begun.
-
-        All of its draws are checked on the way.
-        """
+        """State of a group of chains, ``None`` where it has not begun."""
         files = self._files[members] = files_of_group(self.folder, members, self.run)
         state = files.open()
         for name in files.names:
@@ -240,11 +227,7 @@ def _group_name(members: range) -> str:
 
 
 class DrawFolder(RunFolder):
-    """Holds batches of draws, each in a file that is written whole or not at all.
-
-    :param folder: the folder, made where there is none.
-    :raises CheckpointError: where another process writes to it, or it holds something else.
-    """
+    """Holds batches of draws, each in a file that is written whole or not at all."""
 
     kind = "independent draws"
 

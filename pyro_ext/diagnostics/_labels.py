@@ -31,10 +31,7 @@ def label(
     points: Mapping[str, npt.NDArray[np.bool_]] = MappingProxyType({}),
     chains: Sequence[int] | None = None,
 ) -> Any:
-    """Name the dimensions of arrays and put them into the object of the ArviZ that is installed.
-
-    Shapes: groups (num_chains, num_draws, *event), in groups of data (*event); points (*batch).
-    """
+    """Name the dimensions of arrays and put them into the object of the ArviZ that is installed."""
     groups = {group: arrays for group, arrays in groups.items() if arrays}
     given = _checked_dims(dims, {*sites, *(name for arrays in groups.values() for name in arrays)})
     renamed = _plate_dims(groups, sites, partitions)
@@ -69,10 +66,7 @@ def _keep_points(
     labels: Mapping[str, Any],
     points: Mapping[str, npt.NDArray[np.bool_]],
 ) -> tuple[Arrays, dict[str, Any]]:
-    """Lay the points of observed variables that no mask hides along one dimension.
-
-    Shapes: points (*batch).
-    """
+    """Lay the points of observed variables that no mask hides along one dimension."""
     if group not in _OBSERVATIONS:
         return arrays, {}
     first = len(_sample_dims(group))

@@ -35,19 +35,7 @@ _one_at_a_time = threading.Lock()
 
 @dataclass(frozen=True)
 class Experiment:
-    """What all simulations share.
-
-    :param model: the Pyro model.
-    :param tuple args: its positional arguments.
-    :param dict kwargs: its keyword arguments.
-    :param run_inference: maps a model and its arguments to a posterior.
-    :param Mapping quantities: functions of the values of all sites, by name.
-    :param bool log_likelihood: whether the log likelihood is a quantity as well.
-    :param int num_draws: how many draws a true value is ranked among.
-    :param int seed: a non-negative integer of any size.
-    :param dict params: state of Pyro's parameter store.
-    :param torch.dtype dtype: default floating type.
-    """
+    """What all simulations share: arguments of ``sbc``, and Pyro's and PyTorch's global state."""
 
     model: Callable[..., Any]
     args: tuple[Any, ...]
@@ -65,10 +53,7 @@ class Experiment:
         return Potential(self.model, *self.args, backend="eager", **self.kwargs)
 
     def simulate(self, number: int, potential: Potential) -> Ranks:
-        """Draw true values and data from the prior, infer, and rank the true values.
-
-        Shapes: returns (*event) each.
-        """
+        """Draw true values and data from the prior, infer, and rank the true values."""
         inference_seed, prior_seed, guide_seed, tie_seed = _seeds(self.seed, number)
         with self.surroundings(inference_seed):
             drawn = {name: value[0] for name, value in potential.prior(1, prior_seed).items()}

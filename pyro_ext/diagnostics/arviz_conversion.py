@@ -107,8 +107,6 @@ def to_arviz(
 
     Example::
 
-        >>> import pyro, torch
-        >>> import pyro.distributions as dist
         >>> def model(x):
         ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", len(x)):
@@ -137,9 +135,8 @@ def to_arviz(
     draws = draws_of(posterior, context, at_data, num_samples, group_by_chain, _part(seed, 0))
     check_shapes(draws, sites, "posterior")
     num_chains, num_draws = next(iter(draws.values())).shape[:2]
-    groups: dict[str, Arrays] = {}
-    groups["posterior"], predictive = split(draws)
-    groups["posterior_predictive"] = predictive
+    own, predictive = split(draws)
+    groups: dict[str, Arrays] = {"posterior": own, "posterior_predictive": predictive}
     if isinstance(posterior_predictive, Mapping):
         if predictive:
             raise ValueError(
@@ -194,16 +191,17 @@ def _needs(
     log_likelihood: object, posterior_predictive: object, prior: object, observed: Sequence[str]
 ) -> dict[str, bool]:
     """Return the arguments that ask for what takes a model, and whether it has to be there."""
-    needs = {}
-    if log_likelihood:
-        needs["log_likelihood"] = log_likelihood is not True
-    if posterior_predictive is True:
-        needs["posterior_predictive"] = True
-    if prior is not False and not isinstance(prior, Mapping):
-        needs["prior"] = True
-    if observed:
-        needs["observed"] = True
-    return needs
+    asked = {
+        "log_likelihood": bool(log_likelihood),
+        "posterior_predictive": posterior_predictive is True,
+        "prior": prior is not False and not isinstance(prior, Mapping),
+        "observed": bool(observed),
+    }
+    return {
+        name: log_likelihood is not True or name != "log_likelihood"
+        for name in asked
+        if asked[name]
+    }
 
 
 def _recorded_dims(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -250,10 +248,7 @@ def _check_count(value: object, argument: str, wanted: str) -> None:
 
 
 def with_partition_quantities(arrays: Arrays, partitions: Sequence[str]) -> tuple[Arrays, Arrays]:
-    """Part label vectors from the rest, which gets numbers that describe the partitions.
-
-    Shapes: arrays (num_chains, num_draws, *event) each.
-    """
+    """Part label vectors from the rest, which gets numbers that describe the partitions."""
     if unknown := sorted(set(partitions) - arrays.keys()):
         raise ValueError(f"partitions names {unknown}, but the variables are {sorted(arrays)}")
     labels = {name: arrays[name] for name in partitions}

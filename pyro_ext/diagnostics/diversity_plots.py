@@ -47,7 +47,6 @@ def plot_pairwise_kl(
         other, lines are drawn between these.
     :param ax: where to draw; a new figure without it.
     :returns: the axes.
-    :raises ValueError: names the argument, what it got and what it wants.
     :raises ImportError: without matplotlib; names the extra.
 
     Example::
@@ -92,7 +91,6 @@ def plot_consecutive_distances(distances: ArrayLike, ax: "Axes | None" = None) -
         **Shape:** ``(num_chains, num_draws - 1)``.
     :param ax: where to draw; a new figure without it.
     :returns: the axes. A distance is at the later of its two draws, which count from zero.
-    :raises ValueError: names the argument, what it got and what it wants.
     :raises ImportError: without matplotlib; names the extra.
 
     Example::
@@ -137,7 +135,6 @@ def plot_path_values(
     :param Sequence labels: names of the paths.
     :param ax: where to draw; a new figure without it.
     :returns: the axes.
-    :raises ValueError: names the argument, what it got and what it wants.
     :raises ImportError: without matplotlib; names the extra.
 
     Example::
@@ -189,7 +186,6 @@ def plot_singular_values(values: Mapping[str, ArrayLike], ax: "Axes | None" = No
         ``(*batch, size)`` each.
     :param ax: where to draw; a new figure without it.
     :returns: the axes.
-    :raises ValueError: names the argument, what it got and what it wants.
     :raises ImportError: without matplotlib; names the extra.
 
     Example::
@@ -231,13 +227,10 @@ def plot_ambiguity(probabilities: ArrayLike, labels: ArrayLike, ax: "Axes | None
     :func:`pyro_ext.diagnostics.metrics.ambiguity`, which the title gives. The other ends at
     :func:`pyro_ext.diagnostics.metrics.nll`. What is infinite is not drawn.
 
-    Shape: ``probabilities (num_draws, n, classes)``, ``labels (n,)``.
-
-    :param probabilities: predictive probabilities.
-    :param labels: the observed classes.
+    :param probabilities: **Shape:** ``(num_draws, n, classes)``.
+    :param labels: the observed classes. **Shape:** ``(n,)``.
     :param ax: where to draw; a new figure without it.
     :returns: the axes.
-    :raises ValueError: names the argument, what it got and what it wants.
     :raises ImportError: without matplotlib; names the extra.
 
     Example::
@@ -279,7 +272,6 @@ def plot_predictive_rhat(
     :param Sequence thresholds: the larger ones are older.
     :param ax: where to draw; a new figure without it.
     :returns: the axes.
-    :raises ValueError: names the argument, what it got and what it wants.
     :raises ImportError: without matplotlib; names the extra.
 
     Example::
@@ -308,7 +300,6 @@ def plot_predictive_ess(
     :param Sequence thresholds: by default 400, a hundred for each of four chains.
     :param ax: where to draw; a new figure without it.
     :returns: the axes.
-    :raises ValueError: names the argument, what it got and what it wants.
     :raises ImportError: without matplotlib; names the extra.
 
     Example::
@@ -365,10 +356,7 @@ def _distributions(
 
 
 def _growing(logs: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """NLL of each draw, and of the first draws with logits or probabilities averaged.
-
-    Shapes: logs (num_draws, n, classes); observed (n,); returns (num_draws,) each.
-    """
+    """NLL of each draw, and of the first draws with logits or probabilities averaged."""
     index = observed.expand(len(logs), -1).unsqueeze(-1)
     numbers = torch.arange(1, len(logs) + 1, dtype=torch.float64)
     own = logs.gather(-1, index).squeeze(-1)

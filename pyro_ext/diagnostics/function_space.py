@@ -48,7 +48,6 @@ def predictive_rhat(probabilities: ArrayLike) -> Tensor:
         **Shape:** ``(num_chains, num_draws, n, classes)``.
     :returns: **Shape:** ``(n, classes)``. The two classes of a binary problem have the same value,
         up to rounding.
-    :raises ValueError: names the argument, what it got and what it wants.
 
     Example::
 
@@ -78,7 +77,6 @@ def predictive_ess(probabilities: ArrayLike) -> Tensor:
     :param probabilities: predictive probabilities by chain, at least four draws of each.
         **Shape:** ``(num_chains, num_draws, n, classes)``.
     :returns: for all chains together. **Shape:** ``(n, classes)``.
-    :raises ValueError: names the argument, what it got and what it wants.
 
     Example::
 

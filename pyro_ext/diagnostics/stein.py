@@ -35,14 +35,12 @@ def kernel_stein_discrepancy(
     gradients = as_tensor("gradients", gradients, "(num_draws, size)", like=samples)
     check_number("exponent", exponent, above=-1, below=0)
     scale = torch.as_tensor(as_parameter("scale", scale))
-    if samples.dim() != 2 or samples.shape != gradients.shape or not len(samples):
+    if samples.shape != gradients.shape:
         raise ValueError(
             "samples and gradients must have one shape (num_draws, size), got "
             f"{tuple(samples.shape)} and {tuple(gradients.shape)}"
         )
-    if not -1.0 < exponent < 0.0:
-        raise ValueError(f"exponent must lie in (-1, 0), got {exponent!r}")
-    scale = torch.as_tensor(scale).to(samples)
+    scale = scale.to(samples)
     if not (scale > 0).all():
         raise ValueError(f"scale must be positive, got {scale!r:.80}")
     points, scores = (samples / scale).double(), (gradients * scale).double()

@@ -102,10 +102,7 @@ def log_exponent_integral(
 
 
 def sample_log_tilt(power: Tensor, order: Tensor, log_tilt: Tensor, damping: Tensor) -> Tensor:
-    r"""Draws of :math:`\log x` with density proportional to :math:`x^k g(x) (x + z)^{-q}`.
-
-    The density is logarithmically concave.
-    """
+    r"""Draws of :math:`\log x` with density proportional to :math:`x^k g(x) (x + z)^{-q}`."""
     power, order, log_tilt, damping = torch.broadcast_tensors(power, order, log_tilt, damping)
     peak, low, high = _moment_range(power, order, log_tilt, damping)
     parameters = (power, order, log_tilt, damping)
@@ -240,11 +237,7 @@ class MixedExponent(NamedTuple):
         return self.log_mass + torch.log1p(-self.discount) + moment
 
     def exponent(self, point: Tensor) -> Tensor:
-        """Exponent at points of the upper half plane, over one more axis.
-
-        The mixing variable takes a path above the positive numbers, and the points, negated, lie
-        below them.
-        """
+        """Exponent at points of the upper half plane, over one more axis."""
         power, discount, log_mass = (
             value[..., None, None] for value in (self.power, self.discount, self.log_mass)
         )
@@ -495,11 +488,7 @@ def _log_saddle(mixed: MixedExponent, value: Tensor, base: Tensor, pole: Tensor)
 
 
 def _log_depth(mixed: MixedExponent, value: Tensor) -> Tensor:
-    """Logarithm of the point on the cut where the contour leaves it.
-
-    It is where the modulus of the integrand is least, and not beyond the point where the phase
-    comes to a right angle.
-    """
+    """Logarithm of the point on the cut where the contour leaves it."""
     high = torch.full_like(value, math.log(_LAST[mixed.damping]))
     low = torch.minimum(high, -value.log()) + _LOWEST
     for _ in range(_NUM_HALVINGS):

@@ -76,7 +76,17 @@ class DeterministicArrivals:
 
 
 @dataclass(frozen=True)
-class GammaArrivals:
+class _OfConcentration:
+    """Families with one parameter."""
+
+    concentration: float
+
+    def __post_init__(self) -> None:
+        check_number("concentration", self.concentration, above=0)
+
+
+@dataclass(frozen=True)
+class GammaArrivals(_OfConcentration):
     r"""Gamma arrival times, :math:`T | w \sim \text{Gamma}(a, w)`.
 
     With :math:`a = 1` the series is size-biased; the larger :math:`a`, the more it is like that of
@@ -91,11 +101,6 @@ class GammaArrivals:
         >>> [round(float(measure.lost_mass(20, GammaArrivals(a))), 4) for a in (1.0, 3.0, 10.0)]
         [0.1698, 0.1181, 0.1085]
     """
-
-    concentration: float
-
-    def __post_init__(self) -> None:
-        check_number("concentration", self.concentration, above=0)
 
     def log_density(self, log_value: Tensor) -> Tensor:
         """Log density of the logarithm of the number."""
@@ -133,16 +138,11 @@ class ExponentialArrivals(GammaArrivals):
 
 
 @dataclass(frozen=True)
-class InverseGammaArrivals:
+class InverseGammaArrivals(_OfConcentration):
     r"""Inverse gamma arrival times, :math:`1 / T \,|\, w \sim \text{Gamma}(a, 1 / w)`.
 
     :param float concentration: :math:`a > 0`.
     """
-
-    concentration: float
-
-    def __post_init__(self) -> None:
-        check_number("concentration", self.concentration, above=0)
 
     def log_density(self, log_value: Tensor) -> Tensor:
         """Log density of the logarithm of the number."""
@@ -158,18 +158,13 @@ class InverseGammaArrivals:
 
 
 @dataclass(frozen=True)
-class LomaxArrivals:
+class LomaxArrivals(_OfConcentration):
     r"""Lomax arrival times, :math:`P(T > t \,|\, w) = (1 + t w)^{-a}`.
 
     For a stable beta process of concentration :math:`a` everything is in closed form.
 
     :param float concentration: :math:`a > 0`.
     """
-
-    concentration: float
-
-    def __post_init__(self) -> None:
-        check_number("concentration", self.concentration, above=0)
 
     def log_density(self, log_value: Tensor) -> Tensor:
         """Log density of the logarithm of the number."""
@@ -289,11 +284,7 @@ class _Timed(ABC):
 
 
 class _GammaTimes(_Timed):
-    r"""Gamma times, by integrals of :math:`\kappa` over time.
-
-    The rate of arrivals is :math:`\xi'(t) = t^{a-1} \kappa(a, t) / \Gamma(a)`, the weight has
-    density proportional to :math:`w^a e^{-tw} \rho(w)`.
-    """
+    r"""Gamma times, by integrals of :math:`\kappa` over time."""
 
     def __init__(self, measure: LevyMeasure, concentration: float) -> None:
         self._measure, self._concentration = measure, concentration

@@ -33,10 +33,7 @@ _MARGIN = 1e-10  # from the largest size, where densities may be infinite
 
 
 class MeasureDistribution(TorchDistribution):
-    """Distribution of a number with the batch shape of a measure.
-
-    Other tensors of this shape that a subclass stores are named in ``_tensors``.
-    """
+    """Distribution of a number with the batch shape of a measure."""
 
     arg_constraints: dict[str, Any] = {}
     measure: LevyMeasure
@@ -123,10 +120,6 @@ class FiniteAtom(MeasureDistribution, ScalarDistribution):
     .. math:: f_L(w) = \Phi(t_L | w) \rho(w) / L , \quad \int \Phi(t_L | w) \rho(w) dw = L .
 
     Draws come from numerical inversion and have gradients in the parameters of the measure.
-
-    :param measure: a completely random measure.
-    :param family: of arrival times, whose distribution function is :math:`\Phi`.
-    :param int num_atoms: :math:`L`.
     """
 
     _tensors = ("_log_count", "log_level")

@@ -447,9 +447,7 @@ class PitmanYor(ProbabilityMeasure):
         :param int num_samples: :math:`n`.
         :returns: the logarithms. **Shape:** ``(*batch_shape, n)``.
         """
-        number = check_integer("num_samples", num_samples, 1)
-        order = torch.arange(1, number + 1, dtype=torch.float64, device=self.discount.device)
-        sigma, theta = self.discount.double()[..., None], self.concentration.double()[..., None]
+        number, order, sigma, theta = self._for_samples(num_samples)
         sums = log_sums_by_blocks(_log_rising(1.0 - sigma, order - 1.0))
         total = torch.full_like(theta, number - 1.0)
         value = self._log_new(sigma, theta, order) - _log_rising(theta + 1.0, total) + sums
@@ -464,15 +462,24 @@ class PitmanYor(ProbabilityMeasure):
         :param int num_samples: :math:`n`.
         :returns: the numbers. **Shape:** ``(*batch_shape, n)``.
         """
-        number = check_integer("num_samples", num_samples, 1)
-        order = torch.arange(1, number + 1, dtype=torch.float64, device=self.discount.device)
-        sigma, theta = self.discount.double()[..., None], self.concentration.double()[..., None]
+        number, order, sigma, theta = self._for_samples(num_samples)
         rest = number - order
         log_choices = math.lgamma(number + 1.0) - (order + 1.0).lgamma() - (rest + 1.0).lgamma()
         value = log_choices + _log_rising(1.0 - sigma, order - 1.0)
         value = value + _log_rising(theta + sigma, rest)
         value = value - _log_rising(theta + 1.0, torch.full_like(theta, number - 1.0))
         return value.exp().to(self.discount.dtype)
+
+    def _for_samples(self, num_samples: int) -> tuple[int, Tensor, Tensor, Tensor]:
+        """Number of samples, numbers up to it, and the parameters over one more axis."""
+        number = check_integer("num_samples", num_samples, 1)
+        order = torch.arange(1, number + 1, dtype=torch.float64, device=self.discount.device)
+        return (
+            number,
+            order,
+            self.discount.double()[..., None],
+            self.concentration.double()[..., None],
+        )
 
     def _product_form(self, num_samples: int, auxiliary: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log factors of the probability by sizes of clusters from zero, and by their number."""

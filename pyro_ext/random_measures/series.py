@@ -36,16 +36,11 @@ _MOST_JUMPS = 10**7
 
 
 class Series(NamedTuple):
-    """The first weights of a series.
+    """The first weights of a series."""
 
-    :param Tensor weights: in the order of their arrival. **Shape:** ``(*batch, num_jumps)``.
-    :param Tensor arrivals: their arrival times. **Shape:** ``(*batch, num_jumps)``.
-    :param Tensor lost_mass: expected mass of the weights that come later. **Shape:** ``batch``.
-    """
-
-    weights: Tensor
-    arrivals: Tensor
-    lost_mass: Tensor
+    weights: Tensor  # in the order of their arrival, (*batch, num_jumps)
+    arrivals: Tensor  # their arrival times, (*batch, num_jumps)
+    lost_mass: Tensor  # expected mass of the weights that come later, batch
 
 
 class ArrivalSeries:

@@ -134,11 +134,8 @@ class ApproximateTotalMass(TotalMass):
         return log_weights.exp().sum(-1) + rest * (log_square - log_mean).exp()
 
 
-def compound_poisson(number: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
-    """Sums of given numbers of independent draws.
-
-    Shapes: result that of number.
-    """
+def compound_poisson(number: Tensor, draw: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
+    """Sums of given numbers of independent draws, given parameters of the shape of the numbers."""
     counts = number.reshape(-1).long()
     if int(counts.sum()) > _MOST_WEIGHTS:
         raise ValueError(
@@ -147,4 +144,5 @@ def compound_poisson(number: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor
         )
     owner = torch.repeat_interleave(torch.arange(counts.numel(), device=counts.device), counts)
     total = torch.zeros(counts.shape, dtype=torch.float64, device=counts.device)
-    return total.index_add(0, owner, draw(owner)).view(number.shape)
+    own = [value.expand(number.shape).reshape(-1)[owner] for value in parameters]
+    return total.index_add(0, owner, draw(*own)).view(number.shape)

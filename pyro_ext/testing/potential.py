@@ -43,7 +43,6 @@ def check_potential(
 
     Example::
 
-        >>> import pyro, pyro.distributions as dist
         >>> def model(x):
         ...     scale = pyro.sample("scale", dist.HalfNormal(1.0))
         ...     with pyro.plate("data", len(x)):

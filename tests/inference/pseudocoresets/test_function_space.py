@@ -455,9 +455,9 @@ def test_errors() -> None:
         FunctionSpaceSurrogate(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="posteriors must be .*, got 3"):
         parameter_distributions(3, linear_guide(), linear_guide().coreset())
-    with pytest.raises(TypeError, match="model must be callable, got 3"):
+    with pytest.raises(TypeError, match="model must be a Pyro model, got 3"):
         FunctionSpaceSurrogate(GaussianSurrogate(), model=3)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="likelihood must map values to a distribution, got 3"):
+    with pytest.raises(TypeError, match="likelihood must be a function of values"):
         FunctionSpaceSurrogate(
             GaussianSurrogate(),
             function="f",
@@ -479,7 +479,7 @@ def test_errors() -> None:
         FunctionSpaceKL(GaussianSurrogate())  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="surrogate must be a FunctionSpaceSurrogate or a list"):
         FunctionSpaceKL([surrogate, 3])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="at least one FunctionSpaceSurrogate"):
+    with pytest.raises(ValueError, match="a list of them, at least 1"):
         FunctionSpaceKL([])
     text = repr(FunctionSpaceKL([surrogate, surrogate]))
     assert text.count("FunctionSpaceSurrogate") == 2 and "jacobian" in text
