@@ -373,8 +373,7 @@ class Page:
     """What the pages of papers and workflows have in common.
 
     It knows the seeds, whether the run is a short one, and where figures go; it collects claims and
-    figures, and reports them at the end. Tensors of a page are small: they gain nothing from
-    threads, and lose on busy machines, so that a page takes one thread.
+    figures, and reports them at the end.
 
     :param str slug: short name of the page, as of :class:`Report`.
     :param str paper: the paper, as a reference.

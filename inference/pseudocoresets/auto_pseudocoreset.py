@@ -272,9 +272,8 @@ class AutoPseudocoreset(PyroModule):
     ) -> Self:
         """Train the coreset; ``losses`` gets the loss before each step.
 
-        The loop is that of :class:`~pyro_ext.inference.Trainer`: Ctrl-C keeps whole steps,
-        and what is not finite ends it with an error that says where. At the end
-        :meth:`check_spread` warns of a posterior that is not that of the data.
+        Ctrl-C keeps whole steps. At the end :meth:`check_spread` warns of a posterior that is not
+        that of the data.
 
         :param pyro.infer.ELBO divergence: such as :class:`~pyro_ext.inference.ForwardKL`.
         :param int num_steps: number of steps.
@@ -308,14 +307,10 @@ class AutoPseudocoreset(PyroModule):
     def check_spread(self) -> dict[str, Tensor] | None:
         """Compare the posterior of the coreset with that of the data, and warn where they differ.
 
-        Both are seen through Laplace approximations in unconstrained space. There is a warning,
-        with both numbers and the name of the site, where a standard deviation is more than twice or
-        less than half of the data's, or a mean more than two of these off. The search for the mode
-        looks at all of the data some dozen times.
-
-        Posteriors of which a Laplace approximation tells nothing are passed over: those of more
-        than 500 latent values, those with several modes, as those of networks, which searches from
-        two starts tell, and those whose log density is not concave at the mode.
+        Both are seen through Laplace approximations in unconstrained space. There is a warning
+        where a standard deviation is more than twice or less than half of the data's, or a mean
+        more than two of these off. Posteriors of more than 500 latent values, with several modes,
+        or whose log density is not concave at the mode are passed over.
 
         :returns: ratios of standard deviations by site, or ``None`` for a posterior that is passed
             over. **Shape:** ``(*event)`` each, in unconstrained space.

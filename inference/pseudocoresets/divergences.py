@@ -31,8 +31,7 @@ class Divergence(ELBO):
     """A loss of a coreset: a divergence between its posterior and that of the data.
 
     It replaces an ELBO in :class:`~pyro.infer.SVI`, or is given to
-    :meth:`~pyro_ext.inference.AutoPseudocoreset.fit`. Model and data are those that the guide was
-    made with; arguments are checked to be the same.
+    :meth:`~pyro_ext.inference.AutoPseudocoreset.fit`, with the model and data of the guide.
 
     :param Surrogate surrogate: what stands for the posteriors; without one a
         :class:`~pyro_ext.inference.GaussianSurrogate`.

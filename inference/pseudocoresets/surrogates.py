@@ -90,17 +90,12 @@ class GaussianSurrogate(Surrogate):
     """Gaussians at the modes of both posteriors, with the curvatures there.
 
     They are exact where the model is linear with Gaussian noise of known scale and Gaussian priors,
-    and Laplace approximations of the posteriors otherwise. They live in unconstrained space, with
-    the log-Jacobian of the transforms in the densities. A KL divergence is the same in any
-    coordinates; a Wasserstein distance is one in unconstrained space.
+    and Laplace approximations otherwise, in unconstrained space. That of the coreset is a function
+    of its rows and weights with exact gradients. Both are at the same of several modes.
 
-    The Gaussian of the data is found once, at the first step. That of the coreset is a function of
-    its rows and weights with exact gradients: the mode moves as the implicit function theorem has
-    it. Each search starts at the mode before, the first one at the mode of the data, so that both
-    Gaussians are at the same of several modes. Second derivatives take work that grows with the
-    square of the number of latent values: this is for hundreds of them. In single precision the
-    gradients lose precision where latent values are strongly correlated; at a condition number of
-    10,000 some are wrong by a twentieth. Double precision is the better choice then.
+    Work grows with the square of the number of latent values: this is for hundreds of them. In
+    single precision gradients lose precision where latent values are strongly correlated; at a
+    condition number of 10,000 some are wrong by a twentieth.
 
     :param Minimizer minimizer: searches the modes; :class:`~pyro_ext.inference.BatchLBFGS` without
         one.

@@ -103,7 +103,16 @@ class SGMCMCKernel(VectorizedKernel):
             num_steps=num_steps,
             init_strategy=init_strategy,
         )
-        _check_control_variate(control_variate, potential_fn)
+        if not (control_variate in (None, "map") or isinstance(control_variate, Mapping)):
+            raise ValueError(
+                "control_variate must be None, 'map' or a mapping of site names to tensors, got "
+                f"{control_variate!r:.80}"
+            )
+        if control_variate is not None and potential_fn is not None:
+            raise ValueError(
+                "control_variate needs a model with a subsampled plate: a potential_fn takes no "
+                "minibatches"
+            )
         if minibatches not in (Minibatches, IndependentMinibatches):
             raise ValueError(
                 "minibatches must be the class Minibatches or IndependentMinibatches, got "
@@ -262,19 +271,6 @@ def check_noise_estimate(value: float, largest: float, temperature: float) -> No
         raise ValueError(
             f"noise_estimate must be at most {largest:.4g} for this step size and temperature, got "
             f"{value!r}: the gradient alone would bring more noise than a step may have"
-        )
-
-
-def _check_control_variate(value: ControlVariate, potential_fn: object) -> None:
-    if not (value is None or value == "map" or isinstance(value, Mapping)):
-        raise ValueError(
-            f"control_variate must be None, 'map' or a mapping of site names to tensors, got "
-            f"{value!r:.80}"
-        )
-    if value is not None and potential_fn is not None:
-        raise ValueError(
-            "control_variate needs a model with a subsampled plate: a potential_fn takes no "
-            "minibatches"
         )
 
 

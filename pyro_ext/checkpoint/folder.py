@@ -7,9 +7,7 @@ Of a run of chains:
 - ``chains-00000/draws-00000000.safetensors`` and so on hold its draws, each with the digest of the
   one before;
 - ``chains-00000/state.safetensors`` holds the state after the last of these draws, and names and
-  digests of all files of draws that belong to it. It is written after them and replaced as a whole,
-  so that a run killed at any moment has a state and all draws from before it. Draws after it are
-  written anew.
+  digests of all files of draws that belong to it. It is written after them and replaced as a whole.
 """
 
 import hashlib

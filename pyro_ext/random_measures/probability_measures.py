@@ -115,9 +115,8 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
 
         :param Tensor counts: sizes of clusters, zeros for padding.
             **Shape:** ``(*batch, num_clusters)``.
-        :param Tensor auxiliary: :math:`u > 0`; without it, the average over it given the counts.
-            One that is drawn once may not be used for several samples, each of which changes its
-            distribution.
+        :param Tensor auxiliary: :math:`u > 0`, drawn anew for each sample; without it, the average
+            over it given the counts.
         :returns: probabilities, the last that of a new cluster.
             **Shape:** ``(*batch, num_clusters + 1)``.
         """

@@ -66,11 +66,9 @@ class TotalMass(MeasureDistribution):
 class InvertedTotalMass(TotalMass, ScalarDistribution):
     r"""Distribution of the total mass of a measure whose Laplace transform can be inverted.
 
-    Density and distribution function are integrals of the transform along a contour in the complex
-    numbers, for which the exponent is computed by quadrature. Both have a relative precision of
-    about 1e-12, the density also where it is tiny, and gradients in values and parameters. A value
-    takes about a tenth of a second. Draws are exact, with gradients by implicit
-    differentiation.
+    Density and distribution function are contour integrals of relative precision about 1e-12, the
+    density also where it is tiny, with gradients in values and parameters. A value takes about a
+    tenth of a second. Draws are exact, with gradients by implicit differentiation.
 
     :param measure: one that ``total_mass()`` returns this distribution for.
 

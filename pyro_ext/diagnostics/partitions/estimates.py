@@ -59,16 +59,12 @@ def point_estimate(
     of two trees, of average and complete linkage, on one minus :func:`co_clustering` [1]. From the
     best of them, and from partitions built up point by point in random orders [2], single points
     move to other or new clusters for as long as that lowers the expected loss. Last, each cluster
-    of the best partition is dissolved, its points are placed anew, and what is better stays.
-
-    The loss is the average over the draws itself. The bound that [1] minimizes for the variation
-    of information is less than that, as it moves the average into the logarithm; it needs the
-    co-clustering matrix only, and its minimum is at another partition.
+    of the best partition is dissolved, its points are placed anew, and what is better stays. The
+    loss is the average over the draws itself, not the bound that [1] minimizes.
 
     No search short of all partitions is certain to find the least loss: compare seeds. A sweep over
     the points takes time in proportion to draws, points and clusters (for the Binder loss, to the
-    square of the number of points); the memory, to the clusters of all draws together times those
-    of the estimate.
+    square of the number of points).
 
     :param labels: draws of labels. **Shape:** ``(num_draws, n)`` or
         ``(num_chains, num_draws, n)``.
