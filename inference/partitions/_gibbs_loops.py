@@ -242,13 +242,7 @@ def split_or_merge(
     num_scans: int,
     seed: int,
 ) -> tuple[bool, bool]:
-    """Propose to split the cluster of two random points, or to merge their clusters [1].
-
-    Labels are changed in place; clusters keep their labels but for those that come and go.
-
-    [1] S. Jain, R. M. Neal (2004), A split-merge Markov chain Monte Carlo procedure for the
-    Dirichlet process mixture model.
-    """
+    """Propose a split or a merge of clusters of two points; return which, and if it is accepted."""
     kind, parameters, table, points = data
     np.random.seed(seed)
     size, number = points.shape[1], labels.max() + 1

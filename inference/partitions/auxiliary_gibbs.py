@@ -184,11 +184,10 @@ class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
     :math:`\theta_c` with probability proportional to
     :math:`p(x | \theta_c) \, \kappa(|c| + 1, u) / \kappa(|c|, u)`, and each of ``num_auxiliary``
     empty clusters, whose parameters are draws from the prior, to
-    :math:`p(x | \theta) \, \kappa(1, u) / \text{num_auxiliary}`. Empty clusters are kept from one
-    point to the next and replaced where a point takes one or leaves one empty [2]. Then the
-    parameters of all clusters move side by side, by slice sampling of their unconstrained
-    coordinates, which needs no tuning; it takes some ten evaluations of all points for each
-    coordinate, and mixes slowly where many coordinates depend on each other.
+    :math:`p(x | \theta) \, \kappa(1, u) / \text{num_auxiliary}` [2]. Then the parameters of all
+    clusters move side by side, by slice sampling of their unconstrained coordinates, which needs no
+    tuning; it takes some ten evaluations of all points for each coordinate, and mixes slowly where
+    many coordinates depend on each other.
 
     A draw has the value of each latent site for each point, that of the point's cluster,
     ``(n, *event)``, which does not depend on how clusters are numbered; sites named in ``shared``

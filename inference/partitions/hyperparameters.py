@@ -162,12 +162,7 @@ class RecordedHyperparameters(Generic[Value]):
         held: Collection[str],
         log_density: Callable[[Floats], float],
     ) -> dict[str, Tensor]:
-        """Move the hyperparameters but for those held, by slice sampling of unconstrained values.
-
-        :param values: hyperparameters by name, among others.
-        :param held: names of those that stay.
-        :param log_density: of all that depends on them, by the parameters.
-        """
+        """Move the hyperparameters but for those held, by slice sampling."""
         names = [name for name in self._layout.shapes if name not in held]
         columns = [column for name in names for column in self._layout.columns(name)]
         if not columns:

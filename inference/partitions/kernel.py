@@ -10,7 +10,7 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from pyro_ext._checks import shown
+from pyro_ext._checks import check_choice, shown
 from pyro_ext.inference.partitions._slice_sampling import LARGEST_LOG
 from pyro_ext.inference.partitions.mixtures import Mixture, PriorSource, Process
 from pyro_ext.posterior.fixed_points import PointOf
@@ -46,8 +46,7 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
     partitions = ("assignment",)
 
     def __init__(self, prior: PriorSource, *, init: str = "prior") -> None:
-        if init not in self.starts:
-            raise ValueError(f"init must be one of {self.starts}, got {init!r}")
+        check_choice("init", init, self.starts)
         if not isinstance(prior, Process) and (isinstance(prior, type) or not callable(prior)):
             raise TypeError(
                 "prior must be or return a normalized measure, a PitmanYor or a DirichletProcess, "

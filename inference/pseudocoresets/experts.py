@@ -245,6 +245,12 @@ class ExpertBuffer:
                 f"buffer must hold experts of the sites {wanted} of the model, got those of {got}"
             )
 
+    def pick(self, layout: Layout) -> Tensor:
+        """Checkpoints of a random expert, for a layout of the same sites."""
+        self.check(layout)
+        number = int(torch.randint(self.num_experts, ()))
+        return self.trajectories[number].to(layout.device, layout.dtype)
+
     # Files ---------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_ext._checks import (
     check_callable,
+    check_choice,
     check_instance,
     check_integer,
     check_optional,
@@ -141,9 +142,9 @@ class FunctionSpaceSurrogate(Surrogate):
     Only the values :math:`f(u)` at the pseudo rows matter to the likelihood of a coreset. So two
     posteriors can be compared that sit at different modes of the weights, which are the same
     function, and coresets can be learned with several models at once. With distributions of the
-    values
-    :math:`N(m_x, \Psi_x)` under the posterior of the data and :math:`N(m_u, \Psi_u)` under that of
-    the coreset, and the weighted log likelihood :math:`F_u(f) = \sum_j w_j \log p(y_j | f_j)`,
+    values, :math:`N(m_x, \Psi_x)` under the posterior of the data and :math:`N(m_u, \Psi_u)` under
+    that of the coreset, and the weighted log likelihood
+    :math:`F_u(f) = \sum_j w_j \log p(y_j | f_j)`,
 
     .. math:: \nabla_u KL(\nu_x \| \nu_u) \approx
               - E_\epsilon \nabla_u F_u(m_x + \Psi_x^{1/2} \epsilon)
@@ -216,18 +217,12 @@ class FunctionSpaceSurrogate(Surrogate):
         wanted = "a function of values that returns a distribution"
         check_optional(check_callable, "likelihood", likelihood, wanted)
         is_gaussian = isinstance(posteriors, GaussianSurrogate)
-        known = ("jacobian",) if is_gaussian else get_args(FunctionCovariance)
-        if covariance is not None and covariance not in known:
-            raise ValueError(
-                f"covariance must be one of {known} for a {type(posteriors).__name__}, got "
-                f"{covariance!r:.80}"
-            )
         are_draws = isinstance(posteriors, MCMCSurrogate)
+        known = ("jacobian",) if is_gaussian else get_args(FunctionCovariance)
         means = ("average",) if are_draws else get_args(SnapshotMean)
-        if mean is not None and mean not in means:
-            raise ValueError(
-                f"mean must be one of {means} for a {type(posteriors).__name__}, got {mean!r:.80}"
-            )
+        owner = type(posteriors).__name__
+        check_optional(check_choice, f"covariance of a {owner}", covariance, known)
+        check_optional(check_choice, f"mean of a {owner}", mean, means)
         check_backend(backend)
         self.posteriors, self.model, self.backend = posteriors, model, backend
         self.function, self.likelihood = function, likelihood

@@ -170,13 +170,9 @@ def coreset_mode(
 def coreset_gaussian(
     posterior: WeightedPosterior, coreset: Coreset, mode: Tensor, factor: Tensor | None
 ) -> Gaussian:
-    """Gaussian at the mode of the posterior of a coreset, differentiable in rows and weights.
-
-    One step of Newton's method from the mode leaves it where it is, and has the derivative of the
-    mode in rows and weights. The second derivatives at its end have all of theirs.
-
-    Returns NaN where the second derivatives are not positive definite.
-    """
+    """Gaussian at the mode of the posterior of a coreset, differentiable in rows and weights."""
+    # One step of Newton's method from the mode leaves it where it is, and has the derivative of the
+    # mode in rows and weights. The second derivatives at its end have all of theirs.
     if factor is None:
         return Gaussian(torch.full_like(mode, torch.nan), torch.full_like(mode.diag(), torch.nan))
     with torch.enable_grad():

@@ -1,7 +1,7 @@
 """The function that a model evaluates at its rows, its likelihood, and Gaussian marginals of it."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import pyro.distributions as dist
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Independent, biject_to
 from torch.func import jacrev, vmap
 
-from pyro_ext._checks import as_tensor, check_callable, check_number
+from pyro_ext._checks import as_tensor, check_callable, check_choice, check_number
 from pyro_ext.inference.pseudocoresets.posteriors import Coreset, WeightedPosterior
 from pyro_ext.potential import Backend, BatchedFunction
 from pyro_ext.potential.evaluation import (
@@ -140,10 +140,10 @@ def linearized_marginal(
     covariance = as_tensor("covariance", covariance)
     check_number("jitter", jitter, least=0)
     size = mean.shape[0]
-    if mean.dim() != 1 or covariance.shape not in ((size,), (size, size)):
+    if covariance.shape not in ((size,), (size, size)):
         raise ValueError(
             f"covariance must have the shape {(size,)} or {(size, size)} for a mean of shape "
-            f"{tuple(mean.shape)}, got {tuple(covariance.shape)}"
+            f"{(size,)}, got {tuple(covariance.shape)}"
         )
     loc = function(mean).flatten()
     jacobian = jacrev(function)(mean).reshape(len(loc), size)
@@ -159,12 +159,7 @@ def _moments(function: Function, snapshots: Tensor, mean: SnapshotMean) -> tuple
     """Mean, and deviations from the average whose squares add up to the variance."""
     check_callable("function", function)
     snapshots = as_tensor("snapshots", snapshots, "(num_snapshots, size)")
-    if mean not in ("last", "average"):
-        raise ValueError(f"mean must be 'last' or 'average', got {mean!r:.80}")
-    if snapshots.dim() != 2 or not len(snapshots):
-        raise ValueError(
-            f"snapshots must have the shape (num_snapshots, size), got {tuple(snapshots.shape)}"
-        )
+    check_choice("mean", mean, get_args(SnapshotMean))
     values = vmap(function)(snapshots)
     average = values.mean(0)
     deviations = (values - average) / len(values) ** 0.5

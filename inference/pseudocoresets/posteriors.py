@@ -53,37 +53,29 @@ class RowDensity:
         self._value = BatchedFunction(function, example, backend, data)
         self._gradient = BatchedFunction(Gradient(function), example, backend, data)
 
-    def value(self, flat: Tensor, weights: Tensor, rows: Sequence[Tensor]) -> Tensor:
+    def value(self, flat: Tensor, coreset: Coreset) -> Tensor:
         """Density of one draw, differentiable in all arguments, a scalar."""
         function = self._value.single() or self._value.function
-        result: Tensor = function(flat, weights, *rows)
+        result: Tensor = function(flat, coreset.weights, *coreset.rows)
         return result
 
-    def values(self, flat: Tensor, weights: Tensor, rows: Sequence[Tensor]) -> Tensor:
+    def values(self, flat: Tensor, coreset: Coreset) -> Tensor:
         """Density of each draw, differentiable in all arguments."""
-        result: Tensor = self._value.over_first(flat, weights, *rows)
+        result: Tensor = self._value.over_first(flat, coreset.weights, *coreset.rows)
         return result
 
-    def value_and_gradient(
-        self, flat: Tensor, weights: Tensor, rows: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def value_and_gradient(self, flat: Tensor, coreset: Coreset) -> tuple[Tensor, Tensor]:
         """Density and gradient in the latent values of each draw, without a graph behind them."""
         with torch.no_grad():
-            value, gradient = self._gradient.over_first(flat, weights, *rows)
+            value, gradient = self._gradient.over_first(flat, coreset.weights, *coreset.rows)
         return value, gradient
 
-    def gradient(self, flat: Tensor, weights: Tensor, rows: Sequence[Tensor]) -> Tensor:
-        """Gradient in the latent values of each draw. **Shape:** ``(draws, size)``."""
-        return self.value_and_gradient(flat, weights, rows)[1]
-
-    def differentiable_gradient(
-        self, flat: Tensor, weights: Tensor, rows: Sequence[Tensor]
-    ) -> Tensor:
+    def differentiable_gradient(self, flat: Tensor, coreset: Coreset) -> Tensor:
         """The same gradient as a function that can be differentiated in all arguments."""
         # The record of a gradient would not do: what a backward pass saves is detached in it.
         with torch.enable_grad():
             leaf = flat if flat.requires_grad else flat.detach().requires_grad_()
-            total = self.values(leaf, weights, rows).sum()
+            total = self.values(leaf, coreset).sum()
             (gradient,) = torch.autograd.grad(total, leaf, create_graph=True)
         return gradient
 
@@ -137,15 +129,15 @@ class WeightedPosterior:
 
     def value(self, flat: Tensor, coreset: Coreset) -> Tensor:
         """:math:`U`, differentiable. **Shape:** ``(size,)`` to a scalar."""
-        return self._joint.value(flat, coreset.weights, coreset.rows)
+        return self._joint.value(flat, coreset)
 
     def value_and_gradient(self, flat: Tensor, coreset: Coreset) -> tuple[Tensor, Tensor]:
         """:math:`U` of each draw and its gradient. **Shape:** ``(draws,)``, ``(draws, size)``."""
-        return self._joint.value_and_gradient(flat, coreset.weights, coreset.rows)
+        return self._joint.value_and_gradient(flat, coreset)
 
     def log_likelihood(self, flat: Tensor, coreset: Coreset) -> Tensor:
         r"""Weighted log likelihood of each draw, differentiable in the coreset."""
-        return -self.likelihood.values(flat.detach(), coreset.weights, coreset.rows)
+        return -self.likelihood.values(flat.detach(), coreset)
 
     def _negative_log_joint(self, flat: Tensor, weights: Tensor, *rows: Tensor) -> Tensor:
         return self.potential.potential(self.layout.unflatten(flat), None, weights, *rows)

@@ -90,14 +90,13 @@ def descent_snapshots(
     _check(posterior, coreset, start, learning_rate)
     num_steps = check_integer("num_steps", num_steps, 1)
     thinning = check_integer("thinning", thinning, 1)
-    rows, weights = coreset.detached()
-    position = start.detach()
+    fixed, position = coreset.detached(), start.detach()
     if isinstance(learning_rate, Tensor):
         learning_rate = learning_rate.detach()
-    rate = learning_rate / weights.sum()
+    rate = learning_rate / fixed.weights.sum()
     kept = []
     for number in range(1, num_steps + 1):
-        position = position - rate * posterior.likelihood.gradient(position, weights, rows)
+        position = position - rate * posterior.likelihood.value_and_gradient(position, fixed)[1]
         if number % thinning == 0:
             kept.append(position)
     return kept
@@ -121,7 +120,7 @@ def unrolled_descent(
     rate = learning_rate / coreset.weights.sum()
     position = start
     for _ in range(num_steps):
-        gradient = posterior.likelihood.differentiable_gradient(position, *coreset[::-1])
+        gradient = posterior.likelihood.differentiable_gradient(position, coreset)
         position = position - rate * gradient
     return position
 
@@ -155,8 +154,7 @@ class TrajectorySurrogate(Surrogate):
 
     * :class:`~pyro_ext.inference.ForwardKL` draws from both Gaussians, whose standard deviation is
       the same small number for all latent values. No gradient flows into :math:`z_u`, so memory
-      does not depend on the number of steps. Seen as a function of latent values the loss is that
-      of contrastive divergence, with short runs as the model's samples.
+      does not depend on the number of steps.
     * :class:`~pyro_ext.inference.ReverseKL` draws from that of the coreset, and compares the
       likelihoods of the coreset and of a minibatch of the data there. Where the noise is small it
       is gradient matching [2] times the variance of the noise, and takes a learning rate for the
@@ -291,11 +289,8 @@ class TrajectorySurrogate(Surrogate):
         :returns: unconstrained. **Shape:** ``(size,)`` each.
         :raises ValueError: where the experts are of another model.
         """
-        layout = guide.posterior.layout
-        self.buffer.check(layout)
-        number = int(torch.randint(self.buffer.num_experts, ()))
+        expert = self.buffer.pick(guide.posterior.layout)
         first = int(torch.randint(self.max_start, ()))
-        expert = self.buffer.trajectories[number].to(layout.device, layout.dtype)
         return expert[first], expert[first + self.num_epochs]
 
     def compare(self, divergence: Comparison, guide: CoresetGuide, coreset: Coreset) -> Tensor:
@@ -425,13 +420,10 @@ class TrajectorySnapshots:
         :raises ValueError: where the experts are of another model.
         """
         posterior = guide.posterior
-        self.buffer.check(posterior.layout)
-        number = int(torch.randint(self.buffer.num_experts, ()))
-        layout = posterior.layout
-        expert = self.buffer.trajectories[number].to(layout.device, layout.dtype)
+        expert = self.buffer.pick(posterior.layout)
         if self.inner == "fresh":
             values = posterior.potential.init(init_strategy=self.init_strategy)
-            position = layout.flatten(values)
+            position = posterior.layout.flatten(values)
         else:
             position = expert[torch.randint(self.max_start, (1,))]
         between = self.thinning * (self.num_snapshots - 1)

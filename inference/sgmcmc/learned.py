@@ -37,30 +37,16 @@ class LearnedKernel(FrictionKernel):
         **options: Unpack[OptionsButStepSize],
     ) -> None:
         super().__init__(model, friction, momentum_decay, step_size=step_size, **options)
-        if step_size is not None:
-            self._smallest_decay()
 
     def _default_step_size(self) -> float:
         return math.sqrt(_LEARNING_RATE / self.potential.data_size)
-
-    def _prepare(self) -> None:
-        super()._prepare()
-        self._smallest_decay()
 
     def _statistics(self, state: Any) -> dict[str, Tensor]:
         return {"kinetic_temperature": state.momentum.square().mean(-1)}
 
 
 class ElementwiseNetwork(nn.Module):
-    """A multilayer perceptron that maps features of an element to outputs, for each element alike.
-
-    Between the layers are rectified linear units. Its parameters may have a leading dimension, for
-    a network of its own for each chain.
-
-    :param Sequence sizes: numbers of features, of hidden units in each layer, and of outputs.
-    :param float output_scale: factor of the last layer's initial weights.
-    :param int seed: of the initial weights.
-    """
+    """A perceptron that maps features of each element to outputs, perhaps one for each chain."""
 
     def __init__(self, sizes: Sequence[int], output_scale: float = 1.0, seed: int = 0) -> None:
         super().__init__()

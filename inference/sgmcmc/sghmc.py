@@ -107,6 +107,8 @@ class FrictionKernel(SGMCMCKernel):
         self.friction = friction
         self.momentum_decay = momentum_decay
         self._least_and_most()
+        if self.step_size is not None:
+            self._smallest_decay()
 
     def _smallest_decay(self) -> float:
         """Least fraction of the momentum that the largest step takes; checks friction."""
@@ -162,6 +164,7 @@ class FrictionKernel(SGMCMCKernel):
         super()._prepare()
         argument, value = self._given()
         self._rate = self.potential.layout.expand(value, argument)
+        self._smallest_decay()
 
     def _decay(self, step_size: Tensor) -> Tensor:
         """Fraction of the momentum that a step takes. **Shape:** ``(size,)``."""
@@ -212,8 +215,6 @@ class SGHMC(FrictionKernel):
         options = without_step_size(options, mass)
         super().__init__(model, friction, momentum_decay, **options)
         self.noise_estimate = check_number("noise_estimate", noise_estimate, least=0)
-        if self.step_size is not None:
-            self._smallest_decay()
         if not isinstance(mass, str):
             self._check_noise(mass)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pyro_ext._checks import check_instance, check_integer, check_sequence
 from pyro_ext.checkpoint import Checkpoint
 from pyro_ext.diagnostics._labels import label
 from pyro_ext.diagnostics._model_groups import ModelGroups, check_shapes, model_of
@@ -222,29 +223,16 @@ def _part(seed: int | None, number: int) -> int | None:
 def _check_types(
     log_likelihood: object, posterior_predictive: object, prior: object, num_samples: object
 ) -> None:
-    if not isinstance(log_likelihood, bool) and (
-        isinstance(log_likelihood, str)
-        or not isinstance(log_likelihood, Sequence)
-        or not all(isinstance(name, str) for name in log_likelihood)
-    ):
-        raise TypeError(
-            f"log_likelihood must be True, False or a list of names, got {log_likelihood!r:.80}"
-        )
-    if not isinstance(posterior_predictive, bool | Mapping):
-        raise TypeError(
-            "posterior_predictive must be True, False or a dict of draws, got "
-            f"{posterior_predictive!r:.80}"
-        )
+    if not isinstance(log_likelihood, bool):
+        wanted = "True, False or a list of names"
+        check_sequence("log_likelihood", log_likelihood, wanted, 0, str)
+    wanted = "True, False or a dict of draws"
+    check_instance("posterior_predictive", posterior_predictive, (bool, Mapping), wanted)
     if not isinstance(prior, bool | Mapping):
-        _check_count(prior, "prior", "True, False, a dict of draws or a number of draws")
-    _check_count(num_samples, "num_samples", "a number of draws")
-
-
-def _check_count(value: object, argument: str, wanted: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{argument} must be {wanted}, got {value!r:.80}")
-    if value < 1:
-        raise ValueError(f"{argument} must be at least 1, got {value}")
+        wanted = "True, False, a dict of draws or a number of draws"
+        check_instance("prior", prior, (int, np.integer), wanted)
+        check_integer("prior", prior, 1)
+    check_integer("num_samples", num_samples, 1)
 
 
 def with_partition_quantities(arrays: Arrays, partitions: Sequence[str]) -> tuple[Arrays, Arrays]:

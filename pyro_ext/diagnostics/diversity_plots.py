@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_sequence
+from pyro_ext._checks import as_tensor, check_integer, check_sequence
 from pyro_ext._pyplot import axes_of, load_pyplot
 from pyro_ext._renamed import renamed_arguments
 from pyro_ext.diagnostics.metrics import ArrayLike, ambiguity, as_numbers, checked
@@ -58,13 +58,10 @@ def plot_pairwise_kl(
         [[0.0, 0.1438], [0.1308, 0.0]]
     """
     pyplot = load_pyplot("plot_pairwise_kl")
-    values = _floats("divergences", divergences)
-    check_integer("num_chains", num_chains, 1)
-    if values.dim() != 2 or values.shape[0] != values.shape[1]:
-        raise ValueError(
-            f"divergences must have the shape (num_draws, num_draws); got {tuple(values.shape)}"
-        )
+    values = _floats("divergences", divergences, "(num_draws, num_draws)")
     num_draws = len(values)
+    as_tensor("divergences", values, f"(num_draws, {num_draws})")
+    check_integer("num_chains", num_chains, 1)
     if num_draws % num_chains:
         raise ValueError(
             f"num_chains must divide the number of draws, {num_draws}; got {num_chains}"
@@ -99,11 +96,7 @@ def plot_consecutive_distances(distances: ArrayLike, ax: "Axes | None" = None) -
         >>> [line.get_ydata().tolist() for line in ax.lines]
         [[5.0, 1.0], [2.0, 3.0]]
     """
-    values = _floats("distances", distances)
-    if values.dim() != 2:
-        raise ValueError(
-            f"distances must have the shape (num_chains, num_draws - 1); got {tuple(values.shape)}"
-        )
+    values = _floats("distances", distances, "(num_chains, num_draws - 1)")
     ax = axes_of("plot_consecutive_distances", ax, (4.8, 3.6))
     draws = torch.arange(1, values.shape[1] + 1).numpy()
     for index, chain in enumerate(values.numpy()):
@@ -143,18 +136,12 @@ def plot_path_values(
         >>> ax.lines[0].get_label()
         'barrier 2'
     """
-    position, rows = _floats("positions", positions), _floats("values", values)
-    if position.dim() != 1 or len(position) < 2 or not (position[1:] > position[:-1]).all():
+    position = _floats("positions", positions, "(num_points,)")
+    if len(position) < 2 or not (position[1:] > position[:-1]).all():
         raise ValueError(
-            "positions must be at least two rising numbers of the shape (num_points,); "
-            f"got {position.tolist()!r:.80}"
+            f"positions must be at least two rising numbers, got {position.tolist()!r:.80}"
         )
-    if rows.dim() not in (1, 2) or rows.shape[-1] != len(position):
-        raise ValueError(
-            "values must have the shape (num_points,) or (num_paths, num_points) with num_points = "
-            f"{len(position)}; got {tuple(rows.shape)}"
-        )
-    rows = rows.reshape(-1, len(position))
+    rows = _floats("values", values, f"(*num_paths, {len(position)})").reshape(-1, len(position))
     if labels is not None and len(check_sequence("labels", labels, "a list of names")) != len(rows):
         raise ValueError(f"labels must be {len(rows)} names, one for each path; got {labels!r:.80}")
     fraction = (position - position[0]) / (position[-1] - position[0])
@@ -366,12 +353,9 @@ def _growing(logs: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return -own.mean(-1), -logits.mean(-1), -averaged.mean(-1)
 
 
-def _floats(argument: str, value: ArrayLike) -> Tensor:
+def _floats(argument: str, value: ArrayLike, shape: str | None = None) -> Tensor:
     """Return a checked array of numbers in double precision, on the CPU."""
-    tensor = as_numbers(argument, value).double().cpu()
-    if tensor.numel() == 0:
-        raise ValueError(f"{argument} must not be empty; got the shape {tuple(tensor.shape)}")
-    return tensor
+    return as_tensor(argument, as_numbers(argument, value).double().cpu(), shape)
 
 
 def _open(ax: "Axes") -> "Axes":

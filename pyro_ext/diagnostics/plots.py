@@ -35,9 +35,8 @@ def plot_reliability(
     Bars show the accuracy per bin of confidence, hatched boxes the gap to the mean confidence of
     the bin (above the bar where the ensemble is overconfident, within it where it is
     underconfident), the dashed diagonal perfect calibration. Below is the fraction of the points in
-    each bin.
-    The title gives the expected calibration error, :func:`pyro_ext.diagnostics.metrics.ece`; bins
-    and numbers are those of :func:`pyro_ext.diagnostics.metrics.calibration_bins`.
+    each bin. Bins and numbers are those of
+    :func:`pyro_ext.diagnostics.metrics.calibration_bins`.
 
     :param probabilities: **Shape:** ``(num_draws, n, classes)``, or averaged ``(n, classes)``.
     :param labels: the observed classes. **Shape:** ``(n,)``.

@@ -28,8 +28,6 @@ def kernel_stein_discrepancy(
     with the gradients :math:`s = \nabla \log p` and
     :math:`k(x, y) = (1 + \sum_d (x_d - y_d)^2 / c_d^2)^\beta`, in coordinates :math:`x_d / c_d`. Of
     :math:`n` exact independent draws it is about :math:`[E\, k_0(X, X) / n]^{1/2}`, and not zero.
-
-    Shapes: samples (num_draws, size); gradients as the samples; scale (size,).
     """
     samples = as_tensor("samples", samples, "(num_draws, size)")
     gradients = as_tensor("gradients", gradients, "(num_draws, size)", like=samples)

@@ -6,7 +6,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pyro_ext._checks import shown
+from pyro_ext._checks import check_choice
 from pyro_ext.distributions.bases import ScalarDistribution, clamp_positive, expanded
 from pyro_ext.random_measures._numerics import as_double
 from pyro_ext.random_measures.arrivals import (
@@ -186,8 +186,7 @@ def finite_distribution(
     measure: LevyMeasure, num_atoms: int, rule: str, family: ArrivalFamily | None
 ) -> TorchDistribution:
     """Distribution of a weight of a finite approximation, in closed form where there is one."""
-    if rule not in ("exact", "group"):
-        raise ValueError(f"rule must be 'exact' or 'group', got {shown(rule)}")
+    check_choice("rule", rule, ("exact", "group"))
     if family is None or measure._is_own_family(family):
         distribution = measure._finite_distribution(num_atoms, rule)
         if distribution is not None:

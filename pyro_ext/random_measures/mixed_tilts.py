@@ -506,8 +506,7 @@ def log_joint_given_cluster_tilts(
 
     The Lévy density is a mixture of those of generalized gamma processes over a tilt :math:`x`.
     With the tilt :math:`y_j` of the :math:`j`-th cluster from that prior, the density of the
-    partition
-    and of :math:`u` is
+    partition and of :math:`u` is
 
     .. math:: \frac{u^{n-1}}{\Gamma(n)} e^{-\psi(u)} \prod_{j=1}^K \frac{\eta Z}{\Gamma(1 - \sigma)}
               \frac{\Gamma(n_j - \sigma)}{(y_j + u)^{n_j - \sigma}} ,

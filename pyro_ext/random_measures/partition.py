@@ -380,10 +380,7 @@ class ClusterCounts:
 
 
 def _scaled_series(log_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Coefficients of :math:`A`, the largest of them one, with the logarithms of factor and power.
-
-    Shapes: log_values (*batch, n).
-    """
+    r"""Coefficients of :math:`A`, the largest of them one; logarithms of factor and power."""
     number = log_values.shape[-1]
     order = torch.arange(1, number + 1, dtype=log_values.dtype, device=log_values.device)
     logs = log_values - (order + 1.0).lgamma()

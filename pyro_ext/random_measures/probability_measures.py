@@ -336,6 +336,7 @@ class PitmanYor(ProbabilityMeasure):
 
     discount: Tensor
     concentration: Tensor
+    _validate: bool
 
     def __init__(
         self, discount: Any, concentration: Any, *, validate_args: bool | None = None
@@ -355,7 +356,7 @@ class PitmanYor(ProbabilityMeasure):
         return f"{type(self).__name__}({values})"
 
     def _check(self, name: str, is_valid: Tensor, wanted: str) -> None:
-        if self._validate and not bool(is_valid.all()):  # type: ignore[attr-defined]
+        if self._validate and not bool(is_valid.all()):
             bad = getattr(self, name)[~is_valid].flatten()[0].item()
             raise ValueError(f"{name} of {type(self).__name__} must be {wanted}, got {bad:g}")
 
@@ -436,7 +437,7 @@ class PitmanYor(ProbabilityMeasure):
         number = check_integer("num_sticks", num_sticks, 1)
         order = torch.arange(1, number + 1, dtype=self.discount.dtype, device=self.discount.device)
         sigma, theta = self.discount[..., None], self.concentration[..., None]
-        return dist.Beta(1.0 - sigma, theta + order * sigma, validate_args=self._validate)  # type: ignore[attr-defined]
+        return dist.Beta(1.0 - sigma, theta + order * sigma, validate_args=self._validate)
 
     def log_num_clusters(self, num_samples: int) -> Tensor:
         """Log probabilities of 1 to n clusters among n samples.

@@ -463,9 +463,11 @@ def test_errors() -> None:
             function="f",
             likelihood=3,  # type: ignore[arg-type]
         )
-    with pytest.raises(ValueError, match=r"one of \('jacobian',\) for a GaussianSurrogate"):
+    with pytest.raises(ValueError, match="covariance of a GaussianSurrogate must be one of"):
         FunctionSpaceSurrogate(GaussianSurrogate(), covariance="diagonal")
-    with pytest.raises(ValueError, match=r"one of \('average',\) for a MCMCSurrogate, got 'last'"):
+    with pytest.raises(
+        ValueError, match="mean of a MCMCSurrogate must be one of 'average', got 'last'"
+    ):
         FunctionSpaceSurrogate(MCMCSurrogate(), mean="last")
     with pytest.raises(ValueError, match="num_particles must be an integer >= 1, got 0"):
         FunctionSpaceSurrogate(GaussianSurrogate(), num_particles=0)
