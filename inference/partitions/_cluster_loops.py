@@ -283,12 +283,7 @@ def exclude(
 
 @compiled
 def _move(
-    parameters: Floats,
-    record: Floats,
-    count: float,
-    point: Floats,
-    scratch: Floats,
-    sign: float,
+    parameters: Floats, record: Floats, count: float, point: Floats, scratch: Floats, sign: float
 ) -> bool:
     """Update mean and Cholesky factor by one point."""
     size = point.size

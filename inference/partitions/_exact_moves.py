@@ -289,13 +289,7 @@ def log_pair(
 
 @compiled
 def log_ratio_of_split(
-    model: Model,
-    forest: Forest,
-    clusters: Clusters,
-    number: int,
-    whole: int,
-    one: int,
-    other: int,
+    model: Model, forest: Forest, clusters: Clusters, number: int, whole: int, one: int, other: int
 ) -> float:
     """Log acceptance ratio of a split but for what depends on anchors and sides."""
     # The clusters after the split fill the first rows; that of the whole comes after those.

@@ -187,11 +187,7 @@ def restricted_scan(
 
 @compiled
 def greedy_scan(
-    data: Compiled,
-    sides: Integers,
-    records: Floats,
-    counts: Integers,
-    log_size: Floats,
+    data: Compiled, sides: Integers, records: Floats, counts: Integers, log_size: Floats
 ) -> int:
     """Put each point but the last two on its likelier side, and return how many have moved."""
     kind, parameters, _, points = data
@@ -357,12 +353,7 @@ def _exchange(active: Integers, position: Integers, one: int, other: int) -> Non
 
 @compiled
 def slice_sweep(
-    data: Compiled,
-    labels: Integers,
-    order: Integers,
-    weights: Floats,
-    levels: Floats,
-    seed: int,
+    data: Compiled, labels: Integers, order: Integers, weights: Floats, levels: Floats, seed: int
 ) -> None:
     """Draw the cluster of each point among those whose weight exceeds its level."""
     kind, parameters, table, points = data

@@ -219,6 +219,8 @@ class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
         {'assignment': (20, 40), 'loc': (20, 40), 'scale': (20, 40)}
     """
 
+    _setting_names = ("prior", "init", "cluster", "shared", "num_auxiliary", "num_updates")
+
     def __init__(
         self,
         prior: PriorSource,
@@ -255,11 +257,6 @@ class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
     ) -> dict[str, Tensor]:
         mixture.check(params)
         return super()._check_start(mixture, params)
-
-    def settings(self) -> dict[str, Any]:
-        """Arguments by name, which a run that goes on from a checkpoint must share."""
-        names = ("cluster", "shared", "num_auxiliary", "num_updates")
-        return super().settings() | {name: getattr(self, name) for name in names}
 
     def _move_points(self, state: Mapping[str, Tensor]) -> Moved:
         from pyro_ext.inference.partitions._gibbs_loops import auxiliary_sweep

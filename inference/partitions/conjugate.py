@@ -8,7 +8,6 @@ process mixture model.
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +57,7 @@ class ConjugateKernel(PartitionKernel[ConjugateMixture]):
     """
 
     starts = ("prior", "one", "each", "ibhc")
+    _setting_names: tuple[str, ...] = ("prior", "init", "cluster")
 
     def __init__(self, prior: PriorSource, cluster: ClusterSource, *, init: str = "prior") -> None:
         is_model = callable(cluster) and not isinstance(cluster, type | Distribution)
@@ -73,10 +73,6 @@ class ConjugateKernel(PartitionKernel[ConjugateMixture]):
     def _mixture_of(self, x: Tensor) -> ConjugateMixture:
         prior: Hyperparameters[Process] = Hyperparameters(self.prior, "prior")
         return ConjugateMixture(prior, Hyperparameters(self.cluster, "cluster"), x)
-
-    def settings(self) -> dict[str, Any]:
-        """Arguments by name, which a run that goes on from a checkpoint must share."""
-        return super().settings() | {"cluster": self.cluster}
 
     def _draw_start(self, mixture: ConjugateMixture) -> dict[str, Tensor]:
         state = super()._draw_start(mixture)
@@ -155,6 +151,8 @@ class SplitMerge(ConjugateKernel):
     :param str init: as of :class:`MarginalGibbs`.
     """
 
+    _setting_names = (*ConjugateKernel._setting_names, "num_proposals", "num_scans")
+
     def __init__(
         self,
         prior: PriorSource,
@@ -180,11 +178,6 @@ class SplitMerge(ConjugateKernel):
             counts[1 - is_split] += (is_accepted, 1)
         sweep(labels, torch.randperm(len(labels)).numpy(), situation)
         return acceptance_rates(("split", "merge"), counts)
-
-    def settings(self) -> dict[str, Any]:
-        """Arguments by name."""
-        own = {"num_proposals": self.num_proposals, "num_scans": self.num_scans}
-        return super().settings() | own
 
 
 class SliceSampler(ConjugateKernel):

@@ -44,6 +44,7 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
     adapted: tuple[str, ...] = ()  # attributes that the warm-up sets, which a checkpoint keeps
     starts: tuple[str, ...] = ("prior", "one", "each")
     partitions = ("assignment",)
+    _setting_names: tuple[str, ...] = ("prior", "init")
 
     def __init__(self, prior: PriorSource, *, init: str = "prior") -> None:
         check_choice("init", init, self.starts)
@@ -155,7 +156,7 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
 
     def settings(self) -> dict[str, Any]:
         """Arguments by name, which a run that goes on from a checkpoint must share."""
-        return {"prior": self.prior, "init": self.init}
+        return {name: getattr(self, name) for name in self._setting_names}
 
     # Starts.
 

@@ -3,7 +3,7 @@
 [1] J. Lee, S. Choi (2015), Tree-guided MCMC inference for normalized random measure mixture models.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -68,6 +68,12 @@ class TreeGuided(ConjugateKernel):
     """
 
     adapted = ("_adapts", "_num_moves")
+    _setting_names = (
+        *ConjugateKernel._setting_names,
+        "num_global_moves",
+        "local_fraction",
+        "num_scans",
+    )
     local_share = renamed_attribute("local_share", "local_fraction")
 
     @moved_arguments("PublishedTreeGuided of pyro_ext.tutorials.papers", "depth", "local")
@@ -111,11 +117,6 @@ class TreeGuided(ConjugateKernel):
     def end_warmup(self) -> None:
         """Keep the number of proposals as it is."""
         self._adapts = False
-
-    def settings(self) -> dict[str, Any]:
-        """Arguments by name."""
-        names = ("num_global_moves", "local_fraction", "num_scans")
-        return super().settings() | {name: getattr(self, name) for name in names}
 
     def _move(self, labels: Integers, situation: Situation) -> dict[str, float]:
         from pyro_ext.inference.partitions._exact_moves import exact_sweep

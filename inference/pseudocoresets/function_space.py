@@ -29,11 +29,7 @@ from pyro_ext.inference.pseudocoresets.model_functions import (
     full_marginal,
     linearized_marginal,
 )
-from pyro_ext.inference.pseudocoresets.posteriors import (
-    Coreset,
-    Posteriors,
-    posteriors_of,
-)
+from pyro_ext.inference.pseudocoresets.posteriors import Coreset, Posteriors, posteriors_of
 from pyro_ext.inference.pseudocoresets.surrogates import (
     Comparison,
     GaussianSurrogate,
@@ -351,8 +347,7 @@ class FunctionSpaceKL(ForwardKL):
     """
 
     def __init__(
-        self,
-        surrogate: FunctionSpaceSurrogate | Sequence[FunctionSpaceSurrogate] | None = None,
+        self, surrogate: FunctionSpaceSurrogate | Sequence[FunctionSpaceSurrogate] | None = None
     ) -> None:
         if surrogate is None:
             surrogate = FunctionSpaceSurrogate(GaussianSurrogate())

@@ -14,12 +14,7 @@ from torch.func import jacrev, vmap
 from pyro_ext._checks import as_tensor, check_callable, check_choice, check_number
 from pyro_ext.inference.pseudocoresets.posteriors import Coreset, WeightedPosterior
 from pyro_ext.potential import Backend, BatchedFunction
-from pyro_ext.potential.evaluation import (
-    Evaluation,
-    Record,
-    from_unconstrained,
-    without_validation,
-)
+from pyro_ext.potential.evaluation import Evaluation, Record, from_unconstrained, without_validation
 
 __all__ = [
     "Function",

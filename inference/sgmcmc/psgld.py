@@ -65,9 +65,7 @@ def step(
     value, gradient = value_and_gradient(state.position)
     squared = (gradient / data_size) ** 2
     average = torch.where(
-        state.num_averaged == 0,
-        squared,
-        decay * state.square_average + (1.0 - decay) * squared,
+        state.num_averaged == 0, squared, decay * state.square_average + (1.0 - decay) * squared
     )
     preconditioner = 1.0 / (regularization + average.sqrt())
     drift = step_size * preconditioner * gradient

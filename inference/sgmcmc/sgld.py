@@ -120,9 +120,4 @@ class SGLD(SGMCMCKernel):
         return init(position)
 
     def _step(self, *now: Any, **schedules: Any) -> tuple[SGLDState, Info]:
-        return step(
-            *now,
-            mass=self._masses,
-            noise_estimate=self.noise_estimate,
-            **schedules,
-        )
+        return step(*now, mass=self._masses, noise_estimate=self.noise_estimate, **schedules)

@@ -127,12 +127,7 @@ class SGNHT(SGMCMCKernel):
         return init(position, momentum * scale, self.friction)
 
     def _step(self, *now: Any, **schedules: Any) -> tuple[SGNHTState, Info]:
-        return step(
-            *now,
-            friction=self.friction,
-            mass=self._masses,
-            **schedules,
-        )
+        return step(*now, friction=self.friction, mass=self._masses, **schedules)
 
     def _statistics(self, state: SGNHTState) -> dict[str, Tensor]:
         return {

@@ -22,13 +22,7 @@ from torch import Tensor
 from pyro_ext._version import __version__
 from pyro_ext.checkpoint.chains import Chunk
 from pyro_ext.checkpoint.draw_files import DrawFiles, Found
-from pyro_ext.checkpoint.files import (
-    UNFINISHED,
-    CheckpointError,
-    names_in,
-    read_json,
-    write_json,
-)
+from pyro_ext.checkpoint.files import UNFINISHED, CheckpointError, names_in, read_json, write_json
 
 __all__ = [
     "CheckpointWriter",

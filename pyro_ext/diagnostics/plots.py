@@ -25,10 +25,7 @@ _BAND = "#d9e2e8"
 
 
 def plot_reliability(
-    probabilities: ArrayLike,
-    labels: ArrayLike,
-    num_bins: int = 15,
-    ax: "Axes | None" = None,
+    probabilities: ArrayLike, labels: ArrayLike, num_bins: int = 15, ax: "Axes | None" = None
 ) -> "Axes":
     """Draw a reliability diagram: how often predictions of a given confidence are right.
 

@@ -116,12 +116,7 @@ def _log_tilt_density(
 
 
 def log_exponent_density(
-    x: Tensor,
-    power: Tensor,
-    discount: Tensor,
-    log_shift: Tensor,
-    log_tilt: Tensor,
-    damping: Tensor,
+    x: Tensor, power: Tensor, discount: Tensor, log_shift: Tensor, log_tilt: Tensor, damping: Tensor
 ) -> Tensor:
     power, discount, log_shift, log_tilt, damping = (
         value[..., None] for value in (power, discount, log_shift, log_tilt, damping)

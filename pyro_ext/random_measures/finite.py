@@ -79,12 +79,7 @@ class JumpDistribution(MeasureDistribution, ScalarDistribution):
     _tensors = ("_order", "_log_tilt")
 
     def __init__(
-        self,
-        measure: LevyMeasure,
-        order: Any,
-        tilt: Any,
-        *,
-        validate_args: bool | None = None,
+        self, measure: LevyMeasure, order: Any, tilt: Any, *, validate_args: bool | None = None
     ) -> None:
         check_measure("measure", measure)
         order, tilt = torch.broadcast_tensors(as_double(order, "order"), as_double(tilt, "tilt"))
@@ -202,11 +197,7 @@ def finite_distribution(
 
 
 def exponent_error(
-    measure: LevyMeasure,
-    num_atoms: int,
-    rule: str,
-    family: ArrivalFamily | None,
-    value: Tensor,
+    measure: LevyMeasure, num_atoms: int, rule: str, family: ArrivalFamily | None, value: Tensor
 ) -> Tensor:
     """Laplace exponent of a finite approximation less that of the measure."""
     log_shift = measure._expanded(value).log()

@@ -183,13 +183,10 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
         :returns: the logarithms. **Shape:** ``(*batch_shape, n)``.
         """
         number = check_integer("num_samples", num_samples, 1)
-        integrand, edges = self._total_panels(number)
-        points, log_weights = panel_nodes(edges)
-        constant = math.lgamma(number)
-        wide = self._wide
-        inner = number * points - wide.measure._log_exponent(points).exp() + log_weights - constant
-        sums = log_sums_by_blocks(wide._log_kappas(number, points))
-        return self.measure._result((inner[..., None] + sums).logsumexp(-2))
+        points, log_weights = self._total_nodes(number)
+        log_weights = log_weights - math.lgamma(number)
+        sums = log_sums_by_blocks(self._wide._log_kappas(number, points))
+        return self.measure._result((log_weights[..., None] + sums).logsumexp(-2))
 
     def expected_cluster_counts(self, num_samples: int) -> Tensor:
         """Expected numbers of clusters of sizes 1 to n among n samples.
@@ -201,14 +198,11 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
         :returns: the numbers. **Shape:** ``(*batch_shape, n)``.
         """
         number = check_integer("num_samples", num_samples, 1)
-        _, edges = self._total_panels(number)
-        points, log_weights = panel_nodes(edges)
-        wide = self._wide
-        log_kappas = wide._log_kappas(number, points)
+        points, log_weights = self._total_nodes(number)
+        log_kappas = self._wide._log_kappas(number, points)
         order = torch.arange(1, number + 1, dtype=torch.float64, device=points.device)
         rest = log_sums_over_partitions(log_kappas)[..., :-1].flip(-1)
-        inner = number * points - wide.measure._log_exponent(points).exp() + log_weights
-        terms = inner[..., None] + log_kappas - (order + 1.0).lgamma() + rest
+        terms = log_weights[..., None] + log_kappas - (order + 1.0).lgamma() + rest
         return self.measure._result(number * terms.logsumexp(-2).exp())
 
     @property
@@ -281,17 +275,20 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
         number, total = sizes.number.expand(shape), sizes.total.expand(shape)
         return log_integrand, self._edges(log_integrand, number, total)
 
-    def _total_panels(self, number: int) -> tuple[LogIntegrand, Tensor]:
-        """The same for n samples, whatever their partition."""
+    def _total_nodes(self, number: int) -> tuple[Tensor, Tensor]:
+        """Logarithms of the auxiliary variable of n samples, and of factors without a partition."""
         wide = self._wide
 
+        def log_factor(x: Tensor) -> Tensor:
+            return number * x - wide.measure._log_exponent(x).exp()
+
         def log_integrand(x: Tensor) -> Tensor:
-            sums = log_sums_over_partitions(wide._log_kappas(number, x))[..., -1]
-            return number * x - wide.measure._log_exponent(x).exp() + sums
+            return log_factor(x) + log_sums_over_partitions(wide._log_kappas(number, x))[..., -1]
 
         # The number of clusters is bounded by the number of samples.
         total = self.measure._filled(float(number))
-        return log_integrand, self._edges(log_integrand, total, total)
+        points, log_weights = panel_nodes(self._edges(log_integrand, total, total))
+        return points, log_factor(points) + log_weights
 
     def _edges(self, log_integrand: LogIntegrand, num_clusters: Tensor, total: Tensor) -> Tensor:
         """Panels over the logarithm of the auxiliary variable, for a number of clusters."""

@@ -141,11 +141,7 @@ def shortest_series(measure: LevyMeasure, tolerance: float, method: str | Arriva
 
 
 def draw_above(
-    measure: LevyMeasure,
-    level: Tensor,
-    seed: int | None,
-    method: str,
-    sample_shape: torch.Size,
+    measure: LevyMeasure, level: Tensor, seed: int | None, method: str, sample_shape: torch.Size
 ) -> tuple[Tensor, Tensor]:
     """Draw all weights above a level, by inversion of the tail at Poisson points or otherwise."""
     shape, own = sample_shape + level.shape, measure._methods_above()
@@ -178,11 +174,7 @@ def poisson_points(shape: torch.Size, number: int, measure: LevyMeasure) -> Tens
 
 
 def _draw_until(
-    way: SeriesMethod,
-    along: SeriesMethod,
-    measure: LevyMeasure,
-    shape: torch.Size,
-    fraction: float,
+    way: SeriesMethod, along: SeriesMethod, measure: LevyMeasure, shape: torch.Size, fraction: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw blocks of growing length until the expected rest is small enough."""
     points = poisson_points(shape, _BLOCK, measure)

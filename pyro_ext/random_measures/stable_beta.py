@@ -190,10 +190,7 @@ class StableBetaProcess(CompletelyRandomMeasure):
     def _series_methods(self) -> Mapping[str, Callable[[], SeriesMethod]]:
         if self._has("tilt"):
             return {}
-        return {
-            "lomax": lambda: ArrivalSeries(_LomaxTimes(self)),
-            "rounds": lambda: _Rounds(self),
-        }
+        return {"lomax": lambda: ArrivalSeries(_LomaxTimes(self)), "rounds": lambda: _Rounds(self)}
 
     def _finite_distribution(self, num_atoms: int, rule: str) -> TorchDistribution | None:
         if self._has("tilt") or self._has("scale") or rule != "exact":

@@ -16,12 +16,7 @@ from pyro_ext.diagnostics.partitions.labels import (
     check_partition,
     co_clustering,
 )
-from pyro_ext.diagnostics.partitions.losses import (
-    Loss,
-    distances_to,
-    increments,
-    mean_distances,
-)
+from pyro_ext.diagnostics.partitions.losses import Loss, distances_to, increments, mean_distances
 from pyro_ext.random import fresh_seed
 from pyro_ext.random_measures import cluster_counts
 
@@ -220,10 +215,7 @@ class CredibleBall(NamedTuple):
 
 
 def credible_ball(
-    labels: Labels,
-    center: Labels,
-    level: float = 0.95,
-    loss: Loss = "variation_of_information",
+    labels: Labels, center: Labels, level: float = 0.95, loss: Loss = "variation_of_information"
 ) -> CredibleBall:
     """Find the smallest ball around a partition that holds a fraction of the posterior [1].
 
