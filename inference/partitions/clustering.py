@@ -384,7 +384,7 @@ def _tree(
     number = len(statistics)
     merges, heights = np.empty((number - 1, 2), np.int64), np.empty(number - 1)
     columns = np.array(statistics.numpy().T, order="C")
-    clusters = _relaxed_loops.singletons(generator._kind, generator._floor, columns)
+    clusters = _relaxed_loops.singletons(generator._kind, generator.floor, columns)
     if method == "greedy":
         limit = np.inf if cost_of_excess is None else cost_of_excess
         _relaxed_loops.merge_greedily(clusters, limit, merges, heights)

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import pyro
@@ -100,12 +99,13 @@ def check_may_change(
 
     def error_at(*rows: Tensor) -> Exception | None:
         try:
-            with ExitStack() as stack:
-                for context in (pyro.poutine.block(), torch.no_grad(), torch.random.fork_rng()):
-                    stack.enter_context(context)
-                stack.enter_context(pyro.validation_enabled(True))
-                stack.enter_context(warnings.catch_warnings())
-                warnings.simplefilter("ignore")
+            with (
+                pyro.poutine.block(),
+                torch.no_grad(),
+                torch.random.fork_rng(),
+                pyro.validation_enabled(True),
+                warnings.catch_warnings(action="ignore"),
+            ):
                 pyro.poutine.trace(conditioned).get_trace(weights, *rows).compute_log_prob()
         except Exception as error:  # whatever the model raises
             return error

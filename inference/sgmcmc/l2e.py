@@ -341,10 +341,9 @@ def pretrained_kinetics() -> ResidualKinetics:
 class L2E(LearnedKernel):
     r"""Stochastic gradient dynamics with a learned kinetic energy: learning to explore [1].
 
-    With step size :math:`h` and friction :math:`C`: :math:`r \leftarrow r - h (g + \alpha) - h C
-    \beta + \sqrt{2 h C T}\, \xi`, :math:`\theta \leftarrow \theta + h \beta`, where :math:`\alpha`
-    and :math:`\beta` are outputs of a small network that is trained on other models and applied to
-    each parameter alike.
+    The dynamics of :mod:`~pyro_ext.inference.sgmcmc.l2e`, where :math:`\alpha` and :math:`\beta`
+    are outputs of a small network that is trained on other models and applied to each parameter
+    alike.
 
     It is made for few steps: the network that ships with the package was trained so that draws of
     short chains, started anywhere, predict well together. It does not leave the posterior as it is,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_integer, check_sequence
-from pyro_ext._pyplot import axes_of, load_pyplot
+from pyro_ext._pyplot import axes_of, load_pyplot, open_frame
 from pyro_ext._renamed import renamed_arguments
 from pyro_ext.diagnostics.metrics import ArrayLike, ambiguity, as_numbers, checked
 
@@ -105,7 +105,7 @@ def plot_consecutive_distances(distances: ArrayLike, ax: "Axes | None" = None) -
         ax.legend(edgecolor="none", framealpha=0.85)
     ax.set(xlabel="draw", ylabel="distance to the draw before")
     ax.set_ylim(bottom=0.0)
-    return _open(ax)
+    return open_frame(ax)
 
 
 @renamed_arguments(places="positions")
@@ -160,7 +160,7 @@ def plot_path_values(
         title = None if labels is None else "barrier"
         ax.legend(title=title, edgecolor="none", framealpha=0.85)
     ax.set(xlabel="position on the path", ylabel="value")
-    return _open(ax)
+    return open_frame(ax)
 
 
 def plot_singular_values(values: Mapping[str, ArrayLike], ax: "Axes | None" = None) -> "Axes":
@@ -203,7 +203,7 @@ def plot_singular_values(values: Mapping[str, ArrayLike], ax: "Axes | None" = No
             ax.fill_between(ranks, low, high, color=color, alpha=0.2, linewidth=0.0)
     ax.legend(edgecolor="none", framealpha=0.85)
     ax.set(xlabel="rank", ylabel="singular value")
-    return _open(ax)
+    return open_frame(ax)
 
 
 def plot_ambiguity(probabilities: ArrayLike, labels: ArrayLike, ax: "Axes | None" = None) -> "Axes":
@@ -240,7 +240,7 @@ def plot_ambiguity(probabilities: ArrayLike, labels: ArrayLike, ax: "Axes | None
     ax.plot([len(single)] * 2, [mean, float(logits[-1])], color=_INK, linewidth=2.4)
     ax.legend(edgecolor="none", framealpha=0.85)
     ax.set(xlabel="draws", ylabel="NLL per point", title=title)
-    return _open(ax)
+    return open_frame(ax)
 
 
 def plot_predictive_rhat(
@@ -339,7 +339,7 @@ def _distributions(
     corner: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0)}  # above the curves
     ax.legend(**corner, frameon=False, fontsize="small")
     ax.set(ylim=(0.0, 1.02), ylabel="fraction of points and classes")
-    return _open(ax), largest
+    return open_frame(ax), largest
 
 
 def _growing(logs: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -356,9 +356,3 @@ def _growing(logs: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _floats(argument: str, value: ArrayLike, shape: str | None = None) -> Tensor:
     """Return a checked array of numbers in double precision, on the CPU."""
     return as_tensor(argument, as_numbers(argument, value).double().cpu(), shape)
-
-
-def _open(ax: "Axes") -> "Axes":
-    """Take the frame away at the top and the right."""
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax

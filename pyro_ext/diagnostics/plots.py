@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from pyro_ext._checks import check_choice, check_instance, check_number, check_sequence, shown
-from pyro_ext._pyplot import axes_of, load_pyplot
+from pyro_ext._pyplot import axes_of, load_pyplot, open_frame
 from pyro_ext.diagnostics.metrics import ArrayLike, calibration_bins
 
 if TYPE_CHECKING:
@@ -90,9 +90,8 @@ def plot_reliability(
     below.bar(edges, fraction, **box, color=_INK, edgecolor="white")
     below.set(xlabel="confidence", ylabel="fraction")
     ax.tick_params(labelbottom=False)
-    for axes in (ax, below):
-        axes.spines[["top", "right"]].set_visible(False)
-    return ax
+    open_frame(below)
+    return open_frame(ax)
 
 
 def plot_sbc(
@@ -165,7 +164,7 @@ def plot_sbc(
     draw = _draw_ecdf if kind == "ecdf" else _draw_histogram
     for name, axis in zip(labels, axes, strict=True):
         draw(axis, name, columns[name], result.num_draws, prob)
-        axis.spines[["top", "right"]].set_visible(False)
+        open_frame(axis)
     return axes
 
 
@@ -257,8 +256,7 @@ def plot_num_clusters(labels: ArrayLike, ax: "Axes | None" = None) -> "Axes":
             ax.plot(occurring, own, "o", color=_UNDER, markersize=4, markeredgecolor=_INK)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="clusters", ylabel="probability")
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return open_frame(ax)
 
 
 def _leaves(probabilities: "npt.NDArray[np.float64]") -> "npt.NDArray[np.int64]":

@@ -15,7 +15,7 @@ from pyro_ext._checks import (
     check_optional,
     check_sequence,
 )
-from pyro_ext._pyplot import axes_of
+from pyro_ext._pyplot import axes_of, open_frame
 from pyro_ext.random_measures.cluster_counts import as_table, counts_of_labels
 from pyro_ext.random_measures.frequencies import rank_size_band, rank_sizes
 from pyro_ext.random_measures.levy_measure import check_measure
@@ -185,8 +185,7 @@ def _draw_spread(ax: "Axes", points: Any, values: Tensor, name: str) -> None:
 def _finished(ax: "Axes") -> "Axes":
     if any(label for label in ax.get_legend_handles_labels()[1]):
         ax.legend(edgecolor="none", framealpha=0.85)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return open_frame(ax)
 
 
 def plot_rank_sizes(
