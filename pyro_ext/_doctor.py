@@ -153,7 +153,10 @@ def diagnose(compile: bool = True) -> Diagnosis:
     devices, compiler = [], Compiler(None)
     try:
         devices = _devices()
-        threads |= _torch_threads()
+        import torch
+
+        threads["threads of an operation in torch"] = torch.get_num_threads()
+        threads["operations at once in torch"] = torch.get_num_interop_threads()
         compiler = try_compiler() if compile else Compiler(_compiler_name())
     except (ImportError, OSError) as error:  # an installation that lacks a library
         problems.append(_without_home(f"torch cannot be imported: {error}"))
@@ -211,15 +214,6 @@ def _devices() -> list[Device]:
     if torch.backends.mps.is_available():
         found.append(Device("mps", "Apple GPU", torch.mps.recommended_max_memory()))
     return found
-
-
-def _torch_threads() -> dict[str, int | str | None]:
-    import torch
-
-    return {
-        "threads of an operation in torch": torch.get_num_threads(),
-        "operations at once in torch": torch.get_num_interop_threads(),
-    }
 
 
 def _fix(found: list[Finding]) -> str | None:

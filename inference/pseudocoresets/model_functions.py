@@ -242,7 +242,12 @@ class ModelFunction:
         if function is None:
             self._observations = _Observations(self._site, records[self._site].fn)
         else:
-            _check_is_deterministic(function, records)
+            known = [name for name, record in records.items() if record.is_deterministic]
+            if function not in known:
+                raise ValueError(
+                    "function must name a pyro.deterministic site of the model, one of "
+                    f"{known}, got {function!r:.80}"
+                )
         run = self._evaluate(*point())
         self.shape = run.values.shape
         self._check(run, self._evaluate(*point()), len(weights))
@@ -396,12 +401,3 @@ def _observed_site(records: dict[str, Record]) -> str:
     if len(names) != 1:
         raise ValueError(f"model must have one observed site, got {names}")
     return names[0]
-
-
-def _check_is_deterministic(name: str, records: dict[str, Record]) -> None:
-    if name not in records or not records[name].is_deterministic:
-        known = [other for other, record in records.items() if record.is_deterministic]
-        raise ValueError(
-            f"function must name a pyro.deterministic site of the model, one of {known}, got "
-            f"{name!r:.80}"
-        )

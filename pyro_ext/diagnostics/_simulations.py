@@ -54,12 +54,14 @@ class Experiment:
 
     def simulate(self, number: int, potential: Potential) -> Ranks:
         """Draw true values and data from the prior, infer, and rank the true values."""
-        inference_seed, prior_seed, guide_seed, tie_seed = _seeds(self.seed, number)
+        words = np.random.SeedSequence(self.seed, spawn_key=(number,)).generate_state(4)
+        inference_seed, prior_seed, guide_seed, tie_seed = map(int, words)
         with self.surroundings(inference_seed):
             drawn = {name: value[0] for name, value in potential.prior(1, prior_seed).items()}
             truth = {name: drawn[name] for name in potential.sites}
+            # In the type of what was observed: Pyro draws counts as floating numbers.
             data = {
-                name: _as_observed(drawn[name], site.dtype)
+                name: drawn[name] if site.dtype.is_floating_point else drawn[name].to(site.dtype)
                 for name, site in potential.observed_sites.items()
             }
             model = replace_observations(self.model, data)
@@ -180,11 +182,6 @@ def _attempt(function: Callable[[], Ranks | str]) -> Ranks | str:
         return traceback.format_exc()
 
 
-def _seeds(seed: int, number: int) -> list[int]:
-    words = np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(4)
-    return [int(word) for word in words]
-
-
 @contextmanager
 def _surroundings(seed: int, params: StateDict, dtype: torch.dtype) -> Iterator[None]:
     """Global state that depends on nothing that ran before, and what there was put back after."""
@@ -213,11 +210,6 @@ def _copied(params: StateDict) -> StateDict:
         },
         "constraints": dict(params["constraints"]),
     }
-
-
-def _as_observed(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """A simulated value in the type of what was observed: Pyro draws counts as floating numbers."""
-    return value if dtype.is_floating_point else value.to(dtype)
 
 
 def _rank(

@@ -115,7 +115,8 @@ class GammaArrivals(_OfConcentration):
     def log_survival(self, log_value: Tensor) -> Tensor:
         """Logarithm of the probability of a larger number."""
         shape = torch.full_like(log_value, self.concentration)
-        return log_upper_gamma(shape, _within(log_value).exp()) - shape.lgamma()
+        inside = log_value.clamp(min=-_MOST_LOG, max=_MOST_LOG)
+        return log_upper_gamma(shape, inside.exp()) - shape.lgamma()
 
 
 @dataclass(frozen=True)
@@ -183,10 +184,6 @@ class LomaxArrivals(_OfConcentration):
     def log_survival(self, log_value: Tensor) -> Tensor:
         """Logarithm of the probability of a larger number."""
         return -self.concentration * torch.logaddexp(log_value, torch.zeros_like(log_value))
-
-
-def _within(log_value: Tensor) -> Tensor:
-    return log_value.clamp(min=-_MOST_LOG, max=_MOST_LOG)
 
 
 def arrival_process(measure: LevyMeasure, family: ArrivalFamily) -> ArrivalProcess:
