@@ -374,12 +374,8 @@ class PitmanYor(ProbabilityMeasure):
         For a positive discount the process is the normalized stable process with a distribution
         that is weighted by :math:`S^{-\theta}`, and :math:`U | S \sim \text{Gamma}(n + \theta, S)`.
         Without discount it is the normalized gamma process, and
-        :math:`U | S \sim \text{Gamma}(n, S)`.
-
-        :param Tensor counts: sizes of clusters, zeros for padding.
-            **Shape:** ``(*batch, num_clusters)``.
-        :param Tensor auxiliary: :math:`u > 0`. **Shape:** one that broadcasts with the batch.
-        :param Tensor multiplicity: number of clusters of each size, one by default.
+        :math:`U | S \sim \text{Gamma}(n, S)`. Arguments are as of
+        :meth:`NormalizedRandomMeasure.log_joint`.
         """
         sizes, log_u = cluster_sizes(counts, multiplicity), as_double(auxiliary, "auxiliary").log()
         sigma, theta = self.discount.double(), self.concentration.double()
@@ -407,11 +403,7 @@ class PitmanYor(ProbabilityMeasure):
     def predictive(self, counts: Any, auxiliary: Any = None) -> Tensor:
         """Probabilities that the next sample joins each cluster, or a new one.
 
-        :param Tensor counts: sizes of clusters, zeros for padding.
-            **Shape:** ``(*batch, num_clusters)``.
-        :param auxiliary: taken for the sake of one interface; nothing depends on it.
-        :returns: probabilities, the last that of a new cluster.
-            **Shape:** ``(*batch, num_clusters + 1)``.
+        As :meth:`NormalizedRandomMeasure.predictive`; nothing depends on the auxiliary variable.
         """
         sizes = check_counts(counts)
         sigma, theta = self.discount.double()[..., None], self.concentration.double()[..., None]
