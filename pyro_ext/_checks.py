@@ -203,10 +203,7 @@ def as_size(argument: str, value: Any) -> torch.Size:
 
 
 def check_finite(argument: str, tensor: Tensor) -> None:
-    """Check that no number is NaN or infinite; an error says in which rows they are.
-
-    Shapes: tensor (n, *event).
-    """
+    """Check that no number is NaN or infinite; an error says in which rows they are."""
     if not tensor.is_floating_point():
         return
     is_wrong = ~tensor.detach().isfinite()
@@ -230,22 +227,7 @@ def check_finite(argument: str, tensor: Tensor) -> None:
 def check_optional(
     check: Callable[..., Any], argument: str, value: Any, *args: Any, **options: Any
 ) -> Any:
-    """Check a value by one of the functions above, unless it is ``None``.
-
-    :param check: the function.
-    :param str argument: name of the argument.
-    :param value: what the caller got.
-    :param args: what else the function takes.
-    :param options: the same by keyword.
-    :returns: what the function returns, or the value.
-
-    Example::
-
-        >>> check_optional(check_integer, "subsample_size", None, 1)
-        >>> check_optional(check_integer, "subsample_size", 0, 1)
-        Traceback (most recent call last):
-        ValueError: subsample_size must be an integer >= 1, got 0
-    """
+    """Check a value by one of the functions above, unless it is ``None``."""
     if value is None:
         return None
     checked = check(argument, value, *args, **options)

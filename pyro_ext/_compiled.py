@@ -45,11 +45,7 @@ def compiled(function: F, /) -> F: ...
 @overload
 def compiled(**options: Any) -> Callable[[F], F]: ...
 def compiled(function: Any = None, /, **options: Any) -> Any:
-    """Compile a function of a module with :func:`numba.njit`, and keep its machine code on disk.
-
-    It lies where Numba keeps its own: in ``NUMBA_CACHE_DIR``, beside the source or in the user's
-    cache. Where there is no such folder, the function is compiled in each process.
-    """
+    """Compile a function of a module with :func:`numba.njit`, and keep its machine code on disk."""
     if function is None:
         return lambda function: compiled(function, **options)
     dispatcher: Any = numba.njit(**options)(function)

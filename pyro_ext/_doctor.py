@@ -48,16 +48,10 @@ class Device:
 
 @dataclass(frozen=True)
 class Compiler:
-    """The C++ compiler that ``backend="compile"`` needs on a CPU.
+    """The C++ compiler that ``backend="compile"`` needs on a CPU, and if it compiled a function."""
 
-    :param str name: what it calls itself, ``None`` where none was found.
-    :param bool works: whether a small function was compiled; ``None`` where that was not tried.
-    :param float seconds: how long that took.
-    :param str error: why it did not work.
-    """
-
-    name: str | None
-    works: bool | None = None
+    name: str | None  # what it calls itself
+    works: bool | None = None  # None where that was not tried
     seconds: float | None = None
     error: str | None = None
 
@@ -114,14 +108,11 @@ class Diagnosis:
         table("versions", ("package", "installed", "wanted", ""), versions)
         if fix := _fix(self.core):
             console.print(fix, markup=False, soft_wrap=True)
-        table(
-            "devices",
-            ("device", "name", "memory"),
-            [
-                (d.device, d.name, f"{d.memory / 2**30:.1f} GiB" if d.memory else "")
-                for d in self.devices
-            ],
-        )
+        devices = [
+            (each.device, each.name, f"{each.memory / 2**30:.1f} GiB" if each.memory else "")
+            for each in self.devices
+        ]
+        table("devices", ("device", "name", "memory"), devices)
         works = {
             None: "not tried",
             True: f"[green]yes[/], a small function in {self.compiler.seconds} s",
@@ -162,7 +153,10 @@ def diagnose(compile: bool = True) -> Diagnosis:
     devices, compiler = [], Compiler(None)
     try:
         devices = _devices()
-        threads |= _torch_threads()
+        import torch
+
+        threads["threads of an operation in torch"] = torch.get_num_threads()
+        threads["operations at once in torch"] = torch.get_num_interop_threads()
         compiler = try_compiler() if compile else Compiler(_compiler_name())
     except (ImportError, OSError) as error:  # an installation that lacks a library
         problems.append(_without_home(f"torch cannot be imported: {error}"))
@@ -220,15 +214,6 @@ def _devices() -> list[Device]:
     if torch.backends.mps.is_available():
         found.append(Device("mps", "Apple GPU", torch.mps.recommended_max_memory()))
     return found
-
-
-def _torch_threads() -> dict[str, int | str | None]:
-    import torch
-
-    return {
-        "threads of an operation in torch": torch.get_num_threads(),
-        "operations at once in torch": torch.get_num_interop_threads(),
-    }
 
 
 def _fix(found: list[Finding]) -> str | None:

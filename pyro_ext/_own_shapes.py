@@ -7,11 +7,7 @@ from torch import Tensor
 
 
 class OwnShapes(Messenger):
-    """Values of sites without dimensions of size one on the left of their own.
-
-    Pyro's ``Predictive`` puts them there, one for each plate of the model, also where a site is
-    outside of the plates. Layers of PyTorch would take them for dimensions of a weight.
-    """
+    """Values of sites without the dimensions of size one that ``Predictive`` puts on their left."""
 
     def _pyro_post_sample(self, msg: Any) -> None:
         value, shape = msg["value"], msg["fn"].shape()

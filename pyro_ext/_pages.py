@@ -16,16 +16,11 @@ from pyro_ext.reproduction import FIGURES_VARIABLE, FILE_NAME, SEEDS_VARIABLE, R
 
 @dataclass(frozen=True)
 class Script:
-    """A script that checks the claims of a paper.
+    """A script that checks the claims of a paper."""
 
-    :param Path path: the script.
-    :param str title: first line of its docstring.
-    :param tuple statements: what it claims.
-    """
-
-    path: Path
-    title: str
-    statements: tuple[str, ...]
+    path: Path  # the script
+    title: str  # first line of its docstring
+    statements: tuple[str, ...]  # what it claims
 
     @property
     def slug(self) -> str:
@@ -35,18 +30,12 @@ class Script:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run of a page ended.
+    """How a run of a page ended."""
 
-    :param Script page: the page.
-    :param int returncode: exit status of its process.
-    :param float seconds: how long it ran.
-    :param Report report: the report it left, if it left one.
-    """
-
-    page: Script
-    returncode: int
-    seconds: float
-    report: Report | None
+    page: Script  # the page
+    returncode: int  # exit status of its process
+    seconds: float  # how long it ran
+    report: Report | None  # the report it left, if it left one
 
     @property
     def passed(self) -> bool:

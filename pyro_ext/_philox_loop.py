@@ -16,11 +16,7 @@ _NUM_ROUNDS = 10
 
 @compiled
 def philox_blocks(keys: Integers, steps: Integers, num_blocks: int, stream: int) -> Integers:
-    """Words of :func:`pyro_ext.random.philox` for the counters (block, step, stream, 0).
-
-    Shapes: keys (num_chains, 2); steps (num_steps,); returns (4, num_steps, num_chains,
-    num_blocks).
-    """
+    """Words of :func:`pyro_ext.random.philox` for the counters (block, step, stream, 0)."""
     words = np.empty((4, steps.size, keys.shape[0], num_blocks), np.int64)
     for number in range(steps.size):
         step = np.uint64(steps[number])

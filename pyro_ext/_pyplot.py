@@ -15,6 +15,12 @@ def load_pyplot(function: str) -> ModuleType:
     return optional_module("matplotlib.pyplot", function, "matplotlib", "plots")
 
 
+def open_frame(ax: "Axes") -> "Axes":
+    """Take the frame away at the top and the right."""
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
 def axes_of(
     function: str, ax: Any, size: tuple[float, float], layout: str = "constrained"
 ) -> "Axes":

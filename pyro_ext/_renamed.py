@@ -71,11 +71,7 @@ def renamed_attribute(old: str, new: str) -> Any:
 
 
 class RenamedKeys(dict[str, Any]):
-    """A dict some of whose keys have changed names.
-
-    :param values: by new names.
-    :param names: new names by old ones.
-    """
+    """A dict some of whose keys have changed names."""
 
     def __init__(self, values: Mapping[str, Any], **names: str) -> None:
         super().__init__(values)

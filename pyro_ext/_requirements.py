@@ -12,20 +12,13 @@ from packaging.utils import canonicalize_name
 
 @dataclass(frozen=True)
 class Finding:
-    """A requirement and what is installed for it.
+    """A requirement and what is installed for it."""
 
-    :param str name: name of the required distribution.
-    :param str wanted: its versions that will do, as ``">=1.5"``; empty where any will.
-    :param str extras: what else of it is required, as ``"[distributed]"``; or empty.
-    :param str installed: the installed version, ``None`` where there is none.
-    :param bool fits: whether that version will do.
-    """
-
-    name: str
-    wanted: str
-    extras: str
-    installed: str | None
-    fits: bool
+    name: str  # name of the required distribution
+    wanted: str  # its versions that will do, as ">=1.5"; empty where any will
+    extras: str  # what else of it is required, as "[distributed]"; or empty
+    installed: str | None  # the installed version, None where there is none
+    fits: bool  # whether that version will do
 
     @property
     def state(self) -> Literal["ok", "missing", "wrong version"]:
@@ -41,10 +34,7 @@ def extras(distribution: str) -> list[str]:
 
 
 def findings(distribution: str, extra: str | None = None) -> list[Finding]:
-    """Look up what a distribution requires.
-
-    Where it requires extras of itself or of another distribution, those are looked up too.
-    """
+    """Look up what a distribution requires."""
     return list(dict.fromkeys(_findings(distribution, extra, set())))
 
 

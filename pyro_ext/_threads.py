@@ -10,11 +10,8 @@ _ELEMENTS_FOR_THREADS = 1 << 20
 
 @contextmanager
 def threads_for(num_elements: int) -> Iterator[None]:
-    """Use one thread where tensors have few elements.
-
-    A step of a sampler is a chain of short operations. Threads that wait for each other between
-    them cost more than they give, and on a busy machine a hundred times more.
-    """
+    """Use one thread where tensors have few elements."""
+    # Threads that wait for each other between short operations cost more than they give.
     before = torch.get_num_threads()
     if num_elements < _ELEMENTS_FOR_THREADS:
         torch.set_num_threads(1)

@@ -83,9 +83,7 @@ def _pages() -> "list[Script]":
 
 
 @app.command(name="list")
-def list_pages(
-    output: Annotated[Path, typer.Option(help=_REPORTS)] = Path("figures"),
-) -> None:
+def list_pages(output: Annotated[Path, typer.Option(help=_REPORTS)] = Path("figures")) -> None:
     """List the pages of papers, what they claim, and what their last runs gave."""
     from rich.console import Console
     from rich.markup import escape
@@ -97,9 +95,7 @@ def list_pages(
     for page in _pages():
         claims = "".join(f"\n- {escape(statement)}" for statement in page.statements)
         table.add_row(
-            page.slug,
-            f"[bold]{escape(page.title)}[/]{claims}",
-            escape(last_result(page, output)),
+            page.slug, f"[bold]{escape(page.title)}[/]{claims}", escape(last_result(page, output))
         )
     Console().print(table)
 

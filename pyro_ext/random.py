@@ -197,11 +197,8 @@ def uniform(
 ) -> Tensor:
     """Numbers uniform on the open unit interval for each chain at each step.
 
-    :param Tensor keys: keys from :func:`chain_keys`. **Shape:** ``(num_chains, 2)``.
-    :param Tensor step: int64 step numbers below ``2**32``. **Shape:** ``(*steps)``.
-    :param int num_elements: how many numbers each chain gets at each step.
-    :param int stream: number of an independent stream of the same chain. It is shared with
-        :func:`normal`, whose numbers of the same stream are functions of these.
+    Arguments are as of :func:`normal`, whose numbers of the same stream are functions of these.
+
     :param torch.dtype dtype: floating type of the result, of 32 or 64 bits. In float32 the numbers
         are multiples of ``2**-23``, moved by half of that, in float64 of ``2**-32``.
     :returns: **Shape:** ``(*steps, num_chains, num_elements)``.

@@ -126,7 +126,6 @@ class Claim:
     :param str across: whether the inequality is about ``"every seed"``, or about the ``"mean"``
         over the seeds.
     :param str reason: why the claim fails, where it is known to.
-    :raises ValueError: names the argument, what it got and what it wants.
 
     Example::
 
@@ -205,7 +204,6 @@ class Report:
         numbers are shown but decide nothing.
     :param Mapping versions: versions of what the numbers depend on; by default the present ones.
     :param str date: when the report was made; by default now.
-    :raises ValueError: names the argument, what it got and what it wants.
 
     Example::
 
@@ -375,8 +373,7 @@ class Page:
     """What the pages of papers and workflows have in common.
 
     It knows the seeds, whether the run is a short one, and where figures go; it collects claims and
-    figures, and reports them at the end. Tensors of a page are small: they gain nothing from
-    threads, and lose on busy machines, so that a page takes one thread.
+    figures, and reports them at the end.
 
     :param str slug: short name of the page, as of :class:`Report`.
     :param str paper: the paper, as a reference.
@@ -438,13 +435,7 @@ class Page:
     ) -> Claim:
         """Make a :class:`Claim`, whose statement stands there in plain text for ``pyro-ext list``.
 
-        :param str statement: as of :class:`Claim`.
-        :param values: likewise, or one number, where no seed enters.
-        :param str comparison: likewise.
-        :param float bound: likewise.
-        :param str source: likewise.
-        :param str across: likewise.
-        :param str reason: likewise.
+        :param values: as of :class:`Claim`, as all else is; or one number, where no seed enters.
         """
         if _is_number(values):
             values = dict.fromkeys(self.seeds, values)

@@ -27,6 +27,7 @@ _LOG_TWO_PI = math.log(2.0 * math.pi)
 _LARGE = 1e280
 
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
 
 
 @compiled
@@ -47,11 +48,8 @@ def record_size(kind: int, size: int) -> int:
 
 @compiled
 def copy_row(row: npt.NDArray[Any], target: npt.NDArray[Any]) -> None:
-    """Copy one row to another.
-
-    An assignment of arrays does so too, but brings with it what writes the message of an error.
-    Numba needs two seconds to compile that.
-    """
+    """Copy one row to another."""
+    # An assignment brings with it what writes the message of an error: two seconds to compile.
     for i in range(row.size):
         target[i] = row[i]
 
@@ -285,12 +283,7 @@ def exclude(
 
 @compiled
 def _move(
-    parameters: Floats,
-    record: Floats,
-    count: float,
-    point: Floats,
-    scratch: Floats,
-    sign: float,
+    parameters: Floats, record: Floats, count: float, point: Floats, scratch: Floats, sign: float
 ) -> bool:
     """Update mean and Cholesky factor by one point."""
     size = point.size
@@ -392,4 +385,29 @@ def log_predictive(
         shape, rate = parameters[i] + record[i], parameters[size + i] + count
         total += _log_rising(shape, point[i]) - point[i] * math.log(rate + 1.0)
         total -= shape * math.log1p(1.0 / rate)
+    return total
+
+
+@compiled
+def sums_of_labels(
+    kind: int, points: Floats, labels: Integers, number: int
+) -> tuple[Integers, Floats]:
+    """Sizes and sums of clusters whose labels are below a number."""
+    counts = np.zeros(number, np.int64)
+    sums = np.zeros((number, num_sums(kind, points.shape[1])))
+    for i in range(labels.size):
+        counts[labels[i]] += 1
+        add_point(kind, sums[labels[i]], points[i], 1.0)
+    return counts, sums
+
+
+@compiled
+def log_density_of_labels(kind: int, parameters: Floats, points: Floats, labels: Integers) -> float:
+    """Log density of all points given their partition."""
+    size = points.shape[1]
+    scratch = np.zeros(size * size + size)
+    counts, sums = sums_of_labels(kind, points, labels, labels.max() + 1)
+    total = 0.0
+    for k in range(counts.size):
+        total += log_marginal(kind, parameters, size, float(counts[k]), sums[k], scratch)
     return total

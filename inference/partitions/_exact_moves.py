@@ -15,18 +15,14 @@ from typing import NamedTuple
 import numpy as np
 
 from pyro_ext._compiled import compiled
-from pyro_ext.inference.partitions._cluster_loops import (
-    add_point,
-    num_sums,
-    record_of,
-    record_size,
-)
+from pyro_ext.inference.partitions._cluster_loops import add_point, num_sums
 from pyro_ext.inference.partitions._gibbs_loops import (
     draw_index,
     greedy_scan,
+    records_of_labels,
     restricted_scan,
-    sums_of_labels,
 )
+from pyro_ext.inference.partitions.mixtures import Compiled
 from pyro_ext.inference.partitions.trees import (
     Floats,
     Forest,
@@ -48,28 +44,17 @@ _FLAT_CLUSTERS, _FLAT_NODES, _FLAT_PAIRS, _FLAT_PARTNERS = 0.02, 0.05, 0.25, 0.0
 
 
 class Clusters(NamedTuple):
-    """What moves know of each cluster; rows beyond the number of clusters are free.
+    """What moves know of each cluster; rows beyond the number of clusters are free."""
 
-    :param counts: numbers of points.
-    :param sums: of the points.
-    :param log_potential: of the blocks.
-    :param split_weight: weights with which clusters are taken to be split.
-    """
-
-    counts: Integers
-    sums: Floats
-    log_potential: Floats
-    split_weight: Floats
+    counts: Integers  # numbers of points
+    sums: Floats  # of the points
+    log_potential: Floats  # of the blocks
+    split_weight: Floats  # weights with which clusters are taken to be split
 
 
 @compiled
 def block_tree(model: Model, forest: Forest, tallest: Floats, members: Integers) -> int:
-    """The tree of all points, restricted to some of them, as new nodes.
-
-    :param tallest: heights of the joints of neighboring leaves, and in further rows the largest of
-        2, 4, 8 and so on of them in succession. **Shape:** ``(levels, n - 1)``.
-    :param members: the points, in rising order.
-    """
+    """The tree of all points, restricted to some of them, as new nodes."""
     pending, heights = np.empty(members.size, np.int64), np.empty(members.size)
     length, tree = 0, int(members[0])
     for index in range(1, members.size):
@@ -229,11 +214,7 @@ def lay_out(
     second: int,
     sides: Integers,
 ) -> None:
-    """Lay the points of a tree to the sides of two anchors, subtree by subtree.
-
-    :param members: the points, the anchors last.
-    :param sides: takes the sides of the members.
-    """
+    """Lay the points of a tree to the sides of two anchors, subtree by subtree."""
     start = forest.top[0]
     nodes = nodes_below(forest, tree)
     parents = parents_of(forest, nodes)
@@ -269,34 +250,13 @@ def draw_sides(
     num_scans: int,
     is_forced: bool,
 ) -> float:
-    """Settle sides as they were laid out, then draw them, or follow the current ones.
-
-    :param points: those of the members, the anchors last.
-    :returns: log probability of the sides that were taken.
-    """
-    size = points.shape[1]
-    counts, sums = sums_of_labels(model.kind, points, sides, 2)
-    records = np.zeros((2, record_size(model.kind, size)))
-    for k in range(2):
-        record_of(model.kind, model.parameters, size, float(counts[k]), sums[k], records[k])
+    """Settle sides as they were laid out, then draw them, or follow the current ones."""
+    own = Compiled(model.kind, model.parameters, table, points)
+    counts, records = records_of_labels(own, sides, 2)
     for _ in range(num_scans):
-        num_moved = greedy_scan(
-            model.kind, model.parameters, table, points, sides, records, counts, log_size
-        )
-        if not num_moved:
+        if not greedy_scan(own, sides, records, counts, log_size):
             break
-    return restricted_scan(
-        model.kind,
-        model.parameters,
-        table,
-        points,
-        sides,
-        current,
-        records,
-        counts,
-        log_size,
-        is_forced,
-    )
+    return restricted_scan(own, sides, current, records, counts, log_size, is_forced)
 
 
 @compiled
@@ -329,20 +289,10 @@ def log_pair(
 
 @compiled
 def log_ratio_of_split(
-    model: Model,
-    forest: Forest,
-    clusters: Clusters,
-    number: int,
-    whole: int,
-    one: int,
-    other: int,
+    model: Model, forest: Forest, clusters: Clusters, number: int, whole: int, one: int, other: int
 ) -> float:
-    """Log acceptance ratio of a split but for what depends on anchors and sides.
-
-    :param int number: of clusters after the split. They fill the first rows, one of which is that
-        of the one part, and the last is that of the other.
-    :param int whole: row of the whole, after those.
-    """
+    """Log acceptance ratio of a split but for what depends on anchors and sides."""
+    # The clusters after the split fill the first rows; that of the whole comes after those.
     weights = clusters.split_weight
     rest = weights[:number].sum() - weights[one] - weights[other]
     log_ratio = model.log_number[number] - model.log_number[number - 1]
@@ -365,10 +315,7 @@ def _move(
     number: int,
     num_scans: int,
 ) -> tuple[int, int]:
-    """Propose a split or a merge.
-
-    :returns: 0 for a split and 1 for a merge; and the number of clusters after it.
-    """
+    """Propose a split, 0, or a merge, 1; return which, and the number of clusters after it."""
     is_split = np.random.random() < 0.5
     spare = clusters.counts.size - 1
     start = forest.top[0]
@@ -435,10 +382,7 @@ def _any_member(labels: Integers, k: int, count: int) -> int:
 
 @compiled
 def exact_sweep(
-    kind: int,
-    parameters: Floats,
-    table: Floats,
-    points: Floats,
+    data: Compiled,
     labels: Integers,
     tallest: Floats,
     log_size: Floats,
@@ -447,21 +391,16 @@ def exact_sweep(
     num_scans: int,
     seed: int,
 ) -> Integers:
-    """Propose splits and merges; labels are changed in place.
-
-    :param points: in the order of the leaves of the tree of all, as labels.
-    :param tallest: as of :func:`block_tree`.
-    :returns: numbers of splits accepted and tried, and of merges accepted and tried.
-    """
+    """Propose splits and merges; return how many splits were accepted and tried, and merges."""
     np.random.seed(seed)
-    model = model_of(kind, parameters, points, log_size, log_number)
-    forest = new_forest(model, 3 * points.shape[0] + 1)
+    model = model_of(data.kind, data.parameters, data.points, log_size, log_number)
+    forest = new_forest(model, 3 * labels.size + 1)
     number = labels.max() + 1
     clusters = clusters_of(model, forest, tallest, labels, number + num_moves + 2)
     counts = np.zeros(4, np.int64)
     for _ in range(num_moves):
         direction, after = _move(
-            model, table, log_size, tallest, forest, clusters, labels, number, num_scans
+            model, data.table, log_size, tallest, forest, clusters, labels, number, num_scans
         )
         counts[2 * direction] += after != number
         counts[2 * direction + 1] += 1

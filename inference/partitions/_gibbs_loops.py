@@ -24,7 +24,9 @@ from pyro_ext.inference.partitions._cluster_loops import (
     num_sums,
     record_of,
     record_size,
+    sums_of_labels,
 )
+from pyro_ext.inference.partitions.mixtures import Compiled
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -32,28 +34,15 @@ Bools = npt.NDArray[np.bool_]
 
 
 @compiled
-def sums_of_labels(
-    kind: int, points: Floats, labels: Integers, number: int
-) -> tuple[Integers, Floats]:
-    """Sizes and sums of clusters whose labels are below a number."""
-    counts = np.zeros(number, np.int64)
-    sums = np.zeros((number, num_sums(kind, points.shape[1])))
-    for i in range(labels.size):
-        counts[labels[i]] += 1
-        add_point(kind, sums[labels[i]], points[i], 1.0)
-    return counts, sums
-
-
-@compiled
-def log_density_of_labels(kind: int, parameters: Floats, points: Floats, labels: Integers) -> float:
-    """Log density of all points given their partition."""
+def records_of_labels(data: Compiled, labels: Integers, number: int) -> tuple[Integers, Floats]:
+    """Sizes and records of clusters whose labels are below a number."""
+    kind, parameters, _, points = data
     size = points.shape[1]
-    scratch = np.zeros(size * size + size)
-    counts, sums = sums_of_labels(kind, points, labels, labels.max() + 1)
-    total = 0.0
-    for k in range(counts.size):
-        total += log_marginal(kind, parameters, size, float(counts[k]), sums[k], scratch)
-    return total
+    counts, sums = sums_of_labels(kind, points, labels, number)
+    records = np.zeros((number, record_size(kind, size)))
+    for k in range(number):
+        record_of(kind, parameters, size, float(counts[k]), sums[k], records[k])
+    return counts, records
 
 
 @compiled
@@ -71,37 +60,22 @@ def draw_index(logs: Floats) -> int:
 
 @compiled
 def gibbs_sweep(
-    kind: int,
-    parameters: Floats,
-    table: Floats,
-    points: Floats,
+    data: Compiled,
     labels: Integers,
     order: Integers,
     log_size: Floats,
     log_number: Floats,
     seed: int,
 ) -> int:
-    """Draw the cluster of each of some points given those of all others, one after the other.
-
-    Labels are changed in place; those of clusters are not in any order afterwards.
-
-    :returns: the number of clusters.
-    """
+    """Draw the cluster of each of some points given those of all others, one after the other."""
+    kind, parameters, table, points = data
     np.random.seed(seed)
     size = points.shape[1]
     scratch = np.zeros(size * size + size)
     number = labels.max() + 1
-    counts, sums = sums_of_labels(kind, points, labels, number)
     capacity = number + 16
-    sizes = np.zeros(capacity, np.int64)
-    records = np.zeros((capacity, record_size(kind, size)))
-    active = np.empty(capacity, np.int64)  # slots of clusters, then free ones
-    position = np.empty(capacity, np.int64)
-    for k in range(capacity):
-        active[k] = position[k] = k
-    for k in range(number):
-        sizes[k] = counts[k]
-        record_of(kind, parameters, size, float(counts[k]), sums[k], records[k])
+    sizes, records = records_of_labels(data, labels, capacity)
+    active, position = np.arange(capacity), np.arange(capacity)  # slots: of clusters, then free
     nothing = np.zeros(record_size(kind, size))
     empty_record(kind, parameters, size, nothing)
     no_points = int(np.int64(0))  # for a literal, Numba would compile the density once more
@@ -184,10 +158,7 @@ def _grown_rows(rows: Floats) -> Floats:
 
 @compiled
 def restricted_scan(
-    kind: int,
-    parameters: Floats,
-    table: Floats,
-    points: Floats,
+    data: Compiled,
     sides: Integers,
     wanted: Integers,
     records: Floats,
@@ -195,17 +166,13 @@ def restricted_scan(
     log_size: Floats,
     is_forced: bool,
 ) -> float:
-    """Draw the side of each point but the last two, given the others, or follow wanted sides.
-
-    :returns: log probability of the sides that were taken.
-    """
+    """Draw the side of each point but the last two, given the others, or follow wanted sides."""
+    kind, parameters, _, points = data
     size = points.shape[1]
     scratch = np.zeros(size * size + size)
     total = 0.0
     for index in range(sides.size - 2):
-        odds = _log_odds_of_second_side(
-            kind, parameters, table, points, sides, index, records, counts, log_size, scratch
-        )
+        odds = _log_odds_of_second_side(data, sides, index, records, counts, log_size, scratch)
         log_second = -math.log1p(math.exp(-odds)) if odds > 0 else odds - math.log1p(math.exp(odds))
         if is_forced:
             side = wanted[index]
@@ -220,23 +187,15 @@ def restricted_scan(
 
 @compiled
 def greedy_scan(
-    kind: int,
-    parameters: Floats,
-    table: Floats,
-    points: Floats,
-    sides: Integers,
-    records: Floats,
-    counts: Integers,
-    log_size: Floats,
+    data: Compiled, sides: Integers, records: Floats, counts: Integers, log_size: Floats
 ) -> int:
     """Put each point but the last two on its likelier side, and return how many have moved."""
+    kind, parameters, _, points = data
     size, num_moved = points.shape[1], 0
     scratch = np.zeros(size * size + size)
     for index in range(sides.size - 2):
         before = sides[index]
-        odds = _log_odds_of_second_side(
-            kind, parameters, table, points, sides, index, records, counts, log_size, scratch
-        )
+        odds = _log_odds_of_second_side(data, sides, index, records, counts, log_size, scratch)
         side = 1 if odds > 0.0 else 0
         include(kind, parameters, records[side], float(counts[side]), points[index], scratch)
         counts[side] += 1
@@ -247,10 +206,7 @@ def greedy_scan(
 
 @compiled
 def _log_odds_of_second_side(
-    kind: int,
-    parameters: Floats,
-    table: Floats,
-    points: Floats,
+    data: Compiled,
     sides: Integers,
     index: int,
     records: Floats,
@@ -259,6 +215,7 @@ def _log_odds_of_second_side(
     scratch: Floats,
 ) -> float:
     """Take a point out of its side, and return the log odds of the second one given the others."""
+    kind, parameters, table, points = data
     point, side = points[index], sides[index]
     if not exclude(kind, parameters, records[side], float(counts[side]), point, scratch):
         rebuild(kind, parameters, points, sides == side, index, records[side])
@@ -274,25 +231,15 @@ def _log_odds_of_second_side(
 
 @compiled
 def split_or_merge(
-    kind: int,
-    parameters: Floats,
-    table: Floats,
-    points: Floats,
+    data: Compiled,
     labels: Integers,
     log_size: Floats,
     log_number: Floats,
     num_scans: int,
     seed: int,
-) -> tuple[bool, bool, float]:
-    """Propose to split the cluster of two random points, or to merge their clusters [1].
-
-    Labels are changed in place; clusters keep their labels but for those that come and go.
-
-    :returns: whether it was a split; whether it was accepted; its log acceptance ratio.
-
-    [1] S. Jain, R. M. Neal (2004), A split-merge Markov chain Monte Carlo procedure for the
-    Dirichlet process mixture model.
-    """
+) -> tuple[bool, bool]:
+    """Propose a split or a merge of clusters of two points; return which, and if it is accepted."""
+    kind, parameters, table, points = data
     np.random.seed(seed)
     size, number = points.shape[1], labels.max() + 1
     scratch = np.zeros(size * size + size)
@@ -306,25 +253,20 @@ def split_or_merge(
     is_member[first] = is_member[second] = False
     members = np.append(np.nonzero(is_member)[0], np.array([first, second]))
     length = members.size
-    own = points[members]
+    own = Compiled(kind, parameters, table, points[members])
     current = (labels[members] != one).astype(np.int64)
     sides = np.random.randint(0, 2, length)
     sides[length - 2], sides[length - 1] = 0, 1
 
-    counts, sums = sums_of_labels(kind, own, sides, 2)
-    records = np.zeros((2, record_size(kind, size)))
-    for k in range(2):
-        record_of(kind, parameters, size, float(counts[k]), sums[k], records[k])
+    counts, records = records_of_labels(own, sides, 2)
     log_forward = 0.0
     for scan in range(num_scans + 1):
         # The last scan is the proposal; for a merge it is the way back to the present state.
         is_forced = scan == num_scans and not is_split
-        log_forward = restricted_scan(
-            kind, parameters, table, own, sides, current, records, counts, log_size, is_forced
-        )
+        log_forward = restricted_scan(own, sides, current, records, counts, log_size, is_forced)
 
     # Both states from their sums, since records have been through many updates.
-    counts, sums = sums_of_labels(kind, own, sides, 2)
+    counts, sums = sums_of_labels(kind, own.points, sides, 2)
     log_split = 0.0
     for k in range(2):
         log_split += log_size[counts[k]]
@@ -336,25 +278,16 @@ def split_or_merge(
     if is_split:
         log_ratio = log_split - log_whole - log_forward
         log_ratio += log_number[number + 1] - log_number[number]
-        if math.log(np.random.random()) < log_ratio:
-            for index in range(length):
-                if sides[index] == 1:
-                    labels[members[index]] = number
-            return is_split, True, log_ratio
-        return is_split, False, log_ratio
-    log_ratio = log_whole - log_split + log_forward
-    log_ratio += log_number[number - 1] - log_number[number]
-    if math.log(np.random.random()) < log_ratio:
-        last = number - 1
-        for i in range(labels.size):
-            if labels[i] == other:
-                labels[i] = one
-        if other != last:
-            for i in range(labels.size):
-                if labels[i] == last:
-                    labels[i] = other
-        return is_split, True, log_ratio
-    return is_split, False, log_ratio
+    else:
+        log_ratio = log_whole - log_split + log_forward
+        log_ratio += log_number[number - 1] - log_number[number]
+    is_accepted = math.log(np.random.random()) < log_ratio
+    if is_accepted and is_split:
+        labels[members[sides == 1]] = number
+    elif is_accepted:
+        labels[labels == other] = one
+        labels[labels == number - 1] = other  # none where that was the last one
+    return is_split, is_accepted
 
 
 @compiled
@@ -376,20 +309,6 @@ def auxiliary_sweep(
 
     Slots of clusters stand in ``active``: those with points, then ``num_auxiliary`` empty ones that
     a point may take, then others with parameters from the prior, up to ``ready``.
-
-    :param labels: slot of each point, changed in place.
-    :param order: of the points.
-    :param index: in the order, of the next point.
-    :param log_likelihood: of each point by slot. **Shape:** ``(n, num_slots)``.
-    :param sizes: of clusters by slot, changed in place.
-    :param active: changed in place.
-    :param number: of clusters with points.
-    :param ready: number of slots with parameters.
-    :param num_auxiliary: number of empty clusters that a point may take.
-    :param log_size: log factors of a partition's probability by sizes of clusters.
-    :param log_number: likewise by their number.
-    :param seed: of the random numbers.
-    :returns: the next index, and the new ``number`` and ``ready``.
     """
     np.random.seed(seed)
     logs = np.empty(active.size)
@@ -434,25 +353,10 @@ def _exchange(active: Integers, position: Integers, one: int, other: int) -> Non
 
 @compiled
 def slice_sweep(
-    kind: int,
-    parameters: Floats,
-    table: Floats,
-    points: Floats,
-    labels: Integers,
-    order: Integers,
-    weights: Floats,
-    levels: Floats,
-    seed: int,
+    data: Compiled, labels: Integers, order: Integers, weights: Floats, levels: Floats, seed: int
 ) -> None:
-    """Draw the cluster of each point among those whose weight exceeds its level.
-
-    Labels are changed in place.
-
-    :param labels: indices among the weights.
-    :param weights: of all clusters that exceed the least level, whether they have points or not, in
-        falling order.
-    :param levels: that of each point.
-    """
+    """Draw the cluster of each point among those whose weight exceeds its level."""
+    kind, parameters, table, points = data
     np.random.seed(seed)
     size, number = points.shape[1], weights.size
     scratch = np.zeros(size * size + size)

@@ -10,11 +10,7 @@ _MOST_CELLS = 2_048  # Ward's method takes the square of their number
 
 
 def locality_order(points: Floats) -> Integers:
-    """Order of the leaves of a k-d tree: halves along the widest axis, and so on within each.
-
-    :param points: **Shape:** ``(n, d)``.
-    :returns: **Shape:** ``(n,)``.
-    """
+    """Order of the leaves of a k-d tree: halves along the widest axis, and so on within each."""
     order, waiting = [], [np.arange(len(points))]
     while waiting:
         members = waiting.pop()
@@ -30,10 +26,8 @@ def locality_order(points: Floats) -> Integers:
 def neighbor_tree(points: Floats) -> tuple[Integers, Floats]:
     """A binary tree over points, by Ward's method; of small cells of neighbors where they are many.
 
-    :param points: **Shape:** ``(n, d)``.
-    :returns: the order of the leaves, and the heights of the nodes that join neighboring leaves:
-        first those, then the largest of 2, 4, 8 and so on in succession, for lookups of the largest
-        of any range. **Shape:** ``(n,)`` and ``(levels, n - 1)``.
+    Returns the order of the leaves, and the heights of the nodes that join neighboring leaves,
+    followed by rows of the largest of 2, 4, 8 and so on of them in succession.
     """
     order = locality_order(points)
     cells = np.array_split(order, min(len(order), _MOST_CELLS))

@@ -31,13 +31,7 @@ def in_range(process: Floats) -> bool:
 
 @compiled
 def log_joint(process: Floats, sizes: Floats, times: Floats, log_u: float) -> float:
-    """Log density of a partition, and of the auxiliary variable where there is one.
-
-    :param process: kind and parameters, in their range.
-    :param sizes: of clusters, positive.
-    :param times: number of clusters of each size.
-    :param log_u: logarithm of the auxiliary variable.
-    """
+    """Log density of a partition, and of the auxiliary variable where there is one."""
     total = (sizes * times).sum()
     value = _log_of_all(process, total, log_u) + _log_of_number(process, times.sum())
     for i in range(len(sizes)):
@@ -47,12 +41,7 @@ def log_joint(process: Floats, sizes: Floats, times: Floats, log_u: float) -> fl
 
 @compiled
 def log_factors(process: Floats, most: int, log_u: float) -> tuple[Floats, Floats]:
-    """Log factors of the density by sizes of clusters from zero on, and by their number.
-
-    :param process: as of :func:`log_joint`.
-    :param most: the largest size.
-    :param log_u: likewise.
-    """
+    """Log factors of the density by sizes of clusters from zero on, and by their number."""
     by_size, by_number = np.zeros(most + 1), np.zeros(most + 2)
     for size in range(1, most + 1):
         by_size[size] = _log_of_size(process, float(size), log_u)

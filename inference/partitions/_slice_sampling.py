@@ -23,13 +23,7 @@ Density = Callable[[Floats], Floats]
 def slice_sample(
     log_density: Callable[[Tensor], float], point: Tensor, width: float = 1.0
 ) -> Tensor:
-    """Move each coordinate of a vector once, by stepping out and shrinking [1].
-
-    :param log_density: that of the vector, but for a constant; finite at the start.
-    :param Tensor point: where to start, in float64. **Shape:** ``(size,)``.
-    :param float width: of the first interval.
-    :returns: the new vector, a draw that leaves the density invariant.
-    """
+    """Move each coordinate of a vector once, by stepping out and shrinking [1]."""
 
     def of_row(points: Floats) -> Floats:
         return np.array([log_density(torch.from_numpy(points[0]))])
@@ -40,12 +34,7 @@ def slice_sample(
 
 
 def slice_sample_log(log_density: Callable[[float], float], value: Tensor) -> Tensor:
-    """Move a positive number by its logarithm.
-
-    :param log_density: that of the number, by its logarithm.
-    :param Tensor value: where to start. **Shape:** that of a scalar.
-    :returns: the new number, in float64.
-    """
+    """Move a positive number by its logarithm."""
 
     def of_row(points: Floats) -> Floats:
         point = float(points[0, 0])
@@ -59,14 +48,7 @@ def slice_sample_log(log_density: Callable[[float], float], value: Tensor) -> Te
 def slice_sample_rows(
     log_density: Density, points: Floats, widths: Floats, columns: Iterable[int]
 ) -> Floats:
-    """Move some coordinates of independent vectors side by side, each as :func:`slice_sample`.
-
-    :param log_density: maps vectors to the log density of each, but for a constant.
-    :param points: where to start. **Shape:** ``(num_rows, size)``.
-    :param widths: of the first intervals. **Shape:** ``(num_rows, size)``.
-    :param columns: the coordinates that move.
-    :returns: the new vectors.
-    """
+    """Move some coordinates of independent vectors side by side, each as :func:`slice_sample`."""
     points = points.copy()
     current = log_density(points)
     for column in columns:

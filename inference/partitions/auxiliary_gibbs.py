@@ -37,16 +37,7 @@ _QUARTILES_OF_NORMAL = 1.349  # their distance
 
 
 class ModelMixture(Mixture):
-    """Prior over partitions, and clusters with the latent sites of a Pyro model.
-
-    A state has the values of a site of clusters for each point, those of the point's cluster, and
-    of a shared site once.
-
-    :param prior: a normalized measure or a Pyro model that returns one.
-    :param PointPotential points: the model at the data.
-    :param int num_updates: how often a step moves the sites of clusters.
-    :raises ValueError: where a site is both of the prior and of the model.
-    """
+    """Prior over partitions, and clusters with the latent sites of a Pyro model."""
 
     def __init__(
         self, prior: Hyperparameters[Process], points: PointPotential, num_updates: int
@@ -62,7 +53,7 @@ class ModelMixture(Mixture):
         # From a fixed seed: every chain, and one that goes on elsewhere, takes the same.
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            drawn = points.draw(_NUM_WIDTH_DRAWS).double().cpu().numpy()
+            drawn = _as_floats(points.draw(_NUM_WIDTH_DRAWS))
         low, high = np.nanquantile(drawn, [0.25, 0.75], axis=0)
         spread = (high - low) / _QUARTILES_OF_NORMAL
         self._widths = np.where(np.isfinite(spread) & (spread > 0.0), spread, 1.0)
@@ -126,8 +117,7 @@ class ModelMixture(Mixture):
         values = {name: state[name][first] for name in self.own_names}
         for name in self.shared_names:
             values[name] = state[name].expand(len(first), *state[name].shape)
-        coordinates: Floats = self.points.unconstrain(values).double().cpu().numpy()
-        return coordinates
+        return _as_floats(self.points.unconstrain(values))
 
     def own_values(self, coordinates: Floats, labels: Tensor) -> dict[str, Tensor]:
         """Values of the sites of clusters for each point."""
@@ -138,16 +128,12 @@ class ModelMixture(Mixture):
         """Log density of each cluster's own sites, of the shared ones, and of each point."""
         _, first = np.unique(labels, return_index=True)
         prior, shared, likelihood = self.points(self._flat(coordinates[labels]))
-        return (
-            prior[first].double().cpu().numpy(),
-            float(shared[0]),
-            likelihood.double().cpu().numpy(),
-        )
+        return _as_floats(prior[first]), float(shared[0]), _as_floats(likelihood)
 
     def log_likelihood(self, row: Floats) -> Floats:
         """Log density of each point in one cluster, minus infinity where it is NaN."""
         flat = self._flat(row).expand(self.num_points, -1)
-        values: Floats = self.points(flat).likelihood.double().cpu().numpy()
+        values = _as_floats(self.points(flat).likelihood)
         if np.isposinf(values).any():
             point = int(np.isposinf(values).argmax())
             raise ValueError(f"the density of point {point} in a cluster is infinite")
@@ -155,14 +141,10 @@ class ModelMixture(Mixture):
 
     def fresh(self, number: int, shared: Mapping[str, Tensor]) -> Floats:
         """Coordinates of new clusters, from the prior given the shared sites."""
-        coordinates: Floats = self.points.draw(number, shared).double().cpu().numpy()
-        return coordinates
+        return _as_floats(self.points.draw(number, shared))
 
     def check(self, state: Mapping[str, Tensor]) -> None:
-        """Check the values of the sites of clusters that a user gives.
-
-        :raises ValueError: where a shape does not fit, or points of a cluster have other values.
-        """
+        """Check the values of the sites of clusters that a user gives."""
         labels = torch.as_tensor(state["assignment"]).long()
         _, numbers = labels.unique(return_inverse=True)
         for name, site in self.points.sites.items():
@@ -189,6 +171,11 @@ class ModelMixture(Mixture):
         return torch.from_numpy(coordinates).to(dtype=layout.dtype, device=layout.device)
 
 
+def _as_floats(tensor: Tensor) -> Floats:
+    values: Floats = tensor.double().cpu().numpy()
+    return values
+
+
 class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
     r"""Draws the cluster of each point where a cluster is any Pyro model [1, algorithm 8].
 
@@ -197,11 +184,10 @@ class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
     :math:`\theta_c` with probability proportional to
     :math:`p(x | \theta_c) \, \kappa(|c| + 1, u) / \kappa(|c|, u)`, and each of ``num_auxiliary``
     empty clusters, whose parameters are draws from the prior, to
-    :math:`p(x | \theta) \, \kappa(1, u) / \text{num_auxiliary}`. Empty clusters are kept from one
-    point to the next and replaced where a point takes one or leaves one empty [2]. Then the
-    parameters of all clusters move side by side, by slice sampling of their unconstrained
-    coordinates, which needs no tuning; it takes some ten evaluations of all points for each
-    coordinate, and mixes slowly where many coordinates depend on each other.
+    :math:`p(x | \theta) \, \kappa(1, u) / \text{num_auxiliary}` [2]. Then the parameters of all
+    clusters move side by side, by slice sampling of their unconstrained coordinates, which needs no
+    tuning; it takes some ten evaluations of all points for each coordinate, and mixes slowly where
+    many coordinates depend on each other.
 
     A draw has the value of each latent site for each point, that of the point's cluster,
     ``(n, *event)``, which does not depend on how clusters are numbered; sites named in ``shared``
@@ -232,6 +218,8 @@ class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
         >>> {name: tuple(draws.shape) for name, draws in mcmc.get_samples().items()}
         {'assignment': (20, 40), 'loc': (20, 40), 'scale': (20, 40)}
     """
+
+    _setting_names = ("prior", "init", "cluster", "shared", "num_auxiliary", "num_updates")
 
     def __init__(
         self,
@@ -269,11 +257,6 @@ class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
     ) -> dict[str, Tensor]:
         mixture.check(params)
         return super()._check_start(mixture, params)
-
-    def settings(self) -> dict[str, Any]:
-        """Arguments by name, which a run that goes on from a checkpoint must share."""
-        names = ("cluster", "shared", "num_auxiliary", "num_updates")
-        return super().settings() | {name: getattr(self, name) for name in names}
 
     def _move_points(self, state: Mapping[str, Tensor]) -> Moved:
         from pyro_ext.inference.partitions._gibbs_loops import auxiliary_sweep

@@ -40,7 +40,7 @@ class BregmanGenerator(ABC):
 
     _kind: ClassVar[int]
     _least: ClassVar[str] = ""  # how points compare with zero: "", ">= 0" or "> 0"
-    _floor: float = 0.0
+    floor: float = 0.0  # what is added to variances
 
     @classmethod
     def from_distribution(cls, distribution: object) -> "BregmanGenerator":
@@ -257,12 +257,7 @@ class GaussianCovarianceGenerator(BregmanGenerator):
     _kind = DETERMINANT
 
     def __init__(self, floor: float = 0.01) -> None:
-        self._floor = check_number("floor", floor, above=0.0)
-
-    @property
-    def floor(self) -> float:
-        """What is added to variances."""
-        return self._floor
+        self.floor = check_number("floor", floor, above=0.0)
 
     def sufficient_statistics(self, x: Tensor) -> Tensor:
         """The points, followed by their outer products."""
@@ -292,7 +287,7 @@ class GaussianCovarianceGenerator(BregmanGenerator):
         features = int(mean.shape[-1] ** 0.5)
         center = mean[..., :features]
         moment = mean[..., features:].unflatten(-1, (features, features))
-        floor = self._floor * torch.eye(features, dtype=mean.dtype, device=mean.device)
+        floor = self.floor * torch.eye(features, dtype=mean.dtype, device=mean.device)
         return center, moment - center[..., :, None] * center[..., None, :] + floor
 
     def _loop_statistics(self, x: Tensor) -> Tensor:
@@ -300,7 +295,7 @@ class GaussianCovarianceGenerator(BregmanGenerator):
         return torch.cat([x, x.new_zeros(*x.shape[:-1], x.shape[-1] ** 2)], -1)
 
     def __repr__(self) -> str:
-        return f"GaussianCovarianceGenerator(floor={self._floor:g})"
+        return f"GaussianCovarianceGenerator(floor={self.floor:g})"
 
 
 _FAMILIES: dict[str, type[BregmanGenerator]] = {

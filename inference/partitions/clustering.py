@@ -8,19 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number
+from pyro_ext._checks import (
+    as_tensor,
+    check_choice,
+    check_instance,
+    check_integer,
+    check_number,
+    check_optional,
+)
 from pyro_ext._renamed import renamed_arguments
 from pyro_ext.distributions import ConjugateCluster
 from pyro_ext.inference.partitions._locality import locality_order
 from pyro_ext.inference.partitions.bregman import BregmanGenerator, generator_named
 from pyro_ext.inference.partitions.dendrogram import ClusterForest, Dendrogram
 from pyro_ext.inference.partitions.hyperparameters import Hyperparameters
-from pyro_ext.inference.partitions.mixtures import (
-    Compiled,
-    ConjugateMixture,
-    Integers,
-    Process,
-)
+from pyro_ext.inference.partitions.mixtures import Compiled, ConjugateMixture, Integers, Process
 from pyro_ext.random import fresh_seed
 from pyro_ext.random_measures import DirichletProcess, NormalizedRandomMeasure, PitmanYor
 
@@ -196,16 +198,22 @@ def ibhc(
         order = torch.randperm(mixture.num_points).numpy()
         if auxiliary is None:
             auxiliary = _drawn_auxiliary(process, mixture.num_points)
-        return _grown(mixture, process, auxiliary, order, noisy)
+        forest, roots = _grow(mixture.compiled({})[0], process, auxiliary, order, noisy)
+        pairs = sorted((_tree_of(forest, root) for root in roots), key=lambda pair: int(pair[1][0]))
+        labels = torch.empty(mixture.num_points, dtype=torch.long)
+        for label, (_, points) in enumerate(pairs):
+            labels[points] = label
+        if isinstance(process, NormalizedRandomMeasure):
+            log_prior = process.log_joint(labels.bincount(), auxiliary)
+        else:
+            log_prior = process.log_eppf(labels.bincount())
+        log_joint = float(log_prior) + mixture.log_clusters({"assignment": labels})
+    trees, members = zip(*pairs, strict=True)
+    return ClusterForest(labels, trees, members, log_joint, auxiliary)
 
 
 def start_of_neighbors(mixture: ConjugateMixture, state: Mapping[str, Tensor]) -> Tensor:
-    """Labels for a sampler to start at: the clusters of points that come neighbor by neighbor.
-
-    :param mixture: prior, clusters and data.
-    :param state: values of the hyperparameters.
-    :returns: **Shape:** ``(n,)``.
-    """
+    """Labels for a sampler to start at: the clusters of points that come neighbor by neighbor."""
     from pyro_ext.inference.partitions.trees import leaves_below
 
     process, _ = mixture.process(state)
@@ -240,26 +248,6 @@ def _grow(
     return grow(model, order, _RETURNS_PER_POINT * len(order), is_noisy)
 
 
-def _grown(
-    mixture: ConjugateMixture,
-    process: Process,
-    auxiliary: float | None,
-    order: Integers,
-    is_noisy: bool,
-) -> ClusterForest:
-    compiled, _ = mixture.compiled({})
-    forest, roots = _grow(compiled, process, auxiliary, order, is_noisy)
-    pairs = sorted((_tree_of(forest, root) for root in roots), key=lambda pair: int(pair[1][0]))
-    labels = torch.empty(mixture.num_points, dtype=torch.long)
-    for label, (_, points) in enumerate(pairs):
-        labels[points] = label
-    log_joint = _log_prior(process, auxiliary, labels) + mixture.log_clusters(
-        {"assignment": labels}
-    )
-    trees, members = zip(*pairs, strict=True)
-    return ClusterForest(labels, trees, members, log_joint, auxiliary)
-
-
 def _tree_of(forest: Any, root: int) -> tuple[Dendrogram, Tensor]:
     """A tree of its own, and the points that its leaves are."""
     from pyro_ext.inference.partitions.trees import nodes_below
@@ -280,12 +268,6 @@ def _tree_of(forest: Any, root: int) -> tuple[Dendrogram, Tensor]:
         labels=[str(point) for point in points],
     )
     return tree, torch.from_numpy(points)
-
-
-def _log_prior(process: Process, auxiliary: float | None, labels: Tensor) -> float:
-    if isinstance(process, NormalizedRandomMeasure):
-        return float(process.log_joint(labels.bincount(), auxiliary))
-    return float(process.log_eppf(labels.bincount()))
 
 
 def rbhc(
@@ -350,8 +332,7 @@ def rbhc(
     points = as_tensor("x", x, "(n, num_features)").detach().cpu().double()
     _check_size(points)
     generator = generator_named(family)
-    if method not in get_args(Method):
-        raise ValueError(f"method must be one of {get_args(Method)}, got {method!r:.80}")
+    check_choice("method", method, get_args(Method))
     if cluster_cost is not None and num_clusters is not None:
         raise ValueError(
             "cluster_cost and num_clusters exclude each other, got "
@@ -365,8 +346,7 @@ def rbhc(
             "excess must be False unless method is 'greedy' and there is a cluster_cost or "
             f"num_clusters; got {excess!r} with method={method!r}"
         )
-    if cluster_cost is not None:
-        cluster_cost = check_number("cluster_cost", cluster_cost, least=0.0)
+    cluster_cost = check_optional(check_number, "cluster_cost", cluster_cost, least=0.0)
     if num_clusters is not None and check_integer("num_clusters", num_clusters, 1) > len(points):
         raise ValueError(
             f"num_clusters must be at most {len(points)}, the number of points, got {num_clusters}"
@@ -377,12 +357,8 @@ def rbhc(
     tree = _tree(statistics, generator, method, cluster_cost if excess else None)
     if cluster_cost is None:
         return tree
-    return Dendrogram(
-        tree.merges,
-        tree.heights,
-        cut_height=cluster_cost,
-        objective=_objective(tree, cluster_cost, excess),
-    )
+    objective = _objective(tree, cluster_cost, excess)
+    return Dendrogram(tree.merges, tree.heights, cut_height=cluster_cost, objective=objective)
 
 
 def _check_size(points: Tensor) -> None:
@@ -408,7 +384,7 @@ def _tree(
     number = len(statistics)
     merges, heights = np.empty((number - 1, 2), np.int64), np.empty(number - 1)
     columns = np.array(statistics.numpy().T, order="C")
-    clusters = _relaxed_loops.singletons(generator._kind, generator._floor, columns)
+    clusters = _relaxed_loops.singletons(generator._kind, generator.floor, columns)
     if method == "greedy":
         limit = np.inf if cost_of_excess is None else cost_of_excess
         _relaxed_loops.merge_greedily(clusters, limit, merges, heights)

@@ -8,7 +8,6 @@ process mixture model.
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +57,7 @@ class ConjugateKernel(PartitionKernel[ConjugateMixture]):
     """
 
     starts = ("prior", "one", "each", "ibhc")
+    _setting_names: tuple[str, ...] = ("prior", "init", "cluster")
 
     def __init__(self, prior: PriorSource, cluster: ClusterSource, *, init: str = "prior") -> None:
         is_model = callable(cluster) and not isinstance(cluster, type | Distribution)
@@ -68,18 +68,11 @@ class ConjugateKernel(PartitionKernel[ConjugateMixture]):
 
     @abstractmethod
     def _move(self, labels: Integers, situation: Situation) -> dict[str, float]:
-        """Change labels in place, leaving their distribution given all else invariant.
-
-        :returns: statistics of the step by name.
-        """
+        """Change labels in place, leaving their distribution given all else invariant."""
 
     def _mixture_of(self, x: Tensor) -> ConjugateMixture:
         prior: Hyperparameters[Process] = Hyperparameters(self.prior, "prior")
         return ConjugateMixture(prior, Hyperparameters(self.cluster, "cluster"), x)
-
-    def settings(self) -> dict[str, Any]:
-        """Arguments by name, which a run that goes on from a checkpoint must share."""
-        return super().settings() | {"cluster": self.cluster}
 
     def _draw_start(self, mixture: ConjugateMixture) -> dict[str, Tensor]:
         state = super()._draw_start(mixture)
@@ -111,7 +104,7 @@ def sweep(labels: Integers, order: Integers, situation: Situation) -> None:
     from pyro_ext.inference.partitions._gibbs_loops import gibbs_sweep
 
     compiled, log_size, log_number, *_ = situation
-    gibbs_sweep(*compiled, labels, order, log_size, log_number, loop_seed())
+    gibbs_sweep(compiled, labels, order, log_size, log_number, loop_seed())
 
 
 class MarginalGibbs(ConjugateKernel):
@@ -158,6 +151,8 @@ class SplitMerge(ConjugateKernel):
     :param str init: as of :class:`MarginalGibbs`.
     """
 
+    _setting_names = (*ConjugateKernel._setting_names, "num_proposals", "num_scans")
+
     def __init__(
         self,
         prior: PriorSource,
@@ -177,17 +172,12 @@ class SplitMerge(ConjugateKernel):
         compiled, log_size, log_number, *_ = situation
         counts = np.zeros((2, 2), np.int64)  # of splits and of merges: accepted, tried
         for _ in range(self.num_proposals if len(labels) > 1 else 0):
-            is_split, is_accepted, _ = split_or_merge(
-                *compiled, labels, log_size, log_number, self.num_scans, loop_seed()
+            is_split, is_accepted = split_or_merge(
+                compiled, labels, log_size, log_number, self.num_scans, loop_seed()
             )
             counts[1 - is_split] += (is_accepted, 1)
         sweep(labels, torch.randperm(len(labels)).numpy(), situation)
         return acceptance_rates(("split", "merge"), counts)
-
-    def settings(self) -> dict[str, Any]:
-        """Arguments by name."""
-        own = {"num_proposals": self.num_proposals, "num_scans": self.num_scans}
-        return super().settings() | own
 
 
 class SliceSampler(ConjugateKernel):
@@ -256,12 +246,6 @@ class SliceSampler(ConjugateKernel):
         order = weights.argsort(descending=True)
         labels[:] = order.argsort()[own].numpy()
         sequence = torch.randperm(len(labels)).numpy()
-        slice_sweep(
-            *situation.compiled,
-            labels,
-            sequence,
-            weights[order].numpy(),
-            levels.numpy(),
-            loop_seed(),
-        )
+        ranked = weights[order].numpy()
+        slice_sweep(situation.compiled, labels, sequence, ranked, levels.numpy(), loop_seed())
         return {"num_weights": float(len(weights))}

@@ -40,7 +40,6 @@ class Dendrogram:
     :param float objective: value of the best partition that the tree holds.
     :param float cut_height: where :meth:`cut` cuts by default, the tree's own stopping level.
     :param Sequence labels: names of the points.
-    :raises ValueError: names the argument, what it got and what it wants.
 
     Example::
 
@@ -91,13 +90,8 @@ class Dendrogram:
 
     @staticmethod
     def _numbers(argument: str, values: Any, number: int) -> Tensor:
-        values = as_tensor(argument, values, allow_empty=True, dtype=torch.float64)
-        if values.shape != (number,):
-            raise ValueError(f"{argument} must have the shape ({number},), got {values.shape}")
-        if not values.isfinite().all():
-            raise ValueError(f"{argument} must be finite, got {values}")
-        copied: Tensor = values.detach().cpu().clone()
-        return copied
+        options: dict[str, Any] = {"allow_empty": True, "finite": True, "dtype": torch.float64}
+        return as_tensor(argument, values, f"({number},)", **options).detach().cpu().clone()
 
     @property
     def num_leaves(self) -> int:
@@ -259,11 +253,9 @@ class Dendrogram:
         graph = networkx.DiGraph()
         for leaf in range(self.num_leaves):
             graph.add_node(leaf, height=self._ground, size=1, label=self._name(leaf))
-        for row, (pair, height) in enumerate(
-            zip(self.merges.tolist(), self.heights.tolist(), strict=True)
-        ):
+        for row, pair in enumerate(self.merges.tolist()):
             node = self.num_leaves + row
-            graph.add_node(node, height=height, size=int(self.sizes[row]))
+            graph.add_node(node, height=float(self.heights[row]), size=int(self.sizes[row]))
             if self.merge_probabilities is not None:
                 graph.nodes[node]["merge_probability"] = float(self.merge_probabilities[row])
             graph.add_edges_from((node, child) for child in pair)
@@ -393,9 +385,8 @@ def _draw(tree: Dendrogram, ax: "Axes | None") -> "Axes":
     if tree.cut_height is not None:
         ax.axhline(tree.cut_height, color="black", linestyle=":", linewidth=1)
     names = [tree._name(leaf) for leaf in leaves] if tree.num_leaves <= _MOST_NAMES else []
-    ax.set_xticks(
-        range(len(names)), names, rotation=90 if max(map(len, names), default=0) > 2 else 0
-    )
+    rotation = 90 if max(map(len, names), default=0) > 2 else 0
+    ax.set_xticks(range(len(names)), names, rotation=rotation)
     span = max(heights) - min(heights) or 1.0
     ax.set_xlim(-0.5, tree.num_leaves - 0.5)
     ax.set_ylim(min(heights), max(heights) + 0.08 * span)
@@ -424,10 +415,9 @@ def _colors(tree: Dendrogram) -> list[str]:
     if tree.cut_height is None:
         return ["C0"] * len(tree.merges)
     opened = tree._is_opened(None, None)
-    labels = tree.cut().tolist()
-    of_root = dict(zip(tree._roots(opened), labels, strict=False))  # points are the first nodes
-    roots = tree._roots(opened)[tree.num_leaves :]
+    roots = tree._roots(opened)
+    of_root = dict(zip(roots, tree.cut().tolist(), strict=False))  # points are the first nodes
     return [
         _OPENED if is_open else f"C{of_root[root] % 10}"
-        for root, is_open in zip(roots, opened, strict=True)
+        for root, is_open in zip(roots[tree.num_leaves :], opened, strict=True)
     ]

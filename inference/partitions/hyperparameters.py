@@ -44,12 +44,7 @@ Process = NormalizedRandomMeasure | PitmanYor
 
 
 class Hyperparameters(Generic[Value]):
-    """A value, or a Pyro model of no arguments that returns one.
-
-    :param source: the value, or the model.
-    :param str name: how the caller names it.
-    :raises ValueError: for a model with a site that is discrete or observed.
-    """
+    """A value, or a Pyro model of no arguments that returns one."""
 
     def __init__(self, source: Value | Callable[[], Value], name: str) -> None:
         self._value: Any = None
@@ -77,10 +72,7 @@ class Hyperparameters(Generic[Value]):
 
     @property
     def model(self) -> Callable[[], Value]:
-        """The model.
-
-        :raises TypeError: for a value.
-        """
+        """The model."""
         if self._model is None:
             raise TypeError(f"{self._value!r:.80} is no model")
         return self._model
@@ -99,10 +91,7 @@ class Hyperparameters(Generic[Value]):
         return values
 
     def at(self, values: Mapping[str, Tensor]) -> tuple[Value, Tensor]:
-        """What the model returns for values of its sites, and their log density.
-
-        The density is that of the unconstrained values.
-        """
+        """What the model returns for values of its sites, and their log density."""
         total = torch.zeros((), dtype=torch.float64)
         if self._model is None:
             return self._value, total
@@ -137,12 +126,7 @@ class _Sites(Messenger):
 
 
 class RecordedHyperparameters(Generic[Value]):
-    """Maps unconstrained hyperparameters to what compiled loops take.
-
-    :param model: hyperparameters, with their model.
-    :param parameters: maps what the model returns to a vector.
-    :raises CaptureError: where they cannot be recorded.
-    """
+    """Maps unconstrained hyperparameters to what compiled loops take."""
 
     def __init__(
         self, model: Hyperparameters[Value], parameters: Callable[[Value], Tensor]
@@ -164,10 +148,7 @@ class RecordedHyperparameters(Generic[Value]):
         self._last: tuple[Floats, float, Floats] | None = None
 
     def __call__(self, vector: Floats) -> tuple[float, Floats]:
-        """Log density of the hyperparameters, and parameters of what the model returns.
-
-        :param vector: unconstrained hyperparameters. **Shape:** ``(size,)``.
-        """
+        """Log density of the hyperparameters, and parameters of what the model returns."""
         # A state is asked about several times before it moves on.
         if self._last is None or not np.array_equal(self._last[0], vector):
             with torch.inference_mode():
@@ -181,12 +162,7 @@ class RecordedHyperparameters(Generic[Value]):
         held: Collection[str],
         log_density: Callable[[Floats], float],
     ) -> dict[str, Tensor]:
-        """Move the hyperparameters but for those held, by slice sampling of unconstrained values.
-
-        :param values: hyperparameters by name, among others.
-        :param held: names of those that stay.
-        :param log_density: of all that depends on them, by the parameters.
-        """
+        """Move the hyperparameters but for those held, by slice sampling."""
         names = [name for name in self._layout.shapes if name not in held]
         columns = [column for name in names for column in self._layout.columns(name)]
         if not columns:
@@ -282,11 +258,7 @@ def record(
 
 
 class ClosedPrior:
-    """Distribution of a partition with hyperparameters, for compiled loops.
-
-    :param source: maps unconstrained hyperparameters to the process as a vector, or is that.
-    :param bool has_auxiliary: whether there is an auxiliary variable.
-    """
+    """Distribution of a partition with hyperparameters, for compiled loops."""
 
     def __init__(
         self, source: RecordedHyperparameters[Process] | Floats, has_auxiliary: bool

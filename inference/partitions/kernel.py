@@ -10,7 +10,7 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from pyro_ext._checks import shown
+from pyro_ext._checks import check_choice, shown
 from pyro_ext.inference.partitions._slice_sampling import LARGEST_LOG
 from pyro_ext.inference.partitions.mixtures import Mixture, PriorSource, Process
 from pyro_ext.posterior.fixed_points import PointOf
@@ -44,10 +44,10 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
     adapted: tuple[str, ...] = ()  # attributes that the warm-up sets, which a checkpoint keeps
     starts: tuple[str, ...] = ("prior", "one", "each")
     partitions = ("assignment",)
+    _setting_names: tuple[str, ...] = ("prior", "init")
 
     def __init__(self, prior: PriorSource, *, init: str = "prior") -> None:
-        if init not in self.starts:
-            raise ValueError(f"init must be one of {self.starts}, got {init!r}")
+        check_choice("init", init, self.starts)
         if not isinstance(prior, Process) and (isinstance(prior, type) or not callable(prior)):
             raise TypeError(
                 "prior must be or return a normalized measure, a PitmanYor or a DirichletProcess, "
@@ -65,10 +65,7 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
 
     @abstractmethod
     def _move_points(self, state: Mapping[str, Tensor]) -> Moved:
-        """Move the labels, and what belongs to the clusters of points, given all else.
-
-        :returns: what has moved, and statistics by name.
-        """
+        """Move the labels, and what belongs to the clusters of points, given all else."""
 
     @abstractmethod
     def _mixture_of(self, *args: Any, **kwargs: Any) -> AnyMixture:
@@ -83,8 +80,11 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
         :param args: the data, as the class says.
         :param kwargs: the same by keyword.
         """
-        self._mixture = self._mixture_of(*args, **kwargs)
-        self._start()
+        self._mixture = mixture = self._mixture_of(*args, **kwargs)
+        if self._initial is None:
+            self._initial = _completed(mixture, self._draw_start(mixture))
+        else:
+            self._initial = self._check_start(mixture, self._initial)
 
     def fixed_points(self, *args: Any, **kwargs: Any) -> PointOf:
         """What a checkpoint compares: log densities at states that are always the same.
@@ -122,7 +122,8 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
         :returns: the next state.
         """
         mixture = self.mixture
-        state = _with_auxiliary(mixture, {name: params[name] for name in _known(mixture, params)})
+        own = [name for name in ("assignment", "u", *mixture.names) if name in params]
+        state = _with_auxiliary(mixture, {name: params[name] for name in own})
         state["assignment"] = canonical_labels(state["assignment"].long())
         points, moved = self._move_points(state)
         state |= points
@@ -155,17 +156,9 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
 
     def settings(self) -> dict[str, Any]:
         """Arguments by name, which a run that goes on from a checkpoint must share."""
-        return {"prior": self.prior, "init": self.init}
+        return {name: getattr(self, name) for name in self._setting_names}
 
     # Starts.
-
-    def _start(self) -> None:
-        """Draw the state that chains start at, or check what the user gave."""
-        mixture = self.mixture
-        if self._initial is None:
-            self._initial = _completed(mixture, self._draw_start(mixture))
-        else:
-            self._initial = self._check_start(mixture, self._initial)
 
     def _draw_start(self, mixture: AnyMixture) -> dict[str, Tensor]:
         state = mixture.prior.draw()
@@ -193,11 +186,6 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
         if "u" in params:
             state["u"] = torch.as_tensor(params["u"]).double()
         return _completed(mixture, {**state, "assignment": labels.long()})
-
-
-def _known(mixture: Mixture, params: Mapping[str, Tensor]) -> list[str]:
-    """Names of a state's own sites among others."""
-    return [name for name in ("assignment", "u", *mixture.names) if name in params]
 
 
 def _completed(mixture: Mixture, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -48,15 +48,7 @@ ClusterSource = ConjugateCluster | Callable[[], ConjugateCluster]
 
 
 class Mixture(ABC):
-    """Prior over the partitions of some points, and clusters.
-
-    A subclass says what the clusters are.
-
-    :param prior: a normalized measure or a Pyro model that returns one.
-    :param list cluster_names: names of the sites that belong to clusters.
-    :param int num_points: number of points.
-    :raises ValueError: where a site is of both, or has a name that a state uses itself.
-    """
+    """Prior over the partitions of some points, and clusters."""
 
     def __init__(
         self, prior: Hyperparameters[Process], cluster_names: list[str], num_points: int
@@ -207,43 +199,25 @@ def or_nothing(log_density: float) -> float:
 
 
 class Compiled(NamedTuple):
-    """What compiled loops take.
+    """What compiled loops take."""
 
-    :param int kind: of the clusters.
-    :param parameters: of the clusters.
-    :param table: parts of predictive densities by the number of points.
-    :param points: relative to the center of the clusters. **Shape:** ``(n, d)``.
-    """
-
-    kind: int
-    parameters: Floats
-    table: Floats
-    points: Floats
+    kind: int  # of the clusters
+    parameters: Floats  # of the clusters
+    table: Floats  # parts of predictive densities by the number of points
+    points: Floats  # relative to the center of the clusters, (n, d)
 
 
 class Situation(NamedTuple):
-    """What labels move in: all but the labels, held fixed.
+    """What labels move in: all but the labels, held fixed."""
 
-    :param compiled: clusters and data.
-    :param log_size: log factors of a partition's probability by sizes of clusters.
-    :param log_number: likewise by their number.
-    :param values: hyperparameters, and the auxiliary variable where there is one.
-    """
-
-    compiled: Compiled
-    log_size: Floats
-    log_number: Floats
-    values: Mapping[str, Tensor]
+    compiled: Compiled  # clusters and data
+    log_size: Floats  # log factors of a partition's probability by sizes of clusters
+    log_number: Floats  # likewise by their number
+    values: Mapping[str, Tensor]  # hyperparameters, and the auxiliary variable where there is one
 
 
 class ConjugateMixture(Mixture):
-    """Prior over partitions and conjugate clusters of some data.
-
-    :param prior: a normalized measure or a Pyro model that returns one.
-    :param cluster: a conjugate cluster or a Pyro model that returns one.
-    :param Tensor points: the data. **Shape:** ``(n, d)``, or ``(n,)`` where ``d`` is one.
-    :raises ValueError: where prior, cluster and data do not fit together.
-    """
+    """Prior over partitions and conjugate clusters of some data."""
 
     def __init__(
         self,
@@ -304,8 +278,7 @@ class ConjugateMixture(Mixture):
 
     def _log_data(self, parameters: Floats, points: Floats, labels: Integers) -> float:
         """Log density of centered points given the partition, but for terms of no parameter."""
-        from pyro_ext.inference.partitions._cluster_loops import in_range
-        from pyro_ext.inference.partitions._gibbs_loops import log_density_of_labels
+        from pyro_ext.inference.partitions._cluster_loops import in_range, log_density_of_labels
 
         if not in_range(self._kind, parameters, points.shape[1]):
             return -math.inf
@@ -365,10 +338,7 @@ def _around_origin(cluster: ConjugateCluster) -> tuple[Tensor, ConjugateCluster]
 
 
 def check_points(points: Any, name: str = "x") -> Tensor:
-    """Data as a matrix of numbers.
-
-    :raises ValueError: where there are no points, or they are not finite.
-    """
+    """Data as a matrix of numbers."""
     values = as_tensor(name, points, allow_empty=True)
     if values.dim() == 1:
         values = values[:, None]

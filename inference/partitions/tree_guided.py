@@ -3,13 +3,13 @@
 [1] J. Lee, S. Choi (2015), Tree-guided MCMC inference for normalized random measure mixture models.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import check_integer, check_number, check_optional
 from pyro_ext._renamed import moved_arguments, renamed_arguments, renamed_attribute
 from pyro_ext.inference.partitions._locality import neighbor_tree
 from pyro_ext.inference.partitions.conjugate import (
@@ -68,6 +68,12 @@ class TreeGuided(ConjugateKernel):
     """
 
     adapted = ("_adapts", "_num_moves")
+    _setting_names = (
+        *ConjugateKernel._setting_names,
+        "num_global_moves",
+        "local_fraction",
+        "num_scans",
+    )
     local_share = renamed_attribute("local_share", "local_fraction")
 
     @moved_arguments("PublishedTreeGuided of pyro_ext.tutorials.papers", "depth", "local")
@@ -88,9 +94,9 @@ class TreeGuided(ConjugateKernel):
                 "mode must be 'exact', since the published kernel is PublishedTreeGuided of "
                 f"pyro_ext.tutorials.papers now, got {mode!r}"
             )
-        if num_global_moves is not None:
-            num_global_moves = check_integer("num_global_moves", num_global_moves, 0)
-        self.num_global_moves = num_global_moves
+        self.num_global_moves = check_optional(
+            check_integer, "num_global_moves", num_global_moves, 0
+        )
         self.local_fraction = check_number("local_fraction", local_fraction, above=0.0, most=1.0)
         self.num_scans = check_integer("num_scans", num_scans, 0)
         self._adapts, self._num_moves = False, 0
@@ -112,11 +118,6 @@ class TreeGuided(ConjugateKernel):
         """Keep the number of proposals as it is."""
         self._adapts = False
 
-    def settings(self) -> dict[str, Any]:
-        """Arguments by name."""
-        names = ("num_global_moves", "local_fraction", "num_scans")
-        return super().settings() | {name: getattr(self, name) for name in names}
-
     def _move(self, labels: Integers, situation: Situation) -> dict[str, float]:
         from pyro_ext.inference.partitions._exact_moves import exact_sweep
 
@@ -125,10 +126,7 @@ class TreeGuided(ConjugateKernel):
         compiled, log_size, log_number, *_ = situation
         ordered = labels[self._order]
         counts = exact_sweep(
-            compiled.kind,
-            compiled.parameters,
-            compiled.table,
-            compiled.points[self._order],
+            compiled._replace(points=compiled.points[self._order]),
             ordered,
             self._heights,
             log_size,

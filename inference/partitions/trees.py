@@ -27,7 +27,6 @@ __all__ = [
     "Forest",
     "Integers",
     "Model",
-    "build",
     "grow",
     "insert",
     "join",
@@ -35,7 +34,6 @@ __all__ = [
     "log_dissimilarity",
     "log_like",
     "log_potential_of",
-    "log_subtree_weights",
     "log_union",
     "merge_greedily",
     "model_of",
@@ -50,20 +48,13 @@ Integers = npt.NDArray[np.int64]
 
 
 class Model(NamedTuple):
-    """Clusters, data, and the factors of the prior.
+    """Clusters, data, and the factors of the prior."""
 
-    :param kind: of the clusters.
-    :param parameters: of the clusters.
-    :param points: relative to the center of the clusters.
-    :param log_block: the part of a block's log potential that its size alone decides, by size.
-    :param log_number: log factors of a partition's probability by the number of its clusters.
-    """
-
-    kind: int
-    parameters: Floats
-    points: Floats
-    log_block: Floats
-    log_number: Floats
+    kind: int  # of the clusters
+    parameters: Floats  # of the clusters
+    points: Floats  # relative to the center of the clusters
+    log_block: Floats  # the part of a block's log potential that its size alone decides, by size
+    log_number: Floats  # log factors of a partition's probability by the number of its clusters
 
 
 @compiled
@@ -193,10 +184,7 @@ def _copy(forest: Forest, node: int) -> int:
 
 @compiled
 def insert(model: Model, forest: Forest, tree: int, other: int, keeps_tree: bool) -> int:
-    """Put a tree into another where it fits, and return the root.
-
-    :param bool keeps_tree: leave the tree as it is, and make new nodes on the way.
-    """
+    """Put a tree into another where it fits, and return the root."""
     if forest.left[tree] < 0:
         tree, other = other, tree
         if forest.left[tree] < 0:
@@ -242,15 +230,6 @@ def _hang(forest: Forest, parent: int, child: int, is_left: bool) -> None:
 
 
 @compiled
-def build(model: Model, forest: Forest, members: Integers) -> int:
-    """The tree of a block: its points put in one after the other."""
-    tree = members[0]
-    for index in range(1, members.size):
-        tree = insert(model, forest, tree, members[index], False)
-    return tree
-
-
-@compiled
 def nodes_below(forest: Forest, tree: int) -> Integers:
     """All nodes of a tree, each before its children."""
     nodes = np.empty(2 * forest.num_points[tree] - 1, np.int64)
@@ -279,23 +258,6 @@ def leaves_below(forest: Forest, tree: int) -> Integers:
 
 
 @compiled
-def log_subtree_weights(forest: Forest, nodes: Integers) -> Floats:
-    """Log probabilities of nodes to be chosen: their costs, raised by the largest.
-
-    :param nodes: the candidates.
-    """
-    logs = forest.log_cost[nodes]
-    largest = logs.max()
-    if largest == -np.inf:
-        return np.full(nodes.size, -math.log(nodes.size))
-    total = 0.0
-    for index in range(nodes.size):
-        logs[index] = math.log1p(math.exp(logs[index] - largest))
-        total += math.exp(logs[index])
-    return logs - math.log(total)
-
-
-@compiled
 def log_like(log_cost: float) -> float:
     """Log probability that two clusters are taken to be one, or not, of minus the cost."""
     return -max(log_cost, 0.0) - math.log1p(math.exp(-abs(log_cost)))
@@ -315,12 +277,7 @@ def parents_of(forest: Forest, nodes: Integers) -> Integers:
 
 @compiled
 def merge_greedily(model: Model, merges: Integers, heights: Floats) -> float:
-    """Merge the two trees of least dissimilarity until one is left.
-
-    :param merges: to be filled with the nodes of each merge.
-    :param heights: to be filled with the log dissimilarities.
-    :returns: the log total of the last tree.
-    """
+    """Merge the two trees of least dissimilarity until one is left."""
     number = model.points.shape[0]
     forest = new_forest(model, 2 * number - 1)
     # The trees that are left, and for each tree where it stands among them, if at all.
@@ -381,15 +338,7 @@ def _search(
 def grow(
     model: Model, order: Integers, most_returns: int, is_noisy: bool
 ) -> tuple[Forest, Integers]:
-    """Put points into trees one after the other, and cut those that no longer hold together.
-
-    All nodes of the trees have dissimilarities of at most one, unless there are too many returns.
-
-    :param order: the points, as they come.
-    :param most_returns: number of trees to put back into the queue, beyond which none is cut.
-    :param is_noisy: join each point to a tree at its root, and cut none.
-    :returns: the forest, and the roots of its trees.
-    """
+    """Put points into trees one after the other, and cut those that no longer hold together."""
     number = order.size
     forest, parents = new_forest(model, 2 * number), np.full(2 * number, -1)
     free, num_free = np.arange(2 * number - 1, number - 1, -1), number

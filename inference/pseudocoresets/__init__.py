@@ -35,16 +35,8 @@ from pyro_ext.inference.pseudocoresets.model_functions import (
     linearized_marginal,
 )
 from pyro_ext.inference.pseudocoresets.posteriors import Coreset
-from pyro_ext.inference.pseudocoresets.subsets import (
-    herding_subset,
-    k_means_subset,
-    random_subset,
-)
-from pyro_ext.inference.pseudocoresets.surrogates import (
-    GaussianSurrogate,
-    MCMCSurrogate,
-    Surrogate,
-)
+from pyro_ext.inference.pseudocoresets.subsets import herding_subset, k_means_subset, random_subset
+from pyro_ext.inference.pseudocoresets.surrogates import GaussianSurrogate, MCMCSurrogate, Surrogate
 from pyro_ext.inference.pseudocoresets.trajectories import (
     TrajectorySnapshots,
     TrajectorySurrogate,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -15,7 +15,13 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from pyro_ext._checks import check_callable, check_instance, check_integer
+from pyro_ext._checks import (
+    check_callable,
+    check_choice,
+    check_instance,
+    check_integer,
+    check_optional,
+)
 from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
 from pyro_ext.inference.hmc.laplace_hmc import LaplaceHMC
 from pyro_ext.inference.mcmc import MCMC
@@ -47,7 +53,7 @@ __all__ = ["AutoPseudocoreset", "Weights"]
 
 Weights = Literal["uniform", "scaled", "learned"]
 
-_WEIGHTS = ("uniform", "scaled", "learned")
+_KERNEL = "a function that makes a kernel of a model"
 _FORMAT = "pseudocoreset 1"
 _MOST_LATENTS = 500
 """Number of latent values up to which second derivatives are cheap."""
@@ -135,12 +141,10 @@ class AutoPseudocoreset(PyroModule):
     ) -> None:
         super().__init__(name=type(self).__name__)
         size = check_integer("size", size, 1)
-        if weights not in _WEIGHTS:
-            raise ValueError(f"weights must be one of {_WEIGHTS}, got {weights!r:.80}")
+        check_choice("weights", weights, get_args(Weights))
         if init != "subset" and not callable(init):
             raise ValueError(f"init must be 'subset' or a function, got {init!r:.80}")
-        if kernel is not None and not callable(kernel):
-            raise TypeError(f"kernel must make a kernel of a model, got {kernel!r:.80}")
+        check_optional(check_callable, "kernel", kernel, _KERNEL)
         self.num_samples = check_integer("num_samples", num_samples, 1)
         self.warmup_steps = check_integer("warmup_steps", warmup_steps, 0)
         self.size, self.weighting = size, weights
@@ -231,8 +235,7 @@ class AutoPseudocoreset(PyroModule):
         :param model: a model that takes the arguments of this one and has its plate, such as one
             with another prior; that of the guide without it.
         """
-        if model is not None and not callable(model):
-            raise TypeError(f"model must be callable, got {model!r:.80}")
+        check_optional(check_callable, "model", model, "a Pyro model")
         weighted = WeightedModel(model or self.model, self._arguments, self.plate.name)
         # Copies are no statements of parameters: in a call of the guide these would join the
         # parameter store, or be replaced by those of another guide that are there.
@@ -269,9 +272,8 @@ class AutoPseudocoreset(PyroModule):
     ) -> Self:
         """Train the coreset; ``losses`` gets the loss before each step.
 
-        The loop is that of :class:`~pyro_ext.inference.Trainer`: Ctrl-C keeps whole steps,
-        and what is not finite ends it with an error that says where. At the end
-        :meth:`check_spread` warns of a posterior that is not that of the data.
+        Ctrl-C keeps whole steps. At the end :meth:`check_spread` warns of a posterior that is not
+        that of the data.
 
         :param pyro.infer.ELBO divergence: such as :class:`~pyro_ext.inference.ForwardKL`.
         :param int num_steps: number of steps.
@@ -305,14 +307,10 @@ class AutoPseudocoreset(PyroModule):
     def check_spread(self) -> dict[str, Tensor] | None:
         """Compare the posterior of the coreset with that of the data, and warn where they differ.
 
-        Both are seen through Laplace approximations in unconstrained space. There is a warning,
-        with both numbers and the name of the site, where a standard deviation is more than twice or
-        less than half of the data's, or a mean more than two of these off. The search for the mode
-        looks at all of the data some dozen times.
-
-        Posteriors of which a Laplace approximation tells nothing are passed over: those of more
-        than 500 latent values, those with several modes, as those of networks, which searches from
-        two starts tell, and those whose log density is not concave at the mode.
+        Both are seen through Laplace approximations in unconstrained space. There is a warning
+        where a standard deviation is more than twice or less than half of the data's, or a mean
+        more than two of these off. Posteriors of more than 500 latent values, with several modes,
+        or whose log density is not concave at the mode are passed over.
 
         :returns: ratios of standard deviations by site, or ``None`` for a posterior that is passed
             over. **Shape:** ``(*event)`` each, in unconstrained space.
@@ -369,8 +367,7 @@ class AutoPseudocoreset(PyroModule):
         :param options: further arguments of :class:`~pyro_ext.inference.MCMC`.
         :returns: the run, with ``get_samples``, ``summary`` and all the rest.
         """
-        if kernel is not None:
-            check_callable("kernel", kernel, "a function that makes a kernel of a model")
+        check_optional(check_callable, "kernel", kernel, _KERNEL)
         made = (kernel or self.kernel)(self.condition())
         number = self.num_samples if num_samples is None else num_samples
         warmup = self.warmup_steps if warmup_steps is None else warmup_steps
@@ -454,10 +451,7 @@ class AutoPseudocoreset(PyroModule):
                 "guide has nothing to learn: name row arguments in learnable, or take "
                 "weights='learned'"
             )
-        make = optimizer
-        if make is None:
-            make = partial(StandardizedAdam, spreads=self._spreads())
-        trainer = Trainer(self, make)
+        trainer = Trainer(self, optimizer or partial(StandardizedAdam, spreads=self._spreads()))
         self._trainer = divergence, optimizer, trainer
         return trainer
 
@@ -466,18 +460,11 @@ class AutoPseudocoreset(PyroModule):
         return loss
 
     def _spreads(self) -> list[Tensor]:
-        """Units of the default steps for each parameter, in unconstrained space.
-
-        Columns of rows have their standard deviations in the data. Weights and probabilities of
-        labels have one, since they are logarithms there.
-        """
-        rows = {
-            f"pseudo_{name}": row
-            for index, (name, row) in enumerate(
-                zip(self._arguments.names, self._arguments.rows, strict=True)
-            )
-            if self._label is None or index != self._label.position
-        }
+        """Units of the default steps for each parameter, in unconstrained space."""
+        names = [f"pseudo_{name}" for name in self._arguments.names]
+        rows = dict(zip(names, self._arguments.rows, strict=True))
+        if self._label is not None:
+            del rows[names[self._label.position]]
         spreads = []
         for name, (constraint, _) in self._pyro_params.items():
             own = getattr(self, f"{name}_unconstrained").detach()

@@ -28,11 +28,7 @@ __all__ = [
 def data_arguments(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of a model with tensors instead of NumPy arrays and lists of numbers.
-
-    Real numbers get PyTorch's default type. Lists become tensors where they are as long as the
-    longest argument: shorter ones may be sizes, such as those of layers.
-    """
+    """Arguments of a model with tensors instead of NumPy arrays and lists of numbers."""
     named = arguments_by_name(model, args, kwargs)
     trees = [pytree.tree_flatten(value, is_leaf=_is_list_of_numbers) for _, value in named]
     most = max((len(part) for parts, _ in trees for part in parts if _has_length(part)), default=0)
@@ -108,10 +104,7 @@ def _as_tensor(value: Any, length: int) -> Any:
 
 
 def observed_supports(potential: Potential, rows: Sequence[Tensor]) -> list[Constraint | None]:
-    """Support of the observed site that a row argument is the value of, if any is.
-
-    The model may reshape the rows, such as one column of labels to a vector.
-    """
+    """Support of the observed site that a row argument is the value of, if any is."""
     values = potential.observations()
     found: list[Constraint | None] = []
     for row in rows:
@@ -131,10 +124,7 @@ def _are_equal_rows(one: Tensor, other: Tensor) -> bool:
 
 
 def balanced_subset(labels: Tensor | None, num_points: int, size: int, seed: int) -> Tensor:
-    """Numbers of random rows, as many of each class as can be.
-
-    Shapes: labels (num_points,); returns (size,).
-    """
+    """Numbers of random rows, as many of each class as can be."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(num_points, generator=generator)
     if labels is None:
@@ -151,10 +141,7 @@ def balanced_subset(labels: Tensor | None, num_points: int, size: int, seed: int
 def initial_rows(
     rows: Sequence[Tensor], supports: Sequence[Constraint | None], size: int, init: Any, seed: int
 ) -> tuple[Tensor, ...]:
-    """Pseudo rows to start with.
-
-    Shapes: rows (num_points, *event) each.
-    """
+    """Pseudo rows to start with."""
     if init == "subset":
         index = balanced_subset(_labels(rows, supports, size), len(rows[0]), size, seed)
         return tuple(row[index.to(row.device)].detach().clone() for row in rows)

@@ -12,7 +12,7 @@ import pyro
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor
+from pyro_ext._checks import as_tensor, check_instance, check_optional
 from pyro_ext.inference.pseudocoresets.auto_pseudocoreset import AutoPseudocoreset
 from pyro_ext.inference.pseudocoresets.gaussians import Gaussian, gaussian_kl, gaussian_wasserstein
 from pyro_ext.inference.pseudocoresets.surrogates import GaussianSurrogate, Surrogate
@@ -31,8 +31,7 @@ class Divergence(ELBO):
     """A loss of a coreset: a divergence between its posterior and that of the data.
 
     It replaces an ELBO in :class:`~pyro.infer.SVI`, or is given to
-    :meth:`~pyro_ext.inference.AutoPseudocoreset.fit`. Model and data are those that the guide was
-    made with; arguments are checked to be the same.
+    :meth:`~pyro_ext.inference.AutoPseudocoreset.fit`, with the model and data of the guide.
 
     :param Surrogate surrogate: what stands for the posteriors; without one a
         :class:`~pyro_ext.inference.GaussianSurrogate`.
@@ -42,8 +41,7 @@ class Divergence(ELBO):
 
     def __init__(self, surrogate: Surrogate | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        if surrogate is not None and not isinstance(surrogate, Surrogate):
-            raise TypeError(f"surrogate must be a Surrogate, got {surrogate!r:.80}")
+        check_optional(check_instance, "surrogate", surrogate, Surrogate, "a Surrogate")
         self.surrogate = surrogate or GaussianSurrogate()
         self.surrogate.check(self)
 
@@ -65,8 +63,7 @@ class Divergence(ELBO):
         :raises TypeError: for another guide.
         :raises ValueError: for another model or other data than those of the guide.
         """
-        if not isinstance(guide, AutoPseudocoreset):
-            raise TypeError(f"guide must be an AutoPseudocoreset, got {guide!r:.80}")
+        check_instance("guide", guide, AutoPseudocoreset, "an AutoPseudocoreset")
         guide.check_model(model, args, kwargs)
         return self.surrogate.compare(self, guide, guide.coreset())  # type: ignore[arg-type]
 
@@ -81,8 +78,7 @@ class Divergence(ELBO):
 
         :raises ValueError: where the store holds those of another guide by the same names.
         """
-        if not isinstance(guide, AutoPseudocoreset):
-            raise TypeError(f"guide must be an AutoPseudocoreset, got {guide!r:.80}")
+        check_instance("guide", guide, AutoPseudocoreset, "an AutoPseudocoreset")
         store = pyro.get_param_store()
         for name, parameter in guide.named_pyro_parameters():
             if name in store and store._params[name] is not parameter:

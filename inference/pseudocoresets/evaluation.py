@@ -13,7 +13,14 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_callable, check_mapping, check_optional, check_tensors
+from pyro_ext._checks import (
+    as_tensor,
+    check_callable,
+    check_instance,
+    check_mapping,
+    check_optional,
+    check_tensors,
+)
 from pyro_ext.diagnostics import metrics
 from pyro_ext.inference.hmc.laplace_hmc import LaplaceHMC
 from pyro_ext.inference.mcmc import MCMC
@@ -249,8 +256,7 @@ def evaluate_coreset(
     check_callable("kernel", kernel, "a function that makes a kernel of a model")
     check_optional(check_mapping, "options", options, "a dict of arguments of MCMC")
     reference = check_optional(check_tensors, "reference", reference)
-    if not isinstance(coreset, CoresetModel):
-        raise TypeError(f"coreset must be a model that condition() gives, got {coreset!r:.80}")
+    check_instance("coreset", coreset, CoresetModel, "a model that condition() gives")
     args, kwargs = as_tensors(coreset.model, args, kwargs)
     _sites(coreset.model, site, args, kwargs)  # before the chains run
     settings: dict[str, Any] = {"progress": False, **(options or {})}
@@ -311,10 +317,7 @@ def _sites(
 
 
 def _classes(fn: Any) -> Tensor | None:
-    """All classes at each point, ``None`` for observations that are not one of them a point.
-
-    Shapes: returns (num_classes, num_points).
-    """
+    """All classes at each point, ``None`` for observations that are not one of them a point."""
     if not fn.has_enumerate_support or len(fn.batch_shape) != 1 or fn.event_shape:
         return None
     try:

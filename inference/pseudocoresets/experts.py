@@ -14,9 +14,11 @@ from pyro_ext._checks import (
     as_size,
     as_tensor,
     check_callable,
+    check_finite,
     check_integer,
     check_mapping,
     check_number,
+    check_optional,
 )
 from pyro_ext._progress import progress_bar
 from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
@@ -80,23 +82,14 @@ class ExpertBuffer:
         learning_rate: float | None = None,
     ) -> None:
         check_mapping("shapes", shapes, "a dict of shapes by site")
-        shapes = {name: as_size(f"shapes[{name!r}]", shape) for name, shape in shapes.items()}
-        trajectories = as_tensor(
-            "trajectories", trajectories, "(num_experts, num_checkpoints, size)"
-        )
-        losses = as_tensor("losses", losses, finite=True)
-        self.shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
+        self.shapes = {name: as_size(f"shapes[{name!r}]", shape) for name, shape in shapes.items()}
         size = sum(shape.numel() for shape in self.shapes.values())
-        if trajectories.dim() != 3 or trajectories.shape[2] != size or not trajectories.numel():
-            raise ValueError(
-                f"trajectories must have the shape (num_experts, num_checkpoints, {size}) for the "
-                f"sites {list(self.shapes)}, got {tuple(trajectories.shape)}"
-            )
-        wanted = (len(trajectories), trajectories.shape[1] - 1)
-        if losses.shape != wanted:
-            raise ValueError(f"losses must have the shape {wanted}, got {tuple(losses.shape)}")
-        if not bool(trajectories.isfinite().all()):
-            raise ValueError("trajectories must be finite, got values that are not")
+        trajectories = as_tensor(
+            "trajectories", trajectories, f"(num_experts, num_checkpoints, {size})"
+        )
+        check_finite("trajectories", trajectories)
+        wanted = str((len(trajectories), trajectories.shape[1] - 1))
+        losses = as_tensor("losses", losses, wanted, finite=True)
         if len(jumps := _jumps(trajectories).nonzero()):
             number, epoch = jumps[0].tolist()
             raise ValueError(
@@ -104,12 +97,8 @@ class ExpertBuffer:
                 f"{epoch} more than {_JUMP:g} times as far as in any other one, got what looks "
                 "like pieces of different runs"
             )
-        if num_steps is not None:
-            num_steps = check_integer("num_steps", num_steps, 1)
-        if learning_rate is not None:
-            learning_rate = check_number("learning_rate", learning_rate, above=0)
-        self.num_steps = num_steps
-        self.learning_rate = learning_rate
+        self.num_steps = check_optional(check_integer, "num_steps", num_steps, 1)
+        self.learning_rate = check_optional(check_number, "learning_rate", learning_rate, above=0)
         self.trajectories = trajectories
         self.losses = losses
 
@@ -177,8 +166,7 @@ class ExpertBuffer:
         :raises ValueError: for numbers out of range, data that are not finite, a model without such
             a plate or with other observations, or where no expert stays finite.
         """
-        if init_strategy is not None:
-            check_callable("init_strategy", init_strategy)
+        check_optional(check_callable, "init_strategy", init_strategy)
         num_experts = check_integer("num_experts", num_experts, 1)
         num_epochs = check_integer("num_epochs", num_epochs, 1)
         check_number("learning_rate", learning_rate, above=0)
@@ -187,7 +175,11 @@ class ExpertBuffer:
         seed = fresh_seed(seed)
         args, kwargs = data_arguments(model, args, kwargs)
         whole = WeightedPotential(model, args, kwargs, plate=plate, backend=backend)
-        _check_observations(whole)
+        if not whole.rows:
+            raise ValueError(
+                "args must hold a tensor with a row for each of the "
+                f"{whole.num_points} observations, got none"
+            )
         size = _batch_size(whole, batch_size)
         loss = whole.with_rows([row[:size] for row in whole.rows])
         position = whole.start(range(num_experts), seed, init_strategy)
@@ -196,7 +188,11 @@ class ExpertBuffer:
             partial(SGD, lr=learning_rate, momentum=momentum, weight_decay=weight_decay),
             independent_rows=True,
         )
-        generators = [_generator(seed, number) for number in range(num_experts)]
+        # Orders of an expert do not depend on the number of experts.
+        generators = [
+            torch.Generator().manual_seed(spawn_seed(seed, number, 2))
+            for number in range(num_experts)
+        ]
         start, epochs = position.clone(), []
         with progress_bar(total=num_epochs, desc="Experts", disable=not progress) as bar:
             try:
@@ -249,6 +245,12 @@ class ExpertBuffer:
                 f"buffer must hold experts of the sites {wanted} of the model, got those of {got}"
             )
 
+    def pick(self, layout: Layout) -> Tensor:
+        """Checkpoints of a random expert, for a layout of the same sites."""
+        self.check(layout)
+        number = int(torch.randint(self.num_experts, ()))
+        return self.trajectories[number].to(layout.device, layout.dtype)
+
     # Files ---------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
@@ -287,10 +289,7 @@ class ExpertBuffer:
 
 
 def _jumps(trajectories: Tensor) -> Tensor:
-    """Epochs, but for the first, in which an expert moves much farther than in any other one.
-
-    :returns: **Shape:** ``(num_experts, num_checkpoints - 1)``.
-    """
+    """Epochs, but for the first, in which an expert moves much farther than in any other one."""
     moved = trajectories.diff(dim=1).norm(dim=-1)
     if moved.shape[1] < 3:
         return torch.zeros_like(moved, dtype=torch.bool)
@@ -327,15 +326,6 @@ def _epoch(
     return total
 
 
-def _check_observations(loss: WeightedPotential) -> None:
-    """Raise where minibatches of the observations are not all that the loss sees of the data."""
-    if not loss.rows:
-        raise ValueError(
-            f"args must hold a tensor with a row for each of the {loss.num_points} observations, "
-            "got none"
-        )
-
-
 def _batch_size(loss: WeightedPotential, batch_size: int | None) -> int:
     """Size of minibatches, which the model must see whole."""
     most = loss.subsample_size or loss.num_points
@@ -348,8 +338,3 @@ def _batch_size(loss: WeightedPotential, batch_size: int | None) -> int:
             f"{batch_size}"
         )
     return batch_size
-
-
-def _generator(seed: int, number: int) -> torch.Generator:
-    """Of the orders of an expert, which do not depend on the number of experts."""
-    return torch.Generator().manual_seed(spawn_seed(seed, number, 2))

@@ -8,7 +8,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_instance, check_integer
+from pyro_ext._checks import (
+    check_callable,
+    check_choice,
+    check_instance,
+    check_integer,
+    check_optional,
+    check_sequence,
+)
 from pyro_ext.inference.pseudocoresets.auto_pseudocoreset import AutoPseudocoreset
 from pyro_ext.inference.pseudocoresets.coreset_rows import row_arguments
 from pyro_ext.inference.pseudocoresets.divergences import ForwardKL
@@ -22,11 +29,7 @@ from pyro_ext.inference.pseudocoresets.model_functions import (
     full_marginal,
     linearized_marginal,
 )
-from pyro_ext.inference.pseudocoresets.posteriors import (
-    Coreset,
-    Posteriors,
-    posteriors_of,
-)
+from pyro_ext.inference.pseudocoresets.posteriors import Coreset, Posteriors, posteriors_of
 from pyro_ext.inference.pseudocoresets.surrogates import (
     Comparison,
     GaussianSurrogate,
@@ -135,9 +138,9 @@ class FunctionSpaceSurrogate(Surrogate):
     Only the values :math:`f(u)` at the pseudo rows matter to the likelihood of a coreset. So two
     posteriors can be compared that sit at different modes of the weights, which are the same
     function, and coresets can be learned with several models at once. With distributions of the
-    values
-    :math:`N(m_x, \Psi_x)` under the posterior of the data and :math:`N(m_u, \Psi_u)` under that of
-    the coreset, and the weighted log likelihood :math:`F_u(f) = \sum_j w_j \log p(y_j | f_j)`,
+    values, :math:`N(m_x, \Psi_x)` under the posterior of the data and :math:`N(m_u, \Psi_u)` under
+    that of the coreset, and the weighted log likelihood
+    :math:`F_u(f) = \sum_j w_j \log p(y_j | f_j)`,
 
     .. math:: \nabla_u KL(\nu_x \| \nu_u) \approx
               - E_\epsilon \nabla_u F_u(m_x + \Psi_x^{1/2} \epsilon)
@@ -201,29 +204,21 @@ class FunctionSpaceSurrogate(Surrogate):
         num_particles: int = 10,
         backend: Backend = "trace",
     ) -> None:
-        if function is not None:
-            check_instance("function", function, str, "the name of a site")
+        check_optional(check_instance, "function", function, str, "the name of a site")
         if parameter_distributions.dispatch(type(posteriors)) is parameter_distributions.dispatch(
             object
         ):
             raise _unknown(posteriors)
-        if model is not None and not callable(model):
-            raise TypeError(f"model must be callable, got {model!r:.80}")
-        if likelihood is not None and not callable(likelihood):
-            raise TypeError(f"likelihood must map values to a distribution, got {likelihood!r:.80}")
+        check_optional(check_callable, "model", model, "a Pyro model")
+        wanted = "a function of values that returns a distribution"
+        check_optional(check_callable, "likelihood", likelihood, wanted)
         is_gaussian = isinstance(posteriors, GaussianSurrogate)
-        known = ("jacobian",) if is_gaussian else get_args(FunctionCovariance)
-        if covariance is not None and covariance not in known:
-            raise ValueError(
-                f"covariance must be one of {known} for a {type(posteriors).__name__}, got "
-                f"{covariance!r:.80}"
-            )
         are_draws = isinstance(posteriors, MCMCSurrogate)
+        known = ("jacobian",) if is_gaussian else get_args(FunctionCovariance)
         means = ("average",) if are_draws else get_args(SnapshotMean)
-        if mean is not None and mean not in means:
-            raise ValueError(
-                f"mean must be one of {means} for a {type(posteriors).__name__}, got {mean!r:.80}"
-            )
+        owner = type(posteriors).__name__
+        check_optional(check_choice, f"covariance of a {owner}", covariance, known)
+        check_optional(check_choice, f"mean of a {owner}", mean, means)
         check_backend(backend)
         self.posteriors, self.model, self.backend = posteriors, model, backend
         self.function, self.likelihood = function, likelihood
@@ -281,8 +276,7 @@ class FunctionSpaceSurrogate(Surrogate):
     def _parts(self, guide: AutoPseudocoreset) -> tuple[Posteriors, ModelFunction]:
         """The posteriors of the model over the rows of a guide, and the function of the model."""
         if guide not in self._known:
-            rows, weights = guide.coreset()
-            example = Coreset(tuple(row.detach() for row in rows), weights.detach())
+            example = guide.coreset().detached()
             other = None
             if self.model is not None and self.model != guide.model:
                 other = _OtherModel(guide, self.model, example, self.backend)
@@ -353,29 +347,21 @@ class FunctionSpaceKL(ForwardKL):
     """
 
     def __init__(
-        self,
-        surrogate: FunctionSpaceSurrogate | Sequence[FunctionSpaceSurrogate] | None = None,
+        self, surrogate: FunctionSpaceSurrogate | Sequence[FunctionSpaceSurrogate] | None = None
     ) -> None:
         if surrogate is None:
             surrogate = FunctionSpaceSurrogate(GaussianSurrogate())
-        terms = [surrogate] if isinstance(surrogate, FunctionSpaceSurrogate) else surrogate
-        if not isinstance(terms, Sequence) or not all(
-            isinstance(term, FunctionSpaceSurrogate) for term in terms
-        ):
-            raise TypeError(
-                "surrogate must be a FunctionSpaceSurrogate or a list of them, got "
-                f"{surrogate!r:.80}"
-            )
-        if not terms:
-            raise ValueError("surrogate must hold at least one FunctionSpaceSurrogate, got none")
+        given = [surrogate] if isinstance(surrogate, FunctionSpaceSurrogate) else surrogate
+        wanted = "a FunctionSpaceSurrogate or a list of them"
+        terms = check_sequence("surrogate", given, wanted, kind=FunctionSpaceSurrogate)
         super().__init__(terms[0] if len(terms) == 1 else _Sum(terms))
 
 
 class _Sum(Surrogate):
     """The sum of the losses of several surrogates."""
 
-    def __init__(self, terms: Sequence[Surrogate]) -> None:
-        self.terms = list(terms)
+    def __init__(self, terms: list[Surrogate]) -> None:
+        self.terms = terms
 
     def __repr__(self) -> str:
         return repr(self.terms)

@@ -66,11 +66,7 @@ def gaussian_wasserstein(
     .. math:: |m - m'|^2 + \operatorname{tr} S + \operatorname{tr} S'
               - 2 \operatorname{tr} (S^{1/2} S' S^{1/2})^{1/2}
 
-    :param Tensor mean: :math:`m`. **Shape:** ``(*batch, d)``.
-    :param Tensor covariance: :math:`S`, positive definite. **Shape:** ``(*batch, d, d)``.
-    :param Tensor other_mean: :math:`m'`.
-    :param Tensor other_covariance: :math:`S'`.
-    :returns: **Shape:** ``(*batch,)``; NaN where a covariance is not positive definite.
+    Arguments and result are as of :func:`gaussian_kl`.
 
     Example::
 
@@ -160,12 +156,8 @@ def data_gaussian(data: DataPosterior, start: Tensor, minimizer: Minimizer) -> G
 def coreset_mode(
     posterior: WeightedPosterior, coreset: Coreset, start: Tensor, minimizer: Minimizer
 ) -> tuple[Tensor, Tensor | None]:
-    """Mode of the posterior of a coreset, near a start; no gradient flows into it.
-
-    Returns the mode (size,), and the Cholesky factor of the second derivatives of the negative log
-    density there, ``None`` where these are not positive definite.
-    """
-    fixed = Coreset(tuple(row.detach() for row in coreset.rows), coreset.weights.detach())
+    """Mode of the posterior of a coreset, near a start; no gradient flows into it."""
+    fixed = coreset.detached()
     mode, factor = _newton(posterior, fixed, start.detach())
     if factor is None:
         found = minimizer.minimize(
@@ -178,14 +170,9 @@ def coreset_mode(
 def coreset_gaussian(
     posterior: WeightedPosterior, coreset: Coreset, mode: Tensor, factor: Tensor | None
 ) -> Gaussian:
-    """Gaussian at the mode of the posterior of a coreset, differentiable in rows and weights.
-
-    One step of Newton's method from the mode leaves it where it is, and has the derivative of the
-    mode in rows and weights. The second derivatives at its end have all of theirs.
-
-    Returns NaN where the second derivatives are not positive definite. Shapes: mode (size,); factor
-    (size, size).
-    """
+    """Gaussian at the mode of the posterior of a coreset, differentiable in rows and weights."""
+    # One step of Newton's method from the mode leaves it where it is, and has the derivative of the
+    # mode in rows and weights. The second derivatives at its end have all of theirs.
     if factor is None:
         return Gaussian(torch.full_like(mode, torch.nan), torch.full_like(mode.diag(), torch.nan))
     with torch.enable_grad():

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import pyro
@@ -34,14 +33,10 @@ _FRACTION = 0.005
 
 
 class LabelArgument(NamedTuple):
-    """The row argument whose classes are learned.
+    """The row argument whose classes are learned."""
 
-    :param int position: its number among the row arguments.
-    :param Tensor values: the classes. **Shape:** ``(num_classes, *event)``.
-    """
-
-    position: int
-    values: Tensor
+    position: int  # its number among the row arguments
+    values: Tensor  # the classes, (num_classes, *event)
 
 
 def row_parameters(
@@ -51,11 +46,7 @@ def row_parameters(
     rows: Sequence[Tensor],
     dtype: torch.dtype,
 ) -> dict[str, PyroParam]:
-    """Parameters of the row arguments that are learned.
-
-    Returns by name. Values of continuous arguments have the shape of the rows, probabilities of
-    labels the shape ``(size, num_classes)``. Shapes: rows (size, *event) each.
-    """
+    """Parameters of the row arguments that are learned."""
     parts = {name: (row, support) for name, row, support in zip(names, rows, supports, strict=True)}
     parameters = {}
     for name in _chosen(learnable, parts):
@@ -101,24 +92,20 @@ def check_may_change(
     rows: Sequence[Tensor],
     weights: Tensor,
 ) -> None:
-    """Raise where a learned argument may not change, such as totals, which are integers.
-
-    The model runs with Pyro's checks, once for each argument, whose values change a little then.
-
-    Shapes: rows (size, *event) each; weights (size,).
-    """
+    """Raise where a learned argument may not change, such as totals, which are integers."""
     latents = {name: v[0] for name, v in potential.constrain(potential.init(seed=0)).items()}
     conditioned = pyro.condition(model, latents)
     generator = torch.Generator().manual_seed(0)
 
     def error_at(*rows: Tensor) -> Exception | None:
         try:
-            with ExitStack() as stack:
-                for context in (pyro.poutine.block(), torch.no_grad(), torch.random.fork_rng()):
-                    stack.enter_context(context)
-                stack.enter_context(pyro.validation_enabled(True))
-                stack.enter_context(warnings.catch_warnings())
-                warnings.simplefilter("ignore")
+            with (
+                pyro.poutine.block(),
+                torch.no_grad(),
+                torch.random.fork_rng(),
+                pyro.validation_enabled(True),
+                warnings.catch_warnings(action="ignore"),
+            ):
                 pyro.poutine.trace(conditioned).get_trace(weights, *rows).compute_log_prob()
         except Exception as error:  # whatever the model raises
             return error
@@ -198,10 +185,7 @@ def _row_parameter(name: str, row: Tensor, support: Constraint | None) -> PyroPa
 
 
 def class_values(support: Constraint | None, row: Tensor) -> Tensor | None:
-    """The values that an observation can have, ``None`` where they are not finitely many.
-
-    Shapes: row (num_rows, *event); returns (num_classes, *event).
-    """
+    """The values that an observation can have, ``None`` where they are not finitely many."""
     if row[0].numel() != 1:
         return None
     if support is constraints.boolean:
@@ -219,10 +203,7 @@ def class_values(support: Constraint | None, row: Tensor) -> Tensor | None:
 
 
 def label_parameter(name: str, row: Tensor, values: Tensor, dtype: torch.dtype) -> PyroParam:
-    """A parameter of probabilities of classes, near to those that pseudo rows start with.
-
-    Shapes: row (num_rows, *event); values (num_classes, *event).
-    """
+    """A parameter of probabilities of classes, near to those that pseudo rows start with."""
     is_own = row.reshape(-1, 1) == values.reshape(1, -1)
     if not bool(is_own.any(1).all()):
         raise ValueError(
@@ -234,10 +215,7 @@ def label_parameter(name: str, row: Tensor, values: Tensor, dtype: torch.dtype) 
 
 
 def with_all_labels(coreset: Coreset, label: LabelArgument) -> Coreset:
-    """Each pseudo row once with each class, weighted by the probability of the class.
-
-    Rows of the same pseudo row follow one another. Shapes: returns (size * num_classes, *event).
-    """
+    """Each pseudo row once with each class, weighted by the probability of the class."""
     probabilities = coreset.rows[label.position]
     size, num_classes = probabilities.shape
     rows = [row.repeat_interleave(num_classes, 0) for row in coreset.rows]
@@ -246,10 +224,7 @@ def with_all_labels(coreset: Coreset, label: LabelArgument) -> Coreset:
 
 
 class StandardizedAdam(torch.optim.Adam):
-    """Adam on parameters in units of their spreads.
-
-    Shapes: spreads of the parameter, without its first dimension or none.
-    """
+    """Adam on parameters in units of their spreads."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], spreads: Sequence[Tensor]) -> None:
         # Its own parameters are the moves of a step: next to a large value rounding would eat them.
@@ -274,8 +249,6 @@ def column_spreads(rows: Tensor) -> Tensor:
 
     That of a constant column is the absolute value of the constant, and of a column of zeros the
     median of the other columns, or one where there is no other.
-
-    Shapes: rows (num_rows, *event); returns (*event).
     """
     spreads = rows.std(0) if len(rows) > 1 else torch.zeros_like(rows[0])
     spreads = torch.where(spreads > 0, spreads, rows.mean(0).abs())

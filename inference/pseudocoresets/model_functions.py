@@ -1,7 +1,7 @@
 """The function that a model evaluates at its rows, its likelihood, and Gaussian marginals of it."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import pyro.distributions as dist
 import torch
@@ -11,15 +11,10 @@ from torch import Tensor
 from torch.distributions import Independent, biject_to
 from torch.func import jacrev, vmap
 
-from pyro_ext._checks import as_tensor, check_callable, check_number
+from pyro_ext._checks import as_tensor, check_callable, check_choice, check_number
 from pyro_ext.inference.pseudocoresets.posteriors import Coreset, WeightedPosterior
 from pyro_ext.potential import Backend, BatchedFunction
-from pyro_ext.potential.evaluation import (
-    Evaluation,
-    Record,
-    from_unconstrained,
-    without_validation,
-)
+from pyro_ext.potential.evaluation import Evaluation, Record, from_unconstrained, without_validation
 
 __all__ = [
     "Function",
@@ -140,10 +135,10 @@ def linearized_marginal(
     covariance = as_tensor("covariance", covariance)
     check_number("jitter", jitter, least=0)
     size = mean.shape[0]
-    if mean.dim() != 1 or covariance.shape not in ((size,), (size, size)):
+    if covariance.shape not in ((size,), (size, size)):
         raise ValueError(
             f"covariance must have the shape {(size,)} or {(size, size)} for a mean of shape "
-            f"{tuple(mean.shape)}, got {tuple(covariance.shape)}"
+            f"{(size,)}, got {tuple(covariance.shape)}"
         )
     loc = function(mean).flatten()
     jacobian = jacrev(function)(mean).reshape(len(loc), size)
@@ -159,12 +154,7 @@ def _moments(function: Function, snapshots: Tensor, mean: SnapshotMean) -> tuple
     """Mean, and deviations from the average whose squares add up to the variance."""
     check_callable("function", function)
     snapshots = as_tensor("snapshots", snapshots, "(num_snapshots, size)")
-    if mean not in ("last", "average"):
-        raise ValueError(f"mean must be 'last' or 'average', got {mean!r:.80}")
-    if snapshots.dim() != 2 or not len(snapshots):
-        raise ValueError(
-            f"snapshots must have the shape (num_snapshots, size), got {tuple(snapshots.shape)}"
-        )
+    check_choice("mean", mean, get_args(SnapshotMean))
     values = vmap(function)(snapshots)
     average = values.mean(0)
     deviations = (values - average) / len(values) ** 0.5
@@ -172,12 +162,7 @@ def _moments(function: Function, snapshots: Tensor, mean: SnapshotMean) -> tuple
 
 
 def _normal(loc: Tensor, factor: Tensor, jitter: float) -> dist.MultivariateNormal:
-    """A Gaussian whose covariance is a product of a factor with its transpose, plus jitter.
-
-    The Cholesky factor is found without squaring numbers, so that the covariance may be singular.
-
-    :param Tensor factor: **Shape:** ``(*batch, n, p)``.
-    """
+    """A Gaussian whose covariance is a product of a factor with its transpose, plus jitter."""
     unit = torch.eye(factor.shape[-2], dtype=factor.dtype, device=factor.device)
     unit = unit.expand(*factor.shape[:-2], -1, -1)
     upper = torch.linalg.qr(torch.cat([factor, jitter**0.5 * unit], -1).mT).R
@@ -257,7 +242,12 @@ class ModelFunction:
         if function is None:
             self._observations = _Observations(self._site, records[self._site].fn)
         else:
-            _check_is_deterministic(function, records)
+            known = [name for name, record in records.items() if record.is_deterministic]
+            if function not in known:
+                raise ValueError(
+                    "function must name a pyro.deterministic site of the model, one of "
+                    f"{known}, got {function!r:.80}"
+                )
         run = self._evaluate(*point())
         self.shape = run.values.shape
         self._check(run, self._evaluate(*point()), len(weights))
@@ -351,20 +341,13 @@ class ModelFunction:
 
 
 class _Evaluated(NamedTuple):
-    """What one run of a model gives.
+    """What one run of a model gives."""
 
-    :param Tensor values: of the function. **Shape:** ``(num_rows, *outputs)``.
-    :param Tensor observed: the observations.
-    :param Tensor scale: factor of each log density.
-    :param Tensor mask: which log densities count.
-    :param dict kept: the other parameters of their distribution, by name.
-    """
-
-    values: Tensor
-    observed: Tensor
-    scale: Tensor
-    mask: Tensor
-    kept: dict[str, Tensor]
+    values: Tensor  # of the function, (num_rows, *outputs)
+    observed: Tensor  # the observations
+    scale: Tensor  # factor of each log density
+    mask: Tensor  # which log densities count
+    kept: dict[str, Tensor]  # the other parameters of their distribution, by name
 
 
 class _Observations:
@@ -418,12 +401,3 @@ def _observed_site(records: dict[str, Record]) -> str:
     if len(names) != 1:
         raise ValueError(f"model must have one observed site, got {names}")
     return names[0]
-
-
-def _check_is_deterministic(name: str, records: dict[str, Record]) -> None:
-    if name not in records or not records[name].is_deterministic:
-        known = [other for other, record in records.items() if record.is_deterministic]
-        raise ValueError(
-            f"function must name a pyro.deterministic site of the model, one of {known}, got "
-            f"{name!r:.80}"
-        )

@@ -35,9 +35,13 @@ class Coreset(NamedTuple):
     rows: tuple[Tensor, ...]
     weights: Tensor
 
+    def detached(self) -> "Coreset":
+        """The same without gradients."""
+        return Coreset(tuple(row.detach() for row in self.rows), self.weights.detach())
+
 
 class RowDensity:
-    r"""A negative log density of weighted rows, for many draws of the latent values."""
+    """A negative log density of weighted rows, for many draws of the latent values."""
 
     def __init__(
         self,
@@ -49,41 +53,29 @@ class RowDensity:
         self._value = BatchedFunction(function, example, backend, data)
         self._gradient = BatchedFunction(Gradient(function), example, backend, data)
 
-    def value(self, flat: Tensor, weights: Tensor, rows: Sequence[Tensor]) -> Tensor:
+    def value(self, flat: Tensor, coreset: Coreset) -> Tensor:
         """Density of one draw, differentiable in all arguments, a scalar."""
         function = self._value.single() or self._value.function
-        result: Tensor = function(flat, weights, *rows)
+        result: Tensor = function(flat, coreset.weights, *coreset.rows)
         return result
 
-    def values(self, flat: Tensor, weights: Tensor, rows: Sequence[Tensor]) -> Tensor:
-        """Density of each draw, differentiable in all arguments.
-
-        Shapes: flat (draws, size); weights (num_rows,); rows (num_rows, *event) each; returns
-        (draws,).
-        """
-        result: Tensor = self._value.over_first(flat, weights, *rows)
+    def values(self, flat: Tensor, coreset: Coreset) -> Tensor:
+        """Density of each draw, differentiable in all arguments."""
+        result: Tensor = self._value.over_first(flat, coreset.weights, *coreset.rows)
         return result
 
-    def value_and_gradient(
-        self, flat: Tensor, weights: Tensor, rows: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def value_and_gradient(self, flat: Tensor, coreset: Coreset) -> tuple[Tensor, Tensor]:
         """Density and gradient in the latent values of each draw, without a graph behind them."""
         with torch.no_grad():
-            value, gradient = self._gradient.over_first(flat, weights, *rows)
+            value, gradient = self._gradient.over_first(flat, coreset.weights, *coreset.rows)
         return value, gradient
 
-    def gradient(self, flat: Tensor, weights: Tensor, rows: Sequence[Tensor]) -> Tensor:
-        """Gradient in the latent values of each draw. **Shape:** ``(draws, size)``."""
-        return self.value_and_gradient(flat, weights, rows)[1]
-
-    def differentiable_gradient(
-        self, flat: Tensor, weights: Tensor, rows: Sequence[Tensor]
-    ) -> Tensor:
+    def differentiable_gradient(self, flat: Tensor, coreset: Coreset) -> Tensor:
         """The same gradient as a function that can be differentiated in all arguments."""
         # The record of a gradient would not do: what a backward pass saves is detached in it.
         with torch.enable_grad():
             leaf = flat if flat.requires_grad else flat.detach().requires_grad_()
-            total = self.values(leaf, weights, rows).sum()
+            total = self.values(leaf, coreset).sum()
             (gradient,) = torch.autograd.grad(total, leaf, create_graph=True)
         return gradient
 
@@ -137,28 +129,22 @@ class WeightedPosterior:
 
     def value(self, flat: Tensor, coreset: Coreset) -> Tensor:
         """:math:`U`, differentiable. **Shape:** ``(size,)`` to a scalar."""
-        return self._joint.value(flat, coreset.weights, coreset.rows)
+        return self._joint.value(flat, coreset)
 
     def value_and_gradient(self, flat: Tensor, coreset: Coreset) -> tuple[Tensor, Tensor]:
         """:math:`U` of each draw and its gradient. **Shape:** ``(draws,)``, ``(draws, size)``."""
-        return self._joint.value_and_gradient(flat, coreset.weights, coreset.rows)
+        return self._joint.value_and_gradient(flat, coreset)
 
     def log_likelihood(self, flat: Tensor, coreset: Coreset) -> Tensor:
-        r"""Weighted log likelihood of each draw, differentiable in the coreset.
-
-        Shapes: flat (draws, size); returns (draws,).
-        """
-        return -self.likelihood.values(flat.detach(), coreset.weights, coreset.rows)
+        r"""Weighted log likelihood of each draw, differentiable in the coreset."""
+        return -self.likelihood.values(flat.detach(), coreset)
 
     def _negative_log_joint(self, flat: Tensor, weights: Tensor, *rows: Tensor) -> Tensor:
         return self.potential.potential(self.layout.unflatten(flat), None, weights, *rows)
 
 
 class DataPosterior:
-    """The posterior of the data, a block of rows at a time.
-
-    Shapes: rows (num_points, *event) each.
-    """
+    """The posterior of the data, a block of rows at a time."""
 
     def __init__(
         self,
@@ -195,21 +181,22 @@ class DataPosterior:
         )
         return hessian
 
-    def log_likelihood(self, flat: Tensor, index: Tensor | None = None) -> Tensor:
-        """Log likelihood of each draw over the data, or an estimate of it from some rows.
-
-        Shapes: flat (draws, size); returns (draws,).
-        """
+    def log_likelihood(self, flat: Tensor, batch_size: int | None = None) -> Tensor:
+        """Log likelihood of each draw over the data, or an estimate of it from random rows."""
         with torch.no_grad():
-            if index is None:
+            if batch_size is None or batch_size >= self.num_points:
                 parts = [self.posterior.log_likelihood(flat, block) for block in self.blocks]
                 return torch.stack(parts).sum(0)
-            total = torch.zeros(len(flat), dtype=flat.dtype, device=flat.device)
-            for some in index.split(self.block_size):
-                weights = torch.full_like(self._weights[: len(some)], self.num_points / len(index))
-                block = Coreset(tuple(row[some] for row in self.rows), weights)
-                total = total + self._of_size(len(some)).log_likelihood(flat, block)
-            return total
+            return self.estimate(flat, torch.randperm(self.num_points)[:batch_size].to(flat.device))
+
+    def estimate(self, flat: Tensor, index: Tensor) -> Tensor:
+        """Unbiased estimate of the log likelihood of each draw from some of the rows."""
+        total = torch.zeros(len(flat), dtype=flat.dtype, device=flat.device)
+        for some in index.split(self.block_size):
+            weights = torch.full_like(self._weights[: len(some)], self.num_points / len(index))
+            block = Coreset(tuple(row[some] for row in self.rows), weights)
+            total = total + self._of_size(len(some)).log_likelihood(flat, block)
+        return total
 
     def _of_size(self, size: int) -> "WeightedPosterior":
         """The posterior of so many rows, recorded once."""
@@ -275,10 +262,7 @@ def posteriors_of(
 def derivatives(
     posterior: WeightedPosterior, flat: Tensor, coreset: Coreset
 ) -> tuple[Tensor, Tensor]:
-    """Gradient and second derivatives of the negative log density, differentiable again.
-
-    Shapes: flat (size,); returns (size,) and (size, size).
-    """
+    """Gradient and second derivatives of the negative log density, differentiable again."""
     with torch.enable_grad():
         leaf = flat if flat.requires_grad else flat.detach().requires_grad_()
         value = posterior.value(leaf, coreset)

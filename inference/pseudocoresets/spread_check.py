@@ -33,7 +33,6 @@ class SpreadCheck:
         """Warn where they differ.
 
         Returns ratios of standard deviations by site, or ``None`` where Gaussians mean nothing.
-        **Shape:** ``(*event)`` each, in unconstrained space.
         """
         layout = guide.posterior.layout
         if layout.size > self._most_latents or not self._has_one_mode(guide):
@@ -78,10 +77,7 @@ class SpreadCheck:
         return layout.unflatten(ratio)
 
     def _has_one_mode(self, guide: Posteriors) -> bool:
-        """Whether searches from two starts end at one mode of the posterior of the data.
-
-        Those of a network end at different ones, with a barrier between them.
-        """
+        """Whether searches from two starts end at one mode of the posterior of the data."""
         if self._is_single is None:
             data, potential = guide.data, guide.posterior.potential
             found = BatchLBFGS(_NUM_STEPS).minimize(

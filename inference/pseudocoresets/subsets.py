@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,9 +34,8 @@ def random_subset(size: int, *rows: Tensor, seed: int | None = None) -> tuple[Te
         >>> random_subset(10, x, y, seed=0)[1].bincount()
         tensor([5, 5])
     """
-    rows = tuple(as_tensor(f"rows[{i}]", row, "(n, ...)") for i, row in enumerate(rows))
-    _check(size, rows)
-    index = balanced_subset(_classes(size, rows), len(rows[0]), size, fresh_seed(seed))
+    rows = _checked(size, rows)
+    index = balanced_subset(_classes(size, rows)[0], len(rows[0]), size, fresh_seed(seed))
     return _chosen(rows, index)
 
 
@@ -63,7 +63,7 @@ def k_means_subset(
         >>> k_means_subset(2, x, seed=0)[0].sort().values
         tensor([ 1., 11.])
     """
-    rows = tuple(as_tensor(f"rows[{i}]", row, "(n, ...)") for i, row in enumerate(rows))
+    rows = _checked(size, rows)
     try:
         from sklearn.cluster import KMeans
     except ImportError as error:
@@ -73,7 +73,7 @@ def k_means_subset(
     points = _points(size, rows, features)
     seed = fresh_seed(seed)
     parts = []
-    for members, number in _shares(size, rows):
+    for members, number in _parts(size, rows):
         own = points[members]
         k_means = KMeans(number, n_init=1, random_state=seed % 2**32)
         with warnings.catch_warnings():
@@ -113,10 +113,10 @@ def herding_subset(
         >>> herding_subset(3, x)[0]  # the mean of all is four
         tensor([3., 7., 2.])
     """
-    rows = tuple(as_tensor(f"rows[{i}]", row, "(n, ...)") for i, row in enumerate(rows))
+    rows = _checked(size, rows)
     points = _points(size, rows, features)
     parts = []
-    for members, number in _shares(size, rows):
+    for members, number in _parts(size, rows):
         own = points[members]
         own = own - own.mean(0)
         squares = own.square().sum(-1)
@@ -133,34 +133,31 @@ def herding_subset(
     return _chosen(rows, torch.cat(parts))
 
 
-def _check(size: int, rows: tuple[Tensor, ...]) -> None:
-    lengths = {len(row) if isinstance(row, Tensor) and row.dim() else -1 for row in rows}
-    if len(lengths) != 1 or min(lengths) < 0:
+def _checked(size: int, rows: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    tensors = tuple(as_tensor(f"rows[{i}]", row, "(n, ...)") for i, row in enumerate(rows))
+    lengths = {len(row) for row in tensors}
+    if len(lengths) != 1:
         raise ValueError(
             f"rows must be tensors with as many rows each, got lengths {sorted(lengths)}"
         )
-    if check_integer("size", size, 1) > len(rows[0]):
-        raise ValueError(f"size must be at most the {len(rows[0])} rows, got {size}")
+    if check_integer("size", size, 1) > len(tensors[0]):
+        raise ValueError(f"size must be at most the {len(tensors[0])} rows, got {size}")
+    return tensors
 
 
-def _class_argument(size: int, rows: tuple[Tensor, ...]) -> int | None:
-    """Number of the argument that holds classes."""
+def _classes(size: int, rows: tuple[Tensor, ...]) -> tuple[Tensor | None, int | None]:
+    """The classes of the rows, and which argument holds them, if any does."""
     for index, row in enumerate(rows):
         flat = row.detach().reshape(len(row), -1)
-        if flat.shape[1] == 1 and not flat.is_complex() and bool((flat == flat.round()).all()):
-            if len(flat.unique()) <= size:
-                return index
-    return None
+        is_whole = flat.shape[1] == 1 and bool((flat == flat.round()).all())
+        if is_whole and len(flat.unique()) <= size:
+            return flat[:, 0], index
+    return None, None
 
 
-def _classes(size: int, rows: tuple[Tensor, ...]) -> Tensor | None:
-    index = _class_argument(size, rows)
-    return None if index is None else rows[index].detach().reshape(-1)
-
-
-def _shares(size: int, rows: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, int]]:
+def _parts(size: int, rows: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, int]]:
     """Numbers of the rows of each class, and how many of them are to be chosen."""
-    labels = _classes(size, rows)
+    labels, _ = _classes(size, rows)
     if labels is None:
         yield torch.arange(len(rows[0])), size
         return
@@ -175,8 +172,6 @@ def _points(size: int, rows: tuple[Tensor, ...], features: Features | None) -> T
     """Coordinates of the rows, in double precision. **Shape:** ``(num_points, num_features)``."""
     if features is not None:
         check_callable("features", features)
-    _check(size, rows)
-    if features is not None:
         points = features(*rows)
         if not isinstance(points, Tensor) or points.dim() != 2 or len(points) != len(rows[0]):
             got = tuple(points.shape) if isinstance(points, Tensor) else points
@@ -185,7 +180,7 @@ def _points(size: int, rows: tuple[Tensor, ...], features: Features | None) -> T
             )
         points = points.detach().double().cpu()
     else:
-        classes = _class_argument(size, rows)
+        _, classes = _classes(size, rows)
         parts = [
             row.detach().double().cpu().reshape(len(row), -1)
             for index, row in enumerate(rows)

@@ -2,14 +2,20 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, overload, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_tensors
+from pyro_ext._checks import (
+    check_callable,
+    check_instance,
+    check_integer,
+    check_optional,
+    check_tensors,
+)
 from pyro_ext.inference.hmc.transitions import hamiltonian_transitions
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.optimization import BatchLBFGS, Minimizer
@@ -53,10 +59,7 @@ class EndComparison(Protocol):
     """What a divergence can compare that looks at the ends of trajectories."""
 
     def of_trajectory_ends(self, start: Tensor, data: Tensor, coreset: Tensor) -> Tensor:
-        """A loss of where descent on the data and on a coreset end, from the same start.
-
-        Shapes: start (size,); data as the start; coreset as the start.
-        """
+        """A loss of where descent on the data and on a coreset end, from the same start."""
 
 
 class Surrogate(ABC):
@@ -87,17 +90,12 @@ class GaussianSurrogate(Surrogate):
     """Gaussians at the modes of both posteriors, with the curvatures there.
 
     They are exact where the model is linear with Gaussian noise of known scale and Gaussian priors,
-    and Laplace approximations of the posteriors otherwise. They live in unconstrained space, with
-    the log-Jacobian of the transforms in the densities. A KL divergence is the same in any
-    coordinates; a Wasserstein distance is one in unconstrained space.
+    and Laplace approximations otherwise, in unconstrained space. That of the coreset is a function
+    of its rows and weights with exact gradients. Both are at the same of several modes.
 
-    The Gaussian of the data is found once, at the first step. That of the coreset is a function of
-    its rows and weights with exact gradients: the mode moves as the implicit function theorem has
-    it. Each search starts at the mode before, the first one at the mode of the data, so that both
-    Gaussians are at the same of several modes. Second derivatives take work that grows with the
-    square of the number of latent values: this is for hundreds of them. In single precision the
-    gradients lose precision where latent values are strongly correlated; at a condition number of
-    10,000 some are wrong by a twentieth. Double precision is the better choice then.
+    Work grows with the square of the number of latent values: this is for hundreds of them. In
+    single precision gradients lose precision where latent values are strongly correlated; at a
+    condition number of 10,000 some are wrong by a twentieth.
 
     :param Minimizer minimizer: searches the modes; :class:`~pyro_ext.inference.BatchLBFGS` without
         one.
@@ -116,8 +114,8 @@ class GaussianSurrogate(Surrogate):
     """
 
     def __init__(self, minimizer: Minimizer | None = None) -> None:
-        if minimizer is not None and not isinstance(minimizer, Minimizer):
-            raise TypeError(f"minimizer must be a Minimizer such as BatchLBFGS, got {minimizer!r}")
+        wanted = "a Minimizer such as BatchLBFGS"
+        check_optional(check_instance, "minimizer", minimizer, Minimizer, wanted)
         self.minimizer = minimizer or BatchLBFGS()
         self._of_data: WeakKeyDictionary[Posteriors, Gaussian] = WeakKeyDictionary()
         self._modes: WeakKeyDictionary[Posteriors, Tensor] = WeakKeyDictionary()
@@ -135,14 +133,6 @@ class GaussianSurrogate(Surrogate):
             start = guide.posterior.layout.flatten(guide.posterior.potential.init(seed=0))[0]
             self._of_data[guide] = data_gaussian(guide.data, start, self.minimizer)
         return self._of_data[guide]
-
-    @overload
-    def coreset_gaussian(self, guide: CoresetGuide) -> tuple[Tensor, Tensor]: ...
-
-    @overload
-    def coreset_gaussian(
-        self, guide: Posteriors, coreset: Coreset | None
-    ) -> tuple[Tensor, Tensor]: ...
 
     def coreset_gaussian(self, guide: Any, coreset: Coreset | None = None) -> tuple[Tensor, Tensor]:
         """Mean and covariance of the posterior of a coreset, differentiable in it.
@@ -209,17 +199,14 @@ class MCMCSurrogate(Surrogate):
         batch_size: int | None = None,
         data_samples: Mapping[str, Tensor] | None = None,
     ) -> None:
-        if kernel is not None and not callable(kernel):
-            raise TypeError(f"kernel must make a kernel of a model, got {kernel!r:.80}")
+        check_optional(
+            check_callable, "kernel", kernel, "a function that makes a kernel of a model"
+        )
         self.kernel = kernel
         self.num_samples = check_integer("num_samples", num_samples, 2)
         self.warmup_steps = check_integer("warmup_steps", warmup_steps, 1)
-        if batch_size is not None:
-            batch_size = check_integer("batch_size", batch_size, 1)
-        self.batch_size = batch_size
-        self.data_samples = (
-            None if data_samples is None else check_tensors("data_samples", data_samples)
-        )
+        self.batch_size = check_optional(check_integer, "batch_size", batch_size, 1)
+        self.data_samples = check_optional(check_tensors, "data_samples", data_samples)
         self._gaussians = GaussianSurrogate()
         self._of_data: WeakKeyDictionary[Posteriors, Tensor] = WeakKeyDictionary()
         self._of_coreset: WeakKeyDictionary[Posteriors, Tensor] = WeakKeyDictionary()
@@ -262,7 +249,7 @@ class MCMCSurrogate(Surrogate):
         """Fresh draws from the posterior of a coreset, unconstrained. **Shape:** as of data."""
         before = self._of_coreset.get(guide)
         posterior = guide.posterior
-        fixed = Coreset(tuple(row.detach() for row in coreset.rows), coreset.weights.detach())
+        fixed = coreset.detached()
         if self.kernel is not None:
             warmup = self.warmup_steps
             if before is None:
@@ -274,8 +261,8 @@ class MCMCSurrogate(Surrogate):
                 mean, covariance = self._gaussians.coreset_gaussian(guide, fixed)
             factor, info = torch.linalg.cholesky_ex(covariance)
             if int(info) or not bool(factor.isfinite().all()):
-                factor = torch.linalg.cholesky(self._gaussians.data_gaussian(guide)[1])
-                mean = self._gaussians.data_gaussian(guide)[0]
+                mean, covariance = self._gaussians.data_gaussian(guide)
+                factor = torch.linalg.cholesky(covariance)
             count = self.warmup_steps
             if before is None:
                 before = mean + torch.randn(self.num_samples, len(mean)).to(mean) @ factor.mT
@@ -290,18 +277,10 @@ class MCMCSurrogate(Surrogate):
         """Loss of the draws; see ``Surrogate.compare``."""
         own = self.coreset_draws(guide, coreset)
         posterior: WeightedPosterior = guide.posterior
-
-        def data_at_own() -> Tensor:
-            index = None
-            if self.batch_size is not None and self.batch_size < guide.data.num_points:
-                index = torch.randperm(guide.data.num_points)[: self.batch_size]
-                index = index.to(own.device)
-            return guide.data.log_likelihood(own, index)
-
         return divergence.of_draws(
             lambda: posterior.log_likelihood(self.data_draws(guide), coreset),
             lambda: posterior.log_likelihood(own, coreset),
-            data_at_own,
+            lambda: guide.data.log_likelihood(own, self.batch_size),
         )
 
     def _run(

@@ -13,7 +13,15 @@ from typing import Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_callable, check_instance, check_integer, check_number
+from pyro_ext._checks import (
+    as_tensor,
+    check_callable,
+    check_choice,
+    check_instance,
+    check_integer,
+    check_number,
+    check_optional,
+)
 from pyro_ext.inference.pseudocoresets.experts import ExpertBuffer
 from pyro_ext.inference.pseudocoresets.posteriors import (
     Coreset,
@@ -75,26 +83,20 @@ def descent_snapshots(
 ) -> list[Tensor]:
     """Take steps of gradient descent as :func:`descend` does, and keep points on the way.
 
-    :param posterior: knows the model.
-    :param Coreset coreset: pseudo rows and weights.
-    :param Tensor start: unconstrained latent values. **Shape:** ``(num_starts, size)``.
-    :param int num_steps: number of steps.
-    :param learning_rate: a number or a scalar tensor.
-    :param int thinning: number of steps from one point that is kept to the next.
+    :param int thinning: number of steps from one point that is kept to the next; further arguments
+        are those of :func:`descend`.
     :returns: the points, without the start. **Shape:** as the start, each.
     """
     _check(posterior, coreset, start, learning_rate)
     num_steps = check_integer("num_steps", num_steps, 1)
     thinning = check_integer("thinning", thinning, 1)
-    weights = coreset.weights.detach()
-    rows = [row.detach() for row in coreset.rows]
-    position = start.detach()
+    fixed, position = coreset.detached(), start.detach()
     if isinstance(learning_rate, Tensor):
         learning_rate = learning_rate.detach()
-    rate = learning_rate / weights.sum()
+    rate = learning_rate / fixed.weights.sum()
     kept = []
     for number in range(1, num_steps + 1):
-        position = position - rate * posterior.likelihood.gradient(position, weights, rows)
+        position = position - rate * posterior.likelihood.value_and_gradient(position, fixed)[1]
         if number % thinning == 0:
             kept.append(position)
     return kept
@@ -109,23 +111,16 @@ def unrolled_descent(
 ) -> Tensor:
     """Take steps of gradient descent that can be differentiated.
 
-    Its numbers are those of :func:`descend`. Gradients flow into rows, weights, start and learning
-    rate, through second derivatives of the model. The memory grows with the number of steps.
-
-    :param posterior: knows the model.
-    :param Coreset coreset: pseudo rows and weights.
-    :param Tensor start: unconstrained latent values. **Shape:** ``(num_starts, size)``.
-    :param int num_steps: number of steps.
-    :param learning_rate: a number or a scalar tensor.
-    :returns: where they end. **Shape:** as the start.
-    :raises ValueError: for a number of steps out of range.
+    Arguments and numbers are those of :func:`descend`. Gradients flow into rows, weights, start and
+    learning rate, through second derivatives of the model. The memory grows with the number of
+    steps.
     """
     _check(posterior, coreset, start, learning_rate)
     num_steps = check_integer("num_steps", num_steps, 1)
     rate = learning_rate / coreset.weights.sum()
     position = start
     for _ in range(num_steps):
-        gradient = posterior.likelihood.differentiable_gradient(position, *coreset[::-1])
+        gradient = posterior.likelihood.differentiable_gradient(position, coreset)
         position = position - rate * gradient
     return position
 
@@ -159,8 +154,7 @@ class TrajectorySurrogate(Surrogate):
 
     * :class:`~pyro_ext.inference.ForwardKL` draws from both Gaussians, whose standard deviation is
       the same small number for all latent values. No gradient flows into :math:`z_u`, so memory
-      does not depend on the number of steps. Seen as a function of latent values the loss is that
-      of contrastive divergence, with short runs as the model's samples.
+      does not depend on the number of steps.
     * :class:`~pyro_ext.inference.ReverseKL` draws from that of the coreset, and compares the
       likelihoods of the coreset and of a minibatch of the data there. Where the noise is small it
       is gradient matching [2] times the variance of the noise, and takes a learning rate for the
@@ -231,8 +225,7 @@ class TrajectorySurrogate(Surrogate):
         num_epochs: int = 1,
         batch_size: int | None = None,
     ) -> None:
-        if not isinstance(buffer, ExpertBuffer):
-            raise TypeError(f"buffer must be an ExpertBuffer, got {buffer!r:.80}")
+        check_instance("buffer", buffer, ExpertBuffer, "an ExpertBuffer")
         self.buffer = buffer
         self.num_epochs = check_integer("num_epochs", num_epochs, 1)
         if num_steps is None:
@@ -240,14 +233,13 @@ class TrajectorySurrogate(Surrogate):
         self.num_steps = check_integer("num_steps", num_steps, 1)
         if learning_rate is None:
             learning_rate = _known("learning_rate", buffer.learning_rate)
-        if isinstance(learning_rate, Tensor):
-            if learning_rate.dim():
-                raise ValueError(
-                    "learning_rate must be a number or a scalar tensor, got the shape "
-                    f"{tuple(learning_rate.shape)}"
-                )
-        else:
+        if not isinstance(learning_rate, Tensor):
             check_number("learning_rate", learning_rate, least=0)
+        elif learning_rate.dim():
+            raise ValueError(
+                "learning_rate must be a number or a scalar tensor, got the shape "
+                f"{tuple(learning_rate.shape)}"
+            )
         self.learning_rate = learning_rate
         self._warn_of_long_descent()
         self.noise_scale = check_number("noise_scale", noise_scale, least=0)
@@ -261,9 +253,7 @@ class TrajectorySurrogate(Surrogate):
                 f"max_start={max_start} and num_epochs={num_epochs} need more than the "
                 f"{buffer.num_checkpoints} checkpoints of the buffer"
             )
-        if batch_size is not None:
-            batch_size = check_integer("batch_size", batch_size, 1)
-        self.batch_size = batch_size
+        self.batch_size = check_optional(check_integer, "batch_size", batch_size, 1)
 
     def __repr__(self) -> str:
         return f"TrajectorySurrogate({self.buffer!r}, {self.num_steps}, {self.learning_rate})"
@@ -299,11 +289,8 @@ class TrajectorySurrogate(Surrogate):
         :returns: unconstrained. **Shape:** ``(size,)`` each.
         :raises ValueError: where the experts are of another model.
         """
-        layout = guide.posterior.layout
-        self.buffer.check(layout)
-        number = int(torch.randint(self.buffer.num_experts, ()))
+        expert = self.buffer.pick(guide.posterior.layout)
         first = int(torch.randint(self.max_start, ()))
-        expert = self.buffer.trajectories[number].to(layout.device, layout.dtype)
         return expert[first], expert[first + self.num_epochs]
 
     def compare(self, divergence: Comparison, guide: CoresetGuide, coreset: Coreset) -> Tensor:
@@ -316,19 +303,11 @@ class TrajectorySurrogate(Surrogate):
             return divergence.of_trajectory_ends(start, of_data, end)
         (of_coreset,) = descend(posterior, *steps)
         own = self._draws(of_coreset)
-        total = coreset.weights.sum()
-
-        def data_at_own() -> Tensor:
-            index = None
-            number = guide.data.num_points
-            if self.batch_size is not None and self.batch_size < number:
-                index = torch.randperm(number)[: self.batch_size].to(own.device)
-            return guide.data.log_likelihood(own, index) / number
-
+        total, number = coreset.weights.sum(), guide.data.num_points
         return divergence.of_draws(
             lambda: posterior.log_likelihood(self._draws(of_data), coreset) / total,
             lambda: posterior.log_likelihood(own, coreset) / total,
-            data_at_own,
+            lambda: guide.data.log_likelihood(own, self.batch_size) / number,
         )
 
     def _draws(self, mean: Tensor) -> Tensor:
@@ -344,18 +323,11 @@ def _known(argument: str, of_experts: Number | None) -> Number:
     return of_experts
 
 
-_INNER = ("fresh", "expert")
-
-
 class SnapshotPair(NamedTuple):
-    """Snapshots of unconstrained latent values, the last one where the descent ends.
+    """Snapshots of unconstrained latent values, the last one where the descent ends."""
 
-    :param Tensor data: of a descent on the data. **Shape:** ``(num_snapshots, size)``.
-    :param Tensor coreset: of a descent on the coreset. **Shape:** ``(num_snapshots, size)``.
-    """
-
-    data: Tensor
-    coreset: Tensor
+    data: Tensor  # of a descent on the data, (num_snapshots, size)
+    coreset: Tensor  # of a descent on the coreset, (num_snapshots, size)
 
 
 class TrajectorySnapshots:
@@ -410,12 +382,9 @@ class TrajectorySnapshots:
         init_strategy: InitStrategy | None = None,
         max_start: int = 5,
     ) -> None:
-        if init_strategy is not None:
-            check_callable("init_strategy", init_strategy)
-        if not isinstance(buffer, ExpertBuffer):
-            raise TypeError(f"buffer must be an ExpertBuffer, got {buffer!r:.80}")
-        if inner not in _INNER:
-            raise ValueError(f"inner must be one of {_INNER}, got {inner!r:.80}")
+        check_optional(check_callable, "init_strategy", init_strategy)
+        check_instance("buffer", buffer, ExpertBuffer, "an ExpertBuffer")
+        check_choice("inner", inner, ("fresh", "expert"))
         self.buffer = buffer
         self.num_snapshots = check_integer("num_snapshots", num_snapshots, 1)
         self.thinning = check_integer("thinning", thinning, 1)
@@ -451,13 +420,10 @@ class TrajectorySnapshots:
         :raises ValueError: where the experts are of another model.
         """
         posterior = guide.posterior
-        self.buffer.check(posterior.layout)
-        number = int(torch.randint(self.buffer.num_experts, ()))
-        layout = posterior.layout
-        expert = self.buffer.trajectories[number].to(layout.device, layout.dtype)
+        expert = self.buffer.pick(posterior.layout)
         if self.inner == "fresh":
             values = posterior.potential.init(init_strategy=self.init_strategy)
-            position = layout.flatten(values)
+            position = posterior.layout.flatten(values)
         else:
             position = expert[torch.randint(self.max_start, (1,))]
         between = self.thinning * (self.num_snapshots - 1)

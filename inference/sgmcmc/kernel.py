@@ -81,6 +81,7 @@ class SGMCMCKernel(VectorizedKernel):
     """
 
     takes_minibatches: ClassVar[bool] = True
+    mass: Mass = 1.0
 
     def __init__(
         self,
@@ -102,7 +103,16 @@ class SGMCMCKernel(VectorizedKernel):
             num_steps=num_steps,
             init_strategy=init_strategy,
         )
-        _check_control_variate(control_variate, potential_fn)
+        if not (control_variate in (None, "map") or isinstance(control_variate, Mapping)):
+            raise ValueError(
+                "control_variate must be None, 'map' or a mapping of site names to tensors, got "
+                f"{control_variate!r:.80}"
+            )
+        if control_variate is not None and potential_fn is not None:
+            raise ValueError(
+                "control_variate needs a model with a subsampled plate: a potential_fn takes no "
+                "minibatches"
+            )
         if minibatches not in (Minibatches, IndependentMinibatches):
             raise ValueError(
                 "minibatches must be the class Minibatches or IndependentMinibatches, got "
@@ -139,26 +149,27 @@ class SGMCMCKernel(VectorizedKernel):
 
     def _default_step_size(self) -> float:
         """Step size where none is given, of the potential that is set up."""
-        return _STEP_SIZE
+        if not isinstance(self.mass, str):
+            return _STEP_SIZE
+        return self._laplace_step_size(max(self._noise_ratio(), HEAT))
+
+    def _laplace_step_size(self, noise: float) -> float:
+        """Default step size in standard deviations, given gradients' noise variance over mass."""
+        raise NotImplementedError
 
     def _prepare(self) -> None:
         self._minibatches = None
         self.anchor = self._find_anchor()
         if self.step_size is None:
             self.schedule = ConstantSchedule(self._default_step_size())
-
-    def _set_masses(self, mass: Mass) -> None:
-        """Keep the mass of each parameter for steps to come."""
-        laplace = self.find_laplace("mass='laplace'") if isinstance(mass, str) else None
-        self._masses, self._masses_of = mass_of(self.potential, mass, laplace), laplace
+        named = isinstance(self.mass, str)
+        self._masses_of = self.find_laplace("mass='laplace'") if named else None
+        self._masses = mass_of(self.potential, self.mass, self._masses_of)
 
     def _noise_ratio(self) -> float:
-        """Variance of the noise of gradients over mass, where masses are curvatures.
-
-        In a model that fits its data the gradients of single data vary as much as the potential is
-        curved for each of them, so that it is the number of minibatches in an epoch. Control
-        variates leave little of it.
-        """
+        """Variance of the noise of gradients over mass, where masses are curvatures."""
+        # In a model that fits its data the gradients of single data vary as much as the potential
+        # is curved for each of them: it is the number of minibatches in an epoch.
         if self.control_variate is not None:
             return 0.0
         plates = self.potential.subsampled_plates
@@ -245,11 +256,7 @@ class SGMCMCKernel(VectorizedKernel):
 
 
 def noise_scale(variance: Tensor) -> Tensor:
-    """Standard deviation of the noise to inject.
-
-    The variance is what the gradient's own noise leaves to inject; at temperature zero that is
-    less than nothing, and none is injected.
-    """
+    """Standard deviation of the noise to inject, none where the gradient's own is more."""
     return variance.clamp(min=0.0).sqrt()
 
 
@@ -264,19 +271,6 @@ def check_noise_estimate(value: float, largest: float, temperature: float) -> No
         raise ValueError(
             f"noise_estimate must be at most {largest:.4g} for this step size and temperature, got "
             f"{value!r}: the gradient alone would bring more noise than a step may have"
-        )
-
-
-def _check_control_variate(value: ControlVariate, potential_fn: object) -> None:
-    if not (value is None or value == "map" or isinstance(value, Mapping)):
-        raise ValueError(
-            f"control_variate must be None, 'map' or a mapping of site names to tensors, got "
-            f"{value!r:.80}"
-        )
-    if value is not None and potential_fn is not None:
-        raise ValueError(
-            "control_variate needs a model with a subsampled plate: a potential_fn takes no "
-            "minibatches"
         )
 
 

@@ -53,8 +53,6 @@ __all__ = [
 ]
 
 _DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
-_NUM_OUTPUTS = 2
-_PRETRAINED = "l2e.safetensors"
 
 
 class KineticGradients(NamedTuple):
@@ -117,9 +115,9 @@ class SiteMean:
 def quadratic(features: Tensor, momentum: Tensor, normalized_momentum: Tensor) -> KineticGradients:
     """Gradients of the usual kinetic energy, half the square of the momentum.
 
-    :param Tensor features: not used. **Shape:** ``(..., num_features, size)``.
+    :param Tensor features: not used.
     :param Tensor momentum: **Shape:** ``(..., size)``.
-    :param Tensor normalized_momentum: not used. **Shape:** ``(..., size)``.
+    :param Tensor normalized_momentum: not used.
     """
     return KineticGradients(torch.zeros_like(momentum), momentum, momentum)
 
@@ -144,13 +142,8 @@ def step(
     data_size: int | Tensor = 1,
     regularization: float = 1e-5,
 ) -> tuple[L2EState, Info]:
-    r"""Take one step.
+    r"""Take one step; further arguments as of :func:`pyro_ext.inference.sgmcmc.sghmc.step`.
 
-    :param L2EState state: the state.
-    :param value_and_gradient: stochastic potential and gradient at a position.
-    :param Tensor noise: standard normal numbers. **Shape:** ``(..., size)``.
-    :param Tensor step_size: :math:`h`, a scalar.
-    :param Tensor temperature: the temperature, a scalar.
     :param Tensor momentum_decay: :math:`h C`, a scalar or ``(size,)``.
     :param kinetics: :math:`\alpha` and :math:`\beta`, evaluated twice.
     :param Tensor decays: weight of the past in each moving average. **Shape:**
@@ -158,7 +151,6 @@ def step(
     :param site_mean: means over the elements of each site.
     :param data_size: number of data, by which the gradient of the mean loss is less.
     :param float regularization: added to mean squares before a feature is divided by their root.
-    :returns: the next state, and what the step saw.
     """
 
     def normalized(values: Tensor) -> Tensor:
@@ -202,7 +194,7 @@ class _Kinetics(nn.Module):
         self.velocity_scale = check_number("velocity_scale", velocity_scale, above=0)
         self.output_scale = check_number("output_scale", output_scale, least=0)
         self.seed = seed
-        sizes = (len(self.decays) + 3, *self.hidden_sizes, _NUM_OUTPUTS)
+        sizes = (len(self.decays) + 3, *self.hidden_sizes, 2)
         self.network = ElementwiseNetwork(sizes, output_scale, seed)
 
     def _outputs(self, features: Tensor, normalized_momentum: Tensor) -> tuple[Tensor, Tensor]:
@@ -343,16 +335,15 @@ def pretrained_kinetics() -> ResidualKinetics:
         >>> pretrained_kinetics().hidden_sizes
         (16,)
     """
-    return ResidualKinetics.load(Path(__file__).with_name(_PRETRAINED))
+    return ResidualKinetics.load(Path(__file__).with_name("l2e.safetensors"))
 
 
 class L2E(LearnedKernel):
     r"""Stochastic gradient dynamics with a learned kinetic energy: learning to explore [1].
 
-    With step size :math:`h` and friction :math:`C`: :math:`r \leftarrow r - h (g + \alpha) - h C
-    \beta + \sqrt{2 h C T}\, \xi`, :math:`\theta \leftarrow \theta + h \beta`, where :math:`\alpha`
-    and :math:`\beta` are outputs of a small network that is trained on other models and applied to
-    each parameter alike.
+    The dynamics of :mod:`~pyro_ext.inference.sgmcmc.l2e`, where :math:`\alpha` and :math:`\beta`
+    are outputs of a small network that is trained on other models and applied to each parameter
+    alike.
 
     It is made for few steps: the network that ships with the package was trained so that draws of
     short chains, started anywhere, predict well together. It does not leave the posterior as it is,
@@ -427,22 +418,13 @@ class L2E(LearnedKernel):
     def _init(self, position: Tensor, keys: Tensor) -> L2EState:
         return init(position, len(self._decays))
 
-    def _step(
-        self,
-        state: L2EState,
-        function: ValueAndGradient,
-        noise: Tensor,
-        **schedules: Tensor,
-    ) -> tuple[L2EState, Info]:
+    def _step(self, *now: Any, **schedules: Any) -> tuple[L2EState, Info]:
         return step(
-            state,
-            function,
-            noise,
+            *now,
             momentum_decay=self._decay(schedules["step_size"]),
             kinetics=self.kinetics,
             decays=self._decays,
             site_mean=self._site_mean,
             data_size=self.potential.data_size,
-            step_size=schedules["step_size"],
-            temperature=schedules["temperature"],
+            **schedules,
         )

@@ -8,20 +8,18 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from pyro_ext.inference.sgmcmc.kernel import OptionsButStepSize
+from pyro_ext.inference.sgmcmc.kernel import KernelOptions, OptionsButStepSize
 from pyro_ext.inference.sgmcmc.schedules import Schedule
 from pyro_ext.inference.sgmcmc.sghmc import FrictionKernel
 
 __all__ = ["ElementwiseNetwork", "LearnedKernel", "LearnedKernelOptions"]
 
 _LEARNING_RATE = 0.05
-_MOMENTUM_DECAY = 0.1
 
 
-class LearnedKernelOptions(OptionsButStepSize, total=False):
+class LearnedKernelOptions(KernelOptions, total=False):
     """Keyword arguments of both kernels besides their networks."""
 
-    step_size: float | Schedule | None
     friction: float | Mapping[str, float] | None
     momentum_decay: float | Mapping[str, float] | None
 
@@ -38,44 +36,28 @@ class LearnedKernel(FrictionKernel):
         momentum_decay: float | Mapping[str, float] | None = None,
         **options: Unpack[OptionsButStepSize],
     ) -> None:
-        if friction is None and momentum_decay is None:
-            momentum_decay = _MOMENTUM_DECAY
         super().__init__(model, friction, momentum_decay, step_size=step_size, **options)
-        if step_size is not None:
-            self._smallest_decay()
 
     def _default_step_size(self) -> float:
         return math.sqrt(_LEARNING_RATE / self.potential.data_size)
-
-    def _prepare(self) -> None:
-        super()._prepare()
-        self._smallest_decay()
 
     def _statistics(self, state: Any) -> dict[str, Tensor]:
         return {"kinetic_temperature": state.momentum.square().mean(-1)}
 
 
 class ElementwiseNetwork(nn.Module):
-    """A multilayer perceptron that maps features of an element to outputs, for each element alike.
-
-    Between the layers are rectified linear units. Its parameters may have a leading dimension, for
-    a network of its own for each chain.
-
-    :param Sequence sizes: numbers of features, of hidden units in each layer, and of outputs.
-    :param float output_scale: factor of the last layer's initial weights.
-    :param int seed: of the initial weights.
-    """
+    """A perceptron that maps features of each element to outputs, perhaps one for each chain."""
 
     def __init__(self, sizes: Sequence[int], output_scale: float = 1.0, seed: int = 0) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
-        for number, (fan_in, fan_out) in enumerate(pairwise(sizes)):
-            scale = output_scale if number == len(sizes) - 2 else 1.0
+        for fan_in, fan_out in pairwise(sizes):
             weight = torch.randn(fan_out, fan_in, generator=generator) / math.sqrt(fan_in)
-            self.weights.append(nn.Parameter(scale * weight))
+            self.weights.append(nn.Parameter(weight))
             self.biases.append(nn.Parameter(torch.zeros(fan_out, 1)))
+        self.weights[-1].data *= output_scale
 
     def forward(self, features: Tensor) -> Tensor:
         """Apply it. **Shape:** ``(..., num_features, size)`` to ``(..., num_outputs, size)``."""

@@ -13,7 +13,6 @@ from pyro_ext.potential import FunctionPotential, Potential
 __all__ = ["Mass", "check_mass", "mass_of", "smallest_mass"]
 
 Mass: TypeAlias = float | Mapping[str, float | Tensor] | Tensor | Literal["laplace"]
-
 """A number, numbers or tensors of unconstrained shape by pattern of site names, a tensor for the
 flat vector of all parameters, or ``"laplace"``: second derivatives of the potential at its mode, so
 that steps are in units of the posterior's standard deviations."""
@@ -30,18 +29,12 @@ def check_mass(mass: Any) -> Mass:
                 f"'laplace', got {mass!r}"
             )
         return "laplace"
-    if isinstance(mass, Tensor):
-        return _positive("mass", mass)
     if not isinstance(mass, Mapping):
-        return check_number("mass", mass, above=0)
+        return _positive("mass", mass)
     if not mass:
         raise ValueError("mass must hold a number or a tensor by site, got an empty mapping")
     for name, value in mass.items():
-        argument = f"mass[{name!r}]"
-        if isinstance(value, Tensor):
-            _positive(argument, value)
-        else:
-            check_number(argument, value, above=0)
+        _positive(f"mass[{name!r}]", value)
     return mass
 
 
@@ -54,10 +47,7 @@ def smallest_mass(mass: Mass) -> float:
 def mass_of(
     potential: Potential | FunctionPotential, mass: Mass, laplace: Laplace | None
 ) -> float | Tensor:
-    """One mass for all parameters, or one for each.
-
-    Shapes: returns (size,).
-    """
+    """One mass for all parameters, or one for each."""
     layout = potential.layout
     if isinstance(mass, str):
         assert laplace is not None
@@ -76,7 +66,9 @@ def mass_of(
     return mass
 
 
-def _positive(argument: str, value: Tensor) -> Tensor:
+def _positive(argument: str, value: Any) -> float | Tensor:
+    if not isinstance(value, Tensor):
+        return check_number(argument, value, above=0)
     if not value.is_floating_point() or not bool(((value > 0) & value.isfinite()).all()):
         raise ValueError(f"{argument} must hold finite numbers > 0, got {value!r:.80}")
     return value

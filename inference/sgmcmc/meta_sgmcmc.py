@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from pyro_ext._checks import check_callable, check_integer, check_number
 from pyro_ext.inference.sgmcmc.kernel import noise_scale
 from pyro_ext.inference.sgmcmc.learned import LearnedKernel, LearnedKernelOptions
+from pyro_ext.inference.sgmcmc.sghmc import SGHMCState, init
 from pyro_ext.inference.vectorized import Info, ValueAndGradient
 
 __all__ = [
@@ -63,20 +64,7 @@ Diffusion = Callable[[Tensor, Tensor, Tensor], RecipeMatrices]
 matrices."""
 
 
-class MetaSGMCMCState(NamedTuple):
-    """State of chains.
-
-    :param Tensor position: **Shape:** ``(..., size)``.
-    :param Tensor momentum: **Shape:** ``(..., size)``.
-    """
-
-    position: Tensor
-    momentum: Tensor
-
-
-def init(position: Tensor) -> MetaSGMCMCState:
-    """Start chains at rest at the given positions. **Shape:** ``(..., size)``."""
-    return MetaSGMCMCState(position, torch.zeros_like(position))
+MetaSGMCMCState = SGHMCState
 
 
 def step(
@@ -90,18 +78,12 @@ def step(
     diffusion: Diffusion,
     data_size: int | Tensor = 1,
 ) -> tuple[MetaSGMCMCState, Info]:
-    """Take one step.
+    """Take one step; further arguments as of :func:`pyro_ext.inference.sgmcmc.sghmc.step`.
 
-    :param MetaSGMCMCState state: the state.
-    :param value_and_gradient: stochastic potential and gradient at a position.
-    :param Tensor noise: standard normal numbers. **Shape:** ``(..., size)``.
-    :param Tensor step_size: the step size, a scalar.
-    :param Tensor temperature: the temperature, a scalar.
     :param Tensor momentum_decay: step size times the unit of the diffusion, a scalar or
         ``(size,)``.
     :param diffusion: curl and diffusion with their derivatives, evaluated twice.
     :param data_size: number of data, by which the mean energy is less than the potential.
-    :returns: the next state, and what the step saw.
     """
     value, gradient = value_and_gradient(state.position)
     energy, slope = value.unsqueeze(-1) / data_size, gradient / data_size
@@ -138,10 +120,7 @@ class _Layer(nn.Module):
         self.constant = nn.Parameter(torch.zeros(1, 1))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Values ``(..., size)`` and derivatives ``(..., num_inputs, size)`` at inputs.
-
-        :param Tensor inputs: **Shape:** ``(..., size)`` each.
-        """
+        """Values ``(..., size)`` and derivatives ``(..., num_inputs, size)`` at inputs."""
         features = torch.stack(torch.broadcast_tensors(*inputs), -2)
         inner, outer = self.inner.to(features), self.outer.to(features)
         hidden = torch.tanh(inner @ features + self.bias.to(features))
@@ -251,17 +230,9 @@ class MetaSGMCMC(LearnedKernel):
     def _init(self, position: Tensor, keys: Tensor) -> MetaSGMCMCState:
         return init(position)
 
-    def _step(
-        self,
-        state: MetaSGMCMCState,
-        function: ValueAndGradient,
-        noise: Tensor,
-        **schedules: Tensor,
-    ) -> tuple[MetaSGMCMCState, Info]:
+    def _step(self, *now: Any, **schedules: Any) -> tuple[MetaSGMCMCState, Info]:
         return step(
-            state,
-            function,
-            noise,
+            *now,
             momentum_decay=self._decay(schedules["step_size"]),
             diffusion=self.diffusion,
             data_size=self.potential.data_size,

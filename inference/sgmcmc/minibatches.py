@@ -29,10 +29,7 @@ class _Minibatches(ABC):
         self._blocks: dict[tuple[int, int], tuple[int, Indices]] = {}
 
     def __call__(self, first_step: int, num_steps: int) -> list[Tensor]:
-        """Indices of the given steps for each plate.
-
-        Shapes: returns (num_steps, num_chains, subsample_size) each.
-        """
+        """Indices of the steps by plate, ``(num_steps, num_chains, subsample_size)`` each."""
         result = []
         for number, plate in enumerate(self.plates):
             length = self._length(plate)

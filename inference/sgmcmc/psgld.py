@@ -56,24 +56,16 @@ def step(
     regularization: float = 1e-5,
     data_size: int = 1,
 ) -> tuple[PSGLDState, Info]:
-    r"""Take one step.
+    r"""Take one step; further arguments as of :func:`pyro_ext.inference.sgmcmc.sghmc.step`.
 
-    :param PSGLDState state: the state.
-    :param value_and_gradient: stochastic potential and gradient at a position.
-    :param Tensor noise: standard normal numbers. **Shape:** ``(..., size)``.
-    :param Tensor step_size: the step size, a scalar.
-    :param Tensor temperature: the temperature, a scalar.
     :param float decay: :math:`\alpha`, weight of the past in the moving average.
     :param float regularization: :math:`\lambda`, bounds the preconditioner by its inverse.
     :param int data_size: :math:`N`.
-    :returns: the next state, and what the step saw.
     """
     value, gradient = value_and_gradient(state.position)
     squared = (gradient / data_size) ** 2
     average = torch.where(
-        state.num_averaged == 0,
-        squared,
-        decay * state.square_average + (1.0 - decay) * squared,
+        state.num_averaged == 0, squared, decay * state.square_average + (1.0 - decay) * squared
     )
     preconditioner = 1.0 / (regularization + average.sqrt())
     drift = step_size * preconditioner * gradient
@@ -116,17 +108,9 @@ class PSGLD(SGMCMCKernel):
     def _init(self, position: Tensor, keys: Tensor) -> PSGLDState:
         return init(position)
 
-    def _step(
-        self,
-        state: PSGLDState,
-        function: ValueAndGradient,
-        noise: Tensor,
-        **schedules: Tensor,
-    ) -> tuple[PSGLDState, Info]:
+    def _step(self, *now: Any, **schedules: Any) -> tuple[PSGLDState, Info]:
         return step(
-            state,
-            function,
-            noise,
+            *now,
             decay=self.decay,
             regularization=self.regularization,
             data_size=self.potential.data_size,

@@ -42,11 +42,7 @@ _LARGEST_STEP = 0.2  # by default, in standard deviations
 
 
 class SGHMCState(NamedTuple):
-    """State of chains.
-
-    :param Tensor position: **Shape:** ``(..., size)``.
-    :param Tensor momentum: **Shape:** ``(..., size)``.
-    """
+    """State of chains. **Shape:** ``(..., size)`` each."""
 
     position: Tensor
     momentum: Tensor
@@ -90,14 +86,7 @@ def step(
 class FrictionKernel(SGMCMCKernel):
     """A kernel whose momentum decays: at a friction times the step size, or at a rate of its own.
 
-    :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
-    :param friction: a number, or numbers by pattern of site names such as ``{"weight*": 100.0,
-        "default": 1.0}``. Its product with the largest step size must be at most one.
-    :param momentum_decay: fraction of the momentum lost in a step, instead of friction; it then
-        does not follow the schedule of the step size. Like friction a number or numbers by site.
-    :param options: step size, temperature and what else all kernels take, see
-        :class:`SGMCMCKernel`.
-    :raises ValueError: for arguments out of range, or for both.
+    Arguments are those of :class:`SGHMC`.
     """
 
     def __init__(
@@ -113,12 +102,13 @@ class FrictionKernel(SGMCMCKernel):
                 "either friction or momentum_decay must be given, and not both, got "
                 f"friction={friction!r:.80}, momentum_decay={momentum_decay!r:.80}"
             )
+        if friction is None and momentum_decay is None:
+            momentum_decay = 0.1
         self.friction = friction
         self.momentum_decay = momentum_decay
-        if momentum_decay is None:
-            _numbers("friction", friction)
-        else:
-            _numbers("momentum_decay", momentum_decay, most=1)
+        self._least_and_most()
+        if self.step_size is not None:
+            self._smallest_decay()
 
     def _smallest_decay(self) -> float:
         """Least fraction of the momentum that the largest step takes; checks friction."""
@@ -133,12 +123,27 @@ class FrictionKernel(SGMCMCKernel):
             )
         return least * largest
 
+    def _given(self) -> tuple[str, float | Mapping[str, float]]:
+        """Whichever of the two arguments is given, and its name."""
+        if self.friction is not None:
+            return "friction", self.friction
+        assert self.momentum_decay is not None
+        return "momentum_decay", self.momentum_decay
+
     def _least_and_most(self) -> tuple[float, float]:
         """The smallest and the largest friction or momentum decay of all sites."""
-        if self.momentum_decay is not None:
-            numbers = _numbers("momentum_decay", self.momentum_decay)
+        argument, value = self._given()
+        most = 1 if self.friction is None else None
+        if not isinstance(value, Mapping):
+            numbers = [check_number(argument, value, above=0, most=most)]
+        elif value:
+            numbers = [
+                check_number(f"{argument}[{k!r}]", v, above=0, most=most) for k, v in value.items()
+            ]
         else:
-            numbers = _numbers("friction", self.friction)
+            raise ValueError(
+                f"{argument} must be a number or a number by site, got an empty mapping"
+            )
         return min(numbers), max(numbers)
 
     def replace(self, **changes: Any) -> Self:
@@ -157,12 +162,9 @@ class FrictionKernel(SGMCMCKernel):
 
     def _prepare(self) -> None:
         super()._prepare()
-        layout = self.potential.layout
-        if self.momentum_decay is not None:
-            self._rate = layout.expand(self.momentum_decay, "momentum_decay")
-        else:
-            assert self.friction is not None
-            self._rate = layout.expand(self.friction, "friction")
+        argument, value = self._given()
+        self._rate = self.potential.layout.expand(value, argument)
+        self._smallest_decay()
 
     def _decay(self, step_size: Tensor) -> Tensor:
         """Fraction of the momentum that a step takes. **Shape:** ``(size,)``."""
@@ -209,14 +211,10 @@ class SGHMC(FrictionKernel):
         noise_estimate: float = 0.0,
         **options: Unpack[KernelOptions],
     ) -> None:
-        if friction is None and momentum_decay is None:
-            momentum_decay = 0.1
         self.mass = check_mass(mass)
         options = without_step_size(options, mass)
         super().__init__(model, friction, momentum_decay, **options)
         self.noise_estimate = check_number("noise_estimate", noise_estimate, least=0)
-        if self.step_size is not None:
-            self._smallest_decay()
         if not isinstance(mass, str):
             self._check_noise(mass)
 
@@ -225,10 +223,7 @@ class SGHMC(FrictionKernel):
         largest = injected / self.schedule.max_step_size**2
         check_noise_estimate(self.noise_estimate, largest, self.temperature)
 
-    def _default_step_size(self) -> float:
-        if not isinstance(self.mass, str):
-            return super()._default_step_size()
-        noise = max(self._noise_ratio(), HEAT)
+    def _laplace_step_size(self, noise: float) -> float:
         least, most = self._least_and_most()
         if self.momentum_decay is not None:
             return min(_LARGEST_STEP, math.sqrt(2.0 * HEAT * least / noise))
@@ -236,23 +231,14 @@ class SGHMC(FrictionKernel):
 
     def _prepare(self) -> None:
         super()._prepare()
-        self._set_masses(self.mass)
         self._check_noise(self._masses)
 
     def _init(self, position: Tensor, keys: Tensor) -> SGHMCState:
         return init(position)
 
-    def _step(
-        self,
-        state: SGHMCState,
-        function: ValueAndGradient,
-        noise: Tensor,
-        **schedules: Tensor,
-    ) -> tuple[SGHMCState, Info]:
+    def _step(self, *now: Any, **schedules: Any) -> tuple[SGHMCState, Info]:
         return step(
-            state,
-            function,
-            noise,
+            *now,
             decay=self._decay(schedules["step_size"]),
             mass=self._masses,
             noise_estimate=self.noise_estimate,
@@ -261,14 +247,3 @@ class SGHMC(FrictionKernel):
 
     def _statistics(self, state: SGHMCState) -> dict[str, Tensor]:
         return {"kinetic_temperature": (state.momentum.square() / self._masses).mean(-1)}
-
-
-def _numbers(
-    argument: str, value: float | Mapping[str, float] | None, most: float | None = None
-) -> list[float]:
-    """A number, or those of a mapping by site, all of them positive."""
-    if not isinstance(value, Mapping):
-        return [check_number(argument, value, above=0, most=most)]
-    if not value:
-        raise ValueError(f"{argument} must be a number or a number by site, got an empty mapping")
-    return [check_number(f"{argument}[{k!r}]", v, above=0, most=most) for k, v in value.items()]

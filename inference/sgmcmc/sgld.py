@@ -34,10 +34,7 @@ _LARGEST_STEP = 0.05  # by default, in standard deviations
 
 
 class SGLDState(NamedTuple):
-    """State of chains.
-
-    :param Tensor position: **Shape:** ``(..., size)``.
-    """
+    """State of chains. **Shape:** ``(..., size)``."""
 
     position: Tensor
 
@@ -57,17 +54,7 @@ def step(
     mass: float | Tensor = 1.0,
     noise_estimate: float | Tensor = 0.0,
 ) -> tuple[SGLDState, Info]:
-    """Take one step.
-
-    :param SGLDState state: the state.
-    :param value_and_gradient: stochastic potential and gradient at a position.
-    :param Tensor noise: standard normal numbers. **Shape:** ``(..., size)``.
-    :param Tensor step_size: the step size, a scalar.
-    :param Tensor temperature: the temperature, a scalar.
-    :param mass: the mass, a scalar or ``(size,)``.
-    :param noise_estimate: estimated variance of the gradient's noise, a scalar or ``(size,)``.
-    :returns: the next state, and what the step saw.
-    """
+    """Take one step; arguments as of :func:`pyro_ext.inference.sgmcmc.sghmc.step`."""
     value, gradient = value_and_gradient(state.position)
     own_step_size = step_size / mass
     scale = noise_scale(2.0 * own_step_size * temperature - own_step_size**2 * noise_estimate)
@@ -92,7 +79,6 @@ class SGLD(SGMCMCKernel):
 
     Example::
 
-        >>> import pyro, pyro.distributions as dist
         >>> from pyro_ext.inference import MCMC
         >>> def model(x):
         ...     loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
@@ -123,31 +109,15 @@ class SGLD(SGMCMCKernel):
         largest = injected / self.schedule.max_step_size
         check_noise_estimate(self.noise_estimate, largest, self.temperature)
 
-    def _default_step_size(self) -> float:
-        if not isinstance(self.mass, str):
-            return super()._default_step_size()
-        return min(_LARGEST_STEP, 2.0 * HEAT / max(self._noise_ratio(), HEAT))
+    def _laplace_step_size(self, noise: float) -> float:
+        return min(_LARGEST_STEP, 2.0 * HEAT / noise)
 
     def _prepare(self) -> None:
         super()._prepare()
-        self._set_masses(self.mass)
         self._check_noise(self._masses)
 
     def _init(self, position: Tensor, keys: Tensor) -> SGLDState:
         return init(position)
 
-    def _step(
-        self,
-        state: SGLDState,
-        function: ValueAndGradient,
-        noise: Tensor,
-        **schedules: Tensor,
-    ) -> tuple[SGLDState, Info]:
-        return step(
-            state,
-            function,
-            noise,
-            mass=self._masses,
-            noise_estimate=self.noise_estimate,
-            **schedules,
-        )
+    def _step(self, *now: Any, **schedules: Any) -> tuple[SGLDState, Info]:
+        return step(*now, mass=self._masses, noise_estimate=self.noise_estimate, **schedules)

@@ -40,12 +40,7 @@ _LARGEST_STEP = 0.1  # by default, in standard deviations
 
 
 class SGNHTState(NamedTuple):
-    """State of chains.
-
-    :param Tensor position: **Shape:** ``(..., size)``.
-    :param Tensor momentum: **Shape:** ``(..., size)``.
-    :param Tensor thermostat: **Shape:** ``(..., 1)``.
-    """
+    """State of chains. **Shape:** ``(..., size)`` each, of the thermostat ``(..., 1)``."""
 
     position: Tensor
     momentum: Tensor
@@ -67,16 +62,9 @@ def step(
     friction: float | Tensor,
     mass: float | Tensor = 1.0,
 ) -> tuple[SGNHTState, Info]:
-    """Take one step.
+    """Take one step; further arguments as of :func:`pyro_ext.inference.sgmcmc.sghmc.step`.
 
-    :param SGNHTState state: the state.
-    :param value_and_gradient: stochastic potential and gradient at a position.
-    :param Tensor noise: standard normal numbers. **Shape:** ``(..., size)``.
-    :param Tensor step_size: the step size, a scalar.
-    :param Tensor temperature: the temperature, a scalar.
     :param friction: strength of the injected noise, a scalar or ``(size,)``.
-    :param mass: the mass, a scalar or ``(size,)``.
-    :returns: the next state, and what the step saw.
     """
     value, gradient = value_and_gradient(state.position)
     scale = noise_scale(2.0 * friction * step_size * mass * temperature)
@@ -124,14 +112,8 @@ class SGNHT(SGMCMCKernel):
         super().__init__(model, **without_step_size(options, mass))
         self.friction = check_number("friction", friction, above=0)
 
-    def _default_step_size(self) -> float:
-        if not isinstance(self.mass, str):
-            return super()._default_step_size()
-        return min(_LARGEST_STEP, math.sqrt(2.0 * HEAT / max(self._noise_ratio(), HEAT)))
-
-    def _prepare(self) -> None:
-        super()._prepare()
-        self._set_masses(self.mass)
+    def _laplace_step_size(self, noise: float) -> float:
+        return min(_LARGEST_STEP, math.sqrt(2.0 * HEAT / noise))
 
     def _init(self, position: Tensor, keys: Tensor) -> SGNHTState:
         momentum = normal(
@@ -144,21 +126,8 @@ class SGNHT(SGMCMCKernel):
         scale = torch.as_tensor(self._masses * self.temperature).sqrt().to(momentum)
         return init(position, momentum * scale, self.friction)
 
-    def _step(
-        self,
-        state: SGNHTState,
-        function: ValueAndGradient,
-        noise: Tensor,
-        **schedules: Tensor,
-    ) -> tuple[SGNHTState, Info]:
-        return step(
-            state,
-            function,
-            noise,
-            friction=self.friction,
-            mass=self._masses,
-            **schedules,
-        )
+    def _step(self, *now: Any, **schedules: Any) -> tuple[SGNHTState, Info]:
+        return step(*now, friction=self.friction, mass=self._masses, **schedules)
 
     def _statistics(self, state: SGNHTState) -> dict[str, Tensor]:
         return {

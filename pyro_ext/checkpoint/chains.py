@@ -21,16 +21,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Chunk:
-    """Successive draws of a group of chains.
+    """Successive draws of a group of chains."""
 
-    :param dict samples: constrained draws by site. **Shape:** ``(num_draws, num_chains, *event)``.
-    :param dict statistics: statistics of each draw. **Shape:** ``(num_draws, num_chains, *event)``.
-    :param list valid: for each chain, how many of the draws it made before it stopped.
-    """
-
-    samples: dict[str, Tensor]
-    statistics: dict[str, Tensor]
-    valid: list[int]
+    samples: dict[str, Tensor]  # constrained draws by site, (num_draws, num_chains, *event)
+    statistics: dict[str, Tensor]  # statistics of each draw, (num_draws, num_chains, *event)
+    valid: list[int]  # for each chain, how many of the draws it made before it stopped
 
     def __len__(self) -> int:
         """Return the number of draws."""
@@ -39,19 +34,12 @@ class Chunk:
 
 @dataclass
 class ChainStatus:
-    """How far a chain is.
-
-    :param int num_draws: number of its draws.
-    :param int stopped_at: the step by which it ended before its time, zero where it could not
-        begin; else ``None``.
-    :param Mapping diagnostics: what the kernel says of the whole chain.
-    :param str error: the error that ended it; empty where its values were no longer finite.
-    """
+    """How far a chain is."""
 
     num_draws: int = 0
-    stopped_at: int | None = None
-    diagnostics: Mapping[str, object] = field(default_factory=dict)
-    error: str = ""
+    stopped_at: int | None = None  # step by which it ended too early, zero where it did not begin
+    diagnostics: Mapping[str, object] = field(default_factory=dict)  # of the whole chain
+    error: str = ""  # that ended it; empty where its values were no longer finite
 
     @property
     def reason(self) -> str:
@@ -66,10 +54,7 @@ Reader = Callable[[], Iterator[Chunk]]
 
 
 def complete_chains(statuses: Sequence[ChainStatus], limit: int) -> tuple[list[int], int]:
-    """Choose chains and a number of draws that all of them have, so that most draws are kept.
-
-    Chains that stopped are passed over.
-    """
+    """Choose chains and a number of draws that all of them have, so that most draws are kept."""
     lengths = [
         0 if status.stopped_at is not None else min(status.num_draws, limit) for status in statuses
     ]
@@ -78,14 +63,9 @@ def complete_chains(statuses: Sequence[ChainStatus], limit: int) -> tuple[list[i
 
 
 def gather_chains(
-    groups: Iterable[tuple[range, Reader]],
-    numbers: Sequence[int],
-    length: int,
+    groups: Iterable[tuple[range, Reader]], numbers: Sequence[int], length: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Join the chunks of the chosen chains.
-
-    Shapes: returns (num_chains, length, *event) each.
-    """
+    """Join the chunks of the chosen chains."""
     samples: dict[str, Tensor] = {}
     statistics: dict[str, Tensor] = {}
     rows = {number: row for row, number in enumerate(numbers)}
@@ -116,10 +96,7 @@ def gather_chains(
 
 
 def gather_chain(read: Reader, column: int) -> dict[str, Tensor]:
-    """All draws that one chain of a group made before it stopped.
-
-    Shapes: returns (num_draws, *event) each; empty without a draw.
-    """
+    """All draws that one chain of a group made before it stopped."""
     parts: dict[str, list[Tensor]] = {}
     for chunk in read():
         if chunk.valid[column]:

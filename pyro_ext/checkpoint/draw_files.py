@@ -30,12 +30,7 @@ _PREFIX = "draws-"
 
 
 class DrawFiles:
-    """Files of draws in a folder, and the state after them.
-
-    :param Path folder: the folder, made with the first file.
-    :param str owner: of what run, and of what part of it, the draws are. Files of another owner are
-        not taken for these.
-    """
+    """Files of draws in a folder, and the state after them."""
 
     def __init__(self, folder: Path, owner: str) -> None:
         self.folder = folder

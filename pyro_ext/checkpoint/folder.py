@@ -7,9 +7,7 @@ Of a run of chains:
 - ``chains-00000/draws-00000000.safetensors`` and so on hold its draws, each with the digest of the
   one before;
 - ``chains-00000/state.safetensors`` holds the state after the last of these draws, and names and
-  digests of all files of draws that belong to it. It is written after them and replaced as a whole,
-  so that a run killed at any moment has a state and all draws from before it. Draws after it are
-  written anew.
+  digests of all files of draws that belong to it. It is written after them and replaced as a whole.
 """
 
 import hashlib
@@ -24,13 +22,7 @@ from torch import Tensor
 from pyro_ext._version import __version__
 from pyro_ext.checkpoint.chains import Chunk
 from pyro_ext.checkpoint.draw_files import DrawFiles, Found
-from pyro_ext.checkpoint.files import (
-    UNFINISHED,
-    CheckpointError,
-    names_in,
-    read_json,
-    write_json,
-)
+from pyro_ext.checkpoint.files import UNFINISHED, CheckpointError, names_in, read_json, write_json
 
 __all__ = [
     "CheckpointWriter",
@@ -50,13 +42,7 @@ _STATISTICS = "statistics/"
 
 
 class RunFolder:
-    """A folder that a run writes to.
-
-    A subclass says of what ``kind`` its draws are.
-
-    :param folder: the folder, made where there is none.
-    :raises CheckpointError: where another process writes to it, or it cannot be written to.
-    """
+    """A folder that a run writes to; a subclass says of what ``kind`` its draws are."""
 
     kind: ClassVar[str]
 
@@ -147,11 +133,7 @@ def _version_in(description: Any) -> str:
 
 
 class CheckpointWriter(RunFolder):
-    """Writes a checkpoint of chains; one process at a time.
-
-    :param folder: the folder, made where there is none.
-    :raises CheckpointError: where another process writes to it, or it holds something else.
-    """
+    """Writes a checkpoint of chains; one process at a time."""
 
     kind = "chains"
 
@@ -165,10 +147,7 @@ class CheckpointWriter(RunFolder):
         super().describe(description)
 
     def state(self, members: range) -> Found | None:
-        """State of a group of chains, ``None`` where it has not begun.
-
-        All of its draws are checked on the way.
-        """
+        """State of a group of chains, ``None`` where it has not begun."""
         files = self._files[members] = files_of_group(self.folder, members, self.run)
         state = files.open()
         for name in files.names:
@@ -240,11 +219,7 @@ def _group_name(members: range) -> str:
 
 
 class DrawFolder(RunFolder):
-    """Holds batches of draws, each in a file that is written whole or not at all.
-
-    :param folder: the folder, made where there is none.
-    :raises CheckpointError: where another process writes to it, or it holds something else.
-    """
+    """Holds batches of draws, each in a file that is written whole or not at all."""
 
     kind = "independent draws"
 

@@ -34,7 +34,7 @@ class Checkpoint:
 
     Example::
 
-        >>> import pyro, tempfile, torch, pyro.distributions as dist
+        >>> import tempfile
         >>> from pyro_ext.inference import MCMC, SGLD
         >>> def model(x):
         ...     loc = pyro.sample("loc", dist.Normal(0.0, 10.0))

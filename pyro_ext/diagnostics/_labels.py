@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from pyro_ext._checks import check_mapping, check_sequence
 from pyro_ext._version import __version__
 from pyro_ext.posterior.draws import Arrays, to_array
 from pyro_ext.potential import Plate, Site
@@ -31,10 +32,7 @@ def label(
     points: Mapping[str, npt.NDArray[np.bool_]] = MappingProxyType({}),
     chains: Sequence[int] | None = None,
 ) -> Any:
-    """Name the dimensions of arrays and put them into the object of the ArviZ that is installed.
-
-    Shapes: groups (num_chains, num_draws, *event), in groups of data (*event); points (*batch).
-    """
+    """Name the dimensions of arrays and put them into the object of the ArviZ that is installed."""
     groups = {group: arrays for group, arrays in groups.items() if arrays}
     given = _checked_dims(dims, {*sites, *(name for arrays in groups.values() for name in arrays)})
     renamed = _plate_dims(groups, sites, partitions)
@@ -69,10 +67,7 @@ def _keep_points(
     labels: Mapping[str, Any],
     points: Mapping[str, npt.NDArray[np.bool_]],
 ) -> tuple[Arrays, dict[str, Any]]:
-    """Lay the points of observed variables that no mask hides along one dimension.
-
-    Shapes: points (*batch).
-    """
+    """Lay the points of observed variables that no mask hides along one dimension."""
     if group not in _OBSERVATIONS:
         return arrays, {}
     first = len(_sample_dims(group))
@@ -178,8 +173,7 @@ def _plate_dims(
 def _checked_dims(dims: Any, variables: set[str]) -> dict[str, list[str | None]]:
     if dims is None:
         return {}
-    if not isinstance(dims, Mapping):
-        raise TypeError(f"dims must map variables to lists of names, got {dims!r:.80}")
+    check_mapping("dims", dims, "a dict of lists of names by variable")
     if unknown := sorted(set(dims) - variables):
         raise ValueError(f"dims names {unknown}, but the variables are {sorted(variables)}")
     for variable, names in dims.items():
@@ -200,17 +194,16 @@ def _checked_dims(dims: Any, variables: set[str]) -> dict[str, list[str | None]]
 def _checked_coords(coords: Any, renamed: Mapping[str, str]) -> dict[str, Any]:
     if coords is None:
         return {}
-    if not isinstance(coords, Mapping):
-        raise TypeError(f"coords must map names of dimensions to labels, got {coords!r:.80}")
+    check_mapping("coords", coords, "a dict of labels by dimension")
     labels = {}
     for name, values in coords.items():
-        if isinstance(values, str) or not isinstance(values, Iterable):
-            raise TypeError(f"coords[{name!r}] must be a list of labels, got {values!r:.80}")
+        argument = f"coords[{name!r}]"
         if isinstance(values, Tensor):
-            values = to_array(values, f"coords[{name!r}]")
-        array = np.asarray(values if hasattr(values, "__array__") else list(values))
+            values = to_array(values, argument)
+        listed = check_sequence(argument, values, "a list of labels", 0)
+        array = np.asarray(values if hasattr(values, "__array__") else listed)
         if array.ndim != 1:
-            raise ValueError(f"coords[{name!r}] must be a list of labels, got {values!r:.80}")
+            raise ValueError(f"{argument} must be a list of labels, got {values!r:.80}")
         labels[renamed.get(name, name)] = array
     return labels
 

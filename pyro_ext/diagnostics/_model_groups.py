@@ -47,10 +47,7 @@ def _checked_model(context: Context) -> ModelAtValues:
 
 
 def check_shapes(arrays: Arrays, sites: Mapping[str, Site], argument: str) -> None:
-    """Raise where draws of a site do not have the shape of the site.
-
-    Shapes: arrays (num_chains, num_draws, *event) each.
-    """
+    """Raise where draws of a site do not have the shape of the site."""
     for name in arrays.keys() & sites.keys():
         event, wanted = arrays[name].shape[2:], tuple(sites[name].shape)
         if event != wanted:
@@ -62,12 +59,7 @@ def check_shapes(arrays: Arrays, sites: Mapping[str, Site], argument: str) -> No
 
 
 class ModelGroups:
-    """Groups that a model and its data give to draws of its posterior.
-
-    :param ModelAtValues model: the model.
-    :param observed: names of the observed sites that are data, whatever else depends on them.
-    :raises ValueError: for a name of no observed site.
-    """
+    """Groups that a model and its data give to draws of its posterior."""
 
     def __init__(self, model: ModelAtValues, observed: Collection[str]) -> None:
         self.model = model
@@ -142,10 +134,7 @@ class ModelGroups:
             self.points[name] = np.asarray(elements.any(event))
 
     def log_likelihood(self, arrays: Arrays, wanted: bool | Sequence[str]) -> Arrays:
-        """Log likelihood of each observation at each draw.
-
-        Shapes: returns (num_chains, num_draws, *batch) each.
-        """
+        """Log likelihood of each observation at each draw."""
         names = list(self.data) if isinstance(wanted, bool) else list(wanted)
         _check_names("log_likelihood", names, self.data)
         is_default = isinstance(wanted, bool)
@@ -273,10 +262,7 @@ class ModelGroups:
         return self.model.completed(latents, seed) if lacking else latents
 
     def _as_observed(self, values: Mapping[str, Tensor]) -> Arrays:
-        """Arrays of draws, integers where a discrete site was observed in integers.
-
-        Pyro draws counts as floating numbers whatever the type of the observations.
-        """
+        """Arrays of draws, integers where a discrete site was observed in integers."""
         arrays = {}
         for name, value in values.items():
             site = self.data.get(name)

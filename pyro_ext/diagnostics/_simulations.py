@@ -35,19 +35,7 @@ _one_at_a_time = threading.Lock()
 
 @dataclass(frozen=True)
 class Experiment:
-    """What all simulations share.
-
-    :param model: the Pyro model.
-    :param tuple args: its positional arguments.
-    :param dict kwargs: its keyword arguments.
-    :param run_inference: maps a model and its arguments to a posterior.
-    :param Mapping quantities: functions of the values of all sites, by name.
-    :param bool log_likelihood: whether the log likelihood is a quantity as well.
-    :param int num_draws: how many draws a true value is ranked among.
-    :param int seed: a non-negative integer of any size.
-    :param dict params: state of Pyro's parameter store.
-    :param torch.dtype dtype: default floating type.
-    """
+    """What all simulations share: arguments of ``sbc``, and Pyro's and PyTorch's global state."""
 
     model: Callable[..., Any]
     args: tuple[Any, ...]
@@ -65,16 +53,15 @@ class Experiment:
         return Potential(self.model, *self.args, backend="eager", **self.kwargs)
 
     def simulate(self, number: int, potential: Potential) -> Ranks:
-        """Draw true values and data from the prior, infer, and rank the true values.
-
-        Shapes: returns (*event) each.
-        """
-        inference_seed, prior_seed, guide_seed, tie_seed = _seeds(self.seed, number)
+        """Draw true values and data from the prior, infer, and rank the true values."""
+        words = np.random.SeedSequence(self.seed, spawn_key=(number,)).generate_state(4)
+        inference_seed, prior_seed, guide_seed, tie_seed = map(int, words)
         with self.surroundings(inference_seed):
             drawn = {name: value[0] for name, value in potential.prior(1, prior_seed).items()}
             truth = {name: drawn[name] for name in potential.sites}
+            # In the type of what was observed: Pyro draws counts as floating numbers.
             data = {
-                name: _as_observed(drawn[name], site.dtype)
+                name: drawn[name] if site.dtype.is_floating_point else drawn[name].to(site.dtype)
                 for name, site in potential.observed_sites.items()
             }
             model = replace_observations(self.model, data)
@@ -195,11 +182,6 @@ def _attempt(function: Callable[[], Ranks | str]) -> Ranks | str:
         return traceback.format_exc()
 
 
-def _seeds(seed: int, number: int) -> list[int]:
-    words = np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(4)
-    return [int(word) for word in words]
-
-
 @contextmanager
 def _surroundings(seed: int, params: StateDict, dtype: torch.dtype) -> Iterator[None]:
     """Global state that depends on nothing that ran before, and what there was put back after."""
@@ -228,11 +210,6 @@ def _copied(params: StateDict) -> StateDict:
         },
         "constraints": dict(params["constraints"]),
     }
-
-
-def _as_observed(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """A simulated value in the type of what was observed: Pyro draws counts as floating numbers."""
-    return value if dtype.is_floating_point else value.to(dtype)
 
 
 def _rank(

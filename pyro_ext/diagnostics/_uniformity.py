@@ -24,8 +24,6 @@ def ecdf_statistic(ranks: Ints, num_draws: int) -> Floats:
 
     [1] T. Säilynoja, P.-C. Bürkner, A. Vehtari (2022), Graphical test for discrete uniformity and
     its applications in goodness-of-fit evaluation and multiple sample comparison.
-
-    Shapes: ranks (num_ranks, num_columns); returns (num_columns,).
     """
     tails = _tails(_cumulative(ranks, num_draws), len(ranks), num_draws)
     smallest: Floats = tails.min(0)
@@ -33,21 +31,13 @@ def ecdf_statistic(ranks: Ints, num_draws: int) -> Floats:
 
 
 def ecdf_difference(ranks: Ints, num_draws: int) -> Floats:
-    """Empirical distribution functions of ranks minus that of uniform ones, at all but the largest.
-
-    Shapes: ranks (num_ranks, num_columns); returns (num_draws, num_columns).
-    """
+    """Empirical distribution functions of ranks minus uniform ones, ``(num_draws, n)``."""
     uniform = np.arange(1, num_draws + 1)[:, None] / (num_draws + 1)
     return _cumulative(ranks, num_draws) / len(ranks) - uniform
 
 
 def ecdf_p_value(statistic: float, num_ranks: int, num_draws: int) -> float:
-    r"""Probability that independent uniform ranks have a statistic as small as this or smaller.
-
-    It is computed and not simulated: the counts in bins are multinomial, or Poisson given their
-    sum, so the probability that all :math:`R_k` stay where the statistic is larger is a sum over
-    paths of a Markov chain.
-    """
+    """Probability that independent uniform ranks have a statistic as small as this or smaller."""
     outside = 1.0 - _coverage(statistic * (1.0 + _SLACK), num_ranks, num_draws)
     # Small differences are rounding errors. What takes their place is a bound too: the statistic is
     # twice one of `num_draws` pairs of tail probabilities.
@@ -56,10 +46,7 @@ def ecdf_p_value(statistic: float, num_ranks: int, num_draws: int) -> float:
 
 @functools.lru_cache(maxsize=64)
 def ecdf_band(num_ranks: int, num_draws: int, prob: float) -> tuple[Floats, Floats]:
-    """Narrowest band of its kind that holds all of a function of uniform ranks with a probability.
-
-    Shapes: returns (num_draws,) each.
-    """
+    """Narrowest band that holds all of a function of uniform ranks with a probability."""
     low, high = (1.0 - prob) / num_draws / 2.0, 2.0  # coverage at `low` is large enough
     for _ in range(_HALVINGS):
         middle = math.sqrt(low * high)
@@ -73,11 +60,7 @@ def ecdf_band(num_ranks: int, num_draws: int, prob: float) -> tuple[Floats, Floa
 
 
 def holm(p_values: Floats) -> Floats:
-    """Adjust p-values for their number, after Holm, whatever their dependence.
-
-    Shapes: p_values (n,); returns (n,); the chance that any true hypothesis gets a value below a
-    level is at most the level.
-    """
+    """Adjust p-values for their number, after Holm, whatever their dependence."""
     order = np.argsort(p_values)
     factors = np.arange(len(p_values), 0, -1)
     adjusted = np.empty_like(p_values)
@@ -127,7 +110,7 @@ def _limits(statistic: float, num_ranks: int, num_draws: int) -> tuple[Ints, Int
 
 
 def _coverage(statistic: float, num_ranks: int, num_draws: int) -> float:
-    """Probability that uniform ranks have a larger statistic."""
+    """Probability that uniform ranks have a larger statistic: a sum over a Markov chain's paths."""
     least, most = _limits(statistic, num_ranks, num_draws)
     if (least > most).any():
         return 0.0

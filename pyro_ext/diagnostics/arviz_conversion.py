@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pyro_ext._checks import check_instance, check_integer, check_sequence
 from pyro_ext.checkpoint import Checkpoint
 from pyro_ext.diagnostics._labels import label
 from pyro_ext.diagnostics._model_groups import ModelGroups, check_shapes, model_of
@@ -107,8 +108,6 @@ def to_arviz(
 
     Example::
 
-        >>> import pyro, torch
-        >>> import pyro.distributions as dist
         >>> def model(x):
         ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", len(x)):
@@ -137,9 +136,8 @@ def to_arviz(
     draws = draws_of(posterior, context, at_data, num_samples, group_by_chain, _part(seed, 0))
     check_shapes(draws, sites, "posterior")
     num_chains, num_draws = next(iter(draws.values())).shape[:2]
-    groups: dict[str, Arrays] = {}
-    groups["posterior"], predictive = split(draws)
-    groups["posterior_predictive"] = predictive
+    own, predictive = split(draws)
+    groups: dict[str, Arrays] = {"posterior": own, "posterior_predictive": predictive}
     if isinstance(posterior_predictive, Mapping):
         if predictive:
             raise ValueError(
@@ -194,16 +192,17 @@ def _needs(
     log_likelihood: object, posterior_predictive: object, prior: object, observed: Sequence[str]
 ) -> dict[str, bool]:
     """Return the arguments that ask for what takes a model, and whether it has to be there."""
-    needs = {}
-    if log_likelihood:
-        needs["log_likelihood"] = log_likelihood is not True
-    if posterior_predictive is True:
-        needs["posterior_predictive"] = True
-    if prior is not False and not isinstance(prior, Mapping):
-        needs["prior"] = True
-    if observed:
-        needs["observed"] = True
-    return needs
+    asked = {
+        "log_likelihood": bool(log_likelihood),
+        "posterior_predictive": posterior_predictive is True,
+        "prior": prior is not False and not isinstance(prior, Mapping),
+        "observed": bool(observed),
+    }
+    return {
+        name: log_likelihood is not True or name != "log_likelihood"
+        for name in asked
+        if asked[name]
+    }
 
 
 def _recorded_dims(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -224,36 +223,20 @@ def _part(seed: int | None, number: int) -> int | None:
 def _check_types(
     log_likelihood: object, posterior_predictive: object, prior: object, num_samples: object
 ) -> None:
-    if not isinstance(log_likelihood, bool) and (
-        isinstance(log_likelihood, str)
-        or not isinstance(log_likelihood, Sequence)
-        or not all(isinstance(name, str) for name in log_likelihood)
-    ):
-        raise TypeError(
-            f"log_likelihood must be True, False or a list of names, got {log_likelihood!r:.80}"
-        )
-    if not isinstance(posterior_predictive, bool | Mapping):
-        raise TypeError(
-            "posterior_predictive must be True, False or a dict of draws, got "
-            f"{posterior_predictive!r:.80}"
-        )
+    if not isinstance(log_likelihood, bool):
+        wanted = "True, False or a list of names"
+        check_sequence("log_likelihood", log_likelihood, wanted, 0, str)
+    wanted = "True, False or a dict of draws"
+    check_instance("posterior_predictive", posterior_predictive, (bool, Mapping), wanted)
     if not isinstance(prior, bool | Mapping):
-        _check_count(prior, "prior", "True, False, a dict of draws or a number of draws")
-    _check_count(num_samples, "num_samples", "a number of draws")
-
-
-def _check_count(value: object, argument: str, wanted: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{argument} must be {wanted}, got {value!r:.80}")
-    if value < 1:
-        raise ValueError(f"{argument} must be at least 1, got {value}")
+        wanted = "True, False, a dict of draws or a number of draws"
+        check_instance("prior", prior, (int, np.integer), wanted)
+        check_integer("prior", prior, 1)
+    check_integer("num_samples", num_samples, 1)
 
 
 def with_partition_quantities(arrays: Arrays, partitions: Sequence[str]) -> tuple[Arrays, Arrays]:
-    """Part label vectors from the rest, which gets numbers that describe the partitions.
-
-    Shapes: arrays (num_chains, num_draws, *event) each.
-    """
+    """Part label vectors from the rest, which gets numbers that describe the partitions."""
     if unknown := sorted(set(partitions) - arrays.keys()):
         raise ValueError(f"partitions names {unknown}, but the variables are {sorted(arrays)}")
     labels = {name: arrays[name] for name in partitions}

@@ -12,10 +12,12 @@ import pyro
 import torch
 
 from pyro_ext._checks import (
+    check_callable,
     check_instance,
     check_integer,
     check_mapping,
     check_number,
+    check_optional,
     check_sequence,
 )
 from pyro_ext.diagnostics._simulations import (
@@ -132,15 +134,15 @@ class SBCResult:
 
         columns = self.columns(names, pool)
         rows = []
+        uniform_variance = self.num_draws * (self.num_draws + 2) / 12.0
         for ranks in columns.values():
             statistic = float(ecdf_statistic(ranks[:, None], self.num_draws)[0])
-            uniform_variance = self.num_draws * (self.num_draws + 2) / 12.0
+            variance = ((ranks - self.num_draws / 2.0) ** 2).mean()
             rows.append(
                 {
                     "num_ranks": len(ranks),
                     "mean_rank": ranks.mean() / self.num_draws,
-                    "spread": (((ranks - self.num_draws / 2.0) ** 2).mean() / uniform_variance)
-                    ** 0.5,
+                    "spread": (variance / uniform_variance) ** 0.5,
                     "statistic": statistic,
                     "p_value": ecdf_p_value(statistic, len(ranks), self.num_draws),
                 }
@@ -161,8 +163,6 @@ class SBCResult:
         :param pool: see :meth:`uniformity`.
         """
         check_number("level", level, above=0, below=1)
-        if not 0.0 < level < 1.0:
-            raise ValueError(f"level must lie between 0 and 1, got {level!r}")
         return bool(self.uniformity(names, pool)["adjusted_p_value"].min() > level)
 
     def summary(
@@ -189,10 +189,10 @@ class SBCResult:
         return xarray.Dataset(variables, coords=coords, attrs={"num_draws": self.num_draws})
 
     def _known(self, names: Collection[str] | None, argument: str) -> list[str]:
-        if names is not None:
-            check_sequence(argument, names, "a list of names", 0)
-        wanted = list(self.ranks) if names is None else list(names)
-        if isinstance(names, str) or set(wanted) - set(self.ranks):
+        if names is None:
+            return list(self.ranks)
+        wanted = check_sequence(argument, names, "a list of names", 0)
+        if set(wanted) - set(self.ranks):
             raise ValueError(
                 f"{argument} must be a list of names among {list(self.ranks)}, got {names!r}"
             )
@@ -270,11 +270,20 @@ def sbc(
         >>> result.is_calibrated()
         True
     """
-    if quantities is not None:
-        check_mapping("quantities", quantities, "a dict of functions by name")
+    check_callable("run_inference", run_inference)
+    check_integer("num_simulations", num_simulations, 1)
+    check_integer("num_draws", num_draws, 1)
+    check_optional(check_mapping, "quantities", quantities, "a dict of functions by name")
     quantities = dict(quantities or {})
-    _check(run_inference, num_simulations, quantities, num_draws, executor)
-    store = pyro.get_param_store().get_state()
+    for name, quantity in quantities.items():
+        check_callable(f"quantities[{name!r}]", quantity)
+    wanted = "a concurrent.futures.Executor or None"
+    check_optional(check_instance, "executor", executor, Executor, wanted)
+    if isinstance(executor, ThreadPoolExecutor):
+        raise ValueError(
+            "executor must run in processes, got a ThreadPoolExecutor, whose threads would share "
+            "the global state of Pyro"
+        )
     experiment = Experiment(
         model=model,
         args=args,
@@ -284,7 +293,7 @@ def sbc(
         log_likelihood=log_likelihood,
         num_draws=num_draws,
         seed=fresh_seed(seed),
-        params=store,
+        params=pyro.get_param_store().get_state(),
         dtype=torch.get_default_dtype(),
     )
     with experiment.surroundings():
@@ -321,31 +330,6 @@ def sbc(
         interrupted=interrupted,
         dims=_dims(potential, rows[0]),
     )
-
-
-def _check(
-    run_inference: object,
-    num_simulations: object,
-    quantities: Mapping[str, object],
-    num_draws: object,
-    executor: object,
-) -> None:
-    if not callable(run_inference):
-        raise TypeError(f"run_inference must be callable, got {run_inference!r:.80}")
-    check_integer("num_simulations", num_simulations, 1)
-    check_integer("num_draws", num_draws, 1)
-    for name, quantity in quantities.items():
-        if not callable(quantity):
-            raise TypeError(f"quantities[{name!r}] must be callable, got {quantity!r:.80}")
-    if executor is not None and not isinstance(executor, Executor):
-        raise TypeError(
-            f"executor must be a concurrent.futures.Executor or None, got {executor!r:.80}"
-        )
-    if isinstance(executor, ThreadPoolExecutor):
-        raise ValueError(
-            "executor must run in processes, got a ThreadPoolExecutor, whose threads would share "
-            "the global state of Pyro"
-        )
 
 
 def _check_model(

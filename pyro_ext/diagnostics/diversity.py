@@ -33,7 +33,6 @@ def pairwise_kl(probabilities: ArrayLike) -> Tensor:
     :param probabilities: predictive probabilities. **Shape:** ``(num_draws, n, classes)``.
     :returns: from draw ``s`` in rows to draw ``t`` in columns. **Shape:** ``(num_draws,
         num_draws)``.
-    :raises ValueError: names the argument, what it got and what it wants.
 
     Example::
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_sequence
-from pyro_ext._pyplot import axes_of, load_pyplot
+from pyro_ext._checks import as_tensor, check_integer, check_sequence
+from pyro_ext._pyplot import axes_of, load_pyplot, open_frame
 from pyro_ext._renamed import renamed_arguments
 from pyro_ext.diagnostics.metrics import ArrayLike, ambiguity, as_numbers, checked
 
@@ -47,7 +47,6 @@ def plot_pairwise_kl(
         other, lines are drawn between these.
     :param ax: where to draw; a new figure without it.
     :returns: the axes.
-    :raises ValueError: names the argument, what it got and what it wants.
     :raises ImportError: without matplotlib; names the extra.
 
     Example::
@@ -59,13 +58,10 @@ def plot_pairwise_kl(
         [[0.0, 0.1438], [0.1308, 0.0]]
     """
     pyplot = load_pyplot("plot_pairwise_kl")
-    values = _floats("divergences", divergences)
-    check_integer("num_chains", num_chains, 1)
-    if values.dim() != 2 or values.shape[0] != values.shape[1]:
-        raise ValueError(
-            f"divergences must have the shape (num_draws, num_draws); got {tuple(values.shape)}"
-        )
+    values = _floats("divergences", divergences, "(num_draws, num_draws)")
     num_draws = len(values)
+    as_tensor("divergences", values, f"(num_draws, {num_draws})")
+    check_integer("num_chains", num_chains, 1)
     if num_draws % num_chains:
         raise ValueError(
             f"num_chains must divide the number of draws, {num_draws}; got {num_chains}"
@@ -92,7 +88,6 @@ def plot_consecutive_distances(distances: ArrayLike, ax: "Axes | None" = None) -
         **Shape:** ``(num_chains, num_draws - 1)``.
     :param ax: where to draw; a new figure without it.
     :returns: the axes. A distance is at the later of its two draws, which count from zero.
-    :raises ValueError: names the argument, what it got and what it wants.
     :raises ImportError: without matplotlib; names the extra.
 
     Example::
@@ -101,11 +96,7 @@ def plot_consecutive_distances(distances: ArrayLike, ax: "Axes | None" = None) -
         >>> [line.get_ydata().tolist() for line in ax.lines]
         [[5.0, 1.0], [2.0, 3.0]]
     """
-    values = _floats("distances", distances)
-    if values.dim() != 2:
-        raise ValueError(
-            f"distances must have the shape (num_chains, num_draws - 1); got {tuple(values.shape)}"
-        )
+    values = _floats("distances", distances, "(num_chains, num_draws - 1)")
     ax = axes_of("plot_consecutive_distances", ax, (4.8, 3.6))
     draws = torch.arange(1, values.shape[1] + 1).numpy()
     for index, chain in enumerate(values.numpy()):
@@ -114,7 +105,7 @@ def plot_consecutive_distances(distances: ArrayLike, ax: "Axes | None" = None) -
         ax.legend(edgecolor="none", framealpha=0.85)
     ax.set(xlabel="draw", ylabel="distance to the draw before")
     ax.set_ylim(bottom=0.0)
-    return _open(ax)
+    return open_frame(ax)
 
 
 @renamed_arguments(places="positions")
@@ -137,7 +128,6 @@ def plot_path_values(
     :param Sequence labels: names of the paths.
     :param ax: where to draw; a new figure without it.
     :returns: the axes.
-    :raises ValueError: names the argument, what it got and what it wants.
     :raises ImportError: without matplotlib; names the extra.
 
     Example::
@@ -146,18 +136,12 @@ def plot_path_values(
         >>> ax.lines[0].get_label()
         'barrier 2'
     """
-    position, rows = _floats("positions", positions), _floats("values", values)
-    if position.dim() != 1 or len(position) < 2 or not (position[1:] > position[:-1]).all():
+    position = _floats("positions", positions, "(num_points,)")
+    if len(position) < 2 or not (position[1:] > position[:-1]).all():
         raise ValueError(
-            "positions must be at least two rising numbers of the shape (num_points,); "
-            f"got {position.tolist()!r:.80}"
+            f"positions must be at least two rising numbers, got {position.tolist()!r:.80}"
         )
-    if rows.dim() not in (1, 2) or rows.shape[-1] != len(position):
-        raise ValueError(
-            "values must have the shape (num_points,) or (num_paths, num_points) with num_points = "
-            f"{len(position)}; got {tuple(rows.shape)}"
-        )
-    rows = rows.reshape(-1, len(position))
+    rows = _floats("values", values, f"(*num_paths, {len(position)})").reshape(-1, len(position))
     if labels is not None and len(check_sequence("labels", labels, "a list of names")) != len(rows):
         raise ValueError(f"labels must be {len(rows)} names, one for each path; got {labels!r:.80}")
     fraction = (position - position[0]) / (position[-1] - position[0])
@@ -176,7 +160,7 @@ def plot_path_values(
         title = None if labels is None else "barrier"
         ax.legend(title=title, edgecolor="none", framealpha=0.85)
     ax.set(xlabel="position on the path", ylabel="value")
-    return _open(ax)
+    return open_frame(ax)
 
 
 def plot_singular_values(values: Mapping[str, ArrayLike], ax: "Axes | None" = None) -> "Axes":
@@ -189,7 +173,6 @@ def plot_singular_values(values: Mapping[str, ArrayLike], ax: "Axes | None" = No
         ``(*batch, size)`` each.
     :param ax: where to draw; a new figure without it.
     :returns: the axes.
-    :raises ValueError: names the argument, what it got and what it wants.
     :raises ImportError: without matplotlib; names the extra.
 
     Example::
@@ -220,7 +203,7 @@ def plot_singular_values(values: Mapping[str, ArrayLike], ax: "Axes | None" = No
             ax.fill_between(ranks, low, high, color=color, alpha=0.2, linewidth=0.0)
     ax.legend(edgecolor="none", framealpha=0.85)
     ax.set(xlabel="rank", ylabel="singular value")
-    return _open(ax)
+    return open_frame(ax)
 
 
 def plot_ambiguity(probabilities: ArrayLike, labels: ArrayLike, ax: "Axes | None" = None) -> "Axes":
@@ -231,13 +214,10 @@ def plot_ambiguity(probabilities: ArrayLike, labels: ArrayLike, ax: "Axes | None
     :func:`pyro_ext.diagnostics.metrics.ambiguity`, which the title gives. The other ends at
     :func:`pyro_ext.diagnostics.metrics.nll`. What is infinite is not drawn.
 
-    Shape: ``probabilities (num_draws, n, classes)``, ``labels (n,)``.
-
-    :param probabilities: predictive probabilities.
-    :param labels: the observed classes.
+    :param probabilities: **Shape:** ``(num_draws, n, classes)``.
+    :param labels: the observed classes. **Shape:** ``(n,)``.
     :param ax: where to draw; a new figure without it.
     :returns: the axes.
-    :raises ValueError: names the argument, what it got and what it wants.
     :raises ImportError: without matplotlib; names the extra.
 
     Example::
@@ -260,7 +240,7 @@ def plot_ambiguity(probabilities: ArrayLike, labels: ArrayLike, ax: "Axes | None
     ax.plot([len(single)] * 2, [mean, float(logits[-1])], color=_INK, linewidth=2.4)
     ax.legend(edgecolor="none", framealpha=0.85)
     ax.set(xlabel="draws", ylabel="NLL per point", title=title)
-    return _open(ax)
+    return open_frame(ax)
 
 
 def plot_predictive_rhat(
@@ -279,7 +259,6 @@ def plot_predictive_rhat(
     :param Sequence thresholds: the larger ones are older.
     :param ax: where to draw; a new figure without it.
     :returns: the axes.
-    :raises ValueError: names the argument, what it got and what it wants.
     :raises ImportError: without matplotlib; names the extra.
 
     Example::
@@ -308,7 +287,6 @@ def plot_predictive_ess(
     :param Sequence thresholds: by default 400, a hundred for each of four chains.
     :param ax: where to draw; a new figure without it.
     :returns: the axes.
-    :raises ValueError: names the argument, what it got and what it wants.
     :raises ImportError: without matplotlib; names the extra.
 
     Example::
@@ -361,14 +339,11 @@ def _distributions(
     corner: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0)}  # above the curves
     ax.legend(**corner, frameon=False, fontsize="small")
     ax.set(ylim=(0.0, 1.02), ylabel="fraction of points and classes")
-    return _open(ax), largest
+    return open_frame(ax), largest
 
 
 def _growing(logs: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """NLL of each draw, and of the first draws with logits or probabilities averaged.
-
-    Shapes: logs (num_draws, n, classes); observed (n,); returns (num_draws,) each.
-    """
+    """NLL of each draw, and of the first draws with logits or probabilities averaged."""
     index = observed.expand(len(logs), -1).unsqueeze(-1)
     numbers = torch.arange(1, len(logs) + 1, dtype=torch.float64)
     own = logs.gather(-1, index).squeeze(-1)
@@ -378,15 +353,6 @@ def _growing(logs: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return -own.mean(-1), -logits.mean(-1), -averaged.mean(-1)
 
 
-def _floats(argument: str, value: ArrayLike) -> Tensor:
+def _floats(argument: str, value: ArrayLike, shape: str | None = None) -> Tensor:
     """Return a checked array of numbers in double precision, on the CPU."""
-    tensor = as_numbers(argument, value).double().cpu()
-    if tensor.numel() == 0:
-        raise ValueError(f"{argument} must not be empty; got the shape {tuple(tensor.shape)}")
-    return tensor
-
-
-def _open(ax: "Axes") -> "Axes":
-    """Take the frame away at the top and the right."""
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return as_tensor(argument, as_numbers(argument, value).double().cpu(), shape)

@@ -6,10 +6,9 @@ therefore say nothing: chains in two copies of one mode seem far apart, and a ch
 one of the copies seems to have converged. Those of the predictions do not see the copies [1].
 
 The numbers are ArviZ's, of each point and class on its own: rank-normalized split R-hat and bulk
-effective sample size [2]. This takes up to a millisecond for each of them: ten seconds for a
-thousand points and ten classes, so that some hundred points are a better choice than a whole test
-set. The functions take NumPy arrays or torch tensors and return tensors in double precision,
-through which no gradient flows.
+effective sample size [2], up to a millisecond each, so that some hundred points are a better choice
+than a whole test set. The functions take NumPy arrays or torch tensors and return tensors in double
+precision, through which no gradient flows.
 
 [1] P. Izmailov, S. Vikram, M. Hoffman, A. Wilson (2021), *What are Bayesian neural network
 posteriors really like?*, https://arxiv.org/abs/2104.14421.
@@ -40,15 +39,13 @@ _LEAST_DRAWS = 4  # two in each half of a chain
 def predictive_rhat(probabilities: ArrayLike) -> Tensor:
     """R-hat of the predictive probability of each point and class.
 
-    Near one where the chains agree. NaN where a probability is the same in all draws, as that of a
-    class that is never possible: nothing says then whether the chains mix. Infinite where every
-    half of a chain stays at a value of its own, and they differ.
+    Near one where the chains agree. NaN where a probability is the same in all draws, infinite
+    where every half of a chain stays at a value of its own, and they differ.
 
     :param probabilities: predictive probabilities by chain, at least two chains of four draws.
         **Shape:** ``(num_chains, num_draws, n, classes)``.
     :returns: **Shape:** ``(n, classes)``. The two classes of a binary problem have the same value,
         up to rounding.
-    :raises ValueError: names the argument, what it got and what it wants.
 
     Example::
 
@@ -72,13 +69,11 @@ def predictive_rhat(probabilities: ArrayLike) -> Tensor:
 def predictive_ess(probabilities: ArrayLike) -> Tensor:
     """Bulk effective sample size of the predictive probability of each point and class.
 
-    NaN where a probability is the same in all draws, as :func:`predictive_rhat` is; ArviZ gives the
-    number of draws there.
+    NaN where a probability is the same in all draws, as :func:`predictive_rhat` is.
 
     :param probabilities: predictive probabilities by chain, at least four draws of each.
         **Shape:** ``(num_chains, num_draws, n, classes)``.
     :returns: for all chains together. **Shape:** ``(n, classes)``.
-    :raises ValueError: names the argument, what it got and what it wants.
 
     Example::
 

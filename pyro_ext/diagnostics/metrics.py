@@ -47,18 +47,14 @@ def nll(probabilities: ArrayLike, labels: ArrayLike) -> float:
     ``-mean_i log (mean_s p[s, i, y_i])``, by log-sum-exp over the draws. A label to which every
     draw gives probability zero makes it infinite.
 
-    Shape: ``probabilities (num_draws, n, classes)`` or ``(n, classes)``, ``labels (n,)``.
-
-    :param probabilities: predictive probabilities.
-    :param labels: the observed classes.
-    :raises ValueError: names the argument, what it got and what it wants.
+    :param probabilities: **Shape:** ``(num_draws, n, classes)``, or averaged ``(n, classes)``.
+    :param labels: the observed classes. **Shape:** ``(n,)``.
 
     Reference: I. Good (1952), *Rational decisions*, Journal of the Royal Statistical Society B 14,
     107-114.
 
     Example::
 
-        >>> import torch
         >>> probabilities = torch.tensor([[[0.5, 0.5]], [[1.0, 0.0]]])  # two draws, one point
         >>> round(nll(probabilities, torch.tensor([0])), 4)  # -log 0.75
         0.2877
@@ -78,18 +74,14 @@ def brier(probabilities: ArrayLike, labels: ArrayLike) -> float:
     ``mean_i sum_c (mean_s p[s, i, c] - [c = y_i])^2``, between 0 and 2. For two classes it is twice
     the score of the probability of one of them.
 
-    Shape: ``probabilities (num_draws, n, classes)`` or ``(n, classes)``, ``labels (n,)``.
-
-    :param probabilities: predictive probabilities.
-    :param labels: the observed classes.
-    :raises ValueError: names the argument, what it got and what it wants.
+    :param probabilities: **Shape:** ``(num_draws, n, classes)``, or averaged ``(n, classes)``.
+    :param labels: the observed classes. **Shape:** ``(n,)``.
 
     Reference: G. Brier (1950), *Verification of forecasts expressed in terms of probability*,
     Monthly Weather Review 78, 1-3.
 
     Example::
 
-        >>> import torch
         >>> round(brier(torch.tensor([[0.8, 0.2]]), torch.tensor([0])), 4)
         0.08
     """
@@ -104,11 +96,8 @@ def accuracy(probabilities: ArrayLike, labels: ArrayLike) -> float:
 
     Of equally likely classes the first counts as the likeliest.
 
-    Shape: ``probabilities (num_draws, n, classes)`` or ``(n, classes)``, ``labels (n,)``.
-
-    :param probabilities: predictive probabilities.
-    :param labels: the observed classes.
-    :raises ValueError: names the argument, what it got and what it wants.
+    :param probabilities: **Shape:** ``(num_draws, n, classes)``, or averaged ``(n, classes)``.
+    :param labels: the observed classes. **Shape:** ``(n,)``.
 
     Example::
 
@@ -154,13 +143,10 @@ def calibration_bins(
     confidences in ``(b / B, (b + 1) / B]``, compared in the precision of the probabilities, so that
     0.6 is 0.6 in ``float32`` too.
 
-    Shape: ``probabilities (num_draws, n, classes)`` or ``(n, classes)``, ``labels (n,)``.
-
-    :param probabilities: predictive probabilities.
-    :param labels: the observed classes.
+    :param probabilities: **Shape:** ``(num_draws, n, classes)``, or averaged ``(n, classes)``.
+    :param labels: the observed classes. **Shape:** ``(n,)``.
     :param num_bins: number of bins, at least 1.
     :returns: counts, accuracy and confidence per bin, on the CPU.
-    :raises ValueError: names the argument, what it got and what it wants.
 
     Example::
 
@@ -192,12 +178,9 @@ def ece(probabilities: ArrayLike, labels: ArrayLike, num_bins: int = 15) -> floa
     ``sum_b (n_b / n) |accuracy_b - confidence_b|`` over the bins of :func:`calibration_bins`, which
     have equal width and hold their right border.
 
-    Shape: ``probabilities (num_draws, n, classes)`` or ``(n, classes)``, ``labels (n,)``.
-
-    :param probabilities: predictive probabilities.
-    :param labels: the observed classes.
+    :param probabilities: **Shape:** ``(num_draws, n, classes)``, or averaged ``(n, classes)``.
+    :param labels: the observed classes. **Shape:** ``(n,)``.
     :param num_bins: number of bins, at least 1.
-    :raises ValueError: names the argument, what it got and what it wants.
 
     Reference: C. Guo, G. Pleiss, Y. Sun and K. Weinberger (2017), *On calibration of modern neural
     networks*, https://arxiv.org/abs/1706.04599.
@@ -219,23 +202,12 @@ def ambiguity(probabilities: ArrayLike, labels: ArrayLike | None = None) -> floa
     ``mean_s NLL(softmax(l[s])) - NLL(softmax(m))``, averaged over the points. It is zero where all
     draws agree and positive otherwise.
 
-    Logarithms of probabilities serve as logits: they differ from the network's by a constant per
-    draw and point, ``log p[s] = l[s] - logsumexp(l[s])``; the mean over the draws then differs from
-    ``m`` by a constant per point, and softmax takes no notice of a constant. So
-    ``softmax(mean_s log p[s]) = softmax(m)``, and nothing is lost.
+    The logits of the label cancel: it is ``-log sum_c prod_s p[s, c]^(1 / num_draws)``. A class
+    that any draw excludes drops out of the sum, and the ambiguity of a point is infinite only where
+    every class is excluded by some draw.
 
-    Written out, the logits of the label cancel. What is left is free of the labels,
-    ``mean_s logsumexp(l[s]) - logsumexp(m) = -log sum_c prod_s p[s, c]^(1 / num_draws)``, which is
-    how it is computed. In this form zeros do no harm, where the difference of two NLLs could be
-    infinity minus infinity: a class that any draw excludes drops out of the sum. The ambiguity of a
-    point is infinite only where every class is excluded by some draw, as nothing is left then that
-    all draws hold possible.
-
-    Shape: ``probabilities (num_draws, n, classes)``, ``labels (n,)``.
-
-    :param probabilities: predictive probabilities.
-    :param labels: the observed classes; checked where given, though the value does not use them.
-    :raises ValueError: names the argument, what it got and what it wants.
+    :param probabilities: **Shape:** ``(num_draws, n, classes)``.
+    :param labels: checked where given; the value does not depend on them. **Shape:** ``(n,)``.
 
     Reference: A. Krogh and J. Vedelsby (1994), *Neural network ensembles, cross validation, and
     active learning*, NIPS 7; T. Heskes (1998), *Bias/variance decompositions for likelihood-based
@@ -243,7 +215,6 @@ def ambiguity(probabilities: ArrayLike, labels: ArrayLike | None = None) -> floa
 
     Example::
 
-        >>> import torch
         >>> probabilities = torch.tensor([[[0.9, 0.1]], [[0.1, 0.9]]])
         >>> round(ambiguity(probabilities, torch.tensor([0])), 4)  # -log(2 * 0.3)
         0.5108
@@ -263,11 +234,8 @@ def agreement(p: ArrayLike, q: ArrayLike) -> float:
     Of equally likely classes the first counts as the likeliest. The two ensembles may differ in the
     number of their draws.
 
-    Shape: ``p`` and ``q`` each ``(num_draws, n, classes)`` or ``(n, classes)``.
-
-    :param p: predictive probabilities of one ensemble.
+    :param p: probabilities. **Shape:** ``(num_draws, n, classes)``, or averaged ``(n, classes)``.
     :param q: predictive probabilities of the other, for the same points and classes.
-    :raises ValueError: names the argument, what it got and what it wants.
 
     Reference: P. Izmailov, S. Vikram, M. Hoffman and A. Wilson (2021), *What are Bayesian neural
     network posteriors really like?*, https://arxiv.org/abs/2104.14421.
@@ -285,14 +253,8 @@ def agreement(p: ArrayLike, q: ArrayLike) -> float:
 def total_variation(p: ArrayLike, q: ArrayLike) -> float:
     """Total variation distance of two averaged predictives, averaged over the points.
 
-    ``0.5 mean_i sum_c |p[i, c] - q[i, c]|``, between 0 and 1. The two ensembles may differ in the
-    number of their draws.
-
-    Shape: ``p`` and ``q`` each ``(num_draws, n, classes)`` or ``(n, classes)``.
-
-    :param p: predictive probabilities of one ensemble.
-    :param q: predictive probabilities of the other, for the same points and classes.
-    :raises ValueError: names the argument, what it got and what it wants.
+    ``0.5 mean_i sum_c |p[i, c] - q[i, c]|``, between 0 and 1. Arguments are as of
+    :func:`agreement`.
 
     Reference: P. Izmailov, S. Vikram, M. Hoffman and A. Wilson (2021), *What are Bayesian neural
     network posteriors really like?*, https://arxiv.org/abs/2104.14421.

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from pyro_ext._checks import check_instance, check_number, check_sequence, shown
-from pyro_ext._pyplot import axes_of, load_pyplot
+from pyro_ext._checks import check_choice, check_instance, check_number, check_sequence, shown
+from pyro_ext._pyplot import axes_of, load_pyplot, open_frame
 from pyro_ext.diagnostics.metrics import ArrayLike, calibration_bins
 
 if TYPE_CHECKING:
@@ -25,28 +25,21 @@ _BAND = "#d9e2e8"
 
 
 def plot_reliability(
-    probabilities: ArrayLike,
-    labels: ArrayLike,
-    num_bins: int = 15,
-    ax: "Axes | None" = None,
+    probabilities: ArrayLike, labels: ArrayLike, num_bins: int = 15, ax: "Axes | None" = None
 ) -> "Axes":
     """Draw a reliability diagram: how often predictions of a given confidence are right.
 
     Bars show the accuracy per bin of confidence, hatched boxes the gap to the mean confidence of
     the bin (above the bar where the ensemble is overconfident, within it where it is
     underconfident), the dashed diagonal perfect calibration. Below is the fraction of the points in
-    each bin.
-    The title gives the expected calibration error, :func:`pyro_ext.diagnostics.metrics.ece`; bins
-    and numbers are those of :func:`pyro_ext.diagnostics.metrics.calibration_bins`.
+    each bin. Bins and numbers are those of
+    :func:`pyro_ext.diagnostics.metrics.calibration_bins`.
 
-    Shape: ``probabilities (num_draws, n, classes)`` or ``(n, classes)``, ``labels (n,)``.
-
-    :param probabilities: predictive probabilities, averaged over the draws.
-    :param labels: the observed classes.
+    :param probabilities: **Shape:** ``(num_draws, n, classes)``, or averaged ``(n, classes)``.
+    :param labels: the observed classes. **Shape:** ``(n,)``.
     :param num_bins: number of bins, at least 1.
     :param ax: where to draw; a new figure without it. The histogram is placed beneath these axes.
     :returns: the axes of the diagram; the histogram is ``ax.child_axes[0]``.
-    :raises ValueError: names the argument, what it got and what it wants.
     :raises ImportError: without matplotlib; names the extra.
 
     Reference: C. Guo, G. Pleiss, Y. Sun and K. Weinberger (2017), *On calibration of modern neural
@@ -97,9 +90,8 @@ def plot_reliability(
     below.bar(edges, fraction, **box, color=_INK, edgecolor="white")
     below.set(xlabel="confidence", ylabel="fraction")
     ax.tick_params(labelbottom=False)
-    for axes in (ax, below):
-        axes.spines[["top", "right"]].set_visible(False)
-    return ax
+    open_frame(below)
+    return open_frame(ax)
 
 
 def plot_sbc(
@@ -128,7 +120,6 @@ def plot_sbc(
     :param float prob: probability of the band.
     :param ax: where to draw, one for each name; a new figure without it.
     :returns: the axes. **Shape:** ``(num_names,)``.
-    :raises ValueError: names the argument, what it got and what it wants.
     :raises ImportError: without matplotlib; names the extra.
 
     Reference: T. Säilynoja, P.-C. Bürkner, A. Vehtari (2022), *Graphical test for discrete
@@ -148,11 +139,8 @@ def plot_sbc(
 
     check_instance("result", result, SBCResult, "an SBCResult")
     check_number("prob", prob, above=0, below=1)
+    check_choice("kind", kind, get_args(SBCPlot))
     pyplot = load_pyplot("plot_sbc")
-    if kind not in get_args(SBCPlot):
-        raise ValueError(f"kind must be one of {get_args(SBCPlot)}, got {kind!r}")
-    if not 0.0 < prob < 1.0:
-        raise ValueError(f"prob must lie between 0 and 1, got {prob!r}")
     chosen = result.ranks if names is None else names
     labels = check_sequence("names", chosen, "a list of names of ranks")
     columns = {
@@ -176,7 +164,7 @@ def plot_sbc(
     draw = _draw_ecdf if kind == "ecdf" else _draw_histogram
     for name, axis in zip(labels, axes, strict=True):
         draw(axis, name, columns[name], result.num_draws, prob)
-        axis.spines[["top", "right"]].set_visible(False)
+        open_frame(axis)
     return axes
 
 
@@ -188,20 +176,16 @@ def plot_co_clustering(
     Points that belong together are side by side: in the order of the leaves of a tree of average
     linkage, or so within each cluster of a partition, the largest first, with lines between them.
 
-    Shape: ``labels (num_draws, n)`` or ``(num_chains, num_draws, n)``.
-
-    :param labels: draws of labels.
+    :param labels: draws. **Shape:** ``(num_draws, n)`` or ``(num_chains, num_draws, n)``.
     :param order: ``"linkage"``, or a partition, such as
         :func:`pyro_ext.diagnostics.partitions.point_estimate` finds. **Shape:** ``(n,)``.
     :param ax: where to draw; a new figure without it.
     :returns: the axes.
     :raises TypeError: where labels are no integers.
-    :raises ValueError: names the argument, what it got and what it wants.
     :raises ImportError: without matplotlib; names the extra.
 
     Example::
 
-        >>> import torch
         >>> draws = torch.tensor([[0, 1, 0, 1], [0, 1, 0, 0]])
         >>> ax = plot_co_clustering(draws, order=draws[0])
         >>> ax.images[0].get_array().tolist()[0]
@@ -243,18 +227,14 @@ def plot_num_clusters(labels: ArrayLike, ax: "Axes | None" = None) -> "Axes":
     Bars are over all draws. Where there are several chains, points show each of them: they lie
     together where the chains agree.
 
-    Shape: ``labels (num_draws, n)`` or ``(num_chains, num_draws, n)``.
-
-    :param labels: draws of labels.
+    :param labels: draws. **Shape:** ``(num_draws, n)`` or ``(num_chains, num_draws, n)``.
     :param ax: where to draw; a new figure without it.
     :returns: the axes.
     :raises TypeError: where labels are no integers.
-    :raises ValueError: names the argument, what it got and what it wants.
     :raises ImportError: without matplotlib; names the extra.
 
     Example::
 
-        >>> import torch
         >>> ax = plot_num_clusters(torch.tensor([[0, 1, 0], [0, 1, 2], [0, 1, 1], [0, 0, 1]]))
         >>> [float(bar.get_height()) for bar in ax.patches]
         [0.75, 0.25]
@@ -276,8 +256,7 @@ def plot_num_clusters(labels: ArrayLike, ax: "Axes | None" = None) -> "Axes":
             ax.plot(occurring, own, "o", color=_UNDER, markersize=4, markeredgecolor=_INK)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="clusters", ylabel="probability")
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return open_frame(ax)
 
 
 def _leaves(probabilities: "npt.NDArray[np.float64]") -> "npt.NDArray[np.int64]":

@@ -28,21 +28,17 @@ def kernel_stein_discrepancy(
     with the gradients :math:`s = \nabla \log p` and
     :math:`k(x, y) = (1 + \sum_d (x_d - y_d)^2 / c_d^2)^\beta`, in coordinates :math:`x_d / c_d`. Of
     :math:`n` exact independent draws it is about :math:`[E\, k_0(X, X) / n]^{1/2}`, and not zero.
-
-    Shapes: samples (num_draws, size); gradients as the samples; scale (size,).
     """
     samples = as_tensor("samples", samples, "(num_draws, size)")
     gradients = as_tensor("gradients", gradients, "(num_draws, size)", like=samples)
     check_number("exponent", exponent, above=-1, below=0)
     scale = torch.as_tensor(as_parameter("scale", scale))
-    if samples.dim() != 2 or samples.shape != gradients.shape or not len(samples):
+    if samples.shape != gradients.shape:
         raise ValueError(
             "samples and gradients must have one shape (num_draws, size), got "
             f"{tuple(samples.shape)} and {tuple(gradients.shape)}"
         )
-    if not -1.0 < exponent < 0.0:
-        raise ValueError(f"exponent must lie in (-1, 0), got {exponent!r}")
-    scale = torch.as_tensor(scale).to(samples)
+    scale = scale.to(samples)
     if not (scale > 0).all():
         raise ValueError(f"scale must be positive, got {scale!r:.80}")
     points, scores = (samples / scale).double(), (gradients * scale).double()

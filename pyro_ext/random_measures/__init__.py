@@ -96,6 +96,5 @@ __all__ = [
 ]
 
 __getattr__ = renamed(
-    __name__,
-    {"JumpLaw": "JumpDistribution", "cluster_tilt_law": "cluster_tilt_distribution"},
+    __name__, {"JumpLaw": "JumpDistribution", "cluster_tilt_law": "cluster_tilt_distribution"}
 )

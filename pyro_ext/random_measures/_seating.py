@@ -11,13 +11,7 @@ Integers = npt.NDArray[np.int64]
 
 @compiled
 def seat_by_arrivals(
-    labels: Integers,
-    done: int,
-    clock: float,
-    times: Floats,
-    ends: Floats,
-    num_seen: int,
-    seed: int,
+    labels: Integers, done: int, clock: float, times: Floats, ends: Floats, num_seen: int, seed: int
 ) -> tuple[int, float, int]:
     """Go on until all samples have labels, or all weights that are known have been seen."""
     np.random.seed(seed)

@@ -96,16 +96,12 @@ def log_exponent_integral(
         power.detach(), discount.detach(), log_shift.detach(), log_tilt.detach(), damping
     )
     return integrate_log(
-        lambda x: log_exponent_density(x, power, discount, log_shift, log_tilt, damping),
-        edges,
+        lambda x: log_exponent_density(x, power, discount, log_shift, log_tilt, damping), edges
     )
 
 
 def sample_log_tilt(power: Tensor, order: Tensor, log_tilt: Tensor, damping: Tensor) -> Tensor:
-    r"""Draws of :math:`\log x` with density proportional to :math:`x^k g(x) (x + z)^{-q}`.
-
-    The density is logarithmically concave.
-    """
+    r"""Draws of :math:`\log x` with density proportional to :math:`x^k g(x) (x + z)^{-q}`."""
     power, order, log_tilt, damping = torch.broadcast_tensors(power, order, log_tilt, damping)
     peak, low, high = _moment_range(power, order, log_tilt, damping)
     parameters = (power, order, log_tilt, damping)
@@ -120,12 +116,7 @@ def _log_tilt_density(
 
 
 def log_exponent_density(
-    x: Tensor,
-    power: Tensor,
-    discount: Tensor,
-    log_shift: Tensor,
-    log_tilt: Tensor,
-    damping: Tensor,
+    x: Tensor, power: Tensor, discount: Tensor, log_shift: Tensor, log_tilt: Tensor, damping: Tensor
 ) -> Tensor:
     power, discount, log_shift, log_tilt, damping = (
         value[..., None] for value in (power, discount, log_shift, log_tilt, damping)
@@ -176,13 +167,7 @@ def _moment_edges(power: Tensor, order: Tensor, log_tilt: Tensor, damping: Tenso
     peak, low, high = _moment_range(power, order, log_tilt, damping)
     corners = torch.stack([log_tilt - order.clamp(min=1.0).log(), torch.zeros_like(log_tilt)], -1)
     wide = tuple(value[..., None] for value in (power, order, log_tilt, damping))
-    return panel_edges(
-        lambda x: _log_tilt_density(x, *wide),
-        low,
-        high,
-        corners,
-        peak,
-    )
+    return panel_edges(lambda x: _log_tilt_density(x, *wide), low, high, corners, peak)
 
 
 @opaque("tilt_exponent_edges", num_edges(3))
@@ -240,11 +225,7 @@ class MixedExponent(NamedTuple):
         return self.log_mass + torch.log1p(-self.discount) + moment
 
     def exponent(self, point: Tensor) -> Tensor:
-        """Exponent at points of the upper half plane, over one more axis.
-
-        The mixing variable takes a path above the positive numbers, and the points, negated, lie
-        below them.
-        """
+        """Exponent at points of the upper half plane, over one more axis."""
         power, discount, log_mass = (
             value[..., None, None] for value in (self.power, self.discount, self.log_mass)
         )
@@ -483,29 +464,31 @@ _plan_of = {
 }
 
 
-def _log_saddle(mixed: MixedExponent, value: Tensor, base: Tensor, pole: Tensor) -> Tensor:
-    """Logarithm of the distance of the saddle point right of the singularity."""
-    low, high = torch.full_like(value, _LOWEST), torch.full_like(value, _HIGHEST)
+def _bisected(is_left: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
+    """Upper end of a bracket of where a condition ceases to hold."""
     for _ in range(_NUM_HALVINGS):
         middle = 0.5 * (low + high)
-        slope = mixed.log_slope((middle.exp() + base).log()).exp() + pole * (-middle).exp()
-        is_left = slope > value
-        low, high = torch.where(is_left, middle, low), torch.where(is_left, high, middle)
+        goes_on = is_left(middle)
+        low, high = torch.where(goes_on, middle, low), torch.where(goes_on, high, middle)
     return high
 
 
-def _log_depth(mixed: MixedExponent, value: Tensor) -> Tensor:
-    """Logarithm of the point on the cut where the contour leaves it.
+def _log_saddle(mixed: MixedExponent, value: Tensor, base: Tensor, pole: Tensor) -> Tensor:
+    """Logarithm of the distance of the saddle point right of the singularity."""
 
-    It is where the modulus of the integrand is least, and not beyond the point where the phase
-    comes to a right angle.
-    """
+    def is_left(x: Tensor) -> Tensor:
+        return mixed.log_slope((x.exp() + base).log()).exp() + pole * (-x).exp() > value
+
+    low, high = torch.full_like(value, _LOWEST), torch.full_like(value, _HIGHEST)
+    return _bisected(is_left, low, high)
+
+
+def _log_depth(mixed: MixedExponent, value: Tensor) -> Tensor:
+    """Logarithm of the point on the cut where the contour leaves it."""
     high = torch.full_like(value, math.log(_LAST[mixed.damping]))
     low = torch.minimum(high, -value.log()) + _LOWEST
-    for _ in range(_NUM_HALVINGS):
-        middle = 0.5 * (low + high)
-        is_left = mixed.log_phase(middle[..., None]).squeeze(-1) < math.log(0.5 * math.pi)
-        low, high = torch.where(is_left, middle, low), torch.where(is_left, high, middle)
+    right_angle = math.log(0.5 * math.pi)
+    high = _bisected(lambda x: mixed.log_phase(x[..., None]).squeeze(-1) < right_angle, low, high)
     steps = torch.linspace(0.0, 1.0, _NUM_POINTS, dtype=high.dtype, device=high.device)
     points = high[..., None] - _REACH * steps.square()
     modulus = -points.exp() * value[..., None] - mixed.real_exponent(points.exp())

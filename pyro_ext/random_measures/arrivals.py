@@ -76,7 +76,17 @@ class DeterministicArrivals:
 
 
 @dataclass(frozen=True)
-class GammaArrivals:
+class _OfConcentration:
+    """Families with one parameter."""
+
+    concentration: float
+
+    def __post_init__(self) -> None:
+        check_number("concentration", self.concentration, above=0)
+
+
+@dataclass(frozen=True)
+class GammaArrivals(_OfConcentration):
     r"""Gamma arrival times, :math:`T | w \sim \text{Gamma}(a, w)`.
 
     With :math:`a = 1` the series is size-biased; the larger :math:`a`, the more it is like that of
@@ -92,11 +102,6 @@ class GammaArrivals:
         [0.1698, 0.1181, 0.1085]
     """
 
-    concentration: float
-
-    def __post_init__(self) -> None:
-        check_number("concentration", self.concentration, above=0)
-
     def log_density(self, log_value: Tensor) -> Tensor:
         """Log density of the logarithm of the number."""
         shape = torch.full_like(log_value, self.concentration)
@@ -110,7 +115,8 @@ class GammaArrivals:
     def log_survival(self, log_value: Tensor) -> Tensor:
         """Logarithm of the probability of a larger number."""
         shape = torch.full_like(log_value, self.concentration)
-        return log_upper_gamma(shape, _within(log_value).exp()) - shape.lgamma()
+        inside = log_value.clamp(min=-_MOST_LOG, max=_MOST_LOG)
+        return log_upper_gamma(shape, inside.exp()) - shape.lgamma()
 
 
 @dataclass(frozen=True)
@@ -133,16 +139,11 @@ class ExponentialArrivals(GammaArrivals):
 
 
 @dataclass(frozen=True)
-class InverseGammaArrivals:
+class InverseGammaArrivals(_OfConcentration):
     r"""Inverse gamma arrival times, :math:`1 / T \,|\, w \sim \text{Gamma}(a, 1 / w)`.
 
     :param float concentration: :math:`a > 0`.
     """
-
-    concentration: float
-
-    def __post_init__(self) -> None:
-        check_number("concentration", self.concentration, above=0)
 
     def log_density(self, log_value: Tensor) -> Tensor:
         """Log density of the logarithm of the number."""
@@ -158,18 +159,13 @@ class InverseGammaArrivals:
 
 
 @dataclass(frozen=True)
-class LomaxArrivals:
+class LomaxArrivals(_OfConcentration):
     r"""Lomax arrival times, :math:`P(T > t \,|\, w) = (1 + t w)^{-a}`.
 
     For a stable beta process of concentration :math:`a` everything is in closed form.
 
     :param float concentration: :math:`a > 0`.
     """
-
-    concentration: float
-
-    def __post_init__(self) -> None:
-        check_number("concentration", self.concentration, above=0)
 
     def log_density(self, log_value: Tensor) -> Tensor:
         """Log density of the logarithm of the number."""
@@ -188,10 +184,6 @@ class LomaxArrivals:
     def log_survival(self, log_value: Tensor) -> Tensor:
         """Logarithm of the probability of a larger number."""
         return -self.concentration * torch.logaddexp(log_value, torch.zeros_like(log_value))
-
-
-def _within(log_value: Tensor) -> Tensor:
-    return log_value.clamp(min=-_MOST_LOG, max=_MOST_LOG)
 
 
 def arrival_process(measure: LevyMeasure, family: ArrivalFamily) -> ArrivalProcess:
@@ -289,11 +281,7 @@ class _Timed(ABC):
 
 
 class _GammaTimes(_Timed):
-    r"""Gamma times, by integrals of :math:`\kappa` over time.
-
-    The rate of arrivals is :math:`\xi'(t) = t^{a-1} \kappa(a, t) / \Gamma(a)`, the weight has
-    density proportional to :math:`w^a e^{-tw} \rho(w)`.
-    """
+    r"""Gamma times, by integrals of :math:`\kappa` over time."""
 
     def __init__(self, measure: LevyMeasure, concentration: float) -> None:
         self._measure, self._concentration = measure, concentration

@@ -24,14 +24,10 @@ __all__ = [
 
 
 class ClusterSizes(NamedTuple):
-    """Sizes that occur, and how often they do, in float64.
+    """Sizes that occur, and how often they do, in float64."""
 
-    :param Tensor values: positive sizes. **Shape:** ``(*batch, num_sizes)``.
-    :param Tensor multiplicity: number of clusters of each, zero for padding.
-    """
-
-    values: Tensor
-    multiplicity: Tensor
+    values: Tensor  # positive sizes, (*batch, num_sizes)
+    multiplicity: Tensor  # number of clusters of each, zero for padding
 
     @property
     def total(self) -> Tensor:
@@ -92,10 +88,7 @@ def canonical_labels(labels: Tensor) -> Tensor:
 
 
 def counts_of_labels(labels: Tensor) -> Tensor:
-    """Cluster sizes in the order of first occurrence, padded with zeros to the number of labels.
-
-    :param Tensor labels: integers. **Shape:** ``(*batch, n)``.
-    """
+    """Cluster sizes in the order of first occurrence, padded with zeros to the number of labels."""
     canonical = canonical_labels(labels)
     counts = torch.zeros(canonical.shape, dtype=torch.float64, device=labels.device)
     return counts.scatter_add(-1, canonical, torch.ones_like(counts))
@@ -107,10 +100,7 @@ def _canonical(row: Tensor) -> Tensor:
 
 
 def as_table(argument: str, value: Any) -> Tensor:
-    """Take sizes and numbers of clusters as a tensor of integers, each size in one row.
-
-    **Shape:** ``(*batch, num_rows, 2)``; rows of zeros are padding.
-    """
+    """Take sizes and numbers of clusters as a tensor of integers, each size in one row."""
     table = as_tensor(argument, value, "(*batch, num_rows, 2)")
     if not may_hold_everywhere((table >= 0) & (table == table.floor())):
         raise ValueError(f"{argument} must hold integers >= 0, got {table.tolist()!r:.80}")

@@ -6,7 +6,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pyro_ext._checks import shown
+from pyro_ext._checks import check_choice
 from pyro_ext.distributions.bases import ScalarDistribution, clamp_positive, expanded
 from pyro_ext.random_measures._numerics import as_double
 from pyro_ext.random_measures.arrivals import (
@@ -33,10 +33,7 @@ _MARGIN = 1e-10  # from the largest size, where densities may be infinite
 
 
 class MeasureDistribution(TorchDistribution):
-    """Distribution of a number with the batch shape of a measure.
-
-    Other tensors of this shape that a subclass stores are named in ``_tensors``.
-    """
+    """Distribution of a number with the batch shape of a measure."""
 
     arg_constraints: dict[str, Any] = {}
     measure: LevyMeasure
@@ -82,12 +79,7 @@ class JumpDistribution(MeasureDistribution, ScalarDistribution):
     _tensors = ("_order", "_log_tilt")
 
     def __init__(
-        self,
-        measure: LevyMeasure,
-        order: Any,
-        tilt: Any,
-        *,
-        validate_args: bool | None = None,
+        self, measure: LevyMeasure, order: Any, tilt: Any, *, validate_args: bool | None = None
     ) -> None:
         check_measure("measure", measure)
         order, tilt = torch.broadcast_tensors(as_double(order, "order"), as_double(tilt, "tilt"))
@@ -123,10 +115,6 @@ class FiniteAtom(MeasureDistribution, ScalarDistribution):
     .. math:: f_L(w) = \Phi(t_L | w) \rho(w) / L , \quad \int \Phi(t_L | w) \rho(w) dw = L .
 
     Draws come from numerical inversion and have gradients in the parameters of the measure.
-
-    :param measure: a completely random measure.
-    :param family: of arrival times, whose distribution function is :math:`\Phi`.
-    :param int num_atoms: :math:`L`.
     """
 
     _tensors = ("_log_count", "log_level")
@@ -193,8 +181,7 @@ def finite_distribution(
     measure: LevyMeasure, num_atoms: int, rule: str, family: ArrivalFamily | None
 ) -> TorchDistribution:
     """Distribution of a weight of a finite approximation, in closed form where there is one."""
-    if rule not in ("exact", "group"):
-        raise ValueError(f"rule must be 'exact' or 'group', got {shown(rule)}")
+    check_choice("rule", rule, ("exact", "group"))
     if family is None or measure._is_own_family(family):
         distribution = measure._finite_distribution(num_atoms, rule)
         if distribution is not None:
@@ -210,11 +197,7 @@ def finite_distribution(
 
 
 def exponent_error(
-    measure: LevyMeasure,
-    num_atoms: int,
-    rule: str,
-    family: ArrivalFamily | None,
-    value: Tensor,
+    measure: LevyMeasure, num_atoms: int, rule: str, family: ArrivalFamily | None, value: Tensor
 ) -> Tensor:
     """Laplace exponent of a finite approximation less that of the measure."""
     log_shift = measure._expanded(value).log()

@@ -150,14 +150,7 @@ def reweighted_kolmogorov_smirnov(
 
     It is :math:`\max_x |F(x) - P(x)| / \sqrt{P(x) (1 - P(x))}` for the predicted distribution
     :math:`P`, over the sizes within the ranges of both where :math:`0 < P < 1` [1], which [2]
-    measures the fit of partitions by.
-
-    :param Tensor observed: table of the sizes that were seen. **Shape:** ``(num_rows, 2)``.
-    :param Tensor predicted: table of predicted sizes. **Shape:** ``(other_num_rows, 2)``.
-    :param float least: the smallest size that is looked at.
-    :param float most: the largest.
-    :returns: a scalar, zero where there is no size in between.
-    :raises ValueError: for a table without clusters, and limits in the wrong order.
+    measures the fit of partitions by. Arguments are as of :func:`kolmogorov_smirnov`.
 
     Example::
 

@@ -137,7 +137,7 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
 
     def _log_mass(self, x: Tensor) -> Tensor:
         own = self._double
-        return self._log_scale() - own.discount * x - own.tilt * x.clamp(max=_LARGEST_LOG).exp()
+        return self._log_scale() - own.discount * x - self._log_removal(x)
 
     def _log_tail(self, x: Tensor) -> Tensor:
         own = self._double
@@ -243,9 +243,11 @@ class GeneralizedGammaProcess(CompletelyRandomMeasure):
 class _StableSeries:
     """What both share: the weights of the stable process without the tilt, in falling order."""
 
-    def __init__(self, measure: GeneralizedGammaProcess, name: str) -> None:
+    name: str
+
+    def __init__(self, measure: GeneralizedGammaProcess) -> None:
         if measure._validate and holds_everywhere(measure.discount <= 0):
-            raise ValueError(f"discount must be > 0 for the method {name!r}")
+            raise ValueError(f"discount must be > 0 for the method {self.name!r}")
         self._mass, self._discount = measure._double.mass, measure._double.discount
         self._tilt = measure._double.tilt
 
@@ -257,8 +259,7 @@ class _StableSeries:
 class _RejectionSeries(_StableSeries):
     """Weights of the stable process, each kept with the probability that the tilt leaves it."""
 
-    def __init__(self, measure: GeneralizedGammaProcess) -> None:
-        super().__init__(measure, "rejection")
+    name = "rejection"
 
     def sample(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Weights, zero where rejected, and the inverses of those of the stable process."""
@@ -283,8 +284,7 @@ class _RejectionSeries(_StableSeries):
 class _RosinskiSeries(_StableSeries):
     r"""The smaller of a weight of the stable process and :math:`E U^{1/\sigma} / \tau`."""
 
-    def __init__(self, measure: GeneralizedGammaProcess) -> None:
-        super().__init__(measure, "rosinski")
+    name = "rosinski"
 
     def sample(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Weights, and the inverses of those of the stable process."""
@@ -326,13 +326,7 @@ class _RosinskiSeries(_StableSeries):
 
 
 def thin_above(measure: GeneralizedGammaProcess, level: Tensor) -> Tensor:
-    r"""Draw all weights above levels one after the other, by adaptive thinning [4].
-
-    From a weight :math:`t` the next is proposed with the intensity of the measure, its power law
-    replaced by its value at :math:`t`, and accepted with the quotient of the two.
-
-    Shapes: result (*level.shape, n).
-    """
+    r"""Draw all weights above levels one after the other, by adaptive thinning [4]."""
     measure._check("tilt", measure.tilt > 0, "> 0 for the method 'thinning'")
     own = measure._double
     with torch.no_grad():

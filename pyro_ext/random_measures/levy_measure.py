@@ -30,26 +30,19 @@ __all__ = [
 ]
 
 _FALL = 45.0
+_LARGEST_LOG = 700.0
 _REACH = 1e5
 
 
 class Factor(NamedTuple):
-    """A factor by which a Lévy density is multiplied before it is integrated.
+    """A factor by which a Lévy density is multiplied before it is integrated."""
 
-    :param log_value: logarithm of the factor at logarithms of sizes.
-    :param corners: logarithms of the sizes where its slope changes.
-    :param Tensor order: its slope at infinity.
-    :param Tensor low: logarithm of the least size, if there is one.
-    :param Tensor high: logarithm of the largest.
-    :param float order_at_zero: its slope at zero, if that is less than one.
-    """
-
-    log_value: LogIntegrand
-    corners: Sequence[Tensor]
-    order: Tensor
-    low: Tensor | None = None
-    high: Tensor | None = None
-    order_at_zero: float = 1.0
+    log_value: LogIntegrand  # logarithm of the factor at logarithms of sizes
+    corners: Sequence[Tensor]  # logarithms of the sizes where its slope changes
+    order: Tensor  # its slope at infinity
+    low: Tensor | None = None  # logarithm of the least size, if there is one
+    high: Tensor | None = None  # logarithm of the largest
+    order_at_zero: float = 1.0  # its slope at zero, if that is less than one
 
 
 class ArrivalFamily(Protocol):
@@ -241,6 +234,10 @@ class LevyMeasure(ABC):
 
     def _log_density(self, log_size: Tensor) -> Tensor:
         return self._log_mass(log_size) - log_size
+
+    def _log_removal(self, log_size: Tensor) -> Tensor:
+        """What a tilt takes off the logarithm of the density."""
+        return self._double.tilt * log_size.clamp(max=_LARGEST_LOG).exp()
 
     def _rescaled(self, scale: Any, factor: Tensor, /, **changes: Tensor) -> Self:
         """Measure with other parameters in float64, and the tilt that goes with a new scale."""

@@ -73,11 +73,7 @@ class CompletelyRandomMeasure(LevyMeasure):
         return finite_distribution(self, check_integer("num_atoms", num_atoms, 1), rule, family)
 
     def finite_error(
-        self,
-        num_atoms: int,
-        value: Any,
-        rule: str = "exact",
-        family: ArrivalFamily | None = None,
+        self, num_atoms: int, value: Any, rule: str = "exact", family: ArrivalFamily | None = None
     ) -> Tensor:
         r"""Error of a finite approximation, in its Laplace exponent.
 

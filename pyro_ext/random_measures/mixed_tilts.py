@@ -49,7 +49,6 @@ __all__ = [
 ]
 
 _LARGEST_POWER = 1e9  # beyond it nodes of quadrature do not resolve a density at a sharp end
-_LARGEST_LOG = 700.0
 _TINY_DISCOUNT = 1e-6
 
 
@@ -67,12 +66,23 @@ class MixedTilts(CompletelyRandomMeasure):
     tilt: Tensor
     _damping: float
 
-    def __init__(self, parameters: dict[str, Any], tilt: Any, validate_args: bool | None) -> None:
+    def __init__(
+        self,
+        mass: Any,
+        discount: Any,
+        tail_index: Any,
+        end: dict[str, Any],
+        tilt: Any,
+        validate_args: bool | None,
+    ) -> None:
+        parameters = {"mass": mass, "discount": discount, "tail_index": tail_index, **end}
         super().__init__(parameters, validate_args, {"tilt": (tilt, 0.0)})
         self._check("mass", self.mass > 0, "> 0")
         self._check("discount", (self.discount >= 0) & (self.discount < 1), "in [0, 1)")
         self._check("tail_index", self.tail_index > self.discount, "> discount")
         self._check("tilt", self.tilt >= 0, ">= 0")
+        for name in end:
+            self._check(name, getattr(self, name) > 0, "> 0")
 
     @abstractmethod
     def _log_end(self) -> Tensor:
@@ -243,14 +253,7 @@ class GeneralizedBFRYProcess(MixedTilts):
         tilt: Any = 0.0,
         validate_args: bool | None = None,
     ) -> None:
-        parameters = {
-            "mass": mass,
-            "discount": discount,
-            "tail_index": tail_index,
-            "cutoff": cutoff,
-        }
-        super().__init__(parameters, tilt, validate_args)
-        self._check("cutoff", self.cutoff > 0, "> 0")
+        super().__init__(mass, discount, tail_index, {"cutoff": cutoff}, tilt, validate_args)
 
     def rescale(self, scale: Any) -> "GeneralizedBFRYProcess":
         r"""Process of mass :math:`\eta a^\tau`, cutoff :math:`c / a` and tilt :math:`u / a`.
@@ -265,17 +268,8 @@ class GeneralizedBFRYProcess(MixedTilts):
         return self._double.cutoff.log()
 
     def _log_mass(self, x: Tensor) -> Tensor:
-        own, lower = self._double, self._log_lower(x + self._log_end())
-        return (
-            self._log_scale()
-            - own.tail_index * x
-            - own.tilt * x.clamp(max=_LARGEST_LOG).exp()
-            + lower
-        )
-
-    def _log_lower(self, log_value: Tensor) -> Tensor:
-        r""":math:`\log \gamma(\tau - \sigma, x)` at :math:`\log x`, also where that underflows."""
-        return log_lower_gamma_at_log(self._power, log_value)
+        own, lower = self._double, log_lower_gamma_at_log(self._power, x + self._log_end())
+        return self._log_scale() - own.tail_index * x - self._log_removal(x) + lower
 
     def _log_tail(self, log_size: Tensor) -> Tensor:
         if self._has("tilt"):
@@ -283,7 +277,7 @@ class GeneralizedBFRYProcess(MixedTilts):
         own = self._double
         argument = log_size + self._log_end()
         discount, argument = torch.broadcast_tensors(own.discount, argument)
-        body = self._log_lower(argument) - own.tail_index * log_size
+        body = log_lower_gamma_at_log(self._power, argument) - own.tail_index * log_size
         rest = log_upper_gamma_at_log(-discount, argument) + own.tail_index * self._log_end()
         return self._log_scale() - own.tail_index.log() + torch.logaddexp(body, rest)
 
@@ -322,17 +316,15 @@ class GeneralizedBFRYProcess(MixedTilts):
             validate_args=False,
         )
         number = torch.poisson(own.mass * own.cutoff**own.tail_index / (power * own.tail_index))
-        values = torch.broadcast_tensors(own.discount, own.tail_index, own.cutoff, own.tilt)
-        parameters = [value.reshape(-1) for value in values]
 
-        def draw(owner: Tensor) -> Tensor:
-            discount, tail_index, cutoff, tilt = (value[owner] for value in parameters)
+        def draw(discount: Tensor, tail_index: Tensor, cutoff: Tensor, tilt: Tensor) -> Tensor:
             log_weight = rsample_log_gamma(1.0 - discount) - cutoff.log()
             log_weight = log_weight - torch.rand_like(discount).log() / tail_index
             weight = log_weight.exp()
             return torch.where(survives(weight, tilt), weight, 0.0)
 
-        return main._sample_total_mass() + compound_poisson(number, draw)
+        parameters = own.discount, own.tail_index, own.cutoff, own.tilt
+        return main._sample_total_mass() + compound_poisson(number, draw, *parameters)
 
 
 class BetaPrimeProcess(MixedTilts):
@@ -373,9 +365,7 @@ class BetaPrimeProcess(MixedTilts):
         tilt: Any = 0.0,
         validate_args: bool | None = None,
     ) -> None:
-        parameters = {"mass": mass, "discount": discount, "tail_index": tail_index, "rate": rate}
-        super().__init__(parameters, tilt, validate_args)
-        self._check("rate", self.rate > 0, "> 0")
+        super().__init__(mass, discount, tail_index, {"rate": rate}, tilt, validate_args)
 
     def rescale(self, scale: Any) -> "BetaPrimeProcess":
         r"""Process of mass :math:`\eta a^\tau`, rate :math:`c a` and tilt :math:`u / a`.
@@ -392,12 +382,7 @@ class BetaPrimeProcess(MixedTilts):
     def _log_mass(self, x: Tensor) -> Tensor:
         own, power = self._double, self._power
         mixture = power.lgamma() - power * torch.logaddexp(x, own.rate.log())
-        return (
-            self._log_scale()
-            - own.discount * x
-            - own.tilt * x.clamp(max=_LARGEST_LOG).exp()
-            + mixture
-        )
+        return self._log_scale() - own.discount * x - self._log_removal(x) + mixture
 
     def _base(self) -> GeneralizedGammaProcess:
         own = self._double
@@ -426,11 +411,8 @@ class BetaPrimeProcess(MixedTilts):
         )
 
     def _sample_total_mass(self) -> Tensor:
-        r"""Exact draws, of the process of rate one and rescaled.
-
-        That process is a generalized gamma process of tilt :math:`k`, and independent weights of
-        density proportional to :math:`w^{-1-\sigma} [(1 + w)^{-k} - e^{-kw}]`.
-        """
+        # Of rate one it is a generalized gamma process of tilt k, and independent weights of
+        # density proportional to w^(-1-discount) [(1 + w)^(-k) - exp(-k w)].
         own, power = self._double, self._power
         tilt = own.tilt * own.rate
         log_mass = own.mass.log() - own.tail_index * own.rate.log() + power.lgamma()
@@ -449,26 +431,18 @@ class BetaPrimeProcess(MixedTilts):
             * growth
             * log_exprel(own.discount * growth).exp()
         )
-        values = torch.broadcast_tensors(own.discount, power, tilt)
-        parameters = [value.reshape(-1) for value in values]
 
-        def draw(owner: Tensor) -> Tensor:
-            discount, exponent, removal = (value[owner] for value in parameters)
-            weight = _sample_log_excess(discount, exponent).exp()
-            return torch.where(survives(weight, removal), weight, 0.0)
+        def draw(discount: Tensor, power: Tensor, tilt: Tensor) -> Tensor:
+            weight = by_rejection(_propose_log_excess, discount, power).exp()
+            return torch.where(survives(weight, tilt), weight, 0.0)
 
-        return own.rate * (main._sample_total_mass() + compound_poisson(number, draw))
-
-
-def _sample_log_excess(discount: Tensor, power: Tensor) -> Tensor:
-    r"""Logarithms of draws with density :math:`\propto w^{-1-\sigma} [(1 + w)^{-k} - e^{-kw}]`.
-
-    By rejection under :math:`k w^{1-\sigma} / 2`, :math:`k w^{-\sigma}` and a Lomax density.
-    """
-    return by_rejection(_propose_log_excess, discount, power)
+        more = compound_poisson(number, draw, own.discount, power, tilt)
+        return own.rate * (main._sample_total_mass() + more)
 
 
 def _propose_log_excess(discount: Tensor, power: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Logarithms of draws with density :math:`\propto w^{-1-\sigma} [(1 + w)^{-k} - e^{-kw}]`."""
+    # By rejection under k w^(1-discount) / 2, k w^(-discount) and a Lomax density.
     first = torch.where(power > 1.0, power.rsqrt(), 1.0)
     second = first.maximum(1.0 / power)
     near = 0.5 * power * first ** (2.0 - discount) / (2.0 - discount)
@@ -532,8 +506,7 @@ def log_joint_given_cluster_tilts(
 
     The Lévy density is a mixture of those of generalized gamma processes over a tilt :math:`x`.
     With the tilt :math:`y_j` of the :math:`j`-th cluster from that prior, the density of the
-    partition
-    and of :math:`u` is
+    partition and of :math:`u` is
 
     .. math:: \frac{u^{n-1}}{\Gamma(n)} e^{-\psi(u)} \prod_{j=1}^K \frac{\eta Z}{\Gamma(1 - \sigma)}
               \frac{\Gamma(n_j - \sigma)}{(y_j + u)^{n_j - \sigma}} ,

@@ -109,7 +109,7 @@ class ParetoProcess(CompletelyRandomMeasure):
 
     def _log_mass(self, x: Tensor) -> Tensor:
         own = self._double
-        value = own.mass.log() - own.tail_index * x - own.tilt * x.clamp(max=_LARGEST_LOG).exp()
+        value = own.mass.log() - own.tail_index * x - self._log_removal(x)
         # A node of quadrature at the very end belongs to the inside, whatever its rounding.
         return torch.where(x < own.scale.log() - 1e-9, -torch.inf, value)
 
@@ -198,15 +198,12 @@ class ParetoProcess(CompletelyRandomMeasure):
     def _sample_total_mass(self) -> Tensor:
         own = self._double
         number = torch.poisson(own.mass * own.scale**-own.tail_index / own.tail_index)
-        values = torch.broadcast_tensors(own.scale, own.tail_index, own.tilt)
-        parameters = [value.reshape(-1) for value in values]
 
-        def draw(owner: Tensor) -> Tensor:
-            scale, tail_index, tilt = (value[owner] for value in parameters)
+        def draw(scale: Tensor, tail_index: Tensor, tilt: Tensor) -> Tensor:
             weight = scale * (1.0 - torch.rand_like(scale)) ** (-1.0 / tail_index)
             return torch.where(survives(weight, tilt), weight, 0.0)
 
-        return compound_poisson(number, draw)
+        return compound_poisson(number, draw, own.scale, own.tail_index, own.tilt)
 
 
 class ParetoMixtureProcess(Superposition):

@@ -151,10 +151,7 @@ class SampleDistribution(TorchDistribution):
             super()._validate_sample(value)
 
     def _log_probs(self, log_prob: Callable[..., Tensor], *parts: Tensor) -> Tensor:
-        """Log probabilities, one by one where equal sizes can be taken together.
-
-        Shapes: parts (*batch, n) each; returns (*batch,).
-        """
+        """Log probabilities, one by one where equal sizes can be taken together."""
         shape = parts[0].shape[:-1]
         if self.measure.batch_shape or not shape:
             return log_prob(*parts)
@@ -216,8 +213,6 @@ def seat_by_arrivals(measure: LevyMeasure, num_samples: int, num_draws: int) -> 
     Let every weight :math:`w` have points at the rate :math:`w` over time. Then the labels of all
     points in the order of time are samples of the normalized measure. The first points of weights
     are the arrival times of the size-biased series; afterwards the weights are known.
-
-    Shapes: result (num_draws, num_samples).
     """
     labels = np.empty((num_draws, num_samples), np.int64)
     wide = measure._unsqueezed()
@@ -240,11 +235,7 @@ def seat_by_arrivals(measure: LevyMeasure, num_samples: int, num_draws: int) -> 
 
 
 class InverseExponent:
-    """Inverse of a Laplace exponent at many points, all but a few by interpolation.
-
-    A cubic spline with the derivatives of the exponent goes through exact values, to an error far
-    below what any number of draws can tell.
-    """
+    """Inverse of a Laplace exponent at many points, all but a few by interpolation."""
 
     def __init__(self, measure: LevyMeasure) -> None:
         self._measure = measure
@@ -302,13 +293,7 @@ class _Seats:
 def seat_by_counts(
     discount: float, concentration: float, num_samples: int, num_draws: int
 ) -> Tensor:
-    """Labels of samples of a Pitman-Yor process, by its urn.
-
-    A sample joins the cluster of an earlier one, picked at random, with the probability that the
-    discount leaves it, and picks again otherwise; so each takes constant time on average.
-
-    Shapes: result (num_draws, num_samples).
-    """
+    """Labels of samples of a Pitman-Yor process, by its urn."""
     from pyro_ext.random_measures import _seating
 
     labels = np.empty((num_draws, num_samples), np.int64)
@@ -325,9 +310,6 @@ class ClusterCounts:
     drawn until there are so many, and the last stretch is cut after the last of them. How long a
     stretch is depends on what was drawn before it only, which leaves the distribution as it is. The
     number of weights that have points is a Poisson process over the values of the Laplace exponent.
-
-    :param measure: a measure without batch shape.
-    :param int num_samples: :math:`n`.
     """
 
     def __init__(self, measure: LevyMeasure, num_samples: int) -> None:
@@ -340,10 +322,7 @@ class ClusterCounts:
         self._times(torch.stack([torch.full_like(high, _LOW), high]).to(self._device))
 
     def sample(self) -> Tensor:
-        """Draw once.
-
-        :returns: positive sizes that sum to the number of samples. **Shape:** ``(num_clusters,)``.
-        """
+        """Draw once."""
         weights = torch.zeros(0, dtype=torch.float64, device=self._device)
         counts = weights.long()
         level, time, done = 0.0, 0.0, 0
@@ -401,10 +380,7 @@ class ClusterCounts:
 
 
 def _scaled_series(log_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Coefficients of :math:`A`, the largest of them one, with the logarithms of factor and power.
-
-    Shapes: log_values (*batch, n).
-    """
+    r"""Coefficients of :math:`A`, the largest of them one; logarithms of factor and power."""
     number = log_values.shape[-1]
     order = torch.arange(1, number + 1, dtype=log_values.dtype, device=log_values.device)
     logs = log_values - (order + 1.0).lgamma()
@@ -418,10 +394,7 @@ def _scaled_series(log_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def log_sums_by_blocks(log_values: Tensor) -> Tensor:
-    r"""Logarithms of the sums over partitions of all elements into 1 to n blocks.
-
-    Shapes: log_values (*batch, n); result (*batch, n), over the number of blocks.
-    """
+    r"""Logarithms of the sums over partitions of all elements into 1 to n blocks."""
     series, log_factor, log_power = _scaled_series(log_values)
     number = series.shape[-1]
     # Row i, column j of the matrix is the coefficient of order j - i.
@@ -441,10 +414,7 @@ def log_sums_by_blocks(log_values: Tensor) -> Tensor:
 
 
 def log_sums_over_partitions(log_values: Tensor) -> Tensor:
-    r"""Logarithms of the coefficients :math:`[z^m] e^{A(z)}` for :math:`m = 0, \dots, n`.
-
-    Shapes: log_values (*batch, n); result (*batch, n + 1).
-    """
+    r"""Logarithms of the coefficients :math:`[z^m] e^{A(z)}` for :math:`m = 0, \dots, n`."""
     series, log_factor, log_power = _scaled_series(log_values)
     number = series.shape[-1]
     order = torch.arange(1, number + 1, dtype=series.dtype, device=series.device)

@@ -7,8 +7,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_integer, check_mapping, check_number, check_sequence
-from pyro_ext._pyplot import axes_of
+from pyro_ext._checks import (
+    as_tensor,
+    check_integer,
+    check_mapping,
+    check_number,
+    check_optional,
+    check_sequence,
+)
+from pyro_ext._pyplot import axes_of, open_frame
 from pyro_ext.random_measures.cluster_counts import as_table, counts_of_labels
 from pyro_ext.random_measures.frequencies import rank_size_band, rank_sizes
 from pyro_ext.random_measures.levy_measure import check_measure
@@ -178,8 +185,7 @@ def _draw_spread(ax: "Axes", points: Any, values: Tensor, name: str) -> None:
 def _finished(ax: "Axes") -> "Axes":
     if any(label for label in ax.get_legend_handles_labels()[1]):
         ax.legend(edgecolor="none", framealpha=0.85)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return open_frame(ax)
 
 
 def plot_rank_sizes(
@@ -209,17 +215,16 @@ def plot_rank_sizes(
         ('rank', 'size')
     """
     check_integer("num_points", num_points, 2)
-    ax = axes_of("plot_rank_sizes", ax, (4.8, 3.6))
+    ax = axes_of("plot_rank_sizes", ax, _SIZE)
     observed = as_tensor("observed", as_table("observed", observed), "(num_rows, 2)")
-    if predicted is not None:
-        check_mapping("predicted", predicted, "a dict of lists of tables by name")
-        for name, tables in predicted.items():
-            check_sequence(f"predicted[{name!r}]", tables, "a list of tables")
-            for table in tables:
-                as_table(f"predicted[{name!r}]", table)
+    check_optional(check_mapping, "predicted", predicted, "a dict of lists of tables by name")
+    predicted = predicted or {}
+    for name, tables in predicted.items():
+        for table in check_sequence(f"predicted[{name!r}]", tables, "a list of tables"):
+            as_table(f"predicted[{name!r}]", table)
     if colors is not None:
         check_mapping("colors", colors, "a dict of colors by the names of the models")
-        if missing := set(predicted or {}) - set(colors):
+        if missing := set(predicted) - set(colors):
             raise ValueError(
                 f"colors must have one for each of {sorted(missing)}, got {colors!r:.80}"
             )
@@ -228,11 +233,11 @@ def plot_rank_sizes(
         if wrong := [color for color in colors.values() if not is_color_like(color)]:
             raise ValueError(f"colors must be colors of Matplotlib, got {wrong[0]!r:.80}")
     check_number("prob", prob, above=0, below=1)
-    every = [observed, *(table for tables in (predicted or {}).values() for table in tables)]
+    every = [observed, *(table for tables in predicted.values() for table in tables)]
     most = max(int(table[:, 1].sum()) for table in every)
     ranks = torch.logspace(0.0, torch.tensor(float(most)).log10().item(), num_points)
     ranks = ranks.round().long().clamp(max=most).unique()
-    for name, tables in (predicted or {}).items():
+    for name, tables in predicted.items():
         band = rank_size_band(tables, ranks, prob)
         (line,) = ax.plot(ranks, band.median.clamp(min=0.5), label=name)
         color = line.get_color() if colors is None else colors[name]
@@ -243,6 +248,4 @@ def plot_rank_sizes(
     is_there = seen > 0
     ax.plot(ranks[is_there], seen[is_there], ".", color=_INK, markersize=4, label="observed")
     ax.set(xscale="log", yscale="log", xlabel="rank", ylabel="size", ylim=(0.7, None))
-    ax.legend(edgecolor="none", framealpha=0.85)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return _finished(ax)

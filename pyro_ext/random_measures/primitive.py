@@ -23,12 +23,7 @@ from pyro_ext.random_measures.measure import CompletelyRandomMeasure
 from pyro_ext.random_measures.probability_measures import NormalizedRandomMeasure, PitmanYor
 from pyro_ext.random_measures.series import named_family
 
-__all__ = [
-    "DiscreteMeasure",
-    "FiniteApproximation",
-    "TruncatedSeries",
-    "random_measure",
-]
+__all__ = ["DiscreteMeasure", "FiniteApproximation", "TruncatedSeries", "random_measure"]
 
 
 class DiscreteMeasure(NamedTuple):

@@ -115,9 +115,8 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
 
         :param Tensor counts: sizes of clusters, zeros for padding.
             **Shape:** ``(*batch, num_clusters)``.
-        :param Tensor auxiliary: :math:`u > 0`; without it, the average over it given the counts.
-            One that is drawn once may not be used for several samples, each of which changes its
-            distribution.
+        :param Tensor auxiliary: :math:`u > 0`, drawn anew for each sample; without it, the average
+            over it given the counts.
         :returns: probabilities, the last that of a new cluster.
             **Shape:** ``(*batch, num_clusters + 1)``.
         """
@@ -184,13 +183,10 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
         :returns: the logarithms. **Shape:** ``(*batch_shape, n)``.
         """
         number = check_integer("num_samples", num_samples, 1)
-        integrand, edges = self._total_panels(number)
-        points, log_weights = panel_nodes(edges)
-        constant = math.lgamma(number)
-        wide = self._wide
-        inner = number * points - wide.measure._log_exponent(points).exp() + log_weights - constant
-        sums = log_sums_by_blocks(wide._log_kappas(number, points))
-        return self.measure._result((inner[..., None] + sums).logsumexp(-2))
+        points, log_weights = self._total_nodes(number)
+        log_weights = log_weights - math.lgamma(number)
+        sums = log_sums_by_blocks(self._wide._log_kappas(number, points))
+        return self.measure._result((log_weights[..., None] + sums).logsumexp(-2))
 
     def expected_cluster_counts(self, num_samples: int) -> Tensor:
         """Expected numbers of clusters of sizes 1 to n among n samples.
@@ -202,14 +198,11 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
         :returns: the numbers. **Shape:** ``(*batch_shape, n)``.
         """
         number = check_integer("num_samples", num_samples, 1)
-        _, edges = self._total_panels(number)
-        points, log_weights = panel_nodes(edges)
-        wide = self._wide
-        log_kappas = wide._log_kappas(number, points)
+        points, log_weights = self._total_nodes(number)
+        log_kappas = self._wide._log_kappas(number, points)
         order = torch.arange(1, number + 1, dtype=torch.float64, device=points.device)
         rest = log_sums_over_partitions(log_kappas)[..., :-1].flip(-1)
-        inner = number * points - wide.measure._log_exponent(points).exp() + log_weights
-        terms = inner[..., None] + log_kappas - (order + 1.0).lgamma() + rest
+        terms = log_weights[..., None] + log_kappas - (order + 1.0).lgamma() + rest
         return self.measure._result(number * terms.logsumexp(-2).exp())
 
     @property
@@ -282,17 +275,20 @@ class NormalizedRandomMeasure(ProbabilityMeasure, Generic[M]):
         number, total = sizes.number.expand(shape), sizes.total.expand(shape)
         return log_integrand, self._edges(log_integrand, number, total)
 
-    def _total_panels(self, number: int) -> tuple[LogIntegrand, Tensor]:
-        """The same for n samples, whatever their partition."""
+    def _total_nodes(self, number: int) -> tuple[Tensor, Tensor]:
+        """Logarithms of the auxiliary variable of n samples, and of factors without a partition."""
         wide = self._wide
 
+        def log_factor(x: Tensor) -> Tensor:
+            return number * x - wide.measure._log_exponent(x).exp()
+
         def log_integrand(x: Tensor) -> Tensor:
-            sums = log_sums_over_partitions(wide._log_kappas(number, x))[..., -1]
-            return number * x - wide.measure._log_exponent(x).exp() + sums
+            return log_factor(x) + log_sums_over_partitions(wide._log_kappas(number, x))[..., -1]
 
         # The number of clusters is bounded by the number of samples.
         total = self.measure._filled(float(number))
-        return log_integrand, self._edges(log_integrand, total, total)
+        points, log_weights = panel_nodes(self._edges(log_integrand, total, total))
+        return points, log_factor(points) + log_weights
 
     def _edges(self, log_integrand: LogIntegrand, num_clusters: Tensor, total: Tensor) -> Tensor:
         """Panels over the logarithm of the auxiliary variable, for a number of clusters."""
@@ -337,6 +333,7 @@ class PitmanYor(ProbabilityMeasure):
 
     discount: Tensor
     concentration: Tensor
+    _validate: bool
 
     def __init__(
         self, discount: Any, concentration: Any, *, validate_args: bool | None = None
@@ -356,7 +353,7 @@ class PitmanYor(ProbabilityMeasure):
         return f"{type(self).__name__}({values})"
 
     def _check(self, name: str, is_valid: Tensor, wanted: str) -> None:
-        if self._validate and not bool(is_valid.all()):  # type: ignore[attr-defined]
+        if self._validate and not bool(is_valid.all()):
             bad = getattr(self, name)[~is_valid].flatten()[0].item()
             raise ValueError(f"{name} of {type(self).__name__} must be {wanted}, got {bad:g}")
 
@@ -377,12 +374,8 @@ class PitmanYor(ProbabilityMeasure):
         For a positive discount the process is the normalized stable process with a distribution
         that is weighted by :math:`S^{-\theta}`, and :math:`U | S \sim \text{Gamma}(n + \theta, S)`.
         Without discount it is the normalized gamma process, and
-        :math:`U | S \sim \text{Gamma}(n, S)`.
-
-        :param Tensor counts: sizes of clusters, zeros for padding.
-            **Shape:** ``(*batch, num_clusters)``.
-        :param Tensor auxiliary: :math:`u > 0`. **Shape:** one that broadcasts with the batch.
-        :param Tensor multiplicity: number of clusters of each size, one by default.
+        :math:`U | S \sim \text{Gamma}(n, S)`. Arguments are as of
+        :meth:`NormalizedRandomMeasure.log_joint`.
         """
         sizes, log_u = cluster_sizes(counts, multiplicity), as_double(auxiliary, "auxiliary").log()
         sigma, theta = self.discount.double(), self.concentration.double()
@@ -410,11 +403,7 @@ class PitmanYor(ProbabilityMeasure):
     def predictive(self, counts: Any, auxiliary: Any = None) -> Tensor:
         """Probabilities that the next sample joins each cluster, or a new one.
 
-        :param Tensor counts: sizes of clusters, zeros for padding.
-            **Shape:** ``(*batch, num_clusters)``.
-        :param auxiliary: taken for the sake of one interface; nothing depends on it.
-        :returns: probabilities, the last that of a new cluster.
-            **Shape:** ``(*batch, num_clusters + 1)``.
+        As :meth:`NormalizedRandomMeasure.predictive`; nothing depends on the auxiliary variable.
         """
         sizes = check_counts(counts)
         sigma, theta = self.discount.double()[..., None], self.concentration.double()[..., None]
@@ -437,7 +426,7 @@ class PitmanYor(ProbabilityMeasure):
         number = check_integer("num_sticks", num_sticks, 1)
         order = torch.arange(1, number + 1, dtype=self.discount.dtype, device=self.discount.device)
         sigma, theta = self.discount[..., None], self.concentration[..., None]
-        return dist.Beta(1.0 - sigma, theta + order * sigma, validate_args=self._validate)  # type: ignore[attr-defined]
+        return dist.Beta(1.0 - sigma, theta + order * sigma, validate_args=self._validate)
 
     def log_num_clusters(self, num_samples: int) -> Tensor:
         """Log probabilities of 1 to n clusters among n samples.
@@ -447,9 +436,7 @@ class PitmanYor(ProbabilityMeasure):
         :param int num_samples: :math:`n`.
         :returns: the logarithms. **Shape:** ``(*batch_shape, n)``.
         """
-        number = check_integer("num_samples", num_samples, 1)
-        order = torch.arange(1, number + 1, dtype=torch.float64, device=self.discount.device)
-        sigma, theta = self.discount.double()[..., None], self.concentration.double()[..., None]
+        number, order, sigma, theta = self._for_samples(num_samples)
         sums = log_sums_by_blocks(_log_rising(1.0 - sigma, order - 1.0))
         total = torch.full_like(theta, number - 1.0)
         value = self._log_new(sigma, theta, order) - _log_rising(theta + 1.0, total) + sums
@@ -464,15 +451,24 @@ class PitmanYor(ProbabilityMeasure):
         :param int num_samples: :math:`n`.
         :returns: the numbers. **Shape:** ``(*batch_shape, n)``.
         """
-        number = check_integer("num_samples", num_samples, 1)
-        order = torch.arange(1, number + 1, dtype=torch.float64, device=self.discount.device)
-        sigma, theta = self.discount.double()[..., None], self.concentration.double()[..., None]
+        number, order, sigma, theta = self._for_samples(num_samples)
         rest = number - order
         log_choices = math.lgamma(number + 1.0) - (order + 1.0).lgamma() - (rest + 1.0).lgamma()
         value = log_choices + _log_rising(1.0 - sigma, order - 1.0)
         value = value + _log_rising(theta + sigma, rest)
         value = value - _log_rising(theta + 1.0, torch.full_like(theta, number - 1.0))
         return value.exp().to(self.discount.dtype)
+
+    def _for_samples(self, num_samples: int) -> tuple[int, Tensor, Tensor, Tensor]:
+        """Number of samples, numbers up to it, and the parameters over one more axis."""
+        number = check_integer("num_samples", num_samples, 1)
+        order = torch.arange(1, number + 1, dtype=torch.float64, device=self.discount.device)
+        return (
+            number,
+            order,
+            self.discount.double()[..., None],
+            self.concentration.double()[..., None],
+        )
 
     def _product_form(self, num_samples: int, auxiliary: Tensor | None) -> tuple[Tensor, Tensor]:
         """Log factors of the probability by sizes of clusters from zero, and by their number."""

@@ -36,16 +36,11 @@ _MOST_JUMPS = 10**7
 
 
 class Series(NamedTuple):
-    """The first weights of a series.
+    """The first weights of a series."""
 
-    :param Tensor weights: in the order of their arrival. **Shape:** ``(*batch, num_jumps)``.
-    :param Tensor arrivals: their arrival times. **Shape:** ``(*batch, num_jumps)``.
-    :param Tensor lost_mass: expected mass of the weights that come later. **Shape:** ``batch``.
-    """
-
-    weights: Tensor
-    arrivals: Tensor
-    lost_mass: Tensor
+    weights: Tensor  # in the order of their arrival, (*batch, num_jumps)
+    arrivals: Tensor  # their arrival times, (*batch, num_jumps)
+    lost_mass: Tensor  # expected mass of the weights that come later, batch
 
 
 class ArrivalSeries:
@@ -146,11 +141,7 @@ def shortest_series(measure: LevyMeasure, tolerance: float, method: str | Arriva
 
 
 def draw_above(
-    measure: LevyMeasure,
-    level: Tensor,
-    seed: int | None,
-    method: str,
-    sample_shape: torch.Size,
+    measure: LevyMeasure, level: Tensor, seed: int | None, method: str, sample_shape: torch.Size
 ) -> tuple[Tensor, Tensor]:
     """Draw all weights above a level, by inversion of the tail at Poisson points or otherwise."""
     shape, own = sample_shape + level.shape, measure._methods_above()
@@ -183,11 +174,7 @@ def poisson_points(shape: torch.Size, number: int, measure: LevyMeasure) -> Tens
 
 
 def _draw_until(
-    way: SeriesMethod,
-    along: SeriesMethod,
-    measure: LevyMeasure,
-    shape: torch.Size,
-    fraction: float,
+    way: SeriesMethod, along: SeriesMethod, measure: LevyMeasure, shape: torch.Size, fraction: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw blocks of growing length until the expected rest is small enough."""
     points = poisson_points(shape, _BLOCK, measure)

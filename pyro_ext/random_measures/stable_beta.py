@@ -8,6 +8,7 @@ r"""The stable beta process, with weights up to one.
 finite approximations of completely random measures.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -146,7 +147,7 @@ class StableBetaProcess(CompletelyRandomMeasure):
 
     def _log_corners(self) -> list[Tensor]:
         own = self._double
-        middle = own.scale.log().expand(self.batch_shape) - 0.6931471805599453
+        middle = own.scale.log().expand(self.batch_shape) - math.log(2.0)
         log_tilt, is_tilted = log_if_positive(own.tilt)
         bend = torch.where(is_tilted, -log_tilt, middle)
         return [middle, bend.minimum(middle)]
@@ -189,10 +190,7 @@ class StableBetaProcess(CompletelyRandomMeasure):
     def _series_methods(self) -> Mapping[str, Callable[[], SeriesMethod]]:
         if self._has("tilt"):
             return {}
-        return {
-            "lomax": lambda: ArrivalSeries(_LomaxTimes(self)),
-            "rounds": lambda: _Rounds(self),
-        }
+        return {"lomax": lambda: ArrivalSeries(_LomaxTimes(self)), "rounds": lambda: _Rounds(self)}
 
     def _finite_distribution(self, num_atoms: int, rule: str) -> TorchDistribution | None:
         if self._has("tilt") or self._has("scale") or rule != "exact":

@@ -66,11 +66,9 @@ class TotalMass(MeasureDistribution):
 class InvertedTotalMass(TotalMass, ScalarDistribution):
     r"""Distribution of the total mass of a measure whose Laplace transform can be inverted.
 
-    Density and distribution function are integrals of the transform along a contour in the complex
-    numbers, for which the exponent is computed by quadrature. Both have a relative precision of
-    about 1e-12, the density also where it is tiny, and gradients in values and parameters. A value
-    takes about a tenth of a second. Draws are exact, with gradients by implicit
-    differentiation.
+    Density and distribution function are contour integrals of relative precision about 1e-12, the
+    density also where it is tiny, with gradients in values and parameters. A value takes about a
+    tenth of a second. Draws are exact, with gradients by implicit differentiation.
 
     :param measure: one that ``total_mass()`` returns this distribution for.
 
@@ -134,11 +132,8 @@ class ApproximateTotalMass(TotalMass):
         return log_weights.exp().sum(-1) + rest * (log_square - log_mean).exp()
 
 
-def compound_poisson(number: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
-    """Sums of given numbers of independent draws.
-
-    Shapes: result that of number.
-    """
+def compound_poisson(number: Tensor, draw: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
+    """Sums of given numbers of independent draws, given parameters of the shape of the numbers."""
     counts = number.reshape(-1).long()
     if int(counts.sum()) > _MOST_WEIGHTS:
         raise ValueError(
@@ -147,4 +142,5 @@ def compound_poisson(number: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor
         )
     owner = torch.repeat_interleave(torch.arange(counts.numel(), device=counts.device), counts)
     total = torch.zeros(counts.shape, dtype=torch.float64, device=counts.device)
-    return total.index_add(0, owner, draw(owner)).view(number.shape)
+    own = [value.expand(number.shape).reshape(-1)[owner] for value in parameters]
+    return total.index_add(0, owner, draw(*own)).view(number.shape)

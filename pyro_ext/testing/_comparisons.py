@@ -25,33 +25,30 @@ def supports(distribution: TorchDistribution, value: Tensor) -> Tensor:
 
 def moment(distribution: TorchDistribution, name: str) -> Tensor | None:
     """Mean or variance, where there is one."""
-    try:
-        value: Tensor = getattr(distribution, name)
-    except NotImplementedError:
-        return None
-    return value
+    return _if_there(lambda: getattr(distribution, name))
 
 
 def has_cdf(distribution: TorchDistribution) -> bool:
     """Whether there is a distribution function."""
-    with seeded(0):
-        draw = distribution.sample()
-    try:
-        distribution.cdf(draw)
-    except NotImplementedError:
-        return False
-    return True
+    return _if_there(lambda: distribution.cdf(_draw(distribution))) is not None
 
 
 def quantiles_of(distribution: TorchDistribution) -> Tensor | None:
     """Quantiles of the fractions above, where there are any."""
+    fractions = torch.tensor(PROBABILITIES).to(_draw(distribution))
+    return _if_there(lambda: distribution.icdf(fractions))
+
+
+def _draw(distribution: TorchDistribution) -> Tensor:
     with seeded(0):
-        draw = distribution.sample()
+        return distribution.sample()
+
+
+def _if_there(call: Callable[[], Tensor]) -> Tensor | None:
     try:
-        value: Tensor = distribution.icdf(torch.tensor(PROBABILITIES).to(draw))
+        return call()
     except NotImplementedError:
         return None
-    return value
 
 
 def refusal(call: Callable[[], Any]) -> ValueError | None:

@@ -83,11 +83,7 @@ def check_rsample(
     seed: int = 0,
     false_alarm_rate: float = 1e-5,
 ) -> None:
-    """Compare the mean gradient of a function of draws with the gradient of its expectation.
-
-    For distributions of one number the latter is a finite difference of quadratures; for others it
-    is the mean of function times gradient of the log density.
-    """
+    """Compare the mean gradient of a function of draws with the gradient of its expectation."""
     distribution = make(**parameters)
     name = type(distribution).__name__
     with seeded(seed):
@@ -149,8 +145,6 @@ def check_finite(make: Make, parameters: Parameters, values: Tensor) -> None:
 
     In float64 densities, probabilities, draws and gradients have to be finite, and in float32 what
     is at most 1e37 in float64; gradients of draws, where draws are of moderate size.
-
-    Shapes: parameters (n,) each; values (n,).
     """
 
     def results(parameters: Parameters, values: Tensor) -> dict[str, Tensor]:

@@ -240,12 +240,8 @@ def check_density(
     moments = {what: moment(distribution, what) for what in ("mean", "variance")}
     if points is not None:
         mass = distribution.log_prob(points).exp()
-        close(
-            f"sum of the probabilities of {name} and 1",
-            mass.sum(),
-            torch.ones_like(mass[0]),
-            tolerance,
-        )
+        one = torch.ones_like(mass[0])
+        close(f"sum of the probabilities of {name} and 1", mass.sum(), one, tolerance)
         mass = mass.reshape(-1, *[1] * len(distribution.event_shape))
         mean = (mass * points).sum(0)
         sums = {"mean": mean, "variance": (mass * (points - mean).square()).sum(0)}
@@ -365,10 +361,8 @@ def check_draws(
         if variance is not None and bool(variance.isfinite().all()):
             compare("the variance", (draws - mean).square(), variance)
     for what, p in comparisons:
-        require(
-            p > false_alarm_rate / len(comparisons),
-            f"draws of {name} do not have {what}: p = {p:.2g}",
-        )
+        is_likely = p > false_alarm_rate / len(comparisons)
+        require(is_likely, f"draws of {name} do not have {what}: p = {p:.2g}")
 
 
 def check_divergence(

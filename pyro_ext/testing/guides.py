@@ -134,11 +134,7 @@ def _draws(
 
 
 def _check_readers(
-    guide: Guide,
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    shapes: Shapes,
-    num_samples: int,
+    guide: Guide, model: Callable[..., Any], args: tuple[Any, ...], shapes: Shapes, num_samples: int
 ) -> None:
     with torch.no_grad():
         predicted = Predictive(model, guide=guide, num_samples=num_samples)(*args)

@@ -43,7 +43,6 @@ def check_potential(
 
     Example::
 
-        >>> import pyro, pyro.distributions as dist
         >>> def model(x):
         ...     scale = pyro.sample("scale", dist.HalfNormal(1.0))
         ...     with pyro.plate("data", len(x)):
@@ -75,26 +74,21 @@ def check_potential(
 
     expected, expected_gradient = eager.value_and_grad(params, subsample)
     _compare("value on the graph and without it", value, expected, tolerance)
-    for name in gradient:
-        _compare(
-            f"gradient of {name!r} on the graph and without it",
-            gradient[name],
-            expected_gradient[name],
-            tolerance,
-        )
+    for name, own in expected_gradient.items():
+        what = f"gradient of {name!r} on the graph and without it"
+        _compare(what, gradient[name], own, tolerance)
     _compare("value alone and with its gradient", potential(params, subsample), value, tolerance)
     last = slice(num_chains - 1, num_chains)
     alone = potential.value_and_grad(_rows(params, last), _rows(subsample, last))
     _compare("value of one chain and of several", alone[0], value[last], tolerance)
-    _compare(
-        "gradient of one chain and of several", layout.flatten(alone[1]), flat[last], tolerance
-    )
+    what = "gradient of one chain and of several"
+    _compare(what, layout.flatten(alone[1]), flat[last], tolerance)
 
     for chain in range(num_chains):
-        own = {name: index[chain] for name, index in subsample.items()}
+        seen = {name: index[chain] for name, index in subsample.items()}
 
-        def of_pyro(point: Tensor, own: Mapping[str, Tensor] = own) -> Tensor:
-            return pyro_potential(model, args, kwargs, layout.unflatten(point), own)
+        def of_pyro(point: Tensor, seen: Mapping[str, Tensor] = seen) -> Tensor:
+            return pyro_potential(model, args, kwargs, layout.unflatten(point), seen)
 
         point = layout.flatten(params)[chain]
         _compare("value and Pyro's own", value[chain], of_pyro(point), tolerance)

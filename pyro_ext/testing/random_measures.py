@@ -100,15 +100,12 @@ def check_levy_integrals(measure: CompletelyRandomMeasure, *, tolerance: float =
     for what, order in (("mean", 1.0), ("variance", 2.0)):
         value = getattr(measure, what)
         if bool(value.isfinite()):
-            total = _integrals(measure, [partial(weight, n=order, size=value.detach())])
-            close(
-                f"{what} of {name} and its integral", torch.ones_like(total[0]), total[0], tolerance
-            )
+            (total,) = _integrals(measure, [partial(weight, n=order, size=value.detach())])
+            close(f"{what} of {name} and its integral", torch.ones_like(total), total, tolerance)
         else:
             index = measure.index_at_infinity
-            require(
-                bool(index <= order), f"{what} of {name} is {value:g} with an index of {index:g}"
-            )
+            wrong = f"{what} of {name} is {value:g} with an index of {index:g}"
+            require(bool(index <= order), wrong)
     low, high = _ends(measure)
     for size in points[(points.log() > low) & (points < math.exp(min(high, 700.0)))]:
         total = _integrals(measure, [torch.ones_like], low=float(size.log()))
@@ -144,27 +141,19 @@ def check_tilt_and_scale(measure: CompletelyRandomMeasure, *, tolerance: float =
     name = type(measure).__name__
     both = measure.exponential_tilt(0.6).rescale(2.5).exponential_tilt(0.3)
     _, high = _ends(measure)
-    size = (
-        torch.tensor([1e-5, 1e-3, 0.1, 0.9], dtype=torch.float64) * 2.5 * min(1.0, math.exp(high))
-    )
+    fractions = torch.tensor([1e-5, 1e-3, 0.1, 0.9], dtype=torch.float64)
+    size = fractions * 2.5 * min(1.0, math.exp(high))
     inner = size / 2.5
-    exact = measure.log_levy_density(inner) - math.log(2.5) - 0.6 * inner - 0.3 * size
-    close(
-        f"log_levy_density of {name} tilted and rescaled",
-        both.log_levy_density(size),
-        exact,
-        tolerance,
-    )
     t = torch.tensor([0.8, 1e4], dtype=torch.float64)
-    exact = measure.laplace_exponent(2.5 * (t + 0.3) + 0.6) - measure.laplace_exponent(1.35)
-    close(
-        f"laplace_exponent of {name} tilted and rescaled",
-        both.laplace_exponent(t),
-        exact,
-        tolerance,
-    )
-    exact = 3 * math.log(2.5) + measure.log_kappa(3, 2.5 * 0.5 + 0.6)
-    close(f"log_kappa of {name} tilted and rescaled", both.log_kappa(3, 0.2), exact, tolerance)
+    density = measure.log_levy_density(inner) - math.log(2.5) - 0.6 * inner - 0.3 * size
+    exponent = measure.laplace_exponent(2.5 * (t + 0.3) + 0.6) - measure.laplace_exponent(1.35)
+    kappa = 3 * math.log(2.5) + measure.log_kappa(3, 2.5 * 0.5 + 0.6)
+    for what, found, exact in (
+        ("log_levy_density", both.log_levy_density(size), density),
+        ("laplace_exponent", both.laplace_exponent(t), exponent),
+        ("log_kappa", both.log_kappa(3, 0.2), kappa),
+    ):
+        close(f"{what} of {name} tilted and rescaled", found, exact, tolerance)
 
 
 def check_finite_approximation(
@@ -251,30 +240,19 @@ def check_partitions(measure: Any, num_samples: int = 4, *, tolerance: float = 1
         for count in blocks:
             size[count - 1] += probability
     close(f"log_num_clusters of {name}", measure.log_num_clusters(total).exp(), number, tolerance)
-    close(
-        f"expected_cluster_counts of {name}",
-        measure.expected_cluster_counts(total),
-        size,
-        tolerance,
-    )
+    found = measure.expected_cluster_counts(total)
+    close(f"expected_cluster_counts of {name}", found, size, tolerance)
     for sizes in ([1], [2, 1], [4, 4, 1]):
         whole = measure.log_eppf(sizes)
         more = [[*sizes[:j], sizes[j] + 1, *sizes[j + 1 :]] for j in range(len(sizes))]
-        fractions = torch.stack(
-            [measure.log_eppf(other) - whole for other in [*more, [*sizes, 1]]]
-        ).exp()
-        close(
-            f"predictive of {name} after {sizes}", measure.predictive(sizes), fractions, tolerance
-        )
-        close(
-            f"sum of the predictive of {name}", fractions.sum(), torch.ones_like(whole), tolerance
-        )
+        logs = [measure.log_eppf(other) - whole for other in [*more, [*sizes, 1]]]
+        fractions, found = torch.stack(logs).exp(), measure.predictive(sizes)
+        close(f"predictive of {name} after {sizes}", found, fractions, tolerance)
+        close(f"sum of the predictive of {name} and 1", fractions.sum(), one, tolerance)
     fewer = min(num_samples, 4)  # of six samples there are 203 vectors of labels
     partition, labels = measure.partition(fewer), _labels(fewer)
     value = partition.log_prob(labels)
-    close(
-        f"sum over label vectors of {name}", value.exp().sum(), torch.ones_like(value[0]), tolerance
-    )
+    close(f"sum over label vectors of {name} and 1", value.exp().sum(), one.to(value), tolerance)
     for other in (labels.flip(-1), 7 - labels):
         close(f"order and names of labels of {name}", partition.log_prob(other), value, tolerance)
 
@@ -296,14 +274,12 @@ def check_partition_draws(
     same_shape(f"partitions of {name}", draws.shape, (num_draws, 4))
     require(draws.dtype == torch.long, f"partitions of {name} are {draws.dtype}")
     observed = (draws.unsqueeze(1) == every).all(-1).sum(0).double()
-    require(
-        bool(observed.sum() == num_draws), f"partitions of {name} are not in order of appearance"
-    )
+    is_ordered = bool(observed.sum() == num_draws)
+    require(is_ordered, f"partitions of {name} are not in order of appearance")
     expected = partition.log_prob(every).exp() * num_draws
     p = stats.chisquare(observed.numpy(), expected.numpy(), sum_check=False).pvalue
-    require(
-        p > false_alarm_rate, f"partitions of {name} do not have their probabilities: p = {p:.2g}"
-    )
+    wrong = f"partitions of {name} do not have their probabilities: p = {p:.2g}"
+    require(p > false_alarm_rate, wrong)
 
 
 def _functions(x: Tensor) -> dict[str, Callable[[Any], Tensor]]:

@@ -54,11 +54,11 @@ def test_wrong_options(subtests: pytest.Subtests) -> None:
         ({"posterior_predictive": 3}, TypeError, "posterior_predictive must be"),
         ({"posterior_predictive": {"y": np.zeros((6, 7))}}, ValueError, "['y'] has the shape (7,)"),
         ({"posterior_predictive": {"y": np.zeros((7, 3))}}, ValueError, "(1, 6, ...) or (6, ...)"),
-        ({"prior": 0}, ValueError, "prior must be at least 1"),
+        ({"prior": 0}, ValueError, "prior must be an integer >= 1"),
         ({"prior": 2.5}, TypeError, "prior must be True, False"),
         ({"prior": {"noise": np.zeros((3, 2))}}, ValueError, "prior['noise'] has the shape (2,)"),
-        ({"num_samples": 0}, ValueError, "num_samples must be at least 1"),
-        ({"num_samples": True}, TypeError, "num_samples must be"),
+        ({"num_samples": 0}, ValueError, "num_samples must be an integer >= 1"),
+        ({"num_samples": True}, ValueError, "num_samples must be"),
         ({"model": 3}, TypeError, "model must be callable"),
         ({"seed": -1, "prior": 3}, ValueError, "seed must be"),
         ({"dims": {"weigth": ["a"]}}, ValueError, "dims names ['weigth']"),
@@ -67,11 +67,11 @@ def test_wrong_options(subtests: pytest.Subtests) -> None:
         ({"dims": {"weight": ["draw"]}}, ValueError, "must not name ['draw']"),
         ({"dims": {"weight": ["noise"]}}, ValueError, "which is a variable of posterior"),
         ({"dims": {"weight": ["data"]}}, ValueError, "dimension 'data' has size"),
-        ({"dims": [1]}, TypeError, "dims must map"),
+        ({"dims": [1]}, TypeError, "dims must be a dict"),
         ({"coords": {"data": range(3)}}, ValueError, "3 in coords['data']"),
         ({"coords": {"data": np.zeros((12, 1))}}, ValueError, "coords['data'] must be a list"),
         ({"coords": {"data": "abc"}}, TypeError, "coords['data'] must be a list"),
-        ({"coords": 3}, TypeError, "coords must map"),
+        ({"coords": 3}, TypeError, "coords must be a dict"),
     ]:
         with subtests.test(message):
             x, y = linear_data()

@@ -373,8 +373,8 @@ def test_wrong_arguments_are_named():
     for options, kind, message in (
         ({"num_simulations": 0}, ValueError, "num_simulations must be an integer >= 1, got 0"),
         ({"num_draws": 1.5}, ValueError, "num_draws must be an integer >= 1, got 1.5"),
-        ({"inference": 3}, TypeError, "run_inference must be callable, got 3"),
-        ({"quantities": {"a": 1}}, TypeError, r"quantities\['a'\] must be callable, got 1"),
+        ({"inference": 3}, TypeError, "run_inference must be a function, got 3"),
+        ({"quantities": {"a": 1}}, TypeError, r"quantities\['a'\] must be a function, got 1"),
         ({"quantities": {"loc": len}}, ValueError, r"quantities names \['loc'\], which are ranked"),
         ({"executor": 2}, TypeError, "executor must be a concurrent.futures.Executor or None"),
         ({"executor": ThreadPoolExecutor(1)}, ValueError, "executor must run in processes"),

@@ -23,13 +23,11 @@ from pyro_ext.inference.partitions.trees import (
     Forest,
     Integers,
     Model,
-    build,
     insert,
     join,
     leaves_below,
     log_dissimilarity,
     log_like,
-    log_subtree_weights,
     model_of,
     new_forest,
     nodes_below,
@@ -117,6 +115,29 @@ class PublishedTreeGuided(ConjugateKernel):
             labels[leaves_below(forest, tree)] = label
         self._planted = forest, trees, labels.copy()
         return acceptance_rates(("split", "merge", "point"), counts)
+
+
+@compiled
+def build(model: Model, forest: Forest, members: Integers) -> int:
+    """The tree of a block: its points put in one after the other."""
+    tree = members[0]
+    for index in range(1, members.size):
+        tree = insert(model, forest, tree, members[index], False)
+    return tree
+
+
+@compiled
+def log_subtree_weights(forest: Forest, nodes: Integers) -> Floats:
+    """Log probabilities of nodes to be chosen: their costs, raised by the largest."""
+    logs = forest.log_cost[nodes]
+    largest = logs.max()
+    if largest == -np.inf:
+        return np.full(nodes.size, -math.log(nodes.size))
+    total = 0.0
+    for index in range(nodes.size):
+        logs[index] = math.log1p(math.exp(logs[index] - largest))
+        total += math.exp(logs[index])
+    return logs - math.log(total)
 
 
 @compiled

@@ -1,14 +1,14 @@
 """Point estimates of a partition, and credible balls around them."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_number
+from pyro_ext._checks import as_tensor, check_choice, check_integer, check_number, check_optional
 from pyro_ext.diagnostics.partitions.labels import (
     Labels,
     check_draws,
@@ -16,13 +16,7 @@ from pyro_ext.diagnostics.partitions.labels import (
     check_partition,
     co_clustering,
 )
-from pyro_ext.diagnostics.partitions.losses import (
-    Loss,
-    check_loss,
-    distances_to,
-    increments,
-    mean_distances,
-)
+from pyro_ext.diagnostics.partitions.losses import Loss, distances_to, increments, mean_distances
 from pyro_ext.random import fresh_seed
 from pyro_ext.random_measures import cluster_counts
 
@@ -60,16 +54,12 @@ def point_estimate(
     of two trees, of average and complete linkage, on one minus :func:`co_clustering` [1]. From the
     best of them, and from partitions built up point by point in random orders [2], single points
     move to other or new clusters for as long as that lowers the expected loss. Last, each cluster
-    of the best partition is dissolved, its points are placed anew, and what is better stays.
-
-    The loss is the average over the draws itself. The bound that [1] minimizes for the variation
-    of information is less than that, as it moves the average into the logarithm; it needs the
-    co-clustering matrix only, and its minimum is at another partition.
+    of the best partition is dissolved, its points are placed anew, and what is better stays. The
+    loss is the average over the draws itself, not the bound that [1] minimizes.
 
     No search short of all partitions is certain to find the least loss: compare seeds. A sweep over
     the points takes time in proportion to draws, points and clusters (for the Binder loss, to the
-    square of the number of points); the memory, to the clusters of all draws together times those
-    of the estimate.
+    square of the number of points).
 
     :param labels: draws of labels. **Shape:** ``(num_draws, n)`` or
         ``(num_chains, num_draws, n)``.
@@ -81,7 +71,6 @@ def point_estimate(
     :param int num_restarts: how many partitions are built up in random orders.
     :returns: the partition and its expected loss.
     :raises TypeError: where labels are no integers.
-    :raises ValueError: names the argument, what it got and what it wants.
 
     [1] S. Wade, Z. Ghahramani (2018), *Bayesian cluster analysis: point estimation and credible
     balls*, Bayesian Analysis 13, 559-626.
@@ -95,22 +84,17 @@ def point_estimate(
         >>> point_estimate(draws, "binder", seed=0)
         PartitionEstimate(labels=tensor([0, 0, 1, 1]), expected_loss=0.125)
     """
-    check_loss(loss)
+    check_choice("loss", loss, get_args(Loss))
     draws = check_draws("labels", labels).flatten(0, -2)
     num_points = draws.shape[-1]
-    if max_num_clusters is not None:
-        check_integer("max_num_clusters", max_num_clusters, 1)
+    check_optional(check_integer, "max_num_clusters", max_num_clusters, 1)
     check_integer("num_restarts", num_restarts, 0)
     probabilities = co_clustering(draws).numpy()
     if candidates is None:
         tried = torch.cat([_some_draws(draws), _cuts(draws, probabilities)])
     else:
-        tried = check_labels("candidates", candidates)
-        if tried.shape[1:] != (num_points,):
-            raise ValueError(
-                f"candidates must have the shape (num_candidates, {num_points}), got "
-                f"{tuple(tried.shape)}"
-            )
+        wanted = f"(num_candidates, {num_points})"
+        tried = as_tensor("candidates", check_labels("candidates", candidates), wanted)
     most = min(max_num_clusters or num_points, num_points)
     # One cluster is always allowed, so there is something to start from.
     tried = torch.cat([tried[tried.amax(-1) < most], torch.zeros_like(tried[:1])]).unique(dim=0)
@@ -231,10 +215,7 @@ class CredibleBall(NamedTuple):
 
 
 def credible_ball(
-    labels: Labels,
-    center: Labels,
-    level: float = 0.95,
-    loss: Loss = "variation_of_information",
+    labels: Labels, center: Labels, level: float = 0.95, loss: Loss = "variation_of_information"
 ) -> CredibleBall:
     """Find the smallest ball around a partition that holds a fraction of the posterior [1].
 
@@ -245,7 +226,6 @@ def credible_ball(
     :param str loss: the distance, ``"variation_of_information"`` or ``"binder"``.
     :returns: the radius and the bounds.
     :raises TypeError: where labels are no integers.
-    :raises ValueError: names the argument, what it got and what it wants.
 
     [1] S. Wade, Z. Ghahramani (2018), *Bayesian cluster analysis: point estimation and credible
     balls*, Bayesian Analysis 13, 559-626.
@@ -257,7 +237,7 @@ def credible_ball(
         >>> ball.radius, ball.vertical_upper.tolist(), ball.vertical_lower.tolist()
         (0.5, [[0, 0, 0, 0]], [[0, 1, 2, 3]])
     """
-    check_loss(loss)
+    check_choice("loss", loss, get_args(Loss))
     level = check_number("level", level, above=0.0, most=1.0)
     draws = check_draws("labels", labels).flatten(0, -2)
     middle = check_partition("center", center, draws.shape[-1])

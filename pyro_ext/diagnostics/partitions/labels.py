@@ -26,10 +26,7 @@ Labels: TypeAlias = Tensor | npt.NDArray[Any]
 
 
 def check_labels(argument: str, labels: Any) -> Tensor:
-    """Return label vectors renumbered in the order of first occurrence.
-
-    Shapes: labels (*batch, n); returns as the labels.
-    """
+    """Return label vectors renumbered in the order of first occurrence."""
     array = to_array(labels, argument)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{argument} must hold integers, got {array.dtype}")
@@ -41,10 +38,7 @@ def check_labels(argument: str, labels: Any) -> Tensor:
 
 
 def check_draws(argument: str, labels: Any) -> Tensor:
-    """Return draws of label vectors renumbered in the order of first occurrence.
-
-    Shapes: returns (num_draws, n) or (num_chains, num_draws, n).
-    """
+    """Return draws of label vectors renumbered in the order of first occurrence."""
     canonical = check_labels(argument, labels)
     if canonical.dim() not in (2, 3):
         raise ValueError(
@@ -55,10 +49,7 @@ def check_draws(argument: str, labels: Any) -> Tensor:
 
 
 def check_partition(argument: str, labels: Any, num_points: int) -> Tensor:
-    """Return a single label vector renumbered in the order of first occurrence.
-
-    Shapes: returns (n,).
-    """
+    """Return a single label vector renumbered in the order of first occurrence."""
     canonical = check_labels(argument, labels)
     if canonical.shape != (num_points,):
         raise ValueError(

@@ -1,18 +1,18 @@
 """Distances between partitions, and their averages over a posterior."""
 
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import check_choice
 from pyro_ext.diagnostics.partitions.labels import Labels, check_draws, check_labels
 
 __all__ = [
     "Loss",
     "binder_loss",
-    "check_loss",
     "distances_to",
     "expected_loss",
     "increments",
@@ -21,6 +21,8 @@ __all__ = [
 ]
 
 Loss: TypeAlias = Literal["variation_of_information", "binder"]
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
 
 
 def variation_of_information(first: Labels, second: Labels) -> Tensor:
@@ -92,7 +94,7 @@ def expected_loss(
         >>> expected_loss(torch.tensor([0, 0, 1, 1]), draws, "binder")
         tensor(0.2500, dtype=torch.float64)
     """
-    check_loss(loss)
+    check_choice("loss", loss, get_args(Loss))
     draws = check_draws("labels", labels).flatten(0, -2)
     tried = check_labels("candidate", candidate)
     if tried.shape[-1] != draws.shape[-1]:
@@ -104,20 +106,12 @@ def expected_loss(
     return torch.from_numpy(mean_distances(rows, draws.numpy(), loss)).reshape(tried.shape[:-1])
 
 
-def check_loss(loss: Any) -> None:
-    """Raise where a loss is none that is known."""
-    if loss not in get_args(Loss):
-        raise ValueError(f"loss must be one of {list(get_args(Loss))}, got {loss!r:.80}")
-
-
-def increments(loss: Loss, num_points: int) -> npt.NDArray[np.float64]:
+def increments(loss: Loss, num_points: int) -> Floats:
     r"""What a point adds to :math:`\sum_c f(c)` when it joins a cluster, by the size before.
 
     Both losses are :math:`\sum_i f(a_i) + \sum_j f(b_j) - 2 \sum_{ij} f(n_{ij})` of the sizes of
     clusters and of their intersections, divided by a constant: :math:`f(c) = c \log c` and
     :math:`n` for the variation of information, :math:`c^2` and :math:`n^2` for the Binder loss.
-
-    Shapes: returns (n,).
     """
     sizes = np.arange(num_points + 1, dtype=np.float64)
     if loss == "binder":
@@ -125,13 +119,8 @@ def increments(loss: Loss, num_points: int) -> npt.NDArray[np.float64]:
     return np.diff(sizes * np.log(np.maximum(sizes, 1.0)))
 
 
-def distances_to(
-    center: npt.NDArray[np.int64], draws: npt.NDArray[np.int64], loss: Loss
-) -> npt.NDArray[np.float64]:
-    """Distance of each draw from one partition.
-
-    Shapes: center (n,); draws (num_draws, n); returns (num_draws,).
-    """
+def distances_to(center: Integers, draws: Integers, loss: Loss) -> Floats:
+    """Distance of each draw from one partition."""
     from pyro_ext.diagnostics.partitions import _loops
 
     centers = np.tile(center, (len(draws), 1))
@@ -139,13 +128,8 @@ def distances_to(
     return _loops.paired_distances(centers, draws, table) / _scale(loss, center.size)
 
 
-def mean_distances(
-    candidates: npt.NDArray[np.int64], draws: npt.NDArray[np.int64], loss: Loss
-) -> npt.NDArray[np.float64]:
-    """Distance of each candidate from the draws, on average.
-
-    Shapes: candidates (num_candidates, n); draws (num_draws, n); returns (num_candidates,).
-    """
+def mean_distances(candidates: Integers, draws: Integers, loss: Loss) -> Floats:
+    """Distance of each candidate from the draws, on average."""
     from pyro_ext.diagnostics.partitions import _loops
 
     num_points = draws.shape[-1]

@@ -8,7 +8,7 @@ import pytest
 from pyro_ext.inference.partitions import _exact_moves as moves
 from pyro_ext.inference.partitions._cluster_loops import constants
 from pyro_ext.inference.partitions._locality import neighbor_tree
-from pyro_ext.inference.partitions.mixtures import centered
+from pyro_ext.inference.partitions.mixtures import Compiled, centered
 from pyro_ext.inference.partitions.trees import leaves_below, model_of, new_forest
 from tests.inference.partitions.enumeration import DATA, WEIGHTS, log_prior_of, posterior
 
@@ -155,11 +155,11 @@ def frequencies(case, num_moves, number, seed=0):
     """Share of each partition among the states of a chain of the sampler."""
     rng = np.random.default_rng(seed)
     labels, counts = np.zeros(len(case.points), np.int64), np.zeros(len(case.states))
-    compiled = case.kind, case.parameters, case.table, case.points
+    compiled = Compiled(case.kind, case.parameters, case.table, case.points)
     weights = case.log_size, case.log_number
     for seed_of_loop in rng.integers(2**31, size=number):
         moves.exact_sweep(
-            *compiled, labels, case.tallest, *weights, num_moves, case.num_scans, int(seed_of_loop)
+            compiled, labels, case.tallest, *weights, num_moves, case.num_scans, int(seed_of_loop)
         )
         counts[case.index[canonical(labels)]] += 1
     return counts / number

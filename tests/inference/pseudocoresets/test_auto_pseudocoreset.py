@@ -445,7 +445,7 @@ def test_errors() -> None:
         make(size=4, learnable=["z"])
     with pytest.raises(TypeError, match="learnable must be a list of names or numbers, got 'x'"):
         make(size=4, learnable="x")
-    with pytest.raises(TypeError, match="kernel must make a kernel of a model, got 3"):
+    with pytest.raises(TypeError, match="kernel must be a function that makes a kernel"):
         make(size=4, kernel=3)
     with pytest.raises(ValueError, match="plate must name the plate"):
         make(size=4, plate="rows")
@@ -456,7 +456,7 @@ def test_errors() -> None:
         guide.fit(ForwardKL(), optimizer=3)
     with pytest.raises(ValueError, match="num_steps must be an integer >= 1, got 0"):
         guide.fit(ForwardKL(), 0)
-    with pytest.raises(TypeError, match="model must be callable, got 3"):
+    with pytest.raises(TypeError, match="model must be a Pyro model, got 3"):
         guide.condition(3)
     with pytest.raises(ValueError, match="guide has nothing to learn"):
         make(size=4, weights="scaled", learnable=[]).fit(ForwardKL())

@@ -193,7 +193,7 @@ def test_blocks_of_data_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     likelihood = whole.data.log_likelihood(flat)
     torch.testing.assert_close(parts.data.log_likelihood(flat), likelihood)
     index = torch.arange(400).flip(0)
-    torch.testing.assert_close(parts.data.log_likelihood(flat, index), likelihood)
+    torch.testing.assert_close(parts.data.estimate(flat, index), likelihood)
     expected = -torch.nn.functional.binary_cross_entropy_with_logits(
         flat @ x.mT, y.expand(4, -1), reduction="none"
     ).sum(-1)
@@ -379,7 +379,7 @@ def test_errors() -> None:
         GaussianSurrogate(1.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="num_samples must be an integer >= 2, got 1"):
         MCMCSurrogate(num_samples=1)
-    with pytest.raises(TypeError, match="kernel must make a kernel"):
+    with pytest.raises(TypeError, match="kernel must be a function that makes"):
         MCMCSurrogate("NUTS")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="guide must be an AutoPseudocoreset"):
         ForwardKL().loss(location, lambda: None)
