@@ -207,6 +207,16 @@ class _Hamiltonian(VectorizedKernel):
         state = HamiltonianState(*outcome, keys, none.clone(), *search, factor, *moments)
         return self._with_first_step_size(state, 0)
 
+    def _moved(self, state: HamiltonianState, position: Tensor) -> HamiltonianState:
+        value, gradient = self.potential.gradient.over_any(position)
+        return state._replace(position=position, value=value, gradient=gradient)
+
+    def clear_cache(self) -> None:
+        """Take the potential at the position of the chain anew, see :class:`Gibbs`."""
+        if self._chains is not None:
+            state = self._moved(self._chains.state, self._chains.position)
+            self._chains = replace(self._chains, state=state)
+
     def _with_first_step_size(self, state: HamiltonianState, step: int) -> HamiltonianState:
         """Start to look for step sizes where one step's acceptance passes through the target.
 
@@ -265,7 +275,7 @@ class _Hamiltonian(VectorizedKernel):
             state = self._adapted(state, carried.draws.position[: end - step], step, end)
             step = end
         recorded = HamiltonianDraw(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
-        after = replace(chains, step=step, state=state, potential_energy=state.value)
+        after = replace(chains, step=step, state=state, potential_energy=state.value.clone())
         return after, Draws(targets, recorded, recorded.value)
 
     def _inputs(self, state: HamiltonianState, step: int, number: int, num_rows: int) -> Inputs:

@@ -30,6 +30,7 @@ from pyro_ext.potential import (
     bijection,
     check_backend,
     init_to_suggested,
+    sum_out,
 )
 from pyro_ext.potential.control_variates import Anchor, is_anchor_of
 from pyro_ext.random import chain_keys, fresh_seed
@@ -227,6 +228,10 @@ class VectorizedKernel(MCMCKernel):
             raise ValueError("a kernel with potential_fn needs initial_params")
         return potential.init_chains(numbers, seed, self.init_strategy)
 
+    def _moved(self, state: Any, position: Tensor) -> Any:
+        """State at other positions, where a driver or :class:`Gibbs` has put the chains."""
+        return state._replace(position=position)
+
     def _statistics(self, state: Any) -> dict[str, Tensor]:
         """What the sampler reports of each chain, ``(num_chains,)`` each."""
         return {}
@@ -282,7 +287,10 @@ class VectorizedKernel(MCMCKernel):
         :param kwargs: keyword arguments of the model.
         """
         if self.model is not None:
-            self._potential = Potential(self.model, *args, backend=self.backend, **kwargs)
+            model = self.model
+            if not self.takes_minibatches:
+                model = sum_out(model, *args, **kwargs)
+            self._potential = Potential(model, *args, backend=self.backend, **kwargs)
         else:
             if self._initial_params is None:
                 raise ValueError("a kernel with potential_fn needs initial_params")
@@ -526,7 +534,7 @@ class VectorizedKernel(MCMCKernel):
             self._chains = self.begin(range(1), fresh_seed(None), batched)
         position = self.potential.layout.flatten(batched)
         if not torch.equal(position, self._chains.position):
-            state = self._chains.state._replace(position=position)
+            state = self._moved(self._chains.state, position)
             self._chains = replace(self._chains, state=state)
         self._chains = self.advance(self._chains, self.num_steps)
         if not torch.isfinite(self._chains.position).all():
