@@ -49,11 +49,7 @@ class ConditionalProcess(NeuralProcess):
         self.decoder = Decoder(encoder.width, self.x_dim, self.y_dim, width)
 
     def loss(
-        self,
-        batch: Batch,
-        num_samples: int = 1,
-        *,
-        generator: torch.Generator | None = None,
+        self, batch: Batch, num_samples: int = 1, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Mean negative log likelihood, as :meth:`NeuralProcess.loss`; nothing is random."""
         check_integer("num_samples", num_samples, 1)
@@ -139,11 +135,7 @@ class BootstrapProcess(NeuralProcess):
         self.decoder = Decoder(encoder.width, self.x_dim, self.y_dim, width, with_addition=True)
 
     def loss(
-        self,
-        batch: Batch,
-        num_samples: int = 4,
-        *,
-        generator: torch.Generator | None = None,
+        self, batch: Batch, num_samples: int = 4, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Loss without and with bootstrapped contexts, as :meth:`NeuralProcess.loss`."""
         check_integer("num_samples", num_samples, 1)

@@ -15,11 +15,7 @@ from pyro_ext.models.neural_processes.networks import (
     SetEncoder,
     side_by_side,
 )
-from pyro_ext.models.neural_processes.process import (
-    NeuralProcess,
-    log_mean_exp,
-    points_log_prob,
-)
+from pyro_ext.models.neural_processes.process import NeuralProcess, log_mean_exp, points_log_prob
 
 __all__ = ["ANP", "NP", "LatentProcess"]
 
@@ -83,11 +79,7 @@ class LatentProcess(NeuralProcess):
             return self._sites(points)
 
     def loss(
-        self,
-        batch: Batch,
-        num_samples: int = 4,
-        *,
-        generator: torch.Generator | None = None,
+        self, batch: Batch, num_samples: int = 4, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """The bound of importance weighting, as :meth:`NeuralProcess.loss`."""
         check_integer("num_samples", num_samples, 1)
@@ -144,11 +136,7 @@ class NP(LatentProcess):
     """
 
     def __init__(
-        self,
-        x_dim: int = 1,
-        y_dim: int = 1,
-        width: int = 128,
-        latent_features: int | None = None,
+        self, x_dim: int = 1, y_dim: int = 1, width: int = 128, latent_features: int | None = None
     ) -> None:
         features = _latent_features(latent_features, width)
         super().__init__(
@@ -178,11 +166,7 @@ class ANP(LatentProcess):
     """
 
     def __init__(
-        self,
-        x_dim: int = 1,
-        y_dim: int = 1,
-        width: int = 128,
-        latent_features: int | None = None,
+        self, x_dim: int = 1, y_dim: int = 1, width: int = 128, latent_features: int | None = None
     ) -> None:
         features = _latent_features(latent_features, width)
         super().__init__(

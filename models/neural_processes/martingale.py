@@ -22,11 +22,7 @@ from pyro_ext.models.neural_processes.networks import (
     attentive_encoder,
     pooling_encoder,
 )
-from pyro_ext.models.neural_processes.process import (
-    NeuralProcess,
-    log_mean_exp,
-    points_log_prob,
-)
+from pyro_ext.models.neural_processes.process import NeuralProcess, log_mean_exp, points_log_prob
 from pyro_ext.nn import MLP, InducedSetAttention
 
 __all__ = [
@@ -229,11 +225,7 @@ class MartingalePosteriorProcess(NeuralProcess):
         self.generator = generator(encoder)
 
     def loss(
-        self,
-        batch: Batch,
-        num_samples: int = 5,
-        *,
-        generator: torch.Generator | None = None,
+        self, batch: Batch, num_samples: int = 5, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Weighted sum of the three losses, as :meth:`NeuralProcess.loss`."""
         parts = self.losses(batch, num_samples, generator=generator)
@@ -241,11 +233,7 @@ class MartingalePosteriorProcess(NeuralProcess):
         return torch.stack(terms).sum(0) if terms else torch.zeros_like(parts[0])
 
     def losses(
-        self,
-        batch: Batch,
-        num_samples: int = 5,
-        *,
-        generator: torch.Generator | None = None,
+        self, batch: Batch, num_samples: int = 5, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         r"""The losses one by one; those of weight zero are zero.
 

@@ -65,11 +65,7 @@ class NeuralProcess(PyroModule):
         return outputs
 
     def loss(
-        self,
-        batch: Batch,
-        num_samples: int = 1,
-        *,
-        generator: torch.Generator | None = None,
+        self, batch: Batch, num_samples: int = 1, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Loss of tasks for training, a mean over tasks.
 

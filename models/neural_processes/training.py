@@ -118,10 +118,7 @@ class LogLikelihoods(NamedTuple):
 
 @torch.no_grad()
 def log_likelihoods(
-    process: NeuralProcess,
-    batches: Iterable[Batch],
-    num_samples: int = 50,
-    seed: int | None = 0,
+    process: NeuralProcess, batches: Iterable[Batch], num_samples: int = 50, seed: int | None = 0
 ) -> LogLikelihoods:
     r"""Mean over tasks and points of :math:`\log \frac1K \sum_k \mathcal{N}(y; \mu_k, \sigma_k)`.
 

@@ -20,12 +20,7 @@ from torch.distributions import constraints
 from pyro_ext._checks import as_parameter, as_tensor, check_instance, check_integer
 from pyro_ext.distributions.bases import ParametricDistribution, expanded
 
-__all__ = [
-    "ClusterBlock",
-    "ConjugateCluster",
-    "PartitionedBlock",
-    "Summary",
-]
+__all__ = ["ClusterBlock", "ConjugateCluster", "PartitionedBlock", "Summary"]
 
 Summary = tuple[Tensor, ...]
 Cluster = TypeVar("Cluster", bound="ConjugateCluster")
@@ -85,11 +80,7 @@ class ClusterBlock(RowsOfClusters):
     """
 
     def __init__(
-        self,
-        cluster: "ConjugateCluster",
-        num_points: int,
-        *,
-        validate_args: bool | None = None,
+        self, cluster: "ConjugateCluster", num_points: int, *, validate_args: bool | None = None
     ) -> None:
         check_instance("cluster", cluster, ConjugateCluster, "a conjugate cluster")
         self.cluster = cluster

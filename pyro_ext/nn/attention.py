@@ -1,4 +1,13 @@
-"""Attention between sets and within them: blocks that see neither order nor padding."""
+"""Attention between sets and within them: blocks that see neither order nor padding.
+
+[1] J. Lee, Y. Lee, J. Kim, A. R. Kosiorek, S. Choi, Y. W. Teh (2019),
+Set Transformer: a framework for attention-based permutation-invariant neural networks.
+
+[2] A. Vaswani, N. Shazeer, N. Parmar, J. Uszkoreit, L. Jones, A. N. Gomez, L. Kaiser,
+I. Polosukhin (2017), Attention is all you need.
+
+[3] H. Lee, E. Yun, G. Nam, E. Fong, J. Lee (2023), Martingale posterior neural processes.
+"""
 
 import math
 from typing import Literal, get_args
@@ -7,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_ext._checks import check_integer
+from pyro_ext._checks import check_choice, check_integer
 
 __all__ = ["ISAB", "InducedSetAttention", "MAB", "PMA", "SAB", "Scaling"]
 
@@ -36,12 +45,6 @@ class MAB(nn.Module):
         ``"head"``, as in [2].
     :param bool layer_norm: whether to normalize; otherwise :math:`\mathrm{LN}` is the identity.
 
-    [1] J. Lee, Y. Lee, J. Kim, A. R. Kosiorek, S. Choi, Y. W. Teh (2019),
-    Set Transformer: a framework for attention-based permutation-invariant neural networks.
-
-    [2] A. Vaswani, N. Shazeer, N. Parmar, J. Uszkoreit, L. Jones, A. N. Gomez, L. Kaiser,
-    I. Polosukhin (2017), Attention is all you need.
-
     Example::
 
         >>> block = MAB(query_features=3, key_features=2, width=16, num_heads=4)
@@ -63,22 +66,20 @@ class MAB(nn.Module):
         super().__init__()
         check_integer("query_features", query_features, 1)
         check_integer("key_features", key_features, 1)
-        if value_features is None:
-            value_features = key_features
+        value_features = key_features if value_features is None else value_features
         check_integer("value_features", value_features, 1)
         check_integer("width", width, 1)
         self.num_heads = check_integer("num_heads", num_heads, 1)
         if width % num_heads:
             raise ValueError(f"width must be a multiple of num_heads={num_heads}, got {width}")
-        if scaling not in get_args(Scaling):
-            raise ValueError(f"scaling must be one of {get_args(Scaling)}, got {scaling!r:.80}")
+        check_choice("scaling", scaling, get_args(Scaling))
         self.scaling = scaling
         self.query = nn.Linear(query_features, width, bias=False)
         self.key = nn.Linear(key_features, width, bias=False)
         self.value = nn.Linear(value_features, width, bias=False)
         self.feedforward = nn.Linear(width, width)
-        self.attention_norm = nn.LayerNorm(width) if layer_norm else nn.Identity()
-        self.output_norm = nn.LayerNorm(width) if layer_norm else nn.Identity()
+        norm = nn.LayerNorm if layer_norm else nn.Identity
+        self.attention_norm, self.output_norm = norm(width), norm(width)
 
     def forward(
         self,
@@ -97,8 +98,7 @@ class MAB(nn.Module):
             **Shape:** ``(*batch, num_keys)``.
         :returns: **Shape:** ``(*batch, num_queries, width)``.
         """
-        if values is None:
-            values = keys
+        values = keys if values is None else values
         self._check(queries, keys, values, key_mask)
         if key_mask is not None:
             keys = keys.masked_fill(~key_mask[..., None], 0)
@@ -158,11 +158,8 @@ class MAB(nn.Module):
 
 
 def _for_every_query(mask: Tensor, batch_shape: torch.Size) -> Tensor:
-    """As ``(batch, 1 head, 1 query, num_keys)``.
-
-    A row of padding alone lets all of it in, whose values are zeros; what it would get if it let
-    nothing in is up to the backend.
-    """
+    """As ``(batch, 1 head, 1 query, num_keys)``."""
+    # A row of padding alone lets in all of its zeros; what backends do with no keys differs.
     allowed = mask | ~mask.any(-1, keepdim=True)
     return allowed.expand(*batch_shape, -1).reshape(math.prod(batch_shape), 1, 1, -1)
 
@@ -175,9 +172,6 @@ class SAB(nn.Module):
     :param int num_heads: number of heads.
     :param str scaling: as in :class:`MAB`.
     :param bool layer_norm: as in :class:`MAB`.
-
-    [1] J. Lee, Y. Lee, J. Kim, A. R. Kosiorek, S. Choi, Y. W. Teh (2019),
-    Set Transformer: a framework for attention-based permutation-invariant neural networks.
 
     Example::
 
@@ -222,7 +216,7 @@ class InducedSetAttention(nn.Module):
     not matter. :class:`ISAB` learns the inducing points. Where they are data, this is a
     function of a set given another one: noise :math:`X` becomes exchangeable features given a
     context :math:`I`, as in the generator of
-    :class:`~pyro_ext.models.neural_processes.MPNP` [2].
+    :class:`~pyro_ext.models.neural_processes.MPNP` [3].
 
     :param int in_features: number of features of an element.
     :param int inducing_features: number of features of an inducing point.
@@ -230,12 +224,6 @@ class InducedSetAttention(nn.Module):
     :param int num_heads: number of heads.
     :param str scaling: as in :class:`MAB`.
     :param bool layer_norm: as in :class:`MAB`.
-
-    [1] J. Lee, Y. Lee, J. Kim, A. R. Kosiorek, S. Choi, Y. W. Teh (2019),
-    Set Transformer: a framework for attention-based permutation-invariant neural networks.
-
-    [2] H. Lee, E. Yun, G. Nam, E. Fong, J. Lee (2023),
-    Martingale posterior neural processes.
 
     Example::
 
@@ -277,9 +265,7 @@ class InducedSetAttention(nn.Module):
         :param Tensor inputs: the elements. **Shape:** ``(*batch, size, in_features)``.
         :param Tensor inducing_points: **Shape:** ``(*batch, num_inducing, inducing_features)``.
         :param Tensor mask: bool, false for padding among the elements, whose outputs mean nothing.
-            **Shape:** ``(*batch, size)``.
         :param Tensor inducing_mask: bool, false for padding among the inducing points.
-            **Shape:** ``(*batch, num_inducing)``.
         :returns: **Shape:** ``(*batch, size, width)``.
         """
         inputs = _filled(inputs, mask)
@@ -300,9 +286,6 @@ class ISAB(nn.Module):
     :param int num_heads: number of heads.
     :param str scaling: as in :class:`MAB`.
     :param bool layer_norm: as in :class:`MAB`.
-
-    [1] J. Lee, Y. Lee, J. Kim, A. R. Kosiorek, S. Choi, Y. W. Teh (2019),
-    Set Transformer: a framework for attention-based permutation-invariant neural networks.
 
     Example::
 
@@ -329,13 +312,7 @@ class ISAB(nn.Module):
         self.inducing_points = _learned_points(num_inducing, width)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Let the elements look at each other by way of the inducing points.
-
-        :param Tensor inputs: **Shape:** ``(*batch, size, in_features)``.
-        :param Tensor mask: bool, false for padding, whose outputs mean nothing. **Shape:**
-            ``(*batch, size)``.
-        :returns: **Shape:** ``(*batch, size, width)``.
-        """
+        """Let the elements look at each other; arguments and result as of :class:`SAB`."""
         outputs: Tensor = self.attention(inputs, self.inducing_points, mask)
         return outputs
 
@@ -351,9 +328,6 @@ class PMA(nn.Module):
     :param int num_heads: number of heads.
     :param str scaling: as in :class:`MAB`.
     :param bool layer_norm: as in :class:`MAB`.
-
-    [1] J. Lee, Y. Lee, J. Kim, A. R. Kosiorek, S. Choi, Y. W. Teh (2019),
-    Set Transformer: a framework for attention-based permutation-invariant neural networks.
 
     Example::
 
