@@ -8,11 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext.inference.martingale.copula_distribution import Future
-from pyro_ext.inference.martingale.copula_recursion import (
-    Prequential,
-    rates,
-    warn_of_narrow_posterior,
-)
+from pyro_ext.inference.martingale.copula_recursion import Prequential, array_of, rates
 from pyro_ext.inference.martingale.covariate_rule import (
     CovariateFit,
     CovariateRule,
@@ -27,19 +23,12 @@ __all__ = ["CopulaClassifier", "CopulaClassifierState"]
 
 
 class CopulaClassifierState(NamedTuple):
-    """What a copula classifier keeps of its populations.
+    """What a copula classifier keeps of its populations."""
 
-    :param Tensor probability: of the label one, at the covariates of the data and then at the
-        queries. **Shape:** ``(num_draws, n + num_queries)``.
-    :param Tensor kernel: of covariates. **Shape:** ``(n, n + num_queries)``.
-    :param float bandwidth: of the response.
-    :param Tensor like: of the type and on the device of results.
-    """
-
-    probability: Tensor
-    kernel: Tensor
+    probability: Tensor  # at the covariates of the data, then queries (num_draws, n + num_queries)
+    kernel: Tensor  # of covariates (n, n + num_queries)
     bandwidth: float
-    like: Tensor
+    like: Tensor  # of the type and on the device of results
 
 
 class CopulaClassifier(CovariateRule):
@@ -56,10 +45,8 @@ class CopulaClassifier(CovariateRule):
     :math:`[5 \cdot 10^{-5}, 1 - 5 \cdot 10^{-5}]`, and are means over several random orders of the
     data. Bandwidths that are not given maximize the prequential log likelihood of the labels.
 
-    In predictive resampling future covariates come from the observed ones by the Bayesian
-    bootstrap, and populations are followed at the covariates of the data and at the queries.
-
-    Arguments are those of :class:`CopulaRegression`; only covariates are standardized.
+    Arguments and predictive resampling are those of :class:`CopulaRegression`; only covariates are
+    standardized.
 
     [1] E. Fong, C. Holmes, S. G. Walker (2023), Martingale posterior distributions.
 
@@ -95,21 +82,12 @@ class CopulaClassifier(CovariateRule):
         kernel = fit.covariates.kernel(fit.covariates.standardized(x), fit.covariate_bandwidth)
         return fit.given(_followed(fit, kernel))
 
-    def begin(self, data: tuple[Tensor, ...], keys: Tensor) -> Resampled:
-        """Populations that hold the observations alone.
-
-        :param tuple data: ``(x, y)``, as ``fit`` takes them. The rule is fitted to them, unless
-            it has been.
-        """
-        fit = self.prepare(data)._fitted("begin")
-        if self._wanted[0] is None:
-            warn_of_narrow_posterior(float(fit.bandwidth), type(self).__name__)
-        queries = fit.covariates.standardized(fit.x if self.queries is None else self.queries)
-        both = torch.cat([fit.covariates.scores, queries])
+    def _start(self, fit: CovariateFit, queries: Tensor, num_draws: int) -> CopulaClassifierState:
+        # Labels are drawn at the covariates of the data, so populations are followed there too.
+        both = torch.cat([fit.covariates.scores, fit.covariates.standardized(queries)])
         kernel = fit.covariates.kernel(both, fit.covariate_bandwidth)
-        probability = _followed(fit, kernel).expand(len(keys), -1)
-        state = CopulaClassifierState(probability, kernel, float(fit.bandwidth), fit.response.like)
-        return Resampled(keys, len(fit.x), len(fit.x), state)
+        probability = _followed(fit, kernel).expand(num_draws, -1)
+        return CopulaClassifierState(probability, kernel, float(fit.bandwidth), fit.response.like)
 
     def advance(self, state: Resampled, num_steps: int) -> Resampled:
         """Complete each population by some more observations."""
@@ -124,7 +102,7 @@ class CopulaClassifier(CovariateRule):
         rate = rates(state.size + 1, size).numpy()
         future = Future(state.keys, state.num_observed, size, None)
         for part, numbers, rows in future_steps(future, state.size):
-            own, picked = probability[part].numpy(), numbers.contiguous().numpy()
+            own, picked = probability[part].numpy(), array_of(numbers[..., 0])
             resample_labels(own, picked, rate, value.bandwidth, rows.numpy(), kernel)
         return state._replace(size=size, value=value._replace(probability=probability))
 
@@ -146,13 +124,13 @@ def _predict(
     gradient = np.empty((len(orders), len(directions)))
     predict_labels(
         orders.numpy(),
-        y.detach().cpu().long().contiguous().numpy(),
-        covariates.scores.T.contiguous().numpy(),
+        array_of(y, torch.int64),
+        array_of(covariates.scores.T),
         rates(1, len(y)).numpy(),
         float(both[0]),
-        both[1:].contiguous().numpy(),
-        directions[:, 0].contiguous().numpy(),
-        directions[:, 1:].contiguous().numpy(),
+        array_of(both[1:]),
+        array_of(directions[:, 0]),
+        array_of(directions[:, 1:]),
         log_predicted,
         gradient,
         seen,
@@ -167,11 +145,11 @@ def _followed(fit: CovariateFit, kernel: Tensor) -> Tensor:
     probability = np.full((len(fit.orders), kernel.shape[1]), 0.5)
     follow_labels(
         probability,
-        fit.response.values.detach().cpu().long()[fit.orders].contiguous().numpy(),
+        array_of(fit.response.values, torch.int64)[fit.orders.numpy()],
         fit.seen.numpy(),
         rates(1, len(fit.x)).numpy(),
         float(fit.bandwidth),
         fit.orders.numpy(),
-        kernel.contiguous().numpy(),
+        array_of(kernel),
     )
     return torch.from_numpy(probability.mean(0))

@@ -1,9 +1,14 @@
 """Regression that learns by the copula recursion: distributions of a response given covariates."""
 
+import copy
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from pyro_ext.inference.martingale.copula_distribution import (
+    NUMBERS_AT_ONCE,
     CopulaDistribution,
     CopulaState,
     Future,
@@ -19,10 +24,8 @@ from pyro_ext.inference.martingale.copula_recursion import (
     normal_start,
     predict_in_turn,
     rates,
-    warn_of_narrow_posterior,
 )
 from pyro_ext.inference.martingale.covariate_rule import (
-    NUMBERS_AT_ONCE,
     CovariateFit,
     CovariateRule,
     Covariates,
@@ -52,6 +55,7 @@ class ConditionalCopula(CopulaDistribution):
         self._fit = fit
         self._loc, self._scale = fit.response.loc, fit.response.scale
         self._dtype, self._device = fit.response.like.dtype, fit.response.like.device
+        self._bandwidths = fit.bandwidth[None]
         queries = fit.covariates.standardized(x)
         self._kernel = fit.covariates.kernel(queries, fit.covariate_bandwidth)
         self._num_queries, self._future, self._table = len(queries), None, None
@@ -62,9 +66,7 @@ class ConditionalCopula(CopulaDistribution):
         return table_scores(float(self._fit.bandwidth), _TABLE_PER_SCALE)
 
     def _base(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        fit = self._fit
-        group = len(points)
-        pieces = []
+        fit, group, pieces = self._fit, len(points), []
         width = max(NUMBERS_AT_ONCE // (group * len(fit.seen)), 1)
         for start in range(0, self._num_queries, width):
             part = points[:, start : start + width, 0].T.reshape(1, -1)
@@ -75,7 +77,7 @@ class ConditionalCopula(CopulaDistribution):
                 log_start.mT.expand(shape),
                 fit.seen,
                 rates(1, len(fit.x)),
-                fit.bandwidth[None],
+                self._bandwidths,
                 rows=fit.orders,
                 kernel=self._kernel[:, start : start + width],
                 group=group,
@@ -86,47 +88,15 @@ class ConditionalCopula(CopulaDistribution):
         cdfs, log_density = torch.cat(pieces, 2)[..., None]
         return cdfs, log_density
 
-    def _resampled(self, cdfs: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
-        assert self._future is not None
-        number = len(cdfs)
-        shape = (cdfs.shape[1], 1, -1)
-        done = self._added(
-            cdfs[..., 0].permute(1, 2, 0).reshape(shape),
-            log_density[..., 0].permute(1, 2, 0).reshape(shape),
-            self._future,
-            self._future.num_observed,
-        )
-        back = [
-            value.reshape(len(value), self._num_queries, number).permute(2, 0, 1)[..., None]
-            for value in done
-        ]
-        return back[0], back[1]
-
-    def _added(
-        self, cdfs: Tensor, log_density: Tensor, future: Future, size: int
-    ) -> tuple[Tensor, Tensor]:
-        """Add to populations what they have not got yet, some draws at a time.
-
-        Shapes: cdfs (num_draws, 1, num_queries * num_points).
-        """
-        if future.size == size:
-            return cdfs, log_density
-        rate = rates(size + 1, future.size)
-        group = cdfs.shape[-1] // self._num_queries
-        done = []
+    def _steps(self, future: Future, size: int) -> Iterator[tuple[slice, Tensor, dict[str, Any]]]:
         for part, numbers, rows in future_steps(future, size):
-            points = cdfs[part], log_density[part], numbers[..., None], rate
-            bandwidth, kernel = self._fit.bandwidth[None], self._kernel
-            done.append(follow(*points, bandwidth, rows=rows, kernel=kernel, group=group))
-        cdfs, log_density = (torch.cat(several) for several in zip(*done, strict=True))
-        return cdfs, log_density
+            yield part, numbers, {"rows": rows, "kernel": self._kernel}
 
     def completed(
         self, keys: Tensor, num_observed: int, size: int, maps: ScoreMap
     ) -> "ConditionalCopula":
         """The distributions of populations, and maps that turn these ones into theirs."""
-        new = ConditionalCopula.__new__(ConditionalCopula)
-        new.__dict__.update(self.__dict__)
+        new = copy.copy(self)
         new._future = Future(keys, num_observed, size, maps)
         new._own_shape = new._batch_shape = torch.Size((len(keys), self._num_queries))
         return new
@@ -201,20 +171,11 @@ class CopulaRegression(CovariateRule):
         """
         return ConditionalCopula(self._fitted("conditional"), x)
 
-    def begin(self, data: tuple[Tensor, ...], keys: Tensor) -> Resampled:
-        """Populations that hold the observations alone.
-
-        :param tuple data: ``(x, y)``, as ``fit`` takes them. The rule is fitted to them, unless
-            it has been.
-        """
-        fit = self.prepare(data)._fitted("begin")
-        if self._wanted[0] is None:
-            warn_of_narrow_posterior(float(fit.bandwidth), type(self).__name__)
-        distribution = ConditionalCopula(fit, fit.x if self.queries is None else self.queries)
+    def _start(self, fit: CovariateFit, queries: Tensor, num_draws: int) -> CopulaState:
+        distribution = ConditionalCopula(fit, queries)
         knots = future_knots(float(fit.bandwidth), len(fit.x), _KNOTS_PER_SCALE)
-        cdfs = torch.special.ndtr(knots).repeat(distribution._num_queries).expand(len(keys), 1, -1)
-        state = CopulaState(distribution, cdfs, torch.zeros_like(cdfs))
-        return Resampled(keys, len(fit.x), len(fit.x), state)
+        cdfs = torch.special.ndtr(knots).repeat(len(queries)).expand(num_draws, 1, -1)
+        return CopulaState(distribution, cdfs, torch.zeros_like(cdfs))
 
     def advance(self, state: Resampled, num_steps: int) -> Resampled:
         """Complete each population by some more observations."""

@@ -284,7 +284,7 @@ def test_errors_name_the_argument(make):
         _ = rule.prequential_log_prob
     fitted = rule.fit(x, y)
     ask = fitted.conditional if make is CopulaRegression else fitted.probabilities
-    with pytest.raises(ValueError, match="x must have 2 columns"):
+    with pytest.raises(ValueError, match=r"x must have the shape \(num_queries, 2\)"):
         ask(torch.zeros(4, 3))
 
 
