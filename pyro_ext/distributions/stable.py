@@ -54,14 +54,7 @@ class PositiveStable(UnivariateDistribution):
     def _cdf(self, value: Tensor) -> Tensor:
         return _stable.log_cdf(value.log(), self.stability).exp()
 
-    @property
-    def mean(self) -> Tensor:
-        """Mean, which is infinite."""
-        return torch.full_like(self.stability, torch.inf)
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance, which is infinite."""
+    def _moment(self, order: int) -> Tensor:
         return torch.full_like(self.stability, torch.inf)
 
 
@@ -76,9 +69,8 @@ class TiltedStable(UnivariateDistribution):
     is the total mass of a generalized gamma process; with :math:`\sigma = 1/2` it is the inverse
     Gaussian distribution of mean :math:`V / (2 \sqrt\tau)` and shape :math:`V^2 / 2`.
 
-    Density and distribution function are computed by quadrature. Draws are exact and cost about the
-    same whatever the parameters [2]. Their gradients are implicit and slow, about a quarter of a
-    millisecond for each draw.
+    Density and distribution function are computed by quadrature. Draws are exact, at the same cost
+    whatever the parameters [2]; their gradients are slow, a quarter of a millisecond each.
 
     :param mass: :math:`V > 0`.
     :param stability: :math:`\sigma`, in (0, 1).
