@@ -1,4 +1,14 @@
-"""Conditional neural processes, and bootstrapping ones: nothing random, or resampled contexts."""
+"""Conditional neural processes, and bootstrapping ones: nothing random, or resampled contexts.
+
+[1] M. Garnelo, D. Rosenbaum, C. J. Maddison, T. Ramalho, D. Saxton, M. Shanahan, Y. W. Teh,
+D. J. Rezende, S. M. A. Eslami (2018), Conditional neural processes.
+
+[2] J. Lee, Y. Lee, J. Kim, E. Yang, S. J. Hwang, Y. W. Teh (2020),
+Bootstrapping neural processes.
+
+[3] H. Kim, A. Mnih, J. Schwarz, M. Garnelo, S. M. A. Eslami, D. Rosenbaum, O. Vinyals,
+Y. W. Teh (2019), Attentive neural processes.
+"""
 
 import torch
 from pyro.distributions import Normal
@@ -73,12 +83,6 @@ class CNP(ConditionalProcess):
     :param int y_dim: number of features of an output.
     :param int width: width of all layers.
 
-    [1] M. Garnelo, D. Rosenbaum, C. J. Maddison, T. Ramalho, D. Saxton, M. Shanahan, Y. W. Teh,
-    D. J. Rezende, S. M. A. Eslami (2018), Conditional neural processes.
-
-    [2] J. Lee, Y. Lee, J. Kim, E. Yang, S. J. Hwang, Y. W. Teh (2020),
-    Bootstrapping neural processes.
-
     Example::
 
         >>> process = CNP(x_dim=1, y_dim=1, width=16)
@@ -92,14 +96,11 @@ class CNP(ConditionalProcess):
 
 
 class CANP(ConditionalProcess):
-    """A conditional neural process with attention [1]: targets look at the context.
+    """A conditional neural process with attention [3]: targets look at the context.
 
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
     :param int width: width of all layers, a multiple of the 8 heads.
-
-    [1] H. Kim, A. Mnih, J. Schwarz, M. Garnelo, S. M. A. Eslami, D. Rosenbaum, O. Vinyals,
-    Y. W. Teh (2019), Attentive neural processes.
 
     Example::
 
@@ -178,14 +179,11 @@ class BootstrapProcess(NeuralProcess):
 
 
 class BNP(BootstrapProcess):
-    """A bootstrapping neural process [1].
+    """A bootstrapping neural process [2].
 
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
     :param int width: width of all layers.
-
-    [1] J. Lee, Y. Lee, J. Kim, E. Yang, S. J. Hwang, Y. W. Teh (2020),
-    Bootstrapping neural processes.
 
     Example::
 
@@ -200,14 +198,11 @@ class BNP(BootstrapProcess):
 
 
 class BANP(BootstrapProcess):
-    """A bootstrapping neural process with attention [1].
+    """A bootstrapping neural process with attention [2].
 
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
     :param int width: width of all layers, a multiple of the 8 heads.
-
-    [1] J. Lee, Y. Lee, J. Kim, E. Yang, S. J. Hwang, Y. W. Teh (2020),
-    Bootstrapping neural processes.
 
     Example::
 
@@ -224,10 +219,7 @@ class BANP(BootstrapProcess):
 def resampled_rows(
     presence: Tensor, num_samples: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Numbers of rows drawn with replacement among those that are there.
-
-    Shapes: presence (num_tasks, n); returns (num_samples, num_tasks, n).
-    """
+    """Numbers of rows drawn with replacement from those there, ``(num_samples, num_tasks, n)``."""
     shape = (num_samples, *presence.shape)
     uniform = torch.rand(shape, generator=generator, device=presence.device, dtype=torch.float64)
     number = presence.sum(-1, keepdim=True)
@@ -238,21 +230,13 @@ def resampled_rows(
 
 
 def taken_rows(values: Tensor, rows: Tensor) -> Tensor:
-    """Rows of values for each draw.
-
-    Shapes: values (num_tasks, n, size); rows (num_samples, num_tasks, n); returns (num_samples,
-    num_tasks, n, size).
-    """
+    """Rows of values for each draw, ``(*rows.shape, size)``."""
     expanded = values.expand(len(rows), *values.shape)
     return expanded.gather(-2, _for_gather(rows, values.shape[-1]))
 
 
 def centered(residuals: Tensor, presence: Tensor) -> Tensor:
-    """Residuals less their mean over the rows that are there.
-
-    Shapes: residuals (*samples, num_tasks, n, y_dim); presence (num_tasks, n); returns as the
-    residuals.
-    """
+    """Residuals less their mean over the rows that are there."""
     weights = presence[..., None]
     total = residuals.masked_fill(~weights, 0).sum(-2, keepdim=True)
     return residuals - total / weights.sum(-2, keepdim=True).clamp(min=1)

@@ -1,4 +1,14 @@
-"""Latent neural processes: a normal latent variable for each function."""
+"""Latent neural processes: a normal latent variable for each function.
+
+[1] M. Garnelo, J. Schwarz, D. Rosenbaum, F. Viola, D. J. Rezende, S. M. A. Eslami, Y. W. Teh
+(2018), Neural processes.
+
+[2] J. Lee, Y. Lee, J. Kim, E. Yang, S. J. Hwang, Y. W. Teh (2020),
+Bootstrapping neural processes.
+
+[3] H. Kim, A. Mnih, J. Schwarz, M. Garnelo, S. M. A. Eslami, D. Rosenbaum, O. Vinyals,
+Y. W. Teh (2019), Attentive neural processes.
+"""
 
 import pyro
 import torch
@@ -15,7 +25,12 @@ from pyro_ext.models.neural_processes.networks import (
     SetEncoder,
     side_by_side,
 )
-from pyro_ext.models.neural_processes.process import NeuralProcess, log_mean_exp, points_log_prob
+from pyro_ext.models.neural_processes.process import (
+    NeuralProcess,
+    log_mean_exp,
+    points_log_prob,
+    standard_normal,
+)
 
 __all__ = ["ANP", "NP", "LatentProcess"]
 
@@ -121,12 +136,6 @@ class NP(LatentProcess):
     :param int width: width of all layers.
     :param int latent_features: size of the latent variable; by default ``width``.
 
-    [1] M. Garnelo, J. Schwarz, D. Rosenbaum, F. Viola, D. J. Rezende, S. M. A. Eslami, Y. W. Teh
-    (2018), Neural processes.
-
-    [2] J. Lee, Y. Lee, J. Kim, E. Yang, S. J. Hwang, Y. W. Teh (2020),
-    Bootstrapping neural processes.
-
     Example::
 
         >>> process = NP(width=16)
@@ -147,15 +156,12 @@ class NP(LatentProcess):
 
 
 class ANP(LatentProcess):
-    """A neural process with a latent variable and attention [1].
+    """A neural process with a latent variable and attention [3].
 
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
     :param int width: width of all layers, a multiple of the 8 heads.
     :param int latent_features: size of the latent variable; by default ``width``.
-
-    [1] H. Kim, A. Mnih, J. Schwarz, M. Garnelo, S. M. A. Eslami, D. Rosenbaum, O. Vinyals,
-    Y. W. Teh (2019), Attentive neural processes.
 
     Example::
 
@@ -181,11 +187,6 @@ def _latent_features(number: int | None, width: int) -> int:
 
 
 def _drawn(distribution: Normal, num_samples: int, generator: torch.Generator | None) -> Tensor:
-    noise = torch.randn(
-        num_samples,
-        *distribution.mean.shape,
-        generator=generator,
-        dtype=distribution.mean.dtype,
-        device=distribution.mean.device,
-    )
-    return distribution.mean + distribution.stddev * noise
+    mean = distribution.mean
+    noise = standard_normal(mean, num_samples, *mean.shape, generator=generator)
+    return mean + distribution.stddev * noise

@@ -1,4 +1,7 @@
-"""Martingale posterior neural processes: functions are uncertain as the unseen points are."""
+"""Martingale posterior neural processes: functions are uncertain as the unseen points are.
+
+[1] H. Lee, E. Yun, G. Nam, E. Fong, J. Lee (2023), Martingale posterior neural processes.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -22,7 +25,12 @@ from pyro_ext.models.neural_processes.networks import (
     attentive_encoder,
     pooling_encoder,
 )
-from pyro_ext.models.neural_processes.process import NeuralProcess, log_mean_exp, points_log_prob
+from pyro_ext.models.neural_processes.process import (
+    NeuralProcess,
+    log_mean_exp,
+    points_log_prob,
+    standard_normal,
+)
 from pyro_ext.nn import MLP, InducedSetAttention
 
 __all__ = [
@@ -77,8 +85,6 @@ class RepresentationGenerator(PseudoContextGenerator):
     :param bool layer_norm: whether its blocks normalize. At first normalized rows are large beside
         those of a context, and networks then learn to ignore what they cannot rely on.
 
-    [1] H. Lee, E. Yun, G. Nam, E. Fong, J. Lee (2023), Martingale posterior neural processes.
-
     Example::
 
         >>> from pyro_ext.models.neural_processes import PoolingEncoder
@@ -116,11 +122,8 @@ class InputGenerator(PseudoContextGenerator):
     :param float low: the lowest input.
     :param float high: the highest input.
     :param int num_heads: heads of the attention.
-    :param bool layer_norm: whether its blocks normalize. At first normalized rows are large beside
-        those of a context, and networks then learn to ignore what they cannot rely on.
+    :param bool layer_norm: as of :class:`RepresentationGenerator`.
     :raises ValueError: where the range is empty.
-
-    [1] H. Lee, E. Yun, G. Nam, E. Fong, J. Lee (2023), Martingale posterior neural processes.
 
     Example::
 
@@ -159,11 +162,8 @@ class InputGenerator(PseudoContextGenerator):
     def pairs(
         self, noise: Tensor, features: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Inputs and outputs of pseudo points.
+        """Inputs and outputs of pseudo points, given what :meth:`forward` takes.
 
-        :param Tensor noise: standard normal. **Shape:** ``(*batch, num_pseudo, noise_features)``.
-        :param Tensor features: of the context. **Shape:** ``(*batch, n, num_features)``.
-        :param Tensor mask: bool, false for padding of the context. **Shape:** ``(*batch, n)``.
         :returns: **Shape:** ``(*batch, num_pseudo, x_dim)`` and ``(*batch, num_pseudo, y_dim)``.
         """
         attended = self.attention(noise, features, inducing_mask=mask)
@@ -255,9 +255,8 @@ class MartingalePosteriorProcess(NeuralProcess):
             prediction = self._decode(features, points.inputs, mask)
             return points_log_prob(prediction, points).sum(-1)
 
-        zero = torch.zeros((), dtype=features.dtype, device=features.device)
         marginal_weight, context_weight, pseudo_weight = self.weights
-        marginal = amortized = alone = zero
+        marginal = amortized = alone = features.new_zeros(())
         if marginal_weight:
             together = joint(*_union(features, pseudo, context.mask))
             marginal = -(log_mean_exp(together) / number).mean()
@@ -275,21 +274,16 @@ class MartingalePosteriorProcess(NeuralProcess):
         return self._decode(union, target_inputs, mask)
 
     def _draw(self, context: Points, num_samples: int, generator: torch.Generator | None) -> Tensor:
-        return torch.randn(
-            num_samples,
-            len(context.inputs),
-            *self._noise_shape(),
-            generator=generator,
-            dtype=context.inputs.dtype,
-            device=context.inputs.device,
-        )
+        shape = num_samples, len(context.inputs), *self._noise_shape
+        return standard_normal(context.inputs, *shape, generator=generator)
 
     def _sites(self, context: Points) -> Tensor:
         zero = context.inputs.new_zeros(())
-        distribution = Normal(zero, zero + 1).expand((len(context.inputs), 1, *self._noise_shape()))
+        distribution = Normal(zero, zero + 1).expand((len(context.inputs), 1, *self._noise_shape))
         noise: Tensor = pyro.sample("noise", distribution.to_event(2))
         return noise.squeeze(-3)
 
+    @property
     def _noise_shape(self) -> tuple[int, int]:
         return self.num_pseudo, self.generator.noise_features
 
@@ -315,8 +309,6 @@ class MPNP(MartingalePosteriorProcess):
         short training ``(1, 0.1, 0.1)`` is better.
     :param Callable generator: makes the generator, given the encoder: :class:`InputGenerator`
         generates pairs of inputs and outputs, the default features.
-
-    [1] H. Lee, E. Yun, G. Nam, E. Fong, J. Lee (2023), Martingale posterior neural processes.
 
     Example::
 
@@ -359,8 +351,6 @@ class MPANP(MartingalePosteriorProcess):
     :param int num_pseudo: number of pseudo points; best the same for training and predictions.
     :param Sequence weights: of the three losses, see :class:`MartingalePosteriorProcess`.
     :param Callable generator: makes the generator, given the encoder.
-
-    [1] H. Lee, E. Yun, G. Nam, E. Fong, J. Lee (2023), Martingale posterior neural processes.
 
     Example::
 

@@ -10,7 +10,7 @@ from pyro_ext._checks import as_tensor, check_integer
 from pyro_ext.models.neural_processes.batch import Batch, Points, check_inputs
 from pyro_ext.random import fresh_seed
 
-__all__ = ["NeuralProcess", "log_mean_exp", "points_log_prob", "task_means"]
+__all__ = ["NeuralProcess"]
 
 
 class NeuralProcess(PyroModule):
@@ -176,26 +176,22 @@ class NeuralProcess(PyroModule):
 
 
 def points_log_prob(prediction: Normal, points: Points) -> Tensor:
-    """Log likelihood of each point, zero for padding.
-
-    Shapes: prediction (*samples, num_tasks, n, y_dim); returns (*samples, num_tasks, n).
-    """
+    """Log likelihood of each point, zero for padding."""
     log_prob: Tensor = prediction.log_prob(points.outputs).sum(-1)
     return log_prob if points.mask is None else log_prob.masked_fill(~points.mask, 0)
 
 
 def task_means(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of values over the points of each task.
-
-    Shapes: values (*samples, num_tasks, n); mask (num_tasks, n); returns (*samples, num_tasks);
-    zero for tasks without points.
-    """
-    total = values.sum(-1)
-    if mask is None:
-        return total / max(values.shape[-1], 1)
-    return total / mask.sum(-1).clamp(min=1)
+    """Mean of values over the points of each task, zero for tasks without points."""
+    number = max(values.shape[-1], 1) if mask is None else mask.sum(-1).clamp(min=1)
+    return values.sum(-1) / number
 
 
-def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
-    """Logarithm of the mean of exponentials over a dimension."""
-    return values.logsumexp(dim) - torch.tensor(float(values.shape[dim])).log().item()
+def log_mean_exp(values: Tensor) -> Tensor:
+    """Logarithm of the mean of exponentials over the first dimension."""
+    return values.logsumexp(0) - torch.tensor(float(len(values))).log().item()
+
+
+def standard_normal(like: Tensor, *shape: int, generator: torch.Generator | None) -> Tensor:
+    """Draws in the type and on the device of a tensor."""
+    return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
