@@ -48,9 +48,6 @@ class ReferencePosterior:
     :param int num_divergences: trajectories whose energy went astray.
     :param int seed: of the run.
     :param float nll: negative log likelihood of the test labels under ``probabilities``, per point.
-
-    [1] P. Izmailov, S. Vikram, M. D. Hoffman, A. G. Wilson (2021),
-    What are Bayesian neural network posteriors really like?
     """
 
     name: str

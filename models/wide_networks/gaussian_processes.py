@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_finite, check_instance, check_integer, check_number
+from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number
+from pyro_ext._optional import optional_module
 from pyro_ext.models.wide_networks.variances import NodeVariances
 from pyro_ext.random import fresh_seed
 
@@ -40,7 +41,8 @@ def network_kernel(num_hidden: int = 1, weight_scale: float = 1.0, bias_scale: f
     check_integer("num_hidden", num_hidden, 1)
     check_number("weight_scale", weight_scale, above=0.0)
     check_number("bias_scale", bias_scale, least=0.0)
-    return gpytorch_kernels().NetworkKernel(num_hidden, weight_scale**2, bias_scale**2)
+    kernels = gpytorch_kernels("network_kernel")
+    return kernels.NetworkKernel(num_hidden, weight_scale**2, bias_scale**2)
 
 
 def mixture_kernel(
@@ -89,14 +91,9 @@ def mixture_kernel(
     jumps, drift = variances.sample_jumps(num_samples, num_jumps, series_seed)
     normal = torch.randn(*jumps.shape, in_features + 1, generator=generator)
     weights = weight_scale / math.sqrt(in_features) * normal[..., :-1]
-    return gpytorch_kernels().FeatureKernel(
-        jumps.to(weights),
-        weights,
-        bias_scale * normal[..., -1],
-        drift.to(weights),
-        weight_scale**2,
-        bias_scale**2,
-    )
+    nodes = jumps.to(weights), weights, bias_scale * normal[..., -1], drift.to(weights)
+    kernels = gpytorch_kernels("mixture_kernel")
+    return kernels.FeatureKernel(*nodes, weight_scale**2, bias_scale**2)
 
 
 @dataclass(frozen=True)
@@ -164,18 +161,16 @@ def condition_mixture(
     check_number("noise_scale", noise_scale, above=0.0)
     covariances = as_tensor("covariances", covariances, "(num_samples, n, n)", finite=True)
     targets = as_tensor("targets", targets, "(num_outputs, n)", finite=True)
-    if covariances.dim() != 3 or covariances.shape[1] != covariances.shape[2]:
+    if covariances.shape[1] != covariances.shape[2]:
         raise ValueError(
             f"covariances must have the shape (num_samples, n, n), got {tuple(covariances.shape)}"
         )
-    if targets.dim() != 2 or not 0 < targets.shape[1] <= covariances.shape[1]:
-        raise ValueError(
-            f"targets must have the shape (num_outputs, n) with n from 1 to "
-            f"{covariances.shape[1]}, got {tuple(targets.shape)}"
-        )
-    check_finite("targets", targets)
-    check_finite("covariances", covariances)
     number = targets.shape[1]
+    if number > len(covariances[0]):
+        raise ValueError(
+            f"targets must have the shape (num_outputs, n) with n from 1 to {len(covariances[0])}, "
+            f"got {tuple(targets.shape)}"
+        )
     noise = noise_scale**2 * torch.eye(number).to(covariances)
     factor = torch.linalg.cholesky(covariances[:, :number, :number] + noise)
     white = torch.linalg.solve_triangular(factor, targets.mT.to(factor), upper=False)
@@ -187,13 +182,7 @@ def condition_mixture(
     return MixturePrediction(evidence, white.mT @ cross, prior - cross.square().sum(-2))
 
 
-def gpytorch_kernels() -> ModuleType:
-    """Return the module with the kernels."""
-    try:
-        from pyro_ext.models.wide_networks import _gpytorch_kernels
-    except ImportError as error:
-        raise ImportError(
-            "kernels of wide networks need GPyTorch, which could not be imported; install it with: "
-            "pip install 'pyro-ext[gp]'"
-        ) from error
-    return _gpytorch_kernels
+def gpytorch_kernels(user: str) -> ModuleType:
+    """The module with the kernels, which needs GPyTorch."""
+    name = "pyro_ext.models.wide_networks._gpytorch_kernels"
+    return optional_module(name, user, "GPyTorch", "gp")

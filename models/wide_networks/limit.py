@@ -59,8 +59,6 @@ def step_covariance(cross: Tensor, left: Tensor, right: Tensor) -> Tensor:
     .. math:: P(z_1 > 0, z_2 > 0) = \frac{\pi - \theta}{2 \pi} , \quad
               \cos\theta = \frac{k_{12}}{\sqrt{k_1 k_2}} .
 
-    Arguments as of :func:`relu_covariance`.
-
     :param Tensor cross: covariance of two Gaussians of mean zero.
     :param Tensor left: variance of the first.
     :param Tensor right: variance of the second.
@@ -95,8 +93,6 @@ def input_covariance(inputs: Tensor, weight_scale: float = 1.0, bias_scale: floa
     inputs = as_tensor("inputs", inputs, "(n, d)", finite=True)
     check_number("weight_scale", weight_scale, above=0.0)
     check_number("bias_scale", bias_scale, least=0.0)
-    if inputs.dim() != 2:
-        raise ValueError(f"inputs must have the shape (n, d), got {tuple(inputs.shape)}")
     return bias_scale**2 + weight_scale**2 * inputs @ inputs.mT / inputs.shape[1]
 
 
@@ -121,9 +117,8 @@ def network_covariance(
     """
     covariance = input_covariance(inputs, weight_scale, bias_scale)
     diagonal = covariance.diagonal()
-    return propagate(
-        (covariance, diagonal[:, None], diagonal), num_hidden, weight_scale**2, bias_scale**2
-    )[0]
+    covariances = covariance, diagonal[:, None], diagonal
+    return propagate(covariances, num_hidden, weight_scale**2, bias_scale**2)[0]
 
 
 def propagate(
@@ -132,7 +127,7 @@ def propagate(
     weight_variance: float | Tensor,
     bias_variance: float | Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Pass covariances on through hidden ReLU layers of infinite width."""
+    """Pass covariances on through hidden ReLU layers of infinite width."""
     check_integer("num_hidden", num_hidden, 1)
     cross, left, right = covariances
     for _ in range(num_hidden):

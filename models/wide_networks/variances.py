@@ -26,7 +26,7 @@ from pyro_ext._checks import (
     check_instance,
     check_integer,
     check_number,
-    shown,
+    check_optional,
 )
 from pyro_ext._renamed import renamed_attribute
 from pyro_ext.distributions.supports import InverseGamma
@@ -61,8 +61,8 @@ __all__ = [
 class EqualJumps:
     r"""Poisson process of jumps of one size, :math:`\rho = r \delta_s`.
 
-    A completely random measure has a Lévy density, which this has not, so it is none; it knows what
-    limits of networks ask of a measure, by the same names.
+    It has no Lévy density, but knows what limits of networks ask of a completely random measure, by
+    the same names.
 
     :param float rate: :math:`r > 0`, the mean number of jumps.
     :param float size: :math:`s > 0`.
@@ -152,9 +152,8 @@ class NodeVariances:
 
     Where the jumps have the index zero, most variances of a wide layer are below all numbers there
     are: with :func:`beta_variances` at a width of 400, 90% of them in float32 and 41% in float64.
-    Nothing depends on such a node and draws put it at the least number, but a sampler that follows
-    gradients would have a wrong posterior. It refuses a distribution that has more than 1% of its
-    mass there.
+    Draws put them at the least number; samplers that follow gradients, which would have a wrong
+    posterior, refuse a distribution that has more than 1% of its mass there.
 
     :param finite: maps a width to the distribution of a node's variance. Where the variances are
         sent to other processes it has to be a function of a module, or a ``functools.partial`` of
@@ -180,13 +179,9 @@ class NodeVariances:
     def __post_init__(self) -> None:
         check_number("drift", self.drift, least=0.0)
         check_callable("finite", self.finite, "a function of a number of nodes")
-        jumps: Any = self.jumps
-        methods = ("tail", "laplace_exponent", "variance")
-        is_known = jumps is None or all(hasattr(jumps, name) for name in methods)
-        if isinstance(jumps, type) or not is_known:
-            raise TypeError(
-                f"jumps must be a completely random measure, EqualJumps or None, got {shown(jumps)}"
-            )
+        kinds = (CompletelyRandomMeasure, EqualJumps)
+        wanted = "a completely random measure, EqualJumps or None"
+        check_optional(check_instance, "jumps", self.jumps, kinds, wanted)
         method: Any = self.series_method
         if not isinstance(method, str):
             check_family("series_method", method)
@@ -312,8 +307,7 @@ def scaled_variances(base: TorchDistribution) -> NodeVariances:
 def bernoulli_variances(rate: float = 1.0) -> NodeVariances:
     r"""Variances of zero or one, :math:`\lambda_{p,j} \sim \text{Bernoulli}(r / p)`.
 
-    In the limit a Poisson number of nodes is there. They are discrete: the distribution is for
-    simulation, and samplers that follow gradients do not take it.
+    In the limit a Poisson number of nodes is there. Samplers that follow gradients do not take it.
 
     :param float rate: :math:`r`, the mean number of nodes that are there.
     :raises ValueError: where it is not positive, or a width is less.
@@ -331,10 +325,9 @@ def beta_variances(mass: float = 1.0, concentration: float = 0.5) -> NodeVarianc
     r"""Variances :math:`\lambda_{p,j} \sim \text{Beta}(\eta c / p, c)`.
 
     The limit has the jumps of a beta process, :math:`\rho(w) = \eta c w^{-1} (1 - w)^{c - 1}`.
-    Their index is zero: logarithms of variances spread over :math:`p / (\eta c)`, so that the
-    distribution is for simulation but where layers are narrow, and samplers that follow gradients
-    refuse it. Stable beta processes, under :func:`measure_variances`, are like it and have a
-    positive index.
+    Their index is zero, so that samplers that follow gradients refuse the distribution but where
+    layers are narrow. Stable beta processes, under :func:`measure_variances`, are like it and have
+    a positive index.
 
     :param float mass: :math:`\eta`, the mean of the sum.
     :param float concentration: :math:`c`.
@@ -403,8 +396,6 @@ def measure_variances(
 
     They are the weights of the finite approximation of a completely random measure, and
     :math:`a / p`. Generalized gamma, generalized BFRY and beta prime processes have closed forms.
-    With an index of zero, as of the gamma process, the distribution is for simulation in wide
-    layers, as that of :func:`beta_variances` is.
 
     :param measure: of the jumps, without batch shape. ``measure.rescale(1 / measure.mean)`` has
         mean one.
@@ -428,32 +419,29 @@ def measure_variances(
     return NodeVariances(partial(_weights, measure, drift), drift, measure, series_method)
 
 
-def _equal(width: int) -> TorchDistribution:
-    distribution: TorchDistribution = dist.Delta(torch.tensor(1.0 / width))
-    return distribution
+# Functions of the module, so that variances can be sent to other processes.
 
 
-def _inverse_gamma(concentration: float, width: int) -> TorchDistribution:
-    distribution: TorchDistribution = InverseGamma(  # type: ignore[no-untyped-call]
-        torch.tensor(concentration), torch.tensor((concentration - 1.0) / width)
-    )
-    return distribution
+def _equal(width: int) -> Any:
+    return dist.Delta(torch.tensor(1.0 / width))
+
+
+def _inverse_gamma(concentration: float, width: int) -> Any:
+    rate = torch.tensor((concentration - 1.0) / width)
+    return InverseGamma(torch.tensor(concentration), rate)  # type: ignore[no-untyped-call]
 
 
 def _scaled(base: TorchDistribution, width: int) -> TorchDistribution:
     return affine(base, 0.0, 1.0 / width)
 
 
-def _bernoulli(rate: float, width: int) -> TorchDistribution:
+def _bernoulli(rate: float, width: int) -> Any:
     check_number("rate", rate, most=width)
-    distribution: TorchDistribution = dist.Bernoulli(torch.tensor(rate / width))
-    return distribution
+    return dist.Bernoulli(torch.tensor(rate / width))
 
 
-def _beta(mass: float, concentration: float, width: int) -> TorchDistribution:
-    shape = torch.tensor(mass * concentration / width)
-    distribution: TorchDistribution = dist.Beta(shape, torch.tensor(concentration))
-    return distribution
+def _beta(mass: float, concentration: float, width: int) -> Any:
+    return dist.Beta(torch.tensor(mass * concentration / width), torch.tensor(concentration))
 
 
 def _horseshoe(scale: float, width: int) -> TorchDistribution:
