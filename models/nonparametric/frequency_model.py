@@ -23,7 +23,13 @@ from torch.distributions import constraints
 
 from pyro_ext._checks import as_tensor, check_instance, check_integer, check_tensors
 from pyro_ext._renamed import renamed_attribute
-from pyro_ext.models.nonparametric.nrm_mixture import Process, check_process
+from pyro_ext.models.nonparametric.nrm_mixture import (
+    Process,
+    check_prior,
+    check_sites,
+    process_of,
+    sites_of,
+)
 from pyro_ext.random import seeded
 from pyro_ext.random_measures import (
     BetaPrimeProcess,
@@ -266,9 +272,7 @@ class FrequencyModel:
     """
 
     def __init__(self, prior: Process | Callable[[], Process]) -> None:
-        if isinstance(prior, type) or not callable(prior):
-            check_process(prior)
-        self.prior = prior
+        self.prior = check_prior(prior)
 
     def __repr__(self) -> str:
         return f"FrequencyModel({self.prior!r})"
@@ -285,7 +289,7 @@ class FrequencyModel:
         """
         if table is None and num_samples is None:
             raise ValueError("table or num_samples must be given, got neither")
-        process = self._own_process()
+        process = process_of(self.prior)
         num_rows = None if table is None else len(_check_table(table))
         number = int(table.prod(-1).sum()) if num_samples is None else num_samples  # type: ignore[union-attr]
         value: Tensor = pyro.sample(_SITE, FrequencyCounts(process, number, num_rows), obs=table)
@@ -299,7 +303,7 @@ class FrequencyModel:
         :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
         :raises TypeError: where the prior returns something else than it should.
         """
-        process, (sizes, numbers) = self._own_process(), _check_table(table).unbind(-1)
+        process, (sizes, numbers) = process_of(self.prior), _check_table(table).unbind(-1)
         if isinstance(process, PitmanYor):
             log_density = _log_closed(process, table)
         else:
@@ -318,7 +322,7 @@ class FrequencyModel:
         :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
         :raises TypeError: where the prior returns something else than it should.
         """
-        process, (sizes, numbers) = self._own_process(), _check_table(table).unbind(-1)
+        process, (sizes, numbers) = process_of(self.prior), _check_table(table).unbind(-1)
         if isinstance(process, PitmanYor):
             return _count(table, _log_closed(process, table), process)
         log_unit = _log_unit(process, numbers.sum().double().log())
@@ -336,7 +340,7 @@ class FrequencyModel:
         :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
         :raises TypeError: where the prior returns something else.
         """
-        own = self._own_process()
+        own = process_of(self.prior)
         measure: Any = getattr(own, "measure", own)
         tilts, tilt = cluster_tilt_distribution(measure), _positive("tilt").double()
         sizes = _check_table(table)[:, 0].repeat_interleave(table[:, 1])
@@ -360,7 +364,7 @@ class FrequencyModel:
             PitmanYor(discount=0.5, concentration=2.0)
         """
         with poutine.block(), poutine.condition(data=dict(values or {})):
-            return self._own_process()
+            return process_of(self.prior)
 
     law = renamed_attribute("law", "process")
 
@@ -392,8 +396,7 @@ class FrequencyModel:
         """
         samples = check_tensors("samples", samples) if self._sites() else {}
         names = self._sites()
-        if missing := set(names) - set(samples):
-            raise ValueError(f"samples lacks the sites {sorted(missing)}, got {sorted(samples)}")
+        check_sites("samples", samples, names)
         check_integer("num_replicates", num_replicates, 1)
         num_draws = _num_draws({name: samples[name] for name in names})
         tables: list[Tensor] = []
@@ -406,15 +409,7 @@ class FrequencyModel:
 
     def _sites(self) -> list[str]:
         """Names of the hyperparameters."""
-        if isinstance(self.prior, Process):
-            return []
-        with poutine.block(), torch.no_grad():
-            trace = poutine.trace(self.prior).get_trace()
-        nodes = trace.nodes
-        return [name for name in trace.stochastic_nodes if not nodes[name]["is_observed"]]
-
-    def _own_process(self) -> Process:
-        return check_process(self.prior if isinstance(self.prior, Process) else self.prior())
+        return [] if isinstance(self.prior, Process) else sites_of(self.prior)
 
 
 def _check_table(table: Tensor) -> Tensor:
