@@ -86,14 +86,8 @@ def metropolis_within_gibbs(
     check_number("step_size", step_size, above=0)
     blocks: list[tuple[Any, Sequence[str]]] = []
     if _TILTS in sites:
-        hmc = HMC(
-            model,
-            step_size=step_size,
-            num_steps=num_steps,
-            adapt_step_size=False,
-            adapt_mass_matrix=False,
-        )
-        blocks.append((hmc, [_TILTS]))
+        steps = {"step_size": step_size, "num_steps": num_steps, "adapt_step_size": False}
+        blocks.append((HMC(model, **steps, adapt_mass_matrix=False), [_TILTS]))
     walks = [name for name in sites if name != _TILTS]
     return Gibbs([*blocks, (RandomWalk(scale), walks)], model=model)
 
@@ -162,10 +156,10 @@ def initial_parameters(
     measures = [one.measure for one in processes if isinstance(one, NormalizedRandomMeasure)]
     if measures:
         start["tilt"] = torch.stack([_tilt_of(measure, number) for measure in measures]).to(mass)
-    if cluster_tilts and measures and isinstance(measures[0], BetaPrimeProcess):
-        start[_TILTS] = normal.exp()
-    elif cluster_tilts and measures and isinstance(measures[0], GeneralizedBFRYProcess):
-        start[_TILTS] = normal.sigmoid()
+        if cluster_tilts and isinstance(measures[0], BetaPrimeProcess):
+            start[_TILTS] = normal.exp()
+        elif cluster_tilts and isinstance(measures[0], GeneralizedBFRYProcess):
+            start[_TILTS] = normal.sigmoid()
     return start
 
 

@@ -6,6 +6,7 @@ Bayesian inference on random simple graphs with power law degree distributions.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro
@@ -24,6 +25,7 @@ from pyro_ext._checks import (
     check_instance,
     check_integer,
     check_number,
+    check_optional,
 )
 from pyro_ext.distributions import TruncatedBFRY
 from pyro_ext.models.nonparametric.graph_pairs import (
@@ -39,13 +41,9 @@ __all__ = [
     "EdgeOdds",
     "GraphModel",
     "MixedMembership",
-    "WeightPrior",
     "bfry_weights",
-    "check_num_nodes",
-    "estimate_non_edges",
     "gamma_weights",
     "graph_log_likelihood",
-    "log_non_edges",
     "sample_graph",
 ]
 
@@ -83,28 +81,18 @@ class EdgeOdds:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        for name in ("weights", "memberships", "rates"):
-            if name == "weights" or getattr(self, name) is not None:
-                object.__setattr__(self, name, _as_floats(name, getattr(self, name)))
-        if self.weights.dim() != 1 or len(self.weights) < 2:
-            raise ValueError(
-                f"weights must have the shape (num_nodes,), got {tuple(self.weights.shape)}"
-            )
+        parts = {"weights": _as_floats("weights", self.weights, "(num_nodes,)")}
+        number = len(parts["weights"])
+        if number < 2:
+            raise ValueError(f"weights must have the shape (num_nodes,), got ({number},)")
         if (self.memberships is None) != (self.rates is None):
             raise ValueError("memberships and rates must be given together, got one of them")
-        parts = {"weights": self.weights}
-        if self.memberships is not None and self.rates is not None:
-            parts |= {"memberships": self.memberships, "rates": self.rates}
-            if self.memberships.dim() != 2 or len(self.memberships) != len(self.weights):
-                raise ValueError(
-                    f"memberships must have the shape ({len(self.weights)}, num_communities), got "
-                    f"{tuple(self.memberships.shape)}"
-                )
-            if self.rates.shape != (self.memberships.shape[1],) * 2:
-                raise ValueError(
-                    f"rates must have the shape {(self.memberships.shape[1],) * 2}, got "
-                    f"{tuple(self.rates.shape)}"
-                )
+        if self.memberships is not None:
+            members = _as_floats("memberships", self.memberships, f"({number}, num_communities)")
+            shape = str((members.shape[1],) * 2)
+            parts |= {"memberships": members, "rates": _as_floats("rates", self.rates, shape)}
+        for name, part in parts.items():
+            object.__setattr__(self, name, part)
         if Distribution._validate_args:
             _check_values(parts)
 
@@ -114,11 +102,8 @@ class EdgeOdds:
         :param Tensor first: nodes.
         :param Tensor second: nodes; both broadcast against each other.
         """
-        number = len(self.weights)
-        nodes = {
-            name: nodes_of(name, node, number)
-            for name, node in (("first", first), ("second", second))
-        }
+        pairs = {"first": first, "second": second}
+        nodes = {name: nodes_of(name, node, len(self.weights)) for name, node in pairs.items()}
         first, second = as_parameters("EdgeOdds", nodes)
         # Weights underflow where the tail index is near zero.
         log_weights = self.weights.clamp(min=_TINY).log()
@@ -137,8 +122,8 @@ class EdgeOdds:
         return mixed.sum(-1).clamp(min=_TINY).log()
 
 
-def _as_floats(argument: str, value: Any) -> Tensor:
-    tensor = as_tensor(argument, value)
+def _as_floats(argument: str, value: Any, shape: str) -> Tensor:
+    tensor = as_tensor(argument, value, shape)
     return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
 
 
@@ -159,11 +144,7 @@ def _check_values(parts: dict[str, Tensor]) -> None:
 
 
 def log_non_edges(odds: EdgeOdds, graph: SimpleGraph) -> Tensor:
-    r"""The sum of :math:`-\log(1 + r_{ij})` over all pairs that are observed.
-
-    Blocks of pairs are computed anew for gradients, which keeps memory linear in the number of
-    edges. Time is quadratic in the number of nodes.
-    """
+    r"""The sum of :math:`-\log(1 + r_{ij})` over all pairs that are observed."""
     check_odds("odds", odds, graph.num_nodes)
 
     def block_sum(first: Tensor, second: Tensor) -> Tensor:
@@ -173,11 +154,9 @@ def log_non_edges(odds: EdgeOdds, graph: SimpleGraph) -> Tensor:
     blocks = list(graph.row_blocks())
     if len(blocks) == 1:
         return block_sum(*blocks[0])
-    sums = [
-        checkpoint(block_sum, *block, use_reentrant=False, preserve_rng_state=False)
-        for block in blocks
-    ]
-    return torch.stack(sums).sum()
+    # Computed anew for gradients, so that memory stays linear in the number of edges.
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    return torch.stack([again(block_sum, *block) for block in blocks]).sum()
 
 
 def graph_log_likelihood(odds: EdgeOdds, graph: SimpleGraph) -> Tensor:
@@ -312,9 +291,8 @@ def bfry_weights(num_nodes: int, truncation: float = 1.0) -> WeightPrior:
         >>> bfry_weights(100)().high
         tensor(100.)
     """
-    return _BFRYWeights(
-        check_integer("num_nodes", num_nodes, 2), check_number("truncation", truncation, above=0)
-    )
+    check_integer("num_nodes", num_nodes, 2)
+    return _BFRYWeights(num_nodes, check_number("truncation", truncation, above=0))
 
 
 def gamma_weights() -> WeightPrior:
@@ -340,9 +318,8 @@ class _BFRYWeights:
 
     def __call__(self) -> TorchDistributionMixin:
         largest = min(_MOST_DISCOUNT, 1.0 / self.truncation)
-        discount = pyro.sample(
-            "discount", dist.Uniform(torch.tensor(_LEAST_DISCOUNT), torch.tensor(largest))
-        )
+        prior = dist.Uniform(torch.tensor(_LEAST_DISCOUNT), torch.tensor(largest))
+        discount = pyro.sample("discount", prior)
         return TruncatedBFRY(discount, float(self.num_nodes) ** self.truncation)
 
 
@@ -422,11 +399,8 @@ class GraphModel:
 
     It is a Pyro model of a graph, with the site ``"weights"`` beside those of the prior. Over all
     pairs it takes time that is quadratic in the number of nodes, and linear memory. With
-    ``num_pairs`` the pairs are a random sample and with ``num_edges`` the edges are, and the log
-    density is an estimate without bias. ``num_pairs`` is for SVI, as in :meth:`GraphGuide.fit`: the
-    pairs come from PyTorch's generator within the model, which a
-    :class:`~pyro_ext.potential.Potential` refuses. Samplers that follow gradients take all pairs,
-    with minibatches of the edges or without.
+    ``num_pairs``, which is for SVI alone, the pairs are a random sample and with ``num_edges`` the
+    edges are, and the log density is an estimate without bias.
 
     :param prior: a Pyro model of no arguments that returns the distribution of a weight.
     :param MixedMembership communities: prior of communities; by default there are none.
@@ -442,8 +416,8 @@ class GraphModel:
 
     def __init__(self, prior: WeightPrior, communities: MixedMembership | None = None) -> None:
         check_callable("prior", prior, "a Pyro model of no arguments", or_class=False)
-        if communities is not None and not isinstance(communities, MixedMembership):
-            raise TypeError(f"communities must be a MixedMembership, got {communities!r:.80}")
+        kind = "a MixedMembership or None"
+        check_optional(check_instance, "communities", communities, MixedMembership, kind)
         self.prior = prior
         self.communities = communities
 
@@ -460,15 +434,14 @@ class GraphModel:
         :raises ValueError: for numbers out of range, and a prior for graphs of another size.
         """
         check_num_nodes(self.prior, graph)
-        if num_edges is not None:
-            check_integer("num_edges", num_edges, 1)
-            if num_edges > max(graph.num_edges, 1):
-                raise ValueError(
-                    f"num_edges must be at most {graph.num_edges}, the number of edges of the "
-                    f"graph, got {num_edges}"
-                )
-        if num_pairs is not None:
-            check_integer("num_pairs", num_pairs, 1)
+        if (check_optional(check_integer, "num_edges", num_edges, 1) or 1) > max(
+            graph.num_edges, 1
+        ):
+            raise ValueError(
+                f"num_edges must be at most {graph.num_edges}, the number of edges of the graph, "
+                f"got {num_edges}"
+            )
+        check_optional(check_integer, "num_pairs", num_pairs, 1)
         with on_device_of(graph):
             odds = self.odds(graph.num_nodes)
         if graph.num_edges:

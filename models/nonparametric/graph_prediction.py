@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number, check_sequence
+from pyro_ext._checks import (
+    as_tensor,
+    check_instance,
+    check_integer,
+    check_number,
+    check_optional,
+    check_sequence,
+)
 from pyro_ext._optional import optional_module
 from pyro_ext.models.nonparametric.graph_guide import GraphGuide, spectral_memberships
 from pyro_ext.models.nonparametric.graph_model import (
@@ -21,7 +28,6 @@ from pyro_ext.models.nonparametric.graph_model import (
     GraphModel,
     MixedMembership,
     bfry_weights,
-    check_odds,
     nodes_of,
     sample_graph,
 )
@@ -72,22 +78,18 @@ def log_link_probabilities(
         >>> present.exp(), absent.exp()
         (tensor([0.6250]), tensor([0.3750]))
     """
-    odds = check_sequence("odds", odds, "a list of EdgeOdds")
-    for draw in odds:
-        check_odds("odds", draw)
+    odds = check_sequence("odds", odds, "a list of EdgeOdds", kind=EdgeOdds)
     number = len(odds[0].weights)
     first = as_tensor("first", nodes_of("first", first, number), "(num_pairs,)")
     second = as_tensor("second", nodes_of("second", second, number), f"({len(first)},)")
     parts = []
     with torch.no_grad():
-        for left, right in zip(
-            first.split(_PAIRS_AT_ONCE), second.split(_PAIRS_AT_ONCE), strict=True
-        ):
-            logits = [draw.log(left, right) for draw in odds]
-            present = torch.stack([logsigmoid(value) for value in logits]).logsumexp(0)
-            absent = torch.stack([logsigmoid(-value) for value in logits]).logsumexp(0)
-            parts.append((present - math.log(len(odds)), absent - math.log(len(odds))))
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        for left, right in torch.stack([first, second]).split(_PAIRS_AT_ONCE, 1):
+            logits = torch.stack([draw.log(left, right) for draw in odds])
+            both = torch.stack([logsigmoid(logits), logsigmoid(-logits)])
+            parts.append(both.logsumexp(1) - math.log(len(odds)))
+    present, absent = torch.cat(parts, 1)
+    return present, absent
 
 
 def score_links(odds: Sequence[EdgeOdds], test: UnseenPairs) -> LinkScores:
@@ -233,8 +235,8 @@ def cross_validate_truncation(
     for number in truncations:
         check_number("truncations", number, above=0)
     check_instance("graph", graph, SimpleGraph, "a SimpleGraph")
-    if communities is not None:
-        check_instance("communities", communities, MixedMembership, "a MixedMembership or None")
+    wanted = "a MixedMembership or None"
+    check_optional(check_instance, "communities", communities, MixedMembership, wanted)
     check_number("fraction", fraction, above=0, below=1)
     priors = {beta: bfry_weights(graph.num_nodes, beta) for beta in truncations}
     scores: dict[float, list[float]] = {beta: [] for beta in priors}
