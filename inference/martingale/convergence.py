@@ -11,8 +11,6 @@ from torch import Tensor
 from pyro_ext._checks import as_tensor, check_instance
 from pyro_ext._renamed import renamed_arguments
 
-__all__ = ["Drift", "density_drift"]
-
 
 class Drift(NamedTuple):
     """How far a functional has moved as the population grew, averaged over draws and elements.

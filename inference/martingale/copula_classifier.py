@@ -19,8 +19,6 @@ from pyro_ext.inference.martingale.covariate_rule import (
 )
 from pyro_ext.inference.martingale.predictive_rule import Resampled
 
-__all__ = ["CopulaClassifier", "CopulaClassifierState"]
-
 
 class CopulaClassifierState(NamedTuple):
     """What a copula classifier keeps of its populations."""

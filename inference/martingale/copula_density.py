@@ -38,8 +38,6 @@ from pyro_ext.inference.martingale.predictive_rule import PredictiveRule, Resamp
 from pyro_ext.inference.martingale.weighted_sample import WeightedSample
 from pyro_ext.random import fresh_seed
 
-__all__ = ["CopulaDensity"]
-
 _START = 0.9
 
 

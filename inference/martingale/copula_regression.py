@@ -35,8 +35,6 @@ from pyro_ext.inference.martingale.covariate_rule import (
 )
 from pyro_ext.inference.martingale.predictive_rule import Resampled
 
-__all__ = ["ConditionalCopula", "CopulaRegression"]
-
 # Fewer than for a density, since each query has its own.
 _TABLE_PER_SCALE, _KNOTS_PER_SCALE = 20.0, 4.0
 

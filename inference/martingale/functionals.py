@@ -21,8 +21,6 @@ from pyro_ext.inference.martingale.weighted_sample import points_of
 from pyro_ext.inference.optimization import BatchLBFGS, Minimizer, center_of
 from pyro_ext.potential import Regularizer, WeightedFunction, WeightedLoss, WeightedPotential
 
-__all__ = ["BestFit", "Expectation", "MEstimator", "Mean", "Quantile", "Variance", "WeightedMLE"]
-
 _NUM_POINTS = 500
 
 

@@ -20,8 +20,6 @@ from pyro_ext.inference.martingale.predictive_rule import (
 )
 from pyro_ext.inference.martingale.weighted_sample import WeightedSample
 
-__all__ = ["NormalPredictive", "PlugInNormal", "StudentTPredictive"]
-
 _STEPS, _LIMIT, _VARIANCES = range(3)  # streams of random numbers
 
 

@@ -41,8 +41,6 @@ from pyro_ext.random import chain_keys, fresh_seed
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["MartingalePosterior", "plot_drift"]
-
 _NUM_TRIED = 2
 
 Values = dict[str, Tensor]

@@ -17,8 +17,6 @@ from pyro_ext.inference.martingale.predictive_rule import (
 )
 from pyro_ext.inference.martingale.weighted_sample import WeightedSample
 
-__all__ = ["PolyaUrn", "UrnState"]
-
 _ATOMS_PER_CALL = 64
 _LOST_MASS = 1e-6
 _STEPS, _WEIGHTS, _STICKS = range(3)

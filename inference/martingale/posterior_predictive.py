@@ -22,8 +22,6 @@ from pyro_ext.posterior.draws import Sampler
 from pyro_ext.potential.rows import DrawnRows, drawn_rows
 from pyro_ext.random import spawn_seed
 
-__all__ = ["ModelState", "PosteriorPredictive"]
-
 _ROWS, _DRAWS = range(2)  # streams
 _LATENT, _FUTURE = range(2)  # seeds
 

@@ -11,8 +11,6 @@ from torch import Tensor
 from pyro_ext._checks import as_tensor, check_finite, check_instance
 from pyro_ext.random import normal, uniform
 
-__all__ = ["KnowsLimit", "NeedsPreparation", "PredictiveRule", "Resampled"]
-
 _PER_BLOCK = 16
 
 

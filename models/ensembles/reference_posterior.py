@@ -17,8 +17,6 @@ from pyro_ext.checkpoint.files import read_tensors
 from pyro_ext.diagnostics.metrics import total_variation
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule
 
-__all__ = ["NAMES", "ReferencePosterior", "load_reference_posterior", "path_of"]
-
 NAMES = ("digits", "wine")
 
 

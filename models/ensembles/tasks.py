@@ -8,8 +8,6 @@ from pyro_ext._checks import as_tensor, check_instance, check_integer, check_num
 from pyro_ext.inference import Task
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule
 
-__all__ = ["classification_task"]
-
 _SMALLEST_SCALE = 1e-6
 _LARGEST_INPUT = 3.0
 

@@ -9,8 +9,6 @@ from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_finite, check_instance, check_number
 
-__all__ = ["Batch", "Points", "check_inputs", "check_range", "number_between", "split_batch"]
-
 
 class Points(NamedTuple):
     """Points of several functions, padded to the same number.

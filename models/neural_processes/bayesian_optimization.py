@@ -13,8 +13,6 @@ from pyro_ext.models.neural_processes.batch import check_inputs
 from pyro_ext.models.neural_processes.process import NeuralProcess
 from pyro_ext.random import fresh_seed
 
-__all__ = ["Optimization", "expected_improvement", "minimize"]
-
 
 class Optimization(NamedTuple):
     """The course of several minimizations side by side.

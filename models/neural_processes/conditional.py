@@ -29,18 +29,6 @@ from pyro_ext.models.neural_processes.process import (
     task_means,
 )
 
-__all__ = [
-    "BANP",
-    "BNP",
-    "BootstrapProcess",
-    "CANP",
-    "CNP",
-    "ConditionalProcess",
-    "centered",
-    "resampled_rows",
-    "taken_rows",
-]
-
 
 class ConditionalProcess(NeuralProcess):
     r"""A conditional neural process of an encoder and a decoder.

@@ -32,8 +32,6 @@ from pyro_ext.models.neural_processes.process import (
     standard_normal,
 )
 
-__all__ = ["ANP", "NP", "LatentProcess"]
-
 _LEAST_SCALE = 0.1
 
 

@@ -33,15 +33,6 @@ from pyro_ext.models.neural_processes.process import (
 )
 from pyro_ext.nn import MLP, InducedSetAttention
 
-__all__ = [
-    "InputGenerator",
-    "MPANP",
-    "MPNP",
-    "MartingalePosteriorProcess",
-    "PseudoContextGenerator",
-    "RepresentationGenerator",
-]
-
 
 class PseudoContextGenerator(nn.Module, ABC):
     r"""Maps noise and the features of a context to the features of pseudo points.

@@ -19,17 +19,6 @@ from torch.nn import functional
 from pyro_ext._checks import check_integer, check_optional, check_sequence
 from pyro_ext.nn import MAB, MLP, SAB
 
-__all__ = [
-    "CrossAttentionEncoder",
-    "Decoder",
-    "JointEncoder",
-    "PoolingEncoder",
-    "SetEncoder",
-    "attentive_encoder",
-    "pooling_encoder",
-    "side_by_side",
-]
-
 
 class SetEncoder(nn.Module, ABC):
     """An encoder in two parts, between which pseudo points can be added to a context.

@@ -10,8 +10,6 @@ from pyro_ext._checks import as_tensor, check_integer
 from pyro_ext.models.neural_processes.batch import Batch, Points, check_inputs
 from pyro_ext.random import fresh_seed
 
-__all__ = ["NeuralProcess"]
-
 
 class NeuralProcess(PyroModule):
     """A network that maps a context to a distribution of functions.

@@ -28,8 +28,6 @@ from pyro_ext._renamed import renamed_attribute
 from pyro_ext.models.neural_processes.batch import Batch, check_range, number_between, split_batch
 from pyro_ext.random import fresh_seed
 
-__all__ = ["GPTasks", "ImageTasks", "Kernel", "PredatorPreyTasks"]
-
 Kernel = Literal["rbf", "matern", "periodic"]
 
 _MATERN_SMOOTHNESS = 2.5

@@ -28,8 +28,6 @@ from pyro_ext.models.neural_processes.process import (
 )
 from pyro_ext.random import fresh_seed, spawn_seed
 
-__all__ = ["LogLikelihoods", "fit", "log_likelihoods"]
-
 
 def fit(
     process: NeuralProcess,

@@ -31,8 +31,6 @@ from pyro_ext.random_measures import (
 )
 from pyro_ext.random_measures.cluster_counts import as_table
 
-__all__ = ["initial_parameters", "metropolis_within_gibbs"]
-
 _TILTS = "cluster_tilts"
 _FIRST_RANK, _LAST_RANK = 100, 200
 _LEAST_DISCOUNT, _LEAST_EXCESS = 0.01, 0.1

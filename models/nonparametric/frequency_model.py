@@ -45,15 +45,6 @@ from pyro_ext.random_measures import (
 )
 from pyro_ext.random_measures.cluster_counts import as_table
 
-__all__ = [
-    "FrequencyModel",
-    "beta_prime_prior",
-    "generalized_bfry_prior",
-    "generalized_gamma_prior",
-    "pareto_mixture_prior",
-    "pitman_yor_prior",
-]
-
 
 def generalized_bfry_prior(
     mass: TorchDistribution | None = None,

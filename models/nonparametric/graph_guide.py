@@ -44,8 +44,6 @@ from pyro_ext.models.nonparametric.graph_model import (
 from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph, on_device_of
 from pyro_ext.random import fresh_seed, seeded
 
-__all__ = ["GraphGuide", "spectral_memberships"]
-
 
 @renamed_arguments(share="proportion")
 def spectral_memberships(

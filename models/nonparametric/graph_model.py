@@ -37,16 +37,6 @@ from pyro_ext.models.nonparametric.graph_pairs import (
 from pyro_ext.random import fresh_seed
 from pyro_ext.special.operations import may_hold_everywhere
 
-__all__ = [
-    "EdgeOdds",
-    "GraphModel",
-    "MixedMembership",
-    "bfry_weights",
-    "gamma_weights",
-    "graph_log_likelihood",
-    "sample_graph",
-]
-
 _MOST_CANDIDATES = 2**22
 _MOST_PAIRS = 2**30  # some minutes
 _ASYMMETRY = 1e-4

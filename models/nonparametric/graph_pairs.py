@@ -18,8 +18,6 @@ from pyro_ext._checks import (
 from pyro_ext._renamed import renamed_attribute
 from pyro_ext.random import chain_keys, philox
 
-__all__ = ["HeldOutPairs", "PairSample", "SimpleGraph", "UnseenPairs"]
-
 _WORDS = 2**32
 _LARGEST_BLOCK = 2**18
 

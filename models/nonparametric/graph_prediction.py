@@ -34,16 +34,6 @@ from pyro_ext.models.nonparametric.graph_model import (
 from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph, UnseenPairs, on_device_of
 from pyro_ext.random import fresh_seed, seeded
 
-__all__ = [
-    "LinkScores",
-    "cross_validate_truncation",
-    "degree_odds",
-    "erdos_renyi_odds",
-    "log_link_probabilities",
-    "score_links",
-    "simulate_graphs",
-]
-
 _PAIRS_AT_ONCE = 2**18
 
 

@@ -18,8 +18,6 @@ from pyro_ext.diagnostics.partitions import canonical_labels
 from pyro_ext.distributions import ConjugateCluster, PartitionedBlock
 from pyro_ext.random_measures import NormalizedRandomMeasure, PitmanYor
 
-__all__ = ["NRMMixture"]
-
 Process = NormalizedRandomMeasure | PitmanYor
 Sites = Mapping[str, Tensor]
 Value = TypeVar("Value")

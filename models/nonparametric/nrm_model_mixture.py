@@ -28,8 +28,6 @@ from pyro_ext.models.nonparametric.nrm_mixture import (
 )
 from pyro_ext.potential import PointPotential, Potential
 
-__all__ = ["NRMModelMixture"]
-
 Samples = Mapping[str, Tensor]
 
 

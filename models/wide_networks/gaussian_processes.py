@@ -17,8 +17,6 @@ from pyro_ext._optional import optional_module
 from pyro_ext.models.wide_networks.variances import NodeVariances
 from pyro_ext.random import fresh_seed
 
-__all__ = ["MixturePrediction", "condition_mixture", "mixture_kernel", "network_kernel"]
-
 
 def network_kernel(num_hidden: int = 1, weight_scale: float = 1.0, bias_scale: float = 0.0) -> Any:
     r"""Kernel of an infinitely wide ReLU network with equal variances of nodes.

@@ -15,18 +15,6 @@ from pyro_ext._checks import as_parameters, as_tensor, check_instance, check_int
 from pyro_ext.models.wide_networks.variances import NodeVariances
 from pyro_ext.random import fresh_seed
 
-__all__ = [
-    "input_covariance",
-    "network_covariance",
-    "propagate",
-    "pruning_error",
-    "relu_covariance",
-    "sample_covariances",
-    "sample_outputs",
-    "square_correlation",
-    "step_covariance",
-]
-
 
 def relu_covariance(cross: Tensor, left: Tensor, right: Tensor) -> Tensor:
     r"""Mean of a product of rectified Gaussians, half the arc-cosine kernel of order one [1].

@@ -33,14 +33,6 @@ from pyro_ext.models.wide_networks.variances import NodeVariances
 from pyro_ext.nn import BayesianModule, NodeScale, init_unit_variance_
 from pyro_ext.random import fresh_seed
 
-__all__ = [
-    "AsymmetricNetwork",
-    "DependentWeightNetwork",
-    "mean_tangent_gram",
-    "tangent_gram",
-    "tangent_kernel",
-]
-
 
 class DependentWeightNetwork(BayesianModule):
     r"""A network whose nodes have random variances, as a Pyro model [1].

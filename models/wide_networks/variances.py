@@ -44,19 +44,6 @@ from pyro_ext.random_measures import (
 )
 from pyro_ext.random_measures.arrivals import check_family
 
-__all__ = [
-    "EqualJumps",
-    "NodeVariances",
-    "bernoulli_variances",
-    "beta_variances",
-    "equal_variances",
-    "horseshoe_variances",
-    "inverse_gamma_variances",
-    "measure_variances",
-    "regularized_horseshoe_variances",
-    "scaled_variances",
-]
-
 
 class EqualJumps:
     r"""Poisson process of jumps of one size, :math:`\rho = r \delta_s`.

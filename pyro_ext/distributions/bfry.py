@@ -36,8 +36,6 @@ from pyro_ext.distributions.supports import interval_with_atom, open_interval, p
 from pyro_ext.special import in_double, log_lower_gamma, log_upper_gamma
 from pyro_ext.special.operations import holds_everywhere
 
-__all__ = ["BFRY", "RectifiedGamma", "TiltedBFRY", "TruncatedBFRY"]
-
 _LARGEST = 1e300
 
 

@@ -20,8 +20,6 @@ from torch.distributions import (
 from pyro_ext._checks import as_tensor, check_sequence
 from pyro_ext.distributions.bases import ParametricDistribution, rsample_log_gamma
 
-__all__ = ["BlockDirichlet"]
-
 
 def _shared_out(totals: Tensor, sizes: Sequence[int]) -> Tensor:
     """The weight of each point. **Shape:** ``(*batch, L)`` to ``(*batch, n)``."""

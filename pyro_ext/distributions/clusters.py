@@ -20,8 +20,6 @@ from torch.distributions import constraints
 from pyro_ext._checks import as_parameter, as_tensor, check_instance, check_integer
 from pyro_ext.distributions.bases import ParametricDistribution, expanded
 
-__all__ = ["ClusterBlock", "ConjugateCluster", "PartitionedBlock", "Summary"]
-
 Summary = tuple[Tensor, ...]
 Cluster = TypeVar("Cluster", bound="ConjugateCluster")
 

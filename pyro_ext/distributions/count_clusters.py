@@ -12,8 +12,6 @@ from pyro_ext.distributions._evidence import log_rising
 from pyro_ext.distributions.clusters import ConjugateCluster, Summary
 from pyro_ext.special import in_double
 
-__all__ = ["BernoulliCluster", "MultinomialCluster", "PoissonCluster"]
-
 _POSITIVE_VECTOR = constraints.independent(constraints.positive, 1)
 
 

@@ -17,8 +17,6 @@ from pyro_ext._checks import as_tensor, check_number, check_optional
 from pyro_ext.distributions import _evidence as evidence
 from pyro_ext.distributions.clusters import ConjugateCluster, Summary
 
-__all__ = ["DiagonalGaussianCluster", "GaussianCluster", "KnownVarianceGaussianCluster"]
-
 _POSITIVE_VECTOR = constraints.independent(constraints.positive, 1)
 
 

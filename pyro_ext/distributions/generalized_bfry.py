@@ -26,8 +26,6 @@ from pyro_ext.distributions.bases import (
 from pyro_ext.distributions.supports import open_interval, positive
 from pyro_ext.special import in_double
 
-__all__ = ["BetaPrimeBFRY", "GeneralizedBFRY", "StableBetaBFRY"]
-
 
 class _TwoIndices(LevelDistribution):
     """Distribution of a tilted BFRY variable times an independent one of a power law."""

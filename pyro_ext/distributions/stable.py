@@ -16,8 +16,6 @@ from pyro_ext.distributions import _stable
 from pyro_ext.distributions.bases import UnivariateDistribution, attach_gradient, positive_exp
 from pyro_ext.distributions.supports import positive
 
-__all__ = ["PositiveStable", "TiltedStable"]
-
 
 class PositiveStable(UnivariateDistribution):
     r"""Positive stable distribution.

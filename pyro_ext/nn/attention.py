@@ -18,8 +18,6 @@ from torch.nn import functional
 
 from pyro_ext._checks import check_choice, check_integer
 
-__all__ = ["ISAB", "InducedSetAttention", "MAB", "PMA", "SAB", "Scaling"]
-
 Scaling = Literal["width", "head"]
 
 

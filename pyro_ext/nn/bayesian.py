@@ -22,8 +22,6 @@ from pyro_ext._own_shapes import OwnShapes
 from pyro_ext.potential import Layout, init_to_suggested
 from pyro_ext.reparam import ExpandedModule
 
-__all__ = ["BayesianClassifier", "BayesianModule", "init_to_module"]
-
 
 class BayesianModule(nn.Module):
     r"""A network with independent normal priors, :math:`w \sim \text{Normal}(0, \sigma^2)`.

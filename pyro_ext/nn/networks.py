@@ -9,8 +9,6 @@ from torch.nn import functional
 
 from pyro_ext._checks import check_callable, check_integer, check_number, check_sequence
 
-__all__ = ["FilterResponseNorm", "MLP", "ResNet"]
-
 
 class FilterResponseNorm(nn.Module):
     r"""Filter response normalization [1], without its thresholded linear unit.

@@ -13,15 +13,6 @@ from torch import Tensor, nn
 from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number
 from pyro_ext._renamed import renamed_arguments
 
-__all__ = [
-    "NodeScale",
-    "asymmetric_variances",
-    "init_signs_",
-    "init_unit_variance_",
-    "largest_nodes",
-    "zipf_weights",
-]
-
 
 class NodeScale(nn.Module):
     r"""Multiply each node by a number of its own, :math:`h_j \mapsto \sqrt{\lambda_j} h_j` [1, 2].

@@ -11,14 +11,6 @@ from pyro_ext._checks import as_tensor, check_choice, check_integer, check_numbe
 from pyro_ext.distributions import BlockDirichlet
 from pyro_ext.random import chain_keys, spawn_seed, uniform
 
-__all__ = [
-    "BlockConcentration",
-    "DirichletWeights",
-    "EmpiricalBase",
-    "atoms_of_draws",
-    "fitting_atoms",
-]
-
 BlockConcentration = Literal["aggregate", "unit"]
 
 _GAMMAS, _BOOSTS, _ORDER, _ATOM_ORDER = range(40, 44)  # streams of random numbers

@@ -38,8 +38,6 @@ from pyro_ext.inference.optimization import BatchLBFGS, BatchOptimizer
 from pyro_ext.potential import Backend, Regularizer, WeightedFunction
 from pyro_ext.random import fresh_seed
 
-__all__ = ["NPTL", "FineTunedEnsemble", "linear_probe"]
-
 _GRID = (0.01, 0.1, 1.0 / 3.0, 1.0, 3.0)
 
 

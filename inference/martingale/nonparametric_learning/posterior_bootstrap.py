@@ -48,8 +48,6 @@ from pyro_ext.potential import (
 )
 from pyro_ext.random import fresh_seed
 
-__all__ = ["PosteriorBootstrap"]
-
 _FIELDS = ("value", "gradient_norm", "converged", "num_steps")
 _SETTINGS = (
     "concentration",

@@ -30,17 +30,6 @@ from pyro_ext.posterior.independent_draws import IndependentDraws
 from pyro_ext.potential import Backend, Regularizer, WeightedFunction, check_backend
 from pyro_ext.random import chain_keys, fresh_seed, spawn_seed
 
-__all__ = [
-    "L2SP",
-    "SWAGPrior",
-    "Soup",
-    "TransferEnsemble",
-    "average_losses",
-    "check_labels",
-    "nll",
-    "soft_cross_entropy",
-]
-
 _BACKBONE = "backbone."
 _HEAD = "head."
 

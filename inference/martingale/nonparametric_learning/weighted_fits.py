@@ -17,8 +17,6 @@ from pyro_ext.inference.optimization import Center, Minimizer, Minimum, Objectiv
 from pyro_ext.potential import WeightedLoss
 from pyro_ext.random import chain_keys, uniform
 
-__all__ = ["WeightedFits", "minibatches_of"]
-
 
 def minibatches_of(keys: Tensor, size: int, num_points: int) -> Callable[[Tensor], Tensor]:
     """Minibatches of each draw, which follow from its key and the number of the call.
