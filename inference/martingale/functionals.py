@@ -105,9 +105,8 @@ class Expectation:
     :param function: of an observation, or of its parts where the data are several tensors, point by
         point: its arguments and its result have leading dimensions for points and draws.
     :param int num_points: at how many points the function is evaluated where the population is a
-        continuous distribution. For a number these are quantiles, whose plain mean is taken, the
-        midpoint rule, which is off by no more than the variation of the function over ``2 *
-        num_points``. Populations that are points need no such approximation.
+        continuous distribution. For a number these are quantiles: the mean is off by no more than
+        the variation of the function over ``2 * num_points``.
 
     Example::
 
@@ -180,11 +179,8 @@ class BestFit(ABC):
         found = center.search(self.optimizer, objective, capacity)
         is_finite = found.value.isfinite()
         if num_open := int((is_finite & ~found.converged).sum()):
-            warnings.warn(
-                f"{num_open} of {capacity} fits have not converged: give the optimizer more steps",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            message = f"{num_open} of {capacity} fits have not converged: give the optimizer more"
+            warnings.warn(f"{message} steps", RuntimeWarning, stacklevel=2)
         return loss.constrain(torch.where(is_finite[:, None], found.position, torch.nan))
 
     @abstractmethod
@@ -193,7 +189,7 @@ class BestFit(ABC):
 
     def _loss_over(self, rows: tuple[Tensor, ...], is_shared: bool) -> WeightedLoss:
         """The loss over observations, with the graphs of an earlier call where it can be."""
-        # Where each draw has its own, their form is all that a graph depends on.
+        # Where each draw has its own rows, their form is all that a graph depends on.
         forms = tuple((tuple(part.shape), part.dtype, part.device) for part in rows)
         key = tuple(map(id, rows)) if is_shared else forms
         if key not in self._known:

@@ -87,8 +87,7 @@ class SWAGPrior:
     .. math:: \phi \sim N\bigl(\bar\phi, \; s \, (\tfrac12 \operatorname{diag}(v) +
               \tfrac1{2 (K - 1)} D D^\top)\bigr) , \quad W \sim N(0, s'^2)
 
-    with mean and variances of snapshots, and the deviations of :math:`K` of them. It maps
-    parameters by name to the negative log density, but for a constant.
+    with mean, variances and deviations of :math:`K` snapshots. It is called like :class:`L2SP`.
 
     :param Sequence snapshots: parameters of the backbone by name, at several times of its training;
         parameters alone, without the statistics that a ``state_dict()`` holds beside them.
@@ -129,11 +128,7 @@ class SWAGPrior:
     law = renamed_attribute("law", "distribution")
 
     def __call__(self, params: Mapping[str, Tensor]) -> Tensor:
-        """Negative log density, but for a constant.
-
-        :param Mapping params: parameters by name. **Shape:** ``(*event)`` each.
-        :returns: a scalar.
-        """
+        """Negative log density, but for a constant, as of :class:`L2SP`."""
         _check_names(params, {_BACKBONE + name for name in self._names})
         heads = [(value / self.head_scale).square().sum()
                  for name, value in params.items() if name.startswith(_HEAD)]  # fmt: skip
@@ -249,8 +244,7 @@ class TransferEnsemble(IndependentDraws):
     def probabilities(self, inputs: Tensor) -> Tensor:
         """Predictive probabilities of each member, whose mean over members is the prediction.
 
-        :param Tensor inputs: **Shape:** ``(n, *event)``.
-        :returns: **Shape:** ``(num_samples, n, classes)``.
+        Arguments and shapes are those of :meth:`log_probabilities`.
         """
         return self.log_probabilities(inputs).exp()
 
@@ -282,11 +276,7 @@ class TransferEnsemble(IndependentDraws):
     # How members are trained ---------------------------------------------------------------------
 
     def _train(self, inputs: Tensor, targets: Tensor, numbers: Sequence[int], seed: int) -> Any:
-        """Fine-tune members to soft targets of their own.
-
-        Shapes: inputs (n, *event); targets (num_members, n, classes); returns (num_members, *event)
-        each.
-        """
+        """Fine-tune members to soft targets of their own, ``(num_members, n, classes)``."""
         params = {name: value.detach() for name, value in self.network.named_parameters()}
         num_points = len(inputs)
         size = min(self.subsample_size or num_points, num_points)
@@ -296,25 +286,22 @@ class TransferEnsemble(IndependentDraws):
 
         # Members share all of the inputs, and have minibatches of their own.
         is_whole = size == num_points
+        loss_fn = losses_of_all if is_whole else self._loss_of_each
+        rows = (targets[0],) if is_whole else (inputs[:size], targets[0, :size])
         loss = WeightedFunction(
-            losses_of_all if is_whole else self._loss_of_each,
-            (targets[0],) if is_whole else (inputs[:size], targets[0, :size]),
-            params,
-            regularizer=self._penalty,
-            backend=self.backend,
+            loss_fn, rows, params, regularizer=self._penalty, backend=self.backend
         )
         starts = torch.stack([self._start(loss, params, number, seed) for number in numbers])
         minibatches = minibatches_of(chain_keys(seed, numbers, starts.device), size, num_points)
         # The targets hold the weights of the data.
         weights = starts.new_full((len(numbers), size), num_points / size)
 
-        def objective(flat: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            if is_whole:
-                own = [targets[rows]]
-            else:
-                index = minibatches(rows)
-                own = [inputs[index], targets[rows[:, None], index]]
-            return loss(flat, weights[rows], None, own, len(numbers))
+        def objective(flat: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+            own = [targets[members]]
+            if not is_whole:
+                index = minibatches(members)
+                own = [inputs[index], targets[members[:, None], index]]
+            return loss(flat, weights[members], None, own, len(numbers))
 
         found = self.optimizer.minimize(objective, starts)
         return loss.constrain(torch.where(found.converged[:, None], found.position, torch.nan))
@@ -330,7 +317,7 @@ class TransferEnsemble(IndependentDraws):
         generator = torch.Generator().manual_seed(spawn_seed(seed, number, 4))
         values = dict(params)
         for name, value in params.items():
-            if name.startswith("head."):
+            if name.startswith(_HEAD):
                 noise = torch.randn(value.shape, generator=generator, dtype=value.dtype)
                 values[name] = self.head_scale * noise.to(value.device)
         return loss.layout.flatten(values)
@@ -376,10 +363,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def nll(log_probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Mean negative log likelihood of each member.
-
-    Shapes: log_probabilities (members, n, classes); labels (n,); returns (members,).
-    """
+    """Mean negative log likelihood of each member, from ``(members, n, classes)``."""
     index = labels.expand(log_probabilities.shape[:-1]).unsqueeze(-1)
     return -log_probabilities.gather(-1, index)[..., 0].mean(-1)
 
