@@ -79,16 +79,16 @@ class CNP(ConditionalProcess):
         torch.Size([5, 4, 9, 1])
     """
 
+    _encoder = staticmethod(pooling_encoder)
+
     def __init__(self, x_dim: int = 1, y_dim: int = 1, width: int = 128) -> None:
-        super().__init__(pooling_encoder(x_dim, y_dim, width), width)
+        super().__init__(self._encoder(x_dim, y_dim, width), width)
 
 
-class CANP(ConditionalProcess):
+class CANP(CNP):
     """A conditional neural process with attention [3]: targets look at the context.
 
-    :param int x_dim: number of features of an input.
-    :param int y_dim: number of features of an output.
-    :param int width: width of all layers, a multiple of the 8 heads.
+    Arguments are those of :class:`CNP`, with a ``width`` that is a multiple of the 8 heads.
 
     Example::
 
@@ -98,8 +98,7 @@ class CANP(ConditionalProcess):
         torch.Size([4, 9])
     """
 
-    def __init__(self, x_dim: int = 1, y_dim: int = 1, width: int = 128) -> None:
-        super().__init__(attentive_encoder(x_dim, y_dim, width), width)
+    _encoder = staticmethod(attentive_encoder)
 
 
 class BootstrapProcess(NeuralProcess):
@@ -181,16 +180,16 @@ class BNP(BootstrapProcess):
         torch.Size([5, 4, 9, 1])
     """
 
+    _encoder = staticmethod(pooling_encoder)
+
     def __init__(self, x_dim: int = 1, y_dim: int = 1, width: int = 128) -> None:
-        super().__init__(pooling_encoder(x_dim, y_dim, width), width)
+        super().__init__(self._encoder(x_dim, y_dim, width), width)
 
 
-class BANP(BootstrapProcess):
+class BANP(BNP):
     """A bootstrapping neural process with attention [2].
 
-    :param int x_dim: number of features of an input.
-    :param int y_dim: number of features of an output.
-    :param int width: width of all layers, a multiple of the 8 heads.
+    Arguments are those of :class:`BNP`, with a ``width`` that is a multiple of the 8 heads.
 
     Example::
 
@@ -200,8 +199,7 @@ class BANP(BootstrapProcess):
         torch.Size([5, 4, 9, 1])
     """
 
-    def __init__(self, x_dim: int = 1, y_dim: int = 1, width: int = 128) -> None:
-        super().__init__(attentive_encoder(x_dim, y_dim, width), width)
+    _encoder = staticmethod(attentive_encoder)
 
 
 def resampled_rows(

@@ -5,6 +5,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyro
 import torch
@@ -312,6 +313,8 @@ class MPNP(MartingalePosteriorProcess):
         torch.Size([50, 4, 10, 1])
     """
 
+    _encoder = staticmethod(pooling_encoder)
+
     def __init__(
         self,
         x_dim: int = 1,
@@ -322,26 +325,17 @@ class MPNP(MartingalePosteriorProcess):
         weights: Sequence[float] = (1.0, 1.0, 1.0),
         generator: Generator = RepresentationGenerator,
     ) -> None:
-        super().__init__(
-            pooling_encoder(x_dim, y_dim, width),
-            width,
-            num_pseudo=num_pseudo,
-            weights=weights,
-            generator=generator,
-        )
+        encoder = self._encoder(x_dim, y_dim, width)
+        options: Any = {"num_pseudo": num_pseudo, "weights": weights, "generator": generator}
+        super().__init__(encoder, width, **options)
 
 
-class MPANP(MartingalePosteriorProcess):
+class MPANP(MPNP):
     """A martingale posterior neural process with attention [1], with the encoders of :class:`CANP`.
 
     Pseudo points have keys and values that targets look at, and features that are pooled.
 
-    :param int x_dim: number of features of an input.
-    :param int y_dim: number of features of an output.
-    :param int width: width of all layers, a multiple of the 8 heads.
-    :param int num_pseudo: number of pseudo points; best the same for training and predictions.
-    :param Sequence weights: of the three losses, see :class:`MartingalePosteriorProcess`.
-    :param Callable generator: makes the generator, given the encoder.
+    Arguments are those of :class:`MPNP`, with a ``width`` that is a multiple of the 8 heads.
 
     Example::
 
@@ -351,23 +345,7 @@ class MPANP(MartingalePosteriorProcess):
         torch.Size([5, 4, 9, 1])
     """
 
-    def __init__(
-        self,
-        x_dim: int = 1,
-        y_dim: int = 1,
-        width: int = 128,
-        *,
-        num_pseudo: int = 10,
-        weights: Sequence[float] = (1.0, 1.0, 1.0),
-        generator: Generator = RepresentationGenerator,
-    ) -> None:
-        super().__init__(
-            attentive_encoder(x_dim, y_dim, width),
-            width,
-            num_pseudo=num_pseudo,
-            weights=weights,
-            generator=generator,
-        )
+    _encoder = staticmethod(attentive_encoder)
 
 
 def _union(features: Tensor, pseudo: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

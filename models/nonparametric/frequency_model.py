@@ -21,7 +21,13 @@ from pyro.distributions.torch_distribution import TorchDistribution, TorchDistri
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import as_tensor, check_instance, check_integer, check_tensors
+from pyro_ext._checks import (
+    as_tensor,
+    check_instance,
+    check_integer,
+    check_optional,
+    check_tensors,
+)
 from pyro_ext._renamed import renamed_attribute
 from pyro_ext.models.nonparametric.nrm_mixture import (
     Process,
@@ -59,8 +65,7 @@ def generalized_bfry_prior(
         :math:`e^3`.
     :param discount: distribution of :math:`\sigma`, by default uniform.
     :param excess: distribution of :math:`\tau - \sigma`, by default log-normal with median 1 and a
-        factor of
-        :math:`e`, as in [1].
+        factor of :math:`e`, as in [1].
     :returns: a model with the sites ``"mass"``, ``"discount"`` and ``"excess"``.
 
     Example::
@@ -69,8 +74,7 @@ def generalized_bfry_prior(
         >>> prior().index_at_zero < 1.0
         tensor(True)
     """
-    _check_distributions(mass=mass, discount=discount, excess=excess)
-    return partial(_two_laws, GeneralizedBFRYProcess, mass, discount, excess)
+    return _prior(_generalized_bfry, mass=mass, discount=discount, excess=excess)
 
 
 def beta_prime_prior(
@@ -90,8 +94,7 @@ def beta_prime_prior(
         >>> beta_prime_prior()().log_eppf([1])
         tensor(0.)
     """
-    _check_distributions(mass=mass, discount=discount, excess=excess)
-    return partial(_two_laws, BetaPrimeProcess, mass, discount, excess)
+    return _prior(_beta_prime, mass=mass, discount=discount, excess=excess)
 
 
 def pareto_mixture_prior(
@@ -107,9 +110,7 @@ def pareto_mixture_prior(
     :param discount: distribution of :math:`\sigma`.
     :param excess: distribution of :math:`\tau - \sigma`.
     :param pareto_mass: distribution of :math:`\beta`, by default that of the mass.
-    :param pareto_scale: distribution of :math:`w_0`, by default log-normal with median 1 and a
-        factor of
-        :math:`e`.
+    :param pareto_scale: distribution of :math:`w_0`, by default as of ``excess``.
     :returns: a model with the sites ``"mass"``, ``"discount"``, ``"excess"``, ``"pareto_mass"`` and
         ``"pareto_scale"``.
 
@@ -118,14 +119,8 @@ def pareto_mixture_prior(
         >>> round(abs(float(pareto_mixture_prior()().log_eppf([1]))), 9)
         0.0
     """
-    _check_distributions(
-        mass=mass,
-        discount=discount,
-        excess=excess,
-        pareto_mass=pareto_mass,
-        pareto_scale=pareto_scale,
-    )
-    return partial(_pareto_mixture, mass, discount, excess, pareto_mass, pareto_scale)
+    pareto: Any = {"pareto_mass": pareto_mass, "pareto_scale": pareto_scale}
+    return _prior(_pareto_mixture, mass=mass, discount=discount, excess=excess, **pareto)
 
 
 def generalized_gamma_prior(
@@ -142,8 +137,7 @@ def generalized_gamma_prior(
         >>> generalized_gamma_prior()().log_eppf([1])
         tensor(0.)
     """
-    _check_distributions(mass=mass, discount=discount)
-    return partial(_generalized_gamma, mass, discount)
+    return _prior(_generalized_gamma, mass=mass, discount=discount)
 
 
 def pitman_yor_prior(
@@ -160,71 +154,52 @@ def pitman_yor_prior(
         >>> pitman_yor_prior()().log_eppf([1])
         tensor(0.)
     """
-    _check_distributions(concentration=concentration, discount=discount)
-    return partial(_pitman_yor, concentration, discount)
+    return _prior(_pitman_yor, concentration=concentration, discount=discount)
 
 
 # What priors call is a function of the module each, so that models can be sent to other processes.
 
 
-def _check_distributions(**given: object) -> None:
+def _prior(make: Callable[..., Any], **given: TorchDistribution | None) -> Callable[[], Any]:
     for name, one in given.items():
-        if one is not None:
-            check_instance(name, one, TorchDistributionMixin, "a distribution or None")
+        check_optional(check_instance, name, one, TorchDistributionMixin, "a distribution or None")
+    return partial(_sampled, make, given)
 
 
-def _two_laws(
-    kind: type[GeneralizedBFRYProcess | BetaPrimeProcess],
-    mass: TorchDistribution | None,
-    discount: TorchDistribution | None,
-    excess: TorchDistribution | None,
-) -> NormalizedRandomMeasure:
-    return kind(*_two_indices(mass, discount, excess)).normalize()
+def _sampled(make: Callable[..., Any], given: Mapping[str, TorchDistribution | None]) -> Any:
+    """What is made of hyperparameters that are sampled in turn."""
+    return make(*(pyro.sample(name, one or _default(name)) for name, one in given.items()))
+
+
+def _default(name: str) -> TorchDistribution:
+    if name == "discount":
+        return dist.Beta(1.0, 1.0)
+    if name in ("excess", "pareto_scale"):
+        return dist.LogNormal(0.0, 1.0)
+    return dist.LogNormal(5.0, 3.0)  # of masses
+
+
+def _generalized_bfry(mass: Tensor, discount: Tensor, excess: Tensor) -> Any:
+    return GeneralizedBFRYProcess(mass, discount, discount + excess).normalize()
+
+
+def _beta_prime(mass: Tensor, discount: Tensor, excess: Tensor) -> Any:
+    return BetaPrimeProcess(mass, discount, discount + excess).normalize()
 
 
 def _pareto_mixture(
-    mass: TorchDistribution | None,
-    discount: TorchDistribution | None,
-    excess: TorchDistribution | None,
-    pareto_mass: TorchDistribution | None,
-    pareto_scale: TorchDistribution | None,
-) -> NormalizedRandomMeasure:
-    own_mass, sigma, tail_index = _two_indices(mass, discount, excess)
-    beta = pyro.sample("pareto_mass", pareto_mass or _mass())
-    scale = pyro.sample("pareto_scale", pareto_scale or dist.LogNormal(0.0, 1.0))
-    return ParetoMixtureProcess(own_mass, sigma, 1.0, beta, scale, tail_index).normalize()
+    mass: Tensor, discount: Tensor, excess: Tensor, pareto_mass: Tensor, pareto_scale: Tensor
+) -> Any:
+    pareto = pareto_mass, pareto_scale, discount + excess
+    return ParetoMixtureProcess(mass, discount, 1.0, *pareto).normalize()
 
 
-def _generalized_gamma(
-    mass: TorchDistribution | None, discount: TorchDistribution | None
-) -> NormalizedRandomMeasure:
-    own_mass = pyro.sample("mass", mass or _mass())
-    sigma = pyro.sample("discount", discount or dist.Beta(1.0, 1.0))
-    return GeneralizedGammaProcess(own_mass, sigma, 1.0).normalize()
+def _generalized_gamma(mass: Tensor, discount: Tensor) -> Any:
+    return GeneralizedGammaProcess(mass, discount, 1.0).normalize()
 
 
-def _pitman_yor(
-    concentration: TorchDistribution | None, discount: TorchDistribution | None
-) -> PitmanYor:
-    theta = pyro.sample("concentration", concentration or _mass())
-    sigma = pyro.sample("discount", discount or dist.Beta(1.0, 1.0))
-    return PitmanYor(sigma, theta)
-
-
-def _two_indices(
-    mass: TorchDistribution | None,
-    discount: TorchDistribution | None,
-    excess: TorchDistribution | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mass, index at zero and index at infinity."""
-    own_mass = pyro.sample("mass", mass or _mass())
-    sigma = pyro.sample("discount", discount or dist.Beta(1.0, 1.0))
-    difference = pyro.sample("excess", excess or dist.LogNormal(0.0, 1.0))
-    return own_mass, sigma, sigma + difference
-
-
-def _mass() -> TorchDistribution:
-    return dist.LogNormal(5.0, 3.0)
+def _pitman_yor(concentration: Tensor, discount: Tensor) -> PitmanYor:
+    return PitmanYor(discount, concentration)
 
 
 _SITE = "counts"

@@ -2,6 +2,7 @@
 
 import copy
 from abc import abstractmethod
+from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -165,20 +166,6 @@ class Soup(NamedTuple):
     loss: float
 
 
-class _Network(nn.Module):
-    """A backbone and a head."""
-
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits."""
-        logits: Tensor = self.head(self.backbone(inputs))
-        return logits
-
-
 class TransferEnsemble(IndependentDraws):
     """Members that are fine-tuned side by side from a pretrained backbone, each with a fresh head.
 
@@ -210,8 +197,8 @@ class TransferEnsemble(IndependentDraws):
         if seed is not None:
             fresh_seed(seed)
         self.num_samples = check_integer("num_samples", num_samples, 1)
-        self.network = _Network(copy.deepcopy(backbone), copy.deepcopy(head)).eval()
-        self.network.requires_grad_(False)
+        parts = {"backbone": copy.deepcopy(backbone), "head": copy.deepcopy(head)}
+        self.network: Any = nn.Sequential(OrderedDict(parts)).eval().requires_grad_(False)
         self.optimizer = optimizer or BatchOptimizer(
             partial(torch.optim.SGD, lr=0.05, momentum=0.9), 200
         )
