@@ -10,6 +10,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_ext.distributions.bases import halved
 from pyro_ext.inference.martingale.copula_recursion import follow, rates
 from pyro_ext.inference.martingale.predictive_rule import Resampled, uniforms
 
@@ -84,11 +85,8 @@ class ScoreMap(NamedTuple):
         inside = torch.minimum(torch.maximum(values, self.values[:, :1]), self.values[:, -1:])
         cell = torch.searchsorted(self.values.contiguous(), inside.contiguous(), right=True) - 1
         cell = cell.clamp(0, self.values.shape[1] - 2)
-        low, high = torch.zeros_like(values), torch.ones_like(values)
-        for _ in range(_HALVINGS):
-            middle = 0.5 * (low + high)
-            is_below = self._cubic(cell, middle)[0] < inside
-            low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
+        ends = torch.zeros_like(values), torch.ones_like(values)
+        low, high = halved(lambda x: self._cubic(cell, x)[0] < inside, *ends, _HALVINGS)
         scores = self.knots[cell] + 0.5 * (low + high) * self._step
         tail = torch.where(values > inside, self.slopes[:, -1:], self.slopes[:, :1])
         return scores + (values - inside) / tail.clamp(min=torch.finfo(values.dtype).tiny)

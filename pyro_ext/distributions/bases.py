@@ -19,16 +19,24 @@ from pyro_ext._checks import as_parameter, as_parameters, as_tensor, shown
 _NUM_HALVINGS = 64
 
 
+def halved(
+    is_low: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, number: int
+) -> tuple[Tensor, Tensor]:
+    """Ends of intervals that are halved so many times around where a condition begins to fail."""
+    for _ in range(number):
+        middle = 0.5 * (low + high)
+        below = is_low(middle)
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return low, high
+
+
+@torch.no_grad()
 def solve_increasing(
     function: Callable[[Tensor], Tensor], target: Tensor, low: Tensor, high: Tensor
 ) -> Tensor:
     """Solve an equation with an increasing function by bisection, without gradients."""
-    with torch.no_grad():
-        for _ in range(_NUM_HALVINGS):
-            middle = 0.5 * (low + high)
-            is_below = function(middle) < target
-            low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
-        return 0.5 * (low + high)
+    low, high = halved(lambda x: function(x) < target, low, high, _NUM_HALVINGS)
+    return 0.5 * (low + high)
 
 
 def invert_cdf(distribution: TorchDistribution, probability: Tensor) -> Tensor:
