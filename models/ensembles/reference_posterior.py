@@ -1,8 +1,4 @@
-r"""What small Bayesian networks predict under their exact posterior, by long runs of HMC [1].
-
-[1] P. Izmailov, S. Vikram, M. D. Hoffman, A. G. Wilson (2021),
-What are Bayesian neural network posteriors really like?
-"""
+"""What small Bayesian networks predict under their exact posterior, by long runs of HMC."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,6 +42,9 @@ class ReferencePosterior:
     :param int num_divergences: trajectories whose energy went astray.
     :param int seed: of the run.
     :param float nll: negative log likelihood of the test labels under ``probabilities``, per point.
+
+    [1] P. Izmailov, S. Vikram, M. D. Hoffman, A. G. Wilson (2021),
+    What are Bayesian neural network posteriors really like?
     """
 
     name: str

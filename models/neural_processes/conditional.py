@@ -1,13 +1,6 @@
 """Conditional neural processes, and bootstrapping ones: nothing random, or resampled contexts.
 
-[1] M. Garnelo, D. Rosenbaum, C. J. Maddison, T. Ramalho, D. Saxton, M. Shanahan, Y. W. Teh,
-D. J. Rezende, S. M. A. Eslami (2018), Conditional neural processes.
-
-[2] J. Lee, Y. Lee, J. Kim, E. Yang, S. J. Hwang, Y. W. Teh (2020),
-Bootstrapping neural processes.
-
-[3] H. Kim, A. Mnih, J. Schwarz, M. Garnelo, S. M. A. Eslami, D. Rosenbaum, O. Vinyals,
-Y. W. Teh (2019), Attentive neural processes.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 import torch
@@ -63,7 +56,7 @@ class ConditionalProcess(NeuralProcess):
 
 
 class CNP(ConditionalProcess):
-    """A conditional neural process [1], with two encoders that pool, as in [2].
+    """A conditional neural process [1], with two encoders that pool, as in [4].
 
     All functions that it predicts are the same.
 
@@ -166,7 +159,7 @@ class BootstrapProcess(NeuralProcess):
 
 
 class BNP(BootstrapProcess):
-    """A bootstrapping neural process [2].
+    """A bootstrapping neural process [4].
 
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
@@ -187,7 +180,7 @@ class BNP(BootstrapProcess):
 
 
 class BANP(BNP):
-    """A bootstrapping neural process with attention [2].
+    """A bootstrapping neural process with attention [4].
 
     Arguments are those of :class:`BNP`, with a ``width`` that is a multiple of the 8 heads.
 

@@ -1,13 +1,6 @@
 """Latent neural processes: a normal latent variable for each function.
 
-[1] M. Garnelo, J. Schwarz, D. Rosenbaum, F. Viola, D. J. Rezende, S. M. A. Eslami, Y. W. Teh
-(2018), Neural processes.
-
-[2] J. Lee, Y. Lee, J. Kim, E. Yang, S. J. Hwang, Y. W. Teh (2020),
-Bootstrapping neural processes.
-
-[3] H. Kim, A. Mnih, J. Schwarz, M. Garnelo, S. M. A. Eslami, D. Rosenbaum, O. Vinyals,
-Y. W. Teh (2019), Attentive neural processes.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 import pyro
@@ -127,7 +120,7 @@ class LatentProcess(NeuralProcess):
 
 
 class NP(LatentProcess):
-    """A neural process with a latent variable [1], and a deterministic path, as in [2].
+    """A neural process with a latent variable [2], and a deterministic path, as in [4].
 
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.

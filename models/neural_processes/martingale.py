@@ -1,6 +1,6 @@
 """Martingale posterior neural processes: functions are uncertain as the unseen points are.
 
-[1] H. Lee, E. Yun, G. Nam, E. Fong, J. Lee (2023), Martingale posterior neural processes.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 from abc import ABC, abstractmethod
@@ -63,7 +63,7 @@ class PseudoContextGenerator(nn.Module, ABC):
 
 
 class RepresentationGenerator(PseudoContextGenerator):
-    r"""Generates the features of pseudo points directly [1].
+    r"""Generates the features of pseudo points directly [5].
 
     Noise :math:`E` attends to itself by way of the features :math:`R` of the context,
 
@@ -104,7 +104,7 @@ class RepresentationGenerator(PseudoContextGenerator):
 
 
 class InputGenerator(PseudoContextGenerator):
-    r"""Generates pairs of inputs and outputs, and encodes them as the context is encoded [1].
+    r"""Generates pairs of inputs and outputs, and encodes them as the context is encoded [5].
 
     Noise attends to itself by way of the context, as in :class:`RepresentationGenerator`. An input
     is a linear map of its row of noise, squashed to the range of inputs; the output is a network of
@@ -290,7 +290,7 @@ class MartingalePosteriorProcess(NeuralProcess):
 
 
 class MPNP(MartingalePosteriorProcess):
-    """A martingale posterior neural process [1], with the encoders of :class:`CNP`.
+    """A martingale posterior neural process [5], with the encoders of :class:`CNP`.
 
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
@@ -331,7 +331,7 @@ class MPNP(MartingalePosteriorProcess):
 
 
 class MPANP(MPNP):
-    """A martingale posterior neural process with attention [1], with the encoders of :class:`CANP`.
+    """A martingale posterior neural process with attention [5], with the encoders of :class:`CANP`.
 
     Pseudo points have keys and values that targets look at, and features that are pooled.
 

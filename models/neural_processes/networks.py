@@ -1,10 +1,6 @@
 """Encoders of contexts, and the decoder that turns a representation into a normal distribution.
 
-[1] M. Garnelo, D. Rosenbaum, C. J. Maddison, T. Ramalho, D. Saxton, M. Shanahan, Y. W. Teh,
-D. J. Rezende, S. M. A. Eslami (2018), Conditional neural processes.
-
-[2] H. Kim, A. Mnih, J. Schwarz, M. Garnelo, S. M. A. Eslami, D. Rosenbaum, O. Vinyals,
-Y. W. Teh (2019), Attentive neural processes.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 from abc import ABC, abstractmethod
@@ -120,7 +116,7 @@ class PoolingEncoder(SetEncoder):
 
 
 class CrossAttentionEncoder(SetEncoder):
-    r"""Attention of targets to points: keys see inputs only, values see outputs too [2].
+    r"""Attention of targets to points: keys see inputs only, values see outputs too [3].
 
     The features of a point are those of its key, then those of its value.
 

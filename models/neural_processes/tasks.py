@@ -1,9 +1,6 @@
 """Generators of tasks: Gaussian processes, images, populations of predators and prey.
 
-[1] J. Lee, Y. Lee, J. Kim, E. Yang, S. J. Hwang, Y. W. Teh (2020),
-Bootstrapping neural processes.
-
-[2] D. T. Gillespie (1977), Exact stochastic simulation of coupled chemical reactions.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 from dataclasses import KW_ONLY, dataclass
@@ -36,7 +33,7 @@ _STUDENT_DEGREES = 2.1
 
 @dataclass(frozen=True)
 class GPTasks:
-    r"""Functions from Gaussian processes whose kernels are random too, as in [1].
+    r"""Functions from Gaussian processes whose kernels are random too, as in [4].
 
     Each task has its own length scale :math:`\ell`, amplitude :math:`a` and period :math:`p`, drawn
     uniformly. The kernels of GPyTorch are, with the distance :math:`d`,
@@ -287,7 +284,7 @@ _MAX_TRIALS = 1000
 
 @dataclass(frozen=True)
 class PredatorPreyTasks:
-    r"""Courses of the Lotka-Volterra process, which is simulated exactly [2], as in [1].
+    r"""Courses of the Lotka-Volterra process, which is simulated exactly [6], as in [4].
 
     With :math:`X` predators and :math:`Y` prey, events are births and deaths of predators with the
     rates :math:`0.01 XY` and :math:`0.5 X`, and of prey with :math:`Y` and :math:`0.01 XY`. Inputs
@@ -309,6 +306,8 @@ class PredatorPreyTasks:
     :param float time_scale: what times are multiplied by.
     :param float population_scale: what populations are multiplied by.
     :param torch.dtype dtype: floating type of the tasks.
+
+    [6] D. T. Gillespie (1977), Exact stochastic simulation of coupled chemical reactions.
 
     Example::
 

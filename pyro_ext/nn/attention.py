@@ -1,13 +1,4 @@
-"""Attention between sets and within them: blocks that see neither order nor padding.
-
-[1] J. Lee, Y. Lee, J. Kim, A. R. Kosiorek, S. Choi, Y. W. Teh (2019),
-Set Transformer: a framework for attention-based permutation-invariant neural networks.
-
-[2] A. Vaswani, N. Shazeer, N. Parmar, J. Uszkoreit, L. Jones, A. N. Gomez, L. Kaiser,
-I. Polosukhin (2017), Attention is all you need.
-
-[3] H. Lee, E. Yun, G. Nam, E. Fong, J. Lee (2023), Martingale posterior neural processes.
-"""
+"""Attention between sets and within them: blocks that see neither order nor padding."""
 
 import math
 from typing import Literal, get_args
@@ -42,6 +33,12 @@ class MAB(nn.Module):
     :param str scaling: whether :math:`d` is the full ``"width"``, as in [1], or that of a
         ``"head"``, as in [2].
     :param bool layer_norm: whether to normalize; otherwise :math:`\mathrm{LN}` is the identity.
+
+    [1] J. Lee, Y. Lee, J. Kim, A. R. Kosiorek, S. Choi, Y. W. Teh (2019),
+    Set Transformer: a framework for attention-based permutation-invariant neural networks.
+
+    [2] A. Vaswani, N. Shazeer, N. Parmar, J. Uszkoreit, L. Jones, A. N. Gomez, L. Kaiser,
+    I. Polosukhin (2017), Attention is all you need.
 
     Example::
 
@@ -171,6 +168,8 @@ class SAB(nn.Module):
     :param str scaling: as in :class:`MAB`.
     :param bool layer_norm: as in :class:`MAB`.
 
+    [1] See :class:`MAB`.
+
     Example::
 
         >>> SAB(3, 16, num_heads=4)(torch.zeros(5, 7, 3)).shape
@@ -214,7 +213,7 @@ class InducedSetAttention(nn.Module):
     not matter. :class:`ISAB` learns the inducing points. Where they are data, this is a
     function of a set given another one: noise :math:`X` becomes exchangeable features given a
     context :math:`I`, as in the generator of
-    :class:`~pyro_ext.models.neural_processes.MPNP` [3].
+    :class:`~pyro_ext.models.neural_processes.MPNP` [2].
 
     :param int in_features: number of features of an element.
     :param int inducing_features: number of features of an inducing point.
@@ -222,6 +221,10 @@ class InducedSetAttention(nn.Module):
     :param int num_heads: number of heads.
     :param str scaling: as in :class:`MAB`.
     :param bool layer_norm: as in :class:`MAB`.
+
+    [1] See :class:`MAB`.
+
+    [2] H. Lee, E. Yun, G. Nam, E. Fong, J. Lee (2023), Martingale posterior neural processes.
 
     Example::
 
@@ -285,6 +288,8 @@ class ISAB(nn.Module):
     :param str scaling: as in :class:`MAB`.
     :param bool layer_norm: as in :class:`MAB`.
 
+    [1] See :class:`MAB`.
+
     Example::
 
         >>> ISAB(3, 16, num_inducing=4)(torch.zeros(5, 7, 3)).shape
@@ -326,6 +331,8 @@ class PMA(nn.Module):
     :param int num_heads: number of heads.
     :param str scaling: as in :class:`MAB`.
     :param bool layer_norm: as in :class:`MAB`.
+
+    [1] See :class:`MAB`.
 
     Example::
 
