@@ -5,8 +5,7 @@ A prior is a Pyro model of no arguments that returns a random probability measur
 weights has no effect once they are normalized, so that cutoff, rate and tilt of the measures are
 one.
 
-[1] F. Ayed, J. Lee, F. Caron (2019), Beyond the Chinese restaurant and Pitman-Yor processes:
-statistical models with double power-law behavior.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 from collections.abc import Callable, Mapping
@@ -57,7 +56,7 @@ def generalized_bfry_prior(
     discount: TorchDistribution | None = None,
     excess: TorchDistribution | None = None,
 ) -> Callable[[], NormalizedRandomMeasure]:
-    r"""Prior of a normalized generalized BFRY process, with two power laws [1].
+    r"""Prior of a normalized generalized BFRY process, with two power laws [2].
 
     The index at infinity exceeds the discount: it is ``discount + excess``.
 
@@ -65,7 +64,7 @@ def generalized_bfry_prior(
         :math:`e^3`.
     :param discount: distribution of :math:`\sigma`, by default uniform.
     :param excess: distribution of :math:`\tau - \sigma`, by default log-normal with median 1 and a
-        factor of :math:`e`, as in [1].
+        factor of :math:`e`, as in [2].
     :returns: a model with the sites ``"mass"``, ``"discount"`` and ``"excess"``.
 
     Example::
@@ -82,7 +81,7 @@ def beta_prime_prior(
     discount: TorchDistribution | None = None,
     excess: TorchDistribution | None = None,
 ) -> Callable[[], NormalizedRandomMeasure]:
-    r"""Prior of a normalized beta prime process, with two power laws [1].
+    r"""Prior of a normalized beta prime process, with two power laws [2].
 
     :param mass: distribution of :math:`\eta`, as of :func:`generalized_bfry_prior`.
     :param discount: distribution of :math:`\sigma`.
@@ -104,7 +103,7 @@ def pareto_mixture_prior(
     pareto_mass: TorchDistribution | None = None,
     pareto_scale: TorchDistribution | None = None,
 ) -> Callable[[], NormalizedRandomMeasure]:
-    r"""Prior of a normalized generalized gamma process with Pareto weights beside it [1].
+    r"""Prior of a normalized generalized gamma process with Pareto weights beside it [2].
 
     :param mass: distribution of :math:`\eta`, as of :func:`generalized_bfry_prior`.
     :param discount: distribution of :math:`\sigma`.
@@ -207,7 +206,7 @@ _NUM_NEWTON_STEPS = 2
 
 
 class FrequencyModel:
-    r"""Sizes of the clusters of samples of a normalized random measure [1].
+    r"""Sizes of the clusters of samples of a normalized random measure [2].
 
     It comes in four forms, each of which is a Pyro model, with the same posterior of the sites of
     the prior:
@@ -219,7 +218,7 @@ class FrequencyModel:
       some hundred times faster.
     * :meth:`with_scaled_tilt` has it in units that go with the measure, and is the one to sample:
       ``MCMC(IndependenceMetropolis(model.with_scaled_tilt), 100, num_chains=64)``.
-    * :meth:`with_cluster_tilts` has a tilt of each cluster as well, as the sampler of [1] does.
+    * :meth:`with_cluster_tilts` has a tilt of each cluster as well, as the sampler of [2] does.
 
     :param prior: a normalized measure, a Pitman-Yor or a Dirichlet process, or a Pyro model of no
         arguments that returns one; its sample sites are the hyperparameters.
@@ -298,7 +297,7 @@ class FrequencyModel:
         return _count(table, log_density, process)
 
     def with_cluster_tilts(self, table: Tensor) -> None:
-        r"""Run the model on data, with ``"tilt"`` and the tilts of all clusters as sites [1].
+        r"""Run the model on data, with ``"tilt"`` and the tilts of all clusters as sites [2].
 
         Those are ``"cluster_tilts"``, one for each cluster by rising size. No integral is left but
         that of the Laplace exponent. It is for priors of generalized BFRY and beta prime processes.

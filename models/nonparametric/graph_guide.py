@@ -1,10 +1,6 @@
 """Variational inference for models of graphs, with gamma approximations, and where it starts.
 
-[1] J. Lee, C. Heaukulani, Z. Ghahramani, L. F. James, S. Choi (2017),
-Bayesian inference on random simple graphs with power law degree distributions.
-
-[2] T. Qin, K. Rohe (2013),
-Regularized spectral clustering under the degree-corrected stochastic blockmodel.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 from collections.abc import Callable
@@ -49,7 +45,7 @@ from pyro_ext.random import fresh_seed, seeded
 def spectral_memberships(
     graph: SimpleGraph, num_communities: int, *, proportion: float = 0.9, seed: int = 0
 ) -> Tensor:
-    r"""Memberships from regularized spectral clustering [2].
+    r"""Memberships from regularized spectral clustering [4].
 
     Nodes are clustered by the directions of their rows in the largest eigenvectors of
     :math:`D_\tau^{-1/2} A D_\tau^{-1/2}`, with the mean degree added to each degree in
@@ -106,10 +102,10 @@ _LAST_RATE = 0.05
 
 
 class GraphGuide(PyroModule):
-    r"""Mean-field guide of a :class:`GraphModel` with gamma distributions [1].
+    r"""Mean-field guide of a :class:`GraphModel` with gamma distributions [3].
 
     Weights are gamma variables, rectified at the end of the prior's support where it has one.
-    Hyperparameters are points, as in [1], or what another guide makes of them. Memberships are
+    Hyperparameters are points, as in [3], or what another guide makes of them. Memberships are
     Dirichlet, which are normalized gamma variables, and rates of communities are gamma variables.
 
     It draws once at a time: :class:`~pyro.infer.Trace_ELBO` takes several particles, but not with

@@ -1,7 +1,6 @@
 """Random simple graphs: odds of edges, priors on weights, communities, and the Pyro model.
 
-[1] J. Lee, C. Heaukulani, Z. Ghahramani, L. F. James, S. Choi (2017),
-Bayesian inference on random simple graphs with power law degree distributions.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 from collections.abc import Callable
@@ -45,7 +44,7 @@ _TINY = 1e-30
 
 @dataclass(frozen=True, eq=False)
 class EdgeOdds:
-    r"""The odds of an edge between any two nodes [1].
+    r"""The odds of an edge between any two nodes [3].
 
     They are :math:`r_{ij} = w_i w_j / L` with positive weights :math:`w_i` and their sum :math:`L`.
     With memberships :math:`V_i`, the proportions of a node in communities, and rates :math:`\Phi`
@@ -265,7 +264,7 @@ _MOST_DISCOUNT = 1.0 - 1e-6
 
 
 def bfry_weights(num_nodes: int, truncation: float = 1.0) -> WeightPrior:
-    r"""Prior of weights with a power law, truncated at :math:`C = N^\beta` [1].
+    r"""Prior of weights with a power law, truncated at :math:`C = N^\beta` [3].
 
     Weights are truncated BFRY variables. Numbers of nodes whose degree exceeds :math:`d` then fall
     as :math:`d^{-\alpha}`, for degrees well below :math:`C`.
@@ -286,7 +285,7 @@ def bfry_weights(num_nodes: int, truncation: float = 1.0) -> WeightPrior:
 
 
 def gamma_weights() -> WeightPrior:
-    """Prior of weights without a power law: gamma variables of rate one, the baseline of [1].
+    """Prior of weights without a power law: gamma variables of rate one, the baseline of [3].
 
     :returns: a Pyro model with the site ``"concentration"``, log-normal with median 1 and a factor
         of :math:`e^2`. It returns the distribution of a weight.
@@ -329,7 +328,7 @@ def check_num_nodes(prior: WeightPrior, graph: SimpleGraph) -> None:
 
 
 class MixedMembership:
-    r"""Prior of communities, each of which a node belongs to in a proportion [1].
+    r"""Prior of communities, each of which a node belongs to in a proportion [3].
 
     Memberships are :math:`V_i \sim \text{Dirichlet}(\gamma)` and rates :math:`\Phi_{kl} =
     \Phi_{lk} \sim \text{Gamma}(a, a)`, of mean one. The paper says that its model extends to
@@ -381,7 +380,7 @@ class MixedMembership:
 
 
 class GraphModel:
-    r"""A simple graph with independent edges of odds :math:`r_{ij} = w_i w_j / L` [1].
+    r"""A simple graph with independent edges of odds :math:`r_{ij} = w_i w_j / L` [3].
 
     The weights :math:`w_i` are those of the prior, and :math:`L` is their sum. A node has about
     :math:`w_i` edges where its weight is small against :math:`\sqrt L`. Pairs that are held out

@@ -1,7 +1,6 @@
 """Prediction of edges: scores of pairs, simulated graphs, and the choice of a truncation.
 
-[1] J. Lee, C. Heaukulani, Z. Ghahramani, L. F. James, S. Choi (2017),
-Bayesian inference on random simple graphs with power law degree distributions.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 import math
@@ -191,14 +190,14 @@ def cross_validate_truncation(
     max_non_edges: int | None = None,
     seed: int = 0,
 ) -> dict[float, Tensor]:
-    r"""Log likelihoods of held-out pairs at each truncation :math:`\beta` of the weights [1].
+    r"""Log likelihoods of held-out pairs at each truncation :math:`\beta` of the weights [3].
 
     At each split some of the observed pairs are held out, the same for all truncations, and a
     :class:`GraphGuide` is fitted to the rest. Splits are random, and may have pairs in common;
-    those of [1] are parts of one partition.
+    those of [3] are parts of one partition.
 
     :param SimpleGraph graph: the graph; pairs of it that are held out already play no part.
-    :param truncations: of :func:`bfry_weights`; the default is that of [1].
+    :param truncations: of :func:`bfry_weights`; the default is that of [3].
     :param MixedMembership communities: prior of communities, which start at
         :func:`spectral_memberships`; by default there are none.
     :param int num_splits: how many times pairs are held out.

@@ -1,6 +1,6 @@
 """Mixtures of conjugate clusters over the random partitions of normalized random measures.
 
-[1] S. Favaro, Y. W. Teh (2013), MCMC for normalized random measure mixture models.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 import math

@@ -1,7 +1,6 @@
 r"""Kernels of infinitely wide networks for GPyTorch, and regression with a mixture of them.
 
-[1] H. Lee, F. Ayed, P. Jung, J. Lee, H. Yang, F. Caron (2023), Deep neural networks with dependent
-weights: Gaussian process mixture limit, heavy tails, sparsity and compressibility.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 import math

@@ -1,9 +1,6 @@
 r"""Covariances through layers of infinite width, random ones at any width, and pruning.
 
-[1] Y. Cho, L. K. Saul (2009), Kernel methods for deep learning.
-
-[2] H. Lee, F. Ayed, P. Jung, J. Lee, H. Yang, F. Caron (2023), Deep neural networks with dependent
-weights: Gaussian process mixture limit, heavy tails, sparsity and compressibility.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 import math
@@ -17,7 +14,7 @@ from pyro_ext.random import fresh_seed
 
 
 def relu_covariance(cross: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    r"""Mean of a product of rectified Gaussians, half the arc-cosine kernel of order one [1].
+    r"""Mean of a product of rectified Gaussians, half the arc-cosine kernel of order one [3].
 
     .. math:: E [z_1]_+ [z_2]_+ = \frac{\sqrt{k_1 k_2}}{2 \pi}
               \{\sin\theta + (\pi - \theta) \cos\theta\} , \quad
@@ -42,7 +39,7 @@ def relu_covariance(cross: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def step_covariance(cross: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    r"""Probability that two Gaussians are both positive, half the kernel of order zero [1].
+    r"""Probability that two Gaussians are both positive, half the kernel of order zero [3].
 
     .. math:: P(z_1 > 0, z_2 > 0) = \frac{\pi - \theta}{2 \pi} , \quad
               \cos\theta = \frac{k_{12}}{\sqrt{k_1 k_2}} .
@@ -156,7 +153,7 @@ def sample_covariances(
     bias_scale: float = 0.0,
     seed: int | None = None,
 ) -> Tensor:
-    r"""Draw the random covariance of the outputs of a ReLU network [2].
+    r"""Draw the random covariance of the outputs of a ReLU network [1].
 
     Given the nodes of the last hidden layer, outputs are independent and Gaussian. In an infinitely
     wide network their covariance is
@@ -235,7 +232,7 @@ def sample_outputs(covariances: Tensor, num_outputs: int, seed: int | None = Non
 def pruning_error(
     variances: NodeVariances, threshold: Tensor, second_moment: float, weight_scale: float = 1.0
 ) -> Tensor:
-    r"""Mean square of what an output loses as nodes of small variance are pruned [2].
+    r"""Mean square of what an output loses as nodes of small variance are pruned [1].
 
     For one hidden layer of infinite width of which the nodes with :math:`\lambda_j \leq \epsilon`
     are pruned,
@@ -270,7 +267,7 @@ def pruning_error(
 def square_correlation(
     variances: NodeVariances, second_moment: float, fourth_moment: float
 ) -> Tensor:
-    r"""Correlation of the squares of two outputs of a network with one hidden layer [2].
+    r"""Correlation of the squares of two outputs of a network with one hidden layer [1].
 
     .. math:: \operatorname{corr}(y_1^2, y_2^2) = \frac{v}{3 v + 2 s^2} , \quad
               s = \Bigl(a + \int w \rho(w) dw\Bigr) E \phi(\zeta)^2 , \quad

@@ -1,10 +1,6 @@
 """Networks with dependent weights, as Pyro models, and with fixed, unequal scales of nodes.
 
-[1] H. Lee, F. Ayed, P. Jung, J. Lee, H. Yang, F. Caron (2023), Deep neural networks with dependent
-weights: Gaussian process mixture limit, heavy tails, sparsity and compressibility.
-
-[2] F. Caron, F. Ayed, P. Jung, H. Lee, J. Lee, H. Yang (2023), Over-parameterised shallow neural
-networks with asymmetrical node scaling: global convergence guarantees and feature learning.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 import math

@@ -1,12 +1,6 @@
 """Variances of nodes, and what their sum becomes in a layer of infinite width.
 
-[1] H. Lee, F. Ayed, P. Jung, J. Lee, H. Yang, F. Caron (2023), Deep neural networks with dependent
-weights: Gaussian process mixture limit, heavy tails, sparsity and compressibility.
-
-[2] C. M. Carvalho, N. G. Polson, J. G. Scott (2010), The horseshoe estimator for sparse signals.
-
-[3] J. Piironen, A. Vehtari (2017), Sparsity information and regularization in the horseshoe and
-other shrinkage priors.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 import math
@@ -334,7 +328,7 @@ def beta_variances(mass: float = 1.0, concentration: float = 0.5) -> NodeVarianc
 
 
 def horseshoe_variances(scale: float = math.pi / 2) -> NodeVariances:
-    r"""Squares of half-Cauchy variables, :math:`\lambda_{p,j} = (s C_j / p)^2` [2].
+    r"""Squares of half-Cauchy variables, :math:`\lambda_{p,j} = (s C_j / p)^2` [4].
 
     The limit has the jumps of a stable process, :math:`\rho(w) = (s / \pi) w^{-3/2}`, with an
     infinite mean. By default their tail is :math:`x^{-1/2}`.
@@ -354,7 +348,7 @@ def horseshoe_variances(scale: float = math.pi / 2) -> NodeVariances:
 
 
 def regularized_horseshoe_variances(scale: float = 1.0, slab: float = 1.0) -> NodeVariances:
-    r"""Variances of the horseshoe that are bounded, :math:`\lambda = S / (1 + S / b)` [3].
+    r"""Variances of the horseshoe that are bounded, :math:`\lambda = S / (1 + S / b)` [5].
 
     Here :math:`S = (s C / p)^2` as in :func:`horseshoe_variances`. The limit has the jumps of a
     stable beta process, :math:`\rho(w) = (s / \pi) w^{-3/2} (1 - w / b)^{-1/2}` for

@@ -6,15 +6,7 @@ of finite approximations of stable and generalized gamma processes. Such a varia
 :math:`[\tau, \tau + t]` with a density proportional to :math:`y^{\sigma - 1}`. The rectified gamma
 distribution is a guide for the truncated one.
 
-[1] J. Bertoin, T. Fujita, B. Roynette, M. Yor (2006),
-On a particular class of self-decomposable random variables: the durations of Bessel excursions
-straddling independent exponential times.
-
-[2] J. Lee, X. Miscouridou, F. Caron (2019), A unified construction for series representations and
-finite approximations of completely random measures.
-
-[3] J. Lee, C. Heaukulani, Z. Ghahramani, L. F. James, S. Choi (2017),
-Bayesian inference on random simple graphs with power law degree distributions.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """Clusters of Gaussian points, with means or also covariances integrated out.
 
-[1] K. P. Murphy (2007), Conjugate Bayesian analysis of the Gaussian distribution.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 import math
@@ -69,7 +69,7 @@ class LocatedCluster(ConjugateCluster):
 
 
 class GaussianCluster(LocatedCluster):
-    r"""Point of a Gaussian cluster of unknown mean and covariance, a multivariate Student's t [1].
+    r"""Point of a Gaussian cluster of unknown mean and covariance, a multivariate Student's t [7].
 
     The prior is normal-Wishart,
 
@@ -295,7 +295,7 @@ def _is_constant(x: Tensor, deviation: Tensor) -> Tensor:
 
 
 class DiagonalGaussianCluster(LocatedCluster):
-    r"""Point of a Gaussian cluster with independent dimensions of unknown means and variances [1].
+    r"""Point of a Gaussian cluster with independent dimensions of unknown means and variances [7].
 
     The prior of each dimension is normal-gamma,
 
@@ -381,7 +381,7 @@ class DiagonalGaussianCluster(LocatedCluster):
 
 
 class KnownVarianceGaussianCluster(LocatedCluster):
-    r"""Point of a Gaussian cluster with independent dimensions, of unknown means alone [1].
+    r"""Point of a Gaussian cluster with independent dimensions, of unknown means alone [7].
 
     The prior of each dimension is normal, :math:`\mu \sim \text{Normal}(\xi, s_0^2)` and
     :math:`x_i \sim \text{Normal}(\mu, s^2)`, with variances as second arguments. The statistics of

@@ -2,11 +2,7 @@
 
 They are the weights of finite approximations of the processes of these names.
 
-[1] F. Ayed, J. Lee, F. Caron (2019), Beyond the Chinese restaurant and Pitman-Yor processes:
-statistical models with double power-law behavior.
-
-[2] J. Lee, X. Miscouridou, F. Caron (2019), A unified construction for series representations and
-finite approximations of completely random measures.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 from abc import abstractmethod
@@ -53,7 +49,7 @@ class _TwoIndices(LevelDistribution):
 
 
 class GeneralizedBFRY(_TwoIndices):
-    r"""Generalized BFRY distribution, the distribution of :math:`c W P` [1, 2].
+    r"""Generalized BFRY distribution, the distribution of :math:`c W P` [2, 4].
 
     :math:`W` has the tilted BFRY distribution of discount :math:`\sigma`, level :math:`t` and tilt
     1, :math:`P` a Pareto distribution with :math:`P(P > x) = x^{-\tau}` for :math:`x > 1`, and they
@@ -136,7 +132,7 @@ def _cdf(
 
 
 class BetaPrimeBFRY(_TwoIndices):
-    r"""Beta prime BFRY distribution, the distribution of :math:`W / B` [1, 2].
+    r"""Beta prime BFRY distribution, the distribution of :math:`W / B` [2, 4].
 
     :math:`W` has the tilted BFRY distribution of discount :math:`\sigma`, level :math:`t` and tilt
     1, :math:`B` the gamma distribution of shape :math:`\tau` and rate :math:`c`, and they are

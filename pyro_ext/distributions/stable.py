@@ -1,9 +1,6 @@
 r"""Positive stable distributions and their exponential tilts.
 
-[1] M. Kanter (1975), Stable densities under change of scale and total variation inequalities.
-
-[2] L. Devroye (2009), Random variate generation for exponentially and polynomially tilted stable
-distributions.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 from typing import Any
@@ -25,7 +22,7 @@ class PositiveStable(UnivariateDistribution):
 
     In Pyro's terms it is ``Stable`` with skew 1, coordinates "S" and the scale
     ``cos(pi * stability / 2) ** (1 / stability)``. Density and distribution function are computed
-    by quadrature; draws are exact [1], with gradients in the stability.
+    by quadrature; draws are exact [5], with gradients in the stability.
 
     :param stability: :math:`\sigma`, in (0, 1). The mean is infinite.
 
@@ -68,7 +65,7 @@ class TiltedStable(UnivariateDistribution):
     Gaussian distribution of mean :math:`V / (2 \sqrt\tau)` and shape :math:`V^2 / 2`.
 
     Density and distribution function are computed by quadrature. Draws are exact, at the same cost
-    whatever the parameters [2]; their gradients are slow, a quarter of a millisecond each.
+    whatever the parameters [6]; their gradients are slow, a quarter of a millisecond each.
 
     :param mass: :math:`V > 0`.
     :param stability: :math:`\sigma`, in (0, 1).
