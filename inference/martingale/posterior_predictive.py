@@ -122,12 +122,12 @@ class PosteriorPredictive(PredictiveRule):
         size = check_data(data)
         drawn = drawn_rows(self.model, data)
         latents = self._latents(data, keys, drawn)
+        if not set(drawn.latents) <= set(latents):
+            raise ValueError(
+                f"posterior must have draws of the latent sites {sorted(drawn.latents)}, got "
+                f"{sorted(latents)}"
+            )
         for name, shape in drawn.latents.items():
-            if name not in latents:
-                raise ValueError(
-                    f"posterior must have draws of the latent sites {sorted(drawn.latents)}, got "
-                    f"{sorted(latents)}"
-                )
             if latents[name].shape[1:] != shape:
                 raise ValueError(
                     f"posterior must have draws of the shape {tuple(shape)} of the site {name!r}, "

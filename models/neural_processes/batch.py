@@ -27,14 +27,10 @@ class Points(NamedTuple):
         """The points of both."""
         if not isinstance(other, Points):
             return NotImplemented
-        mask = None
-        if self.mask is not None or other.mask is not None:
-            mask = torch.cat([self.presence(), other.presence()], 1)
-        return Points(
-            torch.cat([self.inputs, other.inputs], 1),
-            torch.cat([self.outputs, other.outputs], 1),
-            mask,
-        )
+        is_whole = self.mask is None and other.mask is None
+        mask = None if is_whole else torch.cat([self.presence(), other.presence()], 1)
+        inputs, outputs = (torch.cat(pair, 1) for pair in zip(self[:2], other[:2], strict=True))
+        return Points(inputs, outputs, mask)
 
     def presence(self) -> Tensor:
         """The mask, also where there is no padding."""
@@ -46,10 +42,8 @@ class Points(NamedTuple):
         """The points with zeros for padding, so that not even a NaN in it reaches a gradient."""
         if self.mask is None:
             return self
-        padding = ~self.mask[..., None]
-        return Points(
-            self.inputs.masked_fill(padding, 0), self.outputs.masked_fill(padding, 0), self.mask
-        )
+        inputs, outputs = (part.masked_fill(~self.mask[..., None], 0) for part in self[:2])
+        return Points(inputs, outputs, self.mask)
 
     def check(self, name: str, x_dim: int, y_dim: int) -> Self:
         """Check shapes and types.

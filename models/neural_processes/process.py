@@ -6,7 +6,7 @@ from pyro.distributions import Categorical, Independent, MixtureSameFamily, Norm
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_integer
+from pyro_ext._checks import as_tensor, check_integer, check_optional
 from pyro_ext.models.neural_processes.batch import Batch, Points, check_inputs
 from pyro_ext.random import fresh_seed
 
@@ -166,8 +166,8 @@ class NeuralProcess(PyroModule):
         """Points that are checked, with zeros for padding."""
         arguments = {f"{name}_inputs": inputs, f"{name}_outputs": outputs}
         inputs, outputs = (as_tensor(*pair, allow_empty=True) for pair in arguments.items())
-        if mask is not None:
-            mask = as_tensor(f"{name}_mask", mask, kind="booleans", allow_empty=True)
+        options = {"kind": "booleans", "allow_empty": True}
+        mask = check_optional(as_tensor, f"{name}_mask", mask, **options)
         points = Points(inputs, outputs, mask).check(name, self.x_dim, self.y_dim).filled()
         points.check_finite(name)
         return points

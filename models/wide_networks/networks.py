@@ -20,6 +20,7 @@ from pyro_ext._checks import (
     check_instance,
     check_integer,
     check_number,
+    check_optional,
     check_sequence,
 )
 from pyro_ext._renamed import renamed_arguments, renamed_attribute
@@ -201,12 +202,10 @@ class AsymmetricNetwork(nn.Module):
         :param int number: how many; by default all.
         :returns: **Shape:** ``(n, number)``.
         """
-        if number is not None:
-            check_integer("number", number, 1)
-            if number > len(self.variances):
-                raise ValueError(
-                    f"number must be at most {len(self.variances)}, that of all nodes, got {number}"
-                )
+        if (check_optional(check_integer, "number", number, 1) or 1) > len(self.variances):
+            raise ValueError(
+                f"number must be at most {len(self.variances)}, that of all nodes, got {number}"
+            )
         order = self.variances.argsort(dim=-1, descending=True, stable=True)[:number]
         return self._nodes(inputs).relu()[..., order]
 

@@ -232,10 +232,9 @@ def init_to_module(site: dict[str, Any] | None = None, module: nn.Module | None 
         >>> kernel.begin(range(2), seed=0).position.abs().amax() <= 0.5
         tensor(True)
     """
-    if site is not None:
-        check_instance("site", site, dict, "a site of a model or None")
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module, got {module!r:.80}")
+    check_optional(check_instance, "site", site, dict, "a site of a model or None")
+    check_instance("module", module, nn.Module, "a torch.nn.Module")
+    assert module is not None
     if site is None:
         return partial(init_to_module, module=module)
     path = site["name"].removesuffix(".V")
