@@ -48,6 +48,8 @@ def check_sizes(num_observed: int, size: int, num_checks: int) -> tuple[list[int
 
         >>> check_sizes(10, 1000, 4)
         ([37, 136, 500, 1000], 500)
+        >>> check_sizes(100, 150, 2)
+        ([122, 150], 100)
     """
     if num_checks < 2:
         return [size], num_observed

@@ -142,9 +142,13 @@ class BestFit(ABC):
 
     :param Minimizer optimizer: as of :class:`MEstimator`.
     :param int num_points: likewise.
+    :param regularizer: likewise.
     """
 
-    def __init__(self, optimizer: Minimizer | None, num_points: int) -> None:
+    def __init__(
+        self, optimizer: Minimizer | None, num_points: int, regularizer: Regularizer | None = None
+    ) -> None:
+        self.regularizer = check_optional(check_callable, "regularizer", regularizer)
         kinds = "a BatchLBFGS, a BatchOptimizer or another Minimizer"
         check_optional(check_instance, "optimizer", optimizer, Minimizer, kinds)
         self.optimizer = optimizer or BatchLBFGS()
@@ -232,11 +236,9 @@ class MEstimator(BestFit):
         num_points: int = 200,
     ) -> None:
         check_callable("loss_fn", loss_fn)
-        initial_params = check_tensors("initial_params", initial_params, finite=True)
-        super().__init__(optimizer, num_points)
+        super().__init__(optimizer, num_points, regularizer)
         self.loss_fn = loss_fn
-        self.initial_params = dict(initial_params)
-        self.regularizer = check_optional(check_callable, "regularizer", regularizer)
+        self.initial_params = check_tensors("initial_params", initial_params, finite=True)
 
     def _loss(self, rows: tuple[Tensor, ...]) -> WeightedLoss:
         params = self.initial_params
@@ -277,10 +279,9 @@ class WeightedMLE(BestFit):
         num_points: int = 200,
     ) -> None:
         check_callable("model", model, "a Pyro model")
-        super().__init__(optimizer, num_points)
+        super().__init__(optimizer, num_points, regularizer)
         self.model = model
         self.plate = check_optional(check_instance, "plate", plate, str, "the name of a plate")
-        self.regularizer = check_optional(check_callable, "regularizer", regularizer)
 
     def _loss(self, rows: tuple[Tensor, ...]) -> WeightedLoss:
         return WeightedPotential(self.model, rows, plate=self.plate, regularizer=self.regularizer)

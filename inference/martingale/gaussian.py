@@ -50,19 +50,7 @@ class GaussianRule(PredictiveRule):
         weights = values.new_full((1, 1), 1.0 / state.size).expand(len(values), state.size)
         return WeightedSample((values,), weights, is_shared=False)
 
-    @abstractmethod
-    def predictive(self, state: Resampled) -> TorchDistributionMixin:
-        """Distribution of the next observation, with the batch shape ``(num_draws, *event)``."""
-
     law = renamed_attribute("law", "predictive")
-
-    @abstractmethod
-    def update(self, state: Resampled, observation: Tensor) -> Resampled:
-        """Take an observation ``(num_draws, *event)`` into each population."""
-
-    @abstractmethod
-    def limit(self, state: Resampled) -> TorchDistributionMixin:
-        """Distribution of the infinite population, with the batch shape ``(num_draws, *event)``."""
 
     @abstractmethod
     def _posterior(self, values: Tensor) -> tuple[Tensor, Tensor]:

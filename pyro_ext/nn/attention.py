@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_ext._checks import check_choice, check_integer
+from pyro_ext._checks import as_tensor, check_choice, check_integer
 
 Scaling = Literal["width", "head"]
 
@@ -136,11 +136,8 @@ class MAB(nn.Module):
             ("keys", keys, self.key),
             ("values", values, self.value),
         ):
-            if tensor.dim() < 2 or tensor.shape[-1] != layer.in_features:
-                raise ValueError(
-                    f"{argument} must have the shape (*batch, size, {layer.in_features}), got "
-                    f"{tuple(tensor.shape)}"
-                )
+            shape = f"(*batch, size, {layer.in_features})"
+            as_tensor(argument, tensor, shape, allow_empty=True)
         if values.shape[-2] != keys.shape[-2]:
             raise ValueError(
                 f"values must be as many as the {keys.shape[-2]} keys, got {values.shape[-2]}"

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_ext._checks import check_callable, check_integer, check_number, check_sequence
+from pyro_ext._checks import (
+    as_tensor,
+    check_callable,
+    check_integer,
+    check_number,
+    check_sequence,
+)
 
 
 class FilterResponseNorm(nn.Module):
@@ -155,11 +161,8 @@ class ResNet(nn.Module):
         :param Tensor images: **Shape:** ``(batch, in_channels, height, width)``.
         :returns: **Shape:** ``(batch, num_classes)``.
         """
-        if images.dim() != 4 or images.shape[1] != self.stem.in_channels:
-            raise ValueError(
-                f"images must have the shape (batch, {self.stem.in_channels}, height, width), got "
-                f"{tuple(images.shape)}"
-            )
+        shape = f"(batch, {self.stem.in_channels}, height, width)"
+        as_tensor("images", images, shape, allow_empty=True)
         hidden = functional.silu(self.stem_norm(self.stem(images)))
         outputs: Tensor = self.head(self.blocks(hidden).mean((-2, -1)))
         return outputs
