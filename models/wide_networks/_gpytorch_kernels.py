@@ -43,7 +43,7 @@ class NetworkKernel(gpytorch.kernels.Kernel):
         """Covariances of outputs. **Shape:** ``(*batch, n1, n2)``, or ``(*batch, n1)``."""
         weight, bias = self.weight_variance, self.bias_variance
         cross, left, right = (bias + weight * part for part in _products(x1, x2, diag))
-        return propagate((cross, left, right), self.num_hidden, weight, bias)[0]
+        return propagate(cross, left, right, self.num_hidden, weight, bias)
 
 
 class FeatureKernel(gpytorch.kernels.Kernel):

@@ -4,6 +4,7 @@ Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,24 +102,20 @@ def network_covariance(
         tensor([[1.0000]])
     """
     covariance = input_covariance(inputs, weight_scale, bias_scale)
+    check_integer("num_hidden", num_hidden, 1)
     diagonal = covariance.diagonal()
-    covariances = covariance, diagonal[:, None], diagonal
-    return propagate(covariances, num_hidden, weight_scale**2, bias_scale**2)[0]
+    parts = covariance, diagonal[:, None], diagonal
+    return propagate(*parts, num_hidden, weight_scale**2, bias_scale**2)
 
 
 def propagate(
-    covariances: tuple[Tensor, Tensor, Tensor],
-    num_hidden: int,
-    weight_variance: float | Tensor,
-    bias_variance: float | Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Pass covariances on through hidden ReLU layers of infinite width."""
-    check_integer("num_hidden", num_hidden, 1)
-    cross, left, right = covariances
+    cross: Tensor, left: Tensor, right: Tensor, num_hidden: int, weight: Any, bias: Any
+) -> Tensor:
+    """Covariances behind ReLU layers of infinite width, with variances of weights and biases."""
     for _ in range(num_hidden):
-        cross = bias_variance + weight_variance * relu_covariance(cross, left, right)
-        left, right = (bias_variance + weight_variance * part / 2.0 for part in (left, right))
-    return cross, left, right
+        cross = bias + weight * relu_covariance(cross, left, right)
+        left, right = (bias + weight * part / 2.0 for part in (left, right))
+    return cross
 
 
 def _relu_matrix(covariance: Tensor) -> Tensor:
