@@ -97,10 +97,9 @@ class CANP(CNP):
 class BootstrapProcess(NeuralProcess):
     r"""A bootstrapping neural process of an encoder and a decoder.
 
-    Without gradients, points of the context are drawn with replacement and encoded; standardized
-    residuals of the context under that encoding are drawn with replacement and centered; and
-    predictions plus these residuals are new outputs :math:`y^*` at the context's own inputs. Their
-    representation enters the decoder's first layer beside that of the context. The loss is
+    Points of the context are drawn with replacement and encoded; standardized residuals of the
+    context under that encoding are drawn with replacement and centered; and predictions plus these
+    residuals are new outputs :math:`y^*` at the context's own inputs. The loss is
 
     .. math:: -\frac1n \sum_i \log p(y_i \mid x_i, \text{context})
         -\frac1n \sum_i \log \frac1K \sum_{k=1}^{K} p(y_i \mid x_i, \text{context}, y^*_k).

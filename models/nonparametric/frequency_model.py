@@ -279,10 +279,8 @@ class FrequencyModel:
         r"""Run the model on data, with the auxiliary variable in units that go with the measure.
 
         The site is ``"scaled_tilt"``, :math:`r = u / u_0`, where :math:`u_0` is about the tilt at
-        which as many clusters are expected as there are, two steps of Newton's method for
-        :math:`\log \psi` over :math:`\log u`. It depends little on the hyperparameters, while
-        :math:`u` spans many powers of ten with them, so that samplers move freely; ``"tilt"`` is a
-        deterministic site.
+        which as many clusters are expected as there are. It depends little on the hyperparameters,
+        while :math:`u` spans many powers of ten with them; ``"tilt"`` is a deterministic site.
 
         :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
         :raises TypeError: where the prior returns something else than it should.
@@ -396,10 +394,8 @@ def _num_draws(samples: Mapping[str, Tensor]) -> int:
 
 
 def _count(table: Tensor, log_density: Tensor, process: Process) -> None:
-    """Add the log density of a table, given in float64 that of one of its partitions.
-
-    Both terms are in the millions, and nearly cancel.
-    """
+    """Add the log density of a table, given that of one of its partitions."""
+    # In float64: both terms are in the millions, and nearly cancel.
     total = log_density + log_num_partitions(table)
     pyro.factor(_SITE, total.to(process.index_at_zero.dtype))
 

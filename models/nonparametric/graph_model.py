@@ -197,11 +197,6 @@ def estimate_non_edges(odds: EdgeOdds, pairs: PairSample) -> Tensor:
 def sample_graph(odds: EdgeOdds, *, seed: int | None = None) -> SimpleGraph:
     r"""Draw a graph, in time that is linear in the sum of the weights or the number of pairs.
 
-    Edges are present where a Poisson process of rate :math:`\log(1 + r_{ij})` has points, which has
-    the probability :math:`r_{ij} / (1 + r_{ij})`. Its points are thinned from those of a process of
-    rate :math:`w_i w_j \max \Phi / L`, whose nodes are independent. Where these are more than there
-    are pairs, each pair is drawn by itself.
-
     :param EdgeOdds odds: of edges.
     :param int seed: of the draw; by default one from PyTorch's generator.
     :raises ValueError: where it would take more than a billion of either.
@@ -225,6 +220,8 @@ def sample_graph(odds: EdgeOdds, *, seed: int | None = None) -> SimpleGraph:
         )
     if float(mean) > num_pairs:
         return _draw_all_pairs(odds, generator)
+    # There is an edge where a Poisson process of rate log(1 + r) has points, which are thinned from
+    # those of one of rate w w' max(rates) / L, whose nodes are independent.
     waiting = int(torch.poisson(mean, generator=generator))
     codes = torch.empty(0, dtype=torch.int64, device=device)
     while waiting > 0:

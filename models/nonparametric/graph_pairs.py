@@ -26,9 +26,6 @@ _LARGEST_BLOCK = 2**18
 class HeldOutPairs:
     """A random set of pairs of nodes, edges and non-edges alike, which takes no memory.
 
-    Whether it holds a pair is a function of the pair and the seed, so it needs no list, which would
-    grow with the square of the number of nodes.
-
     :param float fraction: the probability of each pair, in [0, 1).
     :param int seed: says which pairs.
     :param HeldOutPairs others: another such set, whose pairs are held out as well.

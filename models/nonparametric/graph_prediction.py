@@ -193,8 +193,7 @@ def cross_validate_truncation(
     r"""Log likelihoods of held-out pairs at each truncation :math:`\beta` of the weights [3].
 
     At each split some of the observed pairs are held out, the same for all truncations, and a
-    :class:`GraphGuide` is fitted to the rest. Splits are random, and may have pairs in common;
-    those of [3] are parts of one partition.
+    :class:`GraphGuide` is fitted to the rest. Unlike in [3], splits may have pairs in common.
 
     :param SimpleGraph graph: the graph; pairs of it that are held out already play no part.
     :param truncations: of :func:`bfry_weights`; the default is that of [3].

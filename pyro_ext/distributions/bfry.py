@@ -120,8 +120,7 @@ class TruncatedBFRY(UnivariateDistribution):
     .. math:: f(x) = \frac{x^{-1-\sigma} (1 - e^{-x})}{Z} , \quad
               Z = \int_0^C w^{-1-\sigma} (1 - e^{-w}) dw .
 
-    Draws come from rejection under :math:`x^{-1-\sigma} \min(x, 1)`, which accepts at least 63 in
-    100 whatever the parameters, and have gradients in both by implicit differentiation.
+    Draws have gradients in both parameters.
 
     :param discount: :math:`\sigma`, in (0, 1).
     :param high: :math:`C > 0`.

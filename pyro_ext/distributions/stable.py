@@ -21,8 +21,8 @@ class PositiveStable(UnivariateDistribution):
               E\, X^r = \frac{\Gamma(1 - r / \sigma)}{\Gamma(1 - r)} \;(r < \sigma) .
 
     In Pyro's terms it is ``Stable`` with skew 1, coordinates "S" and the scale
-    ``cos(pi * stability / 2) ** (1 / stability)``. Density and distribution function are computed
-    by quadrature; draws are exact [5], with gradients in the stability.
+    ``cos(pi * stability / 2) ** (1 / stability)``. Draws are exact [5], with gradients in the
+    stability.
 
     :param stability: :math:`\sigma`, in (0, 1). The mean is infinite.
 
