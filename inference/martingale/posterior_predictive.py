@@ -62,7 +62,6 @@ class PosteriorPredictive(PredictiveRule):
 
     Example::
 
-        >>> import pyro, pyro.distributions as dist
         >>> from pyro_ext.inference.martingale import MartingalePosterior, Mean
         >>> def model(y):
         ...     loc = pyro.sample("loc", dist.Normal(0.0, 10.0))

@@ -202,7 +202,8 @@ class AsymmetricNetwork(nn.Module):
         :param int number: how many; by default all.
         :returns: **Shape:** ``(n, number)``.
         """
-        if (check_optional(check_integer, "number", number, 1) or 1) > len(self.variances):
+        check_optional(check_integer, "number", number, 1)
+        if number is not None and number > len(self.variances):
             raise ValueError(
                 f"number must be at most {len(self.variances)}, that of all nodes, got {number}"
             )
