@@ -420,9 +420,8 @@ class GraphModel:
         :raises ValueError: for numbers out of range, and a prior for graphs of another size.
         """
         check_num_nodes(self.prior, graph)
-        if (check_optional(check_integer, "num_edges", num_edges, 1) or 1) > max(
-            graph.num_edges, 1
-        ):
+        check_optional(check_integer, "num_edges", num_edges, 1)
+        if num_edges is not None and num_edges > max(graph.num_edges, 1):
             raise ValueError(
                 f"num_edges must be at most {graph.num_edges}, the number of edges of the graph, "
                 f"got {num_edges}"

@@ -162,10 +162,8 @@ class GaussianCluster(LocatedCluster):
         unit = deviation.square().mean(0).sqrt()
         correlation = (deviation / unit).mT @ (deviation / unit) / len(x)
         tolerance = len(x) * torch.finfo(x.dtype).eps
-        if (
-            bool(_is_constant(x, unit).any())
-            or torch.linalg.matrix_rank(correlation, rtol=tolerance) < size
-        ):
+        is_constant = bool(_is_constant(x, unit).any())
+        if is_constant or torch.linalg.matrix_rank(correlation, rtol=tolerance) < size:
             raise ValueError(
                 f"x must not lie in a subspace, got {len(x)} points whose covariance is singular"
             )
