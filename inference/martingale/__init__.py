@@ -1,9 +1,12 @@
 """Posteriors without a prior: predictive resampling and nonparametric learning."""
 
 from pyro_ext.inference.martingale.convergence import Drift, density_drift
-from pyro_ext.inference.martingale.copula_classifier import CopulaClassifier
 from pyro_ext.inference.martingale.copula_density import CopulaDensity
-from pyro_ext.inference.martingale.copula_regression import ConditionalCopula, CopulaRegression
+from pyro_ext.inference.martingale.copula_regression import (
+    ConditionalCopula,
+    CopulaClassifier,
+    CopulaRegression,
+)
 from pyro_ext.inference.martingale.functionals import (
     BestFit,
     Expectation,

@@ -11,19 +11,6 @@ from torch import Tensor
 from pyro_ext._checks import as_tensor, check_instance
 from pyro_ext._renamed import renamed_arguments
 
-__all__ = [
-    "Drift",
-    "Moves",
-    "check_sizes",
-    "density_drift",
-    "joined",
-    "largest_fraction",
-    "moves",
-    "remaining_fractions",
-    "sufficient_size",
-    "surely_above",
-]
-
 
 class Drift(NamedTuple):
     """How far a functional has moved as the population grew, averaged over draws and elements.
@@ -42,21 +29,13 @@ class Drift(NamedTuple):
 
 
 class Moves(NamedTuple):
-    """How a functional moved in some draws.
+    """How a functional moved in some draws."""
 
-    :param Tensor from_data: mean absolute distance over elements from the value on the data, at
-        each check. **Shape:** ``(num_checks + 1, num_draws)``.
-    :param Tensor to_end: that to the last value. **Shape:** as ``from_data``.
-    :param Tensor number: number of finite moves over the last doubling. **Shape:** ``(*event)``.
-    :param Tensor total: their sum. **Shape:** ``(*event)``.
-    :param Tensor squares: sum of their squares. **Shape:** ``(*event)``.
-    """
-
-    from_data: Tensor
-    to_end: Tensor
-    number: Tensor
-    total: Tensor
-    squares: Tensor
+    from_data: Tensor  # mean absolute distance over elements (num_checks + 1, num_draws)
+    to_end: Tensor  # that to the last value
+    number: Tensor  # of finite moves over the last doubling (*event)
+    total: Tensor  # their sum
+    squares: Tensor  # sum of their squares
 
 
 def check_sizes(num_observed: int, size: int, num_checks: int) -> tuple[list[int], int]:
@@ -72,42 +51,29 @@ def check_sizes(num_observed: int, size: int, num_checks: int) -> tuple[list[int
         >>> check_sizes(100, 150, 2)
         ([122, 150], 100)
     """
-    half = max(num_observed, size // 2)
     if num_checks < 2:
         return [size], num_observed
-    if half == num_observed:
-        spaced = _spaced(num_observed, size, num_checks)
-    else:
-        spaced = [*_spaced(num_observed, half, num_checks - 1), size]
-    return sorted({number for number in spaced if number > num_observed}), half
-
-
-def _spaced(start: int, stop: int, number: int) -> list[int]:
-    ratio = stop / start
-    return [round(start * ratio ** (step / number)) for step in range(1, number + 1)]
+    half = max(num_observed, size // 2)
+    stop, number = (size, num_checks) if half == num_observed else (half, num_checks - 1)
+    ratio = stop / num_observed
+    spaced = [round(num_observed * ratio ** (step / number)) for step in range(1, number + 1)]
+    return sorted({number for number in [*spaced, size] if number > num_observed}), half
 
 
 def moves(values: Sequence[Tensor], half: int) -> Moves:
-    """How a functional moved, from its values ``(num_draws, *event)`` at the data and each check.
-
-    The one with the number ``half`` is the start of the last doubling.
-    """
-    last = values[-1].double()
-    first = values[0].double()
-    doubled = last - values[half].double()
+    """How a functional moved from the data to each check, and from the one numbered ``half`` on."""
+    path = torch.stack([value.double() for value in values])
+    doubled = path[-1] - path[half]
     finite = doubled.isfinite()
     doubled = doubled.where(finite, 0.0)
+    from_data, to_end = ((path - path[i]).abs()[..., None].flatten(2) for i in (0, -1))
     return Moves(
-        torch.stack([_distance(value.double(), first) for value in values]),
-        torch.stack([_distance(value.double(), last) for value in values]),
+        from_data.mean(2),
+        to_end.mean(2),
         finite.double().sum(0),
         doubled.sum(0),
         (doubled**2).sum(0),
     )
-
-
-def _distance(value: Tensor, other: Tensor) -> Tensor:
-    return (value - other).abs().flatten(1).mean(1) if value.dim() > 1 else (value - other).abs()
 
 
 def joined(parts: Sequence[Moves]) -> Moves:
@@ -125,15 +91,6 @@ def remaining_fractions(values: Tensor, moved: Moves, half: int, size: int) -> T
     with the inverse square of the size, what is still to come after the size :math:`N` is
     :math:`C / N`, and what came from :math:`M` on :math:`C / M - C / N`, from which :math:`C`
     follows.
-
-    Shapes: values (num_draws, *event); returns (*event).
-
-    Example::
-
-        >>> values = torch.tensor([-1.0, 1.0])
-        >>> moved = moves([torch.zeros(2), values], 0)
-        >>> remaining_fractions(values, moved, 10, 100)
-        tensor(0.1000, dtype=torch.float64)
     """
     if len(values) < 2:
         return values.new_full(values.shape[1:], math.nan, dtype=torch.float64)
@@ -143,16 +100,7 @@ def remaining_fractions(values: Tensor, moved: Moves, half: int, size: int) -> T
 
 
 def surely_above(fraction: float, tolerance: float, num_draws: int) -> bool:
-    """Whether an estimated fraction exceeds a tolerance, rather than by chance.
-
-    It is made of the ratio of two variances. For independent normal variables that has an F
-    distribution, of which the quantile at 0.975 is asked for.
-
-    Example::
-
-        >>> surely_above(0.1, 0.05, 1000), surely_above(0.1, 0.05, 10)
-        (True, False)
-    """
+    """Whether an estimated fraction, of two variances, exceeds a tolerance by more than chance."""
     from scipy.special import fdtri  # slow to import
 
     if math.isnan(fraction) or tolerance >= 1.0 or fraction <= 0.0:
@@ -164,15 +112,7 @@ def surely_above(fraction: float, tolerance: float, num_draws: int) -> bool:
 
 
 def sufficient_size(fraction: float, tolerance: float, size: int) -> int:
-    """Size at which no more than a tolerance is missing, rounded up to two figures.
-
-    What is missing, a fraction at some size, falls as the inverse of the size.
-
-    Example::
-
-        >>> sufficient_size(0.1, 0.05, 1234)
-        2500
-    """
+    """Size at which no more than a tolerance is missing, rounded up to two figures."""
     wanted = size * fraction / tolerance
     digit = 10.0 ** max(0, math.floor(math.log10(wanted)) - 1)
     return round(math.ceil(wanted / digit) * digit)

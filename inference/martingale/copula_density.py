@@ -1,16 +1,22 @@
 """A density that learns by the copula recursion: a distribution, and a rule that predicts."""
 
+import copy
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_integer
 from pyro_ext.inference.martingale.copula_distribution import (
+    NUMBERS_AT_ONCE,
     CopulaDistribution,
     CopulaState,
     Future,
     ScoreMap,
     followed,
     future_knots,
+    future_numbers,
     is_same,
     standardization,
     table_scores,
@@ -28,53 +34,38 @@ from pyro_ext.inference.martingale.copula_recursion import (
     spread,
     warn_of_narrow_posterior,
 )
-from pyro_ext.inference.martingale.predictive_rule import (
-    PredictiveRule,
-    Resampled,
-    single_tensor,
-    uniforms,
-)
+from pyro_ext.inference.martingale.predictive_rule import PredictiveRule, Resampled, single_tensor
 from pyro_ext.inference.martingale.weighted_sample import WeightedSample
 from pyro_ext.random import fresh_seed
 
-__all__ = ["CopulaDensity"]
-
 _START = 0.9
-_NUMBERS_AT_ONCE = 2**21
 
 
 class CopulaDensity(CopulaDistribution, PredictiveRule):
     r"""Density estimate by the copula recursion [1, 2], a distribution of numbers or vectors.
 
-    As constructed it is the standard normal distribution :math:`P_0`. :meth:`fit` returns the
-    distribution
+    As constructed it is the standard normal distribution :math:`P_0`; :meth:`fit` returns
     :math:`P_n` given data. With the normal copula of correlation :math:`\rho`, the bandwidth,
 
     .. math:: p_i(y) = p_{i-1}(y) [1 - \alpha_i + \alpha_i c_\rho\{P_{i-1}(y), P_{i-1}(y_i)\}],
               \quad \alpha_i = \frac{2 - 1/i}{i + 1} .
 
-    Coordinates of vectors are taken in turn, each given those before it. The estimate depends on
-    the order of the data; so it is the mean of the estimates from several random orders. (Given
-    the coordinates before, orders weigh as their densities do there, as in any mixture; the code of
-    [2] weighs them equally.) Where no
+    Coordinates of vectors are taken in turn, each given those before it. The estimate is the mean
+    of those from several random orders of the data. (Given the coordinates before, orders weigh as
+    their densities do there, as in any mixture; the code of [2] weighs them equally.) Where no
     bandwidth is given, it maximizes the mean over orders of the prequential log likelihood
     :math:`\sum_i \log p_{i-1}(y_i)`. Data that look normal get a bandwidth near zero: a good
     density, but one that observations hardly change, and so a posterior that is too narrow; a
     warning says so, and a bandwidth should be given then.
 
     It is a rule of a :class:`MartingalePosterior <pyro_ext.inference.MartingalePosterior>` too. As
-    in [2], the mean over orders comes first, and the future is added to that one distribution: for
-    this, only uniform numbers :math:`P_{i-1}(Y_i)` have to be drawn. What a population keeps are
-    the keys of its random numbers, from which ``log_prob`` and ``cdf`` repeat all steps, exactly
-    and at any point, in a time of about 10 ns for each step, draw, point and dimension. Besides,
-    the distribution functions of numbers are followed at some hundred knots, between which
-    ``icdf``, ``mean`` and ``variance`` interpolate. Their error falls with the number of
-    observations: for bandwidths up to 0.9 it is below 1e-3 of probability for three, and below 1e-5
-    for a hundred. Vectors have none of these three; functionals take :meth:`weighted_points` of
-    them.
+    in [2], the mean over orders comes first, and the future is added to that one distribution.
+    ``log_prob`` and ``cdf`` of a population are exact, in a time of about 10 ns for each step,
+    draw, point and dimension. ``icdf``, ``mean`` and ``variance`` interpolate: for bandwidths up to
+    0.9 their error is below 1e-3 of probability for three observations, and below 1e-5 for a
+    hundred. Vectors have none of these three; functionals take :meth:`weighted_points` of them.
 
-    Arithmetic is done in float64 on the processor; results have the type and the device of the
-    data.
+    Arithmetic is in float64 on the processor; results have the type and the device of the data.
 
     :param bandwidth: :math:`\rho` in (0, 1), a number, a vector with one for each dimension, or
         ``None`` to fit it.
@@ -121,6 +112,7 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
 
     def _set_distribution(self, seen: Tensor, bandwidth: Tensor) -> None:
         self._seen, self._bandwidths = seen, bandwidth.double()
+        self._width = len(bandwidth)  # uniform numbers of a step, also where some are left out
         self._own_shape, self._num_queries = torch.Size(), 1
         self._future: Future | None = None
         self._table: ScoreMap | None = None
@@ -156,7 +148,7 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
             raise ValueError(
                 f"data must have the shape (n,) or (n, dimension), got {tuple(data.shape)}"
             )
-        new = self._copy()
+        new = copy.copy(self)
         rows = data.detach().cpu().double().reshape(len(data), -1)
         loc, scale = standardization(rows, self.standardize, "data")
         points = (rows - loc) / scale
@@ -175,20 +167,21 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
         if self._wanted_bandwidth is not None:
             bandwidth = spread("bandwidth", self._wanted_bandwidth, dimension)
             return bandwidth, predict_in_turn(points, orders, bandwidth)
-        number = 1 if self.shared_bandwidth else dimension
         directions = torch.ones(1, dimension) if self.shared_bandwidth else torch.eye(dimension)
         directions = directions.double()
-        best: list[tuple[float, Prequential]] = []
+        best: Prequential | None = None
 
         def objective(bandwidth: Tensor, wanted: Tensor) -> tuple[float, Tensor]:
+            nonlocal best
             predicted = predict_in_turn(points, orders, bandwidth @ directions, wanted)
-            value = float(predicted.log_density.mean())
-            if not best or value > best[0][0]:
-                best[:] = [(value, predicted)]
-            return value, predicted.gradient.sum(0) / predicted.log_density.numel()
+            if best is None or predicted.mean > best.mean:
+                best = predicted
+            return predicted.mean, predicted.mean_gradient
 
-        start = torch.full((number,), _START, dtype=torch.float64)
-        return maximize_over_bandwidths(objective, start, directions) @ directions, best[0][1]
+        start = torch.full((len(directions),), _START, dtype=torch.float64)
+        bandwidth = maximize_over_bandwidths(objective, start, directions) @ directions
+        assert best is not None
+        return bandwidth, best
 
     def leading(self, number: int) -> "CopulaDensity":
         """The distribution of the first coordinates of vectors.
@@ -201,11 +194,11 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
                 f"number must be at most the dimension of vectors, got {number} for the event "
                 f"shape {tuple(self.event_shape)}"
             )
-        new = self._copy()
+        new = copy.copy(self)
         new._seen, new._bandwidths = self._seen[..., :number], self._bandwidths[:number]
         new._loc, new._scale = self._loc[:number], self._scale[:number]
         new._event_shape = torch.Size((number,))
-        new._width, new._points = self._width, {}
+        new._points = {}
         return new
 
     def prepare(self, data: tuple[Tensor, ...], seed: int = 0) -> "CopulaDensity":
@@ -241,13 +234,13 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
     def population(self, state: Resampled) -> "CopulaDensity":
         """The distribution of each population, with the batch shape ``(num_draws,)``."""
         value: CopulaState = state.value
+        own: CopulaDensity = value.distribution
         maps = None
-        if not value.distribution.event_shape:
-            value.distribution._base_map()  # once for all populations
-        new: CopulaDensity = value.distribution._copy()
-        if not new.event_shape:
-            knots = future_knots(float(new._bandwidths[0]), state.num_observed)
+        if not own.event_shape:
+            own._base_map()  # once for all populations
+            knots = future_knots(float(own._bandwidths[0]), state.num_observed)
             maps = ScoreMap.of_distribution(knots, value.cdfs[:, 0], value.log_ratio[:, 0])
+        new = copy.copy(own)
         new._future = Future(state.keys, state.num_observed, state.size, maps)
         new._own_shape = new._batch_shape = torch.Size((len(state.keys),))
         return new
@@ -255,8 +248,7 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
     def weighted_points(self, num_points: int = 500) -> WeightedSample:
         """Points that stand for populations, by importance sampling from the data's distribution.
 
-        All populations share the points, which are spread evenly by scrambled Sobol numbers. Each
-        gives them weights, by how much denser it is there than the distribution of the data.
+        All populations share the points; each gives them weights of its own.
 
         :param int num_points: how many.
         :returns: **Shape:** ``(num_draws, num_points)`` of the weights, one draw for a distribution
@@ -270,7 +262,7 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
     def _points_of_data(self, num_points: int) -> tuple[Tensor, Tensor]:
         """Points of the distribution of the data, and a column of its log densities there."""
         if num_points not in self._points:
-            own = self._copy()
+            own = copy.copy(self)
             own._set_distribution(self._seen, self._bandwidths)
             own._batch_shape = torch.Size()
             engine = torch.quasirandom.SobolEngine(len(self._bandwidths), True, self.seed)
@@ -281,18 +273,13 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
         points, log_density = self._points[num_points]
         return points, log_density if not self._own_shape else log_density[:, None]
 
-    def _copy(self) -> "CopulaDensity":
-        new = type(self).__new__(type(self))
-        new.__dict__.update(self.__dict__)
-        return new
-
     def _table_scores(self) -> Tensor:
         return table_scores(float(self._bandwidths[0]))
 
     def _base(self, points: Tensor) -> tuple[Tensor, Tensor]:
         flat = points[:, 0]
         pieces = []
-        for part in flat.split(max(_NUMBERS_AT_ONCE // len(self._seen), 1)):
+        for part in flat.split(max(NUMBERS_AT_ONCE // len(self._seen), 1)):
             start, log_start = normal_start(part)
             shape = (len(self._seen), *part.T.shape)
             cdfs, log_density = follow(
@@ -306,33 +293,6 @@ class CopulaDensity(CopulaDistribution, PredictiveRule):
         cdfs, log_density = (torch.cat(several) for several in zip(*pieces, strict=True))
         return cdfs[:, None], log_density[:, None]
 
-    def _resampled(self, cdfs: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
-        assert self._future is not None
-        cdfs, log_density = self._added(
-            cdfs[:, :, 0].permute(1, 2, 0),
-            log_density[:, :, 0].permute(1, 2, 0),
-            self._future,
-            self._future.num_observed,
-        )
-        return cdfs.permute(2, 0, 1)[:, :, None], log_density.permute(2, 0, 1)[:, :, None]
-
-    _width: int | None = None  # of the vectors whose leading coordinates these are
-
-    def _added(
-        self, cdfs: Tensor, log_density: Tensor, future: Future, size: int
-    ) -> tuple[Tensor, Tensor]:
-        """Add to populations what they have not got yet, some draws at a time."""
-        width = self._width or len(self._bandwidths)
-        num_steps = future.size - size
-        if num_steps == 0:
-            return cdfs, log_density
-        rate = rates(size + 1, future.size)
-        done = []
-        at_once = max(_NUMBERS_AT_ONCE // (num_steps * width), 1)
-        for start in range(0, len(future.keys), at_once):
-            part = slice(start, start + at_once)
-            numbers = uniforms(future.keys[part].cpu(), size * width, future.size * width)
-            numbers = numbers.reshape(-1, num_steps, width)[..., : len(self._bandwidths)]
-            done.append(follow(cdfs[part], log_density[part], numbers, rate, self._bandwidths))
-        cdfs, log_density = (torch.cat(several) for several in zip(*done, strict=True))
-        return cdfs, log_density
+    def _steps(self, future: Future, size: int) -> Iterator[tuple[slice, Tensor, dict[str, Any]]]:
+        for part, numbers in future_numbers(future, size, self._width):
+            yield part, numbers[..., : len(self._bandwidths)], {}

@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -9,22 +10,11 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext.inference.martingale.predictive_rule import Resampled
+from pyro_ext.distributions.bases import halved
+from pyro_ext.inference.martingale.copula_recursion import follow, rates
+from pyro_ext.inference.martingale.predictive_rule import Resampled, uniforms
 
-__all__ = [
-    "CopulaDistribution",
-    "CopulaState",
-    "Future",
-    "ScoreMap",
-    "followed",
-    "future_knots",
-    "is_same",
-    "score_knots",
-    "standardization",
-    "table_scores",
-    "to_score",
-    "whole",
-]
+NUMBERS_AT_ONCE = 2**21
 
 _HALVINGS = 45
 _LIMIT = 4.75  # about where the scores of the copula are clipped
@@ -34,17 +24,14 @@ _SHARPEST = 3.0  # times the slope of a chord: up to that, a cubic between two k
 
 
 def score_knots(bandwidth: float, per_scale: float) -> Tensor:
-    r"""Equidistant normal scores, dense enough for what a bandwidth lets happen between them.
-
-    Shapes: returns (num_knots,).
-    """
-    number = 2.0 * _LIMIT * per_scale / math.sqrt(1.0 - bandwidth**2)
-    return torch.linspace(-_LIMIT, _LIMIT, whole(number), dtype=torch.float64)
+    """Equidistant normal scores, dense enough for what a bandwidth lets happen between them."""
+    return _equidistant(_LIMIT, bandwidth, per_scale)
 
 
-def whole(number: float) -> int:
-    """A number of points that compiled loops like, at least so many and at least eight."""
-    return max(math.ceil(number / _AT_ONCE), 1) * _AT_ONCE
+def _equidistant(limit: float, bandwidth: float, per_scale: float) -> Tensor:
+    number = 2.0 * limit * per_scale / math.sqrt(1.0 - bandwidth**2)
+    number = max(math.ceil(number / _AT_ONCE), 1) * _AT_ONCE
+    return torch.linspace(-limit, limit, number, dtype=torch.float64)
 
 
 def to_score(probability: Tensor) -> Tensor:
@@ -74,10 +61,7 @@ class ScoreMap(NamedTuple):
 
     @staticmethod
     def of_distribution(knots: Tensor, cdfs: Tensor, log_ratio: Tensor) -> "ScoreMap":
-        """Maps that turn a distribution into others.
-
-        Shapes: knots (num_knots,); cdfs (num_maps, num_knots).
-        """
+        """Maps that turn a distribution into others, from those at knots."""
         values = to_score(cdfs)
         slopes = (log_ratio + 0.5 * (values**2 - knots**2)).exp()
         chords = (values[:, 1:] - values[:, :-1]).clamp(min=0.0) / (knots[1] - knots[0])
@@ -87,45 +71,33 @@ class ScoreMap(NamedTuple):
         return ScoreMap(knots, values, torch.minimum(slopes, _SHARPEST * least))
 
     def forward(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Values and slopes of the maps, with gradients in the scores.
-
-        Shapes: scores (num_maps, num_points), or (1, num_points); returns (num_maps, num_points)
-        each.
-        """
+        """Values and slopes of the maps, ``(num_maps, num_points)``, with gradients in scores."""
         scores = scores.expand(len(self.values), -1)
         inside = scores.clamp(self.knots[0], self.knots[-1])
-        cell = self._cells(inside)
-        value, slope = self._cubic(cell, (inside - self.knots[cell]) / self._step())
+        cell = ((inside.detach() - self.knots[0]) / self._step).long()
+        cell = cell.clamp(0, len(self.knots) - 2)
+        value, slope = self._cubic(cell, (inside - self.knots[cell]) / self._step)
         return value + slope * (scores - inside), slope
 
     def inverse(self, values: Tensor) -> Tensor:
-        """Scores at which the maps have values, without gradients.
-
-        Shapes: values (num_maps, num_points).
-        """
+        """Scores at which the maps have values ``(num_maps, num_points)``, without gradients."""
         values = values.detach().contiguous()
         inside = torch.minimum(torch.maximum(values, self.values[:, :1]), self.values[:, -1:])
         cell = torch.searchsorted(self.values.contiguous(), inside.contiguous(), right=True) - 1
         cell = cell.clamp(0, self.values.shape[1] - 2)
-        low, high = torch.zeros_like(values), torch.ones_like(values)
-        for _ in range(_HALVINGS):
-            middle = 0.5 * (low + high)
-            is_below = self._cubic(cell, middle)[0] < inside
-            low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
-        scores = self.knots[cell] + 0.5 * (low + high) * self._step()
+        ends = torch.zeros_like(values), torch.ones_like(values)
+        low, high = halved(lambda x: self._cubic(cell, x)[0] < inside, *ends, _HALVINGS)
+        scores = self.knots[cell] + 0.5 * (low + high) * self._step
         tail = torch.where(values > inside, self.slopes[:, -1:], self.slopes[:, :1])
         return scores + (values - inside) / tail.clamp(min=torch.finfo(values.dtype).tiny)
 
+    @property
     def _step(self) -> Tensor:
         return self.knots[1] - self.knots[0]
 
-    def _cells(self, scores: Tensor) -> Tensor:
-        cell = ((scores.detach() - self.knots[0]) / self._step()).long()
-        return cell.clamp(0, len(self.knots) - 2)
-
     def _cubic(self, cell: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
         """Values and slopes in cells, at parts of their length."""
-        step = self._step()
+        step = self._step
         left, right = self.values.gather(1, cell), self.values.gather(1, cell + 1)
         first = self.slopes.gather(1, cell) * step
         last = self.slopes.gather(1, cell + 1) * step
@@ -142,35 +114,20 @@ _TABLE_REACH = 6.5
 
 
 class Future(NamedTuple):
-    """What has been added to the data by predictive resampling.
+    """What has been added to the data by predictive resampling."""
 
-    :param Tensor keys: of the draws' random streams. **Shape:** ``(num_draws, 2)``.
-    :param int num_observed: the number of observations in the data.
-    :param int size: that each population has reached.
-    :param ScoreMap maps: that turn the distribution of the data into those of the populations, for
-        numbers.
-    """
-
-    keys: Tensor
+    keys: Tensor  # of the draws' random streams
     num_observed: int
-    size: int
-    maps: ScoreMap | None
+    size: int  # that each population has reached
+    maps: ScoreMap | None  # of the data's distribution to those of the populations, for numbers
 
 
 class CopulaState(NamedTuple):
-    """What a copula rule keeps of its populations.
+    """What a copula rule keeps of its populations, at knots of normal scores; none for vectors."""
 
-    :param distribution: that of the data, at the queries where there are covariates.
-    :param Tensor cdfs: distribution functions of the populations at knots, where the distribution
-        of the data has given normal scores, query by query; none for vectors. **Shape:**
-        ``(num_draws, 1, num_queries * num_knots)``.
-    :param Tensor log_ratio: log densities of the populations over that of the distribution there.
-        **Shape:** as ``cdfs``.
-    """
-
-    distribution: Any
-    cdfs: Tensor
-    log_ratio: Tensor
+    distribution: Any  # that of the data, at the queries where there are covariates
+    cdfs: Tensor  # (num_draws, 1, num_queries * num_knots)
+    log_ratio: Tensor  # log densities over that of the distribution, as ``cdfs``
 
 
 def followed(state: Resampled, num_steps: int) -> Resampled:
@@ -182,6 +139,16 @@ def followed(state: Resampled, num_steps: int) -> Resampled:
         cdfs, ratio = value.distribution._added(value.cdfs, value.log_ratio, future, state.size)
         value = value._replace(cdfs=cdfs, log_ratio=ratio)
     return state._replace(size=size, value=value)
+
+
+def future_numbers(future: Future, size: int, width: int) -> Iterator[tuple[slice, Tensor]]:
+    """Uniform numbers ``(draws, num_steps, width)`` from a size on, some draws at a time."""
+    num_steps = future.size - size
+    at_once = max(NUMBERS_AT_ONCE // (num_steps * width), 1)
+    for start in range(0, len(future.keys), at_once):
+        part = slice(start, start + at_once)
+        numbers = uniforms(future.keys[part].cpu(), size * width, future.size * width)
+        yield part, numbers.reshape(-1, num_steps, width)
 
 
 def standardization(values: Tensor, standardize: bool, argument: str) -> tuple[Tensor, Tensor]:
@@ -199,9 +166,8 @@ def standardization(values: Tensor, standardize: bool, argument: str) -> tuple[T
 
 
 def table_scores(bandwidth: float, per_scale: float = 32.0) -> Tensor:
-    """Standardized knots at which a distribution is tabulated. **Shape:** ``(num_knots,)``."""
-    number = 2.0 * _TABLE_REACH * per_scale / (1.0 - bandwidth**2) ** 0.5
-    return torch.linspace(-_TABLE_REACH, _TABLE_REACH, whole(number), dtype=torch.float64)
+    """Standardized knots at which a distribution is tabulated."""
+    return _equidistant(_TABLE_REACH, bandwidth, per_scale)
 
 
 def future_knots(bandwidth: float, num_observed: int, per_scale: float = 6.0) -> Tensor:
@@ -220,6 +186,7 @@ class CopulaDistribution(TorchDistribution):
     arg_constraints: dict[str, Any] = {}
     _own_shape: torch.Size  # the batch shape without what was expanded
     _num_queries: int
+    _bandwidths: Tensor
     _loc: Tensor
     _scale: Tensor
     _dtype: torch.dtype
@@ -234,17 +201,11 @@ class CopulaDistribution(TorchDistribution):
 
     @abstractmethod
     def _base(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Conditional distribution functions and log densities under the distribution of the data.
-
-        Shapes: points (num_points, num_queries, dimension).
-        """
+        """Both under the distribution of the data, at ``(num_points, num_queries, dimension)``."""
 
     @abstractmethod
-    def _resampled(self, cdfs: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
-        """Carry on to the populations.
-
-        Shapes: cdfs (num_points, num_draws, num_queries, dimension).
-        """
+    def _steps(self, future: Future, size: int) -> Iterator[tuple[slice, Tensor, dict[str, Any]]]:
+        """Draws, what they see from a size on, and what else ``follow`` takes."""
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """Repeat the distribution over a larger batch shape."""
@@ -269,10 +230,7 @@ class CopulaDistribution(TorchDistribution):
         return self._given(self._evaluate(value)[0][..., 0])
 
     def conditional_cdfs(self, value: Tensor) -> Tensor:
-        """Distribution function of each coordinate, given those before it.
-
-        Shapes: value (*sample, *batch, dimension); returns that of the value.
-        """
+        """Distribution function of each coordinate, given those before it; shaped as the value."""
         return self._given(self._evaluate(value)[0])
 
     def icdf(self, value: Tensor) -> Tensor:
@@ -304,8 +262,8 @@ class CopulaDistribution(TorchDistribution):
         value = loc.expand(shape).clone()
         with torch.no_grad():
             for i in range(shape[-1]):
-                low, high = torch.full(shape[:-1], -_REACH), torch.full(shape[:-1], _REACH)
-                low, high = low.double(), high.double()
+                low = torch.full(shape[:-1], -_REACH, dtype=torch.float64)
+                high = -low
                 for _ in range(_HALVINGS):
                     middle = 0.5 * (low + high)
                     value[..., i] = loc[i] + scale[i] * middle
@@ -364,10 +322,7 @@ class CopulaDistribution(TorchDistribution):
         """Where the distribution of the data is tabulated, standardized."""
 
     def _evaluate(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Conditional distribution functions, and log densities of standardized coordinates.
-
-        Shapes: value (*sample, *batch, *event); returns (*sample, *batch, dimension) each.
-        """
+        """Conditional distribution functions and log densities of standardized coordinates."""
         value = value if self.event_shape else value[..., None]
         points, restore = self._flatten((value.double().cpu() - self._loc) / self._scale)
         num_points, num_draws, num_queries, dimension = points.shape
@@ -378,15 +333,30 @@ class CopulaDistribution(TorchDistribution):
         cdfs = cdfs.reshape(shared.shape).expand(points.shape)
         log_density = log_density.reshape(shared.shape).expand(points.shape)
         if self._future is not None:
-            cdfs, log_density = self._resampled(cdfs, log_density)
+            cdfs, log_density = (
+                part.permute(1, 3, 2, 0).flatten(2) for part in (cdfs, log_density)
+            )
+            done = self._added(cdfs, log_density, self._future, self._future.num_observed)
+            shape = (num_draws, dimension, num_queries, num_points)
+            cdfs, log_density = (part.reshape(shape).permute(3, 0, 2, 1) for part in done)
         return restore(cdfs), restore(log_density)
 
-    def _flatten(self, value: Tensor) -> tuple[Tensor, Any]:
-        """Bring what belongs to draws and queries to its place, and all else to the front.
+    def _added(
+        self, cdfs: Tensor, log_density: Tensor, future: Future, size: int
+    ) -> tuple[Tensor, Tensor]:
+        """Complete populations ``(num_draws, dimension, num_queries * num_points)``."""
+        if future.size == size:
+            return cdfs, log_density
+        rate, group = rates(size + 1, future.size), cdfs.shape[-1] // self._num_queries
+        done = []
+        for part, numbers, options in self._steps(future, size):
+            points = cdfs[part], log_density[part]
+            done.append(follow(*points, numbers, rate, self._bandwidths, group=group, **options))
+        cdfs, log_density = (torch.cat(several) for several in zip(*done, strict=True))
+        return cdfs, log_density
 
-        Shapes: value (*sample, *batch, dimension); returns the value, in the shape ``(num_points,
-        num_draws, num_queries, dimension)``, and a function that reverses that.
-        """
+    def _flatten(self, value: Tensor) -> tuple[Tensor, Any]:
+        """As ``(num_points, num_draws, num_queries, dimension)``, and what reverses that."""
         dimension = value.shape[-1]
         shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         value = value.expand(*shape, dimension)

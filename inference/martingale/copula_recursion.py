@@ -29,74 +29,42 @@ from torch import Tensor
 
 from pyro_ext._checks import check_number
 
-__all__ = [
-    "Prequential",
-    "checked_bandwidth",
-    "copula_cdf",
-    "copula_step",
-    "follow",
-    "log_copula_density",
-    "log_covariate_kernel",
-    "maximize_over_bandwidths",
-    "normal_start",
-    "observation_orders",
-    "predict_in_turn",
-    "rates",
-    "spread",
-    "warn_of_narrow_posterior",
-]
-
 _SMALLEST = 1e-6
 _LEAST_RATE = 1e-5
 _AT_ONCE, _FEW = 8, 2  # points
 
 
 class Prequential(NamedTuple):
-    """Observations as predicted from those before them, in several orders.
+    """Observations as predicted from those before them, in several orders."""
 
-    :param Tensor log_density: of each observation. **Shape:** ``(num_orders, n)``.
-    :param Tensor gradient: of their sum, in each direction. **Shape:** ``(num_orders,
-        num_directions)``.
-    :param Tensor uniforms: the (conditional) distribution functions at each observation before it
-        was seen. **Shape:** ``(num_orders, n, dimension)``.
-    """
+    log_density: Tensor  # (num_orders, n)
+    gradient: Tensor  # of the sum, in each direction (num_orders, num_directions)
+    uniforms: Tensor  # (conditional) distribution functions there (num_orders, n, dimension)
 
-    log_density: Tensor
-    gradient: Tensor
-    uniforms: Tensor
+    @property
+    def mean(self) -> float:
+        """Mean log density over orders and observations."""
+        return float(self.log_density.mean())
+
+    @property
+    def mean_gradient(self) -> Tensor:
+        """That of the mean."""
+        return self.gradient.sum(0) / self.log_density.numel()
 
 
 def rates(first: int, last: int) -> Tensor:
-    r"""Rates of updates, :math:`\alpha_i = (2 - 1/i) / (i + 1)`.
-
-    Example::
-
-        >>> rates(1, 3)
-        tensor([0.5000, 0.5000, 0.4167], dtype=torch.float64)
-    """
+    r"""Rates of updates, :math:`\alpha_i = (2 - 1/i) / (i + 1)`."""
     number = torch.arange(first, last + 1, dtype=torch.float64)
     return (2.0 - 1.0 / number) / (number + 1.0)
 
 
 def log_copula_density(u: Tensor, v: Tensor, bandwidth: Tensor) -> Tensor:
-    r"""Log density of the normal copula at probabilities, :math:`\log c_\rho(u, v)`.
-
-    Example::
-
-        >>> log_copula_density(torch.tensor(0.5), torch.tensor(0.5), torch.tensor(0.6))
-        tensor(0.2231)
-    """
+    r"""Log density of the normal copula at probabilities, :math:`\log c_\rho(u, v)`."""
     return log_covariate_kernel(_scores(u), _scores(v), bandwidth)
 
 
 def copula_cdf(u: Tensor, v: Tensor, bandwidth: Tensor) -> Tensor:
-    r"""Conditional distribution function of the normal copula, :math:`H_\rho(u, v)`.
-
-    Example::
-
-        >>> copula_cdf(torch.tensor([0.0, 0.5, 1.0]), torch.tensor(0.5), torch.tensor(0.6))
-        tensor([0.0000, 0.5000, 1.0000])
-    """
+    r"""Conditional distribution function of the normal copula, :math:`H_\rho(u, v)`."""
     value: Tensor = torch.special.ndtr(
         (_scores(u) - bandwidth * _scores(v)) / (1 - bandwidth**2).sqrt()
     )
@@ -128,10 +96,7 @@ def copula_step(
 
 
 def normal_start(points: Tensor) -> tuple[Tensor, Tensor]:
-    """The distribution before any observation, independent standard normal numbers.
-
-    Shapes: points (*points, dimension); returns as points each.
-    """
+    """The distribution before any observation, independent standard normal numbers."""
     log_density = -0.5 * (points**2 + math.log(2.0 * math.pi)).cumsum(-1)
     return torch.special.ndtr(points), log_density
 
@@ -157,9 +122,8 @@ def follow(
     (num_distributions, num_steps); kernel (num_rows, num_points / group).
     """
     if torch.is_grad_enabled() and cdfs.requires_grad:
-        return _follow_with_gradient(
-            cdfs, log_density, uniforms, rate, bandwidth, rows, kernel, group
-        )
+        given = cdfs, log_density, uniforms, rate, bandwidth
+        return _follow_with_gradient(*given, rows, kernel, group)
     from pyro_ext.inference.martingale._copula_loops import advance_points
 
     num_points = cdfs.shape[-1]
@@ -171,9 +135,9 @@ def follow(
             log_density = torch.nn.functional.pad(log_density, padding)
         indices, weights, group = np.zeros((len(cdfs), 1), np.int64), np.ones((1, 1)), 0
     else:
-        indices, weights = _array(rows, torch.int64), _array(kernel)
-    new_cdfs, new_log = _copied(cdfs), _copied(log_density)
-    seen, updates, bandwidths = _array(uniforms), _array(rate), _array(bandwidth)
+        indices, weights = array_of(rows, torch.int64), array_of(kernel)
+    new_cdfs, new_log = array_of(cdfs).copy(), array_of(log_density).copy()
+    seen, updates, bandwidths = array_of(uniforms), array_of(rate), array_of(bandwidth)
 
     def advance(part: slice) -> None:
         state = new_cdfs[part], new_log[part], seen[part]
@@ -215,16 +179,16 @@ def predict_in_turn(
     num_orders = len(orders)
     values, gradient = np.empty((num_orders, n)), np.empty((num_orders, len(directions)))
     uniforms = np.empty((num_orders, n, dimension))
-    indices = _array(orders, torch.int64)
+    indices = array_of(orders, torch.int64)
     given = (
-        _array(cdfs.T),
-        _array(log_density[:, -1]),
-        _array(covariates.T),
-        _array(rates(1, n)),
-        _array(bandwidth),
-        _array(covariate_bandwidth),
-        _array(directions),
-        _array(covariate_directions),
+        array_of(cdfs.T),
+        array_of(log_density[:, -1]),
+        array_of(covariates.T),
+        array_of(rates(1, n)),
+        array_of(bandwidth),
+        array_of(covariate_bandwidth),
+        array_of(directions),
+        array_of(covariate_directions),
     )
 
     def predict(some: slice) -> None:
@@ -254,11 +218,7 @@ def observation_orders(n: int, num_permutations: int, seed: int) -> Tensor:
 
 
 def mean_over_orders(cdfs: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of distributions, each given the coordinates before.
-
-    Shapes: cdfs (num_distributions, *points, dimension); log_density as cdfs; returns (*points,
-    dimension) each.
-    """
+    """The mean over the first axis, of coordinates in the last, each given those before."""
     before = torch.cat([torch.zeros_like(log_density[..., :1]), log_density[..., :-1]], -1)
     number = torch.tensor(float(len(cdfs)), dtype=log_density.dtype)
     return (before.softmax(0) * cdfs).sum(0), log_density.logsumexp(0) - number.log()
@@ -291,13 +251,10 @@ def _scores(u: Tensor) -> Tensor:
     return score
 
 
-def _array(value: Tensor, dtype: torch.dtype = torch.float64) -> "np.ndarray[Any, Any]":
+def array_of(value: Tensor, dtype: torch.dtype = torch.float64) -> "np.ndarray[Any, Any]":
+    """What compiled loops take."""
     array: np.ndarray[Any, Any] = np.ascontiguousarray(value.detach().cpu().to(dtype).numpy())
     return array
-
-
-def _copied(value: Tensor) -> "np.ndarray[Any, Any]":
-    return np.array(_array(value), order="C", copy=True)
 
 
 _LOWEST, _HIGHEST = -12.0, 6.0  # logits: bandwidths between 6e-6 and 0.9975
@@ -311,20 +268,12 @@ Objective = Callable[[Tensor, Tensor], tuple[float, Tensor]]
 
 
 def checked_bandwidth(argument: str, value: Tensor | float | None) -> Tensor | None:
-    """Check a bandwidth, a number or a vector with one for each dimension.
-
-    Example::
-
-        >>> checked_bandwidth("bandwidth", 1.5)
-        Traceback (most recent call last):
-        ValueError: bandwidth must be a finite number > 0 and < 1, got 1.5
-    """
+    """Check a bandwidth, a number or a vector with one for each dimension."""
     if value is None:
         return None
     if not isinstance(value, Tensor):
-        return torch.tensor(
-            check_number(argument, value, above=0.0, below=1.0), dtype=torch.float64
-        )
+        number = check_number(argument, value, above=0.0, below=1.0)
+        return torch.tensor(number, dtype=torch.float64)
     if value.dim() > 1 or not bool(((value > 0.0) & (value < 1.0)).all()):
         raise ValueError(
             f"{argument} must be a number in (0, 1) or a vector of them, one for each dimension, "
@@ -356,13 +305,7 @@ def warn_of_narrow_posterior(bandwidth: float, name: str, stacklevel: int = 3) -
 
 
 def maximize_over_bandwidths(objective: Objective, start: Tensor, directions: Tensor) -> Tensor:
-    """Maximize over the logits of bandwidths.
-
-    There may be a second maximum, where observations hardly change the distribution: a few small
-    bandwidths are looked at, too, and where one is better, the search goes on from there.
-
-    Shapes: start (num_bandwidths,); directions (num_bandwidths, size); returns (num_bandwidths,).
-    """
+    """Maximize over the logits of bandwidths."""
     best, best_value = start, -math.inf
 
     def look(bandwidth: Tensor, wanted: Tensor) -> tuple[float, Tensor]:
@@ -378,6 +321,7 @@ def maximize_over_bandwidths(objective: Objective, start: Tensor, directions: Te
         return -_STEEPER * value, -_STEEPER * (slopes * bandwidth * (1.0 - bandwidth)).numpy()
 
     _minimize(steepened, start)
+    # There may be a second maximum, where observations hardly change the distribution.
     found = best
     for small in _SMALL:
         look(torch.full_like(start, small), directions[:0])

@@ -1,9 +1,16 @@
-"""Regression that learns by the copula recursion: distributions of a response given covariates."""
+"""Regression and binary classification that learn by the copula recursion."""
 
+import copy
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pyro_ext.inference.martingale.copula_distribution import (
+    NUMBERS_AT_ONCE,
     CopulaDistribution,
     CopulaState,
     Future,
@@ -15,14 +22,13 @@ from pyro_ext.inference.martingale.copula_distribution import (
 )
 from pyro_ext.inference.martingale.copula_recursion import (
     Prequential,
+    array_of,
     follow,
     normal_start,
     predict_in_turn,
     rates,
-    warn_of_narrow_posterior,
 )
 from pyro_ext.inference.martingale.covariate_rule import (
-    NUMBERS_AT_ONCE,
     CovariateFit,
     CovariateRule,
     Covariates,
@@ -31,8 +37,6 @@ from pyro_ext.inference.martingale.covariate_rule import (
     future_steps,
 )
 from pyro_ext.inference.martingale.predictive_rule import Resampled
-
-__all__ = ["ConditionalCopula", "CopulaRegression"]
 
 # Fewer than for a density, since each query has its own.
 _TABLE_PER_SCALE, _KNOTS_PER_SCALE = 20.0, 4.0
@@ -52,6 +56,7 @@ class ConditionalCopula(CopulaDistribution):
         self._fit = fit
         self._loc, self._scale = fit.response.loc, fit.response.scale
         self._dtype, self._device = fit.response.like.dtype, fit.response.like.device
+        self._bandwidths = fit.bandwidth[None]
         queries = fit.covariates.standardized(x)
         self._kernel = fit.covariates.kernel(queries, fit.covariate_bandwidth)
         self._num_queries, self._future, self._table = len(queries), None, None
@@ -62,9 +67,7 @@ class ConditionalCopula(CopulaDistribution):
         return table_scores(float(self._fit.bandwidth), _TABLE_PER_SCALE)
 
     def _base(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        fit = self._fit
-        group = len(points)
-        pieces = []
+        fit, group, pieces = self._fit, len(points), []
         width = max(NUMBERS_AT_ONCE // (group * len(fit.seen)), 1)
         for start in range(0, self._num_queries, width):
             part = points[:, start : start + width, 0].T.reshape(1, -1)
@@ -75,7 +78,7 @@ class ConditionalCopula(CopulaDistribution):
                 log_start.mT.expand(shape),
                 fit.seen,
                 rates(1, len(fit.x)),
-                fit.bandwidth[None],
+                self._bandwidths,
                 rows=fit.orders,
                 kernel=self._kernel[:, start : start + width],
                 group=group,
@@ -86,47 +89,15 @@ class ConditionalCopula(CopulaDistribution):
         cdfs, log_density = torch.cat(pieces, 2)[..., None]
         return cdfs, log_density
 
-    def _resampled(self, cdfs: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
-        assert self._future is not None
-        number = len(cdfs)
-        shape = (cdfs.shape[1], 1, -1)
-        done = self._added(
-            cdfs[..., 0].permute(1, 2, 0).reshape(shape),
-            log_density[..., 0].permute(1, 2, 0).reshape(shape),
-            self._future,
-            self._future.num_observed,
-        )
-        back = [
-            value.reshape(len(value), self._num_queries, number).permute(2, 0, 1)[..., None]
-            for value in done
-        ]
-        return back[0], back[1]
-
-    def _added(
-        self, cdfs: Tensor, log_density: Tensor, future: Future, size: int
-    ) -> tuple[Tensor, Tensor]:
-        """Add to populations what they have not got yet, some draws at a time.
-
-        Shapes: cdfs (num_draws, 1, num_queries * num_points).
-        """
-        if future.size == size:
-            return cdfs, log_density
-        rate = rates(size + 1, future.size)
-        group = cdfs.shape[-1] // self._num_queries
-        done = []
+    def _steps(self, future: Future, size: int) -> Iterator[tuple[slice, Tensor, dict[str, Any]]]:
         for part, numbers, rows in future_steps(future, size):
-            points = cdfs[part], log_density[part], numbers[..., None], rate
-            bandwidth, kernel = self._fit.bandwidth[None], self._kernel
-            done.append(follow(*points, bandwidth, rows=rows, kernel=kernel, group=group))
-        cdfs, log_density = (torch.cat(several) for several in zip(*done, strict=True))
-        return cdfs, log_density
+            yield part, numbers, {"rows": rows, "kernel": self._kernel}
 
     def completed(
         self, keys: Tensor, num_observed: int, size: int, maps: ScoreMap
     ) -> "ConditionalCopula":
         """The distributions of populations, and maps that turn these ones into theirs."""
-        new = ConditionalCopula.__new__(ConditionalCopula)
-        new.__dict__.update(self.__dict__)
+        new = copy.copy(self)
         new._future = Future(keys, num_observed, size, maps)
         new._own_shape = new._batch_shape = torch.Size((len(keys), self._num_queries))
         return new
@@ -201,20 +172,11 @@ class CopulaRegression(CovariateRule):
         """
         return ConditionalCopula(self._fitted("conditional"), x)
 
-    def begin(self, data: tuple[Tensor, ...], keys: Tensor) -> Resampled:
-        """Populations that hold the observations alone.
-
-        :param tuple data: ``(x, y)``, as ``fit`` takes them. The rule is fitted to them, unless
-            it has been.
-        """
-        fit = self.prepare(data)._fitted("begin")
-        if self._wanted[0] is None:
-            warn_of_narrow_posterior(float(fit.bandwidth), type(self).__name__)
-        distribution = ConditionalCopula(fit, fit.x if self.queries is None else self.queries)
+    def _start(self, fit: CovariateFit, queries: Tensor, num_draws: int) -> CopulaState:
+        distribution = ConditionalCopula(fit, queries)
         knots = future_knots(float(fit.bandwidth), len(fit.x), _KNOTS_PER_SCALE)
-        cdfs = torch.special.ndtr(knots).repeat(distribution._num_queries).expand(len(keys), 1, -1)
-        state = CopulaState(distribution, cdfs, torch.zeros_like(cdfs))
-        return Resampled(keys, len(fit.x), len(fit.x), state)
+        cdfs = torch.special.ndtr(knots).repeat(len(queries)).expand(num_draws, 1, -1)
+        return CopulaState(distribution, cdfs, torch.zeros_like(cdfs))
 
     def advance(self, state: Resampled, num_steps: int) -> Resampled:
         """Complete each population by some more observations."""
@@ -229,3 +191,136 @@ class CopulaRegression(CovariateRule):
         cdfs, ratio = (part.reshape(-1, len(knots)) for part in (value.cdfs, value.log_ratio))
         maps = ScoreMap.of_distribution(knots, cdfs, ratio)
         return own.completed(state.keys, state.num_observed, state.size, maps)
+
+
+class CopulaClassifierState(NamedTuple):
+    """What a copula classifier keeps of its populations."""
+
+    probability: Tensor  # at the covariates of the data, then queries (num_draws, n + num_queries)
+    kernel: Tensor  # of covariates (n, n + num_queries)
+    bandwidth: float
+    like: Tensor  # of the type and on the device of results
+
+
+class CopulaClassifier(CovariateRule):
+    r"""Binary classification by the copula recursion [1].
+
+    The probability of the label one at covariates :math:`x` starts at one half. With
+    :math:`p = p_{i-1}(1 \mid x)` and :math:`q = p_{i-1}(1 \mid x_i)`, it becomes
+
+    .. math:: p \{1 - \alpha_i(x) + \alpha_i(x) (1 - \rho + \rho f)\}, \quad
+              f = \frac{\min(p, q)}{p q} \text{ if } y_i = 1, \quad
+              f = \frac{1}{1 - q} - \frac{\min(p, q)}{p (1 - q)} \text{ otherwise,}
+
+    where :math:`\alpha_i(x)` is that of :class:`CopulaRegression`. Probabilities are clipped to
+    :math:`[5 \cdot 10^{-5}, 1 - 5 \cdot 10^{-5}]`, and are means over several random orders of the
+    data. Bandwidths that are not given maximize the prequential log likelihood of the labels.
+
+    Arguments and predictive resampling are those of :class:`CopulaRegression`; only covariates are
+    standardized.
+
+    [1] E. Fong, C. Holmes, S. G. Walker (2023), Martingale posterior distributions.
+
+    Example::
+
+        >>> x = torch.linspace(-2, 2, 50)
+        >>> classifier = CopulaClassifier(0.9, 0.9).fit(x, x > 0.5)
+        >>> classifier.probabilities(torch.tensor([-1.5, 0.5, 1.5]))
+        tensor([0.0040, 0.5746, 0.9965])
+    """
+
+    def _response(
+        self, x: Tensor, y: Tensor, covariates: Covariates, orders: Tensor
+    ) -> tuple[Response, Predict]:
+        if not bool(((y == 0) | (y == 1)).all()):
+            wrong = y[(y != 0) & (y != 1)][0].item()
+            raise ValueError(f"y must hold the labels 0 and 1, got {wrong!r}")
+        like = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+
+        def predict(both: Tensor, wanted: Tensor) -> Prequential:
+            return _predict_labels(orders, y, covariates, both, wanted)
+
+        return Response(y, torch.zeros(1), torch.ones(1), like[:0]), predict
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """Probability of the label one.
+
+        :param Tensor x: covariates. **Shape:** ``(num_queries,)`` or ``(num_queries,
+            num_covariates)``.
+        :returns: **Shape:** ``(num_queries,)``.
+        """
+        fit = self._fitted("probabilities")
+        kernel = fit.covariates.kernel(fit.covariates.standardized(x), fit.covariate_bandwidth)
+        return fit.given(_follow_labels(fit, kernel))
+
+    def _start(self, fit: CovariateFit, queries: Tensor, num_draws: int) -> CopulaClassifierState:
+        # Labels are drawn at the covariates of the data, so populations are followed there too.
+        both = torch.cat([fit.covariates.scores, fit.covariates.standardized(queries)])
+        kernel = fit.covariates.kernel(both, fit.covariate_bandwidth)
+        probability = _follow_labels(fit, kernel).expand(num_draws, -1)
+        return CopulaClassifierState(probability, kernel, float(fit.bandwidth), fit.response.like)
+
+    def advance(self, state: Resampled, num_steps: int) -> Resampled:
+        """Complete each population by some more observations."""
+        from pyro_ext.inference.martingale._classifier_loops import resample_labels
+
+        value: CopulaClassifierState = state.value
+        if num_steps == 0:
+            return state
+        size = state.size + num_steps
+        probability = value.probability.clone(memory_format=torch.contiguous_format)
+        kernel = value.kernel.numpy()
+        rate = rates(state.size + 1, size).numpy()
+        future = Future(state.keys, state.num_observed, size, None)
+        for part, numbers, rows in future_steps(future, state.size):
+            own, picked = probability[part].numpy(), array_of(numbers[..., 0])
+            resample_labels(own, picked, rate, value.bandwidth, rows.numpy(), kernel)
+        return state._replace(size=size, value=value._replace(probability=probability))
+
+    def population(self, state: Resampled) -> dist.Bernoulli:
+        """Distributions of the label, with the batch shape ``(num_draws, num_queries)``."""
+        value: CopulaClassifierState = state.value
+        probability = value.probability[:, state.num_observed :]
+        return dist.Bernoulli(probability.to(value.like))
+
+
+def _predict_labels(
+    orders: Tensor, y: Tensor, covariates: Covariates, both: Tensor, directions: Tensor
+) -> Prequential:
+    """Predict each label from those before it, with derivatives in the bandwidths."""
+    from pyro_ext.inference.martingale._classifier_loops import predict_labels
+
+    shape = tuple(orders.shape)
+    log_predicted, seen = np.empty(shape), np.empty(shape)
+    gradient = np.empty((len(orders), len(directions)))
+    predict_labels(
+        orders.numpy(),
+        array_of(y, torch.int64),
+        array_of(covariates.scores.T),
+        rates(1, len(y)).numpy(),
+        float(both[0]),
+        array_of(both[1:]),
+        array_of(directions[:, 0]),
+        array_of(directions[:, 1:]),
+        log_predicted,
+        gradient,
+        seen,
+    )
+    return Prequential(*map(torch.from_numpy, (log_predicted, gradient, seen)))
+
+
+def _follow_labels(fit: CovariateFit, kernel: Tensor) -> Tensor:
+    """Probability at points with this kernel, mean over orders. **Shape:** ``(num_points,)``."""
+    from pyro_ext.inference.martingale._classifier_loops import follow_labels
+
+    probability = np.full((len(fit.orders), kernel.shape[1]), 0.5)
+    follow_labels(
+        probability,
+        array_of(fit.response.values, torch.int64)[fit.orders.numpy()],
+        fit.seen.numpy(),
+        rates(1, len(fit.x)).numpy(),
+        float(fit.bandwidth),
+        fit.orders.numpy(),
+        array_of(kernel),
+    )
+    return torch.from_numpy(probability.mean(0))

@@ -1,14 +1,20 @@
 """What copula rules with covariates share: their scale, kernel, fit and future."""
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_finite, check_integer
-from pyro_ext.inference.martingale.copula_distribution import Future, is_same, standardization
+from pyro_ext._checks import as_tensor, check_finite, check_integer, check_optional
+from pyro_ext.inference.martingale.copula_distribution import (
+    Future,
+    future_numbers,
+    is_same,
+    standardization,
+)
 from pyro_ext.inference.martingale.copula_recursion import (
     Prequential,
     checked_bandwidth,
@@ -16,44 +22,35 @@ from pyro_ext.inference.martingale.copula_recursion import (
     maximize_over_bandwidths,
     observation_orders,
     spread,
+    warn_of_narrow_posterior,
 )
-from pyro_ext.inference.martingale.predictive_rule import PredictiveRule, check_data, uniforms
+from pyro_ext.inference.martingale.predictive_rule import (
+    PredictiveRule,
+    Resampled,
+    check_data,
+    uniforms,
+)
 from pyro_ext.random import fresh_seed
-
-__all__ = ["CovariateFit", "CovariateRule", "Covariates", "Predict", "Response"]
-__all__ += ["NUMBERS_AT_ONCE", "future_rows", "future_steps"]
-
-NUMBERS_AT_ONCE = 2**21
 
 _START = 0.8
 _WEIGHTS = 1
 
 
 class Covariates(NamedTuple):
-    """Covariates of the data.
+    """Covariates of the data."""
 
-    :param Tensor scores: standardized. **Shape:** ``(n, num_covariates)``.
-    :param Tensor loc: **Shape:** ``(num_covariates,)``.
-    :param Tensor scale: **Shape:** ``(num_covariates,)``.
-    """
-
-    scores: Tensor
+    scores: Tensor  # standardized (n, num_covariates)
     loc: Tensor
     scale: Tensor
 
     def standardized(self, queries: Tensor) -> Tensor:
         """Rows of covariates on the scale of the scores. **Shape:** ``(num_queries, ...)``."""
-        queries = _check_queries("x", queries)
-        if queries.dim() == 2 and queries.shape[1] != len(self.loc):
+        rows = _matrix(_check_queries("x", queries))
+        if rows.shape[1] != len(self.loc):
             raise ValueError(
-                f"x must have {len(self.loc)} columns, as the data have, got the shape "
+                f"x must have the shape (num_queries, {len(self.loc)}), as the data have, got "
                 f"{tuple(queries.shape)}"
             )
-        if queries.dim() == 1 and len(self.loc) != 1:
-            raise ValueError(
-                f"x must have the shape (num_queries, {len(self.loc)}), got {tuple(queries.shape)}"
-            )
-        rows = queries.detach().cpu().double().reshape(len(queries), -1)
         return (rows - self.loc) / self.scale
 
     def kernel(self, queries: Tensor, bandwidth: Tensor) -> Tensor:
@@ -64,6 +61,10 @@ class Covariates(NamedTuple):
                 queries[:, column], self.scores[:, column, None], bandwidth[column]
             )
         return log_kernel.exp()
+
+
+def _matrix(covariates: Tensor) -> Tensor:
+    return covariates.detach().cpu().double().reshape(len(covariates), -1)
 
 
 def _check_pairs(data: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -83,11 +84,10 @@ def _check_pairs(data: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
 def _check_queries(argument: str, queries: Tensor) -> Tensor:
     """Check covariates at which predictions are wanted."""
     queries = as_tensor(argument, queries)
-    if queries.dim() not in (1, 2) or not len(queries):
-        got = tuple(queries.shape)
+    if queries.dim() not in (1, 2):
         raise ValueError(
             f"{argument} must be a tensor of the shape (num_queries,) or (num_queries, "
-            f"num_covariates), got {got}"
+            f"num_covariates), got {tuple(queries.shape)}"
         )
     check_finite(argument, queries)
     return queries
@@ -98,11 +98,8 @@ def _joint_bandwidths(
     covariate_bandwidth: Tensor | None,
     num_covariates: int,
     is_shared: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """How free parameters make the bandwidths of a response and of covariates, in this order.
-
-    These are ``base + free @ directions``; the third result is where the free parameters start.
-    """
+) -> tuple[Tensor, Tensor]:
+    """Base and directions: ``base + free @ directions`` are the bandwidths, the response first."""
     base = torch.zeros(1 + num_covariates, dtype=torch.float64)
     rows = []
     unit = torch.eye(1 + num_covariates, dtype=torch.float64)
@@ -116,23 +113,16 @@ def _joint_bandwidths(
         rows.append(unit[1:].sum(0))
     else:
         rows.extend(unit[1:])
-    directions = torch.stack(rows) if rows else torch.zeros(0, 1 + num_covariates).double()
-    return base, directions, torch.full((len(rows),), _START, dtype=torch.float64)
+    return base, torch.stack(rows) if rows else unit[:0]
 
 
 class Response(NamedTuple):
-    """A response of the data.
-
-    :param Tensor values: of the response. **Shape:** ``(n,)``.
-    :param Tensor loc: of its own scale. **Shape:** ``(1,)``.
-    :param Tensor scale: **Shape:** ``(1,)``.
-    :param Tensor like: of the type and on the device of results.
-    """
+    """A response of the data."""
 
     values: Tensor
     loc: Tensor
     scale: Tensor
-    like: Tensor
+    like: Tensor  # of the type and on the device of results
 
 
 Predict = Callable[[Tensor, Tensor], Prequential]
@@ -178,7 +168,7 @@ class CovariateRule(PredictiveRule):
             checked_bandwidth("covariate_bandwidth", covariate_bandwidth),
         )
         self.num_permutations = check_integer("num_permutations", num_permutations, 0)
-        self.queries = None if queries is None else _check_queries("queries", queries)
+        self.queries = check_optional(_check_queries, "queries", queries)
         self.shared_bandwidth, self.standardize = bool(shared_bandwidth), bool(standardize)
         self.seed = fresh_seed(seed)
         self._fit: CovariateFit | None = None
@@ -211,27 +201,23 @@ class CovariateRule(PredictiveRule):
         x = as_tensor("x", x, "(n, ...)", finite=True)
         y = as_tensor("y", y, f"({len(x)},)", finite=True)
         x, y = _check_pairs((x, y))
-        rows = x.detach().cpu().double().reshape(len(x), -1)
+        rows = _matrix(x)
         loc, scale = standardization(rows, self.standardize, "x")
         covariates = Covariates((rows - loc) / scale, loc, scale)
         orders = observation_orders(len(y), self.num_permutations, self.seed)
         response, predict = self._response(x, y, covariates, orders)
-        base, directions, start = _joint_bandwidths(
-            *self._wanted, rows.shape[1], self.shared_bandwidth
-        )
+        base, directions = _joint_bandwidths(*self._wanted, rows.shape[1], self.shared_bandwidth)
 
         def objective(free: Tensor, wanted: Tensor) -> tuple[float, Tensor]:
             predicted = predict(base + free @ directions, wanted)
-            number = predicted.log_density.numel()
-            return float(predicted.log_density.mean()), predicted.gradient.sum(0) / number
+            return predicted.mean, predicted.mean_gradient
 
         both = base
         if len(directions):
+            start = torch.full((len(directions),), _START, dtype=torch.float64)
             both = base + maximize_over_bandwidths(objective, start, directions) @ directions
-        predicted = predict(both, directions[:0])
-        new = type(self).__new__(type(self))
-        new.__dict__.update(self.__dict__)
-        seen, log_predicted = predicted.uniforms, predicted.log_density
+        log_predicted, _, seen = predict(both, directions[:0])
+        new = copy.copy(self)
         new._fit = CovariateFit(
             x, response, covariates, both[0], both[1:], orders, seen, log_predicted
         )
@@ -246,12 +232,27 @@ class CovariateRule(PredictiveRule):
     def prepare(self, data: tuple[Tensor, ...], seed: int = 0) -> Self:
         """The rule fitted to data, itself where it has been."""
         x, y = _check_pairs(data)
-        fit = self._fit
-        if fit is not None and is_same(fit.x, x):
-            values = fit.response.values
+        if self._fit is not None and is_same(self._fit.x, x):
+            values = self._fit.response.values
             if is_same(values, y.to(values.dtype)):
                 return self
         return self.fit(x, y)
+
+    def begin(self, data: tuple[Tensor, ...], keys: Tensor) -> Resampled:
+        """Populations that hold the observations alone.
+
+        :param tuple data: ``(x, y)``, as ``fit`` takes them. The rule is fitted to them, unless
+            it has been.
+        """
+        fit = self.prepare(data)._fitted("begin")
+        if self._wanted[0] is None:
+            warn_of_narrow_posterior(float(fit.bandwidth), type(self).__name__)
+        value = self._start(fit, fit.x if self.queries is None else self.queries, len(keys))
+        return Resampled(keys, len(fit.x), len(fit.x), value)
+
+    @abstractmethod
+    def _start(self, fit: CovariateFit, queries: Tensor, num_draws: int) -> Any:
+        """What the rule keeps of populations that hold the observations alone."""
 
     def _fitted(self, what: str) -> CovariateFit:
         if self._fit is None:
@@ -260,27 +261,17 @@ class CovariateRule(PredictiveRule):
 
 
 def future_steps(future: Future, size: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """What populations get from a size on, some draws at a time.
-
-    These are the draws, uniform numbers of the responses and rows of the covariates, a column a
-    step.
-    """
-    num_steps = future.size - size
-    at_once = max(NUMBERS_AT_ONCE // (2 * num_steps), 1)
-    for start in range(0, len(future.keys), at_once):
-        part = slice(start, start + at_once)
-        keys = future.keys[part].cpu()
-        numbers = uniforms(keys, 2 * size, 2 * future.size).reshape(-1, num_steps, 2)
-        yield part, numbers[..., 0], future_rows(keys, numbers[..., 1], future.num_observed)
+    """Draws, uniform numbers of the responses, and rows of the covariates, from a size on."""
+    for part, numbers in future_numbers(future, size, 2):
+        rows = future_rows(future.keys[part], numbers[..., 1], future.num_observed)
+        yield part, numbers[..., :1], rows
 
 
 def future_rows(keys: Tensor, picks: Tensor, num_observed: int) -> Tensor:
-    """Rows of the data whose covariates come next, by the Bayesian bootstrap.
+    """Rows of the data whose covariates come next, ``(num_draws, num_steps)`` as the picks.
 
     Each draw has weights of its own from a flat Dirichlet distribution, and rows are picked by
     them: in distribution the Polya urn, without its history.
-
-    Shapes: keys (num_draws, 2); picks (num_draws, num_steps); returns (num_draws, num_steps).
     """
     weights = -uniforms(keys.cpu(), 0, num_observed, stream=_WEIGHTS).log()
     reached = weights.cumsum(1)

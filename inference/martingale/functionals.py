@@ -21,8 +21,6 @@ from pyro_ext.inference.martingale.weighted_sample import points_of
 from pyro_ext.inference.optimization import BatchLBFGS, Minimizer, center_of
 from pyro_ext.potential import Regularizer, WeightedFunction, WeightedLoss, WeightedPotential
 
-__all__ = ["BestFit", "Expectation", "MEstimator", "Mean", "Quantile", "Variance", "WeightedMLE"]
-
 _NUM_POINTS = 500
 
 
@@ -107,9 +105,8 @@ class Expectation:
     :param function: of an observation, or of its parts where the data are several tensors, point by
         point: its arguments and its result have leading dimensions for points and draws.
     :param int num_points: at how many points the function is evaluated where the population is a
-        continuous distribution. For a number these are quantiles, whose plain mean is taken, the
-        midpoint rule, which is off by no more than the variation of the function over ``2 *
-        num_points``. Populations that are points need no such approximation.
+        continuous distribution. For a number these are quantiles: the mean is off by no more than
+        the variation of the function over ``2 * num_points``.
 
     Example::
 
@@ -145,9 +142,13 @@ class BestFit(ABC):
 
     :param Minimizer optimizer: as of :class:`MEstimator`.
     :param int num_points: likewise.
+    :param regularizer: likewise.
     """
 
-    def __init__(self, optimizer: Minimizer | None, num_points: int) -> None:
+    def __init__(
+        self, optimizer: Minimizer | None, num_points: int, regularizer: Regularizer | None = None
+    ) -> None:
+        self.regularizer = check_optional(check_callable, "regularizer", regularizer)
         kinds = "a BatchLBFGS, a BatchOptimizer or another Minimizer"
         check_optional(check_instance, "optimizer", optimizer, Minimizer, kinds)
         self.optimizer = optimizer or BatchLBFGS()
@@ -182,11 +183,8 @@ class BestFit(ABC):
         found = center.search(self.optimizer, objective, capacity)
         is_finite = found.value.isfinite()
         if num_open := int((is_finite & ~found.converged).sum()):
-            warnings.warn(
-                f"{num_open} of {capacity} fits have not converged: give the optimizer more steps",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            message = f"{num_open} of {capacity} fits have not converged: give the optimizer more"
+            warnings.warn(f"{message} steps", RuntimeWarning, stacklevel=2)
         return loss.constrain(torch.where(is_finite[:, None], found.position, torch.nan))
 
     @abstractmethod
@@ -195,7 +193,7 @@ class BestFit(ABC):
 
     def _loss_over(self, rows: tuple[Tensor, ...], is_shared: bool) -> WeightedLoss:
         """The loss over observations, with the graphs of an earlier call where it can be."""
-        # Where each draw has its own, their form is all that a graph depends on.
+        # Where each draw has its own rows, their form is all that a graph depends on.
         forms = tuple((tuple(part.shape), part.dtype, part.device) for part in rows)
         key = tuple(map(id, rows)) if is_shared else forms
         if key not in self._known:
@@ -238,11 +236,9 @@ class MEstimator(BestFit):
         num_points: int = 200,
     ) -> None:
         check_callable("loss_fn", loss_fn)
-        initial_params = check_tensors("initial_params", initial_params, finite=True)
-        super().__init__(optimizer, num_points)
+        super().__init__(optimizer, num_points, regularizer)
         self.loss_fn = loss_fn
-        self.initial_params = dict(initial_params)
-        self.regularizer = check_optional(check_callable, "regularizer", regularizer)
+        self.initial_params = check_tensors("initial_params", initial_params, finite=True)
 
     def _loss(self, rows: tuple[Tensor, ...]) -> WeightedLoss:
         params = self.initial_params
@@ -283,10 +279,9 @@ class WeightedMLE(BestFit):
         num_points: int = 200,
     ) -> None:
         check_callable("model", model, "a Pyro model")
-        super().__init__(optimizer, num_points)
+        super().__init__(optimizer, num_points, regularizer)
         self.model = model
         self.plate = check_optional(check_instance, "plate", plate, str, "the name of a plate")
-        self.regularizer = check_optional(check_callable, "regularizer", regularizer)
 
     def _loss(self, rows: tuple[Tensor, ...]) -> WeightedLoss:
         return WeightedPotential(self.model, rows, plate=self.plate, regularizer=self.regularizer)

@@ -20,24 +20,15 @@ from pyro_ext.inference.martingale.predictive_rule import (
 )
 from pyro_ext.inference.martingale.weighted_sample import WeightedSample
 
-__all__ = ["NormalPredictive", "PlugInNormal", "StudentTPredictive"]
-
 _STEPS, _LIMIT, _VARIANCES = range(3)  # streams of random numbers
 
 
 class GaussianState(NamedTuple):
-    """What a normal rule keeps of its populations.
+    """What a normal rule keeps of its populations."""
 
-    :param Tensor values: the observations, and those drawn. **Shape:** ``(num_draws, size,
-        *event)``.
-    :param Tensor loc: where the next observation is expected. **Shape:** ``(num_draws, *event)``.
-    :param Tensor rate: of the posterior of the variance, zero where that is known. **Shape:** as
-        ``loc``.
-    """
-
-    values: Tensor
-    loc: Tensor
-    rate: Tensor
+    values: Tensor  # the observations, and those drawn (num_draws, size, *event)
+    loc: Tensor  # where the next observation is expected (num_draws, *event)
+    rate: Tensor  # of the posterior of the variance, zero where that is known
 
 
 class GaussianRule(PredictiveRule):
@@ -46,10 +37,7 @@ class GaussianRule(PredictiveRule):
     _least = 1
 
     def begin(self, data: tuple[Tensor, ...], keys: Tensor) -> Resampled:
-        """Populations that hold the observations alone.
-
-        Shapes: data (n, *event); keys (num_draws, 2).
-        """
+        """Populations that hold the observations alone."""
         values = single_tensor(data, type(self).__name__, self._least)
         shape = (len(keys), *values.shape[1:])
         loc, rate = (part.expand(shape) for part in self._posterior(values))
@@ -62,22 +50,7 @@ class GaussianRule(PredictiveRule):
         weights = values.new_full((1, 1), 1.0 / state.size).expand(len(values), state.size)
         return WeightedSample((values,), weights, is_shared=False)
 
-    @abstractmethod
-    def predictive(self, state: Resampled) -> TorchDistributionMixin:
-        """Distribution of the next observation, with the batch shape ``(num_draws, *event)``."""
-
     law = renamed_attribute("law", "predictive")
-
-    @abstractmethod
-    def update(self, state: Resampled, observation: Tensor) -> Resampled:
-        """Take an observation into each population.
-
-        Shapes: observation (num_draws, *event).
-        """
-
-    @abstractmethod
-    def limit(self, state: Resampled) -> TorchDistributionMixin:
-        """Distribution of the infinite population, with the batch shape ``(num_draws, *event)``."""
 
     @abstractmethod
     def _posterior(self, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,9 +60,8 @@ class GaussianRule(PredictiveRule):
         self, state: Resampled, values: Tensor, loc: Tensor, rate: Tensor | None = None
     ) -> Resampled:
         old: GaussianState = state.value
-        new = GaussianState(
-            torch.cat([old.values, values], 1), loc, old.rate if rate is None else rate
-        )
+        rate = old.rate if rate is None else rate
+        new = GaussianState(torch.cat([old.values, values], 1), loc, rate)
         return state._replace(size=state.size + values.shape[1], value=new)
 
 
@@ -110,23 +82,49 @@ def _limit_normals(state: Resampled) -> Tensor:
     return normals(state.keys, 0, loc[0].numel(), stream=_LIMIT).reshape(loc.shape).to(loc)
 
 
-def _random_walk(
-    state: Resampled, num_steps: int, scale: Tensor, gain: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Observations around locations that each moves by a part of the way, and where these end."""
-    loc: Tensor = state.value.loc
-    if not num_steps:
-        return loc[:, None][:, :0], loc
-    size = loc[0].numel()
-    stop = (state.size + num_steps) * size
-    noise = normals(state.keys, state.size * size, stop, stream=_STEPS)
-    steps = _along(scale, loc) * noise.reshape(len(loc), num_steps, *loc.shape[1:])
-    path = loc.double()[:, None] + (_along(gain, loc) * steps).cumsum(1)
-    before = torch.cat([loc.double()[:, None], path[:, :-1]], 1)
-    return (before + steps).to(loc.dtype), path[:, -1].to(loc.dtype)
+class KnownVarianceRule(GaussianRule):
+    """A rule of known variance, whose location moves a part of the way to each observation."""
+
+    scale: float
+
+    @abstractmethod
+    def _moves(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """Standard deviation of the next observation, and the part of the way, by size."""
+
+    @abstractmethod
+    def _limit_scale(self, size: Tensor) -> Tensor:
+        """Standard deviation of the location in the limit, given so many observations."""
+
+    def advance(self, state: Resampled, num_steps: int) -> Resampled:
+        """Draw observations from the predictive, one after the other."""
+        if not num_steps:
+            return state
+        loc: Tensor = state.value.loc
+        scale, gain = self._moves(_sizes_before(state, num_steps))
+        size = loc[0].numel()
+        stop = (state.size + num_steps) * size
+        noise = normals(state.keys, state.size * size, stop, stream=_STEPS)
+        steps = _along(scale, loc) * noise.reshape(len(loc), num_steps, *loc.shape[1:])
+        path = loc.double()[:, None] + (_along(gain, loc) * steps).cumsum(1)
+        before = torch.cat([loc.double()[:, None], path[:, :-1]], 1)
+        return self._extended(state, (before + steps).to(loc.dtype), path[:, -1].to(loc.dtype))
+
+    def predictive(self, state: Resampled) -> TorchDistributionMixin:
+        """Distribution of the next observation, with the batch shape ``(num_draws, *event)``."""
+        return dist.Normal(state.value.loc, float(self._moves(_sizes_before(state, 1))[0]))
+
+    def update(self, state: Resampled, observation: Tensor) -> Resampled:
+        """Take an observation ``(num_draws, *event)`` into each population."""
+        gain, loc = float(self._moves(_sizes_before(state, 1))[1]), state.value.loc
+        return self._extended(state, observation[:, None], loc + gain * (observation - loc))
+
+    def limit(self, state: Resampled) -> TorchDistributionMixin:
+        """Normal distributions around draws of the limit of the locations."""
+        scale = float(self._limit_scale(_sizes_before(state, 1)))
+        return dist.Normal(state.value.loc + scale * _limit_normals(state), self.scale)
 
 
-class NormalPredictive(GaussianRule):
+class NormalPredictive(KnownVarianceRule):
     r"""Bayesian prediction of normal observations of known variance.
 
     With the conjugate prior :math:`\mathcal N(m_0, t^2)` of their mean, and the posterior
@@ -157,29 +155,13 @@ class NormalPredictive(GaussianRule):
             check_number("loc_scale", loc_scale, above=0.0)
         self.loc_scale = float(loc_scale)
 
-    def advance(self, state: Resampled, num_steps: int) -> Resampled:
-        """Draw observations from the predictive, one after the other."""
-        variance = self._variance(_sizes_before(state, num_steps))
+    def _moves(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        variance = self._variance(sizes)
         total = self.scale**2 + variance
-        values, loc = _random_walk(state, num_steps, total.sqrt(), variance / total)
-        return self._extended(state, values, loc)
+        return total.sqrt(), variance / total
 
-    def predictive(self, state: Resampled) -> TorchDistributionMixin:
-        """Distribution of the next observation, with the batch shape ``(num_draws, *event)``."""
-        scale = math.sqrt(self.scale**2 + float(self._variance(_sizes_before(state, 1))))
-        return dist.Normal(state.value.loc, scale)
-
-    def update(self, state: Resampled, observation: Tensor) -> Resampled:
-        """Take an observation into each population."""
-        variance = float(self._variance(_sizes_before(state, 1)))
-        loc = state.value.loc
-        loc = loc + variance / (self.scale**2 + variance) * (observation - loc)
-        return self._extended(state, observation[:, None], loc)
-
-    def limit(self, state: Resampled) -> TorchDistributionMixin:
-        """Normal distributions with means drawn from the posterior given the population."""
-        scale = math.sqrt(float(self._variance(_sizes_before(state, 1))))
-        return dist.Normal(state.value.loc + scale * _limit_normals(state), self.scale)
+    def _limit_scale(self, size: Tensor) -> Tensor:
+        return self._variance(size).sqrt()
 
     def _posterior(self, values: Tensor) -> tuple[Tensor, Tensor]:
         variance = float(self._variance(torch.tensor(float(len(values)), dtype=torch.float64)))
@@ -192,7 +174,7 @@ class NormalPredictive(GaussianRule):
         return 1.0 / (sizes / self.scale**2 + 1.0 / self.loc_scale**2)
 
 
-class PlugInNormal(GaussianRule):
+class PlugInNormal(KnownVarianceRule):
     r"""Normal prediction around the mean of the observations, as if that were the true one.
 
     :math:`P_i = \mathcal N(\bar y_i, \sigma^2)`, which no prior gives. Up to size :math:`N` the
@@ -215,28 +197,12 @@ class PlugInNormal(GaussianRule):
     def __init__(self, scale: float = 1.0) -> None:
         self.scale = check_number("scale", scale, above=0.0)
 
-    def advance(self, state: Resampled, num_steps: int) -> Resampled:
-        """Draw observations from the predictive, one after the other."""
-        sizes = _sizes_before(state, num_steps)
-        scale = torch.full_like(sizes, self.scale)
-        values, loc = _random_walk(state, num_steps, scale, 1.0 / (sizes + 1.0))
-        return self._extended(state, values, loc)
+    def _moves(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.full_like(sizes, self.scale), 1.0 / (sizes + 1.0)
 
-    def predictive(self, state: Resampled) -> TorchDistributionMixin:
-        """Distribution of the next observation, with the batch shape ``(num_draws, *event)``."""
-        return dist.Normal(state.value.loc, self.scale)
-
-    def update(self, state: Resampled, observation: Tensor) -> Resampled:
-        """Take an observation into each population."""
-        loc = state.value.loc
-        loc = loc + (observation - loc) / (state.size + 1)
-        return self._extended(state, observation[:, None], loc)
-
-    def limit(self, state: Resampled) -> TorchDistributionMixin:
-        """Normal distributions around the limit of the means."""
-        size = torch.tensor(float(state.size + 1), dtype=torch.float64)
-        scale = self.scale * math.sqrt(float(torch.special.polygamma(1, size)))
-        return dist.Normal(state.value.loc + scale * _limit_normals(state), self.scale)
+    def _limit_scale(self, size: Tensor) -> Tensor:
+        scale: Tensor = self.scale * torch.special.polygamma(1, size + 1.0).sqrt()
+        return scale
 
     def _posterior(self, values: Tensor) -> tuple[Tensor, Tensor]:
         loc = values.mean(0)
@@ -340,9 +306,8 @@ class StudentTPredictive(GaussianRule):
         _, precision = self._numbers_of(state)
         shift = observation - old.loc
         rate = old.rate + 0.5 * precision / (precision + 1.0) * shift**2
-        return self._extended(
-            state, observation[:, None], old.loc + shift / (precision + 1.0), rate
-        )
+        loc = old.loc + shift / (precision + 1.0)
+        return self._extended(state, observation[:, None], loc, rate)
 
     def limit(self, state: Resampled) -> TorchDistributionMixin:
         """Normal distributions with means and variances drawn from their posterior."""

@@ -41,8 +41,6 @@ from pyro_ext.random import chain_keys, fresh_seed
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["MartingalePosterior", "plot_drift"]
-
 _NUM_TRIED = 2
 
 Values = dict[str, Tensor]
@@ -66,11 +64,8 @@ class MartingalePosterior(IndependentDraws):
     with :class:`~pyro_ext.inference.PolyaUrn` the Bayesian bootstrap.
 
     The draws are independent. Too small a population makes their variance too small, by the
-    fraction
-    :math:`n / N` for a mean. It is estimated from how far the functional moves between
-    :math:`N / 2` and :math:`N`, in ``diagnostics()``, and a warning says where it is too large.
-    For a functional that jumps back and forth, such as a quantile of few points, the estimate errs
-    on the large side.
+    fraction :math:`n / N` for a mean. ``diagnostics()`` has an estimate, which errs on the large
+    side for a functional that jumps, and a warning says where it is too large.
 
     :param PredictiveRule predictive: the rule.
     :param functional: a callable of the populations: it takes a distribution with the batch shape
@@ -86,10 +81,9 @@ class MartingalePosterior(IndependentDraws):
     :param bool progress: whether to show a progress bar.
     :param int batch_size: how many draws are made side by side, which memory bounds.
     :param int num_checks: at how many sizes of the population the functional is evaluated, among
-        them :math:`N / 2` and :math:`N`. With one, nothing is known of convergence, and nothing is
-        spent on it.
+        them :math:`N / 2` and :math:`N`. With one, nothing is known of convergence.
     :param float tolerance: fraction of the posterior variance that may be missing without a
-        warning, which comes where the estimate exceeds it by more than chance.
+        warning.
     :param str name: name of a functional that returns a tensor.
 
     [1] E. Fong, C. Holmes, S. G. Walker (2023), Martingale posterior distributions.
@@ -117,11 +111,9 @@ class MartingalePosterior(IndependentDraws):
         name: str = "theta",
     ) -> None:
         super().__init__()
-        if not isinstance(predictive, PredictiveRule):
-            raise TypeError(f"predictive must be a PredictiveRule, got {predictive!r:.80}")
+        check_instance("predictive", predictive, PredictiveRule, "a PredictiveRule")
         check_callable("functional", functional, "a function of a population", or_class=False)
-        if not isinstance(name, str):
-            raise TypeError(f"name must be a string, got {name!r:.80}")
+        check_instance("name", name, str, "a string")
         self.num_samples = check_integer("num_samples", num_samples, 1)
         if isinstance(horizon, float) and horizon == math.inf:
             if not isinstance(predictive, KnowsLimit):
@@ -226,13 +218,10 @@ class MartingalePosterior(IndependentDraws):
         result: dict[str, Any] = {}
         for name, value in samples.items():
             spread = value.double().var(0, correction=min(1, len(value) - 1))
-            error = (spread / len(value)).sqrt()
-            result[name] = RenamedKeys(
-                {"standard_error": error, "remaining_fraction": fractions[name]},
-                remaining_share="remaining_fraction",
-            )
-        result["left_out"] = list(self._left_out)
-        return result
+            found = {"standard_error": (spread / len(value)).sqrt()}
+            found["remaining_fraction"] = fractions[name]
+            result[name] = RenamedKeys(found, remaining_share="remaining_fraction")
+        return {**result, "left_out": list(self._left_out)}
 
     def drift(self) -> Drift:
         """How far the functional moved as the populations grew.
@@ -274,9 +263,8 @@ class MartingalePosterior(IndependentDraws):
             path.append(self._evaluate(rule.population(state), len(keys), on_data))
             advanced(num_steps)
         last = path[-1]
-        finite = torch.stack(
-            [value.isfinite().reshape(len(keys), -1).all(1) for value in last.values()]
-        ).all(0)
+        flat = torch.cat([value.reshape(len(keys), -1) for value in last.values()], 1)
+        finite = flat.isfinite().all(1)
         left_out = [members[number] for number in (~finite).nonzero()[:, 0].tolist()]
         moved = {}
         if len(self._sizes) and self.num_checks > 1:
@@ -290,14 +278,17 @@ class MartingalePosterior(IndependentDraws):
 
     def _fractions(self) -> Values:
         """Fraction of the variance that is missing, by name and element."""
-        fractions = {}
-        for name, value in self._samples.items():
-            unknown = 0.0 if self.horizon == math.inf else math.nan
-            fractions[name] = value.new_full(value.shape[1:], unknown, dtype=torch.float64)
-            if name in self._moves:
-                size = self._sizes[-1]
-                fractions[name] = remaining_fractions(value, self._moves[name], self._half, size)
-        return fractions
+        if self._moves:
+            half, size = self._half, self._sizes[-1]
+            return {
+                name: remaining_fractions(value, self._moves[name], half, size)
+                for name, value in self._samples.items()
+            }
+        unknown = 0.0 if self.horizon == math.inf else math.nan
+        return {
+            name: value.new_full(value.shape[1:], unknown, dtype=torch.float64)
+            for name, value in self._samples.items()
+        }
 
     def _raise_or_warn(self) -> None:
         self._warn_of_left_out(
@@ -350,9 +341,8 @@ def plot_drift(
 ) -> "Axes":
     """Draw how far a functional has moved as the population grew.
 
-    A line for each name shows the mean absolute distance from the value on the data alone; it
-    levels off where the horizon is long enough. A dashed line of the same color shows the distance
-    to the value of the last population, which falls to zero.
+    Solid lines, from the value on the data alone, level off where the horizon is long enough;
+    dashed ones lead to the value of the last population.
 
     :param MartingalePosterior posterior: one that has run.
     :param Collection names: of the functional's results, by default all.

@@ -3,7 +3,6 @@
 import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
@@ -18,29 +17,20 @@ from pyro_ext.inference.martingale.predictive_rule import (
 )
 from pyro_ext.inference.martingale.weighted_sample import WeightedSample
 
-__all__ = ["PolyaUrn", "UrnState"]
-
 _ATOMS_PER_CALL = 64
 _LOST_MASS = 1e-6
 _STEPS, _WEIGHTS, _STICKS = range(3)
 
 
 class UrnState(NamedTuple):
-    """What is in the urns.
+    """What is in the urns."""
 
-    :param tuple data: the observations, which all draws share. **Shape:** ``(n, *event)`` each.
-    :param Tensor labels: of the balls in the order in which they came: ``0`` to ``n - 1`` for the
-        observations and copies of them, then for atoms of the base measure. **Shape:**
-        ``(num_draws, size)``.
-    :param Tensor num_labels: number of different labels. **Shape:** ``(num_draws,)``.
-    :param Tensor atoms: of the base measure, for the labels from ``n`` on and some to come, or
-        ``None``. **Shape:** ``(num_draws, num_atoms, *event)``.
-    """
-
-    data: tuple[Tensor, ...]
+    data: tuple[Tensor, ...]  # which all draws share
+    # Of balls as they came: up to n - 1 observations and their copies, then atoms of the base
+    # measure (num_draws, size).
     labels: Tensor
-    num_labels: Tensor
-    atoms: Tensor | None
+    num_labels: Tensor  # number of different ones (num_draws,)
+    atoms: Tensor | None  # for labels from n on and some to come (num_draws, num_atoms, *event)
 
 
 class PolyaUrn(PredictiveRule):
@@ -57,8 +47,7 @@ class PolyaUrn(PredictiveRule):
     stick takes.
 
     The data may be several tensors, such as covariates and responses, whose rows stay together.
-    Populations are of type :class:`~pyro_ext.inference.martingale.WeightedSample`, and hold their
-    :math:`N` points; a finite one has no part of the base measure itself.
+    Populations are of type :class:`~pyro_ext.inference.martingale.WeightedSample`.
 
     :param base_measure: :math:`F_0`, a distribution of an observation, for data of one tensor.
     :param float concentration: :math:`\alpha \ge 0`, how many observations the base measure counts
@@ -128,21 +117,22 @@ class PolyaUrn(PredictiveRule):
 
     def population(self, state: Resampled) -> WeightedSample:
         """What is in the urns: each point with its fraction of the balls."""
+        return self._sample(state, self._counts(state) / state.size)
+
+    def _counts(self, state: Resampled) -> Tensor:
+        """Balls with each label. **Shape:** ``(num_draws, num_labels)``."""
         urns: UrnState = state.value
-        num_draws, num_points = len(urns.labels), int(urns.num_labels.max())
-        counts = torch.zeros(num_draws, num_points, dtype=torch.float64)
-        ones = torch.ones((), dtype=torch.float64).expand(urns.labels.shape)
-        counts.scatter_add_(1, urns.labels.long(), ones)
-        return self._sample(state, counts / state.size)
+        counts = torch.zeros(len(urns.labels), int(urns.num_labels.max()), dtype=torch.float64)
+        return counts.scatter_add_(1, urns.labels.long(), counts.new_ones(urns.labels.shape))
 
     def limit(self, state: Resampled) -> WeightedSample:
         """What urns come to hold in the end, as ever more balls are drawn from them."""
-        weights = (self.population(state).weights * state.size).cpu()
-        gammas = _gammas(weights, uniforms(state.keys, 0, weights.shape[1], stream=_WEIGHTS))
+        counts = self._counts(state)
+        gammas = _gammas(counts, uniforms(state.keys, 0, counts.shape[1], stream=_WEIGHTS))
         if self.concentration > 0.0:
             # All balls are points of their own in the limit; new points share the rest.
             sticks = self._sticks(state.keys)
-            rest = torch.full((len(weights), 1), self.concentration, dtype=torch.float64)
+            rest = torch.full((len(counts), 1), self.concentration, dtype=torch.float64)
             number = uniforms(state.keys, 0, 1, stream=_STICKS)
             gammas = torch.cat([gammas, _gammas(rest, number) * sticks], 1)
         return self._sample(state, gammas / gammas.sum(1, keepdim=True))
@@ -176,17 +166,16 @@ class PolyaUrn(PredictiveRule):
         if atoms is None or atoms.shape[1] >= number:
             return atoms
         assert self.base_measure is not None
-        known = atoms.shape[1] // _ATOMS_PER_CALL
+        blocks = range(atoms.shape[1] // _ATOMS_PER_CALL, -(-number // _ATOMS_PER_CALL))
         shape = torch.Size([_ATOMS_PER_CALL])
-        rows = []
+        drawn = []
         with torch.random.fork_rng():
             for key in state.keys:
-                blocks = []
-                for block in range(known, -(-number // _ATOMS_PER_CALL)):
+                for block in blocks:
                     seed_generator(key, block)
-                    blocks.append(self.base_measure.sample(shape))
-                rows.append(torch.cat(blocks))
-        return torch.cat([atoms, torch.stack(rows).to(atoms)], 1)
+                    drawn.append(self.base_measure.sample(shape))
+        new = torch.cat(drawn).reshape(len(state.keys), -1, *atoms.shape[2:])
+        return torch.cat([atoms, new.to(atoms)], 1)
 
 
 def _gammas(concentration: Tensor, numbers: Tensor) -> Tensor:
@@ -196,7 +185,5 @@ def _gammas(concentration: Tensor, numbers: Tensor) -> Tensor:
     numbers = numbers.cpu()
     if bool((concentration == 1.0).all()):
         return -numbers.log()
-    values: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = gammaincinv(
-        concentration.numpy(), numbers.numpy()
-    )
-    return torch.from_numpy(values).where(concentration > 0.0, 0.0)
+    values = torch.from_numpy(gammaincinv(concentration.numpy(), numbers.numpy()))
+    return values.where(concentration > 0.0, 0.0)

@@ -8,7 +8,7 @@ from pyro import poutine, validation_enabled
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from pyro_ext._checks import check_integer, check_tensors, shown
+from pyro_ext._checks import check_callable, check_integer, check_tensors
 from pyro_ext.inference.martingale.predictive_rule import (
     PredictiveRule,
     Resampled,
@@ -22,25 +22,16 @@ from pyro_ext.posterior.draws import Sampler
 from pyro_ext.potential.rows import DrawnRows, drawn_rows
 from pyro_ext.random import spawn_seed
 
-__all__ = ["ModelState", "PosteriorPredictive"]
-
 _ROWS, _DRAWS = range(2)  # streams
 _LATENT, _FUTURE = range(2)  # seeds
 
 
 class ModelState(NamedTuple):
-    """What is known of the populations of a model.
-
-    :param tuple data: the observations. **Shape:** ``(n, *event)`` each.
-    :param dict latents: values of the latent sites. **Shape:** ``(num_draws, *event)`` each.
-    :param tuple future: further observations, in whole blocks. **Shape:** ``(num_draws, number,
-        *event)`` each.
-    :param DrawnRows drawn: draws rows of the model.
-    """
+    """What is known of the populations of a model."""
 
     data: tuple[Tensor, ...]
-    latents: dict[str, Tensor]
-    future: tuple[Tensor, ...]
+    latents: dict[str, Tensor]  # (num_draws, *event) each
+    future: tuple[Tensor, ...]  # further observations in whole blocks (num_draws, number, *event)
     drawn: DrawnRows
 
 
@@ -49,11 +40,9 @@ class PosteriorPredictive(PredictiveRule):
 
     .. math:: P_i = \int p(\cdot \mid \theta)\, p(d\theta \mid y_{1:i})
 
-    Such predictions are exchangeable. By de Finetti's theorem the observations :math:`Y_{n+1},
-    \dots, Y_N`, each drawn given those before, have the same distribution as independent ones from
-    :math:`p(\cdot \mid \theta)` with a single :math:`\theta \sim p(\theta \mid y_{1:n})`, and are
-    drawn so: no posterior is inferred anew. The posterior of a functional therefore is that of the
-    functional of :math:`p(\cdot \mid \theta)`, up to :math:`N`.
+    Such predictions are exchangeable, so that a population is drawn from :math:`p(\cdot \mid
+    \theta)` with a single :math:`\theta \sim p(\theta \mid y_{1:n})`, by de Finetti's theorem. The
+    posterior of a functional is that of the functional of :math:`p(\cdot \mid \theta)`.
 
     The model takes the data as positional arguments, tensors with a row for each point, such as
     ``(x, y)``, and observes some of them in one plate, each point by its own rows. Further points
@@ -73,7 +62,6 @@ class PosteriorPredictive(PredictiveRule):
 
     Example::
 
-        >>> import pyro, pyro.distributions as dist
         >>> from pyro_ext.inference.martingale import MartingalePosterior, Mean
         >>> def model(y):
         ...     loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
@@ -96,18 +84,11 @@ class PosteriorPredictive(PredictiveRule):
         warmup_steps: int = 1000,
         **options: Any,
     ) -> None:
-        if not callable(model):
-            raise TypeError(f"model must be callable, got {model!r:.80}")
+        check_callable("model", model, "a Pyro model")
         is_kernel = isinstance(posterior, MCMCKernel)
-        if (
-            not is_kernel
-            and not isinstance(posterior, Mapping | Sampler)
-            and (isinstance(posterior, type) or not callable(posterior))
-        ):
-            raise TypeError(
-                "posterior must be a kernel, a sampler that has run, a dict of draws by site or a "
-                f"guide, got {shown(posterior)}"
-            )
+        if not isinstance(posterior, MCMCKernel | Mapping | Sampler):
+            wanted = "a kernel, a sampler that has run, a dict of draws by site or a guide"
+            check_callable("posterior", posterior, wanted, or_class=False)
         if options and not is_kernel:
             raise TypeError(
                 f"options {sorted(options)} are those of MCMC, which only a kernel takes, got "
@@ -140,12 +121,12 @@ class PosteriorPredictive(PredictiveRule):
         size = check_data(data)
         drawn = drawn_rows(self.model, data)
         latents = self._latents(data, keys, drawn)
+        if not set(drawn.latents) <= set(latents):
+            raise ValueError(
+                f"posterior must have draws of the latent sites {sorted(drawn.latents)}, got "
+                f"{sorted(latents)}"
+            )
         for name, shape in drawn.latents.items():
-            if name not in latents:
-                raise ValueError(
-                    f"posterior must have draws of the latent sites {sorted(drawn.latents)}, got "
-                    f"{sorted(latents)}"
-                )
             if latents[name].shape[1:] != shape:
                 raise ValueError(
                     f"posterior must have draws of the shape {tuple(shape)} of the site {name!r}, "
@@ -165,24 +146,21 @@ class PosteriorPredictive(PredictiveRule):
             return state._replace(size=size)
         # A run at the plate's own size takes all of its rows, though it may look at some.
         num_rows = state.num_observed if old.drawn.subsamples else block_size
-        parts: list[list[tuple[Tensor, ...]]] = []
+        parts: list[tuple[Tensor, ...]] = []
         # The model was checked as it began.
         with torch.random.fork_rng(), torch.no_grad(), validation_enabled(False):
             for draw, key in enumerate(state.keys):
                 latents = {name: value[draw] for name, value in old.latents.items()}
-                rows_of_draw = []
                 for block in blocks:
                     start = block * num_rows
                     numbers = uniforms(key[None], start, start + num_rows, stream=_ROWS)[0]
                     index = (numbers * state.num_observed).long()
                     rows = tuple(value[index] for value in old.data)
                     seed_generator(key, _FUTURE, block)
-                    rows_of_draw.append(old.drawn.draw(rows, latents))
-                parts.append(rows_of_draw)
-        future = tuple(
-            torch.cat([value, torch.stack([torch.cat([b[i] for b in row]) for row in parts])], 1)
-            for i, value in enumerate(old.future)
-        )
+                    parts.append(old.drawn.draw(rows, latents))
+        shape = (len(state.keys), -1)
+        new = (torch.cat(part).unflatten(0, shape) for part in zip(*parts, strict=True))
+        future = tuple(torch.cat(pair, 1) for pair in zip(old.future, new, strict=True))
         return state._replace(size=size, value=old._replace(future=future))
 
     def population(self, state: Resampled) -> WeightedSample:

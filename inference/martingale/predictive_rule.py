@@ -11,18 +11,6 @@ from torch import Tensor
 from pyro_ext._checks import as_tensor, check_finite, check_instance
 from pyro_ext.random import normal, uniform
 
-__all__ = [
-    "KnowsLimit",
-    "NeedsPreparation",
-    "PredictiveRule",
-    "Resampled",
-    "check_data",
-    "normals",
-    "seed_generator",
-    "single_tensor",
-    "uniforms",
-]
-
 _PER_BLOCK = 16
 
 
@@ -104,9 +92,6 @@ class NeedsPreparation(Protocol):
         ...
 
 
-# Data --------------------------------------------------------------------------------------------
-
-
 def check_data(data: tuple[Tensor, ...], least: int = 1) -> int:
     """Check that data are finite tensors with as many rows each, and return how many."""
     if not data:
@@ -141,17 +126,7 @@ def single_tensor(data: tuple[Tensor, ...], rule: str, least: int = 1) -> Tensor
 
 
 def uniforms(keys: Tensor, start: int, stop: int, *, stream: int = 0) -> Tensor:
-    """Numbers uniform on the open unit interval at the positions from ``start`` to ``stop``.
-
-    Shapes: keys (num_draws, 2); returns (num_draws, stop - start).
-
-    Example::
-
-        >>> from pyro_ext.random import chain_keys
-        >>> keys = chain_keys(0, range(2))
-        >>> bool((uniforms(keys, 0, 90)[:, 37:] == uniforms(keys, 37, 90)).all())
-        True
-    """
+    """Numbers uniform on the open unit interval, ``(num_draws, stop - start)``."""
     return _between(uniform, keys, start, stop, stream)
 
 

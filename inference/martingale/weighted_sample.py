@@ -9,8 +9,6 @@ from torch import Tensor
 
 from pyro_ext._checks import as_parameter, as_tensor
 
-__all__ = ["WeightedSample", "points_of"]
-
 _ROUNDING = 1e-7  # what probabilities in float32 lose
 
 

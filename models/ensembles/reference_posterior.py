@@ -1,8 +1,4 @@
-r"""What small Bayesian networks predict under their exact posterior, by long runs of HMC [1].
-
-[1] P. Izmailov, S. Vikram, M. D. Hoffman, A. G. Wilson (2021),
-What are Bayesian neural network posteriors really like?
-"""
+"""What small Bayesian networks predict under their exact posterior, by long runs of HMC."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,12 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from pyro_ext import datasets
-from pyro_ext._checks import check_instance
+from pyro_ext._checks import check_choice, check_instance, check_optional
 from pyro_ext.checkpoint.files import read_tensors
 from pyro_ext.diagnostics.metrics import total_variation
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule
-
-__all__ = ["NAMES", "ReferencePosterior", "load_reference_posterior", "path_of"]
 
 NAMES = ("digits", "wine")
 
@@ -143,10 +137,8 @@ def load_reference_posterior(name: str, folder: str | Path | None = None) -> Ref
 
 def path_of(name: str, folder: str | Path | None = None) -> Path:
     """Where the file of a reference posterior is."""
-    if not isinstance(name, str) or name not in NAMES:
-        raise ValueError(f"name must be one of {', '.join(map(repr, NAMES))}, got {name!r:.80}")
-    if folder is not None:
-        check_instance("folder", folder, (str, Path), "a path or None")
+    check_choice("name", name, NAMES)
+    check_optional(check_instance, "folder", folder, (str, Path), "a path or None")
     default = Path(__file__).with_name("reference_posteriors")
     return Path(default if folder is None else folder) / f"{name}.safetensors"
 

@@ -4,11 +4,16 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number, check_sequence
+from pyro_ext._checks import (
+    as_tensor,
+    check_instance,
+    check_integer,
+    check_number,
+    check_optional,
+    check_sequence,
+)
 from pyro_ext.inference import Task
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule
-
-__all__ = ["classification_task"]
 
 _SMALLEST_SCALE = 1e-6
 _LARGEST_INPUT = 3.0
@@ -54,8 +59,7 @@ def classification_task(
         raise ValueError(f"labels must be classes from zero on, got {labels.tolist()!r:.80}")
     check_instance("name", name, str, "a string")
     hidden_features = check_sequence("hidden_features", hidden_features, "a list of widths", 0)
-    if prior_scale is not None:
-        check_number("prior_scale", prior_scale, above=0)
+    check_optional(check_number, "prior_scale", prior_scale, above=0)
     check_integer("num_training", num_training, 2)
     if num_training >= len(inputs):
         raise ValueError(

@@ -1,15 +1,13 @@
 """Tasks of neural processes: points of functions, some of which are given and some asked for."""
 
 from dataclasses import dataclass, fields
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_ext._checks import as_tensor, check_finite, check_instance, check_number
-
-__all__ = ["Batch", "Points", "check_inputs", "check_range", "number_between", "split_batch"]
 
 
 class Points(NamedTuple):
@@ -29,14 +27,10 @@ class Points(NamedTuple):
         """The points of both."""
         if not isinstance(other, Points):
             return NotImplemented
-        mask = None
-        if self.mask is not None or other.mask is not None:
-            mask = torch.cat([self.presence(), other.presence()], 1)
-        return Points(
-            torch.cat([self.inputs, other.inputs], 1),
-            torch.cat([self.outputs, other.outputs], 1),
-            mask,
-        )
+        is_whole = self.mask is None and other.mask is None
+        mask = None if is_whole else torch.cat([self.presence(), other.presence()], 1)
+        inputs, outputs = (torch.cat(pair, 1) for pair in zip(self[:2], other[:2], strict=True))
+        return Points(inputs, outputs, mask)
 
     def presence(self) -> Tensor:
         """The mask, also where there is no padding."""
@@ -48,10 +42,8 @@ class Points(NamedTuple):
         """The points with zeros for padding, so that not even a NaN in it reaches a gradient."""
         if self.mask is None:
             return self
-        padding = ~self.mask[..., None]
-        return Points(
-            self.inputs.masked_fill(padding, 0), self.outputs.masked_fill(padding, 0), self.mask
-        )
+        inputs, outputs = (part.masked_fill(~self.mask[..., None], 0) for part in self[:2])
+        return Points(inputs, outputs, self.mask)
 
     def check(self, name: str, x_dim: int, y_dim: int) -> Self:
         """Check shapes and types.
@@ -70,11 +62,7 @@ class Points(NamedTuple):
         """
         check_inputs(f"{name}_inputs", self.inputs, x_dim)
         shape = (*self.inputs.shape[:2], y_dim)
-        as_tensor(f"{name}_outputs", self.outputs, allow_empty=True)
-        if self.outputs.shape != shape:
-            raise ValueError(
-                f"{name}_outputs must have the shape {shape}, got {tuple(self.outputs.shape)}"
-            )
+        as_tensor(f"{name}_outputs", self.outputs, str(shape), allow_empty=True)
         if self.mask is not None:
             _check_mask(f"{name}_mask", self.mask, shape[:2])
         return self
@@ -166,22 +154,18 @@ class Batch:
         :param torch.dtype dtype: the type of inputs and outputs; by default the present one.
         """
 
-        def moved(tensor: Tensor | None) -> Tensor | None:
-            if tensor is None or tensor.dtype == torch.bool:
-                return None if tensor is None else tensor.to(device)
-            return tensor.to(device, dtype)
+        def moved(part: Tensor | None) -> Any:
+            if part is None or part.dtype == torch.bool:
+                return part if part is None else part.to(device)
+            return part.to(device, dtype)
 
-        return Batch(**{field.name: moved(getattr(self, field.name)) for field in fields(self)})  # type: ignore[arg-type]
+        return Batch(*(moved(getattr(self, field.name)) for field in fields(self)))
 
 
 def check_inputs(argument: str, inputs: Tensor, x_dim: int) -> None:
-    """Check the shape of inputs, with an error that names the argument."""
+    """Check the shape of inputs."""
     check_instance(argument, inputs, Tensor, "a tensor")
-    as_tensor(argument, inputs, allow_empty=True)
-    if inputs.dim() != 3 or inputs.shape[-1] != x_dim:
-        raise ValueError(
-            f"{argument} must have the shape (num_tasks, n, {x_dim}), got {tuple(inputs.shape)}"
-        )
+    as_tensor(argument, inputs, f"(num_tasks, n, {x_dim})", allow_empty=True)
 
 
 def _check_mask(argument: str, mask: Tensor, shape: tuple[int, ...]) -> None:
@@ -211,13 +195,6 @@ def number_between(generator: np.random.Generator, low: int, high: int) -> int:
 
 
 def split_batch(inputs: Tensor, outputs: Tensor, num_context: int) -> Batch:
-    """Give the first points and ask for the others.
-
-    Shapes: inputs (num_tasks, n, x_dim); outputs (num_tasks, n, y_dim).
-    """
-    return Batch(
-        inputs[:, :num_context],
-        outputs[:, :num_context],
-        inputs[:, num_context:],
-        outputs[:, num_context:],
-    )
+    """Give the first points of each task and ask for the others."""
+    given, asked = slice(num_context), slice(num_context, None)
+    return Batch(inputs[:, given], outputs[:, given], inputs[:, asked], outputs[:, asked])

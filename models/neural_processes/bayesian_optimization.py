@@ -13,8 +13,6 @@ from pyro_ext.models.neural_processes.batch import check_inputs
 from pyro_ext.models.neural_processes.process import NeuralProcess
 from pyro_ext.random import fresh_seed
 
-__all__ = ["Optimization", "expected_improvement", "minimize"]
-
 
 class Optimization(NamedTuple):
     """The course of several minimizations side by side.
@@ -35,8 +33,7 @@ class Optimization(NamedTuple):
 def expected_improvement(prediction: Normal, best: Tensor) -> Tensor:
     r"""Expected improvement on the least output so far, :math:`E \max(y^* - y, 0)` [1].
 
-    For an equal mixture of normal distributions it is the mean of theirs, which are
-    :math:`\sigma\,(u \Phi(u) + \varphi(u))` with :math:`u = (y^* - \mu) / \sigma`.
+    For an equal mixture of normal distributions it is the mean of theirs.
 
     :param torch.distributions.Normal prediction: the components first. **Shape:**
         ``(num_samples, *shape)``.
@@ -113,9 +110,8 @@ def minimize(
             f"got {num_candidates}"
         )
     generator = torch.Generator(candidates.device).manual_seed(fresh_seed(seed))
-    order = torch.rand(
-        num_tasks, num_candidates, generator=generator, device=candidates.device
-    ).argsort(-1)
+    shape = num_tasks, num_candidates
+    order = torch.rand(shape, generator=generator, device=candidates.device).argsort(-1)
     chosen = order[:, :num_initial]
     outputs = torch.stack([objective(column) for column in chosen.unbind(-1)], -1)
     for _ in range(num_steps):

@@ -1,4 +1,7 @@
-"""Conditional neural processes, and bootstrapping ones: nothing random, or resampled contexts."""
+"""Conditional neural processes, and bootstrapping ones: nothing random, or resampled contexts.
+
+Numbers in brackets are those of the papers in the docstring of the package.
+"""
 
 import torch
 from pyro.distributions import Normal
@@ -19,18 +22,6 @@ from pyro_ext.models.neural_processes.process import (
     task_means,
 )
 
-__all__ = [
-    "BANP",
-    "BNP",
-    "BootstrapProcess",
-    "CANP",
-    "CNP",
-    "ConditionalProcess",
-    "centered",
-    "resampled_rows",
-    "taken_rows",
-]
-
 
 class ConditionalProcess(NeuralProcess):
     r"""A conditional neural process of an encoder and a decoder.
@@ -49,11 +40,7 @@ class ConditionalProcess(NeuralProcess):
         self.decoder = Decoder(encoder.width, self.x_dim, self.y_dim, width)
 
     def loss(
-        self,
-        batch: Batch,
-        num_samples: int = 1,
-        *,
-        generator: torch.Generator | None = None,
+        self, batch: Batch, num_samples: int = 1, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Mean negative log likelihood, as :meth:`NeuralProcess.loss`; nothing is random."""
         check_integer("num_samples", num_samples, 1)
@@ -69,19 +56,13 @@ class ConditionalProcess(NeuralProcess):
 
 
 class CNP(ConditionalProcess):
-    """A conditional neural process [1], with two encoders that pool, as in [2].
+    """A conditional neural process [1], with two encoders that pool, as in [4].
 
     All functions that it predicts are the same.
 
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
     :param int width: width of all layers.
-
-    [1] M. Garnelo, D. Rosenbaum, C. J. Maddison, T. Ramalho, D. Saxton, M. Shanahan, Y. W. Teh,
-    D. J. Rezende, S. M. A. Eslami (2018), Conditional neural processes.
-
-    [2] J. Lee, Y. Lee, J. Kim, E. Yang, S. J. Hwang, Y. W. Teh (2020),
-    Bootstrapping neural processes.
 
     Example::
 
@@ -91,19 +72,16 @@ class CNP(ConditionalProcess):
         torch.Size([5, 4, 9, 1])
     """
 
+    _encoder = staticmethod(pooling_encoder)
+
     def __init__(self, x_dim: int = 1, y_dim: int = 1, width: int = 128) -> None:
-        super().__init__(pooling_encoder(x_dim, y_dim, width), width)
+        super().__init__(self._encoder(x_dim, y_dim, width), width)
 
 
-class CANP(ConditionalProcess):
-    """A conditional neural process with attention [1]: targets look at the context.
+class CANP(CNP):
+    """A conditional neural process with attention [3]: targets look at the context.
 
-    :param int x_dim: number of features of an input.
-    :param int y_dim: number of features of an output.
-    :param int width: width of all layers, a multiple of the 8 heads.
-
-    [1] H. Kim, A. Mnih, J. Schwarz, M. Garnelo, S. M. A. Eslami, D. Rosenbaum, O. Vinyals,
-    Y. W. Teh (2019), Attentive neural processes.
+    Arguments are those of :class:`CNP`, with a ``width`` that is a multiple of the 8 heads.
 
     Example::
 
@@ -113,17 +91,15 @@ class CANP(ConditionalProcess):
         torch.Size([4, 9])
     """
 
-    def __init__(self, x_dim: int = 1, y_dim: int = 1, width: int = 128) -> None:
-        super().__init__(attentive_encoder(x_dim, y_dim, width), width)
+    _encoder = staticmethod(attentive_encoder)
 
 
 class BootstrapProcess(NeuralProcess):
     r"""A bootstrapping neural process of an encoder and a decoder.
 
-    Without gradients, points of the context are drawn with replacement and encoded; standardized
-    residuals of the context under that encoding are drawn with replacement and centered; and
-    predictions plus these residuals are new outputs :math:`y^*` at the context's own inputs. Their
-    representation enters the decoder's first layer beside that of the context. The loss is
+    Points of the context are drawn with replacement and encoded; standardized residuals of the
+    context under that encoding are drawn with replacement and centered; and predictions plus these
+    residuals are new outputs :math:`y^*` at the context's own inputs. The loss is
 
     .. math:: -\frac1n \sum_i \log p(y_i \mid x_i, \text{context})
         -\frac1n \sum_i \log \frac1K \sum_{k=1}^{K} p(y_i \mid x_i, \text{context}, y^*_k).
@@ -139,11 +115,7 @@ class BootstrapProcess(NeuralProcess):
         self.decoder = Decoder(encoder.width, self.x_dim, self.y_dim, width, with_addition=True)
 
     def loss(
-        self,
-        batch: Batch,
-        num_samples: int = 4,
-        *,
-        generator: torch.Generator | None = None,
+        self, batch: Batch, num_samples: int = 4, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Loss without and with bootstrapped contexts, as :meth:`NeuralProcess.loss`."""
         check_integer("num_samples", num_samples, 1)
@@ -186,14 +158,11 @@ class BootstrapProcess(NeuralProcess):
 
 
 class BNP(BootstrapProcess):
-    """A bootstrapping neural process [1].
+    """A bootstrapping neural process [4].
 
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
     :param int width: width of all layers.
-
-    [1] J. Lee, Y. Lee, J. Kim, E. Yang, S. J. Hwang, Y. W. Teh (2020),
-    Bootstrapping neural processes.
 
     Example::
 
@@ -203,19 +172,16 @@ class BNP(BootstrapProcess):
         torch.Size([5, 4, 9, 1])
     """
 
+    _encoder = staticmethod(pooling_encoder)
+
     def __init__(self, x_dim: int = 1, y_dim: int = 1, width: int = 128) -> None:
-        super().__init__(pooling_encoder(x_dim, y_dim, width), width)
+        super().__init__(self._encoder(x_dim, y_dim, width), width)
 
 
-class BANP(BootstrapProcess):
-    """A bootstrapping neural process with attention [1].
+class BANP(BNP):
+    """A bootstrapping neural process with attention [4].
 
-    :param int x_dim: number of features of an input.
-    :param int y_dim: number of features of an output.
-    :param int width: width of all layers, a multiple of the 8 heads.
-
-    [1] J. Lee, Y. Lee, J. Kim, E. Yang, S. J. Hwang, Y. W. Teh (2020),
-    Bootstrapping neural processes.
+    Arguments are those of :class:`BNP`, with a ``width`` that is a multiple of the 8 heads.
 
     Example::
 
@@ -225,17 +191,13 @@ class BANP(BootstrapProcess):
         torch.Size([5, 4, 9, 1])
     """
 
-    def __init__(self, x_dim: int = 1, y_dim: int = 1, width: int = 128) -> None:
-        super().__init__(attentive_encoder(x_dim, y_dim, width), width)
+    _encoder = staticmethod(attentive_encoder)
 
 
 def resampled_rows(
     presence: Tensor, num_samples: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Numbers of rows drawn with replacement among those that are there.
-
-    Shapes: presence (num_tasks, n); returns (num_samples, num_tasks, n).
-    """
+    """Numbers of rows drawn with replacement from those there, ``(num_samples, num_tasks, n)``."""
     shape = (num_samples, *presence.shape)
     uniform = torch.rand(shape, generator=generator, device=presence.device, dtype=torch.float64)
     number = presence.sum(-1, keepdim=True)
@@ -246,21 +208,13 @@ def resampled_rows(
 
 
 def taken_rows(values: Tensor, rows: Tensor) -> Tensor:
-    """Rows of values for each draw.
-
-    Shapes: values (num_tasks, n, size); rows (num_samples, num_tasks, n); returns (num_samples,
-    num_tasks, n, size).
-    """
+    """Rows of values for each draw, ``(*rows.shape, size)``."""
     expanded = values.expand(len(rows), *values.shape)
     return expanded.gather(-2, _for_gather(rows, values.shape[-1]))
 
 
 def centered(residuals: Tensor, presence: Tensor) -> Tensor:
-    """Residuals less their mean over the rows that are there.
-
-    Shapes: residuals (*samples, num_tasks, n, y_dim); presence (num_tasks, n); returns as the
-    residuals.
-    """
+    """Residuals less their mean over the rows that are there."""
     weights = presence[..., None]
     total = residuals.masked_fill(~weights, 0).sum(-2, keepdim=True)
     return residuals - total / weights.sum(-2, keepdim=True).clamp(min=1)

@@ -1,4 +1,7 @@
-"""Latent neural processes: a normal latent variable for each function."""
+"""Latent neural processes: a normal latent variable for each function.
+
+Numbers in brackets are those of the papers in the docstring of the package.
+"""
 
 import pyro
 import torch
@@ -19,9 +22,8 @@ from pyro_ext.models.neural_processes.process import (
     NeuralProcess,
     log_mean_exp,
     points_log_prob,
+    standard_normal,
 )
-
-__all__ = ["ANP", "NP", "LatentProcess"]
 
 _LEAST_SCALE = 0.1
 
@@ -83,11 +85,7 @@ class LatentProcess(NeuralProcess):
             return self._sites(points)
 
     def loss(
-        self,
-        batch: Batch,
-        num_samples: int = 4,
-        *,
-        generator: torch.Generator | None = None,
+        self, batch: Batch, num_samples: int = 4, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """The bound of importance weighting, as :meth:`NeuralProcess.loss`."""
         check_integer("num_samples", num_samples, 1)
@@ -122,18 +120,12 @@ class LatentProcess(NeuralProcess):
 
 
 class NP(LatentProcess):
-    """A neural process with a latent variable [1], and a deterministic path, as in [2].
+    """A neural process with a latent variable [2], and a deterministic path, as in [4].
 
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
     :param int width: width of all layers.
     :param int latent_features: size of the latent variable; by default ``width``.
-
-    [1] M. Garnelo, J. Schwarz, D. Rosenbaum, F. Viola, D. J. Rezende, S. M. A. Eslami, Y. W. Teh
-    (2018), Neural processes.
-
-    [2] J. Lee, Y. Lee, J. Kim, E. Yang, S. J. Hwang, Y. W. Teh (2020),
-    Bootstrapping neural processes.
 
     Example::
 
@@ -144,11 +136,7 @@ class NP(LatentProcess):
     """
 
     def __init__(
-        self,
-        x_dim: int = 1,
-        y_dim: int = 1,
-        width: int = 128,
-        latent_features: int | None = None,
+        self, x_dim: int = 1, y_dim: int = 1, width: int = 128, latent_features: int | None = None
     ) -> None:
         features = _latent_features(latent_features, width)
         super().__init__(
@@ -159,15 +147,12 @@ class NP(LatentProcess):
 
 
 class ANP(LatentProcess):
-    """A neural process with a latent variable and attention [1].
+    """A neural process with a latent variable and attention [3].
 
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
     :param int width: width of all layers, a multiple of the 8 heads.
     :param int latent_features: size of the latent variable; by default ``width``.
-
-    [1] H. Kim, A. Mnih, J. Schwarz, M. Garnelo, S. M. A. Eslami, D. Rosenbaum, O. Vinyals,
-    Y. W. Teh (2019), Attentive neural processes.
 
     Example::
 
@@ -178,11 +163,7 @@ class ANP(LatentProcess):
     """
 
     def __init__(
-        self,
-        x_dim: int = 1,
-        y_dim: int = 1,
-        width: int = 128,
-        latent_features: int | None = None,
+        self, x_dim: int = 1, y_dim: int = 1, width: int = 128, latent_features: int | None = None
     ) -> None:
         features = _latent_features(latent_features, width)
         super().__init__(
@@ -197,11 +178,6 @@ def _latent_features(number: int | None, width: int) -> int:
 
 
 def _drawn(distribution: Normal, num_samples: int, generator: torch.Generator | None) -> Tensor:
-    noise = torch.randn(
-        num_samples,
-        *distribution.mean.shape,
-        generator=generator,
-        dtype=distribution.mean.dtype,
-        device=distribution.mean.device,
-    )
-    return distribution.mean + distribution.stddev * noise
+    mean = distribution.mean
+    noise = standard_normal(mean, num_samples, *mean.shape, generator=generator)
+    return mean + distribution.stddev * noise

@@ -1,7 +1,11 @@
-"""Martingale posterior neural processes: functions are uncertain as the unseen points are."""
+"""Martingale posterior neural processes: functions are uncertain as the unseen points are.
+
+Numbers in brackets are those of the papers in the docstring of the package.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyro
 import torch
@@ -26,17 +30,9 @@ from pyro_ext.models.neural_processes.process import (
     NeuralProcess,
     log_mean_exp,
     points_log_prob,
+    standard_normal,
 )
 from pyro_ext.nn import MLP, InducedSetAttention
-
-__all__ = [
-    "InputGenerator",
-    "MPANP",
-    "MPNP",
-    "MartingalePosteriorProcess",
-    "PseudoContextGenerator",
-    "RepresentationGenerator",
-]
 
 
 class PseudoContextGenerator(nn.Module, ABC):
@@ -67,7 +63,7 @@ class PseudoContextGenerator(nn.Module, ABC):
 
 
 class RepresentationGenerator(PseudoContextGenerator):
-    r"""Generates the features of pseudo points directly [1].
+    r"""Generates the features of pseudo points directly [5].
 
     Noise :math:`E` attends to itself by way of the features :math:`R` of the context,
 
@@ -80,8 +76,6 @@ class RepresentationGenerator(PseudoContextGenerator):
     :param int num_heads: heads of the attention.
     :param bool layer_norm: whether its blocks normalize. At first normalized rows are large beside
         those of a context, and networks then learn to ignore what they cannot rely on.
-
-    [1] H. Lee, E. Yun, G. Nam, E. Fong, J. Lee (2023), Martingale posterior neural processes.
 
     Example::
 
@@ -110,7 +104,7 @@ class RepresentationGenerator(PseudoContextGenerator):
 
 
 class InputGenerator(PseudoContextGenerator):
-    r"""Generates pairs of inputs and outputs, and encodes them as the context is encoded [1].
+    r"""Generates pairs of inputs and outputs, and encodes them as the context is encoded [5].
 
     Noise attends to itself by way of the context, as in :class:`RepresentationGenerator`. An input
     is a linear map of its row of noise, squashed to the range of inputs; the output is a network of
@@ -120,11 +114,8 @@ class InputGenerator(PseudoContextGenerator):
     :param float low: the lowest input.
     :param float high: the highest input.
     :param int num_heads: heads of the attention.
-    :param bool layer_norm: whether its blocks normalize. At first normalized rows are large beside
-        those of a context, and networks then learn to ignore what they cannot rely on.
+    :param bool layer_norm: as of :class:`RepresentationGenerator`.
     :raises ValueError: where the range is empty.
-
-    [1] H. Lee, E. Yun, G. Nam, E. Fong, J. Lee (2023), Martingale posterior neural processes.
 
     Example::
 
@@ -163,11 +154,8 @@ class InputGenerator(PseudoContextGenerator):
     def pairs(
         self, noise: Tensor, features: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Inputs and outputs of pseudo points.
+        """Inputs and outputs of pseudo points, given what :meth:`forward` takes.
 
-        :param Tensor noise: standard normal. **Shape:** ``(*batch, num_pseudo, noise_features)``.
-        :param Tensor features: of the context. **Shape:** ``(*batch, n, num_features)``.
-        :param Tensor mask: bool, false for padding of the context. **Shape:** ``(*batch, n)``.
         :returns: **Shape:** ``(*batch, num_pseudo, x_dim)`` and ``(*batch, num_pseudo, y_dim)``.
         """
         attended = self.attention(noise, features, inducing_mask=mask)
@@ -229,11 +217,7 @@ class MartingalePosteriorProcess(NeuralProcess):
         self.generator = generator(encoder)
 
     def loss(
-        self,
-        batch: Batch,
-        num_samples: int = 5,
-        *,
-        generator: torch.Generator | None = None,
+        self, batch: Batch, num_samples: int = 5, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Weighted sum of the three losses, as :meth:`NeuralProcess.loss`."""
         parts = self.losses(batch, num_samples, generator=generator)
@@ -241,11 +225,7 @@ class MartingalePosteriorProcess(NeuralProcess):
         return torch.stack(terms).sum(0) if terms else torch.zeros_like(parts[0])
 
     def losses(
-        self,
-        batch: Batch,
-        num_samples: int = 5,
-        *,
-        generator: torch.Generator | None = None,
+        self, batch: Batch, num_samples: int = 5, *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         r"""The losses one by one; those of weight zero are zero.
 
@@ -267,9 +247,8 @@ class MartingalePosteriorProcess(NeuralProcess):
             prediction = self._decode(features, points.inputs, mask)
             return points_log_prob(prediction, points).sum(-1)
 
-        zero = torch.zeros((), dtype=features.dtype, device=features.device)
         marginal_weight, context_weight, pseudo_weight = self.weights
-        marginal = amortized = alone = zero
+        marginal = amortized = alone = features.new_zeros(())
         if marginal_weight:
             together = joint(*_union(features, pseudo, context.mask))
             marginal = -(log_mean_exp(together) / number).mean()
@@ -287,21 +266,16 @@ class MartingalePosteriorProcess(NeuralProcess):
         return self._decode(union, target_inputs, mask)
 
     def _draw(self, context: Points, num_samples: int, generator: torch.Generator | None) -> Tensor:
-        return torch.randn(
-            num_samples,
-            len(context.inputs),
-            *self._noise_shape(),
-            generator=generator,
-            dtype=context.inputs.dtype,
-            device=context.inputs.device,
-        )
+        shape = num_samples, len(context.inputs), *self._noise_shape
+        return standard_normal(context.inputs, *shape, generator=generator)
 
     def _sites(self, context: Points) -> Tensor:
         zero = context.inputs.new_zeros(())
-        distribution = Normal(zero, zero + 1).expand((len(context.inputs), 1, *self._noise_shape()))
+        distribution = Normal(zero, zero + 1).expand((len(context.inputs), 1, *self._noise_shape))
         noise: Tensor = pyro.sample("noise", distribution.to_event(2))
         return noise.squeeze(-3)
 
+    @property
     def _noise_shape(self) -> tuple[int, int]:
         return self.num_pseudo, self.generator.noise_features
 
@@ -316,7 +290,7 @@ class MartingalePosteriorProcess(NeuralProcess):
 
 
 class MPNP(MartingalePosteriorProcess):
-    """A martingale posterior neural process [1], with the encoders of :class:`CNP`.
+    """A martingale posterior neural process [5], with the encoders of :class:`CNP`.
 
     :param int x_dim: number of features of an input.
     :param int y_dim: number of features of an output.
@@ -327,8 +301,6 @@ class MPNP(MartingalePosteriorProcess):
         short training ``(1, 0.1, 0.1)`` is better.
     :param Callable generator: makes the generator, given the encoder: :class:`InputGenerator`
         generates pairs of inputs and outputs, the default features.
-
-    [1] H. Lee, E. Yun, G. Nam, E. Fong, J. Lee (2023), Martingale posterior neural processes.
 
     Example::
 
@@ -341,6 +313,8 @@ class MPNP(MartingalePosteriorProcess):
         torch.Size([50, 4, 10, 1])
     """
 
+    _encoder = staticmethod(pooling_encoder)
+
     def __init__(
         self,
         x_dim: int = 1,
@@ -351,28 +325,17 @@ class MPNP(MartingalePosteriorProcess):
         weights: Sequence[float] = (1.0, 1.0, 1.0),
         generator: Generator = RepresentationGenerator,
     ) -> None:
-        super().__init__(
-            pooling_encoder(x_dim, y_dim, width),
-            width,
-            num_pseudo=num_pseudo,
-            weights=weights,
-            generator=generator,
-        )
+        encoder = self._encoder(x_dim, y_dim, width)
+        options: Any = {"num_pseudo": num_pseudo, "weights": weights, "generator": generator}
+        super().__init__(encoder, width, **options)
 
 
-class MPANP(MartingalePosteriorProcess):
-    """A martingale posterior neural process with attention [1], with the encoders of :class:`CANP`.
+class MPANP(MPNP):
+    """A martingale posterior neural process with attention [5], with the encoders of :class:`CANP`.
 
     Pseudo points have keys and values that targets look at, and features that are pooled.
 
-    :param int x_dim: number of features of an input.
-    :param int y_dim: number of features of an output.
-    :param int width: width of all layers, a multiple of the 8 heads.
-    :param int num_pseudo: number of pseudo points; best the same for training and predictions.
-    :param Sequence weights: of the three losses, see :class:`MartingalePosteriorProcess`.
-    :param Callable generator: makes the generator, given the encoder.
-
-    [1] H. Lee, E. Yun, G. Nam, E. Fong, J. Lee (2023), Martingale posterior neural processes.
+    Arguments are those of :class:`MPNP`, with a ``width`` that is a multiple of the 8 heads.
 
     Example::
 
@@ -382,23 +345,7 @@ class MPANP(MartingalePosteriorProcess):
         torch.Size([5, 4, 9, 1])
     """
 
-    def __init__(
-        self,
-        x_dim: int = 1,
-        y_dim: int = 1,
-        width: int = 128,
-        *,
-        num_pseudo: int = 10,
-        weights: Sequence[float] = (1.0, 1.0, 1.0),
-        generator: Generator = RepresentationGenerator,
-    ) -> None:
-        super().__init__(
-            attentive_encoder(x_dim, y_dim, width),
-            width,
-            num_pseudo=num_pseudo,
-            weights=weights,
-            generator=generator,
-        )
+    _encoder = staticmethod(attentive_encoder)
 
 
 def _union(features: Tensor, pseudo: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

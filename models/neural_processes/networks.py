@@ -1,26 +1,19 @@
-"""Encoders of contexts, and the decoder that turns a representation into a normal distribution."""
+"""Encoders of contexts, and the decoder that turns a representation into a normal distribution.
+
+Numbers in brackets are those of the papers in the docstring of the package.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pyro.distributions import Normal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_ext._checks import check_instance, check_integer, check_sequence
+from pyro_ext._checks import check_integer, check_optional, check_sequence
 from pyro_ext.nn import MAB, MLP, SAB
-
-__all__ = [
-    "CrossAttentionEncoder",
-    "Decoder",
-    "JointEncoder",
-    "PoolingEncoder",
-    "SetEncoder",
-    "attentive_encoder",
-    "pooling_encoder",
-    "side_by_side",
-]
 
 
 class SetEncoder(nn.Module, ABC):
@@ -84,9 +77,6 @@ class PoolingEncoder(SetEncoder):
         first network's four layers.
     :param int num_heads: heads of that attention.
 
-    [1] M. Garnelo, D. Rosenbaum, C. J. Maddison, T. Ramalho, D. Saxton, M. Shanahan, Y. W. Teh,
-    D. J. Rezende, S. M. A. Eslami (2018), Conditional neural processes.
-
     Example::
 
         >>> encoder = PoolingEncoder(1, 1, width=16)
@@ -106,8 +96,7 @@ class PoolingEncoder(SetEncoder):
     ) -> None:
         check_integer("width", width, 1)
         check_integer("num_heads", num_heads, 1)
-        if out_features is not None:
-            check_integer("out_features", out_features, 1)
+        check_optional(check_integer, "out_features", out_features, 1)
         super().__init__(x_dim, y_dim, width, width if out_features is None else out_features)
         self.before = _network(x_dim + y_dim, width, width, 2 if self_attention else 4)
         self.attention = SAB(width, width, num_heads) if self_attention else None
@@ -127,7 +116,7 @@ class PoolingEncoder(SetEncoder):
 
 
 class CrossAttentionEncoder(SetEncoder):
-    r"""Attention of targets to points: keys see inputs only, values see outputs too [1].
+    r"""Attention of targets to points: keys see inputs only, values see outputs too [3].
 
     The features of a point are those of its key, then those of its value.
 
@@ -137,9 +126,6 @@ class CrossAttentionEncoder(SetEncoder):
     :param bool self_attention: whether values look at each other in place of the last two of
         their network's four layers.
     :param int num_heads: heads of the attention.
-
-    [1] H. Kim, A. Mnih, J. Schwarz, M. Garnelo, S. M. A. Eslami, D. Rosenbaum, O. Vinyals,
-    Y. W. Teh (2019), Attentive neural processes.
 
     Example::
 
@@ -193,37 +179,25 @@ class JointEncoder(SetEncoder):
     """
 
     def __init__(self, encoders: Sequence[SetEncoder]) -> None:
-        encoders = check_sequence("encoders", encoders, "a list of encoders")
-        for encoder in encoders:
-            check_instance("encoders", encoder, SetEncoder, "a list of encoders")
+        encoders = check_sequence("encoders", encoders, "a list of encoders", kind=SetEncoder)
         kinds = {(encoder.x_dim, encoder.y_dim) for encoder in encoders}
         if len(kinds) != 1:
-            raise ValueError(
-                "encoders must have the same x_dim and y_dim and be at least one, got "
-                f"{sorted(kinds)}"
-            )
+            raise ValueError(f"encoders must have the same x_dim and y_dim, got {sorted(kinds)}")
         sizes = [encoder.num_features for encoder in encoders]
         super().__init__(*kinds.pop(), sum(sizes), sum(encoder.width for encoder in encoders))
-        self.parts = nn.ModuleList(encoders)
+        self.parts: Any = nn.ModuleList(encoders)
         self._sizes = sizes
 
     def features(self, inputs: Tensor, outputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features of each point, as :meth:`SetEncoder.features`."""
-        return torch.cat([part.features(inputs, outputs, mask) for part in self._encoders()], -1)
+        return torch.cat([part.features(inputs, outputs, mask) for part in self.parts], -1)
 
     def summarize(
         self, features: Tensor, target_inputs: Tensor, mask: Tensor | None = None
     ) -> Tensor:
         """The rows side by side, as :meth:`SetEncoder.summarize`."""
-        pieces = features.split(self._sizes, -1)
-        rows = [
-            part.summarize(piece, target_inputs, mask)
-            for part, piece in zip(self._encoders(), pieces, strict=True)
-        ]
-        return side_by_side(rows)
-
-    def _encoders(self) -> list[SetEncoder]:
-        return [part for part in self.parts if isinstance(part, SetEncoder)]
+        pairs = zip(self.parts, features.split(self._sizes, -1), strict=True)
+        return side_by_side([part.summarize(own, target_inputs, mask) for part, own in pairs])
 
 
 def pooling_encoder(x_dim: int, y_dim: int, width: int) -> SetEncoder:
@@ -256,8 +230,7 @@ def _mean(features: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return features.sum(-2, keepdim=True) / max(features.shape[-2], 1)
     total = features.masked_fill(~mask[..., None], 0).sum(-2, keepdim=True)
-    number = mask.sum(-1).clamp(min=1)[..., None, None]
-    return total / number
+    return total / mask.sum(-1).clamp(min=1)[..., None, None]
 
 
 _LEAST_SCALE = 0.1
@@ -268,9 +241,6 @@ class Decoder(nn.Module):
 
     With outputs :math:`(\mu, s)` of the network it has the mean :math:`\mu` and the standard
     deviation :math:`\sigma = 0.1 + 0.9\, \mathrm{softplus}(s)`.
-
-    The first layer is applied to representation and input apart, which gives the same numbers as
-    on both side by side. Where all targets share a representation that is much less work.
 
     :param int representation_features: number of features of a representation.
     :param int x_dim: number of features of an input.
@@ -319,9 +289,9 @@ class Decoder(nn.Module):
         :param Tensor addition: the second representation. **Shape:** as the first.
         :returns: **Shape:** ``(*batch, n, y_dim)``.
         """
-        weight = self.first.weight
-        of_representation = weight[:, : self.representation_features]
-        of_inputs = weight[:, self.representation_features :]
+        # Representation and input apart: much less work where all targets share the former.
+        of_representation = self.first.weight[:, : self.representation_features]
+        of_inputs = self.first.weight[:, self.representation_features :]
         hidden = functional.linear(representation, of_representation, self.first.bias)
         if addition is not None:
             assert self.addition is not None
@@ -329,6 +299,4 @@ class Decoder(nn.Module):
         hidden = hidden + functional.linear(inputs, of_inputs)
         mean, raw = self.rest(functional.relu(hidden)).chunk(2, -1)
         scale = _LEAST_SCALE + (1 - _LEAST_SCALE) * functional.softplus(raw)
-        # Its parameters are what they have to be, unless the network has diverged, which the
-        # loss tells.
         return Normal(mean, scale, validate_args=False)

@@ -6,11 +6,9 @@ from pyro.distributions import Categorical, Independent, MixtureSameFamily, Norm
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_integer
+from pyro_ext._checks import as_tensor, check_integer, check_optional
 from pyro_ext.models.neural_processes.batch import Batch, Points, check_inputs
 from pyro_ext.random import fresh_seed
-
-__all__ = ["NeuralProcess", "log_mean_exp", "points_log_prob", "task_means"]
 
 
 class NeuralProcess(PyroModule):
@@ -65,11 +63,7 @@ class NeuralProcess(PyroModule):
         return outputs
 
     def loss(
-        self,
-        batch: Batch,
-        num_samples: int = 1,
-        *,
-        generator: torch.Generator | None = None,
+        self, batch: Batch, num_samples: int = 1, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Loss of tasks for training, a mean over tasks.
 
@@ -172,34 +166,30 @@ class NeuralProcess(PyroModule):
         """Points that are checked, with zeros for padding."""
         arguments = {f"{name}_inputs": inputs, f"{name}_outputs": outputs}
         inputs, outputs = (as_tensor(*pair, allow_empty=True) for pair in arguments.items())
-        if mask is not None:
-            mask = as_tensor(f"{name}_mask", mask, kind="booleans", allow_empty=True)
+        options = {"kind": "booleans", "allow_empty": True}
+        mask = check_optional(as_tensor, f"{name}_mask", mask, **options)
         points = Points(inputs, outputs, mask).check(name, self.x_dim, self.y_dim).filled()
         points.check_finite(name)
         return points
 
 
 def points_log_prob(prediction: Normal, points: Points) -> Tensor:
-    """Log likelihood of each point, zero for padding.
-
-    Shapes: prediction (*samples, num_tasks, n, y_dim); returns (*samples, num_tasks, n).
-    """
+    """Log likelihood of each point, zero for padding."""
     log_prob: Tensor = prediction.log_prob(points.outputs).sum(-1)
     return log_prob if points.mask is None else log_prob.masked_fill(~points.mask, 0)
 
 
 def task_means(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of values over the points of each task.
-
-    Shapes: values (*samples, num_tasks, n); mask (num_tasks, n); returns (*samples, num_tasks);
-    zero for tasks without points.
-    """
-    total = values.sum(-1)
-    if mask is None:
-        return total / max(values.shape[-1], 1)
-    return total / mask.sum(-1).clamp(min=1)
+    """Mean of values over the points of each task, zero for tasks without points."""
+    number = max(values.shape[-1], 1) if mask is None else mask.sum(-1).clamp(min=1)
+    return values.sum(-1) / number
 
 
-def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
-    """Logarithm of the mean of exponentials over a dimension."""
-    return values.logsumexp(dim) - torch.tensor(float(values.shape[dim])).log().item()
+def log_mean_exp(values: Tensor) -> Tensor:
+    """Logarithm of the mean of exponentials over the first dimension."""
+    return values.logsumexp(0) - torch.tensor(float(len(values))).log().item()
+
+
+def standard_normal(like: Tensor, *shape: int, generator: torch.Generator | None) -> Tensor:
+    """Draws in the type and on the device of a tensor."""
+    return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)

@@ -1,7 +1,9 @@
-"""Generators of tasks: Gaussian processes, images, populations of predators and prey."""
+"""Generators of tasks: Gaussian processes, images, populations of predators and prey.
+
+Numbers in brackets are those of the papers in the docstring of the package.
+"""
 
 from dataclasses import KW_ONLY, dataclass
-from types import ModuleType
 from typing import Literal, get_args
 
 import numpy as np
@@ -9,12 +11,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_integer, check_number, check_sequence, shown
+from pyro_ext._checks import (
+    as_tensor,
+    check_choice,
+    check_integer,
+    check_number,
+    check_optional,
+    check_sequence,
+    shown,
+)
+from pyro_ext._optional import optional_module
 from pyro_ext._renamed import renamed_attribute
 from pyro_ext.models.neural_processes.batch import Batch, check_range, number_between, split_batch
 from pyro_ext.random import fresh_seed
-
-__all__ = ["GPTasks", "ImageTasks", "Kernel", "PredatorPreyTasks"]
 
 Kernel = Literal["rbf", "matern", "periodic"]
 
@@ -24,7 +33,7 @@ _STUDENT_DEGREES = 2.1
 
 @dataclass(frozen=True)
 class GPTasks:
-    r"""Functions from Gaussian processes whose kernels are random too, as in [1].
+    r"""Functions from Gaussian processes whose kernels are random too, as in [4].
 
     Each task has its own length scale :math:`\ell`, amplitude :math:`a` and period :math:`p`, drawn
     uniformly. The kernels of GPyTorch are, with the distance :math:`d`,
@@ -53,9 +62,6 @@ class GPTasks:
     :param torch.dtype dtype: floating type of the tasks.
     :raises ImportError: without GPyTorch, when tasks are drawn; names the extra.
 
-    [1] J. Lee, Y. Lee, J. Kim, E. Yang, S. J. Hwang, Y. W. Teh (2020),
-    Bootstrapping neural processes.
-
     Example::
 
         >>> tasks = GPTasks("rbf", num_tasks=4, num_context=5, num_target=7)
@@ -81,24 +87,18 @@ class GPTasks:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        if self.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"dtype must be torch.float32 or torch.float64, got {shown(self.dtype)}"
-            )
-        if self.kernel not in get_args(Kernel):
-            raise ValueError(f"kernel must be one of {get_args(Kernel)}, got {self.kernel!r:.80}")
+        _check_dtype(self.dtype)
+        check_choice("kernel", self.kernel, get_args(Kernel))
         check_integer("num_tasks", self.num_tasks, 1)
         check_integer("x_dim", self.x_dim, 1)
         check_integer("max_points", self.max_points, 7)
-        if self.num_context is not None:
-            check_integer("num_context", self.num_context, 0)
-            if self.num_target is None and self.num_context > self.max_points - 4:
-                raise ValueError(
-                    f"num_context must leave at least 4 of max_points={self.max_points} for the "
-                    f"targets, whose number is drawn; got {self.num_context}"
-                )
-        if self.num_target is not None:
-            check_integer("num_target", self.num_target, 1)
+        given = check_optional(check_integer, "num_context", self.num_context, 0) or 0
+        if self.num_target is None and given > self.max_points - 4:
+            raise ValueError(
+                f"num_context must leave at least 4 of max_points={self.max_points} for the "
+                f"targets, whose number is drawn; got {given}"
+            )
+        check_optional(check_integer, "num_target", self.num_target, 1)
         for argument in ("lengthscale", "amplitude", "period"):
             check_range(argument, getattr(self, argument), above=0)
         check_range("input_range", self.input_range)
@@ -112,10 +112,9 @@ class GPTasks:
             generator.
         """
         generator = np.random.default_rng(fresh_seed(seed))
-        num_context = self.num_context
+        num_context, num_target = self.num_context, self.num_target
         if num_context is None:
             num_context = number_between(generator, 3, self.max_points - 4)
-        num_target = self.num_target
         if num_target is None:
             num_target = number_between(generator, 3, self.max_points - num_context - 1)
         shape = (self.num_tasks, num_context + num_target, self.x_dim)
@@ -145,7 +144,7 @@ class GPTasks:
         :param Tensor period: of the periodic kernel. **Shape:** ``(num_tasks,)``.
         :returns: **Shape:** ``(num_tasks, n, n)``.
         """
-        kernels = _gpytorch().kernels
+        kernels = optional_module("gpytorch.kernels", "GPTasks", "GPyTorch", "gp")
         batch_shape = lengthscale.shape
         if self.kernel == "rbf":
             base = kernels.RBFKernel(batch_shape=batch_shape)
@@ -177,16 +176,9 @@ class GPTasks:
         return outputs
 
 
-def _gpytorch() -> ModuleType:
-    try:
-        import gpytorch
-    except ImportError as error:
-        raise ImportError(
-            "tasks of Gaussian processes need GPyTorch, which could not be imported; install it "
-            "with: pip install 'pyro-ext[gp]'"
-        ) from error
-    module: ModuleType = gpytorch
-    return module
+def _check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {shown(dtype)}")
 
 
 @dataclass(frozen=True)
@@ -221,33 +213,28 @@ class ImageTasks:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        object.__setattr__(
-            self,
-            "images",
-            as_tensor("images", self.images, "(num_images, height, width, ...)", finite=True),
-        )
+        images = as_tensor("images", self.images, "(num_images, height, width, ...)", finite=True)
+        object.__setattr__(self, "images", images)
         if not isinstance(self.num_context, tuple) or len(self.num_context) != 2:
             raise TypeError(
                 f"num_context must be a pair of integers, got {shown(self.num_context)}"
             )
-        if self.images.dim() not in (3, 4) or not self.images.numel():
+        if images.dim() > 4:
             raise ValueError(
                 "images must have the shape (num_images, height, width) or (num_images, height, "
-                f"width, channels), got {tuple(self.images.shape)}"
+                f"width, channels), got {tuple(images.shape)}"
             )
-        if not self.images.is_floating_point():
-            raise ValueError(f"images must be of a floating type, got {self.images.dtype}")
+        if not images.is_floating_point():
+            raise ValueError(f"images must be of a floating type, got {images.dtype}")
         check_integer("num_tasks", self.num_tasks, 1)
         least, most = self.num_context
         check_integer("num_context[0]", least, 0)
         check_integer("num_context[1]", most, least)
-        room = self.num_pixels - most
-        if self.num_target is not None:
-            check_integer("num_target", self.num_target, 1)
-        if room < (self.num_target or 1):
+        wanted = check_optional(check_integer, "num_target", self.num_target, 1) or 1
+        if self.num_pixels - most < wanted:
             raise ValueError(
-                f"num_context must leave {self.num_target or 1} of {self.num_pixels} pixels to ask "
-                f"for, got {self.num_context}"
+                f"num_context must leave {wanted} of {self.num_pixels} pixels to ask for, got "
+                f"{self.num_context}"
             )
 
     @property
@@ -265,11 +252,7 @@ class ImageTasks:
     places = renamed_attribute("places", "positions")
 
     def __call__(self, seed: int | None = None) -> Batch:
-        """Draw a batch of tasks.
-
-        :param int seed: the same seed gives the same tasks; ``None`` takes one from PyTorch's
-            generator.
-        """
+        """Draw a batch of tasks, as :class:`GPTasks` do."""
         generator = np.random.default_rng(fresh_seed(seed))
         num_images = len(self.images)
         chosen = generator.choice(num_images, self.num_tasks, replace=num_images < self.num_tasks)
@@ -289,8 +272,7 @@ class ImageTasks:
         """
         device = self.images.device
         chosen, pixels = chosen.to(device), pixels.to(device)
-        values = self.images[chosen].flatten(1, 2)
-        values = values if values.dim() == 3 else values[..., None]
+        values = self.images[chosen].reshape(len(chosen), self.num_pixels, -1)
         outputs = values.gather(1, pixels[..., None].expand(-1, -1, values.shape[-1]))
         return split_batch(self.positions[pixels], outputs, num_context)
 
@@ -302,7 +284,7 @@ _MAX_TRIALS = 1000
 
 @dataclass(frozen=True)
 class PredatorPreyTasks:
-    r"""Courses of the Lotka-Volterra process, which is simulated exactly [1], as in [2].
+    r"""Courses of the Lotka-Volterra process, which is simulated exactly [6], as in [4].
 
     With :math:`X` predators and :math:`Y` prey, events are births and deaths of predators with the
     rates :math:`0.01 XY` and :math:`0.5 X`, and of prey with :math:`Y` and :math:`0.01 XY`. Inputs
@@ -325,10 +307,7 @@ class PredatorPreyTasks:
     :param float population_scale: what populations are multiplied by.
     :param torch.dtype dtype: floating type of the tasks.
 
-    [1] D. T. Gillespie (1977), Exact stochastic simulation of coupled chemical reactions.
-
-    [2] J. Lee, Y. Lee, J. Kim, E. Yang, S. J. Hwang, Y. W. Teh (2020),
-    Bootstrapping neural processes.
+    [6] D. T. Gillespie (1977), Exact stochastic simulation of coupled chemical reactions.
 
     Example::
 
@@ -353,18 +332,13 @@ class PredatorPreyTasks:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        if self.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"dtype must be torch.float32 or torch.float64, got {shown(self.dtype)}"
-            )
+        _check_dtype(self.dtype)
         check_integer("num_tasks", self.num_tasks, 1)
         check_integer("max_points", self.max_points, 30)
         check_integer("num_events", self.num_events, self.max_points)
-        for argument in ("num_context", "num_target"):
-            if getattr(self, argument) is not None:
-                check_integer(argument, getattr(self, argument), 1)
-        if self.duration is not None:
-            check_number("duration", self.duration, above=0)
+        check_optional(check_integer, "num_context", self.num_context, 1)
+        check_optional(check_integer, "num_target", self.num_target, 1)
+        check_optional(check_number, "duration", self.duration, above=0)
         for argument, length in (("rates", 4), ("start", 2)):
             values = getattr(self, argument)
             if len(check_sequence(argument, values, f"{length} numbers")) != length:
@@ -375,16 +349,11 @@ class PredatorPreyTasks:
         check_number("population_scale", self.population_scale, above=0)
 
     def __call__(self, seed: int | None = None) -> Batch:
-        """Draw a batch of tasks.
-
-        :param int seed: the same seed gives the same tasks; ``None`` takes one from PyTorch's
-            generator.
-        """
+        """Draw a batch of tasks, as :class:`GPTasks` do."""
         generator = np.random.default_rng(fresh_seed(seed))
-        num_context = self.num_context
+        num_context, num_target = self.num_context, self.num_target
         if num_context is None:
             num_context = number_between(generator, 15, self.max_points - 15)
-        num_target = self.num_target
         if num_target is None:
             num_target = number_between(generator, 15, self.max_points - num_context)
         number = num_context + num_target

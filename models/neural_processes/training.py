@@ -14,6 +14,7 @@ from pyro_ext._checks import (
     check_instance,
     check_integer,
     check_number,
+    check_optional,
     check_sequence,
 )
 from pyro_ext.inference.training import Trainer
@@ -26,8 +27,6 @@ from pyro_ext.models.neural_processes.process import (
     task_means,
 )
 from pyro_ext.random import fresh_seed, spawn_seed
-
-__all__ = ["LogLikelihoods", "fit", "log_likelihoods"]
 
 
 def fit(
@@ -43,8 +42,7 @@ def fit(
 ) -> list[float]:
     """Train by Adam, with a learning rate that falls to zero along a cosine.
 
-    The loop is that of :class:`~pyro_ext.inference.Trainer`: Ctrl-C keeps whole steps, and
-    what is not finite ends the training with an error that says where.
+    Ctrl-C keeps whole steps.
 
     :param NeuralProcess process: changed in place.
     :param Callable tasks: tasks for a seed, such as
@@ -80,9 +78,8 @@ def fit(
     check_callable("tasks", tasks, "a function of a seed that returns a Batch")
     check_integer("num_steps", num_steps, 0)
     check_number("learning_rate", learning_rate, above=0)
-    options = {}
-    if num_samples is not None:
-        options["num_samples"] = check_integer("num_samples", num_samples, 1)
+    check_optional(check_integer, "num_samples", num_samples, 1)
+    options = {} if num_samples is None else {"num_samples": num_samples}
     seed = seed_of(seed, checkpoint)
     example = next(process.parameters())
     generator = torch.Generator(example.device).manual_seed(spawn_seed(seed, 0))
@@ -118,10 +115,7 @@ class LogLikelihoods(NamedTuple):
 
 @torch.no_grad()
 def log_likelihoods(
-    process: NeuralProcess,
-    batches: Iterable[Batch],
-    num_samples: int = 50,
-    seed: int | None = 0,
+    process: NeuralProcess, batches: Iterable[Batch], num_samples: int = 50, seed: int | None = 0
 ) -> LogLikelihoods:
     r"""Mean over tasks and points of :math:`\log \frac1K \sum_k \mathcal{N}(y; \mu_k, \sigma_k)`.
 
@@ -145,37 +139,28 @@ def log_likelihoods(
         True
     """
     check_instance("process", process, NeuralProcess, "a NeuralProcess")
-    every: list[Batch] = check_sequence("batches", batches, "a list of batches")
-    for batch in every:
-        check_instance("batches", batch, Batch, "a list of batches")
+    every = check_sequence("batches", batches, "a list of batches", kind=Batch)
     check_integer("num_samples", num_samples, 1)
-    seed = fresh_seed(seed)
-    generator: torch.Generator | None = None
-    sums, number = [0.0, 0.0], 0
-    parameter = next(process.parameters(), None)
+    example = next(process.parameters(), every[0].context_inputs)
+    generator = torch.Generator(example.device).manual_seed(fresh_seed(seed))
+    given_sum, asked_sum, number = 0.0, 0.0, 0
     for batch in every:
-        if parameter is not None:
-            batch = batch.to(parameter.device, parameter.dtype)
-        points = batch.points
-        if generator is None:
-            generator = torch.Generator(points.inputs.device).manual_seed(seed)
+        batch = batch.to(example.device, example.dtype)
+        context, points = batch.context, batch.points
         prediction = process.predict(
-            *batch.context[:2],
+            context.inputs,
+            context.outputs,
             points.inputs,
             num_samples,
-            context_mask=batch.context_mask,
+            context_mask=context.mask,
             generator=generator,
         )
         values = log_mean_exp(points_log_prob(prediction, points))
-        num_context = batch.context_inputs.shape[1]
-        for i, (part, mask) in enumerate(
-            [
-                (values[:, :num_context], batch.context_mask),
-                (values[:, num_context:], batch.target_mask),
-            ]
-        ):
-            sums[i] += float(task_means(part, mask).double().sum())
+        sizes = [part.shape[1] for part in (batch.context_inputs, batch.target_inputs)]
+        given, asked = values.split(sizes, 1)
+        given_sum += float(task_means(given, batch.context_mask).double().sum())
+        asked_sum += float(task_means(asked, batch.target_mask).double().sum())
         number += batch.num_tasks
     if not number:
         raise ValueError("batches must hold at least one task, got none")
-    return LogLikelihoods(*(value / number for value in sums))
+    return LogLikelihoods(given_sum / number, asked_sum / number)

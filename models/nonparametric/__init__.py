@@ -1,4 +1,16 @@
-"""Models with any number of clusters, mixtures and sizes of clusters alone; and of graphs."""
+"""Models with any number of clusters, mixtures and sizes of clusters alone; and of graphs.
+
+[1] S. Favaro, Y. W. Teh (2013), MCMC for normalized random measure mixture models.
+
+[2] F. Ayed, J. Lee, F. Caron (2019), Beyond the Chinese restaurant and Pitman-Yor processes:
+statistical models with double power-law behavior.
+
+[3] J. Lee, C. Heaukulani, Z. Ghahramani, L. F. James, S. Choi (2017),
+Bayesian inference on random simple graphs with power law degree distributions.
+
+[4] T. Qin, K. Rohe (2013),
+Regularized spectral clustering under the degree-corrected stochastic blockmodel.
+"""
 
 from pyro_ext.models.nonparametric.frequency_metropolis import (
     initial_parameters,

@@ -1,7 +1,6 @@
 r"""Metropolis within Gibbs for sizes of clusters, and where it starts.
 
-[1] F. Ayed, J. Lee, F. Caron (2019), Beyond the Chinese restaurant and Pitman-Yor processes:
-statistical models with double power-law behavior.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,8 +30,6 @@ from pyro_ext.random_measures import (
 )
 from pyro_ext.random_measures.cluster_counts import as_table
 
-__all__ = ["initial_parameters", "metropolis_within_gibbs"]
-
 _TILTS = "cluster_tilts"
 _FIRST_RANK, _LAST_RANK = 100, 200
 _LEAST_DISCOUNT, _LEAST_EXCESS = 0.01, 0.1
@@ -49,10 +46,10 @@ def metropolis_within_gibbs(
     step_size: float = 0.05,
     num_steps: int = 30,
 ) -> Gibbs:
-    r"""Kernel of [1]: a step of HMC for the tilts of all clusters, then random walks.
+    r"""Kernel of [2]: a step of HMC for the tilts of all clusters, then random walks.
 
     A random walk moves one hyperparameter or the auxiliary variable at a time. Where the model has
-    no tilts of clusters, there is no step of HMC. In [1] the variables are the same but for the
+    no tilts of clusters, there is no step of HMC. In [2] the variables are the same but for the
     auxiliary one, whose prior there counts twice.
 
     It is there for comparison: its draws are strongly correlated. Those of
@@ -62,7 +59,7 @@ def metropolis_within_gibbs(
     :param model: a method of a :class:`~pyro_ext.models.nonparametric.FrequencyModel`,
         ``with_cluster_tilts`` or ``with_tilt``.
     :param sites: names of all of its sites.
-    :param float scale: standard deviation of the random walks. That of [1], the default, is for
+    :param float scale: standard deviation of the random walks. That of [2], the default, is for
         thousands of clusters.
     :param float step_size: of the leapfrog steps.
     :param int num_steps: how many of them.
@@ -86,14 +83,8 @@ def metropolis_within_gibbs(
     check_number("step_size", step_size, above=0)
     blocks: list[tuple[Any, Sequence[str]]] = []
     if _TILTS in sites:
-        hmc = HMC(
-            model,
-            step_size=step_size,
-            num_steps=num_steps,
-            adapt_step_size=False,
-            adapt_mass_matrix=False,
-        )
-        blocks.append((hmc, [_TILTS]))
+        steps = {"step_size": step_size, "num_steps": num_steps, "adapt_step_size": False}
+        blocks.append((HMC(model, **steps, adapt_mass_matrix=False), [_TILTS]))
     walks = [name for name in sites if name != _TILTS]
     return Gibbs([*blocks, (RandomWalk(scale), walks)], model=model)
 
@@ -106,13 +97,13 @@ def initial_parameters(
     num_chains: int = 1,
     seed: int | None = None,
 ) -> dict[str, Tensor]:
-    r"""Where chains start in [1], by simple estimates of both indices.
+    r"""Where chains start in [2], by simple estimates of both indices.
 
     The discount :math:`\sigma` is the fraction of clusters of size one. The index at infinity
     :math:`\tau = \sigma + \text{excess}` is minus the inverse slope of the least-squares line of
     log sizes over log ranks, over the ranks 100 to 200, or the first half of the ranks where there
     are fewer clusters. Masses and concentrations are drawn around 1,000, tilts of clusters from
-    transformed standard normal variables. Where [1] draws the auxiliary variable given a simulated
+    transformed standard normal variables. Where [2] draws the auxiliary variable given a simulated
     total mass, here it is where as many clusters are expected as there are.
 
     :param FrequencyModel model: with a prior of this package.
@@ -162,10 +153,10 @@ def initial_parameters(
     measures = [one.measure for one in processes if isinstance(one, NormalizedRandomMeasure)]
     if measures:
         start["tilt"] = torch.stack([_tilt_of(measure, number) for measure in measures]).to(mass)
-    if cluster_tilts and measures and isinstance(measures[0], BetaPrimeProcess):
-        start[_TILTS] = normal.exp()
-    elif cluster_tilts and measures and isinstance(measures[0], GeneralizedBFRYProcess):
-        start[_TILTS] = normal.sigmoid()
+        if cluster_tilts and isinstance(measures[0], BetaPrimeProcess):
+            start[_TILTS] = normal.exp()
+        elif cluster_tilts and isinstance(measures[0], GeneralizedBFRYProcess):
+            start[_TILTS] = normal.sigmoid()
     return start
 
 

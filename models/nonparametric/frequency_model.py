@@ -5,8 +5,7 @@ A prior is a Pyro model of no arguments that returns a random probability measur
 weights has no effect once they are normalized, so that cutoff, rate and tilt of the measures are
 one.
 
-[1] F. Ayed, J. Lee, F. Caron (2019), Beyond the Chinese restaurant and Pitman-Yor processes:
-statistical models with double power-law behavior.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,9 +20,21 @@ from pyro.distributions.torch_distribution import TorchDistribution, TorchDistri
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import as_tensor, check_instance, check_integer, check_tensors
+from pyro_ext._checks import (
+    as_tensor,
+    check_instance,
+    check_integer,
+    check_optional,
+    check_tensors,
+)
 from pyro_ext._renamed import renamed_attribute
-from pyro_ext.models.nonparametric.nrm_mixture import Process, check_process
+from pyro_ext.models.nonparametric.nrm_mixture import (
+    Process,
+    check_prior,
+    check_sites,
+    process_of,
+    sites_of,
+)
 from pyro_ext.random import seeded
 from pyro_ext.random_measures import (
     BetaPrimeProcess,
@@ -39,22 +50,13 @@ from pyro_ext.random_measures import (
 )
 from pyro_ext.random_measures.cluster_counts import as_table
 
-__all__ = [
-    "FrequencyModel",
-    "beta_prime_prior",
-    "generalized_bfry_prior",
-    "generalized_gamma_prior",
-    "pareto_mixture_prior",
-    "pitman_yor_prior",
-]
-
 
 def generalized_bfry_prior(
     mass: TorchDistribution | None = None,
     discount: TorchDistribution | None = None,
     excess: TorchDistribution | None = None,
 ) -> Callable[[], NormalizedRandomMeasure]:
-    r"""Prior of a normalized generalized BFRY process, with two power laws [1].
+    r"""Prior of a normalized generalized BFRY process, with two power laws [2].
 
     The index at infinity exceeds the discount: it is ``discount + excess``.
 
@@ -62,8 +64,7 @@ def generalized_bfry_prior(
         :math:`e^3`.
     :param discount: distribution of :math:`\sigma`, by default uniform.
     :param excess: distribution of :math:`\tau - \sigma`, by default log-normal with median 1 and a
-        factor of
-        :math:`e`, as in [1].
+        factor of :math:`e`, as in [2].
     :returns: a model with the sites ``"mass"``, ``"discount"`` and ``"excess"``.
 
     Example::
@@ -72,8 +73,7 @@ def generalized_bfry_prior(
         >>> prior().index_at_zero < 1.0
         tensor(True)
     """
-    _check_distributions(mass=mass, discount=discount, excess=excess)
-    return partial(_two_laws, GeneralizedBFRYProcess, mass, discount, excess)
+    return _prior(_generalized_bfry, mass=mass, discount=discount, excess=excess)
 
 
 def beta_prime_prior(
@@ -81,7 +81,7 @@ def beta_prime_prior(
     discount: TorchDistribution | None = None,
     excess: TorchDistribution | None = None,
 ) -> Callable[[], NormalizedRandomMeasure]:
-    r"""Prior of a normalized beta prime process, with two power laws [1].
+    r"""Prior of a normalized beta prime process, with two power laws [2].
 
     :param mass: distribution of :math:`\eta`, as of :func:`generalized_bfry_prior`.
     :param discount: distribution of :math:`\sigma`.
@@ -93,8 +93,7 @@ def beta_prime_prior(
         >>> beta_prime_prior()().log_eppf([1])
         tensor(0.)
     """
-    _check_distributions(mass=mass, discount=discount, excess=excess)
-    return partial(_two_laws, BetaPrimeProcess, mass, discount, excess)
+    return _prior(_beta_prime, mass=mass, discount=discount, excess=excess)
 
 
 def pareto_mixture_prior(
@@ -104,15 +103,13 @@ def pareto_mixture_prior(
     pareto_mass: TorchDistribution | None = None,
     pareto_scale: TorchDistribution | None = None,
 ) -> Callable[[], NormalizedRandomMeasure]:
-    r"""Prior of a normalized generalized gamma process with Pareto weights beside it [1].
+    r"""Prior of a normalized generalized gamma process with Pareto weights beside it [2].
 
     :param mass: distribution of :math:`\eta`, as of :func:`generalized_bfry_prior`.
     :param discount: distribution of :math:`\sigma`.
     :param excess: distribution of :math:`\tau - \sigma`.
     :param pareto_mass: distribution of :math:`\beta`, by default that of the mass.
-    :param pareto_scale: distribution of :math:`w_0`, by default log-normal with median 1 and a
-        factor of
-        :math:`e`.
+    :param pareto_scale: distribution of :math:`w_0`, by default as of ``excess``.
     :returns: a model with the sites ``"mass"``, ``"discount"``, ``"excess"``, ``"pareto_mass"`` and
         ``"pareto_scale"``.
 
@@ -121,14 +118,8 @@ def pareto_mixture_prior(
         >>> round(abs(float(pareto_mixture_prior()().log_eppf([1]))), 9)
         0.0
     """
-    _check_distributions(
-        mass=mass,
-        discount=discount,
-        excess=excess,
-        pareto_mass=pareto_mass,
-        pareto_scale=pareto_scale,
-    )
-    return partial(_pareto_mixture, mass, discount, excess, pareto_mass, pareto_scale)
+    pareto: Any = {"pareto_mass": pareto_mass, "pareto_scale": pareto_scale}
+    return _prior(_pareto_mixture, mass=mass, discount=discount, excess=excess, **pareto)
 
 
 def generalized_gamma_prior(
@@ -145,8 +136,7 @@ def generalized_gamma_prior(
         >>> generalized_gamma_prior()().log_eppf([1])
         tensor(0.)
     """
-    _check_distributions(mass=mass, discount=discount)
-    return partial(_generalized_gamma, mass, discount)
+    return _prior(_generalized_gamma, mass=mass, discount=discount)
 
 
 def pitman_yor_prior(
@@ -163,71 +153,52 @@ def pitman_yor_prior(
         >>> pitman_yor_prior()().log_eppf([1])
         tensor(0.)
     """
-    _check_distributions(concentration=concentration, discount=discount)
-    return partial(_pitman_yor, concentration, discount)
+    return _prior(_pitman_yor, concentration=concentration, discount=discount)
 
 
 # What priors call is a function of the module each, so that models can be sent to other processes.
 
 
-def _check_distributions(**given: object) -> None:
+def _prior(make: Callable[..., Any], **given: TorchDistribution | None) -> Callable[[], Any]:
     for name, one in given.items():
-        if one is not None:
-            check_instance(name, one, TorchDistributionMixin, "a distribution or None")
+        check_optional(check_instance, name, one, TorchDistributionMixin, "a distribution or None")
+    return partial(_sampled, make, given)
 
 
-def _two_laws(
-    kind: type[GeneralizedBFRYProcess | BetaPrimeProcess],
-    mass: TorchDistribution | None,
-    discount: TorchDistribution | None,
-    excess: TorchDistribution | None,
-) -> NormalizedRandomMeasure:
-    return kind(*_two_indices(mass, discount, excess)).normalize()
+def _sampled(make: Callable[..., Any], given: Mapping[str, TorchDistribution | None]) -> Any:
+    """What is made of hyperparameters that are sampled in turn."""
+    return make(*(pyro.sample(name, one or _default(name)) for name, one in given.items()))
+
+
+def _default(name: str) -> TorchDistribution:
+    if name == "discount":
+        return dist.Beta(1.0, 1.0)
+    if name in ("excess", "pareto_scale"):
+        return dist.LogNormal(0.0, 1.0)
+    return dist.LogNormal(5.0, 3.0)  # of masses
+
+
+def _generalized_bfry(mass: Tensor, discount: Tensor, excess: Tensor) -> Any:
+    return GeneralizedBFRYProcess(mass, discount, discount + excess).normalize()
+
+
+def _beta_prime(mass: Tensor, discount: Tensor, excess: Tensor) -> Any:
+    return BetaPrimeProcess(mass, discount, discount + excess).normalize()
 
 
 def _pareto_mixture(
-    mass: TorchDistribution | None,
-    discount: TorchDistribution | None,
-    excess: TorchDistribution | None,
-    pareto_mass: TorchDistribution | None,
-    pareto_scale: TorchDistribution | None,
-) -> NormalizedRandomMeasure:
-    own_mass, sigma, tail_index = _two_indices(mass, discount, excess)
-    beta = pyro.sample("pareto_mass", pareto_mass or _mass())
-    scale = pyro.sample("pareto_scale", pareto_scale or dist.LogNormal(0.0, 1.0))
-    return ParetoMixtureProcess(own_mass, sigma, 1.0, beta, scale, tail_index).normalize()
+    mass: Tensor, discount: Tensor, excess: Tensor, pareto_mass: Tensor, pareto_scale: Tensor
+) -> Any:
+    pareto = pareto_mass, pareto_scale, discount + excess
+    return ParetoMixtureProcess(mass, discount, 1.0, *pareto).normalize()
 
 
-def _generalized_gamma(
-    mass: TorchDistribution | None, discount: TorchDistribution | None
-) -> NormalizedRandomMeasure:
-    own_mass = pyro.sample("mass", mass or _mass())
-    sigma = pyro.sample("discount", discount or dist.Beta(1.0, 1.0))
-    return GeneralizedGammaProcess(own_mass, sigma, 1.0).normalize()
+def _generalized_gamma(mass: Tensor, discount: Tensor) -> Any:
+    return GeneralizedGammaProcess(mass, discount, 1.0).normalize()
 
 
-def _pitman_yor(
-    concentration: TorchDistribution | None, discount: TorchDistribution | None
-) -> PitmanYor:
-    theta = pyro.sample("concentration", concentration or _mass())
-    sigma = pyro.sample("discount", discount or dist.Beta(1.0, 1.0))
-    return PitmanYor(sigma, theta)
-
-
-def _two_indices(
-    mass: TorchDistribution | None,
-    discount: TorchDistribution | None,
-    excess: TorchDistribution | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mass, index at zero and index at infinity."""
-    own_mass = pyro.sample("mass", mass or _mass())
-    sigma = pyro.sample("discount", discount or dist.Beta(1.0, 1.0))
-    difference = pyro.sample("excess", excess or dist.LogNormal(0.0, 1.0))
-    return own_mass, sigma, sigma + difference
-
-
-def _mass() -> TorchDistribution:
-    return dist.LogNormal(5.0, 3.0)
+def _pitman_yor(concentration: Tensor, discount: Tensor) -> PitmanYor:
+    return PitmanYor(discount, concentration)
 
 
 _SITE = "counts"
@@ -235,7 +206,7 @@ _NUM_NEWTON_STEPS = 2
 
 
 class FrequencyModel:
-    r"""Sizes of the clusters of samples of a normalized random measure [1].
+    r"""Sizes of the clusters of samples of a normalized random measure [2].
 
     It comes in four forms, each of which is a Pyro model, with the same posterior of the sites of
     the prior:
@@ -247,7 +218,7 @@ class FrequencyModel:
       some hundred times faster.
     * :meth:`with_scaled_tilt` has it in units that go with the measure, and is the one to sample:
       ``MCMC(IndependenceMetropolis(model.with_scaled_tilt), 100, num_chains=64)``.
-    * :meth:`with_cluster_tilts` has a tilt of each cluster as well, as the sampler of [1] does.
+    * :meth:`with_cluster_tilts` has a tilt of each cluster as well, as the sampler of [2] does.
 
     :param prior: a normalized measure, a Pitman-Yor or a Dirichlet process, or a Pyro model of no
         arguments that returns one; its sample sites are the hyperparameters.
@@ -266,9 +237,7 @@ class FrequencyModel:
     """
 
     def __init__(self, prior: Process | Callable[[], Process]) -> None:
-        if isinstance(prior, type) or not callable(prior):
-            check_process(prior)
-        self.prior = prior
+        self.prior = check_prior(prior)
 
     def __repr__(self) -> str:
         return f"FrequencyModel({self.prior!r})"
@@ -285,7 +254,7 @@ class FrequencyModel:
         """
         if table is None and num_samples is None:
             raise ValueError("table or num_samples must be given, got neither")
-        process = self._own_process()
+        process = process_of(self.prior)
         num_rows = None if table is None else len(_check_table(table))
         number = int(table.prod(-1).sum()) if num_samples is None else num_samples  # type: ignore[union-attr]
         value: Tensor = pyro.sample(_SITE, FrequencyCounts(process, number, num_rows), obs=table)
@@ -299,7 +268,7 @@ class FrequencyModel:
         :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
         :raises TypeError: where the prior returns something else than it should.
         """
-        process, (sizes, numbers) = self._own_process(), _check_table(table).unbind(-1)
+        process, (sizes, numbers) = process_of(self.prior), _check_table(table).unbind(-1)
         if isinstance(process, PitmanYor):
             log_density = _log_closed(process, table)
         else:
@@ -310,15 +279,13 @@ class FrequencyModel:
         r"""Run the model on data, with the auxiliary variable in units that go with the measure.
 
         The site is ``"scaled_tilt"``, :math:`r = u / u_0`, where :math:`u_0` is about the tilt at
-        which as many clusters are expected as there are, two steps of Newton's method for
-        :math:`\log \psi` over :math:`\log u`. It depends little on the hyperparameters, while
-        :math:`u` spans many powers of ten with them, so that samplers move freely; ``"tilt"`` is a
-        deterministic site.
+        which as many clusters are expected as there are. It depends little on the hyperparameters,
+        while :math:`u` spans many powers of ten with them; ``"tilt"`` is a deterministic site.
 
         :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
         :raises TypeError: where the prior returns something else than it should.
         """
-        process, (sizes, numbers) = self._own_process(), _check_table(table).unbind(-1)
+        process, (sizes, numbers) = process_of(self.prior), _check_table(table).unbind(-1)
         if isinstance(process, PitmanYor):
             return _count(table, _log_closed(process, table), process)
         log_unit = _log_unit(process, numbers.sum().double().log())
@@ -328,7 +295,7 @@ class FrequencyModel:
         return _count(table, log_density, process)
 
     def with_cluster_tilts(self, table: Tensor) -> None:
-        r"""Run the model on data, with ``"tilt"`` and the tilts of all clusters as sites [1].
+        r"""Run the model on data, with ``"tilt"`` and the tilts of all clusters as sites [2].
 
         Those are ``"cluster_tilts"``, one for each cluster by rising size. No integral is left but
         that of the Laplace exponent. It is for priors of generalized BFRY and beta prime processes.
@@ -336,7 +303,7 @@ class FrequencyModel:
         :param Tensor table: sizes and numbers of clusters. **Shape:** ``(num_rows, 2)``.
         :raises TypeError: where the prior returns something else.
         """
-        own = self._own_process()
+        own = process_of(self.prior)
         measure: Any = getattr(own, "measure", own)
         tilts, tilt = cluster_tilt_distribution(measure), _positive("tilt").double()
         sizes = _check_table(table)[:, 0].repeat_interleave(table[:, 1])
@@ -360,7 +327,7 @@ class FrequencyModel:
             PitmanYor(discount=0.5, concentration=2.0)
         """
         with poutine.block(), poutine.condition(data=dict(values or {})):
-            return self._own_process()
+            return process_of(self.prior)
 
     law = renamed_attribute("law", "process")
 
@@ -392,8 +359,7 @@ class FrequencyModel:
         """
         samples = check_tensors("samples", samples) if self._sites() else {}
         names = self._sites()
-        if missing := set(names) - set(samples):
-            raise ValueError(f"samples lacks the sites {sorted(missing)}, got {sorted(samples)}")
+        check_sites("samples", samples, names)
         check_integer("num_replicates", num_replicates, 1)
         num_draws = _num_draws({name: samples[name] for name in names})
         tables: list[Tensor] = []
@@ -406,15 +372,7 @@ class FrequencyModel:
 
     def _sites(self) -> list[str]:
         """Names of the hyperparameters."""
-        if isinstance(self.prior, Process):
-            return []
-        with poutine.block(), torch.no_grad():
-            trace = poutine.trace(self.prior).get_trace()
-        nodes = trace.nodes
-        return [name for name in trace.stochastic_nodes if not nodes[name]["is_observed"]]
-
-    def _own_process(self) -> Process:
-        return check_process(self.prior if isinstance(self.prior, Process) else self.prior())
+        return [] if isinstance(self.prior, Process) else sites_of(self.prior)
 
 
 def _check_table(table: Tensor) -> Tensor:
@@ -436,10 +394,8 @@ def _num_draws(samples: Mapping[str, Tensor]) -> int:
 
 
 def _count(table: Tensor, log_density: Tensor, process: Process) -> None:
-    """Add the log density of a table, given in float64 that of one of its partitions.
-
-    Both terms are in the millions, and nearly cancel.
-    """
+    """Add the log density of a table, given that of one of its partitions."""
+    # In float64: both terms are in the millions, and nearly cancel.
     total = log_density + log_num_partitions(table)
     pyro.factor(_SITE, total.to(process.index_at_zero.dtype))
 

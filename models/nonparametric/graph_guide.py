@@ -1,10 +1,6 @@
 """Variational inference for models of graphs, with gamma approximations, and where it starts.
 
-[1] J. Lee, C. Heaukulani, Z. Ghahramani, L. F. James, S. Choi (2017),
-Bayesian inference on random simple graphs with power law degree distributions.
-
-[2] T. Qin, K. Rohe (2013),
-Regularized spectral clustering under the degree-corrected stochastic blockmodel.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 from collections.abc import Callable
@@ -23,7 +19,14 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.optim.lr_scheduler import ExponentialLR
 
-from pyro_ext._checks import check_callable, check_instance, check_integer, check_number, shown
+from pyro_ext._checks import (
+    check_callable,
+    check_instance,
+    check_integer,
+    check_number,
+    check_optional,
+    shown,
+)
 from pyro_ext._optional import optional_module
 from pyro_ext._renamed import renamed_arguments
 from pyro_ext.distributions import RectifiedGamma
@@ -37,14 +40,12 @@ from pyro_ext.models.nonparametric.graph_model import (
 from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph, on_device_of
 from pyro_ext.random import fresh_seed, seeded
 
-__all__ = ["GraphGuide", "spectral_memberships"]
-
 
 @renamed_arguments(share="proportion")
 def spectral_memberships(
     graph: SimpleGraph, num_communities: int, *, proportion: float = 0.9, seed: int = 0
 ) -> Tensor:
-    r"""Memberships from regularized spectral clustering [2].
+    r"""Memberships from regularized spectral clustering [4].
 
     Nodes are clustered by the directions of their rows in the largest eigenvectors of
     :math:`D_\tau^{-1/2} A D_\tau^{-1/2}`, with the mean degree added to each degree in
@@ -101,10 +102,10 @@ _LAST_RATE = 0.05
 
 
 class GraphGuide(PyroModule):
-    r"""Mean-field guide of a :class:`GraphModel` with gamma distributions [1].
+    r"""Mean-field guide of a :class:`GraphModel` with gamma distributions [3].
 
     Weights are gamma variables, rectified at the end of the prior's support where it has one.
-    Hyperparameters are points, as in [1], or what another guide makes of them. Memberships are
+    Hyperparameters are points, as in [3], or what another guide makes of them. Memberships are
     Dirichlet, which are normalized gamma variables, and rates of communities are gamma variables.
 
     It draws once at a time: :class:`~pyro.infer.Trace_ELBO` takes several particles, but not with
@@ -143,11 +144,10 @@ class GraphGuide(PyroModule):
         memberships: Tensor | None = None,
         seed: int | None = None,
     ) -> None:
-        if hyperparameters is not None:
-            check_callable("hyperparameters", hyperparameters, "a function that makes a guide")
-        for argument, value, kind in (("model", model, GraphModel), ("graph", graph, SimpleGraph)):
-            if not isinstance(value, kind):
-                raise TypeError(f"{argument} must be a {kind.__name__}, got {value!r:.80}")
+        wanted = "a function that makes a guide"
+        check_optional(check_callable, "hyperparameters", hyperparameters, wanted)
+        check_instance("model", model, GraphModel, "a GraphModel")
+        check_instance("graph", graph, SimpleGraph, "a SimpleGraph")
         check_num_nodes(model.prior, graph)
         with _local_parameters(), seeded(seed), on_device_of(graph):
             super().__init__(name=type(self).__name__)
@@ -240,18 +240,12 @@ class GraphGuide(PyroModule):
             loss(self.graph, **arguments)  # makes the parameters of the inner guide
             # What that call has checked is checked no more, as in Pyro's MCMC after warm-up.
             unchecked.enter_context(pyro.validation_enabled(False))
-            trainer = Trainer(
-                loss,
-                partial(torch.optim.Adam, lr=learning_rate),
-                scheduler=partial(ExponentialLR, gamma=_LAST_RATE ** (1 / num_steps)),
-            )
+            optimizer = partial(torch.optim.Adam, lr=learning_rate)
+            scheduler = partial(ExponentialLR, gamma=_LAST_RATE ** (1 / num_steps))
+            trainer = Trainer(loss, optimizer, scheduler=scheduler)
+            objective = partial(loss, self.graph, **arguments)
             try:
-                trainer.run(
-                    lambda: loss(self.graph, **arguments),
-                    num_steps,
-                    progress=progress,
-                    description="ELBO",
-                )
+                trainer.run(objective, num_steps, progress=progress, description="ELBO")
             finally:
                 self.losses += trainer.losses
             self._next_seed = None if self.seed is None else fresh_seed(None)
@@ -265,8 +259,7 @@ class GraphGuide(PyroModule):
         :returns: the sites of the model by name. **Shape:** ``(num_samples, *event)`` each.
         """
         check_integer("num_samples", num_samples, 1)
-        local = _local_parameters()
-        with seeded(seed), local, torch.no_grad(), poutine.block():
+        with seeded(seed), _local_parameters(), torch.no_grad(), poutine.block():
             draws = [self() for _ in range(num_samples)]
         return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
 
@@ -300,11 +293,7 @@ class GraphGuide(PyroModule):
 
 
 class _ScarceAtom(RectifiedGamma):
-    """Rectified gamma distribution whose atom, which is costly, is computed for draws at it only.
-
-    Of thousands of weights a few come near the end. It looks at the values, so that it cannot be
-    recorded as a graph, as the distribution that it stands for can.
-    """
+    """Rectified gamma distribution whose costly atom is computed for draws at it only."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, and at ``high`` the logarithm of its probability."""
@@ -329,13 +318,11 @@ def _start(num_nodes: int, number: int, memberships: Tensor | None) -> Tensor:
     if memberships is None:
         memberships = torch.rand(num_nodes, number)
         memberships /= memberships.sum(-1, keepdim=True)
-    wanted = num_nodes, number
-    are_proportions = bool((memberships >= 0).all()) and bool(
-        ((memberships.sum(-1) - 1.0).abs() < 1e-3).all()
-    )
-    if memberships.shape != wanted or not are_proportions:
+    is_one = (memberships.sum(-1) - 1.0).abs() < 1e-3
+    are_proportions = bool((memberships >= 0).all()) and bool(is_one.all())
+    if memberships.shape != (num_nodes, number) or not are_proportions:
         raise ValueError(
             "memberships must be rows of proportions that sum to one, of shape "
-            f"{wanted}, got shape {tuple(memberships.shape)}"
+            f"{(num_nodes, number)}, got shape {tuple(memberships.shape)}"
         )
     return _INITIAL_MEMBERSHIP * memberships + 0.1

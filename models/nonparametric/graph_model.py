@@ -1,11 +1,11 @@
 """Random simple graphs: odds of edges, priors on weights, communities, and the Pyro model.
 
-[1] J. Lee, C. Heaukulani, Z. Ghahramani, L. F. James, S. Choi (2017),
-Bayesian inference on random simple graphs with power law degree distributions.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro
@@ -24,6 +24,7 @@ from pyro_ext._checks import (
     check_instance,
     check_integer,
     check_number,
+    check_optional,
 )
 from pyro_ext.distributions import TruncatedBFRY
 from pyro_ext.models.nonparametric.graph_pairs import (
@@ -35,20 +36,6 @@ from pyro_ext.models.nonparametric.graph_pairs import (
 from pyro_ext.random import fresh_seed
 from pyro_ext.special.operations import may_hold_everywhere
 
-__all__ = [
-    "EdgeOdds",
-    "GraphModel",
-    "MixedMembership",
-    "WeightPrior",
-    "bfry_weights",
-    "check_num_nodes",
-    "estimate_non_edges",
-    "gamma_weights",
-    "graph_log_likelihood",
-    "log_non_edges",
-    "sample_graph",
-]
-
 _MOST_CANDIDATES = 2**22
 _MOST_PAIRS = 2**30  # some minutes
 _ASYMMETRY = 1e-4
@@ -57,7 +44,7 @@ _TINY = 1e-30
 
 @dataclass(frozen=True, eq=False)
 class EdgeOdds:
-    r"""The odds of an edge between any two nodes [1].
+    r"""The odds of an edge between any two nodes [3].
 
     They are :math:`r_{ij} = w_i w_j / L` with positive weights :math:`w_i` and their sum :math:`L`.
     With memberships :math:`V_i`, the proportions of a node in communities, and rates :math:`\Phi`
@@ -83,28 +70,18 @@ class EdgeOdds:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        for name in ("weights", "memberships", "rates"):
-            if name == "weights" or getattr(self, name) is not None:
-                object.__setattr__(self, name, _as_floats(name, getattr(self, name)))
-        if self.weights.dim() != 1 or len(self.weights) < 2:
-            raise ValueError(
-                f"weights must have the shape (num_nodes,), got {tuple(self.weights.shape)}"
-            )
+        parts = {"weights": _as_floats("weights", self.weights, "(num_nodes,)")}
+        number = len(parts["weights"])
+        if number < 2:
+            raise ValueError(f"weights must have the shape (num_nodes,), got ({number},)")
         if (self.memberships is None) != (self.rates is None):
             raise ValueError("memberships and rates must be given together, got one of them")
-        parts = {"weights": self.weights}
-        if self.memberships is not None and self.rates is not None:
-            parts |= {"memberships": self.memberships, "rates": self.rates}
-            if self.memberships.dim() != 2 or len(self.memberships) != len(self.weights):
-                raise ValueError(
-                    f"memberships must have the shape ({len(self.weights)}, num_communities), got "
-                    f"{tuple(self.memberships.shape)}"
-                )
-            if self.rates.shape != (self.memberships.shape[1],) * 2:
-                raise ValueError(
-                    f"rates must have the shape {(self.memberships.shape[1],) * 2}, got "
-                    f"{tuple(self.rates.shape)}"
-                )
+        if self.memberships is not None:
+            members = _as_floats("memberships", self.memberships, f"({number}, num_communities)")
+            shape = str((members.shape[1],) * 2)
+            parts |= {"memberships": members, "rates": _as_floats("rates", self.rates, shape)}
+        for name, part in parts.items():
+            object.__setattr__(self, name, part)
         if Distribution._validate_args:
             _check_values(parts)
 
@@ -114,11 +91,8 @@ class EdgeOdds:
         :param Tensor first: nodes.
         :param Tensor second: nodes; both broadcast against each other.
         """
-        number = len(self.weights)
-        nodes = {
-            name: nodes_of(name, node, number)
-            for name, node in (("first", first), ("second", second))
-        }
+        pairs = {"first": first, "second": second}
+        nodes = {name: nodes_of(name, node, len(self.weights)) for name, node in pairs.items()}
         first, second = as_parameters("EdgeOdds", nodes)
         # Weights underflow where the tail index is near zero.
         log_weights = self.weights.clamp(min=_TINY).log()
@@ -137,8 +111,8 @@ class EdgeOdds:
         return mixed.sum(-1).clamp(min=_TINY).log()
 
 
-def _as_floats(argument: str, value: Any) -> Tensor:
-    tensor = as_tensor(argument, value)
+def _as_floats(argument: str, value: Any, shape: str) -> Tensor:
+    tensor = as_tensor(argument, value, shape)
     return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
 
 
@@ -159,11 +133,7 @@ def _check_values(parts: dict[str, Tensor]) -> None:
 
 
 def log_non_edges(odds: EdgeOdds, graph: SimpleGraph) -> Tensor:
-    r"""The sum of :math:`-\log(1 + r_{ij})` over all pairs that are observed.
-
-    Blocks of pairs are computed anew for gradients, which keeps memory linear in the number of
-    edges. Time is quadratic in the number of nodes.
-    """
+    r"""The sum of :math:`-\log(1 + r_{ij})` over all pairs that are observed."""
     check_odds("odds", odds, graph.num_nodes)
 
     def block_sum(first: Tensor, second: Tensor) -> Tensor:
@@ -173,11 +143,9 @@ def log_non_edges(odds: EdgeOdds, graph: SimpleGraph) -> Tensor:
     blocks = list(graph.row_blocks())
     if len(blocks) == 1:
         return block_sum(*blocks[0])
-    sums = [
-        checkpoint(block_sum, *block, use_reentrant=False, preserve_rng_state=False)
-        for block in blocks
-    ]
-    return torch.stack(sums).sum()
+    # Computed anew for gradients, so that memory stays linear in the number of edges.
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    return torch.stack([again(block_sum, *block) for block in blocks]).sum()
 
 
 def graph_log_likelihood(odds: EdgeOdds, graph: SimpleGraph) -> Tensor:
@@ -229,11 +197,6 @@ def estimate_non_edges(odds: EdgeOdds, pairs: PairSample) -> Tensor:
 def sample_graph(odds: EdgeOdds, *, seed: int | None = None) -> SimpleGraph:
     r"""Draw a graph, in time that is linear in the sum of the weights or the number of pairs.
 
-    Edges are present where a Poisson process of rate :math:`\log(1 + r_{ij})` has points, which has
-    the probability :math:`r_{ij} / (1 + r_{ij})`. Its points are thinned from those of a process of
-    rate :math:`w_i w_j \max \Phi / L`, whose nodes are independent. Where these are more than there
-    are pairs, each pair is drawn by itself.
-
     :param EdgeOdds odds: of edges.
     :param int seed: of the draw; by default one from PyTorch's generator.
     :raises ValueError: where it would take more than a billion of either.
@@ -257,6 +220,8 @@ def sample_graph(odds: EdgeOdds, *, seed: int | None = None) -> SimpleGraph:
         )
     if float(mean) > num_pairs:
         return _draw_all_pairs(odds, generator)
+    # There is an edge where a Poisson process of rate log(1 + r) has points, which are thinned from
+    # those of one of rate w w' max(rates) / L, whose nodes are independent.
     waiting = int(torch.poisson(mean, generator=generator))
     codes = torch.empty(0, dtype=torch.int64, device=device)
     while waiting > 0:
@@ -296,7 +261,7 @@ _MOST_DISCOUNT = 1.0 - 1e-6
 
 
 def bfry_weights(num_nodes: int, truncation: float = 1.0) -> WeightPrior:
-    r"""Prior of weights with a power law, truncated at :math:`C = N^\beta` [1].
+    r"""Prior of weights with a power law, truncated at :math:`C = N^\beta` [3].
 
     Weights are truncated BFRY variables. Numbers of nodes whose degree exceeds :math:`d` then fall
     as :math:`d^{-\alpha}`, for degrees well below :math:`C`.
@@ -312,13 +277,12 @@ def bfry_weights(num_nodes: int, truncation: float = 1.0) -> WeightPrior:
         >>> bfry_weights(100)().high
         tensor(100.)
     """
-    return _BFRYWeights(
-        check_integer("num_nodes", num_nodes, 2), check_number("truncation", truncation, above=0)
-    )
+    check_integer("num_nodes", num_nodes, 2)
+    return _BFRYWeights(num_nodes, check_number("truncation", truncation, above=0))
 
 
 def gamma_weights() -> WeightPrior:
-    """Prior of weights without a power law: gamma variables of rate one, the baseline of [1].
+    """Prior of weights without a power law: gamma variables of rate one, the baseline of [3].
 
     :returns: a Pyro model with the site ``"concentration"``, log-normal with median 1 and a factor
         of :math:`e^2`. It returns the distribution of a weight.
@@ -340,9 +304,8 @@ class _BFRYWeights:
 
     def __call__(self) -> TorchDistributionMixin:
         largest = min(_MOST_DISCOUNT, 1.0 / self.truncation)
-        discount = pyro.sample(
-            "discount", dist.Uniform(torch.tensor(_LEAST_DISCOUNT), torch.tensor(largest))
-        )
+        prior = dist.Uniform(torch.tensor(_LEAST_DISCOUNT), torch.tensor(largest))
+        discount = pyro.sample("discount", prior)
         return TruncatedBFRY(discount, float(self.num_nodes) ** self.truncation)
 
 
@@ -362,7 +325,7 @@ def check_num_nodes(prior: WeightPrior, graph: SimpleGraph) -> None:
 
 
 class MixedMembership:
-    r"""Prior of communities, each of which a node belongs to in a proportion [1].
+    r"""Prior of communities, each of which a node belongs to in a proportion [3].
 
     Memberships are :math:`V_i \sim \text{Dirichlet}(\gamma)` and rates :math:`\Phi_{kl} =
     \Phi_{lk} \sim \text{Gamma}(a, a)`, of mean one. The paper says that its model extends to
@@ -414,7 +377,7 @@ class MixedMembership:
 
 
 class GraphModel:
-    r"""A simple graph with independent edges of odds :math:`r_{ij} = w_i w_j / L` [1].
+    r"""A simple graph with independent edges of odds :math:`r_{ij} = w_i w_j / L` [3].
 
     The weights :math:`w_i` are those of the prior, and :math:`L` is their sum. A node has about
     :math:`w_i` edges where its weight is small against :math:`\sqrt L`. Pairs that are held out
@@ -422,11 +385,8 @@ class GraphModel:
 
     It is a Pyro model of a graph, with the site ``"weights"`` beside those of the prior. Over all
     pairs it takes time that is quadratic in the number of nodes, and linear memory. With
-    ``num_pairs`` the pairs are a random sample and with ``num_edges`` the edges are, and the log
-    density is an estimate without bias. ``num_pairs`` is for SVI, as in :meth:`GraphGuide.fit`: the
-    pairs come from PyTorch's generator within the model, which a
-    :class:`~pyro_ext.potential.Potential` refuses. Samplers that follow gradients take all pairs,
-    with minibatches of the edges or without.
+    ``num_pairs``, which is for SVI alone, the pairs are a random sample and with ``num_edges`` the
+    edges are, and the log density is an estimate without bias.
 
     :param prior: a Pyro model of no arguments that returns the distribution of a weight.
     :param MixedMembership communities: prior of communities; by default there are none.
@@ -442,8 +402,8 @@ class GraphModel:
 
     def __init__(self, prior: WeightPrior, communities: MixedMembership | None = None) -> None:
         check_callable("prior", prior, "a Pyro model of no arguments", or_class=False)
-        if communities is not None and not isinstance(communities, MixedMembership):
-            raise TypeError(f"communities must be a MixedMembership, got {communities!r:.80}")
+        kind = "a MixedMembership or None"
+        check_optional(check_instance, "communities", communities, MixedMembership, kind)
         self.prior = prior
         self.communities = communities
 
@@ -460,15 +420,13 @@ class GraphModel:
         :raises ValueError: for numbers out of range, and a prior for graphs of another size.
         """
         check_num_nodes(self.prior, graph)
-        if num_edges is not None:
-            check_integer("num_edges", num_edges, 1)
-            if num_edges > max(graph.num_edges, 1):
-                raise ValueError(
-                    f"num_edges must be at most {graph.num_edges}, the number of edges of the "
-                    f"graph, got {num_edges}"
-                )
-        if num_pairs is not None:
-            check_integer("num_pairs", num_pairs, 1)
+        check_optional(check_integer, "num_edges", num_edges, 1)
+        if num_edges is not None and num_edges > max(graph.num_edges, 1):
+            raise ValueError(
+                f"num_edges must be at most {graph.num_edges}, the number of edges of the graph, "
+                f"got {num_edges}"
+            )
+        check_optional(check_integer, "num_pairs", num_pairs, 1)
         with on_device_of(graph):
             odds = self.odds(graph.num_nodes)
         if graph.num_edges:

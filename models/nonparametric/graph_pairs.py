@@ -8,11 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number
+from pyro_ext._checks import (
+    as_tensor,
+    check_instance,
+    check_integer,
+    check_number,
+    check_optional,
+)
 from pyro_ext._renamed import renamed_attribute
 from pyro_ext.random import chain_keys, philox
-
-__all__ = ["HeldOutPairs", "PairSample", "SimpleGraph", "UnseenPairs", "draw_nodes", "on_device_of"]
 
 _WORDS = 2**32
 _LARGEST_BLOCK = 2**18
@@ -21,9 +25,6 @@ _LARGEST_BLOCK = 2**18
 @dataclass(frozen=True)
 class HeldOutPairs:
     """A random set of pairs of nodes, edges and non-edges alike, which takes no memory.
-
-    Whether it holds a pair is a function of the pair and the seed, so it needs no list, which would
-    grow with the square of the number of nodes.
 
     :param float fraction: the probability of each pair, in [0, 1).
     :param int seed: says which pairs.
@@ -46,8 +47,8 @@ class HeldOutPairs:
         """Check the arguments."""
         check_number("fraction", self.fraction, least=0, below=1)
         check_integer("seed", self.seed, 0)
-        if self.others is not None:
-            check_instance("others", self.others, HeldOutPairs, "HeldOutPairs or None")
+        wanted = "HeldOutPairs or None"
+        check_optional(check_instance, "others", self.others, HeldOutPairs, wanted)
         if self.seed in self._other_seeds():
             raise ValueError(
                 f"seed must differ from those of pairs that are held out already, got {self.seed}"
@@ -132,13 +133,12 @@ class SimpleGraph:
     def __post_init__(self) -> None:
         """Check the arguments, and sort the edges."""
         check_integer("num_nodes", self.num_nodes, 2)
-        edges = as_tensor("edges", self.edges, allow_empty=True)
-        if edges.is_floating_point() or edges.dtype == torch.bool:
+        edges = self.edges
+        if isinstance(edges, Tensor) and edges.dtype == torch.bool:
             raise TypeError(f"edges must be integers, got {edges.dtype}")
-        if edges.dim() != 2 or edges.shape[-1] != 2:
-            raise ValueError(f"edges must have shape (num_edges, 2), got {tuple(edges.shape)}")
-        if self.held_out is not None:
-            check_instance("held_out", self.held_out, HeldOutPairs, "HeldOutPairs or None")
+        edges = as_tensor("edges", edges, "(num_edges, 2)", kind="integers", allow_empty=True)
+        wanted = "HeldOutPairs or None"
+        check_optional(check_instance, "held_out", self.held_out, HeldOutPairs, wanted)
         low, high = edges.long().sort(-1).values.unbind(-1)
         if bool(((low < 0) | (high >= self.num_nodes)).any()):
             raise ValueError(
@@ -148,8 +148,7 @@ class SimpleGraph:
         if bool((low == high).any()):
             loop = int(low[low == high][0])
             raise ValueError(f"edges must join different nodes, got a loop at {loop}")
-        codes = (low * self.num_nodes + high).unique()
-        edges = torch.stack([codes // self.num_nodes, codes % self.num_nodes], -1)
+        edges = self._pairs_of((low * self.num_nodes + high).unique())
         object.__setattr__(self, "edges", edges)
         if self.held_out is not None and bool(self.held_out.contains(*edges.T).any()):
             raise ValueError("edges must not be among the pairs that are held out; see hold_out")
@@ -204,8 +203,8 @@ class SimpleGraph:
     def row_blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All pairs of nodes, as blocks of some nodes with those that follow the first of them.
 
-        A block takes memory that is linear in the number of nodes and edges. Each pair comes once
-        with the smaller node first; those whose first node is not smaller do not count.
+        Each pair comes once with the smaller node first; those whose first node is not smaller do
+        not count.
 
         :returns: nodes of shapes ``(num_rows, 1)`` and ``(1, num_nodes)``, block after block.
         """
@@ -218,12 +217,11 @@ class SimpleGraph:
         r"""Draw pairs for estimates of sums over all pairs that are observed.
 
         Both nodes of a pair come independently from probabilities :math:`q_i \propto D_i + 1`, with
-        the degrees :math:`D_i`. So pairs come often where an edge is likely, and the estimate
+        the degrees :math:`D_i`, so that pairs come often where an edge is likely. The estimate
 
         .. math:: \sum_{i < j} f_{ij} \approx \frac{1}{n} \sum_{(i, j)} \frac{f_{ij}}{2 q_i q_j}
 
-        has no bias, and little variance where :math:`f_{ij}` is about proportional to
-        :math:`D_i D_j`. The draws come from PyTorch's generator.
+        has no bias. The draws come from PyTorch's generator.
 
         :param int num_pairs: :math:`n`.
         """
@@ -254,8 +252,7 @@ class SimpleGraph:
             >>> train.num_edges + int(test.is_edge.sum())
             300
         """
-        if max_non_edges is not None:
-            check_integer("max_non_edges", max_non_edges, 1)
+        check_optional(check_integer, "max_non_edges", max_non_edges, 1)
         held_out = HeldOutPairs(fraction, seed)
         is_out = held_out.contains(*self.edges.T)
         every = HeldOutPairs(fraction, seed, self.held_out)
@@ -302,7 +299,9 @@ class SimpleGraph:
             keep = is_out & ~self.has_edge(low, high)
             codes = torch.cat([codes, (low * self.num_nodes + high)[keep]]).unique()
         chosen = torch.randperm(len(codes), generator=generator, device=codes.device)[:number]
-        codes = codes[chosen]
+        return self._pairs_of(codes[chosen])
+
+    def _pairs_of(self, codes: Tensor) -> Tensor:
         return torch.stack([codes // self.num_nodes, codes % self.num_nodes], -1)
 
     def _generator(self, held_out: HeldOutPairs) -> torch.Generator:

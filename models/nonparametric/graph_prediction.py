@@ -1,7 +1,6 @@
 """Prediction of edges: scores of pairs, simulated graphs, and the choice of a truncation.
 
-[1] J. Lee, C. Heaukulani, Z. Ghahramani, L. F. James, S. Choi (2017),
-Bayesian inference on random simple graphs with power law degree distributions.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 import math
@@ -13,7 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number, check_sequence
+from pyro_ext._checks import (
+    as_tensor,
+    check_instance,
+    check_integer,
+    check_number,
+    check_optional,
+    check_sequence,
+)
 from pyro_ext._optional import optional_module
 from pyro_ext.models.nonparametric.graph_guide import GraphGuide, spectral_memberships
 from pyro_ext.models.nonparametric.graph_model import (
@@ -21,22 +27,11 @@ from pyro_ext.models.nonparametric.graph_model import (
     GraphModel,
     MixedMembership,
     bfry_weights,
-    check_odds,
     nodes_of,
     sample_graph,
 )
 from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph, UnseenPairs, on_device_of
 from pyro_ext.random import fresh_seed, seeded
-
-__all__ = [
-    "LinkScores",
-    "cross_validate_truncation",
-    "degree_odds",
-    "erdos_renyi_odds",
-    "log_link_probabilities",
-    "score_links",
-    "simulate_graphs",
-]
 
 _PAIRS_AT_ONCE = 2**18
 
@@ -72,22 +67,18 @@ def log_link_probabilities(
         >>> present.exp(), absent.exp()
         (tensor([0.6250]), tensor([0.3750]))
     """
-    odds = check_sequence("odds", odds, "a list of EdgeOdds")
-    for draw in odds:
-        check_odds("odds", draw)
+    odds = check_sequence("odds", odds, "a list of EdgeOdds", kind=EdgeOdds)
     number = len(odds[0].weights)
     first = as_tensor("first", nodes_of("first", first, number), "(num_pairs,)")
     second = as_tensor("second", nodes_of("second", second, number), f"({len(first)},)")
     parts = []
     with torch.no_grad():
-        for left, right in zip(
-            first.split(_PAIRS_AT_ONCE), second.split(_PAIRS_AT_ONCE), strict=True
-        ):
-            logits = [draw.log(left, right) for draw in odds]
-            present = torch.stack([logsigmoid(value) for value in logits]).logsumexp(0)
-            absent = torch.stack([logsigmoid(-value) for value in logits]).logsumexp(0)
-            parts.append((present - math.log(len(odds)), absent - math.log(len(odds))))
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        for left, right in torch.stack([first, second]).split(_PAIRS_AT_ONCE, 1):
+            logits = torch.stack([draw.log(left, right) for draw in odds])
+            both = torch.stack([logsigmoid(logits), logsigmoid(-logits)])
+            parts.append(both.logsumexp(1) - math.log(len(odds)))
+    present, absent = torch.cat(parts, 1)
+    return present, absent
 
 
 def score_links(odds: Sequence[EdgeOdds], test: UnseenPairs) -> LinkScores:
@@ -199,14 +190,13 @@ def cross_validate_truncation(
     max_non_edges: int | None = None,
     seed: int = 0,
 ) -> dict[float, Tensor]:
-    r"""Log likelihoods of held-out pairs at each truncation :math:`\beta` of the weights [1].
+    r"""Log likelihoods of held-out pairs at each truncation :math:`\beta` of the weights [3].
 
     At each split some of the observed pairs are held out, the same for all truncations, and a
-    :class:`GraphGuide` is fitted to the rest. Splits are random, and may have pairs in common;
-    those of [1] are parts of one partition.
+    :class:`GraphGuide` is fitted to the rest. Unlike in [3], splits may have pairs in common.
 
     :param SimpleGraph graph: the graph; pairs of it that are held out already play no part.
-    :param truncations: of :func:`bfry_weights`; the default is that of [1].
+    :param truncations: of :func:`bfry_weights`; the default is that of [3].
     :param MixedMembership communities: prior of communities, which start at
         :func:`spectral_memberships`; by default there are none.
     :param int num_splits: how many times pairs are held out.
@@ -233,8 +223,8 @@ def cross_validate_truncation(
     for number in truncations:
         check_number("truncations", number, above=0)
     check_instance("graph", graph, SimpleGraph, "a SimpleGraph")
-    if communities is not None:
-        check_instance("communities", communities, MixedMembership, "a MixedMembership or None")
+    wanted = "a MixedMembership or None"
+    check_optional(check_instance, "communities", communities, MixedMembership, wanted)
     check_number("fraction", fraction, above=0, below=1)
     priors = {beta: bfry_weights(graph.num_nodes, beta) for beta in truncations}
     scores: dict[float, list[float]] = {beta: [] for beta in priors}

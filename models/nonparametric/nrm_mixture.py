@@ -1,11 +1,11 @@
 """Mixtures of conjugate clusters over the random partitions of normalized random measures.
 
-[1] S. Favaro, Y. W. Teh (2013), MCMC for normalized random measure mixture models.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import pyro
 import pyro.poutine as poutine
@@ -18,10 +18,9 @@ from pyro_ext.diagnostics.partitions import canonical_labels
 from pyro_ext.distributions import ConjugateCluster, PartitionedBlock
 from pyro_ext.random_measures import NormalizedRandomMeasure, PitmanYor
 
-__all__ = ["Process", "NRMMixture", "check_process", "log_predictive_weights"]
-
 Process = NormalizedRandomMeasure | PitmanYor
 Sites = Mapping[str, Tensor]
+Value = TypeVar("Value")
 
 # The quadrature of so many draws at a time stays within some ten megabytes.
 _DRAWS_AT_ONCE = 50
@@ -67,13 +66,12 @@ class NRMMixture:
         prior: Process | Callable[[], Process],
         cluster: ConjugateCluster | Callable[[], ConjugateCluster],
     ) -> None:
-        if isinstance(prior, type) or not callable(prior):
-            check_process(prior)
+        self.prior = check_prior(prior)
         if not isinstance(cluster, ConjugateCluster) and (
             isinstance(cluster, type | Distribution) or not callable(cluster)
         ):
             raise TypeError(_wrong_cluster(cluster))
-        self.prior, self.cluster = prior, cluster
+        self.cluster = cluster
 
     def __repr__(self) -> str:
         return f"NRMMixture({self.prior!r}, {self.cluster!r})"
@@ -91,7 +89,7 @@ class NRMMixture:
             raise ValueError(
                 f"either x or num_points must be given, got x={x!r:.80} and num_points={num_points}"
             )
-        process, cluster = self._process(), self._cluster()
+        process, cluster = self._parts()
         data = None if x is None else _check_points("x", x, cluster)
         number: Any = num_points if data is None else len(data)
         labels = pyro.sample("assignment", process.partition(number))
@@ -121,16 +119,10 @@ class NRMMixture:
         if hyperparameters is not None:
             check_mapping("hyperparameters", hyperparameters, "a dict of values by site")
         values = dict(hyperparameters or {})
-        self._check_sites("hyperparameters", values)
+        check_sites("hyperparameters", values, sites_of(self._parts))
         x = as_tensor("x", x, "(n, ...)", finite=True)
         assignment = as_tensor("assignment", assignment, f"({len(x)},)", kind="integers")
-        labels = canonical_labels(assignment)
-        if labels.shape != (len(x),):
-            raise ValueError(
-                f"assignment must have shape ({len(x)},), one label a point, got "
-                f"{tuple(labels.shape)}"
-            )
-        values["assignment"] = labels
+        values["assignment"] = canonical_labels(assignment)
         with poutine.block():
             trace = poutine.trace(poutine.condition(self.__call__, data=values)).get_trace(x)
         return torch.as_tensor(trace.log_prob_sum())
@@ -144,9 +136,6 @@ class NRMMixture:
         ``predictive`` of the process, :math:`w_c`, with its auxiliary variable integrated out:
 
         .. math:: p(x_* | x, \text{draw}) = \sum_c w_c \, p(x_* | x_c) + w_\text{new} \, p(x_*) .
-
-        It does not depend on how clusters are numbered. Of a measure whose hyperparameters are
-        sampled, a draw takes some ten milliseconds.
 
         :param Tensor x_new: points. **Shape:** ``(num_new, d)``, or ``(num_new,)`` where ``d`` is
             one.
@@ -203,13 +192,8 @@ class NRMMixture:
             tensor([0, 1])
         """
         x = as_tensor("x", x, "(n, ...)", finite=True)
-        estimate = canonical_labels(labels)
-        if estimate.shape != (len(x),):
-            raise ValueError(
-                f"labels must have shape ({len(x)},), one label a point, got "
-                f"{tuple(estimate.shape)}"
-            )
-        found = torch.nn.functional.one_hot(estimate)
+        labels = as_tensor("labels", labels, f"({len(x)},)", kind="integers")
+        found = torch.nn.functional.one_hot(canonical_labels(labels))
         total, number = torch.zeros(()), 0
         for draw, logs in self._log_joins(x_new, x, samples):
             both = torch.nn.functional.one_hot(draw).T @ found
@@ -225,59 +209,45 @@ class NRMMixture:
         """Labels of each draw, and log densities of new points in its clusters, a new one last."""
         x = as_tensor("x", x, "(n, ...)", finite=True)
         samples = check_tensors("samples", samples)
-        self._check_sites("samples", samples, "assignment")
+        names = sites_of(self._parts)
+        check_sites("samples", samples, ["assignment", *names])
         labels = canonical_labels(samples["assignment"])
         if labels.dim() != 2 or labels.shape[-1] != len(x):
             raise ValueError(
                 f"samples['assignment'] must have shape (num_draws, {len(x)}), with the draws of "
                 f"all chains on one axis, got {tuple(labels.shape)}"
             )
-        names = self._site_names()
         if wrong := [name for name in names if samples[name].shape[:1] != labels.shape[:1]]:
             shapes = {name: tuple(samples[name].shape) for name in wrong}
             raise ValueError(f"samples must have {len(labels)} draws of each site, got {shapes}")
         with torch.no_grad():
-            draws = self._draws({name: samples[name] for name in names}, len(labels))
+            draws = draws_of(self._parts, {name: samples[name] for name in names}, len(labels))
             _, cluster = draws[0]
             old, new = _check_points("x", x, cluster), _check_points("x_new", x_new, cluster)
             log_weights = log_predictive_weights([process for process, _ in draws], labels)
             for (_, cluster), own, weights in zip(draws, labels, log_weights, strict=True):
                 yield own, _log_memberships(new, old, cluster, own, weights)
 
-    def _process(self) -> Process:
-        return check_process(self.prior if isinstance(self.prior, Process) else self.prior())
-
-    def _cluster(self) -> ConjugateCluster:
-        is_law = isinstance(self.cluster, ConjugateCluster)
-        cluster: Any = self.cluster if is_law else self.cluster()
+    def _parts(self) -> tuple[Process, ConjugateCluster]:
+        process = process_of(self.prior)
+        is_cluster = isinstance(self.cluster, ConjugateCluster)
+        cluster: Any = self.cluster if is_cluster else self.cluster()
         if not isinstance(cluster, ConjugateCluster) or cluster.batch_shape:
             raise TypeError(_wrong_cluster(cluster))
-        return cluster
-
-    def _parts(self) -> tuple[Process, ConjugateCluster]:
-        return self._process(), self._cluster()
-
-    def _site_names(self) -> list[str]:
-        with poutine.block(), torch.no_grad():
-            trace = poutine.trace(self._parts).get_trace()
-        nodes = trace.nodes
-        return [name for name in trace.stochastic_nodes if not nodes[name]["is_observed"]]
-
-    def _check_sites(self, argument: str, values: Sites, *more: str) -> None:
-        if lacking := {*more, *self._site_names()} - set(values):
-            raise ValueError(f"{argument} lacks the sites {sorted(lacking)}, got {sorted(values)}")
-
-    def _draws(self, values: Sites, number: int) -> list[tuple[Process, ConjugateCluster]]:
-        """Process and cluster of each draw, one and the same where there are no hyperparameters."""
-        with poutine.block():
-            if not values:
-                return [self._parts()] * number
-            rows = [{name: value[i] for name, value in values.items()} for i in range(number)]
-            return [poutine.condition(self._parts, data=row)() for row in rows]
+        return process, cluster
 
 
-def check_process(value: object) -> Process:
-    """The process that a prior is or returned."""
+def check_prior(prior: Any) -> Any:
+    """A process, or what may be a model that returns one."""
+    return _check_process(prior) if isinstance(prior, type) or not callable(prior) else prior
+
+
+def process_of(prior: Process | Callable[[], Process]) -> Process:
+    """The process that a prior is or returns."""
+    return _check_process(prior if isinstance(prior, Process) else prior())
+
+
+def _check_process(value: object) -> Process:
     if not isinstance(value, Process) or value.batch_shape:
         raise TypeError(
             "prior must be or return a normalized measure, a PitmanYor or a DirichletProcess "
@@ -286,12 +256,29 @@ def check_process(value: object) -> Process:
     return value
 
 
-def log_predictive_weights(processes: list[Process], labels: Tensor) -> Tensor:
-    """Log probabilities that a further point joins each cluster, the last that of a new one.
+def sites_of(model: Callable[[], Any]) -> list[str]:
+    """Names of the hyperparameters that a model samples."""
+    with poutine.block(), torch.no_grad():
+        return list(poutine.trace(model).get_trace().stochastic_nodes)
 
-    Shapes: labels (num_draws, n); returns (num_draws, most + 1), most the largest number of
-    clusters.
-    """
+
+def check_sites(argument: str, values: Sites, names: Iterable[str]) -> None:
+    """Check that values of all sites are there."""
+    if lacking := set(names) - set(values):
+        raise ValueError(f"{argument} lacks the sites {sorted(lacking)}, got {sorted(values)}")
+
+
+def draws_of(model: Callable[[], Value], values: Sites, number: int) -> list[Value]:
+    """What a model returns at each draw of its sites, one and the same where it has none."""
+    with poutine.block():
+        if not values:
+            return [model()] * number
+        rows = [{name: value[i] for name, value in values.items()} for i in range(number)]
+        return [poutine.condition(model, data=row)() for row in rows]
+
+
+def log_predictive_weights(processes: list[Process], labels: Tensor) -> Tensor:
+    """Log probabilities that a further point joins each cluster of a draw, a new one last."""
     most = int(labels.max()) + 1
     counts = torch.stack([row.bincount(minlength=most) for row in labels])
     if all(one is processes[0] for one in processes):

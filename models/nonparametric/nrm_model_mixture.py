@@ -1,14 +1,14 @@
 r"""Mixtures over random partitions whose clusters are any Pyro model.
 
-[1] S. Favaro, Y. W. Teh (2013), MCMC for normalized random measure mixture models.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import pyro
-import pyro.poutine as poutine
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -17,10 +17,16 @@ from torch.utils import _pytree as pytree
 
 from pyro_ext._checks import check_integer, check_sequence, check_tensors
 from pyro_ext.diagnostics.partitions import canonical_labels
-from pyro_ext.models.nonparametric.nrm_mixture import Process, check_process, log_predictive_weights
+from pyro_ext.models.nonparametric.nrm_mixture import (
+    Process,
+    check_prior,
+    check_sites,
+    draws_of,
+    log_predictive_weights,
+    process_of,
+    sites_of,
+)
 from pyro_ext.potential import PointPotential, Potential
-
-__all__ = ["NRMModelMixture"]
 
 Samples = Mapping[str, Tensor]
 
@@ -68,12 +74,11 @@ class NRMModelMixture:
         *,
         shared: Collection[str] = (),
     ) -> None:
-        if isinstance(prior, type) or not callable(prior):
-            check_process(prior)
+        self.prior = check_prior(prior)
         if isinstance(cluster, type | Distribution) or not callable(cluster):
             raise TypeError(f"cluster must be a Pyro model, got {cluster!r:.80}")
         shared = check_sequence("shared", shared, "a list of names of sites", 0, str)
-        self.prior, self.cluster, self.shared = prior, cluster, tuple(shared)
+        self.cluster, self.shared = cluster, tuple(shared)
 
     def __repr__(self) -> str:
         return f"NRMModelMixture({self.prior!r}, {self.cluster!r}, shared={self.shared!r})"
@@ -91,16 +96,15 @@ class NRMModelMixture:
         sizes = [len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()]
         if not sizes:
             raise ValueError("an argument must be a tensor with a row for each point")
-        labels: Tensor = pyro.sample("assignment", self._process().partition(sizes[0]))
+        labels: Tensor = pyro.sample("assignment", process_of(self.prior).partition(sizes[0]))
         common: dict[str, Tensor] = {}
+
+        def of_members(leaf: Any, is_member: Tensor) -> Any:
+            has_rows = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == sizes[0]
+            return leaf[is_member] if has_rows else leaf
+
         for number, label in enumerate(labels.unique().tolist()):
-            is_member = labels == label
-            own = [
-                leaf[is_member]
-                if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == sizes[0]
-                else leaf
-                for leaf in leaves
-            ]
+            own = [of_members(leaf, labels == label) for leaf in leaves]
             own_args, own_kwargs = pytree.tree_unflatten(own, tree)
             with _ClusterSites(number, self.shared, common):
                 self.cluster(*own_args, **own_kwargs)
@@ -123,8 +127,6 @@ class NRMModelMixture:
         .. math:: p(x_* | \text{draw}) = \sum_c w_c \, p(x_* | \theta_c)
                   + w_\text{new} \, \frac{1}{S} \sum_s p(x_* | \theta_s) .
 
-        It does not depend on how clusters are numbered.
-
         :param dict samples: draws of :class:`~pyro_ext.inference.partitions.AuxiliaryGibbs`, as
             ``get_samples`` of MCMC gives them.
         :param args: arguments of ``cluster`` for the new points.
@@ -142,37 +144,23 @@ class NRMModelMixture:
         whole = Potential(self.cluster, *args, **kwargs)
         labels = self._check(samples, points)
         with torch.no_grad():
-            log_weights = log_predictive_weights(self._processes(samples, len(labels)), labels)
+            names = sites_of(partial(process_of, self.prior))
+            check_sites("samples", samples, names)
+            values = {name: samples[name] for name in names}
+            processes = draws_of(partial(process_of, self.prior), values, len(labels))
+            log_weights = log_predictive_weights(processes, labels)
             positions = _occupied(samples, labels, points)
             fresh = self._fresh(samples, points, len(labels), num_prior_draws)
             own = _log_likelihood(whole, points, positions)
             new = _log_likelihood(whole, points, fresh).logsumexp(1) - math.log(len(fresh[0]))
             is_there = torch.arange(own.shape[1]) <= labels.max(1, keepdim=True).values
             log_own = torch.where(is_there, log_weights[:, :-1], -torch.inf)
-            values = torch.logaddexp(
-                (log_own.unsqueeze(-1) + own).logsumexp(1), log_weights[:, -1:] + new
-            )
-        return values if by_draw else values.logsumexp(0) - math.log(len(values))
-
-    def _process(self) -> Process:
-        return check_process(self.prior if isinstance(self.prior, Process) else self.prior())
-
-    def _processes(self, samples: Samples, number: int) -> list[Process]:
-        with poutine.block():
-            trace = poutine.trace(self._process).get_trace()
-            names = [name for name in trace.stochastic_nodes]
-            if lacking := set(names) - set(samples):
-                raise ValueError(
-                    f"samples lacks the sites {sorted(lacking)}, got {sorted(samples)}"
-                )
-            if not names:
-                return [self._process()] * number
-            rows = [{name: samples[name][i] for name in names} for i in range(number)]
-            return [poutine.condition(self._process, data=row)() for row in rows]
+            joined = (log_own.unsqueeze(-1) + own).logsumexp(1)
+            logs = torch.logaddexp(joined, log_weights[:, -1:] + new)
+        return logs if by_draw else logs.logsumexp(0) - math.log(len(logs))
 
     def _check(self, samples: Samples, points: PointPotential) -> Tensor:
-        if lacking := {"assignment", *points.sites} - set(samples):
-            raise ValueError(f"samples lacks the sites {sorted(lacking)}, got {sorted(samples)}")
+        check_sites("samples", samples, ["assignment", *points.sites])
         labels = canonical_labels(samples["assignment"])
         if labels.dim() != 2:
             raise ValueError(
@@ -218,10 +206,7 @@ class _ClusterSites(Messenger):
 
 
 def _occupied(samples: Samples, labels: Tensor, points: PointPotential) -> Tensor:
-    """Positions of the clusters of each draw, padded by the first.
-
-    **Shape:** ``(num_draws, most, size)``.
-    """
+    """Positions of the clusters of each draw, padded by the first, ``(num_draws, most, size)``."""
     most = int(labels.max()) + 1
     is_first = labels.unsqueeze(1) == torch.arange(most).unsqueeze(-1)
     first = is_first.int().argmax(-1)  # zero, the first point, for a cluster that is not there

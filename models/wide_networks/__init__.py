@@ -8,6 +8,13 @@ weights: Gaussian process mixture limit, heavy tails, sparsity and compressibili
 
 [2] F. Caron, F. Ayed, P. Jung, H. Lee, J. Lee, H. Yang (2023), Over-parameterised shallow neural
 networks with asymmetrical node scaling: global convergence guarantees and feature learning.
+
+[3] Y. Cho, L. K. Saul (2009), Kernel methods for deep learning.
+
+[4] C. M. Carvalho, N. G. Polson, J. G. Scott (2010), The horseshoe estimator for sparse signals.
+
+[5] J. Piironen, A. Vehtari (2017), Sparsity information and regularization in the horseshoe and
+other shrinkage priors.
 """
 
 from pyro_ext.models.wide_networks.gaussian_processes import (

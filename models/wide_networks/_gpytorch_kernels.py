@@ -10,23 +10,19 @@ from pyro_ext.models.wide_networks.limit import propagate, relu_covariance, step
 
 
 class NetworkKernel(gpytorch.kernels.Kernel):
-    """Kernel of an infinitely wide ReLU network whose nodes have equal variances.
-
-    Both variances are positive parameters, which GPyTorch can fit.
-
-    :param int num_hidden: number of hidden layers.
-    :param float weight_variance: of the weights, where it starts.
-    :param float bias_variance: of the biases; with zero there are none.
-    """
+    """Kernel of an infinitely wide ReLU network whose nodes have equal variances, to be fitted."""
 
     has_lengthscale = False
 
     def __init__(self, num_hidden: int, weight_variance: float, bias_variance: float) -> None:
         super().__init__()
         self.num_hidden = num_hidden
-        self._add("weight_variance", weight_variance)
-        if bias_variance > 0:
-            self._add("bias_variance", bias_variance)
+        for name, value in (("weight_variance", weight_variance), ("bias_variance", bias_variance)):
+            if value > 0:
+                constraint = gpytorch.constraints.Positive()
+                start = constraint.inverse_transform(torch.tensor(value))
+                self.register_parameter(f"raw_{name}", torch.nn.Parameter(start))
+                self.register_constraint(f"raw_{name}", constraint)
 
     @property
     def weight_variance(self) -> Tensor:
@@ -47,25 +43,17 @@ class NetworkKernel(gpytorch.kernels.Kernel):
         """Covariances of outputs. **Shape:** ``(*batch, n1, n2)``, or ``(*batch, n1)``."""
         weight, bias = self.weight_variance, self.bias_variance
         cross, left, right = (bias + weight * part for part in _products(x1, x2, diag))
-        return propagate((cross, left, right), self.num_hidden, weight, bias)[0]
-
-    def _add(self, name: str, value: float) -> None:
-        constraint = gpytorch.constraints.Positive()
-        start = constraint.inverse_transform(torch.tensor(value))
-        self.register_parameter(f"raw_{name}", torch.nn.Parameter(start))
-        self.register_constraint(f"raw_{name}", constraint)
+        return propagate(cross, left, right, self.num_hidden, weight, bias)
 
 
 class FeatureKernel(gpytorch.kernels.Kernel):
     """Random kernels of infinitely wide networks with one hidden ReLU layer, as a batch.
 
     :param Tensor jumps: variances of the nodes that stay visible. **Shape:** ``(*batch, j)``.
-    :param Tensor weights: their weights, with one over the root of the number of inputs in them.
-        **Shape:** ``(*batch, j, d)``.
+    :param Tensor weights: theirs, over the root of the number of inputs. **Shape:**
+        ``(*batch, j, d)``.
     :param Tensor biases: their biases. **Shape:** ``(*batch, j)``.
     :param Tensor drift: variance of all other nodes. **Shape:** ``batch``.
-    :param float weight_variance: of the weights.
-    :param float bias_variance: of the biases.
     """
 
     has_lengthscale = False
@@ -81,33 +69,25 @@ class FeatureKernel(gpytorch.kernels.Kernel):
     ) -> None:
         super().__init__(batch_shape=drift.shape)
         self.weight_variance, self.bias_variance = weight_variance, bias_variance
-        self.register_buffer("jumps", jumps)
-        self.register_buffer("weights", weights)
-        self.register_buffer("biases", biases)
-        self.register_buffer("drift", drift)
+        parts = {"jumps": jumps, "weights": weights, "biases": biases, "drift": drift}
+        for name, part in parts.items():
+            self.register_buffer(name, part)
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **_: Any) -> Tensor:
         """Covariances of outputs. **Shape:** ``(*batch, n1, n2)``, or ``(*batch, n1)``."""
-        first = (
-            self.bias_variance + self.weight_variance * part for part in _products(x1, x2, diag)
-        )
-        smooth = relu_covariance(*first)
-        left, right = (self._nodes(x).relu() for x in (x1, x2))
+        weight, bias = self.weight_variance, self.bias_variance
+        smooth = relu_covariance(*(bias + weight * part for part in _products(x1, x2, diag)))
+        left, right = ((x @ self.weights.mT + self.biases[..., None, :]).relu() for x in (x1, x2))
         inner = _sum_of_features(left, right, self.jumps, diag)
-        inner = inner + _over(self.drift, diag) * smooth
-        return self.bias_variance + self.weight_variance * inner
-
-    def _nodes(self, x: Tensor) -> Tensor:
-        nodes: Tensor = x @ self.weights.mT + self.biases[..., None, :]
-        return nodes
+        drift = self.drift[..., None] if diag else self.drift[..., None, None]
+        covariance: Tensor = bias + weight * (inner + drift * smooth)
+        return covariance
 
 
 class TangentKernel(gpytorch.kernels.Kernel):
     """Tangent kernels of infinitely wide ReLU networks with unequal scales, as a batch.
 
-    :param Tensor jumps: variances of the nodes that stay visible. **Shape:** ``(*batch, j)``.
-    :param Tensor weights: their weights. **Shape:** ``(*batch, j, d)``.
-    :param float symmetric_fraction: variance of all other nodes.
+    The nodes that stay visible are as in :class:`FeatureKernel`.
     """
 
     has_lengthscale = False
@@ -138,7 +118,3 @@ def _products(x1: Tensor, x2: Tensor, diag: bool) -> tuple[Tensor, Tensor, Tenso
 def _sum_of_features(left: Tensor, right: Tensor, jumps: Tensor, diag: bool) -> Tensor:
     weighted = left * jumps[..., None, :]
     return (weighted * right).sum(-1) if diag else weighted @ right.mT
-
-
-def _over(value: Tensor, diag: bool) -> Tensor:
-    return value[..., None] if diag else value[..., None, None]

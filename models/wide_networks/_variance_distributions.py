@@ -33,11 +33,9 @@ def squared_cauchy(scale: float) -> TorchDistribution:
 def resolved(distribution: TorchDistribution) -> TorchDistribution:
     """The distribution, without a bijection where too much mass is not resolved from the end."""
     fraction = _lost_fraction(distribution)
-    return (
-        distribution
-        if fraction <= _MOST_LOST
-        else _image(distribution, _Unresolved(_end(distribution), fraction))
-    )
+    if fraction <= _MOST_LOST:
+        return distribution
+    return _image(distribution, _Unresolved(_end(distribution), fraction))
 
 
 def _lost_fraction(distribution: TorchDistribution) -> float:

@@ -1,7 +1,6 @@
 r"""Kernels of infinitely wide networks for GPyTorch, and regression with a mixture of them.
 
-[1] H. Lee, F. Ayed, P. Jung, J. Lee, H. Yang, F. Caron (2023), Deep neural networks with dependent
-weights: Gaussian process mixture limit, heavy tails, sparsity and compressibility.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 import math
@@ -12,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_finite, check_instance, check_integer, check_number
+from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number
+from pyro_ext._optional import optional_module
 from pyro_ext.models.wide_networks.variances import NodeVariances
 from pyro_ext.random import fresh_seed
-
-__all__ = ["MixturePrediction", "condition_mixture", "mixture_kernel", "network_kernel"]
 
 
 def network_kernel(num_hidden: int = 1, weight_scale: float = 1.0, bias_scale: float = 0.0) -> Any:
@@ -40,7 +38,8 @@ def network_kernel(num_hidden: int = 1, weight_scale: float = 1.0, bias_scale: f
     check_integer("num_hidden", num_hidden, 1)
     check_number("weight_scale", weight_scale, above=0.0)
     check_number("bias_scale", bias_scale, least=0.0)
-    return gpytorch_kernels().NetworkKernel(num_hidden, weight_scale**2, bias_scale**2)
+    kernels = gpytorch_kernels("network_kernel")
+    return kernels.NetworkKernel(num_hidden, weight_scale**2, bias_scale**2)
 
 
 def mixture_kernel(
@@ -89,14 +88,9 @@ def mixture_kernel(
     jumps, drift = variances.sample_jumps(num_samples, num_jumps, series_seed)
     normal = torch.randn(*jumps.shape, in_features + 1, generator=generator)
     weights = weight_scale / math.sqrt(in_features) * normal[..., :-1]
-    return gpytorch_kernels().FeatureKernel(
-        jumps.to(weights),
-        weights,
-        bias_scale * normal[..., -1],
-        drift.to(weights),
-        weight_scale**2,
-        bias_scale**2,
-    )
+    nodes = jumps.to(weights), weights, bias_scale * normal[..., -1], drift.to(weights)
+    kernels = gpytorch_kernels("mixture_kernel")
+    return kernels.FeatureKernel(*nodes, weight_scale**2, bias_scale**2)
 
 
 @dataclass(frozen=True)
@@ -164,18 +158,16 @@ def condition_mixture(
     check_number("noise_scale", noise_scale, above=0.0)
     covariances = as_tensor("covariances", covariances, "(num_samples, n, n)", finite=True)
     targets = as_tensor("targets", targets, "(num_outputs, n)", finite=True)
-    if covariances.dim() != 3 or covariances.shape[1] != covariances.shape[2]:
+    if covariances.shape[1] != covariances.shape[2]:
         raise ValueError(
             f"covariances must have the shape (num_samples, n, n), got {tuple(covariances.shape)}"
         )
-    if targets.dim() != 2 or not 0 < targets.shape[1] <= covariances.shape[1]:
-        raise ValueError(
-            f"targets must have the shape (num_outputs, n) with n from 1 to "
-            f"{covariances.shape[1]}, got {tuple(targets.shape)}"
-        )
-    check_finite("targets", targets)
-    check_finite("covariances", covariances)
     number = targets.shape[1]
+    if number > len(covariances[0]):
+        raise ValueError(
+            f"targets must have the shape (num_outputs, n) with n from 1 to {len(covariances[0])}, "
+            f"got {tuple(targets.shape)}"
+        )
     noise = noise_scale**2 * torch.eye(number).to(covariances)
     factor = torch.linalg.cholesky(covariances[:, :number, :number] + noise)
     white = torch.linalg.solve_triangular(factor, targets.mT.to(factor), upper=False)
@@ -187,13 +179,7 @@ def condition_mixture(
     return MixturePrediction(evidence, white.mT @ cross, prior - cross.square().sum(-2))
 
 
-def gpytorch_kernels() -> ModuleType:
-    """Return the module with the kernels."""
-    try:
-        from pyro_ext.models.wide_networks import _gpytorch_kernels
-    except ImportError as error:
-        raise ImportError(
-            "kernels of wide networks need GPyTorch, which could not be imported; install it with: "
-            "pip install 'pyro-ext[gp]'"
-        ) from error
-    return _gpytorch_kernels
+def gpytorch_kernels(user: str) -> ModuleType:
+    """The module with the kernels, which needs GPyTorch."""
+    name = "pyro_ext.models.wide_networks._gpytorch_kernels"
+    return optional_module(name, user, "GPyTorch", "gp")

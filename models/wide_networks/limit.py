@@ -1,12 +1,10 @@
 r"""Covariances through layers of infinite width, random ones at any width, and pruning.
 
-[1] Y. Cho, L. K. Saul (2009), Kernel methods for deep learning.
-
-[2] H. Lee, F. Ayed, P. Jung, J. Lee, H. Yang, F. Caron (2023), Deep neural networks with dependent
-weights: Gaussian process mixture limit, heavy tails, sparsity and compressibility.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,21 +13,9 @@ from pyro_ext._checks import as_parameters, as_tensor, check_instance, check_int
 from pyro_ext.models.wide_networks.variances import NodeVariances
 from pyro_ext.random import fresh_seed
 
-__all__ = [
-    "input_covariance",
-    "network_covariance",
-    "propagate",
-    "pruning_error",
-    "relu_covariance",
-    "sample_covariances",
-    "sample_outputs",
-    "square_correlation",
-    "step_covariance",
-]
-
 
 def relu_covariance(cross: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    r"""Mean of a product of rectified Gaussians, half the arc-cosine kernel of order one [1].
+    r"""Mean of a product of rectified Gaussians, half the arc-cosine kernel of order one [3].
 
     .. math:: E [z_1]_+ [z_2]_+ = \frac{\sqrt{k_1 k_2}}{2 \pi}
               \{\sin\theta + (\pi - \theta) \cos\theta\} , \quad
@@ -54,12 +40,10 @@ def relu_covariance(cross: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def step_covariance(cross: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    r"""Probability that two Gaussians are both positive, half the kernel of order zero [1].
+    r"""Probability that two Gaussians are both positive, half the kernel of order zero [3].
 
     .. math:: P(z_1 > 0, z_2 > 0) = \frac{\pi - \theta}{2 \pi} , \quad
               \cos\theta = \frac{k_{12}}{\sqrt{k_1 k_2}} .
-
-    Arguments as of :func:`relu_covariance`.
 
     :param Tensor cross: covariance of two Gaussians of mean zero.
     :param Tensor left: variance of the first.
@@ -95,8 +79,6 @@ def input_covariance(inputs: Tensor, weight_scale: float = 1.0, bias_scale: floa
     inputs = as_tensor("inputs", inputs, "(n, d)", finite=True)
     check_number("weight_scale", weight_scale, above=0.0)
     check_number("bias_scale", bias_scale, least=0.0)
-    if inputs.dim() != 2:
-        raise ValueError(f"inputs must have the shape (n, d), got {tuple(inputs.shape)}")
     return bias_scale**2 + weight_scale**2 * inputs @ inputs.mT / inputs.shape[1]
 
 
@@ -120,25 +102,20 @@ def network_covariance(
         tensor([[1.0000]])
     """
     covariance = input_covariance(inputs, weight_scale, bias_scale)
+    check_integer("num_hidden", num_hidden, 1)
     diagonal = covariance.diagonal()
-    return propagate(
-        (covariance, diagonal[:, None], diagonal), num_hidden, weight_scale**2, bias_scale**2
-    )[0]
+    parts = covariance, diagonal[:, None], diagonal
+    return propagate(*parts, num_hidden, weight_scale**2, bias_scale**2)
 
 
 def propagate(
-    covariances: tuple[Tensor, Tensor, Tensor],
-    num_hidden: int,
-    weight_variance: float | Tensor,
-    bias_variance: float | Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Pass covariances on through hidden ReLU layers of infinite width."""
-    check_integer("num_hidden", num_hidden, 1)
-    cross, left, right = covariances
+    cross: Tensor, left: Tensor, right: Tensor, num_hidden: int, weight: Any, bias: Any
+) -> Tensor:
+    """Covariances behind ReLU layers of infinite width, with variances of weights and biases."""
     for _ in range(num_hidden):
-        cross = bias_variance + weight_variance * relu_covariance(cross, left, right)
-        left, right = (bias_variance + weight_variance * part / 2.0 for part in (left, right))
-    return cross, left, right
+        cross = bias + weight * relu_covariance(cross, left, right)
+        left, right = (bias + weight * part / 2.0 for part in (left, right))
+    return cross
 
 
 def _relu_matrix(covariance: Tensor) -> Tensor:
@@ -173,7 +150,7 @@ def sample_covariances(
     bias_scale: float = 0.0,
     seed: int | None = None,
 ) -> Tensor:
-    r"""Draw the random covariance of the outputs of a ReLU network [2].
+    r"""Draw the random covariance of the outputs of a ReLU network [1].
 
     Given the nodes of the last hidden layer, outputs are independent and Gaussian. In an infinitely
     wide network their covariance is
@@ -252,7 +229,7 @@ def sample_outputs(covariances: Tensor, num_outputs: int, seed: int | None = Non
 def pruning_error(
     variances: NodeVariances, threshold: Tensor, second_moment: float, weight_scale: float = 1.0
 ) -> Tensor:
-    r"""Mean square of what an output loses as nodes of small variance are pruned [2].
+    r"""Mean square of what an output loses as nodes of small variance are pruned [1].
 
     For one hidden layer of infinite width of which the nodes with :math:`\lambda_j \leq \epsilon`
     are pruned,
@@ -287,7 +264,7 @@ def pruning_error(
 def square_correlation(
     variances: NodeVariances, second_moment: float, fourth_moment: float
 ) -> Tensor:
-    r"""Correlation of the squares of two outputs of a network with one hidden layer [2].
+    r"""Correlation of the squares of two outputs of a network with one hidden layer [1].
 
     .. math:: \operatorname{corr}(y_1^2, y_2^2) = \frac{v}{3 v + 2 s^2} , \quad
               s = \Bigl(a + \int w \rho(w) dw\Bigr) E \phi(\zeta)^2 , \quad

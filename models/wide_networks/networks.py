@@ -1,10 +1,6 @@
 """Networks with dependent weights, as Pyro models, and with fixed, unequal scales of nodes.
 
-[1] H. Lee, F. Ayed, P. Jung, J. Lee, H. Yang, F. Caron (2023), Deep neural networks with dependent
-weights: Gaussian process mixture limit, heavy tails, sparsity and compressibility.
-
-[2] F. Caron, F. Ayed, P. Jung, H. Lee, J. Lee, H. Yang (2023), Over-parameterised shallow neural
-networks with asymmetrical node scaling: global convergence guarantees and feature learning.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 import math
@@ -24,6 +20,7 @@ from pyro_ext._checks import (
     check_instance,
     check_integer,
     check_number,
+    check_optional,
     check_sequence,
 )
 from pyro_ext._renamed import renamed_arguments, renamed_attribute
@@ -32,14 +29,6 @@ from pyro_ext.models.wide_networks.limit import step_covariance
 from pyro_ext.models.wide_networks.variances import NodeVariances
 from pyro_ext.nn import BayesianModule, NodeScale, init_unit_variance_
 from pyro_ext.random import fresh_seed
-
-__all__ = [
-    "AsymmetricNetwork",
-    "DependentWeightNetwork",
-    "mean_tangent_gram",
-    "tangent_gram",
-    "tangent_kernel",
-]
 
 
 class DependentWeightNetwork(BayesianModule):
@@ -55,13 +44,9 @@ class DependentWeightNetwork(BayesianModule):
     takes it. Sites are the parameters of ``module``, by their names there: ``"1.weight"`` and
     ``"1.bias"`` of the first layer, and for each hidden layer ``"3.variances"`` of its nodes and
     ``"4.weight"``, ``"4.bias"`` of the layer behind it. Variances that are all the same are no
-    site. A distribution with most of its mass below the least number, as that of
-    :func:`beta_variances` in a wide layer, is for simulation, and samplers that follow gradients
-    refuse it; see
-    :class:`NodeVariances`.
-
-    The parameters of ``module`` itself do not matter; :func:`~pyro_ext.nn.init_to_module` makes
-    chains start at normal weights and at variances of one over the width.
+    site. Samplers that follow gradients refuse some distributions; see :class:`NodeVariances`.
+    :func:`~pyro_ext.nn.init_to_module` makes chains start at normal weights and at variances of one
+    over the width.
 
     :param int in_features: number of inputs :math:`d`.
     :param hidden_features: width of each hidden layer, at least one layer.
@@ -107,20 +92,12 @@ class DependentWeightNetwork(BayesianModule):
         layers: list[nn.Module] = []
         distributions: dict[str, TorchDistribution] = {}
         for layer, (start, end) in enumerate(pairwise(widths)):
-            distribution = (
-                dist.Delta(torch.tensor(1.0 / start))
-                if layer == 0
-                else variances.distribution(start)
-            )
-            is_latent = not isinstance(distribution, dist.Delta)
-            if is_latent:
+            distribution = variances.distribution(start) if layer else None
+            is_latent = not (distribution is None or isinstance(distribution, dist.Delta))
+            if distribution is not None and is_latent:
                 distributions[f"{len(layers)}.variances"] = distribution
-            scale = torch.full((start,), 1.0 / start)
-            layers += [
-                NodeScale(scale, learnable=is_latent),
-                _StandardLinear(start, end, bias=bias_scale > 0),
-                activation(),
-            ]
+            scale = NodeScale(torch.full((start,), 1.0 / start), learnable=is_latent)
+            layers += [scale, _StandardLinear(start, end, bias=bias_scale > 0), activation()]
         scales = {"*.weight": weight_scale}
         if bias_scale > 0:
             scales["*.bias"] = bias_scale
@@ -225,12 +202,11 @@ class AsymmetricNetwork(nn.Module):
         :param int number: how many; by default all.
         :returns: **Shape:** ``(n, number)``.
         """
-        if number is not None:
-            check_integer("number", number, 1)
-            if number > len(self.variances):
-                raise ValueError(
-                    f"number must be at most {len(self.variances)}, that of all nodes, got {number}"
-                )
+        check_optional(check_integer, "number", number, 1)
+        if number is not None and number > len(self.variances):
+            raise ValueError(
+                f"number must be at most {len(self.variances)}, that of all nodes, got {number}"
+            )
         order = self.variances.argsort(dim=-1, descending=True, stable=True)[:number]
         return self._nodes(inputs).relu()[..., order]
 
@@ -353,4 +329,4 @@ def tangent_kernel(
     jumps = (1.0 - symmetric_fraction) * fractions.expand(num_samples, -1)
     generator = torch.Generator().manual_seed(fresh_seed(seed))
     nodes = torch.randn(*jumps.shape, in_features, generator=generator, dtype=jumps.dtype)
-    return gpytorch_kernels().TangentKernel(jumps, nodes, symmetric_fraction)
+    return gpytorch_kernels("tangent_kernel").TangentKernel(jumps, nodes, symmetric_fraction)

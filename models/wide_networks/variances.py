@@ -1,12 +1,6 @@
 """Variances of nodes, and what their sum becomes in a layer of infinite width.
 
-[1] H. Lee, F. Ayed, P. Jung, J. Lee, H. Yang, F. Caron (2023), Deep neural networks with dependent
-weights: Gaussian process mixture limit, heavy tails, sparsity and compressibility.
-
-[2] C. M. Carvalho, N. G. Polson, J. G. Scott (2010), The horseshoe estimator for sparse signals.
-
-[3] J. Piironen, A. Vehtari (2017), Sparsity information and regularization in the horseshoe and
-other shrinkage priors.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 import math
@@ -26,7 +20,7 @@ from pyro_ext._checks import (
     check_instance,
     check_integer,
     check_number,
-    shown,
+    check_optional,
 )
 from pyro_ext._renamed import renamed_attribute
 from pyro_ext.distributions.supports import InverseGamma
@@ -44,25 +38,12 @@ from pyro_ext.random_measures import (
 )
 from pyro_ext.random_measures.arrivals import check_family
 
-__all__ = [
-    "EqualJumps",
-    "NodeVariances",
-    "bernoulli_variances",
-    "beta_variances",
-    "equal_variances",
-    "horseshoe_variances",
-    "inverse_gamma_variances",
-    "measure_variances",
-    "regularized_horseshoe_variances",
-    "scaled_variances",
-]
-
 
 class EqualJumps:
     r"""Poisson process of jumps of one size, :math:`\rho = r \delta_s`.
 
-    A completely random measure has a Lévy density, which this has not, so it is none; it knows what
-    limits of networks ask of a measure, by the same names.
+    It has no Lévy density, but knows what limits of networks ask of a completely random measure, by
+    the same names.
 
     :param float rate: :math:`r > 0`, the mean number of jumps.
     :param float size: :math:`s > 0`.
@@ -152,9 +133,8 @@ class NodeVariances:
 
     Where the jumps have the index zero, most variances of a wide layer are below all numbers there
     are: with :func:`beta_variances` at a width of 400, 90% of them in float32 and 41% in float64.
-    Nothing depends on such a node and draws put it at the least number, but a sampler that follows
-    gradients would have a wrong posterior. It refuses a distribution that has more than 1% of its
-    mass there.
+    Draws put them at the least number; samplers that follow gradients, which would have a wrong
+    posterior, refuse a distribution that has more than 1% of its mass there.
 
     :param finite: maps a width to the distribution of a node's variance. Where the variances are
         sent to other processes it has to be a function of a module, or a ``functools.partial`` of
@@ -180,13 +160,9 @@ class NodeVariances:
     def __post_init__(self) -> None:
         check_number("drift", self.drift, least=0.0)
         check_callable("finite", self.finite, "a function of a number of nodes")
-        jumps: Any = self.jumps
-        methods = ("tail", "laplace_exponent", "variance")
-        is_known = jumps is None or all(hasattr(jumps, name) for name in methods)
-        if isinstance(jumps, type) or not is_known:
-            raise TypeError(
-                f"jumps must be a completely random measure, EqualJumps or None, got {shown(jumps)}"
-            )
+        kinds = (CompletelyRandomMeasure, EqualJumps)
+        wanted = "a completely random measure, EqualJumps or None"
+        check_optional(check_instance, "jumps", self.jumps, kinds, wanted)
         method: Any = self.series_method
         if not isinstance(method, str):
             check_family("series_method", method)
@@ -312,8 +288,7 @@ def scaled_variances(base: TorchDistribution) -> NodeVariances:
 def bernoulli_variances(rate: float = 1.0) -> NodeVariances:
     r"""Variances of zero or one, :math:`\lambda_{p,j} \sim \text{Bernoulli}(r / p)`.
 
-    In the limit a Poisson number of nodes is there. They are discrete: the distribution is for
-    simulation, and samplers that follow gradients do not take it.
+    In the limit a Poisson number of nodes is there. Samplers that follow gradients do not take it.
 
     :param float rate: :math:`r`, the mean number of nodes that are there.
     :raises ValueError: where it is not positive, or a width is less.
@@ -331,10 +306,9 @@ def beta_variances(mass: float = 1.0, concentration: float = 0.5) -> NodeVarianc
     r"""Variances :math:`\lambda_{p,j} \sim \text{Beta}(\eta c / p, c)`.
 
     The limit has the jumps of a beta process, :math:`\rho(w) = \eta c w^{-1} (1 - w)^{c - 1}`.
-    Their index is zero: logarithms of variances spread over :math:`p / (\eta c)`, so that the
-    distribution is for simulation but where layers are narrow, and samplers that follow gradients
-    refuse it. Stable beta processes, under :func:`measure_variances`, are like it and have a
-    positive index.
+    Their index is zero, so that samplers that follow gradients refuse the distribution but where
+    layers are narrow. Stable beta processes, under :func:`measure_variances`, are like it and have
+    a positive index.
 
     :param float mass: :math:`\eta`, the mean of the sum.
     :param float concentration: :math:`c`.
@@ -354,7 +328,7 @@ def beta_variances(mass: float = 1.0, concentration: float = 0.5) -> NodeVarianc
 
 
 def horseshoe_variances(scale: float = math.pi / 2) -> NodeVariances:
-    r"""Squares of half-Cauchy variables, :math:`\lambda_{p,j} = (s C_j / p)^2` [2].
+    r"""Squares of half-Cauchy variables, :math:`\lambda_{p,j} = (s C_j / p)^2` [4].
 
     The limit has the jumps of a stable process, :math:`\rho(w) = (s / \pi) w^{-3/2}`, with an
     infinite mean. By default their tail is :math:`x^{-1/2}`.
@@ -374,7 +348,7 @@ def horseshoe_variances(scale: float = math.pi / 2) -> NodeVariances:
 
 
 def regularized_horseshoe_variances(scale: float = 1.0, slab: float = 1.0) -> NodeVariances:
-    r"""Variances of the horseshoe that are bounded, :math:`\lambda = S / (1 + S / b)` [3].
+    r"""Variances of the horseshoe that are bounded, :math:`\lambda = S / (1 + S / b)` [5].
 
     Here :math:`S = (s C / p)^2` as in :func:`horseshoe_variances`. The limit has the jumps of a
     stable beta process, :math:`\rho(w) = (s / \pi) w^{-3/2} (1 - w / b)^{-1/2}` for
@@ -403,8 +377,6 @@ def measure_variances(
 
     They are the weights of the finite approximation of a completely random measure, and
     :math:`a / p`. Generalized gamma, generalized BFRY and beta prime processes have closed forms.
-    With an index of zero, as of the gamma process, the distribution is for simulation in wide
-    layers, as that of :func:`beta_variances` is.
 
     :param measure: of the jumps, without batch shape. ``measure.rescale(1 / measure.mean)`` has
         mean one.
@@ -428,32 +400,29 @@ def measure_variances(
     return NodeVariances(partial(_weights, measure, drift), drift, measure, series_method)
 
 
-def _equal(width: int) -> TorchDistribution:
-    distribution: TorchDistribution = dist.Delta(torch.tensor(1.0 / width))
-    return distribution
+# Functions of the module, so that variances can be sent to other processes.
 
 
-def _inverse_gamma(concentration: float, width: int) -> TorchDistribution:
-    distribution: TorchDistribution = InverseGamma(  # type: ignore[no-untyped-call]
-        torch.tensor(concentration), torch.tensor((concentration - 1.0) / width)
-    )
-    return distribution
+def _equal(width: int) -> Any:
+    return dist.Delta(torch.tensor(1.0 / width))
+
+
+def _inverse_gamma(concentration: float, width: int) -> Any:
+    rate = torch.tensor((concentration - 1.0) / width)
+    return InverseGamma(torch.tensor(concentration), rate)  # type: ignore[no-untyped-call]
 
 
 def _scaled(base: TorchDistribution, width: int) -> TorchDistribution:
     return affine(base, 0.0, 1.0 / width)
 
 
-def _bernoulli(rate: float, width: int) -> TorchDistribution:
+def _bernoulli(rate: float, width: int) -> Any:
     check_number("rate", rate, most=width)
-    distribution: TorchDistribution = dist.Bernoulli(torch.tensor(rate / width))
-    return distribution
+    return dist.Bernoulli(torch.tensor(rate / width))
 
 
-def _beta(mass: float, concentration: float, width: int) -> TorchDistribution:
-    shape = torch.tensor(mass * concentration / width)
-    distribution: TorchDistribution = dist.Beta(shape, torch.tensor(concentration))
-    return distribution
+def _beta(mass: float, concentration: float, width: int) -> Any:
+    return dist.Beta(torch.tensor(mass * concentration / width), torch.tensor(concentration))
 
 
 def _horseshoe(scale: float, width: int) -> TorchDistribution:

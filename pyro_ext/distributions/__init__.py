@@ -1,4 +1,25 @@
-"""Heavy-tailed distributions of positive numbers, weights in blocks, and conjugate clusters."""
+"""Heavy-tailed distributions of positive numbers, weights in blocks, and conjugate clusters.
+
+[1] J. Bertoin, T. Fujita, B. Roynette, M. Yor (2006),
+On a particular class of self-decomposable random variables: the durations of Bessel excursions
+straddling independent exponential times.
+
+[2] J. Lee, X. Miscouridou, F. Caron (2019), A unified construction for series representations and
+finite approximations of completely random measures.
+
+[3] J. Lee, C. Heaukulani, Z. Ghahramani, L. F. James, S. Choi (2017),
+Bayesian inference on random simple graphs with power law degree distributions.
+
+[4] F. Ayed, J. Lee, F. Caron (2019), Beyond the Chinese restaurant and Pitman-Yor processes:
+statistical models with double power-law behavior.
+
+[5] M. Kanter (1975), Stable densities under change of scale and total variation inequalities.
+
+[6] L. Devroye (2009), Random variate generation for exponentially and polynomially tilted stable
+distributions.
+
+[7] K. P. Murphy (2007), Conjugate Bayesian analysis of the Gaussian distribution.
+"""
 
 from pyro_ext.distributions.bfry import BFRY, RectifiedGamma, TiltedBFRY, TruncatedBFRY
 from pyro_ext.distributions.block_dirichlet import BlockDirichlet

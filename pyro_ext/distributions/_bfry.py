@@ -187,8 +187,8 @@ def log_scaled_density(
 def _part_near_zero(log_x: Tensor, power: Tensor, log_level: Tensor) -> Tensor:
     """That integral up to :math:`1 / (t + 1)` at most, by the series of the exponentials."""
     log_top = torch.logaddexp(log_level, torch.zeros_like(log_level))
-    order = torch.arange(1, _NUM_TERMS + 1, dtype=power.dtype, device=power.device)
-    signs, width = 2.0 * (order % 2) - 1.0, log_top[..., None]
+    order, signs = _terms(power)
+    width = log_top[..., None]
     # Of the differences of two powers, as multiples of the first.
     ratios = exprel(-order * width) / exprel(-width)
     logs = (order - 1.0) * (log_x + log_top)[..., None] - torch.lgamma(order)
@@ -245,10 +245,15 @@ def _propose_truncated(discount: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     return draw, accept * draw.clamp(max=1.0) < -torch.expm1(-draw)
 
 
+def _terms(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers of the terms of a series, and their alternating signs."""
+    order = torch.arange(1, _NUM_TERMS + 1, dtype=like.dtype, device=like.device)
+    return order, 2.0 * (order % 2) - 1.0
+
+
 def _log_series(log_high: Tensor, power: Tensor) -> Tensor:
     """The partial integral up to one at most, by the series of the exponential."""
-    order = torch.arange(1, _NUM_TERMS + 1, dtype=power.dtype, device=power.device)
-    signs = 2.0 * (order % 2) - 1.0
+    order, signs = _terms(power)
     powers = torch.exp((order - 1.0) * log_high[..., None] - torch.lgamma(order + 1.0))
     total = (signs * powers / (order + power[..., None])).sum(-1)
     return (power + 1.0) * log_high + total.log()

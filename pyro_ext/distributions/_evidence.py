@@ -106,10 +106,8 @@ def known_variance_evidence(
 
 @in_double
 def factor_of_points(scale: Tensor, deviation: Tensor) -> Tensor:
-    """Factor of a scale matrix plus the scatter of points, with the precision of the points.
-
-    Where points are far apart, their squares would hide the scale; no square is taken here.
-    """
+    """Factor of a scale matrix plus the scatter of points."""
+    # Where points are far apart, their squares would hide the scale; no square is taken here.
     root = torch.linalg.cholesky(scale).mT
     batch = torch.broadcast_shapes(root.shape[:-2], deviation.shape[:-2])
     rows = torch.cat(

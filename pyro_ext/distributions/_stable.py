@@ -27,7 +27,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_ext.special import expm1mx, gauss_legendre, in_double, log_sinc, opaque
+from pyro_ext.distributions.bases import halved
+from pyro_ext.special import expm1mx, in_double, log_sinc, opaque, panel_nodes
 
 _DROPS = (1.5, 6.0, 14.0, 40.0)
 _NUM_NODES = 24
@@ -64,7 +65,6 @@ _LEVELS = (40.0, 12.0, 3.0, 0.7, 0.05, 3e-4, 1e-7, 1e-12)
 _PLATEAU = 3  # which of them the plateau begins beyond
 _LOWEST = -42.0
 _NUM_PANELS = 20
-_NUM_CDF_NODES = 12
 _NUM_LEVEL_HALVINGS = 30
 _LARGEST_LOG_POWER = 300.0
 Trial = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -101,18 +101,21 @@ def _log_integrand(
     x: Tensor, log_ratio: Tensor, stability: Tensor, power: float | Tensor
 ) -> Tensor:
     r"""Logarithm of :math:`\phi^p e^{-(\phi - \phi_0)} dv`, where :math:`\phi = A x^{-b}`."""
-    angle, rest = math.pi * torch.sigmoid(x), math.pi * torch.sigmoid(-x)
+    angle, rest = _angles(x)
     gain = log_zolotarev_gain(angle, rest, stability).clamp(min=0.0)
     excess = torch.exp((log_ratio + log_expm1(gain)).clamp(max=_LARGEST_LOG))
     jacobian = angle * rest / math.pi**2
     return power * (log_ratio + gain) - excess + jacobian.clamp(min=_SMALLEST).log()
 
 
-def log_expm1(x: Tensor) -> Tensor:
-    """Logarithm of ``expm1`` of numbers from zero on.
+def _angles(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Angles from the logarithms of their ratio to the rest, and the rest."""
+    return math.pi * torch.sigmoid(x), math.pi * torch.sigmoid(-x)
 
-    Near zero by a series, since compiled code has ``expm1`` to an absolute error only.
-    """
+
+def log_expm1(x: Tensor) -> Tensor:
+    """Logarithm of ``expm1`` of numbers from zero on."""
+    # By a series near zero, since compiled code has expm1 to an absolute error only.
     near = x < _NEAR_ZERO
     small = torch.where(near, x, 1.0).clamp(min=_SMALLEST)
     large = torch.where(near, 1.0, x)
@@ -157,12 +160,12 @@ def _edges(log_ratio: Tensor, stability: Tensor, log_value: Tensor, power: Tenso
     # In logarithms of distances, which become short where the stability is near one.
     near = torch.full_like(peak + drops, _LEAST_LOG_DISTANCE)
     far = (_REACH + peak.abs()).log().expand_as(near)
-    for _ in range(_NUM_HALVINGS):
-        middle = 0.5 * (near + far)
-        x = peak + side * middle.exp()
-        inside = _log_integrand(x, log_ratio, stability, power) > top - drops
-        near, far = torch.where(inside, middle, near), torch.where(inside, far, middle)
-    ends = peak + side * far.exp()
+
+    def is_inside(log_distance: Tensor) -> Tensor:
+        x = peak + side * log_distance.exp()
+        return _log_integrand(x, log_ratio, stability, power) > top - drops
+
+    ends = peak + side * halved(is_inside, near, far, _NUM_HALVINGS)[1].exp()
     half = len(_DROPS)
     return torch.cat([ends[..., :half], peak, ends[..., half:]], -1)
 
@@ -176,12 +179,12 @@ def _bends(log_ratio: Tensor, stability: Tensor, log_value: Tensor) -> Tensor:
     wanted = torch.tensor(_LOG_EXCESSES, dtype=log_ratio.dtype, device=log_ratio.device)
     low = torch.zeros_like(log_ratio + wanted) - 0.5 * log_ratio.clamp(min=0.0) - 20.0
     high = torch.zeros_like(low) + _farthest(stability, log_value)
-    for _ in range(_NUM_FINE_HALVINGS):
-        middle = 0.5 * (low + high)
-        angle, rest = math.pi * torch.sigmoid(middle), math.pi * torch.sigmoid(-middle)
-        gain = log_zolotarev_gain(angle, rest, stability).clamp(min=0.0)
-        is_low = log_ratio + log_expm1(gain) < wanted
-        low, high = torch.where(is_low, middle, low), torch.where(is_low, high, middle)
+
+    def is_low(x: Tensor) -> Tensor:
+        gain = log_zolotarev_gain(*_angles(x), stability).clamp(min=0.0)
+        return log_ratio + log_expm1(gain) < wanted
+
+    low, high = halved(is_low, low, high, _NUM_FINE_HALVINGS)
     return 0.5 * (low + high)
 
 
@@ -196,10 +199,7 @@ def _log_integral(log_value: Tensor, stability: Tensor, power: float) -> tuple[T
             bends = _bends(log_ratio, stability, log_value)
             bends = bends.maximum(edges[..., :1]).minimum(edges[..., -1:])
             edges = torch.cat([edges, bends], -1).sort(-1).values
-        nodes, weights = gauss_legendre(_NUM_NODES, edges.device)
-        lengths = edges.diff()[..., None]
-        points = (edges[..., :-1, None] + lengths * nodes).flatten(-2)
-        log_weights = (lengths * weights).clamp(min=_SMALLEST).log().flatten(-2)
+        points, log_weights = panel_nodes(edges, _NUM_NODES)
     logs = _log_integrand(points, log_ratio[..., None], stability[..., None], power)
     return log_ratio, (log_weights + logs).logsumexp(-1)
 
@@ -435,7 +435,7 @@ def _tilted_cdf(log_value: Tensor, stability: Tensor, log_power: Tensor) -> Tens
     log_ratio = log_ratio.clamp(max=_LARGEST_LOG_POWER)
     with torch.no_grad():
         points, log_weights = _cdf_nodes(log_ratio, stability)
-    angle, rest = math.pi * torch.sigmoid(points), math.pi * torch.sigmoid(-points)
+    angle, rest = _angles(points)
     shape = stability[..., None]
     gain = log_zolotarev_gain(angle, rest, shape)
     excess = (log_ratio[..., None] + log_expm1(gain)).clamp(max=2.0 * _LARGEST_LOG_POWER).exp()
@@ -475,12 +475,7 @@ def _cdf_nodes(log_ratio: Tensor, stability: Tensor) -> tuple[Tensor, Tensor]:
     grid = torch.linspace(0.0, 1.0, _NUM_PANELS + 1, dtype=ends.dtype, device=ends.device) ** 1.5
     start = ends[..., _PLATEAU, None]
     tail = start + (_LOWEST - start) * grid
-    edges = torch.cat([tail, ends], -1).sort(-1).values
-    nodes, weights = gauss_legendre(_NUM_CDF_NODES, ends.device)
-    lengths = edges.diff()[..., None]
-    points = (edges[..., :-1, None] + lengths * nodes).flatten(-2)
-    log_weights = (lengths * weights).clamp(min=1e-300).log().flatten(-2)
-    return points, log_weights
+    return panel_nodes(torch.cat([tail, ends], -1).sort(-1).values)
 
 
 @opaque("tilted_stable_cdf_ends", len(_LEVELS))
@@ -489,11 +484,8 @@ def _cdf_ends(log_ratio: Tensor, stability: Tensor) -> Tensor:
     levels = torch.tensor(_LEVELS, dtype=log_ratio.dtype, device=log_ratio.device).log()
     log_ratio, stability = log_ratio[..., None], stability[..., None]
     low = torch.full_like(log_ratio + stability + levels, _LOWEST)
-    high = torch.full_like(low, 60.0)
-    for _ in range(_NUM_LEVEL_HALVINGS):
-        middle = 0.5 * (low + high)
-        angle, rest = math.pi * torch.sigmoid(middle), math.pi * torch.sigmoid(-middle)
-        gain = log_zolotarev_gain(angle, rest, stability)
-        inside = log_ratio + log_expm1(gain) < levels
-        low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
-    return low
+
+    def is_low(x: Tensor) -> Tensor:
+        return log_ratio + log_expm1(log_zolotarev_gain(*_angles(x), stability)) < levels
+
+    return halved(is_low, low, torch.full_like(low, 60.0), _NUM_LEVEL_HALVINGS)[0]

@@ -16,39 +16,27 @@ from torch.distributions import Distribution, constraints
 
 from pyro_ext._checks import as_parameter, as_parameters, as_tensor, shown
 
-__all__ = [
-    "LevelDistribution",
-    "ParametricDistribution",
-    "ScalarDistribution",
-    "UnivariateDistribution",
-    "attach_gradient",
-    "by_rejection",
-    "clamp_positive",
-    "discount_constraint",
-    "expanded",
-    "invert_cdf",
-    "log_level_of",
-    "positive_exp",
-    "rsample_log_gamma",
-    "solve_increasing",
-]
-
 _NUM_HALVINGS = 64
 
 
+def halved(
+    is_low: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, number: int
+) -> tuple[Tensor, Tensor]:
+    """Ends of intervals that are halved so many times around where a condition begins to fail."""
+    for _ in range(number):
+        middle = 0.5 * (low + high)
+        below = is_low(middle)
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return low, high
+
+
+@torch.no_grad()
 def solve_increasing(
     function: Callable[[Tensor], Tensor], target: Tensor, low: Tensor, high: Tensor
 ) -> Tensor:
-    """Solve an equation with an increasing function by bisection.
-
-    The solution has no gradient.
-    """
-    with torch.no_grad():
-        for _ in range(_NUM_HALVINGS):
-            middle = 0.5 * (low + high)
-            is_below = function(middle) < target
-            low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
-        return 0.5 * (low + high)
+    """Solve an equation with an increasing function by bisection, without gradients."""
+    low, high = halved(lambda x: function(x) < target, low, high, _NUM_HALVINGS)
+    return 0.5 * (low + high)
 
 
 def invert_cdf(distribution: TorchDistribution, probability: Tensor) -> Tensor:
@@ -88,11 +76,7 @@ def expanded(
 
 
 class ParametricDistribution(TorchDistribution):
-    """Distribution whose parameters are tensors that expand together.
-
-    A subclass passes on the values from which all that it computes follows, each with as many
-    dimensions of its own behind those of the batch as it says.
-    """
+    """Distribution whose parameters are tensors that expand together."""
 
     _event_dims: dict[str, int]
 
@@ -203,10 +187,7 @@ class UnivariateDistribution(ParametricDistribution, ScalarDistribution):
 
 
 def by_rejection(propose: Callable[..., tuple[Tensor, Tensor]], *parameters: Tensor) -> Tensor:
-    """Draws that are proposed again until they are accepted.
-
-    Shapes: result (n,).
-    """
+    """Draws that are proposed again until they are accepted; parameters and result are vectors."""
     result = parameters[0].new_empty(len(parameters[0]))
     waiting = torch.arange(len(result), device=result.device)
     while waiting.numel():
@@ -259,14 +240,20 @@ class LevelDistribution(UnivariateDistribution):
 
     log_level: Tensor
 
+    def __init__(
+        self, parameters: dict[str, Any], level: Any, log_level: Any, validate_args: bool | None
+    ) -> None:
+        log_level = _log_level_of(level, log_level, validate_args)
+        super().__init__({**parameters, "log_level": log_level}, validate_args)
+
     @property
     def level(self) -> Tensor:
         r""":math:`t`, infinite where it exceeds the numbers of its type."""
         return self.log_level.exp()
 
 
-def log_level_of(level: Any, log_level: Any, validate_args: bool | None) -> Any:
-    """Return the logarithm of a level, whichever of the two is given."""
+def _log_level_of(level: Any, log_level: Any, validate_args: bool | None) -> Any:
+    """The logarithm of a level, whichever of the two is given."""
     if (level is None) == (log_level is None):
         raise ValueError(
             "exactly one of level and log_level must be given, got "
@@ -277,11 +264,10 @@ def log_level_of(level: Any, log_level: Any, validate_args: bool | None) -> Any:
     level = torch.as_tensor(as_parameter("level", level))
     if not level.is_floating_point():
         level = level.to(torch.get_default_dtype())
-    if validate_args is None:
-        validate_args = Distribution._validate_args
     # A graph cannot branch on a value, so that it is looked at only if arguments are validated.
     is_valid = (level > 0) & level.isfinite()
-    if validate_args and not bool(is_valid.all()):
+    validates = Distribution._validate_args if validate_args is None else validate_args
+    if validates and not bool(is_valid.all()):
         bad = level[~is_valid].flatten()[0].item()
         raise ValueError(f"level must be finite and > 0, got {bad:g}")
     return level.log()

@@ -6,15 +6,7 @@ of finite approximations of stable and generalized gamma processes. Such a varia
 :math:`[\tau, \tau + t]` with a density proportional to :math:`y^{\sigma - 1}`. The rectified gamma
 distribution is a guide for the truncated one.
 
-[1] J. Bertoin, T. Fujita, B. Roynette, M. Yor (2006),
-On a particular class of self-decomposable random variables: the durations of Bessel excursions
-straddling independent exponential times.
-
-[2] J. Lee, X. Miscouridou, F. Caron (2019), A unified construction for series representations and
-finite approximations of completely random measures.
-
-[3] J. Lee, C. Heaukulani, Z. Ghahramani, L. F. James, S. Choi (2017),
-Bayesian inference on random simple graphs with power law degree distributions.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 from typing import Any
@@ -29,7 +21,6 @@ from pyro_ext.distributions.bases import (
     UnivariateDistribution,
     attach_gradient,
     discount_constraint,
-    log_level_of,
     positive_exp,
     rsample_log_gamma,
 )
@@ -37,9 +28,6 @@ from pyro_ext.distributions.supports import interval_with_atom, open_interval, p
 from pyro_ext.special import in_double, log_lower_gamma, log_upper_gamma
 from pyro_ext.special.operations import holds_everywhere
 
-__all__ = ["BFRY", "RectifiedGamma", "TiltedBFRY", "TruncatedBFRY"]
-
-_NO_LIMIT = "> 0 where there is no tilt"
 _LARGEST = 1e300
 
 
@@ -51,11 +39,9 @@ class TiltedBFRY(LevelDistribution):
               E\, e^{-sX} = \frac{(s + t + \tau)^\sigma - (s + \tau)^\sigma}{D} .
 
     It is the distribution of one atom in a finite approximation of a generalized gamma process [2].
-    Where
-    :math:`\sigma = 0` the limit is meant, with :math:`\log(1 + t/\tau)` for :math:`D / \sigma`.
-
-    Draws have gradients in all parameters. Without tilt there is no gradient in it, and without
-    tilt the mean is infinite.
+    Where :math:`\sigma = 0` the limit is meant, with :math:`\log(1 + t/\tau)` for
+    :math:`D / \sigma`. Draws have gradients in all parameters but a tilt of zero, with which the
+    mean is infinite.
 
     :param discount: :math:`\sigma`, in [0, 1).
     :param level: :math:`t > 0`. Levels beyond the numbers of a type can be given as ``log_level``.
@@ -86,10 +72,9 @@ class TiltedBFRY(LevelDistribution):
         log_level: Any = None,
         validate_args: bool | None = None,
     ) -> None:
-        log_level = log_level_of(level, log_level, validate_args)
-        parameters = {"discount": discount, "log_level": log_level, "tilt": tilt}
-        super().__init__(parameters, validate_args)
-        self._check_parameter("discount", (self.discount > 0) | (self.tilt > 0), _NO_LIMIT)
+        super().__init__({"discount": discount, "tilt": tilt}, level, log_level, validate_args)
+        has_limit = (self.discount > 0) | (self.tilt > 0)
+        self._check_parameter("discount", has_limit, "> 0 where there is no tilt")
 
     def _log_prob(self, value: Tensor) -> Tensor:
         return _bfry.log_density(value, self.discount, self.log_level, self.tilt)
@@ -135,8 +120,7 @@ class TruncatedBFRY(UnivariateDistribution):
     .. math:: f(x) = \frac{x^{-1-\sigma} (1 - e^{-x})}{Z} , \quad
               Z = \int_0^C w^{-1-\sigma} (1 - e^{-w}) dw .
 
-    Draws come from rejection under :math:`x^{-1-\sigma} \min(x, 1)`, which accepts at least 63 in
-    100 whatever the parameters, and have gradients in both by implicit differentiation.
+    Draws have gradients in both parameters.
 
     :param discount: :math:`\sigma`, in (0, 1).
     :param high: :math:`C > 0`.
@@ -175,11 +159,10 @@ class TruncatedBFRY(UnivariateDistribution):
         return (_bfry.log_partial_integral(value.log(), -self.discount) - self.log_normalizer).exp()
 
     def _rsample(self, shape: torch.Size) -> Tensor:
+        parameters = (self.discount, self.high)
         with torch.no_grad():
-            draws = _bfry.sample_truncated(self.discount.expand(shape), self.high.expand(shape))
-        return attach_gradient(
-            draws.view(shape), (self.discount, self.high), self.cdf, self.log_prob
-        )
+            draws = _bfry.sample_truncated(*(value.expand(shape) for value in parameters))
+        return attach_gradient(draws.view(shape), parameters, self.cdf, self.log_prob)
 
     def _moment(self, order: int) -> Tensor:
         log_integral = _bfry.log_partial_integral(self.high.log(), order - self.discount)
@@ -215,11 +198,7 @@ class RectifiedGamma(UnivariateDistribution):
     concentration: Tensor
     rate: Tensor
     high: Tensor
-    arg_constraints = {
-        "concentration": constraints.positive,
-        "rate": constraints.positive,
-        "high": constraints.positive,
-    }
+    arg_constraints = dict.fromkeys(("concentration", "rate", "high"), constraints.positive)
 
     def __init__(
         self, concentration: Any, rate: Any, high: Any, *, validate_args: bool | None = None
@@ -237,8 +216,7 @@ class RectifiedGamma(UnivariateDistribution):
 
     def _rsample(self, shape: torch.Size) -> Tensor:
         log_gamma = rsample_log_gamma(self.concentration.expand(shape))
-        value = positive_exp(log_gamma - self.rate.log())
-        return torch.where(value < self.high, value, self.high)
+        return positive_exp(log_gamma - self.rate.log()).minimum(self.high)
 
     def _cdf(self, value: Tensor) -> Tensor:
         below = _gamma_cdf(value, self.concentration, self.rate, 0.0)

@@ -20,8 +20,6 @@ from torch.distributions import (
 from pyro_ext._checks import as_tensor, check_sequence
 from pyro_ext.distributions.bases import ParametricDistribution, rsample_log_gamma
 
-__all__ = ["BlockDirichlet"]
-
 
 def _shared_out(totals: Tensor, sizes: Sequence[int]) -> Tensor:
     """The weight of each point. **Shape:** ``(*batch, L)`` to ``(*batch, n)``."""
@@ -104,10 +102,9 @@ class BlockDirichlet(ParametricDistribution):
     :math:`b` has the weight :math:`v_b / s_b`. Points of a block lie side by side. Blocks of size
     one give the Dirichlet distribution itself.
 
-    Draws are made from logarithms of gamma variables, and keep their distribution however small the
-    concentrations are. Those of :class:`~pyro.distributions.Dirichlet` do not: with ``1e-6`` for
-    each of 50 points in single precision the largest weight is 0.06 on average, not nearly one.
-    Draws have gradients in the concentration.
+    Draws have gradients in the concentration, and keep their distribution however small that is.
+    Those of :class:`~pyro.distributions.Dirichlet` do not: with ``1e-6`` for each of 50 points in
+    single precision the largest weight is 0.06 on average, not nearly one.
 
     ``log_prob`` is the log density of the blocks' totals on their simplex, which is what a latent
     site moves in: kernels and guides see one unconstrained number less than there are blocks.
@@ -139,28 +136,18 @@ class BlockDirichlet(ParametricDistribution):
         validate_args: bool | None = None,
     ) -> None:
         concentration = as_tensor("concentration", concentration, "(*batch, blocks)")
-        check_sequence("sizes", [1] if sizes is None else sizes, "a list of numbers of points")
-        if concentration.dim() < 1 or not concentration.shape[-1]:
-            raise ValueError(
-                "concentration must have the shape (*batch, blocks), got "
-                f"{tuple(concentration.shape)}"
-            )
         num_blocks = concentration.shape[-1]
-        given = [1] * num_blocks if sizes is None else list(sizes)
-        is_whole = len(given) == num_blocks and all(int(size) == size for size in given)
-        if not is_whole or not all(size >= 1 for size in given):
+        sizes = [1] * num_blocks if sizes is None else sizes
+        given = check_sequence("sizes", sizes, "a list of numbers of points")
+        if len(given) != num_blocks or not all(int(size) == size >= 1 for size in given):
             raise ValueError(
                 f"sizes must hold {num_blocks} whole numbers of points, at least one each, got "
                 f"{sizes!r}"
             )
         self.sizes = tuple(map(int, given))
-        super().__init__(
-            {"concentration": concentration},
-            {"concentration": 1},
-            concentration.shape[:-1],
-            torch.Size([sum(self.sizes)]),
-            validate_args=validate_args,
-        )
+        shapes = concentration.shape[:-1], torch.Size([sum(self.sizes)])
+        parameters, event_dims = {"concentration": concentration}, {"concentration": 1}
+        super().__init__(parameters, event_dims, *shapes, validate_args)
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
     def support(self) -> constraints.Constraint:

@@ -20,13 +20,6 @@ from torch.distributions import constraints
 from pyro_ext._checks import as_parameter, as_tensor, check_instance, check_integer
 from pyro_ext.distributions.bases import ParametricDistribution, expanded
 
-__all__ = [
-    "ClusterBlock",
-    "ConjugateCluster",
-    "PartitionedBlock",
-    "Summary",
-]
-
 Summary = tuple[Tensor, ...]
 Cluster = TypeVar("Cluster", bound="ConjugateCluster")
 
@@ -85,11 +78,7 @@ class ClusterBlock(RowsOfClusters):
     """
 
     def __init__(
-        self,
-        cluster: "ConjugateCluster",
-        num_points: int,
-        *,
-        validate_args: bool | None = None,
+        self, cluster: "ConjugateCluster", num_points: int, *, validate_args: bool | None = None
     ) -> None:
         check_instance("cluster", cluster, ConjugateCluster, "a conjugate cluster")
         self.cluster = cluster
@@ -161,9 +150,9 @@ def _broadcast(
 class ConjugateCluster(ParametricDistribution):
     """Distribution of one point of a cluster, with the parameters of the cluster integrated out.
 
-    It is the base of the distributions of clusters and not made itself. Each is a distribution of
-    one point, and knows those of blocks of points: :meth:`log_marginal` and :meth:`block` for all
-    points at once, :meth:`posterior` for what some say about others, and :meth:`statistics` with
+    It is the base of the distributions of clusters and not made itself. Each also knows those of
+    blocks of points: :meth:`log_marginal` and :meth:`block` for all points at once,
+    :meth:`posterior` for what some say about others, and :meth:`statistics` with
     :meth:`log_marginal_of` for samplers that move points from block to block.
 
     Example::
@@ -179,9 +168,10 @@ class ConjugateCluster(ParametricDistribution):
     def __init__(
         self,
         parameters: Mapping[str, Any],
-        event_dims: dict[str, int],
-        validate_args: bool | None = None,
+        validate_args: bool | None,
+        event_dims: dict[str, int] | None = None,
     ) -> None:
+        event_dims = event_dims or dict.fromkeys(parameters, 1)
         tensors, batch_shape, size = _broadcast(type(self).__name__, parameters, event_dims)
         super().__init__(tensors, event_dims, batch_shape, torch.Size((size,)), validate_args)
 
@@ -249,12 +239,7 @@ class ConjugateCluster(ParametricDistribution):
         return type(self)(**updated, validate_args=self._validate_args)
 
     def predictive(self: Cluster, x: Tensor, mask: Tensor | None = None) -> Cluster:
-        """Distribution of the next point given a block, another name of :meth:`posterior`.
-
-        :param Tensor x: points. **Shape:** ``(*batch, n, d)``.
-        :param Tensor mask: which of them belong to the block. **Shape:** ``(*batch, n)``.
-        :returns: a distribution of the same class.
-        """
+        """Distribution of the next point given a block, another name of :meth:`posterior`."""
         return self.posterior(x, mask)
 
     def block(self, num_points: int) -> ClusterBlock:
@@ -291,10 +276,8 @@ class ConjugateCluster(ParametricDistribution):
     def _compiled_parameters(self) -> tuple[int, NDArray[np.float64]]:
         """Number of the family and hyperparameters, as compiled samplers read them."""
         if self.batch_shape:
-            raise ValueError(
-                f"a compiled sampler needs one {type(self).__name__}, "
-                f"got batch_shape {tuple(self.batch_shape)}"
-            )
+            name, shape = type(self).__name__, tuple(self.batch_shape)
+            raise ValueError(f"a compiled sampler needs one {name}, got batch_shape {shape}")
         return self._kind, self._compiled_tensor().detach().cpu().numpy()
 
     def _compiled_tensor(self) -> Tensor:
@@ -374,7 +357,7 @@ class ConjugateCluster(ParametricDistribution):
         raise NotImplementedError
 
     def _compiled_parts(self) -> list[Tensor]:
-        raise NotImplementedError
+        return [getattr(self, name) for name in self._event_dims]
 
 
 class PartitionedBlock(RowsOfClusters):
@@ -401,13 +384,7 @@ class PartitionedBlock(RowsOfClusters):
         check_instance("cluster", cluster, ConjugateCluster, "a conjugate cluster")
         if cluster.batch_shape:
             raise ValueError(f"cluster must have no batch shape, got {tuple(cluster.batch_shape)}")
-        if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
-            got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-            raise TypeError(f"labels must be a tensor of integers, got {got}")
-        if not labels.dim() or not labels.shape[-1]:
-            raise ValueError(
-                f"labels must have shape (*batch, n) with n > 0, got {tuple(labels.shape)}"
-            )
+        labels = as_tensor("labels", labels, "(*batch, n)", kind="integers")
         self.cluster, self.labels = cluster, labels
         self.has_rsample = cluster.has_rsample
         event_shape = labels.shape[-1:] + cluster.event_shape

@@ -12,8 +12,6 @@ from pyro_ext.distributions._evidence import log_rising
 from pyro_ext.distributions.clusters import ConjugateCluster, Summary
 from pyro_ext.special import in_double
 
-__all__ = ["BernoulliCluster", "MultinomialCluster", "PoissonCluster"]
-
 _POSITIVE_VECTOR = constraints.independent(constraints.positive, 1)
 
 
@@ -60,7 +58,7 @@ class MultinomialCluster(_CountCluster):
         self, concentration: Any, total_count: int = 1, *, validate_args: bool | None = None
     ) -> None:
         self.total_count = check_integer("total_count", total_count, 1)
-        super().__init__({"concentration": concentration}, {"concentration": 1}, validate_args)
+        super().__init__({"concentration": concentration}, validate_args)
 
     @property
     def _point_distribution(self) -> Any:
@@ -115,7 +113,7 @@ class BernoulliCluster(_CountCluster):
         self, concentration1: Any, concentration0: Any, *, validate_args: bool | None = None
     ) -> None:
         parameters = {"concentration1": concentration1, "concentration0": concentration0}
-        super().__init__(parameters, dict.fromkeys(parameters, 1), validate_args)
+        super().__init__(parameters, validate_args)
 
     @property
     def _point_distribution(self) -> Any:
@@ -137,9 +135,6 @@ class BernoulliCluster(_CountCluster):
         distribution = dist.Beta(self.concentration1, self.concentration0, validate_args=False)
         probs = distribution.expand((*shape, *self.event_shape)).sample().unsqueeze(-2)
         return torch.bernoulli(probs.expand(*shape, num_points, -1))
-
-    def _compiled_parts(self) -> list[Tensor]:
-        return [self.concentration1, self.concentration0]
 
 
 class PoissonCluster(_CountCluster):
@@ -166,8 +161,7 @@ class PoissonCluster(_CountCluster):
     _kind = 5
 
     def __init__(self, concentration: Any, rate: Any, *, validate_args: bool | None = None) -> None:
-        parameters = {"concentration": concentration, "rate": rate}
-        super().__init__(parameters, dict.fromkeys(parameters, 1), validate_args)
+        super().__init__({"concentration": concentration, "rate": rate}, validate_args)
 
     @property
     def _point_distribution(self) -> Any:
@@ -191,9 +185,6 @@ class PoissonCluster(_CountCluster):
         gamma = torch._standard_gamma(self.concentration.expand(*shape, *self.event_shape))
         rate = (gamma / self.rate).unsqueeze(-2)
         return torch.poisson(rate.expand(*shape, num_points, -1))
-
-    def _compiled_parts(self) -> list[Tensor]:
-        return [self.concentration, self.rate]
 
 
 @in_double

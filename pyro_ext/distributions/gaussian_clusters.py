@@ -1,6 +1,6 @@
 """Clusters of Gaussian points, with means or also covariances integrated out.
 
-[1] K. P. Murphy (2007), Conjugate Bayesian analysis of the Gaussian distribution.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 import math
@@ -13,15 +13,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_ext._checks import as_tensor, check_number
+from pyro_ext._checks import as_tensor, check_number, check_optional
 from pyro_ext.distributions import _evidence as evidence
 from pyro_ext.distributions.clusters import ConjugateCluster, Summary
-
-__all__ = [
-    "DiagonalGaussianCluster",
-    "GaussianCluster",
-    "KnownVarianceGaussianCluster",
-]
 
 _POSITIVE_VECTOR = constraints.independent(constraints.positive, 1)
 
@@ -75,7 +69,7 @@ class LocatedCluster(ConjugateCluster):
 
 
 class GaussianCluster(LocatedCluster):
-    r"""Point of a Gaussian cluster of unknown mean and covariance, a multivariate Student's t [1].
+    r"""Point of a Gaussian cluster of unknown mean and covariance, a multivariate Student's t [7].
 
     The prior is normal-Wishart,
 
@@ -119,7 +113,7 @@ class GaussianCluster(LocatedCluster):
     ) -> None:
         parameters = {"loc": loc, "loc_precision": loc_precision, "dof": dof, "scale": scale}
         event_dims = {"loc": 1, "loc_precision": 0, "dof": 0, "scale": 2}
-        super().__init__(parameters, event_dims, validate_args)
+        super().__init__(parameters, validate_args, event_dims)
         least = self.event_shape[0] - 1
         self._check_parameter("dof", self.dof > least, f"> {least} in {least + 1} dimensions")
 
@@ -153,29 +147,23 @@ class GaussianCluster(LocatedCluster):
             >>> (cluster.scale / (cluster.dof - 3)).det() / x.T.cov(correction=0).det()
             tensor(0.0100)
         """
-        x = as_tensor("x", x, "(n, d)")
+        x = as_tensor("x", x, "(n, d)", finite=True)
+        x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+        size = x.shape[1]
         check_number("loc_precision", loc_precision, above=0)
-        if dof is not None:
-            check_number("dof", dof, above=x.shape[1] - 1)
-        if determinant is not None:
-            check_number("determinant", determinant, above=0)
-        if x.dim() != 2 or x.shape[0] <= x.shape[1]:
+        check_optional(check_number, "dof", dof, above=size - 1)
+        check_optional(check_number, "determinant", determinant, above=0)
+        if len(x) <= size:
             raise ValueError(
                 f"x must have the shape (n, d) with more points than dimensions, got "
                 f"{tuple(x.shape)}"
             )
-        if not x.is_floating_point():
-            x = x.to(torch.get_default_dtype())
-        if not bool(x.isfinite().all()):
-            raise ValueError(f"x must be finite, got {x[~x.isfinite()][0].item():g}")
-        size = x.shape[-1]
-        eps = torch.finfo(x.dtype).eps
         deviation = x - x.mean(0)
         unit = deviation.square().mean(0).sqrt()
-        # The mean of equal numbers is rounded, which makes noise of their deviations.
-        is_constant = bool((unit <= 4.0 * eps * x.abs().amax(0)).any())
         correlation = (deviation / unit).mT @ (deviation / unit) / len(x)
-        if is_constant or torch.linalg.matrix_rank(correlation, rtol=len(x) * eps) < size:
+        tolerance = len(x) * torch.finfo(x.dtype).eps
+        is_constant = bool(_is_constant(x, unit).any())
+        if is_constant or torch.linalg.matrix_rank(correlation, rtol=tolerance) < size:
             raise ValueError(
                 f"x must not lie in a subspace, got {len(x)} points whose covariance is singular"
             )
@@ -202,8 +190,7 @@ class GaussianCluster(LocatedCluster):
 
         So units do not matter, and the clusters that are found say how large others are, axis by
         axis (:math:`\ell_j`), how much their shapes differ (:math:`\delta`) and how far they are
-        apart (:math:`r`). Sites are ``"loc_precision"``, ``"dof_excess"`` and
-        ``"relative_size"``. A covariance, unlike a scale, need not be axis-parallel.
+        apart (:math:`r`). Sites are ``"relative_size"``, ``"dof_excess"`` and ``"loc_precision"``.
 
         :param Tensor x: points. **Shape:** ``(n, d)``, at least two of them.
         :returns: the model, to be given as ``cluster``.
@@ -220,17 +207,12 @@ class GaussianCluster(LocatedCluster):
             torch.Size([20, 2])
         """
         x = as_tensor("x", x, "(n, d)", finite=True)
+        x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
         if len(x) < 2:
             raise ValueError(f"x must have at least two rows, got {len(x)}")
-        if not x.is_floating_point():
-            x = x.to(torch.get_default_dtype())
         mean, deviation = x.mean(0), x.std(0)
-        constant = deviation <= 4.0 * torch.finfo(x.dtype).eps * x.abs().amax(0)
-        if bool(constant.any()):
-            raise ValueError(
-                f"x must vary in all columns, got constant ones: "
-                f"{constant.nonzero().flatten().tolist()}"
-            )
+        if constant := _is_constant(x, deviation).nonzero().flatten().tolist():
+            raise ValueError(f"x must vary in all columns, got constant ones: {constant}")
         size, one = x.shape[-1], mean.new_ones(())
 
         def cluster() -> GaussianCluster:
@@ -305,8 +287,13 @@ class GaussianCluster(LocatedCluster):
         return [self.loc_precision, self.dof, determinant, loc, raw]
 
 
+def _is_constant(x: Tensor, deviation: Tensor) -> Tensor:
+    """Columns whose deviation is the rounding of their mean."""
+    return deviation <= 4.0 * torch.finfo(x.dtype).eps * x.abs().amax(0)
+
+
 class DiagonalGaussianCluster(LocatedCluster):
-    r"""Point of a Gaussian cluster with independent dimensions of unknown means and variances [1].
+    r"""Point of a Gaussian cluster with independent dimensions of unknown means and variances [7].
 
     The prior of each dimension is normal-gamma,
 
@@ -355,15 +342,13 @@ class DiagonalGaussianCluster(LocatedCluster):
             "concentration": concentration,
             "rate": rate,
         }
-        super().__init__(parameters, dict.fromkeys(parameters, 1), validate_args)
+        super().__init__(parameters, validate_args)
 
     @property
     def _point_distribution(self) -> Any:
         variance = self.rate / self.concentration * (1.0 + 1.0 / self.loc_precision)
-        distribution = dist.StudentT(
-            2.0 * self.concentration, self.loc, variance.sqrt(), validate_args=False
-        )
-        return distribution.to_event(1)
+        dof, scale = 2.0 * self.concentration, variance.sqrt()
+        return dist.StudentT(dof, self.loc, scale, validate_args=False).to_event(1)
 
     def _log_marginal(self, summary: Summary) -> Tensor:
         count, mean, scatter = summary
@@ -392,12 +377,9 @@ class DiagonalGaussianCluster(LocatedCluster):
         points = center + self._noise(*shape, num_points, size)
         return self.loc.unsqueeze(-2) + deviation * points
 
-    def _compiled_parts(self) -> list[Tensor]:
-        return [self.loc, self.loc_precision, self.concentration, self.rate]
-
 
 class KnownVarianceGaussianCluster(LocatedCluster):
-    r"""Point of a Gaussian cluster with independent dimensions, of unknown means alone [1].
+    r"""Point of a Gaussian cluster with independent dimensions, of unknown means alone [7].
 
     The prior of each dimension is normal, :math:`\mu \sim \text{Normal}(\xi, s_0^2)` and
     :math:`x_i \sim \text{Normal}(\mu, s^2)`, with variances as second arguments. The statistics of
@@ -427,14 +409,12 @@ class KnownVarianceGaussianCluster(LocatedCluster):
     def __init__(
         self, loc: Any, loc_scale: Any, scale: Any, *, validate_args: bool | None = None
     ) -> None:
-        parameters = {"loc": loc, "loc_scale": loc_scale, "scale": scale}
-        super().__init__(parameters, dict.fromkeys(parameters, 1), validate_args)
+        super().__init__({"loc": loc, "loc_scale": loc_scale, "scale": scale}, validate_args)
 
     @property
     def _point_distribution(self) -> Any:
-        return dist.Normal(
-            self.loc, torch.hypot(self.loc_scale, self.scale), validate_args=False
-        ).to_event(1)
+        scale = torch.hypot(self.loc_scale, self.scale)
+        return dist.Normal(self.loc, scale, validate_args=False).to_event(1)
 
     def _log_marginal(self, summary: Summary) -> Tensor:
         count, mean, scatter = summary

@@ -2,13 +2,10 @@
 
 They are the weights of finite approximations of the processes of these names.
 
-[1] F. Ayed, J. Lee, F. Caron (2019), Beyond the Chinese restaurant and Pitman-Yor processes:
-statistical models with double power-law behavior.
-
-[2] J. Lee, X. Miscouridou, F. Caron (2019), A unified construction for series representations and
-finite approximations of completely random measures.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -19,18 +16,40 @@ from pyro_ext.distributions import _bfry
 from pyro_ext.distributions.bases import (
     LevelDistribution,
     discount_constraint,
-    log_level_of,
     positive_exp,
     rsample_log_gamma,
 )
 from pyro_ext.distributions.supports import open_interval, positive
 from pyro_ext.special import in_double
 
-__all__ = ["BetaPrimeBFRY", "GeneralizedBFRY", "StableBetaBFRY"]
+
+class _TwoIndices(LevelDistribution):
+    """Distribution of a tilted BFRY variable times an independent one of a power law."""
+
+    discount: Tensor
+    tail_index: Tensor
+    support = positive
+
+    def __init__(
+        self, parameters: dict[str, Any], level: Any, log_level: Any, validate_args: bool | None
+    ) -> None:
+        super().__init__(parameters, level, log_level, validate_args)
+        self._check_parameter("tail_index", self.tail_index > self.discount, "> discount")
+
+    def _moment(self, order: int) -> Tensor:
+        is_finite = self.tail_index > order
+        tail_index = torch.where(is_finite, self.tail_index, order + 1.0)
+        tilt = torch.ones_like(self.discount)
+        inner = _bfry.log_moment(self.discount, self.log_level, tilt, order).exp()
+        return torch.where(is_finite, self._with_tail(inner, tail_index, order), torch.inf)
+
+    @abstractmethod
+    def _with_tail(self, inner: Tensor, tail_index: Tensor, order: int) -> Tensor:
+        """The moment of the product from that of the tilted BFRY variable."""
 
 
-class GeneralizedBFRY(LevelDistribution):
-    r"""Generalized BFRY distribution, the distribution of :math:`c W P` [1, 2].
+class GeneralizedBFRY(_TwoIndices):
+    r"""Generalized BFRY distribution, the distribution of :math:`c W P` [2, 4].
 
     :math:`W` has the tilted BFRY distribution of discount :math:`\sigma`, level :math:`t` and tilt
     1, :math:`P` a Pareto distribution with :math:`P(P > x) = x^{-\tau}` for :math:`x > 1`, and they
@@ -58,8 +77,6 @@ class GeneralizedBFRY(LevelDistribution):
         tensor([  6.2994,  -2.8352, -47.1949])
     """
 
-    discount: Tensor
-    tail_index: Tensor
     scale: Tensor
     arg_constraints = {
         "discount": discount_constraint,
@@ -67,7 +84,6 @@ class GeneralizedBFRY(LevelDistribution):
         "level": constraints.positive,
         "scale": constraints.positive,
     }
-    support = positive
 
     def __init__(
         self,
@@ -79,14 +95,8 @@ class GeneralizedBFRY(LevelDistribution):
         log_level: Any = None,
         validate_args: bool | None = None,
     ) -> None:
-        parameters = {
-            "discount": discount,
-            "tail_index": tail_index,
-            "log_level": log_level_of(level, log_level, validate_args),
-            "scale": scale,
-        }
-        super().__init__(parameters, validate_args)
-        self._check_parameter("tail_index", self.tail_index > self.discount, "> discount")
+        parameters = {"discount": discount, "tail_index": tail_index, "scale": scale}
+        super().__init__(parameters, level, log_level, validate_args)
 
     def _log_prob(self, value: Tensor) -> Tensor:
         log_scaled = _bfry.log_scaled_density(
@@ -105,13 +115,8 @@ class GeneralizedBFRY(LevelDistribution):
     def _cdf(self, value: Tensor) -> Tensor:
         return _cdf(value, self.discount, self.tail_index, self.log_level, self.scale)
 
-    def _moment(self, order: int) -> Tensor:
-        is_finite = self.tail_index > order
-        tail_index = torch.where(is_finite, self.tail_index, order + 1.0)
-        tilt = torch.ones_like(self.discount)
-        inner = _bfry.log_moment(self.discount, self.log_level, tilt, order).exp()
-        moment = self.scale**order * inner * tail_index / (tail_index - order)
-        return torch.where(is_finite, moment, torch.inf)
+    def _with_tail(self, inner: Tensor, tail_index: Tensor, order: int) -> Tensor:
+        return self.scale**order * inner * tail_index / (tail_index - order)
 
 
 @in_double
@@ -126,8 +131,8 @@ def _cdf(
     return (inner - torch.exp(x.log() + density) / tail_index).clamp(min=0.0)
 
 
-class BetaPrimeBFRY(LevelDistribution):
-    r"""Beta prime BFRY distribution, the distribution of :math:`W / B` [1, 2].
+class BetaPrimeBFRY(_TwoIndices):
+    r"""Beta prime BFRY distribution, the distribution of :math:`W / B` [2, 4].
 
     :math:`W` has the tilted BFRY distribution of discount :math:`\sigma`, level :math:`t` and tilt
     1, :math:`B` the gamma distribution of shape :math:`\tau` and rate :math:`c`, and they are
@@ -156,8 +161,6 @@ class BetaPrimeBFRY(LevelDistribution):
         tensor([  6.9799,  -3.9115, -48.1820])
     """
 
-    discount: Tensor
-    tail_index: Tensor
     rate: Tensor
     arg_constraints = {
         "discount": discount_constraint,
@@ -165,7 +168,6 @@ class BetaPrimeBFRY(LevelDistribution):
         "level": constraints.positive,
         "rate": constraints.positive,
     }
-    support = positive
 
     def __init__(
         self,
@@ -177,14 +179,8 @@ class BetaPrimeBFRY(LevelDistribution):
         log_level: Any = None,
         validate_args: bool | None = None,
     ) -> None:
-        parameters = {
-            "discount": discount,
-            "tail_index": tail_index,
-            "log_level": log_level_of(level, log_level, validate_args),
-            "rate": rate,
-        }
-        super().__init__(parameters, validate_args)
-        self._check_parameter("tail_index", self.tail_index > self.discount, "> discount")
+        parameters = {"discount": discount, "tail_index": tail_index, "rate": rate}
+        super().__init__(parameters, level, log_level, validate_args)
 
     def _log_prob(self, value: Tensor) -> Tensor:
         return _log_beta_prime_density(
@@ -199,14 +195,10 @@ class BetaPrimeBFRY(LevelDistribution):
     def _cdf(self, value: Tensor) -> Tensor:
         return _beta_prime_cdf(value, self.discount, self.tail_index, self.log_level, self.rate)
 
-    def _moment(self, order: int) -> Tensor:
-        is_finite = self.tail_index > order
-        tail_index = torch.where(is_finite, self.tail_index, order + 1.0)
-        tilt = torch.ones_like(self.discount)
-        moment = _bfry.log_moment(self.discount, self.log_level, tilt, order).exp()
+    def _with_tail(self, inner: Tensor, tail_index: Tensor, order: int) -> Tensor:
         for less in range(1, order + 1):
-            moment = moment * self.rate / (tail_index - less)
-        return torch.where(is_finite, moment, torch.inf)
+            inner = inner * self.rate / (tail_index - less)
+        return inner
 
 
 class StableBetaBFRY(LevelDistribution):
@@ -252,12 +244,8 @@ class StableBetaBFRY(LevelDistribution):
         log_level: Any = None,
         validate_args: bool | None = None,
     ) -> None:
-        parameters = {
-            "discount": discount,
-            "concentration": concentration,
-            "log_level": log_level_of(level, log_level, validate_args),
-        }
-        super().__init__(parameters, validate_args)
+        parameters = {"discount": discount, "concentration": concentration}
+        super().__init__(parameters, level, log_level, validate_args)
 
     def _log_prob(self, value: Tensor) -> Tensor:
         return _log_odds_density(value, self.discount, self.concentration, self.log_level)
@@ -323,9 +311,7 @@ def _odds_mean(discount: Tensor, concentration: Tensor, log_level: Tensor) -> Te
 
 @in_double
 def _odds_variance(discount: Tensor, concentration: Tensor, log_level: Tensor) -> Tensor:
-    mean = _bfry.beta_prime_expectation(torch.sigmoid, discount, concentration, log_level)[
-        ..., None
-    ]
+    mean = _odds_mean(discount, concentration, log_level)[..., None]
     return _bfry.beta_prime_expectation(
         lambda x: (torch.sigmoid(x) - mean).square(), discount, concentration, log_level
     )

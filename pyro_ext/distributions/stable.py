@@ -1,9 +1,6 @@
 r"""Positive stable distributions and their exponential tilts.
 
-[1] M. Kanter (1975), Stable densities under change of scale and total variation inequalities.
-
-[2] L. Devroye (2009), Random variate generation for exponentially and polynomially tilted stable
-distributions.
+Numbers in brackets are those of the papers in the docstring of the package.
 """
 
 from typing import Any
@@ -16,8 +13,6 @@ from pyro_ext.distributions import _stable
 from pyro_ext.distributions.bases import UnivariateDistribution, attach_gradient, positive_exp
 from pyro_ext.distributions.supports import positive
 
-__all__ = ["PositiveStable", "TiltedStable"]
-
 
 class PositiveStable(UnivariateDistribution):
     r"""Positive stable distribution.
@@ -26,8 +21,8 @@ class PositiveStable(UnivariateDistribution):
               E\, X^r = \frac{\Gamma(1 - r / \sigma)}{\Gamma(1 - r)} \;(r < \sigma) .
 
     In Pyro's terms it is ``Stable`` with skew 1, coordinates "S" and the scale
-    ``cos(pi * stability / 2) ** (1 / stability)``. Density and distribution function are computed
-    by quadrature; draws are exact [1], with gradients in the stability.
+    ``cos(pi * stability / 2) ** (1 / stability)``. Draws are exact [5], with gradients in the
+    stability.
 
     :param stability: :math:`\sigma`, in (0, 1). The mean is infinite.
 
@@ -54,14 +49,7 @@ class PositiveStable(UnivariateDistribution):
     def _cdf(self, value: Tensor) -> Tensor:
         return _stable.log_cdf(value.log(), self.stability).exp()
 
-    @property
-    def mean(self) -> Tensor:
-        """Mean, which is infinite."""
-        return torch.full_like(self.stability, torch.inf)
-
-    @property
-    def variance(self) -> Tensor:
-        """Variance, which is infinite."""
+    def _moment(self, order: int) -> Tensor:
         return torch.full_like(self.stability, torch.inf)
 
 
@@ -76,9 +64,8 @@ class TiltedStable(UnivariateDistribution):
     is the total mass of a generalized gamma process; with :math:`\sigma = 1/2` it is the inverse
     Gaussian distribution of mean :math:`V / (2 \sqrt\tau)` and shape :math:`V^2 / 2`.
 
-    Density and distribution function are computed by quadrature. Draws are exact and cost about the
-    same whatever the parameters [2]. Their gradients are implicit and slow, about a quarter of a
-    millisecond for each draw.
+    Density and distribution function are computed by quadrature. Draws are exact, at the same cost
+    whatever the parameters [6]; their gradients are slow, a quarter of a millisecond each.
 
     :param mass: :math:`V > 0`.
     :param stability: :math:`\sigma`, in (0, 1).

@@ -18,17 +18,6 @@ from torch.nn.functional import relu, softplus
 
 from pyro_ext.distributions.bases import positive_exp
 
-__all__ = [
-    "Exponential",
-    "Gamma",
-    "InverseGamma",
-    "interval_with_atom",
-    "numbers_above",
-    "numbers_between",
-    "open_interval",
-    "positive",
-]
-
 
 class _NumbersAbove(constraints.greater_than):
     """Numbers greater than a bound."""
@@ -48,14 +37,8 @@ class _IntervalWithAtom(constraints.interval):
 
 
 numbers_above: Any = _NumbersAbove
-
-
 open_interval: Any = _OpenInterval
-
-
 interval_with_atom: Any = _IntervalWithAtom
-
-
 positive: Any = numbers_above(0.0)
 
 

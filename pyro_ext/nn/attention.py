@@ -7,9 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_ext._checks import check_integer
-
-__all__ = ["ISAB", "InducedSetAttention", "MAB", "PMA", "SAB", "Scaling"]
+from pyro_ext._checks import as_tensor, check_choice, check_integer
 
 Scaling = Literal["width", "head"]
 
@@ -63,22 +61,20 @@ class MAB(nn.Module):
         super().__init__()
         check_integer("query_features", query_features, 1)
         check_integer("key_features", key_features, 1)
-        if value_features is None:
-            value_features = key_features
+        value_features = key_features if value_features is None else value_features
         check_integer("value_features", value_features, 1)
         check_integer("width", width, 1)
         self.num_heads = check_integer("num_heads", num_heads, 1)
         if width % num_heads:
             raise ValueError(f"width must be a multiple of num_heads={num_heads}, got {width}")
-        if scaling not in get_args(Scaling):
-            raise ValueError(f"scaling must be one of {get_args(Scaling)}, got {scaling!r:.80}")
+        check_choice("scaling", scaling, get_args(Scaling))
         self.scaling = scaling
         self.query = nn.Linear(query_features, width, bias=False)
         self.key = nn.Linear(key_features, width, bias=False)
         self.value = nn.Linear(value_features, width, bias=False)
         self.feedforward = nn.Linear(width, width)
-        self.attention_norm = nn.LayerNorm(width) if layer_norm else nn.Identity()
-        self.output_norm = nn.LayerNorm(width) if layer_norm else nn.Identity()
+        norm = nn.LayerNorm if layer_norm else nn.Identity
+        self.attention_norm, self.output_norm = norm(width), norm(width)
 
     def forward(
         self,
@@ -97,8 +93,7 @@ class MAB(nn.Module):
             **Shape:** ``(*batch, num_keys)``.
         :returns: **Shape:** ``(*batch, num_queries, width)``.
         """
-        if values is None:
-            values = keys
+        values = keys if values is None else values
         self._check(queries, keys, values, key_mask)
         if key_mask is not None:
             keys = keys.masked_fill(~key_mask[..., None], 0)
@@ -141,11 +136,8 @@ class MAB(nn.Module):
             ("keys", keys, self.key),
             ("values", values, self.value),
         ):
-            if tensor.dim() < 2 or tensor.shape[-1] != layer.in_features:
-                raise ValueError(
-                    f"{argument} must have the shape (*batch, size, {layer.in_features}), got "
-                    f"{tuple(tensor.shape)}"
-                )
+            shape = f"(*batch, size, {layer.in_features})"
+            as_tensor(argument, tensor, shape, allow_empty=True)
         if values.shape[-2] != keys.shape[-2]:
             raise ValueError(
                 f"values must be as many as the {keys.shape[-2]} keys, got {values.shape[-2]}"
@@ -158,11 +150,8 @@ class MAB(nn.Module):
 
 
 def _for_every_query(mask: Tensor, batch_shape: torch.Size) -> Tensor:
-    """As ``(batch, 1 head, 1 query, num_keys)``.
-
-    A row of padding alone lets all of it in, whose values are zeros; what it would get if it let
-    nothing in is up to the backend.
-    """
+    """As ``(batch, 1 head, 1 query, num_keys)``."""
+    # A row of padding alone lets in all of its zeros; what backends do with no keys differs.
     allowed = mask | ~mask.any(-1, keepdim=True)
     return allowed.expand(*batch_shape, -1).reshape(math.prod(batch_shape), 1, 1, -1)
 
@@ -176,8 +165,7 @@ class SAB(nn.Module):
     :param str scaling: as in :class:`MAB`.
     :param bool layer_norm: as in :class:`MAB`.
 
-    [1] J. Lee, Y. Lee, J. Kim, A. R. Kosiorek, S. Choi, Y. W. Teh (2019),
-    Set Transformer: a framework for attention-based permutation-invariant neural networks.
+    [1] See :class:`MAB`.
 
     Example::
 
@@ -231,11 +219,9 @@ class InducedSetAttention(nn.Module):
     :param str scaling: as in :class:`MAB`.
     :param bool layer_norm: as in :class:`MAB`.
 
-    [1] J. Lee, Y. Lee, J. Kim, A. R. Kosiorek, S. Choi, Y. W. Teh (2019),
-    Set Transformer: a framework for attention-based permutation-invariant neural networks.
+    [1] See :class:`MAB`.
 
-    [2] H. Lee, E. Yun, G. Nam, E. Fong, J. Lee (2023),
-    Martingale posterior neural processes.
+    [2] H. Lee, E. Yun, G. Nam, E. Fong, J. Lee (2023), Martingale posterior neural processes.
 
     Example::
 
@@ -277,9 +263,7 @@ class InducedSetAttention(nn.Module):
         :param Tensor inputs: the elements. **Shape:** ``(*batch, size, in_features)``.
         :param Tensor inducing_points: **Shape:** ``(*batch, num_inducing, inducing_features)``.
         :param Tensor mask: bool, false for padding among the elements, whose outputs mean nothing.
-            **Shape:** ``(*batch, size)``.
         :param Tensor inducing_mask: bool, false for padding among the inducing points.
-            **Shape:** ``(*batch, num_inducing)``.
         :returns: **Shape:** ``(*batch, size, width)``.
         """
         inputs = _filled(inputs, mask)
@@ -301,8 +285,7 @@ class ISAB(nn.Module):
     :param str scaling: as in :class:`MAB`.
     :param bool layer_norm: as in :class:`MAB`.
 
-    [1] J. Lee, Y. Lee, J. Kim, A. R. Kosiorek, S. Choi, Y. W. Teh (2019),
-    Set Transformer: a framework for attention-based permutation-invariant neural networks.
+    [1] See :class:`MAB`.
 
     Example::
 
@@ -329,13 +312,7 @@ class ISAB(nn.Module):
         self.inducing_points = _learned_points(num_inducing, width)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Let the elements look at each other by way of the inducing points.
-
-        :param Tensor inputs: **Shape:** ``(*batch, size, in_features)``.
-        :param Tensor mask: bool, false for padding, whose outputs mean nothing. **Shape:**
-            ``(*batch, size)``.
-        :returns: **Shape:** ``(*batch, size, width)``.
-        """
+        """Let the elements look at each other; arguments and result as of :class:`SAB`."""
         outputs: Tensor = self.attention(inputs, self.inducing_points, mask)
         return outputs
 
@@ -352,8 +329,7 @@ class PMA(nn.Module):
     :param str scaling: as in :class:`MAB`.
     :param bool layer_norm: as in :class:`MAB`.
 
-    [1] J. Lee, Y. Lee, J. Kim, A. R. Kosiorek, S. Choi, Y. W. Teh (2019),
-    Set Transformer: a framework for attention-based permutation-invariant neural networks.
+    [1] See :class:`MAB`.
 
     Example::
 

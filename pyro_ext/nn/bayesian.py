@@ -10,12 +10,17 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number, check_tensors
+from pyro_ext._checks import (
+    as_tensor,
+    check_instance,
+    check_integer,
+    check_number,
+    check_optional,
+    check_tensors,
+)
 from pyro_ext._own_shapes import OwnShapes
 from pyro_ext.potential import Layout, init_to_suggested
 from pyro_ext.reparam import ExpandedModule
-
-__all__ = ["BayesianClassifier", "BayesianModule", "init_to_module"]
 
 
 class BayesianModule(nn.Module):
@@ -54,10 +59,8 @@ class BayesianModule(nn.Module):
                 check_number(f"prior_scale[{pattern!r}]", scale, above=0.0)
         else:
             prior_scale = check_number("prior_scale", prior_scale, above=0.0)
-        scalar = torch.Size([])
-        layout = Layout(
-            dict.fromkeys(names, scalar), dict.fromkeys(names, torch.float64), torch.device("cpu")
-        )
+        shapes, types = dict.fromkeys(names, torch.Size()), dict.fromkeys(names, torch.float64)
+        layout = Layout(shapes, types, torch.device("cpu"))
         scales = layout.expand(prior_scale, "prior_scale").tolist()
         self.prior_scales: dict[str, float] = dict(zip(names, scales, strict=True))
 
@@ -110,12 +113,10 @@ class BayesianClassifier(nn.Module):
         self, network: BayesianModule | ExpandedModule, batch_size: int | None = None
     ) -> None:
         super().__init__()
-        if not isinstance(network, BayesianModule | ExpandedModule):
-            raise TypeError(
-                f"network must be a BayesianModule or an ExpandedModule, got {network!r:.80}"
-            )
+        kinds = "a BayesianModule or an ExpandedModule"
+        check_instance("network", network, (BayesianModule, ExpandedModule), kinds)
         self.network = network
-        self.batch_size = None if batch_size is None else check_integer("batch_size", batch_size, 1)
+        self.batch_size = check_optional(check_integer, "batch_size", batch_size, 1)
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
         """Run the model.
@@ -150,27 +151,23 @@ class BayesianClassifier(nn.Module):
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         :returns: **Shape:** ``(*leading, n, classes)``.
         """
-        like = next(self.network.module.parameters())
+        module = self.network.module
+        like = next(module.parameters())
         inputs = as_tensor("inputs", inputs, "(n, ...)", like=like, finite=True)
         samples = check_tensors("samples", samples)
-        module = self.network.module
         shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
         if isinstance(self.network, ExpandedModule) and not set(shapes) <= set(samples):
             samples = self.network.merge(samples)
         leading = Layout(shapes, {}, torch.device("cpu")).check_leading(samples, "samples")
         flat = {name: samples[name].detach().reshape(-1, *shape) for name, shape in shapes.items()}
-        num_draws = leading.numel()
-        if not num_draws or not len(inputs):
-            raise ValueError(
-                f"samples and inputs must not be empty, got {num_draws} draws and {len(inputs)} "
-                "inputs"
-            )
+        if not leading.numel():
+            raise ValueError("samples must not be empty, got no draws")
 
         def one(values: dict[str, Tensor], some: Tensor) -> Tensor:
             logits: Tensor = torch.func.functional_call(module, values, (some,))
             return logits.log_softmax(-1)
 
-        pairs = max(1, min(_PAIRS_PER_CALL, _NUMBERS_PER_CALL // max(1, inputs[0].numel())))
+        pairs = max(1, min(_PAIRS_PER_CALL, _NUMBERS_PER_CALL // inputs[0].numel()))
         parts = []
         with torch.no_grad():
             for some in inputs.split(pairs):
@@ -215,10 +212,8 @@ def _check_labels(inputs: Tensor, labels: Tensor | None) -> None:
 def init_to_module(site: dict[str, Any] | None = None, module: nn.Module | None = None) -> Any:
     """Start parameters of a network as the network is initialized for training, each chain anew.
 
-    A draw from a wide prior is a bad start, and one from a narrow prior passes nothing on through
-    the layers. This strategy calls ``reset_parameters`` of the layer that a site belongs to;
-    parameters of layers without it start as they are in the module, and all other sites, such as
-    the square factors of parameter expansion, where they ask for it.
+    It calls ``reset_parameters`` of the layer that a site belongs to; parameters of layers without
+    it start as they are in the module, and all other sites where they ask for it.
 
     :param dict site: a site of the model; without it the strategy itself is returned.
     :param torch.nn.Module module: the network, whose parameters have the names of sites, or of
@@ -237,20 +232,17 @@ def init_to_module(site: dict[str, Any] | None = None, module: nn.Module | None 
         >>> kernel.begin(range(2), seed=0).position.abs().amax() <= 0.5
         tensor(True)
     """
-    if site is not None:
-        check_instance("site", site, dict, "a site of a model or None")
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module, got {module!r:.80}")
+    check_optional(check_instance, "site", site, dict, "a site of a model or None")
+    check_instance("module", module, nn.Module, "a torch.nn.Module")
+    assert module is not None
     if site is None:
         return partial(init_to_module, module=module)
     path = site["name"].removesuffix(".V")
     if path not in dict(module.named_parameters()):
         return init_to_suggested(site)
     prefix, _, name = path.rpartition(".")
-    owner = module.get_submodule(prefix)
+    owner: Any = copy.deepcopy(module.get_submodule(prefix))
     if callable(getattr(owner, "reset_parameters", None)):
-        anew: Any = copy.deepcopy(owner)
-        anew.reset_parameters()
-        owner = anew
+        owner.reset_parameters()
     value: Tensor = getattr(owner, name)
     return value.detach().clone()

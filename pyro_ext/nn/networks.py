@@ -7,9 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_ext._checks import check_callable, check_integer, check_number, check_sequence
-
-__all__ = ["FilterResponseNorm", "MLP", "ResNet"]
+from pyro_ext._checks import (
+    as_tensor,
+    check_callable,
+    check_integer,
+    check_number,
+    check_sequence,
+)
 
 
 class FilterResponseNorm(nn.Module):
@@ -104,10 +108,8 @@ class ResNet(nn.Module):
     """A residual network for small images [1], with norms and activations as in [2].
 
     A convolution of 3 x 3, stages of basic blocks of two such convolutions each, the mean over the
-    image, and a linear layer. Every stage but the first begins with a stride of two; where a block
-    changes the shape, its shortcut is a convolution of 1 x 1. Filter response normalization, which
-    follows each convolution, and SiLU stand in for batch normalization and ReLU. Convolutions have
-    no biases; those of the norms do their work.
+    image, and a linear layer. Every stage but the first begins with a stride of two. Filter
+    response normalization and SiLU stand in for batch normalization and ReLU.
 
     :param int in_channels: number of channels of an image.
     :param int num_classes: number of outputs.
@@ -159,11 +161,8 @@ class ResNet(nn.Module):
         :param Tensor images: **Shape:** ``(batch, in_channels, height, width)``.
         :returns: **Shape:** ``(batch, num_classes)``.
         """
-        if images.dim() != 4 or images.shape[1] != self.stem.in_channels:
-            raise ValueError(
-                f"images must have the shape (batch, {self.stem.in_channels}, height, width), got "
-                f"{tuple(images.shape)}"
-            )
+        shape = f"(batch, {self.stem.in_channels}, height, width)"
+        as_tensor("images", images, shape, allow_empty=True)
         hidden = functional.silu(self.stem_norm(self.stem(images)))
         outputs: Tensor = self.head(self.blocks(hidden).mean((-2, -1)))
         return outputs
@@ -180,8 +179,8 @@ class _Block(nn.Module):
         self.second_norm = FilterResponseNorm(out_channels)
         self.shortcut = nn.Sequential()
         if stride != 1 or in_channels != out_channels:
-            self.shortcut.append(_convolution(in_channels, out_channels, 1, stride))
-            self.shortcut.append(FilterResponseNorm(out_channels))
+            convolution = _convolution(in_channels, out_channels, 1, stride)
+            self.shortcut.extend([convolution, FilterResponseNorm(out_channels)])
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = functional.silu(self.first_norm(self.first(inputs)))

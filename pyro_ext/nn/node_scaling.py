@@ -13,24 +13,14 @@ from torch import Tensor, nn
 from pyro_ext._checks import as_tensor, check_instance, check_integer, check_number
 from pyro_ext._renamed import renamed_arguments
 
-__all__ = [
-    "NodeScale",
-    "asymmetric_variances",
-    "init_signs_",
-    "init_unit_variance_",
-    "largest_nodes",
-    "zipf_weights",
-]
-
 
 class NodeScale(nn.Module):
     r"""Multiply each node by a number of its own, :math:`h_j \mapsto \sqrt{\lambda_j} h_j` [1, 2].
 
     Placed behind the activation of a hidden layer, it gives the weights that leave node :math:`j`
-    the variance :math:`\lambda_j`, in common, where the next layer's own have variance one. Placed
-    in front of the first layer, with all :math:`\lambda_j` one over the number of inputs, it makes
-    the neural tangent parameterization. :func:`init_unit_variance_` starts the layer behind it;
-    layers of PyTorch start at a small scale of their own, which would count twice.
+    the variance :math:`\lambda_j`, in common, where the next layer's own have variance one:
+    :func:`init_unit_variance_` starts that layer. Placed in front of the first layer, with all
+    :math:`\lambda_j` one over the number of inputs, it makes the neural tangent parameterization.
 
     :param Tensor variances: :math:`\lambda_j \geq 0`. **Shape:** ``(num_nodes,)``.
     :param bool learnable: whether the variances are a parameter; otherwise they are a buffer, and
@@ -52,15 +42,14 @@ class NodeScale(nn.Module):
     variances: Tensor
 
     def __init__(self, variances: Tensor, *, learnable: bool = False, dim: int = -1) -> None:
-        check_integer("dim", dim, -10)
-        variances = as_tensor("variances", variances, allow_empty=True)
         super().__init__()
-        is_valid = variances.dim() == 1 and bool((variances.isfinite() & (variances >= 0)).all())
-        if not is_valid or not len(variances):
+        self.dim = check_integer("dim", dim, -10)
+        variances = as_tensor("variances", variances, allow_empty=True)
+        is_valid = (variances.isfinite() & (variances >= 0)).all()
+        if variances.dim() != 1 or not len(variances) or not bool(is_valid):
             raise ValueError(
                 f"variances must be a vector of finite numbers >= 0, got {variances!r:.80}"
             )
-        self.dim = dim
         variances = variances.detach().clone()
         if learnable:
             self.variances = nn.Parameter(variances)
@@ -193,9 +182,9 @@ def init_unit_variance_(
     parameters = dict(layer.named_parameters(recurse=False))
     if "weight" not in parameters:
         raise ValueError(f"layer must have a weight, got {layer!r:.80}")
-    nn.init.normal_(parameters["weight"], std=weight_scale, generator=generator)
+    parameters["weight"].normal_(std=weight_scale, generator=generator)
     if "bias" in parameters:
-        nn.init.zeros_(parameters["bias"])
+        parameters["bias"].zero_()
     return layer
 
 

@@ -124,13 +124,14 @@ def points_of_fall(
     return torch.minimum(torch.maximum(peak + side * far.exp(), low), high)
 
 
-def panel_nodes(edges: Tensor) -> tuple[Tensor, Tensor]:
+def panel_nodes(edges: Tensor, num_nodes: int = _NUM_NODES) -> tuple[Tensor, Tensor]:
     """Nodes and log weights of Gaussian quadrature over panels.
 
     :param Tensor edges: ends of the panels. **Shape:** ``(*shape, m)``.
-    :returns: both of **shape** ``(*shape, (m - 1) * 12)``.
+    :param int num_nodes: of each panel.
+    :returns: both of **shape** ``(*shape, (m - 1) * num_nodes)``.
     """
-    nodes, weights = gauss_legendre(_NUM_NODES, edges.device)
+    nodes, weights = gauss_legendre(num_nodes, edges.device)
     lengths = edges.diff()[..., None]
     points = (edges[..., :-1, None] + lengths * nodes).flatten(-2)
     return points, (lengths * weights).clamp(min=1e-300).log().flatten(-2)

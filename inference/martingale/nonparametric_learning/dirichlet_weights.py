@@ -11,14 +11,6 @@ from pyro_ext._checks import as_tensor, check_choice, check_integer, check_numbe
 from pyro_ext.distributions import BlockDirichlet
 from pyro_ext.random import chain_keys, spawn_seed, uniform
 
-__all__ = [
-    "BlockConcentration",
-    "DirichletWeights",
-    "EmpiricalBase",
-    "atoms_of_draws",
-    "fitting_atoms",
-]
-
 BlockConcentration = Literal["aggregate", "unit"]
 
 _GAMMAS, _BOOSTS, _ORDER, _ATOM_ORDER = range(40, 44)  # streams of random numbers
@@ -111,12 +103,7 @@ class DirichletWeights:
         return weights.gather(-1, torch.cat([own, atoms], -1))
 
     def _log_gammas(self, uniforms: Callable[[int, int], Tensor]) -> Tensor:
-        """Logarithms of gamma variables, of which those of small concentrations underflow.
-
-        The observations see the same random numbers whatever the concentration of the atoms is.
-
-        Shapes: returns (num_draws, num_blocks).
-        """
+        """Logarithms ``(num_draws, num_blocks)`` of gamma variables, which may underflow."""
         from scipy.special import gammaincinv  # slow to import
 
         concentration = self._distribution.concentration
@@ -134,10 +121,8 @@ class DirichletWeights:
 
     def _blocks(self) -> tuple[list[int], Tensor, int]:
         """Sizes and concentrations of the blocks that have a weight, and how many hold data."""
-        own = [1] * self.num_observed if self.num_blocks is None else self._sizes(self.num_observed)
-        atoms = []
-        if self.concentration > 0:
-            atoms = [1] * self.num_atoms if self.num_blocks is None else self._sizes(self.num_atoms)
+        own = self._sizes(self.num_observed)
+        atoms = self._sizes(self.num_atoms) if self.concentration > 0 else []
         if self.block_concentration == "unit" and self.num_blocks is not None:
             parts = [1.0] * len(own) + [self.concentration / max(1, len(atoms))] * len(atoms)
         else:
@@ -147,8 +132,7 @@ class DirichletWeights:
 
     def _sizes(self, number: int) -> list[int]:
         """Sizes of blocks that differ by one at most, no more blocks than points."""
-        assert self.num_blocks is not None
-        num_blocks = min(self.num_blocks, number)
+        num_blocks = min(self.num_blocks or number, number)
         small, larger = divmod(number, num_blocks)
         return [small + 1] * larger + [small] * (num_blocks - larger)
 
@@ -175,8 +159,7 @@ class EmpiricalBase:
         atoms = tuple(
             as_tensor(f"atoms[{i}]", part, "(n, ...)", finite=True) for i, part in enumerate(atoms)
         )
-        lengths = {len(part) if part.dim() else 0 for part in atoms}
-        if len(lengths) != 1 or 0 in lengths:
+        if len({len(part) for part in atoms}) != 1:
             raise ValueError(
                 "atoms must be tensors with as many rows each, at least one, got the shapes "
                 f"{[tuple(part.shape) for part in atoms]}"
@@ -190,27 +173,15 @@ class EmpiricalBase:
 def atoms_of_draws(
     base_measure: Any, num_atoms: int, rows: tuple[Tensor, ...], draws: Sequence[int], seed: int
 ) -> list[Tensor]:
-    """Atoms of some draws, a function of the seed and the number of each.
-
-    Shapes: rows (n, *event) each; returns (len(draws), num_atoms, *event) each.
-    """
+    """Atoms of some draws, a function of the seed and the number of each."""
     is_distribution = isinstance(base_measure, TorchDistributionMixin)
-    if not is_distribution and not callable(base_measure):
-        raise TypeError(
-            "base_measure must be a Pyro distribution, an EmpiricalBase or a function of a number "
-            f"of atoms, got {base_measure!r:.80}"
-        )
-
-    def draw(number: int) -> Any:
-        return (
-            base_measure.sample(torch.Size([number])) if is_distribution else base_measure(number)
-        )
-
+    draw = base_measure.sample if is_distribution else base_measure
+    size = torch.Size([num_atoms]) if is_distribution else num_atoms
     found = []
     with torch.random.fork_rng(), torch.no_grad():
         for number in draws:
             torch.manual_seed(spawn_seed(seed, number, 3))
-            found.append(fitting_atoms(draw(num_atoms), num_atoms, rows))
+            found.append(fitting_atoms(draw(size), num_atoms, rows))
     return [torch.stack(parts) for parts in zip(*found, strict=True)]
 
 

@@ -38,8 +38,6 @@ from pyro_ext.inference.optimization import BatchLBFGS, BatchOptimizer
 from pyro_ext.potential import Backend, Regularizer, WeightedFunction
 from pyro_ext.random import fresh_seed
 
-__all__ = ["NPTL", "FineTunedEnsemble", "linear_probe"]
-
 _GRID = (0.01, 0.1, 1.0 / 3.0, 1.0, 3.0)
 
 
@@ -111,9 +109,8 @@ class NPTL(TransferEnsemble):
         of the average (empirical Bayes); without one these are 0.01, 0.1, 1/3, 1 and 3 times the
         number of inputs.
     :param float num_standard_errors: of the concentrations whose validation loss is above the least
-        by at most so many standard errors of the difference, the smallest is taken, so that few
-        validation data do not bring in a prior that is no good [2]. With zero that of the least
-        loss is, as in the paper.
+        by at most so many standard errors of the difference, the smallest is taken [2]. With zero
+        that of the least loss is, as in the paper.
     :param float validation_fraction: of the data, which is held out to choose by, where there are
         several and ``run`` is given no validation data.
     :param int num_blocks: number of blocks of inputs that share weights, for many of them.
@@ -178,12 +175,12 @@ class NPTL(TransferEnsemble):
             seed=seed,
         )
         if isinstance(concentration, Sequence):
-            if not concentration:
-                raise ValueError("concentration must be a number or several, got none of them")
             for index, value in enumerate(concentration):
                 check_number(f"concentration[{index}]", value, least=0)
-        elif concentration is not None:
-            check_number("concentration", concentration, least=0)
+            if not concentration:
+                raise ValueError("concentration must be a number or several, got none of them")
+        else:
+            check_optional(check_number, "concentration", concentration, least=0)
         self.concentration = concentration
         self.num_standard_errors = check_number("num_standard_errors", num_standard_errors, least=0)
         self.validation_fraction = check_number(
@@ -251,21 +248,19 @@ class NPTL(TransferEnsemble):
         targets = torch.cat([self._targets(hard, soft, value, seed) for value in grid])
         # Members of all concentrations have the same heads and minibatches, for a fair choice.
         params = self._train(inputs, targets, [*range(number)] * len(grid), seed)
+        parts = [
+            {name: value[first : first + number] for name, value in params.items()}
+            for first in range(0, len(targets), number)
+        ]
         best, self._losses = 0, {}
         if validation is not None:
-            losses = torch.stack(
-                [
-                    average_losses(
-                        self._predict(self._part(params, index), validation[0]), validation[1]
-                    )
-                    for index in range(len(grid))
-                ]
-            )
+            predicted = (self._predict(part, validation[0]) for part in parts)
+            losses = torch.stack([average_losses(logs, validation[1]) for logs in predicted])
             self._losses = dict(zip(grid, losses.mean(1).tolist(), strict=True))
             best = self._choose(grid, losses)
         self._chosen = grid[best]
         self._soft_labels = soft
-        self._keep(self._part(params, best))
+        self._keep(parts[best])
         return self
 
     def diagnostics(self) -> dict[str, Any]:
@@ -302,11 +297,10 @@ class NPTL(TransferEnsemble):
         return found[index][: len(hard)]
 
     def _grid(self, number: int) -> list[float]:
-        if self.concentration is None:
+        given = self.concentration
+        if given is None:
             return [fraction * number for fraction in _GRID]
-        if isinstance(self.concentration, Sequence):
-            return [float(value) for value in self.concentration]
-        return [float(self.concentration)]
+        return [float(value) for value in (given if isinstance(given, Sequence) else [given])]
 
     def _choose(self, grid: list[float], losses: Tensor) -> int:
         """Index of the concentration to take, by losses ``(len(grid), n)`` of validation data."""
@@ -319,19 +313,12 @@ class NPTL(TransferEnsemble):
         return min([best, *near], key=grid.__getitem__)
 
     def _targets(self, hard: Tensor, soft: Tensor, concentration: float, seed: int) -> Tensor:
-        """Weighted labels, true and guessed ones together, whose gradient is that of both.
-
-        **Shape:** ``(num_samples, n, classes)``.
-        """
+        """Weighted labels ``(num_samples, n, classes)``, true and guessed ones together."""
         size = len(hard)
         blocks = self.num_blocks, self.block_concentration
         weights = DirichletWeights(size, size, concentration, *blocks)
         drawn = weights.draw(range(self.num_samples), seed).to(hard)
         return drawn[:, :size, None] * hard + drawn[:, size:, None] * soft
-
-    def _part(self, params: dict[str, Tensor], index: int) -> dict[str, Tensor]:
-        members = slice(index * self.num_samples, (index + 1) * self.num_samples)
-        return {name: value[members] for name, value in params.items()}
 
 
 def linear_probe(

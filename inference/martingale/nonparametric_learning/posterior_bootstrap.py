@@ -48,17 +48,10 @@ from pyro_ext.potential import (
 )
 from pyro_ext.random import fresh_seed
 
-__all__ = ["PosteriorBootstrap"]
-
 _FIELDS = ("value", "gradient_norm", "converged", "num_steps")
 _SETTINGS = (
-    "concentration",
-    "truncation",
-    "num_blocks",
-    "block_concentration",
-    "include_prior",
-    "num_restarts",
-    "subsample_size",
+    *("concentration", "truncation", "num_blocks", "block_concentration"),
+    *("include_prior", "num_restarts", "subsample_size"),
 )
 
 
@@ -75,9 +68,6 @@ class PosteriorBootstrap(IndependentDraws):
     :math:`m` atoms of a prior guess at the data's distribution. The weights sum to one. Without a
     prior guess, :math:`\alpha = 0`, this is the weighted likelihood bootstrap. The prior of the
     model has no part in it, unless ``include_prior`` says so.
-
-    All draws are fitted side by side, each with weights, atoms and starts of its own, which follow
-    from the seed and its number.
 
     :param model: a Pyro model whose observations are the elements of a plate, with all latent sites
         outside of it; or ``None`` with a ``loss_fn``.
@@ -191,16 +181,9 @@ class PosteriorBootstrap(IndependentDraws):
         self.plate = check_optional(check_instance, "plate", plate, str, "the name of a plate")
         self.include_prior = include_prior
         self.regularizer = check_optional(check_callable, "regularizer", regularizer)
-        self.optimizer: Minimizer = (
-            check_optional(
-                check_instance,
-                "optimizer",
-                optimizer,
-                Minimizer,
-                "a BatchLBFGS or another Minimizer",
-            )
-            or BatchLBFGS()
-        )
+        wanted = "a BatchLBFGS or another Minimizer"
+        check_optional(check_instance, "optimizer", optimizer, Minimizer, wanted)
+        self.optimizer: Minimizer = optimizer or BatchLBFGS()
         self.init_strategy = check_optional(check_callable, "init_strategy", init_strategy)
         self.initial_params = check_optional(
             check_tensors, "initial_params", initial_params, finite=True
@@ -287,28 +270,14 @@ class PosteriorBootstrap(IndependentDraws):
     def _loss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> WeightedLoss:
         """The loss over the observations alone."""
         loss: WeightedLoss
+        options: Any = {"regularizer": self.regularizer, "backend": self.backend}
         if self.loss_fn is not None:
             if kwargs:
                 raise ValueError(f"kwargs must be empty for a loss_fn, got {sorted(kwargs)}")
-            assert self.initial_params is not None
-            loss = WeightedFunction(
-                self.loss_fn,
-                args,
-                self.initial_params,
-                subsample_size=self.subsample_size,
-                regularizer=self.regularizer,
-                backend=self.backend,
-            )
+            options["subsample_size"] = self.subsample_size
+            loss = WeightedFunction(self.loss_fn, args, self.initial_params, **options)
         else:
-            assert self.model is not None
-            loss = WeightedPotential(
-                self.model,
-                args,
-                kwargs,
-                plate=self.plate,
-                regularizer=self.regularizer,
-                backend=self.backend,
-            )
+            loss = WeightedPotential(self.model, args, kwargs, plate=self.plate, **options)
             if self.include_prior:
                 loss.prior_weight = 1.0 / loss.num_points
         if loss.subsample_size is not None:
@@ -381,14 +350,10 @@ class PosteriorBootstrap(IndependentDraws):
         if bool(finite.any()):
             self._samples = fits.loss.constrain(whole["position"][finite])
         self._warn_of_left_out("the fit", "see whether the loss is finite where it starts")
-        num_open = int((~self._fits["converged"]).sum())
-        if num_open:
-            warnings.warn(
-                f"{num_open} of {len(self._fits['converged'])} fits have not converged: give the "
-                "optimizer more steps",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+        if num_open := int((~self._fits["converged"]).sum()):
+            number = len(self._fits["converged"])
+            message = f"{num_open} of {number} fits have not converged: give the optimizer more"
+            warnings.warn(f"{message} steps", RuntimeWarning, stacklevel=3)
 
     def _describe(
         self,
@@ -410,6 +375,7 @@ class PosteriorBootstrap(IndependentDraws):
         if self.model is not None:
             point_of = model_at(self.model, self.args, self.kwargs)
             model["log density"] = density_identity(point_of, {})[0]
+        eps = torch.finfo(loss.layout.dtype).eps
         identity = {
             "driver": type(self).__name__,
             "versions": versions(),
@@ -417,9 +383,7 @@ class PosteriorBootstrap(IndependentDraws):
             "settings": settings,
             "model": model,
             "data": data,
-            "loss of the first draw": fingerprint(
-                fits.example(), torch.finfo(loss.layout.dtype).eps, scale=1.0
-            ),
+            "loss of the first draw": fingerprint(fits.example(), eps, scale=1.0),
         }
         if known is not None:
             if found := differences(known["identity"], identity):

@@ -2,6 +2,7 @@
 
 import copy
 from abc import abstractmethod
+from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -29,17 +30,6 @@ from pyro_ext.inference.optimization import BatchOptimizer
 from pyro_ext.posterior.independent_draws import IndependentDraws
 from pyro_ext.potential import Backend, Regularizer, WeightedFunction, check_backend
 from pyro_ext.random import chain_keys, fresh_seed, spawn_seed
-
-__all__ = [
-    "L2SP",
-    "SWAGPrior",
-    "Soup",
-    "TransferEnsemble",
-    "average_losses",
-    "check_labels",
-    "nll",
-    "soft_cross_entropy",
-]
 
 _BACKBONE = "backbone."
 _HEAD = "head."
@@ -98,8 +88,7 @@ class SWAGPrior:
     .. math:: \phi \sim N\bigl(\bar\phi, \; s \, (\tfrac12 \operatorname{diag}(v) +
               \tfrac1{2 (K - 1)} D D^\top)\bigr) , \quad W \sim N(0, s'^2)
 
-    with mean and variances of snapshots, and the deviations of :math:`K` of them. It maps
-    parameters by name to the negative log density, but for a constant.
+    with mean, variances and deviations of :math:`K` snapshots. It is called like :class:`L2SP`.
 
     :param Sequence snapshots: parameters of the backbone by name, at several times of its training;
         parameters alone, without the statistics that a ``state_dict()`` holds beside them.
@@ -140,11 +129,7 @@ class SWAGPrior:
     law = renamed_attribute("law", "distribution")
 
     def __call__(self, params: Mapping[str, Tensor]) -> Tensor:
-        """Negative log density, but for a constant.
-
-        :param Mapping params: parameters by name. **Shape:** ``(*event)`` each.
-        :returns: a scalar.
-        """
+        """Negative log density, but for a constant, as of :class:`L2SP`."""
         _check_names(params, {_BACKBONE + name for name in self._names})
         heads = [(value / self.head_scale).square().sum()
                  for name, value in params.items() if name.startswith(_HEAD)]  # fmt: skip
@@ -181,20 +166,6 @@ class Soup(NamedTuple):
     loss: float
 
 
-class _Network(nn.Module):
-    """A backbone and a head."""
-
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits."""
-        logits: Tensor = self.head(self.backbone(inputs))
-        return logits
-
-
 class TransferEnsemble(IndependentDraws):
     """Members that are fine-tuned side by side from a pretrained backbone, each with a fresh head.
 
@@ -226,8 +197,8 @@ class TransferEnsemble(IndependentDraws):
         if seed is not None:
             fresh_seed(seed)
         self.num_samples = check_integer("num_samples", num_samples, 1)
-        self.network = _Network(copy.deepcopy(backbone), copy.deepcopy(head)).eval()
-        self.network.requires_grad_(False)
+        parts = {"backbone": copy.deepcopy(backbone), "head": copy.deepcopy(head)}
+        self.network: Any = nn.Sequential(OrderedDict(parts)).eval().requires_grad_(False)
         self.optimizer = optimizer or BatchOptimizer(
             partial(torch.optim.SGD, lr=0.05, momentum=0.9), 200
         )
@@ -260,8 +231,7 @@ class TransferEnsemble(IndependentDraws):
     def probabilities(self, inputs: Tensor) -> Tensor:
         """Predictive probabilities of each member, whose mean over members is the prediction.
 
-        :param Tensor inputs: **Shape:** ``(n, *event)``.
-        :returns: **Shape:** ``(num_samples, n, classes)``.
+        Arguments and shapes are those of :meth:`log_probabilities`.
         """
         return self.log_probabilities(inputs).exp()
 
@@ -293,11 +263,7 @@ class TransferEnsemble(IndependentDraws):
     # How members are trained ---------------------------------------------------------------------
 
     def _train(self, inputs: Tensor, targets: Tensor, numbers: Sequence[int], seed: int) -> Any:
-        """Fine-tune members to soft targets of their own.
-
-        Shapes: inputs (n, *event); targets (num_members, n, classes); returns (num_members, *event)
-        each.
-        """
+        """Fine-tune members to soft targets of their own, ``(num_members, n, classes)``."""
         params = {name: value.detach() for name, value in self.network.named_parameters()}
         num_points = len(inputs)
         size = min(self.subsample_size or num_points, num_points)
@@ -307,25 +273,22 @@ class TransferEnsemble(IndependentDraws):
 
         # Members share all of the inputs, and have minibatches of their own.
         is_whole = size == num_points
+        loss_fn = losses_of_all if is_whole else self._loss_of_each
+        rows = (targets[0],) if is_whole else (inputs[:size], targets[0, :size])
         loss = WeightedFunction(
-            losses_of_all if is_whole else self._loss_of_each,
-            (targets[0],) if is_whole else (inputs[:size], targets[0, :size]),
-            params,
-            regularizer=self._penalty,
-            backend=self.backend,
+            loss_fn, rows, params, regularizer=self._penalty, backend=self.backend
         )
         starts = torch.stack([self._start(loss, params, number, seed) for number in numbers])
         minibatches = minibatches_of(chain_keys(seed, numbers, starts.device), size, num_points)
         # The targets hold the weights of the data.
         weights = starts.new_full((len(numbers), size), num_points / size)
 
-        def objective(flat: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-            if is_whole:
-                own = [targets[rows]]
-            else:
-                index = minibatches(rows)
-                own = [inputs[index], targets[rows[:, None], index]]
-            return loss(flat, weights[rows], None, own, len(numbers))
+        def objective(flat: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+            own = [targets[members]]
+            if not is_whole:
+                index = minibatches(members)
+                own = [inputs[index], targets[members[:, None], index]]
+            return loss(flat, weights[members], None, own, len(numbers))
 
         found = self.optimizer.minimize(objective, starts)
         return loss.constrain(torch.where(found.converged[:, None], found.position, torch.nan))
@@ -341,7 +304,7 @@ class TransferEnsemble(IndependentDraws):
         generator = torch.Generator().manual_seed(spawn_seed(seed, number, 4))
         values = dict(params)
         for name, value in params.items():
-            if name.startswith("head."):
+            if name.startswith(_HEAD):
                 noise = torch.randn(value.shape, generator=generator, dtype=value.dtype)
                 values[name] = self.head_scale * noise.to(value.device)
         return loss.layout.flatten(values)
@@ -387,10 +350,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def nll(log_probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Mean negative log likelihood of each member.
-
-    Shapes: log_probabilities (members, n, classes); labels (n,); returns (members,).
-    """
+    """Mean negative log likelihood of each member, from ``(members, n, classes)``."""
     index = labels.expand(log_probabilities.shape[:-1]).unsqueeze(-1)
     return -log_probabilities.gather(-1, index)[..., 0].mean(-1)
 

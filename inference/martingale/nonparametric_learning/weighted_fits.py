@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import torch
@@ -17,24 +18,15 @@ from pyro_ext.inference.optimization import Center, Minimizer, Minimum, Objectiv
 from pyro_ext.potential import WeightedLoss
 from pyro_ext.random import chain_keys, uniform
 
-__all__ = ["WeightedFits", "minibatches_of"]
-
 
 def minibatches_of(keys: Tensor, size: int, num_points: int) -> Callable[[Tensor], Tensor]:
-    """Minibatches of each draw, which follow from its key and the number of the call.
-
-    Elements are drawn with replacement. The result is a function of the numbers of draws,
-    ``(rows,)``, that returns their next minibatches, ``(rows, size)``.
-    """
-    step = 0
+    """A function of the numbers of draws that returns their next minibatches, with replacement."""
+    steps = count()
 
     def next_one(numbers: Tensor) -> Tensor:
-        nonlocal step
         # In double precision, in which the product is not rounded up to the number of points.
-        at = torch.tensor(step, device=numbers.device)
-        part = uniform(keys[numbers], at, size, dtype=torch.float64)
-        step += 1
-        return (part * num_points).long()
+        at = torch.tensor(next(steps), device=numbers.device)
+        return (uniform(keys[numbers], at, size, dtype=torch.float64) * num_points).long()
 
     return next_one
 
@@ -44,21 +36,10 @@ _NUMBERS_PER_BATCH = 1 << 17  # what one operation works on should stay in the p
 
 
 class WeightedFits:
-    """Draws of weights and atoms, and the fits to them.
+    """Draws of weights and atoms, and the fits to them, as :class:`PosteriorBootstrap` says.
 
-    :param WeightedLoss loss: over the observations.
     :param make_weights: makes the distribution of the weights for a number of atoms.
-    :param base_measure: what atoms are drawn from, or ``None``.
-    :param int truncation: number of atoms of a base measure that is no empirical one.
-    :param Minimizer optimizer: of the fits.
-    :param int num_restarts: random starts of each draw; with none all start at the fit to the data
-        with equal weights.
-    :param init_strategy: draws starts.
     :param initial: where the fit with equal weights starts, instead of at a drawn point.
-        **Shape:** ``(size,)``.
-    :param int seed: of all that is random.
-    :param int batch_size: number of draws that are fitted side by side.
-    :param int num_samples: number of all draws.
     """
 
     def __init__(
@@ -77,9 +58,7 @@ class WeightedFits:
     ) -> None:
         self._rows = loss.rows
         self._base_measure = base_measure
-        self._has_own_atoms = base_measure is not None and not isinstance(
-            base_measure, EmpiricalBase
-        )
+        self._has_own_atoms = not (base_measure is None or isinstance(base_measure, EmpiricalBase))
         self._seed = seed
         num_atoms = 0
         if base_measure is not None:
@@ -88,13 +67,12 @@ class WeightedFits:
                     "base_measure needs a model whose data are arguments with a row for each "
                     "observation, but it has none"
                 )
-            if isinstance(base_measure, EmpiricalBase):
-                num_atoms = len(base_measure)
-                atoms = fitting_atoms(base_measure.atoms, num_atoms, loss.rows)
-            else:
-                num_atoms = truncation
+            num_atoms = truncation if self._has_own_atoms else len(base_measure)
+            if self._has_own_atoms:
                 drawn = atoms_of_draws(base_measure, num_atoms, loss.rows, range(1), seed)
                 atoms = [part[0] for part in drawn]
+            else:
+                atoms = fitting_atoms(base_measure.atoms, num_atoms, loss.rows)
             pairs = zip(loss.rows, atoms, strict=True)
             loss = loss.with_rows([torch.cat([one, other]) for one, other in pairs])
         self.loss = loss
@@ -112,17 +90,12 @@ class WeightedFits:
         self._capacity = min(self.batch_size, num_samples) * max(1, num_restarts)
 
     def fit(self, members: range) -> dict[str, Tensor]:
-        """Fit some draws, at most as many as are fitted side by side.
-
-        Returns the fields of :class:`~pyro_ext.inference.optimization.Minimum`, by draw.
-        """
+        """Fields of :class:`~pyro_ext.inference.optimization.Minimum` for some draws."""
         if self._num_restarts:
             objective = self._objective(members, self._num_restarts)
-            starts = range(members.start * self._num_restarts, members.stop * self._num_restarts)
-            found = self._optimizer.minimize(
-                objective, self.loss.start(starts, self._seed, self._init_strategy)
-            )
-            return _lowest(found, self._num_restarts)
+            numbers = range(members.start * self._num_restarts, members.stop * self._num_restarts)
+            starts = self.loss.start(numbers, self._seed, self._init_strategy)
+            return _lowest(self._optimizer.minimize(objective, starts), self._num_restarts)
         objective = self._objective(members, 1)
         return self._center.search(self._optimizer, objective, len(members))._asdict()
 

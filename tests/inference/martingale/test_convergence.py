@@ -11,7 +11,13 @@ import pytest
 import torch
 from scipy.special import polygamma
 
-from pyro_ext.inference.martingale.convergence import check_sizes
+from pyro_ext.inference.martingale.convergence import (
+    check_sizes,
+    moves,
+    remaining_fractions,
+    sufficient_size,
+    surely_above,
+)
 from pyro_ext.inference.martingale.functionals import Mean, Quantile
 from pyro_ext.inference.martingale.gaussian import NormalPredictive, PlugInNormal
 from pyro_ext.inference.martingale.martingale_posterior import MartingalePosterior, plot_drift
@@ -107,6 +113,15 @@ def test_the_share_is_that_of_each_element(float64):
     share = run.diagnostics()["theta"]["remaining_fraction"]
     assert 0.0 < float(share[0]) < 0.05
     assert math.isnan(float(share[1]))  # an element without variance asks for nothing
+
+
+def test_what_is_missing_by_hand():
+    values = torch.tensor([-1.0, 1.0])
+    moved = moves([torch.zeros(2), values], 0)
+    assert remaining_fractions(values, moved, 10, 100).item() == pytest.approx(0.1)
+    assert surely_above(0.1, 0.05, 1000) and not surely_above(0.1, 0.05, 10)
+    assert not surely_above(math.nan, 0.05, 1000) and surely_above(1.0, 0.05, 2)
+    assert sufficient_size(0.1, 0.05, 1234) == 2500
 
 
 def test_plot():

@@ -115,6 +115,14 @@ def test_density_of_pairs_is_one_in_all(float64):
     torch.testing.assert_close(distribution.conditional_cdfs(at)[:, 1], inner, rtol=0, atol=2e-3)
 
 
+def test_leading_coordinates_of_populations_are_their_marginals(float64):
+    rule = CopulaDensity(0.8, 2).fit(PAIRS)
+    state = rule.advance(rule.begin((PAIRS,), chain_keys(0, range(3))), 20)
+    population, points = rule.population(state), torch.linspace(-2.0, 2.0, 10).reshape(5, 1, 2)
+    marginal = population.leading(1).conditional_cdfs(points[..., :1])[..., 0]
+    torch.testing.assert_close(marginal, population.conditional_cdfs(points)[..., 0])
+
+
 def test_mean_over_permutations_against_numpy(float64):
     data, points = two_groups(30), torch.linspace(2.0, 9.0, 15)
     distribution = CopulaDensity(0.85, 3, seed=5).fit(data)

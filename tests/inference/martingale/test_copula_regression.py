@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_ext.inference.martingale.copula_classifier import CopulaClassifier, _predict
-from pyro_ext.inference.martingale.copula_regression import CopulaRegression
+from pyro_ext.inference.martingale.copula_regression import (
+    CopulaClassifier,
+    CopulaRegression,
+    _predict_labels,
+)
 from pyro_ext.inference.martingale.covariate_rule import future_rows
 from pyro_ext.inference.martingale.functionals import Mean
 from pyro_ext.inference.martingale.martingale_posterior import MartingalePosterior
@@ -145,9 +148,9 @@ def test_gradient_of_the_classifier(float64):
     both, unit, step = torch.tensor([0.8, 0.6, 0.7]), torch.eye(3), 1e-6
 
     def total(value):
-        return _predict(fit.orders, y, fit.covariates, value, unit)[0].sum(1)
+        return _predict_labels(fit.orders, y, fit.covariates, value, unit)[0].sum(1)
 
-    gradient = _predict(fit.orders, y, fit.covariates, both, unit)[1]
+    gradient = _predict_labels(fit.orders, y, fit.covariates, both, unit)[1]
     for place in range(3):
         numeric = (total(both + step * unit[place]) - total(both - step * unit[place])) / (2 * step)
         torch.testing.assert_close(gradient[:, place], numeric, rtol=1e-6, atol=1e-6)
@@ -284,7 +287,7 @@ def test_errors_name_the_argument(make):
         _ = rule.prequential_log_prob
     fitted = rule.fit(x, y)
     ask = fitted.conditional if make is CopulaRegression else fitted.probabilities
-    with pytest.raises(ValueError, match="x must have 2 columns"):
+    with pytest.raises(ValueError, match=r"x must have the shape \(num_queries, 2\)"):
         ask(torch.zeros(4, 3))
 
 

@@ -199,7 +199,7 @@ def test_numbers_out_of_range_are_refused(subtests):
 def test_what_is_no_prior_is_refused():
     with pytest.raises(TypeError, match="prior must be a Pyro model of no arguments, got 3"):
         GraphModel(3)
-    with pytest.raises(TypeError, match="communities must be a MixedMembership, got 2"):
+    with pytest.raises(TypeError, match="communities must be a MixedMembership or None, got 2"):
         GraphModel(gamma_weights(), 2)
 
 
