@@ -78,7 +78,7 @@ BLOCKS = {
 # Of each, draws and the effective ones that they are taken for, both below what was seen.
 LENGTHS = {
     "NUTS and enumeration": (400, 40),
-    "our NUTS": (400, 40),
+    "our NUTS": (800, 40),
     "HMC and a function": (1000, 100),
     "proposals from the prior": (400, 20),
     "SGLD and a function": (1500, 60),
