@@ -67,6 +67,7 @@ from .sgmcmc import (
     Schedule,
     SGMCMCKernel,
 )
+from .smc import SelfDistilledTwistedSMC, TwistedSMC
 from .streaming import StreamingMCMC
 from .tasks import Task, ensemble_loss, single_draw_loss
 from .training import Trainer
@@ -120,6 +121,7 @@ __all__ = [
     "ReverseKL",
     "SGMCMCKernel",
     "Schedule",
+    "SelfDistilledTwistedSMC",
     "SliceSampler",
     "SplitMerge",
     "StreamingMCMC",
@@ -130,6 +132,7 @@ __all__ = [
     "TreeGuided",
     "Trial",
     "TuningResult",
+    "TwistedSMC",
     "VectorizedKernel",
     "Wasserstein",
     "antithetic_gradient",
