@@ -67,7 +67,7 @@ from .sgmcmc import (
     Schedule,
     SGMCMCKernel,
 )
-from .smc import SelfDistilledTwistedSMC, TwistedSMC
+from .smc import MarkovSMC, SelfDistilledTwistedSMC, TwistedSMC
 from .streaming import StreamingMCMC
 from .tasks import Task, ensemble_loss, single_draw_loss
 from .training import Trainer
@@ -115,6 +115,7 @@ __all__ = [
     "LogJoint",
     "AuxiliaryGibbs",
     "MarginalGibbs",
+    "MarkovSMC",
     "PolynomialSchedule",
     "PriorProposals",
     "RandomWalk",

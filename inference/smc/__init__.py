@@ -2,6 +2,7 @@
 
 from pyro_ext.inference.smc.autoregressive import IncrementalModel, sequence_log_prob
 from pyro_ext.inference.smc.distillation import EffectivePotential, SelfDistilledTwistedSMC
+from pyro_ext.inference.smc.huggingface import CausalLM
 from pyro_ext.inference.smc.losses import (
     CTLLoss,
     DPGLoss,
@@ -13,6 +14,7 @@ from pyro_ext.inference.smc.losses import (
 )
 from pyro_ext.inference.smc.markov import MarkovTwist, exact_markov_twist
 from pyro_ext.inference.smc.particles import effective_sample_size
+from pyro_ext.inference.smc.pyro_models import MarkovSMC
 from pyro_ext.inference.smc.tabular import TabularTwist
 from pyro_ext.inference.smc.twisted import (
     BidirectionalBounds,
@@ -24,10 +26,12 @@ from pyro_ext.inference.smc.twisted import (
 __all__ = [
     "BidirectionalBounds",
     "CTLLoss",
+    "CausalLM",
     "DPGLoss",
     "EffectivePotential",
     "FUDGELoss",
     "IncrementalModel",
+    "MarkovSMC",
     "MarkovTwist",
     "PolicyLoss",
     "ProposalDraws",

@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import torch
 
 from pyro_ext.inference.smc import (
     CTLLoss,
+    MarkovSMC,
     PolicyLoss,
     SelfDistilledTwistedSMC,
     TabularTwist,
@@ -30,6 +33,13 @@ def number_of_heads(sequences):
 
 def table_twist():
     return TabularTwist(3, 2)
+
+
+def walk(y):
+    x = torch.tensor(0.0)
+    for t in pyro.markov(range(len(y))):
+        x = pyro.sample(f"x_{t}", dist.Normal(x, 1.0))
+        pyro.sample(f"y_{t}", dist.Normal(x, 1.0), obs=y[t])
 
 
 def smc() -> dict[str, Call]:
@@ -99,6 +109,16 @@ def smc() -> dict[str, Call]:
         "SIXOLoss": call(num_particles=4),
         "FUDGELoss": call(num_particles=4),
         "DPGLoss": call(num_particles=4),
+        "MarkovSMC": call(
+            model=walk,
+            num_particles=4,
+            max_plate_nesting=0,
+            ess_threshold=0.5,
+            seed=0,
+        ),
+        "MarkovSMC.get_samples": of(
+            MarkovSMC(walk, num_particles=4).run(torch.zeros(2)), num_samples=2, seed=0
+        ),
         "PolicyLoss": call(policy=coins, num_particles=4),
         "PolicyLoss.differentiable_loss": of(PolicyLoss(coins), smc=sampler),
         "TabularTwist": call(length=3, vocabulary_size=2, num_prompt=0),
@@ -109,4 +129,15 @@ def smc() -> dict[str, Call]:
     }
 
 
-TABLES = {"pyro_ext.inference.smc": smc}
+def language_models() -> dict[str, Call]:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokens = {"vocab_size": 5, "bos_token_id": 0, "eos_token_id": 0}
+    model = GPT2LMHeadModel(GPT2Config(n_embd=4, n_layer=1, n_head=1, **tokens))
+    return {"CausalLM": call(model=model, normalize=True, start_token=0)}
+
+
+TABLES = {
+    "pyro_ext.inference.smc": smc,
+    "pyro_ext.inference.smc (language models)": language_models,
+}
