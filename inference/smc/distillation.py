@@ -21,6 +21,7 @@ from pyro_ext.inference.smc.losses import CTLLoss, TwistLoss, weighted_cross_ent
 from pyro_ext.inference.smc.twisted import TwistedSMC
 from pyro_ext.inference.training import Trainer
 from pyro_ext.inference.training.trainer import Optimizer
+from pyro_ext.posterior.identity import data_identity
 from pyro_ext.random import fresh_seed, spawn_seed
 
 __all__ = ["EffectivePotential", "SelfDistilledTwistedSMC"]
@@ -91,8 +92,8 @@ class SelfDistilledTwistedSMC:
         copied, and its copies are trained.
     :param Callable twist_factory: makes a twist, a module.
     :param Callable log_potential: as of :class:`~pyro_ext.inference.TwistedSMC`.
-    :param int length: number of tokens of a sequence.
     :param int num_particles: number of particles of the sampler, and of draws for the twist's loss.
+    :param int length: number of tokens of a sequence.
     :param TwistLoss loss: of twists, by default :class:`~pyro_ext.inference.smc.CTLLoss`.
     :param int num_twist_steps: gradient steps of the twist in each generation.
     :param int num_distillation_steps: gradient steps of the base model between two generations.
@@ -129,8 +130,8 @@ class SelfDistilledTwistedSMC:
         base: nn.Module,
         twist_factory: Callable[[], nn.Module],
         log_potential: Callable[[Tensor], Tensor],
-        length: int = 8,
         num_particles: int = 16,
+        length: int = 8,
         *,
         loss: TwistLoss | None = None,
         num_twist_steps: int = 200,
@@ -168,6 +169,16 @@ class SelfDistilledTwistedSMC:
         self.sampler = TwistedSMC(self.original, twist, log_potential, num_particles, length)
         """The present sampler: base model, twist and potential of the last generation."""
         self.sampler._prompt(prompt, 1)
+        # What phases depend on besides their own settings, for checkpoints.
+        self._identity = {
+            "loss": type(self.loss).__name__,
+            "length": length,
+            "num_particles": num_particles,
+            "num_twist_steps": num_twist_steps,
+            "num_distillation_steps": num_distillation_steps,
+            "num_distillation_particles": num_distillation_particles,
+            **data_identity(dict(self.original.state_dict()), "base"),
+        }
         self.losses: list[list[float]] = []
         """Losses of each phase of training: the twist's, the base model's, the twist's, ..."""
         self._trainer: Trainer | None = None
@@ -235,6 +246,7 @@ class SelfDistilledTwistedSMC:
                 self.sampler.twist if is_twist else self._student,  # type: ignore[arg-type]
                 self.twist_optimizer if is_twist else self.base_optimizer,
                 max_norm=self.max_norm,
+                identity=self._identity,
                 seed=spawn_seed(self.seed, self._num_phases),
             )
         if checkpoint is not None:

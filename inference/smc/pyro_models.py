@@ -28,6 +28,7 @@ from pyro_ext.inference.smc.particles import (
     resample,
     reweight,
 )
+from pyro_ext.posterior.independent_draws import IndependentDraws
 from pyro_ext.random import fresh_seed, seeded
 
 __all__ = ["MarkovSMC"]
@@ -119,7 +120,7 @@ def _log_prob_of(msg: Any, num_particles: int) -> Tensor:
 _StepT = TypeVar("_StepT", _GuideStep, _ModelStep)
 
 
-class MarkovSMC:
+class MarkovSMC(IndependentDraws):
     r"""Sequential Monte Carlo over the latent sites of a Pyro model, in their order.
 
     The model is a function that draws its latent sites one after the other, in a
@@ -131,6 +132,8 @@ class MarkovSMC:
     Values come from the guide, or from the model where the guide has no such site. A twist
     :math:`\psi(x_{1:t})` stands for the density of all later observations and makes the targets in
     between :math:`p(x_{1:t}, y_{1:t})\, \psi(x_{1:t})`; the last one is the posterior.
+    :attr:`samples` and :attr:`log_weights` are the particles; ``get_samples`` draws as many with
+    equal weights, of which those with the same ancestors are not independent.
 
     As the model is run anew for each step, the time goes with the square of their number. What it
     computes from its latent sites is right after each resampling, since nothing of it is kept. All
@@ -158,9 +161,9 @@ class MarkovSMC:
         >>> smc = MarkovSMC(random_walk, num_particles=1000, seed=0).run(torch.tensor([1.0, 2.0]))
         >>> smc.log_weights.shape, sorted(smc.samples)
         (torch.Size([1000]), ['x_0', 'x_1'])
-        >>> draws = smc.get_samples(100)["x_1"]  # its mean is 1.4
-        >>> draws.shape, bool((draws.mean() - 1.4).abs() < 0.4)
-        (torch.Size([100]), True)
+        >>> draws = smc.get_samples()["x_1"]  # of equal weight; their mean is 1.4
+        >>> draws.shape, bool((draws.mean() - 1.4).abs() < 0.2)
+        (torch.Size([1000]), True)
     """
 
     def __init__(
@@ -174,6 +177,7 @@ class MarkovSMC:
         twist: Callable[[dict[str, Tensor]], Tensor] | None = None,
         seed: int | None = None,
     ) -> None:
+        super().__init__()
         check_callable("model", model, "a Pyro model", or_class=False)
         check_optional(check_callable, "guide", guide, "a Pyro model or None", or_class=False)
         check_optional(check_callable, "twist", twist, "a function of values", or_class=False)
@@ -183,7 +187,7 @@ class MarkovSMC:
         self.ess_threshold = check_number("ess_threshold", ess_threshold, least=0, most=1)
         self.seed = fresh_seed(seed)
         self.samples: dict[str, Tensor] = {}
-        """Values of each latent site. **Shape:** ``(num_particles, *event)``."""
+        """Weighted values of each latent site. **Shape:** ``(num_particles, *event)``."""
         self._particles: Particles | None = None
 
     @torch.no_grad()
@@ -212,7 +216,7 @@ class MarkovSMC:
                 is_complete = not self._execute(self.model, args, kwargs, step).is_stopped
                 if step.name is None:
                     raise ValueError("model must have a latent site, got one without")
-                gain = step.log_likelihood
+                gain = step.log_likelihood.to(step.value.device).expand(self.num_particles)
                 if proposed is not None and proposed.name == step.name:
                     gain = gain + step.log_prob - proposed.log_prob
                 elif proposed is not None and proposed.name is not None and is_complete:
@@ -242,7 +246,12 @@ class MarkovSMC:
                     index, particles = resample(particles, uniforms, self.ess_threshold)
                     values = {name: value[index[0]] for name, value in values.items()}
                     previous = None if previous is None else previous[index[0]]
+            assert particles is not None
+            uniforms = torch.rand(self.num_particles, dtype=torch.float64).to(gain.device)
+            index = draw_index(particles.log_weights[0], uniforms)
         self.samples, self._particles = values, particles
+        self._samples = {name: value[index] for name, value in values.items()}
+        self.args, self.kwargs = args, kwargs
         return self
 
     @property
@@ -260,25 +269,9 @@ class MarkovSMC:
         """Effective sample size of the last weights, a scalar."""
         return effective_sample_size(self.log_weights)
 
-    def get_samples(
-        self, num_samples: int | None = None, seed: int | None = None
-    ) -> dict[str, Tensor]:
-        """Draw whole trajectories in proportion to their weights.
-
-        :param int num_samples: how many; ``None`` draws as many as there are particles.
-        :param int seed: of the draws.
-        :returns: values by site. **Shape:** ``(num_samples, *event)``.
-        """
-        number = self.num_particles if num_samples is None else num_samples
-        check_integer("num_samples", number, 1)
-        with seeded(seed):
-            uniforms = torch.rand(number, dtype=torch.float64).to(self.log_Z.device)
-        index = draw_index(self.log_weights, uniforms)
-        return {name: value[index] for name, value in self.samples.items()}
-
     def _done(self) -> Particles:
         if self._particles is None:
-            raise RuntimeError("there are no samples yet: call run first")
+            raise RuntimeError("there are no draws yet: call run(...) first, and let it draw")
         return self._particles
 
     def _execute(

@@ -139,7 +139,8 @@ class TwistedSMC:
     Base model, twist and potential read tokens as integers. The first two are functions of a
     prefix, such as modules, or keep a state between steps, as
     :class:`~pyro_ext.inference.smc.IncrementalModel`. With a prompt, all three are given the prompt
-    followed by what has been drawn.
+    followed by what has been drawn. Tokens are on the device of the modules' parameters, else on
+    that of the prompt, which may be empty.
 
     :param Callable base: maps prefixes ``(num_rows, t)``, with ``t`` from 0, to log probabilities
         of the next token ``(num_rows, vocabulary_size)``.
@@ -243,7 +244,7 @@ class TwistedSMC:
         shape = (size, self.num_particles)
         first_rows = torch.arange(size, device=prompt.device)[:, None] * self.num_particles
         walk = Walk(self.base, self.twist, prompt)
-        particles, previous = None, torch.zeros(())
+        particles, previous = None, torch.zeros((), device=prompt.device)
         for number in range(self.length):
             wanted = None if forced is None else forced[:, number]
             step = walk.step(draws[number].reshape(-1), wanted)
@@ -356,7 +357,7 @@ class TwistedSMC:
         seed: int | None = None,
         progress: bool = True,
     ) -> Self:
-        """Train the twist, which is a module; :attr:`losses` gets the loss before each step.
+        """Train the twist, which is a module; :attr:`losses` are those before each step.
 
         The loop is that of :class:`~pyro_ext.inference.Trainer`: Ctrl-C keeps whole steps, and what
         is not finite ends it with an error that says where.
@@ -378,7 +379,12 @@ class TwistedSMC:
         if not isinstance(self.twist, nn.Module):
             raise TypeError(f"twist must be a module to be trained, got {self.twist!r:.80}")
         self._prompt(prompt, 1)
-        trainer = Trainer(self.twist, optimizer, max_norm=max_norm, seed=seed)
+        identity = {
+            "loss": type(loss).__name__,
+            "num_particles": self.num_particles,
+            "length": self.length,
+        }
+        trainer = Trainer(self.twist, optimizer, max_norm=max_norm, identity=identity, seed=seed)
         try:
             trainer.run(
                 lambda: loss.differentiable_loss(self, prompt),
@@ -388,7 +394,7 @@ class TwistedSMC:
                 description=type(loss).__name__,
             )
         finally:
-            self.losses += trainer.losses
+            self.losses = trainer.losses
         return self
 
     # Rows ----------------------------------------------------------------------------------------
@@ -424,7 +430,7 @@ class TwistedSMC:
         device = device_of(self.base, self.twist)
         if prompt is None:
             return torch.zeros((size, 0), dtype=torch.int64, device=device)
-        prompt = as_tensor("prompt", prompt, kind="integers")
+        prompt = as_tensor("prompt", prompt, kind="integers", allow_empty=True)
         return _as_rows("prompt", prompt, size, device, "(num_tokens,)")
 
     def _rows(self, name: str, value: Any, size: int, device: torch.device) -> Tensor:

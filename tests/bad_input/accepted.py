@@ -23,6 +23,7 @@ ACCEPTED: list[tuple[str, str, str]] = [
     # Numbers at the ends of their ranges.
     ("*.ess_threshold", "0", "no resampling"),
     ("*.num_prompt", "0", "no prompt"),
+    ("*.smc.*.prompt", "empty", "no prompt"),
     ("*.max_plate_nesting", "0", "no plates"),
     ("*.start_token", "0", "a token"),
     ("*.warmup_steps", "0", "no warm-up"),

@@ -8,7 +8,6 @@ import torch
 
 from pyro_ext.inference.smc import (
     CTLLoss,
-    MarkovSMC,
     PolicyLoss,
     SelfDistilledTwistedSMC,
     TabularTwist,
@@ -48,7 +47,7 @@ def smc() -> dict[str, Call]:
     prompted = TwistedSMC(coins, TabularTwist(3, 2, num_prompt=1), number_of_heads, 4, 3)
     prompt = torch.tensor([1])
     small: dict[str, Any] = dict(num_twist_steps=1, num_distillation_steps=1)
-    distilled = SelfDistilledTwistedSMC(coins, table_twist, number_of_heads, 3, 4, **small)
+    distilled = SelfDistilledTwistedSMC(coins, table_twist, number_of_heads, 4, 3, **small)
     distilled.run(1, progress=False)
     markov: dict[str, Any] = dict(
         init=torch.tensor([0.5, 0.5]),
@@ -115,9 +114,6 @@ def smc() -> dict[str, Call]:
             max_plate_nesting=0,
             ess_threshold=0.5,
             seed=0,
-        ),
-        "MarkovSMC.get_samples": of(
-            MarkovSMC(walk, num_particles=4).run(torch.zeros(2)), num_samples=2, seed=0
         ),
         "PolicyLoss": call(policy=coins, num_particles=4),
         "PolicyLoss.differentiable_loss": of(PolicyLoss(coins), smc=sampler),

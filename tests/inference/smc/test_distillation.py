@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.inference import SelfDistilledTwistedSMC, TwistedSMC
 from pyro_ext.inference.smc import EffectivePotential, TabularTwist, TwistLoss, sequence_log_prob
 from pyro_ext.models.language import BigramModel, ResidualLanguageModel
@@ -34,8 +35,8 @@ def distilled(**options):
         base(),
         lambda: TabularTwist(LENGTH, 3).double(),
         EXACT.log_potential,
-        LENGTH,
         8,
+        LENGTH,
         **settings | options,
     )
 
@@ -56,7 +57,7 @@ def test_target_stays_and_nothing_of_the_user_changes():
         original,
         lambda: TabularTwist(LENGTH, 3).double(),
         EXACT.log_potential,
-        LENGTH,
+        length=LENGTH,
         num_twist_steps=3,
         num_distillation_steps=5,
         base_optimizer=partial(torch.optim.Adam, lr=0.1),
@@ -113,6 +114,20 @@ def test_runs_go_on_bit_for_bit(tmp_path):
         assert torch.equal(one, other)
 
 
+def test_folders_of_other_runs_are_refused(tmp_path):
+    distilled().run(1, checkpoint=tmp_path, progress=False)
+    for options, message in (
+        ({"num_twist_steps": 9}, "num_twist_steps"),
+        ({"seed": 1}, "seed"),
+        ({"loss": Interrupted()}, "loss"),
+    ):
+        with pytest.raises(CheckpointError, match=f"is of another training: .*{message}"):
+            distilled(**options).run(1, checkpoint=tmp_path, progress=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="checkpoint must be a folder, got the file"):
+        distilled().run(1, checkpoint=tmp_path / "file")
+
+
 class Interrupted(TwistLoss):
     """Presses Ctrl-C once."""
 
@@ -160,7 +175,7 @@ def test_prompt():
         base(),
         lambda: TabularTwist(2, 3, num_prompt=2).double(),
         lambda s: (s == 2).double().sum(-1),
-        2,
+        length=2,
         num_twist_steps=2,
         num_distillation_steps=2,
         prompt=torch.tensor([1, 0]),
