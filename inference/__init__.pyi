@@ -67,7 +67,7 @@ from .sgmcmc import (
     Schedule,
     SGMCMCKernel,
 )
-from .smc import MarkovSMC, SelfDistilledTwistedSMC, TwistedSMC
+from .smc import MarkovSMC, SelfDistilledTwistedSMC, TwistedSMC, TwistedSMCFilter
 from .streaming import StreamingMCMC
 from .tasks import Task, ensemble_loss, single_draw_loss
 from .training import Trainer
@@ -134,6 +134,7 @@ __all__ = [
     "Trial",
     "TuningResult",
     "TwistedSMC",
+    "TwistedSMCFilter",
     "VectorizedKernel",
     "Wasserstein",
     "antithetic_gradient",

@@ -2,6 +2,7 @@
 
 from pyro_ext.inference.smc.autoregressive import IncrementalModel, sequence_log_prob
 from pyro_ext.inference.smc.distillation import EffectivePotential, SelfDistilledTwistedSMC
+from pyro_ext.inference.smc.filters import TwistedSMCFilter
 from pyro_ext.inference.smc.huggingface import CausalLM
 from pyro_ext.inference.smc.losses import (
     CTLLoss,
@@ -42,6 +43,7 @@ __all__ = [
     "TabularTwist",
     "TwistLoss",
     "TwistedSMC",
+    "TwistedSMCFilter",
     "effective_sample_size",
     "exact_markov_twist",
     "sequence_log_prob",

@@ -135,10 +135,11 @@ class MarkovSMC(IndependentDraws):
     :attr:`samples` and :attr:`log_weights` are the particles; ``get_samples`` draws as many with
     equal weights, of which those with the same ancestors are not independent.
 
-    As the model is run anew for each step, the time goes with the square of their number. What it
-    computes from its latent sites is right after each resampling, since nothing of it is kept. All
-    particles are drawn at once in a plate outside of the model, which must index with
-    :class:`~pyro.ops.indexing.Vindex` where it does, as for parallel enumeration.
+    The model is run anew for each step, so that what it computes from its latent sites follows the
+    particles, and the time goes with the square of the number of steps; for hundreds of them there
+    is :class:`~pyro_ext.inference.TwistedSMCFilter`. All particles are drawn at once in a plate
+    outside of the model, which must index with :class:`~pyro.ops.indexing.Vindex` where it does, as
+    for parallel enumeration.
 
     :param Callable model: a Pyro model, whose plates do not subsample.
     :param Callable guide: a Pyro model with the same arguments, which draws some latent sites in

@@ -17,6 +17,13 @@ from pyro_ext.inference.smc import (
 from tests.bad_input.walk import Call, call, of
 
 
+class RandomWalk:
+    def init(self, state):
+        state["x"] = pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    step = init
+
+
 class Coins(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -114,6 +121,9 @@ def smc() -> dict[str, Call]:
             max_plate_nesting=0,
             ess_threshold=0.5,
             seed=0,
+        ),
+        "TwistedSMCFilter": call(
+            model=RandomWalk(), num_particles=4, max_plate_nesting=0, ess_threshold=0.5
         ),
         "PolicyLoss": call(policy=coins, num_particles=4),
         "PolicyLoss.differentiable_loss": of(PolicyLoss(coins), smc=sampler),

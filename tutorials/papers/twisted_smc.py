@@ -206,6 +206,10 @@ distilled = {seed: self_distilled(seed) for seed in SEEDS}
 # Plain twisted SMC has come as far as its twists can go, by contrastive learning as by FUDGE. The
 # rows show what goes the other way, too: at this scale, where the event is rare but seen, nothing
 # is nearer to the target than the network that was tuned without twists.
+#
+# Self-distillation is no way to find what is never seen, either. With two of j, q and x, which the
+# base model writes a third as often, five generations end at 0.88 and 2.34 (two seeds), plain
+# twisted SMC at 1.23 and 1.31, and tuning without twists at 0.07 and 0.08.
 
 # %%
 divergences = {
