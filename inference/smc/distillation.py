@@ -89,7 +89,7 @@ class SelfDistilledTwistedSMC:
     :class:`~pyro_ext.models.language.ResidualLanguageModel`, keeps its support.
 
     :param torch.nn.Module base: :math:`p_0`, as of :class:`~pyro_ext.inference.TwistedSMC`. It is
-        copied, and its copies are trained.
+        copied, and of its copies those parameters are trained that require a gradient.
     :param Callable twist_factory: makes a twist, a module.
     :param Callable log_potential: as of :class:`~pyro_ext.inference.TwistedSMC`.
     :param int num_particles: number of particles of the sampler, and of draws for the twist's loss.
@@ -164,6 +164,9 @@ class SelfDistilledTwistedSMC:
         self.length, self.prompt = length, prompt
         self.twist_optimizer, self.base_optimizer = twist_optimizer, base_optimizer
         self.log_potential = log_potential
+        self._trained = {name for name, p in base.named_parameters() if p.requires_grad}
+        if not self._trained:
+            raise ValueError("base must have parameters that require a gradient, got none")
         self.original = _frozen(base)
         self.seed = fresh_seed(seed)
         self.sampler = TwistedSMC(self.original, twist, log_potential, num_particles, length)
@@ -237,11 +240,12 @@ class SelfDistilledTwistedSMC:
     def _phase(self, checkpoint: str | Path | None, progress: bool) -> bool:
         """Learn twists, or a base model; whether all steps have been taken."""
         number, is_twist = self._num_phases // 2, self._num_phases % 2 == 0
-        name = f"{'twist' if is_twist else 'base'}-{number}"
+        phase = f"{'twist' if is_twist else 'base'}-{number}"
         if self._trainer is None:
             if not is_twist:
                 self._student = copy.deepcopy(self.sampler.base)  # type: ignore[assignment]
-                self._student.requires_grad_(True)
+                for name, parameter in self._student.named_parameters():
+                    parameter.requires_grad_(name in self._trained)
             self._trainer = Trainer(
                 self.sampler.twist if is_twist else self._student,  # type: ignore[arg-type]
                 self.twist_optimizer if is_twist else self.base_optimizer,
@@ -251,14 +255,14 @@ class SelfDistilledTwistedSMC:
             )
         if checkpoint is not None:
             Path(checkpoint).mkdir(parents=True, exist_ok=True)
-            checkpoint = Path(checkpoint) / f"{name}.safetensors"
+            checkpoint = Path(checkpoint) / f"{phase}.safetensors"
         num_steps = self.num_twist_steps if is_twist else self.num_distillation_steps
         self._trainer.run(
             self._twist_loss if is_twist else self._distillation_loss,
             num_steps,
             checkpoint=checkpoint,
             progress=progress,
-            description=name,
+            description=phase,
         )
         if self._trainer.num_steps < num_steps:
             return False

@@ -80,6 +80,31 @@ def test_target_stays_and_nothing_of_the_user_changes():
     assert [len(losses) for losses in self_distilled.losses] == [3, 5, 3, 5, 3]
 
 
+def test_parameters_that_are_fixed_stay_so():
+    """As those below an adapter."""
+    original = base()
+    original.recurrence.requires_grad_(False)
+    smc = (
+        SelfDistilledTwistedSMC(
+            original,
+            lambda: TabularTwist(LENGTH, 3).double(),
+            EXACT.log_potential,
+            length=LENGTH,
+            num_twist_steps=1,
+            num_distillation_steps=2,
+            seed=0,
+        )
+        .run(2, progress=False)
+        .sampler
+    )
+    for name, value in smc.base.named_parameters():
+        is_same = torch.equal(value, original.get_parameter(name))
+        assert is_same == name.startswith("recurrence") or name.startswith("embedding")
+    original.requires_grad_(False)
+    with pytest.raises(ValueError, match="base must have parameters that require a gradient"):
+        SelfDistilledTwistedSMC(original, lambda: TabularTwist(4, 3), EXACT.log_potential)
+
+
 @pytest.mark.statistical
 def test_estimates_stay_unbiased():
     """A mean within 4.5 standard errors of the first normalizing constant: rate 1e-5."""
