@@ -81,8 +81,8 @@ class SelfDistilledTwistedSMC:
     Where the target :math:`\sigma \propto p_0 \phi` lives in places of little mass under the base
     model, twists get no signal. Generation :math:`m` therefore learns twists for a base
     :math:`p^{(m)}` with the potential :math:`\phi^{(m)} = \phi\, p_0 / p^{(m)}`
-    (:class:`EffectivePotential`), and its weighted sequences train the next base model by maximum
-    likelihood. The target stays the same.
+    (:class:`~pyro_ext.inference.smc.EffectivePotential`), and its weighted sequences train the next
+    base model by maximum likelihood. The target stays the same.
 
     Each generation begins with the base model and the twists of the one before. A base model that
     adds what it learns to a fixed one, as

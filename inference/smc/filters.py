@@ -119,7 +119,7 @@ class TwistedSMCFilter(SMCFilter):
 
         :param args: of model and guide.
         :param kwargs: likewise.
-        :raises SMCFailed: where no particle has a positive density.
+        :raises pyro.infer.smcfilter.SMCFailed: where no particle has a positive density.
         """
         self.state = SMCState(self.num_particles)
         self._particles = self._previous = None

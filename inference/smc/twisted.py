@@ -357,7 +357,7 @@ class TwistedSMC:
         seed: int | None = None,
         progress: bool = True,
     ) -> Self:
-        """Train the twist, which is a module; :attr:`losses` are those before each step.
+        """Train the twist, which is a module; ``losses`` are those before each step.
 
         The loop is that of :class:`~pyro_ext.inference.Trainer`: Ctrl-C keeps whole steps, and what
         is not finite ends it with an error that says where.
