@@ -131,7 +131,7 @@ class SelfDistilledTwistedSMC:
         twist_factory: Callable[[], nn.Module],
         log_potential: Callable[[Tensor], Tensor],
         num_particles: int = 16,
-        length: int = 8,
+        length: int | None = None,
         *,
         loss: TwistLoss | None = None,
         num_twist_steps: int = 200,
@@ -161,7 +161,7 @@ class SelfDistilledTwistedSMC:
         check_callable("twist_optimizer", twist_optimizer, "a function that makes an optimizer")
         check_callable("base_optimizer", base_optimizer, "a function that makes an optimizer")
         self.max_norm = check_optional(check_number, "max_norm", max_norm, above=0)
-        self.length, self.prompt = length, prompt
+        self.length, self.prompt = check_integer("length", length, 1), prompt
         self.twist_optimizer, self.base_optimizer = twist_optimizer, base_optimizer
         self.log_potential = log_potential
         self._trained = {name for name, p in base.named_parameters() if p.requires_grad}

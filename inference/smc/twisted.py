@@ -149,7 +149,7 @@ class TwistedSMC:
     :param Callable log_potential: maps sequences ``(num_rows, length)`` to log potentials
         ``(num_rows,)``, which may be minus infinity.
     :param int num_particles: number of particles of a run.
-    :param int length: number of tokens :math:`T` of a sequence.
+    :param int length: number of tokens :math:`T` of a sequence; it has to be given.
     :param float ess_threshold: particles are resampled where their effective sample size is below
         this fraction of their number. At 1, the default, that is after each step with uneven
         weights, at 0 never. After the last step they are not.
@@ -181,7 +181,7 @@ class TwistedSMC:
         twist: AutoregressiveModel | None,
         log_potential: Callable[[Tensor], Tensor],
         num_particles: int = 16,
-        length: int = 8,
+        length: int | None = None,
         *,
         ess_threshold: float = 1.0,
     ) -> None:

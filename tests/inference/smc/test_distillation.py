@@ -102,7 +102,9 @@ def test_parameters_that_are_fixed_stay_so():
         assert is_same == name.startswith("recurrence") or name.startswith("embedding")
     original.requires_grad_(False)
     with pytest.raises(ValueError, match="base must have parameters that require a gradient"):
-        SelfDistilledTwistedSMC(original, lambda: TabularTwist(4, 3), EXACT.log_potential)
+        SelfDistilledTwistedSMC(
+            original, lambda: TabularTwist(4, 3), EXACT.log_potential, length=LENGTH
+        )
 
 
 @pytest.mark.statistical
