@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from pyro_ext._checks import as_tensor, check_callable, check_integer
 from pyro_ext.inference.smc.particles import draw_index
@@ -49,11 +48,6 @@ class IncrementalModel(Protocol):
 
 
 AutoregressiveModel: TypeAlias = Callable[[Tensor], Tensor] | IncrementalModel
-
-
-def select_rows(state: Any, index: Tensor) -> Any:
-    """Rows of all tensors of a nested state whose first dimension counts them."""
-    return tree_map(lambda value: value[index] if isinstance(value, Tensor) else value, state)
 
 
 class _PrefixModel:

@@ -1,18 +1,11 @@
 """A twist that depends on the position and the token alone."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from pyro_ext._checks import check_integer
 
 __all__ = ["TabularTwist"]
-
-
-class _Position(NamedTuple):
-    number: int
-    num_rows: int
 
 
 class TabularTwist(nn.Module):
@@ -46,21 +39,4 @@ class TabularTwist(nn.Module):
         :param Tensor prefix: tokens. **Shape:** ``(num_rows, num_tokens)``.
         :returns: **Shape:** ``(num_rows, vocabulary_size)``.
         """
-        return self._row(_Position(prefix.shape[1] - self.num_prompt, len(prefix)))
-
-    def begin(self, prompt: Tensor) -> tuple[Tensor, _Position]:
-        """As of :class:`~pyro_ext.inference.smc.IncrementalModel`."""
-        position = _Position(prompt.shape[1] - self.num_prompt, len(prompt))
-        return self._row(position), position
-
-    def advance(self, state: _Position, tokens: Tensor) -> tuple[Tensor, _Position]:
-        """As of :class:`~pyro_ext.inference.smc.IncrementalModel`."""
-        state = _Position(state.number + 1, len(tokens))
-        return self._row(state), state
-
-    def select(self, state: _Position, index: Tensor) -> _Position:
-        """As of :class:`~pyro_ext.inference.smc.IncrementalModel`."""
-        return _Position(state.number, len(index))
-
-    def _row(self, position: _Position) -> Tensor:
-        return self.table[position.number].expand(position.num_rows, -1)
+        return self.table[prefix.shape[1] - self.num_prompt].expand(len(prefix), -1)

@@ -107,17 +107,6 @@ class BigramModel(nn.Module):
             return self.log_init.expand(len(prefix), -1)
         return self.log_trans[prefix[:, -1]]
 
-    def begin(self, prompt: Tensor) -> tuple[Tensor, None]:
-        """As of :class:`~pyro_ext.inference.smc.IncrementalModel`."""
-        return self(prompt), None
-
-    def advance(self, state: None, tokens: Tensor) -> tuple[Tensor, None]:
-        """As of :class:`~pyro_ext.inference.smc.IncrementalModel`."""
-        return self.log_trans[tokens], None
-
-    def select(self, state: None, index: Tensor) -> None:
-        """As of :class:`~pyro_ext.inference.smc.IncrementalModel`."""
-
     def all_log_probs(self, tokens: Tensor, num_prompt: int = 0) -> Tensor:
         """Log probabilities at all steps after the prompt.
 
@@ -174,7 +163,7 @@ class ResidualLanguageModel(nn.Module):
     def advance(self, state: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """As of :class:`~pyro_ext.inference.smc.IncrementalModel`."""
         _, last = self.recurrence(self.embedding(tokens[:, None]), state[None])
-        return self._outputs(self.fixed.advance(None, tokens)[0], last[0]), last[0]
+        return self._outputs(self.fixed(tokens[:, None]), last[0]), last[0]
 
     def select(self, state: Tensor, index: Tensor) -> Tensor:
         """As of :class:`~pyro_ext.inference.smc.IncrementalModel`."""
