@@ -67,6 +67,7 @@ from .sgmcmc import (
     Schedule,
     SGMCMCKernel,
 )
+from .smc import MarkovSMC, SelfDistilledTwistedSMC, TwistedSMC, TwistedSMCFilter
 from .streaming import StreamingMCMC
 from .tasks import Task, ensemble_loss, single_draw_loss
 from .training import Trainer
@@ -114,12 +115,14 @@ __all__ = [
     "LogJoint",
     "AuxiliaryGibbs",
     "MarginalGibbs",
+    "MarkovSMC",
     "PolynomialSchedule",
     "PriorProposals",
     "RandomWalk",
     "ReverseKL",
     "SGMCMCKernel",
     "Schedule",
+    "SelfDistilledTwistedSMC",
     "SliceSampler",
     "SplitMerge",
     "StreamingMCMC",
@@ -130,6 +133,8 @@ __all__ = [
     "TreeGuided",
     "Trial",
     "TuningResult",
+    "TwistedSMC",
+    "TwistedSMCFilter",
     "VectorizedKernel",
     "Wasserstein",
     "antithetic_gradient",
