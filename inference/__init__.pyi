@@ -67,6 +67,7 @@ from .sgmcmc import (
     Schedule,
     SGMCMCKernel,
 )
+from .smc import MarkovSMC, SelfDistilledTwistedSMC, TwistedSMC, TwistedSMCFilter
 from .streaming import StreamingMCMC
 from .tasks import Task, ensemble_loss, single_draw_loss
 from .training import Trainer
@@ -116,12 +117,14 @@ __all__ = [
     "LogJoint",
     "AuxiliaryGibbs",
     "MarginalGibbs",
+    "MarkovSMC",
     "PolynomialSchedule",
     "PriorProposals",
     "RandomWalk",
     "ReverseKL",
     "SGMCMCKernel",
     "Schedule",
+    "SelfDistilledTwistedSMC",
     "SliceSampler",
     "SplitMerge",
     "StreamingMCMC",
@@ -132,6 +135,8 @@ __all__ = [
     "TreeGuided",
     "Trial",
     "TuningResult",
+    "TwistedSMC",
+    "TwistedSMCFilter",
     "VectorizedKernel",
     "Wasserstein",
     "antithetic_gradient",

@@ -376,6 +376,22 @@ class TestCache:
         assert len(reads) == 1
 
 
+def test_words():
+    data = datasets.load_words()
+    assert len(data.words) > 40_000 and len(set(data.words)) == len(data.words)
+    assert all(
+        len(word) >= 4 and set(word) <= set("abcdefghijklmnopqrstuvwxyz") for word in data.words
+    )
+    assert datasets.load_words(100, 1).words[:2] == ("the", "to")
+    assert "words" in repr(data) and "Apache" in data.license
+
+
+def test_words_without_their_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wordfreq", None)
+    with pytest.raises(ImportError, match=r"wordfreq.*pip install 'pyro-ext\[language\]'"):
+        datasets.load_words()
+
+
 def test_public_names_are_documented():
     for name in datasets.__all__:
         assert getattr(datasets, name).__doc__

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pyro_ext"
 # Tutorials are run as pages; the rest of pyro_ext is the folder itself and two links in it.
 FOLDERS = (PACKAGE, PACKAGE / "inference", PACKAGE / "models", PACKAGE.with_name("tools"))
 NAMES = {"dist": dist, "pyro": pyro, "torch": torch}  # what every example may use
+SLOW = ("pyro_ext.inference.smc.huggingface",)  # transformers takes seconds to import
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
@@ -32,7 +33,9 @@ def module_names() -> list[str]:
     )
 
 
-@pytest.mark.parametrize("name", module_names())
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in module_names()]
+)
 def test_examples(name: str) -> None:
     module = importlib.import_module(name)
     failures, _ = doctest.testmod(module, extraglobs=NAMES, optionflags=FLAGS)

@@ -1,8 +1,9 @@
 """Real data sets from installed packages, as tensors with a fixed split, source and license named.
 
 Every loader returns a :class:`Dataset` and takes the same keyword arguments, but for
-:func:`load_frequencies`, which returns how many kinds occur how often, and :func:`load_graph`,
-which returns edges. Nothing is downloaded; :func:`records` tells what there is without reading it.
+:func:`load_frequencies`, which returns how many kinds occur how often, :func:`load_graph`, which
+returns edges, and :func:`load_words`, which returns words.
+Nothing is downloaded; :func:`records` tells what there is without reading it.
 
 Example::
 
@@ -33,6 +34,7 @@ from pyro_ext.datasets._shipped import (
     load_frequencies,
     load_graph,
 )
+from pyro_ext.datasets._words import WordData, load_words
 
 __all__ = [
     "Dataset",
@@ -40,6 +42,7 @@ __all__ = [
     "GraphData",
     "Options",
     "Record",
+    "WordData",
     "frequency_names",
     "graph_names",
     "load",
@@ -51,6 +54,7 @@ __all__ = [
     "load_hare_lynx",
     "load_mnist_5k",
     "load_wine",
+    "load_words",
     "names",
     "records",
 ]

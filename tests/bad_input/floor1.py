@@ -52,6 +52,7 @@ def datasets() -> dict[str, Call]:
         "load_graph": call(name="new_testament_names"),
         "load_hare_lynx": call(num_train=10, num_test=5),
         "load_mnist_5k": call(num_train=20, num_test=10, split_seed=0),
+        "load_words": call(num_words=100, min_length=4),
         "names": call(),
         "records": call(),
         "frequency_names": call(),

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 
 from pyro_ext.distributions import GaussianCluster
+from pyro_ext.models.language import BigramModel
 from pyro_ext.models.neural_processes import (
     CNP,
     MPNP,
@@ -55,6 +56,17 @@ def ensembles() -> dict[str, Call]:
             name="task",
         ),
         "load_reference_posterior": call(name="digits"),
+    }
+
+
+def language() -> dict[str, Call]:
+    half = torch.tensor([0.5, 0.5])
+    return {
+        "BigramModel": call(init=half, trans=half.expand(2, 2)),
+        "BigramModel.from_words": call(words=["ab", "ba"], smoothing=0.1),
+        "ResidualLanguageModel": call(fixed=BigramModel(half, half.expand(2, 2)), hidden_size=2),
+        "encode_words": call(words=["ab"]),
+        "decode_words": call(tokens=torch.tensor([[0, 1]])),
     }
 
 
@@ -340,6 +352,7 @@ def wide_networks() -> dict[str, Call]:
 
 
 TABLES = {
+    "pyro_ext.models.language": language,
     "pyro_ext.models.ensembles": ensembles,
     "pyro_ext.models.neural_processes": neural_processes,
     "pyro_ext.models.nonparametric": nonparametric,

@@ -1,0 +1,50 @@
+"""Sequential Monte Carlo over autoregressive models, guided by learned twists."""
+
+from pyro_ext.inference.smc.autoregressive import IncrementalModel, sequence_log_prob
+from pyro_ext.inference.smc.distillation import EffectivePotential, SelfDistilledTwistedSMC
+from pyro_ext.inference.smc.filters import TwistedSMCFilter
+from pyro_ext.inference.smc.huggingface import CausalLM
+from pyro_ext.inference.smc.losses import (
+    CTLLoss,
+    DPGLoss,
+    FUDGELoss,
+    PolicyLoss,
+    SIXOLoss,
+    SoftQLoss,
+    TwistLoss,
+)
+from pyro_ext.inference.smc.markov import MarkovTwist, exact_markov_twist
+from pyro_ext.inference.smc.particles import effective_sample_size
+from pyro_ext.inference.smc.pyro_models import MarkovSMC
+from pyro_ext.inference.smc.tabular import TabularTwist
+from pyro_ext.inference.smc.twisted import (
+    BidirectionalBounds,
+    ProposalDraws,
+    SMCResult,
+    TwistedSMC,
+)
+
+__all__ = [
+    "BidirectionalBounds",
+    "CTLLoss",
+    "CausalLM",
+    "DPGLoss",
+    "EffectivePotential",
+    "FUDGELoss",
+    "IncrementalModel",
+    "MarkovSMC",
+    "MarkovTwist",
+    "PolicyLoss",
+    "ProposalDraws",
+    "SIXOLoss",
+    "SMCResult",
+    "SelfDistilledTwistedSMC",
+    "SoftQLoss",
+    "TabularTwist",
+    "TwistLoss",
+    "TwistedSMC",
+    "TwistedSMCFilter",
+    "effective_sample_size",
+    "exact_markov_twist",
+    "sequence_log_prob",
+]

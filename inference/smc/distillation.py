@@ -1,0 +1,304 @@
+"""Self-distilled twisted sequential Monte Carlo."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_ext._checks import (
+    check_callable,
+    check_instance,
+    check_integer,
+    check_number,
+    check_optional,
+)
+from pyro_ext.inference.smc.autoregressive import check_model, sequence_log_prob
+from pyro_ext.inference.smc.losses import CTLLoss, TwistLoss, weighted_cross_entropy
+from pyro_ext.inference.smc.twisted import TwistedSMC
+from pyro_ext.inference.training import Trainer
+from pyro_ext.inference.training.trainer import Optimizer
+from pyro_ext.posterior.identity import data_identity
+from pyro_ext.random import fresh_seed, spawn_seed
+
+__all__ = ["EffectivePotential", "SelfDistilledTwistedSMC"]
+
+_ADAM = partial(torch.optim.Adam, lr=1e-3)
+
+
+class EffectivePotential:
+    r"""The potential with which another base model has the same target.
+
+    :math:`\log \phi'(s) = \log \phi(s) + \log p_0(s) - \log p'(s)`, so that
+    :math:`p'(s)\, \phi'(s) = p_0(s)\, \phi(s)` for all sequences.
+
+    :param Callable log_potential: :math:`\log \phi`.
+    :param original: the model :math:`p_0`.
+    :param current: the model :math:`p'`, which must not change any more.
+    :param int length: number of tokens of a sequence, without the prompt.
+
+    Example::
+
+        >>> def coin(prefix):
+        ...     return torch.tensor([0.5, 0.5]).log().expand(len(prefix), 2)
+        >>> def biased(prefix):
+        ...     return torch.tensor([0.25, 0.75]).log().expand(len(prefix), 2)
+        >>> potential = EffectivePotential(lambda s: s.sum(-1).float(), coin, biased, length=1)
+        >>> potential(torch.tensor([[0], [1]]))
+        tensor([0.6931, 0.5945])
+    """
+
+    def __init__(
+        self,
+        log_potential: Callable[[Tensor], Tensor],
+        original: Any,
+        current: Any,
+        length: int,
+    ) -> None:
+        check_callable("log_potential", log_potential, "a function of sequences", or_class=False)
+        check_model("original", original)
+        check_model("current", current)
+        self.log_potential, self.original, self.current = log_potential, original, current
+        self.length = check_integer("length", length, 1)
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Log potentials of prompts followed by sequences, or of sequences."""
+        num_prompt = tokens.shape[1] - self.length
+        return (
+            self.log_potential(tokens)
+            + sequence_log_prob(self.original, tokens, num_prompt)
+            - sequence_log_prob(self.current, tokens, num_prompt)
+        )
+
+
+class SelfDistilledTwistedSMC:
+    r"""Twisted SMC that learns its base model along with its twists [1].
+
+    Where the target :math:`\sigma \propto p_0 \phi` lives in places of little mass under the base
+    model, twists get no signal. Generation :math:`m` therefore learns twists for a base
+    :math:`p^{(m)}` with the potential :math:`\phi^{(m)} = \phi\, p_0 / p^{(m)}`
+    (:class:`~pyro_ext.inference.smc.EffectivePotential`), and its weighted sequences train the next
+    base model by maximum likelihood. The target stays the same.
+
+    Each generation begins with the base model and the twists of the one before. A base model that
+    adds what it learns to a fixed one, as
+    :class:`~pyro_ext.models.language.ResidualLanguageModel`, keeps its support.
+
+    :param torch.nn.Module base: :math:`p_0`, as of :class:`~pyro_ext.inference.TwistedSMC`. It is
+        copied, and of its copies those parameters are trained that require a gradient.
+    :param Callable twist_factory: makes a twist, a module.
+    :param Callable log_potential: as of :class:`~pyro_ext.inference.TwistedSMC`.
+    :param int num_particles: number of particles of the sampler, and of draws for the twist's loss.
+    :param int length: number of tokens of a sequence.
+    :param TwistLoss loss: of twists, by default :class:`~pyro_ext.inference.smc.CTLLoss`.
+    :param int num_twist_steps: gradient steps of the twist in each generation.
+    :param int num_distillation_steps: gradient steps of the base model between two generations.
+    :param int num_distillation_particles: weighted sequences for each of them.
+    :param twist_optimizer: makes an optimizer of a list of parameters.
+    :param base_optimizer: likewise.
+    :param float max_norm: to which the norms of gradients are clipped, or ``None``.
+    :param Tensor prompt: tokens that come before. **Shape:** ``(num_tokens,)``.
+    :param int seed: of all draws; ``None`` takes one from PyTorch's generator.
+
+    [1] S. Kim, G. Nam, B. Park, J. Lee (2025), Improving constrained generation in language models
+    via self-distilled twisted sequential Monte Carlo.
+
+    Example::
+
+        >>> from pyro_ext.inference.smc import TabularTwist
+        >>> class Coins(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.logits = torch.nn.Parameter(torch.zeros(2))
+        ...     def forward(self, prefix):
+        ...         return self.logits.log_softmax(-1).expand(len(prefix), 2)
+        >>> distilled = SelfDistilledTwistedSMC(
+        ...     Coins(), lambda: TabularTwist(3, 2), lambda s: s.sum(-1).float(), length=3,
+        ...     num_twist_steps=5, num_distillation_steps=5, seed=0)
+        >>> distilled.run(2, progress=False).generation
+        1
+        >>> distilled.sampler.run(seed=0).sequences.shape
+        torch.Size([16, 3])
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        twist_factory: Callable[[], nn.Module],
+        log_potential: Callable[[Tensor], Tensor],
+        num_particles: int = 16,
+        length: int | None = None,
+        *,
+        loss: TwistLoss | None = None,
+        num_twist_steps: int = 200,
+        num_distillation_steps: int = 250,
+        num_distillation_particles: int = 64,
+        twist_optimizer: Optimizer = _ADAM,
+        base_optimizer: Optimizer = _ADAM,
+        max_norm: float | None = 1.0,
+        prompt: Tensor | None = None,
+        seed: int | None = None,
+    ) -> None:
+        check_instance("base", base, nn.Module, "a module")
+        check_callable("twist_factory", twist_factory, "a function that makes a module")
+        check_callable("log_potential", log_potential, "a function of sequences", or_class=False)
+        if loss is not None:
+            check_instance("loss", loss, TwistLoss, "a TwistLoss or None")
+        self.loss = CTLLoss() if loss is None else loss
+        twist = twist_factory()
+        check_instance("twist_factory", twist, nn.Module, "a function that makes a module")
+        self.num_twist_steps = check_integer("num_twist_steps", num_twist_steps, 1)
+        self.num_distillation_steps = check_integer(
+            "num_distillation_steps", num_distillation_steps, 1
+        )
+        self.num_distillation_particles = check_integer(
+            "num_distillation_particles", num_distillation_particles, 1
+        )
+        check_callable("twist_optimizer", twist_optimizer, "a function that makes an optimizer")
+        check_callable("base_optimizer", base_optimizer, "a function that makes an optimizer")
+        self.max_norm = check_optional(check_number, "max_norm", max_norm, above=0)
+        self.length, self.prompt = check_integer("length", length, 1), prompt
+        self.twist_optimizer, self.base_optimizer = twist_optimizer, base_optimizer
+        self.log_potential = log_potential
+        self._trained = {name for name, p in base.named_parameters() if p.requires_grad}
+        if not self._trained:
+            raise ValueError("base must have parameters that require a gradient, got none")
+        self.original = _frozen(base)
+        self.seed = fresh_seed(seed)
+        self.sampler = TwistedSMC(self.original, twist, log_potential, num_particles, length)
+        """The present sampler: base model, twist and potential of the last generation."""
+        self.sampler._prompt(prompt, 1)
+        # What phases depend on besides their own settings, for checkpoints.
+        self._identity = {
+            "loss": type(self.loss).__name__,
+            "length": length,
+            "num_particles": num_particles,
+            "num_twist_steps": num_twist_steps,
+            "num_distillation_steps": num_distillation_steps,
+            "num_distillation_particles": num_distillation_particles,
+            **data_identity(dict(self.original.state_dict()), "base"),
+        }
+        self.losses: list[list[float]] = []
+        """Losses of each phase of training: the twist's, the base model's, the twist's, ..."""
+        self._trainer: Trainer | None = None
+        self._student: nn.Module = self.original
+        self._num_phases = 0  # finished ones
+
+    @property
+    def generation(self) -> int:
+        """Number of the last generation whose twists have been learned, from 0; -1 before."""
+        return (self._num_phases + 1) // 2 - 1
+
+    @property
+    def effective_log_potential(self) -> Callable[[Tensor], Tensor]:
+        """The potential of the present base model, with which the target is the first one."""
+        return self.sampler.log_potential
+
+    def step(self, *, checkpoint: str | Path | None = None, progress: bool = True) -> bool:
+        """Go on to the next generation: distil, but for the first one, and learn twists.
+
+        :param checkpoint: as of :meth:`run`.
+        :param bool progress: whether to show progress bars.
+        :returns: whether the generation is complete: Ctrl-C keeps whole steps, and the next call
+            goes on.
+        :raises TrainingDiverged: where a loss or gradient is not finite.
+        """
+        _check_folder(checkpoint)
+        wanted = self.generation + 1
+        while self.generation < wanted:
+            if not self._phase(checkpoint, progress):
+                return False
+        return True
+
+    def run(
+        self,
+        num_generations: int,
+        *,
+        checkpoint: str | Path | None = None,
+        progress: bool = True,
+    ) -> "SelfDistilledTwistedSMC":
+        """Take generations, those of earlier calls included.
+
+        :param int num_generations: number of generations in all.
+        :param checkpoint: a folder in which each phase of training is saved, and from which a run
+            with the same arguments goes on bit for bit. It holds nothing that executes on load.
+        :param bool progress: whether to show progress bars.
+        :returns: the object itself.
+        :raises TrainingDiverged: where a loss or gradient is not finite.
+        """
+        check_integer("num_generations", num_generations, 1)
+        _check_folder(checkpoint)
+        while self.generation + 1 < num_generations:
+            if not self.step(checkpoint=checkpoint, progress=progress):
+                break
+        return self
+
+    def _phase(self, checkpoint: str | Path | None, progress: bool) -> bool:
+        """Learn twists, or a base model; whether all steps have been taken."""
+        number, is_twist = self._num_phases // 2, self._num_phases % 2 == 0
+        phase = f"{'twist' if is_twist else 'base'}-{number}"
+        if self._trainer is None:
+            if not is_twist:
+                self._student = copy.deepcopy(self.sampler.base)  # type: ignore[assignment]
+                for name, parameter in self._student.named_parameters():
+                    parameter.requires_grad_(name in self._trained)
+            self._trainer = Trainer(
+                self.sampler.twist if is_twist else self._student,  # type: ignore[arg-type]
+                self.twist_optimizer if is_twist else self.base_optimizer,
+                max_norm=self.max_norm,
+                identity=self._identity,
+                seed=spawn_seed(self.seed, self._num_phases),
+            )
+        if checkpoint is not None:
+            Path(checkpoint).mkdir(parents=True, exist_ok=True)
+            checkpoint = Path(checkpoint) / f"{phase}.safetensors"
+        num_steps = self.num_twist_steps if is_twist else self.num_distillation_steps
+        self._trainer.run(
+            self._twist_loss if is_twist else self._distillation_loss,
+            num_steps,
+            checkpoint=checkpoint,
+            progress=progress,
+            description=phase,
+        )
+        if self._trainer.num_steps < num_steps:
+            return False
+        self.losses.append(self._trainer.losses)
+        self._trainer = None
+        self._num_phases += 1
+        if not is_twist:
+            base = _frozen(self._student)
+            potential = EffectivePotential(self.log_potential, self.original, base, self.length)
+            self.sampler = TwistedSMC(
+                base, self.sampler.twist, potential, self.sampler.num_particles, self.length
+            )
+        return True
+
+    def _twist_loss(self) -> Tensor:
+        return self.loss.differentiable_loss(self.sampler, self.prompt)
+
+    def _distillation_loss(self) -> Tensor:
+        """Cross-entropy of the student under weighted sequences of the present sampler."""
+        smc = self.sampler
+        sampler = TwistedSMC(
+            smc.base, smc.twist, smc.log_potential, self.num_distillation_particles, self.length
+        )
+        found = sampler.run(self.prompt)
+        weights = found.log_weights.softmax(-1)
+        return weighted_cross_entropy(self._student, found.sequences, weights, self.prompt)
+
+
+def _check_folder(checkpoint: Any) -> None:
+    if checkpoint is not None:
+        check_instance("checkpoint", checkpoint, (str, Path), "a path or None")
+        if Path(checkpoint).is_file():
+            raise ValueError(f"checkpoint must be a folder, got the file {checkpoint}")
+
+
+def _frozen(module: nn.Module) -> nn.Module:
+    """A copy that is not trained."""
+    frozen = copy.deepcopy(module)
+    return frozen.requires_grad_(False)
