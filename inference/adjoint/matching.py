@@ -1,6 +1,7 @@
 """Adjoint matching: a control of a diffusion, regressed on gradients at its end."""
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,6 +20,7 @@ from pyro_ext.random import seeded
 __all__ = ["AdjointMatching", "Control", "Evidence", "MatchingOptions", "Transition"]
 
 _ADAM = partial(torch.optim.Adam, lr=1e-3)
+_MOST_LOST = 0.1
 
 Control = Callable[[Tensor, Tensor], Tensor]
 """Maps times ``(n,)`` and states ``(n, *event)`` to controls ``(n, *event)``."""
@@ -198,11 +200,16 @@ class AdjointMatching(ABC):
         """Fraction of the gradients in the buffer that were clipped, zero before the first step."""
         return self._buffer.clipped_fraction
 
+    @property
+    def num_lost(self) -> int:
+        """Number of draws at which the gradient was not finite, in whose places others were put."""
+        return self._buffer.num_lost
+
     def step(self) -> float:
         """Take one step of the optimizer; the first one of a round simulates before.
 
         :returns: the loss before the step.
-        :raises TrainingDiverged: where something is not finite.
+        :raises TrainingDiverged: where a loss is not finite, or more than a tenth of the gradients.
         """
         return self.trainer.step(self._loss)
 
@@ -222,7 +229,7 @@ class AdjointMatching(ABC):
         :param int save_every: steps from one time that it is saved to the next.
         :param bool progress: whether to show a progress bar.
         :returns: the sampler itself.
-        :raises TrainingDiverged: where something is not finite.
+        :raises TrainingDiverged: as :meth:`step`.
         """
         self.trainer.run(
             self._loss,
@@ -271,16 +278,31 @@ class AdjointMatching(ABC):
             end, _ = self._simulate(self.control, self.num_draws)
         gradient = self.terminal_gradient(end)
         norm = gradient.flatten(1).norm(dim=1)
-        if num_bad := int((~norm.isfinite()).sum()):
-            raise TrainingDiverged(
-                f"energy must have a finite gradient at every draw, got {num_bad} of "
-                f"{self.num_draws} in round {round_number + 1} that are not",
-                self.losses,
-            )
+        if num_lost := int((~norm.isfinite()).sum()):
+            self._lose(num_lost, round_number)
+            kept = norm.isfinite().nonzero().flatten()
+            others = kept[torch.randint(len(kept), (num_lost,), device=kept.device)]
+            index = torch.cat([kept, others])
+            end, gradient, norm = end[index], gradient[index], norm[index]
         is_clipped = norm > (self.clip_norm or math.inf)
         factor = torch.where(is_clipped, (self.clip_norm or 1.0) / norm, 1.0)
         gradient = gradient * factor.reshape(-1, *[1] * (gradient.dim() - 1))
         self._buffer.put(round_number, end, gradient, is_clipped)
+
+    def _lose(self, num_lost: int, round_number: int) -> None:
+        """Say that some draws of a round are of no use, or raise where they are many."""
+        message = (
+            f"energy must have a finite gradient at every draw, got {num_lost} of "
+            f"{self.num_draws} in round {round_number + 1} that are not"
+        )
+        if num_lost > _MOST_LOST * self.num_draws:
+            raise TrainingDiverged(message, self.losses)
+        if not self.num_lost:
+            warnings.warn(
+                f"{message}; other draws of the round take their places. num_lost counts them",
+                stacklevel=2,
+            )
+        self._buffer.num_lost += num_lost
 
     # Drawing -------------------------------------------------------------------------------------
 
@@ -353,7 +375,7 @@ class _Buffer:
         self._ends = like.new_zeros(num_rounds, num_draws, *like.shape)
         self._gradients = torch.zeros_like(self._ends)
         self._clipped = like.new_zeros(num_rounds)
-        self._num_filled = 0
+        self._num_filled = self.num_lost = 0
 
     @property
     def clipped_fraction(self) -> float:
@@ -374,10 +396,10 @@ class _Buffer:
 
     def state_dict(self) -> dict[str, Any]:
         tensors = {"ends": self._ends, "gradients": self._gradients, "clipped": self._clipped}
-        return {**tensors, "num_filled": self._num_filled}
+        return {**tensors, "num_filled": self._num_filled, "num_lost": self.num_lost}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, own in self.state_dict().items():
             if isinstance(own, Tensor):
                 own.copy_(state[name])
-        self._num_filled = state["num_filled"]
+        self._num_filled, self.num_lost = state["num_filled"], state["num_lost"]

@@ -302,6 +302,18 @@ def test_what_is_not_finite_is_reported():
     with pytest.raises(TrainingDiverged, match=r"energy must have a finite gradient.*of 32 in"):
         paths(energy=energy).step()
 
+    def rarely(path, grid):
+        # Of 32 draws of the bridge one or two lie below.
+        return OnsagerMachlup(DoubleWell1D())(path, grid) / (path[:, 9, 0] > -1.3)
+
+    sampler = paths(energy=rarely)
+    with pytest.warns(UserWarning, match=r"got [12] of 32 in round 1 that are not; other draws"):
+        sampler.step()
+    assert 0 < sampler.num_lost < 3
+    ends, gradients = sampler._buffer.draw(200)
+    assert bool(gradients.isfinite().all())
+    assert bool((sampler.reference.synthesis(ends, torch.ones(1)) > -1.3).all())
+
 
 def test_an_average_of_the_weights_draws():
     sampler = paths(ema_decay=0.5).fit(3, progress=False)
