@@ -21,6 +21,7 @@ from pyro_ext.inference.adjoint.noise import ConstantNoise, NoiseSchedule
 from pyro_ext.inference.adjoint.samplers import AdjointSampler
 from pyro_ext.posterior.modes import minimum, whitening_factor
 from pyro_ext.potential import Backend, InitStrategy, Potential, check_backend
+from pyro_ext.random import seeded
 
 __all__ = ["AutoAdjointSampler"]
 
@@ -91,8 +92,9 @@ class AutoAdjointSampler(AutoContinuous):
                 f"{options['ema_decay']!r}"
             )
         # What is wrong with the options, before there are data.
-        network = ControlNetwork(1, hidden_features)
-        AdjointSampler(_Untouched(), network, self.schedule, **options)
+        with torch.random.fork_rng():
+            network = ControlNetwork(1, hidden_features)
+        AdjointSampler(_untouched, network, self.schedule, **options)
         self.hidden_features = tuple(hidden_features)
         self._made_of = (model, backend, init_loc_fn)
         self._potential: Potential | None = None
@@ -231,7 +233,8 @@ class AutoAdjointSampler(AutoContinuous):
         resolution = layout.size * torch.finfo(layout.dtype).eps
         self.register_buffer("loc", mode)
         self.register_buffer("factor", whitening_factor(hessian, resolution))
-        network = ControlNetwork(layout.size, self.hidden_features, self.schedule.scale)
+        with seeded(self.options.get("seed")):
+            network = ControlNetwork(layout.size, self.hidden_features, self.schedule.scale)
         self.control = network.to(layout.device, layout.dtype)
         self._potential, self._data = potential, (args, kwargs)
         self._sampler = AdjointSampler(self._energy, self.control, self.schedule, **self.options)
@@ -259,11 +262,9 @@ def _are_same(one: Any, other: Any) -> bool:
     )
 
 
-class _Untouched:
+def _untouched(x: Tensor) -> Tensor:
     """An energy that is never asked."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+    raise NotImplementedError
 
 
 class _Energy(torch.autograd.Function):

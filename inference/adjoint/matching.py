@@ -319,7 +319,8 @@ class AdjointMatching(ABC):
         """
         num_samples = check_integer("num_samples", num_samples, 1)
         average = None if self._trainer is None else self._trainer.average
-        return self._simulate(average or self.control, num_samples, num_time_steps)
+        control = self.control if average is None else average
+        return self._simulate(control, num_samples, num_time_steps)
 
     def _simulate(
         self, control: Control, num_samples: int, num_time_steps: int | None = None

@@ -26,7 +26,6 @@ def model(counts):
 
 
 def made(**options):
-    torch.manual_seed(0)
     small = dict(hidden_features=(16,), num_draws=64, batch_size=32, num_time_steps=5)
     return AutoAdjointSampler(model, seed=0, **small | options)
 
