@@ -1,13 +1,43 @@
-"""What transition paths are compared with, dynamics and shooting, and where they are drawn."""
+"""What transition paths are compared with: dynamics, shooting, a process without its last term."""
 
 import math
+import warnings
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_ext.distributions import DirichletOU
+from pyro_ext.inference import MCMC, PathPCN
 from pyro_ext.inference.adjoint import PathPotential
+
+
+def exact_paths(
+    reference: DirichletOU, energy: Any, grid: Tensor, num_chains: int, num_steps: int
+) -> Tensor:
+    """Paths of an exact chain, one of every 20 steps of the second half.
+
+    :param DirichletOU reference: modes and ends of the paths.
+    :param energy: of the paths.
+    :param Tensor grid: times of the paths. **Shape:** ``(num_points,)``.
+    :param int num_chains: number of chains.
+    :param int num_steps: of each.
+    :returns: **Shape:** ``(num_paths, num_points, dim)``.
+    """
+    kernel = PathPCN(reference, energy, grid=grid, step_size=0.4)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the chains do not agree")  # the page says so
+        mcmc = MCMC(
+            kernel,
+            num_samples=max(1, num_steps // 40),
+            warmup_steps=num_steps // 2,
+            thinning=20,
+            num_chains=num_chains,
+            seed=0,
+            progress=False,
+        )
+        return mcmc.run().get_samples()["path"]
 
 
 def dynamics(
@@ -71,3 +101,16 @@ def draw_contours(axes: Any, potential: PathPotential, levels: Tensor, limits: A
     mesh = torch.stack(torch.meshgrid(across, up, indexing="xy"), -1)
     axes.contour(across, up, potential(mesh), levels=levels.tolist(), colors="0.75", linewidths=0.8)
     axes.set(xlim=limits[0], ylim=limits[1])
+
+
+class WithoutLastTerm(DirichletOU):
+    """A process that is taken to end in its invariant distribution."""
+
+    def log_rnd(self, z: Tensor) -> Tensor:
+        """Zero."""
+        return 0.0 * z.sum((-1, -2))
+
+
+def nothing(path: Tensor, grid: Tensor) -> Tensor:
+    """No energy."""
+    return 0.0 * path.sum((-1, -2))
