@@ -115,7 +115,6 @@ GRID = torch.linspace(0.0, 2.0, 49)
 MIDDLE = len(GRID) // 2
 NUM_STEPS = page.length(6000, smoke=15)
 exact = exact_paths(LINE, ENERGY, GRID, page.length(500, smoke=20), page.length(3000, smoke=80))
-bridge = LINE.synthesis(LINE.invariant.sample((NUM_DRAWS,)), GRID)
 
 samplers: dict[int, FunctionalAdjointSampler] = {}
 evidence: dict[int, list[Evidence]] = {}
@@ -165,6 +164,7 @@ def end_error(sampler: FunctionalAdjointSampler) -> float:
 
 
 torch.manual_seed(SEEDS[0])
+bridge = LINE.synthesis(LINE.invariant.sample((NUM_DRAWS,)), GRID)
 origin = torch.full((NUM_DRAWS, 1), -1.0)
 run = partial(dynamics, DoubleWell1D(), origin, step=float(GRID[1]), num_steps=len(GRID) - 1)
 rivals = {
