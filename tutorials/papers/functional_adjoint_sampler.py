@@ -200,8 +200,8 @@ page.table(rows, title="of paths that arrive")
 
 # %% [markdown]
 # The claims against dynamics first were to be about the middle alone. There dynamics with more
-# noise come slightly nearer than the sampler, 0.07 and 0.09 against 0.10, since they are too wide
-# where it is too narrow; everywhere else they are far off. So the claims are about the whole path.
+# noise come as near as the sampler, or nearer (0.08 against 0.10), since they are too wide where
+# it is too narrow; everywhere else they are far off. So the claims are about the whole path.
 
 # %%
 page.claim(
