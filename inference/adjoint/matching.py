@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ext._checks import check_callable, check_integer, check_number, check_optional, shown
+from pyro_ext.inference.smc import effective_sample_size
 from pyro_ext.inference.training import Trainer, TrainingDiverged
 from pyro_ext.inference.training.trainer import Optimizer
 from pyro_ext.random import seeded
@@ -356,12 +357,10 @@ class AdjointMatching(ABC):
         with seeded(seed):
             x, log_ratio = self.simulate(num_samples, num_time_steps)
         log_weight = (-self._cost(x) - log_ratio).double()
-        log_sum = log_weight.logsumexp(0)
-        effective = torch.exp(2.0 * log_sum - (2.0 * log_weight).logsumexp(0))
         return Evidence(
-            float(log_sum) - math.log(num_samples),
+            float(log_weight.logsumexp(0)) - math.log(num_samples),
             float(log_weight.mean()),
-            float(effective) / num_samples,
+            float(effective_sample_size(log_weight)) / num_samples,
         )
 
     def __repr__(self) -> str:

@@ -52,6 +52,7 @@ from pyro_ext.inference.adjoint import (
     MullerBrown,
     OnsagerMachlup,
 )
+from pyro_ext.inference.smc import effective_sample_size
 from pyro_ext.reproduction import Page
 from pyro_ext.tutorials.papers._transition_paths import (
     WithoutLastTerm,
@@ -262,11 +263,10 @@ for seed, sampler in samplers.items():
     moments[seed] = max(
         abs(float(middle.mean() - coarse.mean())), abs(float(middle.std() - coarse.std()))
     )
-    effective = float(torch.exp(2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)))
     print(
         f"seed {seed}: mean energy {float(ENERGY(paths[seed], GRID).mean()):.3f} on 49 points, "
         f"{float(ENERGY(fine, FINE).mean()):.3f} on 193; effective draws there "
-        f"{effective / NUM_DRAWS:.1%}"
+        f"{float(effective_sample_size(log_weight)) / NUM_DRAWS:.1%}"
     )
 page.claim(
     "Double well: largest change of mean and standard deviation in the middle on a grid of 4N.",
