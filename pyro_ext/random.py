@@ -128,15 +128,21 @@ def philox(
     key0, key1 = key
     word0, word1, word2, word3 = counter
     for round_ in range(_NUM_ROUNDS):
-        # The product of two 32-bit words wraps into the sign bit of an int64; masking after the
-        # arithmetic shift gives its upper word all the same.
-        product0 = word0 * _MULTIPLIERS[0]
-        product1 = word2 * _MULTIPLIERS[1]
-        word0 = ((product1 >> 32) & _MASK) ^ word1 ^ ((key0 + round_ * _WEYL[0]) & _MASK)
-        word1 = product1 & _MASK
-        word2 = ((product0 >> 32) & _MASK) ^ word3 ^ ((key1 + round_ * _WEYL[1]) & _MASK)
-        word3 = product0 & _MASK
+        high0, low0 = _product(word0, _MULTIPLIERS[0])
+        high1, low1 = _product(word2, _MULTIPLIERS[1])
+        word0 = high1 ^ word1 ^ ((key0 + round_ * _WEYL[0]) & _MASK)
+        word2 = high0 ^ word3 ^ ((key1 + round_ * _WEYL[1]) & _MASK)
+        word1, word3 = low1, low0
     return [word0, word1, word2, word3]
+
+
+def _product(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
+    """Upper and lower word of the product of two 32-bit words."""
+    # By halves of the multiplier: a product that overflows an int64 is undefined in compiled C++,
+    # where it did give other words.
+    above, below = word * (multiplier >> 16), word * (multiplier & 0xFFFF)
+    middle = above + (below >> 16)
+    return middle >> 16, ((middle & 0xFFFF) << 16) | (below & 0xFFFF)
 
 
 def normal(
