@@ -1,6 +1,7 @@
 """Whatever turns a model and data into a posterior."""
 
 from ._running.dispatch import ExecutorError
+from .adjoint import AdjointSampler, AutoAdjointSampler, FunctionalAdjointSampler, PathPCN
 from .conditional_updates import (
     ConditionalUpdate,
     EnumeratedSites,
@@ -78,6 +79,8 @@ __all__ = [
     "L2E",
     "MCMC",
     "NPTL",
+    "AdjointSampler",
+    "AutoAdjointSampler",
     "AutoPseudocoreset",
     "BatchLBFGS",
     "BatchOptimizer",
@@ -106,6 +109,7 @@ __all__ = [
     "ForwardKL",
     "FunctionSpaceKL",
     "FunctionSpaceSurrogate",
+    "FunctionalAdjointSampler",
     "GaussianSurrogate",
     "Gibbs",
     "MCMCSurrogate",
@@ -118,6 +122,7 @@ __all__ = [
     "AuxiliaryGibbs",
     "MarginalGibbs",
     "MarkovSMC",
+    "PathPCN",
     "PolynomialSchedule",
     "PriorProposals",
     "RandomWalk",

@@ -137,18 +137,21 @@ def philox(
     key0, key1 = key
     word0, word1, word2, word3 = counter
     for round_ in range(_NUM_ROUNDS):
-        # A product of two 32-bit words may overflow an int64, of which a compiler makes anything.
-        # With the multiplier less 2**32 it does not, and what it lacks is a word further up. Nor do
-        # all compilers shift the sign in, hence the masks.
-        product0 = word0 * (_MULTIPLIERS[0] - 2**32)
-        product1 = word2 * (_MULTIPLIERS[1] - 2**32)
-        high0 = ((product0 >> 32) + word0) & _MASK
-        high1 = ((product1 >> 32) + word2) & _MASK
+        high0, low0 = _product(word0, _MULTIPLIERS[0])
+        high1, low1 = _product(word2, _MULTIPLIERS[1])
         word0 = high1 ^ word1 ^ ((key0 + round_ * _WEYL[0]) & _MASK)
-        word1 = product1 & _MASK
         word2 = high0 ^ word3 ^ ((key1 + round_ * _WEYL[1]) & _MASK)
-        word3 = product0 & _MASK
+        word1, word3 = low1, low0
     return [word0, word1, word2, word3]
+
+
+def _product(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
+    """Upper and lower word of the product of two 32-bit words."""
+    # A product that overflows an int64 is undefined in compiled C++, where it did give other words.
+    # With the multiplier less 2**32 it does not, and what it lacks is a word further up. Nor do all
+    # compilers shift the sign in, hence the mask.
+    product = word * (multiplier - 2**32)
+    return ((product >> 32) + word) & _MASK, product & _MASK
 
 
 def normal(

@@ -1,5 +1,6 @@
 """The counter-based generator: known answers, independence of how it is asked, and normality."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,10 @@ def test_compiled() -> None:
     expected = normal(keys, steps, 37)
     torch.testing.assert_close(graph(keys, steps), expected, rtol=0, atol=0)
     torch.testing.assert_close(compiled(keys, steps), expected, rtol=1e-5, atol=1e-5)
+    # A loop without vector instructions, in which products must not overflow.
+    single = partial(uniform, num_elements=1, stream=1, dtype=torch.float64)
+    keys, step = chain_keys(0, range(9)), torch.tensor(5)
+    assert torch.equal(torch.compile(single)(keys, step), single(keys, step))
     rng = torch.Generator().manual_seed(0)
     for size in (1, 3, 1001):
         arguments = [torch.randint(2**32, (size,), generator=rng) for _ in range(6)]

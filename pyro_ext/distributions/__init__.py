@@ -1,4 +1,4 @@
-"""Heavy-tailed distributions of positive numbers, weights in blocks, and conjugate clusters.
+"""Heavy-tailed positive numbers, weights in blocks, conjugate clusters, paths between ends.
 
 [1] J. Bertoin, T. Fujita, B. Roynette, M. Yor (2006),
 On a particular class of self-decomposable random variables: the durations of Bessel excursions
@@ -29,6 +29,7 @@ from pyro_ext.distributions.count_clusters import (
     MultinomialCluster,
     PoissonCluster,
 )
+from pyro_ext.distributions.dirichlet_ou import DirichletOU
 from pyro_ext.distributions.gaussian_clusters import (
     DiagonalGaussianCluster,
     GaussianCluster,
@@ -45,6 +46,7 @@ __all__ = [
     "ClusterBlock",
     "ConjugateCluster",
     "DiagonalGaussianCluster",
+    "DirichletOU",
     "GaussianCluster",
     "GeneralizedBFRY",
     "KnownVarianceGaussianCluster",

@@ -225,6 +225,9 @@ def distributions() -> dict[str, Call]:
         "DiagonalGaussianCluster": call(
             loc=torch.zeros(2), loc_precision=1.0, concentration=2.0, rate=1.0
         ),
+        "DirichletOU": call(
+            length=2.0, num_modes=2, dim=1, noise=1.0, rate=torch.ones(2), start=0.0, end=1.0
+        ),
         "GaussianCluster": call(loc=torch.zeros(2), loc_precision=0.1, dof=4.0, scale=torch.eye(2)),
         "GaussianCluster.from_data": call(x=POINTS),
         "GaussianCluster.hyperprior": call(x=POINTS),

@@ -18,6 +18,7 @@ from pyro_ext.distributions import (
     BetaPrimeBFRY,
     BlockDirichlet,
     DiagonalGaussianCluster,
+    DirichletOU,
     GaussianCluster,
     GeneralizedBFRY,
     KnownVarianceGaussianCluster,
@@ -60,6 +61,10 @@ def symmetric_gaussian_cluster(loc, loc_precision, dof, scale):
 
 def two_blocks(concentration):
     return BlockDirichlet(concentration, [1, 2])
+
+
+def modes_of_paths(rate):
+    return DirichletOU(2.0, 2, 1, rate=rate)
 
 
 def pair_of_counts(concentration):
@@ -119,6 +124,7 @@ MULTIVARIATE = [
         {"points": pairs(60)},
     ),
     Row(two_blocks, {"concentration": (1.5, 0.4)}),
+    Row(modes_of_paths, {"rate": (0.4, 1.3)}),
 ]
 
 
