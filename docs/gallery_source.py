@@ -21,6 +21,7 @@ __all__ = ["SavedFigures", "begin_page", "page_order", "write_examples"]
 # Pages in the order in which to read them; others follow by name.
 _ORDER = (
     "quickstart",
+    "nuts",
     "minibatch_and_plates",
     "choosing_a_sampler",
     "bayesian_networks",

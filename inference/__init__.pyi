@@ -12,7 +12,7 @@ from .conditional_updates import (
 from .early_stopping import EarlyStopping
 from .evolution_strategies import antithetic_gradient
 from .gibbs import Gibbs
-from .hmc import LaplaceHMC
+from .hmc import HMC, NUTS, LaplaceHMC
 from .independence_metropolis import IndependenceMetropolis
 from .laplace import (
     LaplacePosterior,
@@ -114,7 +114,9 @@ __all__ = [
     "Gibbs",
     "MCMCSurrogate",
     "IndependenceMetropolis",
+    "HMC",
     "LaplaceHMC",
+    "NUTS",
     "LaplacePosterior",
     "LogJoint",
     "AuxiliaryGibbs",

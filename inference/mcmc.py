@@ -25,7 +25,7 @@ class MCMC(Driver):
     """Runs chains of a kernel and keeps their draws.
 
     :param MCMCKernel kernel: a kernel of :mod:`pyro_ext.inference`, or one of Pyro's such as
-        :class:`~pyro.infer.NUTS`, whose chains run one after the other.
+        :class:`~pyro.infer.HMC`, whose chains run one after the other.
     :param int num_samples: draws to keep of each chain.
     :param int warmup_steps: steps before the first kept ones.
     :param int num_chains: number of chains.

@@ -21,6 +21,13 @@ def check_integer(argument: str, value: object, least: int) -> int:
     return int(value)
 
 
+def check_boolean(argument: str, value: object) -> bool:
+    """Return the value, or raise where it is neither ``True`` nor ``False``."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument} must be True or False, got {value!r:.80}")
+    return value
+
+
 def check_number(
     argument: str,
     value: object,

@@ -39,3 +39,17 @@ def philox_blocks(keys: Integers, steps: Integers, num_blocks: int, stream: int)
                 words[2, number, chain, block] = np.int64(word2)
                 words[3, number, chain, block] = np.int64(word3)
     return words
+
+
+@compiled
+def philox_each(keys: Integers, steps: Integers, stream: int) -> Integers:
+    """Words for the counters (0, step, stream, 0), where each chain has a step of its own.
+
+    Shapes: keys (num_chains, 2); steps (num_chains,); returns (4, num_chains).
+    """
+    words = np.empty((4, steps.size), np.int64)
+    for chain in range(steps.size):
+        words[:, chain : chain + 1] = philox_blocks(
+            keys[chain : chain + 1], steps[chain : chain + 1], 1, stream
+        )[:, 0, 0]
+    return words

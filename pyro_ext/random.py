@@ -17,7 +17,16 @@ from torch import Tensor
 
 from pyro_ext._checks import check_integer, check_sequence
 
-__all__ = ["chain_keys", "fresh_seed", "normal", "philox", "seeded", "spawn_seed", "uniform"]
+__all__ = [
+    "chain_keys",
+    "fresh_seed",
+    "normal",
+    "philox",
+    "seeded",
+    "spawn_seed",
+    "uniform",
+    "uniform_each",
+]
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -138,11 +147,11 @@ def philox(
 
 def _product(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
     """Upper and lower word of the product of two 32-bit words."""
-    # By halves of the multiplier: a product that overflows an int64 is undefined in compiled C++,
-    # where it did give other words.
-    above, below = word * (multiplier >> 16), word * (multiplier & 0xFFFF)
-    middle = above + (below >> 16)
-    return middle >> 16, ((middle & 0xFFFF) << 16) | (below & 0xFFFF)
+    # A product that overflows an int64 is undefined in compiled C++, where it did give other words.
+    # With the multiplier less 2**32 it does not, and what it lacks is a word further up. Nor do all
+    # compilers shift the sign in, hence the mask.
+    product = word * (multiplier - 2**32)
+    return ((product >> 32) + word) & _MASK, product & _MASK
 
 
 def normal(
@@ -202,11 +211,44 @@ def uniform(
         >>> uniform(chain_keys(0, range(2)), torch.arange(5), 3).shape
         torch.Size([5, 2, 3])
     """
+    words = torch.stack(_words(keys, step, num_elements, stream), -1).flatten(-2)
+    return _as_uniform(words[..., :num_elements], dtype)
+
+
+def uniform_each(
+    keys: Tensor, steps: Tensor, *, stream: int = 0, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Four uniform numbers for each chain, where chains are at steps of their own.
+
+    :param Tensor keys: keys from :func:`chain_keys`. **Shape:** ``(num_chains, 2)``.
+    :param Tensor steps: int64 step numbers below ``2**32``. **Shape:** ``(num_chains,)``.
+    :param int stream: see :func:`uniform`, whose numbers of one step these are.
+    :param torch.dtype dtype: see :func:`uniform`.
+    :returns: **Shape:** ``(num_chains, 4)``.
+
+    Example::
+
+        >>> keys = chain_keys(0, range(2))
+        >>> several = uniform_each(keys, torch.tensor([5, 7]))
+        >>> bool((several[1] == uniform(keys, torch.tensor(7), 4)[1]).all())
+        True
+    """
+    if _are_wanted_now(keys, steps) and "numba" in sys.modules:
+        from pyro_ext._philox_loop import philox_each
+
+        words = torch.from_numpy(philox_each(keys.numpy(), steps.numpy(), stream))
+    else:
+        zero = torch.zeros_like(steps)
+        counter = (zero, steps, torch.full_like(steps, stream), zero)
+        words = torch.stack(philox((keys[:, 0], keys[:, 1]), counter))
+    return _as_uniform(words.mT, dtype)
+
+
+def _as_uniform(words: Tensor, dtype: torch.dtype) -> Tensor:
+    """Random 32-bit words as numbers in the open unit interval."""
     # What a type can't tell from one is dropped, which would otherwise be rounded to one.
     dropped = 0 if dtype == torch.float64 else 9
-    unit = 2.0 ** (dropped - 32)
-    words = torch.stack(_words(keys, step, num_elements, stream), -1).flatten(-2)
-    return ((words[..., :num_elements] >> dropped).to(dtype) + 0.5) * unit
+    return ((words >> dropped).to(dtype) + 0.5) * 2.0 ** (dropped - 32)
 
 
 def _words(keys: Tensor, step: Tensor, num_elements: int, stream: int) -> list[Tensor]:
@@ -221,8 +263,9 @@ def _words(keys: Tensor, step: Tensor, num_elements: int, stream: int) -> list[T
         found = philox_blocks(keys.numpy(), step.reshape(-1).numpy(), num_blocks, stream)
         words = torch.from_numpy(found).reshape(4, *step.shape, len(keys), num_blocks)
         return list(words)
-    block = torch.arange(num_blocks, device=keys.device)
     step = step[..., None, None]
+    # PyTorch's compiler takes 32 bits for products of an index, unless it stands in memory.
+    block = torch.arange(num_blocks, device=keys.device) + (step - step)
     return philox(
         (keys[:, :1], keys[:, 1:]),
         (block, step, torch.full_like(block, stream), torch.zeros_like(block)),

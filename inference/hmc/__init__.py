@@ -1,5 +1,6 @@
-"""Hamiltonian Monte Carlo: transitions of many chains, and kernels that take them."""
+"""Hamiltonian Monte Carlo: trajectories of many chains, and kernels that take them."""
 
+from pyro_ext.inference.hmc.kernels import HMC, NUTS
 from pyro_ext.inference.hmc.laplace_hmc import LaplaceHMC
 
-__all__ = ["LaplaceHMC"]
+__all__ = ["HMC", "NUTS", "LaplaceHMC"]

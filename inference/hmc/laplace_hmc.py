@@ -71,7 +71,8 @@ class LaplaceHMC(VectorizedKernel):
 
     It is for posteriors of moderate size with one mode that matters, such as those of a coreset:
     the second derivatives of a thousand latent values take as many gradients. A model must see all
-    of its data. Where it has more modes or a difficult shape take :class:`~pyro.infer.NUTS`.
+    of its data. Where it has more modes or a difficult shape take
+    :class:`~pyro_ext.inference.NUTS`.
 
     :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
     :param potential_fn: maps one chain's dict of unconstrained parameters to a scalar; it needs

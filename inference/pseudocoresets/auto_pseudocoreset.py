@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, get_args
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import ELBO, NUTS
+from pyro.infer import ELBO
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from pyro_ext._checks import (
     check_optional,
 )
 from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
-from pyro_ext.inference.hmc.laplace_hmc import LaplaceHMC
+from pyro_ext.inference.hmc import NUTS, LaplaceHMC
 from pyro_ext.inference.mcmc import MCMC
 from pyro_ext.inference.pseudocoresets.coreset_rows import (
     CoresetModel,
@@ -97,7 +97,7 @@ class AutoPseudocoreset(PyroModule):
     :param str plate: name of the plate of the observations, where a model has several.
     :param kernel: makes the kernel that draws from the coreset posterior, of a model without
         arguments. Without one it is :class:`~pyro_ext.inference.LaplaceHMC` for at most 500 latent
-        values, and :class:`~pyro.infer.NUTS` for more.
+        values, and :class:`~pyro_ext.inference.NUTS` for more.
     :param int num_samples: number of its draws, from which a call of the guide picks one.
     :param int warmup_steps: steps of the kernel before them.
     :param str backend: as of :class:`~pyro_ext.potential.Potential`.

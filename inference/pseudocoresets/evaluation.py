@@ -229,8 +229,8 @@ def evaluate_coreset(
     :param args: arguments of the model, with the test data.
     :param Mapping reference: draws to compare with, such as those from the posterior of all data.
     :param reference_model: the model of the latter, if it is another one.
-    :param kernel: makes the kernel of a model; :class:`~pyro.infer.NUTS` for one with thousands of
-        latent values or several modes.
+    :param kernel: makes the kernel of a model; :class:`~pyro_ext.inference.NUTS` for one with
+        thousands of latent values or several modes.
     :param int num_samples: number of draws of each chain.
     :param int warmup_steps: steps before them.
     :param str site: the observed site, where there are several.

@@ -349,8 +349,8 @@ class L2E(LearnedKernel):
     short chains, started anywhere, predict well together. It does not leave the posterior as it is,
     whatever the step size: standard deviations of its draws may be a third of the posterior's, and
     :class:`~pyro_ext.inference.MCMC` warns where they are. Take another kernel, such as
-    :class:`~pyro_ext.inference.SGHMC` or :class:`~pyro.infer.NUTS`, where the posterior itself
-    matters.
+    :class:`~pyro_ext.inference.SGHMC` or :class:`~pyro_ext.inference.NUTS`, where the posterior
+    itself matters.
 
     :param model: a Pyro model, or ``None`` where ``potential_fn`` is given.
     :param kinetics: a :class:`~pyro_ext.inference.sgmcmc.LearnedKinetics`, a

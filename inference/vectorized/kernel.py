@@ -30,6 +30,7 @@ from pyro_ext.potential import (
     bijection,
     check_backend,
     init_to_suggested,
+    sum_out,
 )
 from pyro_ext.potential.control_variates import Anchor, is_anchor_of
 from pyro_ext.random import chain_keys, fresh_seed
@@ -133,7 +134,7 @@ class VectorizedKernel(MCMCKernel):
         self.laplace: Laplace | None = None
         self._initial_params: dict[str, Tensor] | None = None
         self._potential: Potential | FunctionPotential | None = None
-        self._loop: StepLoop[Any] | None = None
+        self._loop: Any = None
         self._chains: Chains | None = None
 
     # What it was made of -----------------------------------------------------------------------
@@ -194,7 +195,6 @@ class VectorizedKernel(MCMCKernel):
     def _init(self, position: Tensor, keys: Tensor) -> Any:
         """State of the sampler at the given positions ``(num_chains, size)``."""
 
-    @abstractmethod
     def _step(
         self,
         state: Any,
@@ -205,6 +205,7 @@ class VectorizedKernel(MCMCKernel):
         temperature: Tensor,
     ) -> tuple[Any, Info]:
         """One step of the sampler, which may call the ``_function`` at positions."""
+        raise NotImplementedError
 
     def _function(self) -> BatchedFunction:
         """What steps call at positions: the potential and its gradient."""
@@ -226,6 +227,10 @@ class VectorizedKernel(MCMCKernel):
         if isinstance(potential, FunctionPotential):
             raise ValueError("a kernel with potential_fn needs initial_params")
         return potential.init_chains(numbers, seed, self.init_strategy)
+
+    def _moved(self, state: Any, position: Tensor) -> Any:
+        """State at other positions, where a driver or :class:`Gibbs` has put the chains."""
+        return state._replace(position=position)
 
     def _statistics(self, state: Any) -> dict[str, Tensor]:
         """What the sampler reports of each chain, ``(num_chains,)`` each."""
@@ -270,9 +275,9 @@ class VectorizedKernel(MCMCKernel):
 
         :returns: a dict that takes such errors from now on, by index of the chain.
         """
-        loop = self._made(self._loop)
-        loop.errors = {}
-        return loop.errors
+        errors: dict[int, Exception] = {}
+        self._made(self._loop).errors = errors
+        return errors
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Build the potential of the model and its data.
@@ -282,7 +287,10 @@ class VectorizedKernel(MCMCKernel):
         :param kwargs: keyword arguments of the model.
         """
         if self.model is not None:
-            self._potential = Potential(self.model, *args, backend=self.backend, **kwargs)
+            model = self.model
+            if not self.takes_minibatches:
+                model = sum_out(model, *args, **kwargs)
+            self._potential = Potential(model, *args, backend=self.backend, **kwargs)
         else:
             if self._initial_params is None:
                 raise ValueError("a kernel with potential_fn needs initial_params")
@@ -295,8 +303,12 @@ class VectorizedKernel(MCMCKernel):
             names = [plate.name for plate in plates]
             raise ValueError(f"model must see all of its data, but it subsamples in {names}")
         self._prepare()
-        elements = sum(plate.subsample_size for plate in plates)
-        self._loop = StepLoop(self._step, self._function(), elements)
+        self._loop = self._make_loop()
+
+    def _make_loop(self) -> Any:
+        """What runs many steps; it has the attribute ``errors`` of :class:`StepLoop`."""
+        elements = sum(plate.subsample_size for plate in self.potential.subsampled_plates)
+        return StepLoop(self._step, self._function(), elements)
 
     def find_laplace(self, argument: str) -> Laplace:
         """Laplace approximation of the posterior, which the kernel keeps for the same data.
@@ -418,12 +430,16 @@ class VectorizedKernel(MCMCKernel):
             >>> chains.step, draws.position.shape
             (20, torch.Size([3, 4, 3]))
         """
-        loop = self._made(self._loop)
         targets = np.asarray(steps, dtype=np.int64)
         if len(targets) < 1 or (np.diff(targets, prepend=chains.step) <= 0).any():
             raise ValueError(
                 f"steps must increase from above the {chains.step} steps taken, got {steps!r:.80}"
             )
+        return self._record(chains, targets)
+
+    def _record(self, chains: Chains, targets: npt.NDArray[np.int64]) -> tuple[Chains, Draws]:
+        """Take steps one after the other, the same one of all chains."""
+        loop: StepLoop[Any] = self._made(self._loop)
         most_steps = loop.max_steps(*chains.position.shape)
         most_rows = loop.max_rows(*chains.position.shape)
         pieces: list[list[Tensor]] = []
@@ -469,7 +485,7 @@ class VectorizedKernel(MCMCKernel):
         statistics = self.statistics(chains)
         statistics.pop("temperature", None)
         return OrderedDict(
-            (name.replace("_", " "), f"{float(value.nanmean()):.3g}")
+            (name.replace("_", " "), f"{float(value.double().nanmean()):.3g}")
             for name, value in statistics.items()
         )
 
@@ -518,7 +534,7 @@ class VectorizedKernel(MCMCKernel):
             self._chains = self.begin(range(1), fresh_seed(None), batched)
         position = self.potential.layout.flatten(batched)
         if not torch.equal(position, self._chains.position):
-            state = self._chains.state._replace(position=position)
+            state = self._moved(self._chains.state, position)
             self._chains = replace(self._chains, state=state)
         self._chains = self.advance(self._chains, self.num_steps)
         if not torch.isfinite(self._chains.position).all():

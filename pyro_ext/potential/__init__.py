@@ -9,6 +9,7 @@ from pyro_ext.potential.batched import (
     outputs_agree,
 )
 from pyro_ext.potential.compilation import compile_graph
+from pyro_ext.potential.enumeration import sum_out
 from pyro_ext.potential.evaluation import bijection
 from pyro_ext.potential.graph_capture import (
     CaptureError,
@@ -55,6 +56,7 @@ __all__ = [
     "init_to_prior",
     "init_to_suggested",
     "outputs_agree",
+    "sum_out",
     "value_and_gradient",
     "warn_fallback",
 ]

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib.util
 import itertools
+import logging
 import operator
 import os
 import shutil
@@ -83,11 +84,17 @@ def _compile_in_memory(graph: GraphModule, *example: Tensor) -> TensorFunction:
 
 @contextlib.contextmanager
 def _deprecations_ignored() -> Iterator[None]:
-    """No code but PyTorch's own runs inside, which uses what it deprecates."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
+    """Only PyTorch runs inside, which uses what it deprecates and logs what it lacks."""
+    logger = logging.getLogger("torch._inductor.ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 # Graphs without constants ------------------------------------------------------------------------

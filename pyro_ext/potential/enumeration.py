@@ -1,16 +1,23 @@
-"""Likelihoods of single points where discrete sites are summed out."""
+"""Models whose discrete sites are summed out: as a whole, and for the likelihood of each point."""
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
+import pyro
 import torch
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import config_enumerate
 from pyro.ops.contract import contract_to_tensor
 from pyro.ops.packed import pack
 from pyro.ops.rings import LogRing
 from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.handlers import block
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_messenger import TraceMessenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -24,7 +31,103 @@ from pyro_ext.potential.evaluation import (
 from pyro_ext.potential.model_at_values import ModelAtValues
 from pyro_ext.potential.structure import Site
 
-__all__ = ["EnumeratedLikelihood"]
+__all__ = ["EnumeratedLikelihood", "sum_out"]
+
+Model = Callable[..., Any]
+
+
+def sum_out(model: Model, *args: Any, **kwargs: Any) -> Model:
+    """Return a model with the same continuous sites, and the discrete ones summed out.
+
+    What depends on discrete sites becomes one factor, in which they are enumerated in parallel, as
+    Pyro's HMC does it. A model without discrete latent sites is returned as it is.
+
+    :param model: a Pyro model that sees all of its data.
+    :param args: arguments of the model.
+    :param kwargs: keyword arguments of the model.
+    :returns: the model.
+    :raises ValueError: for a discrete site whose values cannot be enumerated, beside one that can;
+        a plate that subsamples; or a continuous site that depends on a discrete one.
+
+    Example::
+
+        >>> def model(x):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         sign = pyro.sample("sign", dist.Bernoulli(0.5))
+        ...         pyro.sample("x", dist.Normal(loc * (2 * sign - 1), 1.0), obs=x)
+        >>> x = torch.tensor([1.0, -2.0])
+        >>> sorted(pyro.poutine.trace(sum_out(model, x)).get_trace(x).stochastic_nodes)
+        ['data', 'loc']
+    """
+    try:
+        with torch.random.fork_rng(), without_validation(), block():
+            nodes = pyro.poutine.trace(model).get_trace(*args, **kwargs).nodes
+    except Exception:  # whoever runs the model next says what is wrong
+        return model
+    sites = {
+        name: node
+        for name, node in nodes.items()
+        if node["type"] == "sample" and not site_is_subsample(node)
+    }
+    latents = {name: node["fn"] for name, node in sites.items() if not node["is_observed"]}
+    if not any(fn.has_enumerate_support for fn in latents.values()):
+        return model
+    frames = [f for node in sites.values() for f in node["cond_indep_stack"] if f.vectorized]
+    if subsampled := sorted({frame.name for frame in frames if frame.size < frame.full_size}):
+        raise ValueError(
+            "model must see all of its data where discrete sites are summed out, but it "
+            f"subsamples in {subsampled}"
+        )
+    return partial(_summed_out, model, max((-frame.dim for frame in frames), default=0))
+
+
+def _summed_out(model: Model, depth: int, *args: Any, **kwargs: Any) -> Any:
+    recorder, hidden = TraceMessenger(), _Dependents(depth)
+    with hidden, EnumMessenger(first_available_dim=-1 - depth), recorder:
+        result = config_enumerate(model)(*args, **kwargs)
+    trace = recorder.trace
+    trace.symbolize_dims()
+    symbols = trace.plate_to_symbol
+    terms, plates, sizes = {}, {}, {}
+    for name in hidden.names:
+        node = trace.nodes[name]
+        frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
+        sizes |= {symbols[frame.name]: frame.size for frame in frames}
+        if node["infer"].get("_deterministic"):
+            continue
+        log_prob = node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"])
+        log_prob = scale_and_mask(log_prob, node["scale"], node["mask"])
+        terms[name] = pack(log_prob + 0.0, node["infer"]["_dim_to_symbol"])
+        plates[name] = frozenset(symbols[frame.name] for frame in frames)
+    summed = {symbol for term in terms.values() for symbol in term._pyro_dims} - set(sizes)
+    pyro.factor("_summed_out", _contract(terms, plates, summed, frozenset(), sizes, ""))
+    return result
+
+
+class _Dependents(Messenger):
+    """Hides enumerated sites and those that depend on them."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self._depth = depth
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            return
+        is_enumerated = msg["infer"].get("_enumerate_dim") is not None
+        shapes = [msg["fn"].batch_shape, getattr(msg["mask"], "shape", ())]
+        depends = any(size > 1 for shape in shapes for size in shape[: -self._depth or None])
+        if not is_enumerated and not depends:
+            return
+        if not (is_enumerated or msg["is_observed"] or msg["infer"].get("_deterministic")):
+            raise ValueError(
+                f"site {msg['name']!r} is continuous and depends on a discrete one, which cannot "
+                "be summed out then"
+            )
+        self.names.append(msg["name"])
+        msg["stop"] = True
 
 
 class EnumeratedLikelihood:

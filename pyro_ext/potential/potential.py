@@ -83,7 +83,7 @@ class Potential(ModelAtValues):
                 f"site {name!r} is a discrete latent variable ({kind}); a gradient needs "
                 "continuous ones: sum it out (for instance with MixtureSameFamily) or give it "
                 "as an argument, or take a kernel that sums out what can be enumerated, such as "
-                "pyro.infer.NUTS"
+                "pyro_ext.inference.NUTS"
             )
         with torch.random.fork_rng(), named_arguments(model, self.args, self.kwargs):
             torch.manual_seed(0)

@@ -198,8 +198,9 @@ def _compare(
     assert bool(torch.isfinite(actual).all()), f"{what}: {actual} is not finite"
     if not actual.numel():
         return
-    error = float((actual - expected).detach().abs().max())
-    scale = 1.0 + max(scale, float(expected.detach().abs().max()))
+    actual, expected = actual.detach().double(), expected.detach().double()
+    error = float((actual - expected).abs().max())
+    scale = 1.0 + max(scale, float(expected.abs().max()))
     assert error <= tolerance * scale, (
         f"{what} differ by {error:.3g}, more than {tolerance:g} times {scale:.3g}"
     )

@@ -265,6 +265,7 @@ NOT_WALKED: dict[str, str] = {
             "pyro_ext.inference.sgmcmc.sgnht.*",
             "pyro_ext.random.normal",
             "pyro_ext.random.philox",
+            "pyro_ext.random.uniform_each",
             "pyro_ext.random.uniform",
         ),
         _STEP,

@@ -117,6 +117,19 @@ TRANSFER: dict[str, Any] = dict(
 )
 
 
+HAMILTONIAN: dict[str, Any] = dict(
+    model=model,
+    step_size=0.1,
+    adapt_step_size=True,
+    adapt_mass_matrix=True,
+    full_mass=False,
+    share_mass_matrix=False,
+    target_accept_prob=0.8,
+    backend="eager",
+    num_steps=1,
+)
+
+
 def kernels() -> dict[str, Call]:
     x_start = {"loc": torch.zeros(2)}
     return {
@@ -130,6 +143,8 @@ def kernels() -> dict[str, Call]:
         "LaplaceHMC": call(
             model=model, num_leapfrog_steps=2, trajectory_length=1.5, backend="eager", num_steps=1
         ),
+        "HMC": call(**HAMILTONIAN, trajectory_length=1.5),
+        "NUTS": call(**HAMILTONIAN, max_tree_depth=3),
         "IndependenceMetropolis": call(
             model=model, num_points=32, local_fraction=0.25, backend="eager", num_steps=1
         ),

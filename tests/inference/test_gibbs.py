@@ -9,6 +9,7 @@ import torch
 from pyro.infer import HMC, NUTS
 from pyro.infer import MCMC as PyroMCMC
 
+from pyro_ext import inference
 from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.distributions import KnownVarianceGaussianCluster
 from pyro_ext.inference import (
@@ -63,6 +64,7 @@ def draw_kinds(values):
 
 BLOCKS = {
     "NUTS and enumeration": lambda: [(NUTS(model), ["loc"]), (EnumeratedSites(), ["kind"])],
+    "our NUTS": lambda: [(inference.NUTS(model), ["loc"]), (EnumeratedSites(), ["kind"])],
     "HMC and a function": lambda: [
         (HMC(model, step_size=0.5, num_steps=3), ["loc"]),
         (draw_kinds, ["kind"]),
@@ -76,6 +78,7 @@ BLOCKS = {
 # Of each, draws and the effective ones that they are taken for, both below what was seen.
 LENGTHS = {
     "NUTS and enumeration": (400, 40),
+    "our NUTS": (800, 40),
     "HMC and a function": (1000, 100),
     "proposals from the prior": (400, 20),
     "SGLD and a function": (1500, 60),
@@ -298,13 +301,14 @@ def pair():
 KERNELS = {
     "LaplaceHMC": LaplaceHMC,
     "IndependenceMetropolis": partial(IndependenceMetropolis, num_points=64),
+    "NUTS": inference.NUTS,
     "SGHMC": partial(SGHMC, mass="laplace"),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.statistical
-@pytest.mark.parametrize("name", ["LaplaceHMC", "IndependenceMetropolis"])
+@pytest.mark.parametrize("name", ["LaplaceHMC", "IndependenceMetropolis", "NUTS"])
 def test_supports_that_depend_on_another_block(name):
     """Mean of the ratio within six standard errors, of a third as many draws as there are."""
     kernel = Gibbs([(KERNELS[name](funnel), ["below"]), (RandomWalk(0.9), ["scale"])])

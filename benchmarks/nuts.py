@@ -1,0 +1,268 @@
+"""CPU time of NUTS: ours, compiled, against that of Pyro and NumPyro, by draw and by gradient.
+
+Logistic regression (breast cancer, 31 parameters), eight schools (not centered, 10) and a network
+(digits, 985 parameters), each with 1, 4 and 16 chains; Pyro's runs one chain, which more of would
+take as often. Warm-up counts; a first call, compilation above all, does not, and stands beside. An
+effective draw is one of the worst coordinate. The time of a gradient is that of a run after the
+warm-up, over the gradients that its trajectories are made of. Prints one line of JSON.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import arviz
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from _common import (
+    OURS,
+    Array,
+    Case,
+    arguments,
+    cpu_seconds,
+    in_turn,
+    peer_module,
+    report,
+    single_thread,
+)
+from _problems import network, whole_logistic_regression
+from torch import Tensor
+
+from pyro_ext import datasets
+from pyro_ext.inference import MCMC, NUTS
+
+EFFECTS = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+ERRORS = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+WIDTH = 13
+
+
+def eight_schools(effects: Tensor, errors: Tensor) -> None:
+    """Effects of coaching in eight schools, in standard deviations from their mean."""
+    mean = pyro.sample("mean", dist.Normal(0.0, 5.0))
+    spread = pyro.sample("spread", dist.HalfCauchy(5.0))
+    with pyro.plate("schools", len(effects)):
+        standard = pyro.sample("standard", dist.Normal(0.0, 1.0))
+        pyro.sample("effect", dist.Normal(mean + spread * standard, errors), obs=effects)
+
+
+def whole_network(inputs: Tensor, labels: Tensor) -> None:
+    """A network of 985 parameters on all of the data."""
+    network(inputs, labels, WIDTH, len(inputs))
+
+
+def numpyro_models() -> dict[str, Callable[..., None]]:
+    """The same models in NumPyro's words."""
+    jnp = peer_module("jax.numpy")
+    numpyro, d = peer_module("numpyro"), peer_module("numpyro.distributions")
+
+    def logistic(inputs: Any, labels: Any) -> None:
+        weight = numpyro.sample("weight", d.Normal(jnp.zeros(30), 1.0).to_event(1))
+        bias = numpyro.sample("bias", d.Normal(0.0, 1.0))
+        with numpyro.plate("rows", len(inputs)):
+            numpyro.sample("label", d.Bernoulli(logits=inputs @ weight + bias), obs=labels)
+
+    def schools(effects: Any, errors: Any) -> None:
+        mean = numpyro.sample("mean", d.Normal(0.0, 5.0))
+        spread = numpyro.sample("spread", d.HalfCauchy(5.0))
+        with numpyro.plate("schools", 8):
+            standard = numpyro.sample("standard", d.Normal(0.0, 1.0))
+            numpyro.sample("effect", d.Normal(mean + spread * standard, errors), obs=effects)
+
+    def layers(inputs: Any, labels: Any) -> None:
+        weight0 = numpyro.sample("weight0", d.Normal(jnp.zeros((64, WIDTH)), 1.0).to_event(2))
+        bias0 = numpyro.sample("bias0", d.Normal(jnp.zeros(WIDTH), 1.0).to_event(1))
+        weight1 = numpyro.sample("weight1", d.Normal(jnp.zeros((WIDTH, 10)), 1.0).to_event(2))
+        bias1 = numpyro.sample("bias1", d.Normal(jnp.zeros(10), 1.0).to_event(1))
+        with numpyro.plate("images", len(inputs)):
+            logits = jnp.tanh(inputs @ weight0 + bias0) @ weight1 + bias1
+            numpyro.sample("label", d.Categorical(logits=logits), obs=labels)
+
+    return {"logistic regression": logistic, "eight schools": schools, "network": layers}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A posterior, and how long it is sampled.
+
+    :param model: the Pyro model.
+    :param tuple arguments: its arguments.
+    :param int num_samples: draws a chain, after as many steps of warm-up.
+    :param int pyro_samples: of Pyro's NUTS.
+    :param int max_tree_depth: of all sides.
+    """
+
+    model: Callable[..., None]
+    arguments: tuple[Tensor, ...]
+    num_samples: int
+    pyro_samples: int
+    max_tree_depth: int = 10
+
+
+class Side:
+    """Runs of one sampler, and what the last one was worth.
+
+    :param Callable sample: takes a seed, and gives draws by chain after a whole run.
+    :param Callable gradients: takes CPU seconds and gradients of a run after the warm-up.
+    """
+
+    def __init__(
+        self,
+        sample: Callable[[int], dict[str, Array]],
+        gradients: Callable[[], tuple[float, float]],
+    ) -> None:
+        self._sample = sample
+        self._gradients = gradients
+        self._seed = 0
+        self._size = np.nan
+        self.first_call = cpu_seconds(partial(sample, 0))
+
+    def __call__(self) -> float:
+        """CPU milliseconds of an effective draw in one more run."""
+        self._seed += 1
+        draws: dict[str, Array] = {}
+        seconds = cpu_seconds(lambda: draws.update(self._sample(self._seed)))
+        sizes = arviz.ess(arviz.convert_to_dataset(draws))
+        self._size = min(float(sizes[name].min()) for name in draws)
+        return 1e3 * seconds / self._size
+
+    def quality(self) -> dict[str, float]:
+        """Microseconds of a gradient, and the effective draws of the last run."""
+        seconds, number = self._gradients()
+        return {"us_per_gradient": 1e6 * seconds / number, "effective_draws_min": self._size}
+
+
+def ours(problem: Problem, num_chains: int) -> Side:
+    """Our NUTS, compiled."""
+    kernel = NUTS(problem.model, max_tree_depth=problem.max_tree_depth, backend="compile")
+
+    def run(seed: int) -> dict[str, Array]:
+        number = problem.num_samples
+        mcmc = MCMC(kernel, number, number, num_chains, seed=seed, progress=False)
+        draws = mcmc.run(*problem.arguments).get_samples(group_by_chain=True)
+        return {name: value.numpy() for name, value in draws.items()}
+
+    def gradients() -> tuple[float, float]:
+        kernel.setup(problem.num_samples, *problem.arguments)
+        chains = kernel.advance(kernel.begin(range(num_chains), 0), problem.num_samples)
+        taken = int(chains.state.num_leapfrogs.sum())
+        found = []
+        seconds = cpu_seconds(lambda: found.append(kernel.advance(chains, 2 * chains.step)))
+        return seconds, float(found[0].state.num_leapfrogs.sum()) - taken
+
+    return Side(run, gradients)
+
+
+def pyros(problem: Problem) -> Side:
+    """Pyro's NUTS, one chain as its users call it."""
+    counted: list[int] = []
+
+    def run(seed: int) -> dict[str, Array]:
+        pyro.set_rng_seed(seed)
+        kernel = pyro.infer.NUTS(problem.model, max_tree_depth=problem.max_tree_depth)
+        number = problem.pyro_samples
+        mcmc = pyro.infer.MCMC(kernel, number, number, disable_progbar=True)
+        mcmc.run(*problem.arguments)
+        return {name: value.numpy()[None] for name, value in mcmc.get_samples().items()}
+
+    def gradients() -> tuple[float, float]:
+        from pyro.infer.mcmc import nuts
+
+        original = nuts.velocity_verlet
+
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            counted.append(1)
+            return original(*args, **kwargs)
+
+        nuts.velocity_verlet = counting
+        try:
+            seconds = cpu_seconds(partial(run, 0))
+        finally:
+            nuts.velocity_verlet = original
+        return seconds, float(len(counted))
+
+    return Side(run, gradients)
+
+
+def numpyros(name: str, problem: Problem, num_chains: int) -> Side:
+    """NumPyro's NUTS, chains together."""
+    infer, random = peer_module("numpyro.infer"), peer_module("jax.random")
+    jnp = peer_module("jax.numpy")
+    kernel = infer.NUTS(numpyro_models()[name], max_tree_depth=problem.max_tree_depth)
+    number = problem.num_samples
+    mcmc = infer.MCMC(
+        kernel,
+        num_warmup=number,
+        num_samples=number,
+        num_chains=num_chains,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    data = tuple(jnp.asarray(value.numpy()) for value in problem.arguments)
+    fields = ("num_steps",)
+
+    def run(seed: int) -> dict[str, Array]:
+        mcmc.post_warmup_state = None
+        mcmc.run(random.PRNGKey(seed), *data, extra_fields=fields)
+        return {k: np.asarray(v) for k, v in mcmc.get_samples(group_by_chain=True).items()}
+
+    def gradients() -> tuple[float, float]:
+        counted = []
+
+        def whole() -> None:
+            # Warm-up and draws as two runs, of which NumPyro compiles each once.
+            mcmc.post_warmup_state = None
+            mcmc.warmup(random.PRNGKey(0), *data, extra_fields=fields, collect_warmup=True)
+            counted.append(float(np.asarray(mcmc.get_extra_fields()["num_steps"]).sum()))
+            mcmc.run(random.PRNGKey(1), *data, extra_fields=fields)
+            counted.append(float(np.asarray(mcmc.get_extra_fields()["num_steps"]).sum()))
+
+        whole()
+        return cpu_seconds(whole), sum(counted[2:])
+
+    return Side(run, gradients)
+
+
+def problems(smoke: bool) -> dict[str, Problem]:
+    """What is sampled, and for how long."""
+    cancer = datasets.load_breast_cancer()
+    digits = datasets.load_digits(test_fraction=0.2)
+    logistic = (cancer.train_inputs, cancer.train_targets.float())
+    if smoke:
+        return {"eight schools": Problem(eight_schools, (EFFECTS, ERRORS), 6, 3, 3)}
+    return {
+        "logistic regression": Problem(whole_logistic_regression, logistic, 500, 60),
+        "eight schools": Problem(eight_schools, (EFFECTS, ERRORS), 1000, 200),
+        "network": Problem(whole_network, (digits.train_inputs, digits.train_targets), 40, 4, 7),
+    }
+
+
+def main() -> None:
+    """Measure in turn and print."""
+    options = arguments(__doc__, rounds=3)
+    single_thread()
+    cases = []
+    for name, problem in problems(options.smoke).items():
+        peer = pyros(problem)
+        for num_chains in (2,) if options.smoke else (1, 4, 16):
+            sides: Mapping[str, Side] = {
+                OURS: ours(problem, num_chains),
+                "numpyro": numpyros(name, problem, num_chains),
+                "pyro": peer,
+            }
+            timings = in_turn(sides, options.rounds)
+            cases.append(
+                Case(
+                    f"{name}, {num_chains} chains",
+                    timings,
+                    {side: runs.first_call for side, runs in sides.items()},
+                    {side: runs.quality() for side, runs in sides.items()},
+                )
+            )
+    report("nuts", "CPU ms per effective draw of the worst coordinate", cases, ("numpyro", "jax"))
+
+
+if __name__ == "__main__":
+    main()

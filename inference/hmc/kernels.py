@@ -1,0 +1,479 @@
+"""HMC and NUTS for many chains at once, adapted as in Stan, as kernels."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple, Unpack
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pyro.infer.autoguide.initialization import init_to_uniform
+from torch import Tensor
+
+from pyro_ext._checks import check_boolean, check_integer, check_number
+from pyro_ext.inference.hmc.adaptation import (
+    DualAveraging,
+    Moments,
+    add_draw,
+    averaged,
+    estimated_factor,
+    new_moments,
+    restarted,
+    window_edges,
+)
+from pyro_ext.inference.hmc.loop import Inputs, TransitionLoop
+from pyro_ext.inference.hmc.trajectories import (
+    Outcome,
+    Path,
+    Point,
+    Tree,
+    ValueAndGradient,
+    extend_path,
+    extend_tree,
+    leapfrog,
+    start_path,
+    start_tree,
+)
+from pyro_ext.inference.vectorized import Chains, Draws, VectorizedKernel, VectorizedOptions
+from pyro_ext.potential import InitStrategy
+from pyro_ext.random import normal
+
+__all__ = ["HMC", "NUTS", "HamiltonianState"]
+
+_STREAM_OF_TRIALS = 2
+_NUM_DOUBLINGS = 50
+_LENGTH = 1.5
+
+
+class HamiltonianState(NamedTuple):
+    """State of chains between two transitions.
+
+    :param Tensor position: **Shape:** ``(num_chains, size)``, as ``gradient`` and ``mean``.
+    :param Tensor gradient: of the potential there.
+    :param Tensor value: the potential there. **Shape:** ``(num_chains,)``, as all others but three.
+    :param Tensor energy: of the draw with its momentum.
+    :param Tensor acceptance_rate: of the last transition.
+    :param Tensor num_steps: leapfrog steps of the last transition.
+    :param Tensor tree_depth: doublings of the last transition.
+    :param Tensor diverging: whether the last transition diverged.
+    :param Tensor keys: keys of the chains' random streams. **Shape:** ``(num_chains, 2)``.
+    :param Tensor num_leapfrogs: of the chain so far.
+    :param Tensor log_step: logarithm of the step size.
+    :param Tensor log_average: see :class:`DualAveraging`, as the three that follow.
+    :param Tensor factor: of inverse mass matrices. **Shape:** ``(num_chains or 1, size)``, or with
+        full ones ``(num_chains or 1, size, size)``.
+    :param Tensor number: draws of this window of the warm-up; with their ``mean`` and ``squares``.
+    """
+
+    position: Tensor
+    gradient: Tensor
+    value: Tensor
+    energy: Tensor
+    acceptance_rate: Tensor
+    num_steps: Tensor
+    tree_depth: Tensor
+    diverging: Tensor
+    keys: Tensor
+    num_leapfrogs: Tensor
+    log_step: Tensor
+    log_average: Tensor
+    error: Tensor
+    num_updates: Tensor
+    center: Tensor
+    factor: Tensor
+    number: Tensor
+    mean: Tensor
+    squares: Tensor
+
+    def outcome(self) -> Outcome:
+        """The last transition."""
+        return Outcome(*self[: len(Outcome._fields)])
+
+    def search(self) -> DualAveraging:
+        """The search for step sizes."""
+        return DualAveraging(*(getattr(self, name) for name in DualAveraging._fields))
+
+    def moments(self) -> Moments:
+        """Moments of the window."""
+        return Moments(self.number, self.mean, self.squares)
+
+
+class HamiltonianDraw(NamedTuple):
+    """What is recorded of a draw, as in :class:`HamiltonianState`."""
+
+    position: Tensor
+    value: Tensor
+    energy: Tensor
+    acceptance_rate: Tensor
+    num_steps: Tensor
+    tree_depth: Tensor
+    diverging: Tensor
+    log_step: Tensor
+
+
+class _Paths:
+    """Trajectories of a given length, or number of steps."""
+
+    def __init__(self, trajectory_length: float | None, num_leapfrog_steps: int | None) -> None:
+        self._lengths = (trajectory_length, num_leapfrog_steps)
+
+    def start(self, position: Tensor, value: Tensor, gradient: Tensor, momentum: Tensor) -> Path:
+        return start_path(position, value, gradient, momentum)
+
+    def extend(
+        self,
+        trajectory: Path,
+        function: ValueAndGradient,
+        uniforms: Tensor,
+        step_size: Tensor,
+        factor: Tensor,
+    ) -> tuple[Path, Tensor, Outcome]:
+        return extend_path(trajectory, function, uniforms, step_size, factor, *self._lengths)
+
+
+class _Trees:
+    """Trajectories that double until they turn."""
+
+    def __init__(self, max_tree_depth: int) -> None:
+        self.max_tree_depth = max_tree_depth
+
+    def start(self, position: Tensor, value: Tensor, gradient: Tensor, momentum: Tensor) -> Tree:
+        return start_tree(position, value, gradient, momentum, self.max_tree_depth)
+
+    def extend(
+        self,
+        trajectory: Tree,
+        function: ValueAndGradient,
+        uniforms: Tensor,
+        step_size: Tensor,
+        factor: Tensor,
+    ) -> tuple[Tree, Tensor, Outcome]:
+        return extend_tree(trajectory, function, uniforms, step_size, factor, self.max_tree_depth)
+
+
+class _Hamiltonian(VectorizedKernel):
+    """What HMC and NUTS share: adaptation, and the loop over transitions."""
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | None,
+        step_size: float,
+        adapt_step_size: bool,
+        adapt_mass_matrix: bool,
+        full_mass: bool,
+        share_mass_matrix: bool,
+        target_accept_prob: float,
+        init_strategy: InitStrategy,
+        **options: Unpack[VectorizedOptions],
+    ) -> None:
+        super().__init__(model, init_strategy=init_strategy, **options)
+        self.step_size = check_number("step_size", step_size, above=0)
+        self.adapt_step_size = check_boolean("adapt_step_size", adapt_step_size)
+        self.adapt_mass_matrix = check_boolean("adapt_mass_matrix", adapt_mass_matrix)
+        self.full_mass = check_boolean("full_mass", full_mass)
+        self.share_mass_matrix = check_boolean("share_mass_matrix", share_mass_matrix)
+        self.target_accept_prob = check_number(
+            "target_accept_prob", target_accept_prob, above=0, below=1
+        )
+        self._warmup_steps = 0
+        self._edges: list[int] = []
+
+    def _trajectories(self) -> _Paths | _Trees:
+        raise NotImplementedError
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        """Build the potential of the model and its data, and plan the warm-up."""
+        self._warmup_steps = check_integer("warmup_steps", warmup_steps, 0)
+        self._edges = window_edges(warmup_steps) if self.adapt_mass_matrix else []
+        super().setup(warmup_steps, *args, **kwargs)
+
+    def _make_loop(self) -> TransitionLoop:
+        return TransitionLoop(
+            self._trajectories(), self.potential.gradient, self.target_accept_prob
+        )
+
+    def _init(self, position: Tensor, keys: Tensor) -> HamiltonianState:
+        value, gradient = self.potential.gradient.over_any(position)
+        zero = torch.zeros_like(value)
+        none = torch.zeros_like(keys[:, 0])
+        shape = position.shape[-1:] * (2 if self.full_mass else 1)
+        num_factors = 1 if self.share_mass_matrix else len(position)
+        factor = torch.ones_like(position[0])
+        factor = factor.diag() if self.full_mass else factor
+        factor = factor.expand(num_factors, *shape).contiguous()
+        moments = new_moments(position, self.full_mass)
+        search = restarted(torch.full_like(value, self.step_size))
+        outcome = (position, gradient, value, value.clone(), zero, none, none, none > 0)
+        state = HamiltonianState(*outcome, keys, none.clone(), *search, factor, *moments)
+        return self._with_first_step_size(state, 0)
+
+    def _moved(self, state: HamiltonianState, position: Tensor) -> HamiltonianState:
+        value, gradient = self.potential.gradient.over_any(position)
+        return state._replace(position=position, value=value, gradient=gradient)
+
+    def clear_cache(self) -> None:
+        """Take the potential at the position of the chain anew, see :class:`Gibbs`."""
+        if self._chains is not None:
+            state = self._moved(self._chains.state, self._chains.position)
+            self._chains = replace(self._chains, state=state)
+
+    def _with_first_step_size(self, state: HamiltonianState, step: int) -> HamiltonianState:
+        """Start to look for step sizes where one step's acceptance passes through the target.
+
+        The heuristic of M. D. Hoffman and A. Gelman (2014), algorithm 4, for all chains at once.
+        """
+        if not self.adapt_step_size or self._warmup_steps == 0:
+            return state
+        size = state.log_step.exp()
+        noise = normal(
+            state.keys,
+            torch.tensor(step, device=state.keys.device),
+            state.position.shape[-1],
+            stream=_STREAM_OF_TRIALS,
+            dtype=state.position.dtype,
+        )
+        origin = Point(state.position, noise, state.gradient)
+        energy = state.value + 0.5 * noise.square().sum(-1)
+        log_target = np.log(self.target_accept_prob)
+        direction = torch.zeros_like(size)
+        searching = torch.ones_like(size, dtype=torch.bool)
+        for _ in range(_NUM_DOUBLINGS):
+            _, _, after = leapfrog(origin, self.potential.gradient.over_any, size, state.factor)
+            change = (energy - after).nan_to_num(nan=-torch.inf)
+            side = torch.where(change > log_target, 1.0, -1.0).to(size)
+            searching = searching & ((direction == 0) | (direction == side))
+            direction = torch.where(direction == 0, side, direction)
+            if not bool(searching.any()):
+                break
+            size = torch.where(searching, size * 2.0**side, size)
+        return state._replace(**restarted(size)._asdict())
+
+    def _record(self, chains: Chains, targets: npt.NDArray[np.int64]) -> tuple[Chains, Draws]:
+        loop: TransitionLoop = self._made(self._loop)
+        num_rows = loop.max_rows(*chains.position.shape)
+        ends = [*(edge for edge in self._edges), self._warmup_steps, int(targets[-1])]
+        parts: list[HamiltonianDraw] = []
+        state: HamiltonianState = chains.state
+        step = chains.step
+        while step < targets[-1]:
+            end = min(step + num_rows, *(each for each in ends if each > step))
+            carried = loop(
+                state.outcome(),
+                state.search(),
+                state.num_leapfrogs,
+                self._inputs(state, step, end - step, num_rows),
+            )
+            state = state._replace(
+                **carried.last._asdict(),
+                **carried.search._asdict(),
+                num_leapfrogs=carried.num_leapfrogs,
+            )
+            is_wanted = torch.from_numpy(np.isin(np.arange(step, end) + 1, targets))
+            rows = is_wanted.nonzero()[:, 0].to(state.position.device)
+            drawn = {**carried.draws._asdict(), "log_step": carried.step_sizes.log()}
+            parts.append(HamiltonianDraw(*(drawn[k][rows] for k in HamiltonianDraw._fields)))
+            state = self._adapted(state, carried.draws.position[: end - step], step, end)
+            step = end
+        recorded = HamiltonianDraw(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
+        after = replace(chains, step=step, state=state, potential_energy=state.value.clone())
+        return after, Draws(targets, recorded, recorded.value)
+
+    def _inputs(self, state: HamiltonianState, step: int, number: int, num_rows: int) -> Inputs:
+        device = state.keys.device
+        steps = torch.arange(step, step + num_rows, device=device)
+        size, dtype = state.position.shape[-1], state.position.dtype
+        is_adapting = self.adapt_step_size and step < self._warmup_steps
+        counts = (torch.tensor(count, device=device) for count in (number, int(is_adapting), 0))
+        return Inputs(
+            state.keys, normal(state.keys, steps, size, dtype=dtype), state.factor, *counts
+        )
+
+    def _adapted(
+        self, state: HamiltonianState, positions: Tensor, step: int, end: int
+    ) -> HamiltonianState:
+        """Take the draws of a part of the warm-up into account."""
+        edges = self._edges
+        if edges and edges[0] <= step < edges[-1]:
+            moments = state.moments()
+            for position in positions:
+                moments = add_draw(moments, position)
+            state = state._replace(**moments._asdict())
+        if edges and end in edges[1:]:
+            factor = estimated_factor(state.moments(), self.share_mass_matrix)
+            state = state._replace(
+                factor=factor, **new_moments(state.position, self.full_mass)._asdict()
+            )
+            state = self._with_first_step_size(state, end)
+        if end == self._warmup_steps and self.adapt_step_size:
+            state = state._replace(**averaged(state.search())._asdict())
+        return state
+
+    def _statistics(self, state: HamiltonianState | HamiltonianDraw) -> dict[str, Tensor]:
+        return {
+            "acceptance_rate": state.acceptance_rate,
+            "energy": state.energy,
+            "diverging": state.diverging,
+            "n_steps": state.num_steps,
+            "step_size": state.log_step.exp(),
+        }
+
+
+class HMC(_Hamiltonian):
+    r"""Hamiltonian Monte Carlo over many chains, with trajectories of one length [1].
+
+    Chains run side by side, and each goes its own way through its trajectories, so that none waits
+    for another. In the warm-up step sizes and masses adapt as in Stan; see :class:`NUTS`, which
+    finds the length of trajectories, too.
+
+    :param model: a Pyro model that sees all of its data, or ``None`` with a ``potential_fn``.
+    :param float step_size: of leapfrog steps, in units of the masses; where it adapts, the first
+        guess of a search for the first one.
+    :param float trajectory_length: in units of the masses, that is in standard deviations once
+        these have adapted. Lengths vary at random by a fifth. 1.5 without ``num_leapfrog_steps``.
+    :param int num_leapfrog_steps: steps of a trajectory, in place of its length.
+    :param bool adapt_step_size: whether step sizes adapt in the warm-up.
+    :param bool adapt_mass_matrix: whether mass matrices do.
+    :param bool full_mass: whether these are full matrices, or diagonal ones.
+    :param bool share_mass_matrix: whether chains that run together share one, see :class:`NUTS`.
+    :param float target_accept_prob: acceptance rate to which step sizes adapt.
+    :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`.
+    :param options: ``potential_fn``, ``backend``, how the potential runs, see
+        :class:`~pyro_ext.potential.Potential`, and ``num_steps``, transitions that one call of
+        ``sample`` takes under Pyro's driver.
+    :raises ValueError: for numbers out of range, a length and a number of steps, or a model that
+        subsamples.
+
+    [1] R. M. Neal (2011), MCMC using Hamiltonian dynamics.
+
+    Example::
+
+        >>> from pyro_ext.inference import MCMC
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(torch.zeros(2), torch.tensor([1.0, 10.0])).to_event(1))
+        >>> mcmc = MCMC(HMC(model), 200, 200, num_chains=4, seed=0, progress=False).run()
+        >>> [round(float(each)) for each in mcmc.get_samples()["x"].std(0)]
+        [1, 10]
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | None = None,
+        *,
+        step_size: float = 1.0,
+        trajectory_length: float | None = None,
+        num_leapfrog_steps: int | None = None,
+        adapt_step_size: bool = True,
+        adapt_mass_matrix: bool = True,
+        full_mass: bool = False,
+        share_mass_matrix: bool = False,
+        target_accept_prob: float = 0.8,
+        init_strategy: InitStrategy = init_to_uniform,
+        **options: Unpack[VectorizedOptions],
+    ) -> None:
+        if num_leapfrog_steps is not None:
+            num_leapfrog_steps = check_integer("num_leapfrog_steps", num_leapfrog_steps, 1)
+            if trajectory_length is not None:
+                raise ValueError(
+                    "trajectory_length must not be given with num_leapfrog_steps, got "
+                    f"{trajectory_length!r:.80} and {num_leapfrog_steps}"
+                )
+        elif trajectory_length is None:
+            trajectory_length = _LENGTH
+        if trajectory_length is not None:
+            trajectory_length = check_number("trajectory_length", trajectory_length, above=0)
+        super().__init__(
+            model,
+            step_size,
+            adapt_step_size,
+            adapt_mass_matrix,
+            full_mass,
+            share_mass_matrix,
+            target_accept_prob,
+            init_strategy,
+            **options,
+        )
+        self.trajectory_length = trajectory_length
+        self.num_leapfrog_steps = num_leapfrog_steps
+
+    def _trajectories(self) -> _Paths:
+        return _Paths(self.trajectory_length, self.num_leapfrog_steps)
+
+
+class NUTS(_Hamiltonian):
+    r"""The no-U-turn sampler [1] with multinomial sampling [2], over many chains.
+
+    Chains run side by side, and each goes its own way through its trajectories, so that none waits
+    for another; with ``backend="compile"`` all of a transition is machine code. In the warm-up step
+    sizes adapt by dual averaging, and masses to the variances of draws in windows that grow, as in
+    Stan. Sample statistics are ``acceptance_rate``, ``energy``, ``diverging``, ``tree_depth``,
+    ``n_steps`` and ``step_size``, under the names that ArviZ knows. A model must see all of its
+    data; discrete sites are summed out where they ask for it, see
+    :class:`~pyro_ext.potential.Potential`.
+
+    :param model: a Pyro model, or ``None`` with a ``potential_fn``.
+    :param float step_size: of leapfrog steps, in units of the masses; where it adapts, the first
+        guess of a search for the first one.
+    :param int max_tree_depth: largest number of doublings of a trajectory.
+    :param bool adapt_step_size: whether step sizes adapt in the warm-up.
+    :param bool adapt_mass_matrix: whether mass matrices do.
+    :param bool full_mass: whether these are full matrices, or diagonal ones.
+    :param bool share_mass_matrix: whether chains that run together share one, estimated from the
+        draws of them all. It takes a shorter warm-up with many chains; draws of a chain then depend
+        on the others.
+    :param float target_accept_prob: acceptance rate to which step sizes adapt; a larger one makes
+        smaller steps, which help where the posterior has narrow parts.
+    :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`.
+    :param options: ``potential_fn``, ``backend``, how the potential runs, see
+        :class:`~pyro_ext.potential.Potential`, and ``num_steps``, transitions that one call of
+        ``sample`` takes under Pyro's driver.
+    :raises ValueError: for numbers out of range, or a model that subsamples.
+
+    [1] M. D. Hoffman, A. Gelman (2014), The No-U-Turn Sampler.
+
+    [2] M. Betancourt (2017), A conceptual introduction to Hamiltonian Monte Carlo.
+
+    Example::
+
+        >>> from pyro_ext.inference import MCMC
+        >>> def model(x):
+        ...     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(0.0, scale), obs=x)
+        >>> mcmc = MCMC(NUTS(model), 200, 200, num_chains=4, seed=0, progress=False)
+        >>> draws = mcmc.run(torch.linspace(-2.0, 2.0, 50)).get_samples()["scale"]
+        >>> draws.shape, round(float(draws.mean()), 1)
+        (torch.Size([800]), 1.2)
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | None = None,
+        *,
+        step_size: float = 1.0,
+        max_tree_depth: int = 10,
+        adapt_step_size: bool = True,
+        adapt_mass_matrix: bool = True,
+        full_mass: bool = False,
+        share_mass_matrix: bool = False,
+        target_accept_prob: float = 0.8,
+        init_strategy: InitStrategy = init_to_uniform,
+        **options: Unpack[VectorizedOptions],
+    ) -> None:
+        super().__init__(
+            model,
+            step_size,
+            adapt_step_size,
+            adapt_mass_matrix,
+            full_mass,
+            share_mass_matrix,
+            target_accept_prob,
+            init_strategy,
+            **options,
+        )
+        self.max_tree_depth = check_integer("max_tree_depth", max_tree_depth, 1)
+
+    def _trajectories(self) -> _Trees:
+        return _Trees(self.max_tree_depth)
+
+    def _statistics(self, state: HamiltonianState | HamiltonianDraw) -> dict[str, Tensor]:
+        return super()._statistics(state) | {"tree_depth": state.tree_depth}

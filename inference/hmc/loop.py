@@ -1,0 +1,338 @@
+"""Transitions of many chains whose trajectories differ in length, without waiting for each other.
+
+An iteration is a leapfrog step of each chain, wherever on its trajectory it is. A chain whose
+trajectory has ended records its draw and begins the next one in the iteration after, so that a
+long trajectory of one chain costs the others nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from pyro_ext._threads import threads_for
+from pyro_ext.inference.hmc.adaptation import DualAveraging, updated
+from pyro_ext.inference.hmc.trajectories import Outcome, ValueAndGradient, where
+from pyro_ext.potential import (
+    BatchedFunction,
+    agree_but_for_rounding,
+    capture_abstract,
+    compile_graph,
+    warn_fallback,
+)
+from pyro_ext.random import uniform_each
+
+__all__ = ["Carried", "Inputs", "Trajectories", "TransitionLoop"]
+
+_MAX_ROWS = 64
+_NUMBERS_IN_ROWS = 1 << 15
+_ITERATIONS_PER_CALL = 256
+_STREAM_OF_CHOICES = 1
+_NUM_CHECKS = 3
+_SHORTER = 5.0  # logarithm of a factor
+
+
+class Trajectories(Protocol):
+    """How a sampler's trajectories begin and go on."""
+
+    def start(
+        self, position: Tensor, value: Tensor, gradient: Tensor, momentum: Tensor
+    ) -> tuple[Tensor, ...]:
+        """A named tuple of tensors, of each chain's trajectory at its beginning."""
+
+    def extend(
+        self,
+        trajectory: Any,
+        function: ValueAndGradient,
+        uniforms: Tensor,
+        step_size: Tensor,
+        factor: Tensor,
+    ) -> tuple[Any, Tensor, Outcome]:
+        """Take a leapfrog step; returns also which have ended, and what these lead to."""
+
+
+class Inputs(NamedTuple):
+    """What iterations take besides what they carry on.
+
+    :param Tensor keys: **Shape:** ``(num_chains, 2)``.
+    :param Tensor noise: momenta of the transitions. **Shape:** ``(num_rows, num_chains, size)``.
+    :param Tensor factor: of the inverse mass matrices.
+    :param Tensor num_transitions: how many of them each chain makes, a number.
+    :param Tensor is_adapting: one where step sizes adapt, else zero.
+    :param Tensor limit: largest number of iterations.
+    """
+
+    keys: Tensor
+    noise: Tensor
+    factor: Tensor
+    num_transitions: Tensor
+    is_adapting: Tensor
+    limit: Tensor
+
+
+class Drawn(NamedTuple):
+    """What is recorded of transitions: :class:`Outcome` without the gradient."""
+
+    position: Tensor
+    value: Tensor
+    energy: Tensor
+    acceptance_rate: Tensor
+    num_steps: Tensor
+    tree_depth: Tensor
+    diverging: Tensor
+
+
+def _recorded(outcome: Outcome) -> list[Tensor]:
+    return [getattr(outcome, name) for name in Drawn._fields]
+
+
+class Carried(NamedTuple):
+    """What an iteration takes and gives.
+
+    :param Tensor iteration: a number.
+    :param Tensor num_left: transitions that are left, of all chains.
+    :param Tensor num_done: transitions of each chain. **Shape:** ``(num_chains,)``.
+    :param Tensor is_fresh: whether a trajectory begins.
+    :param Tensor num_leapfrogs: of each chain since it began.
+    :param Outcome last: of each chain's last transition.
+    :param DualAveraging search: for step sizes.
+    :param tuple trajectory: where each chain is.
+    :param Drawn draws: of the transitions, with a leading dimension.
+    :param Tensor step_sizes: of the transitions. **Shape:** ``(num_rows, num_chains)``.
+    """
+
+    iteration: Tensor
+    num_left: Tensor
+    num_done: Tensor
+    is_fresh: Tensor
+    num_leapfrogs: Tensor
+    last: Outcome
+    search: DualAveraging
+    trajectory: Any
+    draws: Drawn
+    step_sizes: Tensor
+
+
+class TransitionLoop:
+    """Runs transitions, on each backend the same but for rounding.
+
+    :param Trajectories trajectories: of the sampler.
+    :param BatchedFunction gradient: potential and gradient over chains.
+    :param float target: acceptance rate to which step sizes adapt.
+    :ivar dict errors: see :class:`~pyro_ext.inference.vectorized.loop.StepLoop`.
+    """
+
+    def __init__(
+        self, trajectories: Trajectories, gradient: BatchedFunction, target: float
+    ) -> None:
+        self.errors: dict[int, Exception] | None = None
+        self._trajectories = trajectories
+        self._gradient = gradient
+        self._target = target
+        self._compiled: dict[Any, Callable[..., Any] | None] = {}
+        self._compiled_of: Callable[..., Any] | None = None
+
+    @staticmethod
+    def max_rows(num_chains: int, size: int) -> int:
+        """Number of transitions that one call makes at most; an iteration copies their draws."""
+        return max(8, min(_MAX_ROWS, _NUMBERS_IN_ROWS // (num_chains * size)))
+
+    def __call__(
+        self, last: Outcome, search: DualAveraging, num_leapfrogs: Tensor, inputs: Inputs
+    ) -> Carried:
+        """Make transitions, ``inputs.num_transitions`` of each chain."""
+        num_chains, size = last.position.shape
+        carried = self._begin(last, search, num_leapfrogs, inputs)
+        with threads_for(num_chains * size), torch.no_grad():
+            run = self._runner(carried, inputs)
+            while int(carried.num_left) > 0:
+                limit = carried.iteration + _ITERATIONS_PER_CALL
+                carried = run(carried, inputs._replace(limit=limit))
+        return carried
+
+    def _begin(
+        self, last: Outcome, search: DualAveraging, num_leapfrogs: Tensor, inputs: Inputs
+    ) -> Carried:
+        num_rows, num_chains, _ = inputs.noise.shape
+        done = torch.zeros_like(num_leapfrogs)
+        momentum = torch.zeros_like(last.position)
+        trajectory = self._trajectories.start(last.position, last.value, last.gradient, momentum)
+        return Carried(
+            torch.zeros_like(inputs.limit),
+            inputs.num_transitions * num_chains,
+            done,
+            torch.ones_like(done, dtype=torch.bool),
+            num_leapfrogs,
+            last,
+            search,
+            trajectory,
+            Drawn(*(part.new_zeros(num_rows, *part.shape) for part in _recorded(last))),
+            search.log_step.new_zeros(num_rows, num_chains),
+        )
+
+    def _begun(self, carried: Carried, inputs: Inputs) -> Carried:
+        """Begin the trajectories of chains that are between two."""
+        last = carried.last
+        num_rows, num_chains, size = inputs.noise.shape
+        row = carried.num_done.clamp(max=num_rows - 1)
+        momentum = inputs.noise.gather(0, row[None, :, None].expand(1, num_chains, size))[0]
+        begun = self._trajectories.start(last.position, last.value, last.gradient, momentum)
+        pairs = zip(begun, carried.trajectory, strict=True)
+        trajectory = type(begun)(*(where(carried.is_fresh, new, old) for new, old in pairs))
+        return carried._replace(trajectory=trajectory)
+
+    def _extended(
+        self, function: ValueAndGradient, carried: Carried, inputs: Inputs
+    ) -> tuple[Carried, Outcome]:
+        """Take a leapfrog step of each chain."""
+        position = carried.last.position
+        uniforms = uniform_each(
+            inputs.keys, carried.num_leapfrogs, stream=_STREAM_OF_CHOICES, dtype=position.dtype
+        )
+        step_size = carried.search.log_step.exp()
+        trajectory, ended, outcome = self._trajectories.extend(
+            carried.trajectory, function, uniforms, step_size, inputs.factor
+        )
+        active = carried.num_done < inputs.num_transitions
+        carried = carried._replace(
+            iteration=carried.iteration + 1,
+            is_fresh=ended | ~active,
+            num_leapfrogs=carried.num_leapfrogs + active,
+            trajectory=trajectory,
+        )
+        return carried, outcome
+
+    def _ended(self, carried: Carried, outcome: Outcome, inputs: Inputs) -> Carried:
+        """Record the draws of trajectories that have just ended, and adapt their step sizes."""
+        last, search, row = carried.last, carried.search, carried.num_done
+        ended = carried.is_fresh & (row < inputs.num_transitions)
+        rows = torch.arange(len(inputs.noise), device=row.device)
+        is_row = (rows[:, None] == row) & ended
+        adapted = updated(search, outcome.acceptance_rate, self._target)
+        adapts = ended & (inputs.is_adapting > 0)
+        return carried._replace(
+            num_left=carried.num_left - ended.sum(),
+            num_done=row + ended,
+            last=Outcome(*(where(ended, n, o) for n, o in zip(outcome, last, strict=True))),
+            search=DualAveraging(
+                *(where(adapts, n, o) for n, o in zip(adapted, search, strict=True))
+            ),
+            draws=Drawn(
+                *(
+                    torch.where(is_row.reshape(*is_row.shape, *(1,) * (n.dim() - 1)), n, old)
+                    for n, old in zip(_recorded(outcome), carried.draws, strict=True)
+                )
+            ),
+            step_sizes=torch.where(is_row, search.log_step.exp(), carried.step_sizes),
+        )
+
+    # Iterations in Python, or inside one compiled graph -----------------------------------------
+
+    def _runner(self, carried: Carried, inputs: Inputs) -> Callable[[Carried, Inputs], Carried]:
+        num_chains = len(carried.num_done)
+        graph = self._gradient.graph(num_chains)
+        if graph is None:
+            return partial(self._run, partial(self._gradient.one_by_one, errors=self.errors))
+        if self._gradient.backend == "compile":
+            if self._compiled_of is not graph:  # made anew where data have changed
+                self._compiled, self._compiled_of = {}, graph
+            key = tuple(inputs.factor.shape)
+            if key not in self._compiled:
+                self._compiled[key] = self._compile(graph, carried, inputs)
+            if (compiled := self._compiled[key]) is not None:
+                return partial(_call, compiled)
+        return partial(self._run, graph)
+
+    def _run(self, function: ValueAndGradient, carried: Carried, inputs: Inputs) -> Carried:
+        # In Python what changes nothing is left out: most iterations begin and end no trajectory.
+        while int(carried.num_left) > 0 and int(carried.iteration) < int(inputs.limit):
+            if bool(carried.is_fresh.any()):
+                carried = self._begun(carried, inputs)
+            carried, outcome = self._extended(function, carried, inputs)
+            if bool(carried.is_fresh.any()):
+                carried = self._ended(carried, outcome, inputs)
+        return carried
+
+    def _compile(
+        self, graph: Callable[..., Any], carried: Carried, inputs: Inputs
+    ) -> Callable[..., Any] | None:
+        arguments = [*_flat(carried), *inputs]
+        try:
+            loop = compile_graph(
+                capture_abstract(self._while_loop(graph, carried), *arguments), *arguments
+            )
+            agrees = any(
+                self._agrees(graph, loop, carried, inputs, number) for number in range(_NUM_CHECKS)
+            )
+        except Exception as error:  # whatever a compiler may raise
+            warn_fallback(
+                "the transitions cannot be compiled", "running them through the graph", error
+            )
+            return None
+        if not agrees:
+            warn_fallback("the compiled transitions disagree", "using the graph", "other numbers")
+            return None
+        return loop
+
+    def _agrees(
+        self,
+        graph: Callable[..., Any],
+        loop: Callable[..., Any],
+        carried: Carried,
+        inputs: Inputs,
+        number: int,
+    ) -> bool:
+        """Whether the loop does what iterations in Python do, along a trajectory of short steps."""
+        # Of short steps, since rounding decides where longer ones end up, and which leaf is chosen.
+        search = carried.search._replace(log_step=carried.search.log_step - _SHORTER)
+        begun = carried._replace(search=search, num_leapfrogs=carried.num_leapfrogs + number)
+        limited = inputs._replace(limit=carried.iteration + 3)
+        expected = partial(self._run, graph, begun, limited)
+        verdict = agree_but_for_rounding(
+            lambda: _flat(expected()), _flat(_call(loop, begun, limited)), _flat(expected())
+        )
+        return verdict is not False
+
+    def _while_loop(self, graph: Callable[..., Any], like: Carried) -> Callable[..., Any]:
+        num_carried = len(_flat(like))
+
+        def run(*arguments: Tensor) -> Any:
+            def proceed(*others: Tensor) -> Tensor:
+                return (others[1] > 0) & (others[0] < others[-1])
+
+            def body(*others: Tensor) -> tuple[Tensor, ...]:
+                carried = _unflat(others[:num_carried], like)
+                inputs = Inputs(*others[num_carried:])
+                carried, outcome = self._extended(graph, self._begun(carried, inputs), inputs)
+                return tuple(_flat(self._ended(carried, outcome, inputs)))
+
+            # The function of the same name in torch would trace all once more.
+            loop = torch.ops.higher_order.while_loop
+            return loop(proceed, body, arguments[:num_carried], arguments[num_carried:])
+
+        return run
+
+
+def _call(compiled: Callable[..., Any], carried: Carried, inputs: Inputs) -> Carried:
+    """Iterations inside the compiled graph."""
+    return _unflat(compiled(*_flat(carried), *inputs), carried)
+
+
+def _flat(carried: Carried) -> list[Tensor]:
+    """Tensors of what is carried, in order."""
+    parts = [[part] if isinstance(part, Tensor) else list(part) for part in carried]
+    # Compiled, none may be another's memory, nor have strides of its own.
+    return [leaf.clone(memory_format=torch.contiguous_format) for part in parts for leaf in part]
+
+
+def _unflat(leaves: Sequence[Tensor], like: Carried) -> Carried:
+    """Put tensors back in their order."""
+    counts = [1 if isinstance(part, Tensor) else len(part) for part in like]
+    ends = list(accumulate(counts))
+    return Carried._make(
+        leaves[end - 1] if isinstance(part, Tensor) else type(part)(*leaves[end - count : end])
+        for part, count, end in zip(like, counts, ends, strict=True)
+    )

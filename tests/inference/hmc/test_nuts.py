@@ -1,0 +1,340 @@
+"""HMC and NUTS: trees against a recursive reference, exact moments, adaptation, runs, errors."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_ext.diagnostics import to_arviz
+from pyro_ext.inference import HMC, MCMC, NUTS
+from pyro_ext.inference.hmc.adaptation import (
+    add_draw,
+    averaged,
+    estimated_factor,
+    new_moments,
+    restarted,
+    updated,
+    window_edges,
+)
+from pyro_ext.random import chain_keys, normal, uniform
+from pyro_ext.testing.kernels import check_kernel
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+KERNELS = {
+    "HMC": (HMC, {"step_size": 0.04, "trajectory_length": 0.15}),
+    "HMC steps": (
+        HMC,
+        {"step_size": 0.01, "num_leapfrog_steps": 5},
+    ),
+    "NUTS": (NUTS, {"step_size": 0.05, "max_tree_depth": 4}),
+    "NUTS full": (NUTS, {"step_size": 0.05, "max_tree_depth": 3, "full_mass": True}),
+}
+each_kernel = pytest.mark.parametrize(("kernel_type", "options"), KERNELS.values(), ids=KERNELS)
+
+
+def regression(x: Tensor, y: Tensor) -> None:
+    weight = pyro.sample("weight", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    scale = pyro.sample("scale", dist.HalfNormal(1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ weight, scale), obs=y)
+
+
+def data() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(30, 2, generator=generator)
+    return x, x @ torch.tensor([1.0, -0.5]) + 0.4 * torch.randn(30, generator=generator)
+
+
+@each_kernel
+@pytest.mark.parametrize(
+    "check",
+    [
+        "arguments",
+        *(pytest.param(c, marks=pytest.mark.slow) for c in ("settings", "draws", "drivers")),
+    ],
+)
+def test_kernels(kernel_type: Any, options: Any, check: str) -> None:
+    check_kernel(kernel_type, regression, *data(), options=options, checks=[check], steps=(1, 2, 6))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["HMC", "NUTS full"])
+def test_compiled_draws(name: str) -> None:
+    """Over enough transitions for many calls of the loop."""
+    kernel_type, options = KERNELS[name]
+    check_kernel(
+        kernel_type,
+        regression,
+        *data(),
+        options=options,
+        checks=["draws"],
+        backends=("trace", "compile"),
+        steps=(1, 2, 70, 71, 90),
+        tolerance=1e-6,
+    )
+
+
+# The tree, against one that is built as the papers have it ---------------------------------------
+
+
+def bent(z: dict[str, Tensor]) -> Tensor:
+    """A curved density of two dimensions and its third, of another scale."""
+    x = z["x"]
+    return 0.5 * x[0] ** 2 + 2.0 * (x[1] - 0.5 * x[0] ** 2) ** 2 + 0.5 * (x[2] / 3.0) ** 2
+
+
+class Reference:
+    """A trajectory that doubles, with all of its points kept and all subtrees looked at."""
+
+    def __init__(self, step_size: float, max_tree_depth: int) -> None:
+        self.step_size = step_size
+        self.max_tree_depth = max_tree_depth
+
+    def energy(self, q: Any, p: Any) -> float:
+        return float(bent({"x": torch.tensor(q)})) + 0.5 * float(p @ p)
+
+    def leapfrog(self, q: Any, p: Any, sign: int) -> tuple[Any, Any]:
+        def gradient(q: Any) -> Any:
+            x = torch.tensor(q, requires_grad=True)
+            return torch.autograd.grad(bent({"x": x}), x)[0].numpy()
+
+        size = sign * self.step_size
+        p = p - 0.5 * size * gradient(q)
+        q = q + size * p
+        return q, p - 0.5 * size * gradient(q)
+
+    def turns(self, points: list[Any]) -> bool:
+        """Of points in the order of time."""
+        momenta = np.array([p for _, p in points])
+        span = momenta.sum(0) - 0.5 * (momenta[0] + momenta[-1])
+        return bool(momenta[0] @ span <= 0 or momenta[-1] @ span <= 0)
+
+    def transition(self, q: Any, p: Any, uniforms: Any) -> tuple[Any, int, int]:
+        """Draw, depth and number of steps; takes uniform numbers by step."""
+        first, points = self.energy(q, p), [(q, p)]
+        draw, total, steps = q, 1.0, 0
+        for depth in range(self.max_tree_depth):
+            sign = 1 if uniforms[steps][1] < 0.5 else -1
+            half: list[Any] = []
+            weight, candidate, front = 0.0, None, points[-1 if sign == 1 else 0]
+            for leaf in range(2**depth):
+                front = self.leapfrog(*front, sign)
+                half.append(front)
+                own = math.exp(first - self.energy(*front))
+                weight += own
+                if leaf == 0 or uniforms[steps][0] < own / weight:
+                    candidate = front[0]
+                last = uniforms[steps][2]
+                steps += 1
+                for size in (2**k for k in range(1, depth + 1)):
+                    if (leaf + 1) % size == 0 and self.turns(half[-size:][::sign]):
+                        return draw, depth, steps
+            if last < weight / total:
+                draw = candidate
+            total += weight
+            points = points + half if sign == 1 else half[::-1] + points
+            if self.turns(points):
+                return draw, depth + 1, steps
+        return draw, self.max_tree_depth, steps
+
+
+def test_trees() -> None:
+    """Draws, depths and numbers of steps are those of the reference, transition by transition."""
+    kernel = NUTS(potential_fn=bent, step_size=0.15, max_tree_depth=6)
+    kernel.initial_params = {"x": torch.zeros(3)}
+    kernel.setup(0)
+    start = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+    _, draws = kernel.record(kernel.begin(range(3), 5, {"x": start}), range(1, 13))
+    reference = Reference(0.15, 6)
+    keys = chain_keys(5, range(3))
+    depths = set()
+    for chain in range(3):
+        q, done = start[chain].numpy(), 0
+        for row in range(12):
+            key = keys[chain : chain + 1]
+            p = normal(key, torch.tensor(row), 3, dtype=torch.float64)[0].numpy()
+            numbers = torch.arange(done, done + 64)
+            uniforms = uniform(key, numbers, 4, stream=1, dtype=torch.float64)[:, 0].numpy()
+            q, depth, steps = reference.transition(q, p, uniforms)
+            done += steps
+            assert draws.state.tree_depth[row, chain] == depth
+            assert draws.state.num_steps[row, chain] == steps
+            np.testing.assert_allclose(draws.position[row, chain].numpy(), q, rtol=1e-8)
+            depths.add(depth)
+    assert {2, 3, 4, 5} <= depths
+
+
+# Exact answers ------------------------------------------------------------------------------------
+
+
+def skewed() -> None:
+    """A gamma variable of few degrees, and a curved pair."""
+    pyro.sample("gamma", dist.Gamma(2.0, 0.5))
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(x**2, 0.5))
+
+
+EXACT = {
+    "gamma": (lambda d: d["gamma"], 4.0),
+    "log gamma": (lambda d: d["gamma"].log(), float(np.euler_gamma * -1 + 1 + math.log(2.0))),
+    "square": (lambda d: d["gamma"].square(), 24.0),
+    "x": (lambda d: d["x"], 0.0),
+    "x square": (lambda d: d["x"].square(), 1.0),
+    "y": (lambda d: d["y"], 1.0),
+    "y square": (lambda d: d["y"].square(), 3.25),
+    "product": (lambda d: d["x"].square() * d["y"], 3.0),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+@pytest.mark.parametrize(
+    ("kernel_type", "options"),
+    [
+        (NUTS, {"step_size": 0.4}),
+        (NUTS, {"step_size": 0.7, "max_tree_depth": 2}),
+        (HMC, {"step_size": 0.5, "trajectory_length": 1.5}),
+    ],
+)
+def test_invariance(kernel_type: Any, options: Any) -> None:
+    """Chains that start in equilibrium stay there, with steps that lose many proposals.
+
+    Eight moments of 20,000 independent chains, within 4.5 standard errors: false-alarm rate 6e-5
+    each setting.
+    """
+    kernel = kernel_type(skewed, **options)
+    kernel.setup(0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        gamma = dist.Gamma(2.0, 0.5).sample((20_000,))
+    x, noise = torch.randn(2, 20_000, generator=generator)
+    start = {"gamma": gamma.log(), "x": x, "y": x**2 + 0.5 * noise}
+    chains = kernel.advance(kernel.begin(range(20_000), 0, start), 4)
+    found = kernel.samples(chains.position)
+    for name, (function, exact) in EXACT.items():
+        values = function(found)
+        error = float(values.std()) / len(values) ** 0.5
+        assert abs(float(values.mean()) - exact) < 4.5 * error, name
+    assert 0.2 < float(chains.state.acceptance_rate.mean()) < 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+@pytest.mark.parametrize("options", [{}, {"full_mass": True}, {"share_mass_matrix": True}])
+def test_adapted_run(options: Any) -> None:
+    """The shortest call on scales that differ by a thousand, and correlated."""
+    scale = torch.tensor([0.01, 1.0, 10.0])
+    correlation = torch.tensor([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    covariance = scale[:, None] * correlation * scale
+
+    def model() -> None:
+        pyro.sample("x", dist.MultivariateNormal(torch.ones(3), covariance))
+
+    kernel = NUTS(model, backend="compile", **options)
+    mcmc = MCMC(kernel, 200, 300, num_chains=8, seed=0, progress=False).run()
+    draws = mcmc.get_samples(group_by_chain=True)["x"]
+    standard = (draws - 1.0) / scale
+    assert (standard.mean((0, 1)).abs() < 0.2).all()
+    assert (standard.square().mean((0, 1)) - 1.0).abs().max() < 0.25
+    assert abs(float((standard[..., 0] * standard[..., 1]).mean()) - 0.9) < 0.2
+    statistics = mcmc.sample_statistics()
+    assert 0.7 < float(statistics["acceptance_rate"].mean()) < 0.97
+    assert not statistics["diverging"].any()
+
+
+# Adaptation ---------------------------------------------------------------------------------------
+
+
+def test_windows() -> None:
+    """Those of Stan: 75 steps, windows that double from 25 on, 50 steps."""
+    assert window_edges(1000) == [75, 100, 150, 250, 450, 950]
+    assert window_edges(150) == [75, 100]
+    assert window_edges(100) == [15, 90]
+    assert window_edges(19) == []
+
+
+def test_dual_averaging() -> None:
+    """Finds the step size at which a known rate meets the target."""
+    search = restarted(torch.tensor([1e-3, 10.0]))
+    for _ in range(2000):
+        rate = 1.0 / (1.0 + search.log_step.exp())  # .8 at a quarter
+        search = updated(search, rate, 0.8)
+    found = averaged(search).log_step.exp()
+    assert (found - 0.25).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("is_dense", [False, True])
+def test_factors(is_dense: bool) -> None:
+    """Covariances of draws, of each chain and of all of them together."""
+    draws = torch.randn(50, 2, 3, generator=torch.Generator().manual_seed(0))
+    draws = draws * torch.tensor([1.0, 2.0, 5.0]) + torch.tensor([[0.0], [1.0]])
+    moments = new_moments(draws[0], is_dense)
+    for draw in draws:
+        moments = add_draw(moments, draw)
+    for pooled, groups in ((False, draws.unbind(1)), (True, [draws.flatten(0, 1)])):
+        factor = estimated_factor(moments, pooled)
+        assert len(factor) == len(groups)
+        for own, group in zip(factor, groups, strict=True):
+            n = len(group)
+            expected = n / (n + 5) * torch.cov(group.mT) + 5e-3 / (n + 5) * torch.eye(3)
+            if pooled:  # within and between chains, each mean being known
+                centered = group - group.mean(0)
+                expected = n / (n + 5) * centered.mT @ centered / (n - 1)
+                expected = expected + 5e-3 / (n + 5) * torch.eye(3)
+            if is_dense:
+                torch.testing.assert_close(own @ own.mT, expected)
+            else:
+                torch.testing.assert_close(own.square(), expected.diagonal())
+
+
+# Runs ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_arviz_names() -> None:
+    x, y = data()
+    kernel = NUTS(regression, step_size=0.1, max_tree_depth=3)
+    mcmc = MCMC(kernel, 10, num_chains=2, seed=0, progress=False).run(x, y)
+    found = to_arviz(mcmc, x, y, log_likelihood=False).sample_stats
+    for name in ("diverging", "energy", "tree_depth", "acceptance_rate", "n_steps", "step_size"):
+        assert found[name].shape == (2, 10)
+    assert found["diverging"].dtype == bool
+
+
+def test_wall_diverges() -> None:
+    """Trajectories that run into a wall are told of, and the draws stay before it."""
+
+    def potential(z: dict[str, Tensor]) -> Tensor:
+        return z["x"].sum() + torch.where(z["x"] > 0, 0.0, torch.inf).sum()
+
+    kernel = NUTS(potential_fn=potential, step_size=2.0, adapt_step_size=False)
+    start = {"x": torch.ones(4, 2)}
+    mcmc = MCMC(kernel, 50, num_chains=4, initial_params=start, seed=0, progress=False).run()
+    assert mcmc.sample_statistics()["diverging"].any()
+    assert (mcmc.get_samples()["x"] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("kernel_type", "wrong", "message"),
+    [
+        (NUTS, {"max_tree_depth": 0}, "max_tree_depth must be an integer >= 1, got 0"),
+        (NUTS, {"target_accept_prob": 1.0}, "target_accept_prob must be a finite number > 0 and <"),
+        (NUTS, {"full_mass": "yes"}, "full_mass must be True or False, got 'yes'"),
+        (HMC, {"trajectory_length": 0.0}, "trajectory_length must be a finite number > 0, got 0.0"),
+        (
+            HMC,
+            {"trajectory_length": 1.0, "num_leapfrog_steps": 3},
+            "trajectory_length must not be given with num_leapfrog_steps",
+        ),
+    ],
+)
+def test_errors(kernel_type: Any, wrong: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        kernel_type(skewed, **wrong)

@@ -1,0 +1,110 @@
+"""Models whose discrete sites are summed out: densities against Pyro's, draws, and errors."""
+
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.mcmc.util import initialize_model
+from torch import Tensor
+
+from pyro_ext.diagnostics import to_arviz
+from pyro_ext.inference import MCMC, NUTS
+from pyro_ext.potential import Potential, sum_out
+
+pytestmark = pytest.mark.usefixtures("float64")
+Model = Callable[[Tensor], None]
+
+
+def mixture(x: Tensor) -> None:
+    weights = pyro.sample("weights", dist.Dirichlet(torch.ones(3)))
+    with pyro.plate("components", 3):
+        loc = pyro.sample("loc", dist.Normal(0.0, 5.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(weights))
+        pyro.deterministic("own", loc[z])
+        pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
+
+
+def hidden_markov(x: Tensor) -> None:
+    rows = pyro.sample("rows", dist.Dirichlet(torch.ones(2, 2)).to_event(1))
+    loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+    z: Tensor | int = 0
+    for t in pyro.markov(range(len(x))):
+        z = pyro.sample(f"z{t}", dist.Categorical(rows[z]))
+        pyro.sample(f"x{t}", dist.Normal(loc[z], 1.0), obs=x[t])
+
+
+def nested(x: Tensor) -> None:
+    fraction = pyro.sample("fraction", dist.Beta(2.0, 2.0))
+    with pyro.plate("groups", 3):
+        z = pyro.sample("z", dist.Bernoulli(fraction))
+        with pyro.plate("data", len(x) // 3), pyro.poutine.mask(mask=x.reshape(-1, 3) < 2.0):
+            pyro.sample("x", dist.Normal(3.0 * z, 1.0), obs=x.reshape(-1, 3))
+            pyro.factor("more", -(z + 1.0) * fraction)
+
+
+def sign(x: Tensor) -> None:
+    loc = pyro.sample("loc", dist.HalfNormal(3.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(0.3))
+        pyro.sample("x", dist.Normal(loc * (2 * z - 1), 1.0), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("model", "depth"), [(mixture, 1), (hidden_markov, 0), (nested, 2), (sign, 1)]
+)
+def test_densities(model: Model, depth: int) -> None:
+    """Those of Pyro's own kernels."""
+    x = 2.0 * torch.randn(9, generator=torch.Generator().manual_seed(0))
+    _, theirs, _, _ = initialize_model(model, (x,), max_plate_nesting=depth)
+    potential = Potential(sum_out(model, x), x)
+    starts = potential.init(num_chains=3, seed=0)
+    for chain, value in enumerate(potential(starts)):
+        torch.testing.assert_close(value, theirs({k: v[chain] for k, v in starts.items()}))
+
+
+def test_without_discrete_sites() -> None:
+    def model() -> None:
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    assert sum_out(model) is model
+
+
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_posterior() -> None:
+    """The mean of a run against quadrature, and likelihoods of points for ArviZ."""
+    x = torch.tensor([2.1, -1.4, -2.2, 1.7, -0.3, -2.9, 2.4])
+    mcmc = MCMC(NUTS(sign), 500, 300, num_chains=4, seed=0, progress=False).run(x)
+    grid = torch.linspace(1e-4, 8.0, 4000)
+    parts = [dist.Normal(s * grid[:, None], 1.0).log_prob(x) for s in (1.0, -1.0)]
+    logs = torch.logaddexp(parts[0] + torch.tensor(0.3).log(), parts[1] + torch.tensor(0.7).log())
+    logs = logs.sum(-1) + dist.HalfNormal(3.0).log_prob(grid)
+    exact = float((grid * logs.softmax(0)).sum())
+    draws = mcmc.get_samples()["loc"]
+    assert abs(float(draws.mean()) - exact) < 0.08
+    assert to_arviz(mcmc, x).log_likelihood["x"].shape == (4, 500, 7)
+
+
+def subsampling(x: Tensor) -> None:
+    with pyro.plate("data", len(x), subsample_size=2):
+        pyro.sample("z", dist.Bernoulli(0.3))
+
+
+def dependent(x: Tensor) -> None:
+    z = pyro.sample("z", dist.Bernoulli(0.3))
+    pyro.sample("y", dist.Normal(z, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (subsampling, r"all of its data where discrete sites are summed out.*\['data'\]"),
+        (dependent, "site 'y' is continuous and depends on a discrete one"),
+    ],
+)
+def test_errors(model: Model, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NUTS(model).setup(0, torch.zeros(5))
