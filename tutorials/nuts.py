@@ -24,11 +24,12 @@ from torch import Tensor
 
 from pyro_ext.diagnostics import to_arviz
 from pyro_ext.inference import MCMC, NUTS
+from pyro_ext.potential import Backend
 from pyro_ext.reproduction import Page
 
 page = Page("nuts")
 torch.set_default_dtype(torch.float64)
-backend = "trace" if page.smoke else "compile"
+backend: Backend = "trace" if page.smoke else "compile"
 
 # %% [markdown]
 # ## Eight schools

@@ -62,7 +62,7 @@ def sum_out(model: Model, *args: Any, **kwargs: Any) -> Model:
     """
     try:
         with torch.random.fork_rng(), without_validation(), block():
-            nodes = pyro.poutine.trace(model).get_trace(*args, **kwargs).nodes
+            nodes: Any = pyro.poutine.trace(model).get_trace(*args, **kwargs).nodes
     except Exception:  # whoever runs the model next says what is wrong
         return model
     sites = {
@@ -89,9 +89,11 @@ def _summed_out(model: Model, depth: int, *args: Any, **kwargs: Any) -> Any:
     trace = recorder.trace
     trace.symbolize_dims()
     symbols = trace.plate_to_symbol
-    terms, plates, sizes = {}, {}, {}
+    terms: dict[str, Any] = {}
+    plates: dict[str, frozenset[str]] = {}
+    sizes: dict[str, int] = {}
     for name in hidden.names:
-        node = trace.nodes[name]
+        node: Any = trace.nodes[name]
         frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
         sizes |= {symbols[frame.name]: frame.size for frame in frames}
         if node["infer"].get("_deterministic"):
