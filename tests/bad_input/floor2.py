@@ -144,6 +144,7 @@ def kernels() -> dict[str, Call]:
             model=model, num_leapfrog_steps=2, trajectory_length=1.5, backend="eager", num_steps=1
         ),
         "HMC": call(**HAMILTONIAN, trajectory_length=1.5),
+        "MEADS": call(model=model, step_size=0.5, damping=1.0, backend="eager", num_steps=1),
         "NUTS": call(**HAMILTONIAN, max_tree_depth=3),
         "IndependenceMetropolis": call(
             model=model, num_points=32, local_fraction=0.25, backend="eager", num_steps=1
