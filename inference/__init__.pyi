@@ -12,7 +12,7 @@ from .conditional_updates import (
 from .early_stopping import EarlyStopping
 from .evolution_strategies import antithetic_gradient
 from .gibbs import Gibbs
-from .hmc import HMC, NUTS, LaplaceHMC
+from .hmc import HMC, MEADS, NUTS, LaplaceHMC
 from .independence_metropolis import IndependenceMetropolis
 from .laplace import (
     LaplacePosterior,
@@ -78,6 +78,7 @@ from .vectorized import VectorizedKernel
 __all__ = [
     "L2E",
     "MCMC",
+    "MEADS",
     "NPTL",
     "AdjointSampler",
     "AutoAdjointSampler",

@@ -2,5 +2,6 @@
 
 from pyro_ext.inference.hmc.kernels import HMC, NUTS
 from pyro_ext.inference.hmc.laplace_hmc import LaplaceHMC
+from pyro_ext.inference.hmc.meads import MEADS
 
-__all__ = ["HMC", "NUTS", "LaplaceHMC"]
+__all__ = ["HMC", "MEADS", "NUTS", "LaplaceHMC"]

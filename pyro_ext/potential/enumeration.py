@@ -21,6 +21,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_ext._checks import check_callable
 from pyro_ext.potential.evaluation import (
     Choice,
     Evaluation,
@@ -46,8 +47,8 @@ def sum_out(model: Model, *args: Any, **kwargs: Any) -> Model:
     :param args: arguments of the model.
     :param kwargs: keyword arguments of the model.
     :returns: the model.
-    :raises ValueError: for a discrete site whose values cannot be enumerated, beside one that can;
-        a plate that subsamples; or a continuous site that depends on a discrete one.
+    :raises ValueError: beside a discrete site for a plate that subsamples, or a continuous site
+        that depends on the discrete one.
 
     Example::
 
@@ -60,6 +61,7 @@ def sum_out(model: Model, *args: Any, **kwargs: Any) -> Model:
         >>> sorted(pyro.poutine.trace(sum_out(model, x)).get_trace(x).stochastic_nodes)
         ['data', 'loc']
     """
+    check_callable("model", model, "a Pyro model")
     try:
         with torch.random.fork_rng(), without_validation(), block():
             nodes: Any = pyro.poutine.trace(model).get_trace(*args, **kwargs).nodes

@@ -437,6 +437,7 @@ def potential() -> dict[str, Call]:
         "FunctionPotential": call(potential_fn=potential_fn, params=chains, backend="eager"),
         "PointPotential": call({"x": X}, model=model, backend="eager"),
         "Potential": call({"x": X}, model=model, backend="eager"),
+        "sum_out": call({"x": X}, model=model),
         "Potential.__call__": of(made, params=params),
         "Potential.value_and_grad": of(made, params=params),
         "Potential.full": of(made, params=params),

@@ -9,14 +9,12 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import NUTS
 
-from pyro_ext.distributions import DirichletOU, GaussianCluster
+from pyro_ext.distributions import GaussianCluster
 from pyro_ext.inference import (
     L2E,
     MCMC,
     NPTL,
     SGLD,
-    AdjointSampler,
-    AutoAdjointSampler,
     AutoPseudocoreset,
     AuxiliaryGibbs,
     BatchLBFGS,
@@ -27,7 +25,6 @@ from pyro_ext.inference import (
     EarlyStopping,
     ExpertBuffer,
     ForwardKL,
-    FunctionalAdjointSampler,
     GaussianSurrogate,
     MarginalGibbs,
     MartingalePosterior,
@@ -39,12 +36,6 @@ from pyro_ext.inference import (
     StreamingMCMC,
     Task,
     laplace_posterior,
-)
-from pyro_ext.inference.adjoint import (
-    ConstantNoise,
-    ControlNetwork,
-    DoubleWell1D,
-    OnsagerMachlup,
 )
 from pyro_ext.inference.martingale import (
     FineTunedEnsemble,
@@ -144,6 +135,7 @@ def kernels() -> dict[str, Call]:
             model=model, num_leapfrog_steps=2, trajectory_length=1.5, backend="eager", num_steps=1
         ),
         "HMC": call(**HAMILTONIAN, trajectory_length=1.5),
+        "MEADS": call(model=model, step_size=0.5, damping=1.0, backend="eager", num_steps=1),
         "NUTS": call(**HAMILTONIAN, max_tree_depth=3),
         "IndependenceMetropolis": call(
             model=model, num_points=32, local_fraction=0.25, backend="eager", num_steps=1
@@ -563,69 +555,6 @@ def sgmcmc() -> dict[str, Call]:
     }
 
 
-def adjoint() -> dict[str, Call]:
-    reference = DirichletOU(2.0, 2, 1)
-    energy = OnsagerMachlup(DoubleWell1D())
-    grid = torch.linspace(0.0, 2.0, 5)
-    options: dict[str, Any] = dict(
-        num_time_steps=2,
-        num_draws=3,
-        steps_per_round=2,
-        batch_size=2,
-        num_rounds_kept=1,
-        clip_norm=1.0,
-        optimizer=partial(torch.optim.Adam, lr=0.1),
-        scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=2),
-        max_norm=1.0,
-        seed=0,
-    )
-    vector: dict[str, Any] = dict(
-        energy=lambda x: x.square().sum(-1),
-        control=ControlNetwork(2, (4,)),
-        schedule=ConstantNoise(1.0),
-        temperature=1.0,
-        event_shape=2,
-    )
-    path: dict[str, Any] = dict(
-        reference=reference, path_energy=energy, control=ControlNetwork((2, 1), (4,)), grid=grid
-    )
-    sampler = AdjointSampler(**vector, **options)
-    paths = FunctionalAdjointSampler(**path, **options)
-    guide = AutoAdjointSampler(model, backend="eager", **options).fit(X, num_steps=0)
-    drawn: dict[str, Any] = dict(num_samples=2, num_time_steps=2, seed=0)
-    return {
-        "AdjointSampler": call(**vector, **options, ema_decay=0.9),
-        "AdjointSampler.fit": of(sampler, num_steps=1, save_every=1, progress=False),
-        "AdjointSampler.sample": of(sampler, **drawn),
-        "AdjointSampler.evaluate": of(sampler, **drawn),
-        "FunctionalAdjointSampler": call(**path, **options, ema_decay=0.9),
-        "FunctionalAdjointSampler.sample": of(paths, **drawn, grid=grid),
-        "AutoAdjointSampler": call(
-            model=model,
-            schedule=ConstantNoise(1.0),
-            hidden_features=(4,),
-            backend="eager",
-            **options,
-        ),
-        "AutoAdjointSampler.fit": of(guide, {"x": X}, num_steps=0, progress=False),
-        "AutoAdjointSampler.sample": of(guide, **drawn),
-        "PathPCN": call(
-            reference=reference,
-            path_energy=energy,
-            step_size=0.4,
-            grid=grid,
-            backend="eager",
-            num_steps=1,
-        ),
-        "PathModel": call(reference=reference, path_energy=energy, grid=grid),
-        "ControlNetwork": call(event_shape=(2, 1), hidden_features=(4,), scale=torch.cos),
-        "ConstantNoise": call(scale=1.0),
-        "GeometricNoise": call(low=0.1, high=1.0),
-        "DoubleWell1D": call(height=1.0),
-        "OnsagerMachlup": call(potential=DoubleWell1D(), noise=1.0),
-    }
-
-
 # Where a module has several parts, a word says which.
 def training() -> dict[str, Call]:
     x = torch.ones(2, requires_grad=True)
@@ -658,7 +587,6 @@ TABLES = {
     "pyro_ext.inference (predictions)": predictions,
     "pyro_ext.inference (coresets)": coresets,
     "pyro_ext.inference (partitions)": clustering,
-    "pyro_ext.inference.adjoint": adjoint,
     "pyro_ext.inference.martingale": martingale,
     "pyro_ext.inference.partitions": trees,
     "pyro_ext.tutorials.papers": published,

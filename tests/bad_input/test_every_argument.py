@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.bad_input import floor1, floor2, floor3, sequences
+from tests.bad_input import adjoint, floor1, floor2, floor3, sequences
 from tests.bad_input.accepted import is_walked, reason_for
 from tests.bad_input.walk import (
     REJECTED,
@@ -27,7 +27,13 @@ from tests.bad_input.walk import (
 )
 from tests.test_docs import documented, packages, resolve
 
-TABLES = {**floor1.TABLES, **floor2.TABLES, **floor3.TABLES, **sequences.TABLES}
+TABLES = {
+    **floor1.TABLES,
+    **floor2.TABLES,
+    **floor3.TABLES,
+    **adjoint.TABLES,
+    **sequences.TABLES,
+}
 SLOW = (  # what runs something with each value that it accepts
     "pyro_ext.diagnostics",
     "pyro_ext.inference (kernels)",

@@ -21,6 +21,7 @@ from pyro_ext.inference.hmc.adaptation import (
     updated,
     window_edges,
 )
+from pyro_ext.inference.vectorized.chains import saved
 from pyro_ext.random import chain_keys, normal, uniform
 from pyro_ext.testing.kernels import check_kernel
 
@@ -306,6 +307,35 @@ def test_arviz_names() -> None:
     for name in ("diverging", "energy", "tree_depth", "acceptance_rate", "n_steps", "step_size"):
         assert found[name].shape == (2, 10)
     assert found["diverging"].dtype == bool
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_warmup_goes_on_after_a_stop(share: bool) -> None:
+    """To the last bit, wherever in a window it was saved."""
+
+    def model() -> None:
+        pyro.sample("x", dist.Normal(torch.zeros(2), torch.tensor([0.1, 3.0])).to_event(1))
+
+    kernel = NUTS(model, max_tree_depth=3, share_mass_matrix=share)
+    kernel.setup(40)
+    start = kernel.begin(range(3), 0)
+    whole = kernel.advance(start, 50)
+    chains = start
+    for step in (5, 6, 7, 36, 39, 40, 41, 50):
+        chains = kernel.advance(chains, step - chains.step)
+        chains = kernel.restored(range(3), 0, *saved(chains))
+    for name, value in whole.state._asdict().items():
+        assert torch.equal(value, getattr(chains.state, name)), name
+    assert float(whole.state.factor[:, 1].min() / whole.state.factor[:, 0].max()) > 5.0
+
+
+def test_a_chain_that_is_not_finite_stops_alone() -> None:
+    start = {"x": torch.tensor([[0.0], [math.nan], [1.0]])}
+    kernel = NUTS(potential_fn=lambda z: 0.5 * z["x"].square().sum(), max_tree_depth=3)
+    with pytest.warns(RuntimeWarning, match=r"chains \[1\] of 3 stopped"):
+        mcmc = MCMC(kernel, 10, 5, num_chains=3, initial_params=start, seed=0, progress=False)
+        draws = mcmc.run().get_samples(group_by_chain=True)["x"]
+    assert draws.shape == (2, 10, 1) and draws.isfinite().all()
 
 
 def test_wall_diverges() -> None:

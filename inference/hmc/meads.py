@@ -1,0 +1,209 @@
+"""Hamiltonian Monte Carlo that many chains tune for each other, as a kernel."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Unpack
+
+import torch
+from pyro.infer.autoguide.initialization import init_to_uniform
+from torch import Tensor
+
+from pyro_ext._checks import check_number
+from pyro_ext.inference.vectorized import (
+    Info,
+    ValueAndGradient,
+    VectorizedKernel,
+    VectorizedOptions,
+)
+from pyro_ext.potential import InitStrategy
+from pyro_ext.random import normal, uniform
+
+__all__ = ["MEADS", "MEADSState"]
+
+_NUM_FOLDS = 4
+_LEAST_CHAINS = 4 * _NUM_FOLDS
+_STREAM_OF_STARTS, _STREAM_OF_FOLDS = 3, 2
+
+
+class MEADSState(NamedTuple):
+    """State of chains.
+
+    :param Tensor position: **Shape:** ``(num_chains, size)``, as momentum and gradient.
+    :param Tensor momentum: standard normal, in units of the fold's standard deviations.
+    :param Tensor gradient: of the potential at the position.
+    :param Tensor value: the potential there. **Shape:** ``(num_chains,)``, as those below.
+    :param Tensor slice: a number in [-1, 1]; the logarithm of its size is what a ratio is compared
+        with.
+    :param Tensor keys: keys of the chains' random streams. **Shape:** ``(num_chains, 2)``.
+    :param Tensor num_transitions: number of steps taken.
+    :param Tensor is_taken: one where the last proposal was taken.
+    :param Tensor step_size: of the last step.
+    """
+
+    position: Tensor
+    momentum: Tensor
+    gradient: Tensor
+    value: Tensor
+    slice: Tensor
+    keys: Tensor
+    num_transitions: Tensor
+    is_taken: Tensor
+    step_size: Tensor
+
+
+class MEADS(VectorizedKernel):
+    r"""Many chains that tune generalized Hamiltonian Monte Carlo for each other [1].
+
+    A step is one gradient: a leapfrog step with a momentum that is kept but for a part, taken or
+    not by a slice variable that moves slowly, so that proposals that are not taken, which turn
+    chains around, come in clusters. Standard deviations, step size and how much of the momentum is
+    renewed follow from the positions and gradients of other chains: those of one of four folds
+    serve the next one, and chains change folds at random. While one fold stands still the others'
+    updates are conditional ones, so that the tuning never has to end.
+
+    It is for 64 chains and more, on a model that sees all of its data. Neighboring draws are alike:
+    give :class:`~pyro_ext.inference.MCMC` a ``thinning`` of some ten steps. All chains must run
+    together, and a chain's draws depend on the others.
+
+    :param model: a Pyro model, or ``None`` with a ``potential_fn``.
+    :param float step_size: in units of the largest stable one that gradients tell of.
+    :param float damping: least rate at which momenta are renewed early on, in steps.
+    :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`.
+    :param options: ``potential_fn``, ``backend``, how the potential runs, see
+        :class:`~pyro_ext.potential.Potential`, and ``num_steps``.
+    :raises ValueError: for numbers out of range, fewer than 16 chains together, or a model that
+        subsamples.
+
+    [1] M. D. Hoffman, P. Sountsov (2022), Tuning-free generalized Hamiltonian Monte Carlo,
+    algorithm 3.
+
+    Example::
+
+        >>> from pyro_ext.inference import MCMC
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(torch.zeros(2), torch.tensor([1.0, 10.0])).to_event(1))
+        >>> mcmc = MCMC(MEADS(model), 20, 100, num_chains=64, thinning=10, seed=0, progress=False)
+        >>> [round(float(each)) for each in mcmc.run().get_samples()["x"].std(0)]
+        [1, 10]
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | None = None,
+        *,
+        step_size: float = 0.5,
+        damping: float = 1.0,
+        init_strategy: InitStrategy = init_to_uniform,
+        **options: Unpack[VectorizedOptions],
+    ) -> None:
+        super().__init__(model, init_strategy=init_strategy, **options)
+        self.step_size = check_number("step_size", step_size, above=0)
+        self.damping = check_number("damping", damping, above=0)
+
+    def _init(self, position: Tensor, keys: Tensor) -> MEADSState:
+        if len(position) < _LEAST_CHAINS:
+            raise ValueError(
+                f"num_chains must be >= {_LEAST_CHAINS}, all run together, since chains tune each "
+                f"other, got {len(position)}"
+            )
+        value, gradient = self.potential.gradient.over_any(position)
+        start = torch.zeros((), dtype=torch.int64, device=keys.device)
+        size, dtype = position.shape[-1], position.dtype
+        momentum = normal(keys, start, size, stream=_STREAM_OF_STARTS, dtype=dtype)
+        height = 2.0 * uniform(keys, start, 1, stream=_STREAM_OF_FOLDS, dtype=dtype)[:, 0] - 1.0
+        count = torch.zeros(len(position), dtype=torch.int64, device=position.device)
+        one = torch.ones_like(value)
+        return MEADSState(
+            position, momentum, gradient, value, height, keys, count, one, one.clone()
+        )
+
+    def _moved(self, state: MEADSState, position: Tensor) -> MEADSState:
+        value, gradient = self.potential.gradient.over_any(position)
+        return state._replace(position=position, value=value, gradient=gradient)
+
+    def _step(
+        self,
+        state: MEADSState,
+        function: ValueAndGradient,
+        noise: Tensor,
+        **schedules: Tensor,
+    ) -> tuple[MEADSState, Info]:
+        number = state.num_transitions[0] + 1
+        fold = _folds(state.keys, number, noise.dtype)
+        scale, step_size, damping = self._tuned(state, fold, number)
+        renewed = 1.0 - torch.exp(-2.0 * step_size * damping)
+        kept = (1.0 - renewed).sqrt()[:, None]
+        momentum = kept * state.momentum + renewed.sqrt()[:, None] * noise
+        height = torch.remainder(state.slice + 1.0 + 0.5 * renewed, 2.0) - 1.0
+
+        half = momentum - 0.5 * step_size[:, None] * scale * state.gradient
+        proposal = state.position + step_size[:, None] * scale * half
+        value, gradient = function(proposal)
+        end = half - 0.5 * step_size[:, None] * scale * gradient
+        log_ratio = state.value - value + 0.5 * (momentum.square() - end.square()).sum(-1)
+        is_taken = height.abs().log() < log_ratio  # not where the potential is no number
+        is_moving = fold != number % _NUM_FOLDS
+        taken, rejected = is_taken & is_moving, ~is_taken & is_moving
+        column, still = taken[:, None], ~is_moving[:, None]
+        after = MEADSState(
+            torch.where(column, proposal, state.position),
+            torch.where(still, state.momentum, torch.where(column, end, -momentum)),
+            torch.where(column, gradient, state.gradient),
+            torch.where(taken, value, state.value),
+            torch.where(
+                taken,
+                height * torch.exp(-torch.where(taken, log_ratio, 0.0)),
+                torch.where(rejected, height, state.slice),
+            ),
+            state.keys.clone(),  # a compiled loop wants no state that is the one before
+            state.num_transitions + 1,
+            torch.where(is_moving, is_taken.to(noise.dtype), state.is_taken),
+            step_size,
+        )
+        return after, Info(after.value.clone())
+
+    def _tuned(
+        self, state: MEADSState, fold: Tensor, number: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scale, step size and damping of each chain, from the fold before its own."""
+        folds = torch.arange(_NUM_FOLDS, device=fold.device)
+        # A chain that is not finite tells the others nothing.
+        is_finite = state.position.isfinite().all(-1) & state.gradient.isfinite().all(-1)
+        members = ((folds[:, None] == fold) & is_finite).to(state.position.dtype)
+        members = members / members.sum(-1, keepdim=True).clamp(min=1.0)
+        finite = is_finite[:, None]
+        position = torch.where(finite, state.position, 0.0)
+        gradient = torch.where(finite, state.gradient, 0.0)
+        mean = members @ position
+        centered = torch.where(finite, position - mean[fold], 0.0)
+        deviation = (members @ centered.square()).sqrt().clamp(min=1e-10)
+        step_size = self.step_size * _largest(gradient * deviation[fold], members).rsqrt()
+        step_size = step_size.clamp(max=1.0)
+        damping = torch.maximum(
+            _largest(centered / deviation[fold], members).rsqrt(),
+            self.damping / (number * step_size),
+        )
+        before = (fold - 1) % _NUM_FOLDS
+        return deviation[before], step_size[before], damping[before]
+
+    def _statistics(self, state: MEADSState) -> dict[str, Tensor]:
+        return {"acceptance_rate": state.is_taken, "step_size": state.step_size}
+
+
+def _folds(keys: Tensor, number: Tensor, dtype: torch.dtype) -> Tensor:
+    """Fold of each chain, at random anew once each of the folds has stood still."""
+    order = uniform(keys, number // _NUM_FOLDS, 1, stream=_STREAM_OF_FOLDS, dtype=dtype)[:, 0]
+    # Which of two equal numbers comes first does not matter, but one of them has to.
+    index = torch.arange(len(order), device=order.device)
+    is_before = (order < order[:, None]) | ((order == order[:, None]) & (index < index[:, None]))
+    return is_before.sum(-1) * _NUM_FOLDS // len(order)
+
+
+def _largest(vectors: Tensor, members: Tensor) -> Tensor:
+    """Largest eigenvalue of each fold's second moments, as the mean weighted by eigenvalues [1].
+
+    Shapes: vectors (num_chains, size); members (num_folds, num_chains), weights of their means.
+    """
+    products = vectors @ vectors.mT
+    trace = (members * products.diagonal()).sum(-1)
+    squares = ((members @ products.square()) * members).sum(-1)
+    return (squares / trace.clamp(min=1e-30)).clamp(min=1e-30)
