@@ -317,11 +317,11 @@ FILES = (".checkpoint", ".folder", ".initial_params", ".posterior")
 
 def reason_for(outcome: Outcome) -> str | None:
     """Why a value that was accepted may be."""
-    place = f"{outcome.name}.{outcome.argument}"
-    if outcome.kind == "raw" and not any(place.endswith(name) for name in FILES):
+    point = f"{outcome.name}.{outcome.argument}"
+    if outcome.kind == "raw" and not any(point.endswith(name) for name in FILES):
         return None
     for pattern, values, reason in ACCEPTED:
-        if fnmatchcase(place, pattern):
+        if fnmatchcase(point, pattern):
             allowed = [value.replace("[[]", "[") for value in values.split(", ")]
             if values == "*" or outcome.value in allowed:
                 return reason

@@ -263,7 +263,7 @@ def handlers() -> dict[str, Call]:
 
 def random_measures() -> dict[str, Call]:
     measure = GeneralizedGammaProcess(2.0, 0.4, 1.5)
-    law = measure.normalize()
+    fn = measure.normalize()
     prime = BetaPrimeProcess(1.5, 0.4, 2.3)
     table = torch.tensor([[1, 3], [2, 1], [9, 1]])
     other = frequency_table([3, 3, 1])
@@ -278,7 +278,7 @@ def random_measures() -> dict[str, Call]:
         "DirichletProcess": call(concentration=1.0),
         "ExponentialArrivals": call(concentration=1.0),
         "FiniteApproximation": call(num_atoms=5, rule="exact", family=GammaArrivals(1.0)),
-        "FrequencyCounts": call(measure=law, num_samples=5, num_rows=5),
+        "FrequencyCounts": call(measure=fn, num_samples=5, num_rows=5),
         "GammaArrivals": call(concentration=1.0),
         "GeneralizedBFRYProcess": call(
             mass=1.5, discount=0.4, tail_index=2.3, cutoff=1.2, tilt=0.5
@@ -292,12 +292,12 @@ def random_measures() -> dict[str, Call]:
         ),
         "LomaxArrivals": call(concentration=1.0),
         "NormalizedRandomMeasure": call(measure=measure),
-        "NormalizedRandomMeasure.log_eppf": of(law, counts=torch.tensor([2, 1])),
-        "NormalizedRandomMeasure.log_joint": of(law, counts=torch.tensor([2, 1]), auxiliary=0.5),
-        "NormalizedRandomMeasure.predictive": of(law, counts=torch.tensor([2, 1]), auxiliary=0.5),
-        "NormalizedRandomMeasure.sample_auxiliary": of(law, counts=torch.tensor([2, 1])),
-        "NormalizedRandomMeasure.partition": of(law, num_samples=5),
-        "NormalizedRandomMeasure.log_num_clusters": of(law, num_samples=3),
+        "NormalizedRandomMeasure.log_eppf": of(fn, counts=torch.tensor([2, 1])),
+        "NormalizedRandomMeasure.log_joint": of(fn, counts=torch.tensor([2, 1]), auxiliary=0.5),
+        "NormalizedRandomMeasure.predictive": of(fn, counts=torch.tensor([2, 1]), auxiliary=0.5),
+        "NormalizedRandomMeasure.sample_auxiliary": of(fn, counts=torch.tensor([2, 1])),
+        "NormalizedRandomMeasure.partition": of(fn, num_samples=5),
+        "NormalizedRandomMeasure.log_num_clusters": of(fn, num_samples=3),
         "ParetoMixtureProcess": call(
             mass=1.5, discount=0.4, tilt=1.0, pareto_mass=1.5, pareto_scale=2.0, tail_index=2.2
         ),
@@ -308,7 +308,7 @@ def random_measures() -> dict[str, Call]:
         "PitmanYor.partition": of(pitman_yor, num_samples=5),
         "PitmanYor.sticks": of(pitman_yor, num_sticks=5),
         "PitmanYor.log_num_clusters": of(pitman_yor, num_samples=3),
-        "RandomPartition": call(measure=law, num_samples=5),
+        "RandomPartition": call(measure=fn, num_samples=5),
         "StableBetaProcess": call(mass=2.0, discount=0.4, concentration=1.5, tilt=0.5, scale=1.0),
         "GeneralizedGammaProcess.finite": of(measure, num_atoms=5, rule="exact"),
         "GeneralizedGammaProcess.finite_error": of(measure, num_atoms=5, value=1.0),
@@ -337,7 +337,7 @@ def random_measures() -> dict[str, Call]:
             cluster_tilts=torch.tensor([0.4, 1.0]),
         ),
         "log_num_partitions": call(table=table),
-        "random_measure": call(name="G", measure=law, base=dist.Normal(0.0, 3.0), truncation=5),
+        "random_measure": call(name="G", measure=fn, base=dist.Normal(0.0, 3.0), truncation=5),
         "rank_size_band": call(tables=[table, other], ranks=torch.tensor([1, 2]), prob=0.8),
         "rank_sizes": call(table=table, ranks=torch.tensor([1, 2])),
         "reweighted_kolmogorov_smirnov": call(

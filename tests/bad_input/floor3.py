@@ -179,8 +179,8 @@ def nonparametric() -> dict[str, Call]:
     first, second = torch.tensor([0, 1]), torch.tensor([2, 3])
     table = torch.tensor([[1, 3], [2, 1], [9, 1]])
     frequencies = FrequencyModel(pitman_yor_prior())
-    laws = dict(mass=dist.Gamma(2.0, 0.1), discount=dist.Beta(1.0, 1.0))
-    three: dict[str, Any] = dict(**laws, excess=dist.Gamma(1.0, 1.0))
+    fns = dict(mass=dist.Gamma(2.0, 0.1), discount=dist.Beta(1.0, 1.0))
+    three: dict[str, Any] = dict(**fns, excess=dist.Gamma(1.0, 1.0))
     prior, cluster = DirichletProcess(1.0), GaussianCluster.from_data(POINTS)
     mixture = NRMMixture(prior, cluster)
     labels = torch.arange(8) % 2
@@ -225,7 +225,7 @@ def nonparametric() -> dict[str, Call]:
         "SimpleGraph.hold_out": of(graph, fraction=0.3, seed=0),
         "beta_prime_prior": call(**three),
         "generalized_bfry_prior": call(**three),
-        "generalized_gamma_prior": call(**laws),
+        "generalized_gamma_prior": call(**fns),
         "pareto_mixture_prior": call(
             **three, pareto_mass=dist.Gamma(1.0, 1.0), pareto_scale=dist.Gamma(1.0, 1.0)
         ),

@@ -46,11 +46,11 @@ def test_the_digest_depends_on_everything(tmp_path):
 
 
 @pytest.mark.parametrize("place", [20, -1, -30])
-def test_a_flipped_byte_is_noticed(tmp_path, place):
+def test_a_flipped_byte_is_noticed(tmp_path, point):
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"x": torch.randn(30)}, {"step": 7})
     raw = bytearray(path.read_bytes())
-    raw[place] ^= 1
+    raw[point] ^= 1
     path.write_bytes(bytes(raw))
     with pytest.raises(CheckpointError, match="a.safetensors"):
         read_tensors(path)

@@ -37,8 +37,8 @@ def masked_distribution(y: Tensor) -> None:
 def masked_inside(y: Tensor) -> None:
     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
     with pyro.plate("data", len(y)):
-        law = dist.Normal(loc, 1.0).expand([5, 1]).mask(KEPT[:, None]).to_event(1)
-        pyro.sample("y", law, obs=y[:, None])
+        fn = dist.Normal(loc, 1.0).expand([5, 1]).mask(KEPT[:, None]).to_event(1)
+        pyro.sample("y", fn, obs=y[:, None])
 
 
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter")
@@ -70,8 +70,8 @@ def test_values_outside_of_the_support_count_only_where_they_are_not_hidden() ->
     def model(y: Tensor, mask: Tensor) -> None:
         loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(y)):
-            law = dist.LogNormal(loc, 1.0).expand([5, 1]).mask(mask[:, None]).to_event(1)
-            pyro.sample("y", law, obs=y[:, None])
+            fn = dist.LogNormal(loc, 1.0).expand([5, 1]).mask(mask[:, None]).to_event(1)
+            pyro.sample("y", fn, obs=y[:, None])
 
     y = torch.tensor([1.0, -1.0, 2.0, 1.0, -3.0])
     assert values(to_arviz(_draws(3), y, KEPT, model=model), "log_likelihood", "y").shape[-1] == 3
@@ -87,8 +87,8 @@ def test_a_mask_of_several_dimensions_and_in_part_of_an_event() -> None:
     def model(y: Tensor, counts: Tensor) -> None:
         loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
         with pyro.plate("row", 3, dim=-2), pyro.plate("column", 4, dim=-1), poutine.mask(mask=mask):
-            law = dist.Normal(loc, 1.0).expand([3, 4, 2]).mask(inside).to_event(1)
-            pyro.sample("y", law, obs=y)
+            fn = dist.Normal(loc, 1.0).expand([3, 4, 2]).mask(inside).to_event(1)
+            pyro.sample("y", fn, obs=y)
             pyro.sample("count", dist.Poisson(loc.exp()), obs=counts)
 
     y, counts = torch.randn(3, 4, 2), torch.arange(12).reshape(3, 4)

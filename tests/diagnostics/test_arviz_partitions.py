@@ -71,8 +71,8 @@ def test_other_variables_stay_as_they_are() -> None:
 def test_plates_name_the_dimension_of_the_labels(plate: str) -> None:
     def model() -> None:
         with pyro.plate(plate, 8):
-            place = pyro.sample("place", dist.Normal(0.0, 1.0))
-            pyro.deterministic("assignment", (place > 0.0).long())
+            point = pyro.sample("place", dist.Normal(0.0, 1.0))
+            pyro.deterministic("assignment", (point > 0.0).long())
 
     own = {"place": torch.randn(3, 10, 8)}
     data = to_arviz(own, model=model, group_by_chain=True, partitions="assignment")

@@ -57,9 +57,9 @@ def test_distances_over_all_sites():
 def test_values_along_a_path():
     start = {"w": torch.tensor([0.0, 1.0]), "b": torch.tensor(2.0)}
     end = {"w": torch.tensor([4.0, -1.0]), "b": torch.tensor(0.0)}
-    places, values = path_values(lambda s: s["w"].sum(-1) * s["b"], start, end, num_points=5)
+    points, values = path_values(lambda s: s["w"].sum(-1) * s["b"], start, end, num_points=5)
     t = np.linspace(0.0, 1.0, 5)
-    np.testing.assert_allclose(places.numpy(), t)
+    np.testing.assert_allclose(points.numpy(), t)
     np.testing.assert_allclose(values.numpy(), (4.0 * t + 1.0 - 2.0 * t) * (2.0 - 2.0 * t))
 
 

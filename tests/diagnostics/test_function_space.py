@@ -108,8 +108,8 @@ def test_the_same_probability_in_all_draws_is_nan(num_draws):
 
 
 def test_chains_that_stay_where_they_are():
-    for places in ([0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 1.0], [0.2, 0.7]):
-        stuck = binary(np.repeat(np.array(places)[:, None], 40, 1))
+    for points in ([0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 1.0], [0.2, 0.7]):
+        stuck = binary(np.repeat(np.array(points)[:, None], 40, 1))
         assert predictive_rhat(stuck).tolist() == [[math.inf, math.inf]]
         assert (predictive_ess(stuck) < 10).all()
 

@@ -36,8 +36,8 @@ def test_linkage_puts_points_that_belong_together_side_by_side():
 def test_bars_are_probabilities_and_points_those_of_chains():
     ax = plot_num_clusters(DRAWS)
     shares = num_clusters_distribution(DRAWS).numpy()
-    places = [bar.get_x() + bar.get_width() / 2 for bar in ax.patches]
-    np.testing.assert_allclose(places, [1, 2, 3])
+    points = [bar.get_x() + bar.get_width() / 2 for bar in ax.patches]
+    np.testing.assert_allclose(points, [1, 2, 3])
     np.testing.assert_allclose([bar.get_height() for bar in ax.patches], shares[1:])
     np.testing.assert_allclose(
         [line.get_ydata() for line in ax.lines], [[0, 0.5, 0.5]] + [[0.5, 0, 0.5]]

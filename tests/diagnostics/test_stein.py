@@ -53,7 +53,7 @@ def test_two_points_by_hand():
 
 @pytest.mark.parametrize(("shift", "spread"), [(0.0, 1.0), (0.5, 1.0), (0.0, 1.5)])
 def test_quantiles_approach_the_double_integral(shift, spread):
-    """Draws at quantiles of N(shift, spread^2) against the discrepancy of that law from N(0, 1)."""
+    """Draws at quantiles of N(shift, spread^2) against its discrepancy from N(0, 1)."""
 
     def integrand(x, y):
         base = 1 + (x - y) ** 2
@@ -78,9 +78,9 @@ def test_quantiles_approach_the_double_integral(shift, spread):
 @pytest.mark.statistical
 @pytest.mark.parametrize("size", [1, 10])
 def test_it_ranks_the_right_law_first(size, float64):
-    """200 draws in each of 20 trials; the right law is first in all of them.
+    """200 draws in each of 20 trials; the right distribution is first in all of them.
 
-    Other laws lie several standard errors off; no false alarm was to be seen in 1,000 seeds.
+    Others lie several standard errors off; no false alarm was to be seen in 1,000 seeds.
     """
     for _ in range(20):
         noise = torch.randn(200, size)

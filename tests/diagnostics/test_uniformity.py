@@ -38,8 +38,8 @@ def test_statistic_by_definition():
     ranks = np.random.default_rng(0).integers(0, 8, size=(30, 4))
     tails = []
     for k in range(7):
-        count, law = (ranks <= k).sum(0), stats.binom(30, (k + 1) / 8)
-        tails.append(2.0 * np.minimum(law.cdf(count), law.sf(count - 1)))
+        count, fn = (ranks <= k).sum(0), stats.binom(30, (k + 1) / 8)
+        tails.append(2.0 * np.minimum(fn.cdf(count), fn.sf(count - 1)))
     np.testing.assert_allclose(ecdf_statistic(ranks, 7), np.min(tails, 0))
 
 

@@ -26,7 +26,7 @@ Numbers = Any
 
 @dataclass(frozen=True)
 class Case:
-    """A law, its Laplace transform, and where it matters the probability of more than exp(300)."""
+    """A distribution, its Laplace transform, and maybe the probability beyond exp(300)."""
 
     make: type
     parameters: tuple[float, ...]
@@ -36,7 +36,7 @@ class Case:
     def __str__(self) -> str:
         return f"{self.make.__name__}{self.parameters}"
 
-    def law(self) -> Any:
+    def fn(self) -> Any:
         """The distribution."""
         return self.make(*self.parameters)
 
@@ -58,31 +58,31 @@ def tilted_bfry(discount: float, level: float, tilt: float) -> Case:
 
 def generalized_bfry(discount: float, tail_index: float, level: float, scale: float) -> Case:
     inner = tilted_bfry(discount, level, 1.0).laplace
-    place = np.linspace(0.0, 60.0, 60_001)  # of an exponential variable, the logarithm's multiple
+    point = np.linspace(0.0, 60.0, 60_001)  # of an exponential variable, the logarithm's multiple
 
     def laplace(s: float) -> float:
-        values = inner(s * scale * np.exp(np.minimum(place / tail_index, 600.0)))
-        return float(integrate.simpson(values * np.exp(-place), place))
+        values = inner(s * scale * np.exp(np.minimum(point / tail_index, 600.0)))
+        return float(integrate.simpson(values * np.exp(-point), point))
 
     return Case(GeneralizedBFRY, (discount, tail_index, level, scale), laplace)
 
 
 def beta_prime(discount: float, tail_index: float, level: float, rate: float) -> Case:
     inner = tilted_bfry(discount, level, 1.0).laplace
-    place = np.linspace(-60.0 / min(tail_index, 1.0), 10.0, 60_001)
-    weight = np.exp(tail_index * place - np.exp(place) - special.gammaln(tail_index))
+    point = np.linspace(-60.0 / min(tail_index, 1.0), 10.0, 60_001)
+    weight = np.exp(tail_index * point - np.exp(point) - special.gammaln(tail_index))
 
     def laplace(s: float) -> float:
-        values = inner(s * rate * np.exp(np.minimum(-place, 600.0)))
-        return float(integrate.simpson(values * weight, place))
+        values = inner(s * rate * np.exp(np.minimum(-point, 600.0)))
+        return float(integrate.simpson(values * weight, point))
 
     return Case(BetaPrimeBFRY, (discount, tail_index, level, rate), laplace)
 
 
-def by_kernel(log_kernel: Numbers, place: Numbers, value: Numbers) -> Transform:
+def by_kernel(log_kernel: Numbers, point: Numbers, value: Numbers) -> Transform:
     weight = np.exp(log_kernel - log_kernel.max())
     return lambda s: float(
-        integrate.simpson(weight * np.exp(-s * value), place) / integrate.simpson(weight, place)
+        integrate.simpson(weight * np.exp(-s * value), point) / integrate.simpson(weight, point)
     )
 
 
@@ -92,22 +92,22 @@ def log1mexp(log_x: Numbers) -> Numbers:
 
 
 def stable_beta(discount: float, concentration: float, level: float) -> Case:
-    place = np.linspace(-60.0 / (1 - discount) - 40.0, 40.0 + 60.0 / concentration, 400_001)
-    value, log_rest = special.expit(place), special.log_expit(-place)
+    point = np.linspace(-60.0 / (1 - discount) - 40.0, 40.0 + 60.0 / concentration, 400_001)
+    value, log_rest = special.expit(point), special.log_expit(-point)
     log_prel = np.log(np.log1p(level * value + 1e-300) / (level * value + 1e-300))
     log_kernel = (
-        -discount * special.log_expit(place)
+        -discount * special.log_expit(point)
         + (concentration + discount) * log_rest
-        + log1mexp(np.log(concentration * level) + log_prel + special.log_expit(place))
+        + log1mexp(np.log(concentration * level) + log_prel + special.log_expit(point))
     )
-    laplace = by_kernel(log_kernel, place, value)
+    laplace = by_kernel(log_kernel, point, value)
     return Case(StableBetaBFRY, (discount, concentration, level), laplace)
 
 
 def truncated_bfry(discount: float, high: float) -> Case:
-    place = np.linspace(math.log(high) - 60.0 / (1 - discount), math.log(high), 400_001)
-    value = np.exp(place)
-    laplace = by_kernel(-discount * place + log1mexp(place), place, value)
+    point = np.linspace(math.log(high) - 60.0 / (1 - discount), math.log(high), 400_001)
+    value = np.exp(point)
+    laplace = by_kernel(-discount * point + log1mexp(point), point, value)
     return Case(TruncatedBFRY, (discount, high), laplace)
 
 

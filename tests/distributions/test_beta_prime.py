@@ -28,9 +28,9 @@ def test_beta_prime_density_is_that_of_a_quotient():
             s, t, tau, c = (mpmath.mpf(v) for v in (discount, level, discount + gap, 2.0))
             width = mpmath.log(1 + t) if s == 0 else ((1 + t) ** s - 1) / s
             constant = c**tau / (mpmath.gamma(1 - s) * mpmath.gamma(tau) * width)
-            law = BetaPrimeBFRY(discount, discount + gap, level, 2.0)
-            for place in (1e-4, 0.3, 50.0):
-                x = mpmath.mpf(place)
+            fn = BetaPrimeBFRY(discount, discount + gap, level, 2.0)
+            for point in (1e-4, 0.3, 50.0):
+                x = mpmath.mpf(point)
 
                 def integrand(z, s=s, t=t, tau=tau, c=c, x=x):
                     b = mpmath.exp(z)
@@ -39,18 +39,18 @@ def test_beta_prime_density_is_that_of_a_quotient():
 
                 panels = [-60, -30, -15, -8, -4, -2, 0, 1, 2, 3, 4, 5, 6]
                 exact = mpmath.log(constant * x ** (-1 - s) * mpmath.quad(integrand, panels))
-                value = law.log_prob(torch.tensor(place)).item()
-                assert abs(value - exact) < 1e-11 * max(1, abs(exact)), (law, place)
+                value = fn.log_prob(torch.tensor(point)).item()
+                assert abs(value - exact) < 1e-11 * max(1, abs(exact)), (fn, point)
 
 
 def test_odds_of_a_stable_beta_atom():
-    place = torch.tensor([1e-9, 0.2, 0.7, 0.999])
-    law, odds = StableBetaBFRY(0.4, 1.5, 30.0), BetaPrimeBFRY(0.4, 1.9, 30.0)
-    density = odds.log_prob(place / (1 - place)) - 2 * torch.log1p(-place)
-    torch.testing.assert_close(law.log_prob(place), density)
-    torch.testing.assert_close(law.cdf(place), odds.cdf(place / (1 - place)))
+    point = torch.tensor([1e-9, 0.2, 0.7, 0.999])
+    fn, odds = StableBetaBFRY(0.4, 1.5, 30.0), BetaPrimeBFRY(0.4, 1.9, 30.0)
+    density = odds.log_prob(point / (1 - point)) - 2 * torch.log1p(-point)
+    torch.testing.assert_close(fn.log_prob(point), density)
+    torch.testing.assert_close(fn.cdf(point), odds.cdf(point / (1 - point)))
     probability = torch.tensor([1e-3, 0.5, 0.99])
-    torch.testing.assert_close(law.cdf(law.icdf(probability)), probability)
+    torch.testing.assert_close(fn.cdf(fn.icdf(probability)), probability)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -70,13 +70,13 @@ def test_draws_stay_inside(dtype):
 
 
 def test_rectified_gamma_quantiles_and_atom():
-    law = RectifiedGamma(2.0, 1.0, 3.0)
+    fn = RectifiedGamma(2.0, 1.0, 3.0)
     atom = 4.0 * math.exp(-3.0)
-    assert law.log_prob(torch.tensor(3.0)).exp().item() == pytest.approx(atom, rel=1e-13)
-    assert law.cdf(torch.tensor(3.0)).item() == 1.0
-    assert law.cdf(torch.tensor(2.999999)).item() == pytest.approx(1 - atom, abs=1e-6)
-    quantiles = law.icdf(torch.tensor([0.3, 1 - atom - 1e-4, 1 - atom + 1e-4]))
-    torch.testing.assert_close(law.cdf(quantiles[:2]), torch.tensor([0.3, 1 - atom - 1e-4]))
+    assert fn.log_prob(torch.tensor(3.0)).exp().item() == pytest.approx(atom, rel=1e-13)
+    assert fn.cdf(torch.tensor(3.0)).item() == 1.0
+    assert fn.cdf(torch.tensor(2.999999)).item() == pytest.approx(1 - atom, abs=1e-6)
+    quantiles = fn.icdf(torch.tensor([0.3, 1 - atom - 1e-4, 1 - atom + 1e-4]))
+    torch.testing.assert_close(fn.cdf(quantiles[:2]), torch.tensor([0.3, 1 - atom - 1e-4]))
     assert quantiles[2] == 3.0 and quantiles[1] < 3.0
 
 
@@ -94,19 +94,19 @@ def test_rectified_gamma_has_no_path_gradient_at_the_atom():
 def test_moments_of_a_stable_beta_atom():
     """Of the specification: the number of atoms times the mean."""
     for level, num_atoms, mass in ((24.744151, 20, 1.561350), (4025.1699, 200, 1.977134)):
-        law = StableBetaBFRY(0.4, 1.5, level)
-        assert num_atoms * law.mean.item() == pytest.approx(mass, abs=2e-6)
+        fn = StableBetaBFRY(0.4, 1.5, level)
+        assert num_atoms * fn.mean.item() == pytest.approx(mass, abs=2e-6)
 
 
 def test_huge_levels():
     """Far above the knee, levels change a density by a constant."""
-    place = torch.tensor([1e-3, 0.1, 0.7])
+    point = torch.tensor([1e-3, 0.1, 0.7])
     for make, others in ((StableBetaBFRY, (1.5,)), (BetaPrimeBFRY, (2.3,))):
         low, high = (make(0.3, *others, log_level=level) for level in (600.0, 8_000.0))
-        ratio = low.log_prob(place) - high.log_prob(place)
+        ratio = low.log_prob(point) - high.log_prob(point)
         torch.testing.assert_close(ratio, torch.full_like(ratio, 0.3 * 7_400.0))
-        limit = make(0.0, *others, log_level=600.0).log_prob(place)
-        near = make(1e-9, *others, log_level=600.0).log_prob(place)
+        limit = make(0.0, *others, log_level=600.0).log_prob(point)
+        near = make(1e-9, *others, log_level=600.0).log_prob(point)
         torch.testing.assert_close(near, limit, rtol=0, atol=2e-6)
 
 
@@ -121,9 +121,9 @@ def test_bad_parameters_are_named():
 
 def test_left_tails_are_powers_down_to_the_least_number(float64, subtests):
     """Densities and distribution functions, also where the level makes products smaller."""
-    places = torch.tensor([-600.0, -690.0, -700.0, -708.0])
+    points = torch.tensor([-600.0, -690.0, -700.0, -708.0])
     for discount, level in itertools.product((0.05, 0.99), (1e-12, 1e3, 1e12)):
-        for law in (
+        for fn in (
             TiltedBFRY(discount, level, 1.0),
             GeneralizedBFRY(discount, 2.0, level),
             BetaPrimeBFRY(discount, 2.0, level),
@@ -131,14 +131,14 @@ def test_left_tails_are_powers_down_to_the_least_number(float64, subtests):
             TruncatedBFRY(discount, 1.0),
             RectifiedGamma(1.0 - discount, 1.0, 2.0),
         ):
-            with subtests.test(type(law).__name__, discount=discount, level=level):
-                fall = places - places[0]
-                log_cdf, log_density = law.cdf(places.exp()).log(), law.log_prob(places.exp())
+            with subtests.test(type(fn).__name__, discount=discount, level=level):
+                fall = points - points[0]
+                log_cdf, log_density = fn.cdf(points.exp()).log(), fn.log_prob(points.exp())
                 torch.testing.assert_close(log_cdf - log_cdf[0], (1.0 - discount) * fall)
                 torch.testing.assert_close(log_density - log_density[0], -discount * fall)
 
 
 def test_quantiles_in_a_left_tail(float64):
-    for law in (BetaPrimeBFRY(0.99, 2.0, 1e3), StableBetaBFRY(0.99, 1.5, 1e3)):
+    for fn in (BetaPrimeBFRY(0.99, 2.0, 1e3), StableBetaBFRY(0.99, 1.5, 1e3)):
         share = torch.tensor([1e-3, 0.5])
-        torch.testing.assert_close(law.cdf(law.icdf(share)), share)
+        torch.testing.assert_close(fn.cdf(fn.icdf(share)), share)

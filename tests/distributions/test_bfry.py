@@ -1,4 +1,4 @@
-"""The BFRY family against quadrature in arbitrary precision, and its draws against the law."""
+"""The BFRY family against quadrature in arbitrary precision, and its draws against that."""
 
 import itertools
 
@@ -29,7 +29,7 @@ def integrate(density, high, discount, power=0):
     lengths = [0, 1, 2, 4, 8, 16, 32, 64]
     panels = [end - length for length in lengths] + [end - 80 / (1 - mpmath.mpf(discount))]
     return mpmath.quad(
-        lambda place: density(mpmath.exp(place)) * mpmath.exp((1 + power) * place),
+        lambda point: density(mpmath.exp(point)) * mpmath.exp((1 + power) * point),
         sorted(panels),
     )
 
@@ -41,14 +41,14 @@ def test_tilted_density_and_cdf():
         for discount, level, tilt in cases:
             if discount == tilt == 0:
                 continue
-            law, density = TiltedBFRY(discount, level, tilt), tilted_density(discount, level, tilt)
-            values = law.log_prob(torch.tensor(PLACES))
-            for place, value in zip(PLACES, values.tolist(), strict=True):
-                exact = mpmath.log(density(mpmath.mpf(place)))
-                assert abs(value - exact) < 1e-12 * max(1, abs(exact)), (law, place)
-            for place in (1e-3, 3.0):
-                exact = integrate(density, place, discount)
-                assert abs(law.cdf(torch.tensor(place)).item() / exact - 1) < 1e-11, (law, place)
+            fn, density = TiltedBFRY(discount, level, tilt), tilted_density(discount, level, tilt)
+            values = fn.log_prob(torch.tensor(PLACES))
+            for point, value in zip(PLACES, values.tolist(), strict=True):
+                exact = mpmath.log(density(mpmath.mpf(point)))
+                assert abs(value - exact) < 1e-12 * max(1, abs(exact)), (fn, point)
+            for point in (1e-3, 3.0):
+                exact = integrate(density, point, discount)
+                assert abs(fn.cdf(torch.tensor(point)).item() / exact - 1) < 1e-11, (fn, point)
 
 
 def test_known_values():
@@ -85,24 +85,24 @@ def test_normalizers_of_far_ends_are_those_of_any(float64):
 def test_truncated_density_integrates_to_one_with_its_mean():
     with mpmath.workdps(25):
         for discount, high in itertools.product([0.0, 0.3, 0.9], [1e-3, 1.0, 1e4]):
-            law = TruncatedBFRY(discount, high)
-            mass = law.log_normalizer.item()
+            fn = TruncatedBFRY(discount, high)
+            mass = fn.log_normalizer.item()
             s = mpmath.mpf(discount)
 
             def density(x, s=s, mass=mass):
                 return x ** (-1 - s) * -mpmath.expm1(-x) * mpmath.exp(-mass)
 
             assert abs(integrate(density, high, discount) - 1) < 1e-12
-            assert abs(integrate(density, high, discount, 1) / law.mean.item() - 1) < 1e-12
+            assert abs(integrate(density, high, discount, 1) / fn.mean.item() - 1) < 1e-12
             end = torch.tensor(high)
-            assert law.log_prob(end).item() == pytest.approx(float(mpmath.log(density(end.item()))))
-            assert law.cdf(end).item() == pytest.approx(1.0, abs=1e-13)
+            assert fn.log_prob(end).item() == pytest.approx(float(mpmath.log(density(end.item()))))
+            assert fn.cdf(end).item() == pytest.approx(1.0, abs=1e-13)
 
 
 def test_generalized_density_and_cdf():
     cases = itertools.product([0.0, 0.4, 0.99], [0.01, 0.7, 40.0], [1e-6, 0.05, 3.0, 1e6])
     for discount, gap, level in cases:
-        law = GeneralizedBFRY(discount, discount + gap, level, 2.0)
+        fn = GeneralizedBFRY(discount, discount + gap, level, 2.0)
         with mpmath.workdps(80):
             s, t, tau = mpmath.mpf(discount), mpmath.mpf(level), mpmath.mpf(discount + gap)
             k = tau - s
@@ -116,15 +116,15 @@ def test_generalized_density_and_cdf():
                 constant = tau / (2 * mpmath.gamma(1 - s) * width)
                 return mpmath.log(constant * y ** (-1 - tau) * bracket)
 
-            for place in (1e-12, 1e-5, 0.5, 3.0, 50.0, 1e6):
-                exact = log_density(mpmath.mpf(place))
-                value = law.log_prob(torch.tensor(place)).item()
-                assert abs(value - exact) < 1e-11 * max(1, abs(exact)), (law, place)
+            for point in (1e-12, 1e-5, 0.5, 3.0, 50.0, 1e6):
+                exact = log_density(mpmath.mpf(point))
+                value = fn.log_prob(torch.tensor(point)).item()
+                assert abs(value - exact) < 1e-11 * max(1, abs(exact)), (fn, point)
     # The distribution function has the density for a derivative.
-    law = GeneralizedBFRY(0.4, 2.3, 30.0, 2.0)
-    places = torch.logspace(-6, 6, 40).requires_grad_()
-    (slope,) = torch.autograd.grad(law.cdf(places).sum(), places)
-    torch.testing.assert_close(slope, law.log_prob(places).exp(), rtol=1e-6, atol=1e-14)
+    fn = GeneralizedBFRY(0.4, 2.3, 30.0, 2.0)
+    points = torch.logspace(-6, 6, 40).requires_grad_()
+    (slope,) = torch.autograd.grad(fn.cdf(points).sum(), points)
+    torch.testing.assert_close(slope, fn.log_prob(points).exp(), rtol=1e-6, atol=1e-14)
 
 
 @pytest.mark.statistical
@@ -153,12 +153,12 @@ def test_bad_parameters_are_named():
 def test_generalized_density_for_narrow_levels_and_steep_tails(subtests):
     """By mpmath's incomplete gamma functions, whose difference cancels where the level is small."""
     cases = itertools.product([1e-6, 1.9, 1000.0], [1e-8, 0.05, 30.0], [1e-10, 0.9, 8.0, 999.0])
-    for power, level, place in cases:
-        with subtests.test(power=power, level=level, place=place), mpmath.workdps(60):
-            law = GeneralizedBFRY(0.4, 0.4 + power, level)
-            s, tau, t, y = map(mpmath.mpf, (0.4, law.tail_index.item(), level, place))
-            k = mpmath.mpf((law.tail_index - law.discount).item())
+    for power, level, point in cases:
+        with subtests.test(power=power, level=level, point=point), mpmath.workdps(60):
+            fn = GeneralizedBFRY(0.4, 0.4 + power, level)
+            s, tau, t, y = map(mpmath.mpf, (0.4, fn.tail_index.item(), level, point))
+            k = mpmath.mpf((fn.tail_index - fn.discount).item())
             part = mpmath.gammainc(k, 0, y) - (1 + t) ** -k * mpmath.gammainc(k, 0, (1 + t) * y)
             constant = tau * s / (mpmath.gamma(1 - s) * ((1 + t) ** s - 1))
             exact = float(mpmath.log(constant * y ** (-1 - tau) * part))
-            assert law.log_prob(torch.tensor(place)).item() == pytest.approx(exact, rel=1e-8)
+            assert fn.log_prob(torch.tensor(point)).item() == pytest.approx(exact, rel=1e-8)

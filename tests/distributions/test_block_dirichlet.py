@@ -1,4 +1,4 @@
-"""Weights in blocks: their moments, their law, and concentrations next to zero."""
+"""Weights in blocks: their moments, their distribution, and concentrations next to zero."""
 
 from typing import Any
 
@@ -28,12 +28,12 @@ def posterior_blocks(num_points: int, concentration: float, num_blocks: int) -> 
 )
 def test_moments_of_weights(num_blocks: int, variance: float, pseudo_variance: float) -> None:
     """The exact Dirichlet over 2 x 100 points and its aggregate over 2 x 10 blocks."""
-    law = posterior_blocks(100, 10.0, num_blocks)
-    assert law.event_shape == (200,)
-    torch.testing.assert_close(law.mean[:100], torch.full((100,), 1.0 / 110.0))
-    torch.testing.assert_close(law.mean[100:], torch.full((100,), 0.1 / 110.0))
-    assert float(law.variance[0]) == pytest.approx(variance, rel=1e-4)
-    assert float(law.variance[150]) == pytest.approx(pseudo_variance, rel=1e-4)
+    fn = posterior_blocks(100, 10.0, num_blocks)
+    assert fn.event_shape == (200,)
+    torch.testing.assert_close(fn.mean[:100], torch.full((100,), 1.0 / 110.0))
+    torch.testing.assert_close(fn.mean[100:], torch.full((100,), 0.1 / 110.0))
+    assert float(fn.variance[0]) == pytest.approx(variance, rel=1e-4)
+    assert float(fn.variance[150]) == pytest.approx(pseudo_variance, rel=1e-4)
 
 
 @pytest.mark.statistical
@@ -41,14 +41,14 @@ def test_moments_of_weights(num_blocks: int, variance: float, pseudo_variance: f
 def test_draws_have_the_moments_and_the_marginals() -> None:
     """Six means and variances within 5 standard errors, two KS tests: false-alarm rate 1e-4."""
     torch.manual_seed(0)
-    law = BlockDirichlet(torch.tensor([2.0, 0.3, 0.01]), [2, 1, 3])
-    draws = law.sample((20_000,))
+    fn = BlockDirichlet(torch.tensor([2.0, 0.3, 0.01]), [2, 1, 3])
+    draws = fn.sample((20_000,))
     torch.testing.assert_close(draws.sum(-1), torch.ones(20_000))
     assert torch.equal(draws[:, 0], draws[:, 1]) and torch.equal(draws[:, 3], draws[:, 5])
-    error = (law.variance / 20_000).sqrt()
-    assert ((draws.mean(0) - law.mean).abs() < 5 * error).all()
-    squares = (draws - law.mean).square()
-    assert ((squares.mean(0) - law.variance).abs() < 5 * squares.std(0) / 20_000**0.5).all()
+    error = (fn.variance / 20_000).sqrt()
+    assert ((draws.mean(0) - fn.mean).abs() < 5 * error).all()
+    squares = (draws - fn.mean).square()
+    assert ((squares.mean(0) - fn.variance).abs() < 5 * squares.std(0) / 20_000**0.5).all()
     assert stats.kstest(draws[:, 0] * 2, stats.beta(2.0, 0.31).cdf).pvalue > 4e-5
     assert stats.kstest(draws[:, 2], stats.beta(0.3, 2.01).cdf).pvalue > 4e-5
 
@@ -56,8 +56,8 @@ def test_draws_have_the_moments_and_the_marginals() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_concentrations_next_to_zero(dtype: torch.dtype) -> None:
     """A tiny one leaves nearly all weight on one block, and no draw is NaN."""
-    law = BlockDirichlet(torch.full((50,), 1e-6, dtype=dtype))
-    draws = law.sample((200,))
+    fn = BlockDirichlet(torch.full((50,), 1e-6, dtype=dtype))
+    draws = fn.sample((200,))
     assert draws.dtype == dtype and bool(draws.isfinite().all())
     torch.testing.assert_close(draws.sum(-1), torch.ones(200, dtype=dtype))
     assert float(draws.max(-1).values.mean()) > 0.99
@@ -66,11 +66,11 @@ def test_concentrations_next_to_zero(dtype: torch.dtype) -> None:
 
 @pytest.mark.usefixtures("float64")
 def test_density_is_that_of_the_totals() -> None:
-    law = BlockDirichlet(torch.tensor([[2.0, 0.7], [1.0, 3.0]]), [2, 3])
-    weights = law.sample()
+    fn = BlockDirichlet(torch.tensor([[2.0, 0.7], [1.0, 3.0]]), [2, 3])
+    weights = fn.sample()
     totals = torch.stack([weights[:, :2].sum(-1), weights[:, 2:].sum(-1)], -1)
-    expected = dist.Dirichlet(law.concentration).log_prob(totals)
-    torch.testing.assert_close(law.log_prob(weights), expected)
+    expected = dist.Dirichlet(fn.concentration).log_prob(totals)
+    torch.testing.assert_close(fn.log_prob(weights), expected)
     single = BlockDirichlet(torch.tensor([2.0, 0.7, 1.5]))
     value = single.sample()
     torch.testing.assert_close(
@@ -83,8 +83,8 @@ def test_gradient_in_the_concentration() -> None:
     """That of the mean of a draw's square, against the closed form; false-alarm rate 1e-6."""
     torch.manual_seed(1)
     concentration = torch.tensor([1.5, 0.4], requires_grad=True)
-    law = BlockDirichlet(concentration, [1, 2])
-    draws = law.rsample((40_000,))[:, 0].square()
+    fn = BlockDirichlet(concentration, [1, 2])
+    draws = fn.rsample((40_000,))[:, 0].square()
 
     def second(concentration: Tensor) -> Tensor:
         total = concentration.sum()
@@ -96,10 +96,10 @@ def test_gradient_in_the_concentration() -> None:
 
 
 def test_shapes_and_expansion() -> None:
-    law = BlockDirichlet(torch.ones(3, 1, 2), [1, 2]).expand((3, 4))
-    assert law.batch_shape == (3, 4) and law.event_shape == (3,)
-    assert law.sample((5,)).shape == (5, 3, 4, 3)
-    assert law.log_prob(law.sample()).shape == (3, 4) and law.mean.shape == (3, 4, 3)
+    fn = BlockDirichlet(torch.ones(3, 1, 2), [1, 2]).expand((3, 4))
+    assert fn.batch_shape == (3, 4) and fn.event_shape == (3,)
+    assert fn.sample((5,)).shape == (5, 3, 4, 3)
+    assert fn.log_prob(fn.sample()).shape == (3, 4) and fn.mean.shape == (3, 4, 3)
 
 
 @pytest.mark.parametrize(
@@ -118,24 +118,24 @@ def test_bad_input(concentration: Tensor, sizes: Any, message: str) -> None:
 
 
 def test_unequal_weights_in_a_block_have_no_density() -> None:
-    law = BlockDirichlet(torch.ones(2), [2, 1], validate_args=True)
+    fn = BlockDirichlet(torch.ones(2), [2, 1], validate_args=True)
     with pytest.raises(ValueError, match="equal inside each block"):
-        law.log_prob(torch.tensor([0.5, 0.3, 0.2]))
+        fn.log_prob(torch.tensor([0.5, 0.3, 0.2]))
 
 
 @pytest.mark.usefixtures("float64")
 def test_a_latent_site_moves_in_the_totals() -> None:
     """The unconstrained density integrates to one, and the totals have their mean under it."""
-    law = BlockDirichlet(torch.tensor([3.0, 1.5]), [2, 3])
-    transform = biject_to(law.support)
+    fn = BlockDirichlet(torch.tensor([3.0, 1.5]), [2, 3])
+    transform = biject_to(fn.support)
     assert transform.inverse_shape(torch.Size([5])) == (1,)
     assert transform.forward_shape(torch.Size([7, 1])) == (7, 5)
-    place = torch.linspace(-40.0, 40.0, 40_001)[:, None]
-    weights = transform(place)
-    density = (law.log_prob(weights) + transform.log_abs_det_jacobian(place, weights)).exp()
-    assert float(torch.trapezoid(density, place[:, 0])) == pytest.approx(1.0, abs=1e-8)
-    mean = torch.trapezoid(density[:, None] * weights, place, dim=0)
-    torch.testing.assert_close(mean, law.mean, atol=1e-8, rtol=0)
+    point = torch.linspace(-40.0, 40.0, 40_001)[:, None]
+    weights = transform(point)
+    density = (fn.log_prob(weights) + transform.log_abs_det_jacobian(point, weights)).exp()
+    assert float(torch.trapezoid(density, point[:, 0])) == pytest.approx(1.0, abs=1e-8)
+    mean = torch.trapezoid(density[:, None] * weights, point, dim=0)
+    torch.testing.assert_close(mean, fn.mean, atol=1e-8, rtol=0)
     middle = weights[15_000:25_000]
     torch.testing.assert_close(transform(transform.inv(middle)), middle)
 

@@ -88,7 +88,7 @@ def test_moments_of_draws(make):
 @pytest.mark.statistical
 @gaussian
 def test_blocks_of_gaussian_points_have_uniform_ranks(make):
-    """A point has uniform ranks given the points before, under SciPy's law of a distance.
+    """A point has uniform ranks given the points before, under SciPy's distribution of a distance.
 
     Kolmogorov-Smirnov tests of 20,000 draws, of one point and the three of a block; any of the
     three families fails for one seed in 5,000.
@@ -98,19 +98,19 @@ def test_blocks_of_gaussian_points_have_uniform_ranks(make):
     blocks = cluster.block(3).sample((20_000,))
     draws = [(cluster, cluster.sample((20_000,)))]
     draws += [(cluster.posterior(blocks[:, :size]), blocks[:, size]) for size in range(3)]
-    for law, x in draws:
-        shift = (x - law.loc).numpy()
+    for fn, x in draws:
+        shift = (x - fn.loc).numpy()
         if make is GaussianCluster:
-            df = (law.dof - 1).numpy()
-            precision = law.loc_precision.numpy()
-            shape = law.scale.numpy() * ((precision + 1) / (precision * df))[..., None, None]
+            df = (fn.dof - 1).numpy()
+            precision = fn.loc_precision.numpy()
+            shape = fn.scale.numpy() * ((precision + 1) / (precision * df))[..., None, None]
             distance = (shift * np.linalg.solve(shape, shift[..., None])[..., 0]).sum(-1)
             ranks = stats.f.cdf(distance / 2, 2, df)
         elif make is DiagonalGaussianCluster:
-            variance = law.rate / law.concentration * (1 + 1 / law.loc_precision)
-            ranks = stats.t.cdf(shift / variance.sqrt().numpy(), 2 * law.concentration.numpy())
+            variance = fn.rate / fn.concentration * (1 + 1 / fn.loc_precision)
+            ranks = stats.t.cdf(shift / variance.sqrt().numpy(), 2 * fn.concentration.numpy())
         else:
-            ranks = stats.norm.cdf(shift / torch.hypot(law.loc_scale, law.scale).numpy())
+            ranks = stats.norm.cdf(shift / torch.hypot(fn.loc_scale, fn.scale).numpy())
         for column in ranks.reshape(len(ranks), -1).T:
             assert stats.kstest(column, "uniform").pvalue > SMALLEST_P
 

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 def scipy_log_prob(make, x):
-    """Log density of each point from SciPy's laws, with the parameters above."""
+    """Log density of each point from SciPy's distributions, with the parameters above."""
     first, *others = (np.array(value) for value in PARAMETERS[make])
     if make is GaussianCluster:
         precision, dof, scale = others
@@ -134,14 +134,14 @@ def test_multinomial_cluster_against_an_average_over_the_sphere():
 def gaussian_evidence(x, loc, r, a, b):
     """Over the logarithm of the precision and the standardized mean, by the trapezoidal rule."""
     log_precision = np.linspace(-20.0, 8.0, 701)[:, None]
-    place = np.linspace(-14.0, 14.0, 701)
+    position = np.linspace(-14.0, 14.0, 701)
     precision = np.exp(log_precision)
-    mean = loc + place / np.sqrt(r * precision)
+    mean = loc + position / np.sqrt(r * precision)
     log_value = stats.gamma.logpdf(precision, a, scale=1 / b) + log_precision
-    log_value = log_value + stats.norm.logpdf(place)
+    log_value = log_value + stats.norm.logpdf(position)
     for point in x:
         log_value = log_value + stats.norm.logpdf(point, mean, precision**-0.5)
-    cell = (log_precision[1, 0] - log_precision[0, 0]) * (place[1] - place[0])
+    cell = (log_precision[1, 0] - log_precision[0, 0]) * (position[1] - position[0])
     return special.logsumexp(log_value) + math.log(cell)
 
 
@@ -240,10 +240,10 @@ def test_densities_of_blocks_integrate_to_one(make):
     shape = {GaussianCluster: [[1.0]]}.get(make, [1.0])
     numbers = {GaussianCluster: (0.7, 6.0), DiagonalGaussianCluster: (0.7, 3.0)}.get(make, (0.8,))
     cluster = make(torch.tensor([0.4]), *numbers, torch.tensor(shape))
-    place = torch.linspace(-9.0, 9.0, 361)
-    x = torch.cartesian_prod(place, place)
+    position = torch.linspace(-9.0, 9.0, 361)
+    x = torch.cartesian_prod(position, position)
     density = cluster.log_marginal(x.sinh().unsqueeze(-1)).exp() * x.cosh().prod(-1)
-    total = density.sum() * (place[1] - place[0]) ** 2
+    total = density.sum() * (position[1] - position[0]) ** 2
     assert total.item() == pytest.approx(1.0, abs=1e-6)
 
 

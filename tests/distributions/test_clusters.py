@@ -264,21 +264,21 @@ def test_a_latent_hyperparameter(make):
     """In a recorded potential, which takes no branch on a value, and at the optimum of SVI."""
     x = torch.tensor(DATA[make])
 
-    def law(size):
+    def fn(size):
         if make is GaussianCluster:
             return GaussianCluster(torch.zeros(2), 0.5, 4.0, size[..., None, None] * torch.eye(2))
         return PoissonCluster(torch.ones(2), size[..., None])
 
     def model():
         size = pyro.sample("size", dist.Gamma(2.0, 1.0))
-        pyro.sample("x", law(size).block(4), obs=x)
+        pyro.sample("x", fn(size).block(4), obs=x)
 
     eager, traced = Potential(model, backend="eager"), Potential(model)
     values = eager.init(num_chains=3, seed=0)
     torch.testing.assert_close(traced(values), eager(values))
-    place = values["size"]
-    size = place.exp()
-    joint = dist.Gamma(2.0, 1.0).log_prob(size) + place + law(size).log_marginal(x)
+    position = values["size"]
+    size = position.exp()
+    joint = dist.Gamma(2.0, 1.0).log_prob(size) + position + fn(size).log_marginal(x)
     torch.testing.assert_close(eager(values), -joint)
 
     guide = AutoDelta(model, init_loc_fn=pyro.infer.autoguide.init_to_median)
@@ -286,7 +286,7 @@ def test_a_latent_hyperparameter(make):
     for _ in range(200):
         svi.step()
     grid = torch.linspace(0.02, 8.0, 4_000)
-    joint = dist.Gamma(2.0, 1.0).log_prob(grid) + law(grid).log_marginal(x)
+    joint = dist.Gamma(2.0, 1.0).log_prob(grid) + fn(grid).log_marginal(x)
     assert guide.median()["size"].item() == pytest.approx(grid[joint.argmax()].item(), abs=0.02)
 
 
@@ -324,8 +324,8 @@ def test_draws_have_the_covariance_of_the_normal_law():
 
 def test_draws_have_gradients_where_the_cluster_has_them():
     loc = torch.tensor([0.5], requires_grad=True)
-    law = PartitionedBlock(KnownVarianceGaussianCluster(loc, 2.0, 0.7), LABELS[0])
-    law.rsample().sum().backward()
+    fn = PartitionedBlock(KnownVarianceGaussianCluster(loc, 2.0, 0.7), LABELS[0])
+    fn.rsample().sum().backward()
     assert loc.grad is not None and float(loc.grad) == pytest.approx(4.0)
     counts = PartitionedBlock(PoissonCluster(torch.tensor([2.0]), 1.0), LABELS[0])
     assert counts.sample((3,)).shape == (3, 4, 1)
@@ -334,9 +334,9 @@ def test_draws_have_gradients_where_the_cluster_has_them():
 
 
 def test_moments_are_those_of_single_points():
-    law = PartitionedBlock(cluster(), LABELS)
-    torch.testing.assert_close(law.mean, torch.full((3, 4, 1), 0.5))
-    torch.testing.assert_close(law.variance, torch.full((3, 4, 1), 4.49))
+    fn = PartitionedBlock(cluster(), LABELS)
+    torch.testing.assert_close(fn.mean, torch.full((3, 4, 1), 0.5))
+    torch.testing.assert_close(fn.variance, torch.full((3, 4, 1), 4.49))
 
 
 @pytest.mark.parametrize(

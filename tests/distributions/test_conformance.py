@@ -177,10 +177,10 @@ def every_family(function):
 
 def options(case):
     """Laplace transforms at three places, and atoms."""
-    law = case.law()
-    median = law.sample((999,)).median().item()
+    fn = case.fn()
+    median = fn.sample((999,)).median().item()
     return {
-        "atoms": (lambda law: law.high) if case.make is RectifiedGamma else None,
+        "atoms": (lambda fn: fn.high) if case.make is RectifiedGamma else None,
         "expectations": [
             (lambda x, t=t: torch.exp(-t * x), case.laplace(t))
             for t in (0.1 / median, 1.0 / median, 10.0 / median)
@@ -193,7 +193,7 @@ def test_integrals(cases):
     """Densities integrate to one, to distribution functions, moments and Laplace transforms."""
     for case in cases:
         with naming(case):
-            checks.check_density(case.law(), tail_mass=case.tail_mass, **options(case))
+            checks.check_density(case.fn(), tail_mass=case.tail_mass, **options(case))
 
 
 @every_family
@@ -201,7 +201,7 @@ def test_some_draws(cases):
     """Of five thousand draws and three Laplace transforms; any fails for one seed in 2,000."""
     for case in cases:
         with naming(case):
-            checks.check_draws(case.law(), num_draws=5_000, **options(case))
+            checks.check_draws(case.fn(), num_draws=5_000, **options(case))
 
 
 @pytest.mark.slow
@@ -210,7 +210,7 @@ def test_many_draws(cases):
     """As above, of a million draws."""
     for case in cases:
         with naming(case):
-            checks.check_draws(case.law(), num_draws=1_000_000, **options(case))
+            checks.check_draws(case.fn(), num_draws=1_000_000, **options(case))
 
 
 # From what hypothesis or an engineer would try: the ends of all intervals, and all between.
@@ -270,11 +270,11 @@ def test_finite_everywhere(row):
                 torch.where(unit < 0.1, 0.0, positive(unit)) if kind == "tilt" else positive(unit)
             )
         values.append(value.float().double())
-    place = fraction(units[0]) if row.make is StableBetaBFRY else positive(units[0])
+    point = fraction(units[0]) if row.make is StableBetaBFRY else positive(units[0])
     if row.make in (TruncatedBFRY, RectifiedGamma):
-        place = torch.minimum(place, values[-1])
+        point = torch.minimum(point, values[-1])
     parameters = dict(zip(row.parameters, values, strict=True))
-    checks.check_finite(row.make, parameters, place.float().double())
+    checks.check_finite(row.make, parameters, point.float().double())
 
 
 def test_infinite_parameters_are_refused():

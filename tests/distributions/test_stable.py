@@ -1,4 +1,4 @@
-"""Stable laws and their tilts against closed forms, series and Laplace transforms."""
+"""Stable distributions and their tilts against closed forms, series and Laplace transforms."""
 
 import itertools
 import math
@@ -22,38 +22,38 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 def test_known_values():
     """Of the specification, computed independently."""
-    for stability, place, density in [
+    for stability, point, density in [
         (0.3, 1.0, 0.117157002566),
         (0.3, 0.01, 2.60376387179),
         (0.7, 1.0, 0.387395010147),
         (0.7, 20.0, 0.00158166708431),
     ]:
-        value = PositiveStable(stability).log_prob(torch.tensor(place)).exp()
+        value = PositiveStable(stability).log_prob(torch.tensor(point)).exp()
         assert value.item() == pytest.approx(density, rel=1e-11)
-    for parameters, place, log_density in [
+    for parameters, point, log_density in [
         ((2.0, 0.3, 1.5), 0.5, -0.317850291599),
         ((5.0, 0.7, 1.0), 4.0, -1.3097381303),
     ]:
-        value = TiltedStable(*parameters).log_prob(torch.tensor(place))
+        value = TiltedStable(*parameters).log_prob(torch.tensor(point))
         assert value.item() == pytest.approx(log_density, abs=1e-10)
 
 
 def test_levy_law():
-    places = torch.logspace(-12, 12, 49)
-    law = PositiveStable(0.5)
-    exact = -1.5 * places.log() - 1 / (4 * places) - math.log(2 * math.sqrt(math.pi))
-    torch.testing.assert_close(law.log_prob(places), exact, rtol=1e-13, atol=1e-13)
-    exact = torch.from_numpy(special.erfc(0.5 / places.sqrt().numpy()))
-    torch.testing.assert_close(law.cdf(places), exact, rtol=1e-12, atol=0)
+    points = torch.logspace(-12, 12, 49)
+    fn = PositiveStable(0.5)
+    exact = -1.5 * points.log() - 1 / (4 * points) - math.log(2 * math.sqrt(math.pi))
+    torch.testing.assert_close(fn.log_prob(points), exact, rtol=1e-13, atol=1e-13)
+    exact = torch.from_numpy(special.erfc(0.5 / points.sqrt().numpy()))
+    torch.testing.assert_close(fn.cdf(points), exact, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("stability", [0.01, 0.1, 0.3, 0.6, 0.9, 0.99])
 def test_density_is_the_alternating_series(stability):
     with mpmath.workdps(80):
         s = mpmath.mpf(stability)
-        for place in (0.5, 0.9, 1.1, 2.0, 20.0, 1e6, 1e12):
-            x = mpmath.mpf(place)
-            if x**-s > 3 or (place < 1.0 and stability > 0.8):
+        for point in (0.5, 0.9, 1.1, 2.0, 20.0, 1e6, 1e12):
+            x = mpmath.mpf(point)
+            if x**-s > 3 or (point < 1.0 and stability > 0.8):
                 continue  # there the terms grow beyond the digits
             total, order, size = mpmath.mpf(0), 0, mpmath.mpf(1)
             while order < 30 or (size > mpmath.mpf(10) ** -40 and order < 20_000):
@@ -61,8 +61,8 @@ def test_density_is_the_alternating_series(stability):
                 size = mpmath.gamma(s * order + 1) / mpmath.factorial(order) * x ** (-s * order)
                 total -= (-1) ** order * mpmath.sin(mpmath.pi * s * order) * size
             exact = mpmath.log(total / (mpmath.pi * x))
-            value = PositiveStable(stability).log_prob(torch.tensor(place)).item()
-            assert abs(value - exact) < 2e-11 * max(1, abs(exact)), place
+            value = PositiveStable(stability).log_prob(torch.tensor(point)).item()
+            assert abs(value - exact) < 2e-11 * max(1, abs(exact)), point
 
 
 # Stability, value, distribution function, density by mpmath to 30 digits: Zolotarev's integral in
@@ -95,25 +95,25 @@ DIGITS = [
 def test_distribution_function_and_density_at_all_stabilities(subtests):
     for stability, value, share, density in DIGITS:
         with subtests.test(stability=stability, value=value):
-            law, place = PositiveStable(stability), torch.tensor(value)
-            assert abs(law.cdf(place).item() - share) < 1e-10
-            assert law.log_prob(place).exp().item() == pytest.approx(density, rel=1e-9)
+            fn, point = PositiveStable(stability), torch.tensor(value)
+            assert abs(fn.cdf(point).item() - share) < 1e-10
+            assert fn.log_prob(point).exp().item() == pytest.approx(density, rel=1e-9)
 
 
 @pytest.mark.parametrize(
     "mass, tilt", [(1.0, 1e-4), (1.0, 1.0), (3.0, 0.2), (20.0, 50.0), (1.0, 1e4)]
 )
 def test_inverse_gaussian(mass, tilt):
-    law = TiltedStable(mass, 0.5, tilt)
+    fn = TiltedStable(mass, 0.5, tilt)
     mean, shape = mass / (2 * math.sqrt(tilt)), mass**2 / 2
     exact = stats.invgauss(mean / shape, scale=shape)
-    assert law.mean.item() == pytest.approx(exact.mean())
-    assert law.variance.item() == pytest.approx(exact.var())
-    places = exact.ppf(np.array([1e-8, 1e-3, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999]))
-    value = law.log_prob(torch.from_numpy(places)).numpy()
-    np.testing.assert_allclose(value, exact.logpdf(places), rtol=1e-12, atol=1e-12)
-    value = law.cdf(torch.from_numpy(places)).numpy()
-    np.testing.assert_allclose(value, exact.cdf(places), atol=1e-12)
+    assert fn.mean.item() == pytest.approx(exact.mean())
+    assert fn.variance.item() == pytest.approx(exact.var())
+    points = exact.ppf(np.array([1e-8, 1e-3, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999]))
+    value = fn.log_prob(torch.from_numpy(points)).numpy()
+    np.testing.assert_allclose(value, exact.logpdf(points), rtol=1e-12, atol=1e-12)
+    value = fn.cdf(torch.from_numpy(points)).numpy()
+    np.testing.assert_allclose(value, exact.cdf(points), atol=1e-12)
 
 
 CASES = [(s, power) for s in (0.05, 0.3, 0.7, 0.95) for power in (0.01, 0.9, 1.5, 30.0, 1e4)]
@@ -125,21 +125,21 @@ CASES = [(s, power) for s in (0.05, 0.3, 0.7, 0.95) for power in (0.01, 0.9, 1.5
 def test_tilted_density_and_cdf_have_the_laplace_transform(stability, power):
     tilt = 2.0
     mass = power / tilt**stability
-    law = TiltedStable(mass, stability, tilt)
-    mean, deviation = law.mean.item(), law.variance.sqrt().item()
+    fn = TiltedStable(mass, stability, tilt)
+    mean, deviation = fn.mean.item(), fn.variance.sqrt().item()
     low = math.log(mean) - (10 * deviation / mean if power > 20 else 60 + 40 / stability)
     high = math.log(max(mean + 60 * deviation, 40 / tilt))
-    place = torch.linspace(max(low, -700.0), high, 4001)
-    x = place.exp()
-    weight = law.log_prob(x) + place
+    point = torch.linspace(max(low, -700.0), high, 4001)
+    x = point.exp()
+    weight = fn.log_prob(x) + point
     for t in (0.0, 0.3 / mean, 2.0 / mean):
         exact = math.exp(-mass * ((t + tilt) ** stability - tilt**stability))
-        value = torch.trapezoid((weight - t * x).exp(), place).item()
+        value = torch.trapezoid((weight - t * x).exp(), point).item()
         assert value == pytest.approx(exact, rel=1e-7), t
     # The distribution function has the density for a derivative.
     inner = x[weight > weight.max() - 12.0].requires_grad_()
-    (slope,) = torch.autograd.grad(law.cdf(inner).sum(), inner)
-    torch.testing.assert_close(slope, law.log_prob(inner).exp(), rtol=1e-6, atol=0)
+    (slope,) = torch.autograd.grad(fn.cdf(inner).sum(), inner)
+    torch.testing.assert_close(slope, fn.log_prob(inner).exp(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.statistical
@@ -149,13 +149,13 @@ def test_draws_of_the_tilted_law():
         torch.manual_seed(0)
         tilt = power ** (1 / stability) if stability > 0.06 else 1.0
         mass = power / tilt**stability
-        law = TiltedStable(mass, stability, tilt)
-        draws = law.sample((100_000,))
+        fn = TiltedStable(mass, stability, tilt)
+        draws = fn.sample((100_000,))
         assert (draws > 0).all() and draws.isfinite().all()
         root = math.sqrt(len(draws))
         case = (stability, power)
-        assert abs((draws.mean() - law.mean) / law.variance.sqrt() * root) < 4.5, case
-        t = 1 / law.mean.item()
+        assert abs((draws.mean() - fn.mean) / fn.variance.sqrt() * root) < 4.5, case
+        t = 1 / fn.mean.item()
         powers = (t + tilt) ** stability - tilt**stability
         transform = (-t * draws).exp()
         error = (transform.mean() - math.exp(-mass * powers)) / transform.std() * root
@@ -164,8 +164,8 @@ def test_draws_of_the_tilted_law():
 
 def test_the_lowered_envelope_of_angles():
     """The ratio of envelope and density is at least one at every angle, spread and stability."""
-    place = torch.linspace(-25.0, 30.0, 2_000)
-    angle, rest = math.pi * torch.sigmoid(place), math.pi * torch.sigmoid(-place)
+    point = torch.linspace(-25.0, 30.0, 2_000)
+    angle, rest = math.pi * torch.sigmoid(point), math.pi * torch.sigmoid(-point)
     spread = torch.cat([torch.logspace(-6, 6, 61), torch.tensor([0.1, 0.5 / math.pi])])[:, None]
     for edge in (1e-6, 1e-3, 0.1, 0.3, 0.5):
         for stability in (edge, 1.0 - edge):
@@ -207,8 +207,8 @@ def test_a_latent_stability_in_a_recorded_potential(make, backend):
     torch.testing.assert_close(value, exact)
     torch.testing.assert_close(slopes, exact_slopes)
 
-    def density(stability, place):
-        return make(*LATENT[make](stability), validate_args=False).log_prob(place).sum()
+    def density(stability, point):
+        return make(*LATENT[make](stability), validate_args=False).log_prob(point).sum()
 
     graph = make_fx(torch.func.grad(density))(torch.tensor(0.4), torch.tensor([0.3, 2.0]))
     assert len(graph.graph.nodes) < 1_000

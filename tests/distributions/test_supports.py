@@ -117,12 +117,12 @@ def dtype(request):
 
 def check_ends(make, is_finite, dtype):
     """Finite where the tails are power laws, and nowhere a number that is none; falling outward."""
-    law, free = make(), FAR.to(dtype).clone().requires_grad_()
-    transform = biject_to(law.support)
+    fn, free = make(), FAR.to(dtype).clone().requires_grad_()
+    transform = biject_to(fn.support)
     value = transform(free)
-    assert law.support.check(value).all() and value.isfinite().all()
-    assert (value != law.support.lower_bound).all()
-    density = law.log_prob(value) + transform.log_abs_det_jacobian(free, value)
+    assert fn.support.check(value).all() and value.isfinite().all()
+    assert (value != fn.support.lower_bound).all()
+    density = fn.log_prob(value) + transform.log_abs_det_jacobian(free, value)
     assert (density < torch.inf).all()  # not infinite, and a number
     if is_finite:
         assert density.isfinite().all()
@@ -163,11 +163,11 @@ def test_a_bijection_is_one_inside(subtests):
 
 def test_an_atom_has_no_bijection():
     """It would be silently left out."""
-    law = RectifiedGamma(2.0, 1.0, 3.0)
+    fn = RectifiedGamma(2.0, 1.0, 3.0)
     with pytest.raises(NotImplementedError, match="a distribution with an atom, such as Rect"):
-        biject_to(law.support)
+        biject_to(fn.support)
     with pytest.raises(ValueError, match="site 'x' .* has the support .*IntervalWithAtom"):
-        Potential(lambda: pyro.sample("x", law))
+        Potential(lambda: pyro.sample("x", fn))
 
 
 def test_potentials_and_guides_at_the_ends(dtype, subtests):

@@ -46,8 +46,8 @@ def exact():
     """Mean and standard deviation of the location, and probabilities of the signs."""
     grid = torch.linspace(-6.0, 6.0, 4001, dtype=torch.float64)
     logs = dist.Normal(0.0, 1.0).log_prob(grid)
-    places = grid[:, None, None] + OFFSETS
-    terms = dist.Normal(places, 0.7).log_prob(X[:, None]) + torch.tensor([0.7, 0.3]).log()
+    points = grid[:, None, None] + OFFSETS
+    terms = dist.Normal(points, 0.7).log_prob(X[:, None]) + torch.tensor([0.7, 0.3]).log()
     weights = (logs + terms.logsumexp(-1).sum(-1)).softmax(0)
     mean = (weights * grid).sum()
     deviation = (weights * (grid - mean).square()).sum().sqrt()
@@ -57,8 +57,8 @@ def exact():
 
 def draw_kinds(values):
     """The signs given the location, in closed form."""
-    places = values["loc"] + OFFSETS[:, None]
-    terms = dist.Normal(places, 0.7).log_prob(X) + torch.tensor([0.7, 0.3]).log()[:, None]
+    points = values["loc"] + OFFSETS[:, None]
+    terms = dist.Normal(points, 0.7).log_prob(X) + torch.tensor([0.7, 0.3]).log()[:, None]
     return {"kind": dist.Bernoulli(logits=terms[1] - terms[0]).sample()}
 
 

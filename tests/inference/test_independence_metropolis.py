@@ -83,15 +83,15 @@ def test_mixtures_have_their_density() -> None:
     """The density of a population in one dimension, against its integral and its draws."""
     kernel = IndependenceMetropolis(two_modes, num_points=32)
     kernel.setup(0)
-    places = torch.linspace(-400.0, 400.0, 400_001)[:, None]
-    density = kernel.population.log_density(places).exp()
+    positions = torch.linspace(-400.0, 400.0, 400_001)[:, None]
+    density = kernel.population.log_density(positions).exp()
     density /= density.sum()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         draws = kernel.population.sample(20_000)[:, 0]
-    for place in (-5.0, -4.0, 0.0, 3.0, 5.0):
-        expected = float(density[places[:, 0] <= place].sum())
-        found = float((draws <= place).double().mean())
+    for point in (-5.0, -4.0, 0.0, 3.0, 5.0):
+        expected = float(density[positions[:, 0] <= point].sum())
+        found = float((draws <= point).double().mean())
         assert abs(found - expected) < 5.0 * math.sqrt(0.25 / 20_000)
 
 

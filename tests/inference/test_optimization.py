@@ -30,12 +30,12 @@ class Quadratics:
         factor = torch.randn(number, size, size, generator=generator, dtype=torch.float64)
         scale = torch.logspace(0, 2, number, dtype=torch.float64)[:, None, None]
         self.curvature = (factor @ factor.mT * scale + torch.eye(size)).to(dtype)
-        self.place = torch.randn(number, size, generator=generator, dtype=torch.float64).to(dtype)
+        self.point = torch.randn(number, size, generator=generator, dtype=torch.float64).to(dtype)
         self.num_rows = 0
 
     def __call__(self, position: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         self.num_rows += len(rows)
-        difference = position - self.place[rows]
+        difference = position - self.point[rows]
         gradient = (self.curvature[rows] @ difference[..., None])[..., 0]
         return 0.5 * (difference * gradient).sum(-1), gradient
 
@@ -64,7 +64,7 @@ def test_quadratics(dtype: torch.dtype) -> None:
     problems = Quadratics(30, 5, dtype)
     found = BatchLBFGS(tolerance=1e-3).minimize(problems, torch.zeros(30, 5, dtype=dtype))
     assert found.position.dtype == dtype and bool(found.converged.all())
-    assert float((found.position - problems.place).abs().max()) < 2e-3
+    assert float((found.position - problems.point).abs().max()) < 2e-3
     torch.testing.assert_close(found.value, problems(found.position, torch.arange(30))[0])
 
 
@@ -83,7 +83,7 @@ def test_a_problem_alone_and_among_others() -> None:
 
 def test_what_is_done_costs_nothing() -> None:
     problems = Quadratics(20, 4, torch.float64)
-    found = BatchLBFGS().minimize(problems, problems.place.clone())
+    found = BatchLBFGS().minimize(problems, problems.point.clone())
     assert problems.num_rows == 20 and int(found.num_steps.max()) == 0
     problems.num_rows = 0
     found = BatchLBFGS().minimize(problems, torch.zeros(20, 4, dtype=torch.float64))

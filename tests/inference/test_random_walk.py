@@ -1,4 +1,4 @@
-"""Random walks with Metropolis: their law, and that each site is moved given the others."""
+"""Random walks with Metropolis: what they leave invariant, and sites moved given the others."""
 
 import pyro
 import pyro.distributions as dist
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 @pytest.mark.slow
 @pytest.mark.statistical
 def test_random_walk_draws_from_its_target():
-    """Moments of two Gamma laws within 4.5 standard errors, false alarms 3e-5 but for batching.
+    """Moments of two gammas within 4.5 standard errors: false alarms 3e-5, but for batches.
 
     Sites are moved one after the other: the second needs the density after the first has moved.
     """
@@ -100,7 +100,7 @@ def test_a_support_that_depends_on_another_site() -> None:
 
 @pytest.mark.parametrize("update", [RandomWalk(2.0), PriorProposals()])
 def test_no_density_outside_of_a_support(update: ConditionalUpdate) -> None:
-    """The density of a Pareto law is finite below its scale as PyTorch has it."""
+    """The density of a Pareto distribution is finite below its scale as PyTorch has it."""
 
     def model() -> None:
         scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))

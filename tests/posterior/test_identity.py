@@ -300,7 +300,7 @@ RUNS = {
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_does_not_go_on_under_another_density(name, tmp_path):
-    make, data, place = RUNS[name]
+    make, data, position = RUNS[name]
 
     def run(num_samples, quantity=lambda s: torch.zeros(()), **changes):
         options = {"seed": 0, "checkpoint": tmp_path, "quantities": {"q": quantity}}
@@ -309,7 +309,7 @@ def test_a_run_does_not_go_on_under_another_density(name, tmp_path):
 
     first = run(3)
     for changes, message in (
-        ({"scale": 0.01}, f"another run: {place} at a fixed point is .* there and .* here"),
+        ({"scale": 0.01}, f"another run: {position} at a fixed point is .* there and .* here"),
         ({"quantity": lambda s: torch.ones(())}, "another run: recorded: quantities: q at a fixed"),
     ):
         with pytest.raises(CheckpointError, match=message):

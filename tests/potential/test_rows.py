@@ -23,9 +23,9 @@ def regression(x, y):
         pyro.sample("y", dist.StudentT(4.0, x @ weight, noise), obs=y)
 
 
-def by_hand(place, i):
+def by_hand(point, i):
     """Unconstrained values in the order of the model."""
-    log_scale, weight, log_noise = place[0], place[1:3], place[3]
+    log_scale, weight, log_noise = point[0], point[1:3], point[3]
     scale, noise = log_scale.exp(), log_noise.exp()
     shared = dist.HalfNormal(2.0).log_prob(scale) + log_scale
     prior = dist.Normal(0.0, scale).log_prob(weight).sum()

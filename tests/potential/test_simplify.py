@@ -24,9 +24,9 @@ def test_no_two_constants_share_memory() -> None:
     graph = potential.gradient.graph(2)
     assert isinstance(graph, torch.fx.GraphModule)
     constants = {id(constant): constant for constant in constants_of(graph)}.values()
-    places = [constant.untyped_storage().data_ptr() for constant in constants]
-    assert len(places) >= 3
-    assert len(places) == len(set(places))
+    points = [constant.untyped_storage().data_ptr() for constant in constants]
+    assert len(points) >= 3
+    assert len(points) == len(set(points))
 
     params = potential.init(2, seed=0)
     index = {"rows": torch.arange(5)}

@@ -32,13 +32,13 @@ def log_gamma_ratio(first: float, second: float) -> float:
     return float(special.gammaln(first) - special.gammaln(second))
 
 
-def identity(place: Array) -> Array:
-    return place
+def identity(point: Array) -> Array:
+    return point
 
 
-def exp(place: Array) -> Array:
+def exp(point: Array) -> Array:
     """Exponential that stays within the numbers of its type."""
-    return np.exp(np.minimum(place, LARGEST_LOG))
+    return np.exp(np.minimum(point, LARGEST_LOG))
 
 
 def log_1m_exp(log_value: Array) -> Array:
@@ -63,7 +63,7 @@ class Reference:
     at_infinity: float = math.inf
     corners: tuple[float, ...] = (0.0,)
     log_size: LogFunction = identity
-    place: LogFunction = identity
+    point: LogFunction = identity
     start: float = -math.inf
     is_bounded: bool = False
 
@@ -75,10 +75,10 @@ class Reference:
 
     def log_density(self, size: Array) -> Array:
         """Logarithm of the Lévy density."""
-        place = self.place(np.log(size))
+        point = self.point(np.log(size))
         step = 1e-5
-        slope = (self.log_size(place + step) - self.log_size(place - step)) / (2 * step)
-        return self.log_mass(place) - np.log(slope) - np.log(size)
+        slope = (self.log_size(point + step) - self.log_size(point - step)) / (2 * step)
+        return self.log_mass(point) - np.log(slope) - np.log(size)
 
     def log_integral(
         self,
@@ -94,29 +94,29 @@ class Reference:
         :param power: with which the function rises at zero, at least.
         :param order: with which it rises at infinity.
         """
-        places = [float(self.place(np.array(c))) for c in (*corners, *self.corners)]
-        lowest, highest = min(places), max(places)
+        points = [float(self.point(np.array(c))) for c in (*corners, *self.corners)]
+        lowest, highest = min(points), max(points)
         start = lowest - FALL / (power - self.at_zero)
         fall = self.at_infinity - (0.0 if self.is_bounded else order)
         stop = highest + (FALL / fall if math.isfinite(fall) else 8.0)
         start = max(start, self.start)
         if low > -math.inf:
-            start = max(float(self.place(np.array(low))), self.start)
+            start = max(float(self.point(np.array(low))), self.start)
             stop = max(stop, start + 8.0)
         if high < math.inf:
-            stop = float(self.place(np.array(high)))
+            stop = float(self.point(np.array(high)))
             start = min(start, stop - FALL / (power - self.at_zero))
 
-        def log_integrand(place: Array) -> Array:
-            return self.log_mass(place) + log_factor(self.log_size(place))
+        def log_integrand(point: Array) -> Array:
+            return self.log_mass(point) + log_factor(self.log_size(point))
 
         grid = np.unique(
-            np.clip([start, stop, *places, *np.arange(start, stop, 0.02)], start, stop)
+            np.clip([start, stop, *points, *np.arange(start, stop, 0.02)], start, stop)
         )
         values = log_integrand(0.5 * (grid[1:] + grid[:-1]))
         kept = np.flatnonzero(values > values.max() - 60.0)
         first, last = grid[max(kept[0] - 2, 0)], grid[min(kept[-1] + 3, len(grid) - 1)]
-        inside = [p for p in places if first < p < last]
+        inside = [p for p in points if first < p < last]
         edges = [np.linspace(*ends, 60) for ends in pairwise([first, *sorted(inside), last])]
         return log_quadrature(log_integrand, np.unique(np.concatenate(edges)))
 
@@ -138,8 +138,8 @@ def log_quadrature(log_integrand: LogFunction, edges: Array) -> float:
     """Logarithm of an integral, by Gaussian quadrature between edges."""
     nodes, weights = np.polynomial.legendre.leggauss(NUM_NODES)
     half = 0.5 * np.diff(edges)[:, None]
-    places = (edges[:-1, None] + half * (1 + nodes)).ravel()
-    logs = log_integrand(places) + np.log(half * weights).ravel()
+    points = (edges[:-1, None] + half * (1 + nodes)).ravel()
+    logs = log_integrand(points) + np.log(half * weights).ravel()
     return float(special.logsumexp(logs))
 
 
@@ -163,9 +163,9 @@ def stable_beta(
     constant -= special.gammaln(1 - discount)
     power = concentration + discount
 
-    def log_mass(place: Array) -> Array:
-        share = special.expit(place)
-        log_share, log_rest = special.log_expit(place), special.log_expit(-place)
+    def log_mass(point: Array) -> Array:
+        share = special.expit(point)
+        log_share, log_rest = special.log_expit(point), special.log_expit(-point)
         return constant - discount * log_share + power * log_rest - tilt * scale * share
 
     def to_place(log_size: Array) -> Array:
@@ -188,7 +188,7 @@ def stable_beta(
         discount,
         power,
         (math.log(0.5 * scale), -math.log(tilt) if tilt else math.log(0.5 * scale)),
-        lambda place: special.log_expit(place) + math.log(scale),
+        lambda point: special.log_expit(point) + math.log(scale),
         to_place,
         is_bounded=True,
     )

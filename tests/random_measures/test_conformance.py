@@ -92,5 +92,5 @@ def test_partitions(name):
 
 @EVERY_LAW
 def test_partition_draws(name):
-    """Any of 14 laws fails for one seed in 71,000."""
+    """Any of 14 distributions fails for one seed in 71,000."""
     checks.check_partition_draws(LAWS[name](), 20_000 if name in QUICK else 500)

@@ -46,21 +46,21 @@ EVERY_REFERENCE = pytest.mark.parametrize(
 @EVERY_REFERENCE
 @pytest.mark.parametrize("order, tilt", [(1.0, 0.5), (3.0, 2.0), (2.5, 30.0)])
 def test_density_and_moments(reference, order, tilt):
-    law = JumpDistribution(reference.measure(), order, tilt)
+    fn = JumpDistribution(reference.measure(), order, tilt)
     constant = reference.log_kappa(order, tilt)
     sizes = 0.9 * np.logspace(-4, 0, 9)
     expected = reference.log_density(sizes) + order * np.log(sizes) - tilt * sizes - constant
-    np.testing.assert_allclose(law.log_prob(torch.from_numpy(sizes)), expected, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(fn.log_prob(torch.from_numpy(sizes)), expected, rtol=0, atol=1e-8)
     first, second = (math.exp(reference.log_kappa(order + n, tilt) - constant) for n in (1, 2))
-    assert law.mean.item() == pytest.approx(first, rel=1e-9)
-    assert law.variance.item() == pytest.approx(second - first**2, rel=1e-8)
+    assert fn.mean.item() == pytest.approx(first, rel=1e-9)
+    assert fn.variance.item() == pytest.approx(second - first**2, rel=1e-8)
 
 
 def test_density_integrates_to_one():
-    law = JumpDistribution(BETA_PRIME.measure(), 2.0, 0.7)
+    fn = JumpDistribution(BETA_PRIME.measure(), 2.0, 0.7)
 
-    def density(place):
-        return math.exp(law.log_prob(torch.tensor(place).exp()).item() + place)
+    def density(point):
+        return math.exp(fn.log_prob(torch.tensor(point).exp()).item() + point)
 
     whole, _ = integrate.quad(density, -30.0, 8.0, epsabs=0.0, epsrel=1e-9, points=[0.0])
     assert whole == pytest.approx(1.0, abs=1e-8)
@@ -71,8 +71,8 @@ def test_density_integrates_to_one():
 def test_draws_of_met_weights(reference):
     """Mean of all draws and of their squares; any of eight fails for one seed in 200,000."""
     torch.manual_seed(0)
-    law = JumpDistribution(reference.measure(), 2.0, 0.7)
-    draws = law.sample((500 if reference is STABLE_BETA else 5000,))
+    fn = JumpDistribution(reference.measure(), 2.0, 0.7)
+    draws = fn.sample((500 if reference is STABLE_BETA else 5000,))
     for power in (1.0, 2.0):
         values = draws**power
         expected = math.exp(reference.log_kappa(2.0 + power, 0.7) - reference.log_kappa(2.0, 0.7))
@@ -82,10 +82,10 @@ def test_draws_of_met_weights(reference):
 
 def test_batches_and_errors():
     measure = GAMMA.measure()
-    law = JumpDistribution(measure, torch.tensor([[1.0], [2.0]]), torch.tensor([0.5, 1.0, 2.0]))
-    assert law.batch_shape == (2, 3) and law.rsample((4,)).shape == (4, 2, 3)
-    assert law.mean[1, 2].item() == pytest.approx(JumpDistribution(measure, 2.0, 2.0).mean.item())
-    assert law.expand((5, 2, 3)).log_prob(torch.tensor(0.3)).shape == (5, 2, 3)
+    fn = JumpDistribution(measure, torch.tensor([[1.0], [2.0]]), torch.tensor([0.5, 1.0, 2.0]))
+    assert fn.batch_shape == (2, 3) and fn.rsample((4,)).shape == (4, 2, 3)
+    assert fn.mean[1, 2].item() == pytest.approx(JumpDistribution(measure, 2.0, 2.0).mean.item())
+    assert fn.expand((5, 2, 3)).log_prob(torch.tensor(0.3)).shape == (5, 2, 3)
     for order, tilt, wrong in ((0.0, 1.0, "order must be > 0"), (1.0, -1.0, "tilt must be >= 0")):
         with pytest.raises(ValueError, match=wrong):
             JumpDistribution(measure, order, tilt)
@@ -118,7 +118,7 @@ def inverse_gamma(concentration):
 
 
 class Expected:
-    """The law with density of the arrival probability times the Lévy density over the number."""
+    """The arrival probability times the Lévy density over the number, as a density."""
 
     def __init__(self, reference, log_cdf, num_atoms):
         self.reference, self.log_cdf, self.num_atoms = reference, log_cdf, num_atoms
@@ -195,17 +195,17 @@ def name(value):
 )
 def test_law(reference, family, log_cdf, kind):
     measure, expected = reference.measure(), Expected(reference, log_cdf, 12)
-    law = measure.finite(12, family=family)
+    fn = measure.finite(12, family=family)
     if kind is not None:
-        assert isinstance(law, kind)
+        assert isinstance(fn, kind)
     end = 0.98 * float(getattr(measure.support, "upper_bound", 40.0))
     sizes = np.array([1e-9, 1e-3, 0.05, 0.4, 0.7]) * end
-    value = law.log_prob(torch.from_numpy(sizes))
+    value = fn.log_prob(torch.from_numpy(sizes))
     np.testing.assert_allclose(value, expected.log_density(sizes), rtol=1e-8, atol=1e-8)
-    cdf = law.cdf(torch.from_numpy(sizes))
+    cdf = fn.cdf(torch.from_numpy(sizes))
     np.testing.assert_allclose(cdf, [expected.cdf(x) for x in sizes], rtol=1e-9, atol=1e-11)
     if measure.mean.isfinite():
-        assert law.mean.item() == pytest.approx(expected.mean(), rel=1e-10)
+        assert fn.mean.item() == pytest.approx(expected.mean(), rel=1e-10)
     for t in (0.01, 1.0, 300.0):
         error = measure.finite_error(12, t, family=family).item()
         exponent = reference.exponent(t)
@@ -220,11 +220,11 @@ def test_laws_of_scaled_weights(reference):
     parameters = reference.parameters
     mass, sigma, tau = (parameters[n] for n in ("mass", "discount", "tail_index"))
     if reference is BETA_PRIME:
-        base_mass, base_tilt, law = mass * special.gamma(tau), 1.0, stats.gamma(tau)
+        base_mass, base_tilt, fn = mass * special.gamma(tau), 1.0, stats.gamma(tau)
     else:
         cutoff = parameters["cutoff"]
         base_mass, base_tilt = mass * cutoff ** (tau - sigma) / tau, cutoff
-        law = stats.beta(tau, 1.0)
+        fn = stats.beta(tau, 1.0)
     level = (sigma * num_atoms / base_mass + base_tilt**sigma) ** (1 / sigma)
 
     def inner(s):
@@ -233,7 +233,7 @@ def test_laws_of_scaled_weights(reference):
 
     nodes, weights = np.polynomial.legendre.leggauss(400)
     share = 0.5 * (nodes + 1)
-    divisor = law.ppf(share)
+    divisor = fn.ppf(share)
     transform = float((0.5 * weights * inner(t / divisor)).sum())
     expected = -num_atoms * math.log(transform) - reference.exponent(t)
     assert measure.finite_error(num_atoms, t).item() == pytest.approx(expected, abs=2e-5)
@@ -266,11 +266,11 @@ def test_order_of_convergence(discount):
 def test_group_rule():
     measure = GAMMA.measure()
     for number in (10, 1000):
-        law = measure.finite(number, "group")
+        fn = measure.finite(number, "group")
         level = (0.4 * number / 2.0) ** 2.5
         other = TiltedBFRY(0.4, level, 1.5)
         size = torch.logspace(-6, 1, 8)
-        torch.testing.assert_close(law.log_prob(size), other.log_prob(size))
+        torch.testing.assert_close(fn.log_prob(size), other.log_prob(size))
     for reference in (gamma(2.0, 0.0, 1.5), gamma(2.0, -0.5, 1.5)):
         with pytest.raises(ValueError, match="discount of .* must be > 0 for the rule 'group'"):
             reference.measure().finite(10, "group")
@@ -280,22 +280,22 @@ def test_group_rule():
 
 @pytest.mark.parametrize("reference", [GAMMA, STABLE_BETA, PARETO_MIXTURE], ids=str)
 def test_deterministic_arrivals(reference):
-    """The law of weights above the level that is exceeded that often."""
+    """The distribution of weights above the level that is exceeded that often."""
     measure, num_atoms = reference.measure(), 12
-    law = measure.finite(num_atoms, family=DeterministicArrivals())
+    fn = measure.finite(num_atoms, family=DeterministicArrivals())
     level = measure.inverse_tail(num_atoms)
     torch.manual_seed(0)
-    draws = law.sample((200,))
+    draws = fn.sample((200,))
     assert (draws >= level * (1 - 1e-9)).all()
-    assert law.log_prob(0.9 * level) == -torch.inf
+    assert fn.log_prob(0.9 * level) == -torch.inf
     size = 1.5 * level.item()
     expected = float(reference.log_density(np.array(size))) - math.log(num_atoms)
-    assert law.log_prob(torch.tensor(size)).item() == pytest.approx(expected, abs=1e-8)
+    assert fn.log_prob(torch.tensor(size)).item() == pytest.approx(expected, abs=1e-8)
     cdf = 1.0 - math.exp(reference.log_tail(size)) / num_atoms
-    assert law.cdf(torch.tensor(size)).item() == pytest.approx(cdf, abs=1e-10)
+    assert fn.cdf(torch.tensor(size)).item() == pytest.approx(cdf, abs=1e-10)
     if not isinstance(reference, Mixture):
         above = reference.log_integral(lambda v: v, (), 1.0, 1.0, low=math.log(level.item()))
-        assert law.mean.item() == pytest.approx(math.exp(above) / num_atoms, rel=1e-9)
+        assert fn.mean.item() == pytest.approx(math.exp(above) / num_atoms, rel=1e-9)
 
 
 @pytest.mark.slow
@@ -304,10 +304,10 @@ def test_deterministic_arrivals(reference):
 def test_draws(reference, family, log_cdf, kind):
     """Kolmogorov-Smirnov tests of 100 draws; any of 15 fails for one seed in 70,000."""
     torch.manual_seed(0)
-    law = reference.measure().finite(12, family=family)
-    draws = law.sample((100,))
-    assert law.support.check(draws).all() and (draws > 0).all()
-    level = law.cdf(draws).numpy()
+    fn = reference.measure().finite(12, family=family)
+    draws = fn.sample((100,))
+    assert fn.support.check(draws).all() and (draws > 0).all()
+    level = fn.cdf(draws).numpy()
     assert stats.kstest(level, "uniform").pvalue > 1e-6
 
 
@@ -343,12 +343,12 @@ def test_gradients_of_draws(make):
 
 def test_expand_and_types():
     measure = stable_beta(2.0, 0.6, -0.3).measure()
-    law = measure.finite(5).expand((3, 2))
-    assert law.batch_shape == (3, 2) and law.rsample((4,)).shape == (4, 3, 2)
-    assert law.log_prob(torch.full((3, 2), 0.4)).shape == (3, 2)
-    assert law.mean.shape == law.variance.shape == (3, 2)
+    fn = measure.finite(5).expand((3, 2))
+    assert fn.batch_shape == (3, 2) and fn.rsample((4,)).shape == (4, 3, 2)
+    assert fn.log_prob(torch.full((3, 2), 0.4)).shape == (3, 2)
+    assert fn.mean.shape == fn.variance.shape == (3, 2)
     with pytest.raises(ValueError, match="within the support"):
-        law.log_prob(torch.tensor(1.5))
+        fn.log_prob(torch.tensor(1.5))
     torch.set_default_dtype(torch.float32)
     narrow = stable_beta(2.0, 0.6, -0.3).measure().finite(5)
     assert narrow.sample((3,)).dtype == narrow.mean.dtype == torch.float32
@@ -373,9 +373,9 @@ def test_arrivals_of_a_power_little_above_the_discount(reference):
     """Integrals then reach far down, where weights arrive with a power less than one."""
     measure, time = reference.measure(), 3.0
 
-    def integrand(place):
-        density = measure.log_levy_density(torch.tensor(math.exp(place))).item() + place
-        return special.gammainc(0.5, time * math.exp(place)) * math.exp(density)
+    def integrand(point):
+        density = measure.log_levy_density(torch.tensor(math.exp(point))).item() + point
+        return special.gammainc(0.5, time * math.exp(point)) * math.exp(density)
 
     end = -1e-12 if reference is STABLE_BETA else 6.0
     ends = [-690.0, -300.0, -100.0, -30.0, -10.0, -3.0, -1.0, end]
@@ -387,8 +387,8 @@ def test_arrivals_of_a_power_little_above_the_discount(reference):
         arrival_process(measure, GammaArrivals(0.5)).log_count(torch.tensor(math.log(time))).exp()
     )
     assert count.item() == pytest.approx(expected, rel=1e-9)
-    law = measure.finite(12, family=GammaArrivals(0.5))
-    assert law.cdf(torch.tensor(1.0 - 1e-12 if reference is STABLE_BETA else 1e3)).item() == (
+    fn = measure.finite(12, family=GammaArrivals(0.5))
+    assert fn.cdf(torch.tensor(1.0 - 1e-12 if reference is STABLE_BETA else 1e3)).item() == (
         pytest.approx(1.0, abs=1e-9)
     )
 
@@ -404,10 +404,10 @@ def test_arrivals_of_a_power_little_above_the_discount(reference):
 )
 def test_a_family_in_closed_form_is_known_by_its_name(measure, family):
     """It is that which goes without a name, and has the density of the general quadrature."""
-    law, places = measure.finite(50, family=family), torch.tensor([1e-6, 1e-2, 0.5, 0.99])
-    assert type(law) is type(measure.finite(50)) is not FiniteAtom
+    fn, positions = measure.finite(50, family=family), torch.tensor([1e-6, 1e-2, 0.5, 0.99])
+    assert type(fn) is type(measure.finite(50)) is not FiniteAtom
     general = FiniteAtom(measure, family, 50)
-    torch.testing.assert_close(law.log_prob(places), general.log_prob(places))
+    torch.testing.assert_close(fn.log_prob(positions), general.log_prob(positions))
     others = [LomaxArrivals(0.8), GammaArrivals(2.0)]
     assert all(type(measure.finite(50, family=other)) is FiniteAtom for other in others)
     if isinstance(measure, StableBetaProcess):

@@ -60,10 +60,10 @@ def test_large_terms_cancel_before_they_are_rounded(name):
 
     def log_prob(parts):
         if name == "Pitman-Yor":
-            law = PitmanYor(parts[1], parts[0])
+            fn = PitmanYor(parts[1], parts[0])
         else:
-            law = GeneralizedBFRYProcess(*parts).normalize()
-        return FrequencyCounts(law, number, len(table)).log_prob(table)
+            fn = GeneralizedBFRYProcess(*parts).normalize()
+        return FrequencyCounts(fn, number, len(table)).log_prob(table)
 
     found, expected = log_prob(values), log_prob([value.double() for value in values])
     assert found.dtype == torch.float32
@@ -141,8 +141,8 @@ def test_tables_of_another_number_of_samples_are_refused():
 
 
 def test_batches_have_the_laws_of_their_elements():
-    law = PitmanYor(torch.tensor([0.1, 0.6]), 1.0)
-    counts = FrequencyCounts(law, 40)
+    fn = PitmanYor(torch.tensor([0.1, 0.6]), 1.0)
+    counts = FrequencyCounts(fn, 40)
     draws = counts.sample((3,))
     assert draws.shape == (3, 2, 8, 2) and bool((draws.prod(-1).sum(-1) == 40).all())
     each = [
@@ -161,7 +161,7 @@ def test_batches_have_the_laws_of_their_elements():
     [pytest.param(n, marks=pytest.mark.slow if n in MIXED else ()) for n in LAWS],
 )
 def test_draws_have_their_probabilities(name):
-    """A chi-squared test of 600 draws for each law, at a level of 1e-4."""
+    """A chi-squared test of 600 draws for each distribution, at a level of 1e-4."""
     counts = FrequencyCounts(LAWS[name](), 5)
     tables = torch.stack([frequency_table(row, 2) for row in partitions(5)])
     expected = counts.log_prob(tables).exp()
@@ -180,9 +180,9 @@ def test_draws_have_their_probabilities(name):
 @pytest.mark.statistical
 def test_long_draws_are_like_those_of_labels():
     """Numbers of clusters and largest sizes of 40 draws of each; level 1e-4 for each of the two."""
-    law = GeneralizedBFRYProcess(30.0, 0.3, 1.2).normalize()
-    tables = FrequencyCounts(law, 2_000).sample((40,))
-    labels = law.partition(2_000).sample((40,))
+    fn = GeneralizedBFRYProcess(30.0, 0.3, 1.2).normalize()
+    tables = FrequencyCounts(fn, 2_000).sample((40,))
+    labels = fn.partition(2_000).sample((40,))
     assert bool((tables.prod(-1).sum(-1) == 2_000).all())
     others = [frequency_table(row.bincount()) for row in labels]
     numbers = tables[..., 1].sum(-1), torch.stack([table[:, 1].sum() for table in others])
@@ -244,9 +244,9 @@ def samples(seed):
 
 def differences(first, second):
     """Distribution functions at all sizes, by comparing all pairs."""
-    places = np.unique(np.concatenate([first, second]))
-    shares = [(values[:, None] <= places).mean(0) for values in (first, second)]
-    return places, *shares
+    points = np.unique(np.concatenate([first, second]))
+    shares = [(values[:, None] <= points).mean(0) for values in (first, second)]
+    return points, *shares
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -263,13 +263,13 @@ def test_distance_is_that_of_scipy(seed):
 def test_distances_within_limits_are_those_of_all_pairs(seed, limits):
     first, second = samples(seed)
     tables = frequency_table(first), frequency_table(second)
-    places, seen, foretold = differences(first, second)
-    inside = (places >= limits[0]) & (places <= limits[1])
+    points, seen, foretold = differences(first, second)
+    inside = (points >= limits[0]) & (points <= limits[1])
     gap = np.abs(seen - foretold)
     plain = kolmogorov_smirnov(*tables, *limits)
     assert float(plain) == pytest.approx(gap[inside].max(), abs=1e-12)
-    inside &= (places <= min(first.max(), second.max())) & (foretold > 0) & (foretold < 1)
-    inside &= places >= max(first.min(), second.min())
+    inside &= (points <= min(first.max(), second.max())) & (foretold > 0) & (foretold < 1)
+    inside &= points >= max(first.min(), second.min())
     expected = (gap[inside] / np.sqrt(foretold[inside] * (1 - foretold[inside]))).max()
     weighted = reweighted_kolmogorov_smirnov(*tables, *limits)
     assert float(weighted) == pytest.approx(expected, abs=1e-12)

@@ -83,9 +83,9 @@ def check_laplace_exponent(reference):
 
 @pytest.mark.parametrize("reference", HYPERGEOMETRIC, ids=str)
 def test_laplace_exponent_in_closed_form(reference):
-    places = [t for t in EXTREMES if t < 1e6 or reference.make is not STABLE_BETA.make]
-    value = reference.measure().laplace_exponent(torch.tensor(places))
-    close(value.log(), [math.log(exponent_in_closed_form(reference, t)) for t in places], 1e-12)
+    points = [t for t in EXTREMES if t < 1e6 or reference.make is not STABLE_BETA.make]
+    value = reference.measure().laplace_exponent(torch.tensor(points))
+    close(value.log(), [math.log(exponent_in_closed_form(reference, t)) for t in points], 1e-12)
 
 
 def check_moments(reference):
@@ -109,10 +109,10 @@ def test_moments_in_closed_form(reference):
 @pytest.mark.parametrize("reference", NOTED, ids=str)
 def test_moments_are_derivatives_of_the_exponent(reference):
     r""":math:`\\kappa(n, u) = (-1)^{n-1} \\psi^{(n)}(u)`, by automatic differentiation."""
-    measure, place = reference.measure(), torch.tensor(0.7, requires_grad=True)
-    value = measure.laplace_exponent(place)
+    measure, point = reference.measure(), torch.tensor(0.7, requires_grad=True)
+    value = measure.laplace_exponent(point)
     for order in (1, 2, 3):
-        (value,) = torch.autograd.grad(value, place, create_graph=True)
+        (value,) = torch.autograd.grad(value, point, create_graph=True)
         close(((-1.0) ** (order - 1) * value).log(), measure.log_kappa(order, 0.7).item(), 1e-9)
 
 
@@ -279,8 +279,8 @@ def test_a_steep_tail_is_a_tilt_at_the_cutoff(log_excess):
     limit = GeneralizedGammaProcess(1.0 / excess, discount, 1.0)
     tolerance = {"rtol": 0.0, "atol": max(10.0 / float(excess), 1e-7)}
     for log_tilt in (-3.0, 0.0, 5.0):
-        place = discount.new_tensor(log_tilt)
+        point = discount.new_tensor(log_tilt)
         order = discount.new_tensor(7.0)
-        found = torch.stack([steep._log_exponent(place), steep._log_moment(order, place)])
-        expected = torch.stack([limit._log_exponent(place), limit._log_moment(order, place)])
+        found = torch.stack([steep._log_exponent(point), steep._log_moment(order, point)])
+        expected = torch.stack([limit._log_exponent(point), limit._log_moment(order, point)])
         torch.testing.assert_close(found, expected, **tolerance)

@@ -162,10 +162,10 @@ def test_recorded_and_mapped(make, values, name):
         return measure.normalize().log_joint(counts, u)
 
     both = torch.func.vmap(torch.func.grad_and_value(function))
-    place = torch.tensor([[*values, 0.7], [*(1.1 * v for v in values), 2.0]])
-    recorded = make_fx(both)(place)
-    other = place * 0.97
-    for at in (place, other):
+    point = torch.tensor([[*values, 0.7], [*(1.1 * v for v in values), 2.0]])
+    recorded = make_fx(both)(point)
+    other = point * 0.97
+    for at in (point, other):
         slopes, recorded_values = recorded(at)
         for row in range(2):
             leaf = at[row].clone().requires_grad_()

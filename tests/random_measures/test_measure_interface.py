@@ -216,9 +216,9 @@ def test_arrival_families_are_values():
     assert ExponentialArrivals().concentration == 1.0
     for family in (GammaArrivals(0.7), InverseGammaArrivals(2.0), LomaxArrivals(1.3)):
         typed: ArrivalFamily = family
-        place = torch.linspace(-60.0, 6.0, 40, requires_grad=True)
-        value = typed.log_cdf(place)
-        (slope,) = torch.autograd.grad(value.exp().sum(), place)
-        torch.testing.assert_close(slope, typed.log_density(place).exp(), rtol=1e-8, atol=1e-300)
-        whole = typed.log_cdf(place).exp() + typed.log_survival(place).exp()
+        point = torch.linspace(-60.0, 6.0, 40, requires_grad=True)
+        value = typed.log_cdf(point)
+        (slope,) = torch.autograd.grad(value.exp().sum(), point)
+        torch.testing.assert_close(slope, typed.log_density(point).exp(), rtol=1e-8, atol=1e-300)
+        whole = typed.log_cdf(point).exp() + typed.log_survival(point).exp()
         torch.testing.assert_close(whole, torch.ones(40))

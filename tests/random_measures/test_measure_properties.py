@@ -27,7 +27,7 @@ SETTINGS = settings(settings.get_profile("measures"))
 
 
 def log_uniform(low: float, high: float):
-    return st.floats(low, high).map(lambda place: 10.0**place)
+    return st.floats(low, high).map(lambda point: 10.0**point)
 
 
 MASS = log_uniform(-3.0, 3.0)
@@ -123,19 +123,19 @@ def test_series(measure, seed):
     number=st.integers(1, 10_000),
 )
 def test_finite_approximations(measure, number):
-    law = measure.finite(number)
-    draws = law.sample((5,))
+    fn = measure.finite(number)
+    draws = fn.sample((5,))
     assert draws.isfinite().all() and (draws > 0).all()
     # A draw may round to the largest size, where the density has another limit.
     inside = draws < getattr(measure.support, "upper_bound", torch.inf)
-    assert law.log_prob(draws[inside]).isfinite().all()
+    assert fn.log_prob(draws[inside]).isfinite().all()
 
 
 @settings(SETTINGS, max_examples=3)
 @given(measure=INFINITE)
 def test_partitions(measure):
-    law = measure.normalize()
-    values = torch.stack([law.log_eppf(counts) for counts in ([3], [2, 1], [1, 1, 1])])
+    fn = measure.normalize()
+    values = torch.stack([fn.log_eppf(counts) for counts in ([3], [2, 1], [1, 1, 1])])
     assert values.isfinite().all()
     whole = (values + torch.tensor([1.0, 3.0, 1.0]).log()).logsumexp(0)
     assert whole.abs() < 1e-7
@@ -148,7 +148,7 @@ def test_partitions(measure):
     counts=st.lists(st.integers(0, 10**6), min_size=1, max_size=6).filter(sum),
 )
 def test_pitman_yor(discount, excess, counts):
-    law = PitmanYor(discount, excess - discount)
-    assert law.log_eppf(counts).isfinite() and law.log_joint(counts, 0.3).isfinite()
-    shares = law.predictive(counts)
+    fn = PitmanYor(discount, excess - discount)
+    assert fn.log_eppf(counts).isfinite() and fn.log_joint(counts, 0.3).isfinite()
+    shares = fn.predictive(counts)
     assert (shares >= 0).all() and abs(shares.sum() - 1.0) < 1e-12

@@ -33,15 +33,15 @@ def exponent(name, shift):
             return math.gamma(1.9) * (0.7 + weight) ** -1.9
         return quad(lambda x: x**0.9 * math.exp(-weight * x), 0.0, 1.7)[0]
 
-    def integrand(place):
-        weight = math.exp(place)
-        return -math.expm1(-shift * weight) * math.exp(-0.4 * place) * mixing(weight)
+    def integrand(point):
+        weight = math.exp(point)
+        return -math.expm1(-shift * weight) * math.exp(-0.4 * point) * mixing(weight)
 
     parts = [(-60.0, -5.0), (-5.0, 5.0), (5.0, 25.0)]
     return 1.5 / math.gamma(0.6) * sum(quad(integrand, *part, limit=200)[0] for part in parts)
 
 
-def published(name, counts, tilt, places):
+def published(name, counts, tilt, points):
     """Log joint density in unconstrained coordinates of the tilts, as the paper's code has it."""
     sigma, tau, number = 0.4, 2.3, len(counts)
     total = sum(counts)
@@ -50,10 +50,10 @@ def published(name, counts, tilt, places):
     orders = np.asarray(counts) - sigma
     value += gammaln(orders).sum()
     if name == "beta prime":
-        tilts = np.exp(places)
+        tilts = np.exp(points)
         value += (-0.7 * tilts).sum()
     else:
-        tilts = 1.7 * expit(places)
+        tilts = 1.7 * expit(points)
         value += -number * math.log(1.7) + np.log(1.7 - tilts).sum()
     return value + ((tau - sigma) * np.log(tilts) - orders * np.log(tilts + tilt)).sum()
 
@@ -61,28 +61,28 @@ def published(name, counts, tilt, places):
 @pytest.mark.parametrize("name", MEASURES)
 def test_density_is_the_published_one(name):
     measure, counts, tilt = MEASURES[name](), [5, 2, 1], 0.8
-    places = np.array([0.3, -1.2, 0.7])
+    points = np.array([0.3, -1.2, 0.7])
     if name == "beta prime":
-        tilts, log_jacobian = np.exp(places), places.sum()
+        tilts, log_jacobian = np.exp(points), points.sum()
     else:
-        tilts = 1.7 * expit(places)
+        tilts = 1.7 * expit(points)
         log_jacobian = np.log(tilts * (1.7 - tilts) / 1.7).sum()
     values = torch.from_numpy(tilts)
     found = log_joint_given_cluster_tilts(measure, counts, torch.tensor(tilt), values)
     found = found + cluster_tilt_distribution(measure).log_prob(values).sum() + log_jacobian
-    assert float(found) == pytest.approx(published(name, counts, tilt, places), abs=1e-8)
+    assert float(found) == pytest.approx(published(name, counts, tilt, points), abs=1e-8)
 
 
 @pytest.mark.parametrize("name", MEASURES)
 @pytest.mark.parametrize("size", [1, 3, 9])
 def test_integral_over_a_tilt_is_the_joint_density_without_it(name, size):
     measure, tilt = MEASURES[name](), torch.tensor(0.7)
-    law, end = cluster_tilt_distribution(measure), 1.7 if name == "generalized BFRY" else np.inf
+    fn, end = cluster_tilt_distribution(measure), 1.7 if name == "generalized BFRY" else np.inf
 
     def integrand(value):
         tilts = torch.tensor([value])
         density = log_joint_given_cluster_tilts(measure, [size], tilt, tilts)
-        return math.exp(float(density + law.log_prob(tilts)))
+        return math.exp(float(density + fn.log_prob(tilts)))
 
     found = quad(integrand, 0.0, end, limit=200)[0]
     expected = measure.normalize().log_joint([size], tilt).exp()
@@ -93,8 +93,8 @@ def test_integral_over_a_tilt_is_the_joint_density_without_it(name, size):
 def test_gradients_are_those_of_finite_differences(name):
     def density(mass, discount, tail_index, tilt, tilts):
         measure = type(MEASURES[name]())(mass, discount, tail_index)
-        law = cluster_tilt_distribution(measure).log_prob(tilts).sum()
-        return law + log_joint_given_cluster_tilts(measure, [4, 2, 1], tilt, tilts)
+        fn = cluster_tilt_distribution(measure).log_prob(tilts).sum()
+        return fn + log_joint_given_cluster_tilts(measure, [4, 2, 1], tilt, tilts)
 
     numbers = (1.5, 0.4, 2.3, 0.8, [0.3, 0.6, 0.9])
     inputs = [torch.tensor(number, requires_grad=True) for number in numbers]

@@ -92,8 +92,8 @@ def test_partition_probabilities(reference, counts, value):
 )
 def test_partitions_of_tree_guided_mixtures(counts, value):
     """Their measure has the mass 1.2 over the discount, and the tilt one."""
-    law = GeneralizedGammaProcess(1.2 * 0.4, 0.4, 1.0).normalize()
-    assert law.log_eppf(counts).item() == pytest.approx(value, abs=6e-11)
+    fn = GeneralizedGammaProcess(1.2 * 0.4, 0.4, 1.0).normalize()
+    assert fn.log_eppf(counts).item() == pytest.approx(value, abs=6e-11)
 
 
 def test_pitman_yor():
@@ -145,10 +145,10 @@ def test_lomax_series_of_the_stable_beta_process():
     for num_atoms, level, mean in [(20, 24.744151, 1.561350), (200, 4025.1699, 1.977134)]:
         log_level = arrivals.log_time(torch.tensor(float(num_atoms)).log())
         assert log_level.exp().item() == pytest.approx(level, rel=2e-8)
-        law = measure.finite(num_atoms)
-        assert num_atoms * law.mean.item() == pytest.approx(mean, abs=6e-7)
+        fn = measure.finite(num_atoms)
+        assert num_atoms * fn.mean.item() == pytest.approx(mean, abs=6e-7)
         lost = measure.lost_mass(num_atoms, "lomax").item()
-        assert num_atoms * law.mean.item() + lost == near(2.0)
+        assert num_atoms * fn.mean.item() + lost == near(2.0)
 
 
 def test_beta_prime_weights_are_the_odds_of_stable_beta_weights():

@@ -18,19 +18,19 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 @pytest.mark.statistical
 @pytest.mark.parametrize(
-    "law, number",
+    "fn, number",
     [
         (lambda: GAMMA.measure().normalize(), 300),
         (lambda: PitmanYor(0.4, 1.3), 2000),
         (lambda: DirichletProcess(3.0), 2000),
     ],
 )
-def test_number_of_clusters(law, number):
+def test_number_of_clusters(fn, number):
     """The mean for fifty samples; any of three fails for one seed in 580,000."""
     torch.manual_seed(0)
-    law = law()
-    draws = law.partition(50).sample((number,)).amax(-1).double() + 1.0
-    expected = law.expected_cluster_counts(50).sum()
+    fn = fn()
+    draws = fn.partition(50).sample((number,)).amax(-1).double() + 1.0
+    expected = fn.expected_cluster_counts(50).sum()
     assert abs(draws.mean() - expected) < 5.0 * draws.std() / math.sqrt(number)
 
 
@@ -43,8 +43,8 @@ def test_power_law(discount):
     seeds in a million.
     """
     torch.manual_seed(0)
-    for law in (gamma(1.0, discount, 1.0).measure().normalize(), PitmanYor(discount, 1.0)):
-        labels = law.partition(100_000).sample((8,))
+    for fn in (gamma(1.0, discount, 1.0).measure().normalize(), PitmanYor(discount, 1.0)):
+        labels = fn.partition(100_000).sample((8,))
         few, many = labels[:, :10_000].amax(-1) + 1.0, labels.amax(-1) + 1.0
         slope = (many.log() - few.log()).mean() / math.log(10.0)
         assert abs(slope - discount) < 0.05
@@ -108,8 +108,8 @@ def test_empty_batches(measure):
 
 
 def test_seeds():
-    for law in (PitmanYor(0.4, 1.3), GAMMA.measure().normalize()):
-        partition = law.partition(30)
+    for fn in (PitmanYor(0.4, 1.3), GAMMA.measure().normalize()):
+        partition = fn.partition(30)
         torch.manual_seed(3)
         first = partition.sample((5,))
         torch.manual_seed(3)

@@ -60,9 +60,9 @@ def test_spread_over_draws():
     draws = torch.arange(1.0, 102.0)[:, None] * torch.tensor([1.0, 10.0])
     axes = plot_ranked_weights(draws[torch.randperm(101, generator=torch.manual_seed(0))])
     (band,) = axes.collections
-    places, levels = band.get_paths()[0].vertices.T
-    np.testing.assert_allclose(np.unique(levels[places == 1]), [60.0, 960.0], rtol=1e-6)
-    np.testing.assert_allclose(np.unique(levels[places == 2]), [6.0, 96.0], rtol=1e-6)
+    positions, levels = band.get_paths()[0].vertices.T
+    np.testing.assert_allclose(np.unique(levels[positions == 1]), [60.0, 960.0], rtol=1e-6)
+    np.testing.assert_allclose(np.unique(levels[positions == 2]), [6.0, 96.0], rtol=1e-6)
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [510.0, 51.0], rtol=1e-6)
 
 
@@ -78,9 +78,9 @@ def test_number_of_clusters():
 def test_slope_of_the_number_of_clusters():
     torch.manual_seed(0)
     (line,) = plot_num_clusters(PitmanYor(0.5, 1.0).partition(100_000).sample((20,))).lines
-    places, numbers = line.get_xdata(), line.get_ydata()
-    late = places > 1000
-    slope, _ = np.polyfit(np.log(places[late]), np.log(numbers[late]), 1)
+    positions, numbers = line.get_xdata(), line.get_ydata()
+    late = positions > 1000
+    slope, _ = np.polyfit(np.log(positions[late]), np.log(numbers[late]), 1)
     assert slope == pytest.approx(0.5, abs=0.05)
 
 

@@ -124,10 +124,10 @@ def mixture_model(truncation, data):
     measure = GeneralizedGammaProcess(mass, discount, 1.0).normalize()
     mixture = random_measure("G", measure, dist.Normal(0.0, 3.0), truncation)
     with pyro.plate("data", len(data), subsample_size=50) as index:
-        law = dist.MixtureSameFamily(
+        fn = dist.MixtureSameFamily(
             dist.Categorical(mixture.weights), dist.Normal(mixture.atoms, 0.7)
         )
-        pyro.sample("x", law, obs=data[index])
+        pyro.sample("x", fn, obs=data[index])
 
 
 @pytest.mark.parametrize("truncation", [10, TruncatedSeries(10)], ids=["finite", "series"])
@@ -182,13 +182,13 @@ def eppf_model(make, sizes, multiplicity):
     """Counts as clusters of samples of a normalized measure."""
     mass = pyro.sample("mass", dist.LogNormal(4.0, 1.0))
     discount = pyro.sample("discount", dist.Uniform(0.0, 1.0))
-    law = make(mass, discount)
-    if isinstance(law, PitmanYor):
-        pyro.factor("partition", law.log_eppf(sizes, multiplicity))
+    fn = make(mass, discount)
+    if isinstance(fn, PitmanYor):
+        pyro.factor("partition", fn.log_eppf(sizes, multiplicity))
         return
     prior = dist.LogNormal(5.0, 2.0)
     tilt = pyro.sample("u", prior)
-    joint = law.log_joint(sizes, tilt, multiplicity)
+    joint = fn.log_joint(sizes, tilt, multiplicity)
     pyro.factor("partition", joint - prior.log_prob(tilt))
 
 
@@ -241,7 +241,7 @@ def test_nuts_on_real_counts_agrees_with_quadrature():
     draws = mcmc.get_samples()["discount"]
     size = mcmc.diagnostics()["discount"]["n_eff"]
     assert abs(draws.mean() - exact) < 5.0 * draws.std() / math.sqrt(size)
-    # The other law says nearly the same of these counts, and its auxiliary variable mixes.
+    # The other distribution says nearly the same of these counts, and its auxiliary variable mixes.
     mcmc = PyroMCMC(NUTS(eppf_model), num_samples=300, warmup_steps=300, disable_progbar=True)
     mcmc.run(LAWS["generalized gamma"], sizes, multiplicity)
     assert abs(mcmc.get_samples()["discount"].mean() - exact) < 0.03

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 EVERY_LAW = pytest.mark.parametrize(
-    "law",
+    "fn",
     [
         pytest.param(make, id=name, marks=() if name in QUICK else pytest.mark.slow)
         for name, make in LAWS.items()
@@ -75,18 +75,18 @@ def pitman_yor_eppf(counts, discount, concentration):
     "parameters", [(2.0, 0.4, 1.5), (0.1, 0.7, 1.0), (20.0, 0.25, 0.3), (3.0, 0.9, 1e-3)]
 )
 def test_generalized_gamma_process_in_closed_form(parameters):
-    law = GeneralizedGammaProcess(*parameters).normalize()
+    fn = GeneralizedGammaProcess(*parameters).normalize()
     for counts in ((1,), (2,), (3, 1), (5, 2, 1), (1, 1, 1, 1), (30, 7, 1)):
         expected = pytest.approx(nggp_eppf(counts, *parameters), rel=1e-10, abs=1e-11)
-        assert law.log_eppf(counts).item() == expected, counts
+        assert fn.log_eppf(counts).item() == expected, counts
 
 
 @pytest.mark.parametrize("counts", [(1,), (4,), (3, 1), (5, 2, 2, 1), (300, 20, 1)])
 def test_pitman_yor_in_closed_form(counts):
     for discount, concentration in ((0.4, 1.3), (0.0, 2.0), (0.9, -0.8), (0.3, 0.0)):
-        law = PitmanYor(discount, concentration)
+        fn = PitmanYor(discount, concentration)
         expected = pitman_yor_eppf(counts, discount, concentration)
-        assert law.log_eppf(counts).item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
+        assert fn.log_eppf(counts).item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
     stable = gamma(2.0, 0.3, 0.0).measure().normalize()
     assert stable.log_eppf(counts).item() == pytest.approx(
         pitman_yor_eppf(counts, 0.3, 0.0), rel=1e-10, abs=1e-11
@@ -100,58 +100,58 @@ def test_pitman_yor_in_closed_form(counts):
 def test_pitman_yor_is_a_mixture():
     r"""Over :math:`V \sim \text{Gamma}(\theta / \sigma)`, the mass :math:`\sigma V`."""
     sigma, theta = 0.4, 1.3
-    place = torch.linspace(-25.0, 6.0, 1500)
-    law = GeneralizedGammaProcess(sigma * place.exp(), sigma, 1.0).normalize()
-    weight = theta / sigma * place - place.exp() - math.lgamma(theta / sigma)
+    point = torch.linspace(-25.0, 6.0, 1500)
+    fn = GeneralizedGammaProcess(sigma * point.exp(), sigma, 1.0).normalize()
+    weight = theta / sigma * point - point.exp() - math.lgamma(theta / sigma)
     for counts in ([2, 1], [3, 3, 1]):
-        value = torch.trapezoid((weight + law.log_eppf(counts)).exp(), place)
+        value = torch.trapezoid((weight + fn.log_eppf(counts)).exp(), point)
         expected = math.exp(pitman_yor_eppf(counts, sigma, theta))
         assert value.item() == pytest.approx(expected, rel=1e-9)
 
 
 @EVERY_REFERENCE
 def test_predictive_given_the_tilt(reference):
-    law = reference.measure().normalize()
+    fn = reference.measure().normalize()
     for u in (1e-3, 0.8, 50.0):
         sizes = (5, 1, 2)
         weights = [reference.log_kappa(n + 1, u) - reference.log_kappa(n, u) for n in sizes]
         weights = torch.tensor([*weights, reference.log_kappa(1, u)]).softmax(-1)
-        torch.testing.assert_close(law.predictive(sizes, u), weights, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(fn.predictive(sizes, u), weights, rtol=1e-9, atol=1e-11)
 
 
 @EVERY_REFERENCE
 def test_joint_density(reference):
-    law, counts = reference.measure().normalize(), (5, 2, 2)
+    fn, counts = reference.measure().normalize(), (5, 2, 2)
 
     def log_joint(u):
         value = 8 * math.log(u) - math.lgamma(9) - reference.exponent(u)
         return value + sum(reference.log_kappa(n, u) for n in counts)
 
     for u in (1e-3, 0.8, 50.0):
-        assert law.log_joint(counts, u).item() == pytest.approx(log_joint(u), rel=1e-9, abs=1e-9)
+        assert fn.log_joint(counts, u).item() == pytest.approx(log_joint(u), rel=1e-9, abs=1e-9)
 
-    def integrand(place):
-        return math.exp(law.log_joint(counts, math.exp(place)).item() + place)
+    def integrand(point):
+        return math.exp(fn.log_joint(counts, math.exp(point)).item() + point)
 
     whole, _ = integrate.quad(integrand, -30.0, 25.0, epsabs=0.0, epsrel=1e-10, points=[0.0])
-    assert law.log_eppf(counts).item() == pytest.approx(math.log(whole), abs=1e-8)
+    assert fn.log_eppf(counts).item() == pytest.approx(math.log(whole), abs=1e-8)
 
 
 @pytest.mark.parametrize("parameters", [(0.4, 1.3), (0.0, 1.3), (0.4, -0.2)])
 def test_joint_density_of_pitman_yor(parameters):
-    law = PitmanYor(*parameters)
+    fn = PitmanYor(*parameters)
     for counts in ([2, 1], [5, 3, 1, 1]):
-        place = torch.linspace(-150.0, 60.0, 40_001)
-        value = torch.trapezoid((law.log_joint(counts, place.exp()) + place).exp(), place)
-        assert value.log().item() == pytest.approx(law.log_eppf(counts).item(), abs=1e-8)
+        point = torch.linspace(-150.0, 60.0, 40_001)
+        value = torch.trapezoid((fn.log_joint(counts, point.exp()) + point).exp(), point)
+        assert value.log().item() == pytest.approx(fn.log_eppf(counts).item(), abs=1e-8)
 
 
 @EVERY_LAW
-def test_many_samples(law):
+def test_many_samples(fn):
     """Sums that hold for any number: of probabilities, of samples, and of clusters."""
-    law, total = law(), 60
+    fn, total = fn(), 60
     order = torch.arange(1.0, total + 1)
-    number, size = law.log_num_clusters(total).exp(), law.expected_cluster_counts(total)
+    number, size = fn.log_num_clusters(total).exp(), fn.expected_cluster_counts(total)
     assert number.sum().item() == pytest.approx(1.0, abs=1e-9)
     assert (order * size).sum().item() == pytest.approx(total, rel=1e-9)
     assert size.sum().item() == pytest.approx((order * number).sum().item(), rel=1e-9)
@@ -165,10 +165,10 @@ def test_large_counts():
     value = gamma(2.0, 0.3, 0.0).measure().normalize().log_eppf(counts)
     assert value.item() == pytest.approx(expected, rel=1e-11)
     for reference in (GENERALIZED_BFRY, BETA_PRIME, STABLE_BETA):
-        law = reference.measure().normalize()
-        shares = law.predictive(counts)
+        fn = reference.measure().normalize()
+        shares = fn.predictive(counts)
         assert shares.sum().item() == pytest.approx(1.0, abs=1e-12)
-        more = law.log_eppf([*counts, 1]) - law.log_eppf(counts)
+        more = fn.log_eppf([*counts, 1]) - fn.log_eppf(counts)
         assert more.exp().item() == pytest.approx(shares[-1].item(), rel=1e-6)
 
 
@@ -180,12 +180,12 @@ def test_one_large_cluster(reference):
     """The auxiliary variable is then about the number of samples over the largest weight."""
     number = 1_000_000 if reference is not STABLE_BETA else 50_000
 
-    def log_integrand(place):
-        value = number * place - math.lgamma(number) - reference.exponent(math.exp(place))
-        return value + reference.log_kappa(number, math.exp(place))
+    def log_integrand(point):
+        value = number * point - math.lgamma(number) - reference.exponent(math.exp(point))
+        return value + reference.log_kappa(number, math.exp(point))
 
     coarse = np.linspace(-2.0, 25.0, 109)
-    values = np.array([log_integrand(place) for place in coarse])
+    values = np.array([log_integrand(point) for point in coarse])
     inside = coarse[values > values.max() - 60.0]
     edges = np.linspace(inside[0] - 0.5, inside[-1] + 0.5, 7)
     expected = log_quadrature(np.vectorize(log_integrand), edges)
@@ -194,19 +194,19 @@ def test_one_large_cluster(reference):
 
 
 @EVERY_LAW
-def test_order_padding_and_batches(law):
-    law = law()
-    value = law.log_eppf([4, 2, 1])
+def test_order_padding_and_batches(fn):
+    fn = fn()
+    value = fn.log_eppf([4, 2, 1])
     for counts in ([1, 4, 2], [0, 2, 0, 1, 4], torch.tensor([2.0, 1.0, 4.0, 0.0])):
-        torch.testing.assert_close(law.log_eppf(counts), value, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(fn.log_eppf(counts), value, rtol=1e-11, atol=1e-11)
     batch = torch.tensor([[4, 2, 1], [3, 0, 0], [1, 2, 4]])
-    several = law.log_eppf(batch)
+    several = fn.log_eppf(batch)
     torch.testing.assert_close(several[[0, 2]], value.expand(2), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(several[1], law.log_eppf([3]), rtol=1e-10, atol=1e-10)
-    shares = law.predictive(batch)
+    torch.testing.assert_close(several[1], fn.log_eppf([3]), rtol=1e-10, atol=1e-10)
+    shares = fn.predictive(batch)
     assert shares.shape == (3, 4) and (shares[1, 1:3] == 0).all()
-    torch.testing.assert_close(shares[1, [0, 3]], law.predictive([3]), rtol=1e-10, atol=1e-10)
-    assert law.log_joint(batch, torch.tensor([[0.3], [2.0]])).shape == (2, 3)
+    torch.testing.assert_close(shares[1, [0, 3]], fn.predictive([3]), rtol=1e-10, atol=1e-10)
+    assert fn.log_joint(batch, torch.tensor([[0.3], [2.0]])).shape == (2, 3)
 
 
 @pytest.mark.statistical
@@ -214,10 +214,10 @@ def test_order_padding_and_batches(law):
 def test_posterior_jumps(reference):
     """Means are quotients of moments; any of 18 fails for one seed in 100,000."""
     torch.manual_seed(0)
-    law, u = reference.measure().normalize(), 0.8
+    fn, u = reference.measure().normalize(), 0.8
     number = 500 if reference.make is STABLE_BETA.make else 20_000
     counts = torch.tensor([3, 0, 1, 50]).expand(number, 4)
-    draws = law.posterior_jumps(counts, u)
+    draws = fn.posterior_jumps(counts, u)
     assert draws.shape == counts.shape and (draws[:, 1] == 0).all()
     for column, n in ((0, 3), (2, 1), (3, 50)):
         first = math.exp(reference.log_kappa(n + 1, u) - reference.log_kappa(n, u))
@@ -235,10 +235,10 @@ def test_posterior_jumps(reference):
 def test_tilts(reference, number):
     """Kolmogorov-Smirnov tests; any fails for one seed in 500,000."""
     torch.manual_seed(0)
-    law, counts = reference.measure().normalize(), [5, 2, 2]
-    draws = law.sample_auxiliary(counts, (number,)).log().sort().values
+    fn, counts = reference.measure().normalize(), [5, 2, 2]
+    draws = fn.sample_auxiliary(counts, (number,)).log().sort().values
     grid = torch.linspace(-20.0, 20.0, 2001)
-    density = (law.log_joint(counts, grid.exp()) + grid - law.log_eppf(counts)).exp()
+    density = (fn.log_joint(counts, grid.exp()) + grid - fn.log_eppf(counts)).exp()
     level = torch.cumulative_trapezoid(density, grid)
     values = np.interp(draws.numpy(), grid[1:].numpy(), level.numpy())
     assert level[-1].item() == pytest.approx(1.0, abs=1e-6)
@@ -254,10 +254,10 @@ def test_posterior_measure():
 @pytest.mark.parametrize("parameters", [(0.4, 1.3), (0.3, 0.0), (0.6, -0.4), (0.0, 1.3)])
 def test_pitman_yor_without_samples(parameters):
     """The first sample has a new cluster, also where the concentration is zero or less."""
-    law = PitmanYor(*parameters)
-    assert law.predictive([0, 0]).tolist() == [0.0, 0.0, 1.0]
-    assert law.predictive([[0, 0], [1, 0]])[0].tolist() == [0.0, 0.0, 1.0]
-    assert law.log_eppf([0, 0]).item() == 0.0
+    fn = PitmanYor(*parameters)
+    assert fn.predictive([0, 0]).tolist() == [0.0, 0.0, 1.0]
+    assert fn.predictive([[0, 0], [1, 0]])[0].tolist() == [0.0, 0.0, 1.0]
+    assert fn.log_eppf([0, 0]).item() == 0.0
 
 
 def test_sticks():
@@ -268,16 +268,16 @@ def test_sticks():
 
 
 def test_errors():
-    law = GAMMA.measure().normalize()
+    fn = GAMMA.measure().normalize()
     for counts in (3, [1.5], [-1, 2], [math.nan]):
         with pytest.raises(ValueError, match="counts must"):
-            law.log_eppf(counts)
+            fn.log_eppf(counts)
         with pytest.raises(ValueError, match="counts must"):
             PitmanYor(0.4, 1.3).log_eppf(counts)
     with pytest.raises(ValueError, match="auxiliary must be > 0, got 0"):
-        law.log_joint([2], 0.0)
+        fn.log_joint([2], 0.0)
     with pytest.raises(ValueError, match="num_samples must"):
-        law.log_num_clusters(0)
+        fn.log_num_clusters(0)
     with pytest.raises(ValueError, match="num_sticks must"):
         PitmanYor(0.4, 1.3).sticks(0)
     with pytest.raises(ValueError, match="infinitely many weights"):
@@ -287,12 +287,12 @@ def test_errors():
 def test_float32():
     torch.set_default_dtype(torch.float32)
     for name in QUICK:
-        law = LAWS[name]()
+        fn = LAWS[name]()
         for value in (
-            law.log_eppf([3, 1]),
-            law.log_joint([3, 1], 0.5),
-            law.predictive([3, 1]),
-            law.log_num_clusters(3),
-            law.expected_cluster_counts(3),
+            fn.log_eppf([3, 1]),
+            fn.log_joint([3, 1], 0.5),
+            fn.predictive([3, 1]),
+            fn.log_num_clusters(3),
+            fn.expected_cluster_counts(3),
         ):
             assert value.dtype == torch.float32 and value.isfinite().all()

@@ -1,4 +1,4 @@
-"""Series of weights: with what comes later they have the law of the measure."""
+"""Series of weights: with what comes later they have the distribution of the measure."""
 
 import math
 
@@ -180,12 +180,12 @@ def test_everything_comes_later_than_nothing(reference, method):
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_what_comes_later_within_a_round(order):
-    """A round has weights of one beta law, of which every point takes the same mean away."""
+    """A round has beta weights, of which every point takes the same mean away."""
     mass, discount, concentration = 2.0, 0.4, 1.5
     measure = stable_beta(mass, discount, concentration).measure()
     all_rounds = (measure.mean if order == 1 else measure.variance).item()
     first, second = (
-        stats.beta(1 - discount, place + concentration + discount).moment(order) for place in (0, 1)
+        stats.beta(1 - discount, point + concentration + discount).moment(order) for point in (0, 1)
     )
     number = mass * (concentration + discount) / (concentration + 1)  # in the second round
     way = series_method(measure, "rounds")
@@ -205,8 +205,8 @@ def test_late_rounds(discount):
     way = series_method(stable_beta(mass, discount, concentration).measure(), "rounds")
     for rounds in (1e3, 9e5, 2e6, 1e9, 1e12):
         with mpmath.workdps(40):
-            s, c, place = mpmath.mpf(discount), mpmath.mpf(concentration), mpmath.mpf(rounds)
-            quotient = mpmath.gammaprod([place + c + s, c], [place + c, c + s]) - 1
+            s, c, point = mpmath.mpf(discount), mpmath.mpf(concentration), mpmath.mpf(rounds)
+            quotient = mpmath.gammaprod([point + c + s, c], [point + c, c + s]) - 1
             number = mass * mpmath.gamma(1 + c) / (s * mpmath.gamma(c)) * quotient
         _, log_round = way.sample(torch.tensor([float(number)]))
         assert log_round.item() == pytest.approx(math.log(rounds), abs=2.0 / rounds + 1e-9)
@@ -291,7 +291,7 @@ def test_gradients(reference, method, names):
 @pytest.mark.statistical
 @pytest.mark.parametrize("reference", [GAMMA, STABLE_BETA, PARETO_MIXTURE], ids=identify)
 def test_jumps_above(reference):
-    """Poisson counts and the law of the weights; any of six tests fails in one seed in 160,000."""
+    """Poisson counts and weights' distribution; any of six tests fails in one seed in 160,000."""
     measure, level = reference.measure(), 0.3
     weights, mask = measure.jumps_above(level, seed=0, sample_shape=(300,))
     assert weights.shape == mask.shape and mask.dtype == torch.bool

@@ -1,4 +1,4 @@
-"""Draws of total masses against their Laplace transforms, moments and known laws."""
+"""Draws of total masses against their Laplace transforms, moments and known distributions."""
 
 import math
 
@@ -61,13 +61,13 @@ def check_transform(draws, exponent, name=""):
         assert abs(terms.mean() - math.exp(-exponent(t))) < NUM_ERRORS * error + 1e-9, (name, t)
 
 
-def check_moments(law, number):
+def check_moments(fn, number):
     """Each of mean and variance fails for less than one seed in 1.7 million."""
-    draws = law.sample((number,))
-    assert abs(draws.mean() - law.mean) < NUM_ERRORS * (law.variance / number).sqrt()
-    fourth = (draws - law.mean).pow(4).mean()
-    error = ((fourth - law.variance.square()) / number).sqrt()
-    assert abs(draws.var() - law.variance) < NUM_ERRORS * error
+    draws = fn.sample((number,))
+    assert abs(draws.mean() - fn.mean) < NUM_ERRORS * (fn.variance / number).sqrt()
+    fourth = (draws - fn.mean).pow(4).mean()
+    error = ((fourth - fn.variance.square()) / number).sqrt()
+    assert abs(draws.var() - fn.variance) < NUM_ERRORS * error
 
 
 @pytest.mark.slow
@@ -75,24 +75,24 @@ def check_moments(law, number):
 def test_exact_draws(reference):
     """Transforms at three places, of half a million draws; any fails for one seed in 12,000."""
     torch.manual_seed(0)
-    law = reference.measure().total_mass()
-    assert not isinstance(law, ApproximateTotalMass)
-    draws = law.sample((500_000,))
+    fn = reference.measure().total_mass()
+    assert not isinstance(fn, ApproximateTotalMass)
+    draws = fn.sample((500_000,))
     check_transform(draws, reference.exponent)
-    if law.variance.isfinite():
-        error = (law.variance / len(draws)).sqrt()
-        assert abs(draws.mean() - law.mean) < NUM_ERRORS * error
+    if fn.variance.isfinite():
+        error = (fn.variance / len(draws)).sqrt()
+        assert abs(draws.mean() - fn.mean) < NUM_ERRORS * error
 
 
 def test_fewer_draws():
-    """Five laws and three transforms each; any fails for one seed in 40,000."""
+    """Five distributions and three transforms each; any fails for one seed in 40,000."""
     torch.manual_seed(0)
     for reference in (EXACT[0], EXACT[2], EXACT[5], EXACT[10], EXACT[14]):
         check_transform(reference.measure().total_mass().sample((20_000,)), reference.exponent)
 
 
 @pytest.mark.parametrize(
-    "reference, law",
+    "reference, fn",
     [
         (gamma(2.0, 0.0, 1.5), stats.gamma(2.0, scale=1 / 1.5)),
         # Its mean is 2 / sqrt(1.5) and its shape 8.
@@ -101,11 +101,11 @@ def test_fewer_draws():
     ],
     ids=["gamma", "inverse Gaussian", "Lévy"],
 )
-def test_known_laws(reference, law):
+def test_known_laws(reference, fn):
     """Kolmogorov-Smirnov tests of 100,000 draws; any fails for one seed in 330,000."""
     torch.manual_seed(0)
     draws = reference.measure().total_mass().sample((100_000,)).numpy()
-    assert stats.kstest(draws, law.cdf).pvalue > SMALLEST_P
+    assert stats.kstest(draws, fn.cdf).pvalue > SMALLEST_P
 
 
 def test_atom_of_a_finite_measure():
@@ -124,10 +124,10 @@ def test_approximate_draws():
     Any of three transforms and two moments fails for one seed in 300,000.
     """
     torch.manual_seed(0)
-    law = STABLE_BETA.measure().total_mass()
-    assert isinstance(law, ApproximateTotalMass)
-    check_transform(law.sample((1000,)), STABLE_BETA.exponent)
-    check_moments(law, 1000)
+    fn = STABLE_BETA.measure().total_mass()
+    assert isinstance(fn, ApproximateTotalMass)
+    check_transform(fn.sample((1000,)), STABLE_BETA.exponent)
+    check_moments(fn, 1000)
 
 
 @pytest.mark.parametrize("number", [1, 10])
@@ -209,10 +209,10 @@ def test_density_and_distribution_function(reference):
 
         densities = [float(mpmath.log(invert(value, False))) for value in values]
         probabilities = [float(invert(value, True)) for value in values]
-    law = measure.total_mass()
-    assert isinstance(law, InvertedTotalMass)
-    close(law.log_prob(torch.tensor(values)), torch.tensor(densities), 1e-11, 1e-11)
-    close(law.cdf(torch.tensor(values)), torch.tensor(probabilities), 1e-11, 1e-12)
+    fn = measure.total_mass()
+    assert isinstance(fn, InvertedTotalMass)
+    close(fn.log_prob(torch.tensor(values)), torch.tensor(densities), 1e-11, 1e-11)
+    close(fn.cdf(torch.tensor(values)), torch.tensor(probabilities), 1e-11, 1e-12)
 
 
 @pytest.mark.slow
@@ -220,16 +220,16 @@ def test_density_and_distribution_function(reference):
 def test_density_has_the_transform(reference):
     """Mass and Laplace transform of the density by quadrature over its logarithms."""
     torch.manual_seed(0)
-    law = reference.measure().total_mass()
-    middle = law.sample((2001,)).median().item()
+    fn = reference.measure().total_mass()
+    middle = fn.sample((2001,)).median().item()
     low, high = (-25, 12) if reference.measure().discount == 0 else (-9, 9)
     nodes, weights = np.polynomial.legendre.leggauss(8)
     starts = np.arange(low, high, 0.5)
-    places = (starts[:, None] + 0.25 * (nodes + 1.0)).ravel()
+    points = (starts[:, None] + 0.25 * (nodes + 1.0)).ravel()
     lengths = torch.tensor(np.tile(0.25 * weights, len(starts)))
-    values = middle * torch.tensor(places).exp()
-    masses = lengths * values * law.log_prob(values).exp()
-    ends = law.cdf(middle * torch.tensor([float(low), float(high)]).exp())
+    values = middle * torch.tensor(points).exp()
+    masses = lengths * values * fn.log_prob(values).exp()
+    ends = fn.cdf(middle * torch.tensor([float(low), float(high)]).exp())
     close(masses.sum(), ends[1] - ends[0], 1e-9, 1e-9)
     for t in (0.3 / middle, 3.0 / middle):
         transform = (masses * (-t * values).exp()).sum() + ends[0]
@@ -239,10 +239,10 @@ def test_density_has_the_transform(reference):
 def test_draws_follow_the_distribution_function():
     """Chi-squared over eight classes of 20,000 draws; fails for one seed in a million."""
     torch.manual_seed(0)
-    law = generalized_bfry(1.5, 0.4, 2.3, 1.2).measure().total_mass()
+    fn = generalized_bfry(1.5, 0.4, 2.3, 1.2).measure().total_mass()
     levels = torch.tensor([0.2, 0.4, 0.7, 1.0, 1.5, 3.0, 8.0])
-    below = torch.cat([torch.zeros(1), law.cdf(levels), torch.ones(1)])
-    classes = torch.bucketize(law.sample((20_000,)), levels)
+    below = torch.cat([torch.zeros(1), fn.cdf(levels), torch.ones(1)])
+    classes = torch.bucketize(fn.sample((20_000,)), levels)
     counts = torch.bincount(classes, minlength=8).numpy()
     assert stats.chisquare(counts, 20_000 * below.diff().numpy()).pvalue > SMALLEST_P
 
@@ -254,26 +254,26 @@ def test_gradients_of_density_and_draws(reference):
     measure = reference.measure()
     parameters = {name: value.clone() for name, value in measure._parameters().items()}
 
-    def law(**changes):
+    def fn(**changes):
         return type(measure)(**{**parameters, **changes}).total_mass()
 
     value, step = torch.tensor([0.4, 5.0]), 1e-5
     for name, parameter in parameters.items():
         variable = parameter.clone().requires_grad_()
-        moved = law(**{name: variable})
+        moved = fn(**{name: variable})
         (gradient,) = torch.autograd.grad(moved.log_prob(value).sum(), variable)
-        up, down = (law(**{name: parameter + sign * step}) for sign in (1.0, -1.0))
+        up, down = (fn(**{name: parameter + sign * step}) for sign in (1.0, -1.0))
         numeric = (up.log_prob(value) - down.log_prob(value)).sum() / (2.0 * step)
         close(gradient, numeric, 1e-6, 1e-7)
         torch.manual_seed(0)
         draw = moved.rsample()
         (gradient,) = torch.autograd.grad(draw, variable)
         draw = draw.detach()
-        numeric = -(up.cdf(draw) - down.cdf(draw)) / (2.0 * step) / law().log_prob(draw).exp()
+        numeric = -(up.cdf(draw) - down.cdf(draw)) / (2.0 * step) / fn().log_prob(draw).exp()
         close(gradient, numeric, 1e-6, 1e-7)
-    place = value.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(law().cdf(place).sum(), place)
-    close(slope, law().log_prob(value).exp(), 1e-9, 1e-12)
+    point = value.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(fn().cdf(point).sum(), point)
+    close(slope, fn().log_prob(value).exp(), 1e-9, 1e-12)
 
 
 @pytest.mark.slow
@@ -283,19 +283,19 @@ def test_gradients_of_density_and_draws(reference):
 def test_densities_are_numbers_everywhere(discount, gap, tilt):
     for process in (BetaPrimeProcess, GeneralizedBFRYProcess):
         mass = torch.tensor([1e-3, 1e4])
-        law = process(mass, discount, discount + gap, 2.0, tilt=tilt).total_mass()
+        fn = process(mass, discount, discount + gap, 2.0, tilt=tilt).total_mass()
         value = torch.tensor([[1e-12], [1.0], [1e9]])
-        assert law.log_prob(value).isfinite().all()
-        probability = law.cdf(value)
+        assert fn.log_prob(value).isfinite().all()
+        probability = fn.cdf(value)
         assert ((probability >= 0) & (probability <= 1)).all()
         assert (probability.diff(dim=0) > -1e-6).all()
 
 
 @pytest.mark.slow
 def test_quantiles():
-    law = beta_prime(1.5, 0.4, 2.3, 1.0).measure().total_mass()
+    fn = beta_prime(1.5, 0.4, 2.3, 1.0).measure().total_mass()
     probability = torch.tensor([1e-3, 0.5])
-    close(law.cdf(law.icdf(probability)), probability, 1e-10, 0.0)
+    close(fn.cdf(fn.icdf(probability)), probability, 1e-10, 0.0)
 
 
 def close(actual, expected, rtol, atol):
@@ -304,16 +304,16 @@ def close(actual, expected, rtol, atol):
 
 def test_interface():
     measure = generalized_bfry(1.5, 0.4, 2.3, 1.2).measure().expand((3,))
-    law = measure.total_mass()
-    assert isinstance(law, TotalMass) and law.batch_shape == (3,)
-    assert law.sample((2,)).shape == (2, 3)
-    wide = law.expand((4, 3))
+    fn = measure.total_mass()
+    assert isinstance(fn, TotalMass) and fn.batch_shape == (3,)
+    assert fn.sample((2,)).shape == (2, 3)
+    wide = fn.expand((4, 3))
     assert wide.sample().shape == (4, 3) and wide.mean.shape == (4, 3)
-    torch.testing.assert_close(law.laplace_exponent(0.5)[0].item(), 0.585653917818)
-    draws = law.sample((5,))
-    assert law.support.check(draws).all() and not draws.requires_grad
+    torch.testing.assert_close(fn.laplace_exponent(0.5)[0].item(), 0.585653917818)
+    draws = fn.sample((5,))
+    assert fn.support.check(draws).all() and not draws.requires_grad
     with pytest.raises(ValueError, match="within the support"):
-        law.log_prob(-draws)
+        fn.log_prob(-draws)
     assert wide.log_prob(draws[:1]).shape == (4, 3)
     with pytest.raises(NotImplementedError):
         pareto(3.0, 2.0, 1.5).measure().total_mass().log_prob(draws)
@@ -330,18 +330,18 @@ def test_too_many_weights_are_refused():
 @pytest.mark.parametrize("process", [BetaPrimeProcess, GeneralizedBFRYProcess])
 def test_densities_far_out_are_asymptotic(process, discount):
     """Powers of the value in the tail, and near zero of its power, where saddle points end."""
-    law = process(1.5, discount, 2.3).total_mass()
+    fn = process(1.5, discount, 2.3).total_mass()
     log_value = torch.tensor([190.0, 210.0, 250.0, 700.0])
-    slope = law.log_prob(log_value.exp()).diff() / log_value.diff()
+    slope = fn.log_prob(log_value.exp()).diff() / log_value.diff()
     torch.testing.assert_close(slope, torch.full_like(slope, -3.3), rtol=1e-6, atol=0.0)
     log_value = torch.tensor([-30.0, -40.0, -90.0, -110.0, -200.0, -300.0])
-    density = law.log_prob(log_value.exp())
+    density = fn.log_prob(log_value.exp())
     if discount:
         steps = density.neg().log().diff() / log_value.diff()
         expected = -discount / (1.0 - discount)
         torch.testing.assert_close(steps, torch.full_like(steps, expected), rtol=1e-3, atol=0.0)
     else:
-        steps = torch.stack([density, law.cdf(log_value.exp()).log()]).diff() / log_value.diff()
+        steps = torch.stack([density, fn.cdf(log_value.exp()).log()]).diff() / log_value.diff()
         power = steps[1, 0].item()
         expected = torch.tensor([[power - 1.0], [power]]).expand(2, 5)
         torch.testing.assert_close(steps, expected, rtol=1e-6, atol=0.0)

@@ -25,7 +25,7 @@ NONE = torch.empty(0, dtype=torch.float64)
 
 def gamma(shape: float):
     r"""A gamma density over logarithms, :math:`\Gamma(a)` in all."""
-    return lambda place: shape * place - place.exp()
+    return lambda point: shape * point - point.exp()
 
 
 @pytest.mark.parametrize("shape", [1e-3, 0.1, 1.0, 30.0, 1e4, 1e8])
@@ -40,8 +40,8 @@ def test_gamma_function(shape):
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 20.0])
 @pytest.mark.parametrize("height", [-1e4, 0.0, 1e4])
 def test_gaussian_of_any_width_and_height(scale, height):
-    def log_density(place):
-        return height - 0.5 * ((place - 1.5) / scale) ** 2
+    def log_density(point):
+        return height - 0.5 * ((point - 1.5) / scale) ** 2
 
     peak = torch.tensor(1.5)
     edges = panel_edges(log_density, torch.tensor(-300.0), torch.tensor(300.0), NONE, peak)
@@ -52,8 +52,8 @@ def test_gaussian_of_any_width_and_height(scale, height):
 def test_peak_is_found():
     """Without its place, of width one in a range of a thousand."""
 
-    def log_density(place):
-        return -((place - 123.4) ** 2)
+    def log_density(point):
+        return -((point - 123.4) ** 2)
 
     edges = panel_edges(log_density, torch.tensor(-500.0), torch.tensor(500.0), NONE)
     expected = 0.5 * math.log(math.pi)
@@ -72,26 +72,26 @@ def test_batches():
     shape = torch.tensor([[0.5], [20.0]])
     scale = torch.tensor([0.0, 1.0, 7.0])
 
-    def log_density(place):
-        return shape[..., None] * (place - scale[:, None]) - (place - scale[:, None]).exp()
+    def log_density(point):
+        return shape[..., None] * (point - scale[:, None]) - (point - scale[:, None]).exp()
 
     low, high = (torch.full((2, 3), x) for x in (-100.0, 20.0))
     edges = panel_edges(log_density, low, high, scale[:, None].expand(2, 3, 1))
     assert edges.shape == (2, 3, num_edges(1))
-    places, log_weights = panel_nodes(edges)
-    assert places.shape == log_weights.shape == (2, 3, 12 * (num_edges(1) - 1))
+    points, log_weights = panel_nodes(edges)
+    assert points.shape == log_weights.shape == (2, 3, 12 * (num_edges(1) - 1))
     value = integrate_log(log_density, edges)
     torch.testing.assert_close(value, shape.lgamma().expand(2, 3), rtol=1e-12, atol=1e-12)
 
 
 def test_points_of_fall():
-    def log_density(place):
-        return -place.square()
+    def log_density(point):
+        return -point.square()
 
     peak, low, high = torch.tensor(0.0), torch.tensor(-2.0), torch.tensor(50.0)
-    places = points_of_fall(log_density, peak, low, high, (1.0, 9.0))
-    torch.testing.assert_close(places[[0, 2, 3]], torch.tensor([-1.0, 1.0, 3.0]), rtol=0.1, atol=0)
-    assert places[1] == -2.0  # the range ends before
+    points = points_of_fall(log_density, peak, low, high, (1.0, 9.0))
+    torch.testing.assert_close(points[[0, 2, 3]], torch.tensor([-1.0, 1.0, 3.0]), rtol=0.1, atol=0)
+    assert points[1] == -2.0  # the range ends before
 
 
 def test_gradients():
@@ -138,9 +138,9 @@ def test_gradients_of_draws():
     shape = torch.tensor(2.0, requires_grad=True)
     edges = panel_edges(gamma(2.0), torch.tensor(-60.0), torch.tensor(6.0), torch.zeros(1))
     for level in (0.01, 0.5, 0.99):
-        place = torch.tensor(special.gammaincinv(2.0, level)).log()
-        draw = point_with_gradient(gamma(shape), edges, place)
-        assert draw.item() == pytest.approx(place.item(), abs=1e-14)
+        point = torch.tensor(special.gammaincinv(2.0, level)).log()
+        draw = point_with_gradient(gamma(shape), edges, point)
+        assert draw.item() == pytest.approx(point.item(), abs=1e-14)
         (slope,) = torch.autograd.grad(draw, shape)
         high, low = (math.log(special.gammaincinv(2.0 + h, level)) for h in (1e-5, -1e-5))
         assert slope.item() == pytest.approx((high - low) / 2e-5, rel=1e-6)

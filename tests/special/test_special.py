@@ -33,18 +33,18 @@ def relative_error(actual: Tensor, exact: mpmath.mpf) -> float:
 )
 def test_incomplete_gamma(function, limits, shapes):
     with mpmath.workdps(40):
-        for shape, place in itertools.product(shapes, PLACES):
-            a, z = tensor(shape), tensor(place)
+        for shape, point in itertools.product(shapes, PLACES):
+            a, z = tensor(shape), tensor(point)
             value = function(a, z)
             in_shape, in_place = torch.autograd.grad(value, (a, z))
-            bounds = limits(mpmath.mpf(place))
+            bounds = limits(mpmath.mpf(point))
             exact = mpmath.log(mpmath.gammainc(shape, *bounds))
-            assert relative_error(value, exact) < 2e-13, (shape, place)
+            assert relative_error(value, exact) < 2e-13, (shape, point)
             slope = mpmath.diff(lambda a, b=bounds: mpmath.log(mpmath.gammainc(a, *b)), shape)
-            assert relative_error(in_shape, slope) < 1e-11, (shape, place)
-            density = mpmath.mpf(place) ** shape * mpmath.exp(-mpmath.mpf(place) - exact)
+            assert relative_error(in_shape, slope) < 1e-11, (shape, point)
+            density = mpmath.mpf(point) ** shape * mpmath.exp(-mpmath.mpf(point) - exact)
             sign = -1 if function is special.log_upper_gamma else 1
-            assert relative_error(place * in_place, sign * density) < 1e-11, (shape, place)
+            assert relative_error(point * in_place, sign * density) < 1e-11, (shape, point)
 
 
 @pytest.mark.parametrize(
@@ -56,31 +56,31 @@ def test_incomplete_gamma(function, limits, shapes):
         ("log1prel", lambda x: mpmath.log1p(x) / x if x else mpmath.mpf(1), (-0.999999, 1e10)),
     ],
 )
-def test_quotients(name, exact, places):
+def test_quotients(name, exact, points):
     with mpmath.workdps(40):
-        for place in (0.0, *(s * 10.0**k for s in (-1, 1) for k in range(-14, 1)), *places):
-            if place <= -1.0 and name == "log1prel":
+        for point in (0.0, *(s * 10.0**k for s in (-1, 1) for k in range(-14, 1)), *points):
+            if point <= -1.0 and name == "log1prel":
                 continue
-            x = tensor(place)
+            x = tensor(point)
             value = getattr(special, name)(x)
             (slope,) = torch.autograd.grad(value, x)
-            truth = exact(mpmath.mpf(place))
-            assert abs(value.item() - truth) <= 4e-15 * abs(truth), place
-            slope_truth = mpmath.diff(exact, mpmath.mpf(place) if place else mpmath.mpf(10) ** -15)
-            assert abs(slope.item() - slope_truth) <= 2e-13 * abs(slope_truth) + 1e-14, place
+            truth = exact(mpmath.mpf(point))
+            assert abs(value.item() - truth) <= 4e-15 * abs(truth), point
+            slope_truth = mpmath.diff(exact, mpmath.mpf(point) if point else mpmath.mpf(10) ** -15)
+            assert abs(slope.item() - slope_truth) <= 2e-13 * abs(slope_truth) + 1e-14, point
 
 
 def test_log1mexp_and_log_sinc():
     with mpmath.workdps(40):
-        for place in [1e-300, 1e-12, 1e-3, 0.3, 0.6931, 0.6932, 1.0, 30.0, 500.0]:
-            x = mpmath.mpf(place)
+        for point in [1e-300, 1e-12, 1e-3, 0.3, 0.6931, 0.6932, 1.0, 30.0, 500.0]:
+            x = mpmath.mpf(point)
             exact = mpmath.log(-mpmath.expm1(-x)) if x < 1 else mpmath.log1p(-mpmath.exp(-x))
-            value = special.log1mexp(tensor(place))
+            value = special.log1mexp(tensor(point))
             assert abs(value.item() - exact) <= 4e-15 * abs(exact)
-        for place in [0.0, 1e-9, 1e-3, 0.5, 0.8999, 0.9, 1.5, 3.0]:
-            exact = mpmath.log(mpmath.sinc(mpmath.mpf(place)))
-            rest = torch.pi - tensor(place)
-            assert abs(special.log_sinc(tensor(place), rest).item() - exact) <= 4e-14 * abs(exact)
+        for point in [0.0, 1e-9, 1e-3, 0.5, 0.8999, 0.9, 1.5, 3.0]:
+            exact = mpmath.log(mpmath.sinc(mpmath.mpf(point)))
+            rest = torch.pi - tensor(point)
+            assert abs(special.log_sinc(tensor(point), rest).item() - exact) <= 4e-14 * abs(exact)
         for rest in [1e-20, 1e-9, 1e-3]:
             exact = mpmath.log(mpmath.sin(mpmath.mpf(rest)) / (mpmath.pi - rest))
             value = special.log_sinc(torch.pi - tensor(rest), tensor(rest))

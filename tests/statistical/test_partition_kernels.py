@@ -66,10 +66,10 @@ def poisson():
 def simulate(prior, cluster):
     """Values of all sites, and data, from the model."""
     traced = pyro.poutine.trace(lambda: (prior(), cluster())).get_trace()
-    law, block = traced.nodes["_RETURN"]["value"]
+    fn, block = traced.nodes["_RETURN"]["value"]
     names = ("mass", "discount", "concentration", "rate")
     state = {name: traced.nodes[name]["value"] for name in names if name in traced.nodes}
-    labels = law.partition(NUM_POINTS).sample()
+    labels = fn.partition(NUM_POINTS).sample()
     x = torch.empty(NUM_POINTS, 2)
     for k in range(int(labels.max()) + 1):
         x[labels == k] = block.block(int((labels == k).sum())).sample()
@@ -149,9 +149,9 @@ def student(x):
 
 def simulate_student(prior):
     traced = pyro.poutine.trace(prior).get_trace()
-    law = traced.nodes["_RETURN"]["value"]
+    fn = traced.nodes["_RETURN"]["value"]
     state = {name: traced.nodes[name]["value"] for name in traced.stochastic_nodes}
-    labels = law.partition(NUM_POINTS).sample()
+    labels = fn.partition(NUM_POINTS).sample()
     scale = dist.LogNormal(one(0.0), 0.5).sample()
     loc = dist.Normal(one(0.5), 2.0 * scale).sample((NUM_POINTS,))[labels]
     x = dist.StudentT(4.0, loc, scale).sample()

@@ -20,6 +20,7 @@ from pyro.infer import NUTS
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
+from pyro_ext import inference
 from pyro_ext.diagnostics import SBCResult, sbc
 from pyro_ext.inference import MCMC, PSGLD, SGHMC, SGLD, SGNHT, MetaSGMCMC
 from pyro_ext.inference.sgmcmc import LearnedDiffusion
@@ -123,6 +124,19 @@ KERNELS: dict[str, tuple[Kernel, int, int]] = {
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernel_is_calibrated(name):
     assert_calibrated(calibrate(*KERNELS[name]))
+
+
+# They see all of the data. MEADS takes a gradient a step, the others some for each trajectory.
+WHOLE_KERNELS: dict[str, tuple[Kernel, int, int]] = {
+    "HMC": (lambda model: inference.HMC(model), 100, 5),
+    "NUTS": (lambda model: inference.NUTS(model), 100, 3),
+    "MEADS": (lambda model: inference.MEADS(model), 200, 61),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_KERNELS)
+def test_kernel_on_all_data_is_calibrated(name):
+    assert_calibrated(calibrate(*WHOLE_KERNELS[name], batch_size=SIZE))
 
 
 @pytest.mark.filterwarnings("ignore:the draws of")

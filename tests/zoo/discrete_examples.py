@@ -137,8 +137,8 @@ def hmm_model_2() -> Example:
                     state = pyro.sample(f"state_{t}", dist.Categorical(move[state]))
                     with tones as tone:
                         chance = Vindex(play)[state, note, tone]
-                        law = dist.Bernoulli(chance)
-                        note = pyro.sample(f"note_{t}", law, obs=_observed(notes, t)).long()
+                        fn = dist.Bernoulli(chance)
+                        note = pyro.sample(f"note_{t}", fn, obs=_observed(notes, t)).long()
 
     return Example(model, (_LENGTHS, _music()), ("sequence_joint",), 3**3)
 
@@ -180,8 +180,8 @@ def switching_autoregression() -> Example:
         last: Any = torch.tensor(0.0)
         for t in pyro.markov(range(number)):
             state = pyro.sample(f"state_{t}", dist.Categorical(Vindex(move)[state]))
-            law = dist.Normal(coefficient[state] * last, scale)
-            last = pyro.sample(f"y_{t}", law, obs=None if y is None else y[t])
+            fn = dist.Normal(coefficient[state] * last, scale)
+            last = pyro.sample(f"y_{t}", fn, obs=None if y is None else y[t])
 
     return Example(model, (5, normals(5)))
 

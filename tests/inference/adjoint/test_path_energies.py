@@ -20,21 +20,21 @@ MULLER_BROWN = [
 
 def test_minima_and_saddles_of_muller_brown():
     potential = MullerBrown()
-    for place, value, laplacian in MULLER_BROWN:
-        x = torch.tensor(place)
+    for point, value, laplacian in MULLER_BROWN:
+        x = torch.tensor(point)
         assert float(potential(x)) == pytest.approx(value, abs=5e-5)
         assert float(potential.gradient(x).abs().max()) < 5e-3  # six digits of a place
         if laplacian is not None:
             assert float(potential.laplacian(x)) == pytest.approx(laplacian, abs=5e-3)
     for well in (potential.first, potential.last):
-        assert well.tolist() in [pytest.approx(place) for place, *_ in MULLER_BROWN[:2]]
+        assert well.tolist() in [pytest.approx(point) for point, *_ in MULLER_BROWN[:2]]
 
 
 def test_wells_and_saddles_of_the_double_wells():
     plane = DoubleWell2D()
-    places = torch.tensor([[5**0.5 / 2, 0.0], [-(5**0.5) / 2, 0.0], [0.0, 1.0], [0.0, -1.0]])
-    torch.testing.assert_close(plane(places), torch.tensor([-1 / 12, -1 / 12, 1.0, 1.0]))
-    torch.testing.assert_close(plane.gradient(places), torch.zeros(4, 2))
+    points = torch.tensor([[5**0.5 / 2, 0.0], [-(5**0.5) / 2, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    torch.testing.assert_close(plane(points), torch.tensor([-1 / 12, -1 / 12, 1.0, 1.0]))
+    torch.testing.assert_close(plane.gradient(points), torch.zeros(4, 2))
     assert float(plane(torch.zeros(2))) == 2.0
     line = DoubleWell1D(height=1.7)
     assert line(torch.tensor([[-1.0], [0.0], [1.0]])).tolist() == [0.0, 1.7, 0.0]

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 def skewed() -> None:
-    """A gamma law, far from a Gaussian even in the logarithm, and a correlated pair."""
+    """A gamma distribution, far from a Gaussian even in the logarithm, and a correlated pair."""
     pyro.sample("scale", dist.Gamma(0.8, 0.5))
     covariance = torch.tensor([[1.0, 1.9], [1.9, 4.0]])
     pyro.sample("pair", dist.MultivariateNormal(torch.tensor([1.0, -1.0]), covariance))

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 def half(z: Tensor) -> tuple[Tensor, Tensor]:
-    """A standard normal law without a density above three."""
+    """A standard normal distribution without a density above three."""
     value = 0.5 * z.square().sum(-1)
     return torch.where(z[:, 0] > 3.0, torch.nan, value), z
 

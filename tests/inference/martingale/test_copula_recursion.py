@@ -167,11 +167,11 @@ def test_gradient_of_the_prequential_likelihood(dimension, num_covariates):
         )
 
     step, gradient = 1e-5, predicted(bandwidth).gradient
-    for place in range(number):
-        above = predicted(bandwidth + step * directions[place]).log_density.sum(1)
-        below = predicted(bandwidth - step * directions[place]).log_density.sum(1)
+    for position in range(number):
+        above = predicted(bandwidth + step * directions[position]).log_density.sum(1)
+        below = predicted(bandwidth - step * directions[position]).log_density.sum(1)
         torch.testing.assert_close(
-            gradient[:, place], (above - below) / (2 * step), rtol=1e-6, atol=1e-5
+            gradient[:, position], (above - below) / (2 * step), rtol=1e-6, atol=1e-5
         )
 
 
@@ -196,15 +196,18 @@ def test_mean_over_orders_weighs_conditional_laws():
 
 
 def test_score_map_goes_there_and_back():
-    places = score_knots(0.8, 4.0)
-    cdfs = torch.stack([norm_cdf(1.3 * places - 0.4), norm_cdf(places + 0.2 * places.sin())])
+    positions = score_knots(0.8, 4.0)
+    cdfs = torch.stack(
+        [norm_cdf(1.3 * positions - 0.4), norm_cdf(positions + 0.2 * positions.sin())]
+    )
     log_ratio = torch.stack(
         [
-            math.log(1.3) - 0.5 * ((1.3 * places - 0.4) ** 2 - places**2),
-            (1 + 0.2 * places.cos()).log() - 0.5 * ((places + 0.2 * places.sin()) ** 2 - places**2),
+            math.log(1.3) - 0.5 * ((1.3 * positions - 0.4) ** 2 - positions**2),
+            (1 + 0.2 * positions.cos()).log()
+            - 0.5 * ((positions + 0.2 * positions.sin()) ** 2 - positions**2),
         ]
     )
-    maps = ScoreMap.of_distribution(places, cdfs, log_ratio)
+    maps = ScoreMap.of_distribution(positions, cdfs, log_ratio)
     scores = torch.linspace(-6, 6, 101)[None]
     values, slopes = maps.forward(scores)
     torch.testing.assert_close(values[0], 1.3 * scores[0] - 0.4, rtol=0, atol=1e-6)

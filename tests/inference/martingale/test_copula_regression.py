@@ -151,9 +151,9 @@ def test_gradient_of_the_classifier(float64):
         return _predict_labels(fit.orders, y, fit.covariates, value, unit)[0].sum(1)
 
     gradient = _predict_labels(fit.orders, y, fit.covariates, both, unit)[1]
-    for place in range(3):
-        numeric = (total(both + step * unit[place]) - total(both - step * unit[place])) / (2 * step)
-        torch.testing.assert_close(gradient[:, place], numeric, rtol=1e-6, atol=1e-6)
+    for point in range(3):
+        numeric = (total(both + step * unit[point]) - total(both - step * unit[point])) / (2 * step)
+        torch.testing.assert_close(gradient[:, point], numeric, rtol=1e-6, atol=1e-6)
 
 
 # Predictive resampling ----------------------------------------------------------------------------

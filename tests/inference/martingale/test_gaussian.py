@@ -112,8 +112,8 @@ def test_later_observations_have_the_law_of_the_next(rule, float64):
     else:
         exact = scipy.stats.norm(float(distribution.loc[0]), float(distribution.scale[0]))
     values = rule.advance(state, 40).value.values
-    for place in (10, 11, 49):
-        assert scipy.stats.kstest(values[:, place].numpy(), exact.cdf).pvalue > LEVEL
+    for point in (10, 11, 49):
+        assert scipy.stats.kstest(values[:, point].numpy(), exact.cdf).pvalue > LEVEL
 
 
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
@@ -121,8 +121,8 @@ def test_updates_agree_with_resampling_and_with_larger_data(rule, float64):
     start = begin(rule, 3, torch.randn(5, 2))
     end = rule.advance(start, 7)
     state = start
-    for place in range(5, 12):
-        state = rule.update(state, end.value.values[:, place])
+    for point in range(5, 12):
+        state = rule.update(state, end.value.values[:, point])
     fresh = rule.begin((end.value.values[1],), chain_keys(0, range(1)))
     assert state.size == end.size == fresh.size == 12
     for one, other, third in zip(state.value, end.value, fresh.value, strict=True):

@@ -41,7 +41,7 @@ def test_batches_do_not_depend_on_the_other_chains_nor_on_how_many_are_asked_for
     pieces = [alone(start, 40) for start in (160, 0, 80, 40, 120)]
     order = [1, 3, 2, 4, 0]
     for number in range(2):
-        joined = torch.cat([pieces[place][number] for place in order])
+        joined = torch.cat([pieces[point][number] for point in order])
         assert torch.equal(joined[:, 0], whole[number][:, 3])
 
 

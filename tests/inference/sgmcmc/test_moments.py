@@ -279,8 +279,8 @@ def test_psgld_against_an_independent_computation():
         theta = [
             value
             - step_size * m * g
-            + math.sqrt(2 * step_size * temperature * m) * float(xi[0, place])
-            for place, (value, m, g) in enumerate(zip(theta, metric, gradient, strict=True))
+            + math.sqrt(2 * step_size * temperature * m) * float(xi[0, point])
+            for point, (value, m, g) in enumerate(zip(theta, metric, gradient, strict=True))
         ]
         state, _ = psgld.step(
             state,

@@ -75,10 +75,10 @@ def padded(batch, filling=math.nan):
 
 def rows(number):
     """Where true points are among the padding: one pad first, one second last, one last."""
-    places = torch.arange(number) + 1
+    points = torch.arange(number) + 1
     if number:
-        places[-1] += 1
-    return places
+        points[-1] += 1
+    return points
 
 
 def fixed_draws(process, context, num_samples=3, seed=0):

@@ -54,9 +54,9 @@ def grid(num_tasks=3, number=101):
 
 
 def test_an_oracle_goes_to_the_minimum_at_once():
-    places = torch.tensor([[-1.2], [0.4], [1.9]])
+    points = torch.tensor([[-1.2], [0.4], [1.9]])
     candidates = grid()
-    values = (candidates[..., 0] - places) ** 2
+    values = (candidates[..., 0] - points) ** 2
     seen = []
 
     def objective(chosen):
@@ -64,10 +64,10 @@ def test_an_oracle_goes_to_the_minimum_at_once():
         return values[torch.arange(3), chosen]
 
     rows = torch.arange(3)
-    oracle = Oracle(lambda x: (x - places[:, None]) ** 2)
+    oracle = Oracle(lambda x: (x - points[:, None]) ** 2)
     course = minimize(oracle, objective, candidates, num_initial=2, num_steps=4, seed=0)
     assert course.inputs.shape == (3, 6, 1) and course.outputs.shape == (3, 6)
-    torch.testing.assert_close(course.inputs[:, 2], places, atol=0.021, rtol=0)
+    torch.testing.assert_close(course.inputs[:, 2], points, atol=0.021, rtol=0)
     torch.testing.assert_close(course.best[:, -1], values.min(-1).values)
     assert (course.best.diff() <= 0).all()
     chosen = torch.stack(seen, -1)

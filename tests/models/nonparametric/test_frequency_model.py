@@ -110,10 +110,10 @@ def test_integral_over_the_tilt_is_the_likelihood(name):
         torch.testing.assert_close(whole, other)
         return
 
-    def integrand(place):
-        given["tilt"] = torch.tensor(math.exp(place))
+    def integrand(point):
+        given["tilt"] = torch.tensor(math.exp(point))
         value, _ = log_density(model.with_tilt, table(), **given)
-        return math.exp(float(value - whole) + place)
+        return math.exp(float(value - whole) + point)
 
     total = sum(quad(integrand, *ends, epsabs=1e-8)[0] for ends in ((-12.0, 0.0), (0.0, 9.0)))
     assert total == pytest.approx(1.0, abs=1e-6)
@@ -268,8 +268,8 @@ def reference(prior_laws, measure):
     )
     mass, discount = mass.flatten().exp(), discount.flatten().sigmoid()
     sizes, numbers = table().unbind(-1)
-    law = measure(mass, discount).normalize()
-    log_joint = law.log_eppf(sizes.expand(81, 4), numbers.expand(81, 4))
+    fn = measure(mass, discount).normalize()
+    log_joint = fn.log_eppf(sizes.expand(81, 4), numbers.expand(81, 4))
     log_joint = log_joint + prior_laws["mass"].log_prob(mass) + mass.log()
     log_joint = log_joint + prior_laws["discount"].log_prob(discount)
     weights = (log_joint + (discount * (1.0 - discount)).log()).softmax(0)
@@ -473,17 +473,17 @@ def test_tables_of_samplers_are_those_of_the_model():
 
 
 @pytest.mark.parametrize(
-    ("law", "expected"),
+    ("fn", "expected"),
     [
         (lambda: PitmanYor(0.428, 414.8), -357621.1),
         (lambda: GeneralizedBFRYProcess(2354.0, 0.187, 1.09).normalize(), -357427.8),
         (lambda: BetaPrimeProcess(3224.0, 0.112, 1.181).normalize(), -357426.2),
     ],
 )
-def test_likelihoods_of_news_words_are_those_that_are_known(law, expected):
+def test_likelihoods_of_news_words_are_those_that_are_known(fn, expected):
     """Maxima that were computed by other quadrature, at parameters with three digits."""
     sizes, numbers = load_frequencies("news_words").table.unbind(-1)
-    assert float(law().log_eppf(sizes, numbers)) == pytest.approx(expected, abs=0.11)
+    assert float(fn().log_eppf(sizes, numbers)) == pytest.approx(expected, abs=0.11)
 
 
 @pytest.mark.parametrize(("tail_index", "expected"), [(10.0, -23.920872), (100.0, -23.905444)])

@@ -35,8 +35,8 @@ def simulated(num_nodes, discount, seed):
 def test_law_with_a_scarce_atom_is_the_rectified_gamma(float64):
     concentration = torch.tensor([2.0, 0.5, 3.0]).requires_grad_()
     rate = torch.tensor([1.0, 0.1, 2.0]).requires_grad_()
-    for places in ([1.0, 4.0, 4.0], [1.0, 2.0, 3.0]):
-        value = torch.tensor(places)
+    for points in ([1.0, 4.0, 4.0], [1.0, 2.0, 3.0]):
+        value = torch.tensor(points)
         found = _ScarceAtom(concentration, rate, 4.0).log_prob(value)
         expected = RectifiedGamma(concentration, rate, 4.0).log_prob(value)
         torch.testing.assert_close(found, expected)
@@ -49,10 +49,10 @@ def log_evidence(log_density, high):
     """Three weights and one edge by quadrature, in logarithms of weights."""
     nodes, coefficients = np.polynomial.legendre.leggauss(80)
     low = -14.0
-    places = torch.tensor(low + (math.log(high) - low) * (nodes + 1) / 2)
+    points = torch.tensor(low + (math.log(high) - low) * (nodes + 1) / 2)
     factors = torch.tensor(coefficients * (math.log(high) - low) / 2).log()
-    each = log_density(places.exp()) + places + factors
-    first, second, third = torch.cartesian_prod(places, places, places).exp().T
+    each = log_density(points.exp()) + points + factors
+    first, second, third = torch.cartesian_prod(points, points, points).exp().T
     total = first + second + third
     terms = torch.cartesian_prod(each, each, each).sum(-1) + (first * second / total).log()
     for left, right in ((first, second), (first, third), (second, third)):
@@ -63,14 +63,14 @@ def log_evidence(log_density, high):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "gap"), [("gamma", 0.1), ("bfry", 0.6)])
 def test_bound_is_near_the_evidence_and_below(kind, gap, float64):
-    """The bound of three weights with one edge is below the evidence by what a gamma law lacks.
+    """The bound of three weights with one edge is below the evidence by what a gamma lacks.
 
-    Weights of a power law, of which edges tell so little, have heavier tails than a gamma law.
+    Weights of a power law, of which edges tell so little, have heavier tails than a gamma.
     """
     graph = SimpleGraph(3, torch.tensor([[0, 1]]))
-    law = dist.Gamma(2.0, 1.0) if kind == "gamma" else TruncatedBFRY(0.5, 1_000.0)
-    exact = log_evidence(law.log_prob, 40.0 if kind == "gamma" else 1_000.0 * (1 - 1e-12))
-    guide = GraphGuide(GraphModel(lambda: law), graph, seed=0)
+    fn = dist.Gamma(2.0, 1.0) if kind == "gamma" else TruncatedBFRY(0.5, 1_000.0)
+    exact = log_evidence(fn.log_prob, 40.0 if kind == "gamma" else 1_000.0 * (1 - 1e-12))
+    guide = GraphGuide(GraphModel(lambda: fn), graph, seed=0)
     guide.fit(800, progress=False)
     assert exact - gap < guide.elbo(2_000, seed=1) < exact + 0.02
 

@@ -45,10 +45,10 @@ def log_pairs(odds, graph):
 def test_density_is_that_of_its_parts(float64):
     weights = torch.tensor([3.0, 0.4, 1.0, 0.7, 0.1])
     values = {"discount": torch.tensor(0.6), "weights": weights}
-    law = TruncatedBFRY(0.6, 5.0**1.2)
+    fn = TruncatedBFRY(0.6, 5.0**1.2)
     width = 1.0 / 1.2 - 1e-3
     edges = log_pairs(lambda i, j: float(weights[i] * weights[j] / weights.sum()), GRAPH)
-    expected = float(law.log_prob(weights).sum()) - math.log(width) + edges
+    expected = float(fn.log_prob(weights).sum()) - math.log(width) + edges
     found = log_joint(GraphModel(bfry_weights(5, 1.2)), values)
     assert float(found) == pytest.approx(expected, rel=1e-9)
 
@@ -206,10 +206,10 @@ def test_what_is_no_prior_is_refused():
 def test_model_draws_weights_of_its_prior():
     with pyro.condition(data={"discount": torch.tensor(0.5)}):
         odds = GraphModel(bfry_weights(4_000)).odds(4_000)
-    law = TruncatedBFRY(0.5, 4_000.0)
-    places = torch.tensor([0.1, 1.0, 10.0, 100.0])
-    found = (odds.weights[:, None] <= places).float().mean(0)
-    assert float((found - law.cdf(places)).abs().max()) < 0.04
+    fn = TruncatedBFRY(0.5, 4_000.0)
+    points = torch.tensor([0.1, 1.0, 10.0, 100.0])
+    found = (odds.weights[:, None] <= points).float().mean(0)
+    assert float((found - fn.cdf(points)).abs().max()) < 0.04
 
 
 @pytest.mark.slow
@@ -223,7 +223,7 @@ def test_intervals_of_the_posterior_hold_the_truth_as_often_as_they_say(float64)
     number, model = 300, GraphModel(bfry_weights(8))
     discounts = torch.rand(20_000) * (1.0 - 1e-3) + 1e-3
     drawn = TruncatedBFRY(discounts, 8.0).sample((8,)).T
-    places = torch.stack([discounts, drawn.max(-1).values])
+    points = torch.stack([discounts, drawn.max(-1).values])
     inside = torch.zeros(2, number)
     for row in range(number):
         trace = poutine.trace(lambda: model.odds(8)).get_trace()
@@ -235,7 +235,7 @@ def test_intervals_of_the_posterior_hold_the_truth_as_often_as_they_say(float64)
         )
         shares = likelihood(drawn).softmax(-1)
         assert float(shares.square().sum()) < 0.05  # more than 20 draws count
-        below = (shares * (places < truth[:, None])).sum(-1)
+        below = (shares * (points < truth[:, None])).sum(-1)
         inside[:, row] = ((below > 0.1) & (below < 0.9)).double()
     assert float((inside.mean(-1) - 0.8).abs().max()) < 4.5 * (0.16 / number) ** 0.5
 

@@ -195,11 +195,11 @@ def test_degrees_follow_a_power_law_with_the_index_of_the_weights(discount, floa
     """
     weights = TruncatedBFRY(discount, 200.0).sample((40_000,))
     degrees = sample_graph(EdgeOdds(weights), seed=0).degrees.numpy()
-    places = np.arange(8, 61)
+    points = np.arange(8, 61)
     chosen = degrees[(degrees >= 8) & (degrees <= 60)]
 
     def loss(index):
-        terms = gammaln(places - index) - gammaln(places + 1.0)
+        terms = gammaln(points - index) - gammaln(points + 1.0)
         return logsumexp(terms) * len(chosen) - terms[chosen - 8].sum()
 
     found = minimize_scalar(loss, bounds=(0.01, 2.0), method="bounded").x

@@ -176,7 +176,7 @@ def test_random_pairs_come_as_often_as_their_weights_say():
     found = (6 * pairs.first + pairs.second).bincount(minlength=36)
     statistic = float(((found - expected) ** 2 / expected).sum())
     assert statistic < chi2.ppf(1 - 1e-4, 35)
-    # The mean of the weights over the law of the pairs is one half for each order of a pair.
+    # The mean of the weights over all pairs is one half for each order of a pair.
     is_observed = graph.is_observed(pairs.first, pairs.second)
     mean = pairs.weight * expected[6 * pairs.first + pairs.second]
     torch.testing.assert_close(mean, 0.5 * is_observed.double())

@@ -81,8 +81,8 @@ def log_evidence(x, log_eppf):
 
 @every_law
 def test_trace_has_the_joint_density(name):
-    law, log_eppf = LAWS[name]
-    mixture, x = NRMMixture(law(), cluster()), torch.tensor(X)
+    fn, log_eppf = LAWS[name]
+    mixture, x = NRMMixture(fn(), cluster()), torch.tensor(X)
     total = 0.0
     for labels in partitions(4):
         data = {"assignment": torch.tensor(labels)}
@@ -128,8 +128,8 @@ def test_predictive_density_integrates_to_one(name):
 
 @every_law
 def test_predictive_density_of_all_partitions_is_a_ratio_of_evidences(name):
-    law, log_eppf = LAWS[name]
-    mixture, every = NRMMixture(law(), cluster()), partitions(4)
+    fn, log_eppf = LAWS[name]
+    mixture, every = NRMMixture(fn(), cluster()), partitions(4)
     rows = mixture.predictive_log_prob(
         torch.tensor(NEW), torch.tensor(X), {"assignment": torch.tensor(every)}, by_draw=True
     )
@@ -170,10 +170,10 @@ def test_each_draw_has_its_own_hyperparameters():
     }
     rows = mixture.predictive_log_prob(new, x, samples, by_draw=True)
     for i, row in enumerate(rows):
-        law = GeneralizedGammaProcess(samples["mass"][i], 0.4, 0.6).normalize()
+        fn = GeneralizedGammaProcess(samples["mass"][i], 0.4, 0.6).normalize()
         fixed = KnownVarianceGaussianCluster(samples["loc"][i], LOC_SCALE, SCALE)
         alone = {"assignment": samples["assignment"][i : i + 1]}
-        expected = NRMMixture(law, fixed).predictive_log_prob(new, x, alone)
+        expected = NRMMixture(fn, fixed).predictive_log_prob(new, x, alone)
         torch.testing.assert_close(row, expected)
 
 
@@ -226,8 +226,8 @@ def test_clusters_of_new_points_are_ratios_of_joint_densities():
 
 def test_draws_of_a_kernel_give_the_exact_density():
     """Five means within 5 standard errors of 50 batches: false alarms in 4e-5 of seeds."""
-    law, log_eppf = LAWS["generalized gamma"]
-    mixture, x, new = NRMMixture(law(), cluster()), torch.tensor(X), torch.tensor(NEW)
+    fn, log_eppf = LAWS["generalized gamma"]
+    mixture, x, new = NRMMixture(fn(), cluster()), torch.tensor(X), torch.tensor(NEW)
     kernel = MarginalGibbs(mixture.prior, mixture.cluster)
     mcmc = MCMC(kernel, num_samples=1_000, warmup_steps=50, seed=0, progress=False).run(x[:, None])
     rows = mixture.predictive_log_prob(new, x, mcmc.get_samples(), by_draw=True).exp()

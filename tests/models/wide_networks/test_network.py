@@ -60,10 +60,10 @@ def test_density_is_that_of_normal_weights_and_of_the_law():
     for name in SITES:
         value = trace.nodes[name]["value"]
         if name.endswith("variances"):
-            law = horseshoe_variances().distribution(len(value))
+            fn = horseshoe_variances().distribution(len(value))
         else:
-            law = dist.Normal(0.0, 1.3 if name.endswith("weight") else 0.4)
-        expected = expected + law.log_prob(value).sum()
+            fn = dist.Normal(0.0, 1.3 if name.endswith("weight") else 0.4)
+        expected = expected + fn.log_prob(value).sum()
     torch.testing.assert_close(trace.log_prob_sum(), expected)
 
 

@@ -1,4 +1,4 @@
-"""Laws of variances of nodes against SciPy, and their limits against quadrature of the laws."""
+"""Variances of nodes against SciPy, and their limits against quadrature."""
 
 import math
 import pickle
@@ -31,7 +31,7 @@ from pyro_ext.random_measures import (
 pytestmark = pytest.mark.usefixtures("float64")
 
 WIDTH = 10_000
-LARGEST = {"beta": 1.0, "regularized horseshoe": 2.0}  # laws with a bounded support
+LARGEST = {"beta": 1.0, "regularized horseshoe": 2.0}  # distributions with a bounded support
 
 
 def all_laws():
@@ -53,17 +53,17 @@ NAMES = list(all_laws())
 
 
 def nodes_and_weights(name, width):
-    """Places of the law with weights that integrate its density over logarithms or logits."""
-    place = torch.linspace(-250.0, 60.0 if name not in LARGEST else 250.0, 20_001)
-    step = place[1] - place[0]
+    """Points with weights that integrate the density over logarithms or logits."""
+    point = torch.linspace(-250.0, 60.0 if name not in LARGEST else 250.0, 20_001)
+    step = point[1] - point[0]
     if name in LARGEST:
         # The logit takes the end of the support away; its complement keeps digits there.
-        value = LARGEST[name] * place.sigmoid()
-        slope = LARGEST[name] * place.sigmoid() * (-place).sigmoid()
+        value = LARGEST[name] * point.sigmoid()
+        slope = LARGEST[name] * point.sigmoid() * (-point).sigmoid()
         inside = (value > 1e-100) & (value < LARGEST[name])
     else:
         low = 0.6 / width if name == "with drift" else 0.0
-        value, slope = low + place.exp(), place.exp()
+        value, slope = low + point.exp(), point.exp()
         inside = value > low
     return value[inside], (slope * step)[inside]
 
@@ -105,8 +105,8 @@ def test_horseshoe_and_its_bounded_form_are_images_of_a_cauchy_variable():
     )
     bounded = x / (1.0 + x / slab)
     slope = 1.0 / (1.0 + x / slab) ** 2
-    law = regularized_horseshoe_variances(scale, slab).distribution(width)
-    torch.testing.assert_close(law.log_prob(bounded).exp(), density / slope)
+    fn = regularized_horseshoe_variances(scale, slab).distribution(width)
+    torch.testing.assert_close(fn.log_prob(bounded).exp(), density / slope)
 
 
 def test_beta_and_inverse_gamma_are_those_of_scipy():
@@ -186,8 +186,8 @@ def test_jumps_and_the_rest_have_the_mean_of_the_sum(name):
     assert (again[0] == jumps).all() and (again[1] == drift).all()
 
 
-def potential_of(law):
-    return Potential(lambda: pyro.sample("variance", law))
+def potential_of(fn):
+    return Potential(lambda: pyro.sample("variance", fn))
 
 
 @pytest.mark.parametrize(
@@ -201,10 +201,10 @@ def potential_of(law):
 )
 def test_posteriors_have_the_whole_law(variances, width, mean):
     """The mean of the sum, by quadrature in the coordinates in which samplers move."""
-    place = torch.linspace(-700.0, 40.0, 3_001)
+    point = torch.linspace(-700.0, 40.0, 3_001)
     potential = potential_of(variances().distribution(width))
-    weights = (-potential({"variance": place})).softmax(0)
-    found = width * (weights * potential.constrain({"variance": place})["variance"]).sum()
+    weights = (-potential({"variance": point})).softmax(0)
+    found = width * (weights * potential.constrain({"variance": point})["variance"]).sum()
     assert float(found) == pytest.approx(mean, rel=0.01)
 
 
@@ -226,14 +226,14 @@ def test_posteriors_have_the_whole_law(variances, width, mean):
 )
 def test_laws_below_the_least_number_are_for_simulation(variances, width, dtype, share):
     torch.set_default_dtype(dtype)
-    law = variances().distribution(width)
-    draws = law.sample((500,))
-    assert law.log_prob(draws).isfinite().all() and law.support.check(draws).all()
+    fn = variances().distribution(width)
+    draws = fn.sample((500,))
+    assert fn.log_prob(draws).isfinite().all() and fn.support.check(draws).all()
     if variances is beta_variances:
         least = torch.finfo(dtype).tiny
         assert stats.beta(0.5 / width, 0.5).cdf(least) == pytest.approx(share / 100, abs=0.006)
     with pytest.raises(ValueError, match=rf"variances must have at most 1% .* got {share}%;"):
-        potential_of(law)
+        potential_of(fn)
 
 
 @pytest.mark.parametrize("name", [*NAMES, "equal", "Bernoulli"])
@@ -242,17 +242,17 @@ def test_laws_can_be_sent_to_other_processes(name):
     variances = (all_laws() | others)[name]
     received = pickle.loads(pickle.dumps(variances))
     drawn = variances.distribution(20).sample((3,))
-    law = pickle.loads(pickle.dumps(received.distribution(20)))
-    torch.testing.assert_close(law.log_prob(drawn), variances.distribution(20).log_prob(drawn))
+    fn = pickle.loads(pickle.dumps(received.distribution(20)))
+    torch.testing.assert_close(fn.log_prob(drawn), variances.distribution(20).log_prob(drawn))
 
 
 def test_supports_have_their_bounds():
-    law = all_laws()["with drift"].distribution(10)
-    assert float(law.support.lower_bound) == pytest.approx(0.06)
-    assert (law.sample((1000,)) > 0.06).all()
-    law = regularized_horseshoe_variances(100.0, 2.0).distribution(1)
-    assert (float(law.support.lower_bound), float(law.support.upper_bound)) == (0.0, 2.0)
-    assert law.sample((1000,)).max() <= 2.0
+    fn = all_laws()["with drift"].distribution(10)
+    assert float(fn.support.lower_bound) == pytest.approx(0.06)
+    assert (fn.sample((1000,)) > 0.06).all()
+    fn = regularized_horseshoe_variances(100.0, 2.0).distribution(1)
+    assert (float(fn.support.lower_bound), float(fn.support.upper_bound)) == (0.0, 2.0)
+    assert fn.sample((1000,)).max() <= 2.0
     bounded = scaled_variances(dist.Beta(2.0, 3.0)).distribution(4).support
     assert float(bounded.upper_bound) == 0.25
 
