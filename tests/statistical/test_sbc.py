@@ -129,8 +129,8 @@ def test_kernel_is_calibrated(name):
 # They see all of the data. MEADS takes a gradient a step, the others some for each trajectory.
 WHOLE_KERNELS: dict[str, tuple[Kernel, int, int]] = {
     "HMC": (lambda model: inference.HMC(model), 100, 5),
-    "NUTS": (lambda model: inference.NUTS(model), 100, 3),
-    "MEADS": (lambda model: inference.MEADS(model), 200, 61),
+    "NUTS": (lambda model: inference.NUTS(model), 60, 3),
+    "MEADS": (lambda model: inference.MEADS(model), 1000, 301),
 }
 
 
