@@ -233,7 +233,8 @@ def uniform_each(
         >>> bool((several[1] == uniform(keys, torch.tensor(7), 4)[1]).all())
         True
     """
-    if _are_wanted_now(keys, steps) and "numba" in sys.modules:
+    if _are_wanted_now(keys, steps):
+        # Imported here, see _words; whoever needs these numbers needs many.
         from pyro_ext._philox_loop import philox_each
 
         words = torch.from_numpy(philox_each(keys.numpy(), steps.numpy(), stream))

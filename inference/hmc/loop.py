@@ -248,11 +248,13 @@ class TransitionLoop:
 
     def _run(self, function: ValueAndGradient, carried: Carried, inputs: Inputs) -> Carried:
         # In Python what changes nothing is left out: most iterations begin and end no trajectory.
-        while int(carried.num_left) > 0 and int(carried.iteration) < int(inputs.limit):
-            if bool(carried.is_fresh.any()):
+        limit, number = int(inputs.limit), inputs.num_transitions
+        while int(carried.num_left) > 0 and int(carried.iteration) < limit:
+            active = carried.num_done < number
+            if bool((carried.is_fresh & active).any()):
                 carried = self._begun(carried, inputs)
             carried, outcome = self._extended(function, carried, inputs)
-            if bool(carried.is_fresh.any()):
+            if bool((carried.is_fresh & active).any()):
                 carried = self._ended(carried, outcome, inputs)
         return carried
 

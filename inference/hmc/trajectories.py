@@ -70,7 +70,9 @@ class Outcome(NamedTuple):
 
 def where(condition: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Choose by chain. Shapes: condition (num_chains,); the others (num_chains, ...)."""
-    return torch.where(condition.reshape(-1, *(1,) * (first.dim() - 1)), first, second)
+    for _ in range(first.dim() - 1):
+        condition = condition.unsqueeze(-1)
+    return torch.where(condition, first, second)
 
 
 def scaled(factor: Tensor, vector: Tensor) -> Tensor:
