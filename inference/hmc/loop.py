@@ -249,12 +249,14 @@ class TransitionLoop:
     def _run(self, function: ValueAndGradient, carried: Carried, inputs: Inputs) -> Carried:
         # In Python what changes nothing is left out: most iterations begin and end no trajectory.
         limit, number = int(inputs.limit), inputs.num_transitions
+        has_ended = True
         while int(carried.num_left) > 0 and int(carried.iteration) < limit:
-            active = carried.num_done < number
-            if bool((carried.is_fresh & active).any()):
+            if has_ended:
                 carried = self._begun(carried, inputs)
+            active = carried.num_done < number
             carried, outcome = self._extended(function, carried, inputs)
-            if bool((carried.is_fresh & active).any()):
+            has_ended = bool((carried.is_fresh & active).any())
+            if has_ended:
                 carried = self._ended(carried, outcome, inputs)
         return carried
 
@@ -291,7 +293,11 @@ class TransitionLoop:
         # Of short steps, since rounding decides where longer ones end up, and which leaf is chosen.
         search = carried.search._replace(log_step=carried.search.log_step - _SHORTER)
         begun = carried._replace(search=search, num_leapfrogs=carried.num_leapfrogs + number)
-        limited = inputs._replace(limit=carried.iteration + 3)
+        # No chain shall have made all of its transitions: what it does then is of no account.
+        limited = inputs._replace(
+            limit=carried.iteration + 3,
+            num_transitions=torch.full_like(inputs.num_transitions, len(inputs.noise)),
+        )
         expected = partial(self._run, graph, begun, limited)
         verdict = agree_but_for_rounding(
             lambda: _flat(expected()), _flat(_call(loop, begun, limited)), _flat(expected())
