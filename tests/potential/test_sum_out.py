@@ -12,6 +12,8 @@ from torch import Tensor
 from pyro_ext.diagnostics import to_arviz
 from pyro_ext.inference import MCMC, NUTS
 from pyro_ext.potential import Potential, sum_out
+from tests.zoo import discrete_examples
+from tests.zoo.examples import EXAMPLES
 
 pytestmark = pytest.mark.usefixtures("float64")
 Model = Callable[[Tensor], None]
@@ -63,6 +65,26 @@ def test_densities(model: Model, depth: int) -> None:
     starts = potential.init(num_chains=3, seed=0)
     for chain, value in enumerate(potential(starts)):
         torch.testing.assert_close(value, theirs({k: v[chain] for k, v in starts.items()}))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the model cannot be recorded")  # one takes numbers of its data
+@pytest.mark.parametrize("name", discrete_examples.NAMES)
+def test_examples_of_pyro(name: str) -> None:
+    """Densities and gradients of Pyro's examples with discrete sites are Pyro's."""
+    model, args, *_ = EXAMPLES[name]()
+    with pyro.validation_enabled(False):
+        _, theirs, _, _ = initialize_model(model, args)
+    potential = Potential(sum_out(model, *args), *args)
+    points = potential.init(num_chains=2, seed=0)
+    points = {k: value + 0.3 * torch.randn_like(value) for k, value in points.items()}
+    values, gradients = potential.value_and_grad(points)
+    for chain in range(2):
+        row = {k: value[chain].clone().requires_grad_() for k, value in points.items()}
+        expected = theirs(row)
+        torch.testing.assert_close(values[chain], expected.detach())
+        own = [gradients[k][chain] for k in row]
+        torch.testing.assert_close(own, list(torch.autograd.grad(expected, list(row.values()))))
 
 
 def test_without_discrete_sites() -> None:

@@ -27,7 +27,7 @@ from tests.diagnostics.arviz_models import arviz, groups_of, values
 from tests.zoo import discrete_examples
 from tests.zoo.examples import EXAMPLES, Example
 
-DISCRETE = r"site '\w+' is a discrete latent variable .*sum it out .*pyro\.infer\.NUTS"
+DISCRETE = r"site '\w+' is a discrete latent variable .*sum it out .*pyro_ext\.inference\.NUTS"
 NO_GRADIENT = r"'observed' depends on the latent site 'friction', .*no gradient .*\.item\(\)"
 NO_GRAPH = r"cannot be recorded as a graph; .*backend='eager'"
 ONE_POINT = "point-wise LOO is the same with the sum LOO"
