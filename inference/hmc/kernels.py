@@ -21,7 +21,7 @@ from pyro_ext.inference.hmc.adaptation import (
     restarted,
     window_edges,
 )
-from pyro_ext.inference.hmc.loop import Inputs, TransitionLoop
+from pyro_ext.inference.hmc.loop import Drawn, Inputs, TransitionLoop
 from pyro_ext.inference.hmc.trajectories import (
     Outcome,
     Path,
@@ -56,9 +56,10 @@ class HamiltonianState(NamedTuple):
     :param Tensor num_steps: leapfrog steps of the last transition.
     :param Tensor tree_depth: doublings of the last transition.
     :param Tensor diverging: whether the last transition diverged.
+    :param Tensor step_size: of the last transition.
     :param Tensor keys: keys of the chains' random streams. **Shape:** ``(num_chains, 2)``.
     :param Tensor num_leapfrogs: of the chain so far.
-    :param Tensor log_step: logarithm of the step size.
+    :param Tensor log_step: logarithm of the next step size.
     :param Tensor log_average: see :class:`DualAveraging`, as the three that follow.
     :param Tensor factor: of inverse mass matrices. **Shape:** ``(num_chains or 1, size)``, or with
         full ones ``(num_chains or 1, size, size)``.
@@ -73,6 +74,7 @@ class HamiltonianState(NamedTuple):
     num_steps: Tensor
     tree_depth: Tensor
     diverging: Tensor
+    step_size: Tensor
     keys: Tensor
     num_leapfrogs: Tensor
     log_step: Tensor
@@ -98,17 +100,16 @@ class HamiltonianState(NamedTuple):
         return Moments(self.number, self.mean, self.squares)
 
 
-class HamiltonianDraw(NamedTuple):
-    """What is recorded of a draw, as in :class:`HamiltonianState`."""
+class HamiltonianOptions(VectorizedOptions, total=False):
+    """Keyword arguments of HMC and NUTS alike; :class:`NUTS` says what they are."""
 
-    position: Tensor
-    value: Tensor
-    energy: Tensor
-    acceptance_rate: Tensor
-    num_steps: Tensor
-    tree_depth: Tensor
-    diverging: Tensor
-    log_step: Tensor
+    step_size: float
+    adapt_step_size: bool
+    adapt_mass_matrix: bool
+    full_mass: bool
+    share_mass_matrix: bool
+    target_accept_prob: float
+    init_strategy: InitStrategy
 
 
 class _Paths:
@@ -156,14 +157,15 @@ class _Hamiltonian(VectorizedKernel):
 
     def __init__(
         self,
-        model: Callable[..., Any] | None,
-        step_size: float,
-        adapt_step_size: bool,
-        adapt_mass_matrix: bool,
-        full_mass: bool,
-        share_mass_matrix: bool,
-        target_accept_prob: float,
-        init_strategy: InitStrategy,
+        model: Callable[..., Any] | None = None,
+        *,
+        step_size: float = 1.0,
+        adapt_step_size: bool = True,
+        adapt_mass_matrix: bool = True,
+        full_mass: bool = False,
+        share_mass_matrix: bool = False,
+        target_accept_prob: float = 0.8,
+        init_strategy: InitStrategy = init_to_uniform,
         **options: Unpack[VectorizedOptions],
     ) -> None:
         super().__init__(model, init_strategy=init_strategy, **options)
@@ -203,7 +205,8 @@ class _Hamiltonian(VectorizedKernel):
         factor = factor.expand(num_factors, *shape).contiguous()
         moments = new_moments(position, self.full_mass)
         search = restarted(torch.full_like(value, self.step_size))
-        outcome = (position, gradient, value, value.clone(), zero, none, none, none > 0)
+        counts = (none, none, none > 0)
+        outcome = (position, gradient, value, value.clone(), zero, *counts, search.log_step.exp())
         state = HamiltonianState(*outcome, keys, none.clone(), *search, factor, *moments)
         return self._with_first_step_size(state, 0)
 
@@ -252,7 +255,7 @@ class _Hamiltonian(VectorizedKernel):
         loop: TransitionLoop = self._made(self._loop)
         num_rows = loop.max_rows(*chains.position.shape)
         ends = [*(edge for edge in self._edges), self._warmup_steps, int(targets[-1])]
-        parts: list[HamiltonianDraw] = []
+        parts: list[Drawn] = []
         state: HamiltonianState = chains.state
         step = chains.step
         while step < targets[-1]:
@@ -270,11 +273,10 @@ class _Hamiltonian(VectorizedKernel):
             )
             is_wanted = torch.from_numpy(np.isin(np.arange(step, end) + 1, targets))
             rows = is_wanted.nonzero()[:, 0].to(state.position.device)
-            drawn = {**carried.draws._asdict(), "log_step": carried.step_sizes.log()}
-            parts.append(HamiltonianDraw(*(drawn[k][rows] for k in HamiltonianDraw._fields)))
+            parts.append(Drawn(*(part[rows] for part in carried.draws)))
             state = self._adapted(state, carried.draws.position[: end - step], step, end)
             step = end
-        recorded = HamiltonianDraw(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
+        recorded = Drawn(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
         after = replace(chains, step=step, state=state, potential_energy=state.value.clone())
         return after, Draws(targets, recorded, recorded.value)
 
@@ -308,13 +310,13 @@ class _Hamiltonian(VectorizedKernel):
             state = state._replace(**averaged(state.search())._asdict())
         return state
 
-    def _statistics(self, state: HamiltonianState | HamiltonianDraw) -> dict[str, Tensor]:
+    def _statistics(self, state: HamiltonianState | Drawn) -> dict[str, Tensor]:
         return {
             "acceptance_rate": state.acceptance_rate,
             "energy": state.energy,
             "diverging": state.diverging,
             "n_steps": state.num_steps,
-            "step_size": state.log_step.exp(),
+            "step_size": state.step_size,
         }
 
 
@@ -326,20 +328,11 @@ class HMC(_Hamiltonian):
     finds the length of trajectories, too.
 
     :param model: a Pyro model that sees all of its data, or ``None`` with a ``potential_fn``.
-    :param float step_size: of leapfrog steps, in units of the masses; where it adapts, the first
-        guess of a search for the first one.
     :param float trajectory_length: in units of the masses, that is in standard deviations once
         these have adapted. Lengths vary at random by a fifth. 1.5 without ``num_leapfrog_steps``.
     :param int num_leapfrog_steps: steps of a trajectory, in place of its length.
-    :param bool adapt_step_size: whether step sizes adapt in the warm-up.
-    :param bool adapt_mass_matrix: whether mass matrices do.
-    :param bool full_mass: whether these are full matrices, or diagonal ones.
-    :param bool share_mass_matrix: whether chains that run together share one, see :class:`NUTS`.
-    :param float target_accept_prob: acceptance rate to which step sizes adapt.
-    :param init_strategy: where chains start, one of :mod:`pyro.infer.autoguide.initialization`.
-    :param options: ``potential_fn``, ``backend``, how the potential runs, see
-        :class:`~pyro_ext.potential.Potential`, and ``num_steps``, transitions that one call of
-        ``sample`` takes under Pyro's driver.
+    :param options: ``step_size``, ``full_mass`` and the others that :class:`NUTS` has, but for
+        ``max_tree_depth``.
     :raises ValueError: for numbers out of range, a length and a number of steps, or a model that
         subsamples.
 
@@ -359,16 +352,9 @@ class HMC(_Hamiltonian):
         self,
         model: Callable[..., Any] | None = None,
         *,
-        step_size: float = 1.0,
         trajectory_length: float | None = None,
         num_leapfrog_steps: int | None = None,
-        adapt_step_size: bool = True,
-        adapt_mass_matrix: bool = True,
-        full_mass: bool = False,
-        share_mass_matrix: bool = False,
-        target_accept_prob: float = 0.8,
-        init_strategy: InitStrategy = init_to_uniform,
-        **options: Unpack[VectorizedOptions],
+        **options: Unpack[HamiltonianOptions],
     ) -> None:
         if num_leapfrog_steps is not None:
             num_leapfrog_steps = check_integer("num_leapfrog_steps", num_leapfrog_steps, 1)
@@ -381,17 +367,7 @@ class HMC(_Hamiltonian):
             trajectory_length = _LENGTH
         if trajectory_length is not None:
             trajectory_length = check_number("trajectory_length", trajectory_length, above=0)
-        super().__init__(
-            model,
-            step_size,
-            adapt_step_size,
-            adapt_mass_matrix,
-            full_mass,
-            share_mass_matrix,
-            target_accept_prob,
-            init_strategy,
-            **options,
-        )
+        super().__init__(model, **options)
         self.trajectory_length = trajectory_length
         self.num_leapfrog_steps = num_leapfrog_steps
 
@@ -449,31 +425,14 @@ class NUTS(_Hamiltonian):
         self,
         model: Callable[..., Any] | None = None,
         *,
-        step_size: float = 1.0,
         max_tree_depth: int = 10,
-        adapt_step_size: bool = True,
-        adapt_mass_matrix: bool = True,
-        full_mass: bool = False,
-        share_mass_matrix: bool = False,
-        target_accept_prob: float = 0.8,
-        init_strategy: InitStrategy = init_to_uniform,
-        **options: Unpack[VectorizedOptions],
+        **options: Unpack[HamiltonianOptions],
     ) -> None:
-        super().__init__(
-            model,
-            step_size,
-            adapt_step_size,
-            adapt_mass_matrix,
-            full_mass,
-            share_mass_matrix,
-            target_accept_prob,
-            init_strategy,
-            **options,
-        )
+        super().__init__(model, **options)
         self.max_tree_depth = check_integer("max_tree_depth", max_tree_depth, 1)
 
     def _trajectories(self) -> _Trees:
         return _Trees(self.max_tree_depth)
 
-    def _statistics(self, state: HamiltonianState | HamiltonianDraw) -> dict[str, Tensor]:
+    def _statistics(self, state: HamiltonianState | Drawn) -> dict[str, Tensor]:
         return super()._statistics(state) | {"tree_depth": state.tree_depth}

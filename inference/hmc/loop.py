@@ -83,6 +83,7 @@ class Drawn(NamedTuple):
     num_steps: Tensor
     tree_depth: Tensor
     diverging: Tensor
+    step_size: Tensor
 
 
 def _recorded(outcome: Outcome) -> list[Tensor]:
@@ -101,7 +102,6 @@ class Carried(NamedTuple):
     :param DualAveraging search: for step sizes.
     :param tuple trajectory: where each chain is.
     :param Drawn draws: of the transitions, with a leading dimension.
-    :param Tensor step_sizes: of the transitions. **Shape:** ``(num_rows, num_chains)``.
     """
 
     iteration: Tensor
@@ -113,7 +113,6 @@ class Carried(NamedTuple):
     search: DualAveraging
     trajectory: Any
     draws: Drawn
-    step_sizes: Tensor
 
 
 class TransitionLoop:
@@ -170,7 +169,6 @@ class TransitionLoop:
             search,
             trajectory,
             Drawn(*(part.new_zeros(num_rows, *part.shape) for part in _recorded(last))),
-            search.log_step.new_zeros(num_rows, num_chains),
         )
 
     def _begun(self, carried: Carried, inputs: Inputs) -> Carried:
@@ -226,7 +224,6 @@ class TransitionLoop:
                     for n, old in zip(_recorded(outcome), carried.draws, strict=True)
                 )
             ),
-            step_sizes=torch.where(is_row, search.log_step.exp(), carried.step_sizes),
         )
 
     # Iterations in Python, or inside one compiled graph -----------------------------------------

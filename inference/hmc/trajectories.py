@@ -56,6 +56,7 @@ class Outcome(NamedTuple):
     :param Tensor num_steps: number of leapfrog steps.
     :param Tensor tree_depth: number of doublings.
     :param Tensor diverging: whether the energy went off.
+    :param Tensor step_size: of its leapfrog steps.
     """
 
     position: Tensor
@@ -66,6 +67,7 @@ class Outcome(NamedTuple):
     num_steps: Tensor
     tree_depth: Tensor
     diverging: Tensor
+    step_size: Tensor
 
 
 def where(condition: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -178,6 +180,7 @@ def extend_path(
         leaf,
         torch.zeros_like(leaf),
         diverging,
+        step_size,
     )
     path = path._replace(**point._asdict(), leaf=leaf, length=length)
     return path, diverging | (leaf >= length), outcome
@@ -336,7 +339,9 @@ def extend_tree(
             num_steps,
         )
     )
-    outcome = Outcome._make((*draw, sum_acceptance / num_steps, num_steps, depth, diverging))
+    outcome = Outcome._make(
+        (*draw, sum_acceptance / num_steps, num_steps, depth, diverging, step_size)
+    )
     return extended, has_ended, outcome
 
 
