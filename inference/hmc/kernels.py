@@ -1,5 +1,6 @@
 """HMC and NUTS for many chains at once, adapted as in Stan, as kernels."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple, Unpack
@@ -40,6 +41,7 @@ from pyro_ext.random import normal
 
 __all__ = ["HMC", "NUTS", "HamiltonianState"]
 
+_FIRST_STEP_SIZE = 1.0
 _STREAM_OF_TRIALS = 2
 _NUM_DOUBLINGS = 50
 _LENGTH = 1.5
@@ -159,7 +161,7 @@ class _Hamiltonian(VectorizedKernel):
         self,
         model: Callable[..., Any] | None = None,
         *,
-        step_size: float = 1.0,
+        step_size: float = _FIRST_STEP_SIZE,
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
         full_mass: bool = False,
@@ -186,6 +188,12 @@ class _Hamiltonian(VectorizedKernel):
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Build the potential of the model and its data, and plan the warm-up."""
         self._warmup_steps = check_integer("warmup_steps", warmup_steps, 0)
+        if self.adapt_step_size and not warmup_steps and self.step_size == _FIRST_STEP_SIZE:
+            warnings.warn(
+                f"{type(self).__name__} finds its step size in the warm-up, and warmup_steps is 0: "
+                "give it some hundred of them, or a step_size that is known to do",
+                stacklevel=2,
+            )
         self._edges = window_edges(warmup_steps) if self.adapt_mass_matrix else []
         super().setup(warmup_steps, *args, **kwargs)
 

@@ -129,4 +129,4 @@ def dependent(x: Tensor) -> None:
 )
 def test_errors(model: Model, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        NUTS(model).setup(0, torch.zeros(5))
+        NUTS(model).setup(20, torch.zeros(5))

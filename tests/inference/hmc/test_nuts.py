@@ -351,6 +351,11 @@ def test_wall_diverges() -> None:
     assert (mcmc.get_samples()["x"] > 0).all()
 
 
+def test_no_warmup() -> None:
+    with pytest.warns(UserWarning, match="NUTS finds its step size in the warm-up"):
+        NUTS(skewed).setup(0)
+
+
 @pytest.mark.parametrize(
     ("kernel_type", "wrong", "message"),
     [
