@@ -25,7 +25,7 @@ __all__ = ["Gibbs"]
 def _copied(kernel: MCMCKernel) -> MCMCKernel:
     """A kernel of the same settings, models and modules, but with a state of its own."""
     if isinstance(kernel, VectorizedKernel):
-        # A recorded graph would hold the values of the other sites as they are now.
+        # A graph that is recorded at once would hold the values of the other sites as they are.
         return kernel.replace(backend="eager")
     shared = {id(value): value for value in vars(kernel).values() if callable(value)}
     return copy.deepcopy(kernel, shared)
@@ -277,7 +277,8 @@ class Gibbs(MCMCKernel):
             if isinstance(kernel, ConjugateKernel):
                 return self._prepared_partition(kernel, sites, warmup_steps, args, kwargs)
             assert isinstance(kernel, HMC | VectorizedKernel)
-            self._set_up(kernel, sites, warmup_steps, args, kwargs)
+            backend = getattr(block, "backend", "eager")
+            self._set_up(kernel, sites, warmup_steps, args, kwargs, backend)
             if isinstance(kernel, HMC):
                 return self._prepared_hmc(kernel, sites)
             return self._prepared_vectorized(kernel, sites)
@@ -302,6 +303,7 @@ class Gibbs(MCMCKernel):
         warmup_steps: int,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        backend: str,
     ) -> None:
         """Set a kernel up for the model in which all other sites have their present values."""
         whole = self.model
@@ -313,6 +315,9 @@ class Gibbs(MCMCKernel):
         kernel.model = conditional
         kernel.initial_params = None
         kernel.setup(warmup_steps, *args, **kwargs)
+        if isinstance(kernel, VectorizedKernel):
+            others = [name for name in self._values if name not in sites]
+            kernel.bind(self._values, others, "eager" if backend == "eager" else "trace")
 
     def _prepared_vectorized(
         self, kernel: VectorizedKernel, sites: Sequence[str]

@@ -305,6 +305,18 @@ class VectorizedKernel(MCMCKernel):
         self._prepare()
         self._loop = self._make_loop()
 
+    def bind(self, values: dict[str, Tensor], names: Sequence[str], backend: Backend) -> None:
+        """Record the density anew, with values that the model reads as arguments.
+
+        :param dict values: what the model reads, such as sites of other blocks of :class:`Gibbs`.
+        :param names: of the values that change.
+        :param backend: ``"eager"`` or ``"trace"``.
+        """
+        potential = self.potential
+        assert isinstance(potential, Potential)
+        potential.bind(values, names, backend)
+        self._loop = self._make_loop()
+
     def _make_loop(self) -> Any:
         """What runs many steps; it has the attribute ``errors`` of :class:`StepLoop`."""
         elements = sum(plate.subsample_size for plate in self.potential.subsampled_plates)

@@ -274,6 +274,47 @@ class BatchedFunction:
         return any(version_of(tensor) != version for tensor, version in self._frozen)
 
 
+class BoundFunction(BatchedFunction):
+    """A function of positions and of values that others hold, which a record takes as arguments.
+
+    :param function: of one chain's tensors, then of the values.
+    :param example: makes random arguments of one chain, without the values.
+    :param values: returns the values as they are now, the same for all chains.
+    :param backend: ``"eager"`` or ``"trace"``.
+    :param data: as of :class:`BatchedFunction`, like ``fallback``.
+    """
+
+    def __init__(
+        self,
+        function: TensorFunction,
+        example: Callable[[], Sequence[Tensor]],
+        values: Callable[[], Sequence[Tensor]],
+        backend: Backend,
+        data: Sequence[Tensor] = (),
+        fallback: Fallback | None = None,
+    ) -> None:
+        super().__init__(function, lambda: [*example(), *values()], backend, data, fallback)
+        self._values = values
+
+    def _given(self, num_chains: int) -> list[Tensor]:
+        return [value.expand(num_chains, *value.shape) for value in self._values()]
+
+    def one_by_one(self, *batched: Tensor, errors: dict[int, Exception] | None = None) -> Any:
+        """Run over chains without any graph."""
+        return super().one_by_one(*batched, *self._given(len(batched[0])), errors=errors)
+
+    def over_any(self, *batched: Tensor, chunk_size: int | None = None) -> Any:
+        """Run over any number of chains without making a record for that number."""
+        if self.single() is None:
+            return self.one_by_one(*batched)
+        return super().over_any(*batched, *self._given(len(batched[0])), chunk_size=chunk_size)
+
+    def graph(self, num_chains: int) -> TensorFunction | None:
+        """The function recorded for a number of chains, at the values as they are when called."""
+        graph = super().graph(num_chains)
+        return None if graph is None else lambda *batched: graph(*batched, *self._given(num_chains))
+
+
 def version_of(tensor: Tensor) -> int:
     """How often a tensor was changed in place; an inference tensor does not count."""
     return 0 if tensor.is_inference() else tensor._version

@@ -18,12 +18,13 @@ from pyro_ext.potential.arguments import named_arguments
 from pyro_ext.potential.batched import (
     Backend,
     BatchedFunction,
+    BoundFunction,
     RandomPoints,
     check_backend,
     version_of,
 )
 from pyro_ext.potential.evaluation import CHANGES_DATA, Evaluation, from_unconstrained, log_density
-from pyro_ext.potential.graph_capture import Gradient
+from pyro_ext.potential.graph_capture import Fallback, Gradient
 from pyro_ext.potential.layout import Layout
 from pyro_ext.potential.model_at_values import DRAWS_PER_CALL, ModelAtValues
 from pyro_ext.potential.runner import InitStrategy, init_to_suggested
@@ -104,6 +105,36 @@ class Potential(ModelAtValues):
                 ("constrain", runner.constrain, self._example, self._plain),
             )
         }
+
+    def bind(self, values: dict[str, Tensor], names: Sequence[str], backend: Backend) -> None:
+        """Let records take values that the model reads from a dict as arguments.
+
+        Without it, a record would hold the values as they were when it was made.
+
+        :param dict values: what the model reads; whoever changes it later changes the density.
+        :param names: of the values that change.
+        :param backend: ``"eager"`` or ``"trace"``.
+        """
+        number = len(names)
+
+        def value(flat: Tensor, *rest: Tensor) -> Tensor:
+            before = {name: values[name] for name in names}
+            values.update(zip(names, rest[len(rest) - number :], strict=True))
+            try:
+                return self._runner.value(flat, *rest[: len(rest) - number])
+            finally:
+                values.update(before)
+
+        fallback = Fallback(is_quiet=True)
+        for kind, function in (("value", value), ("gradient", Gradient(value))):
+            self._functions[kind] = BoundFunction(
+                function,
+                self._example,
+                lambda: [values[name] for name in names],
+                backend,
+                self._data,
+                fallback,
+            )
 
     # What the model is -------------------------------------------------------------------------
 

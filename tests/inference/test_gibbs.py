@@ -25,6 +25,7 @@ from pyro_ext.inference import (
     RandomWalk,
 )
 from pyro_ext.inference.partitions import MarginalGibbs
+from pyro_ext.potential import Potential
 from pyro_ext.random_measures import PitmanYor
 from tests.inference.partitions.enumeration import partitions
 
@@ -339,6 +340,25 @@ def test_energies_are_those_at_the_present_values():
     MCMC(kernel, 30, seed=1, progress=False).run()
     assert len(seen) == 29
     torch.testing.assert_close(*map(torch.cat, zip(*seen, strict=True)))
+
+
+def test_records_follow_the_other_blocks():
+    """The density is recorded once, with the values of other sites as its arguments."""
+    nuts = inference.NUTS(model, step_size=0.1, max_tree_depth=2)
+    kernel = Gibbs([(nuts, ["loc"]), (EnumeratedSites(), ["kind"])])
+    kernel.setup(3, X)
+    values = kernel.sample(dict(kernel.initial_params))
+    (own, _), _ = kernel._parts
+    graph = own.potential.gradient.single()
+    assert graph is not None
+    position = own._chains.position
+    for _ in range(4):
+        values["kind"] = 1.0 - values["kind"] if torch.rand(()) < 0.5 else values["kind"]
+        values = kernel.sample(values)
+        conditional = pyro.condition(model, {"kind": kernel._values["kind"]})
+        expected = Potential(conditional, X, backend="eager").gradient(position)
+        torch.testing.assert_close(own.potential.gradient(position), expected)
+    assert own.potential.gradient.single() is graph
 
 
 @pytest.mark.parametrize("name", KERNELS)
