@@ -12,10 +12,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import NUTS
 
 from pyro_ext.distributions import GaussianCluster
-from pyro_ext.inference import MCMC, SGHMC, SGLD
+from pyro_ext.inference import MCMC, NUTS, SGHMC, SGLD
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule
 from pyro_ext.random_measures import DirichletProcess, GeneralizedGammaProcess, frequency_table
 
@@ -49,6 +48,13 @@ def location(y):
         pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
 
 
+def random_walk(y):
+    x = torch.tensor(0.0)
+    for t in pyro.markov(range(len(y))):
+        x = pyro.sample(f"x_{t}", dist.Normal(x, 1.0))
+        pyro.sample(f"y_{t}", dist.Normal(x, 1.0), obs=y[t])
+
+
 def two_kinds(y):
     loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
     with pyro.plate("data", len(y)):
@@ -79,7 +85,18 @@ TABLE = frequency_table([40, 9, 3, 2, 1, 1, 1])
 READER = {
     "Potential(model, *args)": ({"model": regression, "args": (X, Y)}, None),
     "MCMC(kernel, num_samples=..., num_chains=...)": ({"kernel": KERNEL}, lambda m: m.run(X, Y)),
-    "NUTS(model, full_mass=True, jit_compile=True)": ({"model": line}, lambda k: run(k, X, Y)),
+    "NUTS(model)": ({"model": line}, lambda k: run(k, X, Y)),
+    "HMC(model)": ({"model": line}, lambda k: run(k, X, Y)),
+    "MEADS(model)": ({"model": line}, lambda k: run(k, X, Y, num_chains=16)),
+    "MarkovSMC(model).run(y)": ({"model": random_walk, "y": Y[:5]}, None),
+    "TwistedSMC(base, twist, log_potential, length=20).run()": (
+        {
+            "base": lambda prefix: torch.full((len(prefix), 2), 0.5).log(),
+            "twist": None,
+            "log_potential": lambda sequences: sequences.sum(-1).float(),
+        },
+        None,
+    ),
     'MCMC(..., checkpoint="folder")': ({"kernel": KERNEL}, lambda m: m.run(X, Y)),
     'to_arviz("folder")': ({}, None),
     "MCMC(..., chain_method=executor)": (

@@ -451,7 +451,10 @@ class AutoPseudocoreset(PyroModule):
                 "guide has nothing to learn: name row arguments in learnable, or take "
                 "weights='learned'"
             )
-        trainer = Trainer(self, optimizer or partial(StandardizedAdam, spreads=self._spreads()))
+        if optimizer is None:
+            trainer = Trainer(self, partial(StandardizedAdam, spreads=self._spreads()))
+        else:
+            trainer = Trainer(self, optimizer)
         self._trainer = divergence, optimizer, trainer
         return trainer
 

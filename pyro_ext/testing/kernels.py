@@ -56,7 +56,7 @@ def check_kernel(
     - The ``drivers`` of Pyro and ours give new draws, inside of the support, ours the same for
       chains together as one after the other.
 
-    :param kernel_type: a subclass of :class:`VectorizedKernel`.
+    :param kernel_type: a subclass of :class:`~pyro_ext.inference.VectorizedKernel`.
     :param model: a Pyro model, better one that takes minibatches.
     :param args: positional arguments of the model.
     :param options: keyword arguments of the constructor, with a step size at which chains stay

@@ -45,7 +45,7 @@ def test_the_digest_depends_on_everything(tmp_path):
     assert len(digests) == 6
 
 
-@pytest.mark.parametrize("place", [20, -1, -30])
+@pytest.mark.parametrize("point", [20, -1, -30])
 def test_a_flipped_byte_is_noticed(tmp_path, point):
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"x": torch.randn(30)}, {"step": 7})

@@ -48,7 +48,7 @@ def test_incomplete_gamma(function, limits, shapes):
 
 
 @pytest.mark.parametrize(
-    "name, exact, places",
+    "name, exact, points",
     [
         ("exprel", lambda x: mpmath.expm1(x) / x if x else mpmath.mpf(1), (-700.0, 700.0)),
         ("log_exprel", lambda x: mpmath.log(mpmath.expm1(x) / x) if x else 0, (-1e5, 1e5)),

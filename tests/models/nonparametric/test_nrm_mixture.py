@@ -220,7 +220,7 @@ def test_clusters_of_new_points_are_ratios_of_joint_densities():
     both = mixture.predict_clusters(new, x, {"assignment": torch.stack([draw, other])}, draw)
     first, second = expected(other)[:, :1] * torch.tensor([2.0, 1.0]) / 3.0, expected(other)[:, 1:]
     torch.testing.assert_close(both, (by_draw + torch.cat([first, second], -1)) / 2.0)
-    with pytest.raises(ValueError, match=r"labels must have shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"labels must have the shape \(4,\)"):
         mixture.predict_clusters(new, x, {"assignment": draw[None]}, draw[:3])
 
 
