@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_ext.inference.hmc.trajectories import where
+
 __all__ = [
     "DualAveraging",
     "Moments",
@@ -101,9 +103,13 @@ def estimated_factor(moments: Moments, pooled: bool) -> Tensor:
     :returns: **Shape:** ``(num_chains or 1, size)`` of a diagonal, else
         ``(num_chains or 1, size, size)``, lower triangular.
     """
-    number, squares = moments.number, moments.squares
+    # A chain that is not finite, which stops in any case, shall tell the others nothing.
+    is_finite = (moments.mean.isfinite() & moments.squares.flatten(1).isfinite().all(1, True)).all(
+        1
+    )
+    number, mean, squares = (where(is_finite, part, torch.zeros_like(part)) for part in moments)
     if pooled:
-        apart = moments.mean - moments.mean.mean(0)
+        apart = where(is_finite, mean - number @ mean / number.sum().clamp(min=1.0), mean)
         # What is between the means of chains belongs to the spread of all draws together.
         spread = apart[:, :, None] * apart[:, None, :] if squares.dim() == 3 else apart.square()
         squares = (squares + number.reshape(-1, *(1,) * (squares.dim() - 1)) * spread).sum(0, True)

@@ -286,8 +286,7 @@ class VectorizedKernel(MCMCKernel):
         :param args: arguments of the model.
         :param kwargs: keyword arguments of the model.
         """
-        if self.model is not None:
-            model = self.model
+        if (model := self.model) is not None:
             if not self.takes_minibatches:
                 model = sum_out(model, *args, **kwargs)
             self._potential = Potential(model, *args, backend=self.backend, **kwargs)
@@ -306,19 +305,13 @@ class VectorizedKernel(MCMCKernel):
         self._loop = self._make_loop()
 
     def bind(self, values: dict[str, Tensor], names: Sequence[str], backend: Backend) -> None:
-        """Record the density anew, with values that the model reads as arguments.
-
-        :param dict values: what the model reads, such as sites of other blocks of :class:`Gibbs`.
-        :param names: of the values that change.
-        :param backend: ``"eager"`` or ``"trace"``.
-        """
-        potential = self.potential
-        assert isinstance(potential, Potential)
-        potential.bind(values, names, backend)
+        """Make values that the model reads arguments of its record, see :meth:`Potential.bind`."""
+        assert isinstance(self._potential, Potential)
+        self._potential.bind(values, names, backend)
         self._loop = self._make_loop()
 
     def _make_loop(self) -> Any:
-        """What runs many steps; it has the attribute ``errors`` of :class:`StepLoop`."""
+        """What runs many steps, with the attribute ``errors`` of :class:`StepLoop`."""
         elements = sum(plate.subsample_size for plate in self.potential.subsampled_plates)
         return StepLoop(self._step, self._function(), elements)
 
@@ -560,11 +553,8 @@ class VectorizedKernel(MCMCKernel):
         """Forget what is known of the density: in :class:`Gibbs` it is another one at each step."""
 
     def read_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """State of the chain that Pyro's driver runs, as tensors and plain values.
-
-        What :meth:`setup` found out belongs to it: in :class:`Gibbs` the density depends on where
-        the chain is, so that it would find out something else next time.
-        """
+        """State of the chain that Pyro's driver runs, and what :meth:`setup` found out."""
+        # In Gibbs the density depends on where the chain is: it would find out something else.
         tensors = {f"prepared.{name}": value for name, value in self._prepared().items()}
         if self._chains is None:
             return tensors, {}

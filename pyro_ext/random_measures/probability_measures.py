@@ -481,11 +481,16 @@ class PitmanYor(ProbabilityMeasure):
     def _log_new(sigma: Tensor, theta: Tensor, number: Tensor) -> Tensor:
         r""":math:`\log \prod_{i=1}^{K-1} (\theta + i \sigma)`."""
         more = (number - 1.0).clamp(min=0.0)
-        has_discount = sigma > 0
-        safe = torch.where(has_discount, sigma, 1.0)
-        with_discount = more * safe.log() + _log_rising(theta / safe + 1.0, more)
-        mass = torch.where(has_discount, 1.0, theta)
-        return torch.where(has_discount, with_discount, more * mass.log())
+        # Gamma functions of theta / sigma lose all precision where sigma is small beside theta.
+        is_small = more * sigma < 1e-3 * theta
+        theta_small = torch.where(is_small, theta, 1.0)
+        ratio = torch.where(is_small, sigma / theta_small, 0.0)
+        corrections = 0.5 - ratio * ((2.0 * more + 1.0) / 12.0 - ratio * more * (more + 1.0) / 12.0)
+        small = more * theta_small.log() + ratio * more * (more + 1.0) * corrections
+        safe = torch.where(is_small, 1.0, sigma)
+        theta_other = torch.where(is_small, 1.0, theta)
+        other = more * safe.log() + _log_rising(theta_other / safe + 1.0, more)
+        return torch.where(is_small, small, other)
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -1,8 +1,10 @@
 """All over the parameters' range results are finite numbers of the right sign and order."""
 
+import math
+
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from pyro_ext.random_measures import (
@@ -31,7 +33,7 @@ def log_uniform(low: float, high: float):
 
 
 MASS = log_uniform(-3.0, 3.0)
-DISCOUNT = st.one_of(st.just(0.0), st.floats(0.0, 0.97), log_uniform(-12.0, -1.0))
+DISCOUNT = st.one_of(st.just(0.0), st.floats(1e-12, 0.97), log_uniform(-12.0, -1.0))
 TILT = st.one_of(st.just(0.0), log_uniform(-6.0, 6.0))
 GAP = log_uniform(-1.5, 1.0)  # of the tail index from the discount
 
@@ -134,6 +136,8 @@ def test_finite_approximations(measure, number):
 @settings(SETTINGS, max_examples=3)
 @given(measure=INFINITE)
 def test_partitions(measure):
+    # Of a measure that is next to nothing the auxiliary variable lies beyond double precision.
+    assume(float(measure.laplace_exponent(torch.tensor(1e300))) > 20.0)
     fn = measure.normalize()
     values = torch.stack([fn.log_eppf(counts) for counts in ([3], [2, 1], [1, 1, 1])])
     assert values.isfinite().all()
@@ -152,3 +156,20 @@ def test_pitman_yor(discount, excess, counts):
     assert fn.log_eppf(counts).isfinite() and fn.log_joint(counts, 0.3).isfinite()
     shares = fn.predictive(counts)
     assert (shares >= 0).all() and abs(shares.sum() - 1.0) < 1e-12
+
+
+@pytest.mark.parametrize("concentration", [1e-3, 1.0, 50.0])
+@pytest.mark.parametrize("discount", [0.0, 1e-320, 1e-100, 1e-14, 1e-9, 1e-5, 1e-3, 0.5])
+def test_pitman_yor_with_small_discounts(discount, concentration):
+    """The product of predictive probabilities, term by term."""
+    counts = [3, 1, 2, 5]
+    fn = PitmanYor(torch.tensor(discount, requires_grad=True), concentration)
+    exact = sum(math.log(concentration + i * discount) for i in range(1, len(counts)))
+    exact += sum(math.log(j - discount) for count in counts for j in range(1, count))
+    exact -= sum(math.log(concentration + i) for i in range(1, sum(counts)))
+    found = fn.log_eppf(counts)
+    assert abs(found.item() - exact) < 1e-11 * max(1.0, abs(exact))
+    (slope,) = torch.autograd.grad(found, fn.discount)
+    expected = sum(i / (concentration + i * discount) for i in range(1, len(counts)))
+    expected -= sum(1.0 / (j - discount) for count in counts for j in range(1, count))
+    assert abs(slope.item() - expected) < 1e-6 * abs(expected)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pyro_ext.inference import MCMC, MEADS
+from pyro_ext.inference.hmc.meads import _folds
 from pyro_ext.inference.vectorized.chains import saved
 from tests.inference.hmc.test_nuts import EXACT, data, regression, skewed
 
@@ -95,3 +96,33 @@ def test_errors() -> None:
         MCMC(MEADS(regression), 5, num_chains=4, progress=False).run(*data())
     with pytest.raises(ValueError, match="damping must be a finite number > 0, got 0.0"):
         MEADS(regression, damping=0.0)
+
+
+def test_one_step() -> None:
+    """A fold stands still; where a proposal is taken the height of the slice stays what it was."""
+    kernel = MEADS(regression, step_size=1.0)
+    kernel.setup(0, *data())
+    state = kernel.advance(kernel.begin(range(32), 0), 41).state
+    number = torch.tensor(42)
+    fold = _folds(state.keys, number, torch.float64)
+    _, step_size, damping = kernel._tuned(state, fold, number)
+    noise = torch.zeros_like(state.position)
+    with torch.no_grad():
+        after, _ = kernel._step(state, kernel.potential.gradient.over_any, noise)
+    is_still = fold == 42 % 4
+    assert is_still.sum() == 8
+    for name in ("position", "momentum", "slice", "value"):
+        same = getattr(after, name) == getattr(state, name)
+        assert bool(same[is_still].all()) and not bool(same[~is_still].all()), name
+    renewed = 1.0 - torch.exp(-2.0 * step_size * damping)
+    momentum = (1.0 - renewed).sqrt()[:, None] * state.momentum
+    before = torch.remainder(state.slice + 1.0 + 0.5 * renewed, 2.0) - 1.0
+    taken = (after.position != state.position).all(-1)
+    energies = [
+        s.value + 0.5 * m.square().sum(-1) for s, m in ((state, momentum), (after, after.momentum))
+    ]
+    heights = [u.abs().log() - e for u, e in zip((before, after.slice), energies, strict=True)]
+    assert 8 < taken.sum() < 24
+    torch.testing.assert_close(heights[1][taken], heights[0][taken])
+    rejected = ~taken & ~is_still
+    torch.testing.assert_close(after.momentum[rejected], -momentum[rejected])

@@ -329,13 +329,18 @@ def test_warmup_goes_on_after_a_stop(share: bool) -> None:
     assert float(whole.state.factor[:, 1].min() / whole.state.factor[:, 0].max()) > 5.0
 
 
-def test_a_chain_that_is_not_finite_stops_alone() -> None:
-    start = {"x": torch.tensor([[0.0], [math.nan], [1.0]])}
-    kernel = NUTS(potential_fn=lambda z: 0.5 * z["x"].square().sum(), max_tree_depth=3)
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("share", [False, True])
+def test_a_chain_that_is_not_finite_stops_alone(full: bool, share: bool) -> None:
+    """The masses of the others adapt without it."""
+    start = {"x": torch.tensor([[0.0, 0.0], [math.nan, 0.0], [1.0, 1.0]])}
+    options = {"full_mass": full, "share_mass_matrix": share, "max_tree_depth": 3}
+    kernel = NUTS(potential_fn=lambda z: 0.5 * z["x"].square().sum(), **options)
     with pytest.warns(RuntimeWarning, match=r"chains \[1\] of 3 stopped"):
-        mcmc = MCMC(kernel, 10, 5, num_chains=3, initial_params=start, seed=0, progress=False)
+        mcmc = MCMC(kernel, 20, 40, num_chains=3, initial_params=start, seed=0, progress=False)
         draws = mcmc.run().get_samples(group_by_chain=True)["x"]
-    assert draws.shape == (2, 10, 1) and draws.isfinite().all()
+    assert draws.shape == (2, 20, 2) and (draws.std(1) > 0.4).all()
+    assert (mcmc.sample_statistics()["acceptance_rate"] > 0).all()
 
 
 def test_wall_diverges() -> None:
