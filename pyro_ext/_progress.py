@@ -38,4 +38,7 @@ class _Lines(tqdm):
 def progress_bar(iterable: Any = None, **options: Any) -> "tqdm[Any]":
     """Make a progress bar."""
     is_drawn = sys.stderr.isatty() or tqdm_of_the_screen.__module__ == "tqdm.notebook"
-    return (tqdm_of_the_screen if is_drawn else _Lines)(iterable, **options)
+    if is_drawn:
+        return tqdm_of_the_screen(iterable, **options)
+    # A line says how fast it went so far, not how fast of late: the last steps may take no time.
+    return _Lines(iterable, smoothing=0, **options)

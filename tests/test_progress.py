@@ -27,6 +27,15 @@ def test_a_file_gets_a_line_a_tenth(step, capsys):
     assert "100%" in lines[-1] and "1000/1000" in lines[-1]
 
 
+def test_the_rate_of_a_line_is_that_of_all_steps(capsys):
+    with progress_bar(total=300, unit="step") as bar:
+        start = bar.start_t
+        for done, seconds in ((1, 1.2), (299, 1.21)):
+            bar._time = lambda seconds=seconds: start + seconds
+            bar.update(done)
+    assert "247.93step/s" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_file_hears_where_it_ended(capsys):
     with pytest.raises(KeyboardInterrupt), progress_bar(total=1000) as bar:
         bar.update(333)
