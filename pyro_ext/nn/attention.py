@@ -1,29 +1,49 @@
 """Attention between sets and within them: blocks that see neither order nor padding."""
 
 import math
-from typing import Literal, get_args
+from typing import Literal, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_ext._checks import as_tensor, check_choice, check_integer
+from pyro_ext._checks import as_tensor, check_boolean, check_choice, check_integer, check_number
+
+__all__ = ["ISAB", "MAB", "PMA", "SAB", "AttentionOptions", "InducedSetAttention"]
+
+_LEAST_WEIGHT = 1e-5  # of a key in the sum that weights over queries are divided by
 
 Scaling = Literal["width", "head"]
+Residual = Literal["projection", "input"]
+Normalization = Literal["keys", "queries"]
+
+
+class AttentionOptions(TypedDict, total=False):
+    """Keyword arguments of all blocks; :class:`MAB` says what they are."""
+
+    scaling: Scaling
+    layer_norm: bool
+    bias: bool
+    dropout: float
+    residual: Residual
+    normalize: Normalization
 
 
 class MAB(nn.Module):
     r"""Multihead attention block: elements of one set look at those of another [1].
 
-    With queries :math:`q`, keys :math:`k` and values :math:`v`, which are projections without
-    biases, cut into heads of equal width,
+    With queries :math:`q`, keys :math:`k` and values :math:`v`, which are linear projections, cut
+    into heads of equal width,
 
     .. math::
         o &= \mathrm{LN}\bigl(q + \mathrm{softmax}(q k^\top / \sqrt{d})\, v\bigr), \\
-        \text{output} &= \mathrm{LN}\bigl(o + \mathrm{relu}(W o + b)\bigr).
+        \text{output} &= \mathrm{LN}\bigl(o + \mathrm{relu}(W o + b)\bigr),
 
-    Padding has no influence, whatever is in it: neither a number nor a NaN. Where a set of keys is
-    empty or all padding, the attention is zero and the output is that of the query alone.
+    as in the code of [1]. With ``residual="input"`` it is as in its text: the input stands in place
+    of its projection :math:`q` in the sum, the attention is projected once more, and the layer that
+    follows becomes two. Padding has no influence, whatever is in it: neither a number nor a NaN.
+    Where a set of keys is empty or all padding, the attention is zero and the output is that of the
+    query alone.
 
     :param int query_features: number of features of a query.
     :param int key_features: number of features of a key.
@@ -33,12 +53,21 @@ class MAB(nn.Module):
     :param str scaling: whether :math:`d` is the full ``"width"``, as in [1], or that of a
         ``"head"``, as in [2].
     :param bool layer_norm: whether to normalize; otherwise :math:`\mathrm{LN}` is the identity.
+    :param bool bias: whether the projections have biases, as they have in the code of [1].
+    :param float dropout: probability with which a weight of the attention is dropped in training.
+    :param str residual: what attention is added to, the ``"projection"`` of the query or the
+        ``"input"`` itself, which then has ``width`` features.
+    :param str normalize: whether the softmax runs over ``"keys"``, or over ``"queries"``, which
+        then compete for keys, and weights are divided by their sum over keys, as in [3].
 
     [1] J. Lee, Y. Lee, J. Kim, A. R. Kosiorek, S. Choi, Y. W. Teh (2019),
     Set Transformer: a framework for attention-based permutation-invariant neural networks.
 
     [2] A. Vaswani, N. Shazeer, N. Parmar, J. Uszkoreit, L. Jones, A. N. Gomez, L. Kaiser,
     I. Polosukhin (2017), Attention is all you need.
+
+    [3] F. Locatello, D. Weissenborn, T. Unterthiner, A. Mahendran, G. Heigold, J. Uszkoreit,
+    A. Dosovitskiy, T. Kipf (2020), Object-centric learning with slot attention.
 
     Example::
 
@@ -57,6 +86,10 @@ class MAB(nn.Module):
         value_features: int | None = None,
         scaling: Scaling = "width",
         layer_norm: bool = True,
+        bias: bool = False,
+        dropout: float = 0.0,
+        residual: Residual = "projection",
+        normalize: Normalization = "keys",
     ) -> None:
         super().__init__()
         check_integer("query_features", query_features, 1)
@@ -68,12 +101,24 @@ class MAB(nn.Module):
         if width % num_heads:
             raise ValueError(f"width must be a multiple of num_heads={num_heads}, got {width}")
         check_choice("scaling", scaling, get_args(Scaling))
-        self.scaling = scaling
-        self.query = nn.Linear(query_features, width, bias=False)
-        self.key = nn.Linear(key_features, width, bias=False)
-        self.value = nn.Linear(value_features, width, bias=False)
-        self.feedforward = nn.Linear(width, width)
-        norm = nn.LayerNorm if layer_norm else nn.Identity
+        check_boolean("bias", bias)
+        self.scaling, self.residual, self.normalize = scaling, residual, normalize
+        self.dropout = check_number("dropout", dropout, least=0, below=1)
+        check_choice("residual", residual, get_args(Residual))
+        check_choice("normalize", normalize, get_args(Normalization))
+        self.query = nn.Linear(query_features, width, bias)
+        self.key = nn.Linear(key_features, width, bias)
+        self.value = nn.Linear(value_features, width, bias)
+        self.feedforward: nn.Module = nn.Sequential(nn.Linear(width, width), nn.ReLU())
+        if residual == "input":
+            if query_features != width:
+                raise ValueError(
+                    f"query_features must be width={width} with residual='input', got "
+                    f"{query_features}"
+                )
+            self.output = nn.Linear(width, width, bias)
+            self.feedforward.append(nn.Linear(width, width))
+        norm = nn.LayerNorm if check_boolean("layer_norm", layer_norm) else nn.Identity
         self.attention_norm, self.output_norm = norm(width), norm(width)
 
     def forward(
@@ -95,13 +140,15 @@ class MAB(nn.Module):
         """
         values = keys if values is None else values
         self._check(queries, keys, values, key_mask)
-        if key_mask is not None:
-            keys = keys.masked_fill(~key_mask[..., None], 0)
-            values = values.masked_fill(~key_mask[..., None], 0)
+        keys, values = _filled(keys, key_mask), _filled(values, key_mask)
         projected = self.query(queries)
-        attention = self._attention(projected, self.key(keys), self.value(values), key_mask)
-        hidden = self.attention_norm(projected + attention)
-        outputs: Tensor = self.output_norm(hidden + functional.relu(self.feedforward(hidden)))
+        value = _filled(self.value(values), key_mask)  # biases, too
+        attention = self._attention(projected, self.key(keys), value, key_mask)
+        if self.residual == "input":
+            hidden = self.attention_norm(queries + self.output(attention))
+        else:
+            hidden = self.attention_norm(projected + attention)
+        outputs: Tensor = self.output_norm(hidden + self.feedforward(hidden))
         return outputs
 
     def extra_repr(self) -> str:
@@ -114,13 +161,23 @@ class MAB(nn.Module):
         shapes += [] if mask is None else [mask.shape[:-1]]
         batch_shape = torch.broadcast_shapes(*shapes)
         query, key, value = (self._heads(part, batch_shape) for part in (query, key, value))
-        attended = functional.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=None if mask is None else _for_every_query(mask, batch_shape),
-            scale=(width if self.scaling == "width" else width // self.num_heads) ** -0.5,
-        )
+        scale = (width if self.scaling == "width" else width // self.num_heads) ** -0.5
+        dropout = self.dropout if self.training else 0.0
+        if mask is not None:  # (batch, 1 head, 1 query, num_keys)
+            mask = mask.expand(*batch_shape, -1).reshape(math.prod(batch_shape), 1, 1, -1)
+        if self.normalize == "queries":
+            weights = (scale * query @ key.transpose(-2, -1)).softmax(-2)
+            present = weights.new_ones(()) if mask is None else mask.to(weights)
+            total = ((weights + _LEAST_WEIGHT) * present).sum(-1, keepdim=True)
+            weights = weights * present / total.clamp(min=_LEAST_WEIGHT)  # there may be no keys
+            attended = functional.dropout(weights, dropout) @ value
+        else:
+            if mask is not None:
+                # A row of padding alone lets in all of its zeros; backends differ without keys.
+                mask = mask | ~mask.any(-1, keepdim=True)
+            attended = functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale
+            )
         return attended.transpose(1, 2).reshape(*batch_shape, num_queries, width)
 
     def _heads(self, part: Tensor, batch_shape: torch.Size) -> Tensor:
@@ -149,21 +206,14 @@ class MAB(nn.Module):
             )
 
 
-def _for_every_query(mask: Tensor, batch_shape: torch.Size) -> Tensor:
-    """As ``(batch, 1 head, 1 query, num_keys)``."""
-    # A row of padding alone lets in all of its zeros; what backends do with no keys differs.
-    allowed = mask | ~mask.any(-1, keepdim=True)
-    return allowed.expand(*batch_shape, -1).reshape(math.prod(batch_shape), 1, 1, -1)
-
-
 class SAB(nn.Module):
     r"""Set attention block: elements of a set look at each other, :math:`\mathrm{MAB}(X, X)` [1].
 
     :param int in_features: number of features of an element.
     :param int width: number of features of an output, a multiple of ``num_heads``.
     :param int num_heads: number of heads.
-    :param str scaling: as in :class:`MAB`.
-    :param bool layer_norm: as in :class:`MAB`.
+    :param options: ``scaling``, ``layer_norm``, ``bias``, ``dropout`` and the others of
+        :class:`MAB`.
 
     [1] See :class:`MAB`.
 
@@ -178,15 +228,11 @@ class SAB(nn.Module):
         in_features: int,
         width: int,
         num_heads: int = 8,
-        *,
-        scaling: Scaling = "width",
-        layer_norm: bool = True,
+        **options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__()
         check_integer("in_features", in_features, 1)
-        self.block = MAB(
-            in_features, in_features, width, num_heads, scaling=scaling, layer_norm=layer_norm
-        )
+        self.block = MAB(in_features, in_features, width, num_heads, **options)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Let the elements look at each other.
@@ -216,8 +262,8 @@ class InducedSetAttention(nn.Module):
     :param int inducing_features: number of features of an inducing point.
     :param int width: number of features of an output, a multiple of ``num_heads``.
     :param int num_heads: number of heads.
-    :param str scaling: as in :class:`MAB`.
-    :param bool layer_norm: as in :class:`MAB`.
+    :param options: ``scaling``, ``layer_norm``, ``bias``, ``dropout`` and the others of
+        :class:`MAB`; over queries only inducing points compete.
 
     [1] See :class:`MAB`.
 
@@ -237,18 +283,14 @@ class InducedSetAttention(nn.Module):
         inducing_features: int,
         width: int,
         num_heads: int = 8,
-        *,
-        scaling: Scaling = "width",
-        layer_norm: bool = True,
+        **options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__()
         check_integer("in_features", in_features, 1)
         check_integer("inducing_features", inducing_features, 1)
-        self.gather = MAB(
-            inducing_features, in_features, width, num_heads, scaling=scaling, layer_norm=layer_norm
-        )
+        self.gather = MAB(inducing_features, in_features, width, num_heads, **options)
         self.spread = MAB(
-            in_features, width, width, num_heads, scaling=scaling, layer_norm=layer_norm
+            in_features, width, width, num_heads, **(options | AttentionOptions(normalize="keys"))
         )
 
     def forward(
@@ -282,8 +324,8 @@ class ISAB(nn.Module):
     :param int width: number of features of an output, a multiple of ``num_heads``.
     :param int num_inducing: number of inducing points.
     :param int num_heads: number of heads.
-    :param str scaling: as in :class:`MAB`.
-    :param bool layer_norm: as in :class:`MAB`.
+    :param options: ``scaling``, ``layer_norm``, ``bias``, ``dropout`` and the others of
+        :class:`MAB`.
 
     [1] See :class:`MAB`.
 
@@ -299,16 +341,12 @@ class ISAB(nn.Module):
         width: int,
         num_inducing: int,
         num_heads: int = 8,
-        *,
-        scaling: Scaling = "width",
-        layer_norm: bool = True,
+        **options: Unpack[AttentionOptions],
     ) -> None:
         check_integer("width", width, 1)
         super().__init__()
         check_integer("num_inducing", num_inducing, 1)
-        self.attention = InducedSetAttention(
-            in_features, width, width, num_heads, scaling=scaling, layer_norm=layer_norm
-        )
+        self.attention = InducedSetAttention(in_features, width, width, num_heads, **options)
         self.inducing_points = _learned_points(num_inducing, width)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -326,8 +364,8 @@ class PMA(nn.Module):
     :param int width: number of features of an output, a multiple of ``num_heads``.
     :param int num_seeds: number of outputs.
     :param int num_heads: number of heads.
-    :param str scaling: as in :class:`MAB`.
-    :param bool layer_norm: as in :class:`MAB`.
+    :param options: ``scaling``, ``layer_norm``, ``bias``, ``dropout`` and the others of
+        :class:`MAB`.
 
     [1] See :class:`MAB`.
 
@@ -343,17 +381,13 @@ class PMA(nn.Module):
         width: int,
         num_seeds: int = 1,
         num_heads: int = 8,
-        *,
-        scaling: Scaling = "width",
-        layer_norm: bool = True,
+        **options: Unpack[AttentionOptions],
     ) -> None:
         check_integer("width", width, 1)
         super().__init__()
         check_integer("in_features", in_features, 1)
         check_integer("num_seeds", num_seeds, 1)
-        self.block = MAB(
-            width, in_features, width, num_heads, scaling=scaling, layer_norm=layer_norm
-        )
+        self.block = MAB(width, in_features, width, num_heads, **options)
         self.seeds = _learned_points(num_seeds, width)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:

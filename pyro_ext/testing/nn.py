@@ -15,6 +15,7 @@ from pyro_ext.testing.potential import _check_slope, _compare
 __all__ = ["check_module", "check_set_block"]
 
 _FILLINGS = (7.0, math.nan, math.inf)
+_ROUNDING = 1e-12
 
 
 def check_module(
@@ -120,6 +121,7 @@ def check_set_block(
     num_features: int,
     *,
     equivariant: bool,
+    compiled: bool = False,
     seed: int = 0,
     tolerance: float = 1e-5,
 ) -> None:
@@ -127,11 +129,13 @@ def check_set_block(
 
     Permuted elements must give permuted outputs, or the same ones; padding must change neither
     outputs nor gradients, whatever is in it; and sets that are empty or all padding must be finite.
+    In float64 permutations and padding may cost no more than rounding.
 
     :param make: makes the block; masks are true where an element is present.
     :param int num_features: number of features of an element.
     :param bool equivariant: whether there is an output for each element; otherwise the order must
         not matter.
+    :param bool compiled: whether to run it through :func:`torch.compile` too, padding in one graph.
     :param int seed: of elements and parameters.
     :param float tolerance: allowed difference, relative to the size of what is compared.
     :raises AssertionError: where a check fails; it says which and by how much.
@@ -182,5 +186,16 @@ def check_set_block(
     assert bool(of_padding.isfinite().all()), f"outputs of sets of padding are {of_padding}"
     (gradient,) = torch.autograd.grad(of_padding.sum(), leaf, materialize_grads=True)
     assert bool(gradient.isfinite().all()), f"gradients in sets of padding are {gradient}"
+    if compiled:
+        found = at(torch.compile(block, fullgraph=True)(padded.detach(), mask), present)
+        _compare("outputs of a compiled block", found, outputs, 10.0 * tolerance)
+    if isinstance(block, nn.Module):
+        exact, x = deepcopy(block).double(), x.double()
+        outputs = exact(x)
+        _compare(f"{kind} in float64", exact(x[:, order]), at(outputs, order), _ROUNDING)
+        padded = torch.full((5, 9, num_features), math.nan).double()
+        padded[:, present] = x
+        found = at(exact(padded, mask), present)
+        _compare("outputs with padding in float64", found, outputs, _ROUNDING)
     if not equivariant:
         _compare("outputs of sets of padding and of empty ones", of_padding, empty, tolerance)

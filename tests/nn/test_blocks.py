@@ -61,6 +61,10 @@ SETS = {
     "SAB": (lambda: SAB(3, 12, 3), True),
     "ISAB": (lambda: ISAB(3, 12, 4, 3), True),
     "PMA": (lambda: PMA(3, 12, 2, 3), False),
+    "SAB as in the code": (lambda: SAB(3, 12, 3, bias=True, layer_norm=False), True),
+    "SAB as in the text": (lambda: SAB(3, 3, 3, bias=True, residual="input"), True),
+    "ISAB with competition": (lambda: ISAB(3, 12, 4, 3, normalize="queries"), True),
+    "PMA with competition": (lambda: PMA(3, 12, 2, 3, normalize="queries", bias=True), False),
     "MAB": (lambda: Fixed(MAB(2, 3, 12, 3), torch.randn(1, 4, 2), of_keys), False),
     "InducedSetAttention": (
         lambda: Fixed(InducedSetAttention(3, 2, 12, 3), torch.randn(1, 4, 2), of_elements),
@@ -113,3 +117,9 @@ def test_compiled_modules(name):
 @pytest.mark.parametrize(("make", "equivariant"), SETS.values(), ids=SETS)
 def test_sets(make, equivariant):
     check_set_block(make, 3, equivariant=equivariant)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("make", "equivariant"), SETS.values(), ids=SETS)
+def test_compiled_sets(make, equivariant):
+    check_set_block(make, 3, equivariant=equivariant, compiled=True)

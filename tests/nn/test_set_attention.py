@@ -13,29 +13,45 @@ WIDTH, HEADS = 12, 3
 
 def written_out(block, queries, keys, values, present):
     """One set at a time and one head at a time; rows that are not present are left out."""
-    query = queries @ block.query.weight.T
-    key = keys[present] @ block.key.weight.T
-    value = values[present] @ block.value.weight.T
+    query = block.query(queries)
+    key, value = block.key(keys[present]), block.value(values[present])
     size = WIDTH // HEADS
     scale = math.sqrt(WIDTH if block.scaling == "width" else size)
     attention = torch.zeros_like(query)
     for head in range(HEADS):
         part = slice(head * size, (head + 1) * size)
-        if present.any():
-            weights = torch.softmax(query[:, part] @ key[:, part].T / scale, -1)
-            attention[:, part] = weights @ value[:, part]
+        logits = query[:, part] @ key[:, part].T / scale
+        if present.any() and block.normalize == "keys":
+            attention[:, part] = torch.softmax(logits, -1) @ value[:, part]
+        elif present.any():
+            weights = torch.softmax(logits, 0)
+            total = (weights + 1e-5).sum(1, keepdim=True)
+            attention[:, part] = weights @ value[:, part] / total
+    if block.residual == "input":
+        hidden = block.attention_norm(queries + block.output(attention))
+        first, _, second = block.feedforward
+        return block.output_norm(hidden + second(torch.relu(first(hidden))))
     hidden = block.attention_norm(query + attention)
-    return block.output_norm(hidden + torch.relu(block.feedforward(hidden)))
+    return block.output_norm(hidden + torch.relu(block.feedforward[0](hidden)))
 
 
 @pytest.mark.parametrize("scaling", ["width", "head"])
-@pytest.mark.parametrize("layer_norm", [True, False])
-def test_block_is_attention_written_out(scaling, layer_norm, float64):
+@pytest.mark.parametrize("normalize", ["keys", "queries"])
+@pytest.mark.parametrize(
+    ("features", "options"),
+    [
+        (5, {}),
+        (5, {"layer_norm": False, "bias": True}),
+        (WIDTH, {"residual": "input"}),
+        (WIDTH, {"residual": "input", "layer_norm": False, "bias": True}),
+    ],
+)
+def test_block_is_attention_written_out(features, options, normalize, scaling, float64):
     block = MAB(
-        5, 4, WIDTH, HEADS, value_features=2, scaling=scaling, layer_norm=layer_norm
+        features, 4, WIDTH, HEADS, value_features=2, scaling=scaling, normalize=normalize, **options
     ).double()
-    assert isinstance(block.output_norm, nn.LayerNorm) == layer_norm
-    queries, keys, values = torch.randn(6, 3, 5), torch.randn(6, 7, 4), torch.randn(6, 7, 2)
+    assert isinstance(block.output_norm, nn.LayerNorm) == options.get("layer_norm", True)
+    queries, keys, values = torch.randn(6, 3, features), torch.randn(6, 7, 4), torch.randn(6, 7, 2)
     mask = torch.rand(6, 7) < 0.6
     mask[2], mask[3] = False, True
     found = block(queries, keys, values, mask)
@@ -44,10 +60,43 @@ def test_block_is_attention_written_out(scaling, layer_norm, float64):
         torch.testing.assert_close(found[row], expected)
 
 
-def test_projections_have_no_biases():
+@pytest.mark.parametrize("normalize", ["keys", "queries"])
+def test_dropout_is_for_training(normalize):
+    torch.manual_seed(0)
+    block = MAB(3, 3, WIDTH, HEADS, dropout=0.5, normalize=normalize)
+    queries, keys = torch.randn(20, 4, 3), torch.randn(20, 6, 3)
+    assert not torch.equal(block(queries, keys), block(queries, keys))
+    block.eval()
+    plain = MAB(3, 3, WIDTH, HEADS, normalize=normalize)
+    plain.load_state_dict(block.state_dict())
+    assert torch.equal(block(queries, keys), plain(queries, keys))
+
+
+def number_of_parameters(*blocks):
+    return sum(parameter.numel() for block in blocks for parameter in block.parameters())
+
+
+def test_parameters_are_those_of_the_paper():
     names = {name for name, _ in MAB(3, 3, WIDTH, HEADS).named_parameters()}
-    assert {"query.weight", "key.weight", "value.weight", "feedforward.bias"} <= names
+    assert {"query.weight", "key.weight", "value.weight", "feedforward.0.bias"} <= names
     assert not {"query.bias", "key.bias", "value.bias"} & names
+    code = {"bias": True, "layer_norm": False}
+    first, second = SAB(1, 64, 4, **code), SAB(64, 64, 4, **code)
+    assert number_of_parameters(first) == 4544
+    whole = first, second, PMA(64, 64, 1, 4, **code), nn.Linear(64, 1)
+    assert number_of_parameters(*whole) == 37_953
+    normalized = SAB(1, 64, 4, bias=True)
+    assert number_of_parameters(normalized) == 4544 + 4 * 64
+
+
+def test_attention_without_queries_is_the_mean(float64):
+    block = PMA(3, WIDTH, 1, HEADS, bias=True, layer_norm=False).double()
+    with torch.no_grad():
+        block.block.query.weight.zero_()
+        block.block.query.bias.zero_()
+    x = torch.randn(4, 5, 3)
+    mean = block.block.value(x).mean(1, keepdim=True)
+    torch.testing.assert_close(block(x), mean + torch.relu(block.block.feedforward[0](mean)))
 
 
 def test_attention_is_that_of_torch(float64):
@@ -59,8 +108,8 @@ def test_attention_is_that_of_torch(float64):
             torch.cat([block.query.weight, block.key.weight, block.value.weight])
         )
         peer.out_proj.weight.copy_(torch.eye(WIDTH))
-        block.feedforward.weight.zero_()
-        block.feedforward.bias.zero_()
+        block.feedforward[0].weight.zero_()
+        block.feedforward[0].bias.zero_()
     queries, keys = torch.randn(4, 5, WIDTH), torch.randn(4, 6, WIDTH)
     mask = torch.ones(4, 6, dtype=torch.bool)
     mask[:, 4:] = False
@@ -102,6 +151,12 @@ def test_what_users_may_get_wrong():
         SAB(3, 12)
     with pytest.raises(ValueError, match=r"scaling must be one of .*'head'.*, got 'full'"):
         MAB(3, 3, 8, scaling="full")
+    with pytest.raises(
+        ValueError, match="query_features must be width=8 with residual='input', got"
+    ):
+        MAB(3, 3, 8, residual="input")
+    with pytest.raises(ValueError, match=r"dropout must be .*, got 1"):
+        MAB(3, 3, 8, dropout=1.0)
     with pytest.raises(ValueError, match="num_inducing must be an integer >= 1, got 0"):
         ISAB(3, 8, 0)
     with pytest.raises(ValueError, match="num_seeds must be an integer >= 1, got 0"):
