@@ -95,11 +95,13 @@ def add_draw(moments: Moments, position: Tensor) -> Moments:
     return Moments(number, mean, moments.squares + product)
 
 
-def estimated_factor(moments: Moments, pooled: bool) -> Tensor:
+def estimated_factor(moments: Moments, pooled: bool, is_free: Tensor | None = None) -> Tensor:
     """Factor of the covariance of draws, shrunk to a small unit matrix as in Stan.
 
     :param Moments moments: of the draws of each chain.
     :param bool pooled: whether to estimate one of all chains.
+    :param Tensor is_free: which entries of full covariances are not zero, all by default.
+        **Shape:** ``(size, size)``.
     :returns: **Shape:** ``(num_chains or 1, size)`` of a diagonal, else
         ``(num_chains or 1, size, size)``, lower triangular.
     """
@@ -119,6 +121,8 @@ def estimated_factor(moments: Moments, pooled: bool) -> Tensor:
     least = 1e-3 * 5.0 / (number + 5.0)
     if squares.dim() == 2:
         return (covariance + least).sqrt()
+    if is_free is not None:
+        covariance = covariance * is_free
     unit = torch.eye(squares.shape[-1], dtype=squares.dtype, device=squares.device)
     factor: Tensor = torch.linalg.cholesky(covariance + least * unit)
     return factor

@@ -1,7 +1,7 @@
 """HMC and NUTS for many chains at once, adapted as in Stan, as kernels."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Unpack
 
@@ -11,7 +11,7 @@ import torch
 from pyro.infer.autoguide.initialization import init_to_uniform
 from torch import Tensor
 
-from pyro_ext._checks import check_boolean, check_integer, check_number
+from pyro_ext._checks import check_boolean, check_integer, check_number, check_sequence, shown
 from pyro_ext.inference.hmc.adaptation import (
     DualAveraging,
     Moments,
@@ -108,10 +108,23 @@ class HamiltonianOptions(VectorizedOptions, total=False):
     step_size: float
     adapt_step_size: bool
     adapt_mass_matrix: bool
-    full_mass: bool
+    full_mass: bool | Sequence[Sequence[str]]
     share_mass_matrix: bool
     target_accept_prob: float
     init_strategy: InitStrategy
+
+
+def _checked_blocks(full_mass: object) -> bool | tuple[tuple[str, ...], ...]:
+    """Whether mass matrices are full, or groups of sites whose blocks are."""
+    if isinstance(full_mass, bool):
+        return full_mass
+    wanted = "True, False or a list of tuples of names of sites, each in one of them"
+    groups = check_sequence("full_mass", full_mass, wanted)
+    blocks = tuple(tuple(check_sequence("full_mass", group, wanted, kind=str)) for group in groups)
+    names = [name for block in blocks for name in block]
+    if len(set(names)) < len(names):
+        raise ValueError(f"full_mass must be {wanted}, got {shown(full_mass)}")
+    return blocks
 
 
 class _Paths:
@@ -164,7 +177,7 @@ class _Hamiltonian(VectorizedKernel):
         step_size: float = _FIRST_STEP_SIZE,
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
-        full_mass: bool = False,
+        full_mass: bool | Sequence[Sequence[str]] = False,
         share_mass_matrix: bool = False,
         target_accept_prob: float = 0.8,
         init_strategy: InitStrategy = init_to_uniform,
@@ -174,13 +187,14 @@ class _Hamiltonian(VectorizedKernel):
         self.step_size = check_number("step_size", step_size, above=0)
         self.adapt_step_size = check_boolean("adapt_step_size", adapt_step_size)
         self.adapt_mass_matrix = check_boolean("adapt_mass_matrix", adapt_mass_matrix)
-        self.full_mass = check_boolean("full_mass", full_mass)
+        self.full_mass = _checked_blocks(full_mass)
         self.share_mass_matrix = check_boolean("share_mass_matrix", share_mass_matrix)
         self.target_accept_prob = check_number(
             "target_accept_prob", target_accept_prob, above=0, below=1
         )
         self._warmup_steps = 0
         self._edges: list[int] = []
+        self._is_free: Tensor | None = None
 
     def _trajectories(self) -> _Paths | _Trees:
         raise NotImplementedError
@@ -196,6 +210,22 @@ class _Hamiltonian(VectorizedKernel):
             )
         self._edges = window_edges(warmup_steps) if self.adapt_mass_matrix else []
         super().setup(warmup_steps, *args, **kwargs)
+        self._is_free = self._entries()
+
+    def _entries(self) -> Tensor | None:
+        """Which entries of full mass matrices may differ from zero; all with ``None``."""
+        if isinstance(self.full_mass, bool):
+            return None
+        layout = self.potential.layout
+        entries = torch.eye(layout.size, dtype=torch.bool, device=layout.device)
+        for block in self.full_mass:
+            if unknown := sorted(set(block) - set(layout.shapes)):
+                raise ValueError(
+                    f"full_mass has sites {unknown} that are not among {sorted(layout.shapes)}"
+                )
+            columns = [column for name in block for column in layout.columns(name)]
+            entries[torch.tensor(columns)[:, None], columns] = True
+        return entries
 
     def _make_loop(self) -> TransitionLoop:
         return TransitionLoop(
@@ -206,12 +236,13 @@ class _Hamiltonian(VectorizedKernel):
         value, gradient = self.potential.gradient.over_any(position)
         zero = torch.zeros_like(value)
         none = torch.zeros_like(keys[:, 0])
-        shape = position.shape[-1:] * (2 if self.full_mass else 1)
+        is_dense = bool(self.full_mass)
+        shape = position.shape[-1:] * (2 if is_dense else 1)
         num_factors = 1 if self.share_mass_matrix else len(position)
         factor = torch.ones_like(position[0])
-        factor = factor.diag() if self.full_mass else factor
+        factor = factor.diag() if is_dense else factor
         factor = factor.expand(num_factors, *shape).contiguous()
-        moments = new_moments(position, self.full_mass)
+        moments = new_moments(position, is_dense)
         search = restarted(torch.full_like(value, self.step_size))
         counts = (none, none, none > 0)
         outcome = (position, gradient, value, value.clone(), zero, *counts, search.log_step.exp())
@@ -309,9 +340,9 @@ class _Hamiltonian(VectorizedKernel):
                 moments = add_draw(moments, position)
             state = state._replace(**moments._asdict())
         if edges and end in edges[1:]:
-            factor = estimated_factor(state.moments(), self.share_mass_matrix)
+            factor = estimated_factor(state.moments(), self.share_mass_matrix, self._is_free)
             state = state._replace(
-                factor=factor, **new_moments(state.position, self.full_mass)._asdict()
+                factor=factor, **new_moments(state.position, bool(self.full_mass))._asdict()
             )
             state = self._with_first_step_size(state, end)
         if end == self._warmup_steps and self.adapt_step_size:
@@ -400,7 +431,8 @@ class NUTS(_Hamiltonian):
     :param int max_tree_depth: largest number of doublings of a trajectory.
     :param bool adapt_step_size: whether step sizes adapt in the warm-up.
     :param bool adapt_mass_matrix: whether mass matrices do.
-    :param bool full_mass: whether these are full matrices, or diagonal ones.
+    :param full_mass: whether these are full matrices, or diagonal ones; or groups of sites, with a
+        full matrix for the sites of each group together, as in ``[("loc", "scale"), ("weight",)]``.
     :param bool share_mass_matrix: whether chains that run together share one, estimated from the
         draws of them all. It takes a shorter warm-up with many chains; draws of a chain then depend
         on the others.

@@ -168,6 +168,49 @@ def drop_identities(graph: GraphModule) -> None:
     graph.recompile()
 
 
+def join_products(graph: GraphModule) -> None:
+    """Multiply a matrix that all chains have in common with those of all chains at once.
+
+    As a product for each chain it would be copied for each of them, and take several times as long.
+    """
+    for node in list(graph.graph.nodes):
+        if node.target is not _aten.bmm.default or (shape := _shape(node)) is None:
+            continue
+        left, right = node.args
+        number, num_rows, num_columns = shape
+        with graph.graph.inserting_before(node):
+            call = graph.graph.call_function
+            if (common := _in_common(graph, left)) is not None:
+                # Transposed, since the products of few columns are slow.
+                turned = call(_aten.permute.default, (right, [0, 2, 1]))
+                flat = call(_aten.reshape.default, (turned, [number * num_columns, -1]))
+                turned = call(_aten.permute.default, (common, [1, 0]))
+                product = call(_aten.mm.default, (flat, turned))
+                parts = call(_aten.reshape.default, (product, [number, num_columns, num_rows]))
+                joined = call(_aten.permute.default, (parts, [0, 2, 1]))
+            elif (common := _in_common(graph, right)) is not None:
+                flat = call(_aten.reshape.default, (left, [number * num_rows, -1]))
+                product = call(_aten.mm.default, (flat, common))
+                joined = call(_aten.reshape.default, (product, list(shape)))
+            else:
+                continue
+        joined.meta = dict(node.meta)
+        node.replace_all_uses_with(joined)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _in_common(graph: GraphModule, factor: Any) -> Node | None:
+    """The matrix that a batch of matrices repeats."""
+    if not isinstance(factor, Node) or factor.target is not _aten.expand.default:
+        return None
+    base = factor.args[0]
+    if not isinstance(base, Node):
+        return None
+    shape = _attribute(graph, base).shape if base.op == "get_attr" else _shape(base)
+    return base if shape is not None and len(shape) == 2 else None
+
+
 def fold_constants(graph: GraphModule) -> None:
     """Compute what depends on no argument, or on the shapes of arguments alone, once and for all.
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
+from pyro.distributions import TorchDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import config_enumerate
 from pyro.ops.contract import contract_to_tensor
@@ -41,14 +42,15 @@ def sum_out(model: Model, *args: Any, **kwargs: Any) -> Model:
     """Return a model with the same continuous sites, and the discrete ones summed out.
 
     What depends on discrete sites becomes one factor, in which they are enumerated in parallel, as
-    Pyro's HMC does it. A model without discrete latent sites is returned as it is.
+    Pyro's HMC does it; continuous sites among it keep their names, without a density of their own.
+    A model without discrete latent sites is returned as it is.
 
     :param model: a Pyro model that sees all of its data.
     :param args: arguments of the model.
     :param kwargs: keyword arguments of the model.
     :returns: the model.
     :raises ValueError: beside a discrete site for a plate that subsamples, or a continuous site
-        that depends on the discrete one.
+        whose support depends on the discrete one.
 
     Example::
 
@@ -100,8 +102,9 @@ def _summed_out(model: Model, depth: int, *args: Any, **kwargs: Any) -> Any:
         sizes |= {symbols[frame.name]: frame.size for frame in frames}
         if node["infer"].get("_deterministic"):
             continue
-        log_prob = node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"])
-        log_prob = scale_and_mask(log_prob, node["scale"], node["mask"])
+        fn, mask = hidden.continuous.get(name, (node["fn"], node["mask"]))
+        log_prob = fn.log_prob(node["value"], *node["args"], **node["kwargs"])
+        log_prob = scale_and_mask(log_prob, node["scale"], mask)
         terms[name] = pack(log_prob + 0.0, node["infer"]["_dim_to_symbol"])
         plates[name] = frozenset(symbols[frame.name] for frame in frames)
     summed = {symbol for term in terms.values() for symbol in term._pyro_dims} - set(sizes)
@@ -110,11 +113,13 @@ def _summed_out(model: Model, depth: int, *args: Any, **kwargs: Any) -> Any:
 
 
 class _Dependents(Messenger):
-    """Hides enumerated sites and those that depend on them."""
+    """Hides enumerated sites and those that depend on them; of continuous ones, the densities."""
 
     def __init__(self, depth: int) -> None:
         super().__init__()
         self.names: list[str] = []
+        self.continuous: dict[str, tuple[Any, Any]] = {}
+        """Distributions and masks."""
         self._depth = depth
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -125,13 +130,48 @@ class _Dependents(Messenger):
         depends = any(size > 1 for shape in shapes for size in shape[: -self._depth or None])
         if not is_enumerated and not depends:
             return
-        if not (is_enumerated or msg["is_observed"] or msg["infer"].get("_deterministic")):
-            raise ValueError(
-                f"site {msg['name']!r} is continuous and depends on a discrete one, which cannot "
-                "be summed out then"
-            )
         self.names.append(msg["name"])
-        msg["stop"] = True
+        if is_enumerated or msg["is_observed"] or msg["infer"].get("_deterministic"):
+            msg["stop"] = True
+            return
+        self.continuous[msg["name"]] = msg["fn"], msg["mask"]
+        msg["fn"], msg["mask"] = _WithoutDensity(msg["name"], msg["fn"], self._depth), None
+
+
+class _WithoutDensity(TorchDistribution):
+    """Shape and support of a continuous site, whose density is part of the factor.
+
+    It draws as if the discrete sites had their first values.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(self, name: str, base: Any, depth: int) -> None:
+        batch_shape = base.batch_shape[len(base.batch_shape) - depth :]
+        super().__init__(batch_shape, base.event_shape, validate_args=False)
+        self._base = base
+        bounds = [value for value in vars(base.support).values() if isinstance(value, Tensor)]
+        if any(bound.dim() > depth + len(self.event_shape) for bound in bounds):
+            raise ValueError(
+                f"site {name!r} is continuous, and its support depends on a discrete one, which "
+                "cannot be summed out then"
+            )
+
+    @property
+    def support(self) -> Any:
+        """Of the values."""
+        return self._base.support
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw values."""
+        values: Tensor = self._base.sample(sample_shape)
+        for _ in range(len(self._base.batch_shape) - len(self.batch_shape)):
+            values = values.select(len(sample_shape), 0)
+        return values
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Zero."""
+        return value.new_zeros(value.shape[: value.dim() - len(self.event_shape)])
 
 
 class EnumeratedLikelihood:

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pyro_ext.potential._graph_passes import (
     drop_identities,
     fold_constants,
+    join_products,
     mutates,
     recordable,
     rewrite,
@@ -127,6 +128,7 @@ def capture_abstract(function: TensorFunction, *example: Tensor) -> GraphModule:
 def vectorize(graph: GraphModule, *example: Tensor) -> GraphModule:
     """Record a graph of one chain as a graph over a leading dimension of chains."""
     vectorized = capture(torch.func.vmap(graph), *example)
+    join_products(vectorized)
     # Not before: some vectorized forms need all that they take to be vectorized.
     fold_constants(vectorized)
     return vectorized

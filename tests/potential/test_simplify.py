@@ -2,12 +2,13 @@
 
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 from torch import Tensor
 
 from pyro_ext.potential import Potential
 from pyro_ext.potential._graph_passes import constants_of
-from pyro_ext.potential.graph_capture import capture
+from pyro_ext.potential.graph_capture import Gradient, capture, vectorize
 
 
 def test_no_two_constants_share_memory() -> None:
@@ -56,3 +57,24 @@ def test_products_with_one_and_first_powers_go() -> None:
         "div",
         "mul",
     ]
+
+
+@pytest.mark.parametrize("num_chains", [1, 3])
+def test_products_with_common_matrices_are_one(num_chains: int) -> None:
+    """On either side; the common matrix is not copied for each chain."""
+    data, output = torch.randn(7, 4).double(), torch.randn(3, 5).double()
+
+    def function(x: Tensor) -> Tensor:
+        hidden = (data @ x.reshape(4, 3)).tanh()
+        return (hidden @ output).square().sum() + (hidden.mT @ data).sum()
+
+    gradient = Gradient(function)
+    x = torch.randn(num_chains, 12).double()
+    graph = vectorize(capture(gradient, x[0]), x)
+    values, gradients = graph(x)
+    for chain, (value, found) in enumerate(zip(values, gradients, strict=True)):
+        expected = gradient(x[chain])
+        torch.testing.assert_close((value, found), expected)
+    assert not any(node.target is torch.ops.aten.bmm.default for node in graph.graph.nodes)
+    copied = (num_chains, *data.shape), (num_chains, *data.mT.shape)
+    assert not any(constant.shape in copied for constant in constants_of(graph))

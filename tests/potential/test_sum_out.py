@@ -54,8 +54,20 @@ def sign(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(loc * (2 * z - 1), 1.0), obs=x)
 
 
+def robust(x: Tensor) -> None:
+    """Errors of the inputs that are of one of two sizes, and of the scale that goes with them."""
+    fraction = pyro.sample("fraction", dist.Beta(2.0, 2.0))
+    kind = pyro.sample("kind", dist.Bernoulli(0.4))
+    scale = pyro.sample("scale", dist.LogNormal(kind, 1.0))
+    direction = pyro.sample("direction", dist.Dirichlet(1.0 + kind[..., None] * torch.ones(3)))
+    with pyro.plate("data", len(x)):
+        is_outlier = pyro.sample("is_outlier", dist.Bernoulli(fraction))
+        mean = pyro.sample("mean", dist.Normal(direction[..., 0], scale * (1.0 + 4.0 * is_outlier)))
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+
 @pytest.mark.parametrize(
-    ("model", "depth"), [(mixture, 1), (hidden_markov, 0), (nested, 2), (sign, 1)]
+    ("model", "depth"), [(mixture, 1), (hidden_markov, 0), (nested, 2), (sign, 1), (robust, 1)]
 )
 def test_densities(model: Model, depth: int) -> None:
     """Those of Pyro's own kernels."""
@@ -110,6 +122,25 @@ def test_posterior() -> None:
     assert to_arviz(mcmc, x).log_likelihood["x"].shape == (4, 500, 7)
 
 
+@pytest.mark.slow
+@pytest.mark.statistical
+def test_posterior_of_a_continuous_site() -> None:
+    """One that depends on a discrete site, against the mixture of two normal distributions."""
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Bernoulli(0.3))
+        loc = pyro.sample("loc", dist.Normal(4.0 * z - 2.0, 1.0))
+        pyro.sample("x", dist.Normal(loc, 2.0), obs=x)
+
+    x = torch.tensor(0.5)
+    draws = MCMC(NUTS(model), 1000, 300, num_chains=8, seed=0, progress=False).run(x)
+    prior = dist.Normal(torch.tensor([-2.0, 2.0]), 1.0)
+    evidence = dist.Normal(prior.mean, 5.0**0.5).log_prob(x)
+    weights = (evidence + torch.tensor([0.7, 0.3]).log()).softmax(0)
+    exact = float(weights @ (0.8 * prior.mean + 0.2 * x))
+    assert abs(float(draws.get_samples()["loc"].mean()) - exact) < 0.1
+
+
 def subsampling(x: Tensor) -> None:
     with pyro.plate("data", len(x), subsample_size=2):
         pyro.sample("z", dist.Bernoulli(0.3))
@@ -117,14 +148,14 @@ def subsampling(x: Tensor) -> None:
 
 def dependent(x: Tensor) -> None:
     z = pyro.sample("z", dist.Bernoulli(0.3))
-    pyro.sample("y", dist.Normal(z, 1.0))
+    pyro.sample("y", dist.Uniform(0.0, 1.0 + z))
 
 
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         (subsampling, r"all of its data where discrete sites are summed out.*\['data'\]"),
-        (dependent, "site 'y' is continuous and depends on a discrete one"),
+        (dependent, "site 'y' is continuous, and its support depends on a discrete one"),
     ],
 )
 def test_errors(model: Model, message: str) -> None:

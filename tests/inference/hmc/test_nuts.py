@@ -295,6 +295,30 @@ def test_factors(is_dense: bool) -> None:
                 torch.testing.assert_close(own.square(), expected.diagonal())
 
 
+def test_full_masses_of_groups() -> None:
+    """Matrices are full among the sites of a group, and exact there; zero elsewhere."""
+    scale = torch.tensor([0.1, 1.0, 3.0])
+    matrix = scale[:, None] * (0.4 * torch.eye(3) + 0.6) * scale
+
+    def model() -> None:
+        x = pyro.sample("x", dist.MultivariateNormal(torch.zeros(3), matrix))
+        pyro.sample("a", dist.Normal(x[0], 1.0))
+        pyro.sample("b", dist.Normal(x[1], 1.0))
+
+    kernel = NUTS(model, full_mass=[("b", "x"), ("a",)], share_mass_matrix=True, backend="trace")
+    kernel.setup(150)
+    (factor,) = kernel.advance(kernel.begin(range(20), 0), 150).state.factor
+    columns = {name: list(kernel.potential.layout.columns(name)) for name in ("a", "b", "x")}
+    order = [*columns["a"], *columns["b"], *columns["x"]]
+    found = (factor @ factor.mT)[order][:, order]
+    assert not found[0, 1:].any() and not found[1:, 0].any()
+    assert abs(float(found[0, 0]) / 1.01 - 1.0) < 0.3
+    expected = torch.block_diag(torch.tensor(2.0), matrix)
+    expected[0, 1:] = expected[1:, 0] = matrix[1]
+    size = expected.diagonal().sqrt()
+    assert ((found[1:, 1:] - expected) / (size[:, None] * size)).abs().max() < 0.4
+
+
 # Runs ---------------------------------------------------------------------------------------------
 
 
@@ -366,15 +390,22 @@ def test_no_warmup() -> None:
     [
         (NUTS, {"max_tree_depth": 0}, "max_tree_depth must be an integer >= 1, got 0"),
         (NUTS, {"target_accept_prob": 1.0}, "target_accept_prob must be a finite number > 0 and <"),
-        (NUTS, {"full_mass": "yes"}, "full_mass must be True or False, got 'yes'"),
         (HMC, {"trajectory_length": 0.0}, "trajectory_length must be a finite number > 0, got 0.0"),
         (
             HMC,
             {"trajectory_length": 1.0, "num_leapfrog_steps": 3},
             "trajectory_length must not be given with num_leapfrog_steps",
         ),
+        (NUTS, {"full_mass": "x"}, "full_mass must be True, False or a list of tuples of names"),
+        (NUTS, {"full_mass": [("x", 3)]}, "full_mass must be True, False or a list of tuples"),
+        (NUTS, {"full_mass": [("x",), ("y", "x")]}, "each in one of them, got "),
     ],
 )
 def test_errors(kernel_type: Any, wrong: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         kernel_type(skewed, **wrong)
+
+
+def test_unknown_sites_of_mass_matrices() -> None:
+    with pytest.raises(ValueError, match=r"full_mass has sites \['z'\] that are not among"):
+        NUTS(skewed, full_mass=[("x", "z")]).setup(20)
