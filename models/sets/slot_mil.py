@@ -363,6 +363,8 @@ def submix_loss(
     :param generator: which subsets and mixtures are drawn from, by default PyTorch's global one.
     :returns: the mean over bags, a scalar.
     :raises TypeError: for a network that cannot be mixed.
+    :raises ValueError: for labels that are no classes of the network, shapes that do not fit, or
+        numbers out of range.
 
     [1] See :class:`SlotMIL`.
 
@@ -380,14 +382,18 @@ def submix_loss(
     if check_number("rate", rate, above=0.0, most=1.0) < 1.0:
         x, mask = subsample_bags(x, mask, rate, generator)
     if alpha is None:
-        return functional.cross_entropy(network(x, mask), labels)
+        logits = network(x, mask)
+        _check_classes(labels, logits)
+        return functional.cross_entropy(logits, labels)
     if not (hasattr(network, "slots") and hasattr(network, "classify")):
         raise TypeError(
             "network must have slots and classify to be mixed, as SlotMIL has; got "
             + shown(network)
         )
     mixed = slot_mixup(network.slots(x, mask), labels, alpha, generator)
-    return mixed.cross_entropy(network.classify(mixed.slots))
+    logits = network.classify(mixed.slots)
+    _check_classes(labels, logits)
+    return mixed.cross_entropy(logits)
 
 
 def attention_concentration(
@@ -436,6 +442,13 @@ def _checked_mask(mask: Tensor | None, shape: torch.Size) -> Tensor | None:
         as_tensor, "mask", mask, str(tuple(shape)), kind="booleans", allow_empty=True
     )
     return checked
+
+
+def _check_classes(labels: Tensor, logits: Tensor) -> None:
+    if bool((labels < 0).any() | (labels >= logits.shape[-1]).any()):
+        raise ValueError(
+            f"labels must be classes below {logits.shape[-1]}, got {labels.tolist()!r:.80}"
+        )
 
 
 def _device(generator: torch.Generator | None, tensor: Tensor) -> torch.device:

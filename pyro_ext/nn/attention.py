@@ -162,7 +162,8 @@ class MAB(nn.Module):
         self._check(queries, keys, None, key_mask)
         query, key = self.query(queries), self.key(_filled(keys, key_mask))
         batch_shape, mask = self._batch((query, key), key_mask)
-        weights = self._weights(*(self._heads(part, batch_shape) for part in (query, key)), mask)
+        query, key = self._heads(query, batch_shape), self._heads(key, batch_shape)
+        weights = self._weights(query, key, mask)
         return weights.reshape(*batch_shape, *weights.shape[1:])
 
     def extra_repr(self) -> str:

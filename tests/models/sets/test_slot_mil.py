@@ -281,6 +281,9 @@ def test_wrong_arguments_are_named():
         slot_mixup(network.slots(x), labels[:3])
     with pytest.raises(TypeError, match="labels must be .* integers"):
         slot_mixup(network.slots(x), labels.float())
+    for alpha in (None, 1.0):
+        with pytest.raises(ValueError, match=r"labels must be classes below 2, got \[2, 3, 2, 3\]"):
+            submix_loss(network, x, labels + 2, alpha=alpha)
     with pytest.raises(ValueError, match="alpha must be a finite number > 0, got 0"):
         submix_loss(network, x, labels, alpha=0.0)
     with pytest.raises(ValueError, match="rate must be a finite number > 0 and <= 1, got 1.5"):
