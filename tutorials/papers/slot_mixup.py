@@ -305,8 +305,6 @@ for setting in SETTINGS:
 
 
 # %%
-
-
 def ratios(setting: str, metric: str, *rivals: str) -> dict[int, float]:
     """Of slots with both remedies over the best of its rivals."""
     both = measured(setting, "slots + sub + mix", metric)
