@@ -121,11 +121,11 @@ def subsample_instances(
         ...     with pyro.plate("instances", len(x)) as index:
         ...         bag = x[index]
         ...     pyro.sample("label", dist.Bernoulli(logits=bag.max()), obs=label)
-        ...     return bag
         >>> generator = torch.Generator().manual_seed(0)
         >>> in_training = subsample_instances("instances", 0.4, generator)(model)
-        >>> [len(step(torch.randn(5), torch.tensor(1.0))) for step in (in_training, model)]
-        [2, 5]
+        >>> trace = pyro.poutine.trace(in_training).get_trace(torch.randn(5), torch.tensor(1.0))
+        >>> len(trace.nodes["instances"]["value"]), trace.nodes["label"]["scale"]
+        (2, 1.0)
     """
     check_instance("plate", plate, str, "the name of a plate")
     rate = check_number("rate", rate, above=0.0, most=1.0)
