@@ -10,16 +10,16 @@
 #
 # A slide of tissue is a bag of thousands of patches with one label, and there are few slides. The
 # paper has two remedies against overfitting. *Subsampling*: in training a bag is a random part of
-# its instances, another one at each step. *Slot-Mixup*: attention from a few queries, which all bags
-# have in common, summarizes a bag of any size by as many slots; slot by slot, two bags can be mixed,
-# and so can their labels. Together they are to improve predictions and their calibration, and to
-# keep attention from concentrating on a few patches.
+# its instances, another one at each step. *Slot-Mixup*: attention from a few queries, which all
+# bags have in common, summarizes a bag of any size by as many slots; slot by slot, two bags can be
+# mixed, and so can their labels. Together they are to improve predictions and their calibration,
+# and to keep attention from concentrating on a few patches.
 #
 # Here instances are images of handwritten digits. A bag is positive if there are nines in it.
 #
 # `pyro-ext reproduce slot-mixup` runs the page, and so does
-# `python tutorials/papers/slot_mixup.py`.
-# Both print a table of claims and save it with the figures in `figures/slot-mixup`.
+# `python tutorials/papers/slot_mixup.py`. Both print a table of claims and save it with the figures
+# in `figures/slot-mixup`.
 
 # %%
 from collections.abc import Callable, Iterable
@@ -394,9 +394,9 @@ page.figure("reliability", figure, despine=True)
 # tenth of the instances that gets most of it, and how much on the nines of a positive bag?
 #
 # Even attention has 0.10 on a tenth, and 0.11 or 0.05 on nines. Plain slots are near to that: they
-# do not look at few instances, they look at all, and overfit to the mean. Subsampling drives them to
-# the nines. Gated attention is as the paper says of attention before subsampling: it
-# is on few instances, and on fewer than with it. That was not among the claims before the run.
+# do not look at few instances, they look at all, and overfit to the mean. Subsampling drives them
+# to the nines. Gated attention is as the paper says of attention before subsampling: it is on few
+# instances, and on fewer than with it. That was not among the claims before the run.
 
 # %%
 for setting in SETTINGS:
