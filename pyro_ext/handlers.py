@@ -1,15 +1,24 @@
 """Handlers: what changes the way a Pyro model runs, from outside the model."""
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_ext._checks import as_tensor, check_callable, check_instance, check_tensors
+from pyro_ext._checks import (
+    as_tensor,
+    check_callable,
+    check_instance,
+    check_number,
+    check_optional,
+    check_tensors,
+)
 
-__all__ = ["data_weights", "replace_observations"]
+__all__ = ["data_weights", "replace_observations", "subsample_instances"]
 
 
 def replace_observations(
@@ -80,6 +89,52 @@ def data_weights(plate: str, weights: Tensor) -> "_DataWeights":
     return _DataWeights(plate, as_tensor("weights", weights, "(size,)"))
 
 
+def subsample_instances(
+    plate: str, rate: float, generator: torch.Generator | None = None
+) -> "_SubsampleInstances":
+    """Let a plate look at a random part of its elements, without a factor for those left out.
+
+    It is a handler, for use around a model or as a context, in training: ``subsample_instances(
+    "instances", 0.5)(model)``. At each run the plate gets another subset of ``max(1, round(rate *
+    size))`` elements, in their order; run the model as it is to predict. Pyro's own plates that
+    subsample stand for all elements and scale densities up. Where the elements are the instances of
+    a bag that has one label, there is nothing to stand for: the part is a bag of its own [1], and
+    densities of sites in the plate, observed or latent, count once. Other plates, such as one of
+    the bags, subsample and scale as always. A guide with sites in the plate needs the handler, too.
+
+    A plate has one subset, whatever other plates it is crossed with. For bags of different sizes
+    in one tensor there is :func:`~pyro_ext.models.sets.subsample_bags`.
+
+    :param str plate: name of the plate of instances, which the model makes as it runs.
+    :param float rate: fraction of instances that are kept, in ``(0, 1]``.
+    :param generator: which the subsets are drawn from, by default PyTorch's global one.
+    :returns: the handler.
+    :raises ValueError: for a rate out of range; as the model runs, where there is no such plate,
+        it is empty, or it subsamples itself.
+
+    [1] S. Keum, S. Kim, S. Lee, J. Lee (2023), Slot-Mixup with subsampling: a simple regularization
+    for WSI classification.
+
+    Example::
+
+        >>> def model(x, label):
+        ...     with pyro.plate("instances", len(x)) as index:
+        ...         bag = x[index]
+        ...     pyro.sample("label", dist.Bernoulli(logits=bag.max()), obs=label)
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> in_training = subsample_instances("instances", 0.4, generator)(model)
+        >>> trace = pyro.poutine.trace(in_training).get_trace(torch.randn(5), torch.tensor(1.0))
+        >>> len(trace.nodes["instances"]["value"]), trace.nodes["label"]["scale"]
+        (2, 1.0)
+    """
+    check_instance("plate", plate, str, "the name of a plate")
+    rate = check_number("rate", rate, above=0.0, most=1.0)
+    check_optional(
+        check_instance, "generator", generator, torch.Generator, "a torch.Generator or None"
+    )
+    return _SubsampleInstances(plate, rate, generator)
+
+
 class _SeesSubsamples(Messenger):
     """Knows which elements the plates of a model look at, as it runs."""
 
@@ -148,6 +203,58 @@ class _DataWeights(_SeesSubsamples):
         if frame.size < frame.full_size or self.plate in self._indices:
             weights = weights.index_select(0, self._index(self.plate).to(weights.device))
         return weights.reshape((-1,) + (1,) * (-frame.dim - 1))
+
+
+class _SubsampleInstances(Messenger):
+    """Picks elements of a plate, and takes back the scale that it gives its sites for that."""
+
+    def __init__(self, plate: str, rate: float, generator: torch.Generator | None) -> None:
+        super().__init__()
+        self.plate = plate
+        self.rate = rate
+        self.generator = generator
+        self._is_met = False
+
+    def __call__(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        # An automatic guide runs its model within itself, and Pyro installs no handler twice.
+        handled: Callable[..., Any] = Messenger.__call__(copy.copy(self), fn)
+        return handled
+
+    def __enter__(self) -> Self:
+        self._is_met = False
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        if exception[0] is None and not self._is_met:
+            raise ValueError(
+                f"the model makes no plate named {self.plate!r} with a size as it runs"
+            )
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) and msg["name"] == self.plate:
+            self._is_met = True
+            msg["value"] = self._subset(msg)
+        for frame in msg["cond_indep_stack"]:
+            if frame.name == self.plate:
+                msg["scale"] = msg["scale"] * frame.size / frame.full_size
+
+    def _subset(self, msg: Any) -> Tensor:
+        size, own_size = msg["fn"].size, msg["fn"].subsample_size
+        if not size:
+            raise ValueError(f"the plate {self.plate!r} must have elements, got none")
+        num_kept = max(1, round(self.rate * size))
+        # A guide that Pyro makes has plates of the size that the model kept.
+        if msg["value"] is not None or own_size not in (None, num_kept):
+            raise ValueError(
+                f"the plate {self.plate!r} must not subsample itself, got "
+                + (f"subsample_size={own_size}" if msg["value"] is None else "a subsample")
+                + f" of {size}"
+            )
+        device = None if self.generator is None else self.generator.device
+        order = torch.randperm(size, generator=self.generator, device=device)
+        return order[:num_kept].sort().values.to(msg["fn"].device)
 
 
 class _ReplaceObservations(_SeesSubsamples):

@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
-from pyro_ext.handlers import data_weights, replace_observations
+from pyro_ext.handlers import data_weights, replace_observations, subsample_instances
 from pyro_ext.inference import MCMC, SGLD
 from pyro_ext.potential import Potential
 
@@ -337,3 +337,132 @@ def test_bad_weights():
         data_weights("data", torch.ones(3))(plain)(x)
     with pytest.raises(ValueError, match="no observed site in a plate named 'rows'"):
         data_weights("rows", torch.ones(4))(plain)(x)
+
+
+# Instances of bags ------------------------------------------------------------------------------
+
+
+def bag(x: Tensor, label: Tensor) -> Tensor:
+    """A label of the largest of some instances, whose latent means have plates of their own."""
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("instances", len(x)) as index:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x[index])
+        subsampled = pyro.subsample(x, event_dim=0)
+    assert torch.equal(subsampled, x[index])
+    pyro.sample("label", dist.Bernoulli(logits=slope * x[index].max()), obs=label)
+    return x[index]
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.3, 0.5, 1.0])
+def test_a_part_of_a_bag_is_a_bag(rate):
+    """Density and gradient are those of the model of the subset, without a factor."""
+    x, label = torch.randn(11), torch.tensor(1.0)
+    seeded = [torch.Generator().manual_seed(seed) for seed in (0, 0, 1)]
+    handlers = [subsample_instances("instances", rate, generator) for generator in seeded]
+    runs = [[handler(bag)(x, label) for _ in range(5)] for handler in handlers]
+    assert {len(kept) for kept in runs[0]} == {max(1, round(rate * 11))}
+    assert torch.equal(torch.stack(runs[0]), torch.stack(runs[1]))
+    assert torch.equal(torch.stack(runs[0]), torch.stack(runs[2])) == (rate == 1.0)
+    trace = poutine.trace(handlers[0](bag)).get_trace(x, label)
+    kept = x[trace.nodes["instances"]["value"]]
+    values = {name: trace.nodes[name]["value"] for name in ("slope", "loc")}
+    wanted = poutine.trace(poutine.condition(bag, data=values)).get_trace(kept, label)
+    torch.testing.assert_close(trace.log_prob_sum(), wanted.log_prob_sum())
+    pyro.set_rng_seed(0)
+    first = subsample_instances("instances", rate)(bag)(x, label)
+    pyro.set_rng_seed(0)
+    assert torch.equal(first, subsample_instances("instances", rate)(bag)(x, label))
+
+
+@pytest.mark.statistical
+@pytest.mark.parametrize(("num_positive", "expected"), [(2, 0.2436), (4, 0.0530)])
+def test_positive_instances_get_lost(num_positive, expected):
+    """Hypergeometric, 40 instances at a rate of one half; false alarms: 6e-5."""
+
+    def model() -> Tensor:
+        with pyro.plate("instances", 40) as index:
+            return (index < num_positive).any()
+
+    handler = subsample_instances("instances", 0.5, torch.Generator().manual_seed(0))
+    found = torch.stack([handler(model)() for _ in range(4000)])
+    error = (expected * (1.0 - expected) / 4000) ** 0.5
+    assert float((~found).float().mean()) == pytest.approx(expected, abs=4.0 * error)
+
+
+def test_other_plates_scale_as_always():
+    """Bags are a minibatch that stands for all; a sequential plate of instances, too."""
+    x, labels = torch.randn(8, 6), torch.ones(8)
+
+    def model() -> None:
+        with pyro.plate("bags", 8, subsample_size=2, dim=-2) as bags:
+            with pyro.plate("instances", 6, dim=-1) as index:
+                pyro.sample("x", dist.Normal(0.0, 1.0), obs=x[bags][:, index])
+            pyro.sample("label", dist.Bernoulli(0.5), obs=labels[bags][:, None])
+        for i in pyro.plate("instances again", 6):
+            pyro.sample(f"x{int(i)}", dist.Normal(0.0, 1.0), obs=x[0, i])
+
+    handled = subsample_instances("instances again", 0.5)(
+        subsample_instances("instances", 0.5)(model)
+    )
+    nodes = poutine.trace(handled).get_trace().nodes
+    assert nodes["x"]["value"].shape == (2, 3)
+    assert nodes["x"]["scale"] == pytest.approx(4.0) == nodes["label"]["scale"]
+    scales = [node["scale"] for name, node in nodes.items() if name in {f"x{i}" for i in range(6)}]
+    assert scales == pytest.approx([1.0, 1.0, 1.0])
+
+
+def test_svi_trains_a_network_of_bags():
+    """The guide has sites in the plate: model and guide look at the same instances."""
+    torch.manual_seed(0)
+    labels = (torch.arange(20) % 2).float()
+    x = torch.randn(20, 8)
+    x[labels == 1, :4] += 6.0
+
+    def model(x: Tensor, label: Tensor) -> None:
+        slope = pyro.param("slope", torch.tensor(0.0))
+        shift = pyro.param("shift", torch.tensor(0.0))
+        with pyro.plate("instances", len(x)) as index:
+            pyro.sample("noise", dist.Normal(0.0, 1.0))
+        logits = slope * x[index].max() + shift
+        pyro.sample("label", dist.Bernoulli(logits=logits), obs=label)
+
+    handler = subsample_instances("instances", 0.5, torch.Generator().manual_seed(0))
+    guide = AutoNormal(handler(model))
+    svi = SVI(handler(model), handler(guide), pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    for step in range(100):
+        svi.step(x[step % 20], labels[step % 20])
+    kept = poutine.trace(handler(guide)).get_trace(x[0], labels[0])
+    replayed = poutine.trace(poutine.replay(handler(model), kept)).get_trace(x[0], labels[0])
+    for nodes in (kept.nodes, replayed.nodes):
+        assert torch.equal(nodes["instances"]["value"], kept.nodes["instances"]["value"])
+        assert nodes["noise"]["scale"] == pytest.approx(1.0)
+        assert len(nodes["noise"]["value"]) == 4
+    with torch.no_grad():
+        logits = pyro.param("slope") * x.amax(1) + pyro.param("shift")
+    assert float(((logits > 0).float() == labels).float().mean()) > 0.8
+
+
+def test_what_cannot_be_subsampled():
+    x, label = torch.randn(4), torch.tensor(1.0)
+    with pytest.raises(ValueError, match="rate must be a finite number > 0 and <= 1, got 0"):
+        subsample_instances("instances", 0.0)
+    with pytest.raises(TypeError, match="plate must be the name of a plate, got 3"):
+        subsample_instances(3, 0.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="generator must be a torch.Generator or None, got 0"):
+        subsample_instances("instances", 0.5, 0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the model makes no plate named 'patches'"):
+        subsample_instances("patches", 0.5)(bag)(x, label)
+    with pytest.raises(ValueError, match="plate 'instances' must have elements, got none"):
+        subsample_instances("instances", 0.5)(bag)(x[:0], label)
+    handler = subsample_instances("data", 0.5)
+    with pytest.raises(ValueError, match="'data' must not subsample itself, got subsample_size=3"):
+        handler(plain)(x, 3)
+
+    def picks() -> None:
+        pyro.plate("data", 4, subsample=torch.tensor([1, 2]))
+
+    with pytest.raises(ValueError, match="'data' must not subsample itself, got a subsample of 4"):
+        handler(picks)()
+    with pytest.raises(ValueError, match="draws random numbers of its own"):
+        Potential(handler(plain), x)

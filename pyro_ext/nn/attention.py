@@ -1,6 +1,7 @@
 """Attention between sets and within them: blocks that see neither order nor padding."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal, TypedDict, Unpack, get_args
 
 import torch
@@ -151,34 +152,66 @@ class MAB(nn.Module):
         outputs: Tensor = self.output_norm(hidden + self.feedforward(hidden))
         return outputs
 
+    def weights(self, queries: Tensor, keys: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """How much each query looks at each key, head by head and without dropout.
+
+        :param queries: as of :meth:`forward`, as are keys and their mask.
+        :returns: the weights of values in the attention, zero for padding. Over keys they sum to
+            one, where there are any. **Shape:** ``(*batch, num_heads, num_queries, num_keys)``.
+        """
+        self._check(queries, keys, None, key_mask)
+        query, key = self.query(queries), self.key(_filled(keys, key_mask))
+        batch_shape, mask = self._batch((query, key), key_mask)
+        query, key = self._heads(query, batch_shape), self._heads(key, batch_shape)
+        weights = self._weights(query, key, mask)
+        return weights.reshape(*batch_shape, *weights.shape[1:])
+
     def extra_repr(self) -> str:
         """What the module shows of itself."""
         return f"num_heads={self.num_heads}, scaling={self.scaling!r}"
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         num_queries, width = query.shape[-2:]
-        shapes = [query.shape[:-2], key.shape[:-2], value.shape[:-2]]
-        shapes += [] if mask is None else [mask.shape[:-1]]
-        batch_shape = torch.broadcast_shapes(*shapes)
+        batch_shape, mask = self._batch((query, key, value), mask)
         query, key, value = (self._heads(part, batch_shape) for part in (query, key, value))
-        scale = (width if self.scaling == "width" else width // self.num_heads) ** -0.5
         dropout = self.dropout if self.training else 0.0
-        if mask is not None:  # (batch, 1 head, 1 query, num_keys)
-            mask = mask.expand(*batch_shape, -1).reshape(math.prod(batch_shape), 1, 1, -1)
         if self.normalize == "queries":
-            weights = (scale * query @ key.transpose(-2, -1)).softmax(-2)
-            present = weights.new_ones(()) if mask is None else mask.to(weights)
-            total = ((weights + _LEAST_WEIGHT) * present).sum(-1, keepdim=True)
-            weights = weights * present / total.clamp(min=_LEAST_WEIGHT)  # there may be no keys
-            attended = functional.dropout(weights, dropout) @ value
+            attended = functional.dropout(self._weights(query, key, mask), dropout) @ value
         else:
             if mask is not None:
                 # A row of padding alone lets in all of its zeros; backends differ without keys.
                 mask = mask | ~mask.any(-1, keepdim=True)
             attended = functional.scaled_dot_product_attention(
-                query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale
+                query, key, value, attn_mask=mask, dropout_p=dropout, scale=self._scale
             )
         return attended.transpose(1, 2).reshape(*batch_shape, num_queries, width)
+
+    def _weights(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+        """Weights of keys, zero for padding, as ``(batch, num_heads, num_queries, num_keys)``."""
+        scores = self._scale * query @ key.transpose(-2, -1)
+        present = scores.new_ones(()) if mask is None else mask.to(scores)
+        if self.normalize == "queries":
+            weights = scores.softmax(-2)
+            total = ((weights + _LEAST_WEIGHT) * present).sum(-1, keepdim=True)
+            return weights * present / total.clamp(min=_LEAST_WEIGHT)  # there may be no keys
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        return scores.softmax(-1) * present
+
+    @property
+    def _scale(self) -> float:
+        width = self.query.out_features
+        return float((width if self.scaling == "width" else width // self.num_heads) ** -0.5)
+
+    def _batch(
+        self, parts: Sequence[Tensor], mask: Tensor | None
+    ) -> tuple[torch.Size, Tensor | None]:
+        """Shape of the batch, and the mask as ``(batch, 1 head, 1 query, num_keys)``."""
+        shapes = [part.shape[:-2] for part in parts] + ([] if mask is None else [mask.shape[:-1]])
+        batch_shape = torch.broadcast_shapes(*shapes)
+        if mask is not None:
+            mask = mask.expand(*batch_shape, -1).reshape(math.prod(batch_shape), 1, 1, -1)
+        return batch_shape, mask
 
     def _heads(self, part: Tensor, batch_shape: torch.Size) -> Tensor:
         """As ``(batch, num_heads, size, width of a head)``."""
@@ -187,15 +220,18 @@ class MAB(nn.Module):
         flat = part.reshape(math.prod(batch_shape), size, self.num_heads, width // self.num_heads)
         return flat.transpose(1, 2)
 
-    def _check(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> None:
+    def _check(
+        self, queries: Tensor, keys: Tensor, values: Tensor | None, mask: Tensor | None
+    ) -> None:
         for argument, tensor, layer in (
             ("queries", queries, self.query),
             ("keys", keys, self.key),
             ("values", values, self.value),
         ):
-            shape = f"(*batch, size, {layer.in_features})"
-            as_tensor(argument, tensor, shape, allow_empty=True)
-        if values.shape[-2] != keys.shape[-2]:
+            if tensor is not None:
+                shape = f"(*batch, size, {layer.in_features})"
+                as_tensor(argument, tensor, shape, allow_empty=True)
+        if values is not None and values.shape[-2] != keys.shape[-2]:
             raise ValueError(
                 f"values must be as many as the {keys.shape[-2]} keys, got {values.shape[-2]}"
             )

@@ -258,6 +258,7 @@ def handlers() -> dict[str, Call]:
     return {
         "data_weights": call(plate="data", weights=torch.ones(8)),
         "replace_observations": call(model=model, data={"x": X}),
+        "subsample_instances": call(plate="data", rate=0.5, generator=torch.Generator()),
     }
 
 

@@ -30,6 +30,7 @@ from pyro_ext.models.nonparametric import (
     degree_odds,
     pitman_yor_prior,
 )
+from pyro_ext.models.sets import ABMIL, SlotMIL
 from pyro_ext.models.wide_networks import (
     AsymmetricNetwork,
     EqualJumps,
@@ -266,6 +267,39 @@ def nonparametric() -> dict[str, Call]:
     }
 
 
+def bags() -> dict[str, Call]:
+    network = SlotMIL(2, 2, num_slots=3, hidden_size=4)
+    attention = ABMIL(2, 2, hidden_size=4)
+    x, mask, labels = torch.randn(3, 5, 2), torch.ones(3, 5, dtype=torch.bool), torch.arange(3) % 2
+    sizes: dict[str, Any] = dict(input_size=2, num_classes=2, hidden_size=4)
+    generator = torch.Generator()
+    return {
+        "ABMIL": call(**sizes, attention_size=3),
+        "ABMIL.forward": of(attention, x=x, mask=mask),
+        "ABMIL.attention": of(attention, x=x, mask=mask),
+        "GatedABMIL": call(**sizes, attention_size=3),
+        "SlotMIL": call(**sizes, num_slots=3, num_heads=2, normalize="queries"),
+        "SlotMIL.forward": of(network, x=x, mask=mask),
+        "SlotMIL.slots": of(network, x=x, mask=mask),
+        "SlotMIL.attention": of(network, x=x, mask=mask),
+        "SlotMIL.classify": of(network, slots=torch.randn(3, 2, 4)),
+        "attention_concentration": call(weights=torch.rand(3, 5), mask=mask, fraction=0.2),
+        "slot_mixup": call(
+            slots=torch.randn(3, 2, 4), labels=labels, alpha=1.0, generator=generator
+        ),
+        "submix_loss": call(
+            network=network,
+            x=x,
+            labels=labels,
+            mask=mask,
+            rate=0.5,
+            alpha=1.0,
+            generator=generator,
+        ),
+        "subsample_bags": call(x=x, mask=mask, rate=0.5, generator=generator),
+    }
+
+
 def wide_networks() -> dict[str, Call]:
     horseshoe = horseshoe_variances()
     inputs = torch.randn(3, 2)
@@ -356,5 +390,6 @@ TABLES = {
     "pyro_ext.models.ensembles": ensembles,
     "pyro_ext.models.neural_processes": neural_processes,
     "pyro_ext.models.nonparametric": nonparametric,
+    "pyro_ext.models.sets (bags)": bags,
     "pyro_ext.models.wide_networks": wide_networks,
 }

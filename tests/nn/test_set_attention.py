@@ -61,6 +61,26 @@ def test_block_is_attention_written_out(features, options, normalize, scaling, f
 
 
 @pytest.mark.parametrize("normalize", ["keys", "queries"])
+def test_weights_are_those_of_values(normalize, float64):
+    block = MAB(3, 4, WIDTH, HEADS, normalize=normalize, dropout=0.5).eval()
+    queries, keys = torch.randn(6, 3, 3), torch.randn(2, 1, 7, 4)
+    mask = torch.rand(2, 6, 7) < 0.6
+    mask[0, 2] = False
+    weights = block.weights(queries, keys, mask)
+    assert weights.shape == (2, 6, HEADS, 3, 7)
+    assert bool((weights.movedim(-1, 2)[~mask] == 0).all())
+    if normalize == "keys":
+        torch.testing.assert_close(
+            weights.sum(-1), mask.any(-1).double()[..., None, None].expand(2, 6, 3, 3)
+        )
+    values = block.value(keys).unflatten(-1, (HEADS, -1)).transpose(-2, -3)
+    attended = (weights @ values).transpose(-2, -3).flatten(-2)
+    hidden = block.attention_norm(block.query(queries) + attended)
+    wanted = block.output_norm(hidden + block.feedforward(hidden))
+    torch.testing.assert_close(block(queries, keys, key_mask=mask), wanted)
+
+
+@pytest.mark.parametrize("normalize", ["keys", "queries"])
 def test_dropout_is_for_training(normalize):
     torch.manual_seed(0)
     block = MAB(3, 3, WIDTH, HEADS, dropout=0.5, normalize=normalize)
