@@ -54,6 +54,7 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("*.num_global_moves", "0", "local moves alone"),
     ("*.bias_scale", "0", "no biases"),
     ("*.drift", "0", "no common part"),
+    ("*.dropout", "0", "nothing is dropped"),
     ("*.jitter", "0", "no jitter"),
     ("*.weight_decay", "0", "no weight decay"),
     ("*.head_scale", "0", "a head that starts at zero"),
