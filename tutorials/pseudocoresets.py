@@ -302,7 +302,8 @@ page.claim(
     source="preregistered",
 )
 page.claim(
-    "An effective draw from the coreset takes less CPU time than one of NUTS on all data (ratio).",
+    "An effective draw from the coreset takes less CPU time than one of Pyro's NUTS on all data "
+    "(ratio).",
     sampling,
     ">=",
     20.0,
