@@ -235,7 +235,7 @@ page.claim(
 # coreset of a hundred pseudo observations with learned labels. It takes Hamiltonian Monte Carlo
 # in the coordinates of a Laplace approximation, with as many chains side by side as one likes; any
 # other kernel of Pyro or of ours runs on `guide.condition()`. Only the coreset has to be trained
-# once more for other seeds, so that NUTS runs for one of them. Ours on all data would gain little
+# once more for other seeds, so that NUTS runs for one of them. Ours on all data would gain nothing
 # here, as nearly all of the time goes into gradients of a hundred thousand points. A long run on
 # all data says how far the coresets are off: means are right, and some standard deviations are too
 # wide by a quarter and more after so short a training.
