@@ -12,8 +12,8 @@ from _problems import (
     Problem,
     draws_of,
     moment_errors,
-    nuts_draws,
     predictive_nll,
+    reference_draws,
     start,
 )
 
@@ -54,7 +54,7 @@ def compare(
         reference = None
         if problem.name == "logistic regression":
             sizes = (10, 10) if options.smoke else (1000, 500)
-            reference = nuts_draws(*sizes, seed=0, data=problem.load(), jit_compile=True)
+            reference = reference_draws(*sizes, problem.load())
         for algorithm in ("SGLD",) if options.smoke else ("SGLD", "SGHMC"):
             for num_chains in (2,) if options.smoke else _NUM_CHAINS:
                 makers = {

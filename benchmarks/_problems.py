@@ -10,12 +10,12 @@ import pyro
 import pyro.distributions as dist
 import torch
 from _common import Chains
-from pyro.infer import MCMC, NUTS
 from scipy.special import expit, softmax
 from torch import Tensor
 
 from pyro_ext import datasets
 from pyro_ext.datasets import Dataset
+from pyro_ext.inference import MCMC, NUTS
 
 __all__ = [
     "BATCH_SIZE",
@@ -28,8 +28,8 @@ __all__ = [
     "moment_errors",
     "network",
     "network_shapes",
-    "nuts_draws",
     "predictive_nll",
+    "reference_draws",
     "start",
     "synthetic_regression",
     "whole_logistic_regression",
@@ -192,13 +192,10 @@ def draws_of(chains: Chains, warmup_blocks: int, num_blocks: int, block: int) ->
     return {name: np.concatenate([params[name] for params in kept]) for name in kept[0]}
 
 
-def nuts_draws(
-    num_samples: int, warmup_steps: int, seed: int, data: Dataset, *, jit_compile: bool
-) -> dict[str, Array]:
-    """Draws of Pyro's NUTS from the logistic regression on all of the data."""
-    pyro.set_rng_seed(seed)
-    kernel = NUTS(whole_logistic_regression, jit_compile=jit_compile, ignore_jit_warnings=True)
-    mcmc = MCMC(kernel, num_samples, warmup_steps, disable_progbar=True)
+def reference_draws(num_samples: int, warmup_steps: int, data: Dataset) -> dict[str, Array]:
+    """Draws of four chains of NUTS from the logistic regression on all of the data."""
+    kernel = NUTS(whole_logistic_regression, backend="compile")
+    mcmc = MCMC(kernel, num_samples, warmup_steps, num_chains=4, seed=0, progress=False)
     mcmc.run(data.train_inputs, data.train_targets)
     return {name: value.numpy() for name, value in mcmc.get_samples().items()}
 

@@ -1,12 +1,13 @@
-"""CPU time of an effective draw: SGLD, PSGLD, SGHMC and SGNHT against Pyro's NUTS.
+"""CPU time of an effective draw: SGLD, PSGLD, SGHMC, SGNHT and NUTS against Pyro's NUTS.
 
 Logistic regression (breast cancer, 455 rows, 31 parameters). What is counted are the logits of the
 test rows: ArviZ's effective sample size goes by ranks, so that of their probabilities is the same.
 Draws are worth the median over test rows; the least stands beside. Our kernels run through the
-driver with four chains and minibatches of 32, compiled; NUTS runs as Pyro's users call it, eagerly
-and with ``jit_compile=True``. Warm-up counts; the first call, compilation above all, counts in
-``ms_with_first_call`` alone. Errors of mean and standard deviation of the logits are next to a long
-run of NUTS, for an effective draw from a wrong law is worth little. Prints one line of JSON.
+driver with four chains and minibatches of 32, compiled, NUTS on all of the data; that of Pyro runs
+as its users call it, eagerly and with ``jit_compile=True``. Warm-up counts; the first call,
+compilation above all, counts in ``ms_with_first_call`` alone. Errors of mean and standard deviation
+of the logits are next to a long run of our NUTS, for an effective draw from a wrong distribution is
+worth little. Prints one line of JSON.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ from typing import Any
 
 import arviz
 import numpy as np
+import pyro
+import pyro.infer
 from _common import (
     OURS,
     Array,
@@ -27,16 +30,24 @@ from _common import (
     report,
     single_thread,
 )
-from _problems import PROBLEMS, Draws, logits, moment_errors, nuts_draws, predictive_nll
+from _problems import (
+    PROBLEMS,
+    Draws,
+    logits,
+    moment_errors,
+    predictive_nll,
+    reference_draws,
+    whole_logistic_regression,
+)
 
-from pyro_ext.inference import MCMC, PSGLD, SGHMC, SGLD, SGNHT
-from pyro_ext.inference.sgmcmc import SGMCMCKernel
+from pyro_ext.inference import MCMC, NUTS, PSGLD, SGHMC, SGLD, SGNHT
+from pyro_ext.inference.vectorized import VectorizedKernel
 
 PROBLEM = PROBLEMS["logistic regression"]
 NUM_CHAINS = 4
 
 # The largest step sizes that keep the errors of the logits near a tenth of a standard deviation.
-KERNELS: dict[str, Callable[[], SGMCMCKernel]] = {
+KERNELS: dict[str, Callable[[], VectorizedKernel]] = {
     "SGLD": partial(SGLD, PROBLEM.model, step_size=1e-3, backend="compile"),
     "PSGLD": partial(PSGLD, PROBLEM.model, step_size=2e-5, backend="compile"),
     "SGHMC": partial(SGHMC, PROBLEM.model, step_size=0.02, friction=5.0, backend="compile"),
@@ -51,15 +62,15 @@ class Sizes:
     :param int num_samples: draws a chain of our kernels, ``thinning`` steps apart.
     :param int warmup_steps: of our kernels.
     :param int thinning: of our kernels.
-    :param int nuts_samples: draws of NUTS, and half as many warm-up steps.
-    :param int reference_samples: draws of the long run of NUTS.
+    :param int nuts_samples: draws a chain of NUTS, and half as many warm-up steps.
+    :param int reference_samples: draws of the long run of NUTS, of each of four chains.
     """
 
     num_samples: int = 2000
     warmup_steps: int = 5000
     thinning: int = 50
     nuts_samples: int = 400
-    reference_samples: int = 3000
+    reference_samples: int = 1000
 
 
 SMOKE = Sizes(num_samples=8, warmup_steps=2, thinning=2, nuts_samples=8, reference_samples=8)
@@ -115,7 +126,7 @@ class Runs:
 
 
 def driver_draws(
-    make: Callable[[], SGMCMCKernel], thinning: int, num_samples: int, warmup_steps: int
+    make: Callable[[], VectorizedKernel], thinning: int, num_samples: int, warmup_steps: int
 ) -> dict[str, Array]:
     """Draws of our driver by chain."""
     mcmc = MCMC(make(), num_samples, warmup_steps, NUM_CHAINS, thinning, seed=0, progress=False)
@@ -124,9 +135,14 @@ def driver_draws(
 
 
 def one_nuts_chain(jit_compile: bool, num_samples: int, warmup_steps: int) -> dict[str, Array]:
-    """Draws of NUTS as of one chain."""
-    draws = nuts_draws(num_samples, warmup_steps, 1, PROBLEM.load(), jit_compile=jit_compile)
-    return {name: value[None] for name, value in draws.items()}
+    """Draws of Pyro's NUTS."""
+    pyro.set_rng_seed(1)
+    kernel = pyro.infer.NUTS(
+        whole_logistic_regression, jit_compile=jit_compile, ignore_jit_warnings=True
+    )
+    mcmc = pyro.infer.MCMC(kernel, num_samples, warmup_steps, disable_progbar=True)
+    mcmc.run(*PROBLEM.arguments)
+    return {name: value.numpy() for name, value in mcmc.get_samples(group_by_chain=True).items()}
 
 
 def main() -> None:
@@ -134,9 +150,8 @@ def main() -> None:
     options = arguments(__doc__, rounds=3)
     single_thread()
     sizes = SMOKE if options.smoke else Sizes()
-    long_run = nuts_draws(
-        sizes.reference_samples, sizes.reference_samples // 6, 0, PROBLEM.load(), jit_compile=True
-    )
+    number = sizes.reference_samples
+    long_run = reference_draws(number, number // 2, PROBLEM.load())
     reference = {"logit": logits(long_run, PROBLEM.load().test_inputs.numpy())}
     ours = {
         name: Runs(
@@ -147,6 +162,10 @@ def main() -> None:
         )
         for name, make in list(KERNELS.items())[: 1 if options.smoke else None]
     }
+    nuts = partial(NUTS, whole_logistic_regression, backend="compile")
+    ours["NUTS"] = Runs(
+        partial(driver_draws, nuts, 1), sizes.nuts_samples, sizes.nuts_samples // 2, compiles=True
+    )
     peers = {
         name: Runs(
             partial(one_nuts_chain, jit_compile),

@@ -1,11 +1,12 @@
-"""CPU time of an effective draw of predictions: SGHMC, cyclical, expanded, and L2E against NUTS.
+"""CPU time of an effective draw of predictions: our samplers against Pyro's NUTS.
 
 Two Bayesian networks whose predictions under the posterior are known from long runs of HMC,
 ``load_reference_posterior``: 64-8-10 on digits and 13-8-3 on wine. What is counted are the
 predictive probabilities of the labels of up to a hundred test points; draws are worth the median
-over these, and the least stands beside. Our kernels run four chains on minibatches, compiled; NUTS
-runs one on all of the data with ``jit_compile=True``. Warm-up counts; set-up and compilation are
-the first call, which does not, but for NUTS, which compiles in each run. Expanded SGHMC has the
+over these, and the least stands beside. Our kernels run four chains, compiled: SGHMC, cyclical and
+expanded, and L2E on minibatches, NUTS on all of the data. Pyro's NUTS runs one chain with
+``jit_compile=True``. Warm-up counts; set-up and compilation are the first call, which does not, but
+for Pyro's NUTS, which compiles in each run. Expanded SGHMC has the
 same network, but its weights are products, whose prior has the same mean and variance and heavier
 tails: another posterior.
 
@@ -23,16 +24,17 @@ from itertools import pairwise
 
 import pyro
 import pyro.distributions as dist
+import pyro.infer
 import torch
 from _common import OURS, Case, Timings, arguments, cpu_seconds, in_turn, report, single_thread
-from pyro.infer import MCMC, NUTS
 from torch import Tensor
 from torch.nn import functional
 
 from pyro_ext.diagnostics import metrics
 from pyro_ext.diagnostics.function_space import predictive_ess
-from pyro_ext.inference import L2E, SGHMC, CyclicalSchedule
+from pyro_ext.inference import L2E, NUTS, SGHMC, CyclicalSchedule
 from pyro_ext.inference.sgmcmc import SGMCMCKernel
+from pyro_ext.inference.vectorized import VectorizedKernel
 from pyro_ext.models.ensembles import ReferencePosterior, load_reference_posterior
 from pyro_ext.nn import BayesianClassifier
 from pyro_ext.potential import Backend
@@ -50,10 +52,10 @@ class Problem:
     :param str name: of the reference posterior.
     :param int batch_size: size of the minibatches.
     :param dict step_sizes: by kernel; L2E has its own.
-    :param int num_samples: draws a chain of our kernels, ``thinning`` steps apart.
-    :param int warmup_steps: of our kernels.
-    :param int thinning: of our kernels.
-    :param int nuts_samples: draws of NUTS, and half as many warm-up steps.
+    :param int num_samples: draws a chain of our kernels but NUTS, ``thinning`` steps apart.
+    :param int warmup_steps: of these.
+    :param int thinning: of these.
+    :param int nuts_samples: draws a chain of NUTS, and half as many warm-up steps.
     :param str backend: of our kernels.
     """
 
@@ -65,6 +67,12 @@ class Problem:
     thinning: int = 40
     nuts_samples: int = 300
     backend: Backend = "compile"
+
+    def lengths(self, kernel: str) -> tuple[int, int, int]:
+        """Draws a chain, warm-up steps, and steps between draws."""
+        if kernel == "NUTS":
+            return self.nuts_samples, self.nuts_samples // 2, 1
+        return self.num_samples, self.warmup_steps, self.thinning
 
 
 PROBLEMS: tuple[Problem, ...] = (
@@ -98,11 +106,17 @@ def l2e(problem: Problem, model: BayesianClassifier) -> SGMCMCKernel:
     return L2E.pretrained(model, backend=problem.backend)
 
 
-KERNELS: dict[str, Callable[[Problem, BayesianClassifier], SGMCMCKernel]] = {
+def nuts(problem: Problem, model: BayesianClassifier) -> VectorizedKernel:
+    """Ours, on all of the data."""
+    return NUTS(model, backend=problem.backend)
+
+
+KERNELS: dict[str, Callable[[Problem, BayesianClassifier], VectorizedKernel]] = {
     "SGHMC": sghmc,
     "cyclical SGHMC": cyclical_sghmc,
     "PX-SGHMC": px_sghmc,
     "L2E": l2e,
+    "NUTS": nuts,
 }
 
 
@@ -165,19 +179,20 @@ class OurRuns:
     """
 
     def __init__(self, kernel: str, problem: Problem, reference: ReferencePosterior) -> None:
-        model = reference.model(problem.batch_size)
+        model = reference.model(None if kernel == "NUTS" else problem.batch_size)
         if kernel == "PX-SGHMC":
             network = expand_module(model.network.module, reference.prior_scale)
             model = BayesianClassifier(network, problem.batch_size)
         data = reference.dataset
-        self._problem = problem
+        self._lengths = problem.lengths(kernel)
         self._kernel = KERNELS[kernel](problem, model)
         self._seed = 0
         self.predictions = Predictions(model, reference)
 
         def first() -> None:
-            self._kernel.setup(0, data.train_inputs, data.train_targets)
-            self._sample(2, problem.thinning)
+            _, warmup_steps, thinning = self._lengths
+            self._kernel.setup(warmup_steps, data.train_inputs, data.train_targets)
+            self._sample(2, thinning)
 
         self.first_call = cpu_seconds(first)
 
@@ -186,7 +201,7 @@ class OurRuns:
         kept: dict[str, Tensor] = {}
 
         def run() -> None:
-            kept.update(self._sample(self._problem.num_samples, self._problem.warmup_steps))
+            kept.update(self._sample(*self._lengths[:2]))
 
         self._seed += 1
         seconds = cpu_seconds(run)
@@ -194,7 +209,7 @@ class OurRuns:
 
     def _sample(self, num_samples: int, warmup_steps: int) -> dict[str, Tensor]:
         chains = self._kernel.begin(range(NUM_CHAINS), seed=self._seed)
-        steps = [warmup_steps + self._problem.thinning * (i + 1) for i in range(num_samples)]
+        steps = [warmup_steps + self._lengths[2] * (i + 1) for i in range(num_samples)]
         position = self._kernel.record(chains, steps)[1].position.transpose(0, 1)
         return self._kernel.potential.layout.unflatten(position)
 
@@ -231,23 +246,25 @@ class NUTSRuns:
         """CPU milliseconds of an effective draw in one more run."""
         self._seed += 1
         pyro.set_rng_seed(self._seed)
-        kernel = NUTS(self._model, jit_compile=True, ignore_jit_warnings=True)
-        mcmc = MCMC(kernel, self._num_samples, self._num_samples // 2, disable_progbar=True)
+        kernel = pyro.infer.NUTS(self._model, jit_compile=True, ignore_jit_warnings=True)
+        mcmc = pyro.infer.MCMC(
+            kernel, self._num_samples, self._num_samples // 2, disable_progbar=True
+        )
         run = partial(mcmc.run, self._data.train_inputs, self._data.train_targets)
         seconds = cpu_seconds(run)
         return self.predictions.judge(mcmc.get_samples(group_by_chain=True), seconds)
 
 
 def measure(problem: Problem, kernels: tuple[str, ...], rounds: int) -> tuple[list[Case], float]:
-    """Run kernels and NUTS in turn.
+    """Run our kernels and Pyro's NUTS in turn.
 
     :returns: a case for each kernel, and the total variation of the reference's own chains.
     """
     reference = load_reference_posterior(problem.name)
     ours = {name: OurRuns(name, problem, reference) for name in kernels}
-    nuts = NUTSRuns(problem, reference)
-    times = in_turn({**ours, NUTS_SIDE: nuts}, rounds).rounds
-    nuts_quality = nuts.predictions.quality()
+    theirs = NUTSRuns(problem, reference)
+    times = in_turn({**ours, NUTS_SIDE: theirs}, rounds).rounds
+    nuts_quality = theirs.predictions.quality()
     cases = [
         Case(
             f"{problem.name}, {name}",
@@ -274,7 +291,7 @@ def main() -> None:
             nuts_samples=8,
             backend="trace",
         )
-        problems, kernels = (tiny,), ("SGHMC", "PX-SGHMC")
+        problems, kernels = (tiny,), ("SGHMC", "PX-SGHMC", "NUTS")
     cases, variations = [], {}
     for problem in problems:
         found, variation = measure(problem, kernels, options.rounds)

@@ -95,7 +95,7 @@ def test_tiny_run_of_sampling_through_a_coreset():
     done = run(FOLDER / "coreset_sampling.py", "--smoke")
     assert done.returncode == 0, done.stderr
     for row in json.loads(done.stdout)["results"]:
-        assert {"pyro_nuts", "recorded_nuts"} <= set(row["ratio"])
+        assert {"pyro_nuts", "pyro_ext_nuts"} <= set(row["ratio"])
         assert row["quality"]["pyro_ext"]["ess"] > 0
 
 

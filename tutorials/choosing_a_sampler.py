@@ -327,7 +327,7 @@ page.figure("samplers", figure, despine=True)
 # | a network or other posterior with many modes | `SGHMC` with `CyclicalSchedule` |
 # | patience, and a wish for draws that become exact | `SGLD` with `PolynomialSchedule` |
 # | a point estimate to compare with | any with `temperature=0.0` |
-# | few parameters and data that fit in one pass | Pyro's `NUTS`, under the same driver |
+# | few parameters and data that fit in one pass | `NUTS`, under the same driver |
 #
 # And with caution:
 #

@@ -25,13 +25,14 @@ import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import NUTS, Predictive
+from pyro.infer import Predictive
 from scipy.stats import binom
 from torch import Tensor
 
 from pyro_ext.datasets import Dataset, load_breast_cancer, load_wine
 from pyro_ext.diagnostics import to_arviz
 from pyro_ext.inference import (
+    NUTS,
     CopulaDensity,
     MartingalePosterior,
     PolyaUrn,
@@ -235,10 +236,17 @@ precision = n / SCALE**2 + 1 / 0.5**2
 center = float((few.sum() / SCALE**2 + 12.0 / 0.5**2) / precision)
 exact_mean = (n * float(few.mean()) + HORIZON * center) / (n + HORIZON)
 exact_sd = math.sqrt(HORIZON**2 / precision + HORIZON * SCALE**2) / (n + HORIZON)
-options = page.length({"num_samples": 2000}, smoke={"num_samples": 20, "warmup_steps": 10})
+LENGTHS = page.length((500, 300), smoke=(5, 10))
 by_nuts = {}
 for seed in SEEDS:
-    rule = PosteriorPredictive(model, NUTS(model), progress=False, **options)
+    rule = PosteriorPredictive(
+        model,
+        NUTS(model),
+        num_samples=LENGTHS[0],
+        warmup_steps=LENGTHS[1],
+        num_chains=4,
+        progress=False,
+    )
     by_nuts[seed] = run(rule, Mean(), few, horizon=HORIZON, seed=seed).get_samples()["theta"]
     print_row(f"NUTS, seed {seed}", [by_nuts[seed]])
 print(f"Bayes, exactly {exact_mean:.3f}, sd {exact_sd:.3f}")

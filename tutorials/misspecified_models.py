@@ -24,12 +24,11 @@ import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import NUTS
 from torch import Tensor
 from torch.autograd.functional import hessian
 
 from pyro_ext.datasets import Dataset, load_breast_cancer
-from pyro_ext.inference import MCMC, BatchLBFGS, PosteriorBootstrap
+from pyro_ext.inference import MCMC, NUTS, BatchLBFGS, PosteriorBootstrap
 from pyro_ext.inference.martingale import DirichletWeights
 from pyro_ext.reproduction import Page
 
@@ -387,10 +386,10 @@ page.claim(
 # the draws are wider than the posterior, and the average over them predicts better than the mode.
 
 # %%
-NUM_NUTS = page.length(400, smoke=10)
+NUM_NUTS = page.length(400, smoke=5)
 (x, y_half), test = halves(FIRST, SUBSETS["all 30 columns"])
-kernel = NUTS(logistic, max_tree_depth=3 if page.smoke else 6)
-sampler = MCMC(kernel, NUM_NUTS, warmup_steps=NUM_NUTS // 2, seed=FIRST, progress=False)
+kernel = NUTS(logistic, max_tree_depth=3) if page.smoke else NUTS(logistic, backend="compile")
+sampler = MCMC(kernel, NUM_NUTS, NUM_NUTS, num_chains=4, seed=FIRST, progress=False)
 by_nuts = sampler.run(x, y_half).get_samples()
 options: dict[str, Any] = {"regularizer": partial(penalty, len(x)), "seed": FIRST}
 by_weights = bootstrap(logistic, DRAWS, **options).run(x, y_half).get_samples()

@@ -27,14 +27,14 @@ import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import NUTS, SVI, Predictive, Trace_ELBO
+from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.infer.autoguide.initialization import init_to_sample
 from torch import Tensor
 
 from pyro_ext.diagnostics import to_arviz
 from pyro_ext.handlers import data_weights
-from pyro_ext.inference import MCMC, BatchOptimizer, PosteriorBootstrap
+from pyro_ext.inference import MCMC, NUTS, BatchOptimizer, PosteriorBootstrap
 from pyro_ext.inference.martingale import EmpiricalBase
 from pyro_ext.reproduction import Page
 
@@ -231,8 +231,8 @@ weighted = data_weights("data", weights)(normal)
 exact_mean, exact_sd = float(weights @ y / weights.sum()), float(weights.sum().rsqrt())
 by_handler: dict[str, dict[int, tuple[float, float]]] = {"NUTS": {}, "SVI": {}}
 for seed in SEEDS:
-    count = 20 if page.smoke else 1500
-    sampler = MCMC(NUTS(weighted), count, warmup_steps=count // 5, seed=seed, progress=False)
+    count = 5 if page.smoke else 400
+    sampler = MCMC(NUTS(weighted), count, count, num_chains=4, seed=seed, progress=False)
     draws = sampler.run(y).get_samples()["mean"]
     by_handler["NUTS"][seed] = float(draws.mean()), float(draws.std())
     pyro.set_rng_seed(seed)

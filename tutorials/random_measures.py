@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import NUTS, SVI, Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.infer.autoguide.initialization import init_to_value
 from pyro.optim import PyroOptim
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from pyro_ext.datasets import load_wine
 from pyro_ext.diagnostics import to_arviz
-from pyro_ext.inference import MCMC
+from pyro_ext.inference import MCMC, NUTS
 from pyro_ext.random_measures import (
     BetaPrimeProcess,
     CompletelyRandomMeasure,
@@ -320,9 +320,9 @@ def text(sizes: Tensor, multiplicity: Tensor) -> None:
 
 mcmc = MCMC(
     NUTS(text, max_tree_depth=3 if page.smoke else 8),
-    num_samples=10 if page.smoke else 250,
+    num_samples=5 if page.smoke else 250,
     warmup_steps=5 if page.smoke else 150,
-    num_chains=2,
+    num_chains=4,
     seed=0,
     progress=False,
 ).run(sizes, multiplicity)
