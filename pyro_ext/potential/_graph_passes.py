@@ -172,32 +172,52 @@ def join_products(graph: GraphModule) -> None:
     """Multiply a matrix that all chains have in common with those of all chains at once.
 
     As a product for each chain it would be copied for each of them, and take several times as long.
+    Chains come first, as rows: products of many rows with few columns are slow.
     """
+    call = graph.graph.call_function
+    differ: set[Node] = set()  # by chain
     for node in list(graph.graph.nodes):
-        if node.target is not _aten.bmm.default or (shape := _shape(node)) is None:
-            continue
-        left, right = node.args
-        number, num_rows, num_columns = shape
+        if node.op == "placeholder" or not differ.isdisjoint(node.all_input_nodes):
+            differ.add(node)
         with graph.graph.inserting_before(node):
-            call = graph.graph.call_function
-            if (common := _in_common(graph, left)) is not None:
-                # Transposed, since the products of few columns are slow.
-                turned = call(_aten.permute.default, (right, [0, 2, 1]))
-                flat = call(_aten.reshape.default, (turned, [number * num_columns, -1]))
-                turned = call(_aten.permute.default, (common, [1, 0]))
-                product = call(_aten.mm.default, (flat, turned))
-                parts = call(_aten.reshape.default, (product, [number, num_columns, num_rows]))
-                joined = call(_aten.permute.default, (parts, [0, 2, 1]))
-            elif (common := _in_common(graph, right)) is not None:
-                flat = call(_aten.reshape.default, (left, [number * num_rows, -1]))
-                product = call(_aten.mm.default, (flat, common))
-                joined = call(_aten.reshape.default, (product, list(shape)))
+            if (
+                node.target is _aten.mm.default
+                and node.args[0] not in differ
+                and _is_turned(node.args[1])
+            ):
+                left, right = node.args  # the product with a vector of each chain
+                turned = call(_aten.permute.default, (left, [1, 0]))
+                product = call(_aten.mm.default, (right.args[0], turned))
+                joined = call(_aten.permute.default, (product, [1, 0]))
+            elif node.target is _aten.bmm.default:
+                left, right = node.args
+                number, num_rows, num_columns = node.meta["tensor_meta"].shape
+                if (common := _in_common(graph, left)) is not None:
+                    turned = call(_aten.permute.default, (right, [0, 2, 1]))
+                    flat = call(_aten.reshape.default, (turned, [number * num_columns, -1]))
+                    turned = call(_aten.permute.default, (common, [1, 0]))
+                    product = call(_aten.mm.default, (flat, turned))
+                    parts = call(_aten.reshape.default, (product, [number, num_columns, num_rows]))
+                    joined = call(_aten.permute.default, (parts, [0, 2, 1]))
+                elif (common := _in_common(graph, right)) is not None:
+                    flat = call(_aten.reshape.default, (left, [number * num_rows, -1]))
+                    product = call(_aten.mm.default, (flat, common))
+                    joined = call(_aten.reshape.default, (product, [number, num_rows, num_columns]))
+                else:
+                    continue
             else:
                 continue
         joined.meta = dict(node.meta)
+        differ.add(joined)
         node.replace_all_uses_with(joined)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def _is_turned(factor: Any) -> bool:
+    """Whether a matrix is the transpose of a node's."""
+    is_permuted = isinstance(factor, Node) and factor.target is _aten.permute.default
+    return is_permuted and factor.args[1] == [1, 0]
 
 
 def _in_common(graph: GraphModule, factor: Any) -> Node | None:

@@ -66,7 +66,8 @@ def test_products_with_common_matrices_are_one(num_chains: int) -> None:
 
     def function(x: Tensor) -> Tensor:
         hidden = (data @ x.reshape(4, 3)).tanh()
-        return (hidden @ output).square().sum() + (hidden.mT @ data).sum()
+        of_vector = (data @ x[:4]).exp().sum()
+        return (hidden @ output).square().sum() + (hidden.mT @ data).sum() + of_vector
 
     gradient = Gradient(function)
     x = torch.randn(num_chains, 12).double()
@@ -76,5 +77,8 @@ def test_products_with_common_matrices_are_one(num_chains: int) -> None:
         expected = gradient(x[chain])
         torch.testing.assert_close((value, found), expected)
     assert not any(node.target is torch.ops.aten.bmm.default for node in graph.graph.nodes)
+    turned = [node for node in graph.graph.nodes if node.target is torch.ops.aten.mm.default]
+    shapes = [node.args[0].meta["tensor_meta"].shape for node in turned if node.args[0].meta]
+    assert torch.Size([num_chains, 4]) in shapes and torch.Size([7, 4]) not in shapes
     copied = (num_chains, *data.shape), (num_chains, *data.mT.shape)
     assert not any(constant.shape in copied for constant in constants_of(graph))
