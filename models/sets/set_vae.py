@@ -111,6 +111,93 @@ class GaussianMixtureSet(nn.Module):
         return elements
 
 
+class _Network(nn.Module):
+    """Encoder and decoder as functions of tensors."""
+
+    def __init__(
+        self,
+        input_size: int,
+        scales: tuple[int, ...],
+        hidden_size: int,
+        latent_size: int,
+        num_heads: int,
+        initial_set: GaussianMixtureSet,
+        unit_cube: bool,
+    ) -> None:
+        super().__init__()
+
+        def gathers(scales: tuple[int, ...]) -> nn.ModuleList:
+            sizes = hidden_size, hidden_size
+            return nn.ModuleList(
+                PMA(*sizes, scale, num_heads, residual="input", normalize="queries")
+                for scale in scales
+            )
+
+        def spreads(number: int) -> nn.ModuleList:
+            sizes = hidden_size, hidden_size, hidden_size
+            return nn.ModuleList(MAB(*sizes, num_heads, residual="input") for _ in range(number))
+
+        def linears(number: int, in_features: int, out_features: int) -> nn.ModuleList:
+            return nn.ModuleList(nn.Linear(in_features, out_features) for _ in range(number))
+
+        number = len(scales)
+        self.unit_cube = unit_cube
+        self.input = nn.Linear(input_size, hidden_size)
+        self.encoder_gathers = gathers(scales)
+        self.encoder_spreads = spreads(number - 1)  # what the coarsest gathers ends there
+        self.posteriors = linears(number, hidden_size, 2 * latent_size)
+        self.initial_set = initial_set
+        self.initial = nn.Linear(initial_set.size, hidden_size)
+        self.top_prior = nn.Parameter(torch.zeros(scales[0], 2 * latent_size))
+        self.decoder_gathers = gathers(scales[1:])
+        self.priors = linears(number - 1, hidden_size, 2 * latent_size)
+        self.latents = linears(number, latent_size, hidden_size)
+        self.decoder_spreads = spreads(number)
+        self.output = nn.Linear(hidden_size, input_size)
+
+    def encode(self, x: Tensor, mask: Tensor, parts: list[Tensor] | None = None) -> list[Tensor]:
+        """What is gathered at each scale, coarsest first; and the parts, where they are wanted."""
+        elements = self.input(x)
+        features: list[Tensor] = []
+        for number in reversed(range(len(self.encoder_gathers))):
+            gather = self.encoder_gathers[number]
+            features.insert(0, gather(elements, mask))
+            if parts is not None:
+                parts.insert(0, _parts(gather, elements))
+            if number:
+                elements = self.encoder_spreads[number - 1](elements, features[0])
+        return features
+
+    def decode(
+        self, mask: Tensor, noise: tuple[Tensor, Tensor], draw: Draw
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Points, and the latent variables as they were drawn."""
+        elements = self.initial(self.initial_set(*noise))
+        latents: list[Tensor] = []
+        for number, spread in enumerate(self.decoder_spreads):
+            gathered = self.decoder_gathers[number - 1](elements, mask) if number else None
+            raw = (
+                self.top_prior.expand(len(mask), -1, -1)
+                if gathered is None
+                else self.priors[number - 1](gathered)
+            )
+            latents.append(draw(number, _normal(raw), gathered))
+            elements = spread(elements, self.latents[number](latents[-1]))
+        points = self.output(elements)
+        if self.unit_cube:
+            points = torch.sigmoid(2 * points)  # (tanh + 1) / 2
+        return points.masked_fill(~mask[..., None], 0), tuple(latents)
+
+    def posterior(
+        self, number: int, prior: Normal, features: list[Tensor], gathered: Tensor | None
+    ) -> Normal:
+        """Posterior of a scale, as a residual of its prior."""
+        both = features[number] if gathered is None else features[number] + gathered
+        residual = _normal(self.posteriors[number](both))
+        loc, scale = prior.loc + residual.loc, prior.scale * residual.scale
+        return Normal(loc, scale, validate_args=False)
+
+
 class SetVAE(PyroModule):
     r"""A variational autoencoder of sets with latent variables at several scales [1].
 
@@ -181,77 +268,49 @@ class SetVAE(PyroModule):
             )
         initial_set = GaussianMixtureSet() if initial_set is None else initial_set
         check_instance("initial_set", initial_set, GaussianMixtureSet, "a GaussianMixtureSet")
-        self.unit_cube = check_boolean("unit_cube", unit_cube)
+        check_boolean("unit_cube", unit_cube)
         check_callable("distance", distance, or_class=False)
         self.distance = distance
 
-        def gathers(scales: Sequence[int]) -> nn.ModuleList:
-            sizes = hidden_size, hidden_size
-            return nn.ModuleList(
-                PMA(*sizes, scale, num_heads, residual="input", normalize="queries")
-                for scale in scales
-            )
-
-        def spreads(number: int) -> nn.ModuleList:
-            sizes = hidden_size, hidden_size, hidden_size
-            return nn.ModuleList(MAB(*sizes, num_heads, residual="input") for _ in range(number))
-
-        def linears(number: int, in_features: int, out_features: int) -> nn.ModuleList:
-            return nn.ModuleList(nn.Linear(in_features, out_features) for _ in range(number))
-
-        num_scales = len(self.scales)
-        self.input = nn.Linear(input_size, hidden_size)
-        self.encoder_gathers = gathers(self.scales)
-        self.encoder_spreads = spreads(num_scales - 1)  # what the coarsest has is spread no more
-        self.posteriors = linears(num_scales, hidden_size, 2 * latent_size)
-        self.initial_set = initial_set
-        self.initial = nn.Linear(initial_set.size, hidden_size)
-        self.top_prior = nn.Parameter(torch.zeros(self.scales[0], 2 * latent_size))
-        self.decoder_gathers = gathers(self.scales[1:])
-        self.priors = linears(num_scales - 1, hidden_size, 2 * latent_size)
-        self.latents = linears(num_scales, latent_size, hidden_size)
-        self.decoder_spreads = spreads(num_scales)
-        self.output = nn.Linear(hidden_size, input_size)
-
-    # Pyro ----------------------------------------------------------------------------------------
+        self.network = _Network(
+            input_size, self.scales, hidden_size, latent_size, num_heads, initial_set, unit_cube
+        )
 
     @pyro_method
     def model(self, x: Any, mask: Any = None, beta: float = 1.0) -> Tensor:
         """The Pyro model: sites ``"z_1"``, ``"z_2"``, ... and the factor ``"reconstruction"``.
 
-        The noise that a decoder begins with is in ``"initial_gumbel"`` and ``"initial_normal"``.
+        Noise that the decoder begins with is in ``"initial_gumbel"`` and ``"initial_normal"``.
 
         :param x: sets of points. **Shape:** ``(num_sets, size, input_size)``.
         :param mask: bool, true for points that are there. **Shape:** ``(num_sets, size)``.
         :param float beta: weight of the divergence, above zero.
         :returns: sets of the same sizes. **Shape:** that of ``x``.
         """
-        x, mask = self._sets(x, mask)
+        network = self.network  # Pyro registers it at each access
+        x, mask = self._sets(network, x, mask)
         check_number("beta", beta, above=0)
-
-        def draw(number: int, prior: Normal, gathered: Tensor | None) -> Tensor:
-            return _site(number, prior, beta)
-
         with pyro.plate("sets", len(x)):
-            points, _ = self._decode(mask, self._noise_sites(mask), draw)
+            points, _ = network.decode(
+                mask, _noise_sites(network, mask), lambda n, prior, _: _site(n, prior, beta)
+            )
             pyro.factor("reconstruction", -self.distance(x, points, mask, mask))
         return points
 
     @pyro_method
     def guide(self, x: Any, mask: Any = None, beta: float = 1.0) -> Tensor:
         """The guide that goes with :meth:`model`, whose arguments it has."""
-        x, mask = self._sets(x, mask)
+        network = self.network
+        x, mask = self._sets(network, x, mask)
         check_number("beta", beta, above=0)
-        features = self._encode(x, mask)
+        features = network.encode(x, mask)
 
         def draw(number: int, prior: Normal, gathered: Tensor | None) -> Tensor:
-            return _site(number, self._posterior(number, prior, features, gathered), beta)
+            return _site(number, network.posterior(number, prior, features, gathered), beta)
 
         with pyro.plate("sets", len(x)):
-            points, _ = self._decode(mask, self._noise_sites(mask), draw)
+            points, _ = network.decode(mask, _noise_sites(network, mask), draw)
         return points
-
-    # Tensors -------------------------------------------------------------------------------------
 
     def terms(
         self, x: Any, mask: Any = None, *, generator: torch.Generator | None = None
@@ -262,17 +321,20 @@ class SetVAE(PyroModule):
         :param mask: bool, true for points that are there. **Shape:** ``(num_sets, size)``.
         :param torch.Generator generator: of the draws; by default PyTorch's own.
         """
-        x, mask = self._sets(x, mask)
-        features = self._encode(x, mask)
-        divergences = []
+        x, mask = self._sets(self.network, x, mask)
+        generated, kl = self._reconstructed(x, mask, generator)
+        return SetVAETerms(self.distance(x, generated.x, mask, mask), kl)
 
-        def draw(number: int, prior: Normal, gathered: Tensor | None) -> Tensor:
-            posterior = self._posterior(number, prior, features, gathered)
-            divergences.append(kl_divergence(posterior, prior).sum((-2, -1)))
-            return _drawn(posterior, generator)
+    @torch.no_grad()
+    def reconstruct(self, x: Any, mask: Any = None, seed: int | None = None) -> GeneratedSets:
+        """Draw sets of the same sizes, with latent variables from the posterior.
 
-        points, _ = self._decode(mask, self._noise(mask, generator), draw)
-        return SetVAETerms(self.distance(x, points, mask, mask), torch.stack(divergences, -1))
+        :param x: sets of points. **Shape:** ``(num_sets, size, input_size)``.
+        :param mask: bool, true for points that are there. **Shape:** ``(num_sets, size)``.
+        :param int seed: of the draws; by default PyTorch's generator goes on.
+        """
+        x, mask = self._sets(self.network, x, mask)
+        return self._reconstructed(x, mask, _generator(seed, x.device))[0]
 
     @torch.no_grad()
     def sample(
@@ -288,38 +350,18 @@ class SetVAE(PyroModule):
             coarsest scale first. **Shape:** ``(num_sets, scale, latent_size)`` each.
         :param int seed: of the draws; by default PyTorch's generator goes on.
         """
-        counts = [
-            check_integer("sizes", size, 1)
-            for size in check_sequence("sizes", sizes, "a list of integers >= 1")
-        ]
-        like = self.top_prior
-        given = None if latents is None else self._latents(latents, len(counts))
-        size = torch.tensor(counts, device=like.device)
-        mask = torch.arange(max(counts), device=like.device) < size[:, None]
-        generator = self._generator(seed)
+        sizes = check_sequence("sizes", sizes, "a list of integers >= 1")
+        sizes = [check_integer("sizes", size, 1) for size in sizes]
+        network = self.network
+        device = network.top_prior.device
+        given = None if latents is None else self._latents(latents, len(sizes))
+        mask = torch.arange(max(sizes)) < torch.tensor(sizes)[:, None]
+        mask, generator = mask.to(device), _generator(seed, device)
 
         def draw(number: int, prior: Normal, gathered: Tensor | None) -> Tensor:
             return _drawn(prior, generator) if given is None else given[number]
 
-        points, drawn = self._decode(mask, self._noise(mask, generator), draw)
-        return GeneratedSets(points, mask, drawn)
-
-    @torch.no_grad()
-    def reconstruct(self, x: Any, mask: Any = None, seed: int | None = None) -> GeneratedSets:
-        """Draw sets of the same sizes, with latent variables from the posterior.
-
-        :param x: sets of points. **Shape:** ``(num_sets, size, input_size)``.
-        :param mask: bool, true for points that are there. **Shape:** ``(num_sets, size)``.
-        :param int seed: of the draws; by default PyTorch's generator goes on.
-        """
-        x, mask = self._sets(x, mask)
-        features = self._encode(x, mask)
-        generator = self._generator(seed)
-
-        def draw(number: int, prior: Normal, gathered: Tensor | None) -> Tensor:
-            return _drawn(self._posterior(number, prior, features, gathered), generator)
-
-        points, drawn = self._decode(mask, self._noise(mask, generator), draw)
+        points, drawn = network.decode(mask, _noise(network, mask, generator), draw)
         return GeneratedSets(points, mask, drawn)
 
     @torch.no_grad()
@@ -331,15 +373,30 @@ class SetVAE(PyroModule):
         :returns: numbers of inducing points, coarsest scale first, -1 where there is no point.
             **Shape:** ``(num_sets, size)`` each.
         """
-        x, mask = self._sets(x, mask)
+        x, mask = self._sets(self.network, x, mask)
         parts: list[Tensor] = []
-        self._encode(x, mask, parts)
+        self.network.encode(x, mask, parts)
         return tuple(part.masked_fill(~mask, -1) for part in parts)
 
-    # What they are made of -----------------------------------------------------------------------
+    def _reconstructed(
+        self, x: Tensor, mask: Tensor, generator: torch.Generator | None
+    ) -> tuple[GeneratedSets, Tensor]:
+        """Sets of posterior draws, and the divergence from the prior at each scale."""
+        network = self.network
+        features = network.encode(x, mask)
+        divergences: list[Tensor] = []
 
-    def _sets(self, x: Any, mask: Any) -> tuple[Tensor, Tensor]:
-        return as_sets("x", x, mask, "mask", f"(num_sets, size, {self.input_size})", self.top_prior)
+        def draw(number: int, prior: Normal, gathered: Tensor | None) -> Tensor:
+            posterior = network.posterior(number, prior, features, gathered)
+            divergences.append(kl_divergence(posterior, prior).sum((-2, -1)))
+            return _drawn(posterior, generator)
+
+        points, latents = network.decode(mask, _noise(network, mask, generator), draw)
+        return GeneratedSets(points, mask, latents), torch.stack(divergences, -1)
+
+    def _sets(self, network: _Network, x: Any, mask: Any) -> tuple[Tensor, Tensor]:
+        shape = f"(num_sets, size, {self.input_size})"
+        return as_sets("x", x, mask, "mask", shape, network.top_prior)
 
     def _latents(self, latents: Sequence[Tensor], num_sets: int) -> list[Tensor]:
         values = check_sequence("latents", latents, "a list of tensors, one for each scale")
@@ -349,74 +406,9 @@ class SetVAE(PyroModule):
             )
         shapes = [f"({num_sets}, {scale}, {self.latent_size})" for scale in self.scales]
         return [
-            as_tensor("latents", value, shape, finite=True, like=self.top_prior)
+            as_tensor("latents", value, shape, finite=True, like=self.network.top_prior)
             for value, shape in zip(values, shapes, strict=True)
         ]
-
-    def _encode(self, x: Tensor, mask: Tensor, parts: list[Tensor] | None = None) -> list[Tensor]:
-        """What is gathered at each scale, coarsest first; and the parts, where they are wanted."""
-        elements = self.input(x)
-        features: list[Tensor] = []
-        for number in reversed(range(len(self.scales))):
-            gather = self.encoder_gathers[number]
-            features.insert(0, gather(elements, mask))
-            if parts is not None:
-                parts.insert(0, _parts(gather, elements))
-            if number:
-                elements = self.encoder_spreads[number - 1](elements, features[0])
-        return features
-
-    def _decode(
-        self, mask: Tensor, noise: tuple[Tensor, Tensor], draw: Draw
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Points, and the latent variables as they were drawn."""
-        elements = self.initial(self.initial_set(*noise))
-        latents: list[Tensor] = []
-        for number in range(len(self.scales)):
-            gathered = self.decoder_gathers[number - 1](elements, mask) if number else None
-            raw = (
-                self.top_prior.expand(len(mask), -1, -1)
-                if gathered is None
-                else self.priors[number - 1](gathered)
-            )
-            latents.append(draw(number, _normal(raw), gathered))
-            elements = self.decoder_spreads[number](elements, self.latents[number](latents[-1]))
-        points = self.output(elements)
-        if self.unit_cube:
-            points = torch.sigmoid(2 * points)  # (tanh + 1) / 2
-        return points.masked_fill(~mask[..., None], 0), tuple(latents)
-
-    def _posterior(
-        self, number: int, prior: Normal, features: list[Tensor], gathered: Tensor | None
-    ) -> Normal:
-        both = features[number] if gathered is None else features[number] + gathered
-        residual = _normal(self.posteriors[number](both))
-        return Normal(prior.loc + residual.loc, prior.scale * residual.scale, validate_args=False)
-
-    def _noise(self, mask: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Gumbel and normal numbers for each element."""
-        like = self.top_prior
-        gumbel = like.new_empty(*mask.shape, self.initial_set.num_components)
-        gumbel = -gumbel.exponential_(generator=generator).log()
-        shape = (*mask.shape, self.initial_set.size)
-        options: Any = dict(dtype=like.dtype, device=like.device)
-        return gumbel, torch.randn(shape, generator=generator, **options)
-
-    def _noise_sites(self, mask: Tensor) -> tuple[Tensor, Tensor]:
-        zero, one = self.top_prior.new_zeros(()), self.top_prior.new_ones(())
-        sizes = {Gumbel: self.initial_set.num_components, Normal: self.initial_set.size}
-        gumbel, normal = (
-            pyro.sample(
-                f"initial_{kind.__name__.lower()}",
-                # The guide draws it from the prior, so that its density cancels.
-                kind(zero, one).expand([*mask.shape, size]).to_event(2).mask(False),
-            )
-            for kind, size in sizes.items()
-        )
-        return gumbel, normal
-
-    def _generator(self, seed: int | None) -> torch.Generator:
-        return torch.Generator(self.top_prior.device).manual_seed(fresh_seed(seed))
 
 
 def _normal(raw: Tensor) -> Normal:
@@ -426,9 +418,8 @@ def _normal(raw: Tensor) -> Normal:
 
 
 def _drawn(distribution: Normal, generator: torch.Generator | None) -> Tensor:
-    loc = distribution.loc
-    noise = torch.randn(loc.shape, generator=generator, dtype=loc.dtype, device=loc.device)
-    drawn: Tensor = loc + distribution.scale * noise
+    noise = torch.empty_like(distribution.loc).normal_(generator=generator)
+    drawn: Tensor = distribution.loc + distribution.scale * noise
     return drawn
 
 
@@ -436,6 +427,32 @@ def _site(number: int, distribution: Normal, beta: float) -> Tensor:
     with poutine.scale(scale=beta):
         latent: Tensor = pyro.sample(f"z_{number + 1}", distribution.to_event(2))
     return latent
+
+
+def _noise(
+    network: _Network, mask: Tensor, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Gumbel and normal numbers for each element."""
+    like, mixture = network.top_prior, network.initial_set
+    gumbel = like.new_empty(*mask.shape, mixture.num_components)
+    gumbel = -gumbel.exponential_(generator=generator).log()
+    return gumbel, like.new_empty(*mask.shape, mixture.size).normal_(generator=generator)
+
+
+def _noise_sites(network: _Network, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`_noise`. The guide draws them from the prior, so that densities cancel."""
+    like, mixture = network.top_prior, network.initial_set
+    zero, one = like.new_zeros(()), like.new_ones(())
+    gumbel = Gumbel(zero, one).expand([*mask.shape, mixture.num_components])
+    normal = Normal(zero, one).expand([*mask.shape, mixture.size])
+    return (
+        pyro.sample("initial_gumbel", gumbel.to_event(2).mask(False)),
+        pyro.sample("initial_normal", normal.to_event(2).mask(False)),
+    )
+
+
+def _generator(seed: int | None, device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(fresh_seed(seed))
 
 
 def _parts(gather: PMA, elements: Tensor) -> Tensor:
