@@ -81,6 +81,10 @@ class GaussianMixtureSet(nn.Module):
         torch.Size([5, 3, 8])
     """
 
+    logits: Tensor
+    loc: Tensor
+    log_scale: Tensor
+
     def __init__(self, size: int = 32, num_components: int = 4, *, trainable: bool = False) -> None:
         super().__init__()
         self.size = check_integer("size", size, 1)
@@ -201,8 +205,8 @@ class _Network(nn.Module):
 class SetVAE(PyroModule):
     r"""A variational autoencoder of sets with latent variables at several scales [1].
 
-    At each scale a few inducing points share out the elements of a set among them, by attention in
-    which they compete. An encoder goes from many points to few and keeps what it has gathered,
+    At each scale the elements of a set are divided among a few inducing points, by attention in
+    which these compete. An encoder goes from many points to few and keeps what it has gathered,
     :math:`g_l`. The decoder goes from few to many: it begins with independent elements, as many as
     the set is to have, gathers :math:`h_l` from them, draws for each point
 
@@ -271,7 +275,6 @@ class SetVAE(PyroModule):
         check_boolean("unit_cube", unit_cube)
         check_callable("distance", distance, or_class=False)
         self.distance = distance
-
         self.network = _Network(
             input_size, self.scales, hidden_size, latent_size, num_heads, initial_set, unit_cube
         )
@@ -294,7 +297,8 @@ class SetVAE(PyroModule):
             points, _ = network.decode(
                 mask, _noise_sites(network, mask), lambda n, prior, _: _site(n, prior, beta)
             )
-            pyro.factor("reconstruction", -self.distance(x, points, mask, mask))
+            there = mask.expand(points.shape[:-1])  # there may be plates of particles
+            pyro.factor("reconstruction", -self.distance(x, points, mask, there))
         return points
 
     @pyro_method
@@ -455,10 +459,11 @@ def _generator(seed: int | None, device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(fresh_seed(seed))
 
 
-def _parts(gather: PMA, elements: Tensor) -> Tensor:
+def _parts(gather: Any, elements: Tensor) -> Tensor:
     """The inducing point with the largest part of each element, on average over heads."""
     block = gather.block
     query = block.query(gather.seeds).unflatten(-1, (block.num_heads, -1))
     key = block.key(elements).unflatten(-1, (block.num_heads, -1))
     logits = torch.einsum("mhd,bnhd->bhmn", query, key) / elements.shape[-1] ** 0.5
-    return logits.softmax(-2).mean(1).argmax(1)
+    parts: Tensor = logits.softmax(-2).mean(1)  # before those of an inducing point are normalized
+    return parts.argmax(1)

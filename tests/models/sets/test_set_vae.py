@@ -163,6 +163,14 @@ def test_sites_and_weights_of_sites(sets):
     assert found["z_2"].shape == (5, 4, 2, 3)
 
 
+def test_particles_in_a_plate(sets):
+    vae = make()
+    elbo = TraceMeanField_ELBO(num_particles=3, vectorize_particles=True)
+    assert elbo.differentiable_loss(vae.model, vae.guide, *sets, 0.1).isfinite()
+    drawn = Predictive(vae.model, guide=vae.guide, num_samples=5, parallel=True)(*sets)
+    assert drawn["z_3"].shape == (5, 4, 4, 3)
+
+
 def test_another_distance(float64):
     vae, x = make(distance=earth_mover_distance), torch.rand(3, 4, 2)
     terms = vae.terms(x, generator=torch.Generator().manual_seed(0))
@@ -234,7 +242,7 @@ def test_padding_does_not_matter(sets, float64):
             assert bool((parts[level][row, size:] == -1).all())
 
 
-def test_elements_are_shared_out_among_inducing_points(sets, float64):
+def test_elements_are_divided_among_inducing_points(sets, float64):
     """Weights over inducing points sum to one, and those of an inducing point nearly so."""
     vae, (x, mask) = make(), sets
     gather = vae.network.encoder_gathers[-1].block
