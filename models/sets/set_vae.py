@@ -1,7 +1,4 @@
-"""A hierarchical variational autoencoder of sets: parts of parts, by attention to few points.
-
-Numbers in brackets are those of the paper in the docstring of :class:`SetVAE`.
-"""
+"""A hierarchical variational autoencoder of sets: parts of parts, by attention to few points."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -39,8 +36,7 @@ Draw = Callable[[int, Normal, Tensor | None], Tensor]
 class SetVAETerms(NamedTuple):
     """What the loss of a :class:`SetVAE` is made of.
 
-    :param Tensor distance: Chamfer distance of each set to its reconstruction. **Shape:**
-        ``(num_sets,)``.
+    :param Tensor distance: from each set to its reconstruction. **Shape:** ``(num_sets,)``.
     :param Tensor kl: divergence of posterior from prior at each scale. **Shape:** ``(num_sets,
         num_scales)``.
     """
