@@ -223,6 +223,8 @@ page.claim(
     ">",
     0.02,
     source="Kim et al. (2021), against a VAE that pools sets as PointNet does; bound preregistered",
+    reason="Where the bound was set pooling reached 0.383. Here it reaches 0.369 to 0.376, and the "
+    "gap is 0.015 to 0.036.",
 )
 page.claim(
     "No posterior has collapsed onto the prior (smallest KL divergence of the three networks, "
@@ -252,7 +254,7 @@ def grid(rows: dict[str, Cells], size: float = 6.0) -> Any:
     for line, (name, cells) in zip(panels, rows.items(), strict=True):
         line[0].set_ylabel(name, rotation=0, ha="right", va="center")
         for axes, (points, color) in zip(line, cells, strict=True):
-            axes.scatter(*points.T, s=size, color=color, linewidths=0)
+            axes.scatter(*points.T.numpy(), s=size, color=color, linewidths=0)
             axes.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), xticks=[], yticks=[], aspect="equal")
             axes.spines[:].set_color("0.85")
     return figure
@@ -316,33 +318,47 @@ page.table(
 #
 # The same latent variables and twice as many points: a set of the same shape, only denser, although
 # no set of that size was ever seen. What is measured is the mean Chamfer distance to the nearest
-# test set.
+# test set. It has two parts, and that of the distance of points of a test set to the nearest one
+# that was generated is smaller for more of these, whatever their shape. Hence the second claim, of
+# as many of the points as data have. It was added after the first had been measured.
 
 
 # %%
-def change(network: SetVAE, seed: int) -> float:
-    """By which fraction the distance changes with the number of points."""
+def changes(network: SetVAE, seed: int) -> tuple[float, float]:
+    """By which fractions the distance changes: for all points, and for as many as before."""
     few = network.sample(sizes, seed=seed)
     many = network.sample([2 * size for size in sizes], few.latents, seed=seed)
-    before, after = (
-        float(pairwise((drawn.x, drawn.mask), test).amin(1).mean()) for drawn in (few, many)
+    some = many.x[:, : few.mask.shape[1]]
+    before, double, equal = (
+        float(pairwise(sets, test).amin(1).mean())
+        for sets in ((few.x, few.mask), (many.x, many.mask), (some, few.mask))
     )
-    print(f"seed {seed}: {before:.4f} with as many points as data have, {after:.4f} with twice")
-    return abs(after / before - 1)
+    print(f"seed {seed}: {before:.4f}, of twice the size {double:.4f}, of a half {equal:.4f}")
+    return abs(double / before - 1), abs(equal / before - 1)
 
 
+by_seed = {seed: changes(networks["hierarchical"][seed], seed) for seed in SEEDS}
 page.claim(
     "Sets of twice the size with the same latent variables are as near to test sets as those of "
     "the size of data (relative change of the distance to the nearest).",
-    {seed: change(networks["hierarchical"][seed], seed) for seed in SEEDS},
+    {seed: double for seed, (double, _) in by_seed.items()},
     "<=",
     0.2,
     source="Kim et al. (2021), abstract: generalizes to unseen set sizes; bound preregistered",
+    reason="They are nearer, by 19 to 21 percent, for they have more points.",
+)
+page.claim(
+    "As many points of these larger sets as data have are as near to test sets as sets of that "
+    "size (relative change of the distance to the nearest).",
+    {seed: equal for seed, (_, equal) in by_seed.items()},
+    "<=",
+    0.2,
+    source="Kim et al. (2021), abstract: generalizes to unseen set sizes; the same bound",
 )
 
 # %% [markdown]
-# Digits rebuilt with more and more points; and on the way from one digit to another in the latent
-# space, with 200 points.
+# Digits rebuilt with more and more points, and on the way from one digit to another in the latent
+# space, with 200 points. Many points show how blurred the shapes are.
 
 # %%
 network = networks["hierarchical"][first]
@@ -362,16 +378,18 @@ page.figure("sizes", grid(rows, 3.0))
 # ## Parts
 #
 # Each point has the color of the inducing point that it goes to most, at each scale. Nobody told
-# the network what a part is.
+# the network what a part is, and nothing makes it use all of its inducing points: here few of them
+# get most of the points.
 
 # %%
-rows = {}
-for scale, parts in zip(network.scales[1:], network.partition(*test)[1:], strict=True):
-    colors = [
-        plt.get_cmap("tab10")(labels[there]) for labels, there in zip(parts, test[1], strict=True)
+colors = plt.get_cmap("tab10")
+rows = {
+    f"of {scale}": [
+        (points[there], colors(labels[there].numpy()))
+        for points, there, labels in zip(test[0][:10], test[1][:10], parts[:10], strict=True)
     ]
-    points = cells(*test, BLUE)
-    rows[f"of {scale}"] = [(x, color) for (x, _), color in zip(points, colors, strict=False)]
+    for scale, parts in zip(network.scales[1:], network.partition(*test)[1:], strict=True)
+}
 page.figure("parts", grid(rows, 9.0))
 
 # %% [markdown]
