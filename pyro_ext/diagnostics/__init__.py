@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         metrics,
         partitions,
         plots,
+        sets,
     )
     from pyro_ext.diagnostics.arviz_conversion import to_arviz
     from pyro_ext.diagnostics.calibration import SBCResult, sbc
@@ -34,6 +35,7 @@ __all__ = [
     "partitions",
     "plots",
     "sbc",
+    "sets",
     "to_arviz",
 ]
 

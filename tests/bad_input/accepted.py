@@ -182,7 +182,7 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("*.counts", "[], empty", "no clusters yet"),
     ("distributions.*", "empty", "an empty batch, or a block of no points"),
     ("*.SimpleGraph.edges", "empty", "a graph without edges"),
-    ("*.mask", "with -7", "what a mask holds instead is still a boolean"),
+    ("*mask*", "with -7", "what a mask holds instead is still a boolean"),
     ("*.fit.y", "with -7", "booleans stay booleans"),
     ("*.labels", "with -7", "any integers are labels"),
     ("*.assignment", "with -7", "any integers are labels"),

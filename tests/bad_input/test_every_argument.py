@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.bad_input import adjoint, floor1, floor2, floor3, sequences
+from tests.bad_input import adjoint, floor1, floor2, floor3, sequences, set_vae
 from tests.bad_input.accepted import is_walked, reason_for
 from tests.bad_input.walk import (
     REJECTED,
@@ -33,6 +33,7 @@ TABLES = {
     **floor3.TABLES,
     **adjoint.TABLES,
     **sequences.TABLES,
+    **set_vae.TABLES,
 }
 SLOW = (  # what runs something with each value that it accepts
     "pyro_ext.diagnostics",
