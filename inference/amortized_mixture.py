@@ -385,7 +385,7 @@ class AmortizedMixtureGuide(AutoGuide):
         with pyro.validation_enabled(False):
             found = torch.vmap(of_one)(flat, points.reshape(-1, *points.shape[len(batch_shape) :]))
         log_joint, log_prior = found
-        return log_joint.unflatten(0, batch_shape), log_prior.unflatten(0, batch_shape)
+        return log_joint.reshape(*batch_shape, *log_joint.shape[1:]), log_prior.reshape(batch_shape)
 
     def _observed(self, trace: Any, normal: bool) -> Any:
         """The site of the points."""
