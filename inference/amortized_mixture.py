@@ -282,7 +282,9 @@ class AmortizedMixtureGuide(AutoGuide):
     def _name_of(self, role: str, latents: Mapping[str, Any]) -> str:
         if (given := self._given[role]) is not None:
             if given not in latents:
-                raise ValueError(f"{role} must be one of the sites {sorted(latents)}, got {given!r}")
+                raise ValueError(
+                    f"{role} must be one of the sites {sorted(latents)}, got {given!r}"
+                )
             return given
         others = set(self._given.values())
         roles = {name: _role_of(site["fn"].support) for name, site in latents.items()}

@@ -59,7 +59,9 @@ class ConjugateKernel(PartitionKernel[ConjugateMixture]):
     starts = ("prior", "one", "each", "ibhc")
     _setting_names: tuple[str, ...] = ("prior", "init", "cluster")
 
-    def __init__(self, prior: PriorSource, cluster: ClusterSource, *, init: str | Tensor = "prior") -> None:
+    def __init__(
+        self, prior: PriorSource, cluster: ClusterSource, *, init: str | Tensor = "prior"
+    ) -> None:
         is_model = callable(cluster) and not isinstance(cluster, type | Distribution)
         if not isinstance(cluster, ConjugateCluster) and not is_model:
             raise TypeError(f"cluster must be or return a conjugate cluster, got {shown(cluster)}")

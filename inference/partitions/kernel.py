@@ -48,10 +48,10 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
     _setting_names: tuple[str, ...] = ("prior", "init")
 
     def __init__(self, prior: PriorSource, *, init: str | Tensor = "prior") -> None:
-        if isinstance(init, Tensor):
-            as_tensor("init", init, "(n,)", kind="integers")
-        else:
+        if isinstance(init, str):
             check_choice("init", init, self.starts)
+        else:
+            init = as_tensor("init", init, "(n,)", kind="integers")
         if not isinstance(prior, Process) and (isinstance(prior, type) or not callable(prior)):
             raise TypeError(
                 "prior must be or return a normalized measure, a PitmanYor or a DirichletProcess, "
