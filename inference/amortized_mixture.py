@@ -385,7 +385,9 @@ class AmortizedMixtureGuide(AutoGuide):
             for name, value in values.items()
         }
         with pyro.validation_enabled(False):
-            found = torch.vmap(of_one)(flat, points.reshape(-1, *points.shape[len(batch_shape) :]))
+            found = torch.vmap(of_one, randomness="same")(
+                flat, points.reshape(-1, *points.shape[len(batch_shape) :])
+            )
         log_joint, log_prior = found
         return log_joint.reshape(*batch_shape, *log_joint.shape[1:]), log_prior.reshape(batch_shape)
 
