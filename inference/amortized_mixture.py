@@ -20,6 +20,7 @@ from torch.nn.functional import softplus
 from pyro_ext._checks import (
     as_tensor,
     check_callable,
+    check_finite,
     check_instance,
     check_number,
     check_optional,
@@ -309,6 +310,7 @@ class AmortizedMixtureGuide(AutoGuide):
                     f"mask must be a bool tensor of the shape {tuple(points.shape[:-1])}, got "
                     f"{mask.dtype} of the shape {tuple(mask.shape)}"
                 )
+        check_finite("x", points if mask is None else points.masked_fill(~mask[..., None], 0))
         rows = self.network(points) if mask is None else self.network(points, mask)
         shapes = [site["value"].shape for site in self._sites.values()]
         sizes = [shape[1:].numel() for shape in shapes]
@@ -347,7 +349,7 @@ class AmortizedMixtureGuide(AutoGuide):
         estimates = self._estimates(x, mask)
         if values is None:
             return estimates
-        given = check_tensors("values", values, tuple(estimates))
+        given = check_tensors("values", values, tuple(estimates), finite=True)
         for name, estimate in estimates.items():
             if given[name].shape != estimate.shape:
                 raise ValueError(
