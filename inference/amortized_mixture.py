@@ -114,7 +114,7 @@ class AmortizedMixtureGuide(AutoGuide):
         for role, name in names.items():
             check_optional(check_instance, role, name, str, "the name of a site")
         check_number("least_scale", least_scale, least=0)
-        super().__init__(model)
+        super().__init__(model)  # type: ignore[no-untyped-call]
         self.network = network
         self.least_scale = least_scale
         self._given = names
@@ -129,7 +129,7 @@ class AmortizedMixtureGuide(AutoGuide):
         :returns: values by site.
         """
         values = self._estimates(x, mask)
-        plates = self._create_plates()
+        plates = self._create_plates()  # type: ignore[no-untyped-call]
         for name, value in values.items():
             site = self._sites[name]
             with ExitStack() as stack:
@@ -255,7 +255,7 @@ class AmortizedMixtureGuide(AutoGuide):
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         """Find the sites in the model's trace at one data set."""
         with torch.random.fork_rng(), pyro.validation_enabled(False):
-            super()._setup_prototype(*args, **kwargs)
+            super()._setup_prototype(*args, **kwargs)  # type: ignore[no-untyped-call]
         trace: Any = self.prototype_trace
         latents = {
             name: site

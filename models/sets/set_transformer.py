@@ -258,7 +258,8 @@ class _Pool(nn.Module):
             weights = inputs.new_ones(())
         if present is not None:
             inputs = inputs.masked_fill(~present, 0)
-        return (weights * inputs).sum(-2, keepdim=True)
+        pooled: Tensor = (weights * inputs).sum(-2, keepdim=True)
+        return pooled
 
 
 def _layers(in_features: int, width: int, out_features: int, num_layers: int) -> MLP:

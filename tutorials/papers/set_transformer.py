@@ -28,6 +28,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse
 from sklearn.cluster import KMeans
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -51,11 +52,13 @@ COLORS = ["#2a6f97", "#d1495b", "#e09f3e", "#5f8a5a"]
 WIDTH = 64
 
 
-def train(parameters: nn.Module, loss: Callable[[], Tensor], num_steps: int, seed: int) -> None:
+def train(
+    module: nn.Module, loss: Callable[[], Tensor], num_steps: int, learning_rate: float, seed: int
+) -> None:
     """Minimize a loss of random sets, with a tenth of the rate in the last 30 % of steps."""
     trainer = Trainer(
-        parameters,
-        partial(torch.optim.Adam, lr=1e-3),
+        module,
+        partial(torch.optim.Adam, lr=learning_rate),
         scheduler=partial(MultiStepLR, milestones=[num_steps * 7 // 10]),
         seed=seed,
     )
@@ -78,7 +81,7 @@ def averaged(results: dict[str, dict[int, dict[str, float]]]) -> dict[str, dict[
 # the answer built in, and shows how near a network without it comes.
 
 # %%
-NUM_STEPS = page.length(1_200, smoke=4)
+NUM_STEPS = page.length(1_000, smoke=4)
 NUM_TEST = page.length(500, smoke=20)
 REGRESSORS: dict[str, Callable[[], nn.Module]] = {
     "rFF + mean": lambda: DeepSet(1, 1, 1, WIDTH),
@@ -99,9 +102,11 @@ def regression(make: Callable[[], nn.Module], seed: int) -> dict[str, float]:
     """Errors of a network that was trained, on average over sizes."""
     with seeded(seed):
         network = make()
-    train(
-        network, lambda: maximum_error(network, 64, int(torch.randint(1, 11, ()))), NUM_STEPS, seed
-    )
+
+    def loss() -> Tensor:
+        return maximum_error(network, 64, int(torch.randint(1, 11, ())))
+
+    train(network, loss, NUM_STEPS, 1e-3, seed)
     with seeded(1000 + seed), torch.no_grad():
         errors = [float(maximum_error(network, NUM_TEST, size)) for size in range(1, 11)]
     return {"all": float(np.mean(errors)), "1 element": errors[0], "10 elements": errors[-1]}
@@ -127,7 +132,7 @@ page.claim(
 # %% [markdown]
 # ## A mixture in one pass
 #
-# Sets of 100 to 500 points come from mixtures of four normal components in the plane. The network
+# Sets of 50 to 150 points come from mixtures of four normal components in the plane. The network
 # returns weights, means and standard deviations of the four, and is trained to maximize the
 # likelihood of one random set after another. Then it estimates the mixture of a new set in a single
 # pass. `LL0` is the mean log density of a point under its estimate, `LL1` that after one step of
@@ -183,18 +188,18 @@ def trained_guide(
     """A guide that maximizes the likelihood of data sets."""
     with seeded(seed):
         guide = AmortizedMixtureGuide(partial(mixture, features), make())
-    train(guide, lambda: guide.likelihood_loss(data_sets()), num_steps, seed)
+    train(guide, lambda: guide.likelihood_loss(data_sets()), num_steps, 3e-3, seed)
     return guide
 
 
 NUM_MIXTURE_STEPS = page.length(1_000, smoke=4)
-SIZES = page.length((100, 500), smoke=(20, 40))
+SIZES = page.length((50, 150), smoke=(20, 40))
 
 
 def random_mixtures() -> Tensor:
-    """Points of five mixtures."""
+    """Points of ten mixtures."""
     size = int(torch.randint(SIZES[0], SIZES[1] + 1, ()))
-    return generator(5, size)[0]
+    return generator(10, size)[0]
 
 
 def log_likelihoods(guide: AmortizedMixtureGuide, seed: int) -> dict[str, float]:
@@ -202,7 +207,7 @@ def log_likelihoods(guide: AmortizedMixtureGuide, seed: int) -> dict[str, float]
     found: dict[str, list[Tensor]] = {"LL0": [], "LL1": [], "oracle": []}
     with seeded(2000 + seed):
         for size in np.linspace(*SIZES, 10).astype(int):
-            x, truth, _ = generator(page.length(20, smoke=2), int(size))
+            x, truth, _ = generator(page.length(40, smoke=2), int(size))
             found["LL0"].append(guide.log_likelihood(x))
             found["LL1"].append(guide.log_likelihood(x, values=guide.em_step(x)))
             found["oracle"].append(guide.log_likelihood(x, values=truth))
@@ -244,17 +249,15 @@ page.claim(
 
 # %%
 with seeded(7):
-    shown, _, shown_labels = generator(3, SIZES[1])
+    shown, _, shown_labels = generator(3, 150)
 
 
-def draw_components(axes: plt.Axes, values: dict[str, Tensor], number: int, style: str) -> None:
+def draw_components(axes: Axes, values: dict[str, Tensor], number: int, style: str) -> None:
     """Ellipses of the components of a data set."""
     for component in range(NUM_COMPONENTS):
-        center = values["locs"][number, component].tolist()
+        x, y = values["locs"][number, component].tolist()
         width, height = (4.0 * values["scales"][number, component]).tolist()
-        axes.add_patch(
-            Ellipse(center, width, height, fill=False, linestyle=style, color="0.2", linewidth=1.2)
-        )
+        axes.add_patch(Ellipse((x, y), width, height, fill=False, linestyle=style, color="0.2"))
 
 
 figure, panels = plt.subplots(3, 3, figsize=(8, 8), layout="constrained", sharex=True, sharey=True)
@@ -286,7 +289,8 @@ def seed_attention(network: Any, x: Tensor) -> Tensor:
     query = block.query(network.pooling.seeds).unflatten(-1, heads)
     key = block.key(x).unflatten(-1, heads)
     scores = torch.einsum("khd,nhd->hkn", query, key) / query[0].numel() ** 0.5
-    return scores.softmax(-1).mean(0)
+    weights: Tensor = scores.softmax(-1).mean(0)
+    return weights
 
 
 figure, row = plt.subplots(1, 4, figsize=(10, 2.8), layout="constrained", sharex=True, sharey=True)
@@ -315,7 +319,7 @@ train_features, test_features = (
     (features - CENTER) / SCALE for features in (train_features, test_features)
 )
 NUM_FEATURES = train_features.shape[1]
-NUM_DIGIT_STEPS = page.length(600, smoke=4)
+NUM_DIGIT_STEPS = page.length(700, smoke=4)
 
 
 def digit_sets(features: Tensor, labels: Tensor, num_sets: int, size: int) -> tuple[Tensor, Tensor]:
