@@ -387,7 +387,7 @@ class AmortizedMixtureGuide(AutoGuide):
             for name, value in values.items()
         }
         with pyro.validation_enabled(False):
-            found = torch.vmap(of_one, randomness="same")(
+            found = torch.vmap(of_one, randomness="different")(
                 flat, points.reshape(-1, *points.shape[len(batch_shape) :])
             )
         log_joint, log_prior = found
