@@ -285,11 +285,7 @@ def seed_attention(network: Any, x: Tensor) -> Tensor:
     """Weights of seeds over elements, on average over heads. **Shape:** ``(num_seeds, n)``."""
     for block in network.encoder:
         x = block(x)
-    block, heads = network.pooling.block, (network.pooling.block.num_heads, -1)
-    query = block.query(network.pooling.seeds).unflatten(-1, heads)
-    key = block.key(x).unflatten(-1, heads)
-    scores = torch.einsum("khd,nhd->hkn", query, key) / query[0].numel() ** 0.5
-    weights: Tensor = scores.softmax(-1).mean(0)
+    weights: Tensor = network.pooling.block.weights(network.pooling.seeds, x).mean(-3)
     return weights
 
 

@@ -49,17 +49,14 @@ def test_sets_of_digits(short_run):
 def test_attention_of_seeds(short_run):
     """Weighted values are what the block adds to its queries."""
     names, _ = short_run
-    network = SetTransformer(2, 3, 1, 8, 2, 4)
-    x = torch.randn(1, 6, 2)
-    weights = names["seed_attention"](network, x[0])
-    torch.testing.assert_close(weights.sum(-1), torch.ones(3))
-    single = SetTransformer(2, 3, 1, 8, 1, 4)
-    hidden, block = x, single.pooling.block
-    for each in single.encoder:
+    network = SetTransformer(2, 3, 1, 8, 1, 4)
+    x = torch.randn(6, 2)
+    hidden, block = x, network.pooling.block
+    for each in network.encoder:
         hidden = each(hidden)
-    attended = names["seed_attention"](single, x[0]) @ block.value(hidden[0])
-    summed = block.query(single.pooling.seeds) + attended
-    torch.testing.assert_close(single.pooling(hidden)[0], summed + block.feedforward(summed))
+    summed = block.query(network.pooling.seeds)
+    summed = summed + names["seed_attention"](network, x) @ block.value(hidden)
+    torch.testing.assert_close(network.pooling(hidden), summed + block.feedforward(summed))
 
 
 @pytest.mark.page
