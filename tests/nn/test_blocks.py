@@ -61,6 +61,7 @@ def of_inducing_points(block, x, points, mask):
     return block(x.expand(len(points), -1, -1), points, inducing_mask=mask)
 
 
+torch.manual_seed(0)  # what is imported draws numbers, and never the same ones
 # What makes each block of sets of three features, and whether it keeps the elements apart.
 SETS = {
     "SAB": (lambda: SAB(3, 12, 3), True),

@@ -23,7 +23,7 @@ X = torch.linspace(0.5, 2.0, 20)
 POINTS = (torch.randn(2, 5, 1), torch.randn(2, 5, 1), torch.randn(2, 4, 1), torch.randn(2, 4, 1))
 GRAPH = SimpleGraph(12, torch.tensor([[0, 1], [1, 2], [0, 3], [4, 5], [0, 6]]))
 GRAPH_MODEL = GraphModel(bfry_weights(12))
-PLANE = torch.randn(10, 2)
+PLANE = torch.randn(10, 2, generator=torch.Generator().manual_seed(0))
 PROCESS = NP(1, 1, 8)
 UNTRAINED = deepcopy(PROCESS.state_dict())
 
