@@ -1,5 +1,4 @@
-"""Networks and models of sets: bags of instances with one label each [1], autoencoders of points
-[2], and networks from sets to outputs [3, 4].
+"""Bags with one label each [1], autoencoders of points [2], and networks of any sets [3, 4].
 
 [1] S. Keum, S. Kim, S. Lee, J. Lee (2023), Slot-Mixup with subsampling: a simple regularization for
 WSI classification.

@@ -66,13 +66,13 @@ class _SetNetwork(nn.Module):
 
 
 class SetTransformer(_SetNetwork):
-    r"""Network from a set to one output or several, by attention between its elements [2].
+    r"""Network from a set to one output or several, by attention between its elements [3].
 
     .. math:: \text{output} = W\, \mathrm{SAB}(\mathrm{SAB}(\mathrm{PMA}_k(
         \mathrm{ISAB}_m(\mathrm{ISAB}_m(X))))) + b
 
     The order of elements does not matter, and an empty set has an output, too. Blocks are those of
-    the code of [2]: with biases, without layer norms. ``encoder`` and ``pooling`` are also what [2]
+    the code of [3]: with biases, without layer norms. ``encoder`` and ``pooling`` are also what [3]
     compares with: with ``"rff"`` and ``"mean"`` it is a :class:`DeepSet` that may be less deep.
 
     :param int input_size: number of features of an element.
@@ -84,13 +84,13 @@ class SetTransformer(_SetNetwork):
     :param str encoder: ``"isab"``, attention by way of inducing points in linear time; ``"sab"``,
         attention of all to all in quadratic time; ``"rff"``, a network of each element alone; or
         ``"rffp_mean"`` and ``"rffp_max"``, whose layers see the mean or maximum of all elements
-        beside each [3].
+        beside each [4].
     :param str pooling: ``"pma"``, attention of learned seeds; ``"mean"``, ``"sum"``, ``"max"``; or
         ``"dot"``, a mean whose weights are the softmax of a learned linear function.
     :param int num_encoder_blocks: blocks before the pooling; two layers each where there is no
         attention.
     :param int num_decoder_blocks: blocks of :class:`~pyro_ext.nn.SAB` after ``"pma"``, by default 2
-        as in the code of [2], or none for a single output, which has no other to look at; after
+        as in the code of [3], or none for a single output, which has no other to look at; after
         another pooling half of the layers, by default 4.
     :param options: ``layer_norm``, ``bias``, ``dropout`` and the others of
         :class:`~pyro_ext.nn.MAB`.
@@ -158,12 +158,12 @@ class SetTransformer(_SetNetwork):
 
 
 class DeepSet(_SetNetwork):
-    r"""Network from a set to one output or several, by pooling of its elements [3].
+    r"""Network from a set to one output or several, by pooling of its elements [4].
 
     .. math:: \text{output} = \rho\Bigl(\textstyle\sum_{x \in X} \phi(x)\Bigr)
 
     or with the mean or maximum for the sum; :math:`\phi` and :math:`\rho` have four layers each, as
-    in the code of [2]. The pool of an empty set is zero.
+    in the code of [3]. The pool of an empty set is zero.
 
     :param int input_size: number of features of an element.
     :param int num_outputs: number of outputs of a set.
