@@ -2,6 +2,7 @@
 
 from ._running.dispatch import ExecutorError
 from .adjoint import AdjointSampler, AutoAdjointSampler, FunctionalAdjointSampler, PathPCN
+from .amortized_mixture import AmortizedMixtureGuide
 from .conditional_updates import (
     ConditionalUpdate,
     EnumeratedSites,
@@ -81,6 +82,7 @@ __all__ = [
     "MEADS",
     "NPTL",
     "AdjointSampler",
+    "AmortizedMixtureGuide",
     "AutoAdjointSampler",
     "AutoPseudocoreset",
     "BatchLBFGS",

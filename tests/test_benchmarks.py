@@ -113,6 +113,14 @@ def test_tiny_run_of_predictions():
 
 
 @pytest.mark.slow
+def test_tiny_run_of_attention_in_sets():
+    done = run(FOLDER / "set_attention.py", "--smoke")
+    assert done.returncode == 0, done.stderr
+    *_, network = json.loads(done.stdout)["results"]
+    assert network["ratio"]["by hand"] > 0
+
+
+@pytest.mark.slow
 def test_tiny_run_of_copulas():
     done = run(FOLDER / "copula.py", "--smoke")
     assert done.returncode == 0, done.stderr

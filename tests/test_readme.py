@@ -15,6 +15,7 @@ from pyro import poutine
 
 from pyro_ext.distributions import GaussianCluster
 from pyro_ext.inference import MCMC, NUTS, SGHMC, SGLD
+from pyro_ext.models.sets import DeepSet
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule
 from pyro_ext.random_measures import DirichletProcess, GeneralizedGammaProcess, frequency_table
 
@@ -60,6 +61,16 @@ def two_kinds(y):
     with pyro.plate("data", len(y)):
         kind = pyro.sample("kind", dist.Categorical(torch.ones(2)))
         pyro.sample("y", dist.Normal(loc[kind], 1.0), obs=y)
+
+
+def two_groups(y):
+    weights = pyro.sample("weights", dist.Dirichlet(torch.ones(2)))
+    with pyro.plate("groups", 2):
+        loc = pyro.sample("loc", dist.Normal(0.0, 5.0).expand([2]).to_event(1))
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0).expand([2]).to_event(1))
+    groups = dist.Normal(loc, scale).to_event(1)
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.MixtureSameFamily(dist.Categorical(weights), groups), obs=y)
 
 
 def run_inference(model):
@@ -160,6 +171,10 @@ READER = {
     "AutoPseudocoreset(model, *data, size=100).fit(ForwardKL())": (
         {"model": line, "data": (X.repeat(10, 1), Y.repeat(10))},
         None,
+    ),
+    "AmortizedMixtureGuide(model, network)": (
+        {"model": two_groups, "network": DeepSet(2, 2, 5)},
+        lambda guide: guide.median(X),
     ),
     "early_stopping=EarlyStopping(...)": ({}, lambda settings: run(KERNEL, X, Y, **settings)),
 }

@@ -201,7 +201,7 @@ class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
     :param int num_updates: how often a step moves each parameter.
     :param str backend: of the potential of ``cluster``, see
         :class:`~pyro_ext.potential.PointPotential`.
-    :param str init: as of :class:`PartitionKernel`.
+    :param init: as of :class:`PartitionKernel`.
 
     Example::
 
@@ -230,7 +230,7 @@ class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
         num_auxiliary: int = 3,
         num_updates: int = 1,
         backend: Backend = "trace",
-        init: str = "prior",
+        init: str | Tensor = "prior",
     ) -> None:
         shared = check_sequence("shared", shared, "a list of names of sites", 0, str)
         if not callable(cluster) or isinstance(cluster, type | Distribution):

@@ -51,7 +51,7 @@ class ConjugateKernel(PartitionKernel[ConjugateMixture]):
     :param prior: as of :class:`PartitionKernel`.
     :param cluster: a conjugate cluster, or a Pyro model of no arguments that returns one; its
         sample sites are hyperparameters.
-    :param str init: as of :class:`PartitionKernel`, or ``"ibhc"``, the clusters that
+    :param init: as of :class:`PartitionKernel`, or ``"ibhc"``, the clusters that
         :func:`~pyro_ext.inference.partitions.ibhc` finds where neighbors come one after the other,
         which is where a chain on many points should start.
     """
@@ -59,7 +59,9 @@ class ConjugateKernel(PartitionKernel[ConjugateMixture]):
     starts = ("prior", "one", "each", "ibhc")
     _setting_names: tuple[str, ...] = ("prior", "init", "cluster")
 
-    def __init__(self, prior: PriorSource, cluster: ClusterSource, *, init: str = "prior") -> None:
+    def __init__(
+        self, prior: PriorSource, cluster: ClusterSource, *, init: str | Tensor = "prior"
+    ) -> None:
         is_model = callable(cluster) and not isinstance(cluster, type | Distribution)
         if not isinstance(cluster, ConjugateCluster) and not is_model:
             raise TypeError(f"cluster must be or return a conjugate cluster, got {shown(cluster)}")
@@ -76,7 +78,7 @@ class ConjugateKernel(PartitionKernel[ConjugateMixture]):
 
     def _draw_start(self, mixture: ConjugateMixture) -> dict[str, Tensor]:
         state = super()._draw_start(mixture)
-        if self.init == "ibhc":
+        if isinstance(self.init, str) and self.init == "ibhc":
             state["assignment"] = start_of_neighbors(mixture, state)
         return state
 
@@ -148,7 +150,7 @@ class SplitMerge(ConjugateKernel):
     :param cluster: likewise.
     :param int num_proposals: proposals in a step.
     :param int num_scans: restricted scans before that which makes the proposal.
-    :param str init: as of :class:`MarginalGibbs`.
+    :param init: as of :class:`MarginalGibbs`.
     """
 
     _setting_names = (*ConjugateKernel._setting_names, "num_proposals", "num_scans")
@@ -160,7 +162,7 @@ class SplitMerge(ConjugateKernel):
         *,
         num_proposals: int = 1,
         num_scans: int = 10,
-        init: str = "prior",
+        init: str | Tensor = "prior",
     ) -> None:
         self.num_proposals = check_integer("num_proposals", num_proposals, 1)
         self.num_scans = check_integer("num_scans", num_scans, 0)

@@ -10,7 +10,7 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from pyro_ext._checks import check_choice, shown
+from pyro_ext._checks import as_tensor, check_choice, shown
 from pyro_ext.inference.partitions._slice_sampling import LARGEST_LOG
 from pyro_ext.inference.partitions.mixtures import Mixture, PriorSource, Process
 from pyro_ext.posterior.fixed_points import PointOf
@@ -36,8 +36,9 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
 
     :param prior: a normalized measure, a Pitman-Yor or a Dirichlet process, or a Pyro model of no
         arguments that returns one; its sample sites are the hyperparameters.
-    :param str init: the first partition: ``"prior"`` draws one, ``"one"`` puts all points into one
-        cluster, ``"each"`` each into its own.
+    :param init: the first partition: ``"prior"`` draws one, ``"one"`` puts all points into one
+        cluster, ``"each"`` each into its own; or the labels of the points, integers that another
+        method has found. **Shape:** ``(n,)``.
     """
 
     keeps_no_state = True
@@ -46,8 +47,11 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
     partitions = ("assignment",)
     _setting_names: tuple[str, ...] = ("prior", "init")
 
-    def __init__(self, prior: PriorSource, *, init: str = "prior") -> None:
-        check_choice("init", init, self.starts)
+    def __init__(self, prior: PriorSource, *, init: str | Tensor = "prior") -> None:
+        if isinstance(init, str):
+            check_choice("init", init, self.starts)
+        else:
+            init = as_tensor("init", init, "(n,)", kind="integers")
         if not isinstance(prior, Process) and (isinstance(prior, type) or not callable(prior)):
             raise TypeError(
                 "prior must be or return a normalized measure, a PitmanYor or a DirichletProcess, "
@@ -163,7 +167,11 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
     def _draw_start(self, mixture: AnyMixture) -> dict[str, Tensor]:
         state = mixture.prior.draw()
         number = mixture.num_points
-        if self.init == "prior":
+        if isinstance(self.init, Tensor):
+            labels = self.init.cpu().long()
+            if len(labels) != number:
+                raise ValueError(f"init must be labels of the {number} points, got {len(labels)}")
+        elif self.init == "prior":
             process, _ = mixture.process(state)
             labels = process.partition(number).sample()
         elif self.init == "each":

@@ -53,7 +53,7 @@ class TreeGuided(ConjugateKernel):
     :param float local_fraction: how many points are moved singly, as a fraction of all.
     :param int num_scans: times that the points of a split may go to their likelier side before they
         are drawn.
-    :param str init: as of :class:`MarginalGibbs`.
+    :param init: as of :class:`MarginalGibbs`.
 
     Example::
 
@@ -87,7 +87,7 @@ class TreeGuided(ConjugateKernel):
         num_global_moves: int | None = None,
         local_fraction: float = 1.0,
         num_scans: int = 3,
-        init: str = "prior",
+        init: str | Tensor = "prior",
     ) -> None:
         if mode != "exact":
             raise ValueError(

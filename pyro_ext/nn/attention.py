@@ -208,7 +208,10 @@ class MAB(nn.Module):
     ) -> tuple[torch.Size, Tensor | None]:
         """Shape of the batch, and the mask as ``(batch, 1 head, 1 query, num_keys)``."""
         shapes = [part.shape[:-2] for part in parts] + ([] if mask is None else [mask.shape[:-1]])
-        batch_shape = torch.broadcast_shapes(*shapes)
+        shapes = [shape for shape in shapes if shape] or [torch.Size()]
+        batch_shape = shapes[0]
+        if any(shape != batch_shape for shape in shapes):  # to broadcast takes long, and is rare
+            batch_shape = torch.broadcast_shapes(*shapes)
         if mask is not None:
             mask = mask.expand(*batch_shape, -1).reshape(math.prod(batch_shape), 1, 1, -1)
         return batch_shape, mask
@@ -228,9 +231,10 @@ class MAB(nn.Module):
             ("keys", keys, self.key),
             ("values", values, self.value),
         ):
-            if tensor is not None:
-                shape = f"(*batch, size, {layer.in_features})"
-                as_tensor(argument, tensor, shape, allow_empty=True)
+            size = layer.in_features
+            fits = isinstance(tensor, Tensor) and tensor.shape[1:][-1:] == (size,)
+            if tensor is not None and (not fits or tensor.is_complex()):
+                as_tensor(argument, tensor, f"(*batch, size, {size})", allow_empty=True)
         if values is not None and values.shape[-2] != keys.shape[-2]:
             raise ValueError(
                 f"values must be as many as the {keys.shape[-2]} keys, got {values.shape[-2]}"

@@ -30,7 +30,7 @@ from pyro_ext.models.nonparametric import (
     degree_odds,
     pitman_yor_prior,
 )
-from pyro_ext.models.sets import ABMIL, SlotMIL
+from pyro_ext.models.sets import ABMIL, SetTransformer, SlotMIL
 from pyro_ext.models.wide_networks import (
     AsymmetricNetwork,
     EqualJumps,
@@ -385,11 +385,31 @@ def wide_networks() -> dict[str, Call]:
     }
 
 
+def sets() -> dict[str, Call]:
+    sizes: dict[str, Any] = dict(input_size=2, num_outputs=1, output_size=3, hidden_size=8)
+    network = SetTransformer(**sizes, num_heads=2, num_inducing=2)
+    data: dict[str, Any] = dict(x=torch.randn(2, 5, 2), mask=torch.ones(2, 5, dtype=torch.bool))
+    return {
+        "DeepSet": call(**sizes, pooling="mean"),
+        "SetTransformer": call(
+            **sizes,
+            num_heads=2,
+            num_inducing=2,
+            encoder="isab",
+            pooling="pma",
+            num_encoder_blocks=1,
+            num_decoder_blocks=1,
+        ),
+        "SetTransformer.forward": of(network, **data),
+    }
+
+
 TABLES = {
     "pyro_ext.models.language": language,
     "pyro_ext.models.ensembles": ensembles,
     "pyro_ext.models.neural_processes": neural_processes,
     "pyro_ext.models.nonparametric": nonparametric,
     "pyro_ext.models.sets (bags)": bags,
+    "pyro_ext.models.sets": sets,
     "pyro_ext.models.wide_networks": wide_networks,
 }

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from pyro_ext.models.sets import DeepSet, SetTransformer
 from pyro_ext.nn import (
     ISAB,
     MAB,
@@ -44,6 +45,10 @@ class AtParameters(nn.Module):
             return pyro.condition(self.bayesian[0], dict(self.network.named_parameters()))(x)
 
 
+def set_transformer(encoder="isab", pooling="pma", **options):
+    return lambda: SetTransformer(3, 2, 2, 12, 3, 4, encoder, pooling, **options)
+
+
 def of_keys(block, queries, x, mask):
     return block(queries.expand(len(x), -1, -1), x, key_mask=mask)
 
@@ -56,6 +61,7 @@ def of_inducing_points(block, x, points, mask):
     return block(x.expand(len(points), -1, -1), points, inducing_mask=mask)
 
 
+torch.manual_seed(0)  # what is imported draws numbers, and never the same ones
 # What makes each block of sets of three features, and whether it keeps the elements apart.
 SETS = {
     "SAB": (lambda: SAB(3, 12, 3), True),
@@ -74,6 +80,22 @@ SETS = {
         lambda: Fixed(InducedSetAttention(2, 3, 12, 3), torch.randn(1, 4, 2), of_inducing_points),
         False,
     ),
+    "SetTransformer": (set_transformer(), False),
+    "SetTransformer as in the text": (
+        set_transformer("sab", layer_norm=True, num_decoder_blocks=1),
+        False,
+    ),
+    **{
+        f"SetTransformer of {encoder} and {pooling}": (set_transformer(encoder, pooling), False)
+        for encoder, pooling in [
+            ("isab", "mean"),
+            ("sab", "sum"),
+            ("rff", "pma"),
+            ("rffp_mean", "max"),
+            ("rffp_max", "dot"),
+        ]
+    },
+    "DeepSet": (lambda: DeepSet(3, 2, 2, 12), False),
 }
 SET, MASK = torch.randn(3, 4, 3), torch.rand(3, 4) < 0.6
 # What makes each module, and its inputs.

@@ -11,17 +11,19 @@ from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from torch.distributions import constraints
 
-from pyro_ext.inference import MCMC, SGLD
+from pyro_ext.inference import MCMC, SGLD, AmortizedMixtureGuide
 from pyro_ext.inference.pseudocoresets import AutoPseudocoreset, ForwardKL
 from pyro_ext.models.neural_processes import NP
 from pyro_ext.models.nonparametric import GraphGuide, GraphModel, bfry_weights
 from pyro_ext.models.nonparametric.graph_pairs import SimpleGraph
+from pyro_ext.models.sets import DeepSet
 from pyro_ext.testing.guides import check_guide, check_samples
 
 X = torch.linspace(0.5, 2.0, 20)
 POINTS = (torch.randn(2, 5, 1), torch.randn(2, 5, 1), torch.randn(2, 4, 1), torch.randn(2, 4, 1))
 GRAPH = SimpleGraph(12, torch.tensor([[0, 1], [1, 2], [0, 3], [4, 5], [0, 6]]))
 GRAPH_MODEL = GraphModel(bfry_weights(12))
+PLANE = torch.randn(10, 2, generator=torch.Generator().manual_seed(0))
 PROCESS = NP(1, 1, 8)
 UNTRAINED = deepcopy(PROCESS.state_dict())
 
@@ -31,6 +33,22 @@ def model(x):
     loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 1.0).to_event(1))
     with pyro.plate("data", len(x)):
         pyro.sample("x", dist.Normal(loc.sum(), rate), obs=x)
+
+
+def mixture(x):
+    weights = pyro.sample("weights", dist.Dirichlet(torch.ones(3)))
+    with pyro.plate("components", 3):
+        locs = pyro.sample("locs", dist.Normal(0.0, 3.0).expand([2]).to_event(1))
+        scales = pyro.sample("scales", dist.LogNormal(0.0, 1.0))
+    components = dist.Normal(locs, scales[:, None]).to_event(1)
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.MixtureSameFamily(dist.Categorical(weights), components), obs=x)
+
+
+def mixture_guide():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AmortizedMixtureGuide(mixture, DeepSet(2, 3, 4, 8))
 
 
 def process_guide():
@@ -67,6 +85,7 @@ GUIDES = {
         {"options": {"num_pairs": 10}},
     ),
     "NP": (process_guide, PROCESS, POINTS, {}),
+    "AmortizedMixtureGuide": (mixture_guide, mixture, (PLANE,), {"random": False}),
 }
 
 

@@ -1,0 +1,273 @@
+"""The Set Transformer and Deep Sets: from a set to one output or several.
+
+Numbers in brackets are those of the papers in the docstring of the package.
+"""
+
+from functools import partial
+from typing import Any, Literal, Unpack, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from pyro_ext._checks import as_tensor, check_choice, check_integer, check_optional
+from pyro_ext.nn import ISAB, MLP, PMA, SAB
+from pyro_ext.nn.attention import AttentionOptions
+
+__all__ = ["DeepSet", "SetTransformer"]
+
+Encoder = Literal["isab", "sab", "rff", "rffp_mean", "rffp_max"]
+Pooling = Literal["mean", "sum", "max", "dot"]
+AnyPooling = Literal["pma", "mean", "sum", "max", "dot"]
+
+
+class _SetNetwork(nn.Module):
+    """Blocks that keep elements apart, a pooling, and a decoder of what was pooled."""
+
+    def __init__(
+        self,
+        input_size: int,
+        num_outputs: int,
+        output_size: int,
+        encoder: list[nn.Module],
+        pooling: nn.Module,
+        decoder: list[nn.Module],
+    ) -> None:
+        super().__init__()
+        self.input_size, self.num_outputs, self.output_size = input_size, num_outputs, output_size
+        self.encoder: Any = nn.ModuleList(encoder)
+        self.pooling = pooling
+        self.decoder = nn.Sequential(*decoder)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map sets to outputs.
+
+        :param Tensor x: the elements. **Shape:** ``(*batch, n, input_size)``.
+        :param Tensor mask: bool, true for elements that are there and false for padding, which has
+            no influence. **Shape:** ``(*batch, n)``.
+        :returns: **Shape:** ``(*batch, num_outputs, output_size)``.
+        :raises TypeError: for what is no tensor, such as a list of sets of different sizes.
+        :raises ValueError: for tensors of another shape.
+        """
+        own = next(self.parameters())
+        hidden = as_tensor("x", x, f"(*batch, n, {self.input_size})", allow_empty=True, like=own)
+        if mask is not None:
+            mask = as_tensor("mask", mask, kind="booleans", allow_empty=True).to(own.device)
+            if mask.shape != hidden.shape[:-1]:
+                raise ValueError(
+                    f"mask must have the shape {tuple(hidden.shape[:-1])} of the sets in x, got "
+                    f"{tuple(mask.shape)}"
+                )
+            hidden = hidden.masked_fill(~mask[..., None], 0)
+        for block in self.encoder:
+            hidden = block(hidden, mask)
+        outputs: Tensor = self.decoder(self.pooling(hidden, mask))
+        return outputs.reshape(*hidden.shape[:-2], self.num_outputs, self.output_size)
+
+
+class SetTransformer(_SetNetwork):
+    r"""Network from a set to one output or several, by attention between its elements [3].
+
+    .. math:: \text{output} = W\, \mathrm{SAB}(\mathrm{SAB}(\mathrm{PMA}_k(
+        \mathrm{ISAB}_m(\mathrm{ISAB}_m(X))))) + b
+
+    The order of elements does not matter, and an empty set has an output, too. Blocks are those of
+    the code of [3]: with biases, without layer norms. ``encoder`` and ``pooling`` are also what [3]
+    compares with: with ``"rff"`` and ``"mean"`` it is a :class:`DeepSet` that may be less deep.
+
+    :param int input_size: number of features of an element.
+    :param int num_outputs: number of outputs of a set, :math:`k`.
+    :param int output_size: number of features of an output.
+    :param int hidden_size: width of all blocks, a multiple of ``num_heads``.
+    :param int num_heads: heads of each attention.
+    :param int num_inducing: inducing points of each block of ``"isab"``.
+    :param str encoder: ``"isab"``, attention by way of inducing points in linear time; ``"sab"``,
+        attention of all to all in quadratic time; ``"rff"``, a network of each element alone; or
+        ``"rffp_mean"`` and ``"rffp_max"``, whose layers see the mean or maximum of all elements
+        beside each [4].
+    :param str pooling: ``"pma"``, attention of learned seeds; ``"mean"``, ``"sum"``, ``"max"``; or
+        ``"dot"``, a mean whose weights are the softmax of a learned linear function.
+    :param int num_encoder_blocks: blocks before the pooling; two layers each where there is no
+        attention.
+    :param int num_decoder_blocks: blocks of :class:`~pyro_ext.nn.SAB` after ``"pma"``, by default 2
+        as in the code of [3], or none for a single output, which has no other to look at; after
+        another pooling half of the layers, by default 4.
+    :param options: ``layer_norm``, ``bias``, ``dropout`` and the others of
+        :class:`~pyro_ext.nn.MAB`.
+    :raises ValueError: for arguments out of range.
+
+    Example::
+
+        >>> network = SetTransformer(2, num_outputs=4, output_size=5, hidden_size=16)
+        >>> mask = torch.tensor([[True] * 7, [True] * 4 + [False] * 3])
+        >>> network(torch.zeros(2, 7, 2), mask).shape
+        torch.Size([2, 4, 5])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        num_outputs: int,
+        output_size: int,
+        hidden_size: int = 128,
+        num_heads: int = 4,
+        num_inducing: int = 32,
+        encoder: Encoder = "isab",
+        pooling: AnyPooling = "pma",
+        *,
+        num_encoder_blocks: int = 2,
+        num_decoder_blocks: int | None = None,
+        **options: Unpack[AttentionOptions],
+    ) -> None:
+        _check_sizes(input_size, num_outputs, output_size, hidden_size)
+        check_choice("encoder", encoder, get_args(Encoder))
+        check_choice("pooling", pooling, get_args(AnyPooling))
+        check_integer("num_heads", num_heads, 1)
+        check_integer("num_inducing", num_inducing, 1)
+        check_integer("num_encoder_blocks", num_encoder_blocks, 1)
+        check_optional(check_integer, "num_decoder_blocks", num_decoder_blocks, 0)
+        if hidden_size % num_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_heads={num_heads}, got {hidden_size}"
+            )
+        options = AttentionOptions(layer_norm=False, bias=True) | options
+        attend = partial(SAB, width=hidden_size, num_heads=num_heads, **options)
+        sizes = [input_size] + [hidden_size] * (num_encoder_blocks - 1)
+        blocks: list[nn.Module]
+        if encoder == "isab":
+            blocks = [ISAB(size, hidden_size, num_inducing, num_heads, **options) for size in sizes]
+        elif encoder == "sab":
+            blocks = [attend(size) for size in sizes]
+        elif encoder == "rff":
+            blocks = [_Rows(input_size, hidden_size, 2 * num_encoder_blocks)]
+        else:
+            pooled: Pooling = "mean" if encoder == "rffp_mean" else "max"
+            blocks = [_PooledRows(size, hidden_size, pooled) for size in sizes]
+        decoder: list[nn.Module]
+        if pooling == "pma":
+            if num_decoder_blocks is None:
+                num_decoder_blocks = 0 if num_outputs == 1 else 2
+            pool: nn.Module = PMA(hidden_size, hidden_size, num_outputs, num_heads, **options)
+            decoder = [attend(hidden_size) for _ in range(num_decoder_blocks)]
+            decoder.append(nn.Linear(hidden_size, output_size))
+        else:
+            pool = _Pool(pooling, hidden_size)
+            num_layers = 4 if num_decoder_blocks is None else max(2 * num_decoder_blocks, 1)
+            decoder = [_layers(hidden_size, hidden_size, num_outputs * output_size, num_layers)]
+        super().__init__(input_size, num_outputs, output_size, blocks, pool, decoder)
+
+
+class DeepSet(_SetNetwork):
+    r"""Network from a set to one output or several, by pooling of its elements [4].
+
+    .. math:: \text{output} = \rho\Bigl(\textstyle\sum_{x \in X} \phi(x)\Bigr)
+
+    or with the mean or maximum for the sum; :math:`\phi` and :math:`\rho` have four layers each, as
+    in the code of [3]. The pool of an empty set is zero.
+
+    :param int input_size: number of features of an element.
+    :param int num_outputs: number of outputs of a set.
+    :param int output_size: number of features of an output.
+    :param int hidden_size: width of all layers.
+    :param str pooling: ``"mean"``, ``"sum"``, ``"max"``, or ``"dot"`` as of
+        :class:`SetTransformer`.
+    :raises ValueError: for arguments out of range.
+
+    Example::
+
+        >>> DeepSet(2, num_outputs=1, output_size=3, pooling="max")(torch.zeros(2, 7, 2)).shape
+        torch.Size([2, 1, 3])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        num_outputs: int,
+        output_size: int,
+        hidden_size: int = 128,
+        pooling: Pooling = "mean",
+    ) -> None:
+        _check_sizes(input_size, num_outputs, output_size, hidden_size)
+        check_choice("pooling", pooling, get_args(Pooling))
+        super().__init__(
+            input_size,
+            num_outputs,
+            output_size,
+            [_Rows(input_size, hidden_size, 4)],
+            _Pool(pooling, hidden_size),
+            [_layers(hidden_size, hidden_size, num_outputs * output_size, 4)],
+        )
+
+
+class _Rows(nn.Module):
+    """A network of each element alone."""
+
+    def __init__(self, in_features: int, width: int, num_layers: int) -> None:
+        super().__init__()
+        self.layers = _layers(in_features, width, width, num_layers)
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        outputs: Tensor = self.layers(inputs)
+        return outputs
+
+
+class _PooledRows(nn.Module):
+    """Two layers that see each element and the mean or maximum of all."""
+
+    def __init__(self, in_features: int, width: int, pooling: Pooling) -> None:
+        super().__init__()
+        self.rows: Any = nn.ModuleList(nn.Linear(size, width) for size in (in_features, width))
+        self.pooled: Any = nn.ModuleList(
+            nn.Linear(size, width, bias=False) for size in (in_features, width)
+        )
+        self.pool = _Pool(pooling, width)
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        for row, pooled in zip(self.rows, self.pooled, strict=True):
+            inputs = relu(row(inputs) + pooled(self.pool(inputs, mask)))
+        return inputs
+
+
+class _Pool(nn.Module):
+    """Mean, sum, maximum or weighted mean of the elements that are there, zero of none."""
+
+    def __init__(self, pooling: Pooling, width: int) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.score = nn.Linear(width, 1, bias=False) if pooling == "dot" else None
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """As one row."""
+        present = None if mask is None else mask[..., None]
+        if self.pooling == "max":
+            if present is not None:
+                inputs = inputs.masked_fill(~present, -torch.inf)
+            if not inputs.shape[-2]:
+                return inputs.new_zeros(*inputs.shape[:-2], 1, inputs.shape[-1])
+            largest = inputs.amax(-2, keepdim=True)
+            return largest if present is None else largest.masked_fill(largest.isneginf(), 0)
+        if self.score is not None:
+            scores = self.score(inputs)
+            if present is not None:  # weights of padding alone are finite, and its rows are zeros
+                scores = scores.masked_fill(~present, torch.finfo(scores.dtype).min)
+            weights = scores.softmax(-2)
+        elif self.pooling == "mean":
+            number = inputs.shape[-2] if present is None else present.sum(-2, keepdim=True)
+            weights = 1 / torch.as_tensor(number).clamp(min=1).to(inputs)
+        else:
+            weights = inputs.new_ones(())
+        if present is not None:
+            inputs = inputs.masked_fill(~present, 0)
+        pooled: Tensor = (weights * inputs).sum(-2, keepdim=True)
+        return pooled
+
+
+def _layers(in_features: int, width: int, out_features: int, num_layers: int) -> MLP:
+    return MLP(in_features, [width] * (num_layers - 1), out_features, nn.ReLU)
+
+
+def _check_sizes(input_size: int, num_outputs: int, output_size: int, hidden_size: int) -> None:
+    check_integer("input_size", input_size, 1)
+    check_integer("num_outputs", num_outputs, 1)
+    check_integer("output_size", output_size, 1)
+    check_integer("hidden_size", hidden_size, 1)
