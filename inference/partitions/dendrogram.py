@@ -248,7 +248,7 @@ class Dendrogram:
             >>> sorted(graph.edges), graph.nodes[2]["height"]
             ([(2, 0), (2, 1)], 3.0)
         """
-        import networkx  # type: ignore[import-untyped]  # PyTorch requires it
+        import networkx  # PyTorch requires it
 
         graph = networkx.DiGraph()
         for leaf in range(self.num_leaves):

@@ -1,4 +1,4 @@
-"""Diagnostics: conversion to ArviZ, calibration, predictive metrics, partitions and plots.
+"""Diagnostics: conversion to ArviZ, calibration, predictive metrics, partitions, graphs and plots.
 
 Names are resolved when they are first used, so that importing this package imports neither ArviZ
 nor matplotlib.
@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     )
     from pyro_ext.diagnostics.arviz_conversion import to_arviz
     from pyro_ext.diagnostics.calibration import SBCResult, sbc
+    from pyro_ext.diagnostics.graphs import graph_mmd
 
 __all__ = [
     "SBCResult",
     "diversity",
     "diversity_plots",
     "function_space",
+    "graph_mmd",
     "metrics",
     "partitions",
     "plots",
@@ -40,7 +42,12 @@ __all__ = [
 ]
 
 # Where a name lives that is not a module itself.
-_HOMES = {"SBCResult": "calibration", "sbc": "calibration", "to_arviz": "arviz_conversion"}
+_HOMES = {
+    "SBCResult": "calibration",
+    "graph_mmd": "graphs",
+    "sbc": "calibration",
+    "to_arviz": "arviz_conversion",
+}
 
 
 def __getattr__(name: str) -> Any:

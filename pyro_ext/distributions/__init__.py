@@ -1,4 +1,4 @@
-"""Heavy-tailed positive numbers, weights in blocks, conjugate clusters, paths between ends.
+"""Heavy-tailed positive numbers, weights in blocks, conjugate clusters, paths, random graphs.
 
 [1] J. Bertoin, T. Fujita, B. Roynette, M. Yor (2006),
 On a particular class of self-decomposable random variables: the durations of Bessel excursions
@@ -36,11 +36,13 @@ from pyro_ext.distributions.gaussian_clusters import (
     KnownVarianceGaussianCluster,
 )
 from pyro_ext.distributions.generalized_bfry import BetaPrimeBFRY, GeneralizedBFRY, StableBetaBFRY
+from pyro_ext.distributions.graphs import BernoulliExponentialGraph, LogitGraph
 from pyro_ext.distributions.stable import PositiveStable, TiltedStable
 
 __all__ = [
     "BFRY",
     "BernoulliCluster",
+    "BernoulliExponentialGraph",
     "BetaPrimeBFRY",
     "BlockDirichlet",
     "ClusterBlock",
@@ -50,6 +52,7 @@ __all__ = [
     "GaussianCluster",
     "GeneralizedBFRY",
     "KnownVarianceGaussianCluster",
+    "LogitGraph",
     "MultinomialCluster",
     "PartitionedBlock",
     "PoissonCluster",

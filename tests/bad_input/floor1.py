@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import matplotlib.pyplot as plt
+import networkx
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -12,6 +13,7 @@ import torch
 from pyro_ext.diagnostics import SBCResult
 from pyro_ext.distributions import (
     BernoulliCluster,
+    BernoulliExponentialGraph,
     BlockDirichlet,
     GaussianCluster,
     MultinomialCluster,
@@ -68,7 +70,9 @@ def diagnostics() -> dict[str, Call]:
     def run_inference(model, x):
         return {"loc": torch.randn(9)}
 
+    paths = [networkx.path_graph(3), networkx.path_graph(4)]
     return {
+        "graph_mmd": call(reference=paths, generated=paths, kind="degree"),
         "SBCResult": call(ranks={"loc": ranks}, num_draws=99),
         "SBCResult.uniformity": of(result),
         "SBCResult.is_calibrated": of(result),
@@ -213,9 +217,15 @@ def distributions() -> dict[str, Call]:
     x = torch.tensor([[1.0, 0.0, 3.0], [2.0, 2.0, 0.0]])
     tilted = TiltedBFRY(0.5, 2.0, 1.0)
     binary = BernoulliCluster(torch.ones(2), torch.ones(2))
+    mask = torch.tensor([True, True, False])
+    graph = BernoulliExponentialGraph(torch.ones(3, 2), mask)
+    adjacency = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     return {
         "BFRY": call(discount=0.5),
         "BernoulliCluster": call(concentration1=torch.ones(2), concentration0=torch.ones(2)),
+        "BernoulliExponentialGraph": call(rates=torch.ones(3, 2), node_mask=mask),
+        "BernoulliExponentialGraph.log_prob": of(graph, value=adjacency),
+        "BernoulliExponentialGraph.log_prob_edges": of(graph, edges=torch.tensor([[0, 1]])),
         "BetaPrimeBFRY": call(discount=two, tail_index=1.5, level=2.0, rate=1.0),
         "BlockDirichlet": call(concentration=torch.ones(6), sizes=[1, 1, 1, 1, 2, 2]),
         "BlockDirichlet.share_out": of(
@@ -238,6 +248,7 @@ def distributions() -> dict[str, Call]:
         "GaussianCluster.block": of(cluster, num_points=3),
         "GeneralizedBFRY": call(discount=two, tail_index=1.5, level=2.0, scale=1.0),
         "KnownVarianceGaussianCluster": call(loc=torch.zeros(2), loc_scale=2.0, scale=1.0),
+        "LogitGraph": call(features=torch.ones(3, 2), log_scale=0.1, bias=-1.0, node_mask=mask),
         "MultinomialCluster": call(concentration=torch.ones(3), total_count=4),
         "MultinomialCluster.log_marginal": of(counts, x=x),
         "BernoulliCluster.log_marginal": of(binary, x=torch.eye(2)),

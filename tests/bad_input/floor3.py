@@ -2,11 +2,17 @@
 
 from typing import Any
 
+import networkx
 import pyro
 import pyro.distributions as dist
 import torch
 
 from pyro_ext.distributions import GaussianCluster
+from pyro_ext.models.graphs import (
+    EquivariantSplineFlow,
+    GraphEmbeddingVAE,
+    pad_graphs,
+)
 from pyro_ext.models.language import BigramModel
 from pyro_ext.models.neural_processes import (
     CNP,
@@ -57,6 +63,45 @@ def ensembles() -> dict[str, Call]:
             name="task",
         ),
         "load_reference_posterior": call(name="digits"),
+    }
+
+
+def graphs() -> dict[str, Call]:
+    paths = [networkx.path_graph(3), networkx.path_graph(4)]
+    adjacency, mask = pad_graphs(paths)
+    torch.manual_seed(0)
+    vae = GraphEmbeddingVAE(width=4, num_blocks=1, flow_width=4, num_bins=2)
+    data: dict[str, Any] = dict(adjacency=adjacency, mask=mask)
+    sizes: dict[str, Any] = dict(num_bins=2, bound=5.0, width=4, num_blocks=1)
+    return {
+        "EquivariantSplineFlow": call(dim=2, num_layers=1, mean_scale=20.0, **sizes),
+        "EquivariantSplineFlow.condition": of(EquivariantSplineFlow(2, 1), context=mask),
+        "GraphEmbeddingVAE": call(
+            dim=2,
+            num_layers=1,
+            link="logit",
+            noise=0.05,
+            width=4,
+            num_blocks=1,
+            flow_width=4,
+            num_bins=2,
+            sign="cubes",
+        ),
+        "GraphEmbeddingVAE.model": of(vae, **data),
+        "GraphEmbeddingVAE.guide": of(vae, **data),
+        "GraphEmbeddingVAE.prior": of(vae, mask=mask),
+        "GraphEmbeddingVAE.decode": of(vae, embedding=torch.randn(2, 4, 4), mask=mask),
+        "GraphEmbeddingVAE.loss": of(vae, **data),
+        "GraphEmbeddingVAE.fit": of(
+            vae, **data, num_steps=1, batch_size=2, learning_rate=1e-3, seed=0, progress=False
+        ),
+        "GraphEmbeddingVAE.log_likelihood": of(vae, **data, num_particles=2, seed=0),
+        "GraphEmbeddingVAE.sample": of(vae, sizes=[3, 4], seed=0),
+        "NodeActNorm": call(dim=2, mean_scale=20.0),
+        "NodeLinear": call(dim=2),
+        "NodeSplineCoupling": call(dim=2, **sizes),
+        "pad_graphs": call(graphs=paths, num_nodes=4, dtype=torch.float32),
+        "spectral_embedding": call(adjacency=adjacency, mask=mask, dim=2, sign="cubes"),
     }
 
 
@@ -405,6 +450,7 @@ def sets() -> dict[str, Call]:
 
 
 TABLES = {
+    "pyro_ext.models.graphs": graphs,
     "pyro_ext.models.language": language,
     "pyro_ext.models.ensembles": ensembles,
     "pyro_ext.models.neural_processes": neural_processes,

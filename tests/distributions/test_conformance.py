@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_ext.distributions import (
     BFRY,
     BernoulliCluster,
+    BernoulliExponentialGraph,
     BetaPrimeBFRY,
     BlockDirichlet,
     DiagonalGaussianCluster,
@@ -22,6 +23,7 @@ from pyro_ext.distributions import (
     GaussianCluster,
     GeneralizedBFRY,
     KnownVarianceGaussianCluster,
+    LogitGraph,
     MultinomialCluster,
     PoissonCluster,
     PositiveStable,
@@ -69,6 +71,19 @@ def modes_of_paths(rate):
 
 def pair_of_counts(concentration):
     return MultinomialCluster(concentration, total_count=2)
+
+
+def masked_graph(rates):
+    return BernoulliExponentialGraph(rates, torch.tensor([True, False, True, True]))
+
+
+def graphs(num_nodes: int, nodes: tuple[int, ...]) -> Tensor:
+    """All simple graphs of some of the nodes. **Shape:** ``(num_graphs, num_nodes, num_nodes)``."""
+    edges = torch.combinations(torch.tensor(nodes))
+    is_edge = torch.cartesian_prod(*[torch.arange(2.0, dtype=torch.float64)] * len(edges))
+    found = torch.zeros(len(is_edge), num_nodes, num_nodes, dtype=torch.float64)
+    found[:, edges[:, 0], edges[:, 1]] = is_edge
+    return found + found.mT
 
 
 def pairs(size: int) -> Tensor:
@@ -122,6 +137,21 @@ MULTIVARIATE = [
         PoissonCluster,
         {"concentration": (0.5, 1.7), "rate": (1.8, 1.3)},
         {"points": pairs(60)},
+    ),
+    Row(
+        BernoulliExponentialGraph,
+        {"rates": ((0.3, 0.8), (1.2, 0.1), (0.4, 0.9))},
+        {"points": graphs(3, (0, 1, 2))},
+    ),
+    Row(
+        masked_graph,
+        {"rates": ((0.3, 0.8), (1.2, 0.1), (0.4, 0.9), (0.7, 0.2))},
+        {"points": graphs(4, (0, 2, 3))},
+    ),
+    Row(
+        LogitGraph,
+        {"features": ((0.3, -0.8), (1.2, 0.1), (-0.4, 0.9)), "log_scale": 0.2, "bias": -0.4},
+        {"points": graphs(3, (0, 1, 2))},
     ),
     Row(two_blocks, {"concentration": (1.5, 0.4)}),
     Row(modes_of_paths, {"rate": (0.4, 1.3)}),

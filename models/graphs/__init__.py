@@ -1,0 +1,20 @@
+"""Generative models of graphs."""
+
+from pyro_ext.models.graphs.embedding import pad_graphs, spectral_embedding
+from pyro_ext.models.graphs.embedding_vae import GraphEmbeddingVAE
+from pyro_ext.models.graphs.flow import (
+    EquivariantSplineFlow,
+    NodeActNorm,
+    NodeLinear,
+    NodeSplineCoupling,
+)
+
+__all__ = [
+    "EquivariantSplineFlow",
+    "GraphEmbeddingVAE",
+    "NodeActNorm",
+    "NodeLinear",
+    "NodeSplineCoupling",
+    "pad_graphs",
+    "spectral_embedding",
+]
