@@ -196,7 +196,8 @@ print(az.summary(data, var_names=shown).to_string())
 # R-hat and effective sample sizes are of the number of clusters and of the entropy of the
 # partition, which `to_arviz` adds. Labels themselves mean nothing from draw to draw. Below, the
 # partition that is closest to all draws, between the best guess and the growers: it has joined most
-# of what the network had cut, and lies nearer to the growers.
+# of what the network had cut, and lies nearer to the growers. For the number of clusters itself,
+# R-hat of more than 1.01 asks for longer chains.
 
 # %%
 draws = mcmc.get_samples(group_by_chain=True)["assignment"]

@@ -131,10 +131,8 @@ class AmortizedClusterer:
             if not network.anchored:
                 return minimum_filtering_loss(network(x), labels, density_weight=density_weight)
             anchor = torch.randint(x.shape[1], x.shape[:1])
-            output = network(x, anchor=anchor.to(x.device))
-            return anchored_filtering_loss(
-                output, labels, anchor.to(x.device), density_weight=density_weight
-            )
+            output = network(x, anchor=anchor)
+            return anchored_filtering_loss(output, labels, anchor, density_weight=density_weight)
 
         was_training = network.training
         network.train()

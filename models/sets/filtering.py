@@ -258,14 +258,14 @@ class FilteringNetwork(nn.Module):
         """
         x = as_tensor("x", x, f"(*batch, n, {self.in_features})", like=self.classifier.weight)
         if mask is not None:
-            mask = as_tensor("mask", mask, str(tuple(x.shape[:-1])), kind="booleans")
+            mask = as_tensor("mask", mask, str(tuple(x.shape[:-1])), kind="booleans").to(x.device)
             x = x.masked_fill(~mask[..., None], 0.0)
         if self.anchored != (anchor is not None):
             wanted = "given to an anchored network" if self.anchored else "None if not anchored"
             raise ValueError(f"anchor must be {wanted}, got {shown(anchor)}")
         hidden = x if self.embedding is None else self.embedding(x)
         if self.anchoring is not None and anchor is not None:
-            anchor = _anchor(anchor, x.shape[:-1])
+            anchor = _anchor(anchor, x.shape[:-1]).to(x.device)
             index = anchor[..., None, None].expand(*anchor.shape, 1, hidden.shape[-1])
             hidden = self.anchoring(hidden, hidden.gather(-2, index))
         for block in self.encoder:
@@ -333,7 +333,7 @@ def anchored_filtering_loss(
         True
     """
     labels, present = _checked(output, labels, mask)
-    anchor = _anchor(anchor, labels.shape)
+    anchor = _anchor(anchor, labels.shape).to(labels.device)
     targets = labels == labels.gather(-1, anchor[..., None])
     present = present & present.gather(-1, anchor[..., None])
     return _mean_of_least(output, targets[..., None], present, density_weight)
@@ -370,7 +370,7 @@ def _checked(output: FilterOutput, labels: Tensor, mask: Tensor | None) -> tuple
     shape = str(tuple(output.logits.shape))
     labels = as_tensor("labels", labels, shape, kind="integers").to(output.logits.device)
     mask = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
-    present = as_tensor("mask", mask, shape, kind="booleans")
+    present = as_tensor("mask", mask, shape, kind="booleans").to(labels.device)
     labels = labels.long().masked_fill(~present, 0)
     if bool((labels < 0).any()):
         raise ValueError(f"labels must be integers >= 0, got {int(labels.min())}")
