@@ -295,10 +295,10 @@ page.table(rows)
 
 # %% [markdown]
 # The network saves the time of the start, a fraction of a second in place of one to three, and no
-# more than that. From neither start does the chain come near the log joint density of one from the
-# true clusters in these seconds, and which of the two is ahead depends on the data set: large
-# clusters that were merged or cut at the start are hard to mend. (Where a curve falls, small
-# clusters come in. Each such partition is less probable, but there are very many of them.)
+# more than that. At the end of these seconds both chains are far below the log joint density of one
+# from the true clusters, and which of the two is ahead depends on the data set: large clusters that
+# were merged or cut at the start are hard to mend. (Where a curve falls, the pieces of a cluster
+# that was cut grow into each other. Each such partition is less probable, but there are very many.)
 #
 # - **One data set**: take `init="ibhc"`, whose start needs no training and has the model's own
 #   evidence; the network's training takes about as long as twenty of its starts.
