@@ -30,6 +30,7 @@ _ORDER = (
     "scaling_out",
     "random_measures",
     "nrm_mixture",
+    "amortized_clustering",
     "martingale_posteriors",
     "copula_densities",
     "nonparametric_learning",

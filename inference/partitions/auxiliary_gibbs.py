@@ -17,7 +17,7 @@ from pyro_ext._checks import check_integer, check_sequence, shown
 from pyro_ext.inference.partitions._slice_sampling import slice_sample, slice_sample_rows
 from pyro_ext.inference.partitions.conjugate import loop_seed
 from pyro_ext.inference.partitions.hyperparameters import Hyperparameters
-from pyro_ext.inference.partitions.kernel import Moved, PartitionKernel
+from pyro_ext.inference.partitions.kernel import FirstPartition, Moved, PartitionKernel
 from pyro_ext.inference.partitions.mixtures import (
     Floats,
     Integers,
@@ -230,7 +230,7 @@ class AuxiliaryGibbs(PartitionKernel[ModelMixture]):
         num_auxiliary: int = 3,
         num_updates: int = 1,
         backend: Backend = "trace",
-        init: str | Tensor = "prior",
+        init: FirstPartition = "prior",
     ) -> None:
         shared = check_sequence("shared", shared, "a list of names of sites", 0, str)
         if not callable(cluster) or isinstance(cluster, type | Distribution):

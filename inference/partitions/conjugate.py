@@ -18,7 +18,7 @@ from pyro_ext._checks import check_integer, shown
 from pyro_ext.distributions import ConjugateCluster
 from pyro_ext.inference.partitions.clustering import start_of_neighbors
 from pyro_ext.inference.partitions.hyperparameters import Hyperparameters
-from pyro_ext.inference.partitions.kernel import Moved, PartitionKernel
+from pyro_ext.inference.partitions.kernel import FirstPartition, Moved, PartitionKernel
 from pyro_ext.inference.partitions.mixtures import (
     ClusterSource,
     ConjugateMixture,
@@ -60,7 +60,7 @@ class ConjugateKernel(PartitionKernel[ConjugateMixture]):
     _setting_names: tuple[str, ...] = ("prior", "init", "cluster")
 
     def __init__(
-        self, prior: PriorSource, cluster: ClusterSource, *, init: str | Tensor = "prior"
+        self, prior: PriorSource, cluster: ClusterSource, *, init: FirstPartition = "prior"
     ) -> None:
         is_model = callable(cluster) and not isinstance(cluster, type | Distribution)
         if not isinstance(cluster, ConjugateCluster) and not is_model:
@@ -76,9 +76,9 @@ class ConjugateKernel(PartitionKernel[ConjugateMixture]):
         prior: Hyperparameters[Process] = Hyperparameters(self.prior, "prior")
         return ConjugateMixture(prior, Hyperparameters(self.cluster, "cluster"), x)
 
-    def _draw_start(self, mixture: ConjugateMixture) -> dict[str, Tensor]:
-        state = super()._draw_start(mixture)
-        if isinstance(self.init, str) and self.init == "ibhc":
+    def _draw_start(self, mixture: ConjugateMixture, init: str | Tensor) -> dict[str, Tensor]:
+        state = super()._draw_start(mixture, init)
+        if isinstance(init, str) and init == "ibhc":
             state["assignment"] = start_of_neighbors(mixture, state)
         return state
 
@@ -162,7 +162,7 @@ class SplitMerge(ConjugateKernel):
         *,
         num_proposals: int = 1,
         num_scans: int = 10,
-        init: str | Tensor = "prior",
+        init: FirstPartition = "prior",
     ) -> None:
         self.num_proposals = check_integer("num_proposals", num_proposals, 1)
         self.num_scans = check_integer("num_scans", num_scans, 0)

@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
@@ -17,10 +17,11 @@ from pyro_ext.posterior.fixed_points import PointOf
 from pyro_ext.random_measures import NormalizedRandomMeasure
 from pyro_ext.random_measures.cluster_counts import canonical_labels, cluster_sizes
 
-__all__ = ["Moved", "PartitionKernel"]
+__all__ = ["FirstPartition", "Moved", "PartitionKernel"]
 
 AnyMixture = TypeVar("AnyMixture", bound=Mixture)
 Moved: TypeAlias = tuple[dict[str, Tensor], dict[str, float]]
+FirstPartition: TypeAlias = str | Tensor | Callable[..., Tensor]
 
 
 class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
@@ -37,8 +38,8 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
     :param prior: a normalized measure, a Pitman-Yor or a Dirichlet process, or a Pyro model of no
         arguments that returns one; its sample sites are the hyperparameters.
     :param init: the first partition: ``"prior"`` draws one, ``"one"`` puts all points into one
-        cluster, ``"each"`` each into its own; or the labels of the points, integers that another
-        method has found. **Shape:** ``(n,)``.
+        cluster, ``"each"`` each into its own; or labels, **Shape:** ``(n,)``; or a function of the
+        data that returns labels, which is called for each chain with that chain's random numbers.
     """
 
     keeps_no_state = True
@@ -47,10 +48,10 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
     partitions = ("assignment",)
     _setting_names: tuple[str, ...] = ("prior", "init")
 
-    def __init__(self, prior: PriorSource, *, init: str | Tensor = "prior") -> None:
+    def __init__(self, prior: PriorSource, *, init: FirstPartition = "prior") -> None:
         if isinstance(init, str):
             check_choice("init", init, self.starts)
-        else:
+        elif not callable(init) or isinstance(init, type):
             init = as_tensor("init", init, "(n,)", kind="integers")
         if not isinstance(prior, Process) and (isinstance(prior, type) or not callable(prior)):
             raise TypeError(
@@ -86,7 +87,8 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
         """
         self._mixture = mixture = self._mixture_of(*args, **kwargs)
         if self._initial is None:
-            self._initial = _completed(mixture, self._draw_start(mixture))
+            init = self.init(*args, **kwargs) if callable(self.init) else self.init
+            self._initial = _completed(mixture, self._draw_start(mixture, init))
         else:
             self._initial = self._check_start(mixture, self._initial)
 
@@ -164,17 +166,15 @@ class PartitionKernel(MCMCKernel, Generic[AnyMixture]):
 
     # Starts.
 
-    def _draw_start(self, mixture: AnyMixture) -> dict[str, Tensor]:
+    def _draw_start(self, mixture: AnyMixture, init: str | Tensor) -> dict[str, Tensor]:
         state = mixture.prior.draw()
         number = mixture.num_points
-        if isinstance(self.init, Tensor):
-            labels = self.init.cpu().long()
-            if len(labels) != number:
-                raise ValueError(f"init must be labels of the {number} points, got {len(labels)}")
-        elif self.init == "prior":
+        if not isinstance(init, str):
+            labels = as_tensor("init", init, f"({number},)", kind="integers").long().cpu()
+        elif init == "prior":
             process, _ = mixture.process(state)
             labels = process.partition(number).sample()
-        elif self.init == "each":
+        elif init == "each":
             labels = torch.arange(number)
         else:
             labels = torch.zeros(number, dtype=torch.long)

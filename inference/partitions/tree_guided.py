@@ -18,6 +18,7 @@ from pyro_ext.inference.partitions.conjugate import (
     loop_seed,
     sweep,
 )
+from pyro_ext.inference.partitions.kernel import FirstPartition
 from pyro_ext.inference.partitions.mixtures import ClusterSource, Integers, PriorSource, Situation
 
 __all__ = ["TreeGuided"]
@@ -87,7 +88,7 @@ class TreeGuided(ConjugateKernel):
         num_global_moves: int | None = None,
         local_fraction: float = 1.0,
         num_scans: int = 3,
-        init: str | Tensor = "prior",
+        init: FirstPartition = "prior",
     ) -> None:
         if mode != "exact":
             raise ValueError(

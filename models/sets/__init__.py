@@ -1,4 +1,4 @@
-"""Bags with one label each [1], autoencoders of points [2], and networks of any sets [3, 4].
+"""Bags with one label [1], autoencoders of points [2], networks of sets [3, 4], clustering [5].
 
 [1] S. Keum, S. Kim, S. Lee, J. Lee (2023), Slot-Mixup with subsampling: a simple regularization for
 WSI classification.
@@ -10,8 +10,26 @@ modeling of set-structured data.
 Set Transformer: a framework for attention-based permutation-invariant neural networks.
 
 [4] M. Zaheer, S. Kottur, S. Ravanbakhsh, B. Poczos, R. Salakhutdinov, A. Smola (2017), Deep sets.
+
+[5] J. Lee, Y. Lee, Y. W. Teh (2019), Deep amortized clustering.
 """
 
+from pyro_ext.models.sets.amortized_clustering import AmortizedClusterer, Clustering
+from pyro_ext.models.sets.filtering import (
+    AutoregressiveFlow,
+    DiagonalNormal,
+    FilteringNetwork,
+    FilterOutput,
+    RankOneNormal,
+    anchored_filtering_loss,
+    minimum_filtering_loss,
+)
+from pyro_ext.models.sets.partitioned_sets import (
+    gaussian_mixtures,
+    labeled_mixtures,
+    random_partitions,
+    warped_mixtures,
+)
 from pyro_ext.models.sets.set_transformer import DeepSet, SetTransformer
 from pyro_ext.models.sets.set_vae import GaussianMixtureSet, GeneratedSets, SetVAE, SetVAETerms
 from pyro_ext.models.sets.slot_mil import (
@@ -27,17 +45,30 @@ from pyro_ext.models.sets.slot_mil import (
 
 __all__ = [
     "ABMIL",
+    "AmortizedClusterer",
+    "AutoregressiveFlow",
+    "Clustering",
     "DeepSet",
+    "DiagonalNormal",
+    "FilterOutput",
+    "FilteringNetwork",
     "GatedABMIL",
     "GaussianMixtureSet",
     "GeneratedSets",
     "MixedSlots",
+    "RankOneNormal",
     "SetTransformer",
     "SetVAE",
     "SetVAETerms",
     "SlotMIL",
+    "anchored_filtering_loss",
     "attention_concentration",
+    "gaussian_mixtures",
+    "labeled_mixtures",
+    "minimum_filtering_loss",
+    "random_partitions",
     "slot_mixup",
     "submix_loss",
     "subsample_bags",
+    "warped_mixtures",
 ]

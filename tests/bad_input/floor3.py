@@ -1,5 +1,6 @@
 """Valid calls of what floor 3 offers, for :mod:`walk` to spoil."""
 
+from functools import partial
 from typing import Any
 
 import networkx
@@ -36,7 +37,15 @@ from pyro_ext.models.nonparametric import (
     degree_odds,
     pitman_yor_prior,
 )
-from pyro_ext.models.sets import ABMIL, SetTransformer, SlotMIL
+from pyro_ext.models.sets import (
+    ABMIL,
+    AmortizedClusterer,
+    FilteringNetwork,
+    FilterOutput,
+    SetTransformer,
+    SlotMIL,
+    gaussian_mixtures,
+)
 from pyro_ext.models.wide_networks import (
     AsymmetricNetwork,
     EqualJumps,
@@ -449,6 +458,42 @@ def sets() -> dict[str, Call]:
     }
 
 
+def clustering() -> dict[str, Call]:
+    torch.manual_seed(0)
+    small: dict[str, Any] = dict(width=4, num_blocks=1, num_inducing=2, num_heads=2)
+    network, anchored = FilteringNetwork(2, **small), FilteringNetwork(2, anchored=True, **small)
+    clusterer = AmortizedClusterer(network)
+    mask = torch.ones(8, dtype=torch.bool)
+    labels = torch.arange(8) % 3
+    partition = dict(num_sets=2, num_points=5, max_clusters=3, concentration=1.0)
+    output = FilterOutput(torch.zeros(8), None, torch.zeros(8))
+    losses = dict(output=output, labels=labels, mask=mask, density_weight=1.0)
+    return {
+        "AmortizedClusterer": call(network=network),
+        "AmortizedClusterer.cluster": of(clusterer, x=POINTS, mask=mask, max_passes=3, seed=0),
+        "AmortizedClusterer.fit": of(
+            clusterer,
+            generator=partial(gaussian_mixtures, 2, 5),
+            num_steps=1,
+            max_norm=1.0,
+            density_weight=1.0,
+            seed=0,
+            progress=False,
+        ),
+        "AutoregressiveFlow": call(num_features=2, num_parameters=3, num_blocks=1, width=4),
+        "DiagonalNormal": call(num_features=2),
+        "FilteringNetwork": call(in_features=2, density="rank_one", anchored=True, **small),
+        "FilteringNetwork.forward": of(anchored, x=POINTS, mask=mask, anchor=torch.tensor(3)),
+        "RankOneNormal": call(num_features=2),
+        "anchored_filtering_loss": call(**losses, anchor=torch.tensor(3)),
+        "gaussian_mixtures": call(**partition, num_features=2),
+        "labeled_mixtures": call(points=POINTS, classes=labels, **partition),
+        "minimum_filtering_loss": call(**losses),
+        "random_partitions": call(**partition),
+        "warped_mixtures": call(**partition),
+    }
+
+
 TABLES = {
     "pyro_ext.models.graphs": graphs,
     "pyro_ext.models.language": language,
@@ -457,5 +502,6 @@ TABLES = {
     "pyro_ext.models.nonparametric": nonparametric,
     "pyro_ext.models.sets (bags)": bags,
     "pyro_ext.models.sets": sets,
+    "pyro_ext.models.sets (clustering)": clustering,
     "pyro_ext.models.wide_networks": wide_networks,
 }

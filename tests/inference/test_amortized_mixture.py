@@ -226,7 +226,7 @@ def test_starts_of_other_methods():
         kernel.setup(0, x)
         start = kernel.initial_params["assignment"]
         assert torch.equal(start[:, None] == start, labels[:, None] == labels)
-    with pytest.raises(ValueError, match="init must be labels of the 30 points, got 29"):
+    with pytest.raises(ValueError, match=r"init must have the shape \(30,\), got \(29,\)"):
         kernel_type(DirichletProcess(1.0), GaussianCluster.from_data(x), init=labels[1:]).setup(
             0, x
         )

@@ -420,6 +420,30 @@ def test_start():
         assert int(kernel.initial_params["assignment"].max()) + 1 == number
 
 
+def test_start_at_labels():
+    """Labels are the first partition; a function gives each chain its own, seed by seed."""
+    process, cluster = PROCESSES["Dirichlet"], gaussian_cluster()
+    kernel = TreeGuided(process, cluster, init=torch.tensor([7, 7, 3, 3]))
+    kernel.setup(0, POINTS)
+    assert kernel.initial_params["assignment"].tolist() == [0, 0, 1, 1]
+    starts = []
+
+    def labels(x):
+        starts.append(torch.randint(2, (len(x),)).tolist())
+        return torch.tensor(starts[-1])
+
+    for _ in range(2):
+        kernel = MarginalGibbs(process, cluster, init=labels)
+        MCMC(kernel, 1, num_chains=3, seed=0, progress=False).run(POINTS)
+    assert starts[:3] == starts[3:] and len({tuple(row) for row in starts}) > 1
+    for init in (torch.zeros(3, dtype=torch.long), lambda x: torch.zeros(3, dtype=torch.long)):
+        with pytest.raises(ValueError, match=r"init must have the shape \(4,\), got \(3,\)"):
+            MarginalGibbs(process, cluster, init=init).setup(0, POINTS)
+    for init in (torch.zeros(4), None, 3.0, int):
+        with pytest.raises((TypeError, ValueError), match="init must"):
+            MarginalGibbs(process, cluster, init=init)
+
+
 @pytest.mark.parametrize("make", KERNELS)
 def test_any_names_of_clusters(make):
     """Labels that another sampler left with gaps are as good as others."""
