@@ -313,7 +313,7 @@ def subsample_bags(
     :param generator: which they are drawn from, by default PyTorch's global one.
     :returns: the instances that are kept, in random order, and their mask; padding comes last.
         **Shape:** ``(*batch, num_kept, input_size)`` and ``(*batch, num_kept)``.
-    :raises ValueError: for shapes that do not fit, or a rate out of range.
+    :raises ValueError: for shapes that do not fit, an empty bag, or a rate out of range.
 
     [1] See :class:`SlotMIL`.
 
@@ -324,7 +324,7 @@ def subsample_bags(
         >>> kept.shape, present.sum(-1)
         (torch.Size([3, 5, 2]), tensor([5, 2, 1]))
     """
-    x, mask = _checked(x, mask)
+    x, mask = _filled_bags(x, mask)
     rate = check_number("rate", rate, above=0.0, most=1.0)
     if mask is None:
         mask = x.new_ones(x.shape[:-1], dtype=torch.bool)
@@ -363,8 +363,8 @@ def submix_loss(
     :param generator: which subsets and mixtures are drawn from, by default PyTorch's global one.
     :returns: the mean over bags, a scalar.
     :raises TypeError: for a network that cannot be mixed.
-    :raises ValueError: for labels that are no classes of the network, shapes that do not fit, or
-        numbers out of range.
+    :raises ValueError: for labels that are no classes of the network, shapes that do not fit, an
+        empty bag, or numbers out of range.
 
     [1] See :class:`SlotMIL`.
 
@@ -379,6 +379,7 @@ def submix_loss(
     """
     check_callable("network", network, "a network of bags", or_class=False)
     labels = as_tensor("labels", labels, "(num_bags,)", kind="integers")
+    x, mask = _filled_bags(x, mask)
     if check_number("rate", rate, above=0.0, most=1.0) < 1.0:
         x, mask = subsample_bags(x, mask, rate, generator)
     if alpha is None:
@@ -435,6 +436,19 @@ def _checked(
     shape = f"(*batch, num_instances, {input_size or 'input_size'})"
     x = as_tensor("x", x, shape, allow_empty=True)
     return x, _checked_mask(mask, x.shape[:-1])
+
+
+def _filled_bags(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Check bags to learn from, of which none is empty."""
+    x, mask = _checked(x, mask)
+    is_filled = torch.tensor(x.shape[-2] > 0) if mask is None else mask.any(-1)
+    if not bool(is_filled.all()):
+        argument = "x" if mask is None else "mask"
+        raise ValueError(
+            f"{argument} must leave at least one instance in each bag, got "
+            f"{int((~is_filled).sum())} without any"
+        )
+    return x, mask
 
 
 def _checked_mask(mask: Tensor | None, shape: torch.Size) -> Tensor | None:

@@ -176,11 +176,11 @@ def test_mixing_a_bag_with_itself_changes_nothing(float64):
 
 @pytest.mark.parametrize("rate", [0.01, 0.25, 0.5, 0.99, 1.0])
 def test_kept_instances(rate):
-    sizes = torch.tensor([10, 7, 5, 1, 0])
+    sizes = torch.tensor([10, 7, 5, 1, 2])
     mask = torch.arange(10) < sizes[:, None]
     x = torch.arange(50.0).reshape(5, 10, 1).masked_fill(~mask[..., None], math.nan)
     kept, present = subsample_bags(x, mask, rate, generator())
-    wanted = [max(1, round(rate * n)) if n else 0 for n in sizes.tolist()]
+    wanted = [max(1, round(rate * n)) for n in sizes.tolist()]
     assert present.sum(-1).tolist() == wanted and kept.shape[1] == wanted[0]
     for row in range(5):
         values = kept[row][present[row]].flatten().tolist()
@@ -288,6 +288,19 @@ def test_wrong_arguments_are_named():
         submix_loss(network, x, labels, alpha=0.0)
     with pytest.raises(ValueError, match="rate must be a finite number > 0 and <= 1, got 1.5"):
         subsample_bags(x, rate=1.5)
+    emptied = torch.ones(4, 5, dtype=torch.bool).index_fill(0, torch.tensor([1, 3]), False)
+    for learn in (
+        lambda: subsample_bags(x, emptied),
+        lambda: submix_loss(network, x, labels, emptied),
+    ):
+        with pytest.raises(
+            ValueError, match="mask must leave at least one instance in .* got 2 wi"
+        ):
+            learn()
+    with pytest.raises(
+        ValueError, match="x must leave at least one instance in each bag, got 1 wi"
+    ):
+        submix_loss(network, x[:, :0], labels)
     with pytest.raises(TypeError, match="network must have slots and classify"):
         submix_loss(NETWORKS["ABMIL"](), x, labels, alpha=1.0)
     with pytest.raises(TypeError, match="generator must be a torch.Generator or None, got 3"):
