@@ -228,9 +228,12 @@ class _Hamiltonian(VectorizedKernel):
         return entries
 
     def _make_loop(self) -> TransitionLoop:
-        return TransitionLoop(
+        loop = TransitionLoop(
             self._trajectories(), self.potential.gradient, self.target_accept_prob
         )
+        if isinstance(self._loop, TransitionLoop):  # of the run before
+            loop.take_code(self._loop)
+        return loop
 
     def _init(self, position: Tensor, keys: Tensor) -> HamiltonianState:
         value, gradient = self.potential.gradient.over_any(position)

@@ -12,15 +12,18 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from pyro_ext._threads import threads_for
 from pyro_ext.inference.hmc.adaptation import DualAveraging, updated
 from pyro_ext.inference.hmc.trajectories import Outcome, ValueAndGradient, where
 from pyro_ext.potential import (
     BatchedFunction,
+    CompiledGraph,
     agree_but_for_rounding,
     capture_abstract,
     compile_graph,
+    constants_of,
     warn_fallback,
 )
 from pyro_ext.random import uniform_each
@@ -234,9 +237,10 @@ class TransitionLoop:
         if graph is None:
             return partial(self._run, partial(self._gradient.one_by_one, errors=self.errors))
         if self._gradient.backend == "compile":
-            if self._compiled_of is not graph:  # made anew where data have changed
-                self._compiled, self._compiled_of = {}, graph
-            key = tuple(inputs.factor.shape)
+            if self._compiled_of is not graph:  # data have changed, or it is another run
+                self._compiled = self._code_of_others(graph)
+                self._compiled_of = graph
+            key = tuple(inputs.factor.shape), tuple(inputs.noise.shape)
             if key not in self._compiled:
                 self._compiled[key] = self._compile(graph, carried, inputs)
             if (compiled := self._compiled[key]) is not None:
@@ -256,6 +260,28 @@ class TransitionLoop:
             if has_ended:
                 carried = self._ended(carried, outcome, inputs)
         return carried
+
+    def take_code(self, other: "TransitionLoop") -> None:
+        """Use machine code that another loop has made, where it is that of the same function."""
+        settings = [(vars(loop._trajectories), loop._target) for loop in (self, other)]
+        if settings[0] == settings[1]:
+            self._compiled, self._compiled_of = other._compiled, other._compiled_of
+
+    def _code_of_others(self, graph: Callable[..., Any]) -> dict[Any, Callable[..., Any] | None]:
+        """The code that there is, with what the graph has frozen, if this is all that differs."""
+        before = self._compiled_of
+        if not isinstance(before, GraphModule) or not isinstance(graph, GraphModule):
+            return {}
+        if _form(before) != _form(graph) or any(True for _ in graph.children()):
+            return {}
+        pairs = zip(constants_of(before), constants_of(graph), strict=True)
+        replaced = {id(old): new for old, new in pairs}
+        return {
+            key: renewed
+            for key, compiled in self._compiled.items()
+            if isinstance(compiled, CompiledGraph)
+            and (renewed := compiled.with_constants(replaced)) is not None
+        }
 
     def _compile(
         self, graph: Callable[..., Any], carried: Carried, inputs: Inputs
@@ -319,6 +345,12 @@ class TransitionLoop:
             return loop(proceed, body, arguments[:num_carried], arguments[num_carried:])
 
         return run
+
+
+def _form(graph: GraphModule) -> tuple[Any, ...]:
+    """All of a graph but the numbers that it has frozen."""
+    constants = [(each.shape, each.dtype, each.stride()) for each in constants_of(graph)]
+    return graph.code, constants
 
 
 def _call(compiled: Callable[..., Any], carried: Carried, inputs: Inputs) -> Carried:

@@ -1,6 +1,6 @@
 """The potential of a Pyro model as a pure function, vectorized over chains and compiled."""
 
-from pyro_ext.potential._graph_passes import fold_constants
+from pyro_ext.potential._graph_passes import constants_of, fold_constants
 from pyro_ext.potential.batched import (
     Backend,
     BatchedFunction,
@@ -8,7 +8,7 @@ from pyro_ext.potential.batched import (
     check_backend,
     outputs_agree,
 )
-from pyro_ext.potential.compilation import compile_graph
+from pyro_ext.potential.compilation import CompiledGraph, compile_graph
 from pyro_ext.potential.enumeration import sum_out
 from pyro_ext.potential.evaluation import bijection
 from pyro_ext.potential.graph_capture import (
@@ -34,6 +34,7 @@ __all__ = [
     "Backend",
     "BatchedFunction",
     "CaptureError",
+    "CompiledGraph",
     "FunctionPotential",
     "InitStrategy",
     "Layout",
@@ -52,6 +53,7 @@ __all__ = [
     "capture_abstract",
     "check_backend",
     "compile_graph",
+    "constants_of",
     "fold_constants",
     "init_to_prior",
     "init_to_suggested",

@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from pyro_ext._cache import cache_path
 from pyro_ext._version import __version__
 
-__all__ = ["compile_graph", "lift_constants"]
+__all__ = ["CompiledGraph", "compile_graph", "lift_constants"]
 
 TensorFunction = Callable[..., Any]
 
@@ -58,18 +58,44 @@ def compile_graph(graph: GraphModule, *example: Tensor) -> TensorFunction:
         return _compile_in_memory(graph, *example)
     lifted, constants, structure = lift_constants(graph)
     arguments = [*(tensor.detach().contiguous() for tensor in example), *constants]
-    entry = _entry(lifted, arguments)
     shapes = [(tensor.shape, tensor.dtype) for tensor in example]
+    return CompiledGraph(_entry(lifted, arguments), constants, structure, shapes, graph)
 
-    def compiled(*tensors: Tensor) -> Any:
-        if [(tensor.shape, tensor.dtype) for tensor in tensors] != shapes:
-            return graph(*tensors)
-        inputs = [*(tensor.detach().contiguous() for tensor in tensors), *constants]
-        handles = entry(torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(inputs))
+
+class CompiledGraph:
+    """Machine code of a graph, and the tensors that the graph has frozen."""
+
+    def __init__(
+        self,
+        entry: Callable[..., Any],
+        constants: list[Tensor],
+        structure: pytree.TreeSpec,
+        shapes: list[tuple[torch.Size, torch.dtype]],
+        graph: GraphModule | None,
+    ) -> None:
+        self._entry, self._constants = entry, constants
+        self._structure, self._shapes, self._graph = structure, shapes, graph
+
+    def __call__(self, *tensors: Tensor) -> Any:
+        """Run it; the graph itself for other shapes."""
+        if [(tensor.shape, tensor.dtype) for tensor in tensors] != self._shapes:
+            if self._graph is None:
+                raise ValueError(f"tensors must have the shapes {self._shapes}")
+            return self._graph(*tensors)
+        inputs = [*(tensor.detach().contiguous() for tensor in tensors), *self._constants]
+        handles = self._entry(torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(inputs))
         outputs = torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(handles)
-        return pytree.tree_unflatten(outputs, structure)
+        return pytree.tree_unflatten(outputs, self._structure)
 
-    return compiled
+    def with_constants(self, replaced: Mapping[int, Tensor]) -> "CompiledGraph | None":
+        """The same code with other frozen tensors, ``None`` where it lacks one of them.
+
+        :param Mapping replaced: new tensors of the same shapes and strides, by identity of the old.
+        """
+        if not replaced.keys() <= {id(constant) for constant in self._constants}:
+            return None
+        constants = [replaced.get(id(constant), constant) for constant in self._constants]
+        return CompiledGraph(self._entry, constants, self._structure, self._shapes, None)
 
 
 def _compile_in_memory(graph: GraphModule, *example: Tensor) -> TensorFunction:

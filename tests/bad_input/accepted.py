@@ -299,6 +299,8 @@ NOT_WALKED: dict[str, str] = {
             "pyro_ext.potential.capture",
             "pyro_ext.potential.capture_abstract",
             "pyro_ext.potential.compile_graph",
+            "pyro_ext.potential.CompiledGraph",
+            "pyro_ext.potential.constants_of",
             "pyro_ext.potential.agree_but_for_rounding",
             "pyro_ext.potential.fold_constants",
             "pyro_ext.potential.init_to_prior",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_ext.diagnostics import to_arviz
 from pyro_ext.inference import HMC, MCMC, NUTS
+from pyro_ext.inference.hmc import loop
 from pyro_ext.inference.hmc.adaptation import (
     add_draw,
     averaged,
@@ -22,6 +23,7 @@ from pyro_ext.inference.hmc.adaptation import (
     window_edges,
 )
 from pyro_ext.inference.vectorized.chains import saved
+from pyro_ext.potential import compile_graph
 from pyro_ext.random import chain_keys, normal, uniform
 from pyro_ext.testing.kernels import check_kernel
 
@@ -331,6 +333,35 @@ def test_arviz_names() -> None:
     for name in ("diverging", "energy", "tree_depth", "acceptance_rate", "n_steps", "step_size"):
         assert found[name].shape == (2, 10)
     assert found["diverging"].dtype == bool
+
+
+@pytest.mark.slow
+def test_machine_code_is_used_again(monkeypatch: Any) -> None:
+    """In the next run of a kernel, for other data; not for another model or other settings."""
+    made = []
+
+    def counting(*args: Any) -> Any:
+        made.append(1)
+        return compile_graph(*args)
+
+    monkeypatch.setattr(loop, "compile_graph", counting)
+    kernel = NUTS(regression, backend="compile", max_tree_depth=4)
+    x, y = data()
+
+    def run(kernel: NUTS, *args: Tensor) -> Tensor:
+        mcmc = MCMC(kernel, 5, 20, num_chains=2, seed=0, progress=False).run(*args)
+        return mcmc.get_samples()["weight"]
+
+    first = run(kernel, x, y)
+    again = run(kernel, x + 1.0, y - 1.0)
+    assert len(made) == 1
+    fresh = NUTS(regression, backend="compile", max_tree_depth=4)
+    assert torch.equal(again, run(fresh, x + 1.0, y - 1.0)) and not torch.equal(again, first)
+    assert torch.equal(first, run(kernel, x, y)) and len(made) == 2
+    run(kernel, x[:20], y[:20])
+    kernel.max_tree_depth = 3
+    run(kernel, x[:20], y[:20])
+    assert len(made) == 4
 
 
 @pytest.mark.parametrize("share", [False, True])
