@@ -305,10 +305,7 @@ class VectorizedKernel(MCMCKernel):
         self._loop = self._make_loop()
 
     def bind(self, values: dict[str, Tensor], names: Sequence[str], backend: Backend) -> None:
-        """Make values that the model reads arguments of its record.
-
-        See :meth:`~pyro_ext.potential.Potential.bind`.
-        """
+        """Make values arguments of the record; see :meth:`~pyro_ext.potential.Potential.bind`."""
         assert isinstance(self._potential, Potential)
         self._potential.bind(values, names, backend)
         self._loop = self._make_loop()

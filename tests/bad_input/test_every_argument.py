@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.bad_input import adjoint, floor1, floor2, floor3, sequences, set_vae
+from tests.bad_input import adjoint, floor1, floor2, floor3, guides, sequences, set_vae
 from tests.bad_input.accepted import is_walked, reason_for
 from tests.bad_input.walk import (
     REJECTED,
@@ -32,6 +32,7 @@ TABLES = {
     **floor2.TABLES,
     **floor3.TABLES,
     **adjoint.TABLES,
+    **guides.TABLES,
     **sequences.TABLES,
     **set_vae.TABLES,
 }
