@@ -297,6 +297,7 @@ def test_factors(is_dense: bool) -> None:
                 torch.testing.assert_close(own.square(), expected.diagonal())
 
 
+@pytest.mark.slow
 def test_full_masses_of_groups() -> None:
     """Matrices are full among the sites of a group, and exact there; zero elsewhere."""
     scale = torch.tensor([0.1, 1.0, 3.0])
