@@ -172,7 +172,7 @@ def join_products(graph: GraphModule) -> None:
     """Multiply a matrix that all chains have in common with those of all chains at once.
 
     As a product for each chain it would be copied for each of them, and take several times as long.
-    Chains come first, as rows: products of many rows with few columns are slow.
+    Products of many rows and few columns are slow, too: they are taken of transposed factors.
     """
     call = graph.graph.call_function
     differ: set[Node] = set()  # by chain
@@ -203,6 +203,10 @@ def join_products(graph: GraphModule) -> None:
                     flat = call(_aten.reshape.default, (left, [number * num_rows, -1]))
                     product = call(_aten.mm.default, (flat, common))
                     joined = call(_aten.reshape.default, (product, [number, num_rows, num_columns]))
+                elif num_rows > num_columns:
+                    factors = [call(_aten.permute.default, (f, [0, 2, 1])) for f in (right, left)]
+                    product = call(_aten.bmm.default, tuple(factors))
+                    joined = call(_aten.permute.default, (product, [0, 2, 1]))
                 else:
                     continue
             else:
