@@ -176,12 +176,22 @@ READER = {
         {"model": two_groups, "network": DeepSet(2, 2, 5)},
         lambda guide: guide.median(X),
     ),
+    "SlotMIL(64, 2)": ({}, lambda network: network(torch.randn(3, 5, 64))),
+    "AmortizedClusterer(FilteringNetwork(2))": ({}, lambda clusterer: clusterer.cluster(X)),
+    "TreeGuided(..., init=labels)": (
+        {"labels": LABELS, "PROCESS": PROCESS, "CLUSTER": CLUSTER},
+        lambda k: run(k, X),
+    ),
+    "SetVAE(2)": ({}, lambda vae: vae.sample([3, 5])),
+    "BernoulliExponentialGraph(rates)": ({"rates": torch.rand(4, 2)}, lambda graph: graph.sample()),
+    "GraphEmbeddingVAE()": ({}, lambda vae: vae.sample([5, 7])),
     "early_stopping=EarlyStopping(...)": ({}, lambda settings: run(KERNEL, X, Y, **settings)),
 }
 # What takes the place of the README's dots.
 DOTS = {
     "num_samples=..., num_chains=...": "num_samples=4, num_chains=2, progress=False",
     "MCMC(...": "MCMC(kernel, num_samples=4, progress=False",
+    "TreeGuided(...": "TreeGuided(PROCESS, CLUSTER",
     "(kernel, ...": "(kernel, X, Y, num_steps=200, progress=False",
     "potential_fn=f, ...": "potential_fn=f, step_size=0.1",
     "EarlyStopping(...)": "EarlyStopping(r_hat=1.1)",
