@@ -60,7 +60,7 @@ class AmortizedMixtureGuide(AutoGuide):
 
     :param model: a Pyro model of a data set ``x``, **Shape:** ``(n, d)``, or ``(n,)`` where a
         location is a number.
-    :param nn.Module network: maps sets to rows, ``network(x)`` or ``network(x, mask)``, such as
+    :param network: a module that maps sets to rows, ``network(x)`` or ``network(x, mask)``, such as
         :class:`~pyro_ext.models.sets.SetTransformer`. **Shape:** ``(*batch, n, d)`` to
         ``(*batch, K, 1 + d + d)``, if each component has ``d`` scales.
     :param str weights: name of the site of the weights. By default it is the one on a simplex.

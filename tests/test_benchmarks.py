@@ -105,7 +105,11 @@ def test_tiny_run_of_predictions():
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert set(result["posterior_tv"]) == {"wine"}
-    assert [row["case"] for row in result["results"]] == ["wine, SGHMC", "wine, PX-SGHMC"]
+    assert [row["case"] for row in result["results"]] == [
+        "wine, SGHMC",
+        "wine, PX-SGHMC",
+        "wine, NUTS",
+    ]
     for row in result["results"]:
         for side in ("pyro_ext", "pyro_nuts_jit"):
             assert row["quality"][side]["ess_per_s"] > 0

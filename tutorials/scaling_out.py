@@ -168,6 +168,7 @@ def watch(
 killed = folder / "killed"
 process = start("processes", killed)
 watch(process, killed, "processes", enough=1)
+os.killpg(process.pid, signal.SIGSTOP)  # or so small a run would end while we look at it
 running = to_arviz(killed)
 print(f"{num_draws(killed)} draws so far, {dict(running['posterior'].sizes)}")
 print(az.summary(running, var_names=["prediction"], kind="diagnostics").head(3).to_string())

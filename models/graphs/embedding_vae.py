@@ -187,7 +187,7 @@ class GraphEmbeddingVAE(PyroModule):
         :param int batch_size: graphs of a step; those that do not fill one wait for the next epoch.
         :param float learning_rate: of the first step.
         :param int seed: of minibatches and noise.
-        :param checkpoint: as of :meth:`Trainer.run`, as ``progress`` is.
+        :param checkpoint: as of :meth:`~pyro_ext.inference.Trainer.run`, as ``progress`` is.
         :returns: the loss of every step.
         :raises TrainingDiverged: where loss or gradient are not finite.
         """

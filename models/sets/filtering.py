@@ -185,7 +185,7 @@ class FilteringNetwork(nn.Module):
     :param int num_blocks: :math:`L`, with weights of their own, which the code of [1] shares.
     :param int num_inducing: number of inducing points.
     :param int num_heads: number of heads.
-    :param Module embedding: what maps a point to ``width`` features before all else.
+    :param embedding: a module that maps a point to ``width`` features before all else.
 
     Example::
 

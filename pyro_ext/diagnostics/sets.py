@@ -91,7 +91,7 @@ def earth_mover_distance(
     r"""Least cost of matching the points of two sets of equal size one to one.
 
     :math:`\min_\pi \sum_i c(a_i, b_{\pi(i)})`, exactly, by
-    :func:`scipy.optimize.linear_sum_assignment`, one pair of sets after the other on the CPU.
+    ``scipy.optimize.linear_sum_assignment``, one pair of sets after the other on the CPU.
     Arguments are as of :func:`chamfer_distance`, but for the last.
 
     :param str cost: the ``"euclidean"`` distance of two points, or the ``"squared"`` one.

@@ -230,7 +230,7 @@ class BernoulliExponentialGraph(_IndependentEdges):
 
         The points of a Poisson process of the rate of each pair and feature are drawn; pairs with
         points are the edges. Their number is what takes time and memory: where most pairs have
-        several, :meth:`sample` is faster. Ends are found by bisection.
+        several, ``sample`` is faster. Ends are found by bisection.
 
         :returns: the two nodes of each edge, the smaller one first, in order. **Shape:**
             ``(num_edges, 2)``.

@@ -89,7 +89,13 @@ GUIDES = {
 }
 
 
-@pytest.mark.parametrize(("make", "model", "args", "options"), GUIDES.values(), ids=GUIDES)
+@pytest.mark.parametrize(
+    ("make", "model", "args", "options"),
+    [
+        pytest.param(*row, id=name, marks=[pytest.mark.slow] * (name == "AutoPseudocoreset"))
+        for name, row in GUIDES.items()
+    ],
+)
 def test_guides(make, model, args, options):
     check_guide(make, model, *args, **options)
 

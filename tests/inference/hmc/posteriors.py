@@ -101,6 +101,6 @@ def posteriors() -> dict[str, Posterior]:
         "mixed counts": Posterior(
             mixed_counts, (torch.as_tensor(group), *tensors(x, count)), careful
         ),
-        "horseshoe": Posterior(horseshoe, tensors(columns, y), careful),
+        "horseshoe": Posterior(horseshoe, tensors(columns, y), {"target_accept_prob": 0.99}),
         "autoregression": Posterior(autoregression, tensors(series), {}),
     }
