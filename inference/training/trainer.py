@@ -92,9 +92,9 @@ class Trainer:
     after the step that is under way, with a warning; pressed again, it ends the step, too.
 
     A training goes on where it was, in the next call of :meth:`run` or :meth:`step` and, from a
-    checkpoint, in another process. It then takes the same course, bit for bit, as one that was not
-    interrupted. That takes in what draws from PyTorch's generators; NumPy's and Python's are not
-    looked after.
+    checkpoint, in another process. With as many threads it then takes the same course, bit for bit,
+    as one that was not interrupted. That takes in what draws from PyTorch's generators; NumPy's and
+    Python's are not looked after.
 
     :param parameters: what is trained: a module, of which that is all parameters that require a
         gradient, or tensors in a mapping or sequence. They are changed in place.
