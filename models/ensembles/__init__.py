@@ -1,9 +1,16 @@
-"""Reference posteriors of small Bayesian networks, and tasks, for measuring samplers."""
+"""Ensembles of networks, reference posteriors of small Bayesian ones, and tasks for samplers."""
 
+from pyro_ext.models.ensembles.mnist_networks import BaseNetworks, base_networks
 from pyro_ext.models.ensembles.reference_posterior import (
     ReferencePosterior,
     load_reference_posterior,
 )
 from pyro_ext.models.ensembles.tasks import classification_task
 
-__all__ = ["ReferencePosterior", "classification_task", "load_reference_posterior"]
+__all__ = [
+    "BaseNetworks",
+    "ReferencePosterior",
+    "base_networks",
+    "classification_task",
+    "load_reference_posterior",
+]

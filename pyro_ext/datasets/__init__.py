@@ -14,6 +14,7 @@ Example::
     Dataset('wine', train (89, 13), test (89, 13), 3 classes)
 """
 
+from pyro_ext.datasets._augmentation import random_shifts
 from pyro_ext.datasets._dataset import Dataset, Options, Record
 from pyro_ext.datasets._records import (
     load,
@@ -56,5 +57,6 @@ __all__ = [
     "load_wine",
     "load_words",
     "names",
+    "random_shifts",
     "records",
 ]

@@ -56,6 +56,7 @@ def datasets() -> dict[str, Call]:
         "load_mnist_5k": call(num_train=20, num_test=10, split_seed=0),
         "load_words": call(num_words=100, min_length=4),
         "names": call(),
+        "random_shifts": call(images=torch.rand(3, 4, 4), max_shift=1, generator=torch.Generator()),
         "records": call(),
         "frequency_names": call(),
         "graph_names": call(),

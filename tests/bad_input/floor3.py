@@ -61,6 +61,7 @@ POINTS = torch.stack([X, X.cos()], -1)
 
 def ensembles() -> dict[str, Call]:
     return {
+        "base_networks": call(num_networks=1, seed=0, num_epochs=0, progress=False),
         "classification_task": call(
             inputs=torch.randn(9, 2),
             labels=torch.arange(9) % 3,

@@ -1,0 +1,41 @@
+"""Random changes of images, another one for each image."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from pyro_ext._checks import as_tensor, check_instance, check_integer, check_optional
+
+
+def random_shifts(
+    images: Tensor, max_shift: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Shift each image by whole pixels, uniformly in both directions, with zeros where it was.
+
+    :param Tensor images: those with the same first index are shifted together. **Shape:** ``(n,
+        *batch, height, width)``.
+    :param int max_shift: the largest number of pixels along each axis.
+    :param torch.Generator generator: of the shifts; by default that of PyTorch.
+    :returns: images of the same shape.
+    :raises ValueError: for a negative shift, or a tensor of another shape.
+
+    Example::
+
+        >>> image = torch.eye(3)[None]
+        >>> random_shifts(image, 1, torch.Generator().manual_seed(0)).shape
+        torch.Size([1, 3, 3])
+    """
+    images = as_tensor("images", images, "(*batch, n, height, width)")
+    max_shift = check_integer("max_shift", max_shift, 0)
+    check_optional(check_instance, "generator", generator, torch.Generator, "a torch.Generator")
+    num_images, height, width = len(images), *images.shape[-2:]
+    device = images.device if generator is None else generator.device
+    offsets = torch.randint(
+        2 * max_shift + 1, (2, num_images, 1), generator=generator, device=device
+    ).to(images.device)
+    rows = offsets[0] + torch.arange(height, device=images.device)
+    columns = offsets[1] + torch.arange(width, device=images.device)
+    padded = pad(images.reshape(num_images, -1, height, width), [max_shift] * 4)
+    index = torch.arange(num_images, device=images.device)[:, None, None]
+    shifted = padded.movedim(1, -1)[index, rows[:, :, None], columns[:, None, :]]
+    return shifted.movedim(-1, 1).reshape(images.shape)
