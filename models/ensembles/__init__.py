@@ -1,9 +1,43 @@
-"""Reference posteriors of small Bayesian networks, and tasks, for measuring samplers."""
+"""Networks as ensembles, long tails of classes, and reference posteriors to measure samplers by."""
 
+from pyro_ext.models.ensembles.long_tails import (
+    BalancedBatches,
+    LearnableScales,
+    accuracy_by_count,
+    class_weights,
+    exponential_profile,
+    logit_adjusted,
+    tau_normalized,
+)
 from pyro_ext.models.ensembles.reference_posterior import (
     ReferencePosterior,
     load_reference_posterior,
 )
+from pyro_ext.models.ensembles.stochastic_representations import (
+    StochasticRepresentations,
+    dirichlet_distillation,
+    dirichlet_precision,
+    distillation,
+    mutual_information,
+    weighted_distillation,
+)
 from pyro_ext.models.ensembles.tasks import classification_task
 
-__all__ = ["ReferencePosterior", "classification_task", "load_reference_posterior"]
+__all__ = [
+    "BalancedBatches",
+    "LearnableScales",
+    "ReferencePosterior",
+    "StochasticRepresentations",
+    "accuracy_by_count",
+    "class_weights",
+    "classification_task",
+    "dirichlet_distillation",
+    "dirichlet_precision",
+    "distillation",
+    "exponential_profile",
+    "load_reference_posterior",
+    "logit_adjusted",
+    "mutual_information",
+    "tau_normalized",
+    "weighted_distillation",
+]

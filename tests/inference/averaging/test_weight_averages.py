@@ -243,3 +243,25 @@ def test_what_is_refused(subtests):
         with subtests.test(message), pytest.raises(error, match=message):
             call()
     assert swag.num_collected == 5
+
+
+@pytest.mark.slow
+def test_a_network_that_was_not_made_for_it():
+    """ResNet-18: an average and a draw, with statistics of their own."""
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    net, x, y = resnet18(num_classes=10), torch.randn(8, 3, 32, 32), torch.arange(8)
+    swag = SWAG(max_rank=2)
+    trainer = Trainer(net, lambda p: torch.optim.SGD(p, 0.01), stateful=[swag], seed=0)
+    for _ in range(3):
+        trainer.step(lambda: cross_entropy(net(x), y))
+        swag.collect(net)
+    with pytest.raises(ValueError, match="batches must be minibatches"):
+        swag.module(net)
+    for vector in (None, swag.sample()):
+        made = swag.module(net, vector, batches=[x]).eval()
+        assert bool(made(x).isfinite().all())
+        hidden = made.conv1(x)
+        torch.testing.assert_close(made.bn1.running_mean, hidden.mean((0, 2, 3)).detach())
+    assert int(net.bn1.num_batches_tracked) == 3
