@@ -3,6 +3,7 @@
 from ._running.dispatch import ExecutorError
 from .adjoint import AdjointSampler, AutoAdjointSampler, FunctionalAdjointSampler, PathPCN
 from .amortized_mixture import AmortizedMixtureGuide
+from .averaging import AutoSWAG
 from .conditional_updates import (
     ConditionalUpdate,
     EnumeratedSites,
@@ -85,6 +86,7 @@ __all__ = [
     "AmortizedMixtureGuide",
     "AutoAdjointSampler",
     "AutoPseudocoreset",
+    "AutoSWAG",
     "BatchLBFGS",
     "BatchOptimizer",
     "CopulaClassifier",

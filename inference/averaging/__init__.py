@@ -1,3 +1,29 @@
 """More than one network in one: averages of weights, paths between modes, sparse and fused nets."""
 
-__all__: list[str] = []
+from pyro_ext.inference.averaging.auto_swag import AutoSWAG
+from pyro_ext.inference.averaging.soups import (
+    GreedySoup,
+    LearnedSoup,
+    greedy_soup,
+    learned_soup,
+)
+from pyro_ext.inference.averaging.weight_averages import (
+    SWA,
+    SWAG,
+    SWAGState,
+    swag_distribution,
+    update_batch_norm,
+)
+
+__all__ = [
+    "SWA",
+    "SWAG",
+    "AutoSWAG",
+    "GreedySoup",
+    "LearnedSoup",
+    "SWAGState",
+    "greedy_soup",
+    "learned_soup",
+    "swag_distribution",
+    "update_batch_norm",
+]

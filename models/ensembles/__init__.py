@@ -1,16 +1,46 @@
 """Ensembles of networks, reference posteriors of small Bayesian ones, and tasks for samplers."""
 
+from pyro_ext.models.ensembles.long_tails import (
+    BalancedBatches,
+    LearnableScales,
+    accuracy_by_count,
+    class_weights,
+    exponential_profile,
+    logit_adjusted,
+    tau_normalized,
+)
 from pyro_ext.models.ensembles.mnist_networks import BaseNetworks, base_networks
 from pyro_ext.models.ensembles.reference_posterior import (
     ReferencePosterior,
     load_reference_posterior,
 )
+from pyro_ext.models.ensembles.stochastic_representations import (
+    StochasticRepresentations,
+    dirichlet_distillation,
+    dirichlet_precision,
+    distillation,
+    mutual_information,
+    weighted_distillation,
+)
 from pyro_ext.models.ensembles.tasks import classification_task
 
 __all__ = [
+    "BalancedBatches",
     "BaseNetworks",
+    "LearnableScales",
     "ReferencePosterior",
+    "StochasticRepresentations",
+    "accuracy_by_count",
     "base_networks",
+    "class_weights",
     "classification_task",
+    "dirichlet_distillation",
+    "dirichlet_precision",
+    "distillation",
+    "exponential_profile",
     "load_reference_posterior",
+    "logit_adjusted",
+    "mutual_information",
+    "tau_normalized",
+    "weighted_distillation",
 ]

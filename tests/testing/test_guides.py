@@ -11,7 +11,7 @@ from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from torch.distributions import constraints
 
-from pyro_ext.inference import MCMC, SGLD, AmortizedMixtureGuide
+from pyro_ext.inference import MCMC, SGLD, AmortizedMixtureGuide, AutoSWAG
 from pyro_ext.inference.pseudocoresets import AutoPseudocoreset, ForwardKL
 from pyro_ext.models.neural_processes import NP
 from pyro_ext.models.nonparametric import GraphGuide, GraphModel, bfry_weights
@@ -62,6 +62,7 @@ GUIDES = {
     "AutoNormal": (lambda: AutoNormal(model), model, (X,), {}),
     "AutoMultivariateNormal": (lambda: AutoMultivariateNormal(model), model, (X,), {}),
     "AutoDelta": (lambda: AutoDelta(model), model, (X,), {"random": False}),
+    "AutoSWAG": (lambda: AutoSWAG(model), model, (X,), {}),
     "AutoPseudocoreset": (
         partial(
             AutoPseudocoreset,

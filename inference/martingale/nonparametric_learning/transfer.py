@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributions import LowRankMultivariateNormal
 from torch.nn.functional import one_hot
 
 from pyro_ext._checks import (
@@ -25,6 +24,7 @@ from pyro_ext._checks import (
     shown,
 )
 from pyro_ext._renamed import renamed_attribute
+from pyro_ext.inference.averaging import SWAG, greedy_soup, swag_distribution
 from pyro_ext.inference.martingale.nonparametric_learning.weighted_fits import minibatches_of
 from pyro_ext.inference.optimization import BatchOptimizer
 from pyro_ext.posterior.independent_draws import IndependentDraws
@@ -85,17 +85,20 @@ class L2SP:
 class SWAGPrior:
     r"""A normal prior that was learned from a path of the earlier training [2].
 
-    .. math:: \phi \sim N\bigl(\bar\phi, \; s \, (\tfrac12 \operatorname{diag}(v) +
-              \tfrac1{2 (K - 1)} D D^\top)\bigr) , \quad W \sim N(0, s'^2)
+    .. math:: \phi \sim N\bigl(m, \; s \, (\tfrac12 \operatorname{diag}(v + 2 \epsilon)
+              + \tfrac1{2 (R - 1)} D D^\top)\bigr) , \quad W \sim N(0, s'^2)
 
-    with mean, variances and deviations of :math:`K` snapshots. It is called like :class:`L2SP`.
+    with moments and deviations as of :class:`~pyro_ext.inference.averaging.SWAG`. It is called like
+    :class:`L2SP`.
 
-    :param Sequence snapshots: parameters of the backbone by name, at several times of its training;
-        parameters alone, without the statistics that a ``state_dict()`` holds beside them.
+    :param snapshots: what collected the parameters of the backbone along its training, a
+        :class:`~pyro_ext.inference.averaging.SWAG`; or parameters by name at several times of it,
+        without the statistics that a ``state_dict()`` holds beside them, all of which then count
+        for :math:`D`.
     :param float scale: :math:`s`, by which the covariance is larger than that of the path.
     :param float head_scale: :math:`s'`.
-    :param float least_variance: what is added to each variance, since steps of a descent have to be
-        smaller than it.
+    :param float least_variance: :math:`\epsilon`, since steps of a descent have to be smaller than
+        any variance.
 
     Example::
 
@@ -107,24 +110,25 @@ class SWAGPrior:
 
     def __init__(
         self,
-        snapshots: Sequence[Mapping[str, Tensor]],
+        snapshots: SWAG | Sequence[Mapping[str, Tensor]],
         scale: float = 1.0,
         head_scale: float = 1.0,
         least_variance: float = 1e-3,
     ) -> None:
-        snapshots = check_sequence("snapshots", snapshots, "a list of dicts of parameters", 2)
-        snapshots = [check_tensors("snapshots", part, snapshots[0]) for part in snapshots]
         check_number("scale", scale, above=0)
         self.head_scale = check_number("head_scale", head_scale, above=0)
         check_number("least_variance", least_variance, above=0)
-        self._names = list(snapshots[0])
-        rows = torch.stack([self._flat(snapshot, "") for snapshot in snapshots]).detach()
-        mean = rows.mean(0)
-        deviations = (rows - mean) / (2.0 * (len(rows) - 1)) ** 0.5
-        variance = 0.5 * rows.var(0) + least_variance
-        self.distribution = LowRankMultivariateNormal(
-            mean, scale**0.5 * deviations.mT, scale * variance, validate_args=False
-        )
+        if isinstance(snapshots, SWAG):
+            swag = snapshots
+        else:
+            path = check_sequence("snapshots", snapshots, "a list of dicts of parameters", 2)
+            path = [check_tensors("snapshots", part, path[0], finite=True) for part in path]
+            swag = SWAG(len(path))
+            for part in path:
+                swag.collect({name: part[name] for name in path[0]})
+        self._names = list(swag.weights())
+        variance = swag.variance + 2 * least_variance
+        self.distribution = swag_distribution(swag.mean, variance, swag.deviations, scale)
 
     law = renamed_attribute("law", "distribution")
 
@@ -238,6 +242,8 @@ class TransferEnsemble(IndependentDraws):
     def soup(self, inputs: Tensor, labels: Tensor) -> Soup:
         """Average parameters of members as long as that does no harm, the best member first.
 
+        It is the :func:`~pyro_ext.inference.averaging.greedy_soup` of the members.
+
         :param Tensor inputs: data that decide, other than those of the members. **Shape:** ``(n,
             *event)``.
         :param Tensor labels: their classes. **Shape:** ``(n,)``.
@@ -245,20 +251,14 @@ class TransferEnsemble(IndependentDraws):
         """
         samples = self.get_samples()
 
-        def loss(params: dict[str, Tensor]) -> float:
-            return float(nll(self._predict(params, inputs), labels)[0])
+        def loss(params: dict[str, Tensor]) -> Tensor:
+            alone = {name: value[None] for name, value in params.items()}
+            return nll(self._predict(alone, inputs), labels)
 
-        order = nll(self._predict(samples, inputs), labels).argsort().tolist()
-        chosen, best = order[:1], loss({name: part[order[:1]] for name, part in samples.items()})
-        for number in order[1:]:
-            trial = [*chosen, number]
-            mean = {name: part[trial].mean(0, keepdim=True) for name, part in samples.items()}
-            if (found := loss(mean)) <= best:
-                chosen, best = trial, found
+        weights, members, best = greedy_soup(samples, loss)
         network = copy.deepcopy(self.network)
-        mean = {name: part[chosen].mean(0) for name, part in samples.items()}
-        network.load_state_dict(mean, strict=False)
-        return Soup(network, chosen, best)
+        network.load_state_dict(weights, strict=False)
+        return Soup(network, members, best)
 
     # How members are trained ---------------------------------------------------------------------
 

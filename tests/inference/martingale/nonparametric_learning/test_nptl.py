@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from pyro_ext.inference import NPTL, BatchOptimizer
+from pyro_ext.inference.averaging import SWAG
 from pyro_ext.inference.martingale import (
     L2SP,
     DirichletWeights,
@@ -249,11 +250,13 @@ def test_the_l2sp_prior(parts: Any) -> None:
 
 
 def test_the_swag_prior() -> None:
-    """Against the dense normal density of half the variances and covariance of the path."""
+    """Against the dense normal density, with deviations from the mean as it was at that time."""
     path = [{"weight": torch.randn(2, 2), "bias": torch.randn(2)} for _ in range(5)]
     prior = SWAGPrior(path, scale=3.0, head_scale=2.0, least_variance=1e-3)
     rows = torch.stack([torch.cat([row["weight"].reshape(-1), row["bias"]]) for row in path])
-    covariance = 0.5 * rows.var(0).diag() + 0.5 * rows.mT.cov() + 1e-3 * torch.eye(6)
+    deviations = rows - rows.cumsum(0) / torch.arange(1.0, 6.0)[:, None]
+    variance = 0.5 * rows.var(0, correction=0) + 1e-3
+    covariance = variance.diag() + deviations.mT @ deviations / 8.0
     distribution = torch.distributions.MultivariateNormal(rows.mean(0), 3.0 * covariance)
     values = torch.randn(6)
     params = {
@@ -262,6 +265,11 @@ def test_the_swag_prior() -> None:
         "head.bias": torch.tensor([2.0, 4.0]),
     }
     torch.testing.assert_close(prior(params), -distribution.log_prob(values) + 0.5 * (1.0 + 4.0))
+    swag = SWAG(max_rank=5)
+    for row in path:
+        swag.collect(row)
+    same = SWAGPrior(swag, scale=3.0, head_scale=2.0, least_variance=1e-3)
+    torch.testing.assert_close(same(params), prior(params))
 
 
 def test_priors_of_another_network() -> None:

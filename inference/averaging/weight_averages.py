@@ -1,0 +1,543 @@
+"""Averages of weights along a trajectory, and the normal distribution around them."""
+
+import copy
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Self
+
+import torch
+from pyro.params.param_store import ParamStoreDict
+from torch import Tensor, nn
+from torch.distributions import LowRankMultivariateNormal
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
+
+from pyro_ext._checks import (
+    as_size,
+    as_tensor,
+    check_finite,
+    check_instance,
+    check_integer,
+    check_mapping,
+    check_number,
+    check_optional,
+    check_tensors,
+    shown,
+)
+
+__all__ = ["SWA", "SWAG", "SWAGState", "swag_distribution", "update_batch_norm"]
+
+_KINDS = "a module, a vector, a dict of tensors or a parameter store"
+_LEAST_VARIANCE = 1e-12
+
+
+def swag_distribution(
+    mean: Tensor, variance: Tensor, deviations: Tensor, scale: float = 1.0
+) -> LowRankMultivariateNormal:
+    r"""Normal distribution of weights around their average, of low rank plus diagonal [1].
+
+    .. math:: N\bigl(m, \; c \, (\tfrac12 \operatorname{diag}(v)
+              + \tfrac{1}{2 (R - 1)} D D^\top)\bigr)
+
+    :param Tensor mean: :math:`m`. **Shape:** ``(size,)``.
+    :param Tensor variance: :math:`v`, at least 1e-12 each. **Shape:** ``(size,)``.
+    :param Tensor deviations: :math:`D^\top`, of the last weights. **Shape:** ``(R, size)``.
+    :param float scale: :math:`c`.
+    :raises ValueError: for fewer than two deviations.
+
+    [1] W. J. Maddox, T. Garipov, P. Izmailov, D. Vetrov, A. G. Wilson (2019),
+    A simple baseline for Bayesian uncertainty in deep learning.
+
+    Example::
+
+        >>> deviations = torch.tensor([[0.3], [-0.1], [0.2], [-0.4]])
+        >>> swag_distribution(torch.zeros(1), torch.tensor([0.05]), deviations).variance
+        tensor([0.0750])
+    """
+    check_number("scale", scale, above=0)
+    mean = as_tensor("mean", mean, "(size,)")
+    variance = as_tensor("variance", variance, f"({len(mean)},)", like=mean)
+    deviations = as_tensor("deviations", deviations, f"(R, {len(mean)})", like=mean)
+    if len(deviations) < 2:
+        raise ValueError(f"deviations must be at least two, got {shown(deviations)}")
+    factor = deviations.mT * math.sqrt(scale / (2 * (len(deviations) - 1)))
+    diagonal = scale * variance.clamp(min=_LEAST_VARIANCE) / 2
+    return LowRankMultivariateNormal(mean, factor, diagonal, validate_args=False)
+
+
+class SWAState(NamedTuple):
+    """Number and mean of the weights so far."""
+
+    count: Tensor
+    mean: Tensor
+
+    @staticmethod
+    def init(vector: Tensor) -> "SWAState":
+        """Of no weights yet, in double precision where the device has it."""
+        dtype = torch.float32 if vector.device.type == "mps" else torch.float64
+        count = torch.zeros((), dtype=torch.int64, device=vector.device)
+        return SWAState(count, torch.zeros_like(vector, dtype=dtype))
+
+    @torch.no_grad()
+    def update_(self, vector: Tensor) -> None:
+        """Take in weights, ``(size,)``."""
+        self.count.add_(1)
+        self.mean.add_((vector - self.mean) / self.count)
+
+
+class SWAGState(NamedTuple):
+    r"""Moments of the weights so far, which new weights change in place.
+
+    :param Tensor count: their number. **Shape:** ``()``.
+    :param Tensor mean: :math:`m`. **Shape:** ``(size,)``.
+    :param Tensor squares: sums of squared distances from the mean. **Shape:** ``(size,)``.
+    :param Tensor latest: :math:`w_j - m_j` of the latest weights; the one of weights :math:`j`
+        stands in row :math:`(j - 1) \bmod R`. **Shape:** ``(max_rank, size)``.
+
+    Example::
+
+        >>> state = SWAGState.init(torch.zeros(1, dtype=torch.float64), max_rank=3)
+        >>> for weight in (1.0, 3.0, 2.0):
+        ...     state.update_(torch.tensor([weight]))
+        >>> state.mean.item(), round(state.variance.item(), 4), state.deviations.flatten().tolist()
+        (2.0, 0.6667, [0.0, 1.0, 0.0])
+    """
+
+    count: Tensor
+    mean: Tensor
+    squares: Tensor
+    latest: Tensor
+
+    @staticmethod
+    def init(vector: Tensor, max_rank: int) -> "SWAGState":
+        """The state before the first weights.
+
+        :param Tensor vector: has the size, type and device of the weights. **Shape:** ``(size,)``.
+        :param int max_rank: :math:`R`.
+        """
+        count, mean = SWAState.init(vector)
+        latest = vector.new_zeros((max_rank, len(vector)))
+        return SWAGState(count, mean, torch.zeros_like(mean), latest)
+
+    @torch.no_grad()
+    def update_(self, vector: Tensor) -> None:
+        """Take in weights.
+
+        :param Tensor vector: **Shape:** ``(size,)``.
+        """
+        before = vector - self.mean
+        SWAState(self.count, self.mean).update_(vector)
+        after = vector - self.mean
+        self.squares.add_(before * after)  # sums of squares less the mean's would cancel
+        self.latest[(int(self.count) - 1) % len(self.latest)] = after.to(self.latest.dtype)
+
+    @property
+    def variance(self) -> Tensor:
+        """:math:`v`, at least 1e-12. **Shape:** ``(size,)``."""
+        return (self.squares / self.count).clamp(min=_LEAST_VARIANCE)
+
+    @property
+    def deviations(self) -> Tensor:
+        """Deviations of the latest weights, oldest first. **Shape:** ``(R, size)``."""
+        count, rank = int(self.count), len(self.latest)
+        return self.latest[:count] if count < rank else self.latest.roll(-(count % rank), 0)
+
+
+class SWA:
+    """The average of weights along a trajectory, which needs a single copy of them [2].
+
+    Weights are what any of these holds, the same one each time: all parameters of a module; a flat
+    vector; tensors by name; or a parameter store of Pyro, with unconstrained values. They count in
+    double precision. :class:`torch.optim.swa_utils.AveragedModel` averages a module alone, in the
+    precision of its parameters.
+
+    It belongs in the ``stateful`` of a :class:`~pyro_ext.inference.Trainer`, whose loss collects;
+    then a training that goes on from a checkpoint gives the same average, bit for bit.
+
+    [2] P. Izmailov, D. Podoprikhin, T. Garipov, D. Vetrov, A. G. Wilson (2018),
+    Averaging weights leads to wider optima and better generalization.
+
+    Example::
+
+        >>> from pyro_ext.inference import Trainer
+        >>> network, x = torch.nn.Linear(2, 1), torch.randn(20, 2)
+        >>> swa = SWA()
+        >>> trainer = Trainer(network, stateful=[swa], seed=0)
+        >>> def loss():
+        ...     if trainer.num_steps >= 50 and trainer.num_steps % 5 == 0:
+        ...         swa.collect(network)
+        ...     return (network(x)[:, 0] - x.sum(-1)).square().mean()
+        >>> _ = trainer.run(loss, 100, progress=False)
+        >>> swa.num_collected, swa.mean.shape, swa.module(network)(x).shape
+        (10, torch.Size([3]), torch.Size([20, 1]))
+    """
+
+    def __init__(self) -> None:
+        self._layout: dict[str, tuple[torch.Size, torch.dtype]] = {}
+        """Shapes and types by name; a flat vector has none."""
+        self._like: Tensor = torch.empty(0)
+        """Type and device of the vector."""
+        self._state: Any = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.num_collected} collected)"
+
+    def _init(self, vector: Tensor) -> Any:
+        return SWAState.init(vector)
+
+    # Collecting ----------------------------------------------------------------------------------
+
+    def collect(self, weights: Any) -> Self:
+        """Take in weights; nothing of theirs is changed or kept.
+
+        :param weights: a module, a vector, tensors by name or a parameter store.
+        :returns: the collector itself.
+        :raises ValueError: for weights that are not finite, or of other shapes than those before.
+        :raises TypeError: for weights that are none, or no floating-point numbers.
+        """
+        tensors = _tensors_of(weights)
+        for name, tensor in tensors.items():
+            argument = f"weights[{name!r}]" if name else "weights"
+            if not tensor.is_floating_point():
+                raise TypeError(
+                    f"{argument} must be floating-point numbers, got {shown(tensor)}: of a state "
+                    "dict give the parameters alone, or the module"
+                )
+            check_finite(argument, tensor)
+        layout = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        if self._state is None:
+            self._layout = layout
+        elif layout != self._layout:
+            before, now = (_described(one) for one in (self._layout, layout))
+            name = next(n for n in [*before, *now] if before.get(n) != now.get(n))
+            raise ValueError(
+                f"weights must be like those before, which had {before.get(name, 'nothing')} for "
+                f"{name!r}, got {now.get(name, 'nothing')}"
+            )
+        vector = _flat(tensors.values())
+        if self._state is None:
+            self._like = vector[:0]
+            self._state = self._init(vector)
+        self._state.update_(vector)
+        return self
+
+    def collect_samples(self, posterior: Any) -> Self:
+        """Take in all draws of a run of a sampler, one chain after the other.
+
+        :param posterior: has ``get_samples``, as :class:`~pyro_ext.inference.MCMC` does, or is a
+            dict of draws. **Shape:** ``(num_draws, *event)`` each.
+        :returns: the collector itself.
+        """
+        draws = posterior.get_samples() if hasattr(posterior, "get_samples") else posterior
+        draws = check_tensors("posterior", draws)
+        sizes = {len(value) if value.dim() else 0 for value in draws.values()}
+        if len(sizes) != 1 or 0 in sizes:
+            raise ValueError(
+                "posterior must hold as many draws of each site, at least one, got the shapes "
+                f"{[tuple(value.shape) for value in draws.values()]}"
+            )
+        for number in range(sizes.pop()):
+            self.collect({name: value[number] for name, value in draws.items()})
+        return self
+
+    # What was collected --------------------------------------------------------------------------
+
+    @property
+    def num_collected(self) -> int:
+        """How many times weights were taken in."""
+        return 0 if self._state is None else int(self._state.count)
+
+    @property
+    def mean(self) -> Tensor:
+        """The average. **Shape:** ``(size,)``."""
+        mean: Tensor = self._collected(1).mean
+        return mean.to(self._like.dtype)
+
+    def weights(self, vector: Tensor | None = None) -> dict[str, Tensor]:
+        """Tensors by name, in the shapes and types of what was collected.
+
+        :param Tensor vector: a draw, say; the average without it. **Shape:** ``(size,)``.
+        """
+        vector = self._vector(vector)
+        sizes = [shape.numel() for shape, _ in self._layout.values()]
+        pairs = zip(self._layout.items(), vector.split(sizes), strict=True)
+        return {name: part.reshape(shape).to(dtype) for (name, (shape, dtype)), part in pairs}
+
+    def module(
+        self,
+        module: nn.Module,
+        vector: Tensor | None = None,
+        *,
+        batches: Iterable[Any] | None = None,
+    ) -> nn.Module:
+        """A copy of a module with the average, or with other weights.
+
+        :param torch.nn.Module module: has tensors of the names that were collected; the others stay
+            as they are. A vector gives all of its parameters, in their order.
+        :param Tensor vector: a draw, say; the average without it. **Shape:** ``(size,)``.
+        :param batches: minibatches of inputs, as of :func:`update_batch_norm`. A module with batch
+            normalization needs them, since its statistics are those of other weights.
+        :raises ValueError: where tensors do not fit, or for lack of minibatches.
+        """
+        check_instance("module", module, nn.Module, "a torch.nn.Module")
+        weights = self.weights(vector)
+        if batches is None and has_batch_norm(module):
+            raise ValueError(
+                "batches must be minibatches of inputs for a module with batch normalization, "
+                "whose statistics are those of other weights, got None"
+            )
+        new = copy.deepcopy(module)
+        own = dict(new.named_parameters()) | dict(new.named_buffers())
+        if list(weights) == [""]:
+            parameters = dict(new.named_parameters())
+            sizes = [parameter.numel() for parameter in parameters.values()]
+            if sum(sizes) != len(weights[""]):
+                raise ValueError(
+                    f"module must have {len(weights[''])} parameters in all, got {sum(sizes)}"
+                )
+            weights = dict(zip(parameters, weights[""].split(sizes), strict=True))
+            weights = {name: part.view_as(parameters[name]) for name, part in weights.items()}
+        for name, value in weights.items():
+            if name not in own or own[name].shape != value.shape:
+                raise ValueError(
+                    f"module must have {name!r} of the shape {tuple(value.shape)}, got "
+                    f"{shown(own[name].detach()) if name in own else 'a module without it'}"
+                )
+        with torch.no_grad():
+            for name, value in weights.items():
+                own[name].copy_(value)
+        return new if batches is None else _with_statistics(new, batches)
+
+    def param_state(self, store: ParamStoreDict, vector: Tensor | None = None) -> Any:
+        """The state of a parameter store with the average, or with other weights.
+
+        :param store: what was collected from; it is not changed.
+        :param Tensor vector: a draw, say; the average without it. **Shape:** ``(size,)``.
+        :returns: for ``store.scope`` or ``store.set_state``.
+
+        Example::
+
+            >>> store = pyro.get_param_store()
+            >>> for value in (1.0, 4.0):
+            ...     store["rate"] = torch.tensor(value)
+            ...     swa = SWA().collect(store) if value == 1.0 else swa.collect(store)
+            >>> with store.scope(swa.param_state(store)):
+            ...     pyro.param("rate").item()
+            2.5
+        """
+        check_instance("store", store, ParamStoreDict, "a parameter store of Pyro")
+        weights, state = self.weights(vector), store.get_state()
+        shapes = {name: value.shape for name, value in store.named_parameters()}
+        if shapes != {name: value.shape for name, value in weights.items()}:
+            raise ValueError(
+                f"store must hold the parameters {list(weights)!r:.80} in their shapes, got "
+                f"{shapes!r:.80}"
+            )
+        params = {name: value.clone().requires_grad_() for name, value in weights.items()}
+        return {**state, "params": params}
+
+    # State ---------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values that :meth:`load_state_dict` goes on from."""
+        if self._state is None:
+            return {}
+        layout = [[n, list(s), str(d).removeprefix("torch.")] for n, (s, d) in self._layout.items()]
+        return {"layout": layout, "like": self._like, **self._state._asdict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state.
+
+        :param Mapping state: what :meth:`state_dict` returned.
+        :raises ValueError: for the state of something else.
+        """
+        check_mapping("state", state, "what state_dict returned")
+        if not state:
+            self._layout, self._state = {}, None
+            return
+        like = state.get("like", torch.empty(0))
+        wanted = self._init(like)
+        if set(state) != {"layout", "like", *wanted._fields}:
+            raise ValueError(f"state must be one of {type(self).__name__}, got {sorted(state)}")
+        found = {name: state[name].clone() for name in wanted._fields}
+        for name, value in wanted._asdict().items():
+            if value.dim() == 2 and len(value) != len(found[name]):
+                raise ValueError(
+                    f"state must be of the same max_rank, {len(value)}, got {len(found[name])}"
+                )
+        self._layout = {n: (torch.Size(s), getattr(torch, d)) for n, s, d in state["layout"]}
+        self._like, self._state = like.clone(), type(wanted)(**found)
+
+    # Helpers -------------------------------------------------------------------------------------
+
+    def _collected(self, least: int) -> Any:
+        if self.num_collected < least:
+            raise RuntimeError(
+                f"weights must be collected at least {('once', 'twice')[least - 1]} before, they "
+                f"were {self.num_collected} times: call collect(...)"
+            )
+        return self._state
+
+    def _vector(self, vector: Tensor | None) -> Tensor:
+        size = len(self._collected(1).mean)
+        if vector is None:
+            return self.mean
+        return as_tensor("vector", vector, f"({size},)", finite=True, like=self._like)
+
+
+class SWAG(SWA):
+    r"""The normal distribution of weights that a trajectory implies [1].
+
+    With the mean :math:`m` and variance :math:`v` of all weights, and the deviations :math:`w_j -
+    m_j` of the last :math:`R` from the mean at that time in :math:`D`, it is of
+    :func:`swag_distribution`. Memory is that of some :math:`R + 4` copies of the weights, however
+    many are collected. It collects what :class:`SWA` does.
+
+    :param int max_rank: :math:`R`.
+    :raises ValueError: for a rank less than two.
+
+    Example::
+
+        >>> swag = SWAG(max_rank=3)
+        >>> for weight in (1.0, 3.0, 2.0):
+        ...     _ = swag.collect(torch.tensor([weight]))
+        >>> swag.mean, swag.variance, swag.deviations.flatten()
+        (tensor([2.]), tensor([0.6667]), tensor([0., 1., 0.]))
+        >>> swag.distribution(scale=2.0).variance  # 2 (.6667 / 2 + 1 / 4)
+        tensor([1.1667])
+        >>> swag.sample(sample_shape=(5,), generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([5, 1])
+    """
+
+    def __init__(self, max_rank: int = 20) -> None:
+        super().__init__()
+        self.max_rank = check_integer("max_rank", max_rank, 2)
+
+    def _init(self, vector: Tensor) -> Any:
+        return SWAGState.init(vector, self.max_rank)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of each weight along the trajectory, at least 1e-12. **Shape:** ``(size,)``."""
+        variance: Tensor = self._collected(1).variance
+        return variance.to(self._like.dtype)
+
+    @property
+    def deviations(self) -> Tensor:
+        """Deviations of the last weights, oldest first. **Shape:** ``(at most R, size)``."""
+        deviations: Tensor = self._collected(1).deviations
+        return deviations
+
+    def distribution(self, scale: float = 1.0) -> LowRankMultivariateNormal:
+        """The distribution of the flat vector.
+
+        :param float scale: by which the covariance is multiplied.
+        """
+        self._collected(2)
+        return swag_distribution(self.mean, self.variance, self.deviations, scale)
+
+    def sample(
+        self,
+        scale: float = 1.0,
+        sample_shape: tuple[int, ...] = (),
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draw weights.
+
+        :param float scale: by which the covariance is multiplied; zero gives the average.
+        :param tuple sample_shape: how many.
+        :param torch.Generator generator: of the draws; PyTorch's global one without it.
+        :returns: **Shape:** ``(*sample_shape, size)``.
+        """
+        check_number("scale", scale, least=0)
+        check_optional(check_instance, "generator", generator, torch.Generator, "a generator")
+        self._collected(2)
+        shape, deviations = as_size("sample_shape", sample_shape), self.deviations
+        options: dict[str, Any] = {"generator": generator, "dtype": self._like.dtype}
+        device = self._like.device if generator is None else generator.device
+        noise = torch.randn((*shape, len(self.mean)), device=device, **options).to(self._like)
+        low = torch.randn((*shape, len(deviations)), device=device, **options).to(self._like)
+        step = (self.variance / 2).sqrt() * noise
+        step = step + low @ deviations / math.sqrt(2 * (len(deviations) - 1))
+        return self.mean + math.sqrt(scale) * step
+
+
+# Batch normalization -----------------------------------------------------------------------------
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether a module has layers with running statistics of batches."""
+    return any(
+        isinstance(part, _BatchNorm) and part.track_running_stats for part in module.modules()
+    )
+
+
+def update_batch_norm(module: nn.Module, batches: Iterable[Any]) -> nn.Module:
+    """A copy of a module whose statistics of batch normalization are those of its weights.
+
+    They are averages over all minibatches, by :func:`torch.optim.swa_utils.update_bn`.
+
+    :param torch.nn.Module module: any; without batch normalization the copy is as it was.
+    :param batches: minibatches of inputs, such as a data loader; of a list or tuple the first part
+        is the input.
+    :raises ValueError: for no minibatch.
+
+    Example::
+
+        >>> network = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.BatchNorm1d(1))
+        >>> batch = torch.tensor([[1.0], [3.0]])
+        >>> new = update_batch_norm(network, [batch])
+        >>> bool(torch.isclose(new[1].running_mean, network[0](batch).mean()))
+        True
+    """
+    check_instance("module", module, nn.Module, "a torch.nn.Module")
+    return _with_statistics(copy.deepcopy(module), batches)
+
+
+def _with_statistics(module: nn.Module, batches: Iterable[Any]) -> nn.Module:
+    """The module itself, with statistics of minibatches."""
+    if isinstance(batches, Tensor | str | Mapping) or not isinstance(batches, Iterable):
+        raise TypeError(f"batches must be minibatches of inputs, got {shown(batches)}")
+    if has_batch_norm(module):
+        count = 0
+
+        def counted() -> Iterable[Any]:
+            nonlocal count
+            for batch in batches:
+                count += 1
+                yield batch
+
+        update_bn(counted(), module)
+        if not count:
+            raise ValueError(f"batches must hold a minibatch at least, got {shown(batches)}")
+    return module
+
+
+def _tensors_of(weights: Any) -> dict[str, Tensor]:
+    """Tensors by name; a vector has none."""
+    if isinstance(weights, nn.Module):
+        weights = dict(weights.named_parameters())
+        if not weights:
+            raise ValueError("weights must be a module with parameters, got one without")
+    elif isinstance(weights, ParamStoreDict):
+        weights = dict(weights.named_parameters())
+        if not weights:
+            raise ValueError("weights must be a parameter store with parameters, got an empty one")
+    elif isinstance(weights, Mapping):
+        weights = check_tensors("weights", weights)
+    elif isinstance(weights, Tensor):
+        weights = {"": as_tensor("weights", weights, "(size,)")}
+    else:
+        raise TypeError(f"weights must be {_KINDS}, got {shown(weights)}")
+    return {name: value.detach() for name, value in weights.items()}
+
+
+def _described(layout: Mapping[str, tuple[torch.Size, torch.dtype]]) -> dict[str, str]:
+    return {name: f"{dtype} of shape {tuple(shape)}" for name, (shape, dtype) in layout.items()}
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    """One vector of all, on the device of the first."""
+    parts = [tensor.reshape(-1) for tensor in tensors]
+    return torch.cat([part.to(parts[0].device) for part in parts])

@@ -1,0 +1,355 @@
+r"""Classifiers that learn from the representations of several networks along a trajectory.
+
+The method section of the paper was not at hand. What it says of itself is that the average of
+weights (SWA) is the extractor, that draws from the trajectory's normal distribution (SWAG) give
+each example several representations, and that the classifier is trained by self-distillation from
+its predictions on them, whose spread counts as uncertainty. The rest is reconstructed: the form of
+the loss, the weights of its parts, the temperature, and the number of draws. The loss therefore
+can be replaced.
+"""
+
+import copy
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.distributions import Dirichlet, kl_divergence
+from torch.nn.functional import cross_entropy
+
+from pyro_ext._checks import (
+    as_tensor,
+    check_callable,
+    check_instance,
+    check_integer,
+    check_number,
+    check_optional,
+    shown,
+)
+from pyro_ext.inference import Trainer
+from pyro_ext.inference.averaging import SWAG
+from pyro_ext.inference.training import ShuffledBatches
+from pyro_ext.inference.training.trainer import Optimizer
+from pyro_ext.random import fresh_seed
+
+__all__ = [
+    "StochasticRepresentations",
+    "dirichlet_distillation",
+    "dirichlet_precision",
+    "distillation",
+    "mutual_information",
+    "weighted_distillation",
+]
+
+Variant = Literal["kd", "kd_weighted", "dirichlet", "none"]
+Distillation = Callable[[Tensor, Tensor, float], Tensor]
+_SGD = partial(torch.optim.SGD, lr=0.02, momentum=0.9, nesterov=True)
+
+
+def mutual_information(probabilities: Tensor) -> Tensor:
+    r"""How much predictions differ, :math:`H(\bar p) - \tfrac1M \sum_m H(p_m)`.
+
+    :param Tensor probabilities: :math:`p_m`. **Shape:** ``(M, *batch, num_classes)``.
+    :returns: **Shape:** ``(*batch)``.
+
+    Example::
+
+        >>> mutual_information(torch.eye(2)[:, None])
+        tensor([0.6931])
+    """
+    probabilities = as_tensor("probabilities", probabilities, "(*batch, num_classes)")
+    return torch.special.entr(probabilities.mean(0)).sum(-1) - (
+        torch.special.entr(probabilities).sum(-1).mean(0)
+    )
+
+
+def dirichlet_precision(log_probabilities: Tensor) -> Tensor:
+    r"""Precision of a Dirichlet distribution of which predictions might be draws [1].
+
+    .. math:: \frac{(K - 1) / 2}{\sum_k \bar p_k
+              \bigl(\log \bar p_k - \tfrac1M \sum_m \log p_{mk}\bigr)}
+
+    :param Tensor log_probabilities: :math:`\log p_m`. **Shape:** ``(M, *batch, K)``.
+    :returns: **Shape:** ``(*batch)``.
+
+    [1] M. Ryabinin, A. Malinin, M. Gales (2021),
+    Scaling ensemble distribution distillation to many classes with proxy targets.
+
+    Example::
+
+        >>> members = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.6, 0.1, 0.3]])
+        >>> dirichlet_precision(members.log())
+        tensor(22.7315)
+    """
+    logs = as_tensor("log_probabilities", log_probabilities, "(*batch, K)")
+    mean = logs.exp().mean(0)
+    gap = (mean * (mean.clamp(min=torch.finfo(logs.dtype).tiny).log() - logs.mean(0))).sum(-1)
+    return 0.5 * (logs.shape[-1] - 1) / gap.clamp(min=torch.finfo(logs.dtype).eps)
+
+
+def distillation(student: Tensor, teachers: Tensor, temperature: float) -> Tensor:
+    r"""Cross entropy to the mean prediction, :math:`-\tau^2 \sum_k \bar p_k \log q_k` [2].
+
+    :param Tensor student: its logits. **Shape:** ``(*batch, num_classes)``.
+    :param Tensor teachers: logits of each; no gradient goes through them.
+        **Shape:** ``(M, *batch, num_classes)``.
+    :param float temperature: :math:`\tau`, by which all logits are divided.
+    :returns: **Shape:** ``(*batch)``.
+
+    [2] G. Hinton, O. Vinyals, J. Dean (2015), Distilling the knowledge in a neural network.
+
+    Example::
+
+        >>> distillation(torch.zeros(2), torch.tensor([[4.0, 0.0], [0.0, 4.0]]), 2.0)
+        tensor(2.7726)
+    """
+    mean = (teachers.detach() / temperature).softmax(-1).mean(0)
+    return -(temperature**2) * (mean * (student / temperature).log_softmax(-1)).sum(-1)
+
+
+def weighted_distillation(student: Tensor, teachers: Tensor, temperature: float) -> Tensor:
+    r""":func:`distillation`, with weights :math:`e^{-\mathrm{MI}}` of a mean of one.
+
+    Teachers that agree on an example count for more there. Arguments and shapes are those of
+    :func:`distillation`, with one dimension of examples.
+
+    Example::
+
+        >>> teachers = torch.tensor([[[9.0, 0.0], [0.0, 0.0]], [[0.0, 9.0], [0.0, 0.0]]])
+        >>> weighted_distillation(torch.zeros(2, 2), teachers, 1.0)  # weights .67 and 1.33
+        tensor([0.4625, 0.9238])
+    """
+    weight = (-mutual_information(teachers.detach().softmax(-1))).exp()
+    return distillation(student, teachers, temperature) * weight / weight.mean()
+
+
+def dirichlet_distillation(student: Tensor, teachers: Tensor, temperature: float) -> Tensor:
+    r"""Distance to a Dirichlet distribution of the teachers' predictions [1].
+
+    With the concentration :math:`\beta = 1 + \bar p \cdot \text{precision}` and that of the
+    student, :math:`\alpha = 1 + e^{f / \tau}`, it is
+
+    .. math:: -\sum_k \bar p_k \bigl(\psi(\alpha_k) - \psi(\alpha_0)\bigr)
+              + \mathrm{KL}\bigl(\text{Dir}(\alpha) \,\|\, \text{Dir}(1)\bigr) / \beta_0
+
+    where an index of zero is a sum. Arguments and shapes are those of :func:`distillation`.
+
+    Example::
+
+        >>> dirichlet_distillation(torch.zeros(2, 3), torch.randn(4, 2, 3), 1.0).shape
+        torch.Size([2])
+    """
+    logs = (teachers.detach() / temperature).log_softmax(-1)
+    mean = logs.exp().mean(0)
+    total = (1.0 + mean * dirichlet_precision(logs)[..., None]).sum(-1)
+    alpha = 1.0 + (student / temperature).exp()
+    expected = alpha.digamma() - alpha.sum(-1, keepdim=True).digamma()
+    divergence = kl_divergence(Dirichlet(alpha), Dirichlet(torch.ones_like(alpha)))
+    return -(mean * expected).sum(-1) + divergence / total
+
+
+_DISTILLATIONS: dict[str, Distillation | None] = {
+    "kd": distillation,
+    "kd_weighted": weighted_distillation,
+    "dirichlet": dirichlet_distillation,
+    "none": None,
+}
+
+
+class StochasticRepresentations(nn.Module):
+    r"""A classifier that is trained on several representations of each example [3].
+
+    The average of a trajectory is the extractor, with the representation :math:`z_0`; draws from
+    its normal distribution give :math:`z_1, \dots, z_M`. All are frozen. With the logits
+    :math:`g_m` of the classifier at :math:`z_m` the loss is
+
+    .. math:: (1 - a) \, \tfrac12 \bigl(\mathrm{CE}(y, g_0)
+              + \tfrac1M \sum_m \mathrm{CE}(y, g_m)\bigr) + a \, D(g_0; g_1, \dots, g_M)
+
+    with one of several distillation losses :math:`D`, through whose teachers :math:`g_1, \dots,
+    g_M` goes no gradient. For prediction :math:`z_0` alone is needed. Without ``swag`` the
+    classifier is retrained on the extractor as it is, which with balanced minibatches is cRT for a
+    new linear layer, and LWS for :class:`LearnableScales`.
+
+    The loss, :math:`a`, :math:`\tau` and :math:`M` are reconstructed from the abstract and from
+    related code: they need not be the authors'.
+
+    :param torch.nn.Module extractor: maps inputs to representations; it is copied. Split a network
+        for it, such as one whose last layer was replaced by a :class:`torch.nn.Identity`.
+    :param swag: what collected the extractor, and nothing else, along its training; or ``None``.
+    :param torch.nn.Module head: the classifier, from representations to logits; a copy of it is
+        trained, those parameters that require a gradient.
+    :param int num_samples: :math:`M`.
+    :param float alpha: :math:`a`.
+    :param float tau: temperature of teachers and student.
+    :param variant: ``"kd"`` for :func:`distillation`, ``"kd_weighted"``, ``"dirichlet"``, or a
+        function like these; ``"none"`` is without distillation, whatever ``alpha``.
+    :param float scale: of the draws, as of :class:`~pyro_ext.inference.averaging.SWAG`.
+    :param batches: minibatches of inputs for statistics of batch normalization, of each draw; an
+        extractor with batch normalization needs them.
+    :param int seed: of the draws.
+    :raises ValueError: for numbers out of range, or what was collected from another module.
+
+    [3] G. Nam, S. Jang, J. Lee (2023),
+    Decoupled training for long-tailed classification with stochastic representations.
+
+    Example::
+
+        >>> from pyro_ext.models.ensembles import BalancedBatches, LearnableScales
+        >>> inputs, labels = torch.randn(40, 3), torch.tensor([0] * 30 + [1] * 10)
+        >>> extractor = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU())
+        >>> swag = SWAG()
+        >>> for _ in range(5):  # stands for a training
+        ...     weights = {n: p + 0.1 * torch.randn(p.shape) for n, p in
+        ...                extractor.named_parameters()}
+        ...     _ = swag.collect(weights)
+        >>> head = LearnableScales(torch.nn.Linear(8, 2))
+        >>> model = StochasticRepresentations(extractor, swag, head, seed=0)
+        >>> losses = model.fit(BalancedBatches(inputs, labels, batch_size=20), 30, progress=False)
+        >>> model.predictive(inputs).probs.shape
+        torch.Size([40, 2])
+    """
+
+    def __init__(
+        self,
+        extractor: nn.Module,
+        swag: SWAG | None,
+        head: nn.Module,
+        num_samples: int = 8,
+        alpha: float = 0.5,
+        tau: float = 2.0,
+        variant: Variant | Distillation = "kd",
+        *,
+        scale: float = 1.0,
+        batches: Iterable[Any] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_instance("extractor", extractor, nn.Module, "a torch.nn.Module")
+        check_optional(check_instance, "swag", swag, SWAG, "what collected the extractor, or None")
+        check_instance("head", head, nn.Module, "a torch.nn.Module")
+        if not any(parameter.requires_grad for parameter in head.parameters()):
+            raise ValueError("head must have parameters that require a gradient, got none")
+        num_samples = check_integer("num_samples", num_samples, 1)
+        self.alpha = check_number("alpha", alpha, least=0, most=1)
+        self.tau = check_number("tau", tau, above=0)
+        check_number("scale", scale, least=0)
+        if isinstance(variant, str) and variant in get_args(Variant):
+            self.distillation = _DISTILLATIONS[variant]
+        else:
+            words = ", ".join(map(repr, get_args(Variant)))
+            check_callable("variant", variant, f"one of {words}, or a function")
+            self.distillation = variant
+        if swag is None:
+            extractors = [copy.deepcopy(extractor)]
+        else:
+            generator = torch.Generator().manual_seed(fresh_seed(seed))
+            draws = [swag.sample(scale, generator=generator) for _ in range(num_samples)]
+            extractors = [swag.module(extractor, one, batches=batches) for one in [None, *draws]]
+        self.extractors = nn.ModuleList(extractors).requires_grad_(False).eval()
+        self.head = copy.deepcopy(head)
+
+    def train(self, mode: bool = True) -> "StochasticRepresentations":
+        """Put the head into training or evaluation; extractors stay in evaluation."""
+        super().train(mode)
+        self.extractors.eval()
+        return self
+
+    @torch.no_grad()
+    def representations(self, inputs: Tensor) -> Tensor:
+        r""":math:`z_0, \dots, z_M`. **Shape:** ``(1 + M, n, *event)``.
+
+        :param Tensor inputs: **Shape:** ``(n, *event)``.
+        """
+        return torch.stack([extractor(inputs) for extractor in self.extractors])
+
+    def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a minibatch.
+
+        :param Tensor inputs: **Shape:** ``(n, *event)``.
+        :param Tensor labels: classes. **Shape:** ``(n,)``.
+        :returns: a scalar.
+        """
+        logits = self.head(self.representations(inputs))
+        if logits.dim() != 3 or logits.shape[1] != len(labels):
+            raise ValueError(
+                f"head must return logits of the shape ({len(labels)}, num_classes), got "
+                f"{shown(logits[0].detach())}"
+            )
+        each = torch.stack([cross_entropy(one, labels) for one in logits])
+        if len(logits) == 1:
+            return each[0]
+        supervised = 0.5 * (each[0] + each[1:].mean())
+        if self.distillation is None:
+            return supervised
+        distilled = self.distillation(logits[0], logits[1:], self.tau).mean()
+        return (1.0 - self.alpha) * supervised + self.alpha * distilled
+
+    def fit(
+        self,
+        batches: ShuffledBatches,
+        num_steps: int = 400,
+        *,
+        optimizer: Optimizer = _SGD,
+        scheduler: Callable[[Any], Any] | None = None,
+        augment: Callable[[Tensor], Tensor] | None = None,
+        checkpoint: str | Path | None = None,
+        seed: int | None = None,
+        progress: bool = True,
+    ) -> list[float]:
+        """Train the head.
+
+        :param ShuffledBatches batches: inputs and labels, such as :class:`BalancedBatches`.
+        :param int num_steps: number of steps.
+        :param optimizer: as of :class:`~pyro_ext.inference.Trainer`.
+        :param scheduler: the same.
+        :param augment: changes the inputs of a minibatch at random, since rare ones come again.
+        :param checkpoint: a file from which the training goes on where it exists.
+        :param int seed: of minibatches and all that is drawn.
+        :param bool progress: whether to show a progress bar.
+        :returns: the loss of each step.
+        :raises TrainingDiverged: where something is not finite.
+        """
+        check_instance("batches", batches, ShuffledBatches, "minibatches of inputs and labels")
+        check_optional(check_callable, "augment", augment)
+        if len(batches.rows) != 2:
+            raise ValueError(f"batches must be of inputs and labels, got {len(batches.rows)} rows")
+        trainer = Trainer(self.head, optimizer, scheduler=scheduler, seed=seed)
+
+        def loss(inputs: Tensor, labels: Tensor) -> Tensor:
+            return self.loss(inputs if augment is None else augment(inputs), labels)
+
+        self.train()
+        try:
+            return trainer.run(
+                loss,
+                num_steps,
+                batches,
+                checkpoint=checkpoint,
+                progress=progress,
+                description="classifier",
+            )
+        finally:
+            self.eval()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits, from the extractor with average weights.
+
+        :param Tensor inputs: **Shape:** ``(n, *event)``.
+        :returns: **Shape:** ``(n, num_classes)``.
+        """
+        with torch.no_grad():
+            representation = self.extractors[0](inputs)
+        logits: Tensor = self.head(representation)
+        return logits
+
+    def predictive(self, inputs: Tensor) -> dist.Categorical:
+        """Distribution of the labels.
+
+        :param Tensor inputs: **Shape:** ``(n, *event)``.
+        """
+        with torch.no_grad():
+            return dist.Categorical(logits=self(inputs))

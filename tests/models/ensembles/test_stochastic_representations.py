@@ -1,0 +1,211 @@
+"""Stochastic representations: exact values of the losses, what is trained, and what is not."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Dirichlet, kl_divergence
+from torch.nn.functional import cross_entropy
+
+from pyro_ext.inference.averaging import SWAG
+from pyro_ext.models.ensembles import (
+    BalancedBatches,
+    LearnableScales,
+    StochasticRepresentations,
+    dirichlet_distillation,
+    dirichlet_precision,
+    distillation,
+    mutual_information,
+    weighted_distillation,
+)
+
+MEMBERS = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.6, 0.1, 0.3]], dtype=torch.float64)
+LABELS = torch.tensor([0] * 20 + [1] * 8 + [2] * 4)
+
+
+def make(norm=False, **options):
+    torch.manual_seed(0)
+    layers = [nn.Linear(3, 6), nn.BatchNorm1d(6) if norm else nn.Identity(), nn.Tanh()]
+    extractor, swag, inputs = nn.Sequential(*layers), SWAG(), torch.randn(32, 3)
+    for _ in range(4):
+        named = extractor.named_parameters()
+        swag.collect({name: p + 0.1 * torch.randn(p.shape) for name, p in named})
+    head = options.pop("head", nn.Linear(6, 3))
+    batches = [inputs] if norm else None
+    model = StochasticRepresentations(
+        extractor, swag, head, num_samples=5, batches=batches, seed=0, **options
+    )
+    return model, extractor, swag, inputs
+
+
+def test_the_dirichlet_distribution_of_three_members():
+    assert dirichlet_precision(MEMBERS.log()).item() == pytest.approx(22.7315, abs=5e-5)
+    beta = 1 + MEMBERS.mean(0) * dirichlet_precision(MEMBERS.log())
+    torch.testing.assert_close(
+        beta, torch.tensor([14.639, 5.546, 5.546]).double(), atol=1e-3, rtol=0
+    )
+    student = torch.tensor([0.3, -0.2, 0.1]).double()
+    alpha = 1 + student.exp()
+    expected = alpha.digamma() - alpha.sum().digamma()
+    flat = Dirichlet(torch.ones(3).double())
+    wanted = -(MEMBERS.mean(0) @ expected) + kl_divergence(Dirichlet(alpha), flat) / beta.sum()
+    torch.testing.assert_close(dirichlet_distillation(student, MEMBERS.log(), 1.0), wanted)
+
+
+def test_mutual_information():
+    entropy = -(MEMBERS * MEMBERS.log()).sum(-1).mean()
+    mean = MEMBERS.mean(0)
+    torch.testing.assert_close(mutual_information(MEMBERS), -(mean @ mean.log()) - entropy)
+    assert mutual_information(torch.eye(2)[[0, 0]]) == 0.0
+
+
+def test_weights_have_a_mean_of_one():
+    teachers, student = torch.randn(4, 6, 3), torch.zeros(6, 3)
+    each = distillation(student, teachers, 2.0)
+    weight = weighted_distillation(student, teachers, 2.0) / each
+    assert float(weight.mean()) == pytest.approx(1.0)
+    order = mutual_information(teachers.softmax(-1)).argsort()
+    assert torch.equal(weight.argsort(descending=True), order)
+
+
+def test_without_a_scale_all_representations_are_one():
+    """The distillation loss is then an entropy, and at its minimum."""
+    model, _, swag, inputs = make(scale=0.0)
+    found = model.representations(inputs)
+    for one in found[1:]:
+        assert torch.equal(one, found[0])
+    torch.testing.assert_close(model.extractors[0][0].weight, swag.weights()["0.weight"])
+    logits = model.head(found)
+    loss = distillation(logits[0], logits[1:], 2.0)
+    entropy = torch.distributions.Categorical(logits=logits[0] / 2.0).entropy()
+    torch.testing.assert_close(loss, 4.0 * entropy)
+    gradient = torch.autograd.grad(loss.sum(), model.head.weight)[0]
+    assert float(gradient.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("variant", ["kd", "kd_weighted", "dirichlet", "none"])
+def test_the_loss_is_what_the_docstring_says(variant):
+    model, _, _, inputs = make(variant=variant, alpha=0.3, tau=1.5)
+    logits = model.head(model.representations(inputs))
+    each = [cross_entropy(one, LABELS) for one in logits]
+    supervised = 0.5 * (each[0] + sum(each[1:]) / 5)
+    losses = {
+        "kd": distillation,
+        "kd_weighted": weighted_distillation,
+        "dirichlet": dirichlet_distillation,
+    }
+    wanted = supervised
+    if variant in losses:
+        wanted = 0.7 * supervised + 0.3 * losses[variant](logits[0], logits[1:], 1.5).mean()
+    torch.testing.assert_close(model.loss(inputs, LABELS), wanted)
+
+
+def test_no_gradient_goes_through_teachers():
+    teachers = torch.randn(2, 4, 3, requires_grad=True)
+    student = torch.randn(4, 3, requires_grad=True)
+    for loss in (distillation, weighted_distillation, dirichlet_distillation):
+        assert loss(student, teachers, 2.0).requires_grad
+        assert (
+            torch.autograd.grad(loss(student, teachers, 2.0).sum(), teachers, allow_unused=True)[0]
+            is None
+        )
+
+
+@pytest.mark.parametrize("variant", ["kd", lambda student, teachers, tau: student.square().sum(-1)])
+def test_only_the_classifier_is_trained(variant):
+    """Bit for bit, statistics of batch normalization included; objects of the user are kept."""
+    scales = LearnableScales(nn.Linear(6, 3))
+    model, extractor, swag, inputs = make(norm=True, head=scales, variant=variant)
+    parts = {"extractor": extractor, "scales": scales, "model": model}
+    before = {n: copy.deepcopy(part.state_dict()) for n, part in parts.items()}
+    batches = BalancedBatches(inputs, LABELS, batch_size=16)
+    model.train()
+    losses = model.fit(batches, 30, seed=0, progress=False)
+    changed = {
+        f"{name}.{key}"
+        for name, part in parts.items()
+        for key, value in part.state_dict().items()
+        if not torch.equal(value, before[name][key])
+    }
+    assert changed == {"model.head.scales"} and len(losses) == 30
+    assert extractor.training and not model.training
+    assert model.predictive(inputs).probs.shape == (32, 3)
+
+
+def test_statistics_of_batches_are_those_of_each_draw():
+    model, _, _, inputs = make(norm=True)
+    for extractor in model.extractors:
+        hidden = extractor[0](inputs).mean(0)
+        torch.testing.assert_close(extractor[1].running_mean, hidden)
+    means = torch.stack([extractor[1].running_mean for extractor in model.extractors])
+    assert bool((means.std(0) > 0).all())
+
+
+def test_without_swag_a_classifier_is_retrained():
+    extractor, inputs = nn.Sequential(nn.Linear(3, 6), nn.Tanh()), torch.randn(32, 3)
+    model = StochasticRepresentations(extractor, None, nn.Linear(6, 3))
+    wanted = cross_entropy(model.head(extractor(inputs)), LABELS)
+    torch.testing.assert_close(model.loss(inputs, LABELS), wanted)
+
+
+def test_a_killed_training_goes_on(tmp_path):
+    def trained(num_steps, name):
+        model, _, _, inputs = make()
+        batches = BalancedBatches(inputs, LABELS, batch_size=16)
+        noisy = lambda x: x + 0.1 * torch.randn_like(x)  # noqa: E731
+        options = {"augment": noisy, "seed": 0, "progress": False}
+        model.fit(batches, num_steps, checkpoint=tmp_path / name, **options)
+        return model.head.weight
+
+    whole = trained(20, "whole")
+    trained(7, "part")
+    assert torch.equal(trained(20, "part"), whole)
+
+
+def test_what_is_refused(subtests):
+    frozen = nn.Linear(6, 3).requires_grad_(False)
+    for call, error, message in [
+        (lambda: make(alpha=1.5), ValueError, "alpha must be a finite number >= 0 and <= 1"),
+        (lambda: make(tau=0.0), ValueError, "tau must be a finite number > 0"),
+        (lambda: make(variant="abc"), TypeError, "variant must be one of 'kd', .* got 'abc'"),
+        (lambda: make(head=frozen), ValueError, "head must have parameters that require"),
+        (
+            lambda: StochasticRepresentations(
+                nn.Linear(2, 2), SWAG().collect(nn.Linear(3, 3)), frozen
+            ),
+            ValueError,
+            "head must have parameters",
+        ),
+        (lambda: make()[0].fit([1]), TypeError, "batches must be minibatches of inputs and labels"),
+        (lambda: make(head=nn.Flatten(0)), ValueError, "head must have parameters"),
+    ]:
+        with subtests.test(message), pytest.raises(error, match=message):
+            call()
+
+
+@pytest.mark.slow
+def test_a_network_that_was_not_made_for_it():
+    """A step of training on ResNet-18, whose last layer becomes the classifier."""
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    network = resnet18(num_classes=10)
+    classifier, network.fc = network.fc, nn.Identity()
+    inputs, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
+    swag = SWAG(max_rank=2)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        cross_entropy(classifier(network(inputs)), labels).backward()
+        optimizer.step()
+        swag.collect(network)
+    make = partial(StochasticRepresentations, network, swag, LearnableScales(classifier), 2)
+    with pytest.raises(ValueError, match="batches must be minibatches of inputs"):
+        make()
+    model = make(batches=[inputs])
+    batches = BalancedBatches(inputs, labels, batch_size=4)
+    (loss,) = model.fit(batches, 1, progress=False)
+    assert loss > 0 and not torch.equal(model.head.scales, torch.ones(10))
+    assert bool(model(inputs).isfinite().all())
