@@ -2,6 +2,7 @@
 
 All take NumPy arrays or torch tensors, of ``float32`` or ``float64``, mixed as you like, on any
 device, and return a Python float, computed in double precision; no gradient flows through them.
+:func:`calibration_bins` and :func:`temperature_scale` return more than a number.
 
 ``probabilities`` has the shape ``(num_draws, n, classes)``: one predictive distribution per
 posterior draw and point. ``(n, classes)`` is an average that was taken before. Several chains are
@@ -22,23 +23,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pyro_ext._checks import as_tensor, check_integer
+from pyro_ext._checks import as_tensor, check_finite, check_integer, check_number
 
 __all__ = [
     "CalibrationBins",
+    "TemperatureScaling",
     "accuracy",
     "agreement",
     "ambiguity",
     "brier",
     "calibration_bins",
+    "deep_ensemble_equivalent",
     "ece",
+    "ensemble_mutual_information",
     "nll",
+    "temperature_scale",
     "total_variation",
 ]
 
 ArrayLike: TypeAlias = Tensor | npt.NDArray[Any]
 
 _SUM_TOLERANCE = 1e-4
+_TEMPERATURES = (1e-2, 1e2)
 
 
 def nll(probabilities: ArrayLike, labels: ArrayLike) -> float:
@@ -267,6 +273,140 @@ def total_variation(p: ArrayLike, q: ArrayLike) -> float:
     """
     first, second = _pair(p, q)
     return 0.5 * float((first - second).abs().sum(-1).mean())
+
+
+def ensemble_mutual_information(probabilities: ArrayLike) -> float:
+    r"""Mutual information of the class and the draw: what the draws of an ensemble disagree about.
+
+    :math:`\frac{1}{n} \sum_i \left( H[\bar p(\cdot | x_i)] - \frac{1}{S} \sum_s
+    H[p_s(\cdot | x_i)] \right)`, with :math:`\bar p` the average of the draws and :math:`H` the
+    entropy. It is zero where all draws agree, and at most the logarithm of their number.
+
+    :param probabilities: **Shape:** ``(num_draws, n, classes)``.
+
+    Reference: N. Houlsby, F. Huszár, Z. Ghahramani and M. Lengyel (2011), *Bayesian active learning
+    for classification and preference learning*, https://arxiv.org/abs/1112.5745.
+
+    Example::
+
+        >>> certain = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])  # two draws, one point
+        >>> round(ensemble_mutual_information(certain), 4)  # log 2
+        0.6931
+        >>> ensemble_mutual_information(certain[:1])
+        0.0
+    """
+    draws = as_probabilities("probabilities", probabilities, averaged=False)
+    of_average = torch.special.entr(_average(draws)).sum(-1)
+    of_draws = torch.special.entr(draws.double()).sum(-1).mean(0)
+    return float((of_average - of_draws).clamp(min=0.0).mean())
+
+
+def deep_ensemble_equivalent(value: float, reference: ArrayLike) -> float:
+    """How many networks a deep ensemble needs to be as good: its size as a real number.
+
+    The sizes 1, 2, ... are interpolated linearly between the metrics of deep ensembles of these
+    sizes, and extrapolated by the first or the last segment beyond them. Below one is worse than a
+    single network; at zero and less, much worse.
+
+    :param float value: a metric of which less is better, such as :func:`nll`.
+    :param reference: the metric of deep ensembles of 1, 2, ..., M networks, each less than the one
+        before. **Shape:** ``(M,)`` with ``M >= 2``.
+    :raises ValueError: for a reference that does not fall, or fewer than two sizes.
+
+    Reference: A. Ashukha, A. Lyzhov, D. Molchanov and D. Vetrov (2020), *Pitfalls of in-domain
+    uncertainty estimation and ensembling in deep learning*, https://arxiv.org/abs/2002.06470.
+
+    Example::
+
+        >>> round(deep_ensemble_equivalent(0.175, [0.20, 0.15, 0.14]), 4)
+        1.5
+        >>> round(deep_ensemble_equivalent(0.13, [0.20, 0.15, 0.14]), 4)  # beyond the last
+        4.0
+    """
+    value = check_number("value", value)
+    metrics = as_tensor("reference", reference, "(M,)", dtype=torch.float64).detach().cpu()
+    check_finite("reference", metrics)
+    steps = metrics.diff()
+    if not len(steps) or not bool((steps < 0).all()):
+        raise ValueError(
+            "reference must hold the metrics of ensembles of 1, 2, ... networks, at least two, "
+            f"each less than the one before; got {metrics.tolist()!r:.80}"
+        )
+    segment = min(max(int((metrics > value).sum()) - 1, 0), len(steps) - 1)
+    return segment + 1 + float((value - metrics[segment]) / steps[segment])
+
+
+@dataclass(frozen=True)
+class TemperatureScaling:
+    r"""Probabilities at another temperature: ``scaling(probabilities)``.
+
+    :math:`p(c) \propto \bar p(c)^{1/T}`, the softmax of the logits divided by :math:`T`. More than
+    one makes predictions less confident.
+
+    :param float temperature: :math:`T > 0`.
+
+    Example::
+
+        >>> TemperatureScaling(0.5)(torch.tensor([[0.25, 0.75]]))
+        tensor([[0.1000, 0.9000]], dtype=torch.float64)
+    """
+
+    temperature: float
+
+    def __post_init__(self) -> None:
+        check_number("temperature", self.temperature, above=0.0)
+
+    def __float__(self) -> float:
+        return float(self.temperature)
+
+    def __call__(self, probabilities: ArrayLike) -> Tensor:
+        """Scale the averaged predictive.
+
+        :param probabilities: **Shape:** ``(num_draws, n, classes)``, or averaged ``(n, classes)``.
+        :returns: in double precision. **Shape:** ``(n, classes)``.
+        """
+        average = _average(as_probabilities("probabilities", probabilities))
+        return (average.log() / self.temperature).softmax(-1)
+
+
+def temperature_scale(probabilities: ArrayLike, labels: ArrayLike) -> TemperatureScaling:
+    """Find the temperature at which the averaged predictive has the least NLL.
+
+    Take points for it that were not trained on, and scale the probabilities of others by what is
+    returned. The temperature lies between 0.01 and 100: it is near an end where no other is best,
+    such as for points that are all classified correctly.
+
+    :param probabilities: **Shape:** ``(num_draws, n, classes)``, or averaged ``(n, classes)``.
+    :param labels: the observed classes. **Shape:** ``(n,)``.
+    :returns: the temperature, as a function of probabilities.
+    :raises ValueError: also where a label has probability zero, so that no temperature helps.
+
+    Reference: C. Guo, G. Pleiss, Y. Sun and K. Weinberger (2017), *On calibration of modern neural
+    networks*, https://arxiv.org/abs/1706.04599.
+
+    Example::
+
+        >>> overconfident = torch.tensor([[0.9, 0.1]]).expand(4, -1)
+        >>> scaling = temperature_scale(overconfident, torch.tensor([0, 0, 0, 1]))
+        >>> round(scaling.temperature, 3)  # log 9 / log 3
+        2.0
+        >>> scaling(overconfident[:1]).round(decimals=3)
+        tensor([[0.7500, 0.2500]], dtype=torch.float64)
+    """
+    from scipy.optimize import minimize_scalar
+
+    draws, observed = checked(probabilities, labels)
+    logits = _average(draws).log()
+    own = logits.gather(-1, observed.unsqueeze(-1)).squeeze(-1)
+    _check_all("probabilities", own > -torch.inf, own.exp(), "be positive for every label")
+
+    def loss(log_temperature: float) -> float:
+        inverse = math.exp(-log_temperature)
+        return float((torch.logsumexp(inverse * logits, -1) - inverse * own).mean())
+
+    bounds = tuple(math.log(temperature) for temperature in _TEMPERATURES)
+    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return TemperatureScaling(math.exp(found.x))
 
 
 def _average(draws: Tensor) -> Tensor:

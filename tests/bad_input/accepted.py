@@ -16,6 +16,7 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("datasets.random_shifts.images", "with nan, with inf", "pixels are moved, not read"),
     ("datasets.random_shifts.max_shift", "0", "no shift"),
     ("models.ensembles.*.num_epochs", "0", "networks as they start"),
+    ("*.deep_ensemble_equivalent.value", "0, -1", "any number that a metric may have"),
     ("*.num_t*", "None", "it is not given: the split is the data set's own"),
     ("*.group_size", "None", "not given: all chains together"),
     ("*.batch_size", "None", "not given: no minibatches"),

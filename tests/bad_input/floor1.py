@@ -149,8 +149,12 @@ def metrics() -> dict[str, Call]:
         "ambiguity": call(**both),
         "brier": call(**both),
         "calibration_bins": call(**both, num_bins=5),
+        "deep_ensemble_equivalent": call(value=0.2, reference=[0.3, 0.25, 0.24]),
         "ece": call(**both, num_bins=5),
+        "ensemble_mutual_information": call(probabilities=both["probabilities"]),
         "nll": call(**both),
+        "temperature_scale": call(**both),
+        "TemperatureScaling": call(temperature=2.0),
         "total_variation": call(**pair),
     }
 
