@@ -1,0 +1,422 @@
+"""Stochastic representations: classifiers of long tails that learn from averages of weights."""
+
+# %% [markdown]
+# # Stochastic representations for long tails
+#
+# Where most examples are of a few classes, a network neglects the others. Decoupled training learns
+# the representation from the data as they are, and then trains the classifier alone, with classes
+# in balance. G. Nam, S. Jang, J. Lee (2023), Decoupled training for long-tailed classification with
+# stochastic representations, take an average of weights (SWA) as the extractor, and give the
+# classifier several representations of each image, by networks around the average (SWAG), from
+# which it distills itself.
+#
+# The method section was not at hand. That averages are distilled from draws around them, and that
+# their spread counts as uncertainty, is the paper's; the loss, its weight, the temperature and the
+# number of draws are reconstructed, and the numbers are ours.
+#
+# `pyro-ext reproduce long-tailed-srepr` runs the page, and so does
+# `python tutorials/papers/long_tailed_srepr.py`. Both print a table of claims and save it with the
+# figures in `figures/long-tailed-srepr`.
+
+# %%
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, pad
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
+
+from pyro_ext.datasets import load_mnist_5k
+from pyro_ext.diagnostics.metrics import calibration_bins, ece, nll
+from pyro_ext.inference import Trainer
+from pyro_ext.inference.averaging import SWAG
+from pyro_ext.inference.training import ShuffledBatches
+from pyro_ext.models.ensembles import (
+    BalancedBatches,
+    LearnableScales,
+    StochasticRepresentations,
+    accuracy_by_count,
+    exponential_profile,
+    logit_adjusted,
+    mutual_information,
+    tau_normalized,
+)
+from pyro_ext.nn import MLP
+from pyro_ext.reproduction import Page
+
+page = Page(
+    "long-tailed-srepr",
+    paper="G. Nam, S. Jang, J. Lee (2023), Decoupled training for long-tailed classification with "
+    "stochastic representations, arXiv 2304.09426",
+)
+SEEDS = page.seeds
+BLUE, RED, GRAY, YELLOW = "#2a6f97", "#d1495b", "#8d99ae", "#e09f3e"
+
+# %% [markdown]
+# ## The data
+#
+# Digits, of which there are 300 zeros and 3 nines to train with, and 150 of each to test with.
+# Fifty more of each choose the power of the lengths of rows in one of the rivals.
+
+# %%
+COUNTS = exponential_profile(300, 10, 100.0)
+images = load_mnist_5k()
+order = torch.cat([images.train_indices, images.test_indices]).argsort()
+pixels = torch.cat([images.train_inputs, images.test_inputs])[order]
+digits = torch.cat([images.train_targets, images.test_targets])[order]
+Rows = tuple[Tensor, Tensor]
+
+
+class Split(NamedTuple):
+    """Images and labels."""
+
+    train: Rows
+    validation: Rows
+    test: Rows
+
+
+def split(seed: int) -> Split:
+    """Part the images of each class."""
+    generator = torch.Generator().manual_seed(seed)
+    train, validation, test = [], [], []
+    for digit, count in enumerate(COUNTS.tolist()):
+        own = (digits == digit).nonzero()[:, 0]
+        own = own[torch.randperm(len(own), generator=generator)]
+        train.append(own[:count])
+        validation.append(own[300:350])
+        test.append(own[-150:])
+    index = [torch.cat(parts) for parts in (train, validation, test)]
+    return Split(*[(pixels[rows], digits[rows]) for rows in index])
+
+
+def shifted(inputs: Tensor) -> Tensor:
+    """Images that are moved by up to two pixels, each in its own direction."""
+    rows, columns = torch.randint(5, (2, len(inputs), 1)) + torch.arange(28)
+    number = torch.arange(len(inputs))[:, None, None]
+    moved: Tensor = pad(inputs, (2, 2, 2, 2), value=float(pixels.min()))[
+        number, 0, rows[:, :, None], columns[:, None, :]
+    ]
+    return moved[:, None]
+
+
+print(COUNTS.tolist(), "images to train with")
+
+# %% [markdown]
+# ## The first stage
+#
+# Two networks on the same data: one whose learning rate falls to zero, and one whose rate stays at
+# 0.02 in the last quarter, where every fifth step gives weights to the average.
+
+# %%
+NUM_STEPS = page.length(720, smoke=80)
+RATE, LAST_RATE, WARM = 0.05, 0.02, 0.75
+sgd = partial(torch.optim.SGD, lr=RATE, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+def rate(step: int) -> float:
+    """Factor of the learning rate: a cosine, and then a constant."""
+    done = min(step / (WARM * NUM_STEPS), 1.0)
+    last = LAST_RATE / RATE
+    return last + (1.0 - last) * (1.0 + math.cos(math.pi * done)) / 2
+
+
+def trained(rows: Rows, seed: int, schedule: Any, *swags: SWAG) -> nn.Sequential:
+    """A network, as a sequence of extractor and classifier; collectors follow its weights."""
+    torch.manual_seed(seed)
+    *hidden, last = MLP(784, [128, 128], 10, nn.ReLU)
+    network = nn.Sequential(nn.Sequential(nn.Flatten(), *hidden), last)
+    trainer = Trainer(network, sgd, scheduler=schedule, stateful=swags, seed=seed)
+
+    def loss(inputs: Tensor, labels: Tensor) -> Tensor:
+        if swags and trainer.num_steps >= WARM * NUM_STEPS and trainer.num_steps % 5 == 0:
+            for swag, part in zip(swags, (network[0], network), strict=True):
+                swag.collect(part)
+        return cross_entropy(network(shifted(inputs)), labels)
+
+    trainer.run(loss, NUM_STEPS, ShuffledBatches(*rows, batch_size=64), progress=False)
+    return network
+
+
+class Base(NamedTuple):
+    """What the first stage of a seed leaves."""
+
+    data: Split
+    networks: Mapping[str, nn.Sequential]
+    extractors: SWAG
+    whole: SWAG
+
+
+def first_stage(seed: int) -> Base:
+    """Train both networks."""
+    data, swags = split(seed), (SWAG(), SWAG())
+    plain = trained(data.train, seed, partial(CosineAnnealingLR, T_max=NUM_STEPS))
+    path = trained(data.train, seed, partial(LambdaLR, lr_lambda=rate), *swags)
+    return Base(data, {"SGD": plain, "SWA": swags[1].module(path)}, *swags)
+
+
+bases = {seed: first_stage(seed) for seed in SEEDS}
+
+# %% [markdown]
+# ## The second stage
+#
+# Classifiers on frozen extractors: a new one with balanced minibatches (cRT), learned factors of
+# the logits (LWS), rows of other lengths (tau), and logits less log frequencies. Those two that are
+# trained also take stochastic representations of eight draws: as further inputs alone, or with
+# distillation in one of three forms.
+
+# %%
+NUM_RETRAINING_STEPS = page.length(400, smoke=10)
+
+
+def retrained(
+    base: Base, name: str, kind: str, seed: int, variant: str = "", **options: Any
+) -> Any:
+    """A classifier with balanced minibatches."""
+    extractor, classifier = base.networks[name]
+    torch.manual_seed(seed)
+    head = nn.Linear(128, 10) if kind == "cRT" else LearnableScales(classifier)
+    swag = base.extractors if variant else None
+    model = StochasticRepresentations(
+        extractor, swag, head, variant=variant or "none", seed=seed, **options
+    )
+    model.fit(
+        BalancedBatches(*base.data.train, batch_size=64),
+        NUM_RETRAINING_STEPS,
+        scheduler=partial(CosineAnnealingLR, T_max=NUM_RETRAINING_STEPS),
+        augment=shifted,
+        seed=seed,
+        progress=False,
+    )
+    return model
+
+
+def best_tau(base: Base, name: str) -> nn.Module:
+    """The network with the power that is best on validation data."""
+    extractor, classifier = base.networks[name]
+    inputs, labels = base.data.validation
+    found = [
+        nn.Sequential(extractor, tau_normalized(classifier, tau / 10)).eval() for tau in range(11)
+    ]
+    return min(found, key=lambda model: nll(probabilities(model, inputs), labels))
+
+
+@torch.no_grad()
+def probabilities(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Predictions of labels."""
+    predicted: Tensor = model(inputs).softmax(-1)
+    return predicted
+
+
+def draws_of(base: Base, seed: int, num_samples: int = 8) -> Tensor:
+    """Predictions of networks around the average. Shapes: returns (num_samples, n, 10)."""
+    generator = torch.Generator().manual_seed(seed)
+    networks = [
+        base.whole.module(base.networks["SWA"], base.whole.sample(generator=generator))
+        for _ in range(num_samples)
+    ]
+    inputs, _ = base.data.test
+    return torch.stack([probabilities(network, inputs) for network in networks])
+
+
+def second_stage(base: Base, seed: int) -> dict[str, Tensor]:
+    """Predictions by all methods."""
+    models: dict[str, nn.Module] = {}
+    for name, network in base.networks.items():
+        extractor, classifier = network
+        models[f"{name}"] = network
+        models[f"{name}, tau"] = best_tau(base, name)
+        models[f"{name}, logits"] = nn.Sequential(extractor, logit_adjusted(classifier, COUNTS))
+        for kind in ("cRT", "LWS"):
+            models[f"{name}, {kind}"] = retrained(base, name, kind, seed)
+    for kind in ("cRT", "LWS"):
+        for variant in ("none", "kd", "kd_weighted", "dirichlet"):
+            models[f"SRepr, {kind}, {variant}"] = retrained(base, "SWA", kind, seed, variant)
+        wide = retrained(base, "SWA", kind, seed, "kd", scale=2.0)
+        models[f"SRepr, {kind}, kd, c = 2"] = wide
+    inputs, _ = base.data.test
+    found = {name: probabilities(model.eval(), inputs) for name, model in models.items()}
+    return {**found, "SWAG, 8 networks": draws_of(base, seed).mean(0)}
+
+
+predictions = {seed: second_stage(base, seed) for seed, base in bases.items()}
+
+# %% [markdown]
+# The table has means over seeds; groups are classes with more than 100, 20 to 100, and fewer than
+# 20 training images. NLL is the mean negative log likelihood, ECE the expected calibration error
+# with 15 bins.
+
+# %%
+METHODS = list(predictions[SEEDS[0]])
+
+
+def scores(seed: int, name: str) -> dict[str, float]:
+    """Accuracies, and how good the probabilities are."""
+    found, labels = predictions[seed][name], bases[seed].data.test[1]
+    accuracies = accuracy_by_count(found, labels, COUNTS)
+    return {**accuracies, "NLL": nll(found, labels), "ECE": ece(found, labels)}
+
+
+by_seed = {seed: {name: scores(seed, name) for name in METHODS} for seed in SEEDS}
+table = {
+    name: {
+        column: sum(by_seed[seed][name][column] for seed in SEEDS) / len(SEEDS)
+        for column in by_seed[SEEDS[0]][name]
+    }
+    for name in METHODS
+}
+page.table(table, title="method")
+
+
+def gain(column: str, first: str, second: str) -> dict[int, float]:
+    """How much larger a score is for one method than for another."""
+    return {seed: by_seed[seed][first][column] - by_seed[seed][second][column] for seed in SEEDS}
+
+
+CRT = [name for name in METHODS if "cRT" in name]
+page.claim(
+    "Classifiers that are retrained in balance are more accurate than the network (least gain over "
+    "all kinds of cRT).",
+    {
+        seed: min(row[name]["all"] for name in CRT) - row["SWA"]["all"]
+        for seed, row in by_seed.items()
+    },
+    ">=",
+    0.06,
+    source="Nam et al. (2023), abstract: decoupled training; bound preregistered",
+    across="mean",
+)
+page.claim(
+    "With learned factors the average is a better extractor (gain in accuracy over SGD).",
+    gain("all", "SWA, LWS", "SGD, LWS"),
+    ">=",
+    0.003,
+    source="Nam et al. (2023), abstract: SWA improves the extractor; bound preregistered",
+    across="mean",
+)
+page.claim(
+    "With learned factors the average is the better extractor in likelihood (difference of NLL).",
+    gain("NLL", "SWA, LWS", "SGD, LWS"),
+    "<",
+    0.0,
+    source="Nam et al. (2023), abstract: SWA improves the extractor",
+    across="mean",
+)
+page.claim(
+    "Distillation from stochastic representations improves the likelihood of LWS on the average "
+    "(difference of NLL).",
+    gain("NLL", "SRepr, LWS, kd", "SWA, LWS"),
+    "<=",
+    -0.008,
+    source="Nam et al. (2023), abstract: uncertainty estimates; bound preregistered",
+    across="mean",
+)
+page.claim(
+    "It improves the calibration of LWS on the average (difference of ECE).",
+    gain("ECE", "SRepr, LWS, kd", "SWA, LWS"),
+    "<",
+    0.0,
+    source="Nam et al. (2023), abstract: uncertainty estimates",
+    across="mean",
+)
+page.claim(
+    "It costs LWS on the average no accuracy (loss of accuracy).",
+    gain("all", "SWA, LWS", "SRepr, LWS, kd"),
+    "<=",
+    0.005,
+    source="Nam et al. (2023), abstract; bound preregistered",
+    across="mean",
+)
+
+
+def against_decoupled(column: str, pick: Any) -> dict[int, float]:
+    """Worst difference to the same classifier on the network trained by SGD."""
+    pairs = [gain(column, f"SRepr, {kind}, kd", f"SGD, {kind}") for kind in ("cRT", "LWS")]
+    return {seed: pick(pair[seed] for pair in pairs) for seed in SEEDS}
+
+
+page.claim(
+    "Average and stochastic representations together are at least as accurate as decoupled "
+    "training by SGD, with cRT and with LWS (lesser gain).",
+    against_decoupled("all", min),
+    ">=",
+    0.0,
+    source="Nam et al. (2023), abstract: better than earlier decoupled methods",
+    across="mean",
+)
+page.claim(
+    "Together they are better calibrated than decoupled training by SGD, with cRT and with LWS "
+    "(larger difference of ECE).",
+    against_decoupled("ECE", max),
+    "<",
+    0.0,
+    source="Nam et al. (2023), abstract: better uncertainty estimates than decoupled methods",
+    across="mean",
+)
+
+# %%
+SHOWN = ["SGD", "SGD, LWS", "SWA, LWS", "SRepr, LWS, kd", "SGD, cRT", "SWA, cRT", "SRepr, cRT, kd"]
+figure, axes = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
+for shift, (group, color) in enumerate(
+    zip(("many", "medium", "few"), (BLUE, YELLOW, RED), strict=True)
+):
+    heights = [table[name][group] for name in SHOWN]
+    bars = [number + 0.27 * (shift - 1) for number in range(len(SHOWN))]
+    axes.bar(bars, heights, 0.25, color=color, label=group)
+axes.set_xticks(range(len(SHOWN)), [name.replace(", ", "\n") for name in SHOWN], fontsize=8)
+axes.set(ylabel="accuracy", ylim=(0, 1.12))
+axes.legend(frameon=False, ncols=3, title=None, loc="upper left", fontsize=8)
+page.figure("accuracy", figure, despine=True)
+
+# %%
+figure, panels = plt.subplots(1, 3, figsize=(8, 2.9), sharey=True, layout="constrained")
+for panel, name in zip(panels, ("SGD", "SWA, LWS", "SRepr, LWS, kd"), strict=True):
+    pooled = torch.cat([predictions[seed][name] for seed in SEEDS])
+    bins = calibration_bins(pooled, torch.cat([bases[seed].data.test[1] for seed in SEEDS]))
+    panel.plot([0, 1], [0, 1], color=GRAY, lw=1)
+    panel.plot(bins.confidence, bins.accuracy, "o-", color=BLUE, ms=4)
+    panel.set(title=name, xlabel="confidence", xlim=(0, 1), ylim=(0, 1))
+panels[0].set_ylabel("accuracy")
+page.figure("calibration", figure, despine=True)
+
+# %% [markdown]
+# ## Where the draws differ
+#
+# The mutual information of label and network, over draws around the average, is an uncertainty that
+# more data would take away. It should be larger for digits that the network has hardly seen.
+
+# %%
+information = {}
+for seed, base in bases.items():
+    found = mutual_information(draws_of(base, seed))
+    labels = base.data.test[1]
+    of_class = torch.stack([found[labels == digit].mean() for digit in range(10)])
+    information[seed] = of_class
+    print(f"seed {seed}: " + ", ".join(f"{value:.4f}" for value in of_class.tolist()))
+page.claim(
+    "Draws differ more on the three rarest digits than on the three most frequent ones (ratio of "
+    "mutual information).",
+    {seed: float(row[-3:].mean() / row[:3].mean()) for seed, row in information.items()},
+    ">=",
+    3.0,
+    source="Nam et al. (2023), figure 1: stochastic representations as uncertainty; bound "
+    "preregistered",
+)
+
+# %%
+figure, axes = plt.subplots(figsize=(4.6, 3), layout="constrained")
+for row in information.values():
+    axes.plot(COUNTS, row, "o-", color=BLUE, alpha=0.6, ms=4)
+axes.set(
+    xscale="log", yscale="log", xlabel="training images of a digit", ylabel="mutual information"
+)
+page.figure("information", figure, despine=True)
+
+# %% [markdown]
+# ## The claims
+
+# %%
+page.finish({"counts": COUNTS.tolist(), "steps": NUM_STEPS, "means": table})
