@@ -40,10 +40,10 @@ def swag_distribution(
               + \tfrac{1}{2 (R - 1)} D D^\top)\bigr)
 
     :param Tensor mean: :math:`m`. **Shape:** ``(size,)``.
-    :param Tensor variance: :math:`v`, at least 1e-12 each. **Shape:** ``(size,)``.
+    :param Tensor variance: :math:`v`; less than 1e-12 counts as that. **Shape:** ``(size,)``.
     :param Tensor deviations: :math:`D^\top`, of the last weights. **Shape:** ``(R, size)``.
     :param float scale: :math:`c`.
-    :raises ValueError: for fewer than two deviations.
+    :raises ValueError: for fewer than two deviations, or negative variances.
 
     [1] W. J. Maddox, T. Garipov, P. Izmailov, D. Vetrov, A. G. Wilson (2019),
     A simple baseline for Bayesian uncertainty in deep learning.
@@ -55,9 +55,11 @@ def swag_distribution(
         tensor([0.0750])
     """
     check_number("scale", scale, above=0)
-    mean = as_tensor("mean", mean, "(size,)")
-    variance = as_tensor("variance", variance, f"({len(mean)},)", like=mean)
-    deviations = as_tensor("deviations", deviations, f"(R, {len(mean)})", like=mean)
+    mean = as_tensor("mean", mean, "(size,)", finite=True)
+    variance = as_tensor("variance", variance, f"({len(mean)},)", finite=True, like=mean)
+    deviations = as_tensor("deviations", deviations, f"(R, {len(mean)})", finite=True, like=mean)
+    if not bool((variance >= 0).all()):
+        raise ValueError(f"variance must not be negative, got {float(variance.min())}")
     if len(deviations) < 2:
         raise ValueError(f"deviations must be at least two, got {shown(deviations)}")
     factor = deviations.mT * math.sqrt(scale / (2 * (len(deviations) - 1)))
@@ -229,7 +231,7 @@ class SWA:
         :returns: the collector itself.
         """
         draws = posterior.get_samples() if hasattr(posterior, "get_samples") else posterior
-        draws = check_tensors("posterior", draws)
+        draws = check_tensors("posterior", draws, finite=True)
         sizes = {len(value) if value.dim() else 0 for value in draws.values()}
         if len(sizes) != 1 or 0 in sizes:
             raise ValueError(
@@ -355,18 +357,19 @@ class SWA:
         if not state:
             self._layout, self._state = {}, None
             return
-        like = state.get("like", torch.empty(0))
-        wanted = self._init(like)
-        if set(state) != {"layout", "like", *wanted._fields}:
-            raise ValueError(f"state must be one of {type(self).__name__}, got {sorted(state)}")
-        found = {name: state[name].clone() for name in wanted._fields}
+        wanted = self._init(torch.empty(0))
+        if set(state) != {"layout", "like", *wanted._fields} or not all(
+            isinstance(state[name], Tensor) for name in ("like", *wanted._fields)
+        ):
+            raise ValueError(f"state must be one of {type(self).__name__}, got {state!r:.80}")
         for name, value in wanted._asdict().items():
-            if value.dim() == 2 and len(value) != len(found[name]):
+            if value.dim() == 2 and len(value) != len(state[name]):
                 raise ValueError(
-                    f"state must be of the same max_rank, {len(value)}, got {len(found[name])}"
+                    f"state must be of the same max_rank, {len(value)}, got {len(state[name])}"
                 )
         self._layout = {n: (torch.Size(s), getattr(torch, d)) for n, s, d in state["layout"]}
-        self._like, self._state = like.clone(), type(wanted)(**found)
+        self._like = state["like"].clone()
+        self._state = type(wanted)(*[state[name].clone() for name in wanted._fields])
 
     # Helpers -------------------------------------------------------------------------------------
 
@@ -499,18 +502,28 @@ def _with_statistics(module: nn.Module, batches: Iterable[Any]) -> nn.Module:
     """The module itself, with statistics of minibatches."""
     if isinstance(batches, Tensor | str | Mapping) or not isinstance(batches, Iterable):
         raise TypeError(f"batches must be minibatches of inputs, got {shown(batches)}")
-    if has_batch_norm(module):
-        count = 0
+    if not has_batch_norm(module):
+        return module
+    last: Any = None
 
-        def counted() -> Iterable[Any]:
-            nonlocal count
-            for batch in batches:
-                count += 1
-                yield batch
+    def checked() -> Iterable[Any]:
+        nonlocal last
+        for batch in batches:
+            last = batch[0] if isinstance(batch, list | tuple) and len(batch) else batch
+            check_instance("batches", last, (Tensor, Mapping), "minibatches of inputs")
+            yield batch
 
-        update_bn(counted(), module)
-        if not count:
-            raise ValueError(f"batches must hold a minibatch at least, got {shown(batches)}")
+    try:
+        update_bn(checked(), module)
+    except RuntimeError as error:
+        raise ValueError(
+            f"batches must hold inputs that the module takes, got {shown(last)} and {error}"
+        ) from error
+    if last is None:
+        raise ValueError(f"batches must hold a minibatch at least, got {shown(batches)}")
+    for name, value in module.named_buffers():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise ValueError(f"batches must be finite, got {name!r} that is not from {shown(last)}")
     return module
 
 

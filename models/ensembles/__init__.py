@@ -17,9 +17,7 @@ from pyro_ext.models.ensembles.reference_posterior import (
 from pyro_ext.models.ensembles.stochastic_representations import (
     StochasticRepresentations,
     dirichlet_distillation,
-    dirichlet_precision,
     distillation,
-    mutual_information,
     weighted_distillation,
 )
 from pyro_ext.models.ensembles.tasks import classification_task
@@ -35,12 +33,10 @@ __all__ = [
     "class_weights",
     "classification_task",
     "dirichlet_distillation",
-    "dirichlet_precision",
     "distillation",
     "exponential_profile",
     "load_reference_posterior",
     "logit_adjusted",
-    "mutual_information",
     "tau_normalized",
     "weighted_distillation",
 ]

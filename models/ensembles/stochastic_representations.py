@@ -17,7 +17,6 @@ from typing import Any, Literal, get_args
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import Dirichlet, kl_divergence
 from torch.nn.functional import cross_entropy
 
 from pyro_ext._checks import (
@@ -33,14 +32,13 @@ from pyro_ext.inference import Trainer
 from pyro_ext.inference.averaging import SWAG
 from pyro_ext.inference.training import ShuffledBatches
 from pyro_ext.inference.training.trainer import Optimizer
+from pyro_ext.models.ensembles._dirichlet_proxy import dirichlet_proxy_loss
 from pyro_ext.random import fresh_seed
 
 __all__ = [
     "StochasticRepresentations",
     "dirichlet_distillation",
-    "dirichlet_precision",
     "distillation",
-    "mutual_information",
     "weighted_distillation",
 ]
 
@@ -49,49 +47,8 @@ Distillation = Callable[[Tensor, Tensor, float], Tensor]
 _SGD = partial(torch.optim.SGD, lr=0.02, momentum=0.9, nesterov=True)
 
 
-def mutual_information(probabilities: Tensor) -> Tensor:
-    r"""How much predictions differ, :math:`H(\bar p) - \tfrac1M \sum_m H(p_m)`.
-
-    :param Tensor probabilities: :math:`p_m`. **Shape:** ``(M, *batch, num_classes)``.
-    :returns: **Shape:** ``(*batch)``.
-
-    Example::
-
-        >>> mutual_information(torch.eye(2)[:, None])
-        tensor([0.6931])
-    """
-    probabilities = as_tensor("probabilities", probabilities, "(*batch, num_classes)")
-    return torch.special.entr(probabilities.mean(0)).sum(-1) - (
-        torch.special.entr(probabilities).sum(-1).mean(0)
-    )
-
-
-def dirichlet_precision(log_probabilities: Tensor) -> Tensor:
-    r"""Precision of a Dirichlet distribution of which predictions might be draws [1].
-
-    .. math:: \frac{(K - 1) / 2}{\sum_k \bar p_k
-              \bigl(\log \bar p_k - \tfrac1M \sum_m \log p_{mk}\bigr)}
-
-    :param Tensor log_probabilities: :math:`\log p_m`. **Shape:** ``(M, *batch, K)``.
-    :returns: **Shape:** ``(*batch)``.
-
-    [1] M. Ryabinin, A. Malinin, M. Gales (2021),
-    Scaling ensemble distribution distillation to many classes with proxy targets.
-
-    Example::
-
-        >>> members = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.6, 0.1, 0.3]])
-        >>> dirichlet_precision(members.log())
-        tensor(22.7315)
-    """
-    logs = as_tensor("log_probabilities", log_probabilities, "(*batch, K)")
-    mean = logs.exp().mean(0)
-    gap = (mean * (mean.clamp(min=torch.finfo(logs.dtype).tiny).log() - logs.mean(0))).sum(-1)
-    return 0.5 * (logs.shape[-1] - 1) / gap.clamp(min=torch.finfo(logs.dtype).eps)
-
-
 def distillation(student: Tensor, teachers: Tensor, temperature: float) -> Tensor:
-    r"""Cross entropy to the mean prediction, :math:`-\tau^2 \sum_k \bar p_k \log q_k` [2].
+    r"""Cross entropy to the mean prediction, :math:`-\tau^2 \sum_k \bar p_k \log q_k` [1].
 
     :param Tensor student: its logits. **Shape:** ``(*batch, num_classes)``.
     :param Tensor teachers: logits of each; no gradient goes through them.
@@ -99,21 +56,23 @@ def distillation(student: Tensor, teachers: Tensor, temperature: float) -> Tenso
     :param float temperature: :math:`\tau`, by which all logits are divided.
     :returns: **Shape:** ``(*batch)``.
 
-    [2] G. Hinton, O. Vinyals, J. Dean (2015), Distilling the knowledge in a neural network.
+    [1] G. Hinton, O. Vinyals, J. Dean (2015), Distilling the knowledge in a neural network.
 
     Example::
 
         >>> distillation(torch.zeros(2), torch.tensor([[4.0, 0.0], [0.0, 4.0]]), 2.0)
         tensor(2.7726)
     """
-    mean = (teachers.detach() / temperature).softmax(-1).mean(0)
+    student, teachers = _as_logits(student, teachers, temperature)
+    mean = (teachers / temperature).softmax(-1).mean(0)
     return -(temperature**2) * (mean * (student / temperature).log_softmax(-1)).sum(-1)
 
 
 def weighted_distillation(student: Tensor, teachers: Tensor, temperature: float) -> Tensor:
-    r""":func:`distillation`, with weights :math:`e^{-\mathrm{MI}}` of a mean of one.
+    r""":func:`distillation` with weights :math:`e^{-\mathrm{MI}}`, scaled to a mean of one.
 
-    Teachers that agree on an example count for more there. Arguments and shapes are those of
+    The mutual information :math:`H(\bar p) - \tfrac1M \sum_m H(p_m)` is how much teachers differ:
+    examples on which they agree count for more. Arguments and shapes are those of
     :func:`distillation`, with one dimension of examples.
 
     Example::
@@ -122,33 +81,48 @@ def weighted_distillation(student: Tensor, teachers: Tensor, temperature: float)
         >>> weighted_distillation(torch.zeros(2, 2), teachers, 1.0)  # weights .67 and 1.33
         tensor([0.4625, 0.9238])
     """
-    weight = (-mutual_information(teachers.detach().softmax(-1))).exp()
+    student, teachers = _as_logits(student, teachers, temperature)
+    each = teachers.softmax(-1)
+    entropies = [torch.special.entr(p).sum(-1) for p in (each.mean(0), each)]
+    weight = (entropies[1].mean(0) - entropies[0]).exp()
     return distillation(student, teachers, temperature) * weight / weight.mean()
 
 
 def dirichlet_distillation(student: Tensor, teachers: Tensor, temperature: float) -> Tensor:
-    r"""Distance to a Dirichlet distribution of the teachers' predictions [1].
+    r"""Distance to a Dirichlet distribution of which the teachers' predictions might be draws [2].
 
-    With the concentration :math:`\beta = 1 + \bar p \cdot \text{precision}` and that of the
-    student, :math:`\alpha = 1 + e^{f / \tau}`, it is
+    With the concentration :math:`\beta = 1 + s \bar p`, where the precision :math:`s` falls as
+    teachers differ, and that of the student, :math:`\alpha = 1 + e^{f / \tau}`, it is
 
     .. math:: -\sum_k \bar p_k \bigl(\psi(\alpha_k) - \psi(\alpha_0)\bigr)
               + \mathrm{KL}\bigl(\text{Dir}(\alpha) \,\|\, \text{Dir}(1)\bigr) / \beta_0
 
     where an index of zero is a sum. Arguments and shapes are those of :func:`distillation`.
 
+    [2] M. Ryabinin, A. Malinin, M. Gales (2021),
+    Scaling ensemble distribution distillation to many classes with proxy targets.
+
     Example::
 
         >>> dirichlet_distillation(torch.zeros(2, 3), torch.randn(4, 2, 3), 1.0).shape
         torch.Size([2])
     """
-    logs = (teachers.detach() / temperature).log_softmax(-1)
-    mean = logs.exp().mean(0)
-    total = (1.0 + mean * dirichlet_precision(logs)[..., None]).sum(-1)
-    alpha = 1.0 + (student / temperature).exp()
-    expected = alpha.digamma() - alpha.sum(-1, keepdim=True).digamma()
-    divergence = kl_divergence(Dirichlet(alpha), Dirichlet(torch.ones_like(alpha)))
-    return -(mean * expected).sum(-1) + divergence / total
+    student, teachers = _as_logits(student, teachers, temperature)
+    logs = (teachers / temperature).log_softmax(-1)
+    return dirichlet_proxy_loss(student, logs, temperature)
+
+
+def _as_logits(student: Any, teachers: Any, temperature: float) -> tuple[Tensor, Tensor]:
+    """Logits of a student, and those of teachers without a gradient."""
+    check_number("temperature", temperature, above=0)
+    student = as_tensor("student", student, "(*batch, num_classes)", finite=True)
+    teachers = as_tensor("teachers", teachers, finite=True, like=student).detach()
+    if not student.dim() or teachers.shape[1:] != student.shape:
+        raise ValueError(
+            "teachers must have the shape of student and one more dimension before, got "
+            f"{shown(teachers)} for {shown(student)}"
+        )
+    return student, teachers
 
 
 _DISTILLATIONS: dict[str, Distillation | None] = {
@@ -241,7 +215,7 @@ class StochasticRepresentations(nn.Module):
             self.distillation = _DISTILLATIONS[variant]
         else:
             words = ", ".join(map(repr, get_args(Variant)))
-            check_callable("variant", variant, f"one of {words}, or a function")
+            check_callable("variant", variant, f"one of {words}, or a function", or_class=False)
             self.distillation = variant
         if swag is None:
             extractors = [copy.deepcopy(extractor)]

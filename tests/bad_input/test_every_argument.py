@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from tests.bad_input import adjoint, floor1, floor2, floor3, guides, sequences, set_vae
+from tests.bad_input import (
+    adjoint,
+    floor1,
+    floor2,
+    floor3,
+    guides,
+    sequences,
+    set_vae,
+    weight_averages,
+)
 from tests.bad_input.accepted import is_walked, reason_for
 from tests.bad_input.walk import (
     REJECTED,
@@ -35,6 +44,7 @@ TABLES = {
     **guides.TABLES,
     **sequences.TABLES,
     **set_vae.TABLES,
+    **weight_averages.TABLES,
 }
 SLOW = (  # what runs something with each value that it accepts
     "pyro_ext.diagnostics",
