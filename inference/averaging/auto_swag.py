@@ -14,7 +14,7 @@ from pyro_ext.inference.averaging.weight_averages import SWAGState, swag_distrib
 __all__ = ["AutoSWAG"]
 
 
-class AutoSWAG(AutoContinuous):  # type: ignore[misc]
+class AutoSWAG(AutoContinuous):
     r"""A normal guide, of low rank plus diagonal, around the average of a trajectory [1].
 
     While it is trained, by :class:`~pyro.infer.SVI` or any
@@ -56,10 +56,10 @@ class AutoSWAG(AutoContinuous):  # type: ignore[misc]
     """
 
     calls: Tensor
-    count: Tensor
-    mean: Tensor
-    squares: Tensor
-    latest: Tensor
+    swag_num_collected: Tensor
+    swag_mean: Tensor
+    swag_squares: Tensor
+    swag_latest: Tensor
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class AutoSWAG(AutoContinuous):  # type: ignore[misc]
     ) -> None:
         check_callable("model", model, "a Pyro model")
         check_callable("init_loc_fn", init_loc_fn)
-        super().__init__(model, init_loc_fn)
+        super().__init__(model, init_loc_fn)  # type: ignore[no-untyped-call]
         self.max_rank = check_integer("max_rank", max_rank, 2)
         self.start = check_integer("start", start, 0)
         self.every = check_integer("every", every, 1)
@@ -82,7 +82,7 @@ class AutoSWAG(AutoContinuous):  # type: ignore[misc]
     @property
     def num_collected(self) -> int:
         """Number of points that were taken in."""
-        return 0 if self.prototype_trace is None else int(self.count)
+        return 0 if self.prototype_trace is None else int(self.swag_num_collected)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Sample the latent sites: at the point in training, otherwise from the distribution.
@@ -100,11 +100,11 @@ class AutoSWAG(AutoContinuous):  # type: ignore[misc]
                 check_finite("loc", self.loc.detach())
                 self._moments().update_(self.loc.detach())
             self.calls += 1
-        return super().forward(*args, **kwargs)
+        return super().forward(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
         """The distribution of the flat unconstrained values, or the point where it is one."""
-        if self._is_trained() or int(self.count) < 2:
+        if self._is_trained() or int(self.swag_num_collected) < 2:
             return dist.Delta(self.loc).to_event(1)
         found = self._swag()
         return dist.LowRankMultivariateNormal(found.loc, found.cov_factor, found.cov_diag)
@@ -112,18 +112,20 @@ class AutoSWAG(AutoContinuous):  # type: ignore[misc]
     # Helpers -------------------------------------------------------------------------------------
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
-        self.loc = nn.Parameter(self._init_loc())
+        super()._setup_prototype(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self.loc = nn.Parameter(self._init_loc())  # type: ignore[no-untyped-call]
         state = SWAGState.init(self.loc.detach(), self.max_rank)
         for name, tensor in state._asdict().items():
-            self.register_buffer(name, tensor)
-        self.register_buffer("calls", torch.zeros_like(state.count))
+            self.register_buffer(f"swag_{name}", tensor)
+        self.register_buffer("calls", torch.zeros_like(state.num_collected))
 
     def _is_trained(self) -> bool:
         return self.training and torch.is_grad_enabled()
 
     def _moments(self) -> SWAGState:
-        return SWAGState(self.count, self.mean, self.squares, self.latest)
+        return SWAGState(
+            self.swag_num_collected, self.swag_mean, self.swag_squares, self.swag_latest
+        )
 
     def _swag(self) -> Any:
         state = self._moments()

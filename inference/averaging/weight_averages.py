@@ -70,27 +70,27 @@ def swag_distribution(
 class SWAState(NamedTuple):
     """Number and mean of the weights so far."""
 
-    count: Tensor
+    num_collected: Tensor
     mean: Tensor
 
     @staticmethod
     def init(vector: Tensor) -> "SWAState":
         """Of no weights yet, in double precision where the device has it."""
         dtype = torch.float32 if vector.device.type == "mps" else torch.float64
-        count = torch.zeros((), dtype=torch.int64, device=vector.device)
-        return SWAState(count, torch.zeros_like(vector, dtype=dtype))
+        num_collected = torch.zeros((), dtype=torch.int64, device=vector.device)
+        return SWAState(num_collected, torch.zeros_like(vector, dtype=dtype))
 
     @torch.no_grad()
     def update_(self, vector: Tensor) -> None:
         """Take in weights, ``(size,)``."""
-        self.count.add_(1)
-        self.mean.add_((vector - self.mean) / self.count)
+        self.num_collected.add_(1)
+        self.mean.add_((vector - self.mean) / self.num_collected)
 
 
 class SWAGState(NamedTuple):
     r"""Moments of the weights so far, which new weights change in place.
 
-    :param Tensor count: their number. **Shape:** ``()``.
+    :param Tensor num_collected: their number. **Shape:** ``()``.
     :param Tensor mean: :math:`m`. **Shape:** ``(size,)``.
     :param Tensor squares: sums of squared distances from the mean. **Shape:** ``(size,)``.
     :param Tensor latest: :math:`w_j - m_j` of the latest weights; the one of weights :math:`j`
@@ -105,7 +105,7 @@ class SWAGState(NamedTuple):
         (2.0, 0.6667, [0.0, 1.0, 0.0])
     """
 
-    count: Tensor
+    num_collected: Tensor
     mean: Tensor
     squares: Tensor
     latest: Tensor
@@ -117,9 +117,9 @@ class SWAGState(NamedTuple):
         :param Tensor vector: has the size, type and device of the weights. **Shape:** ``(size,)``.
         :param int max_rank: :math:`R`.
         """
-        count, mean = SWAState.init(vector)
+        num_collected, mean = SWAState.init(vector)
         latest = vector.new_zeros((max_rank, len(vector)))
-        return SWAGState(count, mean, torch.zeros_like(mean), latest)
+        return SWAGState(num_collected, mean, torch.zeros_like(mean), latest)
 
     @torch.no_grad()
     def update_(self, vector: Tensor) -> None:
@@ -128,21 +128,21 @@ class SWAGState(NamedTuple):
         :param Tensor vector: **Shape:** ``(size,)``.
         """
         before = vector - self.mean
-        SWAState(self.count, self.mean).update_(vector)
+        SWAState(self.num_collected, self.mean).update_(vector)
         after = vector - self.mean
         self.squares.add_(before * after)  # sums of squares less the mean's would cancel
-        self.latest[(int(self.count) - 1) % len(self.latest)] = after.to(self.latest.dtype)
+        self.latest[(int(self.num_collected) - 1) % len(self.latest)] = after.to(self.latest.dtype)
 
     @property
     def variance(self) -> Tensor:
         """:math:`v`, at least 1e-12. **Shape:** ``(size,)``."""
-        return (self.squares / self.count).clamp(min=_LEAST_VARIANCE)
+        return (self.squares / self.num_collected).clamp(min=_LEAST_VARIANCE)
 
     @property
     def deviations(self) -> Tensor:
         """Deviations of the latest weights, oldest first. **Shape:** ``(R, size)``."""
-        count, rank = int(self.count), len(self.latest)
-        return self.latest[:count] if count < rank else self.latest.roll(-(count % rank), 0)
+        number, rank = int(self.num_collected), len(self.latest)
+        return self.latest[:number] if number < rank else self.latest.roll(-(number % rank), 0)
 
 
 class SWA:
@@ -247,7 +247,7 @@ class SWA:
     @property
     def num_collected(self) -> int:
         """How many times weights were taken in."""
-        return 0 if self._state is None else int(self._state.count)
+        return 0 if self._state is None else int(self._state.num_collected)
 
     @property
     def mean(self) -> Tensor:

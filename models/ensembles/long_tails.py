@@ -259,10 +259,10 @@ def _copied(classifier: Any) -> nn.Linear:
 
 def _as_counts(counts: Any) -> Tensor:
     """Numbers of examples, as floating-point numbers."""
-    counts = as_tensor("counts", counts, "(num_classes,)", kind="integers")
-    if not bool((counts > 0).all()):
-        raise ValueError(f"counts must be at least one for each class, got {counts.tolist()!r:.80}")
-    return counts.double()
+    numbers = as_tensor("counts", counts, "(num_classes,)", kind="integers").double()
+    if not bool((numbers > 0).all()):
+        raise ValueError(f"counts must be at least one for each class, got {counts!r:.80}")
+    return numbers
 
 
 def _as_labels(labels: Tensor | Sequence[int], size: int, num_classes: int | None = None) -> Tensor:

@@ -9,6 +9,7 @@ can be replaced.
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch.nn.functional import cross_entropy
 from pyro_ext._checks import (
     as_tensor,
     check_callable,
+    check_choice,
     check_instance,
     check_integer,
     check_number,
@@ -84,7 +86,7 @@ def weighted_distillation(student: Tensor, teachers: Tensor, temperature: float)
     student, teachers = _as_logits(student, teachers, temperature)
     each = teachers.softmax(-1)
     entropies = [torch.special.entr(p).sum(-1) for p in (each.mean(0), each)]
-    weight = (entropies[1].mean(0) - entropies[0]).exp()
+    weight: Tensor = (entropies[1].mean(0) - entropies[0]).exp()
     return distillation(student, teachers, temperature) * weight / weight.mean()
 
 
@@ -125,7 +127,7 @@ def _as_logits(student: Any, teachers: Any, temperature: float) -> tuple[Tensor,
     return student, teachers
 
 
-_DISTILLATIONS: dict[str, Distillation | None] = {
+_DISTILLATIONS: dict[Any, Distillation | None] = {
     "kd": distillation,
     "kd_weighted": weighted_distillation,
     "dirichlet": dirichlet_distillation,
@@ -211,12 +213,10 @@ class StochasticRepresentations(nn.Module):
         self.alpha = check_number("alpha", alpha, least=0, most=1)
         self.tau = check_number("tau", tau, above=0)
         check_number("scale", scale, least=0)
-        if isinstance(variant, str) and variant in get_args(Variant):
-            self.distillation = _DISTILLATIONS[variant]
-        else:
-            words = ", ".join(map(repr, get_args(Variant)))
-            check_callable("variant", variant, f"one of {words}, or a function", or_class=False)
-            self.distillation = variant
+        if not callable(variant) or inspect.isclass(variant):
+            check_choice("variant", variant, get_args(Variant))
+            variant = _DISTILLATIONS[variant]
+        self.distillation = variant
         if swag is None:
             extractors = [copy.deepcopy(extractor)]
         else:

@@ -27,10 +27,10 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
-from pyro_ext.datasets import load_mnist_5k
+from pyro_ext.datasets import load_mnist_5k, random_shifts
 from pyro_ext.diagnostics.metrics import calibration_bins, ece, ensemble_mutual_information, nll
 from pyro_ext.inference import Trainer
 from pyro_ext.inference.averaging import SWAG
@@ -66,7 +66,7 @@ COUNTS = exponential_profile(300, 10, 100.0)
 images = load_mnist_5k()
 order = torch.cat([images.train_indices, images.test_indices]).argsort()
 pixels = torch.cat([images.train_inputs, images.test_inputs])[order]
-pixels = pixels * images.input_scale + images.input_loc  # from 0 to 1
+pixels = (pixels * images.input_scale + images.input_loc) / 255
 digits = torch.cat([images.train_targets, images.test_targets])[order]
 Rows = tuple[Tensor, Tensor]
 
@@ -93,14 +93,7 @@ def split(seed: int) -> Split:
     return Split(*[(pixels[rows], digits[rows]) for rows in index])
 
 
-def shifted(inputs: Tensor) -> Tensor:
-    """Images that are moved by up to two pixels, each in its own direction."""
-    rows, columns = torch.randint(5, (2, len(inputs), 1)) + torch.arange(28)
-    number = torch.arange(len(inputs))[:, None, None]
-    moved: Tensor = pad(inputs, (2, 2, 2, 2))[number, 0, rows[:, :, None], columns[:, None, :]]
-    return moved[:, None]
-
-
+shifted = partial(random_shifts, max_shift=2)
 print(COUNTS.tolist(), "images to train with")
 
 # %% [markdown]
@@ -143,7 +136,7 @@ class Base(NamedTuple):
     """What the first stage of a seed leaves."""
 
     data: Split
-    networks: Mapping[str, nn.Sequential]
+    networks: Mapping[str, Any]
     extractors: SWAG
     whole: SWAG
 
@@ -171,13 +164,13 @@ NUM_RETRAINING_STEPS = page.length(400, smoke=10)
 
 
 def retrained(
-    base: Base, name: str, kind: str, seed: int, variant: str = "", **options: Any
+    base: Base, name: str, kind: str, seed: int, variant: Any = None, **options: Any
 ) -> Any:
     """A classifier with balanced minibatches."""
     extractor, classifier = base.networks[name]
     torch.manual_seed(seed)
     head = nn.Linear(128, 10) if kind == "cRT" else LearnableScales(classifier)
-    swag = base.extractors if variant else None
+    swag = None if variant is None else base.extractors
     model = StochasticRepresentations(
         extractor, swag, head, variant=variant or "none", seed=seed, **options
     )

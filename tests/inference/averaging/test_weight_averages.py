@@ -189,7 +189,7 @@ def test_a_killed_run_goes_on(kind, tmp_path):
     assert whole.num_collected == 12
 
 
-MOMENTS = {"count", "mean", "squares", "latest"}
+MOMENTS = {"num_collected", "mean", "squares", "latest"}
 
 
 def test_memory_does_not_grow():

@@ -163,7 +163,7 @@ def test_what_is_refused(subtests):
     for call, error, message in [
         (lambda: make(alpha=1.5), ValueError, "alpha must be a finite number >= 0 and <= 1"),
         (lambda: make(tau=0.0), ValueError, "tau must be a finite number > 0"),
-        (lambda: make(variant="abc"), TypeError, "variant must be one of 'kd', .* got 'abc'"),
+        (lambda: make(variant="abc"), ValueError, "variant must be one of 'kd', .* got 'abc'"),
         (lambda: make(head=frozen), ValueError, "head must have parameters that require"),
         (
             lambda: StochasticRepresentations(
