@@ -15,6 +15,7 @@ from pyro import poutine
 
 from pyro_ext.distributions import GaussianCluster
 from pyro_ext.inference import MCMC, NUTS, SGHMC, SGLD
+from pyro_ext.inference.averaging import SWAG
 from pyro_ext.models.sets import DeepSet
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule
 from pyro_ext.random_measures import DirichletProcess, GeneralizedGammaProcess, frequency_table
@@ -92,6 +93,8 @@ CLASSIFIER = BayesianClassifier(BayesianModule(MLP(2, [4], 2)))
 CLUSTER = GaussianCluster.from_data(X)
 MEASURE = GeneralizedGammaProcess(1.0, 0.5, 1.0)
 TABLE = frequency_table([40, 9, 3, 2, 1, 1, 1])
+EXTRACTOR = torch.nn.Linear(2, 4)
+OF_EXTRACTOR = SWAG().collect(EXTRACTOR).collect(EXTRACTOR)
 # What the reader brings to an expression, and what is done with its value.
 READER = {
     "Potential(model, *args)": ({"model": regression, "args": (X, Y)}, None),
@@ -171,6 +174,13 @@ READER = {
     "AutoPseudocoreset(model, *data, size=100).fit(ForwardKL())": (
         {"model": line, "data": (X.repeat(10, 1), Y.repeat(10))},
         None,
+    ),
+    "SWAG(max_rank=20)": ({}, lambda swag: swag.collect(X[0]).collect(X[1]).sample()),
+    "SWA()": ({}, lambda swa: swa.collect(EXTRACTOR).module(EXTRACTOR)),
+    "AutoSWAG(model)": ({"model": line}, lambda guide: guide(X, Y)),
+    "StochasticRepresentations(extractor, swag, head)": (
+        {"extractor": EXTRACTOR, "swag": OF_EXTRACTOR, "head": torch.nn.Linear(4, 2)},
+        lambda model: model.loss(X, LABELS),
     ),
     "AmortizedMixtureGuide(model, network)": (
         {"model": two_groups, "network": DeepSet(2, 2, 5)},

@@ -216,10 +216,12 @@ class SWA:
                 f"weights must be like those before, which had {before.get(name, 'nothing')} for "
                 f"{name!r}, got {now.get(name, 'nothing')}"
             )
-        vector = _flat(tensors.values())
+        vector = _flat([tensors[name] for name in self._layout])
         if self._state is None:
-            self._like = vector[:0]
             self._state = self._init(vector)
+        elif vector.device != self._like.device:  # a state that was loaded from a file
+            self._state = type(self._state)(*[part.to(vector.device) for part in self._state])
+        self._like = vector[:0].clone()
         self._state.update_(vector)
         return self
 
@@ -256,7 +258,7 @@ class SWA:
         return mean.to(self._like.dtype)
 
     def weights(self, vector: Tensor | None = None) -> dict[str, Tensor]:
-        """Tensors by name, in the shapes and types of what was collected.
+        """Tensors by name, in the shapes and types of what was collected; of vectors, under ``""``.
 
         :param Tensor vector: a draw, say; the average without it. **Shape:** ``(size,)``.
         """

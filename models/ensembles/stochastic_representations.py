@@ -213,10 +213,12 @@ class StochasticRepresentations(nn.Module):
         self.alpha = check_number("alpha", alpha, least=0, most=1)
         self.tau = check_number("tau", tau, above=0)
         check_number("scale", scale, least=0)
-        if not callable(variant) or inspect.isclass(variant):
+        self.distillation: Distillation | None
+        if callable(variant) and not inspect.isclass(variant):
+            self.distillation = variant
+        else:
             check_choice("variant", variant, get_args(Variant))
-            variant = _DISTILLATIONS[variant]
-        self.distillation = variant
+            self.distillation = _DISTILLATIONS[variant]
         if swag is None:
             extractors = [copy.deepcopy(extractor)]
         else:

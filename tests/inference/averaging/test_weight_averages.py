@@ -192,6 +192,12 @@ def test_a_killed_run_goes_on(kind, tmp_path):
 MOMENTS = {"num_collected", "mean", "squares", "latest"}
 
 
+def test_names_may_come_in_another_order():
+    swa = SWA().collect({"a": torch.zeros(2), "b": torch.ones(1)})
+    weights = swa.collect({"b": torch.ones(1), "a": torch.zeros(2)}).weights()
+    assert weights["a"].tolist() == [0.0, 0.0] and weights["b"].tolist() == [1.0]
+
+
 def test_memory_does_not_grow():
     swag = SWAG(max_rank=4)
     sizes = set()

@@ -1,0 +1,63 @@
+"""The page on stochastic representations: its parts, and in full its claims."""
+
+import pytest
+import torch
+
+from tests.pages import check_short_report
+
+pytest.importorskip("mlxtend")
+
+PAGE = "long-tailed-srepr"
+pytestmark = pytest.mark.slow
+
+
+def test_short_run_saves_a_report_and_figures(short_run):
+    _, folder = short_run
+    check_short_report(folder, PAGE, 9, {"accuracy", "calibration", "information"})
+
+
+def test_splits_are_what_the_page_says(short_run):
+    """Counts of each part, pixels from 0 to 1, and no image in two of them."""
+    names, _ = short_run
+    data = names["split"](0)
+    counts = [part[1].bincount(minlength=10).tolist() for part in data]
+    assert counts == [[300, 179, 107, 64, 38, 23, 13, 8, 5, 3], [50] * 10, [150] * 10]
+    assert float(names["pixels"].min()) == 0.0 and float(names["pixels"].max()) == 1.0
+    rows = torch.cat([part[0] for part in data]).flatten(1)
+    assert len(rows.unique(dim=0)) == len(rows)
+    assert torch.equal(names["split"](0).train[0], data.train[0])
+    assert not torch.equal(names["split"](1).train[0], data.train[0])
+
+
+def test_the_rate_falls_and_stays(short_run):
+    names, _ = short_run
+    rate, last = names["rate"], names["NUM_STEPS"]
+    assert rate(0) == 1.0 and rate(int(0.75 * last)) == pytest.approx(0.4)
+    assert rate(last) == pytest.approx(0.4) and 0.4 < rate(last // 4) < 1.0
+
+
+def test_the_average_is_of_the_last_quarter(short_run):
+    names, _ = short_run
+    for base in names["bases"].values():
+        assert base.extractors.num_collected == base.whole.num_collected == 4
+        extractor, _ = base.networks["SWA"]
+        whole = base.whole.weights()
+        torch.testing.assert_close(extractor[1].weight.detach(), whole["0.1.weight"])
+        torch.testing.assert_close(whole["0.1.weight"], base.extractors.weights()["1.weight"])
+
+
+def test_extractors_are_frozen(short_run):
+    """Retraining leaves the networks of the first stage as they are."""
+    names, _ = short_run
+    base = names["bases"][0]
+    before = {n: v.clone() for n, v in base.networks["SWA"].state_dict().items()}
+    for kind in ("cRT", "LWS"):
+        model = names["retrained"](base, "SWA", kind, 0, "kd")
+        assert len(model.extractors) == 9
+    after = base.networks["SWA"].state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+
+
+@pytest.mark.page
+def test_full_run_meets_its_claims(full_run):
+    assert full_run.passed, full_run.verdict
