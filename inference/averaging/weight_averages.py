@@ -226,7 +226,7 @@ class SWA:
         return self
 
     def collect_samples(self, posterior: Any) -> Self:
-        """Take in all draws of a run of a sampler, one chain after the other.
+        """Take in all draws of a run of a sampler, one chain after the other, as they are.
 
         :param posterior: has ``get_samples``, as :class:`~pyro_ext.inference.MCMC` does, or is a
             dict of draws. **Shape:** ``(num_draws, *event)`` each.
@@ -553,6 +553,7 @@ def _described(layout: Mapping[str, tuple[torch.Size, torch.dtype]]) -> dict[str
 
 
 def _flat(tensors: Iterable[Tensor]) -> Tensor:
-    """One vector of all, on the device of the first."""
+    """One vector of all, on the device of the first, in single precision at least."""
     parts = [tensor.reshape(-1) for tensor in tensors]
-    return torch.cat([part.to(parts[0].device) for part in parts])
+    vector = torch.cat([part.to(parts[0].device) for part in parts])
+    return vector.to(torch.promote_types(vector.dtype, torch.float32))

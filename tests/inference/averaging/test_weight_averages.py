@@ -208,7 +208,7 @@ def test_memory_does_not_grow():
 
 
 def test_types():
-    """Half precision is averaged in double, and given back in half; types may be mixed."""
+    """Half precision is averaged in double, and weights are given back in half."""
     swa = SWA()
     for value in (1.0, 1.0 + 2**-7):
         swa.collect({"a": torch.full((2,), value).bfloat16(), "b": torch.full((1,), value)})
@@ -216,6 +216,9 @@ def test_types():
     assert weights["a"].dtype == torch.bfloat16 and weights["b"].dtype == torch.float32
     assert weights["b"].item() == 1.0 + 2**-8
     assert SWAG().collect(torch.ones(2, dtype=torch.float64)).variance.dtype == torch.float64
+    half = collected(PATH.bfloat16())
+    assert half.distribution().sample().dtype == half.sample().dtype == torch.float32
+    assert half.weights(half.sample())[""].dtype == torch.bfloat16
 
 
 def test_what_is_refused(subtests):
