@@ -22,7 +22,8 @@ def test_splits_are_what_the_page_says(short_run):
     data = names["split"](0)
     counts = [part[1].bincount(minlength=10).tolist() for part in data]
     assert counts == [[300, 179, 107, 64, 38, 23, 13, 8, 5, 3], [50] * 10, [150] * 10]
-    assert float(names["pixels"].min()) == 0.0 and float(names["pixels"].max()) == 1.0
+    assert float(names["pixels"].min()) == pytest.approx(0.0, abs=1e-6)
+    assert float(names["pixels"].max()) == pytest.approx(1.0)
     rows = torch.cat([part[0] for part in data]).flatten(1)
     assert len(rows.unique(dim=0)) == len(rows)
     assert torch.equal(names["split"](0).train[0], data.train[0])
