@@ -246,9 +246,9 @@ predictions = {seed: second_stage(base, seed) for seed, base in bases.items()}
 # next to nothing, since draws differ little, and the Dirichlet form makes learned factors worse.
 # With pixels standardized, not from 0 to 1, the network itself is better (accuracies 0.83 by either
 # training), and the average gains LWS 0.003 in accuracy and loses 0.003 in NLL; distillation then
-# still gains 0.029 in NLL, and costs 0.005 in accuracy. That was the first run of this page, in which
-# five of the nine claims failed: the first two, the next one on the NLL of the average, the bound
-# on the accuracy that distillation costs, and the comparison with SGD.
+# still gains 0.029 in NLL, and costs 0.005 in accuracy. That was the first run of this page, in
+# which five of the nine claims failed: the first two, the next one on the NLL of the average, the
+# bound on the accuracy that distillation costs, and the comparison with SGD.
 
 # %%
 METHODS = list(predictions[SEEDS[0]])
