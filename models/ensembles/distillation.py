@@ -1,0 +1,195 @@
+r"""Distillation of an ensemble into one network.
+
+[1] G. Hinton, O. Vinyals, J. Dean (2015),
+Distilling the knowledge in a neural network.
+
+[2] G. Nam, H. Lee, B. Heo, J. Lee (2022),
+Improving ensemble distillation with weight averaging and diversifying perturbation.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from pyro_ext._checks import as_tensor, check_instance, check_number, check_sequence, shown
+from pyro_ext.models.ensembles.perturbations import (
+    Direction,
+    check_bounds,
+    diversify,
+    find_direction,
+)
+from pyro_ext.nn import BatchEnsemble
+
+
+def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float = 4.0) -> Tensor:
+    r"""Cross-entropy of a student's softened probabilities under those of its teachers [1, 2].
+
+    .. math:: L = \tau^2 \, \frac{1}{M N} \sum_{m, n} \sum_k - p_k(t_{mn} / \tau)
+              \log p_k(u_{mn} / \tau) ,
+
+    with :math:`p` the softmax. The factor keeps gradients of one size whatever :math:`\tau` is.
+
+    :param Tensor student_logits: :math:`u`; without members, it is one student of all teachers.
+        **Shape:** ``(num_members, n, classes)`` or ``(n, classes)``.
+    :param Tensor teacher_logits: :math:`t`, through which no gradient flows. **Shape:**
+        ``(num_members, n, classes)``.
+    :param float tau: :math:`\tau > 0`, the temperature.
+    :returns: a scalar.
+
+    Example::
+
+        >>> logits = torch.tensor([[[2.0, 0.0]], [[0.0, 2.0]]])  # two teachers, one point
+        >>> distillation_loss(logits, logits, tau=1.0).round(decimals=4)
+        tensor(0.3653)
+        >>> distillation_loss(torch.zeros(1, 2), logits, tau=1.0).round(decimals=4)
+        tensor(0.6931)
+    """
+    student_logits = as_tensor("student_logits", student_logits)
+    teacher_logits = as_tensor("teacher_logits", teacher_logits, "(num_members, n, classes)")
+    check_number("tau", tau, above=0.0)
+    if student_logits.shape not in (teacher_logits.shape, teacher_logits.shape[1:]):
+        raise ValueError(
+            f"student_logits must have the shape {tuple(teacher_logits.shape)} of teacher_logits, "
+            f"with or without members; got {tuple(student_logits.shape)}"
+        )
+    targets = (teacher_logits.detach() / tau).softmax(-1)
+    return -(tau**2) * (targets * (student_logits / tau).log_softmax(-1)).sum(-1).mean()
+
+
+class BatchEnsembleDistiller:
+    r"""Distills each of several teachers into a member of a batch ensemble, and these into one [2].
+
+    The student is a :class:`~pyro_ext.nn.BatchEnsemble` of a network, and member :math:`m` learns
+    from teacher :math:`m`. :meth:`loss` is
+
+    .. math:: (1 - \alpha) \operatorname{CE} + \alpha L + \lambda \Bigl( \tfrac{1}{2} \lVert \theta
+              \rVert^2 + \tfrac{1}{2 M} \sum_m \lVert 1 - r_m \rVert^2 + \lVert 1 - s_m \rVert^2
+              \Bigr)
+
+    with :math:`\operatorname{CE}` the cross-entropy of the labels, :math:`L` the
+    :func:`distillation_loss`, :math:`\theta` all parameters but factors, and :math:`r_m, s_m` the
+    factors. These see one :math:`M`-th of the rows, so that their gradient is multiplied by
+    :math:`M`: else they would stay at one, and all members learn the mean of the teachers. It is
+    why the loss returns gradients with its value, which a
+    :class:`~pyro_ext.inference.training.Trainer` takes. The weight decay is within: use an
+    optimizer that has none.
+
+    Inputs may be moved first toward where the teachers disagree, by
+    :func:`~pyro_ext.models.ensembles.diversify`. What is drawn for that comes from PyTorch's
+    generators, and so from the seed of the trainer.
+
+    :param torch.nn.Module network: any with linear layers and convolutions, as
+        :class:`~pyro_ext.nn.BatchEnsemble` takes it; a copy is trained, from its weights.
+    :param teachers: modules that map inputs to logits, ``(n, classes)``; copies of them are used,
+        in evaluation mode.
+    :param float tau: :math:`\tau`, the temperature of the distillation.
+    :param float alpha: :math:`\alpha \in [0, 1]`; with one, labels are not used.
+    :param float weight_decay: :math:`\lambda`.
+    :param perturbation: as of :func:`~pyro_ext.models.ensembles.diversify`; ``None`` for inputs as
+        they are.
+    :param float eta: root mean square of the perturbation, in units of the inputs.
+    :param bounds: to which perturbed inputs are clipped, or ``None``.
+    :raises TypeError: for arguments of a wrong type.
+    :raises ValueError: for numbers out of range, a network without layers that take factors, or
+        fewer teachers than the perturbation needs.
+
+    Example::
+
+        >>> from functools import partial
+        >>> from pyro_ext.inference.training import ShuffledBatches, Trainer
+        >>> from pyro_ext.nn import MLP
+        >>> x, y = torch.rand(60, 4), torch.arange(60) % 3
+        >>> teachers = [MLP(4, [16], 3) for _ in range(4)]
+        >>> distiller = BatchEnsembleDistiller(MLP(4, [8], 3), teachers, perturbation="tdiv-sdiv")
+        >>> sgd = partial(torch.optim.SGD, lr=0.02, momentum=0.9, nesterov=True)
+        >>> trainer = Trainer(distiller.student, sgd, max_norm=5.0, seed=0)
+        >>> losses = trainer.run(
+        ...     distiller.loss, 10, ShuffledBatches(x, y, batch_size=20), progress=False)
+        >>> distiller.merge()(x).shape, distiller.student(x).shape
+        (torch.Size([60, 3]), torch.Size([4, 60, 3]))
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        teachers: Sequence[nn.Module],
+        *,
+        tau: float = 4.0,
+        alpha: float = 1.0,
+        weight_decay: float = 5e-4,
+        perturbation: str | Direction | None = None,
+        eta: float = 1 / 255,
+        bounds: tuple[float, float] | None = (0.0, 1.0),
+    ) -> None:
+        check_instance("network", network, nn.Module, "a torch.nn.Module")
+        teachers = check_sequence("teachers", teachers, "a list of modules", kind=nn.Module)
+        self.tau = check_number("tau", tau, above=0.0)
+        self.alpha = check_number("alpha", alpha, least=0.0, most=1.0)
+        self.weight_decay = check_number("weight_decay", weight_decay, least=0.0)
+        self.eta = check_number("eta", eta, least=0.0)
+        self.bounds = check_bounds(bounds)
+        if perturbation is not None:
+            find_direction(perturbation, len(teachers))
+        self.perturbation = perturbation
+        self.student = BatchEnsemble(network, len(teachers)).train()
+        self.teachers = [deepcopy(one).eval().requires_grad_(False) for one in teachers]
+
+    def loss(
+        self, inputs: Tensor, labels: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor | None]]:
+        """The loss of a minibatch, and its gradients with those of factors multiplied.
+
+        :param Tensor inputs: **Shape:** ``(n, *event)``.
+        :param Tensor labels: classes; ``alpha`` of one does without. **Shape:** ``(n,)``.
+        :returns: a scalar, and gradients by name of the student's parameters.
+        """
+        if self.alpha < 1.0 and not isinstance(labels, Tensor):
+            raise ValueError(f"labels must be given where alpha is below one, got {shown(labels)}")
+        if self.perturbation is not None:
+            # Statistics of batch normalization are for the step of the loss to gather.
+            self.student.eval()
+            inputs = diversify(
+                inputs,
+                self.teachers,
+                self.student,
+                self.perturbation,
+                eta=self.eta,
+                bounds=self.bounds,
+            )
+        self.student.train()
+        with torch.no_grad():
+            teacher_logits = torch.stack([teacher(inputs) for teacher in self.teachers])
+        logits = self.student(inputs)
+        value = self.alpha * distillation_loss(logits, teacher_logits, self.tau)
+        if self.alpha < 1.0:
+            repeated = labels.repeat(len(logits))  # type: ignore[union-attr]
+            value = value + (1.0 - self.alpha) * cross_entropy(logits.flatten(0, 1), repeated)
+        parameters = {n: p for n, p in self.student.named_parameters() if p.requires_grad}
+        factors = {id(factor) for factor in self.student.factors().values()}
+        if self.weight_decay:
+            penalties = [
+                (1.0 - p).square().sum() / self.student.num_members
+                if id(p) in factors
+                else p.square().sum()
+                for p in parameters.values()
+            ]
+            value = value + 0.5 * self.weight_decay * sum(penalties)
+        gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+        scaled: dict[str, Tensor | None] = {
+            name: gradient * self.student.num_members
+            if gradient is not None and id(parameter) in factors
+            else gradient
+            for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True)
+        }
+        return value.detach(), scaled
+
+    def merge(self) -> Any:
+        """The student as one network of the class that was given, in evaluation mode.
+
+        :returns: the network with the averages of the members' factors.
+        """
+        return self.student.merge().eval()
