@@ -222,20 +222,22 @@ class BatchEnsemble(nn.Module):
             raise ValueError(
                 "network must be an ordinary network, got one with layers of a batch ensemble"
             )
-        self.network = deepcopy(network)
-        layers = [layer for layer in self.network.modules() if type(layer) in _LAYERS]
+        layers = [layer for layer in network.modules() if type(layer) in _LAYERS]
         if not layers:
             raise ValueError(
                 "network must have a torch.nn.Linear or torch.nn.Conv2d, whose class is no "
                 f"subclass of these; got {network!r:.80}"
             )
         for layer in layers:
-            if not isinstance(layer._parameters.get("weight"), nn.Parameter):
+            if "weight" not in layer._parameters:
                 raise ValueError(
                     f"network must have layers whose weight is a parameter, got {layer!r} with the "
                     f"parameters {sorted(layer._parameters)}"
                 )
-            _LAYERS[type(layer)]._convert_(layer, self.num_members)
+        self.network = deepcopy(network)
+        for layer in self.network.modules():
+            if type(layer) in _LAYERS:
+                _LAYERS[type(layer)]._convert_(layer, self.num_members)
 
     def forward(self, *inputs: Tensor, members: Any = None) -> Tensor:
         """Run members on the same inputs.
@@ -252,7 +254,8 @@ class BatchEnsemble(nn.Module):
             state = {name: factor[chosen] for name, factor in self.factors().items()}
             count = len(chosen)
         rows = tuple(x.repeat(count, *[1] * (x.dim() - 1)) for x in inputs)
-        outputs = functional_call(self.network, state, rows) if state else self.network(*rows)
+        # Tied weights would stay replaced where a layer has two names (PyTorch 2.13).
+        outputs = functional_call(self.network, state, rows, tie_weights=False)
         if not isinstance(outputs, Tensor) or len(outputs) != len(rows[0]):
             raise ValueError(
                 "network must return a tensor with a row for each row of its inputs, got "
