@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from pyro_ext._checks import as_tensor, check_instance, check_number, check_sequence, shown
+from pyro_ext._checks import as_tensor, check_instance, check_number, check_sequence
 from pyro_ext.models.ensembles.perturbations import (
     Direction,
     check_bounds,
@@ -147,8 +147,7 @@ class BatchEnsembleDistiller:
         :param Tensor labels: classes; ``alpha`` of one does without. **Shape:** ``(n,)``.
         :returns: a scalar, and gradients by name of the student's parameters.
         """
-        if self.alpha < 1.0 and not isinstance(labels, Tensor):
-            raise ValueError(f"labels must be given where alpha is below one, got {shown(labels)}")
+        inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True)
         if self.perturbation is not None:
             # Statistics of batch normalization are for the step of the loss to gather.
             self.student.eval()
@@ -166,7 +165,11 @@ class BatchEnsembleDistiller:
         logits = self.student(inputs)
         value = self.alpha * distillation_loss(logits, teacher_logits, self.tau)
         if self.alpha < 1.0:
-            repeated = labels.repeat(len(logits))  # type: ignore[union-attr]
+            observed = as_tensor("labels", labels, f"({len(inputs)},)", kind="integers")
+            wrong = observed[(observed < 0) | (observed >= logits.shape[-1])]
+            if len(wrong):
+                raise ValueError(f"labels must lie in 0 .. {logits.shape[-1] - 1}, got {wrong[0]}")
+            repeated = observed.to(inputs.device, torch.int64).repeat(len(logits))
             value = value + (1.0 - self.alpha) * cross_entropy(logits.flatten(0, 1), repeated)
         parameters = {n: p for n, p in self.student.named_parameters() if p.requires_grad}
         factors = {id(factor) for factor in self.student.factors().values()}

@@ -105,7 +105,8 @@ def check_bounds(bounds: Any) -> tuple[float, float] | None:
 def find_direction(perturbation: Any, num_teachers: int) -> Direction:
     """The function that a word names, or the one that was given."""
     if not isinstance(perturbation, str):
-        check_callable("perturbation", perturbation, "a word or a function that makes directions")
+        wanted = "a word or a function that makes directions"
+        check_callable("perturbation", perturbation, wanted, or_class=False)
         direction: Direction = perturbation
         return direction
     check_choice("perturbation", perturbation, DIRECTIONS)

@@ -177,7 +177,12 @@ class BatchEnsembleConv2d(_BatchEnsembleLayer, nn.Conv2d):
         check_integer("in_channels", in_channels, 1)
         check_integer("out_channels", out_channels, 1)
         num_members = check_integer("num_members", num_members, 1)
-        nn.Conv2d.__init__(self, in_channels, out_channels, kernel_size, **options)
+        sizes = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        height, width, *others = check_sequence("kernel_size", sizes, "an integer or two", 2)
+        if others:
+            raise ValueError(f"kernel_size must be an integer or two, got {kernel_size}")
+        height, width = (check_integer("kernel_size", size, 1) for size in (height, width))
+        nn.Conv2d.__init__(self, in_channels, out_channels, (height, width), **options)
         self._add_factors(num_members)
 
 
