@@ -72,11 +72,10 @@ class BatchEnsembleDistiller:
 
     with :math:`\operatorname{CE}` the cross-entropy of the labels, :math:`L` the
     :func:`distillation_loss`, :math:`\theta` all parameters but factors, and :math:`r_m, s_m` the
-    factors. These see one :math:`M`-th of the rows, so that their gradient is multiplied by
-    :math:`M`: else they would stay at one, and all members learn the mean of the teachers. It is
-    why the loss returns gradients with its value, which a
-    :class:`~pyro_ext.inference.training.Trainer` takes. The weight decay is within: use an
-    optimizer that has none.
+    factors. These see one :math:`M`-th of the rows each, so that their gradient is multiplied by
+    :math:`M`: else they would move that much more slowly than the weights. It is why the loss
+    returns gradients with its value, which a :class:`~pyro_ext.inference.training.Trainer` takes.
+    The weight decay is within: use an optimizer that has none.
 
     Inputs may be moved first toward where the teachers disagree, by
     :func:`~pyro_ext.models.ensembles.diversify`. What is drawn for that comes from PyTorch's
