@@ -148,7 +148,9 @@ latent = {
 # %% [markdown]
 # Calibrated numbers are those at the temperature that is best on the other half of the test images.
 # The equivalent is the size of a deep ensemble with the same NLL, from one to four teachers, of
-# which all subsets are averaged.
+# which all subsets are averaged. What goes the other way is perturbation of inputs, which gains most
+# in the paper: here Gaussian noise is best by a little, and diversifying perturbations are worse
+# than none. They need teachers that know their training images by heart, as those of CIFAR do.
 
 
 # %%
@@ -287,10 +289,10 @@ page.claim(
 figure, panels = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained", sharey=True)
 for number, factor_name in enumerate(spread[SEEDS[0]]):
     layer, is_output = divmod(number, 2)
-    pooled = torch.cat([row[factor_name] for row in spread.values()]).clamp(max=0.4)
+    pooled = torch.cat([row[factor_name] for row in spread.values()]).clamp(max=0.3)
     panels[is_output].hist(
         pooled.numpy(),
-        np.linspace(0.0, 0.4, 41),
+        np.linspace(0.0, 0.3, 31),
         density=True,
         histtype="step",
         color=("#2a6f97", "#e09f3e", "#d1495b")[layer],
@@ -305,7 +307,8 @@ page.figure("factors", figure, despine=True)
 # %% [markdown]
 # ## Calibration under shift
 #
-# Test images are turned. The further, the less a network should believe itself.
+# Test images are turned. The further, the less a network should believe itself. The four teachers
+# see that they disagree, and stay calibrated the longest. No student has learned that from them.
 
 # %%
 ANGLES = (0, 15, 30, 45, 60)
@@ -334,6 +337,8 @@ for panel, title in zip(panels, ("NLL", "ECE"), strict=True):
         for name in METHODS
     }
     for (name, curve), color in zip(curves.items(), COLORS, strict=True):
+        if name in ("+ Gaussian", "+ ODS"):  # not to be told from the other students
+            continue
         panel.plot(ANGLES, curve, "o-", ms=3, color=color, label=name)
     panel.set(xlabel="rotation in degrees", ylabel=title, xticks=ANGLES)
 panels[0].legend(frameon=False, fontsize=7)
@@ -409,8 +414,9 @@ for panel, word, color in zip(panels[1:], informations, ("0.6", "#e09f3e", "#d14
             list(by_level), list(by_level.values()), "o-", ms=3, color=color, label=label
         )
     moved = diversify(image, tasks[SEEDS[0]].teachers, perturbation=word, eta=8 / 255, seed=0)
-    panel.imshow(moved[0, 0], cmap="gray", vmin=0, vmax=1)
-    panel.set_title(f"{word}, 8/255", fontsize=9)
+    panel.imshow((moved - image)[0, 0], cmap="coolwarm", vmin=-0.15, vmax=0.15)
+    panel.contour(image[0, 0], [0.5], colors="black", linewidths=0.6)
+    panel.set_title(f"{word}: change by 8/255", fontsize=9)
     panel.set_axis_off()
 panels[0].set(xlabel="root mean square, of 255", ylabel="mutual information")
 panels[0].legend(frameon=False, fontsize=8)
@@ -423,7 +429,7 @@ page.figure("perturbations", figure)
 # with two of 32. After 400 steps of Adam both students have some way to go, and the batch ensemble
 # is far ahead: with standardized pixels and twice the steps, which plain distillation needs to
 # come near its teachers, the difference is 0.009. What goes the other way is perturbation: at this
-# size students of perturbed images are no better than those of images as they are.
+# size students of perturbed images are worse than those of images as they are.
 
 # %%
 ETAS = {"LatentBE": 0.0, "+ TDiv-SDiv, 0.02": 0.02, "+ TDiv-SDiv, 0.1": 0.1}
