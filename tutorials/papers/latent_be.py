@@ -148,9 +148,11 @@ latent = {
 # %% [markdown]
 # Calibrated numbers are those at the temperature that is best on the other half of the test images.
 # The equivalent is the size of a deep ensemble with the same NLL, from one to four teachers, of
-# which all subsets are averaged. What goes the other way is perturbation of inputs, which gains most
-# in the paper: here Gaussian noise is best by a little, and diversifying perturbations are worse
-# than none. They need teachers that know their training images by heart, as those of CIFAR do.
+# which all subsets are averaged.
+#
+# What goes the other way is perturbation of inputs, which gains most in the paper: here Gaussian
+# noise is best by a little, and diversifying perturbations are worse than none. The paper's teachers
+# know their training images by heart; these, with images that are shifted anew each time, do not.
 
 
 # %%
