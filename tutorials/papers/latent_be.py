@@ -151,8 +151,9 @@ latent = {
 # which all subsets are averaged.
 #
 # What goes the other way is perturbation of inputs, which gains most in the paper: here Gaussian
-# noise is best by a little, and diversifying perturbations are worse than none. The paper's teachers
-# know their training images by heart; these, with images that are shifted anew each time, do not.
+# noise is best by a little, and diversifying perturbations are worse than none. The paper's
+# teachers know their training images by heart; these, with images that are shifted anew each time,
+# do not.
 
 
 # %%
