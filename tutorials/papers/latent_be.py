@@ -314,7 +314,7 @@ page.figure("factors", figure, despine=True)
 # see that they disagree, and stay calibrated the longest. No student has learned that from them.
 
 # %%
-ANGLES = (0, 15, 30, 45, 60)
+ANGLES = page.length((0, 15, 30, 45, 60), smoke=(0, 30))
 
 
 def rotated(images: Tensor, degrees: float) -> Tensor:
@@ -359,7 +359,7 @@ page.table(
 # information of the ensemble says how much they disagree.
 
 # %%
-LEVELS = (1, 2, 4, 8)  # root mean squares, of 255
+LEVELS = page.length((1, 2, 4, 8), smoke=(8,))  # root mean squares, of 255
 
 
 def information(seed: int, word: str, level: int) -> float:
@@ -417,8 +417,8 @@ for panel, word, color in zip(panels[1:], informations, ("0.6", "#e09f3e", "#d14
             list(by_level), list(by_level.values()), "o-", ms=3, color=color, label=label
         )
     moved = diversify(image, tasks[SEEDS[0]].teachers, perturbation=word, eta=8 / 255, seed=0)
-    panel.imshow((moved - image)[0, 0], cmap="coolwarm", vmin=-0.15, vmax=0.15)
-    panel.contour(image[0, 0], [0.5], colors="black", linewidths=0.6)
+    panel.imshow((moved - image)[0, 0].numpy(), cmap="coolwarm", vmin=-0.15, vmax=0.15)
+    panel.contour(image[0, 0].numpy(), [0.5], colors="black", linewidths=0.6)
     panel.set_title(f"{word}: change by 8/255", fontsize=9)
     panel.set_axis_off()
 panels[0].set(xlabel="root mean square, of 255", ylabel="mutual information")
