@@ -1,12 +1,28 @@
 """Ensembles of networks, reference posteriors of small Bayesian ones, and tasks for samplers."""
 
-from pyro_ext.models.ensembles.distillation import (BatchEnsembleDistiller, distillation_loss)
-from pyro_ext.models.ensembles.long_tails import (BalancedBatches, LearnableScales, accuracy_by_count, class_weights, exponential_profile, logit_adjusted, tau_normalized)
-from pyro_ext.models.ensembles.mnist_networks import (BaseNetworks, base_networks)
-from pyro_ext.models.ensembles.perturbations import (diversify)
-from pyro_ext.models.ensembles.reference_posterior import (ReferencePosterior, load_reference_posterior)
-from pyro_ext.models.ensembles.stochastic_representations import (StochasticRepresentations, dirichlet_distillation, distillation, weighted_distillation)
-from pyro_ext.models.ensembles.tasks import (classification_task)
+from pyro_ext.models.ensembles.latent_batch_ensembles import BatchEnsembleDistiller
+from pyro_ext.models.ensembles.long_tails import (
+    BalancedBatches,
+    LearnableScales,
+    accuracy_by_count,
+    class_weights,
+    exponential_profile,
+    logit_adjusted,
+    tau_normalized,
+)
+from pyro_ext.models.ensembles.mnist_networks import BaseNetworks, base_networks
+from pyro_ext.models.ensembles.perturbations import diversify
+from pyro_ext.models.ensembles.reference_posterior import (
+    ReferencePosterior,
+    load_reference_posterior,
+)
+from pyro_ext.models.ensembles.stochastic_representations import (
+    StochasticRepresentations,
+    dirichlet_distillation,
+    distillation,
+    weighted_distillation,
+)
+from pyro_ext.models.ensembles.tasks import classification_task
 
 __all__ = [
     "BalancedBatches",
@@ -21,7 +37,6 @@ __all__ = [
     "classification_task",
     "dirichlet_distillation",
     "distillation",
-    "distillation_loss",
     "diversify",
     "exponential_profile",
     "load_reference_posterior",

@@ -19,7 +19,6 @@ def distillation() -> dict[str, Call]:
     torch.manual_seed(0)
     teachers = [MLP(4, [6], 3) for _ in range(2)]
     network, x = MLP(4, [3], 3), torch.rand(5, 4)
-    logits = torch.randn(2, 5, 3)
     return {
         "BatchEnsembleDistiller": call(
             network=network,
@@ -36,7 +35,6 @@ def distillation() -> dict[str, Call]:
             inputs=x,
             labels=torch.arange(5) % 3,
         ),
-        "distillation_loss": call(student_logits=logits, teacher_logits=logits, tau=4.0),
         "diversify": call(
             inputs=x,
             teachers=teachers,

@@ -42,7 +42,7 @@ from pyro_ext.inference.training import ShuffledBatches, Trainer
 from pyro_ext.models.ensembles import (
     BatchEnsembleDistiller,
     base_networks,
-    distillation_loss,
+    distillation,
     diversify,
 )
 from pyro_ext.nn import MLP
@@ -93,7 +93,7 @@ class Task(NamedTuple):
         def loss(x: Tensor) -> Tensor:
             decay = torch.stack([p.square().sum() for p in student.parameters()]).sum()
             targets = torch.stack([teacher(x) for teacher in self.teachers])
-            return distillation_loss(student(x), targets, TAU) + 0.5 * WEIGHT_DECAY * decay
+            return distillation(student(x), targets, TAU).mean() + 0.5 * WEIGHT_DECAY * decay
 
         self.train(student, loss, seed)
         return student.requires_grad_(False)

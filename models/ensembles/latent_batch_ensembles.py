@@ -1,9 +1,6 @@
-r"""Distillation of an ensemble into one network.
+r"""Distillation of an ensemble into one network, through a batch ensemble.
 
-[1] G. Hinton, O. Vinyals, J. Dean (2015),
-Distilling the knowledge in a neural network.
-
-[2] G. Nam, H. Lee, B. Heo, J. Lee (2022),
+[1] G. Nam, H. Lee, B. Heo, J. Lee (2022),
 Improving ensemble distillation with weight averaging and diversifying perturbation.
 """
 
@@ -25,57 +22,23 @@ from pyro_ext.models.ensembles.perturbations import (
 from pyro_ext.nn import BatchEnsemble
 
 
-def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, tau: float = 4.0) -> Tensor:
-    r"""Cross-entropy of a student's softened probabilities under those of its teachers [1, 2].
-
-    .. math:: L = \tau^2 \, \frac{1}{M N} \sum_{m, n} \sum_k - p_k(t_{mn} / \tau)
-              \log p_k(u_{mn} / \tau) ,
-
-    with :math:`p` the softmax. The factor keeps gradients of one size whatever :math:`\tau` is.
-
-    :param Tensor student_logits: :math:`u`; without members, it is one student of all teachers.
-        **Shape:** ``(num_members, n, classes)`` or ``(n, classes)``.
-    :param Tensor teacher_logits: :math:`t`, through which no gradient flows. **Shape:**
-        ``(num_members, n, classes)``.
-    :param float tau: :math:`\tau > 0`, the temperature.
-    :returns: a scalar.
-
-    Example::
-
-        >>> logits = torch.tensor([[[2.0, 0.0]], [[0.0, 2.0]]])  # two teachers, one point
-        >>> distillation_loss(logits, logits, tau=1.0).round(decimals=4)
-        tensor(0.3653)
-        >>> distillation_loss(torch.zeros(1, 2), logits, tau=1.0).round(decimals=4)
-        tensor(0.6931)
-    """
-    student_logits = as_tensor("student_logits", student_logits)
-    teacher_logits = as_tensor("teacher_logits", teacher_logits, "(num_members, n, classes)")
-    check_number("tau", tau, above=0.0)
-    if student_logits.shape not in (teacher_logits.shape, teacher_logits.shape[1:]):
-        raise ValueError(
-            f"student_logits must have the shape {tuple(teacher_logits.shape)} of teacher_logits, "
-            f"with or without members; got {tuple(student_logits.shape)}"
-        )
-    targets = (teacher_logits.detach() / tau).softmax(-1)
-    return -(tau**2) * (targets * (student_logits / tau).log_softmax(-1)).sum(-1).mean()
-
-
 class BatchEnsembleDistiller:
-    r"""Distills each of several teachers into a member of a batch ensemble, and these into one [2].
+    r"""Distills each of several teachers into a member of a batch ensemble, and these into one [1].
 
     The student is a :class:`~pyro_ext.nn.BatchEnsemble` of a network, and member :math:`m` learns
     from teacher :math:`m`. :meth:`loss` is
 
-    .. math:: (1 - \alpha) \operatorname{CE} + \alpha L + \lambda \Bigl( \tfrac{1}{2} \lVert \theta
-              \rVert^2 + \tfrac{1}{2 M} \sum_m \lVert 1 - r_m \rVert^2 + \lVert 1 - s_m \rVert^2
-              \Bigr)
+    .. math:: (1 - \alpha) \operatorname{CE} + \alpha \tau^2 L + \lambda \Bigl( \tfrac{1}{2} \lVert
+              \theta \rVert^2 + \tfrac{1}{2 M} \sum_m \lVert 1 - r_m \rVert^2 + \lVert 1 - s_m
+              \rVert^2 \Bigr)
 
-    with :math:`\operatorname{CE}` the cross-entropy of the labels, :math:`L` the
-    :func:`distillation_loss`, :math:`\theta` all parameters but factors, and :math:`r_m, s_m` the
-    factors. These see one :math:`M`-th of the rows each, so that their gradient is multiplied by
-    :math:`M`: else they would move that much more slowly than the weights. It is why the loss
-    returns gradients with its value, which a :class:`~pyro_ext.inference.training.Trainer` takes.
-    The weight decay is within: use an optimizer that has none.
+    with :math:`\operatorname{CE}` the cross-entropy of the labels, :math:`L` that of the teachers'
+    probabilities, with all logits divided by :math:`\tau`, :math:`\theta` all parameters but
+    factors, and :math:`r_m, s_m` the factors. These see one :math:`M`-th of the rows each, so that
+    their gradient is multiplied by :math:`M`: else they would move that much more slowly than the
+    weights. It is why the loss returns gradients with its value, which a
+    :class:`~pyro_ext.inference.training.Trainer` takes. The weight decay is within: use an
+    optimizer that has none.
 
     Inputs may be moved first toward where the teachers disagree, by
     :func:`~pyro_ext.models.ensembles.diversify`. What is drawn for that comes from PyTorch's
@@ -159,10 +122,17 @@ class BatchEnsembleDistiller:
                 bounds=self.bounds,
             )
         self.student.train()
-        with torch.no_grad():
-            teacher_logits = torch.stack([teacher(inputs) for teacher in self.teachers])
         logits = self.student(inputs)
-        value = self.alpha * distillation_loss(logits, teacher_logits, self.tau)
+        with torch.no_grad():
+            of_teachers = [teacher(inputs) for teacher in self.teachers]
+        if wrong := [one.shape for one in of_teachers if one.shape != logits.shape[1:]]:
+            raise ValueError(
+                "teachers must map inputs to logits of the shape of the network's, "
+                f"{tuple(logits.shape[1:])}, got {tuple(wrong[0])}"
+            )
+        targets = (torch.cat(of_teachers) / self.tau).softmax(-1)
+        distilled = cross_entropy(logits.flatten(0, 1) / self.tau, targets)
+        value = self.alpha * self.tau**2 * distilled
         if self.alpha < 1.0:
             observed = as_tensor("labels", labels, f"({len(inputs)},)", kind="integers")
             wrong = observed[(observed < 0) | (observed >= logits.shape[-1])]
