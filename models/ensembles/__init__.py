@@ -1,5 +1,6 @@
 """Ensembles of networks, reference posteriors of small Bayesian ones, and tasks for samplers."""
 
+from pyro_ext.models.ensembles.latent_batch_ensembles import BatchEnsembleDistiller
 from pyro_ext.models.ensembles.long_tails import (
     BalancedBatches,
     LearnableScales,
@@ -10,6 +11,7 @@ from pyro_ext.models.ensembles.long_tails import (
     tau_normalized,
 )
 from pyro_ext.models.ensembles.mnist_networks import BaseNetworks, base_networks
+from pyro_ext.models.ensembles.perturbations import diversify
 from pyro_ext.models.ensembles.reference_posterior import (
     ReferencePosterior,
     load_reference_posterior,
@@ -25,6 +27,7 @@ from pyro_ext.models.ensembles.tasks import classification_task
 __all__ = [
     "BalancedBatches",
     "BaseNetworks",
+    "BatchEnsembleDistiller",
     "LearnableScales",
     "ReferencePosterior",
     "StochasticRepresentations",
@@ -34,6 +37,7 @@ __all__ = [
     "classification_task",
     "dirichlet_distillation",
     "distillation",
+    "diversify",
     "exponential_profile",
     "load_reference_posterior",
     "logit_adjusted",

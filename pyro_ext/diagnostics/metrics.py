@@ -14,6 +14,7 @@ more than 1e-4, get a ``ValueError`` that names the argument.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -301,7 +302,7 @@ def ensemble_mutual_information(probabilities: ArrayLike) -> float:
     return float((of_average - of_draws).clamp(min=0.0).mean())
 
 
-def deep_ensemble_equivalent(value: float, reference: ArrayLike) -> float:
+def deep_ensemble_equivalent(value: float, reference: ArrayLike | Sequence[float]) -> float:
     """How many networks a deep ensemble needs to be as good: its size as a real number.
 
     The sizes 1, 2, ... are interpolated linearly between the metrics of deep ensembles of these

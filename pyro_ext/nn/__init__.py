@@ -1,6 +1,11 @@
-"""Networks: Bayesian ones with their priors as Pyro models, and attention between sets."""
+"""Networks: Bayesian ones with priors as Pyro models, many in one, and attention between sets."""
 
 from pyro_ext.nn.attention import ISAB, MAB, PMA, SAB, InducedSetAttention
+from pyro_ext.nn.batch_ensemble import (
+    BatchEnsemble,
+    BatchEnsembleConv2d,
+    BatchEnsembleLinear,
+)
 from pyro_ext.nn.bayesian import BayesianClassifier, BayesianModule, init_to_module
 from pyro_ext.nn.networks import MLP, FilterResponseNorm, ResNet
 from pyro_ext.nn.node_scaling import (
@@ -18,6 +23,9 @@ __all__ = [
     "MLP",
     "PMA",
     "SAB",
+    "BatchEnsemble",
+    "BatchEnsembleConv2d",
+    "BatchEnsembleLinear",
     "BayesianClassifier",
     "BayesianModule",
     "FilterResponseNorm",

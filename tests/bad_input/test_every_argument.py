@@ -15,6 +15,7 @@ import torch
 
 from tests.bad_input import (
     adjoint,
+    distillation,
     floor1,
     floor2,
     floor3,
@@ -41,6 +42,7 @@ TABLES = {
     **floor2.TABLES,
     **floor3.TABLES,
     **adjoint.TABLES,
+    **distillation.TABLES,
     **guides.TABLES,
     **sequences.TABLES,
     **set_vae.TABLES,

@@ -12,6 +12,9 @@ from pyro_ext.nn import (
     MLP,
     PMA,
     SAB,
+    BatchEnsemble,
+    BatchEnsembleConv2d,
+    BatchEnsembleLinear,
     BayesianModule,
     FilterResponseNorm,
     InducedSetAttention,
@@ -43,6 +46,23 @@ class AtParameters(nn.Module):
     def forward(self, x):
         with pyro.validation_enabled(False):  # it branches on values
             return pyro.condition(self.bayesian[0], dict(self.network.named_parameters()))(x)
+
+
+class AllMembers(nn.Module):
+    """Outputs of all members of a batch ensemble for each row, from factors that differ."""
+
+    def __init__(self, ensemble):
+        super().__init__()
+        self.ensemble = ensemble
+        for name, parameter in self.named_parameters():
+            if name.endswith("factors"):
+                nn.init.normal_(parameter, 1.0, 0.3)
+
+    def forward(self, x):
+        if not isinstance(self.ensemble, BatchEnsemble):
+            x = x.repeat(3, *[1] * (x.dim() - 1))
+            return self.ensemble(x).unflatten(0, (3, -1)).movedim(0, 1)
+        return self.ensemble(x).movedim(0, 1)
 
 
 def set_transformer(encoder="isab", pooling="pma", **options):
@@ -108,6 +128,15 @@ MODULES = {
     "NodeScale of images": (
         lambda: NodeScale(torch.rand(4), learnable=True, dim=1),
         (torch.randn(6, 4, 2, 3),),
+    ),
+    "BatchEnsemble": (lambda: AllMembers(BatchEnsemble(MLP(4, [5], 3), 3)), (torch.randn(6, 4),)),
+    "BatchEnsembleLinear": (
+        lambda: AllMembers(BatchEnsembleLinear(4, 3, num_members=3)),
+        (torch.randn(6, 4),),
+    ),
+    "BatchEnsembleConv2d": (
+        lambda: AllMembers(BatchEnsembleConv2d(2, 3, 3, num_members=3)),
+        (torch.randn(4, 2, 5, 5),),
     ),
     "BayesianModule": (lambda: AtParameters(MLP(4, [5], 3)), (torch.randn(6, 4),)),
     "MAB without norm": (

@@ -1,0 +1,201 @@
+r"""Perturbations of inputs toward places where networks disagree.
+
+[1] Y. Tashiro, Y. Song, S. Ermon (2020),
+Diversity can be transferred: output diversification for white- and black-box attacks.
+
+[2] G. Nam, J. Yoon, Y. Lee, J. Lee (2021),
+Diversity matters when learning from ensembles.
+
+[3] G. Nam, H. Lee, B. Heo, J. Lee (2022),
+Improving ensemble distillation with weight averaging and diversifying perturbation.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from pyro_ext._checks import (
+    as_tensor,
+    check_callable,
+    check_choice,
+    check_number,
+    check_sequence,
+)
+from pyro_ext.nn import BatchEnsemble
+from pyro_ext.random import seeded
+
+Teachers = Sequence[nn.Module]
+Student = BatchEnsemble | None
+Direction = Callable[[Tensor, Teachers, Student], Tensor]
+
+
+def diversify(
+    inputs: Tensor,
+    teachers: Teachers,
+    student: Student = None,
+    perturbation: str | Direction = "tdiv-sdiv",
+    *,
+    eta: float = 1 / 255,
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+    seed: int | None = None,
+) -> Tensor:
+    r"""Move each input by one step, of root mean square :math:`\eta` over its numbers.
+
+    In place of a word, ``perturbation`` may be a function of inputs, teachers and student, which
+    returns directions in the shape of the inputs. The words are
+
+    - ``"gaussian"``: a normal direction;
+    - ``"ods"``: the gradient of :math:`w^\top p(x)`, where :math:`p` are the probabilities of a
+      teacher that is drawn and :math:`w` is uniform on :math:`[-1, 1]` for each input [1];
+    - ``"confods"``: the same, times the teacher's confidence, :math:`\max_k p_k(x)` [2];
+    - ``"tdiv"``: the gradient of the cross-entropy of two teachers that are drawn, :math:`-\sum_k
+      p_b(k | x) \log p_a(k | x)` with :math:`p_b` held fixed [3];
+    - ``"tdiv-sdiv"``: the gradient of that minus the one of the same members of the student, whose
+      disagreement it does not seek [3].
+
+    Networks run in the mode they are in: put them in evaluation mode, so that statistics of
+    batch normalization are the running ones and stay as they are.
+
+    :param Tensor inputs: **Shape:** ``(n, *event)``.
+    :param teachers: modules that map inputs to logits, ``(n, classes)``.
+    :param BatchEnsemble student: with a member for each teacher; ``"tdiv-sdiv"`` alone needs it.
+    :param perturbation: the direction.
+    :param float eta: :math:`\eta`, in units of the inputs.
+    :param bounds: to which perturbed inputs are clipped, the valid range of a pixel.
+    :param int seed: of what is drawn; ``None`` draws from PyTorch's generators as they are.
+    :returns: perturbed inputs. Those without a gradient stay where they are.
+    :raises ValueError: for a word without the networks that it needs.
+
+    Example::
+
+        >>> from pyro_ext.nn import MLP
+        >>> x = torch.rand(5, 4)
+        >>> moved = diversify(x, [MLP(4, [8], 3), MLP(4, [8], 3)], perturbation="tdiv", eta=0.1)
+        >>> bool(((moved - x).square().mean(1) < 0.1**2 + 1e-6).all())
+        True
+    """
+    inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True)
+    teachers = check_sequence("teachers", teachers, "a list of modules", kind=nn.Module)
+    check_number("eta", eta, least=0.0)
+    bounds = check_bounds(bounds)
+    direction = find_direction(perturbation, len(teachers))
+    if perturbation == "tdiv-sdiv" and getattr(student, "num_members", 0) != len(teachers):
+        raise ValueError(
+            f"student must be a BatchEnsemble with {len(teachers)} members, one for each teacher, "
+            f"got {student!r:.80}"
+        )
+    with seeded(seed):
+        moved = inputs + eta * direction(inputs, teachers, student)
+    return moved if bounds is None else moved.clamp(*bounds)
+
+
+def check_bounds(bounds: Any) -> tuple[float, float] | None:
+    """Check a lower and an upper bound."""
+    if bounds is None:
+        return None
+    low, high = (*check_sequence("bounds", bounds, "a lower and an upper bound"), None, None)[:2]
+    low = check_number("bounds[0]", low)
+    return low, check_number("bounds[1]", high, above=low)
+
+
+def find_direction(perturbation: Any, num_teachers: int) -> Direction:
+    """The function that a word names, or the one that was given."""
+    if not isinstance(perturbation, str):
+        wanted = "a word or a function that makes directions"
+        check_callable("perturbation", perturbation, wanted, or_class=False)
+        direction: Direction = perturbation
+        return direction
+    check_choice("perturbation", perturbation, DIRECTIONS)
+    if perturbation.startswith("tdiv") and num_teachers < 2:
+        raise ValueError(
+            f"teachers must be two at least for perturbation={perturbation!r}, got {num_teachers}"
+        )
+    return DIRECTIONS[perturbation]
+
+
+def _gaussian(inputs: Tensor, teachers: Teachers, student: Student) -> Tensor:
+    return _unit_mean_square(torch.randn_like(inputs))
+
+
+def _ods(inputs: Tensor, teachers: Teachers, student: Student) -> Tensor:
+    return _ods_and_confidence(inputs, teachers)[0]
+
+
+def _confods(inputs: Tensor, teachers: Teachers, student: Student) -> Tensor:
+    direction, confidence = _ods_and_confidence(inputs, teachers)
+    return direction * confidence.view(-1, *[1] * (inputs.dim() - 1))
+
+
+def _tdiv(inputs: Tensor, teachers: Teachers, student: Student) -> Tensor:
+    first, second = _pair(len(teachers))
+
+    def disagreement(x: Tensor) -> Tensor:
+        return _cross_entropy(teachers[first](x), teachers[second](x))
+
+    return _unit_mean_square(_gradient(disagreement, inputs))
+
+
+def _tdiv_sdiv(inputs: Tensor, teachers: Teachers, student: Student) -> Tensor:
+    first, second = _pair(len(teachers))
+    assert student is not None
+
+    def difference(x: Tensor) -> Tensor:
+        of_students = _cross_entropy(*student(x, members=[first, second]))
+        return _cross_entropy(teachers[first](x), teachers[second](x)) - of_students
+
+    return _unit_mean_square(_gradient(difference, inputs))
+
+
+DIRECTIONS: dict[str, Direction] = {
+    "gaussian": _gaussian,
+    "ods": _ods,
+    "confods": _confods,
+    "tdiv": _tdiv,
+    "tdiv-sdiv": _tdiv_sdiv,
+}
+
+
+def _ods_and_confidence(inputs: Tensor, teachers: Teachers) -> tuple[Tensor, Tensor]:
+    """Directions, and confidences of the teacher that was drawn."""
+    chosen = teachers[_integer(len(teachers))]
+    confidences = []
+
+    def projection(x: Tensor) -> Tensor:
+        probabilities: Tensor = chosen(x).softmax(-1)
+        confidences.append(probabilities.detach().amax(-1))
+        weights = torch.empty_like(probabilities).uniform_(-1.0, 1.0)
+        return (weights * probabilities).sum()
+
+    return _unit_mean_square(_gradient(projection, inputs)), confidences[0]
+
+
+def _pair(size: int) -> tuple[int, int]:
+    """Two different numbers below a size."""
+    first = _integer(size)
+    return first, (first + 1 + _integer(size - 1)) % size
+
+
+def _integer(size: int) -> int:
+    return int(torch.randint(size, ()))
+
+
+def _cross_entropy(logits: Tensor, fixed: Tensor) -> Tensor:
+    """Summed over the inputs: each has a gradient of its own."""
+    return -(fixed.detach().softmax(-1) * logits.log_softmax(-1)).sum()
+
+
+@torch.enable_grad()
+def _gradient(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    leaf = inputs.detach().requires_grad_()
+    return torch.autograd.grad(function(leaf), leaf)[0]
+
+
+def _unit_mean_square(direction: Tensor) -> Tensor:
+    """Scale the direction of each input; what is zero stays zero."""
+    rows = direction.flatten(1)
+    scaled: Tensor = math.sqrt(rows.shape[1]) * normalize(rows, dim=1)
+    return scaled.view_as(direction)

@@ -1,0 +1,291 @@
+r"""Many networks in one: a weight in common, and two vectors of factors for each member.
+
+[1] Y. Wen, D. Tran, J. Ba (2020),
+BatchEnsemble: an alternative approach to efficient ensemble and lifelong learning.
+
+[2] G. Nam, H. Lee, B. Heo, J. Lee (2022),
+Improving ensemble distillation with weight averaging and diversifying perturbation.
+"""
+
+from copy import deepcopy
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pyro_ext._checks import check_instance, check_integer, check_sequence
+
+__all__ = ["BatchEnsemble", "BatchEnsembleConv2d", "BatchEnsembleLinear"]
+
+
+class _BatchEnsembleLayer(nn.Module):
+    """Factors of inputs and outputs around an ordinary layer, which comes next among the bases."""
+
+    weight: Tensor
+    bias: Any
+    in_factors: nn.Parameter
+    out_factors: nn.Parameter
+    _ordinary: type[nn.Module]
+    _channel_dim: int
+
+    @classmethod
+    def _convert_(cls, layer: Any, num_members: int) -> None:
+        """Make an ordinary layer one of this class, in place."""
+        # PyTorch's parametrizations change a layer's class, too: its hooks, its mode and the names
+        # by which others know it stay.
+        layer.__class__ = cls
+        layer._add_factors(num_members)
+
+    def _add_factors(self, num_members: int) -> None:
+        num_outputs, num_inputs = self.weight.shape[:2]
+        num_inputs *= getattr(self, "groups", 1)
+        self.in_factors = nn.Parameter(self.weight.new_ones(num_members, num_inputs))
+        self.out_factors = nn.Parameter(self.weight.new_ones(num_members, num_outputs))
+
+    @property
+    def num_members(self) -> int:
+        """Number of members."""
+        return len(self.in_factors)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Run each member on the rows that are its own.
+
+        :param Tensor inputs: as of the ordinary layer, first all rows of the first member, then
+            all of the second, and so on. **Shape:** ``(num_members * n, ...)``.
+        :returns: in the same order.
+        """
+        if inputs.dim() < 2 or len(inputs) % self.num_members:
+            raise ValueError(
+                f"inputs must have as many rows for each of num_members = {self.num_members}, got "
+                f"the shape {tuple(inputs.shape)}"
+            )
+        outputs: Tensor = super().forward(self._scale(inputs, self.in_factors))
+        return self._scale(outputs, self.out_factors)
+
+    def _scale(self, rows: Tensor, factors: Tensor) -> Tensor:
+        shape = [len(factors), *[1] * rows.dim()]
+        shape[self._channel_dim] = -1
+        blocks = rows.unflatten(0, (len(factors), len(rows) // len(factors)))
+        scaled: Tensor = (blocks * factors.view(shape)).flatten(0, 1)
+        return scaled
+
+    def merge(self) -> Any:
+        r"""The ordinary layer with the averages of the factors,
+        :math:`\operatorname{diag}(\bar s) W \operatorname{diag}(\bar r)` with bias :math:`\bar s
+        \circ b`.
+
+        :returns: a new layer of the class whose place this one takes.
+        """  # noqa: D205
+        return deepcopy(self)._merge_()
+
+    @torch.no_grad()
+    def _merge_(self) -> Self:
+        """Make this an ordinary layer, in place."""
+        scale, groups = self.out_factors.mean(0), getattr(self, "groups", 1)
+        # A group of outputs sees inputs of its own.
+        in_scale = self.in_factors.mean(0).view(groups, -1)
+        in_scale = in_scale.repeat_interleave(len(scale) // groups, 0)
+        rank_one = (scale[:, None] * in_scale).view(
+            *self.weight.shape[:2], *[1] * (self.weight.dim() - 2)
+        )
+        # What shares the weight, as an embedding may, keeps it as it is.
+        self.weight = nn.Parameter(rank_one * self.weight, self.weight.requires_grad)
+        if self.bias is not None:
+            self.bias = nn.Parameter(scale * self.bias, self.bias.requires_grad)
+        del self.in_factors, self.out_factors
+        self.__class__ = self._ordinary  # type: ignore[assignment]
+        return self
+
+    def extra_repr(self) -> str:
+        """What the module shows of itself."""
+        return f"{super().extra_repr()}, num_members={self.num_members}"
+
+
+class BatchEnsembleLinear(_BatchEnsembleLayer, nn.Linear):
+    r"""A linear layer for each member of an ensemble [1], :math:`s_m \circ (W (r_m \circ x) + b)`.
+
+    Members share :math:`W` and :math:`b`; their own factors ``in_factors``, :math:`r_m`, and
+    ``out_factors``, :math:`s_m`, make them differ by a matrix of rank one, :math:`W \circ s_m
+    r_m^\top`. All factors start at one: members are alike, and averages of their factors
+    make sense [2], as they would not of random signs.
+
+    :param int in_features: number of features of an input.
+    :param int out_features: number of outputs.
+    :param int num_members: number of members.
+    :param bool bias: whether there is a bias, to which the output factors apply as well.
+    :param device: as of :class:`torch.nn.Linear`.
+    :param dtype: likewise.
+
+    Example::
+
+        >>> layer = BatchEnsembleLinear(3, 2, num_members=4)
+        >>> layer(torch.randn(4 * 5, 3)).shape  # five rows for each member
+        torch.Size([20, 2])
+        >>> layer.merge()
+        Linear(in_features=3, out_features=2, bias=True)
+    """
+
+    _ordinary, _channel_dim = nn.Linear, -1
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        num_members: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_integer("in_features", in_features, 1)
+        check_integer("out_features", out_features, 1)
+        num_members = check_integer("num_members", num_members, 1)
+        nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
+        self._add_factors(num_members)
+
+
+class BatchEnsembleConv2d(_BatchEnsembleLayer, nn.Conv2d):
+    r"""A convolution for each member of an ensemble, :math:`s_m \circ (W * (r_m \circ x) + b)` [1].
+
+    As :class:`BatchEnsembleLinear`, with a factor for each channel.
+
+    :param int in_channels: number of channels of an image.
+    :param int out_channels: number of channels of an output.
+    :param kernel_size: as of :class:`torch.nn.Conv2d`.
+    :param int num_members: number of members.
+    :param options: the other arguments of :class:`torch.nn.Conv2d`, by name.
+
+    Example::
+
+        >>> layer = BatchEnsembleConv2d(3, 2, 3, num_members=4, padding=1)
+        >>> layer(torch.randn(4 * 5, 3, 8, 8)).shape
+        torch.Size([20, 2, 8, 8])
+        >>> layer.merge()
+        Conv2d(3, 2, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+    """
+
+    _ordinary, _channel_dim = nn.Conv2d, 2
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        num_members: int,
+        **options: Any,
+    ) -> None:
+        check_integer("in_channels", in_channels, 1)
+        check_integer("out_channels", out_channels, 1)
+        num_members = check_integer("num_members", num_members, 1)
+        sizes = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        height, width, *others = check_sequence("kernel_size", sizes, "an integer or two", 2)
+        if others:
+            raise ValueError(f"kernel_size must be an integer or two, got {kernel_size}")
+        height, width = (check_integer("kernel_size", size, 1) for size in (height, width))
+        nn.Conv2d.__init__(self, in_channels, out_channels, (height, width), **options)
+        self._add_factors(num_members)
+
+
+_LAYERS: dict[type[nn.Module], type[_BatchEnsembleLayer]] = {
+    nn.Linear: BatchEnsembleLinear,
+    nn.Conv2d: BatchEnsembleConv2d,
+}
+
+
+class BatchEnsemble(nn.Module):
+    """An ensemble made of one network, whose linear layers and convolutions get factors.
+
+    Layers that are a :class:`torch.nn.Linear` or :class:`torch.nn.Conv2d`, and no subclass, become
+    a :class:`BatchEnsembleLinear` or :class:`BatchEnsembleConv2d` in a copy of the network. All
+    other layers, such as norms, are shared by the members; batch normalization sees the rows of
+    all of them. Rows must not be mixed by anything else.
+
+    :param torch.nn.Module network: any that maps rows to rows, with a linear layer or a convolution
+        at least; it is not changed. Its weights are where the ensemble starts.
+    :param int num_members: number of members.
+    :raises ValueError: for a network without such layers, or one with factors already.
+
+    Example::
+
+        >>> from pyro_ext.nn import MLP
+        >>> ensemble = BatchEnsemble(MLP(3, [8], 2), num_members=4)
+        >>> ensemble(torch.randn(5, 3)).shape
+        torch.Size([4, 5, 2])
+        >>> ensemble.merge()
+        MLP(
+          (0): Linear(in_features=3, out_features=8, bias=True)
+          (1): SiLU()
+          (2): Linear(in_features=8, out_features=2, bias=True)
+        )
+    """
+
+    def __init__(self, network: nn.Module, num_members: int) -> None:
+        super().__init__()
+        check_instance("network", network, nn.Module, "a torch.nn.Module")
+        self.num_members = check_integer("num_members", num_members, 1)
+        if any(isinstance(layer, _BatchEnsembleLayer) for layer in network.modules()):
+            raise ValueError(
+                "network must be an ordinary network, got one with layers of a batch ensemble"
+            )
+        layers = [layer for layer in network.modules() if type(layer) in _LAYERS]
+        if not layers:
+            raise ValueError(
+                "network must have a torch.nn.Linear or torch.nn.Conv2d, whose class is no "
+                f"subclass of these; got {network!r:.80}"
+            )
+        for layer in layers:
+            if "weight" not in layer._parameters:
+                raise ValueError(
+                    f"network must have layers whose weight is a parameter, got {layer!r} with the "
+                    f"parameters {sorted(layer._parameters)}"
+                )
+        self.network = deepcopy(network)
+        for layer in self.network.modules():
+            if type(layer) in _LAYERS:
+                _LAYERS[type(layer)]._convert_(layer, self.num_members)
+
+    def forward(self, *inputs: Tensor, members: Any = None) -> Tensor:
+        """Run members on the same inputs.
+
+        :param Tensor inputs: arguments of the network. **Shape:** ``(n, ...)`` each.
+        :param members: numbers of the members to run, by default all.
+        :returns: **Shape:** ``(num_members, n, ...)``.
+        """
+        state, count = {}, self.num_members
+        if members is not None:
+            chosen = check_sequence("members", members, "a list of numbers of members", kind=int)
+            if not all(0 <= number < count for number in chosen):
+                raise ValueError(f"members must lie in 0 .. {count - 1}, got {chosen}")
+            state = {name: factor[chosen] for name, factor in self.factors().items()}
+            count = len(chosen)
+        rows = tuple(x.repeat(count, *[1] * (x.dim() - 1)) for x in inputs)
+        # Tied weights would stay replaced where a layer has two names (PyTorch 2.13).
+        outputs = functional_call(self.network, state, rows, tie_weights=False)
+        if not isinstance(outputs, Tensor) or len(outputs) != len(rows[0]):
+            raise ValueError(
+                "network must return a tensor with a row for each row of its inputs, got "
+                f"{tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs)} of "
+                f"{len(rows[0])} rows"
+            )
+        return outputs.reshape(count, len(outputs) // count, *outputs.shape[1:])
+
+    def factors(self) -> dict[str, nn.Parameter]:
+        """All factors by the names they have in the network.
+
+        :returns: **Shape:** ``(num_members, channels)`` each.
+        """
+        ends = ("in_factors", "out_factors")
+        return {n: p for n, p in self.network.named_parameters() if n.rpartition(".")[2] in ends}
+
+    def merge(self) -> Any:
+        """The network with the averages of the factors, which costs what the first one did.
+
+        The factors are averaged, not the outputs of members nor their weights [2].
+
+        :returns: a network of the class of the first one, whose layers are ordinary again.
+        """
+        merged = deepcopy(self.network)
+        for layer in list(merged.modules()):
+            if isinstance(layer, _BatchEnsembleLayer):
+                layer._merge_()
+        return merged
