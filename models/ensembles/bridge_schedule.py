@@ -1,7 +1,7 @@
 """Brownian bridges between two points on a grid of steps."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
@@ -121,5 +121,6 @@ def _normal(mean: Tensor, variance: Tensor) -> TorchDistributionMixin:
         return dist.Delta(mean, event_dim=num_dims)
     is_checked = None if bool(variance.all()) else False
     scale = variance.sqrt().to(mean)
-    normal: TorchDistributionMixin = dist.Normal(mean, scale, validate_args=is_checked)
-    return normal.to_event(num_dims)
+    normal: Any = dist.Normal(mean, scale, validate_args=is_checked)
+    in_last: TorchDistributionMixin = normal.to_event(num_dims)
+    return in_last

@@ -7,6 +7,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -303,7 +304,13 @@ class DiffusionBridgeNetwork(PyroModule):
             optimizer,
             scheduler=partial(CosineAnnealingLR, T_max=max(num_steps, 1)),
             ema_decay=ema_decay,
-            identity={"num_steps": num_steps, "mixup": mixup, "alpha": alpha},
+            identity={
+                "num_steps": num_steps,
+                "mixup": mixup,
+                "alpha": alpha,
+                "annealing": list(self.annealing),
+                "schedule": list(astuple(self.schedule)),
+            },
             seed=seed_of(seed, checkpoint),
         )
 
