@@ -1,6 +1,5 @@
 """Ensembles of networks, reference posteriors of small Bayesian ones, and tasks for samplers."""
 
-from pyro_ext.models.ensembles._dirichlet_proxy import (DirichletProxy, dirichlet_proxy, dirichlet_proxy_loss, student_concentration)
 from pyro_ext.models.ensembles.bridge_schedule import (BridgeSchedule)
 from pyro_ext.models.ensembles.bridge_sources import (BridgeSource)
 from pyro_ext.models.ensembles.diffusion_bridges import (DiffusionBridgeNetwork, average_bridges, ensemble_logits)
@@ -17,7 +16,6 @@ __all__ = [
     "BridgeSchedule",
     "BridgeSource",
     "DiffusionBridgeNetwork",
-    "DirichletProxy",
     "LearnableScales",
     "ReferencePosterior",
     "ScoreConvNet",
@@ -29,14 +27,11 @@ __all__ = [
     "class_weights",
     "classification_task",
     "dirichlet_distillation",
-    "dirichlet_proxy",
-    "dirichlet_proxy_loss",
     "distillation",
     "ensemble_logits",
     "exponential_profile",
     "load_reference_posterior",
     "logit_adjusted",
-    "student_concentration",
     "tau_normalized",
     "weighted_distillation",
 ]
