@@ -27,7 +27,7 @@ class BridgeSchedule:
         middle and back.
 
     [1] H. Kim, J. Yoon, J. Lee (2024),
-    Fast ensembling with diffusion Schrödinger bridge, section 3.
+    Fast ensembling with diffusion Schrödinger bridge.
 
     Example::
 
@@ -73,14 +73,13 @@ class BridgeSchedule:
         :returns: a normal distribution, or a :class:`pyro.distributions.Delta` where there is no
             noise. With a tensor of steps those without noise have draws and no density.
         """
-        x0 = as_tensor("x0", x0)
-        x1 = as_tensor("x1", x1, like=x0)
+        x0, x1 = _points(x0=x0, x1=x1)
         (variance,) = self._at("n", n, 0, x0, 0)
         weight = 1.0 - variance / self.variances[-1]
         return _normal(x1.lerp(x0, weight.to(x0)), variance * weight)
 
     def posterior(self, n: int | Tensor, x0: Tensor, xn: Tensor) -> TorchDistributionMixin:
-        r"""Where the bridge was one step nearer to time zero [1, equation 12].
+        r"""Where the bridge was one step nearer to time zero.
 
         .. math:: N\left(\frac{a}{\sigma^2_n} x_0 + \frac{\sigma^2_{n-1}}{\sigma^2_n} x_n,
             \frac{\sigma^2_{n-1} a}{\sigma^2_n}\right), \qquad a = \sigma^2_n - \sigma^2_{n-1}
@@ -94,8 +93,7 @@ class BridgeSchedule:
         :param Tensor xn: point after so many steps. **Shape:** ``(*batch, size)``.
         :returns: as of :meth:`marginal`; the last step, ``n=1``, has no noise.
         """
-        x0 = as_tensor("x0", x0)
-        xn = as_tensor("xn", xn, like=x0)
+        x0, xn = _points(x0=x0, xn=xn)
         variance, before = self._at("n", n, 1, x0, 0, -1)
         weight = before / variance
         return _normal(x0.lerp(xn, weight.to(x0)), weight * (variance - before))
@@ -112,6 +110,13 @@ class BridgeSchedule:
             raise ValueError(f"{name} must be from {least} to {self.num_steps}, got {n!r:.80}")
         steps = steps[..., None] if steps.dim() else steps
         return [self.variances[steps + shift] for shift in shifts]
+
+
+def _points(**points: Any) -> list[Tensor]:
+    """Points as floating-point numbers of one type."""
+    tensors = [as_tensor(name, value, finite=True) for name, value in points.items()]
+    kinds = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
+    return [tensor.to(kinds[0] if kinds else torch.get_default_dtype()) for tensor in tensors]
 
 
 def _normal(mean: Tensor, variance: Tensor) -> TorchDistributionMixin:

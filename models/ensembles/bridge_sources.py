@@ -73,6 +73,7 @@ class BridgeSource(nn.Module):
                 f"network must give logits of the shape ({len(x)}, num_classes), got {got}"
             )
         self.num_classes = logits.shape[1]
+        self._num_dims = x.dim()
         self.feature = self._early_layer(outputs, logits) if feature is None else feature
         if isinstance(self.feature, str) and self.feature not in outputs:
             raise ValueError(
@@ -122,6 +123,9 @@ class BridgeSource(nn.Module):
         :param Tensor x: **Shape:** ``(batch, *input)``.
         :returns: logits and features.
         """
+        x = as_tensor("x", x, "(batch, ...)", finite=True)
+        if x.dim() != self._num_dims:
+            raise ValueError(f"x must have {self._num_dims} dimensions, got {tuple(x.shape)}")
         if not isinstance(self.feature, str):
             return self.network(x), self.feature(x)
         found: list[Tensor] = []

@@ -25,6 +25,7 @@ from pyro_ext._checks import (
     check_instance,
     check_integer,
     check_number,
+    check_optional,
     check_sequence,
 )
 from pyro_ext.inference.training import ShuffledBatches, Trainer
@@ -57,7 +58,7 @@ def ensemble_logits(logits: Tensor) -> Tensor:
         >>> ensemble_logits(probs.log()).softmax(-1)
         tensor([0.7000, 0.3000])
     """
-    logits = as_tensor("logits", logits)
+    logits = as_tensor("logits", logits, finite=True)
     if logits.dim() < 2:
         raise ValueError(
             "logits must have the shape (num_members, *batch, num_classes), got "
@@ -143,6 +144,12 @@ class DiffusionBridgeNetwork(PyroModule):
         :returns: classes.
         """
         logits, feature = self._start(x)
+        if y is not None:
+            y = as_tensor("y", y, f"({len(logits)},)", kind="integers")
+            if not bool(((y >= 0) & (y < logits.shape[1])).all()):
+                raise ValueError(
+                    f"y must be classes from 0 to {logits.shape[1] - 1}, got {y!r:.80}"
+                )
         with pyro.plate("data", len(logits)):
             logits = self._chain(logits, feature)
             classes: Tensor = pyro.sample("obs", dist.Categorical(logits=logits), obs=y)
@@ -186,7 +193,7 @@ class DiffusionBridgeNetwork(PyroModule):
 
     def _start(self, x: Tensor, *, is_random: bool = False) -> tuple[Tensor, Tensor]:
         """Logits at time one, and features."""
-        logits, feature = self.source(as_tensor("x", x, "(batch, ...)"))
+        logits, feature = self.source(x)
         low, width, *shapes = self.annealing
         fraction = torch.distributions.Beta(*torch.tensor(shapes))
         drawn = fraction.sample() if is_random else fraction.mean
@@ -218,7 +225,7 @@ class DiffusionBridgeNetwork(PyroModule):
         teacher: "DiffusionBridgeNetwork | None" = None,
         alpha: float = 0.5,
     ) -> Tensor:
-        r"""Denoising loss at a random step of each bridge [1, equation 14].
+        r"""Denoising loss at a random step of each bridge.
 
         .. math:: E rac{S}{\sigma^2_n} \|\hat l_0(l_n, z, t_n) - l_0\|^2
 
@@ -231,6 +238,8 @@ class DiffusionBridgeNetwork(PyroModule):
         :param float alpha: weight of the squared error from them; that of the ensemble has the
             rest.
         """
+        self._check_targets(members, teacher, alpha)
+        x = as_tensor("x", x, "(batch, ...)")
         with torch.no_grad():
             start, feature = self._start(x, is_random=True)
             target = ensemble_logits(torch.stack([member(x) for member in members]))
@@ -288,14 +297,11 @@ class DiffusionBridgeNetwork(PyroModule):
         :raises TrainingDiverged: where loss or gradient are not finite.
         """
         x = as_tensor("x", x, "(n, ...)", finite=True)
-        members = check_sequence("members", members, "networks, from inputs to logits")
+        self._check_targets(members, teacher, alpha)
         check_integer("num_steps", num_steps, 0)
         check_number("mixup", mixup, least=0)
-        check_number("alpha", alpha, least=0, most=1)
-        if augment is not None:
-            check_callable("augment", augment, "a function of a minibatch")
-        if teacher is not None:
-            check_instance("teacher", teacher, DiffusionBridgeNetwork, "a bridge or None")
+        check_number("ema_decay", ema_decay, least=0, below=1)
+        check_optional(check_callable, "augment", augment, "a function of a minibatch")
         if mixup and not x.is_floating_point():
             raise ValueError(f"mixup must be 0 for inputs of {x.dtype}, got {mixup!r}")
         batches = ShuffledBatches(x, batch_size=batch_size)
@@ -323,7 +329,7 @@ class DiffusionBridgeNetwork(PyroModule):
             return self.loss(batch, members, teacher=teacher, alpha=alpha)
 
         with _evaluating(members):
-            self._check_members(x[:2], members)
+            self._check_logits(x[:2], members)
             try:
                 return trainer.run(
                     loss, num_steps, batches, checkpoint=checkpoint, progress=progress
@@ -355,15 +361,25 @@ class DiffusionBridgeNetwork(PyroModule):
         student.fit(x, members, num_steps, teacher=self, optimizer=optimizer, **options)
         return student
 
-    def _check_members(self, x: Tensor, members: Sequence[Any]) -> None:
+    def _check_targets(self, members: Any, teacher: Any, alpha: float) -> None:
+        for member in check_sequence("members", members, "networks, from inputs to logits"):
+            check_callable("members", member, "networks, from inputs to logits", or_class=False)
+        check_number("alpha", alpha, least=0, most=1)
+        if teacher is None:
+            return
+        check_instance("teacher", teacher, DiffusionBridgeNetwork, "a bridge or None")
+        if teacher.source is not self.source:
+            raise ValueError("teacher must have the same source, got one with another")
+
+    @torch.no_grad()
+    def _check_logits(self, x: Tensor, members: Sequence[Callable[[Tensor], Tensor]]) -> None:
+        shape = (len(x), self.source.num_classes)
         for number, member in enumerate(members):
-            check_callable(f"members[{number}]", member, "a network, from inputs to logits")
-            with torch.no_grad():
-                logits = member(x)
-            shape = (len(x), self.source.num_classes)
-            if getattr(logits, "shape", None) != shape:
-                got = getattr(logits, "shape", type(logits).__name__)
-                raise ValueError(f"members[{number}] must give logits of shape {shape}, got {got}")
+            found = getattr(member(x), "shape", None)
+            if found != shape:
+                raise ValueError(
+                    f"members[{number}] must give logits of shape {shape}, got {found}"
+                )
 
 
 def average_bridges(

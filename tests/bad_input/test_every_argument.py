@@ -23,6 +23,7 @@ from tests.bad_input import (
     set_vae,
     weight_averages,
 )
+from tests.bad_input import adjoint, dbn, floor1, floor2, floor3, guides, sequences, set_vae
 from tests.bad_input.accepted import is_walked, reason_for
 from tests.bad_input.walk import (
     REJECTED,
@@ -41,6 +42,7 @@ TABLES = {
     **floor2.TABLES,
     **floor3.TABLES,
     **adjoint.TABLES,
+    **dbn.TABLES,
     **guides.TABLES,
     **sequences.TABLES,
     **set_vae.TABLES,
@@ -52,6 +54,7 @@ SLOW = (  # what runs something with each value that it accepts
     "pyro_ext.inference (coresets)",
     "pyro_ext.inference.pseudocoresets",
     "pyro_ext.inference.smc (language models)",
+    "pyro_ext.models.ensembles (bridges)",
     "pyro_ext.models.nonparametric",
 )
 
