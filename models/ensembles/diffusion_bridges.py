@@ -93,7 +93,7 @@ class DiffusionBridgeNetwork(PyroModule):
         >>> from pyro_ext.models.ensembles import BridgeSource
         >>> from pyro_ext.nn import MLP
         >>> x = torch.randn(64, 4)
-        >>> members = [MLP(4, [8], 3) for _ in range(3)]  # trained, if they were of any use
+        >>> members = [MLP(4, [8], 3) for _ in range(3)]  # which are to be trained
         >>> bridge = DiffusionBridgeNetwork(BridgeSource(members[0], x[:2]))
         >>> losses = bridge.fit(x, members, 10, batch_size=32, seed=0, progress=False)
         >>> bridge.sample(x, num_samples=2).shape, bridge.probs(x).shape
@@ -227,7 +227,7 @@ class DiffusionBridgeNetwork(PyroModule):
     ) -> Tensor:
         r"""Denoising loss at a random step of each bridge.
 
-        .. math:: E rac{S}{\sigma^2_n} \|\hat l_0(l_n, z, t_n) - l_0\|^2
+        .. math:: E \frac{S}{\sigma^2_n} \|\hat l_0(l_n, z, t_n) - l_0\|^2
 
         That is the paper's squared error of scores, times the constant :math:`S`. Steps, noise and
         the temperature are drawn from PyTorch's generator.
