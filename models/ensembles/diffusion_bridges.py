@@ -131,6 +131,8 @@ class DiffusionBridgeNetwork(PyroModule):
                 score = ScoreConvNet(source.num_classes, shape[0])
             else:
                 score = ScoreMLP(source.num_classes, shape.numel())
+            if (first := next(source.network.parameters(), None)) is not None:
+                score.to(first.device, first.dtype)
         check_instance("score", score, nn.Module, "a module or None")
         self.score = score
 

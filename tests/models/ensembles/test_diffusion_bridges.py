@@ -263,11 +263,11 @@ def test_wrong_arguments():
 # Networks of any kind ----------------------------------------------------------------------------
 
 
-def test_maps_of_features_and_double_precision(float64):
+def test_maps_of_features_and_double_precision():
     network = nn.Sequential(
         nn.Conv2d(1, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
-    )
-    x = torch.rand(6, 1, 9, 9)
+    ).double()
+    x = torch.rand(6, 1, 9, 9, dtype=torch.float64)
     bridge = DiffusionBridgeNetwork(BridgeSource(network, x))
     assert isinstance(bridge.score, ScoreConvNet) and bridge.source.feature == "1"
     bridge.fit(x, [network], 2, batch_size=3, progress=False)
