@@ -15,6 +15,7 @@ import torch
 
 from tests.bad_input import (
     adjoint,
+    dbn,
     floor1,
     floor2,
     floor3,
@@ -23,7 +24,6 @@ from tests.bad_input import (
     set_vae,
     weight_averages,
 )
-from tests.bad_input import adjoint, dbn, floor1, floor2, floor3, guides, sequences, set_vae
 from tests.bad_input.accepted import is_walked, reason_for
 from tests.bad_input.walk import (
     REJECTED,
