@@ -16,6 +16,7 @@ import torch
 from tests.bad_input import (
     adjoint,
     distillation,
+    dbn,
     floor1,
     floor2,
     floor3,
@@ -43,6 +44,7 @@ TABLES = {
     **floor3.TABLES,
     **adjoint.TABLES,
     **distillation.TABLES,
+    **dbn.TABLES,
     **guides.TABLES,
     **sequences.TABLES,
     **set_vae.TABLES,
@@ -54,6 +56,7 @@ SLOW = (  # what runs something with each value that it accepts
     "pyro_ext.inference (coresets)",
     "pyro_ext.inference.pseudocoresets",
     "pyro_ext.inference.smc (language models)",
+    "pyro_ext.models.ensembles (bridges)",
     "pyro_ext.models.nonparametric",
 )
 

@@ -1,0 +1,137 @@
+"""Networks that guess where a noisy bridge of logits came from, from logits, features and time."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pyro_ext._checks import check_integer, check_sequence
+from pyro_ext.nn import MLP, FilterResponseNorm
+
+__all__ = ["ScoreConvNet", "ScoreMLP"]
+
+_NUM_TIMES = 32
+_LOGIT_SCALE = 3.0
+
+
+class ScoreMLP(nn.Module):
+    """A multilayer perceptron of logits, a vector of features and time, as in [1].
+
+    :param int num_classes: number of logits.
+    :param int num_features: length of the features of an input, which are flattened.
+    :param Sequence hidden_features: width of each hidden layer.
+
+    [1] H. Kim, J. Yoon, J. Lee (2024), Fast ensembling with diffusion Schrödinger bridge.
+
+    Example::
+
+        >>> score = ScoreMLP(10, 100)
+        >>> score(torch.randn(5, 10), torch.randn(5, 100), torch.rand(5)).shape
+        torch.Size([5, 10])
+    """
+
+    def __init__(
+        self, num_classes: int, num_features: int, hidden_features: Sequence[int] = (128, 128)
+    ) -> None:
+        super().__init__()
+        check_integer("num_classes", num_classes, 1)
+        check_integer("num_features", num_features, 1)
+        self.layers = MLP(num_classes + num_features + _NUM_TIMES, hidden_features, num_classes)
+
+    def forward(self, logits: Tensor, feature: Tensor, time: Tensor) -> Tensor:
+        """Run the network.
+
+        :param Tensor logits: **Shape:** ``(batch, num_classes)``.
+        :param Tensor feature: **Shape:** ``(batch, *feature)``.
+        :param Tensor time: from zero to one. **Shape:** ``(batch,)``.
+        :returns: the difference to the logits at time zero. **Shape:** as the logits.
+        """
+        parts = (logits / _LOGIT_SCALE, feature.flatten(1), _waves(time))
+        outputs: Tensor = self.layers(torch.cat(parts, -1))
+        return outputs
+
+
+class ScoreConvNet(nn.Module):
+    """A small network of inverted residual blocks [2] over a map of features.
+
+    That of [1] is of the same kind and larger. Logits and time are added to each channel after the
+    first convolution, and logits are seen again by the last layer.
+
+    :param int num_classes: number of logits.
+    :param int in_channels: channels of the map.
+    :param Sequence channels: of each stage; each but the first begins with a stride of two.
+    :param int expansion: of the channels within a block.
+
+    [1] H. Kim, J. Yoon, J. Lee (2024), Fast ensembling with diffusion Schrödinger bridge.
+
+    [2] M. Sandler, A. Howard, M. Zhu, A. Zhmoginov, L.-C. Chen (2018),
+    MobileNetV2: inverted residuals and linear bottlenecks.
+
+    Example::
+
+        >>> score = ScoreConvNet(10, 16)
+        >>> score(torch.randn(5, 10), torch.randn(5, 16, 8, 8), torch.rand(5)).shape
+        torch.Size([5, 10])
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        channels: Sequence[int] = (32, 48, 64),
+        expansion: int = 2,
+    ) -> None:
+        super().__init__()
+        check_integer("num_classes", num_classes, 1)
+        check_integer("in_channels", in_channels, 1)
+        check_integer("expansion", expansion, 1)
+        channels = check_sequence("channels", channels, "a list of widths")
+        for number, width in enumerate(channels):
+            check_integer(f"channels[{number}]", width, 1)
+        self.stem = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False)
+        self.embedding = nn.Linear(num_classes + _NUM_TIMES, channels[0])
+        self.blocks = nn.ModuleList(
+            _inverted(start, end, expansion, 1 if number == 0 else 2)
+            for number, (start, end) in enumerate(
+                zip([channels[0], *channels[:-1]], channels, strict=True)
+            )
+        )
+        self.head = nn.Linear(channels[-1] + num_classes, num_classes)
+
+    def forward(self, logits: Tensor, feature: Tensor, time: Tensor) -> Tensor:
+        """Run the network; arguments and result are as of :class:`ScoreMLP`.
+
+        :param Tensor logits: **Shape:** ``(batch, num_classes)``.
+        :param Tensor feature: **Shape:** ``(batch, in_channels, height, width)``.
+        :param Tensor time: **Shape:** ``(batch,)``.
+        """
+        scaled = logits / _LOGIT_SCALE
+        embedded = self.embedding(torch.cat([scaled, _waves(time)], -1))
+        hidden = self.stem(feature) + embedded[..., None, None]
+        for block in self.blocks:
+            made = block(hidden)
+            hidden = made + hidden if made.shape == hidden.shape else made
+        outputs: Tensor = self.head(torch.cat([hidden.mean((-2, -1)), scaled], -1))
+        return outputs
+
+
+def _inverted(start: int, end: int, expansion: int, stride: int) -> nn.Sequential:
+    """Expand channels, convolve each by itself, and project."""
+    wide = start * expansion
+    return nn.Sequential(
+        nn.Conv2d(start, wide, 1, bias=False),
+        FilterResponseNorm(wide),
+        nn.SiLU(),
+        nn.Conv2d(wide, wide, 3, stride, padding=1, groups=wide, bias=False),
+        FilterResponseNorm(wide),
+        nn.SiLU(),
+        nn.Conv2d(wide, end, 1, bias=False),
+    )
+
+
+def _waves(time: Tensor) -> Tensor:
+    """Cosines and sines of a thousand times the time, with periods of up to ten thousand."""
+    powers = torch.arange(_NUM_TIMES // 2, device=time.device) / (_NUM_TIMES // 2)
+    angles = 1000.0 * time[:, None] * torch.exp(-math.log(1e4) * powers).to(time)
+    return torch.cat([angles.cos(), angles.sin()], -1)

@@ -1,0 +1,68 @@
+"""The page on diffusion bridge networks: its parts, and in full its claims."""
+
+import pytest
+import torch
+
+from pyro_ext.diagnostics.metrics import accuracy, nll
+from tests.pages import check_short_report
+
+pytest.importorskip("mlxtend")
+
+PAGE = "dbn"
+pytestmark = pytest.mark.slow
+
+
+def test_short_run_saves_a_report_and_figures(short_run):
+    _, folder = short_run
+    check_short_report(folder, PAGE, 12, {"cost", "steps", "shift"})
+
+
+def test_ensembles_have_the_source_in_them(short_run):
+    names, _ = short_run
+    probs, labels = names["members"][0], names["data"][0].test_targets
+    means = names["mean_over_ensembles"](nll, probs, labels)
+    assert means[0] == pytest.approx(nll(probs[0], labels))
+    pairs = [accuracy(probs[[0, other]], labels) for other in range(1, 5)]
+    assert names["mean_over_ensembles"](accuracy, probs, labels)[1] == pytest.approx(sum(pairs) / 4)
+    assert means[4] == pytest.approx(nll(probs, labels))
+
+
+def test_costs_are_those_of_the_layers(short_run):
+    """Products of a forward pass of the source, and of a step of the score network."""
+    names, _ = short_run
+    source, step = 784 * 100 + 100 * 100 + 100 * 10, 142 * 64 + 64 * 64 + 64 * 10
+    for name, num_steps in {
+        "source": 0,
+        "bridge, 5 steps": 5,
+        "bridge, 1 step": 1,
+        "2 bridges, 5 steps": 10,
+        "2 bridges, 1 step": 2,
+    }.items():
+        assert names["results"][name][0].cost == pytest.approx(1 + num_steps * step / source)
+
+
+def test_what_is_left_unexplained(short_run):
+    names, _ = short_run
+    target = names["members"][0].mean(0)
+    assert names["unexplained"](target, target) == 0.0
+    assert names["unexplained"](target.mean(0).expand_as(target), target) == pytest.approx(1.0)
+
+
+def test_images_are_turned(short_run):
+    names, _ = short_run
+    images = torch.rand(2, 1, 28, 28)
+    torch.testing.assert_close(names["turned"](images, 0.0), images)
+    quarter = names["turned"](images, 90.0)
+    torch.testing.assert_close(quarter, images.rot90(1, (2, 3)), atol=1e-4, rtol=0)
+
+
+@pytest.mark.page
+def test_full_run_meets_its_claims_but_one(full_run):
+    """Its draws are the same with each run, so it passes always or never.
+
+    A student is as good as two bridges on one of the seeds.
+    """
+    claims = full_run.report.claims
+    failed = [number for number, claim in enumerate(claims) if not claim.holds]
+    assert failed == [9] and claims[9].reason
+    assert full_run.returncode == 1
