@@ -26,4 +26,13 @@ __all__ = [
     "learned_soup",
     "swag_distribution",
     "update_batch_norm",
+from pyro_ext.inference.averaging.pruning import MagnitudePruner, snip_scores, synflow_scores
+from pyro_ext.inference.averaging.sparse_averages import SparseAverage, SparseWeightAveraging
+
+__all__ = [
+    "MagnitudePruner",
+    "SparseAverage",
+    "SparseWeightAveraging",
+    "snip_scores",
+    "synflow_scores",
 ]
