@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import update_bn
 
 from pyro_ext._checks import (
     check_boolean,
@@ -25,6 +24,7 @@ from pyro_ext._checks import (
 )
 from pyro_ext.checkpoint.files import CheckpointError
 from pyro_ext.inference.averaging.pruning import MagnitudePruner
+from pyro_ext.inference.averaging.weight_averages import SWA, update_batch_norm
 from pyro_ext.inference.training import ShuffledBatches, Trainer
 from pyro_ext.inference.training.checkpoints import (
     comparable,
@@ -280,7 +280,7 @@ class SparseWeightAveraging:
         particles, losses = self._trained(batches, ticket, masks, number, cycle, path, progress)
         means = {name: tensor.mean(0) for name, tensor in particles.averages().items()}
         network = self._network({**ticket, **particles.buffers_of_first(), **means})
-        update_bn(batches.rows[0].tensor_split(len(batches)), network)
+        network = update_batch_norm(network, batches.rows[0].tensor_split(len(batches)))
         return dict(network.state_dict()), losses
 
     def _trained(
@@ -308,7 +308,9 @@ class SparseWeightAveraging:
 
         def after_step(*_: object) -> None:
             epochs, rest = divmod(trainer.num_steps + 1, len(batches))
-            particles.settle(is_sample=rest == 0 and epochs > first_sample)
+            particles.mask_()
+            if rest == 0 and epochs > first_sample:
+                particles.swa.collect(particles.named())
 
         def scheduler(made: Any) -> LambdaLR:
             ratio = self.swa_lr / made.param_groups[0]["lr"]
@@ -319,6 +321,7 @@ class SparseWeightAveraging:
             particles,
             optimizer,
             scheduler=None if is_ticket else scheduler,
+            stateful=[particles.swa],
             identity=self._identity(batches),
             seed=spawn_seed(self.seed, key),
         )
@@ -387,7 +390,7 @@ class SparseWeightAveraging:
 
 
 class _Particles(nn.Module):
-    """Several copies of a network as one, and the running mean of each."""
+    """Several copies of a network as one, and an average of each."""
 
     def __init__(
         self,
@@ -406,10 +409,8 @@ class _Particles(nn.Module):
         )
         for position, buffer in enumerate(buffers.values()):
             self.register_buffer(f"buffer{position}", buffer)
-        for position, weight in enumerate(self.weights):
-            self.register_buffer(f"mean{position}", torch.zeros_like(weight, requires_grad=False))
-        self.register_buffer("num_samples", torch.zeros((), dtype=torch.int64))
-        self.settle(is_sample=False)
+        self.swa = SWA()
+        self.mask_()
 
     def forward(self, *rows: Tensor) -> Tensor:
         """The loss of each particle on rows of its own."""
@@ -419,28 +420,26 @@ class _Particles(nn.Module):
             value: Tensor = loss(functional_call(network, state, (inputs,)), *others)
             return value
 
-        state = dict(zip(self._names[0], self.weights, strict=True)) | self._own_buffers()
+        state = self.named() | self._own_buffers()
         values: Tensor = vmap(one, randomness="different")(state, *rows)
         return values
 
     @torch.no_grad()
-    def settle(self, *, is_sample: bool) -> None:
-        """Take out what is pruned, and average where this is a sample."""
-        self.num_samples += is_sample
-        for position, (weight, mask) in enumerate(zip(self.weights, self._masks, strict=True)):
+    def mask_(self) -> None:
+        """Take out what is pruned."""
+        for weight, mask in zip(self.weights, self._masks, strict=True):
             if mask is not None:
                 weight *= mask
-            if is_sample:
-                mean = self.get_buffer(f"mean{position}")
-                mean += (weight - mean) / self.num_samples
+
+    def named(self) -> dict[str, Tensor]:
+        """Weights of all particles by the network's names."""
+        return dict(zip(self._names[0], self.weights, strict=True))
 
     def averages(self) -> dict[str, Tensor]:
         """Mean of the samples of each particle, or its weights where there are none."""
-        values = [
-            self.get_buffer(f"mean{position}") if self.num_samples else weight.detach()
-            for position, weight in enumerate(self.weights)
-        ]
-        return dict(zip(self._names[0], values, strict=True))
+        if self.swa.num_collected:
+            return self.swa.weights()
+        return {name: weight.detach() for name, weight in self.named().items()}
 
     def buffers_of_first(self) -> dict[str, Tensor]:
         """Buffers of the first particle."""
