@@ -66,8 +66,8 @@ class PseudoInputGenerator(nn.Module):
             check_number("bounds", bounds[1], above=check_number("bounds", bounds[0]))
         self.bounds = bounds
         size = self.event_shape.numel()
-        self.encoder = MLP(size, [hidden_size], hidden_size)
-        self.decoder = MLP(2 * hidden_size, [hidden_size], size)
+        self.encoder = MLP(size, [hidden_size], hidden_size, nn.ReLU)
+        self.decoder = MLP(2 * hidden_size, [hidden_size], size, nn.ReLU)
 
     def forward(self, inputs: Tensor, noise: Tensor) -> Tensor:
         """Pseudo-inputs.
@@ -226,17 +226,20 @@ class PriorAugmentedELBO(ELBO):
         :raises ValueError: without the site, for inputs of another shape, or where the divergence
             from the prior is not known.
         """
+        _check_inputs(args)
         value: Tensor = self.elbo.differentiable_loss(model, guide, *args, **kwargs)
         return value + self._added(model, guide, args, kwargs)
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """The loss as a number, without training the generator."""
+        _check_inputs(args)
         value: float = self.elbo.loss(model, guide, *args, **kwargs)
         with torch.no_grad(), self._undisturbed(model, guide):
             return value + float(self._regularizer(model, guide, args, kwargs))
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """The loss as a number, with gradients left at the parameters, after a generator's step."""
+        _check_inputs(args)
         value: float = self.elbo.loss_and_grads(model, guide, *args, **kwargs)
         added = self._added(model, guide, args, kwargs)
         if added.requires_grad:
@@ -257,9 +260,6 @@ class PriorAugmentedELBO(ELBO):
         self, model: Any, guide: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Tensor:
         """The term that is added, after a step of the generator."""
-        if not args or not isinstance(args[0], Tensor):
-            found = shown(args[0]) if args else "nothing"
-            raise TypeError(f"args must begin with the inputs, a tensor, got {found}")
         with self._undisturbed(model, guide):
             self._trainer.step(self._generator_loss, model, guide, args, kwargs)
             return self._regularizer(model, guide, args, kwargs)
@@ -337,17 +337,22 @@ class PriorAugmentedELBO(ELBO):
         """Draw from the elbo's own stream, and leave buffers as they are."""
         modules = [one for one in owners if isinstance(one, nn.Module)]
         buffers = [buffer for module in modules for buffer in module.buffers()]
-        before = [(buffer, buffer._version, buffer.clone()) for buffer in buffers]
+        kept = [buffer.clone() for buffer in buffers]
         try:
             with seeded(int(torch.randint(2**31, (), generator=self._stream))):
                 yield
         finally:
-            for buffer, version, kept in before:
-                if buffer._version != version:  # else a graph may hold it
-                    buffer.data.copy_(kept)
+            for buffer, values in zip(buffers, kept, strict=True):
+                buffer.data.copy_(values)  # as data: a graph may hold it
 
     def _get_trace(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError("the elbo that is added to takes the traces")
+
+
+def _check_inputs(args: tuple[Any, ...]) -> None:
+    if not args or not isinstance(args[0], Tensor):
+        found = shown(args[0]) if args else "nothing"
+        raise TypeError(f"args must begin with the inputs, a tensor, got {found}")
 
 
 def _nearness(first: Tensor, second: Tensor, lengthscale: float) -> Tensor:
