@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn.utils import prune
 
 from pyro_ext._checks import (
+    as_tensor,
     check_callable,
     check_choice,
     check_finite,
@@ -184,7 +185,7 @@ def synflow_scores(module: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
         True
     """
     check_instance("module", module, nn.Module, "a module")
-    check_instance("inputs", inputs, Tensor, "a tensor")
+    inputs = as_tensor("inputs", inputs, "(n, ...)")
     weights = {
         name: parameter.detach().abs().requires_grad_()
         for name, parameter in module.named_parameters()

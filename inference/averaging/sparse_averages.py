@@ -19,8 +19,9 @@ from pyro_ext._checks import (
     check_callable,
     check_instance,
     check_integer,
-    check_mapping,
     check_number,
+    check_tensors,
+    shown,
 )
 from pyro_ext.checkpoint.files import CheckpointError
 from pyro_ext.inference.averaging.pruning import MagnitudePruner
@@ -242,17 +243,15 @@ class SparseWeightAveraging:
         """
         check_instance("batches", batches, ShuffledBatches, "ShuffledBatches")
         own = self.module.state_dict()
-        masks = {} if masks is None else masks
+        ticket = check_tensors("ticket", ticket, own, finite=True)
+        masks = {} if masks in (None, {}) else check_tensors("masks", masks)
         for argument, given in (("ticket", ticket), ("masks", masks)):
-            check_mapping(argument, given, "a dict of tensors by name")
-            wanted = own if argument == "ticket" else {n: own[n] for n in given if n in own}
-            if {n: (m.shape if isinstance(m, Tensor) else None) for n, m in given.items()} != {
-                name: tensor.shape for name, tensor in wanted.items()
-            }:
-                raise ValueError(
-                    f"{argument} must hold tensors with names and shapes of the module's, got "
-                    f"{given!r:.80}"
-                )
+            for name, tensor in given.items():
+                if name not in own or own[name].shape != tensor.shape:
+                    raise ValueError(
+                        f"{argument} must hold tensors in the shapes of the module's, got "
+                        f"{shown(tensor)} for {name!r}"
+                    )
         check_integer("cycle", cycle, 0)
         check_boolean("progress", progress)
         number = self.num_particles

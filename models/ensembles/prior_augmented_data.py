@@ -13,6 +13,7 @@ from torch.distributions import Distribution, kl_divergence
 
 from pyro_ext._checks import (
     as_size,
+    as_tensor,
     check_instance,
     check_integer,
     check_number,
@@ -57,8 +58,8 @@ class PseudoInputGenerator(nn.Module):
             self.event_shape = as_size("event_shape", event_shape)
         else:
             self.event_shape = torch.Size([check_integer("event_shape", event_shape, 1)])
-        if not self.event_shape.numel():
-            raise ValueError(f"event_shape must have sizes >= 1, got {tuple(self.event_shape)}")
+        if not self.event_shape or not self.event_shape.numel():
+            raise ValueError(f"event_shape must have sizes >= 1, got {event_shape!r:.80}")
         self.hidden_size = check_integer("hidden_size", hidden_size, 1)
         if bounds is not None:
             if not isinstance(bounds, tuple | list) or len(bounds) != 2:
@@ -76,11 +77,9 @@ class PseudoInputGenerator(nn.Module):
         :param Tensor noise: **Shape:** ``(m, hidden_size)``.
         :returns: **Shape:** ``(m, *event_shape)``.
         """
-        if inputs.shape[1:] != self.event_shape or not len(inputs):
-            raise ValueError(
-                f"inputs must have the shape (n, {', '.join(map(str, self.event_shape))}), got "
-                f"{tuple(inputs.shape)}"
-            )
+        shape = ", ".join(map(str, self.event_shape))
+        inputs = as_tensor("inputs", inputs, f"(n, {shape})", finite=True)
+        noise = as_tensor("noise", noise, f"(m, {self.hidden_size})", finite=True)
         code = self.encoder(inputs.flatten(1)).mean(0)
         made: Tensor = self.decoder(torch.cat([code.expand(len(noise), -1), noise], -1))
         if self.bounds is not None:
@@ -104,6 +103,10 @@ def prior_weight(pseudo_inputs: Tensor, inputs: Tensor, lengthscale: float) -> T
         >>> prior_weight(torch.tensor([[0.0], [1.0]]), torch.zeros(3, 1), lengthscale=1.0)
         tensor([0.0000, 0.3935])
     """
+    check_number("lengthscale", lengthscale, above=0)
+    pseudo_inputs = as_tensor("pseudo_inputs", pseudo_inputs, "(m, ...)", finite=True)
+    event = ", ".join(map(str, pseudo_inputs.shape[1:]))
+    inputs = as_tensor("inputs", inputs, f"(n, {event})", like=pseudo_inputs, finite=True)
     return 1 - _nearness(pseudo_inputs, inputs, lengthscale).amax(1)
 
 
@@ -199,12 +202,9 @@ class PriorAugmentedELBO(ELBO):
         self.repulsion = check_number("repulsion", repulsion, least=0)
         self.box = check_number("box", box, least=0)
         self.box_slope = check_number("box_slope", box_slope, least=0)
-        check_optional(check_instance, "reference", reference, Tensor, "a tensor or None")
-        if reference is not None and reference.shape[1:] != generator.event_shape:
-            raise ValueError(
-                f"reference must have the shape (n, *{tuple(generator.event_shape)}), got "
-                f"{tuple(reference.shape)}"
-            )
+        if reference is not None:
+            shape = ", ".join(map(str, generator.event_shape))
+            reference = as_tensor("reference", reference, f"(n, {shape})", finite=True)
         self.reference = reference
         seed = fresh_seed(seed)
         self._trainer = Trainer(generator, optimizer)
@@ -252,7 +252,7 @@ class PriorAugmentedELBO(ELBO):
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         :returns: **Shape:** as the inputs.
         """
-        check_instance("inputs", inputs, Tensor, "a tensor")
+        inputs = as_tensor("inputs", inputs, "(n, ...)")
         with torch.no_grad(), self._undisturbed():
             return self._made(inputs)
 

@@ -23,6 +23,7 @@ from tests.bad_input import (
     set_vae,
     weight_averages,
 )
+from tests.bad_input import adjoint, floor1, floor2, floor3, guides, sequences, set_vae, sparse
 from tests.bad_input.accepted import is_walked, reason_for
 from tests.bad_input.walk import (
     REJECTED,
@@ -45,6 +46,7 @@ TABLES = {
     **sequences.TABLES,
     **set_vae.TABLES,
     **weight_averages.TABLES,
+    **sparse.TABLES,
 }
 SLOW = (  # what runs something with each value that it accepts
     "pyro_ext.diagnostics",

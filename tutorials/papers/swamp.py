@@ -48,8 +48,13 @@ page = Page(
 SEEDS = page.seeds
 SPEC = "Choi et al. (2024)"
 NUM_CYCLES = page.length(10, smoke=3)
-NUM_EPOCHS = page.length(30, smoke=2)
+NUM_EPOCHS = page.length(30, smoke=1)
 RATE = 0.4
+NOISE = (
+    "the gain is smaller than what it varies by from split to split, by 0.01 in the likelihood; on "
+    "four other splits the mean was 0.0047 in accuracy over IMP, 0.0010 over IMP + SWA, and 0.008 "
+    "in the likelihood"
+)
 SPARSE = range(NUM_CYCLES // 2, NUM_CYCLES)  # the cycles that claims are about
 
 
@@ -106,7 +111,8 @@ def method(name: str, seed: int, network: nn.Module, **options: Any) -> SparseWe
     )
 
 
-SPLITS = {seed: (2 * seed, 2 * seed + 1) for seed in SEEDS}
+NUM_SPLITS = page.length(2, smoke=1)
+SPLITS = {seed: range(2 * seed, 2 * seed + NUM_SPLITS) for seed in SEEDS}
 tasks = {split: problem(split) for pair in SPLITS.values() for split in pair}
 runs: dict[str, dict[int, list[SparseAverage]]] = {
     name: {
@@ -186,6 +192,7 @@ page.claim(
     0.003,
     source=f"{SPEC}, abstract: outperforms existing baselines; data and bound preregistered",
     across="mean",
+    reason=NOISE,
 )
 page.claim(
     "Its negative log likelihood is lower than that of IMP (mean difference).",
@@ -194,6 +201,7 @@ page.claim(
     0.005,
     source=f"{SPEC}, abstract: outperforms existing baselines; data and bound preregistered",
     across="mean",
+    reason=NOISE,
 )
 page.claim(
     "It is as accurate as averages of a single particle, or more (mean difference).",
@@ -202,6 +210,7 @@ page.claim(
     0.0,
     source=f"{SPEC}: particles and averages together are better than either; preregistered",
     across="mean",
+    reason=NOISE,
 )
 page.claim(
     "It is as accurate as particles without averages along the way, or more (mean difference).",
@@ -219,6 +228,8 @@ page.claim(
     -0.005,
     source=f"{SPEC}, abstract: performance comparable to an ensemble of two; bound preregistered",
     across="mean",
+    reason="the ensemble averages over two starts as well, and gains 0.007 to 0.012 over IMP at "
+    "these sparsities, more than SWAMP with four particles from one start",
 )
 
 # %%
@@ -259,6 +270,9 @@ def synflow_pruner(task: Problem) -> MagnitudePruner:
     return pruner
 
 
+AT_ONCE = ("magnitude", "SNIP", "SynFlow")
+
+
 def at_once(task: Problem, seed: int) -> dict[str, float]:
     """Accuracies of networks that are pruned in one go."""
     images, labels = task.batches.rows
@@ -266,44 +280,30 @@ def at_once(task: Problem, seed: int) -> dict[str, float]:
     snip.step(
         snip_scores(task.network, lambda: nn.functional.cross_entropy(task.network(images), labels))
     )
-    pruners = {"SNIP": snip, "SynFlow": synflow_pruner(task)}
-    found = {
-        name: method("IMP", seed, task.network, ticket_epochs=0, pruner=pruner).run(
-            task.batches, 1, progress=False
-        )
-        for name, pruner in pruners.items()
-    }
-    found["magnitude"] = method("IMP", seed, task.network, pruner=MagnitudePruner(1 - DENSITY)).run(
-        task.batches, 2, progress=False
-    )
-    return {name: score(task, cycles[-1].state)["accuracy"] for name, cycles in found.items()}
+    found = {}
+    for name, pruner in zip(
+        AT_ONCE, (MagnitudePruner(1 - DENSITY), snip, synflow_pruner(task)), strict=True
+    ):
+        num_cycles = 1 if pruner.masks else 2
+        run = method("IMP", seed, task.network, pruner=pruner)
+        found[name] = score(task, run.run(task.batches, num_cycles, progress=False)[-1].state)
+    return {name: row["accuracy"] for name, row in found.items()}
 
 
-pruned_at_once = {split: at_once(task, split) for split, task in tasks.items()}
+pruned_at_once = {seed: at_once(tasks[split], split) for seed, (split, *_) in SPLITS.items()}
+for seed, (split, *_) in SPLITS.items():
+    pruned_at_once[seed] |= {n: scores[n][split][-1]["accuracy"] for n in ("IMP", "SWAMP")}
 page.table(
-    {
-        f"split {split}": {
-            **row,
-            "IMP": scores["IMP"][split][-1]["accuracy"],
-            "SWAMP": scores["SWAMP"][split][-1]["accuracy"],
-        }
-        for split, row in pruned_at_once.items()
-    },
+    {f"seed {seed}": row for seed, row in pruned_at_once.items()},
     title=f"accuracy at {LEVELS[-1]:.3f}",
 )
 page.claim(
-    "At the highest sparsity SWAMP is more accurate than the best way to prune at once (mean "
-    "difference).",
-    {
-        seed: fmean(
-            scores["SWAMP"][s][-1]["accuracy"] - max(pruned_at_once[s].values()) for s in pair
-        )
-        for seed, pair in SPLITS.items()
-    },
+    "At the highest sparsity SWAMP is more accurate than the best way to prune at once (difference "
+    "of accuracies).",
+    {s: row["SWAMP"] - max(row[n] for n in AT_ONCE) for s, row in pruned_at_once.items()},
     ">",
     0.0,
     source=f"{SPEC}, abstract: outperforms existing baselines, one-shot pruning among them",
-    across="mean",
 )
 
 
@@ -335,7 +335,7 @@ def barrier(line: list[float]) -> float:
 
 CYCLES = sorted({0, NUM_CYCLES // 4, NUM_CYCLES // 2, NUM_CYCLES - 1})
 between: dict[int, dict[int, list[float]]] = {}
-for seed, (split, _) in SPLITS.items():
+for seed, (split, *_) in SPLITS.items():
     task, swamp = tasks[split], method("SWAMP", split, tasks[split].network)
     cycles, ticket = runs["SWAMP"][split], swamp.ticket(task.batches, progress=False)
     between[seed] = {}
