@@ -286,34 +286,19 @@ page.table(
 CELLS = [(kind, split) for kind in ("network", "dropout") for split in ("iid", "tail")]
 SHIFT = f"{WILLETTE}: better calibration and likelihood under shift; data and bound preregistered"
 page.claim(
-    "By chance, prior augmented data lower the negative log likelihood of a network (mean).",
-    gain("network", "iid"),
+    "Prior augmented data lower the negative log likelihood of a network by 0.3 by chance and by "
+    "0.8 for patients unlike those before (lesser excess over that).",
+    {s: min(gain("network", "iid")[s] - 0.3, gain("network", "tail")[s] - 0.8) for s in SEEDS},
     ">=",
-    0.3,
+    0.0,
     source=SHIFT,
     across="mean",
 )
 page.claim(
-    "For patients unlike those before they lower that of a network (mean).",
-    gain("network", "tail"),
+    "They lower that of a network with dropout by 0.08 and 0.25 (lesser excess over that).",
+    {s: min(gain("dropout", "iid")[s] - 0.08, gain("dropout", "tail")[s] - 0.25) for s in SEEDS},
     ">=",
-    0.8,
-    source=SHIFT,
-    across="mean",
-)
-page.claim(
-    "By chance they lower that of a network with dropout (mean).",
-    gain("dropout", "iid"),
-    ">=",
-    0.08,
-    source=SHIFT,
-    across="mean",
-)
-page.claim(
-    "For patients unlike those before they lower that of a network with dropout (mean).",
-    gain("dropout", "tail"),
-    ">=",
-    0.25,
+    0.0,
     source=SHIFT,
     across="mean",
 )
@@ -339,8 +324,9 @@ page.claim(
 # ## Digits, with noise, turned and inverted
 #
 # 300 images to train with, 900 others to test. Beside prior augmented data stands what comes to
-# mind first: pseudo-inputs that are uniform noise, with the same weights. There is no repulsion in
-# so many dimensions, where it costs accuracy.
+# mind first: pseudo-inputs that are uniform noise, with the same weights. On images that look like
+# no digit, turned or inverted, noise does as well or better; nearer to the data the generator does.
+# There is no repulsion in so many dimensions, where it costs accuracy.
 
 
 # %%
