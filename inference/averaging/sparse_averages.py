@@ -140,6 +140,7 @@ class SparseWeightAveraging:
         wanted = "a function that makes one of torch.optim"
         check_instance("optimizer", probe, torch.optim.Optimizer, wanted)
         self.optimizer, self._groups = optimizer, probe.state_dict()["param_groups"]
+        check_number("the learning rate of optimizer", self._groups[0].get("lr"), above=0)
         if pruner is None:
             pruner = MagnitudePruner()
         check_instance("pruner", pruner, MagnitudePruner, "a MagnitudePruner or None")
@@ -207,7 +208,10 @@ class SparseWeightAveraging:
                 if cycle + 1 < num_cycles:
                     pruner.step(self._network(state))
         except KeyboardInterrupt:
-            pass  # the trainer has warned
+            warnings.warn(
+                f"stopped after {len(cycles)} of {num_cycles} cycles, which are returned",
+                stacklevel=2,
+            )
         return cycles
 
     def ticket(self, batches: ShuffledBatches, *, progress: bool = True) -> dict[str, Tensor]:

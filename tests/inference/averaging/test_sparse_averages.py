@@ -258,6 +258,24 @@ def test_divergence_is_raised():
         averaging(optimizer=partial(torch.optim.SGD, lr=1e20)).run(batches(), 1, progress=False)
 
 
+def test_ctrl_c_ends_a_run(tmp_path):
+    """What is done is returned, and the rest comes from the folder later."""
+    calls = []
+
+    def loss(output, target):
+        calls.append(0)
+        if len(calls) == 30:
+            raise KeyboardInterrupt
+        return cross_entropy(output, target)
+
+    with pytest.warns(UserWarning, match="stopped after"):
+        cycles = averaging(loss=loss).run(batches(), 3, checkpoint=tmp_path, progress=False)
+    assert len(cycles) == 1
+    resumed = averaging(loss=loss).run(batches(), 3, checkpoint=tmp_path, progress=False)
+    whole = averaging().run(batches(), 3, progress=False)
+    assert torch.equal(values(resumed[-1].state), values(whole[-1].state))
+
+
 @pytest.mark.slow
 def test_resnet():
     """A network that nobody here wrote."""
