@@ -194,7 +194,7 @@ def synflow_scores(module: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
     return _products(weights, functional_call(own, weights, (torch.ones_like(inputs[:1]),)).sum())
 
 
-def _products(weights: dict[str, Tensor], value: Tensor) -> dict[str, Tensor]:
+def _products(weights: Mapping[str, Tensor], value: Tensor) -> dict[str, Tensor]:
     """Absolute products of weights and gradients."""
     gradients = torch.autograd.grad(value, list(weights.values()), materialize_grads=True)
     return {

@@ -357,7 +357,7 @@ class SparseWeightAveraging:
         """What a checkpoint is compared by."""
         tensors = {"module": dict(self.module.state_dict()), "masks": self.pruner.masks}
         names = ("ticket_epochs", "cycle_epochs", "swa_start", "swa_lr", "num_particles")
-        return comparable(
+        identity: dict[str, Any] = comparable(
             {
                 "batches": batches.identity(),
                 "tensors": data_identity(tensors, "network"),
@@ -369,6 +369,7 @@ class SparseWeightAveraging:
                 **{name: getattr(self, name) for name in names},
             }
         )
+        return identity
 
     def _stored(
         self,
@@ -404,7 +405,7 @@ class _Particles(nn.Module):
     ) -> None:
         super().__init__()
         weights, buffers = stack_module_state([network] * number)
-        self._shared = [network, loss]  # in a list, so that it is no part of this module
+        self._shared = network, loss  # in a tuple, so that it is no part of this module
         self._names = list(weights), list(buffers)
         self._masks = [masks.get(name) for name in weights]
         self.weights = nn.ParameterList(

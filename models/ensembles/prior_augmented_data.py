@@ -85,7 +85,7 @@ class PseudoInputGenerator(nn.Module):
         if self.bounds is not None:
             low, high = self.bounds
             made = low + (high - low) * made.sigmoid()
-        return made.unflatten(-1, self.event_shape)
+        return made.reshape(-1, *self.event_shape)
 
 
 def prior_weight(pseudo_inputs: Tensor, inputs: Tensor, lengthscale: float) -> Tensor:
@@ -243,7 +243,7 @@ class PriorAugmentedELBO(ELBO):
         value: float = self.elbo.loss_and_grads(model, guide, *args, **kwargs)
         added = self._added(model, guide, args, kwargs)
         if added.requires_grad:
-            added.backward()  # type: ignore[no-untyped-call]
+            added.backward()
         return value + float(added.detach())
 
     def pseudo_inputs(self, inputs: Tensor) -> Tensor:
@@ -295,7 +295,8 @@ class PriorAugmentedELBO(ELBO):
                 f"prior must be one that {prediction} of the site {self.site!r} has a divergence "
                 f"from, got {self.prior}: {error}"
             ) from error
-        return self.weight * (scale * far * divergence).sum()
+        total: Tensor = (scale * far * divergence).sum()
+        return self.weight * total
 
     def _made(self, inputs: Tensor) -> Tensor:
         noise = torch.randn(

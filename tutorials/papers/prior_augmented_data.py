@@ -151,11 +151,9 @@ for seed in SEEDS:
             prediction = regression(net, GRID)
             variances[name][seed] = regression(net, PROBES).variance.tolist()
         sine[name][seed] = prediction.mean, prediction.stddev
-for name, by_seed in variances.items():
-    print(
-        f"{name} predictive variance at -5.5, 0 and 5.5:",
-        [[round(value, 3) for value in row] for row in by_seed.values()],
-    )
+for name, rows in variances.items():
+    rounded = [[round(value, 3) for value in row] for row in rows.values()]
+    print(f"{name}: predictive variance at -5.5, 0 and 5.5 {rounded}")
 page.claim(
     "In the gap and outside of the data the predictive variance comes near that of the labels, 1 "
     "(least of three inputs).",
@@ -174,8 +172,8 @@ page.claim(
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True, layout="constrained")
-for axes, (name, by_seed) in zip(panels, sine.items(), strict=True):
-    loc, scale = by_seed[SEEDS[-1]]
+for axes, (name, predictions) in zip(panels, sine.items(), strict=True):
+    loc, scale = predictions[SEEDS[-1]]
     grid, low, high = GRID[:, 0], loc - 2 * scale, loc + 2 * scale
     axes.fill_between(grid, low, high, color="#2a6f97", alpha=0.25, lw=0)
     axes.plot(grid, loc, color="#2a6f97")
@@ -235,7 +233,8 @@ def of_patients(seed: int, rows: tuple[Tensor, Tensor], name: str) -> dict[str, 
     center, scale = MEASURED[first].mean(0), MEASURED[first].std(0)
     inputs = (MEASURED - center) / scale
     labels = (PROGRESSION - PROGRESSION[first].mean()) / PROGRESSION[first].std()
-    net, loss = network(10, 2, 0.1, seed), Trace_ELBO()
+    net = network(10, 2, 0.1, seed)
+    loss: ELBO = Trace_ELBO()
     if name == "PAD":
         loss = PriorAugmentedELBO(PseudoInputGenerator(10), STANDARD, seed=seed)
     batches = ShuffledBatches(inputs[first], labels[first], batch_size=64)

@@ -368,8 +368,8 @@ figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
 for number, color in zip(CYCLES, ("0.7", "#e09f3e", "#76a5af", "#2a6f97"), strict=False):
     for seed in SEEDS:
         label = f"sparsity {LEVELS[number]:.3f}" if seed == SEEDS[0] else None
-        line = torch.tensor(between[seed][number])
-        axes.plot(TIMES, line - (line[0] + line[-1]) / 2, color=color, label=label)
+        values = torch.tensor(between[seed][number])
+        axes.plot(TIMES, values - (values[0] + values[-1]) / 2, color=color, label=label)
 axes.set(xlabel="from one particle to another", ylabel="excess negative log likelihood")
 axes.legend(frameon=False, fontsize=8)
 page.figure("between-particles", figure, despine=True)
