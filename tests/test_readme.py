@@ -187,6 +187,7 @@ READER = {
     "StochasticRepresentations(extractor, swag, head)": (
         {"extractor": EXTRACTOR, "swag": OF_EXTRACTOR, "head": torch.nn.Linear(4, 2)},
         lambda model: model.loss(X, LABELS),
+    ),
     "SparseWeightAveraging(network).run(batches)": (
         {
             "network": torch.nn.Linear(2, 2),

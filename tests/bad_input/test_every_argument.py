@@ -21,9 +21,9 @@ from tests.bad_input import (
     guides,
     sequences,
     set_vae,
+    sparse,
     weight_averages,
 )
-from tests.bad_input import adjoint, floor1, floor2, floor3, guides, sequences, set_vae, sparse
 from tests.bad_input.accepted import is_walked, reason_for
 from tests.bad_input.walk import (
     REJECTED,
