@@ -16,6 +16,7 @@ from pyro import poutine
 from pyro_ext.distributions import GaussianCluster
 from pyro_ext.inference import MCMC, NUTS, SGHMC, SGLD
 from pyro_ext.inference.averaging import SWAG
+from pyro_ext.inference.training import ShuffledBatches
 from pyro_ext.models.sets import DeepSet
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule
 from pyro_ext.random_measures import DirichletProcess, GeneralizedGammaProcess, frequency_table
@@ -55,6 +56,11 @@ def random_walk(y):
     for t in pyro.markov(range(len(y))):
         x = pyro.sample(f"x_{t}", dist.Normal(x, 1.0))
         pyro.sample(f"y_{t}", dist.Normal(x, 1.0), obs=y[t])
+
+
+def two_means(x, y):
+    with pyro.plate("data", len(x)):
+        pyro.sample("obs", dist.Normal(x[:, 0], 1.0), obs=y)
 
 
 def two_kinds(y):
@@ -181,6 +187,17 @@ READER = {
     "StochasticRepresentations(extractor, swag, head)": (
         {"extractor": EXTRACTOR, "swag": OF_EXTRACTOR, "head": torch.nn.Linear(4, 2)},
         lambda model: model.loss(X, LABELS),
+    ),
+    "SparseWeightAveraging(network).run(batches)": (
+        {
+            "network": torch.nn.Linear(2, 2),
+            "batches": ShuffledBatches(X, LABELS, batch_size=20),
+        },
+        None,
+    ),
+    "PriorAugmentedELBO(PseudoInputGenerator(2), prior)": (
+        {"prior": dist.Normal(0.0, 1.0)},
+        lambda elbo: elbo.loss(two_means, lambda *_: None, X, Y),
     ),
     "AmortizedMixtureGuide(model, network)": (
         {"model": two_groups, "network": DeepSet(2, 2, 5)},

@@ -38,6 +38,7 @@ __all__ = [
     "ece",
     "ensemble_mutual_information",
     "nll",
+    "quantile_calibration_error",
     "temperature_scale",
     "total_variation",
 ]
@@ -200,6 +201,38 @@ def ece(probabilities: ArrayLike, labels: ArrayLike, num_bins: int = 15) -> floa
         0.0
     """
     return calibration_bins(probabilities, labels, num_bins).expected_calibration_error
+
+
+def quantile_calibration_error(cdf_values: ArrayLike, num_levels: int = 19) -> float:
+    """Calibration error of predictive quantiles of a regression.
+
+    The root mean square over the levels ``q = 1 / (K + 1), ..., K / (K + 1)`` of the difference
+    between ``q`` and the fraction of observations below the predictive quantile of level ``q``;
+    without ``num_levels`` these are 0.05 to 0.95.
+
+    :param cdf_values: the predictive distribution function at the observation of each point, such
+        as ``Normal(loc, scale).cdf(y)``; several draws are averaged to that of their mixture.
+        **Shape:** ``(num_draws, n)`` or ``(n,)``.
+    :param num_levels: number of levels ``K``, at least 1.
+
+    Reference: V. Kuleshov, N. Fenner and S. Ermon (2018), *Accurate uncertainties for deep learning
+    using calibrated regression*, https://arxiv.org/abs/1807.00263.
+
+    Example::
+
+        >>> quantile_calibration_error(torch.tensor([0.25, 0.75]), num_levels=1)
+        0.0
+        >>> quantile_calibration_error(torch.tensor([0.1, 0.2]), num_levels=1)
+        0.5
+    """
+    values = as_numbers("cdf_values", cdf_values)
+    values = values[None] if values.dim() == 1 else values
+    as_tensor("cdf_values", values, "(num_draws, n)")
+    _check_all("cdf_values", (values >= 0) & (values <= 1), values, "lie between 0 and 1")
+    num_levels = check_integer("num_levels", num_levels, 1)
+    levels = torch.arange(1, num_levels + 1, dtype=torch.float64) / (num_levels + 1)
+    below = values.mean(0, dtype=torch.float64).cpu()[:, None] <= levels
+    return float((below.double().mean(0) - levels).square().mean().sqrt())
 
 
 def ambiguity(probabilities: ArrayLike, labels: ArrayLike | None = None) -> float:

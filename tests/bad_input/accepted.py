@@ -32,6 +32,13 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("*.scheduler", "None", "no scheduler"),
     ("*.max_norm", "None", "gradients are not clipped"),
     ("*.TwistedSMC.twist", "None", "twists of one"),
+    ("*.MagnitudePruner.exclude", "[], ['abc']", "any words"),
+    ("*.SparseWeightAveraging.*", "0", "at the end of its range"),
+    ("*.SparseWeightAveraging.particles.masks", "{}", "nothing is pruned"),
+    ("*.synflow_scores.inputs", "with nan, with inf", "only their shape counts"),
+    ("*.PriorAugmentedELBO.site", "*", "the first loss looks for it"),
+    ("*.PriorAugmentedELBO.*", "0", "no such term"),
+    ("*.PseudoInputGenerator.event_shape", "[2]", "the size of a vector"),
     # Numbers at the ends of their ranges.
     ("*.ess_threshold", "0", "no resampling"),
     ("*.num_prompt", "0", "no prompt"),

@@ -153,6 +153,7 @@ def metrics() -> dict[str, Call]:
         "ece": call(**both, num_bins=5),
         "ensemble_mutual_information": call(probabilities=both["probabilities"]),
         "nll": call(**both),
+        "quantile_calibration_error": call(cdf_values=torch.rand(4, 3), num_levels=9),
         "temperature_scale": call(**both),
         "TemperatureScaling": call(temperature=2.0),
         "total_variation": call(**pair),

@@ -23,6 +23,7 @@ from tests.bad_input import (
     guides,
     sequences,
     set_vae,
+    sparse,
     weight_averages,
 )
 from tests.bad_input.accepted import is_walked, reason_for
@@ -49,6 +50,7 @@ TABLES = {
     **sequences.TABLES,
     **set_vae.TABLES,
     **weight_averages.TABLES,
+    **sparse.TABLES,
 }
 SLOW = (  # what runs something with each value that it accepts
     "pyro_ext.diagnostics",

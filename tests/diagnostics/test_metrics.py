@@ -20,6 +20,7 @@ from pyro_ext.diagnostics.metrics import (
     calibration_bins,
     ece,
     nll,
+    quantile_calibration_error,
     total_variation,
 )
 
@@ -472,3 +473,31 @@ else:
 """
     root = Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=120)
+
+
+class TestQuantileCalibrationError:
+    def test_levels(self):
+        """Of four levels .2 to .8: fractions of .5, .5, .5 and 1 lie below."""
+        values = np.array([0.1, 0.7])
+        expected = math.sqrt((0.3**2 + 0.1**2 + 0.1**2 + 0.2**2) / 4)
+        assert quantile_calibration_error(values, 4) == pytest.approx(expected, rel=1e-12)
+
+    def test_calibrated_and_too_narrow(self):
+        uniform = (torch.arange(1000) + 0.5) / 1000
+        assert quantile_calibration_error(uniform) <= 1e-3
+        normal = torch.distributions.Normal(0.0, 1.0)
+        observed = 3.0 * normal.icdf(uniform)
+        levels = torch.arange(1, 20) / 20
+        gaps = normal.cdf(normal.icdf(levels) / 3.0) - levels
+        expected = float(gaps.square().mean().sqrt())
+        found = quantile_calibration_error(normal.cdf(observed))
+        assert found == pytest.approx(expected, abs=2e-3)
+
+    def test_draws_are_a_mixture(self):
+        draws = torch.tensor([[0.0, 1.0, 0.4], [0.4, 0.2, 0.4]])
+        assert quantile_calibration_error(draws) == quantile_calibration_error(draws.mean(0))
+
+    def test_no_probabilities(self):
+        for wrong in ([0.5, 1.5], [0.5, float("nan")], 0.5):
+            with pytest.raises((TypeError, ValueError), match="cdf_values"):
+                quantile_calibration_error(wrong)

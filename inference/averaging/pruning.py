@@ -1,0 +1,203 @@
+"""Pruning: which weights of a network stay, by their size or by other scores."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils import prune
+
+from pyro_ext._checks import (
+    as_tensor,
+    check_callable,
+    check_choice,
+    check_finite,
+    check_instance,
+    check_number,
+    check_sequence,
+    check_tensors,
+)
+
+__all__ = ["MagnitudePruner", "snip_scores", "synflow_scores"]
+
+
+class MagnitudePruner:
+    r"""Removes the smallest of the weights that are left, round by round [1].
+
+    Each round removes ``floor(rate * remaining)`` weights, so that after :math:`c` rounds a
+    fraction :math:`(1 - \text{rate})^c` of them is left. Weights that were removed stay so.
+
+    :param float rate: fraction of the remaining weights that a round removes, between 0 and 1.
+    :param str scope: whether a fraction of all weights together is removed, ``"global"``, or of
+        each tensor, ``"layer"``.
+    :param Sequence exclude: words; tensors are never pruned that have one in their name or, in a
+        module, in the name of their layer's class, as BatchNorm2d has "norm".
+    :ivar dict masks: by name, which weights are present; empty before the first round.
+    :raises ValueError: for a rate out of range or an unknown scope.
+
+    [1] J. Frankle, G. K. Dziugaite, D. M. Roy, M. Carbin (2020),
+    Linear mode connectivity and the lottery ticket hypothesis.
+
+    Example::
+
+        >>> pruner = MagnitudePruner(rate=0.5)
+        >>> pruner.step({"weight": torch.tensor([[3.0, -1.0], [0.5, 2.0]])})["weight"].tolist()
+        [[True, False], [False, True]]
+        >>> pruner.sparsity()
+        0.5
+    """
+
+    def __init__(
+        self,
+        rate: float = 0.2,
+        scope: str = "global",
+        exclude: Sequence[str] = ("bias", "norm"),
+    ) -> None:
+        self.rate = check_number("rate", rate, above=0, below=1)
+        check_choice("scope", scope, ("global", "layer"))
+        self.scope = scope
+        self.exclude = tuple(check_sequence("exclude", exclude, "a list of words", 0, str))
+        self.masks: dict[str, Tensor] = {}
+
+    def __repr__(self) -> str:
+        return f"MagnitudePruner(rate={self.rate}, scope={self.scope!r}, exclude={self.exclude})"
+
+    def step(self, weights: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Remove the smallest of the remaining weights.
+
+        :param weights: a module or tensors by name, of which the absolute values count. Other
+            scores than magnitudes, such as :func:`snip_scores`, are taken the same way.
+        :returns: :attr:`masks` after the round: booleans in the shapes of the weights.
+        :raises ValueError: for weights that are not finite, that have other names or shapes than in
+            the round before, or of which none can be pruned.
+        """
+        chosen = self._prunable(weights)
+        if not chosen:
+            raise ValueError(
+                f"weights must have a tensor without {self.exclude} in its name, got none"
+            )
+        masks = self.masks or {n: torch.ones_like(w, dtype=torch.bool) for n, w in chosen.items()}
+        for name, mask in masks.items():
+            if name not in chosen or chosen[name].shape != mask.shape:
+                found = tuple(chosen[name].shape) if name in chosen else "nothing"
+                raise ValueError(
+                    f"weights must hold for {name!r} the shape {tuple(mask.shape)} of the round "
+                    f"before, got {found}"
+                )
+            check_finite(f"weights[{name!r}]", chosen[name])
+        names = list(masks)
+        groups = [names] if self.scope == "global" else [[name] for name in names]
+        kept: dict[str, Tensor] = {}
+        for group in groups:
+            flat = torch.cat([masks[name].flatten() for name in group])
+            sizes = torch.cat([chosen[name].flatten().abs() for name in group])
+            present = flat.nonzero()[:, 0]
+            order = sizes[present].argsort(stable=True)  # ties: the first one goes
+            flat[present[order[: int(self.rate * len(present))]]] = False
+            parts = flat.split([masks[name].numel() for name in group])
+            kept |= {n: p.view_as(masks[n]) for n, p in zip(group, parts, strict=True)}
+        self.masks = kept
+        return dict(kept)
+
+    def sparsity(self) -> float:
+        """Fraction of the weights that could be pruned and have been; 0 before the first round."""
+        total = sum(mask.numel() for mask in self.masks.values())
+        return 1.0 - sum(int(m.sum()) for m in self.masks.values()) / total if total else 0.0
+
+    def apply(self, module: nn.Module) -> None:
+        """Prune a module in place, by :mod:`torch.nn.utils.prune`: what is removed stays zero.
+
+        :param Module module: whose parameters have the names of :attr:`masks`.
+        :raises ValueError: where they don't, or have other shapes.
+        """
+        check_instance("module", module, nn.Module, "a module")
+        named = dict(module.named_parameters())
+        for name, mask in self.masks.items():
+            if name not in named or named[name].shape != mask.shape:
+                raise ValueError(
+                    f"module must have a parameter {name!r} of the shape {tuple(mask.shape)}"
+                )
+        for name, mask in self.masks.items():
+            owner, _, own = name.rpartition(".")
+            prune.custom_from_mask(module.get_submodule(owner), own, mask)
+
+    def _prunable(self, weights: Any) -> dict[str, Tensor]:
+        """Tensors that have none of the words in their name, or in that of their layer."""
+        if not isinstance(weights, nn.Module):
+            named = check_tensors("weights", weights)
+            kinds = dict.fromkeys(named, "")
+        else:
+            named = {n: p for n, p in weights.named_parameters() if p.requires_grad}
+            owners = {name: weights.get_submodule(name.rpartition(".")[0]) for name in named}
+            kinds = {name: type(owner).__name__ for name, owner in owners.items()}
+        return {
+            name: tensor.detach()
+            for name, tensor in named.items()
+            if not any(word in f"{name} {kinds[name]}".lower() for word in self.exclude)
+        }
+
+
+def snip_scores(module: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
+    r"""How much a loss depends on each weight, :math:`|w\,\partial L / \partial w|` [1].
+
+    :param Module module: the network, mostly before training.
+    :param Callable loss: the loss of a minibatch, a function without arguments.
+    :returns: scores by name of the parameter, for :meth:`MagnitudePruner.step`.
+
+    [1] N. Lee, T. Ajanthan, P. H. S. Torr (2019),
+    SNIP: single-shot network pruning based on connection sensitivity.
+
+    Example::
+
+        >>> network = torch.nn.Linear(2, 1)
+        >>> x = torch.tensor([[1.0, 0.0]])
+        >>> scores = snip_scores(network, lambda: network(x).square().sum())
+        >>> MagnitudePruner(rate=0.5).step(scores)["weight"].tolist()
+        [[True, False]]
+    """
+    check_instance("module", module, nn.Module, "a module")
+    check_callable("loss", loss, "a function without arguments")
+    weights = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    return _products(weights, loss())
+
+
+def synflow_scores(module: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
+    r"""How much of a flow from inputs to outputs goes through each weight [1].
+
+    The flow :math:`R` is the sum of the outputs of the network with absolute weights at an input of
+    ones, and scores are :math:`|w|\,\partial R / \partial |w|`. No data enter. Prune in many
+    rounds, with new scores in each of the network that the masks leave.
+
+    :param Module module: the network; it is evaluated as in ``module.eval()``.
+    :param Tensor inputs: any, for their shape and type. **Shape:** ``(n, *event)``.
+    :returns: scores by name of the parameter, for :meth:`MagnitudePruner.step`.
+
+    [1] H. Tanaka, D. Kunin, D. L. K. Yamins, S. Ganguli (2020),
+    Pruning neural networks without any data by iteratively conserving synaptic flow.
+
+    Example::
+
+        >>> network = torch.nn.Linear(2, 1, bias=False)
+        >>> scores = synflow_scores(network, torch.zeros(5, 2))
+        >>> bool((scores["weight"] == network.weight.abs()).all())
+        True
+    """
+    check_instance("module", module, nn.Module, "a module")
+    inputs = as_tensor("inputs", inputs, "(n, ...)")
+    weights = {
+        name: parameter.detach().abs().requires_grad_()
+        for name, parameter in module.named_parameters()
+    }
+    own = copy.deepcopy(module).eval()
+    return _products(weights, functional_call(own, weights, (torch.ones_like(inputs[:1]),)).sum())
+
+
+def _products(weights: Mapping[str, Tensor], value: Tensor) -> dict[str, Tensor]:
+    """Absolute products of weights and gradients."""
+    gradients = torch.autograd.grad(value, list(weights.values()), materialize_grads=True)
+    return {
+        name: (weight * gradient).detach().abs()
+        for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
+    }

@@ -1,0 +1,467 @@
+"""Sparse weight averages: iterative magnitude pruning of an average of several particles."""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import LambdaLR
+
+from pyro_ext._checks import (
+    check_boolean,
+    check_callable,
+    check_instance,
+    check_integer,
+    check_number,
+    check_tensors,
+    shown,
+)
+from pyro_ext.checkpoint.files import CheckpointError
+from pyro_ext.inference.averaging.pruning import MagnitudePruner
+from pyro_ext.inference.averaging.weight_averages import SWA, update_batch_norm
+from pyro_ext.inference.training import ShuffledBatches, Trainer
+from pyro_ext.inference.training.checkpoints import (
+    comparable,
+    differences,
+    read_training,
+    write_training,
+)
+from pyro_ext.posterior.identity import data_identity
+from pyro_ext.random import fresh_seed, spawn_seed
+
+__all__ = ["SparseAverage", "SparseWeightAveraging"]
+
+_SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-4)
+
+
+class SparseAverage(NamedTuple):
+    """What a cycle of :class:`SparseWeightAveraging` leaves.
+
+    :ivar dict state: parameters and buffers of the average, as of ``state_dict``.
+    :ivar dict masks: by name, which weights are present; empty in the first cycle.
+    :ivar float sparsity: fraction of the weights that could be pruned and have been.
+    :ivar list losses: the loss at each step of the cycle, on average over particles.
+    :ivar dict cut_off: number of outputs that no weight is left for, by name of the tensor, where
+        there are any. They are constant: a network that has few others has collapsed.
+    """
+
+    state: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    sparsity: float
+    losses: list[float]
+    cut_off: dict[str, int]
+
+
+class SparseWeightAveraging:
+    """Sparse weight averaging with multiple particles, SWAMP [1].
+
+    In each cycle several particles start from the same *ticket*, the weights after a few epochs,
+    without the weights that were pruned. They are trained with orders of minibatches of their own,
+    each averages its weights over the end of the cycle, and the mean of all is the network of the
+    cycle. The smallest of its weights are pruned, and the next cycle begins at the ticket again.
+    With one particle and no averages, ``num_particles=1, swa_start=1.0, swa_lr=0.0``, this is
+    iterative magnitude pruning [2].
+
+    The particles are trained as one network under :func:`torch.func.vmap`, which wants one without
+    branches that depend on data. The network that is given stays as it is.
+
+    :param Module module: the network, with the weights to begin with.
+    :param Callable loss: maps outputs of the network and what the minibatches hold besides inputs
+        to a scalar.
+    :param int num_particles: number of particles.
+    :param int ticket_epochs: epochs that the ticket is trained for, with the optimizer's learning
+        rate.
+    :param int cycle_epochs: epochs of a cycle.
+    :param float swa_start: where in a cycle averages begin, as a fraction of its epochs. Each epoch
+        that ends later gives a sample; with ``1.0`` the weights at the end of the cycle count.
+    :param float swa_lr: learning rate from there on, to which it goes down before, along a cosine.
+    :param Callable optimizer: makes an optimizer of a list of tensors, as of
+        :class:`~pyro_ext.inference.Trainer`; it has to work element by element.
+    :param MagnitudePruner pruner: what prunes the average; it is copied with the masks it has,
+        which hold from the first cycle on.
+    :param float single_until: there is a single particle in cycles of a lower sparsity. This is
+        SWAMP+ of the paper, cheaper where averages gain little.
+    :param int seed: of the orders of minibatches and of what the network draws.
+    :raises TypeError: for arguments of a wrong type.
+    :raises ValueError: for numbers out of range, or a pruner that no parameter fits.
+
+    [1] M. Choi, H. Lee, G. Nam, J. Lee (2024),
+    Sparse weight averaging with multiple particles for iterative magnitude pruning.
+
+    [2] J. Frankle, G. K. Dziugaite, D. M. Roy, M. Carbin (2020),
+    Linear mode connectivity and the lottery ticket hypothesis.
+
+    Example::
+
+        >>> x = torch.randn(64, 3)
+        >>> network = torch.nn.Sequential(
+        ...     torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> swamp = SparseWeightAveraging(network, num_particles=2, cycle_epochs=2, seed=0)
+        >>> batches = ShuffledBatches(x, (x[:, 0] > 0).long(), batch_size=16)
+        >>> cycles = swamp.run(batches, num_cycles=3, progress=False)
+        >>> [round(cycle.sparsity, 2) for cycle in cycles]
+        [0.0, 0.2, 0.35]
+        >>> network.load_state_dict(cycles[-1].state)
+        <All keys matched successfully>
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Callable[..., Tensor] = cross_entropy,
+        *,
+        num_particles: int = 4,
+        ticket_epochs: int = 1,
+        cycle_epochs: int = 10,
+        swa_start: float = 0.75,
+        swa_lr: float = 0.05,
+        optimizer: Callable[[list[Any]], torch.optim.Optimizer] = _SGD,
+        pruner: MagnitudePruner | None = None,
+        single_until: float = 0.0,
+        seed: int | None = None,
+    ) -> None:
+        check_instance("module", module, nn.Module, "a module")
+        check_callable("loss", loss)
+        self.loss = loss
+        self.num_particles = check_integer("num_particles", num_particles, 1)
+        self.ticket_epochs = check_integer("ticket_epochs", ticket_epochs, 0)
+        self.cycle_epochs = check_integer("cycle_epochs", cycle_epochs, 1)
+        self.swa_start = check_number("swa_start", swa_start, least=0, most=1)
+        self.swa_lr = check_number("swa_lr", swa_lr, least=0)
+        check_callable("optimizer", optimizer, "a function that makes an optimizer of tensors")
+        probe = optimizer([torch.zeros((), requires_grad=True)])
+        wanted = "a function that makes one of torch.optim"
+        check_instance("optimizer", probe, torch.optim.Optimizer, wanted)
+        self.optimizer, self._groups = optimizer, probe.state_dict()["param_groups"]
+        check_number("the learning rate of optimizer", self._groups[0].get("lr"), above=0)
+        if pruner is None:
+            pruner = MagnitudePruner()
+        check_instance("pruner", pruner, MagnitudePruner, "a MagnitudePruner or None")
+        self.pruner = copy.deepcopy(pruner)
+        try:
+            copy.deepcopy(pruner).step(module)
+        except ValueError as error:
+            raise ValueError(f"pruner must fit module: {error}") from None
+        self.single_until = check_number("single_until", single_until, least=0, most=1)
+        self.seed = fresh_seed(seed)
+        self.module = copy.deepcopy(module)
+
+    def run(
+        self,
+        batches: ShuffledBatches,
+        num_cycles: int = 10,
+        *,
+        checkpoint: str | Path | None = None,
+        progress: bool = True,
+    ) -> list[SparseAverage]:
+        """Train and prune, cycle by cycle.
+
+        :param ShuffledBatches batches: inputs, and what else the loss is given.
+        :param int num_cycles: number of cycles; one less is the number of rounds of pruning.
+        :param checkpoint: a folder, made where it is missing, from which a run goes on that was
+            stopped, with the same result. It holds nothing that executes on load.
+        :param bool progress: whether to show progress bars.
+        :returns: the average after each cycle, from the densest to the sparsest.
+        :raises TrainingDiverged: where a loss, a gradient or a weight is not finite.
+        :raises CheckpointError: where the folder is of another run, or a file of it is damaged.
+        """
+        check_instance("batches", batches, ShuffledBatches, "ShuffledBatches")
+        num_cycles = check_integer("num_cycles", num_cycles, 1)
+        check_boolean("progress", progress)
+        folder: Path | None = None
+        if checkpoint is not None:
+            check_instance("checkpoint", checkpoint, (str, Path), "a path or None")
+            folder = Path(checkpoint)
+            folder.mkdir(parents=True, exist_ok=True)
+        pruner = copy.deepcopy(self.pruner)
+        cycles: list[SparseAverage] = []
+        try:
+            ticket, _ = self._stored(
+                folder and folder / "ticket.safetensors",
+                batches,
+                lambda path: self._ticket(batches, path, progress),
+            )
+            for cycle in range(num_cycles):
+                masks = pruner.masks
+                is_single = pruner.sparsity() < self.single_until
+                number = 1 if is_single else self.num_particles
+                if empty := [name for name, mask in masks.items() if not mask.any()]:
+                    warnings.warn(
+                        f"no weight is left in {empty} at sparsity {pruner.sparsity():.4g}: take "
+                        'fewer cycles, or a pruner with scope="layer"',
+                        stacklevel=2,
+                    )
+                state, losses = self._stored(
+                    folder and folder / f"cycle-{cycle:03d}.safetensors",
+                    batches,
+                    partial(self._cycle, batches, ticket, masks, number, cycle, progress),
+                )
+                cut_off = _cut_off(masks)
+                cycles.append(SparseAverage(state, masks, pruner.sparsity(), losses, cut_off))
+                if cycle + 1 < num_cycles:
+                    pruner.step(self._network(state))
+        except KeyboardInterrupt:
+            warnings.warn(
+                f"stopped after {len(cycles)} of {num_cycles} cycles, which are returned",
+                stacklevel=2,
+            )
+        return cycles
+
+    def ticket(self, batches: ShuffledBatches, *, progress: bool = True) -> dict[str, Tensor]:
+        """The ticket that :meth:`run` starts each cycle from, trained again.
+
+        :param ShuffledBatches batches: as of :meth:`run`.
+        :param bool progress: whether to show a progress bar.
+        :returns: parameters and buffers, as of ``state_dict``.
+        """
+        check_instance("batches", batches, ShuffledBatches, "ShuffledBatches")
+        check_boolean("progress", progress)
+        return self._ticket(batches, None, progress)[0]
+
+    def particles(
+        self,
+        batches: ShuffledBatches,
+        ticket: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None = None,
+        cycle: int = 0,
+        *,
+        progress: bool = True,
+    ) -> dict[str, Tensor]:
+        """The particles of a single cycle, to look at what lies between them, or at other masks.
+
+        :param ShuffledBatches batches: as of :meth:`run`.
+        :param Mapping ticket: parameters and buffers to start at, as of :meth:`ticket`.
+        :param Mapping masks: by name of the parameter, which weights are present; all where it is
+            left out.
+        :param int cycle: its number, on which orders of minibatches depend.
+        :param bool progress: whether to show a progress bar.
+        :returns: averages of the parameters of each. **Shape:** ``(num_particles, *event)`` each.
+        :raises ValueError: where ticket or masks have other names or shapes than the network.
+        """
+        check_instance("batches", batches, ShuffledBatches, "ShuffledBatches")
+        own = self.module.state_dict()
+        ticket = check_tensors("ticket", ticket, own, finite=True)
+        masks = {} if masks in (None, {}) else check_tensors("masks", masks)
+        for argument, given in (("ticket", ticket), ("masks", masks)):
+            for name, tensor in given.items():
+                if name not in own or own[name].shape != tensor.shape:
+                    raise ValueError(
+                        f"{argument} must hold tensors in the shapes of the module's, got "
+                        f"{shown(tensor)} for {name!r}"
+                    )
+        check_integer("cycle", cycle, 0)
+        check_boolean("progress", progress)
+        number = self.num_particles
+        return self._trained(batches, ticket, masks, number, cycle, None, progress)[0].averages()
+
+    def _ticket(
+        self, batches: ShuffledBatches, path: Path | None, progress: bool
+    ) -> tuple[dict[str, Tensor], list[float]]:
+        start = self.module.state_dict()
+        particles, losses = self._trained(batches, start, {}, 1, None, path, progress)
+        first = {name: tensor[0] for name, tensor in particles.averages().items()}
+        return {**start, **particles.buffers_of_first(), **first}, losses
+
+    def _cycle(
+        self,
+        batches: ShuffledBatches,
+        ticket: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        number: int,
+        cycle: int,
+        progress: bool,
+        path: Path | None,
+    ) -> tuple[dict[str, Tensor], list[float]]:
+        """The average over particles, and the losses."""
+        particles, losses = self._trained(batches, ticket, masks, number, cycle, path, progress)
+        means = {name: tensor.mean(0) for name, tensor in particles.averages().items()}
+        network = self._network({**ticket, **particles.buffers_of_first(), **means})
+        network = update_batch_norm(network, batches.rows[0].tensor_split(len(batches)))
+        return dict(network.state_dict()), losses
+
+    def _trained(
+        self,
+        batches: ShuffledBatches,
+        start: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        number: int,
+        cycle: int | None,
+        path: Path | None,
+        progress: bool,
+    ) -> tuple["_Particles", list[float]]:
+        """Particles after a cycle, or after the ticket's epochs where there is no cycle."""
+        is_ticket = cycle is None
+        key = 0 if cycle is None else cycle + 1
+        num_epochs = self.ticket_epochs if is_ticket else self.cycle_epochs
+        first_sample = math.inf if is_ticket else self.swa_start * num_epochs
+        num_steps = num_epochs * len(batches)
+        particles = _Particles(self._network(start), masks, number, self.loss)
+
+        def optimizer(tensors: list[Any]) -> torch.optim.Optimizer:
+            made = self.optimizer(tensors)
+            made.register_step_post_hook(after_step)
+            return made
+
+        def after_step(*_: object) -> None:
+            epochs, rest = divmod(trainer.num_steps + 1, len(batches))
+            particles.mask_()
+            if rest == 0 and epochs > first_sample:
+                particles.swa.collect(particles.named())
+
+        def scheduler(made: Any) -> LambdaLR:
+            ratio = self.swa_lr / made.param_groups[0]["lr"]
+            num_falling = self.swa_start * num_steps
+            return LambdaLR(made, partial(_cosine, ratio=ratio, num_steps=num_falling))
+
+        trainer = Trainer(
+            particles,
+            optimizer,
+            scheduler=None if is_ticket else scheduler,
+            stateful=[particles.swa],
+            identity=self._identity(batches),
+            seed=spawn_seed(self.seed, key),
+        )
+        orders = [(copy.copy(batches), spawn_seed(self.seed, key, n)) for n in range(number)]
+
+        def loss() -> Tensor:
+            each = [own.batch(trainer.num_steps, seed) for own, seed in orders]
+            value: Tensor = particles(*(torch.stack(rows) for rows in zip(*each, strict=True)))
+            return value.sum()
+
+        trainer.run(
+            loss,
+            num_steps,
+            checkpoint=path,
+            save_every=max(100, len(batches)),
+            progress=progress,
+            description="Ticket" if is_ticket else f"Cycle {key}",
+        )
+        if trainer.num_steps < num_steps:
+            raise KeyboardInterrupt
+        return particles, [value / number for value in trainer.losses]
+
+    def _network(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """A copy of the network in a state."""
+        network = copy.deepcopy(self.module)
+        network.load_state_dict(state)
+        return network
+
+    def _identity(self, batches: ShuffledBatches) -> dict[str, Any]:
+        """What a checkpoint is compared by."""
+        tensors = {"module": dict(self.module.state_dict()), "masks": self.pruner.masks}
+        names = ("ticket_epochs", "cycle_epochs", "swa_start", "swa_lr", "num_particles")
+        identity: dict[str, Any] = comparable(
+            {
+                "batches": batches.identity(),
+                "tensors": data_identity(tensors, "network"),
+                "loss": self.loss,
+                "optimizer": self._groups,
+                "pruner": repr(self.pruner),
+                "single_until": self.single_until,
+                "seed": self.seed,
+                **{name: getattr(self, name) for name in names},
+            }
+        )
+        return identity
+
+    def _stored(
+        self,
+        path: Path | None,
+        batches: ShuffledBatches,
+        train: Callable[[Path | None], tuple[dict[str, Tensor], list[float]]],
+    ) -> tuple[dict[str, Tensor], list[float]]:
+        """What a file holds, or what training leaves, which goes on from what it left."""
+        if path is None:
+            return train(None)
+        identity = self._identity(batches)
+        if path.exists():
+            known, found = read_training(path)
+            if unlike := differences(known, identity):
+                raise CheckpointError(f"{path} is of another run: {'; '.join(unlike[:5])}")
+            return found["state"], found["losses"]
+        unfinished = path.with_name(f"unfinished-{path.name}")
+        state, losses = train(unfinished)
+        write_training(path, identity, {"state": state, "losses": losses})
+        unfinished.unlink(missing_ok=True)
+        return state, losses
+
+
+class _Particles(nn.Module):
+    """Several copies of a network as one, and an average of each."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        masks: Mapping[str, Tensor],
+        number: int,
+        loss: Callable[..., Tensor],
+    ) -> None:
+        super().__init__()
+        weights, buffers = stack_module_state([network] * number)
+        self._shared = network, loss  # in a tuple, so that it is no part of this module
+        self._names = list(weights), list(buffers)
+        self._masks = [masks.get(name) for name in weights]
+        self.weights = nn.ParameterList(
+            nn.Parameter(weight.detach(), weight.requires_grad) for weight in weights.values()
+        )
+        for position, buffer in enumerate(buffers.values()):
+            self.register_buffer(f"buffer{position}", buffer)
+        self.swa = SWA()
+        self.mask_()
+
+    def forward(self, *rows: Tensor) -> Tensor:
+        """The loss of each particle on rows of its own."""
+        network, loss = self._shared
+
+        def one(state: dict[str, Tensor], inputs: Tensor, *others: Tensor) -> Tensor:
+            value: Tensor = loss(functional_call(network, state, (inputs,)), *others)
+            return value
+
+        state = self.named() | self._own_buffers()
+        values: Tensor = vmap(one, randomness="different")(state, *rows)
+        return values
+
+    @torch.no_grad()
+    def mask_(self) -> None:
+        """Take out what is pruned."""
+        for weight, mask in zip(self.weights, self._masks, strict=True):
+            if mask is not None:
+                weight *= mask
+
+    def named(self) -> dict[str, Tensor]:
+        """Weights of all particles by the network's names."""
+        return dict(zip(self._names[0], self.weights, strict=True))
+
+    def averages(self) -> dict[str, Tensor]:
+        """Mean of the samples of each particle, or its weights where there are none."""
+        if self.swa.num_collected:
+            return self.swa.weights()
+        return {name: weight.detach() for name, weight in self.named().items()}
+
+    def buffers_of_first(self) -> dict[str, Tensor]:
+        """Buffers of the first particle."""
+        return {name: buffer[0] for name, buffer in self._own_buffers().items()}
+
+    def _own_buffers(self) -> dict[str, Tensor]:
+        names = self._names[1]
+        return {name: self.get_buffer(f"buffer{i}") for i, name in enumerate(names)}
+
+
+def _cosine(step: int, ratio: float, num_steps: float) -> float:
+    """The learning rate at a step, as a multiple of the first."""
+    if step >= num_steps:
+        return ratio
+    return ratio + (1 - ratio) * (1 + math.cos(math.pi * step / num_steps)) / 2
+
+
+def _cut_off(masks: Mapping[str, Tensor]) -> dict[str, int]:
+    """Number of outputs without weights, by name of the tensor, where there are any."""
+    numbers = {n: int((~m.flatten(1).any(1)).sum()) for n, m in masks.items() if m.dim() > 1}
+    return {name: number for name, number in numbers.items() if number}

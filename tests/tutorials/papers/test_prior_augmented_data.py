@@ -1,0 +1,59 @@
+"""The page on prior augmented data: its parts, a short run, and in full its claims."""
+
+import math
+
+import pytest
+import torch
+
+from tests.pages import check_short_report
+
+pytest.importorskip("sklearn")
+
+PAGE = "prior-augmented-data"
+pytestmark = pytest.mark.slow
+
+
+def test_short_run_saves_a_report_and_figures(short_run):
+    _, folder = short_run
+    check_short_report(folder, PAGE, 11, {"one-variable", "digits"})
+
+
+def test_splits(short_run):
+    """Rows to test with have more of the feature than any that were trained with."""
+    names, _ = short_run
+    for name, (first, second) in names["splits"](0).items():
+        assert len(set(first.tolist()) | set(second.tolist())) == 442
+        assert len(first) == (340 if name == "iid" else 310)
+        if name.startswith("tail"):
+            feature = names["MEASURED"][:, int(name.split()[1])]
+            assert feature[first].max() <= feature[second].min()
+
+
+def test_scores_of_a_regression(short_run):
+    """Of a network that predicts N(0, 1) whatever comes."""
+    names, _ = short_run
+    net = names["network"](10, 2, 0.1, 0)
+    for parameter in net.parameters():
+        parameter.data.zero_()
+    uniform = (torch.arange(1000) + 0.5) / 1000
+    labels = torch.distributions.Normal(0.0, 1.0).icdf(uniform)
+    for passes in (1, 3):
+        found = names["regression_scores"](net, torch.randn(1000, 10), labels, passes)
+        assert found["NLL"] == pytest.approx((1 + math.log(2 * math.pi)) / 2, abs=5e-3)
+        assert found["RMSE"] == pytest.approx(1.0, abs=5e-3)
+        assert found["calibration"] <= 1e-3
+
+
+def test_shifted_images(short_run):
+    names, _ = short_run
+    image = torch.arange(64.0)[None] / 64
+    found = names["shifted"](image, 0)
+    assert torch.equal(found["inverted"], 1 - image)
+    assert torch.equal(found["turned"].view(8, 8), image.view(8, 8).rot90())
+    first, second = ((found[f"noise {sd}"] - image) for sd in (".3", ".6"))
+    torch.testing.assert_close(2 * first, second, atol=1e-5, rtol=0)
+
+
+@pytest.mark.page
+def test_full_run_meets_its_claims(full_run):
+    assert full_run.passed, full_run.verdict
