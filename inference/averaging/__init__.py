@@ -1,6 +1,13 @@
 """More than one network in one: averages of weights, paths between modes, sparse and fused nets."""
 
 from pyro_ext.inference.averaging.auto_swag import AutoSWAG
+from pyro_ext.inference.averaging.bayesian_optimization import BayesianOptimizer, BoTorchOptimizer
+from pyro_ext.inference.averaging.fusion import CheckpointCollector, FusionHistory, ModelFusion
+from pyro_ext.inference.averaging.hypervolumes import (
+    expected_hypervolume_improvement,
+    hypervolume,
+    pareto_mask,
+)
 from pyro_ext.inference.averaging.soups import (
     GreedySoup,
     LearnedSoup,
@@ -19,11 +26,19 @@ __all__ = [
     "SWA",
     "SWAG",
     "AutoSWAG",
+    "BayesianOptimizer",
+    "BoTorchOptimizer",
+    "CheckpointCollector",
+    "FusionHistory",
     "GreedySoup",
     "LearnedSoup",
+    "ModelFusion",
     "SWAGState",
+    "expected_hypervolume_improvement",
     "greedy_soup",
+    "hypervolume",
     "learned_soup",
+    "pareto_mask",
     "swag_distribution",
     "update_batch_norm",
 ]
