@@ -84,7 +84,7 @@ class CheckpointCollector:
             for k in range(1, num + 1)
         ]
         """Numbers of the steps after which there is a copy."""
-        most = num_steps - math.ceil(start * num_steps - 1e-9)
+        most = num_steps - math.floor(start * num_steps + 1e-9)
         if num > most:
             raise ValueError(f"num must be at most the {most} steps after the start, got {num}")
         self._num_seen = 0
