@@ -124,8 +124,9 @@ class CheckpointCollector:
         check_mapping("state", state, "what state_dict returned")
         if set(state) != {"num_seen", "copies"}:
             raise ValueError(f"state must be of a CheckpointCollector, got {sorted(state)}")
-        self._num_seen = state["num_seen"]
-        self._copies = [dict(one) for one in state["copies"]]
+        num_seen = check_integer('state["num_seen"]', state["num_seen"], 0)
+        copies = check_sequence('state["copies"]', state["copies"], "a list of dicts", 0, Mapping)
+        self._num_seen, self._copies = num_seen, [dict(one) for one in copies]
 
     def _look(self) -> None:
         self._num_seen += 1
@@ -227,8 +228,13 @@ class ModelFusion:
                 "batches must be minibatches of inputs for a module with batch normalization, "
                 "whose statistics are those of other weights, got None"
             )
-        if isinstance(batches, Iterator):
-            raise TypeError(f"batches must be there more than once, got {shown(batches)}: a list?")
+        if batches is not None and (
+            not isinstance(batches, Iterable) or isinstance(batches, Tensor | str | Iterator)
+        ):
+            raise TypeError(
+                "batches must be minibatches that can be gone through again, as a list or data "
+                f"loader, got {shown(batches)}"
+            )
         self._batches = batches
         check_callable("optimizer", optimizer, "a class such as BayesianOptimizer")
         self._optimizer = optimizer

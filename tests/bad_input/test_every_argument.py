@@ -23,6 +23,7 @@ from tests.bad_input import (
     set_vae,
     weight_averages,
 )
+from tests.bad_input import adjoint, floor1, floor2, floor3, fusion, guides, sequences, set_vae
 from tests.bad_input.accepted import is_walked, reason_for
 from tests.bad_input.walk import (
     REJECTED,
@@ -41,6 +42,7 @@ TABLES = {
     **floor2.TABLES,
     **floor3.TABLES,
     **adjoint.TABLES,
+    **fusion.TABLES,
     **guides.TABLES,
     **sequences.TABLES,
     **set_vae.TABLES,

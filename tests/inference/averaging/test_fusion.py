@@ -167,7 +167,7 @@ def test_batch_normalization_is_taken_anew():
         nn.init.normal_(other[0].weight)
     with pytest.raises(ValueError, match="batches must be minibatches of inputs"):
         ModelFusion(network, others, evaluate, BOTH)
-    with pytest.raises(TypeError, match="batches must be there more than once"):
+    with pytest.raises(TypeError, match="batches must be minibatches that can be gone through"):
         ModelFusion(network, others, evaluate, BOTH, batches=iter([X]))
     fused = ModelFusion(network, others, evaluate, BOTH, batches=[X]).fuse(torch.ones(3))
     hidden = fused[0](X)
