@@ -19,8 +19,9 @@
 
 # %%
 import copy
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
@@ -91,14 +92,17 @@ def make_task(seed: int) -> Task:
     return Task(network, *zip(x.split(sizes), y.split(sizes), strict=True))
 
 
-def scores(network: nn.Module, data: tuple[Tensor, Tensor]) -> dict[str, float]:
-    """F1 of the class of 3 and 8, and the loss."""
-    x, y = data
-    with torch.no_grad():
-        logits = network(x)
+def f1_of(logits: Tensor, y: Tensor) -> float:
+    """F1 of the class of 3 and 8."""
     found = logits.argmax(-1)
-    f1 = 2 * (found & y).sum() / (found.sum() + y.sum())
-    return {"f1": float(f1), "loss": float(cross_entropy(logits, y))}
+    return float(2 * (found & y).sum() / (found.sum() + y.sum()))
+
+
+def scores(network: Callable[[Tensor], Tensor], data: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """F1, and the loss."""
+    with torch.no_grad():
+        logits = network(data[0])
+    return {"f1": f1_of(logits, data[1]), "loss": float(cross_entropy(logits, data[1]))}
 
 
 tasks = {seed: make_task(seed) for seed in SEEDS}
@@ -153,108 +157,94 @@ NUM_BOTORCH = page.length(20, smoke=0)
 BOTH = {"f1": "maximize", "loss": "minimize"}
 
 
-def fusion_of(seed: int, objectives: dict[str, str], **options: object) -> ModelFusion:
+def fusion_of(seed: int, objectives: dict[str, str], **options: Any) -> ModelFusion:
     """A search over averages of the checkpoints of the training of a seed."""
     network, collector = trainings[seed]
     evaluate = partial(scores, data=tasks[seed].validation)
     return ModelFusion(network, collector.weights, evaluate, objectives, seed=seed, **options)
 
 
-def scaled(values: Tensor) -> Tensor:
-    """F1 and loss of points such that the first ones, the checkpoints, lie between 0 and 1."""
-    values = values * torch.tensor([1.0, -1.0])
-    low, high = values[:NUM_CHECKPOINTS].aminmax(dim=0)
-    return (values - low) / (high - low)
-
-
-def trace(points: Tensor) -> Tensor:
-    """Hypervolume after each point."""
-    volumes = [hypervolume(points[: n + 1], torch.zeros(2)) for n in range(len(points))]
-    return torch.stack(volumes)
-
-
 def both(fusion: ModelFusion, coefficients: Tensor) -> Tensor:
-    """F1 and loss of averages on the validation data."""
+    """F1 and loss of averages on validation data."""
     found = [fusion.evaluate(one) for one in coefficients]
     return torch.tensor([[one["f1"], one["loss"]] for one in found], dtype=torch.float64)
 
 
-def soups(seed: int, fusion: ModelFusion) -> dict[str, Tensor]:
-    """Coefficients of what needs no search."""
+def trace(values: Tensor) -> Tensor:
+    """Hypervolume after each point; the first ones are the single checkpoints."""
+    values = values * torch.tensor([1.0, -1.0])
+    low, high = values[:NUM_CHECKPOINTS].aminmax(dim=0)
+    scaled = (values - low) / (high - low)
+    volumes = [hypervolume(scaled[: n + 1], torch.zeros(2)) for n in range(len(scaled))]
+    return torch.stack(volumes)
+
+
+def searched(seed: int) -> dict[str, ModelFusion]:
+    """All searches of a seed."""
+    search = partial(fusion_of, seed)
+    return {
+        "BOMF": search(BOTH).run(NUM_ITERATIONS, progress=False),
+        "F1 alone": search({"f1": "maximize"}).run(NUM_ITERATIONS, progress=False),
+        "loss alone": search({"loss": "minimize"}).run(NUM_ITERATIONS, progress=False),
+        "BOMF, BoTorch": search(BOTH, optimizer=BoTorchOptimizer).run(NUM_BOTORCH, progress=False),
+    }
+
+
+def not_searched(seed: int, fusion: ModelFusion) -> dict[str, Tensor]:
+    """Coefficients of checkpoints and soups."""
     network, (x, y) = trainings[seed][0], tasks[seed].validation
-    unit = torch.eye(NUM_CHECKPOINTS)
-    at_single = fusion.history.values[:NUM_CHECKPOINTS, 0]
+    unit = torch.eye(NUM_CHECKPOINTS, dtype=torch.float64)
 
     def logits(weights: dict[str, Tensor]) -> Tensor:
         found: Tensor = functional_call(network, weights, (x,))
         return found
 
-    def minus_f1(weights: dict[str, Tensor]) -> float:
-        found = logits(weights).argmax(-1)
-        return -float(2 * (found & y).sum() / (found.sum() + y.sum()))
-
-    greedy = greedy_soup(fusion.weights, minus_f1)
+    greedy = greedy_soup(fusion.weights, lambda weights: -f1_of(logits(weights), y))
     learned = learned_soup(fusion.weights, lambda weights: cross_entropy(logits(weights), y))
     return {
         "last checkpoint": unit[-1],
-        "best checkpoint": unit[at_single.argmax()],
-        "average (SWA)": torch.ones(NUM_CHECKPOINTS),
+        "best checkpoint": unit[fusion.history.values[:NUM_CHECKPOINTS, 0].argmax()],
+        "average (SWA)": unit.sum(0),
         "greedy soup": unit[greedy.members].sum(0),
         "learned soup": learned.coefficients,
     }
 
 
+fusions = {seed: searched(seed) for seed in SEEDS}
 points: dict[str, dict[int, Tensor]] = {}
-chosen: dict[str, dict[int, Tensor]] = {}
-fusions: dict[int, ModelFusion] = {}
-for seed in SEEDS:
-    fusion = fusion_of(seed, BOTH).run(NUM_ITERATIONS, progress=False)
-    fusions[seed] = fusion
-    found = {"BOMF": (fusion.history.coefficients, fusion.best_coefficients)}
-    for name in BOTH:
-        one = fusion_of(seed, {name: BOTH[name]}).run(NUM_ITERATIONS, progress=False)
-        found[f"{name} alone"] = one.history.coefficients, one.best_coefficients
-    other = fusion_of(seed, BOTH, optimizer=BoTorchOptimizer).run(NUM_BOTORCH, progress=False)
-    found["BOMF, BoTorch"] = other.history.coefficients, other.best_coefficients
+f1: dict[str, dict[str, dict[int, float]]] = {"validation": {}, "test": {}}
+for seed, by_name in fusions.items():
+    fusion = by_name["BOMF"]
+    evaluated = {name: one.history.coefficients for name, one in by_name.items()}
+    chosen = {name: one.best_coefficients for name, one in by_name.items()}
     generator = torch.Generator().manual_seed(spawn_seed(seed, 2))
     draws = torch.rand(NUM_ITERATIONS, NUM_CHECKPOINTS, generator=generator, dtype=torch.float64)
-    draws = torch.cat([fusion.history.coefficients[: 2 * NUM_CHECKPOINTS], draws])
-    found["random"] = draws, draws[both(fusion, draws)[:, 0].argmax()]
-    for name, (evaluated, best) in found.items():
-        points.setdefault(name, {})[seed] = both(fusion, evaluated)
-        chosen.setdefault(name, {})[seed] = best
-    for name, best in soups(seed, fusion).items():
-        chosen.setdefault(name, {})[seed] = best
+    evaluated["random"] = torch.cat([evaluated["BOMF"][: 2 * NUM_CHECKPOINTS], draws])
+    for name, coefficients in evaluated.items():
+        points.setdefault(name, {})[seed] = both(fusion, coefficients)
+    chosen["random"] = evaluated["random"][points["random"][seed][:, 0].argmax()]
+    for name, best in (chosen | not_searched(seed, fusion)).items():
+        for part, table in f1.items():
+            data = getattr(tasks[seed], part)
+            table.setdefault(name, {})[seed] = scores(fusion.fuse(best), data)["f1"]
+
 
 # %%
-validation: dict[str, dict[int, float]] = {}
-test: dict[str, dict[int, float]] = {}
-for name, coefficients in chosen.items():
-    networks = {seed: fusions[seed].fuse(one) for seed, one in coefficients.items()}
-    validation[name] = {s: scores(one, tasks[s].validation)["f1"] for s, one in networks.items()}
-    test[name] = {s: scores(one, tasks[s].test)["f1"] for s, one in networks.items()}
-
-
 def mean(values: dict[int, float]) -> float:
     """Over seeds."""
     return sum(values.values()) / len(values)
 
 
-for title, table in (("F1, validation", validation), ("F1, test", test)):
-    rows = {
-        name: {**{f"seed {seed}": value for seed, value in row.items()}, "mean": mean(row)}
-        for name, row in sorted(table.items(), key=lambda pair: -mean(pair[1]))
-    }
-    page.table(rows, title=title)
-traces = {
-    name: {seed: trace(scaled(values)) for seed, values in row.items()}
-    for name, row in points.items()
-}
-volumes = {name: {s: float(one[-1]) for s, one in row.items()} for name, row in traces.items()}
-page.table(
-    {name: {f"seed {s}": value for s, value in row.items()} for name, row in volumes.items()},
-    title="hypervolume",
-)
+def print_table(title: str, table: dict[str, dict[int, float]]) -> None:
+    """A row for each method, the largest mean first."""
+    rows = sorted(table.items(), key=lambda row: -mean(row[1]))
+    page.table(
+        {
+            name: {**{f"seed {seed}": x for seed, x in row.items()}, "mean": mean(row)}
+            for name, row in rows
+        },
+        title=title,
+    )
 
 
 def difference(one: dict[int, float], *others: dict[int, float]) -> dict[int, float]:
@@ -262,6 +252,11 @@ def difference(one: dict[int, float], *others: dict[int, float]) -> dict[int, fl
     return {seed: value - max(other[seed] for other in others) for seed, value in one.items()}
 
 
+traces = {name: {s: trace(one) for s, one in row.items()} for name, row in points.items()}
+volumes = {name: {s: float(one[-1]) for s, one in row.items()} for name, row in traces.items()}
+print_table("F1, validation", f1["validation"])
+print_table("F1, test", f1["test"])
+print_table("hypervolume", volumes)
 page.claim(
     "The search reaches a larger hypervolume than as many points at random (difference; single "
     "checkpoints span 1 in each objective).",
@@ -273,7 +268,7 @@ page.claim(
 )
 page.claim(
     "On validation data the fused network has no lower F1 than the greedy soup (difference).",
-    difference(validation["BOMF"], validation["greedy soup"]),
+    difference(f1["validation"]["BOMF"], f1["validation"]["greedy soup"]),
     ">=",
     0.0,
     across="mean",
@@ -283,7 +278,7 @@ page.claim(
 page.claim(
     "On test data the fused network has a higher F1 than the average of all checkpoints "
     "(difference).",
-    difference(test["BOMF"], test["average (SWA)"]),
+    difference(f1["test"]["BOMF"], f1["test"]["average (SWA)"]),
     ">=",
     0.01,
     across="mean",
@@ -291,9 +286,9 @@ page.claim(
     "preregistered",
 )
 page.claim(
-    "A search for the metric and the loss together reaches a larger hypervolume than one for either "
-    "alone (difference to the larger one).",
-    difference(volumes["BOMF"], volumes["f1 alone"], volumes["loss alone"]),
+    "A search for F1 and the loss together reaches a larger hypervolume than one for either alone "
+    "(difference to the larger one).",
+    difference(volumes["BOMF"], volumes["F1 alone"], volumes["loss alone"]),
     ">=",
     0.0,
     across="mean",
@@ -306,10 +301,10 @@ figure, panels = plt.subplots(1, len(SEEDS), figsize=(9.5, 3.2), layout="constra
 for axes, seed in zip(panels, SEEDS, strict=True):
     single = points["BOMF"][seed][:NUM_CHECKPOINTS]
     for name, color in (("random", GRAY), ("BOMF", BLUE)):
-        searched = points[name][seed][2 * NUM_CHECKPOINTS :]
-        axes.scatter(searched[:, 1], searched[:, 0], s=14, color=color, label=name)
+        found = points[name][seed][2 * NUM_CHECKPOINTS :]
+        axes.scatter(found[:, 1], found[:, 0], s=14, color=color, label=name)
     axes.scatter(single[:, 1], single[:, 0], marker="x", color=RED, label="checkpoints")
-    efficient = fusions[seed].history.is_efficient
+    efficient = fusions[seed]["BOMF"].history.is_efficient
     front = points["BOMF"][seed][efficient]
     front = front[front[:, 1].argsort()]
     axes.step(front[:, 1], front[:, 0], where="post", color=BLUE)
@@ -325,7 +320,7 @@ figure, axes = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
 styles = {
     "BOMF": BLUE,
     "BOMF, BoTorch": GREEN,
-    "f1 alone": YELLOW,
+    "F1 alone": YELLOW,
     "loss alone": RED,
     "random": GRAY,
 }
@@ -356,9 +351,8 @@ axis = torch.linspace(-0.3, 1.3, page.length(33, smoke=5))
 surface = torch.zeros(2, len(axis), len(axis))
 for row, b in enumerate(axis):
     for column, a in enumerate(axis):
-        coefficients = torch.stack([1.0 - a - b, a, b])
-        weights = {n: torch.tensordot(coefficients, w, 1) for n, w in corners.items()}
-        found = scores(partial(functional_call, network, weights), tasks[first].validation)  # type: ignore[arg-type]
+        weights = {n: w[0] + a * (w[1] - w[0]) + b * (w[2] - w[0]) for n, w in corners.items()}
+        found = scores(partial(functional_call, network, weights), tasks[first].validation)
         surface[:, row, column] = torch.tensor([found["f1"], found["loss"]])
 figure, panels = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
 for axes, values, title in zip(panels, surface, ("F1", "loss"), strict=True):
@@ -382,45 +376,46 @@ NUM_TRAININGS = page.length(12, smoke=3)
 LOG_BOUNDS = torch.tensor([[-3.5, 3.0], [-1.5, 6.0]])
 
 
-def search_settings(seed: int, num_frozen: int) -> dict[str, float]:
-    """Learning rate and size of minibatches of the highest F1."""
+class Settings(NamedTuple):
+    """Of a training."""
+
+    lr: float
+    batch_size: int
+
+
+def search_settings(seed: int, num_frozen: int) -> Settings:
+    """Those of the highest F1 on validation data."""
     search = BayesianOptimizer(LOG_BOUNDS, num_initial=4, seed=seed)
-
-    def settings(x: Tensor) -> dict[str, float]:
-        return {"lr": 10.0 ** float(x[0]), "batch_size": round(2.0 ** float(x[1]))}
-
     for _ in range(NUM_TRAININGS):
         x = search.ask()
-        network, _ = tune(tasks[seed], seed, **settings(x), num_frozen=num_frozen)  # type: ignore[arg-type]
+        network, _ = tune(tasks[seed], seed, *settings_at(x), num_frozen=num_frozen)
         search.tell(x, scores(network, tasks[seed].validation)["f1"])
-    return settings(search.best())
+    return settings_at(search.best())
+
+
+def settings_at(x: Tensor) -> Settings:
+    """Of a point of the search, which has logarithms."""
+    return Settings(10.0 ** float(x[0]), round(2.0 ** float(x[1])))
 
 
 tuned: dict[str, dict[int, dict[str, float]]] = {"light": {}, "whole": {}}
-for seed in SEEDS:
-    for name, num_frozen in (("light", 1), ("whole", 0)):
-        settings = search_settings(seed, num_frozen)
-        trainings[seed] = tune(tasks[seed], seed, **settings)  # type: ignore[arg-type]
+for name, by_seed in tuned.items():
+    for seed in SEEDS:
+        settings = search_settings(seed, num_frozen=1 if name == "light" else 0)
+        trainings[seed] = tune(tasks[seed], seed, *settings)
         fusion = fusion_of(seed, BOTH).run(NUM_ITERATIONS, progress=False)
-        last, fused = fusion.fuse(torch.eye(NUM_CHECKPOINTS)[-1]), fusion.best()
-        tuned[name][seed] = {
-            **settings,
-            "last, validation": scores(last, tasks[seed].validation)["f1"],
-            "last, test": scores(last, tasks[seed].test)["f1"],
-            "fused, validation": scores(fused, tasks[seed].validation)["f1"],
-            "fused, test": scores(fused, tasks[seed].test)["f1"],
-        }
+        by_seed[seed] = settings._asdict()
+        last = fusion.fuse(torch.eye(NUM_CHECKPOINTS)[-1])
+        for state, network in (("last", last), ("fused", fusion.best())):
+            by_seed[seed][f"{state}, test"] = scores(network, tasks[seed].test)["f1"]
 page.table(
-    {
-        f"{name}, seed {seed}": row
-        for name, by_seed in tuned.items()
-        for seed, row in by_seed.items()
-    },
+    {f"{name}, seed {seed}": row for name, one in tuned.items() for seed, row in one.items()},
     title="searched on",
+    number_format=".4f",
 )
 page.claim(
-    "Hyperparameters of the light version give the whole network an F1 on test data that is at most "
-    "0.02 below that with its own (difference after tuning).",
+    "Hyperparameters of the light version give the whole network an F1 on test data at most 0.02 "
+    "below that with its own (difference after tuning).",
     {
         seed: tuned["light"][seed]["last, test"] - tuned["whole"][seed]["last, test"]
         for seed in SEEDS
@@ -435,8 +430,7 @@ page.claim(
 # %%
 page.finish(
     settings={
-        "F1 on test data": {name: mean(row) for name, row in test.items()},
-        "F1 on validation data": {name: mean(row) for name, row in validation.items()},
+        "F1": {part: {name: mean(row) for name, row in t.items()} for part, t in f1.items()},
         "hypervolume": {name: mean(row) for name, row in volumes.items()},
         "searched on": {
             name: {str(seed): row for seed, row in rows.items()} for name, rows in tuned.items()
