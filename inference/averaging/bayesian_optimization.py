@@ -117,7 +117,7 @@ class BayesianOptimizer:
                 inside = self._propose((self.x - low) / (high - low))
         return torch.clamp(low + (high - low) * inside, low, high)
 
-    def tell(self, x: Tensor, y: Tensor) -> None:
+    def tell(self, x: Tensor, y: Tensor | float) -> None:
         """Take note of the values of a point or of several, which need not have been asked for.
 
         :param Tensor x: **Shape:** ``(num_inputs,)`` or ``(num_points, num_inputs)``.

@@ -256,18 +256,7 @@ class ModelFusion:
             give the uniform average. **Shape:** ``(K,)``.
         :raises ValueError: for negative or no positive coefficients.
         """
-        given = as_tensor("coefficients", coefficients, f"({self.num_checkpoints},)", finite=True)
-        if bool((given < 0).any()) or not bool(given.sum() > 0):
-            raise ValueError(
-                f"coefficients must be >= 0, one of them positive, got {given.tolist()!r:.80}"
-            )
-        fused = copy.deepcopy(self.module)
-        own = dict(fused.named_parameters(remove_duplicate=False))
-        with torch.no_grad():
-            for name, stacked in self.weights.items():
-                average = torch.tensordot(_simplex(given).to(stacked), stacked, 1)
-                own[name].copy_(average)
-        return fused if self._batches is None else update_batch_norm(fused, self._batches)
+        return self._fuse(coefficients, {})
 
     def evaluate(self, coefficients: Tensor) -> dict[str, float]:
         """The objectives of an average, of which no note is taken.
@@ -275,7 +264,13 @@ class ModelFusion:
         :param Tensor coefficients: as of :meth:`fuse`. **Shape:** ``(K,)``.
         :raises ValueError: where an objective is missing or not finite.
         """
-        fused = self.fuse(coefficients).eval()
+        # What is not averaged, such as a model that has adapters, is not copied.
+        kept = {
+            id(value): value
+            for name, value in self.module.named_parameters(remove_duplicate=False)
+            if name not in self.weights
+        }
+        fused = self._fuse(coefficients, kept).eval()
         with torch.no_grad():
             found = self._evaluate(fused)
         if not isinstance(found, Mapping) or not set(self.objectives) <= set(found):
@@ -293,6 +288,20 @@ class ModelFusion:
                 )
             values[name] = float(value)
         return values
+
+    def _fuse(self, coefficients: Tensor, memo: dict[int, Any]) -> nn.Module:
+        """A network that shares what is in the memo of the copy."""
+        given = as_tensor("coefficients", coefficients, f"({self.num_checkpoints},)", finite=True)
+        if bool((given < 0).any()) or not bool(given.sum() > 0):
+            raise ValueError(
+                f"coefficients must be >= 0, one of them positive, got {given.tolist()!r:.80}"
+            )
+        fused = copy.deepcopy(self.module, memo)
+        own = dict(fused.named_parameters(remove_duplicate=False))
+        with torch.no_grad():
+            for name, stacked in self.weights.items():
+                own[name].copy_(torch.tensordot(_simplex(given).to(stacked), stacked, 1))
+        return fused if self._batches is None else update_batch_norm(fused, self._batches)
 
     # The search ----------------------------------------------------------------------------------
 
@@ -488,4 +497,8 @@ def _stacked(module: nn.Module, checkpoints: Any) -> dict[str, Tensor]:
                 f"{shown(own[name].detach()) if name in own else 'a module without it'}"
             )
         check_finite(f"checkpoints[{name!r}]", value)
-    return {name: value.detach() for name, value in stacked.items()}
+    # An average in half precision would be off by more than the checkpoints differ.
+    return {
+        name: value.detach().to(torch.promote_types(value.dtype, torch.float32))
+        for name, value in stacked.items()
+    }

@@ -352,8 +352,8 @@ surface = torch.zeros(2, len(axis), len(axis))
 for row, b in enumerate(axis):
     for column, a in enumerate(axis):
         weights = {n: w[0] + a * (w[1] - w[0]) + b * (w[2] - w[0]) for n, w in corners.items()}
-        found = scores(partial(functional_call, network, weights), tasks[first].validation)
-        surface[:, row, column] = torch.tensor([found["f1"], found["loss"]])
+        at_point = scores(partial(functional_call, network, weights), tasks[first].validation)
+        surface[:, row, column] = torch.tensor([at_point["f1"], at_point["loss"]])
 figure, panels = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
 for axes, values, title in zip(panels, surface, ("F1", "loss"), strict=True):
     shown = values if title == "F1" else values.clamp(max=float(values.quantile(0.8)))
@@ -406,10 +406,10 @@ for name, by_seed in tuned.items():
         fusion = fusion_of(seed, BOTH).run(NUM_ITERATIONS, progress=False)
         by_seed[seed] = settings._asdict()
         last = fusion.fuse(torch.eye(NUM_CHECKPOINTS)[-1])
-        for state, network in (("last", last), ("fused", fusion.best())):
-            by_seed[seed][f"{state}, test"] = scores(network, tasks[seed].test)["f1"]
+        for state, one in (("last", last), ("fused", fusion.best())):
+            by_seed[seed][f"{state}, test"] = scores(one, tasks[seed].test)["f1"]
 page.table(
-    {f"{name}, seed {seed}": row for name, one in tuned.items() for seed, row in one.items()},
+    {f"{name}, seed {seed}": row for name, rows in tuned.items() for seed, row in rows.items()},
     title="searched on",
     number_format=".4f",
 )

@@ -31,12 +31,12 @@ def course(search, function, number):
 
 
 def test_one_objective():
-    best = [course(BayesianOptimizer(BOX, seed=seed), branin, 25).y.max() for seed in range(3)]
-    assert min(best) > -0.6  # 25 points at random reach -2.9 on average
+    best = [course(BayesianOptimizer(BOX, seed=seed), branin, 20).y.max() for seed in range(2)]
+    assert min(best) > -0.6  # 20 points at random reach -3.3 on average
 
 
 def test_two_objectives():
-    for seed in range(3):
+    for seed in range(2):
         bounds = torch.stack([torch.zeros(4), torch.ones(4)])
         search = BayesianOptimizer(bounds, [-1.0, -1.0], seed=seed)
         volumes = course(search, two_bowls, 20).hypervolumes()

@@ -153,7 +153,16 @@ def test_factors_of_low_rank_are_averaged_alone():
     with pytest.raises(ValueError, match=r"trained parameters, got none of \['b'\]"):
         ModelFusion(checkpoints[0], weights, evaluate, BOTH)
     weights["b"] = torch.stack([one.b for one in checkpoints])
-    fused = ModelFusion(checkpoints[0], weights, evaluate, BOTH).fuse(torch.ones(2))
+    seen = []
+
+    def look(module):
+        seen.append(module.frozen)
+        return evaluate(module)
+
+    fusion = ModelFusion(checkpoints[0], weights, look, {"loss": "minimize"})
+    fused = fusion.fuse(torch.ones(2))
+    fusion.evaluate(torch.ones(2))
+    assert seen[0] is checkpoints[0].frozen and fused.frozen is not checkpoints[0].frozen
     torch.testing.assert_close(fused.b @ fused.a, weights["b"].mean(0) @ weights["a"].mean(0))
     mean_product = (weights["b"] @ weights["a"]).mean(0)
     assert not torch.allclose(fused.b @ fused.a, mean_product, atol=1e-3)
