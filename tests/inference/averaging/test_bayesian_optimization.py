@@ -19,7 +19,10 @@ def branin(x):
 
 
 def two_bowls(x):
-    """Two objectives, of which one is a step function; no hypervolume exceeds 0.885."""
+    """Two objectives, of which one is a step function.
+
+    With four inputs no hypervolume above minus one exceeds 0.913.
+    """
     return torch.stack([-(20.0 * (x - 0.2).square().sum()).ceil() / 20, -(x - 0.6).square().sum()])
 
 
@@ -32,7 +35,7 @@ def course(search, function, number):
 
 def test_one_objective():
     best = [course(BayesianOptimizer(BOX, seed=seed), branin, 20).y.max() for seed in range(2)]
-    assert min(best) > -0.6  # 20 points at random reach -3.3 on average
+    assert min(best) > -0.5  # 20 points at random reach -3.1 on average
 
 
 def test_two_objectives():
@@ -41,7 +44,7 @@ def test_two_objectives():
         search = BayesianOptimizer(bounds, [-1.0, -1.0], seed=seed)
         volumes = course(search, two_bowls, 20).hypervolumes()
         assert bool((volumes.diff() >= 0).all())
-        assert float(volumes[-1]) > 0.75 and float(volumes[3]) < 0.65
+        assert float(volumes[-1]) > 0.8 > float(volumes[3])  # 50 times 20 at random reach 0.777
         assert torch.equal(search.best(), search.x[search.y[:, 0].argmax()])
 
 
