@@ -280,7 +280,7 @@ class ModelFusion:
             )
         values = {}
         for name in self.objectives:
-            value = as_tensor(f"evaluate()[{name!r}]", found[name], "()")
+            value = as_tensor(f"evaluate()[{name!r}]", found[name], "()").detach()
             if not bool(value.isfinite()):
                 raise ValueError(
                     f"evaluate must return finite numbers, got {float(value)} as {name!r} with the "
@@ -336,7 +336,11 @@ class ModelFusion:
         singles = torch.eye(number, dtype=torch.float64)
         search: BayesianOptimizer | None = None
         bar = progress_bar(
-            total=total, initial=len(self._x), desc="Model fusion", disable=not progress
+            total=total,
+            initial=len(self._x),
+            desc="Model fusion",
+            unit="network",
+            disable=not progress,
         )
         with bar:
             try:
@@ -346,6 +350,8 @@ class ModelFusion:
                     else:
                         search = search or self._search(number)
                         x = search.ask()
+                        # What is as small as can be is nothing, unless all is.
+                        x = torch.where((x > _LEAST) | (x.max() <= _LEAST), x, 0.0)
                     values = torch.tensor(list(self.evaluate(x).values()), dtype=torch.float64)
                     self._x.append(x)
                     self._values.append(values)

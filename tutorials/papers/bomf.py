@@ -111,8 +111,8 @@ tasks = {seed: make_task(seed) for seed in SEEDS}
 # ## A training, and its checkpoints
 #
 # The head is new. AdamW takes twelve epochs with minibatches of 16 and a constant learning rate of
-# 0.003, and eight checkpoints are kept, at equal spacing in the second half. With `num_frozen=1` the
-# first layer stays as it is: the light version.
+# 0.003, and eight checkpoints are kept, at equal spacing in the second half. With `num_frozen=1`
+# the first layer stays as it is: the light version.
 
 # %%
 NUM_CHECKPOINTS = 8
