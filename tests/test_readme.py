@@ -177,6 +177,14 @@ READER = {
         },
         None,
     ),
+    'ModelFusion(network, checkpoints, evaluate, {"f1": "maximize", "loss": "minimize"}).run(20)': (
+        {
+            "network": torch.nn.Linear(2, 2),
+            "checkpoints": [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)],
+            "evaluate": lambda network: {"f1": network.bias[0], "loss": network.weight.sum()},
+        },
+        None,
+    ),
     "AutoPseudocoreset(model, *data, size=100).fit(ForwardKL())": (
         {"model": line, "data": (X.repeat(10, 1), Y.repeat(10))},
         None,

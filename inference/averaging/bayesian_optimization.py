@@ -1,0 +1,379 @@
+"""Bayesian optimization of one objective or several, by asking for a point and telling its values.
+
+A search is a function of its seed and of what it was told: nothing else has to be kept to go on
+with it elsewhere.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.quasirandom import SobolEngine
+
+from pyro_ext._checks import as_tensor, check_integer, check_optional
+from pyro_ext._optional import optional_module
+from pyro_ext.inference.averaging.hypervolumes import (
+    expected_hypervolume_improvement,
+    hypervolume,
+    pareto_mask,
+)
+from pyro_ext.inference.optimization import BatchLBFGS
+from pyro_ext.random import fresh_seed, seeded, spawn_seed
+
+__all__ = ["BayesianOptimizer", "BoTorchOptimizer"]
+
+_JITTER = 1e-6
+_NUM_RAW = 512
+_NUM_RESTARTS = 10
+_NUM_GOOD = 5
+_NUM_NEAR = 64
+_NEAR = 0.05
+
+
+class BayesianOptimizer:
+    r"""Maximizes one function or finds the Pareto front of two, by expected improvement.
+
+    The first points are a scrambled Sobol sequence. Then each objective gets a Gaussian process on
+    inputs scaled to the unit box and standardized values, with a Matern kernel of smoothness 5/2
+    and a noise term, since metrics are step functions. Its length scales and noise are those of
+    largest posterior density under the priors of [1]. Where the expected gain is largest is asked
+    for next: of one objective over the best mean of a point told, of two
+    :func:`~pyro_ext.inference.averaging.expected_hypervolume_improvement` over the front of these
+    means.
+
+    :param Tensor bounds: least and largest inputs. **Shape:** ``(2, num_inputs)``.
+    :param Tensor reference: where all objectives are worthless, for two of them; ``None`` for one
+        objective. **Shape:** ``(2,)``.
+    :param int num_initial: number of points of the Sobol sequence, points that were told before
+        anything was asked among them; by default as many as inputs, at least two.
+    :param int seed: of all that is random; ``None`` takes one from PyTorch's generator.
+    :raises ValueError: for bounds out of order, shapes that do not fit, numbers that are not
+        finite, and other numbers of objectives.
+
+    [1] C. Hvarfner, E. O. Hellsten, L. Nardi (2024),
+    Vanilla Bayesian optimization performs great in high dimensions.
+
+    Example::
+
+        >>> search = BayesianOptimizer([[-2.0], [2.0]], seed=0)
+        >>> for _ in range(10):
+        ...     x = search.ask()
+        ...     search.tell(x, -(x - 1.0).square().sum())
+        >>> bool((search.best() - 1.0).abs() < 0.02)
+        True
+    """
+
+    def __init__(
+        self,
+        bounds: Tensor,
+        reference: Tensor | None = None,
+        *,
+        num_initial: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.bounds = as_tensor("bounds", bounds, "(2, num_inputs)", finite=True).double()
+        if not bool((self.bounds[0] < self.bounds[1]).all()):
+            raise ValueError(
+                f"bounds must be (2, num_inputs), the first row below the second, got {bounds!r}"
+            )
+        num_inputs = self.bounds.shape[-1]
+        self.reference: Tensor | None = check_optional(
+            as_tensor, "reference", reference, "(num_objectives,)", like=self.bounds, finite=True
+        )
+        if self.reference is not None:
+            self.reference = self.reference.double()
+            self._check_objectives(len(self.reference))
+        self.num_initial = (
+            max(num_inputs, 2)
+            if num_initial is None
+            else check_integer("num_initial", num_initial, 2)
+        )
+        self.seed = fresh_seed(seed)
+        self.x = self.bounds.new_empty(0, num_inputs)
+        """Points told. **Shape:** ``(num_points, num_inputs)``."""
+        self.y = self.bounds.new_empty(0, self.num_objectives)
+        """Their values. **Shape:** ``(num_points, num_objectives)``."""
+
+    @property
+    def num_objectives(self) -> int:
+        """Number of objectives."""
+        return 1 if self.reference is None else len(self.reference)
+
+    def ask(self) -> Tensor:
+        """The point to evaluate next; the same one until there are new values.
+
+        :returns: in float64. **Shape:** ``(num_inputs,)``.
+        """
+        number = len(self.x)
+        low, high = self.bounds
+        if number < self.num_initial:
+            inside = _sobol(number + 1, len(low), spawn_seed(self.seed, 0))[number].to(low)
+        else:
+            with seeded(spawn_seed(self.seed, 1, number)):
+                inside = self._propose((self.x - low) / (high - low))
+        return torch.clamp(low + (high - low) * inside, low, high)
+
+    def tell(self, x: Tensor, y: Tensor | float) -> None:
+        """Take note of the values of a point or of several, which need not have been asked for.
+
+        :param Tensor x: **Shape:** ``(num_inputs,)`` or ``(num_points, num_inputs)``.
+        :param Tensor y: larger is better. **Shape:** ``(num_objectives,)`` or
+            ``(num_points, num_objectives)``; a number will do for one point and objective.
+        :raises ValueError: for shapes that do not fit, and numbers that are not finite.
+        """
+        points = as_tensor("x", x, f"(*num_points, {self.x.shape[1]})", like=self.x, finite=True)
+        points = points.double().reshape(-1, self.x.shape[1])
+        values = as_tensor("y", y, like=self.y, finite=True).double().detach()
+        if values.numel() != len(points) * self.num_objectives or values.dim() > 2:
+            raise ValueError(
+                f"y must have the shape ({len(points)}, {self.num_objectives}), the values of "
+                f"{len(points)} points, got {tuple(values.shape)}"
+            )
+        self.x = torch.cat([self.x, points.detach()])
+        self.y = torch.cat([self.y, values.reshape(len(points), -1)])
+
+    def best(self) -> Tensor:
+        """The point with the largest value of the first objective.
+
+        :returns: **Shape:** ``(num_inputs,)``.
+        :raises ValueError: before anything was told.
+        """
+        if not len(self.x):
+            raise ValueError("best needs a point that was told, got none")
+        return self.x[self.y[:, 0].argmax()]
+
+    def hypervolumes(self) -> Tensor:
+        """Hypervolume after each point; of one objective the best value so far.
+
+        :returns: **Shape:** ``(num_points,)``.
+        """
+        if self.reference is None:
+            return self.y[:, 0].cummax(0).values
+        volumes = [hypervolume(self.y[: n + 1], self.reference) for n in range(len(self.y))]
+        # None is less than the one before, but for rounding.
+        return torch.stack(volumes).cummax(0).values if volumes else self.y[:, 0]
+
+    def _check_objectives(self, number: int) -> None:
+        if number != 2:
+            raise ValueError(
+                "reference must have the shape (2,), or be None for one objective; "
+                f"BoTorchOptimizer takes more than two: got {number} numbers"
+            )
+
+    def _propose(self, x: Tensor) -> Tensor:
+        """The next point, in the unit box."""
+        surrogate = _fit(x, self.y)
+        if self.reference is None:
+            # Of one objective the gain is the area of a strip of height one.
+            front = x.new_empty(0, 2)
+            reference = torch.stack([self.y.max(), x.new_zeros(())])
+            good = x[self.y[:, 0].argsort(descending=True)[:_NUM_GOOD]]
+        else:
+            is_good = pareto_mask(self.y)
+            front, reference, good = self.y[is_good], self.reference, x[is_good]
+
+        def gain(point: Tensor) -> Tensor:
+            mean, sd = surrogate.predict(point)
+            if self.reference is None:
+                mean = torch.cat([mean, torch.ones_like(mean)], -1)
+                sd = torch.cat([sd, torch.zeros_like(sd)], -1)
+            return expected_hypervolume_improvement(mean, sd, front, reference)
+
+        return _maximize(gain, good)
+
+
+class BoTorchOptimizer(BayesianOptimizer):
+    """Bayesian optimization with BoTorch's surrogates and acquisition functions.
+
+    Several objectives go by noisy expected hypervolume improvement,
+    ``qLogNoisyExpectedHypervolumeImprovement`` [1], one by ``qLogExpectedImprovement``. It takes
+    any number of objectives and several times as long as
+    :class:`~pyro_ext.inference.averaging.BayesianOptimizer`, whose arguments and methods it has. It
+    needs the extra ``gp``.
+
+    [1] S. Daulton, M. Balandat, E. Bakshy (2021),
+    Parallel Bayesian optimization of multiple noisy objectives with expected hypervolume
+    improvement.
+
+    Example::
+
+        >>> search = BoTorchOptimizer([[-2.0], [2.0]], seed=0)
+        >>> search.ask().shape
+        torch.Size([1])
+    """
+
+    def __init__(
+        self,
+        bounds: Tensor,
+        reference: Tensor | None = None,
+        *,
+        num_initial: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if find_spec("botorch") is None:  # to import it takes seconds
+            optional_module("botorch", "BoTorchOptimizer", "botorch", "gp")
+        super().__init__(bounds, reference, num_initial=num_initial, seed=seed)
+
+    def _check_objectives(self, number: int) -> None:
+        if number < 2:
+            raise ValueError(
+                "reference must have two numbers or more, or be None for one objective, got "
+                f"{number}"
+            )
+
+    def _propose(self, x: Tensor) -> Tensor:
+        from botorch import acquisition, fit, models, optim
+        from botorch.acquisition.multi_objective.logei import (
+            qLogNoisyExpectedHypervolumeImprovement,
+        )
+        from botorch.models.transforms import Standardize
+        from botorch.models.utils.gpytorch_modules import get_covar_module_with_dim_scaled_prior
+        from botorch.sampling import SobolQMCNormalSampler
+        from gpytorch.mlls import SumMarginalLogLikelihood
+
+        surrogate = models.ModelListGP(
+            *(
+                models.SingleTaskGP(
+                    x,
+                    column[:, None],
+                    covar_module=get_covar_module_with_dim_scaled_prior(
+                        ard_num_dims=x.shape[-1], use_rbf_kernel=False
+                    ),
+                    outcome_transform=Standardize(m=1),
+                )
+                for column in self.y.unbind(-1)
+            )
+        )
+        sampler = SobolQMCNormalSampler(torch.Size([128]), seed=spawn_seed(self.seed, 2))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of fits that it repeats by itself
+            fit.fit_gpytorch_mll(SumMarginalLogLikelihood(surrogate.likelihood, surrogate))
+            gain: Any = (
+                acquisition.qLogExpectedImprovement(surrogate, self.y.max(), sampler)
+                if self.reference is None
+                else qLogNoisyExpectedHypervolumeImprovement(
+                    surrogate, self.reference, x, sampler, prune_baseline=True
+                )
+            )
+            found, _ = optim.optimize_acqf(
+                gain,
+                torch.stack([torch.zeros_like(x[0]), torch.ones_like(x[0])]),
+                q=1,
+                num_restarts=_NUM_RESTARTS,
+                raw_samples=_NUM_RAW,
+                options={"maxiter": 200},
+            )
+        inside: Tensor = found[0].detach()
+        return inside
+
+
+class _Surrogate(NamedTuple):
+    """Gaussian processes of some objectives, given values at the same inputs."""
+
+    x: Tensor
+    lengthscale: Tensor
+    factor: Tensor
+    weights: Tensor
+    loc: Tensor
+    scale: Tensor
+
+    def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation without noise, each ``(num_points, num_objectives)``."""
+        cross = _matern(x, self.x, self.lengthscale)
+        mean = (cross @ self.weights)[..., 0]
+        explained = torch.linalg.solve_triangular(self.factor, cross.mT, upper=False)
+        variance = (1.0 - explained.square().sum(-2)).clamp(min=1e-12)
+        return self.loc + self.scale * mean.mT, self.scale * variance.sqrt().mT
+
+
+def _matern(one: Tensor, other: Tensor, lengthscale: Tensor) -> Tensor:
+    """Covariances of smoothness 5/2 for each row of length scales."""
+    one, other = one / lengthscale[:, None], other / lengthscale[:, None]
+    mode = "donot_use_mm_for_euclid_dist"
+    scaled = math.sqrt(5.0) * torch.cdist(one, other, compute_mode=mode)
+    return (1.0 + scaled + scaled.square() / 3.0) * torch.exp(-scaled)
+
+
+def _factor(x: Tensor, position: Tensor) -> Tensor:
+    """Cholesky factors of the covariances of noisy values, from logarithms of scales and noise."""
+    noise = position[:, -1:].exp() + _JITTER
+    covariance = _matern(x, x, position[:, :-1].exp())
+    return torch.linalg.cholesky(covariance + torch.diag_embed(noise.expand(-1, len(x))))
+
+
+def _fit(x: Tensor, y: Tensor) -> _Surrogate:
+    """Gaussian processes with the scales and noise of largest posterior density."""
+    loc = y.mean(0)
+    scale = y.std(0)
+    scale = torch.where(scale > 1e-12 * (1.0 + loc.abs()), scale, 1.0)
+    targets = ((y - loc) / scale).mT
+    num_inputs = x.shape[-1]
+    # Logarithms of length scales and of the noise; the densities are those of LogNormal values.
+    prior_loc = x.new_tensor([2.0**0.5 + 0.5 * math.log(num_inputs)] * num_inputs + [-4.0])
+    prior_sd = x.new_tensor([3.0**0.5] * num_inputs + [1.0])
+
+    def objective(position: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            position = position.detach().requires_grad_()
+            factor = _factor(x, position.clamp(-12.0, 12.0))
+            residual = targets[rows, :, None] - _mean(targets[rows], factor)[:, None, None]
+            white = torch.linalg.solve_triangular(factor, residual, upper=False)
+            value = 0.5 * white.square().sum((-2, -1))
+            value = value + factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            value = value + (0.5 * ((position - prior_loc) / prior_sd).square() + position).sum(-1)
+            (gradient,) = torch.autograd.grad(value.sum(), position)
+        return value.detach(), gradient
+
+    start = (prior_loc - prior_sd.square()).repeat(len(targets), 1)
+    position = BatchLBFGS(200, 1e-4).minimize(objective, start).position.clamp(-12.0, 12.0)
+    factor = _factor(x, position)
+    mean = _mean(targets, factor)
+    weights = torch.cholesky_solve((targets - mean[:, None])[..., None], factor)
+    return _Surrogate(x, position[:, :-1].exp(), factor, weights, loc + scale * mean, scale)
+
+
+def _mean(targets: Tensor, factor: Tensor) -> Tensor:
+    """The constant mean of largest likelihood, in which a Gaussian process is linear."""
+    ones = torch.cholesky_solve(torch.ones_like(targets)[..., None], factor)[..., 0]
+    return (targets * ones).sum(-1) / ones.sum(-1)
+
+
+def _sobol(number: int, num_inputs: int, seed: int) -> Tensor:
+    return SobolEngine(num_inputs, scramble=True, seed=seed).draw(number, dtype=torch.float64)
+
+
+def _maximize(gain: Callable[[Tensor], Tensor], good: Tensor) -> Tensor:
+    """Maximize in the unit box, from the best of many points and of some near good ones."""
+    from scipy.optimize import minimize
+
+    shape = _NUM_NEAR, good.shape[-1]
+    near = good[torch.randint(len(good), shape[:1], device=good.device)]
+    near = (near + _NEAR * torch.randn(shape).to(good)).clamp(0.0, 1.0)
+    raw = _sobol(_NUM_RAW, shape[1], int(torch.randint(2**31, ()))).to(good)
+    points = torch.cat([raw, near])
+    with torch.no_grad():
+        starts = points[gain(points).topk(_NUM_RESTARTS).indices]
+    tiny = torch.finfo(starts.dtype).tiny
+
+    def objective(flat: Any) -> tuple[float, Any]:
+        point = starts.new_tensor(flat).reshape(starts.shape).requires_grad_()
+        # The logarithm has a slope where the gain is next to nothing.
+        value = -gain(point).clamp(min=tiny).log().sum()
+        (gradient,) = torch.autograd.grad(value, point)
+        return float(value.detach()), gradient.cpu().numpy().ravel()
+
+    found = minimize(
+        objective,
+        starts.cpu().numpy().ravel(),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(0.0, 1.0)] * starts.numel(),
+        options={"maxiter": 200},
+    )
+    ends = torch.cat([starts, starts.new_tensor(found.x).reshape(starts.shape)])
+    with torch.no_grad():
+        return ends[gain(ends).argmax()]

@@ -1,0 +1,510 @@
+"""One network out of the checkpoints of a training, with coefficients found by optimization."""
+
+import copy
+import hashlib
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from pyro_ext._checks import (
+    as_tensor,
+    check_callable,
+    check_choice,
+    check_finite,
+    check_instance,
+    check_integer,
+    check_mapping,
+    check_number,
+    check_sequence,
+    shown,
+)
+from pyro_ext._progress import progress_bar
+from pyro_ext.checkpoint.files import CheckpointError, check_folder_of, read_tensors, write_tensors
+from pyro_ext.inference.averaging.bayesian_optimization import BayesianOptimizer
+from pyro_ext.inference.averaging.hypervolumes import pareto_mask
+from pyro_ext.inference.averaging.weight_averages import has_batch_norm, update_batch_norm
+from pyro_ext.random import fresh_seed
+
+__all__ = ["CheckpointCollector", "FusionHistory", "ModelFusion"]
+
+_FORMAT = "fusion 1"
+_LEAST = 1e-6  # of an input: all zeros are no average
+_SIGNS = {"maximize": 1.0, "minimize": -1.0}
+
+
+class CheckpointCollector:
+    r"""Copies of a module's weights, at equal spacing in the last part of a training.
+
+    The copies are of the parameters that require a gradient, in single precision or, of parameters
+    in double precision, in that. They are made after the optimizer's steps :math:`s_k = \lfloor
+    N (a + (1 - a) k / K) \rfloor` for :math:`k = 1, \dots, K`, the last of them after the last
+    step. Memory is :math:`K` copies, whatever the number of steps.
+
+    In the ``stateful`` of a :class:`~pyro_ext.inference.Trainer` it goes on from a checkpoint.
+
+    :param torch.nn.Module module: what is trained.
+    :param int num_steps: :math:`N`, of the whole training.
+    :param int num: :math:`K`.
+    :param float start: :math:`a`.
+    :raises ValueError: for numbers out of range, and a module without trained parameters.
+
+    Example::
+
+        >>> from pyro_ext.inference import Trainer
+        >>> network, x = torch.nn.Linear(2, 1), torch.randn(20, 2)
+        >>> collector = CheckpointCollector(network, num_steps=20, num=5)
+        >>> trainer = Trainer(network, stateful=[collector], seed=0)
+        >>> collector.watch(trainer.optimizer)
+        >>> _ = trainer.run(lambda: (network(x)[:, 0] - x.sum(-1)).square().mean(), 20)
+        >>> collector.steps, collector.weights["weight"].shape
+        ([12, 14, 16, 18, 20], torch.Size([5, 1, 2]))
+    """
+
+    def __init__(
+        self, module: nn.Module, num_steps: int, num: int = 15, *, start: float = 0.5
+    ) -> None:
+        check_instance("module", module, nn.Module, "a torch.nn.Module")
+        self._parameters = {
+            name: parameter
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
+        if not self._parameters:
+            raise ValueError("module must have parameters that require a gradient, got none")
+        num_steps = check_integer("num_steps", num_steps, 1)
+        check_number("start", start, least=0, below=1)
+        check_integer("num", num, 1)
+        self.steps = [
+            math.floor(num_steps * (start + (1.0 - start) * k / num) + 1e-9)
+            for k in range(1, num + 1)
+        ]
+        """Numbers of the steps after which there is a copy."""
+        most = num_steps - math.floor(start * num_steps + 1e-9)
+        if num > most:
+            raise ValueError(f"num must be at most the {most} steps after the start, got {num}")
+        self._num_seen = 0
+        self._copies: list[dict[str, Tensor]] = []
+
+    def __repr__(self) -> str:
+        return f"CheckpointCollector({len(self._copies)} of {len(self.steps)} collected)"
+
+    def watch(self, optimizer: torch.optim.Optimizer) -> None:
+        """Look at the weights after each step of an optimizer.
+
+        :param torch.optim.Optimizer optimizer: as :attr:`Trainer.optimizer`.
+        """
+        check_instance("optimizer", optimizer, torch.optim.Optimizer, "one of torch.optim")
+        optimizer.register_step_post_hook(lambda *_: self._look())
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Copies by name, in the order of the steps. **Shape:** ``(K, *event)`` each."""
+        if not self._copies:
+            raise RuntimeError(
+                f"weights must be collected before, the first of them after {self.steps[0]} steps: "
+                f"there were {self._num_seen} of an optimizer that is watched"
+            )
+        return {n: torch.stack([one[n] for one in self._copies]) for n in self._parameters}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values that :meth:`load_state_dict` goes on from."""
+        return {"num_seen": self._num_seen, "copies": [dict(one) for one in self._copies]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state.
+
+        :param Mapping state: what :meth:`state_dict` returned.
+        :raises ValueError: for the state of something else.
+        """
+        check_mapping("state", state, "what state_dict returned")
+        if set(state) != {"num_seen", "copies"}:
+            raise ValueError(f"state must be of a CheckpointCollector, got {sorted(state)}")
+        num_seen = check_integer('state["num_seen"]', state["num_seen"], 0)
+        copies = check_sequence('state["copies"]', state["copies"], "a list of dicts", 0, Mapping)
+        self._num_seen, self._copies = num_seen, [dict(one) for one in copies]
+
+    def _look(self) -> None:
+        self._num_seen += 1
+        if self._num_seen in self.steps:
+            self._copies.append({n: _copy(p) for n, p in self._parameters.items()})
+
+
+class FusionHistory(NamedTuple):
+    """What was evaluated: single checkpoints, then a Sobol sequence, then what was searched.
+
+    :param Tensor coefficients: of the checkpoints, which sum to one. **Shape:** ``(n, K)``.
+    :param Tensor values: of the objectives, as they were returned. **Shape:** ``(n, J)``.
+    :param Tensor normalized: such that the worst single checkpoint has 0 and the best one 1, and
+        larger is better. **Shape:** ``(n, J)``.
+    :param Tensor hypervolume: above the worst single checkpoint of each objective, after each
+        evaluation; of one objective, the best normalized value so far. **Shape:** ``(n,)``.
+    :param Tensor is_efficient: whether no other one dominates it. **Shape:** ``(n,)``.
+    """
+
+    coefficients: Tensor
+    values: Tensor
+    normalized: Tensor
+    hypervolume: Tensor
+    is_efficient: Tensor
+
+
+class ModelFusion:
+    r"""Averages checkpoints with coefficients found by multi-objective optimization: BOMF [1].
+
+    The network of least loss often is not the one with the best metric. Both are optimized together
+    over :math:`w(\delta) = \sum_k \delta_k w_k`, where :math:`\delta = x / \sum_k x_k` with
+    :math:`x \in [0, 1]^K`, after they are scaled by their values at the single checkpoints. Only
+    values of the objectives are needed: accuracy, F1, a score of generated texts.
+
+    Checkpoints ought to come from one training: between networks of different trainings lies a
+    barrier. Factors of low-rank adapters (LoRA) are averaged each, as in the paper, which is not to
+    average their products. The largest of many values on few data is too large: look at the result
+    on others, beside :func:`~pyro_ext.inference.averaging.greedy_soup` of the same checkpoints.
+
+    :param torch.nn.Module module: has the parameters of the checkpoints; it stays as it is.
+    :param checkpoints: weights by name, **Shape:** ``(K, *event)`` each, as of
+        :attr:`CheckpointCollector.weights`; or a list of modules or state dicts.
+    :param Callable evaluate: the values of a network by objective, such as ``{"f1": 0.8, "loss":
+        0.5}``. The network is in evaluation mode, and no gradient is recorded.
+    :param Mapping objectives: ``"maximize"`` or ``"minimize"`` for each objective to optimize, the
+        one first by which the best network is chosen.
+    :param Iterable batches: minibatches of inputs for a module with batch normalization, whose
+        statistics are taken anew of each average, as by
+        :func:`~pyro_ext.inference.averaging.update_batch_norm`.
+    :param Callable optimizer: :class:`~pyro_ext.inference.averaging.BayesianOptimizer` for one or
+        two objectives, or :class:`~pyro_ext.inference.averaging.BoTorchOptimizer`.
+    :param int seed: of all that is random; ``None`` takes one from PyTorch's generator.
+    :raises ValueError: for checkpoints that do not fit each other or the module, or are not finite.
+
+    [1] C. Jang, H. Lee, J. Kim, J. Lee (2024), Model fusion through Bayesian optimization in
+    language model fine-tuning.
+
+    Example::
+
+        >>> network, x = torch.nn.Linear(1, 1, bias=False), torch.linspace(-1.0, 1.0, 50)[:, None]
+        >>> def evaluate(network):
+        ...     error = (network(x) - 0.3 * x).abs()
+        ...     return {"accuracy": (error < 0.1).float().mean(), "loss": error.mean()}
+        >>> fusion = ModelFusion(
+        ...     network, {"weight": torch.tensor([[[0.0]], [[1.0]]])}, evaluate,
+        ...     {"accuracy": "maximize", "loss": "minimize"}, seed=0)
+        >>> weight = fusion.run(10, progress=False).best().weight
+        >>> bool((weight - 0.3).abs() < 0.02), fusion.history.values.shape
+        (True, torch.Size([14, 2]))
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        checkpoints: Any,
+        evaluate: Callable[[nn.Module], Mapping[str, Any]],
+        objectives: Mapping[str, str],
+        *,
+        batches: Iterable[Any] | None = None,
+        optimizer: Callable[..., BayesianOptimizer] = BayesianOptimizer,
+        seed: int | None = None,
+    ) -> None:
+        check_instance("module", module, nn.Module, "a torch.nn.Module")
+        self.module = module
+        self.weights = _stacked(module, checkpoints)
+        """Weights of the checkpoints by name. **Shape:** ``(K, *event)`` each."""
+        self.num_checkpoints = len(next(iter(self.weights.values())))
+        check_callable("evaluate", evaluate, "a function of a module")
+        self._evaluate = evaluate
+        check_mapping("objectives", objectives, '"maximize" or "minimize" by name')
+        if not objectives:
+            raise ValueError(f"objectives must be one at least, got {objectives!r}")
+        for name, direction in objectives.items():
+            check_choice(f"objectives[{name!r}]", direction, _SIGNS)
+        self.objectives = dict(objectives)
+        self._signs = torch.tensor([_SIGNS[one] for one in objectives.values()]).double()
+        if batches is None and has_batch_norm(module):
+            raise ValueError(
+                "batches must be minibatches of inputs for a module with batch normalization, "
+                "whose statistics are those of other weights, got None"
+            )
+        if batches is not None and (
+            not isinstance(batches, Iterable) or isinstance(batches, Tensor | str | Iterator)
+        ):
+            raise TypeError(
+                "batches must be minibatches that can be gone through again, as a list or data "
+                f"loader, got {shown(batches)}"
+            )
+        self._batches = batches
+        check_callable("optimizer", optimizer, "a class such as BayesianOptimizer")
+        self._optimizer = optimizer
+        self._is_seeded = seed is not None
+        self.seed = fresh_seed(seed)
+        self._x: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._search(0)  # what it refuses is refused now
+
+    def __repr__(self) -> str:
+        return f"ModelFusion({self.num_checkpoints} checkpoints, {len(self._x)} evaluations)"
+
+    # Networks ------------------------------------------------------------------------------------
+
+    def fuse(self, coefficients: Tensor) -> nn.Module:
+        """A copy of the module with an average of the checkpoints.
+
+        :param Tensor coefficients: not negative; they are divided by their sum, so that equal ones
+            give the uniform average. **Shape:** ``(K,)``.
+        :raises ValueError: for negative or no positive coefficients.
+        """
+        return self._fuse(coefficients, {})
+
+    def evaluate(self, coefficients: Tensor) -> dict[str, float]:
+        """The objectives of an average, of which no note is taken.
+
+        :param Tensor coefficients: as of :meth:`fuse`. **Shape:** ``(K,)``.
+        :raises ValueError: where an objective is missing or not finite.
+        """
+        # What is not averaged, such as a model that has adapters, is not copied.
+        kept = {
+            id(value): value
+            for name, value in self.module.named_parameters(remove_duplicate=False)
+            if name not in self.weights
+        }
+        fused = self._fuse(coefficients, kept).eval()
+        with torch.no_grad():
+            found = self._evaluate(fused)
+        if not isinstance(found, Mapping) or not set(self.objectives) <= set(found):
+            raise ValueError(
+                f"evaluate must return the objectives {list(self.objectives)} by name, got "
+                f"{found!r:.80}"
+            )
+        values = {}
+        for name in self.objectives:
+            value = as_tensor(f"evaluate()[{name!r}]", found[name], "()").detach()
+            if not bool(value.isfinite()):
+                raise ValueError(
+                    f"evaluate must return finite numbers, got {float(value)} as {name!r} with the "
+                    f"coefficients {[round(c, 4) for c in coefficients.tolist()]}"
+                )
+            values[name] = float(value)
+        return values
+
+    def _fuse(self, coefficients: Tensor, memo: dict[int, Any]) -> nn.Module:
+        """A network that shares what is in the memo of the copy."""
+        given = as_tensor("coefficients", coefficients, f"({self.num_checkpoints},)", finite=True)
+        if bool((given < 0).any()) or not bool(given.sum() > 0):
+            raise ValueError(
+                f"coefficients must be >= 0, one of them positive, got {given.tolist()!r:.80}"
+            )
+        fused = copy.deepcopy(self.module, memo)
+        own = dict(fused.named_parameters(remove_duplicate=False))
+        with torch.no_grad():
+            for name, stacked in self.weights.items():
+                own[name].copy_(torch.tensordot(_simplex(given).to(stacked), stacked, 1))
+        return fused if self._batches is None else update_batch_norm(fused, self._batches)
+
+    # The search ----------------------------------------------------------------------------------
+
+    def run(
+        self,
+        num_iterations: int = 50,
+        *,
+        checkpoint: str | Path | None = None,
+        progress: bool = True,
+    ) -> Self:
+        """Evaluate single checkpoints, as many points of a Sobol sequence, then what is searched.
+
+        Ctrl-C ends it with a warning; another call goes on.
+
+        :param int num_iterations: steps of the search in all, those of earlier calls included.
+        :param checkpoint: a file that is written after each evaluation, and from which the search
+            goes on where the file exists. It holds nothing that executes on load.
+        :param bool progress: whether to show a progress bar.
+        :returns: itself.
+        :raises CheckpointError: where the file is damaged or of another search.
+        """
+        num_iterations = check_integer("num_iterations", num_iterations, 0)
+        check_instance("progress", progress, bool, "True or False")
+        if checkpoint is not None:
+            check_instance("checkpoint", checkpoint, (str, Path), "a path or None")
+            checkpoint = Path(checkpoint)
+            check_folder_of(checkpoint)
+            if checkpoint.exists():
+                self._read(checkpoint)
+        number = self.num_checkpoints
+        total = 2 * number + num_iterations
+        singles = torch.eye(number, dtype=torch.float64)
+        search: BayesianOptimizer | None = None
+        bar = progress_bar(
+            total=total,
+            initial=len(self._x),
+            desc="Model fusion",
+            unit="network",
+            disable=not progress,
+        )
+        with bar:
+            try:
+                while len(self._x) < total:
+                    if len(self._x) < number:
+                        x = singles[len(self._x)]
+                    else:
+                        search = search or self._search(number)
+                        x = search.ask()
+                        # What is as small as can be is nothing, unless all is.
+                        x = torch.where((x > _LEAST) | (x.max() <= _LEAST), x, 0.0)
+                    values = torch.tensor(list(self.evaluate(x).values()), dtype=torch.float64)
+                    self._x.append(x)
+                    self._values.append(values)
+                    if search is not None:
+                        search.tell(x, self._normalized()[-1])
+                    if checkpoint is not None:
+                        self._write(checkpoint)
+                    bar.set_postfix_str(self._postfix(), refresh=False)
+                    bar.update()
+            except KeyboardInterrupt:
+                warnings.warn(
+                    f"stopped after {len(self._x)} of {total} evaluations, which are kept",
+                    stacklevel=2,
+                )
+        return self
+
+    @property
+    def history(self) -> FusionHistory:
+        """All evaluations, in their order."""
+        self._check_run()
+        normalized = self._normalized()
+        return FusionHistory(
+            torch.stack([_simplex(x) for x in self._x]),
+            torch.stack(self._values),
+            normalized,
+            self._search(0).hypervolumes(),
+            pareto_mask(normalized),
+        )
+
+    @property
+    def best_coefficients(self) -> Tensor:
+        """Those with the best value of the first objective, of equal ones the next objectives.
+
+        **Shape:** ``(K,)``.
+        """
+        self._check_run()
+        scores = [tuple(row) for row in self._normalized().tolist()]
+        return _simplex(self._x[scores.index(max(scores))])
+
+    def best(self) -> nn.Module:
+        """The network of :attr:`best_coefficients`."""
+        return self.fuse(self.best_coefficients)
+
+    def _check_run(self) -> None:
+        if len(self._x) < self.num_checkpoints:
+            raise RuntimeError(
+                f"the {self.num_checkpoints} single checkpoints must be evaluated before, "
+                f"{len(self._x)} of them were: call run(...)"
+            )
+
+    def _normalized(self) -> Tensor:
+        """Values such that single checkpoints lie between 0 and 1, and larger is better."""
+        values = self._signs * torch.stack(self._values)
+        low, high = values[: self.num_checkpoints].aminmax(dim=0)
+        span = high - low
+        return (values - low) / torch.where(span > 0, span, 1.0)
+
+    def _search(self, first: int) -> BayesianOptimizer:
+        """A search that knows of the evaluations from the first one on."""
+        number = self.num_checkpoints
+        bounds = torch.stack([torch.full((number,), _LEAST), torch.ones(number)])
+        reference = torch.zeros(len(self.objectives)) if len(self.objectives) > 1 else None
+        search = self._optimizer(bounds, reference, num_initial=number, seed=self.seed)
+        if len(self._x) > first:
+            search.tell(torch.stack(self._x[first:]), self._normalized()[first:])
+        return search
+
+    def _postfix(self) -> str:
+        if len(self._x) < self.num_checkpoints:
+            return ""
+        scores = self._signs[0] * torch.stack(self._values)[:, 0]
+        return f"best {next(iter(self.objectives))} {float(self._signs[0] * scores.max()):.4g}"
+
+    # Checkpoints ---------------------------------------------------------------------------------
+
+    def _identity(self) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for name, stacked in sorted(self.weights.items()):
+            digest.update(f"{name}{stacked.dtype}{tuple(stacked.shape)}".encode())
+            digest.update(stacked.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        kind = getattr(self._optimizer, "__qualname__", "")
+        objectives = [list(pair) for pair in self.objectives.items()]
+        return {"objectives": objectives, "optimizer": kind, "checkpoints": digest.hexdigest()}
+
+    def _write(self, path: Path) -> None:
+        tensors = {"x": torch.stack(self._x), "values": torch.stack(self._values)}
+        content = {"format": _FORMAT, "seed": self.seed, "identity": self._identity()}
+        write_tensors(path, tensors, content)
+
+    def _read(self, path: Path) -> None:
+        tensors, content, _ = read_tensors(path)
+        if content.get("format") != _FORMAT:
+            raise CheckpointError(f"{path} holds no model fusion")
+        own = {**self._identity(), "seed": self.seed if self._is_seeded else content["seed"]}
+        found = {**content["identity"], "seed": content["seed"]}
+        if unlike := [f"{key} {found[key]!r:.80}" for key in own if found[key] != own[key]]:
+            raise CheckpointError(f"{path} is of another search, with {'; '.join(unlike)}")
+        if len(tensors["x"]) > len(self._x):
+            self.seed = content["seed"]
+            self._x, self._values = list(tensors["x"]), list(tensors["values"])
+
+
+def _simplex(x: Tensor) -> Tensor:
+    return x.double() / x.double().sum()
+
+
+def _copy(parameter: Tensor) -> Tensor:
+    """A copy in single precision, or in double precision if it is."""
+    dtype = torch.promote_types(parameter.dtype, torch.float32)
+    return parameter.detach().to(dtype, copy=True)
+
+
+def _stacked(module: nn.Module, checkpoints: Any) -> dict[str, Tensor]:
+    """Weights of checkpoints by name, checked against each other and against the module."""
+    own = dict(module.named_parameters(remove_duplicate=False))
+    if isinstance(checkpoints, Mapping):
+        stacked = {
+            name: as_tensor(f"checkpoints[{name!r}]", value, "(K, ...)")
+            for name, value in checkpoints.items()
+        }
+    else:
+        wanted = "weights by name, or a list of modules or state dicts"
+        kinds = (nn.Module, Mapping)
+        states = [
+            dict(one.named_parameters()) if isinstance(one, nn.Module) else one
+            for one in check_sequence("checkpoints", checkpoints, wanted, 1, kinds)
+        ]
+        stacked = {}
+        for name in states[0]:
+            if name not in own and name in dict(module.named_buffers()):
+                continue  # running statistics, which are taken anew
+            forms = [shown(one[name].detach()) if name in one else "nothing" for one in states]
+            if len(set(forms)) > 1:
+                raise ValueError(f"checkpoints must have {name!r} alike, got {forms!r:.200}")
+            stacked[name] = torch.stack([_copy(one[name]) for one in states])
+    trained = {name for name, value in module.named_parameters() if value.requires_grad}
+    if missing := sorted(trained - set(stacked)):
+        raise ValueError(f"checkpoints must have the trained parameters, got none of {missing}")
+    sizes = {len(value) for value in stacked.values()}
+    if len(sizes) != 1 or min(sizes) < 2:
+        raise ValueError(
+            f"checkpoints must be two or more, of each parameter as many, got {sorted(sizes)}"
+        )
+    for name, value in stacked.items():
+        if name not in own or value.shape[1:] != own[name].shape:
+            raise ValueError(
+                f"checkpoints must fit the module, got {name!r} of the shape "
+                f"{tuple(value.shape[1:])} for "
+                f"{shown(own[name].detach()) if name in own else 'a module without it'}"
+            )
+        check_finite(f"checkpoints[{name!r}]", value)
+    # An average in half precision would be off by more than the checkpoints differ.
+    return {
+        name: value.detach().to(torch.promote_types(value.dtype, torch.float32))
+        for name, value in stacked.items()
+    }

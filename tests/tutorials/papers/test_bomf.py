@@ -1,0 +1,60 @@
+"""The page on model fusion: its parts, and in full its claims."""
+
+import pytest
+import torch
+
+from tests.pages import check_short_report
+
+pytest.importorskip("mlxtend")
+pytest.importorskip("botorch")
+
+PAGE = "bomf"
+pytestmark = pytest.mark.slow
+
+
+def test_short_run_saves_a_report_and_figures(short_run):
+    _, folder = short_run
+    check_short_report(folder, PAGE, 5, {"fronts", "hypervolumes", "surfaces"})
+
+
+def test_images_are_in_one_part_alone(short_run):
+    names, _ = short_run
+    for task in names["tasks"].values():
+        parts = [task.train, task.validation, task.test]
+        assert [len(y) for _, y in parts] == [400, 600, 2400]
+        rows = torch.cat([x.flatten(1) for x, _ in parts])
+        assert len(rows.unique(dim=0)) == len(rows)
+        assert 0.15 < float(torch.cat([y for _, y in parts]).float().mean()) < 0.25
+        assert float(rows.mean()) > 0.8 and 0.0 <= float(rows.min()) <= float(rows.max()) <= 1.0
+
+
+def test_metric(short_run):
+    names, _ = short_run
+    metrics = pytest.importorskip("sklearn.metrics")
+    logits, y = torch.randn(50, 2), torch.arange(50) % 2
+    theirs = metrics.f1_score(y, logits.argmax(-1))
+    assert names["f1_of"](logits, y) == pytest.approx(theirs)
+
+
+def test_frozen_layers_stay(short_run):
+    names, _ = short_run
+    seed, task = next(iter(names["tasks"].items()))
+    network, collector = names["tune"](task, seed, num_frozen=1)
+    assert torch.equal(network[1].weight, task.network[1].weight)
+    assert not torch.equal(network[3].weight, task.network[3].weight)
+    assert "1.weight" not in collector.weights and "3.weight" in collector.weights
+    again, _ = names["tune"](task, seed, num_frozen=1)
+    assert torch.equal(again[3].weight, network[3].weight)
+
+
+def test_searches_have_the_same_start(short_run):
+    names, _ = short_run
+    number = 2 * names["NUM_CHECKPOINTS"]
+    for name, row in names["points"].items():
+        for seed, values in row.items():
+            assert torch.equal(values[:number], names["points"]["BOMF"][seed][:number]), name
+    for fusions in names["fusions"].values():
+        history = fusions["BOMF"].history
+        torch.testing.assert_close(
+            names["trace"](history.values), history.hypervolume, rtol=1e-9, atol=1e-9
+        )
