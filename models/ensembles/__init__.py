@@ -1,5 +1,6 @@
 """Ensembles of networks, reference posteriors of small Bayesian ones, and tasks for samplers."""
 
+from pyro_ext.models.ensembles.bridge_networks import (BridgeEnsemble, BridgeNetwork)
 from pyro_ext.models.ensembles.bridge_schedule import (BridgeSchedule)
 from pyro_ext.models.ensembles.bridge_sources import (BridgeSource)
 from pyro_ext.models.ensembles.diffusion_bridges import (DiffusionBridgeNetwork, average_bridges, ensemble_logits)
@@ -16,6 +17,8 @@ __all__ = [
     "BalancedBatches",
     "BaseNetworks",
     "BatchEnsembleDistiller",
+    "BridgeEnsemble",
+    "BridgeNetwork",
     "BridgeSchedule",
     "BridgeSource",
     "DiffusionBridgeNetwork",
