@@ -60,7 +60,7 @@ class _Units(fx.Interpreter):
         if n.op == "output":
             self.fixed += [self.axes[node].units for node in read]
             return value
-        module = self.module.get_submodule(n.target) if n.op == "call_module" else None
+        module = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
         if isinstance(module, nn.Linear | _ConvNd) and not self._is_depthwise(module):
             self._weigh(n, module, value)
         elif read:

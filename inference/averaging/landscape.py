@@ -186,7 +186,7 @@ def hutchinson_trace(
     num_probes = check_integer("num_probes", num_probes, 2)
     generator = torch.Generator().manual_seed(fresh_seed(seed))
     sizes = [w.numel() for w in weights.values()]
-    _, product = torch.func.vjp(torch.func.grad(loss), weights)
+    product = torch.func.vjp(torch.func.grad(loss), weights)[1]
 
     def of_one(signs: Tensor) -> Tensor:
         parts = zip(weights.items(), signs.split(sizes), strict=True)

@@ -171,6 +171,7 @@ class BridgeEnsemble(nn.Module):
         if any(bridge.features != bridges[0].features for bridge in bridges):
             names = [bridge.features for bridge in bridges]
             raise ValueError(f"bridges must take the same features, got {names}")
+        self.features = bridges[0].features
         self.bridges = nn.ModuleList(bridges)
         self.ends = nn.ModuleList()
         self._ends_of: list[list[int]] = []  # numbers of the ends of each bridge
@@ -197,7 +198,7 @@ class BridgeEnsemble(nn.Module):
         :returns: as metrics take them. **Shape:** ``(num_members, n, classes)``.
         """
         inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True)
-        features, logits = _run(self.ends, self.bridges[0].features, inputs)
+        features, logits = _run(self.ends, self.features, inputs)
         members = [end.softmax(-1) for end in logits]
         for bridge, numbers in zip(self.bridges, self._ends_of, strict=True):
             members.append(bridge(*(features[number] for number in numbers)).exp())
@@ -210,13 +211,15 @@ class BridgeEnsemble(nn.Module):
 
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         """
-        counts = []
-        inputs = as_tensor("inputs", inputs, "(n, ...)")
-        for run in (self.probabilities, self.ends[0]):
+        inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True)
+
+        def count(run: Callable[[Tensor], Tensor]) -> int:
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 run(inputs)
-            counts.append(counter.get_total_flops())
-        return counts[0] / counts[1]
+            total: int = counter.get_total_flops()
+            return total
+
+        return count(self.probabilities) / count(self.ends[0])
 
 
 def _run(
