@@ -8,10 +8,9 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import update_bn
 
 from pyro_ext._checks import as_tensor, check_choice, check_instance
+from pyro_ext.inference.averaging.weight_averages import has_batch_norm, update_batch_norm
 
 __all__ = ["BezierPath"]
 
@@ -129,14 +128,13 @@ class BezierPath(nn.Module):
         """An ordinary network with the weights at a position, by default the midpoint.
 
         :param r: the position, a scalar.
-        :param batches: minibatches of inputs, by which statistics of batch normalization are
-            estimated; a network that has such needs them.
+        :param batches: minibatches of inputs, as of
+            :func:`~pyro_ext.inference.averaging.update_batch_norm`; a network with batch
+            normalization needs them.
         :returns: a copy in evaluation mode.
         :raises ValueError: for a network with batch normalization without ``batches``.
         """
-        module = copy.deepcopy(self.control)
-        put_weights(module, self.weights(as_tensor("r", r, "()")), batches)
-        return module.eval()
+        return with_weights(self.control, self.weights(as_tensor("r", r, "()")), batches)
 
 
 def check_same_parameters(module: nn.Module, other: nn.Module, argument: str) -> None:
@@ -156,16 +154,16 @@ def check_same_parameters(module: nn.Module, other: nn.Module, argument: str) ->
 
 
 @torch.no_grad()
-def put_weights(
+def with_weights(
     module: nn.Module, weights: Mapping[str, Tensor], batches: Iterable[Any] | None
-) -> None:
-    """Write parameters into a module, and estimate its statistics of batch normalization."""
-    for name, parameter in module.named_parameters():
+) -> nn.Module:
+    """A copy of a module with other weights and their statistics, in evaluation mode."""
+    if batches is None and has_batch_norm(module):
+        raise ValueError(
+            "batches must be minibatches of inputs for a module with batch normalization, whose "
+            "statistics are those of other weights, got None"
+        )
+    new = copy.deepcopy(module)
+    for name, parameter in new.named_parameters():
         parameter.copy_(weights[name])
-    if any(isinstance(m, _BatchNorm) and m.running_mean is not None for m in module.modules()):
-        if batches is None:
-            raise ValueError(
-                "batches must be minibatches of inputs for a network with batch normalization, "
-                "whose statistics are estimated anew, got None"
-            )
-        update_bn(batches, module)
+    return (new if batches is None else update_batch_norm(new, batches)).eval()

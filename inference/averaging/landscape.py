@@ -1,6 +1,5 @@
 """Losses along paths and in planes of weights, and the trace of a loss's Hessian."""
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from pyro_ext._progress import progress_bar
 from pyro_ext.inference.averaging.bezier_path import (
     BezierPath,
     check_same_parameters,
-    put_weights,
+    with_weights,
 )
 from pyro_ext.random import fresh_seed
 
@@ -58,7 +57,7 @@ def path_losses(
         torch.Size([5])
     """
     check_instance("path", path, BezierPath, "a BezierPath")
-    positions = as_tensor("positions", positions, "(n,)")
+    positions = as_tensor("positions", positions, "(n,)", finite=True)
     weights = (path.weights(r) for r in positions)
     return _losses(path.control, weights, len(positions), loss, batches, progress)
 
@@ -222,13 +221,12 @@ def _losses(
     """Losses of copies of a module with other weights."""
     check_callable("loss", loss)
     check_instance("progress", progress, bool, "True or False")
-    module = copy.deepcopy(module)
     found = []
     for one in progress_bar(
         weights, total=total, desc="Losses", unit="point", disable=not progress
     ):
-        put_weights(module, one, batches)
-        found.append(as_tensor("loss", loss(module.eval()), "()").detach().cpu())
+        value = loss(with_weights(module, one, batches))
+        found.append(as_tensor("loss", value, "()").detach().cpu())
     losses = torch.stack(found)
     check_finite("loss", losses)
     return losses

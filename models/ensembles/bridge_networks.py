@@ -72,7 +72,9 @@ class BridgeNetwork(nn.Module):
         super().__init__()
         check_instance("path", path, BezierPath, "a BezierPath")
         if not isinstance(features, str):
-            check_callable("features", features, "the name of a submodule, or a function")
+            check_callable(
+                "features", features, "the name of a submodule, or a function", or_class=False
+            )
         check_instance("head", head, nn.Module, "a torch.nn.Module")
         r = check_number("r", r, least=0.0, most=1.0)
         if check_integer("kind", kind, 1) > 2:
@@ -114,6 +116,7 @@ class BridgeNetwork(nn.Module):
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         :returns: a list of features and one of logits.
         """
+        inputs = as_tensor("inputs", inputs, "(n, ...)", finite=True)
         return _run(self.ends, self.features, inputs)
 
     def log_prob(self, inputs: Tensor) -> Tensor:
@@ -122,7 +125,7 @@ class BridgeNetwork(nn.Module):
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         :returns: **Shape:** ``(n, classes)``.
         """
-        features, _ = self.run_ends(as_tensor("inputs", inputs, "(n, ...)", finite=True))
+        features, _ = self.run_ends(inputs)
         log_prob: Tensor = self(*features)
         return log_prob
 

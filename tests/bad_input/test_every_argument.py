@@ -25,6 +25,7 @@ from tests.bad_input import (
     set_vae,
     weight_averages,
 )
+from tests.bad_input import adjoint, floor1, floor2, floor3, guides, paths, sequences, set_vae
 from tests.bad_input.accepted import is_walked, reason_for
 from tests.bad_input.walk import (
     REJECTED,
@@ -46,6 +47,7 @@ TABLES = {
     **distillation.TABLES,
     **dbn.TABLES,
     **guides.TABLES,
+    **paths.TABLES,
     **sequences.TABLES,
     **set_vae.TABLES,
     **weight_averages.TABLES,

@@ -32,7 +32,6 @@ from sklearn.metrics import r2_score
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from torch.optim.swa_utils import AveragedModel
 
 from pyro_ext.datasets import random_shifts
 from pyro_ext.diagnostics.metrics import (
@@ -42,7 +41,7 @@ from pyro_ext.diagnostics.metrics import (
     nll,
     temperature_scale,
 )
-from pyro_ext.inference.averaging import BezierPath, align_units, path_losses, plane_losses
+from pyro_ext.inference.averaging import SWA, BezierPath, align_units, path_losses, plane_losses
 from pyro_ext.inference.training import ShuffledBatches, Trainer
 from pyro_ext.models.ensembles import BridgeEnsemble, BridgeNetwork, base_networks
 from pyro_ext.nn import MLP
@@ -256,15 +255,15 @@ def distilled(seed: int) -> nn.Module:
 def averaged(seed: int) -> nn.Module:
     """The average of the first network's weights over more epochs."""
     network = copy.deepcopy(bases[seed].networks[0]).requires_grad_()
-    average = AveragedModel(network)
+    swa = SWA()
     trained(
         network,
         lambda x, y: cross_entropy(network(x), y),
         seed,
         25,
-        after_epoch=lambda: average.update_parameters(network),
+        after_epoch=lambda: swa.collect(network),
     )
-    return average
+    return swa.module(network)
 
 
 singles = {
