@@ -151,6 +151,8 @@ for (name, rows), color in zip(along.items(), (RED, YELLOW, BLUE), strict=True):
         label = name if seed == SEEDS[0] else None
         left.plot(positions, losses, color=color, alpha=0.8, label=label)
 left.set(xlabel="position r", ylabel="test NLL", yscale="log", title="along paths")
+left.set_yticks(ticks := [0.15, 0.2, 0.3, 0.5, 1.0], [f"{tick:g}" for tick in ticks])
+left.minorticks_off()
 left.legend(frameon=False)
 shown = curves[SEEDS[0], 0, 1]
 plane = plane_losses(
@@ -401,30 +403,33 @@ page.claim(
     difference("NLL", "one + 2 type I", "distilled"),
     "<",
     0.0,
-    source="Yun et al. (2023), comparison with fast ensembles and single networks",
+    source="Yun et al. (2023), baselines of the comparison; direction ours",
 )
 page.claim(
     "One network with two bridges is better than averaged weights (difference of test NLL).",
     difference("NLL", "one + 2 type I", "SWA"),
     "<",
     0.0,
-    source="Yun et al. (2023), comparison with fast ensembles and single networks",
+    source="Yun et al. (2023), baselines of the comparison; direction ours",
 )
 
 # %%
 figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-for names_, marker, color in (
-    ([f"DE-{m}" for m in range(1, 6)], "o-", GRAY),
-    (["DE-1", "one + 1 type I", "one + 2 type I"], "s-", BLUE),
-    (["DE-2", "DE-2 + 1 type II"], "D-", RED),
-    (["DE-3", "DE-3 + 3 type II"], "D-", RED),
-    (["one + middle", "DE-2 + middle"], "^", YELLOW),
-    (["distilled", "SWA", "one + echo"], "x", GRAY),
+for series, marker, color, offset in (
+    ([f"DE-{m}" for m in range(1, 6)], "o-", GRAY, (-34, 2)),
+    (["DE-1", "one + 1 type I", "one + 2 type I"], "s-", BLUE, (0, 6)),
+    (["DE-2", "DE-2 + 1 type II"], "D-", RED, (6, -3)),
+    (["DE-3", "DE-3 + 3 type II"], "D-", RED, (6, -3)),
+    (["one + middle", "DE-2 + middle"], "^", YELLOW, (6, 1)),
+    (["distilled", "SWA", "one + echo"], "x", GRAY, (6, -3)),
 ):
-    points = [(means[name]["cost"], means[name]["DEE"]) for name in names_]
+    points = [(means[name]["cost"], means[name]["DEE"]) for name in series]
     axes.plot(*zip(*points, strict=True), marker, color=color, ms=5)
-    for name, (cost, equivalent) in zip(names_, points, strict=True):
-        axes.annotate(name, (cost, equivalent), (5, -9), textcoords="offset points", fontsize=7)
+    for name, point in zip(series, points, strict=True):
+        if name == "one + 2 type I":
+            axes.annotate(name, point, (6, -10), textcoords="offset points", fontsize=7)
+        elif color == GRAY or not name.startswith("DE-") or "+" in name:
+            axes.annotate(name, point, offset, textcoords="offset points", fontsize=7)
 axes.set(xlabel="relative cost", ylabel="deep ensemble equivalent")
 page.figure("cost", figure, despine=True)
 
@@ -437,5 +442,6 @@ page.finish(
         "middles": {name: list(row.values()) for name, row in middles.items()},
         "R^2": {name: list(row.values()) for name, row in r_squared.items()},
         "means": means,
+        "NLL": {name: [row[name]["NLL"] for row in results.values()] for name in names},
     }
 )

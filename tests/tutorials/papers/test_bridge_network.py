@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 12, {"paths", "cost"})
+    check_short_report(folder, PAGE, 11, {"paths", "cost"})
 
 
 def test_costs(short_run):
