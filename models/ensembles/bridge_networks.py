@@ -84,17 +84,17 @@ class BridgeNetwork(nn.Module):
             raise ValueError(f"features must be one of {names!r:.400}, got {features!r}")
         self.features = features
         self.head = head
-        self.middle = path.module_at(r, batches)
+        self.target = path.module_at(r, batches)
         self.ends = nn.ModuleList([path.module_at(0.0, batches)])
         if kind == 2:
             self.ends.append(path.module_at(1.0, batches))
-        for module in (self.middle, self.ends):
+        for module in (self.target, self.ends):
             module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "BridgeNetwork":
         """Set the mode of the head; ends and middle stay in evaluation mode."""
         super().train(mode)
-        self.middle.eval()
+        self.target.eval()
         self.ends.eval()
         return self
 
@@ -150,7 +150,7 @@ class BridgeNetwork(nn.Module):
         features, logits = self.run_ends(inputs)
         log_prob = self(*features)
         with torch.no_grad():
-            target = self.middle(inputs).log_softmax(-1)
+            target = self.target(inputs).log_softmax(-1)
         loss = kl_div(log_prob, target, log_target=True, reduction="batchmean")
         for end in logits if repulsion else []:
             away = kl_div(log_prob, end.log_softmax(-1), log_target=True, reduction="batchmean")

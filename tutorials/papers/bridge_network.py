@@ -195,13 +195,13 @@ def bridge(seed: int, i: int, j: int, kind: int, r: float = 0.5) -> BridgeNetwor
 
 ones = {(seed, j): bridge(seed, 0, j, kind=1) for seed in SEEDS for j in range(1, NUM_ENDS)}
 twos = {(seed, *pair): bridge(seed, *pair, kind=2) for seed in SEEDS for pair in PAIRS}
-echoes = {seed: bridge(seed, 0, 1, kind=1, r=0.0) for seed in SEEDS}
+controls = {seed: bridge(seed, 0, 1, kind=1, r=0.0) for seed in SEEDS}
 
 
 @torch.no_grad()
 def fit(found: BridgeNetwork, inputs: Tensor) -> float:
     """Coefficient of determination of the probabilities in the middle by those of the bridge."""
-    middle, own = found.middle(inputs).softmax(-1), found.log_prob(inputs).exp()
+    middle, own = found.target(inputs).softmax(-1), found.log_prob(inputs).exp()
     return float(r2_score(middle, own, multioutput="variance_weighted"))
 
 
@@ -288,14 +288,14 @@ def members(seed: int) -> dict[str, tuple[Tensor, float]]:
     """Probabilities of the members of each ensemble, and its cost."""
     inputs = bases[seed].test_inputs
     ends = torch.stack([network(inputs).softmax(-1) for network in bases[seed].networks])
-    middle = twos[seed, 0, 1].middle(inputs).softmax(-1)[None]
+    middle = twos[seed, 0, 1].target(inputs).softmax(-1)[None]
     found = {f"DE-{m}": (ends[:m], float(m)) for m in range(1, 6)}
-    found["one + middle"] = torch.cat([ends[:1], middle]), 2.0
-    found["DE-2 + middle"] = torch.cat([ends[:2], middle]), 3.0
+    found["one + midpoint"] = torch.cat([ends[:1], middle]), 2.0
+    found["DE-2 + midpoint"] = torch.cat([ends[:2], middle]), 3.0
     for name, by_seed in singles.items():
         found[name] = by_seed[seed](inputs).softmax(-1)[None], 1.0
     for name, bridges in {
-        "one + echo": [echoes[seed]],
+        "one + control": [controls[seed]],
         "one + 1 type I": [ones[seed, 1]],
         "one + 2 type I": [ones[seed, 1], ones[seed, 2]],
         "DE-2 + 1 type II": [twos[seed, 0, 1]],
@@ -369,7 +369,7 @@ page.claim(
 page.claim(
     "It is the middle of the curve that helps: a bridge that learned what its own end says adds "
     "less (difference of test NLL).",
-    difference("NLL", "one + 1 type I", "one + echo"),
+    difference("NLL", "one + 1 type I", "one + control"),
     "<=",
     -0.006,
     source="Yun et al. (2023), mixup exposes where middle and end differ; control and bound ours",
@@ -420,8 +420,8 @@ for series, marker, color, offset in (
     (["DE-1", "one + 1 type I", "one + 2 type I"], "s-", BLUE, (0, 6)),
     (["DE-2", "DE-2 + 1 type II"], "D-", RED, (6, -3)),
     (["DE-3", "DE-3 + 3 type II"], "D-", RED, (6, -3)),
-    (["one + middle", "DE-2 + middle"], "^", YELLOW, (6, 1)),
-    (["distilled", "SWA", "one + echo"], "x", GRAY, (6, -3)),
+    (["one + midpoint", "DE-2 + midpoint"], "^", YELLOW, (6, 1)),
+    (["distilled", "SWA", "one + control"], "x", GRAY, (6, -3)),
 ):
     points = [(means[name]["cost"], means[name]["DEE"]) for name in series]
     axes.plot(*zip(*points, strict=True), marker, color=color, ms=5)

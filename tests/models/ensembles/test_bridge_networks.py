@@ -53,7 +53,7 @@ def test_mixup_mixes_each_row_with_another(monkeypatch):
     """Inputs, and so features and target, are the same mixture."""
     seen = []
     bridge = BridgeNetwork(path(), "1", MLP(6, [4], 3))
-    for module in (bridge.middle, bridge.ends[0]):
+    for module in (bridge.target, bridge.ends[0]):
         module.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
     x = torch.eye(8)[:, :4] + torch.arange(8)[:, None] * 10.0
     bridge.loss(x)
@@ -72,8 +72,8 @@ def test_only_the_head_is_trained():
     way = path()
     bridge = BridgeNetwork(way, "1", nn.Sequential(nn.Dropout(), MLP(6, [4], 3)))
     bridge.train()
-    assert bridge.head.training and not bridge.middle.training and not bridge.ends.training
-    kept = copy.deepcopy((bridge.middle.state_dict(), bridge.ends.state_dict(), way.state_dict()))
+    assert bridge.head.training and not bridge.target.training and not bridge.ends.training
+    kept = copy.deepcopy((bridge.target.state_dict(), bridge.ends.state_dict(), way.state_dict()))
     x = torch.randn(40, 4)
     first = copy.deepcopy(bridge.head.state_dict())
 
@@ -84,7 +84,7 @@ def test_only_the_head_is_trained():
         return own
 
     one, two = trained(), trained()
-    after = one.middle.state_dict(), one.ends.state_dict(), way.state_dict()
+    after = one.target.state_dict(), one.ends.state_dict(), way.state_dict()
     torch.testing.assert_close(after, kept, rtol=0, atol=0)
     torch.testing.assert_close(one.head.state_dict(), two.head.state_dict(), rtol=0, atol=0)
     assert any((one.head.state_dict()[n] != w).any() for n, w in first.items())
@@ -103,7 +103,7 @@ def test_a_bridge_learns_the_end_itself():
     trainer.run(bridge.loss, 3000, batches, progress=False)
     new = torch.randn(500, 4)
     with torch.no_grad():
-        log_prob, target = bridge.log_prob(new), bridge.middle(new).log_softmax(-1)
+        log_prob, target = bridge.log_prob(new), bridge.target(new).log_softmax(-1)
     assert float(kl_div(log_prob, target, log_target=True, reduction="batchmean")) < 1e-3
     assert r2_score(target.exp(), log_prob.exp(), multioutput="variance_weighted") > 0.99
 

@@ -22,7 +22,7 @@ def test_costs(short_run):
     network, means = 784 * 100 + 100 * 100 + 100 * 10, names["means"]
     one, two = ((100 * kind * 64 + 64 * 10) / network for kind in (1, 2))
     assert means["one + 2 type I"]["cost"] == pytest.approx(1 + 2 * one)
-    assert means["one + echo"]["cost"] == pytest.approx(1 + one)
+    assert means["one + control"]["cost"] == pytest.approx(1 + one)
     assert means["DE-2 + 1 type II"]["cost"] == pytest.approx(2 + two)
     assert means["DE-3 + 3 type II"]["cost"] == pytest.approx(3 + 3 * two)
 
