@@ -201,7 +201,7 @@ def align_units(module_a: nn.Module, module_b: nn.Module, inputs: Tensor) -> nn.
             f"module_b must be a network that torch.fx can trace, got {type(module_b).__name__}: "
             f"{error}"
         ) from error
-    graphs = [fx.GraphModule(copy.deepcopy(m).eval(), graph) for m in (module_a, aligned)]
+    graphs = [fx.GraphModule(m, graph) for m in (copy.deepcopy(module_a).eval(), aligned)]
     units = _Units(graphs[1])
     units.run(inputs)
     orders = _orders(units, graphs, inputs)

@@ -19,9 +19,9 @@ class BezierPath(nn.Module):
     r"""A curve between the weights of two networks, bent by a control point that is trained [1].
 
     Every parameter runs along :math:`P(r) = (1-r)^2 a + 2 r (1-r) c + r^2 b` for :math:`r` from 0
-    to 1, where :math:`c` is that of :attr:`control`. The ends are frozen copies; minimizing the
-    loss at a position that is drawn anew for each minibatch makes a path of low loss. Untrained,
-    from the mean, it is the straight line.
+    to 1, where :math:`c` is that of the module ``control``. The ends are frozen copies; minimizing
+    the loss at a position that is drawn anew for each minibatch makes a path of low loss. One that
+    is not trained, from the mean, is the straight line.
 
     Buffers are those of the first network, but for statistics of batch normalization:
     :meth:`module_at` estimates these anew.

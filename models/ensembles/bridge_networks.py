@@ -1,5 +1,6 @@
 """Bridge networks: small heads that predict what the network between two others would say."""
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -31,7 +32,8 @@ class BridgeNetwork(nn.Module):
     the ends have computed the features anyway. It is trained on
     :math:`\text{KL}(p_\text{middle} \,\|\, p_\text{bridge})`, and without labels.
 
-    Only the head is trained; ends and middle are frozen and stay in evaluation mode.
+    Only its ``head`` is trained; its ``ends`` and its ``target``, the network in the middle, are
+    frozen copies in evaluation mode.
 
     :param BezierPath path: a path that has been trained.
     :param features: name of the submodule of the ends whose output the head takes; or, where there
@@ -39,9 +41,9 @@ class BridgeNetwork(nn.Module):
     :param torch.nn.Module head: maps features to logits; of type II those of both ends, joined
         along dimension 1.
     :param int kind: 1, type I, with features of the end at :math:`r = 0`; or 2, type II, of both.
-    :param float r: the position on the path that the bridge stands for.
-    :param batches: minibatches of inputs, by which :meth:`BezierPath.module_at` estimates
-        statistics of batch normalization, where there are any.
+    :param float r: the position on the path of the network that the bridge stands for.
+    :param batches: minibatches of inputs for the statistics of batch normalization there, as of
+        :meth:`~pyro_ext.inference.averaging.BezierPath.module_at`.
     :raises ValueError: for a submodule that the ends lack, or another kind.
 
     [1] E. Yun, H. Lee, G. Nam, J. Lee (2023),
@@ -84,15 +86,12 @@ class BridgeNetwork(nn.Module):
             raise ValueError(f"features must be one of {names!r:.400}, got {features!r}")
         self.features = features
         self.head = head
-        self.target = path.module_at(r, batches)
-        self.ends = nn.ModuleList([path.module_at(0.0, batches)])
-        if kind == 2:
-            self.ends.append(path.module_at(1.0, batches))
-        for module in (self.target, self.ends):
-            module.requires_grad_(False)
+        self.target = path.module_at(r, batches).requires_grad_(False)
+        ends = [path.module_a, path.module_b][:kind]
+        self.ends = nn.ModuleList([copy.deepcopy(end).eval() for end in ends])
 
     def train(self, mode: bool = True) -> "BridgeNetwork":
-        """Set the mode of the head; ends and middle stay in evaluation mode."""
+        """Set the mode of the head; ends and target stay in evaluation mode."""
         super().train(mode)
         self.target.eval()
         self.ends.eval()
@@ -130,10 +129,10 @@ class BridgeNetwork(nn.Module):
         return log_prob
 
     def loss(self, inputs: Tensor, mixup_alpha: float = 0.4, repulsion: float = 0.0) -> Tensor:
-        r"""Divergence of the bridge from the middle, at pairs of inputs that are mixed.
+        r"""Divergence of the bridge from the target, at pairs of inputs that are mixed.
 
         Each input is mixed with another one of the minibatch, by a weight from
-        :math:`\text{Beta}(\alpha, \alpha)` of its own: there the middle differs more from the ends.
+        :math:`\text{Beta}(\alpha, \alpha)` of its own: there the target differs more from the ends.
 
         :param Tensor inputs: **Shape:** ``(n, *event)``.
         :param float mixup_alpha: :math:`\alpha`; 0 mixes nothing.

@@ -334,7 +334,7 @@ for seed, base in bases.items():
             "ECE": ece(own, labels[NUM_CALIBRATION:]),
             "NLL": nll(own, labels[NUM_CALIBRATION:]),
             "calibrated NLL": scaled,
-            "DEE": deep_ensemble_equivalent(scaled, reference),
+            "DEE": deep_ensemble_equivalent(scaled, torch.tensor(reference)),
         }
 names = list(results[SEEDS[0]])
 means = {

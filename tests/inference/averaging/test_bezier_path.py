@@ -93,6 +93,25 @@ def test_training_changes_the_control_point_only():
     assert not any(p.requires_grad for p in (*a.parameters(), *b.parameters()))
 
 
+def test_training_goes_on_from_a_checkpoint(tmp_path):
+    a, b = networks(2)
+    x, y = torch.randn(30, 4), torch.arange(30) % 3
+
+    def trained(num_steps, checkpoint=None):
+        path = BezierPath(a, b)
+        Trainer(path, seed=0).run(
+            lambda: cross_entropy(path(x, torch.rand(())), y),
+            num_steps,
+            checkpoint=checkpoint,
+            progress=False,
+        )
+        return path.weights(0.5)
+
+    whole = trained(10)
+    trained(4, tmp_path / "path")
+    torch.testing.assert_close(trained(10, tmp_path / "path"), whole, rtol=0, atol=0)
+
+
 def test_what_is_frozen_and_equal_stays():
     a, b = networks(2)
     b[0].load_state_dict(a[0].state_dict())

@@ -18,6 +18,11 @@ def network():
     return nn.Sequential(*MLP(4, [6, 5], 3))
 
 
+def same(a, b):
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
 def path():
     return BezierPath(network(), network())
 
@@ -160,6 +165,7 @@ def test_a_step_on_a_resnet(kind):
     with pytest.raises(ValueError, match="batches must be minibatches"):
         BridgeNetwork(way, "layer3", head, kind)
     bridge = BridgeNetwork(way, "layer3", head, kind, batches=[x])
+    assert same(bridge.ends[-1], (way.module_a, way.module_b)[kind - 1])  # and own statistics
     losses = Trainer(bridge, seed=0).run(lambda: bridge.loss(x), 2, progress=False)
     assert all(torch.tensor(losses).isfinite())
     ensemble = BridgeEnsemble([bridge])
