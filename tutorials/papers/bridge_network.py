@@ -45,6 +45,7 @@ from pyro_ext.inference.averaging import SWA, BezierPath, align_units, path_loss
 from pyro_ext.inference.training import ShuffledBatches, Trainer
 from pyro_ext.models.ensembles import BridgeEnsemble, BridgeNetwork, base_networks
 from pyro_ext.nn import MLP
+from pyro_ext.random import seeded
 from pyro_ext.reproduction import Page
 
 page = Page(
@@ -153,7 +154,7 @@ for (name, rows), color in zip(along.items(), (RED, YELLOW, BLUE), strict=True):
 left.set(xlabel="position r", ylabel="test NLL", yscale="log", title="along paths")
 left.set_yticks(ticks := [0.15, 0.2, 0.3, 0.5, 1.0], [f"{tick:g}" for tick in ticks])
 left.minorticks_off()
-left.legend(frameon=False)
+left.legend(frameon=False, fontsize=8, loc="upper left")
 shown = curves[SEEDS[0], 0, 1]
 plane = plane_losses(
     shown.module_a,
@@ -185,8 +186,7 @@ page.figure("paths", figure, despine=True)
 # %%
 def bridge(seed: int, i: int, j: int, kind: int, r: float = 0.5) -> BridgeNetwork:
     """A trained bridge."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         head = MLP(100 * kind, [64], 10)
     found = BridgeNetwork(curves[seed, i, j], "2", head, kind, r)
     trained(found, lambda x, _: found.loss(x), seed, 80, decays=True)
@@ -241,8 +241,7 @@ page.claim(
 # %%
 def distilled(seed: int) -> nn.Module:
     """A new network that learns what the networks say on average."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         student = nn.Sequential(nn.Flatten(), *MLP(784, [100, 100], 10, nn.ReLU))
     teachers = bases[seed].networks[:NUM_ENDS]
 
@@ -280,6 +279,12 @@ singles = {
 # the other 500, and the deep ensemble equivalent, DEE, is how many networks an ensemble needs for
 # as little of it, by averages over all ensembles of one to five. The cost counts floating-point
 # operations in units of one network.
+#
+# A bridge is worth about a network, at a seventh of its cost or less, and one of type II adds most
+# of what the network that it stands for adds. A second one of type I adds hardly anything.
+# What goes the other way: a network whose weights are averaged costs no more than one, and is as
+# good as nearly four. These networks were trained at a constant learning rate, and averaging takes
+# its noise out: single ones after the same epochs have a test NLL of 0.22, 0.16 and 0.16.
 
 
 # %%
@@ -404,6 +409,8 @@ page.claim(
     "<",
     0.0,
     source="Yun et al. (2023), baselines of the comparison; direction ours",
+    reason="with the first seed the network that the bridges stand on is one of the worst of five, "
+    "with a test NLL of 0.220, and has a third of the votes; with the others bridges are ahead",
 )
 page.claim(
     "One network with two bridges is better than averaged weights (difference of test NLL).",
@@ -411,6 +418,8 @@ page.claim(
     "<",
     0.0,
     source="Yun et al. (2023), baselines of the comparison; direction ours",
+    reason="the networks were trained at a constant learning rate, and bridges keep its noise, "
+    "which averaging takes out",
 )
 
 # %%
@@ -430,7 +439,7 @@ for series, marker, color, offset in (
             axes.annotate(name, point, (6, -10), textcoords="offset points", fontsize=7)
         elif color == GRAY or not name.startswith("DE-") or "+" in name:
             axes.annotate(name, point, offset, textcoords="offset points", fontsize=7)
-axes.set(xlabel="relative cost", ylabel="deep ensemble equivalent")
+axes.set(xlabel="relative cost", ylabel="deep ensemble equivalent", xlim=(0.6, 5.2))
 page.figure("cost", figure, despine=True)
 
 # %% [markdown]
