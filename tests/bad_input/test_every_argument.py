@@ -21,11 +21,11 @@ from tests.bad_input import (
     floor2,
     floor3,
     guides,
+    paths,
     sequences,
     set_vae,
     weight_averages,
 )
-from tests.bad_input import adjoint, floor1, floor2, floor3, guides, paths, sequences, set_vae
 from tests.bad_input.accepted import is_walked, reason_for
 from tests.bad_input.walk import (
     REJECTED,
