@@ -42,7 +42,8 @@ def path_losses(
     :param BezierPath path: the path.
     :param Callable loss: of a network in evaluation mode, a scalar.
     :param Tensor positions: between 0 and 1. **Shape:** ``(n,)``.
-    :param batches: as of :meth:`BezierPath.module_at`; they are gone through at each position.
+    :param batches: as of :meth:`~pyro_ext.inference.averaging.BezierPath.module_at`; they are gone
+        through at each position.
     :param bool progress: whether to show a progress bar.
     :returns: **Shape:** ``(n,)``.
     :raises ValueError: where a loss is not finite.
@@ -98,7 +99,8 @@ def plane_losses(
     :param Callable loss: of a network in evaluation mode, a scalar.
     :param int num_points: of the grid in each direction.
     :param float margin: of the grid around the networks, as a fraction of their extent.
-    :param batches: as of :meth:`BezierPath.module_at`; they are gone through at each point.
+    :param batches: as of :meth:`~pyro_ext.inference.averaging.BezierPath.module_at`; they are gone
+        through at each point.
     :param bool progress: whether to show a progress bar.
     :raises ValueError: where a loss is not finite, or the networks lie on a line.
 
