@@ -15,8 +15,8 @@ import torch
 
 from tests.bad_input import (
     adjoint,
-    distillation,
     dbn,
+    distillation,
     floor1,
     floor2,
     floor3,
