@@ -1,0 +1,234 @@
+"""Losses along paths and in planes of weights, and the trace of a loss's Hessian."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyro_ext._checks import (
+    as_tensor,
+    check_callable,
+    check_finite,
+    check_instance,
+    check_integer,
+    check_number,
+    check_tensors,
+)
+from pyro_ext._progress import progress_bar
+from pyro_ext.inference.averaging.bezier_path import (
+    BezierPath,
+    check_same_parameters,
+    with_weights,
+)
+from pyro_ext.random import fresh_seed
+
+__all__ = ["PlaneLosses", "TraceEstimate", "hutchinson_trace", "path_losses", "plane_losses"]
+
+_NUMBERS_PER_CALL = 2**22
+
+
+def path_losses(
+    path: BezierPath,
+    loss: Callable[[nn.Module], Tensor | float],
+    positions: Tensor,
+    batches: Iterable[Any] | None = None,
+    *,
+    progress: bool = False,
+) -> Tensor:
+    """Losses of the networks along a path; one that is not trained is a straight line.
+
+    :param BezierPath path: the path.
+    :param Callable loss: of a network in evaluation mode, a scalar.
+    :param Tensor positions: between 0 and 1. **Shape:** ``(n,)``.
+    :param batches: as of :meth:`~pyro_ext.inference.averaging.BezierPath.module_at`; they are gone
+        through at each position.
+    :param bool progress: whether to show a progress bar.
+    :returns: **Shape:** ``(n,)``.
+    :raises ValueError: where a loss is not finite.
+
+    Example::
+
+        >>> x, y = torch.randn(64, 3), torch.arange(64) % 2
+        >>> line = BezierPath(torch.nn.Linear(3, 2), torch.nn.Linear(3, 2))
+        >>> losses = path_losses(
+        ...     line, lambda net: torch.nn.functional.cross_entropy(net(x), y), torch.rand(5))
+        >>> losses.shape
+        torch.Size([5])
+    """
+    check_instance("path", path, BezierPath, "a BezierPath")
+    positions = as_tensor("positions", positions, "(n,)", finite=True)
+    weights = (path.weights(r) for r in positions)
+    return _losses(path.control, weights, len(positions), loss, batches, progress)
+
+
+class PlaneLosses(NamedTuple):
+    """Losses on a grid in the plane through three networks, in units of distance of weights.
+
+    :param Tensor x: first coordinates. **Shape:** ``(num_points,)``.
+    :param Tensor y: second coordinates. **Shape:** ``(num_points,)``.
+    :param Tensor losses: of each pair. **Shape:** ``(num_points, num_points)``, rows by ``y``.
+    :param Tensor corners: coordinates of the networks. **Shape:** ``(3, 2)``.
+    """
+
+    x: Tensor
+    y: Tensor
+    losses: Tensor
+    corners: Tensor
+
+
+def plane_losses(
+    module_a: nn.Module,
+    module_b: nn.Module,
+    module_c: nn.Module,
+    loss: Callable[[nn.Module], Tensor | float],
+    num_points: int = 21,
+    margin: float = 0.2,
+    batches: Iterable[Any] | None = None,
+    *,
+    progress: bool = False,
+) -> PlaneLosses:
+    """Losses in the plane through the weights of three networks [1].
+
+    The first network is the origin, and the second lies on the first axis.
+
+    :param torch.nn.Module module_a: a network.
+    :param torch.nn.Module module_b: one with the same parameters.
+    :param torch.nn.Module module_c: likewise, not on the line through the others.
+    :param Callable loss: of a network in evaluation mode, a scalar.
+    :param int num_points: of the grid in each direction.
+    :param float margin: of the grid around the networks, as a fraction of their extent.
+    :param batches: as of :meth:`~pyro_ext.inference.averaging.BezierPath.module_at`; they are gone
+        through at each point.
+    :param bool progress: whether to show a progress bar.
+    :raises ValueError: where a loss is not finite, or the networks lie on a line.
+
+    [1] T. Garipov et al. (2018),
+    Loss surfaces, mode connectivity, and fast ensembling of DNNs.
+
+    Example::
+
+        >>> x, y = torch.randn(64, 3), torch.arange(64) % 2
+        >>> networks = [torch.nn.Linear(3, 2) for _ in range(3)]
+        >>> plane = plane_losses(
+        ...     *networks, lambda net: torch.nn.functional.cross_entropy(net(x), y), num_points=4)
+        >>> plane.losses.shape, plane.corners.shape
+        (torch.Size([4, 4]), torch.Size([3, 2]))
+    """
+    check_same_parameters(module_a, module_b, "module_b")
+    check_same_parameters(module_a, module_c, "module_c")
+    num_points = check_integer("num_points", num_points, 2)
+    margin = check_number("margin", margin, least=0)
+    origin, *others = (
+        {name: parameter.detach() for name, parameter in module.named_parameters()}
+        for module in (module_a, module_b, module_c)
+    )
+    first, second = ({name: w[name] - origin[name] for name in w} for w in others)
+    length, reach = math.sqrt(_dot(first, first)), math.sqrt(_dot(second, second))
+    along = _dot(first, second) / (length or 1.0)
+    height = math.sqrt(max(reach**2 - along**2, 0.0))
+    if height <= 1e-6 * reach or length == 0:
+        raise ValueError("module_c must not lie on the line through module_a and module_b")
+    corners = torch.tensor([[0.0, 0.0], [length, 0.0], [along, height]])
+    low, high = corners.amin(0), corners.amax(0)
+    low, high = low - margin * (high - low), high + margin * (high - low)
+    x, y = (torch.linspace(float(a), float(b), num_points) for a, b in zip(low, high, strict=True))
+
+    def weights(u: float, v: float) -> dict[str, Tensor]:
+        of_second = v / height
+        of_first = (u - of_second * along) / length
+        return {n: w + of_first * first[n] + of_second * second[n] for n, w in origin.items()}
+
+    points = (weights(u, v) for v in y.tolist() for u in x.tolist())
+    losses = _losses(module_a, points, num_points**2, loss, batches, progress)
+    return PlaneLosses(x, y, losses.reshape(num_points, num_points), corners)
+
+
+class TraceEstimate(NamedTuple):
+    """An estimate of a trace.
+
+    :param float mean: over the probes.
+    :param float standard_error: of the mean.
+    """
+
+    mean: float
+    standard_error: float
+
+
+def hutchinson_trace(
+    loss: Callable[[dict[str, Tensor]], Tensor],
+    weights: Mapping[str, Tensor],
+    num_probes: int = 100,
+    *,
+    seed: int | None = None,
+) -> TraceEstimate:
+    r"""Estimate the trace of a loss's Hessian by probes of random signs [1].
+
+    :math:`E\, v^\top H v = \text{tr} H`, with the variance :math:`2 \sum_{i \ne j} H_{ij}^2`.
+
+    :param Callable loss: of a dict of weights, a scalar; see :func:`torch.func.functional_call`.
+    :param Mapping weights: where the Hessian is taken, tensors by name.
+    :param int num_probes: number of probes, at least 2.
+    :param int seed: of the signs; ``None`` takes one from PyTorch's generator.
+    :raises ValueError: where a product with the Hessian is not finite.
+
+    [1] M. F. Hutchinson (1990), A stochastic estimator of the trace of the influence matrix for
+    Laplacian smoothing splines.
+
+    Example::
+
+        >>> quadratic = lambda w: 0.5 * (torch.tensor([1.0, 2.0, 3.0]) * w["x"] ** 2).sum()
+        >>> hutchinson_trace(quadratic, {"x": torch.ones(3)}, 10, seed=0)
+        TraceEstimate(mean=6.0, standard_error=0.0)
+    """
+    check_callable("loss", loss)
+    weights = {n: w.detach() for n, w in check_tensors("weights", weights, finite=True).items()}
+    num_probes = check_integer("num_probes", num_probes, 2)
+    generator = torch.Generator().manual_seed(fresh_seed(seed))
+    sizes = [w.numel() for w in weights.values()]
+    product = torch.func.vjp(torch.func.grad(loss), weights)[1]
+
+    def of_one(signs: Tensor) -> Tensor:
+        parts = zip(weights.items(), signs.split(sizes), strict=True)
+        probe = {name: sign.reshape(w.shape).to(w) for (name, w), sign in parts}
+        (curvature,) = product(probe)
+        return torch.stack([(probe[name] * curvature[name]).sum() for name in probe]).sum()
+
+    found = []
+    most = max(1, _NUMBERS_PER_CALL // sum(sizes))
+    for start in range(0, num_probes, most):
+        shape = (min(most, num_probes - start), sum(sizes))
+        signs = torch.randint(2, shape, generator=generator, dtype=torch.int8) * 2 - 1
+        signs = signs.to(next(iter(weights.values())).device)
+        found.append(torch.vmap(of_one)(signs).double())
+    values = torch.cat(found)
+    check_finite("loss", values)
+    return TraceEstimate(float(values.mean()), float(values.std() / math.sqrt(num_probes)))
+
+
+def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    return sum(float((a[name].double() * b[name].double()).sum()) for name in a)
+
+
+@torch.no_grad()
+def _losses(
+    module: nn.Module,
+    weights: Iterable[Mapping[str, Tensor]],
+    total: int,
+    loss: Callable[[nn.Module], Tensor | float],
+    batches: Iterable[Any] | None,
+    progress: bool,
+) -> Tensor:
+    """Losses of copies of a module with other weights."""
+    check_callable("loss", loss)
+    check_instance("progress", progress, bool, "True or False")
+    found = []
+    for one in progress_bar(
+        weights, total=total, desc="Losses", unit="point", disable=not progress
+    ):
+        value = loss(with_weights(module, one, batches))
+        found.append(as_tensor("loss", value, "()").detach().cpu())
+    losses = torch.stack(found)
+    check_finite("loss", losses)
+    return losses
