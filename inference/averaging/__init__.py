@@ -1,16 +1,32 @@
 """More than one network in one: averages of weights, paths between modes, sparse and fused nets."""
 
-from pyro_ext.inference.averaging.alignment import (align_units)
-from pyro_ext.inference.averaging.auto_swag import (AutoSWAG)
-from pyro_ext.inference.averaging.bayesian_optimization import (BayesianOptimizer, BoTorchOptimizer)
-from pyro_ext.inference.averaging.bezier_path import (BezierPath)
-from pyro_ext.inference.averaging.fusion import (CheckpointCollector, FusionHistory, ModelFusion)
-from pyro_ext.inference.averaging.hypervolumes import (expected_hypervolume_improvement, hypervolume, pareto_mask)
-from pyro_ext.inference.averaging.landscape import (PlaneLosses, TraceEstimate, hutchinson_trace, path_losses, plane_losses)
-from pyro_ext.inference.averaging.pruning import (MagnitudePruner, snip_scores, synflow_scores)
-from pyro_ext.inference.averaging.soups import (GreedySoup, LearnedSoup, greedy_soup, learned_soup)
-from pyro_ext.inference.averaging.sparse_averages import (SparseAverage, SparseWeightAveraging)
-from pyro_ext.inference.averaging.weight_averages import (SWA, SWAG, SWAGState, swag_distribution, update_batch_norm)
+from pyro_ext.inference.averaging.alignment import align_units
+from pyro_ext.inference.averaging.auto_swag import AutoSWAG
+from pyro_ext.inference.averaging.bayesian_optimization import BayesianOptimizer, BoTorchOptimizer
+from pyro_ext.inference.averaging.bezier_path import BezierPath
+from pyro_ext.inference.averaging.fusion import CheckpointCollector, FusionHistory, ModelFusion
+from pyro_ext.inference.averaging.hypervolumes import (
+    expected_hypervolume_improvement,
+    hypervolume,
+    pareto_mask,
+)
+from pyro_ext.inference.averaging.landscape import (
+    PlaneLosses,
+    TraceEstimate,
+    hutchinson_trace,
+    path_losses,
+    plane_losses,
+)
+from pyro_ext.inference.averaging.pruning import MagnitudePruner, snip_scores, synflow_scores
+from pyro_ext.inference.averaging.soups import GreedySoup, LearnedSoup, greedy_soup, learned_soup
+from pyro_ext.inference.averaging.sparse_averages import SparseAverage, SparseWeightAveraging
+from pyro_ext.inference.averaging.weight_averages import (
+    SWA,
+    SWAG,
+    SWAGState,
+    swag_distribution,
+    update_batch_norm,
+)
 
 __all__ = [
     "SWA",
