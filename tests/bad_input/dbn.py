@@ -50,4 +50,4 @@ def bridges() -> dict[str, Call]:
     }
 
 
-TABLES = {"pyro_ext.models.ensembles (bridges)": bridges}
+TABLES = {"pyro_ext.models.ensembles (diffusion bridges)": bridges}

@@ -70,5 +70,5 @@ def bridges() -> dict[str, Call]:
 
 TABLES = {
     "pyro_ext.inference.averaging (paths)": averaging,
-    "pyro_ext.models.ensembles (bridges)": bridges,
+    "pyro_ext.models.ensembles (bridge networks)": bridges,
 }
