@@ -125,10 +125,10 @@ class BatchEnsembleDistiller:
         logits = self.student(inputs)
         with torch.no_grad():
             of_teachers = [teacher(inputs) for teacher in self.teachers]
-        if wrong := [one.shape for one in of_teachers if one.shape != logits.shape[1:]]:
+        if unlike := [one.shape for one in of_teachers if one.shape != logits.shape[1:]]:
             raise ValueError(
                 "teachers must map inputs to logits of the shape of the network's, "
-                f"{tuple(logits.shape[1:])}, got {tuple(wrong[0])}"
+                f"{tuple(logits.shape[1:])}, got {tuple(unlike[0])}"
             )
         targets = (torch.cat(of_teachers) / self.tau).softmax(-1)
         distilled = cross_entropy(logits.flatten(0, 1) / self.tau, targets)
