@@ -23,6 +23,7 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("models.ensembles (bridges).*.alpha", "0", "the ensemble alone"),
     ("models.ensembles (bridges).*.mixup", "0", "inputs are not mixed"),
     ("models.ensembles (bridges).*.ema_decay", "0", "the last weights"),
+    ("models.ensembles (bridges).*.y", "with -7", "the distribution checks its value"),
     ("models.ensembles (bridges).BridgeSchedule.*.x?", "-1", "a number is a point"),
     ("*.deep_ensemble_equivalent.value", "0, -1", "any number that a metric may have"),
     ("*.num_t*", "None", "it is not given: the split is the data set's own"),
