@@ -53,13 +53,16 @@ class BridgeSchedule:
     @property
     def variances(self) -> Tensor:
         r""":math:`\sigma^2_0, \dots, \sigma^2_N` in double precision."""
-        t = torch.arange(self.num_steps + 1, dtype=torch.float64) / self.num_steps
-        b1, b2 = self.b1, self.b2
+        values = [self._variance(n) for n in range(self.num_steps + 1)]
+        return torch.tensor(values, dtype=torch.float64)
+
+    def _variance(self, n: int) -> float:
+        t, b1, b2 = n / self.num_steps, self.b1, self.b2
         if self.kind == "linear":
             return 0.5 * (b1 - b2) * t**2 + b2 * t
-        early = (b2 - b1) * t**2 + b1 * t
-        late = 0.5 * (b1 - b2) + (b1 - b2) * t**2 + (2.0 * b2 - b1) * t
-        return torch.where(t < 0.5, early, late)
+        if t < 0.5:
+            return (b2 - b1) * t**2 + b1 * t
+        return 0.5 * (b1 - b2) + (b1 - b2) * t**2 + (2.0 * b2 - b1) * t
 
     def marginal(self, n: int | Tensor, x0: Tensor, x1: Tensor) -> TorchDistributionMixin:
         r"""Where the bridge between two points is after some steps from time zero.
@@ -74,9 +77,9 @@ class BridgeSchedule:
             noise. With a tensor of steps those without noise have draws and no density.
         """
         x0, x1 = _points(x0=x0, x1=x1)
-        (variance,) = self._at("n", n, 0, x0, 0)
-        weight = 1.0 - variance / self.variances[-1]
-        return _normal(x1.lerp(x0, weight.to(x0)), variance * weight)
+        (variance,) = self._at(n, 0, 0)
+        weight = 1.0 - variance / self._variance(self.num_steps)
+        return _normal(x1.lerp(x0, _like(weight, x0)), variance * weight)
 
     def posterior(self, n: int | Tensor, x0: Tensor, xn: Tensor) -> TorchDistributionMixin:
         r"""Where the bridge was one step nearer to time zero.
@@ -94,20 +97,21 @@ class BridgeSchedule:
         :returns: as of :meth:`marginal`; the last step, ``n=1``, has no noise.
         """
         x0, xn = _points(x0=x0, xn=xn)
-        variance, before = self._at("n", n, 1, x0, 0, -1)
+        variance, before = self._at(n, 1, 0, -1)
         weight = before / variance
-        return _normal(x0.lerp(xn, weight.to(x0)), weight * (variance - before))
+        return _normal(x0.lerp(xn, _like(weight, x0)), weight * (variance - before))
 
-    def _at(
-        self, name: str, n: int | Tensor, least: int, like: Tensor, *shifts: int
-    ) -> list[Tensor]:
-        """Variances at steps, in double precision, with a last dimension where there are many."""
-        if not isinstance(n, Tensor):
-            steps = torch.tensor(check_integer(name, n, least))
+    def _at(self, n: int | Tensor, least: int, *shifts: int) -> list[Any]:
+        """Variances at steps: numbers, or in double precision with a last dimension of one."""
+        if isinstance(n, Tensor):
+            steps = as_tensor("n", n, kind="integers").cpu()
+            is_inside = bool(((steps >= least) & (steps <= self.num_steps)).all())
         else:
-            steps = as_tensor(name, n, kind="integers").cpu()
-        if not bool(((steps >= least) & (steps <= self.num_steps)).all()):
-            raise ValueError(f"{name} must be from {least} to {self.num_steps}, got {n!r:.80}")
+            is_inside = check_integer("n", n, least) <= self.num_steps
+        if not is_inside:
+            raise ValueError(f"n must be from {least} to {self.num_steps}, got {n!r:.80}")
+        if not isinstance(n, Tensor):
+            return [self._variance(n + shift) for shift in shifts]
         steps = steps[..., None] if steps.dim() else steps
         return [self.variances[steps + shift] for shift in shifts]
 
@@ -119,13 +123,18 @@ def _points(**points: Any) -> list[Tensor]:
     return [tensor.to(kinds[0] if kinds else torch.get_default_dtype()) for tensor in tensors]
 
 
-def _normal(mean: Tensor, variance: Tensor) -> TorchDistributionMixin:
+def _like(weight: Any, x: Tensor) -> Any:
+    return weight.to(x) if isinstance(weight, Tensor) else weight
+
+
+def _normal(mean: Tensor, variance: Any) -> TorchDistributionMixin:
     """A normal distribution over the last dimension, or a point."""
     num_dims = min(1, mean.dim())
-    if not bool(variance.any()):
+    is_checked = None
+    if isinstance(variance, Tensor):
+        is_checked = None if bool(variance.all()) else False
+    elif not variance:
         return dist.Delta(mean, event_dim=num_dims)
-    is_checked = None if bool(variance.all()) else False
-    scale = variance.sqrt().to(mean)
-    normal: Any = dist.Normal(mean, scale, validate_args=is_checked)
+    normal: Any = dist.Normal(mean, _like(variance**0.5, mean), validate_args=is_checked)
     in_last: TorchDistributionMixin = normal.to_event(num_dims)
     return in_last

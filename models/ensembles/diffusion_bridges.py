@@ -148,10 +148,6 @@ class DiffusionBridgeNetwork(PyroModule):
         logits, feature = self._start(x)
         if y is not None:
             y = as_tensor("y", y, f"({len(logits)},)", kind="integers")
-            if not bool(((y >= 0) & (y < logits.shape[1])).all()):
-                raise ValueError(
-                    f"y must be classes from 0 to {logits.shape[1] - 1}, got {y!r:.80}"
-                )
         with pyro.plate("data", len(logits)):
             logits = self._chain(logits, feature)
             classes: Tensor = pyro.sample("obs", dist.Categorical(logits=logits), obs=y)
@@ -196,10 +192,11 @@ class DiffusionBridgeNetwork(PyroModule):
     def _start(self, x: Tensor, *, is_random: bool = False) -> tuple[Tensor, Tensor]:
         """Logits at time one, and features."""
         logits, feature = self.source(x)
-        low, width, *shapes = self.annealing
-        fraction = torch.distributions.Beta(*torch.tensor(shapes))
-        drawn = fraction.sample() if is_random else fraction.mean
-        return logits / (low + width * float(drawn)), feature
+        low, width, alpha, beta = self.annealing
+        fraction = alpha / (alpha + beta)
+        if is_random:
+            fraction = float(torch.distributions.Beta(alpha, beta).sample())
+        return logits / (low + width * fraction), feature
 
     def _draw(self, logits: Tensor, feature: Tensor, num_samples: int) -> Tensor:
         """Draws of the chain whose sites are none of a program that this is called in."""

@@ -19,6 +19,7 @@ from pyro_ext.models.ensembles import (
     ensemble_logits,
 )
 from pyro_ext.nn import MLP
+from pyro_ext.potential import Potential
 
 X0, X1 = torch.tensor([1.3], dtype=torch.float64), torch.tensor([-0.7], dtype=torch.float64)
 NOT_ANNEALED = (1.0, 0.0, 1.0, 1.0)
@@ -168,6 +169,21 @@ def test_the_pyro_program():
         expected = expected + bridge.schedule.posterior(n, estimate, value).log_prob(before).sum()
     torch.testing.assert_close(trace.log_prob_sum(), expected)
     assert "source.network.0.weight" not in pyro.get_param_store()
+
+
+def test_the_program_is_recorded():
+    """The density of the chain given classes, as samplers of this package see it."""
+    x, members = inputs_and_members()
+    schedule = BridgeSchedule(0.5, 0.2, 3)
+    bridge = DiffusionBridgeNetwork(BridgeSource(members[0], x), schedule)
+    y = torch.arange(40) % 3
+    potential = Potential(bridge, x, y)
+    z = potential.init(num_chains=2, seed=0)
+    assert sorted(z) == ["l_1", "l_2"]
+    for chain, value in enumerate(potential(z)):
+        conditioned = pyro.condition(bridge, {name: z[name][chain] for name in z})
+        exact = pyro.poutine.trace(conditioned).get_trace(x, y).log_prob_sum()
+        torch.testing.assert_close(value, -exact, rtol=1e-4, atol=1e-3)
 
 
 def test_several_bridges():
