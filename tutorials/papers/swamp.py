@@ -25,14 +25,18 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
 
 from pyro_ext.datasets import load_digits
 from pyro_ext.diagnostics import metrics
 from pyro_ext.inference.averaging import (
+    BezierPath,
     MagnitudePruner,
     SparseAverage,
     SparseWeightAveraging,
+    hutchinson_trace,
+    path_losses,
     snip_scores,
     synflow_scores,
 )
@@ -277,9 +281,7 @@ def at_once(task: Problem, seed: int) -> dict[str, float]:
     """Accuracies of networks that are pruned in one go."""
     images, labels = task.batches.rows
     snip = MagnitudePruner(1 - DENSITY)
-    snip.step(
-        snip_scores(task.network, lambda: nn.functional.cross_entropy(task.network(images), labels))
-    )
+    snip.step(snip_scores(task.network, lambda: cross_entropy(task.network(images), labels)))
     found = {}
     for name, pruner in zip(
         AT_ONCE, (MagnitudePruner(1 - DENSITY), snip, synflow_pruner(task)), strict=True
@@ -323,12 +325,13 @@ TIMES = torch.linspace(0.0, 1.0, 11)
 
 def along(task: Problem, first: dict[str, Tensor], second: dict[str, Tensor]) -> list[float]:
     """Negative log likelihoods on a line between two networks."""
-    lines = {
-        name: torch.stack([first[name].lerp(second[name], float(t)) for t in TIMES])
-        for name in first
-    }
-    logits = vmap(lambda state: functional_call(task.network, state, (task.images,)))(lines)
-    return [metrics.nll(row.softmax(-1), task.labels) for row in logits.detach()]
+    ends = [copy.deepcopy(task.network) for _ in range(2)]
+    for network, state in zip(ends, (first, second), strict=True):
+        network.load_state_dict(state)
+    losses: list[float] = path_losses(
+        BezierPath(*ends), lambda net: cross_entropy(net(task.images), task.labels), TIMES
+    ).tolist()
+    return losses
 
 
 def barrier(line: list[float]) -> float:
@@ -374,6 +377,41 @@ axes.set(xlabel="from one particle to another", ylabel="excess negative log like
 axes.legend(frameon=False, fontsize=8)
 page.figure("between-particles", figure, despine=True)
 
+
+# %% [markdown]
+# ## Flatness
+#
+# The trace of the Hessian of the training loss in the weights that are left, at the highest
+# sparsity.
+
+# %%
+NUM_PROBES = page.length(30, smoke=2)
+
+
+def trace(task: Problem, average: SparseAverage, seed: int) -> float:
+    """Estimated from random signs."""
+    images, labels = task.batches.rows
+
+    def loss(weights: dict[str, Tensor]) -> Tensor:
+        left = {name: w * average.masks.get(name, 1) for name, w in weights.items()}
+        return cross_entropy(functional_call(task.network, left, (images,)), labels)
+
+    return hutchinson_trace(loss, average.state, NUM_PROBES, seed=seed).mean
+
+
+traces = {
+    seed: {name: trace(tasks[split], runs[name][split][-1], seed) for name in METHODS}
+    for seed, (split, *_) in SPLITS.items()
+}
+page.table({f"seed {seed}": row for seed, row in traces.items()}, title="trace")
+page.claim(
+    "The trace of the Hessian is smaller for SWAMP than for IMP (ratio).",
+    {seed: row["SWAMP"] / row["IMP"] for seed, row in traces.items()},
+    "<",
+    1.0,
+    source=f"{SPEC}: SWAMP ends in flatter minima than IMP",
+    across="mean",
+)
 
 # %% [markdown]
 # ## The claims

@@ -14,7 +14,7 @@ HOLD = (3, 5, 6)  # of claims of a full run, counted from 0; why the others fail
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 7, {"sparsity", "between-particles"})
+    check_short_report(folder, PAGE, 8, {"sparsity", "between-particles"})
 
 
 def test_data_are_gray_levels_of_300_and_900_images(short_run):
