@@ -283,6 +283,9 @@ page.claim(
     across="mean",
     source="Jang et al. (2024), abstract: plain averages of weights help little; bound "
     "preregistered",
+    reason="On test data all averages of these checkpoints have the same F1 within 0.01: what the "
+    "search adds on 600 validation images are steps of a metric that has few positives, and do not "
+    "carry over. The plain average does better than the best checkpoint where this training ended",
 )
 page.claim(
     "A search for F1 and the loss together reaches a larger hypervolume than one for either alone "
@@ -293,6 +296,8 @@ page.claim(
     across="mean",
     source="Jang et al. (2024), ablation: both objectives are better than each alone; bound "
     "preregistered",
+    reason="Surfaces of loss and F1 have their best region almost in common here, as the paper "
+    "finds for images, so that a search for one comes by the other",
 )
 
 # %%
