@@ -21,7 +21,7 @@
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
@@ -155,11 +155,11 @@ NUM_ITERATIONS = page.length(30, smoke=3)
 BOTH = {"f1": "maximize", "loss": "minimize"}
 
 
-def fusion_of(seed: int, objectives: dict[str, str], **options: Any) -> ModelFusion:
+def fusion_of(seed: int, objectives: dict[str, str]) -> ModelFusion:
     """A search over averages of the checkpoints of the training of a seed."""
     network, collector = trainings[seed]
     evaluate = partial(scores, data=tasks[seed].validation)
-    return ModelFusion(network, collector.weights, evaluate, objectives, seed=seed, **options)
+    return ModelFusion(network, collector.weights, evaluate, objectives, seed=seed)
 
 
 def both(fusion: ModelFusion, coefficients: Tensor) -> Tensor:
@@ -175,16 +175,6 @@ def trace(values: Tensor) -> Tensor:
     scaled = (values - low) / (high - low)
     volumes = [hypervolume(scaled[: n + 1], torch.zeros(2)) for n in range(len(scaled))]
     return torch.stack(volumes)
-
-
-def searched(seed: int) -> dict[str, ModelFusion]:
-    """All searches of a seed."""
-    search = partial(fusion_of, seed)
-    return {
-        "BOMF": search(BOTH).run(NUM_ITERATIONS, progress=False),
-        "F1 alone": search({"f1": "maximize"}).run(NUM_ITERATIONS, progress=False),
-        "loss alone": search({"loss": "minimize"}).run(NUM_ITERATIONS, progress=False),
-    }
 
 
 def not_searched(seed: int, fusion: ModelFusion) -> dict[str, Tensor]:
@@ -207,7 +197,14 @@ def not_searched(seed: int, fusion: ModelFusion) -> dict[str, Tensor]:
     }
 
 
-fusions = {seed: searched(seed) for seed in SEEDS}
+SEARCHES = {"BOMF": BOTH, "F1 alone": {"f1": "maximize"}, "loss alone": {"loss": "minimize"}}
+fusions = {
+    seed: {
+        name: fusion_of(seed, objectives).run(NUM_ITERATIONS, progress=False)
+        for name, objectives in SEARCHES.items()
+    }
+    for seed in SEEDS
+}
 points: dict[str, dict[int, Tensor]] = {}
 f1: dict[str, dict[str, dict[int, float]]] = {"validation": {}, "test": {}}
 for seed, by_name in fusions.items():
