@@ -242,7 +242,7 @@ class ModelFusion:
         self.seed = fresh_seed(seed)
         self._x: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._search(0)  # what it refuses is refused now
+        self._search()  # what it refuses is refused now
 
     def __repr__(self) -> str:
         return f"ModelFusion({self.num_checkpoints} checkpoints, {len(self._x)} evaluations)"
@@ -348,7 +348,7 @@ class ModelFusion:
                     if len(self._x) < number:
                         x = singles[len(self._x)]
                     else:
-                        search = search or self._search(number)
+                        search = search or self._search()
                         x = search.ask()
                         # What is as small as can be is nothing, unless all is.
                         x = torch.where((x > _LEAST) | (x.max() <= _LEAST), x, 0.0)
@@ -377,7 +377,7 @@ class ModelFusion:
             torch.stack([_simplex(x) for x in self._x]),
             torch.stack(self._values),
             normalized,
-            self._search(0).hypervolumes(),
+            self._search().hypervolumes(),
             pareto_mask(normalized),
         )
 
@@ -409,14 +409,14 @@ class ModelFusion:
         span = high - low
         return (values - low) / torch.where(span > 0, span, 1.0)
 
-    def _search(self, first: int) -> BayesianOptimizer:
-        """A search that knows of the evaluations from the first one on."""
+    def _search(self) -> BayesianOptimizer:
+        """A search that knows of all evaluations."""
         number = self.num_checkpoints
         bounds = torch.stack([torch.full((number,), _LEAST), torch.ones(number)])
         reference = torch.zeros(len(self.objectives)) if len(self.objectives) > 1 else None
-        search = self._optimizer(bounds, reference, num_initial=number, seed=self.seed)
-        if len(self._x) > first:
-            search.tell(torch.stack(self._x[first:]), self._normalized()[first:])
+        search = self._optimizer(bounds, reference, num_initial=2 * number, seed=self.seed)
+        if self._x:
+            search.tell(torch.stack(self._x), self._normalized())
         return search
 
     def _postfix(self) -> str:

@@ -21,7 +21,7 @@
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
@@ -34,7 +34,6 @@ from pyro_ext.datasets import load_mnist_5k, random_shifts
 from pyro_ext.inference import Trainer
 from pyro_ext.inference.averaging import (
     BayesianOptimizer,
-    BoTorchOptimizer,
     CheckpointCollector,
     ModelFusion,
     greedy_soup,
@@ -52,7 +51,7 @@ page = Page(
     "language model fine-tuning, arXiv 2411.06710",
 )
 SEEDS = page.seeds
-BLUE, RED, GRAY, YELLOW, GREEN = "#2a6f97", "#d1495b", "#8d99ae", "#e09f3e", "#4f772d"
+BLUE, RED, GRAY, YELLOW = "#2a6f97", "#d1495b", "#8d99ae", "#e09f3e"
 
 # %% [markdown]
 # ## The task
@@ -143,24 +142,24 @@ trainings = {seed: tune(tasks[seed], seed) for seed in SEEDS}
 # ## The search, and its rivals
 #
 # The search evaluates the single checkpoints, eight points of a Sobol sequence, and then 30 more,
-# which a Gaussian process of each objective and the expected improvement of the hypervolume choose.
-# Objectives are scaled such that single checkpoints lie between 0 and 1; the hypervolume is that
-# above the worst of them. Rivals are points at random in place of the 30, the same search for the
-# loss or the metric alone, and BoTorch's noisy acquisition function with 20 points. Then there are
-# the last and the best checkpoint, the average of all, the greedy soup, which adds checkpoints as
-# long as F1 does not fall, and the soup whose coefficients minimize the loss by its gradient.
+# which a Gaussian process of each objective and the expected improvement of the hypervolume choose
+# (`optimizer=BoTorchOptimizer` takes the paper's own acquisition function, and longer). Objectives
+# are scaled such that single checkpoints lie between 0 and 1; the hypervolume is that above the
+# worst of them. Rivals are points at random in place of the 30, and the same search for F1 or the
+# loss alone. Then there are the last and the best checkpoint, the average of all, the greedy soup,
+# which adds checkpoints as long as F1 does not fall, and the soup whose coefficients minimize the
+# loss by its gradient.
 
 # %%
 NUM_ITERATIONS = page.length(30, smoke=3)
-NUM_BOTORCH = page.length(20, smoke=0)
 BOTH = {"f1": "maximize", "loss": "minimize"}
 
 
-def fusion_of(seed: int, objectives: dict[str, str], **options: Any) -> ModelFusion:
+def fusion_of(seed: int, objectives: dict[str, str]) -> ModelFusion:
     """A search over averages of the checkpoints of the training of a seed."""
     network, collector = trainings[seed]
     evaluate = partial(scores, data=tasks[seed].validation)
-    return ModelFusion(network, collector.weights, evaluate, objectives, seed=seed, **options)
+    return ModelFusion(network, collector.weights, evaluate, objectives, seed=seed)
 
 
 def both(fusion: ModelFusion, coefficients: Tensor) -> Tensor:
@@ -176,17 +175,6 @@ def trace(values: Tensor) -> Tensor:
     scaled = (values - low) / (high - low)
     volumes = [hypervolume(scaled[: n + 1], torch.zeros(2)) for n in range(len(scaled))]
     return torch.stack(volumes)
-
-
-def searched(seed: int) -> dict[str, ModelFusion]:
-    """All searches of a seed."""
-    search = partial(fusion_of, seed)
-    return {
-        "BOMF": search(BOTH).run(NUM_ITERATIONS, progress=False),
-        "F1 alone": search({"f1": "maximize"}).run(NUM_ITERATIONS, progress=False),
-        "loss alone": search({"loss": "minimize"}).run(NUM_ITERATIONS, progress=False),
-        "BOMF, BoTorch": search(BOTH, optimizer=BoTorchOptimizer).run(NUM_BOTORCH, progress=False),
-    }
 
 
 def not_searched(seed: int, fusion: ModelFusion) -> dict[str, Tensor]:
@@ -209,7 +197,14 @@ def not_searched(seed: int, fusion: ModelFusion) -> dict[str, Tensor]:
     }
 
 
-fusions = {seed: searched(seed) for seed in SEEDS}
+SEARCHES = {"BOMF": BOTH, "F1 alone": {"f1": "maximize"}, "loss alone": {"loss": "minimize"}}
+fusions = {
+    seed: {
+        name: fusion_of(seed, objectives).run(NUM_ITERATIONS, progress=False)
+        for name, objectives in SEARCHES.items()
+    }
+    for seed in SEEDS
+}
 points: dict[str, dict[int, Tensor]] = {}
 f1: dict[str, dict[str, dict[int, float]]] = {"validation": {}, "test": {}}
 for seed, by_name in fusions.items():
@@ -283,6 +278,9 @@ page.claim(
     across="mean",
     source="Jang et al. (2024), abstract: plain averages of weights help little; bound "
     "preregistered",
+    reason="On test data all averages of these checkpoints have the same F1 within 0.01: what the "
+    "search adds on 600 validation images are steps of a metric that has few positives, and do not "
+    "carry over. The plain average does better than the best checkpoint where this training ended",
 )
 page.claim(
     "A search for F1 and the loss together reaches a larger hypervolume than one for either alone "
@@ -293,6 +291,8 @@ page.claim(
     across="mean",
     source="Jang et al. (2024), ablation: both objectives are better than each alone; bound "
     "preregistered",
+    reason="Surfaces of loss and F1 have their best region almost in common here, as the paper "
+    "finds for images, so that a search for one comes by the other",
 )
 
 # %%
@@ -318,7 +318,6 @@ page.figure("fronts", figure, despine=True)
 figure, axes = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
 styles = {
     "BOMF": BLUE,
-    "BOMF, BoTorch": GREEN,
     "F1 alone": YELLOW,
     "loss alone": RED,
     "random": GRAY,
@@ -366,12 +365,12 @@ page.figure("surfaces", figure)
 # ## Hyperparameters of a light version
 #
 # Bayesian optimization of F1 on validation data over learning rates from 0.0003 to 0.03 and
-# minibatches of 8 to 64, of the network with its first layer frozen and of the whole one, twelve
+# minibatches of 8 to 64, of the network with its first layer frozen and of the whole one, ten
 # trainings each. Then the whole network is tuned with what was found on either, and its checkpoints
 # are fused.
 
 # %%
-NUM_TRAININGS = page.length(12, smoke=3)
+NUM_TRAININGS = page.length(10, smoke=3)
 LOG_BOUNDS = torch.tensor([[-3.5, 3.0], [-1.5, 6.0]])
 
 

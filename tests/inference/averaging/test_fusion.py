@@ -213,7 +213,7 @@ def test_one_objective_and_seeds(trained):
     ]
     values = [one.history.values for one in only]
     assert torch.equal(values[0], values[1]) and not torch.equal(values[0], values[2])
-    assert float(values[0][-6:].min()) < float(values[0][:10].min())
+    assert float(values[0][-6:].mean()) < float(values[0][:10].mean())
     assert only[0].history.hypervolume[-1] == only[0].history.normalized.max()
 
 
