@@ -31,6 +31,7 @@ _ORDER = (
     "random_measures",
     "nrm_mixture",
     "amortized_clustering",
+    "one_network_or_many",
     "martingale_posteriors",
     "copula_densities",
     "nonparametric_learning",
