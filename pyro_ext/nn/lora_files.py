@@ -56,11 +56,11 @@ def save_lora(module: nn.Module, folder: str | Path) -> None:
 
         >>> import tempfile
         >>> from pyro_ext.nn import add_lora
-        >>> network = torch.nn.Sequential(torch.nn.Linear(6, 4))
         >>> folder = tempfile.mkdtemp()
-        >>> save_lora(add_lora(network, rank=2), folder)
-        >>> load_lora(network, folder)[0].A.shape
-        torch.Size([2, 6])
+        >>> save_lora(add_lora(torch.nn.Sequential(torch.nn.Linear(6, 4)), rank=2), folder)
+        >>> import pathlib
+        >>> sorted(path.name for path in pathlib.Path(folder).iterdir())
+        ['adapter_config.json', 'adapter_model.safetensors']
     """
     layers = lora_layers(module)
     if not layers:
@@ -109,9 +109,12 @@ def load_lora(module: nn.Module, folder: str | Path) -> nn.Module:
 
     Example::
 
-        >>> load_lora(torch.nn.Linear(6, 4), "no such folder")
-        Traceback (most recent call last):
-        pyro_ext.checkpoint.files.CheckpointError: no such folder/adapter_config.json cannot be read...
+        >>> import tempfile
+        >>> from pyro_ext.nn import add_lora
+        >>> network, folder = torch.nn.Sequential(torch.nn.Linear(6, 4)), tempfile.mkdtemp()
+        >>> save_lora(add_lora(network, rank=2), folder)
+        >>> load_lora(network, folder)[0].A.shape
+        torch.Size([2, 6])
     """
     check_instance("module", module, nn.Module, "a torch.nn.Module")
     check_instance("folder", folder, (str, Path), "a path")
@@ -130,8 +133,8 @@ def load_lora(module: nn.Module, folder: str | Path) -> nn.Module:
         rank, wanted = len(A), (layer.in_features, layer.out_features, len(A))
         if A.dim() != 2 or (A.shape[1], *B.shape) != wanted or rank > layer.in_features:
             raise CheckpointError(
-                f"{folder} holds factors of the shapes {tuple(B.shape)} and {tuple(A.shape)}, which "
-                f"do not fit layer {name!r}: {layer!r}"
+                f"{folder} holds factors of the shapes {tuple(B.shape)} and {tuple(A.shape)}, "
+                f"which do not fit layer {name!r}: {layer!r}"
             )
         alpha = _of_layer(config.get("alpha_pattern") or {}, name, config.get("lora_alpha", 8))
         alpha *= math.sqrt(rank) if config.get("use_rslora") else 1.0
