@@ -106,8 +106,8 @@ class FederatedServer:
     :param Callable loss: maps outputs and targets to a scalar.
     :param float fraction: fraction of the clients in a round, rounded up.
     :param int num_local_steps: steps of a client in a round.
-    :param int batch_size: of a client's minibatches; with noise an upper bound of their expected
-        size :math:`n_k / \lceil n_k / \text{batch\_size} \rceil`.
+    :param int batch_size: of a client's minibatches, with noise their expected size; a client with
+        fewer rows takes all of them.
     :param Callable optimizer: makes a client's optimizer in each round.
     :param float max_norm: to which gradients are clipped: of a minibatch, or with noise of each
         example. In all layers together.
@@ -319,7 +319,7 @@ class FederatedServer:
 
         :param int size: number of rows.
         """
-        return 1.0 / math.ceil(check_integer("size", size, 1) / self.batch_size)
+        return min(1.0, self.batch_size / check_integer("size", size, 1))
 
     # Clients -------------------------------------------------------------------------------------
 
