@@ -83,7 +83,7 @@ def example_gradients(
     """
     check_callable("loss", loss)
     parameters = check_tensors("parameters", parameters)
-    _check_rows(batch)
+    _check_rows("batch", batch, 1)
     every = torch.vmap(grad_and_value(loss), (None, *[0] * len(batch)), randomness="different")
     gradients, losses = every({name: p.detach() for name, p in parameters.items()}, *batch)
     return losses, gradients
@@ -177,7 +177,7 @@ class PrivateLoss:
         :param tuple batch: tensors with a row for each example; there may be none.
         :returns: a scalar, and tensors by name in the form of the parameters.
         """
-        _check_rows(batch)
+        _check_rows("batch", batch)
         sums = {name: torch.zeros_like(p.detach()) for name, p in self.parameters.items()}
         value = next(iter(sums.values())).new_zeros(())
         size = len(batch[0])
@@ -216,7 +216,7 @@ class PoissonBatches:
     """
 
     def __init__(self, *rows: Tensor, sampling_rate: float) -> None:
-        _check_rows(rows)
+        _check_rows("rows", rows, 1)
         self.rows = rows
         self.sampling_rate = check_number("sampling_rate", sampling_rate, above=0.0, most=1.0)
 
@@ -237,11 +237,13 @@ class PoissonBatches:
         return tuple(row[index.to(row.device)] for row in self.rows)
 
 
-def _check_rows(rows: Any) -> None:
-    """Check tensors of an example each in a row."""
-    rows = check_sequence("rows", rows, "tensors with a row for each example", 1, Tensor)
-    if len({len(row) if row.dim() else -1 for row in rows} | {-1}) != 2:
+def _check_rows(argument: str, rows: Any, least: int = 0) -> None:
+    """Check tensors with an example in each row."""
+    wanted = "tensors of real numbers with a row for each example"
+    rows = check_sequence(argument, rows, wanted, 1, Tensor)
+    sizes = {len(row) if row.dim() else -1 for row in rows}
+    if len(sizes) != 1 or min(sizes) < least or any(row.is_complex() for row in rows):
         raise ValueError(
-            "rows must be tensors with the same number of rows, got the shapes "
-            f"{[tuple(row.shape) for row in rows]}"
+            f"{argument} must be {wanted}, as many in each{' and one at least' if least else ''}, "
+            f"got {[(row.dtype, tuple(row.shape)) for row in rows]}"
         )

@@ -25,6 +25,7 @@ from tests.bad_input import (
     set_vae,
     weight_averages,
 )
+from tests.bad_input import adjoint, federated, floor1, floor2, floor3, guides, sequences, set_vae
 from tests.bad_input.accepted import is_walked, reason_for
 from tests.bad_input.walk import (
     REJECTED,
@@ -45,6 +46,7 @@ TABLES = {
     **adjoint.TABLES,
     **distillation.TABLES,
     **dbn.TABLES,
+    **federated.TABLES,
     **guides.TABLES,
     **sequences.TABLES,
     **set_vae.TABLES,
