@@ -227,9 +227,9 @@ at_noise = {
 figure, panels = plt.subplots(1, 3, figsize=(10.5, 3.3), layout="constrained")
 positions = range(len(SIGMAS))
 for name in MAIN:
-    style = {"color": COLORS[name], "ls": "--" if name == "ffa_orth" else "-"}
+    line = "--" if name == "ffa_orth" else "-"
     means = [mean(at_noise[name][sigma]) for sigma in SIGMAS]
-    panels[0].plot(positions, means, "o", label=LABELS[name], ms=4, **style)
+    panels[0].plot(positions, means, line + "o", color=COLORS[name], label=LABELS[name], ms=4)
     for x, sigma in zip(positions, SIGMAS, strict=True):
         values = list(at_noise[name][sigma].values())
         panels[0].plot([x] * len(values), values, ".", color=COLORS[name], ms=3, alpha=0.6)
@@ -237,7 +237,7 @@ for name in MAIN:
         curves = [run(name, sigma, rate, spawn_seed(seed, 0)).accuracies for seed in SEEDS]
         average = torch.tensor(curves).mean(0)
         rounds = [min(4 * k, NUM_ROUNDS) for k in range(1, len(average) + 1)]
-        axes.plot(rounds, average, lw=1.5, **style)
+        axes.plot(rounds, average, line, color=COLORS[name], lw=1.5)
 panels[0].set(xlabel="noise multiplier", ylabel="accuracy after 40 rounds")
 panels[0].set_xticks(positions, [f"{sigma:g}" for sigma in SIGMAS])
 panels[0].legend(frameon=False, fontsize=8)
@@ -322,7 +322,10 @@ page.claim(
 # %%
 RATES = (0.3, 1.0, 3.0)
 by_rate = {name: {rate: final(name, 10.0, rate, num_tasks=1) for rate in RATES} for name in MAIN}
-best = {name: max(RATES, key=lambda rate, name=name: mean(by_rate[name][rate])) for name in MAIN}
+best = {
+    name: RATES[int(torch.tensor([mean(row[rate]) for rate in RATES]).argmax())]
+    for name, row in by_rate.items()
+}
 page.table(
     {
         LABELS[name]: {
@@ -348,8 +351,9 @@ page.claim(
 # %%
 figure, axes = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
 for name, row in by_rate.items():
-    style = {"color": COLORS[name], "ls": "--" if name == "ffa_orth" else "-"}
-    axes.plot(RATES, [mean(row[rate]) for rate in RATES], "o", label=LABELS[name], ms=4, **style)
+    line = "--o" if name == "ffa_orth" else "-o"
+    means = [mean(row[rate]) for rate in RATES]
+    axes.plot(RATES, means, line, color=COLORS[name], label=LABELS[name], ms=4)
 axes.set(xlabel="learning rate", ylabel="accuracy, noise multiplier 10", xscale="log")
 axes.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
 axes.minorticks_off()
