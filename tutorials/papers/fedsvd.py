@@ -186,6 +186,8 @@ page.claim(
     0.03,
     source="Lee et al. (2025), abstract; bound preregistered",
     across="mean",
+    reason="the difference is near the bound itself, which was set where two tasks had 0.059; with "
+    "orthonormal rows both the steps and their noise change the product more",
 )
 page.claim(
     "With much noise FedSVD is more accurate than FedAvg (sigma = 10, difference of accuracies).",
@@ -211,11 +213,13 @@ page.claim(
     0.0,
     source="Lee et al. (2025), table of tasks without privacy",
     across="mean",
+    reason="FedSVD stays in eight directions of the pixels, drawn at random before the digits were "
+    "seen, as a claim below shows; FedAvg and FedEx learn theirs",
 )
 
 # %%
 MAIN = ("fedavg", "ffa", "fedsvd", "ffa_orth")
-SIGMAS = (0.0, 2.0, 4.0, 10.0)
+SIGMAS = (0.0, 4.0, 10.0)
 LABELS = {"fedavg": "FedAvg", "ffa": "FFA-LoRA", "fedsvd": "FedSVD", "ffa_orth": "FFA, orthonormal"}
 at_noise = {
     name: {
@@ -264,16 +268,20 @@ for sigma in SIGMAS[1:]:
 #
 # The right singular vectors of $B A$ lie in the row space of $A$. FedSVD thus never leaves the
 # eight dimensions of the inputs that the first $A$ was drawn with; it turns the basis there. Steps
-# of SGD, clipped norms and Gaussian noise look the same in any orthonormal basis, so that, once
-# the rows are orthonormal, turning them changes nothing: from the same orthonormal start FFA-LoRA
-# makes the same products, with the same minibatches and without noise in every digit but those of
-# rounding. This is our derivation and not the paper's. It does not hold for Adam, whose steps
-# depend on the basis.
+# of SGD, clipped norms and Gaussian noise look the same in any orthonormal basis, so that turning
+# it changes nothing: from the same orthonormal start and with the same minibatches FFA-LoRA makes
+# the same products. This is our derivation and not the paper's. It does not hold for Adam, whose
+# steps depend on the basis. Both run in double precision here, since training makes rounding grow:
+# in single precision the products differ by up to 0.004 of their norm after 40 rounds.
 
 # %%
 gaps, left = {}, {}
 for seed, one in tasks.items():
     start = server("ffa_orth", 0.0, 0.5, spawn_seed(seed, 0))
+    start.module.double()
+    for layer in start.adapters.values():
+        layer.orthonormalize()
+    clients = [(x.double(), y) for x, y in one.clients]
     pair = [
         FederatedServer(
             start.module,
@@ -288,7 +296,7 @@ for seed, one in tasks.items():
     gap = 0.0
     for _ in range(NUM_ROUNDS):
         for each in pair:
-            each.round(one.clients)
+            each.round(clients)
         for name, layer in pair[0].adapters.items():
             product = pair[1].adapters[name].delta().detach()
             gap = max(gap, float((layer.delta().detach() - product).norm() / product.norm()))
@@ -299,11 +307,11 @@ for seed, one in tasks.items():
     )
 page.claim(
     "From orthonormal rows FedSVD makes the products of FFA-LoRA at every round (no noise, largest "
-    "relative difference).",
+    "relative difference in double precision).",
     gaps,
     "<",
-    1e-4,
-    source="our derivation; bound preregistered, 3.7e-6 in single precision after 20 rounds",
+    1e-9,
+    source="our derivation",
 )
 page.claim(
     "The rows of A stay in the space of the first ones (one minus the smallest cosine of a "
@@ -316,11 +324,11 @@ page.claim(
 
 # %% [markdown]
 # What is left is the length of the rows. Those that are drawn have a norm of about 0.58, so the
-# same gradient of outputs changes the product three times as much along orthonormal ones. To see
-# what remains, each strategy has the best of three learning rates, by the same test for all.
+# same gradient of outputs changes the product up to three times as much along orthonormal ones. To
+# see what remains, each strategy has the best of four learning rates, by the same test for all.
 
 # %%
-RATES = (0.3, 1.0, 3.0)
+RATES = (0.1, 0.3, 1.0, 3.0)
 by_rate = {name: {rate: final(name, 10.0, rate, num_tasks=1) for rate in RATES} for name in MAIN}
 best = {
     name: RATES[int(torch.tensor([mean(row[rate]) for rate in RATES]).argmax())]
@@ -342,6 +350,15 @@ page.claim(
     "With the best learning rate of each FedSVD is more accurate than FFA-LoRA (sigma = 10, "
     "difference of accuracies).",
     difference(by_rate["fedsvd"][best["fedsvd"]], by_rate["ffa"][best["ffa"]]),
+    ">",
+    0.0,
+    source="Lee et al. (2025), abstract; at a tuned learning rate",
+    across="mean",
+)
+page.claim(
+    "With the best learning rate of each FedSVD is more accurate than FedAvg (sigma = 10, "
+    "difference of accuracies).",
+    difference(by_rate["fedsvd"][best["fedsvd"]], by_rate["fedavg"][best["fedavg"]]),
     ">",
     0.0,
     source="Lee et al. (2025), abstract; at a tuned learning rate",

@@ -14,10 +14,10 @@ pytestmark = pytest.mark.slow
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 7, {"crossover", "learning-rates"})
+    check_short_report(folder, PAGE, 8, {"crossover", "learning-rates"})
 
 
-def test_clients_share_out_what_others_do_not_see(short_run):
+def test_each_image_is_at_one_client_or_in_the_test(short_run):
     """Turned images, each at one client or in the test."""
     names, _ = short_run
     images = names["images"]
