@@ -199,6 +199,7 @@ class FederatedServer:
             layer.B.requires_grad_(True)
         if noise_multiplier is not None:
             example_loss(self.module, loss)  # which has to exist
+        self._start = data_identity(dict(self.module.state_dict()), "module")
         self.rounds: list[FederatedRound] = []
         """The rounds so far."""
         self.sizes: list[int] | None = None
@@ -417,10 +418,6 @@ class FederatedServer:
     def _identity(self, clients: Clients) -> dict[str, Any]:
         """What a checkpoint is compared by."""
         made = Trainer([torch.zeros(1, requires_grad=True)], self.optimizer).optimizer
-        adapted = tuple(self._state()["layers"])
-        frozen = {
-            name: p for name, p in self.module.named_parameters() if not name.startswith(adapted)
-        }
         identity: dict[str, Any] = comparable(
             {
                 **{name: getattr(self, name) for name in _SETTINGS},
@@ -428,7 +425,7 @@ class FederatedServer:
                 "loss": self.loss,
                 "optimizer": made.state_dict()["param_groups"],
                 "adapters": {name: repr(layer) for name, layer in self.adapters.items()},
-                **data_identity(frozen, "module"),
+                **self._start,
                 **data_identity(list(clients), "clients"),
             }
         )
@@ -436,16 +433,15 @@ class FederatedServer:
 
     def _state(self) -> dict[str, Any]:
         """All tensors that rounds change."""
-        layers = {f"{name}." if name else "": layer for name, layer in self.adapters.items()}
         return {
-            "layers": {prefix: dict(layer.state_dict()) for prefix, layer in layers.items()},
+            "layers": {name: dict(layer.state_dict()) for name, layer in self.adapters.items()},
             "buffers": dict(self.module.named_buffers()),
         }
 
     @torch.no_grad()
     def _put(self, state: dict[str, Any]) -> None:
-        for layer, its in zip(self.adapters.values(), state["layers"].values(), strict=True):
-            layer.load_state_dict(its)
+        for name, layer in self.adapters.items():
+            layer.load_state_dict(state["layers"][name])
         for name, buffer in self.module.named_buffers():
             buffer.copy_(state["buffers"][name])
 

@@ -169,7 +169,8 @@ class LoRALinear(nn.Module):
 
     def extra_repr(self) -> str:
         """What the module shows of itself."""
-        return f"rank={self.rank}, alpha={self.alpha:g}"
+        dropout = f", dropout={self.dropout:g}" if self.dropout else ""
+        return f"rank={self.rank}, alpha={self.alpha:g}{dropout}"
 
 
 def lora_layers(module: nn.Module) -> dict[str, LoRALinear]:

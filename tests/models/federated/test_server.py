@@ -332,7 +332,7 @@ def test_a_killed_run_goes_on(strategy, tmp_path):
         "optimizer": lambda: resumed(6, optimizer=partial(torch.optim.SGD, lr=0.1)),
         "clients": lambda: resumed(6, clients=[(x + 1, y) for x, y in clients]),
         "adapters": lambda: resumed(6, layers=["0"]),
-        "module": lambda: resumed(6, module=MLP(6, [5], 4, nn.Tanh), layers=["0"]),
+        "module": lambda: resumed(6, module=MLP(6, [5], 4, nn.Tanh)),
     }
     for name, call in wrong.items():
         with pytest.raises(CheckpointError, match=f"of another server.*{name}"):
