@@ -17,6 +17,7 @@ from tests.bad_input import (
     adjoint,
     dbn,
     distillation,
+    federated,
     floor1,
     floor2,
     floor3,
@@ -25,7 +26,6 @@ from tests.bad_input import (
     set_vae,
     weight_averages,
 )
-from tests.bad_input import adjoint, federated, floor1, floor2, floor3, guides, sequences, set_vae
 from tests.bad_input.accepted import is_walked, reason_for
 from tests.bad_input.walk import (
     REJECTED,
