@@ -142,12 +142,12 @@ class LoRALinear(nn.Module):
         """
         if not bool(self.B.any()):
             return
-        rows, right = torch.linalg.qr(self.A.T)
-        columns, left = torch.linalg.qr(self.B)
+        rows, right = torch.linalg.qr(_widened(self.A.T))
+        columns, left = torch.linalg.qr(_widened(self.B))
         U, S, Vh = torch.linalg.svd(left @ right.T)  # of r x r, or less where outputs are fewer
         self.A.copy_(Vh @ rows.T)
         self.B.zero_()
-        self.B[:, : len(S)] = columns @ U * S
+        self.B[:, : len(S)] = (columns @ U * S).to(self.B)
 
     @torch.no_grad()
     def orthonormalize(self) -> None:
@@ -158,7 +158,7 @@ class LoRALinear(nn.Module):
         if bool(self.B.any()):
             self.refactorize()
         else:
-            self.A.copy_(torch.linalg.qr(self.A.T).Q.T)
+            self.A.copy_(torch.linalg.qr(_widened(self.A.T)).Q.T)
 
     @torch.no_grad()
     def merge(self) -> nn.Linear:
@@ -267,6 +267,11 @@ def replace_layers(module: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Mod
         if id(layer) in new:
             module.set_submodule(name, new[id(layer)])
     return module
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """In single precision at least, below which there are no decompositions."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _linear_layers(module: nn.Module, patterns: Sequence[str] | None) -> dict[str, nn.Linear]:

@@ -60,6 +60,16 @@ def test_refactorization_in_single_precision():
     torch.testing.assert_close(layer.A @ layer.A.T, torch.eye(8), atol=1e-5, rtol=0.0)
 
 
+def test_factors_in_half_precision():
+    for layer in (adapted_layer(784, 128, 8), LoRALinear(nn.Linear(784, 128), 8)):
+        layer.bfloat16()
+        before = layer.delta().detach().float()
+        layer.orthonormalize()
+        torch.testing.assert_close(layer.delta().float(), before, atol=0.05, rtol=0.0)
+        gram = (layer.A @ layer.A.T).float()
+        torch.testing.assert_close(gram, torch.eye(8), atol=0.02, rtol=0.0)
+
+
 def least_cosine(A, B):
     """Of the principal angles between two row spaces."""
     bases = [torch.linalg.qr(rows.detach().T).Q for rows in (A, B)]
