@@ -220,6 +220,11 @@ READER = {
     "SetVAE(2)": ({}, lambda vae: vae.sample([3, 5])),
     "BernoulliExponentialGraph(rates)": ({"rates": torch.rand(4, 2)}, lambda graph: graph.sample()),
     "GraphEmbeddingVAE()": ({}, lambda vae: vae.sample([5, 7])),
+    "add_lora(network, rank=8)": ({"network": torch.nn.Linear(9, 2)}, None),
+    'FederatedServer(network, "fedsvd")': (
+        {"network": torch.nn.Linear(9, 2)},
+        lambda server: server.round([(torch.randn(4, 9), LABELS[:4])]),
+    ),
     "early_stopping=EarlyStopping(...)": ({}, lambda settings: run(KERNEL, X, Y, **settings)),
 }
 # What takes the place of the README's dots.

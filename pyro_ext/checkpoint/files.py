@@ -25,6 +25,7 @@ __all__ = [
     "names_in",
     "read_json",
     "read_tensors",
+    "write_bytes",
     "write_json",
     "write_tensors",
 ]
@@ -47,7 +48,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], content: Mapping[st
     plain = {name: _plain(value) for name, value in tensors.items()}
     text = json.dumps(dict(content), sort_keys=True)
     digest = _digest(plain, text)
-    _write(path, save(plain, {_CONTENT: text, _DIGEST: digest}))
+    write_bytes(path, save(plain, {_CONTENT: text, _DIGEST: digest}))
     return digest
 
 
@@ -70,7 +71,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write plain values to a file that people can read, atomically."""
     text = json.dumps(dict(content), indent=2)
     text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
-    _write(path, (text + "\n").encode())
+    write_bytes(path, (text + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -110,7 +111,8 @@ def names_in(folder: Path) -> list[str]:
     return [entry.name for entry in found]
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all."""
     unfinished = path.with_name(path.name + UNFINISHED)
     if unfinished.is_symlink():
         raise CheckpointError(f"{unfinished} is a symbolic link, to which nothing is written")

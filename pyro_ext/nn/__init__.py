@@ -1,12 +1,10 @@
-"""Networks: Bayesian ones with priors as Pyro models, many in one, and attention between sets."""
+"""Networks: Bayesian ones as Pyro models, many in one, attention between sets, adapters."""
 
 from pyro_ext.nn.attention import ISAB, MAB, PMA, SAB, InducedSetAttention
-from pyro_ext.nn.batch_ensemble import (
-    BatchEnsemble,
-    BatchEnsembleConv2d,
-    BatchEnsembleLinear,
-)
+from pyro_ext.nn.batch_ensemble import BatchEnsemble, BatchEnsembleConv2d, BatchEnsembleLinear
 from pyro_ext.nn.bayesian import BayesianClassifier, BayesianModule, init_to_module
+from pyro_ext.nn.lora import LoRALinear, add_lora, lora_layers, merge_lora
+from pyro_ext.nn.lora_files import load_lora, save_lora
 from pyro_ext.nn.networks import MLP, FilterResponseNorm, ResNet
 from pyro_ext.nn.node_scaling import (
     NodeScale,
@@ -30,12 +28,18 @@ __all__ = [
     "BayesianModule",
     "FilterResponseNorm",
     "InducedSetAttention",
+    "LoRALinear",
     "NodeScale",
     "ResNet",
+    "add_lora",
     "asymmetric_variances",
     "init_signs_",
     "init_to_module",
     "init_unit_variance_",
     "largest_nodes",
+    "load_lora",
+    "lora_layers",
+    "merge_lora",
+    "save_lora",
     "zipf_weights",
 ]

@@ -52,6 +52,16 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("*.PriorAugmentedELBO.*", "0", "no such term"),
     ("*.PseudoInputGenerator.event_shape", "[2]", "the size of a vector"),
     # Numbers at the ends of their ranges.
+    ("*.noise_multiplier", "0", "clipping without noise"),
+    ("*.svd_warmup", "0", "a decomposition after the first round"),
+    ("*.num_rounds", "0", "nothing to do"),
+    ("nn (adapters).*.folder", "''", "the present folder"),
+    ("inference.privacy.PoissonBatches.rows", "*", "the loss looks at them"),
+    (
+        "inference.privacy.*",
+        "nan in it, with nan, with inf",
+        "training stops at what is not finite",
+    ),
     ("*.ess_threshold", "0", "no resampling"),
     ("*.num_prompt", "0", "no prompt"),
     ("*.num_decoder_blocks", "0", "a linear layer alone"),

@@ -18,6 +18,7 @@ from pyro_ext.nn import (
     BayesianModule,
     FilterResponseNorm,
     InducedSetAttention,
+    LoRALinear,
     NodeScale,
     ResNet,
 )
@@ -63,6 +64,12 @@ class AllMembers(nn.Module):
             x = x.repeat(3, *[1] * (x.dim() - 1))
             return self.ensemble(x).unflatten(0, (3, -1)).movedim(0, 1)
         return self.ensemble(x).movedim(0, 1)
+
+
+def lora_linear(**options):
+    layer = LoRALinear(nn.Linear(4, 3), 2, 3.0, **options)
+    nn.init.normal_(layer.B)
+    return layer
 
 
 def set_transformer(encoder="isab", pooling="pma", **options):
@@ -124,6 +131,8 @@ MODULES = {
     "ResNet": (lambda: ResNet(1, 3, (2, 4)), (torch.randn(2, 1, 8, 8),)),
     "FilterResponseNorm": (lambda: FilterResponseNorm(2), (torch.randn(3, 2, 4),)),
     "FilterResponseNorm of images": (lambda: FilterResponseNorm(2), (torch.randn(3, 2, 4, 5),)),
+    "LoRALinear": (lora_linear, (torch.randn(6, 4),)),
+    "LoRALinear of rows": (lambda: lora_linear(train_A=False), (torch.randn(6, 5, 4),)),
     "NodeScale": (lambda: NodeScale(torch.rand(4), learnable=True), (torch.randn(6, 4),)),
     "NodeScale of images": (
         lambda: NodeScale(torch.rand(4), learnable=True, dim=1),

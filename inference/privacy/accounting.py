@@ -1,0 +1,129 @@
+r"""What DP-SGD leaks, by the accountants of the package ``dp-accounting``.
+
+All numbers are of :math:`(\varepsilon, \delta)` privacy of one example that is there or not, after
+steps of the Gaussian mechanism on Poisson samples [1]. None of them is below the truth.
+
+[1] M. Abadi, A. Chu, I. Goodfellow, H. B. McMahan, I. Mironov, K. Talwar, L. Zhang (2016), Deep
+learning with differential privacy.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+from pyro_ext._checks import check_integer, check_number
+from pyro_ext._optional import optional_module
+
+
+def rdp_epsilon(
+    sampling_rate: float, noise_multiplier: float, num_steps: int, delta: float
+) -> float:
+    r""":math:`\varepsilon` by moments of the privacy loss (Renyi differential privacy) [1].
+
+    :param float sampling_rate: probability with which an example is in a minibatch, whatever
+        others are.
+    :param float noise_multiplier: standard deviation of the noise in units of the norm to which
+        gradients of examples are clipped; without noise :math:`\varepsilon` is infinite.
+    :param int num_steps: number of steps.
+    :param float delta: :math:`\delta`.
+    :raises ImportError: without ``dp-accounting``; names the extra.
+
+    [1] I. Mironov, K. Talwar, L. Zhang (2019), Renyi differential privacy of the sampled Gaussian
+    mechanism.
+
+    Example::
+
+        >>> round(rdp_epsilon(0.25, 4.0, 100, delta=1e-5), 3)
+        2.935
+    """
+    _check(sampling_rate, num_steps, delta)
+    check_number("noise_multiplier", noise_multiplier, least=0.0)
+    accountant = optional_module("dp_accounting.rdp", "rdp_epsilon", "dp-accounting", "privacy")
+    return _epsilon(accountant.RdpAccountant(), sampling_rate, noise_multiplier, num_steps, delta)
+
+
+def pld_epsilon(
+    sampling_rate: float, noise_multiplier: float, num_steps: int, delta: float
+) -> float:
+    r""":math:`\varepsilon` by the distribution of the privacy loss itself [1].
+
+    It is nearer to the truth than :func:`rdp_epsilon`, whose arguments it takes.
+
+    :param float sampling_rate: as there.
+    :param float noise_multiplier: as there.
+    :param int num_steps: as there.
+    :param float delta: as there.
+    :raises ImportError: without ``dp-accounting``; names the extra.
+
+    [1] J. Doroshenko, B. Ghazi, P. Kamath, R. Kumar, P. Manurangsi (2022), Connect the dots:
+    tighter discrete approximations of privacy loss distributions.
+
+    Example::
+
+        >>> round(pld_epsilon(0.25, 4.0, 100, delta=1e-5), 3)
+        2.691
+    """
+    _check(sampling_rate, num_steps, delta)
+    check_number("noise_multiplier", noise_multiplier, least=0.0)
+    accountant = optional_module("dp_accounting.pld", "pld_epsilon", "dp-accounting", "privacy")
+    return _epsilon(accountant.PLDAccountant(), sampling_rate, noise_multiplier, num_steps, delta)
+
+
+def noise_multiplier_for(
+    epsilon: float, delta: float, sampling_rate: float, num_steps: int
+) -> float:
+    r"""The least noise with which DP-SGD has :math:`(\varepsilon, \delta)` privacy.
+
+    It is that of :func:`pld_epsilon`, up to 0.001.
+
+    :param float epsilon: :math:`\varepsilon`.
+    :param float delta: :math:`\delta`.
+    :param float sampling_rate: as of :func:`rdp_epsilon`.
+    :param int num_steps: number of steps.
+    :returns: the noise multiplier.
+    :raises ImportError: without ``dp-accounting``; names the extra.
+
+    Example::
+
+        >>> round(noise_multiplier_for(1.0, 1e-5, sampling_rate=1.0, num_steps=1), 2)
+        3.73
+    """
+    check_number("epsilon", epsilon, above=0.0)
+    _check(sampling_rate, num_steps, delta)
+    package = partial(
+        optional_module,
+        user="noise_multiplier_for",
+        package="dp-accounting",
+        extra="privacy",
+    )
+    found = package("dp_accounting").calibrate_dp_mechanism(
+        package("dp_accounting.pld").PLDAccountant,
+        lambda noise_multiplier: _event(sampling_rate, noise_multiplier, num_steps),
+        epsilon,
+        delta,
+        tol=1e-3,
+    )
+    return float(found)
+
+
+def _check(sampling_rate: float, num_steps: int, delta: float) -> None:
+    check_number("sampling_rate", sampling_rate, above=0.0, most=1.0)
+    check_integer("num_steps", num_steps, 1)
+    check_number("delta", delta, above=0.0, below=1.0)
+
+
+def _epsilon(
+    accountant: Any, sampling_rate: float, noise_multiplier: float, num_steps: int, delta: float
+) -> float:
+    if noise_multiplier == 0.0:
+        return math.inf
+    accountant.compose(_event(sampling_rate, noise_multiplier, num_steps))
+    return float(accountant.get_epsilon(delta))
+
+
+def _event(sampling_rate: float, noise_multiplier: float, num_steps: int) -> Any:
+    """Steps on Poisson samples."""
+    from dp_accounting import dp_event
+
+    step = dp_event.PoissonSampledDpEvent(sampling_rate, dp_event.GaussianDpEvent(noise_multiplier))
+    return dp_event.SelfComposedDpEvent(step, num_steps)

@@ -1,0 +1,464 @@
+r"""A server, and clients that train adapters on data that stay with them."""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
+from pyro_ext._checks import (
+    check_boolean,
+    check_callable,
+    check_choice,
+    check_instance,
+    check_integer,
+    check_number,
+    check_optional,
+    check_sequence,
+    shown,
+)
+from pyro_ext._progress import progress_bar
+from pyro_ext.checkpoint.files import CheckpointError, check_folder_of
+from pyro_ext.inference.privacy import PoissonBatches, PrivateLoss, example_loss, pld_epsilon
+from pyro_ext.inference.training import ShuffledBatches, Trainer, TrainingDiverged
+from pyro_ext.inference.training.checkpoints import (
+    comparable,
+    differences,
+    read_training,
+    write_training,
+)
+from pyro_ext.inference.training.trainer import Optimizer
+from pyro_ext.models.federated.strategies import STRATEGIES, Strategy
+from pyro_ext.nn import LoRALinear, add_lora, lora_layers
+from pyro_ext.posterior.identity import data_identity
+from pyro_ext.random import fresh_seed, seeded, spawn_seed
+
+Clients = Sequence[tuple[Tensor, Tensor]]
+
+_SETTINGS = (
+    "fraction",
+    "num_local_steps",
+    "batch_size",
+    "max_norm",
+    "noise_multiplier",
+    "svd_period",
+    "svd_warmup",
+    "seed",
+)
+_SGD = partial(torch.optim.SGD, lr=0.5)
+
+
+class FederatedRound(NamedTuple):
+    """Who took part in a round, and their losses.
+
+    :param list clients: numbers of the clients.
+    :param list weights: their weights in the average, which sum to one.
+    :param list losses: mean loss of each over its steps.
+    """
+
+    clients: list[int]
+    weights: list[float]
+    losses: list[float]
+
+
+class FederatedServer:
+    r"""Adapters of a frozen network, trained by clients that show no data to each other [1].
+
+    In each round some clients take a few steps on their own data, from the server's adapters, and
+    the server makes new ones of theirs, with weights :math:`w_k \propto n_k`:
+
+    ==============  =============  ================================================================
+    strategy        clients train  the server
+    ==============  =============  ================================================================
+    ``"fedavg"``    A and B        averages each factor
+    ``"ffa"``       B              averages B; A stays as it was drawn [2]
+    ``"flora"``     A and B        adds the average product to the weight, and starts anew [3]
+    ``"fedex"``     A and B        averages each; the weight gets what their product lacks [4]
+    ``"fedsvd"``    B              averages B, and makes A right singular vectors of the product
+    ``"ffa_orth"``  B              as ``"ffa"``, with orthonormal rows in A from the start
+    ==============  =============  ================================================================
+
+    FedSVD takes the row space of :math:`A` that it was given and never leaves it, since the right
+    singular vectors of :math:`B A` lie in it. For steps that do not depend on the coordinates, as
+    those of SGD with clipped norms and Gaussian noise, the rotation in that space changes nothing:
+    from a start with orthonormal rows ``"fedsvd"`` and ``"ffa_orth"`` make the same products. That
+    is our derivation, not in [1]. Optimizers of a step size per coordinate, as Adam, differ.
+
+    With ``noise_multiplier`` clients take steps of DP-SGD on Poisson samples, and :meth:`epsilon`
+    tells what an example of a client has been exposed to; that the server has averaged it protects
+    no further. Without, they take ordinary minibatches, with the norm of the gradient clipped.
+    Clients without rows are passed over.
+
+    :param torch.nn.Module module: maps inputs ``(n, *event)`` to outputs. It is copied with
+        adapters at its linear layers; where it has adapters, these are taken.
+    :param strategy: one of the table, or a :class:`Strategy`.
+    :param Sequence layers: names or patterns of the layers that get adapters, as of
+        :func:`pyro_ext.nn.add_lora`.
+    :param int rank: of the adapters.
+    :param float alpha: of the adapters, by default ``rank``.
+    :param Callable loss: maps outputs and targets to a scalar.
+    :param float fraction: fraction of the clients in a round, rounded up.
+    :param int num_local_steps: steps of a client in a round.
+    :param int batch_size: of a client's minibatches, with noise their expected size; a client with
+        fewer rows takes all of them.
+    :param Callable optimizer: makes a client's optimizer in each round.
+    :param float max_norm: to which gradients are clipped: of a minibatch, or with noise of each
+        example. In all layers together.
+    :param float noise_multiplier: standard deviation of the noise over ``max_norm``; ``None`` for
+        training without privacy.
+    :param int chunk_size: as of :class:`~pyro_ext.inference.privacy.PrivateLoss`.
+    :param int svd_period: rounds from one decomposition to the next, for ``"fedsvd"``.
+    :param int svd_warmup: rounds before the first.
+    :param int seed: of adapters, clients and their steps.
+    :raises ValueError: for numbers out of range, a network without linear layers, and with noise
+        for one with batch norm in training mode, which has no gradients of single examples.
+
+    [1] S. Lee et al. (2025), FedSVD: adaptive orthogonalization for private federated learning with
+    LoRA, algorithm 1.
+
+    [2] Y. Sun et al. (2024), Improving LoRA in privacy-preserving federated learning.
+
+    [3] Z. Wang et al. (2024), FLoRA: federated fine-tuning large language models with heterogeneous
+    low-rank adaptations.
+
+    [4] R. Singhal et al. (2025), FedEx-LoRA: exact aggregation for federated and efficient
+    fine-tuning of large language models.
+
+    Example::
+
+        >>> from pyro_ext.models.federated import dirichlet_split
+        >>> from pyro_ext.nn import MLP
+        >>> x, y = torch.randn(90, 4), torch.arange(90) % 3
+        >>> clients = [(x[rows], y[rows]) for rows in dirichlet_split(y, 3, seed=0)]
+        >>> server = FederatedServer(MLP(4, [8], 3), "fedsvd", rank=2, num_local_steps=2, seed=0,
+        ...                          noise_multiplier=20.0, batch_size=10)
+        >>> rounds = server.run(clients, num_rounds=3, progress=False)
+        >>> rounds[0].clients, sum(rounds[0].weights), server.module(x).shape
+        ([1, 2], 1.0, torch.Size([90, 3]))
+        >>> max(server.epsilon(delta=1e-3)) < 0.1
+        True
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        strategy: str | Strategy = "fedsvd",
+        *,
+        layers: Sequence[str] | None = None,
+        rank: int = 8,
+        alpha: float | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+        fraction: float = 0.5,
+        num_local_steps: int = 10,
+        batch_size: int = 128,
+        optimizer: Optimizer = _SGD,
+        max_norm: float = 1.0,
+        noise_multiplier: float | None = None,
+        chunk_size: int | None = None,
+        svd_period: int = 1,
+        svd_warmup: int = 0,
+        seed: int | None = None,
+    ) -> None:
+        check_instance("module", module, nn.Module, "a torch.nn.Module")
+        if not isinstance(strategy, Strategy):
+            check_choice("strategy", strategy, STRATEGIES)
+            strategy = STRATEGIES[strategy]
+        self.strategy = strategy
+        check_callable("loss", loss, "a function of outputs and targets", or_class=False)
+        self.loss = loss
+        self.fraction = check_number("fraction", fraction, above=0.0, most=1.0)
+        self.num_local_steps = check_integer("num_local_steps", num_local_steps, 1)
+        self.batch_size = check_integer("batch_size", batch_size, 1)
+        check_callable("optimizer", optimizer, "a function that makes an optimizer of tensors")
+        self.optimizer = optimizer
+        self.max_norm = check_number("max_norm", max_norm, above=0.0)
+        self.noise_multiplier = check_optional(
+            check_number, "noise_multiplier", noise_multiplier, least=0.0
+        )
+        self.chunk_size = check_optional(check_integer, "chunk_size", chunk_size, 1)
+        self.svd_period = check_integer("svd_period", svd_period, 1)
+        self.svd_warmup = check_integer("svd_warmup", svd_warmup, 0)
+        self.seed = fresh_seed(seed)
+        if lora_layers(module):
+            self.module = copy.deepcopy(module).requires_grad_(False)
+        else:
+            with seeded(self.seed):
+                self.module = add_lora(module, layers, rank, alpha)
+        """The network with the present adapters."""
+        for layer in self.adapters.values():
+            if strategy.orthonormal_start:
+                layer.orthonormalize()
+            layer.A.requires_grad_(strategy.train_A)
+            layer.B.requires_grad_(True)
+        if noise_multiplier is not None:
+            example_loss(self.module, loss)  # which has to exist
+        self._start = data_identity(dict(self.module.state_dict()), "module")
+        self.rounds: list[FederatedRound] = []
+        """The rounds so far."""
+        self.sizes: list[int] | None = None
+        """Number of rows of each client, once there has been a round."""
+
+    @property
+    def adapters(self) -> dict[str, LoRALinear]:
+        """Layers with an adapter by name."""
+        return lora_layers(self.module)
+
+    # Rounds --------------------------------------------------------------------------------------
+
+    def round(self, clients: Clients) -> FederatedRound:
+        r"""Let some clients train, and aggregate their adapters.
+
+        :param Sequence clients: inputs **(n, \*event)** and targets **(n, ...)** of each, always
+            the same clients. Those without rows are passed over.
+        :returns: who took part; also the last of :attr:`rounds`.
+        :raises TrainingDiverged: where a client's loss or gradient is not finite; the adapters stay
+            as they were.
+        """
+        clients = self._check_clients(clients)
+        number = len(self.rounds)
+        with_rows = [k for k, (inputs, _) in enumerate(clients) if len(inputs)]
+        generator = torch.Generator().manual_seed(spawn_seed(self.seed, 1, number))
+        order = torch.randperm(len(with_rows), generator=generator)
+        num_chosen = math.ceil(self.fraction * len(with_rows) - 1e-9)
+        chosen = sorted(with_rows[one] for one in order[:num_chosen].tolist())
+        trained = [self._train(clients[k], spawn_seed(self.seed, 2, number, k)) for k in chosen]
+        counts = torch.tensor([len(clients[k][0]) for k in chosen], dtype=torch.float64)
+        weights = counts / counts.sum()
+        before = copy.deepcopy(self._state())
+        try:
+            self._aggregate([values for values, _ in trained], weights)
+        except BaseException:
+            self._put(before)
+            raise
+        self.sizes = [len(inputs) for inputs, _ in clients]
+        self.rounds.append(FederatedRound(chosen, weights.tolist(), [mean for _, mean in trained]))
+        return self.rounds[-1]
+
+    def run(
+        self,
+        clients: Clients,
+        num_rounds: int,
+        *,
+        checkpoint: str | Path | None = None,
+        save_every: int = 10,
+        progress: bool = True,
+    ) -> list[FederatedRound]:
+        """Go through rounds until there have been so many in all.
+
+        :param Sequence clients: as of :meth:`round`.
+        :param int num_rounds: number of rounds in all, those of earlier calls and of the checkpoint
+            included.
+        :param checkpoint: a file in which the server is saved along the way and at the end, and
+            from which it goes on, with the same results, where the file exists.
+        :param int save_every: rounds from one time that it is saved to the next.
+        :param bool progress: whether to show a progress bar.
+        :returns: all rounds.
+        :raises CheckpointError: where the file is damaged, or of a server with other settings, such
+            as another seed, or of other clients.
+        """
+        clients = self._check_clients(clients)
+        num_rounds = check_integer("num_rounds", num_rounds, 0)
+        save_every = check_integer("save_every", save_every, 1)
+        check_boolean("progress", progress)
+        if checkpoint is not None:
+            check_instance("checkpoint", checkpoint, (str, Path), "a path or None")
+            checkpoint = Path(checkpoint)
+            check_folder_of(checkpoint)
+            if checkpoint.exists():
+                self._read(checkpoint, clients)
+        num_saved = len(self.rounds)
+        bar = progress_bar(
+            total=num_rounds, initial=num_saved, desc="Rounds", unit="round", disable=not progress
+        )
+        with bar:
+            while len(self.rounds) < num_rounds:
+                try:
+                    done = self.round(clients)
+                except KeyboardInterrupt:
+                    warnings.warn(
+                        f"stopped after {len(self.rounds)} of {num_rounds} rounds, which are kept",
+                        stacklevel=2,
+                    )
+                    break
+                bar.set_postfix_str(
+                    f"loss {sum(done.losses) / len(done.losses):.4g}", refresh=False
+                )
+                bar.update()
+                if checkpoint is not None and len(self.rounds) % save_every == 0:
+                    self._write(checkpoint, clients)
+                    num_saved = len(self.rounds)
+        if checkpoint is not None and num_saved != len(self.rounds):
+            self._write(checkpoint, clients)
+        return self.rounds
+
+    def epsilon(self, delta: float = 1e-5) -> list[float]:
+        r"""What an example of each client has been exposed to, by its steps so far.
+
+        It is :math:`\varepsilon` of :func:`~pyro_ext.inference.privacy.pld_epsilon`, infinite
+        without noise and zero for clients that never took part. Sizes of clients and who took part
+        are public.
+
+        :param float delta: :math:`\delta`.
+        :raises ImportError: without ``dp-accounting``; names the extra.
+        """
+        check_number("delta", delta, above=0.0, below=1.0)
+        spent = []
+        for client, size in enumerate(self.sizes or []):
+            num_steps = self.num_local_steps * sum(client in one.clients for one in self.rounds)
+            noise = self.noise_multiplier or 0.0
+            rate = self.sampling_rate(size) if size else 1.0
+            spent.append(pld_epsilon(rate, noise, num_steps, delta) if num_steps else 0.0)
+        return spent
+
+    def sampling_rate(self, size: int) -> float:
+        """Probability of a row to be in a minibatch of a client with so many rows.
+
+        :param int size: number of rows.
+        """
+        return min(1.0, self.batch_size / check_integer("size", size, 1))
+
+    # Clients -------------------------------------------------------------------------------------
+
+    def _check_clients(self, clients: Any) -> list[tuple[Tensor, Tensor]]:
+        wanted = "pairs of tensors, inputs and targets of each client"
+        clients = check_sequence("clients", clients, wanted)
+        for number, pair in enumerate(clients):
+            are_tensors = isinstance(pair, list | tuple) and len(pair) == 2
+            if not are_tensors or not all(isinstance(one, Tensor) and one.dim() for one in pair):
+                raise TypeError(f"clients must be {wanted}, got {shown(pair)} for client {number}")
+            if len(pair[0]) != len(pair[1]):
+                raise ValueError(
+                    "clients must have as many inputs as targets, got the shapes "
+                    f"{[tuple(one.shape) for one in pair]} for client {number}"
+                )
+        sizes = [len(inputs) for inputs, _ in clients]
+        if not any(sizes):
+            raise ValueError(f"clients must have rows, at least one of them, got {sizes} rows")
+        if self.sizes is not None and self.sizes != sizes:
+            raise ValueError(
+                f"clients must be those of earlier rounds, which had {self.sizes} rows, got {sizes}"
+            )
+        return [(inputs, targets) for inputs, targets in clients]
+
+    def _train(self, data: tuple[Tensor, Tensor], seed: int) -> tuple[dict[str, Tensor], float]:
+        """What one client makes of the adapters and of buffers, and its mean loss."""
+        own = {
+            name: p.detach().clone().requires_grad_()
+            for name, p in self.module.named_parameters()
+            if p.requires_grad
+        }
+        buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        size = len(data[0])
+        if self.noise_multiplier is None:
+            trainer = Trainer(own, self.optimizer, max_norm=self.max_norm, seed=seed)
+            shuffled = ShuffledBatches(*data, batch_size=min(self.batch_size, size))
+
+            def of_batch(inputs: Tensor, targets: Tensor) -> Tensor:
+                return self.loss(
+                    functional_call(self.module, {**own, **buffers}, (inputs,)), targets
+                )
+
+            for step in range(self.num_local_steps):
+                trainer.step(of_batch, *shuffled.batch(step, seed))
+        else:
+            trainer = Trainer(own, self.optimizer, seed=seed)
+            sampled = PoissonBatches(*data, sampling_rate=self.sampling_rate(size))
+            private = PrivateLoss(
+                example_loss(self.module, self.loss),
+                own,
+                max_norm=self.max_norm,
+                noise_multiplier=self.noise_multiplier,
+                expected_batch_size=sampled.expected_size,
+                chunk_size=self.chunk_size,
+            )
+            for step in range(self.num_local_steps):
+                trainer.step(private, sampled(spawn_seed(seed, 1, step)))
+        trained = {name: value.detach() for name, value in own.items()}
+        return {**trained, **buffers}, sum(trainer.losses) / len(trainer.losses)
+
+    @torch.no_grad()
+    def _aggregate(self, trained: list[dict[str, Tensor]], weights: Tensor) -> None:
+        """Change adapters and buffers by those of clients."""
+        number = len(self.rounds) + 1
+        refactorize = self.strategy.refactorize and (
+            number % self.svd_period == 0 and number > self.svd_warmup
+        )
+        with seeded(spawn_seed(self.seed, 3, number)):
+            for name, layer in self.adapters.items():
+                prefix = f"{name}." if name else ""
+                A, B = (
+                    torch.stack([values.get(f"{prefix}{factor}", own) for values in trained])
+                    for factor, own in (("A", layer.A), ("B", layer.B))
+                )
+                self.strategy.aggregate(layer, A, B, weights.to(layer.B))
+                for one, tensor in layer.state_dict().items():
+                    if not bool(tensor.isfinite().all()):
+                        raise TrainingDiverged(
+                            f"{one} of layer {name!r} is not finite after round {number}, which is "
+                            "undone. Take a smaller learning rate, or clip gradients"
+                        )
+                if refactorize:
+                    layer.refactorize()
+        for name, buffer in self.module.named_buffers():
+            each = torch.stack([values[name] for values in trained])
+            if buffer.is_floating_point():  # statistics of batch norm
+                buffer.copy_(torch.tensordot(weights.to(buffer), each, 1))
+            else:
+                buffer.copy_(each[0])
+
+    # Checkpoints ---------------------------------------------------------------------------------
+
+    def _identity(self, clients: Clients) -> dict[str, Any]:
+        """What a checkpoint is compared by."""
+        made = Trainer([torch.zeros(1, requires_grad=True)], self.optimizer).optimizer
+        identity: dict[str, Any] = comparable(
+            {
+                **{name: getattr(self, name) for name in _SETTINGS},
+                "strategy": vars(self.strategy),
+                "loss": self.loss,
+                "optimizer": made.state_dict()["param_groups"],
+                "adapters": {name: repr(layer) for name, layer in self.adapters.items()},
+                **self._start,
+                **data_identity(list(clients), "clients"),
+            }
+        )
+        return identity
+
+    def _state(self) -> dict[str, Any]:
+        """All tensors that rounds change."""
+        return {
+            "layers": {name: dict(layer.state_dict()) for name, layer in self.adapters.items()},
+            "buffers": dict(self.module.named_buffers()),
+        }
+
+    @torch.no_grad()
+    def _put(self, state: dict[str, Any]) -> None:
+        for name, layer in self.adapters.items():
+            layer.load_state_dict(state["layers"][name])
+        for name, buffer in self.module.named_buffers():
+            buffer.copy_(state["buffers"][name])
+
+    def _write(self, path: Path, clients: Clients) -> None:
+        state = {
+            **self._state(),
+            "rounds": [list(one) for one in self.rounds],
+            "sizes": self.sizes,
+        }
+        write_training(path, self._identity(clients), state)
+
+    def _read(self, path: Path, clients: Clients) -> None:
+        """Go on where the server was that wrote a file, if that is further."""
+        found, state = read_training(path)
+        if unlike := differences(found, self._identity(clients)):
+            raise CheckpointError(f"{path} is of another server: {'; '.join(unlike[:5])}")
+        if len(state["rounds"]) > len(self.rounds):
+            self._put(state)
+            self.rounds = [FederatedRound(*one) for one in state["rounds"]]
+            self.sizes = state["sizes"]

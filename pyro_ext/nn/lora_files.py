@@ -1,0 +1,190 @@
+"""Files of low-rank adapters, as the package ``peft`` writes and reads them."""
+
+import copy
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from pyro_ext._checks import check_instance
+from pyro_ext.checkpoint.files import (
+    CheckpointError,
+    check_folder_of,
+    read_json,
+    write_bytes,
+    write_json,
+)
+from pyro_ext.nn.lora import LoRALinear, lora_layers, replace_layers
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_KEY = re.compile(r"base_model\.model\.(?:(?P<layer>.+)\.)?lora_(?P<factor>[AB])\.weight")
+# Settings of peft with which a layer computes something else; files of most hold other tensors too.
+_OTHER = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "modules_to_save",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+)
+
+
+def save_lora(module: nn.Module, folder: str | Path) -> None:
+    """Write the adapters of a network as ``peft`` does, to be read by it or :func:`load_lora`.
+
+    The folder gets ``adapter_config.json`` and ``adapter_model.safetensors``. The network itself is
+    not written.
+
+    :param torch.nn.Module module: a network with :class:`LoRALinear` layers.
+    :param folder: made if it is missing; its parent has to be there.
+    :raises ValueError: for a network without adapters.
+    :raises CheckpointError: where a file cannot be written.
+
+    Example::
+
+        >>> import tempfile
+        >>> from pyro_ext.nn import add_lora
+        >>> folder = tempfile.mkdtemp()
+        >>> save_lora(add_lora(torch.nn.Sequential(torch.nn.Linear(6, 4)), rank=2), folder)
+        >>> import pathlib
+        >>> sorted(path.name for path in pathlib.Path(folder).iterdir())
+        ['adapter_config.json', 'adapter_model.safetensors']
+    """
+    layers = lora_layers(module)
+    if not layers:
+        raise ValueError(f"module must have LoRALinear layers, got {type(module).__name__}")
+    if "" in layers:
+        raise ValueError("module must hold its LoRALinear layers, got such a layer itself")
+    check_instance("folder", folder, (str, Path), "a path")
+    folder = Path(folder)
+    check_folder_of(folder)
+    folder.mkdir(exist_ok=True)
+    first, *_ = layers.values()
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": None,
+        "inference_mode": True,
+        "r": first.rank,
+        "lora_alpha": first.alpha,
+        "lora_dropout": max(layer.dropout for layer in layers.values()),
+        "bias": "none",
+        # Patterns, since a name would stand for all layers that end with it.
+        "target_modules": "|".join(re.escape(name) for name in layers),
+        "rank_pattern": {"^" + re.escape(name): layer.rank for name, layer in layers.items()},
+        "alpha_pattern": {"^" + re.escape(name): layer.alpha for name, layer in layers.items()},
+    }
+    tensors = {
+        f"base_model.model.{name}.lora_{factor}.weight": getattr(layer, factor).detach().cpu()
+        for name, layer in layers.items()
+        for factor in "AB"
+    }
+    plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_bytes(folder / _WEIGHTS, save(plain, {"format": "pt"}))
+    write_json(folder / _CONFIG, config)
+
+
+def load_lora(module: nn.Module, folder: str | Path) -> nn.Module:
+    """Copy a network with the adapters that ``peft`` or :func:`save_lora` has written.
+
+    Nothing in the files is executed.
+
+    :param torch.nn.Module module: the network without adapters; it stays as it is.
+    :param folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
+    :returns: the copy, with everything frozen but the adapters.
+    :raises CheckpointError: where the files are missing or damaged, hold adapters of another kind,
+        or of a network with other layers.
+
+    Example::
+
+        >>> import tempfile
+        >>> from pyro_ext.nn import add_lora
+        >>> network, folder = torch.nn.Sequential(torch.nn.Linear(6, 4)), tempfile.mkdtemp()
+        >>> save_lora(add_lora(network, rank=2), folder)
+        >>> load_lora(network, folder)[0].A.shape
+        torch.Size([2, 6])
+    """
+    check_instance("module", module, nn.Module, "a torch.nn.Module")
+    check_instance("folder", folder, (str, Path), "a path")
+    folder = Path(folder)
+    config = read_json(folder / _CONFIG)
+    _check_kind(folder / _CONFIG, config)
+    factors = _read_factors(folder / _WEIGHTS)
+    adapted: dict[str, nn.Module] = {}
+    for name, (A, B) in factors.items():
+        layer = dict(module.named_modules()).get(name)
+        if not isinstance(layer, nn.Linear):
+            raise CheckpointError(
+                f"{folder} holds an adapter of a linear layer {name!r}, which in the network is "
+                f"{'missing' if layer is None else 'a ' + type(layer).__name__}"
+            )
+        rank, wanted = len(A), (layer.in_features, layer.out_features, len(A))
+        if A.dim() != 2 or (A.shape[1], *B.shape) != wanted or rank > layer.in_features:
+            raise CheckpointError(
+                f"{folder} holds factors of the shapes {tuple(B.shape)} and {tuple(A.shape)}, "
+                f"which do not fit layer {name!r}: {layer!r}"
+            )
+        alpha = _of_layer(config.get("alpha_pattern") or {}, name, config.get("lora_alpha", 8))
+        alpha *= math.sqrt(rank) if config.get("use_rslora") else 1.0
+        adapter = LoRALinear(layer, rank, alpha, dropout=config.get("lora_dropout", 0.0))
+        with torch.no_grad():
+            adapter.A.copy_(A)
+            adapter.B.copy_(B)
+        adapted[name] = adapter
+    return replace_layers(copy.deepcopy(module).requires_grad_(False), adapted)
+
+
+def _of_layer(patterns: Mapping[str, Any], name: str, default: float) -> float:
+    """The first setting whose pattern fits the end of a name."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return float(value)
+    return float(default)
+
+
+def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
+    """Check that adapters compute what ours do."""
+    if config.get("peft_type") != "LORA":
+        raise CheckpointError(f"{path} holds no LoRA, but {config.get('peft_type')!r}")
+    settings = {name: config[name] for name in _OTHER if config.get(name)}
+    if config.get("bias", "none") != "none":
+        settings["bias"] = config["bias"]
+    if not isinstance(config.get("init_lora_weights"), bool | None) and (
+        config["init_lora_weights"] != "gaussian"
+    ):  # such a start has changed the network, too
+        settings["init_lora_weights"] = config["init_lora_weights"]
+    if settings:
+        raise CheckpointError(f"{path} holds LoRA of a kind that is not supported: {settings}")
+
+
+def _read_factors(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Both factors of each layer."""
+    try:
+        tensors = load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        hint = ""
+        if path.with_name("adapter_model.bin").exists():
+            hint = "; adapter_model.bin is not read, since loading it may execute what it holds"
+        raise CheckpointError(f"{path} cannot be read: {error}{hint}") from error
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise CheckpointError(f"{path} holds {key!r}, which is no factor of a linear layer")
+        found.setdefault(match["layer"] or "", {})[match["factor"]] = tensor
+    for name, factors in found.items():
+        if len(factors) != 2:
+            raise CheckpointError(f"{path} holds one factor of layer {name!r} without the other")
+    return {name: (factors["A"], factors["B"]) for name, factors in found.items()}
