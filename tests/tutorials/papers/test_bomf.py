@@ -57,3 +57,14 @@ def test_searches_have_the_same_start(short_run):
         torch.testing.assert_close(
             names["trace"](history.values), history.hypervolume, rtol=1e-9, atol=1e-9
         )
+
+
+@pytest.mark.page
+def test_full_run_meets_its_claims_but_two(full_run):
+    """The margin over the average is below its bound, and one objective alone does as well."""
+    claims = full_run.report.claims
+    assert [claim.holds for claim in claims] == [True, True, False, False, True]
+    assert all(bool(claim.reason) != claim.holds for claim in claims)
+    f1 = full_run.report.settings["F1"]["test"]
+    assert max(f1, key=f1.get) == "BOMF"
+    assert full_run.returncode == 1
