@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 11, {"paths", "cost"})
+    check_short_report(folder, PAGE, 12, {"paths", "cost"})
 
 
 def test_costs(short_run):
@@ -60,6 +60,6 @@ def test_full_run_meets_its_claims_but_two(full_run):
     """
     claims = full_run.report.claims
     failed = [claim for claim in claims if not claim.holds]
-    assert len(claims) == 11 and all(claim.reason for claim in failed)
+    assert len(claims) == 12 and all(claim.reason for claim in failed)
     assert ["distilled" in c.statement or "averaged" in c.statement for c in failed] == [True] * 2
     assert full_run.returncode == 1
