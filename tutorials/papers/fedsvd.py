@@ -364,14 +364,14 @@ page.claim(
 )
 
 # %%
-figure, axes = plt.subplots(figsize=(4.6, 3.2), layout="constrained")
+figure, axes = plt.subplots(figsize=(5.8, 3.2), layout="constrained")
 for name, row in by_rate.items():
     means = [mean(row[rate]) for rate in RATES]
     axes.plot(RATES, means, "-o", color=COLORS[name], label=LABELS[name], ms=4)
 axes.set(xlabel="learning rate", ylabel="accuracy, noise multiplier 10", xscale="log")
 axes.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
 axes.minorticks_off()
-axes.legend(frameon=False, fontsize=8)
+axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 page.figure("learning-rates", figure, despine=True)
 
 # %% [markdown]
