@@ -302,7 +302,8 @@ def _factor(x: Tensor, position: Tensor) -> Tensor:
     """Cholesky factors of the covariances of noisy values, from logarithms of scales and noise."""
     noise = position[:, -1:].exp() + _JITTER
     covariance = _matern(x, x, position[:, :-1].exp())
-    return torch.linalg.cholesky(covariance + torch.diag_embed(noise.expand(-1, len(x))))
+    factor: Tensor = torch.linalg.cholesky(covariance + torch.diag_embed(noise.expand(-1, len(x))))
+    return factor
 
 
 def _fit(x: Tensor, y: Tensor) -> _Surrogate:

@@ -431,7 +431,8 @@ class ModelFusion:
         digest = hashlib.sha256()
         for name, stacked in sorted(self.weights.items()):
             digest.update(f"{name}{stacked.dtype}{tuple(stacked.shape)}".encode())
-            digest.update(stacked.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            raw = stacked.cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(raw.numpy().tobytes())
         kind = getattr(self._optimizer, "__qualname__", "")
         objectives = [list(pair) for pair in self.objectives.items()]
         return {"objectives": objectives, "optimizer": kind, "checkpoints": digest.hexdigest()}

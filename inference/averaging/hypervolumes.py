@@ -115,7 +115,7 @@ def _mean_excess(mean: Tensor, sd: Tensor, level: Tensor) -> Tensor:
     sd = sd.clamp(min=torch.finfo(sd.dtype).tiny ** 0.5)  # zero would have no gradient
     scaled = (mean - level) / sd
     density = torch.exp(-0.5 * scaled.square()) / math.sqrt(2.0 * math.pi)
-    excess = (mean - level) * torch.special.ndtr(scaled) + sd * density
+    excess: Tensor = (mean - level) * torch.special.ndtr(scaled) + sd * density
     return excess.clamp(min=0.0)
 
 
