@@ -6,6 +6,7 @@ import torch
 from tests.pages import check_short_report
 
 pytest.importorskip("mlxtend")
+pytest.importorskip("botorch")
 
 PAGE = "bomf"
 pytestmark = pytest.mark.slow
