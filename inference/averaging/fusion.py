@@ -314,6 +314,8 @@ class ModelFusion:
     ) -> Self:
         """Evaluate single checkpoints, as many points of a Sobol sequence, then what is searched.
 
+        The search knows all of them, unlike that of [1], which scales by single checkpoints only.
+
         Ctrl-C ends it with a warning; another call goes on.
 
         :param int num_iterations: steps of the search in all, those of earlier calls included.
