@@ -9,7 +9,7 @@ pytest.importorskip("sklearn")
 
 PAGE = "swamp"
 pytestmark = pytest.mark.slow
-HOLD = (3, 5, 6)  # of claims of a full run, counted from 0; why the others fail the page says
+HOLD = (3, 5, 6, 7)  # of claims of a full run, counted from 0; why the others fail the page says
 
 
 def test_short_run_saves_a_report_and_figures(short_run):
