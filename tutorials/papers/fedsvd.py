@@ -316,7 +316,7 @@ page.claim(
     left,
     "<",
     1e-5,
-    source="our derivation; bound preregistered",
+    source="our derivation; bound set after a run in single precision",
 )
 
 # %% [markdown]

@@ -486,7 +486,7 @@ page.claim(
     {seed: of_digits["plain distillation"][seed] - of_digits["LatentBE"][seed] for seed in SEEDS},
     ">=",
     0.03,
-    source="Nam et al. (2022), abstract; data and bound preregistered",
+    source="Nam et al. (2022), abstract; bound preregistered",
     across="mean",
 )
 

@@ -160,14 +160,14 @@ page.claim(
     {seed: min(row) for seed, row in variances["PAD"].items()},
     ">=",
     0.5,
-    source=f"{WILLETTE} and figure 1: a return to the prior; bound preregistered",
+    source=f"{WILLETTE} and figure 1: a return to the prior; bound set after a trial",
 )
 page.claim(
     "Without prior augmented data it does not (least of three inputs).",
     {seed: min(row) for seed, row in variances["plain"].items()},
     "<=",
     0.1,
-    source=f"{WILLETTE} and figure 1: overconfidence; bound preregistered",
+    source=f"{WILLETTE} and figure 1: overconfidence; bound set after a trial",
 )
 
 # %%
