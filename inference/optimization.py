@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from pyro_ext._checks import as_tensor, check_callable, check_integer, check_number
 from pyro_ext.inference.training import Trainer
 from pyro_ext.posterior.modes import gradient_differences, whitening_factor
+from pyro_ext.random import uniform
 
 __all__ = [
     "BatchLBFGS",
@@ -20,6 +22,7 @@ __all__ = [
     "Objective",
     "center_of",
     "factor_at",
+    "minibatches_of",
 ]
 
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -28,6 +31,18 @@ _ARMIJO = 1e-4
 _MOST_FAILURES = 25
 _CURVATURE = 1e-10
 _RESOLUTION = 4.0
+
+
+def minibatches_of(keys: Tensor, size: int, num_points: int) -> Callable[[Tensor], Tensor]:
+    """A function of the numbers of draws that returns their next minibatches, with replacement."""
+    steps = count()
+
+    def next_one(numbers: Tensor) -> Tensor:
+        # In double precision, in which the product is not rounded up to the number of points.
+        at = torch.tensor(next(steps), device=numbers.device)
+        return (uniform(keys[numbers], at, size, dtype=torch.float64) * num_points).long()
+
+    return next_one
 
 
 class Minimum(NamedTuple):

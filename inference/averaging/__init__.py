@@ -20,6 +20,14 @@ from pyro_ext.inference.averaging.landscape import (
 from pyro_ext.inference.averaging.pruning import MagnitudePruner, snip_scores, synflow_scores
 from pyro_ext.inference.averaging.soups import GreedySoup, LearnedSoup, greedy_soup, learned_soup
 from pyro_ext.inference.averaging.sparse_averages import SparseAverage, SparseWeightAveraging
+from pyro_ext.inference.averaging.transfer_ensembles import (
+    L2SP,
+    FineTunedEnsemble,
+    Soup,
+    SWAGPrior,
+    TransferEnsemble,
+    soft_cross_entropy,
+)
 from pyro_ext.inference.averaging.weight_averages import (
     SWA,
     SWAG,
@@ -29,6 +37,7 @@ from pyro_ext.inference.averaging.weight_averages import (
 )
 
 __all__ = [
+    "L2SP",
     "SWA",
     "SWAG",
     "AutoSWAG",
@@ -36,16 +45,20 @@ __all__ = [
     "BezierPath",
     "BoTorchOptimizer",
     "CheckpointCollector",
+    "FineTunedEnsemble",
     "FusionHistory",
     "GreedySoup",
     "LearnedSoup",
     "MagnitudePruner",
     "ModelFusion",
     "PlaneLosses",
+    "SWAGPrior",
     "SWAGState",
+    "Soup",
     "SparseAverage",
     "SparseWeightAveraging",
     "TraceEstimate",
+    "TransferEnsemble",
     "align_units",
     "expected_hypervolume_improvement",
     "greedy_soup",
@@ -56,6 +69,7 @@ __all__ = [
     "path_losses",
     "plane_losses",
     "snip_scores",
+    "soft_cross_entropy",
     "swag_distribution",
     "synflow_scores",
     "update_batch_norm",

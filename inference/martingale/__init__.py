@@ -1,5 +1,6 @@
 """Posteriors without a prior: predictive resampling and nonparametric learning."""
 
+from pyro_ext._renamed import renamed
 from pyro_ext.inference.martingale.convergence import Drift, density_drift
 from pyro_ext.inference.martingale.copula_density import CopulaDensity
 from pyro_ext.inference.martingale.copula_regression import (
@@ -28,18 +29,10 @@ from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights impo
 )
 from pyro_ext.inference.martingale.nonparametric_learning.nptl import (
     NPTL,
-    FineTunedEnsemble,
     linear_probe,
 )
 from pyro_ext.inference.martingale.nonparametric_learning.posterior_bootstrap import (
     PosteriorBootstrap,
-)
-from pyro_ext.inference.martingale.nonparametric_learning.transfer import (
-    L2SP,
-    Soup,
-    SWAGPrior,
-    TransferEnsemble,
-    soft_cross_entropy,
 )
 from pyro_ext.inference.martingale.polya_urn import PolyaUrn
 from pyro_ext.inference.martingale.posterior_predictive import PosteriorPredictive
@@ -52,7 +45,6 @@ from pyro_ext.inference.martingale.predictive_rule import (
 from pyro_ext.inference.martingale.weighted_sample import WeightedSample
 
 __all__ = [
-    "L2SP",
     "NPTL",
     "BestFit",
     "ConditionalCopula",
@@ -63,7 +55,6 @@ __all__ = [
     "Drift",
     "EmpiricalBase",
     "Expectation",
-    "FineTunedEnsemble",
     "KnowsLimit",
     "MEstimator",
     "MartingalePosterior",
@@ -77,15 +68,23 @@ __all__ = [
     "PredictiveRule",
     "Quantile",
     "Resampled",
-    "SWAGPrior",
-    "Soup",
     "StudentTPredictive",
-    "TransferEnsemble",
     "Variance",
     "WeightedMLE",
     "WeightedSample",
     "density_drift",
     "linear_probe",
     "plot_drift",
-    "soft_cross_entropy",
 ]
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "FineTunedEnsemble": "pyro_ext.inference.averaging.FineTunedEnsemble",
+        "L2SP": "pyro_ext.inference.averaging.L2SP",
+        "SWAGPrior": "pyro_ext.inference.averaging.SWAGPrior",
+        "Soup": "pyro_ext.inference.averaging.Soup",
+        "TransferEnsemble": "pyro_ext.inference.averaging.TransferEnsemble",
+        "soft_cross_entropy": "pyro_ext.inference.averaging.soft_cross_entropy",
+    },
+)

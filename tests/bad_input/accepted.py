@@ -318,7 +318,7 @@ NOT_WALKED: dict[str, str] = {
             "pyro_ext.inference.*Schedule",
             "pyro_ext.inference.martingale.BestFit",
             "pyro_ext.inference.martingale.PredictiveRule",
-            "pyro_ext.inference.martingale.TransferEnsemble",
+            "pyro_ext.inference.averaging.TransferEnsemble",
             "pyro_ext.inference.smc.TwistLoss",
             "pyro_ext.inference.partitions.BregmanGenerator",
             "pyro_ext.inference.partitions.ConjugateKernel",

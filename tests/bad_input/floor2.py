@@ -37,11 +37,8 @@ from pyro_ext.inference import (
     Task,
     laplace_posterior,
 )
-from pyro_ext.inference.martingale import (
-    FineTunedEnsemble,
-    Mean,
-    WeightedSample,
-)
+from pyro_ext.inference.averaging import FineTunedEnsemble
+from pyro_ext.inference.martingale import Mean, WeightedSample
 from pyro_ext.inference.partitions import Dendrogram
 from pyro_ext.inference.sgmcmc import LearnedDiffusion, Minibatches, ResidualKinetics
 from pyro_ext.inference.training import Trainer
@@ -416,27 +413,34 @@ def coresets() -> dict[str, Call]:
     }
 
 
-def martingale() -> dict[str, Call]:
+def transfer_ensembles() -> dict[str, Call]:
     path = [{"weight": torch.randn(2, 2)} for _ in range(3)]
-    values = torch.tensor([0.0, 1.0, 4.0])
-    weights = torch.tensor([[0.5, 0.25, 0.25], [0.0, 0.0, 1.0]])
-    population = WeightedSample((values,), weights)
-    posterior = MartingalePosterior(PolyaUrn(), Mean(), 9, 20, progress=False, seed=0).run(X)
-    wide = dist.Normal(torch.zeros(2), torch.tensor([1.0, 2.0]))
     ensemble = FineTunedEnsemble(**{**TRANSFER, "num_samples": 1, "backend": "eager"})
     inputs, labels = torch.randn(8, 4), torch.arange(8) % 2
     return {
         "L2SP": call(backbone=torch.nn.Linear(2, 2), scale=0.1, head_scale=1.0),
-        "DirichletWeights": call(
-            num_observed=4, num_atoms=2, concentration=1.0, num_blocks=2, block_concentration="unit"
-        ),
-        "EmpiricalBase": call({"atoms": X}),
-        "Expectation": call(function=lambda y: y, num_points=10),
         "FineTunedEnsemble": call(**TRANSFER),
         "FineTunedEnsemble.run": of(ensemble, inputs=inputs, labels=labels),
         "FineTunedEnsemble.probabilities": of(
             FineTunedEnsemble(**{**TRANSFER, "num_samples": 1}).run(inputs, labels), inputs=inputs
         ),
+        "SWAGPrior": call(snapshots=path, scale=1.0, head_scale=1.0, least_variance=1e-3),
+        "soft_cross_entropy": call(logits=torch.zeros(3), targets=torch.tensor([0.5, 0.5, 0.0])),
+    }
+
+
+def martingale() -> dict[str, Call]:
+    values = torch.tensor([0.0, 1.0, 4.0])
+    weights = torch.tensor([[0.5, 0.25, 0.25], [0.0, 0.0, 1.0]])
+    population = WeightedSample((values,), weights)
+    posterior = MartingalePosterior(PolyaUrn(), Mean(), 9, 20, progress=False, seed=0).run(X)
+    wide = dist.Normal(torch.zeros(2), torch.tensor([1.0, 2.0]))
+    return {
+        "DirichletWeights": call(
+            num_observed=4, num_atoms=2, concentration=1.0, num_blocks=2, block_concentration="unit"
+        ),
+        "EmpiricalBase": call({"atoms": X}),
+        "Expectation": call(function=lambda y: y, num_points=10),
         "MEstimator": call(
             loss_fn=loss_fn, initial_params={"loc": torch.tensor(0.0)}, num_points=5
         ),
@@ -445,7 +449,6 @@ def martingale() -> dict[str, Call]:
         "NormalPredictive": call(scale=1.0, loc=0.0, loc_scale=1.0),
         "PlugInNormal": call(scale=1.0),
         "Quantile": call(probability=0.5),
-        "SWAGPrior": call(snapshots=path, scale=1.0, head_scale=1.0, least_variance=1e-3),
         "StudentTPredictive": call(loc=0.0, loc_precision=1.0, concentration=1.0, rate=1.0),
         "WeightedMLE": call(model=model, plate="data", num_points=5),
         "WeightedSample": call(values=(values,), weights=weights),
@@ -460,7 +463,6 @@ def martingale() -> dict[str, Call]:
             penalty=0.1,
         ),
         "plot_drift": call(posterior=posterior, names=["theta"], ax=plt.figure().subplots()),
-        "soft_cross_entropy": call(logits=torch.zeros(3), targets=torch.tensor([0.5, 0.5, 0.0])),
     }
 
 
@@ -588,6 +590,7 @@ TABLES = {
     "pyro_ext.inference (coresets)": coresets,
     "pyro_ext.inference (partitions)": clustering,
     "pyro_ext.inference.martingale": martingale,
+    "pyro_ext.inference.averaging (transfer)": transfer_ensembles,
     "pyro_ext.inference.partitions": trees,
     "pyro_ext.tutorials.papers": published,
     "pyro_ext.inference.pseudocoresets": pseudocoresets,

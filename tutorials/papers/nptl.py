@@ -30,7 +30,7 @@ from torch.nn.functional import avg_pool2d, cross_entropy
 from pyro_ext.datasets import load_mnist_5k
 from pyro_ext.diagnostics import metrics
 from pyro_ext.inference import MCMC, NPTL, SGHMC, BatchOptimizer, Trainer
-from pyro_ext.inference.martingale import L2SP, FineTunedEnsemble, SWAGPrior, TransferEnsemble
+from pyro_ext.inference.averaging import L2SP, FineTunedEnsemble, SWAGPrior, TransferEnsemble
 from pyro_ext.reproduction import Page
 
 page = Page(

@@ -1,4 +1,4 @@
-r"""Nonparametric transfer learning, and the ensemble that it is measured against.
+r"""Nonparametric transfer learning.
 
 [1] H. Lee, G. Nam, E. Fong, J. Lee (2024), Enhancing transfer learning with flexible nonparametric
 posterior sampling.
@@ -22,11 +22,7 @@ from pyro_ext._checks import (
     check_sequence,
 )
 from pyro_ext._renamed import renamed_arguments, renamed_attribute
-from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights import (
-    BlockConcentration,
-    DirichletWeights,
-)
-from pyro_ext.inference.martingale.nonparametric_learning.transfer import (
+from pyro_ext.inference.averaging.transfer_ensembles import (
     TransferEnsemble,
     as_data,
     average_losses,
@@ -34,58 +30,15 @@ from pyro_ext.inference.martingale.nonparametric_learning.transfer import (
     nll,
     soft_cross_entropy,
 )
+from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights import (
+    BlockConcentration,
+    DirichletWeights,
+)
 from pyro_ext.inference.optimization import BatchLBFGS, BatchOptimizer
 from pyro_ext.potential import Backend, Regularizer, WeightedFunction
 from pyro_ext.random import fresh_seed
 
 _GRID = (0.01, 0.1, 1.0 / 3.0, 1.0, 3.0)
-
-
-class FineTunedEnsemble(TransferEnsemble):
-    r"""Members that are fine-tuned to the same data, each with a head of its own.
-
-    With a ``regularizer`` that is the :math:`1 / n` th part of an
-    :class:`~pyro_ext.inference.martingale.L2SP` or a
-    :class:`~pyro_ext.inference.martingale.SWAGPrior`, the members are modes of a posterior.
-
-    :param torch.nn.Module backbone: the pretrained network, from inputs to features.
-    :param torch.nn.Module head: from features to logits; its own parameters do not matter.
-    :param int num_samples: number of members.
-    :param BatchOptimizer optimizer: 200 steps of SGD with momentum and a cosine schedule without
-        one.
-    :param float weight_decay: :math:`\lambda` of a penalty :math:`\lambda |\theta|^2 / 2` beside
-        the mean loss.
-    :param regularizer: a function of the parameters by name that is added to the mean loss.
-    :param float head_scale: standard deviation of the parameters that heads start with.
-    :param int subsample_size: number of inputs in a minibatch; all without it.
-    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
-    :param int seed: of all that is random; ``None`` takes one from PyTorch's generator.
-
-    Example::
-
-        >>> backbone, head = torch.nn.Linear(4, 8), torch.nn.Linear(8, 3)
-        >>> ensemble = FineTunedEnsemble(backbone, head, num_samples=5, seed=0)
-        >>> inputs, labels = torch.randn(30, 4), torch.arange(30) % 3
-        >>> ensemble.run(inputs, labels).probabilities(inputs).shape
-        torch.Size([5, 30, 3])
-    """
-
-    def run(self, inputs: Tensor, labels: Tensor) -> Self:
-        """Fine-tune all members to the mean loss.
-
-        A member that is not finite is left out, with a warning.
-
-        :param Tensor inputs: **Shape:** ``(n, *event)``.
-        :param Tensor labels: classes. **Shape:** ``(n,)``.
-        :returns: the ensemble itself.
-        """
-        inputs, labels = as_data(inputs, labels, self.network)
-        self.args = (inputs, labels)
-        targets = check_labels(inputs, labels, self.network) / len(inputs)
-        numbers = range(self.num_samples)
-        every = targets.expand(self.num_samples, *targets.shape)
-        self._keep(self._train(inputs, every, numbers, fresh_seed(self.seed)))
-        return self
 
 
 class NPTL(TransferEnsemble):
@@ -120,7 +73,7 @@ class NPTL(TransferEnsemble):
         loss of the probe; or several, of which that with the least validation loss of the probe is
         taken.
     :param BatchOptimizer optimizer: as of
-        :class:`~pyro_ext.inference.martingale.FineTunedEnsemble`, like what follows.
+        :class:`~pyro_ext.inference.averaging.FineTunedEnsemble`, like what follows.
     :param float weight_decay: likewise, beside a loss whose weights sum to one.
     :param regularizer: likewise.
     :param float head_scale: likewise.

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import cached_property
-from itertools import count
 from typing import Any
 
 import torch
@@ -14,22 +13,16 @@ from pyro_ext.inference.martingale.nonparametric_learning.dirichlet_weights impo
     atoms_of_draws,
     fitting_atoms,
 )
-from pyro_ext.inference.optimization import Center, Minimizer, Minimum, Objective, center_of
+from pyro_ext.inference.optimization import (
+    Center,
+    Minimizer,
+    Minimum,
+    Objective,
+    center_of,
+    minibatches_of,
+)
 from pyro_ext.potential import WeightedLoss
-from pyro_ext.random import chain_keys, uniform
-
-
-def minibatches_of(keys: Tensor, size: int, num_points: int) -> Callable[[Tensor], Tensor]:
-    """A function of the numbers of draws that returns their next minibatches, with replacement."""
-    steps = count()
-
-    def next_one(numbers: Tensor) -> Tensor:
-        # In double precision, in which the product is not rounded up to the number of points.
-        at = torch.tensor(next(steps), device=numbers.device)
-        return (uniform(keys[numbers], at, size, dtype=torch.float64) * num_points).long()
-
-    return next_one
-
+from pyro_ext.random import chain_keys
 
 _SHIFT = 0.1
 _NUMBERS_PER_BATCH = 1 << 17  # what one operation works on should stay in the processor's cache

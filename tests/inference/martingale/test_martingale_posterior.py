@@ -10,7 +10,9 @@ import torch
 from pyro.infer import Predictive
 
 from pyro_ext.diagnostics import to_arviz
-from pyro_ext.inference.martingale import NPTL, SWAGPrior, density_drift
+from pyro_ext.inference import martingale
+from pyro_ext.inference.averaging import SWAGPrior
+from pyro_ext.inference.martingale import NPTL, density_drift
 from pyro_ext.inference.martingale.functionals import Mean, Quantile
 from pyro_ext.inference.martingale.gaussian import NormalPredictive, StudentTPredictive
 from pyro_ext.inference.martingale.martingale_posterior import MartingalePosterior
@@ -262,6 +264,7 @@ def test_old_names_go_on(subtests):
     for name, call in {
         "law is called predictive": lambda: rule.law(state),
         "law is called distribution": lambda: SWAGPrior(path).law,
+        "martingale.SWAGPrior is called .*averaging.SWAGPrior": lambda: martingale.SWAGPrior,
         "law is called distribution now": lambda: density_drift(
             normal.expand([2]), law=normal, points=torch.zeros(1)
         ),

@@ -9,15 +9,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from pyro_ext.inference import NPTL, BatchOptimizer
-from pyro_ext.inference.averaging import SWAG
-from pyro_ext.inference.martingale import (
+from pyro_ext.inference.averaging import (
     L2SP,
-    DirichletWeights,
+    SWAG,
     FineTunedEnsemble,
     SWAGPrior,
-    linear_probe,
     soft_cross_entropy,
 )
+from pyro_ext.inference.martingale import DirichletWeights, linear_probe
 
 pytestmark = pytest.mark.usefixtures("float64")
 

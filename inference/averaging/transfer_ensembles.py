@@ -24,9 +24,9 @@ from pyro_ext._checks import (
     shown,
 )
 from pyro_ext._renamed import renamed_attribute
-from pyro_ext.inference.averaging import SWAG, greedy_soup, swag_distribution
-from pyro_ext.inference.martingale.nonparametric_learning.weighted_fits import minibatches_of
-from pyro_ext.inference.optimization import BatchOptimizer
+from pyro_ext.inference.averaging.soups import greedy_soup
+from pyro_ext.inference.averaging.weight_averages import SWAG, swag_distribution
+from pyro_ext.inference.optimization import BatchOptimizer, minibatches_of
 from pyro_ext.posterior.independent_draws import IndependentDraws
 from pyro_ext.potential import Backend, Regularizer, WeightedFunction, check_backend
 from pyro_ext.random import chain_keys, fresh_seed, spawn_seed
@@ -330,6 +330,53 @@ class TransferEnsemble(IndependentDraws):
         kept = {name: part[finite] for name, part in samples.items()}
         self._samples = kept if bool(finite.any()) else {}
         self._warn_of_left_out("the network", "take a smaller learning rate")
+
+
+class FineTunedEnsemble(TransferEnsemble):
+    r"""Members that are fine-tuned to the same data, each with a head of its own.
+
+    With a ``regularizer`` that is the :math:`1 / n` th part of an
+    :class:`~pyro_ext.inference.averaging.L2SP` or a
+    :class:`~pyro_ext.inference.averaging.SWAGPrior`, the members are modes of a posterior.
+
+    :param torch.nn.Module backbone: the pretrained network, from inputs to features.
+    :param torch.nn.Module head: from features to logits; its own parameters do not matter.
+    :param int num_samples: number of members.
+    :param BatchOptimizer optimizer: 200 steps of SGD with momentum and a cosine schedule without
+        one.
+    :param float weight_decay: :math:`\lambda` of a penalty :math:`\lambda |\theta|^2 / 2` beside
+        the mean loss.
+    :param regularizer: a function of the parameters by name that is added to the mean loss.
+    :param float head_scale: standard deviation of the parameters that heads start with.
+    :param int subsample_size: number of inputs in a minibatch; all without it.
+    :param str backend: as of :class:`~pyro_ext.potential.Potential`.
+    :param int seed: of all that is random; ``None`` takes one from PyTorch's generator.
+
+    Example::
+
+        >>> backbone, head = torch.nn.Linear(4, 8), torch.nn.Linear(8, 3)
+        >>> ensemble = FineTunedEnsemble(backbone, head, num_samples=5, seed=0)
+        >>> inputs, labels = torch.randn(30, 4), torch.arange(30) % 3
+        >>> ensemble.run(inputs, labels).probabilities(inputs).shape
+        torch.Size([5, 30, 3])
+    """
+
+    def run(self, inputs: Tensor, labels: Tensor) -> Self:
+        """Fine-tune all members to the mean loss.
+
+        A member that is not finite is left out, with a warning.
+
+        :param Tensor inputs: **Shape:** ``(n, *event)``.
+        :param Tensor labels: classes. **Shape:** ``(n,)``.
+        :returns: the ensemble itself.
+        """
+        inputs, labels = as_data(inputs, labels, self.network)
+        self.args = (inputs, labels)
+        targets = check_labels(inputs, labels, self.network) / len(inputs)
+        numbers = range(self.num_samples)
+        every = targets.expand(self.num_samples, *targets.shape)
+        self._keep(self._train(inputs, every, numbers, fresh_seed(self.seed)))
+        return self
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
