@@ -65,6 +65,7 @@ SLOW = (  # what runs something with each value that it accepts
     "pyro_ext.inference.pseudocoresets",
     "pyro_ext.inference.smc (language models)",
     "pyro_ext.models.ensembles (diffusion bridges)",
+    "pyro_ext.inference.privacy",
     "pyro_ext.models.nonparametric",
 )
 

@@ -361,7 +361,7 @@ def test_a_damaged_state_is_refused_and_the_draws_are_readable(kind, x, tmp_path
 
 
 def test_a_disk_that_fills_up(x, tmp_path, short_segments, monkeypatch):
-    write = files._write
+    write = files.write_bytes
     count = {"left": 9}
 
     def full(path, data):
@@ -370,14 +370,14 @@ def test_a_disk_that_fills_up(x, tmp_path, short_segments, monkeypatch):
             raise CheckpointError(f"{path} cannot be written (No space left on device)")
         write(path, data)
 
-    monkeypatch.setattr(files, "_write", full)
+    monkeypatch.setattr(files, "write_bytes", full)
     mcmc = driver(SGLD(model), tmp_path)
     with pytest.raises(CheckpointError, match="No space left"):
         mcmc.run(x)
     kept = mcmc.get_samples(True)["loc"]
     assert 0 < kept.shape[1] < 12
     assert Checkpoint(tmp_path).get_samples(True)["loc"].shape[1] >= kept.shape[1]
-    monkeypatch.setattr(files, "_write", write)
+    monkeypatch.setattr(files, "write_bytes", write)
     assert_same(driver(SGLD(model)).run(x), driver(SGLD(model), tmp_path).run(x))
 
 
