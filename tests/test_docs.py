@@ -24,6 +24,7 @@ SLOW_PAGES = ("concepts.md",) + tuple(
     f"how_to/{name}.md"
     for name in (
         "arviz",
+        "averaging_networks",
         "calibration",
         "clustering",
         "control_variates",
