@@ -1,5 +1,6 @@
 """A guide whose normal distribution is that of the weights along its training."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,20 +20,24 @@ class AutoSWAG(AutoContinuous):
 
     While it is trained, by :class:`~pyro.infer.SVI` or any
     :class:`~pyro_ext.inference.Trainer`, it is a point in unconstrained space, ``loc``, which goes
-    to the mode; a constant learning rate and minibatches keep it moving around there. Each call
-    takes in where the point is. With gradients switched off, as in
-    :class:`~pyro.infer.Predictive`, :func:`~pyro_ext.diagnostics.to_arviz` or
+    to the mode; a constant learning rate and minibatches keep it moving around there. The first
+    call after each step of the optimizer takes in where the point is. With gradients switched off,
+    as in :class:`~pyro.infer.Predictive`, :func:`~pyro_ext.diagnostics.to_arviz` or
     ``SVI.evaluate_loss``, or after ``eval()``, it draws from
     :func:`~pyro_ext.inference.averaging.swag_distribution` of these points, in unconstrained space.
-    Before there are two of them it stays a point.
+    Before there are two of them it stays a point, and warns.
 
-    How wide the distribution is depends on the learning rate: it is an approximation of the
-    posterior where :math:`c` and the rate are tuned for it.
+    How wide the distribution is depends on the learning rate, on the noise of the minibatches, and
+    on where counting starts: without minibatches the point comes to rest, and draws have no width
+    at all; with the way to the mode among the points they have far too much. It is an approximation
+    of the posterior where ``start``, ``scale`` and the rate are chosen for it: compare with
+    :class:`~pyro_ext.inference.NUTS` where that can be run.
 
     :param model: a Pyro model with continuous latent sites.
     :param int max_rank: number of latest points in the low-rank part.
-    :param int start: calls in training before the first point that counts.
-    :param int every: calls from one point to the next.
+    :param int start: steps before the first point that counts. Take as many as it needs to settle:
+        0 takes in the way there.
+    :param int every: steps from one point to the next.
     :param float scale: :math:`c`, by which the covariance is multiplied.
     :param init_loc_fn: where training starts, one of :mod:`pyro.infer.autoguide.initialization`.
     :raises ValueError: for numbers out of range.
@@ -55,7 +60,7 @@ class AutoSWAG(AutoContinuous):
         (200, True)
     """
 
-    calls: Tensor
+    num_steps: Tensor
     swag_num_collected: Tensor
     swag_mean: Tensor
     swag_squares: Tensor
@@ -78,6 +83,7 @@ class AutoSWAG(AutoContinuous):
         self.start = check_integer("start", start, 0)
         self.every = check_integer("every", every, 1)
         self.scale = check_number("scale", scale, above=0)
+        self._seen: tuple[int, int] | None = None
 
     @property
     def num_collected(self) -> int:
@@ -92,14 +98,25 @@ class AutoSWAG(AutoContinuous):
         :returns: values by site.
         :raises ValueError: where training has gone to what is not finite.
         """
-        if self.prototype_trace is None:
+        is_set_up = self.prototype_trace is not None
+        if not is_set_up:
             self._setup_prototype(*args, **kwargs)
-        if self._is_trained():
-            after = int(self.calls) - self.start
+        # Several particles see one point: only a step of the optimizer changes its version.
+        here = (id(self.loc), self.loc._version)
+        if self._is_trained() and here != self._seen:
+            self._seen = here
+            after = int(self.num_steps) - self.start
             if after >= 0 and after % self.every == 0:
                 check_finite("loc", self.loc.detach())
                 self._moments().update_(self.loc.detach())
-            self.calls += 1
+            self.num_steps += 1
+        elif is_set_up and not self._is_trained() and self.num_collected < 2:
+            warnings.warn(
+                f"draws of AutoSWAG are a point, since {self.num_collected} points were collected "
+                f"in {int(self.num_steps)} steps of training, with start={self.start}; a parameter "
+                "store keeps the point alone, state_dict() keeps all",
+                stacklevel=2,
+            )
         return super().forward(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
@@ -117,7 +134,7 @@ class AutoSWAG(AutoContinuous):
         state = SWAGState.init(self.loc.detach(), self.max_rank)
         for name, tensor in state._asdict().items():
             self.register_buffer(f"swag_{name}", tensor)
-        self.register_buffer("calls", torch.zeros_like(state.num_collected))
+        self.register_buffer("num_steps", torch.zeros_like(state.num_collected))
 
     def _is_trained(self) -> bool:
         return self.training and torch.is_grad_enabled()

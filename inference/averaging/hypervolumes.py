@@ -121,6 +121,8 @@ def _mean_excess(mean: Tensor, sd: Tensor, level: Tensor) -> Tensor:
 
 def _volume(points: Tensor) -> Tensor:
     """Hypervolume of points that are nowhere negative, above the origin."""
+    if not points.shape[-2]:
+        return points.sum((-2, -1))
     if points.shape[-1] == 1:
         return points[..., 0].amax(-1)
     order = points[..., -1].argsort(dim=-1, descending=True)
@@ -134,7 +136,8 @@ def _volume(points: Tensor) -> Tensor:
 
 
 def _points(argument: str, value: Tensor) -> Tensor:
-    points = as_tensor(argument, value, "(*batch, num_points, num_objectives)")
+    shape = "(*batch, num_points, num_objectives)"
+    points = as_tensor(argument, value, shape, allow_empty=True)
     check_finite(argument, points)
     return points if points.is_floating_point() else points.to(torch.get_default_dtype())
 

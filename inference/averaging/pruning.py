@@ -109,11 +109,14 @@ class MagnitudePruner:
     def apply(self, module: nn.Module) -> None:
         """Prune a module in place, by :mod:`torch.nn.utils.prune`: what is removed stays zero.
 
+        In a loop of training, :meth:`step` and this, a module that is pruned gets the new masks;
+        its parameters stay the same objects, so that an optimizer goes on with them.
+
         :param Module module: whose parameters have the names of :attr:`masks`.
         :raises ValueError: where they don't, or have other shapes.
         """
         check_instance("module", module, nn.Module, "a module")
-        named = dict(module.named_parameters())
+        named = _parameters(module)
         for name, mask in self.masks.items():
             if name not in named or named[name].shape != mask.shape:
                 raise ValueError(
@@ -121,7 +124,10 @@ class MagnitudePruner:
                 )
         for name, mask in self.masks.items():
             owner, _, own = name.rpartition(".")
-            prune.custom_from_mask(module.get_submodule(owner), own, mask)
+            layer = module.get_submodule(owner)
+            if hasattr(layer, f"{own}_orig"):
+                prune.remove(layer, own)
+            prune.custom_from_mask(layer, own, mask)
 
     def _prunable(self, weights: Any) -> dict[str, Tensor]:
         """Tensors that have none of the words in their name, or in that of their layer."""
@@ -129,7 +135,7 @@ class MagnitudePruner:
             named = check_tensors("weights", weights)
             kinds = dict.fromkeys(named, "")
         else:
-            named = {n: p for n, p in weights.named_parameters() if p.requires_grad}
+            named = {n: p for n, p in _parameters(weights).items() if p.requires_grad}
             owners = {name: weights.get_submodule(name.rpartition(".")[0]) for name in named}
             kinds = {name: type(owner).__name__ for name, owner in owners.items()}
         return {
@@ -139,10 +145,22 @@ class MagnitudePruner:
         }
 
 
+def _parameters(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters by name, pruned ones as what is left of them."""
+    named = {}
+    for name, parameter in module.named_parameters():
+        path = name.removesuffix("_orig")
+        owner, _, own = path.rpartition(".")
+        mask = getattr(module.get_submodule(owner), f"{own}_mask", None)
+        named[name if mask is None else path] = parameter if mask is None else parameter * mask
+    return named
+
+
 def snip_scores(module: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
     r"""How much a loss depends on each weight, :math:`|w\,\partial L / \partial w|` [1].
 
-    :param Module module: the network, mostly before training.
+    :param Module module: the network, mostly before training; its statistics of batch normalization
+        stay as they are.
     :param Callable loss: the loss of a minibatch, a function without arguments.
     :returns: scores by name of the parameter, for :meth:`MagnitudePruner.step`.
 
@@ -160,7 +178,11 @@ def snip_scores(module: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tens
     check_instance("module", module, nn.Module, "a module")
     check_callable("loss", loss, "a function without arguments")
     weights = {n: p for n, p in module.named_parameters() if p.requires_grad}
-    return _products(weights, loss())
+    before = [buffer.clone() for buffer in module.buffers()]
+    scores = _products(weights, loss())
+    for buffer, value in zip(module.buffers(), before, strict=True):
+        buffer.copy_(value)
+    return scores
 
 
 def synflow_scores(module: nn.Module, inputs: Tensor) -> dict[str, Tensor]:

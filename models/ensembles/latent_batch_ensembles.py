@@ -54,7 +54,7 @@ class BatchEnsembleDistiller:
     :param perturbation: as of :func:`~pyro_ext.models.ensembles.diversify`; ``None`` for inputs as
         they are.
     :param float eta: root mean square of the perturbation, in units of the inputs.
-    :param bounds: to which perturbed inputs are clipped, or ``None``.
+    :param bounds: to which perturbed inputs are clipped, or ``None``, as of ``diversify``.
     :raises TypeError: for arguments of a wrong type.
     :raises ValueError: for numbers out of range, a network without layers that take factors, or
         fewer teachers than the perturbation needs.

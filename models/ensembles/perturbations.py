@@ -65,10 +65,12 @@ def diversify(
     :param BatchEnsemble student: with a member for each teacher; ``"tdiv-sdiv"`` alone needs it.
     :param perturbation: the direction.
     :param float eta: :math:`\eta`, in units of the inputs.
-    :param bounds: to which perturbed inputs are clipped, the valid range of a pixel.
+    :param bounds: to which perturbed inputs are clipped, the valid range of a pixel; ``None`` for
+        inputs without one, such as standardized features.
     :param int seed: of what is drawn; ``None`` draws from PyTorch's generators as they are.
     :returns: perturbed inputs. Those without a gradient stay where they are.
-    :raises ValueError: for a word without the networks that it needs.
+    :raises ValueError: for a word without the networks that it needs, and for inputs that lie
+        outside of the bounds themselves.
 
     Example::
 
@@ -82,6 +84,12 @@ def diversify(
     teachers = check_sequence("teachers", teachers, "a list of modules", kind=nn.Module)
     check_number("eta", eta, least=0.0)
     bounds = check_bounds(bounds)
+    if bounds is not None and not bool(((inputs >= bounds[0]) & (inputs <= bounds[1])).all()):
+        raise ValueError(
+            f"inputs must lie within bounds={bounds}, to which they would be clipped, got numbers "
+            f"from {float(inputs.min()):.4g} to {float(inputs.max()):.4g}: pass the bounds of your "
+            "inputs, or None"
+        )
     direction = find_direction(perturbation, len(teachers))
     if perturbation == "tdiv-sdiv" and getattr(student, "num_members", 0) != len(teachers):
         raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
+from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
@@ -130,6 +131,10 @@ class PriorAugmentedELBO(ELBO):
     and all constants are a reconstruction; repulsion is an addition, without which the generator
     ends at a single point where there are few features.
 
+    The constants are for inputs that are standardized. Where classes lie close together for the
+    ``lengthscale``, as those of two moons do, the border between them is blurred, too, and a
+    smaller ``weight`` or ``lengthscale`` has to be chosen on held-out data.
+
     The model takes the inputs first, and has a site with a row for each of them. Randomness is the
     elbo's own: with ``weight=0`` a model is trained as without it, bit for bit. So is it with
     dropout, and buffers such as the statistics of batch normalization see the data only, where
@@ -138,7 +143,8 @@ class PriorAugmentedELBO(ELBO):
     :param PseudoInputGenerator generator: it is trained in place.
     :param Distribution prior: of a label, in the family of the site.
     :param ELBO elbo: the loss that is added to, by default :class:`~pyro.infer.Trace_ELBO`.
-    :param str site: name of the site of the labels.
+    :param str site: name of the site of the labels, needed where the model has other sites that
+        the guide lacks.
     :param float lengthscale: :math:`\ell`, in units of a feature.
     :param float weight: :math:`w`.
     :param float gamma: what keeps the generator away from the data.
@@ -177,7 +183,7 @@ class PriorAugmentedELBO(ELBO):
         prior: Distribution,
         *,
         elbo: ELBO | None = None,
-        site: str = "obs",
+        site: str | None = None,
         lengthscale: float = 0.5,
         weight: float = 1.0,
         gamma: float = 1.0,
@@ -193,7 +199,7 @@ class PriorAugmentedELBO(ELBO):
         check_instance("generator", generator, PseudoInputGenerator, wanted)
         check_instance("prior", prior, Distribution, "a distribution of a label")
         check_optional(check_instance, "elbo", elbo, ELBO, "an ELBO or None")
-        check_instance("site", site, str, "the name of a site")
+        check_optional(check_instance, "site", site, str, "the name of a site")
         self.generator, self.prior, self.site = generator, prior, site
         self.elbo: Any = Trace_ELBO() if elbo is None else elbo
         self.lengthscale = check_number("lengthscale", lengthscale, above=0)
@@ -292,7 +298,7 @@ class PriorAugmentedELBO(ELBO):
             divergence = kl_divergence(prediction, self.prior)
         except (NotImplementedError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"prior must be one that {prediction} of the site {self.site!r} has a divergence "
+                f"prior must be one that {prediction} of the site has a divergence "
                 f"from, got {self.prior}: {error}"
             ) from error
         total: Tensor = (scale * far * divergence).sum()
@@ -321,14 +327,22 @@ class PriorAugmentedELBO(ELBO):
         trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(
             made, *args[1:], **kwargs
         )
-        if self.site not in trace.nodes or trace.nodes[self.site]["type"] != "sample":
-            names = list(trace.observation_nodes)
-            raise ValueError(f"site must be one of the model's, {names}, got {self.site!r}")
-        found = trace.nodes[self.site]
+        names = [
+            name
+            for name, node in trace.nodes.items()
+            if node["type"] == "sample"
+            and name not in drawn.nodes
+            and not (site_is_factor(node) or site_is_subsample(node))
+            and not node["infer"].get("_deterministic")
+        ]
+        site = names[0] if self.site is None and len(names) == 1 else self.site
+        if site not in names:
+            raise ValueError(f"site must be one of the model's, {names}, got {site!r}")
+        found = trace.nodes[site]
         if found["fn"].batch_shape[-1:] != (len(made),):
             raise ValueError(
                 f"site must have the batch shape (..., {len(made)}), a row for each input, got "
-                f"{tuple(found['fn'].batch_shape)} of {self.site!r}: give the model minibatches "
+                f"{tuple(found['fn'].batch_shape)} of {site!r}: give the model minibatches "
                 "rather than let it draw them, and use to_event for other dimensions"
             )
         return found["fn"], found["scale"]

@@ -200,6 +200,10 @@ class BatchEnsemble(nn.Module):
     other layers, such as norms, are shared by the members; batch normalization sees the rows of
     all of them. Rows must not be mixed by anything else.
 
+    All factors are one at first, so that members are equal, and stay so where they see the same
+    rows and labels. :class:`~pyro_ext.models.ensembles.BatchEnsembleDistiller` sets them apart; to
+    train an ensemble from labels, draw other factors first, such as signs, for :meth:`factors`.
+
     :param torch.nn.Module network: any that maps rows to rows, with a linear layer or a convolution
         at least; it is not changed. Its weights are where the ensemble starts.
     :param int num_members: number of members.

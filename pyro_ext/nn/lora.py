@@ -204,7 +204,8 @@ def add_lora(
     """Copy a network with adapters at its linear layers, and everything else frozen.
 
     A layer that occurs at several places has one adapter at all of them. Convolutions and other
-    layers take no adapters.
+    layers take no adapters. Statistics of batch normalization are no parameters: they move in
+    training mode, and :func:`save_lora` does not write them. Leave such layers in evaluation mode.
 
     :param torch.nn.Module module: the network; it stays as it is.
     :param Sequence layers: names of layers, or shell-style patterns of them such as ``"*.query"``;

@@ -31,6 +31,13 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("models.ensembles (bridges).*.y", "with -7", "the distribution checks its value"),
     ("models.ensembles (bridges).BridgeSchedule.*.x?", "-1", "a number is a point"),
     ("*.deep_ensemble_equivalent.value", "0, -1", "any number that a metric may have"),
+    (
+        "*.DiffusionBridgeNetwork.forward.y",
+        "with -7",
+        "Pyro's validation refuses it where it is on",
+    ),
+    ("*.hypervolume.points", "empty", "no points have no volume"),
+    ("*.pareto_mask.points", "empty", "no points, no mask"),
     ("*.num_t*", "None", "it is not given: the split is the data set's own"),
     ("*.group_size", "None", "not given: all chains together"),
     ("*.batch_size", "None", "not given: no minibatches"),

@@ -53,8 +53,25 @@ def test_a_point_in_training_and_a_distribution_elsewhere():
     assert not torch.equal(guide(X)["loc"], guide(X)["loc"]) and guide.num_collected == count
     early, _ = trained(5, start=100)
     assert early.num_collected == 0
-    drawn = Predictive(early, num_samples=2)(X)["rate"]
+    with pytest.warns(UserWarning, match="are a point, since 0 points were collected in 5 steps"):
+        drawn = Predictive(early, num_samples=2)(X)["rate"]
     assert drawn[0] == drawn[1]
+
+
+def test_steps_count_and_not_calls():
+    """However many particles a step takes, and whatever is called when training is over."""
+    guides = []
+    for num_particles in (1, 5):
+        guide = AutoSWAG(model, start=3)
+        elbo = Trace_ELBO(num_particles=num_particles, vectorize_particles=False)
+        svi = SVI(model, guide, pyro.optim.SGD({"lr": 0.01}), elbo)
+        for _ in range(9):
+            svi.step(X)
+        guides.append(guide)
+    assert [guide.num_collected for guide in guides] == [6, 6]
+    for _ in range(4):  # the point after the last step, once
+        guides[0](X)
+    assert guides[0].num_collected == 7
 
 
 def test_draws_are_normal_where_sites_are_free():

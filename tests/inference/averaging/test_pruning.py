@@ -89,6 +89,13 @@ def test_apply_is_by_torch():
     assert not module.get_submodule("0").weight[~masks["0.weight"]].any()
     with pytest.raises(ValueError, match=r"module must have a parameter '0\.weight'"):
         pruner.apply(nn.Linear(2, 2))
+    before = dict(module.named_parameters())
+    again = pruner.step(module)  # in a loop: the module has pruned weights by now
+    pruner.apply(module)
+    assert round(pruner.sparsity(), 2) == 0.75
+    assert not any((again[name] & ~masks[name]).any() for name in masks)
+    assert torch.equal(module.get_submodule("0").weight != 0, again["0.weight"])
+    assert all(before[name] is parameter for name, parameter in module.named_parameters())
 
 
 def test_other_weights_are_refused():

@@ -255,6 +255,10 @@ class TestDiversify:
         for student in (None, BatchEnsemble(MLP(4, [5], 3), 3)):
             with pytest.raises(ValueError, match="student must be a BatchEnsemble with 2 members"):
                 diversify(torch.rand(2, 4), networks(2), student)
+        with pytest.raises(
+            ValueError, match=r"inputs must lie within bounds=\(0.0, 1.0\), .* -1 to"
+        ):
+            diversify(torch.linspace(-1.0, 1.0, 8).view(2, 4), networks(2), None, "gaussian")
 
 
 @pytest.mark.slow

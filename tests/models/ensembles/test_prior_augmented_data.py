@@ -234,6 +234,29 @@ def test_reference():
     assert float(prior_weight(made, near._data(X), 0.5)) == 0.0 < prior_weight(made, X, 0.5)
 
 
+def test_the_only_site_of_the_labels_is_found():
+    """Whatever its name; sites of the guide, factors and deterministic ones are no labels."""
+
+    def of_name(name):
+        def model(x, y=None):
+            loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+            pyro.factor("penalty", -loc.square())
+            mean = pyro.deterministic("mean", loc + x.sum(-1))
+            with pyro.plate("data", len(x)):
+                pyro.sample(name, dist.Normal(mean, 1.0), obs=y)
+
+        return model
+
+    values = []
+    for name in ("obs", "label"):
+        model = of_name(name)
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        guide = AutoDelta(pyro.poutine.block(model, expose=["loc"]))
+        values.append(elbo().differentiable_loss(model, guide, X, Y).item())
+    assert values[0] == values[1]
+
+
 def test_wrong_models():
     module = Regression(network())
     with pytest.raises(ValueError, match="site must be one of the model's, \\['obs'\\], got 'y'"):
@@ -248,6 +271,14 @@ def test_wrong_models():
     def multivariate(x, y=None):
         with pyro.plate("features", 2), pyro.plate("data", len(x)):
             pyro.sample("obs", dist.Normal(x[:, :1], 1.0), obs=y)
+
+    def two(x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("one", dist.Normal(x[:, 0], 1.0), obs=y)
+            pyro.sample("other", dist.Normal(x[:, 0], 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"one of the model's, \['one', 'other'\], got None"):
+        elbo().differentiable_loss(two, no_guide, X, Y)
 
     def flat(x):
         pyro.sample("obs", dist.Normal(x.sum(), 1.0), obs=x.sum())
