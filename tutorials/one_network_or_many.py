@@ -48,6 +48,7 @@ from pyro_ext.nn import MLP
 from pyro_ext.reproduction import Page
 
 page = Page("one-network-or-many")
+torch.manual_seed(0)  # of first weights
 BLUE, INK = "#2a6f97", "#444444"
 
 # %% [markdown]
