@@ -5,7 +5,6 @@ from collections import defaultdict
 from typing import Any, NamedTuple
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
@@ -229,6 +228,8 @@ def _orders(units: _Units, graphs: list[fx.GraphModule], inputs: Tensor) -> dict
     readers = [_Reader(graph, set(reads)) for graph in graphs]
     for reader in readers:
         reader.run(inputs)
+    from scipy.optimize import linear_sum_assignment
+
     correlations: dict[int, Tensor] = {}
     for node, axis in reads.items():
         a, b = (_standardized(reader.values[node.name], axis) for reader in readers)

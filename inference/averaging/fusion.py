@@ -96,7 +96,7 @@ class CheckpointCollector:
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
         """Look at the weights after each step of an optimizer.
 
-        :param torch.optim.Optimizer optimizer: as :attr:`Trainer.optimizer`.
+        :param torch.optim.Optimizer optimizer: as that of a :class:`~pyro_ext.inference.Trainer`.
         """
         check_instance("optimizer", optimizer, torch.optim.Optimizer, "one of torch.optim")
         optimizer.register_step_post_hook(lambda *_: self._look())

@@ -69,7 +69,7 @@ class MagnitudePruner:
 
         :param weights: a module or tensors by name, of which the absolute values count. Other
             scores than magnitudes, such as :func:`snip_scores`, are taken the same way.
-        :returns: :attr:`masks` after the round: booleans in the shapes of the weights.
+        :returns: ``masks`` after the round: booleans in the shapes of the weights.
         :raises ValueError: for weights that are not finite, that have other names or shapes than in
             the round before, or of which none can be pruned.
         """
@@ -112,7 +112,7 @@ class MagnitudePruner:
         In a loop of training, :meth:`step` and this, a module that is pruned gets the new masks;
         its parameters stay the same objects, so that an optimizer goes on with them.
 
-        :param Module module: whose parameters have the names of :attr:`masks`.
+        :param torch.nn.Module module: whose parameters have the names of ``masks``.
         :raises ValueError: where they don't, or have other shapes.
         """
         check_instance("module", module, nn.Module, "a module")
@@ -159,8 +159,8 @@ def _parameters(module: nn.Module) -> dict[str, Tensor]:
 def snip_scores(module: nn.Module, loss: Callable[[], Tensor]) -> dict[str, Tensor]:
     r"""How much a loss depends on each weight, :math:`|w\,\partial L / \partial w|` [1].
 
-    :param Module module: the network, mostly before training; its statistics of batch normalization
-        stay as they are.
+    :param torch.nn.Module module: the network, mostly before training; its statistics of batch
+        normalization stay as they are.
     :param Callable loss: the loss of a minibatch, a function without arguments.
     :returns: scores by name of the parameter, for :meth:`MagnitudePruner.step`.
 
@@ -192,7 +192,7 @@ def synflow_scores(module: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
     ones, and scores are :math:`|w|\,\partial R / \partial |w|`. No data enter. Prune in many
     rounds, with new scores in each of the network that the masks leave.
 
-    :param Module module: the network; it is evaluated as in ``module.eval()``.
+    :param torch.nn.Module module: the network; it is evaluated as in ``module.eval()``.
     :param Tensor inputs: any, for their shape and type. **Shape:** ``(n, *event)``.
     :returns: scores by name of the parameter, for :meth:`MagnitudePruner.step`.
 

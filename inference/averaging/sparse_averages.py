@@ -72,7 +72,7 @@ class SparseWeightAveraging:
     The particles are trained as one network under :func:`torch.func.vmap`, which wants one without
     branches that depend on data. The network that is given stays as it is.
 
-    :param Module module: the network, with the weights to begin with.
+    :param torch.nn.Module module: the network, with the weights to begin with.
     :param Callable loss: maps outputs of the network and what the minibatches hold besides inputs
         to a scalar.
     :param int num_particles: number of particles.

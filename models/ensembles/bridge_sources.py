@@ -22,13 +22,14 @@ class BridgeSource(nn.Module):
     takes the first activation (a module without parameters after one with parameters), or, where
     activations are no modules, the first layer. A layer that gives the logits does not count.
 
-    :param Module network: maps inputs to logits of classes, **Shape:** ``(batch, num_classes)``.
+    :param torch.nn.Module network: maps inputs to logits of classes, **Shape:** ``(batch,
+        num_classes)``.
     :param Tensor x: a few inputs to try it with. **Shape:** ``(batch, *input)``.
     :param feature: name of a layer, as in ``network.named_modules()``, whose output is a tensor; or
         a function of the inputs that returns features instead. **Shape:** ``(batch, *feature)``.
     :ivar feature: name of the layer, or the function.
     :ivar int num_classes: number of classes.
-    :ivar Size feature_shape: shape of the features of an input.
+    :ivar torch.Size feature_shape: shape of the features of an input.
     :raises ValueError: where the network gives no logits or has no such layer.
 
     Example::

@@ -80,9 +80,9 @@ class DiffusionBridgeNetwork(PyroModule):
 
     :param BridgeSource source: the network to start from; bridges may have it in common.
     :param BridgeSchedule schedule: steps and noise; five steps and 0.01 at both ends by default.
-    :param Module score: maps logits, features and time, as of :class:`ScoreMLP`, to the difference
-        between the logits and those at time zero. By default a :class:`ScoreConvNet` for maps of
-        features, and otherwise a :class:`ScoreMLP`.
+    :param torch.nn.Module score: maps logits, features and time, as of :class:`ScoreMLP`, to the
+        difference between the logits and those at time zero. By default a :class:`ScoreConvNet` for
+        maps of features, and otherwise a :class:`ScoreMLP`.
     :param Sequence annealing: :math:`a`, :math:`c` and the two concentrations of :math:`B`.
 
     [1] H. Kim, J. Yoon, J. Lee (2024),

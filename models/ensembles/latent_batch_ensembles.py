@@ -37,7 +37,7 @@ class BatchEnsembleDistiller:
     factors, and :math:`r_m, s_m` the factors. These see one :math:`M`-th of the rows each, so that
     their gradient is multiplied by :math:`M`: else they would move that much more slowly than the
     weights. It is why the loss returns gradients with its value, which a
-    :class:`~pyro_ext.inference.training.Trainer` takes. The weight decay is within: use an
+    :class:`~pyro_ext.inference.Trainer` takes. The weight decay is within: use an
     optimizer that has none.
 
     Inputs may be moved first toward where the teachers disagree, by

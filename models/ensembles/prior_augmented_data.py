@@ -141,8 +141,9 @@ class PriorAugmentedELBO(ELBO):
     model or guide is a module. An ensemble has an elbo for each member.
 
     :param PseudoInputGenerator generator: it is trained in place.
-    :param Distribution prior: of a label, in the family of the site.
-    :param ELBO elbo: the loss that is added to, by default :class:`~pyro.infer.Trace_ELBO`.
+    :param torch.distributions.Distribution prior: of a label, in the family of the site.
+    :param pyro.infer.ELBO elbo: the loss that is added to, by default
+        :class:`~pyro.infer.Trace_ELBO`.
     :param str site: name of the site of the labels, needed where the model has other sites that
         the guide lacks.
     :param float lengthscale: :math:`\ell`, in units of a feature.
