@@ -525,7 +525,10 @@ def _with_statistics(module: nn.Module, batches: Iterable[Any]) -> nn.Module:
         raise ValueError(f"batches must hold a minibatch at least, got {shown(batches)}")
     for name, value in module.named_buffers():
         if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise ValueError(f"batches must be finite, got {name!r} that is not from {shown(last)}")
+            raise ValueError(
+                f"batches must be finite, got {name!r} that is not from {shown(last)}; where they "
+                "are, the weights are too large: has the training diverged?"
+            )
     return module
 
 

@@ -335,7 +335,9 @@ def ensemble_mutual_information(probabilities: ArrayLike) -> float:
     return float((of_average - of_draws).clamp(min=0.0).mean())
 
 
-def deep_ensemble_equivalent(value: float, reference: ArrayLike | Sequence[float]) -> float:
+def deep_ensemble_equivalent(
+    value: float | Tensor, reference: ArrayLike | Sequence[float]
+) -> float:
     """How many networks a deep ensemble needs to be as good: its size as a real number.
 
     The sizes 1, 2, ... are interpolated linearly between the metrics of deep ensembles of these
@@ -357,6 +359,8 @@ def deep_ensemble_equivalent(value: float, reference: ArrayLike | Sequence[float
         >>> round(deep_ensemble_equivalent(0.13, [0.20, 0.15, 0.14]), 4)  # beyond the last
         4.0
     """
+    if isinstance(value, Tensor) and not value.dim():
+        value = value.item()
     value = check_number("value", value)
     metrics = as_tensor("reference", reference, "(M,)", dtype=torch.float64).detach().cpu()
     check_finite("reference", metrics)

@@ -25,6 +25,8 @@ class TestDeepEnsembleEquivalent:
     )
     def test_values_of_the_papers_reference(self, value, size):
         assert deep_ensemble_equivalent(value, REFERENCE) == pytest.approx(size, abs=5e-4)
+        as_scalar = torch.tensor(value, dtype=torch.float64)
+        assert deep_ensemble_equivalent(as_scalar, REFERENCE) == pytest.approx(size, abs=5e-4)
 
     def test_an_ensemble_is_equivalent_to_itself(self):
         for form in (REFERENCE, np.array(REFERENCE), torch.tensor(REFERENCE, dtype=torch.float64)):
