@@ -93,8 +93,9 @@ class FederatedServer:
 
     With ``noise_multiplier`` clients take steps of DP-SGD on Poisson samples, and :meth:`epsilon`
     tells what an example of a client has been exposed to; that the server has averaged it protects
-    no further. Without, they take ordinary minibatches, with the norm of the gradient clipped.
-    Clients without rows are passed over.
+    no further. It grows with the fraction of its rows that a client's minibatch holds: where
+    clients are small, take a small ``batch_size``. Without, they take ordinary minibatches, with
+    the norm of the gradient clipped. Clients without rows are passed over.
 
     :param torch.nn.Module module: maps inputs ``(n, *event)`` to outputs. It is copied with
         adapters at its linear layers; where it has adapters, these are taken.
