@@ -28,10 +28,12 @@ UNIT = 0.027  # CPU seconds of the loop in slowness() where the marks were set
 # What takes long to import is imported before the first test, which would be charged with it.
 HEAVY = (
     "arviz",
+    "diffusers.pipelines.stable_diffusion",
     "gpytorch",
     "hypothesis.extra.numpy",
     "matplotlib.pyplot",
     "numba",
+    "peft",
     "scipy.stats",
     "sklearn.datasets",
     "torch._dynamo",
