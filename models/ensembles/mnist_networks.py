@@ -1,19 +1,16 @@
 """Networks of different seeds on one data set, which several methods start from."""
 
-import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from torch.nn.functional import cross_entropy
 
-from pyro_ext._cache import cache_path
 from pyro_ext._checks import check_boolean, check_integer
-from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
+from pyro_ext.checkpoint.cached import cached_tensors
 from pyro_ext.datasets import load_mnist_5k, random_shifts
 from pyro_ext.inference.training import ShuffledBatches, Trainer
 from pyro_ext.nn import MLP
@@ -77,23 +74,13 @@ def base_networks(
         (inputs * scale + loc).clamp(0.0, 1.0) for inputs in (data.train_inputs, data.test_inputs)
     )
     networks = [_first_network(seed, number) for number in range(num_networks)]
-    params, _ = stack_module_state([*networks])
-    digest = hashlib.sha256(Path(__file__).read_bytes() + train.numpy().tobytes())
-    digest.update(repr((num_networks, seed, num_epochs, torch.__version__)).encode())
-    path = cache_path(f"base_networks/{digest.hexdigest()}.safetensors")
-    training = partial(
-        _train, params, networks[0], train, data.train_targets, seed, num_epochs, progress
+    first, _ = stack_module_state([*networks])
+    key = (Path(__file__).read_bytes(), train.numpy().tobytes(), torch.__version__)
+    params = cached_tensors(
+        "base_networks",
+        (*key, repr((num_networks, seed, num_epochs))),
+        partial(_train, first, networks[0], train, data.train_targets, seed, num_epochs, progress),
     )
-    if path is None:
-        params = training()
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):  # others wait for the one that trains
-            try:
-                params, _, _ = read_tensors(path)
-            except CheckpointError:
-                params = training()
-                write_tensors(path, params, {})
     for number, network in enumerate(networks):
         network.load_state_dict({name: value[number] for name, value in params.items()})
         network.eval().requires_grad_(False)

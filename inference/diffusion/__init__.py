@@ -1,0 +1,21 @@
+"""Diffusion models as diffusers has them: guidance, sampling, losses, and a distribution."""
+
+from pyro_ext.inference.diffusion.guidance import (
+    SafeLatentGuidance,
+    classifier_free_guidance,
+    guided_prediction,
+)
+from pyro_ext.inference.diffusion.losses import noise_prediction_loss
+from pyro_ext.inference.diffusion.sampler import DiffusionSampler
+from pyro_ext.inference.diffusion.sampling import denoise
+from pyro_ext.inference.diffusion.text import encode_prompts
+
+__all__ = [
+    "DiffusionSampler",
+    "SafeLatentGuidance",
+    "classifier_free_guidance",
+    "denoise",
+    "encode_prompts",
+    "guided_prediction",
+    "noise_prediction_loss",
+]

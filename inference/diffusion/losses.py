@@ -1,0 +1,75 @@
+"""The loss that diffusion models are trained by."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import check_callable, check_instance, check_optional
+from pyro_ext.inference.diffusion.sampling import Prediction, check_scheduler
+
+
+def noise_prediction_loss(
+    predict: Prediction,
+    scheduler: Any,
+    x: Tensor,
+    timesteps: Tensor,
+    noise: Tensor,
+    weights: Tensor | None = None,
+) -> Tensor:
+    r"""Weighted mean squared error of the prediction at noised data.
+
+    .. math:: \frac1B \sum_i w_i \frac1d \Vert \epsilon_i
+        - \epsilon_\theta(\sqrt{\bar\alpha_{t_i}} x_i + \sqrt{1 - \bar\alpha_{t_i}} \epsilon_i, t_i)
+        \Vert^2
+
+    A scheduler whose ``prediction_type`` is ``v_prediction`` or ``sample`` has that for a target.
+
+    :param predict: maps noised data and timesteps of shape ``(batch,)`` to the prediction, with
+        the gradient that is wanted.
+    :param scheduler: one of diffusers, with ``add_noise``; it is not changed.
+    :param Tensor x: data, images or latents. **Shape:** ``(batch, *event)``.
+    :param Tensor timesteps: integers below ``num_train_timesteps``. **Shape:** ``(batch,)``.
+    :param Tensor noise: standard normal. **Shape:** as ``x``.
+    :param Tensor weights: :math:`w`, by default ones. **Shape:** ``(batch,)``.
+    :returns: the loss, a scalar.
+    :raises TypeError: for a scheduler without the needed fields.
+    :raises ValueError: for shapes that do not fit, or a type of prediction that is not known.
+
+    Example::
+
+        >>> from diffusers import DDIMScheduler
+        >>> x, noise = torch.ones(6, 1, 8, 8), torch.randn(6, 1, 8, 8)
+        >>> t = torch.randint(1000, (6,))
+        >>> float(noise_prediction_loss(lambda z, t: noise, DDIMScheduler(), x, t, noise))
+        0.0
+    """
+    check_callable("predict", predict, "a function of noised data and timesteps")
+    check_scheduler("scheduler", scheduler, "add_noise")
+    for name, value in (("x", x), ("timesteps", timesteps), ("noise", noise)):
+        check_instance(name, value, Tensor, "a tensor")
+    check_optional(check_instance, "weights", weights, Tensor, "a tensor or None")
+    if noise.shape != x.shape:
+        raise ValueError(f"noise must have the shape of x, {(*x.shape,)}, got {(*noise.shape,)}")
+    for name, row in (("timesteps", timesteps), ("weights", weights)):
+        if row is not None and row.shape != x.shape[:1]:
+            raise ValueError(f"{name} must have shape {(*x.shape[:1],)}, got {(*row.shape,)}")
+    kind = scheduler.config.get("prediction_type", "epsilon")
+    if kind == "epsilon":
+        target = noise
+    elif kind == "v_prediction":
+        target = scheduler.get_velocity(x, noise, timesteps)
+    elif kind == "sample":
+        target = x
+    else:
+        raise ValueError(
+            "scheduler must predict 'epsilon', 'v_prediction' or 'sample', its prediction_type is "
+            f"{kind!r}"
+        )
+    output = predict(scheduler.add_noise(x, noise, timesteps), timesteps)
+    if output.shape != x.shape:
+        raise ValueError(
+            f"predict must return {(*x.shape,)}, the shape of x, got {(*output.shape,)}"
+        )
+    losses = (output - target).square().flatten(1).mean(1)
+    return losses.mean() if weights is None else torch.dot(losses, weights.to(losses)) / len(x)

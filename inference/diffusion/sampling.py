@@ -1,0 +1,81 @@
+"""Sampling with a scheduler of diffusers: from noise to latents, or part of the way."""
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import check_callable, check_instance, check_integer, check_optional
+
+Prediction = Callable[[Tensor, Tensor], Tensor]
+"""Latents ``(batch, *event)`` and a timestep to what the network predicts of them."""
+
+
+def check_scheduler(argument: str, scheduler: Any, *fields: str) -> None:
+    """Refuse what does not have the fields of a scheduler of diffusers."""
+    fields = ("config", *fields)
+    if missing := [field for field in fields if not hasattr(scheduler, field)]:
+        raise TypeError(
+            f"{argument} must be a scheduler of diffusers with {', '.join(fields)}, got "
+            f"{type(scheduler).__name__} without {', '.join(missing)}"
+        )
+
+
+@torch.no_grad()
+def denoise(
+    predict: Prediction,
+    scheduler: Any,
+    noise: Tensor,
+    num_steps: int = 50,
+    *,
+    stop: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Take the steps of a scheduler from noise to a sample.
+
+    :param predict: maps latents, of the shape of ``noise``, and a timestep, an integer tensor
+        without dimensions, to the prediction that the scheduler was made for. A network with
+        guidance is one by :func:`guided_prediction`.
+    :param scheduler: one of diffusers. It is copied, not changed.
+    :param Tensor noise: standard normal. **Shape:** ``(batch, *event)``.
+    :param int num_steps: of the scheduler.
+    :param int stop: number of steps to take, by default all; none give the noise as the
+        scheduler starts from it.
+    :param torch.Generator generator: of schedulers that draw noise on the way.
+    :returns: latents, of the shape of ``noise``, without a gradient.
+    :raises TypeError: for a scheduler without the needed fields.
+
+    Example::
+
+        >>> from diffusers import DDIMScheduler
+        >>> scheduler = DDIMScheduler(clip_sample=False)
+        >>> def predict(z, t):  # data that are normal with a standard deviation of 0.1
+        ...     a = scheduler.alphas_cumprod[t]
+        ...     return (1 - a).sqrt() * z / (0.01 * a + 1 - a)
+        >>> denoise(predict, scheduler, torch.randn(5000, 1), 100).std().round(decimals=2)
+        tensor(0.1000)
+    """
+    check_callable("predict", predict, "a function of latents and a timestep")
+    check_scheduler(
+        "scheduler",
+        scheduler,
+        "set_timesteps",
+        "scale_model_input",
+        "step",
+        "init_noise_sigma",
+    )
+    check_instance("noise", noise, Tensor, "a tensor")
+    num_steps = check_integer("num_steps", num_steps, 1)
+    check_optional(check_integer, "stop", stop, 0)
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(num_steps, device=noise.device)
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    options = {"generator": generator} if takes_generator else {}
+    latents: Tensor = noise * scheduler.init_noise_sigma
+    for t in scheduler.timesteps[:stop]:
+        output = predict(scheduler.scale_model_input(latents, t), t)
+        latents = scheduler.step(output, t, latents, **options).prev_sample
+    return latents

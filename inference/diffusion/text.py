@@ -1,0 +1,54 @@
+"""Prompts as the conditioning of a text-to-image pipeline."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from pyro_ext._checks import check_sequence
+
+
+def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str]) -> Tensor:
+    """Encode prompts as a pipeline of diffusers does, but none in part.
+
+    :param tokenizer: of ``pipeline.tokenizer``.
+    :param text_encoder: of ``pipeline.text_encoder``. A gradient goes through it where its
+        parameters ask for one.
+    :param Sequence prompts: strings; the empty one is that of no prompt.
+    :returns: the last hidden states of all tokens, padding included.
+        **Shape:** ``(num_prompts, model_max_length, width)``.
+    :raises TypeError: for what is not a string.
+    :raises ValueError: for a prompt that is longer than the tokenizer allows, or that has parts
+        which it does not know.
+
+    Example::
+
+        >>> from pyro_ext.models.diffusion import digit_pipeline
+        >>> pipeline = digit_pipeline(num_steps=0)
+        >>> encode_prompts(pipeline.tokenizer, pipeline.text_encoder, ["seven", ""]).shape
+        torch.Size([2, 8, 32])
+    """
+    check_sequence("prompts", prompts, "strings", least=1)
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise TypeError(f"prompts must be strings, got {type(prompt).__name__}")
+    length = tokenizer.model_max_length
+    found = tokenizer(list(prompts), add_special_tokens=False, verbose=False)["input_ids"]
+    num_special = tokenizer.num_special_tokens_to_add()
+    for prompt, ids in zip(prompts, found, strict=True):
+        if len(ids) + num_special > length:
+            raise ValueError(
+                f"prompts must have at most {length - num_special} tokens, got {len(ids)} of "
+                f"{prompt!r}"
+            )
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+            raise ValueError(
+                f"prompts must be of words that the tokenizer knows, got {prompt!r}, of which it "
+                f"makes {tokenizer.convert_ids_to_tokens(ids)}"
+            )
+    ids = tokenizer(
+        list(prompts), padding="max_length", max_length=length, return_tensors="pt"
+    ).input_ids
+    device = next(text_encoder.parameters()).device
+    states: Tensor = text_encoder(ids.to(device))[0]
+    return states

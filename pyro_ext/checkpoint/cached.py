@@ -1,0 +1,36 @@
+"""Tensors that are slow to make: once a machine, then read from the user's cache."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+
+from filelock import FileLock
+from torch import Tensor
+
+from pyro_ext._cache import cache_path
+from pyro_ext.checkpoint.files import CheckpointError, read_tensors, write_tensors
+
+
+def cached_tensors(
+    name: str, key: Iterable[bytes | str], make: Callable[[], Mapping[str, Tensor]]
+) -> Mapping[str, Tensor]:
+    """Read tensors from the cache of the user, or make them and leave them there.
+
+    :param str name: of the folder under ``pyro_ext/`` in the cache.
+    :param key: all that the tensors depend on: settings, versions, data, code.
+    :param make: makes them. Where several processes want them, one makes them and others wait.
+    """
+    digest = hashlib.sha256()
+    for part in key:
+        digest.update(part.encode() if isinstance(part, str) else part)
+        digest.update(b"\0")
+    path = cache_path(f"{name}/{digest.hexdigest()}.safetensors")
+    if path is None:
+        return make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        with suppress(CheckpointError):
+            return read_tensors(path)[0]
+        tensors = make()
+        write_tensors(path, tensors, {})
+    return tensors
