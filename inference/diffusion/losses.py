@@ -69,7 +69,7 @@ def noise_prediction_loss(
     output = predict(scheduler.add_noise(x, noise, timesteps), timesteps)
     if output.shape != x.shape:
         raise ValueError(
-            f"predict must return {(*x.shape,)}, the shape of x, got {(*output.shape,)}"
+            f"predict must return the shape of x, {(*x.shape,)}, got {(*output.shape,)}"
         )
     losses = (output - target).square().flatten(1).mean(1)
     return losses.mean() if weights is None else torch.dot(losses, weights.to(losses)) / len(x)

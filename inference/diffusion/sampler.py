@@ -168,7 +168,7 @@ class DiffusionSampler(TorchDistribution):
         """
         shape = torch.Size(batch_shape)
         states = self.conditional.expand(shape + self.unconditional.shape)
-        new: Self = expanded(self, shape, _instance, conditional=states)
+        new: Self = expanded(self, _instance, shape, conditional=states)
         return new
 
     @torch.no_grad()
