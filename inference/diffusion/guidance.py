@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_callable, check_choice, check_instance, check_number
+from pyro_ext._checks import as_tensor, check_callable, check_choice, check_instance, check_number
 from pyro_ext.inference.diffusion.sampling import Prediction
 
 # Warm-up steps, scale, threshold, scale and decay of the momentum.
@@ -44,6 +44,8 @@ def classifier_free_guidance(unconditional: Tensor, conditional: Tensor, scale: 
         >>> classifier_free_guidance(torch.tensor([1.0]), torch.tensor([2.0]), 3.0)
         tensor([4.])
     """
+    scale = check_number("scale", scale)
+    unconditional, conditional = _alike(unconditional=unconditional, conditional=conditional)
     return torch.lerp(unconditional, conditional, scale)
 
 
@@ -90,6 +92,9 @@ class SafeLatentGuidance:
         :param Tensor concept: :math:`\epsilon_S`. **Shape:** as ``unconditional``.
         :returns: :math:`\epsilon`. **Shape:** as ``unconditional``.
         """
+        unconditional, conditional, concept = _alike(
+            unconditional=unconditional, conditional=conditional, concept=concept
+        )
         warm_up, concept_scale, threshold, momentum_scale, decay = _PRESETS[self.preset]
         difference = conditional - concept
         strength = (concept_scale * difference.abs()).clamp(max=1.0) * (difference < threshold)
@@ -98,6 +103,15 @@ class SafeLatentGuidance:
         self._num_steps += 1
         guided = classifier_free_guidance(unconditional, conditional, self.scale)
         return guided if self._num_steps <= warm_up else guided - self.scale * away
+
+
+def _alike(**predictions: Tensor) -> list[Tensor]:
+    """Predictions as tensors, which have one shape."""
+    tensors = [as_tensor(name, value) for name, value in predictions.items()]
+    if len({tensor.shape for tensor in tensors}) > 1:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise ValueError(f"{', '.join(predictions)} must have one shape, got {shapes}")
+    return tensors
 
 
 def guided_prediction(
@@ -129,11 +143,13 @@ def guided_prediction(
         >>> predict(torch.zeros(2, 1, 1), torch.tensor(5)).flatten()
         tensor([3., 3.])
     """
-    check_callable("unet", unet, "a network of diffusers")
-    prompts = [unconditional, conditional, *([] if concept is None else [concept])]
-    names = ("unconditional", "conditional", "concept")
-    for name, prompt in zip(names, prompts, strict=False):
-        check_instance(name, prompt, Tensor, "a tensor")
+    check_callable("unet", unet, "a network of diffusers", or_class=False)
+    named = {"unconditional": unconditional, "conditional": conditional, "concept": concept}
+    prompts = [
+        as_tensor(name, states, "(batch, length, width)", finite=True)
+        for name, states in named.items()
+        if name != "concept" or states is not None
+    ]
     combine: Callable[..., Tensor]
     if concept is None:
         combine = partial(classifier_free_guidance, scale=check_number("guidance", guidance))

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_ext._checks import check_callable, check_instance, check_optional
+from pyro_ext._checks import as_tensor, check_callable, check_optional
 from pyro_ext.inference.diffusion.sampling import Prediction, check_scheduler
 
 
@@ -46,14 +46,21 @@ def noise_prediction_loss(
     """
     check_callable("predict", predict, "a function of noised data and timesteps")
     check_scheduler("scheduler", scheduler, "add_noise")
-    for name, value in (("x", x), ("timesteps", timesteps), ("noise", noise)):
-        check_instance(name, value, Tensor, "a tensor")
-    check_optional(check_instance, "weights", weights, Tensor, "a tensor or None")
+    x = as_tensor("x", x, "(batch, ...)")
+    timesteps = as_tensor("timesteps", timesteps, "(batch,)", kind="integers")
+    noise = as_tensor("noise", noise, "(batch, ...)")
+    weights = check_optional(as_tensor, "weights", weights, "(batch,)")
     if noise.shape != x.shape:
         raise ValueError(f"noise must have the shape of x, {(*x.shape,)}, got {(*noise.shape,)}")
     for name, row in (("timesteps", timesteps), ("weights", weights)):
         if row is not None and row.shape != x.shape[:1]:
-            raise ValueError(f"{name} must have shape {(*x.shape[:1],)}, got {(*row.shape,)}")
+            raise ValueError(f"{name} must have the shape {(*x.shape[:1],)}, got {(*row.shape,)}")
+    num_timesteps = scheduler.config.num_train_timesteps
+    if not bool(((timesteps >= 0) & (timesteps < num_timesteps)).all()):
+        raise ValueError(
+            f"timesteps must be from 0 to {num_timesteps - 1}, got {int(timesteps.min())} to "
+            f"{int(timesteps.max())}"
+        )
     kind = scheduler.config.get("prediction_type", "epsilon")
     if kind == "epsilon":
         target = noise

@@ -10,11 +10,13 @@ from torch.distributions import constraints
 
 from pyro_ext._checks import (
     as_size,
+    as_tensor,
     check_callable,
     check_instance,
     check_integer,
     check_number,
     check_optional,
+    check_sequence,
 )
 from pyro_ext.distributions.bases import expanded
 from pyro_ext.inference.diffusion.guidance import guided_prediction
@@ -73,7 +75,7 @@ class DiffusionSampler(TorchDistribution):
         event_shape: Sequence[int] | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        check_callable("unet", unet, "a network of diffusers")
+        check_callable("unet", unet, "a network of diffusers", or_class=False)
         config = getattr(unet, "config", {})
         if config.get("cross_attention_dim") is None or config.get("sample_size") is None:
             raise TypeError(
@@ -81,8 +83,8 @@ class DiffusionSampler(TorchDistribution):
                 f"{type(unet).__name__}"
             )
         check_scheduler("scheduler", scheduler, "set_timesteps", "step", "init_noise_sigma")
-        for name, value in (("conditional", conditional), ("unconditional", unconditional)):
-            check_instance(name, value, Tensor, "a tensor")
+        conditional = as_tensor("conditional", conditional, finite=True)
+        unconditional = as_tensor("unconditional", unconditional, finite=True)
         if unconditional.dim() != 2 or conditional.shape[-2:] != unconditional.shape:
             raise ValueError(
                 "unconditional must have shape (length, width), and conditional end with it, got "
@@ -130,12 +132,14 @@ class DiffusionSampler(TorchDistribution):
                 "pipeline must be a StableDiffusionPipeline of diffusers, got "
                 f"{type(pipeline).__name__} without {', '.join(missing)}"
             )
+        check_instance("negative_prompt", negative_prompt, str, "a string")
         is_one = isinstance(prompts, str)
+        prompts = [prompts] if is_one else check_sequence("prompts", prompts, "strings", kind=str)
         with torch.no_grad():
             states = encode_prompts(
                 pipeline.tokenizer,
                 pipeline.text_encoder,
-                [negative_prompt, *([prompts] if is_one else prompts)],
+                [negative_prompt, *prompts],
             )
         vae, factor = pipeline.vae, pipeline.vae_scale_factor
 
@@ -166,7 +170,7 @@ class DiffusionSampler(TorchDistribution):
 
         :param batch_shape: to which that of the prompts is expanded.
         """
-        shape = torch.Size(batch_shape)
+        shape = as_size("batch_shape", batch_shape)
         states = self.conditional.expand(shape + self.unconditional.shape)
         new: Self = expanded(self, _instance, shape, conditional=states)
         return new
@@ -178,7 +182,7 @@ class DiffusionSampler(TorchDistribution):
         :param sample_shape: shape of independent draws.
         :returns: **Shape:** ``(*sample_shape, *batch_shape, *event_shape)``.
         """
-        shape = torch.Size(sample_shape) + self.batch_shape
+        shape = as_size("sample_shape", sample_shape) + self.batch_shape
         states = self.conditional.expand(shape + self.unconditional.shape).flatten(0, -3)
         states = states.reshape(-1, *self.unconditional.shape)
         parameter = next(self.unet.parameters())

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyro_ext._checks import check_sequence
+from pyro_ext._checks import check_callable, check_instance, check_sequence, shown
 
 
 def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str]) -> Tensor:
@@ -28,12 +28,14 @@ def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str]) ->
         >>> encode_prompts(pipeline.tokenizer, pipeline.text_encoder, ["seven", ""]).shape
         torch.Size([2, 8, 32])
     """
-    check_sequence("prompts", prompts, "strings", least=1)
-    for prompt in prompts:
-        if not isinstance(prompt, str):
-            raise TypeError(f"prompts must be strings, got {type(prompt).__name__}")
+    check_callable("tokenizer", tokenizer, "a tokenizer of transformers", or_class=False)
+    check_callable("text_encoder", text_encoder, "a network of transformers", or_class=False)
+    if not hasattr(tokenizer, "model_max_length"):
+        raise TypeError(f"tokenizer must be one of transformers, got {shown(tokenizer)}")
+    check_instance("text_encoder", text_encoder, nn.Module, "a network of transformers")
+    prompts = check_sequence("prompts", prompts, "a list of strings", kind=str)
     length = tokenizer.model_max_length
-    found = tokenizer(list(prompts), add_special_tokens=False, verbose=False)["input_ids"]
+    found = tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
     num_special = tokenizer.num_special_tokens_to_add()
     for prompt, ids in zip(prompts, found, strict=True):
         if len(ids) + num_special > length:
@@ -46,9 +48,7 @@ def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str]) ->
                 f"prompts must be of words that the tokenizer knows, got {prompt!r}, of which it "
                 f"makes {tokenizer.convert_ids_to_tokens(ids)}"
             )
-    ids = tokenizer(
-        list(prompts), padding="max_length", max_length=length, return_tensors="pt"
-    ).input_ids
+    ids = tokenizer(prompts, padding="max_length", max_length=length, return_tensors="pt").input_ids
     device = next(text_encoder.parameters()).device
     states: Tensor = text_encoder(ids.to(device))[0]
     return states

@@ -26,7 +26,7 @@ _BATCH_SIZE = 64
 _LEARNING_RATE = 3e-3
 
 
-def digit_pipeline(num_steps: int = 1500, *, seed: int = 0, progress: bool = True) -> Any:
+def digit_pipeline(num_steps: int = 1000, *, seed: int = 0, progress: bool = True) -> Any:
     """A :class:`diffusers.StableDiffusionPipeline` that draws digits of 8 x 8 pixels from words.
 
     Tokenizer, text encoder, U-Net with cross-attention and DDIM scheduler are those of the real

@@ -16,6 +16,7 @@ import torch
 from tests.bad_input import (
     adjoint,
     dbn,
+    diffusion,
     distillation,
     federated,
     floor1,
@@ -49,6 +50,7 @@ TABLES = {
     **adjoint.TABLES,
     **distillation.TABLES,
     **dbn.TABLES,
+    **diffusion.TABLES,
     **fusion.TABLES,
     **federated.TABLES,
     **guides.TABLES,

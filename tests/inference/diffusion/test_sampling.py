@@ -77,6 +77,11 @@ def test_what_is_no_scheduler():
         denoise(lambda z, t: z, torch.nn.Linear(2, 2), torch.randn(3, 2))
 
 
+def test_what_is_not_finite_is_no_sample():
+    with pytest.raises(FloatingPointError, match="not finite after 3 steps"):
+        denoise(lambda z, t: z / 0.0, DDIMScheduler(), torch.randn(3, 2), 3)
+
+
 def test_guidance():
     zero, one = torch.randn(2, 3), torch.randn(2, 3)
     assert torch.equal(classifier_free_guidance(zero, one, 0.0), zero)
