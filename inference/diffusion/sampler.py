@@ -134,12 +134,12 @@ class DiffusionSampler(TorchDistribution):
             )
         check_instance("negative_prompt", negative_prompt, str, "a string")
         is_one = isinstance(prompts, str)
-        prompts = [prompts] if is_one else check_sequence("prompts", prompts, "strings", kind=str)
+        words = [prompts] if is_one else check_sequence("prompts", prompts, "strings", kind=str)
         with torch.no_grad():
             states = encode_prompts(
                 pipeline.tokenizer,
                 pipeline.text_encoder,
-                [negative_prompt, *prompts],
+                [negative_prompt, *words],
             )
         vae, factor = pipeline.vae, pipeline.vae_scale_factor
 
