@@ -121,7 +121,8 @@ class ConceptErasure(ABC):
         seed: int | None = None,
     ) -> None:
         check_instance("unet", unet, nn.Module, "a network of diffusers")
-        if "encoder_hidden_states" not in signature(unet.forward).parameters:
+        taken = signature(unet.forward).parameters.values()
+        if not any(p.name == "encoder_hidden_states" or p.kind is p.VAR_KEYWORD for p in taken):
             raise TypeError(
                 "unet must take encoder_hidden_states, the conditioning of a prompt, got "
                 f"{type(unet).__name__}, which does not"
@@ -155,6 +156,7 @@ class ConceptErasure(ABC):
             )
         self.timesteps = Uniform(0.0, 1.0) if timesteps is None else timesteps
         check_instance("timesteps", self.timesteps, Distribution, "a distribution")
+        _check_fractions(self.timesteps)
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.latent_shape = _latent_shape(unet, latent_shape)
         self.scheduler, self.concepts = scheduler, chosen
@@ -284,7 +286,7 @@ class ConceptErasure(ABC):
         :returns: a scalar.
         """
         target = self.target(noisy, timestep, concept).detach()
-        return mse_loss(self._predict(self.student, noisy, timestep, concept), target)
+        return mse_loss(_predict(self.student, noisy, timestep, concept), target)
 
     def latents(self, timestep: int, prompt: Tensor) -> Tensor:
         """Latents on the way to images of a prompt, by the network that is :attr:`erased` so far.
@@ -366,13 +368,6 @@ class ConceptErasure(ABC):
         if self.generate_with == "composite":
             return self._composite, single
         return single, (self._composite if self.generate_with == "single" else single)
-
-    def _predict(
-        self, network: nn.Module, noisy: Tensor, timestep: Tensor, concept: Tensor
-    ) -> Tensor:
-        states = concept.expand(len(noisy), *concept.shape)
-        prediction: Tensor = network(noisy, timestep, encoder_hidden_states=states)[0]
-        return prediction
 
     @torch.no_grad()
     def _encode(self, encode: Callable[[list[str]], Tensor], like: Tensor) -> None:
@@ -462,7 +457,7 @@ class SafeSelfDistillation(ConceptErasure):
         :param Tensor timestep: an integer.
         :param Tensor concept: is not used.
         """
-        return self._predict(self.student, noisy, timestep, self._empty)
+        return _predict(self.student, noisy, timestep, self._empty)
 
 
 class ESD(ConceptErasure):
@@ -516,12 +511,29 @@ class ESD(ConceptErasure):
         :param Tensor timestep: an integer.
         :param Tensor concept: conditioning. **Shape:** ``(length, width)``.
         """
-        empty = self._predict(self.teacher, noisy, timestep, self._empty)
-        present = self._predict(self.teacher, noisy, timestep, concept)
+        empty = _predict(self.teacher, noisy, timestep, self._empty)
+        present = _predict(self.teacher, noisy, timestep, concept)
         return classifier_free_guidance(empty, present, -self.negative_guidance)
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "negative_guidance": self.negative_guidance}
+
+
+def _predict(network: nn.Module, noisy: Tensor, timestep: Tensor, concept: Tensor) -> Tensor:
+    states = concept.expand(len(noisy), *concept.shape)
+    prediction: Tensor = network(noisy, timestep, encoder_hidden_states=states)[0]
+    return prediction
+
+
+def _check_fractions(timesteps: Distribution) -> None:
+    """Refuse what is not a distribution of one number from 0 to 1."""
+    support = timesteps.support
+    low, high = (getattr(support, bound, math.nan) for bound in ("lower_bound", "upper_bound"))
+    if timesteps.batch_shape or timesteps.event_shape or not (low >= 0 and high <= 1):
+        raise ValueError(
+            "timesteps must be a distribution of one fraction from 0 to 1, such as Beta(3, 3), got "
+            f"{shown(timesteps)}"
+        )
 
 
 def _latent_shape(unet: nn.Module, shape: Sequence[int] | None) -> tuple[int, ...]:
