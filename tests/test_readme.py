@@ -17,6 +17,7 @@ from pyro_ext.distributions import GaussianCluster
 from pyro_ext.inference import MCMC, NUTS, SGHMC, SGLD
 from pyro_ext.inference.averaging import SWAG
 from pyro_ext.inference.training import ShuffledBatches
+from pyro_ext.models.diffusion import digit_pipeline
 from pyro_ext.models.sets import DeepSet
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule
 from pyro_ext.random_measures import DirichletProcess, GeneralizedGammaProcess, frequency_table
@@ -124,6 +125,10 @@ READER = {
         lambda m: m.run(X, Y),
     ),
     "tune(kernel, ...)": ({"kernel": KERNEL}, None),
+    'DiffusionSampler.from_pipeline(pipeline, "seven")': (
+        {"pipeline": digit_pipeline(num_steps=0)},
+        lambda d: d.sample(),
+    ),
     'SGHMC(model, mass="laplace")': ({"model": regression}, lambda k: run(k, X, Y)),
     "sbc(model, run_inference)": (
         {"model": partial(location, Y), "run_inference": run_inference},
