@@ -102,6 +102,12 @@ MEASURE = GeneralizedGammaProcess(1.0, 0.5, 1.0)
 TABLE = frequency_table([40, 9, 3, 2, 1, 1, 1])
 EXTRACTOR = torch.nn.Linear(2, 4)
 OF_EXTRACTOR = SWAG().collect(EXTRACTOR).collect(EXTRACTOR)
+
+
+def pipeline():
+    return {"pipeline": digit_pipeline(num_steps=0)}
+
+
 # What the reader brings to an expression, and what is done with its value.
 READER = {
     "Potential(model, *args)": ({"model": regression, "args": (X, Y)}, None),
@@ -126,7 +132,7 @@ READER = {
     ),
     "tune(kernel, ...)": ({"kernel": KERNEL}, None),
     'DiffusionSampler.from_pipeline(pipeline, "seven")': (
-        {"pipeline": digit_pipeline(num_steps=0)},
+        pipeline,
         lambda d: d.sample(),
     ),
     'SGHMC(model, mass="laplace")': ({"model": regression}, lambda k: run(k, X, Y)),
@@ -247,7 +253,7 @@ def names() -> Iterator[tuple[str, str]]:
     """Names and the modules that the rows say they are from."""
     for cell in CELLS:
         for spans, module in NAMES_FROM.findall(cell):
-            for name in re.findall(r"`([A-Za-z_]\w*)(?=[(`])", spans):
+            for name in re.findall(r"`([A-Z]\w*(?=\.\w+\()|[A-Za-z_]\w*(?=[(`]))", spans):
                 yield name, module
 
 
@@ -277,6 +283,7 @@ def test_rows_run_as_written(subtests, tmp_path, monkeypatch):
     assert set(spans) == set(READER)
     for span in spans:
         brought, use = READER[span]
+        brought = brought() if callable(brought) else brought
         code = span
         for dots, words in DOTS.items():
             code = code.replace(dots, words)

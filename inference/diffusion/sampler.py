@@ -183,12 +183,14 @@ class DiffusionSampler(TorchDistribution):
         :returns: **Shape:** ``(*sample_shape, *batch_shape, *event_shape)``.
         """
         shape = as_size("sample_shape", sample_shape) + self.batch_shape
-        states = self.conditional.expand(shape + self.unconditional.shape).flatten(0, -3)
+        states = self.conditional.expand(shape + self.unconditional.shape)
         states = states.reshape(-1, *self.unconditional.shape)
         parameter = next(self.unet.parameters())
         noise = torch.randn(
             shape + self.latent_shape, device=parameter.device, dtype=parameter.dtype
         ).reshape(-1, *self.latent_shape)
+        if not shape.numel():
+            return noise.new_empty(shape + self.event_shape)
         predict = guided_prediction(
             self.unet, states, self.unconditional[None], self.guidance_scale
         )

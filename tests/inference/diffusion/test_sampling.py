@@ -195,6 +195,8 @@ def test_the_distribution_in_a_model(pipeline):
 
     draws = pyro.infer.Predictive(model, num_samples=4)()
     assert draws["image"].shape == (4, 3, 1, 8, 8) and draws["ink"].shape == (4, 3)
+    alone = DiffusionSampler.from_pipeline(pipeline, "six", num_steps=1)
+    assert alone.sample().shape == (1, 8, 8) and alone.sample((2, 0)).shape == (2, 0, 1, 8, 8)
     assert digits.batch_shape == (3,) and digits.event_shape == (1, 8, 8)
     with pytest.raises(NotImplementedError, match="no density"):
         digits.log_prob(draws["image"][0])
