@@ -66,8 +66,8 @@ class SoftToken:
     :param str init: prompt whose embedding it starts with, the mean over its tokens.
     :param str token: its name in prompts.
     :ivar vector: :math:`v`, a parameter. **Shape:** ``(width,)``.
-    :raises ValueError: for a name that the tokenizer has already or makes something else of, and an
-        initial prompt that it does not know.
+    :raises ValueError: for a name that is a word to the tokenizer already, and an initial prompt
+        that it does not know.
 
     Example::
 
@@ -85,20 +85,17 @@ class SoftToken:
         check_instance("text_encoder", text_encoder, nn.Module, "a text encoder of transformers")
         check_instance("init", init, str, "a prompt")
         check_instance("token", token, str, "the name of a token")
-        if not token or token in tokenizer.get_vocab():
-            raise ValueError(f"token must be one that the tokenizer does not have, got {token!r}")
         self.token = token
         self.tokenizer = copy.deepcopy(tokenizer)
-        rows = self.tokenizer(init, add_special_tokens=False, verbose=False)["input_ids"]
-        if not rows or self.tokenizer.unk_token_id in rows:
+        unknown = self.tokenizer.unk_token_id
+        rows, own = self.tokenizer([init, token], add_special_tokens=False)["input_ids"]
+        is_word = len(own) == 1 and own[0] != unknown
+        if not token.strip() or is_word or token in self.tokenizer.get_vocab():
+            raise ValueError(f"token must be one that the tokenizer does not have, got {token!r}")
+        if not rows or unknown in rows:
             raise ValueError(f"init must be a prompt that the tokenizer knows, got {init!r}")
         self.tokenizer.add_tokens([token])
         self.row: int = self.tokenizer.convert_tokens_to_ids(token)
-        if self.tokenizer(token, add_special_tokens=False)["input_ids"] != [self.row]:
-            raise ValueError(
-                f"token must be a name that the tokenizer leaves as it is, got {token!r}; try one "
-                "of lower case in angle brackets"
-            )
         encoder: Any = copy.deepcopy(text_encoder).eval()
         size = len(encoder.get_input_embeddings().weight)
         if size < len(self.tokenizer):

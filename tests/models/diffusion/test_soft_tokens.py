@@ -162,7 +162,8 @@ def test_best_token_of_gaussians_is_the_mean_weighted_by_rewards(pipeline):
     ("options", "message"),
     [
         ({"token": "seven</w>"}, "token must be one that the tokenizer does not have"),
-        ({"token": ""}, "token must be one that the tokenizer does not have"),
+        ({"token": "seven"}, "token must be one that the tokenizer does not have"),
+        ({"token": " "}, "token must be one that the tokenizer does not have"),
         ({"init": ""}, "init must be a prompt that the tokenizer knows, got ''"),
         ({"init": "Ω7"}, "init must be a prompt that the tokenizer knows, got 'Ω7'"),
     ],
