@@ -2,13 +2,36 @@
 
 from pyro_ext.models.diffusion.digits import WORDS, digit_images, digit_judge, digit_pipeline
 from pyro_ext.models.diffusion.erasure import ESD, ConceptErasure, SafeSelfDistillation
+from pyro_ext.models.diffusion.human_feedback import ErasedByFeedback, HumanFeedbackInversion
+from pyro_ext.models.diffusion.reward_models import (
+    RewardFit,
+    RewardModel,
+    bradley_terry_loss,
+    is_ranking,
+)
+from pyro_ext.models.diffusion.soft_tokens import (
+    RewardWeightedInversion,
+    SoftToken,
+    WeightedImages,
+    reward_weights,
+)
 
 __all__ = [
     "ESD",
     "WORDS",
     "ConceptErasure",
+    "ErasedByFeedback",
+    "HumanFeedbackInversion",
+    "RewardFit",
+    "RewardModel",
+    "RewardWeightedInversion",
     "SafeSelfDistillation",
+    "SoftToken",
+    "WeightedImages",
+    "bradley_terry_loss",
     "digit_images",
     "digit_judge",
     "digit_pipeline",
+    "is_ranking",
+    "reward_weights",
 ]

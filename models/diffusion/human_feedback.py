@@ -1,0 +1,234 @@
+"""Taking out of a text-to-image model what people object to, and for which it has no word."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from pyro.distributions import Beta
+from torch import Tensor
+
+from pyro_ext._checks import (
+    check_callable,
+    check_instance,
+    check_integer,
+    check_mapping,
+    check_number,
+    shown,
+)
+from pyro_ext.inference.diffusion import DiffusionSampler
+from pyro_ext.models.diffusion.erasure import ConceptErasure, SafeSelfDistillation
+from pyro_ext.models.diffusion.reward_models import RewardFit, RewardModel, is_ranking
+from pyro_ext.models.diffusion.soft_tokens import (
+    RewardWeightedInversion,
+    SoftToken,
+    check_pipeline,
+    reward_weights,
+)
+from pyro_ext.random import fresh_seed, seeded, spawn_seed
+
+_MOST_AT_ONCE = 100  # images that are drawn or encoded as one batch
+
+
+class ErasedByFeedback(NamedTuple):
+    """What :meth:`HumanFeedbackInversion.run` returns.
+
+    :param pipeline: without what people object to. It knows the token.
+    :param SoftToken token: what stands for that.
+    :param RewardModel reward: what people say of images.
+    """
+
+    pipeline: Any
+    token: SoftToken
+    reward: RewardModel
+
+
+class HumanFeedbackInversion:
+    r"""Erases from a text-to-image model what people say they object to in its images [1].
+
+    Words say too much or too little of it. The model draws images of a concept, people judge them,
+    and a reward learns from that. A new token is trained to stand for the images with the largest
+    rewards, and the token is erased in place of the word:
+
+    1. draw images for the prompt of the concept;
+    2. ask for feedback, and fit a :class:`RewardModel`;
+    3. train a :class:`SoftToken`, which starts as the concept, by :class:`RewardWeightedInversion`
+       with :func:`reward_weights`;
+    4. erase the token by a :class:`ConceptErasure`, at timesteps :math:`t / T \sim
+       \text{Beta}(3, 3)`.
+
+    The pipeline is not changed. Judge the result by something else than the reward, which the token
+    was made for; and note that what people did not see in the images of one prompt may remain.
+
+    :param pipeline: a ``StableDiffusionPipeline`` of diffusers or one like it.
+    :param str concept: a prompt, of which the images show what is objected to.
+    :param Callable feedback: is given the images, with pixels from -1 to 1 and **shape**
+        ``(num_images, channels, height, width)``. It returns a label of each, one where an image is
+        objected to and else zero; or rankings, lists of indices of images from the worst to the
+        best.
+    :param RewardModel reward: learns from feedback. The default sees pixels, which is enough for
+        small images only.
+    :param str token: its name.
+    :param str prompt: in which the token is trained and erased, by default the token alone.
+    :param int num_images: to ask about.
+    :param int num_kept: images with the largest rewards, which the token stands for.
+    :param float guidance_scale: of the images.
+    :param int num_inference_steps: of the images.
+    :param eraser: a class of :class:`ConceptErasure`.
+    :param Mapping fit: options of :meth:`RewardModel.fit_binary` or
+        :meth:`RewardModel.fit_ranking`.
+    :param Mapping inversion: options of :class:`RewardWeightedInversion`.
+    :param Mapping erasure: options of ``eraser``.
+    :param int seed: of all that is drawn.
+    :ivar images: those that were asked about, once :meth:`draw_images` or :meth:`run` was called.
+    :ivar reward_fit: how well the reward predicts feedback that was held out.
+    :raises TypeError: for arguments of a wrong type.
+    :raises ValueError: for numbers out of range, or prompts that the tokenizer does not know.
+
+    [1] S. Kim, S. Jung, B. Kim, M. Choi, J. Shin, J. Lee (2024), Safeguard text-to-image diffusion
+    models with human feedback inversion, arXiv 2407.21032.
+
+    Example::
+
+        >>> from pyro_ext.models.diffusion import digit_pipeline
+        >>> pipeline = digit_pipeline(num_steps=0)
+        >>> def feedback(images):  # stands for a person, who objects to bright ones
+        ...     brightness = images.mean((1, 2, 3))
+        ...     return brightness > brightness.median()
+        >>> inversion = HumanFeedbackInversion(
+        ...     pipeline, "odd", feedback, num_images=20, num_kept=5, num_inference_steps=2, seed=0,
+        ...     erasure={"num_inference_steps": 5})
+        >>> erased, token, reward = inversion.run(2, 2, progress=False)
+        >>> erased("odd", negative_prompt="<hfi>", num_inference_steps=2).images[0].size
+        (8, 8)
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        concept: str,
+        feedback: Callable[[Tensor], Any],
+        reward: RewardModel | None = None,
+        *,
+        token: str = "<hfi>",
+        prompt: str | None = None,
+        num_images: int = 400,
+        num_kept: int = 40,
+        guidance_scale: float = 7.5,
+        num_inference_steps: int = 50,
+        eraser: type[ConceptErasure] = SafeSelfDistillation,
+        fit: Mapping[str, Any] | None = None,
+        inversion: Mapping[str, Any] | None = None,
+        erasure: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        check_pipeline(pipeline)
+        check_instance("concept", concept, str, "a prompt")
+        check_callable("feedback", feedback, "a function of images")
+        if reward is None:
+            reward = RewardModel(_pixels)
+        check_instance("reward", reward, RewardModel, "a RewardModel or None")
+        if not (isinstance(eraser, type) and issubclass(eraser, ConceptErasure)):
+            raise TypeError(f"eraser must be a class of ConceptErasure, got {shown(eraser)}")
+        self.num_images = check_integer("num_images", num_images, 4)
+        if check_integer("num_kept", num_kept, 1) > num_images:
+            raise ValueError(f"num_kept must be at most num_images, {num_images}, got {num_kept}")
+        options = {"fit": fit or {}, "inversion": inversion or {}, "erasure": erasure or {}}
+        for name, value in options.items():
+            check_mapping(name, value, "a dict of options")
+        self.pipeline, self.concept, self.feedback, self.reward = (
+            pipeline,
+            concept,
+            feedback,
+            reward,
+        )
+        self.num_kept, self.eraser = num_kept, eraser
+        self._options = options
+        self._sampler = DiffusionSampler.from_pipeline(
+            pipeline,
+            concept,
+            guidance_scale=check_number("guidance_scale", guidance_scale),
+            num_steps=check_integer("num_inference_steps", num_inference_steps, 1),
+        )
+        first = SoftToken(pipeline.tokenizer, pipeline.text_encoder, concept, token)
+        self.token, self.prompt = token, first.prompt(prompt)
+        self.seed = fresh_seed(seed)
+        self.images: Tensor | None = None
+        self.reward_fit: RewardFit | None = None
+
+    def draw_images(self) -> Tensor:
+        """Draw the images that feedback is asked for, or return those that were drawn.
+
+        :returns: **Shape:** ``(num_images, channels, height, width)``, pixels from -1 to 1.
+        """
+        if self.images is None:
+            parts = []
+            with seeded(spawn_seed(self.seed, 0)):
+                for start in range(0, self.num_images, _MOST_AT_ONCE):
+                    number = min(_MOST_AT_ONCE, self.num_images - start)
+                    parts.append(self._sampler.sample((number,)).clamp(-1.0, 1.0))
+            self.images = torch.cat(parts)
+        return self.images
+
+    def run(
+        self,
+        num_inversion_steps: int = 1000,
+        num_erasing_steps: int = 1500,
+        *,
+        progress: bool = True,
+    ) -> ErasedByFeedback:
+        """Draw images, ask for feedback, learn reward and token, and erase the token.
+
+        :param int num_inversion_steps: of the token.
+        :param int num_erasing_steps: of the model.
+        :param bool progress: whether to show progress bars.
+        :returns: the pipeline without the concept, the token and the reward.
+        :raises ValueError: for feedback that nothing can be learned from, such as labels of one
+            class, before anything is trained.
+        :raises TrainingDiverged: where something is not finite.
+        """
+        check_integer("num_inversion_steps", num_inversion_steps, 0)
+        check_integer("num_erasing_steps", num_erasing_steps, 0)
+        images = self.draw_images()
+        feedback = self.feedback(images)
+        learn = self.reward.fit_ranking if is_ranking(feedback) else self.reward.fit_binary
+        options = {"seed": spawn_seed(self.seed, 1), "progress": progress, **self._options["fit"]}
+        self.reward_fit = learn(images, feedback, **options)
+        token = self._invert(images, num_inversion_steps, progress)
+        extended = token.pipeline(self.pipeline)
+        erasure = self.eraser.from_pipeline(
+            extended,
+            [self.prompt],
+            **{
+                "timesteps": Beta(3.0, 3.0),
+                "seed": spawn_seed(self.seed, 3),
+                **self._options["erasure"],
+            },
+        )
+        erasure.run(num_erasing_steps, progress=progress)
+        return ErasedByFeedback(erasure.erased_pipeline(extended), token, self.reward)
+
+    def _invert(self, images: Tensor, num_steps: int, progress: bool) -> SoftToken:
+        """Train the token."""
+        pipeline = self.pipeline
+        index, weights = reward_weights(self.reward(images), self.num_kept)
+        token = SoftToken(pipeline.tokenizer, pipeline.text_encoder, self.concept, self.token)
+        with seeded(spawn_seed(self.seed, 4)), torch.no_grad():
+            parts = [
+                pipeline.vae.encode(part).latent_dist.sample()
+                for part in images[index].split(_MOST_AT_ONCE)
+            ]
+        inversion = RewardWeightedInversion(
+            pipeline.unet,
+            pipeline.scheduler,
+            token,
+            torch.cat(parts) * pipeline.vae.config.scaling_factor,
+            weights,
+            prompt=self.prompt,
+            **{"seed": spawn_seed(self.seed, 2), **self._options["inversion"]},
+        )
+        inversion.run(num_steps, progress=progress)
+        return token
+
+
+def _pixels(images: Tensor) -> Tensor:
+    return images.flatten(1)

@@ -1,0 +1,455 @@
+r"""Rewards of images, learned from what people say of them: labels or rankings.
+
+A person says of each image whether it shows a concept, or sorts some images by how much they show
+of it [1]. The reward is a network on features that are given. It is trained until feedback that was
+held out is predicted worse, and then has a Gaussian posterior of its last layer, which tells how
+well it is known.
+
+[1] S. Kim, S. Jung, B. Kim, M. Choi, J. Shin, J. Lee (2024), Safeguard text-to-image diffusion
+models with human feedback inversion.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, mse_loss
+
+from pyro_ext._checks import (
+    as_tensor,
+    check_boolean,
+    check_callable,
+    check_integer,
+    check_number,
+    check_sequence,
+)
+from pyro_ext._progress import progress_bar
+from pyro_ext.inference import Trainer
+from pyro_ext.inference.laplace import LaplacePosterior, laplace_posterior
+from pyro_ext.inference.training.trainer import Optimizer
+from pyro_ext.nn import MLP
+from pyro_ext.potential import Potential
+from pyro_ext.random import seeded
+
+_ADAM = partial(torch.optim.Adam, lr=1e-3)
+_INTERVAL = 10
+_LEAST_NOISE = 0.01
+
+
+class _Pairs(NamedTuple):
+    """Indices of the images that are preferred and of the others, and weights of the pairs."""
+
+    first: Tensor
+    second: Tensor
+    weight: Tensor
+
+
+class RewardFit(NamedTuple):
+    """How a reward does on feedback that was held out.
+
+    The same feedback decided when to stop, so that new feedback may be predicted slightly worse.
+
+    :param float accuracy: fraction of labels that it gives, or of pairs that it puts in order.
+    :param float baseline: what the best constant reward has: the fraction of the larger class, or
+        one half.
+    :param int num_steps: of the training, up to the network that was kept.
+    :param losses: on feedback that was held out, at every tenth step.
+    """
+
+    accuracy: float
+    baseline: float
+    num_steps: int
+    losses: list[float]
+
+
+def is_ranking(feedback: Any) -> bool:
+    """Whether feedback holds rankings, which are lists of images, rather than a label of each.
+
+    :param feedback: as a person gives it.
+
+    Example::
+
+        >>> is_ranking([[2, 0, 1], [3, 4]]), is_ranking(torch.tensor([0, 1, 1]))
+        (True, False)
+    """
+    entries = check_sequence("feedback", feedback, "labels of images, or rankings of their indices")
+    return all(np.ndim(entry) == 1 for entry in entries)
+
+
+def bradley_terry_loss(rewards: Tensor, rankings: Sequence[Sequence[int]]) -> Tensor:
+    r"""Loss of rewards under rankings, by the Bradley-Terry model of each pair [2].
+
+    .. math:: -\frac1{M^2} \sum_{i \succ j} \log \operatorname{sigmoid}(r_i - r_j)
+
+    over all pairs of a ranking of :math:`M` images, and the mean over rankings.
+
+    :param Tensor rewards: :math:`r`. **Shape:** ``(num_images,)``.
+    :param rankings: lists of indices, from the image that shows most to the one that shows least.
+    :returns: a scalar.
+    :raises ValueError: for indices that are not known, or come twice in a ranking.
+
+    [2] R. A. Bradley, M. E. Terry (1952), Rank analysis of incomplete block designs.
+
+    Example::
+
+        >>> bradley_terry_loss(torch.tensor([2.0, 1.0, 0.0]), [[0, 1, 2]])
+        tensor(0.0837)
+    """
+    rewards = as_tensor("rewards", rewards, "(num_images,)", finite=True)
+    return _pair_loss(rewards, _as_pairs(rankings, len(rewards), rewards.device))
+
+
+class RewardModel:
+    r"""Reward of images, :math:`r(x) = w^\top h(f(x)) + b`, with a posterior of the last layer.
+
+    Features are standardized as they are in the images of the feedback. The network is made for
+    them when it is first trained.
+
+    :param features: maps images to features, which stay as they are: the image tower of CLIP, the
+        last but one layer of a classifier, principal components.
+        **Shape:** ``(num_images, *event)`` to ``(num_images, num_features)``.
+    :param hidden: widths of the layers :math:`h`; none make a linear model.
+    :raises TypeError: for arguments of a wrong type.
+
+    Example::
+
+        >>> images = torch.randn(100, 1, 2, 2)
+        >>> reward = RewardModel(lambda x: x.flatten(1), hidden=[8])
+        >>> fit = reward.fit_binary(images, images[:, 0, 0, 0] > 0, seed=0, progress=False)
+        >>> fit.accuracy > fit.baseline
+        True
+        >>> predicted = reward.predictive(images)  # a Normal for each image
+        >>> predicted.mean.shape, bool((predicted.stddev > 0).all())
+        (torch.Size([100]), True)
+    """
+
+    def __init__(self, features: Callable[[Tensor], Tensor], hidden: Sequence[int] = (64,)) -> None:
+        check_callable("features", features, "a function of images")
+        widths = check_sequence("hidden", hidden, "widths of layers", least=0)
+        self.features = features
+        self.hidden = [check_integer("hidden", width, 1) for width in widths]
+        self.network: MLP | None = None
+        """From standardized features to the reward, once it was trained."""
+        self._scaling: tuple[Tensor, Tensor] | None = None
+        self._mean_activation: Tensor | None = None
+        self._posterior: LaplacePosterior | None = None
+        self._noise: float | None = None  # of labels
+
+    def fit_binary(
+        self,
+        images: Tensor,
+        labels: Any,
+        *,
+        held_out: float = 0.2,
+        num_steps: int = 1000,
+        patience: int = 100,
+        optimizer: Optimizer = _ADAM,
+        seed: int | None = None,
+        progress: bool = True,
+    ) -> RewardFit:
+        r"""Learn from labels, by their squared error :math:`(r(x) - y)^2`.
+
+        :param Tensor images: **Shape:** ``(num_images, *event)``.
+        :param labels: one where an image shows the concept, else zero.
+            **Shape:** ``(num_images,)``.
+        :param float held_out: fraction of each class that is held out.
+        :param int num_steps: at most.
+        :param int patience: steps without a better loss on what is held out, after which it ends
+            with the best network so far.
+        :param optimizer: as of :class:`~pyro_ext.inference.Trainer`.
+        :param int seed: of the network and of what is held out.
+        :param bool progress: whether to show a progress bar.
+        :raises ValueError: for labels of one class only, or other labels than zero and one.
+        :raises TrainingDiverged: where something is not finite.
+        """
+        images = _as_images(images)
+        labels = _as_labels(labels, images)
+        check_number("held_out", held_out, above=0, below=1)
+        with seeded(seed):
+            parts = [_split(torch.nonzero(labels == y)[:, 0], held_out) for y in (0, 1)]
+        kept, out = (torch.cat(part) for part in zip(*parts, strict=True))
+
+        def loss(rewards: Tensor, rows: Tensor = kept) -> Tensor:
+            return mse_loss(rewards[rows], labels[rows].to(rewards))
+
+        losses, step, rewards = self._fit(
+            images, loss, partial(loss, rows=out), num_steps, patience, optimizer, seed, progress
+        )
+        truth = labels[out]
+        accuracy = ((rewards[out] > 0.5) == (truth > 0.5)).double().mean()
+        rate = float(truth.mean())
+        self._infer(images, labels, max(math.sqrt(min(losses)), _LEAST_NOISE))
+        return RewardFit(float(accuracy), max(rate, 1.0 - rate), step, losses)
+
+    def fit_ranking(
+        self,
+        images: Tensor,
+        rankings: Sequence[Sequence[int]],
+        *,
+        held_out: float = 0.2,
+        num_steps: int = 1000,
+        patience: int = 100,
+        optimizer: Optimizer = _ADAM,
+        seed: int | None = None,
+        progress: bool = True,
+    ) -> RewardFit:
+        """Learn from rankings, by :func:`bradley_terry_loss`; only differences of rewards matter.
+
+        :param Tensor images: **Shape:** ``(num_images, *event)``.
+        :param rankings: lists of indices of images, two at least of each, from the one that shows
+            most of the concept to the one that shows least.
+        :param float held_out: fraction of the rankings that is held out.
+        :param int num_steps: at most.
+        :param int patience: as of :meth:`fit_binary`.
+        :param optimizer: as of :class:`~pyro_ext.inference.Trainer`.
+        :param int seed: of the network and of what is held out.
+        :param bool progress: whether to show a progress bar.
+        :raises ValueError: for fewer than two rankings, or indices that are not known.
+        :raises TrainingDiverged: where something is not finite.
+        """
+        images = _as_images(images)
+        all_pairs = _as_pairs(rankings, len(images), images.device)
+        rankings = list(rankings)
+        if len(rankings) < 2:
+            raise ValueError(f"rankings must be two at least, one to be held out, got {rankings}")
+        check_number("held_out", held_out, above=0, below=1)
+        with seeded(seed):
+            parts = _split(torch.arange(len(rankings)), held_out)
+        kept, out = (
+            _as_pairs([rankings[row] for row in part], len(images), images.device) for part in parts
+        )
+        losses, step, rewards = self._fit(
+            images,
+            partial(_pair_loss, pairs=kept),
+            partial(_pair_loss, pairs=out),
+            num_steps,
+            patience,
+            optimizer,
+            seed,
+            progress,
+        )
+        accuracy = (rewards[out.first] > rewards[out.second]).double().mean()
+        self._infer(images, all_pairs, None)
+        return RewardFit(float(accuracy), 0.5, step, losses)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Rewards of images, by the network.
+
+        :param Tensor images: **Shape:** ``(num_images, *event)``.
+        :returns: **Shape:** ``(num_images,)``.
+        :raises ValueError: before it was trained.
+        """
+        head = list(self._trained())[-1]
+        rewards: Tensor = head(self._activations(_as_images(images)))[:, 0]
+        return rewards
+
+    def last_layer(self, images: Tensor, feedback: Any) -> Callable[[], None]:
+        """Pyro model of feedback, in which only the last layer of the network is unknown.
+
+        Its sites are ``weight``, of the units of the last hidden layer minus their means, and
+        ``bias`` with labels, whose noise is normal, as large as that of labels that were held out.
+        What is observed are ``label``, or ``preference`` of each pair of a ranking, which is one.
+        Run any kernel or guide on it.
+
+        :param Tensor images: **Shape:** ``(num_images, *event)``.
+        :param feedback: on these images, labels or rankings as the network was trained by.
+        :returns: the model, a function without arguments, in double precision.
+        :raises ValueError: before the network was trained.
+        """
+        self._trained()
+        images = _as_images(images)
+        if is_ranking(feedback) != (self._noise is None):
+            kind = "rankings" if self._noise is None else "labels"
+            raise ValueError(f"feedback must be {kind}, as the network was trained by")
+        if self._noise is None:
+            return self._model(images, _as_pairs(feedback, len(images), images.device))
+        return self._model(images, _as_labels(feedback, images))
+
+    def predictive(self, images: Tensor) -> dist.Normal:
+        """Rewards under the posterior of the last layer, a Gaussian at its mode.
+
+        After :meth:`fit_ranking` they are differences from the mean reward of the images that were
+        rated.
+
+        :param Tensor images: **Shape:** ``(num_images, *event)``.
+        :returns: a normal distribution for each image, without the noise of labels.
+        :raises ValueError: before the network was trained.
+        """
+        self._trained()
+        assert self._posterior is not None
+        units = self._centered(_as_images(images))
+        if self._noise is not None:
+            units = torch.cat([units, torch.ones_like(units[:, :1])], 1)
+        deviation = torch.linalg.vector_norm(units @ self._posterior.scale_tril, dim=1)
+        return dist.Normal(units @ self._posterior.mode, deviation)
+
+    # The network ---------------------------------------------------------------------------------
+
+    def _fit(
+        self,
+        images: Tensor,
+        loss: Callable[[Tensor], Tensor],
+        held_out_loss: Callable[[Tensor], Tensor],
+        num_steps: int,
+        patience: int,
+        optimizer: Optimizer,
+        seed: int | None,
+        progress: bool,
+    ) -> tuple[list[float], int, Tensor]:
+        """Train until what is held out gets worse; its losses, the best step, and rewards there."""
+        num_steps = check_integer("num_steps", num_steps, 1)
+        patience = check_integer("patience", patience, 1)
+        check_boolean("progress", progress)
+        found = self._described(images)
+        deviation, mean = torch.std_mean(found, 0, correction=0)
+        scaling = mean, deviation.where(deviation > 0, 1.0)
+        with seeded(seed):
+            network = MLP(found.shape[1], self.hidden, 1).to(found)
+        found = (found - scaling[0]) / scaling[1]
+        trainer = Trainer(network, optimizer, seed=seed)
+        losses, best, kept = [], 0, copy.deepcopy(network.state_dict())
+        with torch.no_grad():
+            losses.append(float(held_out_loss(network(found)[:, 0])))
+        bar = progress_bar(total=num_steps, desc="reward", unit="step", disable=not progress)
+        with bar:
+            while (step := trainer.num_steps) < num_steps and step - best < patience:
+                wanted = min(step + _INTERVAL, num_steps)
+                trainer.run(lambda: loss(network(found)[:, 0]), wanted, progress=False)
+                if trainer.num_steps < wanted:  # interrupted
+                    break
+                bar.update(wanted - step)
+                with torch.no_grad():
+                    losses.append(float(held_out_loss(network(found)[:, 0])))
+                if losses[-1] == min(losses):
+                    best, kept = wanted, copy.deepcopy(network.state_dict())
+        network.load_state_dict(kept)
+        self.network, self._scaling = network.requires_grad_(False), scaling
+        with torch.no_grad():
+            return losses, best, network(found)[:, 0]
+
+    def _trained(self) -> MLP:
+        if self.network is None:
+            raise ValueError("reward must be trained first: call fit_binary or fit_ranking")
+        return self.network
+
+    @torch.no_grad()
+    def _described(self, images: Tensor) -> Tensor:
+        """Features of images, checked."""
+        found = self.features(images)
+        if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != len(images):
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(
+                f"features must return the shape ({len(images)}, num_features), got {shape}"
+            )
+        return as_tensor("features", found.detach(), finite=True)
+
+    def _activations(self, images: Tensor) -> Tensor:
+        """What the last layer is given."""
+        layers = list(self._trained())[:-1]
+        assert self._scaling is not None
+        values = (self._described(images) - self._scaling[0]) / self._scaling[1]
+        for layer in layers:
+            values = layer(values)
+        return values
+
+    # The posterior -------------------------------------------------------------------------------
+
+    def _centered(self, images: Tensor) -> Tensor:
+        assert self._mean_activation is not None
+        return self._activations(images).double() - self._mean_activation
+
+    def _model(self, images: Tensor, feedback: Tensor | _Pairs) -> Callable[[], None]:
+        units = self._centered(images)
+        width = units.shape[1]
+        zero = units.new_zeros(())
+
+        def model() -> None:
+            prior = dist.Normal(zero, 1.0 / math.sqrt(width)).expand([width]).to_event(1)
+            weight = pyro.sample("weight", prior)
+            if isinstance(feedback, _Pairs):
+                logits = (units[feedback.first] - units[feedback.second]) @ weight
+                with pyro.plate("pairs", len(logits)):
+                    preferred = dist.Bernoulli(logits=logits)
+                    pyro.sample("preference", preferred, obs=torch.ones_like(logits))
+                return
+            bias = pyro.sample("bias", dist.Normal(zero, 1.0))
+            with pyro.plate("images", len(units)):
+                rewards = units @ weight + bias
+                pyro.sample("label", dist.Normal(rewards, self._noise), obs=feedback.to(units))
+
+        return model
+
+    def _infer(self, images: Tensor, feedback: Tensor | _Pairs, noise: float | None) -> None:
+        """Find the Gaussian at the mode of the last layer; with labels it is the posterior."""
+        self._noise = noise
+        self._mean_activation = self._activations(images).double().mean(0)
+        potential = Potential(self._model(images, feedback))
+        start = {
+            name: self._mean_activation.new_zeros(site.shape)
+            for name, site in potential.sites.items()
+        }
+        self._posterior = laplace_posterior(potential, [start])
+
+
+def _pair_loss(rewards: Tensor, pairs: _Pairs) -> Tensor:
+    return torch.dot(
+        pairs.weight.to(rewards), -logsigmoid(rewards[pairs.first] - rewards[pairs.second])
+    )
+
+
+def _split(rows: Tensor, held_out: float) -> tuple[Tensor, Tensor]:
+    """Rows that stay and rows that are held out, at least one of each."""
+    number = min(max(1, round(held_out * len(rows))), len(rows) - 1)
+    order = rows[torch.randperm(len(rows)).to(rows.device)]
+    return order[number:], order[:number]
+
+
+def _as_images(images: Any) -> Tensor:
+    return as_tensor("images", images, "(num_images, ...)", finite=True)
+
+
+def _as_labels(labels: Any, images: Tensor) -> Tensor:
+    """Labels of all images, of both classes."""
+    labels = as_tensor("labels", labels, f"({len(images)},)", finite=True).to(images.device)
+    labels = labels.to(torch.get_default_dtype())
+    if strange := sorted({float(y) for y in labels} - {0.0, 1.0}):
+        raise ValueError(f"labels must be 0 or 1, got {strange[0]:g}")
+    number = int(labels.sum())
+    if min(number, len(labels) - number) < 2:
+        raise ValueError(
+            "labels must hold two images of each class at least, one to be held out, got "
+            f"{number} with 1 and {len(labels) - number} with 0"
+        )
+    return labels
+
+
+def _as_pairs(rankings: Any, num_images: int, device: torch.device) -> _Pairs:
+    """All pairs of rankings of known images."""
+    first: list[Tensor] = []
+    second: list[Tensor] = []
+    weight: list[Tensor] = []
+    lists = check_sequence("rankings", rankings, "lists of indices of images, the first most")
+    for entry in lists:
+        row = as_tensor("rankings", entry, "(num_ranked,)", kind="integers").to(device)
+        if len(row) < 2 or len(row.unique()) < len(row):
+            raise ValueError(
+                f"rankings must each order two or more different images, got {row.tolist()!r:.80}"
+            )
+        if int(row.min()) < 0 or int(row.max()) >= num_images:
+            raise ValueError(
+                f"rankings must hold indices from 0 to {num_images - 1}, got {row.tolist()!r:.80}"
+            )
+        above, below = torch.triu_indices(len(row), len(row), 1, device=device)
+        first.append(row[above])
+        second.append(row[below])
+        each = 1.0 / (len(row) ** 2 * len(lists))
+        weight.append(torch.full((len(above),), each, dtype=torch.double, device=device))
+    return _Pairs(torch.cat(first), torch.cat(second), torch.cat(weight))

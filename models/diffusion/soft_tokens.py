@@ -1,0 +1,324 @@
+"""Words that a text-to-image pipeline does not have, learned from images and their rewards."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyro_ext._checks import as_tensor, check_callable, check_instance, check_integer, shown
+from pyro_ext.checkpoint.files import check_folder_of, write_bytes
+from pyro_ext.inference import Trainer
+from pyro_ext.inference.diffusion import encode_prompts, noise_prediction_loss
+from pyro_ext.inference.training import ShuffledBatches
+from pyro_ext.inference.training.trainer import Optimizer
+
+_ADAMW = partial(torch.optim.AdamW, lr=5e-3, weight_decay=0.0)
+
+
+class WeightedImages(NamedTuple):
+    """Images that are learned from, and how much each counts.
+
+    :param Tensor index: of images among all. **Shape:** ``(num_kept,)``.
+    :param Tensor weight: at least zero, with a mean of one. **Shape:** ``(num_kept,)``.
+    """
+
+    index: Tensor
+    weight: Tensor
+
+
+def reward_weights(rewards: Tensor, num_kept: int) -> WeightedImages:
+    r"""The images with the largest rewards, weighted by :math:`r_i - \min_j r_j`.
+
+    Rewards are known up to a constant at best, and those that were fitted to labels may be
+    negative; weights must not be. Where all rewards are equal, so are the weights.
+
+    :param Tensor rewards: of all images. **Shape:** ``(num_images,)``.
+    :param int num_kept: number of images to keep.
+    :raises ValueError: for more images to keep than there are.
+
+    Example::
+
+        >>> reward_weights(torch.tensor([0.9, -0.1, 0.4, 0.4]), 2)
+        WeightedImages(index=tensor([0, 2]), weight=tensor([1.3333, 0.6667]))
+    """
+    rewards = as_tensor("rewards", rewards, "(num_images,)", finite=True)
+    if check_integer("num_kept", num_kept, 1) > len(rewards):
+        raise ValueError(f"num_kept must be at most the {len(rewards)} images, got {num_kept}")
+    index = rewards.argsort(descending=True, stable=True)[:num_kept]
+    weight = rewards[index] - rewards.min()
+    total = weight.mean()
+    return WeightedImages(index, weight / total if total > 0 else torch.ones_like(weight))
+
+
+class SoftToken:
+    r"""A new token of a tokenizer, with an embedding :math:`v` of its own that can be trained.
+
+    Tokenizer and text encoder are copied. In the copies nothing changes but that there is one more
+    token, and one more row in the table of embeddings.
+
+    :param tokenizer: of a pipeline of diffusers.
+    :param text_encoder: of the pipeline, a model of transformers.
+    :param str init: prompt whose embedding it starts with, the mean over its tokens.
+    :param str token: its name in prompts.
+    :ivar vector: :math:`v`, a parameter. **Shape:** ``(width,)``.
+    :raises ValueError: for a name that is a word to the tokenizer already, and an initial prompt
+        that it does not know.
+
+    Example::
+
+        >>> from pyro_ext.models.diffusion import digit_pipeline
+        >>> pipeline = digit_pipeline(num_steps=0)
+        >>> token = SoftToken(pipeline.tokenizer, pipeline.text_encoder, "odd")
+        >>> token.encode(["<hfi>", "odd <hfi>"]).shape
+        torch.Size([2, 8, 32])
+        >>> token.pipeline(pipeline)("<hfi>", num_inference_steps=2, output_type="pt").images.shape
+        torch.Size([1, 1, 8, 8])
+    """
+
+    def __init__(self, tokenizer: Any, text_encoder: Any, init: str, token: str = "<hfi>") -> None:
+        check_callable("tokenizer", tokenizer, "a tokenizer of transformers")
+        check_instance("text_encoder", text_encoder, nn.Module, "a text encoder of transformers")
+        check_instance("init", init, str, "a prompt")
+        check_instance("token", token, str, "the name of a token")
+        self.token = token
+        self.tokenizer = copy.deepcopy(tokenizer)
+        unknown = self.tokenizer.unk_token_id
+        rows, own = self.tokenizer([init, token], add_special_tokens=False)["input_ids"]
+        is_word = len(own) == 1 and own[0] != unknown
+        if not token.strip() or is_word or token in self.tokenizer.get_vocab():
+            raise ValueError(f"token must be one that the tokenizer does not have, got {token!r}")
+        if not rows or unknown in rows:
+            raise ValueError(f"init must be a prompt that the tokenizer knows, got {init!r}")
+        self.tokenizer.add_tokens([token])
+        self.row: int = self.tokenizer.convert_tokens_to_ids(token)
+        encoder: Any = copy.deepcopy(text_encoder).eval()
+        size = len(encoder.get_input_embeddings().weight)
+        if size < len(self.tokenizer):
+            encoder.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
+        encoder.requires_grad_(False)
+        table = encoder.get_input_embeddings().weight
+        self.vector = nn.Parameter(table[rows].mean(0))
+        self._encoder = encoder
+
+    @property
+    def text_encoder(self) -> Any:
+        """The text encoder, with the present embedding in its table."""
+        with torch.no_grad():
+            self._encoder.get_input_embeddings().weight[self.row] = self.vector
+        return self._encoder
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Encode prompts, with a gradient in the embedding.
+
+        :param prompts: strings, in which the name of the token may stand.
+        :returns: **Shape:** ``(num_prompts, length, width)``.
+        :raises ValueError: as :func:`~pyro_ext.inference.diffusion.encode_prompts`.
+        """
+        with self._inserted():
+            return encode_prompts(self.tokenizer, self._encoder, prompts)
+
+    def prompt(self, prompt: str | None = None) -> str:
+        """The token alone, or a prompt, once it is seen to be one with the token in it.
+
+        :param str prompt: a prompt.
+        :raises ValueError: for a prompt without the token, or one that cannot be encoded.
+        """
+        prompt = self.token if prompt is None else prompt
+        check_instance("prompt", prompt, str, "a prompt or None")
+        if self.token not in prompt:
+            raise ValueError(f"prompt must have the token {self.token!r} in it, got {prompt!r}")
+        with torch.no_grad():
+            self.encode([prompt])
+        return prompt
+
+    @contextmanager
+    def _inserted(self) -> Iterator[None]:
+        """Put the embedding into what the table gives for the token."""
+
+        def insert(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+            return torch.where((args[0] == self.row)[..., None], self.vector, output)
+
+        handle = self._encoder.get_input_embeddings().register_forward_hook(insert)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def pipeline(self, pipeline: Any) -> Any:
+        """A copy of a pipeline that knows the token; all else is shared with the original.
+
+        :param pipeline: the one whose tokenizer and text encoder were given.
+        :returns: a pipeline of the same class.
+        """
+        check_pipeline(pipeline)
+        new = copy.copy(pipeline)
+        new.tokenizer, new.text_encoder = copy.deepcopy((self.tokenizer, self.text_encoder))
+        return new
+
+    def save(self, path: str | Path) -> None:
+        """Write the embedding as a file of textual inversion.
+
+        ``pipeline.load_textual_inversion(path)`` of diffusers reads it.
+
+        :param path: of the file, whose ending should be ``.safetensors``.
+        :raises CheckpointError: where it cannot be written.
+        """
+        from safetensors.torch import save
+
+        check_instance("path", path, (str, Path), "a path")
+        path = Path(path)
+        check_folder_of(path)
+        write_bytes(path, save({self.token: self.vector.detach().cpu().contiguous()}))
+
+
+class RewardWeightedInversion:
+    r"""Textual inversion [1] of images that count by their rewards [2].
+
+    .. math:: L(v) = \frac1K \sum_i w_i \, \mathbb{E}_{t, \epsilon}
+        \Vert \epsilon - \epsilon_\theta(x_{i,t}, t, c(v)) \Vert^2
+
+    in the embedding :math:`v` of a token, with weights of mean one and :math:`t` uniform. Without
+    weights this is textual inversion. No network changes.
+
+    :param torch.nn.Module unet: a network of diffusers; it is copied.
+    :param scheduler: one of diffusers, with ``add_noise``.
+    :param SoftToken token: is trained.
+    :param Tensor latents: :math:`x`, images as ``unet`` takes them. **Shape:** ``(K, *event)``.
+    :param Tensor weights: :math:`w`, numbers of at least zero, which are scaled to a mean of one.
+        Images with weight zero are left out. **Shape:** ``(K,)``.
+    :param str prompt: in which the token stands, by default the token alone.
+    :param int batch_size: images of a step.
+    :param optimizer: as of :class:`~pyro_ext.inference.Trainer`. Decay of weights would draw the
+        embedding to zero.
+    :param int seed: the same.
+    :raises TypeError: for arguments of a wrong type.
+    :raises ValueError: for negative weights, or shapes that do not fit.
+
+    [1] R. Gal, Y. Alaluf, Y. Atzmon, O. Patashnik, A. H. Bermano, G. Chechik, D. Cohen-Or (2023),
+    An image is worth one word: personalizing text-to-image generation using textual inversion.
+
+    [2] S. Kim, S. Jung, B. Kim, M. Choi, J. Shin, J. Lee (2024), Safeguard text-to-image diffusion
+    models with human feedback inversion.
+
+    Example::
+
+        >>> from pyro_ext.models.diffusion import digit_images, digit_pipeline
+        >>> pipeline = digit_pipeline(num_steps=0)
+        >>> token = SoftToken(pipeline.tokenizer, pipeline.text_encoder, "odd")
+        >>> images, digits = digit_images()
+        >>> inversion = RewardWeightedInversion(
+        ...     pipeline.unet, pipeline.scheduler, token, images[:20], digits[:20], seed=0)
+        >>> len(inversion.run(2, progress=False))
+        2
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        scheduler: Any,
+        token: SoftToken,
+        latents: Tensor,
+        weights: Any = None,
+        *,
+        prompt: str | None = None,
+        batch_size: int = 4,
+        optimizer: Optimizer = _ADAMW,
+        seed: int | None = None,
+    ) -> None:
+        check_instance("unet", unet, nn.Module, "a network of diffusers")
+        check_instance("token", token, SoftToken, "a SoftToken")
+        latents = as_tensor("latents", latents, "(num_images, ...)", finite=True)
+        if weights is None:
+            weights = latents.new_ones(len(latents))
+        weights = as_tensor("weights", weights, f"({len(latents)},)", finite=True)
+        weights = weights.to(latents.device, torch.double)
+        if float(weights.min()) < 0 or not float(weights.sum()) > 0:
+            raise ValueError(f"weights must be >= 0 and not all zero, got {weights.tolist()!r:.80}")
+        self.latents = latents[weights > 0]
+        positive = weights[weights > 0]
+        self.weights = (positive / positive.mean()).to(latents)
+        self.prompt = token.prompt(prompt)
+        size = min(check_integer("batch_size", batch_size, 1), len(self.latents))
+        self._batches = ShuffledBatches(self.latents, self.weights, batch_size=size)
+        self.token, self.scheduler = token, scheduler
+        self.unet = copy.deepcopy(unet).requires_grad_(False).eval()
+        self._trainer = Trainer({token.token: token.vector}, optimizer, seed=seed)
+        noise = torch.zeros_like(self.latents[:1])  # says now what does not fit
+        with torch.no_grad():
+            self.loss(noise, torch.zeros(1, dtype=torch.long, device=noise.device), noise)
+
+    def loss(
+        self, latents: Tensor, timesteps: Tensor, noise: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """The loss at given noise.
+
+        :param Tensor latents: **Shape:** ``(batch, *event)``.
+        :param Tensor timesteps: integers. **Shape:** ``(batch,)``.
+        :param Tensor noise: **Shape:** as ``latents``.
+        :param Tensor weights: by default ones. **Shape:** ``(batch,)``.
+        :returns: a scalar.
+        """
+        states = self.token.encode([self.prompt])
+
+        def predict(noisy: Tensor, t: Tensor) -> Tensor:
+            each = states.expand(len(noisy), *states.shape[1:])
+            prediction: Tensor = self.unet(noisy, t, encoder_hidden_states=each)[0]
+            return prediction
+
+        return noise_prediction_loss(predict, self.scheduler, latents, timesteps, noise, weights)
+
+    def step(self) -> float:
+        """Take one step.
+
+        :returns: the loss before it.
+        :raises TrainingDiverged: where a loss or gradient is not finite.
+        """
+        return self.run(self._trainer.num_steps + 1, progress=False)[-1]
+
+    def run(
+        self,
+        num_steps: int,
+        *,
+        checkpoint: str | Path | None = None,
+        save_every: int = 100,
+        progress: bool = True,
+    ) -> list[float]:
+        """Take steps until there have been so many in all; Ctrl-C stops after one.
+
+        :param int num_steps: number of steps in all, those of earlier calls included.
+        :param checkpoint: as of :meth:`Trainer.run <pyro_ext.inference.Trainer.run>`.
+        :param int save_every: the same.
+        :param bool progress: whether to show a progress bar.
+        :returns: the loss of each step.
+        :raises TrainingDiverged: where a loss or gradient is not finite; the embedding is as it was
+            when both last were.
+        """
+        return self._trainer.run(
+            self._loss,
+            num_steps,
+            self._batches,
+            checkpoint=checkpoint,
+            save_every=save_every,
+            progress=progress,
+            description="inversion",
+        )
+
+    def _loss(self, latents: Tensor, weights: Tensor) -> Tensor:
+        total = self.scheduler.config.num_train_timesteps
+        timesteps = torch.randint(total, (len(latents),), device=latents.device)
+        return self.loss(latents, timesteps, torch.randn_like(latents), weights)
+
+
+def check_pipeline(pipeline: Any) -> None:
+    """Refuse what does not have the parts of a pipeline of Stable Diffusion."""
+    parts = ("unet", "scheduler", "tokenizer", "text_encoder", "vae")
+    if missing := [part for part in parts if getattr(pipeline, part, None) is None]:
+        raise TypeError(
+            f"pipeline must be a StableDiffusionPipeline of diffusers, got {shown(pipeline)} "
+            f"without {', '.join(missing)}"
+        )

@@ -1,0 +1,125 @@
+"""Human feedback inversion as a whole: what it does, what it leaves alone, and what it refuses."""
+
+import pytest
+import torch
+from torch.distributions import Beta
+
+from pyro_ext.models.diffusion import (
+    ESD,
+    HumanFeedbackInversion,
+    RewardModel,
+    SafeSelfDistillation,
+    digit_pipeline,
+)
+
+pytest.importorskip("diffusers")
+ERASURE = {"num_inference_steps": 4, "batch_size": 2, "seed": 5}
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return digit_pipeline(num_steps=0)
+
+
+def bright(images):
+    brightness = images.mean((1, 2, 3))
+    return brightness > brightness.median()
+
+
+def by_brightness(images):
+    order = images.mean((1, 2, 3)).argsort(descending=True).tolist()
+    return [order[0::2], order[1::2]]
+
+
+def inversion_of(pipeline, feedback=bright, **options):
+    settings = dict(num_images=12, num_kept=4, num_inference_steps=2, seed=0, erasure=ERASURE)
+    settings["fit"] = {"num_steps": 20}
+    return HumanFeedbackInversion(pipeline, "odd", feedback, **(settings | options))
+
+
+def states(pipeline):
+    parts = pipeline.unet, pipeline.text_encoder
+    return [tensor.clone() for part in parts for tensor in part.state_dict().values()]
+
+
+@pytest.mark.parametrize("feedback", [bright, by_brightness])
+def test_both_kinds_of_feedback_lead_to_an_erased_pipeline(pipeline, feedback):
+    before, seen = states(pipeline), []
+
+    def judge(images):
+        seen.append(images)
+        return feedback(images)
+
+    inversion = inversion_of(pipeline, judge)
+    erased, token, reward = inversion.run(2, 2, progress=False)
+    (images,) = seen
+    assert images.shape == (12, 1, 8, 8) and images.abs().max() <= 1.0
+    assert torch.equal(images, inversion.draw_images())
+    assert torch.equal(images, inversion_of(pipeline).draw_images())
+    assert reward is inversion.reward and reward(images).shape == (12,)
+    assert inversion.reward_fit.baseline == 0.5
+    assert all(map(torch.equal, states(pipeline), before))
+    assert type(erased) is type(pipeline) and "<hfi>" in erased.tokenizer.get_vocab()
+    row = erased.text_encoder.get_input_embeddings().weight[token.row]
+    assert torch.equal(row, token.vector)
+    own = pipeline.unet.state_dict()
+    for name, tensor in erased.unet.state_dict().items():
+        assert torch.equal(tensor, own[name]) == ("attn2" not in name), name
+
+
+def test_token_that_is_not_trained_gives_what_erasing_the_word_gives(pipeline):
+    erased, _, _ = inversion_of(pipeline).run(0, 3, progress=False)
+    erasure = SafeSelfDistillation.from_pipeline(
+        pipeline, ["odd"], timesteps=Beta(3.0, 3.0), **ERASURE
+    )
+    erasure.run(3, progress=False)
+    expected = erasure.teacher.state_dict()
+    assert all(torch.equal(tensor, expected[n]) for n, tensor in erased.unet.state_dict().items())
+
+
+def test_prompt_and_eraser_are_passed_on(pipeline):
+    made = []
+
+    class Recorded(ESD):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append(self)
+
+    inversion = inversion_of(pipeline, eraser=Recorded, prompt="one <pet>", token="<pet>")
+    erased, token, _ = inversion.run(1, 1, progress=False)
+    (erasure,) = made
+    assert erasure.concepts == ["one <pet>"] and len(erasure.losses) == 1
+    assert token.token == "<pet>" and "<pet>" in erased.tokenizer.get_vocab()
+    torch.manual_seed(0)
+    times = torch.tensor([erasure._draw_timestep() for _ in range(4000)]) / 1000
+    # Four standard errors of a mean and of a fraction each: one false alarm in 8,000 seeds.
+    assert float(times.mean()) == pytest.approx(0.5, abs=4 * (1 / 28 / 4000) ** 0.5 + 1e-3)
+    inside = ((times >= 0.25) & (times < 0.75)).double().mean()
+    assert float(inside) == pytest.approx(0.792969, abs=4 * (0.793 * 0.207 / 4000) ** 0.5)
+    assert erasure.timesteps.variance == pytest.approx(1 / 28)
+
+
+def test_feedback_of_one_class_is_refused_before_training(pipeline):
+    def features(images):
+        raise AssertionError("it began")
+
+    inversion = inversion_of(pipeline, lambda images: [0] * 12, reward=RewardModel(features))
+    with pytest.raises(ValueError, match="labels must hold two images of each class"):
+        inversion.run(1, 1, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_kept": 13}, "num_kept must be at most num_images, 12, got 13"),
+        ({"eraser": "sdd"}, "eraser must be a class of ConceptErasure, got 'sdd'"),
+        ({"reward": torch.sum}, "reward must be a RewardModel or None"),
+        ({"feedback": [0, 1]}, "feedback must be a function of images"),
+        ({"erasure": [3]}, "erasure must be a dict of options"),
+        ({"token": "seven</w>"}, "token must be one that the tokenizer does not have"),
+        ({"prompt": "seven"}, "prompt must have the token '<hfi>' in it"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(pipeline, options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        inversion_of(pipeline, **options)
