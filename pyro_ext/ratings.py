@@ -125,8 +125,8 @@ def read_ratings(path: str | os.PathLike[str]) -> RatedImages:
 class Ratings:
     """The ratings of the images of a folder: what to ask next, and the file of answers.
 
-    The file is the only state. Each method looks whether it has changed, so that several objects,
-    in one process or in several, can rate one folder. Methods may be called from several threads.
+    The file is the only state. Each method looks whether it has changed, and so sees what another
+    process wrote. Methods may be called from several threads.
 
     Images are the files in the folder itself, not below it, whose names end like those of
     ``IMAGE_TYPES``. Symbolic links are left out.
@@ -180,7 +180,7 @@ class Ratings:
             raise ValueError(
                 f"folder must have at least {rank or 1} images ({' '.join(IMAGE_TYPES)}), got "
                 f"{len(names)} in {str(self.folder)!r}"
-                + (f" beside {num_links} symbolic links, which are left out" if num_links else "")
+                + (f" (symbolic links are left out: {num_links})" if num_links else "")
             )
         self._lock = threading.RLock()
         self._seen: tuple[int, ...] = ()
@@ -236,8 +236,8 @@ class Ratings:
         shown = _check_names("images", images)
         least, most = min(self.rank, 2), self.rank
         if len(shown) != len(set(shown)) or not least <= len(shown) <= most:
-            wanted = f"{least} to {most} different" if most > 1 else "one"
-            raise ValueError(f"images must be {wanted} file names, got {shown!r:.80}")
+            wanted = f"{least} to {most} different file names" if most > 1 else "one file name"
+            raise ValueError(f"images must be {wanted}, got {shown!r:.80}")
         record: dict[str, Any] = {"images": shown}
         if answer is None:
             record["skipped"] = True
