@@ -143,6 +143,42 @@ def reproduce(
 
 
 @app.command()
+def rate(
+    folder: Annotated[Path, typer.Argument(help="Folder of the images.", show_default=False)],
+    concept: Annotated[str | None, typer.Option(help="What the images may show.")] = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, max=12, help="Images to order together; 1 asks yes or no.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File of the answers; FOLDER/ratings.jsonl by default.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for a free one.")] = 0,
+    browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the browser.")] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of the images.")] = 0,
+) -> None:
+    """Rate images on a page in the browser; every answer is saved, and a later start goes on."""
+    from pyro_ext._rating_server import RatingServer
+    from pyro_ext.ratings import Ratings
+
+    try:
+        ratings = Ratings(folder, output, concept=concept, rank=rank, seed=seed)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    except OSError as error:
+        raise typer.BadParameter(
+            f"{error.filename} cannot be used: {error.strerror}", param_hint="--output"
+        ) from error
+    try:
+        server = RatingServer(ratings, port)
+    except OSError as error:
+        raise typer.BadParameter(
+            f"{port} cannot be used: {error.strerror}", param_hint="--port"
+        ) from error
+    with server:
+        server.run(browser, typer.echo)
+
+
+@app.command()
 def doctor(
     compile: Annotated[bool, typer.Option(help="Try the C++ compiler.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for bug reports.")] = False,

@@ -158,13 +158,13 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
 
 
 def data_files() -> list[Path]:
-    """Files of numbers that modules read, links not followed."""
+    """Files of numbers and pages that modules read, links not followed."""
     return [
         Path(directory, name)
         for folder in ("pyro_ext", *FLOORS)
         for directory, _, names in os.walk(ROOT / folder)
         for name in names
-        if name.endswith(".safetensors")
+        if name.endswith((".safetensors", ".html"))
     ]
 
 
