@@ -32,6 +32,7 @@ _ORDER = (
     "nrm_mixture",
     "amortized_clustering",
     "one_network_or_many",
+    "diffusion",
     "martingale_posteriors",
     "copula_densities",
     "nonparametric_learning",

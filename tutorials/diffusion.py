@@ -79,9 +79,10 @@ print(f"of {len(is_right)} images {int(is_right.sum())} show the digit of their 
 # ## Without training: guidance
 #
 # Guidance goes from the prediction for the empty prompt toward that for the prompt, and beyond. A
-# negative prompt takes the place of the empty one. For the prompt `seven` with the negative prompt
-# `seven` that is no guidance at all, and the model draws sevens as before. Safe latent guidance
-# takes the concept out of the direction, where the prompt leads toward it.
+# negative prompt takes the place of the empty one. Safe latent guidance turns away from the concept
+# where the prompt leads toward it. Both do what they are for: `odd` gives no sevens any more. For
+# the prompt `seven` itself neither helps. With the same negative prompt there is no guidance left,
+# but still the prompt; and safe latent guidance finds no difference between prompt and concept.
 #
 # Each way of drawing is a function of prompts here.
 
@@ -155,12 +156,14 @@ feedback_run = HumanFeedbackInversion(
     num_kept=page.length(40, smoke=4),
     guidance_scale=GUIDANCE,
     num_inference_steps=NUM_STEPS,
+    inversion={
+        "batch_size": 32,
+        "optimizer": partial(torch.optim.AdamW, lr=2e-2, weight_decay=0.0),
+    },
     erasure={**SETTINGS, "ema": 0.97},
     seed=0,
 )
-found = feedback_run.run(
-    page.length(200, smoke=2), page.length(100, smoke=2), progress=False
-)
+found = feedback_run.run(page.length(200, smoke=2), page.length(100, smoke=2), progress=False)
 by_word = SafeSelfDistillation.from_pipeline(pipeline, ["odd"], ema=0.97, **SETTINGS)
 by_word.run(page.length(100, smoke=2), progress=False)
 drawn |= {"odd, erased by its word": draw(by_word.erased)}
@@ -172,7 +175,10 @@ drawn |= {"odd, erased by feedback": draw(found.pipeline.unet)}
 # The first two columns are what was asked for: sevens for the prompt `seven`, and for the prompt
 # `odd`, which never named them. The others are what nobody asked for: whether the nine other words
 # still give their digits, whether `odd` still gives its other four, and what is drawn for no
-# prompt at all.
+# prompt at all. Self-distillation takes the sevens and leaves the rest. ESD, with as many steps,
+# takes the fives along, and so does safe latent guidance at its strongest with some of the other
+# digits. Erasing the word `odd` takes all odd digits from it and leaves `seven`; feedback takes
+# most sevens from both.
 
 # %%
 CLASSES = torch.arange(10)
@@ -212,7 +218,8 @@ page.figure("images", figure)
 # ## Where the predictions moved
 #
 # The same question without a judge: how much the prediction of the noise changed at real images, by
-# prompt. After self-distillation it changed for the erased word and hardly for others.
+# prompt. After self-distillation it changed most for the erased word, and several times less for
+# any other; after ESD more everywhere.
 
 # %%
 x, _ = digit_images()
@@ -253,10 +260,10 @@ page.figure("moved", figure, despine=True)
 #
 # | you have | take |
 # |---|---|
-# | a word for the concept, and no time | `SafeLatentGuidance`: nothing is trained, whoever has the weights can leave it out |
+# | a word for the concept, and no time to train | `SafeLatentGuidance`, at each image |
 # | a word for the concept | `SafeSelfDistillation`; watch other prompts as you go on |
 # | images you object to, and no word | `pyro-ext rate` and `HumanFeedbackInversion` |
-# | someone who will fine-tune the result | `ModularLoRA`, whose page shows how the concept comes back otherwise |
+# | users who fine-tune the result | `ModularLoRA`; its page shows what comes back otherwise |
 #
 # None of them makes a model safe. A word that is erased leaves its content under others: `odd` and
 # the empty prompt may still give sevens, since the model has seen them. Whoever has the weights can
@@ -270,7 +277,8 @@ page.figure("moved", figure, despine=True)
 if not page.smoke:
     original, distilled = rows["original"], rows["self-distillation"]
     assert original["sevens of seven"] >= 0.95 and original["other words right"] >= 0.95, original
-    assert rows["negative prompt"]["sevens of seven"] >= 0.7, rows
+    for name in ("negative prompt", "safe latent guidance"):
+        assert rows[name]["sevens of seven"] >= 0.7 > 0.1 >= rows[name]["sevens of odd"], rows
     assert distilled["sevens of seven"] <= 0.2 and distilled["other words right"] >= 0.95, rows
     assert rows["ESD"]["sevens of seven"] <= 0.2, rows
     by_text, by_person = rows["odd, erased by its word"], rows["odd, erased by feedback"]
@@ -278,4 +286,4 @@ if not page.smoke:
     assert by_person["1, 3, 5, 9 of odd"] >= by_text["1, 3, 5, 9 of odd"] + 0.25, rows
     word = PROMPTS.index("seven")
     rest = moved["self-distillation"][[i for i in range(len(PROMPTS)) if i != word]]
-    assert moved["self-distillation"][word] > 5.0 * rest.max(), moved
+    assert moved["self-distillation"][word] > 3.0 * rest.max(), moved
