@@ -63,8 +63,8 @@ class HumanFeedbackInversion:
     :param str concept: a prompt, of which the images show what is objected to.
     :param Callable feedback: is given the images, with pixels from -1 to 1 and **shape**
         ``(num_images, channels, height, width)``. It returns a label of each, one where an image is
-        objected to and else zero; or rankings, lists of indices of images from the worst to the
-        best.
+        objected to and else zero; or a dict of labels by index, where not all were rated; or
+        rankings, lists of indices of images from the worst to the best.
     :param RewardModel reward: learns from feedback. The default sees pixels, which is enough for
         small images only.
     :param str token: its name.
@@ -83,6 +83,17 @@ class HumanFeedbackInversion:
     :ivar reward_fit: how well the reward predicts feedback that was held out.
     :raises TypeError: for arguments of a wrong type.
     :raises ValueError: for numbers out of range, or prompts that the tokenizer does not know.
+
+    A person in front of a browser is asked by ``pyro-ext rate FOLDER``, and the feedback is
+    what :func:`pyro_ext.ratings.read_ratings` reads then::
+
+        def feedback(images):
+            to_files = pipeline.image_processor.postprocess(images)
+            for index, image in enumerate(to_files):
+                image.save(f"images/{index:04}.png")
+            input("Run pyro-ext rate images in another window, then press Enter here. ")
+            found = read_ratings("images")
+            return {int(name[:4]): label for name, label in found.labels.items()}
 
     [1] S. Kim, S. Jung, B. Kim, M. Choi, J. Shin, J. Lee (2024), Safeguard text-to-image diffusion
     models with human feedback inversion, arXiv 2407.21032.
@@ -189,10 +200,12 @@ class HumanFeedbackInversion:
         check_integer("num_inversion_steps", num_inversion_steps, 0)
         check_integer("num_erasing_steps", num_erasing_steps, 0)
         images = self.draw_images()
-        feedback = self.feedback(images)
+        feedback, rated = self.feedback(images), images
+        if isinstance(feedback, Mapping):
+            rated, feedback = images[_as_index(feedback, len(images))], list(feedback.values())
         learn = self.reward.fit_ranking if is_ranking(feedback) else self.reward.fit_binary
         options = {"seed": spawn_seed(self.seed, 1), "progress": progress, **self._options["fit"]}
-        self.reward_fit = learn(images, feedback, **options)
+        self.reward_fit = learn(rated, feedback, **options)
         token = self._invert(images, num_inversion_steps, progress)
         extended = token.pipeline(self.pipeline)
         erasure = self.eraser.from_pipeline(
@@ -228,6 +241,16 @@ class HumanFeedbackInversion:
         )
         inversion.run(num_steps, progress=progress)
         return token
+
+
+def _as_index(feedback: Mapping[Any, Any], num_images: int) -> list[int]:
+    """Indices of the images that have labels."""
+    for index in feedback:
+        if not isinstance(index, int) or not 0 <= index < num_images:
+            raise ValueError(
+                f"feedback must have labels by index from 0 to {num_images - 1}, got {index!r:.80}"
+            )
+    return list(feedback)
 
 
 def _pixels(images: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from pyro_ext.models.diffusion import (
     SafeSelfDistillation,
     digit_pipeline,
 )
+from pyro_ext.random import spawn_seed
 
 pytest.importorskip("diffusers")
 ERASURE = {"num_inference_steps": 4, "batch_size": 2, "seed": 5}
@@ -97,6 +98,22 @@ def test_prompt_and_eraser_are_passed_on(pipeline):
     inside = ((times >= 0.25) & (times < 0.75)).double().mean()
     assert float(inside) == pytest.approx(0.792969, abs=4 * (0.793 * 0.207 / 4000) ** 0.5)
     assert erasure.timesteps.variance == pytest.approx(1 / 28)
+
+
+def test_labels_of_some_images_are_those_of_the_others_left_out(pipeline):
+    """Rewards follow what was rated, and images that were not have one, too."""
+    inversion = inversion_of(pipeline, lambda x: dict(enumerate(bright(x)[:9].tolist())))
+    _, _, reward = inversion.run(0, 0, progress=False)
+    images = inversion.draw_images()
+    expected = RewardModel(lambda x: x.flatten(1))
+    seed = inversion.seed
+    fit = expected.fit_binary(
+        images[:9], bright(images)[:9], num_steps=20, seed=spawn_seed(seed, 1), progress=False
+    )
+    assert inversion.reward_fit == fit and torch.equal(reward(images), expected(images))
+    inversion = inversion_of(pipeline, lambda x: {0: 1, 1: 1, 2: 0, 12: 0})
+    with pytest.raises(ValueError, match="feedback must have labels by index from 0 to 11, got 12"):
+        inversion.run(0, 0, progress=False)
 
 
 def test_feedback_of_one_class_is_refused_before_training(pipeline):
