@@ -2,9 +2,10 @@
 
 from pyro_ext.models.diffusion.digit_transformer import (digit_transformer_pipeline)
 from pyro_ext.models.diffusion.digits import (WORDS, digit_images, digit_judge, digit_pipeline)
-from pyro_ext.models.diffusion.early_exit import (EarlyExit, ExitSchedule)
+from pyro_ext.models.diffusion.early_exit import (EarlyExit)
 from pyro_ext.models.diffusion.early_exit_tuning import (AdaptiveScoreFineTuner)
 from pyro_ext.models.diffusion.erasure import (ESD, ConceptErasure, SafeSelfDistillation)
+from pyro_ext.models.diffusion.exit_schedule import (ExitSchedule)
 from pyro_ext.models.diffusion.human_feedback import (ErasedByFeedback, HumanFeedbackInversion)
 from pyro_ext.models.diffusion.reward_models import (RewardFit, RewardModel, bradley_terry_loss, is_ranking)
 from pyro_ext.models.diffusion.soft_tokens import (RewardWeightedInversion, SoftToken, WeightedImages, reward_weights)

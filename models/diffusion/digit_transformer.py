@@ -23,7 +23,7 @@ _LEARNING_RATE = 2e-3
 
 
 def digit_transformer_pipeline(
-    num_steps: int = 1100, *, seed: int = 0, progress: bool = True
+    num_steps: int = 1250, *, seed: int = 0, progress: bool = True
 ) -> Any:
     """A :class:`diffusers.DiTPipeline` that draws digits of 8 x 8 pixels from their classes.
 
@@ -66,8 +66,7 @@ def digit_transformer_pipeline(
             norm_type="ada_norm_zero",
             norm_elementwise_affine=False,
         )
-    # Each block would leave out classes on its own.
-    transformer.eval()
+    transformer.eval()  # in training mode each block would leave out classes on its own
     scheduler = diffusers.DDIMScheduler(num_train_timesteps=1000, beta_schedule="linear")
     if num_steps:
         images, digits = digit_images()

@@ -1,5 +1,6 @@
 """Fine-tuning of diffusion models under their schedule of exits."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -139,7 +140,8 @@ class AdaptiveScoreFineTuner:
         """
         check_instance("x", x, Tensor, "a tensor")
         exits: Any = self.module.early_exit
-        names = [name for name in exits.arguments[1:] if name != self._timestep]
+        _, *names = inspect.signature(self.module.forward).parameters
+        names.remove(self._timestep)
         given = dict(zip(names, conditions, strict=False)) | named
         num_timesteps = self.scheduler.config["num_train_timesteps"]
         t = torch.randint(num_timesteps, x.shape[:1], device=x.device)
