@@ -1,0 +1,156 @@
+"""Fine-tuning of diffusion models under their schedule of exits."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_ext._checks import check_instance, check_number, check_sequence
+from pyro_ext.inference.diffusion import noise_prediction_loss
+from pyro_ext.inference.diffusion.sampling import check_scheduler
+from pyro_ext.inference.training import ShuffledBatches, Trainer
+from pyro_ext.models.diffusion.early_exit import EarlyExit
+
+_ADAMW = partial(torch.optim.AdamW, lr=1e-5, weight_decay=0.0)
+
+
+class AdaptiveScoreFineTuner:
+    r"""Tunes a copy of a diffusion model to predict noise from where its schedule lets it exit.
+
+    .. math:: \frac1B \sum_i \Bigl(\frac{L}{n(t_i)}\Bigr)^p \frac1d
+        \Vert \epsilon_i - \epsilon^{(n(t_i))}(x_{t_i}, t_i, y_i) \Vert^2,
+        \qquad t_i \sim \mathrm{Uniform}
+
+    What embeds the timestep stays as it is, and the result is an average over the steps [1]. Only
+    the prediction of the noise is tuned: channels for a variance that the model has learned have no
+    loss. Modes and dropout are those of the module: for classifier-free guidance leave out some of
+    the classes or prompts in what :meth:`step` gets, or let the module do it in training mode.
+
+    :param module: such as ``pipeline.transformer``; it stays as it is.
+    :param scheduler: one of diffusers, with ``add_noise`` and ``num_train_timesteps``.
+    :param schedule: as of :class:`EarlyExit`, as ``blocks`` and ``timestep`` are.
+    :param blocks: the attribute with the list of blocks, or several.
+    :param float weight_power: :math:`p`; above zero, timesteps with fewer blocks count for more.
+    :param Sequence freeze: names of submodules, wherever they are in the module, that stay as they
+        are.
+    :param optimizer: as of :class:`~pyro_ext.inference.Trainer`, as ``seed`` is.
+    :param float ema_decay: of the average. It remembers some ``1 / (1 - ema_decay)`` steps: after
+        fewer, the average is hardly tuned.
+    :param int seed: of timesteps, noise and minibatches.
+    :param str timestep: the argument of ``module.forward`` that is the timestep.
+    :raises TypeError: for arguments of a wrong type.
+    :raises ValueError: as :class:`EarlyExit`, and where nothing has the name of what is to be
+        frozen.
+
+    [1] T. Moon, M. Choi, E. Yun, J. Yoon, G. Lee, J. Cho, J. Lee (2024), A simple early exiting
+    framework for accelerated sampling in diffusion models.
+
+    Example::
+
+        >>> from pyro_ext.models.diffusion import ExitSchedule, digit_images
+        >>> from pyro_ext.models.diffusion import digit_transformer_pipeline
+        >>> pipeline = digit_transformer_pipeline(num_steps=0)
+        >>> tuner = AdaptiveScoreFineTuner(
+        ...     pipeline.transformer, pipeline.scheduler, ExitSchedule.linear(8, 4),
+        ...     ema_decay=0.99, seed=0)
+        >>> images, digits = digit_images()
+        >>> losses = tuner.run(ShuffledBatches(images, digits, batch_size=4), 2, progress=False)
+        >>> pipeline.transformer = tuner.average
+        >>> pipeline([7], num_inference_steps=2, output_type="pt").images.shape
+        torch.Size([1, 1, 8, 8])
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        scheduler: Any,
+        schedule: Callable[[Tensor], Tensor],
+        blocks: str | Sequence[str] = "transformer_blocks",
+        *,
+        weight_power: float = 0.0,
+        freeze: Sequence[str] = ("timestep_embedder",),
+        optimizer: Any = _ADAMW,
+        ema_decay: float = 0.9999,
+        seed: int | None = None,
+        timestep: str = "timestep",
+    ) -> None:
+        check_scheduler("scheduler", scheduler, "add_noise")
+        if "num_train_timesteps" not in scheduler.config:
+            raise TypeError("scheduler must have num_train_timesteps in its config, got none")
+        self.scheduler, self._timestep = scheduler, timestep
+        self.weight_power = check_number("weight_power", weight_power)
+        names = check_sequence("freeze", freeze, "names of submodules", 0, str)
+        self.module = EarlyExit.wrap(module, schedule, blocks, timestep=timestep).requires_grad_()
+        found = {name: name.rpartition(".")[2] for name, _ in module.named_modules()}
+        if missing := set(names) - set(found.values()):
+            raise ValueError(f"freeze must name submodules of module, got {sorted(missing)}")
+        for name, last in found.items():
+            if last in names:
+                self.module.get_submodule(name).requires_grad_(False)
+        self.trainer = Trainer(
+            self.module,
+            optimizer,
+            ema_decay=ema_decay,
+            seed=seed,
+            identity={"weight_power": self.weight_power},
+        )
+
+    @property
+    def average(self) -> Any:
+        """The tuned module: the average over the steps, with exits of its own."""
+        return self.trainer.average
+
+    def step(self, x: Tensor, *conditions: Any, **named: Any) -> float:
+        """Take one step.
+
+        :param Tensor x: data, images or latents. **Shape:** ``(batch, *event)``.
+        :param conditions: what else the module is given, such as classes, in the order of its
+            arguments without data and timestep.
+        :param named: likewise, by name.
+        :returns: the loss before the step.
+        :raises TrainingDiverged: where something is not finite.
+        """
+        return self.trainer.step(partial(self.loss, **named), x, *conditions)
+
+    def run(
+        self, batches: ShuffledBatches, num_steps: int, *, progress: bool = True, **options: Any
+    ) -> list[float]:
+        """Take steps until there have been so many in all.
+
+        :param ShuffledBatches batches: of data and conditions, see :meth:`step`.
+        :param int num_steps: their number.
+        :param bool progress: whether to show a progress bar.
+        :param options: of :meth:`pyro_ext.inference.Trainer.run`, such as ``checkpoint``.
+        :returns: the losses of all steps.
+        :raises TrainingDiverged: as :meth:`step`.
+        """
+        check_instance("batches", batches, ShuffledBatches, "ShuffledBatches")
+        options = {"description": "Fine-tuning", **options}
+        return self.trainer.run(self.loss, num_steps, batches, progress=progress, **options)
+
+    def loss(self, x: Tensor, *conditions: Any, **named: Any) -> Tensor:
+        """The loss at random timesteps, with a gradient.
+
+        :param Tensor x: data, as of :meth:`step`.
+        :param conditions: as of :meth:`step`.
+        :param named: as of :meth:`step`.
+        """
+        check_instance("x", x, Tensor, "a tensor")
+        exits: Any = self.module.early_exit
+        _, *names = inspect.signature(self.module.forward).parameters
+        names.remove(self._timestep)
+        given = dict(zip(names, conditions, strict=False)) | named
+        num_timesteps = self.scheduler.config["num_train_timesteps"]
+        t = torch.randint(num_timesteps, x.shape[:1], device=x.device)
+        weights = (exits.num_blocks / exits.schedule(t)) ** self.weight_power
+
+        def predict(z: Tensor, t: Tensor) -> Tensor:
+            output = self.module(z, **{self._timestep: t}, **given)
+            prediction: Tensor = output if isinstance(output, Tensor) else output[0]
+            return prediction[:, : x.shape[1]]
+
+        noise = torch.randn_like(x)
+        return noise_prediction_loss(predict, self.scheduler, x, t, noise, weights)

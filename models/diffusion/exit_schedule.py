@@ -1,0 +1,112 @@
+"""Schedules of exits: how many blocks of a diffusion model run at which timestep."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import as_tensor, check_integer, check_number, check_sequence, shown
+
+
+class ExitSchedule:
+    r"""Number of blocks by timestep, constant in bins of equal length.
+
+    .. math:: n(t) = N_{\lfloor K t / T \rfloor}
+
+    with the last bin for :math:`t = T`, where the schedulers of flows begin. Time zero is that of
+    data.
+
+    :param Sequence depths: :math:`N_0, \dots, N_{K-1}`, from data to noise: integers of at least
+        one that do not increase.
+    :param float num_train_timesteps: :math:`T`; one for a network whose timesteps go from 0 to 1,
+        as those of Flux.
+    :raises ValueError: for depths that increase or are not positive.
+
+    Example::
+
+        >>> schedule = ExitSchedule([28, 28, 24, 24, 20, 20, 16, 16, 12, 12])
+        >>> schedule(99), schedule(100), schedule(torch.tensor([0, 500, 999]))
+        (28, 28, tensor([28, 20, 12]))
+        >>> schedule.mean_cost(range(0, 1000, 20))  # of 28 blocks
+        20.0
+    """
+
+    def __init__(self, depths: Sequence[int], num_train_timesteps: float = 1000) -> None:
+        wanted = "integers that do not increase from data to noise"
+        values = check_sequence("depths", depths, wanted)
+        self.depths = tuple(check_integer("depths", depth, 1) for depth in values)
+        if list(self.depths) != sorted(self.depths, reverse=True):
+            raise ValueError(f"depths must be {wanted}, got {self.depths!r:.80}")
+        self.num_train_timesteps = check_number("num_train_timesteps", num_train_timesteps, above=0)
+
+    @classmethod
+    def linear(
+        cls, num_blocks: int, least: int, *, num_bins: int = 10, num_train_timesteps: float = 1000
+    ) -> Self:
+        """From all blocks at data down to a few at noise, in steps as equal as integers can be.
+
+        :param int num_blocks: in the first bin.
+        :param int least: in the last bin.
+        :param int num_bins: number of bins.
+        :param float num_train_timesteps: as of the class.
+
+        Example::
+
+            >>> ExitSchedule.linear(8, 4).depths
+            (8, 8, 7, 7, 6, 6, 5, 5, 4, 4)
+        """
+        least = check_integer("least", least, 1)
+        num_blocks = check_integer("num_blocks", num_blocks, least)
+        num_bins = check_integer("num_bins", num_bins, 1)
+        depths = torch.linspace(num_blocks, least, num_bins, dtype=torch.float64).round()
+        return cls(depths.long().tolist(), num_train_timesteps)
+
+    @classmethod
+    def uniform(cls, depth: int, *, num_train_timesteps: float = 1000) -> Self:
+        """The same number of blocks at all times.
+
+        :param int depth: the number.
+        :param float num_train_timesteps: as of the class.
+        """
+        return cls([check_integer("depth", depth, 1)], num_train_timesteps)
+
+    @classmethod
+    def dit_xl(cls) -> Self:
+        """The schedule that the paper's code has for DiT-XL/2: 71 % of its 28 blocks on average.
+
+        Example::
+
+            >>> ExitSchedule.dit_xl().mean_cost(range(1000)) / 28
+            0.7142857142857143
+        """
+        return cls([28, 28, 24, 24, 20, 20, 16, 16, 12, 12])
+
+    def __repr__(self) -> str:
+        return f"ExitSchedule({list(self.depths)}, num_train_timesteps={self.num_train_timesteps})"
+
+    def __call__(self, timesteps: Any) -> Any:
+        """Number of blocks at timesteps.
+
+        :param timesteps: a number or a tensor of numbers, from 0 to ``num_train_timesteps``.
+        :returns: an integer, or a tensor of integers with the shape of ``timesteps``.
+        :raises ValueError: for times out of range, or that are not a number.
+        """
+        t = as_tensor("timesteps", timesteps)
+        if not bool(((t >= 0) & (t <= self.num_train_timesteps)).all()):
+            raise ValueError(
+                f"timesteps must be from 0 to {self.num_train_timesteps:g}, got {shown(timesteps)}"
+            )
+        num_bins = len(self.depths)
+        bins = (t * num_bins / self.num_train_timesteps).long().clamp(max=num_bins - 1)
+        depths = torch.tensor(self.depths, device=t.device)[bins]
+        return depths if isinstance(timesteps, Tensor) else depths.tolist()
+
+    def mean_cost(self, timesteps: Any) -> float:
+        """Mean number of blocks of a sampling run.
+
+        :param timesteps: of the run, such as ``scheduler.timesteps``: a tensor or a list.
+        """
+        if isinstance(timesteps, Iterable) and not isinstance(timesteps, Tensor):
+            timesteps = list(timesteps)
+        return float(self(as_tensor("timesteps", timesteps)).double().mean())

@@ -1,0 +1,579 @@
+"""Early exit: schedules, which blocks run, and what comes out, on networks of diffusers."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("diffusers")
+
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    FluxTransformer2DModel,
+    HunyuanDiT2DModel,
+    PixArtTransformer2DModel,
+    PNDMScheduler,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+
+from pyro_ext.models.diffusion import EarlyExit, ExitSchedule, digit_transformer_pipeline
+
+ASE = [8, 8, 7, 7, 6, 6, 5, 5, 4, 4]
+TIMES = torch.tensor([999, 0, 450, 620])  # of four samples
+FLUX_BLOCKS = ("transformer_blocks", "single_transformer_blocks")
+UP_BLOCK = {"CrossAttnDownBlock2D": "CrossAttnUpBlock2D", "DownBlock2D": "UpBlock2D"}
+
+
+def dit(num_layers=8, **options):
+    return DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=4,
+        in_channels=1,
+        out_channels=1,
+        num_layers=num_layers,
+        sample_size=4,
+        norm_elementwise_affine=False,
+        **options,
+    )
+
+
+def pixart():
+    return PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=4,
+        in_channels=1,
+        out_channels=1,
+        num_layers=4,
+        cross_attention_dim=8,
+        caption_channels=6,
+        sample_size=4,
+        use_additional_conditions=False,
+    )
+
+
+def sd3():
+    return SD3Transformer2DModel(
+        sample_size=4,
+        in_channels=1,
+        out_channels=1,
+        num_layers=4,
+        attention_head_dim=4,
+        num_attention_heads=2,
+        joint_attention_dim=6,
+        caption_projection_dim=8,
+        pooled_projection_dim=5,
+        pos_embed_max_size=4,
+    )
+
+
+def flux():
+    return FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=1,
+        joint_attention_dim=6,
+        pooled_projection_dim=5,
+        axes_dims_rope=(4, 4, 8),
+    )
+
+
+def hunyuan():
+    return HunyuanDiT2DModel(
+        num_attention_heads=2,
+        attention_head_dim=4,
+        in_channels=1,
+        num_layers=4,
+        sample_size=4,
+        patch_size=2,
+        hidden_size=8,
+        cross_attention_dim=8,
+        cross_attention_dim_t5=8,
+        pooled_projection_dim=5,
+        text_len=3,
+        text_len_t5=3,
+        use_style_cond_and_image_meta_size=False,
+        activation_fn="gelu-approximate",
+    )
+
+
+def unet():
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        attention_head_dim=4,
+    )
+
+
+def conditional_unet():
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        attention_head_dim=4,
+        cross_attention_dim=6,
+    )
+
+
+class UViT(nn.Module):
+    """As its authors name its parts."""
+
+    class Block(nn.Module):
+        def __init__(self, merges):
+            super().__init__()
+            self.skip_linear = nn.Linear(12, 6) if merges else None
+            self.mlp = nn.Linear(6, 6)
+
+        def forward(self, x, skip=None):
+            if self.skip_linear is not None:
+                x = self.skip_linear(torch.cat([x, skip], -1))
+            return x + self.mlp(x).tanh()
+
+    def __init__(self):
+        super().__init__()
+        self.in_blocks = nn.ModuleList(self.Block(False) for _ in range(2))
+        self.mid_block = self.Block(False)
+        self.out_blocks = nn.ModuleList(self.Block(True) for _ in range(2))
+
+    def forward(self, x, timesteps):
+        skips = []
+        for block in self.in_blocks:
+            x = block(x)
+            skips.append(x)
+        x = self.mid_block(x)
+        for block in self.out_blocks:
+            x = block(x, skips.pop())
+        return x
+
+
+def images(*shape):
+    return torch.randn(4, *shape, generator=torch.Generator().manual_seed(1))
+
+
+# What makes the network, names of its blocks, number of blocks, largest timestep, conditioning.
+NETWORKS = {
+    "DiT": (dit, "transformer_blocks", 8, 1000, {"class_labels": torch.tensor([3, 1, 4, 1])}),
+    "PixArt": (
+        pixart,
+        "transformer_blocks",
+        4,
+        1000,
+        {"encoder_hidden_states": images(3, 6), "added_cond_kwargs": {}},
+    ),
+    "SD3": (
+        sd3,
+        "transformer_blocks",
+        4,
+        1000,
+        {"encoder_hidden_states": images(3, 6), "pooled_projections": images(5)},
+    ),
+    "Flux": (
+        flux,
+        FLUX_BLOCKS,
+        4,
+        1,
+        {
+            "encoder_hidden_states": images(3, 6),
+            "pooled_projections": images(5),
+            "img_ids": torch.zeros(16, 3),
+            "txt_ids": torch.zeros(3, 3),
+        },
+    ),
+    "UNet2DModel": (unet, "up_blocks", 3, 1000, {}),
+    "UNet2DConditionModel": (
+        conditional_unet,
+        "up_blocks",
+        3,
+        1000,
+        {"encoder_hidden_states": images(3, 6)},
+    ),
+}
+
+
+class Case:
+    """A network at random, with what it is called with."""
+
+    def __init__(self, name):
+        make, self.blocks, self.num_blocks, self.last, self.conditions = NETWORKS[name]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.network = make().eval()
+            for parameter in self.network.parameters():  # nothing is zero
+                parameter.data.add_(0.1 * torch.randn_like(parameter))
+        self.x = (
+            images(16, 4)
+            if name == "Flux"
+            else images(1, 8, 8)
+            if "UNet" in name
+            else images(1, 4, 4)
+        )
+        self.t = TIMES * self.last / 1000 if self.last == 1 else TIMES
+
+    def wrap(self, depths):
+        schedule = ExitSchedule(depths, self.last) if isinstance(depths, list) else depths
+        return EarlyExit.wrap(self.network, schedule, self.blocks)
+
+    def __call__(self, network, rows=slice(None)):
+        kept = {
+            key: value[rows] if torch.is_tensor(value) and len(value) == 4 else value
+            for key, value in self.conditions.items()
+        }
+        return network(self.x[rows], timestep=self.t[rows], **kept)[0]
+
+
+@pytest.fixture(params=NETWORKS)
+def case(request):
+    return Case(request.param)
+
+
+# Schedules ----------------------------------------------------------------------------------------
+
+
+def test_edges_of_bins_and_mean_cost():
+    schedule = ExitSchedule.dit_xl()
+    edges = {0: 28, 99: 28, 100: 28, 199: 28, 200: 24, 899: 12, 900: 12, 999: 12, 1000: 12}
+    assert {t: schedule(t) for t in edges} == edges
+    by_bin = ExitSchedule(range(10, 0, -1))
+    assert [by_bin(t) for t in (99, 100, 899, 900, 999)] == [10, 9, 2, 1, 1]
+    assert by_bin(torch.arange(0, 1000, 100)).tolist() == list(range(10, 0, -1))
+    scheduler = DDIMScheduler(timestep_spacing="leading")
+    scheduler.set_timesteps(50)
+    assert schedule(scheduler.timesteps).sum() == 1000
+    assert schedule.mean_cost(scheduler.timesteps) == 20
+    assert ExitSchedule(ASE).mean_cost(range(1000)) / 8 == 0.75
+    assert ExitSchedule.linear(8, 4).depths == tuple(ASE)
+    assert ExitSchedule.uniform(6).mean_cost(range(1000)) == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_timesteps_of_flows(dtype):
+    """From 1 to 0, in floating-point numbers."""
+    schedule = ExitSchedule(ASE, num_train_timesteps=1)
+    t = torch.tensor([0.0, 0.25, 0.45, 0.75, 1.0], dtype=dtype)
+    assert schedule(t).tolist() == [8, 7, 6, 5, 4]
+
+
+@pytest.mark.parametrize("depths", [[8, 7, 8], [4, 0], [], [2.5], [8, 8, -1], [True]])
+def test_schedules_that_are_none(depths):
+    with pytest.raises(ValueError, match="depths must be"):
+        ExitSchedule(depths)
+
+
+@pytest.mark.parametrize("t", [-1, 1001, float("nan"), [0, 5000]])
+def test_times_out_of_range(t):
+    with pytest.raises(ValueError, match="timesteps must be from 0 to 1000"):
+        ExitSchedule(ASE)(t)
+
+
+# Networks of diffusers ----------------------------------------------------------------------------
+
+
+def test_at_full_depth_nothing_changes_a_bit(case):
+    wrapped = case.wrap([case.num_blocks])
+    assert wrapped.early_exit.num_blocks == case.num_blocks
+    assert type(wrapped) is type(case.network)
+    assert wrapped.state_dict().keys() == case.network.state_dict().keys()
+    for mode in (False, True):
+        torch.manual_seed(0)
+        expected = case(case.network.train(mode))
+        torch.manual_seed(0)
+        assert torch.equal(case(wrapped.train(mode)), expected)
+    assert wrapped.early_exit.num_block_calls == 2 * case.num_blocks
+
+
+def test_samples_of_a_batch_are_those_alone(case):
+    wrapped = case.wrap([case.num_blocks, 3, 2, 1])
+    together = case(wrapped)
+    assert wrapped.early_exit.num_block_calls == case.num_blocks
+    together.square().sum().backward()
+    gradients = {name: p.grad for name, p in wrapped.named_parameters()}
+    alone = copy.deepcopy(wrapped)
+    alone.zero_grad()
+    alone.early_exit.num_block_calls = 0
+    outputs = torch.cat([case(alone, [row]) for row in range(4)])
+    depths = wrapped.early_exit.schedule(case.t)
+    assert alone.early_exit.num_block_calls == int(depths.sum())
+    torch.testing.assert_close(outputs, together, atol=1e-6, rtol=1e-5)
+    outputs.square().sum().backward()
+    for name, parameter in alone.named_parameters():
+        if gradients[name] is not None:
+            torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_beyond_the_exit_does_not_matter(case):
+    """Blocks get no gradient, and with weights that are not numbers do not spoil the output."""
+    wrapped = case.wrap([2])
+    case(wrapped).sum().backward()
+    left_out = [gate.module for gate in wrapped.early_exit._gates if gate.index >= 2]
+    merging = ("conv_shortcut.weight", "conv_shortcut.bias")
+    names = [(m, name) for m in left_out for name, _ in m.named_parameters() if name not in merging]
+    assert names and all(module.get_parameter(name).grad is None for module, name in names)
+    expected = case(wrapped)
+    for module, name in names:
+        module.get_parameter(name).data.fill_(torch.nan)
+    assert torch.equal(case(wrapped), expected)
+
+
+def test_depths_of_one_batch_that_differ_from_block_to_block(case):
+    """Outputs of one batch at all depths are those of the networks cut there."""
+    depths = torch.arange(4).clamp(max=case.num_blocks - 1) + 1
+    mixed = case(case.wrap(lambda t: depths if len(t) == 4 else depths[:1]))
+    for row, depth in enumerate(depths.tolist()):
+        torch.testing.assert_close(mixed[row], case(case.wrap([depth]))[row], atol=1e-6, rtol=1e-5)
+
+
+# DiT ----------------------------------------------------------------------------------------------
+
+
+def test_blocks_in_the_noisiest_bin_and_their_gradients():
+    case = Case("DiT")
+    wrapped = case.wrap(ASE)
+    case.t = torch.full((4,), 950)
+    case(wrapped).sum().backward()
+    for index, block in enumerate(wrapped.transformer_blocks):
+        assert all((p.grad is None) == (index >= 4) for p in block.parameters())
+
+
+def test_a_cut_transformer_gives_the_same():
+    """Independently: of the first blocks and the final layer."""
+    case = Case("DiT")
+    cut = copy.deepcopy(case.network)
+    cut.transformer_blocks = cut.transformer_blocks[:5]
+    assert torch.equal(case(case.wrap([5])), case(cut))
+
+
+def test_exits_agree_where_blocks_begin_as_the_identity():
+    network = dit().eval()
+    for block in network.transformer_blocks:
+        nn.init.zeros_(block.norm1.linear.weight)
+        nn.init.zeros_(block.norm1.linear.bias)
+    x, labels = images(1, 4, 4), torch.arange(4)
+    outputs = [
+        EarlyExit.wrap(network, ExitSchedule.uniform(n))(x, TIMES, labels)[0] for n in range(1, 9)
+    ]
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+
+
+@pytest.mark.parametrize("solver", [DDIMScheduler, DDPMScheduler, PNDMScheduler])
+def test_a_real_pipeline_counts_its_blocks(solver):
+    pipeline = digit_transformer_pipeline(num_steps=0)
+    pipeline.scheduler = solver(beta_schedule="linear")
+    plain = pipeline(
+        [3, 7], num_inference_steps=10, output_type="np", generator=torch.manual_seed(0)
+    )
+    network, schedule = pipeline.transformer, ExitSchedule(ASE)
+    pipeline.transformer = EarlyExit.wrap(network, ExitSchedule.uniform(8))
+    full = pipeline(
+        [3, 7], num_inference_steps=10, output_type="np", generator=torch.manual_seed(0)
+    )
+    assert (full.images == plain.images).all()
+    pipeline.transformer = EarlyExit.wrap(network, schedule)
+    pipeline([3, 7], num_inference_steps=10)
+    expected = int(schedule(pipeline.scheduler.timesteps).sum())
+    assert pipeline.transformer.early_exit.num_block_calls == expected
+
+
+def test_pipelines_are_saved_and_loaded_as_ever(tmp_path):
+    pipeline = digit_transformer_pipeline(num_steps=0)
+    pipeline.transformer = EarlyExit.wrap(pipeline.transformer, ExitSchedule(ASE))
+    pipeline.save_pretrained(tmp_path)
+    loaded = DiTPipeline.from_pretrained(tmp_path, vae=pipeline.vae)
+    config = {key: x for key, x in loaded.transformer.config.items() if not key.startswith("_")}
+    assert config.items() <= pipeline.transformer.config.items()
+    x, t, labels = images(1, 8, 8), TIMES, torch.arange(4)
+    again = EarlyExit.wrap(loaded.transformer, ExitSchedule(ASE))
+    assert torch.equal(again(x, t, labels)[0], pipeline.transformer(x, t, labels)[0])
+
+
+def test_the_copy_is_like_the_original():
+    case = Case("DiT")
+    wrapped = case.wrap(ASE).double()
+    assert wrapped.dtype == torch.float64 and case.network.dtype == torch.float32
+    assert wrapped.config is not None and wrapped.device == case.network.device
+    out = wrapped(case.x.double(), case.t, case.conditions["class_labels"]).sample
+    torch.testing.assert_close(out.float(), case(case.wrap(ASE)), atol=1e-5, rtol=1e-4)
+    assert "forward" not in vars(case.network)
+
+
+def test_copies_and_pickles_have_exits_of_their_own():
+    case = Case("DiT")
+    wrapped = case.wrap(ASE)
+    expected = case(wrapped)
+    for copied in (copy.deepcopy(wrapped), pickle.loads(pickle.dumps(wrapped))):
+        assert torch.equal(case(copied), expected)
+        assert copied.early_exit.num_block_calls == 16
+        assert all(gate.exits is copied.early_exit for gate in copied.early_exit._gates)
+    assert wrapped.early_exit.num_block_calls == 8
+
+
+def test_exits_are_replaced_and_removed():
+    case = Case("DiT")
+    expected = case(case.network)
+    exits = EarlyExit(case.network, ExitSchedule.uniform(2))
+    shallow = case(case.network)
+    assert exits.num_block_calls == 2 and not torch.equal(shallow, expected)
+    case(EarlyExit.wrap(case.network, ExitSchedule.uniform(3)))
+    again = EarlyExit(case.network, ExitSchedule.uniform(5))
+    case(case.network)
+    assert (exits.num_block_calls, again.num_block_calls) == (2, 5)
+    network = copy.deepcopy(case.network)
+    network.transformer_blocks[2].forward = lambda x: x  # what hooks do
+    with pytest.raises(ValueError, match="module must have the forward of its class"):
+        EarlyExit.wrap(network, ExitSchedule.uniform(5))
+    again.remove()
+    assert torch.equal(case(case.network), expected)
+    assert not hasattr(case.network, "early_exit")
+
+
+def test_timesteps_of_any_form():
+    case = Case("DiT")
+    wrapped, labels = case.wrap(ASE), case.conditions["class_labels"]
+    case.t = torch.full((4,), 450)
+    expected = case(wrapped)
+    for t in (torch.tensor([450]), torch.tensor([450.0]), case.t.float()):
+        torch.testing.assert_close(wrapped(case.x, t, labels)[0], expected)
+    pix = Case("PixArt")
+    pix.t = torch.full((4,), 450)
+    alike = pix.wrap([3, 2])(pix.x, timestep=torch.tensor([450]).expand(4), **pix.conditions)[0]
+    assert torch.equal(pix(pix.wrap([3, 2])), alike)
+
+
+def test_a_block_on_its_own_always_runs():
+    wrapped = Case("DiT").wrap([1])
+    block, x = wrapped.transformer_blocks[5], images(4, 8)
+    given = dict(timestep=TIMES, class_labels=torch.arange(4))
+    assert not torch.equal(block(x, **given), x)
+    assert wrapped.early_exit.num_block_calls == 0
+
+
+# Skip connections ---------------------------------------------------------------------------------
+
+
+def test_u_vit_merges_in_blocks_that_do_not_run():
+    torch.manual_seed(0)
+    network, x, t = UViT(), images(3, 6), TIMES
+    names = ("in_blocks", "mid_block", "out_blocks")
+    wrapped = EarlyExit.wrap(network, ExitSchedule([5, 4, 3]), names, timestep="timesteps")
+    assert wrapped.early_exit.num_blocks == 5
+    with torch.no_grad():
+        first = network.in_blocks[0](x)
+        second = network.in_blocks[1](first)
+        third = network.mid_block(second)
+        merge = network.out_blocks[0].skip_linear, network.out_blocks[1].skip_linear
+        fourth = network.out_blocks[0](third, second)
+        dropped = merge[0](torch.cat([third, second], -1))
+        expected = [
+            merge[1](torch.cat([dropped, first], -1))[0],  # 3 blocks at 999
+            network(x, t)[1],  # all of them at 0
+            merge[1](torch.cat([fourth, first], -1))[2],
+            merge[1](torch.cat([fourth, first], -1))[3],
+        ]
+        torch.testing.assert_close(wrapped(x, t), torch.stack(expected), atol=1e-6, rtol=1e-5)
+    with pytest.raises(ValueError, match="schedule must ask for 3 to 5 blocks, got 2"):
+        EarlyExit.wrap(network, ExitSchedule([5, 2]), names, timestep="timesteps")
+
+
+def test_u_vit_of_diffusers():
+    torch.manual_seed(0)
+    network = hunyuan().eval()
+    given = dict(
+        encoder_hidden_states=images(3, 8),
+        text_embedding_mask=torch.ones(4, 3),
+        encoder_hidden_states_t5=images(3, 8),
+        text_embedding_mask_t5=torch.ones(4, 3),
+        image_rotary_emb=(torch.ones(4, 4), torch.zeros(4, 4)),
+    )
+    x, t = images(1, 4, 4), TIMES.float()
+    full = EarlyExit.wrap(network, ExitSchedule.uniform(4), "blocks")
+    expected = network(x, t, **given).sample
+    assert torch.equal(full(x, t, **given).sample, expected)
+    wrapped = EarlyExit.wrap(network, ExitSchedule([4, 3]), "blocks")
+    found = wrapped(x, t, **given).sample
+    assert wrapped.early_exit.num_block_calls == 4
+    torch.testing.assert_close(found[1:3], expected[1:3], atol=1e-6, rtol=1e-5)
+    with torch.no_grad():
+        bare = copy.deepcopy(network)  # its last block adds nothing to what it merges
+        for last in (
+            bare.blocks[3].attn1.to_out[0],
+            bare.blocks[3].attn2.to_out[0],
+            bare.blocks[3].ff.net[2],
+        ):
+            last.weight.zero_()
+            last.bias.zero_()
+    torch.testing.assert_close(
+        found[[0, 3]], bare(x, t, **given).sample[[0, 3]], atol=1e-5, rtol=1e-4
+    )
+
+
+def test_u_net_keeps_what_merges_channels():
+    """A pair without its part beside the shortcut is what is left of it."""
+    case = Case("UNet2DConditionModel")
+    bare = copy.deepcopy(case.network)
+    for resnet in (bare.up_blocks[0].resnets[1], bare.up_blocks[1].resnets[1]):
+        nn.init.zeros_(resnet.conv2.weight)
+        nn.init.zeros_(resnet.conv2.bias)
+    nn.init.zeros_(bare.up_blocks[0].attentions[1].proj_out.weight)
+    nn.init.zeros_(bare.up_blocks[0].attentions[1].proj_out.bias)
+    wrapped = case.wrap([1])
+    torch.testing.assert_close(case(wrapped), case(bare), atol=1e-6, rtol=1e-5)
+    assert wrapped.early_exit.num_block_calls == 1
+
+
+# What is refused ----------------------------------------------------------------------------------
+
+
+def test_what_is_refused_before_work_begins():
+    network = dit(num_layers=3)
+    schedule = ExitSchedule.uniform(3)
+    for options, wanted in [
+        (dict(schedule=ExitSchedule.uniform(4)), "schedule must ask for 1 to 3 blocks, got 4"),
+        (dict(schedule=schedule, blocks="blocks"), "blocks must name a list of modules in DiT"),
+        (dict(schedule=schedule, blocks="norm_out.eps"), "blocks must name a list of modules"),
+        (dict(schedule=schedule, timestep="t"), "timestep must be an argument of module.forward"),
+    ]:
+        with pytest.raises(ValueError, match=wanted):
+            EarlyExit.wrap(network, **options)
+    lists = nn.Module()
+    lists.transformer_blocks = nn.ModuleList([nn.ModuleDict({"block": nn.Linear(1, 1)})])
+    with pytest.raises(ValueError, match="blocks must be modules that are called"):
+        EarlyExit.wrap(lists, schedule, timestep="input")
+
+
+def test_what_is_refused_in_a_call():
+    case = Case("DiT")
+    labels = case.conditions["class_labels"]
+    wrapped = case.wrap(ASE)
+    with pytest.raises(ValueError, match="timestep must be a number, or one for each sample"):
+        wrapped(case.x, TIMES[None], labels)
+    with pytest.raises(ValueError, match="timesteps must have one entry for each of 4 samples"):
+        uvit = EarlyExit.wrap(UViT(), ExitSchedule([2, 1]), "in_blocks", timestep="timesteps")
+        uvit(images(3, 6), torch.tensor([0, 999]))
+    with pytest.raises(ValueError, match="timesteps must be from 0 to 1000"):
+        wrapped(case.x, TIMES + 500, labels)
+    with pytest.raises(ValueError, match="schedule must ask for 1 to 8 blocks, got 0"):
+        case(case.wrap(lambda t: torch.zeros_like(t)))
+    wrapped.enable_gradient_checkpointing()
+    with pytest.raises(ValueError, match="without gradient checkpointing"):
+        case(wrapped)
+    with torch.no_grad():
+        case(wrapped)
