@@ -17,6 +17,7 @@ from pyro_ext._checks import (
     check_tensors,
     shown,
 )
+from pyro_ext.inference.diffusion.sampling import check_scheduler
 
 __all__ = ["DiffusersScore", "NoiseConditionalScore"]
 
@@ -137,7 +138,7 @@ class DiffusersScore:
         ...     down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)
         >>> score = DiffusersScore(unet.eval(), DDPMScheduler(), timestep=100)
         >>> round(score.sigma, 3), score(torch.zeros(3, 1, 8, 8)).shape
-        (0.344, torch.Size([3, 1, 8, 8]))
+        (0.342, torch.Size([3, 1, 8, 8]))
     """
 
     def __init__(
@@ -149,18 +150,14 @@ class DiffusersScore:
     ) -> None:
         check_callable("unet", unet, "a UNet of diffusers", or_class=False)
         _check_mode("unet", unet)
-        remaining = getattr(scheduler, "alphas_cumprod", None)
-        if not isinstance(remaining, Tensor):
-            raise TypeError(
-                "scheduler must be one of diffusers with alphas_cumprod, such as DDPMScheduler, "
-                f"got {shown(scheduler)}"
-            )
-        kind = scheduler.config.prediction_type
+        check_scheduler("scheduler", scheduler, "alphas_cumprod")
+        kind = scheduler.config.get("prediction_type", "epsilon")
         if kind != "epsilon":
             raise ValueError(
-                f"scheduler must have prediction_type='epsilon', got {type(scheduler).__name__} "
-                f"with {kind!r}"
+                "scheduler must predict 'epsilon', the noise, got a "
+                f"{type(scheduler).__name__} whose prediction_type is {kind!r}"
             )
+        remaining = scheduler.alphas_cumprod
         timestep = check_integer("timestep", timestep, 0)
         if timestep >= len(remaining):
             raise ValueError(

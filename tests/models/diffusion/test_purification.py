@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_ext.models.diffusion import AdaptiveScorePurifier, adaptive_step, detection_noise
+from pyro_ext.inference.diffusion import DiffusersScore, encode_prompts
+from pyro_ext.models.diffusion import (
+    AdaptiveScorePurifier,
+    adaptive_step,
+    detection_noise,
+    digit_pipeline,
+)
 
 MEAN = torch.tensor([0.3, 0.5, 0.6])
 
@@ -160,3 +166,21 @@ def test_what_is_not_finite_is_reported(x):
         adaptive_step(gaussian(1.0), x, clamp=(0.1, 0.1))
     with pytest.raises(ValueError, match="reduce must be one of"):
         purifier(gaussian(1.0)).predict(nn.Linear(3, 2), x, "mean")
+
+
+def test_a_pipeline_with_prompts_has_a_score():
+    """The condition of one image is that of all."""
+    pytest.importorskip("diffusers")
+    pipeline = digit_pipeline(num_steps=0)
+
+    def encode(*prompts: str) -> Tensor:
+        return encode_prompts(pipeline.tokenizer, pipeline.text_encoder, list(prompts))
+
+    prompt = {"encoder_hidden_states": encode("seven")}
+    score = DiffusersScore(pipeline.unet, pipeline.scheduler, 200, prompt)
+    x = 2.0 * torch.rand(3, 1, 8, 8) - 1.0
+    purified = AdaptiveScorePurifier(score, max_iter=2, bounds=(-1.0, 1.0))(x, seed=0)
+    assert purified.shape == x.shape and not purified.requires_grad
+    prompts = {"encoder_hidden_states": encode("seven", "seven", "seven")}
+    other = DiffusersScore(pipeline.unet, pipeline.scheduler, 200, prompts)
+    torch.testing.assert_close(score(x), other(x))
