@@ -3,6 +3,7 @@
 from ._running.dispatch import ExecutorError
 from .adjoint import AdjointSampler, AutoAdjointSampler, FunctionalAdjointSampler, PathPCN
 from .amortized_mixture import AmortizedMixtureGuide
+from .attacks import bpda_eot, joint_score_attack, pgd
 from .averaging import AutoSWAG
 from .conditional_updates import (
     ConditionalUpdate,
@@ -151,10 +152,13 @@ __all__ = [
     "Wasserstein",
     "antithetic_gradient",
     "bhc",
+    "bpda_eot",
     "ensemble_loss",
     "ibhc",
+    "joint_score_attack",
     "laplace_posterior",
     "nuts_posterior",
+    "pgd",
     "rbhc",
     "single_draw_loss",
     "tune",

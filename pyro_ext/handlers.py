@@ -1,10 +1,11 @@
 """Handlers: what changes the way a Pyro model runs, from outside the model."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
+from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -13,12 +14,15 @@ from pyro_ext._checks import (
     as_tensor,
     check_callable,
     check_instance,
+    check_integer,
     check_number,
     check_optional,
+    check_sequence,
     check_tensors,
+    shown,
 )
 
-__all__ = ["data_weights", "replace_observations", "subsample_instances"]
+__all__ = ["data_weights", "purify", "replace_observations", "subsample_instances"]
 
 
 def replace_observations(
@@ -87,6 +91,47 @@ def data_weights(plate: str, weights: Tensor) -> "_DataWeights":
     """
     check_instance("plate", plate, str, "the name of a plate")
     return _DataWeights(plate, as_tensor("weights", weights, "(size,)"))
+
+
+def purify(
+    purifier: Callable[[Tensor], Tensor], sites: Sequence[str], event_dim: int | None = None
+) -> "_Purify":
+    """Purify what a model observes at some of its sites, before the model goes on.
+
+    It is a handler, for use around a model or as a context: ``purify(purifier, ["x"])(model)``.
+    Sites are observed ones, or inputs that the model names, as ``x = pyro.deterministic("x", x,
+    event_dim=3)`` does: what comes after sees what the purifier makes of them. Other handlers that
+    give sites their values, such as :func:`pyro.poutine.condition`, belong inside.
+
+    The purifier gets the elements that the model looks at, of a plate that subsamples those of the
+    subsample, with all dimensions of plates made one. If it is random, each run of the model draws
+    anew.
+
+    :param Callable purifier: maps values ``(n, *event)`` to the same shape, such as an
+        :class:`~pyro_ext.models.diffusion.AdaptiveScorePurifier`.
+    :param Sequence sites: names of the sites.
+    :param int event_dim: how many dimensions on the right belong to one value of the purifier, by
+        default those of the event of each site. It is needed, 3 for images, where all of a value
+        is one event: an input named without ``event_dim``, a single image.
+    :returns: the handler.
+    :raises ValueError: as the model runs, for a name that is no site of it or a latent one, where
+        ``event_dim`` is needed or too large, and where the purifier changes a shape.
+
+    Example::
+
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         x = pyro.deterministic("x", x, event_dim=1)
+        ...         return pyro.sample("label", dist.Bernoulli(logits=x.sum(-1)))
+        >>> clipped = purify(lambda x: x.clamp(0.0, 1.0), ["x"])(model)
+        >>> trace = pyro.poutine.trace(clipped).get_trace(torch.tensor([[0.5, 9.0]]))
+        >>> trace.nodes["label"]["fn"].logits
+        tensor([1.5000])
+    """
+    check_callable("purifier", purifier, "a function of tensors", or_class=False)
+    sites = check_sequence("sites", sites, "a list of names of sites", kind=str)
+    event_dim = check_optional(check_integer, "event_dim", event_dim, 0)
+    return _Purify(purifier, sites, event_dim)
 
 
 def subsample_instances(
@@ -203,6 +248,60 @@ class _DataWeights(_SeesSubsamples):
         if frame.size < frame.full_size or self.plate in self._indices:
             weights = weights.index_select(0, self._index(self.plate).to(weights.device))
         return weights.reshape((-1,) + (1,) * (-frame.dim - 1))
+
+
+class _Purify(Messenger):
+    """Gives observed sites and inputs the values that a purifier makes of theirs."""
+
+    def __init__(
+        self,
+        purifier: Callable[[Tensor], Tensor],
+        sites: Sequence[str],
+        event_dim: int | None,
+    ) -> None:
+        super().__init__()
+        self.purifier, self.event_dim = purifier, event_dim
+        self.sites = frozenset(sites)
+        self._met: set[str] = set()
+
+    def __enter__(self) -> Self:
+        self._met = set()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        if exception[0] is None and (unknown := sorted(self.sites - self._met)):
+            raise ValueError(f"sites names {unknown}, which are no sample sites of the model")
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if name not in self.sites or site_is_subsample(msg):
+            return
+        if not msg["is_observed"]:
+            raise ValueError(f"sites names {name!r}, which is a latent site of the model")
+        self._met.add(name)
+        value = msg["value"]
+        event_dim = len(msg["fn"].event_shape) if self.event_dim is None else self.event_dim
+        if self.event_dim is None and event_dim == value.dim():
+            raise ValueError(
+                f"event_dim must say which dimensions of {name!r} are one value, 3 for images, as "
+                f"all of it is one event, got None for {shown(value)}"
+            )
+        if event_dim > value.dim():
+            raise ValueError(
+                f"event_dim must be at most the number of dimensions of {name!r}, got {event_dim} "
+                f"for {shown(value)}"
+            )
+        rows = value.reshape(-1, *value.shape[value.dim() - event_dim :])
+        purified = self.purifier(rows)
+        if purified.shape != rows.shape:
+            raise ValueError(
+                f"purifier must keep the shape of values {tuple(rows.shape)}, got {shown(purified)}"
+            )
+        msg["value"] = purified.reshape(value.shape)
+        if msg["infer"].get("_deterministic", False):
+            msg["fn"] = Delta(msg["value"], event_dim=len(msg["fn"].event_shape)).mask(False)
 
 
 class _SubsampleInstances(Messenger):

@@ -1,4 +1,7 @@
-"""Diffusion models as diffusers has them: guidance, sampling, losses, and a distribution."""
+"""Diffusion models as diffusers has them: guidance, sampling, losses, and a distribution.
+
+Scores are those of such a model, or of a network that learned to denoise.
+"""
 
 from pyro_ext.inference.diffusion.guidance import (
     SafeLatentGuidance,
@@ -8,10 +11,13 @@ from pyro_ext.inference.diffusion.guidance import (
 from pyro_ext.inference.diffusion.losses import noise_prediction_loss
 from pyro_ext.inference.diffusion.sampler import DiffusionSampler
 from pyro_ext.inference.diffusion.sampling import denoise
+from pyro_ext.inference.diffusion.score_matching import DiffusersScore, NoiseConditionalScore
 from pyro_ext.inference.diffusion.text import encode_prompts
 
 __all__ = [
+    "DiffusersScore",
     "DiffusionSampler",
+    "NoiseConditionalScore",
     "SafeLatentGuidance",
     "classifier_free_guidance",
     "denoise",

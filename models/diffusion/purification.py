@@ -1,0 +1,316 @@
+r"""Purification: images go up a score before a classifier sees them [1].
+
+Adaptive attacks that were found later break most of it: against them the paper's classifiers of
+CIFAR-10 are right about 33 times in 100 [2]. It removes noise and weak attacks, and secures
+nothing.
+
+[1] J. Yoon, S. J. Hwang, J. Lee (2021), Adversarial purification with score-based generative
+models.
+
+[2] F. Croce, S. Gowal, T. Brunner, E. Shelhamer, M. Hein, T. Cemgil (2022), Evaluating the
+adversarial robustness of adaptive test-time defenses.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from pyro_ext._checks import (
+    as_tensor,
+    check_callable,
+    check_choice,
+    check_finite,
+    check_integer,
+    check_number,
+    check_sequence,
+    shown,
+)
+from pyro_ext.random import seeded
+
+__all__ = ["AdaptiveScorePurifier", "Purification", "adaptive_step", "detection_noise"]
+
+Score = Callable[[Tensor], Tensor]
+
+
+class Purification(NamedTuple):
+    """What purification did, step by step.
+
+    :param Tensor images: those with noise, and those after each step.
+        **Shape:** ``(num_steps + 1, n, *event)``.
+    :param Tensor step_sizes: zero for images that were finished. **Shape:** ``(num_steps, n)``.
+    """
+
+    images: Tensor
+    step_sizes: Tensor
+
+
+def adaptive_step(
+    score: Score,
+    x: Tensor,
+    step: float = 0.05,
+    delta: float = 1e-3,
+    clamp: tuple[float, float] = (1e-5, 1e-1),
+) -> tuple[Tensor, Tensor]:
+    r"""Score of each image, and how far to go along it.
+
+    With :math:`g = s(x)` and :math:`g' = s(x + \delta g)` it is
+
+    .. math:: \alpha = \lambda \delta \,
+        \frac{\lVert g \rVert^2}{\langle g,\, g - g' \rangle}
+
+    between bounds: the fraction :math:`\lambda` of the way to where, by linear extrapolation, the
+    score is orthogonal to :math:`g`. For a Gaussian density with precision :math:`P` that is an
+    exact line search, :math:`\alpha = \lambda\, g^\top g / g^\top P g`, in the limit and for any
+    :math:`\delta`. Where the density is not concave along :math:`g`, the step is the smallest.
+
+    :param Callable score: maps images to scores of the same shape, image by image.
+    :param Tensor x: images. **Shape:** ``(n, *event)``.
+    :param float step: :math:`\lambda`.
+    :param float delta: :math:`\delta`.
+    :param tuple clamp: the smallest and the largest :math:`\alpha`, in units of the score.
+    :returns: scores **(n, *event)** and step sizes **(n,)**.
+    :raises ValueError: for arguments out of range, and where a score is not finite.
+
+    Example::
+
+        >>> mean = torch.tensor([0.5, 0.5])
+        >>> adaptive_step(lambda x: (mean - x) / 0.2, torch.tensor([[0.5, 0.9]]), step=0.1)
+        (tensor([[ 0.0000, -2.0000]]), tensor([0.0200]))
+    """
+    check_callable("score", score, "a function of images", or_class=False)
+    _check_step(step, delta, clamp)
+    return _adaptive_step(score, _as_images(x), step, delta, clamp)
+
+
+def detection_noise(
+    score: Score, threshold: float, noise: float = 0.25, level: float = 0.0
+) -> Callable[[Tensor], Tensor]:
+    r"""Less noise for images that look clean: those whose score is short.
+
+    :param Callable score: maps images to scores.
+    :param float threshold: of the norm of the score. [1] takes 35 for CIFAR-10 and 25 for other
+        data; it is in units of the score.
+    :param float noise: standard deviation of the noise for images above the threshold.
+    :param float level: what it is multiplied by for the others, from zero to one.
+    :returns: a function that maps images to standard deviations, as ``noise`` of
+        :class:`AdaptiveScorePurifier`.
+    :raises ValueError: for numbers out of range.
+
+    Example::
+
+        >>> noise = detection_noise(lambda x: -x, threshold=1.0, noise=0.2, level=0.5)
+        >>> noise(torch.tensor([[0.3, 0.4], [3.0, 4.0]]))
+        tensor([[0.1000],
+                [0.2000]])
+    """
+    check_callable("score", score, "a function of images", or_class=False)
+    threshold = check_number("threshold", threshold, least=0.0)
+    noise = check_number("noise", noise, least=0.0)
+    level = check_number("level", level, least=0.0, most=1.0)
+
+    def of(x: Tensor) -> Tensor:
+        return _per_image(torch.where(_norms(score, x) > threshold, noise, level * noise), x)
+
+    return of
+
+
+class AdaptiveScorePurifier:
+    r"""Purifies images: noise that drowns an attack, and then a few steps up the score [1].
+
+    1. :math:`x \leftarrow \mathrm{clip}(x + \sigma \epsilon)`
+    2. at most ``max_iter`` times :math:`x \leftarrow \mathrm{clip}(x + \alpha s(x))`, with the
+       :math:`\alpha` of :func:`adaptive_step`. An image whose :math:`\alpha` is at most ``tau`` is
+       finished.
+
+    Images do not see each other. If the score is multiplied by a number, as it is at another level
+    of one network, :math:`\alpha` is divided by it: ``clamp`` and ``tau`` are in those units, and
+    ``delta`` too. If most step sizes of :meth:`trajectory` are at a bound, rescale the score.
+
+    It is no security: **adaptive attacks that were found later break most of it**, down to about
+    33 % of the images of CIFAR-10 [2].
+
+    :param Callable score: maps images to scores of the same shape, such as
+        :meth:`NoiseConditionalScore.score()
+        <pyro_ext.inference.diffusion.NoiseConditionalScore.score>` or a
+        :class:`~pyro_ext.inference.diffusion.DiffusersScore`. A network in it has to be in
+        evaluation mode.
+    :param noise: :math:`\sigma`; or a function that maps images to standard deviations that
+        broadcast, such as a :func:`detection_noise`, or ``lambda x: 0.1 + 0.01 * score(x).abs()``
+        for more where the score is large.
+    :param float step: fraction :math:`\lambda` of the way that a step takes. With the default, ten
+        steps are 40 % of the way.
+    :param float delta: of :func:`adaptive_step`.
+    :param int max_iter: largest number of steps.
+    :param float tau: step size at which an image is finished.
+    :param tuple clamp: of :func:`adaptive_step`.
+    :param int num_runs: number of purified copies whose predictions are averaged.
+    :param tuple bounds: of pixels: ``(-1.0, 1.0)`` for models of ``diffusers``.
+    :raises ValueError: for arguments out of range.
+
+    [1] J. Yoon, S. J. Hwang, J. Lee (2021), Adversarial purification with score-based generative
+    models, algorithm 1.
+
+    [2] F. Croce et al. (2022), Evaluating the adversarial robustness of adaptive test-time
+    defenses.
+
+    Example::
+
+        >>> mean = torch.tensor([0.2, 0.7])
+        >>> purifier = AdaptiveScorePurifier(lambda x: (mean - x) / 0.1, noise=0.0)
+        >>> purifier(torch.tensor([[0.2, 0.2]]))  # .95 ** 10 of the difference is left
+        tensor([[0.2000, 0.4006]])
+    """
+
+    def __init__(
+        self,
+        score: Score,
+        noise: float | Callable[[Tensor], Tensor] = 0.25,
+        step: float = 0.05,
+        delta: float = 1e-3,
+        max_iter: int = 10,
+        tau: float = 1e-3,
+        clamp: tuple[float, float] = (1e-5, 1e-1),
+        num_runs: int = 10,
+        bounds: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        check_callable("score", score, "a function of images", or_class=False)
+        if not callable(noise):
+            noise = check_number("noise", noise, least=0.0)
+        self.score, self.noise = score, noise
+        _check_step(step, delta, clamp)
+        self.step, self.delta, self.clamp = step, delta, clamp
+        self.max_iter = check_integer("max_iter", max_iter, 0)
+        self.tau = check_number("tau", tau, least=0.0)
+        self.num_runs = check_integer("num_runs", num_runs, 1)
+        _check_pair("bounds", bounds)
+        self.bounds = bounds
+
+    def __call__(self, x: Tensor, *, seed: int | None = None) -> Tensor:
+        """Purify images once.
+
+        There is a gradient in ``x`` if it asks for one.
+
+        :param Tensor x: **Shape:** ``(n, *event)``.
+        :param int seed: of the noise; ``None`` for PyTorch's global generator.
+        :returns: **Shape:** as ``x``.
+        :raises ValueError: where ``x`` or the score is not finite.
+        """
+        return self.trajectory(x, seed=seed).images[-1]
+
+    def trajectory(self, x: Tensor, *, seed: int | None = None) -> Purification:
+        """Purify images once, and keep images and step sizes along the way.
+
+        Arguments are those of a call.
+        """
+        x = _as_images(x)
+        with seeded(seed), torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+            noise = self.noise(x) if callable(self.noise) else self.noise
+            x = (x + noise * torch.randn_like(x)).clamp(*self.bounds)
+            images, step_sizes = [x], []
+            is_active = torch.ones(len(x), dtype=torch.bool, device=x.device)
+            for _ in range(self.max_iter):
+                gradient, size = _adaptive_step(self.score, x, self.step, self.delta, self.clamp)
+                is_active = is_active & (size > self.tau)
+                if not is_active.any():
+                    break
+                size = torch.where(is_active, size, 0.0)
+                x = (x + _per_image(size, x) * gradient).clamp(*self.bounds)
+                images.append(x)
+                step_sizes.append(size)
+            sizes = torch.stack(step_sizes) if step_sizes else x.new_zeros(0, len(x))
+            return Purification(torch.stack(images), sizes)
+
+    def predict(
+        self,
+        classifier: Callable[[Tensor], Tensor],
+        x: Tensor,
+        reduce: str = "softmax",
+        *,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Average a classifier's predictions over ``num_runs`` purified copies of each image.
+
+        For copies with less noise and others with more, average the predictions of two purifiers.
+
+        :param Callable classifier: maps images to logits ``(n, num_classes)``.
+        :param Tensor x: **Shape:** ``(n, *event)``.
+        :param str reduce: what is averaged: ``"logits"``, ``"softmax"`` or ``"votes"``.
+        :param int seed: as of a call.
+        :returns: mean logits, probabilities, or fractions of votes. **Shape:** ``(n,
+            num_classes)``.
+        """
+        check_callable("classifier", classifier, "a function of images", or_class=False)
+        check_choice("reduce", reduce, ("logits", "softmax", "votes"))
+        x = _as_images(x)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+            copies = self(x.repeat(self.num_runs, *[1] * (x.dim() - 1)), seed=seed)
+            outputs = classifier(copies)
+            if reduce == "softmax":
+                outputs = outputs.softmax(-1)
+            elif reduce == "votes":
+                outputs = one_hot(outputs.argmax(-1), outputs.shape[-1]).to(x)
+            return outputs.unflatten(0, (self.num_runs, len(x))).mean(0)
+
+    def detect(self, x: Tensor, threshold: float) -> Tensor:
+        """Say which images look attacked: those whose score is longer than a threshold.
+
+        :param Tensor x: **Shape:** ``(n, *event)``.
+        :param float threshold: of the norm of the score.
+        :returns: booleans. **Shape:** ``(n,)``.
+        """
+        threshold = check_number("threshold", threshold, least=0.0)
+        with torch.no_grad():
+            return _norms(self.score, _as_images(x)) > threshold
+
+
+def _adaptive_step(
+    score: Score, x: Tensor, step: float, delta: float, clamp: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """As :func:`adaptive_step`, of checked arguments."""
+    gradient = score(x)
+    check_finite("score", gradient)
+    change = gradient - score(x + delta * gradient)
+    # The difference first: 1 - z, as the paper has it, is what sums of long vectors lose.
+    curvature = (gradient * change).flatten(1).sum(1)
+    length = gradient.square().flatten(1).sum(1)
+    is_concave = curvature > 0
+    smallest, largest = clamp
+    size = step * delta * length / torch.where(is_concave, curvature, 1.0)
+    # Along a score that does not change the line search has no end.
+    other = torch.where((curvature == 0) & (length > 0), largest, smallest)
+    return gradient, torch.where(is_concave, size, other.to(size)).clamp(smallest, largest)
+
+
+def _norms(score: Score, x: Tensor) -> Tensor:
+    return score(x).flatten(1).norm(dim=1)
+
+
+def _per_image(values: Tensor, x: Tensor) -> Tensor:
+    """One value of each image, broadcast over what images hold."""
+    return values.to(x).reshape(-1, *[1] * (x.dim() - 1))
+
+
+def _as_images(x: Any) -> Tensor:
+    x = as_tensor("x", x, "(n, ...)", finite=True)
+    if not x.is_floating_point() or x.dim() < 2:
+        raise TypeError(f"x must be images (n, *event) of floating-point numbers, got {shown(x)}")
+    return x
+
+
+def _check_step(step: float, delta: float, clamp: tuple[float, float]) -> None:
+    check_number("step", step, least=0.0)
+    check_number("delta", delta, above=0.0)
+    _check_pair("clamp", clamp)
+    check_number("clamp[0]", clamp[0], least=0.0)
+
+
+def _check_pair(argument: str, pair: Any) -> None:
+    """Check a lower and an upper bound."""
+    values = check_sequence(argument, pair, "two numbers, the smaller first")
+    for number, value in enumerate(values):
+        check_number(f"{argument}[{number}]", value)
+    if len(values) != 2 or values[0] >= values[1]:
+        raise ValueError(f"{argument} must be two numbers, the smaller first, got {pair!r}")
