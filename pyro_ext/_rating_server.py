@@ -69,7 +69,7 @@ class RatingServer(ThreadingHTTPServer):
             "skipped": progress.skipped,
             "total": progress.total,
             "last": last and {"line": last.line, "images": last.images, "label": last.label},
-            "output": str(self.ratings.path),
+            "output": str(self.ratings.path.absolute()),
         }
 
     def run(self, browser: bool, echo: Callable[[str], object]) -> None:
@@ -91,6 +91,10 @@ class RatingServer(ThreadingHTTPServer):
         """Be silent about a browser that went away."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0))
 
 
 def _url(name: str) -> str:
@@ -169,9 +173,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _image(self, name: str) -> bytes:
         """Read an image of the folder; nothing that is listed leads out of it."""
         if name in self.server.ratings.images():
-            flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
             try:
-                with open(os.open(self.server.ratings.folder / name, flags), "rb") as file:
+                with open(self.server.ratings.folder / name, "rb", opener=_open_no_link) as file:
                     return file.read()
             except OSError as error:
                 raise _Refused(HTTPStatus.NOT_FOUND, f"{error.strerror}") from error

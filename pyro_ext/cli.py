@@ -166,7 +166,7 @@ def rate(
         raise typer.BadParameter(str(error)) from error
     except OSError as error:
         raise typer.BadParameter(
-            f"{error.filename} cannot be used: {error.strerror}", param_hint="--output"
+            f"{error.filename or output} cannot be used: {error.strerror}", param_hint="--output"
         ) from error
     try:
         server = RatingServer(ratings, port)

@@ -139,7 +139,8 @@ class Ratings:
     :param int rank: how many images the person sees together and orders, at most 12; with 1 the
         question is yes or no. By default what the file says, and in a new file 1.
     :param int seed: decides in which order images are shown.
-    :raises ValueError: where the folder has too few images, or the file answers another question.
+    :raises ValueError: where the folder has too few images, or the file answers another question or
+        is none of ratings.
     :raises OSError: where the file cannot be read or written.
 
     Example::
@@ -182,6 +183,8 @@ class Ratings:
                 f"{len(names)} in {str(self.folder)!r}"
                 + (f" (symbolic links are left out: {num_links})" if num_links else "")
             )
+        if self.path.exists() and not self.path.is_file():  # to read a device may have no end
+            raise ValueError(f"output must be a file, got {str(self.path)!r}")
         self._lock = threading.RLock()
         self._seen: tuple[int, ...] = ()
         self._open(concept, rank)
@@ -234,7 +237,7 @@ class Ratings:
         :raises OSError: where it cannot be written.
         """
         shown = _check_names("images", images)
-        least, most = min(self.rank, 2), self.rank
+        least, most = min(self.rank, 2 if answer is not None else 1), self.rank
         if len(shown) != len(set(shown)) or not least <= len(shown) <= most:
             wanted = f"{least} to {most} different file names" if most > 1 else "one file name"
             raise ValueError(f"images must be {wanted}, got {shown!r:.80}")

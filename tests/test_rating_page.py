@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
 from pyro_ext.ratings import read_ratings
@@ -158,9 +159,10 @@ def test_rankings_by_clicks_and_keys(person):
     someone.press("c")  # takes it out again
     assert [tile.get_attribute("aria-pressed") for tile in tiles] == ["true", "false", "false"]
     someone.press("u")  # the last choice
-    for key in "bca":
+    for key in "bc":
         someone.press(key)
-    someone.press("\ue007")
+    tiles[0].click()
+    tiles[0].send_keys(Keys.ENTER)  # saves, and does not take it out
     someone.see("3 of 8", "count")
     wanted = [[names[1], names[2], names[0]]]
     assert read_ratings(someone.folder).rankings == wanted
@@ -213,6 +215,23 @@ def test_strange_names_and_images_that_cannot_be_shown(person):
     assert sorted(seen) == sorted(strange)
     data = read_ratings(someone.folder)
     assert sorted(data.labels) == sorted(strange) and data.skipped == ["broken.png"]
+
+
+def test_of_several_images_the_broken_one_is_skipped_alone(person, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    someone = person(NAMES[:2], "--rank", "3")
+    someone.see("broken.png cannot be shown", "stage")
+    for key in "abc":
+        someone.press(key)
+    assert not someone.element("save").is_enabled()
+    someone.click("skip")
+    someone.see("1 of 3 images, 1 of them skipped", "count")
+    someone.shown()
+    for key in "ba":
+        someone.press(key)
+    names = someone.rate("save", 3)
+    data = read_ratings(someone.folder)
+    assert data.rankings == [names[::-1]] and data.skipped == ["broken.png"]
 
 
 def test_an_image_that_is_deleted_while_it_is_shown(person):

@@ -274,9 +274,10 @@ def test_what_the_command_refuses(folder, tmp_path):
     assert "folder must have at least 5 images" in refused(folder, "--rank", 5)
     assert "--rank" in refused(folder, "--rank", 13) and "--port" in refused(folder, "--port", -1)
     assert "path must be a file of ratings" in refused(folder, "--output", folder / "secret.txt")
-    for output in (tmp_path / "none" / "r.jsonl", tmp_path / "empty"):
-        words = refused(folder, "--output", output)
-        assert "--output" in words and f"{output} cannot be used" in words
+    words = refused(folder, "--output", tmp_path / "none" / "r.jsonl")
+    assert "--output" in words and "r.jsonl cannot be used: No such file" in words
+    for output in (tmp_path / "empty", "/dev/null"):
+        assert f"output must be a file, got '{output}'" in refused(folder, "--output", output)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         words = refused(folder, "--port", port)

@@ -236,8 +236,8 @@ def test_answers_are_of_the_kind_that_was_asked(folder):
         (one, ["a.png", "f.png"], True, "images must be one file name"),
         (one, "a.png", True, "images must be a list of file names"),
         (one, ["../a.png"], True, "images must be in the folder"),
-        (several, ["a.png"], None, "images must be 2 to 3 different file names"),
-        (several, ["a.png", "a.png"], None, "images must be 2 to 3 different file names"),
+        (several, ["a.png"], ["a.png"], "images must be 2 to 3 different file names"),
+        (several, ["a.png", "a.png"], None, "images must be 1 to 3 different file names"),
         (several, ["a.png", "f.png"], True, "answer must be a list of file names"),
         (several, ["a.png", "f.png"], ["a.png", "g.png"], "answer must be the images in an order"),
     ):
