@@ -202,7 +202,7 @@ page.table(rows, title="method")
 
 shown = ["seven", "one", "nine", "odd", ""]
 figure, panels = plt.subplots(
-    len(drawn), len(shown), figsize=(1.9 * len(shown), 0.72 * len(drawn)), layout="constrained"
+    len(drawn), len(shown), figsize=(1.9 * len(shown), 0.45 * len(drawn)), layout="constrained"
 )
 for line, (name, images) in zip(panels, drawn.items(), strict=True):
     for axes, prompt in zip(line, shown, strict=True):
@@ -211,7 +211,7 @@ for line, (name, images) in zip(panels, drawn.items(), strict=True):
         axes.set(xticks=[], yticks=[])
     line[0].set_ylabel(name, rotation=0, ha="right", va="center")
 for axes, prompt in zip(panels[0], shown, strict=True):
-    axes.set_title(f"“{prompt}”")
+    axes.set_title(prompt or "(no prompt)")
 page.figure("images", figure)
 
 # %% [markdown]
