@@ -209,10 +209,10 @@ class Ratings:
             self._read()
             ratings = self._contents.ratings
         names = self.images()
-        rated = {name for rating in ratings for name in rating.images}
-        skipped = {name for rating in ratings if rating.is_skipped for name in rating.images}
+        done = {name for rating in ratings for name in rating.images}
+        rated = {name for rating in ratings if not rating.is_skipped for name in rating.images}
         names.sort(key=lambda name: sha256(os.fsencode(f"{self.seed}/{name}")).digest())
-        waiting = [name for name in names if name not in rated]
+        waiting = [name for name in names if name not in done]
         size = self.rank
         shown = waiting[:size]
         if shown:  # the last ones are ordered among others that were before
@@ -221,7 +221,7 @@ class Ratings:
             shown if len(shown) >= min(size, 2) else [],
             waiting[size : size + max(size, 3)],
             len(names) - len(waiting),
-            len(skipped.intersection(names)),
+            len((done - rated).intersection(names)),
             len(names),
             ratings[-1] if ratings else None,
         )

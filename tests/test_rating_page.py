@@ -72,8 +72,8 @@ class Person:
     def shown(self):
         """Names of the images, once they are there."""
         self.wait(lambda: self.element("skip").is_enabled() and self.text("count"))
-        images = self.browser.find_elements(By.CSS_SELECTOR, "main img")
-        return [image.get_attribute("alt") for image in images]
+        images = "return [...document.querySelectorAll('main img')].map((image) => image.alt)"
+        return self.browser.execute_script(images)
 
     def press(self, key):
         self.browser.find_element(By.TAG_NAME, "body").send_keys(key)

@@ -58,6 +58,17 @@ def test_rankings_are_of_so_many_images_and_the_last_ones_have_company(folder):
     assert ratings.progress()[2:5] == (7, 0, 7)
 
 
+def test_what_was_skipped_is_no_company(folder):
+    ratings = Ratings(folder, rank=3)
+    shown = [ratings.progress().images]
+    ratings.rate(shown[0], None)
+    while images := ratings.progress().images:
+        ratings.rate(images, images)
+        shown.append(images)
+    assert [len(images) for images in shown] == [3, 3, 3] and not {*shown[0]} & {*shown[2]}
+    assert ratings.progress()[2:5] == (7, 3, 7)
+
+
 def test_skipped_images_are_not_asked_about_again(folder):
     ratings = Ratings(folder)
     (first,) = ratings.progress().images
