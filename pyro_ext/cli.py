@@ -144,7 +144,7 @@ def reproduce(
 
 @app.command()
 def rate(
-    folder: Annotated[Path, typer.Argument(help="Folder of the images.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the images.")],
     concept: Annotated[str | None, typer.Option(help="What the images may show.")] = None,
     rank: Annotated[
         int | None, typer.Option(min=1, max=12, help="Images to order together; 1 asks yes or no.")

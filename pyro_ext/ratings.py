@@ -135,7 +135,7 @@ class Ratings:
     :param output: the file of the answers, by default ``ratings.jsonl`` in the folder. Where there
         is one with answers, they count.
     :param str concept: what the images may show. By default what the file says, and in a new file
-        no word.
+        nothing.
     :param int rank: how many images the person sees together and orders, at most 12; with 1 the
         question is yes or no. By default what the file says, and in a new file 1.
     :param int seed: decides in which order images are shown.
