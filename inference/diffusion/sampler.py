@@ -115,7 +115,7 @@ class DiffusionSampler(TorchDistribution):
     ) -> Self:
         """Images of a pipeline of Stable Diffusion, from its U-Net through its autoencoder.
 
-        :param pipeline: a :class:`diffusers.StableDiffusionPipeline`; its safety checker is not
+        :param pipeline: a ``StableDiffusionPipeline`` of diffusers; its safety checker is not
             asked.
         :param prompts: one, or a list of them, which is the batch.
         :param str negative_prompt: what guidance leads away from.

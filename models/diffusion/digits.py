@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from pathlib import Path
+from inspect import getsource
 from typing import Any
 
 import torch
@@ -22,12 +22,13 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 _PROMPTS = [*WORDS, "even", "odd", ""]
 _PARITY_RATE, _EMPTY_RATE = 0.2, 0.1  # of captions that are another word, or none
+_VERSIONED = ("torch", "diffusers", "transformers")  # of which a trained pipeline is one
 _BATCH_SIZE = 64
 _LEARNING_RATE = 3e-3
 
 
 def digit_pipeline(num_steps: int = 1000, *, seed: int = 0, progress: bool = True) -> Any:
-    """A :class:`diffusers.StableDiffusionPipeline` that draws digits of 8 x 8 pixels from words.
+    """A ``StableDiffusionPipeline`` of diffusers that draws digits of 8 x 8 pixels from words.
 
     Tokenizer, text encoder, U-Net with cross-attention and DDIM scheduler are those of the real
     one, but small; the autoencoder is the identity. Text encoder and U-Net are trained together on
@@ -60,10 +61,10 @@ def digit_pipeline(num_steps: int = 1000, *, seed: int = 0, progress: bool = Tru
     if num_steps:
         images, digits = digit_images()
         key = (
-            Path(__file__).read_bytes(),
+            *map(getsource, (_build, _tokenizer, _train)),
             images.numpy().tobytes(),
-            *[optional_module(name, "", "", "").__version__ for name in ("torch", "diffusers")],
-            repr((num_steps, seed)),
+            *[optional_module(name, "", "", "").__version__ for name in _VERSIONED],
+            repr((_PARITY_RATE, _EMPTY_RATE, _BATCH_SIZE, _LEARNING_RATE, num_steps, seed)),
         )
         make = partial(_train, pipeline, networks, images, digits, num_steps, seed, progress)
         networks.load_state_dict(cached_tensors("digit_pipeline", key, make))
