@@ -236,6 +236,10 @@ READER = {
         {"network": torch.nn.Linear(9, 2)},
         lambda server: server.round([(torch.randn(4, 9), LABELS[:4])]),
     ),
+    "AdaptiveScorePurifier(score).predict(classifier, x)": (
+        {"score": lambda x: 0.5 - x, "classifier": torch.nn.Linear(2, 3), "x": torch.rand(4, 2)},
+        None,
+    ),
     "early_stopping=EarlyStopping(...)": ({}, lambda settings: run(KERNEL, X, Y, **settings)),
 }
 # What takes the place of the README's dots.

@@ -165,7 +165,7 @@ class DiffusersScore:
                 f"got {timestep}"
             )
         self.conditioning = (
-            {} if conditioning is None else check_tensors("conditioning", conditioning)
+            {} if conditioning is None else check_tensors("conditioning", conditioning, finite=True)
         )
         self.unet, self.timestep = unet, timestep
         self._alpha = float(remaining[timestep])
@@ -191,7 +191,7 @@ class DiffusersScore:
 
 def _as_data(x: Any) -> Tensor:
     """Check rows of floating-point numbers."""
-    x = as_tensor("x", x, "(n, ...)")
+    x = as_tensor("x", x, "(n, ...)", finite=True)
     if not x.is_floating_point():
         raise TypeError(f"x must hold floating-point numbers, got {shown(x)}")
     return x

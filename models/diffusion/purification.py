@@ -179,6 +179,8 @@ class AdaptiveScorePurifier:
         check_callable("score", score, "a function of images", or_class=False)
         if not callable(noise):
             noise = check_number("noise", noise, least=0.0)
+        else:
+            check_callable("noise", noise, "a number or a function of images", or_class=False)
         self.score, self.noise = score, noise
         _check_step(step, delta, clamp)
         self.step, self.delta, self.clamp = step, delta, clamp

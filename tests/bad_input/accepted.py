@@ -69,6 +69,11 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("*.PriorAugmentedELBO.*", "0", "no such term"),
     ("*.PseudoInputGenerator.event_shape", "[2]", "the size of a vector"),
     # Numbers at the ends of their ranges.
+    ("*(scores).NoiseConditionalScore.score.level", "0", "the first level"),
+    ("*(scores).DiffusersScore.timestep", "0", "the first time"),
+    ("*(purification).*", "0", "no noise, no steps, any score is long"),
+    ("*(attacks).*.num_steps", "0", "the start"),
+    ("*(purify).purify.event_dim", "0", "values are numbers"),
     ("*.noise_multiplier", "0", "clipping without noise"),
     ("*.svd_warmup", "0", "a decomposition after the first round"),
     ("*.num_rounds", "0", "nothing to do"),

@@ -59,7 +59,8 @@ BLUE, RED, GRAY, YELLOW = "#2a6f97", "#d1495b", "#8d99ae", "#e09f3e"
 
 # %%
 EPS = 0.12
-NOISE, STEP, NUM_STEPS, NUM_RUNS = 0.15, 0.1, 20, 8
+NOISE, STEP = 0.15, 0.1
+NUM_STEPS, NUM_RUNS = page.length((20, 8), smoke=(3, 2))
 NUM_CLASSIFIER_STEPS = page.length(600, smoke=60)
 NUM_SCORE_STEPS = page.length(3000, smoke=30)
 NUM_IMAGES = page.length(300, smoke=40)
@@ -126,58 +127,46 @@ for seed, own in settings.items():
 # %%
 def purifier(own: Setting, noise: float = NOISE, level: int = 1) -> AdaptiveScorePurifier:
     """Adaptive steps along the score of a level, with bounds that do not bind at any."""
-    score = partial(own.score.score, level=level)
-    runs = NUM_RUNS if noise else 1
     return AdaptiveScorePurifier(
-        score, noise, STEP, max_iter=NUM_STEPS, tau=0.0, clamp=(1e-7, 10.0), num_runs=runs
+        partial(own.score.score, level=level),
+        noise,
+        STEP,
+        max_iter=NUM_STEPS,
+        tau=0.0,
+        clamp=(1e-7, 10.0),
+        num_runs=NUM_RUNS if noise else 1,
     )
 
 
-def fixed_steps(own: Setting, size: float, level: int = 1) -> Predict:
-    """Noise, and then steps of one size."""
-
-    def clean(x: Tensor) -> Tensor:
-        x = (x + NOISE * torch.randn_like(x)).clamp(0.0, 1.0)
-        for _ in range(2 * NUM_STEPS if size else 0):
-            x = (x + size * own.score.score(x, level)).clamp(0.0, 1.0)
-        return x
-
-    return clean
+def adaptive(own: Setting, noise: float = NOISE, level: int = 1) -> Predict:
+    """Predictions with adaptive steps."""
+    predict = purifier(own, noise, level).predict
+    return lambda x: predict(own.classifier, x, seed=0)
 
 
-def langevin(own: Setting, size: float) -> Predict:
-    """Noise, and then Langevin dynamics, at the level that is nearest to the noise."""
-    level = int((own.score.levels - NOISE).abs().argmin())
-
-    def clean(x: Tensor) -> Tensor:
-        x = (x + NOISE * torch.randn_like(x)).clamp(0.0, 1.0)
-        for _ in range(2 * NUM_STEPS):
-            drift = size / 2 * own.score.score(x, level)
-            x = (x + drift + size**0.5 * torch.randn_like(x)).clamp(0.0, 1.0)
-        return x
-
-    return clean
-
-
-def averaged(own: Setting, clean: Predict) -> Predict:
-    """Mean probabilities over runs."""
+def averaged(own: Setting, step: Predict, num_steps: int = 2 * NUM_STEPS) -> Predict:
+    """Predictions with noise and then any other steps."""
 
     def predict(x: Tensor) -> Tensor:
         with seeded(0):
-            return (
-                own.classifier(clean(x.repeat(NUM_RUNS, 1, 1, 1)))
-                .softmax(-1)
-                .unflatten(0, (NUM_RUNS, len(x)))
-                .mean(0)
-            )
+            copies = x.repeat(NUM_RUNS, 1, 1, 1)
+            copies = (copies + NOISE * torch.randn_like(copies)).clamp(0.0, 1.0)
+            for _ in range(num_steps):
+                copies = step(copies).clamp(0.0, 1.0)
+        return own.classifier(copies).softmax(-1).unflatten(0, (NUM_RUNS, len(x))).mean(0)
 
     return predict
 
 
-def adaptive(own: Setting, **options: float) -> Predict:
-    """Predictions with adaptive steps."""
-    model = purifier(own, **options)  # type: ignore[arg-type]
-    return lambda x: model.predict(own.classifier, x, seed=0)
+def fixed(own: Setting, size: float, level: int = 1) -> Predict:
+    """A step of a fixed size."""
+    return lambda x: x + size * own.score.score(x, level)
+
+
+def langevin(own: Setting, size: float) -> Predict:
+    """A step of Langevin dynamics, at the level that is nearest to the noise."""
+    level = int((own.score.levels - NOISE).abs().argmin())
+    return lambda x: x + size / 2 * own.score.score(x, level) + size**0.5 * torch.randn_like(x)
 
 
 def accuracy(predict: Predict, x: Tensor, labels: Tensor) -> float:
@@ -193,6 +182,15 @@ def accuracies(own: Setting, attacked: Tensor, *rivals: Predict) -> dict[str, fl
     return {"natural": accuracy(best, own.images, own.labels), "robust": max(robust)}
 
 
+def alone_and_purified(own: Setting, sets: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+    """Accuracies of the classifier alone and behind the purifier, by name of the images."""
+    ways = {"classifier alone": own.classifier, "purified": adaptive(own)}
+    return {
+        name: {way: accuracy(predict, images, own.labels) for way, predict in ways.items()}
+        for name, images in sets.items()
+    }
+
+
 # %% [markdown]
 # ## An attack that does not know of the purifier
 #
@@ -200,17 +198,16 @@ def accuracies(own: Setting, attacked: Tensor, *rivals: Predict) -> dict[str, fl
 # times the 8/255 of color images, as digits have few pixels and much contrast.
 
 # %%
+LANGEVIN_SIZES, FIXED_SIZES = (3e-4, 1e-3, 3e-3), (0.002, 0.005, 0.01, 0.02)
 attacked, table = {}, {}
 for seed, own in settings.items():
     attacked[seed] = pgd(own.classifier, own.images, own.labels, eps=EPS, seed=seed)
     score = partial(accuracies, own, attacked[seed])
     table[seed] = {
         "none": score(own.classifier),
-        "noise only": score(averaged(own, fixed_steps(own, 0.0))),
-        "Langevin": score(*[averaged(own, langevin(own, size)) for size in (3e-4, 1e-3, 3e-3)]),
-        "fixed steps": score(
-            *[averaged(own, fixed_steps(own, size)) for size in (0.002, 0.005, 0.01, 0.02)]
-        ),
+        "noise only": score(averaged(own, fixed(own, 0.0), num_steps=0)),
+        "Langevin": score(*[averaged(own, langevin(own, size)) for size in LANGEVIN_SIZES]),
+        "fixed steps": score(*[averaged(own, fixed(own, size)) for size in FIXED_SIZES]),
         "adaptive, no noise": score(adaptive(own, noise=0.0)),
         "adaptive": score(adaptive(own)),
     }
@@ -309,18 +306,16 @@ page.figure("noise", figure, despine=True)
 # %%
 rescaled = {}
 for seed, own in settings.items():
-    rows = {
-        f"adaptive, level {level}": accuracies(own, attacked[seed], adaptive(own, level=level))
+    ways = {
+        f"{name}, level {level}": way
         for level in (1, 9)
-    }
-    rows |= {
-        f"fixed, level {level}": accuracies(
-            own, attacked[seed], averaged(own, fixed_steps(own, 0.01, level))
+        for name, way in (
+            ("adaptive", adaptive(own, level=level)),
+            ("fixed", averaged(own, fixed(own, 0.01, level))),
         )
-        for level in (1, 9)
     }
-    page.table(rows, title=f"seed {seed}")
-    rescaled[seed] = {name: row["robust"] for name, row in rows.items()}
+    rescaled[seed] = {name: accuracy(way, attacked[seed], own.labels) for name, way in ways.items()}
+page.table({f"seed {seed}": row for seed, row in rescaled.items()})
 page.claim(
     "Adaptive steps do not depend on the scale of the score (absolute difference of accuracies "
     "on attacked images).",
@@ -348,13 +343,18 @@ page.claim(
 # %%
 NUM_ATTACK_STEPS = page.length(15, smoke=2)
 options = {"eps": EPS, "step": EPS / 4, "num_steps": NUM_ATTACK_STEPS}
+
+
+def mean_logits(model: AdaptiveScorePurifier, classifier: nn.Module, x: Tensor) -> Tensor:
+    """Of two runs, with the gradient through them."""
+    return (classifier(model(x)) + classifier(model(x))) / 2
+
+
 broken = {}
 for seed, own in settings.items():
     x, labels = own.images[:NUM_ATTACKED], own.labels[:NUM_ATTACKED]
     model = purifier(own)
-    few = purifier(own)
-    few.num_runs = 2
-    logits = partial(few.predict, own.classifier, reduce="logits")
+    logits = partial(mean_logits, model, own.classifier)
     through = {"num_draws": 5, "seed": seed, **options}
     found = {
         "none": x,
@@ -363,13 +363,7 @@ for seed, own in settings.items():
         "BPDA and EOT": bpda_eot(own.classifier, model, x, labels, **through),
         "full gradient": pgd(logits, x, labels, random_start=False, seed=seed, **options),
     }
-    rows = {
-        name: {
-            "classifier alone": accuracy(own.classifier, images, labels),
-            "purified": accuracy(adaptive(own), images, labels),
-        }
-        for name, images in found.items()
-    }
+    rows = alone_and_purified(own, found)
     page.table(rows, title=f"seed {seed}")
     broken[seed] = {name: row["purified"] for name, row in rows.items()}
 page.claim(
@@ -403,15 +397,7 @@ damaged = {
     "noise of 0.3": noisy,
     "blur": avg_pool2d(own.images, 3, stride=1, padding=1),
 }
-page.table(
-    {
-        name: {
-            "classifier alone": accuracy(own.classifier, images, own.labels),
-            "purified": accuracy(adaptive(own), images, own.labels),
-        }
-        for name, images in damaged.items()
-    }
-)
+page.table(alone_and_purified(own, damaged))
 
 # %% [markdown]
 # What is averaged, logits, probabilities or votes, and how often attacked images are told by the

@@ -1,0 +1,74 @@
+"""The page on adversarial purification: its parts, and in full its claims."""
+
+import pytest
+import torch
+
+from tests.pages import check_short_report
+
+pytest.importorskip("sklearn")
+
+PAGE = "adversarial-purification"
+pytestmark = pytest.mark.slow
+
+
+def test_short_run_saves_a_report_and_figures(short_run):
+    _, folder = short_run
+    check_short_report(folder, PAGE, 9, {"digits", "noise"})
+
+
+def test_images_are_digits_that_were_held_out(short_run):
+    names, _ = short_run
+    first, other = names["settings"][0], names["settings"][1]
+    assert first.images.shape == (names["NUM_IMAGES"], 1, 8, 8)
+    assert 0.0 <= float(first.images.min()) and float(first.images.max()) <= 1.0
+    torch.testing.assert_close(16 * first.images, (16 * first.images).round(), atol=1e-4, rtol=0)
+    assert not torch.equal(first.images, other.images)
+    assert torch.equal(names["setting"](0).images, first.images)
+
+
+def test_attacks_stay_in_the_ball(short_run):
+    names, _ = short_run
+    for seed, attacked in names["attacked"].items():
+        change = (attacked - names["settings"][seed].images).abs()
+        assert 0.05 < float(change.max()) < 0.12 + 1e-6
+    change = (names["found"]["full gradient"] - names["x"]).abs().max()
+    assert 0.0 < float(change) < 0.12 + 1e-6
+
+
+def test_rivals_have_as_many_evaluations_of_the_score(short_run):
+    names, _ = short_run
+    own, x = names["settings"][0], names["settings"][0].images[:2]
+    counts = {}
+
+    class Counted:
+        levels = own.score.levels
+
+        def score(self, x, level=1):
+            counts[rival] = counts.get(rival, 0) + 1
+            return own.score.score(x, level)
+
+    counted = own._replace(score=Counted())
+    for rival, clean in (
+        ("adaptive", names["purifier"](counted)),
+        ("fixed", names["fixed_steps"](counted, 0.01)),
+        ("Langevin", names["langevin"](counted, 1e-3)),
+        ("noise", names["fixed_steps"](counted, 0.0)),
+    ):
+        assert clean(x).shape == x.shape
+    assert counts == dict.fromkeys(("adaptive", "fixed", "Langevin"), 2 * names["NUM_STEPS"])
+
+
+def test_rivals_are_the_best_of_their_sizes(short_run):
+    names, _ = short_run
+    own, attacked = names["settings"][0], names["attacked"][0]
+    wrong = lambda x: torch.nn.functional.one_hot((own.labels + 1) % 10, 10).float()  # noqa: E731
+    right = lambda x: torch.nn.functional.one_hot(own.labels, 10).float()  # noqa: E731
+    found = names["accuracies"](own, attacked, wrong, right, wrong)
+    assert found == {"natural": 1.0, "robust": 1.0}
+
+
+@pytest.mark.page
+@pytest.mark.statistical
+def test_full_run_meets_its_claims(full_run):
+    """Its draws are the same with each run, so it passes always or never."""
+    assert full_run.passed, full_run.verdict
