@@ -105,7 +105,7 @@ def purify(
 
     The purifier gets the elements that the model looks at, of a plate that subsamples those of the
     subsample, with all dimensions of plates made one. If it is random, each run of the model draws
-    anew.
+    anew: right for predictions, while a sampler should be given data that were purified once.
 
     :param Callable purifier: maps values ``(n, *event)`` to the same shape, such as an
         :class:`~pyro_ext.models.diffusion.AdaptiveScorePurifier`.

@@ -86,7 +86,7 @@ class NoiseConditionalScore(nn.Module):
         level = torch.randint(len(self.levels), x.shape[:1], device=x.device)
         noise = torch.randn_like(x)
         sigma = self.levels[level].to(x).reshape(-1, *[1] * (x.dim() - 1))
-        error = self.network(x + sigma * noise) + noise
+        error: Tensor = self.network(x + sigma * noise) + noise
         return error.square().sum() / (2 * len(x))
 
     def score(self, x: Tensor, level: int = 1) -> Tensor:
@@ -191,10 +191,10 @@ class DiffusersScore:
 
 def _as_data(x: Any) -> Tensor:
     """Check rows of floating-point numbers."""
-    x = as_tensor("x", x, "(n, ...)", finite=True)
-    if not x.is_floating_point():
+    rows = as_tensor("x", x, "(n, ...)", finite=True)
+    if not rows.is_floating_point():
         raise TypeError(f"x must hold floating-point numbers, got {shown(x)}")
-    return x
+    return rows
 
 
 def _check_mode(argument: str, module: Any) -> None:

@@ -254,7 +254,8 @@ class AdaptiveScorePurifier:
                 outputs = outputs.softmax(-1)
             elif reduce == "votes":
                 outputs = one_hot(outputs.argmax(-1), outputs.shape[-1]).to(x)
-            return outputs.unflatten(0, (self.num_runs, len(x))).mean(0)
+            mean: Tensor = outputs.unflatten(0, (self.num_runs, len(x))).mean(0)
+            return mean
 
     def detect(self, x: Tensor, threshold: float) -> Tensor:
         """Say which images look attacked: those whose score is longer than a threshold.
@@ -265,7 +266,7 @@ class AdaptiveScorePurifier:
         """
         threshold = check_number("threshold", threshold, least=0.0)
         with torch.no_grad():
-            return _norms(self.score, _as_images(x)) > threshold
+            return _norms(self.score, _as_images(x)).gt(threshold)
 
 
 def _adaptive_step(
@@ -273,8 +274,13 @@ def _adaptive_step(
 ) -> tuple[Tensor, Tensor]:
     """As :func:`adaptive_step`, of checked arguments."""
     gradient = score(x)
+    if gradient.shape != x.shape:
+        raise ValueError(
+            f"score must keep the shape of images {tuple(x.shape)}, got {shown(gradient)}"
+        )
     check_finite("score", gradient)
     change = gradient - score(x + delta * gradient)
+    check_finite("score", change)
     # The difference first: 1 - z, as the paper has it, is what sums of long vectors lose.
     curvature = (gradient * change).flatten(1).sum(1)
     length = gradient.square().flatten(1).sum(1)
@@ -287,7 +293,8 @@ def _adaptive_step(
 
 
 def _norms(score: Score, x: Tensor) -> Tensor:
-    return score(x).flatten(1).norm(dim=1)
+    norms: Tensor = score(x).flatten(1).norm(dim=1)
+    return norms
 
 
 def _per_image(values: Tensor, x: Tensor) -> Tensor:
@@ -296,10 +303,10 @@ def _per_image(values: Tensor, x: Tensor) -> Tensor:
 
 
 def _as_images(x: Any) -> Tensor:
-    x = as_tensor("x", x, "(n, ...)", finite=True)
-    if not x.is_floating_point() or x.dim() < 2:
+    images = as_tensor("x", x, "(n, ...)", finite=True)
+    if not images.is_floating_point() or images.dim() < 2:
         raise TypeError(f"x must be images (n, *event) of floating-point numbers, got {shown(x)}")
-    return x
+    return images
 
 
 def _check_step(step: float, delta: float, clamp: tuple[float, float]) -> None:

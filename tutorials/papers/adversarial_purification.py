@@ -20,7 +20,7 @@
 # %%
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import pyro
@@ -95,8 +95,8 @@ def setting(seed: int) -> Setting:
     Trainer(classifier, seed=seed).run(
         lambda x, y: cross_entropy(classifier(x), y), NUM_CLASSIFIER_STEPS, batches, progress=False
     )
-    network = MLP(64, [512, 512, 512], 64, nn.SiLU)
-    network = nn.Sequential(nn.Flatten(), network, nn.Unflatten(1, (1, 8, 8)))
+    hidden = MLP(64, [512, 512, 512], 64, nn.SiLU)
+    network = nn.Sequential(nn.Flatten(), hidden, nn.Unflatten(1, (1, 8, 8)))
     score = NoiseConditionalScore(network, largest=1.0, smallest=0.05, num_levels=10)
     trainer = Trainer(score, scheduler=partial(CosineAnnealingLR, T_max=NUM_SCORE_STEPS), seed=seed)
     batches = ShuffledBatches(train, batch_size=128)
@@ -153,7 +153,9 @@ def averaged(own: Setting, step: Predict, num_steps: int = 2 * NUM_STEPS) -> Pre
             copies = (copies + NOISE * torch.randn_like(copies)).clamp(0.0, 1.0)
             for _ in range(num_steps):
                 copies = step(copies).clamp(0.0, 1.0)
-        return own.classifier(copies).softmax(-1).unflatten(0, (NUM_RUNS, len(x))).mean(0)
+        probs = own.classifier(copies).softmax(-1)
+        mean: Tensor = probs.unflatten(0, (NUM_RUNS, len(x))).mean(0)
+        return mean
 
     return predict
 
@@ -184,7 +186,7 @@ def accuracies(own: Setting, attacked: Tensor, *rivals: Predict) -> dict[str, fl
 
 def alone_and_purified(own: Setting, sets: dict[str, Tensor]) -> dict[str, dict[str, float]]:
     """Accuracies of the classifier alone and behind the purifier, by name of the images."""
-    ways = {"classifier alone": own.classifier, "purified": adaptive(own)}
+    ways: dict[str, Predict] = {"classifier alone": own.classifier, "purified": adaptive(own)}
     return {
         name: {way: accuracy(predict, images, own.labels) for way, predict in ways.items()}
         for name, images in sets.items()
@@ -342,12 +344,13 @@ page.claim(
 
 # %%
 NUM_ATTACK_STEPS = page.length(15, smoke=2)
-options = {"eps": EPS, "step": EPS / 4, "num_steps": NUM_ATTACK_STEPS}
+options: dict[str, Any] = {"eps": EPS, "step": EPS / 4, "num_steps": NUM_ATTACK_STEPS}
 
 
 def mean_logits(model: AdaptiveScorePurifier, classifier: nn.Module, x: Tensor) -> Tensor:
     """Of two runs, with the gradient through them."""
-    return (classifier(model(x)) + classifier(model(x))) / 2
+    total: Tensor = classifier(model(x)) + classifier(model(x))
+    return total / 2
 
 
 broken = {}
@@ -356,14 +359,14 @@ for seed, own in settings.items():
     model = purifier(own)
     logits = partial(mean_logits, model, own.classifier)
     through = {"num_draws": 5, "seed": seed, **options}
-    found = {
+    made = {
         "none": x,
         "PGD": attacked[seed][:NUM_ATTACKED],
         "joint": joint_score_attack(own.classifier, model, x, labels, **through),
         "BPDA and EOT": bpda_eot(own.classifier, model, x, labels, **through),
         "full gradient": pgd(logits, x, labels, random_start=False, seed=seed, **options),
     }
-    rows = alone_and_purified(own, found)
+    rows = alone_and_purified(own, made)
     page.table(rows, title=f"seed {seed}")
     broken[seed] = {name: row["purified"] for name, row in rows.items()}
 page.claim(

@@ -160,6 +160,10 @@ def test_gradients_go_through_where_they_are_asked_for(x):
 def test_what_is_not_finite_is_reported(x):
     with pytest.raises(ValueError, match="score must be finite, got nan in row 1"):
         purifier(lambda x: torch.where(torch.arange(6)[:, None] == 1, torch.nan, x))(x)
+    with pytest.raises(ValueError, match="score must be finite, got nan in row 0"):
+        purifier(lambda seen: x if torch.equal(seen, x) else seen * torch.nan)(x)
+    with pytest.raises(ValueError, match=r"score must keep the shape of images \(6, 3\)"):
+        purifier(lambda x: x[:, :1])(x)
     with pytest.raises(ValueError, match="x must be finite"):
         purifier(gaussian(1.0))(x / 0.0)
     with pytest.raises(ValueError, match=r"clamp must be two numbers, .* got \(0.1, 0.1\)"):
