@@ -279,7 +279,7 @@ figure, panels = plt.subplots(len(strips), 10, figsize=(7.5, 4.8), layout="const
 for (name, images), row in zip(strips.items(), panels, strict=True):
     for image, axes, right in zip(images, row, own.labels, strict=False):
         found = int(own.classifier(image[None]).argmax())
-        axes.imshow(image[0], cmap="gray_r", vmin=0.0, vmax=1.0)
+        axes.imshow(image[0].numpy(), cmap="gray_r", vmin=0.0, vmax=1.0)
         axes.set_title(found, color=BLUE if found == right else RED, fontsize=9, pad=2)
         axes.set(xticks=[], yticks=[])
     row[0].set_ylabel(name, rotation=0, ha="right", va="center")
