@@ -88,11 +88,11 @@ def adaptive_step(
 def detection_noise(
     score: Score, threshold: float, noise: float = 0.25, level: float = 0.0
 ) -> Callable[[Tensor], Tensor]:
-    r"""Less noise for images that look clean: those whose score is short.
+    """Less noise for images that look clean: those whose score is short.
 
     :param Callable score: maps images to scores.
-    :param float threshold: of the norm of the score. [1] takes 35 for CIFAR-10 and 25 for other
-        data; it is in units of the score.
+    :param float threshold: of the norm of the score, in its units. The paper's is 35 for CIFAR-10
+        and 25 for other data.
     :param float noise: standard deviation of the noise for images above the threshold.
     :param float level: what it is multiplied by for the others, from zero to one.
     :returns: a function that maps images to standard deviations, as ``noise`` of
@@ -151,7 +151,7 @@ class AdaptiveScorePurifier:
     :raises ValueError: for arguments out of range.
 
     [1] J. Yoon, S. J. Hwang, J. Lee (2021), Adversarial purification with score-based generative
-    models, algorithm 1.
+    models.
 
     [2] F. Croce et al. (2022), Evaluating the adversarial robustness of adaptive test-time
     defenses.
