@@ -57,7 +57,8 @@ def digit_transformer_pipeline(
         images, digits = digit_images()
         settings = (_NULL_CLASS, _NULL_RATE, _BATCH_SIZE, _LEARNING_RATE, num_steps, seed)
         key = (
-            *map(getsource, (_build, _train)),
+            getsource(_build),
+            getsource(_train),
             images.numpy().tobytes(),
             torch.__version__,
             diffusers.__version__,
