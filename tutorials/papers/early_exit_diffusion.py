@@ -326,10 +326,10 @@ page.claim(
 )
 
 # %% [markdown]
-# The loss tells schedules of the same cost apart, as distances of small images do not. The wrong way
-# round loses most, but six blocks everywhere lose least. The schedule loses in bins 8 and 9, where
-# it does worse than the model that always exits after four blocks: its final layer has five kinds
-# of states to learn, in as many steps.
+# The loss tells schedules of the same cost apart, as distances of small images do not. The wrong
+# way round loses most, but six blocks everywhere lose least. The schedule loses in bins 8 and 9,
+# where it does worse than the model that always exits after four blocks: its final layer has five
+# kinds of states to learn, in as many steps.
 
 # %%
 mean_losses = {
@@ -352,9 +352,9 @@ page.claim(
     "<",
     0.0,
     source="Moon et al. (2024), section 3: fewer blocks toward the noise",
-    reason="uniform exits lose less, since two of eight small blocks are hardly missed anywhere and "
-    "its final layer has one depth to learn instead of five; after 300 steps of fine-tuning the "
-    "difference is 0.0002 (first seed)",
+    reason="uniform exits lose less, since two of eight small blocks are hardly missed anywhere, "
+    "and their final layer has one depth to learn instead of five; after 300 steps of fine-tuning "
+    "the difference is 0.0002 (first seed)",
 )
 
 # %%
