@@ -40,8 +40,9 @@ class EarlyExit:
     the same names: it stands in pipelines, is trained and is saved as before. Schedules are not
     saved with it. With all blocks in the schedule its output is what it was, bit for bit.
 
-    Samples of one batch may have different timesteps. Each leaves after its own number of blocks,
-    and a block that nobody needs any more does not run. Three kinds of blocks are known:
+    Samples of one batch may have different timesteps, and each leaves after its own number of
+    blocks. A block runs for all samples or, where nobody needs it any more, not at all. Three kinds
+    of blocks are known:
 
     - Those of a transformer, each of which is given what the one before returned, one tensor or
       several.

@@ -140,12 +140,16 @@ class AdaptiveScoreFineTuner:
         :param named: as of :meth:`step`.
         """
         check_instance("x", x, Tensor, "a tensor")
-        if not (x.is_floating_point() and x.dim() and x.numel()):
+        if not (x.is_floating_point() and x.dim() > 1 and x.numel()):
             raise ValueError(f"x must be a batch of floating-point numbers, got {shown(x)}")
         check_finite("x", x)
         exits: Any = self.module.early_exit
         _, *names = inspect.signature(self.module.forward).parameters
         names.remove(self._timestep)
+        if len(conditions) > len(names):
+            raise ValueError(
+                f"conditions must be at most {len(names)}, for {names}, got {len(conditions)}"
+            )
         given = dict(zip(names, conditions, strict=False)) | named
         num_timesteps = self.scheduler.config["num_train_timesteps"]
         t = torch.randint(num_timesteps, x.shape[:1], device=x.device)
