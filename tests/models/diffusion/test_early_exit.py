@@ -23,7 +23,12 @@ from diffusers import (
     UNet2DModel,
 )
 
-from pyro_ext.models.diffusion import EarlyExit, ExitSchedule, digit_transformer_pipeline
+from pyro_ext.models.diffusion import (
+    EarlyExit,
+    ExitSchedule,
+    digit_pipeline,
+    digit_transformer_pipeline,
+)
 
 ASE = [8, 8, 7, 7, 6, 6, 5, 5, 4, 4]
 TIMES = torch.tensor([999, 0, 450, 620])  # of four samples
@@ -264,14 +269,6 @@ def test_blocks_in_the_noisiest_bin_and_their_gradients():
         assert all((p.grad is None) == (index >= 4) for p in block.parameters())
 
 
-def test_a_cut_transformer_gives_the_same():
-    """Independently: of the first blocks and the final layer."""
-    case = Case("DiT")
-    cut = copy.deepcopy(case.network)
-    cut.transformer_blocks = cut.transformer_blocks[:5]
-    assert torch.equal(case(case.wrap([5])), case(cut))
-
-
 def test_exits_agree_where_blocks_begin_as_the_identity():
     network = dit().eval()
     for block in network.transformer_blocks:
@@ -355,15 +352,6 @@ def test_exits_are_replaced_and_removed():
     assert not hasattr(case.network, "early_exit")
 
 
-def test_timesteps_of_any_form():
-    case = Case("DiT")
-    wrapped, labels = case.wrap(ASE), case.conditions["class_labels"]
-    case.t = torch.full((4,), 450)
-    expected = case(wrapped)
-    for t in (torch.tensor([450]), torch.tensor([450.0]), case.t.float()):
-        torch.testing.assert_close(wrapped(case.x, t, labels)[0], expected)
-
-
 def test_a_block_on_its_own_always_runs():
     wrapped = Case("DiT").wrap([1])
     block, x = wrapped.transformer_blocks[5], images(4, 8)
@@ -443,6 +431,14 @@ def test_u_net_keeps_what_merges_channels():
     wrapped = case.wrap([1])
     torch.testing.assert_close(case(wrapped), case(bare), atol=1e-6, rtol=1e-5)
     assert wrapped.early_exit.num_block_calls == 1
+
+
+def test_a_real_pipeline_of_stable_diffusion_counts_its_pairs():
+    pipeline, schedule = digit_pipeline(num_steps=0), ExitSchedule([3, 1])
+    pipeline.unet = EarlyExit.wrap(pipeline.unet, schedule, "up_blocks")
+    pipeline(["seven"], num_inference_steps=4, output_type="pt")
+    expected = int(schedule(pipeline.scheduler.timesteps).sum())
+    assert pipeline.unet.early_exit.num_block_calls == expected == 8
 
 
 # What is refused ----------------------------------------------------------------------------------
