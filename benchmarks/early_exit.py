@@ -1,7 +1,7 @@
 """Time and block calls of sampling runs with exits, beside the same transformer without.
 
 Each run is one of a real ``DiTPipeline`` with guidance: that of the digits, whose blocks are so
-small that Python takes much of the time, and one eight times as wide. A quarter of the block calls
+small that Python takes much of the time, and one four times as wide. A quarter of the block calls
 is left out, and the ratio is at most 4 / 3. Times are CPU seconds of one thread. Prints one line of
 JSON.
 """
@@ -13,7 +13,7 @@ from _common import OURS, Case, arguments, cpu_seconds, in_turn, report, single_
 
 from pyro_ext.models.diffusion import EarlyExit, ExitSchedule, digit_transformer_pipeline
 
-NUM_STEPS, NUM_IMAGES, WIDER = 20, 16, 8
+NUM_STEPS, NUM_IMAGES, WIDER = 20, 16, 4
 ALL = "all blocks"
 
 

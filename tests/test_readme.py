@@ -17,7 +17,7 @@ from pyro_ext.distributions import GaussianCluster
 from pyro_ext.inference import MCMC, NUTS, SGHMC, SGLD
 from pyro_ext.inference.averaging import SWAG
 from pyro_ext.inference.training import ShuffledBatches
-from pyro_ext.models.diffusion import digit_pipeline
+from pyro_ext.models.diffusion import digit_pipeline, digit_transformer_pipeline
 from pyro_ext.models.sets import DeepSet
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule
 from pyro_ext.random_measures import DirichletProcess, GeneralizedGammaProcess, frequency_table
@@ -131,6 +131,10 @@ READER = {
         lambda m: m.run(X, Y),
     ),
     "tune(kernel, ...)": ({"kernel": KERNEL}, None),
+    "EarlyExit.wrap(pipeline.transformer, ExitSchedule.linear(8, 4))": (
+        lambda: {"pipeline": digit_transformer_pipeline(num_steps=0)},
+        lambda wrapped: wrapped(torch.randn(1, 1, 8, 8), torch.tensor([500]), LABELS[:1]),
+    ),
     'DiffusionSampler.from_pipeline(pipeline, "seven")': (
         pipeline,
         lambda d: d.sample(),

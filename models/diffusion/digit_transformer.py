@@ -1,7 +1,7 @@
 """A small diffusion transformer of handwritten digits, in a real pipeline, learned in minutes."""
 
 from functools import partial
-from pathlib import Path
+from inspect import getsource
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ _LEARNING_RATE = 2e-3
 def digit_transformer_pipeline(
     num_steps: int = 1250, *, seed: int = 0, progress: bool = True
 ) -> Any:
-    """A :class:`diffusers.DiTPipeline` that draws digits of 8 x 8 pixels from their classes.
+    """A ``DiTPipeline`` of diffusers that draws digits of 8 x 8 pixels from their classes.
 
     The transformer has eight blocks of width 64 and patches of 2 x 2 pixels; the scheduler is DDIM
     with linear betas, and the autoencoder is the identity. The transformer is trained on the images
@@ -49,47 +49,55 @@ def digit_transformer_pipeline(
     seed = check_integer("seed", seed, 0)
     check_boolean("progress", progress)
     diffusers = optional_module("diffusers", "digit_transformer_pipeline", "diffusers", "diffusion")
-    from pyro_ext.models.diffusion._identity_autoencoder import IdentityAutoencoder
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        transformer = diffusers.DiTTransformer2DModel(
-            num_attention_heads=4,
-            attention_head_dim=16,
-            in_channels=1,
-            out_channels=1,
-            num_layers=8,
-            sample_size=8,
-            patch_size=2,
-            num_embeds_ada_norm=_NULL_CLASS,
-            activation_fn="gelu-approximate",
-            norm_type="ada_norm_zero",
-            norm_elementwise_affine=False,
-        )
-    transformer.eval()  # in training mode each block would leave out classes on its own
-    scheduler = diffusers.DDIMScheduler(num_train_timesteps=1000, beta_schedule="linear")
+        pipeline = _build(diffusers)
+    transformer = pipeline.transformer
     if num_steps:
         images, digits = digit_images()
+        settings = (_NULL_CLASS, _NULL_RATE, _BATCH_SIZE, _LEARNING_RATE, num_steps, seed)
         key = (
-            Path(__file__).read_bytes(),
+            getsource(_build),
+            getsource(_train),
             images.numpy().tobytes(),
             torch.__version__,
             diffusers.__version__,
-            repr((num_steps, seed)),
+            repr(settings),
         )
-        make = partial(_train, transformer, scheduler, images, digits, num_steps, seed, progress)
+        make = partial(_train, pipeline, images, digits, num_steps, seed, progress)
         transformer.load_state_dict(cached_tensors("digit_transformer", key, make))
     transformer.requires_grad_(False)
+    return pipeline
+
+
+def _build(diffusers: Any) -> Any:
+    """The pipeline, with a network at random."""
+    from pyro_ext.models.diffusion._identity_autoencoder import IdentityAutoencoder
+
+    transformer = diffusers.DiTTransformer2DModel(
+        num_attention_heads=4,
+        attention_head_dim=16,
+        in_channels=1,
+        out_channels=1,
+        num_layers=8,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=_NULL_CLASS,
+        activation_fn="gelu-approximate",
+        norm_type="ada_norm_zero",
+        norm_elementwise_affine=False,
+    )
     pipeline = diffusers.DiTPipeline(
-        transformer=transformer, vae=IdentityAutoencoder(), scheduler=scheduler
+        transformer=transformer.eval(),  # in training mode each block leaves out classes by itself
+        vae=IdentityAutoencoder(),
+        scheduler=diffusers.DDIMScheduler(num_train_timesteps=1000, beta_schedule="linear"),
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 def _train(
-    transformer: nn.Module,
-    scheduler: Any,
+    pipeline: Any,
     images: Tensor,
     digits: Tensor,
     num_steps: int,
@@ -97,6 +105,7 @@ def _train(
     progress: bool,
 ) -> dict[str, Tensor]:
     """The state of the transformer after training."""
+    transformer: nn.Module = pipeline.transformer
     trainer = Trainer(
         transformer,
         partial(torch.optim.AdamW, lr=_LEARNING_RATE),
@@ -116,7 +125,7 @@ def _train(
         timesteps = torch.randint(1000, (len(x),))
         return noise_prediction_loss(
             lambda z, t: transformer(z, t, labels)[0],
-            scheduler,
+            pipeline.scheduler,
             x,
             timesteps,
             torch.randn(x.shape),

@@ -40,8 +40,9 @@ class EarlyExit:
     the same names: it stands in pipelines, is trained and is saved as before. Schedules are not
     saved with it. With all blocks in the schedule its output is what it was, bit for bit.
 
-    Samples of one batch may have different timesteps. Each leaves after its own number of blocks,
-    and a block that nobody needs any more does not run. Three kinds of blocks are known:
+    Samples of one batch may have different timesteps, and each leaves after its own number of
+    blocks. A block runs for all samples or, where nobody needs it any more, not at all. Three kinds
+    of blocks are known:
 
     - Those of a transformer, each of which is given what the one before returned, one tensor or
       several.
@@ -89,30 +90,13 @@ class EarlyExit:
         *,
         timestep: str = "timestep",
     ) -> None:
-        check_instance("module", module, nn.Module, "a module")
-        check_callable("schedule", schedule, "an ExitSchedule or a function of timesteps")
-        names = [blocks] if isinstance(blocks, str) else blocks
-        names = check_sequence("blocks", names, "the name of an attribute, or several", 1, str)
-        check_instance("timestep", timestep, str, "the name of an argument of module.forward")
-        self._arguments = list(inspect.signature(module.forward).parameters)
-        if timestep not in self._arguments:
-            raise ValueError(
-                f"timestep must be an argument of module.forward, one of {self._arguments}, got "
-                f"{timestep!r}"
-            )
-        units = [unit for name in names for unit in _units(module, name)]
-        if not units:
-            raise ValueError(f"blocks must name modules, at least one, got {blocks!r} without any")
-        self.num_blocks = len(units)
-        self.num_block_calls = 0
-        merging = [index for index, ((_, left), *_) in enumerate(units) if left is _merged]
-        self._least = max([1, *merging[:1]])
-        self.schedule = schedule
-        if isinstance(schedule, ExitSchedule):
-            self._check_depths(min(schedule.depths), max(schedule.depths))
+        units, least = _checked(module, schedule, blocks, timestep)
+        self.schedule, self.num_blocks, self.num_block_calls = schedule, len(units), 0
+        self._least, self._timestep = least, timestep
+        self._arguments = [*inspect.signature(module.forward).parameters]
         if isinstance(old := getattr(module, "early_exit", None), EarlyExit):
             old.remove()
-        self._module, self._timestep = module, timestep
+        self._module = module
         self._gates = [
             _Gate(self, index, number == 0, part, left)
             for index, unit in enumerate(units)
@@ -157,7 +141,7 @@ class EarlyExit:
             >>> pipeline.transformer.early_exit.num_block_calls
             120
         """
-        check_instance("module", module, nn.Module, "a module")
+        _checked(module, schedule, blocks, timestep)
         module = copy.deepcopy(module)
         cls(module, schedule, blocks, timestep=timestep)
         return module
@@ -169,13 +153,6 @@ class EarlyExit:
                 del module.__dict__["forward"]
         if getattr(self._module, "early_exit", None) is self:
             del self._module.__dict__["early_exit"]
-
-    def _check_depths(self, least: int, most: int) -> None:
-        if least < self._least or most > self.num_blocks:
-            raise ValueError(
-                f"schedule must ask for {self._least} to {self.num_blocks} blocks, got "
-                f"{least if least < self._least else most}"
-            )
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         """What the module's ``forward`` is."""
@@ -197,7 +174,7 @@ class EarlyExit:
                 f"{(*depths.shape,)}"
             )
         least, most = (int(depth) for depth in torch.aminmax(depths))
-        self._check_depths(least, most)
+        _check_depths(least, most, self._least, self.num_blocks)
         token = _CALL.set(_Call(self, depths, least, most))
         try:
             return type(self._module).forward(self._module, *args, **kwargs)
@@ -305,6 +282,39 @@ def _unattended(gate: _Gate, call: _Call, args: tuple[Any, ...], kwargs: dict[st
     """The argument of an attention."""
     x = gate.state(args, kwargs)
     return x if kwargs.get("return_dict", True) else (x,)
+
+
+def _checked(
+    module: nn.Module, schedule: _Schedule, blocks: str | Sequence[str], timestep: str
+) -> tuple[list[list[tuple[nn.Module, _Left]]], int]:
+    """The blocks, and how many of them always run."""
+    check_instance("module", module, nn.Module, "a module")
+    wanted = "an ExitSchedule or a function of timesteps"
+    check_callable("schedule", schedule, wanted, or_class=False)
+    names = [blocks] if isinstance(blocks, str) else blocks
+    names = check_sequence("blocks", names, "the name of an attribute, or several", 1, str)
+    check_instance("timestep", timestep, str, "the name of an argument of module.forward")
+    arguments = list(inspect.signature(module.forward).parameters)
+    if timestep not in arguments:
+        raise ValueError(
+            f"timestep must be an argument of module.forward, one of {arguments}, got {timestep!r}"
+        )
+    units = [unit for name in names for unit in _units(module, name)]
+    if not units:
+        raise ValueError(f"blocks must name modules, at least one, got {blocks!r} without any")
+    merging = [index for index, ((_, left), *_) in enumerate(units) if left is _merged]
+    least = max([1, *merging[:1]])
+    if isinstance(schedule, ExitSchedule):
+        _check_depths(min(schedule.depths), max(schedule.depths), least, len(units))
+    return units, least
+
+
+def _check_depths(least: int, most: int, lower: int, upper: int) -> None:
+    if least < lower or most > upper:
+        raise ValueError(
+            f"schedule must ask for {lower} to {upper} blocks, got "
+            f"{least if least < lower else most}"
+        )
 
 
 def _units(module: nn.Module, name: str) -> Iterator[list[tuple[nn.Module, _Left]]]:

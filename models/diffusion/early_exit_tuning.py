@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import check_instance, check_number, check_sequence
+from pyro_ext._checks import check_finite, check_instance, check_number, check_sequence, shown
 from pyro_ext.inference.diffusion import noise_prediction_loss
 from pyro_ext.inference.diffusion.sampling import check_scheduler
 from pyro_ext.inference.training import ShuffledBatches, Trainer
@@ -81,15 +81,16 @@ class AdaptiveScoreFineTuner:
         if "num_train_timesteps" not in scheduler.config:
             raise TypeError("scheduler must have num_train_timesteps in its config, got none")
         self.scheduler, self._timestep = scheduler, timestep
-        self.weight_power = check_number("weight_power", weight_power)
+        self.weight_power = check_number("weight_power", weight_power, least=0)
+        check_number("ema_decay", ema_decay, least=0, below=1)
         names = check_sequence("freeze", freeze, "names of submodules", 0, str)
-        self.module = EarlyExit.wrap(module, schedule, blocks, timestep=timestep).requires_grad_()
-        found = {name: name.rpartition(".")[2] for name, _ in module.named_modules()}
-        if missing := set(names) - set(found.values()):
+        check_instance("module", module, nn.Module, "a module")
+        found = [name for name, _ in module.named_modules() if name.rpartition(".")[2] in names]
+        if missing := set(names) - {name.rpartition(".")[2] for name in found}:
             raise ValueError(f"freeze must name submodules of module, got {sorted(missing)}")
-        for name, last in found.items():
-            if last in names:
-                self.module.get_submodule(name).requires_grad_(False)
+        self.module = EarlyExit.wrap(module, schedule, blocks, timestep=timestep).requires_grad_()
+        for name in found:
+            self.module.get_submodule(name).requires_grad_(False)
         self.trainer = Trainer(
             self.module,
             optimizer,
@@ -139,9 +140,16 @@ class AdaptiveScoreFineTuner:
         :param named: as of :meth:`step`.
         """
         check_instance("x", x, Tensor, "a tensor")
+        if not (x.is_floating_point() and x.dim() > 1 and x.numel()):
+            raise ValueError(f"x must be a batch of floating-point numbers, got {shown(x)}")
+        check_finite("x", x)
         exits: Any = self.module.early_exit
         _, *names = inspect.signature(self.module.forward).parameters
         names.remove(self._timestep)
+        if len(conditions) > len(names):
+            raise ValueError(
+                f"conditions must be at most {len(names)}, for {names}, got {len(conditions)}"
+            )
         given = dict(zip(names, conditions, strict=False)) | named
         num_timesteps = self.scheduler.config["num_train_timesteps"]
         t = torch.randint(num_timesteps, x.shape[:1], device=x.device)

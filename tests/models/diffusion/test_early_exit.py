@@ -23,53 +23,44 @@ from diffusers import (
     UNet2DModel,
 )
 
-from pyro_ext.models.diffusion import EarlyExit, ExitSchedule, digit_transformer_pipeline
+from pyro_ext.models.diffusion import (
+    EarlyExit,
+    ExitSchedule,
+    digit_pipeline,
+    digit_transformer_pipeline,
+)
 
 ASE = [8, 8, 7, 7, 6, 6, 5, 5, 4, 4]
 TIMES = torch.tensor([999, 0, 450, 620])  # of four samples
-FLUX_BLOCKS = ("transformer_blocks", "single_transformer_blocks")
-UP_BLOCK = {"CrossAttnDownBlock2D": "CrossAttnUpBlock2D", "DownBlock2D": "UpBlock2D"}
 
 
-def dit(num_layers=8, **options):
+SMALL = dict(num_attention_heads=2, attention_head_dim=4, in_channels=1, sample_size=4)
+UNET = dict(
+    sample_size=8,
+    in_channels=1,
+    out_channels=1,
+    layers_per_block=1,
+    block_out_channels=(8, 16),
+    norm_num_groups=4,
+    attention_head_dim=4,
+)
+
+
+def dit(num_layers=8):
     return DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=4,
-        in_channels=1,
-        out_channels=1,
-        num_layers=num_layers,
-        sample_size=4,
-        norm_elementwise_affine=False,
-        **options,
+        **SMALL, out_channels=1, num_layers=num_layers, norm_elementwise_affine=False
     )
 
 
 def pixart():
-    return PixArtTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=4,
-        in_channels=1,
-        out_channels=1,
-        num_layers=4,
-        cross_attention_dim=8,
-        caption_channels=6,
-        sample_size=4,
-        use_additional_conditions=False,
-    )
+    options = dict(cross_attention_dim=8, caption_channels=6, use_additional_conditions=False)
+    return PixArtTransformer2DModel(**SMALL, out_channels=1, num_layers=4, **options)
 
 
 def sd3():
+    options = dict(joint_attention_dim=6, caption_projection_dim=8, pooled_projection_dim=5)
     return SD3Transformer2DModel(
-        sample_size=4,
-        in_channels=1,
-        out_channels=1,
-        num_layers=4,
-        attention_head_dim=4,
-        num_attention_heads=2,
-        joint_attention_dim=6,
-        caption_projection_dim=8,
-        pooled_projection_dim=5,
-        pos_embed_max_size=4,
+        **SMALL, out_channels=1, num_layers=4, pos_embed_max_size=4, **options
     )
 
 
@@ -87,13 +78,22 @@ def flux():
     )
 
 
+def unet():
+    down, up = ("DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D")
+    return UNet2DModel(**UNET, down_block_types=down, up_block_types=up)
+
+
+def conditional_unet():
+    down, up = ("DownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
+    return UNet2DConditionModel(
+        **UNET, down_block_types=down, up_block_types=up, cross_attention_dim=6
+    )
+
+
 def hunyuan():
     return HunyuanDiT2DModel(
-        num_attention_heads=2,
-        attention_head_dim=4,
-        in_channels=1,
+        **SMALL,
         num_layers=4,
-        sample_size=4,
         patch_size=2,
         hidden_size=8,
         cross_attention_dim=8,
@@ -103,35 +103,6 @@ def hunyuan():
         text_len_t5=3,
         use_style_cond_and_image_meta_size=False,
         activation_fn="gelu-approximate",
-    )
-
-
-def unet():
-    return UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        attention_head_dim=4,
-    )
-
-
-def conditional_unet():
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        attention_head_dim=4,
-        cross_attention_dim=6,
     )
 
 
@@ -170,42 +141,39 @@ def images(*shape):
     return torch.randn(4, *shape, generator=torch.Generator().manual_seed(1))
 
 
-# What makes the network, names of its blocks, number of blocks, largest timestep, conditioning.
+PROMPTS, POOLED = images(3, 6), images(5)
+# What makes the network, names and number of its blocks, and conditioning.
 NETWORKS = {
-    "DiT": (dit, "transformer_blocks", 8, 1000, {"class_labels": torch.tensor([3, 1, 4, 1])}),
+    "DiT": (dit, "transformer_blocks", 8, {"class_labels": torch.tensor([3, 1, 4, 1])}),
     "PixArt": (
         pixart,
         "transformer_blocks",
         4,
-        1000,
-        {"encoder_hidden_states": images(3, 6), "added_cond_kwargs": {}},
+        {"encoder_hidden_states": PROMPTS, "added_cond_kwargs": {}},
     ),
     "SD3": (
         sd3,
         "transformer_blocks",
         4,
-        1000,
-        {"encoder_hidden_states": images(3, 6), "pooled_projections": images(5)},
+        {"encoder_hidden_states": PROMPTS, "pooled_projections": POOLED},
     ),
     "Flux": (
         flux,
-        FLUX_BLOCKS,
+        ("transformer_blocks", "single_transformer_blocks"),
         4,
-        1,
         {
-            "encoder_hidden_states": images(3, 6),
-            "pooled_projections": images(5),
+            "encoder_hidden_states": PROMPTS,
+            "pooled_projections": POOLED,
             "img_ids": torch.zeros(16, 3),
             "txt_ids": torch.zeros(3, 3),
         },
     ),
-    "UNet2DModel": (unet, "up_blocks", 3, 1000, {}),
+    "UNet2DModel": (unet, "up_blocks", 3, {}),
     "UNet2DConditionModel": (
         conditional_unet,
         "up_blocks",
         3,
-        1000,
-        {"encoder_hidden_states": images(3, 6)},
+        {"encoder_hidden_states": PROMPTS},
     ),
 }
 
@@ -214,24 +182,18 @@ class Case:
     """A network at random, with what it is called with."""
 
     def __init__(self, name):
-        make, self.blocks, self.num_blocks, self.last, self.conditions = NETWORKS[name]
+        make, self.blocks, self.num_blocks, self.conditions = NETWORKS[name]
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.network = make().eval()
             for parameter in self.network.parameters():  # nothing is zero
                 parameter.data.add_(0.1 * torch.randn_like(parameter))
-        self.x = (
-            images(16, 4)
-            if name == "Flux"
-            else images(1, 8, 8)
-            if "UNet" in name
-            else images(1, 4, 4)
-        )
-        self.t = TIMES * self.last / 1000 if self.last == 1 else TIMES
+        self.last = 1 if name == "Flux" else 1000
+        self.t = TIMES / 1000 if name == "Flux" else TIMES
+        self.x = {"F": images(16, 4), "U": images(1, 8, 8)}.get(name[0], images(1, 4, 4))
 
     def wrap(self, depths):
-        schedule = ExitSchedule(depths, self.last) if isinstance(depths, list) else depths
-        return EarlyExit.wrap(self.network, schedule, self.blocks)
+        return EarlyExit.wrap(self.network, ExitSchedule(depths, self.last), self.blocks)
 
     def __call__(self, network, rows=slice(None)):
         kept = {
@@ -244,45 +206,6 @@ class Case:
 @pytest.fixture(params=NETWORKS)
 def case(request):
     return Case(request.param)
-
-
-# Schedules ----------------------------------------------------------------------------------------
-
-
-def test_edges_of_bins_and_mean_cost():
-    schedule = ExitSchedule.dit_xl()
-    edges = {0: 28, 99: 28, 100: 28, 199: 28, 200: 24, 899: 12, 900: 12, 999: 12, 1000: 12}
-    assert {t: schedule(t) for t in edges} == edges
-    by_bin = ExitSchedule(range(10, 0, -1))
-    assert [by_bin(t) for t in (99, 100, 899, 900, 999)] == [10, 9, 2, 1, 1]
-    assert by_bin(torch.arange(0, 1000, 100)).tolist() == list(range(10, 0, -1))
-    scheduler = DDIMScheduler(timestep_spacing="leading")
-    scheduler.set_timesteps(50)
-    assert schedule(scheduler.timesteps).sum() == 1000
-    assert schedule.mean_cost(scheduler.timesteps) == 20
-    assert ExitSchedule(ASE).mean_cost(range(1000)) / 8 == 0.75
-    assert ExitSchedule.linear(8, 4).depths == tuple(ASE)
-    assert ExitSchedule.uniform(6).mean_cost(range(1000)) == 6
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_timesteps_of_flows(dtype):
-    """From 1 to 0, in floating-point numbers."""
-    schedule = ExitSchedule(ASE, num_train_timesteps=1)
-    t = torch.tensor([0.0, 0.25, 0.45, 0.75, 1.0], dtype=dtype)
-    assert schedule(t).tolist() == [8, 7, 6, 5, 4]
-
-
-@pytest.mark.parametrize("depths", [[8, 7, 8], [4, 0], [], [2.5], [8, 8, -1], [True]])
-def test_schedules_that_are_none(depths):
-    with pytest.raises(ValueError, match="depths must be"):
-        ExitSchedule(depths)
-
-
-@pytest.mark.parametrize("t", [-1, 1001, float("nan"), [0, 5000]])
-def test_times_out_of_range(t):
-    with pytest.raises(ValueError, match="timesteps must be from 0 to 1000"):
-        ExitSchedule(ASE)(t)
 
 
 # Networks of diffusers ----------------------------------------------------------------------------
@@ -334,14 +257,6 @@ def test_what_is_beyond_the_exit_does_not_matter(case):
     assert torch.equal(case(wrapped), expected)
 
 
-def test_depths_of_one_batch_that_differ_from_block_to_block(case):
-    """Outputs of one batch at all depths are those of the networks cut there."""
-    depths = torch.arange(4).clamp(max=case.num_blocks - 1) + 1
-    mixed = case(case.wrap(lambda t: depths if len(t) == 4 else depths[:1]))
-    for row, depth in enumerate(depths.tolist()):
-        torch.testing.assert_close(mixed[row], case(case.wrap([depth]))[row], atol=1e-6, rtol=1e-5)
-
-
 # DiT ----------------------------------------------------------------------------------------------
 
 
@@ -352,14 +267,6 @@ def test_blocks_in_the_noisiest_bin_and_their_gradients():
     case(wrapped).sum().backward()
     for index, block in enumerate(wrapped.transformer_blocks):
         assert all((p.grad is None) == (index >= 4) for p in block.parameters())
-
-
-def test_a_cut_transformer_gives_the_same():
-    """Independently: of the first blocks and the final layer."""
-    case = Case("DiT")
-    cut = copy.deepcopy(case.network)
-    cut.transformer_blocks = cut.transformer_blocks[:5]
-    assert torch.equal(case(case.wrap([5])), case(cut))
 
 
 def test_exits_agree_where_blocks_begin_as_the_identity():
@@ -445,19 +352,6 @@ def test_exits_are_replaced_and_removed():
     assert not hasattr(case.network, "early_exit")
 
 
-def test_timesteps_of_any_form():
-    case = Case("DiT")
-    wrapped, labels = case.wrap(ASE), case.conditions["class_labels"]
-    case.t = torch.full((4,), 450)
-    expected = case(wrapped)
-    for t in (torch.tensor([450]), torch.tensor([450.0]), case.t.float()):
-        torch.testing.assert_close(wrapped(case.x, t, labels)[0], expected)
-    pix = Case("PixArt")
-    pix.t = torch.full((4,), 450)
-    alike = pix.wrap([3, 2])(pix.x, timestep=torch.tensor([450]).expand(4), **pix.conditions)[0]
-    assert torch.equal(pix(pix.wrap([3, 2])), alike)
-
-
 def test_a_block_on_its_own_always_runs():
     wrapped = Case("DiT").wrap([1])
     block, x = wrapped.transformer_blocks[5], images(4, 8)
@@ -539,6 +433,14 @@ def test_u_net_keeps_what_merges_channels():
     assert wrapped.early_exit.num_block_calls == 1
 
 
+def test_a_real_pipeline_of_stable_diffusion_counts_its_pairs():
+    pipeline, schedule = digit_pipeline(num_steps=0), ExitSchedule([3, 1])
+    pipeline.unet = EarlyExit.wrap(pipeline.unet, schedule, "up_blocks")
+    pipeline(["seven"], num_inference_steps=4, output_type="pt")
+    expected = int(schedule(pipeline.scheduler.timesteps).sum())
+    assert pipeline.unet.early_exit.num_block_calls == expected == 8
+
+
 # What is refused ----------------------------------------------------------------------------------
 
 
@@ -571,7 +473,9 @@ def test_what_is_refused_in_a_call():
     with pytest.raises(ValueError, match="timesteps must be from 0 to 1000"):
         wrapped(case.x, TIMES + 500, labels)
     with pytest.raises(ValueError, match="schedule must ask for 1 to 8 blocks, got 0"):
-        case(case.wrap(lambda t: torch.zeros_like(t)))
+        case(EarlyExit.wrap(case.network, torch.zeros_like))
+    with pytest.raises(ValueError, match=r"as many integers as timesteps, \(4,\), got \(2,\)"):
+        case(EarlyExit.wrap(case.network, lambda t: torch.tensor([3, 4])))
     wrapped.enable_gradient_checkpointing()
     with pytest.raises(ValueError, match="without gradient checkpointing"):
         case(wrapped)
