@@ -23,7 +23,8 @@ from pyro_ext.checkpoint.files import (
 from pyro_ext.nn.lora import LoRALinear, lora_layers, replace_layers
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_KEY = re.compile(r"base_model\.model\.(?:(?P<layer>.+)\.)?lora_(?P<factor>[AB])\.weight")
+_KEY = re.compile(r"(?:(?P<layer>.+)\.)?lora_(?P<factor>[AB])\.weight")
+_PREFIX = "base_model.model."
 # Settings of peft with which a layer computes something else; files of most hold other tensors too.
 _OTHER = (
     "alora_invocation_tokens",
@@ -120,7 +121,7 @@ def load_lora(module: nn.Module, folder: str | Path) -> nn.Module:
     check_instance("folder", folder, (str, Path), "a path")
     folder = Path(folder)
     config = read_json(folder / _CONFIG)
-    _check_kind(folder / _CONFIG, config)
+    check_kind(folder / _CONFIG, config)
     factors = _read_factors(folder / _WEIGHTS)
     adapted: dict[str, nn.Module] = {}
     for name, (A, B) in factors.items():
@@ -136,8 +137,7 @@ def load_lora(module: nn.Module, folder: str | Path) -> nn.Module:
                 f"{folder} holds factors of the shapes {tuple(B.shape)} and {tuple(A.shape)}, "
                 f"which do not fit layer {name!r}: {layer!r}"
             )
-        alpha = _of_layer(config.get("alpha_pattern") or {}, name, config.get("lora_alpha", 8))
-        alpha *= math.sqrt(rank) if config.get("use_rslora") else 1.0
+        alpha = alpha_of_layer(config, name, rank, 8)
         adapter = LoRALinear(layer, rank, alpha, dropout=config.get("lora_dropout", 0.0))
         with torch.no_grad():
             adapter.A.copy_(A)
@@ -146,15 +146,17 @@ def load_lora(module: nn.Module, folder: str | Path) -> nn.Module:
     return replace_layers(copy.deepcopy(module).requires_grad_(False), adapted)
 
 
-def _of_layer(patterns: Mapping[str, Any], name: str, default: float) -> float:
-    """The first setting whose pattern fits the end of a name."""
-    for pattern, value in patterns.items():
+def alpha_of_layer(config: Mapping[str, Any], name: str, rank: int, default: float) -> float:
+    """The alpha of a layer, by the first pattern that fits the end of its name."""
+    found = config.get("lora_alpha", default)
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", name):
-            return float(value)
-    return float(default)
+            found = value
+            break
+    return float(found) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)
 
 
-def _check_kind(path: Path, config: Mapping[str, Any]) -> None:
+def check_kind(path: Path, config: Mapping[str, Any]) -> None:
     """Check that adapters compute what ours do."""
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"{path} holds no LoRA, but {config.get('peft_type')!r}")
@@ -178,11 +180,19 @@ def _read_factors(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
         if path.with_name("adapter_model.bin").exists():
             hint = "; adapter_model.bin is not read, since loading it may execute what it holds"
         raise CheckpointError(f"{path} cannot be read: {error}{hint}") from error
+    for key in tensors:
+        if not key.startswith(_PREFIX):
+            raise CheckpointError(f"{path} holds {key!r}, which is no factor of a linear layer")
+    return paired_factors(path, {key.removeprefix(_PREFIX): one for key, one in tensors.items()})
+
+
+def paired_factors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Both factors of each layer, from tensors whose names begin with those of layers."""
     found: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         match = _KEY.fullmatch(key)
         if match is None:
-            raise CheckpointError(f"{path} holds {key!r}, which is no factor of a linear layer")
+            raise CheckpointError(f"{path} holds {key!r}, which is no factor of a layer")
         found.setdefault(match["layer"] or "", {})[match["factor"]] = tensor
     for name, factors in found.items():
         if len(factors) != 2:

@@ -1,0 +1,546 @@
+r"""Adapters that are trained apart and added up when they are used [1].
+
+A network from which a concept was erased learns it again from harmless images, since what it is
+trained for afterwards partly undoes the erasing. Adapters that were each trained beside the
+original weights, and not on top of each other, do not: :math:`W_0 + \Delta_\text{safe} +
+\Delta_\text{task}`, where :math:`\Delta_\text{task}` has never seen :math:`\Delta_\text{safe}`.
+
+[1] S. Kim, M. Choi, J. Shin, J. Lee (2024), Safety alignment backfires: preventing the re-emergence
+of suppressed concepts in fine-tuned text-to-image diffusion models, arXiv 2412.00357.
+"""
+
+import copy
+import json
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from pyro_ext._checks import (
+    check_choice,
+    check_instance,
+    check_integer,
+    check_mapping,
+    check_number,
+    check_optional,
+    check_sequence,
+)
+from pyro_ext._optional import optional_module
+from pyro_ext.checkpoint.files import CheckpointError, check_folder_of, write_bytes
+from pyro_ext.nn.lora import replace_layers
+from pyro_ext.nn.lora_files import alpha_of_layer, check_kind, paired_factors
+from pyro_ext.random import seeded
+
+_ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# They read the weights of their layers instead of calling these, and would pass over an adapter.
+_READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+_FILE = "pytorch_lora_weights.safetensors"  # the name that pipelines look for
+_METADATA = "lora_adapter_metadata"
+
+
+class ModularLoRA:
+    r"""Low-rank adapters with names on a copy of a network, each switched on and off by itself.
+
+    A layer of the network computes :math:`W_0 + \sum_i w_i \frac{\alpha_i}{r_i} B_i A_i`, over the
+    adapters that have a weight :math:`w_i` other than zero. Weights :math:`W_0` never change, an
+    adapter only changes inside of :meth:`only`, and as :math:`B` starts at zero a new one changes
+    no output. Adapters add up in the order of their names, so that it does not matter in which
+    order they came.
+
+    The layers are those of the package ``peft``: :attr:`module` takes the place of the network in a
+    pipeline of ``diffusers`` or in one's own code. For one adapter of linear layers,
+    :func:`pyro_ext.nn.add_lora` needs no other package; it knows singular value decompositions, and
+    clients who train together use it. Its files are those of models of ``peft``, and the files here
+    are those of pipelines.
+
+    :param torch.nn.Module module: the network, such as ``pipe.unet`` or ``pipe.transformer``. It is
+        copied, and the copy frozen; it must have no adapters yet.
+    :ivar torch.nn.Module module: the copy, with whatever adapters have been added.
+    :ivar dict layers: names of the layers that each adapter is on, by names of adapters.
+    :raises TypeError: for what is no module.
+    :raises ValueError: for a module with adapters, or without layers that take some.
+
+    [1] S. Kim et al. (2024), Safety alignment backfires, arXiv 2412.00357.
+
+    Example::
+
+        >>> network = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 3))
+        >>> lora = ModularLoRA(network)
+        >>> lora.add("safety", rank=2, targets=["0"])
+        >>> lora.add("task", rank=4)
+        >>> with lora.only("task") as factors:
+        ...     sum(factor.numel() for factor in factors)
+        68
+        >>> lora.weights = {"safety": 1.0, "task": 1.0}
+        >>> lora.module(torch.ones(6)).shape, lora.layers
+        (torch.Size([3]), {'safety': ('0',), 'task': ('0', '1')})
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._peft = optional_module("peft", "ModularLoRA", "peft", "diffusion")
+        check_instance("module", module, nn.Module, "a torch.nn.Module")
+        if getattr(module, "peft_config", None) or any(map(self._is_adapted, module.modules())):
+            raise ValueError(
+                f"module must have no adapters yet, got {type(module).__name__} with some: unload "
+                "them, as by pipe.unload_lora_weights()"
+            )
+        self.module = copy.deepcopy(module).requires_grad_(False)
+        self._adaptable = _adaptable_layers(self.module)
+        if not self._adaptable:
+            raise ValueError(
+                "module must hold a linear layer or a convolution that it calls, got "
+                f"{type(module).__name__}"
+            )
+        self.layers: dict[str, tuple[str, ...]] = {}
+        self._weights: dict[str, float] = {}
+        self._trained: str | None = None
+
+    def __repr__(self) -> str:
+        return f"ModularLoRA({type(self.module).__name__}, {self.weights})"
+
+    # Adapters ------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        name: str,
+        rank: int = 4,
+        alpha: float | None = None,
+        targets: Sequence[str] | None = None,
+        *,
+        seed: int | None = None,
+    ) -> None:
+        r"""Add an adapter, with the weight zero.
+
+        :param str name: its name, without a dot.
+        :param int rank: :math:`r`.
+        :param float alpha: :math:`\alpha`, by default :math:`r`.
+        :param Sequence targets: names of linear layers and convolutions, or the ends of such names
+            as ``"attn2.to_q"``, or shell-style patterns as ``"*.attn?.to_q"``; by default all
+            linear layers. Layers that :class:`torch.nn.MultiheadAttention` or
+            :class:`torch.nn.TransformerEncoderLayer` hold take no adapters: these read weights
+            without calling the layer.
+        :param int seed: of :math:`A`; by default it is drawn from PyTorch's generator.
+        :raises ValueError: for a name that is taken, numbers out of range, or targets that name no
+            layer; it says which there are.
+
+        Example::
+
+            >>> lora = ModularLoRA(torch.nn.Sequential(torch.nn.Linear(6, 4)))
+            >>> lora.add("task", rank=2, alpha=4.0, targets=["0"], seed=0)
+            >>> lora.weights
+            {'task': 0.0}
+        """
+        self._check_new(name)
+        check_integer("rank", rank, 1)
+        check_optional(check_number, "alpha", alpha, above=0.0)
+        check_optional(check_integer, "seed", seed, 0)
+        found = self._targeted(targets)
+        self._inject(
+            name, {layer: (rank, float(rank if alpha is None else alpha)) for layer in found}, seed
+        )
+
+    def remove(self, name: str) -> None:
+        """Take an adapter away; without adapters a layer is the original one again.
+
+        :param str name: the adapter.
+        """
+        adapted = self._adapted(name)
+        trained = None if self._trained == name else self._trained
+        self._switch({**self._weights, name: 0.0}, trained)
+        for layer_name, layer in adapted.items():
+            layer.delete_adapter(name)
+            if not layer.lora_A:
+                self.module.set_submodule(layer_name, layer.get_base_layer())
+        del self.layers[name], self._weights[name]
+        if self.layers:
+            del self.module.peft_config[name]  # type: ignore[operator, union-attr]
+        else:
+            _forget_adapters(self.module)
+
+    def copy_from(self, name: str, module: nn.Module) -> None:
+        """Take the factors that an adapter has in a copy of :attr:`module`.
+
+        This is how a method that trains and returns a copy, as
+        :class:`~pyro_ext.models.diffusion.SafeSelfDistillation` does, is used for an adapter.
+
+        :param str name: the adapter.
+        :param torch.nn.Module module: the copy.
+        :raises ValueError: for a module without this adapter.
+        """
+        own = self._factors(name)
+        check_instance("module", module, nn.Module, "a torch.nn.Module")
+        its = dict(module.named_parameters())
+        if missing := own.keys() - its.keys():
+            raise ValueError(
+                f"module must be a copy of the one with the adapter {name!r}, got "
+                f"{type(module).__name__} without {min(missing)}"
+            )
+        with torch.no_grad():
+            for key, factor in own.items():
+                factor.copy_(its[key])
+
+    # Switching -----------------------------------------------------------------------------------
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weights of all adapters by name; those left out when it is set get zero."""
+        return dict(self._weights)
+
+    @weights.setter
+    def weights(self, weights: Mapping[str, float]) -> None:
+        self._switch(self._checked_weights("weights", weights), self._trained)
+
+    @contextmanager
+    def only(
+        self, name: str, *, beside: Mapping[str, float] | None = None
+    ) -> Iterator[list[nn.Parameter]]:
+        """Switch on one adapter alone, which can be trained until the context ends.
+
+        Then weights are what they were before, and the adapter is frozen. All others are off, so
+        that it does not depend on them what this one learns.
+
+        :param str name: the adapter.
+        :param Mapping beside: weights of others that are on as well, and stay frozen. To train on
+            top of another adapter is what modular training avoids; its rivals do so.
+        :returns: the factors, to make an optimizer of.
+
+        Example::
+
+            >>> lora = ModularLoRA(torch.nn.Sequential(torch.nn.Linear(6, 4)))
+            >>> lora.add("task", rank=2)
+            >>> with lora.only("task") as factors:
+            ...     lora.module(torch.ones(6)).sum().backward()
+            >>> [tuple(factor.grad.shape) for factor in factors]
+            [(2, 6), (4, 2)]
+        """
+        factors = list(self._factors(name).values())
+        others = {} if beside is None else self._checked_weights("beside", beside)
+        before = self._weights, self._trained
+        self._switch({**others, name: 1.0}, name)
+        try:
+            yield factors
+        finally:
+            self._switch(*before)
+
+    @torch.no_grad()
+    def merge(self, weights: Mapping[str, float] | None = None) -> nn.Module:
+        """Copy the network with adapters added to its weights, and ordinary layers.
+
+        A negative weight subtracts what an adapter has learned.
+
+        :param Mapping weights: of adapters by name, zero for those left out; by default
+            :attr:`weights`.
+        :returns: the copy, whose parameters require gradients.
+
+        Example::
+
+            >>> lora = ModularLoRA(torch.nn.Sequential(torch.nn.Linear(6, 4)))
+            >>> lora.add("task")
+            >>> lora.merge({"task": -1.0})
+            Sequential(
+              (0): Linear(in_features=6, out_features=4, bias=True)
+            )
+        """
+        used = self._weights if weights is None else self._checked_weights("weights", weights)
+        module = copy.deepcopy(self.module)
+        plain: dict[str, nn.Module] = {}
+        for layer_name in dict.fromkeys(one for name in self.layers for one in self.layers[name]):
+            layer: Any = module.get_submodule(layer_name)
+            plain[layer_name] = base = layer.get_base_layer()
+            weight = base.weight
+            for name in sorted(used):
+                if used[name] and name in layer.lora_A:
+                    weight = weight + used[name] * _delta(layer, name)
+            base.weight = nn.Parameter(weight.detach().clone())
+        _forget_adapters(module)
+        return replace_layers(module, plain).requires_grad_()
+
+    # Updates -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def deltas(self, name: str) -> dict[str, Tensor]:
+        r"""What an adapter adds to weights, :math:`\frac{\alpha}{r} B A`, by names of layers.
+
+        :param str name: the adapter.
+        """
+        return {layer: _delta(one, name) for layer, one in self._adapted(name).items()}
+
+    def norm(self, name: str) -> float:
+        """The Frobenius norm of what an adapter adds, over all its layers.
+
+        :param str name: the adapter.
+        """
+        return math.sqrt(self._inner(name, name, self.layers.get(name, ())))
+
+    def cosine(self, first: str, second: str) -> float:
+        """The cosine of the angle between what two adapters add, over the layers of both.
+
+        It is negative where one undoes a part of the other [1], and zero where one of them adds
+        nothing.
+
+        :param str first: an adapter.
+        :param str second: another one.
+        :raises ValueError: where they have no layer in common.
+        """
+        for argument, name in (("first", first), ("second", second)):
+            self._check_name(argument, name)
+        common = [layer for layer in self.layers[first] if layer in self.layers[second]]
+        if not common:
+            raise ValueError(
+                f"first and second must have a layer in common, got {first!r} on "
+                f"{', '.join(self.layers[first])} and {second!r} on "
+                f"{', '.join(self.layers[second])}"
+            )
+        norms = [math.sqrt(self._inner(name, name, common)) for name in (first, second)]
+        return self._inner(first, second, common) / math.prod(norms) if all(norms) else 0.0
+
+    # Files ---------------------------------------------------------------------------------------
+
+    def save(self, name: str, folder: str | Path, component: str = "unet") -> None:
+        """Write an adapter to a folder, for ``pipe.load_lora_weights`` or :meth:`load`.
+
+        The file is ``pytorch_lora_weights.safetensors``, with rank and alpha in its metadata.
+
+        :param str name: the adapter.
+        :param folder: made if it is missing; its parent has to be there.
+        :param str component: what the network is called in the pipeline.
+        :raises CheckpointError: where the file cannot be written.
+        """
+        adapted = self._adapted(name)
+        check_instance("component", component, str, "a string")
+        check_instance("folder", folder, (str, Path), "a path")
+        folder = Path(folder)
+        check_folder_of(folder)
+        folder.mkdir(exist_ok=True)
+        sizes = {layer: (one.r[name], one.lora_alpha[name]) for layer, one in adapted.items()}
+        settings = {f"{component}.{key}": value for key, value in _settings(sizes).items()}
+        tensors = {
+            f"{component}.{layer}.lora_{factor}.weight": getattr(one, f"lora_{factor}")[name]
+            .weight.detach()
+            .cpu()
+            .contiguous()
+            for layer, one in adapted.items()
+            for factor in "AB"
+        }
+        data = save(tensors, {"format": "pt", _METADATA: json.dumps(settings, sort_keys=True)})
+        write_bytes(folder / _FILE, data)
+
+    def load(self, name: str, folder: str | Path, component: str = "unet") -> None:
+        """Add an adapter that :meth:`save` or ``save_lora_weights`` of a pipeline has written.
+
+        Nothing in the file is executed. Without metadata alpha is the rank, as pipelines take it.
+
+        :param str name: what the adapter is to be called.
+        :param folder: the folder, with ``pytorch_lora_weights.safetensors``.
+        :param str component: what the network is called in the pipeline.
+        :raises CheckpointError: where the file is missing or damaged, or does not fit the network.
+
+        Example::
+
+            >>> import tempfile
+            >>> lora = ModularLoRA(torch.nn.Sequential(torch.nn.Linear(6, 4)))
+            >>> folder = tempfile.mkdtemp()
+            >>> lora.add("task")
+            >>> lora.save("task", folder)
+            >>> lora.load("again", folder)
+            >>> lora.weights
+            {'task': 0.0, 'again': 0.0}
+        """
+        self._check_new(name)
+        check_instance("component", component, str, "a string")
+        check_instance("folder", folder, (str, Path), "a path")
+        path = Path(folder) / _FILE
+        factors, settings = _read(path, component)
+        sizes = {}
+        for layer, (A, B) in factors.items():
+            self._check_fits(path, layer, A, B)
+            sizes[layer] = (len(A), alpha_of_layer(settings, layer, len(A), len(A)))
+        self._inject(name, sizes, 0)
+        with torch.no_grad():
+            for layer, one in self._adapted(name).items():
+                for factor, read in zip("AB", factors[layer], strict=True):
+                    getattr(one, f"lora_{factor}")[name].weight.copy_(read)
+
+    # Within --------------------------------------------------------------------------------------
+
+    def _is_adapted(self, layer: nn.Module) -> bool:
+        return isinstance(layer, self._peft.tuners.tuners_utils.BaseTunerLayer)
+
+    def _inject(self, name: str, sizes: Mapping[str, tuple[int, float]], seed: int | None) -> None:
+        with seeded(seed), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of the first one
+            self._peft.inject_adapter_in_model(
+                self._peft.LoraConfig(**_settings(sizes)), self.module, name
+            )
+        if hasattr(self.module, "_hf_peft_config_loaded"):  # what diffusers looks at
+            self.module._hf_peft_config_loaded = True  # type: ignore[assignment]
+        self.layers[name] = tuple(sizes)
+        self._weights[name] = 0.0
+        self._switch(self._weights, self._trained)
+
+    def _switch(self, weights: Mapping[str, float], trained: str | None) -> None:
+        self._weights = {name: float(weights.get(name, 0.0)) for name in self.layers}
+        self._trained = trained
+        active = sorted(name for name, weight in self._weights.items() if weight)
+        for layer in filter(self._is_adapted, self.module.modules()):
+            one: Any = layer
+            one.enable_adapters(True)
+            one.set_adapter(active, inference_mode=True)
+            for name in active:
+                one.set_scale(name, self._weights[name])
+        if trained is not None:
+            for factor in self._factors(trained).values():
+                factor.requires_grad_()
+
+    def _adapted(self, name: str) -> dict[str, Any]:
+        """The layers of an adapter."""
+        self._check_name("name", name)
+        found: dict[str, Any] = {n: self.module.get_submodule(n) for n in self.layers[name]}
+        if any(layer.merged for layer in found.values()):
+            raise ValueError(
+                f"name must be an adapter that is not fused, got {name!r}: call pipe.unfuse_lora()"
+            )
+        return found
+
+    def _factors(self, name: str) -> dict[str, nn.Parameter]:
+        """Both factors of each layer, by their names as parameters of the module."""
+        return {
+            f"{layer}.lora_{factor}.{name}.weight": getattr(one, f"lora_{factor}")[name].weight
+            for layer, one in self._adapted(name).items()
+            for factor in "AB"
+        }
+
+    def _inner(self, first: str, second: str, layers: Sequence[str]) -> float:
+        """Inner product of two updates."""
+        one, other = self._adapted(first), self._adapted(second)
+        with torch.no_grad():
+            return sum(
+                float((_delta(one[n], first) * _delta(other[n], second)).double().sum())
+                for n in layers
+            )
+
+    def _targeted(self, targets: Sequence[str] | None) -> list[str]:
+        """Names of layers that suffixes or patterns fit."""
+        if targets is None:
+            linear = [n for n, layer in self._adaptable.items() if isinstance(layer, nn.Linear)]
+            if not linear:
+                raise ValueError("targets must be given where no layer is linear, got None")
+            return linear
+        targets = check_sequence("targets", targets, "a list of names or patterns", 1, str)
+        found: set[str] = set()
+        for target in targets:
+            fitting = {n for n in self._adaptable if fnmatchcase("." + n, "*." + target)}
+            if not fitting:
+                raise ValueError(
+                    "targets must each name a linear layer or a convolution that the module calls, "
+                    f"got {target!r}; there are {', '.join(map(repr, [*self._adaptable][:20]))}"
+                )
+            found |= fitting
+        return [name for name in self._adaptable if name in found]
+
+    def _check_new(self, name: str) -> None:
+        check_instance("name", name, str, "a string")
+        if not name.strip() or "." in name or "lora_" in name or hasattr(nn.ModuleDict, name):
+            raise ValueError(
+                "name must be a name without a dot or 'lora_', and no method of torch.nn.ModuleDict"
+                f", got {name!r}"
+            )
+        if name in self.layers:
+            raise ValueError(f"name must be new, got {name!r}, which there is already")
+
+    def _check_name(self, argument: str, name: str) -> None:
+        check_instance(argument, name, str, "the name of an adapter")
+        check_choice(argument, name, self.layers)
+
+    def _checked_weights(self, argument: str, weights: Mapping[str, float]) -> dict[str, float]:
+        check_mapping(argument, weights, "a dict of numbers by names of adapters")
+        for name, weight in weights.items():
+            self._check_name(argument, name)
+            check_number(f"{argument}[{name!r}]", weight)
+        return dict(weights)
+
+    def _check_fits(self, path: Path, name: str, A: Tensor, B: Tensor) -> None:
+        layer = self._adaptable.get(name)
+        if layer is None:
+            raise CheckpointError(f"{path} holds an adapter of {name!r}, which the network lacks")
+        outputs, inputs, *kernel = layer.weight.shape  # type: ignore[union-attr, misc]
+        wanted = (len(A), inputs, *kernel), (outputs, len(A), *(1 for _ in kernel))
+        if (A.shape, B.shape) != wanted:
+            raise CheckpointError(
+                f"{path} holds factors of the shapes {tuple(A.shape)} and {tuple(B.shape)}, which "
+                f"do not fit layer {name!r}: {layer!r}"
+            )
+
+
+def _adaptable_layers(module: nn.Module) -> dict[str, nn.Module]:
+    """Layers that take adapters: called, under one name, without groups of channels."""
+    every = dict(module.named_modules(remove_duplicate=False))
+    ids = [id(layer) for layer in every.values()]
+    read = {
+        id(layer) for one in every.values() if isinstance(one, _READERS) for layer in one.modules()
+    }
+    return {
+        name: layer
+        for name, layer in every.items()
+        if name
+        and isinstance(layer, _ADAPTABLE)
+        and getattr(layer, "groups", 1) == 1
+        and id(layer) not in read
+        and ids.count(id(layer)) == 1
+    }
+
+
+def _settings(sizes: Mapping[str, tuple[int, float]]) -> dict[str, Any]:
+    """Settings of peft that name layers in full, since a name would stand for all that end so."""
+    rank, alpha = next(iter(sizes.values()))
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": "|".join(map(re.escape, sizes)),
+        "rank_pattern": {"^" + re.escape(name): r for name, (r, _) in sizes.items() if r != rank},
+        "alpha_pattern": {"^" + re.escape(name): a for name, (_, a) in sizes.items() if a != alpha},
+    }
+
+
+def _delta(layer: Any, name: str) -> Tensor:
+    """What an adapter of the weight one adds to a layer."""
+    scale, unit = layer.scaling[name], layer.lora_alpha[name] / layer.r[name]
+    layer.scaling[name] = unit
+    try:
+        return layer.get_delta_weight(name)  # type: ignore[no-any-return]
+    finally:
+        layer.scaling[name] = scale
+
+
+def _forget_adapters(module: nn.Module) -> None:
+    """Take away what peft and diffusers note of adapters at the network."""
+    if hasattr(module, "peft_config"):
+        del module.peft_config
+    if hasattr(module, "_hf_peft_config_loaded"):
+        module._hf_peft_config_loaded = False  # type: ignore[assignment]
+
+
+def _read(path: Path, component: str) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Any]]:
+    """Factors and settings of one network in a file of a pipeline."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            settings = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    start = component + "."
+    found = {key.removeprefix(start): one for key, one in tensors.items() if key.startswith(start)}
+    if not found:
+        raise CheckpointError(f"{path} holds no adapter of {component!r}, but {list(tensors)[:3]}")
+    its = {key.removeprefix(start): one for key, one in settings.items() if key.startswith(start)}
+    check_kind(path, {"peft_type": "LORA", **its})
+    return paired_factors(path, found), its
