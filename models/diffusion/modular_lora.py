@@ -86,9 +86,9 @@ class ModularLoRA:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._peft = optional_module("peft", "ModularLoRA", "peft", "diffusion")
         check_instance("module", module, nn.Module, "a torch.nn.Module")
-        if getattr(module, "peft_config", None) or any(map(self._is_adapted, module.modules())):
+        kind = _peft().tuners.tuners_utils.BaseTunerLayer
+        if any(isinstance(layer, kind) for layer in module.modules()):
             raise ValueError(
                 f"module must have no adapters yet, got {type(module).__name__} with some: unload "
                 "them, as by pipe.unload_lora_weights()"
@@ -251,9 +251,10 @@ class ModularLoRA:
             )
         """
         used = self._weights if weights is None else self._checked_weights("weights", weights)
+        layer_names = list(self._all_adapted())
         module = copy.deepcopy(self.module)
         plain: dict[str, nn.Module] = {}
-        for layer_name in dict.fromkeys(one for name in self.layers for one in self.layers[name]):
+        for layer_name in layer_names:
             layer: Any = module.get_submodule(layer_name)
             plain[layer_name] = base = layer.get_base_layer()
             weight = base.weight
@@ -361,7 +362,8 @@ class ModularLoRA:
         path = Path(folder) / _FILE
         factors, settings = _read(path, component)
         sizes = {}
-        for layer, (A, B) in factors.items():
+        for layer in sorted(factors, key=[*self._adaptable, *factors].index):
+            A, B = factors[layer]
             self._check_fits(path, layer, A, B)
             sizes[layer] = (len(A), alpha_of_layer(settings, layer, len(A), len(A)))
         self._inject(name, sizes, 0)
@@ -372,15 +374,12 @@ class ModularLoRA:
 
     # Within --------------------------------------------------------------------------------------
 
-    def _is_adapted(self, layer: nn.Module) -> bool:
-        return isinstance(layer, self._peft.tuners.tuners_utils.BaseTunerLayer)
-
     def _inject(self, name: str, sizes: Mapping[str, tuple[int, float]], seed: int | None) -> None:
+        peft = _peft()
+        config = peft.LoraConfig(**_settings(sizes))
         with seeded(seed), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of the first one
-            self._peft.inject_adapter_in_model(
-                self._peft.LoraConfig(**_settings(sizes)), self.module, name
-            )
+            peft.inject_adapter_in_model(config, self.module, name)
         if hasattr(self.module, "_hf_peft_config_loaded"):  # what diffusers looks at
             self.module._hf_peft_config_loaded = True  # type: ignore[assignment]
         self.layers[name] = tuple(sizes)
@@ -391,12 +390,11 @@ class ModularLoRA:
         self._weights = {name: float(weights.get(name, 0.0)) for name in self.layers}
         self._trained = trained
         active = sorted(name for name, weight in self._weights.items() if weight)
-        for layer in filter(self._is_adapted, self.module.modules()):
-            one: Any = layer
-            one.enable_adapters(True)
-            one.set_adapter(active, inference_mode=True)
+        for layer in self._all_adapted().values():
+            layer.enable_adapters(True)
+            layer.set_adapter(active, inference_mode=True)
             for name in active:
-                one.set_scale(name, self._weights[name])
+                layer.set_scale(name, self._weights[name])
         if trained is not None:
             for factor in self._factors(trained).values():
                 factor.requires_grad_()
@@ -410,6 +408,9 @@ class ModularLoRA:
                 f"name must be an adapter that is not fused, got {name!r}: call pipe.unfuse_lora()"
             )
         return found
+
+    def _all_adapted(self) -> dict[str, Any]:
+        return {n: one for name in self.layers for n, one in self._adapted(name).items()}
 
     def _factors(self, name: str) -> dict[str, nn.Parameter]:
         """Both factors of each layer, by their names as parameters of the module."""
@@ -456,6 +457,7 @@ class ModularLoRA:
             )
         if name in self.layers:
             raise ValueError(f"name must be new, got {name!r}, which there is already")
+        self._all_adapted()
 
     def _check_name(self, argument: str, name: str) -> None:
         check_instance(argument, name, str, "the name of an adapter")
@@ -479,6 +481,10 @@ class ModularLoRA:
                 f"{path} holds factors of the shapes {tuple(A.shape)} and {tuple(B.shape)}, which "
                 f"do not fit layer {name!r}: {layer!r}"
             )
+
+
+def _peft() -> Any:
+    return optional_module("peft", "ModularLoRA", "peft", "diffusion")
 
 
 def _adaptable_layers(module: nn.Module) -> dict[str, nn.Module]:
