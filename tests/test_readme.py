@@ -236,6 +236,7 @@ READER = {
     "BernoulliExponentialGraph(rates)": ({"rates": torch.rand(4, 2)}, lambda graph: graph.sample()),
     "GraphEmbeddingVAE()": ({}, lambda vae: vae.sample([5, 7])),
     "add_lora(network, rank=8)": ({"network": torch.nn.Linear(9, 2)}, None),
+    "ModularLoRA(unet)": ({"unet": torch.nn.Sequential(torch.nn.Linear(9, 2))}, None),
     'FederatedServer(network, "fedsvd")': (
         {"network": torch.nn.Linear(9, 2)},
         lambda server: server.round([(torch.randn(4, 9), LABELS[:4])]),

@@ -317,7 +317,7 @@ class ModularLoRA:
         :raises CheckpointError: where the file cannot be written.
         """
         adapted = self._adapted(name)
-        check_instance("component", component, str, "a string")
+        _check_component(component)
         check_instance("folder", folder, (str, Path), "a path")
         folder = Path(folder)
         check_folder_of(folder)
@@ -357,7 +357,7 @@ class ModularLoRA:
             {'task': 0.0, 'again': 0.0}
         """
         self._check_new(name)
-        check_instance("component", component, str, "a string")
+        _check_component(component)
         check_instance("folder", folder, (str, Path), "a path")
         path = Path(folder) / _FILE
         factors, settings = _read(path, component)
@@ -481,6 +481,12 @@ class ModularLoRA:
                 f"{path} holds factors of the shapes {tuple(A.shape)} and {tuple(B.shape)}, which "
                 f"do not fit layer {name!r}: {layer!r}"
             )
+
+
+def _check_component(component: str) -> None:
+    check_instance("component", component, str, "a string")
+    if not component:
+        raise ValueError(f"component must be a name, such as 'unet', got {component!r}")
 
 
 def _peft() -> Any:
