@@ -14,6 +14,7 @@ import json
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -387,10 +388,11 @@ class ModularLoRA:
         self._switch(self._weights, self._trained)
 
     def _switch(self, weights: Mapping[str, float], trained: str | None) -> None:
+        layers = self._all_adapted().values()
         self._weights = {name: float(weights.get(name, 0.0)) for name in self.layers}
         self._trained = trained
         active = sorted(name for name, weight in self._weights.items() if weight)
-        for layer in self._all_adapted().values():
+        for layer in layers:
             layer.enable_adapters(True)
             layer.set_adapter(active, inference_mode=True)
             for name in active:
@@ -481,6 +483,8 @@ class ModularLoRA:
                 f"{path} holds factors of the shapes {tuple(A.shape)} and {tuple(B.shape)}, which "
                 f"do not fit layer {name!r}: {layer!r}"
             )
+        if not (A.isfinite().all() and B.isfinite().all()):
+            raise CheckpointError(f"{path} holds factors of {name!r} that are not finite")
 
 
 def _check_component(component: str) -> None:
@@ -496,7 +500,7 @@ def _peft() -> Any:
 def _adaptable_layers(module: nn.Module) -> dict[str, nn.Module]:
     """Layers that take adapters: called, under one name, without groups of channels."""
     every = dict(module.named_modules(remove_duplicate=False))
-    ids = [id(layer) for layer in every.values()]
+    names = Counter(map(id, every.values()))
     read = {
         id(layer) for one in every.values() if isinstance(one, _READERS) for layer in one.modules()
     }
@@ -507,7 +511,7 @@ def _adaptable_layers(module: nn.Module) -> dict[str, nn.Module]:
         and isinstance(layer, _ADAPTABLE)
         and getattr(layer, "groups", 1) == 1
         and id(layer) not in read
-        and ids.count(id(layer)) == 1
+        and names[id(layer)] == 1
     }
 
 

@@ -23,6 +23,7 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("inference.diffusion.DiffusionSampler.event_shape", "[]", "what is decoded is a number"),
     ("models.diffusion (modular).ModularLoRA.merge.weights", "{}", "no adapter"),
     ("models.diffusion (modular).ModularLoRA.save.folder", "''", "the folder one is in"),
+    ("models.diffusion (modular).ModularLoRA.save.component", "'abc'", "a name"),
     ("models.diffusion (modular).fine_tune.num_steps", "0", "nothing to do"),
     ("models.diffusion (modular).fine_tune.caption_dropout", "0", "no caption is left out"),
     ("models.diffusion (digits).digit_pipeline.num_steps", "0", "networks as they start"),

@@ -108,8 +108,8 @@ for method, make in METHODS.items():
 # The task is an adapter of rank 8 on the same layers. `task` is trained beside the original
 # weights, with both safety adapters there but off: this one adapter is used with either. Its rivals
 # start from the same factors and see the same minibatches and noise, but a safety adapter is on,
-# frozen, while they are trained. The third rival has no adapters: all parameters are trained to
-# erase the word, and then all of them on the images.
+# frozen, while they are trained. The third rival has no adapters: SDD trains the weights of the
+# cross-attention themselves, as it does by default, and fine-tuning goes on with the same weights.
 #
 # Layers and the number of steps were chosen in trials, by the rate of sevens of what was trained on
 # top: after 200, 400 and 600 steps it was 0.30, 0.35 and 0.80 with SDD, and 0.07, 0.30 and 0.62
@@ -142,13 +142,15 @@ erasure = SafeSelfDistillation(
     scheduler,
     encode,
     [CONCEPT],
-    params="full",
+    params="xattn",
     ema=0.97,
     optimizer=partial(adamw, lr=1e-3),
     **erasing,
-).run(page.length(100, smoke=2), progress=False)
+).run(page.length(120, smoke=2), progress=False)
 full_safe = erasure.erased
-full_tuned = copy.deepcopy(full_safe).requires_grad_()
+full_tuned = copy.deepcopy(full_safe)
+for name, parameter in full_tuned.named_parameters():
+    parameter.requires_grad_("attn2" in name)
 fine_tune(full_tuned, optimizer=partial(adamw, lr=1e-3), **tuning)
 
 # %% [markdown]
@@ -204,7 +206,7 @@ for method in METHODS:
     networks[f"{method} + task"] = added({method: 1.0, "task": 1.0})
     networks[f"original - {method}"] = added({method: -1.0})
     networks[f"{method} - then task"] = added({method: 1.0, f"after_{method}": -1.0})
-networks |= {"SDD of all": full_safe, "SDD of all, then task": full_tuned}
+networks |= {"SDD of weights": full_safe, "SDD of weights, then task": full_tuned}
 measured = {name: {seed: rates(unet, seed) for seed in SEEDS} for name, unet in networks.items()}
 page.table(
     {
@@ -239,9 +241,9 @@ page.claim(
     across="mean",
 )
 page.claim(
-    "So does fine-tuning of all parameters after erasing by all parameters (rate of sevens after "
-    "minus before, SDD).",
-    {s: sevens("SDD of all, then task", s) - sevens("SDD of all", s) for s in SEEDS},
+    "So does fine-tuning without adapters, of the weights that erasing has trained (rate of sevens "
+    "after minus before, SDD).",
+    {s: sevens("SDD of weights, then task", s) - sevens("SDD of weights", s) for s in SEEDS},
     ">=",
     0.2,
     source="Kim et al. (2024), abstract; bound as that of adapters",
@@ -365,7 +367,7 @@ figure, axes = plt.subplots(figsize=(8.0, 3.2), layout="constrained")
 groups = {
     "SDD": ("SDD", "SDD, then task", "SDD + task"),
     "ESD": ("ESD", "ESD, then task", "ESD + task"),
-    "SDD of all parameters": ("SDD of all", "SDD of all, then task"),
+    "SDD of weights": ("SDD of weights", "SDD of weights, then task"),
 }
 labels = ("erased", "then fine-tuned on top", "adapters trained apart")
 for x, names in enumerate(groups.values()):

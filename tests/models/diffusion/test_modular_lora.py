@@ -407,6 +407,7 @@ def test_files_that_do_not_fit(network, lora, tmp_path):
         "no factor of a layer": ({**tensors, "unet.conv.lora_C.weight": torch.ones(1)}, {}),
         "without the other": ({name: tensors[name] for name in others}, {}),
         "which do not fit layer": ({**tensors, one: torch.ones(2, 7, 3, 3)}, {}),
+        "that are not finite": ({**tensors, one: tensors[one] * torch.nan}, {}),
         "which the network lacks": (
             {f"unet.no.lora_{factor}.weight": torch.ones(2, 2) for factor in "AB"},
             {},
