@@ -476,7 +476,7 @@ class ModularLoRA:
         layer = self._adaptable.get(name)
         if layer is None:
             raise CheckpointError(f"{path} holds an adapter of {name!r}, which the network lacks")
-        outputs, inputs, *kernel = layer.weight.shape  # type: ignore[union-attr, misc]
+        outputs, inputs, *kernel = layer.weight.shape  # type: ignore[misc]
         wanted = (len(A), inputs, *kernel), (outputs, len(A), *(1 for _ in kernel))
         if (A.shape, B.shape) != wanted:
             raise CheckpointError(
