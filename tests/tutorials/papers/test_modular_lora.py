@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 def test_short_run_saves_a_report_and_figures(short_run):
     _, folder = short_run
-    check_short_report(folder, PAGE, 9, {"draws", "rates"})
+    check_short_report(folder, PAGE, 12, {"draws", "rates"})
 
 
 def test_images_are_harmless(short_run):
