@@ -74,8 +74,6 @@ class HumanFeedbackInversion:
     :param float guidance_scale: of the images.
     :param int num_inference_steps: of the images.
     :param eraser: a class of :class:`ConceptErasure`.
-    :param Mapping fit: options of :meth:`RewardModel.fit_binary` or
-        :meth:`RewardModel.fit_ranking`.
     :param Mapping inversion: options of :class:`RewardWeightedInversion`.
     :param Mapping erasure: options of ``eraser``.
     :param int seed: of all that is drawn.
@@ -127,7 +125,6 @@ class HumanFeedbackInversion:
         guidance_scale: float = 7.5,
         num_inference_steps: int = 50,
         eraser: type[ConceptErasure] = SafeSelfDistillation,
-        fit: Mapping[str, Any] | None = None,
         inversion: Mapping[str, Any] | None = None,
         erasure: Mapping[str, Any] | None = None,
         seed: int | None = None,
@@ -143,7 +140,10 @@ class HumanFeedbackInversion:
         self.num_images = check_integer("num_images", num_images, 4)
         if check_integer("num_kept", num_kept, 1) > num_images:
             raise ValueError(f"num_kept must be at most num_images, {num_images}, got {num_kept}")
-        options = {"fit": fit or {}, "inversion": inversion or {}, "erasure": erasure or {}}
+        options = {
+            "inversion": {} if inversion is None else inversion,
+            "erasure": {} if erasure is None else erasure,
+        }
         for name, value in options.items():
             check_mapping(name, value, "a dict of options")
         self.pipeline, self.concept, self.feedback, self.reward = (
@@ -160,9 +160,12 @@ class HumanFeedbackInversion:
             guidance_scale=check_number("guidance_scale", guidance_scale),
             num_steps=check_integer("num_inference_steps", num_inference_steps, 1),
         )
-        first = SoftToken(pipeline.tokenizer, pipeline.text_encoder, concept, token)
-        self.token, self.prompt = token, first.prompt(prompt)
-        self.seed = fresh_seed(seed)
+        self.seed, self.token = fresh_seed(seed), token
+        first = self._new_token()
+        self.prompt = first.prompt(prompt)
+        # Options that will not do are not to be found when a person has judged the images.
+        self._inversion(first, torch.zeros(1, *self._sampler.latent_shape).to(first.vector))
+        self._erasure(first.pipeline(pipeline))
         self.images: Tensor | None = None
         self.reward_fit: RewardFit | None = None
 
@@ -204,43 +207,35 @@ class HumanFeedbackInversion:
         if isinstance(feedback, Mapping):
             rated, feedback = images[_as_index(feedback, len(images))], list(feedback.values())
         learn = self.reward.fit_ranking if is_ranking(feedback) else self.reward.fit_binary
-        options = {"seed": spawn_seed(self.seed, 1), "progress": progress, **self._options["fit"]}
-        self.reward_fit = learn(rated, feedback, **options)
-        token = self._invert(images, num_inversion_steps, progress)
+        seed = spawn_seed(self.seed, 1)
+        self.reward_fit = learn(rated, feedback, seed=seed, progress=progress)
+        index, weights = reward_weights(self.reward(images), self.num_kept)
+        token, vae = self._new_token(), self.pipeline.vae
+        with seeded(spawn_seed(self.seed, 2)), torch.no_grad():
+            parts = images[index].split(_MOST_AT_ONCE)
+            latents = torch.cat([vae.encode(part).latent_dist.sample() for part in parts])
+        inversion = self._inversion(token, latents * vae.config.scaling_factor, weights)
+        inversion.run(num_inversion_steps, progress=progress)
         extended = token.pipeline(self.pipeline)
-        erasure = self.eraser.from_pipeline(
-            extended,
-            [self.prompt],
-            **{
-                "timesteps": Beta(3.0, 3.0),
-                "seed": spawn_seed(self.seed, 3),
-                **self._options["erasure"],
-            },
-        )
+        erasure = self._erasure(extended)
         erasure.run(num_erasing_steps, progress=progress)
         return ErasedByFeedback(erasure.erased_pipeline(extended), token, self.reward)
 
-    def _invert(self, images: Tensor, num_steps: int, progress: bool) -> SoftToken:
-        """Train the token."""
-        pipeline = self.pipeline
-        index, weights = reward_weights(self.reward(images), self.num_kept)
-        token = SoftToken(pipeline.tokenizer, pipeline.text_encoder, self.concept, self.token)
-        with seeded(spawn_seed(self.seed, 4)), torch.no_grad():
-            parts = [
-                pipeline.vae.encode(part).latent_dist.sample()
-                for part in images[index].split(_MOST_AT_ONCE)
-            ]
-        inversion = RewardWeightedInversion(
-            pipeline.unet,
-            pipeline.scheduler,
-            token,
-            torch.cat(parts) * pipeline.vae.config.scaling_factor,
-            weights,
-            prompt=self.prompt,
-            **{"seed": spawn_seed(self.seed, 2), **self._options["inversion"]},
-        )
-        inversion.run(num_steps, progress=progress)
-        return token
+    def _new_token(self) -> SoftToken:
+        parts = self.pipeline.tokenizer, self.pipeline.text_encoder
+        return SoftToken(*parts, self.concept, self.token)
+
+    def _inversion(
+        self, token: SoftToken, latents: Tensor, weights: Tensor | None = None
+    ) -> RewardWeightedInversion:
+        options = {"seed": spawn_seed(self.seed, 3), **self._options["inversion"]}
+        parts = self.pipeline.unet, self.pipeline.scheduler, token, latents, weights
+        return RewardWeightedInversion(*parts, prompt=self.prompt, **options)
+
+    def _erasure(self, pipeline: Any) -> ConceptErasure:
+        options = {"timesteps": Beta(3.0, 3.0), "seed": spawn_seed(self.seed, 4)}
+        options |= self._options["erasure"]
+        return self.eraser.from_pipeline(pipeline, [self.prompt], **options)
 
 
 def _as_index(feedback: Mapping[Any, Any], num_images: int) -> list[int]:

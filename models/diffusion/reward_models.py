@@ -116,7 +116,13 @@ class RewardModel:
         last but one layer of a classifier, principal components.
         **Shape:** ``(num_images, *event)`` to ``(num_images, num_features)``.
     :param hidden: widths of the layers :math:`h`; none make a linear model.
+    :param float held_out: fraction of the feedback that is held out.
+    :param int num_steps: of the training, at most.
+    :param int patience: steps without a better loss on what is held out, after which the training
+        ends with the best network so far.
+    :param optimizer: as of :class:`~pyro_ext.inference.Trainer`.
     :raises TypeError: for arguments of a wrong type.
+    :raises ValueError: for numbers out of range.
 
     Example::
 
@@ -130,11 +136,25 @@ class RewardModel:
         (torch.Size([100]), True)
     """
 
-    def __init__(self, features: Callable[[Tensor], Tensor], hidden: Sequence[int] = (64,)) -> None:
+    def __init__(
+        self,
+        features: Callable[[Tensor], Tensor],
+        hidden: Sequence[int] = (64,),
+        *,
+        held_out: float = 0.2,
+        num_steps: int = 1000,
+        patience: int = 100,
+        optimizer: Optimizer = _ADAM,
+    ) -> None:
         check_callable("features", features, "a function of images")
         widths = check_sequence("hidden", hidden, "widths of layers", least=0)
+        check_callable("optimizer", optimizer, "a function that makes an optimizer of tensors")
         self.features = features
         self.hidden = [check_integer("hidden", width, 1) for width in widths]
+        self.held_out = check_number("held_out", held_out, above=0, below=1)
+        self.num_steps = check_integer("num_steps", num_steps, 1)
+        self.patience = check_integer("patience", patience, 1)
+        self.optimizer = optimizer
         self.network: MLP | None = None
         """From standardized features to the reward, once it was trained."""
         self._scaling: tuple[Tensor, Tensor] | None = None
@@ -143,27 +163,13 @@ class RewardModel:
         self._noise: float | None = None  # of labels
 
     def fit_binary(
-        self,
-        images: Tensor,
-        labels: Any,
-        *,
-        held_out: float = 0.2,
-        num_steps: int = 1000,
-        patience: int = 100,
-        optimizer: Optimizer = _ADAM,
-        seed: int | None = None,
-        progress: bool = True,
+        self, images: Tensor, labels: Any, *, seed: int | None = None, progress: bool = True
     ) -> RewardFit:
         r"""Learn from labels, by their squared error :math:`(r(x) - y)^2`.
 
         :param Tensor images: **Shape:** ``(num_images, *event)``.
-        :param labels: one where an image shows the concept, else zero.
-            **Shape:** ``(num_images,)``.
-        :param float held_out: fraction of each class that is held out.
-        :param int num_steps: at most.
-        :param int patience: steps without a better loss on what is held out, after which it ends
-            with the best network so far.
-        :param optimizer: as of :class:`~pyro_ext.inference.Trainer`.
+        :param labels: one where an image shows the concept, else zero; of each class some are held
+            out. **Shape:** ``(num_images,)``.
         :param int seed: of the network and of what is held out.
         :param bool progress: whether to show a progress bar.
         :raises ValueError: for labels of one class only, or other labels than zero and one.
@@ -171,17 +177,14 @@ class RewardModel:
         """
         images = _as_images(images)
         labels = _as_labels(labels, images)
-        check_number("held_out", held_out, above=0, below=1)
         with seeded(seed):
-            parts = [_split(torch.nonzero(labels == y)[:, 0], held_out) for y in (0, 1)]
+            parts = [_split(torch.nonzero(labels == y)[:, 0], self.held_out) for y in (0, 1)]
         kept, out = (torch.cat(part) for part in zip(*parts, strict=True))
 
         def loss(rewards: Tensor, rows: Tensor = kept) -> Tensor:
             return mse_loss(rewards[rows], labels[rows].to(rewards))
 
-        losses, step, rewards = self._fit(
-            images, loss, partial(loss, rows=out), num_steps, patience, optimizer, seed, progress
-        )
+        losses, step, rewards = self._fit(images, loss, partial(loss, rows=out), seed, progress)
         truth = labels[out]
         accuracy = ((rewards[out] > 0.5) == (truth > 0.5)).double().mean()
         rate = float(truth.mean())
@@ -193,50 +196,32 @@ class RewardModel:
         images: Tensor,
         rankings: Sequence[Sequence[int]],
         *,
-        held_out: float = 0.2,
-        num_steps: int = 1000,
-        patience: int = 100,
-        optimizer: Optimizer = _ADAM,
         seed: int | None = None,
         progress: bool = True,
     ) -> RewardFit:
         """Learn from rankings, by :func:`bradley_terry_loss`; only differences of rewards matter.
 
         :param Tensor images: **Shape:** ``(num_images, *event)``.
-        :param rankings: lists of indices of images, two at least of each, from the one that shows
-            most of the concept to the one that shows least.
-        :param float held_out: fraction of the rankings that is held out.
-        :param int num_steps: at most.
-        :param int patience: as of :meth:`fit_binary`.
-        :param optimizer: as of :class:`~pyro_ext.inference.Trainer`.
+        :param rankings: lists of indices of two images at least, from the one that shows most of
+            the concept to the one that shows least; some lists are held out.
         :param int seed: of the network and of what is held out.
         :param bool progress: whether to show a progress bar.
         :raises ValueError: for fewer than two rankings, or indices that are not known.
         :raises TrainingDiverged: where something is not finite.
         """
         images = _as_images(images)
-        all_pairs = _as_pairs(rankings, len(images), images.device)
-        rankings = list(rankings)
+        as_pairs = partial(_as_pairs, num_images=len(images), device=images.device)
+        pairs, rankings = as_pairs(rankings), list(rankings)
         if len(rankings) < 2:
             raise ValueError(f"rankings must be two at least, one to be held out, got {rankings}")
-        check_number("held_out", held_out, above=0, below=1)
         with seeded(seed):
-            parts = _split(torch.arange(len(rankings)), held_out)
-        kept, out = (
-            _as_pairs([rankings[row] for row in part], len(images), images.device) for part in parts
-        )
+            parts = _split(torch.arange(len(rankings)), self.held_out)
+        kept, out = (as_pairs([rankings[row] for row in part]) for part in parts)
         losses, step, rewards = self._fit(
-            images,
-            partial(_pair_loss, pairs=kept),
-            partial(_pair_loss, pairs=out),
-            num_steps,
-            patience,
-            optimizer,
-            seed,
-            progress,
+            images, partial(_pair_loss, pairs=kept), partial(_pair_loss, pairs=out), seed, progress
         )
         accuracy = (rewards[out.first] > rewards[out.second]).double().mean()
-        self._infer(images, all_pairs, None)
+        self._infer(images, pairs, None)
         return RewardFit(float(accuracy), 0.5, step, losses)
 
     @torch.no_grad()
@@ -298,15 +283,10 @@ class RewardModel:
         images: Tensor,
         loss: Callable[[Tensor], Tensor],
         held_out_loss: Callable[[Tensor], Tensor],
-        num_steps: int,
-        patience: int,
-        optimizer: Optimizer,
         seed: int | None,
         progress: bool,
     ) -> tuple[list[float], int, Tensor]:
         """Train until what is held out gets worse; its losses, the best step, and rewards there."""
-        num_steps = check_integer("num_steps", num_steps, 1)
-        patience = check_integer("patience", patience, 1)
         check_boolean("progress", progress)
         found = self._described(images)
         deviation, mean = torch.std_mean(found, 0, correction=0)
@@ -314,14 +294,14 @@ class RewardModel:
         with seeded(seed):
             network = MLP(found.shape[1], self.hidden, 1).to(found)
         found = (found - scaling[0]) / scaling[1]
-        trainer = Trainer(network, optimizer, seed=seed)
+        trainer = Trainer(network, self.optimizer, seed=seed)
         losses, best, kept = [], 0, copy.deepcopy(network.state_dict())
         with torch.no_grad():
             losses.append(float(held_out_loss(network(found)[:, 0])))
-        bar = progress_bar(total=num_steps, desc="reward", unit="step", disable=not progress)
+        bar = progress_bar(total=self.num_steps, desc="reward", unit="step", disable=not progress)
         with bar:
-            while (step := trainer.num_steps) < num_steps and step - best < patience:
-                wanted = min(step + _INTERVAL, num_steps)
+            while (step := trainer.num_steps) < self.num_steps and step - best < self.patience:
+                wanted = min(step + _INTERVAL, self.num_steps)
                 trainer.run(lambda: loss(network(found)[:, 0]), wanted, progress=False)
                 if trainer.num_steps < wanted:  # interrupted
                     break
@@ -355,7 +335,13 @@ class RewardModel:
         """What the last layer is given."""
         layers = list(self._trained())[:-1]
         assert self._scaling is not None
-        values = (self._described(images) - self._scaling[0]) / self._scaling[1]
+        found, (mean, deviation) = self._described(images), self._scaling
+        if found.shape[1] != len(mean):
+            raise ValueError(
+                f"images must have {len(mean)} features, as those of the training had, got "
+                f"{found.shape[1]}"
+            )
+        values = (found - mean) / deviation
         for layer in layers:
             values = layer(values)
         return values

@@ -1,6 +1,7 @@
 """Words that a text-to-image pipeline does not have, learned from images and their rewards."""
 
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import as_tensor, check_callable, check_instance, check_integer, shown
+from pyro_ext._checks import as_tensor, check_instance, check_integer, shown
 from pyro_ext.checkpoint.files import check_folder_of, write_bytes
 from pyro_ext.inference import Trainer
 from pyro_ext.inference.diffusion import encode_prompts, noise_prediction_loss
@@ -81,7 +82,8 @@ class SoftToken:
     """
 
     def __init__(self, tokenizer: Any, text_encoder: Any, init: str, token: str = "<hfi>") -> None:
-        check_callable("tokenizer", tokenizer, "a tokenizer of transformers")
+        if inspect.isclass(tokenizer) or not hasattr(tokenizer, "add_tokens"):
+            raise TypeError(f"tokenizer must be one of transformers, got {shown(tokenizer)}")
         check_instance("text_encoder", text_encoder, nn.Module, "a text encoder of transformers")
         check_instance("init", init, str, "a prompt")
         check_instance("token", token, str, "the name of a token")
@@ -253,13 +255,13 @@ class RewardWeightedInversion:
             self.loss(noise, torch.zeros(1, dtype=torch.long, device=noise.device), noise)
 
     def loss(
-        self, latents: Tensor, timesteps: Tensor, noise: Tensor, weights: Tensor | None = None
+        self, x: Tensor, timesteps: Tensor, noise: Tensor, weights: Tensor | None = None
     ) -> Tensor:
         """The loss at given noise.
 
-        :param Tensor latents: **Shape:** ``(batch, *event)``.
+        :param Tensor x: latents. **Shape:** ``(batch, *event)``.
         :param Tensor timesteps: integers. **Shape:** ``(batch,)``.
-        :param Tensor noise: **Shape:** as ``latents``.
+        :param Tensor noise: **Shape:** as ``x``.
         :param Tensor weights: by default ones. **Shape:** ``(batch,)``.
         :returns: a scalar.
         """
@@ -270,7 +272,7 @@ class RewardWeightedInversion:
             prediction: Tensor = self.unet(noisy, t, encoder_hidden_states=each)[0]
             return prediction
 
-        return noise_prediction_loss(predict, self.scheduler, latents, timesteps, noise, weights)
+        return noise_prediction_loss(predict, self.scheduler, x, timesteps, noise, weights)
 
     def step(self) -> float:
         """Take one step.

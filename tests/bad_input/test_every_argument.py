@@ -19,6 +19,7 @@ from tests.bad_input import (
     diffusion,
     distillation,
     federated,
+    feedback,
     floor1,
     floor2,
     floor3,
@@ -54,6 +55,7 @@ TABLES = {
     **diffusion.TABLES,
     **fusion.TABLES,
     **federated.TABLES,
+    **feedback.TABLES,
     **guides.TABLES,
     **paths.TABLES,
     **ratings.TABLES,
@@ -71,6 +73,8 @@ SLOW = (  # what runs something with each value that it accepts
     "pyro_ext.models.ensembles (diffusion bridges)",
     "pyro_ext.inference.privacy",
     "pyro_ext.models.nonparametric",
+    "pyro_ext.models.diffusion (rewards)",
+    "pyro_ext.models.diffusion (feedback)",
 )
 
 

@@ -15,7 +15,7 @@
 #
 # `pyro-ext reproduce hfi` runs the page, and so does `python tutorials/papers/hfi.py`. Both print a
 # table of claims and save it with the figures in `figures/hfi`. The model is trained once on a
-# machine, which takes some four minutes more.
+# machine, which takes some minutes more.
 
 # %%
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ SPEC = "Kim et al. (2024), abstract; experiment and bound preregistered for digi
 # that no training has seen. The reward gets 24 principal components of images.
 
 # %%
-pipeline = digit_pipeline(num_steps=page.length(1500, smoke=0))
+pipeline = digit_pipeline(num_steps=page.length(1000, smoke=0))
 real, digits = digit_images()
 half = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[: len(real) // 2]
 neighbors = KNeighborsClassifier(3).fit(real[half].flatten(1).numpy(), digits[half].numpy())

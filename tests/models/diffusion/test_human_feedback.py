@@ -22,6 +22,10 @@ def pipeline():
     return digit_pipeline(num_steps=0)
 
 
+def pixels(images):
+    return images.flatten(1)
+
+
 def bright(images):
     brightness = images.mean((1, 2, 3))
     return brightness > brightness.median()
@@ -34,7 +38,7 @@ def by_brightness(images):
 
 def inversion_of(pipeline, feedback=bright, **options):
     settings = dict(num_images=12, num_kept=4, num_inference_steps=2, seed=0, erasure=ERASURE)
-    settings["fit"] = {"num_steps": 20}
+    settings["reward"] = RewardModel(pixels, num_steps=20)
     return HumanFeedbackInversion(pipeline, "odd", feedback, **(settings | options))
 
 
@@ -88,7 +92,7 @@ def test_prompt_and_eraser_are_passed_on(pipeline):
 
     inversion = inversion_of(pipeline, eraser=Recorded, prompt="one <pet>", token="<pet>")
     erased, token, _ = inversion.run(1, 1, progress=False)
-    (erasure,) = made
+    *_, erasure = made  # one before checks the options
     assert erasure.concepts == ["one <pet>"] and len(erasure.losses) == 1
     assert token.token == "<pet>" and "<pet>" in erased.tokenizer.get_vocab()
     torch.manual_seed(0)
@@ -105,11 +109,8 @@ def test_labels_of_some_images_are_those_of_the_others_left_out(pipeline):
     inversion = inversion_of(pipeline, lambda x: dict(enumerate(bright(x)[:9].tolist())))
     _, _, reward = inversion.run(0, 0, progress=False)
     images = inversion.draw_images()
-    expected = RewardModel(lambda x: x.flatten(1))
-    seed = inversion.seed
-    fit = expected.fit_binary(
-        images[:9], bright(images)[:9], num_steps=20, seed=spawn_seed(seed, 1), progress=False
-    )
+    expected, seed = RewardModel(pixels, num_steps=20), spawn_seed(inversion.seed, 1)
+    fit = expected.fit_binary(images[:9], bright(images)[:9], seed=seed, progress=False)
     assert inversion.reward_fit == fit and torch.equal(reward(images), expected(images))
     inversion = inversion_of(pipeline, lambda x: {0: 1, 1: 1, 2: 0, 12: 0})
     with pytest.raises(ValueError, match="feedback must have labels by index from 0 to 11, got 12"):
@@ -133,6 +134,8 @@ def test_feedback_of_one_class_is_refused_before_training(pipeline):
         ({"reward": torch.sum}, "reward must be a RewardModel or None"),
         ({"feedback": [0, 1]}, "feedback must be a function of images"),
         ({"erasure": [3]}, "erasure must be a dict of options"),
+        ({"erasure": {"batch_size": 0}}, "batch_size must be an integer >= 1, got 0"),
+        ({"inversion": {"batch_sizes": 3}}, "unexpected keyword argument 'batch_sizes'"),
         ({"token": "seven</w>"}, "token must be one that the tokenizer does not have"),
         ({"prompt": "seven"}, "prompt must have the token '<hfi>' in it"),
     ],
