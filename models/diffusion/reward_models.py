@@ -353,6 +353,7 @@ class RewardModel:
         return self._activations(images).double() - self._mean_activation
 
     def _model(self, images: Tensor, feedback: Tensor | _Pairs) -> Callable[[], None]:
+        noise = self._noise
         units = self._centered(images)
         width = units.shape[1]
         zero = units.new_zeros(())
@@ -366,10 +367,11 @@ class RewardModel:
                     preferred = dist.Bernoulli(logits=logits)
                     pyro.sample("preference", preferred, obs=torch.ones_like(logits))
                 return
+            assert noise is not None
             bias = pyro.sample("bias", dist.Normal(zero, 1.0))
             with pyro.plate("images", len(units)):
                 rewards = units @ weight + bias
-                pyro.sample("label", dist.Normal(rewards, self._noise), obs=feedback.to(units))
+                pyro.sample("label", dist.Normal(rewards, noise), obs=feedback.to(units))
 
         return model
 
@@ -386,9 +388,9 @@ class RewardModel:
 
 
 def _pair_loss(rewards: Tensor, pairs: _Pairs) -> Tensor:
-    return torch.dot(
-        pairs.weight.to(rewards), -logsigmoid(rewards[pairs.first] - rewards[pairs.second])
-    )
+    gaps = rewards[pairs.first] - rewards[pairs.second]
+    loss: Tensor = -torch.dot(pairs.weight.to(gaps), logsigmoid(gaps))
+    return loss
 
 
 def _split(rows: Tensor, held_out: float) -> tuple[Tensor, Tensor]:

@@ -24,12 +24,12 @@ _ADAMW = partial(torch.optim.AdamW, lr=5e-3, weight_decay=0.0)
 class WeightedImages(NamedTuple):
     """Images that are learned from, and how much each counts.
 
-    :param Tensor index: of images among all. **Shape:** ``(num_kept,)``.
-    :param Tensor weight: at least zero, with a mean of one. **Shape:** ``(num_kept,)``.
+    :param Tensor indices: of images among all. **Shape:** ``(num_kept,)``.
+    :param Tensor weights: at least zero, with a mean of one. **Shape:** ``(num_kept,)``.
     """
 
-    index: Tensor
-    weight: Tensor
+    indices: Tensor
+    weights: Tensor
 
 
 def reward_weights(rewards: Tensor, num_kept: int) -> WeightedImages:
@@ -45,7 +45,7 @@ def reward_weights(rewards: Tensor, num_kept: int) -> WeightedImages:
     Example::
 
         >>> reward_weights(torch.tensor([0.9, -0.1, 0.4, 0.4]), 2)
-        WeightedImages(index=tensor([0, 2]), weight=tensor([1.3333, 0.6667]))
+        WeightedImages(indices=tensor([0, 2]), weights=tensor([1.3333, 0.6667]))
     """
     rewards = as_tensor("rewards", rewards, "(num_images,)", finite=True)
     if check_integer("num_kept", num_kept, 1) > len(rewards):

@@ -371,8 +371,8 @@ page.figure("methods", figure, despine=True)
 def trained_token(chosen: WeightedImages, images: Tensor, name: str, seed: int) -> Any:
     """The model with a new token, for weighted images, which are latents here as they are."""
     token = SoftToken(pipeline.tokenizer, pipeline.text_encoder, "odd", name)
-    latents, parts = images[chosen.index], (pipeline.unet, pipeline.scheduler, token)
-    inversion = RewardWeightedInversion(*parts, latents, chosen.weight, seed=seed, **INVERSION)
+    latents, parts = images[chosen.indices], (pipeline.unet, pipeline.scheduler, token)
+    inversion = RewardWeightedInversion(*parts, latents, chosen.weights, seed=seed, **INVERSION)
     inversion.run(NUM_INVERSION_STEPS, progress=False)
     return token.pipeline(pipeline)
 
@@ -405,7 +405,7 @@ for chosen, color, label in ((~seen, GRAY, "others"), (seen, RED, "sevens")):
     left.errorbar(*points, fmt=".", ms=3, lw=0.6, color=color, label=label)
 left.set(xlabel="images in order", ylabel="reward, with one deviation")
 left.legend(frameon=False)
-best = reward_weights(first.inversion.reward(first.images), NUM_KEPT).index
+best = reward_weights(first.inversion.reward(first.images), NUM_KEPT).indices
 grid(right, first.images[best], "largest rewards", columns=8)
 page.figure("rewards", figure)
 
