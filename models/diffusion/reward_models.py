@@ -19,7 +19,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, mse_loss
 
 from pyro_ext._checks import (
@@ -29,6 +29,7 @@ from pyro_ext._checks import (
     check_integer,
     check_number,
     check_sequence,
+    shown,
 )
 from pyro_ext._progress import progress_bar
 from pyro_ext.inference import Trainer
@@ -51,6 +52,14 @@ class _Pairs(NamedTuple):
     weight: Tensor
 
 
+class _LastLayer(NamedTuple):
+    """Mean units under the images of the feedback, the noise of labels, and the posterior."""
+
+    center: Tensor
+    noise: float | None
+    posterior: LaplacePosterior
+
+
 class RewardFit(NamedTuple):
     """How a reward does on feedback that was held out.
 
@@ -70,15 +79,7 @@ class RewardFit(NamedTuple):
 
 
 def is_ranking(feedback: Any) -> bool:
-    """Whether feedback holds rankings, which are lists of images, rather than a label of each.
-
-    :param feedback: as a person gives it.
-
-    Example::
-
-        >>> is_ranking([[2, 0, 1], [3, 4]]), is_ranking(torch.tensor([0, 1, 1]))
-        (True, False)
-    """
+    """Whether feedback holds rankings, which are lists of images, rather than a label of each."""
     entries = check_sequence("feedback", feedback, "labels of images, or rankings of their indices")
     return all(np.ndim(entry) == 1 for entry in entries)
 
@@ -155,12 +156,9 @@ class RewardModel:
         self.num_steps = check_integer("num_steps", num_steps, 1)
         self.patience = check_integer("patience", patience, 1)
         self.optimizer = optimizer
-        self.network: MLP | None = None
-        """From standardized features to the reward, once it was trained."""
-        self._scaling: tuple[Tensor, Tensor] | None = None
-        self._mean_activation: Tensor | None = None
-        self._posterior: LaplacePosterior | None = None
-        self._noise: float | None = None  # of labels
+        self.network: nn.Sequential | None = None
+        """From features to the reward, once it was trained."""
+        self._last: _LastLayer | None = None
 
     def fit_binary(
         self, images: Tensor, labels: Any, *, seed: int | None = None, progress: bool = True
@@ -185,9 +183,8 @@ class RewardModel:
             return mse_loss(rewards[rows], labels[rows].to(rewards))
 
         losses, step, rewards = self._fit(images, loss, partial(loss, rows=out), seed, progress)
-        truth = labels[out]
-        accuracy = ((rewards[out] > 0.5) == (truth > 0.5)).double().mean()
-        rate = float(truth.mean())
+        accuracy = ((rewards[out] > 0.5) == (labels[out] > 0.5)).double().mean()
+        rate = float(labels[out].mean())
         self._infer(images, labels, max(math.sqrt(min(losses)), _LEAST_NOISE))
         return RewardFit(float(accuracy), max(rate, 1.0 - rate), step, losses)
 
@@ -232,8 +229,7 @@ class RewardModel:
         :returns: **Shape:** ``(num_images,)``.
         :raises ValueError: before it was trained.
         """
-        head = list(self._trained())[-1]
-        rewards: Tensor = head(self._activations(_as_images(images)))[:, 0]
+        rewards: Tensor = self._trained()(self._known_features(images))[:, 0]
         return rewards
 
     def last_layer(self, images: Tensor, feedback: Any) -> Callable[[], None]:
@@ -249,14 +245,13 @@ class RewardModel:
         :returns: the model, a function without arguments, in double precision.
         :raises ValueError: before the network was trained.
         """
-        self._trained()
-        images = _as_images(images)
-        if is_ranking(feedback) != (self._noise is None):
-            kind = "rankings" if self._noise is None else "labels"
+        units, last = self._units(images)
+        if is_ranking(feedback) != (last.noise is None):
+            kind = "rankings" if last.noise is None else "labels"
             raise ValueError(f"feedback must be {kind}, as the network was trained by")
-        if self._noise is None:
-            return self._model(images, _as_pairs(feedback, len(images), images.device))
-        return self._model(images, _as_labels(feedback, images))
+        if last.noise is None:
+            return _last_layer(units, _as_pairs(feedback, len(units), units.device), None)
+        return _last_layer(units, _as_labels(feedback, units), last.noise)
 
     def predictive(self, images: Tensor) -> dist.Normal:
         """Rewards under the posterior of the last layer, a Gaussian at its mode.
@@ -268,15 +263,11 @@ class RewardModel:
         :returns: a normal distribution for each image, without the noise of labels.
         :raises ValueError: before the network was trained.
         """
-        self._trained()
-        assert self._posterior is not None
-        units = self._centered(_as_images(images))
-        if self._noise is not None:
+        units, last = self._units(images)
+        if last.noise is not None:
             units = torch.cat([units, torch.ones_like(units[:, :1])], 1)
-        deviation = torch.linalg.vector_norm(units @ self._posterior.scale_tril, dim=1)
-        return dist.Normal(units @ self._posterior.mode, deviation)
-
-    # The network ---------------------------------------------------------------------------------
+        deviation = torch.linalg.vector_norm(units @ last.posterior.scale_tril, dim=1)
+        return dist.Normal(units @ last.posterior.mode, deviation)
 
     def _fit(
         self,
@@ -288,12 +279,12 @@ class RewardModel:
     ) -> tuple[list[float], int, Tensor]:
         """Train until what is held out gets worse; its losses, the best step, and rewards there."""
         check_boolean("progress", progress)
-        found = self._described(images)
-        deviation, mean = torch.std_mean(found, 0, correction=0)
-        scaling = mean, deviation.where(deviation > 0, 1.0)
+        found = self._features(images)
+        scale = nn.BatchNorm1d(found.shape[1], eps=0.0, affine=False)  # keeps what it is given here
+        variance, scale.running_mean = torch.var_mean(found, 0, correction=0)
+        scale.running_var = variance.where(variance > 0, 1.0)
         with seeded(seed):
-            network = MLP(found.shape[1], self.hidden, 1).to(found)
-        found = (found - scaling[0]) / scaling[1]
+            network = nn.Sequential(scale, *MLP(found.shape[1], self.hidden, 1)).to(found).eval()
         trainer = Trainer(network, self.optimizer, seed=seed)
         losses, best, kept = [], 0, copy.deepcopy(network.state_dict())
         with torch.no_grad():
@@ -311,80 +302,73 @@ class RewardModel:
                 if losses[-1] == min(losses):
                     best, kept = wanted, copy.deepcopy(network.state_dict())
         network.load_state_dict(kept)
-        self.network, self._scaling = network.requires_grad_(False), scaling
+        self.network = network.requires_grad_(False)
         with torch.no_grad():
             return losses, best, network(found)[:, 0]
 
-    def _trained(self) -> MLP:
+    def _infer(self, images: Tensor, feedback: Tensor | _Pairs, noise: float | None) -> None:
+        """Find the Gaussian at the mode of the last layer; with labels it is the posterior."""
+        units = self._trained()[:-1](self._features(images)).double()
+        center = units.mean(0)
+        potential = Potential(_last_layer(units - center, feedback, noise))
+        start = {name: center.new_zeros(site.shape) for name, site in potential.sites.items()}
+        self._last = _LastLayer(center, noise, laplace_posterior(potential, [start]))
+
+    def _trained(self) -> nn.Sequential:
         if self.network is None:
             raise ValueError("reward must be trained first: call fit_binary or fit_ranking")
         return self.network
 
     @torch.no_grad()
-    def _described(self, images: Tensor) -> Tensor:
+    def _features(self, images: Tensor) -> Tensor:
         """Features of images, checked."""
         found = self.features(images)
         if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != len(images):
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(
-                f"features must return the shape ({len(images)}, num_features), got {shape}"
+                f"features must return the shape ({len(images)}, num_features), got {shown(found)}"
             )
-        return as_tensor("features", found.detach(), finite=True)
+        return as_tensor("features", found, finite=True)
 
-    def _activations(self, images: Tensor) -> Tensor:
-        """What the last layer is given."""
-        layers = list(self._trained())[:-1]
-        assert self._scaling is not None
-        found, (mean, deviation) = self._described(images), self._scaling
-        if found.shape[1] != len(mean):
+    def _known_features(self, images: Any) -> Tensor:
+        """Features of images, as many as those of the training had."""
+        wanted: Any = self._trained()[0].num_features
+        found = self._features(_as_images(images))
+        if found.shape[1] != wanted:
             raise ValueError(
-                f"images must have {len(mean)} features, as those of the training had, got "
+                f"images must have {wanted} features, as those of the training, got "
                 f"{found.shape[1]}"
             )
-        values = (found - mean) / deviation
-        for layer in layers:
-            values = layer(values)
-        return values
+        return found
 
-    # The posterior -------------------------------------------------------------------------------
+    def _units(self, images: Any) -> tuple[Tensor, _LastLayer]:
+        """What the last layer is given, minus its mean, and what is known of the layer."""
+        units: Tensor = self._trained()[:-1](self._known_features(images)).double()
+        assert self._last is not None
+        return units - self._last.center, self._last
 
-    def _centered(self, images: Tensor) -> Tensor:
-        assert self._mean_activation is not None
-        return self._activations(images).double() - self._mean_activation
 
-    def _model(self, images: Tensor, feedback: Tensor | _Pairs) -> Callable[[], None]:
-        noise = self._noise
-        units = self._centered(images)
-        width = units.shape[1]
-        zero = units.new_zeros(())
+def _last_layer(
+    units: Tensor, feedback: Tensor | _Pairs, noise: float | None
+) -> Callable[[], None]:
+    """Pyro model of pairs, or of labels with a noise."""
+    width, zero = units.shape[1], units.new_zeros(())
 
-        def model() -> None:
-            prior = dist.Normal(zero, 1.0 / math.sqrt(width)).expand([width]).to_event(1)
-            weight = pyro.sample("weight", prior)
-            if isinstance(feedback, _Pairs):
-                logits = (units[feedback.first] - units[feedback.second]) @ weight
-                with pyro.plate("pairs", len(logits)):
-                    preferred = dist.Bernoulli(logits=logits)
-                    pyro.sample("preference", preferred, obs=torch.ones_like(logits))
-                return
+    def model() -> None:
+        prior = dist.Normal(zero, 1.0 / math.sqrt(width)).expand([width]).to_event(1)
+        weight = pyro.sample("weight", prior)
+        if isinstance(feedback, _Pairs):
+            logits = (units[feedback.first] - units[feedback.second]) @ weight
+            with pyro.plate("pairs", len(logits)):
+                preferred = dist.Bernoulli(logits=logits)
+                pyro.sample("preference", preferred, obs=torch.ones_like(logits))
+        else:
             assert noise is not None
             bias = pyro.sample("bias", dist.Normal(zero, 1.0))
             with pyro.plate("images", len(units)):
-                rewards = units @ weight + bias
-                pyro.sample("label", dist.Normal(rewards, noise), obs=feedback.to(units))
+                label = dist.Normal(units @ weight + bias, noise)
+                pyro.sample("label", label, obs=feedback.to(units))
 
-        return model
-
-    def _infer(self, images: Tensor, feedback: Tensor | _Pairs, noise: float | None) -> None:
-        """Find the Gaussian at the mode of the last layer; with labels it is the posterior."""
-        self._noise = noise
-        self._mean_activation = self._activations(images).double().mean(0)
-        potential = Potential(self._model(images, feedback))
-        start = {
-            name: self._mean_activation.new_zeros(site.shape)
-            for name, site in potential.sites.items()
-        }
-        self._posterior = laplace_posterior(potential, [start])
+    return model
 
 
 def _pair_loss(rewards: Tensor, pairs: _Pairs) -> Tensor:
@@ -421,9 +405,7 @@ def _as_labels(labels: Any, images: Tensor) -> Tensor:
 
 def _as_pairs(rankings: Any, num_images: int, device: torch.device) -> _Pairs:
     """All pairs of rankings of known images."""
-    first: list[Tensor] = []
-    second: list[Tensor] = []
-    weight: list[Tensor] = []
+    parts: list[_Pairs] = []
     lists = check_sequence("rankings", rankings, "lists of indices of images, the first most")
     for entry in lists:
         row = as_tensor("rankings", entry, "(num_ranked,)", kind="integers").to(device)
@@ -435,9 +417,7 @@ def _as_pairs(rankings: Any, num_images: int, device: torch.device) -> _Pairs:
             raise ValueError(
                 f"rankings must hold indices from 0 to {num_images - 1}, got {row.tolist()!r:.80}"
             )
-        above, below = torch.triu_indices(len(row), len(row), 1, device=device)
-        first.append(row[above])
-        second.append(row[below])
+        first, second = row[torch.triu_indices(len(row), len(row), 1, device=device)]
         each = 1.0 / (len(row) ** 2 * len(lists))
-        weight.append(torch.full((len(above),), each, dtype=torch.double, device=device))
-    return _Pairs(torch.cat(first), torch.cat(second), torch.cat(weight))
+        parts.append(_Pairs(first, second, torch.full_like(first, each, dtype=torch.double)))
+    return _Pairs(*map(torch.cat, zip(*parts, strict=True)))

@@ -19,6 +19,10 @@ def pixels(images):
     return images.flatten(1)
 
 
+def units_of(reward, images):
+    return reward.network[:-1](pixels(images)).double()
+
+
 def some_images(num=100, size=4):
     return torch.randn(num, 1, 1, size, generator=torch.Generator().manual_seed(0))
 
@@ -112,7 +116,7 @@ def test_model_of_preferences_is_that_of_the_loss():
     model = pyro.condition(reward.last_layer(images, lists), {"weight": weight})
     trace = pyro.poutine.trace(model).get_trace()
     trace.compute_log_prob()
-    values = reward._activations(images).double() @ weight
+    values = units_of(reward, images) @ weight
     expected = sum(len(one) ** 2 * float(bradley_terry_loss(values, [one])) for one in lists)
     assert float(-trace.nodes["preference"]["log_prob_sum"]) == pytest.approx(expected, rel=1e-6)
 
@@ -135,7 +139,7 @@ def test_nuts_agrees_with_the_gaussian_of_many_preferences():
     potential = Potential(reward.last_layer(images, lists))
     start = {"weight": torch.zeros(2).double()}
     draws = nuts_posterior(potential, laplace_posterior(potential, [start]), 1000, seed=0)
-    units = reward._activations(images).double()
+    units = units_of(reward, images)
     sampled = (units - units.mean(0)) @ draws["weight"].mT
     found = reward.predictive(images)
     assert ((sampled.mean(1) - found.mean) / found.stddev).abs().max() < 0.25
