@@ -21,7 +21,6 @@ from pyro_ext.models.diffusion.reward_models import RewardFit, RewardModel, is_r
 from pyro_ext.models.diffusion.soft_tokens import (
     RewardWeightedInversion,
     SoftToken,
-    check_pipeline,
     reward_weights,
 )
 from pyro_ext.random import fresh_seed, seeded, spawn_seed
@@ -82,16 +81,9 @@ class HumanFeedbackInversion:
     :raises TypeError: for arguments of a wrong type.
     :raises ValueError: for numbers out of range, or prompts that the tokenizer does not know.
 
-    A person in front of a browser is asked by ``pyro-ext rate FOLDER``, and the feedback is
-    what :func:`pyro_ext.ratings.read_ratings` reads then::
-
-        def feedback(images):
-            to_files = pipeline.image_processor.postprocess(images)
-            for index, image in enumerate(to_files):
-                image.save(f"images/{index:04}.png")
-            input("Run pyro-ext rate images in another window, then press Enter here. ")
-            found = read_ratings("images")
-            return {int(name[:4]): label for name, label in found.labels.items()}
+    A person in front of a browser is asked by ``pyro-ext rate FOLDER``; what
+    :func:`pyro_ext.ratings.read_ratings` reads then is the feedback of
+    :doc:`/how_to/rating_images`.
 
     [1] S. Kim, S. Jung, B. Kim, M. Choi, J. Shin, J. Lee (2024), Safeguard text-to-image diffusion
     models with human feedback inversion, arXiv 2407.21032.
@@ -129,7 +121,6 @@ class HumanFeedbackInversion:
         erasure: Mapping[str, Any] | None = None,
         seed: int | None = None,
     ) -> None:
-        check_pipeline(pipeline)
         check_instance("concept", concept, str, "a prompt")
         check_callable("feedback", feedback, "a function of images")
         if reward is None:
@@ -140,20 +131,15 @@ class HumanFeedbackInversion:
         self.num_images = check_integer("num_images", num_images, 4)
         if check_integer("num_kept", num_kept, 1) > num_images:
             raise ValueError(f"num_kept must be at most num_images, {num_images}, got {num_kept}")
-        options = {
+        self._options = {
             "inversion": {} if inversion is None else inversion,
             "erasure": {} if erasure is None else erasure,
         }
-        for name, value in options.items():
+        for name, value in self._options.items():
             check_mapping(name, value, "a dict of options")
-        self.pipeline, self.concept, self.feedback, self.reward = (
-            pipeline,
-            concept,
-            feedback,
-            reward,
-        )
+        self.pipeline, self.concept = pipeline, concept
+        self.feedback, self.reward = feedback, reward
         self.num_kept, self.eraser = num_kept, eraser
-        self._options = options
         self._sampler = DiffusionSampler.from_pipeline(
             pipeline,
             concept,

@@ -390,17 +390,16 @@ def _as_images(images: Any) -> Tensor:
 
 def _as_labels(labels: Any, images: Tensor) -> Tensor:
     """Labels of all images, of both classes."""
-    labels = as_tensor("labels", labels, f"({len(images)},)", finite=True).to(images.device)
-    labels = labels.to(torch.get_default_dtype())
-    if strange := sorted({float(y) for y in labels} - {0.0, 1.0}):
+    found = as_tensor("labels", labels, f"({len(images)},)", finite=True).to(images.device)
+    if strange := sorted({float(y) for y in found} - {0.0, 1.0}):
         raise ValueError(f"labels must be 0 or 1, got {strange[0]:g}")
-    number = int(labels.sum())
-    if min(number, len(labels) - number) < 2:
+    number = int(found.sum())
+    if min(number, len(found) - number) < 2:
         raise ValueError(
             "labels must hold two images of each class at least, one to be held out, got "
-            f"{number} with 1 and {len(labels) - number} with 0"
+            f"{number} with 1 and {len(found) - number} with 0"
         )
-    return labels
+    return found.to(torch.get_default_dtype())
 
 
 def _as_pairs(rankings: Any, num_images: int, device: torch.device) -> _Pairs:

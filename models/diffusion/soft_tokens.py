@@ -157,7 +157,10 @@ class SoftToken:
         :param pipeline: the one whose tokenizer and text encoder were given.
         :returns: a pipeline of the same class.
         """
-        check_pipeline(pipeline)
+        if not (hasattr(pipeline, "tokenizer") and hasattr(pipeline, "text_encoder")):
+            raise TypeError(
+                f"pipeline must have a tokenizer and a text_encoder, got {type(pipeline).__name__}"
+            )
         new = copy.copy(pipeline)
         new.tokenizer, new.text_encoder = copy.deepcopy((self.tokenizer, self.text_encoder))
         return new
@@ -314,13 +317,3 @@ class RewardWeightedInversion:
         total = self.scheduler.config.num_train_timesteps
         timesteps = torch.randint(total, (len(latents),), device=latents.device)
         return self.loss(latents, timesteps, torch.randn_like(latents), weights)
-
-
-def check_pipeline(pipeline: Any) -> None:
-    """Refuse what does not have the parts of a pipeline of Stable Diffusion."""
-    parts = ("unet", "scheduler", "tokenizer", "text_encoder", "vae")
-    if missing := [part for part in parts if getattr(pipeline, part, None) is None]:
-        raise TypeError(
-            f"pipeline must be a StableDiffusionPipeline of diffusers, got {shown(pipeline)} "
-            f"without {', '.join(missing)}"
-        )

@@ -27,6 +27,7 @@ from pyro.distributions import Beta
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pyro_ext.inference.diffusion import (
     DiffusionSampler,
@@ -324,14 +325,15 @@ page.claim(
 # %%
 def grid(axes: Any, images: Tensor, title: str, columns: int = 12) -> None:
     """Images side by side, in rows."""
-    rows = images[: len(images) // columns * columns].split(columns)
+    framed = pad(images, (1, 1, 1, 1), value=-1.0)
+    rows = framed[: len(images) // columns * columns].split(columns)
     picture = torch.cat([torch.cat([*row[:, 0]], 1) for row in rows])
     axes.imshow(picture.clamp(-1.0, 1.0).numpy(), cmap="gray_r")
     axes.set_title(title, fontsize=9, loc="left")
     axes.set_axis_off()
 
 
-figure, panels = plt.subplots(3, 3, figsize=(10, 4.6), layout="constrained")
+figure, panels = plt.subplots(3, 3, figsize=(10, 3.9), layout="constrained")
 for row, method in zip(panels, ("the model", "SDD, word", "SDD, token"), strict=True):
     for axes, word in zip(row, ("odd", "seven", "three"), strict=True):
         grid(axes, draw(first.sources[method], word, SEEDS[0])[:36], f'{method}: "{word}"')
@@ -400,8 +402,8 @@ page.claim(
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
 predicted, seen = first.inversion.reward.predictive(first.images), judge(first.images) == SEVEN
 order = predicted.mean.argsort().argsort()
-for chosen, color, label in ((~seen, GRAY, "others"), (seen, RED, "sevens")):
-    points = (one[chosen].numpy() for one in (order, predicted.mean, predicted.stddev))
+for these, color, label in ((~seen, GRAY, "others"), (seen, RED, "sevens")):
+    points = (one[these].numpy() for one in (order, predicted.mean, predicted.stddev))
     left.errorbar(*points, fmt=".", ms=3, lw=0.6, color=color, label=label)
 left.set(xlabel="images in order", ylabel="reward, with one deviation")
 left.legend(frameon=False)
@@ -447,6 +449,9 @@ for name, measure in (("<bold>", ink), ("<like>", likeness)):
         if seed == SEEDS[0]:
             chosen = reward_weights(reward(found.images), NUM_KEPT)
             source = trained_token(chosen, found.images, name, seed)
+            amounts = measure(found.images)
+            lead = (amounts[chosen.indices].mean() - amounts.mean()) / amounts.std()
+            print(f"images that {name} is trained on are {lead:.2f} deviations above the mean")
     of_rankings[name] = {seed: draw(source, name, seed) for seed in SEEDS}
 page.claim(
     "The reward puts pairs of images in the order of rankings that were held out (fraction, the "
@@ -479,7 +484,7 @@ page.claim(
 )
 
 # %%
-figure, panels = plt.subplots(1, 3, figsize=(10, 2.2), layout="constrained")
+figure, panels = plt.subplots(1, 3, figsize=(10, 1.4), layout="constrained")
 grid(panels[0], first.odd["the model"][:36], 'the model: "odd"')
 for axes, (name, by_seed) in zip(panels[1:], of_rankings.items(), strict=True):
     grid(axes, by_seed[SEEDS[0]][:36], f'the model: "{name}"')

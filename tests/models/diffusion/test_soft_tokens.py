@@ -187,5 +187,5 @@ def test_wrong_arguments_are_refused_before_training(pipeline, options, message)
     token, images = new_token(pipeline), digit_images()[0][:4]
     with pytest.raises(ValueError, match=message):
         RewardWeightedInversion(pipeline.unet, pipeline.scheduler, token, images, **options)
-    with pytest.raises(TypeError, match="pipeline must be a StableDiffusionPipeline"):
+    with pytest.raises(TypeError, match="pipeline must have a tokenizer and a text_encoder"):
         token.pipeline(pipeline.unet)
