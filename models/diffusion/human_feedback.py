@@ -178,6 +178,9 @@ class HumanFeedbackInversion:
     ) -> ErasedByFeedback:
         """Draw images, ask for feedback, learn reward and token, and erase the token.
 
+        Ctrl-C ends the training that is under way, with what it has come to, and goes on to the
+        next.
+
         :param int num_inversion_steps: of the token.
         :param int num_erasing_steps: of the model.
         :param bool progress: whether to show progress bars.

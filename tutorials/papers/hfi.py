@@ -479,7 +479,7 @@ page.claim(
     ">=",
     1.0,
     source="Kim et al. (2024), rankings for style; measure and bound preregistered",
-    reason="images that it is trained on are some two deviations bolder, but a token can only say "
+    reason="images that it is trained on are 1.7 deviations above the mean, but a token can only say "
     "what captions have made a difference to, and none told bold digits from others",
 )
 
