@@ -479,8 +479,8 @@ page.claim(
     ">=",
     1.0,
     source="Kim et al. (2024), rankings for style; measure and bound preregistered",
-    reason="images that it is trained on are 1.7 deviations above the mean, but a token can only say "
-    "what captions have made a difference to, and none told bold digits from others",
+    reason="images that it is trained on are 1.7 deviations above the mean, but a token can only "
+    "say what captions have made a difference to, and none told bold digits from others",
 )
 
 # %%
