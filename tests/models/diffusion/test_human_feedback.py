@@ -8,8 +8,11 @@ from pyro_ext.models.diffusion import (
     ESD,
     HumanFeedbackInversion,
     RewardModel,
+    RewardWeightedInversion,
     SafeSelfDistillation,
     digit_pipeline,
+    human_feedback,
+    reward_weights,
 )
 from pyro_ext.random import spawn_seed
 
@@ -70,6 +73,23 @@ def test_both_kinds_of_feedback_lead_to_an_erased_pipeline(pipeline, feedback):
     own = pipeline.unet.state_dict()
     for name, tensor in erased.unet.state_dict().items():
         assert torch.equal(tensor, own[name]) == ("attn2" not in name), name
+
+
+def test_token_is_trained_on_the_largest_rewards(pipeline, monkeypatch):
+    given = []
+
+    class Recorded(RewardWeightedInversion):
+        def __init__(self, unet, scheduler, token, latents, weights=None, **options):
+            super().__init__(unet, scheduler, token, latents, weights, **options)
+            given.append((latents, weights))
+
+    monkeypatch.setattr(human_feedback, "RewardWeightedInversion", Recorded)
+    inversion = inversion_of(pipeline)
+    _, _, reward = inversion.run(0, 0, progress=False)
+    indices, weights = reward_weights(reward(inversion.draw_images()), 4)
+    latents, own = given[-1]  # those before check the options
+    assert torch.equal(latents, inversion.draw_images()[indices])  # the autoencoder is the identity
+    assert torch.equal(own, weights) and len(weights.unique()) > 1
 
 
 def test_token_that_is_not_trained_gives_what_erasing_the_word_gives(pipeline):
