@@ -21,7 +21,6 @@ from pyro_ext.models.diffusion.reward_models import RewardFit, RewardModel, is_r
 from pyro_ext.models.diffusion.soft_tokens import (
     RewardWeightedInversion,
     SoftToken,
-    check_pipeline,
     reward_weights,
 )
 from pyro_ext.random import fresh_seed, seeded, spawn_seed
@@ -74,8 +73,6 @@ class HumanFeedbackInversion:
     :param float guidance_scale: of the images.
     :param int num_inference_steps: of the images.
     :param eraser: a class of :class:`ConceptErasure`.
-    :param Mapping fit: options of :meth:`RewardModel.fit_binary` or
-        :meth:`RewardModel.fit_ranking`.
     :param Mapping inversion: options of :class:`RewardWeightedInversion`.
     :param Mapping erasure: options of ``eraser``.
     :param int seed: of all that is drawn.
@@ -84,16 +81,9 @@ class HumanFeedbackInversion:
     :raises TypeError: for arguments of a wrong type.
     :raises ValueError: for numbers out of range, or prompts that the tokenizer does not know.
 
-    A person in front of a browser is asked by ``pyro-ext rate FOLDER``, and the feedback is
-    what :func:`pyro_ext.ratings.read_ratings` reads then::
-
-        def feedback(images):
-            to_files = pipeline.image_processor.postprocess(images)
-            for index, image in enumerate(to_files):
-                image.save(f"images/{index:04}.png")
-            input("Run pyro-ext rate images in another window, then press Enter here. ")
-            found = read_ratings("images")
-            return {int(name[:4]): label for name, label in found.labels.items()}
+    A person in front of a browser is asked by ``pyro-ext rate FOLDER``; what
+    :func:`pyro_ext.ratings.read_ratings` reads then is the feedback of
+    :doc:`/how_to/rating_images`.
 
     [1] S. Kim, S. Jung, B. Kim, M. Choi, J. Shin, J. Lee (2024), Safeguard text-to-image diffusion
     models with human feedback inversion, arXiv 2407.21032.
@@ -127,12 +117,10 @@ class HumanFeedbackInversion:
         guidance_scale: float = 7.5,
         num_inference_steps: int = 50,
         eraser: type[ConceptErasure] = SafeSelfDistillation,
-        fit: Mapping[str, Any] | None = None,
         inversion: Mapping[str, Any] | None = None,
         erasure: Mapping[str, Any] | None = None,
         seed: int | None = None,
     ) -> None:
-        check_pipeline(pipeline)
         check_instance("concept", concept, str, "a prompt")
         check_callable("feedback", feedback, "a function of images")
         if reward is None:
@@ -143,26 +131,27 @@ class HumanFeedbackInversion:
         self.num_images = check_integer("num_images", num_images, 4)
         if check_integer("num_kept", num_kept, 1) > num_images:
             raise ValueError(f"num_kept must be at most num_images, {num_images}, got {num_kept}")
-        options = {"fit": fit or {}, "inversion": inversion or {}, "erasure": erasure or {}}
-        for name, value in options.items():
+        self._options = {
+            "inversion": {} if inversion is None else inversion,
+            "erasure": {} if erasure is None else erasure,
+        }
+        for name, value in self._options.items():
             check_mapping(name, value, "a dict of options")
-        self.pipeline, self.concept, self.feedback, self.reward = (
-            pipeline,
-            concept,
-            feedback,
-            reward,
-        )
+        self.pipeline, self.concept = pipeline, concept
+        self.feedback, self.reward = feedback, reward
         self.num_kept, self.eraser = num_kept, eraser
-        self._options = options
         self._sampler = DiffusionSampler.from_pipeline(
             pipeline,
             concept,
             guidance_scale=check_number("guidance_scale", guidance_scale),
             num_steps=check_integer("num_inference_steps", num_inference_steps, 1),
         )
-        first = SoftToken(pipeline.tokenizer, pipeline.text_encoder, concept, token)
-        self.token, self.prompt = token, first.prompt(prompt)
-        self.seed = fresh_seed(seed)
+        self.seed, self.token = fresh_seed(seed), token
+        first = self._new_token()
+        self.prompt = first.prompt(prompt)
+        # Options that will not do are not to be found when a person has judged the images.
+        self._inversion(first, torch.zeros(1, *self._sampler.latent_shape).to(first.vector))
+        self._erasure(first.pipeline(pipeline))
         self.images: Tensor | None = None
         self.reward_fit: RewardFit | None = None
 
@@ -189,6 +178,9 @@ class HumanFeedbackInversion:
     ) -> ErasedByFeedback:
         """Draw images, ask for feedback, learn reward and token, and erase the token.
 
+        Ctrl-C ends the training that is under way, with what it has come to, and goes on to the
+        next.
+
         :param int num_inversion_steps: of the token.
         :param int num_erasing_steps: of the model.
         :param bool progress: whether to show progress bars.
@@ -204,43 +196,35 @@ class HumanFeedbackInversion:
         if isinstance(feedback, Mapping):
             rated, feedback = images[_as_index(feedback, len(images))], list(feedback.values())
         learn = self.reward.fit_ranking if is_ranking(feedback) else self.reward.fit_binary
-        options = {"seed": spawn_seed(self.seed, 1), "progress": progress, **self._options["fit"]}
-        self.reward_fit = learn(rated, feedback, **options)
-        token = self._invert(images, num_inversion_steps, progress)
+        seed = spawn_seed(self.seed, 1)
+        self.reward_fit = learn(rated, feedback, seed=seed, progress=progress)
+        index, weights = reward_weights(self.reward(images), self.num_kept)
+        token, vae = self._new_token(), self.pipeline.vae
+        with seeded(spawn_seed(self.seed, 2)), torch.no_grad():
+            parts = images[index].split(_MOST_AT_ONCE)
+            latents = torch.cat([vae.encode(part).latent_dist.sample() for part in parts])
+        inversion = self._inversion(token, latents * vae.config.scaling_factor, weights)
+        inversion.run(num_inversion_steps, progress=progress)
         extended = token.pipeline(self.pipeline)
-        erasure = self.eraser.from_pipeline(
-            extended,
-            [self.prompt],
-            **{
-                "timesteps": Beta(3.0, 3.0),
-                "seed": spawn_seed(self.seed, 3),
-                **self._options["erasure"],
-            },
-        )
+        erasure = self._erasure(extended)
         erasure.run(num_erasing_steps, progress=progress)
         return ErasedByFeedback(erasure.erased_pipeline(extended), token, self.reward)
 
-    def _invert(self, images: Tensor, num_steps: int, progress: bool) -> SoftToken:
-        """Train the token."""
-        pipeline = self.pipeline
-        index, weights = reward_weights(self.reward(images), self.num_kept)
-        token = SoftToken(pipeline.tokenizer, pipeline.text_encoder, self.concept, self.token)
-        with seeded(spawn_seed(self.seed, 4)), torch.no_grad():
-            parts = [
-                pipeline.vae.encode(part).latent_dist.sample()
-                for part in images[index].split(_MOST_AT_ONCE)
-            ]
-        inversion = RewardWeightedInversion(
-            pipeline.unet,
-            pipeline.scheduler,
-            token,
-            torch.cat(parts) * pipeline.vae.config.scaling_factor,
-            weights,
-            prompt=self.prompt,
-            **{"seed": spawn_seed(self.seed, 2), **self._options["inversion"]},
-        )
-        inversion.run(num_steps, progress=progress)
-        return token
+    def _new_token(self) -> SoftToken:
+        parts = self.pipeline.tokenizer, self.pipeline.text_encoder
+        return SoftToken(*parts, self.concept, self.token)
+
+    def _inversion(
+        self, token: SoftToken, latents: Tensor, weights: Tensor | None = None
+    ) -> RewardWeightedInversion:
+        options = {"seed": spawn_seed(self.seed, 3), **self._options["inversion"]}
+        parts = self.pipeline.unet, self.pipeline.scheduler, token, latents, weights
+        return RewardWeightedInversion(*parts, prompt=self.prompt, **options)
+
+    def _erasure(self, pipeline: Any) -> ConceptErasure:
+        options = {"timesteps": Beta(3.0, 3.0), "seed": spawn_seed(self.seed, 4)}
+        options |= self._options["erasure"]
+        return self.eraser.from_pipeline(pipeline, [self.prompt], **options)
 
 
 def _as_index(feedback: Mapping[Any, Any], num_images: int) -> list[int]:

@@ -19,7 +19,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, mse_loss
 
 from pyro_ext._checks import (
@@ -29,6 +29,7 @@ from pyro_ext._checks import (
     check_integer,
     check_number,
     check_sequence,
+    shown,
 )
 from pyro_ext._progress import progress_bar
 from pyro_ext.inference import Trainer
@@ -51,6 +52,14 @@ class _Pairs(NamedTuple):
     weight: Tensor
 
 
+class _LastLayer(NamedTuple):
+    """Mean units under the images of the feedback, the noise of labels, and the posterior."""
+
+    center: Tensor
+    noise: float | None
+    posterior: LaplacePosterior
+
+
 class RewardFit(NamedTuple):
     """How a reward does on feedback that was held out.
 
@@ -70,15 +79,7 @@ class RewardFit(NamedTuple):
 
 
 def is_ranking(feedback: Any) -> bool:
-    """Whether feedback holds rankings, which are lists of images, rather than a label of each.
-
-    :param feedback: as a person gives it.
-
-    Example::
-
-        >>> is_ranking([[2, 0, 1], [3, 4]]), is_ranking(torch.tensor([0, 1, 1]))
-        (True, False)
-    """
+    """Whether feedback holds rankings, which are lists of images, rather than a label of each."""
     entries = check_sequence("feedback", feedback, "labels of images, or rankings of their indices")
     return all(np.ndim(entry) == 1 for entry in entries)
 
@@ -116,7 +117,13 @@ class RewardModel:
         last but one layer of a classifier, principal components.
         **Shape:** ``(num_images, *event)`` to ``(num_images, num_features)``.
     :param hidden: widths of the layers :math:`h`; none make a linear model.
+    :param float held_out: fraction of the feedback that is held out.
+    :param int num_steps: of the training, at most.
+    :param int patience: steps without a better loss on what is held out, after which the training
+        ends with the best network so far.
+    :param optimizer: as of :class:`~pyro_ext.inference.Trainer`.
     :raises TypeError: for arguments of a wrong type.
+    :raises ValueError: for numbers out of range.
 
     Example::
 
@@ -130,40 +137,37 @@ class RewardModel:
         (torch.Size([100]), True)
     """
 
-    def __init__(self, features: Callable[[Tensor], Tensor], hidden: Sequence[int] = (64,)) -> None:
-        check_callable("features", features, "a function of images")
-        widths = check_sequence("hidden", hidden, "widths of layers", least=0)
-        self.features = features
-        self.hidden = [check_integer("hidden", width, 1) for width in widths]
-        self.network: MLP | None = None
-        """From standardized features to the reward, once it was trained."""
-        self._scaling: tuple[Tensor, Tensor] | None = None
-        self._mean_activation: Tensor | None = None
-        self._posterior: LaplacePosterior | None = None
-        self._noise: float | None = None  # of labels
-
-    def fit_binary(
+    def __init__(
         self,
-        images: Tensor,
-        labels: Any,
+        features: Callable[[Tensor], Tensor],
+        hidden: Sequence[int] = (64,),
         *,
         held_out: float = 0.2,
         num_steps: int = 1000,
         patience: int = 100,
         optimizer: Optimizer = _ADAM,
-        seed: int | None = None,
-        progress: bool = True,
+    ) -> None:
+        check_callable("features", features, "a function of images")
+        widths = check_sequence("hidden", hidden, "widths of layers", least=0)
+        check_callable("optimizer", optimizer, "a function that makes an optimizer of tensors")
+        self.features = features
+        self.hidden = [check_integer("hidden", width, 1) for width in widths]
+        self.held_out = check_number("held_out", held_out, above=0, below=1)
+        self.num_steps = check_integer("num_steps", num_steps, 1)
+        self.patience = check_integer("patience", patience, 1)
+        self.optimizer = optimizer
+        self.network: nn.Sequential | None = None
+        """From features to the reward, once it was trained."""
+        self._last: _LastLayer | None = None
+
+    def fit_binary(
+        self, images: Tensor, labels: Any, *, seed: int | None = None, progress: bool = True
     ) -> RewardFit:
         r"""Learn from labels, by their squared error :math:`(r(x) - y)^2`.
 
         :param Tensor images: **Shape:** ``(num_images, *event)``.
-        :param labels: one where an image shows the concept, else zero.
-            **Shape:** ``(num_images,)``.
-        :param float held_out: fraction of each class that is held out.
-        :param int num_steps: at most.
-        :param int patience: steps without a better loss on what is held out, after which it ends
-            with the best network so far.
-        :param optimizer: as of :class:`~pyro_ext.inference.Trainer`.
+        :param labels: one where an image shows the concept, else zero; of each class some are held
+            out. **Shape:** ``(num_images,)``.
         :param int seed: of the network and of what is held out.
         :param bool progress: whether to show a progress bar.
         :raises ValueError: for labels of one class only, or other labels than zero and one.
@@ -171,20 +175,16 @@ class RewardModel:
         """
         images = _as_images(images)
         labels = _as_labels(labels, images)
-        check_number("held_out", held_out, above=0, below=1)
         with seeded(seed):
-            parts = [_split(torch.nonzero(labels == y)[:, 0], held_out) for y in (0, 1)]
+            parts = [_split(torch.nonzero(labels == y)[:, 0], self.held_out) for y in (0, 1)]
         kept, out = (torch.cat(part) for part in zip(*parts, strict=True))
 
         def loss(rewards: Tensor, rows: Tensor = kept) -> Tensor:
             return mse_loss(rewards[rows], labels[rows].to(rewards))
 
-        losses, step, rewards = self._fit(
-            images, loss, partial(loss, rows=out), num_steps, patience, optimizer, seed, progress
-        )
-        truth = labels[out]
-        accuracy = ((rewards[out] > 0.5) == (truth > 0.5)).double().mean()
-        rate = float(truth.mean())
+        losses, step, rewards = self._fit(images, loss, partial(loss, rows=out), seed, progress)
+        accuracy = ((rewards[out] > 0.5) == (labels[out] > 0.5)).double().mean()
+        rate = float(labels[out].mean())
         self._infer(images, labels, max(math.sqrt(min(losses)), _LEAST_NOISE))
         return RewardFit(float(accuracy), max(rate, 1.0 - rate), step, losses)
 
@@ -193,50 +193,32 @@ class RewardModel:
         images: Tensor,
         rankings: Sequence[Sequence[int]],
         *,
-        held_out: float = 0.2,
-        num_steps: int = 1000,
-        patience: int = 100,
-        optimizer: Optimizer = _ADAM,
         seed: int | None = None,
         progress: bool = True,
     ) -> RewardFit:
         """Learn from rankings, by :func:`bradley_terry_loss`; only differences of rewards matter.
 
         :param Tensor images: **Shape:** ``(num_images, *event)``.
-        :param rankings: lists of indices of images, two at least of each, from the one that shows
-            most of the concept to the one that shows least.
-        :param float held_out: fraction of the rankings that is held out.
-        :param int num_steps: at most.
-        :param int patience: as of :meth:`fit_binary`.
-        :param optimizer: as of :class:`~pyro_ext.inference.Trainer`.
+        :param rankings: lists of indices of two images at least, from the one that shows most of
+            the concept to the one that shows least; some lists are held out.
         :param int seed: of the network and of what is held out.
         :param bool progress: whether to show a progress bar.
         :raises ValueError: for fewer than two rankings, or indices that are not known.
         :raises TrainingDiverged: where something is not finite.
         """
         images = _as_images(images)
-        all_pairs = _as_pairs(rankings, len(images), images.device)
-        rankings = list(rankings)
+        as_pairs = partial(_as_pairs, num_images=len(images), device=images.device)
+        pairs, rankings = as_pairs(rankings), list(rankings)
         if len(rankings) < 2:
             raise ValueError(f"rankings must be two at least, one to be held out, got {rankings}")
-        check_number("held_out", held_out, above=0, below=1)
         with seeded(seed):
-            parts = _split(torch.arange(len(rankings)), held_out)
-        kept, out = (
-            _as_pairs([rankings[row] for row in part], len(images), images.device) for part in parts
-        )
+            parts = _split(torch.arange(len(rankings)), self.held_out)
+        kept, out = (as_pairs([rankings[row] for row in part]) for part in parts)
         losses, step, rewards = self._fit(
-            images,
-            partial(_pair_loss, pairs=kept),
-            partial(_pair_loss, pairs=out),
-            num_steps,
-            patience,
-            optimizer,
-            seed,
-            progress,
+            images, partial(_pair_loss, pairs=kept), partial(_pair_loss, pairs=out), seed, progress
         )
         accuracy = (rewards[out.first] > rewards[out.second]).double().mean()
-        self._infer(images, all_pairs, None)
+        self._infer(images, pairs, None)
         return RewardFit(float(accuracy), 0.5, step, losses)
 
     @torch.no_grad()
@@ -247,8 +229,7 @@ class RewardModel:
         :returns: **Shape:** ``(num_images,)``.
         :raises ValueError: before it was trained.
         """
-        head = list(self._trained())[-1]
-        rewards: Tensor = head(self._activations(_as_images(images)))[:, 0]
+        rewards: Tensor = self._trained()(self._known_features(images))[:, 0]
         return rewards
 
     def last_layer(self, images: Tensor, feedback: Any) -> Callable[[], None]:
@@ -264,14 +245,13 @@ class RewardModel:
         :returns: the model, a function without arguments, in double precision.
         :raises ValueError: before the network was trained.
         """
-        self._trained()
-        images = _as_images(images)
-        if is_ranking(feedback) != (self._noise is None):
-            kind = "rankings" if self._noise is None else "labels"
+        units, last = self._units(images)
+        if is_ranking(feedback) != (last.noise is None):
+            kind = "rankings" if last.noise is None else "labels"
             raise ValueError(f"feedback must be {kind}, as the network was trained by")
-        if self._noise is None:
-            return self._model(images, _as_pairs(feedback, len(images), images.device))
-        return self._model(images, _as_labels(feedback, images))
+        if last.noise is None:
+            return _last_layer(units, _as_pairs(feedback, len(units), units.device), None)
+        return _last_layer(units, _as_labels(feedback, units), last.noise)
 
     def predictive(self, images: Tensor) -> dist.Normal:
         """Rewards under the posterior of the last layer, a Gaussian at its mode.
@@ -283,45 +263,36 @@ class RewardModel:
         :returns: a normal distribution for each image, without the noise of labels.
         :raises ValueError: before the network was trained.
         """
-        self._trained()
-        assert self._posterior is not None
-        units = self._centered(_as_images(images))
-        if self._noise is not None:
+        units, last = self._units(images)
+        if last.noise is not None:
             units = torch.cat([units, torch.ones_like(units[:, :1])], 1)
-        deviation = torch.linalg.vector_norm(units @ self._posterior.scale_tril, dim=1)
-        return dist.Normal(units @ self._posterior.mode, deviation)
-
-    # The network ---------------------------------------------------------------------------------
+        deviation = torch.linalg.vector_norm(units @ last.posterior.scale_tril, dim=1)
+        return dist.Normal(units @ last.posterior.mode, deviation)
 
     def _fit(
         self,
         images: Tensor,
         loss: Callable[[Tensor], Tensor],
         held_out_loss: Callable[[Tensor], Tensor],
-        num_steps: int,
-        patience: int,
-        optimizer: Optimizer,
         seed: int | None,
         progress: bool,
     ) -> tuple[list[float], int, Tensor]:
         """Train until what is held out gets worse; its losses, the best step, and rewards there."""
-        num_steps = check_integer("num_steps", num_steps, 1)
-        patience = check_integer("patience", patience, 1)
         check_boolean("progress", progress)
-        found = self._described(images)
-        deviation, mean = torch.std_mean(found, 0, correction=0)
-        scaling = mean, deviation.where(deviation > 0, 1.0)
+        found = self._features(images)
+        scale = nn.BatchNorm1d(found.shape[1], eps=0.0, affine=False)  # keeps what it is given here
+        variance, scale.running_mean = torch.var_mean(found, 0, correction=0)
+        scale.running_var = variance.where(variance > 0, 1.0)
         with seeded(seed):
-            network = MLP(found.shape[1], self.hidden, 1).to(found)
-        found = (found - scaling[0]) / scaling[1]
-        trainer = Trainer(network, optimizer, seed=seed)
+            network = nn.Sequential(scale, *MLP(found.shape[1], self.hidden, 1)).to(found).eval()
+        trainer = Trainer(network, self.optimizer, seed=seed)
         losses, best, kept = [], 0, copy.deepcopy(network.state_dict())
         with torch.no_grad():
             losses.append(float(held_out_loss(network(found)[:, 0])))
-        bar = progress_bar(total=num_steps, desc="reward", unit="step", disable=not progress)
+        bar = progress_bar(total=self.num_steps, desc="reward", unit="step", disable=not progress)
         with bar:
-            while (step := trainer.num_steps) < num_steps and step - best < patience:
-                wanted = min(step + _INTERVAL, num_steps)
+            while (step := trainer.num_steps) < self.num_steps and step - best < self.patience:
+                wanted = min(step + _INTERVAL, self.num_steps)
                 trainer.run(lambda: loss(network(found)[:, 0]), wanted, progress=False)
                 if trainer.num_steps < wanted:  # interrupted
                     break
@@ -331,78 +302,79 @@ class RewardModel:
                 if losses[-1] == min(losses):
                     best, kept = wanted, copy.deepcopy(network.state_dict())
         network.load_state_dict(kept)
-        self.network, self._scaling = network.requires_grad_(False), scaling
+        self.network = network.requires_grad_(False)
         with torch.no_grad():
             return losses, best, network(found)[:, 0]
 
-    def _trained(self) -> MLP:
+    def _infer(self, images: Tensor, feedback: Tensor | _Pairs, noise: float | None) -> None:
+        """Find the Gaussian at the mode of the last layer; with labels it is the posterior."""
+        units = self._trained()[:-1](self._features(images)).double()
+        center = units.mean(0)
+        potential = Potential(_last_layer(units - center, feedback, noise))
+        start = {name: center.new_zeros(site.shape) for name, site in potential.sites.items()}
+        self._last = _LastLayer(center, noise, laplace_posterior(potential, [start]))
+
+    def _trained(self) -> nn.Sequential:
         if self.network is None:
             raise ValueError("reward must be trained first: call fit_binary or fit_ranking")
         return self.network
 
     @torch.no_grad()
-    def _described(self, images: Tensor) -> Tensor:
+    def _features(self, images: Tensor) -> Tensor:
         """Features of images, checked."""
         found = self.features(images)
         if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != len(images):
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(
-                f"features must return the shape ({len(images)}, num_features), got {shape}"
+                f"features must return the shape ({len(images)}, num_features), got {shown(found)}"
             )
-        return as_tensor("features", found.detach(), finite=True)
+        return as_tensor("features", found, finite=True)
 
-    def _activations(self, images: Tensor) -> Tensor:
-        """What the last layer is given."""
-        layers = list(self._trained())[:-1]
-        assert self._scaling is not None
-        values = (self._described(images) - self._scaling[0]) / self._scaling[1]
-        for layer in layers:
-            values = layer(values)
-        return values
+    def _known_features(self, images: Any) -> Tensor:
+        """Features of images, as many as those of the training had."""
+        wanted: Any = self._trained()[0].num_features
+        found = self._features(_as_images(images))
+        if found.shape[1] != wanted:
+            raise ValueError(
+                f"images must have {wanted} features, as those of the training, got "
+                f"{found.shape[1]}"
+            )
+        return found
 
-    # The posterior -------------------------------------------------------------------------------
+    def _units(self, images: Any) -> tuple[Tensor, _LastLayer]:
+        """What the last layer is given, minus its mean, and what is known of the layer."""
+        units: Tensor = self._trained()[:-1](self._known_features(images)).double()
+        assert self._last is not None
+        return units - self._last.center, self._last
 
-    def _centered(self, images: Tensor) -> Tensor:
-        assert self._mean_activation is not None
-        return self._activations(images).double() - self._mean_activation
 
-    def _model(self, images: Tensor, feedback: Tensor | _Pairs) -> Callable[[], None]:
-        units = self._centered(images)
-        width = units.shape[1]
-        zero = units.new_zeros(())
+def _last_layer(
+    units: Tensor, feedback: Tensor | _Pairs, noise: float | None
+) -> Callable[[], None]:
+    """Pyro model of pairs, or of labels with a noise."""
+    width, zero = units.shape[1], units.new_zeros(())
 
-        def model() -> None:
-            prior = dist.Normal(zero, 1.0 / math.sqrt(width)).expand([width]).to_event(1)
-            weight = pyro.sample("weight", prior)
-            if isinstance(feedback, _Pairs):
-                logits = (units[feedback.first] - units[feedback.second]) @ weight
-                with pyro.plate("pairs", len(logits)):
-                    preferred = dist.Bernoulli(logits=logits)
-                    pyro.sample("preference", preferred, obs=torch.ones_like(logits))
-                return
+    def model() -> None:
+        prior = dist.Normal(zero, 1.0 / math.sqrt(width)).expand([width]).to_event(1)
+        weight = pyro.sample("weight", prior)
+        if isinstance(feedback, _Pairs):
+            logits = (units[feedback.first] - units[feedback.second]) @ weight
+            with pyro.plate("pairs", len(logits)):
+                preferred = dist.Bernoulli(logits=logits)
+                pyro.sample("preference", preferred, obs=torch.ones_like(logits))
+        else:
+            assert noise is not None
             bias = pyro.sample("bias", dist.Normal(zero, 1.0))
             with pyro.plate("images", len(units)):
-                rewards = units @ weight + bias
-                pyro.sample("label", dist.Normal(rewards, self._noise), obs=feedback.to(units))
+                label = dist.Normal(units @ weight + bias, noise)
+                pyro.sample("label", label, obs=feedback.to(units))
 
-        return model
-
-    def _infer(self, images: Tensor, feedback: Tensor | _Pairs, noise: float | None) -> None:
-        """Find the Gaussian at the mode of the last layer; with labels it is the posterior."""
-        self._noise = noise
-        self._mean_activation = self._activations(images).double().mean(0)
-        potential = Potential(self._model(images, feedback))
-        start = {
-            name: self._mean_activation.new_zeros(site.shape)
-            for name, site in potential.sites.items()
-        }
-        self._posterior = laplace_posterior(potential, [start])
+    return model
 
 
 def _pair_loss(rewards: Tensor, pairs: _Pairs) -> Tensor:
-    return torch.dot(
-        pairs.weight.to(rewards), -logsigmoid(rewards[pairs.first] - rewards[pairs.second])
-    )
+    gaps = rewards[pairs.first] - rewards[pairs.second]
+    loss: Tensor = -torch.dot(pairs.weight.to(gaps), logsigmoid(gaps))
+    return loss
 
 
 def _split(rows: Tensor, held_out: float) -> tuple[Tensor, Tensor]:
@@ -418,24 +390,21 @@ def _as_images(images: Any) -> Tensor:
 
 def _as_labels(labels: Any, images: Tensor) -> Tensor:
     """Labels of all images, of both classes."""
-    labels = as_tensor("labels", labels, f"({len(images)},)", finite=True).to(images.device)
-    labels = labels.to(torch.get_default_dtype())
-    if strange := sorted({float(y) for y in labels} - {0.0, 1.0}):
+    found = as_tensor("labels", labels, f"({len(images)},)", finite=True).to(images.device)
+    if strange := sorted({float(y) for y in found} - {0.0, 1.0}):
         raise ValueError(f"labels must be 0 or 1, got {strange[0]:g}")
-    number = int(labels.sum())
-    if min(number, len(labels) - number) < 2:
+    number = int(found.sum())
+    if min(number, len(found) - number) < 2:
         raise ValueError(
             "labels must hold two images of each class at least, one to be held out, got "
-            f"{number} with 1 and {len(labels) - number} with 0"
+            f"{number} with 1 and {len(found) - number} with 0"
         )
-    return labels
+    return found.to(torch.get_default_dtype())
 
 
 def _as_pairs(rankings: Any, num_images: int, device: torch.device) -> _Pairs:
     """All pairs of rankings of known images."""
-    first: list[Tensor] = []
-    second: list[Tensor] = []
-    weight: list[Tensor] = []
+    parts: list[_Pairs] = []
     lists = check_sequence("rankings", rankings, "lists of indices of images, the first most")
     for entry in lists:
         row = as_tensor("rankings", entry, "(num_ranked,)", kind="integers").to(device)
@@ -447,9 +416,7 @@ def _as_pairs(rankings: Any, num_images: int, device: torch.device) -> _Pairs:
             raise ValueError(
                 f"rankings must hold indices from 0 to {num_images - 1}, got {row.tolist()!r:.80}"
             )
-        above, below = torch.triu_indices(len(row), len(row), 1, device=device)
-        first.append(row[above])
-        second.append(row[below])
+        first, second = row[torch.triu_indices(len(row), len(row), 1, device=device)]
         each = 1.0 / (len(row) ** 2 * len(lists))
-        weight.append(torch.full((len(above),), each, dtype=torch.double, device=device))
-    return _Pairs(torch.cat(first), torch.cat(second), torch.cat(weight))
+        parts.append(_Pairs(first, second, torch.full_like(first, each, dtype=torch.double)))
+    return _Pairs(*map(torch.cat, zip(*parts, strict=True)))

@@ -1,6 +1,7 @@
 """Words that a text-to-image pipeline does not have, learned from images and their rewards."""
 
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyro_ext._checks import as_tensor, check_callable, check_instance, check_integer, shown
+from pyro_ext._checks import as_tensor, check_instance, check_integer, shown
 from pyro_ext.checkpoint.files import check_folder_of, write_bytes
 from pyro_ext.inference import Trainer
 from pyro_ext.inference.diffusion import encode_prompts, noise_prediction_loss
@@ -23,12 +24,12 @@ _ADAMW = partial(torch.optim.AdamW, lr=5e-3, weight_decay=0.0)
 class WeightedImages(NamedTuple):
     """Images that are learned from, and how much each counts.
 
-    :param Tensor index: of images among all. **Shape:** ``(num_kept,)``.
-    :param Tensor weight: at least zero, with a mean of one. **Shape:** ``(num_kept,)``.
+    :param Tensor indices: of images among all. **Shape:** ``(num_kept,)``.
+    :param Tensor weights: at least zero, with a mean of one. **Shape:** ``(num_kept,)``.
     """
 
-    index: Tensor
-    weight: Tensor
+    indices: Tensor
+    weights: Tensor
 
 
 def reward_weights(rewards: Tensor, num_kept: int) -> WeightedImages:
@@ -44,7 +45,7 @@ def reward_weights(rewards: Tensor, num_kept: int) -> WeightedImages:
     Example::
 
         >>> reward_weights(torch.tensor([0.9, -0.1, 0.4, 0.4]), 2)
-        WeightedImages(index=tensor([0, 2]), weight=tensor([1.3333, 0.6667]))
+        WeightedImages(indices=tensor([0, 2]), weights=tensor([1.3333, 0.6667]))
     """
     rewards = as_tensor("rewards", rewards, "(num_images,)", finite=True)
     if check_integer("num_kept", num_kept, 1) > len(rewards):
@@ -81,7 +82,8 @@ class SoftToken:
     """
 
     def __init__(self, tokenizer: Any, text_encoder: Any, init: str, token: str = "<hfi>") -> None:
-        check_callable("tokenizer", tokenizer, "a tokenizer of transformers")
+        if inspect.isclass(tokenizer) or not hasattr(tokenizer, "add_tokens"):
+            raise TypeError(f"tokenizer must be one of transformers, got {shown(tokenizer)}")
         check_instance("text_encoder", text_encoder, nn.Module, "a text encoder of transformers")
         check_instance("init", init, str, "a prompt")
         check_instance("token", token, str, "the name of a token")
@@ -155,7 +157,10 @@ class SoftToken:
         :param pipeline: the one whose tokenizer and text encoder were given.
         :returns: a pipeline of the same class.
         """
-        check_pipeline(pipeline)
+        if not (hasattr(pipeline, "tokenizer") and hasattr(pipeline, "text_encoder")):
+            raise TypeError(
+                f"pipeline must have a tokenizer and a text_encoder, got {type(pipeline).__name__}"
+            )
         new = copy.copy(pipeline)
         new.tokenizer, new.text_encoder = copy.deepcopy((self.tokenizer, self.text_encoder))
         return new
@@ -253,13 +258,13 @@ class RewardWeightedInversion:
             self.loss(noise, torch.zeros(1, dtype=torch.long, device=noise.device), noise)
 
     def loss(
-        self, latents: Tensor, timesteps: Tensor, noise: Tensor, weights: Tensor | None = None
+        self, x: Tensor, timesteps: Tensor, noise: Tensor, weights: Tensor | None = None
     ) -> Tensor:
         """The loss at given noise.
 
-        :param Tensor latents: **Shape:** ``(batch, *event)``.
+        :param Tensor x: latents. **Shape:** ``(batch, *event)``.
         :param Tensor timesteps: integers. **Shape:** ``(batch,)``.
-        :param Tensor noise: **Shape:** as ``latents``.
+        :param Tensor noise: **Shape:** as ``x``.
         :param Tensor weights: by default ones. **Shape:** ``(batch,)``.
         :returns: a scalar.
         """
@@ -270,7 +275,7 @@ class RewardWeightedInversion:
             prediction: Tensor = self.unet(noisy, t, encoder_hidden_states=each)[0]
             return prediction
 
-        return noise_prediction_loss(predict, self.scheduler, latents, timesteps, noise, weights)
+        return noise_prediction_loss(predict, self.scheduler, x, timesteps, noise, weights)
 
     def step(self) -> float:
         """Take one step.
@@ -312,13 +317,3 @@ class RewardWeightedInversion:
         total = self.scheduler.config.num_train_timesteps
         timesteps = torch.randint(total, (len(latents),), device=latents.device)
         return self.loss(latents, timesteps, torch.randn_like(latents), weights)
-
-
-def check_pipeline(pipeline: Any) -> None:
-    """Refuse what does not have the parts of a pipeline of Stable Diffusion."""
-    parts = ("unet", "scheduler", "tokenizer", "text_encoder", "vae")
-    if missing := [part for part in parts if getattr(pipeline, part, None) is None]:
-        raise TypeError(
-            f"pipeline must be a StableDiffusionPipeline of diffusers, got {shown(pipeline)} "
-            f"without {', '.join(missing)}"
-        )

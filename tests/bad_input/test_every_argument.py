@@ -20,6 +20,7 @@ from tests.bad_input import (
     distillation,
     exits,
     federated,
+    feedback,
     floor1,
     floor2,
     floor3,
@@ -58,6 +59,7 @@ TABLES = {
     **diffusion.TABLES,
     **fusion.TABLES,
     **federated.TABLES,
+    **feedback.TABLES,
     **guides.TABLES,
     **modular.TABLES,
     **paths.TABLES,
@@ -77,6 +79,8 @@ SLOW = (  # what runs something with each value that it accepts
     "pyro_ext.models.ensembles (diffusion bridges)",
     "pyro_ext.inference.privacy",
     "pyro_ext.models.nonparametric",
+    "pyro_ext.models.diffusion (rewards)",
+    "pyro_ext.models.diffusion (feedback)",
 )
 
 

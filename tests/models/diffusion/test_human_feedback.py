@@ -8,8 +8,11 @@ from pyro_ext.models.diffusion import (
     ESD,
     HumanFeedbackInversion,
     RewardModel,
+    RewardWeightedInversion,
     SafeSelfDistillation,
     digit_pipeline,
+    human_feedback,
+    reward_weights,
 )
 from pyro_ext.random import spawn_seed
 
@@ -20,6 +23,10 @@ ERASURE = {"num_inference_steps": 4, "batch_size": 2, "seed": 5}
 @pytest.fixture(scope="module")
 def pipeline():
     return digit_pipeline(num_steps=0)
+
+
+def pixels(images):
+    return images.flatten(1)
 
 
 def bright(images):
@@ -34,7 +41,7 @@ def by_brightness(images):
 
 def inversion_of(pipeline, feedback=bright, **options):
     settings = dict(num_images=12, num_kept=4, num_inference_steps=2, seed=0, erasure=ERASURE)
-    settings["fit"] = {"num_steps": 20}
+    settings["reward"] = RewardModel(pixels, num_steps=20)
     return HumanFeedbackInversion(pipeline, "odd", feedback, **(settings | options))
 
 
@@ -68,6 +75,23 @@ def test_both_kinds_of_feedback_lead_to_an_erased_pipeline(pipeline, feedback):
         assert torch.equal(tensor, own[name]) == ("attn2" not in name), name
 
 
+def test_token_is_trained_on_the_largest_rewards(pipeline, monkeypatch):
+    given = []
+
+    class Recorded(RewardWeightedInversion):
+        def __init__(self, unet, scheduler, token, latents, weights=None, **options):
+            super().__init__(unet, scheduler, token, latents, weights, **options)
+            given.append((latents, weights))
+
+    monkeypatch.setattr(human_feedback, "RewardWeightedInversion", Recorded)
+    inversion = inversion_of(pipeline)
+    _, _, reward = inversion.run(0, 0, progress=False)
+    indices, weights = reward_weights(reward(inversion.draw_images()), 4)
+    latents, own = given[-1]  # those before check the options
+    assert torch.equal(latents, inversion.draw_images()[indices])  # the autoencoder is the identity
+    assert torch.equal(own, weights) and len(weights.unique()) > 1
+
+
 def test_token_that_is_not_trained_gives_what_erasing_the_word_gives(pipeline):
     erased, _, _ = inversion_of(pipeline).run(0, 3, progress=False)
     erasure = SafeSelfDistillation.from_pipeline(
@@ -88,7 +112,7 @@ def test_prompt_and_eraser_are_passed_on(pipeline):
 
     inversion = inversion_of(pipeline, eraser=Recorded, prompt="one <pet>", token="<pet>")
     erased, token, _ = inversion.run(1, 1, progress=False)
-    (erasure,) = made
+    *_, erasure = made  # one before checks the options
     assert erasure.concepts == ["one <pet>"] and len(erasure.losses) == 1
     assert token.token == "<pet>" and "<pet>" in erased.tokenizer.get_vocab()
     torch.manual_seed(0)
@@ -105,11 +129,8 @@ def test_labels_of_some_images_are_those_of_the_others_left_out(pipeline):
     inversion = inversion_of(pipeline, lambda x: dict(enumerate(bright(x)[:9].tolist())))
     _, _, reward = inversion.run(0, 0, progress=False)
     images = inversion.draw_images()
-    expected = RewardModel(lambda x: x.flatten(1))
-    seed = inversion.seed
-    fit = expected.fit_binary(
-        images[:9], bright(images)[:9], num_steps=20, seed=spawn_seed(seed, 1), progress=False
-    )
+    expected, seed = RewardModel(pixels, num_steps=20), spawn_seed(inversion.seed, 1)
+    fit = expected.fit_binary(images[:9], bright(images)[:9], seed=seed, progress=False)
     assert inversion.reward_fit == fit and torch.equal(reward(images), expected(images))
     inversion = inversion_of(pipeline, lambda x: {0: 1, 1: 1, 2: 0, 12: 0})
     with pytest.raises(ValueError, match="feedback must have labels by index from 0 to 11, got 12"):
@@ -133,6 +154,8 @@ def test_feedback_of_one_class_is_refused_before_training(pipeline):
         ({"reward": torch.sum}, "reward must be a RewardModel or None"),
         ({"feedback": [0, 1]}, "feedback must be a function of images"),
         ({"erasure": [3]}, "erasure must be a dict of options"),
+        ({"erasure": {"batch_size": 0}}, "batch_size must be an integer >= 1, got 0"),
+        ({"inversion": {"batch_sizes": 3}}, "unexpected keyword argument 'batch_sizes'"),
         ({"token": "seven</w>"}, "token must be one that the tokenizer does not have"),
         ({"prompt": "seven"}, "prompt must have the token '<hfi>' in it"),
     ],

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pyro_ext.inference.laplace import laplace_posterior, nuts_posterior
-from pyro_ext.models.diffusion import RewardModel, bradley_terry_loss, is_ranking
+from pyro_ext.models.diffusion import RewardModel, bradley_terry_loss
+from pyro_ext.models.diffusion.reward_models import is_ranking
 from pyro_ext.potential import Potential
 
 ADAM = partial(torch.optim.Adam, lr=0.05)
@@ -16,6 +17,10 @@ ADAM = partial(torch.optim.Adam, lr=0.05)
 
 def pixels(images):
     return images.flatten(1)
+
+
+def units_of(reward, images):
+    return reward.network[:-1](pixels(images)).double()
 
 
 def some_images(num=100, size=4):
@@ -44,9 +49,9 @@ def test_bradley_terry_loss_is_exact(float64):
 
 
 def test_best_constant_reward_is_the_mean_label():
-    reward = RewardModel(lambda x: x.new_zeros(len(x), 1), hidden=[])
+    reward = RewardModel(lambda x: x.new_zeros(len(x), 1), hidden=[], optimizer=ADAM)
     images, labels = some_images(), torch.arange(100) < 30
-    fit = reward.fit_binary(images, labels, optimizer=ADAM, seed=0, progress=False)
+    fit = reward.fit_binary(images, labels, seed=0, progress=False)
     torch.testing.assert_close(reward(images), torch.full((100,), 0.3), atol=2e-3, rtol=0)
     assert (fit.accuracy, fit.baseline) == pytest.approx((0.7, 0.7))
 
@@ -55,12 +60,12 @@ def test_best_constant_reward_is_the_mean_label():
 def test_both_kinds_of_feedback_are_learned(dtype):
     images = some_images(200).to(dtype)
     score = images[:, 0, 0, 0]
-    reward = RewardModel(pixels, hidden=[8])
-    fit = reward.fit_binary(images, (score > 0).tolist(), optimizer=ADAM, seed=0, progress=False)
+    reward = RewardModel(pixels, hidden=[8], optimizer=ADAM)
+    fit = reward.fit_binary(images, (score > 0).tolist(), seed=0, progress=False)
     assert fit.accuracy >= 0.9 and fit.baseline < 0.6
     assert reward(images).dtype == dtype
     lists = rankings_of(score, 40, 5)
-    fit = reward.fit_ranking(images, lists, optimizer=ADAM, seed=0, progress=False)
+    fit = reward.fit_ranking(images, lists, seed=0, progress=False)
     assert fit.accuracy >= 0.9 and fit.baseline == 0.5
     order = torch.stack([reward(images), score]).corrcoef()[0, 1]
     assert order > 0.9
@@ -73,9 +78,8 @@ def test_it_ends_at_the_best_network_and_leaves_generators_alone():
     state = torch.get_rng_state()
     fits, rewards = [], []
     for _ in range(2):
-        reward = RewardModel(pixels, hidden=[16])
-        options = dict(optimizer=ADAM, patience=30, seed=0, progress=False)
-        fits.append(reward.fit_binary(images, labels, **options))
+        reward = RewardModel(pixels, hidden=[16], optimizer=ADAM, patience=30)
+        fits.append(reward.fit_binary(images, labels, seed=0, progress=False))
         rewards.append(reward(images))
     fit = fits[0]
     assert fit.num_steps == 10 * fit.losses.index(min(fit.losses))
@@ -87,8 +91,8 @@ def test_it_ends_at_the_best_network_and_leaves_generators_alone():
 def test_posterior_with_labels_is_that_of_linear_regression():
     images = some_images()
     labels = (images[:, 0, 0, 0] > 0.5).double()
-    reward = RewardModel(pixels, hidden=[])
-    reward.fit_binary(images, labels, optimizer=ADAM, seed=0, progress=False)
+    reward = RewardModel(pixels, hidden=[], optimizer=ADAM)
+    reward.fit_binary(images, labels, seed=0, progress=False)
     trace = pyro.poutine.trace(reward.last_layer(images, labels)).get_trace()
     noise = float(trace.nodes["label"]["fn"].scale[0])
     x = pixels(images).double()
@@ -112,7 +116,7 @@ def test_model_of_preferences_is_that_of_the_loss():
     model = pyro.condition(reward.last_layer(images, lists), {"weight": weight})
     trace = pyro.poutine.trace(model).get_trace()
     trace.compute_log_prob()
-    values = reward._activations(images).double() @ weight
+    values = units_of(reward, images) @ weight
     expected = sum(len(one) ** 2 * float(bradley_terry_loss(values, [one])) for one in lists)
     assert float(-trace.nodes["preference"]["log_prob_sum"]) == pytest.approx(expected, rel=1e-6)
 
@@ -130,12 +134,12 @@ def test_nuts_agrees_with_the_gaussian_of_many_preferences():
     generator = torch.Generator().manual_seed(2)
     noise = 0.5 * torch.randn(200, generator=generator)
     lists = rankings_of(images[:, 0, 0, 0] + noise, 40, 5)
-    reward = RewardModel(pixels, hidden=[])
-    reward.fit_ranking(images, lists, optimizer=ADAM, seed=0, progress=False)
+    reward = RewardModel(pixels, hidden=[], optimizer=ADAM)
+    reward.fit_ranking(images, lists, seed=0, progress=False)
     potential = Potential(reward.last_layer(images, lists))
     start = {"weight": torch.zeros(2).double()}
     draws = nuts_posterior(potential, laplace_posterior(potential, [start]), 1000, seed=0)
-    units = reward._activations(images).double()
+    units = units_of(reward, images)
     sampled = (units - units.mean(0)) @ draws["weight"].mT
     found = reward.predictive(images)
     assert ((sampled.mean(1) - found.mean) / found.stddev).abs().max() < 0.25
@@ -175,13 +179,15 @@ def test_feedback_that_says_nothing_is_refused_before_training(feedback, message
 
 def test_what_is_not_ready_is_refused():
     images = some_images(10)
-    reward = RewardModel(pixels)
+    reward = RewardModel(pixels, num_steps=10)
     for call in (reward, reward.predictive, partial(reward.last_layer, feedback=[0, 1] * 5)):
         with pytest.raises(ValueError, match="reward must be trained first"):
             call(images)
-    reward.fit_ranking(images, [[0, 1], [2, 3]], num_steps=10, progress=False)
+    reward.fit_ranking(images, [[0, 1], [2, 3]], progress=False)
     with pytest.raises(ValueError, match="feedback must be rankings"):
         reward.last_layer(images, [0, 1] * 5)
+    with pytest.raises(ValueError, match="images must have 4 features.* got 5"):
+        reward(some_images(10, 5))
     wide = RewardModel(lambda x: x)
     with pytest.raises(ValueError, match="features must return the shape"):
         wide.fit_ranking(images, [[0, 1], [2, 3]], progress=False)
