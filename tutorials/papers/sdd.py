@@ -242,12 +242,12 @@ page.claim(
 # %%
 first = runs[SEEDS[0]]
 SHOWN = ("seven", "four", "three", "nine", "odd")
-figure, panels = plt.subplots(len(first.drawn), len(SHOWN), figsize=(10, 7.5), layout="constrained")
+figure, panels = plt.subplots(len(first.drawn), len(SHOWN), figsize=(10, 5.2), layout="constrained")
 for row, (name, one) in zip(panels, first.drawn.items(), strict=True):
     for axes, word in zip(row, SHOWN, strict=True):
         some = one.images[word][:16, 0]
         lines = [torch.cat([*line], 1) for line in some.split(max(len(some) // 2, 1))]
-        axes.imshow(torch.cat(lines), cmap="gray_r", vmin=-1.0, vmax=1.0)
+        axes.imshow(torch.cat(lines).numpy(), cmap="gray_r", vmin=-1.0, vmax=1.0)
         axes.set(xticks=[], yticks=[])
     row[0].set_ylabel(name, fontsize=7, rotation=0, ha="right", va="center")
 for axes, word in zip(panels[0], SHOWN, strict=True):
