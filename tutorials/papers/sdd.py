@@ -130,9 +130,12 @@ OPTIONS: dict[str, Any] = {
     "num_inference_steps": page.length(10, smoke=2),
     "optimizer": partial(torch.optim.AdamW, lr=1e-3, weight_decay=1e-4),
 }
-sdd = partial(SafeSelfDistillation.from_pipeline, pipeline, ema=0.97, **OPTIONS)
-esd = partial(ESD.from_pipeline, pipeline, **OPTIONS)
 HALF, ALL = f"{NUM_STEPS // 2} steps", f"{NUM_STEPS} steps"
+
+
+def sdd(concepts: list[str], seed: int) -> ConceptErasure:
+    """Safe self-distillation."""
+    return SafeSelfDistillation.from_pipeline(pipeline, concepts, ema=0.97, seed=seed, **OPTIONS)
 
 
 class Run(NamedTuple):
@@ -148,12 +151,13 @@ def run(seed: int) -> Run:
     drawn = {"the model": draw(pipeline.unet, seed)}
     for rival in ("negative prompt", "safe guidance"):
         drawn[rival] = draw(pipeline.unet, seed, rival)
-    erasures = {"ESD": esd(["seven"], seed=seed), "SDD": sdd(["seven"], seed=seed)}
+    pushed = ESD.from_pipeline(pipeline, ["seven"], seed=seed, **OPTIONS)
+    erasures = {"ESD": pushed, "SDD": sdd(["seven"], seed)}
     for name, erasure in erasures.items():
         for steps, num_steps in ((HALF, NUM_STEPS // 2), (ALL, NUM_STEPS)):
             erasure.run(num_steps, progress=False)
             drawn[f"{name}, {steps}"] = draw(erasure.erased, seed)
-    both = sdd(["seven", "four"], seed=seed).run(NUM_STEPS_FOR_TWO, progress=False)
+    both = sdd(["seven", "four"], seed).run(NUM_STEPS_FOR_TWO, progress=False)
     drawn["SDD of two"] = draw(both.erased, seed)
     return Run(erasures["SDD"], erasures["ESD"], drawn)
 

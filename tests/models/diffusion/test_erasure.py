@@ -75,6 +75,8 @@ def test_pipeline_is_read_and_its_copy_is_erased_and_saved(kind, pipeline, tmp_p
         assert torch.equal(parameter, before[name])
     for name, parameter in erased.unet.state_dict().items():
         assert torch.equal(parameter, before[name]) == ("attn2" not in name), name
+        assert torch.equal(parameter, erasure.erased.state_dict()[name])
+    assert erasure.erased is (erasure.teacher if kind is SafeSelfDistillation else erasure.student)
     erased.save_pretrained(tmp_path)
     saved = diffusers.UNet2DConditionModel.from_pretrained(tmp_path, subfolder="unet")
     for name, parameter in saved.state_dict().items():
