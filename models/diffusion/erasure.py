@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
+from hashlib import sha256
 from inspect import signature
 from pathlib import Path
 from typing import Any, Self
@@ -398,7 +399,7 @@ class ConceptErasure(ABC):
         """Settings that a checkpoint is to have been made with."""
         return {
             "kind": type(self).__name__,
-            "concepts": [state.tolist() for state in self._singles],
+            "concepts": [one if isinstance(one, str) else _digest(one) for one in self.concepts],
             "guidance": self.guidance,
             "order": self.order,
             "generate_with": self.generate_with,
@@ -510,6 +511,10 @@ class ESD(ConceptErasure):
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "negative_guidance": self.negative_guidance}
+
+
+def _digest(tensor: Tensor) -> str:
+    return sha256(tensor.detach().cpu().double().numpy().tobytes()).hexdigest()
 
 
 def _chosen(params: Any, names: list[str]) -> list[str]:
