@@ -139,6 +139,7 @@ READER = {
         pipeline,
         lambda d: d.sample(),
     ),
+    'SafeSelfDistillation.from_pipeline(pipeline, ["seven"])': (pipeline, lambda e: e.step()),
     'SGHMC(model, mass="laplace")': ({"model": regression}, lambda k: run(k, X, Y)),
     "sbc(model, run_inference)": (
         {"model": partial(location, Y), "run_inference": run_inference},

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
+from hashlib import sha256
 from inspect import signature
 from pathlib import Path
 from typing import Any, Self
@@ -135,13 +136,9 @@ class ConceptErasure(ABC):
                 "scheduler must take latents as they are, as a DDIMScheduler does, got "
                 f"{type(scheduler).__name__}, which scales them"
             )
-        check_callable("encode", encode, "a function of a list of prompts")
+        check_callable("encode", encode, "a function of a list of prompts", or_class=False)
         chosen = check_sequence("concepts", concepts, "prompts", kind=(str, Tensor))
-        if callable(params):
-            group = params
-        else:
-            check_choice("params", params, _GROUPS)
-            group = _GROUPS[params]
+        trained = _chosen(params, [name for name, _ in unet.named_parameters()])
         self.guidance = check_number("guidance", guidance)
         self.ema = check_number("ema", ema, least=0, most=1)
         check_choice("order", order, _ORDERS)
@@ -160,8 +157,7 @@ class ConceptErasure(ABC):
         self.batch_size = check_integer("batch_size", batch_size, 1)
         self.latent_shape = _latent_shape(unet, latent_shape)
         self.scheduler, self.concepts = scheduler, chosen
-        named = [name for name, _ in unet.named_parameters() if group(name)]
-        if not named:
+        if not trained:
             why = ", which has no cross-attention" if params == "xattn" else ""
             raise ValueError(
                 f"params must choose parameters of unet, got {params!r:.80}, which chooses none of "
@@ -170,15 +166,12 @@ class ConceptErasure(ABC):
         self._encode(encode, next(unet.parameters()))
 
         self.student = copy.deepcopy(unet).eval()
-        trained = {}
         for name, parameter in self.student.named_parameters():
-            parameter.requires_grad_(group(name))
-            if parameter.requires_grad:
-                trained[name] = parameter
+            parameter.requires_grad_(name in trained)
         fixed = {id(p): p for p in self.student.parameters() if not p.requires_grad}
         self.teacher = copy.deepcopy(self.student, fixed).requires_grad_(False)
         self._trainer = Trainer(
-            trained,
+            {name: self.student.get_parameter(name) for name in trained},
             optimizer,
             max_norm=max_norm,
             ema_decay=None if self.ema == 1.0 else self.ema,
@@ -308,6 +301,7 @@ class ConceptErasure(ABC):
 
         :param int timestep: of training.
         """
+        timestep = check_integer("timestep", timestep, 0)
         num_steps, total = self.num_inference_steps, self._num_timesteps
         edges = [round(total * index / num_steps) for index in range(num_steps)]
         return num_steps - bisect_right(edges, timestep)
@@ -405,7 +399,7 @@ class ConceptErasure(ABC):
         """Settings that a checkpoint is to have been made with."""
         return {
             "kind": type(self).__name__,
-            "concepts": [state.tolist() for state in self._singles],
+            "concepts": [one if isinstance(one, str) else _digest(one) for one in self.concepts],
             "guidance": self.guidance,
             "order": self.order,
             "generate_with": self.generate_with,
@@ -517,6 +511,24 @@ class ESD(ConceptErasure):
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "negative_guidance": self.negative_guidance}
+
+
+def _digest(tensor: Tensor) -> str:
+    return sha256(tensor.detach().cpu().double().numpy().tobytes()).hexdigest()
+
+
+def _chosen(params: Any, names: list[str]) -> list[str]:
+    """Names of the parameters of a group."""
+    if not callable(params):
+        check_choice("params", params, _GROUPS)
+    group = params if callable(params) else _GROUPS[params]
+    answers = [group(name) for name in names]
+    if not all(isinstance(answer, bool) for answer in answers):
+        raise TypeError(
+            f"params must be a word or a function of a name that returns True or False, got "
+            f"{shown(params)}, which returns {shown(answers[0])}"
+        )
+    return [name for name, answer in zip(names, answers, strict=True) if answer]
 
 
 def _predict(network: nn.Module, noisy: Tensor, timestep: Tensor, concept: Tensor) -> Tensor:

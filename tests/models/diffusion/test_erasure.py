@@ -75,6 +75,8 @@ def test_pipeline_is_read_and_its_copy_is_erased_and_saved(kind, pipeline, tmp_p
         assert torch.equal(parameter, before[name])
     for name, parameter in erased.unet.state_dict().items():
         assert torch.equal(parameter, before[name]) == ("attn2" not in name), name
+        assert torch.equal(parameter, erasure.erased.state_dict()[name])
+    assert erasure.erased is (erasure.teacher if kind is SafeSelfDistillation else erasure.student)
     erased.save_pretrained(tmp_path)
     saved = diffusers.UNet2DConditionModel.from_pretrained(tmp_path, subfolder="unet")
     for name, parameter in saved.state_dict().items():
@@ -317,6 +319,13 @@ def test_goes_on_bit_for_bit(kind, tmp_path):
         assert torch.equal(found, expected)
     with pytest.raises(CheckpointError, match="guidance"):
         toy(kind, guidance=2.0, **options).run(7, checkpoint=path, progress=False)
+    options |= {"concepts": [*encode(["a", "b"])], "generate_with": "removed"}
+    path = tmp_path / "tensors.safetensors"
+    first = toy(kind, **options).run(3, checkpoint=path, progress=False)
+    assert toy(kind, **options).run(3, checkpoint=path, progress=False).losses == first.losses
+    options["concepts"][0] = encode([""])[0]
+    with pytest.raises(CheckpointError, match="concepts"):
+        toy(kind, **options).run(3, checkpoint=path, progress=False)
 
 
 def test_what_is_not_finite_stops_it_with_the_last_good_networks():
