@@ -21,6 +21,7 @@ from pyro_ext._checks import (
     check_number,
     shown,
 )
+from pyro_ext._progress import progress_bar
 from pyro_ext.random import seeded
 
 __all__ = ["bpda_eot", "joint_score_attack", "pgd"]
@@ -41,6 +42,7 @@ def pgd(
     norm: Norm = "linf",
     random_start: bool = True,
     seed: int | None = None,
+    progress: bool = True,
 ) -> Tensor:
     r"""Projected gradient ascent of the cross entropy [1].
 
@@ -61,6 +63,7 @@ def pgd(
     :param str norm: of the ball, ``"linf"`` or ``"l2"``.
     :param bool random_start: whether to start at a random point of the ball; else at the image.
     :param int seed: of all draws; ``None`` for PyTorch's global generator.
+    :param bool progress: whether to show a progress bar.
     :returns: attacked images. **Shape:** as ``x``.
     :raises ValueError: for arguments out of range, and where a gradient is not finite.
 
@@ -71,7 +74,8 @@ def pgd(
 
         >>> classifier = torch.nn.Linear(4, 3)
         >>> x = torch.full((2, 4), 0.5)
-        >>> attacked = pgd(classifier, x, torch.tensor([0, 2]), eps=0.1, num_steps=5)
+        >>> labels = torch.tensor([0, 2])
+        >>> attacked = pgd(classifier, x, labels, eps=0.1, num_steps=5, progress=False)
         >>> bool((attacked - x).abs().max() < 0.1001)
         True
     """
@@ -82,7 +86,7 @@ def pgd(
     def direction(x: Tensor) -> Tensor:
         return _unit(_gradient(classifier, x, labels), norm)
 
-    return _ascend(direction, x, labels, eps, step, num_steps, norm, random_start, seed)
+    return _ascend(direction, x, labels, eps, step, num_steps, norm, random_start, seed, progress)
 
 
 def bpda_eot(
@@ -97,6 +101,7 @@ def bpda_eot(
     num_draws: int = 15,
     norm: Norm = "linf",
     seed: int | None = None,
+    progress: bool = True,
 ) -> Tensor:
     r"""Attack a classifier behind a random purifier, taking the purifier's Jacobian for one.
 
@@ -119,6 +124,7 @@ def bpda_eot(
     :param str norm: of the ball, ``"linf"`` or ``"l2"``.
     :param int seed: of all draws, those of the purifier too; ``None`` for PyTorch's global
         generator.
+    :param bool progress: whether to show a progress bar.
     :returns: attacked images. **Shape:** as ``x``.
     :raises ValueError: for arguments out of range, and where a gradient is not finite.
 
@@ -129,7 +135,7 @@ def bpda_eot(
 
         >>> noise = lambda x: (x + 0.1 * torch.randn_like(x)).clamp(0.0, 1.0)
         >>> x, labels = torch.full((2, 4), 0.5), torch.tensor([0, 2])
-        >>> bpda_eot(torch.nn.Linear(4, 3), noise, x, labels, num_steps=3).shape
+        >>> bpda_eot(torch.nn.Linear(4, 3), noise, x, labels, num_steps=3, progress=False).shape
         torch.Size([2, 4])
     """
     _check_purified(classifier, purifier, num_draws)
@@ -138,7 +144,7 @@ def bpda_eot(
         total, _ = _through(classifier, purifier, x, labels, num_draws, norm)
         return _unit(total, norm)
 
-    return _ascend(direction, x, labels, eps, step, num_steps, norm, False, seed)
+    return _ascend(direction, x, labels, eps, step, num_steps, norm, False, seed, progress)
 
 
 def joint_score_attack(
@@ -153,6 +159,7 @@ def joint_score_attack(
     num_draws: int = 15,
     norm: Norm = "linf",
     seed: int | None = None,
+    progress: bool = True,
 ) -> Tensor:
     r"""Attack the classifier as :func:`bpda_eot`, and go where the purifier goes [3].
 
@@ -169,6 +176,7 @@ def joint_score_attack(
     :param int num_draws: number of purified images at each.
     :param str norm: of the ball.
     :param int seed: of all draws.
+    :param bool progress: whether to show a progress bar.
 
     [3] J. Yoon, S. J. Hwang, J. Lee (2021), Adversarial purification with score-based generative
     models.
@@ -177,7 +185,9 @@ def joint_score_attack(
 
         >>> noise = lambda x: (x + 0.1 * torch.randn_like(x)).clamp(0.0, 1.0)
         >>> x, labels = torch.full((2, 4), 0.5), torch.tensor([0, 2])
-        >>> joint_score_attack(torch.nn.Linear(4, 3), noise, x, labels, num_steps=3).shape
+        >>> attacked = joint_score_attack(
+        ...     torch.nn.Linear(4, 3), noise, x, labels, num_steps=3, progress=False)
+        >>> attacked.shape
         torch.Size([2, 4])
     """
     _check_purified(classifier, purifier, num_draws)
@@ -186,7 +196,7 @@ def joint_score_attack(
         total, moved = _through(classifier, purifier, x, labels, num_draws, norm)
         return (_unit(total, norm) + _unit(moved, norm)) / 2
 
-    return _ascend(direction, x, labels, eps, step, num_steps, norm, False, seed)
+    return _ascend(direction, x, labels, eps, step, num_steps, norm, False, seed, progress)
 
 
 def _ascend(
@@ -199,6 +209,7 @@ def _ascend(
     norm: Norm,
     random_start: bool,
     seed: int | None,
+    progress: bool,
 ) -> Tensor:
     """Steps in a direction, each of them projected."""
     x, labels = as_tensor("x", x, "(n, ...)", finite=True), as_tensor("labels", labels, "(n,)")
@@ -210,13 +221,15 @@ def _ascend(
     check_number("step", step, above=0.0)
     check_integer("num_steps", num_steps, 0)
     check_choice("norm", norm, get_args(Norm))
+    check_boolean("progress", progress)
     x = x.detach()
     with seeded(seed):
         attacked = x.clone()
         if random_start:
             start = 2.0 * torch.rand_like(x) - 1.0
             attacked = _project(x + (eps * start if norm == "linf" else start), x, eps, norm)
-        for _ in range(num_steps):
+        steps = range(num_steps)
+        for _ in progress_bar(steps, desc="Attack", unit="step", disable=not progress):
             attacked = _project(attacked + step * direction(attacked), x, eps, norm)
     return attacked
 

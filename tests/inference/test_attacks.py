@@ -99,6 +99,13 @@ def test_half_of_the_joint_attack_goes_with_the_purifier(x):
     torch.testing.assert_close((found - x).flatten(1), wanted.expand(4, 12))
 
 
+def test_progress_is_shown_on_demand(x, capfd):
+    pgd(linear(), x, LABELS, num_steps=3, progress=False)
+    assert not capfd.readouterr().err
+    pgd(linear(), x, LABELS, num_steps=3)
+    assert "Attack" in capfd.readouterr().err
+
+
 def test_no_steps_leave_the_image(x):
     assert torch.equal(pgd(linear(), x, LABELS, num_steps=0, random_start=False), x)
     start = pgd(linear(), x, LABELS, num_steps=0, eps=0.1, norm="l2")

@@ -203,7 +203,7 @@ def alone_and_purified(own: Setting, sets: dict[str, Tensor]) -> dict[str, dict[
 LANGEVIN_SIZES, FIXED_SIZES = (3e-4, 1e-3, 3e-3), (0.002, 0.005, 0.01, 0.02)
 attacked, table = {}, {}
 for seed, own in settings.items():
-    attacked[seed] = pgd(own.classifier, own.images, own.labels, eps=EPS, seed=seed)
+    attacked[seed] = pgd(own.classifier, own.images, own.labels, eps=EPS, seed=seed, progress=False)
     score = partial(accuracies, own, attacked[seed])
     table[seed] = {
         "none": score(own.classifier),
@@ -344,7 +344,12 @@ page.claim(
 
 # %%
 NUM_ATTACK_STEPS = page.length(15, smoke=2)
-options: dict[str, Any] = {"eps": EPS, "step": EPS / 4, "num_steps": NUM_ATTACK_STEPS}
+options: dict[str, Any] = {
+    "eps": EPS,
+    "step": EPS / 4,
+    "num_steps": NUM_ATTACK_STEPS,
+    "progress": False,
+}
 
 
 def mean_logits(model: AdaptiveScorePurifier, classifier: nn.Module, x: Tensor) -> Tensor:
@@ -376,6 +381,7 @@ page.claim(
     "<=",
     0.0,
     source="Yoon et al. (2021), table of strong adaptive attacks; bound preregistered",
+    across="mean",
 )
 page.claim(
     "An attack with the whole gradient breaks more than BPDA with EOT: how much is left depends "
@@ -397,7 +403,9 @@ own, other = settings[SEEDS[0]], settings[SEEDS[-1]]
 with seeded(0):
     noisy = (own.images + 0.3 * torch.randn_like(own.images)).clamp(0.0, 1.0)
 damaged = {
-    "attack of another network": pgd(other.classifier, own.images, own.labels, eps=EPS, seed=0),
+    "attack of another network": pgd(
+        other.classifier, own.images, own.labels, eps=EPS, seed=0, progress=False
+    ),
     "noise of 0.3": noisy,
     "blur": avg_pool2d(own.images, 3, stride=1, padding=1),
 }
