@@ -61,7 +61,7 @@ def digit_pipeline(num_steps: int = 1000, *, seed: int = 0, progress: bool = Tru
     if num_steps:
         images, digits = digit_images()
         key = (
-            *map(getsource, (_build, _tokenizer, _train)),
+            *[getsource(function) for function in (_build, _tokenizer, _train)],
             images.numpy().tobytes(),
             *[optional_module(name, "", "", "").__version__ for name in _VERSIONED],
             repr((_PARITY_RATE, _EMPTY_RATE, _BATCH_SIZE, _LEARNING_RATE, num_steps, seed)),
