@@ -372,9 +372,8 @@ figure, panels = plt.subplots(
 for row, name in zip(panels, SHOWN, strict=True):
     for axes, prompts in zip(row, ([CONCEPT] * 10, OTHERS), strict=True):
         drawn = draw(networks[name], prompts, SEEDS[0]).clamp(-1.0, 1.0)
-        axes.imshow(
-            torch.cat([*nn.functional.pad(drawn[:, 0], (1, 1), value=1.0)], 1), cmap="gray_r"
-        )
+        strip = torch.cat([*nn.functional.pad(drawn[:, 0], (1, 1), value=1.0)], 1)
+        axes.imshow(strip.numpy(), cmap="gray_r")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     row[0].set_ylabel(name, rotation=0, ha="right", va="center")
