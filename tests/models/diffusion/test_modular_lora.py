@@ -299,6 +299,26 @@ def test_names_that_peft_cannot_have(network, name):
         ModularLoRA(network).add(name)
 
 
+def test_wrong_arguments_are_named(lora, tmp_path):
+    """Those of methods that change the object, and so are no part of the walk; nothing changes."""
+    for argument, value, method in (
+        ("name", "other", lambda name: lora.remove(name)),
+        ("name", "other", lambda name: lora.only(name).__enter__()),
+        ("beside", {"other": 1.0}, lambda w: lora.only("task", beside=w).__enter__()),
+        ("weights", {"task": torch.nan}, lambda w: setattr(lora, "weights", w)),
+        ("name", "task", lambda name: lora.add(name)),
+        ("name", "task", lambda name: lora.load(name, tmp_path)),
+        ("rank", 0, lambda rank: lora.add("new", rank)),
+        ("alpha", -1.0, lambda alpha: lora.add("new", alpha=alpha)),
+        ("targets", [], lambda targets: lora.add("new", targets=targets)),
+        ("seed", -1, lambda seed: lora.add("new", seed=seed)),
+        ("component", "", lambda component: lora.load("new", tmp_path, component)),
+    ):
+        with pytest.raises(ValueError, match=argument):
+            method(value)
+    assert list(lora.layers) == ["safety", "task"] and not any(lora.weights.values())
+
+
 def test_modules_with_adapters_are_refused(lora):
     with pytest.raises(ValueError, match="module must have no adapters yet"):
         ModularLoRA(lora.module)
