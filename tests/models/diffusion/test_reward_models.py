@@ -85,6 +85,9 @@ def test_it_ends_at_the_best_network_and_leaves_generators_alone():
     assert fit.num_steps == 10 * fit.losses.index(min(fit.losses))
     assert len(fit.losses) - 1 == (fit.num_steps + 30) / 10
     assert fits[0] == fits[1] and torch.equal(*rewards)
+    short = RewardModel(pixels, hidden=[16], optimizer=ADAM, num_steps=fit.num_steps)
+    short.fit_binary(images, labels, seed=0, progress=False)
+    assert torch.equal(short(images), rewards[0])
     assert torch.equal(torch.get_rng_state(), state)
 
 
