@@ -262,3 +262,12 @@ def test_hand_written_gradient_is_that_of_the_model(name, algorithm, monkeypatch
         moved = (before[key] - after[key]) / problem.step_size
         scale = float(gradient.abs().max())
         np.testing.assert_allclose(moved, gradient.numpy(), atol=0.02 * scale)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("diffusers") is None, reason="the extra 'diffusion' is not installed")
+def test_tiny_run_of_erasing_has_the_losses_of_the_loop_by_hand():
+    done = run(FOLDER / "concept_erasure.py", "--smoke")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)["results"]
+    assert row["quality"]["diffusers loop"]["relative difference of losses"] < 1e-3
