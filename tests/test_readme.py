@@ -237,6 +237,10 @@ READER = {
     "BernoulliExponentialGraph(rates)": ({"rates": torch.rand(4, 2)}, lambda graph: graph.sample()),
     "GraphEmbeddingVAE()": ({}, lambda vae: vae.sample([5, 7])),
     "add_lora(network, rank=8)": ({"network": torch.nn.Linear(9, 2)}, None),
+    'HumanFeedbackInversion(pipeline, "odd", feedback)': (
+        lambda: {**pipeline(), "feedback": lambda images: images.mean((1, 2, 3)) > 0.0},
+        None,
+    ),
     "ModularLoRA(unet)": ({"unet": torch.nn.Sequential(torch.nn.Linear(9, 2))}, None),
     'FederatedServer(network, "fedsvd")': (
         {"network": torch.nn.Linear(9, 2)},

@@ -89,7 +89,7 @@ class ConceptErasure(ABC):
         ``"composite"``: ``"composite"``, all concepts; ``"removed"``, that of the step;
         ``"single"``, that of the step, and all concepts are removed.
     :param int num_inference_steps: of the scheduler, from noise to an image.
-    :param Distribution timesteps: of :math:`t` as a fraction of all training timesteps.
+    :param torch.distributions.Distribution timesteps: of :math:`t` as a fraction of all training timesteps.
     :param int batch_size: number of latents at a step, which have one :math:`t`.
     :param optimizer: as of :class:`~pyro_ext.inference.Trainer`.
     :param float max_norm: the same.
@@ -251,7 +251,8 @@ class ConceptErasure(ABC):
     ) -> Self:
         """Take steps until there have been so many in all; Ctrl-C stops after one.
 
-        :param int num_steps: number of steps in all, those of earlier calls included.
+        :param int num_steps: number of steps in all, those of earlier calls included. It is what
+            the order ``"sequential"`` divides: another number divides anew.
         :param checkpoint: a file, as of :meth:`Trainer.run <pyro_ext.inference.Trainer.run>`, from
             which the training goes on bit for bit where it exists.
         :param int save_every: steps from one time that it is saved to the next.
@@ -458,7 +459,7 @@ class ESD(ConceptErasure):
     r"""Erases concepts by pushing their predictions away from what they were [1].
 
     The target is :math:`\epsilon^*(z_t, t, c_0) - s_s (\epsilon^*(z_t, t, c_s) - \epsilon^*(z_t, t,
-    c_0))` by the original network :math:`\epsilon^*`, which is :attr:`teacher` here and stays as it
+    c_0))` by the original network :math:`\epsilon^*`, which is ``teacher`` here and stays as it
     was. Latents are drawn by the student, which is also the result. More steps erase more than the
     concept.
 

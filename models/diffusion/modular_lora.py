@@ -57,7 +57,7 @@ class ModularLoRA:
     no output. Adapters add up in the order of their names, so that it does not matter in which
     order they came.
 
-    The layers are those of the package ``peft``: :attr:`module` takes the place of the network in a
+    The layers are those of the package ``peft``: ``module`` takes the place of the network in a
     pipeline of ``diffusers`` or in one's own code. For one adapter of linear layers,
     :func:`pyro_ext.nn.add_lora` needs no other package; it knows singular value decompositions, and
     clients who train together use it. Its files are those of models of ``peft``, and the files here
@@ -168,7 +168,7 @@ class ModularLoRA:
             _forget_adapters(self.module)
 
     def copy_from(self, name: str, module: nn.Module) -> None:
-        """Take the factors that an adapter has in a copy of :attr:`module`.
+        """Take the factors that an adapter has in a copy of ``module``.
 
         This is how a method that trains and returns a copy, as
         :class:`~pyro_ext.models.diffusion.SafeSelfDistillation` does, is used for an adapter.
