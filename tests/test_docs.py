@@ -174,6 +174,7 @@ def tutorials():
     )
 
 
+@pytest.mark.slow
 def test_gallery_keeps_the_code_of_a_tutorial(subtests, gallery_source):
     for path in tutorials():
         with subtests.test(path.stem):

@@ -18,7 +18,12 @@ from pyro_ext._rating_server import MAX_BYTES, RatingServer
 from pyro_ext.cli import app
 from pyro_ext.ratings import FILE_NAME, Ratings, read_ratings
 
-COMMAND = [sys.executable, "-c", "from pyro_ext.cli import main; main()", "rate", "--no-open"]
+# What runs in the background may have been told to ignore Ctrl-C, and its children with it.
+MAIN = """import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from pyro_ext.cli import main
+main()"""
+COMMAND = [sys.executable, "-c", MAIN, "rate", "--no-open"]
 JSON = {"Content-Type": "application/json"}
 WIDE = {"COLUMNS": "300", "TERMINAL_WIDTH": "300"}
 
@@ -254,7 +259,7 @@ def test_the_command_is_killed_and_goes_on_and_ends_with_ctrl_c(folder):
             assert connection.getresponse().status == 200
             connection.close()
             process.send_signal(stop)
-            printed = process.stdout.read()
+            printed, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and "2 of 4 images rated, 0 skipped" in printed
     assert addresses[0] != addresses[1]
     assert state["done"] == 1 and len(read_ratings(folder).labels) == 2

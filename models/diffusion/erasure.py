@@ -89,7 +89,8 @@ class ConceptErasure(ABC):
         ``"composite"``: ``"composite"``, all concepts; ``"removed"``, that of the step;
         ``"single"``, that of the step, and all concepts are removed.
     :param int num_inference_steps: of the scheduler, from noise to an image.
-    :param torch.distributions.Distribution timesteps: of :math:`t` as a fraction of all training timesteps.
+    :param torch.distributions.Distribution timesteps: of :math:`t` as a fraction of all training
+        timesteps.
     :param int batch_size: number of latents at a step, which have one :math:`t`.
     :param optimizer: as of :class:`~pyro_ext.inference.Trainer`.
     :param float max_norm: the same.

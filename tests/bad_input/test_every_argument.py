@@ -78,6 +78,7 @@ SLOW = (  # what runs something with each value that it accepts
     "pyro_ext.inference (coresets)",
     "pyro_ext.inference.pseudocoresets",
     "pyro_ext.inference.smc (language models)",
+    "pyro_ext.models.diffusion (erasure)",
     "pyro_ext.models.ensembles (diffusion bridges)",
     "pyro_ext.inference.privacy",
     "pyro_ext.models.nonparametric",
