@@ -237,6 +237,7 @@ def test_of_several_images_the_broken_one_is_skipped_alone(person, tmp_path):
 def test_an_image_that_is_deleted_while_it_is_shown(person):
     someone = person(NAMES)
     (gone,) = someone.shown()
+    someone.wait(someone.element("yes").is_enabled)  # it has been loaded
     os.remove(someone.folder / gone)
     someone.press("y")
     someone.see("Not saved: answered in another tab, or the image is gone")
