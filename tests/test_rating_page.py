@@ -70,10 +70,11 @@ class Person:
         self.wait(lambda: words in self.text(name))
 
     def shown(self):
-        """Names of the images, once they are there."""
+        """Names of the images, once they are there and loaded: before that no key answers."""
         self.wait(lambda: self.element("skip").is_enabled() and self.text("count"))
-        images = "return [...document.querySelectorAll('main img')].map((image) => image.alt)"
-        return self.browser.execute_script(images)
+        images = "return [...document.querySelectorAll('main img')]"
+        self.wait(lambda: self.browser.execute_script(images + ".every((image) => image.complete)"))
+        return self.browser.execute_script(images + ".map((image) => image.alt)")
 
     def press(self, key):
         self.browser.find_element(By.TAG_NAME, "body").send_keys(key)
@@ -237,7 +238,6 @@ def test_of_several_images_the_broken_one_is_skipped_alone(person, tmp_path):
 def test_an_image_that_is_deleted_while_it_is_shown(person):
     someone = person(NAMES)
     (gone,) = someone.shown()
-    someone.wait(someone.element("yes").is_enabled)  # it has been loaded
     os.remove(someone.folder / gone)
     someone.press("y")
     someone.see("Not saved: answered in another tab, or the image is gone")
