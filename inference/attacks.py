@@ -82,6 +82,7 @@ def pgd(
     check_callable("classifier", classifier, "a function of images", or_class=False)
     step = check_number("eps", eps, above=0.0) / 4 if step is None else step
     check_boolean("random_start", random_start)
+    labels = as_tensor("labels", labels, "(n,)")
 
     def direction(x: Tensor) -> Tensor:
         return _unit(_gradient(classifier, x, labels), norm)

@@ -59,7 +59,7 @@ class SafeLatentGuidance:
         \epsilon &= \epsilon_0 + s (\epsilon_c - \epsilon_0 - \gamma)
 
     with :math:`\gamma` left out of :math:`\epsilon` in the first steps. It keeps the momentum
-    :math:`\nu` of one trajectory: make a new one for each.
+    :math:`\nu` of one trajectory; :func:`denoise` restarts that of a :func:`guided_prediction`.
 
     :param str preset: ``"weak"``, ``"medium"``, ``"strong"`` or ``"max"`` of the paper: the number
         of first steps, :math:`s_S, \lambda_S, s_m` and :math:`\beta`.
@@ -81,6 +81,10 @@ class SafeLatentGuidance:
         check_choice("preset", preset, _PRESETS)
         self.preset = preset
         self.scale = check_number("scale", scale)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the steps so far, for a new trajectory."""
         self._momentum: Tensor | float = 0.0
         self._num_steps = 0
 
@@ -135,6 +139,8 @@ def guided_prediction(
     :param Tensor concept: conditioning of what is to be left out. **Shape:** as ``conditional``.
     :returns: a function of latents and a timestep.
     :raises TypeError: for arguments of a wrong type.
+    :raises ValueError: for a number that is not finite, or no concept with a
+        :class:`SafeLatentGuidance`; as it runs, where latents and prompts do not fit.
 
     Example::
 
@@ -152,16 +158,34 @@ def guided_prediction(
     ]
     combine: Callable[..., Tensor]
     if concept is None:
+        if isinstance(guidance, SafeLatentGuidance):
+            raise ValueError("concept must be given with a SafeLatentGuidance, got None")
         combine = partial(classifier_free_guidance, scale=check_number("guidance", guidance))
     else:
         check_instance("guidance", guidance, SafeLatentGuidance, "a SafeLatentGuidance")
         combine = guidance
 
-    def predict(z: Tensor, t: Tensor) -> Tensor:
+    return _GuidedPrediction(unet, prompts, combine)
+
+
+class _GuidedPrediction:
+    """Predictions for each prompt, in one batch, and what guidance makes of them."""
+
+    def __init__(self, unet: Any, prompts: list[Tensor], combine: Callable[..., Tensor]) -> None:
+        self.unet, self.prompts, self.combine = unet, prompts, combine
+
+    def restart(self) -> None:
+        if isinstance(self.combine, SafeLatentGuidance):
+            self.combine.restart()
+
+    def __call__(self, z: Tensor, t: Tensor) -> Tensor:
+        prompts = self.prompts
+        if wrong := [len(prompt) for prompt in prompts if len(prompt) not in (1, len(z))]:
+            raise ValueError(
+                f"latents must be as many as the prompts, {wrong[0]}, or prompts one, got {len(z)}"
+            )
         states = torch.cat([prompt.expand(len(z), *prompt.shape[1:]) for prompt in prompts])
         timesteps = t.expand(len(z)).repeat(len(prompts))
         inputs = z.repeat(len(prompts), *[1] * (z.dim() - 1))
-        outputs = unet(inputs, timesteps, encoder_hidden_states=states)[0]
-        return combine(*outputs.chunk(len(prompts)))
-
-    return predict
+        outputs = self.unet(inputs, timesteps, encoder_hidden_states=states)[0]
+        return self.combine(*outputs.chunk(len(prompts)))

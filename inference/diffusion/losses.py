@@ -27,7 +27,8 @@ def noise_prediction_loss(
 
     :param predict: maps noised data and timesteps of shape ``(batch,)`` to the prediction, with
         the gradient that is wanted.
-    :param scheduler: one of diffusers, with ``add_noise``; it is not changed.
+    :param scheduler: one of diffusers, with ``alphas_cumprod``, of which only that and the kind of
+        prediction count: in training any scheduler noises in this one way.
     :param Tensor x: data, images or latents. **Shape:** ``(batch, *event)``.
     :param Tensor timesteps: integers below ``num_train_timesteps``. **Shape:** ``(batch,)``.
     :param Tensor noise: standard normal. **Shape:** as ``x``.
@@ -45,7 +46,7 @@ def noise_prediction_loss(
         0.0
     """
     check_callable("predict", predict, "a function of noised data and timesteps")
-    check_scheduler("scheduler", scheduler, "add_noise")
+    check_scheduler("scheduler", scheduler, "alphas_cumprod")
     x = as_tensor("x", x, "(batch, ...)")
     timesteps = as_tensor("timesteps", timesteps, "(batch,)", kind="integers")
     noise = as_tensor("noise", noise, "(batch, ...)")
@@ -61,11 +62,14 @@ def noise_prediction_loss(
             f"timesteps must be from 0 to {num_timesteps - 1}, got {int(timesteps.min())} to "
             f"{int(timesteps.max())}"
         )
+    # Schedulers for few steps have an add_noise for these, which is another one.
+    alphas = scheduler.alphas_cumprod.to(x)[timesteps].reshape(-1, *[1] * (x.dim() - 1))
+    signal, spread = alphas.sqrt(), (1.0 - alphas).sqrt()
     kind = scheduler.config.get("prediction_type", "epsilon")
     if kind == "epsilon":
         target = noise
     elif kind == "v_prediction":
-        target = scheduler.get_velocity(x, noise, timesteps)
+        target = signal * noise - spread * x
     elif kind == "sample":
         target = x
     else:
@@ -73,7 +77,7 @@ def noise_prediction_loss(
             "scheduler must predict 'epsilon', 'v_prediction' or 'sample', its prediction_type is "
             f"{kind!r}"
         )
-    output = predict(scheduler.add_noise(x, noise, timesteps), timesteps)
+    output = predict(signal * x + spread * noise, timesteps)
     if output.shape != x.shape:
         raise ValueError(
             f"predict must return the shape of x, {(*x.shape,)}, got {(*output.shape,)}"

@@ -39,7 +39,8 @@ class DiffusionSampler(TorchDistribution):
         **Shape:** ``(*batch, length, width)``.
     :param Tensor unconditional: that of the empty prompt, or of a negative one.
         **Shape:** ``(length, width)``.
-    :param float guidance_scale: of classifier-free guidance.
+    :param float guidance_scale: of classifier-free guidance, also below one, where pipelines switch
+        it off.
     :param int num_steps: of the scheduler.
     :param Callable decode: maps latents ``(num, *latent_shape)`` to images, by default latents are
         what is drawn.
@@ -174,6 +175,12 @@ class DiffusionSampler(TorchDistribution):
         states = self.conditional.expand(shape + self.unconditional.shape)
         new: Self = expanded(self, _instance, shape, conditional=states)
         return new
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({type(self.unet).__name__}, {type(self.scheduler).__name__}, "
+            f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)})"
+        )
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:

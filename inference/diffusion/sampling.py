@@ -53,8 +53,8 @@ def denoise(
     :param scheduler: one of diffusers. It is copied, not changed.
     :param Tensor noise: standard normal. **Shape:** ``(batch, *event)``.
     :param int num_steps: of the scheduler.
-    :param int stop: number of steps to take, by default all; none give the noise as the
-        scheduler starts from it.
+    :param int stop: number of timesteps of the scheduler to go through, by default all; after
+        none the noise is as the scheduler starts from it. Some have more timesteps than steps.
     :param torch.Generator generator: of schedulers that draw noise on the way.
     :returns: latents, of the shape of ``noise``, without a gradient.
     :raises TypeError: for a scheduler without the needed fields.
@@ -87,6 +87,14 @@ def denoise(
     check_optional(check_integer, "stop", stop, 0)
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(num_steps, device=noise.device)
+    if stop is not None and stop > len(scheduler.timesteps):
+        raise ValueError(
+            f"stop must be at most the {len(scheduler.timesteps)} timesteps of the scheduler, got "
+            f"{stop}"
+        )
+    restart = getattr(predict, "restart", None)
+    if restart is not None:  # guidance with a memory starts anew
+        restart()
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     options = {"generator": generator} if takes_generator else {}
     latents: Tensor = noise * scheduler.init_noise_sigma

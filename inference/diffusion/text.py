@@ -48,7 +48,9 @@ def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str]) ->
                 f"prompts must be of words that the tokenizer knows, got {prompt!r}, of which it "
                 f"makes {tokenizer.convert_ids_to_tokens(ids)}"
             )
-    ids = tokenizer(prompts, padding="max_length", max_length=length, return_tensors="pt").input_ids
-    device = next(text_encoder.parameters()).device
-    states: Tensor = text_encoder(ids.to(device))[0]
+    tokens = tokenizer(prompts, padding="max_length", max_length=length, return_tensors="pt")
+    tokens = tokens.to(next(text_encoder.parameters()).device)
+    masks = getattr(getattr(text_encoder, "config", None), "use_attention_mask", False)
+    options = {"attention_mask": tokens.attention_mask} if masks else {}
+    states: Tensor = text_encoder(tokens.input_ids, **options)[0]
     return states

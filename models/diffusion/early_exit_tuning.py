@@ -30,7 +30,7 @@ class AdaptiveScoreFineTuner:
     the classes or prompts in what :meth:`step` gets, or let the module do it in training mode.
 
     :param module: such as ``pipeline.transformer``; it stays as it is.
-    :param scheduler: one of diffusers, with ``add_noise`` and ``num_train_timesteps``.
+    :param scheduler: one of diffusers, with ``alphas_cumprod``.
     :param schedule: as of :class:`EarlyExit`, as ``blocks`` and ``timestep`` are.
     :param blocks: the attribute with the list of blocks, or several.
     :param float weight_power: :math:`p`; above zero, timesteps with fewer blocks count for more.
@@ -77,7 +77,7 @@ class AdaptiveScoreFineTuner:
         seed: int | None = None,
         timestep: str = "timestep",
     ) -> None:
-        check_scheduler("scheduler", scheduler, "add_noise")
+        check_scheduler("scheduler", scheduler, "alphas_cumprod")
         if "num_train_timesteps" not in scheduler.config:
             raise TypeError("scheduler must have num_train_timesteps in its config, got none")
         self.scheduler, self._timestep = scheduler, timestep

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
-from hashlib import sha256
 from inspect import signature
 from pathlib import Path
 from typing import Any, Self
@@ -27,6 +26,7 @@ from pyro_ext._checks import (
     shown,
 )
 from pyro_ext._optional import optional_module
+from pyro_ext.checkpoint.files import digest_of
 from pyro_ext.inference.diffusion import (
     classifier_free_guidance,
     denoise,
@@ -166,6 +166,7 @@ class ConceptErasure(ABC):
             )
         self._encode(encode, next(unet.parameters()))
 
+        self._original = digest_of(unet.state_dict())
         self.student = copy.deepcopy(unet).eval()
         for name, parameter in self.student.named_parameters():
             parameter.requires_grad_(name in trained)
@@ -199,6 +200,7 @@ class ConceptErasure(ABC):
                 f"pipeline must have {', '.join(parts)}, got {type(pipeline).__name__} without "
                 f"{', '.join(missing)}"
             )
+        check_scheduler("pipeline.scheduler", pipeline.scheduler, "alphas_cumprod")
         diffusers = optional_module("diffusers", cls.__name__, "diffusers", "diffusion")
         scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
         encode = partial(encode_prompts, pipeline.tokenizer, pipeline.text_encoder)
@@ -316,23 +318,24 @@ class ConceptErasure(ABC):
     def erased_pipeline(self, pipeline: Any) -> Any:
         """A copy of a pipeline that has the erased network, to use or to save as any other.
 
+        What ``save_pretrained`` writes of one with adapters of peft, diffusers does not read: merge
+        them first, or save the adapters.
+
         :param pipeline: one whose ``unet`` is the network that concepts were erased from. The copy
             has the same tokenizer, text encoder and autoencoder.
         :returns: a pipeline of the same class.
-        :raises ValueError: where its network is another one.
+        :raises ValueError: where its network is another one, or has changed since.
         """
         own = getattr(pipeline, "unet", None)
         check_instance("pipeline", own, nn.Module, "a pipeline of diffusers with a unet")
         assert isinstance(own, nn.Module)
         unet = copy.deepcopy(self.erased).train(own.training)
-        given = {name: parameter for name, parameter in own.named_parameters()}
-        if {n: p.shape for n, p in unet.named_parameters()} != {
-            n: p.shape for n, p in given.items()
-        }:
+        if digest_of(own.state_dict()) != self._original:
             raise ValueError(
                 "pipeline must have the unet that concepts were erased from, got a "
                 f"{type(own).__name__} with other parameters"
             )
+        given = dict(own.named_parameters())
         for name, parameter in unet.named_parameters():
             parameter.requires_grad_(given[name].requires_grad)
         erased = copy.copy(pipeline)
@@ -401,13 +404,16 @@ class ConceptErasure(ABC):
         """Settings that a checkpoint is to have been made with."""
         return {
             "kind": type(self).__name__,
-            "concepts": [one if isinstance(one, str) else _digest(one) for one in self.concepts],
+            "concepts": [
+                one if isinstance(one, str) else digest_of({"": one}) for one in self.concepts
+            ],
             "guidance": self.guidance,
             "order": self.order,
             "generate_with": self.generate_with,
             "num_inference_steps": self.num_inference_steps,
             "timesteps": repr(self.timesteps),
             "batch_size": self.batch_size,
+            "unet": self._original,
         }
 
 
@@ -513,10 +519,6 @@ class ESD(ConceptErasure):
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "negative_guidance": self.negative_guidance}
-
-
-def _digest(tensor: Tensor) -> str:
-    return sha256(tensor.detach().cpu().double().numpy().tobytes()).hexdigest()
 
 
 def _chosen(params: Any, names: list[str]) -> list[str]:

@@ -11,7 +11,9 @@ from pyro_ext._checks import (
     as_tensor,
     check_callable,
     check_instance,
+    check_integer,
     check_number,
+    check_optional,
     check_sequence,
 )
 from pyro_ext.inference.diffusion import noise_prediction_loss
@@ -30,7 +32,7 @@ def fine_tune(
     captions: Sequence[str],
     num_steps: int = 1000,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     optimizer: Optimizer = _ADAMW,
     caption_dropout: float = 0.1,
     seed: int | None = None,
@@ -44,13 +46,14 @@ def fine_tune(
 
     :param torch.nn.Module unet: of diffusers, with ``encoder_hidden_states``. It stays in the mode
         that it is in.
-    :param scheduler: of diffusers, by which images are noised; it is not changed.
+    :param scheduler: of diffusers, by whose ``alphas_cumprod`` images are noised; it is not
+        changed.
     :param Callable encode: maps prompts to conditioning, as ``partial(encode_prompts,
         pipe.tokenizer, pipe.text_encoder)``. Each distinct caption is encoded once.
     :param Tensor images: images or latents. **Shape:** ``(num_images, channels, height, width)``.
     :param Sequence captions: one string for each image.
     :param int num_steps: number of steps.
-    :param int batch_size: images of a step.
+    :param int batch_size: images of a step, by default 32, or all if there are fewer.
     :param optimizer: makes an optimizer of tensors.
     :param float caption_dropout: probability with which a caption is left out, so that guidance
         has an unconditional prediction.
@@ -79,14 +82,16 @@ def fine_tune(
         2
     """
     check_instance("unet", unet, nn.Module, "a network of diffusers")
-    check_scheduler("scheduler", scheduler, "add_noise")
+    check_scheduler("scheduler", scheduler, "alphas_cumprod")
     check_callable("encode", encode, "a function of prompts")
     images = as_tensor("images", images, "(num_images, channels, height, width)", finite=True)
+    images = images.to(next(unet.parameters()))
     captions = check_sequence("captions", captions, "a list of strings", 1, str)
     if len(captions) != len(images):
         raise ValueError(
             f"captions must be one for each of {len(images)} images, got {len(captions)}"
         )
+    check_optional(check_integer, "batch_size", batch_size, 1)
     check_number("caption_dropout", caption_dropout, least=0.0, most=1.0)
     if not any(parameter.requires_grad for parameter in unet.parameters()):
         raise ValueError("unet must have parameters that require a gradient, got none")
@@ -111,7 +116,7 @@ def fine_tune(
     return Trainer(unet, optimizer, seed=seed).run(
         loss,
         num_steps,
-        ShuffledBatches(images, index, batch_size=batch_size),
+        ShuffledBatches(images, index, batch_size=batch_size or min(32, len(images))),
         progress=progress,
         description="Fine-tuning",
     )

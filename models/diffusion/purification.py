@@ -250,6 +250,7 @@ class AdaptiveScorePurifier:
         with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             copies = self(x.repeat(self.num_runs, *[1] * (x.dim() - 1)), seed=seed)
             outputs = classifier(copies)
+            check_finite("classifier", outputs)
             if reduce == "softmax":
                 outputs = outputs.softmax(-1)
             elif reduce == "votes":

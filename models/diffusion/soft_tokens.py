@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_ext._checks import as_tensor, check_instance, check_integer, shown
-from pyro_ext.checkpoint.files import check_folder_of, write_bytes
+from pyro_ext.checkpoint.files import check_folder_of, digest_of, write_bytes
 from pyro_ext.inference import Trainer
 from pyro_ext.inference.diffusion import encode_prompts, noise_prediction_loss
 from pyro_ext.inference.training import ShuffledBatches
@@ -94,6 +94,10 @@ class SoftToken:
         is_word = len(own) == 1 and own[0] != unknown
         if not token.strip() or is_word or token in self.tokenizer.get_vocab():
             raise ValueError(f"token must be one that the tokenizer does not have, got {token!r}")
+        if token[0].isalnum() or token[-1].isalnum():  # "art" would be found in "cart"
+            raise ValueError(
+                f"token must be no part of other words, as '<{token}>' is none, got {token!r}"
+            )
         if not rows or unknown in rows:
             raise ValueError(f"init must be a prompt that the tokenizer knows, got {init!r}")
         self.tokenizer.add_tokens([token])
@@ -101,7 +105,8 @@ class SoftToken:
         encoder: Any = copy.deepcopy(text_encoder).eval()
         size = len(encoder.get_input_embeddings().weight)
         if size < len(self.tokenizer):
-            encoder.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
+            with torch.random.fork_rng(devices=[]):  # the new row is drawn, and then replaced
+                encoder.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
         encoder.requires_grad_(False)
         table = encoder.get_input_embeddings().weight
         self.vector = nn.Parameter(table[rows].mean(0))
@@ -191,7 +196,7 @@ class RewardWeightedInversion:
     weights this is textual inversion. No network changes.
 
     :param torch.nn.Module unet: a network of diffusers; it is copied.
-    :param scheduler: one of diffusers, with ``add_noise``.
+    :param scheduler: one of diffusers, with ``alphas_cumprod``.
     :param SoftToken token: is trained.
     :param Tensor latents: :math:`x`, images as ``unet`` takes them. **Shape:** ``(K, *event)``.
     :param Tensor weights: :math:`w`, numbers of at least zero, which are scaled to a mean of one.
@@ -252,7 +257,12 @@ class RewardWeightedInversion:
         self._batches = ShuffledBatches(self.latents, self.weights, batch_size=size)
         self.token, self.scheduler = token, scheduler
         self.unet = copy.deepcopy(unet).requires_grad_(False).eval()
-        self._trainer = Trainer({token.token: token.vector}, optimizer, seed=seed)
+        self._trainer = Trainer(
+            {token.token: token.vector},
+            optimizer,
+            seed=seed,
+            identity={"prompt": self.prompt, "unet": digest_of(self.unet.state_dict())},
+        )
         noise = torch.zeros_like(self.latents[:1])  # says now what does not fit
         with torch.no_grad():
             self.loss(noise, torch.zeros(1, dtype=torch.long, device=noise.device), noise)

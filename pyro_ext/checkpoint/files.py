@@ -154,6 +154,11 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """A digest of names, types, shapes and values of tensors."""
+    return _digest({name: _plain(value) for name, value in tensors.items()}, "")
+
+
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):

@@ -1,10 +1,19 @@
 """Guidance, sampling and losses against closed forms, and the distribution inside of Pyro."""
 
+import copy
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+)
 
 from pyro_ext.inference.diffusion import (
     DiffusionSampler,
@@ -77,6 +86,11 @@ def test_what_is_no_scheduler():
         denoise(lambda z, t: z, torch.nn.Linear(2, 2), torch.randn(3, 2))
 
 
+def test_more_steps_than_there_are():
+    with pytest.raises(ValueError, match="stop must be at most the 3 timesteps .* got 4"):
+        denoise(lambda z, t: z, DDIMScheduler(), torch.randn(3, 2), 3, stop=4)
+
+
 def test_what_is_not_finite_is_no_sample():
     with pytest.raises(FloatingPointError, match="not finite after 3 steps"):
         denoise(lambda z, t: z / 0.0, DDIMScheduler(), torch.randn(3, 2), 3)
@@ -127,6 +141,32 @@ def test_prompts_go_through_the_network_as_one_batch(pipeline):
         guided_prediction(pipeline.unet, states[:1], states[1:2], 2.5, states[2:])
 
 
+def test_guidance_with_a_memory_starts_anew_with_each_trajectory(pipeline):
+    states = encode_prompts(pipeline.tokenizer, pipeline.text_encoder, ["six", "", "odd"]).split(1)
+    noise = torch.randn(2, 1, 8, 8)
+    guidance = SafeLatentGuidance("max", 2.5)
+    predict = guided_prediction(pipeline.unet, states[0], states[1], guidance, states[2])
+    first = denoise(predict, pipeline.scheduler, noise, 4)
+    assert torch.equal(denoise(predict, pipeline.scheduler, noise, 4), first)
+
+
+def test_prompts_and_latents_that_do_not_fit(pipeline):
+    states = encode_prompts(pipeline.tokenizer, pipeline.text_encoder, ["six", "odd"])
+    predict = guided_prediction(pipeline.unet, states, states, 2.0)
+    with pytest.raises(ValueError, match="latents must be as many as the prompts, 2, .* got 3"):
+        predict(torch.randn(3, 1, 8, 8), torch.tensor(5))
+    with pytest.raises(ValueError, match="concept must be given with a SafeLatentGuidance"):
+        guided_prediction(pipeline.unet, states, states, SafeLatentGuidance())
+
+
+def test_masks_of_text_encoders_that_use_them(pipeline):
+    encoder = copy.deepcopy(pipeline.text_encoder)
+    encoder.config.use_attention_mask = True
+    tokens = pipeline.tokenizer(["odd"], padding="max_length", max_length=8, return_tensors="pt")
+    expected = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
+    assert torch.equal(encode_prompts(pipeline.tokenizer, encoder, ["odd"]), expected)
+
+
 def test_prompts_are_encoded_as_by_the_pipeline(pipeline):
     prompts = ["three", "", "a, bc"]
     ours = encode_prompts(pipeline.tokenizer, pipeline.text_encoder, prompts)
@@ -155,6 +195,23 @@ def test_the_loss_has_its_least_at_the_best_prediction(kind):
     left = 0.04 * a / (0.04 * a + 1 - a)  # of the noise
     scale = {"epsilon": 1.0, "sample": (1 - a) / a, "v_prediction": 1.0 / a}[kind]
     assert float(loss) == pytest.approx(left * scale, rel=0.02)
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of diffusers with NumPy 2
+@pytest.mark.parametrize(
+    "kind", [DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler, DDIMScheduler]
+)
+def test_all_schedulers_noise_alike_in_training(kind):
+    """Whatever they do in sampling, and whether or not they have been used for it."""
+    scheduler, inputs = kind(), []
+    x, noise, t = torch.ones(4, 2), torch.randn(4, 2), torch.tensor([3, 333, 777, 999])
+    a = DDPMScheduler().alphas_cumprod[t][:, None]
+    for _ in range(2):
+        noise_prediction_loss(lambda z, t: inputs.append(z) or noise, scheduler, x, t, noise)
+        torch.testing.assert_close(inputs[-1], a.sqrt() * x + (1 - a).sqrt() * noise)
+        scheduler.set_timesteps(20)
+    with pytest.raises(TypeError, match="scheduler must .* without alphas_cumprod"):
+        noise_prediction_loss(lambda z, t: z, FlowMatchEulerDiscreteScheduler(), x, t, noise)
 
 
 def test_weights_of_the_loss():

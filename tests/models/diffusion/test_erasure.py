@@ -77,6 +77,10 @@ def test_pipeline_is_read_and_its_copy_is_erased_and_saved(kind, pipeline, tmp_p
         assert torch.equal(parameter, before[name]) == ("attn2" not in name), name
         assert torch.equal(parameter, erasure.erased.state_dict()[name])
     assert erasure.erased is (erasure.teacher if kind is SafeSelfDistillation else erasure.student)
+    other = copy.copy(pipeline)
+    other.unet = erased.unet
+    with pytest.raises(ValueError, match="pipeline must have the unet that concepts were erased"):
+        erasure.erased_pipeline(other)
     erased.save_pretrained(tmp_path)
     saved = diffusers.UNet2DConditionModel.from_pretrained(tmp_path, subfolder="unet")
     for name, parameter in saved.state_dict().items():
@@ -317,6 +321,10 @@ def test_goes_on_bit_for_bit(kind, tmp_path):
     for network in ("student", "teacher"):
         found, expected = (getattr(one, network).attn2.weight for one in (rest, whole))
         assert torch.equal(found, expected)
+    other = Linear()
+    other.scale.data.mul_(1.01)
+    with pytest.raises(CheckpointError, match="unet"):
+        toy(kind, **{**options, "unet": other}).run(7, checkpoint=path, progress=False)
     with pytest.raises(CheckpointError, match="guidance"):
         toy(kind, guidance=2.0, **options).run(7, checkpoint=path, progress=False)
     options |= {"concepts": [*encode(["a", "b"])], "generate_with": "removed"}

@@ -465,7 +465,7 @@ def test_fine_tuning_trains_what_is_switched_on(pipeline):
         lora.add("task", 2, targets=CROSS, seed=0)
         before = state(lora.module)
         with lora.only("task"):
-            losses = tune(pipeline, lora.module, images, captions)
+            losses = tune(pipeline, lora.module, images.double(), captions, batch_size=None)
         after = lora.module.state_dict()
         assert all(
             ".task." in name for name in before if not torch.equal(after[name], before[name])

@@ -188,3 +188,9 @@ def test_a_pipeline_with_prompts_has_a_score():
     prompts = {"encoder_hidden_states": encode("seven", "seven", "seven")}
     other = DiffusersScore(pipeline.unet, pipeline.scheduler, 200, prompts)
     torch.testing.assert_close(score(x), other(x))
+
+
+def test_a_classifier_that_is_not_finite_predicts_nothing():
+    purifier = AdaptiveScorePurifier(lambda x: 0.5 - x, num_runs=2)
+    with pytest.raises(ValueError, match="classifier must be finite"):
+        purifier.predict(lambda x: x / 0.0 - x / 0.0, torch.rand(2, 3))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from pyro_ext.checkpoint import CheckpointError
 from pyro_ext.models.diffusion import (
     RewardWeightedInversion,
     SoftToken,
@@ -73,6 +74,32 @@ def test_token_starts_as_its_word_and_only_its_row_is_trained(pipeline):
     # A copy of the pipeline stays as it was made.
     assert torch.equal(draw(extended, "<hfi>"), draw(pipeline, "odd"))
     assert not torch.equal(draw(token.pipeline(pipeline), "<hfi>"), draw(pipeline, "odd"))
+
+
+def test_names_leave_other_words_and_generators_as_they_are(pipeline):
+    for name in ("dd", "<hfi", "v>"):
+        with pytest.raises(ValueError, match="token must be no part of other words"):
+            new_token(pipeline, token=name)
+    before = torch.get_rng_state()
+    new_token(pipeline)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_another_prompt_or_network_goes_on_from_no_file(pipeline, tmp_path):
+    def inversion(unet=pipeline.unet, prompt=None):
+        images = digit_images()[0][:4]
+        token = new_token(pipeline)
+        return RewardWeightedInversion(
+            unet, pipeline.scheduler, token, images, prompt=prompt, seed=0
+        )
+
+    path = tmp_path / "token.ckpt"
+    inversion().run(1, checkpoint=path, progress=False)
+    other = copy.deepcopy(pipeline.unet)
+    other.conv_in.weight.data.mul_(1.01)
+    for wrong, what in (({"prompt": "odd <hfi>"}, "prompt"), ({"unet": other}, "unet")):
+        with pytest.raises(CheckpointError, match=what):
+            inversion(**wrong).run(2, checkpoint=path, progress=False)
 
 
 def test_token_of_several_words_starts_at_their_mean(pipeline):
