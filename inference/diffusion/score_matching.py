@@ -117,7 +117,7 @@ class DiffusersScore:
     .. math:: s(x) = -\epsilon(\sqrt{\bar\alpha_t}\, x, t) \big/ \sqrt{1 - \bar\alpha_t} ;
 
     times :math:`\sqrt{\bar\alpha_t}` it is the score in :math:`x` of images with noise of standard
-    deviation :attr:`sigma`.
+    deviation ``sigma``.
 
     :param unet: a ``UNet2DModel``, or what is called like one, ``unet(x, timestep).sample``.
     :param scheduler: its scheduler, with ``alphas_cumprod`` and ``prediction_type="epsilon"``; only

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache, partial
+from importlib.metadata import version
 from inspect import getsource
 from typing import Any
 
@@ -60,10 +61,10 @@ def digit_pipeline(num_steps: int = 1000, *, seed: int = 0, progress: bool = Tru
     networks = nn.ModuleDict({"unet": pipeline.unet, "text_encoder": pipeline.text_encoder})
     if num_steps:
         images, digits = digit_images()
-        key = (
+        key: tuple[bytes | str, ...] = (
             *[getsource(function) for function in (_build, _tokenizer, _train)],
             images.numpy().tobytes(),
-            *[optional_module(name, "", "", "").__version__ for name in _VERSIONED],
+            *[version(package) for package in _VERSIONED],
             repr((_PARITY_RATE, _EMPTY_RATE, _BATCH_SIZE, _LEARNING_RATE, num_steps, seed)),
         )
         make = partial(_train, pipeline, networks, images, digits, num_steps, seed, progress)
