@@ -28,6 +28,7 @@ UNIT = 0.027  # CPU seconds of the loop in slowness() where the marks were set
 # What takes long to import is imported before the first test, which would be charged with it.
 HEAVY = (
     "arviz",
+    "ase.md.verlet",
     "diffusers.pipelines.stable_diffusion",
     "gpytorch",
     "hypothesis.extra.numpy",
@@ -36,7 +37,9 @@ HEAVY = (
     "peft",
     "scipy.stats",
     "sklearn.datasets",
+    "tblite.ase",
     "torch._dynamo",
+    "torchdiffeq",
 )
 
 

@@ -20,6 +20,7 @@ HEAVY = (
     "arviz_base",
     "arviz_plots",
     "arviz_stats",
+    "ase",
     "gpytorch",
     "h5netcdf",
     "h5py",
@@ -31,8 +32,10 @@ HEAVY = (
     "scipy.stats",
     "sklearn",
     "sympy",
+    "tblite",
     "torch._dynamo",
     "torch._inductor",
+    "torchdiffeq",
     "xarray",
 )
 
