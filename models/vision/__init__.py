@@ -1,0 +1,3 @@
+"""Masked autoencoders of images."""
+
+__all__: list[str] = []
