@@ -39,9 +39,9 @@ class EquivarianceTuner:
 
     While the network is trained with the first strengths, :meth:`update` is told the residuals from
     time to time, and keeps those of the time at which one was last smaller than what it had kept.
-    Then :meth:`adjust` divides: :math:`\lambda_g \leftarrow \lambda_g / (r_g / \min_{g'} r_{g'})^p`,
-    with the minimum over groups whose strength is not zero. The group that is kept best has its
-    strength, and others have much less.
+    Then :meth:`adjust` divides, :math:`\lambda_g \leftarrow \lambda_g / (r_g / \min_{g'}
+    r_{g'})^p`, with the minimum over groups whose strength is not zero. The group that is kept best
+    keeps its strength, and others get much less.
 
     The first group of a list that holds all others should have strength zero: where it is enforced,
     nothing can be learned about the others.
@@ -240,8 +240,8 @@ class SoftEMLP(nn.Module):
 
         def loss(inputs: Tensor, targets: Tensor) -> Tensor:
             found = mse_loss(self(inputs), targets)
-            found = found + (tuner.strengths * equivariance_residuals(self)).sum()
             for linear in linears:
+                found = found + linear.penalty(tuner.strengths)
                 decay = linear.weight.square().sum() + linear.bias.square().sum()
                 found = found + 0.5 * weight_decay * decay
             for gate in self.gates:

@@ -9,13 +9,8 @@ from torch.distributions import constraints
 
 from pyro_ext._checks import as_parameter
 from pyro_ext.distributions.bases import ParametricDistribution
-from pyro_ext.groups import EquivariantProjector, Group, TensorRep
-from pyro_ext.groups.projector import (
-    at_blocks,
-    check_groups,
-    check_representations,
-    weight_blocks,
-)
+from pyro_ext.groups import Group, TensorRep
+from pyro_ext.groups.projector import check_groups, weight_blocks
 
 __all__ = ["SoftEquivariantNormal"]
 
@@ -79,7 +74,7 @@ class SoftEquivariantNormal(ParametricDistribution):
         validate_args: bool | None = None,
     ) -> None:
         self.groups, names = check_groups(groups)
-        event_shape = check_representations(rep_in, rep_out, self.groups, names)
+        self._blocks = weight_blocks(rep_in, rep_out, self.groups, names)
         self.rep_in, self.rep_out = rep_in, rep_out
         strengths, base_scale = _as_tensors(
             as_parameter("strengths", strengths), as_parameter("base_scale", base_scale)
@@ -105,14 +100,15 @@ class SoftEquivariantNormal(ParametricDistribution):
             },
             {"strengths": 1, "base_scale": 0},
             batch_shape,
-            event_shape,
+            self._blocks.event_shape,
             validate_args,
         )
-        orthogonal = all(group.is_orthogonal for group in self.groups)
-        blocks = weight_blocks(rep_in, rep_out, self.groups[0].dim, orthogonal)
-        self._indices = list(blocks.values())
-        self._inverse = torch.cat([index.flatten() for index in self._indices]).argsort()
-        self._precisions = [self._precision_of(*ranks) for ranks in blocks]
+        wide, scale = self.strengths.double(), self.base_scale.double()[..., None, None]
+        self._precisions = [
+            torch.eye(complement.shape[-1]).to(wide) / scale.square()
+            + torch.einsum("...g,gij->...ij", wide, complement)
+            for complement in self._blocks.complements(wide)
+        ]
         # Values out of range, if they are not refused, give NaN and no error.
         self._factors = [torch.linalg.cholesky_ex(each).L for each in self._precisions]
 
@@ -124,15 +120,6 @@ class SoftEquivariantNormal(ParametricDistribution):
     def __repr__(self) -> str:
         return f"SoftEquivariantNormal({self.rep_in} -> {self.rep_out}, {list(self.groups)})"
 
-    def _precision_of(self, upper: int, lower: int) -> Tensor:
-        """Precision of a block. **Shape:** ``(*batch, size, size)``."""
-        strengths, scale = self.strengths.double(), self.base_scale.double()
-        bases = [group.invariants(upper, lower).to(strengths) for group in self.groups]
-        identity = torch.eye(len(bases[0])).to(strengths)
-        complements = torch.stack([identity - basis @ basis.mT for basis in bases])
-        soft = torch.einsum("...g,gij->...ij", strengths, complements)
-        return identity / scale[..., None, None].square() + soft
-
     @property
     def precision_matrix(self) -> Tensor:
         """Precision of the flat weight, for small ones: all blocks are set into a full matrix.
@@ -141,8 +128,10 @@ class SoftEquivariantNormal(ParametricDistribution):
         """
         size = self.event_shape.numel()
         found = self.base_scale.new_zeros(*self.batch_shape, size * size)
-        for index, precision in zip(self._indices, self._precisions, strict=True):
-            places = (index[:, :, None] * size + index[:, None, :]).flatten().to(found.device)
+        for index, precision in zip(
+            self._blocks.indices(self.base_scale), self._precisions, strict=True
+        ):
+            places = (index[:, :, None] * size + index[:, None, :]).flatten()
             values = (
                 precision.to(found).flatten(-2).repeat(*[1] * (precision.dim() - 2), len(index))
             )
@@ -158,37 +147,33 @@ class SoftEquivariantNormal(ParametricDistribution):
     def variance(self) -> Tensor:
         """Marginal variances of the weights."""
         parts = []
-        for index, factor in zip(self._indices, self._factors, strict=True):
+        for index, factor in zip(self._blocks.indices(self.base_scale), self._factors, strict=True):
             identity = torch.eye(factor.shape[-1]).to(factor)
             inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
-            own = inverse.square().sum(-2)
-            parts.append(own.repeat(*[1] * (own.dim() - 1), len(index)))
-        return self._assemble(parts).expand(self.batch_shape + self.event_shape)
+            own = inverse.square().sum(-2, keepdim=True).to(self.base_scale)
+            parts.append(own.expand(*self.batch_shape, len(index), -1))
+        return self._blocks.scatter(parts)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density of weights. **Shape:** ``(*batch, *event)`` to ``(*batch)``."""
         if self._validate_args:
             self._validate_sample(value)
-        flat = value.flatten(-len(self.event_shape))
         size = self.event_shape.numel()
         found = torch.full_like(self.base_scale, -0.5 * size * _LOG_TWO_PI)
-        for index, factor in zip(self._indices, self._factors, strict=True):
-            whitened = at_blocks(flat, index) @ factor.to(flat)
-            log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-            found = found + len(index) * log_det.to(flat) - 0.5 * whitened.square().sum((-1, -2))
+        for block, factor in zip(self._blocks.gather(value), self._factors, strict=True):
+            log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1).to(value)
+            whitened = block @ factor.to(value)
+            found = found + block.shape[-2] * log_det - 0.5 * whitened.square().sum((-1, -2))
         return found
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws with gradients in strengths and scale."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        options: dict[str, Any] = dict(dtype=self.base_scale.dtype, device=self.base_scale.device)
-        noise = torch.randn(shape, **options).flatten(-len(self.event_shape))
-        return self._assemble(
+        noise = torch.randn(shape, dtype=self.base_scale.dtype, device=self.base_scale.device)
+        return self._blocks.scatter(
             [
-                torch.linalg.solve_triangular(
-                    factor.to(noise), at_blocks(noise, index), upper=False, left=False
-                ).flatten(-2)
-                for index, factor in zip(self._indices, self._factors, strict=True)
+                torch.linalg.solve_triangular(factor.to(noise), block, upper=False, left=False)
+                for block, factor in zip(self._blocks.gather(noise), self._factors, strict=True)
             ]
         )
 
@@ -199,14 +184,7 @@ class SoftEquivariantNormal(ParametricDistribution):
         :param Tensor value: weights. **Shape:** ``(*batch, *event)``.
         :returns: **Shape:** ``(*batch)``.
         """  # noqa: D205
-        projectors = [EquivariantProjector(self.rep_in, self.rep_out, g) for g in self.groups]
-        residuals = torch.stack([each.residual(value) for each in projectors], -1)
-        return (self.strengths * residuals).sum(-1)
-
-    def _assemble(self, parts: list[Tensor]) -> Tensor:
-        """Weights of their blocks, in the type of the parameters."""
-        flat = torch.cat(parts, -1).to(self.base_scale.dtype)
-        return flat.index_select(-1, self._inverse.to(flat.device)).unflatten(-1, self.event_shape)
+        return self._blocks.penalty(self._blocks.check("value", value), self.strengths)
 
 
 _LOG_TWO_PI = 1.8378770664093453

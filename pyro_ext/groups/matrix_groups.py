@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,11 +18,14 @@ _TOLERANCE = 1e-9  # below which a singular value of a condition counts as zero
 class Group:
     r"""A group of matrices, by generators of its Lie algebra and discrete generators.
 
+    Groups keep what has been computed for them: make them once, outside of models.
+
     :param Tensor lie_algebra: matrices :math:`A` with :math:`e^{tA}` in the group for all
         :math:`t`. **Shape:** ``(num_generators, dim, dim)``.
     :param Tensor discrete: invertible matrices of the group, such as reflections. **Shape:**
         ``(num_discrete, dim, dim)``.
     :param str name: what errors and plots call it.
+    :ivar bool is_orthogonal: whether all elements are orthogonal matrices.
     :raises ValueError: for matrices that are not square, of different sizes, not finite, or
         discrete ones that are singular; or without any.
 
@@ -56,14 +60,18 @@ class Group:
         empty = torch.zeros(0, self.dim, self.dim, dtype=torch.float64)
         self.lie_algebra = found.get("lie_algebra", empty)
         self.discrete = found.get("discrete", empty)
-        singular = torch.linalg.matrix_rank(self.discrete) < self.dim
-        if bool(singular.any()):
-            raise ValueError(
-                "discrete must be invertible matrices, got a singular one in row "
-                f"{int(singular.nonzero()[0])}"
-            )
+        # Arrays, since what is computed from them must not become part of a recorded graph.
+        self._algebra, self._discrete = self.lie_algebra.numpy(), self.discrete.numpy()
+        for row, matrix in enumerate(self._discrete):
+            if np.linalg.matrix_rank(matrix) < self.dim:
+                raise ValueError(
+                    f"discrete must be invertible matrices, got a singular one in row {row}"
+                )
+        skew = self._algebra + self._algebra.swapaxes(-1, -2)
+        unit = self._discrete @ self._discrete.swapaxes(-1, -2) - np.eye(self.dim)
+        self.is_orthogonal = bool((abs(skew) < _TOLERANCE).all() and (abs(unit) < _TOLERANCE).all())
         self.name = name if name is not None else f"a group on {self.dim} dimensions"
-        self._bases: dict[tuple[int, int], Tensor] = {}
+        self._bases: dict[tuple[int, int], Any] = {}
 
     def __repr__(self) -> str:
         return self.name
@@ -80,13 +88,6 @@ class Group:
             discrete if len(discrete) else None,
             name=f"{self.name} | {other.name}",
         )
-
-    @property
-    def is_orthogonal(self) -> bool:
-        """Whether all elements are orthogonal matrices."""
-        skew = self.lie_algebra + self.lie_algebra.mT
-        unit = self.discrete @ self.discrete.mT - torch.eye(self.dim, dtype=torch.float64)
-        return bool((skew.abs() < _TOLERANCE).all()) and bool((unit.abs() < _TOLERANCE).all())
 
     def sample(self, num_elements: int, *, seed: int | None = None) -> Tensor:
         """Random elements: products of exponentials of the algebra and of discrete generators.
@@ -125,27 +126,25 @@ class Group:
         """
         check_integer("upper", upper, 0)
         check_integer("lower", lower, 0)
+        return torch.from_numpy(self.find_invariants(upper, lower).copy())
+
+    def find_invariants(self, upper: int, lower: int) -> Any:
+        """The same as an array, which is kept."""
         if self.is_orthogonal:  # which is its own dual
             upper, lower = upper + lower, 0
         key = (upper, lower)
         if key not in self._bases:
-            self._bases[key] = self._find_invariants(upper, lower)
+            basis = np.eye(self.dim ** (upper + lower))
+            for algebra in self._algebra:
+                norm = np.linalg.norm(algebra, 2)
+                unit = algebra / norm if norm > 0 else algebra
+                basis = _null_space(_algebra_action(unit, upper, lower), basis, 1.0)
+            for matrix in self._discrete:
+                action = _kron([matrix] * upper + [np.linalg.inv(matrix).T] * lower)
+                scale = max(1.0, float(np.linalg.norm(action, 2)))
+                basis = _null_space(action - np.eye(len(action)), basis, scale)
+            self._bases[key] = basis
         return self._bases[key]
-
-    def _find_invariants(self, upper: int, lower: int) -> Tensor:
-        """Null space of the conditions of all generators, one after the other."""
-        basis = torch.eye(self.dim ** (upper + lower), dtype=torch.float64)
-        for algebra in self.lie_algebra:
-            norm = torch.linalg.matrix_norm(algebra, 2)
-            unit = algebra / norm if norm > 0 else algebra
-            basis = _null_space(_algebra_action(unit, upper, lower), basis, 1.0)
-        for matrix in self.discrete:
-            dual = torch.linalg.inv(matrix).mT.contiguous()
-            action = _kron([matrix] * upper + [dual] * lower, matrix)
-            scale = max(1.0, float(torch.linalg.matrix_norm(action, 2)))
-            identity = torch.eye(len(action), dtype=torch.float64)
-            basis = _null_space(action - identity, basis, scale)
-        return basis
 
 
 class SO(Group):
@@ -261,23 +260,22 @@ def _reflection(dim: int, i: int) -> Tensor:
     return matrix
 
 
-def _kron(factors: Sequence[Tensor], like: Tensor) -> Tensor:
+def _kron(factors: Sequence[Any]) -> Any:
     """Kronecker product of matrices, of none the number one."""
-    return reduce(torch.kron, factors, like.new_ones(1, 1))
+    return reduce(np.kron, factors, np.ones((1, 1)))
 
 
-def _algebra_action(matrix: Tensor, upper: int, lower: int) -> Tensor:
+def _algebra_action(matrix: Any, upper: int, lower: int) -> Any:
     """Sum over axes of a tensor of a generator on each, minus its transpose where it is dual."""
     total, dim = upper + lower, len(matrix)
-    action = matrix.new_zeros(dim**total, dim**total)
+    action = np.zeros((dim**total, dim**total))
     for axis in range(total):
-        own = matrix if axis < upper else -matrix.mT.contiguous()
-        before, after = (torch.eye(dim**k).to(matrix) for k in (axis, total - axis - 1))
-        action += _kron([before, own, after], matrix)
+        own = matrix if axis < upper else -matrix.T
+        action += _kron([np.eye(dim**axis), own, np.eye(dim ** (total - axis - 1))])
     return action
 
 
-def _null_space(condition: Tensor, basis: Tensor, scale: float) -> Tensor:
+def _null_space(condition: Any, basis: Any, scale: float) -> Any:
     """Those of the vectors that the basis spans on which a condition vanishes."""
-    _, singular, right = torch.linalg.svd(condition @ basis, full_matrices=True)
-    return basis @ right[int((singular > _TOLERANCE * scale).sum()) :].mT
+    _, singular, right = np.linalg.svd(condition @ basis, full_matrices=True)
+    return basis @ right[int((singular > _TOLERANCE * scale).sum()) :].T

@@ -1,8 +1,10 @@
 """Projections onto equivariant maps, and the blocks that weights fall into."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,15 +12,9 @@ from pyro_ext._checks import as_tensor, check_instance, check_optional, check_se
 from pyro_ext.groups.matrix_groups import Group, check_dim
 from pyro_ext.groups.representations import TensorRep
 
-__all__ = [
-    "EquivariantProjector",
-    "at_blocks",
-    "check_groups",
-    "check_representations",
-    "weight_blocks",
-]
+__all__ = ["EquivariantProjector", "WeightBlocks", "check_groups", "weight_blocks"]
 
-_LARGEST_BLOCK = 4096
+_LARGEST_BLOCK = 1024
 
 
 class EquivariantProjector:
@@ -34,31 +30,29 @@ class EquivariantProjector:
     :param TensorRep rep_out: what it makes.
     :param Group group: the group.
     :raises ValueError: for a group on another dimension than those of the representations, or
-        ranks whose blocks would have more than 4096 numbers.
+        ranks whose blocks would have more than 1024 numbers.
 
     Example::
 
         >>> from pyro_ext.nn.equivariant import EquivariantProjector, O, TensorRep
         >>> projector = EquivariantProjector(TensorRep({1: 1}), TensorRep({1: 1}), O(3))
-        >>> projector.project(torch.diag(torch.tensor([3.0, 0.0, 0.0]))).diagonal()
+        >>> weight = torch.diag(torch.tensor([3.0, 0.0, 0.0]))
+        >>> projector.project(weight).diagonal().round(decimals=3)
         tensor([1., 1., 1.])
-        >>> projector.rank, projector.residual(torch.diag(torch.tensor([3.0, 0.0, 0.0])))
+        >>> projector.rank, projector.residual(weight)
         (1, tensor(3.))
     """
 
     def __init__(self, rep_in: TensorRep | None, rep_out: TensorRep, group: Group) -> None:
         check_instance("group", group, Group, "a Group")
-        self.event_shape = check_representations(rep_in, rep_out, [group], ["group"])
         self.group = group
-        blocks = weight_blocks(rep_in, rep_out, group.dim, group.is_orthogonal)
-        self._blocks = [(index, group.invariants(*ranks)) for ranks, index in blocks.items()]
-        order = torch.cat([index.flatten() for index, _ in self._blocks])
-        self._inverse = order.argsort()
+        self._blocks = weight_blocks(rep_in, rep_out, (group,), ("group",))
+        self.event_shape = self._blocks.event_shape
 
     @property
     def rank(self) -> int:
         """Dimension of the equivariant maps."""
-        return sum(len(index) * basis.shape[1] for index, basis in self._blocks)
+        return self._blocks.ranks[0]
 
     def project(self, weight: Tensor) -> Tensor:
         """The nearest equivariant map.
@@ -67,13 +61,7 @@ class EquivariantProjector:
             num_outputs)`` without an input.
         :returns: **Shape:** as the weight.
         """
-        flat = self._flat(weight)
-        parts = [
-            (at_blocks(flat, index) @ basis.to(flat) @ basis.mT.to(flat)).flatten(-2)
-            for index, basis in self._blocks
-        ]
-        found = torch.cat(parts, -1).index_select(-1, self._inverse.to(flat.device))
-        return found.unflatten(-1, self.event_shape)
+        return self._blocks.project(self._blocks.check("weight", weight), 0)
 
     def residual(self, weight: Tensor) -> Tensor:
         r"""Half the squared distance from the equivariant maps, :math:`\|W - P W\|^2 / 2`.
@@ -81,26 +69,94 @@ class EquivariantProjector:
         :param Tensor weight: as of :meth:`project`.
         :returns: **Shape:** ``(*batch)``. Its gradient is :math:`W - P W`.
         """
-        flat = self._flat(weight)
-        found = torch.zeros_like(flat[..., 0])
-        for index, basis in self._blocks:
-            block = at_blocks(flat, index)
-            rest = block - block @ basis.to(flat) @ basis.mT.to(flat)
-            found = found + 0.5 * rest.square().sum((-1, -2))
-        return found
+        return self._blocks.residuals(self._blocks.check("weight", weight))[..., 0]
 
-    def _flat(self, weight: Tensor) -> Tensor:
-        """A weight whose shape fits, as a vector of numbers that have fractions."""
+
+class WeightBlocks:
+    """Weights in blocks of one pair of tensors each, and what is not equivariant of each block.
+
+    All is kept as arrays, so that nothing of it becomes part of a graph that is recorded.
+
+    :ivar list ranks: dimension of the equivariant maps of each group.
+    """
+
+    def __init__(
+        self,
+        rep_in: TensorRep | None,
+        rep_out: TensorRep,
+        groups: Sequence[Group],
+        names: Sequence[str],
+    ) -> None:
+        self.event_shape = _check_representations(rep_in, rep_out, groups, names)
+        kinds, self._inverse = _block_indices(
+            rep_in, rep_out, groups[0].dim, all(group.is_orthogonal for group in groups)
+        )
+        self._indices = list(kinds.values())
+        bases = [[group.find_invariants(*ranks) for group in groups] for ranks in kinds]
+        pairs = list(zip(self._indices, bases, strict=True))
+        self.ranks = [
+            sum(len(index) * own[number].shape[1] for index, own in pairs)
+            for number in range(len(groups))
+        ]
+        self._complements = [
+            np.stack([np.eye(len(basis)) - basis @ basis.T for basis in own]) for own in bases
+        ]
+        self._narrow = [complement.astype(np.float32) for complement in self._complements]
+
+    def check(self, name: str, value: Any) -> Tensor:
+        """A weight of the right shape."""
         sizes = ", ".join(map(str, self.event_shape))
-        weight = as_tensor("weight", weight, f"(*batch, {sizes})", finite=True)
-        weight = weight if weight.is_floating_point() else weight.to(torch.get_default_dtype())
-        return weight.flatten(-len(self.event_shape))
+        weight = as_tensor(name, value, f"(*batch, {sizes})", finite=True)
+        return weight if weight.is_floating_point() else weight.to(torch.get_default_dtype())
+
+    def indices(self, like: Tensor) -> list[Tensor]:
+        """Places in a flat weight of the blocks of each kind. **Shape:** ``(num_blocks, size)``."""
+        return [torch.from_numpy(index).to(like.device) for index in self._indices]
+
+    def complements(self, like: Tensor) -> list[Tensor]:
+        """Projections of each kind of block onto what is not equivariant.
+
+        **Shape:** ``(num_groups, size, size)`` each.
+        """
+        known = self._narrow if like.dtype == torch.float32 else self._complements
+        return [torch.from_numpy(complement).to(like) for complement in known]
+
+    def gather(self, value: Tensor) -> list[Tensor]:
+        """Blocks of weights. **Shape:** ``(*batch, num_blocks, size)`` of each kind."""
+        flat = value.flatten(-len(self.event_shape))
+        return [
+            flat.index_select(-1, index.flatten()).unflatten(-1, index.shape)
+            for index in self.indices(flat)
+        ]
+
+    def scatter(self, blocks: Sequence[Tensor]) -> Tensor:
+        """Weights of their blocks."""
+        flat = torch.cat([block.flatten(-2) for block in blocks], -1)
+        order = torch.from_numpy(self._inverse).to(flat.device)
+        return flat.index_select(-1, order).unflatten(-1, self.event_shape)
+
+    def project(self, value: Tensor, number: int) -> Tensor:
+        """The nearest weights that are equivariant under one of the groups."""
+        pairs = zip(self.gather(value), self.complements(value), strict=True)
+        return self.scatter([block - block @ complement[number] for block, complement in pairs])
+
+    def residuals(self, value: Tensor) -> Tensor:
+        """Half the squared distances from such weights. **Shape:** ``(*batch, num_groups)``."""
+        found = []
+        for block, complement in zip(self.gather(value), self.complements(value), strict=True):
+            found.append(0.5 * (block.unsqueeze(-3) @ complement).square().sum((-1, -2)))
+        return torch.stack(found).sum(0)
+
+    def penalty(self, value: Tensor, strengths: Tensor) -> Tensor:
+        """Their sum with strengths ``(*batch, num_groups)``. **Shape:** ``(*batch)``."""
+        found = []
+        for block, complement in zip(self.gather(value), self.complements(value), strict=True):
+            weighted = torch.einsum("...g,gij->...ij", strengths.to(block), complement)
+            found.append(0.5 * (block * (block @ weighted)).sum((-1, -2)))
+        return torch.stack(found).sum(0)
 
 
-# What projections and priors share ---------------------------------------------------------------
-
-
-def check_representations(
+def _check_representations(
     rep_in: TensorRep | None,
     rep_out: TensorRep,
     groups: Sequence[Group],
@@ -128,36 +184,50 @@ def check_representations(
     return torch.Size([rep.size(dim) for rep in reps.values()])
 
 
-def check_groups(groups: Any) -> tuple[tuple[Group, ...], list[str]]:
+def check_groups(groups: Any) -> tuple[tuple[Group, ...], tuple[str, ...]]:
     """Take groups, and what errors call them."""
     found = tuple(check_sequence("groups", groups, "a list of Group", 1, Group))
-    names = [f"groups[{number}]" for number in range(len(found))]
+    names = tuple(f"groups[{number}]" for number in range(len(found)))
     for name, group in zip(names, found, strict=True):
         check_dim(name, group, found[0].dim)
     return found, names
 
 
+@lru_cache(maxsize=256)
 def weight_blocks(
+    rep_in: TensorRep | None,
+    rep_out: TensorRep,
+    groups: tuple[Group, ...],
+    names: tuple[str, ...],
+) -> WeightBlocks:
+    """The same blocks for the same representations and groups."""
+    return WeightBlocks(rep_in, rep_out, groups, names)
+
+
+def _block_indices(
     rep_in: TensorRep | None, rep_out: TensorRep, dim: int, orthogonal: bool
-) -> dict[tuple[int, int], Tensor]:
-    """Places of the blocks of a flat weight, by the ranks of output and input.
+) -> tuple[dict[tuple[int, int], Any], Any]:
+    """Places of the blocks of a flat weight, by ranks of output and input, and their inverse.
 
     Where groups are orthogonal only the total counts, and the rank of the input is given as zero.
-    **Shape:** ``(num_blocks, dim ** (a + b))`` of each.
     """
     rep_in = TensorRep({0: 1}) if rep_in is None else rep_in
     num_inputs = rep_in.size(dim)
-    columns = rep_in.split(torch.arange(num_inputs), dim)
-    rows = rep_out.split(torch.arange(rep_out.size(dim)), dim)
-    found: dict[tuple[int, int], list[Tensor]] = {}
-    for b, row in rows.items():
-        for a, column in columns.items():
+    found: dict[tuple[int, int], list[Any]] = {}
+    for b, row in _places(rep_out, dim).items():
+        for a, column in _places(rep_in, dim).items():
             index = row[:, None, :, None] * num_inputs + column[:, None]
             key = (a + b, 0) if orthogonal else (b, a)
-            found.setdefault(key, []).append(index.flatten(2).flatten(0, 1))
-    return {key: torch.cat(parts) for key, parts in found.items()}
+            found.setdefault(key, []).append(index.reshape(len(row) * len(column), -1))
+    kinds = {key: np.concatenate(parts) for key, parts in found.items()}
+    return kinds, np.concatenate([index.ravel() for index in kinds.values()]).argsort()
 
 
-def at_blocks(flat: Tensor, index: Tensor) -> Tensor:
-    """Blocks of flat weights. **Shape:** ``(*batch, num_blocks, size)``."""
-    return flat.index_select(-1, index.flatten().to(flat.device)).unflatten(-1, index.shape)
+def _places(rep: TensorRep, dim: int) -> dict[int, Any]:
+    """Places of the tensors of each rank in a vector. **Shape:** ``(copies, dim ** rank)``."""
+    found, first = {}, 0
+    for rank, number in rep.multiplicities.items():
+        size = number * dim**rank
+        found[rank] = np.arange(first, first + size).reshape(number, -1)
+        first += size
+    return found

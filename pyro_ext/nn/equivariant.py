@@ -26,7 +26,7 @@ from pyro_ext._checks import (
 from pyro_ext._own_shapes import OwnShapes
 from pyro_ext.distributions import SoftEquivariantNormal
 from pyro_ext.groups import SO, EmbeddedO2, EquivariantProjector, Group, O, Scale, TensorRep
-from pyro_ext.groups.projector import check_groups
+from pyro_ext.groups.projector import check_groups, weight_blocks
 
 __all__ = [
     "SO",
@@ -52,7 +52,7 @@ class SoftEquivariantLinear(PyroModule):
     are from the nearest equivariant ones; their sum with strengths :math:`\lambda_g` is the penalty
     of [1], to add to a loss::
 
-        loss = mse_loss(layer(x), y) + strengths @ layer.residuals()
+        loss = mse_loss(layer(x), y) + layer.penalty(strengths)
 
     With ``strengths`` the layer is part of a Pyro model instead: weight and bias are sites with the
     prior of that penalty, :class:`~pyro_ext.distributions.SoftEquivariantNormal`, for any guide or
@@ -94,32 +94,25 @@ class SoftEquivariantLinear(PyroModule):
         check_instance("rep_in", rep_in, TensorRep, "a TensorRep")
         check_instance("rep_out", rep_out, TensorRep, "a TensorRep")
         check_boolean("bias", bias)
-        self.groups, _ = check_groups(groups)
+        self.groups, names = check_groups(groups)
         self.rep_in, self.rep_out = rep_in, rep_out
         self.is_bayesian = strengths is not None
-        # Errors of the prior name groups by their place.
-        prior = SoftEquivariantNormal(
-            rep_in, rep_out, self.groups, 0.0 if strengths is None else strengths, base_scale
+        self.blocks, self.bias_blocks = (
+            weight_blocks(rep, rep_out, self.groups, names) for rep in (rep_in, None)
         )
-        if prior.batch_shape:
-            name = "base_scale" if prior.base_scale.dim() else "strengths"
-            raise ValueError(
-                f"{name} must be that of one layer, got the batch shape {tuple(prior.batch_shape)}"
-            )
-        self.projectors, self.bias_projectors = (
-            tuple(EquivariantProjector(rep, rep_out, group) for group in self.groups)
-            for rep in (rep_in, None)
-        )
-        num_outputs, num_inputs = prior.event_shape
+        num_outputs, num_inputs = self.blocks.event_shape
         self.bias: Any = None
         if self.is_bayesian:
-            self.weight: Any = PyroSample(prior)
-            if bias:
-                self.bias = PyroSample(
-                    SoftEquivariantNormal(None, rep_out, self.groups, strengths, base_scale)
-                )
+            for name, rep in {"weight": rep_in, **({"bias": None} if bias else {})}.items():
+                prior = SoftEquivariantNormal(rep, rep_out, self.groups, strengths, base_scale)
+                if prior.batch_shape:
+                    wrong = "base_scale" if torch.as_tensor(base_scale).dim() else "strengths"
+                    raise ValueError(
+                        f"{wrong} must be that of one layer, got {tuple(prior.batch_shape)} of them"
+                    )
+                setattr(self, name, PyroSample(prior))
             return
-        self.weight = nn.Parameter(torch.empty(num_outputs, num_inputs))
+        self.weight: Any = nn.Parameter(torch.empty(num_outputs, num_inputs))
         if bias:
             self.bias = nn.Parameter(torch.empty(num_outputs))
         self.reset_parameters()
@@ -138,7 +131,7 @@ class SoftEquivariantLinear(PyroModule):
         :param Tensor x: **Shape:** ``(*batch, num_inputs)``.
         :returns: **Shape:** ``(*batch, num_outputs)``.
         """
-        size = self.projectors[0].event_shape[1]
+        size = self.blocks.event_shape[1]
         x = as_tensor("x", x, f"(*batch, {size})", allow_empty=True)
         with OwnShapes():
             weight, bias = self.weight, self.bias
@@ -158,10 +151,24 @@ class SoftEquivariantLinear(PyroModule):
             if self.is_bayesian:
                 raise ValueError("weight must be given where it is a sample site, got None")
             weight, bias = self.weight, self.bias if bias is None else bias
-        found = torch.stack([each.residual(weight) for each in self.projectors], -1)
+        found = self.blocks.residuals(self.blocks.check("weight", weight))
         if bias is None:
             return found
-        return found + torch.stack([each.residual(bias) for each in self.bias_projectors], -1)
+        return found + self.bias_blocks.residuals(self.bias_blocks.check("bias", bias))
+
+    def penalty(self, strengths: Tensor) -> Tensor:
+        r"""The sum of the layer's residuals with strengths, for less than they cost one by one.
+
+        :param Tensor strengths: :math:`\lambda_g`. **Shape:** ``(num_groups,)``.
+        :returns: **Shape:** ``()``.
+        """
+        strengths = as_tensor("strengths", strengths, f"({len(self.groups)})", finite=True)
+        if self.is_bayesian:
+            raise ValueError("penalty needs a layer with parameters, got one whose prior has it")
+        found = self.blocks.penalty(self.weight, strengths)
+        if self.bias is None:
+            return found
+        return found + self.bias_blocks.penalty(self.bias, strengths)
 
     def extra_repr(self) -> str:
         """What the module shows of itself."""
@@ -305,9 +312,9 @@ def project_weights_(module: nn.Module, group: int, fraction: float = 1.0) -> nn
         raise ValueError(f"group must be below the {len(layers[0].groups)} of module, got {group}")
     check_number("fraction", fraction, least=0.0, most=1.0)
     for layer in layers:
-        for value, each in ((layer.weight, layer.projectors), (layer.bias, layer.bias_projectors)):
+        for value, blocks in ((layer.weight, layer.blocks), (layer.bias, layer.bias_blocks)):
             if value is not None:
-                value.lerp_(each[group].project(value), fraction)
+                value.lerp_(blocks.project(value, group), fraction)
     return module
 
 
