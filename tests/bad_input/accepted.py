@@ -21,7 +21,11 @@ ACCEPTED: list[tuple[str, str, str]] = [
     ("groups.TensorRep.*", "with nan, with inf", "they stay in sight"),
     ("*.EquivariantProjector.rep_in", "None", "vectors, such as biases"),
     ("*.SoftEquivariantNormal.rep_in", "None", "vectors, such as biases"),
-    ("*(soft equivariance)*.forward.x", "with nan, with inf, empty", "outputs are not finite either"),
+    (
+        "*(soft equivariance)*.forward.x",
+        "with nan, with inf, empty",
+        "outputs are not finite either",
+    ),
     ("*.project_weights_.group", "0", "the first group"),
     ("models.symmetry (soft equivariance).*.power", "0", "strengths stay as they are"),
     ("models.symmetry (soft equivariance).*_decay", "0", "no decay"),
