@@ -237,6 +237,7 @@ class SoftEMLP(nn.Module):
         batch_size = min(check_integer("batch_size", batch_size, 1), len(x))
         batches = ShuffledBatches(x, y, batch_size=batch_size)
         linears = [*self.linears, self.output]
+        soft = [gate.weight for gate in self.gates if isinstance(gate.weight, Tensor)]
 
         def loss(inputs: Tensor, targets: Tensor) -> Tensor:
             found = mse_loss(self(inputs), targets)
@@ -244,9 +245,8 @@ class SoftEMLP(nn.Module):
                 found = found + linear.penalty(tuner.strengths)
                 decay = linear.weight.square().sum() + linear.bias.square().sum()
                 found = found + 0.5 * weight_decay * decay
-            for gate in self.gates:
-                if gate.weight is not None:
-                    found = found + gate_decay * gate.weight.square().sum()
+            for weight in soft:
+                found = found + gate_decay * weight.square().sum()
             return found
 
         trainer = Trainer(

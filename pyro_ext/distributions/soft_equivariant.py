@@ -128,15 +128,14 @@ class SoftEquivariantNormal(ParametricDistribution):
         """
         size = self.event_shape.numel()
         found = self.base_scale.new_zeros(*self.batch_shape, size * size)
-        for index, precision in zip(
-            self._blocks.indices(self.base_scale), self._precisions, strict=True
-        ):
+        indices = self._blocks.indices(self.base_scale)
+        for index, precision in zip(indices, self._precisions, strict=True):
             places = (index[:, :, None] * size + index[:, None, :]).flatten()
-            values = (
-                precision.to(found).flatten(-2).repeat(*[1] * (precision.dim() - 2), len(index))
-            )
+            one = precision.to(found).flatten(-2)
+            values = one.repeat(*[1] * (one.dim() - 1), len(index))
             found = found.index_copy(-1, places, values.expand(*self.batch_shape, -1))
-        return found.unflatten(-1, (size, size))
+        matrix: Tensor = found.unflatten(-1, (size, size))
+        return matrix
 
     @property
     def mean(self) -> Tensor:

@@ -1,7 +1,6 @@
 """Groups of matrices, by their generators."""
 
 from collections.abc import Sequence
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -262,7 +261,10 @@ def _reflection(dim: int, i: int) -> Tensor:
 
 def _kron(factors: Sequence[Any]) -> Any:
     """Kronecker product of matrices, of none the number one."""
-    return reduce(np.kron, factors, np.ones((1, 1)))
+    found: Any = np.ones((1, 1))
+    for factor in factors:
+        found = np.kron(found, factor)
+    return found
 
 
 def _algebra_action(matrix: Any, upper: int, lower: int) -> Any:

@@ -52,7 +52,8 @@ class EquivariantProjector:
     @property
     def rank(self) -> int:
         """Dimension of the equivariant maps."""
-        return self._blocks.ranks[0]
+        rank: int = self._blocks.ranks[0]
+        return rank
 
     def project(self, weight: Tensor) -> Tensor:
         """The nearest equivariant map.
@@ -133,7 +134,8 @@ class WeightBlocks:
         """Weights of their blocks."""
         flat = torch.cat([block.flatten(-2) for block in blocks], -1)
         order = torch.from_numpy(self._inverse).to(flat.device)
-        return flat.index_select(-1, order).unflatten(-1, self.event_shape)
+        found: Tensor = flat.index_select(-1, order).unflatten(-1, self.event_shape)
+        return found
 
     def project(self, value: Tensor, number: int) -> Tensor:
         """The nearest weights that are equivariant under one of the groups."""

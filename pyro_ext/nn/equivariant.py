@@ -212,7 +212,7 @@ class GatedNonlinearity(nn.Module):
         parts = self.rep_in.split(x, self.dim)
         scalars, numbers = parts[0], self.rep.multiplicities
         values = {rank: parts[rank][..., :number, :] for rank, number in numbers.items()}
-        gates, first = {0: values.get(0)}, numbers.get(0, 0)
+        gates, first = dict(values), numbers.get(0, 0)  # scalars are gates of themselves
         for rank, number in numbers.items():
             if rank:
                 gates[rank] = scalars[..., first : first + number, :]

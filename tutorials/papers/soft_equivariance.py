@@ -19,6 +19,7 @@
 # figures in `figures/soft-equivariance`.
 
 # %%
+from collections.abc import Mapping
 from statistics import mean
 
 import matplotlib.pyplot as plt
@@ -28,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyro_ext.distributions import SoftEquivariantNormal
-from pyro_ext.groups import EmbeddedO2, EquivariantProjector, O, TensorRep
+from pyro_ext.groups import EmbeddedO2, EquivariantProjector, Group, O, TensorRep
 from pyro_ext.models.symmetry import EquivarianceTuner
 from pyro_ext.reproduction import Page
 
@@ -40,8 +41,8 @@ page = Page(
 torch.set_default_dtype(torch.float64)
 SEEDS = page.seeds
 BLUE, RED, YELLOW, GRAY = "#2a6f97", "#d1495b", "#e09f3e", "#777777"
-WHOLE = O(3)
-PLANES = [EmbeddedO2(0, 1), EmbeddedO2(1, 2), EmbeddedO2(0, 2)]  # the first holds
+WHOLE: Group = O(3)
+PLANES: list[Group] = [EmbeddedO2(0, 1), EmbeddedO2(1, 2), EmbeddedO2(0, 2)]  # the first holds
 NOISE = 0.5  # standard deviation of the labels' noise
 REPETITIONS = page.length(8, smoke=2)
 SIZES = (15, 25, 40)
@@ -85,7 +86,7 @@ print({str(group): projector.rank for group, projector in projectors.items()})
 
 
 # %%
-def fit(x: Tensor, y: Tensor, strengths: dict[EmbeddedO2 | O, float]) -> Tensor:
+def fit(x: Tensor, y: Tensor, strengths: Mapping[Group, float]) -> Tensor:
     """The minimum, as the mode of a posterior; an infinite strength is a large one."""
     scale = len(x) * 9 / (2 * NOISE**2)  # from means of squares to log densities
     prior = SoftEquivariantNormal(
@@ -97,11 +98,12 @@ def fit(x: Tensor, y: Tensor, strengths: dict[EmbeddedO2 | O, float]) -> Tensor:
     )
     precision = prior.precision_matrix + torch.kron(torch.eye(9), x.T @ x) / NOISE**2
     found = torch.linalg.solve(precision, (y.T @ x).flatten() / NOISE**2)
-    return found.unflatten(-1, prior.event_shape)
+    weight: Tensor = found.unflatten(-1, prior.event_shape)
+    return weight
 
 
 HARD = 1e7
-METHODS = {
+METHODS: dict[str, dict[Group, float]] = {
     "no penalty": {},
     "hard O(3)": {WHOLE: HARD},
     "hard O(2) in xy (told)": {PLANES[0]: HARD},
