@@ -55,7 +55,7 @@ def test_targets_keep_the_plane_alone(short_run):
     """The true map is equivariant under the group of the plane xy, and no other candidate."""
     names, _ = short_run
     x, y = names["inertia"](200, torch.Generator().manual_seed(0), 0.0)
-    weight = torch.linalg.lstsq(x, y).solution.T
+    weight = (torch.linalg.pinv(x, rtol=1e-10) @ y).T  # the shortest, as features are symmetric
     residuals = {str(g): float(p.residual(weight)) for g, p in names["projectors"].items()}
     assert residuals.pop("O(2) in xy") < 1e-20 and min(residuals.values()) > 0.05
     assert names["REP_IN"] == TensorRep({2: 5})
