@@ -11,7 +11,8 @@ from pyro_ext.groups import SO, EmbeddedO2, EquivariantProjector, Group, O, Scal
 XY, YZ, XZ = EmbeddedO2(0, 1), EmbeddedO2(1, 2), EmbeddedO2(0, 2)
 BOOST = [[0.0, 1.0], [1.0, 0.0]]
 LORENTZ = Group([BOOST], [[[1.0, 0.0], [0.0, -1.0]]], name="O(1,1)")
-GROUPS = [O(3), SO(3), XY, YZ, XZ, Scale(3), SO(3) | Scale(3), LORENTZ, O(2), SO(4)]
+HYPERBOLIC = Group(None, [[[2.0, 1.0], [0.0, 0.5]]], name="powers of a matrix")
+GROUPS = [HYPERBOLIC, O(3), SO(3), XY, YZ, XZ, Scale(3), SO(3) | Scale(3), LORENTZ, O(2), SO(4)]
 IN, OUT = TensorRep({0: 2, 1: 2, 2: 1}), TensorRep({1: 2, 0: 1, 2: 1})
 
 
