@@ -14,6 +14,7 @@ import torch
 from pyro import poutine
 
 from pyro_ext.distributions import GaussianCluster
+from pyro_ext.groups import O, TensorRep
 from pyro_ext.inference import MCMC, NUTS, SGHMC, SGLD
 from pyro_ext.inference.averaging import SWAG
 from pyro_ext.inference.training import ShuffledBatches
@@ -109,6 +110,7 @@ def pipeline():
 
 
 # What the reader brings to an expression, and what is done with its value.
+TENSORS = {"rep_in": TensorRep({1: 2}), "rep_out": TensorRep({2: 1}), "groups": [O(3)]}
 READER = {
     "Potential(model, *args)": ({"model": regression, "args": (X, Y)}, None),
     "MCMC(kernel, num_samples=..., num_chains=...)": ({"kernel": KERNEL}, lambda m: m.run(X, Y)),
@@ -234,6 +236,11 @@ READER = {
         lambda k: run(k, X),
     ),
     "SetVAE(2)": ({}, lambda vae: vae.sample([3, 5])),
+    "SoftEMLP(rep_in, rep_out, groups)": (TENSORS, lambda network: network(torch.randn(2, 6))),
+    "SoftEquivariantNormal(rep_in, rep_out, groups, strengths)": (
+        {**TENSORS, "strengths": 10.0},
+        lambda prior: prior.sample(),
+    ),
     "BernoulliExponentialGraph(rates)": ({"rates": torch.rand(4, 2)}, lambda graph: graph.sample()),
     "GraphEmbeddingVAE()": ({}, lambda vae: vae.sample([5, 7])),
     "add_lora(network, rank=8)": ({"network": torch.nn.Linear(9, 2)}, None),

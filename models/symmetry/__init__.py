@@ -1,3 +1,5 @@
 """Symmetries that are learned from data, and networks that hold as many as the data support."""
 
-__all__: list[str] = []
+from pyro_ext.models.symmetry.soft_equivariance import EquivarianceTuner, SoftEMLP, SoftEMLPFit
+
+__all__ = ["EquivarianceTuner", "SoftEMLP", "SoftEMLPFit"]

@@ -37,6 +37,7 @@ from pyro_ext.distributions.gaussian_clusters import (
 )
 from pyro_ext.distributions.generalized_bfry import BetaPrimeBFRY, GeneralizedBFRY, StableBetaBFRY
 from pyro_ext.distributions.graphs import BernoulliExponentialGraph, LogitGraph
+from pyro_ext.distributions.soft_equivariant import SoftEquivariantNormal
 from pyro_ext.distributions.stable import PositiveStable, TiltedStable
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "PoissonCluster",
     "PositiveStable",
     "RectifiedGamma",
+    "SoftEquivariantNormal",
     "StableBetaBFRY",
     "TiltedBFRY",
     "TiltedStable",

@@ -3,6 +3,14 @@
 from pyro_ext.nn.attention import ISAB, MAB, PMA, SAB, InducedSetAttention
 from pyro_ext.nn.batch_ensemble import BatchEnsemble, BatchEnsembleConv2d, BatchEnsembleLinear
 from pyro_ext.nn.bayesian import BayesianClassifier, BayesianModule, init_to_module
+from pyro_ext.nn.equivariant import (
+    EquivariantBilinear,
+    GatedNonlinearity,
+    SoftEquivariantLinear,
+    equivariance_error,
+    equivariance_residuals,
+    project_weights_,
+)
 from pyro_ext.nn.lora import LoRALinear, add_lora, lora_layers, merge_lora
 from pyro_ext.nn.lora_files import load_lora, save_lora
 from pyro_ext.nn.networks import MLP, FilterResponseNorm, ResNet
@@ -26,13 +34,18 @@ __all__ = [
     "BatchEnsembleLinear",
     "BayesianClassifier",
     "BayesianModule",
+    "EquivariantBilinear",
     "FilterResponseNorm",
+    "GatedNonlinearity",
     "InducedSetAttention",
     "LoRALinear",
     "NodeScale",
     "ResNet",
+    "SoftEquivariantLinear",
     "add_lora",
     "asymmetric_variances",
+    "equivariance_error",
+    "equivariance_residuals",
     "init_signs_",
     "init_to_module",
     "init_unit_variance_",
@@ -40,6 +53,7 @@ __all__ = [
     "load_lora",
     "lora_layers",
     "merge_lora",
+    "project_weights_",
     "save_lora",
     "zipf_weights",
 ]

@@ -28,11 +28,13 @@ from pyro_ext.distributions import (
     PoissonCluster,
     PositiveStable,
     RectifiedGamma,
+    SoftEquivariantNormal,
     StableBetaBFRY,
     TiltedBFRY,
     TiltedStable,
     TruncatedBFRY,
 )
+from pyro_ext.groups import SO, O, TensorRep
 from pyro_ext.testing import distributions as checks
 from tests.distributions.clusters import SQUARE
 from tests.distributions.exact import CASES
@@ -67,6 +69,15 @@ def two_blocks(concentration):
 
 def modes_of_paths(rate):
     return DirichletOU(2.0, 2, 1, rate=rate)
+
+
+GROUPS = [O(2), SO(2)]
+
+
+def soft_matrix(strengths, base_scale):
+    return SoftEquivariantNormal(
+        TensorRep({1: 1}), TensorRep({0: 1, 1: 1}), GROUPS, strengths, base_scale
+    )
 
 
 def pair_of_counts(concentration):
@@ -155,6 +166,7 @@ MULTIVARIATE = [
     ),
     Row(two_blocks, {"concentration": (1.5, 0.4)}),
     Row(modes_of_paths, {"rate": (0.4, 1.3)}),
+    Row(soft_matrix, {"strengths": (0.7, 0.4), "base_scale": 1.3}),
 ]
 
 

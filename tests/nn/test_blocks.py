@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from pyro_ext.groups import EmbeddedO2, O, TensorRep
 from pyro_ext.models.sets import DeepSet, SetTransformer
 from pyro_ext.nn import (
     ISAB,
@@ -21,6 +22,11 @@ from pyro_ext.nn import (
     LoRALinear,
     NodeScale,
     ResNet,
+)
+from pyro_ext.nn.equivariant import (
+    EquivariantBilinear,
+    GatedNonlinearity,
+    SoftEquivariantLinear,
 )
 from pyro_ext.testing.nn import check_module, check_set_block
 
@@ -124,6 +130,7 @@ SETS = {
     },
     "DeepSet": (lambda: DeepSet(3, 2, 2, 12), False),
 }
+VECTORS, TENSORS = TensorRep({1: 2}), TensorRep({0: 2, 1: 1, 2: 1})
 SET, MASK = torch.randn(3, 4, 3), torch.rand(3, 4) < 0.6
 # What makes each module, and its inputs.
 MODULES = {
@@ -148,6 +155,12 @@ MODULES = {
         (torch.randn(4, 2, 5, 5),),
     ),
     "BayesianModule": (lambda: AtParameters(MLP(4, [5], 3)), (torch.randn(6, 4),)),
+    "SoftEquivariantLinear": (
+        lambda: SoftEquivariantLinear(VECTORS, TENSORS, [O(3), EmbeddedO2(0, 1)]),
+        (torch.randn(6, 6),),
+    ),
+    "GatedNonlinearity": (lambda: GatedNonlinearity(TENSORS, 3), (torch.randn(6, 16),)),
+    "EquivariantBilinear": (lambda: EquivariantBilinear(TENSORS, O(3)), (torch.randn(6, 14),)),
     "MAB without norm": (
         lambda: Fixed(
             MAB(2, 3, 12, 3, scaling="head", layer_norm=False), torch.randn(1, 4, 2), of_keys

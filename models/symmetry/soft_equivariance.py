@@ -1,0 +1,266 @@
+r"""Networks that find out by themselves which of several groups are symmetries of the data.
+
+[1] H. Kim, H. Lee, H. Yang, J. Lee (2023),
+Regularizing towards soft equivariance under mixed symmetries.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from pyro_ext._checks import (
+    as_tensor,
+    check_boolean,
+    check_finite,
+    check_integer,
+    check_number,
+)
+from pyro_ext.groups.projector import check_groups
+from pyro_ext.inference.training import ShuffledBatches, Trainer
+from pyro_ext.nn.equivariant import (
+    EquivariantBilinear,
+    GatedNonlinearity,
+    Group,
+    SoftEquivariantLinear,
+    TensorRep,
+    equivariance_residuals,
+)
+
+__all__ = ["EquivarianceTuner", "SoftEMLP", "SoftEMLPFit"]
+
+
+class EquivarianceTuner:
+    r"""Sets the strength of each group by how well the weights keep its symmetry [1].
+
+    While the network is trained with the first strengths, :meth:`update` is told the residuals from
+    time to time, and keeps those of the time at which one was last smaller than what it had kept.
+    Then :meth:`adjust` divides, :math:`\lambda_g \leftarrow \lambda_g / (r_g / \min_{g'}
+    r_{g'})^p`, with the minimum over groups whose strength is not zero. The group that is kept best
+    keeps its strength, and others get much less.
+
+    The first group of a list that holds all others should have strength zero: where it is enforced,
+    nothing can be learned about the others.
+
+    :param strengths: at first, :math:`\lambda_g \ge 0`. **Shape:** ``(num_groups,)``.
+    :ivar Tensor strengths: as they are now.
+    :ivar Tensor residuals: those that are kept, or ``None``.
+    :raises ValueError: for strengths below zero, or all of them zero.
+
+    Example::
+
+        >>> tuner = EquivarianceTuner([0.0, 10.0, 10.0, 10.0])
+        >>> tuner.update([9.0, 1.0, 2.0, 4.0])
+        >>> tuner.adjust(power=2.0)
+        tensor([ 0.0000, 10.0000,  2.5000,  0.6250])
+    """
+
+    def __init__(self, strengths: Any) -> None:
+        found = as_tensor("strengths", strengths, "(num_groups)", finite=True)
+        if bool((found < 0).any()) or not bool((found > 0).any()):
+            raise ValueError(f"strengths must be >= 0 and not all zero, got {found.tolist()!r:.80}")
+        found = found.detach().clone()
+        self._first = found if found.is_floating_point() else found.to(torch.get_default_dtype())
+        self.strengths = self._first.clone()
+        self.residuals: Tensor | None = None
+
+    def update(self, residuals: Any) -> None:
+        """Keep residuals, if any of them is smaller than the one that was kept.
+
+        :param residuals: of all groups at one time. **Shape:** ``(num_groups,)``.
+        :raises ValueError: for residuals that are negative or not finite.
+        """
+        found = as_tensor("residuals", residuals, f"({len(self._first)})", like=self._first)
+        found = found.detach().to(self._first.dtype).clone()
+        check_finite("residuals", found)
+        if bool((found < 0).any()):
+            raise ValueError(f"residuals must be >= 0, got {found.tolist()!r:.80}")
+        if self.residuals is None or bool((found < self.residuals).any()):
+            self.residuals = found
+
+    def adjust(self, power: float = 2.0) -> Tensor:
+        r"""Set the strengths, from the first ones whatever they are now.
+
+        :param float power: :math:`p`.
+        :returns: the strengths. **Shape:** ``(num_groups,)``.
+        :raises ValueError: before :meth:`update` was called.
+        """
+        check_number("power", power, least=0.0)
+        if self.residuals is None:
+            raise ValueError("adjust needs residuals, got none: call update before")
+        least = self.residuals[self._first > 0].min()
+        ratio = torch.where(self.residuals == least, 1.0, self.residuals / least)
+        self.strengths = torch.where(self._first > 0, self._first / ratio**power, 0.0)
+        return self.strengths
+
+
+class SoftEMLPFit(NamedTuple):
+    """What a training leaves.
+
+    :param list losses: mean squared error and penalty of each step.
+    :param Tensor strengths: with which it ended. **Shape:** ``(num_groups,)``.
+    :param Tensor residuals: from which they were set. **Shape:** ``(num_groups,)``.
+    """
+
+    losses: list[float]
+    strengths: Tensor
+    residuals: Tensor
+
+
+class SoftEMLP(nn.Module):
+    r"""A network between tensors that may break a symmetry, and pays for it [1].
+
+    Each block is a :class:`~pyro_ext.nn.equivariant.SoftEquivariantLinear`, a tenth of an
+    :class:`~pyro_ext.nn.equivariant.EquivariantBilinear` and a
+    :class:`~pyro_ext.nn.equivariant.GatedNonlinearity`; a linear layer makes the outputs. Weights
+    are free, and only their residuals tell groups apart. With ``soft_gates=False`` and weights that
+    are projected the network is equivariant up to rounding.
+
+    In [1] products are those of tensors of the input read as maps; those here are all products of
+    two tensors, summed over axes in pairs.
+
+    :param TensorRep rep_in: type of the inputs.
+    :param TensorRep rep_out: type of the outputs.
+    :param Sequence groups: candidates, the one that holds the others first.
+    :param hidden: type of the features of a block, or their number, which is shared among tensors
+        of rank zero to two.
+    :param int num_blocks: number of blocks.
+    :param bool soft_gates: whether gates have the term that breaks symmetries.
+    :raises ValueError: for groups that do not act on the representations, by their place.
+
+    Example::
+
+        >>> from pyro_ext.nn.equivariant import EmbeddedO2, O, TensorRep
+        >>> groups = [O(3), EmbeddedO2(0, 1), EmbeddedO2(1, 2)]
+        >>> network = SoftEMLP(TensorRep({0: 2, 1: 2}), TensorRep({2: 1}), groups, hidden=30)
+        >>> fit = network.fit(torch.randn(40, 8), torch.randn(40, 9), num_steps=4, progress=False)
+        >>> fit.strengths[0].item(), network(torch.randn(3, 8)).shape
+        (0.0, torch.Size([3, 9]))
+    """
+
+    def __init__(
+        self,
+        rep_in: TensorRep,
+        rep_out: TensorRep,
+        groups: Sequence[Group],
+        hidden: TensorRep | int = 128,
+        *,
+        num_blocks: int = 3,
+        soft_gates: bool = True,
+    ) -> None:
+        super().__init__()
+        check_integer("num_blocks", num_blocks, 1)
+        check_boolean("soft_gates", soft_gates)
+        self.groups, _ = check_groups(groups)
+        dim = self.groups[0].dim
+        if not isinstance(hidden, TensorRep):
+            hidden = TensorRep.uniform(check_integer("hidden", hidden, 1), dim)
+        self.rep_in, self.rep_out, self.hidden = rep_in, rep_out, hidden
+        self.linears, self.bilinears, self.gates = (nn.ModuleList() for _ in range(3))
+        for _ in range(num_blocks):
+            gate = GatedNonlinearity(hidden, dim, soft=soft_gates)
+            self.linears.append(SoftEquivariantLinear(rep_in, gate.rep_in, self.groups))
+            self.bilinears.append(EquivariantBilinear(gate.rep_in, self.groups[0]))
+            self.gates.append(gate)
+            rep_in = hidden
+        self.output = SoftEquivariantLinear(rep_in, rep_out, self.groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map inputs to outputs.
+
+        :param Tensor x: **Shape:** ``(*batch, num_inputs)``.
+        :returns: **Shape:** ``(*batch, num_outputs)``.
+        """
+        for linear, bilinear, gate in zip(self.linears, self.bilinears, self.gates, strict=True):
+            x = linear(x)
+            x = gate(x + 0.1 * bilinear(x))
+        outputs: Tensor = self.output(x)
+        return outputs
+
+    def fit(
+        self,
+        x: Any,
+        y: Any,
+        strengths: Any = None,
+        *,
+        num_steps: int = 2000,
+        tune_at: float = 0.25,
+        power: float = 2.0,
+        batch_size: int = 200,
+        lr: float = 1e-3,
+        weight_decay: float = 2e-5,
+        gate_decay: float = 1.0,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> SoftEMLPFit:
+        r"""Train by Adam, with strengths that are set once on the way by an ``EquivarianceTuner``.
+
+        The loss is the mean squared error over rows and outputs and :math:`\sum_g \lambda_g r_g`,
+        with residuals summed over layers, so that it takes smaller strengths for larger networks.
+        The learning rate falls to zero as a cosine.
+
+        :param Tensor x: inputs. **Shape:** ``(n, num_inputs)``.
+        :param Tensor y: targets. **Shape:** ``(n, num_outputs)``.
+        :param strengths: at first; by default zero for the first group and 0.01 for the others, or
+            0.01 for a single one. **Shape:** ``(num_groups,)``.
+        :param int num_steps: of the optimizer.
+        :param float tune_at: fraction of them after which the strengths are set; residuals are
+            taken from the half before that.
+        :param float power: of the tuner; zero leaves the strengths as they are.
+        :param int batch_size: of minibatches.
+        :param float lr: learning rate at first.
+        :param float weight_decay: times half the squared weights of linear layers.
+        :param float gate_decay: times the squared weights of soft gates.
+        :param int seed: of minibatches.
+        :param bool progress: whether there is a progress bar.
+        :returns: losses, strengths and residuals.
+        """
+        dim = self.groups[0].dim
+        like = self.output.weight
+        x = as_tensor("x", x, f"(n, {self.rep_in.size(dim)})", finite=True, like=like)
+        y = as_tensor("y", y, f"({len(x)}, {self.rep_out.size(dim)})", finite=True, like=like)
+        check_integer("num_steps", num_steps, 2)
+        check_number("tune_at", tune_at, above=0.0, below=1.0)
+        check_number("power", power, least=0.0)
+        check_number("weight_decay", weight_decay, least=0.0)
+        check_number("gate_decay", gate_decay, least=0.0)
+        check_boolean("progress", progress)
+        if strengths is None:
+            strengths = torch.full((len(self.groups),), 0.01)
+            strengths[0] *= len(self.groups) == 1
+        strengths = as_tensor("strengths", strengths, f"({len(self.groups)})", like=like)
+        tuner = EquivarianceTuner(strengths)
+        batch_size = min(check_integer("batch_size", batch_size, 1), len(x))
+        batches = ShuffledBatches(x, y, batch_size=batch_size)
+        linears = [*self.linears, self.output]
+        soft = [gate.weight for gate in self.gates if isinstance(gate.weight, Tensor)]
+
+        def loss(inputs: Tensor, targets: Tensor) -> Tensor:
+            found = mse_loss(self(inputs), targets)
+            for linear in linears:
+                found = found + linear.penalty(tuner.strengths)
+                decay = linear.weight.square().sum() + linear.bias.square().sum()
+                found = found + 0.5 * weight_decay * decay
+            for weight in soft:
+                found = found + gate_decay * weight.square().sum()
+            return found
+
+        trainer = Trainer(
+            self,
+            partial(torch.optim.Adam, lr=check_number("lr", lr, above=0.0)),
+            scheduler=partial(CosineAnnealingLR, T_max=num_steps),
+            seed=seed,
+        )
+        turn = min(max(int(tune_at * num_steps), 1), num_steps - 1)
+        for step in torch.linspace(turn / 2, turn, 20).long().unique().tolist():
+            trainer.run(loss, step, batches, progress=progress)
+            with torch.no_grad():
+                tuner.update(equivariance_residuals(self))
+        tuner.adjust(power)
+        trainer.run(loss, num_steps, batches, progress=progress)
+        assert tuner.residuals is not None
+        return SoftEMLPFit(list(trainer.losses), tuner.strengths, tuner.residuals)

@@ -1,0 +1,116 @@
+"""Direct sums of tensors."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import as_tensor, check_integer, check_mapping, check_optional, shown
+
+__all__ = ["TensorRep"]
+
+
+class TensorRep:
+    r"""A direct sum of tensors of several ranks, :math:`\bigoplus_k m_k T(k)`.
+
+    A tensor of rank :math:`k` has :math:`d^k` numbers, and :math:`g` acts on each of its axes.
+    Vectors of the sum hold the ranks in the order given, of each all copies side by side. The same
+    sum is a representation of every group on :math:`d` dimensions.
+
+    :param Mapping multiplicities: how many copies of each rank.
+    :param int dim: :math:`d`; only given where groups on other dimensions are to be refused.
+    :raises ValueError: for ranks or numbers below zero, or an empty sum.
+
+    Example::
+
+        >>> rep = TensorRep({0: 5, 1: 5})
+        >>> rep, rep.size(3)
+        (5T(0) + 5T(1), 20)
+    """
+
+    def __init__(self, multiplicities: Mapping[int, int], dim: int | None = None) -> None:
+        check_mapping("multiplicities", multiplicities, "a dict of numbers of copies by rank")
+        for rank, number in multiplicities.items():
+            check_integer("a rank of multiplicities", rank, 0)
+            check_integer(f"multiplicities[{rank}]", number, 0)
+        self.multiplicities = {rank: number for rank, number in multiplicities.items() if number}
+        if not self.multiplicities:
+            raise ValueError(f"multiplicities must have one copy at least, got {multiplicities!r}")
+        self.dim = check_optional(check_integer, "dim", dim, 1)
+
+    @classmethod
+    def uniform(cls, size: int, dim: int, max_rank: int = 2) -> Self:
+        """A sum of a given size, which the ranks share as evenly as they can.
+
+        :param int size: of the vectors.
+        :param int dim: of the space.
+        :param int max_rank: the greatest rank.
+        :returns: the sum; what is left over becomes scalars.
+        """
+        check_integer("size", size, 1)
+        check_integer("dim", dim, 1)
+        check_integer("max_rank", max_rank, 0)
+        numbers = {k: size // (max_rank + 1) // dim**k for k in range(max_rank, 0, -1)}
+        left = size - sum(number * dim**k for k, number in numbers.items())
+        return cls({0: left, **dict(sorted(numbers.items()))}, dim)
+
+    def __repr__(self) -> str:
+        return " + ".join(f"{number}T({rank})" for rank, number in self.multiplicities.items())
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the other holds the same ranks in the same order."""
+        return isinstance(other, TensorRep) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple[Any, ...]:
+        return self.dim, *self.multiplicities.items()
+
+    def size(self, dim: int) -> int:
+        """How many numbers a vector of the sum has.
+
+        :param int dim: of the space.
+        """
+        check_integer("dim", dim, 1)
+        return sum(number * dim**rank for rank, number in self.multiplicities.items())
+
+    def split(self, x: Tensor, dim: int) -> dict[int, Tensor]:
+        """Parts of vectors by rank.
+
+        :param Tensor x: **Shape:** ``(*batch, size)``.
+        :param int dim: of the space.
+        :returns: **Shape:** ``(*batch, copies, dim ** rank)`` of each rank.
+        """
+        x = as_tensor("x", x, f"(*batch, {self.size(dim)})")
+        parts = x.split([n * dim**rank for rank, n in self.multiplicities.items()], -1)
+        items = zip(self.multiplicities.items(), parts, strict=True)
+        return {rank: part.unflatten(-1, (number, dim**rank)) for (rank, number), part in items}
+
+    def act(self, g: Tensor, x: Tensor) -> Tensor:
+        r"""Apply elements of a group, :math:`\rho(g) x`.
+
+        :param Tensor g: **Shape:** ``(*batch, dim, dim)``.
+        :param Tensor x: **Shape:** ``(*batch, size)``.
+        :returns: **Shape:** as ``x``, of both batches.
+
+        Example::
+
+            >>> TensorRep({0: 1, 1: 1}).act(2.0 * torch.eye(3), torch.ones(4))
+            tensor([1., 2., 2., 2.])
+        """
+        g, x = as_tensor("g", g, "(*batch, dim, dim)"), as_tensor("x", x, "(*batch, size)")
+        dim = g.shape[-1]
+        if g.shape[-2] != dim:
+            raise ValueError(f"g must be square matrices, got {shown(g)}")
+        batch = torch.broadcast_shapes(g.shape[:-2], x.shape[:-1])
+        found = []
+        for rank, part in self.split(x, dim).items():
+            for axis in range(rank):
+                after = dim ** (rank - axis - 1)
+                axes = part.unflatten(-1, (dim**axis, dim, after))
+                part = torch.einsum("...ij,...majb->...maib", g, axes).flatten(-3)
+            found.append(part.flatten(-2).expand(*batch, -1))
+        return torch.cat(found, -1)

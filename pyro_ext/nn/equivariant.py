@@ -1,0 +1,378 @@
+r"""Layers whose features are tensors, and that are as equivariant as data want them to be.
+
+[1] H. Kim, H. Lee, H. Yang, J. Lee (2023),
+Regularizing towards soft equivariance under mixed symmetries.
+
+[2] M. Finzi, M. Welling, A. G. Wilson (2021), A practical method for constructing equivariant
+multilayer perceptrons for arbitrary matrix groups.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pyro.nn import PyroModule, PyroSample
+from torch import Tensor, nn
+
+from pyro_ext._checks import (
+    as_tensor,
+    check_boolean,
+    check_callable,
+    check_instance,
+    check_integer,
+    check_number,
+    shown,
+)
+from pyro_ext._own_shapes import OwnShapes
+from pyro_ext.distributions import SoftEquivariantNormal
+from pyro_ext.groups import SO, EmbeddedO2, EquivariantProjector, Group, O, Scale, TensorRep
+from pyro_ext.groups.projector import check_groups, weight_blocks
+
+__all__ = [
+    "SO",
+    "EmbeddedO2",
+    "EquivariantBilinear",
+    "EquivariantProjector",
+    "GatedNonlinearity",
+    "Group",
+    "O",
+    "Scale",
+    "SoftEquivariantLinear",
+    "TensorRep",
+    "equivariance_error",
+    "equivariance_residuals",
+    "project_weights_",
+]
+
+
+class SoftEquivariantLinear(PyroModule):
+    r"""A linear layer between tensors that knows how far it is from equivariance [1].
+
+    Any weight is allowed. :meth:`residuals` says for each of several groups how far weight and bias
+    are from the nearest equivariant ones; their sum with strengths :math:`\lambda_g` is the penalty
+    of [1], to add to a loss::
+
+        loss = mse_loss(layer(x), y) + layer.penalty(strengths)
+
+    With ``strengths`` the layer is part of a Pyro model instead: weight and bias are sites with the
+    prior of that penalty, :class:`~pyro_ext.distributions.SoftEquivariantNormal`, for any guide or
+    kernel. Under ``AutoDelta`` that is the penalty again, and weight decay.
+
+    :param TensorRep rep_in: type of the inputs.
+    :param TensorRep rep_out: type of the outputs.
+    :param Sequence groups: candidates for the symmetry, as :class:`Group`.
+    :param strengths: :math:`\lambda_g` of the prior; without it weight and bias are parameters.
+        **Shape:** ``()`` or ``(num_groups,)``.
+    :param base_scale: standard deviation of equivariant weights in the prior. **Shape:** ``()``.
+    :param bool bias: whether there is a bias.
+    :raises ValueError: for a group that does not act on the representations, by its place.
+
+    Example::
+
+        >>> from pyro_ext.nn.equivariant import EmbeddedO2, O, SoftEquivariantLinear, TensorRep
+        >>> groups = [O(3), EmbeddedO2(0, 1)]
+        >>> layer = SoftEquivariantLinear(TensorRep({1: 2}), TensorRep({0: 1, 1: 1}), groups)
+        >>> layer(torch.randn(5, 6)).shape, layer.residuals().shape
+        (torch.Size([5, 4]), torch.Size([2]))
+        >>> prior = SoftEquivariantLinear(TensorRep({1: 2}), TensorRep({1: 1}), groups, [0.0, 10.0])
+        >>> trace = pyro.poutine.trace(prior).get_trace(torch.randn(5, 6))
+        >>> trace.stochastic_nodes
+        ['weight', 'bias']
+    """
+
+    def __init__(
+        self,
+        rep_in: TensorRep,
+        rep_out: TensorRep,
+        groups: Sequence[Group],
+        strengths: Any = None,
+        base_scale: Any = 1.0,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        check_instance("rep_in", rep_in, TensorRep, "a TensorRep")
+        check_instance("rep_out", rep_out, TensorRep, "a TensorRep")
+        check_boolean("bias", bias)
+        self.groups, names = check_groups(groups)
+        self.rep_in, self.rep_out = rep_in, rep_out
+        self.is_bayesian = strengths is not None
+        self.blocks, self.bias_blocks = (
+            weight_blocks(rep, rep_out, self.groups, names) for rep in (rep_in, None)
+        )
+        num_outputs, num_inputs = self.blocks.event_shape
+        self.bias: Any = None
+        if self.is_bayesian:
+            for name, rep in {"weight": rep_in, **({"bias": None} if bias else {})}.items():
+                prior = SoftEquivariantNormal(rep, rep_out, self.groups, strengths, base_scale)
+                if prior.batch_shape:
+                    wrong = "base_scale" if torch.as_tensor(base_scale).dim() else "strengths"
+                    raise ValueError(
+                        f"{wrong} must be that of one layer, got {tuple(prior.batch_shape)} of them"
+                    )
+                setattr(self, name, PyroSample(prior))
+            return
+        self.weight: Any = nn.Parameter(torch.empty(num_outputs, num_inputs))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(num_outputs))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start anew, with an orthogonal weight and a small bias as in [1]."""
+        if self.is_bayesian:
+            return
+        nn.init.orthogonal_(self.weight)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, 0.0, len(self.bias) ** -0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map inputs to outputs.
+
+        :param Tensor x: **Shape:** ``(*batch, num_inputs)``.
+        :returns: **Shape:** ``(*batch, num_outputs)``.
+        """
+        size = self.blocks.event_shape[1]
+        x = as_tensor("x", x, f"(*batch, {size})", allow_empty=True)
+        with OwnShapes():
+            weight, bias = self.weight, self.bias
+        return nn.functional.linear(x, weight, bias)
+
+    def residuals(self, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        r"""Half the squared distance of weight and bias from the equivariant ones of each group.
+
+        :param Tensor weight: draws of it, or another one; by default the layer's own. **Shape:**
+            ``(*batch, num_outputs, num_inputs)``.
+        :param Tensor bias: likewise. **Shape:** ``(*batch, num_outputs)``.
+        :returns: :math:`(\|W - P_g W\|^2 + \|b - P_g b\|^2) / 2`. **Shape:** ``(*batch,
+            num_groups)``.
+        :raises ValueError: for a layer whose weights are sites, without a weight.
+        """
+        if weight is None:
+            if self.is_bayesian:
+                raise ValueError("weight must be given where it is a sample site, got None")
+            weight, bias = self.weight, self.bias if bias is None else bias
+        found = self.blocks.residuals(self.blocks.check("weight", weight))
+        if bias is None:
+            return found
+        return found + self.bias_blocks.residuals(self.bias_blocks.check("bias", bias))
+
+    def penalty(self, strengths: Tensor) -> Tensor:
+        r"""The sum of the layer's residuals with strengths, for less than they cost one by one.
+
+        :param Tensor strengths: :math:`\lambda_g`. **Shape:** ``(num_groups,)``.
+        :returns: **Shape:** ``()``.
+        """
+        strengths = as_tensor("strengths", strengths, f"({len(self.groups)})", finite=True)
+        if self.is_bayesian:
+            raise ValueError("penalty needs a layer with parameters, got one whose prior has it")
+        found = self.blocks.penalty(self.weight, strengths)
+        if self.bias is None:
+            return found
+        return found + self.bias_blocks.penalty(self.bias, strengths)
+
+    def extra_repr(self) -> str:
+        """What the module shows of itself."""
+        return f"{self.rep_in} -> {self.rep_out}, groups={list(self.groups)}"
+
+
+class GatedNonlinearity(nn.Module):
+    r"""Tensors times the sigmoid of a scalar each, which keeps equivariance [2].
+
+    Scalars are gates of themselves, so that they pass a swish; for all others the input holds
+    scalars in addition. With ``soft`` a term :math:`w \circ \operatorname{swish}(x)` is added, with
+    a small weight that is trained: the first thing in [1] that may break a symmetry.
+
+    :param TensorRep rep: type of the outputs; :attr:`rep_in` is that of the inputs.
+    :param int dim: of the space.
+    :param bool soft: whether there is the other term.
+
+    Example::
+
+        >>> gate = GatedNonlinearity(TensorRep({0: 2, 1: 1}), 3)
+        >>> gate.rep_in, gate(torch.randn(4, 6)).shape
+        (3T(0) + 1T(1), torch.Size([4, 5]))
+    """
+
+    def __init__(self, rep: TensorRep, dim: int, *, soft: bool = True) -> None:
+        super().__init__()
+        check_instance("rep", rep, TensorRep, "a TensorRep")
+        self.rep, self.dim = rep, check_integer("dim", dim, 1)
+        numbers = rep.multiplicities
+        self.rep_in = TensorRep({0: 0, **numbers, **{0: sum(numbers.values())}}, rep.dim)
+        self.weight = None
+        if check_boolean("soft", soft):
+            self.weight = nn.Parameter(torch.full((rep.size(dim),), 1e-3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the gates.
+
+        :param Tensor x: of type :attr:`rep_in`. **Shape:** ``(*batch, num_inputs)``.
+        :returns: **Shape:** ``(*batch, size)``.
+        """
+        parts = self.rep_in.split(x, self.dim)
+        scalars, numbers = parts[0], self.rep.multiplicities
+        values = {rank: parts[rank][..., :number, :] for rank, number in numbers.items()}
+        gates, first = dict(values), numbers.get(0, 0)  # scalars are gates of themselves
+        for rank, number in numbers.items():
+            if rank:
+                gates[rank] = scalars[..., first : first + number, :]
+                first += number
+        flat = torch.cat([value.flatten(-2) for value in values.values()], -1)
+        gated = [(values[rank] * torch.sigmoid(gates[rank])).flatten(-2) for rank in numbers]
+        found = torch.cat(gated, -1)
+        return found if self.weight is None else found + self.weight * nn.functional.silu(flat)
+
+
+class EquivariantBilinear(nn.Module):
+    r"""Products of tensors, summed over some of their axes: scalar products, matrices, and others.
+
+    Linear maps under :math:`O(3)` make no tensors of rank two out of vectors; products do. For each
+    pair of ranks and each number of axes that they sum over, as many products of two mixtures of
+    tensors as there are tensors of the resulting rank are added up. They are equivariant under all
+    orthogonal matrices; where those of ``group`` are not, no axes are summed over, and products
+    are equivariant under any group.
+
+    :param TensorRep rep: type of inputs and outputs.
+    :param Group group: under which it is equivariant.
+
+    Example::
+
+        >>> from pyro_ext.nn.equivariant import EquivariantBilinear, O, TensorRep
+        >>> EquivariantBilinear(TensorRep({0: 2, 1: 2}), O(3))(torch.randn(4, 8)).shape
+        torch.Size([4, 8])
+    """
+
+    def __init__(self, rep: TensorRep, group: Group) -> None:
+        super().__init__()
+        check_instance("rep", rep, TensorRep, "a TensorRep")
+        check_instance("group", group, Group, "a Group")
+        self.rep, self.dim, self.paths = rep, group.dim, []
+        numbers = rep.multiplicities
+        most = max(numbers) if group.is_orthogonal else 0
+        factors: list[nn.Parameter] = []
+        for left in numbers:
+            for right in numbers:
+                for summed in range(min(left, right, most) + 1):
+                    rank = left + right - 2 * summed
+                    if left <= right and rank in numbers:
+                        self.paths.append((left, right, summed, rank))
+                        for each in (left, right):
+                            scale = numbers[each] ** -0.5
+                            factors.append(
+                                nn.Parameter(scale * torch.randn(numbers[rank], numbers[each]))
+                            )
+        self.factors = nn.ParameterList(factors)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply tensors with each other.
+
+        :param Tensor x: **Shape:** ``(*batch, size)``.
+        :returns: **Shape:** as the inputs.
+        """
+        parts = self.rep.split(x, self.dim)
+        found = {rank: torch.zeros_like(part) for rank, part in parts.items()}
+        for number, (left, right, summed, rank) in enumerate(self.paths):
+            a = self.factors[2 * number] @ parts[left]
+            b = self.factors[2 * number + 1] @ parts[right]
+            a = a.unflatten(-1, (self.dim ** (left - summed), self.dim**summed))
+            b = b.unflatten(-1, (self.dim**summed, self.dim ** (right - summed)))
+            found[rank] = found[rank] + (a @ b).flatten(-2)
+        return torch.cat([part.flatten(-2) for part in found.values()], -1)
+
+
+def equivariance_residuals(module: nn.Module) -> Tensor:
+    """Residuals of all :class:`SoftEquivariantLinear` layers of a network together, for each group.
+
+    :param torch.nn.Module module: the network.
+    :returns: with a gradient in the weights. **Shape:** ``(num_groups,)``.
+    :raises ValueError: for a network without such layers, or with different groups in them.
+
+    Example::
+
+        >>> from pyro_ext.nn.equivariant import O, Scale
+        >>> layer = SoftEquivariantLinear(TensorRep({1: 2}), TensorRep({1: 1}), [O(3), Scale(3)])
+        >>> equivariance_residuals(torch.nn.Sequential(layer)).shape
+        torch.Size([2])
+    """
+    return torch.stack([layer.residuals() for layer in _soft_layers(module)]).sum(0)
+
+
+@torch.no_grad()
+def project_weights_(module: nn.Module, group: int, fraction: float = 1.0) -> nn.Module:
+    """Move the weights of all :class:`SoftEquivariantLinear` layers towards equivariance, in place.
+
+    :param torch.nn.Module module: the network.
+    :param int group: which of its groups.
+    :param float fraction: of the way; a half is the start of [1] for its data on motion.
+    :returns: the network.
+    :raises ValueError: for numbers out of range.
+    """
+    layers = _soft_layers(module)
+    if check_integer("group", group, 0) >= len(layers[0].groups):
+        raise ValueError(f"group must be below the {len(layers[0].groups)} of module, got {group}")
+    check_number("fraction", fraction, least=0.0, most=1.0)
+    for layer in layers:
+        for value, blocks in ((layer.weight, layer.blocks), (layer.bias, layer.bias_blocks)):
+            if value is not None:
+                value.lerp_(blocks.project(value, group), fraction)
+    return module
+
+
+@torch.no_grad()
+def equivariance_error(
+    function: Callable[[Tensor], Tensor],
+    rep_in: TensorRep,
+    rep_out: TensorRep,
+    group: Group,
+    x: Tensor,
+    *,
+    seed: int = 0,
+) -> float:
+    r"""How far a function is from equivariance, between zero and one [1].
+
+    The mean over inputs, each with a random element of the group, of :math:`\|f(\rho_{in}(g) x) -
+    \rho_{out}(g) f(x)\| / (\|f(\rho_{in}(g) x)\| + \|\rho_{out}(g) f(x)\|)`.
+
+    :param Callable function: maps inputs to outputs.
+    :param TensorRep rep_in: type of the inputs.
+    :param TensorRep rep_out: type of the outputs.
+    :param Group group: whose elements are drawn.
+    :param Tensor x: inputs. **Shape:** ``(n, num_inputs)``.
+    :param int seed: of the elements.
+    :returns: the error; zero where all outputs are.
+
+    Example::
+
+        >>> from pyro_ext.nn.equivariant import O, TensorRep, equivariance_error
+        >>> vector, x = TensorRep({1: 1}), torch.randn(20, 3)
+        >>> equivariance_error(lambda x: 2.0 * x, vector, vector, O(3), x) < 1e-6
+        True
+        >>> equivariance_error(torch.relu, vector, vector, O(3), x) > 0.1
+        True
+    """
+    check_callable("function", function)
+    for name, rep in (("rep_in", rep_in), ("rep_out", rep_out)):
+        check_instance(name, rep, TensorRep, "a TensorRep")
+    check_instance("group", group, Group, "a Group")
+    x = as_tensor("x", x, f"(n, {rep_in.size(group.dim)})", finite=True)
+    g = group.sample(len(x), seed=seed).to(x)
+    outputs = as_tensor("function(x)", function(x))
+    if outputs.shape != (len(x), rep_out.size(group.dim)):
+        raise ValueError(
+            f"function must return ({len(x)}, {rep_out.size(group.dim)}), got {shown(outputs)}"
+        )
+    moved, after = function(rep_in.act(g, x)), rep_out.act(g, outputs)
+    size = moved.norm(dim=-1) + after.norm(dim=-1)
+    difference = (moved - after).norm(dim=-1)
+    return float((difference / size.clamp(min=torch.finfo(size.dtype).tiny)).mean())
+
+
+def _soft_layers(module: nn.Module) -> list[SoftEquivariantLinear]:
+    """The layers of a network that have residuals."""
+    check_instance("module", module, nn.Module, "a torch.nn.Module")
+    found = [each for each in module.modules() if isinstance(each, SoftEquivariantLinear)]
+    if not found or any(layer.is_bayesian for layer in found):
+        raise ValueError("module must have layers of SoftEquivariantLinear with parameters")
+    if any(list(map(str, layer.groups)) != list(map(str, found[0].groups)) for layer in found):
+        raise ValueError("module must have the same groups in all of its layers")
+    return found
