@@ -1,10 +1,15 @@
-"""Networks: Bayesian ones as Pyro models, many in one, attention between sets, adapters."""
+"""Networks: Bayesian ones, many in one, attention between sets, adapters, mean teachers."""
 
 from pyro_ext.nn.attention import ISAB, MAB, PMA, SAB, InducedSetAttention
 from pyro_ext.nn.batch_ensemble import BatchEnsemble, BatchEnsembleConv2d, BatchEnsembleLinear
 from pyro_ext.nn.bayesian import BayesianClassifier, BayesianModule, init_to_module
 from pyro_ext.nn.lora import LoRALinear, add_lora, lora_layers, merge_lora
 from pyro_ext.nn.lora_files import load_lora, save_lora
+from pyro_ext.nn.mean_teacher import (
+    MeanTeacher,
+    TeacherDecomposition,
+    teacher_gradient_decomposition,
+)
 from pyro_ext.nn.networks import MLP, FilterResponseNorm, ResNet
 from pyro_ext.nn.node_scaling import (
     NodeScale,
@@ -29,8 +34,10 @@ __all__ = [
     "FilterResponseNorm",
     "InducedSetAttention",
     "LoRALinear",
+    "MeanTeacher",
     "NodeScale",
     "ResNet",
+    "TeacherDecomposition",
     "add_lora",
     "asymmetric_variances",
     "init_signs_",
@@ -41,5 +48,6 @@ __all__ = [
     "lora_layers",
     "merge_lora",
     "save_lora",
+    "teacher_gradient_decomposition",
     "zipf_weights",
 ]
