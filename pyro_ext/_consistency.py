@@ -60,7 +60,8 @@ def consistency(
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
         >>> drawn = consistency(lambda x: model(x, 3.0), ["x"])(model)
-        >>> pyro.poutine.trace(drawn).get_trace(torch.zeros(2)).nodes["consistency"]["fn"].log_factor
+        >>> trace = pyro.poutine.trace(drawn).get_trace(torch.zeros(2))
+        >>> trace.nodes["consistency"]["fn"].log_factor
         tensor(-4.)
     """
     check_callable("teacher", teacher, "a Pyro model")

@@ -64,8 +64,8 @@ class MaskedAutoencoder(nn.Module):
     The encoder sees visible patches only, with fixed positions and a class token; the decoder has a
     mask token where a patch is hidden, and predicts all. As a Pyro model, :meth:`model`, hidden
     patches are normal around the prediction, and what is hidden is sampled. With a mean teacher,
-    which predicts the same patches from the same visible ones, training is that of [2]: :meth:`fit`,
-    or by hand::
+    which predicts the same patches from the same visible ones, training is that of [2]. That is
+    :meth:`fit`, or by hand::
 
         teacher = MeanTeacher(autoencoder, momentum=0.99, num_steps=1000)
         model = consistency(teacher.teacher.model, ["patches"])(autoencoder.model)

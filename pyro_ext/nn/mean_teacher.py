@@ -150,7 +150,8 @@ class MeanTeacher(nn.Module):
 class TeacherDecomposition(NamedTuple):
     r"""What :func:`teacher_gradient_decomposition` finds.
 
-    :ivar Tensor differences: :math:`S_t - T_t`. **Shape:** ``(num_steps, num_outputs, num_inputs)``.
+    :ivar Tensor differences: :math:`S_t - T_t`. **Shape:**
+        ``(num_steps, num_outputs, num_inputs)``.
     :ivar Tensor consistency: gradients of the consistency term. **Shape:** as the differences.
     :ivar Tensor weights: with which the error of step :math:`s` comes back at step :math:`t`,
         :math:`-\lambda \alpha^{t-s} \tilde x_s^\top \tilde x_t`, zero for :math:`s \ge t`.
@@ -182,9 +183,8 @@ def teacher_gradient_decomposition(
 
     where :math:`\nabla_t` is the gradient of :math:`\tfrac12 \|S \tilde x_t - T \tilde x_t\|^2`.
     Where :math:`g_s = e_s \tilde x_s^\top`, each past error comes back with the weight
-    :math:`-\lambda \alpha^{t-s}\, \tilde x_s^\top \tilde x_t`: a step is taken back as far as inputs
-    are alike, and by a part of :math:`\lambda \alpha` times the similarity where it is the last one
-    [1].
+    :math:`-\lambda \alpha^{t-s}\, \tilde x_s^\top \tilde x_t`: a step is taken back as far as
+    inputs are alike, the last one by a part of :math:`\lambda \alpha` times the similarity [1].
 
     :param Tensor gradients: :math:`g_t`, of the whole loss. **Shape:**
         ``(num_steps, num_outputs, num_inputs)``.
