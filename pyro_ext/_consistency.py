@@ -1,8 +1,8 @@
 """The handler that draws predictions of a model to those of a teacher."""
 
 import functools
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
+from pyro.params.param_store import ParamStoreDict
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -87,14 +88,8 @@ class _Consistency:
         def run(*args: Any, **kwargs: Any) -> Any:
             with _Seen() as student:
                 result = model(*args, **kwargs)
-            with ExitStack() as stack:
-                for one in (
-                    torch.no_grad(),
-                    pyro.get_param_store().scope(),
-                    poutine.block(),
-                    taught := _Seen(student.values),
-                ):
-                    stack.enter_context(one)
+            taught = _Seen(student.values)
+            with torch.no_grad(), _empty_store(), poutine.block(), taught:
                 self.teacher(*args, **kwargs)
             total = sum(self._divergence(site, student, taught) for site in self.sites)
             pyro.factor(self.name, -self.weight * total)
@@ -117,6 +112,19 @@ class _Consistency:
             value = scale_and_mask(value, 1.0, mask)
         total: Tensor = scale_and_mask(value, scale).sum()
         return total
+
+
+@contextmanager
+def _empty_store() -> Iterator[None]:
+    """Put an empty parameter store in the place of Pyro's."""
+    # Its own scope() takes away what SVI knows the parameters by.
+    store = pyro.get_param_store()
+    kept = store.__dict__
+    store.__dict__ = ParamStoreDict().__dict__
+    try:
+        yield
+    finally:
+        store.__dict__ = kept
 
 
 class _Seen(Messenger):

@@ -19,6 +19,7 @@ from pyro_ext._checks import (
     as_tensor,
     check_boolean,
     check_choice,
+    check_instance,
     check_integer,
     check_number,
     check_optional,
@@ -275,7 +276,8 @@ class MaskedAutoencoder(nn.Module):
         )
         patches = _picked(torch.cat([tokens[:, 1:], hidden], 1), order.argsort(-1))
         decoded = self.decoder(torch.cat([tokens[:, :1], patches], 1) + self.decoder_positions)
-        predicted: Tensor = self.prediction(decoded[:, 1:])
+        # Of all tokens: PyTorch rounds a product with a part of them as weights have a gradient.
+        predicted: Tensor = self.prediction(decoded)[:, 1:]
         return predicted
 
     @torch.no_grad()
@@ -327,6 +329,7 @@ class MaskedAutoencoder(nn.Module):
         :returns: a :class:`MaskedAutoencoderTerms`.
         """
         check_choice("patches", patches, get_args(Patches))
+        check_optional(check_instance, "teacher", teacher, nn.Module, "a network or None")
         prediction, is_hidden = self(images, order), ~self.visible(order)
         error = (prediction - self.targets(images)).square().mean(-1)
         reconstruction = error[is_hidden].mean()
@@ -393,7 +396,7 @@ class MaskedAutoencoder(nn.Module):
                 "consistency": consistency,
                 "patches": patches,
                 "momentum": momentum,
-                "settings": repr(self),
+                "settings": self.extra_repr(),
             },
             seed=seed_of(seed, checkpoint),
         )
@@ -408,11 +411,11 @@ class MaskedAutoencoder(nn.Module):
             found = self.terms(batch, order, teacher if consistency else None, patches=patches)
             return found.reconstruction + consistency * found.consistency
 
-        batches = ShuffledBatches(images, batch_size=min(batch_size, len(images)))
+        size = min(check_integer("batch_size", batch_size, 1), len(images))
         self.losses = trainer.run(
             loss,
             num_steps,
-            batches,
+            ShuffledBatches(images, batch_size=size),
             checkpoint=checkpoint,
             progress=progress,
             description="Masked autoencoder",
