@@ -91,8 +91,8 @@ class _Consistency:
             taught = _Seen(student.values)
             with torch.no_grad(), _empty_store(), poutine.block(), taught:
                 self.teacher(*args, **kwargs)
-            total = sum(self._divergence(site, student, taught) for site in self.sites)
-            pyro.factor(self.name, -self.weight * total)
+            parts = [self._divergence(site, student, taught) for site in self.sites]
+            pyro.factor(self.name, -self.weight * torch.stack(parts).sum())
             return result
 
         return functools.wraps(model, updated=())(run)

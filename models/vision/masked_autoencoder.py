@@ -167,6 +167,8 @@ class MaskedAutoencoder(nn.Module):
         depth = check_integer("depth", depth, 1)
         decoder_depth = check_integer("decoder_depth", decoder_depth, 1)
 
+        self.losses: list[float] = []
+        """The loss of each step of the last training."""
         self.embedding = nn.Linear(size, width)
         self.class_token = nn.Parameter(torch.empty(width))
         self.encoder = nn.Sequential(
@@ -258,7 +260,8 @@ class MaskedAutoencoder(nn.Module):
         """
         tokens = self.embedding(self.patchify(images)) + self.encoder_positions[1:]
         if order is not None:
-            tokens = _picked(tokens, self._order(order, len(tokens))[:, : self.num_visible])
+            order = self._order(order, len(tokens))
+            tokens = _picked(tokens, order[:, : self.num_visible])
         first = (self.class_token + self.encoder_positions[0]).expand(len(tokens), 1, -1)
         encoded: Tensor = self.encoder(torch.cat([first, tokens], 1))
         return encoded
@@ -270,6 +273,7 @@ class MaskedAutoencoder(nn.Module):
         :param Tensor order: of the patches. **Shape:** ``(n, num_patches)``.
         :returns: **Shape:** ``(n, num_patches, channels * patch_size**2)``.
         """
+        order = self._order(order)
         tokens = self.decoder_embedding(self.encode(images, order))
         hidden = self.mask_token.expand(
             len(tokens), self.num_patches - self.num_visible, self.mask_token.shape[0]
@@ -302,8 +306,9 @@ class MaskedAutoencoder(nn.Module):
         :param int seed: of a random order.
         :returns: **Shape:** as the images.
         """
+        check_optional(check_integer, "seed", seed, 0)
         patches = self.patchify(images)
-        order = self.random_order(len(patches), seed) if order is None else order
+        order = self.random_order(len(patches), seed) if order is None else self._order(order)
         predicted = self(images, order)
         if self.normalize:
             predicted = predicted * _deviation(patches) + patches.mean(-1, keepdim=True)
@@ -443,9 +448,9 @@ class MaskedAutoencoder(nn.Module):
         with of_images as index, of_patches:
             order = self._noise(images).argsort(-1)
         images = images if subsample_size is None else images[index]
-        prediction = self(images, order)
-        hidden = poutine.mask(mask=~self.visible(order))
-        with of_images, of_patches, hidden:
+        prediction: Tensor = self(images, order)
+        is_hidden: Any = ~self.visible(order)
+        with of_images, of_patches, poutine.mask(mask=is_hidden):
             law = dist.Normal(prediction, self.scale).to_event(1)
             pyro.sample("patches", law, obs=self.targets(images))
         return prediction

@@ -83,6 +83,7 @@ class MeanTeacher(nn.Module):
         self.num_steps = check_optional(check_integer, "num_steps", num_steps, 1)
         self._student = (module,)  # in a tuple it is no part of this module
         self.teacher = copy.deepcopy(module).requires_grad_(False).eval()
+        """The copy whose parameters are averages."""
         for number, parameter in enumerate(self.teacher.parameters()):
             if parameter.is_floating_point() and torch.finfo(parameter.dtype).bits < 32:
                 self.register_buffer(f"_average_{number}", parameter.detach().float())

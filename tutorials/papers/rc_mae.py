@@ -92,7 +92,8 @@ def linear_run(seed: int) -> LinearRun:
         reconstruction = 0.5 * (output - x).square().sum()
         consistency = 0.5 * (output - teacher(masked)).square().sum()
         (alone,) = torch.autograd.grad(consistency, student.weight, retain_graph=True)
-        difference = (student.weight - teacher.teacher.weight).detach()
+        (average,) = teacher.teacher.parameters()
+        difference = (student.weight - average).detach()
         optimizer.zero_grad()
         (reconstruction + consistency).backward()
         assert student.weight.grad is not None
@@ -180,9 +181,11 @@ page.figure("gradient", figure, despine=True)
 # 1,000 labels.
 
 # %%
-images, test_images = gray_levels(load_mnist_5k(), 255.0)
-labels, test_labels = load_mnist_5k().train_targets, load_mnist_5k().test_targets
-NUM_LABELS = 1000
+NUM_LABELS, NUM_TESTS = page.length(1000, smoke=200), page.length(1000, smoke=50)
+mnist = load_mnist_5k()
+images, test_images = gray_levels(mnist, 255.0)
+labels, test_labels = mnist.train_targets, mnist.test_targets[:NUM_TESTS]
+test_images = test_images[:NUM_TESTS]
 
 
 class Result(NamedTuple):
