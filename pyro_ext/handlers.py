@@ -21,8 +21,9 @@ from pyro_ext._checks import (
     check_tensors,
     shown,
 )
+from pyro_ext._consistency import consistency
 
-__all__ = ["data_weights", "purify", "replace_observations", "subsample_instances"]
+__all__ = ["consistency", "data_weights", "purify", "replace_observations", "subsample_instances"]
 
 
 def replace_observations(

@@ -229,6 +229,14 @@ READER = {
         {"model": two_groups, "network": DeepSet(2, 2, 5)},
         lambda guide: guide.median(X),
     ),
+    "MaskedAutoencoder((1, 28, 28)).fit(images, num_steps=400)": (
+        {"images": torch.rand(2, 1, 28, 28)},
+        lambda teacher: teacher.features(torch.rand(3, 1, 28, 28)),
+    ),
+    "MeanTeacher(network)": (
+        {"network": torch.nn.Linear(9, 2)},
+        lambda teacher: teacher.update(),
+    ),
     "SlotMIL(64, 2)": ({}, lambda network: network(torch.randn(3, 5, 64))),
     "AmortizedClusterer(FilteringNetwork(2))": ({}, lambda clusterer: clusterer.cluster(X)),
     "TreeGuided(..., init=labels)": (

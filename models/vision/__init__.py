@@ -1,3 +1,5 @@
 """Masked autoencoders of images."""
 
-__all__: list[str] = []
+from pyro_ext.models.vision.masked_autoencoder import MaskedAutoencoder, MaskedAutoencoderTerms
+
+__all__ = ["MaskedAutoencoder", "MaskedAutoencoderTerms"]

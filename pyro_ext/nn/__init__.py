@@ -1,4 +1,4 @@
-"""Networks: Bayesian ones as Pyro models, many in one, attention between sets, adapters."""
+"""Networks: Bayesian ones, many in one, attention between sets, adapters, mean teachers."""
 
 from pyro_ext.nn.attention import ISAB, MAB, PMA, SAB, InducedSetAttention
 from pyro_ext.nn.batch_ensemble import BatchEnsemble, BatchEnsembleConv2d, BatchEnsembleLinear
@@ -13,6 +13,11 @@ from pyro_ext.nn.equivariant import (
 )
 from pyro_ext.nn.lora import LoRALinear, add_lora, lora_layers, merge_lora
 from pyro_ext.nn.lora_files import load_lora, save_lora
+from pyro_ext.nn.mean_teacher import (
+    MeanTeacher,
+    TeacherDecomposition,
+    teacher_gradient_decomposition,
+)
 from pyro_ext.nn.networks import MLP, FilterResponseNorm, ResNet
 from pyro_ext.nn.node_scaling import (
     NodeScale,
@@ -39,9 +44,11 @@ __all__ = [
     "GatedNonlinearity",
     "InducedSetAttention",
     "LoRALinear",
+    "MeanTeacher",
     "NodeScale",
     "ResNet",
     "SoftEquivariantLinear",
+    "TeacherDecomposition",
     "add_lora",
     "asymmetric_variances",
     "equivariance_error",
@@ -55,5 +62,6 @@ __all__ = [
     "merge_lora",
     "project_weights_",
     "save_lora",
+    "teacher_gradient_decomposition",
     "zipf_weights",
 ]

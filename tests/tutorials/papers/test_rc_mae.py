@@ -1,0 +1,60 @@
+"""The page on masked autoencoders with mean teachers: its parts, and in full its claims."""
+
+import pytest
+import torch
+
+from pyro_ext.nn import teacher_gradient_decomposition
+from tests.pages import check_short_report
+
+pytest.importorskip("mlxtend")
+
+PAGE = "rc-mae"
+pytestmark = pytest.mark.slow
+
+
+def test_short_run_saves_a_report_and_figures(short_run):
+    _, folder = short_run
+    check_short_report(folder, PAGE, 8, {"gradient", "reconstructions", "variants"})
+
+
+def test_a_wrong_momentum_is_seen(short_run):
+    """Of the decomposition, and by the slope where theory has another one."""
+    names, _ = short_run
+    run = names["linear"][0]
+    wrong = teacher_gradient_decomposition(run.gradients, run.inputs, 0.6, 0.05)
+    assert float((wrong.differences - run.differences).abs().max()) > 1e-3
+    assert names["regression"](wrong)[1] > 1.1 * 0.05 * 0.5
+
+
+def test_images_have_gray_levels_from_zero_to_one(short_run):
+    names, _ = short_run
+    for images in (names["images"], names["test_images"], names["digits"]):
+        assert float(images.min()) == pytest.approx(0.0, abs=1e-6)
+        assert float(images.max()) == pytest.approx(1.0)
+
+
+def test_student_and_rivals_start_alike(short_run):
+    """With one seed they have the same weights, and the same masks."""
+    names, _ = short_run
+    first = names["variants"]["MAE"][0].error
+    assert names["variants"]["RC-MAE"][0].error == first  # two steps, and no memory
+    assert names["variants"]["slow teacher"][0].error != first
+
+
+def test_the_probe_reads_classes_from_features(short_run):
+    names, _ = short_run
+    targets = torch.nn.functional.one_hot
+
+    class Knows:
+        def features(self, images):
+            labels = names["labels"] if len(images) == names["NUM_LABELS"] else names["test_labels"]
+            return targets(labels[: len(images)], 10).float()
+
+    assert names["probe"](Knows()) == 1.0
+
+
+@pytest.mark.page
+def test_full_run_meets_its_claims(full_run):
+    claims = full_run.report.claims
+    assert all(claim.holds for claim in claims)
+    assert full_run.returncode == 0
