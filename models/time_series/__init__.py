@@ -1,3 +1,8 @@
-"""Classification of time series with gaps, by imputations that a model of the gaps weighs."""
+"""Models of time series with gaps, at times that need not be regular."""
 
-__all__: list[str] = []
+from pyro_ext.distributions import CauchyGP
+from pyro_ext.models.time_series.networks import DecayImputer
+from pyro_ext.models.time_series.series import pad_series
+from pyro_ext.models.time_series.supervised_not_miwae import SeriesPrediction, SupervisedNotMIWAE
+
+__all__ = ["CauchyGP", "DecayImputer", "SeriesPrediction", "SupervisedNotMIWAE", "pad_series"]
