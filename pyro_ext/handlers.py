@@ -6,7 +6,9 @@ from typing import Any, Self
 
 import torch
 from pyro.distributions import Delta
+from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -346,7 +348,11 @@ class _ObsDropout(_ChangesObserved):
                 f"sites names {msg['name']!r}, which must be a mask, of True and False or of one "
                 f"and zero, got {shown(mask)}"
             )
+        # Plates outside of the handler have not yet told the site of themselves.
         sizes = {frame.dim: frame.size for frame in msg["cond_indep_stack"] if frame.vectorized}
+        for frame in _PYRO_STACK:
+            if isinstance(frame, IndepMessenger) and frame.dim is not None:
+                sizes[frame.dim] = frame.size
         plates = [sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0)]
         event = [1] * len(msg["fn"].event_shape)
         mask = mask.expand(torch.broadcast_shapes(mask.shape, (*plates, *event)))

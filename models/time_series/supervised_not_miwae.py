@@ -30,6 +30,7 @@ Average = Literal["arithmetic", "geometric"]
 
 _LEAST_POSTERIOR_SCALE = 1e-4
 _LEAST_SCALE = 1e-3
+_START_OF_SCALE = -2.5  # before the softplus
 
 
 class SeriesPrediction(NamedTuple):
@@ -152,8 +153,10 @@ class SupervisedNotMIWAE(PyroModule):
             )
         self.prior = prior
         sizes = (width, num_layers, num_heads)
-        self.encoder = SeriesTransformer(num_channels, *sizes, 8, causal=True)
+        self.encoder = SeriesTransformer(2 * num_channels, *sizes, 8, causal=True)
         self.to_latent = nn.Linear(width, 2 * latent_size)
+        with torch.no_grad():  # draws that are rough are far from the prior
+            self.to_latent.bias[latent_size:] = _START_OF_SCALE
         self.decoder = SeriesTransformer(latent_size, *sizes, 3, causal=True)
         self.to_values = nn.Linear(width, 2 * num_channels)
         self.imputer = DecayImputer(num_channels) if check_boolean("decay", decay) else None
@@ -290,9 +293,7 @@ class SupervisedNotMIWAE(PyroModule):
         each = torch.where(series.valid, bounds, 0.0).sum(-1) / series.lengths
         return -each.mean()
 
-    def _draw_latents(
-        self, series: Series, num_latents: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw_latents(self, series: Series, num_latents: int) -> tuple[Tensor, Tensor, Tensor]:
         """Log weights by step, without labels, and what the draws say of the values."""
         posterior = self._posterior(series)
         z = posterior.rsample((num_latents,))
@@ -519,7 +520,8 @@ class SupervisedNotMIWAE(PyroModule):
 
     def _posterior(self, series: Series) -> Any:
         """Normal distributions of the latent steps. **Shape:** ``(num_series, latent_size, T)``."""
-        hidden = self.encoder(series.x, series.times, series.valid)
+        inputs = torch.cat([series.x, series.mask.to(series.x)], -1)
+        hidden = self.encoder(inputs, series.times, series.valid)
         loc, scale = self.to_latent(hidden).mT.chunk(2, -2)
         least = _LEAST_POSTERIOR_SCALE
         return dist.Normal(loc, least + (1.0 - least) * functional.softplus(scale))

@@ -116,6 +116,8 @@ class PaddedMultivariateNormal(TorchDistribution):
         size = self.event_shape[0]
         counts = torch.arange(size, device=self.lengths.device) < self.lengths[..., None]
         value = torch.where(counts, value, 0.0)
+        if self._validate_args:
+            self._validate_sample(value)
         identity = torch.eye(size, dtype=self._factor.dtype, device=self._factor.device)
         inverse = torch.linalg.solve_triangular(self._factor, identity, upper=False)
         whitened = (value.unsqueeze(-2) @ inverse.mT).squeeze(-2)

@@ -25,6 +25,7 @@ from pyro_ext.distributions import (
     KnownVarianceGaussianCluster,
     LogitGraph,
     MultinomialCluster,
+    PaddedMultivariateNormal,
     PoissonCluster,
     PositiveStable,
     RectifiedGamma,
@@ -67,6 +68,11 @@ def two_blocks(concentration):
 
 def modes_of_paths(rate):
     return DirichletOU(2.0, 2, 1, rate=rate)
+
+
+def scaled_steps(scale):
+    factor = torch.tensor([[1.3, 0.0], [-0.4, 0.7]], dtype=scale.dtype)
+    return PaddedMultivariateNormal(scale[..., None, None] * factor)
 
 
 def pair_of_counts(concentration):
@@ -155,6 +161,7 @@ MULTIVARIATE = [
     ),
     Row(two_blocks, {"concentration": (1.5, 0.4)}),
     Row(modes_of_paths, {"rate": (0.4, 1.3)}),
+    Row(scaled_steps, {"scale": 1.4}),
 ]
 
 
