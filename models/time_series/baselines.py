@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_ext._checks import as_tensor, check_boolean, check_choice, check_integer
+from pyro_ext._checks import as_tensor, check_boolean, check_choice, check_finite, check_integer
 from pyro_ext.models.time_series.networks import DecayImputer, SeriesTransformer, last_observed
 from pyro_ext.models.time_series.series import Series, as_series, check_labels
 from pyro_ext.models.time_series.training import train
@@ -39,6 +39,7 @@ def fill_gaps(x: Tensor, mask: Tensor, how: Fill = "mean") -> Tensor:
             f"mask must have the shape of x, {tuple(x.shape)}, got {tuple(mask.shape)}"
         )
     x = torch.where(mask, x, 0.0)
+    check_finite("x", x)
     if how == "zero":
         return x
     if how == "last":

@@ -5,7 +5,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pyro_ext._checks import as_tensor, check_integer
+from pyro_ext._checks import as_tensor, check_integer, check_number
 
 _LONGEST = 100.0
 
@@ -105,9 +105,9 @@ class DecayImputer(PyroModule):
     def __init__(self, num_channels: int, bias: float = 0.05) -> None:
         super().__init__()
         self.num_channels = check_integer("num_channels", num_channels, 1)
-        start = as_tensor("bias", bias, "()", finite=True).to(torch.get_default_dtype())
+        start = torch.full((num_channels,), check_number("bias", bias, least=0))
         self.weight = nn.Parameter(torch.zeros(num_channels))
-        self.bias = nn.Parameter(start.expand(num_channels).clone())
+        self.bias = nn.Parameter(start)
 
     def gamma(self, elapsed: Tensor) -> Tensor:
         r"""How much of the last value is left.
@@ -149,7 +149,7 @@ class DecayImputer(PyroModule):
 
 def last_observed(x: Tensor, mask: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
     """The last observed value of each channel, at the step itself or before, and its age."""
-    size = torch.broadcast_shapes(x.shape, mask.shape)
+    size = torch.broadcast_shapes(x.shape, mask.shape, (*times.shape, 1))
     number = torch.arange(1, size[-2] + 1, device=mask.device)[:, None]
     index = (mask * number).cummax(-2).values.expand(size)  # zero before the first
     index, first = index - 1, index == 0

@@ -137,7 +137,8 @@ class SupervisedNotMIWAE(PyroModule):
         check_integer("num_heads", num_heads, 1)
         if check_integer("width", width, 2) % num_heads:
             raise ValueError(f"width must be a multiple of num_heads={num_heads}, got {width}")
-        if prior is not None and not callable(getattr(prior, "covariance", None)):
+        is_process = callable(getattr(prior, "covariance", None)) and not isinstance(prior, type)
+        if prior is not None and not is_process:
             raise TypeError(
                 f"prior must have a method covariance(num_steps) or be None, got {prior!r:.80}"
             )
@@ -233,6 +234,8 @@ class SupervisedNotMIWAE(PyroModule):
     ) -> None:
         """The guide; arguments as of :meth:`model`."""
         series = self._series(x, mask, times, lengths, static)
+        if y is not None:
+            check_labels(y, series, self.num_classes, online=self.online)
         with pyro.plate("series", len(series.x)):
             posterior = self._posterior(series).mask(series.valid[:, None, :])
             pyro.sample("z", posterior.to_event(2))
@@ -541,9 +544,9 @@ class SupervisedNotMIWAE(PyroModule):
         return torch.where(series.valid[..., None], filled, 0.0)
 
     def _missing_logits(self, filled: Tensor) -> Tensor:
-        """Logits of seeing each cell, between -1 and 1 as in the code of [1]."""
+        """Logits of seeing each cell."""
         assert self.missing_model is not None
-        logits: Tensor = self.missing_model(filled).tanh()
+        logits: Tensor = self.missing_model(filled)
         return logits
 
     def _log_prob_of_hiding(

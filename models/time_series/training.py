@@ -57,7 +57,7 @@ def train(
     num_steps = num_epochs * len(batches)
     trainer = Trainer(
         module,
-        partial(torch.optim.Adam, lr=learning_rate),
+        partial(torch.optim.Adam, lr=learning_rate, fused=True),
         scheduler=partial(CosineAnnealingLR, T_max=max(num_steps, 1)),
         max_norm=max_norm,
         seed=seed,

@@ -101,7 +101,7 @@ class PaddedMultivariateNormal(TorchDistribution):
         """Variances of all elements. **Shape:** ``(*batch, T)``."""
         return self._factor.square().sum(-1).expand(self.batch_shape + self.event_shape)
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws with a gradient in the factor. **Shape:** ``(*sample, *batch, T)``."""
         shape = self._extended_shape(torch.Size(sample_shape))
         noise = torch.normal(self._factor.new_zeros(shape), 1.0)
