@@ -115,7 +115,7 @@ for seed, (train, _) in data.items():
 #   ObsDropout, which hides 40 % of the observed values.
 
 # %%
-NUM_EPOCHS = page.length(30, smoke=1)
+NUM_EPOCHS = page.length(24, smoke=1)
 NUM_LATENTS = 2
 TRAINING = {
     "num_epochs": NUM_EPOCHS,
@@ -218,19 +218,28 @@ def mean(values: dict[int, float]) -> float:
     return sum(values.values()) / len(values)
 
 
-rows = {}
-for name, by_seed in probs.items():
-    labels = {seed: data[seed][1].labels for seed in SEEDS}
-    rows[name] = {
-        metric.__name__: mean({s: float(metric(found, labels[s])) for s, found in by_seed.items()})
-        for metric in (accuracy, nll, brier, ece)
-    }
-    if name in error:
-        rows[name]["rmse"] = mean(error[name])
-    if name in VARIANTS:
-        rows[name]["gamma"] = mean(weight[name])
-        rows[name]["ess"] = mean({s: float(fitted[name][s][1].ess.mean()) for s in SEEDS})
-page.table(rows, title="mean of seeds")
+METRICS = {"accuracy": accuracy, "nll": nll, "brier": brier, "ece": ece}
+page.table(
+    {
+        name: {
+            column: mean({s: metric(found, data[s][1].labels) for s, found in by_seed.items()})
+            for column, metric in METRICS.items()
+        }
+        for name, by_seed in probs.items()
+    },
+    title="classification of test series, mean of seeds",
+)
+page.table({name: {"rmse": mean(by_seed)} for name, by_seed in error.items()}, title="imputation")
+page.table(
+    {
+        name: {
+            "gamma": mean(weight[name]),
+            "ess of 10": mean({s: float(fitted[name][s][1].ess.mean()) for s in SEEDS}),
+        }
+        for name in VARIANTS
+    },
+    title="weights",
+)
 
 
 def ratio(first: dict[int, float], second: dict[int, float]) -> dict[int, float]:
