@@ -152,7 +152,7 @@ def load_graph(name: str) -> GraphData:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TimeSeriesData:
-    """Labelled time series of several channels, padded with zeros, with a fixed split.
+    """Labeled time series of several channels, padded with zeros, with a fixed split.
 
     :param str name: the name that :func:`load_time_series` knows them by.
     :param Tensor train_values: series to train on. **Shape:** ``(num_series, num_steps,
@@ -204,7 +204,7 @@ def time_series_names() -> tuple[str, ...]:
 
 
 def load_time_series(name: str) -> TimeSeriesData:
-    """Load labelled time series.
+    """Load labeled time series.
 
     * ``"japanese_vowels"``: two vowels, spoken by nine speakers, who are the classes; 12 channels
       and 7 to 29 steps.
