@@ -70,8 +70,9 @@ class SeriesTransformer(nn.Module):
         else:
             padding = torch.where(valid, 0.0, -torch.inf).to(hidden)
             padding = padding.expand(*outer, size).flatten(0, -2)
-        found: Tensor = self.layers(hidden.flatten(0, -3), mask, padding, is_causal=self.causal)
-        return found.unflatten(0, outer)
+        found = self.layers(hidden.flatten(0, -3), mask, padding, is_causal=self.causal)
+        features: Tensor = found.unflatten(0, outer)
+        return features
 
 
 class DecayImputer(PyroModule):

@@ -127,11 +127,11 @@ def check_labels(y: Any, series: Series, num_classes: int, *, online: bool) -> T
     """Check classes, of which those at padding may be anything."""
     num_series, num_steps = series.x.shape[:2]
     shape = f"({num_series}, {num_steps})" if online else f"({num_series},)"
-    y = as_tensor("y", y, shape, kind="integers").to(series.x.device, torch.int64)
-    y = torch.where(series.valid, y, 0) if online else y
-    if bool((y < 0).any()) or bool((y >= num_classes).any()):
+    labels = as_tensor("y", y, shape, kind="integers").to(series.x.device, torch.int64)
+    labels = torch.where(series.valid, labels, 0) if online else labels
+    if bool((labels < 0).any()) or bool((labels >= num_classes).any()):
         raise ValueError(
-            f"y must hold classes from 0 to {num_classes - 1}, got from {int(y.min())} to "
-            f"{int(y.max())}"
+            f"y must hold classes from 0 to {num_classes - 1}, got from {int(labels.min())} to "
+            f"{int(labels.max())}"
         )
-    return y
+    return labels

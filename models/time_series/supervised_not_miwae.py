@@ -504,7 +504,7 @@ class SupervisedNotMIWAE(PyroModule):
             like=self.to_classes.weight,
         )
 
-    def _prior(self, series: Series) -> PaddedMultivariateNormal:
+    def _prior(self, series: Series) -> Any:
         """Of each latent channel. **Shape:** batch ``(num_series, latent_size)``."""
         num_steps, like = series.x.shape[1], series.x
         if self.prior is None:

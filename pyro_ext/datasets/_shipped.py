@@ -225,7 +225,7 @@ def load_time_series(name: str) -> TimeSeriesData:
     """
     tensors, facts = _read(_TIME_SERIES, name)
     size = int(max(tensors["train_lengths"].max(), tensors["test_lengths"].max()))
-    parts: dict[str, Tensor] = {}
+    parts: dict[str, Any] = {}
     for part in ("train", "test"):
         steps, lengths = tensors[f"{part}_steps"], tensors[f"{part}_lengths"]
         values = steps.new_zeros(len(lengths), size, steps.shape[-1])

@@ -1,6 +1,6 @@
 """Gaussian processes over the steps of sequences that are padded to one length."""
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_ext._checks import as_tensor, check_integer, check_number
+from pyro_ext.distributions.bases import expanded
 
 _HALF_LOG_2PI = 0.9189385332046727
 
@@ -80,16 +81,10 @@ class PaddedMultivariateNormal(TorchDistribution):
         """The factor of the covariance. **Shape:** ``(*batch, T, T)``."""
         return self._factor.expand(*self.batch_shape, *self._factor.shape[-2:])
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
-        """The same distribution over another batch shape."""
-        new = self._get_checked_instance(PaddedMultivariateNormal, _instance)
-        batch_shape = torch.Size(batch_shape)
-        new._factor, new.lengths = self._factor, self.lengths.expand(batch_shape)
-        super(PaddedMultivariateNormal, new).__init__(
-            batch_shape, self.event_shape, validate_args=False
-        )
-        new._validate_args = self._validate_args
-        return new
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """Repeat the distribution over a larger batch shape."""
+        shape = torch.Size(batch_shape)
+        return expanded(self, _instance, shape, lengths=self.lengths.expand(shape))
 
     @property
     def mean(self) -> Tensor:
