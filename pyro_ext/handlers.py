@@ -6,7 +6,9 @@ from typing import Any, Self
 
 import torch
 from pyro.distributions import Delta
+from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -23,7 +25,14 @@ from pyro_ext._checks import (
 )
 from pyro_ext._consistency import consistency
 
-__all__ = ["consistency", "data_weights", "purify", "replace_observations", "subsample_instances"]
+__all__ = [
+    "consistency",
+    "data_weights",
+    "obs_dropout",
+    "purify",
+    "replace_observations",
+    "subsample_instances",
+]
 
 
 def replace_observations(
@@ -92,6 +101,52 @@ def data_weights(plate: str, weights: Tensor) -> "_DataWeights":
     """
     check_instance("plate", plate, str, "the name of a plate")
     return _DataWeights(plate, as_tensor("weights", weights, "(size,)"))
+
+
+def obs_dropout(
+    sites: Sequence[str], rate: float, generator: torch.Generator | None = None
+) -> "_ObsDropout":
+    """Hide entries that were observed from what comes after some masks of a model [1].
+
+    It is a handler, for use around a model or as a context, in training: ``obs_dropout(["seen"],
+    0.3)(model)``. Sites are masks that the model names, as ``seen = pyro.deterministic("seen",
+    mask, event_dim=2)`` does, with ``True`` or one where there is an observation. What comes after
+    sees each of these with probability ``1 - rate``; what has used the mask before knows them all.
+    Run the model as it is to predict.
+
+    What learns from series whose gaps are filled by a model then can't rely on observed entries
+    alone, and has to make use of the model's.
+    Each element of the plates that a site stands in has a mask of its own, and so has each particle
+    of an ELBO with ``vectorize_particles=True``.
+
+    :param Sequence sites: names of the sites.
+    :param float rate: probability with which an observed entry is hidden, from 0 to 1.
+    :param generator: which the masks are drawn from, by default PyTorch's global one.
+    :returns: the handler.
+    :raises ValueError: for a rate out of range; as the model runs, for a name that is no site of it
+        or a latent one, and for values that are no mask.
+
+    [1] S. Kim, H. Kim, E. Yun, H. Lee, J. Lee, J. Lee (2023), Probabilistic imputation for
+    time-series classification with missing data.
+
+    Example::
+
+        >>> def model(x, mask):
+        ...     with pyro.plate("data", len(x)):
+        ...         seen = pyro.deterministic("seen", mask, event_dim=1)
+        ...         return torch.where(seen, x, 0.0)
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> in_training = obs_dropout(["seen"], 0.5, generator)(model)
+        >>> in_training(torch.ones(2, 4), torch.tensor([[True] * 4, [False] * 4]))
+        tensor([[0., 1., 0., 0.],
+                [0., 0., 0., 0.]])
+    """
+    sites = check_sequence("sites", sites, "a list of names of sites", kind=str)
+    rate = check_number("rate", rate, least=0.0, most=1.0)
+    check_optional(
+        check_instance, "generator", generator, torch.Generator, "a torch.Generator or None"
+    )
+    return _ObsDropout(sites, rate, generator)
 
 
 def purify(
@@ -251,17 +306,11 @@ class _DataWeights(_SeesSubsamples):
         return weights.reshape((-1,) + (1,) * (-frame.dim - 1))
 
 
-class _Purify(Messenger):
-    """Gives observed sites and inputs the values that a purifier makes of theirs."""
+class _ChangesObserved(Messenger):
+    """Gives observed sites and inputs of some names other values."""
 
-    def __init__(
-        self,
-        purifier: Callable[[Tensor], Tensor],
-        sites: Sequence[str],
-        event_dim: int | None,
-    ) -> None:
+    def __init__(self, sites: Sequence[str]) -> None:
         super().__init__()
-        self.purifier, self.event_dim = purifier, event_dim
         self.sites = frozenset(sites)
         self._met: set[str] = set()
 
@@ -282,7 +331,59 @@ class _Purify(Messenger):
         if not msg["is_observed"]:
             raise ValueError(f"sites names {name!r}, which is a latent site of the model")
         self._met.add(name)
-        value = msg["value"]
+        msg["value"] = self._changed(msg)
+        if msg["infer"].get("_deterministic", False):
+            msg["fn"] = Delta(msg["value"], event_dim=len(msg["fn"].event_shape)).mask(False)
+
+    def _changed(self, msg: Any) -> Tensor:
+        """The other value."""
+        raise NotImplementedError
+
+
+class _ObsDropout(_ChangesObserved):
+    """Hides entries of masks at random."""
+
+    def __init__(
+        self, sites: Sequence[str], rate: float, generator: torch.Generator | None
+    ) -> None:
+        super().__init__(sites)
+        self.rate, self.generator = rate, generator
+
+    def _changed(self, msg: Any) -> Tensor:
+        mask: Tensor = msg["value"]
+        if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+            raise ValueError(
+                f"sites names {msg['name']!r}, which must be a mask, of True and False or of one "
+                f"and zero, got {shown(mask)}"
+            )
+        # Plates outside of the handler have not yet told the site of themselves.
+        sizes = {frame.dim: frame.size for frame in msg["cond_indep_stack"] if frame.vectorized}
+        for frame in _PYRO_STACK:
+            if isinstance(frame, IndepMessenger) and frame.dim is not None:
+                sizes[frame.dim] = frame.size
+        plates = [sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0)]
+        event = [1] * len(msg["fn"].event_shape)
+        mask = mask.expand(torch.broadcast_shapes(mask.shape, (*plates, *event)))
+        device = None if self.generator is None else self.generator.device
+        noise = torch.rand(mask.shape, generator=self.generator, device=device or mask.device)
+        # Noise is below one: the rate one hides all, and the rate zero nothing.
+        return mask * (noise.to(mask.device) >= self.rate)
+
+
+class _Purify(_ChangesObserved):
+    """Gives observed sites and inputs the values that a purifier makes of theirs."""
+
+    def __init__(
+        self,
+        purifier: Callable[[Tensor], Tensor],
+        sites: Sequence[str],
+        event_dim: int | None,
+    ) -> None:
+        super().__init__(sites)
+        self.purifier, self.event_dim = purifier, event_dim
+
+    def _changed(self, msg: Any) -> Tensor:
+        name, value = msg["name"], msg["value"]
         event_dim = len(msg["fn"].event_shape) if self.event_dim is None else self.event_dim
         if self.event_dim is None and event_dim == value.dim():
             raise ValueError(
@@ -300,9 +401,8 @@ class _Purify(Messenger):
             raise ValueError(
                 f"purifier must keep the shape of values {tuple(rows.shape)}, got {shown(purified)}"
             )
-        msg["value"] = purified.reshape(value.shape)
-        if msg["infer"].get("_deterministic", False):
-            msg["fn"] = Delta(msg["value"], event_dim=len(msg["fn"].event_shape)).mask(False)
+        changed: Tensor = purified.reshape(value.shape)
+        return changed
 
 
 class _SubsampleInstances(Messenger):

@@ -250,6 +250,7 @@ READER = {
         lambda prior: prior.sample(),
     ),
     "BernoulliExponentialGraph(rates)": ({"rates": torch.rand(4, 2)}, lambda graph: graph.sample()),
+    "SupervisedNotMIWAE(12, 9)": ({}, lambda model: model.impute(torch.randn(2, 4, 12))),
     "GraphEmbeddingVAE()": ({}, lambda vae: vae.sample([5, 7])),
     "add_lora(network, rank=8)": ({"network": torch.nn.Linear(9, 2)}, None),
     'HumanFeedbackInversion(pipeline, "odd", feedback)': (

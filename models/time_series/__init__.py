@@ -1,3 +1,18 @@
-"""Classification of time series with gaps, by imputations that a model of the gaps weighs."""
+"""Models of time series with gaps, at times that need not be regular."""
 
-__all__: list[str] = []
+from pyro_ext.distributions import CauchyGP
+from pyro_ext.models.time_series.baselines import GRUD, FilledClassifier, fill_gaps
+from pyro_ext.models.time_series.networks import DecayImputer
+from pyro_ext.models.time_series.series import pad_series
+from pyro_ext.models.time_series.supervised_not_miwae import SeriesPrediction, SupervisedNotMIWAE
+
+__all__ = [
+    "GRUD",
+    "CauchyGP",
+    "DecayImputer",
+    "FilledClassifier",
+    "SeriesPrediction",
+    "SupervisedNotMIWAE",
+    "fill_gaps",
+    "pad_series",
+]

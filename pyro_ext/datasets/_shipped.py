@@ -1,9 +1,10 @@
-"""Data that are small files of the package: counts of frequencies, and graphs."""
+"""Data that are small files of the package: counts of frequencies, graphs, and time series."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_ext._checks import check_choice
@@ -12,6 +13,7 @@ from pyro_ext.checkpoint.files import read_tensors
 
 _FREQUENCIES = Path(__file__).with_name("frequency_counts")
 _GRAPHS = Path(__file__).with_name("graph_edges")
+_TIME_SERIES = Path(__file__).with_name("time_series")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -146,6 +148,91 @@ def load_graph(name: str) -> GraphData:
     """
     tensors, facts = _read(_GRAPHS, name)
     return GraphData(name, facts.pop("num_nodes"), tensors["edges"].long(), **facts)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TimeSeriesData:
+    """Labeled time series of several channels, padded with zeros, with a fixed split.
+
+    :param str name: the name that :func:`load_time_series` knows them by.
+    :param Tensor train_values: series to train on. **Shape:** ``(num_series, num_steps,
+        num_channels)``.
+    :param Tensor train_lengths: number of steps of each that are no padding.
+        **Shape:** ``(num_series,)``.
+    :param Tensor train_labels: classes from 0. **Shape:** ``(num_series,)``.
+    :param Tensor test_values: series for tests, with as many steps.
+    :param Tensor test_lengths: their lengths.
+    :param Tensor test_labels: their classes.
+    :param str description: what channels and classes are.
+    :param str source: where they come from.
+    :param str license: the terms of the source.
+    """
+
+    name: str
+    train_values: Tensor
+    train_lengths: Tensor
+    train_labels: Tensor
+    test_values: Tensor
+    test_lengths: Tensor
+    test_labels: Tensor
+    description: str
+    source: str
+    license: str
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return int(self.train_labels.max()) + 1
+
+    def __repr__(self) -> str:
+        """Show the name and the sizes; never the numbers."""
+        return (
+            f"TimeSeriesData({self.name!r}, train {tuple(self.train_values.shape)}, test "
+            f"{tuple(self.test_values.shape)}, {self.num_classes} classes)"
+        )
+
+
+def time_series_names() -> tuple[str, ...]:
+    """Return the names that :func:`load_time_series` knows, sorted.
+
+    Example::
+
+        >>> time_series_names()
+        ('japanese_vowels',)
+    """
+    return _names(_TIME_SERIES)
+
+
+def load_time_series(name: str) -> TimeSeriesData:
+    """Load labeled time series.
+
+    * ``"japanese_vowels"``: two vowels, spoken by nine speakers, who are the classes; 12 channels
+      and 7 to 29 steps.
+
+    ``python -m tools.make_time_series`` made the file from the source. Numbers are those of the
+    source, in float32.
+
+    :param str name: one of :func:`time_series_names`.
+    :raises CheckpointError: where the file is missing, cut or changed.
+
+    Reference: M. Kudo, J. Toyama, M. Shimbo (1999), *Multidimensional curve classification using
+    passing-through regions*.
+
+    Example::
+
+        >>> load_time_series("japanese_vowels")
+        TimeSeriesData('japanese_vowels', train (270, 29, 12), test (370, 29, 12), 9 classes)
+    """
+    tensors, facts = _read(_TIME_SERIES, name)
+    size = int(max(tensors["train_lengths"].max(), tensors["test_lengths"].max()))
+    parts: dict[str, Any] = {}
+    for part in ("train", "test"):
+        steps, lengths = tensors[f"{part}_steps"], tensors[f"{part}_lengths"]
+        values = steps.new_zeros(len(lengths), size, steps.shape[-1])
+        values[torch.arange(size) < lengths[:, None]] = steps
+        parts |= {f"{part}_values": values, f"{part}_lengths": lengths}
+        parts[f"{part}_labels"] = tensors[f"{part}_labels"]
+    return TimeSeriesData(name, **parts, **facts)
 
 
 for _class in (FrequencyData, GraphData):

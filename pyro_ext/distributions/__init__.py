@@ -1,4 +1,4 @@
-"""Heavy-tailed positive numbers, weights in blocks, conjugate clusters, paths, random graphs.
+"""Heavy-tailed positive numbers, weights in blocks, conjugate clusters, paths, sequences, graphs.
 
 [1] J. Bertoin, T. Fujita, B. Roynette, M. Yor (2006),
 On a particular class of self-decomposable random variables: the durations of Bessel excursions
@@ -37,6 +37,7 @@ from pyro_ext.distributions.gaussian_clusters import (
 )
 from pyro_ext.distributions.generalized_bfry import BetaPrimeBFRY, GeneralizedBFRY, StableBetaBFRY
 from pyro_ext.distributions.graphs import BernoulliExponentialGraph, LogitGraph
+from pyro_ext.distributions.sequence_gp import CauchyGP, PaddedMultivariateNormal
 from pyro_ext.distributions.soft_equivariant import SoftEquivariantNormal
 from pyro_ext.distributions.stable import PositiveStable, TiltedStable
 
@@ -46,6 +47,7 @@ __all__ = [
     "BernoulliExponentialGraph",
     "BetaPrimeBFRY",
     "BlockDirichlet",
+    "CauchyGP",
     "ClusterBlock",
     "ConjugateCluster",
     "DiagonalGaussianCluster",
@@ -55,6 +57,7 @@ __all__ = [
     "KnownVarianceGaussianCluster",
     "LogitGraph",
     "MultinomialCluster",
+    "PaddedMultivariateNormal",
     "PartitionedBlock",
     "PoissonCluster",
     "PositiveStable",

@@ -1,7 +1,120 @@
-"""Valid calls, for :mod:`walk` to spoil."""
+"""Valid calls of models of time series, of what they are made of, and of their data."""
 
 from collections.abc import Callable
 
-from tests.bad_input.walk import Call
+import torch
 
-TABLES: dict[str, Callable[[], dict[str, Call]]] = {}
+from pyro_ext.distributions import CauchyGP as Prior
+from pyro_ext.models.time_series import (
+    GRUD,
+    DecayImputer,
+    FilledClassifier,
+    SupervisedNotMIWAE,
+)
+from tests.bad_input.walk import Call, call, of
+
+X = torch.randn(4, 5, 2)
+MASK = torch.rand(4, 5, 2) < 0.7
+MASK[0, 0, 0] = True
+TIMES = torch.arange(5.0).expand(4, 5) + 0.5
+LENGTHS, Y = torch.tensor([5, 3, 4, 5]), torch.tensor([0, 1, 0, 1])
+SERIES = dict(x=X, mask=MASK, times=TIMES, lengths=LENGTHS)
+FIT = dict(
+    num_epochs=1,
+    batch_size=4,
+    learning_rate=1e-3,
+    max_norm=5.0,
+    validation_fraction=0.25,
+    patience=2,
+    seed=0,
+    progress=False,
+)
+
+
+def time_series() -> dict[str, Call]:
+    model = SupervisedNotMIWAE(2, 3, latent_size=1, width=4, num_layers=1, num_static=1)
+    network, recurrent = FilledClassifier(2, 3, width=4, num_layers=1), GRUD(2, 3, width=4)
+    imputer = DecayImputer(2)
+    given = SERIES | {"static": torch.randn(4, 1)}
+    return {
+        "CauchyGP": call(length=7.0, scale=1.005, jitter=1e-3),
+        "CauchyGP.covariance": of(Prior(), num_steps=4),
+        "CauchyGP.prior": of(Prior(), lengths=LENGTHS, num_steps=5),
+        "DecayImputer": call(num_channels=2, bias=0.05),
+        "DecayImputer.gamma": of(imputer, elapsed=torch.rand(3, 2)),
+        "DecayImputer.forward": of(imputer, x=X, mask=MASK, generated=X, times=TIMES),
+        "FilledClassifier": call(
+            num_channels=2,
+            num_classes=3,
+            fill="mean",
+            see_mask=True,
+            width=4,
+            num_layers=1,
+            num_heads=2,
+        ),
+        "FilledClassifier.forward": of(network, **SERIES),
+        "FilledClassifier.predict": of(network, **SERIES),
+        "FilledClassifier.fit": of(network, y=Y, **SERIES, **FIT),
+        "GRUD": call(num_channels=2, num_classes=3, width=4),
+        "GRUD.forward": of(recurrent, **SERIES),
+        "SupervisedNotMIWAE": call(
+            num_channels=2,
+            num_classes=3,
+            latent_size=2,
+            width=4,
+            num_layers=1,
+            num_heads=2,
+            prior=Prior(),
+            missing_model=True,
+            decay=True,
+            dropout_rate=0.3,
+            weight_by_mask=False,
+            online=True,
+            num_static=1,
+            duration=2.0,
+        ),
+        "SupervisedNotMIWAE.model": of(model, y=Y, **given),
+        "SupervisedNotMIWAE.guide": of(model, y=Y, **given),
+        "SupervisedNotMIWAE.loss": of(
+            model, y=Y, **given, num_latents=2, num_draws=2, dropout_rate=0.2
+        ),
+        "SupervisedNotMIWAE.predict": of(
+            model,
+            **given,
+            num_latents=2,
+            num_draws=2,
+            average="geometric",
+            batch_size=2,
+            seed=0,
+        ),
+        "SupervisedNotMIWAE.impute": of(model, **given),
+        "SupervisedNotMIWAE.fit": of(model, y=Y, **given, num_latents=2, num_draws=1, **FIT),
+        "fill_gaps": call(x=X, mask=MASK, how="last"),
+        "pad_series": call(series=[torch.ones(2, 3), torch.ones(4, 3)], padding=1.0),
+    }
+
+
+def distributions() -> dict[str, Call]:
+    factor = torch.tensor([[1.0, 0.0], [0.5, 2.0]])
+    return {
+        "CauchyGP": call(length=7.0, scale=1.005, jitter=1e-3),
+        "PaddedMultivariateNormal": call(
+            scale_tril=factor, lengths=torch.tensor([2, 1]), validate_args=True
+        ),
+    }
+
+
+def handlers() -> dict[str, Call]:
+    return {"obs_dropout": call(sites=["seen"], rate=0.3, generator=torch.Generator())}
+
+
+def datasets() -> dict[str, Call]:
+    return {"load_time_series": call(name="japanese_vowels"), "time_series_names": call()}
+
+
+TABLES: dict[str, Callable[[], dict[str, Call]]] = {
+    "pyro_ext.models.time_series": time_series,
+    "pyro_ext.distributions (sequences)": distributions,
+    "pyro_ext.handlers (observation dropout)": handlers,
+    "pyro_ext.datasets (time series)": datasets,
+}

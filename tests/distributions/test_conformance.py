@@ -25,6 +25,7 @@ from pyro_ext.distributions import (
     KnownVarianceGaussianCluster,
     LogitGraph,
     MultinomialCluster,
+    PaddedMultivariateNormal,
     PoissonCluster,
     PositiveStable,
     RectifiedGamma,
@@ -78,6 +79,9 @@ def soft_matrix(strengths, base_scale):
     return SoftEquivariantNormal(
         TensorRep({1: 1}), TensorRep({0: 1, 1: 1}), GROUPS, strengths, base_scale
     )
+def scaled_steps(scale):
+    factor = torch.tensor([[1.3, 0.0], [-0.4, 0.7]], dtype=scale.dtype)
+    return PaddedMultivariateNormal(scale[..., None, None] * factor)
 
 
 def pair_of_counts(concentration):
@@ -167,6 +171,7 @@ MULTIVARIATE = [
     Row(two_blocks, {"concentration": (1.5, 0.4)}),
     Row(modes_of_paths, {"rate": (0.4, 1.3)}),
     Row(soft_matrix, {"strengths": (0.7, 0.4), "base_scale": 1.3}),
+    Row(scaled_steps, {"scale": 1.4}),
 ]
 
 

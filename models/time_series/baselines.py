@@ -1,0 +1,262 @@
+"""Classifiers of series with gaps that impute one value, or none: what others are compared with."""
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyro_ext._checks import as_tensor, check_boolean, check_choice, check_finite, check_integer
+from pyro_ext.models.time_series.networks import DecayImputer, SeriesTransformer, last_observed
+from pyro_ext.models.time_series.series import Series, as_series, check_labels
+from pyro_ext.models.time_series.training import train
+
+Fill = Literal["zero", "mean", "last"]
+
+
+def fill_gaps(x: Tensor, mask: Tensor, how: Fill = "mean") -> Tensor:
+    """Fill gaps of series with one value each.
+
+    :param Tensor x: what stands in gaps has no influence. **Shape:** ``(*batch, num_steps,
+        num_channels)``.
+    :param Tensor mask: bool, true where a value is observed. **Shape:** as ``x``.
+    :param str how: ``"zero"``; ``"mean"`` of what is observed of the channel in the series; or the
+        ``"last"`` observed value. Where there is none it is zero.
+    :returns: **Shape:** as ``x``.
+
+    Example::
+
+        >>> x = torch.tensor([[1.0], [0.0], [4.0], [0.0]])
+        >>> mask = torch.tensor([[True], [False], [True], [False]])
+        >>> fill_gaps(x, mask, "mean").flatten(), fill_gaps(x, mask, "last").flatten()
+        (tensor([1.0000, 2.5000, 4.0000, 2.5000]), tensor([1., 1., 4., 4.]))
+    """
+    check_choice("how", how, get_args(Fill))
+    x = as_tensor("x", x, "(*batch, num_steps, num_channels)")
+    mask = as_tensor("mask", mask, "(*batch, num_steps, num_channels)", kind="booleans")
+    if mask.shape != x.shape:
+        raise ValueError(
+            f"mask must have the shape of x, {tuple(x.shape)}, got {tuple(mask.shape)}"
+        )
+    x = torch.where(mask, x, 0.0)
+    check_finite("x", x)
+    if how == "zero":
+        return x
+    if how == "last":
+        return last_observed(x, mask, torch.zeros_like(x[..., 0]))[0]
+    mean = x.sum(-2, keepdim=True) / mask.sum(-2, keepdim=True).clamp(min=1)
+    return torch.where(mask, x, mean)
+
+
+class _Classifier(nn.Module):
+    """What classifiers of series have in common; a subclass gives logits of checked series."""
+
+    def __init__(self, num_channels: int, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.num_channels = check_integer("num_channels", num_channels, 1)
+        self.num_classes = check_integer("num_classes", num_classes, 2)
+        self.to_classes = nn.Linear(check_integer("width", width, 2), num_classes)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        times: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of the classes.
+
+        :param Tensor x: **Shape:** ``(num_series, num_steps, num_channels)``.
+        :param Tensor mask: bool, true where a value is observed; by default all are.
+            **Shape:** as ``x``.
+        :param Tensor times: of the steps, ``>= 0`` and rising; by default they count from zero.
+            **Shape:** ``(num_series, num_steps)``.
+        :param Tensor lengths: number of steps of each series that are no padding; by default all.
+            **Shape:** ``(num_series,)``.
+        :returns: **Shape:** ``(num_series, num_classes)``.
+        """
+        return self._logits(self._series(x, mask, times, lengths))
+
+    @torch.no_grad()
+    def predict(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        times: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Probabilities of the classes; arguments as of :meth:`forward`."""
+        probs: Tensor = self(x, mask, times, lengths).softmax(-1)
+        return probs
+
+    def fit(
+        self,
+        x: Tensor,
+        y: Tensor,
+        mask: Tensor | None = None,
+        times: Tensor | None = None,
+        lengths: Tensor | None = None,
+        *,
+        num_epochs: int = 60,
+        batch_size: int = 32,
+        learning_rate: float = 2e-3,
+        max_norm: float | None = 5.0,
+        validation_fraction: float = 0.1,
+        patience: int = 20,
+        seed: int | None = None,
+        progress: bool = True,
+    ) -> list[float]:
+        """Train by cross entropy, as :meth:`SupervisedNotMIWAE.fit` does by its bound.
+
+        :param Tensor x: as of :meth:`forward`, as are the next arguments.
+        :param Tensor y: classes. **Shape:** ``(num_series,)``.
+        :param Tensor mask: where values are observed.
+        :param Tensor times: of the steps.
+        :param Tensor lengths: of the series.
+        :param int num_epochs: passes through the series, at most.
+        :param int batch_size: series of a step.
+        :param float learning_rate: of the first step.
+        :param float max_norm: to which the norm of the gradient is clipped.
+        :param float validation_fraction: of the series, which are held out to stop by.
+        :param int patience: epochs without a better one, after which the training stops.
+        :param int seed: of minibatches and series held out.
+        :param bool progress: whether to show a progress bar.
+        :returns: the loss of every step.
+        :raises TrainingDiverged: where loss or gradient are not finite.
+        """
+        series = self._series(x, mask, times, lengths)
+        y = check_labels(y, series, self.num_classes, online=False)
+
+        def loss(part: Series, labels: Tensor) -> Tensor:
+            return functional.cross_entropy(self._logits(part), labels)
+
+        return train(
+            self,
+            loss,
+            loss,
+            series,
+            y,
+            num_epochs=num_epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            max_norm=max_norm,
+            validation_fraction=validation_fraction,
+            patience=patience,
+            seed=seed,
+            progress=progress,
+        )
+
+    def _logits(self, series: Series) -> Tensor:
+        """Logits of checked series."""
+        raise NotImplementedError
+
+    def _series(self, x: Any, mask: Any, times: Any, lengths: Any) -> Series:
+        return as_series(
+            x,
+            mask,
+            times,
+            lengths,
+            None,
+            num_channels=self.num_channels,
+            num_static=0,
+            duration=None,
+            like=self.to_classes.weight,
+        )
+
+
+class FilledClassifier(_Classifier):
+    """The classifier of :class:`SupervisedNotMIWAE` on gaps that are filled with one value.
+
+    :param int num_channels: number of channels.
+    :param int num_classes: number of classes.
+    :param str fill: as of :func:`fill_gaps`.
+    :param bool see_mask: whether the mask is an input, too, as of a plain transformer of series
+        with gaps.
+    :param int width: of the network, a multiple of ``num_heads``.
+    :param int num_layers: of the transformer.
+    :param int num_heads: of its attention.
+    :raises ValueError: for arguments out of range.
+
+    Example::
+
+        >>> network = FilledClassifier(3, 2, "mean", width=8)
+        >>> network(torch.randn(4, 5, 3), torch.rand(4, 5, 3) < 0.5).shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        num_classes: int,
+        fill: Fill = "zero",
+        *,
+        see_mask: bool = False,
+        width: int = 32,
+        num_layers: int = 2,
+        num_heads: int = 2,
+    ) -> None:
+        super().__init__(num_channels, num_classes, width)
+        check_choice("fill", fill, get_args(Fill))
+        self.fill, self.see_mask = fill, check_boolean("see_mask", see_mask)
+        check_integer("num_layers", num_layers, 1)
+        if width % check_integer("num_heads", num_heads, 1):
+            raise ValueError(f"width must be a multiple of num_heads={num_heads}, got {width}")
+        self.network = SeriesTransformer(
+            num_channels * (2 if see_mask else 1), width, num_layers, num_heads, 3, causal=False
+        )
+
+    def _logits(self, series: Series) -> Tensor:
+        inputs = torch.where(
+            series.valid[..., None], fill_gaps(series.x, series.mask, self.fill), 0.0
+        )
+        if self.see_mask:
+            inputs = torch.cat([inputs, series.mask.to(inputs)], -1)
+        hidden = self.network(inputs, series.times, series.valid)
+        total = torch.where(series.valid[..., None], hidden, 0.0).sum(-2)
+        logits: Tensor = self.to_classes(total / series.lengths[:, None])
+        return logits
+
+
+class GRUD(_Classifier):
+    r"""A recurrent network whose inputs and states decay in gaps, GRU-D [1].
+
+    With :math:`\delta` the time since the last observed value of each channel, inputs are these
+    values as they fade into the mean, zero, by :math:`\gamma_x = \exp(-\max(0, w \delta + b))`, and
+    the mask; the state of the step before is multiplied by :math:`\gamma_h = \exp(-\max(0,
+    W \delta + b))`.
+
+    :param int num_channels: number of channels.
+    :param int num_classes: number of classes.
+    :param int width: of the state.
+    :raises ValueError: for arguments out of range.
+
+    [1] Z. Che, S. Purushotham, K. Cho, D. Sontag, Y. Liu (2018),
+    Recurrent neural networks for multivariate time series with missing values.
+
+    Example::
+
+        >>> network = GRUD(3, 2, width=8)
+        >>> network(torch.randn(4, 5, 3), torch.rand(4, 5, 3) < 0.5).shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(self, num_channels: int, num_classes: int, *, width: int = 32) -> None:
+        super().__init__(num_channels, num_classes, width)
+        self.cell = nn.GRUCell(2 * num_channels, width)
+        self.state_decay = nn.Linear(num_channels, width)
+        self.imputer = DecayImputer(num_channels)
+
+    def _logits(self, series: Series) -> Tensor:
+        filled = self.imputer(series.x, series.mask, torch.zeros_like(series.x), series.times)
+        inputs = torch.cat([filled, series.mask.to(filled)], -1)
+        # Since the last value before the step, or since the beginning.
+        before = functional.pad(series.mask[:, :-1], (0, 0, 1, 0))
+        stamps = functional.pad(series.times[:, :-1], (1, 0))[..., None].expand(before.shape)
+        elapsed = series.times[..., None] - last_observed(stamps, before, series.times)[0]
+        state_decay = (-self.state_decay(elapsed).relu()).exp()
+        state = inputs.new_zeros(len(inputs), self.to_classes.in_features)
+        for step in range(inputs.shape[1]):
+            after = self.cell(inputs[:, step], state_decay[:, step] * state)
+            state = torch.where(series.valid[:, step, None], after, state)
+        logits: Tensor = self.to_classes(state)
+        return logits

@@ -1,0 +1,137 @@
+"""Time series with gaps, padded to one length, at times that need not be regular."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_ext._checks import as_tensor, check_finite, check_sequence
+
+
+class Series(NamedTuple):
+    """Checked series: zero where nothing is observed, times scaled, masks false at padding."""
+
+    x: Tensor  # (num_series, num_steps, num_channels)
+    mask: Tensor  # bool, as x: true where observed
+    times: Tensor  # (num_series, num_steps), in [0, 1] unless there is a duration
+    lengths: Tensor  # (num_series,)
+    static: Tensor  # (num_series, num_static)
+
+    @property
+    def valid(self) -> Tensor:
+        """Steps that are no padding. **Shape:** ``(num_series, num_steps)``."""
+        return torch.arange(self.x.shape[1], device=self.x.device) < self.lengths[:, None]
+
+    def rows(self, index: Any) -> "Series":
+        """Some of the series."""
+        return Series(*(tensor[index] for tensor in self))
+
+    def trimmed(self) -> "Series":
+        """The same without steps that are padding in all of them."""
+        size = int(self.lengths.max())
+        x, mask, times = (tensor[:, :size] for tensor in self[:3])
+        return Series(x, mask, times, self.lengths, self.static)
+
+
+def pad_series(series: Sequence[Tensor], padding: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Pad series of different lengths to the longest one.
+
+    :param Sequence series: tensors with the steps first. **Shape:** ``(num_steps, *event)`` each.
+    :param float padding: what stands after the end of a series; any number will do, since lengths
+        say where that is.
+    :returns: the padded series, **Shape:** ``(num_series, num_steps, *event)``, and their lengths,
+        **Shape:** ``(num_series,)``.
+
+    Example::
+
+        >>> x, lengths = pad_series([torch.ones(3, 2), torch.ones(5, 2)])
+        >>> x.shape, lengths
+        (torch.Size([2, 5, 2]), tensor([3, 5]))
+    """
+    given = check_sequence("series", series, "a list of series")
+    tensors = [as_tensor(f"series[{i}]", one, "(num_steps, ...)") for i, one in enumerate(given)]
+    shapes = {tuple(one.shape[1:]) for one in tensors}
+    if len(shapes) > 1:
+        raise ValueError(f"series must have the same channels each, got shapes {sorted(shapes)}")
+    padding = float(as_tensor("padding", padding, "()"))
+    padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=padding)
+    return padded, torch.tensor([len(one) for one in tensors])
+
+
+def as_series(
+    x: Any,
+    mask: Any,
+    times: Any,
+    lengths: Any,
+    static: Any,
+    *,
+    num_channels: int,
+    num_static: int,
+    duration: float | None,
+    like: Tensor,
+) -> Series:
+    """Check series and what belongs to them."""
+    shape = f"(num_series, num_steps, {num_channels})"
+    if isinstance(x, list | tuple) and len({len(one) for one in x if hasattr(one, "__len__")}) > 1:
+        raise ValueError(
+            f"x must have the shape {shape}, got series of different lengths: pad them by "
+            "pad_series, and say how long they are by lengths"
+        )
+    x = as_tensor("x", x, shape, like=like).to(like)
+    num_series, num_steps = x.shape[:2]
+    if lengths is None:
+        lengths = torch.full((num_series,), num_steps)
+    lengths = as_tensor("lengths", lengths, f"({num_series},)", kind="integers")
+    lengths = lengths.to(x.device, torch.int64)
+    if bool((lengths < 1).any()) or bool((lengths > num_steps).any()):
+        raise ValueError(
+            f"lengths must be from 1 to {num_steps}, the number of steps of x, got from "
+            f"{int(lengths.min())} to {int(lengths.max())}"
+        )
+    valid = torch.arange(num_steps, device=x.device) < lengths[:, None]
+    if mask is None:
+        if bool(x[valid].isnan().any()):
+            raise ValueError("x has NaN: pass mask, which is true where x is observed, got None")
+        mask = torch.ones_like(x, dtype=torch.bool)
+    mask = as_tensor("mask", mask, f"({num_series}, {num_steps}, {num_channels})", kind="booleans")
+    mask = mask.to(x.device) & valid[..., None]
+    x = torch.where(mask, x, 0.0)
+    check_finite("x", x)
+    if times is None:
+        times = torch.arange(num_steps).expand(num_series, -1)
+    times = as_tensor("times", times, f"({num_series}, {num_steps})").to(x)
+    times = torch.where(valid, times, 0.0)
+    check_finite("times", times)
+    is_late = (times[:, 1:] <= times[:, :-1]) & valid[:, 1:]
+    if bool(is_late.any()) or bool((times < 0).any()):
+        row = int((is_late.any(1) | (times < 0).any(1)).nonzero()[0])
+        raise ValueError(
+            "times must be >= 0 and rise from step to step, got "
+            f"{[round(number, 6) for number in times[row, : lengths[row]].tolist()]!s:.80} in row "
+            f"{row}"
+        )
+    last = times.gather(1, lengths[:, None] - 1)
+    scaled = times / torch.where(last > 0, last, 1.0) if duration is None else times / duration
+    if static is None:
+        if num_static:
+            raise ValueError(f"static must have the shape (num_series, {num_static}), got None")
+        static = x.new_zeros(num_series, 0)
+    static = as_tensor(
+        "static", static, f"({num_series}, {num_static})", allow_empty=True, finite=True
+    )
+    return Series(x, mask, scaled, lengths, static.to(x))
+
+
+def check_labels(y: Any, series: Series, num_classes: int, *, online: bool) -> Tensor:
+    """Check classes, of which those at padding may be anything."""
+    num_series, num_steps = series.x.shape[:2]
+    shape = f"({num_series}, {num_steps})" if online else f"({num_series},)"
+    labels = as_tensor("y", y, shape, kind="integers").to(series.x.device, torch.int64)
+    labels = torch.where(series.valid, labels, 0) if online else labels
+    if bool((labels < 0).any()) or bool((labels >= num_classes).any()):
+        raise ValueError(
+            f"y must hold classes from 0 to {num_classes - 1}, got from {int(labels.min())} to "
+            f"{int(labels.max())}"
+        )
+    return labels

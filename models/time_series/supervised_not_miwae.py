@@ -1,0 +1,580 @@
+"""Classification of series whose values are missing not at random, through what is imputed."""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.nn import PyroModule, pyro_method
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pyro_ext._checks import (
+    as_tensor,
+    check_boolean,
+    check_choice,
+    check_integer,
+    check_number,
+    check_optional,
+)
+from pyro_ext.distributions import CauchyGP, PaddedMultivariateNormal
+from pyro_ext.handlers import obs_dropout
+from pyro_ext.models.time_series.networks import DecayImputer, SeriesTransformer
+from pyro_ext.models.time_series.series import Series, as_series, check_labels
+from pyro_ext.models.time_series.training import train
+from pyro_ext.nn import MLP
+from pyro_ext.random import seeded
+
+Average = Literal["arithmetic", "geometric"]
+
+_LEAST_POSTERIOR_SCALE = 1e-4
+_LEAST_SCALE = 1e-3
+_START_OF_SCALE = -2.5  # before the softplus
+
+
+class SeriesPrediction(NamedTuple):
+    """What :meth:`SupervisedNotMIWAE.predict` says of series."""
+
+    probs: Tensor
+    """Of the classes. **Shape:** ``(num_series, num_classes)``, online ``(num_series, num_steps,
+    num_classes)``."""
+    loc: Tensor
+    """Means of all cells, observed or not. **Shape:** ``(num_series, num_steps, num_channels)``."""
+    scale: Tensor
+    """Standard deviations of all cells, of the values themselves. **Shape:** as the means."""
+    weights: Tensor
+    """Of the latent draws, which sum to one. **Shape:** ``(num_latents, num_series)``, online
+    ``(num_latents, num_series, num_steps)``."""
+    ess: Tensor
+    """Effective number of latent draws. **Shape:** as the weights without the first dimension."""
+
+
+class SupervisedNotMIWAE(PyroModule):
+    r"""A classifier of time series with gaps, which averages over what may stand in them [1].
+
+    Latent series :math:`z` have a Gaussian process over steps as their prior, and networks map them
+    to values of all channels. Gaps are filled with draws of these, into which the last observed
+    value fades, and a classifier sees the result :math:`x'`, as does a model of which values are
+    missing, so that they may be missing because of what they are:
+
+    .. math:: z \sim \mathcal{GP}, \quad x \mid z \sim \mathcal{N}(\mu(z), \sigma(z)^2), \quad
+              s' \mid x' \sim \text{Bernoulli}(\pi(x')), \quad y \mid x' \sim p(y \mid x').
+
+    All of it is trained by one bound of :math:`K` latent draws from the guide :math:`q`,
+
+    .. math:: \log \frac1K \sum_k p(y \mid x'_k)\, p(s'_k \mid x'_k)\,
+              \frac{p(x_o \mid z_k)\, p(z_k)}{q(z_k \mid x_o)},
+
+    where :math:`x_o` are the observed values. In training some of them are hidden from the
+    classifier, :func:`~pyro_ext.handlers.obs_dropout` at the site ``"seen"``, or it would learn to
+    do without the generated ones; :math:`s'` is the mask of what is left.
+
+    Missing values cost nothing: anything may stand in the cells where the mask is false. Series
+    should be standardized by their observed values.
+
+    :param int num_channels: number of channels.
+    :param int num_classes: number of classes.
+    :param int latent_size: channels of the latent series.
+    :param int width: of the networks, a multiple of ``num_heads``.
+    :param int num_layers: of each of the three transformers.
+    :param int num_heads: of their attention.
+    :param prior: :class:`~pyro_ext.distributions.CauchyGP`, or whatever has a method ``covariance``
+        of the number of steps; ``None`` for independent standard normal variables.
+    :param bool missing_model: whether there is a model of the mask; without it this is the
+        supMIWAE of [1].
+    :param bool decay: whether the last value fades into the generated ones; otherwise they stand
+        alone in the gaps.
+    :param float dropout_rate: with which observed values are hidden in training.
+    :param bool weight_by_mask: whether the probability of the hidden entries counts in the weights,
+        as in the code of [1]. They are drawn from it, so that a weight should leave it out.
+    :param bool online: whether each step has a label, predicted from what came before. All is
+        causal then, and there is a bound for each step, of which the loss is the mean.
+    :param int num_static: number of features of a series that do not change.
+    :param float duration: unit of time, by which times are divided. By default that is the last
+        time of each series, as in [1]; online that is not known before its end, and a number has to
+        be given.
+    :raises ValueError: for arguments out of range.
+
+    [1] S. Kim, H. Kim, E. Yun, H. Lee, J. Lee, J. Lee (2023), Probabilistic imputation for
+    time-series classification with missing data.
+
+    Example::
+
+        >>> x = torch.randn(6, 5, 3)
+        >>> mask = torch.rand(6, 5, 3) < 0.7
+        >>> y = torch.tensor([0, 1] * 3)
+        >>> model = SupervisedNotMIWAE(3, 2, latent_size=2, width=4, num_layers=1)
+        >>> losses = model.fit(x, y, mask, num_epochs=1, seed=0, progress=False)
+        >>> found = model.predict(x, mask, seed=0)
+        >>> found.probs.shape, found.loc.shape, found.weights.shape, found.ess.shape
+        (torch.Size([6, 2]), torch.Size([6, 5, 3]), torch.Size([20, 6]), torch.Size([6]))
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        num_classes: int,
+        *,
+        latent_size: int = 8,
+        width: int = 32,
+        num_layers: int = 2,
+        num_heads: int = 2,
+        prior: Any = CauchyGP(),  # noqa: B008
+        missing_model: bool = True,
+        decay: bool = True,
+        dropout_rate: float = 0.3,
+        weight_by_mask: bool = False,
+        online: bool = False,
+        num_static: int = 0,
+        duration: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_channels = check_integer("num_channels", num_channels, 1)
+        self.num_classes = check_integer("num_classes", num_classes, 2)
+        self.latent_size = check_integer("latent_size", latent_size, 1)
+        check_integer("num_layers", num_layers, 1)
+        check_integer("num_heads", num_heads, 1)
+        if check_integer("width", width, 2) % num_heads:
+            raise ValueError(f"width must be a multiple of num_heads={num_heads}, got {width}")
+        is_process = callable(getattr(prior, "covariance", None)) and not isinstance(prior, type)
+        if prior is not None and not is_process:
+            raise TypeError(
+                f"prior must have a method covariance(num_steps) or be None, got {prior!r:.80}"
+            )
+        self.dropout_rate = check_number("dropout_rate", dropout_rate, least=0, most=1)
+        self.weight_by_mask = check_boolean("weight_by_mask", weight_by_mask)
+        self.online = check_boolean("online", online)
+        self.num_static = check_integer("num_static", num_static, 0)
+        self.duration = check_optional(check_number, "duration", duration, above=0)
+        if online and duration is None:
+            raise ValueError(
+                "duration must be a number with online=True, where the last time of a series is "
+                "not known before its end, got None"
+            )
+        self.prior = prior
+        sizes = (width, num_layers, num_heads)
+        self.encoder = SeriesTransformer(2 * num_channels, *sizes, 8, causal=True)
+        self.to_latent = nn.Linear(width, 2 * latent_size)
+        with torch.no_grad():  # draws that are rough are far from the prior
+            self.to_latent.bias[latent_size:] = _START_OF_SCALE
+        self.decoder = SeriesTransformer(latent_size, *sizes, 3, causal=True)
+        self.to_values = nn.Linear(width, 2 * num_channels)
+        self.imputer = DecayImputer(num_channels) if check_boolean("decay", decay) else None
+        self.missing_model: nn.Module | None = None
+        if check_boolean("missing_model", missing_model):
+            self.missing_model = MLP(num_channels, [width], num_channels, nn.Tanh)
+        self.classifier = SeriesTransformer(num_channels, *sizes, 3, causal=online)
+        self.to_classes = nn.Linear(width, num_classes)
+        self.of_static = MLP(num_static, [width], width, nn.Tanh) if num_static else None
+
+    # The Pyro program ----------------------------------------------------------------------------
+
+    @pyro_method
+    def model(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        times: Tensor | None = None,
+        lengths: Tensor | None = None,
+        static: Tensor | None = None,
+        y: Tensor | None = None,
+    ) -> Tensor:
+        """The model, in the plate ``"series"``.
+
+        Its sites are ``"z"``, ``"x"``, ``"noise"`` of the values in the gaps, ``"mask"`` and
+        ``"y"``; ``"seen"`` and ``"filled"`` are deterministic. With :meth:`guide`, Pyro's
+        :class:`~pyro.infer.RenyiELBO` of order zero is the bound of :meth:`loss`, unless
+        ``online``; hide observed values by ``obs_dropout(["seen"], rate)(module.model)``.
+
+        :param Tensor x: **Shape:** ``(num_series, num_steps, num_channels)``.
+        :param Tensor mask: bool, true where a value is observed; by default all are.
+            **Shape:** as ``x``.
+        :param Tensor times: of the steps, ``>= 0`` and rising, in any unit; by default they count
+            from zero. **Shape:** ``(num_series, num_steps)``.
+        :param Tensor lengths: number of steps of each series that are no padding; by default all.
+            **Shape:** ``(num_series,)``.
+        :param Tensor static: **Shape:** ``(num_series, num_static)``.
+        :param Tensor y: classes, or ``None`` to draw them. **Shape:** ``(num_series,)``, online
+            ``(num_series, num_steps)``.
+        :returns: the classes.
+        """
+        series = self._series(x, mask, times, lengths, static)
+        if y is not None:
+            y = check_labels(y, series, self.num_classes, online=self.online)
+        with pyro.plate("series", len(series.x)):
+            z = pyro.sample("z", self._prior(series).to_event(1))
+            loc, scale = self._decode(z, series)
+            values = dist.Normal(loc, scale).mask(series.mask).to_event(2)
+            pyro.sample("x", values, obs=series.x)
+            noise = pyro.sample("noise", self._noise(series))
+            seen = pyro.deterministic("seen", series.mask, event_dim=2)
+            filled = pyro.deterministic("filled", self._fill(series, seen, loc + scale * noise), 2)
+            if self.missing_model is not None:
+                is_seen = dist.Bernoulli(logits=self._missing_logits(filled))
+                is_seen = is_seen.mask(series.valid[..., None]).to_event(2)
+                pyro.sample("mask", is_seen, obs=seen.to(filled.dtype))
+            if self.weight_by_mask:
+                pyro.factor("seen_weight", self._log_prob_of_hiding(series, seen).sum(-1))
+            classes = dist.Categorical(logits=self._classify(series, filled))
+            if self.online:
+                classes = classes.mask(series.valid).to_event(1)
+            found: Tensor = pyro.sample("y", classes, obs=y)
+        return found
+
+    @pyro_method
+    def guide(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        times: Tensor | None = None,
+        lengths: Tensor | None = None,
+        static: Tensor | None = None,
+        y: Tensor | None = None,
+    ) -> None:
+        """The guide; arguments as of :meth:`model`."""
+        series = self._series(x, mask, times, lengths, static)
+        if y is not None:
+            check_labels(y, series, self.num_classes, online=self.online)
+        with pyro.plate("series", len(series.x)):
+            posterior = self._posterior(series).mask(series.valid[:, None, :])
+            pyro.sample("z", posterior.to_event(2))
+            pyro.sample("noise", self._noise(series))
+
+    # The bound -----------------------------------------------------------------------------------
+
+    def loss(
+        self,
+        x: Tensor,
+        y: Tensor,
+        mask: Tensor | None = None,
+        times: Tensor | None = None,
+        lengths: Tensor | None = None,
+        static: Tensor | None = None,
+        *,
+        num_latents: int = 5,
+        num_draws: int = 1,
+        dropout_rate: float | None = None,
+    ) -> Tensor:
+        """The negative bound in nats, a mean over series, with draws from PyTorch's generator.
+
+        :param Tensor x: as of :meth:`model`, as are the next arguments.
+        :param Tensor y: classes.
+        :param Tensor mask: where values are observed.
+        :param Tensor times: of the steps.
+        :param Tensor lengths: of the series.
+        :param Tensor static: features of series.
+        :param int num_latents: number of latent draws.
+        :param int num_draws: number of draws of the gaps for each of them, over which bounds are
+            averaged.
+        :param float dropout_rate: in place of that of the model.
+        """
+        check_integer("num_latents", num_latents, 1)
+        check_integer("num_draws", num_draws, 1)
+        rate = check_optional(check_number, "dropout_rate", dropout_rate, least=0, most=1)
+        series = self._series(x, mask, times, lengths, static)
+        y = check_labels(y, series, self.num_classes, online=self.online)
+        return self._loss(series, y, num_latents, num_draws, rate)
+
+    def _loss(
+        self, series: Series, y: Tensor, num_latents: int, num_draws: int, rate: float | None = None
+    ) -> Tensor:
+        """The loss of checked series."""
+        rate = self.dropout_rate if rate is None else rate
+        log_ratio, loc, scale = self._draw_latents(series, num_latents)
+        seen, logits, log_missing = self._draw_gaps(series, loc, scale, num_draws, rate)
+        terms = log_ratio + log_missing  # of each step
+        if self.weight_by_mask:
+            terms = terms + self._log_prob_of_hiding(series, seen, rate)
+        log_label = logits.log_softmax(-1)
+        label = y.expand(log_label.shape[:-1])[..., None]
+        log_label = log_label.gather(-1, label)[..., 0]
+        if not self.online:
+            return -_log_mean_exp(terms.sum(-1) + log_label).mean()
+        terms = terms + torch.where(series.valid, log_label, 0.0)
+        bounds = _log_mean_exp(terms.cumsum(-1)).mean(0)
+        each = torch.where(series.valid, bounds, 0.0).sum(-1) / series.lengths
+        return -each.mean()
+
+    def _draw_latents(self, series: Series, num_latents: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Log weights by step, without labels, and what the draws say of the values."""
+        posterior = self._posterior(series)
+        z = posterior.rsample((num_latents,))
+        loc, scale = self._decode(z, series)
+        log_guide = torch.where(series.valid[:, None], posterior.log_prob(z), 0.0).sum(-2)
+        log_prior = self._prior(series).log_prob_by_step(z).sum(-2)
+        log_values = dist.Normal(loc, scale).log_prob(series.x)
+        log_values = torch.where(series.mask, log_values, 0.0).sum(-1)
+        return log_values + log_prior - log_guide, loc, scale
+
+    def _draw_gaps(
+        self, series: Series, loc: Tensor, scale: Tensor, num_draws: int, rate: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What is seen, logits of the classes and the log probability of what is missing."""
+        generated = dist.Normal(loc, scale).rsample((num_draws,))
+        seen = series.mask.expand(generated.shape)
+        if rate:
+            with poutine.block(), obs_dropout(["seen"], rate):
+                seen = pyro.deterministic("seen", seen, event_dim=2)
+        filled = self._fill(series, seen, generated)
+        log_missing = loc.new_zeros(())
+        if self.missing_model is not None:
+            logits = self._missing_logits(filled)
+            error = functional.binary_cross_entropy_with_logits(
+                logits, seen.to(logits), reduction="none"
+            )
+            log_missing = -torch.where(series.valid[..., None], error, 0.0).sum(-1)
+        return seen, self._classify(series, filled), log_missing
+
+    # Predictions ---------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        times: Tensor | None = None,
+        lengths: Tensor | None = None,
+        static: Tensor | None = None,
+        *,
+        num_latents: int = 20,
+        num_draws: int = 5,
+        average: Average = "arithmetic",
+        batch_size: int = 64,
+        seed: int | None = None,
+    ) -> SeriesPrediction:
+        r"""Predict classes and values, with nothing hidden.
+
+        Latent draws have the weights :math:`p(x_o \mid z) p(z) / q(z \mid x_o)`, which know neither
+        labels nor the model of the mask; online, at each step, those of what came before.
+
+        :param Tensor x: as of :meth:`model`, as are the next arguments.
+        :param Tensor mask: where values are observed.
+        :param Tensor times: of the steps.
+        :param Tensor lengths: of the series.
+        :param Tensor static: features of series.
+        :param int num_latents: number of latent draws.
+        :param int num_draws: number of draws of the gaps for each of them.
+        :param str average: of probabilities over draws of the gaps, ``"arithmetic"``, or
+            ``"geometric"`` as in the code of [1].
+        :param int batch_size: series at a time.
+        :param int seed: of the draws; by default they come from PyTorch's generator.
+        """
+        check_integer("num_latents", num_latents, 1)
+        check_integer("num_draws", num_draws, 1)
+        check_choice("average", average, get_args(Average))
+        check_integer("batch_size", batch_size, 1)
+        series = self._series(x, mask, times, lengths, static)
+        with seeded(seed):
+            parts = [
+                self._predict(series.rows(index), num_latents, num_draws, average)
+                for index in torch.arange(len(series.x)).split(batch_size)
+            ]
+        probs, loc, scale = (torch.cat([part[i] for part in parts]) for i in range(3))
+        weights, ess = torch.cat([p.weights for p in parts], 1), torch.cat([p.ess for p in parts])
+        return SeriesPrediction(probs, loc, scale, weights, ess)
+
+    def impute(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        times: Tensor | None = None,
+        lengths: Tensor | None = None,
+        static: Tensor | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Fill gaps with the means of :meth:`predict`, which has the arguments.
+
+        :param Tensor x: as of :meth:`model`, as are the next arguments.
+        :param Tensor mask: where values are observed.
+        :param Tensor times: of the steps.
+        :param Tensor lengths: of the series.
+        :param Tensor static: features of series.
+        :param options: further arguments of :meth:`predict`.
+        :returns: observed values as they are, zero at padding. **Shape:** as ``x``.
+        """
+        loc = self.predict(x, mask, times, lengths, static, **options).loc
+        series = self._series(x, mask, times, lengths, static)
+        filled = torch.where(series.mask, series.x, loc)
+        return torch.where(series.valid[..., None], filled, 0.0)
+
+    def _predict(
+        self, series: Series, num_latents: int, num_draws: int, average: Average
+    ) -> SeriesPrediction:
+        """Predictions for checked series."""
+        log_ratio, loc, scale = self._draw_latents(series, num_latents)
+        log_ratio = log_ratio.cumsum(-1) if self.online else log_ratio.sum(-1)
+        weights = log_ratio.softmax(0)
+        _, logits, _ = self._draw_gaps(series, loc, scale, num_draws, 0.0)
+        by_draw = (weights[..., None] * logits.softmax(-1)).sum(1)
+        if average == "geometric":
+            probs = by_draw.log().mean(0).softmax(-1)
+        else:
+            probs = by_draw.mean(0)
+        each = weights[..., None] if self.online else weights[..., None, None]
+        mean = (each * loc).sum(0)
+        variance = (each * (scale.square() + (loc - mean).square())).sum(0)
+        return SeriesPrediction(
+            probs, mean, variance.sqrt(), weights, 1.0 / weights.square().sum(0)
+        )
+
+    # Training ------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        x: Tensor,
+        y: Tensor,
+        mask: Tensor | None = None,
+        times: Tensor | None = None,
+        lengths: Tensor | None = None,
+        static: Tensor | None = None,
+        *,
+        num_epochs: int = 60,
+        num_latents: int = 5,
+        num_draws: int = 1,
+        batch_size: int = 32,
+        learning_rate: float = 2e-3,
+        max_norm: float | None = 5.0,
+        validation_fraction: float = 0.1,
+        patience: int = 20,
+        seed: int | None = None,
+        progress: bool = True,
+    ) -> list[float]:
+        """Train by Adam, with a learning rate that falls to zero along a cosine.
+
+        :param Tensor x: as of :meth:`model`, as are the next arguments.
+        :param Tensor y: classes.
+        :param Tensor mask: where values are observed.
+        :param Tensor times: of the steps.
+        :param Tensor lengths: of the series.
+        :param Tensor static: features of series.
+        :param int num_epochs: passes through the series, at most.
+        :param int num_latents: number of latent draws.
+        :param int num_draws: number of draws of the gaps for each of them.
+        :param int batch_size: series of a step.
+        :param float learning_rate: of the first step.
+        :param float max_norm: to which the norm of the gradient is clipped.
+        :param float validation_fraction: of the series, which are held out. The weights in the end
+            are those of the epoch that predicts their labels best; without any, the last ones.
+        :param int patience: epochs without a better one, after which the training stops.
+        :param int seed: of minibatches, series held out and draws.
+        :param bool progress: whether to show a progress bar.
+        :returns: the loss of every step.
+        :raises TrainingDiverged: where loss or gradient are not finite.
+        """
+        check_integer("num_latents", num_latents, 1)
+        check_integer("num_draws", num_draws, 1)
+        series = self._series(x, mask, times, lengths, static)
+        y = check_labels(y, series, self.num_classes, online=self.online)
+
+        def validate(part: Series, labels: Tensor) -> Tensor:
+            probs = self._predict(part, num_latents, 1, "arithmetic").probs
+            log_probs = probs.gather(-1, labels[..., None])[..., 0].clamp(min=1e-30).log()
+            return -(log_probs[part.valid] if self.online else log_probs).mean()
+
+        return train(
+            self,
+            lambda part, labels: self._loss(part, labels, num_latents, num_draws),
+            validate,
+            series,
+            y,
+            num_epochs=num_epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            max_norm=max_norm,
+            validation_fraction=validation_fraction,
+            patience=patience,
+            seed=seed,
+            progress=progress,
+        )
+
+    # Parts ---------------------------------------------------------------------------------------
+
+    def _series(self, x: Any, mask: Any, times: Any, lengths: Any, static: Any) -> Series:
+        """Checked series."""
+        return as_series(
+            x,
+            mask,
+            times,
+            lengths,
+            static,
+            num_channels=self.num_channels,
+            num_static=self.num_static,
+            duration=self.duration,
+            like=self.to_classes.weight,
+        )
+
+    def _prior(self, series: Series) -> Any:
+        """Of each latent channel. **Shape:** batch ``(num_series, latent_size)``."""
+        num_steps, like = series.x.shape[1], series.x
+        if self.prior is None:
+            factor = torch.eye(num_steps, device=like.device, dtype=like.dtype)
+        else:
+            covariance = as_tensor(
+                "prior", self.prior.covariance(num_steps), f"({num_steps}, {num_steps})"
+            )
+            factor = torch.linalg.cholesky(covariance.double()).to(like)
+        lengths = series.lengths[:, None].expand(-1, self.latent_size)
+        return PaddedMultivariateNormal(factor, lengths, validate_args=False)
+
+    def _noise(self, series: Series) -> Any:
+        """Standard normal variables of all cells."""
+        return dist.Normal(torch.zeros_like(series.x), 1.0).to_event(2)
+
+    def _posterior(self, series: Series) -> Any:
+        """Normal distributions of the latent steps. **Shape:** ``(num_series, latent_size, T)``."""
+        inputs = torch.cat([series.x, series.mask.to(series.x)], -1)
+        hidden = self.encoder(inputs, series.times, series.valid)
+        loc, scale = self.to_latent(hidden).mT.chunk(2, -2)
+        least = _LEAST_POSTERIOR_SCALE
+        return dist.Normal(loc, least + (1.0 - least) * functional.softplus(scale))
+
+    def _decode(self, z: Tensor, series: Series) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations of all cells."""
+        hidden = self.decoder(z.mT, series.times, series.valid)
+        loc, scale = self.to_values(hidden).chunk(2, -1)
+        return loc, _LEAST_SCALE + (1.0 - _LEAST_SCALE) * functional.softplus(scale)
+
+    def _fill(self, series: Series, seen: Tensor, generated: Tensor) -> Tensor:
+        """Series without gaps, zero at padding."""
+        if self.imputer is None:
+            filled = torch.where(seen, series.x, generated)
+        else:
+            filled = self.imputer(series.x, seen, generated, series.times)
+        return torch.where(series.valid[..., None], filled, 0.0)
+
+    def _missing_logits(self, filled: Tensor) -> Tensor:
+        """Logits of seeing each cell."""
+        assert self.missing_model is not None
+        logits: Tensor = self.missing_model(filled)
+        return logits
+
+    def _log_prob_of_hiding(
+        self, series: Series, seen: Tensor, rate: float | None = None
+    ) -> Tensor:
+        """Log probability, by step, with which observed cells are hidden or not."""
+        rate = self.dropout_rate if rate is None else rate
+        prob = torch.full_like(series.x, 1.0 - rate)
+        log_prob = torch.where(seen, prob.log(), (1.0 - prob).log())
+        return torch.where(series.mask, log_prob, 0.0).sum(-1)
+
+    def _classify(self, series: Series, filled: Tensor) -> Tensor:
+        """Logits of the classes."""
+        first = None if self.of_static is None else self.of_static(series.static)
+        hidden = self.classifier(filled, series.times, series.valid, first)
+        if self.online:
+            hidden = hidden[..., -series.x.shape[1] :, :]
+        else:
+            valid = series.valid
+            if first is not None:
+                valid = functional.pad(valid, (1, 0), value=True)
+            total = torch.where(valid[..., None], hidden, 0.0).sum(-2)
+            hidden = total / valid.sum(-1, keepdim=True)
+        logits: Tensor = self.to_classes(hidden)
+        return logits
+
+
+def _log_mean_exp(terms: Tensor) -> Tensor:
+    """Over latent draws, the second dimension."""
+    number = torch.tensor(terms.shape[1], dtype=terms.dtype)
+    return terms.logsumexp(1) - number.log().to(terms)

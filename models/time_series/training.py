@@ -1,0 +1,85 @@
+"""Training of classifiers of series: minibatches, and early stopping by labels held out."""
+
+import copy
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from pyro_ext._checks import check_boolean, check_integer, check_number, check_optional
+from pyro_ext.inference.training import ShuffledBatches, Trainer
+from pyro_ext.models.time_series.series import Series
+from pyro_ext.random import fresh_seed, seeded, spawn_seed
+
+
+def train(
+    module: nn.Module,
+    loss: Callable[[Series, Tensor], Tensor],
+    validate: Callable[[Series, Tensor], Tensor],
+    series: Series,
+    y: Tensor,
+    *,
+    num_epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    max_norm: float | None,
+    validation_fraction: float,
+    patience: int,
+    seed: int | None,
+    progress: bool,
+) -> list[float]:
+    """Train by Adam; where series are held out, the weights are those that are best on them.
+
+    ``loss`` is a scalar; ``validate`` a negative log likelihood of labels, which decides where to
+    stop.
+    """
+    check_integer("num_epochs", num_epochs, 0)
+    check_integer("batch_size", batch_size, 1)
+    check_number("learning_rate", learning_rate, above=0)
+    check_optional(check_number, "max_norm", max_norm, above=0)
+    check_number("validation_fraction", validation_fraction, least=0, below=1)
+    check_integer("patience", patience, 1)
+    check_boolean("progress", progress)
+    seed = fresh_seed(seed)
+    num_series = len(y)
+    order = torch.randperm(num_series, generator=torch.Generator().manual_seed(seed))
+    num_held_out = math.ceil(validation_fraction * num_series)
+    held_out, kept = order[:num_held_out], order[num_held_out:]
+    if not len(kept):
+        raise ValueError(
+            "validation_fraction must leave a series to train on, got "
+            f"{validation_fraction} of {num_series}"
+        )
+    batches = ShuffledBatches(*series.rows(kept), y[kept], batch_size=min(batch_size, len(kept)))
+    num_steps = num_epochs * len(batches)
+    trainer = Trainer(
+        module,
+        partial(torch.optim.Adam, lr=learning_rate, fused=True),
+        scheduler=partial(CosineAnnealingLR, T_max=max(num_steps, 1)),
+        max_norm=max_norm,
+        seed=seed,
+    )
+
+    def of_batch(*rows: Tensor) -> Tensor:
+        batch = Series(*rows[:-1]).trimmed()
+        labels = rows[-1]
+        return loss(batch, labels if labels.dim() == 1 else labels[:, : batch.x.shape[1]])
+
+    name = type(module).__name__
+    if not num_held_out:
+        return trainer.run(of_batch, num_steps, batches, progress=progress, description=name)
+    best, best_state, best_epoch = math.inf, copy.deepcopy(module.state_dict()), 0
+    for epoch in range(num_epochs):
+        target = (epoch + 1) * len(batches)
+        trainer.run(of_batch, target, batches, progress=progress, description=name)
+        with torch.no_grad(), seeded(spawn_seed(seed, 3)):  # the same draws in every epoch
+            value = float(validate(series.rows(held_out), y[held_out]))
+        if value < best:
+            best, best_state, best_epoch = value, copy.deepcopy(module.state_dict()), epoch
+        if trainer.num_steps < target or epoch - best_epoch >= patience:
+            break
+    module.load_state_dict(best_state)
+    return trainer.losses
