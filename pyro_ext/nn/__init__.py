@@ -3,6 +3,18 @@
 from pyro_ext.nn.attention import ISAB, MAB, PMA, SAB, InducedSetAttention
 from pyro_ext.nn.batch_ensemble import BatchEnsemble, BatchEnsembleConv2d, BatchEnsembleLinear
 from pyro_ext.nn.bayesian import BayesianClassifier, BayesianModule, init_to_module
+from pyro_ext.nn.generators import (
+    AffineField,
+    FlowTransform,
+    FunctionField,
+    GeneratorField,
+    OneParameterGroupAugmentation,
+    ScaledField,
+    VectorField,
+    flow,
+    image_grid,
+    inner_products,
+)
 from pyro_ext.nn.lora import LoRALinear, add_lora, lora_layers, merge_lora
 from pyro_ext.nn.lora_files import load_lora, save_lora
 from pyro_ext.nn.networks import MLP, FilterResponseNorm, ResNet
@@ -41,5 +53,15 @@ __all__ = [
     "lora_layers",
     "merge_lora",
     "save_lora",
+    "AffineField",
+    "FlowTransform",
+    "FunctionField",
+    "GeneratorField",
+    "OneParameterGroupAugmentation",
+    "ScaledField",
+    "VectorField",
+    "flow",
+    "image_grid",
+    "inner_products",
     "zipf_weights",
 ]
