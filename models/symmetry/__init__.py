@@ -1,5 +1,16 @@
 """Symmetries that are learned from data, and networks that hold as many as the data support."""
 
+from pyro_ext.models.symmetry.equations import (
+    EQUATIONS,
+    Equation,
+    dirichlet_kernel,
+    lie_generators,
+    principal_cosines,
+    regrid,
+    scattered_derivatives,
+    simulate,
+    validity_pde,
+)
 from pyro_ext.models.symmetry.generators import (
     feature_weights,
     lipschitz_loss,
@@ -11,6 +22,7 @@ from pyro_ext.models.symmetry.generators import (
     validity_scores,
     warp_images,
 )
+from pyro_ext.models.symmetry.lie_symmetries import LieSymmetries, learn_lie_symmetries
 from pyro_ext.nn.generators import (
     AffineField,
     FlowTransform,
@@ -25,6 +37,17 @@ from pyro_ext.nn.generators import (
 )
 
 __all__ = [
+    "learn_lie_symmetries",
+    "LieSymmetries",
+    "validity_pde",
+    "simulate",
+    "scattered_derivatives",
+    "regrid",
+    "principal_cosines",
+    "lie_generators",
+    "dirichlet_kernel",
+    "Equation",
+    "EQUATIONS",
     "AffineField",
     "FlowTransform",
     "FunctionField",
