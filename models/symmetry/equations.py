@@ -38,8 +38,7 @@ __all__ = [
 ]
 
 _FLOOR = 1e-4  # of residuals, below which they are rounding
-_SINGULAR = 1e-6
-_LARGEST = 1e9
+_LARGEST = 1e9  # of coefficients and of roughness
 
 
 @dataclass(frozen=True)
@@ -266,19 +265,20 @@ def _stencil_terms(place: Tensor, u: Tensor, k: int, spacing: list[Tensor]) -> T
     steps = torch.stack([torch.ones_like(chosen[..., 1]), chosen[..., 1]], -1)
     matrix = (powers.unsqueeze(-1) * steps.unsqueeze(-2)).flatten(-2)
     solved, info = torch.linalg.solve_ex(matrix, values)
-    if bool((info != 0).any()):
+    is_flat = (info != 0) | ~(solved.detach().abs() < _LARGEST).all(-1)
+    if bool(is_flat.any()):  # points on a line; such a stencil counts where there is no other
         eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-        matrix = matrix + _SINGULAR * eye * (info != 0)[..., None, None]
+        matrix = torch.where(is_flat[..., None, None], eye, matrix)
         solved, _ = torch.linalg.solve_ex(matrix, values)
     factorial = torch.tensor([math.factorial(n) for n in range(k + 1)]).to(solved)
     dx, dt = spacing
-    terms = factorial[i] / (dx**i * dt**j) * solved.clamp(-_LARGEST, _LARGEST)
+    terms = factorial[i] / (dx**i * dt**j) * solved
     with torch.no_grad():
         roughness = ((terms * (dt * dx) ** (i + j - 1)) ** 4)[..., 1:].sum(-1)
         middle = [abs(2 * a - columns + 1) for a, _ in corners]
         central = torch.tensor([100.0 if m == min(middle) else 1.0 for m in middle])
-        weights = central.to(terms) / (roughness + 1e-6) ** 2
-        weights = weights / weights.sum(-1, keepdim=True)
+        roughness = roughness.masked_fill(is_flat, _LARGEST).clamp(max=_LARGEST)
+        weights = (central.to(terms).log() - 2 * (roughness + 1e-6).log()).softmax(-1)
     return (weights.unsqueeze(-1) * terms).sum(-2)
 
 

@@ -45,8 +45,8 @@ __all__ = [
 
 Field = Callable[[Tensor], Tensor]
 
-_FIXED = ("rk4", "midpoint", "euler")
-_METHODS = (*_FIXED, "dopri5", "dopri8", "bosh3")
+_FIXED = ("midpoint", "euler")
+_METHODS = ("rk4", *_FIXED, "dopri5", "dopri8", "bosh3")
 
 
 class VectorField(nn.Module):
@@ -361,12 +361,13 @@ def flow(
     :param Callable field: :math:`V`, from points to velocities of the same shape.
     :param Tensor z: points. **Shape:** ``(*batch, dim)``.
     :param s: times, a number or a tensor that broadcasts against ``(*batch)``.
-    :param str method: a solver of ``torchdiffeq``: ``"rk4"``, ``"midpoint"`` or ``"euler"`` with
-        equal steps, ``"dopri5"``, ``"dopri8"`` or ``"bosh3"`` with steps that adapt.
+    :param str method: ``"rk4"``, Runge and Kutta's method with equal steps, which works under
+        :func:`torch.vmap`; or a solver of ``torchdiffeq``: ``"midpoint"`` or ``"euler"`` with equal
+        steps, ``"dopri5"``, ``"dopri8"`` or ``"bosh3"`` with steps that adapt.
     :param int num_steps: number of equal steps.
     :param float tolerance: of a solver whose steps adapt, absolute and relative.
     :returns: points. **Shape:** as ``z``, broadcast against the times.
-    :raises ImportError: without ``torchdiffeq``, which the extra ``series`` installs.
+    :raises ImportError: for a solver of ``torchdiffeq`` without it; the extra is ``series``.
 
     Example::
 
@@ -593,13 +594,31 @@ def _integrate(
     slope: Callable[[Any], Any], begin: Any, method: str, num_steps: int, tolerance: float
 ) -> Any:
     """State at time one, of a tensor or a tuple of tensors."""
+    if method == "rk4":
+        # Not by torchdiffeq, which writes into tensors of its own: torch.vmap over chains can't.
+        h, state = 1.0 / num_steps, begin
+        for _ in range(num_steps):
+            first = slope(state)
+            second = slope(_ahead(state, first, h / 2))
+            third = slope(_ahead(state, second, h / 2))
+            last = slope(_ahead(state, third, h))
+            for part, weight in ((first, 1), (second, 2), (third, 2), (last, 1)):
+                state = _ahead(state, part, weight * h / 6)
+        return state
     solver = optional_module("torchdiffeq", "flow", "torchdiffeq", "series")
-    first = begin if isinstance(begin, Tensor) else begin[0]
     is_fixed = method in _FIXED
-    times = torch.linspace(0.0, 1.0, num_steps + 1 if is_fixed else 2).to(first)
+    x = begin if isinstance(begin, Tensor) else begin[0]
+    times = torch.linspace(0.0, 1.0, num_steps + 1 if is_fixed else 2).to(x)
     options = {} if is_fixed else {"rtol": tolerance, "atol": tolerance}
     path = solver.odeint(lambda _, state: slope(state), begin, times, method=method, **options)
     return path[-1] if isinstance(path, Tensor) else tuple(part[-1] for part in path)
+
+
+def _ahead(state: Any, slope: Any, h: float) -> Any:
+    """A state, a step along a slope further."""
+    if isinstance(state, Tensor):
+        return torch.add(state, slope, alpha=h)
+    return tuple(torch.add(x, v, alpha=h) for x, v in zip(state, slope, strict=True))
 
 
 def _start(field: Field, z: Tensor, s: float | Tensor) -> tuple[Tensor, Tensor]:
