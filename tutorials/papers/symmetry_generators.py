@@ -75,6 +75,7 @@ fine = image_grid(32, 32)
 
 
 def level(z: Tensor) -> Tensor:
+    """The function g."""
     return z[..., 0] ** 2 + 2 * z[..., 1] ** 2
 
 
