@@ -258,7 +258,7 @@ def validity_images_tangent(features: Features, images: Tensor, velocity: Tensor
     change = cast(Tensor, change)
     _, moved = jvp(
         lambda x: functional.normalize(_features(features, x), dim=-1),
-        (images.expand_as(change).flatten(0, 1),),
+        (images.expand_as(change).flatten(0, 1).contiguous(),),
         (change.flatten(0, 1),),
     )
     size = moved.square().sum(-1).unflatten(0, change.shape[:2]).mean(-1)
@@ -368,6 +368,7 @@ def train_generators(
     flow_steps: int = 8,
     optimizer: Optimizer = _ADAM,
     scheduler: Callable[[Any], Any] | None = None,
+    max_norm: float | None = None,
     seed: int | None = None,
     checkpoint: str | Path | None = None,
     progress: bool = True,
@@ -404,6 +405,7 @@ def train_generators(
         at the points, in place of moved points, and there is no flow.
     :param Callable optimizer: makes an optimizer of a list of parameters.
     :param Callable scheduler: as of :class:`~pyro_ext.inference.Trainer`.
+    :param float max_norm: to which the norm of the gradient is clipped.
     :param int seed: of all draws; ``None`` takes that of the checkpoint where it exists, and
         otherwise one from PyTorch's generator.
     :param checkpoint: a file from which the training goes on where it exists, and in which it is
@@ -454,6 +456,7 @@ def train_generators(
         field,
         optimizer,
         scheduler=scheduler,
+        max_norm=max_norm,
         identity={
             "num_steps": num_steps,
             "sigma": sigma,

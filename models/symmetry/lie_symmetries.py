@@ -23,14 +23,15 @@ from pyro_ext.random import seeded
 
 __all__ = ["LieSymmetries", "learn_lie_symmetries"]
 
-_ADAM = partial(torch.optim.Adam, lr=2e-3)
+_ADAM = partial(torch.optim.Adam, lr=1e-3)
 
 
 class LieSymmetries(NamedTuple):
     """What :func:`learn_lie_symmetries` has learned.
 
     :ivar GeneratorField field: fields on points in units of ``units``.
-    :ivar Tensor units: the length, the duration, and the size of solutions.
+    :ivar Tensor units: of ``x``, ``t`` and ``u``: how far a solution's size carries in its
+        duration, the duration, and the size.
     :ivar list losses: the loss of each step.
     """
 
@@ -69,7 +70,9 @@ def learn_lie_symmetries(
 ) -> LieSymmetries:
     r"""Learn fields along which solutions of an equation stay solutions [1].
 
-    Weights of the loss are the paper's. Residuals are those of small patches of solutions, each
+    Weights of the loss are the paper's. Points are in units in which known symmetries are of the
+    order of one. (The paper takes the length of the circle for ``x``, in which Galilei's one is
+    hard to tell from a shift of ``u``.) Residuals are those of small patches of solutions, each
     point of which is moved; the paper takes patches of 64 x 64, which are slower and tell as much
     for each point. The learning rate falls to zero along a cosine.
 
@@ -123,9 +126,9 @@ def learn_lie_symmetries(
     check_integer("batch_size", batch_size, 1)
     check_integer("num_patches", num_patches, batch_size)
     seed = seed_of(seed, checkpoint)
-    units = torch.tensor([equation.length, equation.duration, equation.scale])
+    units = torch.tensor([equation.scale * equation.duration, equation.duration, equation.scale])
     with seeded(seed):
-        field = GeneratorField(3, n, trunk, periods={0: 1.0})
+        field = GeneratorField(3, n, trunk, periods={0: equation.length / float(units[0])})
         first = [torch.randint(high, (num_patches, 1, 1)) for high in _starts(solutions, patch)]
     rows = first[1] + torch.arange(patch[0])[:, None]
     columns = (first[2] + torch.arange(patch[1])) % solutions.shape[2]
@@ -144,6 +147,7 @@ def learn_lie_symmetries(
         flow_steps=flow_steps,
         optimizer=optimizer,
         scheduler=partial(CosineAnnealingLR, T_max=max(num_steps, 1)),
+        max_norm=1.0,
         seed=seed,
         checkpoint=checkpoint,
         progress=progress,

@@ -467,6 +467,7 @@ class FlowTransform(TransformModule):
                 divergence = divergence + change[..., axis]
             return s * value, s[..., 0] * divergence
 
+        x = x.contiguous()  # forward derivatives want no expanded memory
         begin = (x, torch.zeros_like(x[..., 0]))
         end = _integrate(slope, begin, self.method, self.num_steps, self.tolerance)
         result: Tensor = end[1]
