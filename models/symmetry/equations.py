@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_ext._checks import (
     as_tensor,
+    check_callable,
     check_choice,
     check_instance,
     check_integer,
@@ -39,6 +40,14 @@ __all__ = [
 
 _FLOOR = 1e-4  # of residuals, below which they are rounding
 _LARGEST = 1e9  # of coefficients and of roughness
+
+
+def _check_orders(orders: Sequence[int]) -> list[int]:
+    """Check orders of derivatives."""
+    orders = check_sequence("orders", orders, "a list of integers from 2 to 4", 0)
+    if not all(isinstance(k, int) and k in (2, 3, 4) for k in orders):
+        raise ValueError(f"orders must be integers from 2 to 4, got {orders!r:.80}")
+    return orders
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,18 @@ class Equation:
     transport: Callable[[float], float] = lambda t: 1.0
     waves: tuple[int, int] = (1, 2)
     num_waves: int = 10
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        for name in ("length", "duration", "scale"):
+            check_number(name, getattr(self, name), above=0)
+        _check_orders(self.orders)
+        for name in ("residual", "propagator", "transport"):
+            check_callable(name, getattr(self, name), or_class=False)
+        waves = check_sequence("waves", self.waves, "two integers", kind=int)
+        if len(waves) != 2 or not 1 <= waves[0] <= waves[1]:
+            raise ValueError(f"waves must be two integers, 1 <= low <= high, got {waves!r}")
+        check_integer("num_waves", self.num_waves, 1)
 
 
 EQUATIONS = {
@@ -217,9 +238,7 @@ def scattered_derivatives(
         {'x': [2.0, 2.0], 't': [2.0, 3.0], 'xx': [0.0, 0.0]}
     """
     points = as_tensor("points", points, "(*batch, num_t, num_x, 3)", finite=True)
-    orders = check_sequence("orders", orders, "a list of integers from 2 to 4", 0)
-    if not all(isinstance(k, int) and k in (2, 3, 4) for k in orders):
-        raise ValueError(f"orders must be integers from 2 to 4, got {orders!r:.80}")
+    orders = _check_orders(orders)
     if length is not None:
         check_number("length", length, above=0)
     if points.dim() < 3 or points.shape[-3] < 3 or points.shape[-2] < 5:
@@ -377,9 +396,14 @@ def dirichlet_kernel(v: Tensor, num_points: int) -> Tensor:
         >>> dirichlet_kernel(torch.tensor([0.0, 1.0, 8.0, 0.5]), 8).round(decimals=4)
         tensor([1.0000, -0.0000, 1.0000, 0.6284])
     """
-    v = as_tensor("v", v, finite=True, allow_empty=True)
+    v = as_tensor("v", v, finite=True)
     if check_integer("num_points", num_points, 2) % 2:
         raise ValueError(f"num_points must be even, got {num_points}")
+    return _kernel(v, num_points)
+
+
+def _kernel(v: Tensor, num_points: int) -> Tensor:
+    """Dirichlet's kernel, unchecked."""
     near = v - num_points * (v / num_points).round()  # in [-N/2, N/2]
     is_zero = near.abs() < 1e-9
     safe = torch.where(is_zero, torch.full_like(near, 0.5), near)
@@ -421,6 +445,8 @@ def regrid(
     check_number("length", length, above=0)
     check_number("min_weight", min_weight, above=0)
     num_x = points.shape[1]
+    if num_x % 2:
+        raise ValueError(f"points must have an even number in x, got {num_x}")
     dx, dt = length / num_x, float(grid[1, 0, 1] - grid[0, 0, 1])
     if dt <= 0:
         raise ValueError(f"grid must have increasing times, got a step of {dt:g}")
@@ -429,7 +455,7 @@ def regrid(
     for row in grid:
         hat = (1 - ((t - row[0, 1]) / dt).abs()).clamp(min=0)
         near = hat.nonzero().flatten()
-        kernel = dirichlet_kernel((row[:, :1] - x[near]) / dx, num_x) * hat[near]
+        kernel = _kernel((row[:, :1] - x[near]) / dx, num_x) * hat[near]
         rows.append(kernel @ u[near])
         weights.append(kernel.sum(-1))
     total = torch.stack(weights)

@@ -124,6 +124,7 @@ def learn_lie_symmetries(
             )
     check_integer("num_steps", num_steps, 0)
     check_integer("batch_size", batch_size, 1)
+    check_integer("flow_steps", flow_steps, 1)
     check_integer("num_patches", num_patches, batch_size)
     seed = seed_of(seed, checkpoint)
     units = torch.tensor([equation.scale * equation.duration, equation.duration, equation.scale])
