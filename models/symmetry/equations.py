@@ -183,8 +183,9 @@ def simulate(
 
     def slope(t: float, spectrum: Tensor) -> Tensor:
         """Of the spectrum, without the linear part."""
-        square = torch.fft.rfft(torch.fft.irfft(spectrum, num_x).square())
-        return -0.5j * equation.transport(t) * k * keep * square
+        square: Tensor = torch.fft.rfft(torch.fft.irfft(spectrum, num_x).square())
+        factor: Tensor = -0.5j * equation.transport(t) * k * keep
+        return factor * square
 
     times = torch.linspace(0.0, equation.duration, num_t, dtype=torch.float64)
     h = equation.duration / ((num_t - 1) * substeps)
@@ -300,7 +301,8 @@ def _stencil_terms(place: Tensor, u: Tensor, k: int, spacing: list[Tensor]) -> T
         central = torch.tensor([100.0 if m == min(middle) else 1.0 for m in middle])
         roughness = roughness.masked_fill(is_flat, _LARGEST).clamp(max=_LARGEST)
         weights = (central.to(terms).log() - 2 * (roughness + 1e-6).log()).softmax(-1)
-    return (weights.unsqueeze(-1) * terms).sum(-2)
+    result: Tensor = (weights.unsqueeze(-1) * terms).sum(-2)
+    return result
 
 
 def validity_pde(equation: Equation | str, points: Tensor) -> Tensor:
@@ -382,7 +384,8 @@ def principal_cosines(values: Tensor, others: Tensor) -> Tensor:
             f"{tuple(values.shape)} and {tuple(others.shape)}"
         )
     bases = [torch.linalg.qr(each.flatten(1).mT)[0] for each in (values, others)]
-    return torch.linalg.svdvals(bases[0].mT @ bases[1])
+    cosines: Tensor = torch.linalg.svdvals(bases[0].mT @ bases[1])
+    return cosines
 
 
 def dirichlet_kernel(v: Tensor, num_points: int) -> Tensor:

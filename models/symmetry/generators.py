@@ -161,7 +161,8 @@ def sobolev_loss(values: Tensor) -> Tensor:
     spectrum = torch.fft.rfft(values, dim=-2, norm="forward").abs().square()
     k = torch.arange(spectrum.shape[-2], dtype=values.dtype, device=values.device)
     size = (((1 + k * k) ** 2 - 1)[:, None] * spectrum).mean(-2)
-    return size.clamp(min=torch.finfo(values.dtype).tiny).log().mean()
+    result: Tensor = size.clamp(min=torch.finfo(values.dtype).tiny).log().mean()
+    return result
 
 
 # Images ------------------------------------------------------------------------------------------
@@ -256,13 +257,14 @@ def validity_images_tangent(features: Features, images: Tensor, velocity: Tensor
     slopes = _image_slopes(images)
     change = sum(slopes[axis] * velocity[:, None, None, ..., axis] for axis in range(2))
     change = cast(Tensor, change)
-    _, moved = jvp(
+    _, moved, *_ = jvp(
         lambda x: functional.normalize(_features(features, x), dim=-1),
         (images.expand_as(change).flatten(0, 1).contiguous(),),
         (change.flatten(0, 1),),
     )
     size = moved.square().sum(-1).unflatten(0, change.shape[:2]).mean(-1)
-    return size.clamp(min=1e-12).log()
+    result: Tensor = size.clamp(min=1e-12).log()
+    return result
 
 
 def feature_weights(
@@ -316,7 +318,7 @@ def feature_weights(
             angle = 2 * math.pi * torch.rand(size, 1, 1, 1).to(images)
             window = ((points - center).square().sum(-1) / (-2 * width**2)).exp()
             shift = angle.cos() * slopes[0][chosen] + angle.sin() * slopes[1][chosen]
-            _, change = jvp(
+            _, change, *_ = jvp(
                 partial(_features, features), (images[chosen],), (window[:, None] * shift,)
             )
             response = change.square().sum(-1)[:, None, None]

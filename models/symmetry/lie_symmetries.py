@@ -48,13 +48,14 @@ class LieSymmetries(NamedTuple):
         points = as_tensor("points", points, "(*grid, 3)", finite=True).to(self.units)
         z = points / self.units
         with torch.no_grad():
-            return self.field.normalized(z)(z).movedim(-2, 0)
+            values: Tensor = self.field.normalized(z)(z)
+        return values.movedim(-2, 0)
 
 
 def learn_lie_symmetries(
     equation: Equation | str,
     solutions: Tensor,
-    num_steps: int = 2000,
+    num_steps: int = 1000,
     *,
     n: int = 4,
     patch: tuple[int, int] = (6, 12),
@@ -101,7 +102,7 @@ def learn_lie_symmetries(
         >>> from pyro_ext.models.symmetry import lie_generators, principal_cosines, simulate
         >>> solutions = simulate("kdv", 2, num_x=64, num_t=20, seed=0)
         >>> learned = learn_lie_symmetries(
-        ...     "kdv", solutions, 3, num_patches=64, seed=0, progress=False)  # 3,000 are enough
+        ...     "kdv", solutions, 3, num_patches=64, seed=0, progress=False)  # 1,000 are enough
         >>> known = lie_generators("kdv")(solutions).movedim(-2, 0) / learned.units
         >>> principal_cosines(learned(solutions)[:3], known.to(learned.units)).shape
         torch.Size([3])

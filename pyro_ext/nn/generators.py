@@ -96,7 +96,8 @@ class VectorField(nn.Module):
         weights = as_tensor("weights", weights, f"(*batch, {self.n})", finite=True)
 
         def field(z: Tensor) -> Tensor:
-            return (weights.unsqueeze(-1) * self(z)).sum(-2)
+            values: Tensor = self(z)
+            return (weights.unsqueeze(-1) * values).sum(-2)
 
         return field
 
@@ -300,7 +301,8 @@ class ScaledField(VectorField):
 
     def forward(self, z: Tensor) -> Tensor:
         """See :meth:`VectorField.forward`."""
-        return self.scale[:, None] * self.field(z)
+        values: Tensor = self.field(z)
+        return self.scale[:, None] * values
 
     def each(self, z: Tensor) -> Tensor:
         """See :meth:`VectorField.each`."""
@@ -408,6 +410,7 @@ class FlowTransform(TransformModule):
     domain = constraints.real_vector
     codomain = constraints.real_vector
     bijective = True
+    s: float | Tensor
 
     def __init__(
         self,
@@ -418,7 +421,7 @@ class FlowTransform(TransformModule):
         num_steps: int = 20,
         tolerance: float = 1e-6,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         check_callable("field", field, "a function of points", or_class=False)
         if isinstance(field, VectorField) and field.n != 1:
             raise ValueError(
@@ -463,7 +466,7 @@ class FlowTransform(TransformModule):
             z = state[0]
             divergence = torch.zeros_like(z[..., 0])
             for axis, direction in enumerate(directions):
-                value, change = jvp(self._velocity, (z,), (direction.expand_as(z),))
+                value, change, *_ = jvp(self._velocity, (z,), (direction.expand_as(z),))
                 divergence = divergence + change[..., axis]
             return s * value, s[..., 0] * divergence
 
