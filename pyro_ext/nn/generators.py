@@ -506,6 +506,8 @@ class OneParameterGroupAugmentation(nn.Module):
         torch.Size([5, 6])
     """
 
+    scale: Tensor
+
     def __init__(
         self,
         field: VectorField,

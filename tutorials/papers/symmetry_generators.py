@@ -427,8 +427,7 @@ page.table(
     title="accuracy",
 )
 augment = OneParameterGroupAugmentation(normal, STRENGTH)
-trace = pyro.poutine.trace(augment).get_trace(first.data.images[:3])
-print("site s:", tuple(trace.nodes["s"]["value"].shape), "for three images and four fields")
+print(pyro.poutine.trace(augment).get_trace(first.data.images[:3]).format_shapes())
 
 page.claim(
     "Few digits that are moved along learned fields train a better network (difference of "
@@ -443,9 +442,9 @@ page.claim(
 # %% [markdown]
 # ## Waves
 #
-# Solutions of $u_t + u u_x + u_{xxx} = 0$ stay solutions as they are shifted in $x$ or in $t$, or seen
-# from a train, $t \partial_x + \partial_u$. To learn that takes a minute of a quiet core or two, and this
-# page does without:
+# Solutions of $u_t + u u_x + u_{xxx} = 0$ stay solutions as they are shifted in $x$ or in $t$, or
+# seen from a train, $t \partial_x + \partial_u$. To learn that takes a minute of a quiet core or
+# two, and this page does without:
 #
 # ```python
 # from pyro_ext.models.symmetry import learn_lie_symmetries, lie_generators, simulate
@@ -454,20 +453,20 @@ page.claim(
 # learned = learn_lie_symmetries("kdv", solutions, 800, seed=0)
 # ```
 #
-# It was run once, with seed 0, in 63 CPU seconds. The mean logarithm of the residual along the first
-# three of its four fields, on patches of six new solutions, is -8.60, -8.56 and -8.51. That of the
-# known symmetries is -8.62, that of a shift in $u$ alone -6.53. The cosines of the principal angles
-# between the first three and the known three are 0.9998, 0.9995 and 0.950; but networks that were
-# not trained have 0.991, 0.969 and 0.941, since constant fields come near in these units, and
-# so a bound of 0.9 on the least of them, as one might set, would say nothing. What tells
-# is that the third field has learned to move $x$ by the time: in units in which Galilei's velocity
-# is $(t, 0, 1)$ it is $(0.75\, t - 0.41,\ 0.13\, t - 0.08,\ 0.90 - 0.24\, u)$ by linear regression, which
-# leaves at most 8 % of a component unexplained: mostly Galilei's one, a shift, and a part of the
-# scaling $x \partial_x + 3 t \partial_t - 2 u \partial_u$, which is a symmetry of the equation, though not
-# of the circle.
+# It was run once, with seed 0, in 63 CPU seconds. The mean logarithm of the residual along the
+# first three of its four fields, on patches of six new solutions, is -8.60, -8.56 and -8.51. That
+# of the known symmetries is -8.62, that of a shift in $u$ alone -6.53. The cosines of the
+# principal angles between the first three and the known three are 0.9998, 0.9995 and 0.950; but
+# networks that were not trained have 0.991, 0.969 and 0.941, since constant fields come near in
+# these units, and so a bound of 0.9 on the least of them, as one might set, would say nothing.
+# What tells is that the third field has learned to move $x$ by the time: in units in which
+# Galilei's velocity is $(t, 0, 1)$ it is $(0.75\, t - 0.41,\ 0.13\, t - 0.08,\ 0.90 - 0.24\, u)$
+# by linear regression, which leaves at most 8 % of a component unexplained: mostly Galilei's one,
+# a shift, and a part of the scaling $x \partial_x + 3 t \partial_t - 2 u \partial_u$, which is a
+# symmetry of the equation, though not of the circle.
 #
-# A first run of 1,500 steps, in the paper's units and without clipped gradients, had
-# ended with cosines of 0.80, 0.24 and 0.07. The units and the clipping were changed after that.
+# A first run of 1,500 steps, in the paper's units and without clipped gradients, had ended with
+# cosines of 0.80, 0.24 and 0.07. The units and the clipping were changed after that.
 
 # %%
 page.finish(
