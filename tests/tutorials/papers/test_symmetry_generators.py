@@ -44,7 +44,9 @@ def test_fields_are_compared_as_they_should_be(short_run):
 
 
 @pytest.mark.page
-def test_full_run_meets_its_claims(full_run):
+def test_full_run_meets_its_claims_but_one(full_run):
+    """The derivative alone finds as good fields as the flow."""
     claims = full_run.report.claims
     assert all(claim.holds or claim.reason for claim in claims)
-    assert claims[0].holds and claims[1].holds
+    failed = [number for number, claim in enumerate(claims) if not claim.holds]
+    assert failed == [5] and full_run.returncode == 1
