@@ -150,7 +150,7 @@ page.claim(
 )
 
 # %%
-figure, axes = plt.subplots(1, len(SEEDS), figsize=(7.5, 2.7), layout="constrained")
+figure, axes = plt.subplots(1, len(SEEDS), figsize=(7.5, 2.9), layout="constrained")
 x, y = fine.unbind(-1)
 for axis, (seed, (field, _)) in zip(axes, exact.items(), strict=True):
     axis.contour(x, y, level(fine), levels=8, colors=GRAY, linewidths=0.7)
@@ -359,7 +359,8 @@ page.claim(
 # ### What the fields look like
 #
 # Arrows of the first seed's learned fields, in the order in which they were learned, on the mean of
-# the digits; the shading is the weight of pixels. Below, one digit goes along each of them.
+# the digits; the shading is the weight of pixels. Below, one digit goes along each of them. Arrows
+# say where the image is sampled, so that the digit goes the other way.
 
 # %%
 first = results[SEEDS[0]]
