@@ -133,6 +133,15 @@ READER = {
         lambda m: m.run(X, Y),
     ),
     "tune(kernel, ...)": ({"kernel": KERNEL}, None),
+    "train_generators(GeneratorField(2, 4), validity, num_steps, points=points)": (
+        {"validity": lambda moved: moved.abs().mean((1, 2)), "num_steps": 1, "points": X},
+        None,
+    ),
+    "FlowTransform(GeneratorField(2, 1), 0.5)": ({}, lambda transform: transform(X)),
+    "OneParameterGroupAugmentation(AffineField(2))": (
+        {},
+        lambda augment: augment(torch.rand(3, 1, 8, 8)),
+    ),
     "EarlyExit.wrap(pipeline.transformer, ExitSchedule.linear(8, 4))": (
         lambda: {"pipeline": digit_transformer_pipeline(num_steps=0)},
         lambda wrapped: wrapped(torch.randn(1, 1, 8, 8), torch.tensor([500]), LABELS[:1]),

@@ -1,5 +1,74 @@
 """Symmetries that are learned from data, and networks that hold as many as the data support."""
 
+from pyro_ext.models.symmetry.equations import (
+    EQUATIONS,
+    Equation,
+    dirichlet_kernel,
+    lie_generators,
+    principal_cosines,
+    regrid,
+    scattered_derivatives,
+    simulate,
+    validity_pde,
+)
+from pyro_ext.models.symmetry.generators import (
+    feature_weights,
+    lipschitz_loss,
+    ortho_loss,
+    sobolev_loss,
+    train_generators,
+    validity_images,
+    validity_images_tangent,
+    validity_scores,
+    warp_images,
+)
+from pyro_ext.models.symmetry.lie_symmetries import LieSymmetries, learn_lie_symmetries
 from pyro_ext.models.symmetry.soft_equivariance import EquivarianceTuner, SoftEMLP, SoftEMLPFit
+from pyro_ext.nn.generators import (
+    AffineField,
+    FlowTransform,
+    FunctionField,
+    GeneratorField,
+    OneParameterGroupAugmentation,
+    ScaledField,
+    VectorField,
+    flow,
+    image_grid,
+    inner_products,
+)
 
-__all__ = ["EquivarianceTuner", "SoftEMLP", "SoftEMLPFit"]
+__all__ = [
+    "EQUATIONS",
+    "AffineField",
+    "Equation",
+    "EquivarianceTuner",
+    "FlowTransform",
+    "FunctionField",
+    "GeneratorField",
+    "LieSymmetries",
+    "OneParameterGroupAugmentation",
+    "ScaledField",
+    "SoftEMLP",
+    "SoftEMLPFit",
+    "VectorField",
+    "dirichlet_kernel",
+    "feature_weights",
+    "flow",
+    "image_grid",
+    "inner_products",
+    "learn_lie_symmetries",
+    "lie_generators",
+    "lipschitz_loss",
+    "ortho_loss",
+    "principal_cosines",
+    "regrid",
+    "scattered_derivatives",
+    "simulate",
+    "sobolev_loss",
+    "train_generators",
+    "validity_images",
+    "validity_images_tangent",
+    "validity_pde",
+    "validity_scores",
+    "warp_images",
+]

@@ -1,7 +1,145 @@
-"""Valid calls, for :mod:`walk` to spoil."""
+"""Valid calls of vector fields, their flows and what learns them, for :mod:`walk` to spoil."""
 
-from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-from tests.bad_input.walk import Call
+import torch
 
-TABLES: dict[str, Callable[[], dict[str, Call]]] = {}
+from pyro_ext.inference.training import ShuffledBatches
+from pyro_ext.models.symmetry import EQUATIONS, simulate
+from pyro_ext.nn import (
+    AffineField,
+    FlowTransform,
+    GeneratorField,
+    OneParameterGroupAugmentation,
+    image_grid,
+)
+from tests.bad_input.walk import Call, call, of
+
+Z = torch.randn(6, 2)
+GRID = image_grid(8, 8)
+WEIGHTS = torch.rand(8, 8) + 0.1
+IMAGES = torch.rand(4, 1, 8, 8)
+ADAM = partial(torch.optim.Adam, lr=1e-3)
+
+
+def features(x: torch.Tensor) -> torch.Tensor:
+    return x.flatten(1)
+
+
+def still(z: torch.Tensor) -> torch.Tensor:
+    return 0.1 * z
+
+
+def fields_of(z: torch.Tensor) -> torch.Tensor:
+    return z[..., None, :]
+
+
+def fields() -> dict[str, Call]:
+    field = GeneratorField(2, 3, 8, 4)
+    augment = OneParameterGroupAugmentation(AffineField(2), 0.1)
+    transform = FlowTransform(still, 0.5)
+    return {
+        "VectorField": call(dim=2, n=3),
+        "GeneratorField": call(dim=2, n=3, trunk=8, head=4, periods={0: 1.0}),
+        "GeneratorField.forward": of(field, z=Z),
+        "GeneratorField.each": of(field, z=torch.randn(3, 6, 2)),
+        "VectorField.combination": of(field, weights=torch.randn(3)),
+        "VectorField.normalized": of(field, points=GRID, weights=WEIGHTS),
+        "AffineField": call(dim=2),
+        "FunctionField": call(function=fields_of, dim=2, n=1),
+        "ScaledField": call(field=field, scale=torch.randn(3)),
+        "inner_products": call(values=torch.randn(3, 8, 8, 2), weights=WEIGHTS),
+        "flow": call(field=still, z=Z, s=0.5, method="rk4", num_steps=2, tolerance=1e-3),
+        "FlowTransform": call(field=still, s=0.5, method="rk4", num_steps=2, tolerance=1e-3),
+        "FlowTransform.log_abs_det_jacobian": of(transform, x=Z, y=Z),
+        "OneParameterGroupAugmentation": call(
+            field=AffineField(2), scale=0.1, acts_on="images", name="s", num_steps=2
+        ),
+        "OneParameterGroupAugmentation.forward": of(augment, x=IMAGES),
+        "image_grid": call(height=8, width=8),
+    }
+
+
+def generators() -> dict[str, Call]:
+    field = GeneratorField(2, 2, 8, 4)
+    values = torch.randn(2, 8, 8, 2)
+
+    def validity(moved: torch.Tensor, *_: Any) -> torch.Tensor:
+        return moved.abs().mean((1, 2, 3))
+
+    return {
+        "ortho_loss": call(values=values, weights=WEIGHTS),
+        "lipschitz_loss": call(values=values, threshold=0.5, points=GRID, grid_dim=2),
+        "sobolev_loss": call(values=values),
+        "warp_images": call(images=IMAGES, grid=GRID),
+        "validity_images": call(features=features, images=IMAGES, grid=GRID[None]),
+        "validity_images_tangent": call(features=features, images=IMAGES, velocity=GRID[None]),
+        "feature_weights": call(
+            features=features, images=IMAGES, num_windows=4, width=0.1, batch_size=2, seed=0
+        ),
+        "train_generators": call(
+            field=field,
+            validity=validity,
+            num_steps=1,
+            batches=ShuffledBatches(IMAGES, batch_size=2),
+            points=GRID,
+            weights=WEIGHTS,
+            sigma=0.4,
+            symmetry=1.0,
+            ortho=10.0,
+            lipschitz=10.0,
+            threshold=0.5,
+            sobolev=0.1,
+            flow_steps=1,
+            optimizer=ADAM,
+            seed=0,
+            progress=False,
+        ),
+        "validity_scores": call(
+            field=field,
+            validity=validity,
+            points=GRID,
+            weights=WEIGHTS,
+            sigma=0.4,
+            num_times=2,
+            flow_steps=1,
+        ),
+    }
+
+
+def equations() -> dict[str, Call]:
+    solutions = simulate("kdv", 2, num_x=16, num_t=8, substeps=2, seed=0)
+    kdv = {name: getattr(EQUATIONS["kdv"], name) for name in EQUATIONS["kdv"].__dataclass_fields__}
+    return {
+        "Equation": call(**kdv),
+        "simulate": call(equation="kdv", num_solutions=1, num_x=16, num_t=3, substeps=2, seed=0),
+        "scattered_derivatives": call(points=solutions, orders=[2, 3], length=128.0),
+        "validity_pde": call(equation="kdv", points=solutions),
+        "lie_generators": call(equation="kdv"),
+        "principal_cosines": call(values=torch.randn(2, 5, 3), others=torch.randn(2, 5, 3)),
+        "dirichlet_kernel": call(v=torch.rand(5), num_points=8),
+        "regrid": call(points=solutions[0], grid=solutions[0], length=128.0, min_weight=0.8),
+        "learn_lie_symmetries": call(
+            equation="kdv",
+            solutions=solutions,
+            num_steps=1,
+            n=2,
+            patch=(5, 8),
+            batch_size=2,
+            num_patches=4,
+            trunk=4,
+            sigma=0.4,
+            flow_steps=1,
+            optimizer=ADAM,
+            seed=0,
+            progress=False,
+        ),
+    }
+
+
+TABLES = {
+    "pyro_ext.nn (vector fields)": fields,
+    "pyro_ext.models.symmetry (generators)": generators,
+    "pyro_ext.models.symmetry (equations)": equations,
+}

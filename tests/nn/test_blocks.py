@@ -18,6 +18,7 @@ from pyro_ext.nn import (
     BatchEnsembleLinear,
     BayesianModule,
     FilterResponseNorm,
+    GeneratorField,
     InducedSetAttention,
     LoRALinear,
     NodeScale,
@@ -153,6 +154,10 @@ MODULES = {
     "BatchEnsembleConv2d": (
         lambda: AllMembers(BatchEnsembleConv2d(2, 3, 3, num_members=3)),
         (torch.randn(4, 2, 5, 5),),
+    ),
+    "GeneratorField": (
+        lambda: GeneratorField(2, 3, 8, 4, periods={1: 2.0}),
+        (torch.randn(6, 2),),
     ),
     "BayesianModule": (lambda: AtParameters(MLP(4, [5], 3)), (torch.randn(6, 4),)),
     "SoftEquivariantLinear": (

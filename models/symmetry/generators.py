@@ -1,0 +1,562 @@
+"""Generators of continuous symmetries, learned from data [1].
+
+[1] G. Ko, H. Kim, J. Lee (2024), Learning infinitesimal generators of continuous symmetries from
+data.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.func import jvp
+from torch.nn import functional
+
+from pyro_ext._checks import (
+    as_tensor,
+    check_boolean,
+    check_callable,
+    check_instance,
+    check_integer,
+    check_number,
+    check_optional,
+)
+from pyro_ext.inference.training import ShuffledBatches, Trainer
+from pyro_ext.inference.training.checkpoints import seed_of
+from pyro_ext.inference.training.trainer import Optimizer
+from pyro_ext.nn.generators import VectorField, flow, image_grid, inner_products
+from pyro_ext.random import seeded
+
+__all__ = [
+    "feature_weights",
+    "lipschitz_loss",
+    "ortho_loss",
+    "sobolev_loss",
+    "train_generators",
+    "validity_images",
+    "validity_images_tangent",
+    "validity_scores",
+    "warp_images",
+]
+
+Features = Callable[[Tensor], Tensor]
+Validity = Callable[..., Tensor]
+
+_ADAM = partial(torch.optim.Adam, lr=1e-3)
+_MARGIN = 1e-6  # between a cosine and one, where the angle has no gradient
+
+
+# Losses ------------------------------------------------------------------------------------------
+
+
+def ortho_loss(values: Tensor, weights: Tensor | None = None) -> Tensor:
+    r"""How far fields are from orthogonal; later ones give way to earlier ones [1].
+
+    .. math:: \sum_{a<b} \frac{\pi}{2} - \arccos |\langle \tilde V_a, \tilde V_b \rangle|
+
+    No gradient goes through :math:`\tilde V_a`. Cosines are at most :math:`1 - 10^{-6}`.
+
+    :param Tensor values: fields at points. **Shape:** ``(n, *grid, dim)``.
+    :param Tensor weights: of the points, see :func:`~pyro_ext.nn.inner_products`.
+        **Shape:** ``(*grid)``.
+
+    [1] G. Ko, H. Kim, J. Lee (2024),
+    Learning infinitesimal generators of continuous symmetries from data.
+
+    Example::
+
+        >>> ortho_loss(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
+        tensor(0.)
+    """
+    values = as_tensor("values", values, "(n, ...)", finite=True)
+    with torch.no_grad():
+        norms = inner_products(values, weights).diagonal().sqrt()
+    if not bool((norms > 0).all()):
+        raise ValueError(f"values must hold fields that are not zero, got norms {norms.tolist()}")
+    total = values.new_zeros(())
+    for later in range(1, len(values)):
+        for earlier in range(later):
+            pair = torch.stack([values[earlier].detach(), values[later]])
+            products = inner_products(pair, weights)
+            cosine = products[0, 1].abs() / products.diagonal().prod().sqrt()
+            total = total + math.pi / 2 - cosine.clamp(max=1 - _MARGIN).acos()
+    return total
+
+
+def lipschitz_loss(
+    values: Tensor,
+    threshold: float = 0.5,
+    *,
+    points: Tensor | None = None,
+    grid_dim: int | None = None,
+) -> Tensor:
+    r"""By how much fields differ between neighbors of a grid, beyond a threshold [1].
+
+    .. math:: \sum_{i \sim j} \max(0, \|V(z_i) - V(z_j)\| - \tau)
+
+    :param Tensor values: fields on a grid. **Shape:** ``(n, *grid, dim)``.
+    :param float threshold: :math:`\tau`.
+    :param Tensor points: where the grid's points are. With them differences are divided by
+        distances, and each direction of the grid counts by its mean instead of its sum.
+        **Shape:** ``(*grid, dim)``.
+    :param int grid_dim: number of axes that are the grid's, before the last; others are a batch. By
+        default all but the first.
+
+    [1] G. Ko, H. Kim, J. Lee (2024),
+    Learning infinitesimal generators of continuous symmetries from data.
+
+    Example::
+
+        >>> lipschitz_loss(torch.tensor([[[0.0], [1.0], [1.2]]]))
+        tensor(0.5000)
+    """
+    values = as_tensor("values", values, "(n, ...)", finite=True)
+    if values.dim() < 3:
+        raise ValueError(f"values must have the shape (n, *grid, dim), got {tuple(values.shape)}")
+    check_number("threshold", threshold, least=0)
+    if points is not None:
+        points = as_tensor("points", points, finite=True)
+        if points.shape != values.shape[1:]:
+            raise ValueError(
+                f"points must have the shape {tuple(values.shape[1:])}, got {tuple(points.shape)}"
+            )
+    grid_dim = values.dim() - 2 if grid_dim is None else check_integer("grid_dim", grid_dim, 1)
+    if grid_dim > values.dim() - 2:
+        raise ValueError(f"grid_dim must be at most {values.dim() - 2}, got {grid_dim}")
+    total = values.new_zeros(())
+    for axis in range(-1 - grid_dim, -1):
+        size = torch.linalg.vector_norm(values.diff(dim=axis), dim=-1)
+        if points is None:
+            total = total + (size - threshold).clamp(min=0).sum()
+        elif size.numel():
+            distance = torch.linalg.vector_norm(points.diff(dim=axis), dim=-1)
+            excess = (size / distance - threshold).clamp(min=0)
+            total = total + excess.flatten(1).mean(1).sum()
+    return total
+
+
+def sobolev_loss(values: Tensor) -> Tensor:
+    r"""Logarithm of how much fields vary along a periodic axis [1].
+
+    .. math:: \log \frac{1}{K} \sum_k ((1 + k^2)^2 - 1) |\hat V_k|^2, \text{ mean over the rest}
+
+    :param Tensor values: fields on a grid whose last axis is the periodic one.
+        **Shape:** ``(n, *grid, dim)``.
+
+    [1] G. Ko, H. Kim, J. Lee (2024),
+    Learning infinitesimal generators of continuous symmetries from data.
+
+    Example::
+
+        >>> angle = torch.arange(8)[None, :, None] * 2 * torch.pi / 8
+        >>> sobolev_loss(angle.cos()) < sobolev_loss((2 * angle).cos())
+        tensor(True)
+    """
+    values = as_tensor("values", values, "(n, ...)", finite=True)
+    if values.dim() < 3:
+        raise ValueError(f"values must have the shape (n, *grid, dim), got {tuple(values.shape)}")
+    spectrum = torch.fft.rfft(values, dim=-2, norm="forward").abs().square()
+    k = torch.arange(spectrum.shape[-2], dtype=values.dtype, device=values.device)
+    size = (((1 + k * k) ** 2 - 1)[:, None] * spectrum).mean(-2)
+    result: Tensor = size.clamp(min=torch.finfo(values.dtype).tiny).log().mean()
+    return result
+
+
+# Images ------------------------------------------------------------------------------------------
+
+
+def warp_images(images: Tensor, grid: Tensor) -> Tensor:
+    """Sample images at other coordinates, all of them at each grid; outside they are zero.
+
+    :param Tensor images: **Shape:** ``(batch, channels, height, width)``.
+    :param Tensor grid: coordinates, as of :func:`~pyro_ext.nn.image_grid`.
+        **Shape:** ``(*sample, rows, columns, 2)``.
+    :returns: **Shape:** ``(*sample, batch, channels, rows, columns)``.
+
+    Example::
+
+        >>> from pyro_ext.nn import image_grid
+        >>> images = torch.rand(5, 3, 8, 8)
+        >>> torch.allclose(warp_images(images, image_grid(8, 8)), images, atol=1e-6)
+        True
+    """
+    images = as_tensor("images", images, "(batch, channels, height, width)", finite=True)
+    grid = as_tensor("grid", grid, "(*sample, rows, columns, 2)", finite=True, like=images)
+    sample, size = grid.shape[:-3], grid.shape[-3:-1]
+    grids = grid.reshape(-1, *size, 2)
+    as_channels = images.reshape(1, -1, *images.shape[-2:]).expand(len(grids), -1, -1, -1)
+    moved = functional.grid_sample(as_channels, grids, align_corners=True)
+    return moved.reshape(*sample, *images.shape[:2], *size)
+
+
+def validity_images(features: Features, images: Tensor, grid: Tensor) -> Tensor:
+    r"""Mean angle between features of images before and after, the smaller the better [1].
+
+    .. math:: S = E \arccos \cos(H(\phi(x)), H(x))
+
+    :param Callable features: :math:`H`, such as all but the last layer of a classifier in
+        evaluation mode, trained *without* augmentation, which would hide what is to be learned.
+        From images to the shape ``(batch, num_features)``.
+    :param Tensor images: **Shape:** ``(batch, channels, height, width)``.
+    :param Tensor grid: sampling coordinates of each field. **Shape:** ``(n, height, width, 2)``.
+    :returns: in radians. **Shape:** ``(n,)``.
+
+    [1] G. Ko, H. Kim, J. Lee (2024),
+    Learning infinitesimal generators of continuous symmetries from data.
+
+    Example::
+
+        >>> from pyro_ext.nn import image_grid
+        >>> grids = torch.stack([image_grid(8, 8), -image_grid(8, 8)])
+        >>> angles = validity_images(lambda x: x.flatten(1), torch.rand(5, 1, 8, 8), grids)
+        >>> angles[0] < angles[1]
+        tensor(True)
+    """
+    check_callable("features", features, "a function of images")
+    images = as_tensor("images", images, "(batch, channels, height, width)", finite=True)
+    grid = as_tensor("grid", grid, "(n, rows, columns, 2)", finite=True)
+    moved = warp_images(images, grid)
+    with torch.no_grad():
+        before = _features(features, images)
+    after = _features(features, moved.flatten(0, 1)).unflatten(0, moved.shape[:2])
+    cosine = functional.cosine_similarity(after, before, dim=-1)
+    return cosine.clamp(-1 + _MARGIN, 1 - _MARGIN).acos().mean(-1)
+
+
+def validity_images_tangent(features: Features, images: Tensor, velocity: Tensor) -> Tensor:
+    r"""Logarithm of how fast unit features change along fields: without a flow [1].
+
+    It is the paper's infinitesimal variant of :func:`validity_images`, for ``flow_steps=0`` of
+    :func:`train_generators`.
+
+    :param Callable features: see :func:`validity_images`; it needs forward derivatives.
+    :param Tensor images: **Shape:** ``(batch, channels, height, width)``.
+    :param Tensor velocity: of the pixels. **Shape:** ``(n, height, width, 2)``.
+    :returns: :math:`\log E \|\partial H / \|H\|\|^2`. **Shape:** ``(n,)``.
+
+    [1] G. Ko, H. Kim, J. Lee (2024),
+    Learning infinitesimal generators of continuous symmetries from data.
+
+    Example::
+
+        >>> still = torch.full((1, 8, 8, 2), 1e-3)
+        >>> validity_images_tangent(lambda x: x.flatten(1), torch.rand(5, 1, 8, 8), still).shape
+        torch.Size([1])
+    """
+    check_callable("features", features, "a function of images")
+    images = as_tensor("images", images, "(batch, channels, height, width)", finite=True)
+    velocity = as_tensor("velocity", velocity, "(n, height, width, 2)", finite=True)
+    if velocity.shape[1:-1] != images.shape[-2:]:
+        raise ValueError(
+            f"velocity must be of the images' {tuple(images.shape[-2:])} pixels, got the shape "
+            f"{tuple(velocity.shape)}"
+        )
+    slopes = _image_slopes(images)
+    change = sum(slopes[axis] * velocity[:, None, None, ..., axis] for axis in range(2))
+    change = cast(Tensor, change)
+    _, moved, *_ = jvp(
+        lambda x: functional.normalize(_features(features, x), dim=-1),
+        (images.expand_as(change).flatten(0, 1).contiguous(),),
+        (change.flatten(0, 1),),
+    )
+    size = moved.square().sum(-1).unflatten(0, change.shape[:2]).mean(-1)
+    result: Tensor = size.clamp(min=1e-12).log()
+    return result
+
+
+def feature_weights(
+    features: Features,
+    images: Tensor,
+    num_windows: int = 2000,
+    *,
+    width: float = 0.1,
+    batch_size: int = 100,
+    seed: int | None = None,
+) -> Tensor:
+    """How much features of images change as a part of the image is shifted, pixel by pixel [1].
+
+    Images are shifted in a random direction within Gaussian windows at random places; the weight
+    of a pixel is the mean squared change of the features, weighted by the windows' height there.
+    Where nothing is to be seen it is near zero, and fields are free.
+
+    :param Callable features: see :func:`validity_images_tangent`.
+    :param Tensor images: **Shape:** ``(batch, channels, height, width)``.
+    :param int num_windows: number of windows, each on an image drawn at random.
+    :param float width: standard deviation of a window, in the coordinates of
+        :func:`~pyro_ext.nn.image_grid`.
+    :param int batch_size: windows at a time.
+    :param int seed: of all draws; ``None`` draws from PyTorch's generator.
+    :returns: weights with a mean of one. **Shape:** ``(height, width)``.
+
+    [1] G. Ko, H. Kim, J. Lee (2024),
+    Learning infinitesimal generators of continuous symmetries from data.
+
+    Example::
+
+        >>> images = torch.zeros(4, 1, 8, 8)
+        >>> images[..., 2:6, 2:6] = torch.rand(4, 1, 4, 4)
+        >>> weights = feature_weights(lambda x: x.flatten(1), images, 100, seed=0)
+        >>> weights[0, 0] < weights[3, 3]
+        tensor(True)
+    """
+    check_callable("features", features, "a function of images")
+    images = as_tensor("images", images, "(batch, channels, height, width)", finite=True)
+    check_integer("num_windows", num_windows, 1)
+    check_number("width", width, above=0)
+    check_integer("batch_size", batch_size, 1)
+    points = image_grid(*images.shape[-2:], dtype=images.dtype, device=images.device)
+    total, mass = torch.zeros_like(points[..., 0]), torch.zeros_like(points[..., 0])
+    slopes = _image_slopes(images)
+    with seeded(seed), torch.no_grad():
+        for start in range(0, num_windows, batch_size):
+            size = min(batch_size, num_windows - start)
+            chosen = torch.randint(len(images), (size,)).to(images.device)
+            center = (2 * torch.rand(size, 1, 1, 2) - 1).to(images)
+            angle = 2 * math.pi * torch.rand(size, 1, 1, 1).to(images)
+            window = ((points - center).square().sum(-1) / (-2 * width**2)).exp()
+            shift = angle.cos() * slopes[0][chosen] + angle.sin() * slopes[1][chosen]
+            _, change, *_ = jvp(
+                partial(_features, features), (images[chosen],), (window[:, None] * shift,)
+            )
+            response = change.square().sum(-1)[:, None, None]
+            total += (response * window).sum(0)
+            mass += window.sum(0)
+    weights = total / mass.clamp(min=torch.finfo(mass.dtype).tiny)
+    if not bool(weights.any()):
+        raise ValueError("images must be such that a shift changes their features, got no change")
+    return weights / weights.mean()
+
+
+def _features(features: Features, images: Tensor) -> Tensor:
+    """Features, checked."""
+    values = features(images)
+    if not isinstance(values, Tensor) or values.dim() != 2 or len(values) != len(images):
+        raise ValueError(
+            "features must give the shape (batch, num_features), got "
+            f"{tuple(values.shape) if isinstance(values, Tensor) else values!r:.80}"
+        )
+    return values
+
+
+def _image_slopes(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives of images in ``x`` and ``y``."""
+    height, width = images.shape[-2:]
+    spacing = (2 / (height - 1), 2 / (width - 1))
+    y, x = torch.gradient(images, spacing=spacing, dim=(-2, -1))
+    return x, y
+
+
+# Training ----------------------------------------------------------------------------------------
+
+
+def train_generators(
+    field: VectorField,
+    validity: Validity,
+    num_steps: int,
+    batches: ShuffledBatches | None = None,
+    *,
+    points: Tensor | None = None,
+    weights: Tensor | None = None,
+    sigma: float = 0.4,
+    symmetry: float = 1.0,
+    ortho: float = 10.0,
+    lipschitz: float = 10.0,
+    threshold: float = 0.5,
+    per_distance: bool = False,
+    sobolev: float = 0.0,
+    flow_steps: int = 8,
+    optimizer: Optimizer = _ADAM,
+    scheduler: Callable[[Any], Any] | None = None,
+    max_norm: float | None = None,
+    seed: int | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> list[float]:
+    r"""Learn fields whose flows leave something as valid as it was [1].
+
+    .. math:: w_1 \sum_a S(\phi^a_s) + w_2 L_\text{ortho} + w_3 L_\text{Lipschitz}
+        + w_4 L_\text{Sobolev}
+
+    for a time :math:`s` whose size is drawn from :math:`\mathrm{Uniform}(0, \sigma)` at each
+    step, with a sign for each field. Fields are normalized over the points first, once for all of a
+    flow, so that it is a one-parameter group. (The paper's code normalizes images' fields anew at
+    each step of the solver.) Later fields give way to earlier ones, so that those of the least
+    score come first; they are determined up to sign, and to mixing where scores are alike.
+
+    :param VectorField field: what is trained, such as a :class:`~pyro_ext.nn.GeneratorField`.
+    :param Callable validity: :math:`S` of each field, ``(n,)``: a function of moved points ``(n,
+        *grid, dim)`` and then of the tensors of a minibatch. It should be as large for one field
+        as for another that is as bad, such as an angle or a logarithm.
+    :param int num_steps: number of steps of the optimizer.
+    :param ShuffledBatches batches: what the validity is given besides.
+    :param Tensor points: what is moved, such as :func:`~pyro_ext.nn.image_grid`; by default the
+        first tensor of a minibatch. **Shape:** ``(*grid, dim)``.
+    :param Tensor weights: of the points, such as :func:`feature_weights`. **Shape:** ``(*grid)``.
+    :param float sigma: the longest time.
+    :param float symmetry: :math:`w_1`.
+    :param float ortho: :math:`w_2`.
+    :param float lipschitz: :math:`w_3`.
+    :param float threshold: of :func:`lipschitz_loss`.
+    :param bool per_distance: whether :func:`lipschitz_loss` divides by distances, and by the number
+        of pairs.
+    :param float sobolev: :math:`w_4`, for grids whose last axis is periodic.
+    :param int flow_steps: steps of the solver; with 0 the validity is given the normalized fields
+        at the points, in place of moved points, and there is no flow.
+    :param Callable optimizer: makes an optimizer of a list of parameters.
+    :param Callable scheduler: as of :class:`~pyro_ext.inference.Trainer`.
+    :param float max_norm: to which the norm of the gradient is clipped.
+    :param int seed: of all draws; ``None`` takes that of the checkpoint where it exists, and
+        otherwise one from PyTorch's generator.
+    :param checkpoint: a file from which the training goes on where it exists, and in which it is
+        saved along the way.
+    :param bool progress: whether to show a progress bar.
+    :returns: the loss of each step.
+    :raises TrainingDiverged: where loss or gradient are not finite.
+
+    [1] G. Ko, H. Kim, J. Lee (2024),
+    Learning infinitesimal generators of continuous symmetries from data.
+
+    Example::
+
+        >>> from pyro_ext.models.symmetry import GeneratorField
+        >>> points = 2 * torch.rand(100, 2) - 1
+        >>> radius = points.norm(dim=-1)
+        >>> losses = train_generators(
+        ...     GeneratorField(2, 1), lambda moved: (moved.norm(dim=-1) - radius).abs().mean(-1),
+        ...     10, points=points, seed=0, progress=False)
+        >>> len(losses)
+        10
+    """
+    check_instance("field", field, VectorField, "a VectorField")
+    check_callable("validity", validity)
+    check_integer("num_steps", num_steps, 0)
+    check_optional(check_instance, "batches", batches, ShuffledBatches, "ShuffledBatches or None")
+    points = check_optional(
+        as_tensor, "points", points, f"(*grid, {field.dim})", finite=True, allow_empty=False
+    )
+    if points is None and batches is None:
+        raise ValueError("points must be given where there are no batches, got None")
+    if weights is not None:
+        weights = as_tensor("weights", weights, finite=True)
+        if points is not None and weights.shape != points.shape[:-1]:
+            raise ValueError(
+                f"weights must have the shape {tuple(points.shape[:-1])} of the points, got "
+                f"{tuple(weights.shape)}"
+            )
+    check_number("sigma", sigma, above=0)
+    for name, value in dict(
+        symmetry=symmetry, ortho=ortho, lipschitz=lipschitz, sobolev=sobolev
+    ).items():
+        check_number(name, value, least=0)
+    check_number("threshold", threshold, least=0)
+    check_boolean("per_distance", per_distance)
+    check_integer("flow_steps", flow_steps, 0)
+    trainer = Trainer(
+        field,
+        optimizer,
+        scheduler=scheduler,
+        max_norm=max_norm,
+        identity={
+            "num_steps": num_steps,
+            "sigma": sigma,
+            "loss": [symmetry, ortho, lipschitz, threshold, per_distance, sobolev],
+            "flow_steps": flow_steps,
+        },
+        seed=seed_of(seed, checkpoint),
+    )
+
+    def loss(*batch: Tensor) -> Tensor:
+        z = batch[0] if points is None else points
+        values = field(z).movedim(-2, 0)
+        normal = field.normalized(z, weights)
+        values = normal.scale.reshape(-1, *[1] * z.dim()) * values
+        if flow_steps:
+            sign = 2.0 * torch.randint(2, (field.n,)) - 1
+            s = (sigma * torch.rand(()) * sign).to(z).reshape(-1, *[1] * (z.dim() - 1))
+            moved = flow(normal.each, z.expand(field.n, *z.shape), s, num_steps=flow_steps)
+        else:
+            moved = values
+        total = symmetry * _checked_scores(validity(moved, *batch), field.n).sum()
+        if ortho and field.n > 1:
+            total = total + ortho * ortho_loss(values, weights)
+        if lipschitz:
+            roughness = lipschitz_loss(
+                values,
+                threshold,
+                points=z if per_distance else None,
+                grid_dim=None if points is not None else max(z.dim() - 2, 1),
+            )
+            total = total + lipschitz * roughness
+        if sobolev:
+            total = total + sobolev * sobolev_loss(values)
+        return total
+
+    return trainer.run(
+        loss,
+        num_steps,
+        batches,
+        checkpoint=checkpoint,
+        progress=progress,
+        description="Training generators",
+    )
+
+
+@torch.no_grad()
+def validity_scores(
+    field: VectorField,
+    validity: Validity,
+    points: Tensor,
+    *batch: Tensor,
+    weights: Tensor | None = None,
+    sigma: float = 0.4,
+    num_times: int = 8,
+    flow_steps: int = 8,
+) -> Tensor:
+    r"""Mean validity of normalized fields, at times from :math:`-\sigma` to :math:`\sigma`.
+
+    :param VectorField field: the fields.
+    :param Callable validity: as of :func:`train_generators`.
+    :param Tensor points: what is moved. **Shape:** ``(*grid, dim)``.
+    :param Tensor batch: what the validity is given besides.
+    :param Tensor weights: of the points. **Shape:** ``(*grid)``.
+    :param float sigma: the longest time.
+    :param int num_times: number of times, with equal distances, in the middle of as many intervals.
+    :param int flow_steps: steps of the solver.
+    :returns: **Shape:** ``(n,)``.
+
+    Example::
+
+        >>> from pyro_ext.models.symmetry import AffineField
+        >>> points = 2 * torch.rand(100, 2) - 1
+        >>> level = points[..., 0]
+        >>> scores = validity_scores(
+        ...     AffineField(2), lambda moved: (moved[..., 0] - level).abs().mean(-1), points)
+        >>> scores[1] == 0, scores[0] > 0
+        (tensor(True), tensor(True))
+    """
+    check_instance("field", field, VectorField, "a VectorField")
+    check_callable("validity", validity)
+    points = as_tensor("points", points, f"(*grid, {field.dim})", finite=True)
+    check_number("sigma", sigma, above=0)
+    check_integer("num_times", num_times, 1)
+    check_integer("flow_steps", flow_steps, 1)
+    normal = field.normalized(points, weights)
+    start = points.expand(field.n, *points.shape)
+    total = points.new_zeros(field.n)
+    for number in range(num_times):
+        s = sigma * ((2 * number + 1) / num_times - 1)
+        moved = flow(normal.each, start, s, num_steps=flow_steps)
+        total += _checked_scores(validity(moved, *batch), field.n)
+    return total / num_times
+
+
+def _checked_scores(scores: Any, n: int) -> Tensor:
+    if not isinstance(scores, Tensor) or scores.shape != (n,):
+        raise ValueError(
+            f"validity must give a tensor of the shape ({n},), one score for each field, got "
+            f"{tuple(scores.shape) if isinstance(scores, Tensor) else scores!r:.80}"
+        )
+    return scores

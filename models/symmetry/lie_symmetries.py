@@ -1,0 +1,163 @@
+"""Symmetries of a partial differential equation, learned from its solutions [1].
+
+[1] G. Ko, H. Kim, J. Lee (2024), Learning infinitesimal generators of continuous symmetries from
+data.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from pyro_ext._checks import as_tensor, check_integer
+from pyro_ext.inference.training import ShuffledBatches
+from pyro_ext.inference.training.checkpoints import seed_of
+from pyro_ext.inference.training.trainer import Optimizer
+from pyro_ext.models.symmetry.equations import Equation, _equation, validity_pde
+from pyro_ext.models.symmetry.generators import train_generators
+from pyro_ext.nn.generators import GeneratorField
+from pyro_ext.random import seeded
+
+__all__ = ["LieSymmetries", "learn_lie_symmetries"]
+
+_ADAM = partial(torch.optim.Adam, lr=1e-3)
+
+
+class LieSymmetries(NamedTuple):
+    """What :func:`learn_lie_symmetries` has learned.
+
+    :ivar GeneratorField field: fields on points in units of ``units``.
+    :ivar Tensor units: of ``x``, ``t`` and ``u``: how far a solution's size carries in its
+        duration, the duration, and the size.
+    :ivar list losses: the loss of each step.
+    """
+
+    field: GeneratorField
+    units: Tensor
+    losses: list[float]
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """The fields, each of mean square one over the points.
+
+        :param Tensor points: ``(x, t, u)``. **Shape:** ``(*grid, 3)``.
+        :returns: velocities in units of ``units``. **Shape:** ``(n, *grid, 3)``.
+        """
+        points = as_tensor("points", points, "(*grid, 3)", finite=True).to(self.units)
+        z = points / self.units
+        with torch.no_grad():
+            values: Tensor = self.field.normalized(z)(z)
+        return values.movedim(-2, 0)
+
+
+def learn_lie_symmetries(
+    equation: Equation | str,
+    solutions: Tensor,
+    num_steps: int = 1000,
+    *,
+    n: int = 4,
+    patch: tuple[int, int] = (6, 12),
+    batch_size: int = 8,
+    num_patches: int = 4096,
+    trunk: int = 64,
+    sigma: float = 0.4,
+    flow_steps: int = 2,
+    optimizer: Optimizer = _ADAM,
+    seed: int | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> LieSymmetries:
+    r"""Learn fields along which solutions of an equation stay solutions [1].
+
+    Weights of the loss are the paper's. Points are in units in which known symmetries are of the
+    order of one. (The paper takes the length of the circle for ``x``, in which Galilei's one is
+    hard to tell from a shift of ``u``.) Residuals are those of small patches of solutions, each
+    point of which is moved; the paper takes patches of 64 x 64, which are slower and tell as much
+    for each point. The learning rate falls to zero along a cosine.
+
+    :param Equation equation: one of ``EQUATIONS``, or its name.
+    :param Tensor solutions: points ``(x, t, u)``, such as :func:`simulate` gives, at equal
+        distances in ``x`` around the circle. **Shape:** ``(num_solutions, num_t, num_x, 3)``.
+    :param int num_steps: number of steps of the optimizer.
+    :param int n: number of fields.
+    :param tuple patch: times and points in ``x`` of a patch, at least 3 and 5.
+    :param int batch_size: patches of a step.
+    :param int num_patches: number of patches in all.
+    :param int trunk: width of the network.
+    :param float sigma: the longest time of a flow.
+    :param int flow_steps: steps of the solver.
+    :param Callable optimizer: makes an optimizer of a list of parameters.
+    :param int seed: of all draws; ``None`` takes that of the checkpoint where it exists, and
+        otherwise one from PyTorch's generator.
+    :param checkpoint: a file from which the training goes on where it exists.
+    :param bool progress: whether to show a progress bar.
+
+    [1] G. Ko, H. Kim, J. Lee (2024),
+    Learning infinitesimal generators of continuous symmetries from data.
+
+    Example::
+
+        >>> from pyro_ext.models.symmetry import lie_generators, principal_cosines, simulate
+        >>> solutions = simulate("kdv", 2, num_x=64, num_t=20, seed=0)
+        >>> learned = learn_lie_symmetries(
+        ...     "kdv", solutions, 3, num_patches=64, seed=0, progress=False)  # 1,000 are enough
+        >>> known = lie_generators("kdv")(solutions).movedim(-2, 0) / learned.units
+        >>> principal_cosines(learned(solutions)[:3], known.to(learned.units)).shape
+        torch.Size([3])
+    """
+    equation = _equation(equation)
+    solutions = as_tensor("solutions", solutions, "(num_solutions, num_t, num_x, 3)", finite=True)
+    if solutions.shape[-1] != 3:
+        raise ValueError(
+            "solutions must have the shape (num_solutions, num_t, num_x, 3), got "
+            f"{tuple(solutions.shape)}"
+        )
+    if not isinstance(patch, tuple | list) or len(patch) != 2:
+        raise ValueError(f"patch must be two sizes, of t and x, got {patch!r:.80}")
+    for axis, (size, least) in enumerate(zip(patch, (3, 5), strict=True)):
+        check_integer(f"patch[{axis}]", size, least)
+        if size > solutions.shape[1 + axis]:
+            raise ValueError(
+                f"patch[{axis}] must be at most {solutions.shape[1 + axis]}, as solutions have, "
+                f"got {size}"
+            )
+    check_integer("num_steps", num_steps, 0)
+    check_integer("batch_size", batch_size, 1)
+    check_integer("flow_steps", flow_steps, 1)
+    check_integer("num_patches", num_patches, batch_size)
+    seed = seed_of(seed, checkpoint)
+    units = torch.tensor([equation.scale * equation.duration, equation.duration, equation.scale])
+    with seeded(seed):
+        field = GeneratorField(3, n, trunk, periods={0: equation.length / float(units[0])})
+        first = [torch.randint(high, (num_patches, 1, 1)) for high in _starts(solutions, patch)]
+    rows = first[1] + torch.arange(patch[0])[:, None]
+    columns = (first[2] + torch.arange(patch[1])) % solutions.shape[2]
+    patches = (solutions[first[0], rows, columns] / units.to(solutions)).float()
+    batches = ShuffledBatches(patches, batch_size=batch_size)
+    losses = train_generators(
+        field,
+        lambda moved, _: validity_pde(equation, moved * units).mean(1),
+        num_steps,
+        batches,
+        sigma=sigma,
+        ortho=3.0,
+        lipschitz=1.0,
+        threshold=3.0,
+        per_distance=True,
+        flow_steps=flow_steps,
+        optimizer=optimizer,
+        scheduler=partial(CosineAnnealingLR, T_max=max(num_steps, 1)),
+        max_norm=1.0,
+        seed=seed,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    return LieSymmetries(field, units, losses)
+
+
+def _starts(solutions: Tensor, patch: tuple[int, int]) -> tuple[int, int, int]:
+    """How many first solutions, times and points there are to choose from."""
+    num_solutions, num_t, num_x, _ = solutions.shape
+    return num_solutions, num_t - patch[0] + 1, num_x

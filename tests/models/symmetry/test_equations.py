@@ -1,0 +1,264 @@
+"""Equations: derivatives on scattered points, exact symmetries, solutions, and re-gridding."""
+
+import math
+
+import pytest
+import torch
+from torch.func import grad
+
+from pyro_ext.models.symmetry import (
+    EQUATIONS,
+    dirichlet_kernel,
+    flow,
+    learn_lie_symmetries,
+    lie_generators,
+    principal_cosines,
+    regrid,
+    scattered_derivatives,
+    simulate,
+    validity_pde,
+)
+
+pytest.importorskip("torchdiffeq")
+
+
+def graph(function, num_t=7, num_x=9, noise=0.0, length=4.0):
+    x = torch.linspace(0.0, length, num_x + 1)[:-1].expand(num_t, num_x)
+    t = torch.linspace(0.0, 1.0, num_t)[:, None].expand(num_t, num_x)
+    x = x + noise * (torch.rand(num_t, num_x) - 0.5) * length / num_x
+    t = t + noise * (torch.rand(num_t, num_x) - 0.5) / num_t
+    return torch.stack([x, t, function(x, t)], -1)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_polynomials_have_exact_derivatives(float64, noise):
+    """Wherever the points are: of x^i t, for derivatives that have the degree."""
+    torch.manual_seed(0)
+    for degree in (2, 3, 4):
+        points = graph(lambda x, t, i=degree: x**i * (1 + 2 * t) + t, noise=noise)
+        x, t = points[..., 1:-1, 2:-2, :2].unbind(-1)
+        found = scattered_derivatives(points, [2, 3, 4])
+        expected = math.factorial(degree) * (1 + 2 * t)
+        torch.testing.assert_close(found["x" * degree], expected, atol=1e-7, rtol=1e-7)
+    points = graph(lambda x, t: (3 + 2 * x) * (1 + t), noise=noise)
+    x, t = points[..., 1:-1, 2:-2, :2].unbind(-1)
+    found = scattered_derivatives(points, [])
+    torch.testing.assert_close(found["x"], 2 * (1 + t))
+    torch.testing.assert_close(found["t"], 3 + 2 * x)
+
+
+def test_derivatives_of_a_wave_converge(float64):
+    """On points that are moved smoothly; each as the length to its power, times the error."""
+    errors = []
+    for num in (16, 32, 64):
+        points = graph(lambda x, t: 0 * x, num_t=num, num_x=4 * num, length=2 * math.pi)
+        x, t = points[..., 0], points[..., 1]
+        x, t = x + 0.1 * (x + t).sin(), t + 0.1 * t.sin()
+        moved = torch.stack([x, t, (x - t).sin()], -1)
+        x, t = moved[..., 1:-1, 2:-2, :2].unbind(-1)
+        found = scattered_derivatives(moved, [2, 3], length=2 * math.pi)
+        errors.append(
+            [
+                float((found[name] - exact).abs().mean())
+                for name, exact in {
+                    "t": -(x - t).cos(),
+                    "x": (x - t).cos(),
+                    "xx": -(x - t).sin(),
+                    "xxx": -(x - t).cos(),
+                }.items()
+            ]
+        )
+    first, _, last = torch.tensor(errors)
+    assert bool((last < 0.5 * first).all()) and bool((last < 0.06).all())
+
+
+def test_points_at_one_place_are_no_error(float64):
+    points = graph(lambda x, t: x).requires_grad_()
+    same = points.clone()
+    same[3, 4] = same[3, 5].detach()
+    found = scattered_derivatives(same, [3])
+    assert all(bool(value.isfinite().all()) for value in found.values())
+
+
+def test_derivatives_have_gradients(float64):
+    """Against finite differences, where u is linear: all stencils agree, whatever their weights."""
+    torch.manual_seed(0)
+    points = graph(lambda x, t: x + 2 * t, 3, 6, noise=0.2)[:, :5]
+    direction = torch.randn_like(points)
+    for name in ("x", "t", "xxx"):
+        found = torch.autograd.functional.jacobian(
+            lambda z, n=name: scattered_derivatives(z, [3])[n], points
+        )
+        h = 1e-5
+        ends = [scattered_derivatives(points + s * h * direction, [3])[name] for s in (1, -1)]
+        slope = (ends[0] - ends[1]) / (2 * h)
+        torch.testing.assert_close(
+            (found * direction).sum((-3, -2, -1)), slope, rtol=1e-4, atol=1e-5
+        )
+
+
+def derivatives(u, point, order):
+    """Exact ones of a function of ``x`` and ``t`` at a point."""
+    names = {"t": grad(u, 1)}
+    of_x = u
+    for k in range(1, order + 1):
+        of_x = grad(of_x, 0)
+        names["x" * k] = of_x
+    return {name: d(point[0], point[1]) for name, d in names.items()}
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_known_symmetries_keep_the_residual(float64, name):
+    """The residual of a moved function, no solution, is that of the function where it came from.
+
+    For the shift in time of cKdV, which is an approximate symmetry, it is not.
+    """
+    equation, fields = EQUATIONS[name], lie_generators(name)
+    start = torch.tensor([0.7, 0.9])
+
+    def u(x, t):
+        return 0.4 * (0.8 * x - 0.5 * t).sin() + 0.1 * t * (0.3 * x).cos()
+
+    def residual(function, point):
+        z = torch.stack([point[0], point[1], function(point[0], point[1])])
+        return equation.residual(derivatives(function, point, max(equation.orders)), z)
+
+    for j in range(3):
+        unit = torch.nn.functional.one_hot(torch.tensor(j), 3).double()
+        field = fields.combination(unit)
+
+        def moved(x, t, field=field):
+            base = flow(
+                field, torch.stack([x, t, 0 * x]), -0.3, num_steps=3
+            )  # no field's x, t depend on u
+            there = torch.stack([base[0], base[1], u(base[0], base[1])])
+            return flow(field, there, 0.3, num_steps=3)[2]
+
+        z = torch.stack([start[0], start[1], u(start[0], start[1])])
+        end = flow(field, z, 0.3)[:2]
+        before, after = residual(u, start), residual(moved, end)
+        difference = abs(float(after - before))
+        assert difference > 1e-3 if (name, j) == ("ckdv", 1) else difference < 1e-6
+
+
+def test_a_scaling_of_u_is_no_symmetry(float64):
+    points = simulate("kdv", 2, num_x=128, num_t=60, seed=0)[:, 10:30]
+    before = validity_pde("kdv", points)
+    for shift in ([3.0, 0.0, 0.0], [0.0, 2.0, 0.0]):
+        after = validity_pde("kdv", points + torch.tensor(shift))
+        torch.testing.assert_close(after, before, atol=0.01, rtol=0)
+    galilei = points + 0.2 * torch.stack([points[..., 1], 0 * points[..., 1],
+                                          torch.ones_like(points[..., 1])], -1)  # fmt: skip
+    assert bool(((validity_pde("kdv", galilei) - before).abs() < 0.7).all())
+    louder = points * torch.tensor([1.0, 1.0, 1.3])
+    assert bool((validity_pde("kdv", louder) > before + 1).all())
+
+
+def test_soliton(float64):
+    """A solution of KdV in closed form has no residual, and moves as it should."""
+    x = torch.arange(256.0) / 2
+    t = torch.linspace(0.0, 4.0, 41)
+    c = 0.6
+
+    def soliton(x, t):
+        return 3 * c / (0.5 * c**0.5 * (x - 40 - c * t)).cosh() ** 2
+
+    u = soliton(x, t[:, None])
+    points = torch.stack([x.expand_as(u), t[:, None].expand_as(u), u], -1)
+    found = scattered_derivatives(points, [3], length=128.0)
+    residual = EQUATIONS["kdv"].residual(found, points[1:-1, 2:-2])
+    assert float(residual.abs().mean()) < 0.25 * float(found["t"].abs().mean())
+    with_another = found["t"] + points[1:-1, 2:-2, 2] * found["x"] - found["xxx"]
+    assert float(with_another.abs().mean()) > float(found["t"].abs().mean())
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_simulations(float64, name):
+    """Means of u are what the equation says; solutions satisfy it, and another seed differs."""
+    points = simulate(name, 2, num_x=128, num_t=61, substeps=6, seed=0)
+    assert points.shape == (2, 61, 128, 3) and bool(points.isfinite().all())
+    t, u = points[..., 1], points[..., 2]
+    torch.testing.assert_close(u.mean(-1), torch.zeros(2, 61), atol=1e-9, rtol=0)
+    if name in ("kdv", "nkdv"):  # they conserve energy, cKdV (t + 1) times it
+        energy = u.square().mean(-1)
+        torch.testing.assert_close(energy, energy[:, :1].expand_as(energy), rtol=2e-3, atol=0)
+    if name == "ckdv":
+        energy = (u.square() * (1 + t)).mean(-1)
+        torch.testing.assert_close(energy, energy[:, :1].expand_as(energy), rtol=2e-3, atol=0)
+    if name != "burgers":  # whose waves are too steep for so few points
+        louder = points * torch.tensor([1.0, 1.0, 1.5])
+        assert bool((validity_pde(name, points) < validity_pde(name, louder) - 0.1).all())
+    again = simulate(name, 2, num_x=128, num_t=61, substeps=6, seed=0)
+    assert torch.equal(points, again)
+    assert not torch.equal(points, simulate(name, 2, num_x=128, num_t=61, substeps=6, seed=1))
+
+
+def test_dirichlet_kernel(float64):
+    for num in (8, 12):
+        v = torch.rand(5) * num
+        nodes = torch.arange(num, dtype=torch.float64)
+        kernel = dirichlet_kernel(v[:, None] - nodes, num)
+        torch.testing.assert_close(kernel.sum(-1), torch.ones(5), atol=1e-14, rtol=0)
+        for k in range(num // 2):
+            angle = 2 * math.pi * k / num
+            expected = (angle * v + 0.3).cos()
+            torch.testing.assert_close(
+                kernel @ (angle * nodes + 0.3).cos(), expected, atol=1e-14, rtol=0
+            )
+    integers = dirichlet_kernel(torch.arange(-9, 9), 8)
+    torch.testing.assert_close(
+        integers, (torch.arange(-9, 9) % 8 == 0).to(integers), atol=1e-15, rtol=0
+    )
+
+
+def test_regridding_of_a_moved_solution(float64):
+    """Galilei's transformation, at the grid: the shifted solution, but for the rows it leaves."""
+    num_x, num_t, length = 32, 9, 2 * math.pi
+    points = graph(lambda x, t: (2 * x + t).sin() + 0.3 * x.cos(), num_t, num_x, length=length)
+    x, t, _ = points.unbind(-1)
+    s = 0.4
+    moved = torch.stack([x + s * t, t, points[..., 2] + s], -1)
+    u, present = regrid(moved, points, length=length)
+    assert bool(present.all())
+    back = x - s * t
+    torch.testing.assert_close(u, (2 * back + t).sin() + 0.3 * back.cos() + s)
+    later = points + torch.tensor([0.0, 0.5, 0.0])
+    u, present = regrid(later, points, length=length)
+    assert present.tolist() == [False] * 4 + [True] * 5
+    torch.testing.assert_close(u[4:], points[:5, :, 2])
+    assert bool((u[:4] == 0).all())
+
+
+def test_principal_cosines(float64):
+    plane = torch.randn(3, 4, 5, 2)
+    mixed = torch.einsum("ab,b...->a...", torch.randn(3, 3), plane)
+    torch.testing.assert_close(principal_cosines(plane, mixed), torch.ones(3))
+    other = torch.zeros(1, 4, 5, 2)
+    other[0, 0, 0, 0] = 1
+    flat = plane.flatten(1)
+    projected = torch.linalg.lstsq(flat.mT, other.flatten(1).mT).solution
+    expected = (flat.mT @ projected).norm()
+    torch.testing.assert_close(principal_cosines(plane, other)[0], expected)
+
+
+@pytest.mark.slow
+def test_learning_symmetries_of_kdv(tmp_path):
+    """A few steps lessen the loss, and go on from a checkpoint bit for bit."""
+    solutions = simulate("kdv", 4, num_x=128, num_t=40, seed=0)
+    options = dict(n=3, num_patches=256, seed=0, progress=False)
+    learned = learn_lie_symmetries("kdv", solutions, 30, **options)
+    losses = torch.tensor(learned.losses)
+    assert losses[-10:].mean() < losses[:10].mean()
+    values = learned(solutions)
+    assert values.shape == (3, *solutions.shape)
+    torch.testing.assert_close(values.square().sum(-1).mean((1, 2, 3)), torch.ones(3))
+    again = learn_lie_symmetries("kdv", solutions, 30, **options, checkpoint=tmp_path / "f")
+    assert again.losses == learned.losses
+
+
+def test_bad_patches_are_named():
+    solutions = simulate("kdv", 1, num_x=16, num_t=5, seed=0)
+    with pytest.raises(ValueError, match=r"patch\[0\] must be at most 5"):
+        learn_lie_symmetries("kdv", solutions, 1, patch=(6, 10))
+    with pytest.raises(ValueError, match=r"equation must be one of 'kdv'"):
+        simulate("heat", 1)

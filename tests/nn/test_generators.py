@@ -1,0 +1,229 @@
+"""Vector fields and their flows: exact flows, determinants, inner products, sites."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from torch.func import jacrev, vmap
+
+from pyro_ext.nn import (
+    AffineField,
+    FlowTransform,
+    FunctionField,
+    GeneratorField,
+    OneParameterGroupAugmentation,
+    ScaledField,
+    flow,
+    image_grid,
+    inner_products,
+)
+
+torchdiffeq = pytest.importorskip("torchdiffeq")
+
+
+def rotation(z):
+    return torch.stack([-z[..., 1], z[..., 0]], -1)
+
+
+def turned(z, s):
+    s = torch.as_tensor(s, dtype=z.dtype)
+    x, y = z.unbind(-1)
+    return torch.stack([s.cos() * x - s.sin() * y, s.sin() * x + s.cos() * y], -1)
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5", "midpoint"])
+def test_flow_of_the_rotation_field_is_a_rotation(float64, method):
+    z = torch.randn(4, 5, 2)
+    s = torch.linspace(-1.0, 1.0, 5)
+    num_steps = 1000 if method == "midpoint" else 40
+    moved = flow(rotation, z, s, method=method, num_steps=num_steps, tolerance=1e-9)
+    torch.testing.assert_close(moved, turned(z, s), atol=1e-6, rtol=0)
+    torch.testing.assert_close(flow(rotation, z, 0.0), z, atol=0, rtol=0)
+
+
+def test_flow_in_single_precision():
+    z = torch.randn(5, 2)
+    torch.testing.assert_close(flow(rotation, z, 1.0), turned(z, 1.0), atol=1e-6, rtol=0)
+
+
+def test_flows_are_a_group(float64):
+    field = GeneratorField(3, 1, 16, 8)
+    z = torch.randn(7, 1, 3)[None]
+    both = flow(field.each, flow(field.each, z, 0.3), 0.5)
+    torch.testing.assert_close(both, flow(field.each, z, 0.8), atol=1e-8, rtol=0)
+    back = flow(field.each, flow(field.each, z, 0.7), -0.7)
+    torch.testing.assert_close(back, z, atol=1e-8, rtol=0)
+
+
+def test_fourth_order(float64):
+    z = torch.tensor([1.0, 0.0])
+    errors = [
+        float((flow(rotation, z, 1.0, num_steps=n) - turned(z, 1.0)).norm()) for n in (4, 8, 16)
+    ]
+    assert errors[0] / errors[1] == pytest.approx(16, rel=0.1)
+    assert errors[1] / errors[2] == pytest.approx(16, rel=0.1)
+
+
+def test_fields_go_along_at_once(float64):
+    field, z = GeneratorField(2, 3, 16, 8), torch.randn(6, 2)
+    s = torch.tensor([0.2, -0.4, 0.9])
+    together = flow(field.each, z.expand(3, 6, 2), s[:, None])
+    for j in range(3):
+        unit = torch.nn.functional.one_hot(torch.tensor(j), 3).double()
+        alone = flow(field.combination(unit), z, s[j])
+        torch.testing.assert_close(together[j], alone)
+        torch.testing.assert_close(field.each(z.expand(3, 6, 2))[j], field(z)[:, j])
+
+
+def test_periodic_fields(float64):
+    field, z = GeneratorField(2, 3, 16, 8, periods={1: 2.0}), torch.randn(6, 2)
+    torch.testing.assert_close(field(z), field(z + torch.tensor([0.0, 2.0])))
+    assert not torch.allclose(field(z), field(z + torch.tensor([2.0, 0.0])))
+    torch.testing.assert_close(field.each(z.expand(3, 6, 2)).movedim(0, -2), field(z))
+
+
+def test_gradients_of_a_flow(float64):
+    field = GeneratorField(2, 1, 2, 2)
+
+    def end(z, s, *parameters):
+        named = dict(zip(dict(field.named_parameters()), parameters, strict=True))
+        moved = flow(
+            lambda y: torch.func.functional_call(field, named, (y,))[..., 0, :], z, s, num_steps=2
+        )
+        return moved
+
+    inputs = [torch.randn(2, 2), torch.tensor(0.6), *[p.detach() for p in field.parameters()]]
+    assert torch.autograd.gradcheck(end, [x.requires_grad_() for x in inputs])
+
+
+def test_determinant_of_the_transform(float64):
+    for dim in (1, 2, 3):
+        field = GeneratorField(dim, 1, 16, 8)
+        transform = FlowTransform(field, torch.tensor(0.8), num_steps=10)
+        z = torch.randn(5, dim)
+        jacobian = vmap(jacrev(lambda x, t=transform: t(x[None])[0]))(z)
+        expected = torch.linalg.slogdet(jacobian)
+        y = transform(z)
+        found = transform.log_abs_det_jacobian(z, y)
+        assert bool((expected.sign == 1).all()) and float(found.detach().abs().max()) > 1e-3
+        torch.testing.assert_close(found, expected.logabsdet, atol=1e-6, rtol=0)
+        torch.testing.assert_close(transform.inv(y), z, atol=1e-7, rtol=0)
+        torch.testing.assert_close(transform.inv.log_abs_det_jacobian(y, z), -found)
+
+
+def test_transform_of_a_scaling(float64):
+    transform = FlowTransform(lambda z: z, torch.tensor([0.5, -1.0]))
+    z = torch.randn(2, 3)
+    torch.testing.assert_close(
+        transform(z), z * torch.tensor([[math.exp(0.5)], [math.exp(-1.0)]]), atol=1e-6, rtol=0
+    )
+    found = transform.log_abs_det_jacobian(z, transform(z))
+    torch.testing.assert_close(found, torch.tensor([1.5, -3.0]))
+    law = dist.TransformedDistribution(dist.Normal(torch.zeros(1), 1.0).to_event(1),
+                                       [FlowTransform(lambda z: z, 0.5)])  # fmt: skip
+    exact = dist.Normal(torch.zeros(1), math.exp(0.5)).to_event(1)
+    value = torch.randn(4, 1)
+    torch.testing.assert_close(law.log_prob(value), exact.log_prob(value), atol=1e-6, rtol=0)
+
+
+def test_transform_learns_in_a_guide(float64):
+    """A parameter of the time, by SVI: the exact posterior is twice as wide as its base."""
+    pyro.set_rng_seed(0)
+    time = torch.nn.Parameter(torch.tensor(0.0))
+    transform = FlowTransform(lambda z: z, time, num_steps=2)
+    base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+
+    def model():
+        pyro.sample("z", dist.Normal(torch.zeros(2), 2.0).to_event(1))
+
+    def guide():
+        pyro.module("transform", transform)
+        pyro.sample("z", dist.TransformedDistribution(base, [transform]))
+
+    elbo = Trace_ELBO(num_particles=32, vectorize_particles=True, max_plate_nesting=0)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), elbo)
+    for _ in range(20):
+        svi.step()
+    pyro.clear_param_store()
+    assert float(time.detach().exp()) == pytest.approx(2.0, rel=0.15)
+
+
+def test_inner_products_of_known_fields(float64):
+    grid = image_grid(32, 32)
+    x, y = grid.unbind(-1)
+    assert float(x.square().mean()) == pytest.approx(33 / 93, abs=1e-12)
+    shear = torch.stack([y, torch.zeros_like(y)], -1)
+    gram = inner_products(torch.stack([rotation(grid), grid, shear]))
+    assert float(gram[0, 0]) == pytest.approx(0.709677, abs=1e-6)
+    assert float(gram[0, 1]) == pytest.approx(0, abs=1e-12)
+    cosine = gram[0, 2] / (gram[0, 0] * gram[2, 2]).sqrt()
+    assert float(cosine) == pytest.approx(-(0.5**0.5), abs=1e-9)
+    weights = torch.rand(32, 32)
+    expected = (weights * rotation(grid).square().sum(-1)).sum() / weights.sum()
+    torch.testing.assert_close(inner_products(rotation(grid)[None], weights)[0, 0], expected)
+
+
+def test_normalized_fields(float64):
+    points, weights = torch.randn(20, 2), torch.rand(20)
+    fields = GeneratorField(2, 4, 16, 8).normalized(points, weights)
+    values = fields(points).movedim(-2, 0)
+    torch.testing.assert_close(inner_products(values, weights).diagonal(), torch.ones(4))
+    torch.testing.assert_close(fields.each(points.expand(4, 20, 2)), values)
+    with pytest.raises(ValueError, match="points must be such that no field is zero"):
+        AffineField(2).normalized(torch.zeros(3, 2))
+
+
+def test_affine_and_function_fields(float64):
+    z = torch.randn(6, 5, 2)
+    affine = AffineField(2)
+    by_function = FunctionField(affine, 2, 6)
+    torch.testing.assert_close(affine.each(z), by_function.each(z))
+    rotated = affine.combination(torch.tensor([0.0, 0, 0, -1, 1, 0]))
+    torch.testing.assert_close(rotated(z), rotation(z))
+    scaled = ScaledField(affine, torch.arange(6.0))
+    torch.testing.assert_close(scaled(z)[..., 3, :], 3 * affine(z)[..., 3, :])
+    with pytest.raises(ValueError, match="function must give velocities of the shape"):
+        FunctionField(rotation, 2, 1)(torch.randn(5, 2))
+    with pytest.raises(ValueError, match="field must have n = 1"):
+        FlowTransform(affine)
+
+
+def test_augmentation_of_images(float64):
+    """A translation by whole pixels is one, and each image has its own draw in a plate."""
+    images = torch.rand(3, 2, 9, 9)
+    augment = OneParameterGroupAugmentation(AffineField(2), 0.3)
+    draws = torch.zeros(3, 6)
+    draws[1, 0] = 0.25  # one pixel of nine
+    draws[2, 1] = -0.5
+    moved = pyro.condition(augment, {"s": draws})(images)
+    torch.testing.assert_close(moved[0], images[0])
+    torch.testing.assert_close(moved[1, :, :, :-1], images[1, :, :, 1:])
+    torch.testing.assert_close(moved[2, :, 2:], images[2, :, :-2])
+    trace = pyro.poutine.trace(augment).get_trace(images)
+    trace.compute_log_prob()
+    assert trace.nodes["s"]["log_prob"].shape == (3,)
+    assert float(trace.nodes["s"]["value"].abs().max()) <= 0.3
+    common = OneParameterGroupAugmentation(AffineField(2), 0.3, shared=True, name="u")
+    trace = pyro.poutine.trace(common).get_trace(images)
+    assert trace.nodes["u"]["value"].shape == (6,)
+    assert trace.nodes["_RETURN"]["value"].shape == images.shape
+
+
+def test_augmentation_of_points(float64):
+    fields = FunctionField(lambda z: torch.ones_like(z)[..., None, :], 3, 1)
+    augment = OneParameterGroupAugmentation(fields, torch.tensor([0.1]), acts_on="points")
+    points = torch.randn(2, 4, 5, 3)
+    moved = pyro.condition(augment, {"s": torch.tensor([[0.05], [-0.1]])})(points)
+    shift = torch.tensor([0.05, -0.1])[:, None, None, None].expand_as(points)
+    torch.testing.assert_close(moved - points, shift)
+    with pytest.raises(ValueError, match=r"x must have the shape \(batch, \*grid, 3\)"):
+        augment(points[..., :2])
+
+
+def test_a_missing_solver_names_the_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torchdiffeq", None)
+    with pytest.raises(ImportError, match=r"pip install 'pyro-ext\[series\]'"):
+        flow(rotation, torch.zeros(1, 2), method="dopri5")
