@@ -274,8 +274,8 @@ def _check_history(
     is_right = history.dim() >= 4 and history.shape[-1] == channels and 0 not in history.shape
     if not is_right or num_steps not in (None, history.shape[1]):
         raise ValueError(
-            f"history must have the shape (batch, {num_steps or 'time'}, *spatial, {channels}), got "
-            f"{tuple(history.shape)}"
+            f"history must have the shape (batch, {num_steps or 'time'}, *spatial, {channels}), "
+            f"got {tuple(history.shape)}"
         )
     if not history.is_floating_point():
         raise TypeError(f"history must be floating-point numbers, got {shown(history)}")

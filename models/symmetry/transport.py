@@ -35,7 +35,8 @@ def transport_step(
     The speed is the same along each axis, so that the solution commutes with permutations of them.
 
     :param Tensor field: **Shape:** ``(batch, *spatial, channels)``.
-    :param diffusivity: :math:`\kappa \ge 0`, a number or one for each field. **Shape:** ``(batch,)``.
+    :param diffusivity: :math:`\kappa \ge 0`, a number, or one for each field.
+        **Shape:** ``(batch,)``.
     :param velocity: :math:`c`, likewise.
     :param float time: :math:`t \ge 0`.
     :returns: the field after that time. **Shape:** as the field.
@@ -127,12 +128,12 @@ def transport_fields(
 def kernel_fields(
     num_fields: int, num_axes: int, size: int = 16, *, seed: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    r"""Draw fields of Gaussian processes with one of two kernels, which a network has to tell apart.
+    r"""Draw fields of Gaussian processes with one of two kernels, to be told apart.
 
     They are on a grid in :math:`[-2, 2]^K`. Every other field has the RBF kernel, label 1, and the
     rest have the periodic one [1]; both are products over axes, and so draws are exact, axis by
-    axis. The length scale is uniform in :math:`[0.1, 0.6]`, the period in :math:`[0.1, 0.5]`. Fields
-    are standardized.
+    axis. The length scale is uniform in :math:`[0.1, 0.6]`, the period in :math:`[0.1, 0.5]`.
+    Fields are standardized.
 
     :param int num_fields: number of fields.
     :param int num_axes: :math:`K`.

@@ -53,7 +53,7 @@ class ConvNetwork(nn.Module):
         return self.norms[index](found).relu()
 
     def _of_images(self, images: Tensor) -> Tensor:
-        """What the padded cube gives: layer ``l`` sees the image in its first ``l + 1`` slices only.
+        """What the padded cube gives, of which layer ``l`` sees the image in ``l + 1`` slices.
 
         All other slices are those of an empty cube, which is run once for the whole batch.
         """
@@ -71,23 +71,29 @@ class ConvNetwork(nn.Module):
         return outputs
 
 
-def inflated(network: ConvNetwork) -> ConvNetwork:
-    """A network of volumes from one of images: kernels are repeated along a new axis and divided.
+class ConvSolver(nn.Module):
+    """The next state of a periodic field: the last one, and what a network makes of all of them."""
 
-    On volumes that are constant along the new axis it gives what the network gave, where padding is
-    circular.
+    def __init__(self, num_axes: int, num_steps: int, channels: int = 32) -> None:
+        super().__init__()
+        self.network = ConvNetwork(
+            num_axes, num_steps, 1, channels, padding_mode="circular", is_field=True
+        )
+        self.arguments = num_steps, channels
+
+    def forward(self, history: Tensor) -> Tensor:
+        """Predict from states ``(batch, num_steps, *spatial, 1)``."""
+        change: Tensor = self.network(history.movedim(1, -2).flatten(-2))
+        return history[:, -1] + change
+
+
+def inflated(solver: ConvSolver) -> ConvSolver:
+    """A solver in three dimensions: kernels are repeated along a new axis and divided by its size.
+
+    Where a field is constant along the new axis it gives what the solver gave.
     """
-    first = network.convs[0]
-    made = ConvNetwork(
-        3,
-        first.in_channels,
-        network.head.out_features,
-        first.out_channels,
-        len(network.convs),
-        first.padding_mode,
-        network.is_field,
-    )
-    state = network.state_dict()
+    made = ConvSolver(3, *solver.arguments)
+    state = solver.state_dict()
     for name, value in state.items():
         if value.dim() == 4:
             state[name] = value[:, :, None].expand(-1, -1, 3, -1, -1) / 3
