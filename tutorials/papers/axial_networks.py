@@ -327,8 +327,8 @@ def ratio(
 
 
 PADDED = (
-    "the CNN that is padded as in the public code is better on volumes than in the trial that the "
-    "bound comes from, where it had 0.735: its middle kernels see each slice as they saw images"
+    "padded as in the public code, the CNN does better on volumes than in the trial that the bound "
+    "comes from, where its accuracy was 0.735"
 )
 page.claim(
     "SXCNN, trained on images, tells kernels apart in volumes (accuracy).",
@@ -375,7 +375,7 @@ page.claim(
     source="Kim et al. (2025), fine-tuning on unseen dimensions; bound preregistered",
 )
 page.claim(
-    "X-MPP learns the advection equation in 3-D better after 2-D than from scratch (ratio of errors).",
+    "X-MPP learns advection in 3-D better after 2-D than from scratch (ratio of errors).",
     ratio("X-MPP", "advection"),
     "<",
     1.0,
