@@ -209,14 +209,14 @@ class _Block(nn.Module):
         self, channels: int, num_heads: int, agg: Aggregation, max_distance: int, in_time: bool
     ) -> None:
         super().__init__()
-        self.along_time = AxialSelfAttention(channels, num_heads, "mean", max_distance)
+        self.along_time = None
+        if in_time:
+            self.along_time = AxialSelfAttention(channels, num_heads, "mean", max_distance)
         self.along_axes = AxialSelfAttention(channels, num_heads, agg, max_distance)
         self.perceptron = nn.Sequential(
             nn.Linear(channels, 2 * channels), nn.GELU(), nn.Linear(2 * channels, channels)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(3))
-        if not in_time:
-            self.along_time = None
 
     def forward(self, features: Tensor) -> Tensor:
         """Features ``(batch, time, K, *spatial, channels)``."""

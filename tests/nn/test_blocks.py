@@ -190,7 +190,17 @@ MODULES = {
         (SET, MASK),
     ),
     **{name: (make, (SET, MASK)) for name, (make, _) in SETS.items()},
-    **{name: (make, (torch.randn(2, 4, 4, 2),)) for name, make in FIELDS.items()},
+    **{
+        name: (FIELDS[name], (torch.randn(2, 4, 4, 2),))
+        for name in (
+            "AxialConv, strided",
+            "AxialLinear",
+            "AxialSelfAttention of distances",
+            "AxialGraphConv, transposed",
+            "SXCNN",
+            "GXCNN of fields",
+        )
+    },
 }
 
 
