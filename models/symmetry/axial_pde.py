@@ -65,12 +65,12 @@ class XMPP(nn.Module):
         num_blocks: int = 2,
         num_heads: int = 4,
         patch_size: int = 2,
-        max_distance: int = 4,
+        max_distance: int | None = 4,
         padding_mode: PaddingMode = "zeros",
     ) -> None:
         super().__init__()
         self.lift = _patches(in_channels, channels, patch_size, "max", padding_mode, depth=3)
-        self.blocks = _blocks(num_blocks, channels, num_heads, "mean", max_distance, in_time=True)
+        self.blocks = _blocks(num_blocks, channels, num_heads, "mean", max_distance, True)
         self.unlift = nn.Sequential(
             AxialGraphConv(
                 channels,
@@ -146,7 +146,7 @@ class XCViT(nn.Module):
         num_blocks: int = 2,
         num_heads: int = 4,
         patch_size: int = 2,
-        max_distance: int = 4,
+        max_distance: int | None = 4,
         agg: Aggregation = "mean",
         padding_mode: PaddingMode = "zeros",
     ) -> None:
@@ -154,7 +154,7 @@ class XCViT(nn.Module):
         self.num_steps = check_integer("num_steps", num_steps, 1)
         size = num_steps * check_integer("in_channels", in_channels, 1)
         self.lift = _patches(size, channels, patch_size, "mean", padding_mode)
-        self.blocks = _blocks(num_blocks, channels, num_heads, agg, max_distance)
+        self.blocks = _blocks(num_blocks, channels, num_heads, agg, max_distance, False)
         self.own, self.others = (nn.Linear(2 * _FREQUENCIES, channels) for _ in range(2))
         self.place, self.content = (
             nn.Linear(2 * _FREQUENCIES, channels),
@@ -199,14 +199,19 @@ class XCViT(nn.Module):
         return result
 
     def _heads(self, values: Tensor) -> Tensor:
-        return values.unflatten(-1, (self.num_heads, -1))
+        return torch.unflatten(values, -1, (self.num_heads, -1))
 
 
 class _Block(nn.Module):
     """Attention over time where there is one, along each axis of each feature, and a perceptron."""
 
     def __init__(
-        self, channels: int, num_heads: int, agg: Aggregation, max_distance: int, in_time: bool
+        self,
+        channels: int,
+        num_heads: int,
+        agg: Aggregation,
+        max_distance: int | None,
+        in_time: bool,
     ) -> None:
         super().__init__()
         self.along_time = None
@@ -231,9 +236,9 @@ class _Block(nn.Module):
         return result
 
 
-def _blocks(num_blocks: int, *arguments: Any, in_time: bool = False) -> nn.ModuleList:
+def _blocks(num_blocks: int, *arguments: Any) -> nn.ModuleList:
     check_integer("num_blocks", num_blocks, 0)
-    return nn.ModuleList(_Block(*arguments, in_time=in_time) for _ in range(num_blocks))
+    return nn.ModuleList(_Block(*arguments) for _ in range(num_blocks))
 
 
 def _patches(

@@ -54,10 +54,8 @@ def transport_step(
     each = []
     for name, value in {"diffusivity": diffusivity, "velocity": velocity}.items():
         tensor = as_tensor(name, value, finite=True, like=field).to(field)
-        if tensor.shape not in ((), field.shape[:1]) or (name, bool((tensor < 0).any())) == (
-            "diffusivity",
-            True,
-        ):
+        is_positive = name == "velocity" or bool((tensor >= 0).all())
+        if not is_positive or tensor.shape not in ((), field.shape[:1]):
             wanted = " >= 0" * (name == "diffusivity")
             raise ValueError(
                 f"{name} must be one number{wanted}, or one for each field, got {shown(value)}"

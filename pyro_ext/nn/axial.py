@@ -95,17 +95,8 @@ class _Conv(nn.Sequential):
         layers: list[nn.Module] = []
         for _ in range(check_integer("depth", depth, 1)):
             conv = getattr(nn, f"Conv{'Transpose' * transposed}{num_axes}d")
-            padding = (kernel_size - stride) // 2
-            layers.append(
-                conv(
-                    in_channels,
-                    out_channels,
-                    kernel_size,
-                    stride,
-                    padding,
-                    padding_mode=padding_mode,
-                )
-            )
+            sizes = (in_channels, out_channels, kernel_size, stride, (kernel_size - stride) // 2)
+            layers.append(conv(*sizes, padding_mode=padding_mode))
             if activation is not None:
                 layers.append(nn.Sequential(_ChannelNorm(out_channels), activation()))
             in_channels, kernel_size, stride = out_channels, kernel_size - 1 + kernel_size % 2, 1
@@ -126,10 +117,12 @@ class _ChannelNorm(nn.LayerNorm):
 class _SetMap(nn.Module):
     """What maps lines ``(n, size, in_channels)``, along each axis, aggregated over axes."""
 
-    def __init__(self, operator: nn.Module, in_channels: int, agg: Aggregation) -> None:
+    def __init__(
+        self, operator: nn.Module, in_channels: int, agg: Aggregation, size: int | None = None
+    ) -> None:
         super().__init__()
         check_choice("agg", agg, get_args(Aggregation))
-        self.operator, self.in_channels, self.agg = operator, in_channels, agg
+        self.operator, self.in_channels, self.agg, self.size = operator, in_channels, agg, size
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Apply along each axis and aggregate.
@@ -137,7 +130,7 @@ class _SetMap(nn.Module):
         :param Tensor inputs: a field. **Shape:** ``(batch, *spatial, in_channels)``.
         :returns: **Shape:** ``(batch, *new_spatial, out_channels)``.
         """
-        _check("inputs", inputs, self.in_channels)
+        _check("inputs", inputs, self.in_channels, self.size)
         found = [_along(self.operator, inputs, [axis]) for axis in range(1, inputs.dim() - 1)]
         sizes = [one.shape[axis] for axis, one in enumerate(found, 1)]
         return _aggregate([_resize(one, sizes) for one in found], self.agg)
@@ -210,21 +203,7 @@ class AxialLinear(_SetMap):
         new = check_integer("out_size", out_size, 1), check_integer("out_channels", out_channels, 1)
         linear = nn.Linear(size, out_size * out_channels)
         operator = nn.Sequential(nn.Flatten(-2), linear, nn.Unflatten(-1, new))
-        super().__init__(operator, in_channels, agg)
-        self.in_size = in_size
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Map along each axis.
-
-        :param Tensor inputs: a field. **Shape:** ``(batch, in_size, ..., in_size, in_channels)``.
-        :returns: **Shape:** ``(batch, out_size, ..., out_size, out_channels)``.
-        """
-        _check("inputs", inputs, self.in_channels)
-        if set(inputs.shape[1:-1]) != {self.in_size}:
-            raise ValueError(
-                f"inputs must have axes of size {self.in_size}, got {tuple(inputs.shape)}"
-            )
-        return super().forward(inputs)
+        super().__init__(operator, in_channels, agg, in_size)
 
 
 class AxialSelfAttention(_SetMap):
@@ -535,7 +514,8 @@ def check_axis_equivariance(
         >>> check_axis_equivariance(GXCNN(3, channels=4), (2, 4, 5, 6, 3)) < 1e-5
         True
     """
-    check_callable("module", module, "a module or a function of a field")
+    check_callable("module", module, "a module or a function of a field", or_class=False)
+    check_instance("dtype", dtype, torch.dtype, "a type of floating-point numbers")
     size = as_size("shape", shape)
     if len(size) < 3 or not size.numel():
         raise ValueError(f"shape must be (batch, *spatial, channels), got {tuple(size)}")
@@ -592,18 +572,18 @@ def _aggregate(parts: list[Tensor], agg: Aggregation) -> Tensor:
     return together.amax(0) if agg == "max" else getattr(together, agg)(0)  # type: ignore[no-any-return]
 
 
-def _check(argument: str, value: Any, channels: int | None) -> None:
+def _check(argument: str, value: Any, channels: int | None, size: int | None = None) -> None:
     """Check the shape of a field, or of the feature fields of all its axes."""
     check_instance(argument, value, Tensor, "a tensor")
-    is_field = argument == "inputs"
-    is_right = (
-        value.dim() >= 3 if is_field else value.dim() >= 4 and value.shape[1] == value.dim() - 3
-    )
-    if not is_right or 0 in value.shape[1:] or channels not in (None, value.shape[-1]):
+    is_field, shape = argument == "inputs", value.shape
+    is_right = len(shape) >= 3 if is_field else len(shape) >= 4 and shape[1] == len(shape) - 3
+    if not is_right or 0 in shape[1:] or channels not in (None, shape[-1]):
         axes = "*spatial" if is_field else "K, *spatial"
         raise ValueError(
             f"{argument} must have the shape (batch, {axes}, {channels or 'channels'}) with K >= 1 "
-            f"axes in spatial, got {tuple(value.shape)}"
+            f"axes in spatial, got {tuple(shape)}"
         )
+    if size is not None and set(shape[1:-1]) != {size}:
+        raise ValueError(f"{argument} must have axes of size {size}, got {tuple(shape)}")
     if not value.is_floating_point():
         raise TypeError(f"{argument} must be floating-point numbers, got {shown(value)}")

@@ -21,7 +21,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
@@ -187,13 +187,15 @@ def points_of(field: Tensor, number: int | None = None) -> tuple[Tensor, Tensor]
 
 def error(network: nn.Module, data: Solutions, num_points: int | None = None) -> Tensor:
     """Relative error of each field, for X-CViT at cells."""
+    size = data.following.flatten(1).square().mean(1).sqrt()
     if isinstance(network, XCViT):
         points, cells = points_of(data.following, num_points)
-        difference = network(data.history, points) - data.following[(slice(None), *cells.unbind(1))]
-        size = data.following.square().mean(list(range(1, data.following.dim()))).sqrt()
-        return difference.square().mean((1, 2)).sqrt() / size
-    difference = network(data.history) - data.following
-    return difference.flatten(1).norm(dim=1) / data.following.flatten(1).norm(dim=1)
+        places: tuple[Any, ...] = (slice(None), *cells.unbind(1))
+        difference = network(data.history, points) - data.following[places]
+    else:
+        difference = network(data.history) - data.following
+    found: Tensor = difference.flatten(1).square().mean(1).sqrt() / size
+    return found
 
 
 def train(network: nn.Module, every: list[Solutions], num_steps: int, seed: int) -> None:
@@ -273,15 +275,15 @@ page.table(
 # %%
 figure, axes = plt.subplots(2, 6, figsize=(11, 4.2), layout="constrained")
 for row, equation in enumerate(EQUATIONS):
-    data = tests[equation, 3, SEEDS[0]]
+    solved = tests[equation, 3, SEEDS[0]]
     with torch.no_grad():
-        found = tuned["X-MPP", equation](data.history[:1])[0, ..., 0]
-    truth, last = data.following[0, ..., 0], data.history[0, -1, ..., 0]
+        found = tuned["X-MPP", equation](solved.history[:1])[0, ..., 0]
+    truth, last = solved.following[0, ..., 0], solved.history[0, -1, ..., 0]
     limit = float(truth.abs().max())
-    cuts = {}
+    panels = {}
     for title, volume in {"last state": last, "next state": truth, "X-MPP": found}.items():
-        cuts |= {f"{title}, first axis": volume[4], f"{title}, third axis": volume[:, :, 4]}
-    for ax, (title, cut) in zip(axes[row], cuts.items(), strict=True):
+        panels |= {f"{title}, first axis": volume[4], f"{title}, third axis": volume[:, :, 4]}
+    for ax, (title, cut) in zip(axes[row], panels.items(), strict=True):
         ax.imshow(cut, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="bicubic")
         ax.set(xticks=[], yticks=[])
         ax.set_title(title if row == 0 else "", fontsize=8)
