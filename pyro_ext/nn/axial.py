@@ -103,8 +103,10 @@ class _Conv(nn.Sequential):
         super().__init__(*layers)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        found: Tensor = super().forward(inputs.movedim(-1, 1))
-        return found.movedim(1, -1)
+        values = inputs.movedim(-1, 1)
+        for layer in self:
+            values = layer(values)
+        return values.movedim(1, -1)
 
 
 class _ChannelNorm(nn.LayerNorm):
@@ -569,7 +571,9 @@ def _aggregate(parts: list[Tensor], agg: Aggregation) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     together = torch.stack(parts)
-    return together.amax(0) if agg == "max" else getattr(together, agg)(0)  # type: ignore[no-any-return]
+    if agg == "max":
+        return together.amax(0)
+    return together.mean(0) if agg == "mean" else together.sum(0)
 
 
 def _check(argument: str, value: Any, channels: int | None, size: int | None = None) -> None:

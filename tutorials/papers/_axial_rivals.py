@@ -49,8 +49,8 @@ class ConvNetwork(nn.Module):
         return outputs
 
     def _layer(self, index: int, inputs: Tensor) -> Tensor:
-        found: Tensor = self.convs[index](inputs.movedim(-1, 1)).movedim(1, -1)
-        return self.norms[index](found).relu()
+        found: Tensor = self.norms[index](self.convs[index](inputs.movedim(-1, 1)).movedim(1, -1))
+        return found.relu()
 
     def _of_images(self, images: Tensor) -> Tensor:
         """What the padded cube gives, of which layer ``l`` sees the image in ``l + 1`` slices.
@@ -63,6 +63,7 @@ class ConvNetwork(nn.Module):
             rest = empty[:, index + 1 : index + 3].expand(len(images), -1, -1, -1, -1)
             near = pad(torch.cat([seen, rest], 1), [0] * 6 + [1, 0])
             conv = self.convs[index]
+            assert isinstance(conv, nn.Conv3d)
             found = torch.conv3d(near.movedim(-1, 1), conv.weight, conv.bias, padding=(0, 1, 1))
             seen = self.norms[index](found.movedim(1, -1)).relu()
             empty = self._layer(index, empty)

@@ -280,7 +280,7 @@ for row, equation in enumerate(EQUATIONS):
         found = tuned["X-MPP", equation](solved.history[:1])[0, ..., 0]
     truth, last = solved.following[0, ..., 0], solved.history[0, -1, ..., 0]
     limit = float(truth.abs().max())
-    panels = {}
+    panels: dict[str, Tensor] = {}
     for title, volume in {"last state": last, "next state": truth, "X-MPP": found}.items():
         panels |= {f"{title}, first axis": volume[4], f"{title}, third axis": volume[:, :, 4]}
     for ax, (title, cut) in zip(axes[row], panels.items(), strict=True):
