@@ -21,6 +21,7 @@ from pyro_ext.inference.training import ShuffledBatches
 from pyro_ext.models.diffusion import digit_pipeline, digit_transformer_pipeline
 from pyro_ext.models.sets import DeepSet
 from pyro_ext.nn import MLP, BayesianClassifier, BayesianModule
+from pyro_ext.nn.axial import SXCNN
 from pyro_ext.random_measures import DirichletProcess, GeneralizedGammaProcess, frequency_table
 
 README = Path(__file__).parents[1] / "README.md"
@@ -181,6 +182,14 @@ READER = {
     "bhc(x, cluster)": ({"x": X, "cluster": CLUSTER}, None),
     "ibhc(x, cluster, prior)": ({"x": X, "cluster": CLUSTER, "prior": PROCESS}, None),
     'rbhc(x, "poisson", num_clusters=10)': ({"x": X.abs().round()}, None),
+    "SXCNN(1, 10)": ({}, lambda network: network(torch.randn(2, 4, 5, 1))),
+    "GXCNN(1, 10)": ({}, lambda network: network(torch.randn(2, 3, 4, 5, 1))),
+    "check_axis_equivariance(module, shape)": (
+        lambda: {"module": SXCNN(1, channels=4), "shape": (2, 4, 5, 6, 1)},
+        None,
+    ),
+    "XMPP()": ({}, lambda network: network(torch.randn(2, 4, 4, 6, 1))),
+    "XCViT()": ({}, lambda network: network(torch.randn(2, 2, 4, 6, 1), torch.rand(3, 2))),
     "BayesianClassifier(BayesianModule(MLP(64, [16], 10), prior_scale=0.5))": (
         {},
         lambda m: run_model(m, torch.randn(20, 64), torch.arange(20) % 10),

@@ -1,5 +1,6 @@
 """Symmetries that are learned from data, and networks that hold as many as the data support."""
 
+from pyro_ext.models.symmetry.axial_pde import XMPP, XCViT
 from pyro_ext.models.symmetry.equations import (
     EQUATIONS,
     Equation,
@@ -24,6 +25,7 @@ from pyro_ext.models.symmetry.generators import (
 )
 from pyro_ext.models.symmetry.lie_symmetries import LieSymmetries, learn_lie_symmetries
 from pyro_ext.models.symmetry.soft_equivariance import EquivarianceTuner, SoftEMLP, SoftEMLPFit
+from pyro_ext.models.symmetry.transport import kernel_fields, transport_fields, transport_step
 from pyro_ext.nn.generators import (
     AffineField,
     FlowTransform,
@@ -39,6 +41,7 @@ from pyro_ext.nn.generators import (
 
 __all__ = [
     "EQUATIONS",
+    "XMPP",
     "AffineField",
     "Equation",
     "EquivarianceTuner",
@@ -51,11 +54,13 @@ __all__ = [
     "SoftEMLP",
     "SoftEMLPFit",
     "VectorField",
+    "XCViT",
     "dirichlet_kernel",
     "feature_weights",
     "flow",
     "image_grid",
     "inner_products",
+    "kernel_fields",
     "learn_lie_symmetries",
     "lie_generators",
     "lipschitz_loss",
@@ -66,6 +71,8 @@ __all__ = [
     "simulate",
     "sobolev_loss",
     "train_generators",
+    "transport_fields",
+    "transport_step",
     "validity_images",
     "validity_images_tangent",
     "validity_pde",

@@ -1,18 +1,20 @@
-"""Checks of networks: types, gradients and transforms of modules, order and padding of sets."""
+"""Checks of networks: types, gradients, transforms of modules; sets, and fields of any rank."""
 
 import math
 import pickle
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyro_ext.nn.axial import check_axis_equivariance
 from pyro_ext.testing.potential import _check_slope, _compare
 
-__all__ = ["check_module", "check_set_block"]
+__all__ = ["check_axial_block", "check_module", "check_set_block"]
 
 _FILLINGS = (7.0, math.nan, math.inf)
 _ROUNDING = 1e-12
@@ -201,3 +203,54 @@ def check_set_block(
         _compare("outputs with padding in float64", found, outputs, _ROUNDING)
     if not equivariant:
         _compare("outputs of sets of padding and of empty ones", of_padding, empty, tolerance)
+
+
+def check_axial_block(
+    make: Callable[[], nn.Module],
+    in_channels: int,
+    *,
+    size: int | None = None,
+    seed: int = 0,
+    tolerance: float = 1e-5,
+) -> None:
+    """Check a block that maps fields of any number of axes to fields or to tensors.
+
+    Permuted axes must give permuted outputs, or the same ones, for one to four axes of different
+    sizes, where parameters are the same for all; in float64 that may cost no more than rounding.
+    A symmetric image must give a symmetric output; outputs must depend on what is changed along
+    each axis; gradients must be finite; and a field of a batch has the same outputs alone.
+
+    :param make: makes the block, which takes ``(batch, *spatial, in_channels)``.
+    :param int in_channels: number of channels of a field.
+    :param int size: of each axis, for a block that takes no other.
+    :param int seed: of fields and parameters.
+    :param float tolerance: allowed difference, relative to the size of what is compared.
+    :raises AssertionError: where a check fails; it says which and by how much.
+
+    Example::
+
+        >>> from pyro_ext.nn.axial import AxialConv
+        >>> check_axial_block(lambda: AxialConv(2, 4), 2)
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        block = make()
+        image = torch.randn(2, size or 6, size or 6, in_channels)
+    exact = deepcopy(block).double()
+    options: dict[str, Any] = {"seed": seed, "tolerance": tolerance}
+    for sizes in ((7,), (5, 7), (4, 5, 6), (3, 4, 5, 3)):
+        shape = (2, *(sizes if size is None else [size] * len(sizes)), in_channels)
+        check_axis_equivariance(block, shape, **options)
+        check_axis_equivariance(exact, shape, dtype=torch.float64, seed=seed, tolerance=_ROUNDING)
+        field = image.new_zeros(shape).requires_grad_()
+        outputs = block(field)
+        _compare("a field alone", block(field[:1]), outputs[:1], tolerance)
+        (gradient,) = torch.autograd.grad(outputs.square().sum(), field)
+        assert bool(gradient.isfinite().all()), f"gradients in a field of zeros are {gradient}"
+    symmetric = image + image.transpose(1, 2)
+    found = block(symmetric)
+    if found.dim() == 4:
+        _compare("outputs of a symmetric image", found.transpose(1, 2), found, tolerance)
+    for axis in (1, 2):
+        moved = image.roll(1, axis) + image
+        assert not torch.allclose(block(moved), block(image)), f"axis {axis} does not count"

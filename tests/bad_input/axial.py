@@ -1,7 +1,73 @@
-"""Valid calls, for :mod:`walk` to spoil."""
+"""Valid calls of axial networks and what they are tried on, for :mod:`walk` to spoil."""
 
-from collections.abc import Callable
+import torch
 
-from tests.bad_input.walk import Call
+from pyro_ext.models.symmetry import XMPP, XCViT
+from pyro_ext.nn.axial import (
+    GXCNN,
+    SXCNN,
+    AxialConv,
+    AxialGraphConv,
+    AxialLift,
+    AxialLinear,
+    AxialPool,
+    AxialSelfAttention,
+)
+from tests.bad_input.walk import Call, call, of
 
-TABLES: dict[str, Callable[[], dict[str, Call]]] = {}
+FIELD, FEATURES, HISTORY = (
+    torch.randn(2, 4, 4, 2),
+    torch.randn(2, 2, 4, 4, 2),
+    torch.randn(2, 2, 4, 4, 1),
+)
+
+
+def blocks() -> dict[str, Call]:
+    conv = dict(in_channels=2, out_channels=3, kernel_size=3, agg="max")
+    options = dict(
+        stride=1, activation=torch.nn.ReLU, padding_mode="zeros", transposed=False, depth=1
+    )
+    network = dict(in_channels=2, num_outputs=3, channels=4, num_layers=2, kernel_size=3, agg="max")
+    module = SXCNN(2, 3, 4, 2)
+    return {
+        "AxialConv": call(**conv, **options),
+        "AxialConv.forward": of(AxialConv(2, 3), inputs=FIELD),
+        "AxialLinear": call(in_size=4, out_size=3, in_channels=2, out_channels=3, agg="mean"),
+        "AxialLinear.forward": of(AxialLinear(4, 3, 2, 3), inputs=FIELD),
+        "AxialSelfAttention": call(channels=4, num_heads=2, agg="mean", max_distance=2),
+        "AxialSelfAttention.forward": of(AxialSelfAttention(2, 1), inputs=FIELD),
+        "AxialLift": call(**conv, **options),
+        "AxialLift.forward": of(AxialLift(2, 3), inputs=FIELD),
+        "AxialGraphConv": call(**conv, **options),
+        "AxialGraphConv.forward": of(AxialGraphConv(2, 3), features=FEATURES),
+        "AxialPool": call(agg="max"),
+        "AxialPool.forward": of(AxialPool(), features=FEATURES),
+        "SXCNN": call(**network, **options),
+        "SXCNN.forward": of(module, inputs=FIELD),
+        "GXCNN": call(**network, **options),
+        "GXCNN.forward": of(GXCNN(2, 3, 4, 2), inputs=FIELD),
+        "check_axis_equivariance": call(module=module, shape=(2, 4, 5, 2), tolerance=1e-5, seed=0),
+    }
+
+
+def symmetry() -> dict[str, Call]:
+    sizes = dict(in_channels=1, channels=4, num_blocks=1, num_heads=2, patch_size=2, max_distance=2)
+    return {
+        "XMPP": call(**sizes, padding_mode="zeros"),
+        "XMPP.forward": of(XMPP(channels=4, num_blocks=1), history=HISTORY),
+        "XCViT": call(num_steps=2, **sizes, agg="mean", padding_mode="zeros"),
+        "XCViT.forward": of(
+            XCViT(channels=4, num_blocks=1), history=HISTORY, points=torch.rand(3, 2)
+        ),
+        "transport_step": call(field=FIELD, diffusivity=0.1, velocity=0.1, time=1.0),
+        "transport_fields": call(
+            num_fields=2, num_axes=2, size=4, num_steps=2, equation="heat", max_mode=2.0, seed=0
+        ),
+        "kernel_fields": call(num_fields=2, num_axes=2, size=4, seed=0),
+    }
+
+
+TABLES = {
+    "pyro_ext.nn.axial": blocks,
+    "pyro_ext.models.symmetry (axial networks)": symmetry,
+}

@@ -30,6 +30,17 @@ from pyro_ext.nn.equivariant import (
     SoftEquivariantLinear,
 )
 from pyro_ext.testing.nn import check_module, check_set_block
+from pyro_ext.nn.axial import (
+    GXCNN,
+    SXCNN,
+    AxialConv,
+    AxialGraphConv,
+    AxialLift,
+    AxialLinear,
+    AxialPool,
+    AxialSelfAttention,
+)
+from pyro_ext.testing.nn import check_axial_block, check_module, check_set_block
 
 
 class Fixed(nn.Module):
@@ -83,6 +94,11 @@ def set_transformer(encoder="isab", pooling="pma", **options):
     return lambda: SetTransformer(3, 2, 2, 12, 3, 4, encoder, pooling, **options)
 
 
+def lifted(*layers, agg="max", **options):
+    """From a field to features and back, through layers of features."""
+    return nn.Sequential(AxialLift(2, 4, agg=agg, **options), *layers, AxialPool(agg))
+
+
 def of_keys(block, queries, x, mask):
     return block(queries.expand(len(x), -1, -1), x, key_mask=mask)
 
@@ -132,6 +148,26 @@ SETS = {
     "DeepSet": (lambda: DeepSet(3, 2, 2, 12), False),
 }
 VECTORS, TENSORS = TensorRep({1: 2}), TensorRep({0: 2, 1: 1, 2: 1})
+# What makes each block of fields of two channels.
+FIELDS = {
+    "AxialConv": lambda: AxialConv(2, 4),
+    "AxialConv, strided": lambda: AxialConv(2, 4, 4, "mean", stride=2, padding_mode="circular"),
+    "AxialConv, transposed": lambda: AxialConv(2, 4, 2, "sum", stride=2, transposed=True),
+    "AxialConv, linear and deep": lambda: AxialConv(2, 4, 2, stride=2, activation=None, depth=2),
+    "AxialLinear": lambda: AxialLinear(4, 6, 2, 3),
+    "AxialSelfAttention": lambda: AxialSelfAttention(2, 1),
+    "AxialSelfAttention of distances": lambda: AxialSelfAttention(2, 2, "sum", max_distance=2),
+    "AxialLift": lambda: lifted(),
+    "AxialLift, strided": lambda: lifted(kernel_size=2, stride=2, agg="mean", depth=2),
+    "AxialGraphConv": lambda: lifted(AxialGraphConv(4, 3)),
+    "AxialGraphConv, transposed": lambda: lifted(
+        AxialGraphConv(4, 3, 4, "sum", stride=2, transposed=True), agg="sum"
+    ),
+    "SXCNN": lambda: SXCNN(2, 3, 4, 3),
+    "SXCNN of fields": lambda: SXCNN(2, channels=4, agg="mean"),
+    "GXCNN": lambda: GXCNN(2, 3, 4, 3),
+    "GXCNN of fields": lambda: GXCNN(2, channels=4, padding_mode="circular"),
+}
 SET, MASK = torch.randn(3, 4, 3), torch.rand(3, 4) < 0.6
 # What makes each module, and its inputs.
 MODULES = {
@@ -173,6 +209,17 @@ MODULES = {
         (SET, MASK),
     ),
     **{name: (make, (SET, MASK)) for name, (make, _) in SETS.items()},
+    **{
+        name: (FIELDS[name], (torch.randn(2, 4, 4, 2),))
+        for name in (
+            "AxialConv, strided",
+            "AxialLinear",
+            "AxialSelfAttention of distances",
+            "AxialGraphConv, transposed",
+            "SXCNN",
+            "GXCNN of fields",
+        )
+    },
 }
 
 
@@ -190,6 +237,11 @@ def test_modules(make, inputs):
 def test_compiled_modules(name):
     make, inputs = MODULES[name]
     check_module(make, *inputs, compiled=True)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_fields(name):
+    check_axial_block(FIELDS[name], 2, size=4 if name == "AxialLinear" else None)
 
 
 @pytest.mark.parametrize(("make", "equivariant"), SETS.values(), ids=SETS)

@@ -1,0 +1,100 @@
+"""X-MPP and X-CViT: any number of axes, equivariance, gradients."""
+
+from itertools import permutations
+
+import pytest
+import torch
+
+from pyro_ext.models.symmetry import XMPP, XCViT
+from pyro_ext.nn.axial import check_axis_equivariance
+
+SIZES = [(8,), (4, 6), (2, 4, 6), (2, 4, 2, 6)]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_x_mpp_commutes_with_permutations(sizes, dtype):
+    network = XMPP(2, channels=8, num_heads=2).to(dtype)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+
+    def of_last(field):
+        return network(torch.stack([field.roll(1, 0), 0.5 * field, field], 1))
+
+    check_axis_equivariance(of_last, (2, *sizes, 2), dtype=dtype, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_x_cvit_commutes_with_permutations(sizes):
+    network = XCViT(2, channels=8, num_heads=2).double()
+    num_axes = len(sizes)
+    history = torch.randn(2, 2, *sizes, 1).double()
+    points = torch.rand(5, num_axes).double()
+    outputs = network(history, points)
+    assert outputs.shape == (2, 5, 1)
+    for order in permutations(range(num_axes)):
+        turned = history.permute(0, 1, *(2 + axis for axis in order), 2 + num_axes)
+        torch.testing.assert_close(network(turned, points[:, list(order)]), outputs)
+    assert not torch.allclose(network(history, points.flip(0)), outputs)
+
+
+def test_x_cvit_tells_points_on_both_sides_of_a_diagonal():
+    """(a, b) and (b, a) are different points of a field that is not symmetric, and in 3-D, too."""
+    network = XCViT(2, channels=8, num_heads=2)
+    for num_axes in (2, 3):
+        history = torch.randn(2, 2, *[4] * num_axes, 1)
+        point = torch.rand(1, num_axes)
+        assert not torch.allclose(network(history, point), network(history, point.roll(1, 1)))
+
+
+def test_units_of_a_field_do_not_matter():
+    network = XMPP(1, channels=8, num_heads=2)
+    history = torch.randn(3, 2, 4, 6, 1)
+    moved = network(5.0 + 10.0 * history)
+    torch.testing.assert_close(moved, 5.0 + 10.0 * network(history), atol=1e-3, rtol=1e-4)
+    flat = torch.full((3, 2, 4, 6, 1), 2.0)
+    assert network(flat).isfinite().all()
+    torch.testing.assert_close(network(flat), flat[:, -1], atol=1e-4, rtol=0)
+
+
+def test_patches_are_undone():
+    for patch_size in (1, 2, 3, 4):
+        network = XMPP(1, channels=4, num_blocks=1, num_heads=1, patch_size=patch_size)
+        assert network(torch.randn(1, 2, 12, 24, 1)).shape == (1, 12, 24, 1)
+        assert network(torch.randn(1, 3, 12, 1)).shape == (1, 12, 1)
+
+
+@pytest.mark.parametrize("sizes", [(4, 6), (2, 4, 4)])
+def test_gradients_are_those_of_finite_differences(sizes):
+    mpp = XMPP(1, channels=4, num_blocks=1, num_heads=2).double()
+    cvit = XCViT(2, channels=4, num_blocks=1, num_heads=2).double()
+    history = torch.randn(1, 2, *sizes, 1).double().requires_grad_()
+    points = torch.rand(3, len(sizes)).double()
+    for function in (mpp, lambda x: cvit(x, points)):
+        (gradient,) = torch.autograd.grad(function(history).sum(), history)
+        direction = torch.randn_like(history)
+        with torch.no_grad():
+            step = 1e-6 * direction
+            slope = (function(history + step).sum() - function(history - step).sum()) / 2e-6
+        torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-6)
+
+
+def test_states_in_time_matter():
+    network = XMPP(1, channels=8, num_heads=2)
+    torch.nn.init.normal_(network.blocks[0].along_time.operator.bias)  # they start at zero
+    history = torch.randn(2, 3, 4, 6, 1)
+    swapped = history[:, [1, 0, 2]]
+    assert not torch.allclose(network(history), network(swapped))
+
+
+def test_wrong_histories_are_refused():
+    with pytest.raises(ValueError, match="sizes that patch_size=2 divides"):
+        XMPP()(torch.randn(1, 2, 4, 5, 1))
+    with pytest.raises(ValueError, match=r"history must have the shape \(batch, 2, \*spatial, 1\)"):
+        XCViT(2)(torch.randn(1, 3, 4, 4, 1), torch.rand(1, 2))
+    with pytest.raises(ValueError, match="points must have the shape"):
+        XCViT(2)(torch.randn(1, 2, 4, 4, 1), torch.rand(1, 3))
