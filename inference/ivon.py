@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pyro_ext._checks import check_callable, check_integer, check_number, check_sequence, shown
-from pyro_ext.random import chain_keys, fresh_seed, normal
+from pyro_ext.random import fresh_seed, spawn_seed
 
 __all__ = ["IVON"]
 
@@ -212,18 +212,11 @@ class IVON(Optimizer):
         :returns: **Shape:** ``(num_samples, *shape)`` each.
         """
         number = check_integer("num_samples", num_samples, 1)
-        keys = chain_keys(fresh_seed(seed), [0])
-        found = []
-        for stream, (p, scale) in enumerate(zip(self._parameters(), self.scales(), strict=True)):
-            noise = normal(
-                keys.to(p.device),
-                torch.arange(number, device=p.device),
-                p.numel(),
-                stream=stream,
-                dtype=p.dtype,
-            )
-            found.append(p.detach() + scale * noise.reshape(number, *p.shape))
-        return found
+        key = fresh_seed(seed)
+        return [
+            p.detach() + scale * _noise((number, *p.shape), p, spawn_seed(key, place))
+            for place, (p, scale) in enumerate(zip(self._parameters(), self.scales(), strict=True))
+        ]
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.param_groups for parameter in group["params"]]
@@ -233,17 +226,15 @@ class IVON(Optimizer):
         noises = []
         for group in self.param_groups:
             for parameter in group["params"]:
-                step = self.state[parameter]["step"] * self.num_samples + number
-                noises.append(
-                    normal(
-                        chain_keys(group["seed"], [0], parameter.device),
-                        torch.tensor(step, device=parameter.device),
-                        parameter.numel(),
-                        stream=len(noises),
-                        dtype=parameter.dtype,
-                    ).reshape(parameter.shape)
-                )
+                key = (self.state[parameter]["step"], number, len(noises))
+                noises.append(_noise(parameter.shape, parameter, spawn_seed(group["seed"], *key)))
         return noises
+
+
+def _noise(shape: Any, like: Tensor, seed: int) -> Tensor:
+    """Standard normal numbers of the type and on the device of a tensor."""
+    generator = torch.Generator(like.device).manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
 
 
 def _averages(samples: list[Any]) -> list[Tensor]:

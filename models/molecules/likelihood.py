@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_ext._checks import (
     as_tensor,
+    check_boolean,
     check_choice,
     check_instance,
     check_integer,
@@ -36,6 +37,7 @@ def potential_loss(
     *,
     energy_weight: float = 1.0,
     force_weight: float = 1.0,
+    densities: bool = False,
 ) -> Tensor:
     r"""Loss of predicted energies and forces, as the paper has it [1].
 
@@ -47,12 +49,17 @@ def potential_loss(
     :math:`I`, and in ``"mse"`` :math:`\sigma_E^2` is one as well. The paper shows, and its page
     here does again, that ``"energy"`` lets the energies drown the forces.
 
+    Weights other than one make the variances of the paper's loss too large by as much, since the
+    log determinants are left as they are. With ``densities=True`` they scale whole log densities,
+    as :class:`EnergyForceModel` does; ``force_weight=N`` then is the likelihood of all forces.
+
     :param Prediction prediction: of structures. **Shape:** ``(n,)`` and ``(n, num_atoms, 3)``.
     :param Tensor energies: relative to the reference, in eV. **Shape:** ``(n,)``.
     :param Tensor forces: in eV per Angstrom. **Shape:** ``(n, num_atoms, 3)``.
     :param str kind: ``"joint"``, ``"energy"`` or ``"mse"``.
     :param float energy_weight: :math:`\lambda_E`.
     :param float force_weight: :math:`\lambda_F`.
+    :param bool densities: whether the weights scale the log determinants, too.
     :returns: a scalar.
     :raises ValueError: for shapes that do not fit, or numbers out of range.
 
@@ -71,13 +78,16 @@ def potential_loss(
     shapes = [str(tuple(one.shape)) for one in (mean, prediction.forces)]
     energies = as_tensor("energies", energies, shapes[0], like=mean, finite=True)
     forces = as_tensor("forces", forces, shapes[1], like=mean, finite=True)
+    check_boolean("densities", densities)
     of_energy = energy_weight * (energies - mean).square()
     if kind != "mse":
         log_variance = prediction.log_variance
-        of_energy = of_energy * (-log_variance).exp() + log_variance
+        weight = energy_weight if densities else 1.0
+        of_energy = of_energy * (-log_variance).exp() + weight * log_variance
     if kind == "joint":
         normal = ForceNormal(prediction.forces, prediction.l6, validate_args=False)
-        of_force = force_weight * normal.mahalanobis(forces) + normal.log_det()
+        weight = force_weight if densities else 1.0
+        of_force = force_weight * normal.mahalanobis(forces) + weight * normal.log_det()
     else:
         of_force = force_weight * (forces - prediction.forces).square().sum(-1)
     return of_energy.mean() + of_force.mean()

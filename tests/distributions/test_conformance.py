@@ -20,6 +20,7 @@ from pyro_ext.distributions import (
     BlockDirichlet,
     DiagonalGaussianCluster,
     DirichletOU,
+    ForceNormal,
     GaussianCluster,
     GeneralizedBFRY,
     KnownVarianceGaussianCluster,
@@ -155,6 +156,7 @@ MULTIVARIATE = [
     ),
     Row(two_blocks, {"concentration": (1.5, 0.4)}),
     Row(modes_of_paths, {"rate": (0.4, 1.3)}),
+    Row(ForceNormal, {"loc": (0.3, -0.5, 1.1), "l6": (-0.7, 0.2, -0.2, 0.3, -0.4, 0.6)}),
 ]
 
 

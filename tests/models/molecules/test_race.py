@@ -212,7 +212,9 @@ def test_wrong_structures_are_named():
     race = network()
     on_top = METHANOL.clone()
     on_top[3] = on_top[2] + 0.01
-    with pytest.raises(ValueError, match=r"positions must have atoms .* apart, got atom 2 .*0\.017"):
+    with pytest.raises(
+        ValueError, match=r"positions must have atoms .* apart, got atom 2 .*0\.017"
+    ):
         race(torch.stack([METHANOL, on_top]), SPECIES)
     with pytest.raises(ValueError, match=r"species must be among .*\[1, 6, 8\].* got \[7\]"):
         race(METHANOL, (6, 7, 1, 1, 1, 1))
