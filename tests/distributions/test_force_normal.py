@@ -48,7 +48,7 @@ def test_float32_does_for_numbers_of_any_size():
     """A factorization of the matrix itself would fail for most of these."""
     generator = torch.Generator().manual_seed(0)
     l6 = 6.0 * torch.randn(500, 6, generator=generator)
-    wide, narrow = (ForceNormal(torch.zeros(3).to(l), l).log_det() for l in (l6, l6.float()))
+    wide, narrow = (ForceNormal(torch.zeros(3).to(x), x).log_det() for x in (l6, l6.float()))
     assert narrow.dtype == torch.float32
     torch.testing.assert_close(narrow.double(), wide, rtol=1e-4, atol=1e-4)
 

@@ -458,7 +458,7 @@ page.claim(
 # %% [markdown]
 # ## Active learning
 #
-# Ten frames of the pool at 1200 K are labelled and added to the 250, and the members of the
+# Ten frames of the pool at 1200 K are labeled and added to the 250, and the members of the
 # ensemble go on for 60 minibatches. BALD-EF lets energies and forces choose by turns. Its rivals
 # choose at random, by the largest total variance of the energy, or by distance: farthest from the
 # training frames, and from what was chosen, in the sorted distances between atoms.
